@@ -1,0 +1,58 @@
+//! How the daemon itself runs, apart from what agents may do.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+/// Settings of the daemon. Holds no secret, only where to fetch them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Where audit records go.
+    pub audit: AuditTarget,
+    /// Folder of the issuing CAs (one `RULE.pem` and `RULE.key` each), owned by the daemon.
+    pub ca_dir: PathBuf,
+    /// TCP port of the transparent listeners. Never reachable by its number.
+    pub proxy_port: u16,
+    /// Packet mark and routing table that deliver captured packets locally.
+    pub mark: u32,
+    /// Routing table that the mark selects.
+    pub route_table: u32,
+    /// Capture IPv6 as well; where false, every IPv6 packet of an agent is dropped.
+    pub ipv6: bool,
+    /// Resolvers the gateway asks. Never empty.
+    pub resolvers: Vec<SocketAddr>,
+    /// Threads that carry flows; 0 means one for each core.
+    pub workers: usize,
+    /// The Vault to lease from.
+    pub vault: Option<VaultSettings>,
+    /// The file of secrets.
+    pub secret_file: Option<PathBuf>,
+}
+
+/// Where audit records go, one JSON object a line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AuditTarget {
+    /// The daemon's standard output.
+    Stdout,
+    /// Appended to this file, created with mode 0600.
+    File(PathBuf),
+}
+
+/// How to reach and log in to Vault.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VaultSettings {
+    /// `https://host:port`; `http` only to loopback.
+    pub address: Arc<str>,
+    /// PEM file of the only CA to trust for it; may be absent only for `http` to loopback.
+    pub ca_file: Option<PathBuf>,
+    /// Namespace, for Vault Enterprise and OpenBao.
+    pub namespace: Option<Arc<str>>,
+    /// Mount of the AppRole engine, `approle` by default.
+    pub approle_mount: Arc<str>,
+    /// The role's id: not a secret by itself.
+    pub role_id: Arc<str>,
+    /// File that holds the SecretID, readable by the daemon alone.
+    pub secret_id_file: PathBuf,
+    /// How often values are read again.
+    pub refresh: Duration,
+    /// How long a value outlives an outage of Vault.
+    pub max_stale: Duration,
+}

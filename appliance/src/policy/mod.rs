@@ -1,0 +1,278 @@
+//! What the operator said, as types that cannot say anything else.
+//!
+//! `config` makes a [`Policy`] out of text and checks it; from then on it is immutable, and a
+//! flow keeps the one it began with.
+
+mod host;
+mod path;
+
+pub use host::{Host, HostError, HostPattern};
+pub use path::{PathError, PathRule};
+
+use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
+
+use http::{HeaderName, Method};
+use ipnet::IpNet;
+
+/// Everything that decides what agents may reach, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    /// The agents, by where their packets come from. No two groups overlap.
+    pub groups: Vec<Arc<Group>>,
+    /// The hosts where placeholders become secrets. No two share a host and port.
+    pub apis: Vec<Arc<Api>>,
+    /// The hosts that are passed through, or terminated for inspection.
+    pub passes: Vec<Arc<Pass>>,
+    /// The TCP ports that are captured; every other one is reset by the kernel. Sorted.
+    pub ports: Vec<u16>,
+    /// The bounds that hold for every agent.
+    pub limits: Limits,
+}
+
+/// Agents that are one tenant: what one may do, all of them may.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Group {
+    /// The name in audit records and on the other rules.
+    pub name: GroupName,
+    /// The interface their packets arrive on.
+    pub interface: InterfaceName,
+    /// The source addresses they may use.
+    pub prefixes: Vec<IpNet>,
+}
+
+impl Group {
+    /// Whether a packet from `source` on this group's interface belongs to it.
+    pub fn holds(&self, source: IpAddr) -> bool {
+        self.prefixes.iter().any(|prefix| prefix.contains(&source))
+    }
+}
+
+/// The name of an agent group: 1 to 64 bytes of `[a-z0-9_-]`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct GroupName(pub(crate) Arc<str>);
+
+/// The name of an API or of a pass rule: 1 to 64 bytes of `[a-z0-9_-]`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RuleName(pub(crate) Arc<str>);
+
+/// A network interface's name: 1 to 15 bytes, as the kernel takes it (`IFNAMSIZ` less one).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct InterfaceName(pub(crate) Arc<str>);
+
+/// The text an agent holds instead of a secret: 8 to 256 bytes of 0x21 to 0x7E without `:`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Placeholder(pub(crate) Arc<str>);
+
+macro_rules! text_newtype {
+    ($($name:ident),+) => {$(
+        impl $name {
+            /// The text as the operator wrote it.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    )+};
+}
+
+text_newtype!(GroupName, RuleName, InterfaceName, Placeholder);
+
+/// A service whose requests are intercepted, and the placeholders that mean something there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Api {
+    /// The name in audit records.
+    pub name: RuleName,
+    /// The exact names it answers to.
+    pub hosts: Vec<Host>,
+    /// The one TCP port it is reached on.
+    pub port: u16,
+    /// The methods that may be used; empty means every one but CONNECT.
+    pub methods: Vec<Method>,
+    /// The paths that may be used; empty means every one.
+    pub paths: Vec<PathRule>,
+    /// Whether a request without any credential is forwarded.
+    pub anonymous: bool,
+    /// How the upstream is reached and verified.
+    pub upstream: Upstream,
+    /// What is kept of a response that is removed otherwise.
+    pub response: ResponseRules,
+    /// The placeholders, each for some groups. A group without one has no use of this API.
+    pub bindings: Vec<Arc<Binding>>,
+}
+
+/// How an upstream is reached and verified.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Upstream {
+    /// PEM of the only CAs to trust for it; `None` means the system's.
+    pub ca_pem: Option<Arc<str>>,
+    /// The special-purpose prefixes it may live in; empty means public addresses only.
+    pub private_prefixes: Vec<IpNet>,
+}
+
+/// What is let through in responses of an intercepted host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ResponseRules {
+    /// Keep Set-Cookie, which may carry a minted credential.
+    pub cookies: bool,
+    /// Keep Accept-Ranges and digest fields, and allow 206.
+    pub ranges: bool,
+}
+
+/// A placeholder, whose it is, where it may stand, and what it becomes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Binding {
+    /// The groups it is good for.
+    pub groups: Vec<GroupName>,
+    /// The text in the agents' hands.
+    pub placeholder: Placeholder,
+    /// The places in a request where it is recognised. Never empty.
+    pub places: Vec<Place>,
+    /// Where the value comes from.
+    pub secret: SecretRef,
+    /// Fewest bytes that the value may have: 16, or down to 8 where the operator says so.
+    pub min_value_bytes: usize,
+}
+
+/// A place in a request where a credential may stand. Nothing is implied.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Place {
+    /// The whole value of one header field, after its scheme.
+    Header {
+        /// The field.
+        name: HeaderName,
+        /// What stands before the credential.
+        scheme: Scheme,
+    },
+    /// The user of `Authorization: Basic`; the password must then be empty, be this text, or be
+    /// another binding's placeholder.
+    BasicUser {
+        /// The only text that may stand as password beside it.
+        password: Arc<str>,
+    },
+    /// The password of `Authorization: Basic`; the user must then be empty, be this text, or be
+    /// another binding's placeholder.
+    BasicPassword {
+        /// The only text that may stand as user beside it.
+        user: Arc<str>,
+    },
+}
+
+/// What stands before the credential in a header field.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Scheme {
+    /// `Bearer` and one space (RFC 6750, section 2.1); compared without regard to case.
+    Bearer,
+    /// `token` and one space, as GitHub's clients write it; compared without regard to case.
+    Token,
+    /// Nothing.
+    Raw,
+}
+
+/// Where a secret's value comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum SecretRef {
+    /// A field of a KV version 2 secret in Vault.
+    VaultKv2 {
+        /// The mount, without slashes at its ends.
+        mount: Arc<str>,
+        /// The path below the mount.
+        path: Arc<str>,
+        /// The field of the secret's data.
+        field: Arc<str>,
+    },
+    /// A name in the file of secrets.
+    File {
+        /// The name there.
+        name: Arc<str>,
+    },
+}
+
+impl fmt::Display for SecretRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::VaultKv2 { mount, path, field } => write!(f, "vault:{mount}/{path}#{field}"),
+            Self::File { name } => write!(f, "file:{name}"),
+        }
+    }
+}
+
+/// Hosts that some groups may reach without any placeholder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pass {
+    /// The name in audit records.
+    pub name: RuleName,
+    /// How the connection is carried.
+    pub carry: Carry,
+    /// The groups that may use it.
+    pub groups: Vec<GroupName>,
+    /// The names it is good for.
+    pub hosts: Vec<HostPattern>,
+    /// The TCP ports it is good for. Never empty.
+    pub ports: Vec<u16>,
+    /// How the upstream is reached and, for inspection, verified.
+    pub upstream: Upstream,
+}
+
+/// How a [`Pass`] carries a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Carry {
+    /// Opaque, byte for byte.
+    Splice,
+    /// TLS ends at the gateway; authority, method and path are checked.
+    Inspect {
+        /// The methods that may be used; empty means every one but CONNECT.
+        methods: Vec<Method>,
+        /// The paths that may be used; empty means every one.
+        paths: Vec<PathRule>,
+    },
+}
+
+/// Bounds, each for one agent unless it says otherwise.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections at once, of all agents together.
+    pub connections: usize,
+    /// Connections at once, of one agent.
+    pub agent_connections: usize,
+    /// Bytes that are read before a decision.
+    pub peek_bytes: usize,
+    /// Time for those bytes to arrive.
+    pub peek_time: Duration,
+    /// Time to resolve, connect and verify an upstream.
+    pub dial_time: Duration,
+    /// Time for an HTTP head to arrive.
+    pub head_time: Duration,
+    /// Bytes of an HTTP head.
+    pub head_bytes: usize,
+    /// Fields of an HTTP head.
+    pub head_fields: usize,
+    /// Time without a byte in either direction after which a flow is cut.
+    pub idle_time: Duration,
+    /// Streams at once on one HTTP/2 connection.
+    pub h2_streams: u32,
+    /// Time that flows get to finish at shutdown before they are cut.
+    pub drain_time: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 16_384,
+            agent_connections: 1_024,
+            peek_bytes: 64 * 1024,
+            peek_time: Duration::from_secs(10),
+            dial_time: Duration::from_secs(15),
+            head_time: Duration::from_secs(15),
+            head_bytes: 64 * 1024,
+            head_fields: 100,
+            idle_time: Duration::from_secs(900),
+            h2_streams: 100,
+            drain_time: Duration::from_secs(20),
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! Why a connection or a request was refused: one closed list of words.
+//!
+//! The same word stands in the audit record, in the answer, in metrics and in `explain`. A new
+//! reason does not compile until it has its word here and its wire form in [`crate::refuse`].
+
+use std::fmt;
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $variant:ident = $word:literal,)+) => {
+        /// Why the gateway said no.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum Reason { $($(#[$doc])* $variant,)+ }
+
+        impl Reason {
+            /// Every reason there is, in the order of this file.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// The word that audit, answers and metrics share.
+            pub const fn word(self) -> &'static str {
+                match self { $(Self::$variant => $word,)+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// The source belongs to no agent group.
+    NoGroup = "no_group",
+    /// The source address is not one that its interface may use.
+    SpoofedSource = "spoofed_source",
+    /// The dialled address may not be reached by policy.
+    DestinationDenied = "destination_denied",
+    /// The dialled port may not be reached by policy.
+    PortDenied = "port_denied",
+    /// Neither TLS nor HTTP where one of the two is required.
+    ProtocolDenied = "protocol_denied",
+    /// The dialled address is the gateway's own: a loop.
+    SelfDestination = "self_destination",
+    /// Too few bytes to decide on before the deadline.
+    PeekTimeout = "peek_timeout",
+    /// Plain HTTP to a host that policy allows over TLS only.
+    NotTls = "not_tls",
+    /// A ClientHello that does not parse, or that two parsers read differently.
+    TlsMalformed = "tls_malformed",
+    /// A ClientHello without a usable host name.
+    SniMissing = "sni_missing",
+    /// A host name that policy does not list for this group.
+    SniDenied = "sni_denied",
+    /// A ClientHello that carries Encrypted Client Hello for a listed name.
+    EchDenied = "ech_denied",
+    /// No application protocol in common.
+    AlpnDenied = "alpn_denied",
+    /// The dialled address is not one the gateway answers for this name.
+    DialledElsewhere = "dialled_elsewhere",
+    /// The name could not be resolved.
+    ResolveFailed = "resolve_failed",
+    /// The name resolves to an address that must not be dialled.
+    PrivateAddress = "private_address",
+    /// No connection to the upstream.
+    UpstreamUnreachable = "upstream_unreachable",
+    /// The upstream's certificate did not verify for the exact name.
+    UpstreamTlsInvalid = "upstream_tls_invalid",
+    /// A name that agents may not resolve.
+    DnsDenied = "dns_denied",
+    /// Too many DNS queries.
+    DnsRate = "dns_rate",
+    /// Authority, Host and SNI are not one name and port.
+    HostMismatch = "host_mismatch",
+    /// An HTTP message that is malformed or ambiguous.
+    HttpMalformed = "http_malformed",
+    /// An HTTP head or body that did not arrive before its deadline.
+    HttpTimeout = "http_timeout",
+    /// A head beyond the bounds on size or number of fields.
+    HeaderLimit = "header_limit",
+    /// CONNECT inside an intercepted connection.
+    ConnectDenied = "connect_denied",
+    /// An Upgrade that the gateway does not carry.
+    UpgradeDenied = "upgrade_denied",
+    /// The method is not listed for this host.
+    MethodDenied = "method_denied",
+    /// The path is not listed for this host.
+    PathDenied = "path_denied",
+    /// The path could be read in two ways.
+    PathAmbiguous = "path_ambiguous",
+    /// A credential field in the trailers.
+    TrailerDenied = "trailer_denied",
+    /// A request without any credential where one is required.
+    PlaceholderMissing = "placeholder_missing",
+    /// A placeholder of this group at a host it does not belong to.
+    PlaceholderWrongHost = "placeholder_wrong_host",
+    /// A placeholder of this host in a place its binding does not list.
+    PlaceholderWrongPlace = "placeholder_wrong_place",
+    /// A placeholder in the clear.
+    PlaintextPlaceholder = "plaintext_placeholder",
+    /// A credential that is not a placeholder of this group and host.
+    ForeignCredential = "foreign_credential",
+    /// More than one credential.
+    DuplicateCredential = "duplicate_credential",
+    /// A credential whose encoding does not decode.
+    CredentialMalformed = "credential_malformed",
+    /// There is no usable value behind the placeholder.
+    SecretUnavailable = "secret_unavailable",
+    /// A response in an encoding that cannot be scrubbed.
+    ResponseUnscannable = "response_unscannable",
+    /// A response in which a secret was masked.
+    ResponseMasked = "response_masked",
+    /// The audit cannot be written.
+    AuditUnavailable = "audit_unavailable",
+    /// Too many connections at once.
+    ConnectionLimit = "connection_limit",
+    /// Too many connections or requests in a while.
+    RateLimit = "rate_limit",
+    /// The policy that allowed this flow no longer does.
+    PolicyRevoked = "policy_revoked",
+    /// The group is quarantined.
+    Quarantined = "quarantined",
+    /// The gateway is about to stop.
+    ShuttingDown = "shutting_down",
+    /// The gateway itself failed; nothing was forwarded.
+    InternalError = "internal_error",
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
+/// Why a secret has no usable value. Operators and the audit see it; agents never do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SecretCause {
+    /// Vault answered 403 or 404: the gateway may not have this secret, or there is none.
+    VaultDenied,
+    /// Vault could not be reached, or its certificate did not verify.
+    VaultUnreachable,
+    /// Vault is sealed, in standby or not initialised.
+    VaultSealed,
+    /// The lease, or the time that a value may outlive its source, has ended.
+    LeaseEnded,
+    /// The value is not one that can be put on the wire safely.
+    ValueInvalid,
+    /// The file of secrets does not hold this name.
+    NotInFile,
+}
+
+impl SecretCause {
+    /// Every cause there is.
+    pub const ALL: &'static [Self] = &[
+        Self::VaultDenied,
+        Self::VaultUnreachable,
+        Self::VaultSealed,
+        Self::LeaseEnded,
+        Self::ValueInvalid,
+        Self::NotInFile,
+    ];
+
+    /// The word that the audit uses.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::VaultDenied => "vault_denied",
+            Self::VaultUnreachable => "vault_unreachable",
+            Self::VaultSealed => "vault_sealed",
+            Self::LeaseEnded => "lease_ended",
+            Self::ValueInvalid => "value_invalid",
+            Self::NotInFile => "not_in_file",
+        }
+    }
+}
+
+impl fmt::Display for SecretCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}

@@ -1,0 +1,96 @@
+//! A secret in memory: zeroised when dropped; never printed, cloned or serialised.
+
+use zeroize::Zeroizing;
+
+/// The bytes of a credential: 8 to 8,192 of 0x21 to 0x7E.
+///
+/// There is no Clone, Debug, Display or Serialize on purpose: share it through an `Arc`, and
+/// take the bytes only where they are put on the wire or masked.
+pub struct SecretValue(Zeroizing<Box<[u8]>>);
+
+/// Why bytes are not a [`SecretValue`]. Carries no part of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SecretError {
+    /// Fewer bytes than the binding demands.
+    TooShort,
+    /// More than [`SecretValue::MAX_BYTES`].
+    TooLong,
+    /// A byte outside 0x21 to 0x7E.
+    BadByte,
+}
+
+impl SecretValue {
+    /// Fewest bytes without the operator's word: shorter values cannot be masked well.
+    pub const MIN_BYTES: usize = 16;
+    /// Fewest bytes whatever the operator says.
+    pub const FLOOR_BYTES: usize = 8;
+    /// Most bytes.
+    pub const MAX_BYTES: usize = 8_192;
+
+    /// Checks a value as its source delivered it; one trailing LF or CRLF is trimmed first.
+    pub fn load(bytes: Zeroizing<Vec<u8>>, min_bytes: usize) -> Result<Self, SecretError> {
+        let line = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
+        let value = line.strip_suffix(b"\r").filter(|_| line.len() < bytes.len()).unwrap_or(line);
+        if value.len() < min_bytes.max(Self::FLOOR_BYTES) {
+            return Err(SecretError::TooShort);
+        }
+        if value.len() > Self::MAX_BYTES {
+            return Err(SecretError::TooLong);
+        }
+        if !value.iter().all(u8::is_ascii_graphic) {
+            return Err(SecretError::BadByte);
+        }
+        Ok(Self(Zeroizing::new(value.into())))
+    }
+
+    /// The bytes, for the wire and for masking only.
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl std::fmt::Display for SecretError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::TooShort => "the value is shorter than its binding allows",
+            Self::TooLong => "the value is longer than 8192 bytes",
+            Self::BadByte => "the value has a byte outside 0x21 to 0x7e",
+        })
+    }
+}
+
+impl std::error::Error for SecretError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(bytes: &[u8]) -> Result<Vec<u8>, SecretError> {
+        SecretValue::load(Zeroizing::new(bytes.to_vec()), SecretValue::MIN_BYTES)
+            .map(|value| value.expose().to_vec())
+    }
+
+    #[test]
+    fn one_line_end_is_trimmed_and_no_more() {
+        let plain = b"sk-0123456789abcdef".to_vec();
+        for end in ["", "\n", "\r\n"] {
+            assert_eq!(load(&[&plain, end.as_bytes()].concat()), Ok(plain.clone()), "{end:?}");
+        }
+        for end in ["\r", "\n\n", "\r\r\n", " ", "\t\n"] {
+            assert_eq!(load(&[&plain, end.as_bytes()].concat()), Err(SecretError::BadByte));
+        }
+    }
+
+    #[test]
+    fn what_could_break_a_header_is_no_value() {
+        assert_eq!(load(b"sk-0123456789\r\nX-Evil: 1"), Err(SecretError::BadByte));
+        assert_eq!(load(b"0123456789abcde"), Err(SecretError::TooShort));
+        assert_eq!(load(&[b'a'; 8_193]), Err(SecretError::TooLong));
+    }
+
+    #[test]
+    fn no_word_of_the_operator_allows_less_than_the_floor() {
+        let short = Zeroizing::new(b"1234567".to_vec());
+        assert_eq!(SecretValue::load(short, 1).err(), Some(SecretError::TooShort));
+    }
+}
