@@ -87,7 +87,12 @@ pub enum Fault {
     /// The certificate or its key is not there.
     Missing,
     /// The file of the key or of the certificate cannot be trusted.
-    File(FileFault),
+    File {
+        /// Its name in the folder.
+        name: String,
+        /// What is wrong with it.
+        fault: FileFault,
+    },
     /// The file does not hold exactly one certificate in PEM.
     NotOneCertificate,
     /// The file does not hold exactly one P-256 key (PKCS#8, PEM).
@@ -137,6 +142,10 @@ impl fmt::Display for CaError {
                 write!(f, "{}: no root here; run `cloakroom ca init`", dir.display())
             }
             Self::Root { dir, fault } => write!(f, "{}: root: {fault}", dir.display()),
+            // Making it anew would not help where the system refuses the file.
+            Self::Issuing { rule, fault: fault @ Fault::File { fault: FileFault::Io(_), .. } } => {
+                write!(f, "issuing CA of `{rule}`: {fault}")
+            }
             Self::Issuing { rule, fault } => {
                 write!(f, "issuing CA of `{rule}`: {fault}; run `cloakroom ca issue`")
             }
@@ -181,7 +190,7 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Missing => f.write_str("there is none"),
-            Self::File(fault) => write!(f, "its file: {fault}"),
+            Self::File { name, fault } => write!(f, "{name}: {fault}"),
             Self::NotOneCertificate => f.write_str("its file does not hold one certificate (PEM)"),
             Self::NotOneKey => f.write_str("its file does not hold one P-256 key (PKCS#8 PEM)"),
             Self::Shape(what) => write!(f, "not as it should be: {what}"),

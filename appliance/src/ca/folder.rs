@@ -14,8 +14,8 @@ use std::{
 
 use rustix::{
     fs::{
-        AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, Stat, fchmod, fchown, flock,
-        fstat, fsync, open, openat, renameat_with, unlinkat,
+        AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, RenameFlags, Stat, fchmod, fchown,
+        flock, fstat, fsync, open, openat, renameat_with, unlinkat,
     },
     io::Errno,
     process::{Gid, Uid, geteuid},
@@ -112,6 +112,16 @@ impl Folder {
             return Err(FileFault::TooLarge);
         }
         Ok(Some(bytes))
+    }
+
+    /// The names of what is in it, sorted, those that are not UTF-8 left out; at most 100,000.
+    pub(super) fn names(&self) -> Result<Vec<String>, FileFault> {
+        let mut names = Vec::new();
+        for entry in Dir::read_from(&self.fd)?.take(MAX_ENTRIES) {
+            names.extend(entry?.file_name().to_str().ok().map(str::to_owned));
+        }
+        names.sort();
+        Ok(names)
     }
 
     /// Writes a whole file, or nothing.
@@ -223,5 +233,6 @@ impl Drop for Lock<'_> {
     }
 }
 
+const MAX_ENTRIES: usize = 100_000;
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 const LOCK_ATTEMPTS: usize = 100;

@@ -1,7 +1,7 @@
 //! What `cloakroom ca issue` does: every rule that ends TLS has a CA that is right and has
 //! time left. Running it again changes nothing that is right.
 
-use std::{collections::BTreeSet, fmt, io, path::Path, time::SystemTime};
+use std::{collections::BTreeSet, fmt, path::Path, time::SystemTime};
 
 use super::{
     CaError, DAY, Fault, FileFault, check, constraint_names,
@@ -28,6 +28,9 @@ pub enum Outcome {
     Kept(i64),
     /// It was made anew, with a new key, because of this.
     Made(Fault),
+    /// No rule ends TLS under this name any more, but there is a key that agents trust.
+    /// Nothing is deleted: the folder may be one that was given by mistake.
+    Orphaned,
 }
 
 /// Makes, in `dir`, the issuing CAs that `policy` needs and that are missing, wrong, of another
@@ -47,7 +50,12 @@ pub fn issue(
         return Err(CaError::SameFolder(dir.into()));
     }
     let lock = folder.lock_to_write()?;
-    wanted.iter().map(|wanted| wanted.issue(root, &folder, &lock, now)).collect()
+    let mut issued: Vec<_> = wanted
+        .iter()
+        .map(|wanted| wanted.issue(root, &folder, &lock, now))
+        .collect::<Result<_, _>>()?;
+    issued.extend(orphans(&folder, &wanted)?);
+    Ok(issued)
 }
 
 /// A rule that ends TLS and the names its CA must be limited to.
@@ -75,7 +83,9 @@ impl<'a> Wanted<'a> {
     ) -> Result<Issued, CaError> {
         let outcome = match self.examine(root, folder, now) {
             Ok(left) => Outcome::Kept(left),
-            Err(Fault::File(FileFault::Io(error))) => return Err(self.io_error(folder, error)),
+            Err(Fault::File { name, fault: fault @ FileFault::Io(_) }) => {
+                return Err(folder.error(&name, fault));
+            }
             Err(fault) => {
                 self.make(root, folder, lock, now)?;
                 Outcome::Made(fault)
@@ -109,10 +119,16 @@ impl<'a> Wanted<'a> {
         put(key_file(self.rule), key.to_pem().as_bytes(), Access::Private)?;
         put(certificate_file(self.rule), certificate.as_bytes(), Access::Public)
     }
+}
 
-    fn io_error(&self, folder: &Folder, error: io::Error) -> CaError {
-        folder.error(&certificate_file(self.rule), FileFault::Io(error))
-    }
+/// The keys of rules that are gone.
+fn orphans(folder: &Folder, wanted: &[Wanted<'_>]) -> Result<Vec<Issued>, CaError> {
+    let names = folder.names().map_err(|fault| folder.error("", fault))?;
+    let stems = names.iter().filter_map(|name| name.strip_suffix(".key"));
+    let gone = stems.filter(|stem| !wanted.iter().any(|wanted| wanted.rule.as_str() == *stem));
+    Ok(gone
+        .map(|stem| Issued { rule: RuleName(stem.into()), outcome: Outcome::Orphaned })
+        .collect())
 }
 
 /// The rules that end TLS.
@@ -139,6 +155,11 @@ impl fmt::Display for Issued {
         match &self.outcome {
             Outcome::Kept(left) => write!(f, "{}: kept, {} days left", self.rule, left / DAY),
             Outcome::Made(fault) => write!(f, "{}: made, because {fault}", self.rule),
+            Outcome::Orphaned => write!(
+                f,
+                "{0}: no rule that ends TLS has this name; delete {0}.key and {0}.pem",
+                self.rule
+            ),
         }
     }
 }
@@ -211,7 +232,7 @@ mod tests {
         outcome(&made, &["a.test"], near_end);
         let ends = made.root.validity().not_after;
         let ca = made.load("api", &exact(&["a.test"]), near_end).unwrap();
-        assert_eq!(ca.validity().not_after, ends);
+        assert_eq!(unix_seconds(ca.ends()).unwrap(), ends);
         assert!(outcome(&made, &["a.test"], later(3_640 * 24)).starts_with("api: kept"));
     }
 
@@ -246,6 +267,16 @@ mod tests {
             assert!(said.starts_with("api: made"), "{number}: {said}");
             assert!(made.load("api", &names, now()).is_ok(), "{number}");
         }
+    }
+
+    #[test]
+    fn the_key_of_a_rule_that_is_gone_is_named_and_not_deleted() {
+        let made = Installation::new();
+        let both = vec![api("old", &["a.test"]), api("new", &["b.test"])];
+        made.issue(&policy(both), now());
+        let issued = made.issue(&policy(vec![api("new", &["b.test"])]), now());
+        assert!(issued[1].to_string().starts_with("old: no rule"), "{}", issued[1]);
+        assert!(made.dir().join("old.key").exists());
     }
 
     #[test]

@@ -1,6 +1,13 @@
 //! The CA that signs the leaves of one rule, and can sign for nothing else.
 
-use std::{collections::BTreeSet, fmt, path::Path, sync::Arc, time::SystemTime};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    io::ErrorKind,
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CidrSubnet, DistinguishedName, DnType,
@@ -10,7 +17,7 @@ use rcgen::{
 use rustls::{pki_types::CertificateDer, sign::CertifiedKey};
 
 use super::{
-    BACKDATE, CaError, DAY, Fault, HOUR,
+    BACKDATE, CaError, DAY, Fault, FileFault, HOUR,
     check::{self, Validity},
     constraint_names, date,
     folder::{Access, Folder},
@@ -64,7 +71,12 @@ impl IssuingCa {
         let fault = |fault| CaError::Issuing { rule: rule.clone(), fault };
         let wanted =
             constraint_names(names).ok_or_else(|| CaError::Unconstrainable(rule.clone()))?;
-        let folder = Folder::open(dir)?;
+        let folder = Folder::open(dir).map_err(|error| match error {
+            CaError::File { fault: FileFault::Io(e), .. } if e.kind() == ErrorKind::NotFound => {
+                fault(Fault::Missing)
+            }
+            error => error,
+        })?;
         let lock = folder.lock_to_read()?;
         let pair = Pair::read(&folder, rule, &wanted).map_err(fault)?;
         drop(lock);
@@ -84,14 +96,16 @@ impl IssuingCa {
         &self.names
     }
 
+    /// When it ends. From then on there are no leaves: `cloakroom ca issue` and a reload come
+    /// before.
+    pub fn ends(&self) -> SystemTime {
+        let seconds = u64::try_from(self.validity.not_after).unwrap_or(0);
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
     /// Whether it may sign for `host`.
     pub fn covers(&self, host: &Host) -> bool {
         self.names.iter().any(|name| name.matches(host))
-    }
-
-    #[cfg(test)]
-    pub(super) fn validity(&self) -> Validity {
-        self.validity
     }
 
     /// Makes a leaf with a key of its own: one name, 24 hours of which one has passed, and
@@ -120,10 +134,12 @@ impl Pair {
         rule: &RuleName,
         names: &BTreeSet<&str>,
     ) -> Result<Self, Fault> {
-        let pem = folder.read(&certificate_file(rule), Access::Public, CERTIFICATE_BYTES);
-        let key = folder.read(&key_file(rule), Access::Private, KEY_BYTES);
-        let pem = pem.map_err(Fault::File)?.ok_or(Fault::Missing)?;
-        let key = key.map_err(Fault::File)?.ok_or(Fault::Missing)?;
+        let read = |name: String, access, most| {
+            let bytes = folder.read(&name, access, most);
+            bytes.map_err(|fault| Fault::File { name, fault })?.ok_or(Fault::Missing)
+        };
+        let pem = read(certificate_file(rule), Access::Public, CERTIFICATE_BYTES)?;
+        let key = read(key_file(rule), Access::Private, KEY_BYTES)?;
         let (certificate, key) = (one_certificate(&pem)?, Key::from_pem(&key)?);
         check::check_key(&certificate, &key)?;
         let validity = check::check_issuing(&certificate, names)?;
@@ -210,7 +226,7 @@ const CERTIFICATE_BYTES: usize = 256 * 1024;
 
 #[cfg(test)]
 mod tests {
-    use std::{net::IpAddr, time::Duration};
+    use std::net::IpAddr;
 
     use rcgen::Certificate;
     use x509_parser::{extensions::ParsedExtension, parse_x509_certificate};
@@ -373,6 +389,12 @@ mod tests {
         std::fs::remove_file(made.dir().join("api.pem")).unwrap();
         let error = made.load("api", &exact(&["api.test"]), now()).unwrap_err().to_string();
         assert_eq!(error, "issuing CA of `api`: there is none; run `cloakroom ca issue`");
+        let nowhere = IssuingCa::load(&made.scratch.path("x"), ca.rule(), ca.names(), now());
+        assert_eq!(nowhere.unwrap_err().to_string(), error);
+        let folder = made.dir().join("api.pem");
+        std::fs::create_dir(folder).unwrap();
+        let error = made.load("api", &exact(&["api.test"]), now()).unwrap_err().to_string();
+        assert!(error.contains("`api`: api.pem: not a plain file; run"), "{error}");
         assert_eq!(format!("{ca:?}"), "IssuingCa { rule: RuleName(\"api\"), .. }");
     }
 }

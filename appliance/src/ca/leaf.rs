@@ -39,6 +39,11 @@ impl Leaves {
         self.ca.names()
     }
 
+    /// When the issuing CA ends, and with it the last leaf.
+    pub fn ends(&self) -> SystemTime {
+        self.ca.ends()
+    }
+
     /// The chain (leaf and issuing CA) and the key to show to an agent that asks for `host`:
     /// valid for at most 24 hours in all, with a quarter of its life or more to go.
     ///
