@@ -5,9 +5,11 @@
 
 mod host;
 mod path;
+mod text;
 
 pub use host::{Host, HostError, HostPattern};
 pub use path::{PathError, PathRule, check as check_path, permits};
+pub use text::{InterfaceError, NameError, PlaceholderError};
 
 use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 
@@ -219,6 +221,9 @@ pub enum SecretRef {
 impl fmt::Display for SecretRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::VaultKv2 { mount, path, field } if mount.contains('/') => {
+                write!(f, "vault:\"{mount}\"/{path}#{field}")
+            }
             Self::VaultKv2 { mount, path, field } => write!(f, "vault:{mount}/{path}#{field}"),
             Self::File { name } => write!(f, "file:{name}"),
         }
