@@ -69,6 +69,8 @@ pub enum PacketsError {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// `lo` is down, and with it every local delivery of captured packets.
+    LoopbackDown,
     /// No conversation with nf_tables.
     Netlink {
         /// What was tried.
@@ -93,10 +95,9 @@ pub enum PacketsError {
 impl fmt::Display for PacketsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoNetAdmin { doing } => write!(
-                f,
-                "not permitted to {doing}: run as root or give the daemon CAP_NET_ADMIN"
-            ),
+            Self::NoNetAdmin { doing } => {
+                write!(f, "not permitted to {doing}: run as root or give the daemon CAP_NET_ADMIN")
+            }
             Self::NoInterface(name) => write!(
                 f,
                 "interface {name} of an agent group does not exist: create it first, or correct \
@@ -141,6 +142,10 @@ impl fmt::Display for PacketsError {
                 f,
                 "cannot {doing}: {source}; the kernel needs policy routing \
                  (CONFIG_IP_MULTIPLE_TABLES, CONFIG_IPV6_MULTIPLE_TABLES)"
+            ),
+            Self::LoopbackDown => f.write_str(
+                "interface lo is down, and captured packets are delivered through it: run \
+                 `ip link set lo up`",
             ),
             Self::Netlink { doing, source } => write!(
                 f,

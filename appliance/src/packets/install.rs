@@ -70,7 +70,9 @@ impl Transaction {
             for message in messages(netfilter.receive().map_err(failed)?) {
                 match message.errno() {
                     Some(0) => missing = missing.saturating_sub(1),
-                    Some(errno) => return Err(self::refused(errno, message.sequence, first, &self.objects)),
+                    Some(errno) => {
+                        return Err(self::refused(errno, message.sequence, first, &self.objects));
+                    }
                     None => {}
                 }
             }
@@ -162,4 +164,3 @@ fn chain<'a>(planned: &plan::Chain, owner: &'a nftnl::Table) -> Chain<'a> {
     }
     chain
 }
-

@@ -161,11 +161,17 @@ fn aggregate(prefixes: &[IpNet]) -> Vec<IpNet> {
 }
 
 fn only_v4(prefixes: &[IpNet]) -> Vec<Ipv4Net> {
-    prefixes.iter().filter_map(|net| if let IpNet::V4(net) = net { Some(*net) } else { None }).collect()
+    prefixes
+        .iter()
+        .filter_map(|net| if let IpNet::V4(net) = net { Some(*net) } else { None })
+        .collect()
 }
 
 fn only_v6(prefixes: &[IpNet]) -> Vec<Ipv6Net> {
-    prefixes.iter().filter_map(|net| if let IpNet::V6(net) = net { Some(*net) } else { None }).collect()
+    prefixes
+        .iter()
+        .filter_map(|net| if let IpNet::V6(net) = net { Some(*net) } else { None })
+        .collect()
 }
 
 fn octets(address: IpAddr) -> Vec<u8> {

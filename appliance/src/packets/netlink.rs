@@ -66,7 +66,11 @@ impl Netfilter {
 
     /// Everything of one kind that the kernel has in the inet family, each without its
     /// `nfgenmsg`. `attributes` narrow the question.
-    pub(super) fn dump(&mut self, kind: i32, attributes: &[(u16, &str)]) -> io::Result<Vec<Vec<u8>>> {
+    pub(super) fn dump(
+        &mut self,
+        kind: i32,
+        attributes: &[(u16, &str)],
+    ) -> io::Result<Vec<Vec<u8>>> {
         for _ in 0..DUMP_ATTEMPTS {
             self.send(&question(kind, attributes))?;
             if let Some(answers) = self.answers()? {

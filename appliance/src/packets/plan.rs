@@ -182,8 +182,7 @@ fn refuse() -> Chain {
 
 fn prerouting(capture: &Capture) -> Chain {
     use Statement::{Accept, AnyOf, Count, Drop, Goto, In, IsNot, NotIn, RejectProhibited};
-    let families: &[Family] =
-        if capture.ipv6 { &[Family::V4, Family::V6] } else { &[Family::V4] };
+    let families: &[Family] = if capture.ipv6 { &[Family::V4, Family::V6] } else { &[Family::V4] };
     let mut rules = vec![rule(&[NotIn(Key::Interface, "agents"), Accept])];
 
     if capture.ipv6 {
@@ -220,7 +219,7 @@ fn prerouting(capture: &Capture) -> Chain {
     }
 
     let tcp_and_udp = vec![Value::byte("tcp", TCP), Value::byte("udp", UDP)];
-    let dns = [AnyOf(Key::L4, tcp_and_udp), port_is(DNS_PORT), Count, RejectProhibited];
+    let dns = [AnyOf(Key::L4, tcp_and_udp), port_is(DNS_PORT), Count, Goto("refuse")];
     rules.push(because(Reason::DnsDenied, &dns));
 
     let own = vec![
@@ -237,8 +236,7 @@ fn prerouting(capture: &Capture) -> Chain {
             Family::V6 => ("special_6", "homes_6"),
         };
         let to = Key::Destination(family);
-        let special =
-            [is_family(family), In(to, special), NotIn(to, homes), Count, Goto("refuse")];
+        let special = [is_family(family), In(to, special), NotIn(to, homes), Count, Goto("refuse")];
         rules.push(because(Reason::DestinationDenied, &special));
     }
 

@@ -22,8 +22,10 @@ pub(super) fn require_base() -> Result<(), PacketsError> {
     let failed = |source| netlink_error("look for the guard table", source);
     let mut netfilter = Netfilter::open().map_err(failed)?;
     let chains = chains(&mut netfilter, BASE_TABLE).map_err(failed)?;
-    let drops = |chain: &ChainFacts| matches!(chain, Some((hook, _, policy))
-        if *hook == libc::NF_INET_FORWARD as u32 && *policy == libc::NF_DROP as u32);
+    let drops = |chain: &ChainFacts| {
+        matches!(chain, Some((hook, _, policy))
+        if *hook == libc::NF_INET_FORWARD as u32 && *policy == libc::NF_DROP as u32)
+    };
     if chains.values().any(drops) { Ok(()) } else { Err(PacketsError::NoBaseTable) }
 }
 
@@ -78,10 +80,7 @@ fn expression_names(rule: &plan::Rule) -> Vec<String> {
     names.map(|expression| expression.name().to_string_lossy().into_owned()).collect()
 }
 
-fn chains(
-    netfilter: &mut Netfilter,
-    table: &str,
-) -> std::io::Result<BTreeMap<String, ChainFacts>> {
+fn chains(netfilter: &mut Netfilter, table: &str) -> std::io::Result<BTreeMap<String, ChainFacts>> {
     let answers = netfilter.dump(libc::NFT_MSG_GETCHAIN, &[])?;
     let ours = answers.iter().filter(|answer| text(answer, NFTA_TABLE) == Some(table));
     Ok(ours
@@ -128,17 +127,23 @@ fn sets(netfilter: &mut Netfilter) -> std::io::Result<Vec<String>> {
 fn elements(netfilter: &mut Netfilter, set: &str) -> std::io::Result<Vec<RawElement>> {
     let narrowed = [(NFTA_TABLE, TABLE), (NFTA_SET_ELEM_LIST_SET, set)];
     let answers = netfilter.dump(libc::NFT_MSG_GETSETELEM, &narrowed)?;
-    let lists =
-        answers.iter().filter_map(|answer| attribute(answer, NFTA_SET_ELEM_LIST_ELEMENTS));
-    let mut elements: Vec<RawElement> =
-        lists.flat_map(|list| attributes(list).map(|(_, element)| raw_element(element))).collect();
+    let lists = answers.iter().filter_map(|answer| attribute(answer, NFTA_SET_ELEM_LIST_ELEMENTS));
+    // nft opens an interval set by ending, at zero, what is before its first one; that says nothing.
+    let opening =
+        |element: &RawElement| element.ends_interval && element.key.iter().all(|byte| *byte == 0);
+    let mut elements: Vec<RawElement> = lists
+        .flat_map(|list| attributes(list).map(|(_, element)| raw_element(element)))
+        .filter(|element| !opening(element))
+        .collect();
     elements.sort();
     Ok(elements)
 }
 
 fn raw_element(element: &[u8]) -> RawElement {
     let key = |which| {
-        attribute(element, which).and_then(|key| attribute(key, NFTA_DATA_VALUE)).map(<[u8]>::to_vec)
+        attribute(element, which)
+            .and_then(|key| attribute(key, NFTA_DATA_VALUE))
+            .map(<[u8]>::to_vec)
     };
     let flags = number(element, NFTA_SET_ELEM_FLAGS).unwrap_or_default();
     RawElement {

@@ -65,10 +65,7 @@ fn chain(chain: &Chain) -> String {
             Hook::Forward => "forward",
         };
         let policy = if drop { "drop" } else { "accept" };
-        let _ = writeln!(
-            text,
-            "\t\ttype filter hook {hook} priority {priority}; policy {policy};"
-        );
+        let _ = writeln!(text, "\t\ttype filter hook {hook} priority {priority}; policy {policy};");
     }
     for each in &chain.rules {
         let _ = writeln!(text, "\t\t{}", rule(each));

@@ -8,16 +8,19 @@ use std::{
     future::Future,
     io,
     net::{Ipv4Addr, Ipv6Addr},
+    time::Duration,
 };
 
 use nftnl::nftnl_sys::libc;
 use rtnetlink::{
     Error, Handle, RouteMessageBuilder,
     packet_route::{
-        route::{RouteMessage, RouteScope, RouteType},
+        route::{RouteAttribute, RouteMessage, RouteScope, RouteType},
         rule::{RuleAction, RuleAttribute, RuleMessage},
     },
 };
+
+use tokio::time::timeout;
 
 use super::{Capture, error::PacketsError};
 
@@ -27,10 +30,11 @@ pub(super) async fn install(capture: &Capture) -> Result<(), PacketsError> {
         rtnetlink::new_connection().map_err(|source| route_error("open rtnetlink", source))?;
     // The connection ends by itself when the last handle is dropped, at the end of this function.
     let driver = tokio::spawn(connection);
-    let result = install_with(&handle, capture).await;
+    let result = timeout(DEADLINE, install_with(&handle, capture)).await;
     drop(handle);
     driver.abort();
-    result
+    let late = || route_error("hear from rtnetlink", io::Error::from(io::ErrorKind::TimedOut));
+    result.unwrap_or_else(|_| Err(late()))
 }
 
 async fn install_with(handle: &Handle, capture: &Capture) -> Result<(), PacketsError> {
@@ -71,8 +75,7 @@ fn local(mut route: RouteMessage, capture: &Capture) -> RouteMessage {
     route.header.kind = RouteType::Local;
     route.header.scope = RouteScope::Host;
     route.header.table = table_byte(capture.route_table);
-    let table = rtnetlink::packet_route::route::RouteAttribute::Table(capture.route_table);
-    route.attributes.push(table);
+    route.attributes.push(RouteAttribute::Table(capture.route_table));
     route
 }
 
@@ -98,14 +101,18 @@ async fn settle(
 }
 
 fn route_error(doing: &'static str, source: io::Error) -> PacketsError {
-    if source.raw_os_error() == Some(libc::EPERM) {
-        return PacketsError::NoNetAdmin { doing };
+    match source.raw_os_error() {
+        Some(libc::EPERM) => PacketsError::NoNetAdmin { doing },
+        Some(libc::ENETDOWN) => PacketsError::LoopbackDown,
+        _ => PacketsError::Route { doing, source },
     }
-    PacketsError::Route { doing, source }
 }
 
 /// Before the main table (32766), and after the local one (0), which answers for our addresses.
 const RULE_PRIORITY: u32 = 1000;
+
+/// The kernel answers each request at once.
+const DEADLINE: Duration = Duration::from_secs(5);
 
 /// The index of `lo`, the same in every network namespace.
 const LOOPBACK: u32 = 1;

@@ -39,8 +39,7 @@ pub fn check_sysctls(interfaces: &[&InterfaceName]) -> Result<(), PacketsError> 
 /// Fails on the first interface that does not exist.
 pub(super) fn check_interfaces(interfaces: &[&InterfaceName]) -> Result<(), PacketsError> {
     // /proc/sys/net shows the network namespace of the reader; /sys that of whoever mounted it.
-    let missing =
-        interfaces.iter().find(|name| !file(&format!("net/ipv4/conf/{name}")).is_dir());
+    let missing = interfaces.iter().find(|name| !file(&format!("net/ipv4/conf/{name}")).is_dir());
     missing.map_or(Ok(()), |name| Err(PacketsError::NoInterface((*name).clone())))
 }
 
@@ -76,9 +75,8 @@ fn hold(name: &str, wanted: &str) -> Result<(), PacketsError> {
 
 fn read(name: &str) -> Result<String, PacketsError> {
     let text = fs::read_to_string(file(name));
-    text.map(|text| text.trim().to_owned()).map_err(|source: io::Error| {
-        PacketsError::SysctlUnreadable { name: dotted(name), source }
-    })
+    text.map(|text| text.trim().to_owned())
+        .map_err(|source: io::Error| PacketsError::SysctlUnreadable { name: dotted(name), source })
 }
 
 fn file(name: &str) -> PathBuf {

@@ -5,6 +5,7 @@
 //! kernel gives no namespace at all, the outer test says so and passes.
 
 mod inside;
+mod lab;
 mod traffic;
 
 use std::{
@@ -40,6 +41,13 @@ in_a_namespace! {
     inside::preparing_twice_leaves_one_rule_and_one_route,
     inside::every_listener_is_transparent_and_workers_share_the_port,
     inside::a_second_daemon_and_a_sharing_stranger_are_found,
+    inside::without_net_admin_each_step_says_so,
+    traffic::an_agent_reaches_the_listener_and_nothing_else,
+    traffic::a_dead_daemon_passes_nothing,
+    traffic::the_guard_alone_passes_nothing,
+    traffic::without_ipv6_no_ipv6_passes,
+    traffic::a_spoofed_source_is_never_answered,
+    traffic::reloading_under_traffic_leaks_nothing,
 }
 
 /// The example that `nft/golden.nft` and `nft/README.md` are about.
