@@ -88,7 +88,7 @@ pub async fn serve(
     match decide(&rulebook.policy, &flow, &peeked) {
         Ok(permit) => {
             record.permitted(permit.route());
-            let agent = Rewind::new(stream, bytes.freeze());
+            let agent = Rewind::new(bytes.freeze(), stream);
             let carried = Carried { rulebook: &rulebook, flow: &flow, peeked: &peeked };
             carry(&gateway, carried, permit, agent, &mut record).await;
         }
@@ -152,7 +152,7 @@ async fn carry_on(
     let Carried { rulebook, flow, peeked } = carried;
     match (permit.route(), peeked) {
         (Route::Splice(_), _) => {
-            let (stream, bytes) = agent.into_parts();
+            let (bytes, stream) = agent.into_parts();
             carry_splice(gateway, carried, &permit, (stream, bytes), record).await;
         }
         (Route::Intercept(_) | Route::Inspect(_), Peeked::Tls(hello)) => {

@@ -131,11 +131,8 @@ impl Daemon {
     }
 
     async fn live(mut self, mut signals: Signals) {
-        loop {
-            tokio::select! {
-                _ = signals.reload.recv() => self.reload().await,
-                () = signals.stopped() => break,
-            }
+        while signals.next().await == Told::Reload {
+            self.reload().await;
         }
         self.stop(signals).await;
     }
@@ -181,7 +178,7 @@ impl Daemon {
         tokio::select! {
             _ = &mut joined => {}
             _ = tokio::time::sleep(drain_time) => tracing::info!("cutting what is still open"),
-            () = signals.stopped() => tracing::info!("told twice; cutting what is still open"),
+            () = signals.stop() => tracing::info!("told twice; cutting what is still open"),
         }
         self.phase.send_replace(Phase::Cut);
         if !joined.is_finished() && timeout(CUT_TIME, joined).await.is_err() {
@@ -281,12 +278,23 @@ impl Signals {
         })
     }
 
-    async fn stopped(&mut self) {
+    async fn next(&mut self) -> Told {
         tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+            _ = self.reload.recv() => Told::Reload,
+            _ = self.terminate.recv() => Told::Stop,
+            _ = self.interrupt.recv() => Told::Stop,
         }
     }
+
+    async fn stop(&mut self) {
+        while self.next().await != Told::Stop {}
+    }
+}
+
+#[derive(PartialEq, Eq)]
+enum Told {
+    Reload,
+    Stop,
 }
 
 impl From<PacketsError> for DaemonError {
