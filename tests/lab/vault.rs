@@ -1,7 +1,7 @@
 //! A real Vault (or OpenBao) on the lab's internet, with TLS, a KV v2 engine at `kv`, and an
 //! AppRole for the gateway that may read `kv/agents/*`.
 //!
-//! It keeps its data in a file so that it can be stopped and started again. It is spoken to
+//! It keeps its data (raft: what every build of both has) so that it can be stopped and started. It is spoken to
 //! through its own command line.
 
 use std::{
@@ -160,7 +160,9 @@ impl Vault {
             .spawn()
             .expect("vault starts");
         self.process = Some(process);
-        wait::expect("vault listens", || INTERNET.connect((VAULT, 8200).into()).is_ok());
+        let up = wait::until(wait::SOON, || INTERNET.connect((VAULT, 8200).into()).ok());
+        let log = || fs::read_to_string(self.dir.join("log")).unwrap_or_default();
+        assert!(up.is_some(), "vault does not listen: {}", log());
     }
 
     fn initialise(&mut self) {
@@ -223,12 +225,17 @@ const ROLE: &str = "auth/approle/role/gateway";
 const POLICY: &str = "path \"kv/data/agents/*\" { capabilities = [\"read\"] }\n";
 
 const CONFIG: &str = r#"
-storage "file" { path = "{dir}/data" }
+storage "raft" {
+  path = "{dir}/data"
+  node_id = "lab"
+  performance_multiplier = 1
+}
 listener "tcp" {
   address = "203.0.113.200:8200"
   tls_cert_file = "{dir}/cert.pem"
   tls_key_file = "{dir}/key.pem"
 }
 api_addr = "https://203.0.113.200:8200"
+cluster_addr = "https://203.0.113.200:8201"
 disable_mlock = true
 "#;
