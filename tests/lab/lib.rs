@@ -1,1 +1,30 @@
-//! x
+//! The lab: a small internet that one test makes for itself and that vanishes with it.
+//!
+//! ```text
+//!  agent   192.0.2.10   ── agents0 ┐                       ┌ 198.51.100.x origins
+//!                                  ├ gateway ── wan0 ── internet
+//!  agent2  192.0.2.140  ── agents1 ┘  203.0.113.2          ├ 203.0.113.53  DNS
+//!                                                          └ 203.0.113.200 Vault
+//! ```
+//!
+//! Every test runs in its own mount, network and process namespaces (see [`sandbox`]), so nothing
+//! that it makes can outlive it. The gateway's kernel *does* forward, and the internet knows the
+//! way back to the agents: without the gateway's packet rules an agent reaches every origin
+//! directly, so a hole shows at the origin and is not hidden by a missing route.
+//!
+//! Assertions belong on what an [`origin::Origin`] received and on the audit record, and only then
+//! on what the agent saw. All addresses and names are those reserved for documentation.
+
+pub mod client;
+pub mod dns;
+pub mod gateway;
+pub mod net;
+pub mod origin;
+pub mod pki;
+pub mod sandbox;
+pub mod tools;
+pub mod vault;
+pub mod wait;
+
+pub use net::Lab;
+pub use sandbox::sandboxed;

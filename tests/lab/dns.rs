@@ -1,0 +1,193 @@
+//! The resolver that the gateway asks: answers A and AAAA from a table that tests change as they
+//! go, over UDP and TCP, and remembers every question.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use hickory_proto::{
+    op::{Message, MessageType, ResponseCode},
+    rr::{RData, Record, RecordType},
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream, UdpSocket},
+};
+
+use crate::{
+    net::{DNS, HOSTS, INTERNET},
+    wait,
+};
+
+/// The server. A clone is the same server.
+#[derive(Clone, Default)]
+pub struct Dns {
+    state: Arc<Mutex<State>>,
+}
+
+/// One question that was asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Question {
+    /// The name, lower-cased, without the closing dot.
+    pub name: String,
+    /// `A`, `AAAA` and so on.
+    pub kind: String,
+}
+
+/// How the server behaves for one name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// These addresses, every time.
+    Addresses(Vec<IpAddr>),
+    /// One set after the other, from the start again after the last: rebinding. The first question
+    /// of each record type gets the first set.
+    Alternating(Vec<Vec<IpAddr>>),
+    /// SERVFAIL.
+    Fails,
+    /// Nothing is sent back.
+    Silent,
+}
+
+#[derive(Default)]
+struct State {
+    names: BTreeMap<String, Answer>,
+    asked: Vec<Question>,
+    turns: BTreeMap<(String, String), usize>,
+}
+
+impl Dns {
+    /// Starts with the lab's hosts in the table.
+    ///
+    /// # Panics
+    /// When port 53 cannot be bound.
+    pub fn start() -> Self {
+        let dns = Self::default();
+        for host in HOSTS {
+            dns.set(host.name, &[host.v4().into(), host.v6().into()]);
+        }
+        let (udp, tcp) = INTERNET.enter(|| {
+            let udp = std::net::UdpSocket::bind((DNS, 53)).expect("port 53");
+            let tcp = std::net::TcpListener::bind((DNS, 53)).expect("port 53");
+            (udp, tcp)
+        });
+        udp.set_nonblocking(true).expect("a socket");
+        tcp.set_nonblocking(true).expect("a socket");
+        let server = dns.clone();
+        INTERNET.spawn(|| async move {
+            let udp = UdpSocket::from_std(udp).expect("a runtime");
+            let tcp = TcpListener::from_std(tcp).expect("a runtime");
+            tokio::join!(server.serve_udp(udp), server.serve_tcp(tcp));
+        });
+        dns
+    }
+
+    /// Where it listens.
+    pub fn address() -> SocketAddr {
+        SocketAddr::from((DNS, 53))
+    }
+
+    /// From now on `name` has these addresses.
+    pub fn set(&self, name: &str, addresses: &[IpAddr]) {
+        self.script(name, Answer::Addresses(addresses.to_vec()));
+    }
+
+    /// From now on `name` behaves like this.
+    pub fn script(&self, name: &str, answer: Answer) {
+        self.state().names.insert(name.to_owned(), answer);
+    }
+
+    /// Every question so far.
+    pub fn asked(&self) -> Vec<Question> {
+        self.state().asked.clone()
+    }
+
+    /// Whether anybody asked for `name` so far.
+    pub fn was_asked(&self, name: &str) -> bool {
+        self.state().asked.iter().any(|question| question.name == name)
+    }
+
+    /// Waits until somebody asks for `name`.
+    ///
+    /// # Panics
+    /// When nobody does.
+    pub fn wait_asked(&self, name: &str) {
+        wait::expect(&format!("a question for {name}"), || self.was_asked(name));
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn serve_udp(&self, socket: UdpSocket) {
+        let mut buffer = [0; 4096];
+        loop {
+            let Ok((length, from)) = socket.recv_from(&mut buffer).await else { continue };
+            if let Some(reply) = self.reply(&buffer[..length]) {
+                // A client that went away is not the server's concern.
+                let _ = socket.send_to(&reply, from).await;
+            }
+        }
+    }
+
+    async fn serve_tcp(&self, listener: TcpListener) {
+        loop {
+            let Ok((stream, _)) = listener.accept().await else { continue };
+            let server = self.clone();
+            tokio::spawn(async move { server.talk(stream).await });
+        }
+    }
+
+    async fn talk(&self, mut stream: TcpStream) -> Option<()> {
+        loop {
+            let length = stream.read_u16().await.ok()?;
+            let mut query = vec![0; usize::from(length)];
+            stream.read_exact(&mut query).await.ok()?;
+            let reply = self.reply(&query)?;
+            stream.write_u16(u16::try_from(reply.len()).ok()?).await.ok()?;
+            stream.write_all(&reply).await.ok()?;
+        }
+    }
+
+    fn reply(&self, query: &[u8]) -> Option<Vec<u8>> {
+        let mut message = Message::from_vec(query).ok()?;
+        let question = message.queries.first()?.clone();
+        let name = question.name.to_string().trim_end_matches('.').to_ascii_lowercase();
+        let kind = question.query_type;
+        let answer = self.answer(&name, kind)?;
+        message.metadata.message_type = MessageType::Response;
+        message.metadata.recursion_available = true;
+        message.metadata.response_code = answer.as_ref().err().copied().unwrap_or_default();
+        message.additionals.clear();
+        for address in answer.unwrap_or_default() {
+            let data = match (address, kind) {
+                (IpAddr::V4(v4), RecordType::A) => RData::A(v4.into()),
+                (IpAddr::V6(v6), RecordType::AAAA) => RData::AAAA(v6.into()),
+                _ => continue,
+            };
+            message.add_answer(Record::from_rdata(question.name.clone(), TTL, data));
+        }
+        message.to_vec().ok()
+    }
+
+    /// `None`: say nothing.
+    fn answer(&self, name: &str, kind: RecordType) -> Option<Result<Vec<IpAddr>, ResponseCode>> {
+        let mut state = self.state();
+        state.asked.push(Question { name: name.to_owned(), kind: kind.to_string() });
+        let turn = state.turns.entry((name.to_owned(), kind.to_string())).or_default();
+        let now = std::mem::replace(turn, turn.wrapping_add(1));
+        match state.names.get(name) {
+            None => Some(Err(ResponseCode::NXDomain)),
+            Some(Answer::Addresses(addresses)) => Some(Ok(addresses.clone())),
+            Some(Answer::Alternating(sets)) => {
+                Some(Ok(sets.get(now % sets.len().max(1)).cloned().unwrap_or_default()))
+            }
+            Some(Answer::Fails) => Some(Err(ResponseCode::ServFail)),
+            Some(Answer::Silent) => None,
+        }
+    }
+}
+
+/// Nothing may be remembered: tests change answers as they go.
+const TTL: u32 = 0;

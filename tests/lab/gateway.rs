@@ -1,0 +1,360 @@
+//! The program under test, run as an operator would: guard first, then certificates, then the
+//! daemon.
+
+use std::{
+    fs,
+    os::unix::process::ExitStatusExt as _,
+    path::PathBuf,
+    process::{Child, Command, ExitStatus, Output},
+    time::Duration,
+};
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::{
+    net::{GATEWAY, Lab},
+    tools, wait,
+};
+
+/// The value behind the placeholder `OPENAI_API_KEY`.
+pub const OPENAI_SECRET: &str = "sk-lab-0penai-b7f3c1d95e8a4426";
+/// The value behind `ANTHROPIC_API_KEY`.
+pub const ANTHROPIC_SECRET: &str = "sk-ant-lab-5c0d7e3f9b214a68";
+/// The value behind `GIT_TOKEN`.
+pub const GIT_SECRET: &str = "glpat-lab-91e4d7a2c6f84b03";
+/// The value behind the second group's `OPS_OPENAI_KEY`.
+pub const OPS_SECRET: &str = "sk-lab-0ps-2f6a8c0e4d1b7935";
+/// Every value that no agent may ever see.
+pub const SECRETS: [&str; 4] = [OPENAI_SECRET, ANTHROPIC_SECRET, GIT_SECRET, OPS_SECRET];
+
+/// A running gateway.
+pub struct Gateway {
+    process: Child,
+    /// Its audit records.
+    pub audit: Audit,
+    log: PathBuf,
+}
+
+/// A gateway that did not become ready.
+#[derive(Debug)]
+pub struct Failed {
+    /// How it ended; `None` when it was still running and had to be killed.
+    pub status: Option<ExitStatus>,
+    /// What it wrote to standard error.
+    pub stderr: String,
+}
+
+impl Gateway {
+    /// Starts the gateway with the lab's usual policy and file of secrets.
+    ///
+    /// # Panics
+    /// When it does not become ready.
+    #[track_caller]
+    pub fn usual(lab: &Lab) -> Self {
+        Self::start(lab, &usual_config())
+    }
+
+    /// Starts the gateway with this configuration.
+    ///
+    /// # Panics
+    /// When it does not become ready, with what it said.
+    #[track_caller]
+    pub fn start(lab: &Lab, config: &str) -> Self {
+        Self::try_start(lab, config).unwrap_or_else(|failed| {
+            panic!("the gateway did not become ready ({:?}):\n{}", failed.status, failed.stderr)
+        })
+    }
+
+    /// Starts the gateway with this configuration, which may not work.
+    ///
+    /// # Errors
+    /// When it ends before it is ready, or is not ready in time.
+    ///
+    /// # Panics
+    /// When the guard or the certificates cannot be made.
+    pub fn try_start(lab: &Lab, config: &str) -> Result<Self, Failed> {
+        guard();
+        let config = install(lab, config);
+        certificates(lab, &config)?;
+        Self::run(lab, &config)
+    }
+
+    /// Starts the daemon only: the guard, the files and the certificates are there already.
+    ///
+    /// # Errors
+    /// As [`Gateway::try_start`].
+    ///
+    /// # Panics
+    /// When the program is missing.
+    pub fn run(lab: &Lab, config: &PathBuf) -> Result<Self, Failed> {
+        let (ready, log) = (lab.dir.join("ready"), lab.dir.join("gateway.log"));
+        let _ = fs::remove_file(&ready);
+        let stderr = fs::File::create(&log).expect("the lab's folder is writable");
+        let process = program()
+            .args(["run", "--ready-file"])
+            .arg(&ready)
+            .arg(config)
+            .stderr(stderr)
+            .spawn()
+            .expect("the gateway starts");
+        let audit = Audit { file: lab.dir.join("audit.jsonl") };
+        let mut gateway = Self { process, audit, log };
+        let end = wait::until(wait::SOON, || match gateway.process.try_wait() {
+            Ok(Some(status)) => Some(Err(status)),
+            _ => ready.exists().then_some(Ok(())),
+        });
+        match end {
+            Some(Ok(())) => Ok(gateway),
+            Some(Err(status)) => Err(Failed { status: Some(status), stderr: gateway.stderr() }),
+            None => {
+                gateway.kill();
+                Err(Failed { status: None, stderr: gateway.stderr() })
+            }
+        }
+    }
+
+    /// What it wrote to standard error so far.
+    pub fn stderr(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Its process id, for looking at `/proc`.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Ends it without a warning, as the kernel would when memory runs out.
+    ///
+    /// # Panics
+    /// When it cannot be waited for.
+    pub fn kill(&mut self) {
+        tools::signal(&self.process, Signal::KILL);
+        self.process.wait().expect("the gateway ends");
+    }
+
+    /// Asks it to end, and says how it did.
+    ///
+    /// # Panics
+    /// When it has not ended within `limit`.
+    #[track_caller]
+    pub fn terminate(&mut self, limit: Duration) -> ExitStatus {
+        tools::signal(&self.process, Signal::TERM);
+        let ended = wait::until(limit, || self.process.try_wait().ok().flatten());
+        ended.unwrap_or_else(|| panic!("still running {limit:?} after SIGTERM"))
+    }
+
+    /// Asks it to read its configuration again.
+    pub fn reload(&self) {
+        tools::signal(&self.process, Signal::HUP);
+    }
+
+    /// Whether it still runs.
+    pub fn is_alive(&mut self) -> bool {
+        matches!(self.process.try_wait(), Ok(None))
+    }
+
+    /// The states of its TCP sockets, as `ss` names them: to show that none is left behind.
+    pub fn sockets(&self) -> Vec<String> {
+        let listed = GATEWAY.shell("ss -Htan");
+        listed
+            .lines()
+            .filter_map(|line| line.split_whitespace().next().map(str::to_owned))
+            .collect()
+    }
+}
+
+impl Failed {
+    /// The exit code, if it ended by itself.
+    pub fn code(&self) -> Option<i32> {
+        self.status.and_then(|status| status.code().or(status.signal().map(|signal| -signal)))
+    }
+}
+
+/// The audit log: one JSON object a line.
+pub struct Audit {
+    file: PathBuf,
+}
+
+impl Audit {
+    /// Every record so far.
+    ///
+    /// # Panics
+    /// When a complete line is not JSON.
+    pub fn records(&self) -> Vec<Value> {
+        let text = self.text();
+        let complete = text.rsplit_once('\n').map_or("", |(complete, _)| complete);
+        let parse = |line: &str| {
+            serde_json::from_str(line).unwrap_or_else(|error| panic!("{error} in audit: {line}"))
+        };
+        complete.lines().map(parse).collect()
+    }
+
+    /// The whole log as text: secrets must not be in it.
+    pub fn text(&self) -> String {
+        fs::read_to_string(&self.file).unwrap_or_default()
+    }
+
+    /// Waits for a record that `wanted` recognises.
+    ///
+    /// # Panics
+    /// When none comes, with those that did.
+    #[track_caller]
+    pub fn wait_for(&self, wanted: impl Fn(&Value) -> bool) -> Value {
+        let found = wait::until(wait::SOON, || self.records().into_iter().find(|it| wanted(it)));
+        found.unwrap_or_else(|| panic!("no such audit record; there are:\n{}", self.text()))
+    }
+
+    /// Waits for a record with this reason word.
+    ///
+    /// # Panics
+    /// When none comes.
+    #[track_caller]
+    pub fn wait_reason(&self, reason: &str) -> Value {
+        self.wait_for(|record| record["reason"] == reason)
+    }
+}
+
+/// Loads the static guard that closes the gateway before any daemon runs.
+///
+/// # Panics
+/// When nft refuses it.
+pub fn guard() {
+    let base = tools::repository().join("nft/base.nft");
+    let output = GATEWAY.command("nft").arg("-f").arg(&base).output().expect("nft starts");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "nft -f {}: {stderr}", base.display());
+}
+
+/// Writes the configuration, with `{dir}` replaced by the lab's folder, and the files it names.
+pub fn install(lab: &Lab, config: &str) -> PathBuf {
+    lab.write("secrets.toml", secrets_file());
+    lab.write("cloakroom.toml", config.replace("{dir}", &lab.dir.display().to_string()))
+}
+
+/// Makes the root, the issuing CAs, and `agents.pem`: what agents trust, which is the gateway's
+/// root beside the public one.
+fn certificates(lab: &Lab, config: &PathBuf) -> Result<(), Failed> {
+    let ca = lab.dir.join("ca");
+    if !ca.exists() {
+        checked(program().args(["ca", "init", "--dir"]).arg(&ca))?;
+    }
+    checked(program().args(["ca", "issue", "--dir"]).arg(&ca).arg(config))?;
+    let root = checked(program().args(["ca", "show", "--dir"]).arg(&ca))?;
+    let bundle = [String::from_utf8_lossy(&root.stdout).as_ref(), lab.public.pem()].concat();
+    lab.write("agents.pem", bundle);
+    Ok(())
+}
+
+/// The program inside the gateway's namespace.
+pub fn program() -> Command {
+    GATEWAY.command(tools::cloakroom())
+}
+
+fn checked(command: &mut Command) -> Result<Output, Failed> {
+    let output = command.output().expect("the program starts");
+    if output.status.success() {
+        return Ok(output);
+    }
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    Err(Failed { status: Some(output.status), stderr })
+}
+
+/// The lab's usual policy: two groups, three APIs, one host let through.
+pub fn usual_config() -> String {
+    [GATEWAY_PART, SECRETS_PART, POLICY_PART].concat()
+}
+
+/// The same policy, with every secret from Vault; `vault` is [`crate::vault::Vault::config`].
+pub fn vault_config(vault: &str) -> String {
+    let policy = POLICY_PART
+        .replace("file:openai", "vault:kv/agents/openai#api_key")
+        .replace("file:anthropic", "vault:kv/agents/anthropic#api_key")
+        .replace("file:git", "vault:kv/agents/git#api_key")
+        .replace("file:ops", "vault:kv/agents/ops#api_key");
+    [GATEWAY_PART, vault, &policy].concat()
+}
+
+fn secrets_file() -> String {
+    let names = ["openai", "anthropic", "git", "ops"];
+    names.iter().zip(SECRETS).map(|(name, value)| format!("{name} = \"{value}\"\n")).collect()
+}
+
+const GATEWAY_PART: &str = r#"
+[gateway]
+audit = "{dir}/audit.jsonl"
+ca_dir = "{dir}/ca"
+resolvers = ["203.0.113.53"]
+ipv6 = true
+ports = [443, 80]
+"#;
+
+const SECRETS_PART: &str = r#"
+[secrets]
+file = "{dir}/secrets.toml"
+"#;
+
+const POLICY_PART: &str = r#"
+[[group]]
+name = "research"
+interface = "agents0"
+prefixes = ["192.0.2.0/25", "2001:db8:a::/64"]
+
+[[group]]
+name = "operations"
+interface = "agents1"
+prefixes = ["192.0.2.128/25", "2001:db8:b::/64"]
+
+[[api]]
+name = "openai"
+hosts = ["api.openai.example"]
+methods = ["GET", "POST"]
+paths = ["/v1/*", "/reflect", "/reflect-split", "/gzip", "/sse", "/big", "/slow", "/cut",
+         "/trailers", "/redirect", "/status/*"]
+upstream_ca = "{dir}/public-ca.pem"
+
+[[api.binding]]
+groups = ["research"]
+placeholder = "OPENAI_API_KEY"
+places = ["header authorization bearer"]
+secret = "file:openai"
+
+[[api.binding]]
+groups = ["operations"]
+placeholder = "OPS_OPENAI_KEY"
+places = ["header authorization bearer"]
+secret = "file:ops"
+
+[[api]]
+name = "anthropic"
+hosts = ["api.anthropic.example"]
+methods = ["GET", "POST"]
+paths = ["/v1/*"]
+upstream_ca = "{dir}/public-ca.pem"
+
+[[api.binding]]
+groups = ["research"]
+placeholder = "ANTHROPIC_API_KEY"
+places = ["header x-api-key", "header authorization bearer"]
+secret = "file:anthropic"
+
+[[api]]
+name = "git"
+hosts = ["git.example"]
+methods = ["GET", "POST"]
+paths = ["/*"]
+upstream_ca = "{dir}/public-ca.pem"
+anonymous = true
+
+[[api.binding]]
+groups = ["research"]
+placeholder = "GIT_TOKEN"
+places = ["basic password"]
+secret = "file:git"
+
+[[splice]]
+name = "pypi"
+groups = ["research"]
+hosts = ["pypi.example", "*.cdn.example"]
+ports = [443]
+"#;

@@ -1,0 +1,434 @@
+//! Namespaces, links, addresses and names.
+//!
+//! Made by `ip`, within the sandbox's own `/run/netns`. The gateway forwards and everybody has
+//! the routes to get past it, in IPv4 and in IPv6.
+
+use std::{
+    fmt::Write as _,
+    fs, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::{pki::Authority, sandbox, wait};
+
+/// A network namespace of the lab.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ns(&'static str);
+
+/// The agent of the first group, behind the gateway's `agents0`.
+pub const AGENT: Ns = Ns("agent");
+/// The agent of the second group, behind the gateway's `agents1`.
+pub const AGENT2: Ns = Ns("agent2");
+/// The gateway: `agents0`, `agents1` and `wan0`.
+pub const GATEWAY: Ns = Ns("gateway");
+/// Everything that is not ours: origins, DNS, Vault, the attacker.
+pub const INTERNET: Ns = Ns("internet");
+
+/// A host on the internet and its two addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Host {
+    /// Its name.
+    pub name: &'static str,
+    last: u8,
+}
+
+impl Host {
+    const fn new(name: &'static str, last: u8) -> Self {
+        Self { name, last }
+    }
+
+    /// Its IPv4 address.
+    pub const fn v4(self) -> Ipv4Addr {
+        Ipv4Addr::new(198, 51, 100, self.last)
+    }
+
+    /// Its IPv6 address, whose last two digits look like those of the IPv4 address.
+    pub const fn v6(self) -> Ipv6Addr {
+        let last = (self.last / 10 * 16 + self.last % 10) as u16;
+        Ipv6Addr::new(0x2001, 0xdb8, 0xe, 0, 0, 0, 0, last)
+    }
+
+    /// Its IPv4 address with this port.
+    pub fn port(self, port: u16) -> SocketAddr {
+        SocketAddr::from((self.v4(), port))
+    }
+
+    /// Its IPv6 address with this port.
+    pub fn port6(self, port: u16) -> SocketAddr {
+        SocketAddr::from((self.v6(), port))
+    }
+}
+
+/// An API whose key goes into `Authorization: Bearer`.
+pub const OPENAI: Host = Host::new("api.openai.example", 10);
+/// An API whose key goes into `X-Api-Key`.
+pub const ANTHROPIC: Host = Host::new("api.anthropic.example", 11);
+/// A git server that asks for Basic.
+pub const GIT: Host = Host::new("git.example", 12);
+/// A host that no policy of the lab mentions.
+pub const OTHER: Host = Host::new("other.example", 20);
+/// A host that is let through untouched.
+pub const PYPI: Host = Host::new("pypi.example", 30);
+/// A host let through by a suffix.
+pub const CDN: Host = Host::new("files.cdn.example", 31);
+/// The attacker's own server, with a certificate as good as any.
+pub const ATTACKER: Host = Host::new("attacker.example", 66);
+/// Every host.
+pub const HOSTS: [Host; 7] = [OPENAI, ANTHROPIC, GIT, OTHER, PYPI, CDN, ATTACKER];
+
+/// The resolver that the gateway asks.
+pub const DNS: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 53);
+/// Where Vault listens.
+pub const VAULT: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 200);
+/// The gateway's address towards the first group.
+pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+/// The same in IPv6.
+pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xa, 0, 0, 0, 0, 1);
+/// The first agent's address.
+pub const AGENT_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
+/// The same in IPv6.
+pub const AGENT_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xa, 0, 0, 0, 0, 0x10);
+
+/// The network of one test.
+pub struct Lab {
+    /// Where this test keeps its files; in memory, gone with the sandbox.
+    pub dir: PathBuf,
+    /// The public CA that everybody trusts, agents and gateway alike.
+    pub public: Authority,
+}
+
+impl Lab {
+    /// Makes the namespaces, links, addresses, routes and names. Takes about 0.1 s.
+    ///
+    /// # Panics
+    /// Outside of [`crate::sandboxed`], and when `ip` fails.
+    pub fn new() -> Self {
+        assert!(sandbox::inside(), "call lab::sandboxed(|| ...) around the test");
+        // Twice is fine: one process may build several things that want it.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        ip("", &["netns add agent", "netns add agent2", "netns add gateway", "netns add internet"]);
+        for ns in [AGENT, AGENT2, GATEWAY, INTERNET] {
+            ns.enter(|| sysctls(ns));
+        }
+        links();
+        let lab = Self { dir: PathBuf::from(DIR), public: Authority::new("Lab public root") };
+        fs::write(lab.dir.join("resolv.conf"), "").expect("the lab's folder is writable");
+        lab.write("public-ca.pem", lab.public.pem());
+        lab.names(&HOSTS.map(|host| (host.name, vec![host.v4().into(), host.v6().into()])));
+        lab
+    }
+
+    /// Writes a file with mode 0600 into the lab's folder and returns its path.
+    ///
+    /// # Panics
+    /// When it cannot.
+    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        use std::os::unix::fs::OpenOptionsExt as _;
+        let path = self.dir.join(name);
+        let mut options = fs::OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        let mut file = options.open(&path).expect("the lab's folder is writable");
+        io::Write::write_all(&mut file, content.as_ref()).expect("the lab's folder is writable");
+        path
+    }
+
+    /// The public CA's certificate, as a file.
+    pub fn public_ca(&self) -> PathBuf {
+        self.dir.join("public-ca.pem")
+    }
+
+    /// What agents believe about names: their `/etc/hosts`. A lying agent is one line.
+    ///
+    /// # Panics
+    /// When the file cannot be written.
+    pub fn names(&self, names: &[(&str, Vec<IpAddr>)]) {
+        let mut hosts = String::from("127.0.0.1 localhost\n::1 localhost\n");
+        for (name, addresses) in names {
+            for address in addresses {
+                writeln!(hosts, "{address} {name}").expect("a string grows");
+            }
+        }
+        // In place: running agents have this very file mounted.
+        fs::write(self.dir.join("hosts"), hosts).expect("the lab's folder is writable");
+    }
+
+    /// Records every packet that `ns` sends or receives on `interface`.
+    ///
+    /// # Panics
+    /// When tcpdump does not start.
+    pub fn capture(&self, ns: Ns, interface: &str) -> Capture {
+        Capture::start(ns, interface, self.dir.join(format!("{}-{interface}.pcap", ns.0)))
+    }
+}
+
+impl Default for Lab {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Ns {
+    /// Runs `body` on a thread inside this namespace; sockets that it returns stay inside.
+    ///
+    /// # Panics
+    /// When `body` does.
+    pub fn enter<T: Send>(self, body: impl FnOnce() -> T + Send) -> T {
+        thread::scope(|scope| {
+            let inside = scope.spawn(move || {
+                self.move_here();
+                body()
+            });
+            inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// Runs `main` to its end on a thread with its own runtime inside this namespace. The sandbox
+    /// ends it with everything else.
+    pub fn spawn<F: Future<Output = ()>>(self, main: impl FnOnce() -> F + Send + 'static) {
+        thread::spawn(move || {
+            self.move_here();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("a runtime starts");
+            runtime.block_on(main());
+        });
+    }
+
+    /// A TCP connection from inside this namespace, with a timeout of two seconds; reads and
+    /// writes on it time out after ten.
+    ///
+    /// # Errors
+    /// What `connect` says.
+    pub fn connect(self, to: SocketAddr) -> io::Result<TcpStream> {
+        self.enter(|| {
+            let stream = TcpStream::connect_timeout(&to, Duration::from_secs(2))?;
+            stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+            stream.set_write_timeout(Some(Duration::from_secs(10)))?;
+            stream.set_nodelay(true)?;
+            Ok(stream)
+        })
+    }
+
+    /// A command that will run inside this namespace, with the lab's `/etc/hosts`, no resolver and
+    /// an environment of nothing but `PATH`, `HOME` and `LANG`.
+    pub fn command(self, program: impl AsRef<Path>) -> Command {
+        let mut command = Command::new("ip");
+        command
+            .args(["netns", "exec", self.0, "sh", "-c", WITH_NAMES])
+            .arg(program.as_ref())
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("HOME", format!("{DIR}/home"))
+            .env("LANG", "C.UTF-8")
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a shell line inside this namespace and returns what it printed.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn shell(self, line: &str) -> String {
+        let output = self.command("sh").args(["-c", line]).output().expect("sh starts");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{line}: {stderr}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    fn move_here(self) {
+        let path = format!("/run/netns/{}", self.0);
+        let file = fs::File::open(&path).expect("the namespace is there");
+        move_into_link_name_space(
+            std::os::fd::AsFd::as_fd(&file),
+            Some(LinkNameSpaceType::Network),
+        )
+        .expect("the sandbox may enter its own namespaces");
+    }
+}
+
+/// A running tcpdump.
+pub struct Capture {
+    process: std::process::Child,
+    file: PathBuf,
+}
+
+impl Capture {
+    fn start(ns: Ns, interface: &str, file: PathBuf) -> Self {
+        let log = file.with_extension("log");
+        let stderr = fs::File::create(&log).expect("the lab's folder is writable");
+        let process = ns
+            .command("tcpdump")
+            .args(["--immediate-mode", "-U", "-n", "-Z", "root", "-i", interface, "-w"])
+            .arg(&file)
+            .stderr(stderr)
+            .spawn()
+            .expect("tcpdump starts");
+        wait::expect("tcpdump listens", || {
+            fs::read_to_string(&log).is_ok_and(|log| log.contains("listening on"))
+        });
+        Self { process, file }
+    }
+
+    /// Stops, and returns the raw capture: searching it finds whatever was on the wire.
+    ///
+    /// # Panics
+    /// When tcpdump cannot be stopped or left nothing.
+    pub fn stop(mut self) -> Vec<u8> {
+        // Packets reach the file within milliseconds in immediate mode.
+        thread::sleep(wait::QUIET);
+        crate::tools::signal(&self.process, rustix::process::Signal::INT);
+        self.process.wait().expect("tcpdump ends");
+        fs::read(&self.file).expect("tcpdump wrote a capture")
+    }
+}
+
+fn links() {
+    ip(
+        "",
+        &[
+            "link add agents0 netns gateway type veth peer name eth0 netns agent",
+            "link add agents1 netns gateway type veth peer name eth0 netns agent2",
+            "link add wan0 netns gateway type veth peer name wan0 netns internet",
+        ],
+    );
+    ip(
+        "gateway",
+        &[
+            "link set lo up",
+            "addr add 192.0.2.1/25 dev agents0",
+            "addr add 2001:db8:a::1/64 dev agents0 nodad",
+            "addr add 192.0.2.129/25 dev agents1",
+            "addr add 2001:db8:b::1/64 dev agents1 nodad",
+            "addr add 203.0.113.2/24 dev wan0",
+            "addr add 2001:db8:f::2/64 dev wan0 nodad",
+            "link set agents0 up",
+            "link set agents1 up",
+            "link set wan0 up",
+            "route add default via 203.0.113.1",
+            "route add ::/0 via 2001:db8:f::1",
+        ],
+    );
+    agent("agent", "192.0.2.10/25", "192.0.2.1", "2001:db8:a::10/64", "2001:db8:a::1");
+    agent("agent2", "192.0.2.140/25", "192.0.2.129", "2001:db8:b::10/64", "2001:db8:b::1");
+    internet();
+}
+
+fn agent(ns: &str, v4: &str, via4: &str, v6: &str, via6: &str) {
+    ip(
+        ns,
+        &[
+            "link set lo up",
+            &format!("addr add {v4} dev eth0"),
+            &format!("addr add {v6} dev eth0 nodad"),
+            "link set eth0 up",
+            &format!("route add default via {via4}"),
+            &format!("route add ::/0 via {via6}"),
+        ],
+    );
+}
+
+fn internet() {
+    let mut lines: Vec<String> = [
+        "link set lo up",
+        "addr add 203.0.113.1/24 dev wan0",
+        "addr add 203.0.113.53/24 dev wan0",
+        "addr add 203.0.113.200/24 dev wan0",
+        "addr add 2001:db8:f::1/64 dev wan0 nodad",
+        "addr add 2001:db8:f::53/64 dev wan0 nodad",
+        "link set wan0 up",
+        // The way back to agents that got past the gateway: a leak must be able to succeed.
+        "route add 192.0.2.0/24 via 203.0.113.2",
+        "route add 2001:db8:a::/64 via 2001:db8:f::2",
+        "route add 2001:db8:b::/64 via 2001:db8:f::2",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    for host in HOSTS {
+        lines.push(format!("addr add {}/32 dev lo", host.v4()));
+        lines.push(format!("addr add {}/128 dev lo nodad", host.v6()));
+    }
+    ip("internet", &lines.iter().map(String::as_str).collect::<Vec<_>>());
+}
+
+/// Runs `ip` once for all `lines`, inside the namespace `ns` unless that is empty.
+fn ip(ns: &str, lines: &[&str]) {
+    let mut command = Command::new("ip");
+    if !ns.is_empty() {
+        command.args(["-n", ns]);
+    }
+    let mut child = command
+        .args(["-batch", "-"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("ip starts; tests/prerequisites installs iproute2");
+    let mut stdin = child.stdin.take().expect("it was piped");
+    io::Write::write_all(&mut stdin, lines.join("\n").as_bytes()).expect("ip reads");
+    drop(stdin);
+    let output = child.wait_with_output().expect("ip ends");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "ip in {ns:?}: {stderr}");
+}
+
+fn sysctls(ns: Ns) {
+    for (name, value) in EVERYWHERE {
+        sysctl(name, value);
+    }
+    if ns == GATEWAY {
+        for (name, value) in ON_THE_GATEWAY {
+            sysctl(name, value);
+        }
+    }
+}
+
+/// Sets one kernel setting of the calling thread's network namespace.
+///
+/// # Panics
+/// When the kernel refuses.
+pub fn sysctl(name: &str, value: &str) {
+    fs::write(format!("/proc/sys/net/{name}"), value)
+        .unwrap_or_else(|error| panic!("sysctl {name} = {value}: {error}"));
+}
+
+/// Inside the sandbox's own `/run`.
+const DIR: &str = "/run/lab";
+
+/// `ip netns exec` gives the command a mount namespace of its own, so this is seen by it alone.
+const WITH_NAMES: &str = "mount --bind /run/lab/hosts /etc/hosts && \
+    mount --bind /run/lab/resolv.conf /etc/resolv.conf && exec \"$0\" \"$@\"";
+
+const EVERYWHERE: [(&str, &str); 3] = [
+    ("ipv6/conf/default/accept_dad", "0"),
+    ("ipv6/conf/default/accept_ra", "0"),
+    ("ipv6/conf/all/accept_dad", "0"),
+];
+
+/// What the router image sets, plus forwarding, which it does not: a hole must show.
+const ON_THE_GATEWAY: [(&str, &str); 19] = [
+    ("ipv4/ip_forward", "1"),
+    ("ipv6/conf/all/forwarding", "1"),
+    ("ipv4/conf/all/rp_filter", "1"),
+    ("ipv4/conf/default/rp_filter", "1"),
+    ("ipv4/conf/all/accept_redirects", "0"),
+    ("ipv4/conf/default/accept_redirects", "0"),
+    ("ipv4/conf/all/send_redirects", "0"),
+    ("ipv4/conf/default/send_redirects", "0"),
+    ("ipv4/conf/all/accept_source_route", "0"),
+    ("ipv4/conf/default/accept_source_route", "0"),
+    ("ipv4/conf/all/route_localnet", "0"),
+    ("ipv4/conf/default/route_localnet", "0"),
+    ("ipv4/conf/all/arp_ignore", "1"),
+    ("ipv4/conf/all/arp_announce", "2"),
+    ("ipv4/icmp_ratemask", "6160"),
+    ("ipv6/conf/all/accept_redirects", "0"),
+    ("ipv6/conf/default/accept_redirects", "0"),
+    ("ipv6/conf/all/accept_source_route", "0"),
+    ("ipv6/conf/all/accept_ra", "0"),
+];

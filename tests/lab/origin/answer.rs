@@ -1,0 +1,265 @@
+//! What the origins answer; the path decides.
+//!
+//! | path | answer |
+//! |---|---|
+//! | `/v1/chat/completions`, `/v1/messages`, `/v1/models` | like the real APIs, streamed on `"stream": true` |
+//! | `/reflect` | the credential in a header field and in the body |
+//! | `/reflect-split` | the credential in the body, one byte a chunk |
+//! | `/gzip` | the credential in a compressed body |
+//! | `/sse?n=5&ms=100` | events with a pause between them |
+//! | `/big?bytes=N` | N bytes |
+//! | `/slow?ms=N` | an answer after a while |
+//! | `/cut` | half of the body it announced |
+//! | `/trailers` | a body, then trailer fields |
+//! | `/redirect?to=URL` | 302 |
+//! | `/status/N` | that status |
+//! | `/*.git/*` | a git repository; Basic is required |
+//! | anything else | the request as it arrived, in JSON |
+
+use std::{
+    io::{self, Write as _},
+    pin::Pin,
+    process::{Command, Stdio},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http_body::{Body, Frame};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use serde_json::json;
+use tokio::sync::mpsc;
+
+use super::{
+    git, models,
+    record::{Log, Received},
+};
+
+/// A body made while it is sent.
+pub(super) struct Script(mpsc::Receiver<io::Result<Frame<Bytes>>>);
+
+/// The other end of a [`Script`].
+pub(super) type Frames = mpsc::Sender<io::Result<Frame<Bytes>>>;
+
+pub(super) type Answer = Response<Script>;
+
+/// Records the request once it is complete, then answers it.
+pub(super) async fn answer(
+    request: Request<Incoming>,
+    id: usize,
+    log: Log,
+) -> Result<Answer, io::Error> {
+    let (head, body) = request.into_parts();
+    let body = body.collect().await.map_err(io::Error::other)?;
+    let trailers = body.trailers().cloned().unwrap_or_default();
+    let received = Received {
+        version: head.version,
+        method: head.method,
+        uri: head.uri,
+        headers: head.headers,
+        body: body.to_bytes(),
+        trailers,
+    };
+    log.received(id, received.clone());
+    Ok(route(&received).await)
+}
+
+async fn route(request: &Received) -> Answer {
+    let path = request.uri.path();
+    match path {
+        "/v1/chat/completions" | "/v1/messages" | "/v1/models" => models::answer(request),
+        "/reflect" => reflect(request),
+        "/reflect-split" => split(credential(request)),
+        "/gzip" => gzip(request),
+        "/sse" => events(request),
+        "/big" => big(number(request, "bytes").unwrap_or(1 << 20)),
+        "/slow" => {
+            tokio::time::sleep(pause(request)).await;
+            text("slow")
+        }
+        "/cut" => cut(),
+        "/trailers" => with_trailers(),
+        "/redirect" => redirect(request),
+        _ if path.starts_with("/status/") => status(path),
+        _ if path.contains(".git/") => git::answer(request),
+        _ => echo(request),
+    }
+}
+
+/// A short answer in clear text.
+pub(super) fn text(body: impl Into<Bytes>) -> Answer {
+    whole("text/plain", body)
+}
+
+/// A complete answer of a known length.
+pub(super) fn whole(kind: &'static str, body: impl Into<Bytes>) -> Answer {
+    let body = body.into();
+    let length = body.len();
+    let mut answer = streamed(kind, |frames| async move {
+        let _ = frames.send(Ok(Frame::data(body))).await;
+    });
+    answer.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    answer
+}
+
+/// An answer that `write` writes bit by bit. Errors of sending mean that nobody reads any more.
+pub(super) fn streamed<F>(kind: &'static str, write: impl FnOnce(Frames) -> F) -> Answer
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let (frames, body) = mpsc::channel(1);
+    tokio::spawn(write(frames));
+    let mut answer = Response::new(Script(body));
+    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    answer
+}
+
+/// What the request carried in the usual fields.
+pub(super) fn credential(request: &Received) -> String {
+    let fields = ["authorization", "x-api-key"];
+    fields.iter().flat_map(|name| request.header(name)).collect::<Vec<_>>().join(" ")
+}
+
+fn echo(request: &Received) -> Answer {
+    let headers: Vec<_> = request
+        .headers
+        .iter()
+        .map(|(name, value)| json!([name.as_str(), String::from_utf8_lossy(value.as_bytes())]))
+        .collect();
+    let seen = json!({
+        "method": request.method.as_str(),
+        "authority": request.authority(),
+        "path": request.uri.path_and_query().map_or("", |path| path.as_str()),
+        "headers": headers,
+        "body": String::from_utf8_lossy(&request.body),
+    });
+    whole("application/json", seen.to_string())
+}
+
+fn reflect(request: &Received) -> Answer {
+    let credential = credential(request);
+    let mut answer = text(format!("you sent {credential}, twice: {credential}"));
+    if let Ok(value) = HeaderValue::from_str(&credential) {
+        answer.headers_mut().insert("x-reflected", value);
+    }
+    answer
+}
+
+fn split(credential: String) -> Answer {
+    streamed("text/plain", |frames| async move {
+        for byte in format!("you sent {credential}.").into_bytes() {
+            let frame = Frame::data(Bytes::copy_from_slice(&[byte]));
+            if frames.send(Ok(frame)).await.is_err() {
+                break;
+            }
+        }
+    })
+}
+
+fn gzip(request: &Received) -> Answer {
+    let packed = pack(credential(request).as_bytes()).unwrap_or_default();
+    let mut answer = whole("text/plain", packed);
+    answer.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    answer
+}
+
+fn pack(bytes: &[u8]) -> io::Result<Vec<u8>> {
+    let mut gzip = Command::new("gzip").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    if let Some(mut stdin) = gzip.stdin.take() {
+        stdin.write_all(bytes)?;
+    }
+    Ok(gzip.wait_with_output()?.stdout)
+}
+
+fn events(request: &Received) -> Answer {
+    let (count, pause) = (number(request, "n").unwrap_or(5), pause(request));
+    streamed("text/event-stream", move |frames| async move {
+        for event in 0..count {
+            let line = format!("data: event {event}\n\n");
+            if frames.send(Ok(Frame::data(line.into()))).await.is_err() {
+                break;
+            }
+            tokio::time::sleep(pause).await;
+        }
+    })
+}
+
+fn big(bytes: u64) -> Answer {
+    let mut answer = streamed("application/octet-stream", move |frames| async move {
+        let block = Bytes::from(vec![b'x'; 64 * 1024]);
+        let mut left = usize::try_from(bytes).unwrap_or(usize::MAX);
+        while left > 0 {
+            let now = left.min(block.len());
+            if frames.send(Ok(Frame::data(block.slice(..now)))).await.is_err() {
+                break;
+            }
+            left -= now;
+        }
+    });
+    answer.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(bytes));
+    answer
+}
+
+fn cut() -> Answer {
+    let mut answer = streamed("text/plain", |frames| async move {
+        let _ = frames.send(Ok(Frame::data("half".into()))).await;
+        let _ = frames.send(Err(io::Error::other("cut as asked"))).await;
+    });
+    answer.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from_static("8"));
+    answer
+}
+
+fn with_trailers() -> Answer {
+    let mut answer = streamed("text/plain", |frames| async move {
+        let mut trailers = HeaderMap::new();
+        trailers.insert("x-checksum", HeaderValue::from_static("abc"));
+        let _ = frames.send(Ok(Frame::data("body".into()))).await;
+        let _ = frames.send(Ok(Frame::trailers(trailers))).await;
+    });
+    answer.headers_mut().insert(header::TRAILER, HeaderValue::from_static("x-checksum"));
+    answer
+}
+
+fn redirect(request: &Received) -> Answer {
+    let mut answer = text("");
+    *answer.status_mut() = StatusCode::FOUND;
+    if let Some(Ok(to)) = parameter(request, "to").map(HeaderValue::from_str) {
+        answer.headers_mut().insert(header::LOCATION, to);
+    }
+    answer
+}
+
+fn status(path: &str) -> Answer {
+    let mut answer = text("as you asked");
+    let code = path.trim_start_matches("/status/").parse::<u16>().ok();
+    *answer.status_mut() =
+        code.and_then(|code| StatusCode::from_u16(code).ok()).unwrap_or(StatusCode::BAD_REQUEST);
+    answer
+}
+
+fn pause(request: &Received) -> Duration {
+    Duration::from_millis(number(request, "ms").unwrap_or(100))
+}
+
+fn number(request: &Received, name: &str) -> Option<u64> {
+    parameter(request, name)?.parse().ok()
+}
+
+fn parameter<'r>(request: &'r Received, name: &str) -> Option<&'r str> {
+    let pairs = request.uri.query()?.split('&').filter_map(|pair| pair.split_once('='));
+    pairs.filter(|(key, _)| *key == name).map(|(_, value)| value).next()
+}
+
+impl Body for Script {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        self.0.poll_recv(cx)
+    }
+}

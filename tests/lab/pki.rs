@@ -1,0 +1,144 @@
+//! The certificates of the lab's internet, good ones and all kinds of bad ones.
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+};
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use std::sync::Arc;
+use time::{Duration, OffsetDateTime};
+
+/// A certificate authority.
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    pem: String,
+    der: CertificateDer<'static>,
+}
+
+/// A certificate with its key, for a server.
+pub struct Identity {
+    chain: Vec<CertificateDer<'static>>,
+    key: KeyPair,
+    pem: String,
+}
+
+/// What may be wrong with a server's certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flaw {
+    /// Nothing.
+    None,
+    /// It is for another name.
+    WrongName,
+    /// It ended yesterday.
+    Expired,
+    /// It begins tomorrow.
+    NotYet,
+    /// It vouches for itself.
+    SelfSigned,
+    /// Its issuer is unknown to everybody.
+    UnknownIssuer,
+}
+
+impl Authority {
+    /// A new root, valid for a day around now.
+    ///
+    /// # Panics
+    /// When no key can be made.
+    pub fn new(name: &str) -> Self {
+        let mut params = dated(CertificateParams::default(), -1, 30);
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let key = new_key();
+        let root = params.self_signed(&key).expect("the root can be signed");
+        Self { pem: root.pem(), der: root.der().clone(), issuer: Issuer::new(params, key) }
+    }
+
+    /// The root in PEM.
+    pub fn pem(&self) -> &str {
+        &self.pem
+    }
+
+    /// The root in DER.
+    pub fn der(&self) -> &CertificateDer<'static> {
+        &self.der
+    }
+
+    /// A certificate for `name`, an IP address or a host name.
+    pub fn issue(&self, name: &str) -> Identity {
+        self.issue_flawed(name, Flaw::None)
+    }
+
+    /// A certificate for `name` with something wrong.
+    ///
+    /// # Panics
+    /// When it cannot be signed.
+    pub fn issue_flawed(&self, name: &str, flaw: Flaw) -> Identity {
+        let key = new_key();
+        let params = leaf(name, flaw);
+        let certificate = match flaw {
+            Flaw::SelfSigned => params.self_signed(&key),
+            Flaw::UnknownIssuer => {
+                params.signed_by(&key, &Self::new("Somebody else's root").issuer)
+            }
+            _ => params.signed_by(&key, &self.issuer),
+        }
+        .expect("the leaf can be signed");
+        Identity { chain: vec![certificate.der().clone()], pem: certificate.pem(), key }
+    }
+}
+
+impl Identity {
+    /// The certificate in PEM.
+    pub fn certificate_pem(&self) -> &str {
+        &self.pem
+    }
+
+    /// The certificate in DER.
+    pub fn certificate_der(&self) -> &CertificateDer<'static> {
+        &self.chain[0]
+    }
+
+    /// The key in PEM.
+    pub fn key_pem(&self) -> String {
+        self.key.serialize_pem()
+    }
+
+    /// For a rustls server.
+    ///
+    /// # Panics
+    /// Never: the key was made here.
+    pub fn certified(&self) -> Arc<CertifiedKey> {
+        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(self.key.serialize_der()));
+        let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).expect("P-256");
+        Arc::new(CertifiedKey::new(self.chain.clone(), key))
+    }
+}
+
+fn leaf(name: &str, flaw: Flaw) -> CertificateParams {
+    let name = if flaw == Flaw::WrongName { "wrong.example" } else { name };
+    let params = CertificateParams::new(vec![name.to_owned()]).expect("a name or address");
+    let (from, until) = match flaw {
+        Flaw::Expired => (-10, -1),
+        Flaw::NotYet => (1, 10),
+        _ => (-1, 10),
+    };
+    let mut params = dated(params, from, until);
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.use_authority_key_identifier_extension = true;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    params
+}
+
+fn dated(mut params: CertificateParams, from_days: i64, until_days: i64) -> CertificateParams {
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.not_before = OffsetDateTime::now_utc() + Duration::days(from_days);
+    params.not_after = OffsetDateTime::now_utc() + Duration::days(until_days);
+    params
+}
+
+fn new_key() -> KeyPair {
+    KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("a P-256 key")
+}

@@ -1,0 +1,145 @@
+//! A test in namespaces of its own.
+//!
+//! [`sandboxed`] starts the test binary again for this one test, inside new mount, network and
+//! process namespaces (and a user namespace when not root). Whatever happens then, a panic, a
+//! timeout or a killed test runner, the kernel ends every process and takes down every interface
+//! and mount with the namespaces: there is no clean-up code to forget. A test that hangs fails
+//! after [`LIMIT`].
+
+use std::{
+    io::Read,
+    os::unix::process::ExitStatusExt,
+    process::{Child, Command, ExitStatus, Stdio},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+/// How long one test may take.
+pub const LIMIT: Duration = Duration::from_secs(120);
+
+/// Runs `body` in namespaces of its own; to be called at once by a `#[test]` function, with a
+/// closure written in that function, because the closure's type names the test to start again.
+///
+/// # Panics
+/// When the test fails inside, with everything that it printed.
+pub fn sandboxed<F: FnOnce()>(body: F) {
+    sandboxed_for(LIMIT, body);
+}
+
+/// [`sandboxed`], with another limit on the time.
+///
+/// # Panics
+/// As [`sandboxed`] does.
+pub fn sandboxed_for<F: FnOnce()>(limit: Duration, body: F) {
+    if std::env::var_os(INSIDE).is_some() {
+        return body();
+    }
+    let test = test_name(std::any::type_name::<F>());
+    let mut runner = start(test);
+    let stdout = drain(runner.stdout.take());
+    let stderr = drain(runner.stderr.take());
+    let ended = wait(&mut runner, limit);
+    let output = [stdout, stderr].map(|reader| reader.join().unwrap_or_default()).concat();
+    match ended {
+        Some(status) if status.success() && output.contains("1 passed") => {}
+        Some(status) => panic!("{test} failed in its sandbox ({}):\n{output}", describe(status)),
+        None => panic!("{test} did not end within {limit:?}:\n{output}"),
+    }
+}
+
+/// Enters new namespaces and runs `program` there, for what is not a test: the demonstration.
+pub fn command(program: &std::path::Path) -> Command {
+    let mut command = Command::new("setpriv");
+    // The namespaces end with whoever asked for them, also when that is killed.
+    command.args(["--pdeathsig", "KILL", "unshare"]);
+    if !rustix::process::geteuid().is_root() {
+        command.args(["--user", "--map-root-user"]);
+    }
+    command
+        .args(["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"])
+        .args(["--propagation", "private", "sh", "-c", ENTER])
+        .arg(program)
+        .env(INSIDE, "1");
+    command
+}
+
+/// Whether this process already runs inside.
+pub fn inside() -> bool {
+    std::env::var_os(INSIDE).is_some()
+}
+
+fn start(test: &str) -> Child {
+    let binary = std::env::current_exe().expect("the test binary knows where it is");
+    command(&binary)
+        .args(["--exact", test, "--nocapture", "--include-ignored", "--test-threads=1"])
+        // The first panic's place says enough, and the output is shown by another panic.
+        .env("RUST_BACKTRACE", "0")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("setpriv and unshare start; tests/prerequisites installs util-linux")
+}
+
+fn drain<R: Read + Send + 'static>(pipe: Option<R>) -> JoinHandle<String> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        if let Some(mut pipe) = pipe {
+            // What was read before an error is still worth showing.
+            let _ = pipe.read_to_end(&mut bytes);
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
+}
+
+fn wait(runner: &mut Child, limit: Duration) -> Option<ExitStatus> {
+    let end = Instant::now() + limit;
+    while Instant::now() < end {
+        if let Some(status) = runner.try_wait().expect("the sandbox can be waited for") {
+            return Some(status);
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    // `--kill-child` takes the first process of the namespace along, and with it all others.
+    runner.kill().expect("the sandbox can be killed");
+    runner.wait().expect("the sandbox can be waited for");
+    None
+}
+
+/// `properties::accept::a_sentence::{{closure}}` names the test `accept::a_sentence`.
+fn test_name(closure: &str) -> &str {
+    let path = closure.trim_end_matches("::{{closure}}");
+    path.split_once("::").map_or(path, |(_binary, test)| test)
+}
+
+fn describe(status: ExitStatus) -> String {
+    match status.signal() {
+        Some(signal) => format!("signal {signal}"),
+        None => format!("exit {}", status.code().unwrap_or(-1)),
+    }
+}
+
+const INSIDE: &str = "CLOAKROOM_SANDBOX";
+
+/// The shell stays as the first process of the namespace: it reaps orphans, and a program that is
+/// not the first keeps the usual meaning of signals.
+const ENTER: &str = r#"
+set -e
+mount -t tmpfs -o mode=0755 tmpfs /run
+mkdir -p /run/netns /run/lab/home
+ip link set lo up
+set +e
+"$0" "$@"
+exit $?
+"#;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_closure_names_its_test() {
+        assert_eq!(test_name("properties::packets::a_b::{{closure}}"), "packets::a_b");
+        assert_eq!(test_name("properties::a_b::{{closure}}::{{closure}}"), "a_b");
+    }
+}

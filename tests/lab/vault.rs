@@ -1,0 +1,241 @@
+//! A real Vault (or OpenBao) on the lab's internet, with TLS, a KV v2 engine at `kv`, and an
+//! AppRole for the gateway that may read `kv/agents/*`.
+//!
+//! It keeps its data (raft: what every build of both has) so that it can be stopped and started. It is spoken to
+//! through its own command line.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Child, Output, Stdio},
+};
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::{
+    gateway::{ANTHROPIC_SECRET, GIT_SECRET, OPENAI_SECRET, OPS_SECRET},
+    net::{INTERNET, Lab, VAULT},
+    tools, wait,
+};
+
+/// A running Vault.
+pub struct Vault {
+    program: PathBuf,
+    dir: PathBuf,
+    process: Option<Child>,
+    unseal_key: String,
+    root_token: String,
+    role_id: String,
+}
+
+impl Vault {
+    /// Starts, initialises and fills a Vault. Takes a few seconds.
+    ///
+    /// # Panics
+    /// When no Vault is found, or it does not do as it is told.
+    pub fn start(lab: &Lab) -> Self {
+        let program =
+            find().expect("no vault or bao on PATH nor in the cache: run tests/vault/get");
+        let dir = lab.dir.join("vault");
+        fs::create_dir_all(dir.join("data")).expect("the lab's folder is writable");
+        let identity = lab.public.issue(&VAULT.to_string());
+        lab.write("vault/cert.pem", identity.certificate_pem());
+        lab.write("vault/key.pem", identity.key_pem());
+        lab.write("vault/ca.pem", lab.public.pem());
+        lab.write("vault/config.hcl", CONFIG.replace("{dir}", &dir.display().to_string()));
+        let mut vault = Self {
+            program,
+            dir,
+            process: None,
+            unseal_key: String::new(),
+            root_token: String::new(),
+            role_id: String::new(),
+        };
+        vault.resume_sealed();
+        vault.initialise();
+        vault.fill(lab);
+        vault
+    }
+
+    /// The `[vault]` part of a gateway's configuration.
+    pub fn config(&self) -> String {
+        format!(
+            "\n[vault]\naddress = \"https://{VAULT}:8200\"\nca_file = \"{dir}/ca.pem\"\n\
+             role_id = \"{role}\"\nsecret_id_file = \"{dir}/secret-id\"\n\
+             refresh = \"1s\"\nmax_stale = \"5s\"\n",
+            dir = self.dir.display(),
+            role = self.role_id,
+        )
+    }
+
+    /// Runs the command line as Vault's root, and returns what it printed.
+    ///
+    /// # Panics
+    /// When it fails.
+    #[track_caller]
+    pub fn cli(&self, args: &[&str]) -> String {
+        let output = self.try_cli(args, &self.root_token);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "vault {args:?}: {stderr}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Runs the command line with this token.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn try_cli(&self, args: &[&str], token: &str) -> Output {
+        INTERNET
+            .command(&self.program)
+            .args(args)
+            .env("VAULT_ADDR", format!("https://{VAULT}:8200"))
+            .env("VAULT_CACERT", self.dir.join("ca.pem"))
+            .env("VAULT_TOKEN", token)
+            // The command line answers in JSON to whoever asks for it here.
+            .env("VAULT_FORMAT", "json")
+            .output()
+            .expect("vault starts")
+    }
+
+    /// Stores a value under `kv/agents/NAME`, field `api_key`.
+    pub fn put(&self, name: &str, value: &str) {
+        self.cli(&[
+            "kv",
+            "put",
+            "-mount=kv",
+            &format!("agents/{name}"),
+            &format!("api_key={value}"),
+        ]);
+    }
+
+    /// Takes the gateway's right to read anything away.
+    pub fn forbid(&self) {
+        self.policy("path \"kv/data/agents/*\" { capabilities = [\"deny\"] }\n");
+    }
+
+    /// Gives that right (back).
+    pub fn allow(&self) {
+        self.policy(POLICY);
+    }
+
+    /// Seals it: it answers 503 from now on.
+    pub fn seal(&self) {
+        self.cli(&["operator", "seal"]);
+    }
+
+    /// Unseals it.
+    pub fn unseal(&self) {
+        self.cli(&["operator", "unseal", &self.unseal_key]);
+        wait::expect("vault is active", || {
+            self.try_cli(&["read", "sys/health"], &self.root_token).status.success()
+        });
+    }
+
+    /// Ends the process: nothing listens any more.
+    ///
+    /// # Panics
+    /// When it cannot be waited for.
+    pub fn stop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            tools::signal(&process, Signal::KILL);
+            process.wait().expect("vault ends");
+        }
+    }
+
+    /// Starts it again with the data it had.
+    pub fn resume(&mut self) {
+        self.resume_sealed();
+        self.unseal();
+    }
+
+    fn resume_sealed(&mut self) {
+        let log = fs::File::create(self.dir.join("log")).expect("the lab's folder is writable");
+        let process = INTERNET
+            .command(&self.program)
+            .args(["server", "-config"])
+            .arg(self.dir.join("config.hcl"))
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("vault starts");
+        self.process = Some(process);
+        let up = wait::until(wait::SOON, || INTERNET.connect((VAULT, 8200).into()).ok());
+        let log = || fs::read_to_string(self.dir.join("log")).unwrap_or_default();
+        assert!(up.is_some(), "vault does not listen: {}", log());
+    }
+
+    fn initialise(&mut self) {
+        let answer = self.cli(&["operator", "init", "-key-shares=1", "-key-threshold=1"]);
+        let answer: Value = serde_json::from_str(&answer).expect("vault answers in JSON");
+        self.unseal_key = answer["unseal_keys_b64"][0].as_str().unwrap_or_default().to_owned();
+        self.root_token = answer["root_token"].as_str().unwrap_or_default().to_owned();
+        self.unseal();
+    }
+
+    fn fill(&mut self, lab: &Lab) {
+        self.cli(&["secrets", "enable", "-path=kv", "-version=2", "kv"]);
+        self.cli(&["auth", "enable", "approle"]);
+        self.allow();
+        self.cli(&["write", ROLE, "token_policies=gateway", "token_ttl=10m", "token_max_ttl=1h"]);
+        self.role_id = field(&self.cli(&["read", &format!("{ROLE}/role-id")]), "role_id");
+        let secret_id =
+            field(&self.cli(&["write", "-f", &format!("{ROLE}/secret-id")]), "secret_id");
+        lab.write("vault/secret-id", secret_id);
+        wait::expect("the engine is ready", || {
+            let put = ["kv", "put", "-mount=kv", "agents/probe", "api_key=probe"];
+            self.try_cli(&put, &self.root_token).status.success()
+        });
+        self.put("openai", OPENAI_SECRET);
+        self.put("anthropic", ANTHROPIC_SECRET);
+        self.put("git", GIT_SECRET);
+        self.put("ops", OPS_SECRET);
+    }
+
+    fn policy(&self, policy: &str) {
+        let file = self.dir.join("policy.hcl");
+        fs::write(&file, policy).expect("the lab's folder is writable");
+        self.cli(&["policy", "write", "gateway", &file.display().to_string()]);
+    }
+}
+
+/// `CLOAKROOM_VAULT`, then `vault` or `bao` on `PATH`, then the newest in the cache.
+pub fn find() -> Option<PathBuf> {
+    let named = std::env::var_os("CLOAKROOM_VAULT").map(PathBuf::from);
+    named.or_else(|| tools::on_path(&["vault", "bao"])).or_else(cached)
+}
+
+fn cached() -> Option<PathBuf> {
+    let entries = fs::read_dir(tools::cache()).ok()?.filter_map(Result::ok);
+    let vaults = entries.filter(|entry| {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        name.starts_with("vault-") && !name.contains('~')
+    });
+    vaults.map(|entry| entry.path()).max()
+}
+
+fn field(answer: &str, name: &str) -> String {
+    let answer: Value = serde_json::from_str(answer).expect("vault answers in JSON");
+    let value = answer["data"][name].as_str();
+    value.unwrap_or_else(|| panic!("no {name} in {answer}")).to_owned()
+}
+
+const ROLE: &str = "auth/approle/role/gateway";
+
+const POLICY: &str = "path \"kv/data/agents/*\" { capabilities = [\"read\"] }\n";
+
+const CONFIG: &str = r#"
+storage "raft" {
+  path = "{dir}/data"
+  node_id = "lab"
+  performance_multiplier = 1
+}
+listener "tcp" {
+  address = "203.0.113.200:8200"
+  tls_cert_file = "{dir}/cert.pem"
+  tls_key_file = "{dir}/key.pem"
+}
+api_addr = "https://203.0.113.200:8200"
+cluster_addr = "https://203.0.113.200:8201"
+disable_mlock = true
+"#;

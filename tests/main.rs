@@ -1,0 +1,5 @@
+//! One file per group of properties; each test runs in namespaces of its own.
+//!
+//! They are one program, so that the lab is linked once.
+
+mod the_lab_itself;
