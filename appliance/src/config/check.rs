@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use ipnet::IpNet;
 use toml::Spanned;
 
 use super::{
@@ -10,7 +11,7 @@ use super::{
     gateway::Gateway,
     rules::{ApiRule, BindingRule, GroupRule, PassRule, overlap},
 };
-use crate::policy::{GroupName, Host, HostPattern, Place, SecretRef};
+use crate::policy::{GroupName, Host, HostPattern, InterfaceName, Place, SecretRef};
 
 /// Everything that a file says, as far as it could be read.
 pub(super) struct Draft {
@@ -62,24 +63,25 @@ impl Draft {
 
     /// No packet may belong to two groups.
     fn check_agents(&self, report: &Report<'_>) {
+        let on = |group: &'_ GroupRule| group.interface.as_ref().map(|name| name.get_ref().clone());
         let prefixes = self.groups.iter().flat_map(|group| {
-            group.prefixes.iter().map(move |prefix| (group.interface.as_ref(), prefix))
+            group.prefixes.iter().filter_map(move |prefix| on(group).zip(Some(prefix)))
         });
-        let prefixes: Vec<_> = prefixes.collect();
-        for (at, (interface, prefix)) in prefixes.iter().enumerate() {
-            let same = |other: &&(Option<&Spanned<_>>, &Spanned<_>)| {
-                other.0.zip(*interface).is_some_and(|(one, two)| one.get_ref() == two.get_ref())
-                    && overlap(other.1.get_ref(), prefix.get_ref())
-            };
-            if let Some((_, first)) = prefixes.iter().take(at).find(same) {
+        let mut seen: Vec<(InterfaceName, &Spanned<IpNet>)> = Vec::new();
+        for (interface, prefix) in prefixes {
+            let first = seen.iter().find(|(other, first)| {
+                *other == interface && overlap(first.get_ref(), prefix.get_ref())
+            });
+            if let Some((_, first)) = first {
                 let (own, other) = (prefix.get_ref(), first.get_ref());
-                let line = report.line(&first.span());
                 let text = format!(
-                    "prefixes: \"{own}\" overlaps \"{other}\" of line {line} on the same interface; \
-                     an agent belongs to one group"
+                    "prefixes: \"{own}\" overlaps \"{other}\" of line {} on that interface; \
+                     an agent belongs to one group",
+                    report.line(&first.span())
                 );
                 report.add(&prefix.span(), text);
             }
+            seen.push((interface, prefix));
         }
     }
 
@@ -119,7 +121,8 @@ impl Draft {
             if let Some(first) = seen.get(&(name, port)) {
                 let line = report.line(first);
                 let text = format!(
-                    "hosts: \"{name}\" on port {port} is already in line {line}; a host and port belong to one API"
+                    "hosts: \"{name}\" on port {port} is already in line {line}; a host and port \
+                     belong to one API"
                 );
                 report.add(&host.span(), text);
             } else {
@@ -130,25 +133,24 @@ impl Draft {
 
     /// A name that a pass lists exactly belongs to no API, and to no other pass of the same group.
     fn check_pass_hosts(&self, report: &Report<'_>) {
-        for (at, pass) in self.passes.iter().enumerate() {
-            for (nth, host) in pass.hosts.iter().enumerate() {
-                let twice =
-                    pass.hosts.iter().take(nth).find(|first| first.get_ref() == host.get_ref());
-                let earlier = self.passes.iter().take(at);
-                let first = twice.map(Spanned::span).or_else(|| {
-                    earlier.filter(|first| meet(first, pass)).find_map(|first| first.holds(host))
-                });
-                if let Some(first) = self.api_span(pass, host.get_ref()) {
-                    let text = shadow(host.get_ref(), report.line(&first));
-                    report.add(&host.span(), text);
-                } else if let Some(first) = first {
-                    let (host_text, line) = (host.get_ref(), report.line(&first));
-                    let text = format!(
-                        "hosts: \"{host_text}\" is already in line {line} for the same groups and ports; keep one"
-                    );
-                    report.add(&host.span(), text);
-                }
+        let mut seen: Vec<(&PassRule, &Spanned<HostPattern>)> = Vec::new();
+        let hosts = self.passes.iter().flat_map(|pass| pass.hosts.iter().map(move |h| (pass, h)));
+        for (pass, host) in hosts {
+            let name = host.get_ref();
+            let first = seen.iter().find(|(other, first)| {
+                first.get_ref() == name && (std::ptr::eq(*other, pass) || meet(other, pass))
+            });
+            if let Some(api) = self.api_span(pass, name) {
+                report.add(&host.span(), shadow(name, report.line(&api)));
+            } else if let Some((_, first)) = first {
+                let line = report.line(&first.span());
+                let text = format!(
+                    "hosts: \"{name}\" is already in line {line} for the same groups and ports; \
+                     keep one"
+                );
+                report.add(&host.span(), text);
             }
+            seen.push((pass, host));
         }
     }
 
@@ -198,13 +200,6 @@ impl Draft {
     }
 }
 
-impl PassRule {
-    fn holds(&self, host: &Spanned<HostPattern>) -> Option<Span> {
-        let same = self.hosts.iter().find(|own| own.get_ref() == host.get_ref());
-        same.map(Spanned::span)
-    }
-}
-
 /// One placeholder of one group in one place must mean one secret.
 fn check_placeholders(api: &ApiRule, report: &Report<'_>) {
     let mut seen: Vec<(&BindingRule, &Spanned<Place>)> = Vec::new();
@@ -221,7 +216,8 @@ fn check_placeholders(api: &ApiRule, report: &Report<'_>) {
                 format!("places: this place is already in line {line}; list it once")
             } else {
                 format!(
-                    "places: the same placeholder of the same group is already bound to this place in line {line}; one of the two must go"
+                    "places: the same placeholder of the same group is already bound to this place \
+                     in line {line}; one of the two must go"
                 )
             };
             report.add(&place.span(), text);

@@ -259,6 +259,13 @@ fn api_warnings(api: &Api) -> Vec<String> {
         let (least, placeholder) = (binding.min_value_bytes, &binding.placeholder);
         add(&format!("takes values of {least} bytes for {placeholder}: masking gets weaker"));
     }
+    for binding in &api.bindings {
+        if let SecretRef::VaultKv2 { path, .. } = &binding.secret
+            && path.starts_with("data/")
+        {
+            add(&format!("reads {}: \"data/\" belongs to no path in KV v2", binding.secret));
+        }
+    }
     for prefix in sensitive(&api.upstream) {
         add(&format!("may be at {prefix}: this machine's own or link-local services"));
     }

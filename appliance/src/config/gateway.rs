@@ -117,7 +117,7 @@ pub(super) fn limits(mut table: Table<'_>) -> Limits {
 
 /// Reads `[vault]`; `None` where something needed is missing or wrong.
 pub(super) fn vault(mut table: Table<'_>, base: &Path) -> Option<VaultSettings> {
-    let address = table.required("address", parsed(vault_address));
+    let address = table.required("address", unquoted(vault_address));
     let ca_file = table.optional("ca_file", path(base));
     if address.as_ref().is_some_and(|address| address.get_ref().starts_with("https:")) {
         table.require("ca_file");

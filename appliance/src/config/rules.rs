@@ -206,7 +206,10 @@ impl PassRule {
         match (any, word) {
             (Some(any), None) if !tried => report.add(
                 &any.span(),
-                format!("hosts: \"*\" is every host there is; list the hosts, or write any_host = {ANY_HOST:?}"),
+                format!(
+                    "hosts: \"*\" is every host there is; list the hosts, or write \
+                     any_host = {ANY_HOST:?}"
+                ),
             ),
             (None, Some(word)) => {
                 report.add(&word.span(), "any_host: it has a meaning only where hosts has \"*\"");

@@ -182,7 +182,9 @@ pub(super) fn resolver(value: &DeValue<'_>) -> Result<SocketAddr, String> {
     };
     address.ok().filter(usable).ok_or_else(|| {
         let text = quote(text);
-        format!("{text} is not the address of a resolver; write \"192.0.2.53\" or \"[2001:db8::53]:5353\"")
+        format!(
+            "{text} is not the address of a resolver; write \"192.0.2.53\" or \"[2001:db8::53]:53\""
+        )
     })
 }
 
@@ -213,7 +215,8 @@ fn with_unit(text: &str, units: &[(&str, u64)]) -> Option<u64> {
 fn not_a_host(text: &str, error: &dyn Display) -> String {
     let port = text.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
     match text {
-        _ if text.contains("://") => format!("{} is a URL; write the host name alone", quote(text)),
+        // Not repeated, because a URL may have a password in it.
+        _ if text.contains("://") => "this is a URL; write the host name alone".into(),
         _ if port => format!("{} has a port; the port has its own key", quote(text)),
         _ => format!("{}: {error}", quote(text)),
     }
