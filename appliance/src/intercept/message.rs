@@ -56,6 +56,10 @@ pub fn check(head: &request::Parts, site: &Site) -> Result<(), Reason> {
     if head.method == Method::CONNECT {
         return Err(Reason::ConnectDenied);
     }
+    // Its answer would echo the credential (RFC 9110, section 9.3.8).
+    if head.method == Method::TRACE {
+        return Err(Reason::MethodDenied);
+    }
     if head.headers.contains_key(UPGRADE) || names_upgrade(&head.headers) {
         return Err(Reason::UpgradeDenied);
     }
@@ -253,6 +257,8 @@ mod tests {
         let mut connect = head(Version::HTTP_11, "/", &[("host", "api.example")]);
         connect.method = Method::CONNECT;
         assert_eq!(check(&connect, &site()), Err(Reason::ConnectDenied));
+        connect.method = Method::TRACE;
+        assert_eq!(check(&connect, &site()), Err(Reason::MethodDenied));
     }
 
     #[test]
