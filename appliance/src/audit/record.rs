@@ -17,23 +17,31 @@ use crate::{
     accept::{AgentAddr, Dialled, FlowId},
     decide::Route,
     peek::Peeked,
-    policy::{GroupName, InterfaceName},
+    policy::{GroupName, InterfaceName, Placeholder},
     reason::{Reason, SecretCause},
 };
 
 /// Bytes of a flow so far, seen from the agent's side of the gateway.
 #[derive(Debug, Default)]
 pub struct Traffic {
-    /// From the agent.
-    pub from_agent: AtomicU64,
-    /// To the agent.
-    pub to_agent: AtomicU64,
+    pub(crate) from_agent: AtomicU64,
+    pub(crate) to_agent: AtomicU64,
 }
 
 impl Traffic {
+    /// From the agent.
+    pub fn from_agent(&self) -> u64 {
+        self.from_agent.load(Relaxed)
+    }
+
+    /// To the agent.
+    pub fn to_agent(&self) -> u64 {
+        self.to_agent.load(Relaxed)
+    }
+
     /// Both directions together; it grows as long as the flow lives.
     pub fn total(&self) -> u64 {
-        self.from_agent.load(Relaxed) + self.to_agent.load(Relaxed)
+        self.from_agent() + self.to_agent()
     }
 }
 
@@ -123,8 +131,8 @@ impl Drop for Record {
         if std::thread::panicking() {
             self.refused(Reason::InternalError);
         }
-        self.line.bytes_from_agent = self.traffic.from_agent.load(Relaxed);
-        self.line.bytes_to_agent = self.traffic.to_agent.load(Relaxed);
+        self.line.bytes_from_agent = self.traffic.from_agent();
+        self.line.bytes_to_agent = self.traffic.to_agent();
         self.line.duration_ms = millis(self.begun);
         if let Some(slot) = self.slot.take() {
             slot.write(&self.line);
@@ -164,8 +172,8 @@ impl RequestRecord {
     }
 
     /// The placeholders that were swapped, by name.
-    pub fn placeholders<'a>(&mut self, names: impl Iterator<Item = &'a str>) {
-        self.line.placeholders = names.map(str::to_owned).collect();
+    pub fn placeholders<'a>(&mut self, names: impl Iterator<Item = &'a Placeholder>) {
+        self.line.placeholders = names.map(ToString::to_string).collect();
     }
 
     /// The request goes upstream.

@@ -75,7 +75,10 @@ pub async fn serve(
     };
     record.group(&group.name);
     let flow = Flow { id, group, agent: from, dialled };
-    splice::harden(&stream);
+    if splice::harden(&stream).is_err() {
+        // The kernel refuses these options only for a connection that is already gone.
+        return record.nothing_said();
+    }
     let (peeked, bytes) = match peek::read(&mut stream, limits).await {
         Ok(read) => (read.peeked, read.bytes),
         Err(PeekFailure::Closed) => return record.nothing_said(),
@@ -176,7 +179,6 @@ async fn carry_splice(
     match dial::connect(permit, &gateway.means.resolver, limits.dial_time).await {
         Ok(upstream) => {
             record.upstream(upstream.address);
-            splice::harden(&upstream.stream);
             let traffic = Arc::clone(record.traffic());
             let end = splice::run(agent, upstream.stream, bytes, &traffic, limits.idle_time).await;
             record.ended(end.word());

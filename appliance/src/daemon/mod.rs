@@ -16,7 +16,7 @@ use std::{
     fmt,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use rustls::RootCertStore;
@@ -34,10 +34,10 @@ use crate::{
     config::{self, Config, Settings},
     dial::Resolver,
     intercept::Means,
-    packets::{self, Capture, PacketsError},
+    packets::{self, Capture, Claim, PacketsError},
     policy::{GroupName, Policy, SecretRef},
     rulebook::{MaskCache, Rulebook, RulebookError},
-    secrets::{SecretStore, Sources},
+    secrets::{FileSource, SecretStore, Sources, VaultSource},
 };
 
 /// Why the daemon did not start, or a reload was not taken.
@@ -81,6 +81,7 @@ struct Daemon {
     audit: Sink,
     writer: Writer,
     workers: Vec<Worker>,
+    _claim: Claim,
 }
 
 impl Daemon {
@@ -111,9 +112,11 @@ impl Daemon {
             places,
             proxy_port: settings.proxy_port,
         });
-        let refreshing = tokio::spawn(Arc::clone(&secrets).run(phases));
-        secrets.first_round(FIRST_ROUND).await;
-        let workers = capture_packets(&capture, &settings, &gateway)?;
+        let mut phases = phases;
+        let closing = async move { phases.reached(Phase::Cut).await };
+        let refreshing = tokio::spawn(Arc::clone(&secrets).run(closing));
+        secrets.first_round(Instant::now() + FIRST_ROUND).await;
+        let (claim, workers) = capture_packets(&capture, &settings, &gateway)?;
         report_secrets(&secrets);
         Ok(Self {
             config_file: config_file.to_owned(),
@@ -127,6 +130,7 @@ impl Daemon {
             audit,
             writer,
             workers,
+            _claim: claim,
         })
     }
 
@@ -150,7 +154,7 @@ impl Daemon {
         let Config { settings, policy } =
             config::load(&self.config_file).map_err(DaemonError::Config)?;
         let capture = Capture::new(&policy, &settings);
-        if settings != self.settings || !capture.same_interfaces(&self.capture) {
+        if settings != self.settings || capture.interface_names() != self.capture.interface_names() {
             return Err(DaemonError::Other(
                 "the settings or the interfaces have changed; restart the daemon to take them"
                     .into(),
@@ -160,7 +164,7 @@ impl Daemon {
         let rulebook = rulebook(policy, &settings, &self.system_roots)?;
         packets::apply(&capture)?;
         self.capture = capture;
-        self.secrets.set_wanted(wanted);
+        self.secrets.set_wanted(&wanted);
         self.rulebooks.send_replace(Arc::new(rulebook));
         Ok(())
     }
@@ -184,7 +188,9 @@ impl Daemon {
         if !joined.is_finished() && timeout(CUT_TIME, joined).await.is_err() {
             tracing::error!("flows did not end; leaving them to the kernel");
         }
-        self.refreshing.abort();
+        if timeout(GIVE_BACK_TIME, self.refreshing).await.is_err() {
+            tracing::warn!("the secrets' sources did not take back what they lent in time");
+        }
         drop((self.audit, self.rulebooks, self.secrets));
         self.writer.finish(AUDIT_TIME).await;
         tracing::info!("stopped");
@@ -197,8 +203,8 @@ fn capture_packets(
     capture: &Capture,
     settings: &Settings,
     gateway: &Arc<Gateway>,
-) -> Result<Vec<Worker>, DaemonError> {
-    packets::claim(capture)?;
+) -> Result<(Claim, Vec<Worker>), DaemonError> {
+    let claim = packets::claim(capture)?;
     let count = match settings.workers {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         count => count,
@@ -218,7 +224,7 @@ fn capture_packets(
         // A worker that is gone has said so itself.
         let _ = begin.send(());
     }
-    Ok(workers)
+    Ok((claim, workers))
 }
 
 fn rulebook(
@@ -230,9 +236,22 @@ fn rulebook(
         .map_err(DaemonError::Rulebook)
 }
 
+/// Opens the sources that the settings name. A file that cannot be read is an error here; a Vault
+/// that cannot be reached is not: what depends on it is refused until it can.
 fn open_secrets(settings: &Settings, policy: &Policy) -> Result<Arc<SecretStore>, DaemonError> {
-    let sources = Sources::open(settings).map_err(|error| DaemonError::Other(error.to_string()))?;
-    Ok(SecretStore::new(sources, wanted(policy), settings))
+    let mut sources = Sources::default();
+    let (mut refresh, mut max_stale) = (FILE_REFRESH, FILE_MAX_STALE);
+    if let Some(vault) = &settings.vault {
+        sources.vault =
+            Some(VaultSource::new(vault).map_err(|error| other("[vault]", &error))?);
+        (refresh, max_stale) = (vault.refresh, vault.max_stale);
+    }
+    if let Some(path) = &settings.secret_file {
+        let file = FileSource::new(path.clone());
+        file.check().map_err(|error| other(&path.display().to_string(), &error))?;
+        sources.file = Some(file);
+    }
+    Ok(SecretStore::new(Arc::new(sources), &wanted(policy), refresh, max_stale))
 }
 
 /// Every value that some group may need.
@@ -256,7 +275,11 @@ fn system_roots() -> RootCertStore {
 }
 
 fn report_secrets(secrets: &SecretStore) {
-    tracing::info!("secrets: {}", secrets.snapshot().health());
+    let health = secrets.snapshot().health(Instant::now());
+    tracing::info!(available = health.available, missing = health.missing.len(), "secrets");
+    for (group, secret, cause) in &health.missing {
+        tracing::warn!(%group, %secret, %cause, "no value yet; requests that need it get 503");
+    }
 }
 
 fn other(what: &str, error: &dyn fmt::Display) -> DaemonError {
@@ -321,5 +344,11 @@ impl std::error::Error for DaemonError {}
 const FIRST_ROUND: Duration = Duration::from_secs(5);
 /// Time for flows to end once they are cut.
 const CUT_TIME: Duration = Duration::from_secs(5);
+/// Time for the sources of secrets to take back what they lent.
+const GIVE_BACK_TIME: Duration = Duration::from_secs(5);
+/// How often the file of secrets is read where no Vault says otherwise.
+const FILE_REFRESH: Duration = Duration::from_secs(30);
+/// How long a value outlives a file that has become unreadable.
+const FILE_MAX_STALE: Duration = Duration::from_secs(300);
 /// Time for the last records to be written.
 const AUDIT_TIME: Duration = Duration::from_secs(5);

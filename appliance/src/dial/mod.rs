@@ -17,7 +17,7 @@ use std::{
 
 use tokio::{net::TcpStream, time::timeout};
 
-use crate::{decide::Permit, policy::Upstream, reason::Reason};
+use crate::{decide::Permit, policy::Upstream, reason::Reason, splice};
 
 /// A connection to a permitted upstream.
 #[derive(Debug)]
@@ -60,7 +60,7 @@ async fn connect_any(permit: &Permit, addresses: &[IpAddr]) -> Result<Dialled, R
 #[expect(clippy::disallowed_methods, reason = "the one place that may connect")]
 async fn connect_to(address: SocketAddr) -> std::io::Result<TcpStream> {
     let stream = TcpStream::connect(address).await?;
-    stream.set_nodelay(true)?;
+    splice::harden(&stream)?;
     Ok(stream)
 }
 

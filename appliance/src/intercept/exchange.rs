@@ -32,7 +32,7 @@ use crate::{
     rulebook::MaskCache,
     scrub::{self, Masks},
     secrets::{SecretStore, Snapshot},
-    substitute::{self, Plan, Rules},
+    substitute::{self, Denial, Plan, Rules},
 };
 
 /// What every exchange of one connection shares.
@@ -185,7 +185,7 @@ fn prepare(
 ) -> Result<Arc<Masks>, Reason> {
     match (&connection.rules, &connection.route) {
         (RequestRules::Substitute(rules), Route::Intercept(api)) => {
-            let plan = substitute::examine(rules, head)?;
+            let plan = substitute::examine(rules, head).map_err(|denial| trace.denied(denial))?;
             trace.with(|record| record.placeholders(plan.placeholders()));
             scrub::request_encodings(&mut head.headers, &api.response);
             swap(connection, head, snapshot, &plan)
@@ -208,7 +208,7 @@ fn swap(
 ) -> Result<(), SecretCause> {
     let group = &connection.group.name;
     let now = Instant::now();
-    substitute::apply(plan, head, |binding: &Binding| {
+    plan.apply(head, |binding: &Binding| {
         snapshot.current(group, &binding.secret, binding.min_value_bytes, now)
     })
 }
@@ -282,6 +282,12 @@ impl Trace {
     /// Why the exchange was refused.
     pub fn refused(&self, reason: Reason) {
         self.with(|record| record.refused(reason));
+    }
+
+    /// Notes which placeholder of the group was where it may not be.
+    fn denied(&self, denial: Denial) -> Reason {
+        self.with(|record| record.placeholders(denial.placeholder.iter()));
+        denial.reason
     }
 
     /// Notes why there is no value; agents only learn that there is none.

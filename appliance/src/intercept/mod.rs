@@ -136,7 +136,6 @@ async fn connect(
     let patience = rulebook.policy.limits.dial_time;
     let dialled = dial::connect(permit, &means.resolver, patience).await?;
     record.upstream(dialled.address);
-    crate::splice::harden(&dialled.stream);
     let offer = Protocol::offered(&hello.alpn);
     let settings = ClientSettings {
         group: &flow.group.name,

@@ -133,8 +133,15 @@ impl Lab {
         })
     }
 
-    pub(super) fn in_agent(&self, line: &str) {
-        sh(&format!("nsenter -t {} -n {line}", self.agent.holder.id()));
+    /// Runs a command line there and returns what it printed.
+    pub(super) fn in_agent(&self, line: &str) -> String {
+        sh(&format!("nsenter -t {} -n sh -c '{line}'", self.agent.holder.id()))
+    }
+
+    /// A connection of the agent that stays open.
+    pub(super) fn connect(&self, to: &str, port: u16) -> TcpStream {
+        let to = SocketAddr::new(address(to), port);
+        self.agent.run(move || TcpStream::connect_timeout(&to, PATIENCE).unwrap())
     }
 
     /// ICMP errors and resets that the gateway has sent so far.
@@ -315,4 +322,4 @@ fn outcome(error: std::io::Error) -> Outcome {
 }
 
 /// Long enough for a slow machine to answer, short enough to wait out each silence.
-const PATIENCE: Duration = Duration::from_millis(700);
+pub(super) const PATIENCE: Duration = Duration::from_millis(700);

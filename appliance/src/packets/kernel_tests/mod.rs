@@ -47,6 +47,8 @@ in_a_namespace! {
     traffic::the_guard_alone_passes_nothing,
     traffic::without_ipv6_no_ipv6_passes,
     traffic::a_spoofed_source_is_never_answered,
+    traffic::neighbours_find_each_other_by_link_local_addresses,
+    traffic::a_connection_outlives_the_listing_of_its_port,
     traffic::reloading_under_traffic_leaks_nothing,
 }
 

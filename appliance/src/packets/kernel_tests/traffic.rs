@@ -3,6 +3,7 @@
 //! Every test ends by asking the origin what reached it.
 
 use std::{
+    io::{Read, Write},
     net::{SocketAddr, TcpListener},
     sync::{
         Arc,
@@ -13,10 +14,10 @@ use std::{
 use socket2::{Domain, Socket, Type};
 
 use super::{
-    lab::{GATEWAY, Lab, ORIGIN, Outcome, dropped_as_spoofed},
+    lab::{GATEWAY, Lab, ORIGIN, Outcome, PATIENCE, dropped_as_spoofed},
     load_base, sh,
 };
-use crate::packets::{Capture, apply};
+use crate::packets::{Capture, apply, listen};
 
 #[test]
 #[ignore = "started inside a namespace by its namesake"]
@@ -102,6 +103,10 @@ fn the_guard_alone_passes_nothing() {
 fn without_ipv6_no_ipv6_passes() {
     let lab = Lab::new(false);
     let _listeners = lab.start();
+    // The agent knows the way without asking for it: discovery alone is no protection.
+    let link = sh("ip -o link show agents0");
+    let mac = link.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap();
+    lab.in_agent(&format!("ip neighbour replace {} lladdr {mac} dev eth0", GATEWAY[1]));
     assert_eq!(lab.dial(ORIGIN[0], 443), Outcome::Captured);
     for destination in [ORIGIN[1], GATEWAY[1]] {
         for port in [443, 8080] {
@@ -117,8 +122,18 @@ fn a_spoofed_source_is_never_answered() {
     let lab = Lab::new(true);
     let _listeners = lab.start();
     // Another group's, a routable stranger's, the gateway's own on the far side, link-local ones.
-    let spoofed =
-        ["10.21.0.9", "198.51.100.9", "203.0.113.1", "169.254.7.7", "2001:db8:21::9", "fd00:99::9"];
+    let spoofed = [
+        "10.20.1.9",
+        "2001:db8:20:1::9",
+        "10.21.0.9",
+        "198.51.100.9",
+        "203.0.113.1",
+        "169.254.7.7",
+        "2001:db8:21::9",
+        "fd00:99::9",
+    ];
+    // The way back to these leads through the agents' wire: only the group's prefixes say no.
+    sh("ip route add 10.20.1.0/24 dev agents0; ip route add 2001:db8:20:1::/64 dev agents0");
     let before = lab.answers_sent();
     for source in spoofed {
         let length = if source.contains(':') { 128 } else { 32 };
@@ -132,6 +147,40 @@ fn a_spoofed_source_is_never_answered() {
     assert_eq!(lab.answers_sent(), before, "an answer to a spoofed source");
     assert!(dropped_as_spoofed() >= 2 * spoofed.len(), "they were dropped somewhere else");
     assert_eq!(lab.dial(ORIGIN[0], 443), Outcome::Captured);
+    assert_eq!(lab.reached_origin(), 0);
+}
+
+#[test]
+#[ignore = "started inside a namespace by its namesake"]
+fn neighbours_find_each_other_by_link_local_addresses() {
+    let lab = Lab::new(true);
+    let _listeners = lab.start();
+    let addresses = sh("ip -6 -o address show dev agents0 scope link");
+    let gateway = addresses.split("inet6 ").nth(1).unwrap().split('/').next().unwrap();
+    lab.in_agent(&format!("ping -6 -c 1 -W 1 {gateway}%eth0 || true"));
+    let neighbours = lab.in_agent("ip -6 neighbour show");
+    let found = |line: &str| line.starts_with(gateway) && line.contains("lladdr");
+    assert!(neighbours.lines().any(found), "{neighbours}");
+}
+
+#[test]
+#[ignore = "started inside a namespace by its namesake"]
+fn a_connection_outlives_the_listing_of_its_port() {
+    let lab = Lab::new(true);
+    let other = Capture { ports: vec![8080], ..lab.capture.clone() };
+    let listeners = listen(&lab.capture).unwrap();
+    for origin in ORIGIN {
+        apply(&lab.capture).unwrap();
+        let mut near = lab.connect(origin, 443);
+        let far = listeners.iter().find_map(|each| each.socket.accept().ok());
+        let (mut far, _) = far.expect("a connection that nobody accepted");
+        apply(&other).unwrap();
+        near.write_all(b"still there?").unwrap();
+        far.set_nonblocking(false).unwrap();
+        far.set_read_timeout(Some(PATIENCE)).unwrap();
+        far.read_exact(&mut [0; 12]).unwrap();
+        assert_eq!(lab.dial(origin, 443), Outcome::Refused, "{origin}");
+    }
     assert_eq!(lab.reached_origin(), 0);
 }
 
