@@ -13,7 +13,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::{
-    net::{GATEWAY, Lab},
+    net::{GATEWAY, Lab, sysctl},
     tools, wait,
 };
 
@@ -105,7 +105,10 @@ impl Gateway {
             _ => ready.exists().then_some(Ok(())),
         });
         match end {
-            Some(Ok(())) => Ok(gateway),
+            Some(Ok(())) => {
+                forward();
+                Ok(gateway)
+            }
             Some(Err(status)) => Err(Failed { status: Some(status), stderr: gateway.stderr() }),
             None => {
                 gateway.kill();
@@ -215,15 +218,31 @@ impl Audit {
     }
 }
 
-/// Loads the static guard that closes the gateway before any daemon runs.
+/// Loads the static guard that closes the gateway before any daemon runs, and tells it where the
+/// agents are, as first boot does.
 ///
 /// # Panics
 /// When nft refuses it.
 pub fn guard() {
     let base = tools::repository().join("nft/base.nft");
-    let output = GATEWAY.command("nft").arg("-f").arg(&base).output().expect("nft starts");
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "nft -f {}: {stderr}", base.display());
+    GATEWAY.shell(&format!("nft -f '{}'", base.display()));
+    GATEWAY.shell(
+        "nft add element inet cloakroom_base agent_interfaces '{ \"agents0\", \"agents1\" }'",
+    );
+}
+
+/// Makes the gateway's kernel forward, which the daemon forbids when it starts: where packet rules
+/// are what is tested, nothing else may hide a hole in them.
+pub fn forward() {
+    GATEWAY.enter(|| {
+        sysctl("ipv4/ip_forward", "1");
+        sysctl("ipv6/conf/all/forwarding", "1");
+        // IPv4 has a switch of its own on each interface, which the daemon turned off.
+        for interface in ["agents0", "agents1", "wan0"] {
+            sysctl(&format!("ipv4/conf/{interface}/forwarding"), "1");
+            sysctl(&format!("ipv6/conf/{interface}/forwarding"), "1");
+        }
+    });
 }
 
 /// Writes the configuration, with `{dir}` replaced by the lab's folder, and the files it names.
@@ -235,12 +254,12 @@ pub fn install(lab: &Lab, config: &str) -> PathBuf {
 /// Makes the root, the issuing CAs, and `agents.pem`: what agents trust, which is the gateway's
 /// root beside the public one.
 fn certificates(lab: &Lab, config: &PathBuf) -> Result<(), Failed> {
-    let ca = lab.dir.join("ca");
-    if !ca.exists() {
-        checked(program().args(["ca", "init", "--dir"]).arg(&ca))?;
+    let folder = lab.dir.join("root");
+    if !folder.exists() {
+        checked(program().args(["ca", "init", "--dir"]).arg(&folder))?;
     }
-    checked(program().args(["ca", "issue", "--dir"]).arg(&ca).arg(config))?;
-    let root = checked(program().args(["ca", "show", "--dir"]).arg(&ca))?;
+    checked(program().args(["ca", "issue", "--dir"]).arg(&folder).arg(config))?;
+    let root = checked(program().args(["ca", "show", "--dir"]).arg(&folder))?;
     let bundle = [String::from_utf8_lossy(&root.stdout).as_ref(), lab.public.pem()].concat();
     lab.write("agents.pem", bundle);
     Ok(())
@@ -277,13 +296,13 @@ pub fn vault_config(vault: &str) -> String {
 
 fn secrets_file() -> String {
     let names = ["openai", "anthropic", "git", "ops"];
-    names.iter().zip(SECRETS).map(|(name, value)| format!("{name} = \"{value}\"\n")).collect()
+    names.iter().zip(SECRETS).map(|(name, value)| format!("{name} = {value}\n")).collect()
 }
 
 const GATEWAY_PART: &str = r#"
 [gateway]
 audit = "{dir}/audit.jsonl"
-ca_dir = "{dir}/ca"
+ca_dir = "{dir}/issuing"
 resolvers = ["203.0.113.53"]
 ipv6 = true
 ports = [443, 80]
@@ -350,6 +369,7 @@ anonymous = true
 groups = ["research"]
 placeholder = "GIT_TOKEN"
 places = ["basic password"]
+basic_user = "agent"
 secret = "file:git"
 
 [[splice]]

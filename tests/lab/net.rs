@@ -9,11 +9,15 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::{Arc, Mutex, PoisonError},
     thread,
     time::Duration,
 };
 
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::{
+    net::{AddressFamily, RecvFlags, SocketType, eth, recv, socket},
+    thread::{LinkNameSpaceType, move_into_link_name_space},
+};
 
 use crate::{pki::Authority, sandbox, wait};
 
@@ -158,12 +162,12 @@ impl Lab {
         fs::write(self.dir.join("hosts"), hosts).expect("the lab's folder is writable");
     }
 
-    /// Records every packet that `ns` sends or receives on `interface`.
+    /// Records every packet that `ns` sends or receives.
     ///
     /// # Panics
-    /// When tcpdump does not start.
-    pub fn capture(&self, ns: Ns, interface: &str) -> Capture {
-        Capture::start(ns, interface, self.dir.join(format!("{}-{interface}.pcap", ns.0)))
+    /// When the kernel refuses.
+    pub fn capture(&self, ns: Ns) -> Capture {
+        Capture::start(ns)
     }
 }
 
@@ -253,39 +257,39 @@ impl Ns {
     }
 }
 
-/// A running tcpdump.
+/// A recording of every packet that a namespace sends and receives.
 pub struct Capture {
-    process: std::process::Child,
-    file: PathBuf,
+    packets: Arc<Mutex<Vec<u8>>>,
 }
 
 impl Capture {
-    fn start(ns: Ns, interface: &str, file: PathBuf) -> Self {
-        let log = file.with_extension("log");
-        let stderr = fs::File::create(&log).expect("the lab's folder is writable");
-        let process = ns
-            .command("tcpdump")
-            .args(["--immediate-mode", "-U", "-n", "-Z", "root", "-i", interface, "-w"])
-            .arg(&file)
-            .stderr(stderr)
-            .spawn()
-            .expect("tcpdump starts");
-        wait::expect("tcpdump listens", || {
-            fs::read_to_string(&log).is_ok_and(|log| log.contains("listening on"))
+    fn start(ns: Ns) -> Self {
+        let socket = ns.enter(|| {
+            let socket = socket(AddressFamily::PACKET, SocketType::RAW, Some(eth::ALL));
+            socket.expect("the sandbox may read packets")
         });
-        Self { process, file }
+        let packets = Arc::<Mutex<Vec<u8>>>::default();
+        let recorded = Arc::clone(&packets);
+        thread::spawn(move || {
+            let mut buffer = vec![0; 256 * 1024];
+            while let Ok((length, _)) = recv(&socket, &mut buffer[..], RecvFlags::empty()) {
+                let mut packets = recorded.lock().unwrap_or_else(PoisonError::into_inner);
+                packets.extend_from_slice(&buffer[..length]);
+            }
+        });
+        Self { packets }
     }
 
-    /// Stops, and returns the raw capture: searching it finds whatever was on the wire.
-    ///
-    /// # Panics
-    /// When tcpdump cannot be stopped or left nothing.
-    pub fn stop(mut self) -> Vec<u8> {
-        // Packets reach the file within milliseconds in immediate mode.
+    /// Everything on the wire so far, one packet after the other.
+    pub fn bytes(&self) -> Vec<u8> {
+        // The recorder is a thread of its own: give it the time to read what is queued.
         thread::sleep(wait::QUIET);
-        crate::tools::signal(&self.process, rustix::process::Signal::INT);
-        self.process.wait().expect("tcpdump ends");
-        fs::read(&self.file).expect("tcpdump wrote a capture")
+        self.packets.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether `text` was on the wire, within one packet.
+    pub fn holds(&self, text: &str) -> bool {
+        self.bytes().windows(text.len().max(1)).any(|at| at == text.as_bytes())
     }
 }
 

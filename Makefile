@@ -1,0 +1,54 @@
+# make demo   the whole story in a minute: agents, gateway, API, with the real bytes
+# make test   everything that is promised, on this machine, from nothing
+#
+# Both install what is missing from Debian first (tests/prerequisites), and say so.
+
+CARGO ?= cargo
+# One lab test is a small network with several programs in it.
+LAB_THREADS ?= 2
+
+.PHONY: help demo test prerequisites vault clients format lint dependencies unit lab build
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+test: prerequisites vault clients format lint dependencies unit lab
+
+prerequisites:
+	@echo "== What Debian has to provide"
+	@tests/prerequisites
+
+vault: prerequisites
+	@echo "== A real Vault (from PATH, from the cache, downloaded or built)"
+	@tests/vault/get
+
+clients: prerequisites
+	@echo "== The Python SDKs, pinned"
+	@tests/clients/get
+
+format:
+	@echo "== Format"
+	$(CARGO) fmt --all --check
+
+lint: prerequisites
+	@echo "== Lints; a warning is an error"
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+# Advisories need a network and a database; the rest does not.
+dependencies: prerequisites
+	@echo "== Licences, bans and sources of the dependencies"
+	@tests/dependencies
+	@if command -v cargo-deny >/dev/null; then $(CARGO) deny check bans licenses sources; fi
+
+build: prerequisites
+	@echo "== Build"
+	$(CARGO) build --locked --workspace --bins
+
+unit: prerequisites
+	@echo "== Unit tests"
+	$(CARGO) test --locked --workspace --lib --bins
+
+lab: build vault clients
+	@echo "== Properties, in namespaces, against the built program"
+	CLOAKROOM_BIN=$(CURDIR)/target/debug/cloakroom \
+		$(CARGO) test --locked --workspace --test properties -- --test-threads=$(LAB_THREADS)
