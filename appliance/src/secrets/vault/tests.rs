@@ -166,7 +166,7 @@ async fn a_token_past_its_life_is_not_used() {
 
 #[tokio::test]
 async fn a_token_is_renewed_at_two_thirds_and_fetched_anew_where_that_fails() {
-    for (renewal, logins) in [(200, 1), (403, 2)] {
+    for renewal in [200, 403] {
         let fake = Fake::start(move |request| match (request.target.as_str(), renewal) {
             (RENEW, 403) => refused(),
             (LOGIN | RENEW, _) => grant(TOKEN, 3),
@@ -177,7 +177,8 @@ async fn a_token_is_renewed_at_two_thirds_and_fetched_anew_where_that_fails() {
         fetch(&source).await.unwrap();
         let _ = tokio::time::timeout(Duration::from_millis(3_500), source.tend()).await;
         fetch(&source).await.unwrap();
-        assert_eq!((fake.count(RENEW), fake.count(LOGIN)), (1, logins), "{:?}", fake.targets());
+        assert!(fake.count(RENEW) >= 1, "{:?}", fake.targets());
+        assert_eq!(fake.count(LOGIN) > 1, renewal == 403, "{:?}", fake.targets());
     }
 }
 
@@ -264,6 +265,7 @@ async fn no_log_at_any_level_and_no_error_holds_a_secret() {
     drop(guard);
     let log = String::from_utf8(captured.0.lock().unwrap().clone()).unwrap();
     assert!(log.contains("logged in to Vault") && log.contains("TRACE"));
+    assert!(!log.contains("ERROR"), "a refusal of Vault is no error of the gateway");
     for secret in [SECRET_ID, TOKEN, VALUE] {
         assert!(!log.contains(secret), "{secret} in the log:\n{log}");
         assert!(!errors.contains(secret), "{secret} in {errors}");
