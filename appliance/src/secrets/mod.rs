@@ -9,14 +9,15 @@
 mod file;
 mod ledger;
 mod private_file;
+mod snapshot;
 mod source;
 mod store;
 mod value;
 mod vault;
 
 pub use file::{FileError, FileSource};
-pub use ledger::{Health, Snapshot};
 pub use private_file::PrivateFileError;
+pub use snapshot::{Health, Snapshot};
 pub use source::{FetchError, SecretSource, Sources};
 pub use store::SecretStore;
 pub use value::{SecretError, SecretValue};

@@ -120,10 +120,10 @@ impl SecretStore {
     async fn refresh_all(&self) {
         let mut asked: FuturesUnordered<BoxFuture<'_, Answer>> = FuturesUnordered::new();
         loop {
-            for key in self.take_due() {
+            let (due, next) = self.take_due();
+            for key in due {
                 asked.push(Box::pin(self.ask(key)));
             }
-            let next = self.next_due();
             tokio::select! {
                 Some((key, answer)) = asked.next() => self.enter(&key, answer),
                 () = tokio::time::sleep_until(next.into()) => {}
@@ -137,8 +137,10 @@ impl SecretStore {
         (key, answer)
     }
 
-    /// What is due now, as far as the bound on questions at once allows.
-    fn take_due(&self) -> Vec<Key> {
+    /// What is due now, as far as the bound on questions at once allows, and when the next is.
+    ///
+    /// What is due and has to wait for its turn is woken by an answer, and not by the clock.
+    fn take_due(&self) -> (Vec<Key>, Instant) {
         let now = Instant::now();
         let mut state = self.lock();
         let mut asking: HashMap<Lane, usize> = HashMap::new();
@@ -154,14 +156,9 @@ impl SecretStore {
             *asking += usize::from(plan.asking);
             plan.asking
         });
-        due.into_iter().map(|(key, _)| key.clone()).collect()
-    }
-
-    /// When something is due that may be asked; an answer wakes what waits for its turn.
-    fn next_due(&self) -> Instant {
-        let (state, now) = (self.lock(), Instant::now());
-        let waiting = state.plan.values().filter(|plan| !plan.asking && plan.due > now);
-        waiting.map(|plan| plan.due).min().unwrap_or(now + IDLE)
+        let due = due.into_iter().map(|(key, _)| key.clone()).collect();
+        let later = state.plan.values().map(|plan| plan.due).filter(|due| *due > now);
+        (due, later.min().unwrap_or(now + IDLE))
     }
 
     fn enter(&self, key: &Key, answer: Result<Zeroizing<Vec<u8>>, FetchError>) {

@@ -7,22 +7,20 @@
 use std::{
     net::IpAddr,
     path::{Path, PathBuf},
-    pin::Pin,
     sync::Arc,
     time::Duration,
 };
 
 use bytes::Bytes;
-use http::{Request, Response};
 use reqwest::Url;
-use rustify::{endpoint::Endpoint, errors::ClientError};
+use rustify::endpoint::Endpoint;
 use rustls::{ClientConfig, RootCertStore, pki_types::CertificateDer};
 use rustls_pki_types::pem::PemObject;
 use vaultrs::{
     api::EndpointMiddleware,
     client::{VaultClient, VaultClientSettings},
 };
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
 use super::super::{FetchError, PrivateFileError};
 use crate::{config::VaultSettings, reason::SecretCause};
@@ -135,61 +133,41 @@ impl Transport {
 }
 
 /// Runs one endpoint and returns the body of a successful answer.
+///
+/// rustify builds the request and no more: its way of sending has no bound on the answer, copies
+/// bodies into its errors and logs each status but 2xx as an error.
 pub(super) async fn call(
     client: &VaultClient,
     endpoint: impl Endpoint,
 ) -> Result<Zeroizing<Vec<u8>>, CallError> {
-    let result = endpoint.with_middleware(&client.middle).exec(&Bounded(client)).await;
-    result.map(|answer| Zeroizing::new(answer.response.into_body())).map_err(classify)
-}
-
-/// Sends as rustify's own client does, with a bound on the answer.
-struct Bounded<'c>(&'c VaultClient);
-
-type Sent<'f> = Pin<Box<dyn Future<Output = Result<Response<Vec<u8>>, ClientError>> + Send + 'f>>;
-
-impl rustify::client::Client for Bounded<'_> {
-    // The signature is what `#[async_trait]` makes of `async fn send(&self, request: ...)`.
-    fn send<'life0, 'async_trait>(&'life0 self, request: Request<Vec<u8>>) -> Sent<'async_trait>
-    where
-        'life0: 'async_trait,
-        Self: 'async_trait,
-    {
-        Box::pin(send(&self.0.http.http, request))
-    }
-
-    fn base(&self) -> &str {
-        &self.0.http.base
-    }
-}
-
-async fn send(
-    http: &reqwest::Client,
-    mut request: Request<Vec<u8>>,
-) -> Result<Response<Vec<u8>>, ClientError> {
+    let unsent = CallError::Transport("the question to Vault could not be made");
+    let endpoint = endpoint.with_middleware(&client.middle);
+    let mut request = endpoint.request(&client.http.base).map_err(|_| unsent)?;
     if let Some(token) = request.headers_mut().get_mut("x-vault-token") {
         token.set_sensitive(true);
     }
     // The body may hold the SecretID: it is wiped when it was sent.
     let request = request.map(|body| Bytes::from_owner(Zeroizing::new(body)));
-    let request = reqwest::Request::try_from(request)
-        .map_err(|source| ClientError::ReqwestBuildError { source })?;
-    let lost = |source: reqwest::Error| ClientError::ResponseError { source: source.into() };
-    let mut response = http.execute(request).await.map_err(lost)?;
+    let request = reqwest::Request::try_from(request).map_err(|_| unsent)?;
+    let response = client.http.http.execute(request).await.map_err(|error| lost(&error))?;
+    let status = response.status();
+    let body = read_body(response).await?;
+    if status.is_success() {
+        return Ok(body);
+    }
+    let sealed = body.windows(SEALED.len()).any(|word| word.eq_ignore_ascii_case(SEALED));
+    Err(CallError::Status { code: status.as_u16(), sealed })
+}
 
-    let mut answer = Response::builder()
-        .status(response.status())
-        .body(Vec::new())
-        .map_err(|error| ClientError::ResponseError { source: error.into() })?;
+async fn read_body(mut response: reqwest::Response) -> Result<Zeroizing<Vec<u8>>, CallError> {
     let mut body = Zeroizing::new(Vec::with_capacity(FIRST_BYTES));
-    while let Some(chunk) = response.chunk().await.map_err(lost)? {
+    while let Some(chunk) = response.chunk().await.map_err(|error| lost(&error))? {
         if body.len() + chunk.len() > MAX_ANSWER_BYTES {
-            return Err(ClientError::ResponseError { source: TooLarge.into() });
+            return Err(CallError::Transport("Vault's answer is larger than 1 MiB"));
         }
         append_wiping(&mut body, &chunk);
     }
-    *answer.body_mut() = std::mem::take(&mut *body);
-    Ok(answer)
+    Ok(body)
 }
 
 /// Appends without leaving the outgrown buffer behind unwiped.
@@ -202,43 +180,14 @@ fn append_wiping(body: &mut Zeroizing<Vec<u8>>, chunk: &[u8]) {
     body.extend_from_slice(chunk);
 }
 
-#[derive(Debug)]
-struct TooLarge;
-
-impl std::fmt::Display for TooLarge {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("the answer is larger than 1 MiB")
-    }
-}
-
-impl std::error::Error for TooLarge {}
-
-/// Takes from an error what is safe to tell. The rest may hold what Vault, or another, said.
-fn classify(error: ClientError) -> CallError {
-    match error {
-        ClientError::ServerResponseError { code, content } => {
-            let mut content = content.unwrap_or_default();
-            let sealed = content.to_ascii_lowercase().contains("sealed");
-            content.zeroize();
-            CallError::Status { code, sealed }
-        }
-        ClientError::ResponseError { source } => {
-            CallError::Transport(match source.downcast_ref::<reqwest::Error>() {
-                Some(error) => lost_text(error),
-                None => "Vault's answer is larger than 1 MiB, or malformed",
-            })
-        }
-        _ => CallError::Transport("the question to Vault could not be made"),
-    }
-}
-
-fn lost_text(error: &reqwest::Error) -> &'static str {
-    match error {
+/// Takes from an error what is safe to tell.
+fn lost(error: &reqwest::Error) -> CallError {
+    CallError::Transport(match error {
         _ if is_tls(error) => "TLS with Vault failed: check its certificate against ca_file",
         _ if error.is_timeout() => "Vault did not answer in time",
         _ if error.is_connect() => "no connection to Vault",
         _ => "the connection to Vault broke",
-    }
+    })
 }
 
 fn is_tls(error: &(dyn std::error::Error + 'static)) -> bool {
@@ -339,6 +288,9 @@ const CONNECT_TIME: Duration = Duration::from_secs(5);
 
 /// Vault's own limit on a KV secret is 1 MiB by default.
 const MAX_ANSWER_BYTES: usize = 1024 * 1024;
+
+/// What Vault's errors and its status say of a sealed Vault.
+const SEALED: &[u8] = b"sealed";
 
 const FIRST_BYTES: usize = 4_096;
 

@@ -6,6 +6,8 @@
 //! but the value that was asked for: each failure becomes a cause and a fixed text.
 
 mod client;
+#[cfg(test)]
+mod fake;
 mod pick;
 mod session;
 #[cfg(test)]

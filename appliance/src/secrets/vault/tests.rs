@@ -1,4 +1,4 @@
-//! Faults that a real Vault does not show on demand, from a fake one over real TLS.
+//! What the fake Vault does, and what the source makes of it.
 
 use std::{
     io::Write,
@@ -8,203 +8,7 @@ use std::{
     },
 };
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-};
-use tokio_rustls::TlsAcceptor;
-
-use super::*;
-use crate::secrets::private_file::tests::Folder;
-
-const SECRET_ID: &str = "secret-id-4b1d2e3f";
-const TOKEN: &str = "hvs.token-0123456789";
-const VALUE: &str = "sk-live-0123456789abcdef";
-
-/// One request as the fake received it.
-#[derive(Debug, Clone, Default)]
-struct Received {
-    target: String,
-    token: Option<String>,
-    body: String,
-}
-
-/// What the fake does with a request.
-enum Reply {
-    Json(u16, String),
-    Redirect(String),
-    Hang,
-    Cut,
-    Bytes(usize),
-}
-
-type Respond = dyn Fn(&Received) -> Reply + Send + Sync;
-
-struct Fake {
-    address: String,
-    received: Arc<Mutex<Vec<Received>>>,
-    folder: Folder,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for Fake {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-impl Fake {
-    async fn start(respond: impl Fn(&Received) -> Reply + Send + Sync + 'static) -> Self {
-        let folder = Folder::new();
-        folder.write("secret-id", format!("{SECRET_ID}\n").as_bytes(), 0o600);
-        let acceptor = acceptor(&folder);
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = format!("https://{}", listener.local_addr().unwrap());
-        let received = Arc::new(Mutex::new(Vec::new()));
-        let (log, respond): (_, Arc<Respond>) = (Arc::clone(&received), Arc::new(respond));
-        let task = tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve(
-                    acceptor.clone(),
-                    stream,
-                    Arc::clone(&log),
-                    Arc::clone(&respond),
-                ));
-            }
-        });
-        Self { address, received, folder, task }
-    }
-
-    fn settings(&self) -> VaultSettings {
-        VaultSettings {
-            address: self.address.as_str().into(),
-            ca_file: Some(self.folder.0.join("ca.pem")),
-            namespace: None,
-            approle_mount: "approle".into(),
-            role_id: "role-1".into(),
-            secret_id_file: self.folder.0.join("secret-id"),
-            refresh: Duration::from_secs(60),
-            max_stale: Duration::from_secs(300),
-        }
-    }
-
-    fn source(&self) -> VaultSource {
-        VaultSource::new(&self.settings()).unwrap()
-    }
-
-    fn targets(&self) -> Vec<String> {
-        self.received.lock().unwrap().iter().map(|one| one.target.clone()).collect()
-    }
-
-    fn count(&self, target: &str) -> usize {
-        self.targets().iter().filter(|one| *one == target).count()
-    }
-}
-
-fn acceptor(folder: &Folder) -> TlsAcceptor {
-    let (ca_key, key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
-    let mut ca = CertificateParams::new(vec![]).unwrap();
-    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let ca_pem = ca.self_signed(&ca_key).unwrap().pem();
-    folder.write("ca.pem", ca_pem.as_bytes(), 0o644);
-    let leaf = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
-    let leaf = leaf.signed_by(&key, &Issuer::new(ca, &ca_key)).unwrap();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![leaf.der().clone()], key.serialize_der().try_into().unwrap())
-        .unwrap();
-    TlsAcceptor::from(Arc::new(config))
-}
-
-async fn serve(
-    acceptor: TlsAcceptor,
-    stream: TcpStream,
-    log: Arc<Mutex<Vec<Received>>>,
-    respond: Arc<Respond>,
-) -> Option<()> {
-    let mut stream = acceptor.accept(stream).await.ok()?;
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(stream.read_u8().await.ok()?);
-    }
-    let head = String::from_utf8(head).unwrap();
-    let field = |name: &str| {
-        let mut lines = head.lines().filter_map(|line| line.split_once(": "));
-        lines.find(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value.to_owned())
-    };
-    let mut body = vec![0; field("content-length").map_or(0, |length| length.parse().unwrap())];
-    stream.read_exact(&mut body).await.ok()?;
-    let received = Received {
-        target: head.split(' ').nth(1).unwrap().trim_end_matches('?').to_owned(),
-        token: field("x-vault-token"),
-        body: String::from_utf8(body).unwrap(),
-    };
-    log.lock().unwrap().push(received.clone());
-    let answer = match respond(&received) {
-        Reply::Json(status, body) => http(status, "", body.as_bytes()),
-        Reply::Redirect(to) => http(307, &format!("Location: {to}\r\n"), b""),
-        Reply::Bytes(count) => http(200, "", &vec![b' '; count]),
-        Reply::Cut => b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{\"data\"".to_vec(),
-        Reply::Hang => std::future::pending().await,
-    };
-    stream.write_all(&answer).await.ok()?;
-    stream.shutdown().await.ok()
-}
-
-fn http(status: u16, fields: &str, body: &[u8]) -> Vec<u8> {
-    let length = body.len();
-    let head = format!(
-        "HTTP/1.1 {status} Any\r\n{fields}Connection: close\r\nContent-Length: {length}\r\n\r\n"
-    );
-    [head.as_bytes(), body].concat()
-}
-
-fn grant(token: &str, seconds: u64) -> Reply {
-    let auth = format!(r#""client_token":"{token}","lease_duration":{seconds},"renewable":true"#);
-    Reply::Json(200, format!(r#"{{"auth":{{{auth}}}}}"#))
-}
-
-fn value() -> Reply {
-    Reply::Json(200, format!(r#"{{"data":{{"data":{{"key":"{VALUE}"}}}}}}"#))
-}
-
-fn refused() -> Reply {
-    Reply::Json(403, r#"{"errors":["permission denied"]}"#.to_owned())
-}
-
-/// A healthy Vault but for what `read` says about reads.
-fn healthy(read: impl Fn() -> Reply + Send + Sync + 'static) -> impl Fn(&Received) -> Reply {
-    move |request| match request.target.as_str() {
-        LOGIN => grant(TOKEN, 3600),
-        READ => read(),
-        LOOKUP | REVOKE => Reply::Json(200, "{}".to_owned()),
-        other => panic!("unexpected {other}"),
-    }
-}
-
-fn reference() -> SecretRef {
-    reference_to("team/openai", "key")
-}
-
-fn reference_to(path: &str, field: &str) -> SecretRef {
-    SecretRef::VaultKv2 { mount: "kv".into(), path: path.into(), field: field.into() }
-}
-
-async fn fetch(source: &VaultSource) -> Result<String, FetchError> {
-    let group = GroupName("agents".into());
-    let fetched = source.fetch(&group, &reference()).await;
-    fetched.map(|value| String::from_utf8(value.to_vec()).unwrap())
-}
-
-const LOGIN: &str = "/v1/auth/approle/login";
-const LOOKUP: &str = "/v1/auth/token/lookup-self";
-const RENEW: &str = "/v1/auth/token/renew-self";
-const REVOKE: &str = "/v1/auth/token/revoke-self";
-const READ: &str = "/v1/kv/data/team/openai";
+use super::{fake::*, *};
 
 #[tokio::test]
 async fn a_value_is_read_with_one_login() {
@@ -306,14 +110,16 @@ async fn a_redirect_is_not_followed_and_the_token_goes_nowhere_else() {
         let error = fetch(&fake.source()).await.unwrap_err();
         assert_eq!(error.cause(), SecretCause::VaultUnreachable);
         assert!(thief.targets().is_empty());
+        assert!(fetch(&thief.source()).await.is_err(), "the thief could have been reached");
+        assert_eq!(thief.targets(), [LOGIN]);
     }
 }
 
 #[tokio::test]
 async fn another_ca_is_not_trusted_and_sees_no_request() {
-    let (fake, other) = (Fake::start(healthy(value)).await, Fake::start(healthy(value)).await);
-    let settings = VaultSettings { ca_file: other.settings().ca_file, ..fake.settings() };
-    let error = fetch(&VaultSource::new(&settings).unwrap()).await.unwrap_err();
+    let fake = Fake::start(healthy(value)).await;
+    fake.folder.write("ca.pem", new_authority().0.as_bytes(), 0o644);
+    let error = fetch(&fake.source()).await.unwrap_err();
     let text = "TLS with Vault failed: check its certificate against ca_file";
     assert_eq!(error, FetchError::Outage(SecretCause::VaultUnreachable, text));
     assert!(fake.targets().is_empty());
@@ -360,7 +166,7 @@ async fn a_token_past_its_life_is_not_used() {
 
 #[tokio::test]
 async fn a_token_is_renewed_at_two_thirds_and_fetched_anew_where_that_fails() {
-    for (renewal, logins) in [(200, 1), (403, 2)] {
+    for renewal in [200, 403] {
         let fake = Fake::start(move |request| match (request.target.as_str(), renewal) {
             (RENEW, 403) => refused(),
             (LOGIN | RENEW, _) => grant(TOKEN, 3),
@@ -371,7 +177,8 @@ async fn a_token_is_renewed_at_two_thirds_and_fetched_anew_where_that_fails() {
         fetch(&source).await.unwrap();
         let _ = tokio::time::timeout(Duration::from_millis(3_500), source.tend()).await;
         fetch(&source).await.unwrap();
-        assert_eq!((fake.count(RENEW), fake.count(LOGIN)), (1, logins), "{:?}", fake.targets());
+        assert!(fake.count(RENEW) >= 1, "{:?}", fake.targets());
+        assert_eq!(fake.count(LOGIN) > 1, renewal == 403, "{:?}", fake.targets());
     }
 }
 
@@ -458,6 +265,7 @@ async fn no_log_at_any_level_and_no_error_holds_a_secret() {
     drop(guard);
     let log = String::from_utf8(captured.0.lock().unwrap().clone()).unwrap();
     assert!(log.contains("logged in to Vault") && log.contains("TRACE"));
+    assert!(!log.contains("ERROR"), "a refusal of Vault is no error of the gateway");
     for secret in [SECRET_ID, TOKEN, VALUE] {
         assert!(!log.contains(secret), "{secret} in the log:\n{log}");
         assert!(!errors.contains(secret), "{secret} in {errors}");
