@@ -3,3 +3,4 @@
 //! They are one program, so that the lab is linked once.
 
 mod the_lab_itself;
+mod the_path;
