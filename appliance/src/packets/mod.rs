@@ -94,6 +94,13 @@ impl Capture {
     }
 }
 
+impl Capture {
+    /// The interfaces, which cannot change while the daemon listens on them.
+    pub fn interface_names(&self) -> Vec<&InterfaceName> {
+        self.interfaces.iter().map(|interface| &interface.name).collect()
+    }
+}
+
 /// The daemon's table in the syntax of nft, as [`apply`] installs it. It can be loaded with
 /// `nft -f`, and checked with `nft -c -f`.
 pub fn render(capture: &Capture) -> String {
