@@ -2,15 +2,18 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
-/// Why an address is not public unicast, or `None` where it is. Follows the IANA special-purpose
-/// registries (RFC 6890 and its updates); forms that carry an IPv4 address are judged by it too.
-///
-/// The documentation prefixes (RFC 5737, RFC 3849) count as public: no network routes them, so
-/// refusing them protects nothing, and a lab can play the internet in them.
-pub fn special_purpose(address: IpAddr) -> Option<&'static str> {
+use crate::policy::special;
+
+/// Whether an address is anything but public unicast: it is in [`special`], or it is IPv6 outside
+/// of the one block that is assigned to public unicast (RFC 4291, section 2.4). Forms that carry
+/// an IPv4 address are judged by it.
+pub fn is_special_purpose(address: IpAddr) -> bool {
     match unwrapped(address) {
-        IpAddr::V4(v4) => special_v4(v4),
-        IpAddr::V6(v6) => special_v6(v6),
+        IpAddr::V4(v4) => special::SPECIAL_4.iter().any(|prefix| prefix.contains(&v4)),
+        IpAddr::V6(v6) => {
+            special::SPECIAL_6.iter().any(|prefix| prefix.contains(&v6))
+                || v6.octets().first().is_none_or(|first| first >> 5 != 0b001)
+        }
     }
 }
 
@@ -61,50 +64,12 @@ fn from_halves(high: u16, low: u16) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(high) << 16 | u32::from(low))
 }
 
-fn special_v4(address: Ipv4Addr) -> Option<&'static str> {
-    let [a, b, c, _] = address.octets();
-    Some(match (a, b, c) {
-        (0, ..) => "this network",
-        (10, ..) | (172, 16..=31, _) | (192, 168, _) => "private",
-        (100, 64..=127, _) => "shared address space",
-        (127, ..) => "loopback",
-        (169, 254, _) => "link-local",
-        (192, 0, 0) => "protocol assignments",
-        (192, 31, 196) | (192, 52, 193) | (192, 175, 48) => "AS112 or AMT",
-        (192, 88, 99) => "6to4 relay",
-        (198, 18..=19, _) => "benchmarking",
-        (224..=239, ..) => "multicast",
-        (240..=255, ..) => "reserved or broadcast",
-        _ => return None,
-    })
-}
-
-fn special_v6(address: Ipv6Addr) -> Option<&'static str> {
-    let [a, b, ..] = address.segments();
-    Some(match (a, b) {
-        _ if address.is_unspecified() => "unspecified",
-        _ if address.is_loopback() => "loopback",
-        (0x2001, 0x0db8) => return None,
-        (0x64, 0xff9b) => "local-use NAT64",
-        (0x100, 0) => "discard-only",
-        (0x2001, 0..=0x01ff) => "protocol assignments",
-        // Everything outside 2000::/3 is unassigned, local or multicast.
-        (0x2000..=0x3ffe, _) => return None,
-        (0x3fff, 0..=0x0fff) => "documentation",
-        (0x3fff, _) => return None,
-        (0xfc00..=0xfdff, _) => "unique local",
-        (0xfe80..=0xfebf, _) => "link-local",
-        (0xff00..=0xffff, _) => "multicast",
-        _ => "not global unicast",
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn special(text: &str) -> bool {
-        special_purpose(text.parse().unwrap()).is_some()
+        is_special_purpose(text.parse().unwrap())
     }
 
     #[test]

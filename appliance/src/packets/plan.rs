@@ -9,7 +9,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{
     Capture, aggregate, only_v4, only_v6,
-    special::{LINK_6, MARTIAN_4, MARTIAN_6, SPECIAL_4, SPECIAL_6},
+
 };
 use crate::reason::Reason;
 

@@ -5,6 +5,7 @@
 
 mod host;
 mod path;
+pub(crate) mod special;
 mod text;
 
 pub use host::{Host, HostError, HostPattern};
