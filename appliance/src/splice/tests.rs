@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::{buffer::Buffer, relay::Leg, *};
+use super::{buffer::Buffer, pipe::Pipe, relay::Leg, *};
 
 const LONG: Duration = Duration::from_secs(30);
 const SHORT: Duration = Duration::from_millis(300);
@@ -134,7 +134,9 @@ async fn no_byte_is_lost_where_copying_turns_into_splicing() {
         let counters = rig.counters.clone();
         assert_eq!(rig.end().await, SpliceEnd::BothClosed);
         assert_eq!((counters.to_upstream(), counters.to_agent()), (len as u64, other as u64));
+        assert!(len >= 256 * K || Pipe::free() == 0, "{len} bytes took a pipe");
     }
+    assert!(Pipe::free() > 0, "nothing was spliced");
 }
 
 /// A leg in memory that does as little as it may, and often nothing.
