@@ -55,8 +55,13 @@ fn records_of_any_length_make_the_same_hello() {
 #[test]
 fn a_large_hello_is_read_and_a_fragmented_one_costs_little() {
     let padded = |len| with_extensions(&hello(), |list| list.insert(0, (21, vec![0; len])));
-    let large = padded(15_000);
-    assert_eq!(parse(&large), parse(&hello()));
+    for len in [15_000, 40_000, 60_000] {
+        assert_eq!(parse(&padded(len)), parse(&hello()), "{len}");
+    }
+    let bytes = padded(60_000);
+    for cut in (0..bytes.len()).step_by(997) {
+        assert_eq!(parse(&bytes[..cut]), Progress::NeedMore, "{cut}");
+    }
     let fragments = in_records_of(1, message(&padded(10_500)));
     assert!(fragments.len() > 63_000);
     let start = Instant::now();
