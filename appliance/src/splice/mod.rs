@@ -17,36 +17,14 @@ mod buffer;
 mod pipe;
 mod relay;
 
-use std::{
-    io,
-    sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
-};
+use std::{io, time::Duration};
 
 use bytes::Bytes;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
+use crate::audit::Traffic;
 use relay::{Bounds, Relay};
-
-/// Bytes delivered so far; may be read at any time while the flow runs.
-#[derive(Debug, Default)]
-pub struct Counters {
-    to_upstream: AtomicU64,
-    to_agent: AtomicU64,
-}
-
-impl Counters {
-    /// Bytes written to the upstream's socket.
-    pub fn to_upstream(&self) -> u64 {
-        self.to_upstream.load(Ordering::Relaxed)
-    }
-
-    /// Bytes written to the agent's socket.
-    pub fn to_agent(&self) -> u64 {
-        self.to_agent.load(Ordering::Relaxed)
-    }
-}
 
 /// One of the two ends of a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -97,11 +75,11 @@ pub async fn run(
     agent: TcpStream,
     upstream: TcpStream,
     from_agent_first: Bytes,
-    counters: &Counters,
+    traffic: &Traffic,
     idle: Duration,
 ) -> SpliceEnd {
     let bounds = Bounds { idle, half_open: HALF_OPEN_TIME.min(idle) };
-    Relay::new(agent, upstream, counters, bounds).run(from_agent_first).await
+    Relay::new(agent, upstream, traffic, bounds).run(from_agent_first).await
 }
 
 /// Makes a socket notice a peer that is gone, and send small messages at once.

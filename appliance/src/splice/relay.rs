@@ -17,7 +17,8 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
-use super::{Counters, Side, SpliceEnd, buffer::Buffer, pipe::Pipe};
+use super::{Side, SpliceEnd, buffer::Buffer, pipe::Pipe};
+use crate::audit::Traffic;
 
 /// What one side of a relay can do. It must not keep written bytes to itself until a flush.
 pub(super) trait Leg: AsyncRead + AsyncWrite + Unpin {
@@ -54,7 +55,7 @@ pub(super) struct Relay<'a, A: Leg, U: Leg> {
     upstream: U,
     up: Direction,
     down: Direction,
-    counters: &'a Counters,
+    traffic: &'a Traffic,
     bounds: Bounds,
     last_moved: Instant,
     half_open: bool,
@@ -62,13 +63,13 @@ pub(super) struct Relay<'a, A: Leg, U: Leg> {
 }
 
 impl<'a, A: Leg, U: Leg> Relay<'a, A, U> {
-    pub(super) fn new(agent: A, upstream: U, counters: &'a Counters, bounds: Bounds) -> Self {
+    pub(super) fn new(agent: A, upstream: U, traffic: &'a Traffic, bounds: Bounds) -> Self {
         Self {
             agent,
             upstream,
             up: Direction::default(),
             down: Direction::default(),
-            counters,
+            traffic,
             bounds,
             last_moved: Instant::now(),
             half_open: false,
@@ -83,11 +84,11 @@ impl<'a, A: Leg, U: Leg> Relay<'a, A, U> {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>, timer: Pin<&mut Sleep>) -> Poll<SpliceEnd> {
-        let up = self.up.poll(cx, &mut self.agent, &mut self.upstream, &self.counters.to_upstream);
+        let up = self.up.poll(cx, &mut self.agent, &mut self.upstream, &self.traffic.from_agent);
         if let Poll::Ready(Err(broken)) = up {
             return Poll::Ready(broken.end(Side::Agent, Side::Upstream));
         }
-        let down = self.down.poll(cx, &mut self.upstream, &mut self.agent, &self.counters.to_agent);
+        let down = self.down.poll(cx, &mut self.upstream, &mut self.agent, &self.traffic.to_agent);
         if let Poll::Ready(Err(broken)) = down {
             return Poll::Ready(broken.end(Side::Upstream, Side::Agent));
         }

@@ -25,7 +25,7 @@ const SHORT: Duration = Duration::from_millis(300);
 struct Rig {
     agent: TcpStream,
     upstream: TcpStream,
-    counters: Arc<Counters>,
+    traffic: Arc<Traffic>,
     relay: JoinHandle<SpliceEnd>,
 }
 
@@ -35,16 +35,16 @@ impl Rig {
         let (gateway_upstream, upstream) = connection().await;
         harden(&gateway_agent).expect("hardened");
         harden(&gateway_upstream).expect("hardened");
-        let counters = Arc::new(Counters::default());
+        let traffic = Arc::new(Traffic::default());
         let relay = tokio::spawn({
-            let counters = counters.clone();
+            let traffic = traffic.clone();
             async move {
-                Relay::new(gateway_agent, gateway_upstream, &counters, bounds)
+                Relay::new(gateway_agent, gateway_upstream, &traffic, bounds)
                     .run(Bytes::from_static(first))
                     .await
             }
         });
-        Self { agent, upstream, counters, relay }
+        Self { agent, upstream, traffic, relay }
     }
 
     async fn end(self) -> SpliceEnd {
@@ -132,9 +132,9 @@ async fn no_byte_is_lost_where_copying_turns_into_splicing() {
             receive(&mut from_agent, 2),
         );
         assert_eq!((up, down), (len, other));
-        let counters = rig.counters.clone();
+        let traffic = rig.traffic.clone();
         assert_eq!(rig.end().await, SpliceEnd::BothClosed);
-        assert_eq!((counters.to_upstream(), counters.to_agent()), (len as u64, other as u64));
+        assert_eq!((traffic.from_agent(), traffic.to_agent()), (len as u64, other as u64));
         assert!(len >= 256 * K || Pipe::free() == 0, "{len} bytes took a pipe");
     }
     assert!(Pipe::free() > 0, "nothing was spliced");
@@ -206,9 +206,9 @@ async fn no_byte_is_lost_to_a_writer_that_is_short_or_pending_at_random() {
         let (agent, gateway_agent) = tokio::io::duplex(3_000);
         let (gateway_upstream, upstream) = tokio::io::duplex(500);
         let leg = |inner| Stingy { inner, dice: Dice(seed) };
-        let counters = Counters::default();
+        let traffic = Traffic::default();
         let bounds = bounds(LONG, LONG);
-        let relay = Relay::new(leg(gateway_agent), leg(gateway_upstream), &counters, bounds);
+        let relay = Relay::new(leg(gateway_agent), leg(gateway_upstream), &traffic, bounds);
         let (mut from_agent, mut to_agent) = tokio::io::split(agent);
         let (mut from_upstream, mut to_upstream) = tokio::io::split(upstream);
         let (end, (), (), up, down) = tokio::join!(
@@ -313,7 +313,7 @@ async fn a_side_that_stops_reading_stops_the_other_and_ends_idle() {
             assert!(sent < read_first + 64 * 1024 * 1024, "it takes without end");
         }
         // What the gateway holds is what both kernels' socket buffers do not.
-        let delivered = usize::try_from(rig.counters.to_upstream()).expect("small");
+        let delivered = usize::try_from(rig.traffic.from_agent()).expect("small");
         let in_sockets = 8 * 1024 * 1024;
         assert!(sent - delivered < in_memory + in_sockets, "{sent} {delivered}");
         let Rig { mut agent, upstream, relay, .. } = rig;
@@ -376,7 +376,7 @@ async fn a_flow_that_is_dropped_is_reset_on_both_sides() {
 #[tokio::test]
 async fn a_flow_takes_little_memory() {
     let ((agent, _a), (upstream, _u)) = tokio::join!(connection(), connection());
-    let counters = Counters::default();
-    let flow = run(agent, upstream, Bytes::new(), &counters, LONG);
+    let traffic = Traffic::default();
+    let flow = run(agent, upstream, Bytes::new(), &traffic, LONG);
     assert!(size_of_val(&flow) <= 1024, "{}", size_of_val(&flow));
 }
