@@ -7,7 +7,7 @@ mod host;
 mod path;
 
 pub use host::{Host, HostError, HostPattern};
-pub use path::{PathError, PathRule};
+pub use path::{PathError, PathRule, check as check_path};
 
 use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 
