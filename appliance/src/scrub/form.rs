@@ -75,9 +75,10 @@ impl Form {
     /// Holds the beginning of `bytes` against the form.
     pub(super) fn look(&self, bytes: &[u8]) -> Seen {
         let mut seen = Seen::default();
+        let plain = self.plain_beginning(bytes);
         let mut ends = Ends::default();
-        ends.add(0);
-        for &byte in self.text.iter() {
+        ends.add(plain);
+        for &byte in self.text.iter().skip(plain) {
             let mut next = Ends::default();
             for at in ends.iter() {
                 self.step(byte, bytes.get(at..).unwrap_or_default(), |met| match met {
@@ -121,11 +122,22 @@ impl Form {
         self.text.iter().filter_map(longest_of).sum()
     }
 
+    /// How many bytes of the text stand here as they are. As none of them begins an escape, there
+    /// is no other way to read them.
+    fn plain_beginning(&self, bytes: &[u8]) -> usize {
+        if self.style != Style::Natural {
+            return 0;
+        }
+        let plain = |(want, byte): &(&u8, &u8)| want == byte && !begins_escape(**byte);
+        self.text.iter().zip(bytes).take_while(plain).count()
+    }
+
     fn step(&self, byte: u8, bytes: &[u8], mut found: impl FnMut(Met)) {
-        // Only these two begin an escape: every other byte stands for itself or for nothing.
-        let escaped = matches!(bytes.first(), None | Some(b'%' | b'\\'));
-        if !escaped && self.style == Style::Natural {
-            let stands = self.twins(byte).any(|twin| bytes.first() == Some(&twin));
+        if let Some(&first) = bytes.first()
+            && self.style == Style::Natural
+            && !begins_escape(first)
+        {
+            let stands = self.twins(byte).any(|twin| first == twin);
             return found(if stands { Met::Whole(1) } else { Met::Not });
         }
         self.spellings(byte).for_each(|spelling| found(spelling.meet(bytes)));
@@ -196,14 +208,16 @@ impl Spelling {
     }
 
     fn meet(&self, bytes: &[u8]) -> Met {
-        let spelled = self.text.iter().take(self.length).zip(bytes).enumerate();
+        let mut spelled = self.text.iter().take(self.length).zip(bytes).enumerate();
         let equal = |(at, (want, byte)): (usize, (&u8, &u8))| {
             want == byte || at >= self.digits && *want == byte.to_ascii_lowercase()
         };
-        match spelled.map(equal).all(|equal| equal) {
-            false => Met::Not,
-            true if bytes.len() < self.length => Met::Part,
-            true => Met::Whole(self.length),
+        if !spelled.all(equal) {
+            Met::Not
+        } else if bytes.len() < self.length {
+            Met::Part
+        } else {
+            Met::Whole(self.length)
         }
     }
 
@@ -239,6 +253,11 @@ impl Ends {
     }
 }
 
+/// Every other byte stands for itself or for nothing.
+fn begins_escape(byte: u8) -> bool {
+    matches!(byte, b'%' | b'\\')
+}
+
 fn hex(value: &[u8]) -> Zeroizing<Vec<u8>> {
     let mut text = Zeroizing::new(Vec::with_capacity(value.len() * 2));
     value.iter().for_each(|&byte| text.extend(hex_digits(byte)));
@@ -260,5 +279,6 @@ fn base64_core(value: &[u8], offset: usize) -> Zeroizing<Vec<u8>> {
     Zeroizing::new(encoded.as_bytes().get(begin..end).unwrap_or_default().to_vec())
 }
 
-/// Bytes by which a form is looked for. Four is what a packed search takes in at once.
-pub(super) const FINGERPRINT_BYTES: usize = 4;
+/// Bytes by which a form is looked for: a whole `\u00XX`, so that JSON full of escapes gives no
+/// reason to look closer. No form is shorter, since no secret has fewer than eight bytes.
+pub(super) const FINGERPRINT_BYTES: usize = 6;

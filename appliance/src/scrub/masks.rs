@@ -1,6 +1,6 @@
 //! The compiled set of forms, and the search for them.
 //!
-//! A packed search for the first four bytes of every form finds the places worth a look; only
+//! A packed search for the first six bytes of every form finds the places worth a look; only
 //! there is a form held against the text. So the common case, no secret anywhere, runs at the
 //! speed of that search, and overlapping occurrences are each found by their own beginning.
 
@@ -13,7 +13,7 @@ use crate::secrets::SecretValue;
 
 /// Every form of a set of secrets. Immutable; shared through an `Arc`.
 ///
-/// The forms are zeroised when it is dropped. The fingerprints inside the search (four bytes of
+/// The forms are zeroised when it is dropped. The fingerprints inside the search (six bytes of
 /// a form each) are not.
 pub struct Masks {
     pub(super) values: Scanner,
@@ -50,6 +50,8 @@ pub(super) struct Scanner {
     forms: Vec<Form>,
     /// The forms that begin with the fingerprint of the same number in `search`.
     suspects: Vec<Vec<usize>>,
+    /// The bytes that a form can begin with, and the forms that do.
+    beginnings: BTreeMap<u8, Vec<usize>>,
     /// `None` only where there is nothing to find, or where the search cannot be built: then
     /// every place is looked at.
     search: Option<AhoCorasick>,
@@ -68,12 +70,12 @@ pub(super) struct Scan {
 impl Scanner {
     fn new(forms: Vec<Form>) -> Self {
         let mut by_fingerprint: BTreeMap<[u8; FINGERPRINT_BYTES], Vec<usize>> = BTreeMap::new();
+        let mut beginnings: BTreeMap<u8, Vec<usize>> = BTreeMap::new();
         for (number, form) in forms.iter().enumerate() {
             for fingerprint in form.fingerprints() {
-                let suspects = by_fingerprint.entry(fingerprint).or_default();
-                if suspects.last() != Some(&number) {
-                    suspects.push(number);
-                }
+                let [first, ..] = fingerprint;
+                add_once(by_fingerprint.entry(fingerprint).or_default(), number);
+                add_once(beginnings.entry(first).or_default(), number);
             }
         }
         // Leftmost semantics are what a packed search is built for. All fingerprints have one
@@ -83,7 +85,7 @@ impl Scanner {
             .build(by_fingerprint.keys())
             .ok()
             .filter(|_| !forms.is_empty());
-        Self { forms, suspects: by_fingerprint.into_values().collect(), search }
+        Self { forms, suspects: by_fingerprint.into_values().collect(), beginnings, search }
     }
 
     /// Looks through `text`, of which the first `known` bytes are covered already. Unless this is
@@ -92,7 +94,7 @@ impl Scanner {
         let mut covered = Vec::new();
         cover(&mut covered, 0..known.min(text.len()));
         let mut at = 0;
-        while let Some((place, suspects)) = self.next_place(text, at, end) {
+        while let Some((place, suspects)) = self.next_place(text, at) {
             let seen = self.look(text.get(place..).unwrap_or_default(), suspects);
             if seen.partial && !end {
                 return Scan { covered, settled: place };
@@ -103,35 +105,40 @@ impl Scanner {
         Scan { covered, settled: text.len() }
     }
 
-    /// The next place that an occurrence may begin at, and the forms that it may be of; no
-    /// forms stand for all of them. The last few bytes are too few for a fingerprint, but not
-    /// for the beginning of one.
-    fn next_place(&self, text: &[u8], at: usize, end: bool) -> Option<(usize, &[usize])> {
-        if self.forms.is_empty() || at >= text.len() {
+    /// The next place that an occurrence may begin at, and the forms that it may be of.
+    fn next_place(&self, text: &[u8], at: usize) -> Option<(usize, &[usize])> {
+        let Some(search) = &self.search else { return self.next_beginning(text, at) };
+        if at >= text.len() {
             return None;
         }
-        let Some(search) = &self.search else { return Some((at, &[])) };
         if let Some(found) = search.find(Input::new(text).range(at..)) {
-            let suspects = self.suspects.get(found.pattern().as_usize());
-            return Some((found.start(), suspects.map_or(&[], Vec::as_slice)));
+            return Some((found.start(), self.suspects.get(found.pattern().as_usize())?));
         }
-        let tail = at.max((text.len() + 1).saturating_sub(FINGERPRINT_BYTES));
-        (!end && tail < text.len()).then_some((tail, &[]))
+        // The last few bytes are too few for a fingerprint, but not for the beginning of one.
+        let searched = (text.len() + 1).saturating_sub(FINGERPRINT_BYTES);
+        self.next_beginning(text, at.max(searched))
+    }
+
+    fn next_beginning(&self, text: &[u8], at: usize) -> Option<(usize, &[usize])> {
+        let mut places = text.get(at..)?.iter().zip(at..);
+        places.find_map(|(byte, place)| Some((place, self.beginnings.get(byte)?.as_slice())))
     }
 
     fn look(&self, text: &[u8], suspects: &[usize]) -> Seen {
         let mut seen = Seen::default();
-        let mut add = |form: &Form| {
+        for form in suspects.iter().filter_map(|&number| self.forms.get(number)) {
             let this = form.look(text);
             seen.matched = seen.matched.max(this.matched);
             seen.partial |= this.partial;
-        };
-        if suspects.is_empty() {
-            self.forms.iter().for_each(add);
-        } else {
-            suspects.iter().filter_map(|&number| self.forms.get(number)).for_each(&mut add);
         }
         seen
+    }
+}
+
+/// Adds a number to a list that ends in it or in a smaller one.
+fn add_once(numbers: &mut Vec<usize>, number: usize) {
+    if numbers.last() != Some(&number) {
+        numbers.push(number);
     }
 }
 
