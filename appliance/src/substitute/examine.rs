@@ -21,6 +21,7 @@ use super::{
 use crate::{
     policy::{Binding, PathError, Place, Placeholder, Scheme, check_path},
     reason::Reason,
+    refuse::Refusal,
 };
 
 /// Why a head is not forwarded.
@@ -35,6 +36,12 @@ pub struct Denial {
 impl From<Reason> for Denial {
     fn from(reason: Reason) -> Self {
         Self { reason, placeholder: None }
+    }
+}
+
+impl From<Denial> for Refusal {
+    fn from(denial: Denial) -> Self {
+        denial.reason.into()
     }
 }
 
