@@ -2,4 +2,13 @@
 //!
 //! They are one program, so that the lab is linked once.
 
+mod connections;
+mod packets;
+mod relay;
+mod requests;
+mod responses;
+mod start;
+mod substitution;
 mod the_lab_itself;
+mod vault_and_secrets;
+mod world;
