@@ -125,7 +125,7 @@ fn bytes_that_are_neither_tls_nor_http_are_refused() {
 #[test]
 fn a_hello_in_one_byte_segments_is_understood() {
     sandboxed(|| {
-        let world = World::usual();
+        let _world = World::usual();
         let hello = client_hello(&Hello::h1(OPENAI.name));
         let mut stream = AGENT.connect(OPENAI.port(443)).expect("the gateway accepts");
         for byte in hello {
