@@ -20,6 +20,7 @@ pub mod packets;
 pub mod peek;
 
 pub mod decide;
+pub mod rulebook;
 pub mod dial;
 
 pub mod intercept;

@@ -1,2 +1,7 @@
-//! x
-fn main(){}
+//! The `cloakroom` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cloakroom::cli::main()
+}

@@ -354,7 +354,7 @@ upstream_ca = "{dir}/public-ca.pem"
 [[api.binding]]
 groups = ["research"]
 placeholder = "ANTHROPIC_API_KEY"
-places = ["header x-api-key", "header authorization bearer"]
+places = ["header x-api-key raw", "header authorization bearer"]
 secret = "file:anthropic"
 
 [[api]]

@@ -1,1 +1,12 @@
-//! (being written)
+//! The record: exactly one for each connection and each intercepted request.
+//!
+//! A slot in the writer's queue is reserved before anything is done, and a record that is dropped
+//! writes itself, so no path escapes it, a panic included. Where no slot can be had, nothing is
+//! done: the gateway would rather refuse than act unseen. Fields that an agent fills are capped
+//! in bytes and escaped by JSON.
+
+mod record;
+mod writer;
+
+pub use record::{Record, RequestRecord, Traffic};
+pub use writer::{Sink, Unavailable, Writer};

@@ -1,1 +1,180 @@
-//! (being written)
+//! The command line: what operators type, and the one place that prints.
+
+pub mod ca;
+
+use std::{
+    fmt::Display,
+    io::{self, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::SystemTime,
+};
+
+use clap::{Parser, Subcommand, ValueEnum};
+use tracing::level_filters::LevelFilter;
+
+use self::ca::{CaCommand, CaCommandError};
+use crate::{
+    config::{self, Config},
+    daemon::{self, DaemonError},
+    packets::{self, Capture},
+};
+
+/// A gateway that gives AI agents claim tickets instead of API keys.
+#[derive(Debug, Parser)]
+#[command(
+    name = "cloakroom",
+    version,
+    after_help = "Examples:\n  cloakroom check /etc/cloakroom/cloakroom.toml\n  \
+    cloakroom ca init --dir /root/cloakroom-root\n  \
+    cloakroom ca issue --dir /root/cloakroom-root /etc/cloakroom/cloakroom.toml\n  \
+    cloakroom run /etc/cloakroom/cloakroom.toml\n\n\
+    Exit status: 0 done, 64 the configuration or the command line is wrong, 1 anything else."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the gateway until SIGTERM; SIGHUP reloads the policy
+    #[command(after_help = "Example:\n  cloakroom run --log debug /etc/cloakroom/cloakroom.toml\n\n\
+        Needs CAP_NET_ADMIN, the base table (`nft -f nft/base.nft`) and the issuing CAs\n\
+        (`cloakroom ca issue`). Logs go to standard error, audit records where the\n\
+        configuration says.")]
+    Run {
+        /// The configuration
+        #[arg(value_name = "CONFIG")]
+        config: PathBuf,
+        /// Write this file once packets are captured
+        #[arg(long, value_name = "PATH")]
+        ready_file: Option<PathBuf>,
+        /// How much to log; never a value, a credential or a body
+        #[arg(long, value_enum, default_value_t = Log::Info)]
+        log: Log,
+    },
+    /// Say what a configuration means, or everything that is wrong with it
+    #[command(after_help = "Example:\n  cloakroom check /etc/cloakroom/cloakroom.toml")]
+    Check {
+        /// The configuration
+        #[arg(value_name = "CONFIG")]
+        config: PathBuf,
+    },
+    /// Print the nftables table that a configuration would install
+    #[command(after_help = "Example:\n  cloakroom rules /etc/cloakroom/cloakroom.toml | nft -c -f -")]
+    Rules {
+        /// The configuration
+        #[arg(value_name = "CONFIG")]
+        config: PathBuf,
+    },
+    /// Make and show the certificates that agents trust
+    #[command(subcommand)]
+    Ca(CaCommand),
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Log {
+    Error,
+    Warn,
+    Info,
+    Debug,
+}
+
+enum Failure {
+    /// The configuration is wrong; the text has a line for each error.
+    Config(config::Errors),
+    /// Anything else, in one line.
+    Other(String),
+}
+
+/// Reads the command line and does what it says.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Nothing is left to report to where standard error is gone.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { EX_USAGE } else { 0 });
+        }
+    };
+    match dispatch(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => report(&failure),
+    }
+}
+
+fn dispatch(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Run { config, ready_file, log } => run(&config, ready_file.as_deref(), log),
+        Command::Check { config } => print(&config::explain(&load(&config)?)),
+        Command::Rules { config } => {
+            let Config { settings, policy } = load(&config)?;
+            print(&packets::render(&Capture::new(&policy, &settings)))
+        }
+        Command::Ca(command) => run_ca(command),
+    }
+}
+
+fn run(config: &Path, ready_file: Option<&Path>, log: Log) -> Result<(), Failure> {
+    tracing_subscriber::fmt()
+        .with_writer(io::stderr)
+        .with_ansi(false)
+        .with_target(false)
+        .with_max_level(log.level())
+        .init();
+    if rustls::crypto::CryptoProvider::install_default(crate::intercept::provider()).is_err() {
+        return Err(Failure::Other("the TLS provider was set twice".into()));
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::Other(format!("cannot start a runtime: {error}")))?;
+    runtime.block_on(daemon::run(config, ready_file)).map_err(|error| match error {
+        DaemonError::Config(errors) => Failure::Config(errors),
+        other => Failure::Other(other.to_string()),
+    })
+}
+
+fn run_ca(command: CaCommand) -> Result<(), Failure> {
+    let load = |path: &Path| config::load(path).map(|config| (config.settings, config.policy));
+    let mut out = io::stdout().lock();
+    ca::run(command, load, SystemTime::now(), &mut out).map_err(|error| match error {
+        CaCommandError::Config(errors) => Failure::Config(errors),
+        other => Failure::Other(other.to_string()),
+    })
+}
+
+fn load(path: &Path) -> Result<Config, Failure> {
+    config::load(path).map_err(Failure::Config)
+}
+
+fn print(text: &str) -> Result<(), Failure> {
+    io::stdout()
+        .write_all(text.as_bytes())
+        .map_err(|error| Failure::Other(format!("cannot write the output: {error}")))
+}
+
+fn report(failure: &Failure) -> ExitCode {
+    let (text, code): (&dyn Display, u8) = match failure {
+        Failure::Config(errors) => (errors, EX_USAGE),
+        Failure::Other(text) => (text, 1),
+    };
+    // Where standard error is gone the exit status still says it.
+    let _ = writeln!(io::stderr(), "cloakroom: {text}");
+    ExitCode::from(code)
+}
+
+impl Log {
+    const fn level(self) -> LevelFilter {
+        match self {
+            Self::Error => LevelFilter::ERROR,
+            Self::Warn => LevelFilter::WARN,
+            Self::Info => LevelFilter::INFO,
+            Self::Debug => LevelFilter::DEBUG,
+        }
+    }
+}
+
+/// The command was used the wrong way (sysexits.h).
+const EX_USAGE: u8 = 64;

@@ -1,5 +1,219 @@
-//! Settings and policy from one TOML file.
+//! One TOML file to checked settings and a policy.
+//!
+//! Either everything in the file is right, or nothing of it holds: unknown keys, wrong types, bad
+//! values and rules that contradict each other are errors, all of them reported at once with their
+//! lines. What could be meant in two ways is refused. Secrets are never in the file.
+//! `image/cloakroom.toml` shows every key with its unit, default and meaning.
 
+mod check;
+mod credential;
+mod error;
+mod explain;
+mod gateway;
+mod rules;
 mod settings;
+mod table;
+#[cfg(test)]
+mod tests;
+mod value;
 
+pub use error::{Errors, Mistake};
+pub use explain::explain;
 pub use settings::{AuditTarget, Settings, VaultSettings};
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use toml::{Spanned, de::DeTable};
+
+use crate::policy::{Api, Binding, Carry, Group, Limits, Pass, Policy, ResponseRules};
+use check::Draft;
+use error::Report;
+use gateway::Gateway;
+use rules::{ApiRule, BindingRule, Files, GroupRule, PassRule};
+use table::Table;
+
+/// What one file says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// How the daemon runs.
+    pub settings: Settings,
+    /// What agents may do.
+    pub policy: Policy,
+}
+
+/// Reads and checks the file at `path`, and the certificates that it names. Neither may have more
+/// than 4 MiB.
+pub fn load(path: &Path) -> Result<Config, Errors> {
+    let name = path.display().to_string();
+    let text = read_bounded(path).map_err(|error| Errors::whole_file(&name, error.to_string()))?;
+    parse(&text, path.parent(), &name, &read_bounded)
+}
+
+/// Checks `text`. Relative paths in it start from `base`, errors call the file `name`, and
+/// `read_file` reads the certificates that it names.
+pub fn parse(
+    text: &str,
+    base: Option<&Path>,
+    name: &str,
+    read_file: &dyn Fn(&Path) -> io::Result<String>,
+) -> Result<Config, Errors> {
+    let report = Report::new(text);
+    let (document, syntax) = DeTable::parse_recoverable(text);
+    for error in &syntax {
+        report.add(&error.span().unwrap_or_default(), error.message());
+    }
+    let files = Files { base: base.unwrap_or(Path::new("")), read: read_file };
+    // What a broken file seems to say would only raise errors about what it does not say.
+    let config = if syntax.is_empty() { read(&document, files, &report) } else { None };
+    match (report.into_errors(name), config) {
+        (None, Some(config)) => Ok(config),
+        (Some(errors), _) => Err(errors),
+        (None, None) => Err(Errors::whole_file(name, "something needed is missing".into())),
+    }
+}
+
+fn read(document: &Spanned<DeTable<'_>>, files: Files<'_>, report: &Report<'_>) -> Option<Config> {
+    let mut root = Table::root(document, report);
+    root.require("gateway");
+    root.require("group");
+    let gateway = root.table("gateway", "[gateway]").map(|table| Gateway::read(table, files.base));
+    let limits = root.table("limits", "[limits]").map_or_else(Limits::default, gateway::limits);
+    let vault = root.table("vault", "[vault]");
+    let secrets = root.table("secrets", "[secrets]");
+    let groups = root.tables("group", "[[group]]");
+    let apis = root.tables("api", "[[api]]");
+    let splices = root.tables("splice", "[[splice]]").into_iter().map(PassRule::splice);
+    let inspects = root.tables("inspect", "[[inspect]]").into_iter();
+    let (has_vault, has_secrets) = (root.has("vault"), root.has("secrets"));
+    let misspelt = root.finish();
+    let draft = Draft {
+        gateway,
+        groups: groups.into_iter().map(GroupRule::read).collect(),
+        apis: apis.into_iter().map(|table| ApiRule::read(table, files)).collect(),
+        passes: splices.chain(inspects.map(|table| PassRule::inspect(table, files))).collect(),
+        vault: has_vault || misspelt.has("vault"),
+        secret_file: has_secrets || misspelt.has("secrets"),
+    };
+    draft.check(report);
+    let vault = vault.map(|table| gateway::vault(table, files.base));
+    let secrets = secrets.map(|table| gateway::secret_file(table, files.base));
+    draft.into_config(limits, transpose(vault)?, transpose(secrets)?)
+}
+
+/// `None` where something is there and wrong.
+fn transpose<T>(section: Option<Option<T>>) -> Option<Option<T>> {
+    section.map_or(Some(None), |section| section.map(Some))
+}
+
+impl Draft {
+    fn into_config(
+        self,
+        limits: Limits,
+        vault: Option<VaultSettings>,
+        secret_file: Option<PathBuf>,
+    ) -> Option<Config> {
+        let ports = self.captured_ports();
+        let policy = Policy {
+            groups: all(self.groups, GroupRule::into_group)?,
+            apis: all(self.apis, ApiRule::into_api)?,
+            passes: all(self.passes, PassRule::into_pass)?,
+            ports,
+            limits,
+        };
+        Some(Config { settings: self.gateway?.into_settings(vault, secret_file), policy })
+    }
+
+    fn captured_ports(&self) -> Vec<u16> {
+        let listed = self.gateway.as_ref().and_then(|gateway| gateway.ports.as_ref());
+        let mut ports: Vec<u16> = match listed {
+            Some(ports) => ports.iter().map(|port| *port.get_ref()).collect(),
+            None => self.rule_ports().into_keys().chain(ALWAYS_CAPTURED).collect(),
+        };
+        ports.sort_unstable();
+        ports.dedup();
+        ports
+    }
+}
+
+impl GroupRule {
+    fn into_group(self) -> Option<Group> {
+        Some(Group {
+            name: self.name?.into_inner(),
+            interface: self.interface?.into_inner(),
+            prefixes: plain(self.prefixes),
+        })
+    }
+}
+
+impl ApiRule {
+    fn into_api(self) -> Option<Api> {
+        Some(Api {
+            name: self.name?.into_inner(),
+            hosts: plain(self.hosts),
+            port: self.port.into_inner(),
+            methods: self.requests.methods,
+            paths: self.requests.paths,
+            anonymous: self.anonymous,
+            upstream: self.upstream,
+            response: ResponseRules { cookies: self.cookies, ranges: self.ranges },
+            bindings: all(self.bindings, BindingRule::into_binding)?,
+        })
+    }
+}
+
+impl BindingRule {
+    fn into_binding(self) -> Option<Binding> {
+        Some(Binding {
+            groups: plain(self.groups),
+            placeholder: self.placeholder?.into_inner(),
+            places: plain(self.places),
+            secret: self.secret?.into_inner(),
+            min_value_bytes: self.min_value_bytes,
+        })
+    }
+}
+
+impl PassRule {
+    fn into_pass(self) -> Option<Pass> {
+        Some(Pass {
+            name: self.name?.into_inner(),
+            carry: self.inspect.map_or(Carry::Splice, |requests| Carry::Inspect {
+                methods: requests.methods,
+                paths: requests.paths,
+            }),
+            groups: plain(self.groups),
+            hosts: plain(self.hosts),
+            ports: plain(self.ports),
+            upstream: self.upstream,
+        })
+    }
+}
+
+fn all<R, T>(rules: Vec<R>, into: fn(R) -> Option<T>) -> Option<Vec<Arc<T>>> {
+    rules.into_iter().map(|rule| into(rule).map(Arc::new)).collect()
+}
+
+fn plain<T>(values: Vec<Spanned<T>>) -> Vec<T> {
+    values.into_iter().map(Spanned::into_inner).collect()
+}
+
+fn read_bounded(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(MAX_FILE_BYTES + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_FILE_BYTES {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "the file has more than 4 MiB"));
+    }
+    Ok(text)
+}
+
+/// A file above this was not written by hand.
+const MAX_FILE_BYTES: u64 = 4 << 20;
+
+/// Captured whatever rules say, so that a plain or encrypted web request gets an answer with a
+/// reason instead of a reset.
+const ALWAYS_CAPTURED: [u16; 2] = [80, 443];

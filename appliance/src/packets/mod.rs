@@ -1,1 +1,202 @@
-//! (being written)
+//! How an agent's packet reaches the proxy, and how every other packet of an agent ends.
+//!
+//! Promises, each enforced by the kernel and independent of whether the daemon is alive:
+//!
+//! - a TCP connection to a listed port ends in one of our listeners, or in a reset; never in a
+//!   route to somewhere else;
+//! - a packet whose source is not its interface's own is dropped without an answer;
+//! - the gateway's own addresses are closed to agents;
+//! - IPv6 gets the same rules as IPv4, or none of it passes.
+//!
+//! It errs towards silence: whatever is in doubt is an error at start, and the static guard table
+//! (`nft/base.nft`), which this module requires and never touches, stays closed. The table is
+//! planned once, in [`plan`]; what is printed and what is sent to the kernel are two renderings of
+//! that one plan, and the kernel is asked afterwards what it really holds.
+//! `nft/README.md` is the prose of the same rules.
+
+mod error;
+mod install;
+mod listen;
+mod lower;
+mod netlink;
+mod plan;
+mod raw_expr;
+mod readback;
+mod render;
+mod route;
+mod special;
+mod sysctl;
+
+#[cfg(test)]
+mod kernel_tests;
+
+pub use error::PacketsError;
+pub use listen::{Claim, Listener, claim, listen, listeners};
+pub use sysctl::check_sysctls;
+
+use std::net::IpAddr;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use crate::{
+    config::Settings,
+    policy::{InterfaceName, Policy},
+};
+
+/// What is captured, from whom, and where it is delivered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Capture {
+    /// The interfaces agents sit behind, in the order of their names; no name twice.
+    pub interfaces: Vec<CaptureInterface>,
+    /// The TCP ports that reach the proxy; every other one is reset. Sorted.
+    pub ports: Vec<u16>,
+    /// Special-purpose prefixes that policy lists as homes of an upstream. An agent may dial them;
+    /// what is connected to is decided by name in [`crate::dial`] all the same.
+    pub homes: Vec<IpNet>,
+    /// TCP port of the transparent listeners.
+    pub proxy_port: u16,
+    /// The mark that captured packets carry. Never 0.
+    pub mark: u32,
+    /// The routing table that the mark selects.
+    pub route_table: u32,
+    /// Whether IPv6 is captured; where false, every IPv6 packet of an agent is dropped.
+    pub ipv6: bool,
+}
+
+/// One interface that agents sit behind, with the sources of all groups on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CaptureInterface {
+    /// Its name.
+    pub name: InterfaceName,
+    /// The source prefixes that may arrive on it, aggregated and sorted.
+    pub prefixes: Vec<IpNet>,
+}
+
+impl Capture {
+    /// Gathers from policy and settings what the kernel has to know.
+    pub fn new(policy: &Policy, settings: &Settings) -> Self {
+        let upstreams = policy.apis.iter().map(|api| &api.upstream);
+        let upstreams = upstreams.chain(policy.passes.iter().map(|pass| &pass.upstream));
+        let homes: Vec<IpNet> =
+            upstreams.flat_map(|upstream| upstream.private_prefixes.iter().copied()).collect();
+        let mut ports = policy.ports.clone();
+        ports.sort_unstable();
+        ports.dedup();
+        Self {
+            interfaces: interfaces(policy),
+            ports,
+            homes: aggregate(&homes),
+            proxy_port: settings.proxy_port,
+            mark: settings.mark,
+            route_table: settings.route_table,
+            ipv6: settings.ipv6,
+        }
+    }
+}
+
+impl Capture {
+    /// The interfaces, which cannot change while the daemon listens on them.
+    pub fn interface_names(&self) -> Vec<&InterfaceName> {
+        self.interfaces.iter().map(|interface| &interface.name).collect()
+    }
+}
+
+/// The daemon's table in the syntax of nft, as [`apply`] installs it. It can be loaded with
+/// `nft -f`, and checked with `nft -c -f`.
+pub fn render(capture: &Capture) -> String {
+    render::text(&plan::table(capture))
+}
+
+/// Makes the ground ready: interfaces there, guard table loaded, sysctls set, routes in place.
+/// Can be repeated.
+///
+/// # Errors
+///
+/// The first thing that is missing, with what to do about it. Nothing is undone: every step by
+/// itself leaves less open than before.
+pub async fn prepare(capture: &Capture) -> Result<(), PacketsError> {
+    check_marks(capture)?;
+    let names: Vec<&InterfaceName> = capture.interfaces.iter().map(|each| &each.name).collect();
+    sysctl::check_interfaces(&names)?;
+    readback::require_base()?;
+    check_sysctls(&names)?;
+    route::install(capture).await
+}
+
+/// Installs or replaces the rules of the daemon's table in one transaction, then reads them back.
+///
+/// Base chains are made once and kept; packets meet either the old rules or the new ones.
+/// The same call serves start and reload.
+///
+/// # Errors
+///
+/// [`PacketsError::Transaction`] where the kernel refuses; the old rules are then still in force.
+/// [`PacketsError::ReadBack`] where the kernel holds something else than was sent.
+pub fn apply(capture: &Capture) -> Result<(), PacketsError> {
+    let table = plan::table(capture);
+    install::send(&table)?;
+    readback::verify(&table)
+}
+
+fn check_marks(capture: &Capture) -> Result<(), PacketsError> {
+    // Mark 0 is every unmarked packet, and tables 253 to 255 are the kernel's own.
+    if capture.mark == 0 || matches!(capture.route_table, 0 | 253..=255) {
+        return Err(PacketsError::Marks { mark: capture.mark, table: capture.route_table });
+    }
+    Ok(())
+}
+
+fn interfaces(policy: &Policy) -> Vec<CaptureInterface> {
+    let mut names: Vec<&InterfaceName> =
+        policy.groups.iter().map(|group| &group.interface).collect();
+    names.sort();
+    names.dedup();
+    names.into_iter().map(|name| interface(policy, name)).collect()
+}
+
+fn interface(policy: &Policy, name: &InterfaceName) -> CaptureInterface {
+    let groups = policy.groups.iter().filter(|group| group.interface == *name);
+    let prefixes: Vec<IpNet> = groups.flat_map(|group| group.prefixes.iter().copied()).collect();
+    CaptureInterface { name: name.clone(), prefixes: aggregate(&prefixes) }
+}
+
+/// The same addresses in the fewest prefixes: the kernel refuses intervals that overlap.
+fn aggregate(prefixes: &[IpNet]) -> Vec<IpNet> {
+    let mut fewest = IpNet::aggregate(&prefixes.to_vec());
+    fewest.sort();
+    fewest
+}
+
+fn only_v4(prefixes: &[IpNet]) -> Vec<Ipv4Net> {
+    prefixes
+        .iter()
+        .filter_map(|net| if let IpNet::V4(net) = net { Some(*net) } else { None })
+        .collect()
+}
+
+fn only_v6(prefixes: &[IpNet]) -> Vec<Ipv6Net> {
+    prefixes
+        .iter()
+        .filter_map(|net| if let IpNet::V6(net) = net { Some(*net) } else { None })
+        .collect()
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn overlapping_groups_become_disjoint_prefixes() {
+        let nets = ["10.1.0.0/16", "10.1.2.0/24", "2001:db8::/64", "10.0.0.0/16"];
+        let nets: Vec<IpNet> = nets.iter().map(|net| net.parse().unwrap()).collect();
+        let fewest: Vec<String> = aggregate(&nets).iter().map(ToString::to_string).collect();
+        assert_eq!(fewest, ["10.0.0.0/15", "2001:db8::/64"]);
+    }
+}

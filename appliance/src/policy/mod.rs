@@ -5,9 +5,11 @@
 
 mod host;
 mod path;
+mod text;
 
 pub use host::{Host, HostError, HostPattern};
-pub use path::{PathError, PathRule};
+pub use path::{PathError, PathRule, check as check_path, permits};
+pub use text::{InterfaceError, NameError, PlaceholderError};
 
 use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 
@@ -27,6 +29,23 @@ pub struct Policy {
     pub ports: Vec<u16>,
     /// The bounds that hold for every agent.
     pub limits: Limits,
+}
+
+impl Policy {
+    /// The group that a packet from `source` on `interface` belongs to.
+    pub fn identify(&self, interface: &InterfaceName, source: IpAddr) -> Option<&Arc<Group>> {
+        self.groups.iter().find(|group| group.interface == *interface && group.holds(source))
+    }
+
+    /// Whether any rule of the group names the host, on whatever port.
+    pub fn names(&self, group: &Group, host: &Host) -> bool {
+        let api = |api: &Arc<Api>| api.serves(&group.name) && api.hosts.contains(host);
+        let pass = |pass: &Arc<Pass>| {
+            pass.groups.contains(&group.name)
+                && pass.hosts.iter().any(|pattern| pattern.matches(host))
+        };
+        self.apis.iter().any(api) || self.passes.iter().any(pass)
+    }
 }
 
 /// Agents that are one tenant: what one may do, all of them may.
@@ -103,6 +122,13 @@ pub struct Api {
     pub response: ResponseRules,
     /// The placeholders, each for some groups. A group without one has no use of this API.
     pub bindings: Vec<Arc<Binding>>,
+}
+
+impl Api {
+    /// Whether a group has a placeholder here.
+    pub fn serves(&self, group: &GroupName) -> bool {
+        self.bindings.iter().any(|binding| binding.groups.contains(group))
+    }
 }
 
 /// How an upstream is reached and verified.
@@ -195,6 +221,9 @@ pub enum SecretRef {
 impl fmt::Display for SecretRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::VaultKv2 { mount, path, field } if mount.contains('/') => {
+                write!(f, "vault:\"{mount}\"/{path}#{field}")
+            }
             Self::VaultKv2 { mount, path, field } => write!(f, "vault:{mount}/{path}#{field}"),
             Self::File { name } => write!(f, "file:{name}"),
         }

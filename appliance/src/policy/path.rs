@@ -2,6 +2,10 @@
 
 use std::{fmt, sync::Arc};
 
+use http::Method;
+
+use crate::reason::Reason;
+
 /// A path that may be used: exact (`/v1/models`), or everything below a folder (`/v1/*`).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct PathRule {
@@ -60,6 +64,24 @@ pub fn check(path: &str) -> Result<(), PathError> {
         }
     }
     Ok(())
+}
+
+/// Whether a rule's methods and paths permit a request. Either list permits everything where it
+/// is empty; a path is judged only where there is a rule to hold it against.
+pub fn permits(
+    methods: &[Method],
+    paths: &[PathRule],
+    method: &Method,
+    path: &str,
+) -> Result<(), Reason> {
+    if !methods.is_empty() && !methods.contains(method) {
+        return Err(Reason::MethodDenied);
+    }
+    if paths.is_empty() {
+        return Ok(());
+    }
+    check(path).map_err(|_| Reason::PathAmbiguous)?;
+    if paths.iter().any(|rule| rule.matches(path)) { Ok(()) } else { Err(Reason::PathDenied) }
 }
 
 /// Some origins cut a segment at `;` before they resolve dots (RFC 3986, section 3.3), so `..;`

@@ -1,5 +1,24 @@
-//! The values behind the placeholders: how they are held, where they come from.
+//! The values behind the placeholders: how they are held, where they come from, how long they
+//! are good.
+//!
+//! A [`SecretStore`] asks a [`SecretSource`] in the background and publishes a [`Snapshot`]. A
+//! request keeps the snapshot it began with and never waits for Vault. Everything is keyed by
+//! agent group and reference, so that Vault can give two groups two values for one reference.
+//! Every doubt is resolved towards "no value": the request is then answered 503.
 
+mod file;
+mod ledger;
+mod private_file;
+mod snapshot;
+mod source;
+mod store;
 mod value;
+mod vault;
 
+pub use file::{FileError, FileSource};
+pub use private_file::PrivateFileError;
+pub use snapshot::{Health, Snapshot};
+pub use source::{FetchError, SecretSource, Sources};
+pub use store::SecretStore;
 pub use value::{SecretError, SecretValue};
+pub use vault::{VaultSource, VaultSourceError};

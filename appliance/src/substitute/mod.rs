@@ -1,1 +1,24 @@
-//! (being written)
+//! Placeholders in a request head become secrets.
+//!
+//! [`Rules`] are what one group's placeholders mean at one API; [`examine`] reads a head against
+//! them without changing it; [`Plan::apply`] writes the values. A value can only reach a head
+//! through a plan, and a plan is only made of a head whose single credential is, byte for byte,
+//! a placeholder in a place that its binding lists. Everything else is a denial: an unknown, an
+//! altered, an embedded or a second credential is refused, never forwarded. Text outside the
+//! credential fields is not looked at.
+
+mod apply;
+mod basic;
+mod examine;
+mod rules;
+
+pub use apply::Plan;
+pub use examine::{Denial, examine};
+pub use rules::{CREDENTIAL_FIELDS, Rules, trailers_carry_credential};
+
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod table;
+#[cfg(test)]
+mod world;

@@ -1,0 +1,329 @@
+//! What one record says, and how it writes itself when it is dropped.
+
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Instant, SystemTime},
+};
+
+use serde::Serialize;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+use super::writer::Slot;
+use crate::{
+    accept::{AgentAddr, Dialled, FlowId},
+    decide::Route,
+    peek::Peeked,
+    policy::{GroupName, InterfaceName, Placeholder},
+    reason::{Reason, SecretCause},
+};
+
+/// Bytes of a flow so far, seen from the agent's side of the gateway.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    pub(crate) from_agent: AtomicU64,
+    pub(crate) to_agent: AtomicU64,
+}
+
+impl Traffic {
+    /// From the agent.
+    pub fn from_agent(&self) -> u64 {
+        self.from_agent.load(Relaxed)
+    }
+
+    /// To the agent.
+    pub fn to_agent(&self) -> u64 {
+        self.to_agent.load(Relaxed)
+    }
+
+    /// Both directions together; it grows as long as the flow lives.
+    pub fn total(&self) -> u64 {
+        self.from_agent() + self.to_agent()
+    }
+}
+
+/// The record of one connection.
+#[derive(Debug)]
+pub struct Record {
+    slot: Option<Slot>,
+    begun: Instant,
+    traffic: Arc<Traffic>,
+    line: ConnectionLine,
+}
+
+impl Record {
+    /// Opens the record of a connection that was just accepted. Until it is told otherwise it
+    /// says that the gateway failed, which is what a panic leaves behind.
+    pub fn open(slot: Slot, flow: FlowId, interface: &InterfaceName, from: AgentAddr, to: Dialled) -> Self {
+        let line = ConnectionLine {
+            time: now(),
+            record: "connection",
+            flow: flow.to_string(),
+            interface: interface.to_string(),
+            agent: from.0.to_string(),
+            dialled: to.0.to_string(),
+            decision: "refuse",
+            reason: Some(Reason::InternalError.word()),
+            ..ConnectionLine::default()
+        };
+        Self { slot: Some(slot), begun: Instant::now(), traffic: Arc::default(), line }
+    }
+
+    /// The live byte counts.
+    pub fn traffic(&self) -> &Arc<Traffic> {
+        &self.traffic
+    }
+
+    /// Whose connection it is.
+    pub fn group(&mut self, group: &GroupName) {
+        self.line.group = Some(group.to_string());
+    }
+
+    /// What the first bytes said.
+    pub fn peeked(&mut self, peeked: &Peeked) {
+        match peeked {
+            Peeked::Tls(hello) => {
+                self.line.sni = hello.sni.as_ref().map(ToString::to_string);
+                self.line.alpn = hello.alpn.iter().take(MAX_ALPN).map(|name| text(name)).collect();
+                self.line.ech = hello.ech;
+            }
+            Peeked::Http(head) => self.line.host = head.host.as_ref().map(ToString::to_string),
+            Peeked::Other => {}
+        }
+    }
+
+    /// The decision that lets it pass. The connection has no reason from here on.
+    pub fn permitted(&mut self, route: &Route) {
+        self.line.decision = route.word();
+        self.line.rule = Some(route.rule().to_string());
+        self.line.reason = None;
+    }
+
+    /// The address that was dialled in the name of the agent.
+    pub fn upstream(&mut self, address: IpAddr) {
+        self.line.upstream = Some(address.to_string());
+    }
+
+    /// Why it was refused, or cut after it had been permitted.
+    pub fn refused(&mut self, reason: Reason) {
+        self.line.decision = "refuse";
+        self.line.reason = Some(reason.word());
+    }
+
+    /// The agent closed before it had said enough to decide on. Nothing was refused.
+    pub fn nothing_said(&mut self) {
+        self.line.decision = "none";
+        self.line.reason = None;
+        self.ended("closed");
+    }
+
+    /// How it ended, in a word.
+    pub fn ended(&mut self, how: &'static str) {
+        self.line.end = Some(how);
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.refused(Reason::InternalError);
+        }
+        self.line.bytes_from_agent = self.traffic.from_agent();
+        self.line.bytes_to_agent = self.traffic.to_agent();
+        self.line.duration_ms = millis(self.begun);
+        if let Some(slot) = self.slot.take() {
+            slot.write(&self.line);
+        }
+    }
+}
+
+/// The record of one request on an intercepted or inspected connection.
+#[derive(Debug)]
+pub struct RequestRecord {
+    slot: Option<Slot>,
+    begun: Instant,
+    line: RequestLine,
+}
+
+impl RequestRecord {
+    /// Opens the record of a request whose head was just read.
+    pub fn open(slot: Slot, flow: FlowId, group: &GroupName, route: &Route) -> Self {
+        let line = RequestLine {
+            time: now(),
+            record: "request",
+            flow: flow.to_string(),
+            group: group.to_string(),
+            decision: "refuse",
+            rule: route.rule().to_string(),
+            reason: Some(Reason::InternalError.word()),
+            ..RequestLine::default()
+        };
+        Self { slot: Some(slot), begun: Instant::now(), line }
+    }
+
+    /// What was asked. The query is left out: it is the agent's, and may hold anything.
+    pub fn asked(&mut self, method: &http::Method, host: &str, path: &str) {
+        self.line.method = capped(method.as_str(), MAX_METHOD_BYTES);
+        self.line.host = capped(host, crate::policy::Host::MAX_BYTES);
+        self.line.path = capped(path, MAX_PATH_BYTES);
+    }
+
+    /// The placeholders that were swapped, by name.
+    pub fn placeholders<'a>(&mut self, names: impl Iterator<Item = &'a Placeholder>) {
+        self.line.placeholders = names.map(ToString::to_string).collect();
+    }
+
+    /// The request goes upstream.
+    pub fn forwarded(&mut self, route: &Route) {
+        self.line.decision = route.word();
+        self.line.reason = None;
+    }
+
+    /// Why it was refused, or cut.
+    pub fn refused(&mut self, reason: Reason) {
+        self.line.decision = "refuse";
+        self.line.reason = Some(reason.word());
+    }
+
+    /// Why the secret had no value.
+    pub fn cause(&mut self, cause: SecretCause) {
+        self.line.cause = Some(cause.word());
+    }
+
+    /// The status that the upstream answered with.
+    pub fn upstream_status(&mut self, status: http::StatusCode) {
+        self.line.upstream_status = Some(status.as_u16());
+    }
+
+    /// Bytes of the request's body so far.
+    pub fn request_bytes(&mut self, bytes: u64) {
+        self.line.request_bytes += bytes;
+    }
+
+    /// Bytes of the response's body so far, and how many secrets were masked in it.
+    pub fn response_bytes(&mut self, bytes: u64, masked: u64) {
+        self.line.response_bytes += bytes;
+        self.masked(masked);
+    }
+
+    /// Secrets that were masked in the response. It does not refuse the request.
+    pub fn masked(&mut self, masked: u64) {
+        self.line.masked += masked;
+        if self.line.masked > 0 && self.line.reason.is_none() {
+            self.line.reason = Some(Reason::ResponseMasked.word());
+        }
+    }
+
+    /// Whether the response came to its end.
+    pub fn complete(&mut self) {
+        self.line.complete = true;
+    }
+}
+
+impl Drop for RequestRecord {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.refused(Reason::InternalError);
+        }
+        self.line.duration_ms = millis(self.begun);
+        if let Some(slot) = self.slot.take() {
+            slot.write(&self.line);
+        }
+    }
+}
+
+#[derive(Debug, Default, Serialize)]
+struct ConnectionLine {
+    time: String,
+    record: &'static str,
+    flow: String,
+    interface: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    group: Option<String>,
+    agent: String,
+    dialled: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sni: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    alpn: Vec<String>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    ech: bool,
+    decision: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rule: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    upstream: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    end: Option<&'static str>,
+    bytes_from_agent: u64,
+    bytes_to_agent: u64,
+    duration_ms: u64,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct RequestLine {
+    time: String,
+    record: &'static str,
+    flow: String,
+    group: String,
+    decision: &'static str,
+    rule: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cause: Option<&'static str>,
+    method: String,
+    host: String,
+    path: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    placeholders: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    upstream_status: Option<u16>,
+    #[serde(skip_serializing_if = "is_zero")]
+    masked: u64,
+    complete: bool,
+    request_bytes: u64,
+    response_bytes: u64,
+    duration_ms: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape that serde calls")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
+fn now() -> String {
+    let now = OffsetDateTime::from(SystemTime::now());
+    // RFC 3339 cannot write years beyond 9999; a clock that far off is told as it is.
+    now.format(&Rfc3339).unwrap_or_else(|_| now.unix_timestamp().to_string())
+}
+
+fn millis(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+fn capped(value: &str, bytes: usize) -> String {
+    let end = value.floor_char_boundary(bytes);
+    value.get(..end).unwrap_or_default().to_owned()
+}
+
+fn text(bytes: &[u8]) -> String {
+    let end = bytes.len().min(MAX_ALPN_BYTES);
+    bytes.get(..end).unwrap_or_default().escape_ascii().to_string()
+}
+
+/// Most protocol names of one ClientHello that a record holds.
+const MAX_ALPN: usize = 8;
+/// Bytes of each of them.
+const MAX_ALPN_BYTES: usize = 32;
+/// Bytes of a method.
+const MAX_METHOD_BYTES: usize = 32;
+/// Bytes of a path.
+const MAX_PATH_BYTES: usize = 512;

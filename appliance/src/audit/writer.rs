@@ -1,0 +1,240 @@
+//! One thread that appends lines to a file, and the bounded queue before it.
+//!
+//! A line that cannot be written is kept and tried again; meanwhile every new flow and request
+//! is refused, so the queue holds what was already under way and nothing is lost.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use serde::Serialize;
+use tokio::sync::mpsc::{self, OwnedPermit, Receiver, Sender, error::TryRecvError};
+
+use crate::config::AuditTarget;
+
+/// Where flows and requests ask for a slot. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Sink {
+    queue: Sender<Message>,
+    failing: Arc<AtomicBool>,
+}
+
+/// The audit cannot take a record now: nothing may be done that would need one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unavailable;
+
+/// A reserved place in the queue: writing to it cannot fail or wait.
+#[derive(Debug)]
+pub struct Slot(OwnedPermit<Message>);
+
+/// The writer's thread. Ends when every [`Sink`] and [`Slot`] is gone.
+#[derive(Debug)]
+pub struct Writer(JoinHandle<()>);
+
+enum Message {
+    Line(Vec<u8>),
+    Reopen,
+}
+
+impl Sink {
+    /// Opens the target and starts the writer.
+    pub fn open(target: &AuditTarget) -> io::Result<(Self, Writer)> {
+        let output = Output::open(target)?;
+        let (queue, lines) = mpsc::channel(QUEUE_LINES);
+        let failing = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&failing);
+        let thread = thread::Builder::new()
+            .name("audit".into())
+            .spawn(move || write_lines(output, lines, &flag))?;
+        Ok((Self { queue, failing }, Writer(thread)))
+    }
+
+    /// Reserves a place for one record.
+    pub fn reserve(&self) -> Result<Slot, Unavailable> {
+        if self.failing.load(Ordering::Relaxed) {
+            return Err(Unavailable);
+        }
+        self.queue.clone().try_reserve_owned().map(Slot).map_err(|_| Unavailable)
+    }
+
+    /// Opens the file anew, after something else has moved it away.
+    pub async fn reopen(&self) {
+        // A closed queue means that the writer is gone, which every reserve reports.
+        let _ = self.queue.send(Message::Reopen).await;
+    }
+}
+
+impl Slot {
+    pub(super) fn write(self, line: &impl Serialize) {
+        // The lines are plain structs of strings and numbers, which JSON can always hold.
+        let mut bytes = serde_json::to_vec(line).unwrap_or_default();
+        bytes.push(b'\n');
+        self.0.send(Message::Line(bytes));
+    }
+}
+
+impl Writer {
+    /// Waits for the last line, at most `patience`.
+    pub async fn finish(self, patience: Duration) {
+        let joined = tokio::task::spawn_blocking(move || {
+            // A writer that panicked has already been reported by its failing sinks.
+            let _ = self.0.join();
+        });
+        let _ = tokio::time::timeout(patience, joined).await;
+    }
+}
+
+/// Lines that may wait. Each slot is one, so it also bounds the flows and requests under way.
+const QUEUE_LINES: usize = 65_536;
+/// Pause before a line that could not be written is tried again.
+const RETRY: Duration = Duration::from_millis(250);
+
+enum Output {
+    Stdout(io::Stdout),
+    File { file: File, path: Box<Path> },
+}
+
+impl Output {
+    fn open(target: &AuditTarget) -> io::Result<Self> {
+        match target {
+            AuditTarget::Stdout => Ok(Self::Stdout(io::stdout())),
+            AuditTarget::File(path) => {
+                Ok(Self::File { file: append_to(path)?, path: path.as_path().into() })
+            }
+        }
+    }
+
+    fn reopen(&mut self) -> io::Result<()> {
+        if let Self::File { file, path } = self {
+            *file = append_to(path)?;
+        }
+        Ok(())
+    }
+
+    /// Writes from `from` on; `from` moves with every byte that is out, so that a later try goes
+    /// on where this one stopped and no line is torn.
+    fn write(&mut self, lines: &[u8], from: &mut usize) -> io::Result<()> {
+        while let Some(rest) = lines.get(*from..).filter(|rest| !rest.is_empty()) {
+            let written = match self {
+                Self::Stdout(out) => out.write(rest).and_then(|n| out.flush().map(|()| n)),
+                Self::File { file, .. } => file.write(rest),
+            };
+            match written {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(bytes) => *from += bytes,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn append_to(path: &Path) -> io::Result<File> {
+    OpenOptions::new().append(true).create(true).mode(0o600).open(path)
+}
+
+fn write_lines(mut output: Output, mut queue: Receiver<Message>, failing: &AtomicBool) {
+    let mut batch = Vec::new();
+    while let Some(first) = queue.blocking_recv() {
+        batch.clear();
+        gather(first, &mut queue, &mut batch, &mut output);
+        write_whole(&mut output, &batch, failing);
+    }
+}
+
+/// Takes what is waiting, so that one write serves many records under load.
+fn gather(first: Message, queue: &mut Receiver<Message>, batch: &mut Vec<u8>, output: &mut Output) {
+    let mut next = Some(first);
+    while let Some(message) = next {
+        match message {
+            Message::Line(line) => batch.extend_from_slice(&line),
+            Message::Reopen => {
+                if let Err(error) = output.reopen() {
+                    tracing::error!(%error, "the audit file cannot be opened anew; keeping the old one");
+                }
+            }
+        }
+        if batch.len() >= MAX_BATCH_BYTES {
+            return;
+        }
+        next = match queue.try_recv() {
+            Ok(message) => Some(message),
+            Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
+        };
+    }
+}
+
+/// Bytes after which a batch is written whatever else waits.
+const MAX_BATCH_BYTES: usize = 256 * 1024;
+
+#[expect(clippy::disallowed_methods, reason = "a thread of its own, no executor to block")]
+fn write_whole(output: &mut Output, batch: &[u8], failing: &AtomicBool) {
+    let mut from = 0;
+    while let Err(error) = output.write(batch, &mut from) {
+        if !failing.swap(true, Ordering::Relaxed) {
+            tracing::error!(%error, "the audit cannot be written; refusing everything until it can");
+        }
+        thread::sleep(RETRY);
+    }
+    if failing.swap(false, Ordering::Relaxed) {
+        tracing::info!("the audit can be written again");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_audit_that_cannot_be_written_gives_no_slots() {
+        let (sink, _writer) = Sink::open(&AuditTarget::File("/dev/full".into())).unwrap();
+        sink.reserve().unwrap().write(&"first");
+        let refused = (0..200).any(|_| {
+            #[expect(clippy::disallowed_methods, reason = "waits for a thread, not for a task")]
+            thread::sleep(Duration::from_millis(10));
+            sink.reserve() == Err(Unavailable)
+        });
+        assert!(refused);
+    }
+
+    #[test]
+    fn a_queue_that_is_full_gives_no_slots() {
+        let (sink, _writer) = Sink::open(&AuditTarget::File("/dev/null".into())).unwrap();
+        let slots: Vec<_> = (0..QUEUE_LINES).map(|_| sink.reserve().unwrap()).collect();
+        assert_eq!(sink.reserve(), Err(Unavailable));
+        drop(slots);
+        assert!(sink.reserve().is_ok());
+    }
+
+    #[test]
+    fn every_record_is_one_whole_line() {
+        let path = std::env::temp_dir().join(format!("cloakroom-audit-{}", std::process::id()));
+        let (sink, writer) = Sink::open(&AuditTarget::File(path.clone())).unwrap();
+        for number in 0..1000 {
+            sink.reserve().unwrap().write(&format!("line\n{number}"));
+        }
+        drop(sink);
+        writer.0.join().unwrap();
+        let lines = std::fs::read_to_string(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let read: Vec<String> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let sent: Vec<_> = (0..1000).map(|number| format!("line\n{number}")).collect();
+        assert_eq!(read, sent);
+    }
+
+    impl PartialEq for Slot {
+        fn eq(&self, _: &Self) -> bool {
+            false
+        }
+    }
+}

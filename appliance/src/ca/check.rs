@@ -1,0 +1,186 @@
+//! Whether a certificate says exactly what Cloakroom would have it say. Pure.
+
+use std::collections::BTreeSet;
+
+use rcgen::PublicKeyData;
+use rustls::pki_types::CertificateDer;
+use x509_parser::{
+    certificate::X509Certificate,
+    extensions::{ExtendedKeyUsage, GeneralName, GeneralSubtree, ParsedExtension},
+    parse_x509_certificate,
+};
+
+use super::{BACKDATE, Fault, key::Key};
+
+/// When a certificate is valid: seconds since 1970, both ends included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Validity {
+    pub(super) not_before: i64,
+    pub(super) not_after: i64,
+}
+
+impl Validity {
+    pub(super) fn left(self, now: i64) -> i64 {
+        self.not_after.saturating_sub(now)
+    }
+
+    /// Its life as it was when it was made, without what it was backdated by.
+    pub(super) fn life(self) -> i64 {
+        self.not_after.saturating_sub(self.not_before).saturating_sub(BACKDATE)
+    }
+
+    /// Valid now, and for `least` seconds more.
+    pub(super) fn check(self, now: i64, least: i64) -> Result<(), Fault> {
+        if now < self.not_before {
+            return Err(Fault::NotYetValid);
+        }
+        match self.left(now) {
+            left if left < least => Err(Fault::EndsSoon(left)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A root: CA without constraints, signed by itself.
+pub(super) fn check_root(der: &CertificateDer<'_>) -> Result<Validity, Fault> {
+    let certificate = parse(der)?;
+    check_ca(&certificate, None)?;
+    if certificate.subject().as_raw() != certificate.issuer().as_raw()
+        || certificate.verify_signature(None).is_err()
+    {
+        return Err(Fault::Shape("a root that did not sign itself"));
+    }
+    Ok(validity(&certificate))
+}
+
+/// An issuing CA: path length 0, server authentication only, exactly these names and no IP
+/// address, both critically (RFC 5280, section 4.2.1.10).
+pub(super) fn check_issuing(
+    der: &CertificateDer<'_>,
+    names: &BTreeSet<&str>,
+) -> Result<Validity, Fault> {
+    let certificate = parse(der)?;
+    check_ca(&certificate, Some(0))?;
+    check_purpose(&certificate)?;
+    check_names(&certificate, names)?;
+    Ok(validity(&certificate))
+}
+
+/// Whether the certificate carries this key.
+pub(super) fn check_key(der: &CertificateDer<'_>, key: &Key) -> Result<(), Fault> {
+    if parse(der)?.public_key().raw != key.subject_public_key_info() {
+        return Err(Fault::KeyMismatch);
+    }
+    Ok(())
+}
+
+/// Whether `root` signed the certificate.
+pub(super) fn check_signed_by(
+    der: &CertificateDer<'_>,
+    root: &CertificateDer<'_>,
+) -> Result<(), Fault> {
+    let (certificate, root) = (parse(der)?, parse(root)?);
+    if certificate.issuer().as_raw() != root.subject().as_raw()
+        || certificate.verify_signature(Some(root.public_key())).is_err()
+    {
+        return Err(Fault::OtherRoot);
+    }
+    Ok(())
+}
+
+/// The common name of the subject.
+pub(super) fn common_name(der: &CertificateDer<'_>) -> Option<String> {
+    let certificate = parse(der).ok()?;
+    let name = certificate.subject().iter_common_name().next()?;
+    name.as_str().ok().map(str::to_owned)
+}
+
+fn parse<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, Fault> {
+    match parse_x509_certificate(der) {
+        Ok(([], certificate)) => Ok(certificate),
+        _ => Err(Fault::Shape("no X.509 certificate")),
+    }
+}
+
+fn validity(certificate: &X509Certificate<'_>) -> Validity {
+    let validity = certificate.validity();
+    Validity {
+        not_before: validity.not_before.timestamp(),
+        not_after: validity.not_after.timestamp(),
+    }
+}
+
+fn check_ca(certificate: &X509Certificate<'_>, path_length: Option<u32>) -> Result<(), Fault> {
+    let basic = certificate.basic_constraints().ok().flatten();
+    let ca = basic.is_some_and(|basic| {
+        basic.critical && basic.value.ca && basic.value.path_len_constraint == path_length
+    });
+    if !ca {
+        return Err(Fault::Shape("no CA, or of another path length"));
+    }
+    let usage = certificate.key_usage().ok().flatten();
+    if !usage.is_some_and(|usage| usage.critical && usage.value.flags == SIGNS_CERTIFICATES) {
+        return Err(Fault::Shape("its key usage is not to sign certificates and CRLs"));
+    }
+    let is_key_id = |parsed: &_| matches!(parsed, ParsedExtension::SubjectKeyIdentifier(_));
+    if !certificate.extensions().iter().any(|e| is_key_id(e.parsed_extension())) {
+        return Err(Fault::Shape("no subject key identifier"));
+    }
+    Ok(())
+}
+
+fn check_purpose(certificate: &X509Certificate<'_>) -> Result<(), Fault> {
+    let servers_only = ExtendedKeyUsage {
+        any: false,
+        server_auth: true,
+        client_auth: false,
+        code_signing: false,
+        email_protection: false,
+        time_stamping: false,
+        ocsp_signing: false,
+        other: Vec::new(),
+    };
+    match certificate.extended_key_usage() {
+        Ok(Some(usage)) if *usage.value == servers_only => Ok(()),
+        _ => Err(Fault::Shape("its extended key usage is not server authentication alone")),
+    }
+}
+
+fn check_names(certificate: &X509Certificate<'_>, names: &BTreeSet<&str>) -> Result<(), Fault> {
+    let constraints = certificate.name_constraints().ok().flatten();
+    let constraints = constraints.ok_or(Fault::Shape("no name constraints"))?;
+    if !constraints.critical {
+        return Err(Fault::Shape("its name constraints are not critical"));
+    }
+    if addresses(constraints.value.excluded_subtrees.as_deref()) != Some(every_address()) {
+        return Err(Fault::Shape("it does not exclude every IP address"));
+    }
+    match dns_names(constraints.value.permitted_subtrees.as_deref()) {
+        Some(permitted) if permitted == *names => Ok(()),
+        _ => Err(Fault::NamesDiffer),
+    }
+}
+
+fn dns_names<'a>(subtrees: Option<&'a [GeneralSubtree<'_>]>) -> Option<BTreeSet<&'a str>> {
+    let name = |subtree: &'a GeneralSubtree<'_>| match subtree.base {
+        GeneralName::DNSName(name) => Some(name),
+        _ => None,
+    };
+    subtrees.unwrap_or_default().iter().map(name).collect()
+}
+
+fn addresses<'a>(subtrees: Option<&'a [GeneralSubtree<'_>]>) -> Option<BTreeSet<&'a [u8]>> {
+    let address = |subtree: &'a GeneralSubtree<'_>| match subtree.base {
+        GeneralName::IPAddress(address) => Some(address),
+        _ => None,
+    };
+    subtrees.unwrap_or_default().iter().map(address).collect()
+}
+
+/// 0.0.0.0/0 and ::/0, each an address and its mask.
+fn every_address() -> BTreeSet<&'static [u8]> {
+    BTreeSet::from([[0u8; 8].as_slice(), [0u8; 32].as_slice()])
+}
+
+/// Bits 5 and 6 of KeyUsage, and no other (RFC 5280, section 4.2.1.3).
+const SIGNS_CERTIFICATES: u16 = 1 << 5 | 1 << 6;

@@ -1,0 +1,238 @@
+//! A folder of certificates and keys.
+//!
+//! Every name is opened relative to the folder's descriptor and never through a link, because
+//! `cloakroom ca` may run as root over a folder that the daemon's user owns. A file is whole or
+//! absent, whenever the machine stops. Files belong to whoever owns the folder.
+
+use std::{
+    fs::File,
+    io::{Read, Write},
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use rustix::{
+    fs::{
+        AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, RenameFlags, Stat, fchmod, fchown,
+        flock, fstat, fsync, open, openat, renameat_with, unlinkat,
+    },
+    io::Errno,
+    process::{Gid, Uid, geteuid},
+};
+use zeroize::Zeroizing;
+
+use super::{CaError, FileFault};
+
+/// An open folder that only its owner may write to.
+pub(super) struct Folder {
+    fd: OwnedFd,
+    path: PathBuf,
+    stat: Stat,
+}
+
+/// Who may read a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Access {
+    /// Its owner alone: mode 0600.
+    Private,
+    /// Everybody: mode 0644.
+    Public,
+}
+
+/// Whether a file may take the place of another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// There must be none of that name.
+    New,
+    /// It replaces one of that name.
+    Any,
+}
+
+/// The folder's lock, released when dropped.
+pub(super) struct Lock<'a>(&'a Folder);
+
+impl Folder {
+    /// Opens a folder that exists.
+    pub(super) fn open(path: &Path) -> Result<Self, CaError> {
+        let fault = |fault| CaError::File { path: path.into(), fault };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = open(path, flags, Mode::empty()).map_err(|e| fault(e.into()))?;
+        let stat = fstat(&fd).map_err(|e| fault(e.into()))?;
+        let mode = stat.st_mode & 0o7777;
+        if mode & 0o022 != 0 {
+            return Err(fault(FileFault::Exposed(mode)));
+        }
+        Ok(Self { fd, path: path.into(), stat })
+    }
+
+    /// Opens a folder, made with mode 0700 if there is none. Its parent must exist.
+    pub(super) fn open_or_make(path: &Path) -> Result<Self, CaError> {
+        match rustix::fs::mkdir(path, Mode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => Self::open(path),
+            Err(error) => Err(CaError::File { path: path.into(), fault: error.into() }),
+        }
+    }
+
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        (self.stat.st_dev, self.stat.st_ino) == (other.stat.st_dev, other.stat.st_ino)
+    }
+
+    /// Keeps readers and other writers away. Waits up to two seconds.
+    pub(super) fn lock_to_write(&self) -> Result<Lock<'_>, CaError> {
+        self.lock(FlockOperation::NonBlockingLockExclusive)
+    }
+
+    /// Keeps writers away, so that a certificate and its key are read as one pair. Waits up to
+    /// two seconds.
+    pub(super) fn lock_to_read(&self) -> Result<Lock<'_>, CaError> {
+        self.lock(FlockOperation::NonBlockingLockShared)
+    }
+
+    /// Reads a file of at most `most` bytes; `None` where there is none of that name. A private
+    /// one must be closed to everybody but the folder's owner, this process and root.
+    pub(super) fn read(
+        &self,
+        name: &str,
+        access: Access,
+        most: usize,
+    ) -> Result<Option<Zeroizing<Vec<u8>>>, FileFault> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let fd = match openat(&self.fd, name, flags, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(Errno::LOOP) => return Err(FileFault::NotAFile),
+            Err(error) => return Err(error.into()),
+        };
+        self.check(&fstat(&fd)?, access)?;
+        // Room for all of it from the start: a vector that grows leaves copies behind.
+        let mut bytes = Zeroizing::new(Vec::with_capacity(most.saturating_add(1)));
+        File::from(fd).take(most as u64 + 1).read_to_end(&mut bytes)?;
+        if bytes.len() > most {
+            return Err(FileFault::TooLarge);
+        }
+        Ok(Some(bytes))
+    }
+
+    /// The names of what is in it, sorted, those that are not UTF-8 left out; at most 100,000.
+    pub(super) fn names(&self) -> Result<Vec<String>, FileFault> {
+        let mut names = Vec::new();
+        for entry in Dir::read_from(&self.fd)?.take(MAX_ENTRIES) {
+            names.extend(entry?.file_name().to_str().ok().map(str::to_owned));
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// Writes a whole file, or nothing.
+    pub(super) fn write(
+        &self,
+        _lock: &Lock<'_>,
+        name: &str,
+        bytes: &[u8],
+        (access, place): (Access, Place),
+    ) -> Result<(), FileFault> {
+        let temporary = format!(".{name}.new");
+        let written = self
+            .write_temporary(&temporary, bytes, access)
+            .and_then(|()| self.put_in_place(&temporary, name, place));
+        if written.is_err() {
+            // It may hold a key; where it cannot be removed either, the first error says more.
+            let _ = unlinkat(&self.fd, &temporary, AtFlags::empty());
+        }
+        written
+    }
+
+    /// A fault of one of its files, or of itself where `name` is empty, as an error.
+    pub(super) fn error(&self, name: &str, fault: FileFault) -> CaError {
+        CaError::File { path: self.path.join(name), fault }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn lock(&self, operation: FlockOperation) -> Result<Lock<'_>, CaError> {
+        for _ in 0..LOCK_ATTEMPTS {
+            match flock(&self.fd, operation) {
+                Ok(()) => return Ok(Lock(self)),
+                Err(Errno::WOULDBLOCK) => std::thread::park_timeout(LOCK_PAUSE),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(self.error("", error.into())),
+            }
+        }
+        Err(self.error("", FileFault::Locked))
+    }
+
+    fn check(&self, stat: &Stat, access: Access) -> Result<(), FileFault> {
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(FileFault::NotAFile);
+        }
+        let owners = [self.stat.st_uid, geteuid().as_raw(), Uid::ROOT.as_raw()];
+        if !owners.contains(&stat.st_uid) {
+            return Err(FileFault::Foreign(stat.st_uid));
+        }
+        let (mode, closed) = (stat.st_mode & 0o7777, access.closed_bits());
+        if mode & closed != 0 {
+            return Err(FileFault::Exposed(mode));
+        }
+        Ok(())
+    }
+
+    /// The lock is held, so what stands under the temporary name was left by a crash.
+    fn write_temporary(&self, name: &str, bytes: &[u8], access: Access) -> Result<(), FileFault> {
+        match unlinkat(&self.fd, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut file = File::from(openat(&self.fd, name, flags, Mode::RUSR | Mode::WUSR)?);
+        file.write_all(bytes)?;
+        fchmod(&file, access.mode())?;
+        if geteuid().as_raw() != self.stat.st_uid {
+            let (uid, gid) = (self.stat.st_uid, self.stat.st_gid);
+            fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+        }
+        file.sync_all()?;
+        Ok(())
+    }
+
+    fn put_in_place(&self, temporary: &str, name: &str, place: Place) -> Result<(), FileFault> {
+        let flags = match place {
+            Place::New => RenameFlags::NOREPLACE,
+            Place::Any => RenameFlags::empty(),
+        };
+        renameat_with(&self.fd, temporary, &self.fd, name, flags)?;
+        fsync(&self.fd)?;
+        Ok(())
+    }
+}
+
+impl Access {
+    fn mode(self) -> Mode {
+        match self {
+            Self::Private => Mode::RUSR | Mode::WUSR,
+            Self::Public => Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH,
+        }
+    }
+
+    /// The mode bits that must not be set.
+    fn closed_bits(self) -> u32 {
+        match self {
+            Self::Private => 0o077,
+            Self::Public => 0o022,
+        }
+    }
+}
+
+impl Drop for Lock<'_> {
+    fn drop(&mut self) {
+        // Closing the folder would release it as well.
+        let _ = flock(&self.0.fd, FlockOperation::Unlock);
+    }
+}
+
+const MAX_ENTRIES: usize = 100_000;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+const LOCK_ATTEMPTS: usize = 100;

@@ -1,0 +1,367 @@
+//! What `cloakroom ca issue` does: every rule that ends TLS has a CA that is right and has
+//! time left. Running it again changes nothing that is right.
+
+use std::{collections::BTreeSet, fmt, path::Path, time::SystemTime};
+
+use super::{
+    CaError, DAY, Fault, FileFault, check, constraint_names,
+    folder::{Access, Folder, Lock, Place},
+    issuing::{self, Pair, certificate_file, key_file},
+    root::Root,
+    unix_seconds,
+};
+use crate::policy::{Carry, HostPattern, Policy, RuleName};
+
+/// What was done for one rule.
+#[derive(Debug)]
+pub struct Issued {
+    /// The rule.
+    pub rule: RuleName,
+    /// What was done.
+    pub outcome: Outcome,
+}
+
+/// What was done for a rule, and why.
+#[derive(Debug)]
+pub enum Outcome {
+    /// It was right: this many seconds are left.
+    Kept(i64),
+    /// It was made anew, with a new key, because of this.
+    Made(Fault),
+    /// No rule ends TLS under this name any more, but there is a key that agents trust.
+    /// Nothing is deleted: the folder may be one that was given by mistake.
+    Orphaned,
+}
+
+/// Makes, in `dir`, the issuing CAs that `policy` needs and that are missing, wrong, of another
+/// root or in the last third of their lives. All rules are checked before anything is written;
+/// each is written whole, and a run that was cut short is completed by the next.
+pub fn issue(
+    root: &Root,
+    dir: &Path,
+    policy: &Policy,
+    now: SystemTime,
+) -> Result<Vec<Issued>, CaError> {
+    let now = unix_seconds(now)?;
+    let rules = rules(policy)?;
+    let wanted = rules.iter().map(Wanted::read).collect::<Result<Vec<_>, _>>()?;
+    let folder = Folder::open_or_make(dir)?;
+    if folder.is_same(root.folder()) {
+        return Err(CaError::SameFolder(dir.into()));
+    }
+    let lock = folder.lock_to_write()?;
+    let mut issued: Vec<_> = wanted
+        .iter()
+        .map(|wanted| wanted.issue(root, &folder, &lock, now))
+        .collect::<Result<_, _>>()?;
+    issued.extend(orphans(&folder, &wanted)?);
+    Ok(issued)
+}
+
+/// A rule that ends TLS and the names its CA must be limited to.
+struct Wanted<'a> {
+    rule: &'a RuleName,
+    names: BTreeSet<&'a str>,
+}
+
+impl<'a> Wanted<'a> {
+    fn read((rule, names): &'a (RuleName, Vec<HostPattern>)) -> Result<Self, CaError> {
+        let names =
+            constraint_names(names).ok_or_else(|| CaError::Unconstrainable(rule.clone()))?;
+        if names.len() > MAX_NAMES {
+            return Err(CaError::TooManyNames { rule: rule.clone(), most: MAX_NAMES });
+        }
+        Ok(Self { rule, names })
+    }
+
+    fn issue(
+        &self,
+        root: &Root,
+        folder: &Folder,
+        lock: &Lock<'_>,
+        now: i64,
+    ) -> Result<Issued, CaError> {
+        let outcome = match self.examine(root, folder, now) {
+            Ok(left) => Outcome::Kept(left),
+            Err(Fault::File { name, fault: fault @ FileFault::Io(_) }) => {
+                return Err(folder.error(&name, fault));
+            }
+            Err(fault) => {
+                self.make(root, folder, lock, now)?;
+                Outcome::Made(fault)
+            }
+        };
+        Ok(Issued { rule: self.rule.clone(), outcome })
+    }
+
+    /// The seconds that are left of a CA that needs nothing.
+    fn examine(&self, root: &Root, folder: &Folder, now: i64) -> Result<i64, Fault> {
+        let pair = Pair::read(folder, self.rule, &self.names)?;
+        check::check_signed_by(&pair.certificate, root.certificate().der())?;
+        // One that ends with the root gains nothing from being made anew.
+        let least = match pair.validity.not_after == root.validity().not_after {
+            true => DAY,
+            false => (pair.validity.life() / 3).max(DAY).saturating_add(1),
+        };
+        pair.validity.check(now, least)?;
+        Ok(pair.validity.left(now))
+    }
+
+    /// The key goes first: where the machine stops between the two, what is left does not match
+    /// and is made again.
+    fn make(&self, root: &Root, folder: &Folder, lock: &Lock<'_>, now: i64) -> Result<(), CaError> {
+        let (key, certificate) = issuing::make(root, self.rule, &self.names, now)?;
+        let put = |name: String, bytes: &[u8], access| {
+            folder
+                .write(lock, &name, bytes, (access, Place::Any))
+                .map_err(|fault| folder.error(&name, fault))
+        };
+        put(key_file(self.rule), key.to_pem().as_bytes(), Access::Private)?;
+        put(certificate_file(self.rule), certificate.as_bytes(), Access::Public)
+    }
+}
+
+/// The keys of rules that are gone.
+fn orphans(folder: &Folder, wanted: &[Wanted<'_>]) -> Result<Vec<Issued>, CaError> {
+    let names = folder.names().map_err(|fault| folder.error("", fault))?;
+    let stems = names.iter().filter_map(|name| name.strip_suffix(".key"));
+    let gone = stems.filter(|stem| !wanted.iter().any(|wanted| wanted.rule.as_str() == *stem));
+    Ok(gone
+        .map(|stem| Issued { rule: RuleName(stem.into()), outcome: Outcome::Orphaned })
+        .collect())
+}
+
+/// The rules that end TLS.
+fn rules(policy: &Policy) -> Result<Vec<(RuleName, Vec<HostPattern>)>, CaError> {
+    let apis = policy
+        .apis
+        .iter()
+        .map(|api| (api.name.clone(), api.hosts.iter().cloned().map(HostPattern::Exact).collect()));
+    let inspected = policy
+        .passes
+        .iter()
+        .filter(|pass| matches!(pass.carry, Carry::Inspect { .. }))
+        .map(|pass| (pass.name.clone(), pass.hosts.clone()));
+    let rules: Vec<(RuleName, Vec<HostPattern>)> = apis.chain(inspected).collect();
+    let mut seen = BTreeSet::new();
+    match rules.iter().find(|(rule, _)| !seen.insert(rule)) {
+        Some((rule, _)) => Err(CaError::SameName(rule.clone())),
+        None => Ok(rules),
+    }
+}
+
+impl fmt::Display for Issued {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.outcome {
+            Outcome::Kept(left) => write!(f, "{}: kept, {} days left", self.rule, left / DAY),
+            Outcome::Made(fault) => write!(f, "{}: made, because {fault}", self.rule),
+            Outcome::Orphaned => write!(
+                f,
+                "{0}: no rule that ends TLS has this name; delete {0}.key and {0}.pem",
+                self.rule
+            ),
+        }
+    }
+}
+
+/// About 31 KiB of certificate in each handshake.
+const MAX_NAMES: usize = 1_000;
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        os::unix::fs::PermissionsExt,
+        sync::{Arc, Barrier},
+        thread,
+    };
+
+    use super::*;
+    use crate::{
+        ca::testing::{Installation, api, exact, host, later, now, policy},
+        policy::{Pass, Upstream},
+    };
+
+    fn outcome(installation: &Installation, hosts: &[&str], now: SystemTime) -> String {
+        let issued = installation.issue(&policy(vec![api("api", hosts)]), now);
+        issued[0].to_string()
+    }
+
+    #[test]
+    fn what_is_right_is_kept() {
+        let made = Installation::new();
+        assert_eq!(outcome(&made, &["a.test"], now()), "api: made, because there is none");
+        let key = || std::fs::read(made.dir().join("api.key")).unwrap();
+        let first = key();
+        assert_eq!(outcome(&made, &["a.test", "A.test."], now()), "api: kept, 90 days left");
+        assert_eq!(key(), first);
+    }
+
+    #[test]
+    fn a_ca_is_made_anew_when_its_names_change() {
+        let made = Installation::new();
+        outcome(&made, &["a.test"], now());
+        let said = outcome(&made, &["a.test", "b.test"], now());
+        assert_eq!(said, "api: made, because its names are not those of the rule");
+        assert!(made.load("api", &exact(&["a.test", "b.test"]), now()).is_ok());
+        assert!(made.load("api", &exact(&["a.test"]), now()).is_err(), "fewer names than its CA");
+    }
+
+    #[test]
+    fn a_ca_is_made_anew_by_another_root() {
+        let (made, other) = (Installation::new(), Installation::new());
+        outcome(&made, &["a.test"], now());
+        let issued =
+            issue(&other.root, &made.dir(), &policy(vec![api("api", &["a.test"])]), now()).unwrap();
+        assert!(matches!(issued[0].outcome, Outcome::Made(Fault::OtherRoot)));
+    }
+
+    #[test]
+    fn a_ca_is_made_anew_in_the_last_third_of_its_life() {
+        let made = Installation::new();
+        outcome(&made, &["a.test"], now());
+        assert_eq!(outcome(&made, &["a.test"], later(59 * 24)), "api: kept, 31 days left");
+        let said = outcome(&made, &["a.test"], later(60 * 24));
+        assert!(said.starts_with("api: made, because only "), "{said}");
+        assert!(made.load("api", &exact(&["a.test"]), later(60 * 24)).is_ok());
+    }
+
+    #[test]
+    fn a_ca_never_outlives_its_root() {
+        let made = Installation::new();
+        let near_end = later(3_600 * 24);
+        outcome(&made, &["a.test"], near_end);
+        let ends = made.root.validity().not_after;
+        let ca = made.load("api", &exact(&["a.test"]), near_end).unwrap();
+        assert_eq!(unix_seconds(ca.ends()).unwrap(), ends);
+        assert!(outcome(&made, &["a.test"], later(3_640 * 24)).starts_with("api: kept"));
+    }
+
+    #[test]
+    fn what_is_broken_is_made_anew() {
+        let made = Installation::new();
+        let names = exact(&["a.test"]);
+        let (pem, key) = (made.dir().join("api.pem"), made.dir().join("api.key"));
+        let breaks: [&dyn Fn(); 6] = [
+            &|| std::fs::remove_file(&key).unwrap(),
+            &|| std::fs::write(&pem, "").unwrap(),
+            &|| std::fs::write(&key, "x").unwrap(),
+            &|| std::fs::set_permissions(&key, PermissionsExt::from_mode(0o644)).unwrap(),
+            // As after a crash between the two files.
+            &|| {
+                let old = std::fs::read(&pem).unwrap();
+                outcome(&made, &["b.test"], now());
+                outcome(&made, &["a.test"], now());
+                std::fs::write(&pem, old).unwrap();
+                std::fs::write(made.dir().join(".api.pem.new"), "half").unwrap();
+            },
+            &|| {
+                std::fs::rename(&key, made.dir().join("moved")).unwrap();
+                std::os::unix::fs::symlink("moved", &key).unwrap();
+            },
+        ];
+        for (number, breaks) in breaks.into_iter().enumerate() {
+            outcome(&made, &["a.test"], now());
+            breaks();
+            assert!(made.load("api", &names, now()).is_err(), "{number}");
+            let said = outcome(&made, &["a.test"], now());
+            assert!(said.starts_with("api: made"), "{number}: {said}");
+            assert!(made.load("api", &names, now()).is_ok(), "{number}");
+        }
+    }
+
+    #[test]
+    fn the_key_of_a_rule_that_is_gone_is_named_and_not_deleted() {
+        let made = Installation::new();
+        let both = vec![api("old", &["a.test"]), api("new", &["b.test"])];
+        made.issue(&policy(both), now());
+        let issued = made.issue(&policy(vec![api("new", &["b.test"])]), now());
+        assert!(issued[1].to_string().starts_with("old: no rule"), "{}", issued[1]);
+        assert!(made.dir().join("old.key").exists());
+    }
+
+    #[test]
+    fn racing_runs_leave_a_valid_pair_and_every_reader_sees_one() {
+        let made = Arc::new(Installation::new());
+        outcome(&made, &["a.test"], now());
+        let barrier = Arc::new(Barrier::new(4));
+        let run = |work: fn(&Installation, usize)| {
+            let (made, barrier) = (Arc::clone(&made), Arc::clone(&barrier));
+            thread::spawn(move || {
+                barrier.wait();
+                (0..20).for_each(|round| work(&made, round));
+            })
+        };
+        // Each writer wants other names in each round, so that both keep replacing the pair.
+        let write = |made: &Installation, round: usize| {
+            outcome(made, [&["a.test"], &["b.test"]][round % 2], now());
+        };
+        let read = |made: &Installation, _: usize| {
+            let loaded =
+                [&["a.test"], &["b.test"]].map(|hosts| made.load("api", &exact(hosts), now()));
+            for error in loaded.into_iter().filter_map(Result::err) {
+                let names_only =
+                    matches!(error, CaError::Issuing { fault: Fault::NamesDiffer, .. });
+                assert!(names_only, "{error}");
+            }
+        };
+        for thread in [run(write), run(write), run(read), run(read)] {
+            thread.join().unwrap();
+        }
+        outcome(&made, &["a.test"], now());
+        assert!(made.load("api", &exact(&["a.test"]), now()).is_ok());
+    }
+
+    #[test]
+    fn inspected_names_get_a_ca_and_spliced_ones_none() {
+        let made = Installation::new();
+        let pass = |name: &str, carry, hosts| {
+            Arc::new(Pass {
+                name: RuleName(name.into()),
+                carry,
+                groups: Vec::new(),
+                hosts,
+                ports: vec![443],
+                upstream: Upstream::default(),
+            })
+        };
+        let inspect = || Carry::Inspect { methods: Vec::new(), paths: Vec::new() };
+        let suffix = vec![HostPattern::Suffix(host("a.test"))];
+        let mut policy = policy(vec![]);
+        policy.passes = vec![
+            pass("looked-at", inspect(), suffix.clone()),
+            pass("through", Carry::Splice, vec![HostPattern::Any]),
+        ];
+        assert_eq!(made.issue(&policy, now()).len(), 1);
+        let ca = made.load("looked-at", &suffix, now()).unwrap();
+        assert!(ca.covers(&host("b.a.test")) && !ca.covers(&host("a.test")));
+
+        policy.passes.push(pass("all", inspect(), vec![HostPattern::Any]));
+        let refused = issue(&made.root, &made.dir(), &policy, now());
+        assert!(matches!(refused, Err(CaError::Unconstrainable(_))));
+        policy.passes.pop();
+        policy.passes.push(pass("nothing", inspect(), vec![]));
+        let refused = issue(&made.root, &made.dir(), &policy, now());
+        assert!(matches!(refused, Err(CaError::Unconstrainable(_))));
+        policy.passes.pop();
+        policy.passes.push(pass("looked-at", inspect(), suffix));
+        let refused = issue(&made.root, &made.dir(), &policy, now());
+        assert!(matches!(refused, Err(CaError::SameName(_))));
+    }
+
+    #[test]
+    fn the_roots_folder_is_no_place_for_issuing_cas() {
+        let made = Installation::new();
+        let dir = made.scratch.path("root");
+        let refused = issue(&made.root, &dir, &policy(vec![api("root", &["a.test"])]), now());
+        assert!(matches!(refused, Err(CaError::SameFolder(_))));
+    }
+
+    #[test]
+    fn a_folder_that_others_may_write_to_is_refused() {
+        let made = Installation::new();
+        outcome(&made, &["a.test"], now());
+        std::fs::set_permissions(made.dir(), PermissionsExt::from_mode(0o775)).unwrap();
+        assert!(made.load("api", &exact(&["a.test"]), now()).is_err());
+        assert!(issue(&made.root, &made.dir(), &policy(vec![]), now()).is_err());
+    }
+}

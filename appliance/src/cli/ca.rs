@@ -1,0 +1,235 @@
+//! `cloakroom ca`: makes the root, makes the issuing CAs, shows what agents must trust.
+//!
+//! The only command that opens the root's key, and only `init` and `issue` do.
+
+use std::{
+    error, fmt, io,
+    io::Write,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use clap::{Args, Subcommand};
+
+use crate::{
+    ca::{self, CaError, Root, RootCertificate},
+    config::Settings,
+    policy::Policy,
+};
+
+/// Make and show the certificates that agents trust.
+#[derive(Debug, Subcommand)]
+pub enum CaCommand {
+    /// Make the root that agents will trust; done once.
+    #[command(
+        after_help = "Example:\n  cloakroom ca init --dir /root/cloakroom-root --name 'Example Ltd'\n\n\
+        Keep the folder away from the daemon, and offline where you can: `ca issue` needs it \
+        again\nbefore a third of 90 days is left."
+    )]
+    Init(InitArgs),
+    /// Make the issuing CAs that a configuration needs; safe to run again, from a timer too.
+    #[command(
+        after_help = "Example:\n  cloakroom ca issue --dir /root/cloakroom-root /etc/cloakroom/cloakroom.toml\n\n\
+        Each is limited to the names of its rule. One is made where there is none, its names \
+        changed,\nanother root signed it, or a third of its life or less is left. Then reload the daemon."
+    )]
+    Issue(IssueArgs),
+    /// Print the root, or a bundle with the system's CAs, for the agents' trust stores.
+    #[command(
+        after_help = "Examples:\n  cloakroom ca show --dir /root/cloakroom-root > cloakroom-root.pem\n  \
+        cloakroom ca show --dir /root/cloakroom-root --bundle > cloakroom-bundle.pem\n\n\
+        Use the bundle for SSL_CERT_FILE, REQUESTS_CA_BUNDLE and the like, which replace the \
+        system's\nCAs; use the root for NODE_EXTRA_CA_CERTS and update-ca-certificates, which add \
+        to them."
+    )]
+    Show(ShowArgs),
+}
+
+/// Arguments of `cloakroom ca init`.
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// Folder of the root; made if there is none
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// What people see in their trust stores; a random id is added
+    #[arg(long, value_name = "TEXT", default_value = "Cloakroom root")]
+    pub name: String,
+}
+
+/// Arguments of `cloakroom ca issue`.
+#[derive(Debug, Args)]
+pub struct IssueArgs {
+    /// Folder of the root
+    #[arg(long, value_name = "ROOTDIR")]
+    pub dir: PathBuf,
+    /// The daemon's configuration; it names the folder of the issuing CAs
+    #[arg(value_name = "CONFIG")]
+    pub config: PathBuf,
+}
+
+/// Arguments of `cloakroom ca show`.
+#[derive(Debug, Args)]
+pub struct ShowArgs {
+    /// Folder of the root; only root.pem is read
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Add the CAs that this system trusts
+    #[arg(long)]
+    pub bundle: bool,
+}
+
+/// Why the command failed; `E` is why the configuration could not be loaded.
+#[derive(Debug)]
+pub enum CaCommandError<E> {
+    /// The configuration.
+    Config(E),
+    /// The certificates.
+    Ca(CaError),
+    /// The output.
+    Output(io::Error),
+}
+
+/// Runs the command at the time `now` and writes what it did to `out`. `load` reads the
+/// configuration, for `issue` alone.
+pub fn run<E>(
+    command: CaCommand,
+    load: impl FnOnce(&Path) -> Result<(Settings, Policy), E>,
+    now: SystemTime,
+    out: &mut impl Write,
+) -> Result<(), CaCommandError<E>> {
+    match command {
+        CaCommand::Init(args) => init(&args, now, out),
+        CaCommand::Issue(args) => {
+            let (settings, policy) = load(&args.config).map_err(CaCommandError::Config)?;
+            issue(&args.dir, &settings, &policy, now, out)
+        }
+        CaCommand::Show(args) => show(&args, out),
+    }
+}
+
+fn init<E>(
+    args: &InitArgs,
+    now: SystemTime,
+    out: &mut impl Write,
+) -> Result<(), CaCommandError<E>> {
+    let root = Root::init(&args.dir, &args.name, now)?;
+    let dir = args.dir.display();
+    writeln!(out, "made `{}`: {dir}/root.pem, its key {dir}/root.key", root.certificate().name())?;
+    writeln!(out, "next: cloakroom ca issue --dir {dir} CONFIG")?;
+    Ok(())
+}
+
+fn issue<E>(
+    dir: &Path,
+    settings: &Settings,
+    policy: &Policy,
+    now: SystemTime,
+    out: &mut impl Write,
+) -> Result<(), CaCommandError<E>> {
+    let root = Root::open(dir, now)?;
+    for issued in ca::issue(&root, &settings.ca_dir, policy, now)? {
+        writeln!(out, "{issued}")?;
+    }
+    Ok(())
+}
+
+fn show<E>(args: &ShowArgs, out: &mut impl Write) -> Result<(), CaCommandError<E>> {
+    let root = RootCertificate::load(&args.dir)?;
+    let text = match args.bundle {
+        // Single certificates that cannot be read are skipped, as TLS libraries do.
+        true => root.to_bundle(&rustls_native_certs::load_native_certs().certs)?,
+        false => root.to_pem(),
+    };
+    Ok(out.write_all(text.as_bytes())?)
+}
+
+impl<E> From<CaError> for CaCommandError<E> {
+    fn from(error: CaError) -> Self {
+        Self::Ca(error)
+    }
+}
+
+impl<E> From<io::Error> for CaCommandError<E> {
+    fn from(error: io::Error) -> Self {
+        Self::Output(error)
+    }
+}
+
+impl<E: fmt::Display> fmt::Display for CaCommandError<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Config(error) => error.fmt(f),
+            Self::Ca(error) => error.fmt(f),
+            Self::Output(error) => write!(f, "cannot write the output: {error}"),
+        }
+    }
+}
+
+impl<E: fmt::Debug + fmt::Display> error::Error for CaCommandError<E> {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        ca::testing::{Scratch, api, now, policy, settings},
+        config::Settings,
+    };
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(subcommand)]
+        command: CaCommand,
+    }
+
+    fn ca(words: &[&str], loaded: Option<(Settings, Policy)>) -> Result<String, String> {
+        let command = Cli::try_parse_from(std::iter::once(&"ca").chain(words)).unwrap().command;
+        let mut out = Vec::new();
+        let load = |_: &Path| loaded.ok_or("no configuration");
+        run(command, load, now(), &mut out).map_err(|error| error.to_string())?;
+        Ok(String::from_utf8(out).unwrap())
+    }
+
+    #[test]
+    fn init_issue_and_show_make_what_agents_and_the_daemon_need() {
+        let scratch = Scratch::new();
+        let dir = scratch.path("root");
+        let dir = dir.to_str().unwrap();
+        assert!(ca(&["init", "--dir", dir, "--name", "Lab"], None).unwrap().contains("made `Lab "));
+        let loaded = || (settings(&scratch.path("ca")), policy(vec![api("openai", &["a.test"])]));
+        let issue = ["issue", "--dir", dir, "x.toml"];
+        assert_eq!(ca(&issue, Some(loaded())).unwrap(), "openai: made, because there is none\n");
+        assert_eq!(ca(&issue, Some(loaded())).unwrap(), "openai: kept, 90 days left\n");
+
+        let root = ca(&["show", "--dir", dir], None).unwrap();
+        assert_eq!(root, std::fs::read_to_string(scratch.path("root/root.pem")).unwrap());
+        assert!(!root.contains("PRIVATE"));
+    }
+
+    #[test]
+    fn show_never_opens_the_key() {
+        let scratch = Scratch::new();
+        let dir = scratch.path("root");
+        ca(&["init", "--dir", dir.to_str().unwrap()], None).unwrap();
+        std::fs::remove_file(dir.join("root.key")).unwrap();
+        assert!(ca(&["show", "--dir", dir.to_str().unwrap()], None).is_ok());
+        let issue = ["issue", "--dir", dir.to_str().unwrap(), "x.toml"];
+        let loaded = (settings(&scratch.path("ca")), policy(vec![]));
+        assert!(ca(&issue, Some(loaded)).is_err());
+    }
+
+    #[test]
+    fn errors_are_one_clear_line() {
+        let scratch = Scratch::new();
+        let dir = scratch.path("none");
+        let dir = dir.to_str().unwrap();
+        assert!(ca(&["show", "--dir", dir], None).unwrap_err().starts_with(dir));
+        assert_eq!(ca(&["issue", "--dir", dir, "x"], None).unwrap_err(), "no configuration");
+        assert!(
+            ca(&["init", "--dir", dir, "--name", "a\nb"], None).unwrap_err().contains("1 to 48")
+        );
+        ca(&["init", "--dir", dir], None).unwrap();
+        let again = ca(&["init", "--dir", dir], None).unwrap_err();
+        assert!(again.contains("never overwritten") && !again.contains('\n'), "{again}");
+    }
+}

@@ -1,0 +1,283 @@
+//! What is wrong only beside something else in the file: names that are taken or lead nowhere,
+//! rules that contradict each other. Every rule that could be read in two ways is an error.
+
+use std::collections::BTreeMap;
+
+use ipnet::IpNet;
+use toml::Spanned;
+
+use super::{
+    error::{Report, Span, nearest},
+    gateway::Gateway,
+    rules::{ApiRule, BindingRule, GroupRule, PassRule, overlap},
+};
+use crate::policy::{GroupName, Host, HostPattern, InterfaceName, Place, SecretRef};
+
+/// Everything that a file says, as far as it could be read.
+pub(super) struct Draft {
+    pub(super) gateway: Option<Gateway>,
+    pub(super) groups: Vec<GroupRule>,
+    pub(super) apis: Vec<ApiRule>,
+    pub(super) passes: Vec<PassRule>,
+    /// Whether `[vault]` is there, right or wrong.
+    pub(super) vault: bool,
+    /// Whether `[secrets]` is there, right or wrong.
+    pub(super) secret_file: bool,
+}
+
+impl Draft {
+    /// Reports what does not fit together.
+    pub(super) fn check(&self, report: &Report<'_>) {
+        let groups = self.groups.iter().filter_map(|group| group.name.as_ref());
+        unique("a group", groups.map(|name| (name.get_ref().as_str(), name.span())), report);
+        unique("a rule", self.rule_names(), report);
+        self.check_agents(report);
+        self.check_group_names(report);
+        self.check_api_hosts(report);
+        self.check_pass_hosts(report);
+        self.check_secrets(report);
+        self.apis.iter().for_each(|api| check_placeholders(api, report));
+        self.check_ports(report);
+    }
+
+    /// The ports that rules name, each where it is first named. A default stands at its rule.
+    pub(super) fn rule_ports(&self) -> BTreeMap<u16, Span> {
+        let apis = self.apis.iter().map(|api| &api.port);
+        let passes = self.passes.iter().flat_map(|pass| &pass.ports);
+        let mut ports = BTreeMap::new();
+        for port in apis.chain(passes) {
+            ports.entry(*port.get_ref()).or_insert(port.span());
+        }
+        ports
+    }
+
+    fn rule_names(&self) -> impl Iterator<Item = (&str, Span)> {
+        let apis = self.apis.iter().filter_map(|api| api.name.as_ref());
+        let passes = self.passes.iter().filter_map(|pass| pass.name.as_ref());
+        apis.chain(passes).map(|name| (name.get_ref().as_str(), name.span()))
+    }
+
+    fn bindings(&self) -> impl Iterator<Item = &BindingRule> {
+        self.apis.iter().flat_map(|api| &api.bindings)
+    }
+
+    /// No packet may belong to two groups.
+    fn check_agents(&self, report: &Report<'_>) {
+        let on = |group: &'_ GroupRule| group.interface.as_ref().map(|name| name.get_ref().clone());
+        let prefixes = self.groups.iter().flat_map(|group| {
+            group.prefixes.iter().filter_map(move |prefix| on(group).zip(Some(prefix)))
+        });
+        let mut seen: Vec<(InterfaceName, &Spanned<IpNet>)> = Vec::new();
+        for (interface, prefix) in prefixes {
+            let first = seen.iter().find(|(other, first)| {
+                *other == interface && overlap(first.get_ref(), prefix.get_ref())
+            });
+            if let Some((_, first)) = first {
+                let (own, other) = (prefix.get_ref(), first.get_ref());
+                let text = format!(
+                    "prefixes: \"{own}\" overlaps \"{other}\" of line {} on that interface; \
+                     an agent belongs to one group",
+                    report.line(&first.span())
+                );
+                report.add(&prefix.span(), text);
+            }
+            seen.push((interface, prefix));
+        }
+    }
+
+    fn check_group_names(&self, report: &Report<'_>) {
+        // Where a group's name is missing, that is the error, and not every use of it.
+        if self.groups.is_empty() || self.groups.iter().any(|group| group.written.is_none()) {
+            return;
+        }
+        let passes = self.passes.iter().flat_map(|pass| &pass.groups);
+        for group in self.bindings().flat_map(|binding| &binding.groups).chain(passes) {
+            if let Some(text) = self.no_such_group(group.get_ref().as_str()) {
+                report.add(&group.span(), text);
+            }
+        }
+    }
+
+    /// What is wrong with naming the group `name`, if anything is.
+    fn no_such_group(&self, name: &str) -> Option<String> {
+        let known = || self.groups.iter().filter_map(|group| group.written.as_deref());
+        let Some(meant) = nearest(name, known()) else {
+            let names = list(known());
+            return Some(format!("groups: no group is named {name:?}; the groups are {names}"));
+        };
+        let is_meant = |group: &&GroupRule| group.written.as_deref() == Some(meant);
+        let broken = self.groups.iter().find(is_meant).is_some_and(|group| group.name.is_none());
+        // Of a name that is no name, the group itself is told.
+        let fine = meant == name || broken;
+        (!fine).then(|| format!("groups: no group is named {name:?}; did you mean {meant:?}?"))
+    }
+
+    /// No request may belong to two APIs.
+    fn check_api_hosts(&self, report: &Report<'_>) {
+        let mut seen: BTreeMap<(&Host, u16), Span> = BTreeMap::new();
+        for (api, host) in self.apis.iter().flat_map(|api| api.hosts.iter().map(move |h| (api, h)))
+        {
+            let (name, port) = (host.get_ref(), *api.port.get_ref());
+            if let Some(first) = seen.get(&(name, port)) {
+                let line = report.line(first);
+                let text = format!(
+                    "hosts: \"{name}\" on port {port} is already in line {line}; a host and port \
+                     belong to one API"
+                );
+                report.add(&host.span(), text);
+            } else {
+                seen.insert((name, port), host.span());
+            }
+        }
+    }
+
+    /// A name that a pass lists exactly belongs to no API, and to no other pass of the same group.
+    fn check_pass_hosts(&self, report: &Report<'_>) {
+        let mut seen: Vec<(&PassRule, &Spanned<HostPattern>)> = Vec::new();
+        let hosts = self.passes.iter().flat_map(|pass| pass.hosts.iter().map(move |h| (pass, h)));
+        for (pass, host) in hosts {
+            let name = host.get_ref();
+            let first = seen.iter().find(|(other, first)| {
+                first.get_ref() == name && (std::ptr::eq(*other, pass) || meet(other, pass))
+            });
+            if let Some(api) = self.api_span(pass, name) {
+                report.add(&host.span(), shadow(name, report.line(&api)));
+            } else if let Some((_, first)) = first {
+                let line = report.line(&first.span());
+                let text = format!(
+                    "hosts: \"{name}\" is already in line {line} for the same groups and ports; \
+                     keep one"
+                );
+                report.add(&host.span(), text);
+            }
+            seen.push((pass, host));
+        }
+    }
+
+    fn api_span(&self, pass: &PassRule, host: &HostPattern) -> Option<Span> {
+        let HostPattern::Exact(name) = host else { return None };
+        let apis = self.apis.iter().filter(|api| has_port(pass, *api.port.get_ref()));
+        apis.flat_map(|api| &api.hosts).find(|host| host.get_ref() == name).map(Spanned::span)
+    }
+
+    fn check_secrets(&self, report: &Report<'_>) {
+        for secret in self.bindings().filter_map(|binding| binding.secret.as_ref()) {
+            let lacks = match secret.get_ref() {
+                SecretRef::VaultKv2 { .. } if !self.vault => "[vault]",
+                SecretRef::File { .. } if !self.secret_file => "[secrets]",
+                _ => continue,
+            };
+            let text =
+                format!("secret: \"{}\" needs {lacks}, which is not there", secret.get_ref());
+            report.add(&secret.span(), text);
+        }
+    }
+
+    /// Rules only mean something on captured ports, and never on the listeners' own.
+    fn check_ports(&self, report: &Report<'_>) {
+        let Some(gateway) = &self.gateway else { return };
+        let own = *gateway.proxy_port.get_ref();
+        let listed = gateway.ports.as_deref().unwrap_or_default();
+        let mut captured: BTreeMap<u16, Span> = self.rule_ports();
+        captured.extend(listed.iter().map(|port| (*port.get_ref(), port.span())));
+        if let Some(span) = captured.get(&own) {
+            let text = format!(
+                "{own} is the gateway's proxy_port and cannot be captured; change one of the two"
+            );
+            report.add(span, text);
+        }
+        if gateway.ports.is_none() {
+            return;
+        }
+        for (port, span) in self.rule_ports() {
+            if !listed.iter().any(|listed| *listed.get_ref() == port) {
+                let text = format!(
+                    "port {port} is not in the ports that [gateway] captures; add it there"
+                );
+                report.add(&span, text);
+            }
+        }
+    }
+}
+
+/// One placeholder of one group in one place must mean one secret.
+fn check_placeholders(api: &ApiRule, report: &Report<'_>) {
+    let mut seen: Vec<(&BindingRule, &Spanned<Place>)> = Vec::new();
+    let places =
+        api.bindings.iter().flat_map(|own| own.places.iter().map(move |place| (own, place)));
+    for (binding, place) in places {
+        let first = seen.iter().find(|(first, other)| {
+            same_place(other.get_ref(), place.get_ref())
+                && (std::ptr::eq(*first, binding) || claims_same(first, binding))
+        });
+        if let Some((first, other)) = first {
+            let line = report.line(&other.span());
+            let text = if std::ptr::eq(*first, binding) {
+                format!("places: this place is already in line {line}; list it once")
+            } else {
+                format!(
+                    "places: the same placeholder of the same group is already bound to this place \
+                     in line {line}; one of the two must go"
+                )
+            };
+            report.add(&place.span(), text);
+        }
+        seen.push((binding, place));
+    }
+}
+
+fn claims_same(one: &BindingRule, other: &BindingRule) -> bool {
+    let placeholder = one.placeholder.as_ref().zip(other.placeholder.as_ref());
+    placeholder.is_some_and(|(one, other)| one.get_ref() == other.get_ref())
+        && share_group(&one.groups, &other.groups)
+}
+
+/// Whatever stands in the fixed half, both would read the same bytes.
+fn same_place(one: &Place, other: &Place) -> bool {
+    match (one, other) {
+        (Place::BasicUser { .. }, Place::BasicUser { .. }) => true,
+        (Place::BasicPassword { .. }, Place::BasicPassword { .. }) => true,
+        _ => one == other,
+    }
+}
+
+fn meet(one: &PassRule, other: &PassRule) -> bool {
+    share_group(&one.groups, &other.groups)
+        && one.ports.iter().any(|port| has_port(other, *port.get_ref()))
+}
+
+fn share_group(one: &[Spanned<GroupName>], other: &[Spanned<GroupName>]) -> bool {
+    one.iter().any(|group| other.iter().any(|other| other.get_ref() == group.get_ref()))
+}
+
+fn has_port(pass: &PassRule, port: u16) -> bool {
+    pass.ports.iter().any(|own| *own.get_ref() == port)
+}
+
+fn unique<'a>(what: &str, names: impl Iterator<Item = (&'a str, Span)>, report: &Report<'_>) {
+    let mut seen: BTreeMap<&str, Span> = BTreeMap::new();
+    for (name, span) in names {
+        if let Some(first) = seen.get(name) {
+            let line = report.line(first);
+            report.add(
+                &span,
+                format!(
+                    "name: {what} named {name:?} is already in line {line}; choose another name"
+                ),
+            );
+        } else {
+            seen.insert(name, span);
+        }
+    }
+}
+
+fn shadow(host: &HostPattern, line: usize) -> String {
+    format!(
+        "hosts: \"{host}\" belongs to the API in line {line} on the same port, so this rule could \
+         never hold; take it out of one of the two"
+    )
+}
+
+fn list<'a>(words: impl Iterator<Item = &'a str>) -> String {
+    words.collect::<Vec<_>>().join(", ")
+}

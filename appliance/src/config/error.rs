@@ -1,0 +1,153 @@
+//! What is wrong with a file: all of it at once, each mistake with its line.
+
+use std::{cell::RefCell, fmt, ops::Range};
+
+/// Everything that is wrong with one file, in the order of its lines. Never empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Errors {
+    file: String,
+    mistakes: Vec<Mistake>,
+}
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Mistake {
+    /// Line, from 1; 0 where it is about the file as a whole.
+    pub line: usize,
+    /// Column in characters, from 1; 0 where it is about the file as a whole.
+    pub column: usize,
+    /// What is wrong and what would be right. Holds no secret.
+    pub text: String,
+}
+
+impl Errors {
+    /// The one mistake that a file cannot be read at all.
+    pub(super) fn whole_file(file: &str, text: String) -> Self {
+        Self { file: file.into(), mistakes: vec![Mistake { line: 0, column: 0, text }] }
+    }
+
+    /// The mistakes, in the order of their lines.
+    pub fn mistakes(&self) -> &[Mistake] {
+        &self.mistakes
+    }
+}
+
+/// One error a line, then their number.
+impl fmt::Display for Errors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for Mistake { line, column, text } in &self.mistakes {
+            match line {
+                0 => writeln!(f, "{}: {text}", self.file)?,
+                _ => writeln!(f, "{}:{line}:{column}: {text}", self.file)?,
+            }
+        }
+        match self.mistakes.len() {
+            1 => write!(f, "{}: 1 error", self.file),
+            count => write!(f, "{}: {count} errors", self.file),
+        }
+    }
+}
+
+impl std::error::Error for Errors {}
+
+/// Where bytes of the file stand.
+pub(super) type Span = Range<usize>;
+
+/// Collects mistakes while a file is read.
+pub(super) struct Report<'a> {
+    text: &'a str,
+    mistakes: RefCell<Vec<Mistake>>,
+}
+
+impl<'a> Report<'a> {
+    pub(super) fn new(text: &'a str) -> Self {
+        Self { text, mistakes: RefCell::default() }
+    }
+
+    /// Notes a mistake at the bytes `span`.
+    pub(super) fn add(&self, span: &Span, text: impl Into<String>) {
+        let (line, column) = self.position(span.start);
+        self.mistakes.borrow_mut().push(Mistake { line, column, text: text.into() });
+    }
+
+    /// The line, from 1, on which `span` begins.
+    pub(super) fn line(&self, span: &Span) -> usize {
+        self.position(span.start).0
+    }
+
+    /// What was found, if anything was.
+    pub(super) fn into_errors(self, file: &str) -> Option<Errors> {
+        let mut mistakes = self.mistakes.into_inner();
+        mistakes.sort();
+        mistakes.dedup();
+        (!mistakes.is_empty()).then(|| Errors { file: file.into(), mistakes })
+    }
+
+    fn position(&self, offset: usize) -> (usize, usize) {
+        let before = self.text.get(..offset).unwrap_or(self.text);
+        let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+        let line = before.bytes().filter(|&b| b == b'\n').count() + 1;
+        (line, before.get(line_start..).unwrap_or_default().chars().count() + 1)
+    }
+}
+
+/// Offending text as an error shows it: quoted, escaped, and cut where it is long.
+pub(super) fn quote(text: &str) -> String {
+    match text.char_indices().nth(MAX_QUOTED_CHARS) {
+        Some((end, _)) => format!("{:?}...", text.get(..end).unwrap_or_default()),
+        None => format!("{text:?}"),
+    }
+}
+
+/// The word of `known` that `word` was probably meant to be.
+pub(super) fn nearest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
+    let bound = (word.chars().count() / 2).clamp(1, 3);
+    let distances = known.into_iter().map(|other| (distance(word, other), other));
+    distances.filter(|&(distance, _)| distance <= bound).min().map(|(_, other)| other)
+}
+
+/// How many letters must be put in, left out or changed; two swapped neighbours count as two.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (above, from) in a.chars().enumerate() {
+        let mut next = vec![above + 1];
+        let mut left = above + 1;
+        for ((diagonal, up), to) in row.iter().zip(row.iter().skip(1)).zip(&b) {
+            left = (diagonal + usize::from(from != *to)).min(up + 1).min(left + 1);
+            next.push(left);
+        }
+        row = next;
+    }
+    row.last().copied().unwrap_or_default()
+}
+
+const MAX_QUOTED_CHARS: usize = 80;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_position_counts_lines_and_characters() {
+        let report = Report::new("a\n\u{e9}b\r\nc");
+        assert_eq!(report.position(0), (1, 1));
+        assert_eq!(report.position(2), (2, 1));
+        assert_eq!(report.position(4), (2, 2));
+        assert_eq!(report.position(7), (3, 1));
+        assert_eq!(report.position(99), (3, 2));
+    }
+
+    #[test]
+    fn the_nearest_word_is_near() {
+        assert_eq!(nearest("placeholdr", ["places", "placeholder"]), Some("placeholder"));
+        assert_eq!(nearest("prot", ["port", "name"]), Some("port"));
+        assert_eq!(nearest("zzz", ["port"]), None);
+    }
+
+    #[test]
+    fn long_text_is_cut_between_characters() {
+        let cut = quote(&"\u{e9}".repeat(500));
+        assert!(cut.ends_with("...") && cut.chars().count() < 100, "{cut}");
+    }
+}

@@ -1,0 +1,310 @@
+//! The rules as they stand in the file, each value with its place: `[[group]]`, `[[api]]`,
+//! `[[splice]]` and `[[inspect]]`. What is wrong by itself is reported here; what is wrong only
+//! beside another rule is found by `check`.
+
+use std::{io, path::Path, sync::Arc};
+
+use http::Method;
+use ipnet::IpNet;
+use rustls::{
+    RootCertStore,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+};
+use toml::Spanned;
+
+use super::{
+    credential::{BasicHalves, basic_half, place, secret_ref},
+    error::Span,
+    gateway::inner,
+    table::Table,
+    value::{flag, host, host_pattern, method, number, parsed, path, port, prefix, unquoted},
+};
+use crate::{
+    policy::{
+        GroupName, Host, HostPattern, InterfaceName, PathRule, Place, Placeholder, RuleName,
+        SecretRef, Upstream,
+    },
+    secrets::SecretValue,
+};
+
+/// What a rule may read besides the file itself.
+#[derive(Clone, Copy)]
+pub(super) struct Files<'a> {
+    /// The folder that relative paths start from.
+    pub(super) base: &'a Path,
+    /// Reads a whole file, with a bound on its size.
+    pub(super) read: &'a dyn Fn(&Path) -> io::Result<String>,
+}
+
+/// A `[[group]]`. A field is `None`, and a list lacks an entry, where the file is wrong.
+pub(super) struct GroupRule {
+    /// The name as it was written, also where it is no name.
+    pub(super) written: Option<String>,
+    pub(super) name: Option<Spanned<GroupName>>,
+    pub(super) interface: Option<Spanned<InterfaceName>>,
+    pub(super) prefixes: Vec<Spanned<IpNet>>,
+}
+
+/// An `[[api]]`.
+pub(super) struct ApiRule {
+    pub(super) name: Option<Spanned<RuleName>>,
+    pub(super) hosts: Vec<Spanned<Host>>,
+    pub(super) port: Spanned<u16>,
+    pub(super) requests: Requests,
+    pub(super) anonymous: bool,
+    pub(super) upstream: Upstream,
+    pub(super) cookies: bool,
+    pub(super) ranges: bool,
+    pub(super) bindings: Vec<BindingRule>,
+}
+
+/// An `[[api.binding]]`.
+pub(super) struct BindingRule {
+    pub(super) groups: Vec<Spanned<GroupName>>,
+    pub(super) placeholder: Option<Spanned<Placeholder>>,
+    pub(super) places: Vec<Spanned<Place>>,
+    pub(super) secret: Option<Spanned<SecretRef>>,
+    pub(super) min_value_bytes: usize,
+}
+
+/// A `[[splice]]` or an `[[inspect]]`.
+pub(super) struct PassRule {
+    pub(super) name: Option<Spanned<RuleName>>,
+    pub(super) groups: Vec<Spanned<GroupName>>,
+    pub(super) hosts: Vec<Spanned<HostPattern>>,
+    pub(super) ports: Vec<Spanned<u16>>,
+    pub(super) upstream: Upstream,
+    /// What may be asked for, where the connection is inspected.
+    pub(super) inspect: Option<Requests>,
+}
+
+/// Methods and paths; an empty list means every one.
+pub(super) struct Requests {
+    pub(super) methods: Vec<Method>,
+    pub(super) paths: Vec<PathRule>,
+}
+
+impl GroupRule {
+    pub(super) fn read(mut table: Table<'_>) -> Self {
+        let group = Self {
+            written: table.as_written("name").map(str::to_owned),
+            name: table.required("name", parsed(GroupName::parse)),
+            interface: table.required("interface", parsed(InterfaceName::parse)),
+            prefixes: table.required_list("prefixes", agent_prefix),
+        };
+        table.finish();
+        group
+    }
+}
+
+impl ApiRule {
+    pub(super) fn read(mut table: Table<'_>, files: Files<'_>) -> Self {
+        table.require("binding");
+        let bindings = table.tables("binding", "[[api.binding]]");
+        let api = Self {
+            name: table.required("name", parsed(RuleName::parse)),
+            hosts: table.required_list("hosts", host),
+            port: table.optional("port", port).unwrap_or_else(|| default_port(&table)),
+            requests: Requests::read(&mut table),
+            anonymous: inner(table.optional("anonymous", flag), false),
+            upstream: upstream(&mut table, files),
+            cookies: inner(table.optional("keep_cookies", flag), false),
+            ranges: inner(table.optional("keep_ranges", flag), false),
+            bindings: bindings.into_iter().map(BindingRule::read).collect(),
+        };
+        table.finish();
+        api
+    }
+}
+
+impl BindingRule {
+    fn read(mut table: Table<'_>) -> Self {
+        let user = table.optional("basic_user", parsed(basic_half));
+        let password = table.optional("basic_password", unquoted(basic_half));
+        let written = (user.as_ref().map(Spanned::span), password.as_ref().map(Spanned::span));
+        let halves =
+            BasicHalves { user: inner(user, "".into()), password: inner(password, "".into()) };
+        let binding = Self {
+            groups: table.required_list("groups", parsed(GroupName::parse)),
+            placeholder: table.required("placeholder", unquoted(Placeholder::parse)),
+            places: table.required_list("places", parsed(|text| place(text, &halves))),
+            secret: table.required("secret", unquoted(secret_ref)),
+            min_value_bytes: inner(
+                table.optional("min_value_bytes", value_bytes),
+                SecretValue::MIN_BYTES,
+            ),
+        };
+        binding.check_halves(&table, written);
+        table.finish();
+        binding
+    }
+
+    /// A fixed half beside no placeholder is a slip, and most often one about which half is which.
+    fn check_halves(&self, table: &Table<'_>, (user, password): (Option<Span>, Option<Span>)) {
+        let stands =
+            |wanted: fn(&Place) -> bool| self.places.iter().any(|place| wanted(place.get_ref()));
+        let is_user = |place: &Place| matches!(place, Place::BasicUser { .. });
+        let is_password = |place: &Place| matches!(place, Place::BasicPassword { .. });
+        if let Some(span) = user.filter(|_| !stands(is_password)) {
+            table.report().add(
+                &span,
+                "basic_user: it stands beside the place \"basic password\", which is not listed",
+            );
+        }
+        if let Some(span) = password.filter(|_| !stands(is_user)) {
+            table.report().add(
+                &span,
+                "basic_password: it stands beside the place \"basic user\", which is not listed",
+            );
+        }
+    }
+}
+
+impl PassRule {
+    /// Reads a `[[splice]]`.
+    pub(super) fn splice(mut table: Table<'_>) -> Self {
+        let mut pass = Self::common(&mut table);
+        pass.upstream.private_prefixes = private_prefixes(&mut table);
+        pass.finish(table)
+    }
+
+    /// Reads an `[[inspect]]`.
+    pub(super) fn inspect(mut table: Table<'_>, files: Files<'_>) -> Self {
+        let mut pass = Self::common(&mut table);
+        pass.upstream = upstream(&mut table, files);
+        pass.inspect = Some(Requests::read(&mut table));
+        pass.finish(table)
+    }
+
+    fn common(table: &mut Table<'_>) -> Self {
+        Self {
+            name: table.required("name", parsed(RuleName::parse)),
+            groups: table.required_list("groups", parsed(GroupName::parse)),
+            hosts: table.required_list("hosts", host_pattern),
+            ports: table.list("ports", port).unwrap_or_else(|| vec![default_port(table)]),
+            upstream: Upstream::default(),
+            inspect: None,
+        }
+    }
+
+    fn finish(self, mut table: Table<'_>) -> Self {
+        let report = table.report();
+        let present = table.has("any_host");
+        let word = table.optional("any_host", parsed(any_host));
+        let misspelt = table.finish();
+        self.check_any_host(word, present || misspelt.has("any_host"), report);
+        self
+    }
+
+    fn check_any_host(
+        &self,
+        word: Option<Spanned<()>>,
+        tried: bool,
+        report: &super::error::Report<'_>,
+    ) {
+        let any = self.hosts.iter().find(|host| *host.get_ref() == HostPattern::Any);
+        match (any, word) {
+            (Some(any), None) if !tried => report.add(
+                &any.span(),
+                format!(
+                    "hosts: \"*\" is every host there is; list the hosts, or write \
+                     any_host = {ANY_HOST:?}"
+                ),
+            ),
+            (None, Some(word)) => {
+                report.add(&word.span(), "any_host: it has a meaning only where hosts has \"*\"");
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Requests {
+    fn read(table: &mut Table<'_>) -> Self {
+        let methods = table.list("methods", method).unwrap_or_default();
+        let paths = table.list("paths", parsed(PathRule::parse)).unwrap_or_default();
+        Self {
+            methods: methods.into_iter().map(Spanned::into_inner).collect(),
+            paths: paths.into_iter().map(Spanned::into_inner).collect(),
+        }
+    }
+}
+
+/// An agent's prefix is unicast, one that the kernel does not treat specially, and not a guess.
+fn agent_prefix(value: &toml::de::DeValue<'_>) -> Result<IpNet, String> {
+    let found = prefix(value)?;
+    if found.prefix_len() < SHORTEST_AGENT_PREFIX {
+        return Err(format!(
+            "\"{found}\" is too wide; a group has at most a /{SHORTEST_AGENT_PREFIX}"
+        ));
+    }
+    let special = NO_AGENTS.iter().filter_map(|text| text.parse::<IpNet>().ok());
+    match special.into_iter().find(|special| overlap(special, &found)) {
+        Some(special) => Err(format!("\"{found}\" touches {special}, where no agent can be")),
+        None => Ok(found),
+    }
+}
+
+/// Whether two prefixes have an address in common.
+pub(super) fn overlap(one: &IpNet, other: &IpNet) -> bool {
+    one.contains(other) || other.contains(one)
+}
+
+fn upstream(table: &mut Table<'_>, files: Files<'_>) -> Upstream {
+    let ca_pem = table.optional("upstream_ca", |value| {
+        let path = path(files.base)(value)?;
+        let pem = (files.read)(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+        check_pem(&pem).map_err(|why| format!("{}: {why}", path.display()))?;
+        Ok(Arc::from(pem))
+    });
+    Upstream { ca_pem: ca_pem.map(Spanned::into_inner), private_prefixes: private_prefixes(table) }
+}
+
+fn private_prefixes(table: &mut Table<'_>) -> Vec<IpNet> {
+    let prefixes = table.list_or_none("private_prefixes", prefix);
+    prefixes.into_iter().map(Spanned::into_inner).collect()
+}
+
+/// A file of trust holds certificates that can be trusted, all of them readable, and no key.
+fn check_pem(pem: &str) -> Result<(), &'static str> {
+    if PrivateKeyDer::from_pem_slice(pem.as_bytes()).is_ok() {
+        return Err("holds a private key; name a file that holds certificates only");
+    }
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+        let certificate = certificate.map_err(|_| "is not PEM")?;
+        roots.add(certificate).map_err(|_| "has a certificate that cannot be read")?;
+    }
+    if roots.is_empty() { Err("holds no certificate in PEM") } else { Ok(()) }
+}
+
+fn value_bytes(value: &toml::de::DeValue<'_>) -> Result<usize, String> {
+    number(SecretValue::FLOOR_BYTES as u64..=SecretValue::MAX_BYTES as u64)(value)
+}
+
+fn any_host(text: &str) -> Result<(), String> {
+    if text == ANY_HOST { Ok(()) } else { Err(format!("the word is {ANY_HOST:?}")) }
+}
+
+fn default_port(table: &Table<'_>) -> Spanned<u16> {
+    Spanned::new(table.span().clone(), 443)
+}
+
+/// What an operator must write to open a rule to every host there is.
+pub(super) const ANY_HOST: &str = "i-know-that-agents-can-send-anything-anywhere";
+
+/// A group wider than this is a slip.
+const SHORTEST_AGENT_PREFIX: u8 = 8;
+
+/// Sources that the kernel drops or that never name one host (RFC 6890).
+const NO_AGENTS: [&str; 9] = [
+    "0.0.0.0/8",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "224.0.0.0/4",
+    "240.0.0.0/4",
+    "::/96",
+    "::ffff:0:0/96",
+    "fe80::/10",
+    "ff00::/8",
+];

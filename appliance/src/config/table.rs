@@ -1,0 +1,308 @@
+//! One table of the file, read key by key: what is wrong is reported and left out, and what
+//! nobody asked for is an error. A strict serde struct would stop at its first mistake; here each
+//! key is named once, where it is read, and reading goes on.
+
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
+
+use super::error::{Report, Span, nearest};
+
+/// A table under inspection. Call [`Table::finish`] when every key has been asked for.
+pub(super) struct Table<'a> {
+    name: &'static str,
+    span: Span,
+    entries: &'a DeTable<'a>,
+    report: &'a Report<'a>,
+    known: Vec<&'static str>,
+    missing: Vec<&'static str>,
+}
+
+/// The keys that a table's unknown keys were probably meant to be. An error that only says that
+/// one of these is missing would be the second one for the same slip.
+#[derive(Default)]
+pub(super) struct Misspelt(Vec<&'static str>);
+
+impl Misspelt {
+    /// Whether `key` was probably meant to be there.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.0.contains(&key)
+    }
+}
+
+impl<'a> Table<'a> {
+    /// The file itself.
+    pub(super) fn root(document: &'a Spanned<DeTable<'a>>, report: &'a Report<'a>) -> Self {
+        Self::new("the file", 0..0, document.get_ref(), report)
+    }
+
+    fn new(
+        name: &'static str,
+        span: Span,
+        entries: &'a DeTable<'a>,
+        report: &'a Report<'a>,
+    ) -> Self {
+        Self { name, span, entries, report, known: Vec::new(), missing: Vec::new() }
+    }
+
+    /// Where the table begins.
+    pub(super) fn span(&self) -> &Span {
+        &self.span
+    }
+
+    /// What collects the mistakes.
+    pub(super) fn report(&self) -> &'a Report<'a> {
+        self.report
+    }
+
+    /// Whether `key` is there, right or wrong.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.entries.contains_key(key)
+    }
+
+    /// The text at `key`, right or wrong, without asking for the key.
+    pub(super) fn as_written(&self, key: &str) -> Option<&'a str> {
+        self.entries.get(key).and_then(|value| value.get_ref().as_str())
+    }
+
+    /// Reads the value of `key`; `None` where it is not there or is wrong.
+    pub(super) fn optional<T>(
+        &mut self,
+        key: &'static str,
+        read: impl Fn(&DeValue<'_>) -> Result<T, String>,
+    ) -> Option<Spanned<T>> {
+        let value = self.get(key)?;
+        self.read(key, value, &read)
+    }
+
+    /// Like [`Table::optional`], and an error where the key is not there.
+    pub(super) fn required<T>(
+        &mut self,
+        key: &'static str,
+        read: impl Fn(&DeValue<'_>) -> Result<T, String>,
+    ) -> Option<Spanned<T>> {
+        self.require(key);
+        self.optional(key, read)
+    }
+
+    /// Reads a list. What is wrong in it is left out; an empty list is an error, because it could
+    /// be taken for "none" and for "all".
+    pub(super) fn list<T>(
+        &mut self,
+        key: &'static str,
+        read: impl Fn(&DeValue<'_>) -> Result<T, String>,
+    ) -> Option<Vec<Spanned<T>>> {
+        let (span, items) = self.items(key)?;
+        if items.is_empty() {
+            self.report.add(&span, format!("{key}: the list is empty; {EMPTY_LIST}"));
+        }
+        Some(items.iter().filter_map(|item| self.read(key, item, &read)).collect())
+    }
+
+    /// Like [`Table::list`], and an error where the key is not there.
+    pub(super) fn required_list<T>(
+        &mut self,
+        key: &'static str,
+        read: impl Fn(&DeValue<'_>) -> Result<T, String>,
+    ) -> Vec<Spanned<T>> {
+        self.require(key);
+        self.list(key, read).unwrap_or_default()
+    }
+
+    /// Like [`Table::list`], where an empty list says the same as none.
+    pub(super) fn list_or_none<T>(
+        &mut self,
+        key: &'static str,
+        read: impl Fn(&DeValue<'_>) -> Result<T, String>,
+    ) -> Vec<Spanned<T>> {
+        let Some((_, items)) = self.items(key) else { return Vec::new() };
+        items.iter().filter_map(|item| self.read(key, item, &read)).collect()
+    }
+
+    /// The table at `key`, which error messages call `name`.
+    pub(super) fn table(&mut self, key: &'static str, name: &'static str) -> Option<Table<'a>> {
+        let value = self.get(key)?;
+        match value.get_ref() {
+            DeValue::Table(entries) => Some(Table::new(name, value.span(), entries, self.report)),
+            _ => {
+                let text = format!("{key} is one table; write {name}, with single brackets");
+                self.report.add(&value.span(), text);
+                None
+            }
+        }
+    }
+
+    /// The tables at `key`, each of which error messages call `name`.
+    pub(super) fn tables(&mut self, key: &'static str, name: &'static str) -> Vec<Table<'a>> {
+        let Some(value) = self.get(key) else { return Vec::new() };
+        match value.get_ref() {
+            DeValue::Array(items) => {
+                items.iter().filter_map(|item| self.entry(key, name, item)).collect()
+            }
+            DeValue::Table(entries) => {
+                let text = format!("there can be several; write {name} with two brackets");
+                self.report.add(&value.span(), text);
+                vec![Table::new(name, value.span(), entries, self.report)]
+            }
+            _ => {
+                self.report.add(&value.span(), format!("{key} is a table; write {name} above it"));
+                Vec::new()
+            }
+        }
+    }
+
+    /// Notes that the key must be there.
+    pub(super) fn require(&mut self, key: &'static str) {
+        if !self.has(key) {
+            self.missing.push(key);
+        }
+    }
+
+    /// Reports the keys that were not asked for, and those that are missing.
+    pub(super) fn finish(self) -> Misspelt {
+        let mut misspelt = Misspelt::default();
+        for (key, _) in self.entries.iter() {
+            if !self.known.contains(&key.get_ref().as_ref()) {
+                let (text, meant) = self.unknown(key.get_ref());
+                self.report.add(&key.span(), text);
+                misspelt.0.extend(meant);
+            }
+        }
+        for key in self.missing.iter().filter(|key| !misspelt.has(key)) {
+            self.report.add(&self.span, self.lacks(key));
+        }
+        misspelt
+    }
+
+    fn get(&mut self, key: &'static str) -> Option<&'a Spanned<DeValue<'a>>> {
+        self.known.push(key);
+        self.entries.get(key)
+    }
+
+    fn items(&mut self, key: &'static str) -> Option<(Span, &'a [Spanned<DeValue<'a>>])> {
+        let value = self.get(key)?;
+        match value.get_ref() {
+            DeValue::Array(items) => Some((value.span(), items)),
+            DeValue::Table(_) => {
+                self.report.add(&value.span(), format!("{key}: write a list in [ ]"));
+                None
+            }
+            other => {
+                let text = format!("{key}: {} stands alone; write a list in [ ]", describe(other));
+                self.report.add(&value.span(), text);
+                None
+            }
+        }
+    }
+
+    fn entry(
+        &self,
+        key: &str,
+        name: &'static str,
+        item: &'a Spanned<DeValue<'a>>,
+    ) -> Option<Table<'a>> {
+        if let DeValue::Table(entries) = item.get_ref() {
+            return Some(Table::new(name, item.span(), entries, self.report));
+        }
+        self.report
+            .add(&item.span(), format!("{key} is a list of tables; write {name} above each"));
+        None
+    }
+
+    fn read<T>(
+        &self,
+        key: &str,
+        value: &Spanned<DeValue<'_>>,
+        read: impl Fn(&DeValue<'_>) -> Result<T, String>,
+    ) -> Option<Spanned<T>> {
+        match read(value.get_ref()) {
+            Ok(read) => Some(Spanned::new(value.span(), read)),
+            Err(text) => {
+                self.report.add(&value.span(), format!("{key}: {text}"));
+                None
+            }
+        }
+    }
+
+    /// Never shows the value of an unknown key: it may be a secret that somebody put there.
+    fn unknown(&self, key: &str) -> (String, Option<&'static str>) {
+        let meant = nearest(key, self.known.iter().copied());
+        if SECRET_KEYS.contains(&key) {
+            let place = SECRET_PLACES.into_iter().find(|place| self.known.contains(place));
+            return (secret_in_file(key, self.name, place), place.or(meant));
+        }
+        let name = self.name;
+        let text = match meant {
+            Some(meant) => format!("unknown key {key:?} in {name}; did you mean {meant:?}?"),
+            None => format!("unknown key {key:?} in {name}; it takes {}", self.known.join(", ")),
+        };
+        (text, meant)
+    }
+
+    fn lacks(&self, key: &str) -> String {
+        let example = EXAMPLES.iter().find(|(of, _)| *of == key);
+        let example = example.map_or_else(String::new, |(_, text)| format!("; write {text}"));
+        format!("{} lacks {key:?}{example}", self.name)
+    }
+}
+
+/// A value as an error shows it.
+pub(super) fn describe(value: &DeValue<'_>) -> String {
+    match value {
+        DeValue::String(text) => super::error::quote(text),
+        DeValue::Integer(number) => number.to_string(),
+        DeValue::Float(number) => number.to_string(),
+        DeValue::Boolean(flag) => flag.to_string(),
+        DeValue::Datetime(time) => time.to_string(),
+        DeValue::Array(_) => "a list".into(),
+        DeValue::Table(_) => "a table".into(),
+    }
+}
+
+fn secret_in_file(key: &str, table: &str, place: Option<&str>) -> String {
+    let place = place.map_or_else(String::new, |key| format!(", and say where with {key:?}"));
+    format!(
+        "{key:?} in {table} looks like a secret, and none belongs in this file; put it in Vault or \
+         in a file that only the daemon can read{place}"
+    )
+}
+
+const EMPTY_LIST: &str = "put something in it, or leave the key out where it has a default";
+
+/// Keys under which people write secrets.
+const SECRET_KEYS: [&str; 9] = [
+    "token",
+    "secret_id",
+    "value",
+    "password",
+    "api_key",
+    "key",
+    "secret_value",
+    "vault_token",
+    "private_key",
+];
+
+/// Keys that say where a secret is, the best one of a table first.
+const SECRET_PLACES: [&str; 3] = ["secret_id_file", "secret", "file"];
+
+/// What a missing key looks like where it is right.
+const EXAMPLES: [(&str, &str); 17] = [
+    ("gateway", "[gateway]"),
+    ("group", "[[group]]"),
+    ("binding", "[[api.binding]] below it"),
+    ("resolvers", "resolvers = [\"192.0.2.53\"]"),
+    ("name", "name = \"research\""),
+    ("interface", "interface = \"agents0\""),
+    ("prefixes", "prefixes = [\"192.0.2.0/28\"]"),
+    ("hosts", "hosts = [\"api.example.com\"]"),
+    ("groups", "groups = [\"research\"]"),
+    ("placeholder", "placeholder = \"EXAMPLE_API_KEY\""),
+    ("places", "places = [\"header authorization bearer\"]"),
+    ("secret", "secret = \"vault:kv/agents/example#api_key\""),
+    ("address", "address = \"https://vault.example:8200\""),
+    ("role_id", "role_id = \"...\""),
+    ("secret_id_file", "secret_id_file = \"/etc/cloakroom/secret-id\""),
+    ("ca_file", "ca_file = \"/etc/cloakroom/vault-ca.pem\""),
+    ("file", "file = \"/etc/cloakroom/secrets\""),
+];

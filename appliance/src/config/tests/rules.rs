@@ -1,0 +1,167 @@
+//! Rules of the file beside one another: names, groups, hosts and placeholders.
+
+use std::path::Path;
+
+use super::{GOOD, accepts, changed, mistakes, parse_text, refuses};
+use crate::config::explain;
+
+#[test]
+fn a_name_is_given_once() {
+    let group = "[[group]]\nname = \"research\"\ninterface = \"agents1\"\nprefixes = [\"192.0.2.0/28\"]\n[[api]]";
+    refuses("[[api]]", group, "research", &["already in line 9"]);
+    refuses("name = \"pypi\"", "name = \"openai\"", "openai", &["already in line 13"]);
+}
+
+#[test]
+fn an_agent_belongs_to_one_group() {
+    let other = |interface: &str, prefix: &str| {
+        format!(
+            "[[group]]\nname = \"other\"\ninterface = \"{interface}\"\nprefixes = [\"{prefix}\"]\n[[api]]"
+        )
+    };
+    refuses("[[api]]", &other("agents0", "192.0.2.8/29"), "192.0.2.8/29", &["overlaps", "line 11"]);
+    refuses("[[api]]", &other("agents0", "2001:db8::/32"), "2001:db8::/32", &["overlaps"]);
+    accepts("[[api]]", &other("agents1", "192.0.2.8/29"));
+    accepts("[[api]]", &other("agents0", "192.0.2.16/28"));
+    let nested = "prefixes = [\"192.0.2.0/28\", \"192.0.2.1/32\"]\n#";
+    refuses("prefixes = ", nested, "192.0.2.1/32", &["overlaps"]);
+}
+
+#[test]
+fn a_group_has_only_addresses_that_agents_can_have() {
+    for (prefix, why) in [
+        ("0.0.0.0/0", "every address"),
+        ("::/0", "every address"),
+        ("0.0.0.0/1", "too wide"),
+        ("192.0.2.5/28", "write \\\"192.0.2.0/28\\\""),
+        ("127.0.0.0/8", "no agent can be"),
+        ("169.254.7.0/24", "no agent can be"),
+        ("fe00::/8", "no agent can be"),
+        ("ff02::/16", "no agent can be"),
+        ("::ffff:192.0.2.0/124", "no agent can be"),
+        ("224.0.0.0/8", "no agent can be"),
+        ("192.0.2.1", "is not a prefix"),
+        ("192.0.2.0/33", "is not a prefix"),
+    ] {
+        let why = why.replace("\\\"", "\"");
+        refuses("\"192.0.2.0/28\"", &format!("\"{prefix}\""), prefix, &[&why]);
+    }
+    refuses("\"agents0\"", "\"all\"", "all", &["not interfaces"]);
+}
+
+#[test]
+fn a_host_and_port_belong_to_one_api() {
+    let second = |host: &str, port: u16| {
+        format!(
+            "[[api]]\nname = \"two\"\nhosts = [\"{host}\"]\nport = {port}\n[[api.binding]]\n\
+             groups = [\"research\"]\nplaceholder = \"ANOTHER_KEY\"\nplaces = [\"basic user\"]\n\
+             secret = \"vault:kv/two#key\"\n[[splice]]"
+        )
+    };
+    refuses(
+        "[[splice]]",
+        &second("API.openai.com.", 443),
+        "API.openai.com.",
+        &["already in line 14"],
+    );
+    accepts("[[splice]]", &second("api.openai.com", 8443));
+    refuses(
+        "[\"api.openai.com\"]",
+        "[\"api.openai.com\", \"api.openai.com\"]",
+        "api.openai.com",
+        &["already"],
+    );
+}
+
+#[test]
+fn a_pass_that_lists_the_name_of_an_api_is_refused() {
+    refuses(
+        "[\"pypi.org\", ",
+        "[\"api.openai.com\", ",
+        "*.pythonhosted.org",
+        &["belongs to the API in line 14"],
+    );
+    accepts("[\"pypi.org\", \"*.pythonhosted.org\"]", "[\"api.openai.com\"]\nports = [8443]");
+    let wide = accepts("[\"pypi.org\", ", "[\"*.openai.com\", ");
+    assert!(explain(&wide).contains("api.openai.com, which belongs to API openai"));
+}
+
+#[test]
+fn two_passes_do_not_carry_one_host_for_one_group() {
+    let inspect = |hosts: &str| {
+        format!(
+            "{hosts}]\n[[inspect]]\nname = \"i\"\ngroups = [\"research\"]\nhosts = [\"*.pythonhosted.org\"]\n"
+        )
+    };
+    refuses(
+        "\"*.pythonhosted.org\"]",
+        &inspect("\"*.pythonhosted.org\""),
+        "[\"*.pythonhosted.org\"]",
+        &["already in line 24"],
+    );
+    refuses("\"*.pythonhosted.org\"]", "\"pypi.org\"]", "pypi.org", &["already in line 24"]);
+}
+
+#[test]
+fn a_placeholder_means_one_secret_in_one_place() {
+    let second = |placeholder: &str, place: &str| {
+        format!(
+            "[[api.binding]]\ngroups = [\"research\"]\nplaceholder = \"{placeholder}\"\n\
+             places = [\"{place}\"]\nsecret = \"vault:kv/two#key\"\n[[splice]]"
+        )
+    };
+    let place = "header Authorization bearer";
+    refuses(
+        "[[splice]]",
+        &second("OPENAI_API_KEY", place),
+        "places",
+        &["already bound", "line 19"],
+    );
+    accepts("[[splice]]", &second("OPENAI_API_KEY", "header x-api-key raw"));
+    accepts("[[splice]]", &second("ANOTHER_KEY", place));
+    refuses(
+        "[\"header authorization bearer\"]",
+        "[\"basic user\", \"basic user\"]",
+        "basic",
+        &["list it once"],
+    );
+}
+
+#[test]
+fn a_binding_says_where_its_placeholder_stands() {
+    let places = "places = [\"header authorization bearer\"]";
+    refuses(places, "places = []", "places", &["empty"]);
+    refuses(places, "places = [\"header host raw\"]", "host", &["no credential stands there"]);
+    refuses(places, "places = [\"header authorization\"]", "places", &["bearer, token or raw"]);
+    refuses(
+        places,
+        "places = [\"basic user\"]\nbasic_user = \"x\"",
+        "basic_user",
+        &["basic password"],
+    );
+    refuses(places, "places = [\"basic password\"]\nbasic_user = \"a:b\"", "basic_user", &["a:b"]);
+    refuses("\"OPENAI_API_KEY\"", "\"SHORT\"", "SHORT", &["at least 8 bytes"]);
+    refuses("\"OPENAI_API_KEY\"", "\"user:password\"", "user", &["no ':'"]);
+    for (bytes, right) in [(7, false), (8, true), (8_192, true), (8_193, false)] {
+        let text = changed(&[(places, &format!("{places}\nmin_value_bytes = {bytes}"))]);
+        assert_eq!(parse_text(&text).is_ok(), right, "{bytes}");
+    }
+}
+
+#[test]
+fn a_reference_needs_its_source() {
+    let vault = GOOD.split_once("[vault]").unwrap().1.split_once("[[group]]").unwrap().0;
+    let without = changed(&[("[vault]", ""), (vault, "")]);
+    let found = mistakes(&without);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].text.contains("needs [vault]"), "{found:?}");
+    refuses("\"vault:kv/agents/openai#api_key\"", "\"file:openai\"", "file:", &["needs [secrets]"]);
+    let file = accepts("[vault]", "[secrets]\nfile = \"secrets\"\n[vault]");
+    assert_eq!(file.settings.secret_file.unwrap(), Path::new("/etc/cloakroom/secrets"));
+}
+
+#[test]
+fn a_path_with_the_api_s_own_data_segment_deserves_a_second_look() {
+    let config = accepts("vault:kv/agents", "vault:kv/data/agents");
+    assert!(explain(&config).contains("belongs to no path in KV v2"));
+}

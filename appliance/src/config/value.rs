@@ -1,0 +1,268 @@
+//! Readers of single values. Each takes a TOML value and answers with what it means, or with what
+//! is wrong with it and what would be right.
+
+use std::{fmt::Display, net::SocketAddr, ops::RangeInclusive, path::PathBuf, time::Duration};
+
+use http::{HeaderName, Method};
+use ipnet::IpNet;
+use toml::de::DeValue;
+
+use super::{error::quote, table::describe};
+use crate::policy::{Host, HostPattern};
+
+/// Any text.
+pub(super) fn text(value: &DeValue<'_>) -> Result<String, String> {
+    str(value).map(str::to_owned)
+}
+
+/// A text that `parse` takes.
+pub(super) fn parsed<T, E: Display>(
+    parse: impl Fn(&str) -> Result<T, E>,
+) -> impl Fn(&DeValue<'_>) -> Result<T, String> {
+    move |value| {
+        let text = str(value)?;
+        parse(text).map_err(|error| format!("{}: {error}", quote(text)))
+    }
+}
+
+/// A text that `parse` takes and that an error must not repeat, because it may be a secret that
+/// somebody put in the wrong place.
+pub(super) fn unquoted<T, E: Display>(
+    parse: impl Fn(&str) -> Result<T, E>,
+) -> impl Fn(&DeValue<'_>) -> Result<T, String> {
+    move |value| {
+        let text = value.as_str().ok_or("write it as a text in quotes")?;
+        parse(text).map_err(|error| error.to_string())
+    }
+}
+
+/// `true` or `false`.
+pub(super) fn flag(value: &DeValue<'_>) -> Result<bool, String> {
+    value.as_bool().ok_or_else(|| format!("{} is not true or false", describe(value)))
+}
+
+/// A whole number in `range`.
+pub(super) fn number<T: TryFrom<u64>>(
+    range: RangeInclusive<u64>,
+) -> impl Fn(&DeValue<'_>) -> Result<T, String> {
+    move |value| {
+        let bounds = format!("a whole number from {} to {}", range.start(), range.end());
+        let wrong = || format!("{} is not {bounds}", describe(value));
+        let number = integer(value).filter(|number| range.contains(number)).ok_or_else(wrong)?;
+        T::try_from(number).map_err(|_| wrong())
+    }
+}
+
+/// A TCP port.
+pub(super) fn port(value: &DeValue<'_>) -> Result<u16, String> {
+    match number(1..=65_535)(value)? {
+        53 => Err("53 is the port of DNS, which the gateway answers itself; leave it out".into()),
+        port => Ok(port),
+    }
+}
+
+/// A number of bytes in `range`: a number, or a text with `KiB` or `MiB`.
+pub(super) fn size(range: RangeInclusive<usize>) -> impl Fn(&DeValue<'_>) -> Result<usize, String> {
+    move |value| {
+        let bytes = match value {
+            DeValue::String(text) => with_unit(text, &SIZES),
+            _ => integer(value),
+        };
+        let bytes = bytes.and_then(|bytes| usize::try_from(bytes).ok());
+        bytes.filter(|bytes| range.contains(bytes)).ok_or_else(|| {
+            let (least, most) = (range.start(), range.end());
+            format!(
+                "{} is not a size from {least} to {most} bytes; write 65536 or \"64KiB\"",
+                describe(value)
+            )
+        })
+    }
+}
+
+/// A time in `range`: a whole number with its unit, `ms`, `s`, `m` or `h`.
+pub(super) fn time(
+    range: RangeInclusive<Duration>,
+) -> impl Fn(&DeValue<'_>) -> Result<Duration, String> {
+    move |value| {
+        let time = value.as_str().and_then(|text| with_unit(text, &TIMES));
+        let time = time.map(Duration::from_millis);
+        time.filter(|time| range.contains(time)).ok_or_else(|| {
+            let (least, most) = (duration(*range.start()), duration(*range.end()));
+            format!("{} is not a time from {least} to {most}; write \"10s\"", describe(value))
+        })
+    }
+}
+
+/// A time as the file writes it.
+pub(super) fn duration(time: Duration) -> String {
+    let millis = time.as_millis();
+    let units = TIMES.iter().rev();
+    let whole = units.filter(|(_, unit)| millis.is_multiple_of(u128::from(*unit)));
+    match whole.max_by_key(|(_, unit)| *unit) {
+        Some((name, unit)) if millis > 0 => format!("{}{name}", millis / u128::from(*unit)),
+        _ => format!("{}s", time.as_secs()),
+    }
+}
+
+/// The path of a file, from `base` where it is relative.
+pub(super) fn path(base: &std::path::Path) -> impl Fn(&DeValue<'_>) -> Result<PathBuf, String> {
+    move |value| {
+        let text = str(value)?;
+        if text.is_empty() || text.ends_with('/') || text.contains('\0') {
+            return Err(format!("{} is not the path of a file", quote(text)));
+        }
+        Ok(base.join(text))
+    }
+}
+
+/// The exact name of a host.
+pub(super) fn host(value: &DeValue<'_>) -> Result<Host, String> {
+    let text = str(value)?;
+    if text.contains('*') {
+        let text = quote(text);
+        return Err(format!("{text} is a pattern; an API takes exact host names"));
+    }
+    Host::parse(text).map_err(|error| not_a_host(text, &error))
+}
+
+/// A host name, `*.` and the name that its names end with, or a bare `*`.
+pub(super) fn host_pattern(value: &DeValue<'_>) -> Result<HostPattern, String> {
+    let text = str(value)?;
+    let (name, make): (_, fn(Host) -> HostPattern) = match text.strip_prefix("*.") {
+        _ if text == "*" => return Ok(HostPattern::Any),
+        Some(suffix) => (suffix, HostPattern::Suffix),
+        None => (text, HostPattern::Exact),
+    };
+    if name.contains('*') {
+        let text = quote(text);
+        return Err(format!(
+            "{text}: '*' stands only for whole labels at the front, as in \"*.example.com\""
+        ));
+    }
+    Host::parse(name).map(make).map_err(|error| not_a_host(text, &error))
+}
+
+/// A method that may be allowed.
+pub(super) fn method(value: &DeValue<'_>) -> Result<Method, String> {
+    let text = str(value)?;
+    let upper = text.to_ascii_uppercase();
+    match upper.as_str() {
+        "CONNECT" => return Err("\"CONNECT\" would be a tunnel; it is never allowed".into()),
+        "TRACE" => return Err("\"TRACE\" sends the credential back; it is never allowed".into()),
+        _ if upper != text => return Err(format!("{}: write {upper:?}", quote(text))),
+        _ => {}
+    }
+    Method::from_bytes(text.as_bytes()).map_err(|_| format!("{} is not a method", quote(text)))
+}
+
+/// A prefix without host bits that is not the whole address family.
+pub(super) fn prefix(value: &DeValue<'_>) -> Result<IpNet, String> {
+    let text = str(value)?;
+    let wrong = |why: &str| format!("{} {why}", quote(text));
+    let prefix: IpNet = text.parse().map_err(|_| {
+        wrong("is not a prefix; write an address, a slash and a length, as in \"192.0.2.0/28\"")
+    })?;
+    if prefix.prefix_len() == 0 {
+        return Err(wrong("is every address there is; name the prefix that is meant"));
+    }
+    let plain = prefix.trunc();
+    if plain != prefix {
+        return Err(wrong(&format!("has bits beyond its length; write \"{plain}\"")));
+    }
+    Ok(prefix)
+}
+
+/// A resolver: an address, with port 53 unless it says otherwise.
+pub(super) fn resolver(value: &DeValue<'_>) -> Result<SocketAddr, String> {
+    let text = str(value)?;
+    let address = text.parse().map(|ip| SocketAddr::new(ip, 53)).or_else(|_| text.parse());
+    let usable = |address: &SocketAddr| {
+        let ip = address.ip();
+        address.port() != 0 && !ip.is_unspecified() && !ip.is_multicast()
+    };
+    address.ok().filter(usable).ok_or_else(|| {
+        let text = quote(text);
+        format!(
+            "{text} is not the address of a resolver; write \"192.0.2.53\" or \"[2001:db8::53]:53\""
+        )
+    })
+}
+
+/// Whether a credential may stand in this header field: not in one that frames or routes a
+/// message, that clients fill on their own, or that the gateway removes.
+pub(super) fn may_hold_a_credential(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    !RESERVED_HEADERS.contains(&name)
+        && !RESERVED_HEADER_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+fn str<'v>(value: &'v DeValue<'_>) -> Result<&'v str, String> {
+    value.as_str().ok_or_else(|| format!("{} is not a text; write it in quotes", describe(value)))
+}
+
+fn integer(value: &DeValue<'_>) -> Option<u64> {
+    let number = value.as_integer()?;
+    u64::from_str_radix(number.as_str(), number.radix()).ok()
+}
+
+fn with_unit(text: &str, units: &[(&str, u64)]) -> Option<u64> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at_checked(digits)?;
+    let (_, factor) = units.iter().find(|(name, _)| *name == unit)?;
+    number.parse::<u64>().ok()?.checked_mul(*factor)
+}
+
+fn not_a_host(text: &str, error: &dyn Display) -> String {
+    let port = text.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    match text {
+        // Not repeated, because a URL may have a password in it.
+        _ if text.contains("://") => "this is a URL; write the host name alone".into(),
+        _ if port => format!("{} has a port; the port has its own key", quote(text)),
+        _ => format!("{}: {error}", quote(text)),
+    }
+}
+
+const SIZES: [(&str, u64); 2] = [("KiB", 1 << 10), ("MiB", 1 << 20)];
+
+const TIMES: [(&str, u64); 4] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
+
+const RESERVED_HEADERS: [&str; 26] = [
+    "accept",
+    "age",
+    "alt-svc",
+    "allow",
+    "cache-control",
+    "connection",
+    "cookie",
+    "date",
+    "expect",
+    "forwarded",
+    "from",
+    "host",
+    "http2-settings",
+    "keep-alive",
+    "location",
+    "max-forwards",
+    "origin",
+    "pragma",
+    "range",
+    "referer",
+    "set-cookie",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "user-agent",
+];
+
+const RESERVED_HEADER_PREFIXES: [&str; 9] = [
+    "accept-",
+    "access-control-",
+    "content-",
+    "if-",
+    "proxy-",
+    "sec-",
+    "www-",
+    "x-forwarded-",
+    "via",
+];

@@ -1,0 +1,274 @@
+//! One accepted connection, from its record to its end.
+
+use std::{sync::Arc, time::Duration};
+
+use socket2::SockRef;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::watch,
+    time::timeout,
+};
+
+use super::phase::{Phase, Phases};
+use crate::{
+    accept::{self, AgentAddr, Dialled, Flow, FlowId, Place, Places},
+    audit::Record,
+    decide::{Permit, Route, decide},
+    dial,
+    intercept::{self, Interception, Means},
+    peek::{self, PeekFailure, Peeked, Rewind},
+    policy::{Group, InterfaceName},
+    reason::Reason,
+    refuse,
+    rulebook::Rulebook,
+    splice,
+};
+
+/// What every flow shares.
+pub struct Gateway {
+    /// What interception needs.
+    pub means: Means,
+    /// The policy in force.
+    pub rulebook: watch::Receiver<Arc<Rulebook>>,
+    /// How far the daemon is from its end.
+    pub phases: Phases,
+    /// The places that connections take.
+    pub places: Arc<Places>,
+    /// The port of the transparent listeners, which is nobody's destination.
+    pub proxy_port: u16,
+}
+
+/// What the agent understands at this point, and so how it can be refused.
+enum Language {
+    /// Nothing yet.
+    Tcp,
+    /// It sent a ClientHello.
+    Tls,
+    /// It sent an HTTP head.
+    Http,
+}
+
+/// Carries one connection to its end and leaves one record of it.
+pub async fn serve(
+    gateway: Arc<Gateway>,
+    place: Place,
+    mut stream: TcpStream,
+    from: AgentAddr,
+    interface: InterfaceName,
+) {
+    let Ok(dialled) = stream.local_addr().map(|address| Dialled(accept::canonical(address))) else {
+        return reset(stream);
+    };
+    let Ok(slot) = gateway.means.audit.reserve() else { return reset(stream) };
+    let id = FlowId::next();
+    let mut record = Record::open(slot, id, &interface, from, dialled);
+    let rulebook = Arc::clone(&gateway.rulebook.borrow());
+    let limits = &rulebook.policy.limits;
+    let admitted = admit(&gateway, &rulebook, &interface, from, dialled);
+    let (group, share) = match admitted {
+        Ok(admitted) => admitted,
+        Err(reason) => {
+            record.refused(reason);
+            return reset(stream);
+        }
+    };
+    record.group(&group.name);
+    let flow = Flow { id, group, agent: from, dialled };
+    if splice::harden(&stream).is_err() {
+        // The kernel refuses these options only for a connection that is already gone.
+        return record.nothing_said();
+    }
+    let (peeked, bytes) = match peek::read(&mut stream, limits).await {
+        Ok(read) => (read.peeked, read.bytes),
+        Err(PeekFailure::Closed) => return record.nothing_said(),
+        Err(PeekFailure::Refused(reason)) => {
+            record.refused(reason);
+            return refuse(stream, language_of_failure(reason), reason, id).await;
+        }
+    };
+    record.peeked(&peeked);
+    match decide(&rulebook.policy, &flow, &peeked) {
+        Ok(permit) => {
+            record.permitted(permit.route());
+            let agent = Rewind::new(bytes.freeze(), stream);
+            let carried = Carried { rulebook: &rulebook, flow: &flow, peeked: &peeked };
+            carry(&gateway, carried, permit, agent, &mut record).await;
+        }
+        Err(reason) => {
+            record.refused(reason);
+            refuse(stream, language_of(&peeked), reason, id).await;
+        }
+    }
+    drop((share, place));
+}
+
+fn admit(
+    gateway: &Gateway,
+    rulebook: &Rulebook,
+    interface: &InterfaceName,
+    from: AgentAddr,
+    dialled: Dialled,
+) -> Result<(Arc<Group>, accept::AgentPlace), Reason> {
+    let policy = &rulebook.policy;
+    let group = policy.identify(interface, from.ip()).ok_or(Reason::NoGroup)?;
+    if dialled.0.port() == gateway.proxy_port || dial::is_own(dialled.0.ip()) {
+        return Err(Reason::SelfDestination);
+    }
+    let share = gateway.places.share(from.ip(), policy.limits.agent_connections)?;
+    Ok((Arc::clone(group), share))
+}
+
+#[derive(Clone, Copy)]
+struct Carried<'a> {
+    rulebook: &'a Rulebook,
+    flow: &'a Flow,
+    peeked: &'a Peeked,
+}
+
+async fn carry(
+    gateway: &Gateway,
+    carried: Carried<'_>,
+    permit: Permit,
+    agent: Rewind<TcpStream>,
+    record: &mut Record,
+) {
+    let mut phases = gateway.phases.clone();
+    let revoked = revoked(gateway.rulebook.clone(), carried, permit.route().clone());
+    let cut = tokio::select! {
+        biased;
+        reason = revoked => reason,
+        () = phases.reached(Phase::Cut) => Reason::ShuttingDown,
+        () = carry_on(gateway, carried, permit, agent, record) => return,
+    };
+    record.refused(cut);
+    record.ended("cut");
+}
+
+async fn carry_on(
+    gateway: &Gateway,
+    carried: Carried<'_>,
+    permit: Permit,
+    agent: Rewind<TcpStream>,
+    record: &mut Record,
+) {
+    let Carried { rulebook, flow, peeked } = carried;
+    match (permit.route(), peeked) {
+        (Route::Splice(_), _) => {
+            let (bytes, stream) = agent.into_parts();
+            carry_splice(gateway, carried, &permit, (stream, bytes), record).await;
+        }
+        (Route::Intercept(_) | Route::Inspect(_), Peeked::Tls(hello)) => {
+            let interception = Interception { rulebook, flow, permit, hello };
+            let phases = gateway.phases.clone();
+            intercept::run(&gateway.means, interception, agent, phases, record).await;
+        }
+        // The decision makes no such permit.
+        (Route::Intercept(_) | Route::Inspect(_), _) => record.refused(Reason::InternalError),
+    }
+}
+
+async fn carry_splice(
+    gateway: &Gateway,
+    carried: Carried<'_>,
+    permit: &Permit,
+    (agent, bytes): (TcpStream, bytes::Bytes),
+    record: &mut Record,
+) {
+    let limits = &carried.rulebook.policy.limits;
+    match dial::connect(permit, &gateway.means.resolver, limits.dial_time).await {
+        Ok(upstream) => {
+            record.upstream(upstream.address);
+            let traffic = Arc::clone(record.traffic());
+            let end = splice::run(agent, upstream.stream, bytes, &traffic, limits.idle_time).await;
+            record.ended(end.word());
+        }
+        Err(reason) => {
+            record.refused(reason);
+            refuse(agent, language_of(carried.peeked), reason, carried.flow.id).await;
+        }
+    }
+}
+
+/// Ends when a new policy no longer says about this flow what the old one said.
+async fn revoked(
+    mut rulebooks: watch::Receiver<Arc<Rulebook>>,
+    carried: Carried<'_>,
+    route: Route,
+) -> Reason {
+    loop {
+        if rulebooks.changed().await.is_err() {
+            // The daemon is going; the phase will say so.
+            std::future::pending::<()>().await;
+        }
+        let now = Arc::clone(&rulebooks.borrow_and_update());
+        if !still_permitted(&now, carried, &route) {
+            return Reason::PolicyRevoked;
+        }
+    }
+}
+
+fn still_permitted(now: &Rulebook, carried: Carried<'_>, route: &Route) -> bool {
+    let flow = carried.flow;
+    let group = now.policy.identify(&flow.group.interface, flow.agent.ip());
+    let Some(group) = group.filter(|group| group.name == flow.group.name) else { return false };
+    let flow = Flow { group: Arc::clone(group), ..flow.clone() };
+    decide(&now.policy, &flow, carried.peeked).is_ok_and(|permit| permit.route() == route)
+}
+
+fn language_of(peeked: &Peeked) -> Language {
+    match peeked {
+        Peeked::Tls(_) => Language::Tls,
+        Peeked::Http(_) => Language::Http,
+        Peeked::Other => Language::Tcp,
+    }
+}
+
+fn language_of_failure(reason: Reason) -> Language {
+    match reason {
+        Reason::TlsMalformed => Language::Tls,
+        Reason::HttpMalformed | Reason::HeaderLimit => Language::Http,
+        _ => Language::Tcp,
+    }
+}
+
+/// Tells the agent why, in its language, and closes.
+async fn refuse(mut stream: TcpStream, language: Language, reason: Reason, id: FlowId) {
+    let farewell = async {
+        match language {
+            Language::Tcp => return Ok(()),
+            Language::Tls => stream.write_all(&refuse::alert_record(reason)).await?,
+            Language::Http => stream.write_all(&refuse::answer_bytes(reason, id)).await?,
+        }
+        stream.shutdown().await?;
+        drain(&mut stream).await
+    };
+    // An agent that does not listen is reset.
+    let heard = timeout(FAREWELL_TIME, farewell).await;
+    if matches!(language, Language::Tcp) || !matches!(heard, Ok(Ok(()))) {
+        reset(stream);
+    }
+}
+
+/// Closing a socket with unread bytes resets it, and the farewell would be lost with it.
+async fn drain(stream: &mut TcpStream) -> std::io::Result<()> {
+    let mut sink = [0; 1024];
+    for _ in 0..FAREWELL_READS {
+        if stream.read(&mut sink).await? == 0 {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Closes with a reset instead of a FIN.
+fn reset(stream: TcpStream) {
+    // Where the option cannot be set the connection is closed all the same.
+    let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+    drop(stream);
+}
+
+/// Time for a refused agent to take its refusal.
+const FAREWELL_TIME: Duration = Duration::from_secs(2);
+/// Reads of 1 KiB that a refused agent gets before it is reset.
+const FAREWELL_READS: usize = 64;

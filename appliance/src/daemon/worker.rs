@@ -1,0 +1,107 @@
+//! A thread that carries flows: one runtime, its own listeners, and every task it started.
+
+use std::{
+    io,
+    sync::Arc,
+    thread::{self, JoinHandle},
+};
+
+use tokio::{
+    net::TcpListener,
+    runtime::Builder,
+    sync::oneshot,
+    task::JoinSet,
+};
+
+use super::{
+    flow::{self, Gateway},
+    phase::Phase,
+};
+use crate::{accept, packets::Listener, policy::InterfaceName};
+
+/// A thread that carries flows until the daemon is cut.
+pub struct Worker {
+    thread: JoinHandle<()>,
+}
+
+impl Worker {
+    /// Starts a worker. It accepts once `begin` says so, and not at all if `begin` is dropped.
+    pub fn start(
+        number: usize,
+        listeners: Vec<Listener>,
+        gateway: Arc<Gateway>,
+        begin: oneshot::Receiver<()>,
+    ) -> io::Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let listeners = {
+            let _entered = runtime.enter();
+            listeners.into_iter().map(into_tokio).collect::<io::Result<Vec<_>>>()?
+        };
+        let carry = async move {
+            if begin.await.is_ok() {
+                accept_on_all(listeners, gateway).await;
+            }
+        };
+        let thread = thread::Builder::new()
+            .name(format!("worker-{number}"))
+            .spawn(move || runtime.block_on(carry))?;
+        Ok(Self { thread })
+    }
+
+    /// Waits for the thread, which ends on its own once the daemon is cut.
+    pub fn join(self) {
+        if self.thread.join().is_err() {
+            tracing::error!("a worker panicked");
+        }
+    }
+}
+
+fn into_tokio(listener: Listener) -> io::Result<(InterfaceName, TcpListener)> {
+    Ok((listener.interface, TcpListener::from_std(listener.socket)?))
+}
+
+async fn accept_on_all(listeners: Vec<(InterfaceName, TcpListener)>, gateway: Arc<Gateway>) {
+    let mut loops = JoinSet::new();
+    for (interface, listener) in listeners {
+        loops.spawn(accept_on(interface, listener, Arc::clone(&gateway)));
+    }
+    while loops.join_next().await.is_some() {}
+}
+
+/// Owns every flow of one listener. Flows that are still open when the daemon is cut end themselves.
+async fn accept_on(interface: InterfaceName, listener: TcpListener, gateway: Arc<Gateway>) {
+    let mut flows = JoinSet::new();
+    let mut phases = gateway.phases.clone();
+    let mut closing = std::pin::pin!(phases.reached(Phase::Drain));
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut closing => break,
+            Some(ended) = flows.join_next() => report(ended),
+            Some((place, (stream, from))) = next(&gateway, &listener) => {
+                let gateway = Arc::clone(&gateway);
+                flows.spawn(flow::serve(gateway, place, stream, from, interface.clone()));
+            }
+        }
+    }
+    drop(listener);
+    while let Some(ended) = flows.join_next().await {
+        report(ended);
+    }
+}
+
+/// A place first, then the connection for it.
+async fn next(
+    gateway: &Gateway,
+    listener: &TcpListener,
+) -> Option<(accept::Place, (tokio::net::TcpStream, accept::AgentAddr))> {
+    let place = gateway.places.take().await?;
+    Some((place, accept::accept(listener).await))
+}
+
+/// A flow that panicked has written its record and closed its sockets. The others go on.
+fn report(ended: Result<(), tokio::task::JoinError>) {
+    if ended.is_err_and(|error| error.is_panic()) {
+        tracing::error!("a flow panicked; its record says internal_error");
+    }
+}

@@ -1,0 +1,107 @@
+//! From a permit to an upstream connection: resolve, check, connect.
+//!
+//! The only place that connects anywhere on an agent's behalf. It takes a [`Permit`], resolves
+//! the permit's name itself and never learns the address that the agent dialled. Each address is
+//! checked right before `connect`, as the exact address that is connected to.
+
+mod address;
+mod resolver;
+
+pub use address::{is_own, special_purpose, unwrapped};
+pub use resolver::Resolver;
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use tokio::{net::TcpStream, time::timeout};
+
+use crate::{decide::Permit, policy::Upstream, reason::Reason, splice};
+
+/// A connection to a permitted upstream.
+#[derive(Debug)]
+pub struct Dialled {
+    /// The connection.
+    pub stream: TcpStream,
+    /// The address it goes to.
+    pub address: IpAddr,
+}
+
+/// Dials what the permit names: each checked address in turn until one answers, all of it within
+/// `patience`.
+pub async fn connect(
+    permit: &Permit,
+    resolver: &Resolver,
+    patience: Duration,
+) -> Result<Dialled, Reason> {
+    let dialling = async {
+        let addresses = resolver.resolve(permit.host()).await?;
+        connect_any(permit, &addresses).await
+    };
+    timeout(patience, dialling).await.unwrap_or(Err(Reason::UpstreamUnreachable))
+}
+
+async fn connect_any(permit: &Permit, addresses: &[IpAddr]) -> Result<Dialled, Reason> {
+    let mut refused = Reason::ResolveFailed;
+    for &address in addresses.iter().take(MAX_ADDRESSES) {
+        if !may_dial(address, permit.upstream()) {
+            refused = Reason::PrivateAddress;
+            continue;
+        }
+        match timeout(CONNECT_TIME, connect_to(SocketAddr::new(address, permit.port()))).await {
+            Ok(Ok(stream)) => return Ok(Dialled { stream, address }),
+            Ok(Err(_)) | Err(_) => refused = Reason::UpstreamUnreachable,
+        }
+    }
+    Err(refused)
+}
+
+#[expect(clippy::disallowed_methods, reason = "the one place that may connect")]
+async fn connect_to(address: SocketAddr) -> std::io::Result<TcpStream> {
+    let stream = TcpStream::connect(address).await?;
+    splice::harden(&stream)?;
+    Ok(stream)
+}
+
+/// The gateway's own addresses are refused whatever policy lists: that would be a loop, or a way
+/// to the control plane.
+fn may_dial(address: IpAddr, upstream: &Upstream) -> bool {
+    let address = address.to_canonical();
+    let listed = || upstream.private_prefixes.iter().any(|prefix| prefix.contains(&address));
+    (special_purpose(address).is_none() || (listed() && unwrapped(address) == address))
+        && !is_own(address)
+}
+
+/// Most addresses of one name that are tried.
+const MAX_ADDRESSES: usize = 8;
+/// Time for one address to answer.
+const CONNECT_TIME: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn upstream(prefixes: &[&str]) -> Upstream {
+        let private_prefixes = prefixes.iter().map(|prefix| prefix.parse().unwrap()).collect();
+        Upstream { ca_pem: None, private_prefixes }
+    }
+
+    #[test]
+    fn what_policy_lists_may_be_dialled_and_nothing_beside_it() {
+        let listed = upstream(&["10.1.0.0/16", "fd00:1::/32"]);
+        assert!(may_dial("10.1.2.3".parse().unwrap(), &listed));
+        assert!(may_dial("fd00:1::5".parse().unwrap(), &listed));
+        assert!(!may_dial("10.2.0.1".parse().unwrap(), &listed));
+        assert!(!may_dial("169.254.169.254".parse().unwrap(), &listed));
+        assert!(!may_dial("10.1.2.3".parse().unwrap(), &upstream(&[])));
+    }
+
+    #[test]
+    fn the_gateway_is_never_dialled_whatever_policy_lists() {
+        let everything = upstream(&["0.0.0.0/0", "::/0"]);
+        for own in ["127.0.0.1", "127.8.9.1", "::1", "0.0.0.0", "::", "::ffff:127.0.0.1"] {
+            assert!(!may_dial(own.parse().unwrap(), &everything), "{own}");
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! Bodies on their way through an exchange: counted, checked and masked, never gathered.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::Full;
+use hyper::body::Incoming;
+
+use super::{exchange::Trace, framing::TrailerRule};
+use crate::{
+    reason::Reason,
+    scrub::{self, MaskStream, Masks},
+};
+
+/// A body whose exchange was refused or broke on the way.
+#[derive(Debug)]
+pub struct BodyError(&'static str);
+
+/// What the agent sends, on its way upstream.
+pub struct RequestBody {
+    inner: Incoming,
+    trailers: Arc<dyn TrailerRule + Send + Sync>,
+    trace: Arc<Trace>,
+}
+
+/// What the agent receives.
+pub enum ResponseBody {
+    /// The gateway's own answer.
+    Own(Full<Bytes>),
+    /// The upstream's answer.
+    Upstream(Box<Scrubbed>),
+}
+
+/// The upstream's answer with every known secret masked. Holds back only what may turn out to be
+/// the beginning of one.
+pub struct Scrubbed {
+    inner: Incoming,
+    masks: Arc<Masks>,
+    stream: MaskStream,
+    trailers: Option<HeaderMap>,
+    drained: bool,
+    ended: bool,
+    trace: Arc<Trace>,
+}
+
+impl RequestBody {
+    /// The body of a request that is forwarded.
+    pub fn new(inner: Incoming, trailers: Arc<dyn TrailerRule + Send + Sync>, trace: Arc<Trace>) -> Self {
+        Self { inner, trailers, trace }
+    }
+
+    fn pass(&self, frame: Frame<Bytes>) -> Result<Frame<Bytes>, BodyError> {
+        if let Some(data) = frame.data_ref() {
+            self.trace.request_bytes(data.len());
+        }
+        if let Some(trailers) = frame.trailers_ref()
+            && let Err(reason) = self.trailers.check(trailers)
+        {
+            self.trace.refuse_body(reason);
+            return Err(BodyError("the trailers were refused"));
+        }
+        Ok(frame)
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = match ready!(Pin::new(&mut self.inner).poll_frame(cx)) {
+            Some(Ok(frame)) => self.pass(frame),
+            Some(Err(_)) => Err(BodyError("the agent's body broke off")),
+            None => return Poll::Ready(None),
+        };
+        Poll::Ready(Some(frame))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+impl Scrubbed {
+    /// The body of a response whose head has been masked.
+    pub fn new(inner: Incoming, masks: Arc<Masks>, trace: Arc<Trace>) -> Self {
+        let stream = MaskStream::new(Arc::clone(&masks));
+        let ended = inner.is_end_stream();
+        if ended {
+            trace.complete();
+        }
+        Self { inner, masks, stream, trailers: None, drained: ended, ended, trace }
+    }
+
+    fn mask(&mut self, data: Bytes) -> Bytes {
+        let before = self.stream.masked();
+        let masked = self.stream.push(data);
+        self.count(&masked, before);
+        masked
+    }
+
+    /// What was held back at the end of the data, if anything.
+    fn finish(&mut self) -> Option<Bytes> {
+        let before = self.stream.masked();
+        let rest = self.stream.finish();
+        self.count(&rest, before);
+        (!rest.is_empty()).then_some(rest)
+    }
+
+    fn count(&self, out: &Bytes, masked_before: u64) {
+        self.trace.response_bytes(out.len(), self.stream.masked() - masked_before);
+    }
+
+    fn poll_inner(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        while !self.drained {
+            match ready!(Pin::new(&mut self.inner).poll_frame(cx)) {
+                Some(Ok(frame)) => {
+                    if let Some(out) = self.take(frame) {
+                        return Poll::Ready(Some(Ok(out)));
+                    }
+                }
+                Some(Err(_)) => {
+                    self.trace.refuse_body(Reason::UpstreamUnreachable);
+                    return Poll::Ready(Some(Err(BodyError("the upstream's body broke off"))));
+                }
+                None => self.drained = true,
+            }
+        }
+        Poll::Ready(self.end().map(Ok))
+    }
+
+    /// Once the upstream has no more: what was held back, then the trailers, then nothing.
+    fn end(&mut self) -> Option<Frame<Bytes>> {
+        if self.ended {
+            return None;
+        }
+        if let Some(rest) = self.finish() {
+            return Some(Frame::data(rest));
+        }
+        self.ended = true;
+        self.trace.complete();
+        self.trailers.take().map(Frame::trailers)
+    }
+
+    fn take(&mut self, frame: Frame<Bytes>) -> Option<Frame<Bytes>> {
+        match frame.into_data() {
+            Ok(data) => {
+                let mut out = self.mask(data);
+                if self.inner.is_end_stream() {
+                    out = self.end_with(out);
+                }
+                (!out.is_empty()).then(|| Frame::data(out))
+            }
+            Err(frame) => {
+                if let Ok(mut trailers) = frame.into_trailers() {
+                    let masked = scrub::mask_trailers(&self.masks, &mut trailers);
+                    self.trace.response_bytes(0, masked);
+                    self.trailers = Some(trailers);
+                    self.drained = true;
+                }
+                None
+            }
+        }
+    }
+
+    /// The last data of a body of known length. hyper asks for no more once it has written that
+    /// many bytes, so nothing may be left behind.
+    fn end_with(&mut self, out: Bytes) -> Bytes {
+        let rest = self.finish();
+        self.drained = true;
+        self.ended = true;
+        self.trace.complete();
+        match rest {
+            Some(rest) if out.is_empty() => rest,
+            Some(rest) => [out, rest].concat().into(),
+            None => out,
+        }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.get_mut() {
+            Self::Own(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
+            Self::Upstream(body) => body.poll_inner(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Own(body) => body.is_end_stream(),
+            Self::Upstream(body) => body.ended,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Own(body) => body.size_hint(),
+            // Masks keep every length, so what the upstream announced still holds.
+            Self::Upstream(body) => body.inner.size_hint(),
+        }
+    }
+}
+
+impl std::fmt::Display for BodyError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl std::error::Error for BodyError {}

@@ -1,0 +1,340 @@
+//! One request and its answer on a connection whose TLS ends here.
+//!
+//! The order is the argument: a place in the audit, then a message with one meaning for this one
+//! site, then the policy's methods, paths and credentials, then the values, then the upstream.
+//! Whatever fails on the way is answered here, and nothing is sent.
+
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Instant,
+};
+
+use http::{Request, Response, StatusCode, request};
+use http_body_util::Full;
+use hyper::{body::Incoming, client::conn};
+
+use super::{
+    body::{RequestBody, ResponseBody, Scrubbed},
+    framing::TrailerRule,
+    message::{self, Site},
+};
+use crate::{
+    accept::FlowId,
+    audit::{RequestRecord, Sink},
+    decide::Route,
+    policy::{Api, Binding, Carry, Group, Pass, ResponseRules, permits},
+    reason::{Reason, SecretCause},
+    refuse,
+    rulebook::MaskCache,
+    scrub::{self, Masks},
+    secrets::{SecretStore, Snapshot},
+    substitute::{self, Denial, Plan, Rules},
+};
+
+/// What every exchange of one connection shares.
+pub struct Connection {
+    /// Its flow.
+    pub flow: FlowId,
+    /// Whose it is.
+    pub group: Arc<Group>,
+    /// The one name and port that requests may be for.
+    pub site: Site,
+    /// How it was permitted.
+    pub route: Route,
+    /// What a request must look like.
+    pub rules: RequestRules,
+    /// Where records go.
+    pub audit: Sink,
+    /// Where values come from.
+    pub secrets: Arc<SecretStore>,
+    /// Compiled masks, shared between connections.
+    pub masks: Arc<MaskCache>,
+    /// Exchanges under way.
+    pub under_way: AtomicUsize,
+}
+
+/// What is asked of a request, by how the connection was permitted.
+pub enum RequestRules {
+    /// Placeholders become secrets.
+    Substitute(Arc<Rules>),
+    /// Method and path only.
+    Inspect,
+}
+
+/// The one upstream connection behind an agent's connection.
+pub enum Sender {
+    /// HTTP/1.1: one request at a time.
+    H1(tokio::sync::Mutex<conn::http1::SendRequest<RequestBody>>),
+    /// HTTP/2: many at once.
+    H2(conn::http2::SendRequest<RequestBody>),
+}
+
+/// The record of an exchange, shared by both bodies. It is written when the last of them is gone.
+pub struct Trace {
+    record: Mutex<RequestRecord>,
+    connection: Arc<Connection>,
+    refused_body: Mutex<Option<Reason>>,
+}
+
+impl Connection {
+    /// Opens the record of one more exchange.
+    pub fn begin(self: &Arc<Self>) -> Result<Arc<Trace>, Reason> {
+        let slot = self.audit.reserve().map_err(|_| Reason::AuditUnavailable)?;
+        let record = RequestRecord::open(slot, self.flow, &self.group.name, &self.route);
+        self.under_way.fetch_add(1, Relaxed);
+        Ok(Arc::new(Trace {
+            record: Mutex::new(record),
+            connection: Arc::clone(self),
+            refused_body: Mutex::default(),
+        }))
+    }
+
+    fn response_rules(&self) -> ResponseRules {
+        match &self.route {
+            Route::Intercept(api) => api.response,
+            Route::Splice(_) | Route::Inspect(_) => {
+                ResponseRules { cookies: true, ranges: true }
+            }
+        }
+    }
+}
+
+impl TrailerRule for Connection {
+    fn check(&self, trailers: &http::HeaderMap) -> Result<(), Reason> {
+        match &self.rules {
+            RequestRules::Substitute(rules)
+                if substitute::trailers_carry_credential(rules, trailers) =>
+            {
+                Err(Reason::TrailerDenied)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Serves one request. Every failure is an answer.
+pub async fn serve(
+    connection: Arc<Connection>,
+    sender: Arc<Sender>,
+    request: Request<Incoming>,
+) -> Result<Response<ResponseBody>, Infallible> {
+    let flow = connection.flow;
+    let trace = match connection.begin() {
+        Ok(trace) => trace,
+        Err(reason) => return Ok(answer(reason, flow)),
+    };
+    let response = forward(&connection, &sender, request, &trace).await;
+    Ok(response.unwrap_or_else(|reason| {
+        trace.refused(reason);
+        answer(reason, flow)
+    }))
+}
+
+/// Serves a connection on which nothing may be sent: every request gets the same answer.
+pub fn serve_refusal(
+    connection: &Arc<Connection>,
+    request: &Request<Incoming>,
+    reason: Reason,
+) -> Response<ResponseBody> {
+    match connection.begin() {
+        Ok(trace) => {
+            trace.with(|record| record.asked(request.method(), "", request.uri().path()));
+            trace.refused(reason);
+            answer(reason, connection.flow)
+        }
+        Err(unavailable) => answer(unavailable, connection.flow),
+    }
+}
+
+/// An answer of the gateway's own.
+pub fn answer(reason: Reason, flow: FlowId) -> Response<ResponseBody> {
+    refuse::answer(reason, flow).map(|body| ResponseBody::Own(Full::new(body)))
+}
+
+async fn forward(
+    connection: &Arc<Connection>,
+    sender: &Sender,
+    request: Request<Incoming>,
+    trace: &Arc<Trace>,
+) -> Result<Response<ResponseBody>, Reason> {
+    let (mut head, body) = request.into_parts();
+    trace.with(|record| {
+        record.asked(&head.method, connection.site.host.as_str(), head.uri.path());
+    });
+    message::check(&head, &connection.site)?;
+    let snapshot = connection.secrets.snapshot();
+    let masks = prepare(connection, &mut head, &snapshot, trace)?;
+    message::address(&mut head, &connection.site)?;
+    let trailers: Arc<dyn TrailerRule + Send + Sync> = Arc::clone(connection) as _;
+    let body = RequestBody::new(body, trailers, Arc::clone(trace));
+    trace.with(|record| record.forwarded(&connection.route));
+    let response = send(sender, Request::from_parts(head, body), trace).await?;
+    receive(connection, response, masks, trace)
+}
+
+/// Checks the request against its rules and puts the values in. Gives the masks for the answer.
+fn prepare(
+    connection: &Connection,
+    head: &mut request::Parts,
+    snapshot: &Snapshot,
+    trace: &Trace,
+) -> Result<Arc<Masks>, Reason> {
+    match (&connection.rules, &connection.route) {
+        (RequestRules::Substitute(rules), Route::Intercept(api)) => {
+            let plan = substitute::examine(rules, head).map_err(|denial| trace.denied(denial))?;
+            trace.with(|record| record.placeholders(plan.placeholders()));
+            scrub::request_encodings(&mut head.headers, &api.response);
+            swap(connection, head, snapshot, &plan)
+                .map_err(|cause| trace.secret_unavailable(cause))?;
+            Ok(connection.masks.of(&connection.group.name, api, snapshot))
+        }
+        (RequestRules::Inspect, Route::Inspect(pass)) => {
+            inspect(pass, head)?;
+            Ok(connection.masks.none())
+        }
+        _ => Err(Reason::InternalError),
+    }
+}
+
+fn swap(
+    connection: &Connection,
+    head: &mut request::Parts,
+    snapshot: &Snapshot,
+    plan: &Plan,
+) -> Result<(), SecretCause> {
+    let group = &connection.group.name;
+    let now = Instant::now();
+    plan.apply(head, |binding: &Binding| {
+        snapshot.current(group, &binding.secret, binding.min_value_bytes, now)
+    })
+}
+
+fn inspect(pass: &Pass, head: &request::Parts) -> Result<(), Reason> {
+    match &pass.carry {
+        Carry::Inspect { methods, paths } => permits(methods, paths, &head.method, head.uri.path()),
+        Carry::Splice => Err(Reason::InternalError),
+    }
+}
+
+async fn send(
+    sender: &Sender,
+    request: Request<RequestBody>,
+    trace: &Trace,
+) -> Result<Response<Incoming>, Reason> {
+    let sent = match sender {
+        Sender::H1(sender) => {
+            let mut sender = sender.lock().await;
+            match sender.ready().await {
+                Ok(()) => {
+                    let response = sender.send_request(request);
+                    drop(sender);
+                    response.await
+                }
+                Err(error) => Err(error),
+            }
+        }
+        Sender::H2(sender) => {
+            let mut sender = sender.clone();
+            match sender.ready().await {
+                Ok(()) => sender.send_request(request).await,
+                Err(error) => Err(error),
+            }
+        }
+    };
+    sent.map_err(|error| {
+        tracing::debug!(%error, "upstream");
+        trace.body_refusal().unwrap_or(Reason::UpstreamUnreachable)
+    })
+}
+
+fn receive(
+    connection: &Connection,
+    response: Response<Incoming>,
+    masks: Arc<Masks>,
+    trace: &Arc<Trace>,
+) -> Result<Response<ResponseBody>, Reason> {
+    let (mut head, body) = response.into_parts();
+    trace.with(|record| record.upstream_status(head.status));
+    if head.status == StatusCode::SWITCHING_PROTOCOLS {
+        return Err(Reason::UpgradeDenied);
+    }
+    message::remove_hop_by_hop(&mut head.headers);
+    if matches!(connection.route, Route::Intercept(_)) {
+        let rules = connection.response_rules();
+        let report = scrub::mask_head(&masks, &rules, head.status, &mut head.headers)?;
+        trace.with(|record| record.masked(report.masked));
+    }
+    head.extensions.clear();
+    let body = Scrubbed::new(body, masks, Arc::clone(trace));
+    Ok(Response::from_parts(head, ResponseBody::Upstream(Box::new(body))))
+}
+
+impl Trace {
+    /// Writes into the record.
+    pub fn with<T>(&self, write: impl FnOnce(&mut RequestRecord) -> T) -> T {
+        write(&mut self.record.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Why the exchange was refused.
+    pub fn refused(&self, reason: Reason) {
+        self.with(|record| record.refused(reason));
+    }
+
+    /// Notes which placeholder of the group was where it may not be.
+    fn denied(&self, denial: Denial) -> Reason {
+        self.with(|record| record.placeholders(denial.placeholder.iter()));
+        denial.reason
+    }
+
+    /// Notes why there is no value; agents only learn that there is none.
+    fn secret_unavailable(&self, cause: SecretCause) -> Reason {
+        self.with(|record| record.cause(cause));
+        Reason::SecretUnavailable
+    }
+
+    /// Why a body was ended before its time. The first reason stays.
+    pub fn refuse_body(&self, reason: Reason) {
+        self.refused_body.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
+        self.refused(reason);
+    }
+
+    fn body_refusal(&self) -> Option<Reason> {
+        *self.refused_body.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts bytes of the request's body.
+    pub fn request_bytes(&self, bytes: usize) {
+        self.with(|record| record.request_bytes(bytes as u64));
+    }
+
+    /// Counts bytes of the response's body, and secrets masked in them.
+    pub fn response_bytes(&self, bytes: usize, masked: u64) {
+        self.with(|record| record.response_bytes(bytes as u64, masked));
+    }
+
+    /// The response came to its end.
+    pub fn complete(&self) {
+        self.with(RequestRecord::complete);
+    }
+}
+
+impl Drop for Trace {
+    fn drop(&mut self) {
+        self.connection.under_way.fetch_sub(1, Relaxed);
+    }
+}
+
+/// The rules for a group at an API, or for inspection.
+impl RequestRules {
+    /// Whether the API's rules are in here; for a route that carries none there is nothing.
+    pub fn of(route: &Route, rules: impl FnOnce(&Arc<Api>) -> Arc<Rules>) -> Self {
+        match route {
+            Route::Intercept(api) => Self::Substitute(rules(api)),
+            Route::Splice(_) | Route::Inspect(_) => Self::Inspect,
+        }
+    }
+}

@@ -1,0 +1,381 @@
+//! Where one HTTP/1 request ends and the next begins, read strictly.
+//!
+//! hyper parses and rebuilds every message. It is lenient where two readers could disagree: it
+//! takes Content-Length beside Transfer-Encoding, bare LF and more. This second reader looks at
+//! the same bytes first, clears only what has one meaning (RFC 9112, sections 2.2, 6 and 7.1) and
+//! errs to refusal. Pure.
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use httparse::Header;
+use memchr::memchr_iter;
+
+use crate::{policy::Limits, reason::Reason};
+
+/// The strict reader's place in the stream.
+#[derive(Debug)]
+pub struct Framing {
+    state: State,
+    /// Bytes of the current head, line or trailer section that were already looked at.
+    scanned: usize,
+    head_bytes: usize,
+    head_fields: usize,
+}
+
+/// Whether trailers may be passed on.
+pub trait TrailerRule {
+    /// Refuses trailers that policy forbids.
+    fn check(&self, trailers: &HeaderMap) -> Result<(), Reason>;
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Head,
+    Fixed(u64),
+    ChunkSize,
+    ChunkData(u64),
+    ChunkEnd,
+    Trailers,
+}
+
+enum BodyKind {
+    None,
+    Fixed(u64),
+    Chunked,
+}
+
+impl Framing {
+    /// Begins before the first head of a connection.
+    pub fn new(limits: &Limits) -> Self {
+        Self {
+            state: State::Head,
+            scanned: 0,
+            head_bytes: limits.head_bytes,
+            head_fields: limits.head_fields.min(MAX_FIELDS),
+        }
+    }
+
+    /// Whether a head, rather than a body, comes next or is under way.
+    pub fn at_head(&self) -> bool {
+        self.state == State::Head
+    }
+
+    /// Bytes of a Content-Length body that are still to come and need no look.
+    pub fn opaque(&self) -> u64 {
+        match self.state {
+            State::Fixed(left) => left,
+            _ => 0,
+        }
+    }
+
+    /// Notes that `bytes` of an opaque body went by.
+    pub fn passed(&mut self, bytes: u64) {
+        if let State::Fixed(left) = self.state {
+            self.enter_fixed(left.saturating_sub(bytes));
+        }
+    }
+
+    /// How many of `held`'s first bytes are cleared; none if more must arrive first. The caller
+    /// removes what is cleared before the next call.
+    pub fn clear(&mut self, held: &[u8], trailers: &dyn TrailerRule) -> Result<usize, Reason> {
+        match self.state {
+            State::Head => self.clear_head(held),
+            State::Fixed(left) => {
+                let cleared = held.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+                self.passed(cleared as u64);
+                Ok(cleared)
+            }
+            State::ChunkSize => self.clear_chunk_size(held),
+            State::ChunkData(left) => {
+                let cleared = held.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+                let left = left - cleared as u64;
+                self.state = if left == 0 { State::ChunkEnd } else { State::ChunkData(left) };
+                Ok(cleared)
+            }
+            State::ChunkEnd => self.clear_chunk_end(held),
+            State::Trailers => self.clear_trailers(held, trailers),
+        }
+    }
+
+    fn clear_head(&mut self, held: &[u8]) -> Result<usize, Reason> {
+        let Some(end) = self.find_section_end(held)? else { return Ok(0) };
+        let head = held.get(..end).unwrap_or_default();
+        self.state = match read_head(head, self.head_fields)? {
+            BodyKind::None => State::Head,
+            BodyKind::Fixed(length) => State::Fixed(length),
+            BodyKind::Chunked => State::ChunkSize,
+        };
+        Ok(end)
+    }
+
+    /// The offset behind the empty line that ends a head, or nothing yet. A line feed without its
+    /// carriage return is refused as soon as it is seen.
+    fn find_section_end(&mut self, held: &[u8]) -> Result<Option<usize>, Reason> {
+        let from = self.scanned;
+        for offset in memchr_iter(b'\n', held.get(from..).unwrap_or_default()) {
+            let line_feed = from + offset;
+            let before = held.get(..line_feed).unwrap_or_default();
+            if !before.ends_with(b"\r") {
+                return Err(Reason::HttpMalformed);
+            }
+            if line_feed == 1 {
+                return Err(Reason::HttpMalformed);
+            }
+            if before.ends_with(b"\r\n\r") {
+                self.scanned = 0;
+                return self.within_bound(line_feed + 1).map(Some);
+            }
+        }
+        self.scanned = held.len();
+        self.within_bound(held.len()).map(|_| None)
+    }
+
+    fn within_bound(&self, bytes: usize) -> Result<usize, Reason> {
+        if bytes > self.head_bytes { Err(Reason::HeaderLimit) } else { Ok(bytes) }
+    }
+
+    fn clear_chunk_size(&mut self, held: &[u8]) -> Result<usize, Reason> {
+        let Some(line_feed) = memchr::memchr(b'\n', held) else {
+            return if held.len() > MAX_CHUNK_LINE { Err(Reason::HttpMalformed) } else { Ok(0) };
+        };
+        let line = held.get(..line_feed).and_then(|line| line.strip_suffix(b"\r"));
+        let line = line.filter(|line| line.len() <= MAX_CHUNK_LINE).ok_or(Reason::HttpMalformed)?;
+        self.state = match chunk_size(line)? {
+            0 => State::Trailers,
+            size => State::ChunkData(size),
+        };
+        Ok(line_feed + 1)
+    }
+
+    fn clear_chunk_end(&mut self, held: &[u8]) -> Result<usize, Reason> {
+        match held {
+            [b'\r', b'\n', ..] => {
+                self.state = State::ChunkSize;
+                Ok(2)
+            }
+            [] | [b'\r'] => Ok(0),
+            _ => Err(Reason::HttpMalformed),
+        }
+    }
+
+    fn clear_trailers(&mut self, held: &[u8], rule: &dyn TrailerRule) -> Result<usize, Reason> {
+        if held.starts_with(b"\r\n") {
+            self.state = State::Head;
+            return Ok(2);
+        }
+        if held == b"\r" || held.is_empty() {
+            return Ok(0);
+        }
+        let Some(end) = self.find_section_end(held)? else { return Ok(0) };
+        rule.check(&read_trailers(held.get(..end).unwrap_or_default(), self.head_fields)?)?;
+        self.state = State::Head;
+        Ok(end)
+    }
+
+    fn enter_fixed(&mut self, left: u64) {
+        self.state = if left == 0 { State::Head } else { State::Fixed(left) };
+    }
+}
+
+fn read_head(head: &[u8], max_fields: usize) -> Result<BodyKind, Reason> {
+    refuse_bare_cr(head)?;
+    let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
+    let fields = fields.get_mut(..max_fields).unwrap_or_default();
+    let mut request = httparse::Request::new(fields);
+    match request.parse(head) {
+        Ok(httparse::Status::Complete(length)) if length == head.len() => {}
+        Err(httparse::Error::TooManyHeaders) => return Err(Reason::HeaderLimit),
+        _ => return Err(Reason::HttpMalformed),
+    }
+    body_kind(request.headers, request.version)
+}
+
+/// RFC 9112, section 6.3, without the leeway that it gives.
+fn body_kind(fields: &[Header<'_>], version: Option<u8>) -> Result<BodyKind, Reason> {
+    let named = |name: &'static str| {
+        fields.iter().filter(move |field| field.name.eq_ignore_ascii_case(name))
+    };
+    let mut lengths = named("content-length");
+    let mut codings = named("transfer-encoding");
+    let (length, coding) = (lengths.next(), codings.next());
+    if lengths.next().is_some() || codings.next().is_some() {
+        return Err(Reason::HttpMalformed);
+    }
+    match (length, coding) {
+        (None, None) => Ok(BodyKind::None),
+        (Some(length), None) => Ok(match content_length(length.value)? {
+            0 => BodyKind::None,
+            bytes => BodyKind::Fixed(bytes),
+        }),
+        (None, Some(coding)) if version == Some(1) && coding.value.eq_ignore_ascii_case(b"chunked") => {
+            Ok(BodyKind::Chunked)
+        }
+        _ => Err(Reason::HttpMalformed),
+    }
+}
+
+fn content_length(value: &[u8]) -> Result<u64, Reason> {
+    let digits = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
+    let text = std::str::from_utf8(value).map_err(|_| Reason::HttpMalformed)?;
+    text.parse().ok().filter(|_| digits).ok_or(Reason::HttpMalformed)
+}
+
+/// `chunk-size [ chunk-ext ]` (RFC 9112, section 7.1). Extensions are dropped, so they only have
+/// to be free of control bytes.
+fn chunk_size(line: &[u8]) -> Result<u64, Reason> {
+    let (size, extension) = match memchr::memchr(b';', line) {
+        Some(at) => line.split_at_checked(at).ok_or(Reason::HttpMalformed)?,
+        None => (line, &[][..]),
+    };
+    let hex = !size.is_empty() && size.len() <= 15 && size.iter().all(u8::is_ascii_hexdigit);
+    if !hex || extension.iter().any(u8::is_ascii_control) {
+        return Err(Reason::HttpMalformed);
+    }
+    let size = std::str::from_utf8(size).map_err(|_| Reason::HttpMalformed)?;
+    u64::from_str_radix(size, 16).map_err(|_| Reason::HttpMalformed)
+}
+
+fn read_trailers(section: &[u8], max_fields: usize) -> Result<HeaderMap, Reason> {
+    refuse_bare_cr(section)?;
+    let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
+    let fields = fields.get_mut(..max_fields).unwrap_or_default();
+    let Ok(httparse::Status::Complete((_, fields))) = httparse::parse_headers(section, fields) else {
+        return Err(Reason::HttpMalformed);
+    };
+    let mut trailers = HeaderMap::with_capacity(fields.len());
+    for field in fields {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Reason::HttpMalformed)?;
+        let value = HeaderValue::from_bytes(field.value).map_err(|_| Reason::HttpMalformed)?;
+        trailers.append(name, value);
+    }
+    Ok(trailers)
+}
+
+fn refuse_bare_cr(section: &[u8]) -> Result<(), Reason> {
+    let followed = |at: usize| section.get(at + 1) == Some(&b'\n');
+    if memchr_iter(b'\r', section).all(followed) { Ok(()) } else { Err(Reason::HttpMalformed) }
+}
+
+/// Fields of a head, whatever the limits say: they are parsed on the stack.
+const MAX_FIELDS: usize = 128;
+/// Bytes of a chunk's size and extensions.
+const MAX_CHUNK_LINE: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    struct NoAuthorization;
+
+    impl TrailerRule for NoAuthorization {
+        fn check(&self, trailers: &HeaderMap) -> Result<(), Reason> {
+            if trailers.contains_key("authorization") { Err(Reason::TrailerDenied) } else { Ok(()) }
+        }
+    }
+
+    /// Clears `stream`, arriving in pieces of at most `step`, and returns what was cleared.
+    fn run(stream: &[u8], step: usize) -> (Vec<u8>, Result<bool, Reason>) {
+        let mut framing = Framing::new(&Limits::default());
+        let (mut held, mut cleared) = (Vec::new(), Vec::new());
+        for piece in stream.chunks(step) {
+            held.extend_from_slice(piece);
+            loop {
+                match framing.clear(&held, &NoAuthorization) {
+                    Ok(0) => break,
+                    Ok(bytes) => cleared.extend(held.drain(..bytes)),
+                    Err(reason) => return (cleared, Err(reason)),
+                }
+            }
+        }
+        (cleared, Ok(held.is_empty() && framing.at_head()))
+    }
+
+    const GOOD: &[&str] = &[
+        "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello",
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: a\r\ntransfer-encoding: Chunked\r\n\r\n5\r\nhello\r\nA;x=y\r\n0123456789\r\n0\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX-Sum: 1\r\n\r\n",
+        "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n4\r\n\r\n\r\n\r\n0\r\n\r\nGET /2 HTTP/1.1\r\n\r\n",
+    ];
+
+    const BAD: &[(&str, Reason)] = &[
+        ("GET / HTTP/1.1\nHost: a\n\n", Reason::HttpMalformed),
+        ("GET / HTTP/1.1\r\nHost: a\nX: y\r\n\r\n", Reason::HttpMalformed),
+        ("GET / HTTP/1.1\r\nHost: a\rX: y\r\n\r\n", Reason::HttpMalformed),
+        ("\r\nGET / HTTP/1.1\r\n\r\n", Reason::HttpMalformed),
+        ("GET / HTTP/1.1\r\nHost : a\r\n\r\n", Reason::HttpMalformed),
+        ("GET / HTTP/1.1\r\nX: a\r\n folded\r\n\r\n", Reason::HttpMalformed),
+        ("POST / HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", Reason::HttpMalformed),
+        ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n", Reason::HttpMalformed),
+        ("POST / HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n", Reason::HttpMalformed),
+        ("POST / HTTP/1.1\r\nContent-Length: 5, 5\r\n\r\n", Reason::HttpMalformed),
+        ("POST / HTTP/1.1\r\nContent-Length: +5\r\n\r\n", Reason::HttpMalformed),
+        ("POST / HTTP/1.1\r\nContent-Length: \r\n\r\n", Reason::HttpMalformed),
+        ("POST / HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n", Reason::HttpMalformed),
+        ("POST / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", Reason::HttpMalformed),
+        ("POST / HTTP/1.1\r\nTransfer-Encoding: identity\r\n\r\n", Reason::HttpMalformed),
+        ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", Reason::HttpMalformed),
+        ("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", Reason::HttpMalformed),
+        ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5 \r\n", Reason::HttpMalformed),
+        ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0x5\r\n", Reason::HttpMalformed),
+        ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\nhello", Reason::HttpMalformed),
+        ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhelloX\r\n", Reason::HttpMalformed),
+        ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n10000000000000000\r\n", Reason::HttpMalformed),
+        ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nAuthorization: Bearer x\r\n\r\n", Reason::TrailerDenied),
+    ];
+
+    #[test]
+    fn what_has_one_meaning_is_cleared_whole_at_every_split() {
+        for stream in GOOD {
+            for step in 1..=stream.len() {
+                let (cleared, end) = run(stream.as_bytes(), step);
+                assert_eq!(end, Ok(true), "{stream:?} by {step}");
+                assert_eq!(cleared, stream.as_bytes());
+            }
+        }
+    }
+
+    #[test]
+    fn what_could_have_two_meanings_is_refused_at_every_split() {
+        for (stream, reason) in BAD {
+            for step in 1..=stream.len() {
+                let (_, end) = run(stream.as_bytes(), step);
+                assert_eq!(end, Err(*reason), "{stream:?} by {step}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_head_is_cleared_before_it_is_whole() {
+        let head = GOOD[0].as_bytes();
+        for end in 0..head.len() {
+            assert_eq!(run(&head[..end], head.len()).0, b"", "{end}");
+        }
+    }
+
+    #[test]
+    fn a_head_beyond_its_bounds_is_refused() {
+        let endless = [b"GET / HTTP/1.1\r\nX: ".to_vec(), vec![b'a'; 70_000]].concat();
+        assert_eq!(run(&endless, 4096).1, Err(Reason::HeaderLimit));
+        let many = format!("GET / HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(101));
+        assert_eq!(run(many.as_bytes(), 4096).1, Err(Reason::HeaderLimit));
+    }
+
+    proptest! {
+        #[test]
+        fn the_split_never_changes_the_answer(
+            bytes in proptest::collection::vec(prop_oneof![
+                Just(b'\r'), Just(b'\n'), Just(b'0'), Just(b'5'), Just(b':'), Just(b' '), any::<u8>(),
+            ], 0..200),
+            start in 0..GOOD.len(),
+            step in 1..50usize,
+        ) {
+            let stream = [GOOD[start].as_bytes(), &bytes].concat();
+            let (whole, end) = run(&stream, stream.len());
+            let (pieces, end_in_pieces) = run(&stream, step);
+            prop_assert_eq!(end, end_in_pieces);
+            prop_assert_eq!(whole, pieces);
+        }
+    }
+}

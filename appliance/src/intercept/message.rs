@@ -1,0 +1,280 @@
+//! What makes a request unambiguous, beyond what the HTTP library already demands.
+//!
+//! Pure. Errs to refusal: whatever two readers could take for two different things is refused.
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Uri, Version,
+    header::{
+        CONNECTION, CONTENT_LENGTH, EXPECT, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
+        TRAILER, TRANSFER_ENCODING, UPGRADE,
+    },
+    request,
+    uri::{Authority, PathAndQuery, Scheme},
+};
+
+use crate::{
+    policy::Host,
+    reason::Reason,
+};
+
+/// The one name and port that every request of a connection must be for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Site {
+    /// The SNI, which is also the name that was dialled.
+    pub host: Host,
+    /// The port that the agent dialled and that is dialled upstream.
+    pub port: u16,
+}
+
+impl Site {
+    /// Whether an authority names this host, and this port or, for 443, none.
+    fn is(&self, authority: &str) -> bool {
+        let (name, port) = match authority.rsplit_once(':') {
+            Some((name, port)) => (name, Some(port)),
+            None => (authority, None),
+        };
+        let port_fits = match port {
+            Some(port) => *port == *self.port.to_string(),
+            None => self.port == HTTPS,
+        };
+        port_fits && Host::parse(name).is_ok_and(|host| host == self.host)
+    }
+
+    /// The authority as it is sent upstream.
+    pub fn authority(&self) -> String {
+        match self.port {
+            HTTPS => self.host.to_string(),
+            port => format!("{}:{port}", self.host),
+        }
+    }
+}
+
+const HTTPS: u16 = 443;
+
+/// Refuses a request that is not plainly one for `site`.
+pub fn check(head: &request::Parts, site: &Site) -> Result<(), Reason> {
+    if head.method == Method::CONNECT {
+        return Err(Reason::ConnectDenied);
+    }
+    // Its answer would echo the credential (RFC 9110, section 9.3.8).
+    if head.method == Method::TRACE {
+        return Err(Reason::MethodDenied);
+    }
+    if head.headers.contains_key(UPGRADE) || names_upgrade(&head.headers) {
+        return Err(Reason::UpgradeDenied);
+    }
+    check_authority(head, site)?;
+    check_framing(head)?;
+    check_path(&head.uri)
+}
+
+/// HTTP/1: exactly one Host, origin-form. HTTP/2: an `:authority`, `https`, and a Host that says
+/// the same where there is one (RFC 9113, section 8.3.1).
+fn check_authority(head: &request::Parts, site: &Site) -> Result<(), Reason> {
+    let mut hosts = head.headers.get_all(HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err(Reason::HttpMalformed);
+    }
+    let fits = |host: &HeaderValue| host.to_str().is_ok_and(|text| site.is(text));
+    match head.version {
+        Version::HTTP_2 => {
+            let authority = head.uri.authority().ok_or(Reason::HostMismatch)?;
+            if head.uri.scheme() != Some(&Scheme::HTTPS) || !site.is(authority.as_str()) {
+                return Err(Reason::HostMismatch);
+            }
+            if host.is_some_and(|host| !fits(host)) {
+                return Err(Reason::HostMismatch);
+            }
+        }
+        Version::HTTP_11 | Version::HTTP_10 => {
+            if head.uri.authority().is_some() || head.uri.scheme().is_some() {
+                return Err(Reason::HostMismatch);
+            }
+            let host = host.ok_or(Reason::HttpMalformed)?;
+            if !fits(host) {
+                return Err(Reason::HostMismatch);
+            }
+        }
+        _ => return Err(Reason::HttpMalformed),
+    }
+    Ok(())
+}
+
+/// The guard has checked the framing of HTTP/1 on the wire; this is what remains visible here.
+fn check_framing(head: &request::Parts) -> Result<(), Reason> {
+    let headers = &head.headers;
+    if headers.get_all(CONTENT_LENGTH).iter().count() > 1 {
+        return Err(Reason::HttpMalformed);
+    }
+    // RFC 9113, section 8.2.2: connection-specific fields make an HTTP/2 request malformed.
+    let h2 = head.version == Version::HTTP_2;
+    if h2 && (headers.contains_key(CONNECTION) || headers.contains_key(TRANSFER_ENCODING)) {
+        return Err(Reason::HttpMalformed);
+    }
+    if connection_names(headers).any(|name| !name.is_ok_and(|name| HOP_BY_HOP.contains(&name))) {
+        return Err(Reason::HttpMalformed);
+    }
+    Ok(())
+}
+
+/// Bytes that a log, a path rule and an origin could read differently. A fragment never is on the
+/// wire (RFC 9112, section 3.2.1).
+fn check_path(uri: &Uri) -> Result<(), Reason> {
+    let plain = |path: &PathAndQuery| {
+        path.as_str().bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#')
+            && path.path().starts_with('/')
+    };
+    match uri.path_and_query() {
+        Some(path) if plain(path) => Ok(()),
+        _ => Err(Reason::HttpMalformed),
+    }
+}
+
+/// Makes the head one that the gateway sends in its own name: hop-by-hop fields out, the target in
+/// the form of the version, no trace of a proxy.
+pub fn address(head: &mut request::Parts, site: &Site) -> Result<(), Reason> {
+    remove_hop_by_hop(&mut head.headers);
+    head.headers.remove(EXPECT);
+    let path = head.uri.path_and_query().cloned().ok_or(Reason::HttpMalformed)?;
+    let authority = site.authority();
+    if head.version == Version::HTTP_2 {
+        head.headers.remove(HOST);
+        let authority: Authority = authority.parse().map_err(|_| Reason::InternalError)?;
+        let mut parts = http::uri::Parts::default();
+        parts.scheme = Some(Scheme::HTTPS);
+        parts.authority = Some(authority);
+        parts.path_and_query = Some(path);
+        head.uri = Uri::from_parts(parts).map_err(|_| Reason::InternalError)?;
+    } else {
+        head.version = Version::HTTP_11;
+        head.uri = Uri::from(path);
+        let host = HeaderValue::try_from(authority).map_err(|_| Reason::InternalError)?;
+        head.headers.insert(HOST, host);
+    }
+    Ok(())
+}
+
+/// Removes what concerns one connection only (RFC 9110, section 7.6.1), in either direction.
+pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    let trailers = headers.get_all(TE).iter().any(|value| value.as_bytes() == b"trailers");
+    for name in &HOP_BY_HOP {
+        headers.remove(name);
+    }
+    headers.remove(PROXY_AUTHORIZATION);
+    headers.remove(PROXY_AUTHENTICATE);
+    if trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+}
+
+fn names_upgrade(headers: &HeaderMap) -> bool {
+    connection_names(headers).any(|name| name.is_ok_and(|name| name == UPGRADE))
+}
+
+/// The field names and options of every Connection field; an error where one is no token.
+fn connection_names(headers: &HeaderMap) -> impl Iterator<Item = Result<HeaderName, Reason>> {
+    let listed = headers.get_all(CONNECTION).iter().flat_map(|value| value.as_bytes().split(|&b| b == b','));
+    listed.map(|name| {
+        HeaderName::from_bytes(name.trim_ascii()).map_err(|_| Reason::HttpMalformed)
+    })
+}
+
+const CLOSE: HeaderName = HeaderName::from_static("close");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// What a Connection field may name. Anything else could strip a field that matters
+/// (`Connection: authorization`), so it is refused.
+static HOP_BY_HOP: [HeaderName; 8] =
+    [CLOSE, KEEP_ALIVE, CONNECTION, PROXY_CONNECTION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn site() -> Site {
+        Site { host: Host::parse("api.example").unwrap(), port: 443 }
+    }
+
+    fn head(version: Version, uri: &str, fields: &[(&str, &str)]) -> request::Parts {
+        let mut request = http::Request::builder().version(version).uri(uri);
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    fn h1(fields: &[(&str, &str)]) -> Result<(), Reason> {
+        check(&head(Version::HTTP_11, "/v1", fields), &site())
+    }
+
+    #[test]
+    fn authority_host_and_sni_are_one_name_and_port() {
+        assert_eq!(h1(&[("host", "api.example")]), Ok(()));
+        assert_eq!(h1(&[("host", "API.example:443")]), Ok(()));
+        for host in [
+            "evil.example", "api.example:8443", "api.example:0443", "api.example:+443", "api.example:", "",
+            "api.example, evil.example", "user@api.example", "api.example.evil.example", "198.51.100.1",
+        ] {
+            assert_eq!(h1(&[("host", host)]), Err(Reason::HostMismatch), "{host}");
+        }
+        assert_eq!(h1(&[]), Err(Reason::HttpMalformed));
+        assert_eq!(h1(&[("host", "api.example"), ("host", "api.example")]), Err(Reason::HttpMalformed));
+    }
+
+    #[test]
+    fn absolute_form_is_refused_whatever_it_names() {
+        let head = head(Version::HTTP_11, "https://api.example/v1", &[("host", "api.example")]);
+        assert_eq!(check(&head, &site()), Err(Reason::HostMismatch));
+    }
+
+    #[test]
+    fn a_second_authority_on_an_h2_connection_is_refused() {
+        let to = |uri, fields| check(&head(Version::HTTP_2, uri, fields), &site());
+        assert_eq!(to("https://api.example/v1", &[]), Ok(()));
+        assert_eq!(to("https://api.example/v1", &[("host", "api.example")]), Ok(()));
+        assert_eq!(to("https://evil.example/v1", &[]), Err(Reason::HostMismatch));
+        assert_eq!(to("http://api.example/v1", &[]), Err(Reason::HostMismatch));
+        assert_eq!(to("https://api.example:8443/v1", &[]), Err(Reason::HostMismatch));
+        assert_eq!(to("/v1", &[("host", "api.example")]), Err(Reason::HostMismatch));
+        assert_eq!(to("https://api.example/v1", &[("host", "evil.example")]), Err(Reason::HostMismatch));
+    }
+
+    #[test]
+    fn connection_cannot_strip_a_field_that_matters() {
+        for name in ["authorization", "x-api-key, close", "host", "content-length", "close,,", "a b"] {
+            let result = h1(&[("host", "api.example"), ("connection", name)]);
+            assert_eq!(result, Err(Reason::HttpMalformed), "{name}");
+        }
+        assert_eq!(h1(&[("host", "api.example"), ("connection", "keep-alive, TE")]), Ok(()));
+    }
+
+    #[test]
+    fn upgrades_and_connect_are_refused() {
+        assert_eq!(h1(&[("host", "api.example"), ("upgrade", "h2c")]), Err(Reason::UpgradeDenied));
+        assert_eq!(h1(&[("host", "api.example"), ("connection", "Upgrade")]), Err(Reason::UpgradeDenied));
+        let mut connect = head(Version::HTTP_11, "/", &[("host", "api.example")]);
+        connect.method = Method::CONNECT;
+        assert_eq!(check(&connect, &site()), Err(Reason::ConnectDenied));
+        connect.method = Method::TRACE;
+        assert_eq!(check(&connect, &site()), Err(Reason::MethodDenied));
+    }
+
+    #[test]
+    fn what_goes_upstream_names_the_site_and_no_proxy() {
+        let fields = [
+            ("host", "API.example:443"), ("connection", "keep-alive, te"), ("keep-alive", "5"),
+            ("te", "trailers"), ("proxy-authorization", "Basic eDp5"), ("proxy-connection", "close"), ("expect", "100-continue"),
+        ];
+        let mut h1 = head(Version::HTTP_11, "/v1?q=1", &fields);
+        address(&mut h1, &site()).unwrap();
+        assert_eq!(h1.uri, "/v1?q=1");
+        let names: Vec<_> = h1.headers.iter().map(|(n, v)| (n.as_str(), v.to_str().unwrap())).collect();
+        assert_eq!(names, [("host", "api.example"), ("te", "trailers")]);
+        let mut h2 = head(Version::HTTP_2, "https://api.example:443/v1", &[("host", "api.example")]);
+        address(&mut h2, &Site { port: 8443, ..site() }).unwrap();
+        assert_eq!(h2.uri, "https://api.example:8443/v1");
+        assert!(h2.headers.is_empty());
+    }
+}

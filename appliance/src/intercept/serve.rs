@@ -1,0 +1,292 @@
+//! The one task that drives both sides of an intercepted connection.
+
+use std::{
+    future::poll_fn,
+    pin::{Pin, pin},
+    sync::{Arc, atomic::Ordering::Relaxed},
+    task::{Context, Poll},
+};
+
+use futures_util::future::BoxFuture;
+use http::Request;
+use hyper::{
+    body::Incoming,
+    client::conn as client,
+    server::conn as server,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    io::AsyncWriteExt,
+    net::TcpStream,
+    time::{Instant, Sleep, sleep_until, timeout},
+};
+use tokio_rustls::{client::TlsStream as ClientTls, server::TlsStream as ServerTls};
+
+use super::{
+    Counted,
+    exchange::{self, Connection, Sender},
+    framing::TrailerRule,
+    guard::Guard,
+    tasks::{Spawner, Tasks},
+};
+use crate::{
+    audit::{Record, Traffic},
+    daemon::{Phase, Phases},
+    peek::Rewind,
+    policy::Limits,
+    reason::Reason,
+    refuse,
+};
+
+/// The agent's side, once TLS is up.
+pub type AgentTls = ServerTls<Counted<Rewind<TcpStream>>>;
+
+type Upstream = ClientTls<TcpStream>;
+
+/// Carries an HTTP/1.1 connection to its end.
+pub async fn h1(
+    connection: Arc<Connection>,
+    agent: AgentTls,
+    upstream: Upstream,
+    limits: &Limits,
+    phases: Phases,
+    record: &mut Record,
+) {
+    let mut builder = client::http1::Builder::new();
+    builder.max_headers(limits.head_fields);
+    let Ok((sender, upstream)) = builder.handshake(TokioIo::new(upstream)).await else {
+        return record.ended("upstream_closed");
+    };
+    let sender = Arc::new(Sender::H1(tokio::sync::Mutex::new(sender)));
+    let trailers: Arc<dyn TrailerRule + Send + Sync> = Arc::clone(&connection) as _;
+    let guard = Guard::new(agent, limits, trailers);
+    let service = service_fn({
+        let connection = Arc::clone(&connection);
+        move |request: Request<Incoming>| -> BoxFuture<'static, _> {
+            Box::pin(exchange::serve(Arc::clone(&connection), Arc::clone(&sender), request))
+        }
+    });
+    let mut agent = server::http1::Builder::new()
+        .max_headers(limits.head_fields)
+        .serve_connection(TokioIo::new(guard), service);
+    let mut upstream = pin!(upstream);
+    let mut vigil = Vigil::new(limits, phases, Arc::clone(record.traffic()));
+    let mut upstream_open = true;
+    let ended = poll_fn(|cx| {
+        if vigil.poll_drain(cx) {
+            Pin::new(&mut agent).graceful_shutdown();
+        }
+        if upstream_open && upstream.as_mut().poll(cx).is_ready() {
+            // Nothing can be sent any more. hyper finishes the answer under way, then closes.
+            upstream_open = false;
+            Pin::new(&mut agent).graceful_shutdown();
+        }
+        match agent.poll_without_shutdown(cx) {
+            Poll::Ready(Ok(())) => Poll::Ready(Ended::Closed),
+            Poll::Ready(Err(_)) => Poll::Ready(Ended::Broken),
+            Poll::Pending => vigil.poll_idle(cx),
+        }
+    })
+    .await;
+    let guard = agent.into_parts().io.into_inner();
+    finish_h1(&connection, guard, ended, limits, record).await;
+}
+
+/// Says why a stream was ended where nobody is in the middle of an answer, and closes it.
+async fn finish_h1(
+    connection: &Arc<Connection>,
+    guard: Guard<AgentTls>,
+    ended: Ended,
+    limits: &Limits,
+    record: &mut Record,
+) {
+    record.ended(ended.word());
+    let violation = guard.violation();
+    let mut agent = guard.into_inner();
+    let last_word = async {
+        if let Some(reason) = violation {
+            record.refused(reason);
+            if connection.under_way.load(Relaxed) == 0 {
+                let reason = note_violation(connection, reason);
+                agent.write_all(&refuse::answer_bytes(reason, connection.flow)).await?;
+            }
+        }
+        agent.shutdown().await
+    };
+    // An agent that does not read its last word does not keep the connection.
+    let _ = timeout(limits.head_time, last_word).await;
+}
+
+/// A message that never became a request has its record all the same.
+fn note_violation(connection: &Arc<Connection>, reason: Reason) -> Reason {
+    match connection.begin() {
+        Ok(trace) => {
+            trace.refused(reason);
+            reason
+        }
+        Err(unavailable) => unavailable,
+    }
+}
+
+/// Carries an HTTP/2 connection to its end.
+pub async fn h2(
+    connection: Arc<Connection>,
+    agent: AgentTls,
+    upstream: Upstream,
+    limits: &Limits,
+    phases: Phases,
+    record: &mut Record,
+) {
+    let spawner = Spawner::default();
+    let mut tasks = Tasks::new(spawner.clone());
+    let mut builder = client::http2::Builder::new(spawner.clone());
+    builder
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(header_list_bytes(limits));
+    let mut handshake = pin!(builder.handshake(TokioIo::new(upstream)));
+    let handshake = poll_fn(|cx| {
+        tasks.poll(cx);
+        handshake.as_mut().poll(cx)
+    });
+    let Ok(Ok((sender, upstream))) = timeout(limits.dial_time, handshake).await else {
+        return record.ended("upstream_closed");
+    };
+    let sender = Arc::new(Sender::H2(sender));
+    let service = service_fn(move |request: Request<Incoming>| {
+        exchange::serve(Arc::clone(&connection), Arc::clone(&sender), request)
+    });
+    let mut builder = server::http2::Builder::new(spawner);
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits.h2_streams)
+        .max_header_list_size(header_list_bytes(limits))
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW);
+    let mut agent = pin!(builder.serve_connection(TokioIo::new(agent), service));
+    let mut upstream = pin!(upstream);
+    let mut vigil = Vigil::new(limits, phases, Arc::clone(record.traffic()));
+    let mut upstream_open = true;
+    let ended = poll_fn(|cx| {
+        if vigil.poll_drain(cx) {
+            agent.as_mut().graceful_shutdown();
+        }
+        if upstream_open && upstream.as_mut().poll(cx).is_ready() {
+            upstream_open = false;
+            agent.as_mut().graceful_shutdown();
+        }
+        let polled = agent.as_mut().poll(cx);
+        tasks.poll(cx);
+        match polled {
+            Poll::Ready(Ok(())) => Poll::Ready(Ended::Closed),
+            Poll::Ready(Err(_)) => Poll::Ready(Ended::Broken),
+            Poll::Pending => vigil.poll_idle(cx),
+        }
+    })
+    .await;
+    record.ended(ended.word());
+}
+
+/// Answers every request with the same refusal, for a connection that has no upstream.
+pub async fn refusal(connection: Arc<Connection>, agent: AgentTls, reason: Reason, limits: &Limits) {
+    let h2 = agent.get_ref().1.alpn_protocol() == Some(b"h2");
+    let service = service_fn(move |request: Request<Incoming>| {
+        let response = exchange::serve_refusal(&connection, &request, reason);
+        async move { Ok::<_, std::convert::Infallible>(response) }
+    });
+    let spawner = Spawner::default();
+    let mut tasks = Tasks::new(spawner.clone());
+    let served = async {
+        if h2 {
+            let builder = server::http2::Builder::new(spawner);
+            let mut agent = pin!(builder.serve_connection(TokioIo::new(agent), service));
+            poll_fn(|cx| {
+                let polled = agent.as_mut().poll(cx);
+                tasks.poll(cx);
+                polled
+            })
+            .await
+        } else {
+            let mut builder = server::http1::Builder::new();
+            builder.keep_alive(false);
+            builder.serve_connection(TokioIo::new(agent), service).await
+        }
+    };
+    // Whether the agent stayed to hear it changes nothing.
+    let _ = timeout(limits.head_time, served).await;
+}
+
+/// How a connection ended.
+#[derive(Debug, Clone, Copy)]
+enum Ended {
+    Closed,
+    Broken,
+    Idle,
+}
+
+impl Ended {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Broken => "broken",
+            Self::Idle => "idle",
+        }
+    }
+}
+
+/// Watches a connection for the two things that end it from outside: a drain, and silence.
+struct Vigil {
+    drain: Pin<Box<dyn Future<Output = ()> + Send>>,
+    draining: bool,
+    traffic: Arc<Traffic>,
+    seen: u64,
+    idle_time: std::time::Duration,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl Vigil {
+    fn new(limits: &Limits, mut phases: Phases, traffic: Arc<Traffic>) -> Self {
+        let drained = async move { phases.reached(Phase::Drain).await };
+        Self {
+            drain: Box::pin(drained),
+            draining: false,
+            seen: traffic.total(),
+            traffic,
+            idle_time: limits.idle_time,
+            timer: Box::pin(sleep_until(Instant::now() + limits.idle_time)),
+        }
+    }
+
+    /// True once, when the drain begins.
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.draining || self.drain.as_mut().poll(cx).is_pending() {
+            return false;
+        }
+        self.draining = true;
+        true
+    }
+
+    /// Ready when not a byte went by for the idle time. Looks once in each idle time, so a silent
+    /// connection lives at most twice as long.
+    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
+        while self.timer.as_mut().poll(cx).is_ready() {
+            let total = self.traffic.total();
+            if total == self.seen {
+                return Poll::Ready(Ended::Idle);
+            }
+            self.seen = total;
+            self.timer.as_mut().reset(Instant::now() + self.idle_time);
+        }
+        Poll::Pending
+    }
+}
+
+fn header_list_bytes(limits: &Limits) -> u32 {
+    u32::try_from(limits.head_bytes).unwrap_or(u32::MAX)
+}
+
+/// Bytes that one stream may send ahead of its reader.
+const WINDOW: u32 = 256 * 1024;
+/// Bytes that all streams of a connection may send ahead.
+const CONNECTION_WINDOW: u32 = 1024 * 1024;

@@ -1,0 +1,76 @@
+//! An executor whose tasks live and die with one connection.
+//!
+//! hyper's HTTP/2 sides want to spawn: a task for each stream and one for the upstream
+//! connection. Spawned on the runtime they would outlive a connection that is cut, and every hop
+//! between tasks costs a wake-up. Here they are polled by the one task that owns the connection.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, Waker},
+};
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use hyper::rt::Executor;
+
+type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// The handle that hyper spawns with.
+#[derive(Clone, Default)]
+pub struct Spawner(Arc<Mutex<Incoming>>);
+
+#[derive(Default)]
+struct Incoming {
+    tasks: Vec<Task>,
+    owner: Option<Waker>,
+}
+
+/// The tasks of one connection. Dropping it ends them.
+pub struct Tasks {
+    spawner: Spawner,
+    running: FuturesUnordered<Task>,
+}
+
+impl Tasks {
+    /// No tasks yet; `spawner` brings them.
+    pub fn new(spawner: Spawner) -> Self {
+        Self { spawner, running: FuturesUnordered::new() }
+    }
+
+    /// Gives every task that can go on its turn.
+    pub fn poll(&mut self, cx: &mut Context<'_>) {
+        loop {
+            self.take_new(cx);
+            match self.running.poll_next_unpin(cx) {
+                Poll::Ready(Some(())) => {}
+                Poll::Ready(None) | Poll::Pending => break,
+            }
+        }
+    }
+
+    fn take_new(&self, cx: &Context<'_>) {
+        let mut incoming = self.spawner.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for task in incoming.tasks.drain(..) {
+            self.running.push(task);
+        }
+        match &mut incoming.owner {
+            Some(owner) => owner.clone_from(cx.waker()),
+            None => incoming.owner = Some(cx.waker().clone()),
+        }
+    }
+}
+
+impl<F> Executor<F> for Spawner
+where
+    F: Future + Send + 'static,
+{
+    fn execute(&self, future: F) {
+        let mut incoming = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        incoming.tasks.push(Box::pin(async {
+            future.await;
+        }));
+        if let Some(owner) = &incoming.owner {
+            owner.wake_by_ref();
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! What can stand in the way of capturing packets, each in one line: what, where, what to do.
+
+use std::{fmt, io};
+
+use crate::policy::InterfaceName;
+
+/// Why packets cannot be captured. Every one of them is fatal at start.
+#[derive(Debug)]
+pub enum PacketsError {
+    /// The process may not change the network.
+    NoNetAdmin {
+        /// What was tried.
+        doing: &'static str,
+    },
+    /// An interface of an agent group does not exist.
+    NoInterface(InterfaceName),
+    /// The static guard table is not loaded, or is not the guard.
+    NoBaseTable,
+    /// A mark or a routing table that means something else already.
+    Marks {
+        /// The mark in the settings.
+        mark: u32,
+        /// The routing table in the settings.
+        table: u32,
+    },
+    /// Another daemon holds this network namespace.
+    AlreadyRunning {
+        /// The proxy port that both want.
+        port: u16,
+    },
+    /// Another program listens on the proxy port.
+    PortInUse {
+        /// The port.
+        port: u16,
+        /// The interface it was tried on.
+        interface: InterfaceName,
+    },
+    /// A listener could not be made.
+    Listen {
+        /// The interface it was for.
+        interface: InterfaceName,
+        /// What failed.
+        doing: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A listener without transparency: its connections would pass by the proxy.
+    NotTransparent(InterfaceName),
+    /// A kernel setting that the rules lean on has another value.
+    Sysctl {
+        /// Its name, with dots.
+        name: String,
+        /// What it has to be.
+        wanted: String,
+        /// What it is.
+        found: String,
+    },
+    /// A kernel setting that cannot be read.
+    SysctlUnreadable {
+        /// Its name, with dots.
+        name: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A rule or route of policy routing was refused.
+    Route {
+        /// What was added.
+        doing: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// `lo` is down, and with it every local delivery of captured packets.
+    LoopbackDown,
+    /// No conversation with nf_tables.
+    Netlink {
+        /// What was tried.
+        doing: &'static str,
+        /// What went wrong.
+        source: io::Error,
+    },
+    /// nf_tables refused one message, and with it the whole transaction.
+    Transaction {
+        /// The object it refused.
+        object: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The kernel holds something else than what was sent.
+    ReadBack {
+        /// Where they differ.
+        place: String,
+    },
+}
+
+impl fmt::Display for PacketsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoNetAdmin { doing } => {
+                write!(f, "not permitted to {doing}: run as root or give the daemon CAP_NET_ADMIN")
+            }
+            Self::NoInterface(name) => write!(
+                f,
+                "interface {name} of an agent group does not exist: create it first, or correct \
+                 `interface` in the group"
+            ),
+            Self::NoBaseTable => f.write_str(
+                "the guard table inet cloakroom_base is not loaded: run `nft -f nft/base.nft` \
+                 before the daemon starts",
+            ),
+            Self::Marks { mark, table } => write!(
+                f,
+                "mark {mark:#x} with routing table {table} cannot be used: the mark must not be 0, \
+                 the table not 0 or 253 to 255"
+            ),
+            Self::AlreadyRunning { port } => write!(
+                f,
+                "another cloakroom holds proxy port {port} in this network namespace: stop it \
+                 first"
+            ),
+            Self::PortInUse { port, interface } => write!(
+                f,
+                "proxy port {port} is in use on {interface} by another program: stop it, or choose \
+                 another proxy_port"
+            ),
+            Self::Listen { interface, doing, source } => {
+                write!(f, "cannot {doing} for the listener on {interface}: {source}")
+            }
+            Self::NotTransparent(interface) => write!(
+                f,
+                "the listener on {interface} is not transparent, so it would receive nothing: the \
+                 kernel lacks IP_TRANSPARENT or took it back"
+            ),
+            Self::Sysctl { name, wanted, found } => write!(
+                f,
+                "{name} is {found} and has to be {wanted}, and cannot be set from here: run \
+                 `sysctl -w {name}={wanted}`"
+            ),
+            Self::SysctlUnreadable { name, source } => {
+                write!(f, "cannot read {name}: {source}; is /proc/sys mounted?")
+            }
+            Self::Route { doing, source } => write!(
+                f,
+                "cannot {doing}: {source}; the kernel needs policy routing \
+                 (CONFIG_IP_MULTIPLE_TABLES, CONFIG_IPV6_MULTIPLE_TABLES)"
+            ),
+            Self::LoopbackDown => f.write_str(
+                "interface lo is down, and captured packets are delivered through it: run \
+                 `ip link set lo up`",
+            ),
+            Self::Netlink { doing, source } => write!(
+                f,
+                "cannot {doing}: {source}; the kernel needs nf_tables (CONFIG_NF_TABLES_INET)"
+            ),
+            Self::Transaction { object, source } => write!(
+                f,
+                "nf_tables refused {object}: {source}; if the kernel lacks one of its expressions, \
+                 load nft_tproxy, nft_socket, nft_fib_inet and nft_reject_inet"
+            ),
+            Self::ReadBack { place } => write!(
+                f,
+                "nf_tables does not hold what was sent: {place}; something else edits table inet \
+                 cloakroom"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for PacketsError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Listen { source, .. }
+            | Self::SysctlUnreadable { source, .. }
+            | Self::Route { source, .. }
+            | Self::Netlink { source, .. }
+            | Self::Transaction { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Puts the planned table into the kernel, whole or not at all.
+//!
+//! One transaction declares the table, its sets and chains where they are missing, empties the
+//! chains and sets of what was there, and fills them anew. Chains stay hooked throughout:
+//! replacing a hooked chain lets packets pass between the old and the new.
+
+use std::io;
+
+use nftnl::{Batch, Chain, MsgType, ProtoFamily, Rule, nftnl_sys::libc};
+
+use super::{
+    error::PacketsError,
+    lower::{self, TABLE_C, c_string},
+    netlink::{Netfilter, messages},
+    plan::{self, Base, Hook},
+    raw_expr::{MAX_ELEMENTS, RawSet, SetMessage},
+};
+
+/// Sends the table and waits until the kernel has acknowledged every message of it.
+pub(super) fn send(table: &plan::Table) -> Result<(), PacketsError> {
+    let mut transaction = Transaction { batch: Batch::new(), objects: Vec::new() };
+    let owner = nftnl::Table::new(TABLE_C, ProtoFamily::Inet);
+    transaction.add(&owner, "table inet cloakroom");
+    declare_sets(table, &mut transaction);
+    let chains: Vec<Chain<'_>> = table.chains.iter().map(|each| chain(each, &owner)).collect();
+    for (each, chain) in table.chains.iter().zip(&chains) {
+        transaction.add(chain, &format!("chain {}", each.name));
+        // A rule without a handle means every rule of its chain.
+        transaction.delete(&Rule::new(chain), &format!("emptying chain {}", each.name));
+    }
+    fill_sets(table, &mut transaction);
+    let mut ids = 1..;
+    for (each, chain) in table.chains.iter().zip(&chains) {
+        for rule in &each.rules {
+            add_rule(rule, chain, each.name, &mut ids, &mut transaction);
+        }
+    }
+    transaction.commit()
+}
+
+/// A batch, and beside it what each of its messages is about.
+struct Transaction {
+    batch: Batch,
+    objects: Vec<String>,
+}
+
+impl Transaction {
+    fn add(&mut self, message: &impl nftnl::NlMsg, object: &str) {
+        self.batch.add(message, MsgType::Add);
+        self.objects.push(object.to_owned());
+    }
+
+    fn delete(&mut self, message: &impl nftnl::NlMsg, object: &str) {
+        self.batch.add(message, MsgType::Del);
+        self.objects.push(object.to_owned());
+    }
+
+    fn commit(self) -> Result<(), PacketsError> {
+        let failed = |source| netlink_error("install the packet rules", source);
+        let batch = self.batch.finalize();
+        let expected = batch.sequence_numbers();
+        let bytes: Vec<u8> = batch.iter().flatten().copied().collect();
+        let mut netfilter = Netfilter::open().map_err(failed)?;
+        netfilter.send(&bytes).map_err(failed)?;
+        // Kernels before 6.10 do not acknowledge the messages that begin and end the batch.
+        let framing = expected.len().saturating_sub(self.objects.len()) / 2;
+        let first = expected.start.saturating_add(framing as u32);
+        let mut missing = expected.len();
+        while missing > 0 {
+            for message in messages(netfilter.receive().map_err(failed)?) {
+                match message.errno() {
+                    Some(0) => missing = missing.saturating_sub(1),
+                    Some(errno) => {
+                        return Err(self::refused(errno, message.sequence, first, &self.objects));
+                    }
+                    None => {}
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn refused(errno: i32, sequence: u32, first: u32, objects: &[String]) -> PacketsError {
+    let source = io::Error::from_raw_os_error(errno);
+    if errno == libc::EPERM {
+        return PacketsError::NoNetAdmin { doing: "install packet rules" };
+    }
+    let object = sequence.checked_sub(first).and_then(|index| objects.get(index as usize));
+    PacketsError::Transaction {
+        object: object.cloned().unwrap_or_else(|| "the transaction".to_owned()),
+        source,
+    }
+}
+
+/// Says plainly that a capability is missing, where that is what it was.
+pub(super) fn netlink_error(doing: &'static str, source: io::Error) -> PacketsError {
+    if source.raw_os_error() == Some(libc::EPERM) {
+        return PacketsError::NoNetAdmin { doing };
+    }
+    PacketsError::Netlink { doing, source }
+}
+
+fn declare_sets(table: &plan::Table, transaction: &mut Transaction) {
+    for set in &table.sets {
+        let raw = RawSet::new(&lower::declaration(set), &[]);
+        transaction.add(&SetMessage::Declare(&raw), &format!("set {}", set.name));
+    }
+}
+
+fn fill_sets(table: &plan::Table, transaction: &mut Transaction) {
+    for set in &table.sets {
+        let declaration = lower::declaration(set);
+        let empty = RawSet::new(&declaration, &[]);
+        let object = format!("emptying set {}", set.name);
+        transaction.delete(&SetMessage::Elements(&empty), &object);
+        let elements = lower::elements(set);
+        let object = format!("elements of set {}", set.name);
+        for chunk in elements.chunks(MAX_ELEMENTS) {
+            let raw = RawSet::new(&declaration, chunk);
+            transaction.add(&SetMessage::Elements(&raw), &object);
+        }
+    }
+}
+
+fn add_rule(
+    rule: &plan::Rule,
+    chain: &Chain<'_>,
+    chain_name: &str,
+    ids: &mut impl Iterator<Item = u32>,
+    transaction: &mut Transaction,
+) {
+    let lowered = lower::rule(rule, ids);
+    let object = format!("rule `{}` of chain {chain_name}", super::render::rule(rule));
+    for (declaration, elements) in &lowered.sets {
+        let raw = RawSet::new(declaration, elements);
+        transaction.add(&SetMessage::Declare(&raw), &object);
+        transaction.add(&SetMessage::Elements(&raw), &object);
+    }
+    let mut raw = Rule::new(chain);
+    for expression in &lowered.expressions {
+        raw.add_expr(expression);
+    }
+    if let Some(reason) = rule.reason {
+        // The words are short; nft takes 128 bytes. A comment that does not fit is only missing.
+        let _ = raw.set_comment(c_string(reason.word()));
+    }
+    transaction.add(&raw, &object);
+}
+
+fn chain<'a>(planned: &plan::Chain, owner: &'a nftnl::Table) -> Chain<'a> {
+    let mut chain = Chain::new(c_string(planned.name), owner);
+    if let Some(Base { hook, priority, drop }) = planned.base {
+        chain.set_type(nftnl::ChainType::Filter);
+        chain.set_hook(
+            match hook {
+                Hook::Prerouting => nftnl::Hook::PreRouting,
+                Hook::Input => nftnl::Hook::In,
+                Hook::Forward => nftnl::Hook::Forward,
+            },
+            priority,
+        );
+        chain.set_policy(if drop { nftnl::Policy::Drop } else { nftnl::Policy::Accept });
+    }
+    chain
+}

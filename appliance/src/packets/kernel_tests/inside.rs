@@ -1,0 +1,246 @@
+//! What the kernel holds after each step. Started by the tests of the same names next door.
+
+use std::{fmt::Write, net::TcpListener};
+
+use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
+use socket2::{Domain, Socket, Type};
+
+use super::{example, interface, listing, load_base, net, only_in_a_namespace, sh};
+use crate::packets::{
+    Capture, PacketsError, apply, claim, listen, plan, prepare, readback, render,
+};
+
+#[test]
+#[ignore = "started inside a namespace by its namesake"]
+fn the_kernel_lists_what_the_golden_file_says() {
+    only_in_a_namespace();
+    apply(&example()).unwrap();
+    let golden = include_str!("../../../../nft/golden.nft");
+    let golden: Vec<&str> = golden.lines().filter(|line| !line.starts_with('#')).collect();
+    assert_eq!(listing().lines().collect::<Vec<_>>(), golden, "{}", listing());
+}
+
+#[test]
+#[ignore = "started inside a namespace by its namesake"]
+fn what_is_printed_is_what_is_installed() {
+    only_in_a_namespace();
+    for ipv6 in [true, false] {
+        let capture = Capture { ipv6, ..example() };
+        apply(&capture).unwrap();
+        let installed = listing();
+        sh("nft delete table inet cloakroom");
+        let file = std::env::temp_dir().join(format!("cloakroom-{}.nft", std::process::id()));
+        std::fs::write(&file, render(&capture)).unwrap();
+        let name = file.to_string_lossy();
+        sh(&format!("nft -c -f {name}; nft -f {name}; rm {name}"));
+        assert_eq!(listing(), installed);
+        readback::verify(&plan::table(&capture)).unwrap();
+        sh("nft delete table inet cloakroom");
+    }
+}
+
+#[test]
+#[ignore = "started inside a namespace by its namesake"]
+fn applying_again_replaces_rules_and_keeps_chains() {
+    only_in_a_namespace();
+    let handles = || {
+        let listing = sh("nft -a list table inet cloakroom");
+        let kept = |line: &&str| line.starts_with("\tset") || line.starts_with("\tchain");
+        listing.lines().filter(kept).map(str::to_owned).collect::<Vec<_>>()
+    };
+    apply(&example()).unwrap();
+    let before = (listing(), handles());
+    sh("nft insert rule inet cloakroom prerouting accept");
+    sh("nft add element inet cloakroom ports '{ 22 }'");
+    let other = Capture {
+        interfaces: vec![interface("agents9", &["10.20.0.0/16"])],
+        ports: vec![443, 8443],
+        homes: Vec::new(),
+        ..example()
+    };
+    apply(&other).unwrap();
+    assert!(!listing().contains("agents0") && listing().contains("agents9"));
+    assert!(!listing().contains("22,"));
+    for _ in 0..20 {
+        apply(&example()).unwrap();
+    }
+    assert_eq!((listing(), handles()), before);
+}
+
+#[test]
+#[ignore = "started inside a namespace by its namesake"]
+fn a_policy_without_agents_or_ipv6_installs_too() {
+    only_in_a_namespace();
+    let empty = Capture {
+        interfaces: Vec::new(),
+        ports: Vec::new(),
+        homes: Vec::new(),
+        ipv6: false,
+        ..example()
+    };
+    apply(&empty).unwrap();
+    assert!(!listing().contains("tproxy ip6"));
+}
+
+#[test]
+#[ignore = "started inside a namespace by its namesake"]
+fn many_prefixes_take_several_messages() {
+    only_in_a_namespace();
+    let mut capture = example();
+    // Every second /24, so that none of them join.
+    let nets = (0..1000u32).map(|n| net(&format!("100.{}.{}.0/24", 64 + n / 128, n % 128 * 2)));
+    capture.interfaces[0].prefixes = nets.collect();
+    capture.homes = capture.interfaces[0].prefixes.clone();
+    apply(&capture).unwrap();
+    apply(&capture).unwrap();
+}
+
+#[test]
+#[ignore = "started inside a namespace by its namesake"]
+fn a_rule_that_somebody_added_is_noticed() {
+    only_in_a_namespace();
+    let table = plan::table(&example());
+    let noticed = |line: &str| {
+        apply(&example()).unwrap();
+        readback::verify(&table).unwrap();
+        sh(line);
+        let error = readback::verify(&table).unwrap_err();
+        assert!(matches!(error, PacketsError::ReadBack { .. }), "{line}: {error}");
+    };
+    noticed("nft insert rule inet cloakroom prerouting accept");
+    noticed("nft flush chain inet cloakroom prerouting");
+    noticed("nft add element inet cloakroom ports '{ 22 }'");
+    noticed("nft delete element inet cloakroom special_4 '{ 10.0.0.0/8 }'");
+    noticed("nft add element inet cloakroom sources_4 '{ agents0 . 10.77.0.0/16 }'");
+    noticed("nft add chain inet cloakroom forward '{ policy accept; }'");
+    noticed("nft add chain inet cloakroom another");
+}
+
+#[test]
+#[ignore = "started inside a namespace by its namesake"]
+fn nothing_starts_without_the_guard() {
+    only_in_a_namespace();
+    sh("ip link add agents0 type veth peer name agents1");
+    let error = prepare_now(&example()).unwrap_err();
+    assert!(matches!(error, PacketsError::NoBaseTable), "{error}");
+    // A table of that name that does not drop is no guard either.
+    sh(
+        "nft 'table inet cloakroom_base { chain forward { type filter hook forward priority 0; }; }'",
+    );
+    assert!(matches!(prepare_now(&example()), Err(PacketsError::NoBaseTable)));
+    sh("nft delete table inet cloakroom_base");
+    load_base();
+    assert!(matches!(prepare_now(&example()), Err(PacketsError::LoopbackDown)));
+    sh("ip link set lo up");
+    prepare_now(&example()).unwrap();
+}
+
+#[test]
+#[ignore = "started inside a namespace by its namesake"]
+fn a_missing_interface_is_named() {
+    only_in_a_namespace();
+    load_base();
+    let error = prepare_now(&example()).unwrap_err().to_string();
+    assert!(error.starts_with("interface agents0 of an agent group does not exist"), "{error}");
+    let error = listen(&example()).unwrap_err();
+    assert!(matches!(error, PacketsError::NoInterface(_)), "{error}");
+}
+
+#[test]
+#[ignore = "started inside a namespace by its namesake"]
+fn preparing_twice_leaves_one_rule_and_one_route() {
+    only_in_a_namespace();
+    load_base();
+    sh("ip link add agents0 type veth peer name agents1; ip link set lo up");
+    sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.all.src_valid_mark=1");
+    prepare_now(&example()).unwrap();
+    prepare_now(&example()).unwrap();
+    for family in ["-4", "-6"] {
+        let rules = sh(&format!("ip {family} rule"));
+        assert_eq!(
+            rules.matches("1000:\tfrom all fwmark 0xc10a lookup 4106").count(),
+            1,
+            "{rules}"
+        );
+        let routes = sh(&format!("ip {family} route show table 4106"));
+        assert_eq!(routes.lines().count(), 1, "{routes}");
+        assert!(routes.starts_with("local default dev lo"), "{routes}");
+    }
+    let mut wanted = String::new();
+    for name in ["ip_forward", "conf.all.src_valid_mark", "conf.agents0.accept_redirects"] {
+        let _ = writeln!(wanted, "{}", sh(&format!("sysctl -n net.ipv4.{name}")).trim());
+    }
+    assert_eq!(wanted, "0\n0\n0\n");
+    // Small tables stand in the header as well.
+    prepare_now(&Capture { route_table: 77, mark: 0x77, ..example() }).unwrap();
+    assert!(sh("ip rule").contains("fwmark 0x77 lookup 77"));
+}
+
+#[test]
+#[ignore = "started inside a namespace by its namesake"]
+fn every_listener_is_transparent_and_workers_share_the_port() {
+    only_in_a_namespace();
+    sh("ip link add agents0 type veth peer name agents1");
+    let capture = example();
+    let _claim = claim(&capture).unwrap();
+    let workers = [listen(&capture).unwrap(), listen(&capture).unwrap()];
+    for listener in workers.iter().flatten() {
+        let socket = socket2::SockRef::from(&listener.socket);
+        let v6 = listener.socket.local_addr().unwrap().is_ipv6();
+        let transparent = if v6 { socket.ip_transparent_v6() } else { socket.ip_transparent_v4() };
+        assert!(transparent.unwrap());
+        assert!(!v6 || socket.only_v6().unwrap());
+        assert_eq!(socket.device().unwrap().unwrap(), listener.interface.as_str().as_bytes());
+    }
+    assert_eq!(workers.map(|worker| worker.len()), [4, 4]);
+}
+
+#[test]
+#[ignore = "started inside a namespace by its namesake"]
+fn a_second_daemon_and_a_sharing_stranger_are_found() {
+    only_in_a_namespace();
+    sh("ip link add agents0 type veth peer name agents1");
+    let capture = example();
+    let first = claim(&capture).unwrap();
+    assert!(matches!(claim(&capture), Err(PacketsError::AlreadyRunning { port: 8443 })));
+    drop(first);
+
+    let stranger = Socket::new(Domain::IPV6, Type::STREAM, None).unwrap();
+    stranger.set_reuse_port(true).unwrap();
+    stranger.bind(&"[::]:8443".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
+    stranger.listen(1).unwrap();
+    assert!(matches!(claim(&capture), Err(PacketsError::PortInUse { port: 8443, .. })));
+    drop(stranger);
+
+    let _plain = TcpListener::bind("0.0.0.0:8443").unwrap();
+    let error = claim(&capture).unwrap_err().to_string();
+    assert!(error.starts_with("proxy port 8443 is in use on agents0"), "{error}");
+}
+
+#[test]
+#[ignore = "started inside a namespace by its namesake"]
+fn without_net_admin_each_step_says_so() {
+    only_in_a_namespace();
+    sh("ip link set lo up; ip link add agents0 type veth peer name agents1");
+    load_base();
+    // Of this thread only, which is the one that works.
+    let none = CapabilitySet::empty();
+    let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
+    set_capabilities(None, sets).unwrap();
+    let capture = example();
+    let errors = [
+        prepare_now(&capture).unwrap_err(),
+        claim(&capture).unwrap_err(),
+        listen(&capture).unwrap_err(),
+        apply(&capture).unwrap_err(),
+    ];
+    for error in errors {
+        assert!(matches!(error, PacketsError::NoNetAdmin { .. }), "{error}");
+        assert!(error.to_string().contains("CAP_NET_ADMIN"));
+    }
+}
+
+fn prepare_now(capture: &Capture) -> Result<(), PacketsError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(prepare(capture))
+}

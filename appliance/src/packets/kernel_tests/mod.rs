@@ -1,0 +1,131 @@
+//! The rules against a real kernel, each test in a network namespace of its own.
+//!
+//! A test of this file starts this binary again under `unshare`, for one `#[ignore]`d test of
+//! the same name in [`inside`]. That one refuses to run in the namespace of the machine. Where the
+//! kernel gives no namespace at all, the outer test says so and passes.
+
+mod inside;
+mod lab;
+mod traffic;
+
+use std::{
+    fs,
+    net::IpAddr,
+    process::{Command, Stdio},
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+
+use super::{Capture, CaptureInterface};
+use crate::policy::InterfaceName;
+
+macro_rules! in_a_namespace {
+    ($($module:ident :: $name:ident,)+) => {$(
+        #[test]
+        fn $name() {
+            run_inside(concat!(stringify!($module), "::", stringify!($name)));
+        }
+    )+};
+}
+
+in_a_namespace! {
+    inside::the_kernel_lists_what_the_golden_file_says,
+    inside::what_is_printed_is_what_is_installed,
+    inside::applying_again_replaces_rules_and_keeps_chains,
+    inside::a_policy_without_agents_or_ipv6_installs_too,
+    inside::many_prefixes_take_several_messages,
+    inside::a_rule_that_somebody_added_is_noticed,
+    inside::nothing_starts_without_the_guard,
+    inside::a_missing_interface_is_named,
+    inside::preparing_twice_leaves_one_rule_and_one_route,
+    inside::every_listener_is_transparent_and_workers_share_the_port,
+    inside::a_second_daemon_and_a_sharing_stranger_are_found,
+    inside::without_net_admin_each_step_says_so,
+    traffic::an_agent_reaches_the_listener_and_nothing_else,
+    traffic::a_dead_daemon_passes_nothing,
+    traffic::the_guard_alone_passes_nothing,
+    traffic::without_ipv6_no_ipv6_passes,
+    traffic::a_spoofed_source_is_never_answered,
+    traffic::neighbours_find_each_other_by_link_local_addresses,
+    traffic::a_connection_outlives_the_listing_of_its_port,
+    traffic::reloading_under_traffic_leaks_nothing,
+}
+
+/// The example that `nft/golden.nft` and `nft/README.md` are about.
+fn example() -> Capture {
+    Capture {
+        interfaces: vec![
+            interface("agents0", &["10.20.0.0/24", "2001:db8:20::/64"]),
+            interface("agents1", &["10.21.0.0/16", "10.23.0.0/24", "2001:db8:21::/64"]),
+        ],
+        ports: vec![80, 443],
+        homes: vec![net("10.99.0.0/24"), net("fd00:99::/64")],
+        proxy_port: 8443,
+        mark: 0xc10a,
+        route_table: 4106,
+        ipv6: true,
+    }
+}
+
+fn interface(name: &str, prefixes: &[&str]) -> CaptureInterface {
+    let prefixes = prefixes.iter().map(|text| net(text)).collect();
+    CaptureInterface { name: InterfaceName(Arc::from(name)), prefixes }
+}
+
+fn net(text: &str) -> IpNet {
+    text.parse().unwrap()
+}
+
+fn address(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn run_inside(test: &str) {
+    let unshare: &[&str] = match Command::new("unshare").args(["-n", "true"]).status() {
+        Ok(status) if status.success() => &["-n"],
+        _ => &["-Urn"],
+    };
+    let possible = Command::new("unshare").args(unshare).arg("true").stderr(Stdio::null()).status();
+    if !possible.is_ok_and(|status| status.success()) {
+        println!("skipped: no network namespace to be had here");
+        return;
+    }
+    let output = Command::new("unshare")
+        .args(unshare)
+        .arg("--")
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", &format!("packets::kernel_tests::{test}")])
+        .args(["--ignored", "--nocapture", "--test-threads=1"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let complained = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}\n{complained}");
+    assert!(said.contains("1 passed"), "{test} did not run:\n{said}\n{complained}");
+}
+
+/// Stops a test of `inside` that was started by hand in the machine's own namespace.
+fn only_in_a_namespace() {
+    let (own, machine) = (fs::read_link("/proc/self/ns/net"), fs::read_link("/proc/1/ns/net"));
+    if let (Ok(own), Ok(machine)) = (own, machine) {
+        assert_ne!(own, machine, "run the test of the same name without --ignored");
+    }
+}
+
+/// Runs a command line and returns what it printed; fails the test where it fails.
+fn sh(line: &str) -> String {
+    let output = Command::new("sh").args(["-ec", line]).output().unwrap();
+    let complained = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{line}\n{complained}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn load_base() {
+    sh(concat!("nft -f ", env!("CARGO_MANIFEST_DIR"), "/../nft/base.nft"));
+}
+
+/// The table as the kernel lists it, without what counters counted.
+fn listing() -> String {
+    sh("nft --stateless list table inet cloakroom")
+}

@@ -1,0 +1,173 @@
+//! The transparent listeners: the only sockets agents ever reach.
+//!
+//! Each is bound to one interface and one family, shares its port with the other workers of this
+//! daemon alone, and is asked, after it was made, whether it is transparent: one that is not
+//! would receive nothing while agents' connections went elsewhere.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    os::{
+        linux::net::SocketAddrExt,
+        unix::net::{SocketAddr as UnixAddr, UnixDatagram},
+    },
+};
+
+use nftnl::nftnl_sys::libc;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::{Capture, error::PacketsError};
+use crate::policy::InterfaceName;
+
+/// A listener and the interface it answers for.
+#[derive(Debug)]
+pub struct Listener {
+    /// Where its connections come from: an agent's group is looked up below this interface.
+    pub interface: InterfaceName,
+    /// Non-blocking. `local_addr` of what it accepts is the address that the agent dialled.
+    pub socket: TcpListener,
+}
+
+/// The right to listen in this network namespace. Held for as long as the daemon listens.
+#[derive(Debug)]
+pub struct Claim {
+    _lock: UnixDatagram,
+}
+
+/// Makes sure that nobody else is behind the proxy port.
+///
+/// Workers share the port through `SO_REUSEPORT`, and the kernel would let any process of the
+/// same user share it too and take a part of the connections. Two things stop that: a lock, an
+/// abstract unix address, which belongs to one network namespace as ports do and falls with its
+/// process; and a probe that binds the port without sharing it.
+///
+/// # Errors
+///
+/// [`PacketsError::AlreadyRunning`] where the lock is held, [`PacketsError::PortInUse`] where the
+/// probe finds somebody.
+pub fn claim(capture: &Capture) -> Result<Claim, PacketsError> {
+    let port = capture.proxy_port;
+    let lock = lock(port).map_err(|source| match source.kind() {
+        io::ErrorKind::AddrInUse => PacketsError::AlreadyRunning { port },
+        _ => PacketsError::Netlink { doing: "claim the proxy port", source },
+    })?;
+    for each in &capture.interfaces {
+        for &family in families(capture) {
+            let probe = open(&each.name, family)?;
+            bind(&probe, &each.name, family, port)?;
+        }
+    }
+    Ok(Claim { _lock: lock })
+}
+
+/// One listener for each interface and family. Called once for every worker, after [`claim`].
+///
+/// # Errors
+///
+/// Whatever keeps one of them from listening transparently. None is returned then.
+pub fn listen(capture: &Capture) -> Result<Vec<Listener>, PacketsError> {
+    let mut all = Vec::new();
+    for each in &capture.interfaces {
+        all.extend(listeners(capture, &each.name)?);
+    }
+    Ok(all)
+}
+
+/// The listeners of one interface, one for each family.
+///
+/// # Errors
+///
+/// As [`listen`].
+pub fn listeners(
+    capture: &Capture,
+    interface: &InterfaceName,
+) -> Result<Vec<Listener>, PacketsError> {
+    families(capture).iter().map(|family| listener(capture, interface, *family)).collect()
+}
+
+fn families(capture: &Capture) -> &'static [Domain] {
+    if capture.ipv6 { &[Domain::IPV4, Domain::IPV6] } else { &[Domain::IPV4] }
+}
+
+fn listener(
+    capture: &Capture,
+    interface: &InterfaceName,
+    family: Domain,
+) -> Result<Listener, PacketsError> {
+    let socket = open(interface, family)?;
+    let step = |doing| move |source| listen_error(interface, doing, source);
+    socket.set_reuse_port(true).map_err(step("set SO_REUSEPORT"))?;
+    bind(&socket, interface, family, capture.proxy_port)?;
+    socket.listen(BACKLOG).map_err(step("listen"))?;
+    socket.set_nonblocking(true).map_err(step("set O_NONBLOCK"))?;
+    assert_transparent(&socket, interface, family)?;
+    Ok(Listener { interface: interface.clone(), socket: socket.into() })
+}
+
+/// A transparent socket of one interface, not bound to a port yet.
+fn open(interface: &InterfaceName, family: Domain) -> Result<Socket, PacketsError> {
+    let step = |doing| move |source| listen_error(interface, doing, source);
+    let socket =
+        Socket::new(family, Type::STREAM, Some(Protocol::TCP)).map_err(step("open a socket"))?;
+    // Lets a restart bind while old connections are in TIME_WAIT; not beside a listener.
+    socket.set_reuse_address(true).map_err(step("set SO_REUSEADDR"))?;
+    if family == Domain::IPV6 {
+        // Without it the socket would take IPv4 as well, under mapped addresses.
+        socket.set_only_v6(true).map_err(step("set IPV6_V6ONLY"))?;
+        socket.set_ip_transparent_v6(true).map_err(step("set IPV6_TRANSPARENT"))?;
+    } else {
+        socket.set_ip_transparent_v4(true).map_err(step("set IP_TRANSPARENT"))?;
+    }
+    let name = interface.as_str().as_bytes();
+    socket.bind_device(Some(name)).map_err(step("set SO_BINDTODEVICE"))?;
+    Ok(socket)
+}
+
+fn bind(
+    socket: &Socket,
+    interface: &InterfaceName,
+    family: Domain,
+    port: u16,
+) -> Result<(), PacketsError> {
+    let any = match family {
+        Domain::IPV6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        _ => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+    };
+    socket.bind(&SocketAddr::new(any, port).into()).map_err(|source| match source.kind() {
+        io::ErrorKind::AddrInUse => PacketsError::PortInUse { port, interface: interface.clone() },
+        _ => listen_error(interface, "bind", source),
+    })
+}
+
+/// Asks the kernel, rather than trusting that setting it has worked.
+fn assert_transparent(
+    socket: &Socket,
+    interface: &InterfaceName,
+    family: Domain,
+) -> Result<(), PacketsError> {
+    let transparent = match family {
+        Domain::IPV6 => socket.ip_transparent_v6(),
+        _ => socket.ip_transparent_v4(),
+    };
+    match transparent {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(PacketsError::NotTransparent(interface.clone())),
+        Err(source) => Err(listen_error(interface, "ask for transparency", source)),
+    }
+}
+
+fn listen_error(interface: &InterfaceName, doing: &'static str, source: io::Error) -> PacketsError {
+    match source.raw_os_error() {
+        Some(libc::EPERM) => PacketsError::NoNetAdmin { doing: "listen transparently" },
+        Some(libc::ENODEV) => PacketsError::NoInterface(interface.clone()),
+        _ => PacketsError::Listen { interface: interface.clone(), doing, source },
+    }
+}
+
+fn lock(port: u16) -> io::Result<UnixDatagram> {
+    let address = UnixAddr::from_abstract_name(format!("cloakroom/proxy-port/{port}"))?;
+    UnixDatagram::bind_addr(&address)
+}
+
+/// Connections that wait to be accepted; the kernel caps it at net.core.somaxconn (4096).
+const BACKLOG: i32 = 4096;

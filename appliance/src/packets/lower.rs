@@ -1,0 +1,276 @@
+//! The plan in the kernel's own terms: each statement as expressions, each set as keys in bytes.
+//!
+//! Pure but for the types of libnftnl. One register is enough, because nothing compares two
+//! fields; only the pair of interface and source fills the ones after it.
+
+use std::ffi::{CStr, CString};
+
+use ipnet::IpNet;
+use nftnl::nftnl_sys::libc;
+
+use super::{
+    octets,
+    plan::{Element, Family, Key, Rule, Set, SetKey, Statement, Value},
+    raw_expr::{Declaration, REGISTER, RawElement, RawExpr},
+};
+
+/// A rule ready to be sent, with the anonymous sets that it looks up.
+pub(super) struct LoweredRule {
+    pub(super) expressions: Vec<RawExpr>,
+    pub(super) sets: Vec<(Declaration, Vec<RawElement>)>,
+}
+
+/// Translates one rule. `ids` hands out numbers for anonymous sets.
+pub(super) fn rule(rule: &Rule, ids: &mut impl Iterator<Item = u32>) -> LoweredRule {
+    let mut lowered = LoweredRule { expressions: Vec::new(), sets: Vec::new() };
+    for statement in &rule.statements {
+        lower(statement, &mut lowered, ids);
+    }
+    lowered
+}
+
+/// The declaration of a named set. Its id is not used for lookups, which go by name.
+pub(super) fn declaration(set: &Set) -> Declaration {
+    let interval = libc::NFT_SET_INTERVAL as u32;
+    let (flags, key_type, fields) = match set.key {
+        SetKey::Interface => (0, TYPE_IFNAME, vec![NAME_BYTES]),
+        SetKey::Port => (0, TYPE_INET_SERVICE, vec![2]),
+        SetKey::Address(family) => (interval, address_type(family), vec![address_bytes(family)]),
+        SetKey::InterfaceAndAddress(family) => (
+            interval | SET_CONCAT,
+            TYPE_IFNAME << TYPE_BITS | address_type(family),
+            vec![NAME_BYTES, address_bytes(family)],
+        ),
+    };
+    let name = c_string(set.name);
+    let userdata = if set.key == SetKey::Interface { HOST_ORDER.to_vec() } else { Vec::new() };
+    Declaration { table: TABLE_C, name, id: 0, flags, key_type, fields, userdata }
+}
+
+/// The elements of a named set, as the kernel takes and lists them.
+pub(super) fn elements(set: &Set) -> Vec<RawElement> {
+    set.elements.iter().flat_map(element).collect()
+}
+
+/// Text for the kernel. Names in this module hold no NUL; one that does ends there.
+pub(super) fn c_string(text: &str) -> CString {
+    let bytes = text.bytes().take_while(|byte| *byte != 0).collect::<Vec<u8>>();
+    CString::new(bytes).unwrap_or_default()
+}
+
+fn lower(statement: &Statement, to: &mut LoweredRule, ids: &mut impl Iterator<Item = u32>) {
+    match statement {
+        Statement::Is(key, value) => compare(*key, libc::NFT_CMP_EQ, value, to),
+        Statement::IsNot(key, value) => compare(*key, libc::NFT_CMP_NEQ, value, to),
+        Statement::AnyOf(key, values) => any_of(*key, values, to, ids),
+        Statement::In(key, set) => look_up(*key, set, false, to),
+        Statement::NotIn(key, set) => look_up(*key, set, true, to),
+        Statement::Count => to.expressions.push(RawExpr::counter()),
+        Statement::SetMark(mark) => to.expressions.extend([
+            RawExpr::immediate(&mark.to_ne_bytes()),
+            RawExpr::meta_set(libc::NFT_META_MARK as u32, REGISTER),
+        ]),
+        Statement::Tproxy(family, port) => to
+            .expressions
+            .extend([RawExpr::immediate(&port.to_be_bytes()), RawExpr::tproxy(*family)]),
+        Statement::RejectReset => {
+            to.expressions.push(RawExpr::reject(libc::NFT_REJECT_TCP_RST as u32, 0));
+        }
+        Statement::RejectProhibited => to.expressions.push(RawExpr::reject(
+            libc::NFT_REJECT_ICMPX_UNREACH as u32,
+            libc::NFT_REJECT_ICMPX_ADMIN_PROHIBITED as u8,
+        )),
+        Statement::Accept => to.expressions.push(RawExpr::verdict(libc::NF_ACCEPT)),
+        Statement::Drop => to.expressions.push(RawExpr::verdict(libc::NF_DROP)),
+        Statement::Goto(chain) => to.expressions.push(RawExpr::goto(&c_string(chain))),
+    }
+}
+
+fn compare(key: Key, operator: i32, value: &Value, to: &mut LoweredRule) {
+    load(key, to);
+    to.expressions.push(RawExpr::compare(operator as u32, &value.bytes));
+}
+
+fn look_up(key: Key, set: &str, invert: bool, to: &mut LoweredRule) {
+    load(key, to);
+    to.expressions.push(RawExpr::lookup(&c_string(set), 0, invert));
+}
+
+fn any_of(key: Key, values: &[Value], to: &mut LoweredRule, ids: &mut impl Iterator<Item = u32>) {
+    load(key, to);
+    let id = ids.next().unwrap_or_default();
+    to.expressions.push(RawExpr::lookup(ANONYMOUS, id, false));
+    let (key_type, bytes) = match key {
+        Key::L4 => (TYPE_INET_PROTOCOL, 1),
+        Key::Icmp6Type => (TYPE_ICMP6_TYPE, 1),
+        _ => (TYPE_FIB_ADDRTYPE, 4),
+    };
+    let flags = (libc::NFT_SET_ANONYMOUS | libc::NFT_SET_CONSTANT) as u32;
+    let name = ANONYMOUS.to_owned();
+    let (fields, userdata) = (vec![bytes], Vec::new());
+    let declaration = Declaration { table: TABLE_C, name, id, flags, key_type, fields, userdata };
+    to.sets.push((declaration, values.iter().map(|value| single(value.bytes.clone())).collect()));
+}
+
+fn load(key: Key, to: &mut LoweredRule) {
+    let meta = |key: i32| RawExpr::meta_load(key as u32, REGISTER);
+    let expressions = &mut to.expressions;
+    match key {
+        Key::Interface => expressions.push(meta(libc::NFT_META_IIFNAME)),
+        Key::Family => expressions.push(meta(libc::NFT_META_NFPROTO)),
+        Key::L4 => expressions.push(meta(libc::NFT_META_L4PROTO)),
+        Key::Mark => expressions.push(meta(libc::NFT_META_MARK)),
+        Key::Source(family) => expressions.push(source(family, REGISTER)),
+        Key::Destination(family) => expressions.push(destination(family)),
+        Key::InterfaceAndSource(family) => {
+            // The name takes sixteen bytes, one whole register, so the address starts the next.
+            expressions.extend([meta(libc::NFT_META_IIFNAME), source(family, REGISTER + 1)]);
+        }
+        Key::HopLimit => expressions.push(RawExpr::payload(NETWORK, 7, 1, REGISTER)),
+        Key::Icmp6Type => expressions.push(RawExpr::payload(TRANSPORT, 0, 1, REGISTER)),
+        Key::DestinationPort => expressions.push(RawExpr::payload(TRANSPORT, 2, 2, REGISTER)),
+        Key::WayBack => expressions.push(RawExpr::fib(FIB_SADDR | FIB_IIF | FIB_PRESENT, FIB_OIF)),
+        Key::SourceType => expressions.push(RawExpr::fib(FIB_SADDR, FIB_ADDRTYPE)),
+        Key::DestinationType => expressions.push(RawExpr::fib(FIB_DADDR, FIB_ADDRTYPE)),
+        Key::SocketTransparent => expressions.push(RawExpr::socket(SOCKET_TRANSPARENT)),
+        Key::SocketWildcard => expressions.push(RawExpr::socket(SOCKET_WILDCARD)),
+    }
+}
+
+/// The source address in its header (RFC 791, section 3.1; RFC 8200, section 3).
+fn source(family: Family, register: u32) -> RawExpr {
+    match family {
+        Family::V4 => RawExpr::payload(NETWORK, 12, 4, register),
+        Family::V6 => RawExpr::payload(NETWORK, 8, 16, register),
+    }
+}
+
+fn destination(family: Family) -> RawExpr {
+    match family {
+        Family::V4 => RawExpr::payload(NETWORK, 16, 4, REGISTER),
+        Family::V6 => RawExpr::payload(NETWORK, 24, 16, REGISTER),
+    }
+}
+
+fn element(element: &Element) -> Vec<RawElement> {
+    match element {
+        Element::Interface(name) => vec![single(interface_key(name))],
+        Element::Port(port) => vec![single(port.to_be_bytes().to_vec())],
+        Element::Prefix(net) => interval(*net),
+        Element::InterfaceAndPrefix(name, net) => {
+            let joined = |address: Vec<u8>| [interface_key(name), address].concat();
+            vec![RawElement {
+                key: joined(octets(net.network())),
+                key_end: Some(joined(octets(net.broadcast()))),
+                ends_interval: false,
+            }]
+        }
+    }
+}
+
+/// A single-field interval is two elements: its first key, and the first key after it. One that
+/// reaches the last address has no end.
+fn interval(net: IpNet) -> Vec<RawElement> {
+    let mut both = vec![single(octets(net.network()))];
+    if let Some(after) = successor(octets(net.broadcast())) {
+        both.push(RawElement { key: after, key_end: None, ends_interval: true });
+    }
+    both
+}
+
+fn successor(mut key: Vec<u8>) -> Option<Vec<u8>> {
+    for byte in key.iter_mut().rev() {
+        *byte = byte.wrapping_add(1);
+        if *byte != 0 {
+            return Some(key);
+        }
+    }
+    None
+}
+
+fn single(key: Vec<u8>) -> RawElement {
+    RawElement { key, key_end: None, ends_interval: false }
+}
+
+fn interface_key(name: &str) -> Vec<u8> {
+    let mut key: Vec<u8> = name.bytes().take(usize::from(NAME_BYTES) - 1).collect();
+    key.resize(usize::from(NAME_BYTES), 0);
+    key
+}
+
+fn address_type(family: Family) -> u32 {
+    match family {
+        Family::V4 => TYPE_IPV4_ADDR,
+        Family::V6 => TYPE_IPV6_ADDR,
+    }
+}
+
+fn address_bytes(family: Family) -> u8 {
+    match family {
+        Family::V4 => 4,
+        Family::V6 => 16,
+    }
+}
+
+/// The table's name for C. One constant in two spellings; a test holds them together.
+pub(super) const TABLE_C: &CStr = c"cloakroom";
+
+/// The kernel numbers sets of this name itself.
+const ANONYMOUS: &CStr = c"__set%d";
+
+/// `IFNAMSIZ`.
+const NAME_BYTES: u8 = 16;
+
+// Data types by nft's own numbering (nftables, include/datatype.h): only listings use them.
+const TYPE_IPV4_ADDR: u32 = 7;
+const TYPE_IPV6_ADDR: u32 = 8;
+const TYPE_INET_PROTOCOL: u32 = 12;
+const TYPE_INET_SERVICE: u32 = 13;
+const TYPE_ICMP6_TYPE: u32 = 29;
+const TYPE_FIB_ADDRTYPE: u32 = 38;
+const TYPE_IFNAME: u32 = 41;
+/// Keys are in host order (attribute 0, four bytes, 1): without it nft lists names as empty.
+const HOST_ORDER: [u8; 6] = {
+    let [a, b, c, d] = 1u32.to_ne_bytes();
+    [0, 4, a, b, c, d]
+};
+/// Bits of one type in the number of a concatenation.
+const TYPE_BITS: u32 = 6;
+
+// linux/netfilter/nf_tables.h, where the libc crate has no name for them.
+const SET_CONCAT: u32 = 0x80;
+const NETWORK: u32 = 1;
+const TRANSPORT: u32 = 2;
+const FIB_SADDR: u32 = 1;
+const FIB_DADDR: u32 = 1 << 1;
+const FIB_IIF: u32 = 1 << 3;
+const FIB_PRESENT: u32 = 1 << 5;
+const FIB_OIF: u32 = 1;
+const FIB_ADDRTYPE: u32 = 3;
+const SOCKET_TRANSPARENT: u32 = 0;
+const SOCKET_WILDCARD: u32 = 2;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_has_one_name() {
+        assert_eq!(TABLE_C.to_str(), Ok(crate::packets::plan::TABLE));
+    }
+
+    #[test]
+    fn an_interval_ends_one_after_its_last_address_or_nowhere() {
+        let net = |text: &str| interval(text.parse().unwrap());
+        assert_eq!(net("10.0.0.0/8")[1].key, [11, 0, 0, 0]);
+        assert_eq!(net("10.255.0.0/16")[1].key, [11, 0, 0, 0]);
+        assert_eq!(net("240.0.0.0/4").len(), 1);
+        assert_eq!(net("0.0.0.0/0").len(), 1);
+    }
+
+    #[test]
+    fn an_interface_name_fills_its_field() {
+        assert_eq!(interface_key("eth1"), *b"eth1\0\0\0\0\0\0\0\0\0\0\0\0");
+        assert_eq!(interface_key("a23456789012345x").last(), Some(&0));
+    }
+}

@@ -1,0 +1,175 @@
+//! What the kernel really holds, compared with what was meant.
+//!
+//! Compared are the chains with hook, priority and policy, the rules by chain and order with
+//! their expressions by name, and the sets with every element. A difference is an error, because
+//! somebody else is writing to our table.
+
+use std::collections::BTreeMap;
+
+use nftnl::nftnl_sys::libc;
+
+use super::{
+    error::PacketsError,
+    install::netlink_error,
+    lower,
+    netlink::{Netfilter, attribute, attributes, number, text},
+    plan::{self, Base, Hook, TABLE},
+    raw_expr::RawElement,
+};
+
+/// Fails unless the static guard is loaded and its forward hook drops.
+pub(super) fn require_base() -> Result<(), PacketsError> {
+    let failed = |source| netlink_error("look for the guard table", source);
+    let mut netfilter = Netfilter::open().map_err(failed)?;
+    let chains = chains(&mut netfilter, BASE_TABLE).map_err(failed)?;
+    let drops = |chain: &ChainFacts| {
+        matches!(chain, Some((hook, _, policy))
+        if *hook == libc::NF_INET_FORWARD as u32 && *policy == libc::NF_DROP as u32)
+    };
+    if chains.values().any(drops) { Ok(()) } else { Err(PacketsError::NoBaseTable) }
+}
+
+/// Fails unless the kernel holds exactly this table.
+pub(super) fn verify(table: &plan::Table) -> Result<(), PacketsError> {
+    let failed = |source| netlink_error("read back the packet rules", source);
+    let mut netfilter = Netfilter::open().map_err(failed)?;
+    let found = chains(&mut netfilter, TABLE).map_err(failed)?;
+    let meant = table.chains.iter().map(|chain| (chain.name.to_owned(), chain.base.map(facts)));
+    same("chains", &found, &meant.collect())?;
+    for chain in &table.chains {
+        let found = rules(&mut netfilter, chain.name).map_err(failed)?;
+        let meant: Vec<Vec<String>> = chain.rules.iter().map(expression_names).collect();
+        same(&format!("rules of chain {}", chain.name), &found, &meant)?;
+    }
+    let found = sets(&mut netfilter).map_err(failed)?;
+    let mut meant: Vec<String> = table.sets.iter().map(|set| set.name.to_owned()).collect();
+    meant.sort();
+    same("sets", &found, &meant)?;
+    for set in &table.sets {
+        let found = elements(&mut netfilter, set.name).map_err(failed)?;
+        let mut meant = lower::elements(set);
+        meant.sort();
+        same(&format!("elements of set {}", set.name), &found, &meant)?;
+    }
+    Ok(())
+}
+
+/// Hook, priority and policy of a base chain.
+type ChainFacts = Option<(u32, i32, u32)>;
+
+fn same<T: PartialEq>(place: &str, found: &T, meant: &T) -> Result<(), PacketsError> {
+    if found == meant {
+        return Ok(());
+    }
+    Err(PacketsError::ReadBack { place: place.to_owned() })
+}
+
+fn facts(base: Base) -> (u32, i32, u32) {
+    let hook = match base.hook {
+        Hook::Prerouting => libc::NF_INET_PRE_ROUTING,
+        Hook::Input => libc::NF_INET_LOCAL_IN,
+        Hook::Forward => libc::NF_INET_FORWARD,
+    };
+    let policy = if base.drop { libc::NF_DROP } else { libc::NF_ACCEPT };
+    (hook as u32, base.priority, policy as u32)
+}
+
+fn expression_names(rule: &plan::Rule) -> Vec<String> {
+    let lowered = lower::rule(rule, &mut (1..));
+    let names = lowered.expressions.iter();
+    names.map(|expression| expression.name().to_string_lossy().into_owned()).collect()
+}
+
+fn chains(netfilter: &mut Netfilter, table: &str) -> std::io::Result<BTreeMap<String, ChainFacts>> {
+    let answers = netfilter.dump(libc::NFT_MSG_GETCHAIN, &[])?;
+    let ours = answers.iter().filter(|answer| text(answer, NFTA_TABLE) == Some(table));
+    Ok(ours
+        .filter_map(|answer| {
+            let name = text(answer, NFTA_CHAIN_NAME)?.to_owned();
+            let hook = attribute(answer, NFTA_CHAIN_HOOK).and_then(|hook| {
+                let priority = number(hook, NFTA_HOOK_PRIORITY)?.cast_signed();
+                let policy = number(answer, NFTA_CHAIN_POLICY)?;
+                Some((number(hook, NFTA_HOOK_HOOKNUM)?, priority, policy))
+            });
+            Some((name, hook))
+        })
+        .collect())
+}
+
+fn rules(netfilter: &mut Netfilter, chain: &str) -> std::io::Result<Vec<Vec<String>>> {
+    let narrowed = [(NFTA_TABLE, TABLE), (NFTA_RULE_CHAIN, chain)];
+    let answers = netfilter.dump(libc::NFT_MSG_GETRULE, &narrowed)?;
+    let ours = answers.iter().filter(|answer| {
+        text(answer, NFTA_TABLE) == Some(TABLE) && text(answer, NFTA_RULE_CHAIN) == Some(chain)
+    });
+    Ok(ours
+        .map(|answer| {
+            let list = attribute(answer, NFTA_RULE_EXPRESSIONS).unwrap_or_default();
+            attributes(list)
+                .map(|(_, expression)| text(expression, NFTA_EXPR_NAME).unwrap_or_default())
+                .map(str::to_owned)
+                .collect()
+        })
+        .collect())
+}
+
+fn sets(netfilter: &mut Netfilter) -> std::io::Result<Vec<String>> {
+    let answers = netfilter.dump(libc::NFT_MSG_GETSET, &[(NFTA_TABLE, TABLE)])?;
+    let ours = answers.iter().filter(|answer| text(answer, NFTA_TABLE) == Some(TABLE));
+    let names = ours.filter_map(|answer| text(answer, NFTA_SET_NAME));
+    // Anonymous sets come and go with their rules.
+    let mut named: Vec<String> =
+        names.filter(|name| !name.starts_with("__set")).map(str::to_owned).collect();
+    named.sort();
+    Ok(named)
+}
+
+fn elements(netfilter: &mut Netfilter, set: &str) -> std::io::Result<Vec<RawElement>> {
+    let narrowed = [(NFTA_TABLE, TABLE), (NFTA_SET_ELEM_LIST_SET, set)];
+    let answers = netfilter.dump(libc::NFT_MSG_GETSETELEM, &narrowed)?;
+    let lists = answers.iter().filter_map(|answer| attribute(answer, NFTA_SET_ELEM_LIST_ELEMENTS));
+    // nft opens an interval set by ending, at zero, what is before its first one; that says nothing.
+    let opening =
+        |element: &RawElement| element.ends_interval && element.key.iter().all(|byte| *byte == 0);
+    let mut elements: Vec<RawElement> = lists
+        .flat_map(|list| attributes(list).map(|(_, element)| raw_element(element)))
+        .filter(|element| !opening(element))
+        .collect();
+    elements.sort();
+    Ok(elements)
+}
+
+fn raw_element(element: &[u8]) -> RawElement {
+    let key = |which| {
+        attribute(element, which)
+            .and_then(|key| attribute(key, NFTA_DATA_VALUE))
+            .map(<[u8]>::to_vec)
+    };
+    let flags = number(element, NFTA_SET_ELEM_FLAGS).unwrap_or_default();
+    RawElement {
+        key: key(NFTA_SET_ELEM_KEY).unwrap_or_default(),
+        key_end: key(NFTA_SET_ELEM_KEY_END),
+        ends_interval: flags & libc::NFT_SET_ELEM_INTERVAL_END as u32 != 0,
+    }
+}
+
+/// The table of `nft/base.nft`.
+const BASE_TABLE: &str = "cloakroom_base";
+
+// linux/netfilter/nf_tables.h. The table's name is attribute 1 of every object.
+const NFTA_TABLE: u16 = 1;
+const NFTA_CHAIN_NAME: u16 = 3;
+const NFTA_CHAIN_HOOK: u16 = 4;
+const NFTA_CHAIN_POLICY: u16 = 5;
+const NFTA_HOOK_HOOKNUM: u16 = 1;
+const NFTA_HOOK_PRIORITY: u16 = 2;
+const NFTA_RULE_CHAIN: u16 = 2;
+const NFTA_RULE_EXPRESSIONS: u16 = 4;
+const NFTA_EXPR_NAME: u16 = 1;
+const NFTA_SET_NAME: u16 = 2;
+const NFTA_SET_ELEM_LIST_SET: u16 = 2;
+const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
+const NFTA_SET_ELEM_KEY: u16 = 1;
+const NFTA_SET_ELEM_FLAGS: u16 = 3;
+const NFTA_SET_ELEM_KEY_END: u16 = 10;
+const NFTA_DATA_VALUE: u16 = 1;

@@ -1,0 +1,120 @@
+//! The planned table in the syntax of nft, for people and for `nft -c -f`.
+//!
+//! Pure. What it prints, loaded with `nft -f`, lists exactly as what `install` sends; a test holds
+//! the two together.
+
+use std::fmt::Write;
+
+use super::plan::{Base, Chain, Element, Family, Hook, Key, Rule, Set, SetKey, Statement, Table};
+
+/// The whole table. Its name is [`super::plan::TABLE`].
+pub(super) fn text(table: &Table) -> String {
+    let mut text = format!("table inet {} {{\n", super::plan::TABLE);
+    let sets = table.sets.iter().map(set);
+    let blocks: Vec<String> = sets.chain(table.chains.iter().map(chain)).collect();
+    text.push_str(&blocks.join("\n"));
+    text.push_str("}\n");
+    text
+}
+
+/// One rule, without its line's indent and end.
+pub(super) fn rule(rule: &Rule) -> String {
+    let mut words: Vec<String> = rule.statements.iter().map(statement).collect();
+    if let Some(reason) = rule.reason {
+        words.push(format!("comment \"{}\"", reason.word()));
+    }
+    words.join(" ")
+}
+
+fn set(set: &Set) -> String {
+    let (kind, interval) = match set.key {
+        SetKey::Interface => ("ifname", false),
+        SetKey::Port => ("inet_service", false),
+        SetKey::Address(Family::V4) => ("ipv4_addr", true),
+        SetKey::Address(Family::V6) => ("ipv6_addr", true),
+        SetKey::InterfaceAndAddress(Family::V4) => ("ifname . ipv4_addr", true),
+        SetKey::InterfaceAndAddress(Family::V6) => ("ifname . ipv6_addr", true),
+    };
+    let mut text = format!("\tset {} {{\n\t\ttype {kind}\n", set.name);
+    if interval {
+        text.push_str("\t\tflags interval\n");
+    }
+    if !set.elements.is_empty() {
+        let elements: Vec<String> = set.elements.iter().map(element).collect();
+        let _ = writeln!(text, "\t\telements = {{ {} }}", elements.join(",\n\t\t\t     "));
+    }
+    text.push_str("\t}\n");
+    text
+}
+
+fn element(element: &Element) -> String {
+    match element {
+        Element::Interface(name) => format!("\"{name}\""),
+        Element::Port(port) => port.to_string(),
+        Element::Prefix(net) => net.to_string(),
+        Element::InterfaceAndPrefix(name, net) => format!("\"{name}\" . {net}"),
+    }
+}
+
+fn chain(chain: &Chain) -> String {
+    let mut text = format!("\tchain {} {{\n", chain.name);
+    if let Some(Base { hook, priority, drop }) = chain.base {
+        let hook = match hook {
+            Hook::Prerouting => "prerouting",
+            Hook::Input => "input",
+            Hook::Forward => "forward",
+        };
+        let policy = if drop { "drop" } else { "accept" };
+        let _ = writeln!(text, "\t\ttype filter hook {hook} priority {priority}; policy {policy};");
+    }
+    for each in &chain.rules {
+        let _ = writeln!(text, "\t\t{}", rule(each));
+    }
+    text.push_str("\t}\n");
+    text
+}
+
+fn statement(statement: &Statement) -> String {
+    match statement {
+        Statement::Is(each, value) => format!("{} {}", key(*each), value.text),
+        Statement::IsNot(each, value) => format!("{} != {}", key(*each), value.text),
+        Statement::AnyOf(each, values) => {
+            let values: Vec<&str> = values.iter().map(|value| value.text.as_ref()).collect();
+            format!("{} {{ {} }}", key(*each), values.join(", "))
+        }
+        Statement::In(each, set) => format!("{} @{set}", key(*each)),
+        Statement::NotIn(each, set) => format!("{} != @{set}", key(*each)),
+        Statement::Count => "counter".to_owned(),
+        Statement::SetMark(mark) => format!("meta mark set {mark:#010x}"),
+        Statement::Tproxy(Family::V4, port) => format!("tproxy ip to :{port}"),
+        Statement::Tproxy(Family::V6, port) => format!("tproxy ip6 to :{port}"),
+        Statement::RejectReset => "reject with tcp reset".to_owned(),
+        Statement::RejectProhibited => "reject with icmpx admin-prohibited".to_owned(),
+        Statement::Accept => "accept".to_owned(),
+        Statement::Drop => "drop".to_owned(),
+        Statement::Goto(chain) => format!("goto {chain}"),
+    }
+}
+
+fn key(key: Key) -> &'static str {
+    match key {
+        Key::Interface => "iifname",
+        Key::Family => "meta nfproto",
+        Key::L4 => "meta l4proto",
+        Key::Mark => "meta mark",
+        Key::Source(Family::V4) => "ip saddr",
+        Key::Source(Family::V6) => "ip6 saddr",
+        Key::Destination(Family::V4) => "ip daddr",
+        Key::Destination(Family::V6) => "ip6 daddr",
+        Key::InterfaceAndSource(Family::V4) => "iifname . ip saddr",
+        Key::InterfaceAndSource(Family::V6) => "iifname . ip6 saddr",
+        Key::HopLimit => "ip6 hoplimit",
+        Key::Icmp6Type => "icmpv6 type",
+        Key::DestinationPort => "th dport",
+        Key::WayBack => "fib saddr . iif oif",
+        Key::SourceType => "fib saddr type",
+        Key::DestinationType => "fib daddr type",
+        Key::SocketTransparent => "socket transparent",
+        Key::SocketWildcard => "socket wildcard",
+    }
+}

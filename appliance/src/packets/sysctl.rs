@@ -1,0 +1,147 @@
+//! Kernel settings that the argument of the rules leans on.
+//!
+//! The image sets them at boot (`image/99-cloakroom.conf`); the daemon sets what differs where it
+//! may, reads each one back, and refuses to start on a wrong one. Only the rate of ICMP answers,
+//! which protects nothing, may stay as it is.
+
+use std::{fs, io, path::PathBuf};
+
+use super::error::PacketsError;
+use crate::policy::InterfaceName;
+
+/// Sets and asserts the settings, for the machine and for each agent interface.
+///
+/// # Errors
+///
+/// [`PacketsError::Sysctl`] names the first one that is wrong and could not be set.
+pub fn check_sysctls(interfaces: &[&InterfaceName]) -> Result<(), PacketsError> {
+    // First, because the kernel resets redirects to their defaults when it changes.
+    for (name, wanted) in MACHINE {
+        hold(name, wanted)?;
+    }
+    for interface in interfaces {
+        for (name, wanted) in INTERFACE_4 {
+            hold(&format!("net/ipv4/conf/{interface}/{name}"), wanted)?;
+        }
+        reverse_path(interface)?;
+        if has_ipv6(interface) {
+            for (name, wanted) in INTERFACE_6 {
+                hold(&format!("net/ipv6/conf/{interface}/{name}"), wanted)?;
+            }
+        }
+    }
+    if let Err(error) = hold("net/ipv4/icmp_ratemask", ICMP_RATEMASK) {
+        tracing::warn!("{error}: agents may wait for timeouts where a refusal would be faster");
+    }
+    Ok(())
+}
+
+/// Fails on the first interface that does not exist.
+pub(super) fn check_interfaces(interfaces: &[&InterfaceName]) -> Result<(), PacketsError> {
+    // /proc/sys/net shows the network namespace of the reader; /sys that of whoever mounted it.
+    let missing = interfaces.iter().find(|name| !file(&format!("net/ipv4/conf/{name}")).is_dir());
+    missing.map_or(Ok(()), |name| Err(PacketsError::NoInterface((*name).clone())))
+}
+
+/// The kernel takes the larger of this and `all`, and 2, the loose check, is larger than 1, the
+/// strict one. Loose is enough here: `fib saddr . iif` in our own table is the strict check, for
+/// both families.
+fn reverse_path(interface: &InterfaceName) -> Result<(), PacketsError> {
+    let name = format!("net/ipv4/conf/{interface}/rp_filter");
+    if read(&name)? == "2" { Ok(()) } else { hold(&name, "1") }
+}
+
+fn has_ipv6(interface: &InterfaceName) -> bool {
+    file(&format!("net/ipv6/conf/{interface}")).is_dir()
+}
+
+/// Makes a setting have this value, or says which value it has.
+fn hold(name: &str, wanted: &str) -> Result<(), PacketsError> {
+    if !file(name).exists() && name.starts_with("net/ipv6") {
+        // A kernel without IPv6 has nothing to protect.
+        return Ok(());
+    }
+    if read(name)? == wanted {
+        return Ok(());
+    }
+    // Whether writing worked is told by reading.
+    let _ = fs::write(file(name), wanted);
+    let found = read(name)?;
+    if found == wanted {
+        return Ok(());
+    }
+    Err(PacketsError::Sysctl { name: dotted(name), wanted: wanted.to_owned(), found })
+}
+
+fn read(name: &str) -> Result<String, PacketsError> {
+    let text = fs::read_to_string(file(name));
+    text.map(|text| text.trim().to_owned())
+        .map_err(|source: io::Error| PacketsError::SysctlUnreadable { name: dotted(name), source })
+}
+
+fn file(name: &str) -> PathBuf {
+    PathBuf::from("/proc/sys").join(name)
+}
+
+/// As sysctl(8) writes it: a dot inside an interface's name becomes a slash.
+fn dotted(name: &str) -> String {
+    let swap = |letter| match letter {
+        '/' => '.',
+        '.' => '/',
+        other => other,
+    };
+    name.chars().map(swap).collect()
+}
+
+/// For the machine, because the kernel joins `all` with the interface's own by "or", or because
+/// the setting has no interface.
+const MACHINE: &[(&str, &str)] = &[
+    // This machine carries bytes; it never routes packets.
+    ("net/ipv4/ip_forward", "0"),
+    ("net/ipv6/conf/all/forwarding", "0"),
+    ("net/ipv4/conf/all/accept_redirects", "0"),
+    ("net/ipv4/conf/all/send_redirects", "0"),
+    ("net/ipv4/conf/all/route_localnet", "0"),
+    // With it the check of the way back would follow our mark, and find every source local.
+    ("net/ipv4/conf/all/src_valid_mark", "0"),
+    // Either would send our answers to a marked packet back to ourselves.
+    ("net/ipv4/tcp_fwmark_accept", "0"),
+    ("net/ipv4/fwmark_reflect", "0"),
+    ("net/ipv6/fwmark_reflect", "0"),
+];
+
+/// For each agent interface, IPv4.
+const INTERFACE_4: &[(&str, &str)] = &[
+    ("forwarding", "0"),
+    ("accept_redirects", "0"),
+    ("send_redirects", "0"),
+    ("accept_source_route", "0"),
+    ("route_localnet", "0"),
+    ("src_valid_mark", "0"),
+    ("proxy_arp", "0"),
+    // Answer for addresses of this interface only, and name no other in a question.
+    ("arp_ignore", "1"),
+    ("arp_announce", "2"),
+];
+
+/// For each agent interface, IPv6.
+const INTERFACE_6: &[(&str, &str)] = &[
+    ("accept_ra", "0"),
+    ("accept_redirects", "0"),
+    // Not even routing header type 2 (kernel, ip-sysctl.rst).
+    ("accept_source_route", "-1"),
+];
+
+/// Rate-limits destination unreachable (3) no longer, and source quench (4), time exceeded (11)
+/// and parameter problem (12) as before: 1 << 4 | 1 << 11 | 1 << 12.
+const ICMP_RATEMASK: &str = "6160";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vlan_interface_is_written_as_sysctl_writes_it() {
+        assert_eq!(dotted("net/ipv4/conf/eth0.10/rp_filter"), "net.ipv4.conf.eth0/10.rp_filter");
+    }
+}

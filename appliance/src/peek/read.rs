@@ -1,0 +1,83 @@
+//! The edge where bytes come from a socket: reads until the parsers have an answer, and not one
+//! byte or second beyond the bounds. What was read is kept, to be replayed.
+
+use std::io;
+
+use bytes::{BufMut as _, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+
+use super::{Peeked, Progress, Protocol, Scan};
+use crate::{policy::Limits, reason::Reason};
+
+/// What was peeked, and the bytes it was peeked from.
+#[derive(Debug)]
+pub struct Read {
+    /// What the first bytes are.
+    pub peeked: Peeked,
+    /// Everything read so far, which may go beyond what was peeked. It must reach whoever
+    /// reads the stream next, before the stream itself does.
+    pub bytes: BytesMut,
+}
+
+/// Why there is nothing to decide on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PeekFailure {
+    /// The agent's bytes, or their pace, are refused.
+    Refused(Reason),
+    /// The agent closed or reset the connection first.
+    Closed,
+}
+
+/// Reads from `stream` until its first bytes have a meaning, for at most `limits.peek_time` and
+/// at most `limits.peek_bytes` bytes; a plain HTTP head also keeps to `limits.head_bytes`.
+///
+/// # Errors
+///
+/// [`PeekFailure::Refused`] with `peek_timeout`, or with what the bytes broke; bytes beyond the
+/// bound are `tls_malformed` or `header_limit`. [`PeekFailure::Closed`] where the stream ends.
+pub async fn read<S>(stream: &mut S, limits: &Limits) -> Result<Read, PeekFailure>
+where
+    S: AsyncRead + Unpin,
+{
+    tokio::time::timeout(limits.peek_time, read_on(stream, limits))
+        .await
+        .unwrap_or(Err(PeekFailure::Refused(Reason::PeekTimeout)))
+}
+
+async fn read_on<S>(stream: &mut S, limits: &Limits) -> Result<Read, PeekFailure>
+where
+    S: AsyncRead + Unpin,
+{
+    let mut scan = Scan::new(limits.head_fields);
+    let mut bytes = BytesMut::with_capacity(FIRST_READ.min(limits.peek_bytes));
+    loop {
+        let left = bound(&scan, limits).saturating_sub(bytes.len());
+        if left == 0 {
+            return Err(PeekFailure::Refused(scan.overrun()));
+        }
+        if bytes.len() == bytes.capacity() {
+            bytes.reserve(FIRST_READ);
+        }
+        match stream.read_buf(&mut (&mut bytes).limit(left)).await {
+            Ok(0) => return Err(PeekFailure::Closed),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(_) => return Err(PeekFailure::Closed),
+        }
+        match scan.advance(&bytes) {
+            Progress::NeedMore => {}
+            Progress::Done(peeked) => return Ok(Read { peeked, bytes }),
+            Progress::Malformed(reason) => return Err(PeekFailure::Refused(reason)),
+        }
+    }
+}
+
+fn bound(scan: &Scan, limits: &Limits) -> usize {
+    match scan.protocol {
+        Protocol::Http(_) => limits.peek_bytes.min(limits.head_bytes),
+        Protocol::Unknown | Protocol::Tls(_) => limits.peek_bytes,
+    }
+}
+
+/// Room for a hello with one post-quantum share, or for most request heads.
+const FIRST_READ: usize = 2 * 1024;

@@ -1,0 +1,145 @@
+//! A policy in force, with everything that is made from it once: leaves, compiled rules, TLS
+//! settings, masks. Immutable but for its caches; a reload makes a new one, and a flow keeps the
+//! one it began with.
+
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError, RwLock},
+    time::SystemTime,
+};
+
+use rustls::RootCertStore;
+
+use crate::{
+    ca::{CaError, IssuingCa, Leaves},
+    intercept::Tls,
+    policy::{Api, Carry, GroupName, Host, HostPattern, Policy, RuleName},
+    scrub::Masks,
+    secrets::Snapshot,
+    substitute::Rules,
+};
+
+/// A policy in force.
+pub struct Rulebook {
+    /// What the operator said.
+    pub policy: Policy,
+    /// Settings of every TLS handshake under it.
+    pub tls: Tls,
+    leaves: HashMap<RuleName, Leaves>,
+    rules: Mutex<HashMap<(GroupName, RuleName), Arc<Rules>>>,
+}
+
+/// Why a policy cannot be put in force.
+#[derive(Debug)]
+pub enum RulebookError {
+    /// An issuing CA is missing, wrong or about to end.
+    Ca(CaError),
+    /// The TLS provider lacks what the gateway needs.
+    Tls(rustls::Error),
+    /// A rule relies on the system's CAs, and there are none.
+    NoSystemRoots(RuleName),
+}
+
+impl Rulebook {
+    /// Puts a policy in force: loads the issuing CA of every rule that ends TLS here.
+    pub fn new(
+        policy: Policy,
+        ca_dir: &Path,
+        system_roots: Arc<RootCertStore>,
+        now: SystemTime,
+    ) -> Result<Self, RulebookError> {
+        check_roots(&policy, &system_roots)?;
+        let mut leaves = HashMap::new();
+        for (rule, names) in impersonated(&policy) {
+            let ca = IssuingCa::load(ca_dir, &rule, &names, now).map_err(RulebookError::Ca)?;
+            leaves.insert(rule, Leaves::new(ca));
+        }
+        let tls = Tls::new(system_roots).map_err(RulebookError::Tls)?;
+        Ok(Self { policy, tls, leaves, rules: Mutex::default() })
+    }
+
+    /// The leaves of a rule that ends TLS here.
+    pub fn leaves(&self, rule: &RuleName) -> Option<&Leaves> {
+        self.leaves.get(rule)
+    }
+
+    /// What a request of a group must look like at an API.
+    pub fn rules(&self, group: &GroupName, api: &Arc<Api>) -> Arc<Rules> {
+        let mut rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
+        let compiled = rules
+            .entry((group.clone(), api.name.clone()))
+            .or_insert_with(|| Arc::new(Rules::new(&self.policy, group, api)));
+        Arc::clone(compiled)
+    }
+}
+
+/// Every rule that ends TLS here, with the names it may show a certificate for.
+pub fn impersonated(policy: &Policy) -> Vec<(RuleName, Vec<HostPattern>)> {
+    let exact = |hosts: &[Host]| hosts.iter().cloned().map(HostPattern::Exact).collect();
+    let apis = policy.apis.iter().map(|api| (api.name.clone(), exact(&api.hosts)));
+    let inspected = policy.passes.iter().filter_map(|pass| match pass.carry {
+        Carry::Inspect { .. } => Some((pass.name.clone(), pass.hosts.clone())),
+        Carry::Splice => None,
+    });
+    apis.chain(inspected).collect()
+}
+
+fn check_roots(policy: &Policy, system_roots: &RootCertStore) -> Result<(), RulebookError> {
+    let apis = policy.apis.iter().map(|api| (&api.name, &api.upstream));
+    let inspected = policy.passes.iter().filter(|pass| pass.carry != Carry::Splice);
+    let mut rules = apis.chain(inspected.map(|pass| (&pass.name, &pass.upstream)));
+    let rootless = rules.find(|(_, upstream)| upstream.ca_pem.is_none() && system_roots.is_empty());
+    match rootless {
+        Some((rule, _)) => Err(RulebookError::NoSystemRoots(rule.clone())),
+        None => Ok(()),
+    }
+}
+
+/// Compiled masks for each group and API, made anew when any value has changed.
+#[derive(Default)]
+pub struct MaskCache {
+    none: Arc<Masks>,
+    compiled: RwLock<HashMap<(GroupName, RuleName), (u64, Arc<Masks>)>>,
+}
+
+impl MaskCache {
+    /// Masks that mask nothing.
+    pub fn none(&self) -> Arc<Masks> {
+        Arc::clone(&self.none)
+    }
+
+    /// Masks for every known version of every secret that the group has at the API.
+    pub fn of(&self, group: &GroupName, api: &Api, snapshot: &Snapshot) -> Arc<Masks> {
+        let key = (group.clone(), api.name.clone());
+        let generation = snapshot.generation();
+        let compiled = self.compiled.read().unwrap_or_else(PoisonError::into_inner);
+        match compiled.get(&key) {
+            Some((made, masks)) if *made == generation => return Arc::clone(masks),
+            _ => drop(compiled),
+        }
+        let bindings = api.bindings.iter().filter(|binding| binding.groups.contains(group));
+        let values = bindings.flat_map(|binding| snapshot.known(group, &binding.secret));
+        let masks = Arc::new(Masks::new(values.map(|value| &**value)));
+        let mut compiled = self.compiled.write().unwrap_or_else(PoisonError::into_inner);
+        compiled.insert(key, (generation, Arc::clone(&masks)));
+        masks
+    }
+}
+
+impl std::fmt::Display for RulebookError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Ca(error) => error.fmt(f),
+            Self::Tls(error) => write!(f, "the TLS provider cannot be used: {error}"),
+            Self::NoSystemRoots(rule) => write!(
+                f,
+                "rule {rule:?} trusts the system's CAs, and there are none; install ca-certificates \
+                 or set upstream_ca",
+                rule = rule.as_str()
+            ),
+        }
+    }
+}
+
+impl std::error::Error for RulebookError {}

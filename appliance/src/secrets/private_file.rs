@@ -1,0 +1,204 @@
+//! Reading a file that only the daemon may read.
+//!
+//! The checks are made on the open file, so that nothing can be swapped between check and read.
+//! A file that anybody else could have read is refused, not warned about: its content must be
+//! taken for known.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::Path,
+};
+
+use rustix::fs::OFlags;
+use zeroize::Zeroizing;
+
+/// Why a file is not used. Carries no part of its content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PrivateFileError {
+    /// It cannot be opened or read.
+    Unreadable(io::ErrorKind),
+    /// It is a symbolic link.
+    Symlink,
+    /// It is a folder, a pipe, a device or a socket.
+    NotRegular,
+    /// It belongs to neither root nor the daemon's user.
+    WrongOwner,
+    /// Its group or others have some permission on it.
+    OpenToOthers,
+    /// It is larger than the bound.
+    TooLarge,
+}
+
+impl PrivateFileError {
+    /// What the operator should know, without the path.
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::Unreadable(io::ErrorKind::NotFound) => "there is no such file",
+            Self::Unreadable(io::ErrorKind::PermissionDenied) => "the daemon may not read it",
+            Self::Unreadable(_) => "it cannot be read",
+            Self::Symlink => "it is a symbolic link; name the file itself",
+            Self::NotRegular => "it is not a regular file",
+            Self::WrongOwner => "it must belong to root or to the daemon's user",
+            Self::OpenToOthers => {
+                "its group or others have permissions on it; use mode 0600 or 0400"
+            }
+            Self::TooLarge => "it is too large",
+        }
+    }
+}
+
+impl std::fmt::Display for PrivateFileError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.text())
+    }
+}
+
+impl std::error::Error for PrivateFileError {}
+
+/// The content of `path`, at most `max_bytes` of it, if nobody but root and this user can read it.
+pub(super) fn read_private(
+    path: &Path,
+    max_bytes: usize,
+) -> Result<Zeroizing<Vec<u8>>, PrivateFileError> {
+    let file = open(path)?;
+    check(&file)?;
+    // One allocation of the full bound: a buffer that grows leaves copies behind.
+    let mut content = Zeroizing::new(vec![0; max_bytes + 1]);
+    let length = read_full(&file, &mut content)?;
+    if length > max_bytes {
+        return Err(PrivateFileError::TooLarge);
+    }
+    content.truncate(length);
+    Ok(content)
+}
+
+fn open(path: &Path) -> Result<File, PrivateFileError> {
+    // NONBLOCK: opening a pipe must not wait for its writer.
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+    std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.bits().cast_signed())
+        .open(path)
+        .map_err(|error| match error.raw_os_error() {
+            Some(code) if code == rustix::io::Errno::LOOP.raw_os_error() => {
+                PrivateFileError::Symlink
+            }
+            _ => PrivateFileError::Unreadable(error.kind()),
+        })
+}
+
+fn check(file: &File) -> Result<(), PrivateFileError> {
+    let meta = file.metadata().map_err(|error| PrivateFileError::Unreadable(error.kind()))?;
+    if !meta.is_file() {
+        return Err(PrivateFileError::NotRegular);
+    }
+    if meta.uid() != 0 && meta.uid() != rustix::process::geteuid().as_raw() {
+        return Err(PrivateFileError::WrongOwner);
+    }
+    if meta.mode() & 0o077 != 0 {
+        return Err(PrivateFileError::OpenToOthers);
+    }
+    Ok(())
+}
+
+fn read_full(mut file: &File, buffer: &mut [u8]) -> Result<usize, PrivateFileError> {
+    let mut filled = 0;
+    while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match file.read(rest) {
+            Ok(0) => break,
+            Ok(more) => filled += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(PrivateFileError::Unreadable(error.kind())),
+        }
+    }
+    Ok(filled)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use std::{
+        os::unix::fs::{PermissionsExt, symlink},
+        path::PathBuf,
+        sync::atomic::{AtomicU32, Ordering},
+    };
+
+    /// A folder of one test, removed when dropped.
+    pub(in crate::secrets) struct Folder(pub(in crate::secrets) PathBuf);
+
+    impl Folder {
+        pub(in crate::secrets) fn new() -> Self {
+            static NEXT: AtomicU32 = AtomicU32::new(0);
+            let number = NEXT.fetch_add(1, Ordering::Relaxed);
+            let path = std::env::temp_dir()
+                .join(format!("cloakroom-secrets-{}-{number}", std::process::id()));
+            std::fs::create_dir_all(&path).unwrap();
+            Self(path)
+        }
+
+        pub(in crate::secrets) fn write(&self, name: &str, content: &[u8], mode: u32) -> PathBuf {
+            let path = self.0.join(name);
+            std::fs::write(&path, content).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            path
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn a_private_file_is_read_up_to_its_bound() {
+        let folder = Folder::new();
+        for mode in [0o600, 0o400] {
+            let path = folder.write("f", b"12345678", mode);
+            assert_eq!(read_private(&path, 8).map(|read| read.to_vec()), Ok(b"12345678".to_vec()));
+            assert_eq!(read_private(&path, 7).err(), Some(PrivateFileError::TooLarge));
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_file_that_others_could_touch_is_refused() {
+        let folder = Folder::new();
+        for bit in [0o040, 0o020, 0o010, 0o004, 0o002, 0o001] {
+            let path = folder.write("f", b"x", 0o600 | bit);
+            let error = read_private(&path, 8).err();
+            assert_eq!(error, Some(PrivateFileError::OpenToOthers), "{bit:o}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_regular_file_is_refused_without_waiting() {
+        let folder = Folder::new();
+        let target = folder.write("f", b"x", 0o600);
+        let link = folder.0.join("link");
+        symlink(target, &link).unwrap();
+        let pipe = folder.0.join("pipe");
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        let pipe_type = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, pipe_type, mode, 0).unwrap();
+
+        assert_eq!(read_private(&link, 8).err(), Some(PrivateFileError::Symlink));
+        assert_eq!(read_private(&pipe, 8).err(), Some(PrivateFileError::NotRegular));
+        assert_eq!(read_private(&folder.0, 8).err(), Some(PrivateFileError::NotRegular));
+        assert_eq!(
+            read_private(&folder.0.join("absent"), 8).err(),
+            Some(PrivateFileError::Unreadable(io::ErrorKind::NotFound))
+        );
+    }
+
+    #[test]
+    fn another_users_file_is_refused() {
+        let folder = Folder::new();
+        let path = folder.write("f", b"x", 0o600);
+        if std::os::unix::fs::chown(&path, Some(12_345), None).is_ok() {
+            assert_eq!(read_private(&path, 8).err(), Some(PrivateFileError::WrongOwner));
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! What requests see of the secrets: all of them at one moment, and never anything that waits.
+
+use std::{collections::HashMap, sync::Arc, time::Instant};
+
+use super::{FetchError, SecretValue};
+use crate::{
+    policy::{GroupName, SecretRef},
+    reason::SecretCause,
+};
+
+/// All values at one moment. Immutable: a request keeps the one it began with.
+#[derive(Default)]
+pub struct Snapshot {
+    pub(super) generation: u64,
+    pub(super) entries: HashMap<GroupName, HashMap<SecretRef, Arc<Entry>>>,
+}
+
+/// How many of the wanted secrets can be used.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Health {
+    /// Secrets with a usable value.
+    pub available: usize,
+    /// The others, and why; sorted.
+    pub missing: Vec<(GroupName, SecretRef, SecretCause)>,
+}
+
+impl Snapshot {
+    /// A number that grows whenever any value or known version changes, and only then.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// The value to put on the wire at `now`, if it has at least `min_bytes`.
+    ///
+    /// Never waits, and takes no lock.
+    pub fn current(
+        &self,
+        group: &GroupName,
+        reference: &SecretRef,
+        min_bytes: usize,
+        now: Instant,
+    ) -> Result<Arc<SecretValue>, SecretCause> {
+        let entry = self.entry(group, reference).ok_or(not_asked_yet(reference))?;
+        let value = entry.usable(now)?;
+        if value.expose().len() < min_bytes {
+            return Err(SecretCause::ValueInvalid);
+        }
+        Ok(Arc::clone(value))
+    }
+
+    /// Every version that responses must be masked for: the held one, and those of the last day.
+    pub fn known(
+        &self,
+        group: &GroupName,
+        reference: &SecretRef,
+    ) -> impl Iterator<Item = &Arc<SecretValue>> {
+        self.entry(group, reference).into_iter().flat_map(|entry| {
+            let held = entry.held.iter().map(|held| &held.value);
+            held.chain(entry.retired.iter().map(|retired| &retired.value))
+        })
+    }
+
+    /// How many secrets can be used at `now`, for readiness.
+    ///
+    /// A value that is too short for one binding counts as available: another may allow it.
+    pub fn health(&self, now: Instant) -> Health {
+        let mut health = Health::default();
+        for (group, of_group) in &self.entries {
+            for (reference, entry) in of_group.iter().filter(|(_, entry)| entry.wanted) {
+                match entry.usable(now) {
+                    Ok(_) => health.available += 1,
+                    Err(cause) => health.missing.push((group.clone(), reference.clone(), cause)),
+                }
+            }
+        }
+        health.missing.sort_by(|one, other| (&one.0, &one.1).cmp(&(&other.0, &other.1)));
+        health
+    }
+
+    /// Whether every wanted secret was asked for at least once.
+    pub(super) fn all_asked(&self) -> bool {
+        let mut entries = self.entries.values().flat_map(HashMap::values);
+        entries.all(|entry| entry.asked || !entry.wanted)
+    }
+
+    fn entry(&self, group: &GroupName, reference: &SecretRef) -> Option<&Entry> {
+        self.entries.get(group)?.get(reference).map(Arc::as_ref)
+    }
+}
+
+/// One secret of one group.
+#[derive(Clone)]
+pub(super) struct Entry {
+    pub(super) wanted: bool,
+    pub(super) asked: bool,
+    pub(super) held: Option<Held>,
+    /// Why nothing is held, or why the last question failed.
+    pub(super) failure: Option<FetchError>,
+    pub(super) before: SecretCause,
+    pub(super) retired: Vec<Retired>,
+}
+
+#[derive(Clone)]
+pub(super) struct Held {
+    pub(super) value: Arc<SecretValue>,
+    pub(super) good_until: Instant,
+}
+
+#[derive(Clone)]
+pub(super) struct Retired {
+    pub(super) value: Arc<SecretValue>,
+    pub(super) until: Instant,
+}
+
+impl Entry {
+    pub(super) fn new(before: SecretCause) -> Self {
+        Self { wanted: false, asked: false, held: None, failure: None, before, retired: vec![] }
+    }
+
+    fn usable(&self, now: Instant) -> Result<&Arc<SecretValue>, SecretCause> {
+        match (&self.held, self.failure) {
+            (Some(held), _) if now < held.good_until => Ok(&held.value),
+            (Some(_), _) => Err(SecretCause::LeaseEnded),
+            (None, Some(failure)) => Err(failure.cause()),
+            (None, None) => Err(self.before),
+        }
+    }
+}
+
+pub(super) const fn not_asked_yet(reference: &SecretRef) -> SecretCause {
+    match reference {
+        SecretRef::VaultKv2 { .. } => SecretCause::VaultUnreachable,
+        SecretRef::File { .. } => SecretCause::NotInFile,
+    }
+}

@@ -1,0 +1,217 @@
+//! A fake Vault over real TLS, for the faults that a real one does not show on demand.
+
+use std::sync::{Arc, Mutex, OnceLock};
+
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+use tokio_rustls::TlsAcceptor;
+
+use super::*;
+use crate::secrets::private_file::tests::Folder;
+
+pub(super) const SECRET_ID: &str = "secret-id-4b1d2e3f";
+pub(super) const TOKEN: &str = "hvs.token-0123456789";
+pub(super) const VALUE: &str = "sk-live-0123456789abcdef";
+
+/// One request as the fake received it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Received {
+    pub(super) target: String,
+    pub(super) token: Option<String>,
+    pub(super) body: String,
+}
+
+/// What the fake does with a request.
+pub(super) enum Reply {
+    Json(u16, String),
+    Redirect(String),
+    Hang,
+    Cut,
+    Bytes(usize),
+}
+
+pub(super) type Respond = dyn Fn(&Received) -> Reply + Send + Sync;
+
+pub(super) struct Fake {
+    pub(super) address: String,
+    pub(super) received: Arc<Mutex<Vec<Received>>>,
+    pub(super) folder: Folder,
+    pub(super) task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Fake {
+    pub(super) async fn start(
+        respond: impl Fn(&Received) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        let folder = Folder::new();
+        folder.write("secret-id", format!("{SECRET_ID}\n").as_bytes(), 0o600);
+        folder.write("ca.pem", authority().0.as_bytes(), 0o644);
+        let acceptor = acceptor();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("https://{}", listener.local_addr().unwrap());
+        let received = Arc::new(Mutex::new(Vec::new()));
+        let (log, respond): (_, Arc<Respond>) = (Arc::clone(&received), Arc::new(respond));
+        let task = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(serve(
+                    acceptor.clone(),
+                    stream,
+                    Arc::clone(&log),
+                    Arc::clone(&respond),
+                ));
+            }
+        });
+        Self { address, received, folder, task }
+    }
+
+    pub(super) fn settings(&self) -> VaultSettings {
+        VaultSettings {
+            address: self.address.as_str().into(),
+            ca_file: Some(self.folder.0.join("ca.pem")),
+            namespace: None,
+            approle_mount: "approle".into(),
+            role_id: "role-1".into(),
+            secret_id_file: self.folder.0.join("secret-id"),
+            refresh: Duration::from_secs(60),
+            max_stale: Duration::from_secs(300),
+        }
+    }
+
+    pub(super) fn source(&self) -> VaultSource {
+        VaultSource::new(&self.settings()).unwrap()
+    }
+
+    pub(super) fn targets(&self) -> Vec<String> {
+        self.received.lock().unwrap().iter().map(|one| one.target.clone()).collect()
+    }
+
+    pub(super) fn count(&self, target: &str) -> usize {
+        self.targets().iter().filter(|one| *one == target).count()
+    }
+}
+
+/// The CA of every fake, so that any of them would be believed by a client of another.
+fn authority() -> &'static (String, Issuer<'static, KeyPair>) {
+    static AUTHORITY: OnceLock<(String, Issuer<'static, KeyPair>)> = OnceLock::new();
+    AUTHORITY.get_or_init(new_authority)
+}
+
+/// A CA as PEM, and what signs in its name.
+pub(super) fn new_authority() -> (String, Issuer<'static, KeyPair>) {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(vec![]).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let pem = params.self_signed(&key).unwrap().pem();
+    (pem, Issuer::new(params, key))
+}
+
+fn acceptor() -> TlsAcceptor {
+    let key = KeyPair::generate().unwrap();
+    let leaf = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    let leaf = leaf.signed_by(&key, &authority().1).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![leaf.der().clone()], key.serialize_der().try_into().unwrap())
+        .unwrap();
+    TlsAcceptor::from(Arc::new(config))
+}
+
+async fn serve(
+    acceptor: TlsAcceptor,
+    stream: TcpStream,
+    log: Arc<Mutex<Vec<Received>>>,
+    respond: Arc<Respond>,
+) -> Option<()> {
+    let mut stream = acceptor.accept(stream).await.ok()?;
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.ok()?);
+    }
+    let head = String::from_utf8(head).unwrap();
+    let field = |name: &str| {
+        let mut lines = head.lines().filter_map(|line| line.split_once(": "));
+        lines.find(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value.to_owned())
+    };
+    let mut body = vec![0; field("content-length").map_or(0, |length| length.parse().unwrap())];
+    stream.read_exact(&mut body).await.ok()?;
+    let received = Received {
+        target: head.split(' ').nth(1).unwrap().trim_end_matches('?').to_owned(),
+        token: field("x-vault-token"),
+        body: String::from_utf8(body).unwrap(),
+    };
+    log.lock().unwrap().push(received.clone());
+    let answer = match respond(&received) {
+        Reply::Json(status, body) => http(status, "", body.as_bytes()),
+        Reply::Redirect(to) => http(307, &format!("Location: {to}\r\n"), b""),
+        Reply::Bytes(count) => http(200, "", &vec![b' '; count]),
+        Reply::Cut => b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{\"data\"".to_vec(),
+        Reply::Hang => std::future::pending().await,
+    };
+    stream.write_all(&answer).await.ok()?;
+    stream.shutdown().await.ok()
+}
+
+fn http(status: u16, fields: &str, body: &[u8]) -> Vec<u8> {
+    let length = body.len();
+    let head = format!(
+        "HTTP/1.1 {status} Any\r\n{fields}Connection: close\r\nContent-Length: {length}\r\n\r\n"
+    );
+    [head.as_bytes(), body].concat()
+}
+
+pub(super) fn grant(token: &str, seconds: u64) -> Reply {
+    let auth = format!(r#""client_token":"{token}","lease_duration":{seconds},"renewable":true"#);
+    Reply::Json(200, format!(r#"{{"auth":{{{auth}}}}}"#))
+}
+
+pub(super) fn value() -> Reply {
+    Reply::Json(200, format!(r#"{{"data":{{"data":{{"key":"{VALUE}"}}}}}}"#))
+}
+
+pub(super) fn refused() -> Reply {
+    Reply::Json(403, r#"{"errors":["permission denied"]}"#.to_owned())
+}
+
+/// A healthy Vault but for what `read` says about reads.
+pub(super) fn healthy(
+    read: impl Fn() -> Reply + Send + Sync + 'static,
+) -> impl Fn(&Received) -> Reply {
+    move |request| match request.target.as_str() {
+        LOGIN => grant(TOKEN, 3600),
+        READ => read(),
+        LOOKUP | REVOKE => Reply::Json(200, "{}".to_owned()),
+        other => panic!("unexpected {other}"),
+    }
+}
+
+pub(super) fn reference() -> SecretRef {
+    reference_to("team/openai", "key")
+}
+
+pub(super) fn reference_to(path: &str, field: &str) -> SecretRef {
+    SecretRef::VaultKv2 { mount: "kv".into(), path: path.into(), field: field.into() }
+}
+
+pub(super) async fn fetch(source: &VaultSource) -> Result<String, FetchError> {
+    let group = GroupName("agents".into());
+    let fetched = source.fetch(&group, &reference()).await;
+    fetched.map(|value| String::from_utf8(value.to_vec()).unwrap())
+}
+
+pub(super) const LOGIN: &str = "/v1/auth/approle/login";
+pub(super) const LOOKUP: &str = "/v1/auth/token/lookup-self";
+pub(super) const RENEW: &str = "/v1/auth/token/renew-self";
+pub(super) const REVOKE: &str = "/v1/auth/token/revoke-self";
+pub(super) const READ: &str = "/v1/kv/data/team/openai";

@@ -1,0 +1,273 @@
+//! What the fake Vault does, and what the source makes of it.
+
+use std::{
+    io::Write,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use super::{fake::*, *};
+
+#[tokio::test]
+async fn a_value_is_read_with_one_login() {
+    let fake = Fake::start(healthy(value)).await;
+    let source = fake.source();
+    for _ in 0..3 {
+        assert_eq!(fetch(&source).await.as_deref(), Ok(VALUE));
+    }
+    source.close().await;
+    assert_eq!(fake.targets(), [LOGIN, READ, READ, READ, REVOKE]);
+    let received = fake.received.lock().unwrap();
+    assert_eq!(received[0].token, None);
+    assert_eq!(received[0].body, format!(r#"{{"role_id":"role-1","secret_id":"{SECRET_ID}"}}"#));
+    assert!(received[1..].iter().all(|one| one.token.as_deref() == Some(TOKEN)));
+}
+
+#[tokio::test]
+async fn a_hundred_questions_make_one_login_also_when_it_fails() {
+    for status in [200, 500] {
+        let fake = Fake::start(move |request| match (request.target.as_str(), status) {
+            (LOGIN, 500) => Reply::Json(500, "{}".to_owned()),
+            (LOGIN, _) => grant(TOKEN, 3600),
+            _ => value(),
+        })
+        .await;
+        let source = fake.source();
+        let all = futures_util::future::join_all((0..100).map(|_| fetch(&source))).await;
+        assert!(all.iter().all(|one| one.is_ok() == (status == 200)));
+        assert_eq!(fake.count(LOGIN), 1);
+    }
+}
+
+#[tokio::test]
+async fn each_refusal_and_each_fault_has_its_cause() {
+    use SecretCause::{ValueInvalid, VaultDenied, VaultSealed, VaultUnreachable};
+    type Case = (fn() -> Reply, SecretCause, bool);
+    let cases: [Case; 14] = [
+        (refused, VaultDenied, true),
+        (|| Reply::Json(404, r#"{"errors":[]}"#.to_owned()), VaultDenied, true),
+        (|| Reply::Json(503, r#"{"errors":["Vault is sealed"]}"#.to_owned()), VaultSealed, false),
+        (|| Reply::Json(503, "<html>busy</html>".to_owned()), VaultUnreachable, false),
+        (|| Reply::Json(501, "{}".to_owned()), VaultSealed, false),
+        (|| Reply::Json(473, "{}".to_owned()), VaultSealed, false),
+        (|| Reply::Json(429, "{}".to_owned()), VaultSealed, false),
+        (|| Reply::Json(500, r#"{"errors":["1 error"]}"#.to_owned()), VaultUnreachable, false),
+        (|| Reply::Json(200, "<html>welcome</html>".to_owned()), VaultUnreachable, false),
+        (|| Reply::Json(200, r#"{"data":{"data":{"ke"#.to_owned()), VaultUnreachable, false),
+        (|| Reply::Cut, VaultUnreachable, false),
+        (|| Reply::Bytes(2 * 1024 * 1024), VaultUnreachable, false),
+        (|| Reply::Json(200, r#"{"data":{"data":{"other":"v"}}}"#.to_owned()), ValueInvalid, true),
+        (|| Reply::Json(200, r#"{"data":{"data":{"key":17}}}"#.to_owned()), ValueInvalid, true),
+    ];
+    for (index, (read, cause, gone)) in cases.into_iter().enumerate() {
+        let fake = Fake::start(healthy(read)).await;
+        let error = fetch(&fake.source()).await.unwrap_err();
+        assert_eq!(error.cause(), cause, "case {index}: {error:?}");
+        assert_eq!(matches!(error, FetchError::Gone(..)), gone, "case {index}: {error:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_refused_login_is_a_refusal_and_a_sealed_vault_an_outage() {
+    let cases = [
+        (400, SecretCause::VaultDenied),
+        (403, SecretCause::VaultDenied),
+        (503, SecretCause::VaultSealed),
+    ];
+    for (status, cause) in cases {
+        let body = r#"{"errors":["Vault is sealed"]}"#;
+        let fake = Fake::start(move |_| Reply::Json(status, body.to_owned())).await;
+        assert_eq!(fetch(&fake.source()).await.unwrap_err().cause(), cause);
+        assert_eq!(fake.targets(), [LOGIN]);
+    }
+}
+
+#[tokio::test]
+async fn a_slow_vault_is_given_up_in_time() {
+    let fake = Fake::start(healthy(|| Reply::Hang)).await;
+    let source = VaultSource::with_call_time(&fake.settings(), Duration::from_secs(1)).unwrap();
+    let started = std::time::Instant::now();
+    let error = fetch(&source).await.unwrap_err();
+    assert_eq!(
+        error,
+        FetchError::Outage(SecretCause::VaultUnreachable, "Vault did not answer in time")
+    );
+    assert!(started.elapsed() < Duration::from_secs(8));
+}
+
+#[tokio::test]
+async fn a_redirect_is_not_followed_and_the_token_goes_nowhere_else() {
+    for redirected in [LOGIN, READ] {
+        let thief = Fake::start(|_| value()).await;
+        let to = format!("{}{redirected}", thief.address);
+        let fake = Fake::start(move |request| match request.target.as_str() {
+            target if target == redirected => Reply::Redirect(to.clone()),
+            _ => grant(TOKEN, 3600),
+        })
+        .await;
+        let error = fetch(&fake.source()).await.unwrap_err();
+        assert_eq!(error.cause(), SecretCause::VaultUnreachable);
+        assert!(thief.targets().is_empty());
+        assert!(fetch(&thief.source()).await.is_err(), "the thief could have been reached");
+        assert_eq!(thief.targets(), [LOGIN]);
+    }
+}
+
+#[tokio::test]
+async fn another_ca_is_not_trusted_and_sees_no_request() {
+    let fake = Fake::start(healthy(value)).await;
+    fake.folder.write("ca.pem", new_authority().0.as_bytes(), 0o644);
+    let error = fetch(&fake.source()).await.unwrap_err();
+    let text = "TLS with Vault failed: check its certificate against ca_file";
+    assert_eq!(error, FetchError::Outage(SecretCause::VaultUnreachable, text));
+    assert!(fake.targets().is_empty());
+}
+
+#[tokio::test]
+async fn nobody_there_is_an_outage() {
+    let fake = Fake::start(healthy(value)).await;
+    let source = fake.source();
+    fake.task.abort();
+    while !fake.task.is_finished() {
+        tokio::task::yield_now().await;
+    }
+    let error = fetch(&source).await.unwrap_err();
+    assert_eq!(error, FetchError::Outage(SecretCause::VaultUnreachable, "no connection to Vault"));
+}
+
+#[tokio::test]
+async fn a_dead_token_is_replaced_and_the_read_succeeds() {
+    let logins = AtomicUsize::new(0);
+    let fake = Fake::start(move |request| match (request.target.as_str(), &request.token) {
+        (LOGIN, _) => grant(&format!("{TOKEN}-{}", logins.fetch_add(1, Ordering::SeqCst)), 3600),
+        (_, Some(token)) if token.ends_with("-0") => refused(),
+        _ => value(),
+    })
+    .await;
+    assert_eq!(fetch(&fake.source()).await.as_deref(), Ok(VALUE));
+    assert_eq!(fake.targets(), [LOGIN, READ, LOOKUP, LOGIN, READ]);
+}
+
+#[tokio::test]
+async fn a_token_past_its_life_is_not_used() {
+    let fake = Fake::start(|request| match request.target.as_str() {
+        LOGIN => grant(TOKEN, 1),
+        _ => value(),
+    })
+    .await;
+    let source = fake.source();
+    fetch(&source).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    fetch(&source).await.unwrap();
+    assert_eq!(fake.targets(), [LOGIN, READ, LOGIN, READ]);
+}
+
+#[tokio::test]
+async fn a_token_is_renewed_at_two_thirds_and_fetched_anew_where_that_fails() {
+    for renewal in [200, 403] {
+        let fake = Fake::start(move |request| match (request.target.as_str(), renewal) {
+            (RENEW, 403) => refused(),
+            (LOGIN | RENEW, _) => grant(TOKEN, 3),
+            _ => value(),
+        })
+        .await;
+        let source = fake.source();
+        fetch(&source).await.unwrap();
+        let _ = tokio::time::timeout(Duration::from_millis(3_500), source.tend()).await;
+        fetch(&source).await.unwrap();
+        assert!(fake.count(RENEW) >= 1, "{:?}", fake.targets());
+        assert_eq!(fake.count(LOGIN) > 1, renewal == 403, "{:?}", fake.targets());
+    }
+}
+
+#[tokio::test]
+async fn a_path_that_could_mean_another_is_never_sent() {
+    let fake = Fake::start(healthy(value)).await;
+    let source = fake.source();
+    for path in ["a/../b", "..", "a//b", "/a", "a/", "a/./b", "a\nb", ""] {
+        let asked = source.fetch(&GroupName("agents".into()), &reference_to(path, "key")).await;
+        assert_eq!(asked.unwrap_err().cause(), SecretCause::VaultDenied, "{path:?}");
+    }
+    assert!(fake.targets().is_empty());
+}
+
+#[tokio::test]
+async fn marks_in_a_path_stay_in_the_path() {
+    let fake = Fake::start(|request| match request.target.as_str() {
+        LOGIN => grant(TOKEN, 3600),
+        _ => value(),
+    })
+    .await;
+    let asked = reference_to("a?b#c%2e d", "key");
+    fake.source().fetch(&GroupName("agents".into()), &asked).await.unwrap();
+    assert_eq!(fake.targets()[1], "/v1/kv/data/a%3Fb%23c%252e%20d");
+}
+
+#[tokio::test]
+async fn a_secret_id_that_others_can_read_stops_the_start() {
+    let fake = Fake::start(healthy(value)).await;
+    let path = fake.folder.write("secret-id", SECRET_ID.as_bytes(), 0o644);
+    let error = VaultSource::new(&fake.settings()).unwrap_err();
+    assert!(matches!(error, VaultSourceError::SecretIdFile(..)));
+    std::fs::remove_file(path).unwrap();
+    fake.folder.write("secret-id", b"two\nlines", 0o600);
+    let error = VaultSource::new(&fake.settings()).unwrap_err();
+    assert!(matches!(error, VaultSourceError::SecretId(_)));
+}
+
+#[derive(Clone, Default)]
+struct Captured(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Captured {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        Write::write(&mut *self.0.lock().unwrap(), bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn no_log_at_any_level_and_no_error_holds_a_secret() {
+    let captured = Captured::default();
+    let writer = captured.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_writer(move || writer.clone())
+        .finish();
+    let guard = tracing::subscriber::set_default(subscriber);
+    let echo = |status| {
+        move |request: &Received| {
+            let said = format!("{:?} {:?} {VALUE}", request.token, request.body).replace('"', "'");
+            Reply::Json(status, format!(r#"{{"errors":["{said}"],"warnings":["{said}"]}}"#))
+        }
+    };
+    let mut errors = String::new();
+    for status in [200, 307, 400, 403, 404, 500, 503] {
+        let login = Fake::start(echo(status)).await;
+        let read = echo(status);
+        let read = Fake::start(move |request| match request.target.as_str() {
+            LOGIN => grant(TOKEN, 3600),
+            _ => read(request),
+        })
+        .await;
+        for fake in [login, read] {
+            let source = fake.source();
+            let error = fetch(&source).await.unwrap_err();
+            errors += &format!("{error:?} {} {source:?}", error.text());
+        }
+    }
+    let fake = Fake::start(healthy(value)).await;
+    fetch(&fake.source()).await.unwrap();
+    drop(guard);
+    let log = String::from_utf8(captured.0.lock().unwrap().clone()).unwrap();
+    assert!(log.contains("logged in to Vault") && log.contains("TRACE"));
+    assert!(!log.contains("ERROR"), "a refusal of Vault is no error of the gateway");
+    for secret in [SECRET_ID, TOKEN, VALUE] {
+        assert!(!log.contains(secret), "{secret} in the log:\n{log}");
+        assert!(!errors.contains(secret), "{secret} in {errors}");
+    }
+}

@@ -1,0 +1,133 @@
+//! Pipes for splice(2), shared by all flows of a thread.
+//!
+//! A direction holds a pipe only while bytes are in it. A pipe with bytes of one flow in it never
+//! reaches another: it is closed. There are at most [`MAX_PIPES`] in the process; where one more
+//! is not to be had, for this bound or the kernel's, the caller copies instead.
+
+use std::{
+    cell::RefCell,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use rustix::{
+    fd::{AsFd, OwnedFd},
+    pipe::{PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, splice},
+};
+
+/// A pipe on loan.
+///
+/// It is filled only when it is empty and the caller empties it before filling it again. That
+/// makes `WouldBlock` of [`Pipe::fill`] mean that the socket is empty and never that the pipe is
+/// full, which splice(2) does not tell apart.
+pub(super) struct Pipe {
+    ends: Arc<Ends>,
+    held: usize,
+}
+
+struct Ends {
+    read: OwnedFd,
+    write: OwnedFd,
+    capacity: usize,
+    _place: Place,
+}
+
+impl Pipe {
+    /// An empty pipe, where there is one to be had.
+    pub(super) fn take() -> Option<Self> {
+        let free = FREE.try_with(|free| free.borrow_mut().pop()).ok().flatten();
+        let ends = match free {
+            Some(ends) => ends,
+            None => Arc::new(Ends::open()?),
+        };
+        Some(Self { ends, held: 0 })
+    }
+
+    /// Bytes in the pipe.
+    pub(super) fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Moves what `socket` has received into the empty pipe; 0 means the stream's end.
+    pub(super) fn fill(&mut self, socket: impl AsFd) -> io::Result<usize> {
+        debug_assert_eq!(self.held, 0);
+        let moved = splice(socket, None, &self.ends.write, None, self.ends.capacity, FLAGS)?;
+        self.held = moved;
+        Ok(moved)
+    }
+
+    /// Moves bytes from the pipe to `socket`.
+    pub(super) fn drain(&mut self, socket: impl AsFd) -> io::Result<usize> {
+        let moved = splice(&self.ends.read, None, socket, None, self.held, FLAGS)?;
+        self.held = self.held.saturating_sub(moved);
+        Ok(moved)
+    }
+}
+
+impl Drop for Pipe {
+    fn drop(&mut self) {
+        if self.held > 0 {
+            return;
+        }
+        let _ = FREE.try_with(|free| {
+            let mut free = free.borrow_mut();
+            if free.len() < MAX_FREE {
+                free.push(Arc::clone(&self.ends));
+            }
+        });
+    }
+}
+
+impl Ends {
+    fn open() -> Option<Self> {
+        let place = Place::take()?;
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok()?;
+        let grown = SIZES.iter().find_map(|&size| fcntl_setpipe_size(&write, size).ok());
+        let capacity = grown.or_else(|| fcntl_getpipe_size(&write).ok())?;
+        // Beyond the soft limit of pipe pages the kernel makes pipes of two pages (pipe(7)).
+        if capacity < MIN_BYTES {
+            return None;
+        }
+        Some(Self { read, write, capacity, _place: place })
+    }
+}
+
+/// One of the [`MAX_PIPES`].
+struct Place;
+
+impl Place {
+    fn take() -> Option<Self> {
+        let room = |open: usize| (open < MAX_PIPES).then_some(open + 1);
+        OPEN.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).ok().map(|_| Self)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        OPEN.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+const FLAGS: SpliceFlags = SpliceFlags::MOVE.union(SpliceFlags::NONBLOCK);
+
+/// Bytes to ask for, best first. 1 MiB halves the cost of a byte against 64 KiB; it is also
+/// the default of `fs.pipe-max-size`, above which the kernel refuses.
+const SIZES: [usize; 2] = [1024 * 1024, 256 * 1024];
+
+/// Below this, copying is no dearer.
+const MIN_BYTES: usize = 64 * 1024;
+
+/// Most pipes of the process. With bytes in all of them they pin 128 MiB.
+const MAX_PIPES: usize = 128;
+
+/// Most free pipes of one thread.
+const MAX_FREE: usize = 8;
+
+static OPEN: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    static FREE: RefCell<Vec<Arc<Ends>>> = const { RefCell::new(Vec::new()) };
+}

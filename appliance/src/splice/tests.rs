@@ -1,0 +1,429 @@
+//! The relay against peers that behave badly: on loopback sockets, and on legs in memory that
+//! read and write as little as they like.
+
+use std::{
+    pin::Pin,
+    process::Command,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, ReadBuf},
+    net::TcpListener,
+    task::JoinHandle,
+    time::{Instant, sleep, timeout},
+};
+
+use super::{relay::Leg, *};
+
+const LONG: Duration = Duration::from_secs(30);
+const SHORT: Duration = Duration::from_millis(150);
+
+/// A flow under test: the agent's and the upstream's own ends, and the relay between them.
+struct Rig {
+    agent: TcpStream,
+    upstream: TcpStream,
+    traffic: Arc<Traffic>,
+    relay: JoinHandle<SpliceEnd>,
+}
+
+impl Rig {
+    async fn new(first: &'static [u8], bounds: Bounds) -> Self {
+        let (agent, gateway_agent) = connection().await;
+        let (gateway_upstream, upstream) = connection().await;
+        harden(&gateway_agent).expect("hardened");
+        harden(&gateway_upstream).expect("hardened");
+        let traffic = Arc::new(Traffic::default());
+        let relay = tokio::spawn({
+            let traffic = traffic.clone();
+            async move {
+                Relay::new(gateway_agent, gateway_upstream, &traffic, bounds)
+                    .run(Bytes::from_static(first))
+                    .await
+            }
+        });
+        Self { agent, upstream, traffic, relay }
+    }
+
+    async fn end(self) -> SpliceEnd {
+        timeout(LONG, self.relay).await.expect("an end").expect("no panic")
+    }
+}
+
+fn bounds(idle: Duration, half_open: Duration) -> Bounds {
+    Bounds { idle, half_open }
+}
+
+/// Two ends of a loopback connection with small buffers, so that writes come out short.
+#[expect(clippy::disallowed_methods, reason = "no policy here: both ends are the test's own")]
+async fn connection() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let address = listener.local_addr().expect("an address");
+    let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+    let (client, server) = (client.expect("connected"), accepted.expect("accepted").0);
+    for stream in [&client, &server] {
+        SockRef::from(stream).set_send_buffer_size(40_000).expect("set");
+    }
+    (client, server)
+}
+
+/// A cheap source of numbers that look random (xorshift64).
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 % u64::try_from(sides).expect("small")).expect("small")
+    }
+}
+
+/// The byte at a place of a test stream; the period is no power of two.
+fn pattern(at: usize, seed: u64) -> u8 {
+    u8::try_from((at as u64 * 31 + at as u64 / 251 + seed) % 253).expect("a byte")
+}
+
+async fn send(sink: &mut (impl AsyncWrite + Unpin), len: usize, seed: u64) {
+    let mut dice = Dice(seed + 1);
+    let mut at = 0;
+    while at < len {
+        let size = (1 + dice.roll(100_000)).min(len - at);
+        let piece: Vec<u8> = (at..at + size).map(|at| pattern(at, seed)).collect();
+        sink.write_all(&piece).await.expect("written");
+        at += size;
+    }
+    sink.shutdown().await.expect("ended");
+}
+
+/// Reads to the end, checks every byte, and returns their number.
+async fn receive(source: &mut (impl AsyncRead + Unpin), seed: u64) -> usize {
+    let mut dice = Dice(seed + 7);
+    let mut room = vec![0; 200_000];
+    let mut at = 0;
+    loop {
+        let size = 1 + dice.roll(room.len());
+        let read = source.read(&mut room[..size]).await.expect("read");
+        if read == 0 {
+            return at;
+        }
+        assert!((at..).zip(&room[..read]).all(|(at, &byte)| byte == pattern(at, seed)), "at {at}");
+        at += read;
+        if dice.roll(20) == 0 {
+            sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_byte_is_lost_where_copying_turns_into_splicing() {
+    const K: usize = 1024;
+    for len in [0, 1, 256 * K - 1, 256 * K, 256 * K + 1, 1024 * K + 1, 8 * 1024 * K + 13] {
+        let mut rig = Rig::new(b"", bounds(LONG, LONG)).await;
+        let (mut from_agent, mut to_agent) = rig.agent.split();
+        let (mut from_upstream, mut to_upstream) = rig.upstream.split();
+        let other = len / 2 + 3;
+        let ((), (), up, down) = tokio::join!(
+            send(&mut to_agent, len, 1),
+            send(&mut to_upstream, other, 2),
+            receive(&mut from_upstream, 1),
+            receive(&mut from_agent, 2),
+        );
+        assert_eq!((up, down), (len, other));
+        let traffic = rig.traffic.clone();
+        assert_eq!(rig.end().await, SpliceEnd::BothClosed);
+        assert_eq!((traffic.from_agent(), traffic.to_agent()), (len as u64, other as u64));
+    }
+}
+
+/// A leg in memory that does as little as it may, and often nothing.
+struct Stingy {
+    inner: DuplexStream,
+    dice: Dice,
+}
+
+impl Stingy {
+    /// Some bytes to offer, or none for now.
+    fn allow(&mut self, cx: &mut Context<'_>) -> Poll<usize> {
+        if self.dice.roll(3) == 0 {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        Poll::Ready(1 + self.dice.roll(700))
+    }
+}
+
+impl AsyncRead for Stingy {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let Poll::Ready(most) = self.allow(cx) else { return Poll::Pending };
+        let mut room = vec![0; most.min(buf.remaining())];
+        let mut piece = ReadBuf::new(&mut room);
+        let result = Pin::new(&mut self.inner).poll_read(cx, &mut piece);
+        buf.put_slice(piece.filled());
+        result
+    }
+}
+
+impl AsyncWrite for Stingy {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let Poll::Ready(most) = self.allow(cx) else { return Poll::Pending };
+        Pin::new(&mut self.inner).poll_write(cx, &buf[..most.min(buf.len())])
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Poll::Ready(_) = self.allow(cx) else { return Poll::Pending };
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+impl Leg for Stingy {
+    fn socket(&self) -> Option<&TcpStream> {
+        None
+    }
+
+    fn abort(&self) {}
+}
+
+#[tokio::test]
+async fn no_byte_is_lost_to_a_writer_that_is_short_or_pending_at_random() {
+    for seed in 1..20 {
+        let (agent, gateway_agent) = tokio::io::duplex(3_000);
+        let (gateway_upstream, upstream) = tokio::io::duplex(500);
+        let leg = |inner| Stingy { inner, dice: Dice(seed) };
+        let traffic = Traffic::default();
+        let bounds = bounds(LONG, LONG);
+        let relay = Relay::new(leg(gateway_agent), leg(gateway_upstream), &traffic, bounds);
+        let (mut from_agent, mut to_agent) = tokio::io::split(agent);
+        let (mut from_upstream, mut to_upstream) = tokio::io::split(upstream);
+        let (end, (), (), up, down) = tokio::join!(
+            relay.run(Bytes::new()),
+            send(&mut to_agent, 150_000, seed),
+            send(&mut to_upstream, 99_991, seed + 50),
+            receive(&mut from_upstream, seed),
+            receive(&mut from_agent, seed + 50),
+        );
+        assert_eq!((end, up, down), (SpliceEnd::BothClosed, 150_000, 99_991));
+    }
+}
+
+#[tokio::test]
+async fn what_was_peeked_goes_first() {
+    let mut rig = Rig::new(b"hello, ", bounds(LONG, LONG)).await;
+    rig.agent.write_all(b"world").await.expect("written");
+    rig.agent.shutdown().await.expect("ended");
+    let mut all = Vec::new();
+    rig.upstream.read_to_end(&mut all).await.expect("read");
+    assert_eq!(all, b"hello, world");
+    rig.upstream.shutdown().await.expect("ended");
+    assert_eq!(rig.end().await, SpliceEnd::BothClosed);
+}
+
+#[tokio::test]
+async fn who_ends_first_still_hears_the_other_to_the_end() {
+    for agent_ends in [true, false] {
+        let mut rig = Rig::new(b"", bounds(LONG, LONG)).await;
+        let (ender, other) = if agent_ends {
+            (&mut rig.agent, &mut rig.upstream)
+        } else {
+            (&mut rig.upstream, &mut rig.agent)
+        };
+        ender.shutdown().await.expect("ended");
+        assert_eq!(receive(other, 0).await, 0);
+        let ((), heard) = tokio::join!(send(other, 900_000, 3), receive(ender, 3));
+        assert_eq!(heard, 900_000);
+        assert_eq!(rig.end().await, SpliceEnd::BothClosed);
+    }
+}
+
+#[tokio::test]
+async fn a_reset_of_one_side_resets_the_other() {
+    for agent_resets in [true, false] {
+        // In the middle of a bulk transfer in either direction, and in silence.
+        for sent in [0, 3_000_000] {
+            let Rig { agent, upstream, relay, .. } = Rig::new(b"", bounds(LONG, LONG)).await;
+            let (mut resetter, mut other, side) = if agent_resets {
+                (agent, upstream, Side::Agent)
+            } else {
+                (upstream, agent, Side::Upstream)
+            };
+            let piece = vec![1; 10_000];
+            let mut room = vec![0; 10_000];
+            let mut left = sent;
+            while left > 0 {
+                resetter.write_all(&piece).await.expect("written");
+                other.read_exact(&mut room).await.expect("read");
+                left -= piece.len();
+            }
+            resetter.set_zero_linger().expect("set");
+            drop(resetter);
+            let end = timeout(LONG, relay).await.expect("an end").expect("no panic");
+            assert_eq!(end, SpliceEnd::Reset(side));
+            expect_reset(&mut other).await;
+        }
+    }
+}
+
+async fn expect_reset(stream: &mut TcpStream) {
+    let mut room = vec![0; 100_000];
+    let error = loop {
+        match timeout(LONG, stream.read(&mut room)).await.expect("not silent") {
+            Ok(0) => panic!("a clean end"),
+            Ok(_) => {}
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn a_side_that_never_reads_stops_the_other_and_ends_idle() {
+    let mut rig = Rig::new(b"", bounds(Duration::from_millis(500), LONG)).await;
+    let piece = vec![1; 64 * 1024];
+    let mut taken = 0;
+    while let Ok(written) = timeout(SHORT, rig.agent.write(&piece)).await {
+        taken += written.expect("written");
+        assert!(taken < 64 * 1024 * 1024, "it takes without end");
+    }
+    // One pipe and one copy buffer lie between the two sockets; the kernel's own buffers bound
+    // the rest.
+    let delivered = usize::try_from(rig.traffic.from_agent()).expect("small");
+    assert!(taken > delivered);
+    let mut agent = rig.agent;
+    assert_eq!(timeout(LONG, rig.relay).await.expect("an end").expect("no panic"), SpliceEnd::Idle);
+    expect_reset(&mut agent).await;
+}
+
+#[tokio::test]
+async fn a_silent_flow_ends_and_one_that_speaks_does_not() {
+    let rig = Rig::new(b"", bounds(SHORT, LONG)).await;
+    assert_eq!(rig.end().await, SpliceEnd::Idle);
+    let mut rig = Rig::new(b"", bounds(SHORT, LONG)).await;
+    for _ in 0..8 {
+        sleep(SHORT / 2).await;
+        rig.upstream.write_all(b".").await.expect("written");
+        assert_eq!(rig.agent.read_u8().await.expect("read"), b'.');
+    }
+    let (start, mut agent) = (Instant::now(), rig.agent);
+    assert_eq!(rig.relay.await.expect("no panic"), SpliceEnd::Idle);
+    assert!(start.elapsed() < 2 * SHORT, "{:?}", start.elapsed());
+    expect_reset(&mut agent).await;
+}
+
+#[tokio::test]
+async fn a_side_that_never_ends_after_the_other_has_is_reset() {
+    for agent_ends in [true, false] {
+        let mut rig = Rig::new(b"", bounds(LONG, SHORT)).await;
+        let (ender, other) = if agent_ends {
+            (&mut rig.agent, &mut rig.upstream)
+        } else {
+            (&mut rig.upstream, &mut rig.agent)
+        };
+        ender.shutdown().await.expect("ended");
+        for _ in 0..6 {
+            sleep(SHORT / 2).await;
+            other.write_all(b".").await.expect("written");
+            assert_eq!(ender.read_u8().await.expect("read"), b'.');
+        }
+        expect_reset(ender).await;
+        assert_eq!(rig.end().await, SpliceEnd::HalfOpen);
+    }
+}
+
+#[tokio::test]
+async fn a_flow_that_is_dropped_is_reset_on_both_sides() {
+    let mut rig = Rig::new(b"", bounds(LONG, LONG)).await;
+    rig.agent.write_all(b".").await.expect("written");
+    assert_eq!(rig.upstream.read_u8().await.expect("read"), b'.');
+    rig.relay.abort();
+    assert!(rig.relay.await.expect_err("cut").is_cancelled());
+    expect_reset(&mut rig.agent).await;
+    expect_reset(&mut rig.upstream).await;
+}
+
+/// Descriptors are counted for the whole process, so the count is taken in one of its own.
+#[test]
+fn no_descriptor_and_no_half_closed_socket_is_left() {
+    let status = Command::new(std::env::current_exe().expect("a path"))
+        .args(["--exact", "--ignored", "splice::tests::descriptors_in_a_process_of_its_own"])
+        .output()
+        .expect("run");
+    assert!(status.status.success(), "{}", String::from_utf8_lossy(&status.stdout));
+    assert!(String::from_utf8_lossy(&status.stdout).contains("1 passed"));
+}
+
+#[test]
+#[ignore = "run by no_descriptor_and_no_half_closed_socket_is_left"]
+fn descriptors_in_a_process_of_its_own() {
+    let count = || std::fs::read_dir("/proc/self/fd").expect("proc").count();
+    let before = count();
+    // The pool of pipes belongs to the thread and ends with it.
+    let worker = std::thread::spawn(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a runtime").block_on(all_ends())
+    });
+    let ports = worker.join().expect("no panic");
+    assert_eq!(count(), before);
+    let sockets = std::fs::read_to_string("/proc/self/net/tcp").expect("proc");
+    for line in sockets.lines().skip(1) {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let ours = ports.iter().any(|port| fields[1].ends_with(&format!(":{port:04X}")));
+        assert!(!ours || fields[3] != "08", "CLOSE_WAIT: {line}");
+    }
+}
+
+/// Ends flows in every way, with bytes on their way where there can be, and returns the ports.
+async fn all_ends() -> Vec<u16> {
+    let mut ports = Vec::new();
+    for way in 0..6 {
+        let mut rig = Rig::new(b"x", bounds(SHORT, SHORT)).await;
+        let port = |stream: &TcpStream| {
+            [stream.local_addr(), stream.peer_addr()].map(|a| a.expect("bound").port())
+        };
+        ports.extend([port(&rig.agent), port(&rig.upstream)].concat());
+        let piece = vec![7; 100_000];
+        let mut room = vec![0; 100_000];
+        rig.upstream.read_u8().await.expect("read");
+        for _ in 0..30 {
+            let (sent, read) =
+                tokio::join!(rig.agent.write_all(&piece), rig.upstream.read_exact(&mut room));
+            sent.expect("written");
+            read.expect("read");
+        }
+        match way {
+            0 => {
+                rig.agent.shutdown().await.expect("ended");
+                rig.upstream.shutdown().await.expect("ended");
+            }
+            1 => rig.agent.shutdown().await.expect("ended"),
+            2 => rig.upstream.set_zero_linger().expect("set"),
+            3 => while timeout(SHORT / 3, rig.agent.write(&piece)).await.is_ok() {},
+            4 => {
+                while timeout(SHORT / 3, rig.agent.write(&piece)).await.is_ok() {}
+                rig.relay.abort();
+            }
+            _ => {}
+        }
+        let Rig { agent, upstream, relay, .. } = rig;
+        if matches!(way, 0 | 2) {
+            drop((agent, upstream));
+            let _ = timeout(LONG, relay).await.expect("an end");
+        } else {
+            let _ = timeout(LONG, relay).await.expect("an end");
+            drop((agent, upstream));
+        }
+    }
+    ports
+}

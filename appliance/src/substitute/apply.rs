@@ -1,0 +1,165 @@
+//! Writes values into a head, as a [`Plan`] says. A head whose values cannot all be had is left
+//! as it was: it still holds nothing but placeholders.
+//!
+//! The buffers made here are zeroised when the last handle on the header value goes. Copies that
+//! hyper and rustls make of the head while they send it are theirs, and are not.
+
+use std::sync::Arc;
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use http::{
+    HeaderName, HeaderValue,
+    header::{AUTHORIZATION, PROXY_AUTHORIZATION},
+    request::Parts,
+};
+use zeroize::Zeroizing;
+
+use crate::{
+    policy::{Binding, Placeholder, Scheme},
+    reason::SecretCause,
+    secrets::SecretValue,
+};
+
+/// What to put where in a head that has been examined. Only [`super::examine`] makes one.
+#[derive(Debug)]
+pub struct Plan(Option<Swap>);
+
+#[derive(Debug)]
+pub(super) enum Swap {
+    Header { field: HeaderName, scheme: Scheme, binding: Arc<Binding> },
+    Basic { user: Half, password: Half },
+}
+
+#[derive(Debug)]
+pub(super) enum Half {
+    Secret(Arc<Binding>),
+    Text(Arc<str>),
+}
+
+impl Plan {
+    pub(super) fn swapping(swap: Swap) -> Self {
+        Self(Some(swap))
+    }
+
+    pub(super) fn anonymous() -> Self {
+        Self(None)
+    }
+
+    /// Whether the request has no credential and goes out without one.
+    pub fn is_anonymous(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// The bindings whose values are needed: none, one, or two for Basic.
+    pub fn bindings(&self) -> impl Iterator<Item = &Arc<Binding>> {
+        let pair = match &self.0 {
+            None => [None, None],
+            Some(Swap::Header { binding, .. }) => [Some(binding), None],
+            Some(Swap::Basic { user, password }) => [user.binding(), password.binding()],
+        };
+        pair.into_iter().flatten()
+    }
+
+    /// The placeholders that stand in the request, for the audit.
+    pub fn placeholders(&self) -> impl Iterator<Item = &Placeholder> {
+        self.bindings().map(|binding| &binding.placeholder)
+    }
+
+    /// Replaces the placeholders of the head that was examined, and removes
+    /// `Proxy-Authorization`. Schemes are written anew, and values are marked as sensitive.
+    ///
+    /// # Errors
+    ///
+    /// The cause of `lookup`, or `value_invalid` where a value cannot stand in its place. The
+    /// head is unchanged then.
+    pub fn apply(
+        &self,
+        head: &mut Parts,
+        lookup: impl FnMut(&Binding) -> Result<Arc<SecretValue>, SecretCause>,
+    ) -> Result<(), SecretCause> {
+        let credential = self.0.as_ref().map(|swap| swap.write(lookup)).transpose()?;
+        head.headers.remove(PROXY_AUTHORIZATION);
+        if let Some((field, value)) = credential {
+            head.headers.insert(field, value);
+        }
+        Ok(())
+    }
+}
+
+impl Swap {
+    fn write(
+        &self,
+        mut lookup: impl FnMut(&Binding) -> Result<Arc<SecretValue>, SecretCause>,
+    ) -> Result<(HeaderName, HeaderValue), SecretCause> {
+        match self {
+            Self::Header { field, scheme, binding } => {
+                let value = lookup(binding)?;
+                Ok((field.clone(), sensitive(concat(&[prefix(*scheme), value.expose()]))?))
+            }
+            Self::Basic { user, password } => {
+                let user = user.write(&mut lookup)?;
+                let password = password.write(&mut lookup)?;
+                // The first colon ends the user (RFC 7617, section 2).
+                if user.contains(&b':') {
+                    return Err(SecretCause::ValueInvalid);
+                }
+                let pair = concat(&[&user, b":", &password]);
+                Ok((AUTHORIZATION, sensitive(basic(&pair)?)?))
+            }
+        }
+    }
+}
+
+impl Half {
+    fn binding(&self) -> Option<&Arc<Binding>> {
+        match self {
+            Self::Secret(binding) => Some(binding),
+            Self::Text(_) => None,
+        }
+    }
+
+    fn write(
+        &self,
+        lookup: &mut impl FnMut(&Binding) -> Result<Arc<SecretValue>, SecretCause>,
+    ) -> Result<Zeroizing<Vec<u8>>, SecretCause> {
+        Ok(match self {
+            Self::Secret(binding) => concat(&[lookup(binding)?.expose()]),
+            Self::Text(text) => concat(&[text.as_bytes()]),
+        })
+    }
+}
+
+fn prefix(scheme: Scheme) -> &'static [u8] {
+    match scheme {
+        Scheme::Bearer => b"Bearer ",
+        Scheme::Token => b"token ",
+        Scheme::Raw => b"",
+    }
+}
+
+fn basic(pair: &[u8]) -> Result<Zeroizing<Vec<u8>>, SecretCause> {
+    const SCHEME: &[u8] = b"Basic ";
+    let mut text = Zeroizing::new(vec![0; SCHEME.len() + pair.len().div_ceil(3) * 4]);
+    let (scheme, encoded) =
+        text.split_at_mut_checked(SCHEME.len()).ok_or(SecretCause::ValueInvalid)?;
+    scheme.copy_from_slice(SCHEME);
+    STANDARD.encode_slice(pair, encoded).map_err(|_| SecretCause::ValueInvalid)?;
+    Ok(text)
+}
+
+/// Sized before it is filled, so that no copy is left behind by growth.
+fn concat(parts: &[&[u8]]) -> Zeroizing<Vec<u8>> {
+    let mut whole = Zeroizing::new(Vec::with_capacity(parts.iter().map(|part| part.len()).sum()));
+    for part in parts {
+        whole.extend_from_slice(part);
+    }
+    whole
+}
+
+fn sensitive(text: Zeroizing<Vec<u8>>) -> Result<HeaderValue, SecretCause> {
+    let mut value = HeaderValue::from_maybe_shared(Bytes::from_owner(text))
+        .map_err(|_| SecretCause::ValueInvalid)?;
+    value.set_sensitive(true);
+    Ok(value)
+}

@@ -1,0 +1,301 @@
+//! Every row of the table of answers, by name.
+
+use http::{HeaderMap, HeaderValue, Method};
+
+use super::{world::*, *};
+use crate::reason::{Reason, SecretCause};
+
+#[test]
+fn a_placeholder_in_its_listed_place_becomes_its_value() {
+    let rules = rules();
+    let bearer = format!("Bearer {}", value_of(BEARER));
+    for scheme in ["Bearer", "bearer", "BEARER"] {
+        let text = format!("{scheme} {BEARER}");
+        assert_eq!(sent(&rules, &[("authorization", &text)], "authorization"), bearer);
+    }
+    let token = format!("token {TOKEN}");
+    let expected = format!("token {}", value_of(TOKEN));
+    assert_eq!(sent(&rules, &[("authorization", &token)], "authorization"), expected);
+    assert_eq!(sent(&rules, &[("x-special-key", RAW)], "x-special-key"), value_of(RAW));
+}
+
+#[test]
+fn basic_is_decoded_and_encoded_anew() {
+    let rules = rules();
+    let send = |pair: &str| sent(&rules, &[("authorization", &basic(pair))], "authorization");
+    let password = value_of(PASSWORD);
+    assert_eq!(send(&format!("git:{PASSWORD}")), basic(&format!("git:{password}")));
+    assert_eq!(send(&format!(":{PASSWORD}")), basic(&format!(":{password}")));
+    let user = value_of(USER);
+    assert_eq!(send(&format!("{USER}:x")), basic(&format!("{user}:x")));
+    assert_eq!(send(&format!("{USER}:")), basic(&format!("{user}:")));
+    assert_eq!(send(&format!("{USER}:{PASSWORD}")), basic(&format!("{user}:{password}")));
+    assert_eq!(
+        send(&format!("{EITHER}:{PASSWORD}")),
+        basic(&format!("{}:{password}", value_of(EITHER)))
+    );
+}
+
+#[test]
+fn a_plan_names_what_it_swaps() {
+    let pair = basic(&format!("{USER}:{PASSWORD}"));
+    let (_, plan) = swapped(&rules(), head(&[("authorization", &pair)])).unwrap();
+    let names: Vec<_> = plan.placeholders().map(|name| name.as_str()).collect();
+    assert_eq!(names, [USER, PASSWORD]);
+}
+
+#[test]
+fn a_half_that_is_not_listed_beside_a_placeholder_is_refused() {
+    let rules = rules();
+    let refuse = |pair: String| refused(&rules, head(&[("authorization", &basic(&pair))]));
+    for (pair, reason) in [
+        (format!("root:{PASSWORD}"), Reason::ForeignCredential),
+        (format!("Git:{PASSWORD}"), Reason::ForeignCredential),
+        (format!("{USER}:attackers-own-key"), Reason::ForeignCredential),
+        (format!("git:{PASSWORD}:"), Reason::ForeignCredential),
+        (format!("git:{OTHER_GROUP}"), Reason::ForeignCredential),
+        (format!("{PASSWORD}:"), Reason::PlaceholderWrongPlace),
+        (format!("git:{USER}"), Reason::PlaceholderWrongPlace),
+        (format!("{USER}:{BEARER}"), Reason::PlaceholderWrongPlace),
+        (format!("{BEARER}:{PASSWORD}"), Reason::PlaceholderWrongPlace),
+        (format!("{OTHER_HOST}:{BEARER}"), Reason::PlaceholderWrongPlace),
+        (format!("git:{OTHER_HOST}"), Reason::PlaceholderWrongHost),
+        (format!("{USER}:{OTHER_HOST}"), Reason::PlaceholderWrongHost),
+        (format!("{EITHER}:{EITHER}"), Reason::DuplicateCredential),
+        (":".to_owned(), Reason::ForeignCredential),
+    ] {
+        assert_eq!(refuse(pair.clone()), reason, "{pair}");
+    }
+}
+
+#[test]
+fn basic_that_does_not_decode_is_malformed() {
+    let padded = basic(&format!("git:{PASSWORD}x"));
+    for text in [
+        "Basic *".to_owned(),
+        "Basic ".to_owned(),
+        format!("Basic  {}", &padded[6..]),
+        format!("{padded}="),
+        format!("{padded} "),
+        basic("no-colon").to_owned(),
+        "Basic Z2l0OnB".to_owned(),
+    ] {
+        let reason = refused(&rules(), head(&[("authorization", &text)]));
+        assert_eq!(reason, Reason::CredentialMalformed, "{text}");
+    }
+}
+
+#[test]
+fn no_credential_is_refused_unless_the_api_is_anonymous() {
+    let request = || head(&[("accept", "*/*"), ("proxy-authorization", "Basic Zm9vOmJhcg==")]);
+    assert_eq!(refused(&rules(), request()), Reason::PlaceholderMissing);
+    let (parts, plan) = swapped(&rules_with(|api| api.anonymous = true), request()).unwrap();
+    assert!(plan.is_anonymous());
+    assert!(!parts.headers.contains_key("proxy-authorization"));
+}
+
+#[test]
+fn an_anonymous_api_still_refuses_a_foreign_credential() {
+    let rules = rules_with(|api| api.anonymous = true);
+    for value in ["Bearer sk-attackers-own", "", "Bearer"] {
+        let reason = refused(&rules, head(&[("authorization", value)]));
+        assert_eq!(reason, Reason::ForeignCredential, "{value:?}");
+    }
+}
+
+#[test]
+fn method_and_path_are_held_against_the_rules_once_the_credential_is_good() {
+    let good = format!("Bearer {BEARER}");
+    let at = |method, path, value: &str| {
+        examine(&narrow(), &head_to(method, path, &[("authorization", value)]))
+            .map(|_| ())
+            .map_err(|denial| (denial.reason, denial.placeholder.is_some()))
+    };
+    assert_eq!(at(Method::POST, "/v1/chat?x=/../y", &good), Ok(()));
+    assert_eq!(at(Method::GET, "/v1/chat", &good), Err((Reason::MethodDenied, true)));
+    assert_eq!(at(Method::POST, "/admin", &good), Err((Reason::PathDenied, true)));
+    for path in ["/v1/../admin", "/v1/%2e%2e/admin", "/v1%2Fchat", "//v1/chat", "/v1/..;/admin"] {
+        assert_eq!(at(Method::POST, path, &good), Err((Reason::PathAmbiguous, true)), "{path}");
+    }
+    let foreign = Err((Reason::ForeignCredential, false));
+    assert_eq!(at(Method::GET, "/v1/../admin", "Bearer not-one-of-ours"), foreign);
+}
+
+#[test]
+fn connect_is_denied_even_where_every_method_is_listed() {
+    let good = format!("Bearer {BEARER}");
+    let connect = head_to(Method::CONNECT, "evil.example:443", &[("authorization", &good)]);
+    assert_eq!(refused(&rules(), connect), Reason::ConnectDenied);
+}
+
+#[test]
+fn a_placeholder_of_another_host_is_named_as_such() {
+    for (field, value) in [
+        ("authorization", format!("Bearer {OTHER_HOST}")),
+        ("authorization", format!("token {OTHER_HOST}")),
+        ("authorization", OTHER_HOST.to_owned()),
+        ("x-api-key", OTHER_HOST.to_owned()),
+        ("x-special-key", OTHER_HOST.to_owned()),
+    ] {
+        let denial = examine(&rules(), &head(&[(field, &value)])).unwrap_err();
+        assert_eq!(denial.reason, Reason::PlaceholderWrongHost, "{field}: {value}");
+        assert_eq!(denial.placeholder.unwrap().as_str(), OTHER_HOST);
+    }
+}
+
+#[test]
+fn a_placeholder_in_an_unlisted_place_is_named_as_such() {
+    for (field, value) in [
+        ("authorization", BEARER.to_owned()),
+        ("authorization", format!("token {BEARER}")),
+        ("authorization", format!("Digest {BEARER}")),
+        ("authorization", format!("Bearer {TOKEN}")),
+        ("authorization", format!("Bearer {RAW}")),
+        ("x-api-key", BEARER.to_owned()),
+        ("x-api-key", format!("Bearer {BEARER}")),
+        ("x-special-key", format!("Bearer {RAW}")),
+        ("x_special_key", RAW.to_owned()),
+        ("ocp-apim-subscription-key", BEARER.to_owned()),
+    ] {
+        let denial = examine(&rules(), &head(&[(field, &value)])).unwrap_err();
+        assert_eq!(denial.reason, Reason::PlaceholderWrongPlace, "{field}: {value}");
+        assert!(denial.placeholder.is_some());
+    }
+}
+
+#[test]
+fn every_other_credential_is_foreign_and_told_apart_by_nothing() {
+    for token in [
+        "sk-proj-attackers-own-key".to_owned(),
+        OTHER_GROUP.to_owned(),
+        format!("aa{BEARER}bb"),
+        format!("{BEARER}{BEARER}"),
+        format!("{BEARER} {BEARER}"),
+        format!("{BEARER},{BEARER}"),
+        format!(" {BEARER}"),
+        format!("{BEARER} "),
+        format!("\"{BEARER}\""),
+        BEARER.to_lowercase(),
+        BEARER.replace('_', "%5F"),
+        BEARER[1..].to_owned(),
+        String::new(),
+    ] {
+        let value = format!("Bearer {token}");
+        for field in ["authorization", "x-api-key"] {
+            let denial = examine(&rules(), &head(&[(field, &value)])).unwrap_err();
+            assert_eq!(denial, Reason::ForeignCredential.into(), "{field}: {value}");
+        }
+    }
+}
+
+#[test]
+fn another_groups_fields_are_credential_fields_too() {
+    let rules = rules_with(|api| {
+        let mut other = api.bindings.pop().map(std::sync::Arc::unwrap_or_clone).unwrap();
+        other.places = vec![crate::policy::Place::Header {
+            name: http::HeaderName::from_static("x-theirs"),
+            scheme: crate::policy::Scheme::Raw,
+        }];
+        api.bindings.push(other.into());
+    });
+    let request = head(&[("x-theirs", OTHER_GROUP)]);
+    assert_eq!(refused(&rules, request), Reason::ForeignCredential);
+}
+
+#[test]
+fn two_credentials_are_refused_even_if_one_is_good() {
+    let good = format!("Bearer {BEARER}");
+    for second in [
+        ("authorization", "Bearer sk-attackers-own"),
+        ("authorization", good.as_str()),
+        ("x-api-key", "sk-attackers-own"),
+        ("X_Api_Key", "sk-attackers-own"),
+        ("x-goog-api-key", ""),
+        ("x-special-key", RAW),
+        ("authorization", &basic(&format!("git:{PASSWORD}"))),
+    ] {
+        for fields in [[("authorization", &*good), second], [second, ("authorization", &*good)]] {
+            let reason = refused(&rules(), head(&fields));
+            assert_eq!(reason, Reason::DuplicateCredential, "{fields:?}");
+        }
+    }
+}
+
+#[test]
+fn a_credential_with_bytes_that_are_not_visible_ascii_is_malformed() {
+    for bytes in [&b"Bearer \xff"[..], b"Bearer\tx", "Bearer \u{fc}".as_bytes()] {
+        let mut parts = head(&[]);
+        parts.headers.insert("authorization", HeaderValue::from_bytes(bytes).unwrap());
+        assert_eq!(refused(&rules(), parts), Reason::CredentialMalformed, "{bytes:?}");
+    }
+}
+
+#[test]
+fn connection_cannot_strip_a_credential() {
+    let good = format!("Bearer {BEARER}");
+    for nominated in
+        ["authorization", "Authorization", "close, AUTHORIZATION", "x-special-key ,te", "x_api_key"]
+    {
+        let request = head(&[("authorization", &good), ("connection", nominated)]);
+        assert_eq!(refused(&rules(), request), Reason::HttpMalformed, "{nominated}");
+    }
+    let plain = head(&[("authorization", &good), ("connection", "keep-alive, te")]);
+    assert!(examine(&rules(), &plain).is_ok());
+}
+
+#[test]
+fn placeholder_text_outside_credential_fields_is_ordinary_text() {
+    let good = format!("Bearer {BEARER}");
+    let fields = [
+        ("authorization", good.as_str()),
+        ("cookie", BEARER),
+        ("user-agent", RAW),
+        ("x-note", TOKEN),
+    ];
+    let (parts, _) = swapped(&rules(), head(&fields)).unwrap();
+    assert_eq!(parts.headers["cookie"], BEARER);
+    assert_eq!(parts.headers["user-agent"], RAW);
+    assert_eq!(parts.headers["x-note"], TOKEN);
+}
+
+#[test]
+fn without_a_value_the_head_keeps_nothing_but_placeholders() {
+    let pair = basic(&format!("{USER}:{PASSWORD}"));
+    let mut parts = head(&[("authorization", &pair)]);
+    let plan = examine(&rules(), &parts).unwrap();
+    let outcome = plan.apply(&mut parts, |binding| match binding.placeholder.as_str() {
+        PASSWORD => Err(SecretCause::VaultSealed),
+        _ => lookup(binding),
+    });
+    assert_eq!(outcome, Err(SecretCause::VaultSealed));
+    assert_eq!(parts.headers["authorization"], *pair);
+}
+
+#[test]
+fn a_user_value_with_a_colon_cannot_spill_into_the_password() {
+    let mut parts = head(&[("authorization", &basic(&format!("{USER}:")))]);
+    let plan = examine(&rules(), &parts).unwrap();
+    let colon = zeroize::Zeroizing::new(b"a-value:with-a-colon".to_vec());
+    let value = std::sync::Arc::new(crate::secrets::SecretValue::load(colon, 16).ok().unwrap());
+    let outcome = plan.apply(&mut parts, |_| Ok(value.clone()));
+    assert_eq!(outcome, Err(SecretCause::ValueInvalid));
+}
+
+#[test]
+fn a_credential_in_the_trailers_is_seen() {
+    let rules = rules();
+    for name in ["authorization", "proxy-authorization", "x-api-key", "x_api_key", "x-special-key"]
+    {
+        let mut trailers = HeaderMap::new();
+        assert!(!trailers_carry_credential(&rules, &trailers));
+        trailers.insert(http::HeaderName::from_static(name), HeaderValue::from_static("x"));
+        assert!(trailers_carry_credential(&rules, &trailers), "{name}");
+    }
+}
+
+#[test]
+fn placeholders_of_the_group_are_recognised_and_no_others() {
+    let rules = rules();
+    assert!(rules.is_placeholder(BEARER.as_bytes()) && rules.is_placeholder(OTHER_HOST.as_bytes()));
+    assert!(!rules.is_placeholder(OTHER_GROUP.as_bytes()) && !rules.is_placeholder(b""));
+}

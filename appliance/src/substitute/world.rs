@@ -1,0 +1,152 @@
+//! A policy for the tests of this module: two groups, two APIs, a placeholder in every place.
+
+use std::sync::Arc;
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use http::{HeaderName, Method, Request, request::Parts};
+use zeroize::Zeroizing;
+
+use super::{Denial, Plan, Rules, examine};
+use crate::{
+    policy::{
+        Api, Binding, GroupName, Host, Limits, PathRule, Place, Placeholder, Policy, ResponseRules,
+        RuleName, Scheme, SecretRef, Upstream,
+    },
+    reason::{Reason, SecretCause},
+    secrets::SecretValue,
+};
+
+pub(super) const BEARER: &str = "OPENAI_API_KEY";
+pub(super) const RAW: &str = "X_API_KEY_PLACEHOLDER";
+pub(super) const TOKEN: &str = "GITHUB_TOKEN";
+pub(super) const PASSWORD: &str = "GIT_PASSWORD";
+pub(super) const USER: &str = "TWILIO_ACCOUNT";
+pub(super) const EITHER: &str = "EITHER_HALF";
+pub(super) const OTHER_HOST: &str = "ANTHROPIC_API_KEY";
+pub(super) const OTHER_GROUP: &str = "OTHER_GROUPS_KEY";
+
+pub(super) fn group(name: &str) -> GroupName {
+    GroupName(name.into())
+}
+
+fn header(name: &'static str, scheme: Scheme) -> Place {
+    Place::Header { name: HeaderName::from_static(name), scheme }
+}
+
+fn binding(placeholder: &str, groups: &[&str], places: Vec<Place>) -> Arc<Binding> {
+    Arc::new(Binding {
+        groups: groups.iter().map(|name| group(name)).collect(),
+        placeholder: Placeholder(placeholder.into()),
+        places,
+        secret: SecretRef::File { name: placeholder.into() },
+        min_value_bytes: SecretValue::MIN_BYTES,
+    })
+}
+
+fn api(name: &str, bindings: Vec<Arc<Binding>>) -> Api {
+    Api {
+        name: RuleName(name.into()),
+        hosts: vec![Host::parse(&format!("{name}.example")).unwrap()],
+        port: 443,
+        methods: vec![],
+        paths: vec![],
+        anonymous: false,
+        upstream: Upstream::default(),
+        response: ResponseRules::default(),
+        bindings,
+    }
+}
+
+fn bindings() -> Vec<Arc<Binding>> {
+    vec![
+        binding(BEARER, &["agents"], vec![header("authorization", Scheme::Bearer)]),
+        binding(RAW, &["agents"], vec![header("x-special-key", Scheme::Raw)]),
+        binding(TOKEN, &["agents"], vec![header("authorization", Scheme::Token)]),
+        binding(PASSWORD, &["agents"], vec![Place::BasicPassword { user: "git".into() }]),
+        binding(USER, &["agents"], vec![Place::BasicUser { password: "x".into() }]),
+        binding(
+            EITHER,
+            &["agents"],
+            vec![
+                Place::BasicUser { password: "".into() },
+                Place::BasicPassword { user: "".into() },
+            ],
+        ),
+        binding(OTHER_GROUP, &["others"], vec![header("authorization", Scheme::Bearer)]),
+    ]
+}
+
+/// The rules of `agents` at the first API, after `change` to it.
+pub(super) fn rules_with(change: impl FnOnce(&mut Api)) -> Rules {
+    let mut first = api("first", bindings());
+    change(&mut first);
+    let place = header("authorization", Scheme::Bearer);
+    let second = api("second", vec![binding(OTHER_HOST, &["agents"], vec![place])]);
+    let policy = Policy {
+        groups: vec![],
+        apis: vec![Arc::new(first), Arc::new(second)],
+        passes: vec![],
+        ports: vec![443],
+        limits: Limits::default(),
+    };
+    Rules::new(&policy, &group("agents"), &policy.apis[0])
+}
+
+pub(super) fn rules() -> Rules {
+    rules_with(|_| ())
+}
+
+/// Rules that list one method and one folder.
+pub(super) fn narrow() -> Rules {
+    rules_with(|api| {
+        api.methods = vec![Method::POST];
+        api.paths = vec![PathRule::parse("/v1/*").unwrap()];
+    })
+}
+
+pub(super) fn head(fields: &[(&str, &str)]) -> Parts {
+    head_to(Method::POST, "/v1/chat", fields)
+}
+
+pub(super) fn head_to(method: Method, path: &str, fields: &[(&str, &str)]) -> Parts {
+    let mut request = Request::builder().method(method).uri(path);
+    for (name, value) in fields {
+        request = request.header(*name, value.as_bytes());
+    }
+    request.body(()).unwrap().into_parts().0
+}
+
+pub(super) fn basic(pair: &str) -> String {
+    format!("Basic {}", STANDARD.encode(pair))
+}
+
+/// The value behind a placeholder: distinct, and nothing that stands in a request.
+pub(super) fn value_of(placeholder: &str) -> String {
+    format!("secret-value-of-{}", placeholder.to_lowercase())
+}
+
+pub(super) fn lookup(binding: &Binding) -> Result<Arc<SecretValue>, SecretCause> {
+    let bytes = Zeroizing::new(value_of(binding.placeholder.as_str()).into_bytes());
+    SecretValue::load(bytes, binding.min_value_bytes)
+        .map(Arc::new)
+        .map_err(|_| SecretCause::ValueInvalid)
+}
+
+pub(super) fn swapped(rules: &Rules, mut parts: Parts) -> Result<(Parts, Plan), Denial> {
+    let plan = examine(rules, &parts)?;
+    plan.apply(&mut parts, lookup).expect("every value is there");
+    Ok((parts, plan))
+}
+
+pub(super) fn refused(rules: &Rules, parts: Parts) -> Reason {
+    examine(rules, &parts).expect_err("refused").reason
+}
+
+/// The one value of a field of a request that is forwarded.
+pub(super) fn sent(rules: &Rules, fields: &[(&str, &str)], field: &str) -> String {
+    let (parts, _) = swapped(rules, head(fields)).unwrap_or_else(|no| panic!("{fields:?}: {no:?}"));
+    let values: Vec<_> = parts.headers.get_all(field).iter().collect();
+    assert_eq!(values.len(), 1, "{fields:?}");
+    assert!(values[0].is_sensitive());
+    values[0].to_str().unwrap().to_owned()
+}
