@@ -12,7 +12,7 @@ use lab::{
     gateway::{self, Gateway},
     net::{AGENT, AGENT2, GATEWAY, GATEWAY_V4, GATEWAY_V6, INTERNET, OPENAI, OTHER, PYPI},
     origin::Origin,
-    sandboxed,
+    sandboxed, wait,
 };
 
 use crate::world::{TICKET, World, get};
@@ -55,6 +55,7 @@ fn a_dead_daemon_passes_nothing() {
         for to in [OPENAI.port(443), OPENAI.port6(443), PYPI.port(443), PYPI.port6(443)] {
             AGENT.connect(to).expect_err("nobody listens, and nothing is forwarded");
         }
+        std::thread::sleep(wait::QUIET);
         let after = world.origin.log().connections();
         assert_eq!(after.len(), before, "{:#?}", after.last());
     });
