@@ -10,6 +10,5 @@ mod responses;
 mod start;
 mod substitution;
 mod the_lab_itself;
-mod the_path;
 mod vault_and_secrets;
 mod world;
