@@ -2,5 +2,6 @@
 //!
 //! They are one program, so that the lab is linked once.
 
+mod faults;
 mod the_lab_itself;
 mod the_path;
