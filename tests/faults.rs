@@ -70,6 +70,17 @@ fn records(gateway: &Gateway, kind: &str) -> Vec<Value> {
     gateway.audit.records().into_iter().filter(|record| record["record"] == kind).collect()
 }
 
+/// Waits for the record of a request with this reason, beyond the first `from` such records.
+#[track_caller]
+fn refusal(gateway: &Gateway, from: usize, reason: &str) -> Value {
+    let nth = || {
+        let mut requests = records(gateway, "request").into_iter();
+        requests.by_ref().filter(|record| record["reason"] == reason).nth(from)
+    };
+    lab::wait::until(lab::wait::SOON, nth)
+        .unwrap_or_else(|| panic!("no record {from} of {reason}:\n{}", gateway.audit.text()))
+}
+
 /// Waits until the audit holds exactly `count` records of connections, and returns them.
 #[track_caller]
 fn connections(gateway: &Gateway, count: usize) -> Vec<Value> {

@@ -17,7 +17,7 @@ use lab::{
     sandboxed, wait,
 };
 
-use super::{CHAT, ask, assert_refused, connections, hello, records};
+use super::{CHAT, ask, assert_refused, connections, hello, records, refusal};
 
 /// The usual policy with a file of secrets of the test's own.
 fn config_with(file: &str) -> String {
@@ -45,8 +45,7 @@ fn a_secret_that_is_missing_at_the_start_is_503_until_it_is_there() {
         assert!(answer.headers.contains_key("retry-after"), "{:?}", answer.headers);
         assert!(!answer.text().contains("not_in_file"), "the cause is for the operator alone");
         origin.log().assert_no_request();
-        let record = &records(&gateway, "request")[0];
-        assert_eq!(record["reason"], "secret_unavailable", "{record}");
+        let record = refusal(&gateway, 0, "secret_unavailable");
         assert_eq!(record["cause"], "not_in_file", "{record}");
         assert_eq!(record["placeholders"][0], "OPENAI_API_KEY", "{record}");
         assert!(gateway.stderr().contains("no value yet"), "{}", gateway.stderr());
@@ -89,9 +88,10 @@ fn a_secret_that_is_missing_at_the_start_is_503_until_it_is_there() {
         {
             with(value);
             wait::expect("the bad value is refused", || ask(&lab, &gateway, CHAT).status == 503);
-            let invalid = |record: &&serde_json::Value| record["cause"] == "value_invalid";
-            let records = records(&gateway, "request");
-            assert!(records.iter().filter(invalid).count() > number, "{records:#?}");
+            wait::expect("the audit says why", || {
+                let records = records(&gateway, "request");
+                records.iter().filter(|record| record["cause"] == "value_invalid").count() > number
+            });
             assert!(!origin.log().holds(value) && !gateway.stderr().contains(value));
         }
     });

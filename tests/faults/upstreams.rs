@@ -94,8 +94,9 @@ fn an_upstream_that_fails_is_an_answer_and_not_a_hang() {
             println!("{name}: {} {:?} in {:?}", answer.status, answer.reason(), begun.elapsed());
             assert_refused(&answer, 502, reason);
             assert!(begun.elapsed() < Duration::from_secs(6), "{name}: {:?}", begun.elapsed());
-            let record = &connections(&gateway, number + 1)[number];
-            assert_eq!(records(&gateway, "request")[number]["reason"], reason, "{name}: {record}");
+            connections(&gateway, number + 1);
+            let record = &records(&gateway, "request")[number];
+            assert_eq!(record["reason"], reason, "{name}: {record}");
         }
         origin.log().assert_untouched();
         dns.set(OPENAI.name, &[OPENAI.v4().into()]);
