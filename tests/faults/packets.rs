@@ -87,17 +87,17 @@ fn a_spoofed_source_is_dropped_without_an_answer() {
         let origin = Origin::start(&lab);
         let _dns = Dns::start();
         let gateway = Gateway::usual(&lab);
+        // So that the agent knows its neighbour: with a spoofed address it would not be told.
+        assert_eq!(ask(&lab, &gateway, CHAT).status, 200);
+        AGENT.connect(OPENAI.port6(443)).expect("captured");
+        connections(&gateway, 2);
+        origin.log().clear();
         // Somebody else's public address, the other group's, and one of no group.
         let spoofed = ["198.51.100.77", "192.0.2.141", "10.1.2.3", "2001:db8:b::77"];
         for address in spoofed {
             let bits = if address.contains(':') { "128 dev eth0 nodad" } else { "32 dev eth0" };
             AGENT.shell(&format!("ip addr add {address}/{bits}"));
         }
-        // So that the agent knows its neighbour: with a spoofed address it would not be told.
-        assert_eq!(ask(&lab, &gateway, CHAT).status, 200);
-        AGENT.connect(OPENAI.port6(443)).expect("captured");
-        connections(&gateway, 2);
-        origin.log().clear();
         let answers = lab.capture(AGENT);
         thread::scope(|scope| {
             for address in spoofed {
