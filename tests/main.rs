@@ -3,6 +3,7 @@
 //! They are one program, so that the lab is linked once.
 
 mod connections;
+mod faults;
 mod packets;
 mod relay;
 mod requests;
