@@ -2,5 +2,8 @@
 //!
 //! They are one program, so that the lab is linked once.
 
+mod attack;
+
+mod credentials;
 mod the_lab_itself;
 mod the_path;
