@@ -4,6 +4,9 @@
 
 mod attack;
 
+mod authority;
 mod credentials;
+mod methods_and_paths;
 mod the_lab_itself;
 mod the_path;
+mod upgrades;

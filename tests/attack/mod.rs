@@ -371,3 +371,13 @@ fn tail(text: &str) -> String {
     let lines: Vec<_> = text.lines().collect();
     lines[lines.len().saturating_sub(6)..].join("\n")
 }
+
+/// Sends bytes on a plain connection and reads what comes until the other side ends or resets.
+pub(crate) fn say(mut stream: std::net::TcpStream, bytes: &[u8]) -> Vec<u8> {
+    use std::io::{Read as _, Write as _};
+    let mut answer = Vec::new();
+    // A reset, early or late, is an answer too; what came before it counts.
+    let _ = stream.write_all(bytes);
+    let _ = stream.read_to_end(&mut answer);
+    answer
+}
