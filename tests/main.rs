@@ -2,8 +2,12 @@
 //!
 //! They are one program, so that the lab is linked once.
 
+mod attack;
+mod authority;
 mod connections;
+mod credentials;
 mod faults;
+mod methods_and_paths;
 mod packets;
 mod relay;
 mod requests;
@@ -11,5 +15,7 @@ mod responses;
 mod start;
 mod substitution;
 mod the_lab_itself;
+mod the_path;
+mod upgrades;
 mod vault_and_secrets;
 mod world;
