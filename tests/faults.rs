@@ -53,16 +53,18 @@ fn open(lab: &Lab, ns: Ns, host: Host) -> io::Result<Tls> {
 #[track_caller]
 fn ask(lab: &Lab, gateway: &Gateway, request: &str) -> Response {
     let answer = open(lab, AGENT, OPENAI).and_then(|mut tls| tls.ask(request));
-    answer.unwrap_or_else(|error| {
-        panic!("{error}\n{}\n{}", gateway.stderr(), gateway.audit.text())
-    })
+    answer.unwrap_or_else(|error| panic!("{error}\n{}\n{}", gateway.stderr(), gateway.audit.text()))
 }
 
 /// Asserts that the answer is the gateway's own with this status and reason.
 #[track_caller]
 fn assert_refused(answer: &Response, status: u16, reason: &str) {
     let text = answer.text();
-    assert_eq!((answer.status.as_u16(), answer.reason().as_deref()), (status, Some(reason)), "{text}");
+    assert_eq!(
+        (answer.status.as_u16(), answer.reason().as_deref()),
+        (status, Some(reason)),
+        "{text}"
+    );
 }
 
 /// The audit's records of this kind: `connection` or `request`.

@@ -15,7 +15,6 @@ mod responses;
 mod start;
 mod substitution;
 mod the_lab_itself;
-mod the_path;
 mod upgrades;
 mod vault_and_secrets;
 mod world;

@@ -116,7 +116,10 @@ fn five_mistakes_are_five_errors_with_their_lines() {
         let path = gateway::install(&lab, &wrong);
         let text = std::fs::read_to_string(&path).expect("the configuration");
         let line_of = |part: &str| {
-            1 + text.lines().position(|line| line.contains(part)).unwrap_or_else(|| panic!("{part}"))
+            1 + text
+                .lines()
+                .position(|line| line.contains(part))
+                .unwrap_or_else(|| panic!("{part}"))
         };
         let lines = ["ipv6 = ", "70000", "192.0.2.300", "sk-live", "placse"].map(line_of);
         for command in [vec!["check"], vec!["run"], vec!["rules"]] {
@@ -128,7 +131,10 @@ fn five_mistakes_are_five_errors_with_their_lines() {
             for line in lines {
                 assert!(stderr.contains(&format!("cloakroom.toml:{line}:")), "{line}: {stderr}");
             }
-            let errors = stderr.lines().filter(|line| line.contains("cloakroom.toml:") && !line.ends_with("errors")).count();
+            let errors = stderr
+                .lines()
+                .filter(|line| line.contains("cloakroom.toml:") && !line.ends_with("errors"))
+                .count();
             assert_eq!(errors, 5, "{stderr}");
             assert!(stderr.contains("5 errors"), "{stderr}");
             assert!(!stderr.contains("in-the-configuration"), "a key was repeated: {stderr}");
@@ -163,7 +169,12 @@ fn check_says_who_may_reach_what_and_rules_is_what_nft_takes() {
             assert!(said.contains(part), "{part} is not in:\n{said}");
         }
         let program = lab::tools::cloakroom();
-        GATEWAY.shell(&format!("'{}' rules '{}' > {}/rules.nft", program.display(), path.display(), lab.dir.display()));
+        GATEWAY.shell(&format!(
+            "'{}' rules '{}' > {}/rules.nft",
+            program.display(),
+            path.display(),
+            lab.dir.display()
+        ));
         GATEWAY.shell(&format!("nft -c -f {}/rules.nft", lab.dir.display()));
         let rules = std::fs::read_to_string(lab.dir.join("rules.nft")).expect("rules");
         assert!(rules.contains("tproxy ip to :15001"), "{rules}");

@@ -13,7 +13,9 @@ use lab::{
     client::{Hello, Tls},
     dns::Dns,
     gateway::{self, Gateway, OPENAI_SECRET},
-    net::{AGENT, AGENT_V4, AGENT_V6, AGENT2, ATTACKER, Capture, INTERNET, Ns, OPENAI, OTHER, PYPI},
+    net::{
+        AGENT, AGENT_V4, AGENT_V6, AGENT2, ATTACKER, Capture, INTERNET, Ns, OPENAI, OTHER, PYPI,
+    },
     origin::Origin,
     sandboxed, wait,
 };
@@ -151,8 +153,7 @@ impl Traffic {
 
     /// Ports and hosts that are never allowed.
     fn knocks(&self, agent: Ns) {
-        let closed =
-            [OTHER.port(8443), OTHER.port6(8443), ATTACKER.port(443), ATTACKER.port6(80)];
+        let closed = [OTHER.port(8443), OTHER.port6(8443), ATTACKER.port(443), ATTACKER.port6(80)];
         let mut next = closed.into_iter().cycle();
         self.each(|| {
             if let Some(to) = next.next() {

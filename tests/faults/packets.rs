@@ -51,14 +51,16 @@ fn other_ports_and_protocols_are_refused_at_once_and_never_leave() {
             ("[::]:0", OPENAI.port6(443)),
             ("0.0.0.0:0", SocketAddr::from((lab::net::DNS, 53))),
         ] {
-            let socket = AGENT.enter(|| UdpSocket::bind(any).and_then(|s| s.connect(to).map(|()| s)));
+            let socket =
+                AGENT.enter(|| UdpSocket::bind(any).and_then(|s| s.connect(to).map(|()| s)));
             let socket = socket.expect("a socket");
             socket.set_read_timeout(Some(Duration::from_secs(2))).expect("a socket");
             let refused = socket.send(b"hello").and_then(|_| socket.recv(&mut [0; 9]));
             let error = refused.expect_err("refused");
             assert_ne!(error.kind(), io::ErrorKind::WouldBlock, "{to}: silence, not a refusal");
         }
-        let ping = |to: IpAddr| AGENT.command("ping").args(["-c1", "-W1", &to.to_string()]).output();
+        let ping =
+            |to: IpAddr| AGENT.command("ping").args(["-c1", "-W1", &to.to_string()]).output();
         for to in [IpAddr::from(OPENAI.v4()), OPENAI.v6().into(), GATEWAY_V6.into()] {
             // A machine without ping has nothing to try here.
             if let Ok(output) = ping(to) {
@@ -110,7 +112,11 @@ fn a_spoofed_source_is_dropped_without_an_answer() {
                         .arg("https://api.openai.example/v1/models")
                         .output()
                         .expect("curl is installed");
-                    assert_eq!(output.status.code(), Some(28), "{address}: not silence: {output:?}");
+                    assert_eq!(
+                        output.status.code(),
+                        Some(28),
+                        "{address}: not silence: {output:?}"
+                    );
                 });
             }
         });
@@ -120,7 +126,8 @@ fn a_spoofed_source_is_dropped_without_an_answer() {
             assert!(frames.windows(4).any(|at| at == address), "{address:?} was not sent");
         }
         connections(&gateway, 2);
-        let dropped = GATEWAY.shell("nft list chain inet cloakroom prerouting | grep spoofed_source");
+        let dropped =
+            GATEWAY.shell("nft list chain inet cloakroom prerouting | grep spoofed_source");
         let counted = |line: &str| line.contains("counter") && !line.contains("packets 0 ");
         assert!(dropped.lines().any(counted), "{dropped}");
     });

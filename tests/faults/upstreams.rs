@@ -169,8 +169,16 @@ fn acts(lab: &Lab) -> Vec<(&'static str, Act, &'static str)> {
         ("never speaks", serves(|stream, _| hold(stream)), "upstream_unreachable"),
         ("speaks something else", serves(banner), "upstream_tls_invalid"),
         ("closes after the handshake", serves(|s, c| answer(s, c, b"")), "upstream_unreachable"),
-        ("answers garbage", serves(|s, c| answer(s, c, b"\0\x01garbage\r\n\r\n")), "upstream_unreachable"),
-        ("ends within the head", serves(|s, c| answer(s, c, b"HTTP/1.1 200 OK\r\nX: ")), "upstream_unreachable"),
+        (
+            "answers garbage",
+            serves(|s, c| answer(s, c, b"\0\x01garbage\r\n\r\n")),
+            "upstream_unreachable",
+        ),
+        (
+            "ends within the head",
+            serves(|s, c| answer(s, c, b"HTTP/1.1 200 OK\r\nX: ")),
+            "upstream_unreachable",
+        ),
         ("never ends its head", serves(endless_head), "upstream_unreachable"),
     ]
 }
