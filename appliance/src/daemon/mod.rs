@@ -94,7 +94,7 @@ impl Daemon {
         let secrets = open_secrets(&settings, &policy)?;
         let rulebook = rulebook(policy, &settings, &system_roots)?;
         let (audit, writer) = Sink::open(&settings.audit).map_err(|error| {
-            other(&format!("cannot open the audit {:?}", settings.audit), &error)
+            other(&format!("cannot write the audit {}", settings.audit), &error)
         })?;
         let resolver =
             Resolver::new(&settings.resolvers, Handle::current()).map_err(DaemonError::Other)?;
