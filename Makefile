@@ -4,8 +4,8 @@
 # Both install what is missing from Debian first (tests/prerequisites), and say so.
 
 CARGO ?= cargo
-# One lab test is a small network with several programs in it.
-LAB_THREADS ?= 2
+# One lab test is a small network with several programs in it, most of the time waiting.
+LAB_THREADS ?= 4
 
 .PHONY: help demo test prerequisites vault clients format lint dependencies unit lab build
 
