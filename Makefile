@@ -39,6 +39,8 @@ format:
 lint: prerequisites
 	@echo "== Lints; a warning is an error"
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" \
+		$(CARGO) doc --locked --no-deps --package cloakroom --document-private-items
 
 # Advisories need a network and a database; the rest does not.
 dependencies: prerequisites
