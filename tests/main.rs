@@ -2,6 +2,7 @@
 //!
 //! They are one program, so that the lab is linked once.
 
+mod clients;
 mod connections;
 mod packets;
 mod relay;
