@@ -9,6 +9,7 @@ mod relay;
 mod requests;
 mod responses;
 mod start;
+mod streaming;
 mod substitution;
 mod the_lab_itself;
 mod the_path;

@@ -27,7 +27,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::{Body, Frame};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -65,7 +65,16 @@ pub(super) async fn answer(
         trailers,
     };
     log.received(id, received.clone());
-    Ok(route(&received).await)
+    let mut answer = route(&received).await;
+    if received.method == Method::HEAD {
+        without_body(&mut answer);
+    }
+    Ok(answer)
+}
+
+/// hyper leaves such bodies out of HTTP/1 only, and clients of HTTP/2 do not put up with them.
+fn without_body(answer: &mut Answer) {
+    *answer.body_mut() = Script(mpsc::channel(1).1);
 }
 
 async fn route(request: &Received) -> Answer {
@@ -281,10 +290,15 @@ fn redirect(request: &Received) -> Answer {
 }
 
 fn status(path: &str) -> Answer {
-    let mut answer = text("as you asked");
     let code = path.trim_start_matches("/status/").parse::<u16>().ok();
-    *answer.status_mut() =
-        code.and_then(|code| StatusCode::from_u16(code).ok()).unwrap_or(StatusCode::BAD_REQUEST);
+    let code = code.and_then(|code| StatusCode::from_u16(code).ok());
+    let code = code.unwrap_or(StatusCode::BAD_REQUEST);
+    let mut answer = text("as you asked");
+    if code == StatusCode::NO_CONTENT || code == StatusCode::NOT_MODIFIED {
+        without_body(&mut answer);
+        answer.headers_mut().remove(header::CONTENT_LENGTH);
+    }
+    *answer.status_mut() = code;
     answer
 }
 
