@@ -3,7 +3,12 @@
 //! They are one program, so that the lab is linked once.
 
 mod clients;
+mod attack;
+mod authority;
 mod connections;
+mod credentials;
+mod faults;
+mod methods_and_paths;
 mod packets;
 mod relay;
 mod requests;
@@ -13,5 +18,6 @@ mod streaming;
 mod substitution;
 mod the_lab_itself;
 mod the_path;
+mod upgrades;
 mod vault_and_secrets;
 mod world;
