@@ -2,9 +2,9 @@
 //!
 //! They are one program, so that the lab is linked once.
 
-mod clients;
 mod attack;
 mod authority;
+mod clients;
 mod connections;
 mod credentials;
 mod faults;
@@ -17,7 +17,6 @@ mod start;
 mod streaming;
 mod substitution;
 mod the_lab_itself;
-mod the_path;
 mod upgrades;
 mod vault_and_secrets;
 mod world;
