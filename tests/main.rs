@@ -4,6 +4,7 @@
 
 mod attack;
 mod authority;
+mod clients;
 mod connections;
 mod credentials;
 mod faults;
@@ -13,6 +14,7 @@ mod relay;
 mod requests;
 mod responses;
 mod start;
+mod streaming;
 mod substitution;
 mod the_lab_itself;
 mod upgrades;
