@@ -6,6 +6,7 @@ mod attack;
 
 mod authority;
 mod credentials;
+mod framing;
 mod methods_and_paths;
 mod the_lab_itself;
 mod the_path;
