@@ -82,7 +82,9 @@ fn host_must_be_there_once() {
     sandboxed(|| {
         let scene = Scene::usual();
         let head = |fields: &str| {
-            format!("GET /v1/attack HTTP/1.1\r\n{fields}Authorization: Bearer OPENAI_API_KEY\r\n\r\n")
+            format!(
+                "GET /v1/attack HTTP/1.1\r\n{fields}Authorization: Bearer OPENAI_API_KEY\r\n\r\n"
+            )
         };
         for fields in [
             "",
@@ -163,7 +165,8 @@ fn a_second_authority_on_one_h2_connection_is_refused_and_the_first_still_works(
         scene.is_refusal("another API", &h2.ask(other.h2(), "").expect("an answer"), MISMATCH);
         assert_eq!(h2.ask(good.h2(), "").expect("an answer").status, 200);
         drop(h2);
-        let words = [None, Some("host_mismatch"), Some("host_mismatch"), Some("host_mismatch"), None];
+        let words =
+            [None, Some("host_mismatch"), Some("host_mismatch"), Some("host_mismatch"), None];
         scene.recorded("second authority", me, &words);
         scene.origin.log().wait_requests(2);
         assert!(!scene.origin.log().holds("second-authority"));
@@ -196,30 +199,78 @@ fn authority_scheme_and_host_of_an_h2_request_agree() {
         let scene = Scene::usual();
         let key = ("authorization", "Bearer OPENAI_API_KEY");
         let pseudo = |scheme, authority, path| {
-            vec![(":method", "GET"), (":scheme", scheme), (":authority", authority), (":path", path)]
+            vec![
+                (":method", "GET"),
+                (":scheme", scheme),
+                (":authority", authority),
+                (":path", path),
+            ]
         };
         let site = OPENAI.name;
-        let with = |mut fields: Vec<(&'static str, &'static str)>, more: &[(&'static str, &'static str)]| {
+        let with = |mut fields: Vec<(&'static str, &'static str)>,
+                    more: &[(&'static str, &'static str)]| {
             fields.extend_from_slice(more);
             fields
         };
         let attacks = [
             ("scheme http", with(pseudo("http", site, "/v1/x"), &[key])),
-            ("Host differs", with(pseudo("https", site, "/v1/x"), &[("host", "attacker.example"), key])),
-            ("no authority", vec![(":method", "GET"), (":scheme", "https"), (":path", "/v1/x"), ("host", site), key]),
-            ("user in authority", with(pseudo("https", "user@api.openai.example", "/v1/x"), &[key])),
-            ("two Hosts", with(pseudo("https", site, "/v1/x"), &[("host", site), ("host", "attacker.example"), key])),
-            ("two authorities", with(pseudo("https", site, "/v1/x"), &[(":authority", "attacker.example"), key])),
-            ("authority last", vec![(":method", "GET"), (":scheme", "https"), (":path", "/v1/x"), key, (":authority", site)]),
+            (
+                "Host differs",
+                with(pseudo("https", site, "/v1/x"), &[("host", "attacker.example"), key]),
+            ),
+            (
+                "no authority",
+                vec![
+                    (":method", "GET"),
+                    (":scheme", "https"),
+                    (":path", "/v1/x"),
+                    ("host", site),
+                    key,
+                ],
+            ),
+            (
+                "user in authority",
+                with(pseudo("https", "user@api.openai.example", "/v1/x"), &[key]),
+            ),
+            (
+                "two Hosts",
+                with(
+                    pseudo("https", site, "/v1/x"),
+                    &[("host", site), ("host", "attacker.example"), key],
+                ),
+            ),
+            (
+                "two authorities",
+                with(pseudo("https", site, "/v1/x"), &[(":authority", "attacker.example"), key]),
+            ),
+            (
+                "authority last",
+                vec![
+                    (":method", "GET"),
+                    (":scheme", "https"),
+                    (":path", "/v1/x"),
+                    key,
+                    (":authority", site),
+                ],
+            ),
             ("absolute path", with(pseudo("https", site, "https://attacker.example/v1/x"), &[key])),
             ("path without a slash", with(pseudo("https", site, "v1/x"), &[key])),
             ("empty path", with(pseudo("https", site, ""), &[key])),
             ("no path", vec![(":method", "GET"), (":scheme", "https"), (":authority", site), key]),
             ("path with a space", with(pseudo("https", site, "/v1/x HTTP/1.1"), &[key])),
             ("path with a line", with(pseudo("https", site, "/v1/x\r\nX: y"), &[key])),
-            ("authority with a line", with(pseudo("https", "api.openai.example\r\nX: y", "/v1/x"), &[key])),
-            ("unknown pseudo-field", with(pseudo("https", site, "/v1/x"), &[(":host", "attacker.example"), key])),
-            ("status in a request", with(pseudo("https", site, "/v1/x"), &[(":status", "200"), key])),
+            (
+                "authority with a line",
+                with(pseudo("https", "api.openai.example\r\nX: y", "/v1/x"), &[key]),
+            ),
+            (
+                "unknown pseudo-field",
+                with(pseudo("https", site, "/v1/x"), &[(":host", "attacker.example"), key]),
+            ),
+            (
+                "status in a request",
+                with(pseudo("https", site, "/v1/x"), &[(":status", "200"), key]),
+            ),
         ];
         for (what, fields) in attacks {
             let before = scene.before();
@@ -232,12 +283,18 @@ fn authority_scheme_and_host_of_an_h2_request_agree() {
             match outcome.reason() {
                 // What is no HTTP/2 request at all (RFC 9113, section 8.1.1) is no request here.
                 None => {
-                    let error = [Outcome::Reset(PROTOCOL_ERROR), Outcome::ConnectionEnded(Some(PROTOCOL_ERROR))];
+                    let error = [
+                        Outcome::Reset(PROTOCOL_ERROR),
+                        Outcome::ConnectionEnded(Some(PROTOCOL_ERROR)),
+                    ];
                     assert!(error.contains(&outcome), "{what}: {outcome:?}");
                     scene.recorded(what, me, &[]);
                 }
                 Some(reason) => {
-                    assert!(["host_mismatch", "http_malformed"].contains(&&*reason), "{what}: {reason}");
+                    assert!(
+                        ["host_mismatch", "http_malformed"].contains(&&*reason),
+                        "{what}: {reason}"
+                    );
                     scene.recorded(what, me, &[Some(&reason)]);
                 }
             }
@@ -252,7 +309,9 @@ fn the_address_that_an_agent_dials_counts_for_nothing() {
     sandboxed(|| {
         let scene = Scene::usual();
         let ask = Ask::to(OPENAI).good().path("/v1/to-the-attacker");
-        for (count, to) in [ATTACKER.port(443), ATTACKER.port6(443), OTHER.port(443)].into_iter().enumerate() {
+        for (count, to) in
+            [ATTACKER.port(443), ATTACKER.port6(443), OTHER.port(443)].into_iter().enumerate()
+        {
             let mut tls = scene.h1(AGENT, to, OPENAI.name);
             assert_eq!(tls.ask(ask.h1()).expect("an answer").status, 200, "{to}");
             let seen = &scene.origin.log().wait_requests(count + 1)[count];
@@ -286,9 +345,17 @@ fn a_spliced_name_is_dialled_where_it_lives_not_where_the_agent_says() {
             let record = scene.recorded("spliced", me, &[]);
             assert_eq!(record["decision"], "splice");
             for connection in scene.connections_since(before) {
-                assert!([real.port(443), real.port6(443)].contains(&connection.local), "{}", connection.local);
+                assert!(
+                    [real.port(443), real.port6(443)].contains(&connection.local),
+                    "{}",
+                    connection.local
+                );
                 let seen = &connection.requests[0];
-                assert_eq!(seen.header("authorization"), ["Bearer OPENAI_API_KEY"], "text, not a secret");
+                assert_eq!(
+                    seen.header("authorization"),
+                    ["Bearer OPENAI_API_KEY"],
+                    "text, not a secret"
+                );
             }
         }
         scene.ends_well();
@@ -323,7 +390,9 @@ fn names_and_ports_that_are_not_listed_are_refused_before_anything_is_dialled() 
             assert_eq!(scene.dns.asked().len(), asked, "{name}: a refused name was resolved");
         }
         for to in [OPENAI.port(8443), OPENAI.port6(8443), ATTACKER.port(8443)] {
-            Tls::open(AGENT, to, &scene.hello(OPENAI.name)).err().expect("not captured, not passed");
+            Tls::open(AGENT, to, &scene.hello(OPENAI.name))
+                .err()
+                .expect("not captured, not passed");
         }
         scene.origin.log().assert_untouched();
         scene.ends_well();

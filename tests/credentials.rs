@@ -124,7 +124,12 @@ fn a_second_credential_beside_a_good_placeholder_is_refused() {
         for field in CREDENTIAL_FIELDS {
             for value in [OWN_KEY, "OPENAI_API_KEY", ""] {
                 let beside = Ask::to(OPENAI).good().field(field, value);
-                scene.refuses(&format!("{field}: {value} after"), (AGENT, OPENAI), &beside, DUPLICATE);
+                scene.refuses(
+                    &format!("{field}: {value} after"),
+                    (AGENT, OPENAI),
+                    &beside,
+                    DUPLICATE,
+                );
             }
             let before = Ask::to(OPENAI).field(field, OWN_KEY).good();
             scene.refuses(&format!("{field} before"), (AGENT, OPENAI), &before, DUPLICATE);
@@ -137,8 +142,15 @@ fn a_second_credential_beside_a_good_placeholder_is_refused() {
 fn a_second_credential_under_a_name_that_servers_fold_together_is_refused() {
     sandboxed(|| {
         let scene = Scene::usual();
-        let names =
-            ["X_Api_Key", "x-api_key", "X_AUTH_TOKEN", "api_key", "X.Api.Key", "X~Api|Key", "Private+Token"];
+        let names = [
+            "X_Api_Key",
+            "x-api_key",
+            "X_AUTH_TOKEN",
+            "api_key",
+            "X.Api.Key",
+            "X~Api|Key",
+            "Private+Token",
+        ];
         for name in names {
             let beside = Ask::to(OPENAI).good().field(name, OWN_KEY);
             scene.refuses(name, (AGENT, OPENAI), &beside, DUPLICATE);
@@ -194,11 +206,16 @@ fn an_altered_placeholder_is_a_foreign_credential() {
         }
         for value in ["BearerOPENAI_API_KEY", "Bearer: OPENAI_API_KEY", "Bearer=OPENAI_API_KEY"] {
             let ask = Ask::to(OPENAI).field("authorization", value);
-            scene.refuses_bytes(value, (AGENT, OPENAI), ask.h1(), match value {
-                // The word before the first space names no scheme, yet what follows is ours.
-                "Bearer: OPENAI_API_KEY" => WRONG_PLACE,
-                _ => FOREIGN,
-            });
+            scene.refuses_bytes(
+                value,
+                (AGENT, OPENAI),
+                ask.h1(),
+                match value {
+                    // The word before the first space names no scheme, yet what follows is ours.
+                    "Bearer: OPENAI_API_KEY" => WRONG_PLACE,
+                    _ => FOREIGN,
+                },
+            );
         }
         scene.ends_well();
     });
@@ -262,7 +279,10 @@ fn a_field_cannot_be_named_away_by_connection() {
             let ask = Ask::to(OPENAI).good().field("Connection", named);
             scene.refuses_bytes(named, (AGENT, OPENAI), ask.h1(), (400, "http_malformed"));
         }
-        let two = Ask::to(OPENAI).good().field("Connection", "close").field("Connection", "authorization");
+        let two = Ask::to(OPENAI)
+            .good()
+            .field("Connection", "close")
+            .field("Connection", "authorization");
         scene.refuses_bytes("on a second line", (AGENT, OPENAI), two.h1(), (400, "http_malformed"));
         scene.ends_well();
     });
@@ -348,7 +368,10 @@ fn text_that_looks_like_a_placeholder_goes_through_untouched() {
         }
         for connection in scene.origin.log().connections() {
             let h1 = connection.alpn.as_deref() != Some("h2");
-            assert!(!h1 || connection.count(OPENAI_SECRET) == 1, "the secret once: {connection:#?}");
+            assert!(
+                !h1 || connection.count(OPENAI_SECRET) == 1,
+                "the secret once: {connection:#?}"
+            );
         }
         scene.ends_well();
     });

@@ -5,9 +5,18 @@
 mod attack;
 
 mod authority;
+mod connections;
 mod credentials;
+mod faults;
 mod framing;
 mod methods_and_paths;
+mod packets;
+mod relay;
+mod requests;
+mod responses;
+mod start;
+mod substitution;
 mod the_lab_itself;
-mod the_path;
 mod upgrades;
+mod vault_and_secrets;
+mod world;

@@ -17,14 +17,17 @@ const MALFORMED: (u16, &str) = (400, "http_malformed");
 fn a_method_that_is_not_listed_is_refused() {
     sandboxed(|| {
         let scene = Scene::usual();
-        for method in ["DELETE", "PUT", "PATCH", "OPTIONS", "PROPFIND", "get", "Post", "GETX", "TRACE"] {
+        for method in
+            ["DELETE", "PUT", "PATCH", "OPTIONS", "PROPFIND", "get", "Post", "GETX", "TRACE"]
+        {
             let ask = Ask::to(OPENAI).good().method(method);
             scene.refuses(method, (AGENT, OPENAI), &ask, METHOD);
         }
         let head = Ask::to(OPENAI).good().method("HEAD");
         let mut tls = scene.h1(AGENT, OPENAI.port(443), OPENAI.name);
         let me = local(&tls);
-        tls.send(head.h1().replace("Content-Length: 0\r\n", "Connection: close\r\n")).expect("sent");
+        tls.send(head.h1().replace("Content-Length: 0\r\n", "Connection: close\r\n"))
+            .expect("sent");
         let answer = String::from_utf8_lossy(&tls.read_to_end()).into_owned();
         assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
         drop(tls);
@@ -51,7 +54,17 @@ fn trace_is_refused_where_every_other_method_is_allowed() {
 fn a_path_that_is_not_listed_is_refused() {
     sandboxed(|| {
         let scene = Scene::usual();
-        for path in ["/", "/v1", "/V1/models", "/v2/models", "/v1models", "/admin", "/reflect/", "/reflectx", "/?/v1/x"] {
+        for path in [
+            "/",
+            "/v1",
+            "/V1/models",
+            "/v2/models",
+            "/v1models",
+            "/admin",
+            "/reflect/",
+            "/reflectx",
+            "/?/v1/x",
+        ] {
             let ask = Ask::to(OPENAI).good().path(path);
             scene.refuses(path, (AGENT, OPENAI), &ask, PATH);
         }
@@ -145,7 +158,11 @@ fn a_path_rule_does_not_look_at_the_query() {
         for path in ["/v1/x?next=/../admin", "/v1/x?a=%2e%2e%2f&b=%", "/v1/a%20b:c;d=e"] {
             let ask = Ask::to(OPENAI).good().path(path);
             for seen in scene.forwards(path, (AGENT, OPENAI), &ask) {
-                assert_eq!(seen.uri.path_and_query().map(|it| it.as_str()), Some(path), "byte for byte");
+                assert_eq!(
+                    seen.uri.path_and_query().map(|it| it.as_str()),
+                    Some(path),
+                    "byte for byte"
+                );
             }
         }
         scene.ends_well();

@@ -53,21 +53,33 @@ fn connect_and_extended_connect_on_h2_are_refused() {
             fields
         };
         for (what, fields, word) in [
-            ("CONNECT", vec![(":method", "CONNECT"), (":authority", "attacker.example:443"), key], true),
-            ("CONNECT here", vec![(":method", "CONNECT"), (":authority", "api.openai.example:443"), key], true),
+            (
+                "CONNECT",
+                vec![(":method", "CONNECT"), (":authority", "attacker.example:443"), key],
+                true,
+            ),
+            (
+                "CONNECT here",
+                vec![(":method", "CONNECT"), (":authority", "api.openai.example:443"), key],
+                true,
+            ),
             ("websocket", extended("websocket"), false),
             ("connect-udp", extended("connect-udp"), false),
             ("connect-ip", extended("connect-ip"), false),
         ] {
             let before = scene.before();
-            let mut h2 =
-                RawH2::open(AGENT, OPENAI.port6(443), &scene.hello2(OPENAI.name)).expect("a connection");
+            let mut h2 = RawH2::open(AGENT, OPENAI.port6(443), &scene.hello2(OPENAI.name))
+                .expect("a connection");
             let me = h2.me;
             h2.request(1, &fields).expect("sent");
             let outcome = h2.outcome(1);
             drop(h2);
             if word {
-                assert_eq!(outcome.reason().as_deref(), Some("connect_denied"), "{what}: {outcome:?}");
+                assert_eq!(
+                    outcome.reason().as_deref(),
+                    Some("connect_denied"),
+                    "{what}: {outcome:?}"
+                );
                 scene.recorded(what, me, &[Some("connect_denied")]);
             } else {
                 // Extended CONNECT was not announced (RFC 8441, section 3): malformed.
@@ -85,7 +97,10 @@ fn upgrades_are_refused() {
     sandboxed(|| {
         let scene = Scene::usual();
         for (what, fields) in [
-            ("h2c", "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"),
+            (
+                "h2c",
+                "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n",
+            ),
             ("h2c, Connection alone", "Connection: Upgrade\r\n"),
             ("h2c, Upgrade alone", "Upgrade: h2c\r\n"),
             (
@@ -122,8 +137,8 @@ fn connection_fields_make_an_h2_request_malformed() {
             ("http2-settings", "AAMAAABkAAQAAP__"),
         ] {
             let before = scene.before();
-            let mut h2 =
-                RawH2::open(AGENT, OPENAI.port(443), &scene.hello2(OPENAI.name)).expect("a connection");
+            let mut h2 = RawH2::open(AGENT, OPENAI.port(443), &scene.hello2(OPENAI.name))
+                .expect("a connection");
             let fields = crate::attack::raw_h2::fields(
                 "GET",
                 OPENAI.name,
@@ -150,7 +165,12 @@ fn the_other_protocol_on_an_agreed_connection_is_refused() {
     sandboxed(|| {
         let scene = Scene::usual();
         let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
-        scene.refuses_bytes("h2 where http/1.1 was agreed", (AGENT, OPENAI), preface, (400, "http_malformed"));
+        scene.refuses_bytes(
+            "h2 where http/1.1 was agreed",
+            (AGENT, OPENAI),
+            preface,
+            (400, "http_malformed"),
+        );
 
         let before = scene.before();
         let none = Hello { alpn: Vec::new(), ..scene.hello(OPENAI.name) };
@@ -163,7 +183,8 @@ fn the_other_protocol_on_an_agreed_connection_is_refused() {
         scene.nothing_arrived("h2 where nothing was agreed", before);
 
         let before = scene.before();
-        let mut tls = Tls::open(AGENT, OPENAI.port(443), &scene.hello2(OPENAI.name)).expect("a connection");
+        let mut tls =
+            Tls::open(AGENT, OPENAI.port(443), &scene.hello2(OPENAI.name)).expect("a connection");
         let me = local(&tls);
         tls.send(Ask::to(OPENAI).good().h1()).expect("sent");
         let answer = String::from_utf8_lossy(&tls.read_to_end()).into_owned();

@@ -249,7 +249,11 @@ impl Scene {
         assert_eq!(words, reasons, "{what}: {requests:#?}");
         for (record, reason) in requests.iter().zip(reasons) {
             let refused = record["decision"] == "refuse";
-            assert_eq!(refused, reason.is_some_and(|it| it != "response_masked"), "{what}: {record}");
+            assert_eq!(
+                refused,
+                reason.is_some_and(|it| it != "response_masked"),
+                "{what}: {record}"
+            );
         }
         connection
     }
@@ -356,13 +360,14 @@ pub(crate) fn one_byte_off(text: &str) -> Vec<String> {
     (0..bytes.len())
         .flat_map(|at| {
             let flipped = [bytes[at] ^ 0x20, bytes[at] ^ 1, b'*'];
-            flipped.into_iter().filter(move |byte| byte.is_ascii_graphic() && *byte != bytes[at]).map(
-                move |byte| {
+            flipped
+                .into_iter()
+                .filter(move |byte| byte.is_ascii_graphic() && *byte != bytes[at])
+                .map(move |byte| {
                     let mut changed = bytes.to_vec();
                     changed[at] = byte;
                     String::from_utf8_lossy(&changed).into_owned()
-                },
-            )
+                })
         })
         .collect()
 }

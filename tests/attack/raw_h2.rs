@@ -43,7 +43,9 @@ impl RawH2 {
     pub(crate) fn open(from: Ns, to: SocketAddr, hello: &Hello) -> io::Result<Self> {
         let mut tls = Tls::open(from, to, hello)?;
         let me = local(&tls);
-        tls.send([b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(), &frame(SETTINGS, 0, 0, b"")].concat())?;
+        tls.send(
+            [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(), &frame(SETTINGS, 0, 0, b"")].concat(),
+        )?;
         Ok(Self { tls, seen: Vec::new(), me })
     }
 

@@ -57,7 +57,13 @@ pub struct Record {
 impl Record {
     /// Opens the record of a connection that was just accepted. Until it is told otherwise it
     /// says that the gateway failed, which is what a panic leaves behind.
-    pub fn open(slot: Slot, flow: FlowId, interface: &InterfaceName, from: AgentAddr, to: Dialled) -> Self {
+    pub fn open(
+        slot: Slot,
+        flow: FlowId,
+        interface: &InterfaceName,
+        from: AgentAddr,
+        to: Dialled,
+    ) -> Self {
         let line = ConnectionLine {
             time: now(),
             record: "connection",
@@ -310,7 +316,8 @@ fn millis(since: Instant) -> u64 {
 }
 
 fn capped(value: &str, bytes: usize) -> String {
-    let end = value.floor_char_boundary(bytes);
+    let whole = |end: &usize| value.is_char_boundary(*end);
+    let end = (0..=bytes.min(value.len())).rev().find(whole).unwrap_or_default();
     value.get(..end).unwrap_or_default().to_owned()
 }
 

@@ -24,7 +24,6 @@ mod raw_expr;
 mod readback;
 mod render;
 mod route;
-mod special;
 mod sysctl;
 
 #[cfg(test)]

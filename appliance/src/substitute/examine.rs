@@ -93,10 +93,10 @@ fn classify(rules: &Rules, field: &HeaderName, value: &HeaderValue) -> Result<Sw
     if !text.iter().all(|&byte| byte == b' ' || byte.is_ascii_graphic()) {
         return Err(Reason::CredentialMalformed.into());
     }
-    if *field == AUTHORIZATION {
-        if let Some(encoded) = after_scheme(text, "basic") {
-            return basic::classify(rules, encoded);
-        }
+    if *field == AUTHORIZATION
+        && let Some(encoded) = after_scheme(text, "basic")
+    {
+        return basic::classify(rules, encoded);
     }
     rules
         .own
