@@ -7,7 +7,7 @@
 
 use std::{
     sync::{
-        OnceLock,
+        Arc, OnceLock,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
     task::{Context, Poll},
@@ -19,7 +19,7 @@ use crate::reason::Reason;
 
 /// The exchanges of one connection.
 #[derive(Default)]
-pub struct Exchanges {
+pub(super) struct Exchanges {
     under_way: AtomicUsize,
     ended: AtomicWaker,
     violation: OnceLock<Violation>,
@@ -27,44 +27,49 @@ pub struct Exchanges {
 
 /// The rule that the agent's bytes broke.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Violation {
+pub(super) struct Violation {
     /// Which one.
-    pub reason: Reason,
+    pub(super) reason: Reason,
     /// Whether a head was being read, so that no exchange stands for it.
-    pub at_head: bool,
+    pub(super) at_head: bool,
+}
+
+/// One exchange that is under way.
+pub(super) struct Turn(Arc<Exchanges>);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.under_way.fetch_sub(1, SeqCst);
+        self.0.ended.wake();
+    }
 }
 
 impl Exchanges {
-    /// One more is under way.
-    pub fn begin(&self) {
+    /// One more is under way, until its turn is dropped.
+    pub(super) fn begin(self: &Arc<Self>) -> Turn {
         self.under_way.fetch_add(1, SeqCst);
-    }
-
-    /// One of them is over.
-    pub fn end(&self) {
-        self.under_way.fetch_sub(1, SeqCst);
-        self.ended.wake();
+        Turn(Arc::clone(self))
     }
 
     /// Ready while none is under way.
-    pub fn poll_none(&self, cx: &mut Context<'_>) -> Poll<()> {
+    pub(super) fn poll_none(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.ended.register(cx.waker());
         if self.under_way.load(SeqCst) == 0 { Poll::Ready(()) } else { Poll::Pending }
     }
 
     /// Whether none is under way.
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.under_way.load(SeqCst) == 0
     }
 
     /// Notes the first broken rule; later ones are its consequences.
-    pub fn break_rule(&self, violation: Violation) {
+    pub(super) fn break_rule(&self, violation: Violation) {
         // An error only says that there is one already.
         let _ = self.violation.set(violation);
     }
 
     /// The broken rule, if any.
-    pub fn violation(&self) -> Option<Violation> {
+    pub(super) fn violation(&self) -> Option<Violation> {
         self.violation.get().copied()
     }
 }
