@@ -51,6 +51,8 @@ pub(super) struct Connection {
     pub secrets: Arc<SecretStore>,
     /// Compiled masks, shared between connections.
     pub masks: Arc<MaskCache>,
+    /// Fields that a head may have; HTTP/2 has no reader of ours that counts them.
+    pub(super) head_fields: usize,
     /// Exchanges under way.
     pub(super) exchanges: Arc<Exchanges>,
 }
@@ -163,6 +165,9 @@ async fn forward(
     trace.with(|record| {
         record.asked(&head.method, connection.site.host.as_str(), head.uri.path());
     });
+    if head.headers.len() > connection.head_fields {
+        return Err(Reason::HeaderLimit);
+    }
     message::check(&head, &connection.site)?;
     let snapshot = connection.secrets.snapshot();
     let masks = prepare(connection, &mut head, &snapshot, trace)?;

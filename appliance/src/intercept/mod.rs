@@ -148,6 +148,7 @@ impl Interception<'_> {
             audit: means.audit.clone(),
             secrets: Arc::clone(&means.secrets),
             masks: Arc::clone(&means.masks),
+            head_fields: self.rulebook.policy.limits.head_fields,
             exchanges: Arc::default(),
         }
     }
