@@ -74,9 +74,15 @@ fn a_transfer_coding_that_is_not_plainly_chunked_is_refused() {
             "Transfer-Encoding:\r\n",
         ] {
             let bytes = head(coding) + "0\r\n\r\n";
-            scene.refuses_bytes(&coding.escape_debug().to_string(), (AGENT, OPENAI), bytes, MALFORMED);
+            scene.refuses_bytes(
+                &coding.escape_debug().to_string(),
+                (AGENT, OPENAI),
+                bytes,
+                MALFORMED,
+            );
         }
-        let old = head("Transfer-Encoding: chunked\r\n").replace("HTTP/1.1", "HTTP/1.0") + "0\r\n\r\n";
+        let old =
+            head("Transfer-Encoding: chunked\r\n").replace("HTTP/1.1", "HTTP/1.0") + "0\r\n\r\n";
         scene.refuses_bytes("chunked in HTTP/1.0", (AGENT, OPENAI), old, MALFORMED);
         scene.ends_well();
     });
@@ -92,17 +98,7 @@ fn a_field_that_only_resembles_a_length_does_not_reach_the_origin_as_one() {
             .field("content_length", "0")
             .field("transfer_encoding", "chunked")
             .body("0\r\n\r\nGET /smuggled HTTP/1.1\r\n\r\n");
-        for what in ["HTTP/1.1"] {
-            let before = scene.before();
-            let mut tls = scene.h1(AGENT, OPENAI.port(443), OPENAI.name);
-            let me = local(&tls);
-            let answer = tls.ask(ask.h1()).expect("an answer");
-            scene.is_refusal(what, &answer, MALFORMED);
-            drop(tls);
-            scene.recorded(what, me, &[Some("http_malformed")]);
-            scene.nothing_arrived(what, before);
-        }
-        scene.refuses_h2("HTTP/2", (AGENT, OPENAI), &ask, MALFORMED);
+        scene.refuses("underscores", (AGENT, OPENAI), &ask, MALFORMED);
         scene.ends_well();
     });
 }
@@ -189,12 +185,18 @@ fn a_chunked_body_with_two_readings_is_cut_and_never_completed_at_the_origin() {
 fn a_credential_in_the_trailers_is_refused() {
     sandboxed(|| {
         let scene = Scene::usual();
-        for trailer in ["Authorization: Bearer OPENAI_API_KEY", "X-Api-Key: sk-attacker", "x_api_key: z", "Proxy-Authorization: z"] {
+        for trailer in [
+            "Authorization: Bearer OPENAI_API_KEY",
+            "X-Api-Key: sk-attacker",
+            "x_api_key: z",
+            "Proxy-Authorization: z",
+        ] {
             let before = scene.before();
             let mut tls = scene.h1(AGENT, OPENAI.port(443), OPENAI.name);
             let me = local(&tls);
             let body = format!("5\r\nhello\r\n0\r\n{trailer}\r\n\r\n");
-            let fields = "Transfer-Encoding: chunked\r\nTrailer: Authorization, X-Api-Key, x_api_key\r\n";
+            let fields =
+                "Transfer-Encoding: chunked\r\nTrailer: Authorization, X-Api-Key, x_api_key\r\n";
             tls.send(head(fields) + &body).expect("sent");
             let answer = String::from_utf8_lossy(&tls.read_to_end()).into_owned();
             assert!(!answer.starts_with("HTTP/1.1 2"), "{trailer}: {answer}");
@@ -235,8 +237,20 @@ fn a_second_request_in_one_segment_is_judged_by_itself_and_the_first_is_answered
         for (what, first, second, status, reason) in [
             ("no credential", good("/status/200"), none.clone(), "403", "placeholder_missing"),
             ("malformed", good("/status/200"), broken.clone(), "400", "http_malformed"),
-            ("malformed behind a slow answer", good("/slow?ms=300"), broken.clone(), "400", "http_malformed"),
-            ("no credential behind a slow answer", good("/slow?ms=300"), none, "403", "placeholder_missing"),
+            (
+                "malformed behind a slow answer",
+                good("/slow?ms=300"),
+                broken.clone(),
+                "400",
+                "http_malformed",
+            ),
+            (
+                "no credential behind a slow answer",
+                good("/slow?ms=300"),
+                none,
+                "403",
+                "placeholder_missing",
+            ),
         ] {
             let before = scene.before();
             let mut tls = scene.h1(AGENT, OPENAI.port(443), OPENAI.name);
@@ -254,7 +268,10 @@ fn a_second_request_in_one_segment_is_judged_by_itself_and_the_first_is_answered
             }
             assert!(text.starts_with("HTTP/1.1 200"), "{what}: the first answer is lost: {text:?}");
             assert_eq!(text.matches("HTTP/1.1 ").count(), 2, "{what}: {text}");
-            assert!(text.contains(&format!("HTTP/1.1 {status}")) && text.contains(reason), "{what}: {text}");
+            assert!(
+                text.contains(&format!("HTTP/1.1 {status}")) && text.contains(reason),
+                "{what}: {text}"
+            );
             drop(tls);
             scene.recorded(what, me, &[None, Some(reason)]);
             let new = scene.connections_since(before);
@@ -295,7 +312,8 @@ fn a_head_beyond_the_bounds_is_refused() {
         scene.refuses_bytes("a long target", (AGENT, OPENAI), long.h1(), LIMIT);
         let many = head(&"X: y\r\n".repeat(101));
         scene.refuses_bytes("many fields", (AGENT, OPENAI), many, LIMIT);
-        let many = (0..101).fold(Ask::to(OPENAI).good(), |ask, at| ask.field(&format!("x-{at}"), "y"));
+        let many =
+            (0..101).fold(Ask::to(OPENAI).good(), |ask, at| ask.field(&format!("x-{at}"), "y"));
         scene.refuses("many fields", (AGENT, OPENAI), &many, LIMIT);
         scene.ends_well();
     });
@@ -311,7 +329,7 @@ fn a_head_that_trickles_is_refused_at_its_deadline() {
         let me = local(&tls);
         let begun = std::time::Instant::now();
         for byte in head("").bytes().take(60) {
-            if tls.send([byte]).is_err() || begun.elapsed().as_millis() > 1500 {
+            if tls.send([byte]).is_err() || begun.elapsed().as_millis() > 600 {
                 break;
             }
             std::thread::sleep(std::time::Duration::from_millis(30));
