@@ -3,11 +3,13 @@
 //! They are one program, so that the lab is linked once.
 
 mod attack;
+
 mod authority;
 mod clients;
 mod connections;
 mod credentials;
 mod faults;
+mod framing;
 mod methods_and_paths;
 mod packets;
 mod relay;
