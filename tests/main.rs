@@ -3,7 +3,6 @@
 //! They are one program, so that the lab is linked once.
 
 mod attack;
-
 mod authority;
 mod clients;
 mod connections;
