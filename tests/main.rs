@@ -4,15 +4,18 @@
 
 mod attack;
 mod authority;
+mod clients;
 mod connections;
 mod credentials;
 mod faults;
+mod framing;
 mod methods_and_paths;
 mod packets;
 mod relay;
 mod requests;
 mod responses;
 mod start;
+mod streaming;
 mod substitution;
 mod the_lab_itself;
 mod upgrades;

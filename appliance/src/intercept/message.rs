@@ -104,6 +104,9 @@ fn check_framing(head: &request::Parts) -> Result<(), Reason> {
     if headers.get_all(CONTENT_LENGTH).iter().count() > 1 {
         return Err(Reason::HttpMalformed);
     }
+    if LENGTHS_MISSPELT.iter().any(|name| headers.contains_key(name)) {
+        return Err(Reason::HttpMalformed);
+    }
     // RFC 9113, section 8.2.2: connection-specific fields make an HTTP/2 request malformed.
     let h2 = head.version == Version::HTTP_2;
     if h2 && (headers.contains_key(CONNECTION) || headers.contains_key(TRANSFER_ENCODING)) {
@@ -184,6 +187,10 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 /// (`Connection: authorization`), so it is refused.
 static HOP_BY_HOP: [HeaderName; 8] =
     [CLOSE, KEEP_ALIVE, CONNECTION, PROXY_CONNECTION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE];
+
+/// To a server that cannot tell `_` from `-` these give the message a second length.
+static LENGTHS_MISSPELT: [HeaderName; 2] =
+    [HeaderName::from_static("content_length"), HeaderName::from_static("transfer_encoding")];
 
 #[cfg(test)]
 mod tests {

@@ -6,6 +6,7 @@
 
 mod body;
 mod exchange;
+mod exchanges;
 mod framing;
 mod guard;
 mod message;
@@ -18,10 +19,7 @@ pub use tls::{Tls, provider};
 use std::{
     io,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
+    sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Poll, ready},
     time::SystemTime,
 };
@@ -150,7 +148,8 @@ impl Interception<'_> {
             audit: means.audit.clone(),
             secrets: Arc::clone(&means.secrets),
             masks: Arc::clone(&means.masks),
-            under_way: AtomicUsize::new(0),
+            head_fields: self.rulebook.policy.limits.head_fields,
+            exchanges: Arc::default(),
         }
     }
 }

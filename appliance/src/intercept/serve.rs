@@ -3,7 +3,7 @@
 use std::{
     future::poll_fn,
     pin::{Pin, pin},
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -21,6 +21,7 @@ use tokio_rustls::{client::TlsStream as ClientTls, server::TlsStream as ServerTl
 use super::{
     Counted,
     exchange::{self, Connection, Sender},
+    exchanges::Violation,
     framing::TrailerRule,
     guard::Guard,
     tasks::{Spawner, Tasks},
@@ -60,11 +61,13 @@ pub(super) async fn h1(
     };
     let sender = Arc::new(Sender::H1(tokio::sync::Mutex::new(sender)));
     let trailers: Arc<dyn TrailerRule + Send + Sync> = Arc::clone(&connection) as _;
-    let guard = Guard::new(agent, limits, trailers);
+    let guard = Guard::new(agent, limits, trailers, Arc::clone(&connection.exchanges));
     let service = service_fn({
         let connection = Arc::clone(&connection);
         move |request: Request<Incoming>| -> BoxFuture<'static, _> {
-            Box::pin(exchange::serve(Arc::clone(&connection), Arc::clone(&sender), request))
+            // Not in the future: it runs later, and the reader must know of it at once.
+            let turn = connection.exchanges.begin();
+            Box::pin(exchange::serve(Arc::clone(&connection), Arc::clone(&sender), request, turn))
         }
     });
     let mut agent = server::http1::Builder::new()
@@ -102,12 +105,11 @@ async fn finish_h1(
     record: &mut Record,
 ) {
     record.ended(ended.word());
-    let violation = guard.violation();
     let mut agent = guard.into_inner();
     let last_word = async {
-        if let Some(reason) = violation {
+        if let Some(Violation { reason, at_head }) = connection.exchanges.violation() {
             record.refused(reason);
-            if connection.under_way.load(Relaxed) == 0 {
+            if at_head && connection.exchanges.is_empty() {
                 let reason = note_violation(connection, reason);
                 agent.write_all(&refuse::answer_bytes(reason, connection.flow)).await?;
             }
@@ -120,7 +122,7 @@ async fn finish_h1(
 
 /// A message that never became a request has its record all the same.
 fn note_violation(connection: &Arc<Connection>, reason: Reason) -> Reason {
-    match connection.begin() {
+    match connection.begin(connection.exchanges.begin()) {
         Ok(trace) => {
             trace.refused(reason);
             reason
@@ -154,7 +156,8 @@ pub(super) async fn h2(
     };
     let sender = Arc::new(Sender::H2(sender));
     let service = service_fn(move |request: Request<Incoming>| {
-        exchange::serve(Arc::clone(&connection), Arc::clone(&sender), request)
+        let turn = connection.exchanges.begin();
+        exchange::serve(Arc::clone(&connection), Arc::clone(&sender), request, turn)
     });
     let mut builder = server::http2::Builder::new(spawner);
     builder
