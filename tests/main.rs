@@ -5,10 +5,12 @@
 mod attack;
 
 mod authority;
+mod clear_text;
 mod connections;
 mod credentials;
 mod faults;
 mod framing;
+mod h2_frames;
 mod methods_and_paths;
 mod packets;
 mod relay;
