@@ -6,6 +6,7 @@ mod attack;
 
 mod authority;
 mod clear_text;
+mod clients;
 mod connections;
 mod credentials;
 mod faults;
@@ -17,6 +18,7 @@ mod relay;
 mod requests;
 mod responses;
 mod start;
+mod streaming;
 mod substitution;
 mod the_lab_itself;
 mod upgrades;

@@ -209,13 +209,13 @@ impl RequestRecord {
         self.line.request_bytes += bytes;
     }
 
-    /// Bytes of the response's body so far, and how many secrets were masked in it.
+    /// Bytes of the response's body so far, and how many of them were masked.
     pub fn response_bytes(&mut self, bytes: u64, masked: u64) {
         self.line.response_bytes += bytes;
         self.masked(masked);
     }
 
-    /// Secrets that were masked in the response. It does not refuse the request.
+    /// Bytes of the response, head and body, that were masked. It does not refuse the request.
     pub fn masked(&mut self, masked: u64) {
         self.line.masked += masked;
         if self.line.masked > 0 && self.line.reason.is_none() {

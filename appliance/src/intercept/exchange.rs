@@ -320,7 +320,7 @@ impl Trace {
         self.with(|record| record.request_bytes(bytes as u64));
     }
 
-    /// Counts bytes of the response's body, and secrets masked in them.
+    /// Counts bytes of the response's body, and how many of them were masked.
     pub(super) fn response_bytes(&self, bytes: usize, masked: u64) {
         self.with(|record| record.response_bytes(bytes as u64, masked));
     }

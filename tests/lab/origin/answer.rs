@@ -7,7 +7,9 @@
 //! | `/reflect-split` | the credential in the body, one byte a chunk |
 //! | `/gzip` | the credential in a compressed body |
 //! | `/sse?n=5&ms=100` | events with a pause between them |
+//! | `/gated?n=5` | events, each when the test asks for it: [`super::Origin::release`] |
 //! | `/big?bytes=N` | N bytes |
+//! | `/pattern?bytes=N` | N bytes of [`pattern`], which shows what is lost or out of order |
 //! | `/slow?ms=N` | an answer after a while |
 //! | `/cut` | half of the body it announced |
 //! | `/trailers` | a body, then trailer fields |
@@ -25,12 +27,12 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::{Body, Frame};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use serde_json::json;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use super::{
     git, models,
@@ -63,7 +65,16 @@ pub(super) async fn answer(
         trailers,
     };
     log.received(id, received.clone());
-    Ok(route(&received).await)
+    let mut answer = route(&received).await;
+    if received.method == Method::HEAD {
+        without_body(&mut answer);
+    }
+    Ok(answer)
+}
+
+/// hyper leaves such bodies out of HTTP/1 only, and clients of HTTP/2 do not put up with them.
+fn without_body(answer: &mut Answer) {
+    *answer.body_mut() = Script(mpsc::channel(1).1);
 }
 
 async fn route(request: &Received) -> Answer {
@@ -74,7 +85,9 @@ async fn route(request: &Received) -> Answer {
         "/reflect-split" => split(credential(request)),
         "/gzip" => gzip(request),
         "/sse" => events(request),
+        "/gated" => gated(number(request, "n").unwrap_or(5)),
         "/big" => big(number(request, "bytes").unwrap_or(1 << 20)),
+        "/pattern" => patterned(number(request, "bytes").unwrap_or(1 << 20)),
         "/slow" => {
             tokio::time::sleep(pause(request)).await;
             text("slow")
@@ -186,6 +199,51 @@ fn events(request: &Received) -> Answer {
     })
 }
 
+fn gated(count: u64) -> Answer {
+    streamed("text/event-stream", move |frames| async move {
+        for event in 0..count {
+            if let Ok(permit) = GATE.acquire().await {
+                permit.forget();
+            }
+            let line = format!("data: event {event}\n\n");
+            if frames.send(Ok(Frame::data(line.into()))).await.is_err() {
+                break;
+            }
+        }
+    })
+}
+
+fn patterned(bytes: u64) -> Answer {
+    let mut answer = streamed("application/octet-stream", move |frames| async move {
+        for block in blocks(bytes) {
+            if frames.send(Ok(Frame::data(block.into()))).await.is_err() {
+                break;
+            }
+        }
+    });
+    answer.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(bytes));
+    answer
+}
+
+/// `bytes` bytes, of which no 16 are like any other 16.
+pub fn pattern(bytes: u64) -> Vec<u8> {
+    blocks(bytes).flatten().collect()
+}
+
+/// The pattern, in blocks of 64 KiB and a rest.
+fn blocks(bytes: u64) -> impl Iterator<Item = Vec<u8>> {
+    const BLOCK: u64 = 64 * 1024;
+    (0..bytes.div_ceil(BLOCK)).map(move |block| {
+        let words = block * BLOCK / 8..(block + 1) * BLOCK / 8;
+        // Multiplication by an odd number: every word differs from every other.
+        let mut content: Vec<u8> = words
+            .flat_map(|word| (word + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes())
+            .collect();
+        content.truncate(usize::try_from((bytes - block * BLOCK).min(BLOCK)).unwrap_or(0));
+        content
+    })
+}
+
 fn big(bytes: u64) -> Answer {
     let mut answer = streamed("application/octet-stream", move |frames| async move {
         let block = Bytes::from(vec![b'x'; 64 * 1024]);
@@ -232,12 +290,20 @@ fn redirect(request: &Received) -> Answer {
 }
 
 fn status(path: &str) -> Answer {
-    let mut answer = text("as you asked");
     let code = path.trim_start_matches("/status/").parse::<u16>().ok();
-    *answer.status_mut() =
-        code.and_then(|code| StatusCode::from_u16(code).ok()).unwrap_or(StatusCode::BAD_REQUEST);
+    let code = code.and_then(|code| StatusCode::from_u16(code).ok());
+    let code = code.unwrap_or(StatusCode::BAD_REQUEST);
+    let mut answer = text("as you asked");
+    if code == StatusCode::NO_CONTENT || code == StatusCode::NOT_MODIFIED {
+        without_body(&mut answer);
+        answer.headers_mut().remove(header::CONTENT_LENGTH);
+    }
+    *answer.status_mut() = code;
     answer
 }
+
+/// What `/gated` waits for. One test is one process, so one gate is enough.
+pub(super) static GATE: Semaphore = Semaphore::const_new(0);
 
 fn pause(request: &Received) -> Duration {
     Duration::from_millis(number(request, "ms").unwrap_or(100))
