@@ -50,7 +50,7 @@ impl Way {
 fn world() -> World {
     let config = usual_config().replacen(
         "methods = [\"GET\", \"POST\"]\npaths = [",
-        "methods = [\"GET\", \"HEAD\", \"POST\", \"PUT\"]\npaths = [\"/gated\", \"/pattern\", ",
+        "methods = [\"GET\", \"HEAD\", \"POST\", \"PUT\"]\npaths = [\"/gated\", \"/pattern\", \"/early\", \"/duplex\", \"/tardy\", ",
         1,
     );
     assert!(config.contains("/gated"), "the lab's policy is written in another way now");
@@ -154,6 +154,77 @@ fn a_slow_reader_gets_everything_and_the_gateway_waits() {
             assert!(fs::read("/run/lab/got").expect("curl wrote it") == expected, "{way:?}");
         }
         bounded(&world, before);
+    });
+}
+
+#[test]
+fn a_slow_api_holds_the_upload_back_and_the_gateway_does_not_gather_it() {
+    sandboxed(|| {
+        let (world, body) = (world(), pattern(LARGE));
+        let file = world.lab.write("upload", body).display().to_string();
+        let before = peak_kib(&world);
+        for way in Way::all() {
+            let said = curl(&world, way, &["-T", &file], "/tardy?ms=1500");
+            assert_eq!(said, format!("{LARGE} bytes"), "{way:?}");
+            world.origin.log().clear();
+        }
+        bounded(&world, before);
+    });
+}
+
+#[test]
+fn an_answer_that_comes_before_the_body_is_through_arrives() {
+    sandboxed(|| {
+        let (world, body) = (world(), pattern(LARGE));
+        let file = world.lab.write("upload", body).display().to_string();
+        for way in Way::all() {
+            let mut curl = agent(&world.lab, AGENT, "curl");
+            curl.args(["-sS", "--max-time", "30", way.version, "-H", TICKET, "-H", "Expect:"]);
+            let output = curl.args(["-w", " %{http_code}", "-T", &file]).arg(way.url("/early"));
+            let output = output.output().expect("curl starts");
+            assert_eq!(String::from_utf8_lossy(&output.stdout), "too large 413", "{way:?}");
+        }
+    });
+}
+
+#[test]
+fn both_directions_of_one_exchange_flow_at_the_same_time() {
+    sandboxed(|| {
+        let world = world();
+        let mut h2 = world.h2(OPENAI).expect("a connection");
+        let echoed = h2.run(|requests| async move {
+            let request = Request::post("https://api.openai.example/duplex")
+                .header("authorization", "Bearer OPENAI_API_KEY");
+            let request = request.body(()).expect("a request");
+            let (answer, mut send) = requests.ready().await?.send_request(request, false)?;
+            let mut answer = answer.await?.into_body();
+            let mut echoed = Vec::new();
+            for word in ["one", "two", "three"] {
+                send.send_data(word.into(), false)?;
+                let part = answer.data().await.transpose()?.unwrap_or_default();
+                answer.flow_control().release_capacity(part.len())?;
+                echoed.push(String::from_utf8_lossy(&part).into_owned());
+            }
+            send.send_data("".into(), true)?;
+            while let Some(rest) = answer.data().await.transpose()? {
+                assert!(rest.is_empty(), "{rest:?}");
+            }
+            Ok(echoed)
+        });
+        assert_eq!(echoed.expect("an answer"), ["one", "two", "three"]);
+
+        let mut tls = world.h1(OPENAI).expect("a connection");
+        let head = get_path("/duplex", &[TICKET, "Transfer-Encoding: chunked"]);
+        tls.send(head.replacen("GET", "POST", 1)).expect("sent");
+        let mut seen = String::new();
+        for word in ["one", "two", "three"] {
+            tls.send(format!("{:x}\r\n{word}\r\n", word.len())).expect("sent");
+            while !seen.contains(word) {
+                let part = tls.read_some(4096).expect("it comes before the next is sent");
+                assert!(!part.is_empty(), "{seen}");
+                seen += &String::from_utf8_lossy(&part);
+            }
+        }
     });
 }
 
