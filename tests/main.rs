@@ -3,12 +3,15 @@
 //! They are one program, so that the lab is linked once.
 
 mod attack;
+
 mod authority;
+mod clear_text;
 mod clients;
 mod connections;
 mod credentials;
 mod faults;
 mod framing;
+mod h2_frames;
 mod methods_and_paths;
 mod packets;
 mod relay;

@@ -100,7 +100,10 @@ fn a_drain_ends_at_its_deadline_and_at_a_second_signal() {
             assert!(took < Duration::from_secs(5), "{took:?}");
             assert!(twice || took > Duration::from_millis(800), "{took:?}");
             let rest = String::from_utf8_lossy(&events.read_to_end()).into_owned();
-            assert!(!rest.ends_with("0\r\n\r\n"), "a cut stream is not passed off as whole: {rest}");
+            assert!(
+                !rest.ends_with("0\r\n\r\n"),
+                "a cut stream is not passed off as whole: {rest}"
+            );
             drop(opaque);
             let records = connections(&gateway, 2 * (run + 1));
             for record in &records[2 * run..] {
@@ -172,7 +175,8 @@ fn a_policy_that_is_wrong_or_cannot_be_taken_live_keeps_the_old_one() {
         let mut gateway = Gateway::start(&lab, &config);
         let mut opaque = spliced(&lab);
         let broken = config.replace("\"pypi.example\", ", "\"pypi..example\", ");
-        let line = 1 + broken.lines().position(|line| line.contains("pypi..")).expect("it is there");
+        let line =
+            1 + broken.lines().position(|line| line.contains("pypi..")).expect("it is there");
         let other_port = config.replace("ipv6 = true", "ipv6 = true\nproxy_port = 15002");
         let fewer = config.replace("\"agents1\"", "\"agents9\"");
         let new_api = config.replace("\"git.example\"", "\"git.example\", \"git2.example\"");
@@ -187,7 +191,9 @@ fn a_policy_that_is_wrong_or_cannot_be_taken_live_keeps_the_old_one() {
             let before = gateway.stderr().len();
             gateway::install(&lab, &bad);
             gateway.reload();
-            wait::expect(&says, || gateway.stderr().get(before..).unwrap_or_default().contains(&says));
+            wait::expect(&says, || {
+                gateway.stderr().get(before..).unwrap_or_default().contains(&says)
+            });
             println!("{}", gateway.stderr().get(before..).unwrap_or_default());
             assert!(gateway.is_alive());
             assert_eq!(ask(&lab, &gateway, CHAT).status, 200, "the old policy serves");

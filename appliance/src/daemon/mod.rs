@@ -7,10 +7,7 @@
 
 mod flow;
 mod harden;
-mod phase;
 mod worker;
-
-pub use phase::{Phase, Phases};
 
 use std::{
     fmt,
@@ -35,6 +32,7 @@ use crate::{
     dial::Resolver,
     intercept::Means,
     packets::{self, Capture, Claim, PacketsError},
+    phase::{Phase, Phases},
     policy::{GroupName, Policy, SecretRef},
     rulebook::{MaskCache, Rulebook, RulebookError},
     secrets::{FileSource, SecretStore, Sources, VaultSource},
