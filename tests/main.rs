@@ -12,6 +12,7 @@ mod credentials;
 mod faults;
 mod framing;
 mod h2_frames;
+mod hello;
 mod methods_and_paths;
 mod packets;
 mod relay;
