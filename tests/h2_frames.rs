@@ -13,8 +13,8 @@ use lab::{
 use crate::attack::{
     Ask, Scene,
     raw_h2::{
-        CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, Outcome, PUSH_PROMISE, RST_STREAM,
-        RawH2, SETTINGS, block, fields, frame,
+        CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, Outcome, PUSH_PROMISE,
+        RST_STREAM, RawH2, SETTINGS, block, fields, frame,
     },
 };
 
@@ -65,10 +65,12 @@ fn a_byte_that_no_field_may_hold_makes_an_h2_request_malformed() {
             let before = scene.before();
             let mut h2 = open(&scene);
             let me = h2.me;
-            h2.request(1, &fields("GET", OPENAI.name, "/v1/x", &[KEY, (name, value)])).expect("sent");
+            h2.request(1, &fields("GET", OPENAI.name, "/v1/x", &[KEY, (name, value)]))
+                .expect("sent");
             let outcome = h2.outcome(1);
             drop(h2);
-            let ended = [Outcome::Reset(PROTOCOL_ERROR), Outcome::ConnectionEnded(Some(PROTOCOL_ERROR))];
+            let ended =
+                [Outcome::Reset(PROTOCOL_ERROR), Outcome::ConnectionEnded(Some(PROTOCOL_ERROR))];
             assert!(ended.contains(&outcome), "{what}: {outcome:?}");
             scene.recorded(&what, me, &[]);
             scene.nothing_arrived(&what, before);
@@ -88,7 +90,10 @@ fn a_body_that_is_not_as_long_as_it_says_never_completes_at_the_origin() {
             h2.send(frame(HEADERS, END_HEADERS, 1, &block(&head))).expect("sent");
             h2.send(frame(DATA, END_STREAM, 1, body.as_bytes())).expect("sent");
             let outcome = h2.outcome(1);
-            assert!(!matches!(&outcome, Outcome::Answered(body) if !body.contains("reason")), "{length}: {outcome:?}");
+            assert!(
+                !matches!(&outcome, Outcome::Answered(body) if !body.contains("reason")),
+                "{length}: {outcome:?}"
+            );
             drop(h2);
             std::thread::sleep(wait::QUIET);
             for connection in scene.connections_since(before) {
@@ -146,7 +151,10 @@ fn frames_that_are_out_of_order_end_the_connection() {
         let scene = Scene::usual();
         let head = block(&request("/v1/x"));
         for (what, frames) in [
-            ("DATA in a header block", [frame(HEADERS, 0, 1, &head), frame(DATA, END_STREAM, 1, b"x")].concat()),
+            (
+                "DATA in a header block",
+                [frame(HEADERS, 0, 1, &head), frame(DATA, END_STREAM, 1, b"x")].concat(),
+            ),
             (
                 "another stream in a header block",
                 [frame(HEADERS, 0, 1, &head), frame(CONTINUATION, END_HEADERS, 3, b"")].concat(),
@@ -154,14 +162,28 @@ fn frames_that_are_out_of_order_end_the_connection() {
             ("CONTINUATION without HEADERS", frame(CONTINUATION, END_HEADERS, 1, &head)),
             ("HEADERS on stream 0", frame(HEADERS, END_HEADERS | END_STREAM, 0, &head)),
             ("an even stream", frame(HEADERS, END_HEADERS | END_STREAM, 2, &head)),
-            ("PUSH_PROMISE from a client", frame(PUSH_PROMISE, END_HEADERS, 1, &[&[0, 0, 0, 2], &head[..]].concat())),
+            (
+                "PUSH_PROMISE from a client",
+                frame(PUSH_PROMISE, END_HEADERS, 1, &[&[0, 0, 0, 2], &head[..]].concat()),
+            ),
             ("DATA on an idle stream", frame(DATA, END_STREAM, 1, b"x")),
             ("RST_STREAM on an idle stream", frame(RST_STREAM, 0, 1, &[0, 0, 0, 8])),
             ("a frame beyond the bound", frame(DATA, 0, 1, &[b'x'; 20_000])),
             ("a block that is no HPACK", frame(HEADERS, END_HEADERS | END_STREAM, 1, &[0xff; 40])),
             ("an index that is not there", frame(HEADERS, END_HEADERS | END_STREAM, 1, &[0xfe])),
-            ("a table beyond the bound", frame(HEADERS, END_HEADERS | END_STREAM, 1, &[&[0x3f, 0xe1, 0xff, 0x7f], &head[..]].concat())),
-            ("a padding beyond the frame", frame(HEADERS, END_HEADERS | END_STREAM | 8, 1, &[&[255], &head[..20]].concat())),
+            (
+                "a table beyond the bound",
+                frame(
+                    HEADERS,
+                    END_HEADERS | END_STREAM,
+                    1,
+                    &[&[0x3f, 0xe1, 0xff, 0x7f], &head[..]].concat(),
+                ),
+            ),
+            (
+                "a padding beyond the frame",
+                frame(HEADERS, END_HEADERS | END_STREAM | 8, 1, &[&[255], &head[..20]].concat()),
+            ),
         ] {
             let before = scene.before();
             let mut h2 = open(&scene);
@@ -202,13 +224,19 @@ fn a_header_block_beyond_the_bounds_reaches_nobody() {
             ),
             (
                 "a flood of CONTINUATION",
-                [frame(HEADERS, END_STREAM, 1, &block(&request("/v1/x"))), frame(CONTINUATION, 0, 1, &large).repeat(400)]
-                    .concat(),
+                [
+                    frame(HEADERS, END_STREAM, 1, &block(&request("/v1/x"))),
+                    frame(CONTINUATION, 0, 1, &large).repeat(400),
+                ]
+                .concat(),
             ),
             (
                 "a flood of empty CONTINUATION",
-                [frame(HEADERS, END_STREAM, 1, &block(&request("/v1/x"))), frame(CONTINUATION, 0, 1, b"").repeat(20_000)]
-                    .concat(),
+                [
+                    frame(HEADERS, END_STREAM, 1, &block(&request("/v1/x"))),
+                    frame(CONTINUATION, 0, 1, b"").repeat(20_000),
+                ]
+                .concat(),
             ),
         ] {
             let mut h2 = open(&scene);
@@ -216,7 +244,10 @@ fn a_header_block_beyond_the_bounds_reaches_nobody() {
             let _ = h2.send(frames);
             let outcome = h2.outcome(1);
             println!("{what}: {outcome:?}");
-            assert!(!matches!(&outcome, Outcome::Answered(body) if !body.is_empty() && !body.contains("reason")), "{what}: {outcome:?}");
+            assert!(
+                !matches!(&outcome, Outcome::Answered(body) if !body.is_empty() && !body.contains("reason")),
+                "{what}: {outcome:?}"
+            );
             drop(h2);
             scene.nothing_arrived(what, before);
         }
@@ -247,9 +278,12 @@ fn a_flood_of_streams_and_resets_takes_nothing_from_others() {
         }
         others_are_served(&scene);
         drop(h2);
-        let connection = scene.gateway.audit.wait_for(|record| record["agent"] == me.to_string().as_str());
+        let connection =
+            scene.gateway.audit.wait_for(|record| record["agent"] == me.to_string().as_str());
         let recorded = scene.gateway.audit.records();
-        let recorded = recorded.iter().filter(|it| it["record"] == "request" && it["flow"] == connection["flow"]);
+        let recorded = recorded
+            .iter()
+            .filter(|it| it["record"] == "request" && it["flow"] == connection["flow"]);
         let (recorded, arrived) = (recorded.count(), scene.origin.log().requests().len());
         assert!(arrived <= recorded + 1, "{arrived} arrived of {sent}, {recorded} recorded");
         others_are_served(&scene);
@@ -264,8 +298,9 @@ fn more_streams_than_allowed_are_refused_and_the_others_answered() {
         let scene = Scene::usual();
         let mut h2 = open(&scene);
         let head = block(&request("/slow?ms=400"));
-        let frames: Vec<u8> =
-            (0..150).flat_map(|at| frame(HEADERS, END_HEADERS | END_STREAM, at * 2 + 1, &head)).collect();
+        let frames: Vec<u8> = (0..150)
+            .flat_map(|at| frame(HEADERS, END_HEADERS | END_STREAM, at * 2 + 1, &head))
+            .collect();
         h2.send(frames).expect("sent");
         // REFUSED_STREAM: safe to retry (RFC 9113, section 8.7).
         assert_eq!(h2.outcome(299), Outcome::Reset(7));
@@ -282,7 +317,11 @@ fn a_flood_of_settings_and_unknown_frames_takes_nothing_from_others() {
     sandboxed(|| {
         let scene = Scene::usual();
         let mut h2 = open(&scene);
-        for flood in [frame(SETTINGS, 0, 0, b"").repeat(20_000), frame(0x42, 0, 0, b"x").repeat(20_000), frame(6, 0, 0, &[0; 8]).repeat(20_000)] {
+        for flood in [
+            frame(SETTINGS, 0, 0, b"").repeat(20_000),
+            frame(0x42, 0, 0, b"x").repeat(20_000),
+            frame(6, 0, 0, &[0; 8]).repeat(20_000),
+        ] {
             let _ = h2.send(flood);
         }
         others_are_served(&scene);

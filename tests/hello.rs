@@ -107,15 +107,9 @@ fn hello_with(extensions: &[Vec<u8>]) -> Vec<u8> {
         extension(51, &[&[0, 36, 0, 29, 0, 32], &[7; 32][..]].concat()),
     ];
     let extensions: Vec<u8> = extensions.iter().chain(&needed).flatten().copied().collect();
-    let body = [
-        &[3, 3][..],
-        &[9; 32],
-        &[0],
-        &[0, 4, 0x13, 1, 0x13, 2],
-        &[1, 0],
-        &length16(&extensions),
-    ]
-    .concat();
+    let body =
+        [&[3, 3][..], &[9; 32], &[0], &[0, 4, 0x13, 1, 0x13, 2], &[1, 0], &length16(&extensions)]
+            .concat();
     let length = u32::try_from(body.len()).expect("a short body").to_be_bytes();
     records(&[&[1], &length[1..], &body].concat(), 16_000)
 }
@@ -143,17 +137,23 @@ fn a_whole_request_works_however_its_hello_is_cut() {
         let config = Arc::new(config);
         let size = client_hello(&Hello::h1(OPENAI.name)).len();
         assert!(size > 1400, "with ML-KEM a hello takes two segments, this one has {size} bytes");
-        let cuts = [Cut::Segments(1), Cut::Segments(1400), Cut::Records(1), Cut::Records(700), Cut::Both];
-        for (name, path, to) in [(OPENAI, "/status/200", OPENAI.port(443)), (PYPI, "/status/200", ATTACKER.port6(443))] {
+        let cuts =
+            [Cut::Segments(1), Cut::Segments(1400), Cut::Records(1), Cut::Records(700), Cut::Both];
+        for (name, path, to) in
+            [(OPENAI, "/status/200", OPENAI.port(443)), (PYPI, "/status/200", ATTACKER.port6(443))]
+        {
             for cut in cuts {
                 let before = scene.before();
-                let stream = Cutting { stream: AGENT.connect(to).expect("a connection"), cut: Some(cut) };
+                let stream =
+                    Cutting { stream: AGENT.connect(to).expect("a connection"), cut: Some(cut) };
                 let sni = name.name.to_owned().try_into().expect("a name");
                 let session = ClientConnection::new(Arc::clone(&config), sni).expect("a session");
                 let mut tls = StreamOwned::new(session, stream);
                 let ask = Ask::to(name).good().path(path).h1();
-                tls.write_all(ask.as_bytes()).unwrap_or_else(|error| scene.fail(&format!("{cut:?}"), error));
-                let answer = read_response(&mut tls).unwrap_or_else(|error| scene.fail(&format!("{cut:?}"), error));
+                tls.write_all(ask.as_bytes())
+                    .unwrap_or_else(|error| scene.fail(&format!("{cut:?}"), error));
+                let answer = read_response(&mut tls)
+                    .unwrap_or_else(|error| scene.fail(&format!("{cut:?}"), error));
                 assert_eq!(answer.status, 200, "{cut:?}");
                 drop(tls);
                 let new = scene.connections_since(before);
@@ -178,7 +178,10 @@ fn a_hello_without_one_plain_name_is_refused() {
             let me = stream.local_addr().expect("a socket");
             say(stream, &hello);
             let record = scene.recorded(address, me, &[]);
-            assert!(["sni_missing", "tls_malformed"].contains(&record["reason"].as_str().unwrap_or("")), "{record}");
+            assert!(
+                ["sni_missing", "tls_malformed"].contains(&record["reason"].as_str().unwrap_or("")),
+                "{record}"
+            );
             scene.nobody_was_dialled(address, before);
         }
         for name in [
@@ -205,7 +208,10 @@ fn a_hello_without_one_plain_name_is_refused() {
         }
         let two = extension(
             0,
-            &length16(&[&[0], &length16(b"api.openai.example")[..], &[0], &length16(b"attacker.example")].concat()),
+            &length16(
+                &[&[0], &length16(b"api.openai.example")[..], &[0], &length16(b"attacker.example")]
+                    .concat(),
+            ),
         );
         refused(&scene, "two names in one list", to, &hello_with(&[two]), MALFORMED);
         let twice = [server_name(b"api.openai.example"), server_name(b"attacker.example")];
@@ -268,7 +274,11 @@ fn a_hello_that_never_completes_is_refused_in_time() {
     sandboxed(|| {
         let scene = Scene::with(&(usual_config() + "\n[limits]\npeek_time = \"1s\"\n"));
         let good = hello_with(&[server_name(b"api.openai.example")]);
-        for (what, bytes) in [("nothing", &b""[..]), ("one byte", &good[..1]), ("all but one", &good[..good.len() - 1])] {
+        for (what, bytes) in [
+            ("nothing", &b""[..]),
+            ("one byte", &good[..1]),
+            ("all but one", &good[..good.len() - 1]),
+        ] {
             let before = scene.before();
             let stream = AGENT.connect(OPENAI.port6(443)).expect("the gateway accepts");
             let me = stream.local_addr().expect("a socket");
@@ -308,7 +318,10 @@ fn a_hello_that_is_cut_off_reaches_nobody() {
             stream.write_all(&good[..end]).expect("sent");
             drop(stream);
             let record = scene.recorded("cut off", me, &[]);
-            assert_eq!((record["decision"].as_str(), record["end"].as_str()), (Some("none"), Some("closed")));
+            assert_eq!(
+                (record["decision"].as_str(), record["end"].as_str()),
+                (Some("none"), Some("closed"))
+            );
         }
         scene.nobody_was_dialled("cut off", before);
         scene.ends_well();
@@ -319,7 +332,10 @@ fn a_hello_that_is_cut_off_reaches_nobody() {
 fn a_hidden_name_is_refused_where_bytes_pass_and_ignored_where_tls_ends_here() {
     sandboxed(|| {
         let scene = Scene::usual();
-        let ech = extension(0xfe0d, &[&[0, 0, 1, 0, 1, 7, 0, 32], &[5; 32][..], &[0, 64], &[6; 64]].concat());
+        let ech = extension(
+            0xfe0d,
+            &[&[0, 0, 1, 0, 1, 7, 0, 32], &[5; 32][..], &[0, 64], &[6; 64]].concat(),
+        );
         let spliced = hello_with(&[server_name(b"pypi.example"), ech.clone()]);
         refused(&scene, "ECH to a spliced host", PYPI.port(443), &spliced, ECH);
         for draft in [0xff02, 0xff03, 0xffce] {
@@ -330,7 +346,13 @@ fn a_hidden_name_is_refused_where_bytes_pass_and_ignored_where_tls_ends_here() {
         refused(&scene, "what only an inner hello has", PYPI.port(443), &inner, MALFORMED);
         // Where TLS ends here the public name is the name: the hidden one is never used.
         let hello = hello_with(&[server_name(b"attacker.example"), ech]);
-        refused(&scene, "ECH behind an unlisted name", OPENAI.port(443), &hello, ("sni_denied", 112));
+        refused(
+            &scene,
+            "ECH behind an unlisted name",
+            OPENAI.port(443),
+            &hello,
+            ("sni_denied", 112),
+        );
         scene.ends_well();
     });
 }
@@ -381,10 +403,14 @@ fn sessions_are_not_resumed_for_the_same_name_or_another_and_there_is_no_early_d
             for host in [OPENAI, OPENAI, GIT, OPENAI] {
                 let stream = AGENT.connect(OPENAI.port(443)).expect("a connection");
                 let sni = host.name.to_owned().try_into().expect("a name");
-                let mut session = ClientConnection::new(Arc::clone(&config), sni).expect("a session");
+                let mut session =
+                    ClientConnection::new(Arc::clone(&config), sni).expect("a session");
                 assert!(session.early_data().is_none(), "a ticket allows early data");
                 let mut tls = StreamOwned::new(session, stream);
-                let ask = Ask::to(host).path("/v1/x").field("authorization", "Bearer sk-attacker-key").h1();
+                let ask = Ask::to(host)
+                    .path("/v1/x")
+                    .field("authorization", "Bearer sk-attacker-key")
+                    .h1();
                 tls.write_all(ask.as_bytes()).expect("sent");
                 let answer = read_response(&mut tls).expect("an answer");
                 assert_eq!(answer.reason().as_deref(), Some("foreign_credential"));
@@ -403,7 +429,9 @@ fn old_versions_and_renegotiation_are_refused() {
         let scene = Scene::usual();
         let client = |arguments: &[&str], input: &str| {
             let mut openssl = AGENT.command("openssl");
-            openssl.args(["s_client", "-connect", "198.51.100.10:443", "-servername", OPENAI.name]).args(arguments);
+            openssl
+                .args(["s_client", "-connect", "198.51.100.10:443", "-servername", OPENAI.name])
+                .args(arguments);
             run(&mut openssl, input)
         };
         for version in ["-tls1", "-tls1_1"] {
@@ -422,8 +450,12 @@ fn old_versions_and_renegotiation_are_refused() {
 }
 
 fn run(command: &mut Command, input: &str) -> String {
-    let mut child =
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("openssl starts");
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("openssl starts");
     let mut stdin = child.stdin.take().expect("it was piped");
     std::thread::sleep(Duration::from_millis(500));
     // It may have ended already, which is an answer.
@@ -447,6 +479,24 @@ fn an_agent_that_does_not_trust_the_leaf_sends_nothing_and_gets_nothing() {
         drop(tls);
         scene.recorded("nothing asked", me, &[]);
         scene.nothing_arrived("nothing asked", before);
+        scene.ends_well();
+    });
+}
+
+#[test]
+fn a_handshake_that_stalls_is_ended() {
+    sandboxed(|| {
+        let scene = Scene::with(&(usual_config() + "\n[limits]\nhead_time = \"1s\"\n"));
+        let before = scene.before();
+        let stream = AGENT.connect(OPENAI.port(443)).expect("the gateway accepts");
+        let me = stream.local_addr().expect("a socket");
+        let begun = Instant::now();
+        // The gateway answers with its own flight, and then hears nothing.
+        say(stream, &client_hello(&Hello::h1(OPENAI.name)));
+        assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+        let record = scene.recorded("stalled", me, &[]);
+        assert_eq!(record["end"], "agent_tls_failed");
+        scene.nothing_arrived("stalled", before);
         scene.ends_well();
     });
 }

@@ -2,6 +2,7 @@
 //!
 //! They are one program, so that the lab is linked once.
 
+mod answers;
 mod attack;
 
 mod authority;
@@ -10,6 +11,7 @@ mod clients;
 mod connections;
 mod credentials;
 mod faults;
+mod forged_records;
 mod framing;
 mod h2_frames;
 mod hello;
