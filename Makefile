@@ -14,7 +14,7 @@ help:
 
 test: prerequisites vault clients format lint dependencies unit lab
 
-demo: prerequisites $(if $(VAULT),vault)
+demo: prerequisites $(if $(filter-out 0,$(VAULT)),vault)
 	@echo "== Build"
 	@$(CARGO) build --locked --workspace --bins
 	@echo "== The story"

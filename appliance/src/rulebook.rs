@@ -13,11 +13,11 @@ use rustls::RootCertStore;
 
 use crate::{
     ca::{CaError, IssuingCa, Leaves},
-    intercept::Tls,
     policy::{Api, Carry, GroupName, Host, HostPattern, Policy, RuleName},
     scrub::Masks,
     secrets::Snapshot,
     substitute::Rules,
+    tls::Tls,
 };
 
 /// A policy in force.

@@ -18,6 +18,7 @@ use crate::{
     config::{self, Config},
     daemon::{self, DaemonError},
     packets::{self, Capture},
+    tls,
 };
 
 /// A gateway that gives AI agents claim tickets instead of API keys.
@@ -127,7 +128,7 @@ fn run(config: &Path, ready_file: Option<&Path>, log: Log) -> Result<(), Failure
         .with_target(false)
         .with_max_level(log.level())
         .init();
-    if rustls::crypto::CryptoProvider::install_default(crate::intercept::provider()).is_err() {
+    if rustls::crypto::CryptoProvider::install_default(tls::provider()).is_err() {
         return Err(Failure::Other("the TLS provider was set twice".into()));
     }
     let runtime = tokio::runtime::Builder::new_current_thread()

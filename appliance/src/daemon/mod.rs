@@ -7,10 +7,7 @@
 
 mod flow;
 mod harden;
-mod phase;
 mod worker;
-
-pub use phase::{Phase, Phases};
 
 use std::{
     fmt,
@@ -35,6 +32,7 @@ use crate::{
     dial::Resolver,
     intercept::Means,
     packets::{self, Capture, Claim, PacketsError},
+    phase::{Phase, Phases},
     policy::{GroupName, Policy, SecretRef},
     rulebook::{MaskCache, Rulebook, RulebookError},
     secrets::{FileSource, SecretStore, Sources, VaultSource},
@@ -94,7 +92,7 @@ impl Daemon {
         let secrets = open_secrets(&settings, &policy)?;
         let rulebook = rulebook(policy, &settings, &system_roots)?;
         let (audit, writer) = Sink::open(&settings.audit).map_err(|error| {
-            other(&format!("cannot open the audit {:?}", settings.audit), &error)
+            other(&format!("cannot write the audit {}", settings.audit), &error)
         })?;
         let resolver =
             Resolver::new(&settings.resolvers, Handle::current()).map_err(DaemonError::Other)?;

@@ -12,9 +12,6 @@ mod guard;
 mod message;
 mod serve;
 mod tasks;
-mod tls;
-
-pub use tls::{Tls, provider};
 
 use std::{
     io,
@@ -36,18 +33,18 @@ use self::{
     exchange::{Connection, RequestRules},
     message::Site,
     serve::Sides,
-    tls::{ClientSettings, Protocol},
 };
 use crate::{
     accept::Flow,
     audit::{Record, Sink, Traffic},
-    daemon::Phases,
     decide::Permit,
     dial::{self, Resolver},
     peek::{Hello, Rewind},
+    phase::Phases,
     reason::Reason,
     rulebook::{MaskCache, Rulebook},
     secrets::SecretStore,
+    tls::{ClientSettings, Protocol},
 };
 
 /// What interception needs of the daemon.

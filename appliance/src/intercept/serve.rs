@@ -28,8 +28,8 @@ use super::{
 };
 use crate::{
     audit::{Record, Traffic},
-    daemon::{Phase, Phases},
     peek::Rewind,
+    phase::{Phase, Phases},
     policy::Limits,
     reason::Reason,
     refuse,

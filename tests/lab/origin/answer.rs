@@ -16,6 +16,8 @@
 //! | `/redirect?to=URL` | 302 |
 //! | `/status/N` | that status |
 //! | `/*.git/*` | a git repository; Basic is required |
+//! | `/simple/*` | an index of Python packages; Basic is required |
+//! | `/early`, `/duplex`, `/tardy` | see [`live`] |
 //! | anything else | the request as it arrived, in JSON |
 
 use std::{
@@ -27,7 +29,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body::{Body, Frame};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -35,7 +37,7 @@ use serde_json::json;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::{
-    git, models,
+    git, live, models,
     record::{Log, Received},
 };
 
@@ -54,6 +56,10 @@ pub(super) async fn answer(
     log: Log,
 ) -> Result<Answer, io::Error> {
     let (head, body) = request.into_parts();
+    if live::is_live(head.uri.path()) {
+        log.received(id, live::head(&head));
+        return live::answer(&head, body).await;
+    }
     let body = body.collect().await.map_err(io::Error::other)?;
     let trailers = body.trailers().cloned().unwrap_or_default();
     let received = Received {
@@ -95,6 +101,7 @@ async fn route(request: &Received) -> Answer {
         "/cut" => cut(),
         "/trailers" => with_trailers(),
         "/redirect" => redirect(request),
+        _ if path.starts_with("/simple/") => index(request),
         _ if path.starts_with("/status/") => status(path),
         _ if path.contains(".git/") => git::answer(request),
         _ => echo(request),
@@ -283,10 +290,21 @@ fn with_trailers() -> Answer {
 fn redirect(request: &Received) -> Answer {
     let mut answer = text("");
     *answer.status_mut() = StatusCode::FOUND;
-    if let Some(Ok(to)) = parameter(request, "to").map(HeaderValue::from_str) {
+    if let Some(Ok(to)) = parameter(&request.uri, "to").map(HeaderValue::from_str) {
         answer.headers_mut().insert(header::LOCATION, to);
     }
     answer
+}
+
+/// The one page that `pip index versions` reads (PEP 503).
+fn index(request: &Received) -> Answer {
+    if request.header("authorization").is_empty() {
+        return git::unauthorized();
+    }
+    whole(
+        "text/html",
+        "<!DOCTYPE html><a href=\"coat-1.0-py3-none-any.whl\">coat-1.0-py3-none-any.whl</a>",
+    )
 }
 
 fn status(path: &str) -> Answer {
@@ -310,11 +328,16 @@ fn pause(request: &Received) -> Duration {
 }
 
 fn number(request: &Received, name: &str) -> Option<u64> {
-    parameter(request, name)?.parse().ok()
+    number_in(&request.uri, name)
 }
 
-fn parameter<'r>(request: &'r Received, name: &str) -> Option<&'r str> {
-    let pairs = request.uri.query()?.split('&').filter_map(|pair| pair.split_once('='));
+/// A number in the query of a target.
+pub(super) fn number_in(uri: &Uri, name: &str) -> Option<u64> {
+    parameter(uri, name)?.parse().ok()
+}
+
+fn parameter<'r>(uri: &'r Uri, name: &str) -> Option<&'r str> {
+    let pairs = uri.query()?.split('&').filter_map(|pair| pair.split_once('='));
     pairs.filter(|(key, _)| *key == name).map(|(_, value)| value).next()
 }
 

@@ -6,6 +6,7 @@
 
 mod answer;
 mod git;
+mod live;
 mod models;
 mod record;
 
