@@ -88,7 +88,9 @@ impl Daemon {
         let capture = Capture::new(&policy, &settings);
         packets::prepare(&capture).await?;
         let system_roots = Arc::new(system_roots());
-        let places = Places::new(policy.limits.connections);
+        // A listener holds a place while it waits for the connection that will take it.
+        let waiting = workers(&settings) * capture.listeners();
+        let places = Places::new(policy.limits.connections + waiting);
         let secrets = open_secrets(&settings, &policy)?;
         let rulebook = rulebook(policy, &settings, &system_roots)?;
         let (audit, writer) = Sink::open(&settings.audit).map_err(|error| {
@@ -205,10 +207,7 @@ fn capture_packets(
     gateway: &Arc<Gateway>,
 ) -> Result<(Claim, Vec<Worker>), DaemonError> {
     let claim = packets::claim(capture)?;
-    let count = match settings.workers {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        count => count,
-    };
+    let count = workers(settings);
     let mut workers = Vec::with_capacity(count);
     let mut begins = Vec::with_capacity(count);
     for number in 0..count {
@@ -225,6 +224,13 @@ fn capture_packets(
         let _ = begin.send(());
     }
     Ok((claim, workers))
+}
+
+fn workers(settings: &Settings) -> usize {
+    match settings.workers {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        count => count,
+    }
 }
 
 fn rulebook(
