@@ -36,7 +36,7 @@ use crate::{
     intercept::Means,
     packets::{self, Capture, Claim, PacketsError},
     policy::{GroupName, Policy, SecretRef},
-    rulebook::{MaskCache, Rulebook, RulebookError},
+    rulebook::{Rulebook, RulebookError},
     secrets::{FileSource, SecretStore, Sources, VaultSource},
 };
 
@@ -103,7 +103,6 @@ impl Daemon {
         let means = Means {
             audit: audit.clone(),
             secrets: Arc::clone(&secrets),
-            masks: Arc::new(MaskCache::default()),
             resolver,
         };
         let gateway = Arc::new(Gateway {

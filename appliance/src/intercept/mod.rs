@@ -46,7 +46,7 @@ use crate::{
     dial::{self, Resolver},
     peek::{Hello, Rewind},
     reason::Reason,
-    rulebook::{MaskCache, Rulebook},
+    rulebook::Rulebook,
     secrets::SecretStore,
 };
 
@@ -57,8 +57,6 @@ pub struct Means {
     pub audit: Sink,
     /// Where values come from.
     pub secrets: Arc<SecretStore>,
-    /// Compiled masks.
-    pub masks: Arc<MaskCache>,
     /// The gateway's own resolution of names.
     pub resolver: Resolver,
 }
@@ -147,7 +145,7 @@ impl Interception<'_> {
             rules,
             audit: means.audit.clone(),
             secrets: Arc::clone(&means.secrets),
-            masks: Arc::clone(&means.masks),
+            masks: Arc::clone(&self.rulebook.masks),
             head_fields: self.rulebook.policy.limits.head_fields,
             exchanges: Arc::default(),
         }
