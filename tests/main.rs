@@ -4,7 +4,6 @@
 
 mod answers;
 mod attack;
-
 mod authority;
 mod clear_text;
 mod clients;

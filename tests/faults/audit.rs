@@ -1,21 +1,23 @@
 //! Nothing is done that cannot be recorded, and whatever ends a connection leaves one record.
 
-use std::{collections::BTreeSet, fs, io::Write as _, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::Write as _,
+    time::{Duration, Instant},
+};
 
 use lab::{
     Lab,
     client::{self, Hello, Tls},
     dns::Dns,
     gateway::{Gateway, usual_config},
-    net::{AGENT, CDN, OPENAI, PYPI},
+    net::{AGENT, CDN, GATEWAY, OPENAI, PYPI},
     origin::Origin,
     sandboxed, wait,
 };
 
-use super::{
-    CHAT, ask, assert_closed, assert_one_line, assert_refused, connections, get, hello, open,
-    records, reset,
-};
+use super::{CHAT, ask, assert_closed, assert_one_line, assert_refused, connections, get, hello, open, records, reset};
 
 #[test]
 fn an_audit_that_cannot_be_written_stops_the_start() {
@@ -143,8 +145,7 @@ fn whatever_ends_a_connection_it_has_one_record() {
         events.read_some(10).expect("an answer");
         assert!(gateway.terminate(Duration::from_secs(10)).success());
         let all = connections(&gateway, count(2));
-        let flows: BTreeSet<&str> =
-            all.iter().filter_map(|record| record["flow"].as_str()).collect();
+        let flows: BTreeSet<&str> = all.iter().filter_map(|record| record["flow"].as_str()).collect();
         assert_eq!(flows.len(), all.len(), "each flow has one name: {all:#?}");
         for record in &all {
             assert_ne!(record["reason"], "internal_error", "{record}");
@@ -182,10 +183,7 @@ fn what_an_agent_sends_is_escaped_and_capped_in_the_audit() {
 
         let long = format!("/v1/{}%22%0a{{\"}}", "x".repeat(20_000));
         ask(&lab, &gateway, &get(&long));
-        let method = format!(
-            "{} /v1/models HTTP/1.1\r\nHost: api.openai.example\r\n\r\n",
-            "M".repeat(5_000)
-        );
+        let method = format!("{} /v1/models HTTP/1.1\r\nHost: api.openai.example\r\n\r\n", "M".repeat(5_000));
         ask(&lab, &gateway, &method);
         connections(&gateway, 5);
         let text = gateway.audit.text();
@@ -194,5 +192,26 @@ fn what_an_agent_sends_is_escaped_and_capped_in_the_audit() {
             assert!(line.chars().all(|letter| !letter.is_control()), "{line}");
         }
         assert_eq!(text.lines().count(), gateway.audit.records().len());
+    });
+}
+
+#[test]
+fn an_audit_that_nobody_reads_does_not_keep_the_daemon_from_ending() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let _origin = Origin::start(&lab);
+        let _dns = Dns::start();
+        let pipe = lab.dir.join("pipe");
+        GATEWAY.shell(&format!("mkfifo '{}'", pipe.display()));
+        // Open, so that the daemon can write, and never read.
+        let _held = fs::File::options().read(true).write(true).open(&pipe).expect("a pipe");
+        let config = usual_config().replace("{dir}/audit.jsonl", "{dir}/pipe");
+        let mut gateway = Gateway::start(&lab, &(config + "\n[limits]\ndrain_time = \"1s\"\n"));
+        for _ in 0..600 {
+            drop(AGENT.connect(PYPI.port(443)).expect("accepted"));
+        }
+        let begun = Instant::now();
+        gateway.terminate(Duration::from_secs(20));
+        assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
     });
 }

@@ -34,7 +34,7 @@ use crate::{
     packets::{self, Capture, Claim, PacketsError},
     phase::{Phase, Phases},
     policy::{GroupName, Policy, SecretRef},
-    rulebook::{MaskCache, Rulebook, RulebookError},
+    rulebook::{Rulebook, RulebookError},
     secrets::{FileSource, SecretStore, Sources, VaultSource},
 };
 
@@ -103,7 +103,6 @@ impl Daemon {
         let means = Means {
             audit: audit.clone(),
             secrets: Arc::clone(&secrets),
-            masks: Arc::new(MaskCache::default()),
             resolver,
         };
         let gateway = Arc::new(Gateway {
