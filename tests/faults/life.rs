@@ -10,7 +10,7 @@ use lab::{
     Lab,
     client::{H2, Hello, Tls},
     dns::Dns,
-    gateway::{self, GIT_SECRET, Gateway, usual_config},
+    gateway::{self, ANTHROPIC_SECRET, GIT_SECRET, Gateway, usual_config},
     net::{AGENT, AGENT2, GATEWAY, Host, OPENAI, OTHER, PYPI},
     origin::Origin,
     sandboxed, wait,
@@ -207,6 +207,33 @@ fn a_new_policy_is_taken_whole_and_cuts_what_it_forbids() {
         let before = origin.log().requests().len();
         open(&lab, AGENT, OPENAI).map(drop).expect_err("the group has no binding there");
         assert_eq!(origin.log().requests().len(), before);
+    });
+}
+
+#[test]
+fn a_secret_that_a_new_policy_binds_is_masked_at_once() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let _origin = Origin::start(&lab);
+        let _dns = Dns::start();
+        let config = usual_config();
+        let gateway = Gateway::start(&lab, &config);
+        // Masks for this group and API are compiled by this one.
+        assert_eq!(ask(&lab, &gateway, &get("/reflect")).status, 200);
+
+        // The secret is not new to the group: another API has it already.
+        let bindings = "[[api.binding]]\ngroups = [\"operations\"]";
+        let second = "[[api.binding]]\ngroups = [\"research\"]\nplaceholder = \"SECOND_KEY\"\n\
+            places = [\"header x-api-key raw\"]\nsecret = \"file:anthropic\"\n\n";
+        gateway::install(&lab, &config.replacen(bindings, &format!("{second}{bindings}"), 1));
+        gateway.reload();
+        wait::expect("it says so", || gateway.stderr().contains("reloaded"));
+        let request = get("/reflect")
+            .replace("Authorization: Bearer OPENAI_API_KEY", "X-Api-Key: SECOND_KEY");
+        let answer = ask(&lab, &gateway, &request);
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert!(!answer.text().contains(ANTHROPIC_SECRET), "{}", answer.text());
+        assert!(answer.text().contains("****"), "{}", answer.text());
     });
 }
 

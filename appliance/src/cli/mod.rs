@@ -135,7 +135,10 @@ fn run(config: &Path, ready_file: Option<&Path>, log: Log) -> Result<(), Failure
         .enable_all()
         .build()
         .map_err(|error| Failure::Other(format!("cannot start a runtime: {error}")))?;
-    runtime.block_on(daemon::run(config, ready_file)).map_err(|error| match error {
+    let ran = runtime.block_on(daemon::run(config, ready_file));
+    // A thread that is stuck, as the audit's is while its pipe is full, has had its time.
+    runtime.shutdown_background();
+    ran.map_err(|error| match error {
         DaemonError::Config(errors) => Failure::Config(errors),
         other => Failure::Other(other.to_string()),
     })

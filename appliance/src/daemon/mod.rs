@@ -34,7 +34,7 @@ use crate::{
     packets::{self, Capture, Claim, PacketsError},
     phase::{Phase, Phases},
     policy::{GroupName, Policy, SecretRef},
-    rulebook::{MaskCache, Rulebook, RulebookError},
+    rulebook::{Rulebook, RulebookError},
     secrets::{FileSource, SecretStore, Sources, VaultSource},
 };
 
@@ -100,12 +100,7 @@ impl Daemon {
             Resolver::new(&settings.resolvers, Handle::current()).map_err(DaemonError::Other)?;
         let (phase, phases) = Phases::new();
         let (rulebooks, in_force) = watch::channel(Arc::new(rulebook));
-        let means = Means {
-            audit: audit.clone(),
-            secrets: Arc::clone(&secrets),
-            masks: Arc::new(MaskCache::default()),
-            resolver,
-        };
+        let means = Means { audit: audit.clone(), secrets: Arc::clone(&secrets), resolver };
         let gateway = Arc::new(Gateway {
             means,
             rulebook: in_force,

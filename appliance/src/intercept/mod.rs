@@ -42,7 +42,7 @@ use crate::{
     peek::{Hello, Rewind},
     phase::Phases,
     reason::Reason,
-    rulebook::{MaskCache, Rulebook},
+    rulebook::Rulebook,
     secrets::SecretStore,
     tls::{ClientSettings, Protocol},
 };
@@ -54,8 +54,6 @@ pub struct Means {
     pub audit: Sink,
     /// Where values come from.
     pub secrets: Arc<SecretStore>,
-    /// Compiled masks.
-    pub masks: Arc<MaskCache>,
     /// The gateway's own resolution of names.
     pub resolver: Resolver,
 }
@@ -144,7 +142,7 @@ impl Interception<'_> {
             rules,
             audit: means.audit.clone(),
             secrets: Arc::clone(&means.secrets),
-            masks: Arc::clone(&means.masks),
+            masks: Arc::clone(&self.rulebook.masks),
             head_fields: self.rulebook.policy.limits.head_fields,
             exchanges: Arc::default(),
         }
