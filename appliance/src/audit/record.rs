@@ -241,6 +241,20 @@ impl Drop for RequestRecord {
     }
 }
 
+/// The record of one start of the daemon, the first line that a run writes.
+#[derive(Debug, Serialize)]
+pub(super) struct StartLine {
+    time: String,
+    record: &'static str,
+    version: &'static str,
+}
+
+impl StartLine {
+    pub(super) fn now() -> Self {
+        Self { time: now(), record: "start", version: env!("CARGO_PKG_VERSION") }
+    }
+}
+
 #[derive(Debug, Default, Serialize)]
 struct ConnectionLine {
     time: String,

@@ -12,9 +12,6 @@ mod guard;
 mod message;
 mod serve;
 mod tasks;
-mod tls;
-
-pub use tls::{Tls, provider};
 
 use std::{
     io,
@@ -36,18 +33,18 @@ use self::{
     exchange::{Connection, RequestRules},
     message::Site,
     serve::Sides,
-    tls::{ClientSettings, Protocol},
 };
 use crate::{
     accept::Flow,
     audit::{Record, Sink, Traffic},
-    daemon::Phases,
     decide::Permit,
     dial::{self, Resolver},
     peek::{Hello, Rewind},
+    phase::Phases,
     reason::Reason,
-    rulebook::{MaskCache, Rulebook},
+    rulebook::Rulebook,
     secrets::SecretStore,
+    tls::{ClientSettings, Protocol},
 };
 
 /// What interception needs of the daemon.
@@ -57,8 +54,6 @@ pub struct Means {
     pub audit: Sink,
     /// Where values come from.
     pub secrets: Arc<SecretStore>,
-    /// Compiled masks.
-    pub masks: Arc<MaskCache>,
     /// The gateway's own resolution of names.
     pub resolver: Resolver,
 }
@@ -147,7 +142,7 @@ impl Interception<'_> {
             rules,
             audit: means.audit.clone(),
             secrets: Arc::clone(&means.secrets),
-            masks: Arc::clone(&means.masks),
+            masks: Arc::clone(&self.rulebook.masks),
             head_fields: self.rulebook.policy.limits.head_fields,
             exchanges: Arc::default(),
         }

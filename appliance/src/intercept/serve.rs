@@ -12,7 +12,7 @@ use http::Request;
 use hyper::{body::Incoming, client::conn as client, server::conn as server, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
-    io::AsyncWriteExt,
+    io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     time::{Instant, Sleep, sleep_until, timeout},
 };
@@ -28,8 +28,8 @@ use super::{
 };
 use crate::{
     audit::{Record, Traffic},
-    daemon::{Phase, Phases},
     peek::Rewind,
+    phase::{Phase, Phases},
     policy::Limits,
     reason::Reason,
     refuse,
@@ -110,12 +110,29 @@ async fn finish_h1(
             if at_head && connection.exchanges.is_empty() {
                 let reason = note_violation(connection, reason);
                 agent.write_all(&refuse::answer_bytes(reason, connection.flow)).await?;
+                agent.shutdown().await?;
+                return drain(&mut agent).await;
             }
         }
         agent.shutdown().await
     };
     // An agent that does not read its last word does not keep the connection.
     let _ = timeout(limits.head_time, last_word).await;
+}
+
+/// Closing a socket with unread bytes resets it, and an answer that is still on its way would be
+/// lost with it: what the agent goes on sending is read for a while and thrown away.
+async fn drain(agent: &mut AgentTls) -> std::io::Result<()> {
+    let mut sink = [0; 1024];
+    let until = Instant::now() + DRAIN_TIME;
+    for _ in 0..DRAIN_READS {
+        match tokio::time::timeout_at(until, agent.read(&mut sink)).await {
+            Ok(Ok(1..)) => {}
+            Ok(Ok(0)) | Err(_) => break,
+            Ok(Err(error)) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// A message that never became a request has its record all the same.
@@ -299,6 +316,10 @@ fn header_list_bytes(limits: &Limits) -> u32 {
     u32::try_from(limits.head_bytes).unwrap_or(u32::MAX)
 }
 
+/// Time for a refused agent to take its answer.
+const DRAIN_TIME: std::time::Duration = std::time::Duration::from_secs(2);
+/// Reads of 1 KiB that it gets meanwhile.
+const DRAIN_READS: usize = 256;
 /// Bytes that one stream may send ahead of its reader.
 const WINDOW: u32 = 256 * 1024;
 /// Bytes that all streams of a connection may send ahead.
