@@ -177,7 +177,8 @@ fn a_secret_that_a_new_policy_binds_is_masked_at_once() {
         gateway::install(&lab, &config.replacen(bindings, &format!("{second}{bindings}"), 1));
         gateway.reload();
         wait::expect("it says so", || gateway.stderr().contains("reloaded"));
-        let request = get("/reflect").replace("Authorization: Bearer OPENAI_API_KEY", "X-Api-Key: SECOND_KEY");
+        let request = get("/reflect")
+            .replace("Authorization: Bearer OPENAI_API_KEY", "X-Api-Key: SECOND_KEY");
         let answer = ask(&lab, &gateway, &request);
         assert_eq!(answer.status, 200, "{}", answer.text());
         assert!(!answer.text().contains(ANTHROPIC_SECRET), "{}", answer.text());
