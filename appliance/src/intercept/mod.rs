@@ -12,6 +12,7 @@ mod guard;
 mod message;
 mod serve;
 mod tasks;
+mod unsent;
 
 use std::{
     io,

@@ -73,16 +73,14 @@ pub(super) async fn h1(
     let mut agent = server::http1::Builder::new()
         .max_headers(limits.head_fields)
         .serve_connection(TokioIo::new(guard), service);
-    let mut upstream = pin!(upstream);
+    let mut upstream = pin!(Some(upstream));
     let mut vigil = Vigil::new(limits, phases, Arc::clone(record.traffic()));
-    let mut upstream_open = true;
     let ended = poll_fn(|cx| {
         if vigil.poll_drain(cx) {
             Pin::new(&mut agent).graceful_shutdown();
         }
-        if upstream_open && upstream.as_mut().poll(cx).is_ready() {
+        if poll_ended(upstream.as_mut(), cx) {
             // Nothing can be sent any more. hyper finishes the answer under way, then closes.
-            upstream_open = false;
             Pin::new(&mut agent).graceful_shutdown();
         }
         match agent.poll_without_shutdown(cx) {
@@ -184,15 +182,13 @@ pub(super) async fn h2(
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW);
     let mut agent = pin!(builder.serve_connection(TokioIo::new(agent), service));
-    let mut upstream = pin!(upstream);
+    let mut upstream = pin!(Some(upstream));
     let mut vigil = Vigil::new(limits, phases, Arc::clone(record.traffic()));
-    let mut upstream_open = true;
     let ended = poll_fn(|cx| {
         if vigil.poll_drain(cx) {
             agent.as_mut().graceful_shutdown();
         }
-        if upstream_open && upstream.as_mut().poll(cx).is_ready() {
-            upstream_open = false;
+        if poll_ended(upstream.as_mut(), cx) {
             agent.as_mut().graceful_shutdown();
         }
         let polled = agent.as_mut().poll(cx);
@@ -239,6 +235,16 @@ pub(super) async fn refusal(
     };
     // Whether the agent stayed to hear it changes nothing.
     let _ = timeout(limits.head_time, served).await;
+}
+
+/// True once, when the upstream connection takes no more requests. It is dropped then: done but
+/// alive it would keep the queue of requests open, and the next one would wait in it for ever.
+fn poll_ended<F: Future>(mut upstream: Pin<&mut Option<F>>, cx: &mut Context<'_>) -> bool {
+    let ended = upstream.as_mut().as_pin_mut().is_some_and(|open| open.poll(cx).is_ready());
+    if ended {
+        upstream.set(None);
+    }
+    ended
 }
 
 /// How a connection ended.
