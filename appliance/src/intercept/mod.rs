@@ -39,7 +39,7 @@ use self::{
     tls::{ClientSettings, Protocol},
 };
 use crate::{
-    accept::Flow,
+    accept::{Flow, Share},
     audit::{Record, Sink, Traffic},
     daemon::Phases,
     decide::Permit,
@@ -67,6 +67,8 @@ pub struct Interception<'a> {
     pub rulebook: &'a Rulebook,
     /// Whose it is.
     pub flow: &'a Flow,
+    /// Where its requests are counted.
+    pub share: &'a Share,
     /// What it may become.
     pub permit: Permit,
     /// What its first bytes said.
@@ -143,6 +145,7 @@ impl Interception<'_> {
             site: Site { host: self.permit.host().clone(), port: self.permit.port() },
             route: route.clone(),
             rules,
+            taken: self.share.taken(),
             audit: means.audit.clone(),
             secrets: Arc::clone(&means.secrets),
             masks: Arc::clone(&self.rulebook.masks),
