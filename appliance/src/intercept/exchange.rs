@@ -21,7 +21,7 @@ use super::{
     unsent::Unsent,
 };
 use crate::{
-    accept::FlowId,
+    accept::{FlowId, RequestPlace, Taken},
     audit::{RequestRecord, Sink},
     decide::Route,
     policy::{Api, Binding, Carry, Group, Pass, ResponseRules, permits},
@@ -45,6 +45,8 @@ pub(super) struct Connection {
     pub route: Route,
     /// What a request must look like.
     pub rules: RequestRules,
+    /// Where requests are counted.
+    pub taken: Arc<Taken>,
     /// Where records go.
     pub audit: Sink,
     /// Where values come from.
@@ -93,18 +95,21 @@ pub(super) struct Trace {
     connection: Arc<Connection>,
     refused_body: Mutex<Option<Reason>>,
     _turn: Turn,
+    _place: RequestPlace,
 }
 
 impl Connection {
     /// Opens the record of one more exchange.
     pub(super) fn begin(self: &Arc<Self>, turn: Turn) -> Result<Arc<Trace>, Reason> {
         let slot = self.audit.reserve().map_err(|_| Reason::AuditUnavailable)?;
-        let record = RequestRecord::open(slot, self.flow, &self.group.name, &self.route);
+        let mut record = RequestRecord::open(slot, self.flow, &self.group.name, &self.route);
+        let place = self.taken.request().inspect_err(|&reason| record.refused(reason))?;
         Ok(Arc::new(Trace {
             record: Mutex::new(record),
             connection: Arc::clone(self),
             refused_body: Mutex::default(),
             _turn: turn,
+            _place: place,
         }))
     }
 

@@ -114,10 +114,25 @@ async fn finish_h1(
                 return drain(&mut agent).await;
             }
         }
-        agent.shutdown().await
+        agent.shutdown().await?;
+        linger(&mut agent).await
     };
     // An agent that does not read its last word does not keep the connection.
-    let _ = timeout(limits.head_time, last_word).await;
+    let _ = timeout(limits.head_time.min(LAST_WORD_TIME), last_word).await;
+}
+
+/// Reads on for a while: a socket that is closed with bytes unread is reset, and an agent that is
+/// in the middle of a large body would lose the answer that it was just given.
+async fn linger(agent: &mut AgentTls) -> std::io::Result<()> {
+    let mut sink = [0; 4096];
+    let mut left = LINGER_BYTES;
+    while left > 0 {
+        match agent.read(&mut sink).await? {
+            0 => break,
+            bytes => left = left.saturating_sub(bytes),
+        }
+    }
+    Ok(())
 }
 
 /// Closing a socket with unread bytes resets it, and an answer that is still on its way would be
@@ -160,6 +175,7 @@ pub(super) async fn h2(
     builder
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER)
         .max_header_list_size(header_list_bytes(limits));
     let mut handshake = pin!(builder.handshake(TokioIo::new(upstream)));
     let handshake = poll_fn(|cx| {
@@ -180,7 +196,8 @@ pub(super) async fn h2(
         .max_concurrent_streams(limits.h2_streams)
         .max_header_list_size(header_list_bytes(limits))
         .initial_stream_window_size(WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW);
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER);
     let mut agent = pin!(builder.serve_connection(TokioIo::new(agent), service));
     let mut upstream = pin!(Some(upstream));
     let mut vigil = Vigil::new(limits, phases, Arc::clone(record.traffic()));
@@ -322,5 +339,11 @@ const DRAIN_TIME: std::time::Duration = std::time::Duration::from_secs(2);
 const DRAIN_READS: usize = 256;
 /// Bytes that one stream may send ahead of its reader.
 const WINDOW: u32 = 256 * 1024;
+/// Time for an agent to take the last word of a connection.
+const LAST_WORD_TIME: std::time::Duration = std::time::Duration::from_secs(2);
+/// Bytes of an unwanted body that are read while it does.
+const LINGER_BYTES: usize = 16 * 1024 * 1024;
+/// Bytes of one stream that wait for a peer who opens its window and does not read.
+const SEND_BUFFER: usize = 128 * 1024;
 /// Bytes that all streams of a connection may send ahead.
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
