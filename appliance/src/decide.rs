@@ -144,8 +144,7 @@ fn pass_of(policy: &Policy, group: &Group, host: &Host, port: u16) -> Option<Arc
     let mut passes = policy.passes.iter().filter(listed);
     let first = passes.next()?;
     // Where two rules name one host, the one that looks inside wins.
-    let inspecting =
-        passes.chain([first]).find(|pass| matches!(pass.carry, Carry::Inspect { .. }));
+    let inspecting = passes.chain([first]).find(|pass| matches!(pass.carry, Carry::Inspect { .. }));
     Some(Arc::clone(inspecting.unwrap_or(first)))
 }
 
@@ -231,7 +230,7 @@ mod tests {
 
     fn policy() -> Policy {
         let read = |_: &std::path::Path| Err(std::io::ErrorKind::NotFound.into());
-        config::parse(POLICY, std::path::Path::new("/"), "test.toml", &read)
+        config::parse(POLICY, None, "test.toml", &read)
             .unwrap_or_else(|errors| panic!("{errors}"))
             .policy
     }
@@ -268,7 +267,10 @@ mod tests {
 
     #[test]
     fn each_group_gets_what_its_rules_say_and_nothing_else() {
-        assert_eq!(tls("red", "api.openai.example").unwrap(), "intercept openai api.openai.example");
+        assert_eq!(
+            tls("red", "api.openai.example").unwrap(),
+            "intercept openai api.openai.example"
+        );
         assert_eq!(tls("red", "pypi.example").unwrap(), "splice pypi pypi.example");
         assert_eq!(tls("red", "a.cdn.example").unwrap(), "splice pypi a.cdn.example");
         assert_eq!(tls("red", "cdn.example"), Err(Reason::SniDenied));
@@ -278,7 +280,10 @@ mod tests {
 
     #[test]
     fn a_host_of_an_api_is_never_passed_around_it() {
-        assert_eq!(tls("blue", "chat.openai.example").unwrap(), "splice everything-openai chat.openai.example");
+        assert_eq!(
+            tls("blue", "chat.openai.example").unwrap(),
+            "splice everything-openai chat.openai.example"
+        );
         assert_eq!(tls("blue", "api.openai.example"), Err(Reason::SniDenied));
     }
 
@@ -291,14 +296,18 @@ mod tests {
     fn a_hello_without_a_name_or_with_a_hidden_one_is_refused() {
         let to = "198.51.100.7:443";
         assert_eq!(outcome("red", to, &hello(None, &[], false)), Err(Reason::SniMissing));
-        assert_eq!(outcome("red", to, &hello(Some("pypi.example"), &[], true)), Err(Reason::EchDenied));
+        assert_eq!(
+            outcome("red", to, &hello(Some("pypi.example"), &[], true)),
+            Err(Reason::EchDenied)
+        );
         assert!(outcome("red", to, &hello(Some("api.openai.example"), &[], true)).is_ok());
     }
 
     #[test]
     fn protocols_that_the_gateway_cannot_carry_are_refused_where_tls_ends_here() {
         let to = "198.51.100.7:443";
-        let offer = |alpn: &[&str]| outcome("red", to, &hello(Some("api.openai.example"), alpn, false));
+        let offer =
+            |alpn: &[&str]| outcome("red", to, &hello(Some("api.openai.example"), alpn, false));
         assert_eq!(offer(&["acme-tls/1"]), Err(Reason::AlpnDenied));
         assert!(offer(&["acme-tls/1", "http/1.1"]).is_ok());
         assert!(outcome("red", to, &hello(Some("pypi.example"), &["acme-tls/1"], false)).is_ok());

@@ -20,8 +20,8 @@ pub mod packets;
 pub mod peek;
 
 pub mod decide;
-pub mod rulebook;
 pub mod dial;
+pub mod rulebook;
 
 pub mod intercept;
 pub mod splice;

@@ -39,17 +39,31 @@ pub const fn wire(reason: Reason) -> Wire {
         R::SniMissing => (MISSING_EXTENSION, BAD_REQUEST, "the ClientHello names no host"),
         R::SniDenied => (UNRECOGNIZED_NAME, FORBIDDEN, "this host is not allowed"),
         R::EchDenied => (ACCESS_DENIED, FORBIDDEN, "Encrypted Client Hello is not allowed"),
-        R::AlpnDenied => (NO_APPLICATION_PROTOCOL, BAD_REQUEST, "no application protocol in common"),
-        R::DialledElsewhere => {
-            (ACCESS_DENIED, MISDIRECTED, "the address does not belong to this name; resolve it again")
+        R::AlpnDenied => {
+            (NO_APPLICATION_PROTOCOL, BAD_REQUEST, "no application protocol in common")
         }
+        R::DialledElsewhere => (
+            ACCESS_DENIED,
+            MISDIRECTED,
+            "the address does not belong to this name; resolve it again",
+        ),
         R::ResolveFailed => (INTERNAL_ERROR, BAD_GATEWAY, "the name could not be resolved"),
-        R::PrivateAddress => (ACCESS_DENIED, BAD_GATEWAY, "the name resolves to an address that is not allowed"),
-        R::UpstreamUnreachable => (INTERNAL_ERROR, BAD_GATEWAY, "the upstream could not be reached"),
-        R::UpstreamTlsInvalid => (BAD_CERTIFICATE, BAD_GATEWAY, "the upstream's certificate is not valid for this name"),
+        R::PrivateAddress => {
+            (ACCESS_DENIED, BAD_GATEWAY, "the name resolves to an address that is not allowed")
+        }
+        R::UpstreamUnreachable => {
+            (INTERNAL_ERROR, BAD_GATEWAY, "the upstream could not be reached")
+        }
+        R::UpstreamTlsInvalid => {
+            (BAD_CERTIFICATE, BAD_GATEWAY, "the upstream's certificate is not valid for this name")
+        }
         R::DnsDenied => (ACCESS_DENIED, FORBIDDEN, "this name is not allowed"),
         R::DnsRate => (ACCESS_DENIED, TOO_MANY, "too many DNS queries"),
-        R::HostMismatch => (ACCESS_DENIED, MISDIRECTED, "Host, authority and server name are not one name and port"),
+        R::HostMismatch => (
+            ACCESS_DENIED,
+            MISDIRECTED,
+            "Host, authority and server name are not one name and port",
+        ),
         R::HttpMalformed => (ACCESS_DENIED, BAD_REQUEST, "the request is malformed or ambiguous"),
         R::HttpTimeout => (ACCESS_DENIED, TIMEOUT, "the request did not arrive in time"),
         R::HeaderLimit => (ACCESS_DENIED, HEADERS_TOO_LARGE, "the request head is too large"),
@@ -58,24 +72,50 @@ pub const fn wire(reason: Reason) -> Wire {
         R::MethodDenied => (ACCESS_DENIED, FORBIDDEN, "this method is not allowed on this host"),
         R::PathDenied => (ACCESS_DENIED, FORBIDDEN, "this path is not allowed on this host"),
         R::PathAmbiguous => (ACCESS_DENIED, BAD_REQUEST, "the path could be read in two ways"),
-        R::TrailerDenied => (ACCESS_DENIED, BAD_REQUEST, "a credential field may not stand in the trailers"),
-        R::PlaceholderMissing => (ACCESS_DENIED, FORBIDDEN, "this host needs a placeholder in its credential field"),
-        R::PlaceholderWrongHost => (ACCESS_DENIED, FORBIDDEN, "this placeholder belongs to another host"),
-        R::PlaceholderWrongPlace => (ACCESS_DENIED, FORBIDDEN, "this placeholder belongs in another field of the request"),
-        R::PlaintextPlaceholder => (ACCESS_DENIED, FORBIDDEN, "a placeholder may not travel in the clear; use https"),
-        R::ForeignCredential => (ACCESS_DENIED, FORBIDDEN, "this credential is not a placeholder for this host"),
-        R::DuplicateCredential => (ACCESS_DENIED, BAD_REQUEST, "the request carries more than one credential"),
+        R::TrailerDenied => {
+            (ACCESS_DENIED, BAD_REQUEST, "a credential field may not stand in the trailers")
+        }
+        R::PlaceholderMissing => {
+            (ACCESS_DENIED, FORBIDDEN, "this host needs a placeholder in its credential field")
+        }
+        R::PlaceholderWrongHost => {
+            (ACCESS_DENIED, FORBIDDEN, "this placeholder belongs to another host")
+        }
+        R::PlaceholderWrongPlace => {
+            (ACCESS_DENIED, FORBIDDEN, "this placeholder belongs in another field of the request")
+        }
+        R::PlaintextPlaceholder => {
+            (ACCESS_DENIED, FORBIDDEN, "a placeholder may not travel in the clear; use https")
+        }
+        R::ForeignCredential => {
+            (ACCESS_DENIED, FORBIDDEN, "this credential is not a placeholder for this host")
+        }
+        R::DuplicateCredential => {
+            (ACCESS_DENIED, BAD_REQUEST, "the request carries more than one credential")
+        }
         R::CredentialMalformed => (ACCESS_DENIED, BAD_REQUEST, "the credential does not decode"),
-        R::SecretUnavailable => (INTERNAL_ERROR, UNAVAILABLE, "there is no usable value behind this placeholder now; nothing was forwarded"),
-        R::ResponseUnscannable => (INTERNAL_ERROR, BAD_GATEWAY, "the upstream's response could not be scanned"),
-        R::ResponseMasked => (INTERNAL_ERROR, BAD_GATEWAY, "the upstream's response carried a secret"),
-        R::AuditUnavailable => (INTERNAL_ERROR, UNAVAILABLE, "the audit cannot be written; nothing was forwarded"),
+        R::SecretUnavailable => (
+            INTERNAL_ERROR,
+            UNAVAILABLE,
+            "there is no usable value behind this placeholder now; nothing was forwarded",
+        ),
+        R::ResponseUnscannable => {
+            (INTERNAL_ERROR, BAD_GATEWAY, "the upstream's response could not be scanned")
+        }
+        R::ResponseMasked => {
+            (INTERNAL_ERROR, BAD_GATEWAY, "the upstream's response carried a secret")
+        }
+        R::AuditUnavailable => {
+            (INTERNAL_ERROR, UNAVAILABLE, "the audit cannot be written; nothing was forwarded")
+        }
         R::ConnectionLimit => (ACCESS_DENIED, TOO_MANY, "too many connections"),
         R::RateLimit => (ACCESS_DENIED, TOO_MANY, "too many requests"),
         R::PolicyRevoked => (ACCESS_DENIED, FORBIDDEN, "the policy no longer allows this"),
         R::Quarantined => (ACCESS_DENIED, FORBIDDEN, "this agent group is quarantined"),
         R::ShuttingDown => (INTERNAL_ERROR, UNAVAILABLE, "the gateway is about to stop"),
-        R::InternalError => (INTERNAL_ERROR, UNAVAILABLE, "the gateway failed; nothing was forwarded"),
+        R::InternalError => {
+            (INTERNAL_ERROR, UNAVAILABLE, "the gateway failed; nothing was forwarded")
+        }
     };
     Wire { alert, status, text }
 }

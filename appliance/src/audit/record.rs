@@ -57,7 +57,13 @@ pub struct Record {
 impl Record {
     /// Opens the record of a connection that was just accepted. Until it is told otherwise it
     /// says that the gateway failed, which is what a panic leaves behind.
-    pub fn open(slot: Slot, flow: FlowId, interface: &InterfaceName, from: AgentAddr, to: Dialled) -> Self {
+    pub fn open(
+        slot: Slot,
+        flow: FlowId,
+        interface: &InterfaceName,
+        from: AgentAddr,
+        to: Dialled,
+    ) -> Self {
         let line = ConnectionLine {
             time: now(),
             record: "connection",

@@ -167,10 +167,7 @@ fn gather(first: Message, queue: &mut Receiver<Message>, batch: &mut Vec<u8>, ou
         if batch.len() >= MAX_BATCH_BYTES {
             return;
         }
-        next = match queue.try_recv() {
-            Ok(message) => Some(message),
-            Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
-        };
+        next = queue.try_recv().ok();
     }
 }
 
@@ -227,7 +224,8 @@ mod tests {
         writer.0.join().unwrap();
         let lines = std::fs::read_to_string(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
-        let read: Vec<String> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let read: Vec<String> =
+            lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         let sent: Vec<_> = (0..1000).map(|number| format!("line\n{number}")).collect();
         assert_eq!(read, sent);
     }

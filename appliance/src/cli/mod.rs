@@ -39,10 +39,12 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the gateway until SIGTERM; SIGHUP reloads the policy
-    #[command(after_help = "Example:\n  cloakroom run --log debug /etc/cloakroom/cloakroom.toml\n\n\
+    #[command(
+        after_help = "Example:\n  cloakroom run --log debug /etc/cloakroom/cloakroom.toml\n\n\
         Needs CAP_NET_ADMIN, the base table (`nft -f nft/base.nft`) and the issuing CAs\n\
         (`cloakroom ca issue`). Logs go to standard error, audit records where the\n\
-        configuration says.")]
+        configuration says."
+    )]
     Run {
         /// The configuration
         #[arg(value_name = "CONFIG")]
@@ -62,7 +64,9 @@ enum Command {
         config: PathBuf,
     },
     /// Print the nftables table that a configuration would install
-    #[command(after_help = "Example:\n  cloakroom rules /etc/cloakroom/cloakroom.toml | nft -c -f -")]
+    #[command(
+        after_help = "Example:\n  cloakroom rules /etc/cloakroom/cloakroom.toml | nft -c -f -"
+    )]
     Rules {
         /// The configuration
         #[arg(value_name = "CONFIG")]

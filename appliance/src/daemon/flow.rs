@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// What every flow shares.
-pub struct Gateway {
+pub(super) struct Gateway {
     /// What interception needs.
     pub means: Means,
     /// The policy in force.
@@ -50,7 +50,7 @@ enum Language {
 }
 
 /// Carries one connection to its end and leaves one record of it.
-pub async fn serve(
+pub(super) async fn serve(
     gateway: Arc<Gateway>,
     place: Place,
     mut stream: TcpStream,

@@ -93,10 +93,11 @@ impl Daemon {
         let places = Places::new(policy.limits.connections);
         let secrets = open_secrets(&settings, &policy)?;
         let rulebook = rulebook(policy, &settings, &system_roots)?;
-        let (audit, writer) = Sink::open(&settings.audit)
-            .map_err(|error| other(&format!("cannot open the audit {:?}", settings.audit), &error))?;
-        let resolver = Resolver::new(&settings.resolvers, Handle::current())
-            .map_err(DaemonError::Other)?;
+        let (audit, writer) = Sink::open(&settings.audit).map_err(|error| {
+            other(&format!("cannot open the audit {:?}", settings.audit), &error)
+        })?;
+        let resolver =
+            Resolver::new(&settings.resolvers, Handle::current()).map_err(DaemonError::Other)?;
         let (phase, phases) = Phases::new();
         let (rulebooks, in_force) = watch::channel(Arc::new(rulebook));
         let means = Means {
@@ -154,7 +155,8 @@ impl Daemon {
         let Config { settings, policy } =
             config::load(&self.config_file).map_err(DaemonError::Config)?;
         let capture = Capture::new(&policy, &settings);
-        if settings != self.settings || capture.interface_names() != self.capture.interface_names() {
+        if settings != self.settings || capture.interface_names() != self.capture.interface_names()
+        {
             return Err(DaemonError::Other(
                 "the settings or the interfaces have changed; restart the daemon to take them"
                     .into(),
@@ -242,8 +244,7 @@ fn open_secrets(settings: &Settings, policy: &Policy) -> Result<Arc<SecretStore>
     let mut sources = Sources::default();
     let (mut refresh, mut max_stale) = (FILE_REFRESH, FILE_MAX_STALE);
     if let Some(vault) = &settings.vault {
-        sources.vault =
-            Some(VaultSource::new(vault).map_err(|error| other("[vault]", &error))?);
+        sources.vault = Some(VaultSource::new(vault).map_err(|error| other("[vault]", &error))?);
         (refresh, max_stale) = (vault.refresh, vault.max_stale);
     }
     if let Some(path) = &settings.secret_file {

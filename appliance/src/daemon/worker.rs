@@ -6,12 +6,7 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use tokio::{
-    net::TcpListener,
-    runtime::Builder,
-    sync::oneshot,
-    task::JoinSet,
-};
+use tokio::{net::TcpListener, runtime::Builder, sync::oneshot, task::JoinSet};
 
 use super::{
     flow::{self, Gateway},
@@ -20,13 +15,13 @@ use super::{
 use crate::{accept, packets::Listener, policy::InterfaceName};
 
 /// A thread that carries flows until the daemon is cut.
-pub struct Worker {
+pub(super) struct Worker {
     thread: JoinHandle<()>,
 }
 
 impl Worker {
     /// Starts a worker. It accepts once `begin` says so, and not at all if `begin` is dropped.
-    pub fn start(
+    pub(super) fn start(
         number: usize,
         listeners: Vec<Listener>,
         gateway: Arc<Gateway>,
@@ -49,7 +44,7 @@ impl Worker {
     }
 
     /// Waits for the thread, which ends on its own once the daemon is cut.
-    pub fn join(self) {
+    pub(super) fn join(self) {
         if self.thread.join().is_err() {
             tracing::error!("a worker panicked");
         }

@@ -2,15 +2,18 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
-/// Why an address is not public unicast, or `None` where it is. Follows the IANA special-purpose
-/// registries (RFC 6890 and its updates); forms that carry an IPv4 address are judged by it too.
-///
-/// The documentation prefixes (RFC 5737, RFC 3849) count as public: no network routes them, so
-/// refusing them protects nothing, and a lab can play the internet in them.
-pub fn special_purpose(address: IpAddr) -> Option<&'static str> {
+use crate::policy::special;
+
+/// Whether an address is anything but public unicast: it is in [`special`], or it is IPv6 outside
+/// of the one block that is assigned to public unicast (RFC 4291, section 2.4). Forms that carry
+/// an IPv4 address are judged by it.
+pub fn is_special_purpose(address: IpAddr) -> bool {
     match unwrapped(address) {
-        IpAddr::V4(v4) => special_v4(v4),
-        IpAddr::V6(v6) => special_v6(v6),
+        IpAddr::V4(v4) => special::SPECIAL_4.iter().any(|prefix| prefix.contains(&v4)),
+        IpAddr::V6(v6) => {
+            special::SPECIAL_6.iter().any(|prefix| prefix.contains(&v6))
+                || v6.octets().first().is_none_or(|first| first >> 5 != 0b001)
+        }
     }
 }
 
@@ -61,58 +64,31 @@ fn from_halves(high: u16, low: u16) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(high) << 16 | u32::from(low))
 }
 
-fn special_v4(address: Ipv4Addr) -> Option<&'static str> {
-    let [a, b, c, _] = address.octets();
-    Some(match (a, b, c) {
-        (0, ..) => "this network",
-        (10, ..) | (172, 16..=31, _) | (192, 168, _) => "private",
-        (100, 64..=127, _) => "shared address space",
-        (127, ..) => "loopback",
-        (169, 254, _) => "link-local",
-        (192, 0, 0) => "protocol assignments",
-        (192, 31, 196) | (192, 52, 193) | (192, 175, 48) => "AS112 or AMT",
-        (192, 88, 99) => "6to4 relay",
-        (198, 18..=19, _) => "benchmarking",
-        (224..=239, ..) => "multicast",
-        (240..=255, ..) => "reserved or broadcast",
-        _ => return None,
-    })
-}
-
-fn special_v6(address: Ipv6Addr) -> Option<&'static str> {
-    let [a, b, ..] = address.segments();
-    Some(match (a, b) {
-        _ if address.is_unspecified() => "unspecified",
-        _ if address.is_loopback() => "loopback",
-        (0x2001, 0x0db8) => return None,
-        (0x64, 0xff9b) => "local-use NAT64",
-        (0x100, 0) => "discard-only",
-        (0x2001, 0..=0x01ff) => "protocol assignments",
-        // Everything outside 2000::/3 is unassigned, local or multicast.
-        (0x2000..=0x3ffe, _) => return None,
-        (0x3fff, 0..=0x0fff) => "documentation",
-        (0x3fff, _) => return None,
-        (0xfc00..=0xfdff, _) => "unique local",
-        (0xfe80..=0xfebf, _) => "link-local",
-        (0xff00..=0xffff, _) => "multicast",
-        _ => "not global unicast",
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn special(text: &str) -> bool {
-        special_purpose(text.parse().unwrap()).is_some()
+        is_special_purpose(text.parse().unwrap())
     }
 
     #[test]
     fn public_addresses_are_public() {
         for text in [
-            "8.8.8.8", "1.1.1.1", "172.15.0.1", "172.32.0.1", "100.63.0.1", "100.128.0.1",
-            "198.51.100.9", "203.0.113.9", "192.0.2.9", "2606:4700::1111", "2001:db8::1",
-            "2001:4860::8888", "::ffff:8.8.8.8", "64:ff9b::8.8.8.8",
+            "8.8.8.8",
+            "1.1.1.1",
+            "172.15.0.1",
+            "172.32.0.1",
+            "100.63.0.1",
+            "100.128.0.1",
+            "198.51.100.9",
+            "203.0.113.9",
+            "192.0.2.9",
+            "2606:4700::1111",
+            "2001:db8::1",
+            "2001:4860::8888",
+            "::ffff:8.8.8.8",
+            "64:ff9b::8.8.8.8",
         ] {
             assert!(!special(text), "{text}");
         }
@@ -121,9 +97,23 @@ mod tests {
     #[test]
     fn no_special_purpose_address_passes_in_any_form() {
         for v4 in [
-            "0.0.0.0", "0.1.2.3", "10.0.0.1", "100.64.0.1", "127.0.0.1", "127.255.255.254",
-            "169.254.169.254", "172.16.0.1", "172.31.255.1", "192.0.0.1", "192.168.1.1",
-            "192.88.99.1", "198.18.0.1", "198.19.255.1", "224.0.0.1", "239.1.1.1", "240.0.0.1",
+            "0.0.0.0",
+            "0.1.2.3",
+            "10.0.0.1",
+            "100.64.0.1",
+            "127.0.0.1",
+            "127.255.255.254",
+            "169.254.169.254",
+            "172.16.0.1",
+            "172.31.255.1",
+            "192.0.0.1",
+            "192.168.1.1",
+            "192.88.99.1",
+            "198.18.0.1",
+            "198.19.255.1",
+            "224.0.0.1",
+            "239.1.1.1",
+            "240.0.0.1",
             "255.255.255.255",
         ] {
             assert!(special(v4), "{v4}");
@@ -144,9 +134,24 @@ mod tests {
     #[test]
     fn no_special_purpose_ipv6_address_passes() {
         for text in [
-            "::", "::1", "::2", "::127.0.0.1", "64:ff9b:1::1", "100::1", "2001:2::1", "2001:10::1",
-            "2001:20::1", "fc00::1", "fd00:ec2::254", "fe80::1", "febf::1", "fec0::1", "ff02::1",
-            "4000::1", "3fff:1::1", "5f00::1",
+            "::",
+            "::1",
+            "::2",
+            "::127.0.0.1",
+            "64:ff9b:1::1",
+            "100::1",
+            "2001:2::1",
+            "2001:10::1",
+            "2001:20::1",
+            "fc00::1",
+            "fd00:ec2::254",
+            "fe80::1",
+            "febf::1",
+            "fec0::1",
+            "ff02::1",
+            "4000::1",
+            "3fff:1::1",
+            "5f00::1",
         ] {
             assert!(special(text), "{text}");
         }

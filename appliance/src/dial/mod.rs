@@ -7,7 +7,7 @@
 mod address;
 mod resolver;
 
-pub use address::{is_own, special_purpose, unwrapped};
+pub use address::{is_own, is_special_purpose, unwrapped};
 pub use resolver::Resolver;
 
 use std::{
@@ -69,7 +69,7 @@ async fn connect_to(address: SocketAddr) -> std::io::Result<TcpStream> {
 fn may_dial(address: IpAddr, upstream: &Upstream) -> bool {
     let address = address.to_canonical();
     let listed = || upstream.private_prefixes.iter().any(|prefix| prefix.contains(&address));
-    (special_purpose(address).is_none() || (listed() && unwrapped(address) == address))
+    (!is_special_purpose(address) || (listed() && unwrapped(address) == address))
         && !is_own(address)
 }
 

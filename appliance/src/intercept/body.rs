@@ -20,17 +20,17 @@ use crate::{
 
 /// A body whose exchange was refused or broke on the way.
 #[derive(Debug)]
-pub struct BodyError(&'static str);
+pub(super) struct BodyError(&'static str);
 
 /// What the agent sends, on its way upstream.
-pub struct RequestBody {
+pub(super) struct RequestBody {
     inner: Incoming,
     trailers: Arc<dyn TrailerRule + Send + Sync>,
     trace: Arc<Trace>,
 }
 
 /// What the agent receives.
-pub enum ResponseBody {
+pub(super) enum ResponseBody {
     /// The gateway's own answer.
     Own(Full<Bytes>),
     /// The upstream's answer.
@@ -39,7 +39,7 @@ pub enum ResponseBody {
 
 /// The upstream's answer with every known secret masked. Holds back only what may turn out to be
 /// the beginning of one.
-pub struct Scrubbed {
+pub(super) struct Scrubbed {
     inner: Incoming,
     masks: Arc<Masks>,
     stream: MaskStream,
@@ -51,7 +51,11 @@ pub struct Scrubbed {
 
 impl RequestBody {
     /// The body of a request that is forwarded.
-    pub fn new(inner: Incoming, trailers: Arc<dyn TrailerRule + Send + Sync>, trace: Arc<Trace>) -> Self {
+    pub(super) fn new(
+        inner: Incoming,
+        trailers: Arc<dyn TrailerRule + Send + Sync>,
+        trace: Arc<Trace>,
+    ) -> Self {
         Self { inner, trailers, trace }
     }
 
@@ -96,7 +100,7 @@ impl Body for RequestBody {
 
 impl Scrubbed {
     /// The body of a response whose head has been masked.
-    pub fn new(inner: Incoming, masks: Arc<Masks>, trace: Arc<Trace>) -> Self {
+    pub(super) fn new(inner: Incoming, masks: Arc<Masks>, trace: Arc<Trace>) -> Self {
         let stream = MaskStream::new(Arc::clone(&masks));
         let ended = inner.is_end_stream();
         if ended {

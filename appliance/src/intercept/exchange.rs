@@ -36,7 +36,7 @@ use crate::{
 };
 
 /// What every exchange of one connection shares.
-pub struct Connection {
+pub(super) struct Connection {
     /// Its flow.
     pub flow: FlowId,
     /// Whose it is.
@@ -58,7 +58,7 @@ pub struct Connection {
 }
 
 /// What is asked of a request, by how the connection was permitted.
-pub enum RequestRules {
+pub(super) enum RequestRules {
     /// Placeholders become secrets.
     Substitute(Arc<Rules>),
     /// Method and path only.
@@ -66,7 +66,7 @@ pub enum RequestRules {
 }
 
 /// The one upstream connection behind an agent's connection.
-pub enum Sender {
+pub(super) enum Sender {
     /// HTTP/1.1: one request at a time.
     H1(tokio::sync::Mutex<conn::http1::SendRequest<RequestBody>>),
     /// HTTP/2: many at once.
@@ -74,7 +74,7 @@ pub enum Sender {
 }
 
 /// The record of an exchange, shared by both bodies. It is written when the last of them is gone.
-pub struct Trace {
+pub(super) struct Trace {
     record: Mutex<RequestRecord>,
     connection: Arc<Connection>,
     refused_body: Mutex<Option<Reason>>,
@@ -82,7 +82,7 @@ pub struct Trace {
 
 impl Connection {
     /// Opens the record of one more exchange.
-    pub fn begin(self: &Arc<Self>) -> Result<Arc<Trace>, Reason> {
+    pub(super) fn begin(self: &Arc<Self>) -> Result<Arc<Trace>, Reason> {
         let slot = self.audit.reserve().map_err(|_| Reason::AuditUnavailable)?;
         let record = RequestRecord::open(slot, self.flow, &self.group.name, &self.route);
         self.under_way.fetch_add(1, Relaxed);
@@ -96,9 +96,7 @@ impl Connection {
     fn response_rules(&self) -> ResponseRules {
         match &self.route {
             Route::Intercept(api) => api.response,
-            Route::Splice(_) | Route::Inspect(_) => {
-                ResponseRules { cookies: true, ranges: true }
-            }
+            Route::Splice(_) | Route::Inspect(_) => ResponseRules { cookies: true, ranges: true },
         }
     }
 }
@@ -117,7 +115,7 @@ impl TrailerRule for Connection {
 }
 
 /// Serves one request. Every failure is an answer.
-pub async fn serve(
+pub(super) async fn serve(
     connection: Arc<Connection>,
     sender: Arc<Sender>,
     request: Request<Incoming>,
@@ -135,7 +133,7 @@ pub async fn serve(
 }
 
 /// Serves a connection on which nothing may be sent: every request gets the same answer.
-pub fn serve_refusal(
+pub(super) fn serve_refusal(
     connection: &Arc<Connection>,
     request: &Request<Incoming>,
     reason: Reason,
@@ -151,7 +149,7 @@ pub fn serve_refusal(
 }
 
 /// An answer of the gateway's own.
-pub fn answer(reason: Reason, flow: FlowId) -> Response<ResponseBody> {
+pub(super) fn answer(reason: Reason, flow: FlowId) -> Response<ResponseBody> {
     refuse::answer(reason, flow).map(|body| ResponseBody::Own(Full::new(body)))
 }
 
@@ -275,12 +273,12 @@ fn receive(
 
 impl Trace {
     /// Writes into the record.
-    pub fn with<T>(&self, write: impl FnOnce(&mut RequestRecord) -> T) -> T {
+    pub(super) fn with<T>(&self, write: impl FnOnce(&mut RequestRecord) -> T) -> T {
         write(&mut self.record.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Why the exchange was refused.
-    pub fn refused(&self, reason: Reason) {
+    pub(super) fn refused(&self, reason: Reason) {
         self.with(|record| record.refused(reason));
     }
 
@@ -297,7 +295,7 @@ impl Trace {
     }
 
     /// Why a body was ended before its time. The first reason stays.
-    pub fn refuse_body(&self, reason: Reason) {
+    pub(super) fn refuse_body(&self, reason: Reason) {
         self.refused_body.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
         self.refused(reason);
     }
@@ -307,17 +305,17 @@ impl Trace {
     }
 
     /// Counts bytes of the request's body.
-    pub fn request_bytes(&self, bytes: usize) {
+    pub(super) fn request_bytes(&self, bytes: usize) {
         self.with(|record| record.request_bytes(bytes as u64));
     }
 
     /// Counts bytes of the response's body, and secrets masked in them.
-    pub fn response_bytes(&self, bytes: usize, masked: u64) {
+    pub(super) fn response_bytes(&self, bytes: usize, masked: u64) {
         self.with(|record| record.response_bytes(bytes as u64, masked));
     }
 
     /// The response came to its end.
-    pub fn complete(&self) {
+    pub(super) fn complete(&self) {
         self.with(RequestRecord::complete);
     }
 }
@@ -331,7 +329,7 @@ impl Drop for Trace {
 /// The rules for a group at an API, or for inspection.
 impl RequestRules {
     /// Whether the API's rules are in here; for a route that carries none there is nothing.
-    pub fn of(route: &Route, rules: impl FnOnce(&Arc<Api>) -> Arc<Rules>) -> Self {
+    pub(super) fn of(route: &Route, rules: impl FnOnce(&Arc<Api>) -> Arc<Rules>) -> Self {
         match route {
             Route::Intercept(api) => Self::Substitute(rules(api)),
             Route::Splice(_) | Route::Inspect(_) => Self::Inspect,

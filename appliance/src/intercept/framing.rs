@@ -13,7 +13,7 @@ use crate::{policy::Limits, reason::Reason};
 
 /// The strict reader's place in the stream.
 #[derive(Debug)]
-pub struct Framing {
+pub(super) struct Framing {
     state: State,
     /// Bytes of the current head, line or trailer section that were already looked at.
     scanned: usize,
@@ -22,7 +22,7 @@ pub struct Framing {
 }
 
 /// Whether trailers may be passed on.
-pub trait TrailerRule {
+pub(super) trait TrailerRule {
     /// Refuses trailers that policy forbids.
     fn check(&self, trailers: &HeaderMap) -> Result<(), Reason>;
 }
@@ -45,7 +45,7 @@ enum BodyKind {
 
 impl Framing {
     /// Begins before the first head of a connection.
-    pub fn new(limits: &Limits) -> Self {
+    pub(super) fn new(limits: &Limits) -> Self {
         Self {
             state: State::Head,
             scanned: 0,
@@ -55,12 +55,12 @@ impl Framing {
     }
 
     /// Whether a head, rather than a body, comes next or is under way.
-    pub fn at_head(&self) -> bool {
+    pub(super) fn at_head(&self) -> bool {
         self.state == State::Head
     }
 
     /// Bytes of a Content-Length body that are still to come and need no look.
-    pub fn opaque(&self) -> u64 {
+    pub(super) fn opaque(&self) -> u64 {
         match self.state {
             State::Fixed(left) => left,
             _ => 0,
@@ -68,7 +68,7 @@ impl Framing {
     }
 
     /// Notes that `bytes` of an opaque body went by.
-    pub fn passed(&mut self, bytes: u64) {
+    pub(super) fn passed(&mut self, bytes: u64) {
         if let State::Fixed(left) = self.state {
             self.enter_fixed(left.saturating_sub(bytes));
         }
@@ -76,7 +76,11 @@ impl Framing {
 
     /// How many of `held`'s first bytes are cleared; none if more must arrive first. The caller
     /// removes what is cleared before the next call.
-    pub fn clear(&mut self, held: &[u8], trailers: &dyn TrailerRule) -> Result<usize, Reason> {
+    pub(super) fn clear(
+        &mut self,
+        held: &[u8],
+        trailers: &dyn TrailerRule,
+    ) -> Result<usize, Reason> {
         match self.state {
             State::Head => self.clear_head(held),
             State::Fixed(left) => {
@@ -206,7 +210,9 @@ fn body_kind(fields: &[Header<'_>], version: Option<u8>) -> Result<BodyKind, Rea
             0 => BodyKind::None,
             bytes => BodyKind::Fixed(bytes),
         }),
-        (None, Some(coding)) if version == Some(1) && coding.value.eq_ignore_ascii_case(b"chunked") => {
+        (None, Some(coding))
+            if version == Some(1) && coding.value.eq_ignore_ascii_case(b"chunked") =>
+        {
             Ok(BodyKind::Chunked)
         }
         _ => Err(Reason::HttpMalformed),
@@ -238,12 +244,14 @@ fn read_trailers(section: &[u8], max_fields: usize) -> Result<HeaderMap, Reason>
     refuse_bare_cr(section)?;
     let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
     let fields = fields.get_mut(..max_fields).unwrap_or_default();
-    let Ok(httparse::Status::Complete((_, fields))) = httparse::parse_headers(section, fields) else {
+    let Ok(httparse::Status::Complete((_, fields))) = httparse::parse_headers(section, fields)
+    else {
         return Err(Reason::HttpMalformed);
     };
     let mut trailers = HeaderMap::with_capacity(fields.len());
     for field in fields {
-        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Reason::HttpMalformed)?;
+        let name =
+            HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Reason::HttpMalformed)?;
         let value = HeaderValue::from_bytes(field.value).map_err(|_| Reason::HttpMalformed)?;
         trailers.append(name, value);
     }
@@ -306,23 +314,44 @@ mod tests {
         ("\r\nGET / HTTP/1.1\r\n\r\n", Reason::HttpMalformed),
         ("GET / HTTP/1.1\r\nHost : a\r\n\r\n", Reason::HttpMalformed),
         ("GET / HTTP/1.1\r\nX: a\r\n folded\r\n\r\n", Reason::HttpMalformed),
-        ("POST / HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", Reason::HttpMalformed),
-        ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n", Reason::HttpMalformed),
-        ("POST / HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n", Reason::HttpMalformed),
+        (
+            "POST / HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+            Reason::HttpMalformed,
+        ),
+        (
+            "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n",
+            Reason::HttpMalformed,
+        ),
+        (
+            "POST / HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n",
+            Reason::HttpMalformed,
+        ),
         ("POST / HTTP/1.1\r\nContent-Length: 5, 5\r\n\r\n", Reason::HttpMalformed),
         ("POST / HTTP/1.1\r\nContent-Length: +5\r\n\r\n", Reason::HttpMalformed),
         ("POST / HTTP/1.1\r\nContent-Length: \r\n\r\n", Reason::HttpMalformed),
         ("POST / HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n", Reason::HttpMalformed),
         ("POST / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", Reason::HttpMalformed),
         ("POST / HTTP/1.1\r\nTransfer-Encoding: identity\r\n\r\n", Reason::HttpMalformed),
-        ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", Reason::HttpMalformed),
+        (
+            "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+            Reason::HttpMalformed,
+        ),
         ("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", Reason::HttpMalformed),
         ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5 \r\n", Reason::HttpMalformed),
         ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0x5\r\n", Reason::HttpMalformed),
         ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\nhello", Reason::HttpMalformed),
-        ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhelloX\r\n", Reason::HttpMalformed),
-        ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n10000000000000000\r\n", Reason::HttpMalformed),
-        ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nAuthorization: Bearer x\r\n\r\n", Reason::TrailerDenied),
+        (
+            "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhelloX\r\n",
+            Reason::HttpMalformed,
+        ),
+        (
+            "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n10000000000000000\r\n",
+            Reason::HttpMalformed,
+        ),
+        (
+            "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nAuthorization: Bearer x\r\n\r\n",
+            Reason::TrailerDenied,
+        ),
     ];
 
     #[test]

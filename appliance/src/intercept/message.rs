@@ -12,14 +12,11 @@ use http::{
     uri::{Authority, PathAndQuery, Scheme},
 };
 
-use crate::{
-    policy::Host,
-    reason::Reason,
-};
+use crate::{policy::Host, reason::Reason};
 
 /// The one name and port that every request of a connection must be for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Site {
+pub(super) struct Site {
     /// The SNI, which is also the name that was dialled.
     pub host: Host,
     /// The port that the agent dialled and that is dialled upstream.
@@ -41,7 +38,7 @@ impl Site {
     }
 
     /// The authority as it is sent upstream.
-    pub fn authority(&self) -> String {
+    pub(super) fn authority(&self) -> String {
         match self.port {
             HTTPS => self.host.to_string(),
             port => format!("{}:{port}", self.host),
@@ -52,7 +49,7 @@ impl Site {
 const HTTPS: u16 = 443;
 
 /// Refuses a request that is not plainly one for `site`.
-pub fn check(head: &request::Parts, site: &Site) -> Result<(), Reason> {
+pub(super) fn check(head: &request::Parts, site: &Site) -> Result<(), Reason> {
     if head.method == Method::CONNECT {
         return Err(Reason::ConnectDenied);
     }
@@ -133,7 +130,7 @@ fn check_path(uri: &Uri) -> Result<(), Reason> {
 
 /// Makes the head one that the gateway sends in its own name: hop-by-hop fields out, the target in
 /// the form of the version, no trace of a proxy.
-pub fn address(head: &mut request::Parts, site: &Site) -> Result<(), Reason> {
+pub(super) fn address(head: &mut request::Parts, site: &Site) -> Result<(), Reason> {
     remove_hop_by_hop(&mut head.headers);
     head.headers.remove(EXPECT);
     let path = head.uri.path_and_query().cloned().ok_or(Reason::HttpMalformed)?;
@@ -156,7 +153,7 @@ pub fn address(head: &mut request::Parts, site: &Site) -> Result<(), Reason> {
 }
 
 /// Removes what concerns one connection only (RFC 9110, section 7.6.1), in either direction.
-pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
+pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap) {
     let trailers = headers.get_all(TE).iter().any(|value| value.as_bytes() == b"trailers");
     for name in &HOP_BY_HOP {
         headers.remove(name);
@@ -174,10 +171,9 @@ fn names_upgrade(headers: &HeaderMap) -> bool {
 
 /// The field names and options of every Connection field; an error where one is no token.
 fn connection_names(headers: &HeaderMap) -> impl Iterator<Item = Result<HeaderName, Reason>> {
-    let listed = headers.get_all(CONNECTION).iter().flat_map(|value| value.as_bytes().split(|&b| b == b','));
-    listed.map(|name| {
-        HeaderName::from_bytes(name.trim_ascii()).map_err(|_| Reason::HttpMalformed)
-    })
+    let listed =
+        headers.get_all(CONNECTION).iter().flat_map(|value| value.as_bytes().split(|&b| b == b','));
+    listed.map(|name| HeaderName::from_bytes(name.trim_ascii()).map_err(|_| Reason::HttpMalformed))
 }
 
 const CLOSE: HeaderName = HeaderName::from_static("close");
@@ -214,13 +210,24 @@ mod tests {
         assert_eq!(h1(&[("host", "api.example")]), Ok(()));
         assert_eq!(h1(&[("host", "API.example:443")]), Ok(()));
         for host in [
-            "evil.example", "api.example:8443", "api.example:0443", "api.example:+443", "api.example:", "",
-            "api.example, evil.example", "user@api.example", "api.example.evil.example", "198.51.100.1",
+            "evil.example",
+            "api.example:8443",
+            "api.example:0443",
+            "api.example:+443",
+            "api.example:",
+            "",
+            "api.example, evil.example",
+            "user@api.example",
+            "api.example.evil.example",
+            "198.51.100.1",
         ] {
             assert_eq!(h1(&[("host", host)]), Err(Reason::HostMismatch), "{host}");
         }
         assert_eq!(h1(&[]), Err(Reason::HttpMalformed));
-        assert_eq!(h1(&[("host", "api.example"), ("host", "api.example")]), Err(Reason::HttpMalformed));
+        assert_eq!(
+            h1(&[("host", "api.example"), ("host", "api.example")]),
+            Err(Reason::HttpMalformed)
+        );
     }
 
     #[test]
@@ -238,12 +245,17 @@ mod tests {
         assert_eq!(to("http://api.example/v1", &[]), Err(Reason::HostMismatch));
         assert_eq!(to("https://api.example:8443/v1", &[]), Err(Reason::HostMismatch));
         assert_eq!(to("/v1", &[("host", "api.example")]), Err(Reason::HostMismatch));
-        assert_eq!(to("https://api.example/v1", &[("host", "evil.example")]), Err(Reason::HostMismatch));
+        assert_eq!(
+            to("https://api.example/v1", &[("host", "evil.example")]),
+            Err(Reason::HostMismatch)
+        );
     }
 
     #[test]
     fn connection_cannot_strip_a_field_that_matters() {
-        for name in ["authorization", "x-api-key, close", "host", "content-length", "close,,", "a b"] {
+        for name in
+            ["authorization", "x-api-key, close", "host", "content-length", "close,,", "a b"]
+        {
             let result = h1(&[("host", "api.example"), ("connection", name)]);
             assert_eq!(result, Err(Reason::HttpMalformed), "{name}");
         }
@@ -253,7 +265,10 @@ mod tests {
     #[test]
     fn upgrades_and_connect_are_refused() {
         assert_eq!(h1(&[("host", "api.example"), ("upgrade", "h2c")]), Err(Reason::UpgradeDenied));
-        assert_eq!(h1(&[("host", "api.example"), ("connection", "Upgrade")]), Err(Reason::UpgradeDenied));
+        assert_eq!(
+            h1(&[("host", "api.example"), ("connection", "Upgrade")]),
+            Err(Reason::UpgradeDenied)
+        );
         let mut connect = head(Version::HTTP_11, "/", &[("host", "api.example")]);
         connect.method = Method::CONNECT;
         assert_eq!(check(&connect, &site()), Err(Reason::ConnectDenied));
@@ -264,15 +279,22 @@ mod tests {
     #[test]
     fn what_goes_upstream_names_the_site_and_no_proxy() {
         let fields = [
-            ("host", "API.example:443"), ("connection", "keep-alive, te"), ("keep-alive", "5"),
-            ("te", "trailers"), ("proxy-authorization", "Basic eDp5"), ("proxy-connection", "close"), ("expect", "100-continue"),
+            ("host", "API.example:443"),
+            ("connection", "keep-alive, te"),
+            ("keep-alive", "5"),
+            ("te", "trailers"),
+            ("proxy-authorization", "Basic eDp5"),
+            ("proxy-connection", "close"),
+            ("expect", "100-continue"),
         ];
         let mut h1 = head(Version::HTTP_11, "/v1?q=1", &fields);
         address(&mut h1, &site()).unwrap();
         assert_eq!(h1.uri, "/v1?q=1");
-        let names: Vec<_> = h1.headers.iter().map(|(n, v)| (n.as_str(), v.to_str().unwrap())).collect();
+        let names: Vec<_> =
+            h1.headers.iter().map(|(n, v)| (n.as_str(), v.to_str().unwrap())).collect();
         assert_eq!(names, [("host", "api.example"), ("te", "trailers")]);
-        let mut h2 = head(Version::HTTP_2, "https://api.example:443/v1", &[("host", "api.example")]);
+        let mut h2 =
+            head(Version::HTTP_2, "https://api.example:443/v1", &[("host", "api.example")]);
         address(&mut h2, &Site { port: 8443, ..site() }).unwrap();
         assert_eq!(h2.uri, "https://api.example:8443/v1");
         assert!(h2.headers.is_empty());

@@ -9,12 +9,7 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use http::Request;
-use hyper::{
-    body::Incoming,
-    client::conn as client,
-    server::conn as server,
-    service::service_fn,
-};
+use hyper::{body::Incoming, client::conn as client, server::conn as server, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::AsyncWriteExt,
@@ -40,12 +35,12 @@ use crate::{
 };
 
 /// The agent's side, once TLS is up.
-pub type AgentTls = ServerTls<Counted<Rewind<TcpStream>>>;
+pub(super) type AgentTls = ServerTls<Counted<Rewind<TcpStream>>>;
 
 type Upstream = ClientTls<TcpStream>;
 
 /// Carries an HTTP/1.1 connection to its end.
-pub async fn h1(
+pub(super) async fn h1(
     connection: Arc<Connection>,
     agent: AgentTls,
     upstream: Upstream,
@@ -130,7 +125,7 @@ fn note_violation(connection: &Arc<Connection>, reason: Reason) -> Reason {
 }
 
 /// Carries an HTTP/2 connection to its end.
-pub async fn h2(
+pub(super) async fn h2(
     connection: Arc<Connection>,
     agent: AgentTls,
     upstream: Upstream,
@@ -189,7 +184,12 @@ pub async fn h2(
 }
 
 /// Answers every request with the same refusal, for a connection that has no upstream.
-pub async fn refusal(connection: Arc<Connection>, agent: AgentTls, reason: Reason, limits: &Limits) {
+pub(super) async fn refusal(
+    connection: Arc<Connection>,
+    agent: AgentTls,
+    reason: Reason,
+    limits: &Limits,
+) {
     let h2 = agent.get_ref().1.alpn_protocol() == Some(b"h2");
     let service = service_fn(move |request: Request<Incoming>| {
         let response = exchange::serve_refusal(&connection, &request, reason);

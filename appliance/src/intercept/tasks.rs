@@ -17,7 +17,7 @@ type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// The handle that hyper spawns with.
 #[derive(Clone, Default)]
-pub struct Spawner(Arc<Mutex<Incoming>>);
+pub(super) struct Spawner(Arc<Mutex<Incoming>>);
 
 #[derive(Default)]
 struct Incoming {
@@ -26,19 +26,19 @@ struct Incoming {
 }
 
 /// The tasks of one connection. Dropping it ends them.
-pub struct Tasks {
+pub(super) struct Tasks {
     spawner: Spawner,
     running: FuturesUnordered<Task>,
 }
 
 impl Tasks {
     /// No tasks yet; `spawner` brings them.
-    pub fn new(spawner: Spawner) -> Self {
+    pub(super) fn new(spawner: Spawner) -> Self {
         Self { spawner, running: FuturesUnordered::new() }
     }
 
     /// Gives every task that can go on its turn.
-    pub fn poll(&mut self, cx: &mut Context<'_>) {
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) {
         loop {
             self.take_new(cx);
             match self.running.poll_next_unpin(cx) {

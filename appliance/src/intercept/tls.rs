@@ -238,6 +238,8 @@ mod tests {
     #[test]
     fn what_is_no_certificate_is_no_root() {
         assert!(roots_of("").is_none());
-        assert!(roots_of("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").is_none());
+        assert!(
+            roots_of("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").is_none()
+        );
     }
 }

@@ -14,10 +14,12 @@ use super::{
     netlink::{Netfilter, messages},
     plan::{self, Base, Hook},
     raw_expr::{MAX_ELEMENTS, RawSet, SetMessage},
+    readback::{self, Strangers},
 };
 
 /// Sends the table and waits until the kernel has acknowledged every message of it.
 pub(super) fn send(table: &plan::Table) -> Result<(), PacketsError> {
+    let strangers = readback::strangers(table)?;
     let mut transaction = Transaction { batch: Batch::new(), objects: Vec::new() };
     let owner = nftnl::Table::new(TABLE_C, ProtoFamily::Inet);
     transaction.add(&owner, "table inet cloakroom");
@@ -28,6 +30,7 @@ pub(super) fn send(table: &plan::Table) -> Result<(), PacketsError> {
         // A rule without a handle means every rule of its chain.
         transaction.delete(&Rule::new(chain), &format!("emptying chain {}", each.name));
     }
+    remove(&strangers, &owner, &mut transaction);
     fill_sets(table, &mut transaction);
     let mut ids = 1..;
     for (each, chain) in table.chains.iter().zip(&chains) {
@@ -105,6 +108,22 @@ fn declare_sets(table: &plan::Table, transaction: &mut Transaction) {
     for set in &table.sets {
         let raw = RawSet::new(&lower::declaration(set), &[]);
         transaction.add(&SetMessage::Declare(&raw), &format!("set {}", set.name));
+    }
+}
+
+/// What is not ours any more goes with the rules that used it; our own chains are empty by now.
+fn remove(strangers: &Strangers, owner: &nftnl::Table, transaction: &mut Transaction) {
+    let chains: Vec<Chain<'_>> =
+        strangers.chains.iter().map(|name| Chain::new(c_string(name), owner)).collect();
+    for (chain, name) in chains.iter().zip(&strangers.chains) {
+        transaction.delete(&Rule::new(chain), &format!("emptying leftover chain {name}"));
+    }
+    for (chain, name) in chains.iter().zip(&strangers.chains) {
+        transaction.delete(chain, &format!("removing leftover chain {name}"));
+    }
+    for name in &strangers.sets {
+        let raw = RawSet::new(&lower::named(name), &[]);
+        transaction.delete(&SetMessage::Declare(&raw), &format!("removing leftover set {name}"));
     }
 }
 

@@ -47,6 +47,19 @@ pub(super) fn declaration(set: &Set) -> Declaration {
     Declaration { table: TABLE_C, name, id: 0, flags, key_type, fields, userdata }
 }
 
+/// A set of which only the name matters: the kernel asks for no more to remove it.
+pub(super) fn named(name: &str) -> Declaration {
+    Declaration {
+        table: TABLE_C,
+        name: c_string(name),
+        id: 0,
+        flags: 0,
+        key_type: TYPE_INET_SERVICE,
+        fields: vec![2],
+        userdata: Vec::new(),
+    }
+}
+
 /// The elements of a named set, as the kernel takes and lists them.
 pub(super) fn elements(set: &Set) -> Vec<RawElement> {
     set.elements.iter().flat_map(element).collect()

@@ -24,7 +24,6 @@ mod raw_expr;
 mod readback;
 mod render;
 mod route;
-mod special;
 mod sysctl;
 
 #[cfg(test)]
@@ -190,13 +189,90 @@ fn octets(address: IpAddr) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::{
+        config::AuditTarget,
+        policy::{Carry, Group, GroupName, Limits, Pass, RuleName, Upstream},
+    };
 
     #[test]
     fn overlapping_groups_become_disjoint_prefixes() {
-        let nets = ["10.1.0.0/16", "10.1.2.0/24", "2001:db8::/64", "10.0.0.0/16"];
-        let nets: Vec<IpNet> = nets.iter().map(|net| net.parse().unwrap()).collect();
-        let fewest: Vec<String> = aggregate(&nets).iter().map(ToString::to_string).collect();
-        assert_eq!(fewest, ["10.0.0.0/15", "2001:db8::/64"]);
+        let fewest =
+            aggregate(&nets(&["10.1.0.0/16", "10.1.2.0/24", "2001:db8::/64", "10.0.0.0/16"]));
+        assert_eq!(fewest, nets(&["10.0.0.0/15", "2001:db8::/64"]));
+    }
+
+    #[test]
+    fn groups_of_one_interface_are_captured_together() {
+        let policy = Policy {
+            groups: vec![
+                group("b", "eth2", &["10.2.0.0/24"]),
+                group("a", "eth1", &["10.1.0.0/24", "2001:db8:1::/64"]),
+                group("c", "eth1", &["10.3.0.0/24"]),
+            ],
+            apis: Vec::new(),
+            passes: vec![Arc::new(Pass {
+                name: RuleName(Arc::from("inside")),
+                carry: Carry::Splice,
+                groups: Vec::new(),
+                hosts: Vec::new(),
+                ports: vec![443],
+                upstream: Upstream { ca_pem: None, private_prefixes: nets(&["10.9.0.0/24"]) },
+            })],
+            ports: vec![443, 80, 443],
+            limits: Limits::default(),
+        };
+        let capture = Capture::new(&policy, &settings());
+        let seen: Vec<_> =
+            capture.interfaces.iter().map(|each| (each.name.as_str(), &each.prefixes)).collect();
+        let first = nets(&["10.1.0.0/24", "10.3.0.0/24", "2001:db8:1::/64"]);
+        assert_eq!(seen, [("eth1", &first), ("eth2", &nets(&["10.2.0.0/24"]))]);
+        assert_eq!((capture.ports, capture.homes), (vec![80, 443], nets(&["10.9.0.0/24"])));
+    }
+
+    #[test]
+    fn a_mark_or_table_of_the_kernels_own_is_refused() {
+        let capture = |mark, route_table| Capture {
+            interfaces: Vec::new(),
+            ports: Vec::new(),
+            homes: Vec::new(),
+            proxy_port: 8443,
+            mark,
+            route_table,
+            ipv6: true,
+        };
+        assert!(check_marks(&capture(1, 100)).is_ok());
+        for (mark, table) in [(0, 100), (1, 0), (1, 253), (1, 254), (1, 255)] {
+            assert!(check_marks(&capture(mark, table)).is_err(), "{mark} {table}");
+        }
+    }
+
+    fn nets(texts: &[&str]) -> Vec<IpNet> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    fn group(name: &str, interface: &str, prefixes: &[&str]) -> Arc<Group> {
+        Arc::new(Group {
+            name: GroupName(Arc::from(name)),
+            interface: InterfaceName(Arc::from(interface)),
+            prefixes: nets(prefixes),
+        })
+    }
+
+    fn settings() -> Settings {
+        Settings {
+            audit: AuditTarget::Stdout,
+            ca_dir: "/nowhere".into(),
+            proxy_port: 8443,
+            mark: 1,
+            route_table: 100,
+            ipv6: true,
+            resolvers: Vec::new(),
+            workers: 1,
+            vault: None,
+            secret_file: None,
+        }
     }
 }

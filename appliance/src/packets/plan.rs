@@ -7,11 +7,11 @@ use std::borrow::Cow;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::{
-    Capture, aggregate, only_v4, only_v6,
-    special::{LINK_6, MARTIAN_4, MARTIAN_6, SPECIAL_4, SPECIAL_6},
+use super::{Capture, aggregate, only_v4, only_v6};
+use crate::{
+    policy::special::{LINK_6, MARTIAN_4, MARTIAN_6, SPECIAL_4, SPECIAL_6},
+    reason::Reason,
 };
-use crate::reason::Reason;
 
 /// The name of the daemon's table, family inet.
 pub(super) const TABLE: &str = "cloakroom";

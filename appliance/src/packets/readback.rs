@@ -29,6 +29,28 @@ pub(super) fn require_base() -> Result<(), PacketsError> {
     if chains.values().any(drops) { Ok(()) } else { Err(PacketsError::NoBaseTable) }
 }
 
+/// Names in the daemon's table that are not in the plan: left by another version, or by hand.
+#[derive(Debug, Default)]
+pub(super) struct Strangers {
+    pub(super) chains: Vec<String>,
+    pub(super) sets: Vec<String>,
+}
+
+/// What an earlier table left behind. Empty where there is no table yet.
+pub(super) fn strangers(table: &plan::Table) -> Result<Strangers, PacketsError> {
+    let failed = |source| netlink_error("look at the packet rules", source);
+    let mut netfilter = Netfilter::open().map_err(failed)?;
+    let mut chains: Vec<String> =
+        chains(&mut netfilter, TABLE).map_err(failed)?.into_keys().collect();
+    chains.retain(|name| table.chains.iter().all(|chain| chain.name != name));
+    if chains.is_empty() && !has_table(&mut netfilter).map_err(failed)? {
+        return Ok(Strangers::default());
+    }
+    let mut sets = sets(&mut netfilter).map_err(failed)?;
+    sets.retain(|name| table.sets.iter().all(|set| set.name != name));
+    Ok(Strangers { chains, sets })
+}
+
 /// Fails unless the kernel holds exactly this table.
 pub(super) fn verify(table: &plan::Table) -> Result<(), PacketsError> {
     let failed = |source| netlink_error("read back the packet rules", source);
@@ -94,6 +116,11 @@ fn chains(netfilter: &mut Netfilter, table: &str) -> std::io::Result<BTreeMap<St
             Some((name, hook))
         })
         .collect())
+}
+
+fn has_table(netfilter: &mut Netfilter) -> std::io::Result<bool> {
+    let answers = netfilter.dump(libc::NFT_MSG_GETTABLE, &[])?;
+    Ok(answers.iter().any(|answer| text(answer, NFTA_TABLE) == Some(TABLE)))
 }
 
 fn rules(netfilter: &mut Netfilter, chain: &str) -> std::io::Result<Vec<Vec<String>>> {

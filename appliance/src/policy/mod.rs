@@ -5,11 +5,11 @@
 
 mod host;
 mod path;
+pub(crate) mod special;
 mod text;
 
 pub use host::{Host, HostError, HostPattern};
-pub use path::{PathError, PathRule, check as check_path, permits};
-pub use text::{InterfaceError, NameError, PlaceholderError};
+pub use path::{PathError, PathRule, check as check_path};
 
 use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 

@@ -17,10 +17,7 @@ mod buffer;
 mod pipe;
 mod relay;
 
-use std::{
-    io,
-    time::Duration,
-};
+use std::{io, time::Duration};
 
 use bytes::Bytes;
 use socket2::{SockRef, TcpKeepalive};

@@ -51,6 +51,12 @@ impl Pipe {
         self.held
     }
 
+    /// Free pipes of this thread.
+    #[cfg(test)]
+    pub(super) fn free() -> usize {
+        FREE.with(|free| free.borrow().len())
+    }
+
     /// Moves what `socket` has received into the empty pipe; 0 means the stream's end.
     pub(super) fn fill(&mut self, socket: impl AsFd) -> io::Result<usize> {
         debug_assert_eq!(self.held, 0);
@@ -130,4 +136,61 @@ static OPEN: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
     static FREE: RefCell<Vec<Arc<Ends>>> = const { RefCell::new(Vec::new()) };
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read as _, Write as _},
+        os::unix::net::UnixStream,
+    };
+
+    use super::*;
+
+    /// A socket with `bytes` to be received.
+    fn socket_with(bytes: &[u8]) -> UnixStream {
+        let (mut from, to) = UnixStream::pair().expect("a pair");
+        from.write_all(bytes).expect("written");
+        to.set_nonblocking(true).expect("set");
+        to
+    }
+
+    #[test]
+    fn an_empty_pipe_is_used_again_and_one_with_bytes_in_it_never() {
+        drop(Pipe::take().expect("a pipe"));
+        assert_eq!(Pipe::free(), 1);
+        let mut pipe = Pipe::take().expect("a pipe");
+        assert_eq!(Pipe::free(), 0);
+        assert_eq!(pipe.fill(socket_with(b"of another flow")).expect("filled"), 15);
+        drop(pipe);
+        assert_eq!(Pipe::free(), 0);
+    }
+
+    #[test]
+    fn what_goes_in_comes_out_and_an_empty_socket_would_block() {
+        let mut pipe = Pipe::take().expect("a pipe");
+        let (source, (sink, mut far)) =
+            (socket_with(b"hello"), UnixStream::pair().expect("a pair"));
+        assert_eq!(pipe.fill(&source).expect("filled"), 5);
+        assert_eq!(pipe.drain(&sink).expect("drained"), 5);
+        assert_eq!(pipe.held(), 0);
+        let mut room = [0; 5];
+        far.read_exact(&mut room).expect("read");
+        assert_eq!(&room, b"hello");
+        // The far end of `source` is gone, so what follows is the end and not a wait.
+        assert_eq!(pipe.fill(&source).expect("filled"), 0);
+        far.set_nonblocking(true).expect("set");
+        assert_eq!(pipe.fill(&far).expect_err("empty").kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn there_is_an_end_to_pipes() {
+        // Other tests of this process may hold some.
+        let pipes: Vec<Pipe> = std::iter::from_fn(Pipe::take).take(MAX_PIPES + 1).collect();
+        assert!(pipes.len() <= MAX_PIPES);
+        let capacity = pipes.iter().map(|pipe| pipe.ends.capacity).min();
+        assert!(capacity.is_none_or(|bytes| bytes >= MIN_BYTES));
+        drop(pipes);
+        assert_eq!(Pipe::free(), MAX_FREE);
+    }
 }

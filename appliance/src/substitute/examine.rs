@@ -21,6 +21,7 @@ use super::{
 use crate::{
     policy::{Binding, PathError, Place, Placeholder, Scheme, check_path},
     reason::Reason,
+    refuse::Refusal,
 };
 
 /// Why a head is not forwarded.
@@ -35,6 +36,12 @@ pub struct Denial {
 impl From<Reason> for Denial {
     fn from(reason: Reason) -> Self {
         Self { reason, placeholder: None }
+    }
+}
+
+impl From<Denial> for Refusal {
+    fn from(denial: Denial) -> Self {
+        denial.reason.into()
     }
 }
 
@@ -93,10 +100,10 @@ fn classify(rules: &Rules, field: &HeaderName, value: &HeaderValue) -> Result<Sw
     if !text.iter().all(|&byte| byte == b' ' || byte.is_ascii_graphic()) {
         return Err(Reason::CredentialMalformed.into());
     }
-    if *field == AUTHORIZATION {
-        if let Some(encoded) = after_scheme(text, "basic") {
-            return basic::classify(rules, encoded);
-        }
+    if *field == AUTHORIZATION
+        && let Some(encoded) = after_scheme(text, "basic")
+    {
+        return basic::classify(rules, encoded);
     }
     rules
         .own

@@ -71,7 +71,11 @@ proptest! {
     }
 
     #[test]
-    fn no_altered_placeholder_is_ever_swapped(at in 0..BEARER.len(), byte in 0x20u8..=0xff, cut in any::<bool>()) {
+    fn no_altered_placeholder_is_ever_swapped(
+        at in 0..BEARER.len(),
+        byte in 0x20u8..=0xff,
+        cut in any::<bool>(),
+    ) {
         let mut token = BEARER.as_bytes().to_vec();
         if cut { token.remove(at); } else { token[at] = byte; }
         prop_assume!(token != BEARER.as_bytes() && byte != 0x7f);
@@ -83,7 +87,11 @@ proptest! {
     }
 
     #[test]
-    fn no_head_panics(fields in prop::collection::vec((field(), prop::collection::vec(0x20u8..=0x7e, 0..40)), 0..4)) {
+    fn no_head_panics(
+        fields in prop::collection::vec(
+            (field(), prop::collection::vec(0x20u8..=0x7e, 0..40)), 0..4
+        ),
+    ) {
         let mut parts = head(&[]);
         for (name, value) in &fields {
             let name = http::HeaderName::from_bytes(name.as_bytes()).unwrap();

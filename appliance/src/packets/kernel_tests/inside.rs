@@ -114,6 +114,27 @@ fn a_rule_that_somebody_added_is_noticed() {
     noticed("nft add element inet cloakroom sources_4 '{ agents0 . 10.77.0.0/16 }'");
     noticed("nft add chain inet cloakroom forward '{ policy accept; }'");
     noticed("nft add chain inet cloakroom another");
+    noticed("nft add set inet cloakroom more '{ type ipv4_addr; flags interval; }'");
+    noticed("nft add rule inet cloakroom input iifname @agents accept");
+}
+
+#[test]
+#[ignore = "started inside a namespace by its namesake"]
+fn what_another_version_left_behind_is_removed() {
+    only_in_a_namespace();
+    sh("nft -f - <<'END'
+table inet cloakroom {
+    set old { type ipv4_addr; flags interval; elements = { 10.0.0.0/8 }; }
+    map names { type ipv4_addr : verdict; }
+    chain before { type filter hook prerouting priority -200; ip saddr @old accept; jump helper; }
+    chain helper { ip saddr vmap @names; ip saddr { 1.2.3.4, 1.2.3.5 } accept; }
+    chain input { type filter hook input priority 0; jump helper; }
+}
+END");
+    apply(&example()).unwrap();
+    for leftover in ["old", "names", "before", "helper"] {
+        assert!(!listing().contains(leftover), "{}", listing());
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@
 
 use std::{
     io::{Read, Write},
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, SocketAddr, SocketAddrV6, TcpListener, TcpStream, UdpSocket},
     os::fd::AsFd,
     process::{Child, Command},
     sync::{
@@ -136,6 +136,14 @@ impl Lab {
     /// Runs a command line there and returns what it printed.
     pub(super) fn in_agent(&self, line: &str) -> String {
         sh(&format!("nsenter -t {} -n sh -c '{line}'", self.agent.holder.id()))
+    }
+
+    /// A datagram to a link-local address on the agent's wire.
+    pub(super) fn knock(&self, to: &str) {
+        let link = self.in_agent("ip -o link show eth0");
+        let index = link.split(':').next().unwrap().parse().unwrap();
+        let to = SocketAddrV6::new(to.parse().unwrap(), 9, 0, index);
+        let _ = self.agent.run(move || UdpSocket::bind("[::]:0").unwrap().send_to(b"knock", to));
     }
 
     /// A connection of the agent that stays open.

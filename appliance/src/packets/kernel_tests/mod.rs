@@ -36,6 +36,7 @@ in_a_namespace! {
     inside::a_policy_without_agents_or_ipv6_installs_too,
     inside::many_prefixes_take_several_messages,
     inside::a_rule_that_somebody_added_is_noticed,
+    inside::what_another_version_left_behind_is_removed,
     inside::nothing_starts_without_the_guard,
     inside::a_missing_interface_is_named,
     inside::preparing_twice_leaves_one_rule_and_one_route,

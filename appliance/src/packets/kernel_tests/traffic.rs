@@ -9,12 +9,13 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Instant,
 };
 
 use socket2::{Domain, Socket, Type};
 
 use super::{
-    lab::{GATEWAY, Lab, ORIGIN, Outcome, PATIENCE, dropped_as_spoofed},
+    lab::{AGENT, GATEWAY, Lab, ORIGIN, Outcome, PATIENCE, dropped_as_spoofed},
     load_base, sh,
 };
 use crate::packets::{Capture, apply, listen};
@@ -103,10 +104,14 @@ fn the_guard_alone_passes_nothing() {
 fn without_ipv6_no_ipv6_passes() {
     let lab = Lab::new(false);
     let _listeners = lab.start();
-    // The agent knows the way without asking for it: discovery alone is no protection.
-    let link = sh("ip -o link show agents0");
-    let mac = link.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap();
-    lab.in_agent(&format!("ip neighbour replace {} lladdr {mac} dev eth0", GATEWAY[1]));
+    // Both ends know each other without asking: discovery that fails is no protection.
+    let mac = |link: String| {
+        link.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap().to_owned()
+    };
+    let (near, far) =
+        (mac(sh("ip -o link show agents0")), mac(lab.in_agent("ip -o link show eth0")));
+    lab.in_agent(&format!("ip neighbour replace {} lladdr {near} dev eth0", GATEWAY[1]));
+    sh(&format!("ip neighbour replace {} lladdr {far} dev agents0", AGENT[1]));
     assert_eq!(lab.dial(ORIGIN[0], 443), Outcome::Captured);
     for destination in [ORIGIN[1], GATEWAY[1]] {
         for port in [443, 8080] {
@@ -157,10 +162,14 @@ fn neighbours_find_each_other_by_link_local_addresses() {
     let _listeners = lab.start();
     let addresses = sh("ip -6 -o address show dev agents0 scope link");
     let gateway = addresses.split("inet6 ").nth(1).unwrap().split('/').next().unwrap();
-    lab.in_agent(&format!("ping -6 -c 1 -W 1 {gateway}%eth0 || true"));
-    let neighbours = lab.in_agent("ip -6 neighbour show");
     let found = |line: &str| line.starts_with(gateway) && line.contains("lladdr");
-    assert!(neighbours.lines().any(found), "{neighbours}");
+    let (mut known, deadline) = (String::new(), Instant::now() + 5 * PATIENCE);
+    // Until the agent's own address is no longer tentative, it has no source to ask from.
+    while !known.lines().any(found) && Instant::now() < deadline {
+        lab.knock(gateway);
+        known = lab.in_agent("sleep 0.2; ip -6 neighbour show");
+    }
+    assert!(known.lines().any(found), "{known}");
 }
 
 #[test]

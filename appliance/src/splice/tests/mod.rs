@@ -1,9 +1,10 @@
 //! The relay against peers that behave badly: on loopback sockets, and on legs in memory that
 //! read and write as little as they like.
 
+mod descriptors;
+
 use std::{
     pin::Pin,
-    process::Command,
     sync::Arc,
     task::{Context, Poll},
 };
@@ -15,10 +16,10 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::{relay::Leg, *};
+use super::{buffer::Buffer, pipe::Pipe, relay::Leg, *};
 
 const LONG: Duration = Duration::from_secs(30);
-const SHORT: Duration = Duration::from_millis(150);
+const SHORT: Duration = Duration::from_millis(300);
 
 /// A flow under test: the agent's and the upstream's own ends, and the relay between them.
 struct Rig {
@@ -134,7 +135,9 @@ async fn no_byte_is_lost_where_copying_turns_into_splicing() {
         let traffic = rig.traffic.clone();
         assert_eq!(rig.end().await, SpliceEnd::BothClosed);
         assert_eq!((traffic.from_agent(), traffic.to_agent()), (len as u64, other as u64));
+        assert!(len >= 256 * K || Pipe::free() == 0, "{len} bytes took a pipe");
     }
+    assert!(Pipe::free() > 0, "nothing was spliced");
 }
 
 /// A leg in memory that does as little as it may, and often nothing.
@@ -289,21 +292,38 @@ async fn expect_reset(stream: &mut TcpStream) {
 }
 
 #[tokio::test]
-async fn a_side_that_never_reads_stops_the_other_and_ends_idle() {
-    let mut rig = Rig::new(b"", bounds(Duration::from_millis(500), LONG)).await;
-    let piece = vec![1; 64 * 1024];
-    let mut taken = 0;
-    while let Ok(written) = timeout(SHORT, rig.agent.write(&piece)).await {
-        taken += written.expect("written");
-        assert!(taken < 64 * 1024 * 1024, "it takes without end");
+async fn a_side_that_stops_reading_stops_the_other_and_ends_idle() {
+    for (read_first, in_memory) in [(0, Buffer::BYTES), (4_000_000, 1024 * 1024)] {
+        let mut rig = Rig::new(b"", bounds(5 * SHORT, LONG)).await;
+        let piece = vec![1; 50_000];
+        let mut room = piece.clone();
+        for _ in 0..read_first / piece.len() {
+            let (written, read) =
+                tokio::join!(rig.agent.write_all(&piece), rig.upstream.read_exact(&mut room));
+            written.and(read.map(|_| ())).expect("through");
+        }
+        let mut sent = read_first;
+        // The kernel trickles on for a while, so the reset may come to a write.
+        let mut write_failed = false;
+        while let (Ok(result), false) =
+            (timeout(SHORT, rig.agent.write(&piece)).await, write_failed)
+        {
+            write_failed = result.is_err();
+            sent += result.unwrap_or(0);
+            assert!(sent < read_first + 64 * 1024 * 1024, "it takes without end");
+        }
+        // What the gateway holds is what both kernels' socket buffers do not.
+        let delivered = usize::try_from(rig.traffic.from_agent()).expect("small");
+        let in_sockets = 8 * 1024 * 1024;
+        assert!(sent - delivered < in_memory + in_sockets, "{sent} {delivered}");
+        let Rig { mut agent, upstream, relay, .. } = rig;
+        let end = timeout(LONG, relay).await.expect("an end").expect("no panic");
+        assert_eq!(end, SpliceEnd::Idle);
+        if !write_failed {
+            expect_reset(&mut agent).await;
+        }
+        drop(upstream);
     }
-    // One pipe and one copy buffer lie between the two sockets; the kernel's own buffers bound
-    // the rest.
-    let delivered = usize::try_from(rig.traffic.from_agent()).expect("small");
-    assert!(taken > delivered);
-    let mut agent = rig.agent;
-    assert_eq!(timeout(LONG, rig.relay).await.expect("an end").expect("no panic"), SpliceEnd::Idle);
-    expect_reset(&mut agent).await;
 }
 
 #[tokio::test]
@@ -318,7 +338,7 @@ async fn a_silent_flow_ends_and_one_that_speaks_does_not() {
     }
     let (start, mut agent) = (Instant::now(), rig.agent);
     assert_eq!(rig.relay.await.expect("no panic"), SpliceEnd::Idle);
-    assert!(start.elapsed() < 2 * SHORT, "{:?}", start.elapsed());
+    assert!(start.elapsed() < 10 * SHORT, "{:?}", start.elapsed());
     expect_reset(&mut agent).await;
 }
 
@@ -353,77 +373,10 @@ async fn a_flow_that_is_dropped_is_reset_on_both_sides() {
     expect_reset(&mut rig.upstream).await;
 }
 
-/// Descriptors are counted for the whole process, so the count is taken in one of its own.
-#[test]
-fn no_descriptor_and_no_half_closed_socket_is_left() {
-    let status = Command::new(std::env::current_exe().expect("a path"))
-        .args(["--exact", "--ignored", "splice::tests::descriptors_in_a_process_of_its_own"])
-        .output()
-        .expect("run");
-    assert!(status.status.success(), "{}", String::from_utf8_lossy(&status.stdout));
-    assert!(String::from_utf8_lossy(&status.stdout).contains("1 passed"));
-}
-
-#[test]
-#[ignore = "run by no_descriptor_and_no_half_closed_socket_is_left"]
-fn descriptors_in_a_process_of_its_own() {
-    let count = || std::fs::read_dir("/proc/self/fd").expect("proc").count();
-    let before = count();
-    // The pool of pipes belongs to the thread and ends with it.
-    let worker = std::thread::spawn(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        runtime.expect("a runtime").block_on(all_ends())
-    });
-    let ports = worker.join().expect("no panic");
-    assert_eq!(count(), before);
-    let sockets = std::fs::read_to_string("/proc/self/net/tcp").expect("proc");
-    for line in sockets.lines().skip(1) {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        let ours = ports.iter().any(|port| fields[1].ends_with(&format!(":{port:04X}")));
-        assert!(!ours || fields[3] != "08", "CLOSE_WAIT: {line}");
-    }
-}
-
-/// Ends flows in every way, with bytes on their way where there can be, and returns the ports.
-async fn all_ends() -> Vec<u16> {
-    let mut ports = Vec::new();
-    for way in 0..6 {
-        let mut rig = Rig::new(b"x", bounds(SHORT, SHORT)).await;
-        let port = |stream: &TcpStream| {
-            [stream.local_addr(), stream.peer_addr()].map(|a| a.expect("bound").port())
-        };
-        ports.extend([port(&rig.agent), port(&rig.upstream)].concat());
-        let piece = vec![7; 100_000];
-        let mut room = vec![0; 100_000];
-        rig.upstream.read_u8().await.expect("read");
-        for _ in 0..30 {
-            let (sent, read) =
-                tokio::join!(rig.agent.write_all(&piece), rig.upstream.read_exact(&mut room));
-            sent.expect("written");
-            read.expect("read");
-        }
-        match way {
-            0 => {
-                rig.agent.shutdown().await.expect("ended");
-                rig.upstream.shutdown().await.expect("ended");
-            }
-            1 => rig.agent.shutdown().await.expect("ended"),
-            2 => rig.upstream.set_zero_linger().expect("set"),
-            3 => while timeout(SHORT / 3, rig.agent.write(&piece)).await.is_ok() {},
-            4 => {
-                while timeout(SHORT / 3, rig.agent.write(&piece)).await.is_ok() {}
-                rig.relay.abort();
-            }
-            _ => {}
-        }
-        let Rig { agent, upstream, relay, .. } = rig;
-        if matches!(way, 0 | 2) {
-            drop((agent, upstream));
-            let _ = timeout(LONG, relay).await.expect("an end");
-        } else {
-            let _ = timeout(LONG, relay).await.expect("an end");
-            drop((agent, upstream));
-        }
-    }
-    ports
+#[tokio::test]
+async fn a_flow_takes_little_memory() {
+    let ((agent, _a), (upstream, _u)) = tokio::join!(connection(), connection());
+    let traffic = Traffic::default();
+    let flow = run(agent, upstream, Bytes::new(), &traffic, LONG);
+    assert!(size_of_val(&flow) <= 1024, "{}", size_of_val(&flow));
 }

@@ -1,7 +1,7 @@
 //! Prefixes with a special purpose, from the IANA registries (RFC 6890 and its updates).
 //!
-//! A destination in one of them is refused at the door, before a connection exists. The dialler
-//! checks again what a name resolves to; this list is the outer of the two.
+//! The packet rules refuse a destination in one of them at the door, before a connection exists;
+//! the dialler refuses what a name resolves to.
 //!
 //! The documentation prefixes 192.0.2.0/24, 198.51.100.0/24, 203.0.113.0/24 and 2001:db8::/32 are
 //! left out: nobody routes them, so refusing them protects nothing, and they stand for the public
@@ -12,7 +12,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use ipnet::{Ipv4Net, Ipv6Net};
 
 /// IPv4 destinations that are refused.
-pub(super) const SPECIAL_4: &[Ipv4Net] = &[
+pub(crate) const SPECIAL_4: &[Ipv4Net] = &[
     v4([0, 0, 0, 0], 8),  // this network (RFC 791); connect() to it reaches loopback
     v4([10, 0, 0, 0], 8), // private (RFC 1918)
     v4([100, 64, 0, 0], 10), // shared by carriers (RFC 6598)
@@ -28,7 +28,7 @@ pub(super) const SPECIAL_4: &[Ipv4Net] = &[
 ];
 
 /// IPv6 destinations that are refused.
-pub(super) const SPECIAL_6: &[Ipv6Net] = &[
+pub(crate) const SPECIAL_6: &[Ipv6Net] = &[
     v6([0, 0, 0, 0, 0, 0], 96), // unspecified, loopback, IPv4-compatible (RFC 4291)
     v6([0, 0, 0, 0, 0, 0xffff], 96), // IPv4-mapped (RFC 4291)
     v6([0x64, 0xff9b, 0, 0, 0, 0], 96), // NAT64, well known (RFC 6052)
@@ -46,7 +46,7 @@ pub(super) const SPECIAL_6: &[Ipv6Net] = &[
 ];
 
 /// IPv4 sources that no host has, or that have no meaning beyond a link.
-pub(super) const MARTIAN_4: &[Ipv4Net] = &[
+pub(crate) const MARTIAN_4: &[Ipv4Net] = &[
     v4([0, 0, 0, 0], 8),
     v4([127, 0, 0, 0], 8),
     v4([169, 254, 0, 0], 16),
@@ -55,7 +55,7 @@ pub(super) const MARTIAN_4: &[Ipv4Net] = &[
 ];
 
 /// IPv6 sources that no host has, or that have no meaning beyond a link.
-pub(super) const MARTIAN_6: &[Ipv6Net] = &[
+pub(crate) const MARTIAN_6: &[Ipv6Net] = &[
     v6([0, 0, 0, 0, 0, 0], 96),
     v6([0, 0, 0, 0, 0, 0xffff], 96),
     v6([0xfe80, 0, 0, 0, 0, 0], 10),
@@ -64,7 +64,7 @@ pub(super) const MARTIAN_6: &[Ipv6Net] = &[
 ];
 
 /// IPv6 sources of neighbour discovery before and beside a real address (RFC 4861, section 4.3).
-pub(super) const LINK_6: &[Ipv6Net] =
+pub(crate) const LINK_6: &[Ipv6Net] =
     &[v6([0, 0, 0, 0, 0, 0], 128), v6([0xfe80, 0, 0, 0, 0, 0], 10)];
 
 const fn v4(octets: [u8; 4], length: u8) -> Ipv4Net {

@@ -1,0 +1,405 @@
+//! The scrubber against a slow and plain reading of what it promises.
+//!
+//! The oracle decodes: at every place and for every form it undoes escapes byte by byte and
+//! compares with a text made without any code of this module. A byte is masked if and only if an
+//! occurrence covers it, whatever the chunks.
+
+use std::sync::{Arc, LazyLock};
+
+use base64::{
+    Engine as _,
+    engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE},
+};
+use bytes::Bytes;
+use proptest::prelude::*;
+use zeroize::Zeroizing;
+
+use super::{MaskStream, Masks};
+use crate::secrets::SecretValue;
+
+pub(super) fn secret(text: &str) -> SecretValue {
+    SecretValue::load(Zeroizing::new(text.as_bytes().to_vec()), 8)
+        .unwrap_or_else(|why| panic!("{text}: {why}"))
+}
+
+pub(super) fn masks(secrets: &[&str]) -> Arc<Masks> {
+    let values: Vec<_> = secrets.iter().map(|text| secret(text)).collect();
+    Arc::new(Masks::new(&values))
+}
+
+fn unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)
+}
+
+/// What an escape at the beginning of `text` decodes to, and its length.
+fn escapes(text: &[u8]) -> Vec<(u8, usize, char)> {
+    let byte = |at: usize| {
+        let digits = text.get(at..at + 2).filter(|two| two.iter().all(u8::is_ascii_hexdigit))?;
+        u8::from_str_radix(std::str::from_utf8(digits).unwrap(), 16).ok()
+    };
+    let mut found = vec![];
+    if text.starts_with(b"%") {
+        found.extend(byte(1).map(|byte| (byte, 3, '%')));
+    }
+    if text.starts_with(b"\\u00") {
+        found.extend(byte(4).map(|byte| (byte, 6, 'u')));
+    }
+    if text.starts_with(b"\\") && text.get(1).is_some_and(|byte| b"\"\\/".contains(byte)) {
+        found.push((text[1], 2, 's'));
+    }
+    found
+}
+
+/// Whether a byte of a form may stand as another.
+type Same = fn(u8, u8) -> bool;
+
+/// The ends of every occurrence of `want` that begins at `at`; `same` compares decoded bytes.
+fn ends(text: &[u8], at: usize, want: &[u8], style: char, same: Same) -> Vec<usize> {
+    let mut ends = vec![at];
+    for &byte in want {
+        let mut next = vec![];
+        for end in ends {
+            let rest = &text[end..];
+            let plain = rest.first().map(|&byte| (byte, 1, 'r'));
+            for (found, length, kind) in plain.into_iter().chain(escapes(rest)) {
+                let allowed = match style {
+                    'n' => kind == 'r' || !unreserved(found),
+                    style => style == kind,
+                };
+                if allowed && same(byte, found) {
+                    next.push(end + length);
+                }
+            }
+        }
+        next.sort_unstable();
+        next.dedup();
+        ends = next;
+    }
+    ends
+}
+
+/// The characters of base64 that stay the same whatever surrounds the secret.
+fn core(secret: &str, offset: usize) -> Vec<u8> {
+    let [low, high] = [0x00u8, 0xff].map(|fill| {
+        STANDARD_NO_PAD.encode([&vec![fill; offset], secret.as_bytes(), &[fill; 3]].concat())
+    });
+    let same: Vec<bool> = low.bytes().zip(high.bytes()).map(|(a, b)| a == b).collect();
+    let begin = same.iter().position(|same| *same).unwrap();
+    let end = same.iter().rposition(|same| *same).unwrap() + 1;
+    low.as_bytes()[begin..end].to_vec()
+}
+
+fn base64_same(want: u8, found: u8) -> bool {
+    want == found || matches!((want, found), (b'+', b'-') | (b'/', b'_'))
+}
+
+pub(super) fn oracle(secrets: &[&str], text: &[u8]) -> Vec<u8> {
+    let exact: Same = |a, b| a == b;
+    let mut masked = text.to_vec();
+    for secret in secrets {
+        let hex: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
+        let mut forms: Vec<(Vec<u8>, char, Same)> =
+            ['n', '%', 'u'].map(|style| (secret.as_bytes().to_vec(), style, exact)).to_vec();
+        forms.push((hex.into_bytes(), 'n', |a, b| a == b.to_ascii_lowercase()));
+        forms.extend((0..3).map(|offset| (core(secret, offset), 'n', base64_same as _)));
+        for at in 0..text.len() {
+            for (want, style, same) in &forms {
+                if let Some(&end) = ends(text, at, want, *style, *same).last() {
+                    masked[at..end].fill(b'*');
+                }
+            }
+        }
+    }
+    masked
+}
+
+fn in_chunks(masks: &Arc<Masks>, text: &[u8], cuts: &[usize]) -> Vec<u8> {
+    let mut stream = MaskStream::new(masks.clone());
+    let mut out = vec![];
+    let mut begin = 0;
+    for &end in cuts.iter().chain([&text.len()]) {
+        out.extend(stream.push(Bytes::copy_from_slice(&text[begin..end])));
+        assert!(
+            end - out.len() < masks.longest().max(1),
+            "more is held back than a form has bytes"
+        );
+        begin = end;
+    }
+    out.extend(stream.finish());
+    out
+}
+
+fn assert_same(found: &[u8], expected: &[u8]) {
+    let (found, expected) = (String::from_utf8_lossy(found), String::from_utf8_lossy(expected));
+    assert_eq!(found, expected);
+}
+
+fn percent(text: &str, keep: impl Fn(u8) -> bool, upper: bool) -> String {
+    let escape = |byte: u8| match (keep(byte), upper) {
+        (true, _) => char::from(byte).to_string(),
+        (false, true) => format!("%{byte:02X}"),
+        (false, false) => format!("%{byte:02x}"),
+    };
+    text.bytes().map(escape).collect()
+}
+
+/// A secret as others would write it, made by their rules.
+fn written(secret: &str) -> Vec<String> {
+    let hex: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
+    let component = |byte: u8| unreserved(byte) || b"!*'()".contains(&byte);
+    let json = serde_json::to_string(secret).unwrap();
+    let mut forms = vec![
+        secret.to_owned(),
+        percent(secret, unreserved, true),
+        percent(secret, unreserved, false),
+        percent(secret, component, true),
+        percent(secret, |_| false, true),
+        percent(secret, |_| false, false),
+        json[1..json.len() - 1].to_owned(),
+        json[1..json.len() - 1].replace('/', "\\/"),
+        secret
+            .replace('\\', "\\\\")
+            .replace('<', "\\u003c")
+            .replace('>', "\\u003E")
+            .replace('&', "\\u0026")
+            .replace('"', "\\u0022"),
+        secret.bytes().map(|byte| format!("\\u{byte:04x}")).collect(),
+        secret.bytes().map(|byte| format!("\\u{byte:04X}")).collect(),
+        hex.to_uppercase(),
+        hex,
+    ];
+    for offset in 0..3 {
+        let padded = ["abc".get(..offset).unwrap(), secret, "tail"].concat();
+        let inner = |text: String| text[offset.div_ceil(1) + 1..text.len() - 8].to_owned();
+        forms.push(inner(STANDARD.encode(&padded)));
+        forms.push(inner(URL_SAFE.encode(&padded)));
+        forms.push(inner(STANDARD.encode(&padded).replace('/', "\\/")));
+    }
+    forms
+}
+
+const SECRETS: [&str; 5] = [
+    "sk-proj-0123456789abcdefgh",
+    "p\"w\\d/<&>+%41=~!*'()",
+    "%25%25\\\\\\\\//\"\"\\u005c",
+    "??>>~~??>>~~??>>",
+    "aaaaaaaaaaaa",
+];
+
+static ALL: LazyLock<Arc<Masks>> = LazyLock::new(|| masks(&SECRETS));
+
+#[test]
+fn every_form_is_masked_whole() {
+    for secret in SECRETS {
+        for form in written(secret).iter().take(13) {
+            let masks = masks(&[secret]);
+            let text = format!("<{form}>");
+            let masked = in_chunks(&masks, text.as_bytes(), &[]);
+            let expected = format!("<{}>", "*".repeat(form.len()));
+            assert_same(&masked, expected.as_bytes());
+        }
+    }
+}
+
+#[test]
+fn base64_is_masked_at_every_offset_but_for_its_outermost_characters() {
+    for secret in SECRETS {
+        let masks = masks(&[secret]);
+        for before in ["", "a", "ab", "user:", "{\"key\":\"", "\u{e9}"] {
+            for after in ["", "z", "zz", "\"}"] {
+                for encoded in [
+                    STANDARD.encode(format!("{before}{secret}{after}")),
+                    URL_SAFE.encode(format!("{before}{secret}{after}")),
+                ] {
+                    let masked = in_chunks(&masks, encoded.as_bytes(), &[]);
+                    let stars = masked.iter().filter(|byte| **byte == b'*').count();
+                    assert!(stars * 6 + 12 > secret.len() * 8, "{before}{secret}{after}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_single_split_gives_the_same() {
+    for secret in SECRETS {
+        let masks = masks(&[secret]);
+        for form in written(secret) {
+            let text = format!("x{}{form}{form}%7", &form[..form.len() / 2]);
+            let expected = oracle(&[secret], text.as_bytes());
+            for cut in 0..=text.len() {
+                assert_same(&in_chunks(&masks, text.as_bytes(), &[cut]), &expected);
+            }
+            let all: Vec<_> = (0..text.len()).collect();
+            assert_same(&in_chunks(&masks, text.as_bytes(), &all), &expected);
+        }
+    }
+}
+
+#[test]
+fn secrets_inside_and_across_each_other_are_all_masked() {
+    let secrets = ["abcdefgh", "abcdefghijkl", "efghijklmnop", "cdefghij-cdefghij"];
+    let masks = masks(&secrets);
+    for text in
+        ["abcdefghijklmnop", "abcdefgh", "abcdefghijk", "abcdefghij-cdefghijklmnop", "ababcdefgh"]
+    {
+        let expected = oracle(&secrets, text.as_bytes());
+        assert!(expected.contains(&b'*'));
+        for first in 0..=text.len() {
+            for second in first..=text.len() {
+                assert_same(&in_chunks(&masks, text.as_bytes(), &[first, second]), &expected);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_chunk_that_ends_in_no_live_match_is_not_delayed() {
+    let masks = masks(&["sk-proj-0123456789abcdefgh"]);
+    let mut stream = MaskStream::new(masks.clone());
+    for event in
+        ["data: {\"delta\":\"sk-\"}\n\n", "data: sk-proj-0123\n\n", "\n", "data: [DONE]\n\n"]
+    {
+        let chunk = Bytes::from_static(event.as_bytes());
+        let out = stream.push(chunk.clone());
+        assert_eq!(out, chunk);
+        assert_eq!(out.as_ptr(), chunk.as_ptr(), "it was copied");
+    }
+    assert_eq!(stream.push(Bytes::from_static(b"data: sk-pro")), "data: ");
+    assert_eq!(stream.push(Bytes::from_static(b"se\n\n")), "sk-prose\n\n");
+    assert_eq!((stream.finish().len(), stream.masked()), (0, 0));
+}
+
+#[test]
+fn without_secrets_nothing_is_touched() {
+    let masks = masks(&[]);
+    assert!(masks.is_empty() && masks.longest() == 0);
+    let mut stream = MaskStream::new(masks);
+    let chunk = Bytes::from_static(b"anything %41 \\u0041");
+    assert_eq!(stream.push(chunk.clone()).as_ptr(), chunk.as_ptr());
+    assert!(stream.finish().is_empty());
+}
+
+#[test]
+fn masked_bytes_are_counted_once() {
+    let masks = masks(&["0123456789abcdef"]);
+    let mut stream = MaskStream::new(masks);
+    let text = b"0123456789abcdef0123456789abcdef";
+    text.chunks(5).for_each(|chunk| drop(stream.push(Bytes::copy_from_slice(chunk))));
+    stream.finish();
+    assert_eq!(stream.masked(), 32);
+}
+
+#[test]
+fn a_receiver_that_waits_gets_the_end_of_a_message_and_never_the_secret() {
+    let masks = masks(&["sk-proj-0123456789abcdefgh"]);
+    let mut stream = MaskStream::new(masks.clone());
+    assert_eq!(stream.push(Bytes::from_static(b"messages")), "message");
+    assert!(stream.can_release());
+    assert_eq!(stream.release(), "s");
+    assert!(!stream.can_release());
+    assert_eq!(stream.push(Bytes::from_static(b"next")), "next");
+
+    let text = b"<sk-proj-0123456789abcdefgh>";
+    let mut out = vec![];
+    for byte in text {
+        out.extend(stream.push(Bytes::copy_from_slice(&[*byte])));
+        out.extend(stream.release());
+    }
+    out.extend(stream.finish());
+    assert_same(&out, b"<sk-p**********************>");
+}
+
+#[test]
+fn two_versions_alike_are_one() {
+    assert_eq!(masks(&["abcdefgh", "abcdefgh"]).longest(), masks(&["abcdefgh"]).longest());
+}
+
+fn piece() -> impl Strategy<Value = Vec<u8>> {
+    let forms: Vec<String> = SECRETS.iter().flat_map(|secret| written(secret)).collect();
+    let part =
+        (prop::sample::select(forms), any::<prop::sample::Index>(), any::<prop::sample::Index>())
+            .prop_map(|(form, from, to)| {
+                let from = from.index(form.len());
+                form.as_bytes()[from..from + to.index(form.len() - from) + 1].to_vec()
+            });
+    let whole =
+        prop::sample::select(SECRETS.iter().flat_map(|secret| written(secret)).collect::<Vec<_>>());
+    prop_oneof![
+        3 => part,
+        3 => whole.prop_map(String::into_bytes),
+        1 => "[%\\\\ua0-9\"/+-]{0,6}".prop_map(String::into_bytes),
+        1 => prop::collection::vec(any::<u8>(), 0..4),
+    ]
+}
+
+fn body() -> impl Strategy<Value = Vec<u8>> {
+    prop::collection::vec(piece(), 0..5).prop_map(|pieces| pieces.concat())
+}
+
+/// Secrets and bodies of so few letters that everything overlaps.
+fn dense() -> impl Strategy<Value = (Vec<String>, Vec<u8>)> {
+    (
+        prop::collection::vec("[a%\\\\2]{8,10}", 1..4),
+        "[a%\\\\25cu0]{0,60}".prop_map(String::into_bytes),
+    )
+        .prop_flat_map(|(secrets, noise)| {
+            let parts = prop::collection::vec(prop::sample::select(secrets.clone()), 0..4);
+            (Just(secrets), parts, Just(noise))
+        })
+        .prop_map(|(secrets, parts, mut noise)| {
+            let middle = noise.split_off(noise.len() / 2);
+            (secrets, [noise, parts.concat().into_bytes(), middle].concat())
+        })
+}
+
+fn cuts(text: &[u8], indices: &[prop::sample::Index]) -> Vec<usize> {
+    let mut cuts: Vec<_> = indices.iter().map(|index| index.index(text.len() + 1)).collect();
+    cuts.sort_unstable();
+    cuts
+}
+
+proptest! {
+    #[test]
+    fn any_body_in_any_chunks_is_masked_as_if_it_were_whole(
+        body in body(),
+        indices in prop::collection::vec(any::<prop::sample::Index>(), 0..8),
+    ) {
+        let found = in_chunks(&ALL, &body, &cuts(&body, &indices));
+        assert_same(&found, &oracle(&SECRETS, &body));
+    }
+
+    #[test]
+    fn dense_secrets_in_any_chunks_are_masked_as_if_they_were_whole(
+        (secrets, body) in dense(),
+        indices in prop::collection::vec(any::<prop::sample::Index>(), 0..8),
+    ) {
+        let secrets: Vec<_> = secrets.iter().map(String::as_str).collect();
+        let found = in_chunks(&masks(&secrets), &body, &cuts(&body, &indices));
+        assert_same(&found, &oracle(&secrets, &body));
+    }
+
+    #[test]
+    fn early_release_gives_away_no_more_than_a_beginning(
+        body in body(),
+        indices in prop::collection::vec(any::<prop::sample::Index>(), 0..8),
+    ) {
+        let mut stream = MaskStream::new(ALL.clone());
+        let mut out = vec![];
+        let mut begin = 0;
+        for end in cuts(&body, &indices).into_iter().chain([body.len()]) {
+            out.extend(stream.push(Bytes::copy_from_slice(&body[begin..end])));
+            out.extend(stream.release());
+            begin = end;
+        }
+        out.extend(stream.finish());
+        let expected = oracle(&SECRETS, &body);
+        prop_assert_eq!(out.len(), expected.len());
+        let mut given_away = 0;
+        for (found, expected) in out.iter().zip(&expected) {
+            given_away = if found == expected { 0 } else { given_away + 1 };
+            prop_assert!(*found == *expected || *expected == b'*');
+            prop_assert!(given_away <= 4);
+        }
+    }
+}
