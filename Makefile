@@ -15,6 +15,12 @@ help:
 
 test: prerequisites vault clients format lint dependencies unit lab
 
+demo: prerequisites $(if $(VAULT),vault)
+	@echo "== Build"
+	@$(CARGO) build --locked --workspace --bins
+	@echo "== The story"
+	@target/debug/demo
+
 prerequisites:
 	@echo "== What Debian has to provide"
 	@tests/prerequisites

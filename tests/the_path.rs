@@ -17,8 +17,10 @@ fn a_placeholder_leaves_the_agent_and_the_secret_arrives_at_the_api() {
         let origin = Origin::start(&lab);
         let _dns = Dns::start();
         let gateway = Gateway::usual(&lab);
-        let hello = Hello::h1(OPENAI.name).trusting(&std::fs::read_to_string(lab.dir.join("agents.pem")).unwrap());
-        let mut tls = Tls::open(AGENT, OPENAI.port(443), &hello).unwrap_or_else(|e| panic!("{e}\n{}\n{}", gateway.stderr(), gateway.audit.text()));
+        let hello = Hello::h1(OPENAI.name)
+            .trusting(&std::fs::read_to_string(lab.dir.join("agents.pem")).unwrap());
+        let mut tls = Tls::open(AGENT, OPENAI.port(443), &hello)
+            .unwrap_or_else(|e| panic!("{e}\n{}\n{}", gateway.stderr(), gateway.audit.text()));
         let answer = tls.ask("POST /v1/chat/completions HTTP/1.1\r\nHost: api.openai.example\r\nAuthorization: Bearer OPENAI_API_KEY\r\nContent-Length: 2\r\n\r\n{}").unwrap_or_else(|e| panic!("{e}\n{}\n{}", gateway.stderr(), gateway.audit.text()));
         println!("{} {}", answer.status, answer.text());
         println!("{}", gateway.audit.text());

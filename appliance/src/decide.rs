@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::{
     accept::Flow,
     peek::{Hello, Peeked, PlainHead},
-    policy::{Api, Carry, Group, Host, Pass, Policy, RuleName, Upstream},
+    policy::{Api, Carry, Group, Host, HostPattern, Pass, Policy, RuleName, Upstream},
     reason::Reason,
 };
 
@@ -132,19 +132,27 @@ fn api_of(policy: &Policy, group: &Group, host: &Host, port: u16) -> Option<Arc<
     api.serves(&group.name).then(|| Arc::clone(api))
 }
 
+/// A host of an API is passed around it only where policy names that very host, for another port
+/// than the API's: never because a pattern happens to cover it.
 fn pass_of(policy: &Policy, group: &Group, host: &Host, port: u16) -> Option<Arc<Pass>> {
-    if policy.apis.iter().any(|api| api.port == port && api.hosts.contains(host)) {
+    let mut homes = policy.apis.iter().filter(|api| api.hosts.contains(host)).peekable();
+    let is_api_host = homes.peek().is_some();
+    if homes.any(|api| api.port == port) {
         return None;
     }
+    let covers = |pattern: &HostPattern| match pattern {
+        HostPattern::Exact(_) => pattern.matches(host),
+        HostPattern::Suffix(_) | HostPattern::Any => !is_api_host && pattern.matches(host),
+    };
     let listed = |pass: &&Arc<Pass>| {
         pass.ports.contains(&port)
             && pass.groups.contains(&group.name)
-            && pass.hosts.iter().any(|pattern| pattern.matches(host))
+            && pass.hosts.iter().any(covers)
     };
     let mut passes = policy.passes.iter().filter(listed);
     let first = passes.next()?;
     // Where two rules name one host, the one that looks inside wins.
-    let inspecting = passes.chain([first]).find(|pass| matches!(pass.carry, Carry::Inspect { .. }));
+    let inspecting = passes.chain([first]).find(|pass| pass.carry != Carry::Splice);
     Some(Arc::clone(inspecting.unwrap_or(first)))
 }
 
@@ -285,6 +293,8 @@ mod tests {
             "splice everything-openai chat.openai.example"
         );
         assert_eq!(tls("blue", "api.openai.example"), Err(Reason::SniDenied));
+        let elsewhere = hello(Some("api.openai.example"), &[], false);
+        assert_eq!(outcome("red", "198.51.100.7:80", &elsewhere), Err(Reason::SniDenied));
     }
 
     #[test]

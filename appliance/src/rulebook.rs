@@ -97,10 +97,18 @@ fn check_roots(policy: &Policy, system_roots: &RootCertStore) -> Result<(), Rule
 }
 
 /// Compiled masks for each group and API, made anew when any value has changed.
-#[derive(Default)]
 pub struct MaskCache {
     none: Arc<Masks>,
-    compiled: RwLock<HashMap<(GroupName, RuleName), (u64, Arc<Masks>)>>,
+    compiled: RwLock<HashMap<(GroupName, RuleName), Compiled>>,
+}
+
+/// Masks, and the generation of the values that they were made for.
+type Compiled = (u64, Arc<Masks>);
+
+impl Default for MaskCache {
+    fn default() -> Self {
+        Self { none: Arc::new(Masks::new([])), compiled: RwLock::default() }
+    }
 }
 
 impl MaskCache {

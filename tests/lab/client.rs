@@ -206,6 +206,22 @@ impl Tls {
     }
 }
 
+/// A TLS session over a stream of one's own making: one request, one HTTP/1.1 answer.
+///
+/// # Errors
+/// When the handshake or the exchange fails.
+pub fn tls_over(
+    stream: &mut (impl Read + Write),
+    hello: &Hello,
+    request: &[u8],
+) -> io::Result<Response> {
+    let mut connection = hello.connection()?;
+    let mut stream = rustls::Stream::new(&mut connection, stream);
+    stream.write_all(request)?;
+    stream.flush()?;
+    read_response(&mut stream)
+}
+
 /// The bytes of a ClientHello as this machine's rustls writes it: two TCP segments with ML-KEM.
 ///
 /// # Panics

@@ -316,7 +316,8 @@ fn millis(since: Instant) -> u64 {
 }
 
 fn capped(value: &str, bytes: usize) -> String {
-    let end = value.floor_char_boundary(bytes);
+    let whole = |end: &usize| value.is_char_boundary(*end);
+    let end = (0..=bytes.min(value.len())).rev().find(whole).unwrap_or_default();
     value.get(..end).unwrap_or_default().to_owned()
 }
 

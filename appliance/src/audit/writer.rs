@@ -17,7 +17,7 @@ use std::{
 };
 
 use serde::Serialize;
-use tokio::sync::mpsc::{self, OwnedPermit, Receiver, Sender, error::TryRecvError};
+use tokio::sync::mpsc::{self, OwnedPermit, Receiver, Sender};
 
 use crate::config::AuditTarget;
 

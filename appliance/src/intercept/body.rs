@@ -4,6 +4,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -12,8 +13,11 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use hyper::body::Incoming;
 
+use tokio::time::{Sleep, sleep};
+
 use super::{exchange::Trace, framing::TrailerRule};
 use crate::{
+    policy::ResponseRules,
     reason::Reason,
     scrub::{self, MaskStream, Masks},
 };
@@ -42,7 +46,9 @@ pub(super) enum ResponseBody {
 pub(super) struct Scrubbed {
     inner: Incoming,
     masks: Arc<Masks>,
+    rules: ResponseRules,
     stream: MaskStream,
+    release: Option<Pin<Box<Sleep>>>,
     trailers: Option<HeaderMap>,
     drained: bool,
     ended: bool,
@@ -100,13 +106,28 @@ impl Body for RequestBody {
 
 impl Scrubbed {
     /// The body of a response whose head has been masked.
-    pub(super) fn new(inner: Incoming, masks: Arc<Masks>, trace: Arc<Trace>) -> Self {
+    pub(super) fn new(
+        inner: Incoming,
+        masks: Arc<Masks>,
+        rules: ResponseRules,
+        trace: Arc<Trace>,
+    ) -> Self {
         let stream = MaskStream::new(Arc::clone(&masks));
         let ended = inner.is_end_stream();
         if ended {
             trace.complete();
         }
-        Self { inner, masks, stream, trailers: None, drained: ended, ended, trace }
+        Self {
+            inner,
+            masks,
+            rules,
+            stream,
+            release: None,
+            trailers: None,
+            drained: ended,
+            ended,
+            trace,
+        }
     }
 
     fn mask(&mut self, data: Bytes) -> Bytes {
@@ -133,20 +154,36 @@ impl Scrubbed {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         while !self.drained {
-            match ready!(Pin::new(&mut self.inner).poll_frame(cx)) {
-                Some(Ok(frame)) => {
+            match Pin::new(&mut self.inner).poll_frame(cx) {
+                Poll::Pending => return self.poll_release(cx).map(|out| Some(Ok(out))),
+                Poll::Ready(Some(Ok(frame))) => {
+                    self.release = None;
                     if let Some(out) = self.take(frame) {
                         return Poll::Ready(Some(Ok(out)));
                     }
                 }
-                Some(Err(_)) => {
+                Poll::Ready(Some(Err(_))) => {
                     self.trace.refuse_body(Reason::UpstreamUnreachable);
                     return Poll::Ready(Some(Err(BodyError("the upstream's body broke off"))));
                 }
-                None => self.drained = true,
+                Poll::Ready(None) => self.drained = true,
             }
         }
         Poll::Ready(self.end().map(Ok))
+    }
+
+    /// A message that ends on what a secret may begin with must not wait for the next one: both
+    /// sides could be waiting for each other. After a pause its first few bytes are let go.
+    fn poll_release(&mut self, cx: &mut Context<'_>) -> Poll<Frame<Bytes>> {
+        if !self.stream.can_release() {
+            return Poll::Pending;
+        }
+        let release = self.release.get_or_insert_with(|| Box::pin(sleep(RELEASE_AFTER)));
+        ready!(release.as_mut().poll(cx));
+        self.release = None;
+        let out = self.stream.release();
+        self.trace.response_bytes(out.len(), 0);
+        if out.is_empty() { Poll::Pending } else { Poll::Ready(Frame::data(out)) }
     }
 
     /// Once the upstream has no more: what was held back, then the trailers, then nothing.
@@ -173,7 +210,8 @@ impl Scrubbed {
             }
             Err(frame) => {
                 if let Ok(mut trailers) = frame.into_trailers() {
-                    let masked = scrub::mask_trailers(&self.masks, &mut trailers);
+                    let masked =
+                        scrub::mask_trailers(&self.masks, &self.rules, &mut trailers).masked;
                     self.trace.response_bytes(0, masked);
                     self.trailers = Some(trailers);
                     self.drained = true;
@@ -235,3 +273,6 @@ impl std::fmt::Display for BodyError {
 }
 
 impl std::error::Error for BodyError {}
+
+/// How long the beginning of what may be a secret is held back while nothing follows it.
+const RELEASE_AFTER: Duration = Duration::from_millis(50);

@@ -185,7 +185,7 @@ fn prepare(
         (RequestRules::Substitute(rules), Route::Intercept(api)) => {
             let plan = substitute::examine(rules, head).map_err(|denial| trace.denied(denial))?;
             trace.with(|record| record.placeholders(plan.placeholders()));
-            scrub::request_encodings(&mut head.headers, &api.response);
+            scrub::request_encodings(&api.response, &mut head.headers);
             swap(connection, head, snapshot, &plan)
                 .map_err(|cause| trace.secret_unavailable(cause))?;
             Ok(connection.masks.of(&connection.group.name, api, snapshot))
@@ -263,11 +263,11 @@ fn receive(
     message::remove_hop_by_hop(&mut head.headers);
     if matches!(connection.route, Route::Intercept(_)) {
         let rules = connection.response_rules();
-        let report = scrub::mask_head(&masks, &rules, head.status, &mut head.headers)?;
+        let report = scrub::mask_head(&masks, &rules, &head.status, &mut head.headers)?;
         trace.with(|record| record.masked(report.masked));
     }
     head.extensions.clear();
-    let body = Scrubbed::new(body, masks, Arc::clone(trace));
+    let body = Scrubbed::new(body, masks, connection.response_rules(), Arc::clone(trace));
     Ok(Response::from_parts(head, ResponseBody::Upstream(Box::new(body))))
 }
 

@@ -37,6 +37,7 @@ use tokio_rustls::client::TlsStream;
 use self::{
     exchange::{Connection, RequestRules},
     message::Site,
+    serve::Sides,
     tls::{ClientSettings, Protocol},
 };
 use crate::{
@@ -84,91 +85,73 @@ pub async fn run(
     phases: Phases,
     record: &mut Record,
 ) {
-    let Interception { rulebook, flow, permit, hello } = interception;
-    let Some(leaf) = leaf_for(rulebook, &permit) else {
+    let Some(leaf) = interception.leaf() else {
         return record.refused(Reason::InternalError);
     };
-    let upstream = connect(means, rulebook, flow, &permit, hello, record).await;
+    let upstream = interception.connect(means, record).await;
     let protocol = upstream.as_ref().ok().map(|(_, protocol)| *protocol);
     let agent = Counted { stream: agent, traffic: Arc::clone(record.traffic()) };
-    let limits = &rulebook.policy.limits;
-    let connection = Arc::new(connection(means, rulebook, flow, &permit));
-    let handshake = accept(&rulebook.tls, agent, leaf, protocol);
-    let agent = match timeout(limits.head_time, handshake).await {
-        Ok(Ok(agent)) => agent,
+    let limits = &interception.rulebook.policy.limits;
+    let handshake = interception.rulebook.tls.accept(agent, leaf, protocol);
+    let agent = timeout(limits.head_time, handshake).await;
+    let upstream = upstream.inspect_err(|&reason| record.refused(reason));
+    let Ok(Ok(agent)) = agent else {
         // The agent does not trust the leaf, went away, or never finished; it knows why.
-        Ok(Err(_)) | Err(_) => {
-            record.ended("agent_tls_failed");
-            if let Err(reason) = upstream {
-                record.refused(reason);
-            }
-            return;
-        }
+        return record.ended("agent_tls_failed");
     };
+    let connection = Arc::new(interception.connection(means));
     match upstream {
         Ok((upstream, Protocol::H1)) => {
-            serve::h1(connection, agent, upstream, limits, phases, record).await;
+            serve::h1(connection, Sides { agent, upstream }, limits, phases, record).await;
         }
         Ok((upstream, Protocol::H2)) => {
-            serve::h2(connection, agent, upstream, limits, phases, record).await;
+            serve::h2(connection, Sides { agent, upstream }, limits, phases, record).await;
         }
-        Err(reason) => {
-            record.refused(reason);
-            serve::refusal(connection, agent, reason, limits).await;
-        }
+        Err(reason) => serve::refusal(connection, agent, reason, limits).await,
     }
 }
 
-fn leaf_for(rulebook: &Rulebook, permit: &Permit) -> Option<Arc<CertifiedKey>> {
-    let rule = permit.route().rule();
-    let leaf = rulebook.leaves(rule)?.leaf(permit.host(), SystemTime::now());
-    leaf.inspect_err(|error| tracing::error!(%rule, %error, "no leaf")).ok()
-}
+impl Interception<'_> {
+    fn leaf(&self) -> Option<Arc<CertifiedKey>> {
+        let rule = self.permit.route().rule();
+        let leaf = self.rulebook.leaves(rule)?.leaf(self.permit.host(), SystemTime::now());
+        leaf.inspect_err(|error| tracing::error!(%rule, %error, "no leaf")).ok()
+    }
 
-async fn connect(
-    means: &Means,
-    rulebook: &Rulebook,
-    flow: &Flow,
-    permit: &Permit,
-    hello: &Hello,
-    record: &mut Record,
-) -> Result<(TlsStream<TcpStream>, Protocol), Reason> {
-    let patience = rulebook.policy.limits.dial_time;
-    let dialled = dial::connect(permit, &means.resolver, patience).await?;
-    record.upstream(dialled.address);
-    let offer = Protocol::offered(&hello.alpn);
-    let settings = ClientSettings {
-        group: &flow.group.name,
-        rule: permit.route().rule(),
-        upstream: permit.upstream(),
-        offer: &offer,
-    };
-    let handshake = rulebook.tls.connect(dialled.stream, permit.host(), settings);
-    timeout(patience, handshake).await.unwrap_or(Err(Reason::UpstreamUnreachable))
-}
+    async fn connect(
+        &self,
+        means: &Means,
+        record: &mut Record,
+    ) -> Result<(TlsStream<TcpStream>, Protocol), Reason> {
+        let patience = self.rulebook.policy.limits.dial_time;
+        let dialled = dial::connect(&self.permit, &means.resolver, patience).await?;
+        record.upstream(dialled.address);
+        let offer = Protocol::offered(&self.hello.alpn);
+        let settings = ClientSettings {
+            group: &self.flow.group.name,
+            rule: self.permit.route().rule(),
+            upstream: self.permit.upstream(),
+            offer: &offer,
+        };
+        let handshake = self.rulebook.tls.connect(dialled.stream, self.permit.host(), settings);
+        timeout(patience, handshake).await.unwrap_or(Err(Reason::UpstreamUnreachable))
+    }
 
-async fn accept(
-    tls: &Tls,
-    agent: Counted<Rewind<TcpStream>>,
-    leaf: Arc<CertifiedKey>,
-    protocol: Option<Protocol>,
-) -> io::Result<serve::AgentTls> {
-    tls.accept(agent, leaf, protocol).await
-}
-
-fn connection(means: &Means, rulebook: &Rulebook, flow: &Flow, permit: &Permit) -> Connection {
-    let group = Arc::clone(&flow.group);
-    let rules = RequestRules::of(permit.route(), |api| rulebook.rules(&group.name, api));
-    Connection {
-        flow: flow.id,
-        group,
-        site: Site { host: permit.host().clone(), port: permit.port() },
-        route: permit.route().clone(),
-        rules,
-        audit: means.audit.clone(),
-        secrets: Arc::clone(&means.secrets),
-        masks: Arc::clone(&means.masks),
-        under_way: AtomicUsize::new(0),
+    fn connection(&self, means: &Means) -> Connection {
+        let group = Arc::clone(&self.flow.group);
+        let route = self.permit.route();
+        let rules = RequestRules::of(route, |api| self.rulebook.rules(&group.name, api));
+        Connection {
+            flow: self.flow.id,
+            group,
+            site: Site { host: self.permit.host().clone(), port: self.permit.port() },
+            route: route.clone(),
+            rules,
+            audit: means.audit.clone(),
+            secrets: Arc::clone(&means.secrets),
+            masks: Arc::clone(&means.masks),
+            under_way: AtomicUsize::new(0),
+        }
     }
 }
 

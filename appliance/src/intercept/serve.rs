@@ -37,13 +37,18 @@ use crate::{
 /// The agent's side, once TLS is up.
 pub(super) type AgentTls = ServerTls<Counted<Rewind<TcpStream>>>;
 
-type Upstream = ClientTls<TcpStream>;
+/// Both sides of a connection whose upstream has been verified.
+pub(super) struct Sides {
+    /// The agent's.
+    pub(super) agent: AgentTls,
+    /// The upstream's.
+    pub(super) upstream: ClientTls<TcpStream>,
+}
 
 /// Carries an HTTP/1.1 connection to its end.
 pub(super) async fn h1(
     connection: Arc<Connection>,
-    agent: AgentTls,
-    upstream: Upstream,
+    Sides { agent, upstream }: Sides,
     limits: &Limits,
     phases: Phases,
     record: &mut Record,
@@ -127,8 +132,7 @@ fn note_violation(connection: &Arc<Connection>, reason: Reason) -> Reason {
 /// Carries an HTTP/2 connection to its end.
 pub(super) async fn h2(
     connection: Arc<Connection>,
-    agent: AgentTls,
-    upstream: Upstream,
+    Sides { agent, upstream }: Sides,
     limits: &Limits,
     phases: Phases,
     record: &mut Record,

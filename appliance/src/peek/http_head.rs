@@ -9,7 +9,10 @@ use base64::{Engine as _, alphabet, engine};
 use httparse::{EMPTY_HEADER, Header, Request};
 
 use super::{Peeked, PlainHead, Progress};
-use crate::{policy::Host, reason::Reason};
+use crate::{
+    policy::{CREDENTIAL_FIELDS, Host},
+    reason::Reason,
+};
 
 /// Where in a head the reading stands.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -121,7 +124,8 @@ fn read_port(digits: &str) -> Option<u16> {
 
 fn read_credentials(fields: &[Header<'_>]) -> Vec<Box<[u8]>> {
     let mut found = Vec::new();
-    let credential = |name: &str| CREDENTIAL_FIELDS.iter().any(|f| f.eq_ignore_ascii_case(name));
+    let credential =
+        |name: &str| CREDENTIAL_FIELDS.iter().any(|f| f.as_str().eq_ignore_ascii_case(name));
     for field in fields.iter().filter(|field| credential(field.name)) {
         let value = field.value.trim_ascii();
         found.push(value.into());
@@ -147,21 +151,6 @@ const MALFORMED: Progress = Progress::Malformed(Reason::HttpMalformed);
 
 /// Longest method in bytes; the longest registered one has 17 (IANA, HTTP Method Registry).
 const MAX_METHOD: usize = 24;
-
-/// The fields in which clients put credentials, whatever the host.
-const CREDENTIAL_FIELDS: [&str; 11] = [
-    "authorization",
-    "proxy-authorization",
-    "x-api-key",
-    "api-key",
-    "x-goog-api-key",
-    "private-token",
-    "x-auth-token",
-    "x-auth-key",
-    "x-vault-token",
-    "x-amz-security-token",
-    "ocp-apim-subscription-key",
-];
 
 /// Takes what any lenient origin would: padding or none, stray trailing bits.
 const LENIENT: engine::GeneralPurposeConfig = engine::GeneralPurposeConfig::new()

@@ -3,13 +3,16 @@
 //! `config` makes a [`Policy`] out of text and checks it; from then on it is immutable, and a
 //! flow keeps the one it began with.
 
+mod credential;
 mod host;
 mod path;
 pub(crate) mod special;
 mod text;
 
+pub use credential::CREDENTIAL_FIELDS;
 pub use host::{Host, HostError, HostPattern};
-pub use path::{PathError, PathRule, check as check_path};
+pub use path::{PathError, PathRule, check as check_path, permits};
+pub use text::{InterfaceError, NameError, PlaceholderError};
 
 use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 

@@ -21,7 +21,6 @@ use super::{
 use crate::{
     policy::{Binding, PathError, Place, Placeholder, Scheme, check_path},
     reason::Reason,
-    refuse::Refusal,
 };
 
 /// Why a head is not forwarded.
@@ -36,12 +35,6 @@ pub struct Denial {
 impl From<Reason> for Denial {
     fn from(reason: Reason) -> Self {
         Self { reason, placeholder: None }
-    }
-}
-
-impl From<Denial> for Refusal {
-    fn from(denial: Denial) -> Self {
-        denial.reason.into()
     }
 }
 

@@ -14,7 +14,7 @@ mod rules;
 
 pub use apply::Plan;
 pub use examine::{Denial, examine};
-pub use rules::{CREDENTIAL_FIELDS, Rules, trailers_carry_credential};
+pub use rules::{Rules, trailers_carry_credential};
 
 #[cfg(test)]
 mod properties;

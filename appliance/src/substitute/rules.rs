@@ -4,26 +4,12 @@ use std::{collections::HashSet, sync::Arc};
 
 use http::{
     HeaderMap, HeaderName, Method,
-    header::{AUTHORIZATION, PROXY_AUTHORIZATION},
+    header::AUTHORIZATION,
 };
 
-use crate::policy::{Api, Binding, GroupName, PathRule, Place, Placeholder, Policy};
-
-/// The header fields whose value is a credential at every intercepted host, besides those that
-/// a binding of the host names.
-pub static CREDENTIAL_FIELDS: [HeaderName; 11] = [
-    AUTHORIZATION,
-    PROXY_AUTHORIZATION,
-    HeaderName::from_static("x-api-key"),
-    HeaderName::from_static("api-key"),
-    HeaderName::from_static("x-goog-api-key"),
-    HeaderName::from_static("private-token"),
-    HeaderName::from_static("x-auth-token"),
-    HeaderName::from_static("x-auth-key"),
-    HeaderName::from_static("x-vault-token"),
-    HeaderName::from_static("x-amz-security-token"),
-    HeaderName::from_static("ocp-apim-subscription-key"),
-];
+use crate::policy::{
+    Api, Binding, CREDENTIAL_FIELDS, GroupName, PathRule, Place, Placeholder, Policy,
+};
 
 /// What a request of one group to one API is held against. Immutable; made once per policy.
 #[derive(Debug)]
