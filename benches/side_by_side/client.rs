@@ -14,7 +14,10 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use h2::client::SendRequest;
-use lab::net::{CDN, OPENAI};
+use lab::{
+    gateway::OPENAI_SECRET,
+    net::{CDN, OPENAI},
+};
 use rustls::{
     ClientConfig, ClientConnection, RootCertStore, client::Resumption, crypto::aws_lc_rs,
 };
@@ -40,6 +43,7 @@ pub struct Agent {
     h1: TlsConnector,
     h2: TlsConnector,
     hello: Arc<Vec<u8>>,
+    credential: &'static str,
 }
 
 impl Agent {
@@ -67,7 +71,17 @@ impl Agent {
             Arc::new(config)
         };
         let hello = client_hello(with("http/1.1"));
-        Self { h1: with("http/1.1").into(), h2: with("h2").into(), hello: Arc::new(hello) }
+        Self {
+            h1: with("http/1.1").into(),
+            h2: with("h2").into(),
+            hello: Arc::new(hello),
+            credential: "OPENAI_API_KEY",
+        }
+    }
+
+    /// One that has the real key, for the way without a gateway.
+    pub fn with_the_key(self) -> Self {
+        Self { credential: OPENAI_SECRET, ..self }
     }
 
     /// Requests over `connections` that are kept.
@@ -213,19 +227,21 @@ impl Agent {
 
     async fn connect_h1(&self, to: SocketAddr) -> Result<H1, String> {
         let stream = connect(&self.h1, to).await.map_err(text)?;
-        Ok(H1 { stream, held: BytesMut::with_capacity(4096) })
+        let request = REQUEST.replace("{credential}", self.credential).into_bytes();
+        Ok(H1 { stream, request, held: BytesMut::with_capacity(4096) })
     }
 }
 
 /// An HTTP/1.1 connection.
 pub struct H1 {
     stream: TlsStream<TcpStream>,
+    request: Vec<u8>,
     held: BytesMut,
 }
 
 impl H1 {
     async fn get(&mut self) -> Done {
-        self.stream.write_all(REQUEST).await.map_err(text)?;
+        self.stream.write_all(&self.request).await.map_err(text)?;
         let end = loop {
             if let Some(end) = head_end(&self.held) {
                 break end;
@@ -322,8 +338,8 @@ fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
-const REQUEST: &[u8] = b"GET /v1/models HTTP/1.1\r\nHost: api.openai.example\r\n\
-    Authorization: Bearer OPENAI_API_KEY\r\nAccept: */*\r\nUser-Agent: bench/1\r\n\r\n";
+const REQUEST: &str = "GET /v1/models HTTP/1.1\r\nHost: api.openai.example\r\n\
+    Authorization: Bearer {credential}\r\nAccept: */*\r\nUser-Agent: bench/1\r\n\r\n";
 const PATIENCE: Duration = Duration::from_secs(5);
 const CHUNK: usize = 256 * 1024;
 const GIB: f64 = (1_u64 << 30) as f64;

@@ -253,11 +253,11 @@ ports = [443]
 const HAPROXY_CONFIG: &str = "
 global
     nbthread 1
-    maxconn 20000
+    maxconn 5000
     ssl-default-bind-options ssl-min-ver TLSv1.2
 defaults
     mode http
-    maxconn 20000
+    maxconn 5000
     timeout connect 10s
     timeout client 15m
     timeout server 15m
@@ -310,8 +310,8 @@ daemon off;
 pid {dir}/nginx.pid;
 error_log stderr warn;
 worker_processes 1;
-worker_rlimit_nofile 65536;
-events { worker_connections 20000; }
+
+events { worker_connections 10000; }
 http {
     access_log off;
     client_body_temp_path {dir}/nginx-body;

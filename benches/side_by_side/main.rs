@@ -99,8 +99,7 @@ impl Bench<'_> {
                 if absent || !self.options.wants_gateway(index) {
                     continue;
                 }
-                let outcome = self.measure(work, gateway);
-                report(work, index, &outcome);
+                let outcome = self.measure_well(work, index, gateway);
                 let scale = if work.kind == Kind::Bulk { 1e-6 } else { 1.0 };
                 samples[index].push(outcome.cost() * scale);
             }
@@ -110,6 +109,19 @@ impl Bench<'_> {
             _ => format!("{}/s", work.rate),
         };
         Some(Row { work: work.name, unit: work.unit, offered, samples, aim: work.aim })
+    }
+
+    /// Measures again where the load was not what it should have been.
+    fn measure_well(&self, work: &Work, index: usize, gateway: Gateway) -> Outcome {
+        let mut outcome = self.measure(work, gateway);
+        for _ in 1..TRIES {
+            report(work, index, &outcome);
+            if outcome.is_good() {
+                break;
+            }
+            outcome = self.measure(work, gateway);
+        }
+        outcome
     }
 
     fn measure(&self, work: &Work, gateway: Gateway) -> Outcome {
@@ -139,7 +151,6 @@ impl Bench<'_> {
         }
         let load =
             Load { rate: QUIET_RATE, warm: self.options.warm, span: self.options.span };
-        let agent = self.agent(false);
         let participants = [self.participants().as_slice(), &[self.gateways.direct]].concat();
         let mut rows = [(LATENCY, 0.5), ("latency of an h1 request, 99 %", 0.99)].map(|(work, _)| Row {
             work,
@@ -150,6 +161,9 @@ impl Bench<'_> {
         });
         for _ in 0..self.options.repeat {
             for (index, gateway) in participants.iter().enumerate() {
+                let agent = self.agent(false);
+                let direct = gateway.meter.is_none();
+                let agent = if direct { agent.with_the_key() } else { agent };
                 let outcome = inside(agent.requests(gateway.h1, 2, load, None));
                 for (row, share) in rows.iter_mut().zip([0.5, 0.99]) {
                     row.samples[index].push(outcome.percentile(share));
@@ -205,17 +219,18 @@ fn inside<T: Send>(work: impl Future<Output = T> + Send) -> T {
 }
 
 fn report(work: &Work, index: usize, outcome: &Outcome) {
-    let unmet = if outcome.kept_up < 0.97 { "  OFFERED LOAD NOT MET" } else { "" };
+    let unmet = if outcome.is_good() { "" } else { "; not good" };
     eprintln!(
-        "{:<34} {:<10} {:>9.2} µs each, {:.0} % of a CPU-second, {} failed, p50 {:.0} µs, p99 {:.0} µs, \
-         {:.0} % of the offered load{unmet}",
+        "{:<34} {:<10} {:>9.2} µs each; {:.2} CPU-s, {} failed, p50 {:.0} µs, p99 {:.0} µs, \
+         lag {:.0} ms, {:.0} % of the offered load{unmet}",
         work.name,
         NAMES[index],
         outcome.cost(),
-        outcome.cpu.as_secs_f64() * 100.0,
+        outcome.cpu.as_secs_f64(),
         outcome.failed,
         outcome.percentile(0.5),
         outcome.percentile(0.99),
+        outcome.lag.as_secs_f64() * 1e3,
         outcome.kept_up * 100.0,
     );
 }
@@ -304,6 +319,8 @@ fn usage() -> ! {
 
 const IDLE: &str = "idle intercepted connection";
 const LATENCY: &str = "latency of an h1 request, median";
+/// How often a measurement is made before it is taken as it is.
+const TRIES: usize = 4;
 const QUIET_RATE: f64 = 200.0;
 /// Load and origins on one CPU, gateways on the other.
 const LOAD_CPU: usize = 0;
@@ -314,7 +331,7 @@ const WORK: [Work; 8] = [
         name: "spliced bulk",
         unit: "s/GiB",
         kind: Kind::Bulk,
-        rate: 0.25,
+        rate: 0.5,
         aim: Some((1, 0.9)),
     },
     Work {

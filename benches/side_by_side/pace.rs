@@ -40,6 +40,8 @@ pub struct Outcome {
     pub failed: u64,
     /// Share of the offered load that was done.
     pub kept_up: f64,
+    /// The longest that the generator itself was held up.
+    pub lag: Duration,
     /// Sorted, in microseconds.
     pub latencies: Vec<f64>,
 }
@@ -72,6 +74,9 @@ where
         }
         while due <= now {
             let begun = due;
+            if due >= from {
+                outcome.lag = outcome.lag.max(now - due);
+            }
             let future = work(number);
             running.spawn(async move {
                 let done = future.await;
@@ -105,6 +110,12 @@ impl Outcome {
         self.cpu.as_secs_f64() * 1e6 / self.done.max(1e-9)
     }
 
+    /// Whether what was offered was done. Where it was not, the machine was needed elsewhere or
+    /// the gateway was saturated, and the figure says nothing about equal load.
+    pub fn is_good(&self) -> bool {
+        self.failed == 0 && (0.97..1.03).contains(&self.kept_up) && self.lag < MAX_LAG
+    }
+
     /// The latency that this share of requests did not exceed, in microseconds.
     pub fn percentile(&self, share: f64) -> f64 {
         let index = (self.latencies.len() as f64 * share) as usize;
@@ -128,6 +139,9 @@ impl Outcome {
         }
     }
 }
+
+/// A generator that was held up for longer has offered bursts.
+const MAX_LAG: Duration = Duration::from_millis(40);
 
 /// Exponential gaps from a fixed seed: every gateway meets the same arrivals.
 struct Arrivals {
@@ -157,7 +171,8 @@ impl Timer {
     fn new() -> Self {
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
         let timer = timerfd_create(TimerfdClockId::Monotonic, flags).expect("a timer");
-        Self(AsyncFd::register(timer).expect("a runtime"))
+        #[expect(deprecated, reason = "its successor is unsafe; this descriptor is plainly owned")]
+        Self(AsyncFd::new(timer).expect("a runtime"))
     }
 
     fn set(&self, after: Duration) {
