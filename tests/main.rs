@@ -2,7 +2,12 @@
 //!
 //! They are one program, so that the lab is linked once.
 
+mod attack;
+mod authority;
 mod connections;
+mod credentials;
+mod faults;
+mod methods_and_paths;
 mod packets;
 mod relay;
 mod requests;
@@ -10,6 +15,6 @@ mod responses;
 mod start;
 mod substitution;
 mod the_lab_itself;
-mod the_path;
+mod upgrades;
 mod vault_and_secrets;
 mod world;

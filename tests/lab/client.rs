@@ -320,6 +320,7 @@ fn dechunk(mut rest: &[u8]) -> io::Result<Vec<u8>> {
 pub struct H2 {
     runtime: tokio::runtime::Runtime,
     requests: h2::client::SendRequest<Bytes>,
+    local: SocketAddr,
 }
 
 impl H2 {
@@ -333,6 +334,7 @@ impl H2 {
         let name = ServerName::try_from(name).map_err(io::Error::other)?;
         let socket = ns.connect(to)?;
         socket.set_nonblocking(true)?;
+        let local = socket.local_addr()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let requests = runtime.block_on(limited(async move {
             let socket = tokio::net::TcpStream::from_std(socket)?;
@@ -343,7 +345,12 @@ impl H2 {
             tokio::spawn(async move { drop(connection.await) });
             Ok(requests)
         }))?;
-        Ok(Self { runtime, requests })
+        Ok(Self { runtime, requests, local })
+    }
+
+    /// This end's address and port.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local
     }
 
     /// Sends one request and reads the whole answer.

@@ -141,6 +141,9 @@ impl BindingRule {
 
     /// A fixed half beside no placeholder is a slip, and most often one about which half is which.
     fn check_halves(&self, table: &Table<'_>, (user, password): (Option<Span>, Option<Span>)) {
+        if self.places.is_empty() {
+            return; // The places themselves are wrong, which is said already.
+        }
         let stands =
             |wanted: fn(&Place) -> bool| self.places.iter().any(|place| wanted(place.get_ref()));
         let is_user = |place: &Place| matches!(place, Place::BasicUser { .. });

@@ -5,7 +5,7 @@
 //! the same bytes first, clears only what has one meaning (RFC 9112, sections 2.2, 6 and 7.1) and
 //! errs to refusal. Pure.
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use httparse::Header;
 use memchr::memchr_iter;
 
@@ -190,6 +190,10 @@ fn read_head(head: &[u8], max_fields: usize) -> Result<BodyKind, Reason> {
         Err(httparse::Error::TooManyHeaders) => return Err(Reason::HeaderLimit),
         _ => return Err(Reason::HttpMalformed),
     }
+    // hyper would refuse such a target too, but without a word and without a record.
+    if request.path.is_none_or(|target| target.parse::<Uri>().is_err()) {
+        return Err(Reason::HttpMalformed);
+    }
     body_kind(request.headers, request.version)
 }
 
@@ -313,6 +317,7 @@ mod tests {
         ("GET / HTTP/1.1\r\nHost: a\rX: y\r\n\r\n", Reason::HttpMalformed),
         ("\r\nGET / HTTP/1.1\r\n\r\n", Reason::HttpMalformed),
         ("GET / HTTP/1.1\r\nHost : a\r\n\r\n", Reason::HttpMalformed),
+        ("GET /<x> HTTP/1.1\r\nHost: a\r\n\r\n", Reason::HttpMalformed),
         ("GET / HTTP/1.1\r\nX: a\r\n folded\r\n\r\n", Reason::HttpMalformed),
         (
             "POST / HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",

@@ -85,18 +85,32 @@ pub fn permits(
 }
 
 /// Some origins cut a segment at `;` before they resolve dots (RFC 3986, section 3.3), so `..;`
-/// counts as a dot segment. A percent sign that starts no valid pair, and `%25` (which a second
-/// decoding would turn into one), are refused for the same reason.
+/// counts as a dot segment. A percent sign that starts no valid pair, `%25` (which a second
+/// decoding would turn into one), and bytes that are no UTF-8 (`%c0%ae` is a dot to decoders that
+/// take overlong forms) are refused for the same reason.
 fn is_ambiguous(segment: &str) -> bool {
     let name = segment.split(';').next().unwrap_or(segment);
     if name == "." || name == ".." || segment.contains('\\') {
         return true;
     }
-    segment.split('%').skip(1).any(|after| {
+    let encoded = segment.split('%').skip(1).any(|after| {
         let Some(pair) = after.get(..2) else { return true };
         let Ok(byte) = u8::from_str_radix(pair, 16) else { return true };
         matches!(byte, b'/' | b'\\' | b'.' | b'%' | b';' | 0..=0x1f | 0x7f) || pair.starts_with('+')
-    })
+    });
+    encoded || !is_utf8(segment)
+}
+
+/// Whether the segment, decoded once, is UTF-8. Its percent signs all start valid pairs.
+fn is_utf8(segment: &str) -> bool {
+    let mut parts = segment.split('%');
+    let mut decoded = parts.next().unwrap_or_default().as_bytes().to_vec();
+    for part in parts {
+        let Some((pair, rest)) = part.split_at_checked(2) else { return false };
+        decoded.extend(u8::from_str_radix(pair, 16));
+        decoded.extend_from_slice(rest.as_bytes());
+    }
+    std::str::from_utf8(&decoded).is_ok()
 }
 
 impl fmt::Display for PathRule {
@@ -159,12 +173,23 @@ mod tests {
             "/v1/%+1",
             "/v1/%00",
             "/v1/..",
+            "/v1/%c0%ae%c0%ae/x",
+            "/v1/%e0%80%af",
+            "/v1/%ff",
+            "/v1/%c3",
         ] {
             assert_eq!(check(path), Err(PathError::Ambiguous), "{path}");
         }
-        for path in
-            ["/", "/v1/", "/v1/a.b", "/v1/...", "/v1/a%20b", "/v1/a:b;c=d", "/v1/.well-known"]
-        {
+        for path in [
+            "/",
+            "/v1/",
+            "/v1/a.b",
+            "/v1/...",
+            "/v1/a%20b",
+            "/v1/a:b;c=d",
+            "/v1/.well-known",
+            "/v1/%c3%a9",
+        ] {
             assert_eq!(check(path), Ok(()), "{path}");
         }
     }

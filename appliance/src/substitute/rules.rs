@@ -2,10 +2,7 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use http::{
-    HeaderMap, HeaderName, Method,
-    header::AUTHORIZATION,
-};
+use http::{HeaderMap, HeaderName, Method, header::AUTHORIZATION};
 
 use crate::policy::{
     Api, Binding, CREDENTIAL_FIELDS, GroupName, PathRule, Place, Placeholder, Policy,
@@ -89,8 +86,9 @@ fn bindings_of<'a>(api: &'a Api, group: &'a GroupName) -> impl Iterator<Item = &
     api.bindings.iter().filter(move |binding| binding.groups.contains(group))
 }
 
-/// A set of field names. `_` counts as `-`, because servers behind CGI-like interfaces cannot
-/// tell the two apart (RFC 3875, section 4.1.18) and a foreign key could ride on that.
+/// A set of field names. Whatever is neither letter nor digit counts as `-`: servers behind
+/// CGI-like interfaces cannot tell `_` from it (RFC 3875, section 4.1.18), some map every such byte
+/// alike, and a foreign key could ride on that.
 #[derive(Debug)]
 struct Fields {
     names: Vec<Box<[u8]>>,
@@ -129,7 +127,7 @@ fn field_of(place: &Place) -> &HeaderName {
 }
 
 fn fold(byte: u8) -> u8 {
-    if byte == b'_' { b'-' } else { byte.to_ascii_lowercase() }
+    if byte.is_ascii_alphanumeric() { byte.to_ascii_lowercase() } else { b'-' }
 }
 
 fn length_bit(name: &[u8]) -> u64 {

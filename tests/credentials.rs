@@ -1,0 +1,438 @@
+//! A placeholder means something in one place of one host for one group, and a credential that is
+//! not a placeholder goes nowhere: the attacker's own key would be the way out.
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use lab::{
+    gateway::{ANTHROPIC_SECRET, GIT_SECRET, OPENAI_SECRET, SECRETS},
+    net::{AGENT, AGENT2, ANTHROPIC, GIT, OPENAI},
+    sandboxed,
+};
+
+use crate::attack::{Ask, Scene, one_byte_off};
+
+/// A key of the attacker's own, as a provider would issue it.
+const OWN_KEY: &str = "sk-attacker-7d1f0c5b9a3e4826";
+
+/// The fields that carry credentials whatever policy says.
+const CREDENTIAL_FIELDS: [&str; 10] = [
+    "Authorization",
+    "X-Api-Key",
+    "Api-Key",
+    "X-Goog-Api-Key",
+    "Private-Token",
+    "X-Auth-Token",
+    "X-Auth-Key",
+    "X-Vault-Token",
+    "X-Amz-Security-Token",
+    "Ocp-Apim-Subscription-Key",
+];
+
+const FOREIGN: (u16, &str) = (403, "foreign_credential");
+const DUPLICATE: (u16, &str) = (400, "duplicate_credential");
+const WRONG_HOST: (u16, &str) = (403, "placeholder_wrong_host");
+const WRONG_PLACE: (u16, &str) = (403, "placeholder_wrong_place");
+const MALFORMED: (u16, &str) = (400, "credential_malformed");
+
+#[test]
+fn a_placeholder_at_another_host_is_refused() {
+    sandboxed(|| {
+        let scene = Scene::usual();
+        let there = Ask::to(ANTHROPIC).field("authorization", "Bearer OPENAI_API_KEY");
+        scene.refuses("wrong host", (AGENT, ANTHROPIC), &there, WRONG_HOST);
+        let raw = Ask::to(ANTHROPIC).field("x-api-key", "OPENAI_API_KEY");
+        scene.refuses("wrong host, raw", (AGENT, ANTHROPIC), &raw, WRONG_HOST);
+        let back = Ask::to(OPENAI).field("authorization", "Bearer ANTHROPIC_API_KEY");
+        scene.refuses("wrong host, back", (AGENT, OPENAI), &back, WRONG_HOST);
+        let basic = format!("Basic {}", STANDARD.encode("agent:OPENAI_API_KEY"));
+        let basic = Ask::to(GIT).field("authorization", basic);
+        scene.refuses("wrong host, in Basic", (AGENT, GIT), &basic, WRONG_HOST);
+        scene.ends_well();
+    });
+}
+
+#[test]
+fn a_placeholder_of_another_group_is_a_foreign_credential() {
+    sandboxed(|| {
+        let scene = Scene::usual();
+        let theirs = Ask::to(OPENAI).field("authorization", "Bearer OPS_OPENAI_KEY");
+        scene.refuses("theirs", (AGENT, OPENAI), &theirs, FOREIGN);
+        let ours = Ask::to(OPENAI).good();
+        scene.refuses("ours, from the other group", (AGENT2, OPENAI), &ours, FOREIGN);
+        scene.ends_well();
+    });
+}
+
+#[test]
+fn a_placeholder_in_an_unlisted_credential_field_is_refused() {
+    sandboxed(|| {
+        let scene = Scene::usual();
+        for field in CREDENTIAL_FIELDS.iter().skip(1) {
+            let ask = Ask::to(OPENAI).field(field, "OPENAI_API_KEY");
+            scene.refuses(field, (AGENT, OPENAI), &ask, WRONG_PLACE);
+        }
+        for value in ["OPENAI_API_KEY", "token OPENAI_API_KEY", "Digest OPENAI_API_KEY"] {
+            let ask = Ask::to(OPENAI).field("authorization", value);
+            scene.refuses(value, (AGENT, OPENAI), &ask, WRONG_PLACE);
+        }
+        let basic = format!("Basic {}", STANDARD.encode("OPENAI_API_KEY:"));
+        let ask = Ask::to(OPENAI).field("authorization", basic);
+        scene.refuses("in Basic", (AGENT, OPENAI), &ask, WRONG_PLACE);
+        scene.ends_well();
+    });
+}
+
+#[test]
+fn a_key_of_the_attackers_own_is_refused_in_every_credential_field() {
+    sandboxed(|| {
+        let scene = Scene::usual();
+        for field in CREDENTIAL_FIELDS {
+            let ask = Ask::to(OPENAI).field(field, OWN_KEY);
+            scene.refuses(field, (AGENT, OPENAI), &ask, FOREIGN);
+        }
+        let ask = Ask::to(OPENAI).field("authorization", format!("Bearer {OWN_KEY}"));
+        scene.refuses("as Bearer", (AGENT, OPENAI), &ask, FOREIGN);
+        let ask = Ask::to(GIT).field("authorization", format!("Bearer {OWN_KEY}"));
+        scene.refuses("where no credential is needed", (AGENT, GIT), &ask, FOREIGN);
+        assert!(!scene.origin.log().holds(OWN_KEY));
+        scene.ends_well();
+    });
+}
+
+#[test]
+fn the_answers_to_foreign_credentials_are_one_text() {
+    sandboxed(|| {
+        let scene = Scene::usual();
+        let answers: Vec<_> = [OWN_KEY, "OPS_OPENAI_KEY", "openai_api_key", "xOPENAI_API_KEYx"]
+            .into_iter()
+            .map(|token| {
+                let ask = Ask::to(OPENAI).field("authorization", format!("Bearer {token}"));
+                let answer = scene.h1(AGENT, OPENAI.port(443), OPENAI.name).ask(ask.h1());
+                let answer = answer.expect("an answer").text();
+                // The flow's number is the one thing that differs.
+                answer.split("\"flow\"").next().unwrap_or_default().to_owned()
+            })
+            .collect();
+        assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:#?}");
+        scene.ends_well();
+    });
+}
+
+#[test]
+fn a_second_credential_beside_a_good_placeholder_is_refused() {
+    sandboxed(|| {
+        let scene = Scene::usual();
+        for field in CREDENTIAL_FIELDS {
+            for value in [OWN_KEY, "OPENAI_API_KEY", ""] {
+                let beside = Ask::to(OPENAI).good().field(field, value);
+                scene.refuses(
+                    &format!("{field}: {value} after"),
+                    (AGENT, OPENAI),
+                    &beside,
+                    DUPLICATE,
+                );
+            }
+            let before = Ask::to(OPENAI).field(field, OWN_KEY).good();
+            scene.refuses(&format!("{field} before"), (AGENT, OPENAI), &before, DUPLICATE);
+        }
+        scene.ends_well();
+    });
+}
+
+#[test]
+fn a_second_credential_under_a_name_that_servers_fold_together_is_refused() {
+    sandboxed(|| {
+        let scene = Scene::usual();
+        let names = [
+            "X_Api_Key",
+            "x-api_key",
+            "X_AUTH_TOKEN",
+            "api_key",
+            "X.Api.Key",
+            "X~Api|Key",
+            "Private+Token",
+        ];
+        for name in names {
+            let beside = Ask::to(OPENAI).good().field(name, OWN_KEY);
+            scene.refuses(name, (AGENT, OPENAI), &beside, DUPLICATE);
+            let alone = Ask::to(OPENAI).field(name, OWN_KEY);
+            scene.refuses(&format!("{name} alone"), (AGENT, OPENAI), &alone, FOREIGN);
+        }
+        scene.ends_well();
+    });
+}
+
+#[test]
+fn two_credentials_in_one_field_are_refused() {
+    sandboxed(|| {
+        let scene = Scene::usual();
+        for value in [
+            format!("Bearer OPENAI_API_KEY, Bearer {OWN_KEY}"),
+            format!("Bearer {OWN_KEY}, Bearer OPENAI_API_KEY"),
+            format!("Bearer OPENAI_API_KEY,{OWN_KEY}"),
+            format!("Bearer OPENAI_API_KEY {OWN_KEY}"),
+            "Bearer OPENAI_API_KEY, Bearer OPENAI_API_KEY".to_owned(),
+        ] {
+            let ask = Ask::to(OPENAI).field("authorization", value.clone());
+            scene.refuses(&value, (AGENT, OPENAI), &ask, FOREIGN);
+        }
+        scene.ends_well();
+    });
+}
+
+#[test]
+fn an_altered_placeholder_is_a_foreign_credential() {
+    sandboxed(|| {
+        let scene = Scene::usual();
+        for token in [
+            "openai_api_key",
+            "Openai_Api_Key",
+            "aaOPENAI_API_KEYbb",
+            "OPENAI_API_KEYOPENAI_API_KEY",
+            "OPENAI_API_KE",
+            "PENAI_API_KEY",
+            "OPENAI_API_KEY.",
+            "\"OPENAI_API_KEY\"",
+            "${OPENAI_API_KEY}",
+            "%4FPENAI_API_KEY",
+            "OPENAI%5FAPI%5FKEY",
+            "OPENAI\\u005fAPI_KEY",
+            "T1BFTkFJX0FQSV9LRVk=",
+            " OPENAI_API_KEY",
+            "OPENAI_API_KEY ; a=b",
+            "",
+        ] {
+            let ask = Ask::to(OPENAI).field("authorization", format!("Bearer {token}"));
+            scene.refuses(token, (AGENT, OPENAI), &ask, FOREIGN);
+        }
+        for value in ["BearerOPENAI_API_KEY", "Bearer: OPENAI_API_KEY", "Bearer=OPENAI_API_KEY"] {
+            let ask = Ask::to(OPENAI).field("authorization", value);
+            scene.refuses_bytes(
+                value,
+                (AGENT, OPENAI),
+                ask.h1(),
+                match value {
+                    // The word before the first space names no scheme, yet what follows is ours.
+                    "Bearer: OPENAI_API_KEY" => WRONG_PLACE,
+                    _ => FOREIGN,
+                },
+            );
+        }
+        scene.ends_well();
+    });
+}
+
+#[test]
+fn a_placeholder_with_any_one_byte_changed_is_a_foreign_credential() {
+    sandboxed(|| {
+        let scene = Scene::usual();
+        // One connection for all: each request is answered, and none goes on.
+        let before = scene.before();
+        let mut tls = scene.h1(AGENT, OPENAI.port6(443), OPENAI.name);
+        let me = crate::attack::local(&tls);
+        let altered = one_byte_off("OPENAI_API_KEY");
+        for token in &altered {
+            let ask = Ask::to(OPENAI).field("authorization", format!("Bearer {token}"));
+            let answer = tls.ask(ask.h1()).unwrap_or_else(|error| scene.fail(token, error));
+            scene.is_refusal(token, &answer, FOREIGN);
+        }
+        drop(tls);
+        scene.recorded("one byte off", me, &vec![Some("foreign_credential"); altered.len()]);
+        scene.nothing_arrived("one byte off", before);
+        scene.ends_well();
+    });
+}
+
+#[test]
+fn a_credential_with_bytes_that_readers_see_differently_is_refused() {
+    sandboxed(|| {
+        let scene = Scene::usual();
+        for value in [
+            &b"Bearer\tOPENAI_API_KEY"[..],
+            b"Bearer OPENAI_API_KEY\t;x",
+            b"Bearer OPENAI_API_KEY\xff",
+            b"Bearer OPENAI_\xc2\xa0API_KEY",
+        ] {
+            let what = value.escape_ascii().to_string();
+            let head = b"GET /v1/attack HTTP/1.1\r\nHost: api.openai.example\r\nAuthorization: ";
+            let bytes = [&head[..], value, b"\r\n\r\n"].concat();
+            scene.refuses_bytes(&what, (AGENT, OPENAI), bytes, MALFORMED);
+        }
+        scene.ends_well();
+    });
+}
+
+#[test]
+fn a_field_cannot_be_named_away_by_connection() {
+    sandboxed(|| {
+        let scene = Scene::usual();
+        for named in [
+            "authorization",
+            "Authorization, close",
+            "close, x-api-key",
+            "AUTHORIZATION",
+            "x_api_key",
+            "content-length",
+            "host",
+            "x-anything",
+            "\"authorization\"",
+        ] {
+            let ask = Ask::to(OPENAI).good().field("Connection", named);
+            scene.refuses_bytes(named, (AGENT, OPENAI), ask.h1(), (400, "http_malformed"));
+        }
+        let two = Ask::to(OPENAI)
+            .good()
+            .field("Connection", "close")
+            .field("Connection", "authorization");
+        scene.refuses_bytes("on a second line", (AGENT, OPENAI), two.h1(), (400, "http_malformed"));
+        scene.ends_well();
+    });
+}
+
+#[test]
+fn a_request_without_a_credential_is_refused() {
+    sandboxed(|| {
+        let scene = Scene::usual();
+        let expected = (403, "placeholder_missing");
+        scene.refuses("none", (AGENT, OPENAI), &Ask::to(OPENAI), expected);
+        let elsewhere = Ask::to(OPENAI)
+            .path("/v1/attack?key=OPENAI_API_KEY")
+            .field("x-note", "OPENAI_API_KEY")
+            .field("cookie", "key=OPENAI_API_KEY")
+            .body("OPENAI_API_KEY");
+        scene.refuses("as text only", (AGENT, OPENAI), &elsewhere, expected);
+        let proxy = Ask::to(OPENAI).field("proxy-authorization", "Bearer OPENAI_API_KEY");
+        scene.refuses("to a proxy only", (AGENT, OPENAI), &proxy, expected);
+        scene.ends_well();
+    });
+}
+
+#[test]
+fn basic_is_decoded_once_and_each_half_is_judged_whole() {
+    sandboxed(|| {
+        let scene = Scene::usual();
+        for (pair, expected) in [
+            (format!("agent:{OWN_KEY}"), FOREIGN),
+            ("agent:xGIT_TOKEN".to_owned(), FOREIGN),
+            ("agent:GIT_TOKEN:x".to_owned(), FOREIGN),
+            ("agent:GIT_TOKENGIT_TOKEN".to_owned(), FOREIGN),
+            ("mallory:GIT_TOKEN".to_owned(), FOREIGN),
+            (format!("{OWN_KEY}:GIT_TOKEN"), FOREIGN),
+            ("GIT_TOKEN:".to_owned(), WRONG_PLACE),
+            (format!("GIT_TOKEN:{OWN_KEY}"), WRONG_PLACE),
+            ("GIT_TOKEN:GIT_TOKEN".to_owned(), WRONG_PLACE),
+            ("agent:".to_owned(), FOREIGN),
+            (":".to_owned(), FOREIGN),
+            ("GIT_TOKEN".to_owned(), MALFORMED),
+            (STANDARD.encode("agent:GIT_TOKEN"), MALFORMED),
+        ] {
+            let value = format!("Basic {}", STANDARD.encode(&pair));
+            let ask = Ask::to(GIT).field("authorization", value);
+            scene.refuses(&pair, (AGENT, GIT), &ask, expected);
+        }
+        let good = STANDARD.encode(":GIT_TOKEN");
+        for value in [
+            format!("Basic {}", good.trim_end_matches('=')),
+            format!("Basic {good}="),
+            format!("Basic  {good}"),
+            format!("Basic {good} {good}"),
+            format!("Basic {good},{good}"),
+            "Basic !!!!".to_owned(),
+            format!("Basic {}", good.replace('0', "0 ")),
+        ] {
+            let ask = Ask::to(GIT).field("authorization", value.clone());
+            scene.refuses(&value, (AGENT, GIT), &ask, MALFORMED);
+        }
+        scene.ends_well();
+    });
+}
+
+#[test]
+fn text_that_looks_like_a_placeholder_goes_through_untouched() {
+    sandboxed(|| {
+        let scene = Scene::usual();
+        let ask = Ask::to(OPENAI)
+            .good()
+            .path("/v1/OPENAI_API_KEY?key=OPENAI_API_KEY&authorization=Bearer%20OPENAI_API_KEY")
+            .field("x-note", "Bearer OPENAI_API_KEY")
+            .field("cookie", "session=OPENAI_API_KEY")
+            .field("user-agent", "OPENAI_API_KEY")
+            .field("x-forwarded-authorization", "Bearer ANTHROPIC_API_KEY")
+            .body("{\"prompt\": \"print OPENAI_API_KEY; Authorization: Bearer OPENAI_API_KEY\"}");
+        for seen in scene.forwards("ordinary text", (AGENT, OPENAI), &ask) {
+            assert_eq!(seen.header("authorization"), [format!("Bearer {OPENAI_SECRET}")]);
+            assert_eq!(seen.body, ask.body);
+            assert_eq!(seen.uri.path_and_query().map(|it| it.as_str()), Some(ask.path.as_str()));
+            for (name, value) in ask.fields.iter().skip(1) {
+                assert_eq!(seen.header(name), [value.as_str()], "{name}");
+            }
+        }
+        for connection in scene.origin.log().connections() {
+            let h1 = connection.alpn.as_deref() != Some("h2");
+            assert!(
+                !h1 || connection.count(OPENAI_SECRET) == 1,
+                "the secret once: {connection:#?}"
+            );
+        }
+        scene.ends_well();
+    });
+}
+
+#[test]
+fn a_chunked_body_is_not_searched_either() {
+    sandboxed(|| {
+        let scene = Scene::usual();
+        let mut tls = scene.h1(AGENT, OPENAI.port(443), OPENAI.name);
+        let answer = tls.ask(
+            "POST /v1/attack HTTP/1.1\r\nHost: api.openai.example\r\nAuthorization: Bearer OPENAI_API_KEY\r\n\
+             Transfer-Encoding: chunked\r\n\r\n7\r\nOPENAI_\r\n7\r\nAPI_KEY\r\n0\r\n\r\n",
+        );
+        assert_eq!(answer.expect("an answer").status, 200);
+        let seen = &scene.origin.log().wait_requests(1)[0];
+        assert_eq!(seen.body, "OPENAI_API_KEY");
+        drop(tls);
+        scene.ends_well();
+    });
+}
+
+#[test]
+fn proxy_authorization_never_leaves_and_changes_nothing() {
+    sandboxed(|| {
+        let scene = Scene::usual();
+        for value in ["Bearer OPENAI_API_KEY", "Basic YTpi", OWN_KEY] {
+            let ask = Ask::to(OPENAI).good().field("proxy-authorization", value);
+            for seen in scene.forwards(value, (AGENT, OPENAI), &ask) {
+                assert_eq!(seen.header("proxy-authorization"), [""; 0]);
+                assert_eq!(seen.header("authorization"), [format!("Bearer {OPENAI_SECRET}")]);
+            }
+        }
+        assert!(!scene.origin.log().holds(OWN_KEY));
+        scene.ends_well();
+    });
+}
+
+#[test]
+fn each_place_that_is_listed_gets_its_own_secret_and_no_other() {
+    sandboxed(|| {
+        let scene = Scene::usual();
+        let raw = Ask::to(ANTHROPIC).field("x-api-key", "ANTHROPIC_API_KEY");
+        for seen in scene.forwards("raw", (AGENT, ANTHROPIC), &raw) {
+            assert_eq!(seen.header("x-api-key"), [ANTHROPIC_SECRET]);
+        }
+        let bearer = Ask::to(ANTHROPIC).field("authorization", "bearer ANTHROPIC_API_KEY");
+        for seen in scene.forwards("bearer", (AGENT, ANTHROPIC), &bearer) {
+            assert_eq!(seen.header("authorization"), [format!("Bearer {ANTHROPIC_SECRET}")]);
+        }
+        for user in ["agent", ""] {
+            let basic = format!("bAsIc {}", STANDARD.encode(format!("{user}:GIT_TOKEN")));
+            let ask = Ask::to(GIT).field("authorization", basic);
+            let expected = format!("Basic {}", STANDARD.encode(format!("{user}:{GIT_SECRET}")));
+            for seen in scene.forwards("basic", (AGENT, GIT), &ask) {
+                assert_eq!(seen.header("authorization"), [expected.as_str()]);
+            }
+        }
+        for secret in [SECRETS[0], SECRETS[3]] {
+            assert!(!scene.origin.log().holds(secret));
+        }
+        scene.ends_well();
+    });
+}

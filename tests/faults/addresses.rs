@@ -1,0 +1,244 @@
+//! Names that lead inside, names that lead nowhere, and agents that dial the gateway itself: the
+//! gateway connects to no address that policy did not mean.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use lab::{
+    Lab,
+    client::{Hello, Tls},
+    dns::{Answer, Dns},
+    gateway::{Gateway, usual_config},
+    net::{AGENT, AGENT2, GATEWAY, GATEWAY_V4, GATEWAY_V6, INTERNET, OPENAI, PYPI},
+    origin::Origin,
+    sandboxed, wait,
+};
+
+use super::{CHAT, Trap, ask, assert_refused, connections, descriptors, hello, open};
+
+/// Every way to say "inside", and the gateway's own addresses.
+const INSIDE: [&str; 20] = [
+    "127.0.0.1",
+    "127.8.9.1",
+    "0.0.0.0",
+    "10.9.9.9",
+    "172.16.0.9",
+    "192.168.9.9",
+    "100.64.0.9",
+    "169.254.169.254",
+    "224.0.0.1",
+    "255.255.255.255",
+    "192.0.2.1",
+    "203.0.113.2",
+    "::",
+    "::1",
+    "::ffff:127.0.0.1",
+    "::ffff:169.254.169.254",
+    "64:ff9b::a9fe:a9fe",
+    "fd00::9",
+    "2001:db8:a::1",
+    "2001:db8:f::2",
+];
+
+/// Where something inside listens, that would notice.
+fn traps() -> [Trap; 2] {
+    // Where the routes of the lab lead when nothing stops them.
+    for line in [
+        "ip addr add 10.9.9.9/32 dev lo",
+        "ip addr add 172.16.0.9/32 dev lo",
+        "ip addr add 192.168.9.9/32 dev lo",
+        "ip addr add 100.64.0.9/32 dev lo",
+        "ip addr add 169.254.169.254/32 dev lo",
+        "ip addr add fd00::9/128 dev lo nodad",
+        "ip addr add 64:ff9b::a9fe:a9fe/128 dev lo nodad",
+    ] {
+        INTERNET.shell(line);
+    }
+    let outside = [
+        "10.9.9.9:443",
+        "172.16.0.9:443",
+        "192.168.9.9:443",
+        "100.64.0.9:443",
+        "169.254.169.254:443",
+        "[fd00::9]:443",
+        "[64:ff9b::a9fe:a9fe]:443",
+    ];
+    let outside = outside.map(|address| address.parse().expect("an address"));
+    // The wildcard takes every address of the gateway's own, in both families.
+    let here = ["[::]:443"].map(|address| address.parse().expect("an address"));
+    let own = ["127.0.0.1:443", "[::1]:443", "192.0.2.1:443", "203.0.113.2:443"];
+    let own = own.map(|address| address.parse().expect("an address"));
+    [
+        Trap::set(GATEWAY, &here).prove(GATEWAY, &own),
+        Trap::set(INTERNET, &outside).prove(GATEWAY, &outside),
+    ]
+}
+
+#[test]
+fn a_name_that_resolves_inside_is_never_dialled() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let origin = Origin::start(&lab);
+        let dns = Dns::start();
+        let gateway = Gateway::usual(&lab);
+        let traps = traps();
+        for (number, inside) in INSIDE.into_iter().enumerate() {
+            let address: IpAddr = inside.parse().expect("an address");
+            dns.set(OPENAI.name, &[address]);
+            dns.set(PYPI.name, &[address]);
+            let answer = ask(&lab, &gateway, CHAT);
+            assert_eq!(answer.reason().as_deref(), Some("private_address"), "{inside}");
+            assert_eq!(answer.status, 502, "{inside}");
+            open(&lab, AGENT, PYPI).map(drop).expect_err("nothing to splice to");
+            for record in &connections(&gateway, 2 * number + 2)[2 * number..] {
+                assert_eq!(record["reason"], "private_address", "{inside}: {record}");
+                assert_eq!(record.get("upstream"), None, "{inside}: {record}");
+            }
+        }
+        traps.iter().for_each(Trap::assert_untouched);
+        origin.log().assert_untouched();
+    });
+}
+
+#[test]
+fn a_name_that_changes_its_mind_never_leads_inside() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let origin = Origin::start(&lab);
+        let dns = Dns::start();
+        let gateway = Gateway::usual(&lab);
+        let traps = traps();
+        let address = |text: &str| text.parse::<IpAddr>().expect("an address");
+        let sets = [
+            vec![OPENAI.v4().into(), OPENAI.v6().into()],
+            vec![address("127.0.0.1"), address("::1")],
+            vec![address("169.254.169.254"), OPENAI.v4().into(), OPENAI.v6().into()],
+            vec![address("203.0.113.2"), address("::ffff:10.9.9.9")],
+        ];
+        dns.script(OPENAI.name, Answer::Alternating(sets.to_vec()));
+        let (mut good, mut refused) = (0, 0);
+        for _ in 0..60 {
+            let answer = ask(&lab, &gateway, CHAT);
+            match answer.status.as_u16() {
+                200 => good += 1,
+                _ => {
+                    assert_refused(&answer, 502, "private_address");
+                    refused += 1;
+                }
+            }
+        }
+        assert!(good > 10 && refused > 10, "{good} answered, {refused} refused");
+        traps.iter().for_each(Trap::assert_untouched);
+        origin.log().wait_all_closed();
+        assert_eq!(origin.log().requests().len(), good);
+        for record in connections(&gateway, 60) {
+            let upstream = record["upstream"].as_str().unwrap_or_default();
+            let public = [OPENAI.v4().to_string(), OPENAI.v6().to_string(), String::new()];
+            assert!(public.iter().any(|address| address == upstream), "{record}");
+        }
+    });
+}
+
+#[test]
+fn a_name_that_does_not_resolve_is_an_answer_in_time() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let origin = Origin::start(&lab);
+        let dns = Dns::start();
+        let gateway = Gateway::usual(&lab);
+        let nothing = [
+            ("no address", Answer::Addresses(Vec::new())),
+            ("fails", Answer::Fails),
+            ("silent", Answer::Silent),
+        ];
+        for (number, (name, answer)) in nothing.into_iter().enumerate() {
+            dns.script(OPENAI.name, answer);
+            let begun = Instant::now();
+            // The agent's side of the lab gives up after ten seconds.
+            let answer = ask(&lab, &gateway, CHAT);
+            println!("{name}: {:?}", begun.elapsed());
+            assert_refused(&answer, 502, "resolve_failed");
+            let record = &connections(&gateway, number + 1)[number];
+            assert_eq!(record["reason"], "resolve_failed", "{name}: {record}");
+        }
+        // Listed by a suffix, so the gateway asks, and there is no such name.
+        let hello = Hello::h1("nothing.cdn.example");
+        let refused = Tls::open(AGENT, PYPI.port(443), &hello).map(drop).expect_err("NXDOMAIN");
+        println!("{refused}");
+        let record = gateway.audit.wait_for(|record| record["sni"] == "nothing.cdn.example");
+        assert_eq!(record["reason"], "resolve_failed", "{record}");
+        origin.log().assert_untouched();
+    });
+}
+
+#[test]
+fn without_a_resolver_nothing_is_dialled() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let origin = Origin::start(&lab);
+        // Nobody listens on port 53 there: Dns is not started.
+        let gateway = Gateway::start(&lab, &usual_config());
+        let begun = Instant::now();
+        assert_refused(&ask(&lab, &gateway, CHAT), 502, "resolve_failed");
+        assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+        origin.log().assert_untouched();
+    });
+}
+
+#[test]
+fn dialling_the_gateway_or_another_agent_leads_nowhere() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let origin = Origin::start(&lab);
+        let _dns = Dns::start();
+        let gateway = Gateway::usual(&lab);
+        let neighbour = Trap::set(AGENT2, &[SocketAddr::from(([0, 0, 0, 0], 443))]);
+        let traps = traps();
+        assert_eq!(ask(&lab, &gateway, CHAT).status, 200);
+        let open_before = settled(&gateway);
+
+        let wan = Ipv4Addr::new(203, 0, 113, 2);
+        let closed = [
+            (GATEWAY_V4.into(), 443),
+            (GATEWAY_V4.into(), 15_001),
+            (GATEWAY_V4.into(), 22),
+            (GATEWAY_V6.into(), 443),
+            (GATEWAY_V6.into(), 15_001),
+            (wan.into(), 443),
+            (wan.into(), 15_001),
+            (Ipv4Addr::new(192, 0, 2, 129).into(), 443),
+            (Ipv4Addr::new(10, 9, 9, 9).into(), 443),
+            (Ipv4Addr::new(169, 254, 169, 254).into(), 443),
+            ("fd00::9".parse::<IpAddr>().expect("an address"), 443),
+            ("2001:db8:f::2".parse().expect("an address"), 443),
+        ];
+        std::thread::scope(|scope| {
+            for (address, port) in closed {
+                let to = SocketAddr::from((address, port));
+                scope.spawn(move || AGENT.connect(to).map(drop).expect_err(&to.to_string()));
+            }
+        });
+        // The neighbour's address is captured like any other: the name decides, or nothing does.
+        let to = SocketAddr::from((Ipv4Addr::new(192, 0, 2, 140), 443));
+        let mut tls = Tls::open(AGENT, to, &hello(&lab, OPENAI)).expect("carried by its name");
+        assert_eq!(tls.ask(CHAT).expect("an answer").status, 200);
+        drop(tls);
+        let nameless = Hello { sni: None, ..Hello::h1("unused") };
+        Tls::open(AGENT, to, &nameless).map(drop).expect_err("no name, no way");
+        gateway.audit.wait_reason("sni_missing");
+
+        neighbour.assert_untouched();
+        traps.iter().for_each(Trap::assert_untouched);
+        assert_eq!(origin.log().wait_requests(2).len(), 2);
+        wait::expect("every descriptor is given back", || descriptors(&gateway) <= open_before);
+    });
+}
+
+/// The descriptors of a gateway whose connections have ended.
+fn settled(gateway: &Gateway) -> usize {
+    let idle = || gateway.sockets().iter().all(|state| state == "LISTEN" || state == "TIME-WAIT");
+    wait::expect("no connection is open", idle);
+    descriptors(gateway)
+}

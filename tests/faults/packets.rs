@@ -1,0 +1,169 @@
+//! Packets that are not an allowed connection: refused or dropped at the gateway, never seen
+//! beyond it, and never by the gateway's own services.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr, UdpSocket},
+    thread,
+    time::{Duration, Instant},
+};
+
+use lab::{
+    Lab,
+    dns::Dns,
+    gateway::{Gateway, forward},
+    net::{AGENT, AGENT2, ATTACKER, GATEWAY, GATEWAY_V6, INTERNET, OPENAI, VAULT},
+    origin::Origin,
+    sandboxed,
+};
+
+use super::{CHAT, Trap, ask, connections, dead_daemon::assert_no_agent_outside};
+
+#[test]
+fn other_ports_and_protocols_are_refused_at_once_and_never_leave() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let origin = Origin::start(&lab);
+        let dns = Dns::start();
+        let gateway = Gateway::usual(&lab);
+        let outside = lab.capture(INTERNET);
+        let vault = Trap::set(INTERNET, &[SocketAddr::from((VAULT, 8200))]);
+        let quic = INTERNET.enter(|| {
+            [OPENAI.port(443), OPENAI.port6(443)].map(|at| UdpSocket::bind(at).expect("a port"))
+        });
+
+        let closed = [
+            (AGENT, OPENAI.port(8443)),
+            (AGENT, OPENAI.port6(8443)),
+            (AGENT2, ATTACKER.port(22)),
+            (AGENT2, ATTACKER.port6(853)),
+            (AGENT, SocketAddr::from((VAULT, 8200))),
+            (AGENT, SocketAddr::from((lab::net::DNS, 53))),
+        ];
+        for (agent, to) in closed {
+            let begun = Instant::now();
+            let error = agent.connect(to).map(drop).expect_err("closed");
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused, "{to}: {error}");
+            assert!(begun.elapsed() < Duration::from_secs(1), "{to}: {:?}", begun.elapsed());
+        }
+        for (any, to) in [
+            ("0.0.0.0:0", OPENAI.port(443)),
+            ("[::]:0", OPENAI.port6(443)),
+            ("0.0.0.0:0", SocketAddr::from((lab::net::DNS, 53))),
+        ] {
+            let socket =
+                AGENT.enter(|| UdpSocket::bind(any).and_then(|s| s.connect(to).map(|()| s)));
+            let socket = socket.expect("a socket");
+            socket.set_read_timeout(Some(Duration::from_secs(2))).expect("a socket");
+            let refused = socket.send(b"hello").and_then(|_| socket.recv(&mut [0; 9]));
+            let error = refused.expect_err("refused");
+            assert_ne!(error.kind(), io::ErrorKind::WouldBlock, "{to}: silence, not a refusal");
+        }
+        let ping =
+            |to: IpAddr| AGENT.command("ping").args(["-c1", "-W1", &to.to_string()]).output();
+        for to in [IpAddr::from(OPENAI.v4()), OPENAI.v6().into(), GATEWAY_V6.into()] {
+            // A machine without ping has nothing to try here.
+            if let Ok(output) = ping(to) {
+                assert!(!output.status.success(), "{to} answers to ping");
+            }
+        }
+
+        for socket in quic {
+            socket.set_nonblocking(true).expect("a socket");
+            let nothing = socket.recv(&mut [0; 9]).expect_err("no datagram");
+            assert_eq!(nothing.kind(), io::ErrorKind::WouldBlock);
+        }
+        vault.assert_untouched();
+        assert!(dns.asked().is_empty(), "{:?}", dns.asked());
+        origin.log().assert_untouched();
+        assert_no_agent_outside(&outside);
+        assert_eq!(ask(&lab, &gateway, CHAT).status, 200);
+        connections(&gateway, 1);
+    });
+}
+
+#[test]
+fn a_spoofed_source_is_dropped_without_an_answer() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let origin = Origin::start(&lab);
+        let _dns = Dns::start();
+        let gateway = Gateway::usual(&lab);
+        // So that the agent knows its neighbour: with a spoofed address it would not be told.
+        assert_eq!(ask(&lab, &gateway, CHAT).status, 200);
+        AGENT.connect(OPENAI.port6(443)).expect("captured");
+        connections(&gateway, 2);
+        origin.log().clear();
+        // Somebody else's public address, the other group's, and one of no group.
+        let spoofed = ["198.51.100.77", "192.0.2.141", "10.1.2.3", "2001:db8:b::77"];
+        for address in spoofed {
+            let bits = if address.contains(':') { "128 dev eth0 nodad" } else { "32 dev eth0" };
+            AGENT.shell(&format!("ip addr add {address}/{bits}"));
+        }
+        let answers = lab.capture(AGENT);
+        thread::scope(|scope| {
+            for address in spoofed {
+                let family = if address.contains(':') { "-6" } else { "-4" };
+                scope.spawn(move || {
+                    let curl = ["curl", "-sk", family, "-m", "1", "--interface", address];
+                    let output = AGENT
+                        .command(curl[0])
+                        .args(&curl[1..])
+                        .arg("https://api.openai.example/v1/models")
+                        .output()
+                        .expect("curl is installed");
+                    assert_eq!(
+                        output.status.code(),
+                        Some(28),
+                        "{address}: not silence: {output:?}"
+                    );
+                });
+            }
+        });
+        origin.log().assert_untouched();
+        let frames = answers.bytes();
+        for address in [[198, 51, 100, 77], [192, 0, 2, 141], [10, 1, 2, 3]] {
+            assert!(frames.windows(4).any(|at| at == address), "{address:?} was not sent");
+        }
+        connections(&gateway, 2);
+        let dropped =
+            GATEWAY.shell("nft list chain inet cloakroom prerouting | grep spoofed_source");
+        let counted = |line: &str| line.contains("counter") && !line.contains("packets 0 ");
+        assert!(dropped.lines().any(counted), "{dropped}");
+    });
+}
+
+#[test]
+fn the_gateways_own_services_are_out_of_agents_reach() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let origin = Origin::start(&lab);
+        let _dns = Dns::start();
+        let management = ["[::]:22", "[::]:9090", "[::]:80"].map(|at| at.parse().expect("a port"));
+        let reachable = ["203.0.113.2:22", "203.0.113.2:9090", "[2001:db8:f::2]:22"]
+            .map(|at| at.parse().expect("a port"));
+        let services = Trap::set(GATEWAY, &management).prove(INTERNET, &reachable);
+        let mut gateway = Gateway::usual(&lab);
+        let knock = || {
+            let addresses =
+                ["192.0.2.1", "203.0.113.2", "192.0.2.129", "2001:db8:a::1", "2001:db8:f::2"];
+            thread::scope(|scope| {
+                for address in addresses {
+                    for port in [22, 80, 9090] {
+                        let to = SocketAddr::new(address.parse().expect("an address"), port);
+                        scope.spawn(move || {
+                            AGENT.connect(to).map(drop).expect_err(&to.to_string());
+                        });
+                    }
+                }
+            });
+            services.assert_untouched();
+        };
+        knock();
+        assert_eq!(ask(&lab, &gateway, CHAT).status, 200, "the rest works meanwhile");
+        gateway.kill();
+        forward();
+        knock();
+        origin.log().wait_requests(1);
+    });
+}

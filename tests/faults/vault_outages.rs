@@ -1,0 +1,178 @@
+//! A real Vault that is down, sealed, unwilling or not the right one: the gateway keeps what it
+//! has for `max_stale`, then answers 503, and recovers by itself.
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use lab::{
+    Lab,
+    dns::Dns,
+    gateway::{Gateway, OPENAI_SECRET, SECRETS, vault_config},
+    origin::Origin,
+    pki::Authority,
+    sandboxed,
+    vault::Vault,
+    wait,
+};
+
+use super::{CHAT, ask, assert_refused, records, refusal};
+
+/// Waits until a request is refused for want of the secret, and returns after how long and with
+/// which cause.
+fn until_refused(lab: &Lab, gateway: &Gateway) -> (Duration, String) {
+    let begun = Instant::now();
+    wait::expect("the secret is refused", || ask(lab, gateway, CHAT).status == 503);
+    let waited = begun.elapsed();
+    let refused = |record: &serde_json::Value| record["reason"] == "secret_unavailable";
+    // The record of the request before this one may be a moment late; any of the two will do.
+    let before = records(gateway, "request").into_iter().filter(refused).count();
+    assert_refused(&ask(lab, gateway, CHAT), 503, "secret_unavailable");
+    let last = refusal(gateway, before, "secret_unavailable");
+    (waited, last["cause"].as_str().unwrap_or_default().to_owned())
+}
+
+fn until_served(lab: &Lab, gateway: &Gateway) -> Duration {
+    let begun = Instant::now();
+    wait::expect("the secret is back", || ask(lab, gateway, CHAT).status == 200);
+    begun.elapsed()
+}
+
+#[test]
+fn an_outage_of_vault_is_bridged_for_a_while_and_no_longer() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let origin = Origin::start(&lab);
+        let _dns = Dns::start();
+        let mut vault = Vault::start(&lab);
+        let gateway = Gateway::start(&lab, &vault_config(&vault.config()));
+        let served = |what: &str| {
+            assert_eq!(ask(&lab, &gateway, CHAT).status, 200, "{what}");
+        };
+        served("the usual way");
+        let first = &origin.log().wait_requests(1)[0];
+        assert_eq!(first.header("authorization"), [format!("Bearer {OPENAI_SECRET}")]);
+
+        vault.put("openai", "sk-lab-rotated-in-vault-01");
+        wait::expect("the new version is at the origin", || {
+            served("during a rotation");
+            origin.log().holds("Bearer sk-lab-rotated-in-vault-01")
+        });
+
+        vault.forbid();
+        let (after, cause) = until_refused(&lab, &gateway);
+        println!("forbidden: 503 after {after:?}");
+        assert_eq!(cause, "vault_denied");
+        assert!(after < Duration::from_secs(4), "a 403 drops the value at once: {after:?}");
+        vault.allow();
+        println!("allowed: served after {:?}", until_served(&lab, &gateway));
+
+        vault.seal();
+        served("sealed a moment ago");
+        let (after, cause) = until_refused(&lab, &gateway);
+        println!("sealed: 503 after {after:?} ({cause})");
+        assert!(after > Duration::from_secs(2), "max_stale is five seconds: {after:?}");
+        assert!(["vault_sealed", "lease_ended"].contains(&cause.as_str()), "{cause}");
+        vault.unseal();
+        println!("unsealed: served after {:?}", until_served(&lab, &gateway));
+
+        vault.stop();
+        served("stopped a moment ago");
+        let (after, cause) = until_refused(&lab, &gateway);
+        println!("stopped: 503 after {after:?} ({cause})");
+        assert!(after > Duration::from_secs(2), "max_stale is five seconds: {after:?}");
+        assert!(["vault_unreachable", "lease_ended"].contains(&cause.as_str()), "{cause}");
+        vault.resume();
+        println!("resumed: served after {:?}", until_served(&lab, &gateway));
+
+        assert_told_nothing(&lab, &gateway);
+        let requests = origin.log().requests().len();
+        wait::expect("as many requests at the origin as the audit says", || {
+            let records = records(&gateway, "request");
+            records.iter().filter(|record| record["decision"] == "intercept").count() == requests
+        });
+    });
+}
+
+#[test]
+fn a_vault_that_is_down_at_the_start_is_503_and_heals() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let origin = Origin::start(&lab);
+        let _dns = Dns::start();
+        let mut vault = Vault::start(&lab);
+        vault.stop();
+        let begun = Instant::now();
+        let gateway = Gateway::start(&lab, &vault_config(&vault.config()));
+        println!("ready after {:?}", begun.elapsed());
+        assert_refused(&ask(&lab, &gateway, CHAT), 503, "secret_unavailable");
+        let record = refusal(&gateway, 0, "secret_unavailable");
+        assert_eq!(record["cause"], "vault_unreachable", "{record}");
+        origin.log().assert_no_request();
+        vault.resume();
+        let after = until_served(&lab, &gateway);
+        println!("served after {after:?}");
+        assert!(after < Duration::from_secs(5), "{after:?}");
+        assert_told_nothing(&lab, &gateway);
+    });
+}
+
+#[test]
+fn a_vault_of_another_authority_gets_neither_trust_nor_secret_id() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let origin = Origin::start(&lab);
+        let _dns = Dns::start();
+        let vault = Vault::start(&lab);
+        let other = lab.write("other-ca.pem", Authority::new("Another root").pem());
+        let right = lab.dir.join("vault/ca.pem").display().to_string();
+        let config = vault.config().replace(&right, &other.display().to_string());
+        assert!(config.contains("other-ca.pem"), "{config}");
+        let gateway = Gateway::start(&lab, &vault_config(&config));
+        assert_refused(&ask(&lab, &gateway, CHAT), 503, "secret_unavailable");
+        let record = refusal(&gateway, 0, "secret_unavailable");
+        assert_eq!(record["cause"], "vault_unreachable", "{record}");
+        origin.log().assert_no_request();
+        assert_told_nothing(&lab, &gateway);
+    });
+}
+
+#[test]
+fn a_secret_id_that_others_can_read_or_that_is_wrong_is_said() {
+    sandboxed(|| {
+        use std::os::unix::fs::PermissionsExt as _;
+        let lab = Lab::new();
+        let origin = Origin::start(&lab);
+        let _dns = Dns::start();
+        let vault = Vault::start(&lab);
+        let config = vault_config(&vault.config());
+        let file = lab.dir.join("vault/secret-id");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).expect("a mode");
+        let failed = Gateway::try_start(&lab, &config).err().expect("it is no secret any more");
+        super::assert_one_line(&failed, &["secret-id"]);
+        super::assert_closed(&origin);
+
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("a mode");
+        let good = fs::read_to_string(&file).expect("the SecretID");
+        fs::write(&file, "00000000-0000-0000-0000-000000000000").expect("written");
+        let gateway = Gateway::start(&lab, &config);
+        assert_refused(&ask(&lab, &gateway, CHAT), 503, "secret_unavailable");
+        let record = refusal(&gateway, 0, "secret_unavailable");
+        assert_eq!(record["cause"], "vault_denied", "{record}");
+        origin.log().assert_no_request();
+        fs::write(&file, &good).expect("written");
+        until_served(&lab, &gateway);
+        assert_told_nothing(&lab, &gateway);
+    });
+}
+
+/// Neither a value nor a token nor the SecretID is in the log or in the audit.
+#[track_caller]
+fn assert_told_nothing(lab: &Lab, gateway: &Gateway) {
+    let told = gateway.stderr() + &gateway.audit.text();
+    let secret_id = fs::read_to_string(lab.dir.join("vault/secret-id")).expect("the SecretID");
+    for secret in SECRETS.into_iter().chain([secret_id.trim(), "hvs.", "sk-lab-rotated", "s.C"]) {
+        assert!(!told.contains(secret), "{secret} was told:\n{told}");
+    }
+}

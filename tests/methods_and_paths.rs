@@ -1,0 +1,191 @@
+//! Method and path rules hold for what an origin may understand, not for what one parser does:
+//! a path with two readings is refused, and what is not listed is refused.
+
+use lab::{
+    net::{AGENT, ANTHROPIC, GIT, OPENAI},
+    sandboxed,
+};
+
+use crate::attack::{Ask, Scene, local};
+
+const METHOD: (u16, &str) = (403, "method_denied");
+const PATH: (u16, &str) = (403, "path_denied");
+const AMBIGUOUS: (u16, &str) = (400, "path_ambiguous");
+const MALFORMED: (u16, &str) = (400, "http_malformed");
+
+#[test]
+fn a_method_that_is_not_listed_is_refused() {
+    sandboxed(|| {
+        let scene = Scene::usual();
+        for method in
+            ["DELETE", "PUT", "PATCH", "OPTIONS", "PROPFIND", "get", "Post", "GETX", "TRACE"]
+        {
+            let ask = Ask::to(OPENAI).good().method(method);
+            scene.refuses(method, (AGENT, OPENAI), &ask, METHOD);
+        }
+        let head = Ask::to(OPENAI).good().method("HEAD");
+        let mut tls = scene.h1(AGENT, OPENAI.port(443), OPENAI.name);
+        let me = local(&tls);
+        tls.send(head.h1().replace("Content-Length: 0\r\n", "Connection: close\r\n"))
+            .expect("sent");
+        let answer = String::from_utf8_lossy(&tls.read_to_end()).into_owned();
+        assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
+        drop(tls);
+        scene.recorded("HEAD", me, &[Some("method_denied")]);
+        scene.origin.log().assert_no_request();
+        scene.ends_well();
+    });
+}
+
+#[test]
+fn trace_is_refused_where_every_other_method_is_allowed() {
+    sandboxed(|| {
+        let config = lab::gateway::usual_config().replace("methods = [\"GET\", \"POST\"]\n", "");
+        let scene = Scene::with(&config);
+        let ask = Ask::to(OPENAI).good().method("TRACE");
+        scene.refuses("TRACE", (AGENT, OPENAI), &ask, METHOD);
+        let ask = Ask::to(OPENAI).good().method("DELETE");
+        scene.forwards("DELETE", (AGENT, OPENAI), &ask);
+        scene.ends_well();
+    });
+}
+
+#[test]
+fn a_path_that_is_not_listed_is_refused() {
+    sandboxed(|| {
+        let scene = Scene::usual();
+        for path in [
+            "/",
+            "/v1",
+            "/V1/models",
+            "/v2/models",
+            "/v1models",
+            "/admin",
+            "/reflect/",
+            "/reflectx",
+            "/?/v1/x",
+        ] {
+            let ask = Ask::to(OPENAI).good().path(path);
+            scene.refuses(path, (AGENT, OPENAI), &ask, PATH);
+        }
+        scene.ends_well();
+    });
+}
+
+#[test]
+fn a_path_with_two_readings_is_refused_at_a_path_rule() {
+    sandboxed(|| {
+        let scene = Scene::usual();
+        for path in [
+            "/v1/../admin",
+            "/v1/..",
+            "/v1/.",
+            "/v1/./../admin",
+            "/v1/%2e%2e/admin",
+            "/v1/%2E%2e/admin",
+            "/v1/.%2e/admin",
+            "/v1/..%2fadmin",
+            "/v1/..%2Fadmin",
+            "/v1/%2e%2e%2fadmin",
+            "/v1/%252e%252e/admin",
+            "/v1/%25252e%25252e/admin",
+            "/v1/..%252fadmin",
+            "/v1/..%5cadmin",
+            "/v1/..%255cadmin",
+            "/v1/..;/admin",
+            "/v1/..;a=b/admin",
+            "/v1/.;/..;/admin",
+            "/v1/..%3b/admin",
+            "/v1//admin",
+            "//v1/models",
+            "/v1/x//../../admin",
+            "/v1/%00",
+            "/v1/x%0d%0aX:%20y",
+            "/v1/%0a/admin",
+            "/v1/%",
+            "/v1/%2",
+            "/v1/%zz",
+            "/v1/%u002e%u002e/admin",
+            "/v1/%c0%ae%c0%ae/admin",
+            "/v1/%c0%af/admin",
+            "/v1/%e0%80%af/admin",
+        ] {
+            let ask = Ask::to(OPENAI).good().path(path);
+            scene.refuses(path, (AGENT, OPENAI), &ask, AMBIGUOUS);
+        }
+        scene.ends_well();
+    });
+}
+
+#[test]
+fn a_target_with_bytes_that_no_path_has_is_refused() {
+    sandboxed(|| {
+        let scene = Scene::usual();
+        for path in [
+            &b"/v1/..\\admin"[..],
+            b"/v1/x\\..\\..\\admin",
+            b"/v1/\xc0\xae\xc0\xae/admin",
+            b"/v1/\xff",
+            "/v1/\u{2025}/admin".as_bytes(),
+            b"/v1/<x>",
+            b"/v1/x y",
+            b"/v1/x\ty",
+            b"/v1/\x00",
+            b"/v1/\x7f",
+            b"/v1/x`y",
+        ] {
+            let what = path.escape_ascii().to_string();
+            let tail = b" HTTP/1.1\r\nHost: api.openai.example\r\nAuthorization: Bearer OPENAI_API_KEY\r\n\r\n";
+            let bytes = [b"GET ", path, tail].concat();
+            let before = scene.before();
+            let mut tls = scene.h1(AGENT, OPENAI.port(443), OPENAI.name);
+            let me = local(&tls);
+            let answer = tls.ask(bytes).unwrap_or_else(|error| scene.fail(&what, error));
+            let reason = answer.reason().unwrap_or_else(|| panic!("{what}: {}", answer.status));
+            assert!([MALFORMED.1, AMBIGUOUS.1].contains(&&*reason), "{what}: {reason}");
+            drop(tls);
+            scene.recorded(&what, me, &[Some(&reason)]);
+            scene.nothing_arrived(&what, before);
+        }
+        scene.ends_well();
+    });
+}
+
+#[test]
+fn a_path_rule_does_not_look_at_the_query() {
+    sandboxed(|| {
+        let scene = Scene::usual();
+        for path in ["/v1/x?next=/../admin", "/v1/x?a=%2e%2e%2f&b=%", "/v1/a%20b:c;d=e"] {
+            let ask = Ask::to(OPENAI).good().path(path);
+            for seen in scene.forwards(path, (AGENT, OPENAI), &ask) {
+                assert_eq!(
+                    seen.uri.path_and_query().map(|it| it.as_str()),
+                    Some(path),
+                    "byte for byte"
+                );
+            }
+        }
+        scene.ends_well();
+    });
+}
+
+#[test]
+fn only_the_holder_of_a_good_placeholder_learns_which_paths_are_listed() {
+    sandboxed(|| {
+        let scene = Scene::usual();
+        for path in ["/v1/x", "/admin", "/v1/../admin"] {
+            let none = Ask::to(OPENAI).path(path).method("DELETE");
+            scene.refuses(path, (AGENT, OPENAI), &none, (403, "placeholder_missing"));
+            let foreign = none.field("authorization", "Bearer sk-attacker-7d1f0c5b9a3e4826");
+            scene.refuses(path, (AGENT, OPENAI), &foreign, (403, "foreign_credential"));
+        }
+        // Where no credential is asked for, the rules hold all the same.
+        let anonymous = Ask::to(GIT).method("DELETE");
+        scene.refuses("anonymous", (AGENT, GIT), &anonymous, METHOD);
+        let anonymous = Ask::to(GIT).path("/a/../b");
+        scene.refuses("anonymous", (AGENT, GIT), &anonymous, AMBIGUOUS);
+        let reflect = Ask::to(ANTHROPIC).path("/reflect").field("x-api-key", "ANTHROPIC_API_KEY");
+        scene.refuses("a path of another API", (AGENT, ANTHROPIC), &reflect, PATH);
+        scene.ends_well();
+    });
+}
