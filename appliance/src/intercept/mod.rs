@@ -5,10 +5,12 @@
 //! connection that has no upstream at all.
 
 mod body;
+mod deferred;
 mod exchange;
 mod framing;
 mod guard;
 mod message;
+mod read_ahead;
 mod serve;
 mod tasks;
 mod tls;
@@ -37,6 +39,7 @@ use tokio_rustls::client::TlsStream;
 use self::{
     exchange::{Connection, RequestRules},
     message::Site,
+    read_ahead::ReadAhead,
     serve::Sides,
     tls::{ClientSettings, Protocol},
 };
@@ -90,7 +93,7 @@ pub async fn run(
     };
     let upstream = interception.connect(means, record).await;
     let protocol = upstream.as_ref().ok().map(|(_, protocol)| *protocol);
-    let agent = Counted { stream: agent, traffic: Arc::clone(record.traffic()) };
+    let agent = Counted { stream: ReadAhead::new(agent), traffic: Arc::clone(record.traffic()) };
     let limits = &interception.rulebook.policy.limits;
     let handshake = interception.rulebook.tls.accept(agent, leaf, protocol);
     let agent = timeout(limits.head_time, handshake).await;
@@ -122,7 +125,7 @@ impl Interception<'_> {
         &self,
         means: &Means,
         record: &mut Record,
-    ) -> Result<(TlsStream<TcpStream>, Protocol), Reason> {
+    ) -> Result<(TlsStream<ReadAhead<TcpStream>>, Protocol), Reason> {
         let patience = self.rulebook.policy.limits.dial_time;
         let dialled = dial::connect(&self.permit, &means.resolver, patience).await?;
         record.upstream(dialled.address);

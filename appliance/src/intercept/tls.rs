@@ -23,6 +23,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
+use super::read_ahead::ReadAhead;
 use crate::{
     policy::{GroupName, Host, RuleName, Upstream},
     reason::Reason,
@@ -93,12 +94,12 @@ impl Tls {
         stream: TcpStream,
         host: &Host,
         settings: ClientSettings<'_>,
-    ) -> Result<(client::TlsStream<TcpStream>, Protocol), Reason> {
+    ) -> Result<(client::TlsStream<ReadAhead<TcpStream>>, Protocol), Reason> {
         let config = self.client_config(&settings)?;
         let name = ServerName::try_from(host.as_str().to_owned())
             .map_err(|_| Reason::UpstreamTlsInvalid)?;
         let stream = TlsConnector::from(config)
-            .connect(name, stream)
+            .connect(name, ReadAhead::new(stream))
             .await
             .map_err(|error| connect_failure(&error, host))?;
         let protocol = match stream.get_ref().1.alpn_protocol() {
