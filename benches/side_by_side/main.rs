@@ -105,8 +105,8 @@ impl Bench<'_> {
             }
         }
         let offered = match work.kind {
-            Kind::Bulk => format!("{} MiB/s", work.rate * 1024.0),
-            _ => format!("{}/s", work.rate),
+            Kind::Bulk => format!("{} MiB/s", work.rate * self.options.times * 1024.0),
+            _ => format!("{}/s", work.rate * self.options.times),
         };
         Some(Row { work: work.name, unit: work.unit, offered, samples, aim: work.aim })
     }
@@ -127,7 +127,8 @@ impl Bench<'_> {
     fn measure(&self, work: &Work, gateway: Gateway) -> Outcome {
         self.gateways.forget_audit(self.lab);
         let agent = self.agent(work.kind == Kind::PostQuantum);
-        let load = Load { rate: work.rate, warm: self.options.warm, span: self.options.span };
+        let rate = work.rate * self.options.times;
+        let load = Load { rate, warm: self.options.warm, span: self.options.span };
         let meter = gateway.meter;
         let _perf = self.options.perf(meter);
         inside(async {
@@ -244,6 +245,7 @@ struct Options {
     only: Option<String>,
     gateway: Option<String>,
     perf: Option<String>,
+    times: f64,
 }
 
 impl Options {
@@ -257,6 +259,7 @@ impl Options {
             only: None,
             gateway: None,
             perf: None,
+            times: 1.0,
         };
         let mut arguments = std::env::args().skip(1);
         while let Some(argument) = arguments.next() {
@@ -275,6 +278,7 @@ impl Options {
                 }
                 "--only" => options.only = Some(value()),
                 "--gateway" => options.gateway = Some(value()),
+                "--times" => options.times = value().parse().unwrap_or_else(|_| usage()),
                 "--perf" => options.perf = Some(value()),
                 _ => usage(),
             }
@@ -311,7 +315,7 @@ impl Drop for Perf {
 
 fn usage() -> ! {
     eprintln!(
-        "side-by-side [--quick] [--repeat N] [--seconds S] [--only PART-OF-A-ROW] \
+        "side-by-side [--quick] [--repeat N] [--seconds S] [--only PART-OF-A-ROW] [--times LOAD] \
          [--gateway Cloakroom|HAProxy|nginx] [--perf FILE]"
     );
     std::process::exit(64);
@@ -338,49 +342,49 @@ const WORK: [Work; 8] = [
         name: "spliced request",
         unit: "µs",
         kind: Kind::SplicedRequest,
-        rate: 8000.0,
+        rate: 16_000.0,
         aim: None,
     },
     Work {
         name: "new spliced connection",
         unit: "µs",
         kind: Kind::SplicedConnection,
-        rate: 800.0,
+        rate: 1600.0,
         aim: None,
     },
     Work {
         name: "intercepted h1 request",
         unit: "µs",
         kind: Kind::H1,
-        rate: 8000.0,
+        rate: 16_000.0,
         aim: Some((2, 0.95)),
     },
     Work {
         name: "intercepted h2 request",
         unit: "µs",
         kind: Kind::H2,
-        rate: 8000.0,
+        rate: 16_000.0,
         aim: Some((1, 1.0)),
     },
     Work {
         name: "new intercepted connection, rivals share upstreams",
         unit: "µs",
         kind: Kind::Connection,
-        rate: 400.0,
+        rate: 600.0,
         aim: None,
     },
     Work {
         name: "new intercepted connection, own upstream",
         unit: "µs",
         kind: Kind::OwnConnection,
-        rate: 400.0,
+        rate: 600.0,
         aim: Some((1, 0.6)),
     },
     Work {
         name: "the same with X25519MLKEM768",
         unit: "µs",
         kind: Kind::PostQuantum,
-        rate: 400.0,
+        rate: 600.0,
         aim: None,
     },
 ];

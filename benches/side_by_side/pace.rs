@@ -63,6 +63,7 @@ where
     let mut due = start;
     let mut number = 0;
     let mut cpu_from = None;
+    let mut offered = 0_u64;
     let mut outcome = Outcome::default();
     loop {
         let now = Instant::now();
@@ -75,6 +76,7 @@ where
         while due <= now {
             let begun = due;
             if due >= from {
+                offered += 1;
                 outcome.lag = outcome.lag.max(now - due);
             }
             let future = work(number);
@@ -96,7 +98,7 @@ where
         }
     }
     outcome.cpu = cpu().saturating_sub(cpu_from.unwrap_or_default());
-    outcome.kept_up = outcome.done / (load.rate * load.span.as_secs_f64());
+    outcome.kept_up = outcome.done / offered.max(1) as f64;
     // What is still under way is finished, so that the next measurement begins with quiet.
     let rest = async { while running.join_next().await.is_some() {} };
     let _ = tokio::time::timeout(Duration::from_secs(5), rest).await;
