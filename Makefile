@@ -5,8 +5,8 @@
 # Both install what is missing from Debian first (tests/prerequisites), and say so.
 
 CARGO ?= cargo
-# One lab test is a small network with several programs in it.
-LAB_THREADS ?= 2
+# One lab test is a small network with several programs in it, most of the time waiting.
+LAB_THREADS ?= 4
 
 .PHONY: help demo test bench prerequisites vault clients format lint dependencies unit lab build
 
@@ -15,7 +15,7 @@ help:
 
 test: prerequisites vault clients format lint dependencies unit lab
 
-demo: prerequisites $(if $(VAULT),vault)
+demo: prerequisites $(if $(filter-out 0,$(VAULT)),vault)
 	@echo "== Build"
 	@$(CARGO) build --locked --workspace --bins
 	@echo "== The story"
@@ -40,6 +40,8 @@ format:
 lint: prerequisites
 	@echo "== Lints; a warning is an error"
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" \
+		$(CARGO) doc --locked --no-deps --package cloakroom --document-private-items
 
 # Advisories need a network and a database; the rest does not.
 dependencies: prerequisites

@@ -4,10 +4,10 @@
 use std::{io::Write as _, net::IpAddr, time::Duration};
 
 use lab::{
-    client::{Hello, Tls, client_hello},
+    client::{Hello, Tls, client_hello, tls_over},
     dns::Answer,
     gateway::{self, OPENAI_SECRET},
-    net::{AGENT, AGENT2, ATTACKER, Host, OPENAI, OTHER, PYPI},
+    net::{AGENT, AGENT2, ATTACKER, GATEWAY, Host, OPENAI, OTHER, PYPI},
     pki::Flaw,
     sandboxed, wait,
 };
@@ -138,6 +138,74 @@ fn a_hello_in_one_byte_segments_is_understood() {
 }
 
 #[test]
+fn a_hello_in_records_of_one_byte_each_is_understood() {
+    sandboxed(|| {
+        let world = World::usual();
+        for (host, hello) in [
+            (OPENAI, world.hello(OPENAI.name)),
+            (PYPI, Hello::h1(PYPI.name).trusting(world.lab.public.pem())),
+        ] {
+            let socket = AGENT.connect(host.port(443)).expect("the gateway accepts");
+            let mut splitter = Splitter { socket, done: false };
+            let request = get(&[TICKET]).replace(OPENAI.name, host.name);
+            let answer = tls_over(&mut splitter, &hello, request.as_bytes()).expect("an answer");
+            assert_eq!(answer.status, 200);
+        }
+    });
+}
+
+#[test]
+fn an_oversized_hello_is_refused() {
+    sandboxed(|| {
+        let world = World::usual();
+        let mut stream = AGENT.connect(OPENAI.port(443)).expect("the gateway accepts");
+        // A ClientHello that says it has 128 KiB, in records of 16 KiB.
+        let mut first = vec![1, 2, 0, 0];
+        first.resize(16 * 1024, 0);
+        for record in std::iter::once(first).chain(std::iter::repeat_n(vec![0; 16 * 1024], 7)) {
+            let header = [22, 3, 1, 0x40, 0];
+            if stream.write_all(&[&header[..], &record].concat()).is_err() {
+                break;
+            }
+        }
+        let _ = std::io::Read::read_to_end(&mut stream, &mut Vec::new());
+        world.gateway.audit.wait_for(|record| record["decision"] == "refuse");
+        world.origin.log().assert_untouched();
+    });
+}
+
+/// Cuts the first record, the ClientHello, into records of one byte each (RFC 8446, 5.1).
+struct Splitter {
+    socket: std::net::TcpStream,
+    done: bool,
+}
+
+impl std::io::Write for Splitter {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.done {
+            return self.socket.write(bytes);
+        }
+        self.done = true;
+        let (header, hello) = bytes.split_at(5);
+        let length = usize::from(u16::from_be_bytes([header[3], header[4]]));
+        assert_eq!(hello.len(), length, "one whole record");
+        let records = hello.iter().flat_map(|byte| [22, 3, 1, 0, 1, *byte]);
+        self.socket.write_all(&records.collect::<Vec<u8>>())?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.socket.flush()
+    }
+}
+
+impl std::io::Read for Splitter {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.socket.read(buffer)
+    }
+}
+
+#[test]
 fn a_truncated_hello_is_refused_in_time_and_nothing_is_dialled() {
     sandboxed(|| {
         let config = gateway::usual_config() + "\n[limits]\npeek_time = \"1s\"\n";
@@ -179,6 +247,7 @@ fn an_upstream_with_a_bad_certificate_gets_no_request() {
 fn a_name_that_resolves_to_an_address_of_our_own_is_not_dialled() {
     sandboxed(|| {
         let world = World::usual();
+        let own = own_services();
         for address in [
             "127.0.0.1",
             "0.0.0.0",
@@ -205,9 +274,23 @@ fn a_name_that_resolves_to_an_address_of_our_own_is_not_dialled() {
                 assert!(answer.is_err() || answer.is_ok_and(|it| it.status == 502), "{address}");
             }
             world.origin.log().assert_untouched();
+            for service in &own {
+                assert!(service.accept().is_err(), "{address} led to a service of the gateway");
+            }
         }
         world.gateway.audit.wait_reason("private_address");
     });
+}
+
+/// What the gateway runs for itself, on loopback, where a careless dial would end.
+fn own_services() -> Vec<std::net::TcpListener> {
+    ["127.0.0.1:443", "[::1]:443"]
+        .map(|address| {
+            let listener = GATEWAY.enter(|| std::net::TcpListener::bind(address)).expect("a port");
+            listener.set_nonblocking(true).expect("a socket");
+            listener
+        })
+        .into()
 }
 
 #[test]
@@ -215,6 +298,7 @@ fn an_answer_that_mixes_public_and_private_addresses_never_leads_to_the_private_
     sandboxed(|| {
         let world = World::usual();
         let private = IpAddr::from([127, 0, 0, 1]);
+        let own = own_services();
         let sets = [vec![OPENAI.v4().into()], vec![private]];
         world.dns.script(OPENAI.name, Answer::Alternating(sets.to_vec()));
         for _ in 0..4 {
@@ -224,6 +308,7 @@ fn an_answer_that_mixes_public_and_private_addresses_never_leads_to_the_private_
         }
         let places = world.origin.log().connections();
         assert!(places.iter().all(|connection| connection.local.ip() == OPENAI.v4()));
+        assert!(own.iter().all(|service| service.accept().is_err()), "loopback was dialled");
     });
 }
 

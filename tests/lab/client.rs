@@ -339,8 +339,11 @@ impl H2 {
         let requests = runtime.block_on(limited(async move {
             let socket = tokio::net::TcpStream::from_std(socket)?;
             let stream = config.connect(name, socket).await?;
+            // One stream that is not read must not be what stops the others.
+            let mut builder = h2::client::Builder::new();
+            builder.initial_connection_window_size(16 << 20);
             let (requests, connection) =
-                h2::client::handshake(stream).await.map_err(io::Error::other)?;
+                builder.handshake(stream).await.map_err(io::Error::other)?;
             // Its end shows in the requests.
             tokio::spawn(async move { drop(connection.await) });
             Ok(requests)
@@ -351,6 +354,21 @@ impl H2 {
     /// This end's address and port.
     pub fn local_addr(&self) -> SocketAddr {
         self.local
+    }
+
+    /// Uses the connection in any other way, for at most ten seconds.
+    ///
+    /// # Errors
+    /// What `work` says, or that it took too long.
+    pub fn run<T, F>(
+        &mut self,
+        work: impl FnOnce(h2::client::SendRequest<Bytes>) -> F,
+    ) -> io::Result<T>
+    where
+        F: Future<Output = Result<T, h2::Error>>,
+    {
+        let work = work(self.requests.clone());
+        self.runtime.block_on(limited(async { work.await.map_err(io::Error::other) }))
     }
 
     /// Sends one request and reads the whole answer.

@@ -25,6 +25,7 @@ pub mod sandbox;
 pub mod tools;
 pub mod vault;
 pub mod wait;
+pub mod wire;
 
 pub use net::Lab;
 pub use sandbox::sandboxed;

@@ -15,7 +15,10 @@ use std::{
 };
 
 use rustix::{
-    net::{AddressFamily, RecvFlags, SocketType, eth, recv, socket},
+    net::{
+        AddressFamily, RecvFlags, SocketType, eth, recv, socket,
+        sockopt::set_socket_recv_buffer_size_force,
+    },
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
 
@@ -259,22 +262,25 @@ impl Ns {
 
 /// A recording of every packet that a namespace sends and receives.
 pub struct Capture {
-    packets: Arc<Mutex<Vec<u8>>>,
+    packets: Arc<Mutex<Vec<Vec<u8>>>>,
 }
 
 impl Capture {
     fn start(ns: Ns) -> Self {
         let socket = ns.enter(|| {
             let socket = socket(AddressFamily::PACKET, SocketType::RAW, Some(eth::ALL));
-            socket.expect("the sandbox may read packets")
+            let socket = socket.expect("the sandbox may read packets");
+            // A recorder that is not scheduled for a while must not lose packets.
+            let _ = set_socket_recv_buffer_size_force(&socket, 64 << 20);
+            socket
         });
-        let packets = Arc::<Mutex<Vec<u8>>>::default();
+        let packets = Arc::<Mutex<Vec<Vec<u8>>>>::default();
         let recorded = Arc::clone(&packets);
         thread::spawn(move || {
             let mut buffer = vec![0; 256 * 1024];
             while let Ok((length, _)) = recv(&socket, &mut buffer[..], RecvFlags::empty()) {
                 let mut packets = recorded.lock().unwrap_or_else(PoisonError::into_inner);
-                packets.extend_from_slice(&buffer[..length]);
+                packets.push(buffer[..length].to_vec());
             }
         });
         Self { packets }
@@ -282,6 +288,11 @@ impl Capture {
 
     /// Everything on the wire so far, one packet after the other.
     pub fn bytes(&self) -> Vec<u8> {
+        self.packets().concat()
+    }
+
+    /// Every packet so far, with its Ethernet header.
+    pub fn packets(&self) -> Vec<Vec<u8>> {
         // The recorder is a thread of its own: give it the time to read what is queued.
         thread::sleep(wait::QUIET);
         self.packets.lock().unwrap_or_else(PoisonError::into_inner).clone()

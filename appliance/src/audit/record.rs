@@ -209,13 +209,13 @@ impl RequestRecord {
         self.line.request_bytes += bytes;
     }
 
-    /// Bytes of the response's body so far, and how many secrets were masked in it.
+    /// Bytes of the response's body so far, and how many of them were masked.
     pub fn response_bytes(&mut self, bytes: u64, masked: u64) {
         self.line.response_bytes += bytes;
         self.masked(masked);
     }
 
-    /// Secrets that were masked in the response. It does not refuse the request.
+    /// Bytes of the response, head and body, that were masked. It does not refuse the request.
     pub fn masked(&mut self, masked: u64) {
         self.line.masked += masked;
         if self.line.masked > 0 && self.line.reason.is_none() {
@@ -238,6 +238,20 @@ impl Drop for RequestRecord {
         if let Some(slot) = self.slot.take() {
             slot.write(&self.line);
         }
+    }
+}
+
+/// The record of one start of the daemon, the first line that a run writes.
+#[derive(Debug, Serialize)]
+pub(super) struct StartLine {
+    time: String,
+    record: &'static str,
+    version: &'static str,
+}
+
+impl StartLine {
+    pub(super) fn now() -> Self {
+        Self { time: now(), record: "start", version: env!("CARGO_PKG_VERSION") }
     }
 }
 

@@ -10,7 +10,6 @@ use tokio::{
     time::timeout,
 };
 
-use super::phase::{Phase, Phases};
 use crate::{
     accept::{self, AgentAddr, Dialled, Flow, FlowId, Place, Places},
     audit::Record,
@@ -18,6 +17,7 @@ use crate::{
     dial,
     intercept::{self, Interception, Means},
     peek::{self, PeekFailure, Peeked, Rewind},
+    phase::{Phase, Phases},
     policy::{Group, InterfaceName},
     reason::Reason,
     refuse,

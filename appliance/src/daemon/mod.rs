@@ -7,10 +7,7 @@
 
 mod flow;
 mod harden;
-mod phase;
 mod worker;
-
-pub use phase::{Phase, Phases};
 
 use std::{
     fmt,
@@ -35,8 +32,9 @@ use crate::{
     dial::Resolver,
     intercept::Means,
     packets::{self, Capture, Claim, PacketsError},
+    phase::{Phase, Phases},
     policy::{GroupName, Policy, SecretRef},
-    rulebook::{MaskCache, Rulebook, RulebookError},
+    rulebook::{Rulebook, RulebookError},
     secrets::{FileSource, SecretStore, Sources, VaultSource},
 };
 
@@ -90,11 +88,13 @@ impl Daemon {
         let capture = Capture::new(&policy, &settings);
         packets::prepare(&capture).await?;
         let system_roots = Arc::new(system_roots());
-        let places = Places::new(policy.limits.connections);
+        // A listener holds a place while it waits for the connection that will take it.
+        let waiting = workers(&settings) * capture.listeners();
+        let places = Places::new(policy.limits.connections + waiting);
         let secrets = open_secrets(&settings, &policy)?;
         let rulebook = rulebook(policy, &settings, &system_roots)?;
         let (audit, writer) = Sink::open(&settings.audit).map_err(|error| {
-            other(&format!("cannot open the audit {:?}", settings.audit), &error)
+            other(&format!("cannot write the audit {}", settings.audit), &error)
         })?;
         let resolver =
             Resolver::new(&settings.resolvers, Handle::current()).map_err(DaemonError::Other)?;
@@ -103,7 +103,6 @@ impl Daemon {
         let means = Means {
             audit: audit.clone(),
             secrets: Arc::clone(&secrets),
-            masks: Arc::new(MaskCache::default()),
             resolver,
         };
         let gateway = Arc::new(Gateway {
@@ -207,10 +206,7 @@ fn capture_packets(
     gateway: &Arc<Gateway>,
 ) -> Result<(Claim, Vec<Worker>), DaemonError> {
     let claim = packets::claim(capture)?;
-    let count = match settings.workers {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        count => count,
-    };
+    let count = workers(settings);
     let mut workers = Vec::with_capacity(count);
     let mut begins = Vec::with_capacity(count);
     for number in 0..count {
@@ -227,6 +223,13 @@ fn capture_packets(
         let _ = begin.send(());
     }
     Ok((claim, workers))
+}
+
+fn workers(settings: &Settings) -> usize {
+    match settings.workers {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        count => count,
+    }
 }
 
 fn rulebook(

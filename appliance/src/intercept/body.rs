@@ -89,7 +89,10 @@ impl Body for RequestBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let frame = match ready!(Pin::new(&mut self.inner).poll_frame(cx)) {
             Some(Ok(frame)) => self.pass(frame),
-            Some(Err(_)) => Err(BodyError("the agent's body broke off")),
+            Some(Err(_)) => {
+                self.trace.broken_off();
+                Err(BodyError("the agent's body broke off"))
+            }
             None => return Poll::Ready(None),
         };
         Poll::Ready(Some(frame))

@@ -6,10 +6,7 @@
 
 use std::{
     convert::Infallible,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Instant,
 };
 
@@ -19,6 +16,7 @@ use hyper::{body::Incoming, client::conn};
 
 use super::{
     body::{RequestBody, ResponseBody, Scrubbed},
+    exchanges::{Exchanges, Turn},
     framing::TrailerRule,
     message::{self, Site},
 };
@@ -53,8 +51,10 @@ pub(super) struct Connection {
     pub secrets: Arc<SecretStore>,
     /// Compiled masks, shared between connections.
     pub masks: Arc<MaskCache>,
+    /// Fields that a head may have; HTTP/2 has no reader of ours that counts them.
+    pub(super) head_fields: usize,
     /// Exchanges under way.
-    pub under_way: AtomicUsize,
+    pub(super) exchanges: Arc<Exchanges>,
 }
 
 /// What is asked of a request, by how the connection was permitted.
@@ -78,18 +78,19 @@ pub(super) struct Trace {
     record: Mutex<RequestRecord>,
     connection: Arc<Connection>,
     refused_body: Mutex<Option<Reason>>,
+    _turn: Turn,
 }
 
 impl Connection {
     /// Opens the record of one more exchange.
-    pub(super) fn begin(self: &Arc<Self>) -> Result<Arc<Trace>, Reason> {
+    pub(super) fn begin(self: &Arc<Self>, turn: Turn) -> Result<Arc<Trace>, Reason> {
         let slot = self.audit.reserve().map_err(|_| Reason::AuditUnavailable)?;
         let record = RequestRecord::open(slot, self.flow, &self.group.name, &self.route);
-        self.under_way.fetch_add(1, Relaxed);
         Ok(Arc::new(Trace {
             record: Mutex::new(record),
             connection: Arc::clone(self),
             refused_body: Mutex::default(),
+            _turn: turn,
         }))
     }
 
@@ -114,14 +115,15 @@ impl TrailerRule for Connection {
     }
 }
 
-/// Serves one request. Every failure is an answer.
+/// Serves one request, whose turn began when its head was read. Every failure is an answer.
 pub(super) async fn serve(
     connection: Arc<Connection>,
     sender: Arc<Sender>,
     request: Request<Incoming>,
+    turn: Turn,
 ) -> Result<Response<ResponseBody>, Infallible> {
     let flow = connection.flow;
-    let trace = match connection.begin() {
+    let trace = match connection.begin(turn) {
         Ok(trace) => trace,
         Err(reason) => return Ok(answer(reason, flow)),
     };
@@ -138,7 +140,7 @@ pub(super) fn serve_refusal(
     request: &Request<Incoming>,
     reason: Reason,
 ) -> Response<ResponseBody> {
-    match connection.begin() {
+    match connection.begin(connection.exchanges.begin()) {
         Ok(trace) => {
             trace.with(|record| record.asked(request.method(), "", request.uri().path()));
             trace.refused(reason);
@@ -163,6 +165,9 @@ async fn forward(
     trace.with(|record| {
         record.asked(&head.method, connection.site.host.as_str(), head.uri.path());
     });
+    if head.headers.len() > connection.head_fields {
+        return Err(Reason::HeaderLimit);
+    }
     message::check(&head, &connection.site)?;
     let snapshot = connection.secrets.snapshot();
     let masks = prepare(connection, &mut head, &snapshot, trace)?;
@@ -300,6 +305,12 @@ impl Trace {
         self.refused(reason);
     }
 
+    /// The agent's body ended before its time: by a broken rule, or because the agent left off.
+    pub(super) fn broken_off(&self) {
+        let violation = self.connection.exchanges.violation();
+        self.refuse_body(violation.map_or(Reason::HttpMalformed, |violation| violation.reason));
+    }
+
     fn body_refusal(&self) -> Option<Reason> {
         *self.refused_body.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -309,7 +320,7 @@ impl Trace {
         self.with(|record| record.request_bytes(bytes as u64));
     }
 
-    /// Counts bytes of the response's body, and secrets masked in them.
+    /// Counts bytes of the response's body, and how many of them were masked.
     pub(super) fn response_bytes(&self, bytes: usize, masked: u64) {
         self.with(|record| record.response_bytes(bytes as u64, masked));
     }
@@ -317,12 +328,6 @@ impl Trace {
     /// The response came to its end.
     pub(super) fn complete(&self) {
         self.with(RequestRecord::complete);
-    }
-}
-
-impl Drop for Trace {
-    fn drop(&mut self) {
-        self.connection.under_way.fetch_sub(1, Relaxed);
     }
 }
 

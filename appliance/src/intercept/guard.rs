@@ -17,7 +17,10 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
-use super::framing::{Framing, TrailerRule};
+use super::{
+    exchanges::{Exchanges, Violation},
+    framing::{Framing, TrailerRule},
+};
 use crate::{policy::Limits, reason::Reason};
 
 /// Reads from `S` and lets through what [`Framing`] clears; writes go straight to `S`.
@@ -29,7 +32,7 @@ pub(super) struct Guard<S> {
     cleared: usize,
     head_time: Duration,
     deadline: Option<Pin<Box<Sleep>>>,
-    violation: Option<Reason>,
+    exchanges: Arc<Exchanges>,
 }
 
 impl<S> Guard<S> {
@@ -38,6 +41,7 @@ impl<S> Guard<S> {
         stream: S,
         limits: &Limits,
         trailers: Arc<dyn TrailerRule + Send + Sync>,
+        exchanges: Arc<Exchanges>,
     ) -> Self {
         Self {
             stream,
@@ -47,13 +51,8 @@ impl<S> Guard<S> {
             cleared: 0,
             head_time: limits.head_time,
             deadline: None,
-            violation: None,
+            exchanges,
         }
-    }
-
-    /// Why the stream was ended, if it was.
-    pub(super) fn violation(&self) -> Option<Reason> {
-        self.violation
     }
 
     /// The stream, for a last word to the agent.
@@ -61,9 +60,17 @@ impl<S> Guard<S> {
         self.stream
     }
 
-    fn refuse(&mut self, reason: Reason) -> io::Error {
-        self.violation = Some(reason);
-        io::Error::other("refused")
+    fn refuse(&self, reason: Reason) {
+        self.exchanges.break_rule(Violation { reason, at_head: self.framing.at_head() });
+    }
+
+    /// Ends the stream for hyper, which then gives up what it has under way: not before that is
+    /// answered, unless it is the very request that broke the rule.
+    fn poll_end(&self, at_head: bool, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if at_head {
+            ready!(self.exchanges.poll_none(cx));
+        }
+        Poll::Ready(Err(io::Error::other("refused")))
     }
 
     fn release(&mut self, out: &mut ReadBuf<'_>) -> bool {
@@ -77,9 +84,9 @@ impl<S> Guard<S> {
         true
     }
 
-    fn clear(&mut self) -> io::Result<bool> {
+    fn clear(&mut self) -> bool {
         if self.held.is_empty() {
-            return Ok(false);
+            return false;
         }
         match self.framing.clear(&self.held, &*self.trailers) {
             Ok(bytes) => {
@@ -87,22 +94,24 @@ impl<S> Guard<S> {
                 if bytes > 0 {
                     self.deadline = None;
                 }
-                Ok(bytes > 0)
+                bytes > 0
             }
-            Err(reason) => Err(self.refuse(reason)),
+            Err(reason) => {
+                self.refuse(reason);
+                false
+            }
         }
     }
 
-    fn check_deadline(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+    fn check_deadline(&mut self, cx: &mut Context<'_>) {
         if !self.framing.at_head() || self.held.is_empty() {
-            return Ok(());
+            return;
         }
         let head_time = self.head_time;
         let deadline = self.deadline.get_or_insert_with(|| Box::pin(sleep(head_time)));
         if deadline.as_mut().poll(cx).is_ready() || deadline.deadline() <= Instant::now() {
-            return Err(self.refuse(Reason::HttpTimeout));
+            self.refuse(Reason::HttpTimeout);
         }
-        Ok(())
     }
 }
 
@@ -129,15 +138,15 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
         out: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let guard = self.get_mut();
-        if let Some(reason) = guard.violation {
-            return Poll::Ready(Err(guard.refuse(reason)));
-        }
         loop {
             if guard.release(out) || out.remaining() == 0 {
                 return Poll::Ready(Ok(()));
             }
-            if guard.clear()? {
+            if guard.clear() {
                 continue;
+            }
+            if let Some(violation) = guard.exchanges.violation() {
+                return guard.poll_end(violation.at_head, cx);
             }
             if guard.held.is_empty() && guard.framing.opaque() >= out.remaining() as u64 {
                 return guard.poll_opaque(cx, out);
@@ -146,8 +155,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
                 Poll::Ready(0) => return Poll::Ready(Ok(())),
                 Poll::Ready(_) => {}
                 Poll::Pending => {
-                    guard.check_deadline(cx)?;
-                    return Poll::Pending;
+                    guard.check_deadline(cx);
+                    return match guard.exchanges.violation() {
+                        Some(violation) => guard.poll_end(violation.at_head, cx),
+                        None => Poll::Pending,
+                    };
                 }
             }
         }
@@ -204,10 +216,12 @@ mod tests {
     async fn through(stream: &'static [u8]) -> (Vec<u8>, Option<Reason>) {
         let (mut agent, gateway) = tokio::io::duplex(7);
         tokio::spawn(async move { agent.write_all(stream).await });
-        let mut guard = Guard::new(gateway, &Limits::default(), Arc::new(Anything));
+        let exchanges = Arc::<Exchanges>::default();
+        let mut guard =
+            Guard::new(gateway, &Limits::default(), Arc::new(Anything), Arc::clone(&exchanges));
         let mut read = Vec::new();
         let _ = guard.read_to_end(&mut read).await;
-        (read, guard.violation())
+        (read, exchanges.violation().map(|violation| violation.reason))
     }
 
     #[tokio::test]
@@ -237,10 +251,12 @@ mod tests {
                 }
             }
         });
-        let mut guard = Guard::new(gateway, &limits, Arc::new(Anything));
+        let exchanges = Arc::<Exchanges>::default();
+        let mut guard = Guard::new(gateway, &limits, Arc::new(Anything), Arc::clone(&exchanges));
         let mut read = Vec::new();
         assert!(guard.read_to_end(&mut read).await.is_err());
-        assert_eq!(guard.violation(), Some(Reason::HttpTimeout));
+        let violation = Violation { reason: Reason::HttpTimeout, at_head: true };
+        assert_eq!(exchanges.violation(), Some(violation));
         assert_eq!(read, b"");
         drop(guard);
         trickle.await.unwrap();

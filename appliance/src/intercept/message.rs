@@ -104,6 +104,9 @@ fn check_framing(head: &request::Parts) -> Result<(), Reason> {
     if headers.get_all(CONTENT_LENGTH).iter().count() > 1 {
         return Err(Reason::HttpMalformed);
     }
+    if LENGTHS_MISSPELT.iter().any(|name| headers.contains_key(name)) {
+        return Err(Reason::HttpMalformed);
+    }
     // RFC 9113, section 8.2.2: connection-specific fields make an HTTP/2 request malformed.
     let h2 = head.version == Version::HTTP_2;
     if h2 && (headers.contains_key(CONNECTION) || headers.contains_key(TRANSFER_ENCODING)) {
@@ -131,12 +134,17 @@ fn check_path(uri: &Uri) -> Result<(), Reason> {
 /// Makes the head one that the gateway sends in its own name: hop-by-hop fields out, the target in
 /// the form of the version, no trace of a proxy.
 pub(super) fn address(head: &mut request::Parts, site: &Site) -> Result<(), Reason> {
+    let trailers = head.headers.get_all(TE).iter().any(|value| value.as_bytes() == b"trailers");
     remove_hop_by_hop(&mut head.headers);
     head.headers.remove(EXPECT);
     let path = head.uri.path_and_query().cloned().ok_or(Reason::HttpMalformed)?;
     let authority = site.authority();
     if head.version == Version::HTTP_2 {
         head.headers.remove(HOST);
+        // The one hop-by-hop field of HTTP/2, without which gRPC servers refuse to answer.
+        if trailers {
+            head.headers.insert(TE, HeaderValue::from_static("trailers"));
+        }
         let authority: Authority = authority.parse().map_err(|_| Reason::InternalError)?;
         let mut parts = http::uri::Parts::default();
         parts.scheme = Some(Scheme::HTTPS);
@@ -154,15 +162,11 @@ pub(super) fn address(head: &mut request::Parts, site: &Site) -> Result<(), Reas
 
 /// Removes what concerns one connection only (RFC 9110, section 7.6.1), in either direction.
 pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    let trailers = headers.get_all(TE).iter().any(|value| value.as_bytes() == b"trailers");
     for name in &HOP_BY_HOP {
         headers.remove(name);
     }
     headers.remove(PROXY_AUTHORIZATION);
     headers.remove(PROXY_AUTHENTICATE);
-    if trailers {
-        headers.insert(TE, HeaderValue::from_static("trailers"));
-    }
 }
 
 fn names_upgrade(headers: &HeaderMap) -> bool {
@@ -184,6 +188,10 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 /// (`Connection: authorization`), so it is refused.
 static HOP_BY_HOP: [HeaderName; 8] =
     [CLOSE, KEEP_ALIVE, CONNECTION, PROXY_CONNECTION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE];
+
+/// To a server that cannot tell `_` from `-` these give the message a second length.
+static LENGTHS_MISSPELT: [HeaderName; 2] =
+    [HeaderName::from_static("content_length"), HeaderName::from_static("transfer_encoding")];
 
 #[cfg(test)]
 mod tests {
@@ -292,11 +300,12 @@ mod tests {
         assert_eq!(h1.uri, "/v1?q=1");
         let names: Vec<_> =
             h1.headers.iter().map(|(n, v)| (n.as_str(), v.to_str().unwrap())).collect();
-        assert_eq!(names, [("host", "api.example"), ("te", "trailers")]);
-        let mut h2 =
-            head(Version::HTTP_2, "https://api.example:443/v1", &[("host", "api.example")]);
+        assert_eq!(names, [("host", "api.example")]);
+        let fields = [("host", "api.example"), ("te", "trailers")];
+        let mut h2 = head(Version::HTTP_2, "https://api.example:443/v1", &fields);
         address(&mut h2, &Site { port: 8443, ..site() }).unwrap();
         assert_eq!(h2.uri, "https://api.example:8443/v1");
-        assert!(h2.headers.is_empty());
+        assert_eq!(h2.headers.len(), 1);
+        assert_eq!(h2.headers["te"], "trailers");
     }
 }

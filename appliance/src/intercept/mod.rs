@@ -7,23 +7,18 @@
 mod body;
 mod deferred;
 mod exchange;
+mod exchanges;
 mod framing;
 mod guard;
 mod message;
 mod read_ahead;
 mod serve;
 mod tasks;
-mod tls;
-
-pub use tls::{Tls, provider};
 
 use std::{
     io,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
+    sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Poll, ready},
     time::SystemTime,
 };
@@ -41,18 +36,18 @@ use self::{
     message::Site,
     read_ahead::ReadAhead,
     serve::Sides,
-    tls::{ClientSettings, Protocol},
 };
 use crate::{
     accept::Flow,
     audit::{Record, Sink, Traffic},
-    daemon::Phases,
     decide::Permit,
     dial::{self, Resolver},
     peek::{Hello, Rewind},
+    phase::Phases,
     reason::Reason,
-    rulebook::{MaskCache, Rulebook},
+    rulebook::Rulebook,
     secrets::SecretStore,
+    tls::{ClientSettings, Protocol},
 };
 
 /// What interception needs of the daemon.
@@ -62,8 +57,6 @@ pub struct Means {
     pub audit: Sink,
     /// Where values come from.
     pub secrets: Arc<SecretStore>,
-    /// Compiled masks.
-    pub masks: Arc<MaskCache>,
     /// The gateway's own resolution of names.
     pub resolver: Resolver,
 }
@@ -152,8 +145,9 @@ impl Interception<'_> {
             rules,
             audit: means.audit.clone(),
             secrets: Arc::clone(&means.secrets),
-            masks: Arc::clone(&means.masks),
-            under_way: AtomicUsize::new(0),
+            masks: Arc::clone(&self.rulebook.masks),
+            head_fields: self.rulebook.policy.limits.head_fields,
+            exchanges: Arc::default(),
         }
     }
 }

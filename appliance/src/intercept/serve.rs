@@ -3,7 +3,7 @@
 use std::{
     future::poll_fn,
     pin::{Pin, pin},
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -12,7 +12,7 @@ use http::Request;
 use hyper::{body::Incoming, client::conn as client, server::conn as server, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
-    io::AsyncWriteExt,
+    io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     time::{Instant, Sleep, sleep_until, timeout},
 };
@@ -22,6 +22,7 @@ use super::{
     Counted,
     deferred::Deferred,
     exchange::{self, Connection, Sender},
+    exchanges::Violation,
     framing::TrailerRule,
     guard::Guard,
     read_ahead::ReadAhead,
@@ -29,8 +30,8 @@ use super::{
 };
 use crate::{
     audit::{Record, Traffic},
-    daemon::{Phase, Phases},
     peek::Rewind,
+    phase::{Phase, Phases},
     policy::Limits,
     reason::Reason,
     refuse,
@@ -62,11 +63,13 @@ pub(super) async fn h1(
     };
     let sender = Arc::new(Sender::H1(tokio::sync::Mutex::new(sender)));
     let trailers: Arc<dyn TrailerRule + Send + Sync> = Arc::clone(&connection) as _;
-    let guard = Guard::new(agent, limits, trailers);
+    let guard = Guard::new(agent, limits, trailers, Arc::clone(&connection.exchanges));
     let service = service_fn({
         let connection = Arc::clone(&connection);
         move |request: Request<Incoming>| -> BoxFuture<'static, _> {
-            Box::pin(exchange::serve(Arc::clone(&connection), Arc::clone(&sender), request))
+            // Not in the future: it runs later, and the reader must know of it at once.
+            let turn = connection.exchanges.begin();
+            Box::pin(exchange::serve(Arc::clone(&connection), Arc::clone(&sender), request, turn))
         }
     });
     let mut agent = server::http1::Builder::new()
@@ -104,14 +107,15 @@ async fn finish_h1(
     record: &mut Record,
 ) {
     record.ended(ended.word());
-    let violation = guard.violation();
     let mut agent = guard.into_inner();
     let last_word = async {
-        if let Some(reason) = violation {
+        if let Some(Violation { reason, at_head }) = connection.exchanges.violation() {
             record.refused(reason);
-            if connection.under_way.load(Relaxed) == 0 {
+            if at_head && connection.exchanges.is_empty() {
                 let reason = note_violation(connection, reason);
                 agent.write_all(&refuse::answer_bytes(reason, connection.flow)).await?;
+                agent.shutdown().await?;
+                return drain(&mut agent).await;
             }
         }
         agent.shutdown().await
@@ -120,9 +124,24 @@ async fn finish_h1(
     let _ = timeout(limits.head_time, last_word).await;
 }
 
+/// Closing a socket with unread bytes resets it, and an answer that is still on its way would be
+/// lost with it: what the agent goes on sending is read for a while and thrown away.
+async fn drain(agent: &mut AgentTls) -> std::io::Result<()> {
+    let mut sink = [0; 1024];
+    let until = Instant::now() + DRAIN_TIME;
+    for _ in 0..DRAIN_READS {
+        match tokio::time::timeout_at(until, agent.read(&mut sink)).await {
+            Ok(Ok(1..)) => {}
+            Ok(Ok(0)) | Err(_) => break,
+            Ok(Err(error)) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 /// A message that never became a request has its record all the same.
 fn note_violation(connection: &Arc<Connection>, reason: Reason) -> Reason {
-    match connection.begin() {
+    match connection.begin(connection.exchanges.begin()) {
         Ok(trace) => {
             trace.refused(reason);
             reason
@@ -157,7 +176,8 @@ pub(super) async fn h2(
     };
     let sender = Arc::new(Sender::H2(sender));
     let service = service_fn(move |request: Request<Incoming>| {
-        exchange::serve(Arc::clone(&connection), Arc::clone(&sender), request)
+        let turn = connection.exchanges.begin();
+        exchange::serve(Arc::clone(&connection), Arc::clone(&sender), request, turn)
     });
     let mut builder = server::http2::Builder::new(spawner);
     builder
@@ -297,6 +317,10 @@ fn header_list_bytes(limits: &Limits) -> u32 {
     u32::try_from(limits.head_bytes).unwrap_or(u32::MAX)
 }
 
+/// Time for a refused agent to take its answer.
+const DRAIN_TIME: std::time::Duration = std::time::Duration::from_secs(2);
+/// Reads of 1 KiB that it gets meanwhile.
+const DRAIN_READS: usize = 256;
 /// Bytes that one stream may send ahead of its reader.
 const WINDOW: u32 = 256 * 1024;
 /// Bytes that all streams of a connection may send ahead.

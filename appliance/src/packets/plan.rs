@@ -1,6 +1,6 @@
 //! The daemon's table as data: sets, chains, and rules in the order that is the argument.
 //!
-//! Pure. [`super::render`] writes it down and [`super::lower`] translates it for the kernel; what
+//! Pure. [`super::render`](mod@super::render) writes it down and [`super::lower`] translates it for the kernel; what
 //! neither can express does not exist here. `nft/README.md` explains the order rule by rule.
 
 use std::borrow::Cow;

@@ -21,7 +21,7 @@ use crate::{
     secrets::SecretValue,
 };
 
-/// What to put where in a head that has been examined. Only [`super::examine`] makes one.
+/// What to put where in a head that has been examined. Only [`super::examine()`] makes one.
 #[derive(Debug)]
 pub struct Plan(Option<Swap>);
 

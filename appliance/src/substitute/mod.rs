@@ -1,6 +1,6 @@
 //! Placeholders in a request head become secrets.
 //!
-//! [`Rules`] are what one group's placeholders mean at one API; [`examine`] reads a head against
+//! [`Rules`] are what one group's placeholders mean at one API; [`examine()`] reads a head against
 //! them without changing it; [`Plan::apply`] writes the values. A value can only reach a head
 //! through a plan, and a plan is only made of a head whose single credential is, byte for byte,
 //! a placeholder in a place that its binding lists. Everything else is a denial: an unknown, an

@@ -7,13 +7,17 @@
 //! | `/reflect-split` | the credential in the body, one byte a chunk |
 //! | `/gzip` | the credential in a compressed body |
 //! | `/sse?n=5&ms=100` | events with a pause between them |
+//! | `/gated?n=5` | events, each when the test asks for it: [`super::Origin::release`] |
 //! | `/big?bytes=N` | N bytes |
+//! | `/pattern?bytes=N` | N bytes of [`pattern`], which shows what is lost or out of order |
 //! | `/slow?ms=N` | an answer after a while |
 //! | `/cut` | half of the body it announced |
 //! | `/trailers` | a body, then trailer fields |
 //! | `/redirect?to=URL` | 302 |
 //! | `/status/N` | that status |
 //! | `/*.git/*` | a git repository; Basic is required |
+//! | `/simple/*` | an index of Python packages; Basic is required |
+//! | `/early`, `/duplex`, `/tardy` | see [`live`] |
 //! | anything else | the request as it arrived, in JSON |
 
 use std::{
@@ -25,15 +29,15 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body::{Body, Frame};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use serde_json::json;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use super::{
-    git, models,
+    git, live, models,
     record::{Log, Received},
 };
 
@@ -52,6 +56,10 @@ pub(super) async fn answer(
     log: Log,
 ) -> Result<Answer, io::Error> {
     let (head, body) = request.into_parts();
+    if live::is_live(head.uri.path()) {
+        log.received(id, live::head(&head));
+        return live::answer(&head, body).await;
+    }
     let body = body.collect().await.map_err(io::Error::other)?;
     let trailers = body.trailers().cloned().unwrap_or_default();
     let received = Received {
@@ -63,7 +71,16 @@ pub(super) async fn answer(
         trailers,
     };
     log.received(id, received.clone());
-    Ok(route(&received).await)
+    let mut answer = route(&received).await;
+    if received.method == Method::HEAD {
+        without_body(&mut answer);
+    }
+    Ok(answer)
+}
+
+/// hyper leaves such bodies out of HTTP/1 only, and clients of HTTP/2 do not put up with them.
+fn without_body(answer: &mut Answer) {
+    *answer.body_mut() = Script(mpsc::channel(1).1);
 }
 
 async fn route(request: &Received) -> Answer {
@@ -74,7 +91,9 @@ async fn route(request: &Received) -> Answer {
         "/reflect-split" => split(credential(request)),
         "/gzip" => gzip(request),
         "/sse" => events(request),
+        "/gated" => gated(number(request, "n").unwrap_or(5)),
         "/big" => big(number(request, "bytes").unwrap_or(1 << 20)),
+        "/pattern" => patterned(number(request, "bytes").unwrap_or(1 << 20)),
         "/slow" => {
             tokio::time::sleep(pause(request)).await;
             text("slow")
@@ -82,6 +101,7 @@ async fn route(request: &Received) -> Answer {
         "/cut" => cut(),
         "/trailers" => with_trailers(),
         "/redirect" => redirect(request),
+        _ if path.starts_with("/simple/") => index(request),
         _ if path.starts_with("/status/") => status(path),
         _ if path.contains(".git/") => git::answer(request),
         _ => echo(request),
@@ -186,6 +206,51 @@ fn events(request: &Received) -> Answer {
     })
 }
 
+fn gated(count: u64) -> Answer {
+    streamed("text/event-stream", move |frames| async move {
+        for event in 0..count {
+            if let Ok(permit) = GATE.acquire().await {
+                permit.forget();
+            }
+            let line = format!("data: event {event}\n\n");
+            if frames.send(Ok(Frame::data(line.into()))).await.is_err() {
+                break;
+            }
+        }
+    })
+}
+
+fn patterned(bytes: u64) -> Answer {
+    let mut answer = streamed("application/octet-stream", move |frames| async move {
+        for block in blocks(bytes) {
+            if frames.send(Ok(Frame::data(block.into()))).await.is_err() {
+                break;
+            }
+        }
+    });
+    answer.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(bytes));
+    answer
+}
+
+/// `bytes` bytes, of which no 16 are like any other 16.
+pub fn pattern(bytes: u64) -> Vec<u8> {
+    blocks(bytes).flatten().collect()
+}
+
+/// The pattern, in blocks of 64 KiB and a rest.
+fn blocks(bytes: u64) -> impl Iterator<Item = Vec<u8>> {
+    const BLOCK: u64 = 64 * 1024;
+    (0..bytes.div_ceil(BLOCK)).map(move |block| {
+        let words = block * BLOCK / 8..(block + 1) * BLOCK / 8;
+        // Multiplication by an odd number: every word differs from every other.
+        let mut content: Vec<u8> = words
+            .flat_map(|word| (word + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes())
+            .collect();
+        content.truncate(usize::try_from((bytes - block * BLOCK).min(BLOCK)).unwrap_or(0));
+        content
+    })
+}
+
 fn big(bytes: u64) -> Answer {
     let mut answer = streamed("application/octet-stream", move |frames| async move {
         let block = Bytes::from(vec![b'x'; 64 * 1024]);
@@ -225,30 +290,54 @@ fn with_trailers() -> Answer {
 fn redirect(request: &Received) -> Answer {
     let mut answer = text("");
     *answer.status_mut() = StatusCode::FOUND;
-    if let Some(Ok(to)) = parameter(request, "to").map(HeaderValue::from_str) {
+    if let Some(Ok(to)) = parameter(&request.uri, "to").map(HeaderValue::from_str) {
         answer.headers_mut().insert(header::LOCATION, to);
     }
     answer
 }
 
+/// The one page that `pip index versions` reads (PEP 503).
+fn index(request: &Received) -> Answer {
+    if request.header("authorization").is_empty() {
+        return git::unauthorized();
+    }
+    whole(
+        "text/html",
+        "<!DOCTYPE html><a href=\"coat-1.0-py3-none-any.whl\">coat-1.0-py3-none-any.whl</a>",
+    )
+}
+
 fn status(path: &str) -> Answer {
-    let mut answer = text("as you asked");
     let code = path.trim_start_matches("/status/").parse::<u16>().ok();
-    *answer.status_mut() =
-        code.and_then(|code| StatusCode::from_u16(code).ok()).unwrap_or(StatusCode::BAD_REQUEST);
+    let code = code.and_then(|code| StatusCode::from_u16(code).ok());
+    let code = code.unwrap_or(StatusCode::BAD_REQUEST);
+    let mut answer = text("as you asked");
+    if code == StatusCode::NO_CONTENT || code == StatusCode::NOT_MODIFIED {
+        without_body(&mut answer);
+        answer.headers_mut().remove(header::CONTENT_LENGTH);
+    }
+    *answer.status_mut() = code;
     answer
 }
+
+/// What `/gated` waits for. One test is one process, so one gate is enough.
+pub(super) static GATE: Semaphore = Semaphore::const_new(0);
 
 fn pause(request: &Received) -> Duration {
     Duration::from_millis(number(request, "ms").unwrap_or(100))
 }
 
 fn number(request: &Received, name: &str) -> Option<u64> {
-    parameter(request, name)?.parse().ok()
+    number_in(&request.uri, name)
 }
 
-fn parameter<'r>(request: &'r Received, name: &str) -> Option<&'r str> {
-    let pairs = request.uri.query()?.split('&').filter_map(|pair| pair.split_once('='));
+/// A number in the query of a target.
+pub(super) fn number_in(uri: &Uri, name: &str) -> Option<u64> {
+    parameter(uri, name)?.parse().ok()
+}
+
+fn parameter<'r>(uri: &'r Uri, name: &str) -> Option<&'r str> {
+    let pairs = uri.query()?.split('&').filter_map(|pair| pair.split_once('='));
     pairs.filter(|(key, _)| *key == name).map(|(_, value)| value).next()
 }
 

@@ -1,0 +1,75 @@
+//! What the strict reader and the exchanges of one connection tell each other: how many are under
+//! way, and whether the agent's bytes broke a rule.
+//!
+//! A broken rule belongs to exactly one request. Inside a body it ends that request; at a head it
+//! waits until the answers before it are out, so that a bad request cannot cost a good one its
+//! answer.
+
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    task::{Context, Poll},
+};
+
+use futures_util::task::AtomicWaker;
+
+use crate::reason::Reason;
+
+/// The exchanges of one connection.
+#[derive(Default)]
+pub(super) struct Exchanges {
+    under_way: AtomicUsize,
+    ended: AtomicWaker,
+    violation: OnceLock<Violation>,
+}
+
+/// The rule that the agent's bytes broke.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Violation {
+    /// Which one.
+    pub(super) reason: Reason,
+    /// Whether a head was being read, so that no exchange stands for it.
+    pub(super) at_head: bool,
+}
+
+/// One exchange that is under way.
+pub(super) struct Turn(Arc<Exchanges>);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.under_way.fetch_sub(1, SeqCst);
+        self.0.ended.wake();
+    }
+}
+
+impl Exchanges {
+    /// One more is under way, until its turn is dropped.
+    pub(super) fn begin(self: &Arc<Self>) -> Turn {
+        self.under_way.fetch_add(1, SeqCst);
+        Turn(Arc::clone(self))
+    }
+
+    /// Ready while none is under way.
+    pub(super) fn poll_none(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.ended.register(cx.waker());
+        if self.under_way.load(SeqCst) == 0 { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// Whether none is under way.
+    pub(super) fn is_empty(&self) -> bool {
+        self.under_way.load(SeqCst) == 0
+    }
+
+    /// Notes the first broken rule; later ones are its consequences.
+    pub(super) fn break_rule(&self, violation: Violation) {
+        // An error only says that there is one already.
+        let _ = self.violation.set(violation);
+    }
+
+    /// The broken rule, if any.
+    pub(super) fn violation(&self) -> Option<Violation> {
+        self.violation.get().copied()
+    }
+}

@@ -1,0 +1,125 @@
+//! The `openai` and `anthropic` Python packages, as they come from the index: the key from the
+//! environment, plain and streamed answers; pip; and node where it is installed.
+
+use lab::{
+    client::{python, succeed},
+    gateway::{ANTHROPIC_SECRET, GIT_SECRET, OPENAI_SECRET},
+    net::{ANTHROPIC, GIT, OPENAI},
+    sandboxed,
+    tools::on_path,
+};
+
+use super::{Family, Scene, Swap};
+
+const OPENAI_SCRIPT: &str = r#"
+import openai
+client = openai.OpenAI(base_url="https://api.openai.example/v1", max_retries=0)
+assert client.api_key == "OPENAI_API_KEY", client.api_key
+ask = dict(model="lab-1", messages=[{"role": "user", "content": "Hello"}])
+answer = client.chat.completions.create(**ask)
+assert answer.choices[0].message.content == "Hello from the lab", answer
+parts = client.chat.completions.create(**ask, stream=True)
+text = "".join(part.choices[0].delta.content or "" for part in parts)
+assert text == "Hello from the lab", text
+assert [model.id for model in client.models.list()] == ["lab-1"]
+"#;
+
+const ANTHROPIC_SCRIPT: &str = r#"
+import anthropic
+client = anthropic.Anthropic(base_url="https://api.anthropic.example", max_retries=0)
+assert client.api_key == "ANTHROPIC_API_KEY", client.api_key
+ask = dict(model="lab-1", max_tokens=9, messages=[{"role": "user", "content": "Hello"}])
+answer = client.messages.create(**ask)
+assert answer.content[0].text == "Hello from the lab", answer
+with client.messages.stream(**ask) as stream:
+    text = "".join(stream.text_stream)
+assert text == "Hello from the lab", text
+"#;
+
+fn run(scene: &Scene, script: &str) {
+    let file = scene.world.lab.write("client.py", script);
+    succeed(scene.agent(&python().display().to_string()).arg(file));
+}
+
+fn openai(family: Family) {
+    let scene = Scene::new(family);
+    run(&scene, OPENAI_SCRIPT);
+    scene.assert_swapped(&Swap::bearer(OPENAI, "OPENAI_API_KEY", OPENAI_SECRET), 3);
+}
+
+fn anthropic(family: Family) {
+    let scene = Scene::new(family);
+    run(&scene, ANTHROPIC_SCRIPT);
+    // This package sends its key as a bearer token; `X-Api-Key` is in curl's tests.
+    let swap = Swap::bearer(ANTHROPIC, "ANTHROPIC_API_KEY", ANTHROPIC_SECRET);
+    scene.assert_swapped(&swap, 2);
+}
+
+#[test]
+fn openai_works_over_ipv4() {
+    sandboxed(|| openai(Family::V4));
+}
+
+#[test]
+fn openai_works_over_ipv6() {
+    sandboxed(|| openai(Family::V6));
+}
+
+#[test]
+fn anthropic_works_over_ipv4() {
+    sandboxed(|| anthropic(Family::V4));
+}
+
+#[test]
+fn anthropic_works_over_ipv6() {
+    sandboxed(|| anthropic(Family::V6));
+}
+
+/// pip takes user and password from the URL of its index.
+#[test]
+fn pip_reads_a_private_index() {
+    sandboxed(|| {
+        let scene = Scene::new(Family::V6);
+        let python = python().display().to_string();
+        let script = format!(
+            "exec {python} -m pip --disable-pip-version-check --no-cache-dir index versions coat \
+             --index-url https://agent:$GIT_TOKEN@git.example/simple"
+        );
+        let seen = succeed(scene.agent("sh").args(["-c", &script]));
+        assert!(seen.contains("coat (1.0)"), "{seen}");
+        let swap = Swap::basic(GIT, "GIT_TOKEN", GIT_SECRET, "agent");
+        let requests = scene.world.origin.log().requests();
+        let with: Vec<_> =
+            requests.iter().filter(|it| !it.header("authorization").is_empty()).collect();
+        assert!(!with.is_empty(), "{requests:?}");
+        for request in with {
+            swap.assert_in(request);
+        }
+        scene.wire.assert_never(&[GIT_SECRET, &super::base64(&format!("agent:{GIT_SECRET}"))]);
+        scene.world.assert_secrets_untold();
+    });
+}
+
+/// Debian's base has no node: without one this shows nothing, and says so.
+#[test]
+fn node_works_where_it_is_installed() {
+    let Some(node) = on_path(&["node"]) else {
+        return eprintln!("no node on PATH: skipped");
+    };
+    sandboxed(move || {
+        let scene = Scene::new(Family::V4);
+        let script = r#"
+            const url = "https://api.openai.example/v1/chat/completions";
+            const headers = { authorization: `Bearer ${process.env.OPENAI_API_KEY}` };
+            const body = JSON.stringify({ model: "lab-1", stream: true });
+            fetch(url, { method: "POST", headers, body }).then(async (answer) => {
+                for await (const part of answer.body) process.stdout.write(part);
+            });"#;
+        let keys = format!("--tls-keylog={}", scene.wire.keys().display());
+        let mut command = scene.agent(&node.display().to_string());
+        command.env("NODE_EXTRA_CA_CERTS", scene.world.lab.dir.join("agents.pem"));
+        let seen = succeed(command.args([&keys, "-e", script]));
+        assert!(seen.contains("[DONE]"), "{seen}");
+        scene.assert_swapped(&Swap::bearer(OPENAI, "OPENAI_API_KEY", OPENAI_SECRET), 1);
+    });
+}
