@@ -17,13 +17,9 @@ use rustls::{
     sign::{CertifiedKey, SingleCertAndKey},
 };
 use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
-use super::read_ahead::ReadAhead;
 use crate::{
     policy::{GroupName, Host, RuleName, Upstream},
     reason::Reason,
@@ -89,17 +85,20 @@ impl Tls {
     }
 
     /// Verifies the upstream for exactly `host`, and says which protocol it chose.
-    pub async fn connect(
+    pub async fn connect<S>(
         &self,
-        stream: TcpStream,
+        stream: S,
         host: &Host,
         settings: ClientSettings<'_>,
-    ) -> Result<(client::TlsStream<ReadAhead<TcpStream>>, Protocol), Reason> {
+    ) -> Result<(client::TlsStream<S>, Protocol), Reason>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
         let config = self.client_config(&settings)?;
         let name = ServerName::try_from(host.as_str().to_owned())
             .map_err(|_| Reason::UpstreamTlsInvalid)?;
         let stream = TlsConnector::from(config)
-            .connect(name, ReadAhead::new(stream))
+            .connect(name, stream)
             .await
             .map_err(|error| connect_failure(&error, host))?;
         let protocol = match stream.get_ref().1.alpn_protocol() {

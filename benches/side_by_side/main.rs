@@ -134,8 +134,12 @@ impl Bench<'_> {
         inside(async {
             match work.kind {
                 Kind::Bulk => agent.bulk(gateway.splice, 4, load, meter).await,
-                Kind::SplicedRequest => agent.spliced_requests(gateway.splice, 16, load, meter).await,
-                Kind::SplicedConnection => agent.spliced_connections(gateway.splice, load, meter).await,
+                Kind::SplicedRequest => {
+                    agent.spliced_requests(gateway.splice, 16, load, meter).await
+                }
+                Kind::SplicedConnection => {
+                    agent.spliced_connections(gateway.splice, load, meter).await
+                }
                 Kind::H1 => agent.requests(gateway.h1, 16, load, meter).await,
                 Kind::H2 => agent.streams(gateway.h2, 4, load, meter).await,
                 Kind::Connection | Kind::PostQuantum => {
@@ -150,16 +154,16 @@ impl Bench<'_> {
         if !self.options.wants(LATENCY) {
             return Vec::new();
         }
-        let load =
-            Load { rate: QUIET_RATE, warm: self.options.warm, span: self.options.span };
+        let load = Load { rate: QUIET_RATE, warm: self.options.warm, span: self.options.span };
         let participants = [self.participants().as_slice(), &[self.gateways.direct]].concat();
-        let mut rows = [(LATENCY, 0.5), ("latency of an h1 request, 99 %", 0.99)].map(|(work, _)| Row {
-            work,
-            unit: "µs",
-            offered: format!("{QUIET_RATE}/s"),
-            samples: Default::default(),
-            aim: None,
-        });
+        let mut rows =
+            [(LATENCY, 0.5), ("latency of an h1 request, 99 %", 0.99)].map(|(work, _)| Row {
+                work,
+                unit: "µs",
+                offered: format!("{QUIET_RATE}/s"),
+                samples: Default::default(),
+                aim: None,
+            });
         for _ in 0..self.options.repeat {
             for (index, gateway) in participants.iter().enumerate() {
                 let agent = self.agent(false);
@@ -331,13 +335,7 @@ const LOAD_CPU: usize = 0;
 const GATEWAY_CPU: usize = 1;
 
 const WORK: [Work; 8] = [
-    Work {
-        name: "spliced bulk",
-        unit: "s/GiB",
-        kind: Kind::Bulk,
-        rate: 0.5,
-        aim: Some((1, 0.9)),
-    },
+    Work { name: "spliced bulk", unit: "s/GiB", kind: Kind::Bulk, rate: 0.5, aim: Some((1, 0.9)) },
     Work {
         name: "spliced request",
         unit: "µs",

@@ -93,9 +93,8 @@ where
 }
 
 fn tls_config(key: Arc<CertifiedKey>) -> ServerConfig {
-    let mut config = ServerConfig::builder()
-        .with_no_client_auth()
-        .with_cert_resolver(Arc::new(OneKey(key)));
+    let mut config =
+        ServerConfig::builder().with_no_client_auth().with_cert_resolver(Arc::new(OneKey(key)));
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     config
 }

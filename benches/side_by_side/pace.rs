@@ -50,7 +50,11 @@ pub struct Outcome {
 pub type Done = Result<(), String>;
 
 /// Starts `work` at the load's pace and measures what `meter` costs meanwhile.
-pub async fn open_loop<F>(load: Load, meter: Option<Meter>, mut work: impl FnMut(usize) -> F) -> Outcome
+pub async fn open_loop<F>(
+    load: Load,
+    meter: Option<Meter>,
+    mut work: impl FnMut(usize) -> F,
+) -> Outcome
 where
     F: Future<Output = Done> + Send + 'static,
 {
@@ -179,10 +183,8 @@ impl Timer {
 
     fn set(&self, after: Duration) {
         let after = after.max(Duration::from_nanos(1));
-        let value = Timespec {
-            tv_sec: after.as_secs() as i64,
-            tv_nsec: i64::from(after.subsec_nanos()),
-        };
+        let value =
+            Timespec { tv_sec: after.as_secs() as i64, tv_nsec: i64::from(after.subsec_nanos()) };
         let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: value };
         timerfd_settime(self.0.get_ref(), TimerfdTimerFlags::empty(), &once).expect("a timer");
     }

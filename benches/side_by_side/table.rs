@@ -74,9 +74,9 @@ impl Row {
             return format!("≤ {bound} {}: {word}", self.unit);
         }
         let theirs = self.samples[against].median();
-        let word = ours.zip(theirs).map_or("", |(ours, theirs)| {
-            if ours / theirs <= bound { "met" } else { "missed" }
-        });
+        let word = ours
+            .zip(theirs)
+            .map_or("", |(ours, theirs)| if ours / theirs <= bound { "met" } else { "missed" });
         format!("≤ {bound} of {}: {word}", NAMES[against])
     }
 }

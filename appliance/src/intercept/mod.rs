@@ -129,7 +129,8 @@ impl Interception<'_> {
             upstream: self.permit.upstream(),
             offer: &offer,
         };
-        let handshake = self.rulebook.tls.connect(dialled.stream, self.permit.host(), settings);
+        let handshake =
+            self.rulebook.tls.connect(ReadAhead::new(dialled.stream), self.permit.host(), settings);
         timeout(patience, handshake).await.unwrap_or(Err(Reason::UpstreamUnreachable))
     }
 
