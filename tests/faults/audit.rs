@@ -17,7 +17,10 @@ use lab::{
     sandboxed, wait,
 };
 
-use super::{CHAT, ask, assert_closed, assert_one_line, assert_refused, connections, get, hello, open, records, reset};
+use super::{
+    CHAT, ask, assert_closed, assert_one_line, assert_refused, connections, get, hello, open,
+    records, reset,
+};
 
 #[test]
 fn an_audit_that_cannot_be_written_stops_the_start() {
@@ -145,7 +148,8 @@ fn whatever_ends_a_connection_it_has_one_record() {
         events.read_some(10).expect("an answer");
         assert!(gateway.terminate(Duration::from_secs(10)).success());
         let all = connections(&gateway, count(2));
-        let flows: BTreeSet<&str> = all.iter().filter_map(|record| record["flow"].as_str()).collect();
+        let flows: BTreeSet<&str> =
+            all.iter().filter_map(|record| record["flow"].as_str()).collect();
         assert_eq!(flows.len(), all.len(), "each flow has one name: {all:#?}");
         for record in &all {
             assert_ne!(record["reason"], "internal_error", "{record}");
@@ -183,7 +187,10 @@ fn what_an_agent_sends_is_escaped_and_capped_in_the_audit() {
 
         let long = format!("/v1/{}%22%0a{{\"}}", "x".repeat(20_000));
         ask(&lab, &gateway, &get(&long));
-        let method = format!("{} /v1/models HTTP/1.1\r\nHost: api.openai.example\r\n\r\n", "M".repeat(5_000));
+        let method = format!(
+            "{} /v1/models HTTP/1.1\r\nHost: api.openai.example\r\n\r\n",
+            "M".repeat(5_000)
+        );
         ask(&lab, &gateway, &method);
         connections(&gateway, 5);
         let text = gateway.audit.text();

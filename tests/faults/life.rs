@@ -8,9 +8,9 @@ use std::{
 
 use lab::{
     Lab,
-    client::Tls,
+    client::{H2, Hello, Tls},
     dns::Dns,
-    gateway::{self, ANTHROPIC_SECRET, Gateway, usual_config},
+    gateway::{self, ANTHROPIC_SECRET, GIT_SECRET, Gateway, usual_config},
     net::{AGENT, AGENT2, GATEWAY, Host, OPENAI, OTHER, PYPI},
     origin::Origin,
     sandboxed, wait,
@@ -76,6 +76,57 @@ fn a_drain_lets_an_answer_finish_and_takes_nothing_new() {
         assert_eq!(record["complete"], true, "{record}");
         origin.log().clear();
         super::assert_closed(&origin);
+    });
+}
+
+#[test]
+fn a_drain_lets_an_answer_over_http_2_finish_too() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let origin = Origin::start(&lab);
+        let _dns = Dns::start();
+        let mut gateway = Gateway::start(&lab, &limits("drain_time = \"15s\""));
+        let hello = Hello { alpn: vec![b"h2"], ..super::hello(&lab, OPENAI) };
+        let mut h2 = H2::open(AGENT, OPENAI.port(443), &hello).expect("a handshake");
+        let request = http::Request::get("https://api.openai.example/sse?n=8&ms=250")
+            .header("authorization", "Bearer OPENAI_API_KEY")
+            .body(())
+            .expect("a request");
+        thread::scope(|scope| {
+            let answer = scope.spawn(move || h2.ask(request, ""));
+            origin.log().wait_requests(1);
+            let (status, _) = ended(&mut gateway, Duration::from_secs(10));
+            assert!(status.success(), "{status}: {}", gateway.stderr());
+            let answer = answer.join().expect("no panic").expect("the whole answer");
+            assert!(answer.text().contains("event 7"), "cut: {}", answer.text());
+        });
+        assert_eq!(connections(&gateway, 1)[0]["end"], "closed");
+    });
+}
+
+#[test]
+fn a_binding_that_changes_its_secret_never_sends_the_old_one_again() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let origin = Origin::start(&lab);
+        let _dns = Dns::start();
+        let config = usual_config();
+        let gateway = Gateway::start(&lab, &config);
+        assert_eq!(ask(&lab, &gateway, CHAT).status, 200);
+        gateway::install(&lab, &config.replace("\"file:openai\"", "\"file:git\""));
+        gateway.reload();
+        wait::expect("it says so", || gateway.stderr().contains("reloaded"));
+        let before = origin.log().requests().len();
+        wait::expect("the other value is there", || match ask(&lab, &gateway, CHAT) {
+            answer if answer.status == 200 => true,
+            answer => {
+                super::assert_refused(&answer, 503, "secret_unavailable");
+                false
+            }
+        });
+        for request in &origin.log().requests()[before..] {
+            assert_eq!(request.header("authorization"), [format!("Bearer {GIT_SECRET}")]);
+        }
     });
 }
 
@@ -177,7 +228,8 @@ fn a_secret_that_a_new_policy_binds_is_masked_at_once() {
         gateway::install(&lab, &config.replacen(bindings, &format!("{second}{bindings}"), 1));
         gateway.reload();
         wait::expect("it says so", || gateway.stderr().contains("reloaded"));
-        let request = get("/reflect").replace("Authorization: Bearer OPENAI_API_KEY", "X-Api-Key: SECOND_KEY");
+        let request = get("/reflect")
+            .replace("Authorization: Bearer OPENAI_API_KEY", "X-Api-Key: SECOND_KEY");
         let answer = ask(&lab, &gateway, &request);
         assert_eq!(answer.status, 200, "{}", answer.text());
         assert!(!answer.text().contains(ANTHROPIC_SECRET), "{}", answer.text());

@@ -19,7 +19,9 @@ use lab::{
     sandboxed, wait,
 };
 
-use super::{CHAT, ask, assert_refused, connections, descriptors, get, hello, open, records, reset};
+use super::{
+    CHAT, ask, assert_refused, connections, descriptors, get, hello, open, records, reset,
+};
 
 fn limited(limits: &str) -> String {
     // Plain HTTP to the spliced host, so that a test can hold both ends of the TCP connection.
@@ -34,9 +36,8 @@ fn one_agent_cannot_take_the_places_of_another() {
         let _dns = Dns::start();
         let config = limited("connections = 8\nagent_connections = 4\n");
         let gateway = Gateway::start(&lab, &config);
-        let mut held: Vec<Tls> = (0..4)
-            .map(|_| open(&lab, AGENT, OPENAI).expect("within the limit"))
-            .collect();
+        let mut held: Vec<Tls> =
+            (0..4).map(|_| open(&lab, AGENT, OPENAI).expect("within the limit")).collect();
         for _ in 0..8 {
             open(&lab, AGENT, OPENAI).map(drop).expect_err("one too many");
         }
@@ -154,7 +155,8 @@ fn who_stops_reading_costs_little_and_not_for_ever() {
             tls.send(get("/big?bytes=500000000")).expect("sent");
             stuck.push(tls);
             let mut tls = open(&lab, AGENT, PYPI).expect("spliced");
-            tls.send("GET /big?bytes=500000000 HTTP/1.1\r\nHost: pypi.example\r\n\r\n").expect("sent");
+            tls.send("GET /big?bytes=500000000 HTTP/1.1\r\nHost: pypi.example\r\n\r\n")
+                .expect("sent");
             stuck.push(tls);
         }
         // An upstream that answers too late, and an agent that never asks.
@@ -171,8 +173,11 @@ fn who_stops_reading_costs_little_and_not_for_ever() {
         assert!(begun.elapsed() < Duration::from_secs(3), "others wait: {:?}", begun.elapsed());
         // Looked at once in each idle time: ended within twice of it.
         let all_ended = || records(&gateway, "connection").len() == 12;
-        assert!(wait::until(Duration::from_secs(30), || all_ended().then_some(())).is_some(),
-            "{}", gateway.audit.text());
+        assert!(
+            wait::until(Duration::from_secs(30), || all_ended().then_some(())).is_some(),
+            "{}",
+            gateway.audit.text()
+        );
         let idle = |record: &&serde_json::Value| record["end"] == "idle";
         let ended = records(&gateway, "connection");
         assert_eq!(ended.iter().filter(idle).count(), 10, "{ended:#?}");
@@ -242,7 +247,9 @@ fn an_upstream_that_resets_or_half_closes_leaves_nothing_behind() {
             let mut tls = open(&lab, AGENT, OPENAI).expect("a handshake");
             tls.ask(get("/cut")).map(drop).expect_err("half of it");
             let mut tls = open(&lab, AGENT, PYPI).expect("spliced");
-            tls.ask("GET /cut HTTP/1.1\r\nHost: pypi.example\r\n\r\n").map(drop).expect_err("half of it");
+            tls.ask("GET /cut HTTP/1.1\r\nHost: pypi.example\r\n\r\n")
+                .map(drop)
+                .expect_err("half of it");
         }
         connections(&gateway, 10);
         origin.log().wait_all_closed();
@@ -264,9 +271,10 @@ const POOLED: usize = 16;
 #[track_caller]
 fn left_clean(gateway: &Gateway, baseline: usize) {
     let held = |state: &String| !["LISTEN", "TIME-WAIT"].contains(&state.as_str());
-    let clean =
-        || !gateway.sockets().iter().any(held) && descriptors(gateway) <= baseline + POOLED;
-    let left = || format!("{:?}, {} descriptors, {baseline} before", gateway.sockets(), descriptors(gateway));
+    let clean = || !gateway.sockets().iter().any(held) && descriptors(gateway) <= baseline + POOLED;
+    let left = || {
+        format!("{:?}, {} descriptors, {baseline} before", gateway.sockets(), descriptors(gateway))
+    };
     assert!(wait::until(wait::SOON, || clean().then_some(())).is_some(), "left behind: {}", left());
 }
 

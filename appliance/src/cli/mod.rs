@@ -12,6 +12,7 @@ use std::{
 
 use clap::{Parser, Subcommand, ValueEnum};
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
 use self::ca::{CaCommand, CaCommandError};
 use crate::{
@@ -127,6 +128,9 @@ fn run(config: &Path, ready_file: Option<&Path>, log: Log) -> Result<(), Failure
         .with_ansi(false)
         .with_target(false)
         .with_max_level(log.level())
+        .finish()
+        // What libraries say is not ours to vouch for, and agents can make them say much.
+        .with(Targets::new().with_target("cloakroom", log.level()))
         .init();
     if rustls::crypto::CryptoProvider::install_default(tls::provider()).is_err() {
         return Err(Failure::Other("the TLS provider was set twice".into()));

@@ -100,11 +100,7 @@ impl Daemon {
             Resolver::new(&settings.resolvers, Handle::current()).map_err(DaemonError::Other)?;
         let (phase, phases) = Phases::new();
         let (rulebooks, in_force) = watch::channel(Arc::new(rulebook));
-        let means = Means {
-            audit: audit.clone(),
-            secrets: Arc::clone(&secrets),
-            resolver,
-        };
+        let means = Means { audit: audit.clone(), secrets: Arc::clone(&secrets), resolver };
         let gateway = Arc::new(Gateway {
             means,
             rulebook: in_force,

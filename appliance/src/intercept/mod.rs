@@ -14,6 +14,7 @@ mod message;
 mod read_ahead;
 mod serve;
 mod tasks;
+mod unsent;
 
 use std::{
     io,
@@ -38,7 +39,7 @@ use self::{
     serve::Sides,
 };
 use crate::{
-    accept::Flow,
+    accept::{Flow, Share},
     audit::{Record, Sink, Traffic},
     decide::Permit,
     dial::{self, Resolver},
@@ -67,6 +68,8 @@ pub struct Interception<'a> {
     pub rulebook: &'a Rulebook,
     /// Whose it is.
     pub flow: &'a Flow,
+    /// Where its requests are counted.
+    pub share: &'a Share,
     /// What it may become.
     pub permit: Permit,
     /// What its first bytes said.
@@ -144,6 +147,7 @@ impl Interception<'_> {
             site: Site { host: self.permit.host().clone(), port: self.permit.port() },
             route: route.clone(),
             rules,
+            taken: self.share.taken(),
             audit: means.audit.clone(),
             secrets: Arc::clone(&means.secrets),
             masks: Arc::clone(&self.rulebook.masks),
