@@ -8,7 +8,7 @@
 use std::{
     io,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     task::{Context, Poll, ready},
 };
 
@@ -18,8 +18,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// A stream whose writes wait for the task's [`Flusher`].
 pub(super) struct Deferred<S>(Arc<Mutex<Held<S>>>);
 
-/// Sends what waits in a [`Deferred`].
-pub(super) struct Flusher<S>(Arc<Mutex<Held<S>>>);
+/// Sends what waits in a [`Deferred`]. Does not keep the stream open.
+pub(super) struct Flusher<S>(Weak<Mutex<Held<S>>>);
 
 struct Held<S> {
     stream: S,
@@ -30,7 +30,8 @@ impl<S> Deferred<S> {
     /// A stream, and what sends its writes.
     pub(super) fn new(stream: S) -> (Self, Flusher<S>) {
         let held = Arc::new(Mutex::new(Held { stream, waiting: BytesMut::new() }));
-        (Self(Arc::clone(&held)), Flusher(held))
+        let flusher = Flusher(Arc::downgrade(&held));
+        (Self(held), flusher)
     }
 
     /// Only ever contended if two tasks shared one connection.
@@ -43,7 +44,8 @@ impl<S: AsyncWrite + Unpin> Flusher<S> {
     /// Sends what waits. Where the stream takes no more now, the task is woken when it does, and
     /// is to call this again. A stream that broke will say so to its reader.
     pub(super) fn poll(&self, cx: &mut Context<'_>) {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(held) = self.0.upgrade() else { return };
+        let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
         if !held.waiting.is_empty()
             && let Poll::Ready(Err(_)) = held.poll_send(cx)
         {
