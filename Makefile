@@ -20,7 +20,7 @@ help:
 test: prerequisites vault clients format lint dependencies unit lab
 
 demo: prerequisites $(if $(filter-out 0,$(VAULT)),vault)
-	@echo "== Build"
+	@echo "== Build (minutes the first time, seconds afterwards)"
 	@$(CARGO) build --locked --workspace --bins
 	@echo "== The story"
 	@target/debug/demo
@@ -54,7 +54,7 @@ dependencies: prerequisites
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny check bans licenses sources; fi
 
 build: prerequisites
-	@echo "== Build"
+	@echo "== Build (minutes the first time, seconds afterwards)"
 	$(CARGO) build --locked --workspace --bins
 
 unit: prerequisites
