@@ -21,7 +21,7 @@ test: prerequisites vault clients format lint dependencies unit lab
 
 demo: prerequisites $(if $(filter-out 0,$(VAULT)),vault)
 	@echo "== Build (minutes the first time, seconds afterwards)"
-	@$(CARGO) build --locked --workspace --bins
+	@$(CARGO) build --locked --workspace --exclude cloakroom-benches --bins
 	@echo "== The story"
 	@target/debug/demo
 
@@ -55,7 +55,7 @@ dependencies: prerequisites
 
 build: prerequisites
 	@echo "== Build (minutes the first time, seconds afterwards)"
-	$(CARGO) build --locked --workspace --bins
+	$(CARGO) build --locked --workspace --exclude cloakroom-benches --bins
 
 unit: prerequisites
 	@echo "== Unit tests"
