@@ -184,7 +184,11 @@ mod tests {
                 let (one, two) = chunk.split_at(chunk.len() / 3);
                 let slices = [io::IoSlice::new(one), io::IoSlice::new(two)];
                 assert_eq!(deferred.write_vectored(&slices).await.unwrap(), chunk.len());
-                poll_fn(|cx| Poll::Ready(flusher.poll(cx))).await;
+                poll_fn(|cx| {
+                    flusher.poll(cx);
+                    Poll::Ready(())
+                })
+                .await;
             }
             deferred.shutdown().await.unwrap();
         };
