@@ -15,7 +15,7 @@ use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Reads ahead of whoever reads from it; writes go straight through.
-pub struct ReadAhead<S> {
+pub(super) struct ReadAhead<S> {
     stream: S,
     ahead: Bytes,
 }
