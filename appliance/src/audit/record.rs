@@ -113,6 +113,12 @@ impl Record {
         self.line.upstream = Some(address.to_string());
     }
 
+    /// The agent dialled an address that the gateway does not give for the name. It does not
+    /// refuse the connection.
+    pub fn dialled_elsewhere(&mut self) {
+        self.line.reason = Some(Reason::DialledElsewhere.word());
+    }
+
     /// Why it was refused, or cut after it had been permitted.
     pub fn refused(&mut self, reason: Reason) {
         self.line.decision = "refuse";
@@ -305,7 +311,7 @@ fn is_zero(count: &u64) -> bool {
     *count == 0
 }
 
-fn now() -> String {
+pub(super) fn now() -> String {
     let now = OffsetDateTime::from(SystemTime::now());
     // RFC 3339 cannot write years beyond 9999; a clock that far off is told as it is.
     now.format(&Rfc3339).unwrap_or_else(|_| now.unix_timestamp().to_string())
@@ -315,7 +321,7 @@ fn millis(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
-fn capped(value: &str, bytes: usize) -> String {
+pub(super) fn capped(value: &str, bytes: usize) -> String {
     let whole = |end: &usize| value.is_char_boundary(*end);
     let end = (0..=bytes.min(value.len())).rev().find(whole).unwrap_or_default();
     value.get(..end).unwrap_or_default().to_owned()

@@ -30,7 +30,7 @@ mod sysctl;
 mod kernel_tests;
 
 pub use error::PacketsError;
-pub use listen::{Claim, Listener, claim, listen, listeners};
+pub use listen::{Claim, DnsSockets, Listener, claim, dns_sockets, listen, listeners};
 pub use sysctl::check_sysctls;
 
 use std::net::IpAddr;
@@ -41,6 +41,9 @@ use crate::{
     config::Settings,
     policy::{InterfaceName, Policy},
 };
+
+/// The port of DNS, over UDP and TCP.
+const DNS_PORT: u16 = 53;
 
 /// What is captured, from whom, and where it is delivered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -194,7 +197,7 @@ mod tests {
     use super::*;
     use crate::{
         config::AuditTarget,
-        policy::{Carry, Group, GroupName, Limits, Pass, RuleName, Upstream},
+        policy::{Carry, DialledRule, Group, GroupName, Limits, Pass, RuleName, Upstream},
     };
 
     #[test]
@@ -220,6 +223,7 @@ mod tests {
                 hosts: Vec::new(),
                 ports: vec![443],
                 upstream: Upstream { ca_pem: None, private_prefixes: nets(&["10.9.0.0/24"]) },
+                dialled: DialledRule::Answered,
             })],
             ports: vec![443, 80, 443],
             limits: Limits::default(),
