@@ -6,6 +6,7 @@ mod attack;
 mod authority;
 mod clients;
 mod connections;
+mod dns;
 mod credentials;
 mod faults;
 mod framing;

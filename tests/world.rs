@@ -122,7 +122,8 @@ impl World {
 
     /// Records of connections so far.
     pub fn connections(&self) -> Vec<Value> {
-        self.gateway.audit.records().into_iter().filter(|it| !is_request(it)).collect()
+        let records = self.gateway.audit.records().into_iter();
+        records.filter(|record| record["record"] == "connection").collect()
     }
 }
 

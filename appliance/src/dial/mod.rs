@@ -77,10 +77,7 @@ fn refusal_of_elsewhere(permit: &Permit, found: &Found) -> Reason {
     }
 }
 
-async fn connect_any(
-    permit: &Permit,
-    addresses: &[IpAddr],
-) -> Result<(TcpStream, IpAddr), Reason> {
+async fn connect_any(permit: &Permit, addresses: &[IpAddr]) -> Result<(TcpStream, IpAddr), Reason> {
     let mut refused = Reason::ResolveFailed;
     for &address in addresses.iter().take(MAX_ADDRESSES) {
         if !may_use(address, permit.upstream()) {

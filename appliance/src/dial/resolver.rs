@@ -150,11 +150,7 @@ impl Inner {
         Ok((Found { addresses, until }, until))
     }
 
-    fn remember(
-        &self,
-        host: &Host,
-        outcome: &Result<(Found, Instant), (Unresolved, Instant)>,
-    ) {
+    fn remember(&self, host: &Host, outcome: &Result<(Found, Instant), (Unresolved, Instant)>) {
         let now = Instant::now();
         let (outcome, until) = match outcome {
             Ok((found, until)) => (Ok(found.clone()), *until),
@@ -231,3 +227,79 @@ const MAX_ADDRESSES: usize = 16;
 const QUERY_TIME: Duration = Duration::from_secs(2);
 /// Tries beyond the first.
 const ATTEMPTS: usize = 2;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+    use hickory_resolver::proto::{
+        op::{Message, MessageType, ResponseCode},
+        rr::{RData, Record, RecordType, rdata::A},
+    };
+    use tokio::net::UdpSocket;
+
+    use super::*;
+
+    /// A server that takes its time, knows one name and counts the questions.
+    async fn server(ttl: u32) -> (SocketAddr, Arc<AtomicUsize>) {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let address = socket.local_addr().unwrap();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&asked);
+        tokio::spawn(async move {
+            let mut buffer = [0; 1_500];
+            loop {
+                let (length, from) = socket.recv_from(&mut buffer).await.unwrap();
+                count.fetch_add(1, Relaxed);
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                let mut message = Message::from_vec(&buffer[..length]).unwrap();
+                let query = message.queries[0].clone();
+                message.metadata.message_type = MessageType::Response;
+                if query.name().to_ascii() != "a.example." {
+                    message.metadata.response_code = ResponseCode::NXDomain;
+                } else if query.query_type() == RecordType::A {
+                    let data = RData::A(A::new(198, 51, 100, 1));
+                    message.add_answer(Record::from_rdata(query.name().clone(), ttl, data));
+                }
+                socket.send_to(&message.to_vec().unwrap(), from).await.unwrap();
+            }
+        });
+        (address, asked)
+    }
+
+    fn host(name: &str) -> Host {
+        Host::parse(name).unwrap()
+    }
+
+    #[tokio::test]
+    async fn however_many_ask_for_a_name_one_question_is_under_way() {
+        let (address, asked) = server(0).await;
+        let resolver = Resolver::new(&[address], Handle::current()).unwrap();
+        let mut all = tokio::task::JoinSet::new();
+        for _ in 0..50 {
+            let resolver = resolver.clone();
+            all.spawn(async move { resolver.resolve(&host("a.example")).await });
+        }
+        for found in all.join_all().await {
+            assert_eq!(*found.unwrap().addresses, [IpAddr::from([198, 51, 100, 1])]);
+        }
+        assert_eq!(asked.load(Relaxed), 2, "A and AAAA");
+        assert!(resolver.0.under_way.lock().unwrap().is_empty());
+        assert!(resolver.remembered(&host("a.example")).is_none(), "its time is 0");
+        resolver.resolve(&host("a.example")).await.unwrap();
+        assert_eq!(asked.load(Relaxed), 4);
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_remembered_for_its_time_and_no_longer_than_five_minutes() {
+        let (address, asked) = server(86_400).await;
+        let resolver = Resolver::new(&[address], Handle::current()).unwrap();
+        for _ in 0..10 {
+            let found = resolver.resolve(&host("a.example")).await.unwrap();
+            assert!(found.until <= Instant::now() + MAX_TTL);
+        }
+        assert_eq!(asked.load(Relaxed), 2, "A and AAAA");
+        let missing = resolver.resolve(&host("b.example")).await;
+        assert_eq!(missing.map(|found| found.addresses).err(), Some(Unresolved::NoName));
+    }
+}

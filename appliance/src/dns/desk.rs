@@ -57,12 +57,17 @@ pub(super) enum Outcome {
 
 /// A query whose name is being resolved.
 pub(super) struct Pending {
+    asked: Asked,
+    _share: Share,
+}
+
+/// A query for a listed name.
+struct Asked {
     rulebook: Arc<Rulebook>,
     group: Arc<Group>,
     key: AgentKey,
     question: Box<Question>,
     origin: Origin,
-    _share: Share,
 }
 
 impl Desk {
@@ -120,13 +125,13 @@ impl Desk {
             Verdict::Answered(reply) => return self.tell(&key, origin, reply),
             Verdict::Resolve(question) => question,
         };
-        let Some(_share) = self.agents.share(&key, Of::Lookups) else { return Outcome::Silence };
-        let known = self.resolver.remembered(question.host());
-        let origin = origin.clone();
-        let pending = Pending { rulebook, group, key, question, origin, _share };
-        match known {
-            Some(found) => self.conclude(&pending, &found),
-            None => Outcome::Later(pending),
+        let asked = Asked { rulebook, group, key, question, origin: origin.clone() };
+        if let Some(found) = self.resolver.remembered(asked.question.host()) {
+            return self.conclude(&asked, &found);
+        }
+        match self.agents.share(&asked.key, Of::Lookups) {
+            Some(_share) => Outcome::Later(Pending { asked, _share }),
+            None => Outcome::Silence,
         }
     }
 
@@ -134,24 +139,24 @@ impl Desk {
     pub(super) async fn resolve(&self, pending: Pending) -> Outcome {
         let lookup = async {
             let _permit = self.lookups.acquire().await.map_err(|_| Unresolved::Failed)?;
-            self.resolver.resolve(pending.question.host()).await
+            self.resolver.resolve(pending.asked.question.host()).await
         };
         let found = timeout(PATIENCE, lookup).await.unwrap_or(Err(Unresolved::Failed));
-        self.conclude(&pending, &found)
+        self.conclude(&pending.asked, &found)
     }
 
-    fn conclude(&self, pending: &Pending, found: &Result<Found, Unresolved>) -> Outcome {
-        let Pending { rulebook, group, key, question, origin, .. } = pending;
+    fn conclude(&self, asked: &Asked, found: &Result<Found, Unresolved>) -> Outcome {
+        let Asked { rulebook, group, key, question, origin } = asked;
         let usable = |address| {
             let mut upstreams = rulebook.policy.upstreams(group, question.host());
             upstreams.any(|upstream| dial::may_use(address, upstream))
         };
         let reply = question.reply(found, Instant::now(), usable);
-        if let Ok(found) = found.as_ref().map(|found| found.until.max(Instant::now()))
+        if let Ok(found) = found
             && !reply.given.is_empty()
         {
-            let answered = self.resolver.answered();
-            answered.remember(&group.name, question.host(), &reply.given, found);
+            let (answered, until) = (self.resolver.answered(), found.until.max(Instant::now()));
+            answered.remember(&group.name, question.host(), &reply.given, until);
         }
         self.tell(key, origin, reply)
     }

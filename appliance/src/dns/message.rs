@@ -11,10 +11,7 @@ use std::{
 
 use hickory_resolver::proto::{
     op::{Edns, Message, OpCode, ResponseCode},
-    rr::{
-        DNSClass, Name, RData, Record, RecordType,
-        rdata::opt::EdnsOption,
-    },
+    rr::{DNSClass, Name, RData, Record, RecordType, rdata::opt::EdnsOption},
     serialize::binary::{BinDecodable, BinDecoder},
 };
 
@@ -186,8 +183,7 @@ fn read(header: &RawHeader, query: &[u8]) -> Option<Message> {
     let mut decoder = BinDecoder::new(query);
     // It warns about what agents send, who could fill the log with it.
     let quiet = tracing::Dispatch::none();
-    let message =
-        tracing::dispatcher::with_default(&quiet, || Message::read(&mut decoder)).ok()?;
+    let message = tracing::dispatcher::with_default(&quiet, || Message::read(&mut decoder)).ok()?;
     decoder.is_empty().then_some(message)
 }
 
@@ -277,7 +273,6 @@ fn response(query: &Message, code: ResponseCode) -> Message {
     if let Some(asked) = &query.edns {
         let mut edns = Edns::new();
         edns.set_max_payload(DATAGRAM_BYTES).set_dnssec_ok(asked.flags().dnssec_ok);
-        edns.set_rcode_high(code.high());
         message.set_edns(edns);
     }
     message

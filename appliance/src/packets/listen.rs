@@ -218,6 +218,7 @@ fn assert_transparent(
 
 fn listen_error(interface: &InterfaceName, doing: &'static str, source: io::Error) -> PacketsError {
     match source.raw_os_error() {
+        Some(libc::EACCES) if doing == "bind" => PacketsError::NoBindService,
         Some(libc::EPERM) => PacketsError::NoNetAdmin { doing: "listen transparently" },
         Some(libc::ENODEV) => PacketsError::NoInterface(interface.clone()),
         _ => PacketsError::Listen { interface: interface.clone(), doing, source },

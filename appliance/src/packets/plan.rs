@@ -219,10 +219,7 @@ fn prerouting(capture: &Capture) -> Chain {
     }
 
     let many = vec![fib_type("broadcast", 3), fib_type("anycast", 4), fib_type("multicast", 5)];
-    rules.push(because(
-        Reason::SelfDestination,
-        &[AnyOf(Key::DestinationType, many), Count, Drop],
-    ));
+    rules.push(because(Reason::SelfDestination, &[AnyOf(Key::DestinationType, many), Count, Drop]));
     for &family in families {
         rules.push(deliver_dns(family, is_tcp(), capture));
         rules.push(deliver_dns(family, is_udp(), capture));
@@ -292,12 +289,7 @@ fn input(capture: &Capture) -> Chain {
     let mut rules = vec![
         rule(&[NotIn(Key::Interface, "agents"), Accept]),
         rule(&[is_tcp(), Is(Key::Mark, Value::mark(capture.mark)), Accept]),
-        rule(&[
-            is_udp(),
-            port_is(DNS_PORT),
-            Is(Key::Mark, Value::mark(capture.mark)),
-            Accept,
-        ]),
+        rule(&[is_udp(), port_is(DNS_PORT), Is(Key::Mark, Value::mark(capture.mark)), Accept]),
     ];
     if capture.ipv6 {
         let mut discovery = neighbour_discovery();
