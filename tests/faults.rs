@@ -166,3 +166,10 @@ impl Trap {
         }
     }
 }
+
+/// Closes a connection with a reset.
+fn reset(stream: std::net::TcpStream) {
+    let now = Some(std::time::Duration::ZERO);
+    rustix::net::sockopt::set_socket_linger(&stream, now).expect("a socket");
+    drop(stream);
+}

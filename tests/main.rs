@@ -2,14 +2,19 @@
 //!
 //! They are one program, so that the lab is linked once.
 
+mod answers;
 mod attack;
 mod authority;
+mod clear_text;
 mod clients;
 mod connections;
 mod dns;
 mod credentials;
 mod faults;
+mod forged_records;
 mod framing;
+mod h2_frames;
+mod hello;
 mod methods_and_paths;
 mod packets;
 mod relay;

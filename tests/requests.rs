@@ -384,3 +384,22 @@ fn a_placeholder_in_clear_text_is_refused_and_goes_nowhere() {
         world.origin.log().assert_untouched();
     });
 }
+
+#[test]
+fn a_refused_upload_gets_its_answer_and_not_a_reset() {
+    sandboxed(|| {
+        let world = World::usual();
+        let body = vec![b'x'; 8 << 20];
+        let head = format!(
+            "POST /v1/files HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer sk-of-my-own-0000\r\n\
+             Content-Length: {}\r\n\r\n",
+            OPENAI.name,
+            body.len()
+        );
+        let mut tls = world.h1(OPENAI).expect("a connection");
+        tls.send([head.as_bytes(), &body].concat()).expect("all of it is taken");
+        let answer = tls.response().expect("an answer");
+        assert_eq!(answer.reason().as_deref(), Some("foreign_credential"));
+        world.assert_nothing_forwarded();
+    });
+}

@@ -123,7 +123,7 @@ impl World {
     /// Records of connections so far.
     pub fn connections(&self) -> Vec<Value> {
         let records = self.gateway.audit.records().into_iter();
-        records.filter(|record| record["record"] == "connection").collect()
+        records.filter(|it| it["record"] == "connection").collect()
     }
 }
 

@@ -10,6 +10,7 @@
 //!                                   └→ refuse      RST, TLS alert or HTTP answer, with a reason
 //! ```
 
+pub mod phase;
 pub mod reason;
 
 pub mod config;
@@ -33,6 +34,7 @@ pub mod substitute;
 
 pub mod ca;
 pub mod secrets;
+pub mod tls;
 
 pub mod audit;
 pub mod daemon;

@@ -108,3 +108,17 @@ fn posts_a_prompt_that_names_the_placeholder_and_the_prompt_stays_as_it_is() {
         }
     });
 }
+
+#[test]
+fn works_with_nothing_newer_than_tls_1_2() {
+    sandboxed(|| {
+        let scene = Scene::new(Family::V4);
+        let authorization = "Authorization: Bearer OPENAI_API_KEY";
+        let version = ["--tls-max", "1.2", "-H", authorization, "-v", "--stderr", "-"];
+        let seen = scene.curl(&[&version[..], &[MODELS]].concat());
+        assert!(seen.contains("SSL connection using TLSv1.2"), "{seen}");
+        let requests = scene.world.origin.log().wait_requests(1);
+        Swap::bearer(OPENAI, "OPENAI_API_KEY", OPENAI_SECRET).assert_in(&requests[0]);
+        assert!(!seen.contains(OPENAI_SECRET));
+    });
+}

@@ -63,3 +63,29 @@ fn clones_over_ipv4() {
 fn clones_over_ipv6() {
     sandboxed(|| clone(Family::V6));
 }
+
+/// A push of 3 MB: git probes with a small request and then sends a body of unknown length.
+#[test]
+fn pushes_what_does_not_fit_into_one_request_of_known_length() {
+    sandboxed(|| {
+        let scene = Scene::new(Family::V4);
+        scene.world.origin.repository("coat", "the coat behind the counter");
+        let url = "https://agent:$GIT_TOKEN@git.example/coat.git";
+        let script = format!(
+            "set -e; git -C /run/lab/git/coat.git config http.receivepack true; \
+             git clone -q {url} {CLONE}; cd {CLONE}; head -c 3000000 /dev/urandom > blob; \
+             git add blob; git -c user.name=a -c user.email=a@example.com commit -q -m two; \
+             git push -q origin main; git rev-parse HEAD; git -C /run/lab/git/coat.git rev-parse main"
+        );
+        let seen = succeed(scene.agent("sh").args(["-c", &script]));
+        let heads: Vec<_> = seen.lines().collect();
+        assert!(heads.len() == 2 && heads[0] == heads[1], "the push arrived: {seen}");
+        let requests = scene.world.origin.log().requests();
+        let pack = requests.iter().max_by_key(|request| request.body.len()).expect("requests");
+        assert!(pack.body.len() > 2_900_000, "{} bytes", pack.body.len());
+        assert!(pack.header("content-length").is_empty(), "{:?}", pack.headers);
+        let swap = Swap::basic(GIT, "GIT_TOKEN", GIT_SECRET, "agent");
+        assert_eq!(pack.header("authorization"), [swap.value]);
+        scene.wire.assert_never(&[GIT_SECRET, &super::base64(&format!("agent:{GIT_SECRET}"))]);
+    });
+}

@@ -1,11 +1,12 @@
 //! The `openai` and `anthropic` Python packages, as they come from the index: the key from the
-//! environment, plain and streamed answers.
+//! environment, plain and streamed answers; pip; and node where it is installed.
 
 use lab::{
     client::{python, succeed},
-    gateway::{ANTHROPIC_SECRET, OPENAI_SECRET},
-    net::{ANTHROPIC, OPENAI},
+    gateway::{ANTHROPIC_SECRET, GIT_SECRET, OPENAI_SECRET},
+    net::{ANTHROPIC, GIT, OPENAI},
     sandboxed,
+    tools::on_path,
 };
 
 use super::{Family, Scene, Swap};
@@ -72,4 +73,53 @@ fn anthropic_works_over_ipv4() {
 #[test]
 fn anthropic_works_over_ipv6() {
     sandboxed(|| anthropic(Family::V6));
+}
+
+/// pip takes user and password from the URL of its index.
+#[test]
+fn pip_reads_a_private_index() {
+    sandboxed(|| {
+        let scene = Scene::new(Family::V6);
+        let python = python().display().to_string();
+        let script = format!(
+            "exec {python} -m pip --disable-pip-version-check --no-cache-dir index versions coat \
+             --index-url https://agent:$GIT_TOKEN@git.example/simple"
+        );
+        let seen = succeed(scene.agent("sh").args(["-c", &script]));
+        assert!(seen.contains("coat (1.0)"), "{seen}");
+        let swap = Swap::basic(GIT, "GIT_TOKEN", GIT_SECRET, "agent");
+        let requests = scene.world.origin.log().requests();
+        let with: Vec<_> =
+            requests.iter().filter(|it| !it.header("authorization").is_empty()).collect();
+        assert!(!with.is_empty(), "{requests:?}");
+        for request in with {
+            swap.assert_in(request);
+        }
+        scene.wire.assert_never(&[GIT_SECRET, &super::base64(&format!("agent:{GIT_SECRET}"))]);
+        scene.world.assert_secrets_untold();
+    });
+}
+
+/// Debian's base has no node: without one this shows nothing, and says so.
+#[test]
+fn node_works_where_it_is_installed() {
+    let Some(node) = on_path(&["node"]) else {
+        return eprintln!("no node on PATH: skipped");
+    };
+    sandboxed(move || {
+        let scene = Scene::new(Family::V4);
+        let script = r#"
+            const url = "https://api.openai.example/v1/chat/completions";
+            const headers = { authorization: `Bearer ${process.env.OPENAI_API_KEY}` };
+            const body = JSON.stringify({ model: "lab-1", stream: true });
+            fetch(url, { method: "POST", headers, body }).then(async (answer) => {
+                for await (const part of answer.body) process.stdout.write(part);
+            });"#;
+        let keys = format!("--tls-keylog={}", scene.wire.keys().display());
+        let mut command = scene.agent(&node.display().to_string());
+        command.env("NODE_EXTRA_CA_CERTS", scene.world.lab.dir.join("agents.pem"));
+        let seen = succeed(command.args([&keys, "-e", script]));
+        assert!(seen.contains("[DONE]"), "{seen}");
+        scene.assert_swapped(&Swap::bearer(OPENAI, "OPENAI_API_KEY", OPENAI_SECRET), 1);
+    });
 }

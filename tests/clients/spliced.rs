@@ -114,3 +114,28 @@ fn an_unmodified_client_gets_what_the_host_sends_and_the_audit_counts_it() {
         scene.wire.assert_never(&SECRETS);
     });
 }
+
+/// The control of every other test here: what an agent does send, a tap finds.
+#[test]
+fn a_tap_finds_a_value_in_every_form_that_a_client_gives_it() {
+    sandboxed(|| {
+        let scene = Scene::new(Family::V4);
+        let forms = [
+            ("--http1.1", "--header", "Authorization: Bearer "),
+            ("--http2", "--header", "Authorization: Bearer "),
+            ("--http2", "--header", "X-Api-Key: "),
+            ("--http1.1", "--user", "agent:"),
+            ("--http2", "--user", "agent:"),
+            ("--http2", "--data", ""),
+        ];
+        for (index, (version, option, before)) in forms.iter().enumerate() {
+            let value = format!("a-value-{index}-of-the-agents-own");
+            let argument = format!("{before}{value}");
+            scene.curl(&[version, option, &argument, "https://pypi.example/echo"]);
+            let sessions = scene.wire.sessions();
+            assert_eq!(sessions.len(), index + 1);
+            let found = sessions.iter().filter(|session| session.sends(&value)).count();
+            assert_eq!(found, 1, "{version} {option}");
+        }
+    });
+}

@@ -5,10 +5,12 @@
 //! connection that completed a handshake and cannot be decrypted to its last byte is a panic,
 //! because "the key was not found" would prove nothing about it.
 
+mod tcp;
+
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     fs, io,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     path::{Path, PathBuf},
 };
 
@@ -60,7 +62,7 @@ impl Wire {
     /// When one cannot be.
     pub fn sessions(&self) -> Vec<Session> {
         let keys = KeyLog::read(&self.keys);
-        let streams = reassemble(&self.capture.packets());
+        let streams = tcp::reassemble(&self.capture.packets());
         let mut sessions = Vec::new();
         for ((from, to), sent) in &streams {
             let received = streams.get(&(*to, *from)).map_or(&[][..], Vec::as_slice);
@@ -109,23 +111,27 @@ impl Session {
     }
 }
 
-/// The byte strings that show that `text` is there: itself, in Base64 at each alignment, and in
-/// HPACK's Huffman code at each alignment.
+/// The byte strings that show that `text` is there: itself, in Base64 at each alignment, and each
+/// of these in HPACK's Huffman code at each alignment.
 pub fn forms(text: &str) -> Vec<Vec<u8>> {
-    let mut forms = vec![text.as_bytes().to_vec()];
+    let mut texts = vec![text.to_owned()];
     for before in 0..3 {
         let padded = [&vec![b'\0'; before][..], text.as_bytes()].concat();
         let encoded = base64::engine::general_purpose::STANDARD_NO_PAD.encode(padded);
         // The first and the last quantum also hold bits of the neighbours.
-        forms.push(encoded.as_bytes()[4..encoded.len() - 4].to_vec());
+        texts.push(encoded[4..encoded.len() - 4].to_owned());
     }
-    let code = huffman(text);
-    let code = &code[..code.len() - 1];
-    for shift in 0..8_u32 {
-        let pairs = code.windows(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]]));
-        forms.push(pairs.map(|pair| (pair >> shift).to_be_bytes()[1]).collect());
-    }
-    forms
+    let packed: Vec<_> = texts.iter().flat_map(|text| shifted(&huffman(text))).collect();
+    texts.into_iter().map(String::into_bytes).chain(packed).collect()
+}
+
+/// What is certain of a code within a longer one, at each of the eight alignments.
+fn shifted(code: &[u8]) -> impl Iterator<Item = Vec<u8>> + use<> {
+    // The last byte is filled up with ones.
+    let pairs =
+        code[..code.len() - 1].windows(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]]));
+    let pairs: Vec<_> = pairs.collect();
+    (0..8_u32).map(move |shift| pairs.iter().map(|pair| (pair >> shift).to_be_bytes()[1]).collect())
 }
 
 /// `text` in the Huffman code of RFC 7541, section 5.2, as the h2 crate writes it.
@@ -320,84 +326,6 @@ fn expand(hash: hkdf::Algorithm, secret: &[u8], label: &str, length: usize) -> V
     key
 }
 
-/// The byte streams of TCP, each up to its first gap.
-fn reassemble(packets: &[Vec<u8>]) -> BTreeMap<(SocketAddr, SocketAddr), Vec<u8>> {
-    let mut segments: BTreeMap<_, (u32, BTreeMap<u32, &[u8]>)> = BTreeMap::new();
-    for segment in packets.iter().filter_map(|packet| Segment::of(packet)) {
-        let flow = (segment.from, segment.to);
-        if segment.syn {
-            segments.entry(flow).or_insert((segment.sequence.wrapping_add(1), BTreeMap::new()));
-        } else if let Some((first, parts)) = segments.get_mut(&flow) {
-            let at = segment.sequence.wrapping_sub(*first);
-            let longest = parts.entry(at).or_default();
-            if longest.len() < segment.payload.len() {
-                *longest = segment.payload;
-            }
-        }
-    }
-    segments.into_iter().map(|(flow, (_, parts))| (flow, join(parts))).collect()
-}
-
-fn join(parts: BTreeMap<u32, &[u8]>) -> Vec<u8> {
-    let mut stream = Vec::new();
-    for (at, part) in parts {
-        let known = stream.len().checked_sub(at as usize);
-        match known.map(|known| part.get(known..)) {
-            Some(Some(new)) => stream.extend_from_slice(new),
-            // Sent again, and shorter.
-            Some(None) => {}
-            // A keep-alive probe is one byte before the window, far beyond every stream of a test.
-            None if part.len() <= 1 => {}
-            None => panic!("a packet is missing from the recording"),
-        }
-    }
-    stream
-}
-
-/// A TCP segment in an Ethernet frame.
-struct Segment<'p> {
-    from: SocketAddr,
-    to: SocketAddr,
-    sequence: u32,
-    syn: bool,
-    payload: &'p [u8],
-}
-
-impl<'p> Segment<'p> {
-    fn of(frame: &'p [u8]) -> Option<Self> {
-        let packet = frame.get(14..)?;
-        let address4 =
-            |at: usize| Some(IpAddr::from(<[u8; 4]>::try_from(packet.get(at..at + 4)?).ok()?));
-        let address6 =
-            |at: usize| Some(IpAddr::from(<[u8; 16]>::try_from(packet.get(at..at + 16)?).ok()?));
-        let (protocol, from, to, segment) = match frame.get(12..14)? {
-            [0x08, 0x00] => {
-                let length = usize::from(u16::from_be_bytes([packet[2], packet[3]]));
-                let head = usize::from(packet[0] & 15) * 4;
-                (packet[9], address4(12)?, address4(16)?, packet.get(head..length)?)
-            }
-            [0x86, 0xdd] => {
-                let length = usize::from(u16::from_be_bytes([packet[4], packet[5]]));
-                (packet[6], address6(8)?, address6(24)?, packet.get(40..40 + length)?)
-            }
-            _ => return None,
-        };
-        if protocol != TCP {
-            return None;
-        }
-        let port = |at: usize| Some(u16::from_be_bytes([*segment.get(at)?, *segment.get(at + 1)?]));
-        let head = usize::from(segment.get(12)? >> 4) * 4;
-        Some(Self {
-            from: SocketAddr::new(from, port(0)?),
-            to: SocketAddr::new(to, port(2)?),
-            sequence: u32::from_be_bytes(segment.get(4..8)?.try_into().ok()?),
-            syn: segment.get(13)? & 2 != 0,
-            payload: segment.get(head..)?,
-        })
-    }
-}
-
-const TCP: u8 = 6;
 const HANDSHAKE: u8 = 22;
 const APPLICATION_DATA: u8 = 23;
 /// RFC 9113, sections 3.4 and 6.2.
@@ -425,6 +353,7 @@ mod tests {
             let base64 = base64::engine::general_purpose::STANDARD.encode(&whole);
             assert!(holds_any(base64.as_bytes(), &forms), "{base64}");
             assert!(holds_any(&huffman(&whole), &forms), "Huffman of {whole}");
+            assert!(holds_any(&huffman(&base64), &forms), "Huffman of {base64}");
         }
         assert!(!holds_any(b"sk-lab-0pena sk-lab-Openai", &forms));
     }

@@ -51,6 +51,7 @@ pub struct Record {
     slot: Option<Slot>,
     begun: Instant,
     traffic: Arc<Traffic>,
+    elsewhere: bool,
     line: ConnectionLine,
 }
 
@@ -75,7 +76,8 @@ impl Record {
             reason: Some(Reason::InternalError.word()),
             ..ConnectionLine::default()
         };
-        Self { slot: Some(slot), begun: Instant::now(), traffic: Arc::default(), line }
+        let (begun, traffic) = (Instant::now(), Arc::default());
+        Self { slot: Some(slot), begun, traffic, elsewhere: false, line }
     }
 
     /// The live byte counts.
@@ -114,12 +116,19 @@ impl Record {
     }
 
     /// The agent dialled an address that the gateway does not give for the name. It does not
-    /// refuse the connection.
+    /// refuse the connection, and is its reason where it has no other.
     pub fn dialled_elsewhere(&mut self) {
-        self.line.reason = Some(Reason::DialledElsewhere.word());
+        self.elsewhere = true;
     }
 
-    /// Why it was refused, or cut after it had been permitted.
+    /// Why it was cut after it had been permitted: the decision stays what it was, and so does the
+    /// reason of a refusal that was being told.
+    pub fn cut(&mut self, reason: Reason) {
+        self.line.reason.get_or_insert(reason.word());
+        self.ended("cut");
+    }
+
+    /// Why it was refused.
     pub fn refused(&mut self, reason: Reason) {
         self.line.decision = "refuse";
         self.line.reason = Some(reason.word());
@@ -142,6 +151,9 @@ impl Drop for Record {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.refused(Reason::InternalError);
+        }
+        if self.elsewhere {
+            self.line.reason.get_or_insert(Reason::DialledElsewhere.word());
         }
         self.line.bytes_from_agent = self.traffic.from_agent();
         self.line.bytes_to_agent = self.traffic.to_agent();
@@ -244,6 +256,20 @@ impl Drop for RequestRecord {
         if let Some(slot) = self.slot.take() {
             slot.write(&self.line);
         }
+    }
+}
+
+/// The record of one start of the daemon, the first line that a run writes.
+#[derive(Debug, Serialize)]
+pub(super) struct StartLine {
+    time: String,
+    record: &'static str,
+    version: &'static str,
+}
+
+impl StartLine {
+    pub(super) fn now() -> Self {
+        Self { time: now(), record: "start", version: env!("CARGO_PKG_VERSION") }
     }
 }
 

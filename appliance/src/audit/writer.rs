@@ -19,6 +19,7 @@ use std::{
 use serde::Serialize;
 use tokio::sync::mpsc::{self, OwnedPermit, Receiver, Sender};
 
+use super::record::StartLine;
 use crate::config::AuditTarget;
 
 /// Where flows and requests ask for a slot. Cheap to clone.
@@ -46,9 +47,19 @@ enum Message {
 }
 
 impl Sink {
-    /// Opens the target and starts the writer.
+    /// Opens the target, writes the record of this start into it and starts the writer.
+    ///
+    /// # Errors
+    ///
+    /// Where the target cannot be opened, or takes no record: that it would not is otherwise known
+    /// only once a connection has been carried.
     pub fn open(target: &AuditTarget) -> io::Result<(Self, Writer)> {
-        let output = Output::open(target)?;
+        let mut output = Output::open(target)?;
+        output.write(&line(&StartLine::now()), &mut 0)?;
+        Self::start(output)
+    }
+
+    fn start(output: Output) -> io::Result<(Self, Writer)> {
         let (queue, lines) = mpsc::channel(QUEUE_LINES);
         let failing = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&failing);
@@ -74,11 +85,8 @@ impl Sink {
 }
 
 impl Slot {
-    pub(super) fn write(self, line: &impl Serialize) {
-        // The lines are plain structs of strings and numbers, which JSON can always hold.
-        let mut bytes = serde_json::to_vec(line).unwrap_or_default();
-        bytes.push(b'\n');
-        self.0.send(Message::Line(bytes));
+    pub(super) fn write(self, record: &impl Serialize) {
+        self.0.send(Message::Line(line(record)));
     }
 }
 
@@ -139,6 +147,13 @@ impl Output {
     }
 }
 
+fn line(record: &impl Serialize) -> Vec<u8> {
+    // Records are plain structs of strings and numbers, which JSON can always hold.
+    let mut bytes = serde_json::to_vec(record).unwrap_or_default();
+    bytes.push(b'\n');
+    bytes
+}
+
 fn append_to(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).mode(0o600).open(path)
 }
@@ -194,7 +209,9 @@ mod tests {
 
     #[test]
     fn an_audit_that_cannot_be_written_gives_no_slots() {
-        let (sink, _writer) = Sink::open(&AuditTarget::File("/dev/full".into())).unwrap();
+        let full = AuditTarget::File("/dev/full".into());
+        assert!(Sink::open(&full).is_err(), "at the start it is an error");
+        let (sink, _writer) = Sink::start(Output::open(&full).unwrap()).unwrap();
         sink.reserve().unwrap().write(&"first");
         let refused = (0..200).any(|_| {
             #[expect(clippy::disallowed_methods, reason = "waits for a thread, not for a task")]
@@ -224,6 +241,8 @@ mod tests {
         writer.0.join().unwrap();
         let lines = std::fs::read_to_string(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
+        let (start, lines) = lines.split_once('\n').unwrap();
+        assert!(start.contains("\"record\":\"start\""), "{start}");
         let read: Vec<String> =
             lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         let sent: Vec<_> = (0..1000).map(|number| format!("line\n{number}")).collect();

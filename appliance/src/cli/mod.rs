@@ -12,12 +12,14 @@ use std::{
 
 use clap::{Parser, Subcommand, ValueEnum};
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
 use self::ca::{CaCommand, CaCommandError};
 use crate::{
     config::{self, Config},
     daemon::{self, DaemonError},
     packets::{self, Capture},
+    tls,
 };
 
 /// A gateway that gives AI agents claim tickets instead of API keys.
@@ -126,15 +128,21 @@ fn run(config: &Path, ready_file: Option<&Path>, log: Log) -> Result<(), Failure
         .with_ansi(false)
         .with_target(false)
         .with_max_level(log.level())
+        .finish()
+        // What libraries say is not ours to vouch for, and agents can make them say much.
+        .with(Targets::new().with_target("cloakroom", log.level()))
         .init();
-    if rustls::crypto::CryptoProvider::install_default(crate::intercept::provider()).is_err() {
+    if rustls::crypto::CryptoProvider::install_default(tls::provider()).is_err() {
         return Err(Failure::Other("the TLS provider was set twice".into()));
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::Other(format!("cannot start a runtime: {error}")))?;
-    runtime.block_on(daemon::run(config, ready_file)).map_err(|error| match error {
+    let ran = runtime.block_on(daemon::run(config, ready_file));
+    // A thread that is stuck, as the audit's is while its pipe is full, has had its time.
+    runtime.shutdown_background();
+    ran.map_err(|error| match error {
         DaemonError::Config(errors) => Failure::Config(errors),
         other => Failure::Other(other.to_string()),
     })

@@ -7,10 +7,7 @@
 
 mod flow;
 mod harden;
-mod phase;
 mod worker;
-
-pub use phase::{Phase, Phases};
 
 use std::{
     fmt,
@@ -36,8 +33,9 @@ use crate::{
     dns::{self, Desk},
     intercept::Means,
     packets::{self, Capture, Claim, PacketsError},
+    phase::{Phase, Phases},
     policy::{GroupName, Policy, SecretRef},
-    rulebook::{MaskCache, Rulebook, RulebookError},
+    rulebook::{Rulebook, RulebookError},
     secrets::{FileSource, SecretStore, Sources, VaultSource},
 };
 
@@ -92,22 +90,19 @@ impl Daemon {
         let capture = Capture::new(&policy, &settings);
         packets::prepare(&capture).await?;
         let system_roots = Arc::new(system_roots());
-        let places = Places::new(policy.limits.connections);
+        // A listener holds a place while it waits for the connection that will take it.
+        let waiting = workers(&settings) * capture.listeners();
+        let places = Places::new(policy.limits.connections + waiting);
         let secrets = open_secrets(&settings, &policy)?;
         let rulebook = rulebook(policy, &settings, &system_roots)?;
         let (audit, writer) = Sink::open(&settings.audit).map_err(|error| {
-            other(&format!("cannot open the audit {:?}", settings.audit), &error)
+            other(&format!("cannot write the audit {}", settings.audit), &error)
         })?;
         let resolver =
             Resolver::new(&settings.resolvers, Handle::current()).map_err(DaemonError::Other)?;
         let (phase, phases) = Phases::new();
         let (rulebooks, in_force) = watch::channel(Arc::new(rulebook));
-        let means = Means {
-            audit: audit.clone(),
-            secrets: Arc::clone(&secrets),
-            masks: Arc::new(MaskCache::default()),
-            resolver,
-        };
+        let means = Means { audit: audit.clone(), secrets: Arc::clone(&secrets), resolver };
         let gateway = Arc::new(Gateway {
             means,
             rulebook: in_force,
@@ -229,10 +224,7 @@ fn capture_packets(
     );
     let dns = dns::Server::start(packets::dns_sockets(capture)?, desk, begun)
         .map_err(|error| other("cannot start the agents' resolver", &error))?;
-    let count = match settings.workers {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        count => count,
-    };
+    let count = workers(settings);
     let mut workers = Vec::with_capacity(count);
     for number in 0..count {
         let (begin, begun) = oneshot::channel();
@@ -248,6 +240,13 @@ fn capture_packets(
         let _ = begin.send(());
     }
     Ok(Captured { claim, workers, dns })
+}
+
+fn workers(settings: &Settings) -> usize {
+    match settings.workers {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        count => count,
+    }
 }
 
 fn rulebook(

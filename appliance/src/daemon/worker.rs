@@ -8,11 +8,8 @@ use std::{
 
 use tokio::{net::TcpListener, runtime::Builder, sync::oneshot, task::JoinSet};
 
-use super::{
-    flow::{self, Gateway},
-    phase::Phase,
-};
-use crate::{accept, packets::Listener, policy::InterfaceName};
+use super::flow::{self, Gateway};
+use crate::{accept, packets::Listener, phase::Phase, policy::InterfaceName};
 
 /// A thread that carries flows until the daemon is cut.
 pub(super) struct Worker {

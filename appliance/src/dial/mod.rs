@@ -106,6 +106,7 @@ pub(crate) fn may_use(address: IpAddr, upstream: &Upstream) -> bool {
     let listed = || upstream.private_prefixes.iter().any(|prefix| prefix.contains(&address));
     (!is_special_purpose(address) || (listed() && unwrapped(address) == address))
         && !is_own(address)
+        && !is_own(unwrapped(address))
 }
 
 /// Most addresses of one name that are tried.

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     audit::{DnsRecord, DnsSummary, Sink},
-    daemon::Phases,
+    phase::Phases,
     dial::{self, Found, Resolver, Unresolved},
     policy::{Group, GroupName, InterfaceName},
     reason::Reason,
@@ -193,7 +193,7 @@ impl Desk {
     /// Records every while what each agent's queries came to, until the daemon ends.
     pub(super) async fn summarise(&self) {
         let mut phases = self.phases();
-        let mut closing = std::pin::pin!(phases.reached(crate::daemon::Phase::Drain));
+        let mut closing = std::pin::pin!(phases.reached(crate::phase::Phase::Drain));
         let mut every = interval(SUMMARY_EVERY);
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
         every.tick().await;

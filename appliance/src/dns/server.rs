@@ -9,7 +9,7 @@ use std::{
 use tokio::{runtime::Builder, sync::oneshot, task::JoinSet};
 
 use super::{Desk, tcp, udp};
-use crate::{daemon::Phase, packets::DnsSockets};
+use crate::{phase::Phase, packets::DnsSockets};
 
 /// The thread that answers agents' queries until the daemon drains.
 #[derive(Debug)]

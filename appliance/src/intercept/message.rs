@@ -134,12 +134,17 @@ fn check_path(uri: &Uri) -> Result<(), Reason> {
 /// Makes the head one that the gateway sends in its own name: hop-by-hop fields out, the target in
 /// the form of the version, no trace of a proxy.
 pub(super) fn address(head: &mut request::Parts, site: &Site) -> Result<(), Reason> {
+    let trailers = head.headers.get_all(TE).iter().any(|value| value.as_bytes() == b"trailers");
     remove_hop_by_hop(&mut head.headers);
     head.headers.remove(EXPECT);
     let path = head.uri.path_and_query().cloned().ok_or(Reason::HttpMalformed)?;
     let authority = site.authority();
     if head.version == Version::HTTP_2 {
         head.headers.remove(HOST);
+        // The one hop-by-hop field of HTTP/2, without which gRPC servers refuse to answer.
+        if trailers {
+            head.headers.insert(TE, HeaderValue::from_static("trailers"));
+        }
         let authority: Authority = authority.parse().map_err(|_| Reason::InternalError)?;
         let mut parts = http::uri::Parts::default();
         parts.scheme = Some(Scheme::HTTPS);
@@ -157,15 +162,11 @@ pub(super) fn address(head: &mut request::Parts, site: &Site) -> Result<(), Reas
 
 /// Removes what concerns one connection only (RFC 9110, section 7.6.1), in either direction.
 pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    let trailers = headers.get_all(TE).iter().any(|value| value.as_bytes() == b"trailers");
     for name in &HOP_BY_HOP {
         headers.remove(name);
     }
     headers.remove(PROXY_AUTHORIZATION);
     headers.remove(PROXY_AUTHENTICATE);
-    if trailers {
-        headers.insert(TE, HeaderValue::from_static("trailers"));
-    }
 }
 
 fn names_upgrade(headers: &HeaderMap) -> bool {
@@ -299,11 +300,12 @@ mod tests {
         assert_eq!(h1.uri, "/v1?q=1");
         let names: Vec<_> =
             h1.headers.iter().map(|(n, v)| (n.as_str(), v.to_str().unwrap())).collect();
-        assert_eq!(names, [("host", "api.example"), ("te", "trailers")]);
-        let mut h2 =
-            head(Version::HTTP_2, "https://api.example:443/v1", &[("host", "api.example")]);
+        assert_eq!(names, [("host", "api.example")]);
+        let fields = [("host", "api.example"), ("te", "trailers")];
+        let mut h2 = head(Version::HTTP_2, "https://api.example:443/v1", &fields);
         address(&mut h2, &Site { port: 8443, ..site() }).unwrap();
         assert_eq!(h2.uri, "https://api.example:8443/v1");
-        assert!(h2.headers.is_empty());
+        assert_eq!(h2.headers.len(), 1);
+        assert_eq!(h2.headers["te"], "trailers");
     }
 }

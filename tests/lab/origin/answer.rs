@@ -16,18 +16,21 @@
 //! | `/redirect?to=URL` | 302 |
 //! | `/status/N` | that status |
 //! | `/*.git/*` | a git repository; Basic is required |
+//! | `/simple/*` | an index of Python packages; Basic is required |
+//! | `/early`, `/duplex`, `/tardy` | see [`live`] |
 //! | anything else | the request as it arrived, in JSON |
 
 use std::{
     io::{self, Write as _},
     pin::Pin,
     process::{Command, Stdio},
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
     task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body::{Body, Frame};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -35,7 +38,7 @@ use serde_json::json;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::{
-    git, models,
+    git, live, models,
     record::{Log, Received},
 };
 
@@ -54,6 +57,10 @@ pub(super) async fn answer(
     log: Log,
 ) -> Result<Answer, io::Error> {
     let (head, body) = request.into_parts();
+    if live::is_live(head.uri.path()) {
+        log.received(id, live::head(&head));
+        return live::answer(&head, body).await;
+    }
     let body = body.collect().await.map_err(io::Error::other)?;
     let trailers = body.trailers().cloned().unwrap_or_default();
     let received = Received {
@@ -95,6 +102,7 @@ async fn route(request: &Received) -> Answer {
         "/cut" => cut(),
         "/trailers" => with_trailers(),
         "/redirect" => redirect(request),
+        _ if path.starts_with("/simple/") => index(request),
         _ if path.starts_with("/status/") => status(path),
         _ if path.contains(".git/") => git::answer(request),
         _ => echo(request),
@@ -202,8 +210,12 @@ fn events(request: &Received) -> Answer {
 fn gated(count: u64) -> Answer {
     streamed("text/event-stream", move |frames| async move {
         for event in 0..count {
-            if let Ok(permit) = GATE.acquire().await {
-                permit.forget();
+            tokio::select! {
+                permit = GATE.acquire() => permit.expect("it is never closed").forget(),
+                () = frames.closed() => {
+                    ABANDONED.fetch_add(1, Relaxed);
+                    return;
+                }
             }
             let line = format!("data: event {event}\n\n");
             if frames.send(Ok(Frame::data(line.into()))).await.is_err() {
@@ -283,10 +295,21 @@ fn with_trailers() -> Answer {
 fn redirect(request: &Received) -> Answer {
     let mut answer = text("");
     *answer.status_mut() = StatusCode::FOUND;
-    if let Some(Ok(to)) = parameter(request, "to").map(HeaderValue::from_str) {
+    if let Some(Ok(to)) = parameter(&request.uri, "to").map(HeaderValue::from_str) {
         answer.headers_mut().insert(header::LOCATION, to);
     }
     answer
+}
+
+/// The one page that `pip index versions` reads (PEP 503).
+fn index(request: &Received) -> Answer {
+    if request.header("authorization").is_empty() {
+        return git::unauthorized();
+    }
+    whole(
+        "text/html",
+        "<!DOCTYPE html><a href=\"coat-1.0-py3-none-any.whl\">coat-1.0-py3-none-any.whl</a>",
+    )
 }
 
 fn status(path: &str) -> Answer {
@@ -305,16 +328,24 @@ fn status(path: &str) -> Answer {
 /// What `/gated` waits for. One test is one process, so one gate is enough.
 pub(super) static GATE: Semaphore = Semaphore::const_new(0);
 
+/// Answers of `/gated` that were given up.
+pub(super) static ABANDONED: AtomicUsize = AtomicUsize::new(0);
+
 fn pause(request: &Received) -> Duration {
     Duration::from_millis(number(request, "ms").unwrap_or(100))
 }
 
 fn number(request: &Received, name: &str) -> Option<u64> {
-    parameter(request, name)?.parse().ok()
+    number_in(&request.uri, name)
 }
 
-fn parameter<'r>(request: &'r Received, name: &str) -> Option<&'r str> {
-    let pairs = request.uri.query()?.split('&').filter_map(|pair| pair.split_once('='));
+/// A number in the query of a target.
+pub(super) fn number_in(uri: &Uri, name: &str) -> Option<u64> {
+    parameter(uri, name)?.parse().ok()
+}
+
+fn parameter<'r>(uri: &'r Uri, name: &str) -> Option<&'r str> {
+    let pairs = uri.query()?.split('&').filter_map(|pair| pair.split_once('='));
     pairs.filter(|(key, _)| *key == name).map(|(_, value)| value).next()
 }
 

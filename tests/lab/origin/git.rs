@@ -52,7 +52,7 @@ pub(super) fn answer(request: &Received) -> Answer {
     })
 }
 
-fn unauthorized() -> Answer {
+pub(super) fn unauthorized() -> Answer {
     let mut answer = text("who are you?");
     *answer.status_mut() = StatusCode::UNAUTHORIZED;
     let realm = HeaderValue::from_static("Basic realm=\"lab\"");
