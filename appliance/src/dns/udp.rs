@@ -10,7 +10,7 @@ use tokio::{
 
 use super::{
     Desk,
-    desk::{Origin, Outcome},
+    desk::{Origin, Outcome, Pending},
     packet::{self, Datagram},
 };
 use crate::policy::InterfaceName;
@@ -28,7 +28,12 @@ pub(super) async fn serve(desk: Arc<Desk>, interface: InterfaceName, socket: Arc
             match receive(&socket, &mut buffer) {
                 Ok(Some(datagram)) => {
                     let query = buffer.get(..datagram.bytes).unwrap_or_default();
-                    begin(&desk, &interface, &socket, datagram, query, &mut later);
+                    if let Some(pending) = begin(&desk, &interface, (&socket, &datagram), query) {
+                        let (desk, socket) = (Arc::clone(&desk), Arc::clone(&socket));
+                        later.spawn(async move {
+                            finish(&desk, pending, &socket, &datagram).await;
+                        });
+                    }
                 }
                 Ok(None) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -45,27 +50,28 @@ pub(super) async fn serve(desk: Arc<Desk>, interface: InterfaceName, socket: Arc
     }
 }
 
+/// Answers at once where that can be done; else what it has to wait for.
 fn begin(
-    desk: &Arc<Desk>,
+    desk: &Desk,
     interface: &InterfaceName,
-    socket: &Arc<UdpSocket>,
-    datagram: Datagram,
+    (socket, asked): (&UdpSocket, &Datagram),
     query: &[u8],
-    later: &mut JoinSet<()>,
-) {
-    let Datagram { from, to, .. } = datagram;
+) -> Option<Pending> {
+    let &Datagram { from, to, .. } = asked;
     let origin = Origin { interface: interface.clone(), from, to, datagram: true };
     match desk.consider(&origin, query) {
-        Outcome::Silence => {}
-        Outcome::Answer(answer) => send(socket, &datagram, &answer),
-        Outcome::Later(pending) => {
-            let (desk, socket) = (Arc::clone(desk), Arc::clone(socket));
-            later.spawn(async move {
-                if let Outcome::Answer(answer) = desk.resolve(pending).await {
-                    send(&socket, &datagram, &answer);
-                }
-            });
+        Outcome::Silence => None,
+        Outcome::Answer(answer) => {
+            send(socket, asked, &answer);
+            None
         }
+        Outcome::Later(pending) => Some(pending),
+    }
+}
+
+async fn finish(desk: &Desk, pending: Pending, socket: &UdpSocket, asked: &Datagram) {
+    if let Outcome::Answer(answer) = desk.resolve(pending).await {
+        send(socket, asked, &answer);
     }
 }
 
