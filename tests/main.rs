@@ -8,6 +8,7 @@ mod authority;
 mod clear_text;
 mod clients;
 mod connections;
+mod dialled;
 mod dns;
 mod credentials;
 mod faults;
