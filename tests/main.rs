@@ -8,6 +8,8 @@ mod authority;
 mod clear_text;
 mod clients;
 mod connections;
+mod dialled;
+mod dns;
 mod credentials;
 mod faults;
 mod forged_records;

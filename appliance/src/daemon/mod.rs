@@ -30,6 +30,7 @@ use crate::{
     audit::{Sink, Writer},
     config::{self, Config, Settings},
     dial::Resolver,
+    dns::{self, Desk},
     intercept::Means,
     packets::{self, Capture, Claim, PacketsError},
     phase::{Phase, Phases},
@@ -79,6 +80,7 @@ struct Daemon {
     audit: Sink,
     writer: Writer,
     workers: Vec<Worker>,
+    dns: dns::Server,
     _claim: Claim,
 }
 
@@ -112,7 +114,7 @@ impl Daemon {
         let closing = async move { phases.reached(Phase::Cut).await };
         let refreshing = tokio::spawn(Arc::clone(&secrets).run(closing));
         secrets.first_round(Instant::now() + FIRST_ROUND).await;
-        let (claim, workers) = capture_packets(&capture, &settings, &gateway)?;
+        let Captured { claim, workers, dns } = capture_packets(&capture, &settings, &gateway)?;
         report_secrets(&secrets);
         Ok(Self {
             config_file: config_file.to_owned(),
@@ -126,6 +128,7 @@ impl Daemon {
             audit,
             writer,
             workers,
+            dns,
             _claim: claim,
         })
     }
@@ -176,8 +179,9 @@ impl Daemon {
         let drain_time = self.rulebooks.borrow().policy.limits.drain_time;
         tracing::info!(seconds = drain_time.as_secs(), "draining");
         self.phase.send_replace(Phase::Drain);
-        let workers = self.workers;
+        let (workers, dns) = (self.workers, self.dns);
         let mut joined = tokio::task::spawn_blocking(|| {
+            dns.join();
             for worker in workers {
                 worker.join();
             }
@@ -200,17 +204,34 @@ impl Daemon {
     }
 }
 
+/// Whoever the packets are sent to.
+struct Captured {
+    claim: Claim,
+    workers: Vec<Worker>,
+    dns: dns::Server,
+}
+
 /// Listeners first, then the rules that send packets to them: in between nothing is lost, only
 /// refused.
 fn capture_packets(
     capture: &Capture,
     settings: &Settings,
     gateway: &Arc<Gateway>,
-) -> Result<(Claim, Vec<Worker>), DaemonError> {
+) -> Result<Captured, DaemonError> {
     let claim = packets::claim(capture)?;
+    let (begin, begun) = oneshot::channel();
+    let mut begins = vec![begin];
+    let desk = Desk::new(
+        gateway.rulebook.clone(),
+        gateway.means.resolver.clone(),
+        gateway.means.audit.clone(),
+        gateway.phases.clone(),
+        settings.ipv6,
+    );
+    let dns = dns::Server::start(packets::dns_sockets(capture)?, desk, begun)
+        .map_err(|error| other("cannot start the agents' resolver", &error))?;
     let count = workers(settings);
     let mut workers = Vec::with_capacity(count);
-    let mut begins = Vec::with_capacity(count);
     for number in 0..count {
         let (begin, begun) = oneshot::channel();
         let listeners = packets::listen(capture)?;
@@ -224,7 +245,7 @@ fn capture_packets(
         // A worker that is gone has said so itself.
         let _ = begin.send(());
     }
-    Ok((claim, workers))
+    Ok(Captured { claim, workers, dns })
 }
 
 fn workers(settings: &Settings) -> usize {
