@@ -14,6 +14,7 @@ mod framing;
 mod h2_frames;
 mod methods_and_paths;
 mod packets;
+mod refused_packets;
 mod relay;
 mod requests;
 mod responses;

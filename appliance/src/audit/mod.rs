@@ -5,8 +5,10 @@
 //! done: the gateway would rather refuse than act unseen. Fields that an agent fills are capped
 //! in bytes and escaped by JSON.
 
+mod packets;
 mod record;
 mod writer;
 
+pub use packets::RefusedPackets;
 pub use record::{Record, RequestRecord, Traffic};
 pub use writer::{Sink, Unavailable, Writer};

@@ -319,7 +319,7 @@ fn is_zero(count: &u64) -> bool {
     *count == 0
 }
 
-fn now() -> String {
+pub(super) fn now() -> String {
     let now = OffsetDateTime::from(SystemTime::now());
     // RFC 3339 cannot write years beyond 9999; a clock that far off is told as it is.
     now.format(&Rfc3339).unwrap_or_else(|_| now.unix_timestamp().to_string())

@@ -7,6 +7,7 @@
 
 mod flow;
 mod harden;
+mod refused;
 mod worker;
 
 use std::{
@@ -24,14 +25,14 @@ use tokio::{
     time::timeout,
 };
 
-use self::{flow::Gateway, worker::Worker};
+use self::{flow::Gateway, refused::Watcher, worker::Worker};
 use crate::{
     accept::Places,
     audit::{Sink, Writer},
     config::{self, Config, Settings},
     dial::Resolver,
     intercept::Means,
-    packets::{self, Capture, Claim, PacketsError},
+    packets::{self, Capture, Claim, PacketLog, PacketsError},
     phase::{Phase, Phases},
     policy::{GroupName, Policy, SecretRef},
     rulebook::{MaskCache, Rulebook, RulebookError},
@@ -79,6 +80,7 @@ struct Daemon {
     audit: Sink,
     writer: Writer,
     workers: Vec<Worker>,
+    watcher: Watcher,
     _claim: Claim,
 }
 
@@ -115,7 +117,11 @@ impl Daemon {
         let closing = async move { phases.reached(Phase::Cut).await };
         let refreshing = tokio::spawn(Arc::clone(&secrets).run(closing));
         secrets.first_round(Instant::now() + FIRST_ROUND).await;
-        let (claim, workers) = capture_packets(&capture, &settings, &gateway)?;
+        let claim = packets::claim(&capture)?;
+        let log = PacketLog::open(capture.nflog_group)?;
+        let watcher = Watcher::start(log, audit.clone(), gateway.rulebook.clone())
+            .map_err(|error| other("cannot start a thread", &error))?;
+        let workers = capture_packets(&capture, &settings, &gateway)?;
         report_secrets(&secrets);
         Ok(Self {
             config_file: config_file.to_owned(),
@@ -129,6 +135,7 @@ impl Daemon {
             audit,
             writer,
             workers,
+            watcher,
             _claim: claim,
         })
     }
@@ -191,6 +198,10 @@ impl Daemon {
         if timeout(GIVE_BACK_TIME, self.refreshing).await.is_err() {
             tracing::warn!("the secrets' sources did not take back what they lent in time");
         }
+        let watcher = self.watcher;
+        if tokio::task::spawn_blocking(|| watcher.end()).await.is_err() {
+            tracing::error!("the last sums of refused packets were not written");
+        }
         drop((self.audit, self.rulebooks, self.secrets));
         self.writer.finish(AUDIT_TIME).await;
         tracing::info!("stopped");
@@ -203,8 +214,7 @@ fn capture_packets(
     capture: &Capture,
     settings: &Settings,
     gateway: &Arc<Gateway>,
-) -> Result<(Claim, Vec<Worker>), DaemonError> {
-    let claim = packets::claim(capture)?;
+) -> Result<Vec<Worker>, DaemonError> {
     let count = match settings.workers {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         count => count,
@@ -224,7 +234,7 @@ fn capture_packets(
         // A worker that is gone has said so itself.
         let _ = begin.send(());
     }
-    Ok((claim, workers))
+    Ok(workers)
 }
 
 fn rulebook(

@@ -17,8 +17,10 @@
 mod error;
 mod install;
 mod listen;
+mod log;
 mod lower;
 mod netlink;
+mod nflog;
 mod plan;
 mod raw_expr;
 mod readback;
@@ -31,6 +33,8 @@ mod kernel_tests;
 
 pub use error::PacketsError;
 pub use listen::{Claim, Listener, claim, listen, listeners};
+pub use nflog::{Headers, PacketLog, RefusedPacket};
+pub use readback::untold;
 pub use sysctl::check_sysctls;
 
 use std::net::IpAddr;
@@ -58,6 +62,8 @@ pub struct Capture {
     pub mark: u32,
     /// The routing table that the mark selects.
     pub route_table: u32,
+    /// The NFLOG group that is told what was refused.
+    pub nflog_group: u16,
     /// Whether IPv6 is captured; where false, every IPv6 packet of an agent is dropped.
     pub ipv6: bool,
 }
@@ -88,6 +94,7 @@ impl Capture {
             proxy_port: settings.proxy_port,
             mark: settings.mark,
             route_table: settings.route_table,
+            nflog_group: settings.nflog_group,
             ipv6: settings.ipv6,
         }
     }
@@ -241,6 +248,7 @@ mod tests {
             proxy_port: 8443,
             mark,
             route_table,
+            nflog_group: 1,
             ipv6: true,
         };
         assert!(check_marks(&capture(1, 100)).is_ok());
@@ -268,6 +276,8 @@ mod tests {
             proxy_port: 8443,
             mark: 1,
             route_table: 100,
+            nflog_group: 1,
+            assert_every: std::time::Duration::from_secs(60),
             ipv6: true,
             resolvers: Vec::new(),
             workers: 1,
