@@ -12,6 +12,7 @@ mod credentials;
 mod faults;
 mod framing;
 mod h2_frames;
+mod kernel_settings;
 mod methods_and_paths;
 mod packets;
 mod refused_packets;

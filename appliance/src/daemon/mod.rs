@@ -6,6 +6,7 @@
 //! may finish, then it is cut. The rules stay, so that the gateway is closed after the daemon.
 
 mod flow;
+mod ground;
 mod harden;
 mod refused;
 mod worker;
@@ -22,7 +23,7 @@ use tokio::{
     runtime::Handle,
     signal::unix::{Signal, SignalKind, signal},
     sync::{oneshot, watch},
-    time::timeout,
+    time::{MissedTickBehavior, timeout},
 };
 
 use self::{flow::Gateway, refused::Watcher, worker::Worker};
@@ -72,6 +73,8 @@ struct Daemon {
     config_file: PathBuf,
     settings: Settings,
     capture: Capture,
+    /// Whether a doubt about the kernel's settings keeps new connections out.
+    closed: bool,
     system_roots: Arc<RootCertStore>,
     phase: watch::Sender<Phase>,
     rulebooks: watch::Sender<Arc<Rulebook>>,
@@ -127,6 +130,7 @@ impl Daemon {
             config_file: config_file.to_owned(),
             settings,
             capture,
+            closed: false,
             system_roots,
             phase,
             rulebooks,
@@ -141,8 +145,22 @@ impl Daemon {
     }
 
     async fn live(mut self, mut signals: Signals) {
-        while signals.next().await == Told::Reload {
-            self.reload().await;
+        let every = self.settings.assert_every;
+        let mut rounds = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
+        rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                told = signals.next() => match told {
+                    Told::Reload => self.reload().await,
+                    Told::Stop => break,
+                },
+                _ = rounds.tick() => {
+                    if let Err(error) = self.assert_ground().await {
+                        tracing::error!("stopping: {error}");
+                        break;
+                    }
+                }
+            }
         }
         self.stop(signals).await;
     }
@@ -169,7 +187,7 @@ impl Daemon {
         }
         let wanted = wanted(&policy);
         let rulebook = rulebook(policy, &settings, &self.system_roots)?;
-        packets::apply(&capture)?;
+        packets::apply(&self.rules(&capture))?;
         self.capture = capture;
         self.secrets.set_wanted(&wanted);
         self.rulebooks.send_replace(Arc::new(rulebook));

@@ -101,6 +101,13 @@ impl Capture {
 }
 
 impl Capture {
+    /// The same agents, with no port that reaches the proxy: every new connection is reset, and
+    /// those that were accepted go on.
+    #[must_use]
+    pub fn closed(&self) -> Self {
+        Self { ports: Vec::new(), ..self.clone() }
+    }
+
     /// The interfaces, which cannot change while the daemon listens on them.
     pub fn interface_names(&self) -> Vec<&InterfaceName> {
         self.interfaces.iter().map(|interface| &interface.name).collect()
@@ -127,6 +134,30 @@ pub async fn prepare(capture: &Capture) -> Result<(), PacketsError> {
     readback::require_base()?;
     check_sysctls(&names)?;
     route::install(capture).await
+}
+
+/// Asserts, while the daemon runs, what the rules lean on: the guard table, the kernel's settings,
+/// the routes. What differs is set right where it may be, and said. An interface that is gone is
+/// passed over: nothing arrives on it.
+///
+/// # Errors
+///
+/// The first thing that is wrong and stays wrong.
+pub async fn assert_ground(capture: &Capture) -> Result<(), PacketsError> {
+    readback::require_base()?;
+    let mut names = capture.interface_names();
+    names.retain(|name| sysctl::check_interfaces(&[name]).is_ok());
+    check_sysctls(&names)?;
+    route::install(capture).await
+}
+
+/// Fails unless the kernel holds the daemon's table as [`apply`] installs it.
+///
+/// # Errors
+///
+/// [`PacketsError::ReadBack`] says where they differ.
+pub fn verify(capture: &Capture) -> Result<(), PacketsError> {
+    readback::verify(&plan::table(capture))
 }
 
 /// Installs or replaces the rules of the daemon's table in one transaction, then reads them back.
