@@ -6,8 +6,12 @@
 CARGO ?= cargo
 # One lab test is a small network with several programs in it, most of the time waiting.
 LAB_THREADS ?= 4
+# Where nft and ip are; an ordinary user's PATH lacks it on Debian.
+export PATH := $(PATH):/usr/sbin:/sbin
 
 .PHONY: help demo test prerequisites vault clients format lint dependencies unit lab build
+# Each step is parallel in itself, and their output is read in this order.
+.NOTPARALLEL:
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -58,5 +62,5 @@ unit: prerequisites
 
 lab: build vault clients
 	@echo "== Properties, in namespaces, against the built program"
-	CLOAKROOM_BIN=$(CURDIR)/target/debug/cloakroom \
+	CLOAKROOM_BIN=$(CURDIR)/target/debug/cloakroom CLOAKROOM_VAULT="$$(tests/vault/get | tail -n 1)" \
 		$(CARGO) test --locked --workspace --test properties -- --test-threads=$(LAB_THREADS)

@@ -360,3 +360,19 @@ fn a_head_that_ends_early_reaches_nobody() {
         scene.ends_well();
     });
 }
+
+#[test]
+fn an_old_request_goes_out_as_a_new_one_and_ends_its_connection() {
+    sandboxed(|| {
+        let scene = Scene::usual();
+        let old =
+            head("Content-Length: 5\r\nConnection: close\r\n").replace("HTTP/1.1", "HTTP/1.0");
+        let mut tls = scene.h1(AGENT, OPENAI.port(443), OPENAI.name);
+        tls.send(old + "hello" + &head("")).expect("sent");
+        let answer = String::from_utf8_lossy(&tls.read_to_end()).into_owned();
+        assert_eq!(answer.matches("HTTP/1.").count(), 1, "{answer}");
+        let seen = &scene.origin.log().wait_requests(1)[0];
+        assert_eq!((seen.version, &seen.body[..]), (http::Version::HTTP_11, &b"hello"[..]));
+        scene.ends_well();
+    });
+}

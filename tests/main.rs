@@ -2,22 +2,23 @@
 //!
 //! They are one program, so that the lab is linked once.
 
+mod answers;
 mod attack;
-
 mod authority;
 mod clear_text;
 mod clients;
 mod connections;
 mod credentials;
 mod faults;
+mod forged_records;
 mod framing;
 mod h2_frames;
+mod hello;
 mod kernel_settings;
 mod methods_and_paths;
 mod packets;
 mod refused_packets;
 mod relay;
-mod requests;
 mod responses;
 mod start;
 mod streaming;

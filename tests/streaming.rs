@@ -3,6 +3,7 @@
 //! Each property is asked of every way through the gateway: intercepted and let through, over
 //! HTTP/1.1 and HTTP/2. The clients are unmodified wherever they can show it.
 
+mod ends;
 mod exchanges;
 
 use std::{

@@ -8,7 +8,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     sync::{
         Arc, LazyLock, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -18,7 +18,10 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 
-use crate::{policy::Group, reason::Reason};
+use crate::{
+    policy::{Group, GroupName},
+    reason::Reason,
+};
 
 /// Names one flow in the audit, in answers and in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -59,11 +62,24 @@ pub struct Flow {
     pub dialled: Dialled,
 }
 
-/// Hands out the places that connections take, so that one agent cannot take them all.
+/// Hands out the places that connections and requests take, so that neither one agent nor one
+/// group, whose hosts may use many addresses, can take them all.
 #[derive(Debug)]
 pub struct Places {
     all: Arc<Semaphore>,
-    agents: Mutex<HashMap<IpAddr, usize>>,
+    taken: Mutex<HashMap<Who, Arc<Tally>>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Who {
+    Agent(IpAddr),
+    Group(GroupName),
+}
+
+#[derive(Debug, Default)]
+struct Tally {
+    connections: AtomicUsize,
+    requests: AtomicUsize,
 }
 
 /// A place for one connection, whoever it will be from. Taken before `accept`, so that a gateway
@@ -73,19 +89,28 @@ pub struct Place {
     _all: OwnedSemaphorePermit,
 }
 
-/// An agent's share of the places. Given back when dropped.
+/// The share that one connection takes of its agent's and its group's places. Given back when
+/// dropped.
 #[derive(Debug)]
-pub struct AgentPlace {
+pub struct Share {
     places: Arc<Places>,
-    agent: IpAddr,
+    taken: Arc<Taken>,
 }
+
+/// Where the requests of one connection are counted.
+#[derive(Debug)]
+pub struct Taken([(Who, Arc<Tally>); 2]);
+
+/// The place of one request. Given back when dropped.
+#[derive(Debug)]
+pub struct RequestPlace(Arc<Taken>);
 
 impl Places {
     /// `connections` places in all.
     pub fn new(connections: usize) -> Arc<Self> {
         Arc::new(Self {
             all: Arc::new(Semaphore::new(connections.min(Semaphore::MAX_PERMITS))),
-            agents: Mutex::default(),
+            taken: Mutex::default(),
         })
     }
 
@@ -95,29 +120,82 @@ impl Places {
         Some(Place { _all: permit })
     }
 
-    /// Counts a connection against its agent, of which `most` may be open at once.
-    pub fn share(self: &Arc<Self>, agent: IpAddr, most: usize) -> Result<AgentPlace, Reason> {
-        let mut agents = self.agents.lock().unwrap_or_else(PoisonError::into_inner);
-        let open = agents.entry(agent).or_insert(0);
-        if *open >= most {
-            return Err(Reason::ConnectionLimit);
+    /// Counts a connection against its agent, of which `of_agent` may be open at once, and
+    /// against its group, of which `of_group` may.
+    pub fn share(
+        self: &Arc<Self>,
+        agent: IpAddr,
+        group: &GroupName,
+        (of_agent, of_group): (usize, usize),
+    ) -> Result<Share, Reason> {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let [agent, group] = [Who::Agent(agent), Who::Group(group.clone())];
+        for (who, most) in [(&agent, of_agent), (&group, of_group)] {
+            let open = taken.get(who).map_or(0, |tally| tally.connections.load(Relaxed));
+            if open >= most {
+                return Err(Reason::ConnectionLimit);
+            }
         }
-        *open += 1;
-        Ok(AgentPlace { places: Arc::clone(self), agent })
+        let tallies = [agent, group].map(|who| {
+            let tally = Arc::clone(taken.entry(who.clone()).or_default());
+            tally.connections.fetch_add(1, Relaxed);
+            (who, tally)
+        });
+        drop(taken);
+        Ok(Share { places: Arc::clone(self), taken: Arc::new(Taken(tallies)) })
     }
 }
 
-impl Drop for AgentPlace {
+impl Share {
+    /// Where the connection's requests are counted.
+    pub fn taken(&self) -> Arc<Taken> {
+        Arc::clone(&self.taken)
+    }
+}
+
+impl Drop for Share {
     fn drop(&mut self) {
-        let mut agents = self.places.agents.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(open) = agents.get_mut(&self.agent) {
-            *open = open.saturating_sub(1);
-            if *open == 0 {
-                agents.remove(&self.agent);
+        let mut taken = self.places.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        for (who, tally) in &self.taken.0 {
+            if tally.connections.fetch_sub(1, Relaxed) == 1 {
+                taken.remove(who);
             }
         }
     }
 }
+
+impl Taken {
+    /// Takes a place for one request. Each request under way holds a place in the audit's queue
+    /// and buffers, which all agents share.
+    pub fn request(self: &Arc<Self>) -> Result<RequestPlace, Reason> {
+        // Counted first, so that whatever happens it is given back.
+        for (_, tally) in &self.0 {
+            tally.requests.fetch_add(1, Relaxed);
+        }
+        let place = RequestPlace(Arc::clone(self));
+        let within = |(who, tally): &(Who, Arc<Tally>)| {
+            tally.requests.load(Relaxed)
+                <= match who {
+                    Who::Agent(_) => AGENT_REQUESTS,
+                    Who::Group(_) => GROUP_REQUESTS,
+                }
+        };
+        if self.0.iter().all(within) { Ok(place) } else { Err(Reason::RateLimit) }
+    }
+}
+
+impl Drop for RequestPlace {
+    fn drop(&mut self) {
+        for (_, tally) in &self.0.0 {
+            tally.requests.fetch_sub(1, Relaxed);
+        }
+    }
+}
+
+/// Requests under way at once, of one agent.
+const AGENT_REQUESTS: usize = 4_096;
+/// Requests under way at once, of one group. Several groups fit into the audit's queue.
+const GROUP_REQUESTS: usize = 16_384;
 
 /// Accepts the next connection. Errors of single connections are passed over; where the machine is
 /// out of descriptors or memory it waits before it tries again (accept(2), "Error handling").
@@ -160,16 +238,45 @@ impl FlowId {
 mod tests {
     use super::*;
 
+    fn address(last: u8) -> IpAddr {
+        [192, 0, 2, last].into()
+    }
+
     #[test]
     fn one_agent_cannot_take_anothers_places() {
         let places = Places::new(10);
-        let greedy: IpAddr = "192.0.2.1".parse().unwrap();
-        let held: Vec<_> = (0..3).map(|_| places.share(greedy, 3).unwrap()).collect();
-        assert_eq!(places.share(greedy, 3).err(), Some(Reason::ConnectionLimit));
-        assert!(places.share("192.0.2.2".parse().unwrap(), 3).is_ok());
+        let group = GroupName("red".into());
+        let share = |last| places.share(address(last), &group, (3, 10));
+        let held: Vec<_> = (0..3).map(|_| share(1).unwrap()).collect();
+        assert_eq!(share(1).err(), Some(Reason::ConnectionLimit));
+        assert!(share(2).is_ok());
         drop(held);
-        assert!(places.share(greedy, 3).is_ok());
-        assert!(places.agents.lock().unwrap().is_empty());
+        assert!(share(1).is_ok());
+        assert!(places.taken.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn one_group_cannot_take_anothers_places_however_many_addresses_it_uses() {
+        let places = Places::new(10);
+        let [red, blue] = ["red", "blue"].map(|name| GroupName(name.into()));
+        let _held: Vec<_> =
+            (0..5).map(|last| places.share(address(last), &red, (3, 5)).unwrap()).collect();
+        let refused = places.share(address(9), &red, (3, 5));
+        assert_eq!(refused.err(), Some(Reason::ConnectionLimit));
+        assert!(places.share(address(9), &blue, (3, 5)).is_ok());
+    }
+
+    #[test]
+    fn one_agents_requests_are_bounded_over_all_its_connections() {
+        let places = Places::new(10);
+        let red = GroupName("red".into());
+        let [one, two, other] =
+            [1, 1, 2].map(|last| places.share(address(last), &red, (3, 5)).unwrap());
+        let held: Vec<_> = (0..AGENT_REQUESTS).map(|_| one.taken().request().unwrap()).collect();
+        assert_eq!(two.taken().request().err(), Some(Reason::RateLimit));
+        assert!(other.taken().request().is_ok());
+        drop(held);
+        assert!(two.taken().request().is_ok());
     }
 
     #[test]

@@ -26,6 +26,8 @@ pub struct Rulebook {
     pub policy: Policy,
     /// Settings of every TLS handshake under it.
     pub tls: Tls,
+    /// Compiled masks. They belong to this policy: another may bind other secrets under one name.
+    pub masks: Arc<MaskCache>,
     leaves: HashMap<RuleName, Leaves>,
     rules: Mutex<HashMap<(GroupName, RuleName), Arc<Rules>>>,
 }
@@ -56,7 +58,7 @@ impl Rulebook {
             leaves.insert(rule, Leaves::new(ca));
         }
         let tls = Tls::new(system_roots).map_err(RulebookError::Tls)?;
-        Ok(Self { policy, tls, leaves, rules: Mutex::default() })
+        Ok(Self { policy, tls, masks: Arc::default(), leaves, rules: Mutex::default() })
     }
 
     /// The leaves of a rule that ends TLS here.
@@ -96,7 +98,7 @@ fn check_roots(policy: &Policy, system_roots: &RootCertStore) -> Result<(), Rule
     }
 }
 
-/// Compiled masks for each group and API, made anew when any value has changed.
+/// Compiled masks for each group and API of one policy, made anew when any value has changed.
 pub struct MaskCache {
     none: Arc<Masks>,
     compiled: RwLock<HashMap<(GroupName, RuleName), Compiled>>,

@@ -1,13 +1,18 @@
 //! Nothing is done that cannot be recorded, and whatever ends a connection leaves one record.
 
-use std::{collections::BTreeSet, fs, io::Write as _, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::Write as _,
+    time::{Duration, Instant},
+};
 
 use lab::{
     Lab,
     client::{self, Hello, Tls},
     dns::Dns,
     gateway::{Gateway, usual_config},
-    net::{AGENT, CDN, OPENAI, PYPI},
+    net::{AGENT, CDN, GATEWAY, OPENAI, PYPI},
     origin::Origin,
     sandboxed, wait,
 };
@@ -194,5 +199,26 @@ fn what_an_agent_sends_is_escaped_and_capped_in_the_audit() {
             assert!(line.chars().all(|letter| !letter.is_control()), "{line}");
         }
         assert_eq!(text.lines().count(), gateway.audit.records().len());
+    });
+}
+
+#[test]
+fn an_audit_that_nobody_reads_does_not_keep_the_daemon_from_ending() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let _origin = Origin::start(&lab);
+        let _dns = Dns::start();
+        let pipe = lab.dir.join("pipe");
+        GATEWAY.shell(&format!("mkfifo '{}'", pipe.display()));
+        // Open, so that the daemon can write, and never read.
+        let _held = fs::File::options().read(true).write(true).open(&pipe).expect("a pipe");
+        let config = usual_config().replace("{dir}/audit.jsonl", "{dir}/pipe");
+        let mut gateway = Gateway::start(&lab, &(config + "\n[limits]\ndrain_time = \"1s\"\n"));
+        for _ in 0..600 {
+            drop(AGENT.connect(PYPI.port(443)).expect("accepted"));
+        }
+        let begun = Instant::now();
+        gateway.terminate(Duration::from_secs(20));
+        assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
     });
 }

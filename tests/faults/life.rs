@@ -8,9 +8,9 @@ use std::{
 
 use lab::{
     Lab,
-    client::Tls,
+    client::{H2, Hello, Tls},
     dns::Dns,
-    gateway::{self, Gateway, usual_config},
+    gateway::{self, ANTHROPIC_SECRET, GIT_SECRET, Gateway, usual_config},
     net::{AGENT, AGENT2, GATEWAY, Host, OPENAI, OTHER, PYPI},
     origin::Origin,
     sandboxed, wait,
@@ -76,6 +76,57 @@ fn a_drain_lets_an_answer_finish_and_takes_nothing_new() {
         assert_eq!(record["complete"], true, "{record}");
         origin.log().clear();
         super::assert_closed(&origin);
+    });
+}
+
+#[test]
+fn a_drain_lets_an_answer_over_http_2_finish_too() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let origin = Origin::start(&lab);
+        let _dns = Dns::start();
+        let mut gateway = Gateway::start(&lab, &limits("drain_time = \"15s\""));
+        let hello = Hello { alpn: vec![b"h2"], ..super::hello(&lab, OPENAI) };
+        let mut h2 = H2::open(AGENT, OPENAI.port(443), &hello).expect("a handshake");
+        let request = http::Request::get("https://api.openai.example/sse?n=8&ms=250")
+            .header("authorization", "Bearer OPENAI_API_KEY")
+            .body(())
+            .expect("a request");
+        thread::scope(|scope| {
+            let answer = scope.spawn(move || h2.ask(request, ""));
+            origin.log().wait_requests(1);
+            let (status, _) = ended(&mut gateway, Duration::from_secs(10));
+            assert!(status.success(), "{status}: {}", gateway.stderr());
+            let answer = answer.join().expect("no panic").expect("the whole answer");
+            assert!(answer.text().contains("event 7"), "cut: {}", answer.text());
+        });
+        assert_eq!(connections(&gateway, 1)[0]["end"], "closed");
+    });
+}
+
+#[test]
+fn a_binding_that_changes_its_secret_never_sends_the_old_one_again() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let origin = Origin::start(&lab);
+        let _dns = Dns::start();
+        let config = usual_config();
+        let gateway = Gateway::start(&lab, &config);
+        assert_eq!(ask(&lab, &gateway, CHAT).status, 200);
+        gateway::install(&lab, &config.replace("\"file:openai\"", "\"file:git\""));
+        gateway.reload();
+        wait::expect("it says so", || gateway.stderr().contains("reloaded"));
+        let before = origin.log().requests().len();
+        wait::expect("the other value is there", || match ask(&lab, &gateway, CHAT) {
+            answer if answer.status == 200 => true,
+            answer => {
+                super::assert_refused(&answer, 503, "secret_unavailable");
+                false
+            }
+        });
+        for request in &origin.log().requests()[before..] {
+            assert_eq!(request.header("authorization"), [format!("Bearer {GIT_SECRET}")]);
+        }
     });
 }
 
@@ -159,6 +210,33 @@ fn a_new_policy_is_taken_whole_and_cuts_what_it_forbids() {
     });
 }
 
+#[test]
+fn a_secret_that_a_new_policy_binds_is_masked_at_once() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let _origin = Origin::start(&lab);
+        let _dns = Dns::start();
+        let config = usual_config();
+        let gateway = Gateway::start(&lab, &config);
+        // Masks for this group and API are compiled by this one.
+        assert_eq!(ask(&lab, &gateway, &get("/reflect")).status, 200);
+
+        // The secret is not new to the group: another API has it already.
+        let bindings = "[[api.binding]]\ngroups = [\"operations\"]";
+        let second = "[[api.binding]]\ngroups = [\"research\"]\nplaceholder = \"SECOND_KEY\"\n\
+            places = [\"header x-api-key raw\"]\nsecret = \"file:anthropic\"\n\n";
+        gateway::install(&lab, &config.replacen(bindings, &format!("{second}{bindings}"), 1));
+        gateway.reload();
+        wait::expect("it says so", || gateway.stderr().contains("reloaded"));
+        let request = get("/reflect")
+            .replace("Authorization: Bearer OPENAI_API_KEY", "X-Api-Key: SECOND_KEY");
+        let answer = ask(&lab, &gateway, &request);
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert!(!answer.text().contains(ANTHROPIC_SECRET), "{}", answer.text());
+        assert!(answer.text().contains("****"), "{}", answer.text());
+    });
+}
+
 fn served(lab: &Lab, host: Host) {
     let mut tls = open(lab, AGENT, host).expect("listed now");
     let request = format!("GET /a HTTP/1.1\r\nHost: {}\r\n\r\n", host.name);
@@ -232,5 +310,20 @@ fn reloads_under_traffic_disturb_nobody() {
         assert_eq!(origin.log().wait_requests(60).len(), 60);
         connections(&gateway, 60);
         super::dead_daemon::assert_no_agent_outside(&outside);
+    });
+}
+
+#[test]
+fn a_connection_in_its_first_bytes_is_cut_with_the_rest() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let _origin = Origin::start(&lab);
+        let mut gateway = Gateway::start(&lab, &limits("peek_time = \"60s\"\ndrain_time = \"0s\""));
+        let mut stream = AGENT.connect(OPENAI.port(443)).expect("accepted");
+        std::io::Write::write_all(&mut stream, &[0x16]).expect("sent");
+        thread::sleep(Duration::from_millis(300));
+        let (status, time) = ended(&mut gateway, Duration::from_secs(20));
+        assert!(status.success() && time < Duration::from_secs(4), "{status} after {time:?}");
+        gateway.audit.wait_reason("shutting_down");
     });
 }

@@ -9,7 +9,8 @@ use std::{
 use lab::{
     Lab,
     dns::Dns,
-    gateway::{Gateway, OPENAI_SECRET, SECRETS, vault_config},
+    gateway::{Gateway, OPENAI_SECRET, SECRETS, usual_config, vault_config},
+    net::{AGENT2, INTERNET, OPENAI},
     origin::Origin,
     pki::Authority,
     sandboxed,
@@ -115,6 +116,32 @@ fn a_vault_that_is_down_at_the_start_is_503_and_heals() {
         println!("served after {after:?}");
         assert!(after < Duration::from_secs(5), "{after:?}");
         assert_told_nothing(&lab, &gateway);
+    });
+}
+
+#[test]
+fn a_vault_that_swallows_packets_holds_up_neither_the_start_nor_the_end() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let origin = Origin::start(&lab);
+        let _dns = Dns::start();
+        INTERNET.shell("ip route add blackhole 198.51.100.250");
+        lab.write("secret-id", "a-secret-id");
+        let config = usual_config().replace("file:openai", "vault:kv/agents/openai#api_key")
+            + "\n[vault]\naddress = \"https://198.51.100.250:8200\"\nrole_id = \"lab\"\n\
+               ca_file = \"{dir}/public-ca.pem\"\nsecret_id_file = \"{dir}/secret-id\"\n";
+        let begun = Instant::now();
+        let mut gateway = Gateway::start(&lab, &config);
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+        assert_refused(&ask(&lab, &gateway, CHAT), 503, "secret_unavailable");
+        let mut other = super::open(&lab, AGENT2, OPENAI).expect("a handshake");
+        let request = super::get("/v1/models").replace("OPENAI_API_KEY", "OPS_OPENAI_KEY");
+        assert_eq!(other.ask(request).expect("an answer").status, 200, "the file serves");
+        drop(other);
+        assert_eq!(origin.log().wait_requests(1).len(), 1);
+        let begun = Instant::now();
+        assert!(gateway.terminate(Duration::from_secs(12)).success());
+        println!("ended after {:?}", begun.elapsed());
     });
 }
 

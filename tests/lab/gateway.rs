@@ -88,11 +88,22 @@ impl Gateway {
     /// # Panics
     /// When the program is missing.
     pub fn run(lab: &Lab, config: &PathBuf) -> Result<Self, Failed> {
+        Self::run_logging(lab, config, "info")
+    }
+
+    /// [`Gateway::run`] with another level of its log.
+    ///
+    /// # Errors
+    /// As [`Gateway::try_start`].
+    ///
+    /// # Panics
+    /// When the program is missing.
+    pub fn run_logging(lab: &Lab, config: &PathBuf, level: &str) -> Result<Self, Failed> {
         let (ready, log) = (lab.dir.join("ready"), lab.dir.join("gateway.log"));
         let _ = fs::remove_file(&ready);
         let stderr = fs::File::create(&log).expect("the lab's folder is writable");
         let process = program()
-            .args(["run", "--ready-file"])
+            .args(["run", "--log", level, "--ready-file"])
             .arg(&ready)
             .arg(config)
             .stderr(stderr)

@@ -125,6 +125,8 @@ const INSIDE: &str = "CLOAKROOM_SANDBOX";
 /// not the first keeps the usual meaning of signals.
 const ENTER: &str = r#"
 set -e
+# An ordinary user's PATH lacks nft and ip on Debian.
+PATH=$PATH:/usr/sbin:/sbin
 mount -t tmpfs -o mode=0755 tmpfs /run
 mkdir -p /run/netns /run/lab/home
 ip link set lo up

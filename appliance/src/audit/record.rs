@@ -113,7 +113,14 @@ impl Record {
         self.line.upstream = Some(address.to_string());
     }
 
-    /// Why it was refused, or cut after it had been permitted.
+    /// Why it was cut after it had been permitted: the decision stays what it was, and so does the
+    /// reason of a refusal that was being told.
+    pub fn cut(&mut self, reason: Reason) {
+        self.line.reason.get_or_insert(reason.word());
+        self.ended("cut");
+    }
+
+    /// Why it was refused.
     pub fn refused(&mut self, reason: Reason) {
         self.line.decision = "refuse";
         self.line.reason = Some(reason.word());

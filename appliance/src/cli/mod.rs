@@ -13,6 +13,7 @@ use std::{
 
 use clap::{Parser, Subcommand, ValueEnum};
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
 use self::{
     ca::{CaCommand, CaCommandError},
@@ -135,6 +136,9 @@ fn run(config: &Path, ready_file: Option<&Path>, log: Log) -> Result<(), Failure
         .with_ansi(false)
         .with_target(false)
         .with_max_level(log.level())
+        .finish()
+        // What libraries say is not ours to vouch for, and agents can make them say much.
+        .with(Targets::new().with_target("cloakroom", log.level()))
         .init();
     if rustls::crypto::CryptoProvider::install_default(tls::provider()).is_err() {
         return Err(Failure::Other("the TLS provider was set twice".into()));
@@ -143,7 +147,10 @@ fn run(config: &Path, ready_file: Option<&Path>, log: Log) -> Result<(), Failure
         .enable_all()
         .build()
         .map_err(|error| Failure::Other(format!("cannot start a runtime: {error}")))?;
-    runtime.block_on(daemon::run(config, ready_file)).map_err(|error| match error {
+    let ran = runtime.block_on(daemon::run(config, ready_file));
+    // A thread that is stuck, as the audit's is while its pipe is full, has had its time.
+    runtime.shutdown_background();
+    ran.map_err(|error| match error {
         DaemonError::Config(errors) => Failure::Config(errors),
         other => Failure::Other(other.to_string()),
     })

@@ -72,8 +72,10 @@ pub(super) fn is_path(text: &str) -> bool {
 
 fn file_ref(name: &str) -> Result<SecretRef, &'static str> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
-    if name.is_empty() || name.len() > 128 || !name.bytes().all(plain) {
-        return Err("after \"file:\" stands a name of letters, digits, '-', '_' and '.'");
+    if name.is_empty() || name.len() > 64 || !name.bytes().all(plain) {
+        return Err(
+            "after \"file:\" stands a name of at most 64 letters, digits, '-', '_' and '.'",
+        );
     }
     Ok(SecretRef::File { name: name.into() })
 }

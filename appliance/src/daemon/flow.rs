@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use crate::{
-    accept::{self, AgentAddr, Dialled, Flow, FlowId, Place, Places},
+    accept::{self, AgentAddr, Dialled, Flow, FlowId, Place, Places, Share},
     audit::Record,
     decide::{Permit, Route, decide},
     dial,
@@ -79,7 +79,13 @@ pub(super) async fn serve(
         // The kernel refuses these options only for a connection that is already gone.
         return record.nothing_said();
     }
-    let (peeked, bytes) = match peek::read(&mut stream, limits).await {
+    let mut phases = gateway.phases.clone();
+    let read = tokio::select! {
+        biased;
+        () = phases.reached(Phase::Cut) => Err(PeekFailure::Refused(Reason::ShuttingDown)),
+        read = peek::read(&mut stream, limits) => read,
+    };
+    let (peeked, bytes) = match read {
         Ok(read) => (read.peeked, read.bytes),
         Err(PeekFailure::Closed) => return record.nothing_said(),
         Err(PeekFailure::Refused(reason)) => {
@@ -92,7 +98,8 @@ pub(super) async fn serve(
         Ok(permit) => {
             record.permitted(permit.route());
             let agent = Rewind::new(bytes.freeze(), stream);
-            let carried = Carried { rulebook: &rulebook, flow: &flow, peeked: &peeked };
+            let carried =
+                Carried { rulebook: &rulebook, flow: &flow, share: &share, peeked: &peeked };
             carry(&gateway, carried, permit, agent, &mut record).await;
         }
         Err(reason) => {
@@ -109,13 +116,19 @@ fn admit(
     interface: &InterfaceName,
     from: AgentAddr,
     dialled: Dialled,
-) -> Result<(Arc<Group>, accept::AgentPlace), Reason> {
+) -> Result<(Arc<Group>, Share), Reason> {
     let policy = &rulebook.policy;
     let group = policy.identify(interface, from.ip()).ok_or(Reason::NoGroup)?;
     if dialled.0.port() == gateway.proxy_port || dial::is_own(dialled.0.ip()) {
         return Err(Reason::SelfDestination);
     }
-    let share = gateway.places.share(from.ip(), policy.limits.agent_connections)?;
+    let limits = &policy.limits;
+    let of_group = match policy.groups.len() {
+        0 | 1 => limits.connections,
+        _ => limits.connections.div_ceil(2),
+    };
+    let most = (limits.agent_connections, of_group);
+    let share = gateway.places.share(from.ip(), &group.name, most)?;
     Ok((Arc::clone(group), share))
 }
 
@@ -123,6 +136,7 @@ fn admit(
 struct Carried<'a> {
     rulebook: &'a Rulebook,
     flow: &'a Flow,
+    share: &'a Share,
     peeked: &'a Peeked,
 }
 
@@ -141,8 +155,7 @@ async fn carry(
         () = phases.reached(Phase::Cut) => Reason::ShuttingDown,
         () = carry_on(gateway, carried, permit, agent, record) => return,
     };
-    record.refused(cut);
-    record.ended("cut");
+    record.cut(cut);
 }
 
 async fn carry_on(
@@ -152,14 +165,14 @@ async fn carry_on(
     agent: Rewind<TcpStream>,
     record: &mut Record,
 ) {
-    let Carried { rulebook, flow, peeked } = carried;
+    let Carried { rulebook, flow, share, peeked } = carried;
     match (permit.route(), peeked) {
         (Route::Splice(_), _) => {
             let (bytes, stream) = agent.into_parts();
             carry_splice(gateway, carried, &permit, (stream, bytes), record).await;
         }
         (Route::Intercept(_) | Route::Inspect(_), Peeked::Tls(hello)) => {
-            let interception = Interception { rulebook, flow, permit, hello };
+            let interception = Interception { rulebook, flow, share, permit, hello };
             let phases = gateway.phases.clone();
             intercept::run(&gateway.means, interception, agent, phases, record).await;
         }

@@ -36,7 +36,7 @@ use crate::{
     packets::{self, Capture, Claim, PacketLog, PacketsError},
     phase::{Phase, Phases},
     policy::{GroupName, Policy, SecretRef},
-    rulebook::{MaskCache, Rulebook, RulebookError},
+    rulebook::{Rulebook, RulebookError},
     secrets::{FileSource, SecretStore, Sources, VaultSource},
 };
 
@@ -93,7 +93,9 @@ impl Daemon {
         let capture = Capture::new(&policy, &settings);
         packets::prepare(&capture).await?;
         let system_roots = Arc::new(system_roots());
-        let places = Places::new(policy.limits.connections);
+        // A listener holds a place while it waits for the connection that will take it.
+        let waiting = workers(&settings) * capture.listeners();
+        let places = Places::new(policy.limits.connections + waiting);
         let secrets = open_secrets(&settings, &policy)?;
         let rulebook = rulebook(policy, &settings, &system_roots)?;
         let (audit, writer) = Sink::open(&settings.audit).map_err(|error| {
@@ -103,12 +105,7 @@ impl Daemon {
             Resolver::new(&settings.resolvers, Handle::current()).map_err(DaemonError::Other)?;
         let (phase, phases) = Phases::new();
         let (rulebooks, in_force) = watch::channel(Arc::new(rulebook));
-        let means = Means {
-            audit: audit.clone(),
-            secrets: Arc::clone(&secrets),
-            masks: Arc::new(MaskCache::default()),
-            resolver,
-        };
+        let means = Means { audit: audit.clone(), secrets: Arc::clone(&secrets), resolver };
         let gateway = Arc::new(Gateway {
             means,
             rulebook: in_force,
@@ -233,10 +230,7 @@ fn capture_packets(
     settings: &Settings,
     gateway: &Arc<Gateway>,
 ) -> Result<Vec<Worker>, DaemonError> {
-    let count = match settings.workers {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        count => count,
-    };
+    let count = workers(settings);
     let mut workers = Vec::with_capacity(count);
     let mut begins = Vec::with_capacity(count);
     for number in 0..count {
@@ -253,6 +247,13 @@ fn capture_packets(
         let _ = begin.send(());
     }
     Ok(workers)
+}
+
+fn workers(settings: &Settings) -> usize {
+    match settings.workers {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        count => count,
+    }
 }
 
 fn rulebook(

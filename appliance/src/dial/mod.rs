@@ -71,6 +71,7 @@ fn may_dial(address: IpAddr, upstream: &Upstream) -> bool {
     let listed = || upstream.private_prefixes.iter().any(|prefix| prefix.contains(&address));
     (!is_special_purpose(address) || (listed() && unwrapped(address) == address))
         && !is_own(address)
+        && !is_own(unwrapped(address))
 }
 
 /// Most addresses of one name that are tried.

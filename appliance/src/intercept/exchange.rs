@@ -5,7 +5,6 @@
 //! Whatever fails on the way is answered here, and nothing is sent.
 
 use std::{
-    convert::Infallible,
     sync::{Arc, Mutex, PoisonError},
     time::Instant,
 };
@@ -19,9 +18,10 @@ use super::{
     exchanges::{Exchanges, Turn},
     framing::TrailerRule,
     message::{self, Site},
+    unsent::Unsent,
 };
 use crate::{
-    accept::FlowId,
+    accept::{FlowId, RequestPlace, Taken},
     audit::{RequestRecord, Sink},
     decide::Route,
     policy::{Api, Binding, Carry, Group, Pass, ResponseRules, permits},
@@ -45,6 +45,8 @@ pub(super) struct Connection {
     pub route: Route,
     /// What a request must look like.
     pub rules: RequestRules,
+    /// Where requests are counted.
+    pub taken: Arc<Taken>,
     /// Where records go.
     pub audit: Sink,
     /// Where values come from.
@@ -73,24 +75,41 @@ pub(super) enum Sender {
     H2(conn::http2::SendRequest<RequestBody>),
 }
 
+/// Why an exchange has no answer of the upstream's.
+enum Failure {
+    /// The gateway answers with this.
+    Refused(Reason),
+    /// Nobody has looked at the request.
+    Unsent(Unsent),
+}
+
+impl From<Reason> for Failure {
+    fn from(reason: Reason) -> Self {
+        Self::Refused(reason)
+    }
+}
+
 /// The record of an exchange, shared by both bodies. It is written when the last of them is gone.
 pub(super) struct Trace {
     record: Mutex<RequestRecord>,
     connection: Arc<Connection>,
     refused_body: Mutex<Option<Reason>>,
     _turn: Turn,
+    _place: RequestPlace,
 }
 
 impl Connection {
     /// Opens the record of one more exchange.
     pub(super) fn begin(self: &Arc<Self>, turn: Turn) -> Result<Arc<Trace>, Reason> {
         let slot = self.audit.reserve().map_err(|_| Reason::AuditUnavailable)?;
-        let record = RequestRecord::open(slot, self.flow, &self.group.name, &self.route);
+        let mut record = RequestRecord::open(slot, self.flow, &self.group.name, &self.route);
+        let place = self.taken.request().inspect_err(|&reason| record.refused(reason))?;
         Ok(Arc::new(Trace {
             record: Mutex::new(record),
             connection: Arc::clone(self),
             refused_body: Mutex::default(),
             _turn: turn,
+            _place: place,
         }))
     }
 
@@ -115,23 +134,29 @@ impl TrailerRule for Connection {
     }
 }
 
-/// Serves one request, whose turn began when its head was read. Every failure is an answer.
+/// Serves one request, whose turn began when its head was read. Every failure is an answer, but
+/// for a request that the agent may send again.
 pub(super) async fn serve(
     connection: Arc<Connection>,
     sender: Arc<Sender>,
     request: Request<Incoming>,
     turn: Turn,
-) -> Result<Response<ResponseBody>, Infallible> {
+) -> Result<Response<ResponseBody>, Unsent> {
     let flow = connection.flow;
     let trace = match connection.begin(turn) {
         Ok(trace) => trace,
         Err(reason) => return Ok(answer(reason, flow)),
     };
-    let response = forward(&connection, &sender, request, &trace).await;
-    Ok(response.unwrap_or_else(|reason| {
-        trace.refused(reason);
-        answer(reason, flow)
-    }))
+    let reason = match forward(&connection, &sender, request, &trace).await {
+        Ok(response) => return Ok(response),
+        Err(Failure::Unsent(unsent)) => {
+            trace.refused(Reason::UpstreamUnreachable);
+            return Err(unsent);
+        }
+        Err(Failure::Refused(reason)) => reason,
+    };
+    trace.refused(reason);
+    Ok(answer(reason, flow))
 }
 
 /// Serves a connection on which nothing may be sent: every request gets the same answer.
@@ -160,13 +185,13 @@ async fn forward(
     sender: &Sender,
     request: Request<Incoming>,
     trace: &Arc<Trace>,
-) -> Result<Response<ResponseBody>, Reason> {
+) -> Result<Response<ResponseBody>, Failure> {
     let (mut head, body) = request.into_parts();
     trace.with(|record| {
         record.asked(&head.method, connection.site.host.as_str(), head.uri.path());
     });
     if head.headers.len() > connection.head_fields {
-        return Err(Reason::HeaderLimit);
+        return Err(Reason::HeaderLimit.into());
     }
     message::check(&head, &connection.site)?;
     let snapshot = connection.secrets.snapshot();
@@ -176,7 +201,7 @@ async fn forward(
     let body = RequestBody::new(body, trailers, Arc::clone(trace));
     trace.with(|record| record.forwarded(&connection.route));
     let response = send(sender, Request::from_parts(head, body), trace).await?;
-    receive(connection, response, masks, trace)
+    Ok(receive(connection, response, masks, trace)?)
 }
 
 /// Checks the request against its rules and puts the values in. Gives the masks for the answer.
@@ -190,6 +215,7 @@ fn prepare(
         (RequestRules::Substitute(rules), Route::Intercept(api)) => {
             let plan = substitute::examine(rules, head).map_err(|denial| trace.denied(denial))?;
             trace.with(|record| record.placeholders(plan.placeholders()));
+            message::check_overrides(&head.headers, &api.methods, &api.paths)?;
             scrub::request_encodings(&api.response, &mut head.headers);
             swap(connection, head, snapshot, &plan)
                 .map_err(|cause| trace.secret_unavailable(cause))?;
@@ -218,7 +244,10 @@ fn swap(
 
 fn inspect(pass: &Pass, head: &request::Parts) -> Result<(), Reason> {
     match &pass.carry {
-        Carry::Inspect { methods, paths } => permits(methods, paths, &head.method, head.uri.path()),
+        Carry::Inspect { methods, paths } => {
+            permits(methods, paths, &head.method, head.uri.path())?;
+            message::check_overrides(&head.headers, methods, paths)
+        }
         Carry::Splice => Err(Reason::InternalError),
     }
 }
@@ -227,7 +256,7 @@ async fn send(
     sender: &Sender,
     request: Request<RequestBody>,
     trace: &Trace,
-) -> Result<Response<Incoming>, Reason> {
+) -> Result<Response<Incoming>, Failure> {
     let sent = match sender {
         Sender::H1(sender) => {
             let mut sender = sender.lock().await;
@@ -250,7 +279,11 @@ async fn send(
     };
     sent.map_err(|error| {
         tracing::debug!(%error, "upstream");
-        trace.body_refusal().unwrap_or(Reason::UpstreamUnreachable)
+        let h2 = matches!(sender, Sender::H2(_));
+        match (trace.body_refusal(), Unsent::of(&error)) {
+            (None, Some(unsent)) if h2 => Failure::Unsent(unsent),
+            (refusal, _) => Failure::Refused(refusal.unwrap_or(Reason::UpstreamUnreachable)),
+        }
     })
 }
 

@@ -194,7 +194,17 @@ fn read_head(head: &[u8], max_fields: usize) -> Result<BodyKind, Reason> {
     if request.path.is_none_or(|target| target.parse::<Uri>().is_err()) {
         return Err(Reason::HttpMalformed);
     }
+    check_target(request.path.unwrap_or_default())?;
     body_kind(request.headers, request.version)
+}
+
+/// hyper answers a target that it cannot read by itself, which would leave no record, and drops a
+/// fragment, which has no place there (RFC 9112, section 3.2.1).
+fn check_target(target: &str) -> Result<(), Reason> {
+    if target.contains('#') || Uri::try_from(target).is_err() {
+        return Err(Reason::HttpMalformed);
+    }
+    Ok(())
 }
 
 /// RFC 9112, section 6.3, without the leeway that it gives.
@@ -385,6 +395,19 @@ mod tests {
         let head = GOOD[0].as_bytes();
         for end in 0..head.len() {
             assert_eq!(run(&head[..end], head.len()).0, b"", "{end}");
+        }
+    }
+
+    #[test]
+    fn a_target_that_is_cleared_is_one_that_the_library_reads_whole() {
+        for byte in 0..=u8::MAX {
+            let head = [b"GET /a", &[byte][..], b"c HTTP/1.1\r\nHost: a\r\n\r\n"].concat();
+            if run(&head, head.len()).1 == Ok(true) {
+                let target = head.get(4..8).unwrap();
+                let uri = Uri::try_from(target).unwrap_or_else(|_| panic!("{byte:#x}"));
+                let read = uri.path_and_query().unwrap().as_str();
+                assert_eq!(read.as_bytes(), target, "{byte:#x}");
+            }
         }
     }
 

@@ -12,6 +12,7 @@ mod guard;
 mod message;
 mod serve;
 mod tasks;
+mod unsent;
 
 use std::{
     io,
@@ -35,14 +36,14 @@ use self::{
     serve::Sides,
 };
 use crate::{
-    accept::Flow,
+    accept::{Flow, Share},
     audit::{Record, Sink, Traffic},
     decide::Permit,
     dial::{self, Resolver},
     peek::{Hello, Rewind},
     phase::Phases,
     reason::Reason,
-    rulebook::{MaskCache, Rulebook},
+    rulebook::Rulebook,
     secrets::SecretStore,
     tls::{ClientSettings, Protocol},
 };
@@ -54,8 +55,6 @@ pub struct Means {
     pub audit: Sink,
     /// Where values come from.
     pub secrets: Arc<SecretStore>,
-    /// Compiled masks.
-    pub masks: Arc<MaskCache>,
     /// The gateway's own resolution of names.
     pub resolver: Resolver,
 }
@@ -66,6 +65,8 @@ pub struct Interception<'a> {
     pub rulebook: &'a Rulebook,
     /// Whose it is.
     pub flow: &'a Flow,
+    /// Where its requests are counted.
+    pub share: &'a Share,
     /// What it may become.
     pub permit: Permit,
     /// What its first bytes said.
@@ -142,9 +143,10 @@ impl Interception<'_> {
             site: Site { host: self.permit.host().clone(), port: self.permit.port() },
             route: route.clone(),
             rules,
+            taken: self.share.taken(),
             audit: means.audit.clone(),
             secrets: Arc::clone(&means.secrets),
-            masks: Arc::clone(&means.masks),
+            masks: Arc::clone(&self.rulebook.masks),
             head_fields: self.rulebook.policy.limits.head_fields,
             exchanges: Arc::default(),
         }

@@ -12,7 +12,7 @@ use http::Request;
 use hyper::{body::Incoming, client::conn as client, server::conn as server, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
-    io::AsyncWriteExt,
+    io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     time::{Instant, Sleep, sleep_until, timeout},
 };
@@ -73,16 +73,14 @@ pub(super) async fn h1(
     let mut agent = server::http1::Builder::new()
         .max_headers(limits.head_fields)
         .serve_connection(TokioIo::new(guard), service);
-    let mut upstream = pin!(upstream);
+    let mut upstream = pin!(Some(upstream));
     let mut vigil = Vigil::new(limits, phases, Arc::clone(record.traffic()));
-    let mut upstream_open = true;
     let ended = poll_fn(|cx| {
         if vigil.poll_drain(cx) {
             Pin::new(&mut agent).graceful_shutdown();
         }
-        if upstream_open && upstream.as_mut().poll(cx).is_ready() {
+        if poll_ended(upstream.as_mut(), cx) {
             // Nothing can be sent any more. hyper finishes the answer under way, then closes.
-            upstream_open = false;
             Pin::new(&mut agent).graceful_shutdown();
         }
         match agent.poll_without_shutdown(cx) {
@@ -112,12 +110,44 @@ async fn finish_h1(
             if at_head && connection.exchanges.is_empty() {
                 let reason = note_violation(connection, reason);
                 agent.write_all(&refuse::answer_bytes(reason, connection.flow)).await?;
+                agent.shutdown().await?;
+                return drain(&mut agent).await;
             }
         }
-        agent.shutdown().await
+        agent.shutdown().await?;
+        linger(&mut agent).await
     };
     // An agent that does not read its last word does not keep the connection.
-    let _ = timeout(limits.head_time, last_word).await;
+    let _ = timeout(limits.head_time.min(LAST_WORD_TIME), last_word).await;
+}
+
+/// Reads on for a while: a socket that is closed with bytes unread is reset, and an agent that is
+/// in the middle of a large body would lose the answer that it was just given.
+async fn linger(agent: &mut AgentTls) -> std::io::Result<()> {
+    let mut sink = [0; 4096];
+    let mut left = LINGER_BYTES;
+    while left > 0 {
+        match agent.read(&mut sink).await? {
+            0 => break,
+            bytes => left = left.saturating_sub(bytes),
+        }
+    }
+    Ok(())
+}
+
+/// Closing a socket with unread bytes resets it, and an answer that is still on its way would be
+/// lost with it: what the agent goes on sending is read for a while and thrown away.
+async fn drain(agent: &mut AgentTls) -> std::io::Result<()> {
+    let mut sink = [0; 1024];
+    let until = Instant::now() + DRAIN_TIME;
+    for _ in 0..DRAIN_READS {
+        match tokio::time::timeout_at(until, agent.read(&mut sink)).await {
+            Ok(Ok(1..)) => {}
+            Ok(Ok(0)) | Err(_) => break,
+            Ok(Err(error)) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// A message that never became a request has its record all the same.
@@ -145,6 +175,7 @@ pub(super) async fn h2(
     builder
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER)
         .max_header_list_size(header_list_bytes(limits));
     let mut handshake = pin!(builder.handshake(TokioIo::new(upstream)));
     let handshake = poll_fn(|cx| {
@@ -165,17 +196,16 @@ pub(super) async fn h2(
         .max_concurrent_streams(limits.h2_streams)
         .max_header_list_size(header_list_bytes(limits))
         .initial_stream_window_size(WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW);
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER);
     let mut agent = pin!(builder.serve_connection(TokioIo::new(agent), service));
-    let mut upstream = pin!(upstream);
+    let mut upstream = pin!(Some(upstream));
     let mut vigil = Vigil::new(limits, phases, Arc::clone(record.traffic()));
-    let mut upstream_open = true;
     let ended = poll_fn(|cx| {
         if vigil.poll_drain(cx) {
             agent.as_mut().graceful_shutdown();
         }
-        if upstream_open && upstream.as_mut().poll(cx).is_ready() {
-            upstream_open = false;
+        if poll_ended(upstream.as_mut(), cx) {
             agent.as_mut().graceful_shutdown();
         }
         let polled = agent.as_mut().poll(cx);
@@ -222,6 +252,16 @@ pub(super) async fn refusal(
     };
     // Whether the agent stayed to hear it changes nothing.
     let _ = timeout(limits.head_time, served).await;
+}
+
+/// True once, when the upstream connection takes no more requests. It is dropped then: done but
+/// alive it would keep the queue of requests open, and the next one would wait in it for ever.
+fn poll_ended<F: Future>(mut upstream: Pin<&mut Option<F>>, cx: &mut Context<'_>) -> bool {
+    let ended = upstream.as_mut().as_pin_mut().is_some_and(|open| open.poll(cx).is_ready());
+    if ended {
+        upstream.set(None);
+    }
+    ended
 }
 
 /// How a connection ended.
@@ -293,7 +333,17 @@ fn header_list_bytes(limits: &Limits) -> u32 {
     u32::try_from(limits.head_bytes).unwrap_or(u32::MAX)
 }
 
+/// Time for a refused agent to take its answer.
+const DRAIN_TIME: std::time::Duration = std::time::Duration::from_secs(2);
+/// Reads of 1 KiB that it gets meanwhile.
+const DRAIN_READS: usize = 256;
 /// Bytes that one stream may send ahead of its reader.
 const WINDOW: u32 = 256 * 1024;
+/// Time for an agent to take the last word of a connection.
+const LAST_WORD_TIME: std::time::Duration = std::time::Duration::from_secs(2);
+/// Bytes of an unwanted body that are read while it does.
+const LINGER_BYTES: usize = 16 * 1024 * 1024;
+/// Bytes of one stream that wait for a peer who opens its window and does not read.
+const SEND_BUFFER: usize = 128 * 1024;
 /// Bytes that all streams of a connection may send ahead.
 const CONNECTION_WINDOW: u32 = 1024 * 1024;

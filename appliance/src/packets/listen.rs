@@ -171,3 +171,18 @@ fn lock(port: u16) -> io::Result<UnixDatagram> {
 
 /// Connections that wait to be accepted; the kernel caps it at net.core.somaxconn (4096).
 const BACKLOG: i32 = 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listener_that_is_not_transparent_is_refused() {
+        let interface = InterfaceName("agents0".into());
+        for family in [Domain::IPV4, Domain::IPV6] {
+            let socket = Socket::new(family, Type::STREAM, Some(Protocol::TCP)).unwrap();
+            let refused = assert_transparent(&socket, &interface, family).unwrap_err();
+            assert!(matches!(refused, PacketsError::NotTransparent(_)), "{refused}");
+        }
+    }
+}

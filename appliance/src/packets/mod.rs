@@ -112,6 +112,11 @@ impl Capture {
     pub fn interface_names(&self) -> Vec<&InterfaceName> {
         self.interfaces.iter().map(|interface| &interface.name).collect()
     }
+
+    /// How many listeners each worker has: one for each interface and family.
+    pub fn listeners(&self) -> usize {
+        self.interfaces.len() * if self.ipv6 { 2 } else { 1 }
+    }
 }
 
 /// The daemon's table in the syntax of nft, as [`apply`] installs it. It can be loaded with

@@ -24,6 +24,7 @@ use std::{
     io::{self, Write as _},
     pin::Pin,
     process::{Command, Stdio},
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
     task::{Context, Poll},
     time::Duration,
 };
@@ -209,8 +210,12 @@ fn events(request: &Received) -> Answer {
 fn gated(count: u64) -> Answer {
     streamed("text/event-stream", move |frames| async move {
         for event in 0..count {
-            if let Ok(permit) = GATE.acquire().await {
-                permit.forget();
+            tokio::select! {
+                permit = GATE.acquire() => permit.expect("it is never closed").forget(),
+                () = frames.closed() => {
+                    ABANDONED.fetch_add(1, Relaxed);
+                    return;
+                }
             }
             let line = format!("data: event {event}\n\n");
             if frames.send(Ok(Frame::data(line.into()))).await.is_err() {
@@ -322,6 +327,9 @@ fn status(path: &str) -> Answer {
 
 /// What `/gated` waits for. One test is one process, so one gate is enough.
 pub(super) static GATE: Semaphore = Semaphore::const_new(0);
+
+/// Answers of `/gated` that were given up.
+pub(super) static ABANDONED: AtomicUsize = AtomicUsize::new(0);
 
 fn pause(request: &Received) -> Duration {
     Duration::from_millis(number(request, "ms").unwrap_or(100))

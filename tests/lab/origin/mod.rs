@@ -13,7 +13,8 @@ mod record;
 use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError},
+    pin::pin,
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
 };
 
 use hyper::{server::conn, service::service_fn};
@@ -23,7 +24,10 @@ use rustls::{
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Notify,
+};
 use tokio_rustls::TlsAcceptor;
 
 use crate::{
@@ -86,6 +90,16 @@ impl Origin {
     /// Lets `/gated` send one event more.
     pub fn release(&self) {
         answer::GATE.add_permits(1);
+    }
+
+    /// Ends every connection once it is idle: GOAWAY at once, or no further request.
+    pub fn say_goodbye(&self) {
+        GOODBYE.notify_waiters();
+    }
+
+    /// How many answers of `/gated` nobody waited for to the end.
+    pub fn abandoned(&self) -> usize {
+        answer::ABANDONED.load(Relaxed)
     }
 
     /// From now on `name` shows this certificate, of whatever authority.
@@ -163,13 +177,33 @@ where
 {
     let service = service_fn(|request| answer::answer(request, id, log.clone()));
     let io = TokioIo::new(stream);
+    let goodbye = GOODBYE.notified();
     let outcome = if h2 {
-        conn::http2::Builder::new(TokioExecutor::new()).serve_connection(io, service).await
+        let builder = conn::http2::Builder::new(TokioExecutor::new());
+        let mut served = pin!(builder.serve_connection(io, service));
+        tokio::select! {
+            outcome = served.as_mut() => outcome,
+            () = goodbye => {
+                served.as_mut().graceful_shutdown();
+                served.await
+            }
+        }
     } else {
-        conn::http1::Builder::new().half_close(true).serve_connection(io, service).await
+        let mut builder = conn::http1::Builder::new();
+        let mut served = pin!(builder.half_close(true).serve_connection(io, service));
+        tokio::select! {
+            outcome = served.as_mut() => outcome,
+            () = goodbye => {
+                served.as_mut().graceful_shutdown();
+                served.await
+            }
+        }
     };
     outcome.map_err(|error| format!("http: {error}"))
 }
+
+/// What every connection waits for beside its work. One test is one process.
+static GOODBYE: Notify = Notify::const_new();
 
 /// Which certificate a name gets.
 #[derive(Default, Debug)]

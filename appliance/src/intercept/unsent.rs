@@ -1,0 +1,38 @@
+//! A request that no API has looked at, so that the agent may send it again.
+//!
+//! An API may say goodbye at any moment, and an agent's next request is then on its way already.
+//! HTTP/2 has a word for it, REFUSED_STREAM, after which clients ask again on a new connection
+//! (RFC 9113, section 8.7). In doubt a request counts as sent.
+
+use std::{error::Error, fmt};
+
+/// The word for the agent. hyper resets a stream with the reason that it finds in here.
+#[derive(Debug)]
+pub(super) struct Unsent(h2::Error);
+
+impl Unsent {
+    /// Whether `error`, of sending over HTTP/2, says that the upstream has not looked at it.
+    pub(super) fn of(error: &hyper::Error) -> Option<Self> {
+        // Taken back from the queue of a connection that ended, or never put in.
+        let queued = error.is_canceled() || error.is_closed();
+        let refused = || {
+            let source = error.source().and_then(|source| source.downcast_ref::<h2::Error>());
+            source.is_some_and(|source| {
+                source.is_remote() && source.reason() == Some(h2::Reason::REFUSED_STREAM)
+            })
+        };
+        (queued || refused()).then(|| Self(h2::Reason::REFUSED_STREAM.into()))
+    }
+}
+
+impl fmt::Display for Unsent {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("the request was not sent")
+    }
+}
+
+impl Error for Unsent {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&self.0)
+    }
+}
