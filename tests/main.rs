@@ -21,6 +21,7 @@ mod refused_packets;
 mod relay;
 mod responses;
 mod start;
+mod stray_packets;
 mod streaming;
 mod substitution;
 mod the_lab_itself;
