@@ -7,6 +7,7 @@
 
 mod curl;
 mod git;
+mod quic;
 mod sdk;
 mod spliced;
 

@@ -6,9 +6,11 @@
 //! in bytes and escaped by JSON.
 
 mod dns;
+mod packets;
 mod record;
 mod writer;
 
 pub use dns::{DnsRecord, DnsSummary};
+pub use packets::RefusedPackets;
 pub use record::{Record, RequestRecord, Traffic};
 pub use writer::{Sink, Slot, Unavailable, Writer};

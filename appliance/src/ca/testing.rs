@@ -166,6 +166,8 @@ pub(crate) fn settings(ca_dir: &Path) -> Settings {
         proxy_port: 1,
         mark: 1,
         route_table: 1,
+        nflog_group: 1,
+        assert_every: std::time::Duration::from_secs(60),
         ipv6: true,
         resolvers: Vec::new(),
         workers: 1,

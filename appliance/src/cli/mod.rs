@@ -1,6 +1,7 @@
 //! The command line: what operators type, and the one place that prints.
 
 pub mod ca;
+pub mod watch;
 
 use std::{
     fmt::Display,
@@ -14,7 +15,10 @@ use clap::{Parser, Subcommand, ValueEnum};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
-use self::ca::{CaCommand, CaCommandError};
+use self::{
+    ca::{CaCommand, CaCommandError},
+    watch::WatchArgs,
+};
 use crate::{
     config::{self, Config},
     daemon::{self, DaemonError},
@@ -30,7 +34,8 @@ use crate::{
     after_help = "Examples:\n  cloakroom check /etc/cloakroom/cloakroom.toml\n  \
     cloakroom ca init --dir /root/cloakroom-root\n  \
     cloakroom ca issue --dir /root/cloakroom-root /etc/cloakroom/cloakroom.toml\n  \
-    cloakroom run /etc/cloakroom/cloakroom.toml\n\n\
+    cloakroom run /etc/cloakroom/cloakroom.toml\n  \
+    cloakroom watch --refused /etc/cloakroom/cloakroom.toml\n\n\
     Exit status: 0 done, 64 the configuration or the command line is wrong, 1 anything else."
 )]
 struct Cli {
@@ -74,6 +79,8 @@ enum Command {
         #[arg(value_name = "CONFIG")]
         config: PathBuf,
     },
+    /// Show audit records as they are written
+    Watch(WatchArgs),
     /// Make and show the certificates that agents trust
     #[command(subcommand)]
     Ca(CaCommand),
@@ -118,6 +125,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
             let Config { settings, policy } = load(&config)?;
             print(&packets::render(&Capture::new(&policy, &settings)))
         }
+        Command::Watch(args) => watch(&args),
         Command::Ca(command) => run_ca(command),
     }
 }
@@ -155,6 +163,14 @@ fn run_ca(command: CaCommand) -> Result<(), Failure> {
         CaCommandError::Config(errors) => Failure::Config(errors),
         other => Failure::Other(other.to_string()),
     })
+}
+
+fn watch(args: &WatchArgs) -> Result<(), Failure> {
+    let standard_input = args.file.as_os_str() == "-";
+    let config = if standard_input { None } else { Some(load(&args.file)?) };
+    let settings = config.as_ref().map(|config| &config.settings);
+    watch::run(args, settings, &mut io::stdout().lock())
+        .map_err(|error| Failure::Other(error.to_string()))
 }
 
 fn load(path: &Path) -> Result<Config, Failure> {

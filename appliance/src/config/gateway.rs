@@ -25,6 +25,8 @@ pub(super) struct Gateway {
     pub(super) proxy_port: Spanned<u16>,
     mark: u32,
     route_table: u32,
+    nflog_group: u16,
+    assert_every: Duration,
     ipv6: bool,
     resolvers: Vec<SocketAddr>,
     workers: usize,
@@ -46,6 +48,11 @@ impl Gateway {
                 .unwrap_or_else(|| Spanned::new(table.span().clone(), DEFAULT_PROXY_PORT)),
             mark: inner(table.optional("mark", number(1..=u64::from(u32::MAX))), DEFAULT_MARK),
             route_table: inner(table.optional("route_table", route_table), DEFAULT_ROUTE_TABLE),
+            nflog_group: inner(
+                table.optional("nflog_group", number(0..=u64::from(u16::MAX))),
+                DEFAULT_NFLOG_GROUP,
+            ),
+            assert_every: inner(table.optional("assert_every", time(SECOND..=MINUTE)), MINUTE),
             ipv6: inner(table.optional("ipv6", flag), true),
             resolvers: resolvers.into_iter().map(Spanned::into_inner).collect(),
             workers: inner(table.optional("workers", number(0..=1_024)), 0),
@@ -66,6 +73,8 @@ impl Gateway {
             proxy_port: self.proxy_port.into_inner(),
             mark: self.mark,
             route_table: self.route_table,
+            nflog_group: self.nflog_group,
+            assert_every: self.assert_every,
             ipv6: self.ipv6,
             resolvers: self.resolvers,
             workers: self.workers,
@@ -233,6 +242,7 @@ const DEFAULT_AUDIT_FILE: &str = "/var/log/cloakroom/audit.jsonl";
 const DEFAULT_PROXY_PORT: u16 = 15_001;
 const DEFAULT_MARK: u32 = 0xc10a;
 const DEFAULT_ROUTE_TABLE: u32 = 0xc10a;
+const DEFAULT_NFLOG_GROUP: u16 = 0xc10a;
 const VAULT_ADDRESS: &str = "write \"https://HOST:PORT\" and nothing after it";
 const KIB: usize = 1_024;
 const SECOND: Duration = Duration::from_secs(1);

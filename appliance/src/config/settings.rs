@@ -15,6 +15,10 @@ pub struct Settings {
     pub mark: u32,
     /// Routing table that the mark selects.
     pub route_table: u32,
+    /// The NFLOG group through which the kernel tells what it refused.
+    pub nflog_group: u16,
+    /// How often the kernel's settings and rules are asserted.
+    pub assert_every: Duration,
     /// Capture IPv6 as well; where false, every IPv6 packet of an agent is dropped.
     pub ipv6: bool,
     /// Resolvers the gateway asks. Never empty.

@@ -6,7 +6,9 @@
 //! may finish, then it is cut. The rules stay, so that the gateway is closed after the daemon.
 
 mod flow;
+mod ground;
 mod harden;
+mod refused;
 mod worker;
 
 use std::{
@@ -21,10 +23,10 @@ use tokio::{
     runtime::Handle,
     signal::unix::{Signal, SignalKind, signal},
     sync::{oneshot, watch},
-    time::timeout,
+    time::{MissedTickBehavior, timeout},
 };
 
-use self::{flow::Gateway, worker::Worker};
+use self::{flow::Gateway, refused::Watcher, worker::Worker};
 use crate::{
     accept::Places,
     audit::{Sink, Writer},
@@ -32,7 +34,7 @@ use crate::{
     dial::Resolver,
     dns::{self, Desk},
     intercept::Means,
-    packets::{self, Capture, Claim, PacketsError},
+    packets::{self, Capture, Claim, PacketLog, PacketsError},
     phase::{Phase, Phases},
     policy::{GroupName, Policy, SecretRef},
     rulebook::{Rulebook, RulebookError},
@@ -72,6 +74,8 @@ struct Daemon {
     config_file: PathBuf,
     settings: Settings,
     capture: Capture,
+    /// Whether a doubt about the kernel's settings keeps new connections out.
+    closed: bool,
     system_roots: Arc<RootCertStore>,
     phase: watch::Sender<Phase>,
     rulebooks: watch::Sender<Arc<Rulebook>>,
@@ -81,6 +85,7 @@ struct Daemon {
     writer: Writer,
     workers: Vec<Worker>,
     dns: dns::Server,
+    watcher: Watcher,
     _claim: Claim,
 }
 
@@ -114,12 +119,17 @@ impl Daemon {
         let closing = async move { phases.reached(Phase::Cut).await };
         let refreshing = tokio::spawn(Arc::clone(&secrets).run(closing));
         secrets.first_round(Instant::now() + FIRST_ROUND).await;
-        let Captured { claim, workers, dns } = capture_packets(&capture, &settings, &gateway)?;
+        let claim = packets::claim(&capture)?;
+        let log = PacketLog::open(capture.nflog_group)?;
+        let watcher = Watcher::start(log, audit.clone(), gateway.rulebook.clone())
+            .map_err(|error| other("cannot start a thread", &error))?;
+        let Captured { workers, dns } = capture_packets(&capture, &settings, &gateway)?;
         report_secrets(&secrets);
         Ok(Self {
             config_file: config_file.to_owned(),
             settings,
             capture,
+            closed: false,
             system_roots,
             phase,
             rulebooks,
@@ -129,13 +139,28 @@ impl Daemon {
             writer,
             workers,
             dns,
+            watcher,
             _claim: claim,
         })
     }
 
     async fn live(mut self, mut signals: Signals) {
-        while signals.next().await == Told::Reload {
-            self.reload().await;
+        let every = self.settings.assert_every;
+        let mut rounds = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
+        rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                told = signals.next() => match told {
+                    Told::Reload => self.reload().await,
+                    Told::Stop => break,
+                },
+                _ = rounds.tick() => {
+                    if let Err(error) = self.assert_ground().await {
+                        tracing::error!("stopping: {error}");
+                        break;
+                    }
+                }
+            }
         }
         self.stop(signals).await;
     }
@@ -166,7 +191,7 @@ impl Daemon {
         }
         let wanted = wanted(&policy);
         let rulebook = rulebook(policy, &settings, &self.system_roots)?;
-        packets::apply(&capture)?;
+        packets::apply(&self.rules(&capture))?;
         self.capture = capture;
         self.secrets.set_wanted(&wanted);
         // A binding that is new has its value before the first request can ask for it.
@@ -198,6 +223,10 @@ impl Daemon {
         if timeout(GIVE_BACK_TIME, self.refreshing).await.is_err() {
             tracing::warn!("the secrets' sources did not take back what they lent in time");
         }
+        let watcher = self.watcher;
+        if tokio::task::spawn_blocking(|| watcher.end()).await.is_err() {
+            tracing::error!("the last sums of refused packets were not written");
+        }
         drop((self.audit, self.rulebooks, self.secrets));
         self.writer.finish(AUDIT_TIME).await;
         tracing::info!("stopped");
@@ -206,7 +235,6 @@ impl Daemon {
 
 /// Whoever the packets are sent to.
 struct Captured {
-    claim: Claim,
     workers: Vec<Worker>,
     dns: dns::Server,
 }
@@ -218,7 +246,6 @@ fn capture_packets(
     settings: &Settings,
     gateway: &Arc<Gateway>,
 ) -> Result<Captured, DaemonError> {
-    let claim = packets::claim(capture)?;
     let (begin, begun) = oneshot::channel();
     let mut begins = vec![begin];
     let desk = Desk::new(
@@ -245,7 +272,7 @@ fn capture_packets(
         // A worker that is gone has said so itself.
         let _ = begin.send(());
     }
-    Ok(Captured { claim, workers, dns })
+    Ok(Captured { workers, dns })
 }
 
 fn workers(settings: &Settings) -> usize {

@@ -74,6 +74,13 @@ pub enum PacketsError {
     },
     /// `lo` is down, and with it every local delivery of captured packets.
     LoopbackDown,
+    /// No subscription to what the kernel refuses.
+    PacketLog {
+        /// The NFLOG group.
+        group: u16,
+        /// The kernel's answer.
+        source: io::Error,
+    },
     /// No conversation with nf_tables.
     Netlink {
         /// What was tried.
@@ -159,6 +166,12 @@ impl fmt::Display for PacketsError {
                 "interface lo is down, and captured packets are delivered through it: run \
                  `ip link set lo up`",
             ),
+            Self::PacketLog { group, source } => write!(
+                f,
+                "cannot be told what is refused through NFLOG group {group}: {source}; another \
+                 program may have the group (choose another nflog_group), the daemon may lack \
+                 CAP_NET_ADMIN, or the kernel nfnetlink_log"
+            ),
             Self::Netlink { doing, source } => write!(
                 f,
                 "cannot {doing}: {source}; the kernel needs nf_tables (CONFIG_NF_TABLES_INET)"
@@ -166,7 +179,8 @@ impl fmt::Display for PacketsError {
             Self::Transaction { object, source } => write!(
                 f,
                 "nf_tables refused {object}: {source}; if the kernel lacks one of its expressions, \
-                 load nft_tproxy, nft_socket, nft_fib_inet and nft_reject_inet"
+                 load nft_tproxy, nft_socket, nft_fib_inet, nft_reject_inet, nft_log, nft_limit \
+                 and nfnetlink_log"
             ),
             Self::ReadBack { place } => write!(
                 f,
@@ -183,6 +197,7 @@ impl std::error::Error for PacketsError {
             Self::Listen { source, .. }
             | Self::SysctlUnreadable { source, .. }
             | Self::Route { source, .. }
+            | Self::PacketLog { source, .. }
             | Self::Netlink { source, .. }
             | Self::Transaction { source, .. } => Some(source),
             _ => None,

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use nftnl::nftnl_sys::libc;
 
 use super::{
+    log::SNAPLEN,
     octets,
     plan::{Element, Family, Key, Rule, Set, SetKey, Statement, Value},
     raw_expr::{Declaration, REGISTER, RawElement, RawExpr},
@@ -79,6 +80,10 @@ fn lower(statement: &Statement, to: &mut LoweredRule, ids: &mut impl Iterator<It
         Statement::In(key, set) => look_up(*key, set, false, to),
         Statement::NotIn(key, set) => look_up(*key, set, true, to),
         Statement::Count => to.expressions.push(RawExpr::counter()),
+        Statement::Above(rate) => to.expressions.push(RawExpr::limit_over(*rate)),
+        Statement::Tell(reason, group) => {
+            to.expressions.push(RawExpr::log(&c_string(reason.word()), *group, SNAPLEN));
+        }
         Statement::SetMark(mark) => to.expressions.extend([
             RawExpr::immediate(&mark.to_ne_bytes()),
             RawExpr::meta_set(libc::NFT_META_MARK as u32, REGISTER),

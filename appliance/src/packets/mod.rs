@@ -18,8 +18,10 @@
 mod error;
 mod install;
 mod listen;
+mod log;
 mod lower;
 mod netlink;
+mod nflog;
 mod plan;
 mod raw_expr;
 mod readback;
@@ -32,6 +34,8 @@ mod kernel_tests;
 
 pub use error::PacketsError;
 pub use listen::{Claim, DnsSockets, Listener, claim, dns_sockets, listen, listeners};
+pub use nflog::{Headers, PacketLog, RefusedPacket};
+pub use readback::untold;
 pub use sysctl::check_sysctls;
 
 use std::net::IpAddr;
@@ -62,6 +66,8 @@ pub struct Capture {
     pub mark: u32,
     /// The routing table that the mark selects.
     pub route_table: u32,
+    /// The NFLOG group that is told what was refused.
+    pub nflog_group: u16,
     /// Whether IPv6 is captured; where false, every IPv6 packet of an agent is dropped.
     pub ipv6: bool,
 }
@@ -92,12 +98,20 @@ impl Capture {
             proxy_port: settings.proxy_port,
             mark: settings.mark,
             route_table: settings.route_table,
+            nflog_group: settings.nflog_group,
             ipv6: settings.ipv6,
         }
     }
 }
 
 impl Capture {
+    /// The same agents, with no port that reaches the proxy: every new connection is reset, and
+    /// those that were accepted go on.
+    #[must_use]
+    pub fn closed(&self) -> Self {
+        Self { ports: Vec::new(), ..self.clone() }
+    }
+
     /// The interfaces, which cannot change while the daemon listens on them.
     pub fn interface_names(&self) -> Vec<&InterfaceName> {
         self.interfaces.iter().map(|interface| &interface.name).collect()
@@ -129,6 +143,30 @@ pub async fn prepare(capture: &Capture) -> Result<(), PacketsError> {
     readback::require_base()?;
     check_sysctls(&names)?;
     route::install(capture).await
+}
+
+/// Asserts, while the daemon runs, what the rules lean on: the guard table, the kernel's settings,
+/// the routes. What differs is set right where it may be, and said. An interface that is gone is
+/// passed over: nothing arrives on it.
+///
+/// # Errors
+///
+/// The first thing that is wrong and stays wrong.
+pub async fn assert_ground(capture: &Capture) -> Result<(), PacketsError> {
+    readback::require_base()?;
+    let mut names = capture.interface_names();
+    names.retain(|name| sysctl::check_interfaces(&[name]).is_ok());
+    check_sysctls(&names)?;
+    route::install(capture).await
+}
+
+/// Fails unless the kernel holds the daemon's table as [`apply`] installs it.
+///
+/// # Errors
+///
+/// [`PacketsError::ReadBack`] says where they differ.
+pub fn verify(capture: &Capture) -> Result<(), PacketsError> {
+    readback::verify(&plan::table(capture))
 }
 
 /// Installs or replaces the rules of the daemon's table in one transaction, then reads them back.
@@ -251,6 +289,7 @@ mod tests {
             proxy_port: 8443,
             mark,
             route_table,
+            nflog_group: 1,
             ipv6: true,
         };
         assert!(check_marks(&capture(1, 100)).is_ok());
@@ -278,6 +317,8 @@ mod tests {
             proxy_port: 8443,
             mark: 1,
             route_table: 100,
+            nflog_group: 1,
+            assert_every: std::time::Duration::from_secs(60),
             ipv6: true,
             resolvers: Vec::new(),
             workers: 1,

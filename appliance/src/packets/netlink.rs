@@ -1,4 +1,4 @@
-//! Talking to nf_tables: a batch out and its acknowledgements in, or a dump.
+//! Talking to netfilter: a batch out and its acknowledgements in, or a dump.
 //!
 //! One short-lived socket for each conversation, with a deadline on every read: the kernel answers
 //! at once or not at all. What the kernel sends is walked with bounds checks all the same.
@@ -10,6 +10,8 @@ use std::{
 
 use nftnl::nftnl_sys::libc;
 use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::policy::InterfaceName;
 
 /// One netlink message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +34,8 @@ impl Message<'_> {
     }
 }
 
-/// A socket to nf_tables.
+/// A socket to netfilter.
+#[derive(Debug)]
 pub(super) struct Netfilter {
     socket: Socket,
     buffer: Vec<u8>,
@@ -48,6 +51,24 @@ impl Netfilter {
         socket.set_send_buffer_size(BUFFER_BYTES)?;
         socket.set_recv_buffer_size(BUFFER_BYTES)?;
         Ok(Self { socket, buffer: vec![0; READ_BYTES] })
+    }
+
+    /// Gives the kernel this much room for what it sends unasked. Not more than there was where
+    /// that may not be had.
+    pub(super) fn widen(&self, bytes: usize) {
+        // What does not fit is counted by whoever reads.
+        let _ = rustix::net::sockopt::set_socket_recv_buffer_size_force(&self.socket, bytes);
+    }
+
+    /// How long a read waits.
+    pub(super) fn set_patience(&self, patience: Duration) -> io::Result<()> {
+        self.socket.set_read_timeout(Some(patience))
+    }
+
+    /// The name of an interface by its number in this network namespace.
+    pub(super) fn interface(&self, index: u32) -> Option<InterfaceName> {
+        let name = rustix::net::netdevice::index_to_name(&self.socket, index).ok()?;
+        Some(InterfaceName(name.into()))
     }
 
     /// Sends one transaction. The kernel wants all of it in one datagram.
@@ -149,17 +170,19 @@ pub(super) fn number(bytes: &[u8], number: u16) -> Option<u32> {
     attribute(bytes, number)?.first_chunk::<4>().map(|value| u32::from_be_bytes(*value))
 }
 
-fn question(kind: i32, attributes: &[(u16, &str)]) -> Vec<u8> {
-    let mut body = vec![libc::NFPROTO_INET as u8, 0, 0, 0];
-    for (number, value) in attributes {
-        let length = 4 + value.len() + 1;
-        body.extend((length as u16).to_ne_bytes());
-        body.extend(number.to_ne_bytes());
-        body.extend(value.bytes());
-        body.resize(body.len() + 1 + length.next_multiple_of(ALIGN) - length, 0);
-    }
-    let flags = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
-    let kind = (libc::NFNL_SUBSYS_NFTABLES << 8 | kind) as u16;
+/// An attribute with its header and padding.
+pub(super) fn encode(number: u16, value: &[u8]) -> Vec<u8> {
+    let length = 4 + value.len();
+    let mut bytes = Vec::with_capacity(length.next_multiple_of(ALIGN));
+    bytes.extend((length as u16).to_ne_bytes());
+    bytes.extend(number.to_ne_bytes());
+    bytes.extend(value);
+    bytes.resize(length.next_multiple_of(ALIGN), 0);
+    bytes
+}
+
+/// A message to netfilter, of a body that begins with its `nfgenmsg`.
+pub(super) fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
     let mut message = Vec::with_capacity(HEADER_BYTES + body.len());
     message.extend(((HEADER_BYTES + body.len()) as u32).to_ne_bytes());
     message.extend(kind.to_ne_bytes());
@@ -169,6 +192,15 @@ fn question(kind: i32, attributes: &[(u16, &str)]) -> Vec<u8> {
     message
 }
 
+fn question(kind: i32, attributes: &[(u16, &str)]) -> Vec<u8> {
+    let mut body = vec![libc::NFPROTO_INET as u8, 0, 0, 0];
+    for (number, value) in attributes {
+        body.extend(encode(*number, &[value.as_bytes(), &[0]].concat()));
+    }
+    let flags = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
+    message((libc::NFNL_SUBSYS_NFTABLES << 8 | kind) as u16, flags, &body)
+}
+
 const READ_DEADLINE: Duration = Duration::from_secs(5);
 /// The largest datagram the kernel makes for a dump is 32 KiB.
 const READ_BYTES: usize = 64 * 1024;
@@ -176,7 +208,7 @@ const BUFFER_BYTES: usize = 1024 * 1024;
 /// `struct nlmsghdr`.
 const HEADER_BYTES: usize = 16;
 /// `struct nfgenmsg`.
-const GENMSG_BYTES: usize = 4;
+pub(super) const GENMSG_BYTES: usize = 4;
 const ALIGN: usize = 4;
 /// Without the flags for nests and byte order.
 const NUMBER_MASK: u16 = 0x3fff;

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::{Capture, DNS_PORT, aggregate, only_v4, only_v6};
+use super::{Capture, DNS_PORT, aggregate, log, only_v4, only_v6};
 use crate::{
     policy::special::{LINK_6, MARTIAN_4, MARTIAN_6, SPECIAL_4, SPECIAL_6},
     reason::Reason,
@@ -104,6 +104,10 @@ pub(super) enum Statement {
     /// Go on only where the key is not in the named set.
     NotIn(Key, &'static str),
     Count,
+    /// Go on only above so many packets a second.
+    Above(u32),
+    /// Copy the packet's head, under the reason's word, to this NFLOG group.
+    Tell(Reason, u16),
     SetMark(u32),
     /// Hand the packet to the listener on this port; go on only where there is one.
     Tproxy(Family, u16),
@@ -145,8 +149,13 @@ pub(super) struct Value {
 
 /// The whole table for one capture.
 pub(super) fn table(capture: &Capture) -> Table {
-    let chains = vec![refuse(), prerouting(capture), input(capture), forward()];
+    let chains = log::told(chains(capture), capture.nflog_group);
     Table { sets: sets(capture), chains }
+}
+
+/// The chains before anything is told to the audit.
+pub(super) fn chains(capture: &Capture) -> Vec<Chain> {
+    vec![refuse(), prerouting(capture), input(capture), forward()]
 }
 
 fn sets(capture: &Capture) -> Vec<Set> {
@@ -181,7 +190,7 @@ fn refuse() -> Chain {
 }
 
 fn prerouting(capture: &Capture) -> Chain {
-    use Statement::{Accept, AnyOf, Count, Drop, Goto, In, IsNot, NotIn, RejectProhibited};
+    use Statement::{Accept, AnyOf, Count, Drop, Goto, In, IsNot, NotIn};
     let families: &[Family] = if capture.ipv6 { &[Family::V4, Family::V6] } else { &[Family::V4] };
     let mut rules = vec![rule(&[NotIn(Key::Interface, "agents"), Accept])];
 
@@ -243,9 +252,8 @@ fn prerouting(capture: &Capture) -> Chain {
     rules.extend(families.iter().map(|family| deliver(*family, capture)));
 
     // The closing rules. Without them a packet that no listener takes would be routed.
-    let reset = [is_tcp(), Count, Statement::RejectReset];
-    rules.push(because(Reason::PortDenied, &reset));
-    rules.push(because(Reason::ProtocolDenied, &[Count, RejectProhibited]));
+    rules.push(because(Reason::PortDenied, &[is_tcp(), Count, Goto("refuse")]));
+    rules.push(because(Reason::ProtocolDenied, &[Count, Goto("refuse")]));
     Chain { name: "prerouting", base: Some(base(Hook::Prerouting, MANGLE, false)), rules }
 }
 

@@ -66,7 +66,9 @@ pub(super) enum SetMessage<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Attribute {
     U8(u8),
+    U16(u16),
     U32(u32),
+    U64(u64),
     Text(CString),
     Bytes(Vec<u8>),
 }
@@ -144,6 +146,24 @@ impl RawExpr {
         Self::new(c"counter")
     }
 
+    /// Goes on only above this many packets a second, and as many at once.
+    pub(super) fn limit_over(rate: u32) -> Self {
+        Self::new(c"limit")
+            .with(sys::NFTNL_EXPR_LIMIT_RATE, Attribute::U64(u64::from(rate)))
+            .with(sys::NFTNL_EXPR_LIMIT_UNIT, Attribute::U64(A_SECOND))
+            .u32(sys::NFTNL_EXPR_LIMIT_BURST, rate)
+            .u32(sys::NFTNL_EXPR_LIMIT_TYPE, LIMIT_PACKETS)
+            .u32(sys::NFTNL_EXPR_LIMIT_FLAGS, LIMIT_INVERT)
+    }
+
+    /// Copies the first `snaplen` bytes of the packet to an NFLOG group.
+    pub(super) fn log(prefix: &CStr, group: u16, snaplen: u32) -> Self {
+        Self::new(c"log")
+            .with(sys::NFTNL_EXPR_LOG_PREFIX, Attribute::Text(prefix.to_owned()))
+            .with(sys::NFTNL_EXPR_LOG_GROUP, Attribute::U16(group))
+            .u32(sys::NFTNL_EXPR_LOG_SNAPLEN, snaplen)
+    }
+
     pub(super) fn immediate(data: &[u8]) -> Self {
         Self::new(c"immediate")
             .u32(sys::NFTNL_EXPR_IMM_DREG, REGISTER)
@@ -182,12 +202,15 @@ impl Expression for RawExpr {
         for (number, attribute) in &self.attributes {
             let (raw, number) = (expr.as_ptr(), *number as u16);
             // SAFETY: `raw` is the live expression of this call, and nobody else holds it. The
-            // constructors above pair every attribute with the width that libnftnl reads: a u32, a
-            // u8, a string that ends in NUL, or bytes with their length, all of which are copied.
+            // constructors above pair every attribute with the width that libnftnl reads: a
+            // number of one, two, four or eight bytes, a string that ends in NUL, or bytes with
+            // their length, all of which are copied.
             unsafe {
                 match attribute {
                     Attribute::U8(value) => sys::nftnl_expr_set_u8(raw, number, *value),
+                    Attribute::U16(value) => sys::nftnl_expr_set_u16(raw, number, *value),
                     Attribute::U32(value) => sys::nftnl_expr_set_u32(raw, number, *value),
+                    Attribute::U64(value) => sys::nftnl_expr_set_u64(raw, number, *value),
                     Attribute::Text(text) => {
                         or_die(sys::nftnl_expr_set_str(raw, number, text.as_ptr()));
                     }
@@ -322,6 +345,12 @@ pub(super) const MAX_ELEMENTS: usize = 256;
 
 /// The register that everything is loaded into and compared in.
 pub(super) const REGISTER: u32 = libc::NFT_REG_1 as u32;
+
+// linux/netfilter/nf_tables.h, NFT_LIMIT_*.
+const LIMIT_PACKETS: u32 = 0;
+const LIMIT_INVERT: u32 = 1;
+/// The unit of a limit, in seconds.
+const A_SECOND: u64 = 1;
 
 /// Bytes of the data that a libnftnl register holds.
 const MAX_KEY_BYTES: usize = 64;

@@ -16,6 +16,7 @@ use super::{
     plan::{self, Base, Hook, TABLE},
     raw_expr::RawElement,
 };
+use crate::reason::Reason;
 
 /// Fails unless the static guard is loaded and its forward hook drops.
 pub(super) fn require_base() -> Result<(), PacketsError> {
@@ -74,6 +75,42 @@ pub(super) fn verify(table: &plan::Table) -> Result<(), PacketsError> {
         same(&format!("elements of set {}", set.name), &found, &meant)?;
     }
     Ok(())
+}
+
+/// How many packets of each reason were refused without being told, because they were too many,
+/// since the rules were last installed. Only reasons with any.
+///
+/// # Errors
+///
+/// Where the kernel cannot be asked.
+pub fn untold() -> Result<Vec<(Reason, u64)>, PacketsError> {
+    let failed = |source| netlink_error("count what was not told", source);
+    let mut netfilter = Netfilter::open().map_err(failed)?;
+    let narrowed = [(NFTA_TABLE, TABLE)];
+    let answers = netfilter.dump(libc::NFT_MSG_GETRULE, &narrowed).map_err(failed)?;
+    let ours = answers.iter().filter(|answer| text(answer, NFTA_TABLE) == Some(TABLE));
+    let mut untold: Vec<(Reason, u64)> = Vec::new();
+    for (reason, count) in ours.filter_map(|rule| above_the_rate(rule)).filter(|(_, n)| *n > 0) {
+        match untold.iter_mut().find(|(known, _)| *known == reason) {
+            Some((_, sum)) => *sum += count,
+            None => untold.push((reason, count)),
+        }
+    }
+    Ok(untold)
+}
+
+/// The reason and the count of a rule that begins with a limit.
+fn above_the_rate(rule: &[u8]) -> Option<(Reason, u64)> {
+    let chain = text(rule, NFTA_RULE_CHAIN)?;
+    let mut expressions = attributes(attribute(rule, NFTA_RULE_EXPRESSIONS)?);
+    let (_, first) = expressions.next()?;
+    let (_, counter) = expressions.next()?;
+    if text(first, NFTA_EXPR_NAME) != Some("limit") {
+        return None;
+    }
+    let data = attribute(counter, NFTA_EXPR_DATA)?;
+    let packets = attribute(data, NFTA_COUNTER_PACKETS)?.first_chunk::<8>()?;
+    Some((super::log::reason(chain)?, u64::from_be_bytes(*packets)))
 }
 
 /// Hook, priority and policy of a base chain.
@@ -193,6 +230,8 @@ const NFTA_HOOK_PRIORITY: u16 = 2;
 const NFTA_RULE_CHAIN: u16 = 2;
 const NFTA_RULE_EXPRESSIONS: u16 = 4;
 const NFTA_EXPR_NAME: u16 = 1;
+const NFTA_EXPR_DATA: u16 = 2;
+const NFTA_COUNTER_PACKETS: u16 = 2;
 const NFTA_SET_NAME: u16 = 2;
 const NFTA_SET_ELEM_LIST_SET: u16 = 2;
 const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;

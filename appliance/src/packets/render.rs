@@ -5,6 +5,7 @@
 
 use std::fmt::Write;
 
+use super::log::SNAPLEN;
 use super::plan::{Base, Chain, Element, Family, Hook, Key, Rule, Set, SetKey, Statement, Table};
 
 /// The whole table. Its name is [`super::plan::TABLE`].
@@ -85,6 +86,12 @@ fn statement(statement: &Statement) -> String {
         Statement::In(each, set) => format!("{} @{set}", key(*each)),
         Statement::NotIn(each, set) => format!("{} != @{set}", key(*each)),
         Statement::Count => "counter".to_owned(),
+        Statement::Above(rate) => {
+            format!("limit rate over {rate}/second burst {rate} packets")
+        }
+        Statement::Tell(reason, group) => {
+            format!("log prefix \"{}\" group {group} snaplen {SNAPLEN}", reason.word())
+        }
         Statement::SetMark(mark) => format!("meta mark set {mark:#010x}"),
         Statement::Tproxy(Family::V4, port) => format!("tproxy ip to :{port}"),
         Statement::Tproxy(Family::V6, port) => format!("tproxy ip6 to :{port}"),

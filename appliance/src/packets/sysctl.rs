@@ -1,7 +1,8 @@
 //! Kernel settings that the argument of the rules leans on.
 //!
 //! The image sets them at boot (`image/99-cloakroom.conf`); the daemon sets what differs where it
-//! may, reads each one back, and refuses to start on a wrong one. Only the rate of ICMP answers,
+//! may, reads each one back, and refuses to start on a wrong one, and to go on with new connections
+//! where one becomes wrong later. Only the rate of ICMP answers,
 //! which protects nothing, may stay as it is.
 
 use std::{fs, io, path::PathBuf};
@@ -61,13 +62,15 @@ fn hold(name: &str, wanted: &str) -> Result<(), PacketsError> {
         // A kernel without IPv6 has nothing to protect.
         return Ok(());
     }
-    if read(name)? == wanted {
+    let before = read(name)?;
+    if before == wanted {
         return Ok(());
     }
     // Whether writing worked is told by reading.
     let _ = fs::write(file(name), wanted);
     let found = read(name)?;
     if found == wanted {
+        tracing::warn!("{} was {before}; set to {wanted}", dotted(name));
         return Ok(());
     }
     Err(PacketsError::Sysctl { name: dotted(name), wanted: wanted.to_owned(), found })

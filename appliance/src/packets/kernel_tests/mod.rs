@@ -55,7 +55,7 @@ in_a_namespace! {
 }
 
 /// The example that `nft/golden.nft` and `nft/README.md` are about.
-fn example() -> Capture {
+pub(super) fn example() -> Capture {
     Capture {
         interfaces: vec![
             interface("agents0", &["10.20.0.0/24", "2001:db8:20::/64"]),
@@ -66,6 +66,7 @@ fn example() -> Capture {
         proxy_port: 8443,
         mark: 0xc10a,
         route_table: 4106,
+        nflog_group: 49418,
         ipv6: true,
     }
 }

@@ -1,0 +1,112 @@
+//! The thread that turns what the kernel refuses into audit records.
+//!
+//! It reads what the kernel tells, sums it up, and writes the sums every [`INTERVAL`] and once more
+//! at the end. It carries nothing, so a flood of refused packets costs it time and agents nothing.
+
+use std::{
+    collections::HashMap,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::watch;
+
+use crate::{
+    audit::{RefusedPackets, Sink},
+    packets::{self, PacketLog},
+    reason::Reason,
+    rulebook::Rulebook,
+};
+
+/// The thread. It ends when it is told to, after a last round of records.
+#[derive(Debug)]
+pub(super) struct Watcher {
+    thread: JoinHandle<()>,
+    ending: Arc<AtomicBool>,
+}
+
+impl Watcher {
+    pub(super) fn start(
+        log: PacketLog,
+        audit: Sink,
+        rulebook: watch::Receiver<Arc<Rulebook>>,
+    ) -> io::Result<Self> {
+        let ending = Arc::new(AtomicBool::new(false));
+        let round = Round { log, audit, rulebook, untold: HashMap::new() };
+        let told_to_end = Arc::clone(&ending);
+        let thread =
+            thread::Builder::new().name("refused".into()).spawn(move || round.run(&told_to_end))?;
+        Ok(Self { thread, ending })
+    }
+
+    /// Writes what is left and ends. Takes up to a quarter of a second.
+    pub(super) fn end(self) {
+        self.ending.store(true, Relaxed);
+        if self.thread.join().is_err() {
+            tracing::error!("the watcher of refused packets panicked");
+        }
+    }
+}
+
+struct Round {
+    log: PacketLog,
+    audit: Sink,
+    rulebook: watch::Receiver<Arc<Rulebook>>,
+    /// The kernel's counters at their last reading.
+    untold: HashMap<Reason, u64>,
+}
+
+impl Round {
+    fn run(mut self, ending: &AtomicBool) {
+        let mut sums = RefusedPackets::new(Instant::now());
+        let mut due = Instant::now() + INTERVAL;
+        loop {
+            let ends = ending.load(Relaxed);
+            let until = due.min(Instant::now() + STEP);
+            match self.log.read(until, |packet| sums.count(packet)) {
+                Ok(lost) => sums.lost(lost),
+                Err(error) => self.pause(&error),
+            }
+            if ends || Instant::now() >= due {
+                self.count_untold(&mut sums);
+                let rulebook = Arc::clone(&self.rulebook.borrow());
+                sums.write(&self.audit, &rulebook.policy, Instant::now());
+                due = Instant::now() + INTERVAL;
+            }
+            if ends {
+                return;
+            }
+        }
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "a thread of its own, no executor to block")]
+    fn pause(&self, error: &io::Error) {
+        tracing::error!(%error, "the kernel does not tell what it refuses; refusing goes on");
+        thread::sleep(PAUSE);
+    }
+
+    /// A counter that went back was started anew, with the rules.
+    fn count_untold(&mut self, sums: &mut RefusedPackets) {
+        let counters = match packets::untold() {
+            Ok(counters) => counters,
+            Err(error) => return tracing::error!("{error}"),
+        };
+        for (reason, now) in &counters {
+            let before = self.untold.get(reason).copied().unwrap_or_default();
+            sums.too_many(*reason, now.checked_sub(before).unwrap_or(*now));
+        }
+        self.untold = counters.into_iter().collect();
+    }
+}
+
+/// How often sums become records.
+const INTERVAL: Duration = Duration::from_secs(10);
+/// How long one read takes before it is asked whether this should end.
+const STEP: Duration = Duration::from_millis(250);
+/// Pause after a read that failed.
+const PAUSE: Duration = Duration::from_secs(1);

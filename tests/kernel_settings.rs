@@ -1,0 +1,78 @@
+//! What the packet rules lean on does not drift: it is repaired, or the gateway closes and says why.
+
+use std::time::Duration;
+
+use lab::{
+    gateway,
+    net::{AGENT, GATEWAY, OPENAI, OTHER},
+    sandboxed, wait,
+};
+
+use crate::world::{TICKET, World, get};
+
+#[test]
+fn settings_and_rules_that_somebody_changed_are_repaired() {
+    sandboxed(|| {
+        let world = World::with(&often_asserted());
+        GATEWAY.shell(
+            "sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.agents0.accept_redirects=1 \
+             net.ipv6.conf.agents0.accept_ra=2",
+        );
+        GATEWAY.shell("nft flush chain inet cloakroom prerouting");
+        GATEWAY.shell("ip rule del priority 1000; ip -6 rule del priority 1000");
+        let repaired = wait::until(wait::SOON, || {
+            let settings = GATEWAY.shell(
+                "sysctl -n net.ipv4.ip_forward net.ipv4.conf.agents0.accept_redirects \
+                 net.ipv6.conf.agents0.accept_ra",
+            );
+            let rules = GATEWAY.shell("nft list chain inet cloakroom prerouting");
+            (settings == "0\n0\n0\n" && rules.contains("tproxy")).then_some(())
+        });
+        assert!(repaired.is_some(), "not repaired: {}", world.gateway.stderr());
+        assert_eq!(world.ask(&get(&[TICKET])).status, 200);
+        let said = world.gateway.stderr();
+        assert!(said.contains("net.ipv4.ip_forward was 1; set to 0"), "{said}");
+        assert!(said.contains("installing the packet rules again"), "{said}");
+    });
+}
+
+#[test]
+fn where_a_setting_cannot_be_repaired_the_gateway_closes_and_opens_again() {
+    sandboxed(|| {
+        let world = World::with(&often_asserted());
+        let mut kept = world.h1(OPENAI).expect("served");
+        // In the daemon's own view of the file system, so that only it cannot write.
+        let of_the_daemon = |line: &str| {
+            let pid = world.gateway.pid();
+            GATEWAY.shell(&format!("nsenter --target {pid} --mount sh -ec '{line}'"));
+        };
+        of_the_daemon("mount --bind /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys");
+        GATEWAY.shell("sysctl -qw net.ipv4.ip_forward=1");
+        let said = |words: &str| {
+            let found =
+                wait::until(wait::SOON, || world.gateway.stderr().contains(words).then_some(()));
+            assert!(found.is_some(), "{words}: {}", world.gateway.stderr());
+        };
+        said("closed to new connections: net.ipv4.ip_forward is 1");
+        std::thread::sleep(Duration::from_millis(300));
+        let before = world.origin.log().connections().len();
+        for to in [OPENAI.port(443), OPENAI.port6(443), OTHER.port(80)] {
+            AGENT.connect(to).expect_err("closed");
+        }
+        assert_eq!(world.origin.log().connections().len(), before);
+        assert_eq!(kept.ask(get(&[TICKET])).expect("it goes on").status, 200);
+        // A reload does not open it.
+        world.gateway.reload();
+        said("reloaded");
+        AGENT.connect(OPENAI.port(443)).expect_err("closed");
+
+        of_the_daemon("umount /proc/sys");
+        said("open again");
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(world.ask(&get(&[TICKET])).status, 200);
+    });
+}
+
+fn often_asserted() -> String {
+    gateway::usual_config().replace("ipv6 = true", "ipv6 = true\nassert_every = \"1s\"")
+}

@@ -1,0 +1,174 @@
+//! What the kernel refuses is seen: in the audit, summed up, with nothing missing from the sums.
+
+use std::{
+    net::UdpSocket,
+    time::{Duration, Instant},
+};
+
+use lab::{
+    Lab,
+    dns::Dns,
+    gateway::{self, Gateway},
+    net::{AGENT, AGENT2, GATEWAY, GATEWAY_V4, OPENAI, OTHER},
+    sandboxed,
+};
+use serde_json::Value;
+
+use crate::world::{TICKET, World, get};
+
+#[test]
+fn what_is_refused_before_it_is_a_connection_is_in_the_audit() {
+    sandboxed(|| {
+        let mut world = World::usual();
+        AGENT.connect(OPENAI.port(22)).expect_err("closed");
+        AGENT.connect(OPENAI.port6(22)).expect_err("closed");
+        AGENT2.connect(OTHER.port(25)).expect_err("closed");
+        AGENT.connect((GATEWAY_V4, 22).into()).expect_err("the gateway's own");
+        AGENT.enter(|| {
+            let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+            for _ in 0..5 {
+                let _ = socket.send_to(b"initial", OPENAI.port(443));
+            }
+        });
+        AGENT.shell("ip addr add 10.1.2.3/32 dev eth0");
+        AGENT.enter(|| {
+            let socket = UdpSocket::bind("10.1.2.3:0").expect("a socket");
+            let _ = socket.send_to(b"spoofed", OPENAI.port(443));
+        });
+        std::thread::sleep(Duration::from_millis(500));
+        world.gateway.terminate(Duration::from_secs(10));
+        let sums = sums(&world.gateway);
+        let one = |wanted: &[(&str, Value)]| {
+            let matching = |sum: &&Value| wanted.iter().all(|(key, value)| sum[key] == *value);
+            let found: Vec<_> = sums.iter().filter(matching).collect();
+            assert_eq!(found.len(), 1, "{wanted:?} in {sums:#?}");
+            found[0].clone()
+        };
+        let first = ("agent", Value::from("192.0.2.10"));
+        let tcp = one(&[
+            first.clone(),
+            ("protocol", "tcp".into()),
+            ("port", 22.into()),
+            ("reason", "port_denied".into()),
+        ]);
+        assert_eq!((&tcp["group"], &tcp["interface"]), (&"research".into(), &"agents0".into()));
+        assert_eq!(tcp["first_destination"], "198.51.100.10");
+        let quic = one(&[first.clone(), ("protocol", "udp".into()), ("port", 443.into())]);
+        assert_eq!((&quic["reason"], &quic["count"]), (&"protocol_denied".into(), &5.into()));
+        one(&[("agent", "2001:db8:a::10".into()), ("port", 22.into())]);
+        let other = one(&[("agent", "192.0.2.140".into()), ("port", 25.into())]);
+        assert_eq!(other["group"], "operations");
+        one(&[first, ("reason", "self_destination".into()), ("port", 22.into())]);
+        let spoofed = one(&[("reason", "spoofed_source".into()), ("protocol", "udp".into())]);
+        assert_eq!(
+            (&spoofed["agent"], &spoofed["first_source"]),
+            (&Value::Null, &"10.1.2.3".into())
+        );
+    });
+}
+
+#[test]
+fn records_come_every_interval_without_asking() {
+    sandboxed(|| {
+        let world = World::usual();
+        AGENT.connect(OPENAI.port(22)).expect_err("closed");
+        let end = Instant::now() + Duration::from_secs(15);
+        while sums(&world.gateway).is_empty() {
+            assert!(Instant::now() < end, "no record: {}", world.gateway.audit.text());
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        assert_eq!(world.ask(&get(&[TICKET])).status, 200);
+    });
+}
+
+#[test]
+fn under_a_flood_every_packet_is_in_a_sum() {
+    sandboxed(|| {
+        let mut world = World::usual();
+        let flood = Instant::now() + Duration::from_secs(2);
+        AGENT.enter(|| {
+            let sockets = [443, 4433].map(|port| {
+                let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+                (socket, OPENAI.port(port))
+            });
+            while Instant::now() < flood {
+                for (socket, to) in &sockets {
+                    let _ = socket.send_to(b"flood", to);
+                }
+            }
+        });
+        assert_eq!(world.ask(&get(&[TICKET])).status, 200, "the rest works meanwhile");
+        // Another reason is told in spite of the flood.
+        AGENT.connect(OPENAI.port(22)).expect_err("closed");
+        std::thread::sleep(Duration::from_millis(500));
+        let counted = counter("protocol_denied");
+        world.gateway.terminate(Duration::from_secs(10));
+        let records = world.gateway.audit.records();
+        let count = |record: &Value| record["count"].as_u64().unwrap_or_default();
+        let of = |kind: &str, reason: &str| -> u64 {
+            let wanted = |it: &&Value| it["record"] == kind && it["reason"] == reason;
+            records.iter().filter(wanted).map(count).sum()
+        };
+        let lost: u64 = records.iter().filter(|it| it["cause"] == "lost").map(count).sum();
+        let (told, untold) =
+            (of("packets", "protocol_denied"), of("packets_unseen", "protocol_denied"));
+        assert!(counted > 3_000, "no flood: {counted}");
+        assert!(untold > 0, "the rate has a limit: {counted} counted, {told} told");
+        assert_eq!(told + untold + lost, counted, "{told} told, {untold} not, {lost} lost");
+        assert!(of("packets", "port_denied") > 0);
+    });
+}
+
+#[test]
+fn a_log_group_that_another_program_has_is_fatal_at_start() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let _dns = Dns::start();
+        let _first = Gateway::usual(&lab);
+        let config = gateway::usual_config()
+            .replace("ipv6 = true", "ipv6 = true\nnflog_group = 7\nproxy_port = 15002");
+        let file =
+            lab.write("second.toml", config.replace("{dir}", &lab.dir.display().to_string()));
+        let _holder = GATEWAY.enter(|| hold_group(7));
+        let failed = Gateway::run(&lab, &file).err().expect("the group is taken");
+        assert_eq!(failed.code(), Some(1), "{}", failed.stderr);
+        assert!(failed.stderr.contains("NFLOG group 7"), "{}", failed.stderr);
+    });
+}
+
+/// Another program that listens to an NFLOG group: a socket that is bound to it.
+fn hold_group(group: u16) -> rustix::fd::OwnedFd {
+    use rustix::net::{AddressFamily, SendFlags, SocketType, netlink, recv, send, socket};
+    let socket = socket(AddressFamily::NETLINK, SocketType::RAW, Some(netlink::NETFILTER))
+        .expect("a netlink socket");
+    let [high, low] = group.to_be_bytes();
+    // nlmsghdr (28 bytes, ULOG config, request and acknowledge), nfgenmsg, the command to bind.
+    let mut message = 28_u32.to_ne_bytes().to_vec();
+    message.extend(0x0401_u16.to_ne_bytes());
+    message.extend(5_u16.to_ne_bytes());
+    message.extend([0; 8]);
+    message.extend([0, 0, high, low]);
+    message.extend(5_u16.to_ne_bytes());
+    message.extend(1_u16.to_ne_bytes());
+    message.extend([1, 0, 0, 0]);
+    send(&socket, &message, SendFlags::empty()).expect("sent");
+    let mut answer = [0; 64];
+    recv(&socket, &mut answer[..], rustix::net::RecvFlags::empty()).expect("answered");
+    assert_eq!(answer[16..20], [0; 4], "the group is ours");
+    socket
+}
+
+fn sums(gateway: &Gateway) -> Vec<Value> {
+    let records = gateway.audit.records().into_iter();
+    records.filter(|it| it["record"] == "packets").collect()
+}
+
+/// Packets that the rules with this reason have counted.
+fn counter(reason: &str) -> u64 {
+    let listed = GATEWAY.shell("nft list chain inet cloakroom prerouting");
+    let ours = listed.lines().filter(|line| line.contains(&format!("comment \"{reason}\"")));
+    ours.filter_map(|line| {
+        line.split("counter packets ").nth(1)?.split(' ').next()?.parse::<u64>().ok()
+    })
+    .sum::<u64>()
+}
