@@ -1,5 +1,6 @@
 # make demo   the whole story in a minute: agents, gateway, API, with the real bytes
 # make test   everything that is promised, on this machine, from nothing
+# make bench  CPU and memory beside HAProxy and nginx, in 15 minutes; QUICK=1: in two
 #
 # Both install what is missing from Debian first (tests/prerequisites), and say so.
 
@@ -9,7 +10,7 @@ LAB_THREADS ?= 4
 # Where nft and ip are; an ordinary user's PATH lacks it on Debian.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: help demo test prerequisites vault clients format lint dependencies unit lab build
+.PHONY: help demo test bench prerequisites vault clients format lint dependencies unit lab build
 # Each step is parallel in itself, and their output is read in this order.
 .NOTPARALLEL:
 
@@ -19,8 +20,8 @@ help:
 test: prerequisites vault clients format lint dependencies unit lab
 
 demo: prerequisites $(if $(filter-out 0,$(VAULT)),vault)
-	@echo "== Build"
-	@$(CARGO) build --locked --workspace --bins
+	@echo "== Build (minutes the first time, seconds afterwards)"
+	@$(CARGO) build --locked --workspace --exclude cloakroom-benches --bins
 	@echo "== The story"
 	@target/debug/demo
 
@@ -53,8 +54,8 @@ dependencies: prerequisites
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny check bans licenses sources; fi
 
 build: prerequisites
-	@echo "== Build"
-	$(CARGO) build --locked --workspace --bins
+	@echo "== Build (minutes the first time, seconds afterwards)"
+	$(CARGO) build --locked --workspace --exclude cloakroom-benches --bins
 
 unit: prerequisites
 	@echo "== Unit tests"
@@ -64,3 +65,9 @@ lab: build vault clients
 	@echo "== Properties, in namespaces, against the built program"
 	CLOAKROOM_BIN=$(CURDIR)/target/debug/cloakroom CLOAKROOM_VAULT="$$(tests/vault/get | tail -n 1)" \
 		$(CARGO) test --locked --workspace --test properties -- --test-threads=$(LAB_THREADS)
+
+# Ratios count, not figures: see benches/README.md.
+bench: prerequisites
+	@benches/prerequisites
+	$(CARGO) build --locked --release --package cloakroom --package cloakroom-benches
+	target/release/side-by-side $(if $(QUICK),--quick)

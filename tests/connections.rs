@@ -8,7 +8,6 @@ use lab::{
     dns::Answer,
     gateway::{self, OPENAI_SECRET},
     net::{AGENT, AGENT2, ATTACKER, GATEWAY, Host, OPENAI, OTHER, PYPI},
-    pki::Flaw,
     sandboxed, wait,
 };
 
@@ -222,28 +221,6 @@ fn a_truncated_hello_is_refused_in_time_and_nothing_is_dialled() {
 }
 
 #[test]
-fn an_upstream_with_a_bad_certificate_gets_no_request() {
-    sandboxed(|| {
-        let world = World::usual();
-        for flaw in
-            [Flaw::WrongName, Flaw::Expired, Flaw::NotYet, Flaw::SelfSigned, Flaw::UnknownIssuer]
-        {
-            world.origin.flaw(&world.lab, OPENAI.name, flaw);
-            // Either an alert, or a 502 behind our own certificate.
-            if let Ok(mut tls) = world.h1(OPENAI) {
-                let answer = tls.ask(get(&[TICKET])).expect("an answer");
-                assert_eq!(answer.status, 502, "{flaw:?}");
-                assert_eq!(answer.reason().as_deref(), Some("upstream_tls_invalid"), "{flaw:?}");
-            }
-            world.gateway.audit.wait_reason("upstream_tls_invalid");
-            world.assert_nothing_forwarded();
-        }
-        world.origin.flaw(&world.lab, OPENAI.name, Flaw::None);
-        assert_eq!(world.ask(&get(&[TICKET])).status, 200, "and it recovers");
-    });
-}
-
-#[test]
 fn a_name_that_resolves_to_an_address_of_our_own_is_not_dialled() {
     sandboxed(|| {
         let world = World::usual();
@@ -309,21 +286,6 @@ fn an_answer_that_mixes_public_and_private_addresses_never_leads_to_the_private_
         let places = world.origin.log().connections();
         assert!(places.iter().all(|connection| connection.local.ip() == OPENAI.v4()));
         assert!(own.iter().all(|service| service.accept().is_err()), "loopback was dialled");
-    });
-}
-
-#[test]
-fn a_resolver_that_fails_or_is_silent_is_a_refusal_not_a_hang() {
-    sandboxed(|| {
-        let world = World::usual();
-        for answer in [Answer::Fails, Answer::Silent] {
-            world.dns.script(OPENAI.name, answer);
-            if let Ok(mut tls) = world.h1(OPENAI) {
-                assert_eq!(tls.ask(get(&[TICKET])).map(|it| it.status.as_u16()).ok(), Some(502));
-            }
-        }
-        world.gateway.audit.wait_reason("resolve_failed");
-        world.origin.log().assert_untouched();
     });
 }
 

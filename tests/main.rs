@@ -19,7 +19,6 @@ mod hello;
 mod methods_and_paths;
 mod packets;
 mod relay;
-mod requests;
 mod responses;
 mod start;
 mod streaming;

@@ -1,10 +1,8 @@
 //! What comes back: without the key, without delay, and as it was sent otherwise.
 
-use std::time::{Duration, Instant};
-
 use lab::{
     gateway::{OPENAI_SECRET, SECRETS},
-    net::{AGENT, ATTACKER, OPENAI},
+    net::{AGENT, OPENAI},
     sandboxed,
 };
 
@@ -47,49 +45,6 @@ fn a_compressed_body_is_not_asked_for_and_not_passed_on() {
 }
 
 #[test]
-fn events_are_not_delayed() {
-    sandboxed(|| {
-        let world = World::usual();
-        let mut tls = world.h1(OPENAI).expect("a connection");
-        tls.send(get_path("/sse?n=3&ms=700", &[TICKET])).expect("sent");
-        let begun = Instant::now();
-        let mut seen = String::new();
-        while !seen.contains("event 0\n\n") {
-            seen += &String::from_utf8_lossy(&tls.read_some(4096).expect("events"));
-        }
-        assert!(begun.elapsed() < Duration::from_millis(650), "the first event was held back");
-        assert!(!seen.contains("event 1"), "{seen}");
-        while !seen.contains("event 2") {
-            seen += &String::from_utf8_lossy(&tls.read_some(4096).expect("events"));
-        }
-    });
-}
-
-#[test]
-fn a_large_answer_arrives_whole() {
-    sandboxed(|| {
-        let world = World::usual();
-        let bytes = 20 << 20;
-        let answer = world.ask(&get_path(&format!("/big?bytes={bytes}"), &[TICKET]));
-        assert_eq!(answer.body.len(), bytes);
-        assert!(answer.body.iter().all(|byte| *byte == b'x'));
-    });
-}
-
-#[test]
-fn a_redirect_is_passed_on_and_not_followed() {
-    sandboxed(|| {
-        let world = World::usual();
-        let path = "/redirect?to=https://attacker.example/v1/models";
-        let answer = world.ask(&get_path(path, &[TICKET]));
-        assert_eq!(answer.status, 302);
-        let requests = world.origin.log().wait_requests(1);
-        assert_eq!(requests[0].authority(), OPENAI.name);
-        assert!(!world.dns.was_asked(ATTACKER.name));
-    });
-}
-
-#[test]
 fn an_answer_that_is_cut_off_is_seen_as_cut_off() {
     sandboxed(|| {
         let world = World::usual();
@@ -125,5 +80,24 @@ fn nothing_that_the_gateway_says_itself_holds_a_key() {
         for secret in SECRETS {
             assert!(!capture.holds(secret), "a key is on the agent's wire");
         }
+    });
+}
+
+#[test]
+fn a_refused_upload_gets_its_answer_and_not_a_reset() {
+    sandboxed(|| {
+        let world = World::usual();
+        let body = vec![b'x'; 8 << 20];
+        let head = format!(
+            "POST /v1/files HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer sk-of-my-own-0000\r\n\
+             Content-Length: {}\r\n\r\n",
+            OPENAI.name,
+            body.len()
+        );
+        let mut tls = world.h1(OPENAI).expect("a connection");
+        tls.send([head.as_bytes(), &body].concat()).expect("all of it is taken");
+        let answer = tls.response().expect("an answer");
+        assert_eq!(answer.reason().as_deref(), Some("foreign_credential"));
+        world.assert_nothing_forwarded();
     });
 }

@@ -17,10 +17,7 @@ use rustls::{
     sign::{CertifiedKey, SingleCertAndKey},
 };
 use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
 use crate::{
@@ -88,12 +85,15 @@ impl Tls {
     }
 
     /// Verifies the upstream for exactly `host`, and says which protocol it chose.
-    pub async fn connect(
+    pub async fn connect<S>(
         &self,
-        stream: TcpStream,
+        stream: S,
         host: &Host,
         settings: ClientSettings<'_>,
-    ) -> Result<(client::TlsStream<TcpStream>, Protocol), Reason> {
+    ) -> Result<(client::TlsStream<S>, Protocol), Reason>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
         let config = self.client_config(&settings)?;
         let name = ServerName::try_from(host.as_str().to_owned())
             .map_err(|_| Reason::UpstreamTlsInvalid)?;

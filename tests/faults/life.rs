@@ -312,3 +312,18 @@ fn reloads_under_traffic_disturb_nobody() {
         super::dead_daemon::assert_no_agent_outside(&outside);
     });
 }
+
+#[test]
+fn a_connection_in_its_first_bytes_is_cut_with_the_rest() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let _origin = Origin::start(&lab);
+        let mut gateway = Gateway::start(&lab, &limits("peek_time = \"60s\"\ndrain_time = \"0s\""));
+        let mut stream = AGENT.connect(OPENAI.port(443)).expect("accepted");
+        std::io::Write::write_all(&mut stream, &[0x16]).expect("sent");
+        thread::sleep(Duration::from_millis(300));
+        let (status, time) = ended(&mut gateway, Duration::from_secs(20));
+        assert!(status.success() && time < Duration::from_secs(4), "{status} after {time:?}");
+        gateway.audit.wait_reason("shutting_down");
+    });
+}

@@ -13,7 +13,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde::Serialize;
@@ -158,12 +158,19 @@ fn append_to(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).mode(0o600).open(path)
 }
 
+#[expect(clippy::disallowed_methods, reason = "a thread of its own, no executor to block")]
 fn write_lines(mut output: Output, mut queue: Receiver<Message>, failing: &AtomicBool) {
     let mut batch = Vec::new();
+    let mut written = None;
     while let Some(first) = queue.blocking_recv() {
+        // A waiting writer is woken for each record. One that is away for a moment finds many.
+        if written.is_some_and(|at: Instant| at.elapsed() < BUSY) {
+            thread::sleep(GATHERING);
+        }
         batch.clear();
         gather(first, &mut queue, &mut batch, &mut output);
         write_whole(&mut output, &batch, failing);
+        written = Some(Instant::now());
     }
 }
 
@@ -186,6 +193,10 @@ fn gather(first: Message, queue: &mut Receiver<Message>, batch: &mut Vec<u8>, ou
     }
 }
 
+/// Records that follow each other within this time are written together,
+const BUSY: Duration = Duration::from_millis(5);
+/// after this time. It is how much of a busy audit is lost when the daemon is killed.
+const GATHERING: Duration = Duration::from_millis(2);
 /// Bytes after which a batch is written whatever else waits.
 const MAX_BATCH_BYTES: usize = 256 * 1024;
 

@@ -96,6 +96,7 @@ pub(super) async fn serve(
     record.peeked(&peeked);
     match decide(&rulebook.policy, &flow, &peeked) {
         Ok(permit) => {
+            tracing::debug!(flow = %id, route = permit.route().word(), host = %permit.host(), "permitted");
             record.permitted(permit.route());
             let agent = Rewind::new(bytes.freeze(), stream);
             let carried =
@@ -103,6 +104,7 @@ pub(super) async fn serve(
             carry(&gateway, carried, permit, agent, &mut record).await;
         }
         Err(reason) => {
+            tracing::debug!(flow = %id, %reason, "refused");
             record.refused(reason);
             refuse(stream, language_of(&peeked), reason, id).await;
         }

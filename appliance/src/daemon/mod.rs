@@ -143,20 +143,24 @@ impl Daemon {
     /// Takes a new policy whole, or keeps the old one and says why.
     async fn reload(&mut self) {
         self.audit.reopen().await;
-        match self.take_new_policy() {
+        match self.take_new_policy().await {
             Ok(()) => tracing::info!("reloaded"),
             Err(error) => tracing::error!("not reloaded, the old policy stays in force: {error}"),
         }
     }
 
-    fn take_new_policy(&mut self) -> Result<(), DaemonError> {
+    async fn take_new_policy(&mut self) -> Result<(), DaemonError> {
         let Config { settings, policy } =
             config::load(&self.config_file).map_err(DaemonError::Config)?;
         let capture = Capture::new(&policy, &settings);
-        if settings != self.settings || capture.interface_names() != self.capture.interface_names()
+        let places = self.rulebooks.borrow().policy.limits.connections;
+        if settings != self.settings
+            || capture.interface_names() != self.capture.interface_names()
+            || policy.limits.connections != places
         {
             return Err(DaemonError::Other(
-                "the settings or the interfaces have changed; restart the daemon to take them"
+                "the settings, the interfaces or limits.connections have changed; restart the \
+                 daemon to take them"
                     .into(),
             ));
         }
@@ -165,6 +169,8 @@ impl Daemon {
         packets::apply(&capture)?;
         self.capture = capture;
         self.secrets.set_wanted(&wanted);
+        // A binding that is new has its value before the first request can ask for it.
+        self.secrets.first_round(Instant::now() + RELOAD_ROUND).await;
         self.rulebooks.send_replace(Arc::new(rulebook));
         Ok(())
     }
@@ -363,6 +369,8 @@ impl std::error::Error for DaemonError {}
 /// Time that the start waits for the first values. Without them the gateway comes up all the
 /// same and answers 503 where they are needed.
 const FIRST_ROUND: Duration = Duration::from_secs(5);
+/// Time that a reload waits for the values that are new in it.
+const RELOAD_ROUND: Duration = Duration::from_secs(2);
 /// Time for flows to end once they are cut.
 const CUT_TIME: Duration = Duration::from_secs(5);
 /// Time for the sources of secrets to take back what they lent.

@@ -215,6 +215,7 @@ fn prepare(
         (RequestRules::Substitute(rules), Route::Intercept(api)) => {
             let plan = substitute::examine(rules, head).map_err(|denial| trace.denied(denial))?;
             trace.with(|record| record.placeholders(plan.placeholders()));
+            message::check_overrides(&head.headers, &api.methods, &api.paths)?;
             scrub::request_encodings(&api.response, &mut head.headers);
             swap(connection, head, snapshot, &plan)
                 .map_err(|cause| trace.secret_unavailable(cause))?;
@@ -243,7 +244,10 @@ fn swap(
 
 fn inspect(pass: &Pass, head: &request::Parts) -> Result<(), Reason> {
     match &pass.carry {
-        Carry::Inspect { methods, paths } => permits(methods, paths, &head.method, head.uri.path()),
+        Carry::Inspect { methods, paths } => {
+            permits(methods, paths, &head.method, head.uri.path())?;
+            message::check_overrides(&head.headers, methods, paths)
+        }
         Carry::Splice => Err(Reason::InternalError),
     }
 }

@@ -12,7 +12,10 @@ use http::{
     uri::{Authority, PathAndQuery, Scheme},
 };
 
-use crate::{policy::Host, reason::Reason};
+use crate::{
+    policy::{Host, PathRule},
+    reason::Reason,
+};
 
 /// The one name and port that every request of a connection must be for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -130,6 +133,37 @@ fn check_path(uri: &Uri) -> Result<(), Reason> {
         _ => Err(Reason::HttpMalformed),
     }
 }
+
+/// Refuses fields by which some origins replace the method or the path of the request line, where
+/// policy has a rule on it. An override that names a listed method is what it says.
+pub(super) fn check_overrides(
+    headers: &HeaderMap,
+    methods: &[Method],
+    paths: &[PathRule],
+) -> Result<(), Reason> {
+    for (name, value) in headers {
+        if !methods.is_empty() && is_one_of(name, &METHOD_OVERRIDES) {
+            let named = Method::from_bytes(value.as_bytes()).map_err(|_| Reason::MethodDenied)?;
+            if !methods.contains(&named) {
+                return Err(Reason::MethodDenied);
+            }
+        }
+        if !paths.is_empty() && is_one_of(name, &PATH_OVERRIDES) {
+            return Err(Reason::PathAmbiguous);
+        }
+    }
+    Ok(())
+}
+
+/// `_` counts as `-`: behind CGI-like interfaces they are the same (RFC 3875, section 4.1.18).
+fn is_one_of(name: &HeaderName, names: &[&str]) -> bool {
+    let folded = || name.as_str().bytes().map(|byte| if byte == b'_' { b'-' } else { byte });
+    names.iter().any(|other| other.len() == name.as_str().len() && folded().eq(other.bytes()))
+}
+
+const METHOD_OVERRIDES: [&str; 3] =
+    ["x-http-method-override", "x-http-method", "x-method-override"];
+const PATH_OVERRIDES: [&str; 2] = ["x-original-url", "x-rewrite-url"];
 
 /// Makes the head one that the gateway sends in its own name: hop-by-hop fields out, the target in
 /// the form of the version, no trace of a proxy.
@@ -268,6 +302,23 @@ mod tests {
             assert_eq!(result, Err(Reason::HttpMalformed), "{name}");
         }
         assert_eq!(h1(&[("host", "api.example"), ("connection", "keep-alive, TE")]), Ok(()));
+    }
+
+    #[test]
+    fn no_field_replaces_what_a_rule_is_on() {
+        let paths = [PathRule::parse("/v1/*").unwrap()];
+        let check = |field: (&str, &str), methods: &[Method], paths: &[PathRule]| {
+            check_overrides(&head(Version::HTTP_11, "/v1", &[field]).headers, methods, paths)
+        };
+        let listed = [Method::GET, Method::POST];
+        for name in ["X-HTTP-Method-Override", "x_http_method_override", "x-http-method"] {
+            assert_eq!(check((name, "DELETE"), &listed, &paths), Err(Reason::MethodDenied));
+            assert_eq!(check((name, "get"), &listed, &paths), Err(Reason::MethodDenied));
+            assert_eq!(check((name, "GET"), &listed, &paths), Ok(()));
+            assert_eq!(check((name, "DELETE"), &[], &paths), Ok(()));
+        }
+        assert_eq!(check(("X-Original-URL", "/a"), &[], &paths), Err(Reason::PathAmbiguous));
+        assert_eq!(check(("X-Original-URL", "/a"), &listed, &[]), Ok(()));
     }
 
     #[test]

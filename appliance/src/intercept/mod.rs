@@ -5,11 +5,13 @@
 //! connection that has no upstream at all.
 
 mod body;
+mod deferred;
 mod exchange;
 mod exchanges;
 mod framing;
 mod guard;
 mod message;
+mod read_ahead;
 mod serve;
 mod tasks;
 mod unsent;
@@ -33,6 +35,7 @@ use tokio_rustls::client::TlsStream;
 use self::{
     exchange::{Connection, RequestRules},
     message::Site,
+    read_ahead::ReadAhead,
     serve::Sides,
 };
 use crate::{
@@ -86,7 +89,7 @@ pub async fn run(
     };
     let upstream = interception.connect(means, record).await;
     let protocol = upstream.as_ref().ok().map(|(_, protocol)| *protocol);
-    let agent = Counted { stream: agent, traffic: Arc::clone(record.traffic()) };
+    let agent = Counted { stream: ReadAhead::new(agent), traffic: Arc::clone(record.traffic()) };
     let limits = &interception.rulebook.policy.limits;
     let handshake = interception.rulebook.tls.accept(agent, leaf, protocol);
     let agent = timeout(limits.head_time, handshake).await;
@@ -118,7 +121,7 @@ impl Interception<'_> {
         &self,
         means: &Means,
         record: &mut Record,
-    ) -> Result<(TlsStream<TcpStream>, Protocol), Reason> {
+    ) -> Result<(TlsStream<ReadAhead<TcpStream>>, Protocol), Reason> {
         let patience = self.rulebook.policy.limits.dial_time;
         let dialled = dial::connect(&self.permit, self.flow, &means.resolver, patience).await?;
         record.upstream(dialled.address);
@@ -132,7 +135,8 @@ impl Interception<'_> {
             upstream: self.permit.upstream(),
             offer: &offer,
         };
-        let handshake = self.rulebook.tls.connect(dialled.stream, self.permit.host(), settings);
+        let handshake =
+            self.rulebook.tls.connect(ReadAhead::new(dialled.stream), self.permit.host(), settings);
         timeout(patience, handshake).await.unwrap_or(Err(Reason::UpstreamUnreachable))
     }
 

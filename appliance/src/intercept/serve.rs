@@ -20,10 +20,12 @@ use tokio_rustls::{client::TlsStream as ClientTls, server::TlsStream as ServerTl
 
 use super::{
     Counted,
+    deferred::Deferred,
     exchange::{self, Connection, Sender},
     exchanges::Violation,
     framing::TrailerRule,
     guard::Guard,
+    read_ahead::ReadAhead,
     tasks::{Spawner, Tasks},
 };
 use crate::{
@@ -36,14 +38,14 @@ use crate::{
 };
 
 /// The agent's side, once TLS is up.
-pub(super) type AgentTls = ServerTls<Counted<Rewind<TcpStream>>>;
+pub(super) type AgentTls = ServerTls<Counted<ReadAhead<Rewind<TcpStream>>>>;
 
 /// Both sides of a connection whose upstream has been verified.
 pub(super) struct Sides {
     /// The agent's.
     pub(super) agent: AgentTls,
     /// The upstream's.
-    pub(super) upstream: ClientTls<TcpStream>,
+    pub(super) upstream: ClientTls<ReadAhead<TcpStream>>,
 }
 
 /// Carries an HTTP/1.1 connection to its end.
@@ -177,6 +179,7 @@ pub(super) async fn h2(
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buf_size(SEND_BUFFER)
         .max_header_list_size(header_list_bytes(limits));
+    let (upstream, to_upstream) = Deferred::new(upstream);
     let mut handshake = pin!(builder.handshake(TokioIo::new(upstream)));
     let handshake = poll_fn(|cx| {
         tasks.poll(cx);
@@ -198,6 +201,7 @@ pub(super) async fn h2(
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buf_size(SEND_BUFFER);
+    let (agent, to_agent) = Deferred::new(agent);
     let mut agent = pin!(builder.serve_connection(TokioIo::new(agent), service));
     let mut upstream = pin!(Some(upstream));
     let mut vigil = Vigil::new(limits, phases, Arc::clone(record.traffic()));
@@ -210,6 +214,9 @@ pub(super) async fn h2(
         }
         let polled = agent.as_mut().poll(cx);
         tasks.poll(cx);
+        // Everything that may write has had its turn.
+        to_upstream.poll(cx);
+        to_agent.poll(cx);
         match polled {
             Poll::Ready(Ok(())) => Poll::Ready(Ended::Closed),
             Poll::Ready(Err(_)) => Poll::Ready(Ended::Broken),

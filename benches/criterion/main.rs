@@ -1,0 +1,18 @@
+//! Criterion benches of the parts that every connection or request pays for.
+//!
+//! `cargo bench -p cloakroom-benches`, with a part's name behind `--` for that part alone.
+
+mod decide;
+mod leaf;
+mod mask;
+mod peek;
+mod substitute;
+mod world;
+
+criterion::criterion_main!(
+    peek::benches,
+    decide::benches,
+    leaf::benches,
+    substitute::benches,
+    mask::benches
+);

@@ -1,0 +1,79 @@
+//! What several benches share: a policy, a flow, and a ClientHello as a client sends it.
+
+use std::{fmt::Write as _, path::Path, sync::Arc};
+
+use cloakroom::{
+    accept::{AgentAddr, Dialled, Flow, FlowId},
+    config,
+    policy::Policy,
+};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, crypto::aws_lc_rs};
+use rustls_pki_types::ServerName;
+
+/// A policy of one API and `hosts` spliced names, half of them suffixes.
+pub fn policy(hosts: usize) -> Policy {
+    let mut text = String::from(BASE);
+    for number in 0..hosts {
+        let wild = if number % 2 == 0 { "" } else { "*." };
+        write!(text, "\"{wild}host{number}.example\", ").expect("a string grows");
+    }
+    text.push(']');
+    let none = |_: &Path| Err(std::io::ErrorKind::NotFound.into());
+    config::parse(&text, Some(Path::new("/")), "bench.toml", &none)
+        .unwrap_or_else(|errors| panic!("{errors}"))
+        .policy
+}
+
+/// A flow of the policy's group to port 443.
+pub fn flow(policy: &Policy) -> Flow {
+    Flow {
+        id: FlowId(1),
+        group: Arc::clone(&policy.groups[0]),
+        agent: AgentAddr(([192, 0, 2, 10], 40_000).into()),
+        dialled: Dialled(([198, 51, 100, 10], 443).into()),
+    }
+}
+
+/// The first flight of a client, with or without a hybrid post-quantum share.
+pub fn client_hello(name: &'static str, post_quantum: bool) -> Vec<u8> {
+    let mut provider = aws_lc_rs::default_provider();
+    if !post_quantum {
+        provider.kx_groups = vec![aws_lc_rs::kx_group::X25519];
+    }
+    let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_safe_default_protocol_versions()
+        .expect("TLS")
+        .with_root_certificates(RootCertStore::empty())
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let name = ServerName::try_from(name).expect("a name");
+    let mut connection = ClientConnection::new(Arc::new(config), name).expect("TLS");
+    let mut hello = Vec::new();
+    connection.write_tls(&mut hello).expect("memory");
+    hello
+}
+
+const BASE: &str = r#"
+    [gateway]
+    audit = "stdout"
+    ca_dir = "/ca"
+    resolvers = ["203.0.113.53"]
+    [secrets]
+    file = "/secrets"
+    [[group]]
+    name = "research"
+    interface = "agents0"
+    prefixes = ["192.0.2.0/25"]
+    [[api]]
+    name = "openai"
+    hosts = ["api.openai.example"]
+    paths = ["/v1/*"]
+    [[api.binding]]
+    groups = ["research"]
+    placeholder = "OPENAI_API_KEY"
+    places = ["header authorization bearer"]
+    secret = "file:openai"
+    [[splice]]
+    name = "many"
+    groups = ["research"]
+    hosts = ["#;

@@ -1,0 +1,189 @@
+//! The servers behind the gateways: quick enough not to be what is measured.
+//!
+//! One speaks TLS with HTTP/1.1 or HTTP/2 and answers every request that carries the real key with
+//! 1 KiB. The other is what a spliced connection leads to: it reads a ClientHello and then speaks
+//! plain bytes, because nobody between it and the client looks at what follows the hello, and
+//! TLS at both ends would only take CPU from the machine that is measured.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use lab::{gateway::OPENAI_SECRET, net::INTERNET};
+use rustls::{ServerConfig, server::ResolvesServerCert, sign::CertifiedKey};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    time::{MissedTickBehavior, interval},
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+
+/// Bytes of an answer's body.
+pub const BODY: usize = 1024;
+
+/// An order to the plain server, after the ClientHello.
+#[derive(Debug, Clone, Copy)]
+pub struct Order {
+    /// Bytes to send at once.
+    pub chunk: u32,
+    /// How often, or without an end.
+    pub times: u32,
+    /// Milliseconds between.
+    pub every: u32,
+}
+
+impl Order {
+    /// Bytes of a request: the order and something to carry.
+    pub const LENGTH: usize = 256;
+
+    /// As it is sent.
+    pub fn bytes(self) -> [u8; Self::LENGTH] {
+        let mut bytes = [0; Self::LENGTH];
+        bytes[..4].copy_from_slice(&self.chunk.to_be_bytes());
+        bytes[4..8].copy_from_slice(&self.times.to_be_bytes());
+        bytes[8..12].copy_from_slice(&self.every.to_be_bytes());
+        bytes
+    }
+
+    fn read(mut bytes: &[u8]) -> Self {
+        Self { chunk: bytes.get_u32(), times: bytes.get_u32(), every: bytes.get_u32() }
+    }
+}
+
+/// Starts the TLS server at every address of `tls` and the plain one at every address of `plain`.
+pub fn start(key: Arc<CertifiedKey>, tls: Vec<SocketAddr>, plain: Vec<SocketAddr>) {
+    let listen = |addresses: Vec<SocketAddr>| -> Vec<std::net::TcpListener> {
+        INTERNET.enter(|| addresses.iter().map(|address| listener(*address)).collect())
+    };
+    let (tls, plain) = (listen(tls), listen(plain));
+    INTERNET.spawn(move || async move {
+        let acceptor = TlsAcceptor::from(Arc::new(tls_config(key)));
+        for listener in tls {
+            let acceptor = acceptor.clone();
+            serve(listener, move |stream| {
+                let acceptor = acceptor.clone();
+                async move { http(acceptor.accept(stream).await?).await }
+            });
+        }
+        for listener in plain {
+            serve(listener, obey);
+        }
+        std::future::pending().await
+    });
+}
+
+fn listener(address: SocketAddr) -> std::net::TcpListener {
+    let listener = std::net::TcpListener::bind(address).expect("an address of the internet");
+    listener.set_nonblocking(true).expect("a socket");
+    listener
+}
+
+fn serve<F>(listener: std::net::TcpListener, talk: impl Fn(TcpStream) -> F + Send + 'static)
+where
+    F: Future<Output = io::Result<()>> + Send + 'static,
+{
+    let listener = TcpListener::from_std(listener).expect("a runtime");
+    tokio::spawn(async move {
+        loop {
+            let Ok((stream, _)) = listener.accept().await else { continue };
+            let _ = stream.set_nodelay(true);
+            // How a connection ends is the client's concern.
+            tokio::spawn(talk(stream));
+        }
+    });
+}
+
+fn tls_config(key: Arc<CertifiedKey>) -> ServerConfig {
+    let mut config =
+        ServerConfig::builder().with_no_client_auth().with_cert_resolver(Arc::new(OneKey(key)));
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config
+}
+
+#[derive(Debug)]
+struct OneKey(Arc<CertifiedKey>);
+
+impl ResolvesServerCert for OneKey {
+    fn resolve(&self, _: rustls::server::ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0))
+    }
+}
+
+async fn http(stream: TlsStream<TcpStream>) -> io::Result<()> {
+    match stream.get_ref().1.alpn_protocol() {
+        Some(b"h2") => h2(stream).await.map_err(io::Error::other),
+        _ => h1(stream).await,
+    }
+}
+
+async fn h1(mut stream: TlsStream<TcpStream>) -> io::Result<()> {
+    let good = [GOOD_HEAD, &[b'x'; BODY]].concat();
+    let mut held = BytesMut::with_capacity(16 * 1024);
+    loop {
+        while let Some(end) = head_end(&held) {
+            let head = held.split_to(end);
+            let answer: &[u8] = if find(&head, OPENAI_SECRET.as_bytes()) { &good } else { BAD };
+            stream.write_all(answer).await?;
+        }
+        if stream.read_buf(&mut held).await? == 0 {
+            return Ok(());
+        }
+    }
+}
+
+async fn h2(stream: TlsStream<TcpStream>) -> Result<(), h2::Error> {
+    let body = Bytes::from_static(&[b'x'; BODY]);
+    let mut connection = h2::server::handshake(stream).await?;
+    while let Some(request) = connection.accept().await {
+        let (request, mut respond) = request?;
+        let authorization = request.headers().get("authorization");
+        let good = authorization.is_some_and(|it| find(it.as_bytes(), OPENAI_SECRET.as_bytes()));
+        let response = http::Response::builder()
+            .status(if good { 200 } else { 401 })
+            .header("content-type", "application/json")
+            .header("content-length", BODY)
+            .body(())
+            .expect("a response");
+        respond.send_response(response, false)?.send_data(body.clone(), true)?;
+    }
+    Ok(())
+}
+
+/// Reads one ClientHello, then does as it is told.
+async fn obey(mut stream: TcpStream) -> io::Result<()> {
+    let mut header = [0; 5];
+    stream.read_exact(&mut header).await?;
+    let mut hello = vec![0; usize::from(u16::from_be_bytes([header[3], header[4]]))];
+    stream.read_exact(&mut hello).await?;
+    let mut order = [0; Order::LENGTH];
+    let mut sent = Vec::new();
+    while stream.read_exact(&mut order).await.is_ok() {
+        let order = Order::read(&order);
+        sent.resize(order.chunk as usize, b'x');
+        if order.every == 0 {
+            for _ in 0..order.times {
+                stream.write_all(&sent).await?;
+            }
+            continue;
+        }
+        let mut pace = interval(Duration::from_millis(order.every.into()));
+        pace.set_missed_tick_behavior(MissedTickBehavior::Burst);
+        for _ in 0..order.times {
+            pace.tick().await;
+            stream.write_all(&sent).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Where a head ends, if it does.
+pub fn head_end(bytes: &[u8]) -> Option<usize> {
+    bytes.windows(4).position(|window| window == b"\r\n\r\n").map(|at| at + 4)
+}
+
+fn find(bytes: &[u8], wanted: &[u8]) -> bool {
+    bytes.windows(wanted.len()).any(|window| window == wanted)
+}
+
+const GOOD_HEAD: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\
+    date: Thu, 01 Jan 1970 00:00:00 GMT\r\ncontent-length: 1024\r\n\r\n";
+const BAD: &[u8] = b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n";
