@@ -8,7 +8,8 @@ use ipnet::IpNet;
 use super::{AuditTarget, Config, Settings, VaultSettings, rules::overlap, value::duration};
 use crate::{
     policy::{
-        Api, Binding, Carry, DialledRule, Group, HostPattern, Pass, Place, Policy, Scheme, SecretRef, Upstream,
+        Api, Binding, Carry, DialledRule, Group, HostPattern, Pass, Place, Policy, Scheme,
+        SecretRef, Upstream,
     },
     secrets::SecretValue,
 };

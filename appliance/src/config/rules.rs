@@ -21,8 +21,8 @@ use super::{
 };
 use crate::{
     policy::{
-        DialledRule, GroupName, Host, HostPattern, InterfaceName, PathRule, Place, Placeholder, RuleName,
-        SecretRef, Upstream,
+        DialledRule, GroupName, Host, HostPattern, InterfaceName, PathRule, Place, Placeholder,
+        RuleName, SecretRef, Upstream,
     },
     secrets::SecretValue,
 };

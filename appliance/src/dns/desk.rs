@@ -17,8 +17,8 @@ use super::{
 };
 use crate::{
     audit::{DnsRecord, DnsSummary, Sink},
-    phase::Phases,
     dial::{self, Found, Resolver, Unresolved},
+    phase::Phases,
     policy::{Group, GroupName, InterfaceName},
     reason::Reason,
     rulebook::Rulebook,

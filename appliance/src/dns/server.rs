@@ -9,7 +9,7 @@ use std::{
 use tokio::{runtime::Builder, sync::oneshot, task::JoinSet};
 
 use super::{Desk, tcp, udp};
-use crate::{phase::Phase, packets::DnsSockets};
+use crate::{packets::DnsSockets, phase::Phase};
 
 /// The thread that answers agents' queries until the daemon drains.
 #[derive(Debug)]
