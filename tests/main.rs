@@ -9,6 +9,8 @@ mod clear_text;
 mod clients;
 mod connections;
 mod credentials;
+mod dialled;
+mod dns;
 mod faults;
 mod forged_records;
 mod framing;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::{
     accept::Flow,
     peek::{Hello, Peeked, PlainHead},
-    policy::{Api, Carry, Group, Host, HostPattern, Pass, Policy, RuleName, Upstream},
+    policy::{Api, Carry, DialledRule, Group, Host, HostPattern, Pass, Policy, RuleName, Upstream},
     reason::Reason,
 };
 
@@ -54,6 +54,17 @@ impl Permit {
         match &self.route {
             Route::Splice(pass) | Route::Inspect(pass) => &pass.upstream,
             Route::Intercept(api) => &api.upstream,
+        }
+    }
+}
+
+impl Permit {
+    /// Which addresses the agent may have dialled. Where TLS ends here, the name in the
+    /// certificate and in every request is checked, and the dialled address is only recorded.
+    pub fn dialled(&self) -> DialledRule {
+        match &self.route {
+            Route::Splice(pass) => pass.dialled,
+            Route::Intercept(_) | Route::Inspect(_) => DialledRule::Any,
         }
     }
 }

@@ -22,6 +22,7 @@ pub mod peek;
 
 pub mod decide;
 pub mod dial;
+pub mod dns;
 pub mod rulebook;
 
 pub mod intercept;

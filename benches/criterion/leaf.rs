@@ -4,7 +4,7 @@ use std::{fs, hint::black_box, time::SystemTime};
 
 use cloakroom::{
     ca::{IssuingCa, Leaves, Root, issue},
-    policy::{Host, HostPattern, RuleName},
+    policy::{Host, HostPattern},
 };
 use criterion::{BatchSize, Criterion, criterion_group};
 
@@ -19,7 +19,7 @@ fn leaf(c: &mut Criterion) {
     let host = Host::parse("api.openai.example").expect("a host");
     let names = [HostPattern::Exact(host.clone())];
     let leaves = || {
-        let rule = RuleName("openai".into());
+        let rule = policy(1).apis[0].name.clone();
         Leaves::new(IssuingCa::load(&scratch.join("ca"), &rule, &names, now).expect("the CA"))
     };
     c.bench_function("leaf/cold", |bench| {

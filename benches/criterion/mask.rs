@@ -23,6 +23,7 @@ fn mask(c: &mut Criterion) {
     let mut group = c.benchmark_group("mask");
     group.throughput(Throughput::Bytes(MIB as u64));
     for (name, body, masks) in &bodies {
+        assert_eq!(run(masks, chunks(body)) > 0, name.contains("with a hit"), "{name}");
         group.bench_function(*name, |bench| {
             // Chunks of their own, as from a socket, so that masking in place is possible.
             bench.iter_batched(|| chunks(body), |chunks| run(masks, chunks), BatchSize::LargeInput);

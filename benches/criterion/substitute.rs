@@ -3,7 +3,6 @@
 use std::{hint::black_box, sync::Arc};
 
 use cloakroom::{
-    policy::GroupName,
     secrets::SecretValue,
     substitute::{Rules, examine},
 };
@@ -15,7 +14,7 @@ use crate::world::policy;
 
 fn substitute(c: &mut Criterion) {
     let policy = policy(10);
-    let group = GroupName("research".into());
+    let group = policy.groups[0].name.clone();
     let rules = Rules::new(&policy, &group, &policy.apis[0]);
     let value = Zeroizing::new(b"sk-bench-0123456789abcdef0123456789".to_vec());
     let value = Arc::new(SecretValue::load(value, 16).expect("a value"));

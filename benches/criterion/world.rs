@@ -19,7 +19,7 @@ pub fn policy(hosts: usize) -> Policy {
     }
     text.push(']');
     let none = |_: &Path| Err(std::io::ErrorKind::NotFound.into());
-    config::parse(&text, Path::new("/"), "bench.toml", &none)
+    config::parse(&text, Some(Path::new("/")), "bench.toml", &none)
         .unwrap_or_else(|errors| panic!("{errors}"))
         .policy
 }

@@ -38,7 +38,7 @@ fn other_ports_and_protocols_are_refused_at_once_and_never_leave() {
             (AGENT2, ATTACKER.port(22)),
             (AGENT2, ATTACKER.port6(853)),
             (AGENT, SocketAddr::from((VAULT, 8200))),
-            (AGENT, SocketAddr::from((lab::net::DNS, 53))),
+            (AGENT, SocketAddr::from((lab::net::DNS, 853))),
         ];
         for (agent, to) in closed {
             let begun = Instant::now();
@@ -49,7 +49,7 @@ fn other_ports_and_protocols_are_refused_at_once_and_never_leave() {
         for (any, to) in [
             ("0.0.0.0:0", OPENAI.port(443)),
             ("[::]:0", OPENAI.port6(443)),
-            ("0.0.0.0:0", SocketAddr::from((lab::net::DNS, 53))),
+            ("0.0.0.0:0", SocketAddr::from((lab::net::DNS, 123))),
         ] {
             let socket =
                 AGENT.enter(|| UdpSocket::bind(any).and_then(|s| s.connect(to).map(|()| s)));

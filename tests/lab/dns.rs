@@ -55,6 +55,8 @@ struct State {
     names: BTreeMap<String, Answer>,
     asked: Vec<Question>,
     turns: BTreeMap<(String, String), usize>,
+    /// Of every answer. 0, which nothing may remember, because tests change answers as they go.
+    ttl: u32,
 }
 
 impl Dns {
@@ -96,6 +98,11 @@ impl Dns {
     /// From now on `name` behaves like this.
     pub fn script(&self, name: &str, answer: Answer) {
         self.state().names.insert(name.to_owned(), answer);
+    }
+
+    /// From now on answers may be remembered for so many seconds.
+    pub fn set_ttl(&self, seconds: u32) {
+        self.state().ttl = seconds;
     }
 
     /// Every question so far.
@@ -160,13 +167,14 @@ impl Dns {
         message.metadata.recursion_available = true;
         message.metadata.response_code = answer.as_ref().err().copied().unwrap_or_default();
         message.additionals.clear();
+        let ttl = self.state().ttl;
         for address in answer.unwrap_or_default() {
             let data = match (address, kind) {
                 (IpAddr::V4(v4), RecordType::A) => RData::A(v4.into()),
                 (IpAddr::V6(v6), RecordType::AAAA) => RData::AAAA(v6.into()),
                 _ => continue,
             };
-            message.add_answer(Record::from_rdata(question.name.clone(), TTL, data));
+            message.add_answer(Record::from_rdata(question.name.clone(), ttl, data));
         }
         message.to_vec().ok()
     }
@@ -188,6 +196,3 @@ impl Dns {
         }
     }
 }
-
-/// Nothing may be remembered: tests change answers as they go.
-const TTL: u32 = 0;

@@ -5,10 +5,12 @@
 //! done: the gateway would rather refuse than act unseen. Fields that an agent fills are capped
 //! in bytes and escaped by JSON.
 
+mod dns;
 mod packets;
 mod record;
 mod writer;
 
+pub use dns::{DnsRecord, DnsSummary};
 pub use packets::RefusedPackets;
 pub use record::{Record, RequestRecord, Traffic};
-pub use writer::{Sink, Unavailable, Writer};
+pub use writer::{Sink, Slot, Unavailable, Writer};

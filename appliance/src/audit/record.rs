@@ -51,6 +51,7 @@ pub struct Record {
     slot: Option<Slot>,
     begun: Instant,
     traffic: Arc<Traffic>,
+    elsewhere: bool,
     line: ConnectionLine,
 }
 
@@ -75,7 +76,8 @@ impl Record {
             reason: Some(Reason::InternalError.word()),
             ..ConnectionLine::default()
         };
-        Self { slot: Some(slot), begun: Instant::now(), traffic: Arc::default(), line }
+        let (begun, traffic) = (Instant::now(), Arc::default());
+        Self { slot: Some(slot), begun, traffic, elsewhere: false, line }
     }
 
     /// The live byte counts.
@@ -113,6 +115,12 @@ impl Record {
         self.line.upstream = Some(address.to_string());
     }
 
+    /// The agent dialled an address that the gateway does not give for the name. It does not
+    /// refuse the connection, and is its reason where it has no other.
+    pub fn dialled_elsewhere(&mut self) {
+        self.elsewhere = true;
+    }
+
     /// Why it was cut after it had been permitted: the decision stays what it was, and so does the
     /// reason of a refusal that was being told.
     pub fn cut(&mut self, reason: Reason) {
@@ -143,6 +151,9 @@ impl Drop for Record {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.refused(Reason::InternalError);
+        }
+        if self.elsewhere {
+            self.line.reason.get_or_insert(Reason::DialledElsewhere.word());
         }
         self.line.bytes_from_agent = self.traffic.from_agent();
         self.line.bytes_to_agent = self.traffic.to_agent();
@@ -336,7 +347,7 @@ fn millis(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
-fn capped(value: &str, bytes: usize) -> String {
+pub(super) fn capped(value: &str, bytes: usize) -> String {
     let whole = |end: &usize| value.is_char_boundary(*end);
     let end = (0..=bytes.min(value.len())).rev().find(whole).unwrap_or_default();
     value.get(..end).unwrap_or_default().to_owned()

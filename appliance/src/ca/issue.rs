@@ -178,7 +178,7 @@ mod tests {
     use super::*;
     use crate::{
         ca::testing::{Installation, api, exact, host, later, now, policy},
-        policy::{Pass, Upstream},
+        policy::{DialledRule, Pass, Upstream},
     };
 
     fn outcome(installation: &Installation, hosts: &[&str], now: SystemTime) -> String {
@@ -322,6 +322,7 @@ mod tests {
                 hosts,
                 ports: vec![443],
                 upstream: Upstream::default(),
+                dialled: DialledRule::Answered,
             })
         };
         let inspect = || Carry::Inspect { methods: Vec::new(), paths: Vec::new() };

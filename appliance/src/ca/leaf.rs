@@ -104,7 +104,7 @@ mod tests {
     use super::*;
     use crate::{
         ca::testing::{Installation, api, host, later, now, policy, verify},
-        policy::{Carry, Pass, RuleName, Upstream},
+        policy::{Carry, DialledRule, Pass, RuleName, Upstream},
     };
 
     fn leaves(hosts: &[&str]) -> (Installation, Leaves) {
@@ -124,6 +124,7 @@ mod tests {
             hosts: hosts.clone(),
             ports: vec![443],
             upstream: Upstream::default(),
+            dialled: DialledRule::Answered,
         }));
         made.issue(&policy, now());
         let ca = made.load("api", &hosts, now()).unwrap();

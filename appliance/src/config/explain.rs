@@ -8,7 +8,8 @@ use ipnet::IpNet;
 use super::{AuditTarget, Config, Settings, VaultSettings, rules::overlap, value::duration};
 use crate::{
     policy::{
-        Api, Binding, Carry, Group, HostPattern, Pass, Place, Policy, Scheme, SecretRef, Upstream,
+        Api, Binding, Carry, DialledRule, Group, HostPattern, Pass, Place, Policy, Scheme,
+        SecretRef, Upstream,
     },
     secrets::SecretValue,
 };
@@ -47,6 +48,7 @@ impl Page {
         self.line("captures", format!("TCP ports {}, {families}", list(&policy.ports)));
         self.line("", "all other TCP is reset");
         self.line("resolves", format!("names through {}", list(&settings.resolvers)));
+        self.line("answers", "the agents' DNS, for the names that their rules list");
         self.line("records", audit(settings));
         if let Some(vault) = &settings.vault {
             self.vault(vault);
@@ -56,6 +58,7 @@ impl Page {
         }
         let (own, total) = (policy.limits.agent_connections, policy.limits.connections);
         self.line("bounds", format!("{own} connections for each agent, {total} in all"));
+        self.line("", format!("{} DNS queries a second for each agent", policy.limits.dns_rate));
     }
 
     fn vault(&mut self, vault: &VaultSettings) {
@@ -285,6 +288,9 @@ fn pass_warnings(pass: &Pass) -> Vec<String> {
             }
             _ => {}
         }
+    }
+    if pass.dialled == DialledRule::Any {
+        add("takes its hosts at any address that an agent dials (dialled)");
     }
     for prefix in sensitive(&pass.upstream) {
         add(&format!("may be at {prefix}: this machine's own or link-local services"));

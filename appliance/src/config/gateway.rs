@@ -109,6 +109,7 @@ pub(super) fn limits(mut table: Table<'_>) -> Limits {
             default.idle_time,
         ),
         h2_streams: inner(table.optional("h2_streams", number(1..=1_000)), default.h2_streams),
+        dns_rate: inner(table.optional("dns_rate", number(1..=100_000)), default.dns_rate),
         drain_time: inner(
             table.optional("drain_time", time(Duration::ZERO..=HOUR)),
             default.drain_time,

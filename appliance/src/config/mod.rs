@@ -190,6 +190,7 @@ impl PassRule {
             hosts: plain(self.hosts),
             ports: plain(self.ports),
             upstream: self.upstream,
+            dialled: self.dialled,
         })
     }
 }

@@ -21,8 +21,8 @@ use super::{
 };
 use crate::{
     policy::{
-        GroupName, Host, HostPattern, InterfaceName, PathRule, Place, Placeholder, RuleName,
-        SecretRef, Upstream,
+        DialledRule, GroupName, Host, HostPattern, InterfaceName, PathRule, Place, Placeholder,
+        RuleName, SecretRef, Upstream,
     },
     secrets::SecretValue,
 };
@@ -74,6 +74,7 @@ pub(super) struct PassRule {
     pub(super) hosts: Vec<Spanned<HostPattern>>,
     pub(super) ports: Vec<Spanned<u16>>,
     pub(super) upstream: Upstream,
+    pub(super) dialled: DialledRule,
     /// What may be asked for, where the connection is inspected.
     pub(super) inspect: Option<Requests>,
 }
@@ -168,6 +169,7 @@ impl PassRule {
     pub(super) fn splice(mut table: Table<'_>) -> Self {
         let mut pass = Self::common(&mut table);
         pass.upstream.private_prefixes = private_prefixes(&mut table);
+        pass.dialled = inner(table.optional("dialled", parsed(dialled)), DialledRule::Answered);
         pass.finish(table)
     }
 
@@ -186,6 +188,7 @@ impl PassRule {
             hosts: table.required_list("hosts", host_pattern),
             ports: table.list("ports", port).unwrap_or_else(|| vec![default_port(table)]),
             upstream: Upstream::default(),
+            dialled: DialledRule::Answered,
             inspect: None,
         }
     }
@@ -283,6 +286,14 @@ fn check_pem(pem: &str) -> Result<(), &'static str> {
 
 fn value_bytes(value: &toml::de::DeValue<'_>) -> Result<usize, String> {
     number(SecretValue::FLOOR_BYTES as u64..=SecretValue::MAX_BYTES as u64)(value)
+}
+
+fn dialled(text: &str) -> Result<DialledRule, &'static str> {
+    match text {
+        "answered" => Ok(DialledRule::Answered),
+        "any" => Ok(DialledRule::Any),
+        _ => Err("write \"answered\" or \"any\""),
+    }
 }
 
 fn any_host(text: &str) -> Result<(), String> {

@@ -191,9 +191,13 @@ async fn carry_splice(
     record: &mut Record,
 ) {
     let limits = &carried.rulebook.policy.limits;
-    match dial::connect(permit, &gateway.means.resolver, limits.dial_time).await {
+    let resolver = &gateway.means.resolver;
+    match dial::connect(permit, carried.flow, resolver, limits.dial_time).await {
         Ok(upstream) => {
             record.upstream(upstream.address);
+            if upstream.elsewhere {
+                record.dialled_elsewhere();
+            }
             let traffic = Arc::clone(record.traffic());
             let end = splice::run(agent, upstream.stream, bytes, &traffic, limits.idle_time).await;
             record.ended(end.word());

@@ -32,6 +32,7 @@ use crate::{
     audit::{Sink, Writer},
     config::{self, Config, Settings},
     dial::Resolver,
+    dns::{self, Desk},
     intercept::Means,
     packets::{self, Capture, Claim, PacketLog, PacketsError},
     phase::{Phase, Phases},
@@ -83,6 +84,7 @@ struct Daemon {
     audit: Sink,
     writer: Writer,
     workers: Vec<Worker>,
+    dns: dns::Server,
     watcher: Watcher,
     _claim: Claim,
 }
@@ -121,7 +123,7 @@ impl Daemon {
         let log = PacketLog::open(capture.nflog_group)?;
         let watcher = Watcher::start(log, audit.clone(), gateway.rulebook.clone())
             .map_err(|error| other("cannot start a thread", &error))?;
-        let workers = capture_packets(&capture, &settings, &gateway)?;
+        let Captured { workers, dns } = capture_packets(&capture, &settings, &gateway)?;
         report_secrets(&secrets);
         Ok(Self {
             config_file: config_file.to_owned(),
@@ -136,6 +138,7 @@ impl Daemon {
             audit,
             writer,
             workers,
+            dns,
             watcher,
             _claim: claim,
         })
@@ -201,8 +204,9 @@ impl Daemon {
         let drain_time = self.rulebooks.borrow().policy.limits.drain_time;
         tracing::info!(seconds = drain_time.as_secs(), "draining");
         self.phase.send_replace(Phase::Drain);
-        let workers = self.workers;
+        let (workers, dns) = (self.workers, self.dns);
         let mut joined = tokio::task::spawn_blocking(|| {
+            dns.join();
             for worker in workers {
                 worker.join();
             }
@@ -229,16 +233,32 @@ impl Daemon {
     }
 }
 
+/// Whoever the packets are sent to.
+struct Captured {
+    workers: Vec<Worker>,
+    dns: dns::Server,
+}
+
 /// Listeners first, then the rules that send packets to them: in between nothing is lost, only
 /// refused.
 fn capture_packets(
     capture: &Capture,
     settings: &Settings,
     gateway: &Arc<Gateway>,
-) -> Result<Vec<Worker>, DaemonError> {
+) -> Result<Captured, DaemonError> {
+    let (begin, begun) = oneshot::channel();
+    let mut begins = vec![begin];
+    let desk = Desk::new(
+        gateway.rulebook.clone(),
+        gateway.means.resolver.clone(),
+        gateway.means.audit.clone(),
+        gateway.phases.clone(),
+        settings.ipv6,
+    );
+    let dns = dns::Server::start(packets::dns_sockets(capture)?, desk, begun)
+        .map_err(|error| other("cannot start the agents' resolver", &error))?;
     let count = workers(settings);
     let mut workers = Vec::with_capacity(count);
-    let mut begins = Vec::with_capacity(count);
     for number in 0..count {
         let (begin, begun) = oneshot::channel();
         let listeners = packets::listen(capture)?;
@@ -252,7 +272,7 @@ fn capture_packets(
         // A worker that is gone has said so itself.
         let _ = begin.send(());
     }
-    Ok(workers)
+    Ok(Captured { workers, dns })
 }
 
 fn workers(settings: &Settings) -> usize {

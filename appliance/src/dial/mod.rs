@@ -1,14 +1,18 @@
 //! From a permit to an upstream connection: resolve, check, connect.
 //!
 //! The only place that connects anywhere on an agent's behalf. It takes a [`Permit`], resolves
-//! the permit's name itself and never learns the address that the agent dialled. Each address is
-//! checked right before `connect`, as the exact address that is connected to.
+//! the permit's name itself and never connects to the address that the agent dialled, which is
+//! only compared. Each address is checked right before `connect`, as the exact address that is
+//! connected to.
 
 mod address;
+mod answered;
 mod resolver;
 
 pub use address::{is_own, is_special_purpose, unwrapped};
-pub use resolver::Resolver;
+pub use answered::{Answered, GRACE};
+pub(crate) use resolver::MAX_TTL;
+pub use resolver::{Found, Resolver, Unresolved};
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -17,7 +21,13 @@ use std::{
 
 use tokio::{net::TcpStream, time::timeout};
 
-use crate::{decide::Permit, policy::Upstream, reason::Reason, splice};
+use crate::{
+    accept::Flow,
+    decide::Permit,
+    policy::{DialledRule, Upstream},
+    reason::Reason,
+    splice,
+};
 
 /// A connection to a permitted upstream.
 #[derive(Debug)]
@@ -26,31 +36,56 @@ pub struct Dialled {
     pub stream: TcpStream,
     /// The address it goes to.
     pub address: IpAddr,
+    /// Whether the agent dialled an address that the gateway does not give for the name.
+    pub elsewhere: bool,
 }
 
 /// Dials what the permit names: each checked address in turn until one answers, all of it within
 /// `patience`.
 pub async fn connect(
     permit: &Permit,
+    flow: &Flow,
     resolver: &Resolver,
     patience: Duration,
 ) -> Result<Dialled, Reason> {
     let dialling = async {
-        let addresses = resolver.resolve(permit.host()).await?;
-        connect_any(permit, &addresses).await
+        let found = resolver.resolve(permit.host()).await.map_err(|_| Reason::ResolveFailed)?;
+        let elsewhere = is_elsewhere(permit, flow, resolver, &found);
+        if elsewhere && permit.dialled() == DialledRule::Answered {
+            return Err(refusal_of_elsewhere(permit, &found));
+        }
+        let (stream, address) = connect_any(permit, &found.addresses).await?;
+        Ok(Dialled { stream, address, elsewhere })
     };
     timeout(patience, dialling).await.unwrap_or(Err(Reason::UpstreamUnreachable))
 }
 
-async fn connect_any(permit: &Permit, addresses: &[IpAddr]) -> Result<Dialled, Reason> {
+/// Whether the dialled address is neither one of the name's today nor one that the group was given
+/// for it and may still use.
+fn is_elsewhere(permit: &Permit, flow: &Flow, resolver: &Resolver, found: &Found) -> bool {
+    let dialled = flow.dialled.0.ip();
+    let today = found.addresses.iter().any(|address| address.to_canonical() == dialled);
+    !today && !resolver.answered().holds(&flow.group.name, permit.host(), dialled)
+}
+
+/// A name that leads nowhere but inside is refused for that, wherever the agent dialled.
+fn refusal_of_elsewhere(permit: &Permit, found: &Found) -> Reason {
+    if found.addresses.iter().any(|&address| may_use(address, permit.upstream())) {
+        Reason::DialledElsewhere
+    } else {
+        Reason::PrivateAddress
+    }
+}
+
+async fn connect_any(permit: &Permit, addresses: &[IpAddr]) -> Result<(TcpStream, IpAddr), Reason> {
     let mut refused = Reason::ResolveFailed;
     for &address in addresses.iter().take(MAX_ADDRESSES) {
-        if !may_dial(address, permit.upstream()) {
+        if !may_use(address, permit.upstream()) {
             refused = Reason::PrivateAddress;
             continue;
         }
         match timeout(CONNECT_TIME, connect_to(SocketAddr::new(address, permit.port()))).await {
-            Ok(Ok(stream)) => return Ok(Dialled { stream, address }),
+            Ok(Ok(stream)) => return Ok((stream, address)),
             Ok(Err(_)) | Err(_) => refused = Reason::UpstreamUnreachable,
         }
     }
@@ -64,9 +99,9 @@ async fn connect_to(address: SocketAddr) -> std::io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// The gateway's own addresses are refused whatever policy lists: that would be a loop, or a way
-/// to the control plane.
-fn may_dial(address: IpAddr, upstream: &Upstream) -> bool {
+/// Whether an address may be dialled, or given to an agent. The gateway's own addresses are refused
+/// whatever policy lists: that would be a loop, or a way to the control plane.
+pub(crate) fn may_use(address: IpAddr, upstream: &Upstream) -> bool {
     let address = address.to_canonical();
     let listed = || upstream.private_prefixes.iter().any(|prefix| prefix.contains(&address));
     (!is_special_purpose(address) || (listed() && unwrapped(address) == address))
@@ -91,18 +126,18 @@ mod tests {
     #[test]
     fn what_policy_lists_may_be_dialled_and_nothing_beside_it() {
         let listed = upstream(&["10.1.0.0/16", "fd00:1::/32"]);
-        assert!(may_dial("10.1.2.3".parse().unwrap(), &listed));
-        assert!(may_dial("fd00:1::5".parse().unwrap(), &listed));
-        assert!(!may_dial("10.2.0.1".parse().unwrap(), &listed));
-        assert!(!may_dial("169.254.169.254".parse().unwrap(), &listed));
-        assert!(!may_dial("10.1.2.3".parse().unwrap(), &upstream(&[])));
+        assert!(may_use("10.1.2.3".parse().unwrap(), &listed));
+        assert!(may_use("fd00:1::5".parse().unwrap(), &listed));
+        assert!(!may_use("10.2.0.1".parse().unwrap(), &listed));
+        assert!(!may_use("169.254.169.254".parse().unwrap(), &listed));
+        assert!(!may_use("10.1.2.3".parse().unwrap(), &upstream(&[])));
     }
 
     #[test]
     fn the_gateway_is_never_dialled_whatever_policy_lists() {
         let everything = upstream(&["0.0.0.0/0", "::/0"]);
         for own in ["127.0.0.1", "127.8.9.1", "::1", "0.0.0.0", "::", "::ffff:127.0.0.1"] {
-            assert!(!may_dial(own.parse().unwrap(), &everything), "{own}");
+            assert!(!may_use(own.parse().unwrap(), &everything), "{own}");
         }
     }
 }

@@ -123,8 +123,11 @@ impl Interception<'_> {
         record: &mut Record,
     ) -> Result<(TlsStream<ReadAhead<TcpStream>>, Protocol), Reason> {
         let patience = self.rulebook.policy.limits.dial_time;
-        let dialled = dial::connect(&self.permit, &means.resolver, patience).await?;
+        let dialled = dial::connect(&self.permit, self.flow, &means.resolver, patience).await?;
         record.upstream(dialled.address);
+        if dialled.elsewhere {
+            record.dialled_elsewhere();
+        }
         let offer = Protocol::offered(&self.hello.alpn);
         let settings = ClientSettings {
             group: &self.flow.group.name,

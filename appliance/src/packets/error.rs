@@ -2,6 +2,7 @@
 
 use std::{fmt, io};
 
+use super::DNS_PORT;
 use crate::policy::InterfaceName;
 
 /// Why packets cannot be captured. Every one of them is fatal at start.
@@ -12,6 +13,8 @@ pub enum PacketsError {
         /// What was tried.
         doing: &'static str,
     },
+    /// The process may not listen on the port of DNS.
+    NoBindService,
     /// An interface of an agent group does not exist.
     NoInterface(InterfaceName),
     /// The static guard table is not loaded, or is not the guard.
@@ -28,7 +31,7 @@ pub enum PacketsError {
         /// The proxy port that both want.
         port: u16,
     },
-    /// Another program listens on the proxy port.
+    /// Another program listens on the proxy port, or on that of DNS.
     PortInUse {
         /// The port.
         port: u16,
@@ -105,6 +108,10 @@ impl fmt::Display for PacketsError {
             Self::NoNetAdmin { doing } => {
                 write!(f, "not permitted to {doing}: run as root or give the daemon CAP_NET_ADMIN")
             }
+            Self::NoBindService => f.write_str(
+                "cannot listen on port 53 for the agents' DNS: the daemon needs \
+                 CAP_NET_BIND_SERVICE",
+            ),
             Self::NoInterface(name) => write!(
                 f,
                 "interface {name} of an agent group does not exist: create it first, or correct \
@@ -123,6 +130,11 @@ impl fmt::Display for PacketsError {
                 f,
                 "another cloakroom holds proxy port {port} in this network namespace: stop it \
                  first"
+            ),
+            Self::PortInUse { port: DNS_PORT, interface } => write!(
+                f,
+                "port 53 is in use on {interface} by another resolver: stop it, or keep it off \
+                 that interface; the gateway answers the agents' DNS itself"
             ),
             Self::PortInUse { port, interface } => write!(
                 f,

@@ -6,7 +6,7 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
     os::{
         linux::net::SocketAddrExt,
         unix::net::{SocketAddr as UnixAddr, UnixDatagram},
@@ -16,8 +16,8 @@ use std::{
 use nftnl::nftnl_sys::libc;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{Capture, error::PacketsError};
-use crate::policy::InterfaceName;
+use super::{Capture, DNS_PORT, error::PacketsError};
+use crate::{dns::tell_destinations, policy::InterfaceName};
 
 /// A listener and the interface it answers for.
 #[derive(Debug)]
@@ -26,6 +26,18 @@ pub struct Listener {
     pub interface: InterfaceName,
     /// Non-blocking. `local_addr` of what it accepts is the address that the agent dialled.
     pub socket: TcpListener,
+}
+
+/// The sockets that agents' DNS queries reach, of one interface and family.
+#[derive(Debug)]
+pub struct DnsSockets {
+    /// Where their queries come from.
+    pub interface: InterfaceName,
+    /// Non-blocking, on port 53: answers have to come from there. The kernel tells beside each
+    /// datagram where it was sent to.
+    pub udp: UdpSocket,
+    /// Non-blocking. `local_addr` of what it accepts is the address that the agent dialled.
+    pub tcp: TcpListener,
 }
 
 /// The right to listen in this network namespace. Held for as long as the daemon listens.
@@ -85,6 +97,43 @@ pub fn listeners(
     families(capture).iter().map(|family| listener(capture, interface, *family)).collect()
 }
 
+/// The sockets for DNS, a pair for each interface and family. They are shared with nobody.
+///
+/// # Errors
+///
+/// [`PacketsError::PortInUse`] where another resolver listens on an agent interface, and whatever
+/// else keeps one of them from listening transparently.
+pub fn dns_sockets(capture: &Capture) -> Result<Vec<DnsSockets>, PacketsError> {
+    let mut all = Vec::new();
+    for each in &capture.interfaces {
+        for &family in families(capture) {
+            let (udp, tcp) = (dns_udp(&each.name, family)?, dns_tcp(&each.name, family)?);
+            all.push(DnsSockets { interface: each.name.clone(), udp, tcp });
+        }
+    }
+    Ok(all)
+}
+
+fn dns_udp(interface: &InterfaceName, family: Domain) -> Result<UdpSocket, PacketsError> {
+    let step = |doing| move |source| listen_error(interface, doing, source);
+    let socket = open_as(interface, family, Type::DGRAM, Protocol::UDP)?;
+    tell_destinations(&socket, family == Domain::IPV6).map_err(step("set IP_PKTINFO"))?;
+    bind(&socket, interface, family, DNS_PORT)?;
+    socket.set_nonblocking(true).map_err(step("set O_NONBLOCK"))?;
+    assert_transparent(&socket, interface, family)?;
+    Ok(socket.into())
+}
+
+fn dns_tcp(interface: &InterfaceName, family: Domain) -> Result<TcpListener, PacketsError> {
+    let step = |doing| move |source| listen_error(interface, doing, source);
+    let socket = open(interface, family)?;
+    bind(&socket, interface, family, DNS_PORT)?;
+    socket.listen(BACKLOG).map_err(step("listen"))?;
+    socket.set_nonblocking(true).map_err(step("set O_NONBLOCK"))?;
+    assert_transparent(&socket, interface, family)?;
+    Ok(socket.into())
+}
+
 fn families(capture: &Capture) -> &'static [Domain] {
     if capture.ipv6 { &[Domain::IPV4, Domain::IPV6] } else { &[Domain::IPV4] }
 }
@@ -104,13 +153,24 @@ fn listener(
     Ok(Listener { interface: interface.clone(), socket: socket.into() })
 }
 
-/// A transparent socket of one interface, not bound to a port yet.
+/// A transparent TCP socket of one interface, not bound to a port yet.
 fn open(interface: &InterfaceName, family: Domain) -> Result<Socket, PacketsError> {
-    let step = |doing| move |source| listen_error(interface, doing, source);
-    let socket =
-        Socket::new(family, Type::STREAM, Some(Protocol::TCP)).map_err(step("open a socket"))?;
+    let socket = open_as(interface, family, Type::STREAM, Protocol::TCP)?;
     // Lets a restart bind while old connections are in TIME_WAIT; not beside a listener.
-    socket.set_reuse_address(true).map_err(step("set SO_REUSEADDR"))?;
+    let reuse = socket.set_reuse_address(true);
+    reuse.map_err(|source| listen_error(interface, "set SO_REUSEADDR", source))?;
+    Ok(socket)
+}
+
+/// A transparent socket of one interface, not bound to a port yet.
+fn open_as(
+    interface: &InterfaceName,
+    family: Domain,
+    kind: Type,
+    protocol: Protocol,
+) -> Result<Socket, PacketsError> {
+    let step = |doing| move |source| listen_error(interface, doing, source);
+    let socket = Socket::new(family, kind, Some(protocol)).map_err(step("open a socket"))?;
     if family == Domain::IPV6 {
         // Without it the socket would take IPv4 as well, under mapped addresses.
         socket.set_only_v6(true).map_err(step("set IPV6_V6ONLY"))?;
@@ -158,6 +218,7 @@ fn assert_transparent(
 
 fn listen_error(interface: &InterfaceName, doing: &'static str, source: io::Error) -> PacketsError {
     match source.raw_os_error() {
+        Some(libc::EACCES) if doing == "bind" => PacketsError::NoBindService,
         Some(libc::EPERM) => PacketsError::NoNetAdmin { doing: "listen transparently" },
         Some(libc::ENODEV) => PacketsError::NoInterface(interface.clone()),
         _ => PacketsError::Listen { interface: interface.clone(), doing, source },

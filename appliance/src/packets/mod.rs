@@ -5,7 +5,8 @@
 //! - a TCP connection to a listed port ends in one of our listeners, or in a reset; never in a
 //!   route to somewhere else;
 //! - a packet whose source is not its interface's own is dropped without an answer;
-//! - the gateway's own addresses are closed to agents;
+//! - a DNS query, to whatever address, ends in our resolver's sockets, or in a refusal;
+//! - but for that, the gateway's own addresses are closed to agents;
 //! - IPv6 gets the same rules as IPv4, or none of it passes.
 //!
 //! It errs towards silence: whatever is in doubt is an error at start, and the static guard table
@@ -32,7 +33,7 @@ mod sysctl;
 mod kernel_tests;
 
 pub use error::PacketsError;
-pub use listen::{Claim, Listener, claim, listen, listeners};
+pub use listen::{Claim, DnsSockets, Listener, claim, dns_sockets, listen, listeners};
 pub use nflog::{Headers, PacketLog, RefusedPacket};
 pub use readback::untold;
 pub use sysctl::check_sysctls;
@@ -45,6 +46,9 @@ use crate::{
     config::Settings,
     policy::{InterfaceName, Policy},
 };
+
+/// The port of DNS, over UDP and TCP.
+const DNS_PORT: u16 = 53;
 
 /// What is captured, from whom, and where it is delivered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -237,7 +241,7 @@ mod tests {
     use super::*;
     use crate::{
         config::AuditTarget,
-        policy::{Carry, Group, GroupName, Limits, Pass, RuleName, Upstream},
+        policy::{Carry, DialledRule, Group, GroupName, Limits, Pass, RuleName, Upstream},
     };
 
     #[test]
@@ -263,6 +267,7 @@ mod tests {
                 hosts: Vec::new(),
                 ports: vec![443],
                 upstream: Upstream { ca_pem: None, private_prefixes: nets(&["10.9.0.0/24"]) },
+                dialled: DialledRule::Answered,
             })],
             ports: vec![443, 80, 443],
             limits: Limits::default(),

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::{Capture, aggregate, log, only_v4, only_v6};
+use super::{Capture, DNS_PORT, aggregate, log, only_v4, only_v6};
 use crate::{
     policy::special::{LINK_6, MARTIAN_4, MARTIAN_6, SPECIAL_4, SPECIAL_6},
     reason::Reason,
@@ -227,17 +227,16 @@ fn prerouting(capture: &Capture) -> Chain {
         rules.push(rule(&discovery));
     }
 
+    let many = vec![fib_type("broadcast", 3), fib_type("anycast", 4), fib_type("multicast", 5)];
+    rules.push(because(Reason::SelfDestination, &[AnyOf(Key::DestinationType, many), Count, Drop]));
+    for &family in families {
+        rules.push(deliver_dns(family, is_tcp(), capture));
+        rules.push(deliver_dns(family, is_udp(), capture));
+    }
     let tcp_and_udp = vec![Value::byte("tcp", TCP), Value::byte("udp", UDP)];
     let dns = [AnyOf(Key::L4, tcp_and_udp), port_is(DNS_PORT), Count, Goto("refuse")];
     rules.push(because(Reason::DnsDenied, &dns));
-
-    let own = vec![
-        fib_type("local", 2),
-        fib_type("broadcast", 3),
-        fib_type("anycast", 4),
-        fib_type("multicast", 5),
-    ];
-    let own = [AnyOf(Key::DestinationType, own), Count, Drop];
+    let own = [Statement::Is(Key::DestinationType, fib_type("local", 2)), Count, Drop];
     rules.push(because(Reason::SelfDestination, &own));
     for &family in families {
         let (special, homes) = match family {
@@ -281,11 +280,24 @@ fn deliver(family: Family, capture: &Capture) -> Rule {
     ])
 }
 
+/// DNS to any address, our own included. It takes the packets of open connections too.
+fn deliver_dns(family: Family, transport: Statement, capture: &Capture) -> Rule {
+    rule(&[
+        is_family(family),
+        transport,
+        port_is(DNS_PORT),
+        Statement::Tproxy(family, DNS_PORT),
+        Statement::SetMark(capture.mark),
+        Statement::Accept,
+    ])
+}
+
 fn input(capture: &Capture) -> Chain {
     use Statement::{Accept, Count, Drop, Is, NotIn};
     let mut rules = vec![
         rule(&[NotIn(Key::Interface, "agents"), Accept]),
         rule(&[is_tcp(), Is(Key::Mark, Value::mark(capture.mark)), Accept]),
+        rule(&[is_udp(), port_is(DNS_PORT), Is(Key::Mark, Value::mark(capture.mark)), Accept]),
     ];
     if capture.ipv6 {
         let mut discovery = neighbour_discovery();
@@ -320,6 +332,10 @@ fn is_family(family: Family) -> Statement {
 
 fn is_tcp() -> Statement {
     Statement::Is(Key::L4, Value::byte("tcp", TCP))
+}
+
+fn is_udp() -> Statement {
+    Statement::Is(Key::L4, Value::byte("udp", UDP))
 }
 
 fn port_is(port: u16) -> Statement {
@@ -398,4 +414,3 @@ const FILTER: i32 = 0;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ICMP6: u8 = 58;
-const DNS_PORT: u16 = 53;

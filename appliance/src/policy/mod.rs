@@ -42,12 +42,22 @@ impl Policy {
 
     /// Whether any rule of the group names the host, on whatever port.
     pub fn names(&self, group: &Group, host: &Host) -> bool {
-        let api = |api: &Arc<Api>| api.serves(&group.name) && api.hosts.contains(host);
-        let pass = |pass: &Arc<Pass>| {
+        self.upstreams(group, host).next().is_some()
+    }
+
+    /// How the host is reached, by each rule of the group that names it, on whatever port.
+    pub fn upstreams<'p>(
+        &'p self,
+        group: &'p Group,
+        host: &'p Host,
+    ) -> impl Iterator<Item = &'p Upstream> {
+        let apis = self.apis.iter();
+        let apis = apis.filter(|api| api.serves(&group.name) && api.hosts.contains(host));
+        let passes = self.passes.iter().filter(|pass| {
             pass.groups.contains(&group.name)
                 && pass.hosts.iter().any(|pattern| pattern.matches(host))
-        };
-        self.apis.iter().any(api) || self.passes.iter().any(pass)
+        });
+        apis.map(|api| &api.upstream).chain(passes.map(|pass| &pass.upstream))
     }
 }
 
@@ -248,6 +258,19 @@ pub struct Pass {
     pub ports: Vec<u16>,
     /// How the upstream is reached and, for inspection, verified.
     pub upstream: Upstream,
+    /// The addresses that an agent may dial for these names, where the connection is opaque.
+    pub dialled: DialledRule,
+}
+
+/// The addresses that an agent may dial for a name that is spliced. What the gateway connects to
+/// is always its own resolution of the name.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum DialledRule {
+    /// Those that the gateway gives for the name, now or in an answer that may still be in use.
+    #[default]
+    Answered,
+    /// Any.
+    Any,
 }
 
 /// How a [`Pass`] carries a connection.
@@ -287,6 +310,8 @@ pub struct Limits {
     pub idle_time: Duration,
     /// Streams at once on one HTTP/2 connection.
     pub h2_streams: u32,
+    /// DNS queries a second, of one agent; twice as many may come at once.
+    pub dns_rate: u32,
     /// Time that flows get to finish at shutdown before they are cut.
     pub drain_time: Duration,
 }
@@ -304,6 +329,7 @@ impl Default for Limits {
             head_fields: 100,
             idle_time: Duration::from_secs(900),
             h2_streams: 100,
+            dns_rate: 200,
             drain_time: Duration::from_secs(20),
         }
     }

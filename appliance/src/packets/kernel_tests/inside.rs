@@ -1,13 +1,16 @@
 //! What the kernel holds after each step. Started by the tests of the same names next door.
 
-use std::{fmt::Write, net::TcpListener};
+use std::{
+    fmt::Write,
+    net::{TcpListener, UdpSocket},
+};
 
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 use socket2::{Domain, Socket, Type};
 
 use super::{example, interface, listing, load_base, net, only_in_a_namespace, sh};
 use crate::packets::{
-    Capture, PacketsError, apply, claim, listen, plan, prepare, readback, render,
+    Capture, PacketsError, apply, claim, dns_sockets, listen, plan, prepare, readback, render,
 };
 
 #[test]
@@ -236,6 +239,32 @@ fn a_second_daemon_and_a_sharing_stranger_are_found() {
     let _plain = TcpListener::bind("0.0.0.0:8443").unwrap();
     let error = claim(&capture).unwrap_err().to_string();
     assert!(error.starts_with("proxy port 8443 is in use on agents0"), "{error}");
+}
+
+#[test]
+#[ignore = "started inside a namespace by its namesake"]
+fn a_resolver_in_the_way_is_named() {
+    only_in_a_namespace();
+    sh("ip link set lo up; ip link add agents0 type veth peer name agents1");
+    let capture = example();
+    let sockets = dns_sockets(&capture).unwrap();
+    assert_eq!(sockets.len(), 4, "two interfaces, two families");
+    drop(sockets);
+    for other in ["0.0.0.0:53", "[::]:53"] {
+        let udp = UdpSocket::bind(other).unwrap();
+        let error = dns_sockets(&capture).unwrap_err().to_string();
+        assert!(error.starts_with("port 53 is in use on agents0"), "{error}");
+        drop(udp);
+        let _tcp = TcpListener::bind(other).unwrap();
+        let error = dns_sockets(&capture).unwrap_err().to_string();
+        assert!(error.starts_with("port 53 is in use on agents0"), "{error}");
+    }
+    sh("sysctl -qw net.ipv4.ip_unprivileged_port_start=1024");
+    let only = CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW;
+    let sets = CapabilitySets { effective: only, permitted: only, inheritable: only };
+    set_capabilities(None, sets).unwrap();
+    let error = dns_sockets(&capture).unwrap_err().to_string();
+    assert!(error.contains("CAP_NET_BIND_SERVICE"), "{error}");
 }
 
 #[test]

@@ -42,6 +42,7 @@ in_a_namespace! {
     inside::preparing_twice_leaves_one_rule_and_one_route,
     inside::every_listener_is_transparent_and_workers_share_the_port,
     inside::a_second_daemon_and_a_sharing_stranger_are_found,
+    inside::a_resolver_in_the_way_is_named,
     inside::without_net_admin_each_step_says_so,
     traffic::an_agent_reaches_the_listener_and_nothing_else,
     traffic::a_dead_daemon_passes_nothing,

@@ -1,0 +1,121 @@
+//! What the audit says about the agents' DNS: a record of each refused query, up to a rate for each
+//! agent, and every while a sum of all queries, so that what has no record is still counted.
+
+use std::net::{IpAddr, SocketAddr};
+
+use serde::Serialize;
+
+use super::{
+    record::{capped, now},
+    writer::Slot,
+};
+use crate::{
+    policy::{GroupName, InterfaceName},
+    reason::Reason,
+};
+
+/// A query that was refused.
+#[derive(Debug)]
+pub struct DnsRecord<'a> {
+    /// Where it came in.
+    pub interface: &'a InterfaceName,
+    /// Whose it was.
+    pub group: &'a GroupName,
+    /// The address and port that it came from.
+    pub agent: SocketAddr,
+    /// The address that was asked, whoever's that is.
+    pub server: IpAddr,
+    /// `udp` or `tcp`.
+    pub transport: &'static str,
+    /// The name, escaped as in a zone file. The agent chose it.
+    pub name: Option<&'a str>,
+    /// The record type.
+    pub kind: Option<&'a str>,
+    /// Why it was refused.
+    pub reason: Reason,
+}
+
+/// What an agent's queries came to in the last ten seconds.
+#[derive(Debug)]
+pub struct DnsSummary<'a> {
+    /// The agent's group.
+    pub group: &'a GroupName,
+    /// Its IPv4 address, or its IPv6 /64.
+    pub agent: &'a str,
+    /// Queries that were answered.
+    pub answered: u64,
+    /// Queries that were refused.
+    pub refused: u64,
+    /// Queries that came too fast, and were dropped.
+    pub limited: u64,
+    /// `dns_rate` where some did.
+    pub reason: Option<Reason>,
+}
+
+impl DnsRecord<'_> {
+    /// Writes it.
+    pub fn write(self, slot: Slot) {
+        slot.write(&RefusedLine {
+            time: now(),
+            record: "dns",
+            interface: self.interface.as_str(),
+            group: self.group.as_str(),
+            agent: self.agent.to_string(),
+            server: self.server.to_string(),
+            transport: self.transport,
+            name: self.name.map(|name| capped(name, MAX_NAME_BYTES)),
+            kind: self.kind,
+            decision: "refuse",
+            reason: self.reason.word(),
+        });
+    }
+}
+
+impl DnsSummary<'_> {
+    /// Writes it.
+    pub fn write(self, slot: Slot) {
+        slot.write(&SummaryLine {
+            time: now(),
+            record: "dns_summary",
+            group: self.group.as_str(),
+            agent: self.agent,
+            answered: self.answered,
+            refused: self.refused,
+            limited: self.limited,
+            reason: self.reason.map(Reason::word),
+        });
+    }
+}
+
+#[derive(Serialize)]
+struct RefusedLine<'a> {
+    time: String,
+    record: &'static str,
+    interface: &'a str,
+    group: &'a str,
+    agent: String,
+    server: String,
+    transport: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    kind: Option<&'a str>,
+    decision: &'static str,
+    reason: &'static str,
+}
+
+#[derive(Serialize)]
+struct SummaryLine<'a> {
+    time: String,
+    record: &'static str,
+    group: &'a str,
+    agent: &'a str,
+    answered: u64,
+    refused: u64,
+    limited: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
+}
+
+/// Bytes of a name; one of 255 octets takes more where it has to be escaped.
+const MAX_NAME_BYTES: usize = 256;

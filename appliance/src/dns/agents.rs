@@ -1,0 +1,276 @@
+//! What each agent has asked lately, and what it may still ask.
+//!
+//! An agent is an IPv4 address or an IPv6 /64 of its group: within a /64 it can take any address.
+//! Every agent has its own share of queries, lookups, connections and audit records, so that one
+//! at its limits leaves the others theirs. Where there are too many agents to keep apart, new ones
+//! are told no.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv6Addr},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use crate::policy::GroupName;
+
+/// Every agent that asked lately.
+#[derive(Debug, Default)]
+pub(super) struct Agents(Mutex<HashMap<AgentKey, Agent>>);
+
+/// One agent.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct AgentKey {
+    group: GroupName,
+    prefix: IpAddr,
+}
+
+/// What an agent's queries came to in a while.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Counts {
+    /// Got an answer, a negative one included.
+    pub(super) answered: u64,
+    /// Were refused, whether a record of their own says so or not.
+    pub(super) refused: u64,
+    /// Came too fast.
+    pub(super) limited: u64,
+}
+
+/// What an agent holds: a lookup or a connection. Given back when dropped.
+#[derive(Debug)]
+pub(super) struct Share {
+    agents: Arc<Agents>,
+    key: AgentKey,
+    of: Of,
+}
+
+/// What there is a share of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Of {
+    /// Names that are being resolved.
+    Lookups,
+    /// TCP connections.
+    Connections,
+}
+
+#[derive(Debug)]
+struct Agent {
+    queries: Pace,
+    records: Pace,
+    lookups: usize,
+    connections: usize,
+    counts: Counts,
+}
+
+/// A token bucket, as the time at which it will be full again (the generic cell rate algorithm).
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    full_at: Instant,
+}
+
+impl AgentKey {
+    pub(super) fn new(group: &GroupName, address: IpAddr) -> Self {
+        let prefix = match address {
+            IpAddr::V4(_) => address,
+            IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
+        };
+        Self { group: group.clone(), prefix }
+    }
+
+    pub(super) fn group(&self) -> &GroupName {
+        &self.group
+    }
+
+    /// As the audit names the agent.
+    pub(super) fn text(&self) -> String {
+        match self.prefix {
+            IpAddr::V4(v4) => v4.to_string(),
+            IpAddr::V6(v6) => format!("{v6}/64"),
+        }
+    }
+}
+
+impl Agents {
+    /// Whether the agent may ask now: `rate` queries a second, twice as many at once.
+    pub(super) fn may_ask(&self, key: &AgentKey, rate: u32, now: Instant) -> bool {
+        let allowed = self.with(key, now, |agent| {
+            let may = agent.queries.take(rate, rate.saturating_mul(2), now);
+            if !may {
+                agent.counts.limited += 1;
+            }
+            may
+        });
+        allowed.unwrap_or(false)
+    }
+
+    /// Counts a query that was answered.
+    pub(super) fn answered(&self, key: &AgentKey, now: Instant) {
+        self.with(key, now, |agent| agent.counts.answered += 1);
+    }
+
+    /// Counts a query that was refused. Says whether it is to have a record of its own.
+    pub(super) fn refused(&self, key: &AgentKey, now: Instant) -> bool {
+        let recorded = self.with(key, now, |agent| {
+            agent.counts.refused += 1;
+            agent.records.take(RECORDS_A_SECOND, RECORDS_AT_ONCE, now)
+        });
+        recorded.unwrap_or(false)
+    }
+
+    /// A share of something, while there is one.
+    pub(super) fn share(self: &Arc<Self>, key: &AgentKey, of: Of) -> Option<Share> {
+        let taken = self.with(key, Instant::now(), |agent| {
+            let (held, most) = agent.held(of);
+            let free = *held < most;
+            *held += usize::from(free);
+            free
+        });
+        taken.filter(|taken| *taken)?;
+        Some(Share { agents: Arc::clone(self), key: key.clone(), of })
+    }
+
+    /// What every agent's queries came to since the last time, where there were any. Agents that
+    /// are at rest are forgotten.
+    pub(super) fn sweep(&self, now: Instant) -> Vec<(AgentKey, Counts)> {
+        let mut agents = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = Vec::new();
+        agents.retain(|key, agent| {
+            let since = std::mem::take(&mut agent.counts);
+            if since != Counts::default() {
+                counts.push((key.clone(), since));
+            }
+            !agent.is_at_rest(now)
+        });
+        counts
+    }
+
+    fn with<T>(&self, key: &AgentKey, now: Instant, on: impl FnOnce(&mut Agent) -> T) -> Option<T> {
+        let mut agents = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !agents.contains_key(key) {
+            if agents.len() >= MAX_AGENTS {
+                return None;
+            }
+            agents.insert(key.clone(), Agent::new(now));
+        }
+        agents.get_mut(key).map(on)
+    }
+}
+
+impl Agent {
+    fn new(now: Instant) -> Self {
+        let pace = Pace { full_at: now };
+        let (lookups, connections) = (0, 0);
+        Self { queries: pace, records: pace, lookups, connections, counts: Counts::default() }
+    }
+
+    fn held(&mut self, of: Of) -> (&mut usize, usize) {
+        match of {
+            Of::Lookups => (&mut self.lookups, MAX_LOOKUPS),
+            Of::Connections => (&mut self.connections, MAX_CONNECTIONS),
+        }
+    }
+
+    fn is_at_rest(&self, now: Instant) -> bool {
+        self.lookups + self.connections == 0
+            && self.queries.full_at <= now
+            && self.records.full_at <= now
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.agents.with(&self.key, Instant::now(), |agent| {
+            let (held, _) = agent.held(self.of);
+            *held = held.saturating_sub(1);
+        });
+    }
+}
+
+impl Pace {
+    fn take(&mut self, a_second: u32, at_once: u32, now: Instant) -> bool {
+        let each = Duration::from_secs(1) / a_second.max(1);
+        let next = self.full_at.max(now) + each;
+        let may = next.saturating_duration_since(now) <= each * at_once.max(1);
+        if may {
+            self.full_at = next;
+        }
+        may
+    }
+}
+
+/// Agents that are kept apart.
+const MAX_AGENTS: usize = 16_384;
+/// Names that one agent may have resolved at once.
+const MAX_LOOKUPS: usize = 64;
+/// TCP connections of one agent.
+const MAX_CONNECTIONS: usize = 16;
+/// Refused queries of one agent with a record of their own; the others are only counted.
+const RECORDS_A_SECOND: u32 = 5;
+const RECORDS_AT_ONCE: u32 = 50;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(address: &str) -> AgentKey {
+        AgentKey::new(&GroupName(Arc::from("red")), address.parse().unwrap())
+    }
+
+    #[test]
+    fn an_agent_has_its_rate_and_twice_as_much_at_once() {
+        let (agents, start) = (Agents::default(), Instant::now());
+        let greedy = key("192.0.2.1");
+        let burst = (0..1_000).filter(|_| agents.may_ask(&greedy, 10, start)).count();
+        assert_eq!(burst, 20);
+        assert!(agents.may_ask(&key("192.0.2.2"), 10, start), "another agent");
+        let mut allowed = 0;
+        for millisecond in 1..=10_000 {
+            let now = start + Duration::from_millis(millisecond);
+            allowed += usize::from(agents.may_ask(&greedy, 10, now));
+        }
+        assert!((99..=101).contains(&allowed), "{allowed}");
+    }
+
+    #[test]
+    fn within_a_64_there_is_one_agent() {
+        assert_eq!(key("2001:db8::1"), key("2001:db8::ffff:2"));
+        assert_ne!(key("2001:db8::1"), key("2001:db8:0:1::1"));
+        assert_ne!(key("192.0.2.1"), key("192.0.2.2"));
+        assert_eq!(key("2001:db8::1").text(), "2001:db8::/64");
+    }
+
+    #[test]
+    fn shares_come_back() {
+        let agents = Arc::new(Agents::default());
+        let agent = key("192.0.2.1");
+        let held: Vec<_> = (0..100).filter_map(|_| agents.share(&agent, Of::Connections)).collect();
+        assert_eq!(held.len(), MAX_CONNECTIONS);
+        assert!(agents.share(&agent, Of::Lookups).is_some());
+        assert!(agents.share(&key("192.0.2.2"), Of::Connections).is_some());
+        drop(held);
+        assert!(agents.share(&agent, Of::Connections).is_some());
+    }
+
+    #[test]
+    fn a_sweep_tells_once_and_forgets_who_is_at_rest() {
+        let (agents, now) = (Agents::default(), Instant::now());
+        agents.answered(&key("192.0.2.1"), now);
+        let recorded = (0..1_000).filter(|_| agents.refused(&key("192.0.2.2"), now)).count();
+        assert_eq!(recorded, RECORDS_AT_ONCE as usize);
+        let counts = agents.sweep(now);
+        assert_eq!(counts.len(), 2);
+        assert_eq!(counts.iter().map(|(_, each)| each.refused).sum::<u64>(), 1_000);
+        assert!(agents.sweep(now + Duration::from_secs(60)).is_empty());
+        assert!(agents.0.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn agents_without_number_do_not_fill_the_memory() {
+        let (agents, now) = (Agents::default(), Instant::now());
+        for number in 0..20_000u32 {
+            let address = IpAddr::from((0x0a00_0000 + number).to_be_bytes());
+            agents.may_ask(&AgentKey::new(&GroupName(Arc::from("red")), address), 10, now);
+        }
+        assert_eq!(agents.0.lock().unwrap().len(), MAX_AGENTS);
+    }
+}

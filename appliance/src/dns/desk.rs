@@ -1,0 +1,233 @@
+//! Where queries of both transports are dealt with: identity, rate, audit, answer.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    sync::{Semaphore, watch},
+    time::{MissedTickBehavior, interval, timeout},
+};
+
+use super::{
+    agents::{AgentKey, Agents, Of, Share},
+    message::{Asker, Question, Refused, Reply, Verdict, answer},
+};
+use crate::{
+    audit::{DnsRecord, DnsSummary, Sink},
+    dial::{self, Found, Resolver, Unresolved},
+    phase::Phases,
+    policy::{Group, GroupName, InterfaceName},
+    reason::Reason,
+    rulebook::Rulebook,
+};
+
+/// What answering takes. One for the daemon.
+pub struct Desk {
+    rulebook: watch::Receiver<Arc<Rulebook>>,
+    resolver: Resolver,
+    audit: Sink,
+    phases: Phases,
+    ipv6: bool,
+    agents: Arc<Agents>,
+    lookups: Arc<Semaphore>,
+}
+
+/// Where a query came from and went to.
+#[derive(Debug, Clone)]
+pub(super) struct Origin {
+    pub(super) interface: InterfaceName,
+    pub(super) from: SocketAddr,
+    /// The address that was asked, whoever's that is.
+    pub(super) to: IpAddr,
+    pub(super) datagram: bool,
+}
+
+/// What becomes of a query.
+pub(super) enum Outcome {
+    /// Nothing is sent back.
+    Silence,
+    /// This is sent back.
+    Answer(Vec<u8>),
+    /// The name has to be resolved first.
+    Later(Pending),
+}
+
+/// A query whose name is being resolved.
+pub(super) struct Pending {
+    asked: Asked,
+    _share: Share,
+}
+
+/// A query for a listed name.
+struct Asked {
+    rulebook: Arc<Rulebook>,
+    group: Arc<Group>,
+    key: AgentKey,
+    question: Box<Question>,
+    origin: Origin,
+}
+
+impl Desk {
+    /// Answers by the policy in force, from the cache and through the servers of `resolver`.
+    pub fn new(
+        rulebook: watch::Receiver<Arc<Rulebook>>,
+        resolver: Resolver,
+        audit: Sink,
+        phases: Phases,
+        ipv6: bool,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            rulebook,
+            resolver,
+            audit,
+            phases,
+            ipv6,
+            agents: Arc::default(),
+            lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)),
+        })
+    }
+
+    pub(super) fn phases(&self) -> Phases {
+        self.phases.clone()
+    }
+
+    /// A share of the connections, for an agent that has one left.
+    pub(super) fn connection(&self, interface: &InterfaceName, from: IpAddr) -> Option<Share> {
+        let rulebook = Arc::clone(&self.rulebook.borrow());
+        let group = rulebook.policy.identify(interface, from)?;
+        self.agents.share(&AgentKey::new(&group.name, from), Of::Connections)
+    }
+
+    /// What is to be done about a query. Waits for nothing.
+    pub(super) fn consider(&self, origin: &Origin, query: &[u8]) -> Outcome {
+        let rulebook = Arc::clone(&self.rulebook.borrow());
+        let Some(group) = rulebook.policy.identify(&origin.interface, origin.from.ip()) else {
+            return Outcome::Silence;
+        };
+        let group = Arc::clone(group);
+        let key = AgentKey::new(&group.name, origin.from.ip());
+        let rate = rulebook.policy.limits.dns_rate;
+        // Without the audit nothing is answered, so that nothing goes unseen.
+        if !self.agents.may_ask(&key, rate, Instant::now()) || self.audit.reserve().is_err() {
+            return Outcome::Silence;
+        }
+        let asker = Asker {
+            policy: &rulebook.policy,
+            group: &group,
+            ipv6: self.ipv6,
+            datagram: origin.datagram,
+        };
+        let question = match answer(asker, query) {
+            Verdict::Silence => return Outcome::Silence,
+            Verdict::Answered(reply) => return self.tell(&key, origin, reply),
+            Verdict::Resolve(question) => question,
+        };
+        let asked = Asked { rulebook, group, key, question, origin: origin.clone() };
+        if let Some(found) = self.resolver.remembered(asked.question.host()) {
+            return self.conclude(&asked, &found);
+        }
+        match self.agents.share(&asked.key, Of::Lookups) {
+            Some(_share) => Outcome::Later(Pending { asked, _share }),
+            None => Outcome::Silence,
+        }
+    }
+
+    /// Waits for the name. The answer is there in time for a client that waits five seconds.
+    pub(super) async fn resolve(&self, pending: Pending) -> Outcome {
+        let lookup = async {
+            let _permit = self.lookups.acquire().await.map_err(|_| Unresolved::Failed)?;
+            self.resolver.resolve(pending.asked.question.host()).await
+        };
+        let found = timeout(PATIENCE, lookup).await.unwrap_or(Err(Unresolved::Failed));
+        self.conclude(&pending.asked, &found)
+    }
+
+    fn conclude(&self, asked: &Asked, found: &Result<Found, Unresolved>) -> Outcome {
+        let Asked { rulebook, group, key, question, origin } = asked;
+        let usable = |address| {
+            let mut upstreams = rulebook.policy.upstreams(group, question.host());
+            upstreams.any(|upstream| dial::may_use(address, upstream))
+        };
+        let reply = question.reply(found, Instant::now(), usable);
+        if let Ok(found) = found
+            && !reply.given.is_empty()
+        {
+            let (answered, until) = (self.resolver.answered(), found.until.max(Instant::now()));
+            answered.remember(&group.name, question.host(), &reply.given, until);
+        }
+        self.tell(key, origin, reply)
+    }
+
+    fn tell(&self, key: &AgentKey, origin: &Origin, reply: Reply) -> Outcome {
+        let now = Instant::now();
+        match &reply.refused {
+            None => self.agents.answered(key, now),
+            Some(refused) if self.agents.refused(key, now) => {
+                self.record(key.group(), origin, refused);
+            }
+            Some(_) => {}
+        }
+        Outcome::Answer(reply.bytes)
+    }
+
+    fn record(&self, group: &GroupName, origin: &Origin, refused: &Refused) {
+        // Reserved a moment ago; the summary counts what is lost in between.
+        let Ok(slot) = self.audit.reserve() else { return };
+        let (name, kind) = refused.asked.as_ref().map(|(name, kind)| (&**name, &**kind)).unzip();
+        DnsRecord {
+            interface: &origin.interface,
+            group,
+            agent: origin.from,
+            server: origin.to,
+            transport: if origin.datagram { "udp" } else { "tcp" },
+            name,
+            kind,
+            reason: refused.reason,
+        }
+        .write(slot);
+    }
+
+    /// Records every while what each agent's queries came to, until the daemon ends.
+    pub(super) async fn summarise(&self) {
+        let mut phases = self.phases();
+        let mut closing = std::pin::pin!(phases.reached(crate::phase::Phase::Drain));
+        let mut every = interval(SUMMARY_EVERY);
+        every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        every.tick().await;
+        loop {
+            let last = tokio::select! {
+                () = &mut closing => true,
+                _ = every.tick() => false,
+            };
+            self.write_summaries();
+            if last {
+                return;
+            }
+        }
+    }
+
+    fn write_summaries(&self) {
+        for (key, counts) in self.agents.sweep(Instant::now()) {
+            let Ok(slot) = self.audit.reserve() else { continue };
+            DnsSummary {
+                group: key.group(),
+                agent: &key.text(),
+                answered: counts.answered,
+                refused: counts.refused,
+                limited: counts.limited,
+                reason: (counts.limited > 0).then_some(Reason::DnsRate),
+            }
+            .write(slot);
+        }
+    }
+}
+
+/// Names that all agents together may have resolved at once.
+const MAX_LOOKUPS: usize = 512;
+/// Time for a name to be resolved. glibc and musl wait five seconds.
+const PATIENCE: Duration = Duration::from_millis(4_500);
+/// How often an agent's queries are summed up in the audit.
+const SUMMARY_EVERY: Duration = Duration::from_secs(10);

@@ -1,0 +1,89 @@
+//! The thread that answers: a loop for each socket, started again should it ever fail.
+
+use std::{
+    io,
+    sync::Arc,
+    thread::{self, JoinHandle},
+};
+
+use tokio::{runtime::Builder, sync::oneshot, task::JoinSet};
+
+use super::{Desk, tcp, udp};
+use crate::{packets::DnsSockets, phase::Phase};
+
+/// The thread that answers agents' queries until the daemon drains.
+#[derive(Debug)]
+pub struct Server {
+    thread: JoinHandle<()>,
+}
+
+impl Server {
+    /// Starts the thread. It answers once `begin` says so, and not at all if `begin` is dropped.
+    pub fn start(
+        sockets: Vec<DnsSockets>,
+        desk: Arc<Desk>,
+        begin: oneshot::Receiver<()>,
+    ) -> io::Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let mut pairs = Vec::with_capacity(sockets.len());
+        {
+            let _entered = runtime.enter();
+            for DnsSockets { interface, udp, tcp } in sockets {
+                let udp = Arc::new(tokio::net::UdpSocket::from_std(udp)?);
+                let tcp = Arc::new(tokio::net::TcpListener::from_std(tcp)?);
+                pairs.push((interface, udp, tcp));
+            }
+        }
+        let serve = async move {
+            if begin.await.is_err() {
+                return;
+            }
+            let mut loops = JoinSet::new();
+            for (interface, udp, tcp) in pairs {
+                let (at, name) = (Arc::clone(&desk), interface.clone());
+                loops.spawn(keep(Arc::clone(&desk), move || {
+                    udp::serve(Arc::clone(&at), name.clone(), Arc::clone(&udp))
+                }));
+                let (at, name) = (Arc::clone(&desk), interface);
+                loops.spawn(keep(Arc::clone(&desk), move || {
+                    tcp::serve(Arc::clone(&at), name.clone(), Arc::clone(&tcp))
+                }));
+            }
+            desk.summarise().await;
+            while loops.join_next().await.is_some() {}
+        };
+        let thread =
+            thread::Builder::new().name("dns".into()).spawn(move || runtime.block_on(serve))?;
+        Ok(Self { thread })
+    }
+
+    /// Waits for the thread, which ends on its own once the daemon drains.
+    pub fn join(self) {
+        if self.thread.join().is_err() {
+            tracing::error!("the resolver panicked");
+        }
+    }
+}
+
+/// Runs a loop until the daemon drains. One that panics is begun again: the agents' names must not
+/// hang on one message.
+async fn keep<F>(desk: Arc<Desk>, begin: impl Fn() -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let mut phases = desk.phases();
+    let mut closing = std::pin::pin!(phases.reached(Phase::Drain));
+    loop {
+        let mut task = JoinSet::new();
+        task.spawn(begin());
+        tokio::select! {
+            () = &mut closing => return,
+            ended = task.join_next() => match ended {
+                Some(Err(error)) if error.is_panic() => {
+                    tracing::error!("answering a query panicked; going on");
+                }
+                _ => return,
+            },
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! Queries in streams: each message behind its length (RFC 1035, section 4.2.2; RFC 7766).
+//!
+//! Pipelined queries are answered one after the other, in their order, so that an agent that does
+//! not read its answers holds up nobody but itself.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    task::JoinSet,
+    time::timeout,
+};
+
+use super::{
+    Desk,
+    desk::{Origin, Outcome},
+};
+use crate::{accept, policy::InterfaceName, splice};
+
+/// Answers the connections of one listener, for ever.
+pub(super) async fn serve(desk: Arc<Desk>, interface: InterfaceName, listener: Arc<TcpListener>) {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut open = JoinSet::new();
+    loop {
+        // A place first: without one, connections wait in the kernel's queue.
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let (stream, from) = accept::accept(&listener).await;
+        while open.try_join_next().is_some() {}
+        let Some(share) = desk.connection(&interface, from.ip()) else { continue };
+        let (desk, interface) = (Arc::clone(&desk), interface.clone());
+        open.spawn(async move {
+            // An agent that goes away in the middle has nobody left to tell.
+            let _ = converse(&desk, interface, from.0, stream).await;
+            drop((share, place));
+        });
+    }
+}
+
+async fn converse(
+    desk: &Desk,
+    interface: InterfaceName,
+    from: SocketAddr,
+    mut stream: TcpStream,
+) -> io::Result<()> {
+    splice::harden(&stream)?;
+    let to = accept::canonical(stream.local_addr()?).ip();
+    let origin = Origin { interface, from, to, datagram: false };
+    let mut query = Vec::new();
+    for _ in 0..MAX_QUERIES {
+        timeout(IDLE, read(&mut stream, &mut query)).await??;
+        let mut outcome = desk.consider(&origin, &query);
+        if let Outcome::Later(pending) = outcome {
+            outcome = desk.resolve(pending).await;
+        }
+        let Outcome::Answer(answer) = outcome else { return Ok(()) };
+        let Ok(length) = u16::try_from(answer.len()) else { return Ok(()) };
+        let whole = [length.to_be_bytes().as_slice(), &answer].concat();
+        timeout(IDLE, stream.write_all(&whole)).await??;
+    }
+    Ok(())
+}
+
+async fn read(stream: &mut TcpStream, query: &mut Vec<u8>) -> io::Result<()> {
+    let length = usize::from(stream.read_u16().await?);
+    if length > MAX_QUERY_BYTES {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    query.resize(length, 0);
+    stream.read_exact(query).await?;
+    Ok(())
+}
+
+/// Connections of one interface and family.
+const MAX_CONNECTIONS: usize = 256;
+/// Queries on one connection.
+const MAX_QUERIES: usize = 1_024;
+/// Longest query, as in a datagram.
+const MAX_QUERY_BYTES: usize = 4_096;
+/// Time for a query to arrive whole, and for an answer to be taken.
+const IDLE: Duration = Duration::from_secs(10);

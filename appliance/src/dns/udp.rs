@@ -1,0 +1,99 @@
+//! Queries in datagrams.
+
+use std::{io, sync::Arc, time::Duration};
+
+use tokio::{
+    io::Interest,
+    net::UdpSocket,
+    task::{JoinSet, yield_now},
+};
+
+use super::{
+    Desk,
+    desk::{Origin, Outcome, Pending},
+    packet::{self, Datagram},
+};
+use crate::policy::InterfaceName;
+
+/// Answers what comes in on one socket, for ever.
+pub(super) async fn serve(desk: Arc<Desk>, interface: InterfaceName, socket: Arc<UdpSocket>) {
+    let mut buffer = vec![0; MAX_QUERY_BYTES];
+    // Bounded by what agents may have resolved at once.
+    let mut later = JoinSet::new();
+    loop {
+        if socket.readable().await.is_err() {
+            pause("waiting for queries failed").await;
+        }
+        for _ in 0..AT_A_TIME {
+            match receive(&socket, &mut buffer) {
+                Ok(Some(datagram)) => {
+                    let query = buffer.get(..datagram.bytes).unwrap_or_default();
+                    if let Some(pending) = begin(&desk, &interface, (&socket, &datagram), query) {
+                        let (desk, socket) = (Arc::clone(&desk), Arc::clone(&socket));
+                        later.spawn(async move {
+                            finish(&desk, pending, &socket, &datagram).await;
+                        });
+                    }
+                }
+                Ok(None) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => {
+                    tracing::debug!(%error, "receive");
+                    pause("receiving queries failed").await;
+                    break;
+                }
+            }
+        }
+        while later.try_join_next().is_some() {}
+        // The other sockets of this thread have their turn, however much waits here.
+        yield_now().await;
+    }
+}
+
+/// Answers at once where that can be done; else what it has to wait for.
+fn begin(
+    desk: &Desk,
+    interface: &InterfaceName,
+    (socket, asked): (&UdpSocket, &Datagram),
+    query: &[u8],
+) -> Option<Pending> {
+    let &Datagram { from, to, .. } = asked;
+    let origin = Origin { interface: interface.clone(), from, to, datagram: true };
+    match desk.consider(&origin, query) {
+        Outcome::Silence => None,
+        Outcome::Answer(answer) => {
+            send(socket, asked, &answer);
+            None
+        }
+        Outcome::Later(pending) => Some(pending),
+    }
+}
+
+async fn finish(desk: &Desk, pending: Pending, socket: &UdpSocket, asked: &Datagram) {
+    if let Outcome::Answer(answer) = desk.resolve(pending).await {
+        send(socket, asked, &answer);
+    }
+}
+
+fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Option<Datagram>> {
+    socket.try_io(Interest::READABLE, || packet::receive(socket, buffer))
+}
+
+/// An answer that cannot be sent is lost, as any datagram may be; the agent asks again.
+fn send(socket: &UdpSocket, asked: &Datagram, answer: &[u8]) {
+    if let Err(error) = packet::send(socket, asked, answer) {
+        tracing::debug!(%error, "answer");
+    }
+}
+
+async fn pause(why: &str) {
+    tracing::warn!("{why}; waiting");
+    tokio::time::sleep(PAUSE).await;
+}
+
+/// Longest query. What is longer holds no question that would be answered.
+const MAX_QUERY_BYTES: usize = 4_096;
+/// Datagrams that are taken before the others on the thread have their turn.
+const AT_A_TIME: usize = 64;
+/// Pause after the kernel failed.
+const PAUSE: Duration = Duration::from_millis(50);

