@@ -120,6 +120,32 @@ fn under_a_flood_every_packet_is_in_a_sum() {
 }
 
 #[test]
+fn watch_shows_refused_packets_as_they_are_recorded() {
+    sandboxed(|| {
+        let mut world = World::usual();
+        let mut watch = std::process::Command::new(lab::tools::cloakroom())
+            .args(["watch", "--refused", "--group", "research"])
+            .arg(world.lab.dir.join("cloakroom.toml"))
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .expect("watch starts");
+        // So that it has seen the file's end before there is something new.
+        std::thread::sleep(Duration::from_millis(500));
+        AGENT2.connect(OTHER.port(25)).expect_err("closed");
+        AGENT.connect(OPENAI.port(22)).expect_err("closed");
+        std::thread::sleep(Duration::from_millis(500));
+        world.gateway.terminate(Duration::from_secs(10));
+        let mut output = std::io::BufReader::new(watch.stdout.take().expect("piped"));
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut output, &mut line).expect("a line");
+        let words = ["research", "192.0.2.10", "refuse", "port_denied", "tcp port 22"];
+        assert!(words.iter().all(|word| line.contains(word)), "{line}");
+        watch.kill().expect("it runs");
+        let _ = watch.wait();
+    });
+}
+
+#[test]
 fn a_log_group_that_another_program_has_is_fatal_at_start() {
     sandboxed(|| {
         let lab = Lab::new();

@@ -9,7 +9,7 @@ use std::{
     time::Instant,
 };
 
-use http::{Request, Response, StatusCode, request};
+use http::{HeaderMap, Request, Response, StatusCode, request};
 use http_body_util::Full;
 use hyper::{body::Incoming, client::conn};
 
@@ -298,6 +298,10 @@ fn receive(
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
         return Err(Reason::UpgradeDenied);
     }
+    // hyper's own bound depends on how much a single read brings.
+    if head_bytes(&head.headers) > MAX_RESPONSE_HEAD {
+        return Err(Reason::UpstreamUnreachable);
+    }
     message::remove_hop_by_hop(&mut head.headers);
     if matches!(connection.route, Route::Intercept(_)) {
         let rules = connection.response_rules();
@@ -308,6 +312,13 @@ fn receive(
     let body = Scrubbed::new(body, masks, connection.response_rules(), Arc::clone(trace));
     Ok(Response::from_parts(head, ResponseBody::Upstream(Box::new(body))))
 }
+
+fn head_bytes(headers: &HeaderMap) -> usize {
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum()
+}
+
+/// Bytes of a response's fields.
+const MAX_RESPONSE_HEAD: usize = 256 * 1024;
 
 impl Trace {
     /// Writes into the record.

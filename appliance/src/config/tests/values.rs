@@ -36,6 +36,8 @@ fn a_port_is_captured_or_it_is_an_error() {
     refuses(resolvers, &gateway("ports = [80]"), "[[", &["port 443 is not in"]);
     refuses("paths = ", "port = 53\npaths = ", "53", &["DNS"]);
     refuses(resolvers, &gateway("route_table = 254"), "254", &["kernel"]);
+    refuses(resolvers, &gateway("nflog_group = 65536"), "65536", &["65535"]);
+    refuses(resolvers, &gateway("assert_every = \"2m\""), "2m", &["from 1s to 1m"]);
     assert_eq!(accepts("paths = ", "port = 8443\npaths = ").policy.ports, [80, 443, 8443]);
     assert_eq!(accepts(resolvers, &gateway("ports = [8443, 443]")).policy.ports, [443, 8443]);
 }
