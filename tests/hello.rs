@@ -140,7 +140,7 @@ fn a_whole_request_works_however_its_hello_is_cut() {
         let cuts =
             [Cut::Segments(1), Cut::Segments(1400), Cut::Records(1), Cut::Records(700), Cut::Both];
         for (name, path, to) in
-            [(OPENAI, "/status/200", OPENAI.port(443)), (PYPI, "/status/200", ATTACKER.port6(443))]
+            [(OPENAI, "/status/200", ATTACKER.port(443)), (PYPI, "/status/200", PYPI.port6(443))]
         {
             for cut in cuts {
                 let before = scene.before();

@@ -3,6 +3,7 @@
 //! `cargo bench -p cloakroom-benches`, with a part's name behind `--` for that part alone.
 
 mod decide;
+mod dns;
 mod leaf;
 mod mask;
 mod peek;
@@ -12,6 +13,7 @@ mod world;
 criterion::criterion_main!(
     peek::benches,
     decide::benches,
+    dns::benches,
     leaf::benches,
     substitute::benches,
     mask::benches
