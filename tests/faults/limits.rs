@@ -34,7 +34,7 @@ fn one_agent_cannot_take_the_places_of_another() {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let _dns = Dns::start();
-        let config = limited("connections = 8\nagent_connections = 4\n");
+        let config = limited("connections = 16\nagent_connections = 4\n");
         let gateway = Gateway::start(&lab, &config);
         let mut held: Vec<Tls> =
             (0..4).map(|_| open(&lab, AGENT, OPENAI).expect("within the limit")).collect();
