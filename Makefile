@@ -5,6 +5,9 @@
 # Both install what is missing from Debian first (tests/prerequisites), and say so.
 
 CARGO ?= cargo
+# The same packages in every step: the benches ask dependencies for other features, and what the
+# demonstration built would be compiled again. Lints look at the benches, too.
+TESTED = --locked --workspace --exclude cloakroom-benches
 # One lab test is a small network with several programs in it, most of the time waiting.
 LAB_THREADS ?= 4
 # Where nft and ip are; an ordinary user's PATH lacks it on Debian.
@@ -21,7 +24,7 @@ test: prerequisites vault clients format lint dependencies unit lab
 
 demo: prerequisites $(if $(filter-out 0,$(VAULT)),vault)
 	@echo "== Build (minutes the first time, seconds afterwards)"
-	@$(CARGO) build --locked --workspace --exclude cloakroom-benches --bins
+	@$(CARGO) build $(TESTED) --bins
 	@echo "== The story"
 	@target/debug/demo
 
@@ -55,16 +58,16 @@ dependencies: prerequisites
 
 build: prerequisites
 	@echo "== Build (minutes the first time, seconds afterwards)"
-	$(CARGO) build --locked --workspace --exclude cloakroom-benches --bins
+	$(CARGO) build $(TESTED) --bins
 
 unit: prerequisites
 	@echo "== Unit tests"
-	$(CARGO) test --locked --workspace --lib --bins
+	$(CARGO) test $(TESTED) --lib --bins
 
 lab: build vault clients
 	@echo "== Properties, in namespaces, against the built program"
 	CLOAKROOM_BIN=$(CURDIR)/target/debug/cloakroom CLOAKROOM_VAULT="$$(tests/vault/get | tail -n 1)" \
-		$(CARGO) test --locked --workspace --test properties -- --test-threads=$(LAB_THREADS)
+		$(CARGO) test $(TESTED) --test properties -- --test-threads=$(LAB_THREADS)
 
 # Ratios count, not figures: see benches/README.md.
 bench: prerequisites

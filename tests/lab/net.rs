@@ -17,7 +17,7 @@ use std::{
 use rustix::{
     net::{
         AddressFamily, RecvFlags, SocketType, eth, recv, socket,
-        sockopt::set_socket_recv_buffer_size_force,
+        sockopt::{set_socket_recv_buffer_size, set_socket_recv_buffer_size_force},
     },
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
@@ -271,7 +271,10 @@ impl Capture {
             let socket = socket(AddressFamily::PACKET, SocketType::RAW, Some(eth::ALL));
             let socket = socket.expect("the sandbox may read packets");
             // A recorder that is not scheduled for a while must not lose packets.
-            let _ = set_socket_recv_buffer_size_force(&socket, 64 << 20);
+            // Only root may have this much; others get twice what the machine gives to everybody.
+            if set_socket_recv_buffer_size_force(&socket, 64 << 20).is_err() {
+                let _ = set_socket_recv_buffer_size(&socket, 64 << 20);
+            }
             socket
         });
         let packets = Arc::<Mutex<Vec<Vec<u8>>>>::default();

@@ -33,7 +33,7 @@ fn join(parts: BTreeMap<u32, &[u8]>) -> Vec<u8> {
             Some(None) => {}
             // A keep-alive probe is one byte before the window, far beyond every stream of a test.
             None if part.len() <= 1 => {}
-            None => panic!("a packet is missing from the recording"),
+            None => panic!("{MISSING}"),
         }
     }
     stream
@@ -83,3 +83,6 @@ impl<'p> Segment<'p> {
 }
 
 const TCP: u8 = 6;
+
+const MISSING: &str = "a packet is missing from the recording: the kernel gives an ordinary user's \
+                       recorder little room, and this machine was too busy to empty it; run as root";
