@@ -11,6 +11,7 @@ mod connections;
 mod credentials;
 mod dialled;
 mod dns;
+mod documented;
 mod faults;
 mod forged_records;
 mod framing;
