@@ -186,23 +186,4 @@ mod tests {
         let kept = leaves.leaf(&host("a.test"), time).unwrap();
         assert!(Arc::ptr_eq(&kept, &leaves.leaf(&host("a.test"), time).unwrap()));
     }
-
-    /// Not a bound, a figure: `cargo test --release -- --ignored --nocapture minting`.
-    #[test]
-    #[ignore = "prints a measurement"]
-    fn minting_takes_tens_of_microseconds() {
-        let (_made, ca) = Installation::with("api", &["a.test"]);
-        let (name, time) = (host("a.test"), unix_seconds(now()).unwrap());
-        let (rounds, start) = (5_000, std::time::Instant::now());
-        for _ in 0..rounds {
-            ca.mint(&name, time).unwrap();
-        }
-        println!("mint: {:?}", start.elapsed() / rounds);
-        let leaves = Leaves::new(ca);
-        let start = std::time::Instant::now();
-        for _ in 0..rounds * 100 {
-            leaves.leaf(&name, now()).unwrap();
-        }
-        println!("kept: {:?}", start.elapsed() / (rounds * 100));
-    }
 }
