@@ -143,10 +143,7 @@ fn tunnels_over_dns_find_nothing_to_ride_on() {
         let mut running = Vec::new();
         for line in lines {
             let program = line.split(' ').next().expect("a program");
-            if !installed(program) {
-                println!("skipped: {program} is missing; tests/prerequisites installs it");
-                continue;
-            }
+            assert!(installed(program), "{program} is missing; tests/prerequisites installs it");
             let mut command = AGENT.command("sh");
             command.args(["-c", &format!("exec {line}")]);
             running.push((line, command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()));
@@ -162,12 +159,11 @@ fn tunnels_over_dns_find_nothing_to_ride_on() {
         assert!(!wan.holds("attacker"), "the attacker's name is on the WAN");
         // They did try: of the resolver that each was given.
         for (program, server) in [("dns2tcpc", server.as_str()), ("iodine", "2001:db8:f::53")] {
-            if installed(program) {
-                world.gateway.audit.wait_for(|record| {
-                    let name = record["name"].as_str().unwrap_or_default();
-                    record["server"] == server && name.contains("attacker.example")
-                });
-            }
+            let tried = world.gateway.audit.wait_for(|record| {
+                let name = record["name"].as_str().unwrap_or_default();
+                record["server"] == server && name.contains("attacker.example")
+            });
+            assert_eq!(tried["record"], "dns", "{program}: {tried}");
         }
     });
 }
