@@ -18,6 +18,7 @@ mod framing;
 mod h2_frames;
 mod hello;
 mod kernel_settings;
+mod leased_users;
 mod methods_and_paths;
 mod packets;
 mod refused_packets;

@@ -18,9 +18,11 @@
 pub mod client;
 pub mod dns;
 pub mod gateway;
+pub mod influx;
 pub mod net;
 pub mod origin;
 pub mod pki;
+pub mod postgres;
 pub mod sandbox;
 pub mod tools;
 pub mod vault;
