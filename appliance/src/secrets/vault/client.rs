@@ -42,7 +42,7 @@ pub enum VaultSourceError {
 
 /// Why a question has no answer. Carries nothing that Vault said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum CallError {
+pub(crate) enum CallError {
     /// An answer that is no success.
     Status {
         /// The HTTP status.
@@ -56,7 +56,7 @@ pub(super) enum CallError {
 
 impl CallError {
     /// The error where the status is not about the question itself.
-    pub(super) const fn outage(self) -> FetchError {
+    pub(crate) const fn outage(self) -> FetchError {
         use SecretCause::{VaultSealed, VaultUnreachable};
         match self {
             Self::Status { code: 503, sealed: true } => {

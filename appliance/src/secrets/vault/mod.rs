@@ -13,18 +13,19 @@ mod session;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use client::CallError;
 pub use client::VaultSourceError;
+pub(crate) use session::{Session, TokenClient};
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use vaultrs::api::kv2::requests::ReadSecretRequest;
 use zeroize::Zeroizing;
 
 use self::{
-    client::{CallError, Transport, call},
+    client::Transport,
     pick::{Picked, pick},
-    session::{Session, TokenClient},
 };
 use super::{FetchError, SecretSource};
 use crate::{
@@ -35,7 +36,7 @@ use crate::{
 
 /// A Vault to read from, with the gateway's session there.
 pub struct VaultSource {
-    session: Session,
+    session: Arc<Session>,
 }
 
 impl VaultSource {
@@ -54,10 +55,19 @@ impl VaultSource {
         call_time: Duration,
     ) -> Result<Self, VaultSourceError> {
         let transport = Transport::new(settings, call_time)?;
-        Ok(Self { session: Session::new(transport, settings)? })
+        Ok(Self { session: Arc::new(Session::new(transport, settings)?) })
     }
 
-    async fn read(&self, reference: &SecretRef) -> Result<Zeroizing<Vec<u8>>, FetchError> {
+    /// The session, for what else the gateway asks of Vault.
+    pub(crate) fn session(&self) -> Arc<Session> {
+        Arc::clone(&self.session)
+    }
+
+    async fn read(
+        &self,
+        group: &GroupName,
+        reference: &SecretRef,
+    ) -> Result<Zeroizing<Vec<u8>>, FetchError> {
         let SecretRef::VaultKv2 { mount, path, field } = reference else {
             return Err(FetchError::Gone(SecretCause::VaultDenied, "not a reference into Vault"));
         };
@@ -65,7 +75,7 @@ impl VaultSource {
             let text = "mount and path must not have empty, '.' or '..' segments";
             return Err(FetchError::Gone(SecretCause::VaultDenied, text));
         }
-        let body = self.read_body(mount, path).await?;
+        let body = self.read_body(group, mount, path).await?;
         match pick(&body, &["data", "data", field]) {
             Some(Picked::Text(value)) => Ok(value),
             Some(_) => {
@@ -77,8 +87,13 @@ impl VaultSource {
         }
     }
 
-    async fn read_body(&self, mount: &str, path: &str) -> Result<Zeroizing<Vec<u8>>, FetchError> {
-        let client = self.session.client().await?;
+    async fn read_body(
+        &self,
+        group: &GroupName,
+        mount: &str,
+        path: &str,
+    ) -> Result<Zeroizing<Vec<u8>>, FetchError> {
+        let client = self.session.group(group).await?;
         match read_once(&client, mount, path).await {
             // Vault says 403 for a token that has ended as well as for one that may not.
             Err(CallError::Status { code: 403, .. }) => {
@@ -95,10 +110,10 @@ impl VaultSource {
 impl SecretSource for VaultSource {
     fn fetch<'a>(
         &'a self,
-        _group: &'a GroupName,
+        group: &'a GroupName,
         reference: &'a SecretRef,
     ) -> BoxFuture<'a, Result<Zeroizing<Vec<u8>>, FetchError>> {
-        Box::pin(self.read(reference))
+        Box::pin(self.read(group, reference))
     }
 
     fn tend(&self) -> BoxFuture<'_, ()> {
@@ -122,7 +137,7 @@ async fn read_once(
     path: &str,
 ) -> Result<Zeroizing<Vec<u8>>, CallError> {
     let request = ReadSecretRequest { mount: mount.into(), path: path.into(), version: None };
-    let body = call(client.vault(), request).await?;
+    let body = client.call(request).await?;
     // What is no JSON object did not come from Vault, or came broken.
     match pick(&body, &["data"]) {
         Some(_) => Ok(body),

@@ -6,7 +6,10 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError},
+    sync::{
+        Arc, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -29,30 +32,45 @@ use super::{
     is_plain_path,
     pick::{Picked, pick, pick_text},
 };
-use crate::{config::VaultSettings, reason::SecretCause};
+use crate::{config::VaultSettings, policy::GroupName, reason::SecretCause};
 
-/// vaultrs' client with a token; the token is wiped with the last user.
-pub(super) struct TokenClient(VaultClient);
+/// Asks Vault with one token, which is wiped with the last user.
+pub(crate) struct TokenClient {
+    vault: VaultClient,
+    generation: u64,
+}
 
 impl TokenClient {
-    pub(super) fn vault(&self) -> &VaultClient {
-        &self.0
+    /// Runs one endpoint with this token and returns the body of a successful answer.
+    pub(crate) async fn call(
+        &self,
+        endpoint: impl Endpoint,
+    ) -> Result<Zeroizing<Vec<u8>>, CallError> {
+        call(&self.vault, endpoint).await
+    }
+
+    /// Which token this is. A later token of the same holder has a larger number; a renewed one
+    /// keeps its own. What was leased under one number ends with it.
+    pub(crate) const fn generation(&self) -> u64 {
+        self.generation
     }
 }
 
 impl Drop for TokenClient {
     fn drop(&mut self) {
-        self.0.middle.token.zeroize();
+        self.vault.middle.token.zeroize();
     }
 }
 
 /// The gateway's session with one Vault.
-pub(super) struct Session {
+pub(crate) struct Session {
     transport: Transport,
     mount: String,
     role_id: String,
     secret_id_file: PathBuf,
     state: Mutex<State>,
+    /// How many tokens were made.
+    tokens: AtomicU64,
     /// When the token is to be renewed; apart from `state`, which is locked during a login.
     renew_at: std::sync::Mutex<Option<Instant>>,
     /// Rings when `renew_at` changes.
@@ -97,13 +115,19 @@ impl Session {
             role_id: settings.role_id.to_string(),
             secret_id_file: settings.secret_id_file.clone(),
             state: Mutex::default(),
+            tokens: AtomicU64::new(0),
             renew_at: std::sync::Mutex::default(),
             replanned: Notify::new(),
         })
     }
 
-    /// A client with a token that has not ended yet; logs in where there is none.
-    pub(super) async fn client(&self) -> Result<Arc<TokenClient>, FetchError> {
+    /// The token of `group`, whose policies say what it may read.
+    pub(crate) async fn group(&self, _group: &GroupName) -> Result<Arc<TokenClient>, FetchError> {
+        self.gateway().await
+    }
+
+    /// The gateway's own token, which makes the tokens of groups and signs, and reads no secret.
+    pub(crate) async fn gateway(&self) -> Result<Arc<TokenClient>, FetchError> {
         let mut state = self.state.lock().await;
         match &state.live {
             Some(live) if live.ends.is_none_or(|ends| Instant::now() < ends) => {
@@ -114,7 +138,7 @@ impl Session {
     }
 
     /// After a 403 with `used`: a client with another token, if that one is dead.
-    pub(super) async fn replace_if_dead(
+    pub(crate) async fn replace_if_dead(
         &self,
         used: &Arc<TokenClient>,
     ) -> Result<Option<Arc<TokenClient>>, FetchError> {
@@ -128,7 +152,7 @@ impl Session {
         // A role without the default policy may not look itself up, and is then taken for dead:
         // not more often than this, or each refused secret would cost a login.
         let recently = state.replaced.is_some_and(|then| then.elapsed() < REPLACE_EVERY);
-        if recently || call(used.vault(), LookupTokenSelfRequest {}).await.is_ok() {
+        if recently || used.call(LookupTokenSelfRequest {}).await.is_ok() {
             return Ok(None);
         }
         let fresh = self.log_in(&mut state).await?;
@@ -157,7 +181,7 @@ impl Session {
     pub(super) async fn close(&self) {
         let live = self.state.lock().await.live.take();
         if let Some(live) = live {
-            let revoked = call(live.client.vault(), RevokeTokenSelfRequest {});
+            let revoked = live.client.call(RevokeTokenSelfRequest {});
             // It ends by itself where Vault cannot be told.
             let _ = tokio::time::timeout(CLOSE_TIME, revoked).await;
         }
@@ -168,7 +192,7 @@ impl Session {
         let Some(used) = used else { return self.plan(None) };
         let now = Instant::now();
         let request = RenewTokenSelfRequest { increment: None };
-        let renewed = call(used.vault(), request).await.map(|body| parse_grant(&body));
+        let renewed = used.call(request).await.map(|body| parse_grant(&body));
         let mut state = self.state.lock().await;
         let Some(live) = state.live.as_mut().filter(|live| Arc::ptr_eq(&live.client, &used)) else {
             return; // Replaced meanwhile, and planned anew with that.
@@ -222,7 +246,10 @@ impl Session {
         let grant = parse_grant(&body).ok_or(strange.outage())?;
         let token = std::str::from_utf8(&grant.token).map_err(|_| strange.outage())?;
         Ok(Live {
-            client: Arc::new(TokenClient(self.transport.client(token))),
+            client: Arc::new(TokenClient {
+                vault: self.transport.client(token),
+                generation: self.tokens.fetch_add(1, Ordering::Relaxed),
+            }),
             full_life: grant.life,
             ends: (!grant.life.is_zero()).then_some(now + grant.life),
         })
