@@ -1,21 +1,27 @@
-//! Values out of HashiCorp Vault (or OpenBao): AppRole login, then KV version 2.
+//! Values out of HashiCorp Vault (or OpenBao): one login, a token for each group, then KV version 2.
 //!
-//! The gateway's token and SecretID live in this module and nowhere else. They go to the one
-//! address that the operator named, over a connection that the operator's CA vouches for, and are
+//! Tokens and what proves the login live in this module and nowhere else. They go to the
+//! addresses that the operator named, over a connection that the operator's CA vouches for, and are
 //! wiped when they are no longer needed. Nothing that Vault answers is ever logged or passed on
 //! but the value that was asked for: each failure becomes a cause and a fixed text.
 
 mod client;
+mod error;
 #[cfg(test)]
 mod fake;
+mod login;
 mod pick;
 mod session;
 #[cfg(test)]
 mod tests;
+mod token;
+#[cfg(test)]
+mod token_tests;
 
-pub(crate) use client::CallError;
-pub use client::VaultSourceError;
-pub(crate) use session::{Session, TokenClient};
+pub(crate) use error::CallError;
+pub use error::VaultSourceError;
+pub(crate) use session::Session;
+pub(crate) use token::TokenClient;
 
 use std::{sync::Arc, time::Duration};
 
@@ -30,7 +36,7 @@ use self::{
 use super::{FetchError, SecretSource};
 use crate::{
     config::VaultSettings,
-    policy::{GroupName, SecretRef},
+    policy::{Group, GroupName, SecretRef},
     reason::SecretCause,
 };
 
@@ -40,22 +46,22 @@ pub struct VaultSource {
 }
 
 impl VaultSource {
-    /// Checks the settings and reads the CA; asks Vault nothing yet.
+    /// Checks the settings and reads the CA and the login's files; asks Vault nothing yet.
     ///
     /// # Errors
     ///
-    /// An address that is neither `https` nor `http` to loopback, or a CA or SecretID file that
-    /// cannot be used.
-    pub fn new(settings: &VaultSettings) -> Result<Self, VaultSourceError> {
-        Self::with_call_time(settings, CALL_TIME)
+    /// An address that is neither `https` nor `http` to loopback, or a file that cannot be used.
+    pub fn new(settings: &VaultSettings, groups: &[Arc<Group>]) -> Result<Self, VaultSourceError> {
+        Self::with_call_time(settings, groups, CALL_TIME)
     }
 
     fn with_call_time(
         settings: &VaultSettings,
+        groups: &[Arc<Group>],
         call_time: Duration,
     ) -> Result<Self, VaultSourceError> {
         let transport = Transport::new(settings, call_time)?;
-        Ok(Self { session: Arc::new(Session::new(transport, settings)?) })
+        Ok(Self { session: Arc::new(Session::new(transport, settings, groups)?) })
     }
 
     /// The session, for what else the gateway asks of Vault.
@@ -99,7 +105,7 @@ impl VaultSource {
             Err(CallError::Status { code: 403, .. }) => {
                 match self.session.replace_if_dead(&client).await? {
                     Some(fresh) => read_once(&fresh, mount, path).await.map_err(read_failed),
-                    None => Err(read_failed(CallError::Status { code: 403, sealed: false })),
+                    None => Err(read_failed(CallError::DENIED)),
                 }
             }
             other => other.map_err(read_failed),
@@ -148,7 +154,7 @@ async fn read_once(
 fn read_failed(error: CallError) -> FetchError {
     match error {
         CallError::Status { code: 403, .. } => {
-            let text = "Vault's policies do not let the gateway read this secret";
+            let text = "Vault's policies do not let the group read this secret";
             FetchError::Gone(SecretCause::VaultDenied, text)
         }
         CallError::Status { code: 404, .. } => {
