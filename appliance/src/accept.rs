@@ -67,6 +67,11 @@ impl AgentKey {
         &self.group
     }
 
+    /// The first address of those that it may have.
+    pub fn prefix(&self) -> IpAddr {
+        self.prefix
+    }
+
     /// As the audit names the agent.
     pub fn text(&self) -> String {
         match self.prefix {
@@ -92,6 +97,13 @@ pub struct Flow {
     pub agent: AgentAddr,
     /// Where it wanted to go.
     pub dialled: Dialled,
+}
+
+impl Flow {
+    /// The agent, for what is counted or remembered by agent.
+    pub fn agent_key(&self) -> AgentKey {
+        AgentKey::new(&self.group.name, self.agent.ip())
+    }
 }
 
 /// Hands out the places that connections and requests take, so that neither one agent nor one

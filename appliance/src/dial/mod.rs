@@ -10,7 +10,7 @@ mod answered;
 mod resolver;
 
 pub use address::{is_own, is_special_purpose, unwrapped};
-pub use answered::{Answered, GRACE};
+pub use answered::{Answered, GRACE, NAMELESS_GRACE};
 pub(crate) use resolver::MAX_TTL;
 pub use resolver::{Found, Resolver, Unresolved};
 
@@ -60,12 +60,12 @@ pub async fn connect(
     timeout(patience, dialling).await.unwrap_or(Err(Reason::UpstreamUnreachable))
 }
 
-/// Whether the dialled address is neither one of the name's today nor one that the group was given
+/// Whether the dialled address is neither one of the name's today nor one that the agent was given
 /// for it and may still use.
 fn is_elsewhere(permit: &Permit, flow: &Flow, resolver: &Resolver, found: &Found) -> bool {
     let dialled = flow.dialled.0.ip();
     let today = found.addresses.iter().any(|address| address.to_canonical() == dialled);
-    !today && !resolver.answered().holds(&flow.group.name, permit.host(), dialled)
+    !today && !resolver.answered().holds(&flow.agent_key(), permit.host(), dialled)
 }
 
 /// A name that leads nowhere but inside is refused for that, wherever the agent dialled.

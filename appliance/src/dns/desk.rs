@@ -157,7 +157,7 @@ impl Desk {
             && !reply.given.is_empty()
         {
             let (answered, until) = (self.resolver.answered(), found.until.max(Instant::now()));
-            answered.remember(&group.name, question.host(), &reply.given, until);
+            answered.remember(key, question.host(), &reply.given, until);
         }
         self.tell(key, origin, reply)
     }
@@ -204,6 +204,7 @@ impl Desk {
                 _ = every.tick() => false,
             };
             self.write_summaries();
+            self.resolver.answered().sweep();
             if last {
                 return;
             }
