@@ -1,8 +1,9 @@
 //! From a permit to an upstream connection: resolve, check, connect.
 //!
 //! The only place that connects anywhere on an agent's behalf. It takes a [`Permit`], resolves
-//! the permit's name itself and never connects to the address that the agent dialled, which is
-//! only compared. Each address is checked right before `connect`, as the exact address that is
+//! the permit's name itself; the address that the agent dialled is only compared. Where a protocol
+//! names no host the permit holds an address instead, one that the gateway had given to the agent
+//! for that name. Each address is checked right before `connect`, as the exact address that is
 //! connected to.
 
 mod address;
@@ -49,6 +50,10 @@ pub async fn connect(
     patience: Duration,
 ) -> Result<Dialled, Reason> {
     let dialling = async {
+        if let Some(given) = permit.given() {
+            let (stream, address) = connect_any(permit, &[given]).await?;
+            return Ok(Dialled { stream, address, elsewhere: false });
+        }
         let found = resolver.resolve(permit.host()).await.map_err(|_| Reason::ResolveFailed)?;
         let elsewhere = is_elsewhere(permit, flow, resolver, &found);
         if elsewhere && permit.dialled() == DialledRule::Answered {
