@@ -5,7 +5,7 @@ use std::{
     fmt,
     hash::{BuildHasher, Hasher, RandomState},
     io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::{
         Arc, LazyLock, Mutex, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
@@ -44,6 +44,43 @@ impl AgentAddr {
     }
 }
 
+/// One agent, for what is counted or remembered by agent: an IPv4 address or an IPv6 /64 of its
+/// group, since within a /64 it can take any address.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct AgentKey {
+    group: GroupName,
+    prefix: IpAddr,
+}
+
+impl AgentKey {
+    /// The agent of this group at this address.
+    pub fn new(group: &GroupName, address: IpAddr) -> Self {
+        let prefix = match address {
+            IpAddr::V4(_) => address,
+            IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
+        };
+        Self { group: group.clone(), prefix }
+    }
+
+    /// Its group.
+    pub fn group(&self) -> &GroupName {
+        &self.group
+    }
+
+    /// The first address of those that it may have.
+    pub fn prefix(&self) -> IpAddr {
+        self.prefix
+    }
+
+    /// As the audit names the agent.
+    pub fn text(&self) -> String {
+        match self.prefix {
+            IpAddr::V4(v4) => v4.to_string(),
+            IpAddr::V6(v6) => format!("{v6}/64"),
+        }
+    }
+}
+
 /// The address and port that the agent dialled, IPv4-mapped forms undone. It is recorded and
 /// compared; nothing is ever connected to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -60,6 +97,13 @@ pub struct Flow {
     pub agent: AgentAddr,
     /// Where it wanted to go.
     pub dialled: Dialled,
+}
+
+impl Flow {
+    /// The agent, for what is counted or remembered by agent.
+    pub fn agent_key(&self) -> AgentKey {
+        AgentKey::new(&self.group.name, self.agent.ip())
+    }
 }
 
 /// Hands out the places that connections and requests take, so that neither one agent nor one
@@ -240,6 +284,15 @@ mod tests {
 
     fn address(last: u8) -> IpAddr {
         [192, 0, 2, last].into()
+    }
+
+    #[test]
+    fn within_a_64_there_is_one_agent() {
+        let key = |text: &str| AgentKey::new(&GroupName("red".into()), text.parse().unwrap());
+        assert_eq!(key("2001:db8::1"), key("2001:db8::ffff:2"));
+        assert_ne!(key("2001:db8::1"), key("2001:db8:0:1::1"));
+        assert_ne!(key("192.0.2.1"), key("192.0.2.2"));
+        assert_eq!(key("2001:db8::1").text(), "2001:db8::/64");
     }
 
     #[test]

@@ -3,12 +3,14 @@
 //! Pure, and the only maker of [`Permit`]s: nothing is dialled without one. Whatever is not
 //! listed is refused.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use crate::{
     accept::Flow,
     peek::{Hello, Peeked, PlainHead},
-    policy::{Api, Carry, DialledRule, Group, Host, HostPattern, Pass, Policy, RuleName, Upstream},
+    policy::{
+        Api, Carry, DialledRule, Group, Host, HostPattern, Pass, Policy, RuleName, Tcp, Upstream,
+    },
     reason::Reason,
 };
 
@@ -20,6 +22,7 @@ pub struct Permit {
     route: Route,
     host: Host,
     port: u16,
+    given: Option<IpAddr>,
 }
 
 /// How a permitted connection is carried.
@@ -27,6 +30,8 @@ pub struct Permit {
 pub enum Route {
     /// Opaque, byte for byte.
     Splice(Arc<Pass>),
+    /// Opaque, byte for byte, and without having been looked at: the protocol names no host.
+    Tcp(Arc<Tcp>),
     /// TLS ends here; placeholders become secrets.
     Intercept(Arc<Api>),
     /// TLS ends here; authority, method and path are checked.
@@ -54,16 +59,26 @@ impl Permit {
         match &self.route {
             Route::Splice(pass) | Route::Inspect(pass) => &pass.upstream,
             Route::Intercept(api) => &api.upstream,
+            Route::Tcp(tcp) => &tcp.upstream,
         }
     }
-}
 
-impl Permit {
+    /// The address to dial where the agent dialled one that it was given for the name, and nothing
+    /// but that says which host it means; `None` where the name is resolved.
+    ///
+    /// A name can have several addresses that are not alike: one server of a database writes and
+    /// the others read, and its clients try one after the other. Who dials one of them means that
+    /// one. What the agent chooses from is what the gateway told it.
+    pub fn given(&self) -> Option<IpAddr> {
+        self.given
+    }
+
     /// Which addresses the agent may have dialled. Where TLS ends here, the name in the
     /// certificate and in every request is checked, and the dialled address is only recorded.
     pub fn dialled(&self) -> DialledRule {
         match &self.route {
             Route::Splice(pass) => pass.dialled,
+            Route::Tcp(_) => DialledRule::Answered,
             Route::Intercept(_) | Route::Inspect(_) => DialledRule::Any,
         }
     }
@@ -74,6 +89,7 @@ impl Route {
     pub fn word(&self) -> &'static str {
         match self {
             Self::Splice(_) => "splice",
+            Self::Tcp(_) => "tcp",
             Self::Intercept(_) => "intercept",
             Self::Inspect(_) => "inspect",
         }
@@ -84,6 +100,7 @@ impl Route {
         match self {
             Self::Splice(pass) | Self::Inspect(pass) => &pass.name,
             Self::Intercept(api) => &api.name,
+            Self::Tcp(tcp) => &tcp.name,
         }
     }
 }
@@ -97,6 +114,7 @@ pub fn decide(policy: &Policy, flow: &Flow, peeked: &Peeked) -> Result<Permit, R
     match peeked {
         Peeked::Tls(hello) => decide_tls(policy, &flow.group, port, hello),
         Peeked::Http(head) => decide_plain(policy, &flow.group, port, head),
+        Peeked::Unread(names) => decide_unread(policy, flow, names),
         Peeked::Other => Err(Reason::ProtocolDenied),
     }
 }
@@ -111,10 +129,10 @@ fn decide_tls(policy: &Policy, group: &Group, port: u16, hello: &Hello) -> Resul
         // What is hidden in an encrypted hello would be carried to a name nobody checked. Where
         // TLS ends here it is only an extension that the gateway does not answer.
         Route::Splice(_) if hello.ech => return Err(Reason::EchDenied),
-        Route::Splice(_) => {}
+        Route::Splice(_) | Route::Tcp(_) => {}
         Route::Intercept(_) | Route::Inspect(_) => check_alpn(hello)?,
     }
-    Ok(Permit { route, host: host.clone(), port })
+    Ok(Permit { route, host: host.clone(), port, given: None })
 }
 
 fn check_alpn(hello: &Hello) -> Result<(), Reason> {
@@ -182,11 +200,30 @@ fn decide_plain(
     }
     match pass_of(policy, group, host, port) {
         Some(pass) if pass.carry == Carry::Splice => {
-            Ok(Permit { route: Route::Splice(pass), host: host.clone(), port })
+            Ok(Permit { route: Route::Splice(pass), host: host.clone(), port, given: None })
         }
         _ if policy.names(group, host) => Err(Reason::NotTls),
         _ => Err(Reason::DestinationDenied),
     }
+}
+
+/// Which of the names the agent means cannot be told, so it must be allowed to reach all of them.
+fn decide_unread(policy: &Policy, flow: &Flow, names: &[Host]) -> Result<Permit, Reason> {
+    let (group, dialled) = (&flow.group.name, flow.dialled.0);
+    let (address, port) = (dialled.ip(), dialled.port());
+    if !policy.tcp.iter().any(|tcp| tcp.serves(group, port)) {
+        return Err(Reason::PortDenied);
+    }
+    let rule_for = |host| policy.tcp.iter().find(|tcp| tcp.allows(group, host, port));
+    let rules: Option<Vec<_>> = names.iter().map(|host| Some((host, rule_for(host)?))).collect();
+    let rules = rules.ok_or(Reason::DestinationDenied)?;
+    // The address is checked by the one rule that is in the permit: by one that does not list it as
+    // private, if there is any.
+    let lists = |tcp: &Tcp| tcp.upstream.private_prefixes.iter().any(|it| it.contains(&address));
+    let strictest = rules.into_iter().min_by_key(|(_, tcp)| lists(tcp));
+    let (host, tcp) = strictest.ok_or(Reason::DialledElsewhere)?;
+    let route = Route::Tcp(Arc::clone(tcp));
+    Ok(Permit { route, host: host.clone(), port, given: Some(address) })
 }
 
 fn carries_placeholder(policy: &Policy, group: &Group, head: &PlainHead) -> bool {
@@ -213,7 +250,7 @@ mod tests {
         audit = "stdout"
         ca_dir = "/ca"
         resolvers = ["203.0.113.53"]
-        ports = [80, 443, 8443]
+        ports = [22, 80, 443, 5432, 8443]
         [secrets]
         file = "/secrets"
         [[group]]
@@ -245,6 +282,22 @@ mod tests {
         name = "everything-openai"
         groups = ["blue"]
         hosts = ["*.openai.example"]
+        [[tcp]]
+        name = "git"
+        groups = ["red"]
+        hosts = ["git.example", "api.openai.example"]
+        ports = [22]
+        [[tcp]]
+        name = "internal-git"
+        groups = ["red"]
+        hosts = ["forge.example"]
+        ports = [22]
+        private_prefixes = ["10.1.0.0/16"]
+        [[tcp]]
+        name = "database"
+        groups = ["blue"]
+        hosts = ["db.example"]
+        ports = [5432]
     "#;
 
     fn policy() -> Policy {
@@ -264,6 +317,11 @@ mod tests {
             agent: AgentAddr(agent),
             dialled: Dialled(dialled),
         }
+    }
+
+    fn unread(group: &str, dialled: &str, names: &[&str]) -> Result<String, Reason> {
+        let names = names.iter().map(|name| Host::parse(name).unwrap()).collect();
+        outcome(group, dialled, &Peeked::Unread(names))
     }
 
     fn hello(sni: Option<&str>, alpn: &[&str], ech: bool) -> Peeked {
@@ -340,6 +398,61 @@ mod tests {
         assert_eq!(outcome("red", "198.51.100.7:8443", &peeked), Err(Reason::SniDenied));
         assert_eq!(outcome("red", "198.51.100.7:9999", &peeked), Err(Reason::PortDenied));
         assert_eq!(outcome("red", "198.51.100.7:443", &Peeked::Other), Err(Reason::ProtocolDenied));
+    }
+
+    #[test]
+    fn every_name_of_a_nameless_connections_address_must_be_allowed() {
+        let to = "198.51.100.7:22";
+        assert_eq!(unread("red", to, &["git.example"]).unwrap(), "tcp git git.example");
+        assert_eq!(
+            unread("red", to, &["api.openai.example", "git.example"]).unwrap(),
+            "tcp git api.openai.example"
+        );
+        let shared = ["git.example", "pypi.example"];
+        assert_eq!(unread("red", to, &shared), Err(Reason::DestinationDenied));
+        assert_eq!(unread("red", to, &["pypi.example"]), Err(Reason::DestinationDenied));
+        assert_eq!(unread("red", to, &["db.example"]), Err(Reason::DestinationDenied));
+        assert_eq!(unread("red", to, &[]), Err(Reason::DialledElsewhere));
+    }
+
+    #[test]
+    fn a_nameless_connection_needs_a_rule_of_its_group_for_its_port() {
+        assert_eq!(
+            unread("blue", "198.51.100.7:5432", &["db.example"]).unwrap(),
+            "tcp database db.example"
+        );
+        for (group, port) in [("blue", 22), ("red", 5432), ("red", 443), ("blue", 8443)] {
+            for name in ["git.example", "db.example", "pypi.example"] {
+                let to = format!("198.51.100.7:{port}");
+                assert_eq!(unread(group, &to, &[name]), Err(Reason::PortDenied), "{group} {to}");
+            }
+        }
+        assert_eq!(outcome("red", "198.51.100.7:22", &Peeked::Other), Err(Reason::ProtocolDenied));
+        let looked_at = hello(Some("git.example"), &[], false);
+        assert_eq!(outcome("red", "198.51.100.7:22", &looked_at), Err(Reason::SniDenied));
+    }
+
+    #[test]
+    fn only_a_nameless_connection_is_dialled_where_the_agent_dialled() {
+        let policy = policy();
+        let permit = |dialled, peeked: &Peeked| {
+            decide(&policy, &flow(&policy, "red", dialled), peeked).unwrap()
+        };
+        let names = Peeked::Unread(vec![Host::parse("git.example").unwrap()]);
+        let given = permit("198.51.100.7:22", &names).given();
+        assert_eq!(given, Some(IpAddr::from([198, 51, 100, 7])));
+        for name in ["pypi.example", "api.openai.example", "docs.cdn.example"] {
+            let peeked = hello(Some(name), &[], false);
+            assert_eq!(permit("198.51.100.7:443", &peeked).given(), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn an_address_is_private_unless_the_rule_of_each_of_its_names_lists_it() {
+        let to = "10.1.2.3:22";
+        let rule = |names: &[&str]| unread("red", to, names).unwrap();
+        assert_eq!(rule(&["forge.example"]), "tcp internal-git forge.example");
+        assert_eq!(rule(&["forge.example", "git.example"]), "tcp git git.example");
     }
 
     #[test]

@@ -154,6 +154,7 @@ pub(crate) fn policy(apis: Vec<Api>) -> Policy {
         groups: Vec::new(),
         apis: apis.into_iter().map(Arc::new).collect(),
         passes: Vec::new(),
+        tcp: Vec::new(),
         ports: vec![443],
         limits: Limits::default(),
     }

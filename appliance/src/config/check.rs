@@ -9,9 +9,9 @@ use toml::Spanned;
 use super::{
     error::{Report, Span, nearest},
     gateway::Gateway,
-    rules::{ApiRule, BindingRule, GroupRule, PassRule, overlap},
+    rules::{ApiRule, BindingRule, GroupRule, PassRule, TcpRule, overlap},
 };
-use crate::policy::{GroupName, Host, HostPattern, InterfaceName, Place, SecretRef};
+use crate::policy::{Host, HostPattern, InterfaceName, Place, SecretRef};
 
 /// Everything that a file says, as far as it could be read.
 pub(super) struct Draft {
@@ -19,6 +19,7 @@ pub(super) struct Draft {
     pub(super) groups: Vec<GroupRule>,
     pub(super) apis: Vec<ApiRule>,
     pub(super) passes: Vec<PassRule>,
+    pub(super) tcp: Vec<TcpRule>,
     /// Whether `[vault]` is there, right or wrong.
     pub(super) vault: bool,
     /// Whether `[secrets]` is there, right or wrong.
@@ -35,6 +36,8 @@ impl Draft {
         self.check_group_names(report);
         self.check_api_hosts(report);
         self.check_pass_hosts(report);
+        self.check_tcp_hosts(report);
+        self.check_tcp_ports(report);
         self.check_secrets(report);
         self.apis.iter().for_each(|api| check_placeholders(api, report));
         self.check_ports(report);
@@ -42,19 +45,21 @@ impl Draft {
 
     /// The ports that rules name, each where it is first named. A default stands at its rule.
     pub(super) fn rule_ports(&self) -> BTreeMap<u16, Span> {
+        let tcp = self.tcp.iter().flat_map(|tcp| &tcp.ports);
+        first_named(self.peeked_ports().chain(tcp))
+    }
+
+    /// The ports of rules that need a name in the first bytes.
+    fn peeked_ports(&self) -> impl Iterator<Item = &Spanned<u16>> {
         let apis = self.apis.iter().map(|api| &api.port);
-        let passes = self.passes.iter().flat_map(|pass| &pass.ports);
-        let mut ports = BTreeMap::new();
-        for port in apis.chain(passes) {
-            ports.entry(*port.get_ref()).or_insert(port.span());
-        }
-        ports
+        apis.chain(self.passes.iter().flat_map(|pass| &pass.ports))
     }
 
     fn rule_names(&self) -> impl Iterator<Item = (&str, Span)> {
         let apis = self.apis.iter().filter_map(|api| api.name.as_ref());
         let passes = self.passes.iter().filter_map(|pass| pass.name.as_ref());
-        apis.chain(passes).map(|name| (name.get_ref().as_str(), name.span()))
+        let tcp = self.tcp.iter().filter_map(|tcp| tcp.name.as_ref());
+        apis.chain(passes).chain(tcp).map(|name| (name.get_ref().as_str(), name.span()))
     }
 
     fn bindings(&self) -> impl Iterator<Item = &BindingRule> {
@@ -91,6 +96,7 @@ impl Draft {
             return;
         }
         let passes = self.passes.iter().flat_map(|pass| &pass.groups);
+        let passes = passes.chain(self.tcp.iter().flat_map(|tcp| &tcp.groups));
         for group in self.bindings().flat_map(|binding| &binding.groups).chain(passes) {
             if let Some(text) = self.no_such_group(group.get_ref().as_str()) {
                 report.add(&group.span(), text);
@@ -151,6 +157,43 @@ impl Draft {
                 report.add(&host.span(), text);
             }
             seen.push((pass, host));
+        }
+    }
+
+    /// A group has one rule for a name and port.
+    fn check_tcp_hosts(&self, report: &Report<'_>) {
+        let mut seen: Vec<(&TcpRule, &Spanned<Host>)> = Vec::new();
+        for (tcp, host) in self.tcp.iter().flat_map(|tcp| tcp.hosts.iter().map(move |h| (tcp, h))) {
+            let first = seen.iter().find(|(other, first)| {
+                first.get_ref() == host.get_ref()
+                    && (std::ptr::eq(*other, tcp)
+                        || share(&other.groups, &tcp.groups) && share(&other.ports, &tcp.ports))
+            });
+            if let Some((_, first)) = first {
+                let text = format!(
+                    "hosts: \"{}\" is already in line {} for the same groups and ports; keep one",
+                    host.get_ref(),
+                    report.line(&first.span())
+                );
+                report.add(&host.span(), text);
+            }
+            seen.push((tcp, host));
+        }
+    }
+
+    /// Whether a connection is looked at is told by its port, for every group alike.
+    fn check_tcp_ports(&self, report: &Report<'_>) {
+        let peeked = first_named(self.peeked_ports());
+        for port in self.tcp.iter().flat_map(|tcp| &tcp.ports) {
+            if let Some(other) = peeked.get(port.get_ref()) {
+                let (own, line) = (port.get_ref(), report.line(other));
+                let text = format!(
+                    "ports: {own} is also the port of the rule in line {line}, which needs a host \
+                     name in the first bytes; a port of [[tcp]] is looked at for no rule, so one of \
+                     the two must go"
+                );
+                report.add(&port.span(), text);
+            }
         }
     }
 
@@ -229,7 +272,7 @@ fn check_placeholders(api: &ApiRule, report: &Report<'_>) {
 fn claims_same(one: &BindingRule, other: &BindingRule) -> bool {
     let placeholder = one.placeholder.as_ref().zip(other.placeholder.as_ref());
     placeholder.is_some_and(|(one, other)| one.get_ref() == other.get_ref())
-        && share_group(&one.groups, &other.groups)
+        && share(&one.groups, &other.groups)
 }
 
 /// Whatever stands in the fixed half, both would read the same bytes.
@@ -242,12 +285,20 @@ fn same_place(one: &Place, other: &Place) -> bool {
 }
 
 fn meet(one: &PassRule, other: &PassRule) -> bool {
-    share_group(&one.groups, &other.groups)
-        && one.ports.iter().any(|port| has_port(other, *port.get_ref()))
+    share(&one.groups, &other.groups) && share(&one.ports, &other.ports)
 }
 
-fn share_group(one: &[Spanned<GroupName>], other: &[Spanned<GroupName>]) -> bool {
-    one.iter().any(|group| other.iter().any(|other| other.get_ref() == group.get_ref()))
+fn share<T: PartialEq>(one: &[Spanned<T>], other: &[Spanned<T>]) -> bool {
+    one.iter().any(|value| other.iter().any(|other| other.get_ref() == value.get_ref()))
+}
+
+/// Each port where it is named first.
+fn first_named<'a>(ports: impl Iterator<Item = &'a Spanned<u16>>) -> BTreeMap<u16, Span> {
+    let mut first = BTreeMap::new();
+    for port in ports {
+        first.entry(*port.get_ref()).or_insert(port.span());
+    }
+    first
 }
 
 fn has_port(pass: &PassRule, port: u16) -> bool {

@@ -8,8 +8,8 @@ use ipnet::IpNet;
 use super::{AuditTarget, Config, Settings, VaultSettings, rules::overlap, value::duration};
 use crate::{
     policy::{
-        Api, Binding, Carry, DialledRule, Group, HostPattern, Pass, Place, Policy, Scheme,
-        SecretRef, Upstream,
+        Api, Binding, Carry, DialledRule, Group, HostPattern, Pass, Place, Policy, RuleName,
+        Scheme, SecretRef, Tcp, Upstream,
     },
     secrets::SecretValue,
 };
@@ -83,6 +83,8 @@ impl Page {
         }
         let passes = policy.passes.iter().filter(|pass| pass.groups.contains(&group.name));
         passes.for_each(|pass| self.pass(pass, policy));
+        let tcp = policy.tcp.iter().filter(|tcp| tcp.groups.contains(&group.name));
+        tcp.for_each(|tcp| self.tcp(tcp));
         self.rule("Everything else is refused.");
     }
 
@@ -128,6 +130,15 @@ impl Page {
             self.line("except", format!("{host}, which belongs to API {}", api.name));
         }
         self.upstream(&pass.upstream);
+    }
+
+    fn tcp(&mut self, tcp: &Tcp) {
+        let (hosts, ports) = (list(&tcp.hosts), list(&tcp.ports));
+        self.rule(format_args!("TCP {}: may reach {hosts}", tcp.name));
+        self.line("on", format!("TCP port {ports}, byte for byte; nobody looks inside"));
+        self.line("at", "addresses that the gateway's DNS gave to the agent for these names, and");
+        self.line("", "for no name beside them");
+        self.upstream(&tcp.upstream);
     }
 
     fn requests(&mut self, methods: &[http::Method], paths: &[crate::policy::PathRule]) {
@@ -229,7 +240,8 @@ fn warnings(config: &Config) -> Vec<String> {
     let groups = policy.groups.iter().flat_map(|group| group_warnings(group, settings, policy));
     let apis = policy.apis.iter().flat_map(|api| api_warnings(api));
     let passes = policy.passes.iter().flat_map(|pass| pass_warnings(pass));
-    groups.chain(apis).chain(passes).collect()
+    let tcp = policy.tcp.iter().flat_map(|tcp| private_warnings("rule", &tcp.name, &tcp.upstream));
+    groups.chain(apis).chain(passes).chain(tcp).collect()
 }
 
 fn group_warnings(group: &Group, settings: &Settings, policy: &Policy) -> Vec<String> {
@@ -239,7 +251,9 @@ fn group_warnings(group: &Group, settings: &Settings, policy: &Policy) -> Vec<St
         found.push(format!("group {name} has IPv6 prefixes, and the gateway drops all IPv6"));
     }
     let in_apis = policy.apis.iter().flat_map(|api| &api.bindings).map(|bound| &bound.groups);
-    let mut uses = in_apis.chain(policy.passes.iter().map(|pass| &pass.groups));
+    let in_passes = policy.passes.iter().map(|pass| &pass.groups);
+    let in_tcp = policy.tcp.iter().map(|tcp| &tcp.groups);
+    let mut uses = in_apis.chain(in_passes).chain(in_tcp);
     if !uses.any(|groups| groups.contains(name)) {
         found.push(format!("group {name} is in no rule: its agents reach nothing"));
     }
@@ -269,9 +283,7 @@ fn api_warnings(api: &Api) -> Vec<String> {
             add(&format!("reads {}: \"data/\" belongs to no path in KV v2", binding.secret));
         }
     }
-    for prefix in sensitive(&api.upstream) {
-        add(&format!("may be at {prefix}: this machine's own or link-local services"));
-    }
+    found.extend(private_warnings("API", &api.name, &api.upstream));
     found
 }
 
@@ -292,10 +304,15 @@ fn pass_warnings(pass: &Pass) -> Vec<String> {
     if pass.dialled == DialledRule::Any {
         add("takes its hosts at any address that an agent dials (dialled)");
     }
-    for prefix in sensitive(&pass.upstream) {
-        add(&format!("may be at {prefix}: this machine's own or link-local services"));
-    }
+    found.extend(private_warnings("rule", &pass.name, &pass.upstream));
     found
+}
+
+fn private_warnings(what: &str, name: &RuleName, upstream: &Upstream) -> Vec<String> {
+    let text = |prefix| {
+        format!("{what} {name} may be at {prefix}: this machine's own or link-local services")
+    };
+    sensitive(upstream).map(text).collect()
 }
 
 /// Listed prefixes that touch loopback or link-local, where metadata services are.

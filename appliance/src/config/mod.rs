@@ -31,11 +31,11 @@ use std::{
 
 use toml::{Spanned, de::DeTable};
 
-use crate::policy::{Api, Binding, Carry, Group, Limits, Pass, Policy, ResponseRules};
+use crate::policy::{Api, Binding, Carry, Group, Limits, Pass, Policy, ResponseRules, Tcp};
 use check::Draft;
 use error::Report;
 use gateway::Gateway;
-use rules::{ApiRule, BindingRule, Files, GroupRule, PassRule};
+use rules::{ApiRule, BindingRule, Files, GroupRule, PassRule, TcpRule};
 use table::Table;
 
 /// What one file says.
@@ -90,6 +90,7 @@ fn read(document: &Spanned<DeTable<'_>>, files: Files<'_>, report: &Report<'_>) 
     let apis = root.tables("api", "[[api]]");
     let splices = root.tables("splice", "[[splice]]").into_iter().map(PassRule::splice);
     let inspects = root.tables("inspect", "[[inspect]]").into_iter();
+    let tcp = root.tables("tcp", "[[tcp]]");
     let (has_vault, has_secrets) = (root.has("vault"), root.has("secrets"));
     let misspelt = root.finish();
     let draft = Draft {
@@ -97,6 +98,7 @@ fn read(document: &Spanned<DeTable<'_>>, files: Files<'_>, report: &Report<'_>) 
         groups: groups.into_iter().map(GroupRule::read).collect(),
         apis: apis.into_iter().map(|table| ApiRule::read(table, files)).collect(),
         passes: splices.chain(inspects.map(|table| PassRule::inspect(table, files))).collect(),
+        tcp: tcp.into_iter().map(TcpRule::read).collect(),
         vault: has_vault || misspelt.has("vault"),
         secret_file: has_secrets || misspelt.has("secrets"),
     };
@@ -123,6 +125,7 @@ impl Draft {
             groups: all(self.groups, GroupRule::into_group)?,
             apis: all(self.apis, ApiRule::into_api)?,
             passes: all(self.passes, PassRule::into_pass)?,
+            tcp: all(self.tcp, TcpRule::into_tcp)?,
             ports,
             limits,
         };
@@ -195,6 +198,18 @@ impl PassRule {
             ports: plain(self.ports),
             upstream: self.upstream,
             dialled: self.dialled,
+        })
+    }
+}
+
+impl TcpRule {
+    fn into_tcp(self) -> Option<Tcp> {
+        Some(Tcp {
+            name: self.name?.into_inner(),
+            groups: plain(self.groups),
+            hosts: plain(self.hosts),
+            ports: plain(self.ports),
+            upstream: self.upstream,
         })
     }
 }

@@ -1,5 +1,5 @@
 //! The rules as they stand in the file, each value with its place: `[[group]]`, `[[api]]`,
-//! `[[splice]]` and `[[inspect]]`. What is wrong by itself is reported here; what is wrong only
+//! `[[splice]]`, `[[inspect]]` and `[[tcp]]`. What is wrong by itself is reported here; what is wrong only
 //! beside another rule is found by `check`.
 
 use std::{io, path::Path, sync::Arc};
@@ -17,7 +17,7 @@ use super::{
     error::Span,
     gateway::inner,
     table::Table,
-    value::{flag, host, host_pattern, method, number, parsed, path, port, prefix, unquoted},
+    value::{exact_host, flag, host_pattern, method, number, parsed, path, port, prefix, unquoted},
     vault::token_role,
 };
 use crate::{
@@ -81,6 +81,15 @@ pub(super) struct PassRule {
     pub(super) inspect: Option<Requests>,
 }
 
+/// A `[[tcp]]`.
+pub(super) struct TcpRule {
+    pub(super) name: Option<Spanned<RuleName>>,
+    pub(super) groups: Vec<Spanned<GroupName>>,
+    pub(super) hosts: Vec<Spanned<Host>>,
+    pub(super) ports: Vec<Spanned<u16>>,
+    pub(super) upstream: Upstream,
+}
+
 /// Methods and paths; an empty list means every one.
 pub(super) struct Requests {
     pub(super) methods: Vec<Method>,
@@ -107,7 +116,7 @@ impl ApiRule {
         let bindings = table.tables("binding", "[[api.binding]]");
         let api = Self {
             name: table.required("name", parsed(RuleName::parse)),
-            hosts: table.required_list("hosts", host),
+            hosts: table.required_list("hosts", exact_host("an API")),
             port: table.optional("port", port).unwrap_or_else(|| default_port(&table)),
             requests: Requests::read(&mut table),
             anonymous: inner(table.optional("anonymous", flag), false),
@@ -225,6 +234,23 @@ impl PassRule {
             }
             _ => {}
         }
+    }
+}
+
+impl TcpRule {
+    pub(super) fn read(mut table: Table<'_>) -> Self {
+        let tcp = Self {
+            name: table.required("name", parsed(RuleName::parse)),
+            groups: table.required_list("groups", parsed(GroupName::parse)),
+            hosts: table.required_list("hosts", exact_host("[[tcp]]")),
+            ports: table.required_list("ports", port),
+            upstream: Upstream {
+                private_prefixes: private_prefixes(&mut table),
+                ..Upstream::default()
+            },
+        };
+        table.finish();
+        tcp
     }
 }
 

@@ -115,14 +115,16 @@ pub(super) fn path(base: &std::path::Path) -> impl Fn(&DeValue<'_>) -> Result<Pa
     }
 }
 
-/// The exact name of a host.
-pub(super) fn host(value: &DeValue<'_>) -> Result<Host, String> {
-    let text = str(value)?;
-    if text.contains('*') {
-        let text = quote(text);
-        return Err(format!("{text} is a pattern; an API takes exact host names"));
+/// The exact name of a host, for `whom` patterns are not.
+pub(super) fn exact_host(whom: &'static str) -> impl Fn(&DeValue<'_>) -> Result<Host, String> {
+    move |value| {
+        let text = str(value)?;
+        if text.contains('*') {
+            let text = quote(text);
+            return Err(format!("{text} is a pattern; {whom} takes exact host names"));
+        }
+        Host::parse(text).map_err(|error| not_a_host(text, &error))
     }
-    Host::parse(text).map_err(|error| not_a_host(text, &error))
 }
 
 /// A host name, `*.` and the name that its names end with, or a bare `*`.

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::BytesMut;
 use socket2::SockRef;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -64,7 +65,6 @@ pub(super) async fn serve(
     let id = FlowId::next();
     let mut record = Record::open(slot, id, &interface, from, dialled);
     let rulebook = Arc::clone(&gateway.rulebook.borrow());
-    let limits = &rulebook.policy.limits;
     let admitted = admit(&gateway, &rulebook, &interface, from, dialled);
     let (group, share) = match admitted {
         Ok(admitted) => admitted,
@@ -83,7 +83,7 @@ pub(super) async fn serve(
     let read = tokio::select! {
         biased;
         () = phases.reached(Phase::Cut) => Err(PeekFailure::Refused(Reason::ShuttingDown)),
-        read = peek::read(&mut stream, limits) => read,
+        read = look(&gateway, &rulebook, &flow, &mut stream) => read,
     };
     let (peeked, bytes) = match read {
         Ok(read) => (read.peeked, read.bytes),
@@ -97,7 +97,7 @@ pub(super) async fn serve(
     match decide(&rulebook.policy, &flow, &peeked) {
         Ok(permit) => {
             tracing::debug!(flow = %id, route = permit.route().word(), host = %permit.host(), "permitted");
-            record.permitted(permit.route());
+            record.permitted(&permit);
             let agent = Rewind::new(bytes.freeze(), stream);
             let carried =
                 Carried { rulebook: &rulebook, flow: &flow, share: &share, peeked: &peeked };
@@ -110,6 +110,22 @@ pub(super) async fn serve(
         }
     }
     drop((share, place));
+}
+
+/// Reads the first bytes, or asks what else is known where they would not name a host.
+async fn look(
+    gateway: &Gateway,
+    rulebook: &Rulebook,
+    flow: &Flow,
+    stream: &mut TcpStream,
+) -> Result<peek::Read, PeekFailure> {
+    let policy = &rulebook.policy;
+    if !policy.names_no_host(flow.dialled.0.port()) {
+        return peek::read(stream, &policy.limits).await;
+    }
+    let answered = gateway.means.resolver.answered();
+    let names = answered.names(&flow.agent_key(), flow.dialled.0.ip());
+    Ok(peek::Read { peeked: Peeked::Unread(names), bytes: BytesMut::new() })
 }
 
 fn admit(
@@ -169,7 +185,7 @@ async fn carry_on(
 ) {
     let Carried { rulebook, flow, share, peeked } = carried;
     match (permit.route(), peeked) {
-        (Route::Splice(_), _) => {
+        (Route::Splice(_) | Route::Tcp(_), _) => {
             let (bytes, stream) = agent.into_parts();
             carry_splice(gateway, carried, &permit, (stream, bytes), record).await;
         }
@@ -239,7 +255,7 @@ fn language_of(peeked: &Peeked) -> Language {
     match peeked {
         Peeked::Tls(_) => Language::Tls,
         Peeked::Http(_) => Language::Http,
-        Peeked::Other => Language::Tcp,
+        Peeked::Other | Peeked::Unread(_) => Language::Tcp,
     }
 }
 

@@ -1,8 +1,9 @@
 //! From a permit to an upstream connection: resolve, check, connect.
 //!
 //! The only place that connects anywhere on an agent's behalf. It takes a [`Permit`], resolves
-//! the permit's name itself and never connects to the address that the agent dialled, which is
-//! only compared. Each address is checked right before `connect`, as the exact address that is
+//! the permit's name itself; the address that the agent dialled is only compared. Where a protocol
+//! names no host the permit holds an address instead, one that the gateway had given to the agent
+//! for that name. Each address is checked right before `connect`, as the exact address that is
 //! connected to.
 
 mod address;
@@ -10,7 +11,7 @@ mod answered;
 mod resolver;
 
 pub use address::{is_own, is_special_purpose, unwrapped};
-pub use answered::{Answered, GRACE};
+pub use answered::{Answered, GRACE, NAMELESS_GRACE};
 pub(crate) use resolver::MAX_TTL;
 pub use resolver::{Found, Resolver, Unresolved};
 
@@ -49,6 +50,10 @@ pub async fn connect(
     patience: Duration,
 ) -> Result<Dialled, Reason> {
     let dialling = async {
+        if let Some(given) = permit.given() {
+            let (stream, address) = connect_any(permit, &[given]).await?;
+            return Ok(Dialled { stream, address, elsewhere: false });
+        }
         let found = resolver.resolve(permit.host()).await.map_err(|_| Reason::ResolveFailed)?;
         let elsewhere = is_elsewhere(permit, flow, resolver, &found);
         if elsewhere && permit.dialled() == DialledRule::Answered {
@@ -60,12 +65,12 @@ pub async fn connect(
     timeout(patience, dialling).await.unwrap_or(Err(Reason::UpstreamUnreachable))
 }
 
-/// Whether the dialled address is neither one of the name's today nor one that the group was given
+/// Whether the dialled address is neither one of the name's today nor one that the agent was given
 /// for it and may still use.
 fn is_elsewhere(permit: &Permit, flow: &Flow, resolver: &Resolver, found: &Found) -> bool {
     let dialled = flow.dialled.0.ip();
     let today = found.addresses.iter().any(|address| address.to_canonical() == dialled);
-    !today && !resolver.answered().holds(&flow.group.name, permit.host(), dialled)
+    !today && !resolver.answered().holds(&flow.agent_key(), permit.host(), dialled)
 }
 
 /// A name that leads nowhere but inside is refused for that, wherever the agent dialled.

@@ -1,29 +1,20 @@
 //! What each agent has asked lately, and what it may still ask.
 //!
-//! An agent is an IPv4 address or an IPv6 /64 of its group: within a /64 it can take any address.
 //! Every agent has its own share of queries, lookups, connections and audit records, so that one
 //! at its limits leaves the others theirs. Where there are too many agents to keep apart, new ones
 //! are told no.
 
 use std::{
     collections::HashMap,
-    net::{IpAddr, Ipv6Addr},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use crate::policy::GroupName;
+use crate::accept::AgentKey;
 
 /// Every agent that asked lately.
 #[derive(Debug, Default)]
 pub(super) struct Agents(Mutex<HashMap<AgentKey, Agent>>);
-
-/// One agent.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct AgentKey {
-    group: GroupName,
-    prefix: IpAddr,
-}
 
 /// What an agent's queries came to in a while.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -66,28 +57,6 @@ struct Agent {
 #[derive(Debug, Clone, Copy)]
 struct Pace {
     full_at: Instant,
-}
-
-impl AgentKey {
-    pub(super) fn new(group: &GroupName, address: IpAddr) -> Self {
-        let prefix = match address {
-            IpAddr::V4(_) => address,
-            IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
-        };
-        Self { group: group.clone(), prefix }
-    }
-
-    pub(super) fn group(&self) -> &GroupName {
-        &self.group
-    }
-
-    /// As the audit names the agent.
-    pub(super) fn text(&self) -> String {
-        match self.prefix {
-            IpAddr::V4(v4) => v4.to_string(),
-            IpAddr::V6(v6) => format!("{v6}/64"),
-        }
-    }
 }
 
 impl Agents {
@@ -210,10 +179,13 @@ const RECORDS_AT_ONCE: u32 = 50;
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::*;
+    use crate::policy::GroupName;
 
     fn key(address: &str) -> AgentKey {
-        AgentKey::new(&GroupName(Arc::from("red")), address.parse().unwrap())
+        AgentKey::new(&GroupName("red".into()), address.parse().unwrap())
     }
 
     #[test]
@@ -229,14 +201,6 @@ mod tests {
             allowed += usize::from(agents.may_ask(&greedy, 10, now));
         }
         assert!((99..=101).contains(&allowed), "{allowed}");
-    }
-
-    #[test]
-    fn within_a_64_there_is_one_agent() {
-        assert_eq!(key("2001:db8::1"), key("2001:db8::ffff:2"));
-        assert_ne!(key("2001:db8::1"), key("2001:db8:0:1::1"));
-        assert_ne!(key("192.0.2.1"), key("192.0.2.2"));
-        assert_eq!(key("2001:db8::1").text(), "2001:db8::/64");
     }
 
     #[test]
@@ -269,7 +233,7 @@ mod tests {
         let (agents, now) = (Agents::default(), Instant::now());
         for number in 0..20_000u32 {
             let address = IpAddr::from((0x0a00_0000 + number).to_be_bytes());
-            agents.may_ask(&AgentKey::new(&GroupName(Arc::from("red")), address), 10, now);
+            agents.may_ask(&AgentKey::new(&GroupName("red".into()), address), 10, now);
         }
         assert_eq!(agents.0.lock().unwrap().len(), MAX_AGENTS);
     }

@@ -12,10 +12,11 @@ use tokio::{
 };
 
 use super::{
-    agents::{AgentKey, Agents, Of, Share},
+    agents::{Agents, Of, Share},
     message::{Asker, Question, Refused, Reply, Verdict, answer},
 };
 use crate::{
+    accept::AgentKey,
     audit::{DnsRecord, DnsSummary, Sink},
     dial::{self, Found, Resolver, Unresolved},
     phase::Phases,
@@ -156,7 +157,7 @@ impl Desk {
             && !reply.given.is_empty()
         {
             let (answered, until) = (self.resolver.answered(), found.until.max(Instant::now()));
-            answered.remember(&group.name, question.host(), &reply.given, until);
+            answered.remember(key, question.host(), &reply.given, until);
         }
         self.tell(key, origin, reply)
     }
@@ -203,6 +204,7 @@ impl Desk {
                 _ = every.tick() => false,
             };
             self.write_summaries();
+            self.resolver.answered().sweep();
             if last {
                 return;
             }

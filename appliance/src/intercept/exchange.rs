@@ -116,7 +116,9 @@ impl Connection {
     fn response_rules(&self) -> ResponseRules {
         match &self.route {
             Route::Intercept(api) => api.response,
-            Route::Splice(_) | Route::Inspect(_) => ResponseRules { cookies: true, ranges: true },
+            Route::Splice(_) | Route::Tcp(_) | Route::Inspect(_) => {
+                ResponseRules { cookies: true, ranges: true }
+            }
         }
     }
 }
@@ -381,7 +383,7 @@ impl RequestRules {
     pub(super) fn of(route: &Route, rules: impl FnOnce(&Arc<Api>) -> Arc<Rules>) -> Self {
         match route {
             Route::Intercept(api) => Self::Substitute(rules(api)),
-            Route::Splice(_) | Route::Inspect(_) => Self::Inspect,
+            Route::Splice(_) | Route::Tcp(_) | Route::Inspect(_) => Self::Inspect,
         }
     }
 }

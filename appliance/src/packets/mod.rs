@@ -86,6 +86,7 @@ impl Capture {
     pub fn new(policy: &Policy, settings: &Settings) -> Self {
         let upstreams = policy.apis.iter().map(|api| &api.upstream);
         let upstreams = upstreams.chain(policy.passes.iter().map(|pass| &pass.upstream));
+        let upstreams = upstreams.chain(policy.tcp.iter().map(|tcp| &tcp.upstream));
         let homes: Vec<IpNet> =
             upstreams.flat_map(|upstream| upstream.private_prefixes.iter().copied()).collect();
         let mut ports = policy.ports.clone();
@@ -241,7 +242,7 @@ mod tests {
     use super::*;
     use crate::{
         config::AuditTarget,
-        policy::{Carry, DialledRule, Group, GroupName, Limits, Pass, RuleName, Upstream},
+        policy::{Carry, DialledRule, Group, GroupName, Limits, Pass, RuleName, Tcp, Upstream},
     };
 
     #[test]
@@ -269,6 +270,13 @@ mod tests {
                 upstream: Upstream { ca_pem: None, private_prefixes: nets(&["10.9.0.0/24"]) },
                 dialled: DialledRule::Answered,
             })],
+            tcp: vec![Arc::new(Tcp {
+                name: RuleName(Arc::from("git")),
+                groups: Vec::new(),
+                hosts: Vec::new(),
+                ports: vec![22],
+                upstream: Upstream { ca_pem: None, private_prefixes: nets(&["10.9.1.0/24"]) },
+            })],
             ports: vec![443, 80, 443],
             limits: Limits::default(),
         };
@@ -277,7 +285,7 @@ mod tests {
             capture.interfaces.iter().map(|each| (each.name.as_str(), &each.prefixes)).collect();
         let first = nets(&["10.1.0.0/24", "10.3.0.0/24", "2001:db8:1::/64"]);
         assert_eq!(seen, [("eth1", &first), ("eth2", &nets(&["10.2.0.0/24"]))]);
-        assert_eq!((capture.ports, capture.homes), (vec![80, 443], nets(&["10.9.0.0/24"])));
+        assert_eq!((capture.ports, capture.homes), (vec![80, 443], nets(&["10.9.0.0/23"])));
     }
 
     #[test]

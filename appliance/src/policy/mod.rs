@@ -28,6 +28,9 @@ pub struct Policy {
     pub apis: Vec<Arc<Api>>,
     /// The hosts that are passed through, or terminated for inspection.
     pub passes: Vec<Arc<Pass>>,
+    /// The hosts that are reached by protocols which name no host. No port of theirs is one of an
+    /// API or a pass.
+    pub tcp: Vec<Arc<Tcp>>,
     /// The TCP ports that are captured; every other one is reset by the kernel. Sorted.
     pub ports: Vec<u16>,
     /// The bounds that hold for every agent.
@@ -38,6 +41,11 @@ impl Policy {
     /// The group that a packet from `source` on `interface` belongs to.
     pub fn identify(&self, interface: &InterfaceName, source: IpAddr) -> Option<&Arc<Group>> {
         self.groups.iter().find(|group| group.interface == *interface && group.holds(source))
+    }
+
+    /// Whether connections to the port name no host that could be looked at.
+    pub fn names_no_host(&self, port: u16) -> bool {
+        self.tcp.iter().any(|tcp| tcp.ports.contains(&port))
     }
 
     /// Whether any rule of the group names the host, on whatever port.
@@ -57,7 +65,10 @@ impl Policy {
             pass.groups.contains(&group.name)
                 && pass.hosts.iter().any(|pattern| pattern.matches(host))
         });
-        apis.map(|api| &api.upstream).chain(passes.map(|pass| &pass.upstream))
+        let tcp = self.tcp.iter();
+        let tcp = tcp.filter(|tcp| tcp.groups.contains(&group.name) && tcp.hosts.contains(host));
+        let passes = passes.map(|pass| &pass.upstream);
+        apis.map(|api| &api.upstream).chain(passes).chain(tcp.map(|tcp| &tcp.upstream))
     }
 }
 
@@ -85,7 +96,7 @@ impl Group {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GroupName(pub(crate) Arc<str>);
 
-/// The name of an API or of a pass rule: 1 to 64 bytes of `[a-z0-9_-]`.
+/// The name of an API, a pass or a TCP rule: 1 to 64 bytes of `[a-z0-9_-]`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RuleName(pub(crate) Arc<str>);
 
@@ -287,6 +298,35 @@ pub enum Carry {
         /// The paths that may be used; empty means every one.
         paths: Vec<PathRule>,
     },
+}
+
+/// Hosts that some groups may reach by protocols which name no host, such as SSH. Which host is
+/// meant is told by the address alone, so every name is exact: below a pattern, whoever owns a name
+/// could point it at any address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tcp {
+    /// The name in audit records.
+    pub name: RuleName,
+    /// The groups that may use it.
+    pub groups: Vec<GroupName>,
+    /// The exact names it is good for.
+    pub hosts: Vec<Host>,
+    /// The TCP ports it is good for. Never empty.
+    pub ports: Vec<u16>,
+    /// How the upstream is reached. No certificate is verified.
+    pub upstream: Upstream,
+}
+
+impl Tcp {
+    /// Whether a group may reach the host on the port by this rule.
+    pub fn allows(&self, group: &GroupName, host: &Host, port: u16) -> bool {
+        self.serves(group, port) && self.hosts.contains(host)
+    }
+
+    /// Whether a group may reach any host on the port by this rule.
+    pub fn serves(&self, group: &GroupName, port: u16) -> bool {
+        self.ports.contains(&port) && self.groups.contains(group)
+    }
 }
 
 /// Bounds, each for one agent unless it says otherwise.

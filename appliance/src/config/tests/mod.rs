@@ -9,6 +9,7 @@ use super::*;
 use crate::policy::{Place, Scheme};
 
 mod rules;
+mod tcp;
 mod values;
 
 /// Right as it stands; line 1 is `[gateway]`.
@@ -266,6 +267,7 @@ fn the_explanation_says_who_may_do_what() {
         "/v1/*",
         "Splice pypi: may reach pypi.org, *.pythonhosted.org",
         "Inspect docs: may call docs.example.com",
+        "TCP git-ssh: may reach github.com",
         "Everything else is refused.",
         "API github forwards requests without any credential",
     ] {
