@@ -5,10 +5,13 @@
 //! it is closed: rules without listeners refuse everything. Stop: nothing new, then what is open
 //! may finish, then it is cut. The rules stay, so that the gateway is closed after the daemon.
 
+mod control;
 mod flow;
 mod ground;
 mod harden;
+mod orders;
 mod refused;
+mod wanted;
 mod worker;
 
 use std::{
@@ -22,21 +25,30 @@ use rustls::RootCertStore;
 use tokio::{
     runtime::Handle,
     signal::unix::{Signal, SignalKind, signal},
-    sync::{oneshot, watch},
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
     time::{MissedTickBehavior, timeout},
 };
 
-use self::{flow::Gateway, refused::Watcher, worker::Worker};
+use self::{
+    control::Control,
+    flow::Gateway,
+    orders::{Orders, Reload},
+    refused::Watcher,
+    wanted::Wanted,
+    worker::Worker,
+};
 use crate::{
     accept::Places,
     audit::{Sink, Writer},
-    config::{self, Config, Settings},
+    config::{self, Config, SecretFile, Settings},
     dial::Resolver,
     dns::{self, Desk},
     intercept::Means,
     packets::{self, Capture, Claim, PacketLog, PacketsError},
     phase::{Phase, Phases},
-    policy::{GroupName, Policy, SecretRef},
+    policy::Policy,
+    quarantine::Quarantine,
     rulebook::{Rulebook, RulebookError},
     secrets::{FileSource, SecretStore, Sources, VaultSource},
 };
@@ -74,13 +86,16 @@ struct Daemon {
     config_file: PathBuf,
     settings: Settings,
     capture: Capture,
-    /// Whether a doubt about the kernel's settings keeps new connections out.
-    closed: bool,
+    /// The doubt about the kernel's settings that keeps new connections out, where there is one.
+    doubt: watch::Sender<Option<String>>,
     system_roots: Arc<RootCertStore>,
     phase: watch::Sender<Phase>,
     rulebooks: watch::Sender<Arc<Rulebook>>,
     secrets: Arc<SecretStore>,
-    refreshing: tokio::task::JoinHandle<()>,
+    wanted: Arc<Wanted>,
+    refreshing: JoinHandle<()>,
+    reloads: mpsc::Receiver<Reload>,
+    obeying: JoinHandle<()>,
     audit: Sink,
     writer: Writer,
     workers: Vec<Worker>,
@@ -92,13 +107,20 @@ struct Daemon {
 impl Daemon {
     async fn start(config: Config, config_file: &Path) -> Result<Self, DaemonError> {
         let Config { settings, policy } = config;
+        let control = Control::bind(&settings.control).map_err(|error| {
+            other(&format!("the control socket {}", settings.control.display()), &error)
+        })?;
+        let quarantine = Quarantine::open(&settings.state_dir)
+            .map_err(|error| DaemonError::Other(error.to_string()))?;
         let capture = Capture::new(&policy, &settings);
         packets::prepare(&capture).await?;
         let system_roots = Arc::new(system_roots());
         // A listener holds a place while it waits for the connection that will take it.
         let waiting = workers(&settings) * capture.listeners();
         let places = Places::new(policy.limits.connections + waiting);
-        let secrets = open_secrets(&settings, &policy)?;
+        let secrets = open_secrets(&settings)?;
+        let wanted = Wanted::new(Arc::clone(&secrets), quarantine.watch(), &policy);
+        let wanted = Arc::new(wanted);
         let rulebook = rulebook(policy, &settings, &system_roots)?;
         let (audit, writer) = Sink::open(&settings.audit).map_err(|error| {
             other(&format!("cannot write the audit {}", settings.audit), &error)
@@ -112,12 +134,11 @@ impl Daemon {
             means,
             rulebook: in_force,
             phases: phases.clone(),
+            quarantined: quarantine.watch(),
             places,
             proxy_port: settings.proxy_port,
         });
-        let mut phases = phases;
-        let closing = async move { phases.reached(Phase::Cut).await };
-        let refreshing = tokio::spawn(Arc::clone(&secrets).run(closing));
+        let refreshing = tokio::spawn(Arc::clone(&secrets).run(cut(phases.clone())));
         secrets.first_round(Instant::now() + FIRST_ROUND).await;
         let claim = packets::claim(&capture)?;
         let log = PacketLog::open(capture.nflog_group)?;
@@ -125,16 +146,29 @@ impl Daemon {
             .map_err(|error| other("cannot start a thread", &error))?;
         let Captured { workers, dns } = capture_packets(&capture, &settings, &gateway)?;
         report_secrets(&secrets);
+        let (to_reload, reloads) = mpsc::channel(1);
+        let doubt = watch::Sender::default();
+        let orders = Orders {
+            gateway,
+            quarantine: Arc::new(quarantine),
+            wanted: Arc::clone(&wanted),
+            doubt: doubt.subscribe(),
+            reloads: to_reload,
+        };
+        let obeying = tokio::spawn(control.serve(orders, cut(phases)));
         Ok(Self {
             config_file: config_file.to_owned(),
             settings,
             capture,
-            closed: false,
+            doubt,
             system_roots,
             phase,
             rulebooks,
             secrets,
+            wanted,
             refreshing,
+            reloads,
+            obeying,
             audit,
             writer,
             workers,
@@ -151,9 +185,16 @@ impl Daemon {
         loop {
             tokio::select! {
                 told = signals.next() => match told {
-                    Told::Reload => self.reload().await,
+                    Told::Reload => {
+                        // The log has said it.
+                        let _ = self.reload().await;
+                    }
                     Told::Stop => break,
                 },
+                Some(waiting) = self.reloads.recv() => {
+                    // Whoever asked may be gone.
+                    let _ = waiting.send(self.reload().await);
+                }
                 _ = rounds.tick() => {
                     if let Err(error) = self.assert_ground().await {
                         tracing::error!("stopping: {error}");
@@ -166,12 +207,14 @@ impl Daemon {
     }
 
     /// Takes a new policy whole, or keeps the old one and says why.
-    async fn reload(&mut self) {
+    async fn reload(&mut self) -> Result<(), DaemonError> {
         self.audit.reopen().await;
-        match self.take_new_policy().await {
+        let taken = self.take_new_policy().await;
+        match &taken {
             Ok(()) => tracing::info!("reloaded"),
             Err(error) => tracing::error!("not reloaded, the old policy stays in force: {error}"),
         }
+        taken
     }
 
     async fn take_new_policy(&mut self) -> Result<(), DaemonError> {
@@ -189,11 +232,11 @@ impl Daemon {
                     .into(),
             ));
         }
-        let wanted = wanted(&policy);
         let rulebook = rulebook(policy, &settings, &self.system_roots)?;
         packets::apply(&self.rules(&capture))?;
         self.capture = capture;
-        self.secrets.set_wanted(&wanted);
+        self.wanted.take(&rulebook.policy);
+        self.secrets.ask_again();
         // A binding that is new has its value before the first request can ask for it.
         self.secrets.first_round(Instant::now() + RELOAD_ROUND).await;
         self.rulebooks.send_replace(Arc::new(rulebook));
@@ -227,7 +270,11 @@ impl Daemon {
         if tokio::task::spawn_blocking(|| watcher.end()).await.is_err() {
             tracing::error!("the last sums of refused packets were not written");
         }
-        drop((self.audit, self.rulebooks, self.secrets));
+        // It holds a sink of the audit.
+        if timeout(GIVE_BACK_TIME, self.obeying).await.is_err() {
+            tracing::error!("the control socket did not close in time");
+        }
+        drop((self.audit, self.rulebooks, self.wanted, self.secrets));
         self.writer.finish(AUDIT_TIME).await;
         tracing::info!("stopped");
     }
@@ -250,9 +297,9 @@ fn capture_packets(
     let mut begins = vec![begin];
     let desk = Desk::new(
         gateway.rulebook.clone(),
-        gateway.means.resolver.clone(),
-        gateway.means.audit.clone(),
+        (gateway.means.resolver.clone(), gateway.means.audit.clone()),
         gateway.phases.clone(),
+        gateway.quarantined.clone(),
         settings.ipv6,
     );
     let dns = dns::Server::start(packets::dns_sockets(capture)?, desk, begun)
@@ -275,6 +322,10 @@ fn capture_packets(
     Ok(Captured { workers, dns })
 }
 
+async fn cut(mut phases: Phases) {
+    phases.reached(Phase::Cut).await;
+}
+
 fn workers(settings: &Settings) -> usize {
     match settings.workers {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -293,32 +344,19 @@ fn rulebook(
 
 /// Opens the sources that the settings name. A file that cannot be read is an error here; a Vault
 /// that cannot be reached is not: what depends on it is refused until it can.
-fn open_secrets(settings: &Settings, policy: &Policy) -> Result<Arc<SecretStore>, DaemonError> {
+fn open_secrets(settings: &Settings) -> Result<Arc<SecretStore>, DaemonError> {
     let mut sources = Sources::default();
     let (mut refresh, mut max_stale) = (FILE_REFRESH, FILE_MAX_STALE);
     if let Some(vault) = &settings.vault {
         sources.vault = Some(VaultSource::new(vault).map_err(|error| other("[vault]", &error))?);
         (refresh, max_stale) = (vault.refresh, vault.max_stale);
     }
-    if let Some(path) = &settings.secret_file {
-        let file = FileSource::new(path.clone());
+    if let Some(SecretFile { path, key }) = &settings.secret_file {
+        let file = FileSource::new(path.clone(), key.clone());
         file.check().map_err(|error| other(&path.display().to_string(), &error))?;
         sources.file = Some(file);
     }
-    Ok(SecretStore::new(Arc::new(sources), &wanted(policy), refresh, max_stale))
-}
-
-/// Every value that some group may need.
-fn wanted(policy: &Policy) -> Vec<(GroupName, SecretRef)> {
-    let bindings = policy.apis.iter().flat_map(|api| &api.bindings);
-    let mut wanted: Vec<_> = bindings
-        .flat_map(|binding| {
-            binding.groups.iter().map(|group| (group.clone(), binding.secret.clone()))
-        })
-        .collect();
-    wanted.sort_unstable();
-    wanted.dedup();
-    wanted
+    Ok(SecretStore::new(Arc::new(sources), &[], refresh, max_stale))
 }
 
 /// Certificates that the system holds but rustls cannot read are passed over, as elsewhere.

@@ -13,13 +13,14 @@ use tokio::{
 
 use super::{
     agents::{AgentKey, Agents, Of, Share},
-    message::{Asker, Question, Refused, Reply, Verdict, answer},
+    message::{self, Asker, Question, Refused, Reply, Verdict},
 };
 use crate::{
     audit::{DnsRecord, DnsSummary, Sink},
     dial::{self, Found, Resolver, Unresolved},
     phase::Phases,
     policy::{Group, GroupName, InterfaceName},
+    quarantine::Quarantined,
     reason::Reason,
     rulebook::Rulebook,
 };
@@ -30,6 +31,7 @@ pub struct Desk {
     resolver: Resolver,
     audit: Sink,
     phases: Phases,
+    quarantined: Quarantined,
     ipv6: bool,
     agents: Arc<Agents>,
     lookups: Arc<Semaphore>,
@@ -74,9 +76,9 @@ impl Desk {
     /// Answers by the policy in force, from the cache and through the servers of `resolver`.
     pub fn new(
         rulebook: watch::Receiver<Arc<Rulebook>>,
-        resolver: Resolver,
-        audit: Sink,
+        (resolver, audit): (Resolver, Sink),
         phases: Phases,
+        quarantined: Quarantined,
         ipv6: bool,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -84,6 +86,7 @@ impl Desk {
             resolver,
             audit,
             phases,
+            quarantined,
             ipv6,
             agents: Arc::default(),
             lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)),
@@ -120,7 +123,12 @@ impl Desk {
             ipv6: self.ipv6,
             datagram: origin.datagram,
         };
-        let question = match answer(asker, query) {
+        let verdict = if self.quarantined.holds(&group.name) {
+            message::refuse(query, origin.datagram, Reason::Quarantined)
+        } else {
+            message::answer(asker, query)
+        };
+        let question = match verdict {
             Verdict::Silence => return Outcome::Silence,
             Verdict::Answered(reply) => return self.tell(&key, origin, reply),
             Verdict::Resolve(question) => question,
@@ -147,6 +155,9 @@ impl Desk {
 
     fn conclude(&self, asked: &Asked, found: &Result<Found, Unresolved>) -> Outcome {
         let Asked { rulebook, group, key, question, origin } = asked;
+        if self.quarantined.holds(&group.name) {
+            return self.tell(key, origin, question.refused(Reason::Quarantined));
+        }
         let usable = |address| {
             let mut upstreams = rulebook.policy.upstreams(group, question.host());
             upstreams.any(|upstream| dial::may_use(address, upstream))
