@@ -164,6 +164,13 @@ impl Places {
         Some(Place { _all: permit })
     }
 
+    /// Connections of the group that are open now.
+    pub fn open(&self, group: &GroupName) -> usize {
+        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let tally = taken.get(&Who::Group(group.clone()));
+        tally.map_or(0, |tally| tally.connections.load(Relaxed))
+    }
+
     /// Counts a connection against its agent, of which `of_agent` may be open at once, and
     /// against its group, of which `of_group` may.
     pub fn share(
@@ -303,6 +310,7 @@ mod tests {
         let held: Vec<_> = (0..3).map(|_| share(1).unwrap()).collect();
         assert_eq!(share(1).err(), Some(Reason::ConnectionLimit));
         assert!(share(2).is_ok());
+        assert_eq!(places.open(&group), 3);
         drop(held);
         assert!(share(1).is_ok());
         assert!(places.taken.lock().unwrap().is_empty());

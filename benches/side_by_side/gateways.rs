@@ -214,6 +214,8 @@ const CONFIG: &str = r#"
 [gateway]
 audit = "{dir}/audit.jsonl"
 ca_dir = "{dir}/ca"
+state_dir = "{dir}/state"
+control = "{dir}/control.sock"
 resolvers = ["203.0.113.53"]
 ports = [443, 80]
 workers = 1

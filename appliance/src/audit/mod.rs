@@ -5,11 +5,13 @@
 //! done: the gateway would rather refuse than act unseen. Fields that an agent fills are capped
 //! in bytes and escaped by JSON.
 
+mod act;
 mod dns;
 mod packets;
 mod record;
 mod writer;
 
+pub use act::{Act, ActRecord};
 pub use dns::{DnsRecord, DnsSummary};
 pub use packets::RefusedPackets;
 pub use record::{Record, RequestRecord, Traffic};

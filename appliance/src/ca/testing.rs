@@ -164,6 +164,8 @@ pub(crate) fn settings(ca_dir: &Path) -> Settings {
     Settings {
         audit: AuditTarget::Stdout,
         ca_dir: ca_dir.into(),
+        state_dir: "/nowhere".into(),
+        control: "/nowhere".into(),
         proxy_port: 1,
         mark: 1,
         route_table: 1,

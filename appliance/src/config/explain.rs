@@ -54,8 +54,10 @@ impl Page {
             self.vault(vault);
         }
         if let Some(file) = &settings.secret_file {
-            self.line("secrets", format!("from the file {}", file.display()));
+            let encrypted = if file.key.is_some() { "encrypted" } else { "plain" };
+            self.line("secrets", format!("from the {encrypted} file {}", file.path.display()));
         }
+        self.line("obeys", format!("root, at {}", settings.control.display()));
         let (own, total) = (policy.limits.agent_connections, policy.limits.connections);
         self.line("bounds", format!("{own} connections for each agent, {total} in all"));
         self.line("", format!("{} DNS queries a second for each agent", policy.limits.dns_rate));

@@ -9,7 +9,7 @@ use std::{
 use toml::Spanned;
 
 use super::{
-    settings::{AuditTarget, Settings, VaultSettings},
+    settings::{AuditTarget, SecretFile, Settings, VaultSettings},
     table::Table,
     value::{flag, number, path, port, resolver, size, text, time},
 };
@@ -19,6 +19,8 @@ use crate::policy::Limits;
 pub(super) struct Gateway {
     audit: AuditTarget,
     ca_dir: PathBuf,
+    state_dir: PathBuf,
+    control: PathBuf,
     pub(super) proxy_port: Spanned<u16>,
     mark: u32,
     route_table: u32,
@@ -40,6 +42,8 @@ impl Gateway {
         let gateway = Self {
             audit: audit(&mut table, base),
             ca_dir: or_default(table.optional("ca_dir", path(base)), "/var/lib/cloakroom/ca"),
+            state_dir: or_default(table.optional("state_dir", path(base)), DEFAULT_STATE_DIR),
+            control: or_default(table.optional("control", socket_path(base)), DEFAULT_CONTROL),
             proxy_port: table
                 .optional("proxy_port", port)
                 .unwrap_or_else(|| Spanned::new(table.span().clone(), DEFAULT_PROXY_PORT)),
@@ -62,11 +66,13 @@ impl Gateway {
     pub(super) fn into_settings(
         self,
         vault: Option<VaultSettings>,
-        secret_file: Option<PathBuf>,
+        secret_file: Option<SecretFile>,
     ) -> Settings {
         Settings {
             audit: self.audit,
             ca_dir: self.ca_dir,
+            state_dir: self.state_dir,
+            control: self.control,
             proxy_port: self.proxy_port.into_inner(),
             mark: self.mark,
             route_table: self.route_table,
@@ -123,10 +129,17 @@ pub(super) fn limits(mut table: Table<'_>) -> Limits {
 }
 
 /// Reads `[secrets]`; `None` where its file is missing or wrong.
-pub(super) fn secret_file(mut table: Table<'_>, base: &Path) -> Option<PathBuf> {
+pub(super) fn secret_file(mut table: Table<'_>, base: &Path) -> Option<SecretFile> {
     let file = table.required("file", path(base));
+    let key = table.optional("key_file", path(base));
+    if let (Some(file), Some(key)) = (&file, &key)
+        && file.get_ref() == key.get_ref()
+    {
+        let text = "key_file: this is the file of secrets; the key is a file of its own";
+        table.report().add(&key.span(), text);
+    }
     table.finish();
-    file.map(Spanned::into_inner)
+    Some(SecretFile { path: file?.into_inner(), key: key.map(Spanned::into_inner) })
 }
 
 fn audit(table: &mut Table<'_>, base: &Path) -> AuditTarget {
@@ -143,6 +156,21 @@ fn audit(table: &mut Table<'_>, base: &Path) -> AuditTarget {
     inner(target, AuditTarget::File(DEFAULT_AUDIT_FILE.into()))
 }
 
+/// The kernel takes no longer address of a socket (`unix(7)`, `sun_path`, with its final NUL).
+fn socket_path(base: &Path) -> impl Fn(&toml::de::DeValue<'_>) -> Result<PathBuf, String> {
+    let path = path(base);
+    move |value| {
+        let path = path(value)?;
+        match path.as_os_str().len() {
+            0..=MAX_SOCKET_PATH => Ok(path),
+            bytes => Err(format!(
+                "{} has {bytes} bytes, and the path of a socket at most {MAX_SOCKET_PATH}",
+                path.display()
+            )),
+        }
+    }
+}
+
 /// The kernel keeps 0 and 253 to 255 for itself (`rtnetlink(7)`, `rtm_table`).
 fn route_table(value: &toml::de::DeValue<'_>) -> Result<u32, String> {
     match number(1..=u64::from(u32::MAX))(value)? {
@@ -157,6 +185,10 @@ pub(super) fn inner<T>(value: Option<Spanned<T>>, default: T) -> T {
 }
 
 const DEFAULT_AUDIT_FILE: &str = "/var/log/cloakroom/audit.jsonl";
+const DEFAULT_STATE_DIR: &str = "/var/lib/cloakroom";
+/// Where the commands that speak to the daemon look for it.
+pub const DEFAULT_CONTROL: &str = "/run/cloakroom/control.sock";
+const MAX_SOCKET_PATH: usize = 107;
 const DEFAULT_PROXY_PORT: u16 = 15_001;
 const DEFAULT_MARK: u32 = 0xc10a;
 const DEFAULT_ROUTE_TABLE: u32 = 0xc10a;

@@ -20,12 +20,13 @@ mod vault;
 
 pub use error::{Errors, Mistake};
 pub use explain::explain;
-pub use settings::{AuditTarget, Settings, VaultLogin, VaultSettings};
+pub use gateway::DEFAULT_CONTROL;
+pub use settings::{AuditTarget, SecretFile, Settings, VaultLogin, VaultSettings};
 
 use std::{
     fs::File,
     io::{self, Read},
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
 };
 
@@ -118,7 +119,7 @@ impl Draft {
         self,
         limits: Limits,
         vault: Option<VaultSettings>,
-        secret_file: Option<PathBuf>,
+        secret_file: Option<SecretFile>,
     ) -> Option<Config> {
         let ports = self.captured_ports();
         let policy = Policy {

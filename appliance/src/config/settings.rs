@@ -9,6 +9,10 @@ pub struct Settings {
     pub audit: AuditTarget,
     /// Folder of the issuing CAs (one `RULE.pem` and `RULE.key` each), owned by the daemon.
     pub ca_dir: PathBuf,
+    /// Folder of what must outlive a restart: the marks of quarantined groups.
+    pub state_dir: PathBuf,
+    /// The Unix socket through which `cloakroom` speaks to the running daemon.
+    pub control: PathBuf,
     /// TCP port of the transparent listeners. Never reachable by its number.
     pub proxy_port: u16,
     /// Packet mark and routing table that deliver captured packets locally.
@@ -28,7 +32,16 @@ pub struct Settings {
     /// The Vault to lease from.
     pub vault: Option<VaultSettings>,
     /// The file of secrets.
-    pub secret_file: Option<PathBuf>,
+    pub secret_file: Option<SecretFile>,
+}
+
+/// A file of secrets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SecretFile {
+    /// The file itself, readable by the daemon alone.
+    pub path: PathBuf,
+    /// The file of the key that it is encrypted with; where there is none it is plain text.
+    pub key: Option<PathBuf>,
 }
 
 /// Where audit records go, one JSON object a line.

@@ -20,6 +20,7 @@ use crate::{
     peek::{self, PeekFailure, Peeked, Rewind},
     phase::{Phase, Phases},
     policy::{Group, InterfaceName},
+    quarantine::Quarantined,
     reason::Reason,
     refuse,
     rulebook::Rulebook,
@@ -34,6 +35,8 @@ pub(super) struct Gateway {
     pub rulebook: watch::Receiver<Arc<Rulebook>>,
     /// How far the daemon is from its end.
     pub phases: Phases,
+    /// The groups that get nothing through.
+    pub quarantined: Quarantined,
     /// The places that connections take.
     pub places: Arc<Places>,
     /// The port of the transparent listeners, which is nobody's destination.
@@ -79,9 +82,13 @@ pub(super) async fn serve(
         // The kernel refuses these options only for a connection that is already gone.
         return record.nothing_said();
     }
-    let mut phases = gateway.phases.clone();
+    let (mut phases, mut quarantined) = (gateway.phases.clone(), gateway.quarantined.clone());
     let read = tokio::select! {
         biased;
+        () = quarantined.reached(&flow.group.name) => {
+            record.refused(Reason::Quarantined);
+            return reset(stream);
+        }
         () = phases.reached(Phase::Cut) => Err(PeekFailure::Refused(Reason::ShuttingDown)),
         read = look(&gateway, &rulebook, &flow, &mut stream) => read,
     };
@@ -140,6 +147,9 @@ fn admit(
     if dialled.0.port() == gateway.proxy_port || dial::is_own(dialled.0.ip()) {
         return Err(Reason::SelfDestination);
     }
+    if gateway.quarantined.holds(&group.name) {
+        return Err(Reason::Quarantined);
+    }
     let limits = &policy.limits;
     let of_group = match policy.groups.len() {
         0 | 1 => limits.connections,
@@ -165,10 +175,11 @@ async fn carry(
     agent: Rewind<TcpStream>,
     record: &mut Record,
 ) {
-    let mut phases = gateway.phases.clone();
+    let (mut phases, mut quarantined) = (gateway.phases.clone(), gateway.quarantined.clone());
     let revoked = revoked(gateway.rulebook.clone(), carried, permit.route().clone());
     let cut = tokio::select! {
         biased;
+        () = quarantined.reached(&carried.flow.group.name) => Reason::Quarantined,
         reason = revoked => reason,
         () = phases.reached(Phase::Cut) => Reason::ShuttingDown,
         () = carry_on(gateway, carried, permit, agent, record) => return,

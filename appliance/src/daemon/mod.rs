@@ -5,10 +5,13 @@
 //! it is closed: rules without listeners refuse everything. Stop: nothing new, then what is open
 //! may finish, then it is cut. The rules stay, so that the gateway is closed after the daemon.
 
+mod control;
 mod flow;
 mod ground;
 mod harden;
+mod orders;
 mod refused;
+mod wanted;
 mod worker;
 
 use std::{
@@ -22,21 +25,30 @@ use rustls::RootCertStore;
 use tokio::{
     runtime::Handle,
     signal::unix::{Signal, SignalKind, signal},
-    sync::{oneshot, watch},
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
     time::{MissedTickBehavior, timeout},
 };
 
-use self::{flow::Gateway, refused::Watcher, worker::Worker};
+use self::{
+    control::Control,
+    flow::Gateway,
+    orders::{Orders, Reload},
+    refused::Watcher,
+    wanted::Wanted,
+    worker::Worker,
+};
 use crate::{
     accept::Places,
     audit::{Sink, Writer},
-    config::{self, Config, Settings},
+    config::{self, Config, SecretFile, Settings},
     dial::Resolver,
     dns::{self, Desk},
     intercept::Means,
     packets::{self, Capture, Claim, PacketLog, PacketsError},
     phase::{Phase, Phases},
-    policy::{GroupName, Policy, SecretRef},
+    policy::{Group, Policy},
+    quarantine::Quarantine,
     rulebook::{Rulebook, RulebookError},
     secrets::{FileSource, SecretStore, Session, Sources, VaultSource},
 };
@@ -74,14 +86,17 @@ struct Daemon {
     config_file: PathBuf,
     settings: Settings,
     capture: Capture,
-    /// Whether a doubt about the kernel's settings keeps new connections out.
-    closed: bool,
+    /// The doubt about the kernel's settings that keeps new connections out, where there is one.
+    doubt: watch::Sender<Option<String>>,
     system_roots: Arc<RootCertStore>,
     phase: watch::Sender<Phase>,
     rulebooks: watch::Sender<Arc<Rulebook>>,
     secrets: Arc<SecretStore>,
     vault: Option<Arc<Session>>,
-    refreshing: tokio::task::JoinHandle<()>,
+    wanted: Arc<Wanted>,
+    refreshing: JoinHandle<()>,
+    reloads: mpsc::Receiver<Reload>,
+    obeying: JoinHandle<()>,
     audit: Sink,
     writer: Writer,
     workers: Vec<Worker>,
@@ -93,13 +108,20 @@ struct Daemon {
 impl Daemon {
     async fn start(config: Config, config_file: &Path) -> Result<Self, DaemonError> {
         let Config { settings, policy } = config;
+        let control = Control::bind(&settings.control).map_err(|error| {
+            other(&format!("the control socket {}", settings.control.display()), &error)
+        })?;
+        let quarantine = Quarantine::open(&settings.state_dir)
+            .map_err(|error| DaemonError::Other(error.to_string()))?;
         let capture = Capture::new(&policy, &settings);
         packets::prepare(&capture).await?;
         let system_roots = Arc::new(system_roots());
         // A listener holds a place while it waits for the connection that will take it.
         let waiting = workers(&settings) * capture.listeners();
         let places = Places::new(policy.limits.connections + waiting);
-        let (secrets, vault) = open_secrets(&settings, &policy)?;
+        let (secrets, vault) = open_secrets(&settings, &policy.groups)?;
+        let wanted = Wanted::new(Arc::clone(&secrets), quarantine.watch(), &policy);
+        let wanted = Arc::new(wanted);
         let rulebook = rulebook(policy, &settings, &system_roots)?;
         let (audit, writer) = Sink::open(&settings.audit).map_err(|error| {
             other(&format!("cannot write the audit {}", settings.audit), &error)
@@ -113,12 +135,11 @@ impl Daemon {
             means,
             rulebook: in_force,
             phases: phases.clone(),
+            quarantined: quarantine.watch(),
             places,
             proxy_port: settings.proxy_port,
         });
-        let mut phases = phases;
-        let closing = async move { phases.reached(Phase::Cut).await };
-        let refreshing = tokio::spawn(Arc::clone(&secrets).run(closing));
+        let refreshing = tokio::spawn(Arc::clone(&secrets).run(cut(phases.clone())));
         secrets.first_round(Instant::now() + FIRST_ROUND).await;
         let claim = packets::claim(&capture)?;
         let log = PacketLog::open(capture.nflog_group)?;
@@ -126,17 +147,30 @@ impl Daemon {
             .map_err(|error| other("cannot start a thread", &error))?;
         let Captured { workers, dns } = capture_packets(&capture, &settings, &gateway)?;
         report_secrets(&secrets);
+        let (to_reload, reloads) = mpsc::channel(1);
+        let doubt = watch::Sender::default();
+        let orders = Orders {
+            gateway,
+            quarantine: Arc::new(quarantine),
+            wanted: Arc::clone(&wanted),
+            doubt: doubt.subscribe(),
+            reloads: to_reload,
+        };
+        let obeying = tokio::spawn(control.serve(orders, cut(phases)));
         Ok(Self {
             config_file: config_file.to_owned(),
             settings,
             capture,
-            closed: false,
+            doubt,
             system_roots,
             phase,
             rulebooks,
             secrets,
             vault,
+            wanted,
             refreshing,
+            reloads,
+            obeying,
             audit,
             writer,
             workers,
@@ -153,9 +187,16 @@ impl Daemon {
         loop {
             tokio::select! {
                 told = signals.next() => match told {
-                    Told::Reload => self.reload().await,
+                    Told::Reload => {
+                        // The log has said it.
+                        let _ = self.reload().await;
+                    }
                     Told::Stop => break,
                 },
+                Some(waiting) = self.reloads.recv() => {
+                    // Whoever asked may be gone.
+                    let _ = waiting.send(self.reload().await);
+                }
                 _ = rounds.tick() => {
                     if let Err(error) = self.assert_ground().await {
                         tracing::error!("stopping: {error}");
@@ -168,12 +209,14 @@ impl Daemon {
     }
 
     /// Takes a new policy whole, or keeps the old one and says why.
-    async fn reload(&mut self) {
+    async fn reload(&mut self) -> Result<(), DaemonError> {
         self.audit.reopen().await;
-        match self.take_new_policy().await {
+        let taken = self.take_new_policy().await;
+        match &taken {
             Ok(()) => tracing::info!("reloaded"),
             Err(error) => tracing::error!("not reloaded, the old policy stays in force: {error}"),
         }
+        taken
     }
 
     async fn take_new_policy(&mut self) -> Result<(), DaemonError> {
@@ -191,7 +234,6 @@ impl Daemon {
                     .into(),
             ));
         }
-        let wanted = wanted(&policy);
         let groups = policy.groups.clone();
         let rulebook = rulebook(policy, &settings, &self.system_roots)?;
         packets::apply(&self.rules(&capture))?;
@@ -199,7 +241,8 @@ impl Daemon {
         if let Some(vault) = &self.vault {
             vault.set_groups(&groups);
         }
-        self.secrets.set_wanted(&wanted);
+        self.wanted.take(&rulebook.policy);
+        self.secrets.ask_again();
         // A binding that is new has its value before the first request can ask for it.
         self.secrets.first_round(Instant::now() + RELOAD_ROUND).await;
         self.rulebooks.send_replace(Arc::new(rulebook));
@@ -233,7 +276,11 @@ impl Daemon {
         if tokio::task::spawn_blocking(|| watcher.end()).await.is_err() {
             tracing::error!("the last sums of refused packets were not written");
         }
-        drop((self.audit, self.rulebooks, self.secrets));
+        // It holds a sink of the audit.
+        if timeout(GIVE_BACK_TIME, self.obeying).await.is_err() {
+            tracing::error!("the control socket did not close in time");
+        }
+        drop((self.audit, self.rulebooks, self.wanted, self.secrets));
         self.writer.finish(AUDIT_TIME).await;
         tracing::info!("stopped");
     }
@@ -256,9 +303,9 @@ fn capture_packets(
     let mut begins = vec![begin];
     let desk = Desk::new(
         gateway.rulebook.clone(),
-        gateway.means.resolver.clone(),
-        gateway.means.audit.clone(),
+        (gateway.means.resolver.clone(), gateway.means.audit.clone()),
         gateway.phases.clone(),
+        gateway.quarantined.clone(),
         settings.ipv6,
     );
     let dns = dns::Server::start(packets::dns_sockets(capture)?, desk, begun)
@@ -281,6 +328,10 @@ fn capture_packets(
     Ok(Captured { workers, dns })
 }
 
+async fn cut(mut phases: Phases) {
+    phases.reached(Phase::Cut).await;
+}
+
 fn workers(settings: &Settings) -> usize {
     match settings.workers {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -301,37 +352,23 @@ fn rulebook(
 /// that cannot be reached is not: what depends on it is refused until it can.
 fn open_secrets(
     settings: &Settings,
-    policy: &Policy,
+    groups: &[Arc<Group>],
 ) -> Result<(Arc<SecretStore>, Option<Arc<Session>>), DaemonError> {
     let (mut sources, mut session) = (Sources::default(), None);
     let (mut refresh, mut max_stale) = (FILE_REFRESH, FILE_MAX_STALE);
     if let Some(vault) = &settings.vault {
-        let source = VaultSource::new(vault, &policy.groups);
+        let source = VaultSource::new(vault, groups);
         let source = source.map_err(|error| other("[vault]", &error))?;
         session = Some(source.session());
         sources.vault = Some(source);
         (refresh, max_stale) = (vault.refresh, vault.max_stale);
     }
-    if let Some(path) = &settings.secret_file {
-        let file = FileSource::new(path.clone());
+    if let Some(SecretFile { path, key }) = &settings.secret_file {
+        let file = FileSource::new(path.clone(), key.clone());
         file.check().map_err(|error| other(&path.display().to_string(), &error))?;
         sources.file = Some(file);
     }
-    let store = SecretStore::new(Arc::new(sources), &wanted(policy), refresh, max_stale);
-    Ok((store, session))
-}
-
-/// Every value that some group may need.
-fn wanted(policy: &Policy) -> Vec<(GroupName, SecretRef)> {
-    let bindings = policy.apis.iter().flat_map(|api| &api.bindings);
-    let mut wanted: Vec<_> = bindings
-        .flat_map(|binding| {
-            binding.groups.iter().map(|group| (group.clone(), binding.secret.clone()))
-        })
-        .collect();
-    wanted.sort_unstable();
-    wanted.dedup();
-    wanted
+    Ok((SecretStore::new(Arc::new(sources), &[], refresh, max_stale), session))
 }
 
 /// Certificates that the system holds but rustls cannot read are passed over, as elsewhere.

@@ -323,6 +323,8 @@ mod tests {
         Settings {
             audit: AuditTarget::Stdout,
             ca_dir: "/nowhere".into(),
+            state_dir: "/nowhere".into(),
+            control: "/nowhere".into(),
             proxy_port: 8443,
             mark: 1,
             route_table: 100,

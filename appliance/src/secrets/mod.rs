@@ -9,6 +9,8 @@
 mod file;
 mod ledger;
 mod private_file;
+mod seal;
+mod sealed_file;
 mod snapshot;
 mod source;
 mod store;
@@ -17,6 +19,7 @@ mod vault;
 
 pub use file::{FileError, FileSource};
 pub use private_file::PrivateFileError;
+pub use sealed_file::{EditError, SealedFile};
 pub use snapshot::{Health, Snapshot};
 pub use source::{FetchError, SecretSource, Sources};
 pub use store::SecretStore;

@@ -96,6 +96,15 @@ impl SecretStore {
         self.rewanted.notify_one();
     }
 
+    /// Asks for every wanted secret again at once; what is held stays until the answer is there.
+    pub fn ask_again(&self) {
+        let now = Instant::now();
+        for plan in self.lock().plan.values_mut() {
+            plan.due = now;
+        }
+        self.rewanted.notify_one();
+    }
+
     /// Waits until every wanted secret was asked for once, whatever the answer, or until
     /// `deadline`. [`run`](Self::run) must be running.
     pub async fn first_round(&self, deadline: Instant) {

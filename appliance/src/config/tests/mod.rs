@@ -117,8 +117,15 @@ fn the_reference_loads() {
 
 #[test]
 fn the_reference_shows_the_true_defaults() {
-    let no_default =
-        ["#namespace", "#peers", "#plain_http", "#any_host", "#upstream_ca", "#basic_password"];
+    let no_default = [
+        "#namespace",
+        "#peers",
+        "#plain_http",
+        "#any_host",
+        "#upstream_ca",
+        "#basic_password",
+        "#key_file",
+    ];
     let lines = REFERENCE.lines().map(|line| match line.strip_prefix('#') {
         Some(rest) if no_default.iter().any(|key| line.starts_with(key)) => format!("# {rest}"),
         Some(rest) if rest.starts_with(|first: char| first.is_ascii_lowercase()) => rest.into(),

@@ -1,9 +1,7 @@
 //! Rules of the file beside one another: names, groups, hosts and placeholders.
 
-use std::path::Path;
-
 use super::{GOOD, accepts, changed, mistakes, parse_text, refuses};
-use crate::config::explain;
+use crate::config::{SecretFile, explain};
 
 #[test]
 fn a_name_is_given_once() {
@@ -157,7 +155,12 @@ fn a_reference_needs_its_source() {
     assert!(found[0].text.contains("needs [vault]"), "{found:?}");
     refuses("\"vault:kv/agents/openai#api_key\"", "\"file:openai\"", "file:", &["needs [secrets]"]);
     let file = accepts("[vault]", "[secrets]\nfile = \"secrets\"\n[vault]");
-    assert_eq!(file.settings.secret_file.unwrap(), Path::new("/etc/cloakroom/secrets"));
+    let plain = SecretFile { path: "/etc/cloakroom/secrets".into(), key: None };
+    assert_eq!(file.settings.secret_file, Some(plain));
+    let file = accepts("[vault]", "[secrets]\nfile = \"secrets\"\nkey_file = \"/k\"\n[vault]");
+    assert_eq!(file.settings.secret_file.unwrap().key, Some("/k".into()));
+    let both = "[secrets]\nfile = \"secrets\"\nkey_file = \"./secrets\"\n[vault]";
+    refuses("[vault]", both, "key_file", &["a file of its own"]);
 }
 
 #[test]
