@@ -1,8 +1,10 @@
 //! One accepted connection, from its record to its end.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use socket2::SockRef;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -11,7 +13,7 @@ use tokio::{
 };
 
 use crate::{
-    accept::{self, AgentAddr, Dialled, Flow, FlowId, Place, Places, Share},
+    accept::{self, AgentAddr, AgentKey, Dialled, Flow, FlowId, Place, Places, Share, reset},
     audit::Record,
     decide::{Permit, Route, decide},
     dial,
@@ -49,6 +51,16 @@ enum Language {
     Http,
 }
 
+/// Whether the agent opens connections faster than it may. Such a connection costs no more than to
+/// say so; it is in a sum instead of in a record of its own.
+pub(super) fn is_over_rate(gateway: &Gateway, from: AgentAddr, interface: &InterfaceName) -> bool {
+    let rulebook = Arc::clone(&gateway.rulebook.borrow());
+    rulebook.policy.identify(interface, from.ip()).is_some_and(|group| {
+        let agent = AgentKey::new(&group.name, from.ip());
+        !gateway.places.may_connect(&agent, &rulebook.policy.limits, Instant::now())
+    })
+}
+
 /// Carries one connection to its end and leaves one record of it.
 pub(super) async fn serve(
     gateway: Arc<Gateway>,
@@ -83,7 +95,7 @@ pub(super) async fn serve(
     let read = tokio::select! {
         biased;
         () = phases.reached(Phase::Cut) => Err(PeekFailure::Refused(Reason::ShuttingDown)),
-        read = peek::read(&mut stream, limits) => read,
+        read = peek::read(&mut stream, limits, |bytes| share.peek(bytes)) => read,
     };
     let (peeked, bytes) = match read {
         Ok(read) => (read.peeked, read.bytes),
@@ -98,7 +110,7 @@ pub(super) async fn serve(
         Ok(permit) => {
             tracing::debug!(flow = %id, route = permit.route().word(), host = %permit.host(), "permitted");
             record.permitted(permit.route());
-            let agent = Rewind::new(bytes.freeze(), stream);
+            let agent = Rewind::new(bytes, stream);
             let carried =
                 Carried { rulebook: &rulebook, flow: &flow, share: &share, peeked: &peeked };
             carry(&gateway, carried, permit, agent, &mut record).await;
@@ -129,8 +141,8 @@ fn admit(
         0 | 1 => limits.connections,
         _ => limits.connections.div_ceil(2),
     };
-    let most = (limits.agent_connections, of_group);
-    let share = gateway.places.share(from.ip(), &group.name, most)?;
+    let agent = AgentKey::new(&group.name, from.ip());
+    let share = gateway.places.share(&agent, limits, of_group)?;
     Ok((Arc::clone(group), share))
 }
 
@@ -278,13 +290,6 @@ async fn drain(stream: &mut TcpStream) -> std::io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Closes with a reset instead of a FIN.
-fn reset(stream: TcpStream) {
-    // Where the option cannot be set the connection is closed all the same.
-    let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
-    drop(stream);
 }
 
 /// Time for a refused agent to take its refusal.

@@ -12,10 +12,11 @@ use tokio::{
 };
 
 use super::{
-    agents::{AgentKey, Agents, Of, Share},
+    agents::{Agents, Of, Share},
     message::{Asker, Question, Refused, Reply, Verdict, answer},
 };
 use crate::{
+    accept::AgentKey,
     audit::{DnsRecord, DnsSummary, Sink},
     dial::{self, Found, Resolver, Unresolved},
     phase::Phases,
