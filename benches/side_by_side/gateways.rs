@@ -223,6 +223,9 @@ workers = 1
 [limits]
 connections = 16384
 agent_connections = 16384
+agent_new_connections = 1000000
+agent_requests = 16384
+agent_buffers = "256MiB"
 
 [secrets]
 file = "{dir}/secrets.toml"

@@ -161,6 +161,7 @@ fn readable(record: &Value) -> Option<String> {
     let about = match word(record, "record")? {
         "connection" => connection(record),
         "request" => request(record),
+        "connections" => connections(record),
         "packets" => packets(record),
         "packets_unseen" => unseen(record),
         "start" => format!("the gateway starts, version {}", text(record, "version")),
@@ -182,6 +183,12 @@ fn connection(record: &Value) -> String {
     let bytes = |key| number(record, key).unwrap_or_default();
     let (from, to) = (bytes("bytes_from_agent"), bytes("bytes_to_agent"));
     line + &format!("  {from} B out, {to} B in, {} ms", bytes("duration_ms"))
+}
+
+fn connections(record: &Value) -> String {
+    let count = number(record, "count").unwrap_or_default();
+    let seconds = number(record, "seconds").unwrap_or_default();
+    format!("{}  {count} new connections in {seconds} s", text(record, "reason"))
 }
 
 fn request(record: &Value) -> String {

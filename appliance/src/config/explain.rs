@@ -60,6 +60,8 @@ impl Page {
         self.line("obeys", format!("root, at {}", settings.control.display()));
         let (own, total) = (policy.limits.agent_connections, policy.limits.connections);
         self.line("bounds", format!("{own} connections for each agent, {total} in all"));
+        let rate = policy.limits.agent_new_connections;
+        self.line("", format!("{rate} new connections a second for each agent"));
         self.line("", format!("{} DNS queries a second for each agent", policy.limits.dns_rate));
     }
 

@@ -95,6 +95,26 @@ pub(super) fn limits(mut table: Table<'_>) -> Limits {
     let limits = Limits {
         agent_connections: inner(agent.clone(), default.agent_connections),
         connections: inner(whole, default.connections),
+        agent_new_connections: inner(
+            table.optional("agent_new_connections", number(1..=1_000_000)),
+            default.agent_new_connections,
+        ),
+        agent_requests: inner(
+            table.optional("agent_requests", number(1..=Limits::GROUP_REQUESTS as u64)),
+            default.agent_requests,
+        ),
+        agent_buffers: inner(
+            table.optional("agent_buffers", size(MIB..=1_024 * MIB)),
+            default.agent_buffers,
+        ),
+        agent_peeks: inner(
+            table.optional("agent_peeks", size(256 * KIB..=256 * MIB)),
+            default.agent_peeks,
+        ),
+        agent_leaves: inner(
+            table.optional("agent_leaves", number(1..=10_000)),
+            default.agent_leaves,
+        ),
         peek_bytes: inner(
             table.optional("peek_bytes", size(4 * KIB..=256 * KIB)),
             default.peek_bytes,
@@ -194,6 +214,7 @@ const DEFAULT_MARK: u32 = 0xc10a;
 const DEFAULT_ROUTE_TABLE: u32 = 0xc10a;
 const DEFAULT_NFLOG_GROUP: u16 = 0xc10a;
 const KIB: usize = 1_024;
+const MIB: usize = 1_024 * KIB;
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3_600);

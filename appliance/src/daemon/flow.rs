@@ -1,9 +1,11 @@
 //! One accepted connection, from its record to its end.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use bytes::BytesMut;
-use socket2::SockRef;
+use bytes::Bytes;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -12,7 +14,7 @@ use tokio::{
 };
 
 use crate::{
-    accept::{self, AgentAddr, Dialled, Flow, FlowId, Place, Places, Share},
+    accept::{self, AgentAddr, AgentKey, Dialled, Flow, FlowId, Place, Places, Share, reset},
     audit::Record,
     decide::{Permit, Route, decide},
     dial,
@@ -53,6 +55,16 @@ enum Language {
     Http,
 }
 
+/// Whether the agent opens connections faster than it may. Such a connection costs no more than to
+/// say so; it is in a sum instead of in a record of its own.
+pub(super) fn is_over_rate(gateway: &Gateway, from: AgentAddr, interface: &InterfaceName) -> bool {
+    let rulebook = Arc::clone(&gateway.rulebook.borrow());
+    rulebook.policy.identify(interface, from.ip()).is_some_and(|group| {
+        let agent = AgentKey::new(&group.name, from.ip());
+        !gateway.places.may_connect(&agent, &rulebook.policy.limits, Instant::now())
+    })
+}
+
 /// Carries one connection to its end and leaves one record of it.
 pub(super) async fn serve(
     gateway: Arc<Gateway>,
@@ -90,7 +102,7 @@ pub(super) async fn serve(
             return reset(stream);
         }
         () = phases.reached(Phase::Cut) => Err(PeekFailure::Refused(Reason::ShuttingDown)),
-        read = look(&gateway, &rulebook, &flow, &mut stream) => read,
+        read = look(&gateway, &rulebook, &flow, &share, &mut stream) => read,
     };
     let (peeked, bytes) = match read {
         Ok(read) => (read.peeked, read.bytes),
@@ -105,7 +117,7 @@ pub(super) async fn serve(
         Ok(permit) => {
             tracing::debug!(flow = %id, route = permit.route().word(), host = %permit.host(), "permitted");
             record.permitted(&permit);
-            let agent = Rewind::new(bytes.freeze(), stream);
+            let agent = Rewind::new(bytes, stream);
             let carried =
                 Carried { rulebook: &rulebook, flow: &flow, share: &share, peeked: &peeked };
             carry(&gateway, carried, permit, agent, &mut record).await;
@@ -124,15 +136,16 @@ async fn look(
     gateway: &Gateway,
     rulebook: &Rulebook,
     flow: &Flow,
+    share: &Share,
     stream: &mut TcpStream,
 ) -> Result<peek::Read, PeekFailure> {
     let policy = &rulebook.policy;
     if !policy.names_no_host(flow.dialled.0.port()) {
-        return peek::read(stream, &policy.limits).await;
+        return peek::read(stream, &policy.limits, |bytes| share.peek(bytes)).await;
     }
     let answered = gateway.means.resolver.answered();
     let names = answered.names(&flow.agent_key(), flow.dialled.0.ip());
-    Ok(peek::Read { peeked: Peeked::Unread(names), bytes: BytesMut::new() })
+    Ok(peek::Read { peeked: Peeked::Unread(names), bytes: Bytes::new() })
 }
 
 fn admit(
@@ -155,8 +168,8 @@ fn admit(
         0 | 1 => limits.connections,
         _ => limits.connections.div_ceil(2),
     };
-    let most = (limits.agent_connections, of_group);
-    let share = gateway.places.share(from.ip(), &group.name, most)?;
+    let agent = AgentKey::new(&group.name, from.ip());
+    let share = gateway.places.share(&agent, limits, of_group)?;
     Ok((Arc::clone(group), share))
 }
 
@@ -305,13 +318,6 @@ async fn drain(stream: &mut TcpStream) -> std::io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Closes with a reset instead of a FIN.
-fn reset(stream: TcpStream) {
-    // Where the option cannot be set the connection is closed all the same.
-    let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
-    drop(stream);
 }
 
 /// Time for a refused agent to take its refusal.

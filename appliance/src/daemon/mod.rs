@@ -143,7 +143,8 @@ impl Daemon {
         secrets.first_round(Instant::now() + FIRST_ROUND).await;
         let claim = packets::claim(&capture)?;
         let log = PacketLog::open(capture.nflog_group)?;
-        let watcher = Watcher::start(log, audit.clone(), gateway.rulebook.clone())
+        let (in_force, places) = (gateway.rulebook.clone(), Arc::clone(&gateway.places));
+        let watcher = Watcher::start(log, audit.clone(), in_force, places)
             .map_err(|error| other("cannot start a thread", &error))?;
         let Captured { workers, dns } = capture_packets(&capture, &settings, &gateway)?;
         report_secrets(&secrets);

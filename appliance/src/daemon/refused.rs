@@ -1,4 +1,5 @@
-//! The thread that turns what the kernel refuses into audit records.
+//! The thread that turns what the kernel refuses, and what is refused unlooked at, into audit
+//! records.
 //!
 //! It reads what the kernel tells, sums it up, and writes the sums every [`INTERVAL`] and once more
 //! at the end. It carries nothing, so a flood of refused packets costs it time and agents nothing.
@@ -17,7 +18,8 @@ use std::{
 use tokio::sync::watch;
 
 use crate::{
-    audit::{RefusedPackets, Sink},
+    accept::Places,
+    audit::{self, RefusedPackets, Sink},
     packets::{self, PacketLog},
     reason::Reason,
     rulebook::Rulebook,
@@ -35,9 +37,10 @@ impl Watcher {
         log: PacketLog,
         audit: Sink,
         rulebook: watch::Receiver<Arc<Rulebook>>,
+        places: Arc<Places>,
     ) -> io::Result<Self> {
         let ending = Arc::new(AtomicBool::new(false));
-        let round = Round { log, audit, rulebook, untold: HashMap::new() };
+        let round = Round { log, audit, rulebook, places, untold: HashMap::new() };
         let told_to_end = Arc::clone(&ending);
         let thread =
             thread::Builder::new().name("refused".into()).spawn(move || round.run(&told_to_end))?;
@@ -57,6 +60,7 @@ struct Round {
     log: PacketLog,
     audit: Sink,
     rulebook: watch::Receiver<Arc<Rulebook>>,
+    places: Arc<Places>,
     /// The kernel's counters at their last reading.
     untold: HashMap<Reason, u64>,
 }
@@ -65,6 +69,7 @@ impl Round {
     fn run(mut self, ending: &AtomicBool) {
         let mut sums = RefusedPackets::new(Instant::now());
         let mut due = Instant::now() + INTERVAL;
+        let mut told = Instant::now();
         loop {
             let ends = ending.load(Relaxed);
             let until = due.min(Instant::now() + STEP);
@@ -76,7 +81,9 @@ impl Round {
                 self.count_untold(&mut sums);
                 let rulebook = Arc::clone(&self.rulebook.borrow());
                 sums.write(&self.audit, &rulebook.policy, Instant::now());
-                due = Instant::now() + INTERVAL;
+                self.tell_over_rate(told);
+                told = Instant::now();
+                due = told + INTERVAL;
             }
             if ends {
                 return;
@@ -88,6 +95,16 @@ impl Round {
     fn pause(&self, error: &io::Error) {
         tracing::error!(%error, "the kernel does not tell what it refuses; refusing goes on");
         thread::sleep(PAUSE);
+    }
+
+    fn tell_over_rate(&self, since: Instant) {
+        let now = Instant::now();
+        for over_rate in self.places.over_rate(now) {
+            match self.audit.reserve() {
+                Ok(slot) => audit::over_rate(slot, &over_rate, now - since),
+                Err(_) => self.places.not_told(&over_rate, now),
+            }
+        }
     }
 
     /// A counter that went back was started anew, with the rules.

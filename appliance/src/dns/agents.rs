@@ -7,10 +7,10 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-use crate::accept::AgentKey;
+use crate::accept::{AgentKey, Pace};
 
 /// Every agent that asked lately.
 #[derive(Debug, Default)]
@@ -51,12 +51,6 @@ struct Agent {
     lookups: usize,
     connections: usize,
     counts: Counts,
-}
-
-/// A token bucket, as the time at which it will be full again (the generic cell rate algorithm).
-#[derive(Debug, Clone, Copy)]
-struct Pace {
-    full_at: Instant,
 }
 
 impl Agents {
@@ -127,7 +121,7 @@ impl Agents {
 
 impl Agent {
     fn new(now: Instant) -> Self {
-        let pace = Pace { full_at: now };
+        let pace = Pace::new(now);
         let (lookups, connections) = (0, 0);
         Self { queries: pace, records: pace, lookups, connections, counts: Counts::default() }
     }
@@ -141,8 +135,8 @@ impl Agent {
 
     fn is_at_rest(&self, now: Instant) -> bool {
         self.lookups + self.connections == 0
-            && self.queries.full_at <= now
-            && self.records.full_at <= now
+            && self.queries.is_full(now)
+            && self.records.is_full(now)
     }
 }
 
@@ -152,18 +146,6 @@ impl Drop for Share {
             let (held, _) = agent.held(self.of);
             *held = held.saturating_sub(1);
         });
-    }
-}
-
-impl Pace {
-    fn take(&mut self, a_second: u32, at_once: u32, now: Instant) -> bool {
-        let each = Duration::from_secs(1) / a_second.max(1);
-        let next = self.full_at.max(now) + each;
-        let may = next.saturating_duration_since(now) <= each * at_once.max(1);
-        if may {
-            self.full_at = next;
-        }
-        may
     }
 }
 
@@ -179,7 +161,7 @@ const RECORDS_AT_ONCE: u32 = 50;
 
 #[cfg(test)]
 mod tests {
-    use std::net::IpAddr;
+    use std::{net::IpAddr, time::Duration};
 
     use super::*;
     use crate::policy::GroupName;

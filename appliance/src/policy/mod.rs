@@ -336,6 +336,16 @@ pub struct Limits {
     pub connections: usize,
     /// Connections at once, of one agent.
     pub agent_connections: usize,
+    /// New connections a second, of one agent; twice as many may come at once.
+    pub agent_new_connections: u32,
+    /// Requests under way at once, of one agent on all its connections.
+    pub agent_requests: usize,
+    /// Bytes of one agent's requests that may wait in the gateway, and as many of its answers.
+    pub agent_buffers: usize,
+    /// Bytes that one agent's undecided connections may hold beyond the first 2 KiB of each.
+    pub agent_peeks: usize,
+    /// Leaves made in a second for one agent; twice as many may be made at once.
+    pub agent_leaves: u32,
     /// Bytes that are read before a decision.
     pub peek_bytes: usize,
     /// Time for those bytes to arrive.
@@ -358,11 +368,21 @@ pub struct Limits {
     pub drain_time: Duration,
 }
 
+impl Limits {
+    /// Requests under way at once, of one group. Several groups fit into the audit's queue.
+    pub const GROUP_REQUESTS: usize = 16_384;
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 16_384,
             agent_connections: 1_024,
+            agent_new_connections: 200,
+            agent_requests: 4_096,
+            agent_buffers: 32 * 1024 * 1024,
+            agent_peeks: 4 * 1024 * 1024,
+            agent_leaves: 20,
             peek_bytes: 64 * 1024,
             peek_time: Duration::from_secs(10),
             dial_time: Duration::from_secs(15),
