@@ -19,7 +19,7 @@ mod value;
 
 pub use error::{Errors, Mistake};
 pub use explain::explain;
-pub use settings::{AuditTarget, Settings, VaultSettings};
+pub use settings::{AuditTarget, NameServer, Settings, VaultSettings};
 
 use std::{
     fs::File,
@@ -81,7 +81,7 @@ fn read(document: &Spanned<DeTable<'_>>, files: Files<'_>, report: &Report<'_>) 
     let mut root = Table::root(document, report);
     root.require("gateway");
     root.require("group");
-    let gateway = root.table("gateway", "[gateway]").map(|table| Gateway::read(table, files.base));
+    let gateway = root.table("gateway", "[gateway]").map(|table| Gateway::read(table, files));
     let limits = root.table("limits", "[limits]").map_or_else(Limits::default, gateway::limits);
     let vault = root.table("vault", "[vault]");
     let secrets = root.table("secrets", "[secrets]");

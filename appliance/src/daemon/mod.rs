@@ -39,6 +39,7 @@ use crate::{
     policy::{GroupName, Policy, SecretRef},
     rulebook::{Rulebook, RulebookError},
     secrets::{FileSource, SecretStore, Sources, VaultSource},
+    tls,
 };
 
 /// Why the daemon did not start, or a reload was not taken.
@@ -103,8 +104,7 @@ impl Daemon {
         let (audit, writer) = Sink::open(&settings.audit).map_err(|error| {
             other(&format!("cannot write the audit {}", settings.audit), &error)
         })?;
-        let resolver =
-            Resolver::new(&settings.resolvers, Handle::current()).map_err(DaemonError::Other)?;
+        let resolver = open_resolver(&settings, &system_roots)?;
         let (phase, phases) = Phases::new();
         let (rulebooks, in_force) = watch::channel(Arc::new(rulebook));
         let means = Means { audit: audit.clone(), secrets: Arc::clone(&secrets), resolver };
@@ -289,6 +289,16 @@ fn rulebook(
 ) -> Result<Rulebook, DaemonError> {
     Rulebook::new(policy, &settings.ca_dir, Arc::clone(system_roots), SystemTime::now())
         .map_err(DaemonError::Rulebook)
+}
+
+fn open_resolver(
+    settings: &Settings,
+    system_roots: &Arc<RootCertStore>,
+) -> Result<Resolver, DaemonError> {
+    let over_tls = settings.resolvers.iter().any(|server| server.tls_name.is_some());
+    let tls = over_tls.then(|| tls::resolver_client(settings.resolver_ca.as_deref(), system_roots));
+    let tls = tls.transpose().map_err(DaemonError::Other)?;
+    Resolver::new(&settings.resolvers, tls, Handle::current()).map_err(DaemonError::Other)
 }
 
 /// Opens the sources that the settings name. A file that cannot be read is an error here; a Vault
