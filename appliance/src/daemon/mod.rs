@@ -31,7 +31,7 @@ use crate::{
     accept::Places,
     audit::{Sink, Writer},
     config::{self, Config, Settings},
-    dial::Resolver,
+    dial::{ControlPlane, Resolver},
     dns::{self, Desk},
     intercept::Means,
     packets::{self, Capture, Claim, PacketLog, PacketsError},
@@ -99,12 +99,12 @@ impl Daemon {
         // A listener holds a place while it waits for the connection that will take it.
         let waiting = workers(&settings) * capture.listeners();
         let places = Places::new(policy.limits.connections + waiting);
-        let secrets = open_secrets(&settings, &policy)?;
+        let resolver = open_resolver(&settings, &system_roots)?;
+        let secrets = open_secrets(&settings, &policy, resolver.control_plane())?;
         let rulebook = rulebook(policy, &settings, &system_roots)?;
         let (audit, writer) = Sink::open(&settings.audit).map_err(|error| {
             other(&format!("cannot write the audit {}", settings.audit), &error)
         })?;
-        let resolver = open_resolver(&settings, &system_roots)?;
         let (phase, phases) = Phases::new();
         let (rulebooks, in_force) = watch::channel(Arc::new(rulebook));
         let means = Means { audit: audit.clone(), secrets: Arc::clone(&secrets), resolver };
@@ -303,11 +303,16 @@ fn open_resolver(
 
 /// Opens the sources that the settings name. A file that cannot be read is an error here; a Vault
 /// that cannot be reached is not: what depends on it is refused until it can.
-fn open_secrets(settings: &Settings, policy: &Policy) -> Result<Arc<SecretStore>, DaemonError> {
+fn open_secrets(
+    settings: &Settings,
+    policy: &Policy,
+    control_plane: &ControlPlane,
+) -> Result<Arc<SecretStore>, DaemonError> {
     let mut sources = Sources::default();
     let (mut refresh, mut max_stale) = (FILE_REFRESH, FILE_MAX_STALE);
     if let Some(vault) = &settings.vault {
-        sources.vault = Some(VaultSource::new(vault).map_err(|error| other("[vault]", &error))?);
+        let source = VaultSource::new(vault, control_plane);
+        sources.vault = Some(source.map_err(|error| other("[vault]", &error))?);
         (refresh, max_stale) = (vault.refresh, vault.max_stale);
     }
     if let Some(path) = &settings.secret_file {

@@ -23,7 +23,7 @@ use hickory_resolver::{
 use rustls::ClientConfig;
 use tokio::{runtime::Handle, time::timeout};
 
-use super::answered::Answered;
+use super::{answered::Answered, control_plane::ControlPlane};
 use crate::{config::NameServer, policy::Host};
 
 /// Resolves names to addresses. Cheap to clone; all clones share one cache.
@@ -59,6 +59,7 @@ struct Inner {
     answers: Mutex<HashMap<Host, Answer>>,
     under_way: Mutex<HashMap<Host, Flight>>,
     answered: Answered,
+    control_plane: ControlPlane,
     /// When it was last told that names do not resolve.
     told: Mutex<Option<Instant>>,
 }
@@ -86,6 +87,7 @@ impl Resolver {
         if tls.is_none() && servers.iter().any(|server| server.tls_name.is_some()) {
             return Err("resolver: a server over TLS needs CAs that vouch for it".into());
         }
+        let control_plane = ControlPlane::new(servers.iter().map(|server| server.address.ip()));
         let servers = servers.iter().map(name_server).collect();
         let config = ResolverConfig::from_name_servers(servers);
         let mut builder =
@@ -101,6 +103,7 @@ impl Resolver {
             answers: Mutex::default(),
             under_way: Mutex::default(),
             answered: Answered::default(),
+            control_plane,
             told: Mutex::default(),
         })))
     }
@@ -126,6 +129,11 @@ impl Resolver {
     /// What agents were given.
     pub fn answered(&self) -> &Answered {
         &self.0.answered
+    }
+
+    /// What no name may lead an agent to: the servers that are asked, and what joined them.
+    pub fn control_plane(&self) -> &ControlPlane {
+        &self.0.control_plane
     }
 }
 

@@ -5,14 +5,17 @@
 //! here from its public fields, and its endpoints are run by [`call`].
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
 use bytes::Bytes;
-use reqwest::Url;
+use reqwest::{
+    Url,
+    dns::{Addrs, Name, Resolve, Resolving},
+};
 use rustify::endpoint::Endpoint;
 use rustls::{ClientConfig, RootCertStore, pki_types::CertificateDer};
 use rustls_pki_types::pem::PemObject;
@@ -23,7 +26,7 @@ use vaultrs::{
 use zeroize::Zeroizing;
 
 use super::super::{FetchError, PrivateFileError};
-use crate::{config::VaultSettings, reason::SecretCause};
+use crate::{config::VaultSettings, dial::ControlPlane, reason::SecretCause};
 
 /// Why Vault cannot be used at all. Found at the start.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,9 +92,11 @@ impl Transport {
     /// `call_time` is from the first byte sent to the last received.
     pub(super) fn new(
         settings: &VaultSettings,
+        control_plane: &ControlPlane,
         call_time: Duration,
     ) -> Result<Self, VaultSourceError> {
         let address = parse_address(&settings.address)?;
+        control_plane.learn(literal(&address));
         let roots = match (&settings.ca_file, address.scheme()) {
             (Some(path), _) => read_roots(path)?,
             (None, "http") => RootCertStore::empty(),
@@ -101,7 +106,7 @@ impl Transport {
         if namespace.as_deref().is_some_and(|name| !name.bytes().all(|b| b.is_ascii_graphic())) {
             return Err(VaultSourceError::Setting("the namespace has unprintable bytes"));
         }
-        let http = build_http(roots, address.scheme() == "https", call_time)?;
+        let http = build_http(roots, address.scheme() == "https", control_plane, call_time)?;
         Ok(Self { http, address, namespace })
     }
 
@@ -236,9 +241,31 @@ fn read_roots(path: &Path) -> Result<RootCertStore, VaultSourceError> {
     Ok(roots)
 }
 
+/// The address in a URL that has no name. It is not looked up, so it is not learned there.
+fn literal(address: &Url) -> Option<IpAddr> {
+    let host = address.host_str()?;
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    bare.parse().ok()
+}
+
+/// Looks Vault's name up as the system does, and tells the control plane what it found.
+struct Names(ControlPlane);
+
+impl Resolve for Names {
+    fn resolve(&self, name: Name) -> Resolving {
+        let control_plane = self.0.clone();
+        Box::pin(async move {
+            let found: Vec<_> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
+            control_plane.learn(found.iter().map(SocketAddr::ip));
+            Ok(Box::new(found.into_iter()) as Addrs)
+        })
+    }
+}
+
 fn build_http(
     roots: RootCertStore,
     https: bool,
+    control_plane: &ControlPlane,
     call_time: Duration,
 ) -> Result<reqwest::Client, VaultSourceError> {
     let broken = VaultSourceError::Setting("the HTTP client cannot be built");
@@ -250,6 +277,7 @@ fn build_http(
         .with_no_client_auth();
     reqwest::Client::builder()
         .tls_backend_preconfigured(tls)
+        .dns_resolver(Arc::new(Names(control_plane.clone())))
         .https_only(https)
         .redirect(reqwest::redirect::Policy::none())
         .referer(false)

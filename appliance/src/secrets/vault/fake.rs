@@ -87,7 +87,7 @@ impl Fake {
     }
 
     pub(super) fn source(&self) -> VaultSource {
-        VaultSource::new(&self.settings()).unwrap()
+        VaultSource::new(&self.settings(), &ControlPlane::default()).unwrap()
     }
 
     pub(super) fn targets(&self) -> Vec<String> {

@@ -29,6 +29,7 @@ use self::{
 use super::{FetchError, SecretSource};
 use crate::{
     config::VaultSettings,
+    dial::ControlPlane,
     policy::{GroupName, SecretRef},
     reason::SecretCause,
 };
@@ -39,21 +40,26 @@ pub struct VaultSource {
 }
 
 impl VaultSource {
-    /// Checks the settings and reads the CA; asks Vault nothing yet.
+    /// Checks the settings and reads the CA; asks Vault nothing yet. Its addresses join
+    /// `control_plane`, each before it is connected to.
     ///
     /// # Errors
     ///
     /// An address that is neither `https` nor `http` to loopback, or a CA or SecretID file that
     /// cannot be used.
-    pub fn new(settings: &VaultSettings) -> Result<Self, VaultSourceError> {
-        Self::with_call_time(settings, CALL_TIME)
+    pub fn new(
+        settings: &VaultSettings,
+        control_plane: &ControlPlane,
+    ) -> Result<Self, VaultSourceError> {
+        Self::with_call_time(settings, control_plane, CALL_TIME)
     }
 
     fn with_call_time(
         settings: &VaultSettings,
+        control_plane: &ControlPlane,
         call_time: Duration,
     ) -> Result<Self, VaultSourceError> {
-        let transport = Transport::new(settings, call_time)?;
+        let transport = Transport::new(settings, control_plane, call_time)?;
         Ok(Self { session: Session::new(transport, settings)? })
     }
 
