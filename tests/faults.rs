@@ -7,6 +7,7 @@ mod addresses;
 mod audit;
 mod bad_starts;
 mod dead_daemon;
+mod floods;
 mod life;
 mod limits;
 mod memory;

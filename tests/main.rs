@@ -11,6 +11,7 @@ mod connections;
 mod credentials;
 mod dialled;
 mod dns;
+mod dns_over_tls;
 mod documented;
 mod faults;
 mod forged_records;

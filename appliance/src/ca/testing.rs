@@ -173,6 +173,7 @@ pub(crate) fn settings(ca_dir: &Path) -> Settings {
         assert_every: std::time::Duration::from_secs(60),
         ipv6: true,
         resolvers: Vec::new(),
+        resolver_ca: None,
         workers: 1,
         vault: None,
         secret_file: None,

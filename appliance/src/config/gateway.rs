@@ -1,15 +1,16 @@
 //! How the daemon itself runs: `[gateway]`, `[limits]` and `[secrets]`.
 
 use std::{
-    net::SocketAddr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use toml::Spanned;
 
 use super::{
-    settings::{AuditTarget, SecretFile, Settings, VaultSettings},
+    rules::{Files, ca_file},
+    settings::{AuditTarget, NameServer, SecretFile, Settings, VaultSettings},
     table::Table,
     value::{flag, number, path, port, resolver, size, text, time},
 };
@@ -27,18 +28,20 @@ pub(super) struct Gateway {
     nflog_group: u16,
     assert_every: Duration,
     ipv6: bool,
-    resolvers: Vec<SocketAddr>,
+    resolvers: Vec<NameServer>,
+    resolver_ca: Option<Arc<str>>,
     workers: usize,
     /// The captured ports where they are listed.
     pub(super) ports: Option<Vec<Spanned<u16>>>,
 }
 
 impl Gateway {
-    pub(super) fn read(mut table: Table<'_>, base: &Path) -> Self {
+    pub(super) fn read(mut table: Table<'_>, files: Files<'_>) -> Self {
+        let base = files.base;
         let or_default = |path: Option<Spanned<PathBuf>>, default: &str| {
             path.map_or_else(|| default.into(), Spanned::into_inner)
         };
-        let resolvers = table.required_list("resolvers", resolver);
+        let (resolvers, resolver_ca) = resolvers(&mut table, files);
         let gateway = Self {
             audit: audit(&mut table, base),
             ca_dir: or_default(table.optional("ca_dir", path(base)), "/var/lib/cloakroom/ca"),
@@ -55,7 +58,8 @@ impl Gateway {
             ),
             assert_every: inner(table.optional("assert_every", time(SECOND..=MINUTE)), MINUTE),
             ipv6: inner(table.optional("ipv6", flag), true),
-            resolvers: resolvers.into_iter().map(Spanned::into_inner).collect(),
+            resolvers,
+            resolver_ca,
             workers: inner(table.optional("workers", number(0..=1_024)), 0),
             ports: table.list("ports", port),
         };
@@ -80,6 +84,7 @@ impl Gateway {
             assert_every: self.assert_every,
             ipv6: self.ipv6,
             resolvers: self.resolvers,
+            resolver_ca: self.resolver_ca,
             workers: self.workers,
             vault,
             secret_file,
@@ -160,6 +165,30 @@ pub(super) fn secret_file(mut table: Table<'_>, base: &Path) -> Option<SecretFil
     }
     table.finish();
     Some(SecretFile { path: file?.into_inner(), key: key.map(Spanned::into_inner) })
+}
+
+/// All resolvers are asked over TLS, or none: one plain server among the others would be where the
+/// names go as soon as the others are kept from answering.
+fn resolvers(table: &mut Table<'_>, files: Files<'_>) -> (Vec<NameServer>, Option<Arc<str>>) {
+    let servers = table.required_list("resolvers", resolver);
+    let over_tls = servers.iter().filter(|server| server.get_ref().tls_name.is_some()).count();
+    if let Some(plain) = servers.iter().find(|server| server.get_ref().tls_name.is_none())
+        && over_tls > 0
+    {
+        let text = format!(
+            "resolvers: {} is asked in clear text beside others over TLS, which whoever can \
+             block those could make use of; write all of them with tls://, or none",
+            plain.get_ref()
+        );
+        table.report().add(&plain.span(), text);
+    }
+    let ca = table.optional("resolver_ca", ca_file(files));
+    if let Some(ca) = ca.as_ref().filter(|_| over_tls == 0 && !servers.is_empty()) {
+        let text = "resolver_ca: no resolver is asked over TLS; write resolvers with tls://, or \
+                    leave this out";
+        table.report().add(&ca.span(), text);
+    }
+    (servers.into_iter().map(Spanned::into_inner).collect(), ca.map(Spanned::into_inner))
 }
 
 fn audit(table: &mut Table<'_>, base: &Path) -> AuditTarget {

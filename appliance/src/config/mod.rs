@@ -21,7 +21,7 @@ mod vault;
 pub use error::{Errors, Mistake};
 pub use explain::explain;
 pub use gateway::DEFAULT_CONTROL;
-pub use settings::{AuditTarget, SecretFile, Settings, VaultLogin, VaultSettings};
+pub use settings::{AuditTarget, NameServer, SecretFile, Settings, VaultLogin, VaultSettings};
 
 use std::{
     fs::File,
@@ -83,7 +83,7 @@ fn read(document: &Spanned<DeTable<'_>>, files: Files<'_>, report: &Report<'_>) 
     let mut root = Table::root(document, report);
     root.require("gateway");
     root.require("group");
-    let gateway = root.table("gateway", "[gateway]").map(|table| Gateway::read(table, files.base));
+    let gateway = root.table("gateway", "[gateway]").map(|table| Gateway::read(table, files));
     let limits = root.table("limits", "[limits]").map_or_else(Limits::default, gateway::limits);
     let vault = root.table("vault", "[vault]");
     let secrets = root.table("secrets", "[secrets]");

@@ -286,13 +286,20 @@ pub(super) fn overlap(one: &IpNet, other: &IpNet) -> bool {
 }
 
 fn upstream(table: &mut Table<'_>, files: Files<'_>) -> Upstream {
-    let ca_pem = table.optional("upstream_ca", |value| {
+    let ca_pem = table.optional("upstream_ca", ca_file(files));
+    Upstream { ca_pem: ca_pem.map(Spanned::into_inner), private_prefixes: private_prefixes(table) }
+}
+
+/// The content of a file of certificates.
+pub(super) fn ca_file(
+    files: Files<'_>,
+) -> impl Fn(&toml::de::DeValue<'_>) -> Result<Arc<str>, String> {
+    move |value| {
         let path = path(files.base)(value)?;
         let pem = (files.read)(&path).map_err(|error| format!("{}: {error}", path.display()))?;
         check_pem(&pem).map_err(|why| format!("{}: {why}", path.display()))?;
         Ok(Arc::from(pem))
-    });
-    Upstream { ca_pem: ca_pem.map(Spanned::into_inner), private_prefixes: private_prefixes(table) }
+    }
 }
 
 fn private_prefixes(table: &mut Table<'_>) -> Vec<IpNet> {

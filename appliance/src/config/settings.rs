@@ -2,6 +2,8 @@
 
 use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
+use crate::policy::Host;
+
 /// Settings of the daemon. Holds no secret, only where to fetch them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -25,8 +27,10 @@ pub struct Settings {
     pub assert_every: Duration,
     /// Capture IPv6 as well; where false, every IPv6 packet of an agent is dropped.
     pub ipv6: bool,
-    /// Resolvers the gateway asks. Never empty.
-    pub resolvers: Vec<SocketAddr>,
+    /// Resolvers the gateway asks. Never empty; either all of them over TLS or none.
+    pub resolvers: Vec<NameServer>,
+    /// PEM of the only CAs that vouch for resolvers over TLS; the system's where absent.
+    pub resolver_ca: Option<Arc<str>>,
     /// Threads that carry flows; 0 means one for each core.
     pub workers: usize,
     /// The Vault to lease from.
@@ -42,6 +46,25 @@ pub struct SecretFile {
     pub path: PathBuf,
     /// The file of the key that it is encrypted with; where there is none it is plain text.
     pub key: Option<PathBuf>,
+}
+
+/// A DNS server that the gateway asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NameServer {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The name that its certificate is verified for (RFC 8310, section 8.1). `None` means plain
+    /// DNS; otherwise it is asked over TLS (RFC 7858) and never in any other way.
+    pub tls_name: Option<Host>,
+}
+
+impl fmt::Display for NameServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.tls_name {
+            Some(name) => write!(f, "tls://{name}@{}", self.address),
+            None => self.address.fmt(f),
+        }
+    }
 }
 
 /// Where audit records go, one JSON object a line.

@@ -42,7 +42,7 @@ use crate::{
     accept::Places,
     audit::{Sink, Writer},
     config::{self, Config, SecretFile, Settings},
-    dial::Resolver,
+    dial::{ControlPlane, Resolver},
     dns::{self, Desk},
     intercept::Means,
     packets::{self, Capture, Claim, PacketLog, PacketsError},
@@ -51,6 +51,7 @@ use crate::{
     quarantine::Quarantine,
     rulebook::{Rulebook, RulebookError},
     secrets::{FileSource, SecretStore, Session, Sources, VaultSource},
+    tls,
 };
 
 /// Why the daemon did not start, or a reload was not taken.
@@ -119,15 +120,14 @@ impl Daemon {
         // A listener holds a place while it waits for the connection that will take it.
         let waiting = workers(&settings) * capture.listeners();
         let places = Places::new(policy.limits.connections + waiting);
-        let (secrets, vault) = open_secrets(&settings, &policy.groups)?;
+        let resolver = open_resolver(&settings, &system_roots)?;
+        let (secrets, vault) = open_secrets(&settings, &policy.groups, resolver.control_plane())?;
         let wanted = Wanted::new(Arc::clone(&secrets), quarantine.watch(), &policy);
         let wanted = Arc::new(wanted);
         let rulebook = rulebook(policy, &settings, &system_roots)?;
         let (audit, writer) = Sink::open(&settings.audit).map_err(|error| {
             other(&format!("cannot write the audit {}", settings.audit), &error)
         })?;
-        let resolver =
-            Resolver::new(&settings.resolvers, Handle::current()).map_err(DaemonError::Other)?;
         let (phase, phases) = Phases::new();
         let (rulebooks, in_force) = watch::channel(Arc::new(rulebook));
         let means = Means { audit: audit.clone(), secrets: Arc::clone(&secrets), resolver };
@@ -349,16 +349,27 @@ fn rulebook(
         .map_err(DaemonError::Rulebook)
 }
 
+fn open_resolver(
+    settings: &Settings,
+    system_roots: &Arc<RootCertStore>,
+) -> Result<Resolver, DaemonError> {
+    let over_tls = settings.resolvers.iter().any(|server| server.tls_name.is_some());
+    let tls = over_tls.then(|| tls::resolver_client(settings.resolver_ca.as_deref(), system_roots));
+    let tls = tls.transpose().map_err(DaemonError::Other)?;
+    Resolver::new(&settings.resolvers, tls, Handle::current()).map_err(DaemonError::Other)
+}
+
 /// Opens the sources that the settings name. A file that cannot be read is an error here; a Vault
 /// that cannot be reached is not: what depends on it is refused until it can.
 fn open_secrets(
     settings: &Settings,
     groups: &[Arc<Group>],
+    control_plane: &ControlPlane,
 ) -> Result<(Arc<SecretStore>, Option<Arc<Session>>), DaemonError> {
     let (mut sources, mut session) = (Sources::default(), None);
     let (mut refresh, mut max_stale) = (FILE_REFRESH, FILE_MAX_STALE);
     if let Some(vault) = &settings.vault {
-        let source = VaultSource::new(vault, groups);
+        let source = VaultSource::new(vault, groups, control_plane);
         let source = source.map_err(|error| other("[vault]", &error))?;
         session = Some(source.session());
         sources.vault = Some(source);

@@ -161,7 +161,8 @@ impl Desk {
         }
         let usable = |address| {
             let mut upstreams = rulebook.policy.upstreams(group, question.host());
-            upstreams.any(|upstream| dial::may_use(address, upstream))
+            upstreams
+                .any(|upstream| dial::may_use(address, upstream, self.resolver.control_plane()))
         };
         let reply = question.reply(found, Instant::now(), usable);
         if let Ok(found) = found

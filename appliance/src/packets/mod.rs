@@ -332,6 +332,7 @@ mod tests {
             assert_every: std::time::Duration::from_secs(60),
             ipv6: true,
             resolvers: Vec::new(),
+            resolver_ca: None,
             workers: 1,
             vault: None,
             secret_file: None,

@@ -92,7 +92,7 @@ impl Fake {
     }
 
     pub(super) fn source(&self) -> VaultSource {
-        VaultSource::new(&self.settings(), &groups()).unwrap()
+        VaultSource::new(&self.settings(), &groups(), &ControlPlane::default()).unwrap()
     }
 
     pub(super) fn targets(&self) -> Vec<String> {
