@@ -19,6 +19,7 @@ mod h2_frames;
 mod hello;
 mod kernel_settings;
 mod methods_and_paths;
+mod nameless;
 mod packets;
 mod refused_packets;
 mod relay;

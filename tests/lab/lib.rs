@@ -22,6 +22,7 @@ pub mod net;
 pub mod origin;
 pub mod pki;
 pub mod sandbox;
+pub mod ssh;
 pub mod tools;
 pub mod vault;
 pub mod wait;

@@ -156,14 +156,16 @@ impl Given {
 }
 
 /// Stands for all agents of the group that may dial an address which was given over the other
-/// family. No agent has this address.
+/// family. No group may have these addresses, so no agent is taken for it.
 fn anybody(agent: &AgentKey, address: IpAddr) -> AgentKey {
-    let unspecified = match address.to_canonical() {
+    let nobodys = match address.to_canonical() {
         IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(MULTICAST),
     };
-    AgentKey::new(agent.group(), unspecified)
+    AgentKey::new(agent.group(), nobodys)
 }
+
+const MULTICAST: Ipv6Addr = Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0);
 
 /// Time beyond its TTL for which an answer counts where a connection names its host besides:
 /// runtimes and connection pools keep addresses.
