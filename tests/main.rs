@@ -21,6 +21,7 @@ mod hello;
 mod kernel_settings;
 mod leased_users;
 mod methods_and_paths;
+mod nameless;
 mod packets;
 mod refused_packets;
 mod relay;

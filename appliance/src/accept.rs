@@ -46,7 +46,7 @@ impl AgentAddr {
 }
 
 /// The address and port that the agent dialled, IPv4-mapped forms undone. It is recorded and
-/// compared; nothing is ever connected to it.
+/// compared; nothing is connected to it unless a permit says that the gateway gave it to the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Dialled(pub SocketAddr);
 

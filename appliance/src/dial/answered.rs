@@ -34,9 +34,12 @@ struct OfGroup {
 /// What one agent was given. `held` counts the pairs of an address and a name.
 #[derive(Debug, Default)]
 struct Given {
-    names: HashMap<IpAddr, HashMap<Host, Instant>>,
+    names: HashMap<IpAddr, Names>,
     held: usize,
 }
+
+/// The names of one address and how long they are good, sorted by name.
+type Names = Vec<(Host, Instant)>;
 
 impl Answered {
     /// The agent was given these addresses for the name, good until `until`. They are held for
@@ -60,8 +63,10 @@ impl Answered {
         let groups = self.lock();
         let Some(group) = groups.get(agent.group()) else { return false };
         [agent, &anybody(agent, address)].into_iter().any(|agent| {
-            let until = group.names(agent, address).and_then(|names| names.get(host));
-            until.is_some_and(|until| Some(*until) > oldest)
+            let names = group.names(agent, address);
+            let at = names.binary_search_by(|(known, _)| known.cmp(host)).ok();
+            let until = at.and_then(|at| names.get(at)).map(|(_, until)| *until);
+            until.is_some_and(|until| Some(until) > oldest)
         })
     }
 
@@ -72,13 +77,9 @@ impl Answered {
         let groups = self.lock();
         let Some(group) = groups.get(agent.group()) else { return Vec::new() };
         let given_to = |agent: &AgentKey| -> Vec<Host> {
-            let names = group.names(agent, address).into_iter().flatten();
-            let mut names: Vec<Host> = names
-                .filter(|(_, until)| Some(**until) > oldest)
-                .map(|(host, _)| host.clone())
-                .collect();
-            names.sort_unstable();
-            names
+            let names = group.names(agent, address).iter();
+            let still_good = names.filter(|(_, until)| Some(*until) > oldest);
+            still_good.map(|(host, _)| host.clone()).collect()
         };
         let own = given_to(agent);
         if own.is_empty() { given_to(&anybody(agent, address)) } else { own }
@@ -118,18 +119,23 @@ impl OfGroup {
         self.held = self.held - before + given.held;
     }
 
-    fn names(&self, agent: &AgentKey, address: IpAddr) -> Option<&HashMap<Host, Instant>> {
-        self.agents.get(agent)?.names.get(&address.to_canonical())
+    fn names(&self, agent: &AgentKey, address: IpAddr) -> &[(Host, Instant)] {
+        let given = self.agents.get(agent);
+        given.and_then(|given| given.names.get(&address.to_canonical())).map_or(&[], Vec::as_slice)
     }
 }
 
 impl Given {
     fn remember(&mut self, host: &Host, address: IpAddr, until: Instant) {
         let names = self.names.entry(address).or_default();
-        match names.get_mut(host) {
-            Some(known) => *known = until.max(*known),
-            None => {
-                names.insert(host.clone(), until);
+        match names.binary_search_by(|(known, _)| known.cmp(host)) {
+            Ok(at) => {
+                if let Some((_, known)) = names.get_mut(at) {
+                    *known = until.max(*known);
+                }
+            }
+            Err(at) => {
+                names.insert(at, (host.clone(), until));
                 self.held += 1;
             }
         }
@@ -138,7 +144,7 @@ impl Given {
     /// Half at a time, so that an agent at its bound does not cost a search for each answer.
     fn drop_older_half(&mut self) {
         let mut times: Vec<Instant> =
-            self.names.values().flat_map(HashMap::values).copied().collect();
+            self.names.values().flatten().map(|(_, until)| *until).collect();
         let middle = times.len() / 2;
         if middle < times.len() {
             let (_, median, _) = times.select_nth_unstable(middle);
@@ -148,22 +154,24 @@ impl Given {
 
     fn drop_until(&mut self, end: Instant) {
         self.names.retain(|_, names| {
-            names.retain(|_, until| *until > end);
+            names.retain(|(_, until)| *until > end);
             !names.is_empty()
         });
-        self.held = self.names.values().map(HashMap::len).sum();
+        self.held = self.names.values().map(Vec::len).sum();
     }
 }
 
 /// Stands for all agents of the group that may dial an address which was given over the other
-/// family. No agent has this address.
+/// family. No group may have these addresses, so no agent is taken for it.
 fn anybody(agent: &AgentKey, address: IpAddr) -> AgentKey {
-    let unspecified = match address.to_canonical() {
+    let nobodys = match address.to_canonical() {
         IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(MULTICAST),
     };
-    AgentKey::new(agent.group(), unspecified)
+    AgentKey::new(agent.group(), nobodys)
 }
+
+const MULTICAST: Ipv6Addr = Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0);
 
 /// Time beyond its TTL for which an answer counts where a connection names its host besides:
 /// runtimes and connection pools keep addresses.
@@ -177,7 +185,7 @@ const MAX_AGENTS: usize = 16_384;
 /// Pairs of an address and a name that one agent holds; the older half goes first.
 const MAX_OF_AGENT: usize = 1_024;
 /// Pairs that all agents of one group hold: about 20 MiB.
-const MAX_OF_GROUP: usize = 65_536;
+const MAX_OF_GROUP: usize = 131_072;
 
 #[cfg(test)]
 mod tests {
@@ -239,7 +247,7 @@ mod tests {
         answered.remember(&red, &host("a.example"), &[address(V4)], now);
         let groups = answered.lock();
         let given = &groups[red.group()].agents[&red];
-        assert_eq!((given.held, given.names[&address(V4)][&host("a.example")]), (1, later));
+        assert_eq!((given.held, given.names[&address(V4)][0].1), (1, later));
     }
 
     #[test]

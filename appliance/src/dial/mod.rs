@@ -53,6 +53,10 @@ pub async fn connect(
 ) -> Result<Dialled, Reason> {
     let dialling = async {
         if let Some(given) = permit.given() {
+            // The decision rests on it, and here is the last place where it can be seen.
+            if !resolver.answered().holds(&flow.agent_key(), permit.host(), given) {
+                return Err(Reason::DialledElsewhere);
+            }
             let (stream, address) = connect_any(permit, resolver, &[given]).await?;
             return Ok(Dialled { stream, address, elsewhere: false });
         }
