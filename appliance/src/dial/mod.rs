@@ -120,10 +120,11 @@ async fn connect_to(address: SocketAddr) -> std::io::Result<TcpStream> {
 /// the control plane.
 pub(crate) fn may_use(address: IpAddr, upstream: &Upstream, control_plane: &ControlPlane) -> bool {
     let address = address.to_canonical();
+    let inner = unwrapped(address);
     let listed = || upstream.private_prefixes.iter().any(|prefix| prefix.contains(&address));
-    (!is_special_purpose(address) || (listed() && unwrapped(address) == address))
+    (!is_special_purpose(address) || (listed() && inner == address))
         && !is_own(address)
-        && !is_own(unwrapped(address))
+        && (inner == address || !is_own(inner))
         && !control_plane.holds(address)
 }
 
