@@ -142,17 +142,16 @@ fn a_group_whose_token_role_is_missing_is_refused_alone_until_it_is_there() {
         assert_eq!(ask_from(&it, AGENT2, "OPS_OPENAI_KEY").status, 503);
         let record = it.world.gateway.audit.wait_reason("secret_unavailable");
         assert_eq!(record["cause"], "vault_denied", "{record}");
-        // A role that hands on what the gateway has, or gives what nobody should have, is no role.
-        for (policies, says) in [("root", "root token"), ("gateway", "allowed_policies")] {
-            it.vault.token_role("cloakroom-operations", policies, &[]);
-            wait::expect(says, || it.world.gateway.stderr().contains(says));
-            assert_eq!(ask_from(&it, AGENT2, "OPS_OPENAI_KEY").status, 503);
-        }
+        // A role without policies hands on what the gateway has, and is as good as none.
+        it.vault.token_role("cloakroom-operations", "", false);
+        let says = "allowed_policies";
+        wait::expect(says, || it.world.gateway.stderr().contains(says));
+        assert_eq!(ask_from(&it, AGENT2, "OPS_OPENAI_KEY").status, 503);
         let good = "agents-operations";
-        it.vault.token_role("cloakroom-operations", good, &["orphan=true", "token_period=0"]);
+        it.vault.token_role("cloakroom-operations", good, true);
         let says = "orphan=false";
         wait::expect(says, || it.world.gateway.stderr().contains(says));
-        it.vault.token_role("cloakroom-operations", good, &[]);
+        it.vault.token_role("cloakroom-operations", good, false);
         wait::expect("200", || ask_from(&it, AGENT2, "OPS_OPENAI_KEY").status == 200);
     });
 }
@@ -197,7 +196,7 @@ fn the_gateways_own_token_reads_nothing_and_makes_tokens_for_its_groups_alone() 
         let may = |args: &[&str]| vault.try_cli(args, &token).status.success();
         assert!(may(&["token", "create", "-role=cloakroom-research"]), "it is the gateway's token");
         vault.policy("agents-finance", "path \"kv/data/agents/*\" { capabilities = [\"read\"] }\n");
-        vault.token_role("cloakroom-finance", "agents-finance", &[]);
+        vault.token_role("cloakroom-finance", "agents-finance", false);
         for refused in [
             &["token", "create", "-role=cloakroom-finance"][..],
             &["token", "create", "-role=cloakroom-research", "-policy=agents-operations"],
@@ -228,7 +227,7 @@ fn a_wrapped_secret_id_is_unwrapped_once_and_a_used_one_is_said_aloud() {
         assert!(!it.vault.try_cli(&["unwrap", &token], "").status.success(), "it was opened");
         // The SecretID is in memory: the operator may revoke the token, and the file may go.
         std::fs::remove_file(&file).expect("removed");
-        revoke_gateway(&it.vault);
+        it.vault.revoke_gateway();
         wait::expect("a new login", || it.world.gateway.stderr().matches("logged in").count() == 2);
         it.becomes(200);
         it.world.gateway.terminate(Duration::from_secs(12));
@@ -274,7 +273,7 @@ fn a_client_certificate_logs_in() {
             ))
         });
         assert_eq!(it.status(), 200);
-        revoke_gateway(&it.vault);
+        it.vault.revoke_gateway();
         std::thread::sleep(Duration::from_secs(3));
         assert_eq!(it.status(), 200);
         assert!(it.world.gateway.stderr().matches("logged in").count() >= 2);
@@ -306,7 +305,7 @@ fn a_signed_token_logs_in_and_is_read_again_each_time() {
         });
         assert_eq!(it.status(), 200);
         let other = lab_token(&it.world.lab, "somebody-else");
-        revoke_gateway(&it.vault);
+        it.vault.revoke_gateway();
         it.becomes(503);
         lab_token(&it.world.lab, "cloakroom");
         it.becomes(200);
@@ -322,7 +321,7 @@ fn a_token_revoked_under_traffic_costs_no_request() {
         let it = WithVault::start();
         assert_eq!(it.status(), 200);
         for round in 0..3 {
-            revoke_gateway(&it.vault);
+            it.vault.revoke_gateway();
             let until = Instant::now() + Duration::from_secs(3);
             let mut asked = 0;
             while Instant::now() < until {
@@ -339,32 +338,44 @@ fn a_token_revoked_under_traffic_costs_no_request() {
 }
 
 #[test]
+fn a_token_at_its_maximum_life_is_followed_by_another_and_no_read_is_refused() {
+    sandboxed(|| {
+        let it = WithVault::prepared(|_, vault| {
+            let short = ["token_policies=gateway", "token_ttl=6s", "token_max_ttl=12s"];
+            vault.cli(&[&["write", vault::ROLE], &short[..]].concat());
+        });
+        let logins = || it.world.gateway.stderr().matches("logged in to Vault").count();
+        let until = Instant::now() + Duration::from_secs(30);
+        while logins() < 3 {
+            assert!(Instant::now() < until, "it logs in again before the maximum");
+            assert_eq!(it.status(), 200);
+        }
+        let audit = it.vault.audit();
+        let asked = |path: &str| {
+            let of = |record: &&Value| {
+                let asked = record["request"]["path"].as_str().unwrap_or_default();
+                record["type"] == "response" && asked.starts_with(path)
+            };
+            audit.iter().filter(of).collect::<Vec<_>>()
+        };
+        let refused = |record: &&&Value| record["error"].is_string();
+        let reads = asked("kv/data/agents/openai");
+        assert!(reads.len() > 10, "{}", reads.len());
+        assert_eq!(reads.iter().find(refused), None, "{}", it.world.gateway.stderr());
+        assert!(asked("auth/token/renew-self").len() >= 2, "it is renewed while that helps");
+    });
+}
+
+#[test]
 fn the_tokens_are_given_back_at_the_end() {
     sandboxed(|| {
         let mut it = WithVault::start();
         assert_eq!(it.status(), 200);
-        let before = accessors(&it.vault).len();
+        let before = it.vault.accessors().len();
         assert!(it.world.gateway.terminate(Duration::from_secs(12)).success());
         // One for the gateway and one for each of the two groups.
-        assert_eq!(accessors(&it.vault).len(), before - 3);
+        assert_eq!(it.vault.accessors().len(), before - 3);
     });
-}
-
-/// Revokes every token of the gateway's own, and with it those that it made.
-fn revoke_gateway(vault: &Vault) {
-    for accessor in accessors(vault) {
-        let looked = vault.cli(&["token", "lookup", "-accessor", &accessor]);
-        let looked: Value = serde_json::from_str(&looked).expect("JSON");
-        let policies = looked["data"]["policies"].to_string();
-        if policies.contains("\"gateway\"") {
-            vault.cli(&["token", "revoke", "-accessor", &accessor]);
-        }
-    }
-}
-
-fn accessors(vault: &Vault) -> Vec<String> {
-    let listed = vault.cli(&["list", "auth/token/accessors"]);
-    serde_json::from_str(&listed).expect("JSON")
 }
 
 /// Puts a token that wraps the answer to this write where the gateway looks for it.
