@@ -11,6 +11,7 @@ mod ground;
 mod harden;
 mod orders;
 mod refused;
+mod signals;
 mod wanted;
 mod worker;
 
@@ -24,7 +25,6 @@ use std::{
 use rustls::RootCertStore;
 use tokio::{
     runtime::Handle,
-    signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
     time::{MissedTickBehavior, timeout},
@@ -35,6 +35,7 @@ use self::{
     flow::Gateway,
     orders::{Orders, Reload},
     refused::Watcher,
+    signals::{Signals, Told},
     wanted::Wanted,
     worker::Worker,
 };
@@ -376,40 +377,6 @@ fn report_secrets(secrets: &SecretStore) {
 
 fn other(what: &str, error: &dyn fmt::Display) -> DaemonError {
     DaemonError::Other(format!("{what}: {error}"))
-}
-
-struct Signals {
-    reload: Signal,
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            reload: signal(SignalKind::hangup())?,
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
-    }
-
-    async fn next(&mut self) -> Told {
-        tokio::select! {
-            _ = self.reload.recv() => Told::Reload,
-            _ = self.terminate.recv() => Told::Stop,
-            _ = self.interrupt.recv() => Told::Stop,
-        }
-    }
-
-    async fn stop(&mut self) {
-        while self.next().await != Told::Stop {}
-    }
-}
-
-#[derive(PartialEq, Eq)]
-enum Told {
-    Reload,
-    Stop,
 }
 
 impl From<PacketsError> for DaemonError {
