@@ -12,10 +12,12 @@ mod harden;
 mod orders;
 mod refused;
 mod signals;
+mod supervisor;
 mod wanted;
 mod worker;
 
 use std::{
+    ffi::OsString,
     fmt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -36,6 +38,7 @@ use self::{
     orders::{Orders, Reload},
     refused::Watcher,
     signals::{Signals, Told},
+    supervisor::Supervisor,
     wanted::Wanted,
     worker::Worker,
 };
@@ -67,18 +70,34 @@ pub enum DaemonError {
     Other(String),
 }
 
+/// What the environment says of whoever started the daemon; read by the command line.
+#[derive(Debug, Default)]
+pub struct Surroundings {
+    /// The socket of a service manager (`NOTIFY_SOCKET`, `sd_notify(3)`).
+    pub notify_socket: Option<OsString>,
+    /// The time within which it wants signs of life (`WATCHDOG_USEC`, `sd_watchdog_enabled(3)`).
+    pub watchdog: Option<Duration>,
+}
+
 /// Runs the daemon until it is told to stop. `ready_file` is written once packets are captured.
-pub async fn run(config_file: &Path, ready_file: Option<&Path>) -> Result<(), DaemonError> {
+pub async fn run(
+    config_file: &Path,
+    ready_file: Option<&Path>,
+    surroundings: &Surroundings,
+) -> Result<(), DaemonError> {
     harden::process().map_err(DaemonError::Other)?;
     let config = config::load(config_file).map_err(DaemonError::Config)?;
     let signals = Signals::new().map_err(|error| other("cannot handle signals", &error))?;
+    let supervisor = Supervisor::of(surroundings)
+        .map_err(|error| other("cannot speak to the socket in NOTIFY_SOCKET", &error))?;
     let daemon = Daemon::start(config, config_file).await?;
     if let Some(path) = ready_file {
         std::fs::write(path, "ready\n")
             .map_err(|error| other(&format!("cannot write {}", path.display()), &error))?;
     }
+    supervisor.ready();
     tracing::info!("ready");
-    daemon.live(signals).await;
+    daemon.live(signals, &supervisor).await;
     Ok(())
 }
 
@@ -179,23 +198,25 @@ impl Daemon {
         })
     }
 
-    async fn live(mut self, mut signals: Signals) {
+    async fn live(mut self, mut signals: Signals, supervisor: &Supervisor) {
         let every = self.settings.assert_every;
         let mut rounds = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut signs = supervisor.watchdog.map(tokio::time::interval);
         loop {
             tokio::select! {
                 told = signals.next() => match told {
                     Told::Reload => {
                         // The log has said it.
-                        let _ = self.reload().await;
+                        let _ = self.reload(supervisor).await;
                     }
                     Told::Stop => break,
                 },
                 Some(waiting) = self.reloads.recv() => {
                     // Whoever asked may be gone.
-                    let _ = waiting.send(self.reload().await);
+                    let _ = waiting.send(self.reload(supervisor).await);
                 }
+                () = next_sign(&mut signs) => supervisor.alive(),
                 _ = rounds.tick() => {
                     if let Err(error) = self.assert_ground().await {
                         tracing::error!("stopping: {error}");
@@ -204,17 +225,20 @@ impl Daemon {
                 }
             }
         }
+        supervisor.stopping();
         self.stop(signals).await;
     }
 
     /// Takes a new policy whole, or keeps the old one and says why.
-    async fn reload(&mut self) -> Result<(), DaemonError> {
+    async fn reload(&mut self, supervisor: &Supervisor) -> Result<(), DaemonError> {
+        supervisor.reloading();
         self.audit.reopen().await;
         let taken = self.take_new_policy().await;
         match &taken {
             Ok(()) => tracing::info!("reloaded"),
             Err(error) => tracing::error!("not reloaded, the old policy stays in force: {error}"),
         }
+        supervisor.ready();
         taken
     }
 
@@ -321,6 +345,15 @@ fn capture_packets(
         let _ = begin.send(());
     }
     Ok(Captured { workers, dns })
+}
+
+async fn next_sign(signs: &mut Option<tokio::time::Interval>) {
+    match signs {
+        Some(signs) => {
+            signs.tick().await;
+        }
+        None => std::future::pending().await,
+    }
 }
 
 async fn cut(mut phases: Phases) {
