@@ -10,7 +10,7 @@ use std::{
     io::{self, Write},
     path::{Path, PathBuf},
     process::ExitCode,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -26,7 +26,7 @@ use self::{
 use crate::{
     config::{self, Config},
     control::Order,
-    daemon::{self, DaemonError},
+    daemon::{self, DaemonError, Surroundings},
     packets::{self, Capture},
     tls,
 };
@@ -179,13 +179,23 @@ fn run(config: &Path, ready_file: Option<&Path>, log: Log) -> Result<(), Failure
         .enable_all()
         .build()
         .map_err(|error| Failure::Other(format!("cannot start a runtime: {error}")))?;
-    let ran = runtime.block_on(daemon::run(config, ready_file));
+    let ran = runtime.block_on(daemon::run(config, ready_file, &surroundings()));
     // A thread that is stuck, as the audit's is while its pipe is full, has had its time.
     runtime.shutdown_background();
     ran.map_err(|error| match error {
         DaemonError::Config(errors) => Failure::Config(errors),
         other => Failure::Other(other.to_string()),
     })
+}
+
+/// The one place that reads the environment.
+fn surroundings() -> Surroundings {
+    let number = |name| std::env::var_os(name)?.to_str()?.parse::<u64>().ok();
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    let for_this = set("WATCHDOG_PID").is_none()
+        || number("WATCHDOG_PID") == Some(u64::from(std::process::id()));
+    let watchdog = number("WATCHDOG_USEC").filter(|_| for_this).map(Duration::from_micros);
+    Surroundings { notify_socket: set("NOTIFY_SOCKET"), watchdog }
 }
 
 fn run_ca(command: CaCommand) -> Result<(), Failure> {

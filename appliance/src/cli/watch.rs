@@ -164,6 +164,11 @@ fn readable(record: &Value) -> Option<String> {
         "connections" => connections(record),
         "packets" => packets(record),
         "packets_unseen" => unseen(record),
+        "quarantine" | "release" => format!(
+            "{} by user {}",
+            text(record, "record"),
+            number(record, "uid").unwrap_or_default()
+        ),
         "start" => format!("the gateway starts, version {}", text(record, "version")),
         other => other.to_owned(),
     };

@@ -11,10 +11,13 @@ mod ground;
 mod harden;
 mod orders;
 mod refused;
+mod signals;
+mod supervisor;
 mod wanted;
 mod worker;
 
 use std::{
+    ffi::OsString,
     fmt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -24,7 +27,6 @@ use std::{
 use rustls::RootCertStore;
 use tokio::{
     runtime::Handle,
-    signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
     time::{MissedTickBehavior, timeout},
@@ -35,6 +37,8 @@ use self::{
     flow::Gateway,
     orders::{Orders, Reload},
     refused::Watcher,
+    signals::{Signals, Told},
+    supervisor::Supervisor,
     wanted::Wanted,
     worker::Worker,
 };
@@ -67,18 +71,34 @@ pub enum DaemonError {
     Other(String),
 }
 
+/// What the environment says of whoever started the daemon; read by the command line.
+#[derive(Debug, Default)]
+pub struct Surroundings {
+    /// The socket of a service manager (`NOTIFY_SOCKET`, `sd_notify(3)`).
+    pub notify_socket: Option<OsString>,
+    /// The time within which it wants signs of life (`WATCHDOG_USEC`, `sd_watchdog_enabled(3)`).
+    pub watchdog: Option<Duration>,
+}
+
 /// Runs the daemon until it is told to stop. `ready_file` is written once packets are captured.
-pub async fn run(config_file: &Path, ready_file: Option<&Path>) -> Result<(), DaemonError> {
+pub async fn run(
+    config_file: &Path,
+    ready_file: Option<&Path>,
+    surroundings: &Surroundings,
+) -> Result<(), DaemonError> {
     harden::process().map_err(DaemonError::Other)?;
     let config = config::load(config_file).map_err(DaemonError::Config)?;
     let signals = Signals::new().map_err(|error| other("cannot handle signals", &error))?;
+    let supervisor = Supervisor::of(surroundings)
+        .map_err(|error| other("cannot speak to the socket in NOTIFY_SOCKET", &error))?;
     let daemon = Daemon::start(config, config_file).await?;
     if let Some(path) = ready_file {
         std::fs::write(path, "ready\n")
             .map_err(|error| other(&format!("cannot write {}", path.display()), &error))?;
     }
+    supervisor.ready();
     tracing::info!("ready");
-    daemon.live(signals).await;
+    daemon.live(signals, &supervisor).await;
     Ok(())
 }
 
@@ -181,23 +201,25 @@ impl Daemon {
         })
     }
 
-    async fn live(mut self, mut signals: Signals) {
+    async fn live(mut self, mut signals: Signals, supervisor: &Supervisor) {
         let every = self.settings.assert_every;
         let mut rounds = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut signs = supervisor.watchdog.map(tokio::time::interval);
         loop {
             tokio::select! {
                 told = signals.next() => match told {
                     Told::Reload => {
                         // The log has said it.
-                        let _ = self.reload().await;
+                        let _ = self.reload(supervisor).await;
                     }
                     Told::Stop => break,
                 },
                 Some(waiting) = self.reloads.recv() => {
                     // Whoever asked may be gone.
-                    let _ = waiting.send(self.reload().await);
+                    let _ = waiting.send(self.reload(supervisor).await);
                 }
+                () = next_sign(&mut signs) => supervisor.alive(),
                 _ = rounds.tick() => {
                     if let Err(error) = self.assert_ground().await {
                         tracing::error!("stopping: {error}");
@@ -206,17 +228,20 @@ impl Daemon {
                 }
             }
         }
+        supervisor.stopping();
         self.stop(signals).await;
     }
 
     /// Takes a new policy whole, or keeps the old one and says why.
-    async fn reload(&mut self) -> Result<(), DaemonError> {
+    async fn reload(&mut self, supervisor: &Supervisor) -> Result<(), DaemonError> {
+        supervisor.reloading();
         self.audit.reopen().await;
         let taken = self.take_new_policy().await;
         match &taken {
             Ok(()) => tracing::info!("reloaded"),
             Err(error) => tracing::error!("not reloaded, the old policy stays in force: {error}"),
         }
+        supervisor.ready();
         taken
     }
 
@@ -329,6 +354,15 @@ fn capture_packets(
     Ok(Captured { workers, dns })
 }
 
+async fn next_sign(signs: &mut Option<tokio::time::Interval>) {
+    match signs {
+        Some(signs) => {
+            signs.tick().await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
 async fn cut(mut phases: Phases) {
     phases.reached(Phase::Cut).await;
 }
@@ -400,40 +434,6 @@ fn report_secrets(secrets: &SecretStore) {
 
 fn other(what: &str, error: &dyn fmt::Display) -> DaemonError {
     DaemonError::Other(format!("{what}: {error}"))
-}
-
-struct Signals {
-    reload: Signal,
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            reload: signal(SignalKind::hangup())?,
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
-    }
-
-    async fn next(&mut self) -> Told {
-        tokio::select! {
-            _ = self.reload.recv() => Told::Reload,
-            _ = self.terminate.recv() => Told::Stop,
-            _ = self.interrupt.recv() => Told::Stop,
-        }
-    }
-
-    async fn stop(&mut self) {
-        while self.next().await != Told::Stop {}
-    }
-}
-
-#[derive(PartialEq, Eq)]
-enum Told {
-    Reload,
-    Stop,
 }
 
 impl From<PacketsError> for DaemonError {
