@@ -20,9 +20,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 pub use self::{
     agent::{AgentKey, Pace},
-    places::{
-        OverRate, Place, Places, RequestPlace, Share, Taken, Way, Windows, held,
-    },
+    places::{OverRate, Place, Places, RequestPlace, Share, Taken, Way, Windows, held},
 };
 use crate::policy::Group;
 

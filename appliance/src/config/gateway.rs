@@ -108,7 +108,10 @@ pub(super) fn limits(mut table: Table<'_>) -> Limits {
             table.optional("agent_peeks", size(256 * KIB..=256 * MIB)),
             default.agent_peeks,
         ),
-        agent_leaves: inner(table.optional("agent_leaves", number(1..=10_000)), default.agent_leaves),
+        agent_leaves: inner(
+            table.optional("agent_leaves", number(1..=10_000)),
+            default.agent_leaves,
+        ),
         peek_bytes: inner(
             table.optional("peek_bytes", size(4 * KIB..=256 * KIB)),
             default.peek_bytes,
