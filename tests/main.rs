@@ -34,6 +34,7 @@ mod stray_packets;
 mod streaming;
 mod substitution;
 mod the_lab_itself;
+mod two_agents;
 mod upgrades;
 mod vault_and_secrets;
 mod world;

@@ -306,18 +306,33 @@ impl Taken {
         Windows { large, taken: Arc::clone(self) }
     }
 
-    /// Waits until the agent has room for these bytes of a body, and counts them for as long as
-    /// they are held anywhere. A body is read no further meanwhile.
+    /// Counts bytes of a body for as long as they are held anywhere, where the agent has room.
+    ///
+    /// # Errors
+    ///
+    /// The same bytes, where it has none now.
+    pub fn try_hold(&self, way: Way, bytes: Bytes) -> Result<Bytes, Bytes> {
+        let (budget, count) = self.budget(way, &bytes);
+        match Arc::clone(budget).try_acquire_many_owned(count) {
+            Ok(room) => Ok(held(bytes, room)),
+            Err(_) => Err(bytes),
+        }
+    }
+
+    /// [`Taken::try_hold`] that waits until there is room.
     pub async fn hold(self: Arc<Self>, way: Way, bytes: Bytes) -> Bytes {
-        let [out, back] = &self.agent.bodies;
-        let budget = if way == Way::Out { out } else { back };
-        let count = bytes.len().min(self.agent.body_bytes);
-        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        let (budget, count) = self.budget(way, &bytes);
         match Arc::clone(budget).acquire_many_owned(count).await {
             Ok(room) => held(bytes, room),
             // Nobody closes the budget.
             Err(_) => bytes,
         }
+    }
+
+    fn budget(&self, way: Way, bytes: &Bytes) -> (&Arc<Semaphore>, u32) {
+        let [out, back] = &self.agent.bodies;
+        let count = bytes.len().min(self.agent.body_bytes);
+        (if way == Way::Out { out } else { back }, u32::try_from(count).unwrap_or(u32::MAX))
     }
 }
 

@@ -235,6 +235,11 @@ impl RequestRecord {
         self.line.request_bytes += bytes;
     }
 
+    /// All of them.
+    pub fn sent(&self) -> u64 {
+        self.line.request_bytes
+    }
+
     /// Bytes of the response's body so far, and how many of them were masked.
     pub fn response_bytes(&mut self, bytes: u64, masked: u64) {
         self.line.response_bytes += bytes;

@@ -379,7 +379,7 @@ impl Default for Limits {
             connections: 16_384,
             agent_connections: 1_024,
             agent_new_connections: 200,
-            agent_requests: 4_096,
+            agent_requests: 1_024,
             agent_buffers: 32 * 1024 * 1024,
             agent_peeks: 4 * 1024 * 1024,
             agent_leaves: 20,
