@@ -169,6 +169,7 @@ pub(crate) fn settings(ca_dir: &Path) -> Settings {
         nflog_group: 1,
         assert_every: std::time::Duration::from_secs(60),
         ipv6: true,
+        agent_services: crate::config::AgentServices::default(),
         resolvers: Vec::new(),
         workers: 1,
         vault: None,

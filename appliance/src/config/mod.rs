@@ -19,7 +19,7 @@ mod value;
 
 pub use error::{Errors, Mistake};
 pub use explain::explain;
-pub use settings::{AuditTarget, Settings, VaultSettings};
+pub use settings::{AgentServices, AuditTarget, Settings, VaultSettings};
 
 use std::{
     fs::File,
@@ -30,11 +30,11 @@ use std::{
 
 use toml::{Spanned, de::DeTable};
 
-use crate::policy::{Api, Binding, Carry, Group, Limits, Pass, Policy, ResponseRules};
+use crate::policy::{Api, Binding, BoundAgent, Carry, Group, Limits, Pass, Policy, ResponseRules};
 use check::Draft;
 use error::Report;
 use gateway::Gateway;
-use rules::{ApiRule, BindingRule, Files, GroupRule, PassRule};
+use rules::{AgentRule, ApiRule, BindingRule, Files, GroupRule, PassRule};
 use table::Table;
 
 /// What one file says.
@@ -146,7 +146,14 @@ impl GroupRule {
             name: self.name?.into_inner(),
             interface: self.interface?.into_inner(),
             prefixes: plain(self.prefixes),
+            agents: self.agents.into_iter().map(AgentRule::into_agent).collect::<Option<_>>()?,
         })
+    }
+}
+
+impl AgentRule {
+    fn into_agent(self) -> Option<BoundAgent> {
+        Some(BoundAgent { mac: self.mac?.into_inner(), addresses: plain(self.addresses) })
     }
 }
 

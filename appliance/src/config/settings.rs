@@ -21,6 +21,8 @@ pub struct Settings {
     pub assert_every: Duration,
     /// Capture IPv6 as well; where false, every IPv6 packet of an agent is dropped.
     pub ipv6: bool,
+    /// What the gateway answers its agents besides DNS.
+    pub agent_services: AgentServices,
     /// Resolvers the gateway asks. Never empty.
     pub resolvers: Vec<SocketAddr>,
     /// Threads that carry flows; 0 means one for each core.
@@ -29,6 +31,17 @@ pub struct Settings {
     pub vault: Option<VaultSettings>,
     /// The file of secrets.
     pub secret_file: Option<PathBuf>,
+}
+
+/// What the gateway's own address answers its agents besides DNS.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AgentServices {
+    /// Echo requests, at a bounded rate; the kernel answers them.
+    pub ping: bool,
+    /// NTP: datagrams to port 123 reach whatever serves time on this machine.
+    pub ntp: bool,
+    /// DHCP for IPv4: datagrams to port 67, also from agents that have no address yet.
+    pub dhcp: bool,
 }
 
 /// Where audit records go, one JSON object a line.

@@ -37,7 +37,9 @@ impl Watcher {
         rulebook: watch::Receiver<Arc<Rulebook>>,
     ) -> io::Result<Self> {
         let ending = Arc::new(AtomicBool::new(false));
-        let round = Round { log, audit, rulebook, untold: HashMap::new() };
+        // What was counted before this start is nobody's to record any more.
+        let untold = packets::untold().unwrap_or_default();
+        let round = Round { log, audit, rulebook, untold };
         let told_to_end = Arc::clone(&ending);
         let thread =
             thread::Builder::new().name("refused".into()).spawn(move || round.run(&told_to_end))?;
@@ -90,7 +92,7 @@ impl Round {
         thread::sleep(PAUSE);
     }
 
-    /// A counter that went back was started anew, with the rules.
+    /// A counter that went back was started anew: somebody removed the table.
     fn count_untold(&mut self, sums: &mut RefusedPackets) {
         let counters = match packets::untold() {
             Ok(counters) => counters,
@@ -100,7 +102,7 @@ impl Round {
             let before = self.untold.get(reason).copied().unwrap_or_default();
             sums.too_many(*reason, now.checked_sub(before).unwrap_or(*now));
         }
-        self.untold = counters.into_iter().collect();
+        self.untold = counters;
     }
 }
 
