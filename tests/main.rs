@@ -5,6 +5,7 @@
 mod answers;
 mod attack;
 mod authority;
+mod bound_agents;
 mod clear_text;
 mod clients;
 mod connections;

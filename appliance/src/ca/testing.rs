@@ -172,6 +172,7 @@ pub(crate) fn settings(ca_dir: &Path) -> Settings {
         nflog_group: 1,
         assert_every: std::time::Duration::from_secs(60),
         ipv6: true,
+        agent_services: crate::config::AgentServices::default(),
         resolvers: Vec::new(),
         resolver_ca: None,
         workers: 1,

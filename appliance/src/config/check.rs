@@ -1,7 +1,7 @@
 //! What is wrong only beside something else in the file: names that are taken or lead nowhere,
 //! rules that contradict each other. Every rule that could be read in two ways is an error.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt::Display, net::IpAddr};
 
 use ipnet::IpNet;
 use toml::Spanned;
@@ -11,7 +11,7 @@ use super::{
     gateway::Gateway,
     rules::{ApiRule, BindingRule, GroupRule, PassRule, TcpRule, overlap},
 };
-use crate::policy::{Host, HostPattern, InterfaceName, Place, SecretRef};
+use crate::policy::{Host, HostPattern, InterfaceName, Mac, Place, SecretRef};
 
 /// Everything that a file says, as far as it could be read.
 pub(super) struct Draft {
@@ -33,6 +33,7 @@ impl Draft {
         unique("a group", groups.map(|name| (name.get_ref().as_str(), name.span())), report);
         unique("a rule", self.rule_names(), report);
         self.check_agents(report);
+        self.check_bound_agents(report);
         self.check_group_names(report);
         self.check_api_hosts(report);
         self.check_pass_hosts(report);
@@ -87,6 +88,32 @@ impl Draft {
                 report.add(&prefix.span(), text);
             }
             seen.push((interface, prefix));
+        }
+    }
+
+    /// A card and an address are one agent's, and the address is one that its group has.
+    fn check_bound_agents(&self, report: &Report<'_>) {
+        let mut cards: Vec<(&InterfaceName, &Spanned<Mac>)> = Vec::new();
+        let mut addresses: Vec<(&InterfaceName, &Spanned<IpAddr>)> = Vec::new();
+        for group in &self.groups {
+            let Some(interface) = group.interface.as_ref().map(Spanned::get_ref) else { continue };
+            for agent in &group.agents {
+                if let Some(mac) = &agent.mac {
+                    one_agents("mac", interface, mac, &mut cards, report);
+                }
+                for address in &agent.addresses {
+                    one_agents("addresses", interface, address, &mut addresses, report);
+                    let inside =
+                        |prefix: &Spanned<IpNet>| prefix.get_ref().contains(address.get_ref());
+                    if !group.prefixes.iter().any(inside) {
+                        let text = format!(
+                            "addresses: \"{}\" is in none of the group's prefixes",
+                            address.get_ref()
+                        );
+                        report.add(&address.span(), text);
+                    }
+                }
+            }
         }
     }
 
@@ -244,6 +271,28 @@ impl Draft {
 }
 
 /// One placeholder of one group in one place must mean one secret.
+/// Reports what another agent of the interface has already.
+fn one_agents<'a, T: PartialEq + Display>(
+    key: &str,
+    interface: &'a InterfaceName,
+    value: &'a Spanned<T>,
+    seen: &mut Vec<(&'a InterfaceName, &'a Spanned<T>)>,
+    report: &Report<'_>,
+) {
+    let first = seen
+        .iter()
+        .find(|(other, first)| *other == interface && first.get_ref() == value.get_ref());
+    if let Some((_, first)) = first {
+        let line = report.line(&first.span());
+        let text = format!(
+            "{key}: \"{}\" is already in line {line} on that interface; it is one agent's",
+            value.get_ref()
+        );
+        report.add(&value.span(), text);
+    }
+    seen.push((interface, value));
+}
+
 fn check_placeholders(api: &ApiRule, report: &Report<'_>) {
     let mut seen: Vec<(&BindingRule, &Spanned<Place>)> = Vec::new();
     let places =

@@ -5,7 +5,9 @@ use std::fmt::{self, Display, Write};
 
 use ipnet::IpNet;
 
-use super::{AuditTarget, Config, Settings, VaultSettings, rules::overlap, value::duration};
+use super::{
+    AgentServices, AuditTarget, Config, Settings, VaultSettings, rules::overlap, value::duration,
+};
 use crate::{
     policy::{
         Api, Binding, Carry, DialledRule, Group, HostPattern, Pass, Place, Policy, RuleName,
@@ -49,6 +51,10 @@ impl Page {
         self.line("", "all other TCP is reset");
         self.line("resolves", format!("names through {}", list(&settings.resolvers)));
         self.line("answers", "the agents' DNS, for the names that their rules list");
+        let services = services(settings);
+        if !services.is_empty() {
+            self.line("", format!("{} at its own address", list(&services)));
+        }
         self.line("records", audit(settings));
         if let Some(vault) = &settings.vault {
             self.vault(vault);
@@ -77,7 +83,11 @@ impl Page {
         self.heading(format_args!("Group {}", group.name));
         let prefixes = list(&group.prefixes);
         self.line("agents", format!("on {} with addresses in {prefixes}", group.interface));
-        self.line("", "on a shared segment every agent in this group is one tenant");
+        if group.agents.is_empty() {
+            self.line("", "on a shared segment every agent in this group is one tenant");
+        } else {
+            self.bound(group);
+        }
         for api in &policy.apis {
             let bindings = api.bindings.iter().filter(|bound| bound.groups.contains(&group.name));
             let bindings: Vec<_> = bindings.collect();
@@ -90,6 +100,14 @@ impl Page {
         let tcp = policy.tcp.iter().filter(|tcp| tcp.groups.contains(&group.name));
         tcp.for_each(|tcp| self.tcp(tcp));
         self.rule("Everything else is refused.");
+    }
+
+    fn bound(&mut self, group: &Group) {
+        for agent in &group.agents {
+            self.line("bound", format!("{} to {}", agent.mac, list(&agent.addresses)));
+        }
+        self.line("", "no other card and no other address is of this group, and no tagged frame");
+        self.line("", "what one may do all may; that no agent takes another's MAC is the switch's");
     }
 
     fn api(&mut self, api: &Api, bindings: &[&std::sync::Arc<Binding>]) {
@@ -246,6 +264,12 @@ fn warnings(config: &Config) -> Vec<String> {
     let passes = policy.passes.iter().flat_map(|pass| pass_warnings(pass));
     let tcp = policy.tcp.iter().flat_map(|tcp| private_warnings("rule", &tcp.name, &tcp.upstream));
     groups.chain(apis).chain(passes).chain(tcp).collect()
+}
+
+fn services(settings: &Settings) -> Vec<&'static str> {
+    let AgentServices { ping, ntp, dhcp } = settings.agent_services;
+    let words = [(ping, "ping"), (ntp, "NTP"), (dhcp, "DHCP")];
+    words.into_iter().filter(|(wanted, _)| *wanted).map(|(_, word)| word).collect()
 }
 
 fn group_warnings(group: &Group, settings: &Settings, policy: &Policy) -> Vec<String> {

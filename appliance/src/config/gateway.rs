@@ -10,7 +10,7 @@ use toml::Spanned;
 
 use super::{
     rules::{Files, ca_file},
-    settings::{AuditTarget, NameServer, SecretFile, Settings, VaultSettings},
+    settings::{AgentServices, AuditTarget, NameServer, SecretFile, Settings, VaultSettings},
     table::Table,
     value::{flag, number, path, port, resolver, size, text, time},
 };
@@ -28,6 +28,7 @@ pub(super) struct Gateway {
     nflog_group: u16,
     assert_every: Duration,
     ipv6: bool,
+    agent_services: AgentServices,
     resolvers: Vec<NameServer>,
     resolver_ca: Option<Arc<str>>,
     workers: usize,
@@ -58,6 +59,7 @@ impl Gateway {
             ),
             assert_every: inner(table.optional("assert_every", time(SECOND..=MINUTE)), MINUTE),
             ipv6: inner(table.optional("ipv6", flag), true),
+            agent_services: agent_services(&mut table),
             resolvers,
             resolver_ca,
             workers: inner(table.optional("workers", number(0..=1_024)), 0),
@@ -83,6 +85,7 @@ impl Gateway {
             nflog_group: self.nflog_group,
             assert_every: self.assert_every,
             ipv6: self.ipv6,
+            agent_services: self.agent_services,
             resolvers: self.resolvers,
             resolver_ca: self.resolver_ca,
             workers: self.workers,
@@ -90,6 +93,22 @@ impl Gateway {
             secret_file,
         }
     }
+}
+
+fn agent_services(table: &mut Table<'_>) -> AgentServices {
+    let mut services = AgentServices::default();
+    let words = table.list_or_none("agent_services", |value| match text(value)?.as_str() {
+        word @ ("ping" | "ntp" | "dhcp") => Ok(word.to_owned()),
+        other => Err(format!("{other:?} is none of \"ping\", \"ntp\" and \"dhcp\"")),
+    });
+    for word in words {
+        match word.get_ref().as_str() {
+            "ping" => services.ping = true,
+            "ntp" => services.ntp = true,
+            _ => services.dhcp = true,
+        }
+    }
+    services
 }
 
 /// Reads `[limits]`; a limit that is not there has its default.

@@ -21,7 +21,9 @@ mod vault;
 pub use error::{Errors, Mistake};
 pub use explain::explain;
 pub use gateway::DEFAULT_CONTROL;
-pub use settings::{AuditTarget, NameServer, SecretFile, Settings, VaultLogin, VaultSettings};
+pub use settings::{
+    AgentServices, AuditTarget, NameServer, SecretFile, Settings, VaultLogin, VaultSettings,
+};
 
 use std::{
     fs::File,
@@ -32,11 +34,13 @@ use std::{
 
 use toml::{Spanned, de::DeTable};
 
-use crate::policy::{Api, Binding, Carry, Group, Limits, Pass, Policy, ResponseRules, Tcp};
+use crate::policy::{
+    Api, Binding, BoundAgent, Carry, Group, Limits, Pass, Policy, ResponseRules, Tcp,
+};
 use check::Draft;
 use error::Report;
 use gateway::Gateway;
-use rules::{ApiRule, BindingRule, Files, GroupRule, PassRule, TcpRule};
+use rules::{AgentRule, ApiRule, BindingRule, Files, GroupRule, PassRule, TcpRule};
 use table::Table;
 
 /// What one file says.
@@ -154,7 +158,14 @@ impl GroupRule {
             name,
             interface: self.interface?.into_inner(),
             prefixes: plain(self.prefixes),
+            agents: self.agents.into_iter().map(AgentRule::into_agent).collect::<Option<_>>()?,
         })
+    }
+}
+
+impl AgentRule {
+    fn into_agent(self) -> Option<BoundAgent> {
+        Some(BoundAgent { mac: self.mac?.into_inner(), addresses: plain(self.addresses) })
     }
 }
 

@@ -2,7 +2,7 @@
 //! `[[splice]]`, `[[inspect]]` and `[[tcp]]`. What is wrong by itself is reported here; what is wrong only
 //! beside another rule is found by `check`.
 
-use std::{io, path::Path, sync::Arc};
+use std::{io, net::IpAddr, path::Path, sync::Arc};
 
 use http::Method;
 use ipnet::IpNet;
@@ -22,8 +22,8 @@ use super::{
 };
 use crate::{
     policy::{
-        DialledRule, GroupName, Host, HostPattern, InterfaceName, PathRule, Place, Placeholder,
-        RuleName, SecretRef, Upstream,
+        DialledRule, GroupName, Host, HostPattern, InterfaceName, Mac, PathRule, Place,
+        Placeholder, RuleName, SecretRef, Upstream,
     },
     secrets::SecretValue,
 };
@@ -45,6 +45,13 @@ pub(super) struct GroupRule {
     pub(super) interface: Option<Spanned<InterfaceName>>,
     pub(super) prefixes: Vec<Spanned<IpNet>>,
     pub(super) vault_role: Option<Spanned<Arc<str>>>,
+    pub(super) agents: Vec<AgentRule>,
+}
+
+/// A `[[group.agent]]`.
+pub(super) struct AgentRule {
+    pub(super) mac: Option<Spanned<Mac>>,
+    pub(super) addresses: Vec<Spanned<IpAddr>>,
 }
 
 /// An `[[api]]`.
@@ -98,15 +105,28 @@ pub(super) struct Requests {
 
 impl GroupRule {
     pub(super) fn read(mut table: Table<'_>) -> Self {
+        let agents = table.tables("agent", "[[group.agent]]");
         let group = Self {
             written: table.as_written("name").map(str::to_owned),
             name: table.required("name", parsed(GroupName::parse)),
             interface: table.required("interface", parsed(InterfaceName::parse)),
             prefixes: table.required_list("prefixes", agent_prefix),
             vault_role: table.optional("vault_role", parsed(token_role)),
+            agents: agents.into_iter().map(AgentRule::read).collect(),
         };
         table.finish();
         group
+    }
+}
+
+impl AgentRule {
+    fn read(mut table: Table<'_>) -> Self {
+        let agent = Self {
+            mac: table.required("mac", parsed(Mac::parse)),
+            addresses: table.required_list("addresses", parsed(agent_address)),
+        };
+        table.finish();
+        agent
     }
 }
 
@@ -278,6 +298,10 @@ fn agent_prefix(value: &toml::de::DeValue<'_>) -> Result<IpNet, String> {
         Some(special) => Err(format!("\"{found}\" touches {special}, where no agent can be")),
         None => Ok(found),
     }
+}
+
+fn agent_address(text: &str) -> Result<IpAddr, &'static str> {
+    text.parse().map_err(|_| "is not an address; write it without a length, as in \"192.0.2.5\"")
 }
 
 /// Whether two prefixes have an address in common.

@@ -27,6 +27,8 @@ pub struct Settings {
     pub assert_every: Duration,
     /// Capture IPv6 as well; where false, every IPv6 packet of an agent is dropped.
     pub ipv6: bool,
+    /// What the gateway answers its agents besides DNS.
+    pub agent_services: AgentServices,
     /// Resolvers the gateway asks. Never empty; either all of them over TLS or none.
     pub resolvers: Vec<NameServer>,
     /// PEM of the only CAs that vouch for resolvers over TLS; the system's where absent.
@@ -65,6 +67,17 @@ impl fmt::Display for NameServer {
             None => self.address.fmt(f),
         }
     }
+}
+
+/// What the gateway's own address answers its agents besides DNS.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AgentServices {
+    /// Echo requests, at a bounded rate; the kernel answers them.
+    pub ping: bool,
+    /// NTP: datagrams to port 123 reach whatever serves time on this machine.
+    pub ntp: bool,
+    /// DHCP for IPv4: datagrams to port 67, also from agents that have no address yet.
+    pub dhcp: bool,
 }
 
 /// Where audit records go, one JSON object a line.

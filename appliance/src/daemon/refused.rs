@@ -40,7 +40,9 @@ impl Watcher {
         places: Arc<Places>,
     ) -> io::Result<Self> {
         let ending = Arc::new(AtomicBool::new(false));
-        let round = Round { log, audit, rulebook, places, untold: HashMap::new() };
+        // What was counted before this start is nobody's to record any more.
+        let untold = packets::untold().unwrap_or_default();
+        let round = Round { log, audit, rulebook, places, untold };
         let told_to_end = Arc::clone(&ending);
         let thread =
             thread::Builder::new().name("refused".into()).spawn(move || round.run(&told_to_end))?;
@@ -107,7 +109,7 @@ impl Round {
         }
     }
 
-    /// A counter that went back was started anew, with the rules.
+    /// A counter that went back was started anew: somebody removed the table.
     fn count_untold(&mut self, sums: &mut RefusedPackets) {
         let counters = match packets::untold() {
             Ok(counters) => counters,
@@ -117,7 +119,7 @@ impl Round {
             let before = self.untold.get(reason).copied().unwrap_or_default();
             sums.too_many(*reason, now.checked_sub(before).unwrap_or(*now));
         }
-        self.untold = counters.into_iter().collect();
+        self.untold = counters;
     }
 }
 

@@ -3,12 +3,14 @@
 //! `config` makes a [`Policy`] out of text and checks it; from then on it is immutable, and a
 //! flow keeps the one it began with.
 
+mod agent;
 mod credential;
 mod host;
 mod path;
 pub(crate) mod special;
 mod text;
 
+pub use agent::{BoundAgent, Mac, MacError};
 pub use credential::CREDENTIAL_FIELDS;
 pub use host::{Host, HostError, HostPattern};
 pub use path::{PathError, PathRule, check as check_path, permits};
@@ -83,12 +85,17 @@ pub struct Group {
     pub prefixes: Vec<IpNet>,
     /// The token role in Vault that says which secrets it may have.
     pub vault_role: Arc<str>,
+    /// The agents that are bound to their network cards. Where there is one, the group has no
+    /// other agents.
+    pub agents: Vec<BoundAgent>,
 }
 
 impl Group {
     /// Whether a packet from `source` on this group's interface belongs to it.
     pub fn holds(&self, source: IpAddr) -> bool {
+        let listed = || self.agents.iter().any(|agent| agent.addresses.contains(&source));
         self.prefixes.iter().any(|prefix| prefix.contains(&source))
+            && (self.agents.is_empty() || listed())
     }
 }
 

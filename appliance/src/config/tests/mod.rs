@@ -296,7 +296,7 @@ fn every_prefix_of_a_file_is_right_or_has_errors_within_it() {
 }
 
 /// Keys that are tables of their own.
-const TABLES: [&str; 4] = ["binding", "approle", "cert", "jwt"];
+const TABLES: [&str; 5] = ["binding", "agent", "approle", "cert", "jwt"];
 
 /// Slips that have nothing to do with one another, each one mistake in the good file.
 const SLIPS: [(&str, &str); 16] = [

@@ -221,6 +221,7 @@ pub(super) fn group(name: &str) -> Arc<Group> {
         name: GroupName(name.into()),
         interface: InterfaceName("agents0".into()),
         prefixes: vec![],
+        agents: Vec::new(),
         vault_role: format!("cloakroom-{name}").into(),
     })
 }
