@@ -11,7 +11,7 @@ use http::Uri;
 use toml::Spanned;
 
 use super::{
-    credential::is_path,
+    reference::is_path,
     settings::{AuditTarget, Settings, VaultSettings},
     table::Table,
     value::{flag, number, parsed, path, port, resolver, size, text, time, unquoted},

@@ -11,6 +11,7 @@ mod exchanges;
 mod framing;
 mod guard;
 mod message;
+mod owners;
 mod read_ahead;
 mod serve;
 mod tasks;

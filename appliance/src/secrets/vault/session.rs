@@ -160,6 +160,11 @@ impl Session {
         Ok(Some(fresh))
     }
 
+    /// The generation of the token that `group` has now; 0 for none.
+    pub(crate) fn generation(&self, _group: &GroupName) -> u64 {
+        self.tokens.load(Ordering::Relaxed)
+    }
+
     /// Renews the token whenever it is due. Never returns.
     pub(super) async fn tend(&self) {
         loop {
@@ -248,7 +253,7 @@ impl Session {
         Ok(Live {
             client: Arc::new(TokenClient {
                 vault: self.transport.client(token),
-                generation: self.tokens.fetch_add(1, Ordering::Relaxed),
+                generation: self.tokens.fetch_add(1, Ordering::Relaxed) + 1,
             }),
             full_life: grant.life,
             ends: (!grant.life.is_zero()).then_some(now + grant.life),
