@@ -188,3 +188,155 @@ const PLACES: &str = "custom_metadata: places is not a list of places";
 const METHODS: &str = "custom_metadata: methods is not a list of methods in capital letters";
 const PATHS: &str = "custom_metadata: paths is not a list of paths";
 const EXPIRES: &str = "custom_metadata: expires is not a time such as 2030-01-31T12:00:00Z";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::{Placeholder, RuleName, SecretRef};
+    use http::HeaderName;
+    use proptest::prelude::*;
+    use std::time::Duration;
+
+    const BEARER: Slot<'static> = Slot::Header(&http::header::AUTHORIZATION, Scheme::Bearer);
+
+    fn host(name: &str) -> Host {
+        Host::parse(name).unwrap()
+    }
+
+    fn binding() -> Binding {
+        let bearer = Place::Header { name: http::header::AUTHORIZATION, scheme: Scheme::Bearer };
+        Binding {
+            groups: vec![],
+            placeholder: Placeholder("OPENAI_API_KEY".into()),
+            places: vec![bearer, Place::BasicPassword { user: "agent".into() }],
+            secret: SecretRef::File { name: "openai".into() },
+            min_value_bytes: 16,
+        }
+    }
+
+    fn api() -> Api {
+        Api {
+            name: RuleName("openai".into()),
+            hosts: vec![host("a.example"), host("b.example")],
+            port: 443,
+            methods: vec![Method::GET, Method::POST],
+            paths: vec![PathRule::parse("/v1/*").unwrap()],
+            anonymous: false,
+            upstream: Default::default(),
+            response: Default::default(),
+            bindings: vec![],
+        }
+    }
+
+    fn narrowing(key: &str, text: &str) -> Narrowing {
+        let mut narrowing = Narrowing::default();
+        narrowing.set(key, text).unwrap();
+        narrowing
+    }
+
+    /// A bearer GET of `/v1/models` at `a.example`, which policy permits.
+    fn usual(narrowing: &Narrowing) -> Result<(), Narrowed> {
+        asked(narrowing, "a.example", BEARER, "/v1/models")
+    }
+
+    fn asked(narrowing: &Narrowing, at: &str, slot: Slot<'_>, path: &str) -> Result<(), Narrowed> {
+        let (api, binding, now) = (api(), binding(), SystemTime::now());
+        narrowing.admits((&api, &binding), (&host(at), slot), (&Method::GET, path), now)
+    }
+
+    #[test]
+    fn each_key_refuses_with_its_word() {
+        use Reason::{MethodDenied, PathDenied, PlaceholderWrongHost, PlaceholderWrongPlace};
+        for (key, text, reason) in [
+            ("hosts", "b.example", PlaceholderWrongHost),
+            ("places", "basic password", PlaceholderWrongPlace),
+            ("methods", "POST", MethodDenied),
+            ("paths", "/v1/other,/v1/files/*", PathDenied),
+        ] {
+            let refused = usual(&narrowing(key, text));
+            assert_eq!(refused, Err(Narrowed::Refused(reason)), "{key}");
+        }
+    }
+
+    #[test]
+    fn what_lies_inside_is_admitted() {
+        assert_eq!(usual(&Narrowing::default()), Ok(()));
+        for (key, text) in [
+            ("hosts", "a.example"),
+            ("hosts", "other.example, A.example."),
+            ("places", "basic user,header Authorization bearer"),
+            ("methods", "DELETE, GET"),
+            ("paths", "/*"),
+            ("paths", "/v1/models"),
+            ("expires", "2999-12-31T23:59:59Z"),
+            ("owner", "team, 7"),
+        ] {
+            assert_eq!(usual(&narrowing(key, text)), Ok(()), "{key} = {text}");
+        }
+        let basic = narrowing("places", "basic password");
+        assert_eq!(asked(&basic, "b.example", Slot::BasicPassword, "/v1/x"), Ok(()));
+        let raw = HeaderName::from_static("authorization");
+        let raw = asked(&basic, "b.example", Slot::Header(&raw, Scheme::Raw), "/v1/x");
+        assert_eq!(raw, Err(Narrowed::Refused(Reason::PlaceholderWrongPlace)));
+    }
+
+    #[test]
+    fn what_leaves_nothing_of_the_policy_is_a_contradiction() {
+        for (key, text) in [
+            ("hosts", "other.example"),
+            ("places", "header authorization raw"),
+            ("places", "basic user"),
+            ("methods", "DELETE"),
+            ("paths", "/v2/*"),
+            ("paths", "/v1"),
+        ] {
+            let Err(Narrowed::Unavailable(cause, _)) = usual(&narrowing(key, text)) else {
+                panic!("{key} = {text}")
+            };
+            assert_eq!(cause, SecretCause::ValueInvalid, "{key} = {text}");
+        }
+    }
+
+    #[test]
+    fn a_value_ends_at_the_time_that_its_owner_named() {
+        let (api, binding) = (api(), binding());
+        let narrowing = narrowing("expires", "2030-01-31T13:00:00+01:00");
+        let noon = SystemTime::UNIX_EPOCH + Duration::from_secs(1_896_091_200);
+        let at = |now| {
+            let request = (&Method::GET, "/v1/models");
+            narrowing.admits((&api, &binding), (&host("a.example"), BEARER), request, now)
+        };
+        assert_eq!(at(noon - Duration::from_secs(1)), Ok(()));
+        let ended = at(noon);
+        assert!(matches!(ended, Err(Narrowed::Unavailable(SecretCause::LeaseEnded, _))));
+    }
+
+    #[test]
+    fn a_path_that_could_be_read_in_two_ways_meets_no_rule() {
+        let narrowing = narrowing("paths", "/v1/*");
+        let twisted = asked(&narrowing, "a.example", BEARER, "/v1/%2e%2e/admin");
+        assert_eq!(twisted, Err(Narrowed::Refused(Reason::PathAmbiguous)));
+    }
+
+    proptest! {
+        /// No text makes a narrowing admit what is outside of every one of its lists.
+        #[test]
+        fn no_text_of_an_owner_widens(key in 0_usize..5, text in "[ -~]{0,40}") {
+            let mut narrowing = narrowing("methods", "POST");
+            let key = NARROWING_KEYS[key];
+            if narrowing.set(key, &text).is_ok() && key != "methods" {
+                prop_assert!(usual(&narrowing).is_err(), "{key} = {text}");
+            }
+        }
+
+        #[test]
+        fn rules_overlap_where_a_path_matches_both(one in "/[a-c/]{0,4}\\*?", other in "/[a-c/]{0,4}\\*?", path in "/[a-c/]{0,6}") {
+            if let (Ok(one), Ok(other)) = (PathRule::parse(&one), PathRule::parse(&other)) {
+                prop_assert_eq!(one.overlaps(&other), other.overlaps(&one));
+                if one.matches(&path) && other.matches(&path) {
+                    prop_assert!(one.overlaps(&other));
+                }
+            }
+        }
+    }
+}

@@ -9,6 +9,8 @@ mod client;
 #[cfg(test)]
 mod fake;
 mod lease;
+#[cfg(test)]
+mod lease_tests;
 mod pick;
 mod read;
 mod session;
