@@ -24,12 +24,12 @@ struct Lent {
 
 impl Lent {
     /// `moved` says for which reference of the usual policy another stands.
-    fn start(prepare: impl FnOnce(&Lab, &Vault), moved: &[(&str, &str)]) -> Self {
+    fn start(prepare: impl FnOnce(&Vault), moved: &[(&str, &str)]) -> Self {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let dns = Dns::start();
         let vault = Vault::start(&lab);
-        prepare(&lab, &vault);
+        prepare(&vault);
         let mut config = gateway::vault_config(&vault.config());
         for (usual, other) in moved {
             assert!(config.contains(usual), "{usual}");
@@ -40,7 +40,7 @@ impl Lent {
     }
 
     fn usual() -> Self {
-        Self::start(|_, _| {}, &[])
+        Self::start(|_| {}, &[])
     }
 
     fn answer(&self, request: &str) -> (u16, Option<String>) {
@@ -75,25 +75,24 @@ fn basic(pair: &str) -> String {
     format!("Authorization: Basic {}", STANDARD.encode(pair))
 }
 
-/// Lets the gateway read these further paths.
-fn grant(lab: &Lab, vault: &Vault, paths: &[(&str, &str)]) {
+/// Lets the first group read these further paths.
+fn grant(vault: &Vault, paths: &[(&str, &str)]) {
     let usual = [("kv/data/agents/*", "read")];
     let rules: String = usual
         .iter()
         .chain(paths)
         .map(|(path, may)| format!("path \"{path}\" {{ capabilities = [\"{may}\"] }}\n"))
         .collect();
-    let file = lab.write("vault/further.hcl", rules);
-    vault.cli(&["policy", "write", READER, &file.display().to_string()]);
+    vault.policy(READER, &rules);
 }
 
-/// The policy under which secrets are read.
-const READER: &str = "gateway";
+/// The policy of the first group.
+const READER: &str = "agents-research";
 
 #[test]
 fn any_engine_is_read_by_its_path_and_what_it_lent_is_given_back() {
     sandboxed(|| {
-        let prepare = |lab: &Lab, vault: &Vault| {
+        let prepare = |vault: &Vault| {
             vault.cli(&["secrets", "enable", "-path=kv1", "-version=1", "kv"]);
             vault.cli(&["kv", "put", "-mount=kv1", "openai", "user=agent-7", "key=kv1-secret-01"]);
             vault.cli(&["secrets", "enable", "ssh"]);
@@ -105,7 +104,7 @@ fn any_engine_is_read_by_its_path_and_what_it_lent_is_given_back() {
                 ("ssh/creds/otp", "update"),
                 ("sys/leases/revoke", "update"),
             ];
-            grant(lab, vault, &paths);
+            grant(vault, &paths);
         };
         let moved = [
             ("vault:kv/agents/openai#api_key", "vault-read:kv1/openai#{user}:{key}"),

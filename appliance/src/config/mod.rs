@@ -17,10 +17,11 @@ mod table;
 #[cfg(test)]
 mod tests;
 mod value;
+mod vault;
 
 pub use error::{Errors, Mistake};
 pub use explain::explain;
-pub use settings::{AuditTarget, Settings, VaultSettings};
+pub use settings::{AuditTarget, Settings, VaultLogin, VaultSettings};
 
 use std::{
     fs::File,
@@ -101,7 +102,7 @@ fn read(document: &Spanned<DeTable<'_>>, files: Files<'_>, report: &Report<'_>) 
         secret_file: has_secrets || misspelt.has("secrets"),
     };
     draft.check(report);
-    let vault = vault.map(|table| gateway::vault(table, files.base));
+    let vault = vault.map(|table| vault::vault(table, files.base));
     let secrets = secrets.map(|table| gateway::secret_file(table, files.base));
     draft.into_config(limits, transpose(vault)?, transpose(secrets)?)
 }
@@ -143,8 +144,11 @@ impl Draft {
 
 impl GroupRule {
     fn into_group(self) -> Option<Group> {
+        let name = self.name?.into_inner();
+        let own = || format!("cloakroom-{name}").into();
         Some(Group {
-            name: self.name?.into_inner(),
+            vault_role: self.vault_role.map_or_else(own, Spanned::into_inner),
+            name,
             interface: self.interface?.into_inner(),
             prefixes: plain(self.prefixes),
         })

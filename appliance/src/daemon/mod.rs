@@ -38,7 +38,7 @@ use crate::{
     phase::{Phase, Phases},
     policy::{GroupName, Policy, SecretRef},
     rulebook::{Rulebook, RulebookError},
-    secrets::{FileSource, SecretStore, Sources, VaultSource},
+    secrets::{FileSource, SecretStore, Session, Sources, VaultSource},
 };
 
 /// Why the daemon did not start, or a reload was not taken.
@@ -80,6 +80,7 @@ struct Daemon {
     phase: watch::Sender<Phase>,
     rulebooks: watch::Sender<Arc<Rulebook>>,
     secrets: Arc<SecretStore>,
+    vault: Option<Arc<Session>>,
     refreshing: tokio::task::JoinHandle<()>,
     audit: Sink,
     writer: Writer,
@@ -98,7 +99,7 @@ impl Daemon {
         // A listener holds a place while it waits for the connection that will take it.
         let waiting = workers(&settings) * capture.listeners();
         let places = Places::new(policy.limits.connections + waiting);
-        let secrets = open_secrets(&settings, &policy)?;
+        let (secrets, vault) = open_secrets(&settings, &policy)?;
         let rulebook = rulebook(policy, &settings, &system_roots)?;
         let (audit, writer) = Sink::open(&settings.audit).map_err(|error| {
             other(&format!("cannot write the audit {}", settings.audit), &error)
@@ -134,6 +135,7 @@ impl Daemon {
             phase,
             rulebooks,
             secrets,
+            vault,
             refreshing,
             audit,
             writer,
@@ -190,9 +192,13 @@ impl Daemon {
             ));
         }
         let wanted = wanted(&policy);
+        let groups = policy.groups.clone();
         let rulebook = rulebook(policy, &settings, &self.system_roots)?;
         packets::apply(&self.rules(&capture))?;
         self.capture = capture;
+        if let Some(vault) = &self.vault {
+            vault.set_groups(&groups);
+        }
         self.secrets.set_wanted(&wanted);
         // A binding that is new has its value before the first request can ask for it.
         self.secrets.first_round(Instant::now() + RELOAD_ROUND).await;
@@ -293,11 +299,17 @@ fn rulebook(
 
 /// Opens the sources that the settings name. A file that cannot be read is an error here; a Vault
 /// that cannot be reached is not: what depends on it is refused until it can.
-fn open_secrets(settings: &Settings, policy: &Policy) -> Result<Arc<SecretStore>, DaemonError> {
-    let mut sources = Sources::default();
+fn open_secrets(
+    settings: &Settings,
+    policy: &Policy,
+) -> Result<(Arc<SecretStore>, Option<Arc<Session>>), DaemonError> {
+    let (mut sources, mut session) = (Sources::default(), None);
     let (mut refresh, mut max_stale) = (FILE_REFRESH, FILE_MAX_STALE);
     if let Some(vault) = &settings.vault {
-        sources.vault = Some(VaultSource::new(vault).map_err(|error| other("[vault]", &error))?);
+        let source = VaultSource::new(vault, &policy.groups);
+        let source = source.map_err(|error| other("[vault]", &error))?;
+        session = Some(source.session());
+        sources.vault = Some(source);
         (refresh, max_stale) = (vault.refresh, vault.max_stale);
     }
     if let Some(path) = &settings.secret_file {
@@ -305,7 +317,8 @@ fn open_secrets(settings: &Settings, policy: &Policy) -> Result<Arc<SecretStore>
         file.check().map_err(|error| other(&path.display().to_string(), &error))?;
         sources.file = Some(file);
     }
-    Ok(SecretStore::new(Arc::new(sources), &wanted(policy), refresh, max_stale))
+    let store = SecretStore::new(Arc::new(sources), &wanted(policy), refresh, max_stale);
+    Ok((store, session))
 }
 
 /// Every value that some group may need.

@@ -24,4 +24,5 @@ pub use snapshot::{Health, Snapshot};
 pub use source::{Answer, FetchError, Lease, Prolonged, SecretSource, Sources, Standing};
 pub use store::SecretStore;
 pub use value::{SecretError, SecretValue};
+pub(crate) use vault::Session;
 pub use vault::{VaultSource, VaultSourceError};

@@ -24,10 +24,18 @@ fn json(status: u16, body: &str) -> Reply {
     Reply::Json(status, body.to_owned())
 }
 
+/// The body of the last question to `target`.
+fn body(fake: &Fake, target: &str) -> String {
+    let received = fake.received.lock().unwrap();
+    let asked = received.iter().rfind(|one| one.target == target);
+    asked.unwrap_or_else(|| panic!("nobody asked {target}")).body.clone()
+}
+
 /// A Vault that answers to everything but `target` as it should.
 async fn but_for(target: &'static str, reply: fn() -> Reply) -> Fake {
     Fake::start(move |request| match request.target.as_str() {
         LOGIN => grant(TOKEN, 3600),
+        CHILD => child(CHILD_TOKEN, 3600),
         other if other == target => reply(),
         CAPABILITIES => json(200, r#"{"capabilities":["read"],"data":{}}"#),
         RENEW_LEASE => json(200, r#"{"lease_id":"x","lease_duration":20,"renewable":true}"#),
@@ -61,8 +69,7 @@ async fn what_issues_on_a_write_gets_its_parameters() {
     let picks = [Pick([Part::Field("key".into())].into())];
     let answer = fake.source().fetch(&agents(), &Location::Vault(location), &picks).await.unwrap();
     assert!(answer.lease.is_none());
-    let received = fake.received.lock().unwrap();
-    assert_eq!(received[1].body, r#"{"ip":"192.0.2.1","username":"a b"}"#);
+    assert_eq!(body(&fake, "/v1/ssh/creds/otp"), r#"{"ip":"192.0.2.1","username":"a b"}"#);
 }
 
 #[tokio::test]
@@ -79,8 +86,10 @@ async fn a_renewal_asks_for_a_full_life_and_tells_what_it_got() {
     let fake = but_for("", || json(500, "{}")).await;
     let got = fake.source().renew(&agents(), &lease()).await;
     assert_eq!(got, Ok(Prolonged { life: Duration::from_secs(20), renewable: true }));
-    let received = fake.received.lock().unwrap();
-    assert_eq!(received[1].body, r#"{"lease_id":"database/creds/reader/abc","increment":30}"#);
+    assert_eq!(
+        body(&fake, RENEW_LEASE),
+        r#"{"lease_id":"database/creds/reader/abc","increment":30}"#
+    );
 }
 
 #[tokio::test]
@@ -132,7 +141,6 @@ async fn a_lease_that_is_unknown_has_been_given_back() {
         let fake = but_for(REVOKE_LEASE, reply).await;
         let told = fake.source().revoke(&agents(), &lease()).await;
         assert_eq!(told.is_ok(), settled, "{told:?}");
-        let received = fake.received.lock().unwrap();
-        assert_eq!(received[1].body, r#"{"lease_id":"database/creds/reader/abc"}"#);
+        assert_eq!(body(&fake, REVOKE_LEASE), r#"{"lease_id":"database/creds/reader/abc"}"#);
     }
 }

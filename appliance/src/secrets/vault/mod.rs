@@ -1,25 +1,34 @@
-//! Values out of HashiCorp Vault (or OpenBao): AppRole login, then whatever engine is read by path.
+//! Values out of HashiCorp Vault (or OpenBao): one login, a token for each group, then whatever
+//! engine is read by path.
 //!
-//! The gateway's token and SecretID live in this module and nowhere else. They go to the one
-//! address that the operator named, over a connection that the operator's CA vouches for, and are
+//! Tokens and what proves the login live in this module and nowhere else. They go to the
+//! addresses that the operator named, over a connection that the operator's CA vouches for, and are
 //! wiped when they are no longer needed. Nothing that Vault answers is ever logged or passed on
 //! but the value that was asked for: each failure becomes a cause and a fixed text.
 
 mod client;
+mod error;
 #[cfg(test)]
 mod fake;
+mod holder;
 mod lease;
 #[cfg(test)]
 mod lease_tests;
+mod login;
 mod pick;
 mod read;
 mod session;
 #[cfg(test)]
 mod tests;
+mod token;
+#[cfg(test)]
+mod token_tests;
+mod upkeep;
 
-pub(crate) use client::CallError;
-pub use client::VaultSourceError;
-pub(crate) use session::{Session, TokenClient};
+pub(crate) use error::CallError;
+pub use error::VaultSourceError;
+pub(crate) use session::Session;
+pub(crate) use token::TokenClient;
 
 use std::{sync::Arc, time::Duration};
 
@@ -29,7 +38,7 @@ use self::client::Transport;
 use super::{Answer, FetchError, Lease, Prolonged, SecretSource, Standing};
 use crate::{
     config::VaultSettings,
-    policy::{GroupName, Location, Pick, VaultLocation},
+    policy::{Group, GroupName, Location, Pick, VaultLocation},
     reason::SecretCause,
 };
 
@@ -39,22 +48,22 @@ pub struct VaultSource {
 }
 
 impl VaultSource {
-    /// Checks the settings and reads the CA; asks Vault nothing yet.
+    /// Checks the settings and reads the CA and the login's files; asks Vault nothing yet.
     ///
     /// # Errors
     ///
-    /// An address that is neither `https` nor `http` to loopback, or a CA or SecretID file that
-    /// cannot be used.
-    pub fn new(settings: &VaultSettings) -> Result<Self, VaultSourceError> {
-        Self::with_call_time(settings, CALL_TIME)
+    /// An address that is neither `https` nor `http` to loopback, or a file that cannot be used.
+    pub fn new(settings: &VaultSettings, groups: &[Arc<Group>]) -> Result<Self, VaultSourceError> {
+        Self::with_call_time(settings, groups, CALL_TIME)
     }
 
     fn with_call_time(
         settings: &VaultSettings,
+        groups: &[Arc<Group>],
         call_time: Duration,
     ) -> Result<Self, VaultSourceError> {
         let transport = Transport::new(settings, call_time)?;
-        Ok(Self { session: Arc::new(Session::new(transport, settings)?) })
+        Ok(Self { session: Arc::new(Session::new(transport, settings, groups)?) })
     }
 
     /// The session, for what else the gateway asks of Vault.
