@@ -147,6 +147,11 @@ impl Vault {
             .expect("vault starts")
     }
 
+    /// The token that may do everything.
+    pub fn root_token(&self) -> &str {
+        &self.root_token
+    }
+
     /// Stores a value under `kv/agents/NAME`, field `api_key`.
     pub fn put(&self, name: &str, value: &str) {
         self.cli(&[

@@ -233,7 +233,7 @@ impl Draft {
     fn check_secrets(&self, report: &Report<'_>) {
         for secret in self.bindings().filter_map(|binding| binding.secret.as_ref()) {
             let lacks = match secret.get_ref() {
-                SecretRef::VaultKv2 { .. } if !self.vault => "[vault]",
+                SecretRef::Vault { .. } if !self.vault => "[vault]",
                 SecretRef::File { .. } if !self.secret_file => "[secrets]",
                 _ => continue,
             };

@@ -1,11 +1,11 @@
-//! The small languages of a binding: where a placeholder may stand, and where its value is.
+//! The small language of a binding's places: where a placeholder may stand.
 
 use std::sync::Arc;
 
 use http::HeaderName;
 
 use super::value::may_hold_a_credential;
-use crate::policy::{Place, Scheme, SecretRef};
+use crate::policy::{Place, Scheme};
 
 /// The fixed texts that may stand beside a placeholder in Basic.
 pub(super) struct BasicHalves {
@@ -39,47 +39,6 @@ pub(super) fn basic_half(text: &str) -> Result<Arc<str>, &'static str> {
     Ok(text.into())
 }
 
-/// Reads where a value is: `vault:MOUNT/PATH#FIELD` or `file:NAME`. The mount is the first
-/// segment; one with a slash in it is quoted, as in `vault:"team/kv"/agents/openai#api_key`.
-///
-/// The errors repeat nothing of the text: it may be the secret itself.
-pub(super) fn secret_ref(text: &str) -> Result<SecretRef, &'static str> {
-    if let Some(name) = text.strip_prefix("file:") {
-        return file_ref(name);
-    }
-    let Some(reference) = text.strip_prefix("vault:") else { return Err(NOT_A_REFERENCE) };
-    let (whole, field) = reference.split_once('#').ok_or(NO_FIELD)?;
-    let (mount, path) = match whole.strip_prefix('"') {
-        Some(quoted) => quoted.split_once("\"/").ok_or(NO_PATH)?,
-        None => whole.split_once('/').ok_or(NO_PATH)?,
-    };
-    if !is_path(mount) || !is_path(path) {
-        return Err(BAD_PATH);
-    }
-    if field.is_empty() || !field.bytes().all(|b| b.is_ascii_graphic() && b != b'#') {
-        return Err(NO_FIELD);
-    }
-    Ok(SecretRef::VaultKv2 { mount: mount.into(), path: path.into(), field: field.into() })
-}
-
-/// Whether a text is a path in Vault: plain segments, none of which a server could resolve away.
-pub(super) fn is_path(text: &str) -> bool {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'@' | b'+');
-    text.split('/').all(|segment| {
-        !segment.is_empty() && segment != "." && segment != ".." && segment.bytes().all(plain)
-    })
-}
-
-fn file_ref(name: &str) -> Result<SecretRef, &'static str> {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
-    if name.is_empty() || name.len() > 64 || !name.bytes().all(plain) {
-        return Err(
-            "after \"file:\" stands a name of at most 64 letters, digits, '-', '_' and '.'",
-        );
-    }
-    Ok(SecretRef::File { name: name.into() })
-}
-
 fn header(text: &str) -> Result<HeaderName, String> {
     let name = HeaderName::from_bytes(text.as_bytes())
         .map_err(|_| "this is not the name of a header field".to_owned())?;
@@ -100,13 +59,6 @@ fn parse_scheme(text: &str) -> Result<Scheme, String> {
 
 const PLACES: &str = "write \"header NAME bearer\", \"header NAME token\", \"header NAME raw\", \
                       \"basic user\" or \"basic password\"";
-const NOT_A_REFERENCE: &str = "this says where a value is, and is never the value itself; write \
-                               \"vault:MOUNT/PATH#FIELD\" or \"file:NAME\"";
-const NO_FIELD: &str = "the field of the secret is missing; write \"vault:MOUNT/PATH#FIELD\"";
-const NO_PATH: &str = "the path below the mount is missing; write \"vault:MOUNT/PATH#FIELD\"";
-const BAD_PATH: &str = "mount and path have segments of letters, digits and '-_.@+', with one \
-                        slash between two; write \"vault:MOUNT/PATH#FIELD\"";
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,45 +120,6 @@ mod tests {
             "proxy-connection",
         ] {
             assert!(place(&format!("header {name} raw"), &halves()).is_err(), "{name}");
-        }
-    }
-
-    #[test]
-    fn a_reference_says_where_a_value_is() {
-        let vault = |mount: &str, path: &str, field: &str| SecretRef::VaultKv2 {
-            mount: mount.into(),
-            path: path.into(),
-            field: field.into(),
-        };
-        for (text, meant) in [
-            ("vault:kv/agents/openai#api_key", vault("kv", "agents/openai", "api_key")),
-            ("vault:\"team/kv\"/openai#api_key", vault("team/kv", "openai", "api_key")),
-            ("file:openai", SecretRef::File { name: "openai".into() }),
-        ] {
-            assert_eq!(secret_ref(text), Ok(meant.clone()));
-            assert_eq!(meant.to_string(), text);
-        }
-    }
-
-    #[test]
-    fn a_secret_in_place_of_a_reference_is_not_repeated() {
-        for text in [
-            "sk-live-0123456789",
-            "vault:sk-live-0123456789",
-            "vault:sk-live/#x",
-            "vault:a/b",
-            "vault:/a#b",
-            "vault:a//b#c",
-            "vault:a/../b#c",
-            "vault:a/b#",
-            "file:",
-            "file:a/b",
-            "vault:\"a/b#c",
-            "vault:a/b?version=1#c",
-            "env:KEY",
-        ] {
-            let error = secret_ref(text).unwrap_err();
-            assert!(!error.contains("sk-live"), "{error}");
         }
     }
 }

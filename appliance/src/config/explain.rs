@@ -10,8 +10,8 @@ use super::{
 };
 use crate::{
     policy::{
-        Api, Binding, Carry, DialledRule, Group, HostPattern, Pass, Place, Policy, RuleName,
-        Scheme, SecretRef, Tcp, Upstream,
+        Api, Binding, Carry, DialledRule, Group, HostPattern, Part, Pass, Pick, Place, Policy,
+        RuleName, Scheme, SecretRef, Tcp, Upstream, VaultLocation,
     },
     secrets::SecretValue,
 };
@@ -227,11 +227,26 @@ struct SecretText<'a>(&'a SecretRef);
 impl Display for SecretText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
-            SecretRef::VaultKv2 { mount, path, field } => {
-                write!(f, "the field {field} of {path} in Vault's KV v2 engine {mount}")
-            }
+            SecretRef::Vault { location, pick } => vault_text(f, location, pick),
             SecretRef::File { name } => write!(f, "{name} in the file of secrets"),
         }
+    }
+}
+
+fn vault_text(f: &mut fmt::Formatter<'_>, location: &VaultLocation, pick: &Pick) -> fmt::Result {
+    match &*pick.0 {
+        [Part::Field(field)] => write!(f, "the field {field} of ")?,
+        _ => write!(f, "{pick}, with the fields of ")?,
+    }
+    match location {
+        VaultLocation::Kv2 { mount, path, version } => {
+            if let Some(version) = version {
+                write!(f, "version {version} of ")?;
+            }
+            write!(f, "{path} in Vault's KV v2 engine {mount}")
+        }
+        VaultLocation::Read { path } => write!(f, "what Vault answers to a read of {path}"),
+        VaultLocation::Write { path, .. } => write!(f, "what Vault issues on a write to {path}"),
     }
 }
 
@@ -305,7 +320,7 @@ fn api_warnings(api: &Api) -> Vec<String> {
         add(&format!("takes values of {least} bytes for {placeholder}: masking gets weaker"));
     }
     for binding in &api.bindings {
-        if let SecretRef::VaultKv2 { path, .. } = &binding.secret
+        if let SecretRef::Vault { location: VaultLocation::Kv2 { path, .. }, .. } = &binding.secret
             && path.starts_with("data/")
         {
             add(&format!("reads {}: \"data/\" belongs to no path in KV v2", binding.secret));

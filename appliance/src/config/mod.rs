@@ -10,6 +10,7 @@ mod credential;
 mod error;
 mod explain;
 mod gateway;
+mod reference;
 mod rules;
 mod settings;
 mod table;

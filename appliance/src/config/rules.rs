@@ -13,9 +13,10 @@ use rustls::{
 use toml::Spanned;
 
 use super::{
-    credential::{BasicHalves, basic_half, place, secret_ref},
+    credential::{BasicHalves, basic_half, place},
     error::Span,
     gateway::inner,
+    reference::secret_ref,
     table::Table,
     value::{exact_host, flag, host_pattern, method, number, parsed, path, port, prefix, unquoted},
     vault::token_role,

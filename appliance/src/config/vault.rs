@@ -6,8 +6,8 @@ use http::Uri;
 use toml::Spanned;
 
 use super::{
-    credential::is_path,
     gateway::inner,
+    reference::is_path,
     settings::{VaultLogin, VaultSettings},
     table::Table,
     value::{flag, parsed, path, time, unquoted},

@@ -19,13 +19,14 @@ use super::{
     exchanges::{Exchanges, Turn},
     framing::TrailerRule,
     message::{self, Site},
+    owners,
     unsent::Unsent,
 };
 use crate::{
     accept::{FlowId, RequestPlace, Taken},
     audit::{RequestRecord, Sink},
     decide::Route,
-    policy::{Api, Binding, Carry, Group, Pass, ResponseRules, permits},
+    policy::{Api, Binding, Carry, Group, Narrowed, Pass, ResponseRules, permits},
     reason::{Reason, SecretCause},
     refuse,
     rulebook::MaskCache,
@@ -221,6 +222,8 @@ fn prepare(
             let plan = substitute::examine(rules, head).map_err(|denial| trace.denied(denial))?;
             trace.with(|record| record.placeholders(plan.placeholders()));
             message::check_overrides(&head.headers, &api.methods, &api.paths)?;
+            let site = (&connection.group.name, api.as_ref(), &connection.site.host);
+            owners::admit(site, head, snapshot, &plan).map_err(|word| trace.narrowed(word))?;
             scrub::request_encodings(&api.response, &mut head.headers);
             swap(connection, head, snapshot, &plan)
                 .map_err(|cause| trace.secret_unavailable(cause))?;
@@ -351,6 +354,13 @@ impl Trace {
     fn secret_unavailable(&self, cause: SecretCause) -> Reason {
         self.with(|record| record.cause(cause));
         Reason::SecretUnavailable
+    }
+
+    fn narrowed(&self, narrowed: Narrowed) -> Reason {
+        match narrowed {
+            Narrowed::Refused(reason) => reason,
+            Narrowed::Unavailable(cause, _) => self.secret_unavailable(cause),
+        }
     }
 
     /// Why a body was ended before its time. The first reason stays.

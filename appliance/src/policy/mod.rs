@@ -6,14 +6,19 @@
 mod agent;
 mod credential;
 mod host;
+mod narrowing;
 mod path;
+mod secret;
 pub(crate) mod special;
 mod text;
 
 pub use agent::{BoundAgent, Mac, MacError};
 pub use credential::CREDENTIAL_FIELDS;
 pub use host::{Host, HostError, HostPattern};
+pub use narrowing::{NARROWING_KEYS, Narrowed, Narrowing, Slot};
 pub use path::{PathError, PathRule, check as check_path, permits};
+pub(crate) use secret::is_plain_parameter_byte;
+pub use secret::{Location, Part, Pick, SecretRef, VaultLocation};
 pub use text::{InterfaceError, NameError, PlaceholderError};
 
 use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
@@ -230,37 +235,6 @@ pub enum Scheme {
     Token,
     /// Nothing.
     Raw,
-}
-
-/// Where a secret's value comes from.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum SecretRef {
-    /// A field of a KV version 2 secret in Vault.
-    VaultKv2 {
-        /// The mount, without slashes at its ends.
-        mount: Arc<str>,
-        /// The path below the mount.
-        path: Arc<str>,
-        /// The field of the secret's data.
-        field: Arc<str>,
-    },
-    /// A name in the file of secrets.
-    File {
-        /// The name there.
-        name: Arc<str>,
-    },
-}
-
-impl fmt::Display for SecretRef {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::VaultKv2 { mount, path, field } if mount.contains('/') => {
-                write!(f, "vault:\"{mount}\"/{path}#{field}")
-            }
-            Self::VaultKv2 { mount, path, field } => write!(f, "vault:{mount}/{path}#{field}"),
-            Self::File { name } => write!(f, "file:{name}"),
-        }
-    }
 }
 
 /// Hosts that some groups may reach without any placeholder.

@@ -47,6 +47,15 @@ impl PathRule {
             None => path == &*self.text,
         }
     }
+
+    /// Whether some path falls under both rules.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        match (self.text.strip_suffix('*'), other.text.strip_suffix('*')) {
+            (Some(one), Some(other)) => one.starts_with(other) || other.starts_with(one),
+            (Some(_), None) => self.matches(&other.text),
+            (None, _) => other.matches(&self.text),
+        }
+    }
 }
 
 /// Refuses a path that two readers could take for two different ones. Only a path that passes

@@ -13,17 +13,17 @@
 //! One bad line refuses the whole file, since a typing error must not pass for a rotation.
 //! Every group that policy lets use a name gets the same value: only Vault can tell them apart.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use futures_util::future::BoxFuture;
 use zeroize::Zeroizing;
 
 use super::{
-    FetchError, PrivateFileError, SealedFile, SecretSource, private_file::read_private,
+    Answer, FetchError, PrivateFileError, SealedFile, SecretSource, private_file::read_private,
     seal::is_sealed,
 };
 use crate::{
-    policy::{GroupName, SecretRef},
+    policy::{GroupName, Location, Pick},
     reason::SecretCause,
 };
 
@@ -95,15 +95,20 @@ impl SecretSource for FileSource {
     fn fetch<'a>(
         &'a self,
         _group: &'a GroupName,
-        reference: &'a SecretRef,
-    ) -> BoxFuture<'a, Result<Zeroizing<Vec<u8>>, FetchError>> {
+        location: &'a Location,
+        picks: &'a [Pick],
+    ) -> BoxFuture<'a, Result<Answer, FetchError>> {
         Box::pin(async move {
-            let SecretRef::File { name } = reference else {
+            let Location::File(name) = location else {
                 return Err(FetchError::Gone(SecretCause::NotInFile, "not a name in a file"));
             };
             let (source, name) = (self.clone(), name.clone());
             let failed = FetchError::Outage(SecretCause::NotInFile, "reading the file broke off");
-            tokio::task::spawn_blocking(move || source.value(&name)).await.unwrap_or(Err(failed))
+            let read = tokio::task::spawn_blocking(move || source.value(&name)).await;
+            let value = read.unwrap_or(Err(failed))?;
+            // A line has no fields: every pick is the whole of it.
+            let values = picks.iter().map(|_| Ok(value.clone())).collect();
+            Ok(Answer { values, lease: None, narrowing: Arc::default() })
         })
     }
 }
@@ -253,17 +258,21 @@ mod tests {
         let path = folder.write("s", b"key = one\n", 0o600);
         let source = FileSource::new(path, None);
         let group = GroupName("agents".into());
-        let [key, other] = ["key", "other"].map(|name| SecretRef::File { name: name.into() });
+        let [key, other] = ["key", "other"].map(|name| Location::File(name.into()));
+        let value = async |location: &Location| {
+            let mut answer = source.fetch(&group, location, &[Pick::default()]).await?;
+            answer.values.remove(0).map(|value| value.to_vec())
+        };
         assert_eq!(source.check(), Ok(()));
-        assert_eq!(source.fetch(&group, &key).await.unwrap().as_slice(), b"one");
-        let absent = source.fetch(&group, &other).await.unwrap_err();
+        assert_eq!(value(&key).await.unwrap(), b"one");
+        let absent = value(&other).await.unwrap_err();
         assert!(matches!(absent, FetchError::Gone(SecretCause::NotInFile, _)));
 
         folder.write("s", b"key = two\n", 0o600);
-        assert_eq!(source.fetch(&group, &key).await.unwrap().as_slice(), b"two");
+        assert_eq!(value(&key).await.unwrap(), b"two");
 
         folder.write("s", b"key = two\nhalf a li", 0o600);
-        let broken = source.fetch(&group, &key).await.unwrap_err();
+        let broken = value(&key).await.unwrap_err();
         assert!(matches!(broken, FetchError::Outage(..)));
         folder.write("s", b"key = two\n", 0o640);
         assert_eq!(source.check(), Err(FileError::File(PrivateFileError::OpenToOthers)));

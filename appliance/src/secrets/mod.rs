@@ -6,14 +6,17 @@
 //! agent group and reference, so that Vault can give two groups two values for one reference.
 //! Every doubt is resolved towards "no value": the request is then answered 503.
 
+mod agenda;
 mod file;
 mod ledger;
 mod private_file;
+mod returns;
 mod seal;
 mod sealed_file;
 mod snapshot;
 mod source;
 mod store;
+mod tenure;
 mod value;
 mod vault;
 
@@ -21,7 +24,7 @@ pub use file::{FileError, FileSource};
 pub use private_file::PrivateFileError;
 pub use sealed_file::{EditError, SealedFile};
 pub use snapshot::{Health, Snapshot};
-pub use source::{FetchError, SecretSource, Sources};
+pub use source::{Answer, FetchError, Lease, Prolonged, SecretSource, Sources, Standing};
 pub use store::SecretStore;
 pub use value::{SecretError, SecretValue};
 pub(crate) use vault::Session;

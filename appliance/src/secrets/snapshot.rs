@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use super::{FetchError, SecretValue};
 use crate::{
-    policy::{GroupName, SecretRef},
+    policy::{GroupName, Narrowing, SecretRef},
     reason::SecretCause,
 };
 
@@ -46,6 +46,11 @@ impl Snapshot {
             return Err(SecretCause::ValueInvalid);
         }
         Ok(Arc::clone(value))
+    }
+
+    /// What the owner of a secret allows; `None` where no value is held.
+    pub fn narrowing(&self, group: &GroupName, reference: &SecretRef) -> Option<&Arc<Narrowing>> {
+        self.entry(group, reference)?.held.as_ref().map(|held| &held.narrowing)
     }
 
     /// Every version that responses must be masked for: the held one, and those of the last day.
@@ -104,6 +109,7 @@ pub(super) struct Entry {
 pub(super) struct Held {
     pub(super) value: Arc<SecretValue>,
     pub(super) good_until: Instant,
+    pub(super) narrowing: Arc<Narrowing>,
 }
 
 #[derive(Clone)]
@@ -129,7 +135,7 @@ impl Entry {
 
 pub(super) const fn not_asked_yet(reference: &SecretRef) -> SecretCause {
     match reference {
-        SecretRef::VaultKv2 { .. } => SecretCause::VaultUnreachable,
+        SecretRef::Vault { .. } => SecretCause::VaultUnreachable,
         SecretRef::File { .. } => SecretCause::NotInFile,
     }
 }

@@ -1,28 +1,66 @@
 //! Where values come from: one question, two makers.
 //!
-//! A source answers with the value, with "there is none for this group" or with "I cannot tell
+//! A source answers with values, with "there is none for this group" or with "I cannot tell
 //! now". The difference decides what happens to a value that is already held: the second drops
-//! it at once, the third keeps it for a while.
+//! it at once, the third keeps it for a while. Values may be lent: what was lent is prolonged
+//! and given back by its [`Lease`].
+
+use std::{sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use zeroize::Zeroizing;
 
 use super::{FileSource, VaultSource};
 use crate::{
-    policy::{GroupName, SecretRef},
+    policy::{GroupName, Location, Narrowing, Pick},
     reason::SecretCause,
 };
 
-/// Something that can be asked for the value behind a reference.
+/// Something that can be asked for values.
 pub trait SecretSource: Send + Sync + 'static {
-    /// The bytes behind `reference` as `group` may have them, before any check of the value.
+    /// What `group` may have of `location`: one value for each of `picks`, in their order.
     ///
     /// Ends within a time that the source bounds.
     fn fetch<'a>(
         &'a self,
         group: &'a GroupName,
-        reference: &'a SecretRef,
-    ) -> BoxFuture<'a, Result<Zeroizing<Vec<u8>>, FetchError>>;
+        location: &'a Location,
+        picks: &'a [Pick],
+    ) -> BoxFuture<'a, Result<Answer, FetchError>>;
+
+    /// Asks for a lease to go on for another full life.
+    fn renew<'a>(
+        &'a self,
+        _group: &'a GroupName,
+        _lease: &'a Lease,
+    ) -> BoxFuture<'a, Result<Prolonged, FetchError>> {
+        Box::pin(std::future::ready(Err(NOTHING_LENT)))
+    }
+
+    /// Asks whether a lease is still good, and whether the group may still have what was lent.
+    fn check<'a>(
+        &'a self,
+        _group: &'a GroupName,
+        _location: &'a Location,
+        _lease: &'a Lease,
+    ) -> BoxFuture<'a, Result<Standing, FetchError>> {
+        Box::pin(std::future::ready(Ok(Standing::Good)))
+    }
+
+    /// Gives a lease back before its time.
+    fn revoke<'a>(
+        &'a self,
+        _group: &'a GroupName,
+        _lease: &'a Lease,
+    ) -> BoxFuture<'a, Result<(), FetchError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    /// A number that changes with the token of the group: what older tokens were lent ends with
+    /// them.
+    fn generation(&self, _group: &GroupName) -> u64 {
+        0
+    }
 
     /// Keeps what the source needs between questions (a token) alive. Never returns.
     fn tend(&self) -> BoxFuture<'_, ()> {
@@ -33,6 +71,47 @@ pub trait SecretSource: Send + Sync + 'static {
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(std::future::ready(()))
     }
+}
+
+/// What one read brought.
+pub struct Answer {
+    /// The bytes of each pick, before any check of the value.
+    pub values: Vec<Result<Zeroizing<Vec<u8>>, FetchError>>,
+    /// Set where the values are lent.
+    pub lease: Option<Lease>,
+    /// What the owner of the secret allows.
+    pub narrowing: Arc<Narrowing>,
+}
+
+/// The terms on which values were lent.
+#[derive(Clone)]
+pub struct Lease {
+    /// What the source knows it by. Who holds this may end the lease: it is not shown.
+    pub id: Arc<Zeroizing<String>>,
+    /// How long it is good from the answer on.
+    pub life: Duration,
+    /// Whether it can be prolonged.
+    pub renewable: bool,
+    /// The [`SecretSource::generation`] of the token that it was lent to.
+    pub generation: u64,
+}
+
+/// What a renewal brought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Prolonged {
+    /// How long the lease is good from the answer on.
+    pub life: Duration,
+    /// Whether it can be prolonged again.
+    pub renewable: bool,
+}
+
+/// How a lease stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It is good, as far as the source tells.
+    Good,
+    /// It was ended before its time: there may be another to be had.
+    Ended,
 }
 
 /// Why there is no value. Both carry a cause and a fixed text for the operator, and nothing that
@@ -64,30 +143,81 @@ impl FetchError {
 /// The sources of one gateway; either may be absent.
 #[derive(Default)]
 pub struct Sources {
-    /// Answers for [`SecretRef::VaultKv2`].
+    /// Answers for [`Location::Vault`].
     pub vault: Option<VaultSource>,
-    /// Answers for [`SecretRef::File`].
+    /// Answers for [`Location::File`].
     pub file: Option<FileSource>,
+}
+
+impl Sources {
+    fn of(&self, location: &Location) -> Result<&dyn SecretSource, FetchError> {
+        match location {
+            Location::Vault(_) => self.lender(),
+            Location::File(_) => match &self.file {
+                Some(file) => Ok(file),
+                None => Err(FetchError::Gone(SecretCause::NotInFile, "no secret file is set")),
+            },
+        }
+    }
+
+    /// Only Vault lends.
+    fn lender(&self) -> Result<&dyn SecretSource, FetchError> {
+        match &self.vault {
+            Some(vault) => Ok(vault),
+            None => Err(FetchError::Gone(SecretCause::VaultUnreachable, "no Vault is set")),
+        }
+    }
 }
 
 impl SecretSource for Sources {
     fn fetch<'a>(
         &'a self,
         group: &'a GroupName,
-        reference: &'a SecretRef,
-    ) -> BoxFuture<'a, Result<Zeroizing<Vec<u8>>, FetchError>> {
-        match (reference, &self.vault, &self.file) {
-            (SecretRef::VaultKv2 { .. }, Some(vault), _) => vault.fetch(group, reference),
-            (SecretRef::File { .. }, _, Some(file)) => file.fetch(group, reference),
-            (SecretRef::VaultKv2 { .. }, None, _) => {
-                let no_vault = FetchError::Gone(SecretCause::VaultUnreachable, "no Vault is set");
-                Box::pin(std::future::ready(Err(no_vault)))
-            }
-            (SecretRef::File { .. }, _, None) => {
-                let no_file = FetchError::Gone(SecretCause::NotInFile, "no secret file is set");
-                Box::pin(std::future::ready(Err(no_file)))
-            }
+        location: &'a Location,
+        picks: &'a [Pick],
+    ) -> BoxFuture<'a, Result<Answer, FetchError>> {
+        match self.of(location) {
+            Ok(source) => source.fetch(group, location, picks),
+            Err(error) => Box::pin(std::future::ready(Err(error))),
         }
+    }
+
+    fn renew<'a>(
+        &'a self,
+        group: &'a GroupName,
+        lease: &'a Lease,
+    ) -> BoxFuture<'a, Result<Prolonged, FetchError>> {
+        match self.lender() {
+            Ok(source) => source.renew(group, lease),
+            Err(error) => Box::pin(std::future::ready(Err(error))),
+        }
+    }
+
+    fn check<'a>(
+        &'a self,
+        group: &'a GroupName,
+        location: &'a Location,
+        lease: &'a Lease,
+    ) -> BoxFuture<'a, Result<Standing, FetchError>> {
+        match self.of(location) {
+            Ok(source) => source.check(group, location, lease),
+            Err(error) => Box::pin(std::future::ready(Err(error))),
+        }
+    }
+
+    fn revoke<'a>(
+        &'a self,
+        group: &'a GroupName,
+        lease: &'a Lease,
+    ) -> BoxFuture<'a, Result<(), FetchError>> {
+        match self.lender() {
+            Ok(source) => source.revoke(group, lease),
+            Err(error) => Box::pin(std::future::ready(Err(error))),
+        }
+    }
+
+    fn generation(&self, group: &GroupName) -> u64 {
+        self.lender().map_or(0, |source| source.generation(group))
     }
 
     fn tend(&self) -> BoxFuture<'_, ()> {
@@ -104,3 +234,6 @@ impl SecretSource for Sources {
         }
     }
 }
+
+const NOTHING_LENT: FetchError =
+    FetchError::Gone(SecretCause::LeaseEnded, "this source lends nothing");

@@ -29,8 +29,7 @@ impl SecretValue {
 
     /// Checks a value as its source delivered it; one trailing LF or CRLF is trimmed first.
     pub fn load(bytes: Zeroizing<Vec<u8>>, min_bytes: usize) -> Result<Self, SecretError> {
-        let line = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
-        let value = line.strip_suffix(b"\r").filter(|_| line.len() < bytes.len()).unwrap_or(line);
+        let value = without_line_end(&bytes);
         if value.len() < min_bytes.max(Self::FLOOR_BYTES) {
             return Err(SecretError::TooShort);
         }
@@ -46,6 +45,14 @@ impl SecretValue {
     /// The bytes, for the wire and for masking only.
     pub fn expose(&self) -> &[u8] {
         &self.0
+    }
+}
+
+/// Without one LF or CRLF at the end.
+pub(super) fn without_line_end(bytes: &[u8]) -> &[u8] {
+    match bytes.strip_suffix(b"\n") {
+        Some(line) => line.strip_suffix(b"\r").unwrap_or(line),
+        None => bytes,
     }
 }
 

@@ -16,7 +16,7 @@ use http::{
 use zeroize::Zeroizing;
 
 use crate::{
-    policy::{Binding, Placeholder, Scheme},
+    policy::{Binding, Placeholder, Scheme, Slot},
     reason::SecretCause,
     secrets::SecretValue,
 };
@@ -53,10 +53,20 @@ impl Plan {
 
     /// The bindings whose values are needed: none, one, or two for Basic.
     pub fn bindings(&self) -> impl Iterator<Item = &Arc<Binding>> {
+        self.slots().map(|(binding, _)| binding)
+    }
+
+    /// Where in the request the value of each binding is about to stand.
+    pub fn slots(&self) -> impl Iterator<Item = (&Arc<Binding>, Slot<'_>)> {
         let pair = match &self.0 {
             None => [None, None],
-            Some(Swap::Header { binding, .. }) => [Some(binding), None],
-            Some(Swap::Basic { user, password }) => [user.binding(), password.binding()],
+            Some(Swap::Header { field, scheme, binding }) => {
+                [Some((binding, Slot::Header(field, *scheme))), None]
+            }
+            Some(Swap::Basic { user, password }) => [
+                user.binding().map(|binding| (binding, Slot::BasicUser)),
+                password.binding().map(|binding| (binding, Slot::BasicPassword)),
+            ],
         };
         pair.into_iter().flatten()
     }

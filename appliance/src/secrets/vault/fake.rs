@@ -10,7 +10,11 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
-use crate::{config::VaultLogin, policy::InterfaceName, secrets::private_file::tests::Folder};
+use crate::{
+    config::VaultLogin,
+    policy::{InterfaceName, Part},
+    secrets::private_file::tests::Folder,
+};
 
 pub(super) const SECRET_ID: &str = "secret-id-4b1d2e3f";
 pub(super) const TOKEN: &str = "hvs.token-0123456789";
@@ -226,18 +230,24 @@ pub(super) fn group(name: &str) -> Arc<Group> {
     })
 }
 
-pub(super) fn reference() -> SecretRef {
-    reference_to("team/openai", "key")
+pub(super) fn location(path: &str) -> Location {
+    let (mount, path) = ("kv".into(), path.into());
+    Location::Vault(VaultLocation::Kv2 { mount, path, version: None })
 }
 
-pub(super) fn reference_to(path: &str, field: &str) -> SecretRef {
-    SecretRef::VaultKv2 { mount: "kv".into(), path: path.into(), field: field.into() }
+pub(super) fn agents() -> GroupName {
+    GroupName("agents".into())
 }
 
 pub(super) async fn fetch(source: &VaultSource) -> Result<String, FetchError> {
-    let group = GroupName("agents".into());
-    let fetched = source.fetch(&group, &reference()).await;
-    fetched.map(|value| String::from_utf8(value.to_vec()).unwrap())
+    fetch_at(source, "team/openai").await
+}
+
+/// The field `key` of a KV v2 secret.
+pub(super) async fn fetch_at(source: &VaultSource, path: &str) -> Result<String, FetchError> {
+    let pick = Pick([Part::Field("key".into())].into());
+    let mut answer = source.fetch(&agents(), &location(path), &[pick]).await?;
+    answer.values.remove(0).map(|value| String::from_utf8(value.to_vec()).unwrap())
 }
 
 pub(super) const LOGIN: &str = "/v1/auth/approle/login";

@@ -1,4 +1,5 @@
-//! Values out of HashiCorp Vault (or OpenBao): one login, a token for each group, then KV version 2.
+//! Values out of HashiCorp Vault (or OpenBao): one login, a token for each group, then whatever
+//! engine is read by path.
 //!
 //! Tokens and what proves the login live in this module and nowhere else. They go to the
 //! addresses that the operator named, over a connection that the operator's CA vouches for, and are
@@ -10,8 +11,12 @@ mod error;
 #[cfg(test)]
 mod fake;
 mod holder;
+mod lease;
+#[cfg(test)]
+mod lease_tests;
 mod login;
 mod pick;
+mod read;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -28,18 +33,13 @@ pub(crate) use token::TokenClient;
 use std::{sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
-use vaultrs::api::kv2::requests::ReadSecretRequest;
-use zeroize::Zeroizing;
 
-use self::{
-    client::Transport,
-    pick::{Picked, pick},
-};
-use super::{FetchError, SecretSource};
+use self::client::Transport;
+use super::{Answer, FetchError, Lease, Prolonged, SecretSource, Standing};
 use crate::{
     config::VaultSettings,
     dial::ControlPlane,
-    policy::{Group, GroupName, SecretRef},
+    policy::{Group, GroupName, Location, Pick, VaultLocation},
     reason::SecretCause,
 };
 
@@ -77,58 +77,47 @@ impl VaultSource {
     pub(crate) fn session(&self) -> Arc<Session> {
         Arc::clone(&self.session)
     }
-
-    async fn read(
-        &self,
-        group: &GroupName,
-        reference: &SecretRef,
-    ) -> Result<Zeroizing<Vec<u8>>, FetchError> {
-        let SecretRef::VaultKv2 { mount, path, field } = reference else {
-            return Err(FetchError::Gone(SecretCause::VaultDenied, "not a reference into Vault"));
-        };
-        if !(is_plain_path(mount) && is_plain_path(path)) {
-            let text = "mount and path must not have empty, '.' or '..' segments";
-            return Err(FetchError::Gone(SecretCause::VaultDenied, text));
-        }
-        let body = self.read_body(group, mount, path).await?;
-        match pick(&body, &["data", "data", field]) {
-            Some(Picked::Text(value)) => Ok(value),
-            Some(_) => {
-                Err(FetchError::Gone(SecretCause::ValueInvalid, "the field is not a string"))
-            }
-            None => {
-                Err(FetchError::Gone(SecretCause::ValueInvalid, "the secret has no such field"))
-            }
-        }
-    }
-
-    async fn read_body(
-        &self,
-        group: &GroupName,
-        mount: &str,
-        path: &str,
-    ) -> Result<Zeroizing<Vec<u8>>, FetchError> {
-        let client = self.session.group(group).await?;
-        match read_once(&client, mount, path).await {
-            // Vault says 403 for a token that has ended as well as for one that may not.
-            Err(CallError::Status { code: 403, .. }) => {
-                match self.session.replace_if_dead(&client).await? {
-                    Some(fresh) => read_once(&fresh, mount, path).await.map_err(read_failed),
-                    None => Err(read_failed(CallError::DENIED)),
-                }
-            }
-            other => other.map_err(read_failed),
-        }
-    }
 }
 
 impl SecretSource for VaultSource {
     fn fetch<'a>(
         &'a self,
         group: &'a GroupName,
-        reference: &'a SecretRef,
-    ) -> BoxFuture<'a, Result<Zeroizing<Vec<u8>>, FetchError>> {
-        Box::pin(self.read(group, reference))
+        location: &'a Location,
+        picks: &'a [Pick],
+    ) -> BoxFuture<'a, Result<Answer, FetchError>> {
+        Box::pin(async move { read::fetch(&self.session, group, in_vault(location)?, picks).await })
+    }
+
+    fn renew<'a>(
+        &'a self,
+        group: &'a GroupName,
+        lease: &'a Lease,
+    ) -> BoxFuture<'a, Result<Prolonged, FetchError>> {
+        Box::pin(lease::renew(&self.session, group, lease))
+    }
+
+    fn check<'a>(
+        &'a self,
+        group: &'a GroupName,
+        location: &'a Location,
+        lease: &'a Lease,
+    ) -> BoxFuture<'a, Result<Standing, FetchError>> {
+        Box::pin(
+            async move { lease::check(&self.session, group, in_vault(location)?, lease).await },
+        )
+    }
+
+    fn revoke<'a>(
+        &'a self,
+        group: &'a GroupName,
+        lease: &'a Lease,
+    ) -> BoxFuture<'a, Result<(), FetchError>> {
+        Box::pin(lease::revoke(&self.session, group, lease))
+    }
+
+    fn generation(&self, group: &GroupName) -> u64 {
+        self.session.generation(group)
     }
 
     fn tend(&self) -> BoxFuture<'_, ()> {
@@ -146,33 +135,12 @@ impl std::fmt::Debug for VaultSource {
     }
 }
 
-async fn read_once(
-    client: &TokenClient,
-    mount: &str,
-    path: &str,
-) -> Result<Zeroizing<Vec<u8>>, CallError> {
-    let request = ReadSecretRequest { mount: mount.into(), path: path.into(), version: None };
-    let body = client.call(request).await?;
-    // What is no JSON object did not come from Vault, or came broken.
-    match pick(&body, &["data"]) {
-        Some(_) => Ok(body),
-        None => Err(CallError::Transport("the answer is not one of Vault's")),
-    }
-}
-
-fn read_failed(error: CallError) -> FetchError {
-    match error {
-        CallError::Status { code: 403, .. } => {
-            let text = "Vault's policies do not let the group read this secret";
-            FetchError::Gone(SecretCause::VaultDenied, text)
+fn in_vault(location: &Location) -> Result<&VaultLocation, FetchError> {
+    match location {
+        Location::Vault(location) => Ok(location),
+        Location::File(_) => {
+            Err(FetchError::Gone(SecretCause::VaultDenied, "not a reference into Vault"))
         }
-        CallError::Status { code: 404, .. } => {
-            FetchError::Gone(SecretCause::VaultDenied, "Vault has no such secret or version")
-        }
-        CallError::Status { code: 400 | 405, .. } => {
-            FetchError::Gone(SecretCause::VaultDenied, "Vault does not serve this path as KV v2")
-        }
-        other => other.outage(),
     }
 }
 

@@ -15,6 +15,8 @@ pub(super) enum Picked {
     Number(u64),
     /// `true` or `false`.
     Bool(bool),
+    /// An object.
+    Map,
     /// Anything else but `null`.
     Other,
 }
@@ -66,7 +68,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let Some((key, path)) = self.path.split_first() else {
             while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-            return Ok(Some(Picked::Other));
+            return Ok(Some(Picked::Map));
         };
         let mut picked = None;
         while let Some(found) = map.next_key_seed(KeyIs(key))? {

@@ -150,7 +150,7 @@ async fn a_path_that_could_mean_another_is_never_sent() {
     let fake = Fake::start(healthy(value)).await;
     let source = fake.source();
     for path in ["a/../b", "..", "a//b", "/a", "a/", "a/./b", "a\nb", ""] {
-        let asked = source.fetch(&GroupName("agents".into()), &reference_to(path, "key")).await;
+        let asked = fetch_at(&source, path).await;
         assert_eq!(asked.unwrap_err().cause(), SecretCause::VaultDenied, "{path:?}");
     }
     assert!(fake.targets().is_empty());
@@ -164,8 +164,7 @@ async fn marks_in_a_path_stay_in_the_path() {
         _ => value(),
     })
     .await;
-    let asked = reference_to("a?b#c%2e d", "key");
-    fake.source().fetch(&GroupName("agents".into()), &asked).await.unwrap();
+    fetch_at(&fake.source(), "a?b#c%2e d").await.unwrap();
     assert_eq!(fake.targets()[2], "/v1/kv/data/a%3Fb%23c%252e%20d");
 }
 

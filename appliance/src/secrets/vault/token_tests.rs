@@ -76,8 +76,13 @@ async fn a_group_whose_role_is_refused_is_refused_alone() {
         let source = VaultSource::new(&fake.settings(), &groups, &ControlPlane::default()).unwrap();
         let error = fetch(&source).await.unwrap_err();
         assert!(matches!(error, FetchError::Gone(SecretCause::VaultDenied, _)), "{error:?}");
-        source.fetch(&GroupName("others".into()), &reference()).await.unwrap();
-        assert!(source.fetch(&GroupName("unheard".into()), &reference()).await.is_err());
+        source.fetch(&GroupName("others".into()), &location("team/openai"), &[]).await.unwrap();
+        assert!(
+            source
+                .fetch(&GroupName("unheard".into()), &location("team/openai"), &[])
+                .await
+                .is_err()
+        );
     }
 }
 
@@ -170,10 +175,10 @@ async fn the_token_of_a_group_that_left_is_revoked_and_no_other() {
     let source = VaultSource::new(&fake.settings(), &groups, &ControlPlane::default()).unwrap();
     fetch(&source).await.unwrap();
     let other = GroupName("others".into());
-    source.fetch(&other, &reference()).await.unwrap();
+    source.fetch(&other, &location("team/openai"), &[]).await.unwrap();
     source.session().set_groups(&groups[..1]);
     let _ = tokio::time::timeout(Duration::from_millis(500), source.tend()).await;
-    assert!(source.fetch(&other, &reference()).await.is_err());
+    assert!(source.fetch(&other, &location("team/openai"), &[]).await.is_err());
     fetch(&source).await.unwrap();
     let received = fake.received.lock().unwrap();
     let revoked: Vec<_> = received.iter().filter(|one| one.target == REVOKE).collect();

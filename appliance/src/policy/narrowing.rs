@@ -1,0 +1,342 @@
+//! What the owner of a secret allows, beside what the operator's policy does. It narrows: a
+//! request must pass both, and what cannot be understood or leaves nothing is no permission.
+
+use std::time::SystemTime;
+
+use http::Method;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+use super::{Api, Binding, Host, PathRule, Place, Scheme, path::permits};
+use crate::reason::{Reason, SecretCause};
+
+/// The narrowing of one secret. Empty where its owner says nothing.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Narrowing {
+    hosts: Option<Vec<Host>>,
+    places: Option<Vec<OwnersPlace>>,
+    methods: Option<Vec<Method>>,
+    paths: Option<Vec<PathRule>>,
+    expires: Option<SystemTime>,
+}
+
+/// A place as an owner writes it. What may stand beside a half of Basic is the operator's part.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum OwnersPlace {
+    Header(http::HeaderName, Scheme),
+    BasicUser,
+    BasicPassword,
+}
+
+/// Where in a request a value is about to stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Slot<'a> {
+    /// In this field, after this scheme.
+    Header(&'a http::HeaderName, Scheme),
+    /// The user of Basic.
+    BasicUser,
+    /// The password of Basic.
+    BasicPassword,
+}
+
+/// Why an owner's word keeps a value from a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Narrowed {
+    /// The request is outside of what the owner allows.
+    Refused(Reason),
+    /// The value is not to be had: it has expired, or the owner's word leaves nothing of what
+    /// the policy grants.
+    Unavailable(SecretCause, &'static str),
+}
+
+/// The names under which an owner narrows a secret. Others mean nothing here.
+pub const NARROWING_KEYS: [&str; 5] = ["hosts", "places", "methods", "paths", "expires"];
+
+impl Narrowing {
+    /// Takes the text of one of [`NARROWING_KEYS`]: a list with commas, each entry as the
+    /// configuration writes it, or for `expires` a time (RFC 3339).
+    ///
+    /// # Errors
+    ///
+    /// What is wrong, without the text.
+    pub fn set(&mut self, key: &str, text: &str) -> Result<(), &'static str> {
+        match key {
+            "hosts" => self.hosts = Some(list(text, |entry| Host::parse(entry).ok()).ok_or(HOSTS)?),
+            "places" => self.places = Some(list(text, place).ok_or(PLACES)?),
+            "methods" => self.methods = Some(list(text, method).ok_or(METHODS)?),
+            "paths" => {
+                self.paths = Some(list(text, |entry| PathRule::parse(entry).ok()).ok_or(PATHS)?);
+            }
+            "expires" => {
+                let time =
+                    OffsetDateTime::parse(text.trim_ascii(), &Rfc3339).map_err(|_| EXPIRES)?;
+                self.expires = Some(time.into());
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Whether a value of `binding` may stand in this request, which policy has already let pass.
+    pub fn admits(
+        &self,
+        (api, binding): (&Api, &Binding),
+        (host, slot): (&Host, Slot<'_>),
+        (method, path): (&Method, &str),
+        now: SystemTime,
+    ) -> Result<(), Narrowed> {
+        if self.expires.is_some_and(|expires| expires <= now) {
+            let text = "custom_metadata: the time in expires has passed";
+            return Err(Narrowed::Unavailable(SecretCause::LeaseEnded, text));
+        }
+        self.meets(api, binding)
+            .map_err(|text| Narrowed::Unavailable(SecretCause::ValueInvalid, text))?;
+        let refused = |reason| Err(Narrowed::Refused(reason));
+        if self.hosts.as_ref().is_some_and(|hosts| !hosts.contains(host)) {
+            return refused(Reason::PlaceholderWrongHost);
+        }
+        if self.places.as_ref().is_some_and(|places| !places.iter().any(|one| one.is(slot))) {
+            return refused(Reason::PlaceholderWrongPlace);
+        }
+        permits(self.methods(), self.paths(), method, path).map_err(Narrowed::Refused)
+    }
+
+    /// The only methods that the owner allows; empty means every one.
+    pub fn methods(&self) -> &[Method] {
+        self.methods.as_deref().unwrap_or_default()
+    }
+
+    /// The only paths that the owner allows; empty means every one.
+    pub fn paths(&self) -> &[PathRule] {
+        self.paths.as_deref().unwrap_or_default()
+    }
+
+    /// Whether anything of what policy grants is left.
+    fn meets(&self, api: &Api, binding: &Binding) -> Result<(), &'static str> {
+        let meets = |hosts: &Vec<Host>| hosts.iter().any(|host| api.hosts.contains(host));
+        if !self.hosts.as_ref().is_none_or(meets) {
+            return Err("custom_metadata: none of its hosts is one of the API");
+        }
+        let bound = |place: &OwnersPlace| binding.places.iter().any(|one| place.is(slot(one)));
+        if !self.places.as_ref().is_none_or(|places| places.iter().any(bound)) {
+            return Err("custom_metadata: none of its places is one of the binding");
+        }
+        let open = api.methods.is_empty() || self.methods.is_none();
+        if !open && !self.methods().iter().any(|method| api.methods.contains(method)) {
+            return Err("custom_metadata: none of its methods is one of the API");
+        }
+        let open = api.paths.is_empty() || self.paths.is_none();
+        let overlap = |path: &PathRule| api.paths.iter().any(|other| path.overlaps(other));
+        if !open && !self.paths().iter().any(overlap) {
+            return Err("custom_metadata: none of its paths is one of the API");
+        }
+        Ok(())
+    }
+}
+
+impl OwnersPlace {
+    fn is(&self, slot: Slot<'_>) -> bool {
+        match (self, slot) {
+            (Self::Header(name, scheme), Slot::Header(other, used)) => {
+                name == other && *scheme == used
+            }
+            (Self::BasicUser, Slot::BasicUser) | (Self::BasicPassword, Slot::BasicPassword) => true,
+            _ => false,
+        }
+    }
+}
+
+fn slot(place: &Place) -> Slot<'_> {
+    match place {
+        Place::Header { name, scheme } => Slot::Header(name, *scheme),
+        Place::BasicUser { .. } => Slot::BasicUser,
+        Place::BasicPassword { .. } => Slot::BasicPassword,
+    }
+}
+
+/// At least one entry, and none that is empty or not understood.
+fn list<T>(text: &str, parse: impl Fn(&str) -> Option<T>) -> Option<Vec<T>> {
+    text.split(',').map(|entry| parse(entry.trim_matches([' ', '\t']))).collect()
+}
+
+fn place(text: &str) -> Option<OwnersPlace> {
+    let words: Vec<&str> = text.split(' ').collect();
+    Some(match words.as_slice() {
+        ["basic", "user"] => OwnersPlace::BasicUser,
+        ["basic", "password"] => OwnersPlace::BasicPassword,
+        ["header", name, scheme] => {
+            let scheme = match *scheme {
+                "bearer" => Scheme::Bearer,
+                "token" => Scheme::Token,
+                "raw" => Scheme::Raw,
+                _ => return None,
+            };
+            OwnersPlace::Header(http::HeaderName::from_bytes(name.as_bytes()).ok()?, scheme)
+        }
+        _ => return None,
+    })
+}
+
+fn method(text: &str) -> Option<Method> {
+    let method = Method::from_bytes(text.as_bytes()).ok()?;
+    // A method in small letters is another method (RFC 9110, section 9.1), and surely a mistake.
+    let upper = !text.bytes().any(|byte| byte.is_ascii_lowercase());
+    Some(method).filter(|method| upper && *method != Method::CONNECT)
+}
+
+const HOSTS: &str = "custom_metadata: hosts is not a list of exact host names";
+const PLACES: &str = "custom_metadata: places is not a list of places";
+const METHODS: &str = "custom_metadata: methods is not a list of methods in capital letters";
+const PATHS: &str = "custom_metadata: paths is not a list of paths";
+const EXPIRES: &str = "custom_metadata: expires is not a time such as 2030-01-31T12:00:00Z";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::{Placeholder, RuleName, SecretRef};
+    use http::HeaderName;
+    use proptest::prelude::*;
+    use std::time::Duration;
+
+    const BEARER: Slot<'static> = Slot::Header(&http::header::AUTHORIZATION, Scheme::Bearer);
+
+    fn host(name: &str) -> Host {
+        Host::parse(name).unwrap()
+    }
+
+    fn binding() -> Binding {
+        let bearer = Place::Header { name: http::header::AUTHORIZATION, scheme: Scheme::Bearer };
+        Binding {
+            groups: vec![],
+            placeholder: Placeholder("OPENAI_API_KEY".into()),
+            places: vec![bearer, Place::BasicPassword { user: "agent".into() }],
+            secret: SecretRef::File { name: "openai".into() },
+            min_value_bytes: 16,
+        }
+    }
+
+    fn api() -> Api {
+        Api {
+            name: RuleName("openai".into()),
+            hosts: vec![host("a.example"), host("b.example")],
+            port: 443,
+            methods: vec![Method::GET, Method::POST],
+            paths: vec![PathRule::parse("/v1/*").unwrap()],
+            anonymous: false,
+            upstream: Default::default(),
+            response: Default::default(),
+            bindings: vec![],
+        }
+    }
+
+    fn narrowing(key: &str, text: &str) -> Narrowing {
+        let mut narrowing = Narrowing::default();
+        narrowing.set(key, text).unwrap();
+        narrowing
+    }
+
+    /// A bearer GET of `/v1/models` at `a.example`, which policy permits.
+    fn usual(narrowing: &Narrowing) -> Result<(), Narrowed> {
+        asked(narrowing, "a.example", BEARER, "/v1/models")
+    }
+
+    fn asked(narrowing: &Narrowing, at: &str, slot: Slot<'_>, path: &str) -> Result<(), Narrowed> {
+        let (api, binding, now) = (api(), binding(), SystemTime::now());
+        narrowing.admits((&api, &binding), (&host(at), slot), (&Method::GET, path), now)
+    }
+
+    #[test]
+    fn each_key_refuses_with_its_word() {
+        use Reason::{MethodDenied, PathDenied, PlaceholderWrongHost, PlaceholderWrongPlace};
+        for (key, text, reason) in [
+            ("hosts", "b.example", PlaceholderWrongHost),
+            ("places", "basic password", PlaceholderWrongPlace),
+            ("methods", "POST", MethodDenied),
+            ("paths", "/v1/other,/v1/files/*", PathDenied),
+        ] {
+            let refused = usual(&narrowing(key, text));
+            assert_eq!(refused, Err(Narrowed::Refused(reason)), "{key}");
+        }
+    }
+
+    #[test]
+    fn what_lies_inside_is_admitted() {
+        assert_eq!(usual(&Narrowing::default()), Ok(()));
+        for (key, text) in [
+            ("hosts", "a.example"),
+            ("hosts", "other.example, A.example."),
+            ("places", "basic user,header Authorization bearer"),
+            ("methods", "DELETE, GET"),
+            ("paths", "/*"),
+            ("paths", "/v1/models"),
+            ("expires", "2999-12-31T23:59:59Z"),
+            ("owner", "team, 7"),
+        ] {
+            assert_eq!(usual(&narrowing(key, text)), Ok(()), "{key} = {text}");
+        }
+        let basic = narrowing("places", "basic password");
+        assert_eq!(asked(&basic, "b.example", Slot::BasicPassword, "/v1/x"), Ok(()));
+        let raw = HeaderName::from_static("authorization");
+        let raw = asked(&basic, "b.example", Slot::Header(&raw, Scheme::Raw), "/v1/x");
+        assert_eq!(raw, Err(Narrowed::Refused(Reason::PlaceholderWrongPlace)));
+    }
+
+    #[test]
+    fn what_leaves_nothing_of_the_policy_is_a_contradiction() {
+        for (key, text) in [
+            ("hosts", "other.example"),
+            ("places", "header authorization raw"),
+            ("places", "basic user"),
+            ("methods", "DELETE"),
+            ("paths", "/v2/*"),
+            ("paths", "/v1"),
+        ] {
+            let Err(Narrowed::Unavailable(cause, _)) = usual(&narrowing(key, text)) else {
+                panic!("{key} = {text}")
+            };
+            assert_eq!(cause, SecretCause::ValueInvalid, "{key} = {text}");
+        }
+    }
+
+    #[test]
+    fn a_value_ends_at_the_time_that_its_owner_named() {
+        let (api, binding) = (api(), binding());
+        let narrowing = narrowing("expires", "2030-01-31T13:00:00+01:00");
+        let noon = SystemTime::UNIX_EPOCH + Duration::from_secs(1_896_091_200);
+        let at = |now| {
+            let request = (&Method::GET, "/v1/models");
+            narrowing.admits((&api, &binding), (&host("a.example"), BEARER), request, now)
+        };
+        assert_eq!(at(noon - Duration::from_secs(1)), Ok(()));
+        let ended = at(noon);
+        assert!(matches!(ended, Err(Narrowed::Unavailable(SecretCause::LeaseEnded, _))));
+    }
+
+    #[test]
+    fn a_path_that_could_be_read_in_two_ways_meets_no_rule() {
+        let narrowing = narrowing("paths", "/v1/*");
+        let twisted = asked(&narrowing, "a.example", BEARER, "/v1/%2e%2e/admin");
+        assert_eq!(twisted, Err(Narrowed::Refused(Reason::PathAmbiguous)));
+    }
+
+    proptest! {
+        /// No text makes a narrowing admit what is outside of every one of its lists.
+        #[test]
+        fn no_text_of_an_owner_widens(key in 0_usize..5, text in "[ -~]{0,40}") {
+            let mut narrowing = narrowing("methods", "POST");
+            let key = NARROWING_KEYS[key];
+            if narrowing.set(key, &text).is_ok() && key != "methods" {
+                prop_assert!(usual(&narrowing).is_err(), "{key} = {text}");
+            }
+        }
+
+        #[test]
+        fn rules_overlap_where_a_path_matches_both(one in "/[a-c/]{0,4}\\*?", other in "/[a-c/]{0,4}\\*?", path in "/[a-c/]{0,6}") {
+            if let (Ok(one), Ok(other)) = (PathRule::parse(&one), PathRule::parse(&other)) {
+                prop_assert_eq!(one.overlaps(&other), other.overlaps(&one));
+                if one.matches(&path) && other.matches(&path) {
+                    prop_assert!(one.overlaps(&other));
+                }
+            }
+        }
+    }
+}

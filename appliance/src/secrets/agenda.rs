@@ -1,0 +1,411 @@
+//! What is asked of the sources and when, and what their answers mean. Pure: the time is an
+//! argument.
+//!
+//! What shares a location is read at once: one question, one lease, and values that change
+//! together. A value that is not lent is read each `refresh`; a lent one only when its lease has
+//! to be replaced, for each read of it makes another user somewhere. Every lease that is known is
+//! either held by a plan or about to be given back: no path drops one in between.
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::{Duration, Instant},
+};
+
+use super::{
+    FetchError, Snapshot,
+    ledger::{Change, Fresh, Key, Ledger},
+    returns::Returns,
+    source::{Answer, Lease, Prolonged, Standing},
+    store::{back_off, jittered},
+    tenure::{Errand, Tenure},
+};
+use crate::policy::{GroupName, Location, SecretRef};
+
+/// Everything wanted, held and planned.
+pub(super) struct Agenda {
+    refresh: Duration,
+    ledger: Ledger,
+    wanted: Vec<Key>,
+    quarantined: HashSet<GroupName>,
+    plans: HashMap<Site, Plan>,
+    pub(super) returns: Returns,
+    tickets: u64,
+}
+
+/// Who reads, and what.
+pub(super) type Site = (GroupName, Location);
+
+/// A question to a source.
+#[derive(Clone)]
+pub(super) struct Question {
+    pub(super) site: Site,
+    pub(super) references: Vec<SecretRef>,
+    pub(super) about: About,
+    asked: Instant,
+    ticket: u64,
+}
+
+/// What a question is about.
+#[derive(Clone)]
+pub(super) enum About {
+    Read,
+    Renew(Lease),
+    Check(Lease),
+}
+
+/// What a source answered.
+pub(super) enum Outcome {
+    Read(Result<Answer, FetchError>),
+    Renewed(Result<Prolonged, FetchError>),
+    Checked(Result<Standing, FetchError>),
+}
+
+/// What changed, for the log.
+pub(super) type Changes = Vec<(SecretRef, Change)>;
+
+/// What is planned for a site.
+struct Plan {
+    /// Tells this plan from an earlier one for the same site, whose answers may still come.
+    ticket: u64,
+    references: Vec<SecretRef>,
+    /// When it is read next, where nothing is lent.
+    due: Instant,
+    outages: u32,
+    asking: bool,
+    tenure: Option<Tenure>,
+    /// When a lease was last asked for.
+    lent: Option<Instant>,
+}
+
+impl Agenda {
+    pub(super) fn new(refresh: Duration, max_stale: Duration) -> Self {
+        Self {
+            refresh,
+            ledger: Ledger::new(max_stale),
+            wanted: vec![],
+            quarantined: HashSet::new(),
+            plans: HashMap::new(),
+            returns: Returns::default(),
+            tickets: 0,
+        }
+    }
+
+    /// Takes `wanted` in place of what was wanted before. Leases that nothing needs any more are
+    /// given back at once.
+    pub(super) fn want(&mut self, wanted: &[Key], now: Instant) {
+        self.wanted = wanted.to_vec();
+        self.apply(now);
+    }
+
+    /// Drops every value of a group and gives its leases back; nothing is read for it until
+    /// [`release`](Self::release).
+    pub(super) fn quarantine(&mut self, group: &GroupName, now: Instant) {
+        self.quarantined.insert(group.clone());
+        self.apply(now);
+    }
+
+    pub(super) fn release(&mut self, group: &GroupName, now: Instant) {
+        self.quarantined.remove(group);
+        self.apply(now);
+    }
+
+    /// Makes every read that no lease has made due, due.
+    pub(super) fn ask_again(&mut self, now: Instant) {
+        self.plans.values_mut().for_each(|plan| plan.due = now);
+    }
+
+    pub(super) fn snapshot(&self) -> Snapshot {
+        self.ledger.snapshot()
+    }
+
+    /// What is due now, as far as the bound on questions at once allows, and when to look again.
+    ///
+    /// What is due and has to wait for its turn is woken by an answer, and not by the clock.
+    pub(super) fn take_due(
+        &mut self,
+        now: Instant,
+        generation: impl Fn(&GroupName) -> u64,
+    ) -> (Vec<Question>, Instant) {
+        let mut asking: HashMap<Lane, usize> = HashMap::new();
+        for (site, _) in self.plans.iter().filter(|(_, plan)| plan.asking) {
+            *asking.entry(lane(site)).or_default() += 1;
+        }
+        for ((group, _), plan) in &mut self.plans {
+            plan.notice(generation(group), now);
+        }
+        let mut look_again = now + IDLE;
+        let mut due: Vec<(Instant, &Site, &mut Plan)> = Vec::new();
+        for (site, plan) in self.plans.iter_mut().filter(|(_, plan)| !plan.asking) {
+            let at = plan.next().0;
+            if at <= now {
+                due.push((at, site, plan));
+            } else {
+                look_again = look_again.min(at);
+            }
+        }
+        due.sort_by_key(|(at, ..)| *at);
+        let mut questions = Vec::new();
+        for (_, site, plan) in due {
+            let asking = asking.entry(lane(site)).or_default();
+            if *asking < QUESTIONS_AT_ONCE {
+                *asking += 1;
+                questions.push(plan.ask(site, now));
+            }
+        }
+        if self.plans.values().any(|plan| plan.tenure.is_some()) {
+            look_again = look_again.min(now + LOOK_EVERY);
+        }
+        (questions, look_again)
+    }
+
+    /// Enters what a source answered to `question`.
+    pub(super) fn enter(&mut self, question: &Question, outcome: Outcome, now: Instant) -> Changes {
+        let group = &question.site.0;
+        let plan = self.plans.get_mut(&question.site);
+        let Some(plan) = plan.filter(|plan| plan.ticket == question.ticket) else {
+            if let Outcome::Read(Ok(Answer { lease: Some(lease), .. })) = outcome {
+                self.returns.add(group, lease, now, now);
+            }
+            return vec![];
+        };
+        plan.asking = false;
+        match outcome {
+            Outcome::Read(Ok(answer)) => self.take(question, answer, now),
+            Outcome::Renewed(Ok(prolonged)) => {
+                plan.outages = 0;
+                let Some(tenure) = &mut plan.tenure else { return vec![] };
+                tenure.prolong(prolonged, question.asked);
+                let ends = tenure.ends;
+                self.each(question, |ledger, key| ledger.prolong(key, ends))
+            }
+            Outcome::Renewed(Err(FetchError::Gone(..))) | Outcome::Checked(Ok(Standing::Ended)) => {
+                plan.replace_now(now);
+                vec![]
+            }
+            Outcome::Checked(Ok(Standing::Good)) => {
+                let refresh = self.refresh;
+                plan.tenure.iter_mut().for_each(|tenure| tenure.stands(now, refresh));
+                vec![]
+            }
+            Outcome::Read(Err(error @ FetchError::Gone(..)))
+            | Outcome::Checked(Err(error @ FetchError::Gone(..))) => {
+                plan.outages = 0;
+                plan.due = now + jittered(self.refresh);
+                if let Some(tenure) = plan.tenure.take() {
+                    self.returns.add(group, tenure.lease, now, tenure.ends);
+                }
+                self.each(question, |ledger, key| ledger.record(key, Err(error), now))
+            }
+            Outcome::Checked(Err(FetchError::Outage(..))) => {
+                let wait = back_off(1);
+                plan.tenure.iter_mut().for_each(|tenure| tenure.stands(now, wait));
+                vec![]
+            }
+            Outcome::Read(Err(error @ FetchError::Outage(..)))
+            | Outcome::Renewed(Err(error @ FetchError::Outage(..))) => {
+                plan.put_off(self.refresh, now);
+                self.each(question, |ledger, key| ledger.record(key, Err(error), now))
+            }
+        }
+    }
+
+    /// Every lease that is held or was not given back yet; they are forgotten here.
+    pub(super) fn take_leases(&mut self) -> Vec<(GroupName, Lease)> {
+        let held = self.plans.iter_mut().filter_map(|((group, _), plan)| {
+            plan.tenure.take().map(|tenure| (group.clone(), tenure.lease))
+        });
+        let mut leases: Vec<_> = held.collect();
+        leases.extend(self.returns.take_all());
+        leases
+    }
+
+    fn take(&mut self, question: &Question, answer: Answer, now: Instant) -> Changes {
+        let (group, refresh) = (&question.site.0, self.refresh);
+        let Some(plan) = self.plans.get_mut(&question.site) else { return vec![] };
+        let recovered = std::mem::take(&mut plan.outages) > 0;
+        plan.due = now + jittered(refresh);
+        plan.lent = answer.lease.is_some().then_some(question.asked);
+        let tenure = answer.lease.map(|lease| Tenure::new(lease, question.asked, refresh));
+        let ends = tenure.as_ref().map(|tenure| tenure.ends);
+        if let Some(old) = std::mem::replace(&mut plan.tenure, tenure) {
+            // Requests that began with the old value may still be on their way.
+            self.returns.add(group, old.lease, now + GRACE, old.ends);
+        }
+        if plan.references.iter().any(|wanted| !question.references.contains(wanted)) {
+            plan.replace_now(now);
+        }
+        if recovered {
+            self.wake(kind(&question.site.1), now);
+        }
+        let narrowing = answer.narrowing;
+        let mut values = answer.values.into_iter();
+        self.each(question, |ledger, key| {
+            let fresh = values.next().unwrap_or(Err(NO_ANSWER)).map(|bytes| Fresh {
+                bytes,
+                lease_ends: ends,
+                narrowing: narrowing.clone(),
+            });
+            ledger.record(key, fresh, now)
+        })
+    }
+
+    fn each(
+        &mut self,
+        question: &Question,
+        mut edit: impl FnMut(&mut Ledger, &Key) -> Change,
+    ) -> Changes {
+        let group = &question.site.0;
+        let mut changes = Vec::new();
+        for reference in &question.references {
+            let key = (group.clone(), reference.clone());
+            changes.push((reference.clone(), edit(&mut self.ledger, &key)));
+        }
+        changes
+    }
+
+    fn wake(&mut self, of: Kind, now: Instant) {
+        for (_, plan) in self.plans.iter_mut().filter(|((_, location), _)| kind(location) == of) {
+            if plan.outages > 0 {
+                plan.due = now;
+            }
+        }
+    }
+
+    /// Brings ledger and plans in line with what is wanted of groups that are not in quarantine.
+    fn apply(&mut self, now: Instant) {
+        let wanted: Vec<Key> =
+            self.wanted.iter().filter(|key| !self.quarantined.contains(&key.0)).cloned().collect();
+        self.ledger.want(&wanted, now);
+        let mut sites: HashMap<Site, Vec<SecretRef>> = HashMap::new();
+        for (group, reference) in wanted {
+            sites.entry((group, reference.location())).or_default().push(reference);
+        }
+        for ((group, _), plan) in self.plans.extract_if(|site, _| !sites.contains_key(site)) {
+            if let Some(tenure) = plan.tenure {
+                self.returns.add(&group, tenure.lease, now, tenure.ends);
+            }
+        }
+        for (site, references) in sites {
+            self.tickets += 1;
+            let fresh = || Plan::new(self.tickets, now);
+            self.plans.entry(site).or_insert_with(fresh).take_references(references, now);
+        }
+    }
+}
+
+impl Plan {
+    fn new(ticket: u64, now: Instant) -> Self {
+        Self {
+            ticket,
+            references: vec![],
+            due: now,
+            outages: 0,
+            asking: false,
+            tenure: None,
+            lent: None,
+        }
+    }
+
+    /// What no earlier read picked is read at once.
+    fn take_references(&mut self, references: Vec<SecretRef>, now: Instant) {
+        let more = references.iter().any(|one| !self.references.contains(one));
+        self.references = references;
+        if more {
+            self.replace_now(now);
+        }
+    }
+
+    /// A lease that was lent to an older token ends with that one.
+    fn notice(&mut self, generation: u64, now: Instant) {
+        self.tenure.take_if(|tenure| tenure.has_ended(now));
+        if let Some(tenure) = &mut self.tenure
+            && tenure.lease.generation != generation
+        {
+            tenure.lease.generation = generation;
+            tenure.replace_now(now);
+        }
+    }
+
+    fn next(&self) -> (Instant, Errand) {
+        let (at, errand) = match &self.tenure {
+            Some(tenure) => tenure.next(),
+            None => (self.due, Errand::Read),
+        };
+        match (errand, self.lent) {
+            (Errand::Read, Some(lent)) => (at.max(lent + BETWEEN_LEASES), errand),
+            _ => (at, errand),
+        }
+    }
+
+    fn ask(&mut self, site: &Site, now: Instant) -> Question {
+        self.asking = true;
+        let about = match (self.next().1, &self.tenure) {
+            (Errand::Renew, Some(tenure)) => About::Renew(tenure.lease.clone()),
+            (Errand::Check, Some(tenure)) => About::Check(tenure.lease.clone()),
+            _ => About::Read,
+        };
+        Question {
+            site: site.clone(),
+            references: self.references.clone(),
+            about,
+            asked: now,
+            ticket: self.ticket,
+        }
+    }
+
+    fn replace_now(&mut self, now: Instant) {
+        self.due = now;
+        self.tenure.iter_mut().for_each(|tenure| tenure.replace_now(now));
+    }
+
+    fn put_off(&mut self, refresh: Duration, now: Instant) {
+        self.outages = self.outages.saturating_add(1);
+        let wait = jittered(back_off(self.outages).min(refresh));
+        self.due = now + wait;
+        self.tenure.iter_mut().for_each(|tenure| tenure.put_off(now, wait));
+    }
+}
+
+/// Questions of one group to one kind of source have a bound of their own: neither a slow Vault
+/// may hold up the file, nor one group another.
+type Lane = (Kind, GroupName);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Kind {
+    Vault,
+    File,
+}
+
+fn lane((group, location): &Site) -> Lane {
+    (kind(location), group.clone())
+}
+
+const fn kind(location: &Location) -> Kind {
+    match location {
+        Location::Vault(_) => Kind::Vault,
+        Location::File(_) => Kind::File,
+    }
+}
+
+const NO_ANSWER: FetchError =
+    FetchError::Outage(crate::reason::SecretCause::VaultUnreachable, "the answer lacks a value");
+
+/// Questions of one [`Lane`] at once.
+pub(super) const QUESTIONS_AT_ONCE: usize = 8;
+
+/// What a request that began with an old value has to reach its service and be let in.
+const GRACE: Duration = Duration::from_secs(60);
+
+/// Least time between two leases of one location: a lease with hardly any life must not become a
+/// user each moment.
+const BETWEEN_LEASES: Duration = Duration::from_secs(5);
+
+/// How often the token's generation is looked at while anything is lent.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Sleep of an agenda with nothing to ask; any change wakes it sooner.
+const IDLE: Duration = Duration::from_secs(3600);
+
+#[cfg(test)]
+#[path = "agenda_tests.rs"]
+mod tests;

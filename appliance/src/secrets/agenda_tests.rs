@@ -1,0 +1,366 @@
+//! Leases from their first read to their end, against a simulated clock and a Vault in which each
+//! read makes a lease, as a database engine does.
+
+use std::{collections::HashMap, sync::Arc};
+
+use zeroize::Zeroizing;
+
+use super::{
+    super::{Health, SecretValue},
+    *,
+};
+use crate::{
+    policy::{Part, Pick, VaultLocation},
+    reason::SecretCause,
+};
+
+const REFRESH: Duration = Duration::from_secs(60);
+const STALE: Duration = Duration::from_secs(300);
+const DOWN: FetchError = FetchError::Outage(SecretCause::VaultUnreachable, "down");
+const DENIED: FetchError = FetchError::Gone(SecretCause::VaultDenied, "denied");
+const ENDED: FetchError = FetchError::Gone(SecretCause::LeaseEnded, "not renewed");
+
+/// A Vault that lends, with a clock of its own.
+struct Lender {
+    now: Instant,
+    /// The lives of leases: at first and after each renewal, and at most in all.
+    life: u64,
+    longest: u64,
+    generation: u64,
+    down: bool,
+    denied: bool,
+    /// Leases that were made, with their beginning and their end.
+    made: Vec<(Instant, Instant)>,
+    revoked: HashMap<usize, Instant>,
+    reads: usize,
+    renewals: usize,
+    agenda: Agenda,
+}
+
+impl Lender {
+    fn new(life: u64, longest: u64) -> Self {
+        let mut lender = Self {
+            now: Instant::now(),
+            life,
+            longest,
+            generation: 1,
+            down: false,
+            denied: false,
+            made: vec![],
+            revoked: HashMap::new(),
+            reads: 0,
+            renewals: 0,
+            agenda: Agenda::new(REFRESH, STALE),
+        };
+        lender.agenda.want(&[user(), password()], lender.now);
+        lender
+    }
+
+    /// Lets time pass in steps of a quarter of a second, and answers every question at once.
+    fn pass(&mut self, seconds: u64) {
+        for _ in 0..seconds * 4 {
+            self.serve();
+            self.now += Duration::from_millis(250);
+        }
+        self.serve();
+    }
+
+    fn serve(&mut self) {
+        let generation = self.generation;
+        for question in self.agenda.take_due(self.now, |_| generation).0 {
+            let outcome = self.answer(&question);
+            self.agenda.enter(&question, outcome, self.now);
+        }
+        for returned in self.agenda.returns.take_due(self.now).0 {
+            let answer = if self.down { Err(DOWN) } else { Ok(()) };
+            if answer.is_ok() {
+                self.revoke(&returned.lease);
+            }
+            self.agenda.returns.enter(&returned, answer, self.now);
+        }
+    }
+
+    fn answer(&mut self, question: &Question) -> Outcome {
+        match &question.about {
+            About::Read => Outcome::Read(self.lend(question.references.len())),
+            About::Renew(lease) => Outcome::Renewed(self.renew(lease)),
+            About::Check(_) if self.down => Outcome::Checked(Err(DOWN)),
+            About::Check(_) if self.denied => Outcome::Checked(Err(DENIED)),
+            About::Check(lease) => Outcome::Checked(Ok(match self.stands(number(lease)) {
+                true => Standing::Good,
+                false => Standing::Ended,
+            })),
+        }
+    }
+
+    fn lend(&mut self, picks: usize) -> Result<Answer, FetchError> {
+        self.reads += 1;
+        if self.down {
+            return Err(DOWN);
+        }
+        if self.denied {
+            return Err(DENIED);
+        }
+        let number = self.made.len();
+        self.made.push((self.now, self.now + Duration::from_secs(self.life)));
+        let value = |pick| Ok(format!("lease-{number:04}-value-{pick}").into_bytes().into());
+        let lease = Lease {
+            id: Arc::new(Zeroizing::new(number.to_string())),
+            life: Duration::from_secs(self.life),
+            renewable: self.longest > self.life,
+            generation: self.generation,
+        };
+        let values = (0..picks).map(value).collect();
+        Ok(Answer { values, lease: Some(lease), narrowing: Arc::default() })
+    }
+
+    fn renew(&mut self, lease: &Lease) -> Result<Prolonged, FetchError> {
+        self.renewals += 1;
+        if self.down {
+            return Err(DOWN);
+        }
+        let number = number(lease);
+        if !self.stands(number) {
+            return Err(ENDED);
+        }
+        let (began, ends) = &mut self.made[number];
+        let longest = *began + Duration::from_secs(self.longest);
+        *ends = longest.min(self.now + lease.life);
+        Ok(Prolonged { life: *ends - self.now, renewable: true })
+    }
+
+    fn revoke(&mut self, lease: &Lease) {
+        self.revoked.entry(number(lease)).or_insert(self.now);
+    }
+
+    fn stands(&self, number: usize) -> bool {
+        !self.revoked.contains_key(&number) && self.now < self.made[number].1
+    }
+
+    fn text(&self, key: &Key) -> Result<String, SecretCause> {
+        let text = |value: Arc<SecretValue>| String::from_utf8(value.expose().to_vec()).unwrap();
+        self.agenda.snapshot().current(&key.0, &key.1, 8, self.now).map(text)
+    }
+
+    /// The lease whose values are in use now; both must be of one.
+    #[track_caller]
+    fn in_use(&self) -> Option<usize> {
+        let of = |key| {
+            let text = self.text(key).ok()?;
+            Some(text.split('-').nth(1).unwrap().parse().unwrap())
+        };
+        let (user, password) = (of(&user()), of(&password()));
+        assert_eq!(user, password, "a user of one lease and a password of another");
+        user
+    }
+
+    fn known(&self) -> usize {
+        let key = user();
+        self.agenda.snapshot().known(&key.0, &key.1).count()
+    }
+}
+
+fn number(lease: &Lease) -> usize {
+    lease.id.parse().unwrap()
+}
+
+fn reference(field: &str) -> Key {
+    let location = VaultLocation::Read { path: "database/creds/reader".into() };
+    let pick = Pick([Part::Field(field.into())].into());
+    (GroupName("agents".into()), SecretRef::Vault { location, pick })
+}
+
+fn user() -> Key {
+    reference("username")
+}
+
+fn password() -> Key {
+    reference("password")
+}
+
+#[test]
+fn two_fields_of_one_location_cost_one_read_and_are_of_one_lease() {
+    let mut lender = Lender::new(3_600, 36_000);
+    lender.pass(600);
+    assert_eq!((lender.reads, lender.made.len()), (1, 1), "a lent value is not read each refresh");
+    assert_eq!(lender.in_use(), Some(0));
+}
+
+#[test]
+fn a_lease_is_renewed_and_replaced_before_its_longest_life_ends_without_a_gap() {
+    let mut lender = Lender::new(30, 100);
+    for second in 0..1_000 {
+        lender.pass(1);
+        let used = lender.in_use().unwrap_or_else(|| panic!("no value at {second} s"));
+        assert!(lender.stands(used), "at {second} s the value in use is of an ended lease");
+    }
+    assert!(lender.renewals > 20, "{}", lender.renewals);
+    assert!((10..=20).contains(&lender.made.len()), "{}", lender.made.len());
+}
+
+#[test]
+fn a_lease_that_cannot_be_renewed_is_replaced_in_time_and_then_given_back() {
+    let mut lender = Lender::new(600, 600);
+    for _ in 0..1_000 {
+        lender.pass(1);
+        assert!(lender.in_use().is_some_and(|used| lender.stands(used)));
+    }
+    assert_eq!(lender.renewals, 0);
+    let (replaced, _) = lender.made[1];
+    let grace = lender.revoked[&0] - replaced;
+    assert!(grace >= GRACE, "requests that began with the old value had {grace:?}");
+    assert!(lender.revoked[&0] < lender.made[0].1);
+    assert_eq!(lender.known(), lender.made.len(), "old values stay masked");
+}
+
+#[test]
+fn an_outage_keeps_the_value_until_the_lease_ends_and_no_longer() {
+    let mut lender = Lender::new(600, 6_000);
+    lender.pass(10);
+    lender.down = true;
+    let ends = lender.made[0].1;
+    while lender.now < ends - Duration::from_secs(1) {
+        lender.pass(1);
+        assert_eq!(lender.in_use(), Some(0), "max_stale does not end a lease");
+    }
+    lender.pass(2);
+    assert_eq!(lender.text(&user()), Err(SecretCause::LeaseEnded));
+    assert!(lender.renewals + lender.reads < 60, "questions slow down in an outage");
+    lender.down = false;
+    lender.pass(35);
+    assert_eq!(lender.in_use(), Some(1));
+}
+
+#[test]
+fn a_renewal_that_is_refused_leads_to_another_lease_at_once() {
+    let mut lender = Lender::new(600, 6_000);
+    lender.pass(10);
+    lender.revoked.insert(0, lender.now);
+    lender.pass(60);
+    assert_eq!(lender.in_use(), Some(1), "a lease that Vault ended is seen within refresh");
+    assert_eq!(lender.made.len(), 2);
+}
+
+#[test]
+fn a_right_that_was_taken_away_drops_the_value_within_refresh_and_ends_the_lease() {
+    let mut lender = Lender::new(3_600, 36_000);
+    lender.pass(10);
+    lender.denied = true;
+    lender.pass(60);
+    assert_eq!(lender.text(&user()), Err(SecretCause::VaultDenied));
+    assert!(lender.revoked.contains_key(&0));
+    assert_eq!(lender.known(), 1, "it is still masked");
+    lender.denied = false;
+    lender.pass(60);
+    assert_eq!(lender.in_use(), Some(1));
+}
+
+#[test]
+fn a_new_token_means_a_new_lease_at_once() {
+    let mut lender = Lender::new(3_600, 36_000);
+    lender.pass(10);
+    lender.generation += 1;
+    lender.pass(1);
+    assert_eq!(lender.in_use(), Some(1));
+    lender.pass(100);
+    assert_eq!(lender.made.len(), 2, "and no third one");
+}
+
+#[test]
+fn quarantine_drops_everything_at_once_until_release() {
+    let mut lender = Lender::new(3_600, 36_000);
+    lender.pass(10);
+    let before = lender.agenda.snapshot();
+    let (group, reference) = user();
+    lender.agenda.quarantine(&group, lender.now);
+    assert_eq!(lender.in_use(), None);
+    assert_eq!(lender.known(), 1, "what it had stays masked");
+    assert!(
+        before.current(&group, &reference, 8, lender.now).is_ok(),
+        "a snapshot does not change"
+    );
+    lender.agenda.want(&[user(), password()], lender.now);
+    lender.pass(100);
+    assert!(lender.revoked.contains_key(&0));
+    assert_eq!(lender.made.len(), 1, "nothing is read in quarantine, whatever policy says");
+    lender.agenda.release(&group, lender.now);
+    lender.pass(1);
+    assert_eq!(lender.in_use(), Some(1));
+}
+
+#[test]
+fn a_late_answer_gives_its_lease_back() {
+    let mut lender = Lender::new(3_600, 36_000);
+    let (questions, _) = lender.agenda.take_due(lender.now, |_| 1);
+    lender.agenda.want(&[], lender.now);
+    let outcome = lender.answer(&questions[0]);
+    assert!(lender.agenda.enter(&questions[0], outcome, lender.now).is_empty());
+    lender.pass(1);
+    assert!(lender.revoked.contains_key(&0));
+    assert_eq!(lender.agenda.snapshot().health(lender.now), Health::default());
+}
+
+#[test]
+fn a_return_that_is_lost_is_tried_again() {
+    let mut lender = Lender::new(3_600, 36_000);
+    lender.pass(1);
+    lender.down = true;
+    lender.agenda.want(&[], lender.now);
+    lender.pass(20);
+    assert!(lender.revoked.is_empty());
+    lender.down = false;
+    lender.pass(30);
+    assert!(lender.revoked.contains_key(&0));
+}
+
+#[test]
+fn shutdown_takes_every_lease_that_is_not_back_yet() {
+    let mut lender = Lender::new(600, 600);
+    while lender.made.len() < 2 {
+        lender.pass(1);
+    }
+    let leases = lender.agenda.take_leases();
+    let mut numbers: Vec<usize> = leases.iter().map(|(_, lease)| number(lease)).collect();
+    numbers.sort_unstable();
+    assert_eq!(numbers, [0, 1]);
+}
+
+#[test]
+fn one_more_field_of_a_lent_answer_makes_one_more_lease_for_all() {
+    let mut lender = Lender::new(3_600, 36_000);
+    lender.agenda.want(&[user()], lender.now);
+    lender.pass(10);
+    assert_eq!(lender.made.len(), 1);
+    lender.agenda.want(&[user(), password()], lender.now);
+    lender.pass(1);
+    assert_eq!(lender.in_use(), Some(1));
+    lender.pass(100);
+    assert!(lender.revoked.contains_key(&0));
+    assert_eq!(lender.made.len(), 2);
+}
+
+#[test]
+fn a_lease_without_life_does_not_make_a_user_each_moment() {
+    let mut lender = Lender::new(0, 0);
+    lender.pass(60);
+    assert!(lender.made.len() <= 13, "{} leases in a minute", lender.made.len());
+    assert_eq!(lender.in_use(), None);
+}
+
+#[test]
+fn one_group_is_not_held_up_by_the_questions_of_another() {
+    let key = |group: &str, number: usize| {
+        let location = VaultLocation::Read { path: format!("kv1/{number}").into() };
+        let pick = Pick([Part::Field("key".into())].into());
+        (GroupName(group.into()), SecretRef::Vault { location, pick })
+    };
+    let mut agenda = Agenda::new(REFRESH, STALE);
+    let now = Instant::now();
+    let slow: Vec<Key> = (0..20).map(|number| key("slow", number)).collect();
+    agenda.want(&slow, now);
+    assert_eq!(agenda.take_due(now, |_| 0).0.len(), QUESTIONS_AT_ONCE);
+    agenda.want(&[slow, vec![key("quick", 0)]].concat(), now);
+    let questions = agenda.take_due(now, |_| 0).0;
+    assert_eq!(questions.len(), 1);
+    assert_eq!(questions[0].site.0.as_str(), "quick");
+}

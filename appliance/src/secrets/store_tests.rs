@@ -1,0 +1,162 @@
+//! The store's task against a source that can be down, slow or silent.
+
+use super::super::{agenda::QUESTIONS_AT_ONCE, ledger::Key, source::Answer};
+use super::*;
+use crate::{
+    policy::{Location, Part, Pick, VaultLocation},
+    reason::SecretCause,
+};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+
+const LONG: Duration = Duration::from_secs(60);
+const DOWN: FetchError = FetchError::Outage(SecretCause::VaultUnreachable, "down");
+
+/// A source that can be down or slow, and that counts.
+#[derive(Default)]
+struct Scripted {
+    down: AtomicBool,
+    vault_hangs: AtomicBool,
+    asked: AtomicUsize,
+    at_once: AtomicUsize,
+    most_at_once: AtomicUsize,
+    closed: AtomicBool,
+}
+
+impl SecretSource for Scripted {
+    fn fetch<'a>(
+        &'a self,
+        group: &'a GroupName,
+        location: &'a Location,
+        picks: &'a [Pick],
+    ) -> BoxFuture<'a, Result<Answer, FetchError>> {
+        Box::pin(async move {
+            self.asked.fetch_add(1, SeqCst);
+            let at_once = self.at_once.fetch_add(1, SeqCst) + 1;
+            self.most_at_once.fetch_max(at_once, SeqCst);
+            let vault = matches!(location, Location::Vault(_));
+            if vault && self.vault_hangs.load(SeqCst) {
+                std::future::pending::<()>().await;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            self.at_once.fetch_sub(1, SeqCst);
+            if self.down.load(SeqCst) {
+                return Err(DOWN);
+            }
+            let value =
+                |pick| Ok(format!("value-of-{group}-{location}-{pick}").into_bytes().into());
+            let values = picks.iter().map(value).collect();
+            Ok(Answer { values, lease: None, narrowing: Arc::default() })
+        })
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        self.closed.store(true, SeqCst);
+        Box::pin(std::future::ready(()))
+    }
+}
+
+fn in_file(name: &str) -> Key {
+    (GroupName("agents".into()), SecretRef::File { name: name.into() })
+}
+
+fn in_vault(path: &str) -> Key {
+    let location = VaultLocation::Kv2 { mount: "kv".into(), path: path.into(), version: None };
+    let pick = Pick([Part::Field("key".into())].into());
+    (GroupName("agents".into()), SecretRef::Vault { location, pick })
+}
+
+fn started(source: &Arc<Scripted>, wanted: &[Key]) -> Arc<SecretStore> {
+    let store =
+        SecretStore::new(Arc::clone(source) as Arc<dyn SecretSource>, wanted, LONG, 5 * LONG);
+    tokio::spawn(Arc::clone(&store).run(std::future::pending()));
+    store
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(20)
+}
+
+fn available(store: &SecretStore) -> usize {
+    store.snapshot().health(Instant::now()).available
+}
+
+async fn until(what: impl Fn() -> bool) {
+    let deadline = soon();
+    while !what() {
+        assert!(Instant::now() < deadline, "too late");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn every_wanted_secret_is_asked_once_and_few_at_a_time() {
+    let source = Arc::new(Scripted::default());
+    let wanted: Vec<Key> = (0..50).map(|number| in_vault(&number.to_string())).collect();
+    let store = started(&source, &wanted);
+    store.first_round(soon()).await;
+    assert_eq!(available(&store), 50);
+    assert_eq!(source.asked.load(SeqCst), 50);
+    assert!(source.most_at_once.load(SeqCst) <= QUESTIONS_AT_ONCE);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(source.asked.load(SeqCst), 50, "nothing is asked again before refresh");
+}
+
+#[tokio::test]
+async fn a_source_down_at_the_start_is_seen_again_within_seconds() {
+    let source = Arc::new(Scripted::default());
+    source.down.store(true, SeqCst);
+    let wanted: Vec<Key> = (0..10).map(|number| in_vault(&number.to_string())).collect();
+    let store = started(&source, &wanted);
+    store.first_round(soon()).await;
+    let health = store.snapshot().health(Instant::now());
+    assert_eq!((health.available, health.missing.len()), (0, 10));
+    source.down.store(false, SeqCst);
+    until(|| available(&store) == 10).await;
+}
+
+#[tokio::test]
+async fn a_vault_that_hangs_holds_up_neither_the_file_nor_the_start() {
+    let source = Arc::new(Scripted::default());
+    source.vault_hangs.store(true, SeqCst);
+    let mut wanted: Vec<Key> = (0..20).map(|number| in_vault(&number.to_string())).collect();
+    wanted.push(in_file("openai"));
+    let store = started(&source, &wanted);
+    until(|| available(&store) == 1).await;
+    store.first_round(Instant::now() + Duration::from_millis(50)).await;
+    assert_eq!(source.at_once.load(SeqCst), QUESTIONS_AT_ONCE, "no question is doubled");
+}
+
+#[tokio::test]
+async fn a_new_policy_is_asked_for_at_once_and_the_old_value_goes() {
+    let source = Arc::new(Scripted::default());
+    let [old, new] = ["old", "new"].map(in_file);
+    let store = started(&source, std::slice::from_ref(&old));
+    store.first_round(soon()).await;
+    let before = store.snapshot();
+    store.set_wanted(std::slice::from_ref(&new));
+    until(|| available(&store) == 1).await;
+    let now = Instant::now();
+    let current = |snapshot: &Snapshot, key: &Key| snapshot.current(&key.0, &key.1, 8, now).is_ok();
+    assert!(current(&store.snapshot(), &new) && !current(&store.snapshot(), &old));
+    assert!(current(&before, &old), "a request keeps the snapshot it began with");
+}
+
+#[tokio::test]
+async fn shutdown_ends_the_task_and_closes_the_source() {
+    let source = Arc::new(Scripted::default());
+    source.vault_hangs.store(true, SeqCst);
+    let dyn_source = Arc::clone(&source) as Arc<dyn SecretSource>;
+    let store = SecretStore::new(dyn_source, &[in_vault("a")], LONG, LONG);
+    store.run(tokio::time::sleep(Duration::from_millis(20))).await;
+    assert!(source.closed.load(SeqCst));
+}
+
+#[test]
+fn retries_begin_at_one_second_and_slow_down_to_half_a_minute() {
+    let seconds: Vec<u64> = (1..8).map(|outages| back_off(outages).as_secs()).collect();
+    assert_eq!(seconds, [1, 2, 4, 8, 16, 30, 30]);
+    for _ in 0..1_000 {
+        let time = jittered(LONG);
+        assert!(time <= LONG && time >= LONG.mul_f64(0.8));
+    }
+}

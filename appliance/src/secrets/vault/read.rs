@@ -1,0 +1,321 @@
+//! Reads of Vault, whatever the engine, and what is taken of their answers.
+//!
+//! The envelope is read tolerantly, as far as it is needed, and only the fields that were asked
+//! for are copied. What an owner's `custom_metadata` says and cannot be understood keeps the value
+//! from use. A lease that came with an answer is kept whatever else is wrong with the answer, so
+//! that it can be given back.
+
+use std::{sync::Arc, time::Duration};
+
+use rustify::{
+    endpoint::Endpoint,
+    enums::{RequestMethod, RequestType, ResponseType},
+    errors::ClientError,
+};
+use serde::{Serialize, Serializer};
+use zeroize::Zeroizing;
+
+use super::{
+    super::{Answer, FetchError, Lease, SecretValue, value::without_line_end},
+    CallError, Session, TokenClient, is_plain_path,
+    pick::{Picked, pick, pick_text},
+};
+use crate::{
+    policy::{GroupName, NARROWING_KEYS, Narrowing, Part, Pick, VaultLocation},
+    reason::SecretCause,
+};
+
+/// Reads `location` with the group's token, and once more where that token turns out to be dead.
+pub(super) async fn fetch(
+    session: &Session,
+    group: &GroupName,
+    location: &VaultLocation,
+    picks: &[Pick],
+) -> Result<Answer, FetchError> {
+    if !is_plain_path(&location.api_path()) {
+        let text = "mount and path must not have empty, '.' or '..' segments";
+        return Err(FetchError::Gone(SecretCause::VaultDenied, text));
+    }
+    let mut client = session.group(group).await?;
+    let body = match ask(&client, location).await {
+        // Vault says 403 for a token that has ended as well as for one that may not.
+        Err(error @ CallError::Status { code: 403, .. }) => {
+            client = session.replace_if_dead(&client).await?.ok_or(read_failed(error))?;
+            ask(&client, location).await
+        }
+        other => other,
+    };
+    let body = body.map_err(read_failed)?;
+    Ok(answer(&body, location, picks, client.generation()))
+}
+
+async fn ask(
+    client: &TokenClient,
+    location: &VaultLocation,
+) -> Result<Zeroizing<Vec<u8>>, CallError> {
+    let body = client.call(Question(location)).await?;
+    // What is no JSON object did not come from Vault, or came broken.
+    match pick(&body, &["data"]) {
+        Some(Picked::Map) => Ok(body),
+        _ => Err(CallError::Transport("the answer is not one of Vault's")),
+    }
+}
+
+fn answer(body: &[u8], location: &VaultLocation, picks: &[Pick], generation: u64) -> Answer {
+    let data: &[&str] = match location {
+        VaultLocation::Kv2 { .. } => &["data", "data"],
+        VaultLocation::Read { .. } | VaultLocation::Write { .. } => &["data"],
+    };
+    let narrowing = match location {
+        VaultLocation::Kv2 { .. } => narrowing(body),
+        VaultLocation::Read { .. } | VaultLocation::Write { .. } => Ok(Narrowing::default()),
+    };
+    let value = |wanted| match &narrowing {
+        Ok(_) => take(body, data, wanted),
+        Err(text) => Err(FetchError::Gone(SecretCause::ValueInvalid, text)),
+    };
+    let values = picks.iter().map(value).collect();
+    let lease = lease(body, generation);
+    Answer { values, lease, narrowing: Arc::new(narrowing.unwrap_or_default()) }
+}
+
+/// The value that a pick makes of the fields below `data`.
+fn take(body: &[u8], data: &[&str], wanted: &Pick) -> Result<Zeroizing<Vec<u8>>, FetchError> {
+    if let [Part::Field(field)] = &*wanted.0 {
+        return take_field(body, data, field);
+    }
+    // Sized before it is filled, so that no copy is left behind by growth.
+    let mut whole = Zeroizing::new(Vec::with_capacity(SecretValue::MAX_BYTES + 1));
+    for part in wanted.0.iter() {
+        let field = match part {
+            Part::Field(field) => Some(take_field(body, data, field)?),
+            Part::Text(_) => None,
+        };
+        let text = match (&field, part) {
+            (Some(field), _) => without_line_end(field),
+            (None, Part::Text(text)) => text.as_bytes(),
+            (None, Part::Field(_)) => b"",
+        };
+        if whole.len() + text.len() > SecretValue::MAX_BYTES {
+            return invalid("the value is longer than 8192 bytes");
+        }
+        whole.extend_from_slice(text);
+    }
+    Ok(whole)
+}
+
+fn take_field(body: &[u8], data: &[&str], field: &str) -> Result<Zeroizing<Vec<u8>>, FetchError> {
+    match pick(body, &[data, &[field]].concat()) {
+        Some(Picked::Text(value)) => Ok(value),
+        Some(_) => invalid("the field is not a string"),
+        None => invalid("the secret has no such field"),
+    }
+}
+
+fn invalid<T>(text: &'static str) -> Result<T, FetchError> {
+    Err(FetchError::Gone(SecretCause::ValueInvalid, text))
+}
+
+fn narrowing(body: &[u8]) -> Result<Narrowing, &'static str> {
+    const METADATA: [&str; 3] = ["data", "metadata", "custom_metadata"];
+    let mut narrowing = Narrowing::default();
+    match pick(body, &METADATA) {
+        None => return Ok(narrowing),
+        Some(Picked::Map) => {}
+        Some(_) => return Err("custom_metadata: it is no object"),
+    }
+    for key in NARROWING_KEYS {
+        match pick(body, &[&METADATA[..], &[key]].concat()) {
+            None => {}
+            Some(Picked::Text(text)) => {
+                let text = std::str::from_utf8(&text).map_err(|_| NO_TEXT)?;
+                narrowing.set(key, text)?;
+            }
+            Some(_) => return Err(NO_TEXT),
+        }
+    }
+    Ok(narrowing)
+}
+
+/// The lease of an answer. KV has none, whatever duration it names: that is only a hint.
+fn lease(body: &[u8], generation: u64) -> Option<Lease> {
+    let id = pick_text(body, &["lease_id"]).filter(|id| !id.is_empty())?;
+    let id = Zeroizing::new(std::str::from_utf8(&id).ok()?.to_owned());
+    let life = match pick(body, &["lease_duration"]) {
+        Some(Picked::Number(seconds)) => Duration::from_secs(seconds.min(MAX_LIFE_SECONDS)),
+        _ => Duration::ZERO,
+    };
+    let renewable = matches!(pick(body, &["renewable"]), Some(Picked::Bool(true)));
+    Some(Lease { id: Arc::new(id), life, renewable, generation })
+}
+
+fn read_failed(error: CallError) -> FetchError {
+    match error {
+        CallError::Status { code: 403, .. } => {
+            let text = "Vault's policies do not let the group read this secret";
+            FetchError::Gone(SecretCause::VaultDenied, text)
+        }
+        CallError::Status { code: 404, .. } => {
+            FetchError::Gone(SecretCause::VaultDenied, "Vault has no such secret or version")
+        }
+        CallError::Status { code: 400 | 405, .. } => {
+            let text = "Vault's engine does not take this question: check path and parameters";
+            FetchError::Gone(SecretCause::VaultDenied, text)
+        }
+        other => other.outage(),
+    }
+}
+
+/// A read as it is sent.
+struct Question<'a>(&'a VaultLocation);
+
+/// The parameters of a write as a JSON object.
+struct Parameters<'a>(&'a [(Arc<str>, Arc<str>)]);
+
+impl Serialize for Parameters<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(key, value)| (&**key, &**value)))
+    }
+}
+
+impl Endpoint for Question<'_> {
+    type Response = ();
+    const REQUEST_BODY_TYPE: RequestType = RequestType::JSON;
+    const RESPONSE_BODY_TYPE: ResponseType = ResponseType::JSON;
+
+    fn path(&self) -> String {
+        self.0.api_path()
+    }
+
+    fn method(&self) -> RequestMethod {
+        match self.0 {
+            VaultLocation::Kv2 { .. } | VaultLocation::Read { .. } => RequestMethod::GET,
+            VaultLocation::Write { .. } => RequestMethod::POST,
+        }
+    }
+
+    fn query(&self) -> Result<Option<String>, ClientError> {
+        Ok(match self.0 {
+            VaultLocation::Kv2 { version: Some(version), .. } => Some(format!("version={version}")),
+            _ => None,
+        })
+    }
+
+    fn body(&self) -> Result<Option<Vec<u8>>, ClientError> {
+        let VaultLocation::Write { parameters, .. } = self.0 else { return Ok(None) };
+        serde_json::to_vec(&Parameters(parameters))
+            .map(Some)
+            .map_err(|error| ClientError::DataParseError { source: error.into() })
+    }
+}
+
+const NO_TEXT: &str = "custom_metadata: a key that narrows is not a text";
+
+/// A year. Keeps sums of instants in range.
+pub(super) const MAX_LIFE_SECONDS: u64 = 365 * 24 * 3600;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn kv2() -> VaultLocation {
+        VaultLocation::Kv2 { mount: "kv".into(), path: "a".into(), version: None }
+    }
+
+    fn field(name: &str) -> Part {
+        Part::Field(name.into())
+    }
+
+    fn pick_of<const N: usize>(parts: [Part; N]) -> Pick {
+        Pick(parts.into())
+    }
+
+    fn texts(answer: &Answer) -> Vec<Result<String, FetchError>> {
+        let text = |value: &Zeroizing<Vec<u8>>| String::from_utf8(value.to_vec()).unwrap();
+        answer.values.iter().map(|value| value.as_ref().map(text).map_err(|error| *error)).collect()
+    }
+
+    const LENT: &str = r#"{"lease_id":"database/creds/r/x","renewable":true,"lease_duration":30,
+        "data":{"username":"v-user\n","password":"p:w","number":1},"warnings":null}"#;
+
+    #[test]
+    fn fields_and_templates_are_made_of_one_answer() {
+        let location = VaultLocation::Read { path: "database/creds/r".into() };
+        let both = [field("username"), Part::Text(":".into()), field("password")];
+        let picks = [pick_of([field("password")]), pick_of(both), pick_of([field("number")])];
+        let answer = answer(LENT.as_bytes(), &location, &picks, 7);
+        let invalid = FetchError::Gone(SecretCause::ValueInvalid, "the field is not a string");
+        let wanted = [Ok("p:w".to_owned()), Ok("v-user:p:w".to_owned()), Err(invalid)];
+        assert_eq!(texts(&answer), wanted);
+        let lease = answer.lease.unwrap();
+        assert_eq!((lease.id.as_str(), lease.life.as_secs()), ("database/creds/r/x", 30));
+        assert!(lease.renewable && lease.generation == 7);
+    }
+
+    #[test]
+    fn a_lease_is_kept_whatever_else_is_wrong_with_the_answer() {
+        let location = VaultLocation::Read { path: "a/b".into() };
+        let answer = answer(LENT.as_bytes(), &location, &[pick_of([field("other")])], 0);
+        assert!(answer.values[0].is_err() && answer.lease.is_some());
+    }
+
+    #[test]
+    fn what_kv_calls_a_duration_is_no_lease() {
+        let body = r#"{"lease_id":"","lease_duration":2764800,"data":{"key":"v"}}"#;
+        let location = VaultLocation::Read { path: "kv1/a".into() };
+        assert!(answer(body.as_bytes(), &location, &[], 0).lease.is_none());
+    }
+
+    fn narrowed(metadata: &str) -> Result<Narrowing, &'static str> {
+        narrowing(format!(r#"{{"data":{{"data":{{}},"metadata":{metadata}}}}}"#).as_bytes())
+    }
+
+    #[test]
+    fn what_the_owner_says_is_understood_or_keeps_the_value_from_use() {
+        for open in [
+            "{}",
+            "null",
+            r#"{"custom_metadata":null}"#,
+            r#"{"custom_metadata":{"owner":"team","hosts":null}}"#,
+        ] {
+            assert_eq!(narrowed(open), Ok(Narrowing::default()), "{open}");
+        }
+        for broken in [
+            r#""hosts""#,
+            r#"["hosts"]"#,
+            r#"{"hosts":1}"#,
+            r#"{"hosts":["api.example"]}"#,
+            r#"{"hosts":""}"#,
+            r#"{"hosts":"*.example.com"}"#,
+            r#"{"hosts":"a.example,,b.example"}"#,
+            r#"{"places":"query key"}"#,
+            r#"{"methods":"get"}"#,
+            r#"{"methods":"CONNECT"}"#,
+            r#"{"paths":"v1"}"#,
+            r#"{"paths":"/a/../b"}"#,
+            r#"{"expires":"tomorrow"}"#,
+            r#"{"expires":"2030-01-01"}"#,
+        ] {
+            let metadata = format!(r#"{{"custom_metadata":{broken}}}"#);
+            assert!(narrowed(&metadata).is_err(), "{broken}");
+            let body = format!(r#"{{"data":{{"data":{{"k":"v"}},"metadata":{metadata}}}}}"#);
+            let answer = answer(body.as_bytes(), &kv2(), &[pick_of([field("k")])], 0);
+            assert_eq!(answer.values[0].as_ref().unwrap_err().cause(), SecretCause::ValueInvalid);
+        }
+        let good = r#"{"custom_metadata":{"hosts":"api.example, b.example","methods":"GET,POST",
+            "places":"header authorization bearer,basic user","paths":"/v1/*","expires":"2030-01-31T12:00:00Z"}}"#;
+        assert_ne!(narrowed(good).unwrap(), Narrowing::default());
+    }
+
+    proptest! {
+        #[test]
+        fn no_answer_is_taken_for_more_than_it_is(body: Vec<u8>, at in 0_usize..200) {
+            let pick = [pick_of([field("password")])];
+            let cut = LENT.as_bytes().get(..at).unwrap_or_default();
+            for body in [&*body, cut] {
+                prop_assert!(answer(body, &kv2(), &pick, 0).values[0].is_err());
+            }
+        }
+    }
+}

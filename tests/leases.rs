@@ -1,0 +1,192 @@
+//! What Vault lends: any engine by its path, one read for all fields of an answer, and the word of
+//! a secret's owner.
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use lab::{
+    Lab,
+    dns::Dns,
+    gateway::{self, GIT_SECRET, Gateway, OPENAI_SECRET},
+    net::{ANTHROPIC, GIT, OPENAI},
+    origin::Origin,
+    sandboxed,
+    vault::Vault,
+    wait,
+};
+use serde_json::Value;
+
+use crate::world::{TICKET, World, get, get_path, is_request};
+
+/// A world whose secrets come from a real Vault, some of them from other places than usual.
+struct Lent {
+    world: World,
+    vault: Vault,
+}
+
+impl Lent {
+    /// `moved` says for which reference of the usual policy another stands.
+    fn start(prepare: impl FnOnce(&Vault), moved: &[(&str, &str)]) -> Self {
+        let lab = Lab::new();
+        let origin = Origin::start(&lab);
+        let dns = Dns::start();
+        let vault = Vault::start(&lab);
+        prepare(&vault);
+        let mut config = gateway::vault_config(&vault.config());
+        for (usual, other) in moved {
+            assert!(config.contains(usual), "{usual}");
+            config = config.replace(usual, other);
+        }
+        let gateway = Gateway::start(&lab, &config);
+        Self { world: World { lab, origin, dns, gateway }, vault }
+    }
+
+    fn usual() -> Self {
+        Self::start(|_| {}, &[])
+    }
+
+    fn answer(&self, request: &str) -> (u16, Option<String>) {
+        let answer = self.world.ask(request);
+        (answer.status.as_u16(), answer.reason())
+    }
+
+    #[track_caller]
+    fn becomes(&self, what: &str, request: &str, status: u16, reason: Option<&str>) {
+        wait::expect(what, || self.answer(request) == (status, reason.map(str::to_owned)));
+    }
+
+    /// Sets what the owner of the OpenAI key allows, in place of what was set before.
+    fn owner_says(&self, metadata: &[&str]) {
+        let mut args = vec!["kv", "metadata", "put", "-mount=kv"];
+        let metadata: Vec<String> =
+            metadata.iter().map(|pair| format!("-custom-metadata={pair}")).collect();
+        args.extend(metadata.iter().map(String::as_str));
+        args.push("agents/openai");
+        self.vault.cli(&args);
+    }
+
+    fn leases(&self, prefix: &str) -> usize {
+        let path = format!("sys/leases/lookup/{prefix}");
+        let listed = self.vault.try_cli(&["list", &path], self.vault.root_token());
+        let listed: Value = serde_json::from_slice(&listed.stdout).unwrap_or_default();
+        listed.as_array().map_or(0, Vec::len)
+    }
+}
+
+fn basic(pair: &str) -> String {
+    format!("Authorization: Basic {}", STANDARD.encode(pair))
+}
+
+/// Lets the first group read these further paths.
+fn grant(vault: &Vault, paths: &[(&str, &str)]) {
+    let usual = [("kv/data/agents/*", "read")];
+    let rules: String = usual
+        .iter()
+        .chain(paths)
+        .map(|(path, may)| format!("path \"{path}\" {{ capabilities = [\"{may}\"] }}\n"))
+        .collect();
+    vault.policy(READER, &rules);
+}
+
+/// The policy of the first group.
+const READER: &str = "agents-research";
+
+#[test]
+fn any_engine_is_read_by_its_path_and_what_it_lent_is_given_back() {
+    sandboxed(|| {
+        let prepare = |vault: &Vault| {
+            vault.cli(&["secrets", "enable", "-path=kv1", "-version=1", "kv"]);
+            vault.cli(&["kv", "put", "-mount=kv1", "openai", "user=agent-7", "key=kv1-secret-01"]);
+            vault.cli(&["secrets", "enable", "ssh"]);
+            let role = ["key_type=otp", "default_user=agent", "cidr_list=192.0.2.0/24"];
+            vault.cli(&[&["write", "ssh/roles/otp"][..], &role].concat());
+            vault.put("git", "glpat-lab-another-version-2");
+            let paths = [
+                ("kv1/openai", "read"),
+                ("ssh/creds/otp", "update"),
+                ("sys/leases/revoke", "update"),
+            ];
+            grant(vault, &paths);
+        };
+        let moved = [
+            ("vault:kv/agents/openai#api_key", "vault-read:kv1/openai#{user}:{key}"),
+            ("vault:kv/agents/anthropic#api_key", "vault-write:ssh/creds/otp?ip=192.0.2.1#key"),
+            ("vault:kv/agents/git#api_key", "vault:kv/agents/git?version=1#api_key"),
+        ];
+        let mut it = Lent::start(prepare, &moved);
+        let world = &it.world;
+        assert_eq!(it.answer(&get(&[TICKET])), (200, None));
+        let mut anthropic = world.h1(ANTHROPIC).unwrap();
+        let ask = format!(
+            "GET /v1/models HTTP/1.1\r\nHost: {}\r\nx-api-key: ANTHROPIC_API_KEY\r\n\r\n",
+            ANTHROPIC.name
+        );
+        assert_eq!(anthropic.ask(&ask).unwrap().status, 200);
+        std::thread::sleep(std::time::Duration::from_secs(3));
+        assert_eq!(anthropic.ask(&ask).unwrap().status, 200);
+        let requests = world.origin.log().wait_requests(3);
+        assert_eq!(requests[0].header("authorization"), ["Bearer agent-7:kv1-secret-01"]);
+        let password = requests[1].header("x-api-key");
+        assert_eq!(requests[2].header("x-api-key"), password, "it is not issued each refresh");
+        let otp = format!("otp={}", password[0]);
+        assert_eq!(it.leases("ssh/creds/otp"), 1);
+        let verified = it.vault.cli(&["write", "ssh/verify", &otp]);
+        assert!(verified.contains("192.0.2.1"), "{verified}");
+        let mut git = it.world.h1(GIT).unwrap();
+        let ask = basic("agent:GIT_TOKEN");
+        git.ask(format!("GET /v1/models HTTP/1.1\r\nHost: {}\r\n{ask}\r\n\r\n", GIT.name)).unwrap();
+        let request = &it.world.origin.log().wait_requests(4)[3];
+        let pinned = basic(&format!("agent:{GIT_SECRET}"));
+        assert_eq!(pinned, format!("Authorization: {}", request.header("authorization")[0]));
+        it.world.gateway.terminate(wait::SOON);
+        wait::expect("the lease is given back", || it.leases("ssh/creds/otp") == 0);
+        it.world.assert_secrets_untold();
+    });
+}
+
+#[test]
+fn a_secrets_owner_narrows_what_policy_grants_and_never_widens_it() {
+    sandboxed(|| {
+        let it = Lent::usual();
+        let (read, other) = (get(&[TICKET]), get_path("/v1/other", &[TICKET]));
+        let post =
+            read.replacen("GET", "POST", 1).replace("\r\n\r\n", "\r\nContent-Length: 0\r\n\r\n");
+        for request in [&read, &post, &other] {
+            assert_eq!(it.answer(request), (200, None), "{request}");
+        }
+        it.owner_says(&["methods=GET,HEAD", "owner=team-7"]);
+        it.becomes("only reads", &post, 403, Some("method_denied"));
+        assert_eq!(it.answer(&read), (200, None));
+        let hidden = get(&[TICKET, "X-HTTP-Method-Override: POST"]);
+        assert_eq!(it.answer(&hidden), (403, Some("method_denied".to_owned())));
+
+        it.owner_says(&["paths=/v1/models, /admin/*"]);
+        it.becomes("one path", &other, 403, Some("path_denied"));
+        assert_eq!(it.answer(&read), (200, None));
+        assert_eq!(it.answer(&post), (200, None));
+        let wide = get_path("/admin/users", &[TICKET]);
+        assert_eq!(it.answer(&wide), (403, Some("path_denied".to_owned())));
+
+        it.owner_says(&["expires=2030-01-01T00:00:00Z", &format!("hosts={}", OPENAI.name)]);
+        it.becomes("all of it", &other, 200, None);
+        for (metadata, cause) in [
+            ("expires=2020-01-01T00:00:00Z", "lease_ended"),
+            ("hosts=api.other.example", "value_invalid"),
+            ("hosts=*.example", "value_invalid"),
+            ("places=header x-api-key raw", "value_invalid"),
+            ("methods=DELETE", "value_invalid"),
+            ("paths=admin", "value_invalid"),
+        ] {
+            it.owner_says(&[metadata]);
+            it.becomes(metadata, &read, 503, Some("secret_unavailable"));
+            it.world
+                .gateway
+                .audit
+                .wait_for(|record| is_request(record) && record["cause"] == cause);
+            it.owner_says(&["owner=team-7"]);
+            it.becomes("open again", &read, 200, None);
+        }
+        let bearer = format!("Bearer {OPENAI_SECRET}");
+        let requests = it.world.origin.log().requests();
+        assert!(requests.iter().all(|request| request.header("authorization") == [&*bearer]));
+        it.world.assert_secrets_untold();
+    });
+}

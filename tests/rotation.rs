@@ -1,0 +1,129 @@
+//! A key is replaced in Vault while agents work: no request fails, the new key arrives, and the old
+//! one is still kept from the agents. What agents do costs Vault nothing.
+
+use std::{
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    thread,
+    time::{Duration, Instant},
+};
+
+use lab::{
+    Lab,
+    dns::Dns,
+    gateway::{self, Gateway, OPENAI_SECRET},
+    net::OPENAI,
+    origin::Origin,
+    sandboxed,
+    vault::Vault,
+    wait,
+};
+
+use crate::world::{TICKET, World, get, get_path};
+
+const ROTATED: &str = "sk-lab-r0tated-4e1f90b2c7d8a365";
+
+/// The lab's `refresh`.
+const REFRESH: Duration = Duration::from_secs(1);
+
+fn start() -> (World, Vault) {
+    let lab = Lab::new();
+    let origin = Origin::start(&lab);
+    let dns = Dns::start();
+    let vault = Vault::start(&lab);
+    let gateway = Gateway::start(&lab, &gateway::vault_config(&vault.config()));
+    (World { lab, origin, dns, gateway }, vault)
+}
+
+#[test]
+fn a_rotation_under_load_fails_no_request_and_the_old_key_stays_masked() {
+    sandboxed(|| {
+        let (world, vault) = start();
+        let (stop, asked, failed) =
+            (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
+        let begun = Instant::now();
+        let rotated = thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    let mut agent = world.h1(OPENAI).expect("the gateway shows a certificate");
+                    let mut next = Instant::now();
+                    while !stop.load(SeqCst) {
+                        // Eight times 25 in a second are 200.
+                        next += Duration::from_millis(40);
+                        thread::sleep(next.saturating_duration_since(Instant::now()));
+                        let answer = agent.ask(get(&[TICKET]));
+                        asked.fetch_add(1, SeqCst);
+                        if !answer.is_ok_and(|answer| answer.status == 200) {
+                            failed.fetch_add(1, SeqCst);
+                        }
+                    }
+                });
+            }
+            thread::sleep(2 * REFRESH);
+            vault.put("openai", ROTATED);
+            let rotated = Instant::now();
+            wait::expect("the new key arrives", || world.origin.log().holds(ROTATED));
+            let took = rotated.elapsed();
+            thread::sleep(REFRESH);
+            stop.store(true, SeqCst);
+            took
+        });
+        // A read each refresh, some time for it, and for a machine with other work.
+        assert!(rotated < REFRESH + Duration::from_secs(1), "{rotated:?}");
+        assert_eq!(failed.load(SeqCst), 0, "of {} requests", asked.load(SeqCst));
+        let rate = asked.load(SeqCst) as f64 / begun.elapsed().as_secs_f64();
+        assert!(rate > 100.0, "only {rate} requests a second");
+
+        let requests = world.origin.log().requests();
+        let keys: Vec<String> =
+            requests.iter().flat_map(|request| request.header("authorization")).collect();
+        let (old, new) = (format!("Bearer {OPENAI_SECRET}"), format!("Bearer {ROTATED}"));
+        assert!(keys.iter().all(|key| *key == old || *key == new));
+        assert_eq!(keys.last(), Some(&new));
+
+        let told = world.ask(&get_path("/reflect", &[TICKET, &format!("X-Old: {OPENAI_SECRET}")]));
+        assert_eq!(told.status, 200);
+        for secret in [OPENAI_SECRET, ROTATED] {
+            assert!(!told.text().contains(secret), "{}", told.text());
+        }
+        world.assert_secrets_untold();
+        assert!(!world.gateway.stderr().contains(ROTATED));
+    });
+}
+
+#[test]
+fn twenty_thousand_requests_cost_vault_two_reads_a_refresh_at_most() {
+    sandboxed(|| {
+        let (world, vault) = start();
+        let log = world.lab.dir.join("vault/audit.log");
+        vault.cli(&["audit", "enable", "file", &format!("file_path={}", log.display())]);
+        let begun = Instant::now();
+        let failed = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            for _ in 0..CONNECTIONS {
+                scope.spawn(|| {
+                    let mut agent = world.h1(OPENAI).expect("the gateway shows a certificate");
+                    for _ in 0..REQUESTS / CONNECTIONS {
+                        let answer = agent.ask(get(&[TICKET]));
+                        if !answer.is_ok_and(|answer| answer.status == 200) {
+                            failed.fetch_add(1, SeqCst);
+                        }
+                    }
+                });
+            }
+        });
+        let refreshes = begun.elapsed().as_secs_f64() / REFRESH.as_secs_f64();
+        assert_eq!(failed.load(SeqCst), 0);
+        let audit = std::fs::read_to_string(log).expect("vault writes its audit");
+        let reads = audit
+            .lines()
+            .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+            .filter(|record| record["type"] == "request")
+            .filter(|record| record["request"]["path"] == "kv/data/agents/openai")
+            .count();
+        assert!(reads > 0, "the audit names no read");
+        assert!(reads as f64 <= 2.0 * (refreshes + 1.0), "{reads} reads in {refreshes} refreshes");
+    });
+}
+
+const REQUESTS: usize = 20_000;
+const CONNECTIONS: usize = 100;
