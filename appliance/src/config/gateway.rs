@@ -12,7 +12,8 @@ use toml::Spanned;
 
 use super::{
     credential::is_path,
-    settings::{AuditTarget, Settings, VaultSettings},
+    error::Report,
+    settings::{AuditTarget, PkiSettings, Settings, VaultSettings},
     table::Table,
     value::{flag, number, parsed, path, port, resolver, size, text, time, unquoted},
 };
@@ -21,7 +22,7 @@ use crate::policy::Limits;
 /// What `[gateway]` says. A field is `None` where it is wrong.
 pub(super) struct Gateway {
     audit: AuditTarget,
-    ca_dir: PathBuf,
+    ca_dir: Option<Spanned<PathBuf>>,
     pub(super) proxy_port: Spanned<u16>,
     mark: u32,
     route_table: u32,
@@ -36,13 +37,10 @@ pub(super) struct Gateway {
 
 impl Gateway {
     pub(super) fn read(mut table: Table<'_>, base: &Path) -> Self {
-        let or_default = |path: Option<Spanned<PathBuf>>, default: &str| {
-            path.map_or_else(|| default.into(), Spanned::into_inner)
-        };
         let resolvers = table.required_list("resolvers", resolver);
         let gateway = Self {
             audit: audit(&mut table, base),
-            ca_dir: or_default(table.optional("ca_dir", path(base)), "/var/lib/cloakroom/ca"),
+            ca_dir: table.optional("ca_dir", path(base)),
             proxy_port: table
                 .optional("proxy_port", port)
                 .unwrap_or_else(|| Spanned::new(table.span().clone(), DEFAULT_PROXY_PORT)),
@@ -62,6 +60,15 @@ impl Gateway {
         gateway
     }
 
+    /// With `[vault.pki]` no issuing CA is read from a folder: whoever names one expects otherwise.
+    pub(super) fn refuse_ca_dir(&self, report: &Report<'_>) {
+        if let Some(ca_dir) = &self.ca_dir {
+            let text = "ca_dir: with [vault.pki] Vault signs the issuing CAs and no folder of them \
+                        is read; remove one of the two";
+            report.add(&ca_dir.span(), text);
+        }
+    }
+
     pub(super) fn into_settings(
         self,
         vault: Option<VaultSettings>,
@@ -69,7 +76,7 @@ impl Gateway {
     ) -> Settings {
         Settings {
             audit: self.audit,
-            ca_dir: self.ca_dir,
+            ca_dir: inner(self.ca_dir, DEFAULT_CA_DIR.into()),
             proxy_port: self.proxy_port.into_inner(),
             mark: self.mark,
             route_table: self.route_table,
@@ -140,9 +147,25 @@ pub(super) fn vault(mut table: Table<'_>, base: &Path) -> Option<VaultSettings> 
         secret_id_file: table.required("secret_id_file", path(base)),
         refresh: table.optional("refresh", time(SECOND..=HOUR)),
         max_stale: table.optional("max_stale", time(Duration::ZERO..=24 * HOUR)),
+        pki: table.table("pki", "[vault.pki]").map(|table| pki(table, base)),
     };
     table.finish();
     settings.with_ca(ca_file.map(Spanned::into_inner))
+}
+
+/// Reads `[vault.pki]`; `None` where something needed is missing or wrong.
+fn pki(mut table: Table<'_>, base: &Path) -> Option<PkiSettings> {
+    let root_file = table.required("root_file", path(base));
+    let mount = table.optional("mount", parsed(mount));
+    let ttl = table.optional("ttl", whole_seconds(10 * SECOND..=365 * DAY));
+    let accept = table.optional("accept_without_ip_exclusion", flag);
+    table.finish();
+    Some(PkiSettings {
+        mount: inner(mount, "pki".into()),
+        root_file: root_file?.into_inner(),
+        ttl: inner(ttl, 30 * DAY),
+        accept_without_ip_exclusion: inner(accept, false),
+    })
 }
 
 /// Reads `[secrets]`; `None` where its file is missing or wrong.
@@ -161,6 +184,8 @@ struct Settle {
     secret_id_file: Option<Spanned<PathBuf>>,
     refresh: Option<Spanned<Duration>>,
     max_stale: Option<Spanned<Duration>>,
+    /// `Some(None)` where it is there and wrong.
+    pki: Option<Option<PkiSettings>>,
 }
 
 impl Settle {
@@ -174,6 +199,7 @@ impl Settle {
             secret_id_file: self.secret_id_file?.into_inner(),
             refresh: inner(self.refresh, MINUTE),
             max_stale: inner(self.max_stale, 5 * MINUTE),
+            pki: super::transpose(self.pki)?,
         })
     }
 }
@@ -190,6 +216,16 @@ fn audit(table: &mut Table<'_>, base: &Path) -> AuditTarget {
         }
     });
     inner(target, AuditTarget::File(DEFAULT_AUDIT_FILE.into()))
+}
+
+/// A time that Vault, which counts in seconds, is told.
+fn whole_seconds(
+    range: std::ops::RangeInclusive<Duration>,
+) -> impl Fn(&toml::de::DeValue<'_>) -> Result<Duration, String> {
+    move |value| match time(range.clone())(value)? {
+        time if time.subsec_nanos() > 0 => Err("write it in whole seconds".into()),
+        time => Ok(time),
+    }
 }
 
 /// The kernel keeps 0 and 253 to 255 for itself (`rtnetlink(7)`, `rtm_table`).
@@ -238,6 +274,7 @@ pub(super) fn inner<T>(value: Option<Spanned<T>>, default: T) -> T {
     value.map_or(default, Spanned::into_inner)
 }
 
+const DEFAULT_CA_DIR: &str = "/var/lib/cloakroom/ca";
 const DEFAULT_AUDIT_FILE: &str = "/var/log/cloakroom/audit.jsonl";
 const DEFAULT_PROXY_PORT: u16 = 15_001;
 const DEFAULT_MARK: u32 = 0xc10a;
@@ -248,6 +285,7 @@ const KIB: usize = 1_024;
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3_600);
+const DAY: Duration = Duration::from_secs(24 * 3_600);
 
 #[cfg(test)]
 mod tests {

@@ -19,7 +19,7 @@ mod value;
 
 pub use error::{Errors, Mistake};
 pub use explain::explain;
-pub use settings::{AuditTarget, Settings, VaultSettings};
+pub use settings::{AuditTarget, PkiSettings, Settings, VaultSettings};
 
 use std::{
     fs::File,
@@ -102,6 +102,11 @@ fn read(document: &Spanned<DeTable<'_>>, files: Files<'_>, report: &Report<'_>) 
     draft.check(report);
     let vault = vault.map(|table| gateway::vault(table, files.base));
     let secrets = secrets.map(|table| gateway::secret_file(table, files.base));
+    if let (Some(gateway), Some(Some(VaultSettings { pki: Some(_), .. }))) =
+        (&draft.gateway, &vault)
+    {
+        gateway.refuse_ca_dir(report);
+    }
     draft.into_config(limits, transpose(vault)?, transpose(secrets)?)
 }
 

@@ -30,6 +30,7 @@ use self::{flow::Gateway, refused::Watcher, worker::Worker};
 use crate::{
     accept::Places,
     audit::{Sink, Writer},
+    ca::{CaError, Rotation, RuleCa, RuleCas},
     config::{self, Config, Settings},
     dial::Resolver,
     dns::{self, Desk},
@@ -48,6 +49,8 @@ pub enum DaemonError {
     Config(config::Errors),
     /// Packets, routes or listeners.
     Packets(PacketsError),
+    /// Issuing CAs.
+    Ca(CaError),
     /// Certificates.
     Rulebook(RulebookError),
     /// Anything else, said in one line.
@@ -80,6 +83,8 @@ struct Daemon {
     phase: watch::Sender<Phase>,
     rulebooks: watch::Sender<Arc<Rulebook>>,
     secrets: Arc<SecretStore>,
+    /// Where Vault signs the issuing CAs.
+    rotation: Option<Rotation>,
     refreshing: tokio::task::JoinHandle<()>,
     audit: Sink,
     writer: Writer,
@@ -98,8 +103,11 @@ impl Daemon {
         // A listener holds a place while it waits for the connection that will take it.
         let waiting = workers(&settings) * capture.listeners();
         let places = Places::new(policy.limits.connections + waiting);
-        let secrets = open_secrets(&settings, &policy)?;
-        let rulebook = rulebook(policy, &settings, &system_roots)?;
+        let vault = open_vault(&settings)?;
+        let rotation = open_rotation(&settings, vault.as_ref())?;
+        let secrets = open_secrets(&settings, &policy, vault)?;
+        let cas = issuing_cas(&policy, &settings, rotation.as_ref())?;
+        let rulebook = rulebook(policy, cas.clone(), &system_roots)?;
         let (audit, writer) = Sink::open(&settings.audit).map_err(|error| {
             other(&format!("cannot write the audit {}", settings.audit), &error)
         })?;
@@ -118,13 +126,14 @@ impl Daemon {
         let mut phases = phases;
         let closing = async move { phases.reached(Phase::Cut).await };
         let refreshing = tokio::spawn(Arc::clone(&secrets).run(closing));
-        secrets.first_round(Instant::now() + FIRST_ROUND).await;
+        first_round(&secrets, rotation.as_ref(), &cas, FIRST_ROUND).await;
         let claim = packets::claim(&capture)?;
         let log = PacketLog::open(capture.nflog_group)?;
         let watcher = Watcher::start(log, audit.clone(), gateway.rulebook.clone())
             .map_err(|error| other("cannot start a thread", &error))?;
         let Captured { workers, dns } = capture_packets(&capture, &settings, &gateway)?;
         report_secrets(&secrets);
+        rotation.as_ref().inspect(|rotation| report_cas(rotation));
         Ok(Self {
             config_file: config_file.to_owned(),
             settings,
@@ -134,6 +143,7 @@ impl Daemon {
             phase,
             rulebooks,
             secrets,
+            rotation,
             refreshing,
             audit,
             writer,
@@ -190,12 +200,13 @@ impl Daemon {
             ));
         }
         let wanted = wanted(&policy);
-        let rulebook = rulebook(policy, &settings, &self.system_roots)?;
+        let cas = issuing_cas(&policy, &settings, self.rotation.as_ref())?;
+        let rulebook = rulebook(policy, cas.clone(), &self.system_roots)?;
         packets::apply(&self.rules(&capture))?;
         self.capture = capture;
         self.secrets.set_wanted(&wanted);
-        // A binding that is new has its value before the first request can ask for it.
-        self.secrets.first_round(Instant::now() + RELOAD_ROUND).await;
+        // A binding or a CA that is new is there before the first request can ask for it.
+        first_round(&self.secrets, self.rotation.as_ref(), &cas, RELOAD_ROUND).await;
         self.rulebooks.send_replace(Arc::new(rulebook));
         Ok(())
     }
@@ -216,6 +227,8 @@ impl Daemon {
             _ = tokio::time::sleep(drain_time) => tracing::info!("cutting what is still open"),
             () = signals.stop() => tracing::info!("told twice; cutting what is still open"),
         }
+        // Nothing logs in to Vault again once the token is given back.
+        drop(self.rotation);
         self.phase.send_replace(Phase::Cut);
         if !joined.is_finished() && timeout(CUT_TIME, joined).await.is_err() {
             tracing::error!("flows did not end; leaving them to the kernel");
@@ -284,20 +297,67 @@ fn workers(settings: &Settings) -> usize {
 
 fn rulebook(
     policy: Policy,
-    settings: &Settings,
+    cas: RuleCas,
     system_roots: &Arc<RootCertStore>,
 ) -> Result<Rulebook, DaemonError> {
-    Rulebook::new(policy, &settings.ca_dir, Arc::clone(system_roots), SystemTime::now())
-        .map_err(DaemonError::Rulebook)
+    Rulebook::new(policy, cas, Arc::clone(system_roots)).map_err(DaemonError::Rulebook)
 }
 
-/// Opens the sources that the settings name. A file that cannot be read is an error here; a Vault
-/// that cannot be reached is not: what depends on it is refused until it can.
-fn open_secrets(settings: &Settings, policy: &Policy) -> Result<Arc<SecretStore>, DaemonError> {
-    let mut sources = Sources::default();
+/// From Vault where it signs them, else from the folder.
+fn issuing_cas(
+    policy: &Policy,
+    settings: &Settings,
+    rotation: Option<&Rotation>,
+) -> Result<RuleCas, DaemonError> {
+    let cas = match rotation {
+        Some(rotation) => rotation.cas(policy),
+        None => RuleCa::load_all(&settings.ca_dir, policy, SystemTime::now()),
+    };
+    cas.map_err(DaemonError::Ca)
+}
+
+/// Waits for values and CAs that a policy needs and that are not there yet.
+async fn first_round(
+    secrets: &SecretStore,
+    rotation: Option<&Rotation>,
+    cas: &RuleCas,
+    patience: Duration,
+) {
+    let deadline = Instant::now() + patience;
+    let signed = async {
+        if let Some(rotation) = rotation {
+            rotation.tend(cas);
+            rotation.first_round(deadline).await;
+        }
+    };
+    tokio::join!(secrets.first_round(deadline), signed);
+}
+
+/// A Vault that cannot be reached is no error: what depends on it is refused until it can.
+fn open_vault(settings: &Settings) -> Result<Option<Arc<VaultSource>>, DaemonError> {
+    let Some(vault) = &settings.vault else { return Ok(None) };
+    let vault = VaultSource::new(vault).map_err(|error| other("[vault]", &error))?;
+    Ok(Some(Arc::new(vault)))
+}
+
+fn open_rotation(
+    settings: &Settings,
+    vault: Option<&Arc<VaultSource>>,
+) -> Result<Option<Rotation>, DaemonError> {
+    let pki = settings.vault.as_ref().and_then(|vault| vault.pki.as_ref());
+    let (Some(pki), Some(vault)) = (pki, vault) else { return Ok(None) };
+    Rotation::new(Arc::clone(vault) as _, pki).map(Some).map_err(DaemonError::Ca)
+}
+
+/// Opens the sources that the settings name. A file that cannot be read is an error.
+fn open_secrets(
+    settings: &Settings,
+    policy: &Policy,
+    vault: Option<Arc<VaultSource>>,
+) -> Result<Arc<SecretStore>, DaemonError> {
+    let mut sources = Sources { vault, file: None };
     let (mut refresh, mut max_stale) = (FILE_REFRESH, FILE_MAX_STALE);
     if let Some(vault) = &settings.vault {
-        sources.vault = Some(VaultSource::new(vault).map_err(|error| other("[vault]", &error))?);
         (refresh, max_stale) = (vault.refresh, vault.max_stale);
     }
     if let Some(path) = &settings.secret_file {
@@ -333,6 +393,12 @@ fn report_secrets(secrets: &SecretStore) {
     tracing::info!(available = health.available, missing = health.missing.len(), "secrets");
     for (group, secret, cause) in &health.missing {
         tracing::warn!(%group, %secret, %cause, "no value yet; requests that need it get 503");
+    }
+}
+
+fn report_cas(rotation: &Rotation) {
+    for ca in rotation.missing() {
+        tracing::warn!(rule = %ca.rule(), "no issuing CA yet; its hosts are closed until Vault signs one");
     }
 }
 
@@ -385,6 +451,7 @@ impl fmt::Display for DaemonError {
         match self {
             Self::Config(errors) => errors.fmt(f),
             Self::Packets(error) => error.fmt(f),
+            Self::Ca(error) => error.fmt(f),
             Self::Rulebook(error) => error.fmt(f),
             Self::Other(text) => f.write_str(text),
         }

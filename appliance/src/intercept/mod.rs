@@ -41,6 +41,7 @@ use self::{
 use crate::{
     accept::{Flow, Share},
     audit::{Record, Sink, Traffic},
+    ca::NoLeaf,
     decide::Permit,
     dial::{self, Resolver},
     peek::{Hello, Rewind},
@@ -74,6 +75,35 @@ pub struct Interception<'a> {
     pub permit: Permit,
     /// What its first bytes said.
     pub hello: &'a Hello,
+    /// What is shown to the agent.
+    pub leaf: Arc<CertifiedKey>,
+}
+
+/// The leaf to show to an agent that has this permit. Without it a TLS alert is all that can be
+/// said to the agent.
+///
+/// # Errors
+///
+/// There is no issuing CA for the host now; the record gets the cause. The reason is that of a
+/// missing secret, because the CA's key is one: held for a time by grace of Vault, and missing for
+/// the same causes. Or no leaf can be made, which is a fault of the gateway's own.
+pub fn leaf(
+    rulebook: &Rulebook,
+    permit: &Permit,
+    record: &mut Record,
+) -> Result<Arc<CertifiedKey>, Reason> {
+    let rule = permit.route().rule();
+    let ca = rulebook.ca(rule).ok_or(Reason::InternalError)?;
+    ca.leaf(permit.host(), SystemTime::now()).map_err(|error| match error {
+        NoLeaf::NoCa(cause) => {
+            record.cause(cause);
+            Reason::SecretUnavailable
+        }
+        NoLeaf::Ca(error) => {
+            tracing::error!(%rule, %error, "no leaf");
+            Reason::InternalError
+        }
+    })
 }
 
 /// Carries the connection to its end.
@@ -84,14 +114,12 @@ pub async fn run(
     phases: Phases,
     record: &mut Record,
 ) {
-    let Some(leaf) = interception.leaf() else {
-        return record.refused(Reason::InternalError);
-    };
     let upstream = interception.connect(means, record).await;
     let protocol = upstream.as_ref().ok().map(|(_, protocol)| *protocol);
     let agent = Counted { stream: ReadAhead::new(agent), traffic: Arc::clone(record.traffic()) };
     let limits = &interception.rulebook.policy.limits;
-    let handshake = interception.rulebook.tls.accept(agent, leaf, protocol);
+    let handshake =
+        interception.rulebook.tls.accept(agent, Arc::clone(&interception.leaf), protocol);
     let agent = timeout(limits.head_time, handshake).await;
     let upstream = upstream.inspect_err(|&reason| record.refused(reason));
     let Ok(Ok(agent)) = agent else {
@@ -111,12 +139,6 @@ pub async fn run(
 }
 
 impl Interception<'_> {
-    fn leaf(&self) -> Option<Arc<CertifiedKey>> {
-        let rule = self.permit.route().rule();
-        let leaf = self.rulebook.leaves(rule)?.leaf(self.permit.host(), SystemTime::now());
-        leaf.inspect_err(|error| tracing::error!(%rule, %error, "no leaf")).ok()
-    }
-
     async fn connect(
         &self,
         means: &Means,

@@ -83,6 +83,7 @@ impl Fake {
             secret_id_file: self.folder.0.join("secret-id"),
             refresh: Duration::from_secs(60),
             max_stale: Duration::from_secs(300),
+            pki: None,
         }
     }
 

@@ -9,6 +9,7 @@ mod client;
 #[cfg(test)]
 mod fake;
 mod pick;
+mod pki;
 mod session;
 #[cfg(test)]
 mod tests;
