@@ -261,7 +261,8 @@ mod tests {
         ca(&["init", "--dir", dir], None).unwrap();
         let text = format!(
             "[gateway]\nresolvers = [\"192.0.2.53\"]\n[vault]\naddress = \"http://127.0.0.1:1\"\n\
-             role_id = \"x\"\nsecret_id_file = \"x\"\n[vault.pki]\nroot_file = \"{dir}/root.pem\"\n\
+             plain_http = true\n[vault.approle]\nrole_id = \"x\"\nsecret_id_file = \"x\"\n\
+             [vault.pki]\nroot_file = \"{dir}/root.pem\"\n\
              [[group]]\nname = \"g\"\ninterface = \"a0\"\nprefixes = [\"192.0.2.0/24\"]\n"
         );
         let loaded = || {

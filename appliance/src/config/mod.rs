@@ -16,10 +16,11 @@ mod table;
 #[cfg(test)]
 mod tests;
 mod value;
+mod vault;
 
 pub use error::{Errors, Mistake};
 pub use explain::explain;
-pub use settings::{AuditTarget, PkiSettings, Settings, VaultSettings};
+pub use settings::{AuditTarget, PkiSettings, Settings, VaultLogin, VaultSettings};
 
 use std::{
     fs::File,
@@ -100,7 +101,7 @@ fn read(document: &Spanned<DeTable<'_>>, files: Files<'_>, report: &Report<'_>) 
         secret_file: has_secrets || misspelt.has("secrets"),
     };
     draft.check(report);
-    let vault = vault.map(|table| gateway::vault(table, files.base));
+    let vault = vault.map(|table| vault::vault(table, files.base));
     let secrets = secrets.map(|table| gateway::secret_file(table, files.base));
     if let (Some(gateway), Some(Some(VaultSettings { pki: Some(_), .. }))) =
         (&draft.gateway, &vault)
@@ -147,8 +148,11 @@ impl Draft {
 
 impl GroupRule {
     fn into_group(self) -> Option<Group> {
+        let name = self.name?.into_inner();
+        let own = || format!("cloakroom-{name}").into();
         Some(Group {
-            name: self.name?.into_inner(),
+            vault_role: self.vault_role.map_or_else(own, Spanned::into_inner),
+            name,
             interface: self.interface?.into_inner(),
             prefixes: plain(self.prefixes),
         })

@@ -18,6 +18,7 @@ use super::{
     gateway::inner,
     table::Table,
     value::{flag, host, host_pattern, method, number, parsed, path, port, prefix, unquoted},
+    vault::token_role,
 };
 use crate::{
     policy::{
@@ -43,6 +44,7 @@ pub(super) struct GroupRule {
     pub(super) name: Option<Spanned<GroupName>>,
     pub(super) interface: Option<Spanned<InterfaceName>>,
     pub(super) prefixes: Vec<Spanned<IpNet>>,
+    pub(super) vault_role: Option<Spanned<Arc<str>>>,
 }
 
 /// An `[[api]]`.
@@ -92,6 +94,7 @@ impl GroupRule {
             name: table.required("name", parsed(GroupName::parse)),
             interface: table.required("interface", parsed(InterfaceName::parse)),
             prefixes: table.required_list("prefixes", agent_prefix),
+            vault_role: table.optional("vault_role", parsed(token_role)),
         };
         table.finish();
         group

@@ -54,16 +54,15 @@ impl fmt::Display for AuditTarget {
 pub struct VaultSettings {
     /// `https://host:port`; `http` only to loopback.
     pub address: Arc<str>,
+    /// Other nodes of the same cluster, as `address` is. A redirect to anything else is not
+    /// followed.
+    pub peers: Vec<Arc<str>>,
     /// PEM file of the only CA to trust for it; may be absent only for `http` to loopback.
     pub ca_file: Option<PathBuf>,
     /// Namespace, for Vault Enterprise and OpenBao.
     pub namespace: Option<Arc<str>>,
-    /// Mount of the AppRole engine, `approle` by default.
-    pub approle_mount: Arc<str>,
-    /// The role's id: not a secret by itself.
-    pub role_id: Arc<str>,
-    /// File that holds the SecretID, readable by the daemon alone.
-    pub secret_id_file: PathBuf,
+    /// How the gateway logs in.
+    pub login: VaultLogin,
     /// How often values are read again.
     pub refresh: Duration,
     /// How long a value outlives an outage of Vault.
@@ -83,4 +82,40 @@ pub struct PkiSettings {
     pub ttl: Duration,
     /// Take issuing CAs that could sign for IP addresses: OpenBao's engine makes no others.
     pub accept_without_ip_exclusion: bool,
+}
+
+/// The one identity of the gateway. Names files of secrets, and holds none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VaultLogin {
+    /// `[vault.approle]`
+    AppRole {
+        /// Mount of the engine, `approle` by default.
+        mount: Arc<str>,
+        /// The role's id: not a secret by itself.
+        role_id: Arc<str>,
+        /// File that holds the SecretID, readable by the daemon alone.
+        secret_id_file: PathBuf,
+        /// Whether the file holds a token that wraps the SecretID instead.
+        wrapped: bool,
+    },
+    /// `[vault.cert]`
+    Cert {
+        /// Mount of the engine, `cert` by default.
+        mount: Arc<str>,
+        /// The role's name.
+        role: Arc<str>,
+        /// PEM file of the certificate and what stands between it and its root.
+        certificate_file: PathBuf,
+        /// PEM file of its key, readable by the daemon alone.
+        key_file: PathBuf,
+    },
+    /// `[vault.jwt]`, for Kubernetes too.
+    Jwt {
+        /// Mount of the engine, `jwt` by default.
+        mount: Arc<str>,
+        /// The role's name.
+        role: Arc<str>,
+        /// File that holds the signed token; read again at each login, because others renew it.
+        token_file: PathBuf,
+    },
 }

@@ -39,7 +39,7 @@ use crate::{
     phase::{Phase, Phases},
     policy::{GroupName, Policy, SecretRef},
     rulebook::{Rulebook, RulebookError},
-    secrets::{FileSource, SecretStore, Sources, VaultSource},
+    secrets::{FileSource, SecretStore, Session, Sources, VaultSource},
 };
 
 /// Why the daemon did not start, or a reload was not taken.
@@ -83,6 +83,7 @@ struct Daemon {
     phase: watch::Sender<Phase>,
     rulebooks: watch::Sender<Arc<Rulebook>>,
     secrets: Arc<SecretStore>,
+    vault: Option<Arc<Session>>,
     /// Where Vault signs the issuing CAs.
     rotation: Option<Rotation>,
     refreshing: tokio::task::JoinHandle<()>,
@@ -103,9 +104,8 @@ impl Daemon {
         // A listener holds a place while it waits for the connection that will take it.
         let waiting = workers(&settings) * capture.listeners();
         let places = Places::new(policy.limits.connections + waiting);
-        let vault = open_vault(&settings)?;
+        let (secrets, vault) = open_secrets(&settings, &policy)?;
         let rotation = open_rotation(&settings, vault.as_ref())?;
-        let secrets = open_secrets(&settings, &policy, vault)?;
         let cas = issuing_cas(&policy, &settings, rotation.as_ref())?;
         let rulebook = rulebook(policy, cas.clone(), &system_roots)?;
         let (audit, writer) = Sink::open(&settings.audit).map_err(|error| {
@@ -143,6 +143,7 @@ impl Daemon {
             phase,
             rulebooks,
             secrets,
+            vault,
             rotation,
             refreshing,
             audit,
@@ -200,10 +201,14 @@ impl Daemon {
             ));
         }
         let wanted = wanted(&policy);
+        let groups = policy.groups.clone();
         let cas = issuing_cas(&policy, &settings, self.rotation.as_ref())?;
         let rulebook = rulebook(policy, cas.clone(), &self.system_roots)?;
         packets::apply(&self.rules(&capture))?;
         self.capture = capture;
+        if let Some(vault) = &self.vault {
+            vault.set_groups(&groups);
+        }
         self.secrets.set_wanted(&wanted);
         // A binding or a CA that is new is there before the first request can ask for it.
         first_round(&self.secrets, self.rotation.as_ref(), &cas, RELOAD_ROUND).await;
@@ -333,31 +338,28 @@ async fn first_round(
     tokio::join!(secrets.first_round(deadline), signed);
 }
 
-/// A Vault that cannot be reached is no error: what depends on it is refused until it can.
-fn open_vault(settings: &Settings) -> Result<Option<Arc<VaultSource>>, DaemonError> {
-    let Some(vault) = &settings.vault else { return Ok(None) };
-    let vault = VaultSource::new(vault).map_err(|error| other("[vault]", &error))?;
-    Ok(Some(Arc::new(vault)))
-}
-
 fn open_rotation(
     settings: &Settings,
-    vault: Option<&Arc<VaultSource>>,
+    vault: Option<&Arc<Session>>,
 ) -> Result<Option<Rotation>, DaemonError> {
     let pki = settings.vault.as_ref().and_then(|vault| vault.pki.as_ref());
     let (Some(pki), Some(vault)) = (pki, vault) else { return Ok(None) };
     Rotation::new(Arc::clone(vault) as _, pki).map(Some).map_err(DaemonError::Ca)
 }
 
-/// Opens the sources that the settings name. A file that cannot be read is an error.
+/// Opens the sources that the settings name. A file that cannot be read is an error here; a Vault
+/// that cannot be reached is not: what depends on it is refused until it can.
 fn open_secrets(
     settings: &Settings,
     policy: &Policy,
-    vault: Option<Arc<VaultSource>>,
-) -> Result<Arc<SecretStore>, DaemonError> {
-    let mut sources = Sources { vault, file: None };
+) -> Result<(Arc<SecretStore>, Option<Arc<Session>>), DaemonError> {
+    let (mut sources, mut session) = (Sources::default(), None);
     let (mut refresh, mut max_stale) = (FILE_REFRESH, FILE_MAX_STALE);
     if let Some(vault) = &settings.vault {
+        let source = VaultSource::new(vault, &policy.groups);
+        let source = source.map_err(|error| other("[vault]", &error))?;
+        session = Some(source.session());
+        sources.vault = Some(source);
         (refresh, max_stale) = (vault.refresh, vault.max_stale);
     }
     if let Some(path) = &settings.secret_file {
@@ -365,7 +367,8 @@ fn open_secrets(
         file.check().map_err(|error| other(&path.display().to_string(), &error))?;
         sources.file = Some(file);
     }
-    Ok(SecretStore::new(Arc::new(sources), &wanted(policy), refresh, max_stale))
+    let store = SecretStore::new(Arc::new(sources), &wanted(policy), refresh, max_stale);
+    Ok((store, session))
 }
 
 /// Every value that some group may need.

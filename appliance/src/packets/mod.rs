@@ -307,6 +307,7 @@ mod tests {
             name: GroupName(Arc::from(name)),
             interface: InterfaceName(Arc::from(interface)),
             prefixes: nets(prefixes),
+            vault_role: "cloakroom".into(),
         })
     }
 

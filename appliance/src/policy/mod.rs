@@ -70,6 +70,8 @@ pub struct Group {
     pub interface: InterfaceName,
     /// The source addresses they may use.
     pub prefixes: Vec<IpNet>,
+    /// The token role in Vault that says which secrets it may have.
+    pub vault_role: Arc<str>,
 }
 
 impl Group {

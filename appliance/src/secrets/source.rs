@@ -4,8 +4,6 @@
 //! now". The difference decides what happens to a value that is already held: the second drops
 //! it at once, the third keeps it for a while.
 
-use std::sync::Arc;
-
 use futures_util::future::BoxFuture;
 use zeroize::Zeroizing;
 
@@ -67,7 +65,7 @@ impl FetchError {
 #[derive(Default)]
 pub struct Sources {
     /// Answers for [`SecretRef::VaultKv2`].
-    pub vault: Option<Arc<VaultSource>>,
+    pub vault: Option<VaultSource>,
     /// Answers for [`SecretRef::File`].
     pub file: Option<FileSource>,
 }

@@ -17,8 +17,8 @@ resolvers = ["192.0.2.53"]
 [vault]
 address = "https://vault.example:8200"
 ca_file = "vault-ca.pem"
-role_id = "gateway"
-secret_id_file = "secret-id"
+approle.role_id = "gateway"
+approle.secret_id_file = "secret-id"
 [[group]]
 name = "research"
 interface = "agents0"
@@ -117,7 +117,15 @@ fn the_reference_loads() {
 #[test]
 fn the_reference_shows_the_true_defaults() {
     // A folder of issuing CAs is for those without [vault.pki].
-    let no_default = ["#namespace", "#any_host", "#upstream_ca", "#basic_password", "#ca_dir"];
+    let no_default = [
+        "#namespace",
+        "#peers",
+        "#plain_http",
+        "#any_host",
+        "#upstream_ca",
+        "#basic_password",
+        "#ca_dir",
+    ];
     let lines = REFERENCE.lines().map(|line| match line.strip_prefix('#') {
         Some(rest) if no_default.iter().any(|key| line.starts_with(key)) => format!("# {rest}"),
         Some(rest) if rest.starts_with(|first: char| first.is_ascii_lowercase()) => rest.into(),
@@ -136,7 +144,7 @@ fn the_reference_has_every_key() {
         let text = REFERENCE.replacen(header, &format!("{header}\nqqqqqqqqqqqq = 1"), 1);
         let found = mistakes(&text);
         let (_, keys) = found[0].text.split_once("it takes ").expect("no key is near");
-        for key in keys.split(", ").filter(|key| !["binding", "pki"].contains(key)) {
+        for key in keys.split(", ").filter(|key| !TABLES.contains(key)) {
             let stands =
                 |line: &str| line.trim_start_matches('#').starts_with(&format!("{key} = "));
             assert!(REFERENCE.lines().any(stands), "{key} of {header}");
@@ -213,9 +221,8 @@ fn one_slip_is_one_error() {
 fn a_syntax_error_has_its_line() {
     refuses("resolvers = [", "resolvers = ", "resolvers", &[]);
     refuses("name = \"openai\"", "name = \"openai\nhosts2 = 1", "openai", &[]);
-    let found =
-        mistakes(&changed(&[("role_id = \"gateway\"", "role_id = \"a\"\nrole_id = \"b\"")]));
-    assert_eq!((found.len(), found[0].line), (1, 7), "{found:?}");
+    let found = mistakes(&changed(&[("interface = ", "interface = \"a\"\ninterface = ")]));
+    assert_eq!((found.len(), found[0].line), (1, 11), "{found:?}");
 }
 
 #[test]
@@ -230,7 +237,7 @@ fn a_secret_is_never_in_the_file_and_never_repeated() {
         ("role_id = \"gateway\"", format!("role_id = \"{leak} \"")),
         ("https://vault.example:8200", format!("https://user:{leak}@vault.example:8200")),
         ("\"api.openai.com\"", format!("\"https://user:{leak}@api.openai.com\"")),
-        ("role_id = \"gateway\"", format!("role_id = \"gateway\"\ntoken = \"{leak}\"")),
+        ("role_id = \"gateway\"", format!("role_id = \"gateway\"\napprole.token = \"{leak}\"")),
     ] {
         let errors = parse_text(&changed(&[(from, &to)])).unwrap_err();
         assert_eq!(errors.mistakes().len(), 1, "{errors}");
@@ -285,6 +292,9 @@ fn every_prefix_of_a_file_is_right_or_has_errors_within_it() {
         }
     }
 }
+
+/// Keys that are tables of their own.
+const TABLES: [&str; 5] = ["binding", "approle", "cert", "jwt", "pki"];
 
 /// Slips that have nothing to do with one another, each one mistake in the good file.
 const SLIPS: [(&str, &str); 16] = [

@@ -4,7 +4,7 @@ use std::{path::Path, time::Duration};
 
 use super::{accepts, changed, mistakes, refuses};
 use crate::{
-    config::{explain, parse},
+    config::{VaultLogin, explain, parse},
     policy::HostPattern,
 };
 
@@ -13,7 +13,8 @@ fn vault_is_reached_safely() {
     let address = "\"https://vault.example:8200\"";
     refuses(address, "\"http://vault.example:8200\"", "http:", &["goes no further"]);
     refuses(address, "\"vault.example:8200\"", "vault.example", &["https://HOST:PORT"]);
-    let plain = "\"http://127.0.0.1:8200\"\n#";
+    refuses(address, "\"http://127.0.0.1:8200\"", "http:", &["plain_http"]);
+    let plain = "\"http://127.0.0.1:8200\"\nplain_http = true\n#";
     assert!(
         accepts("\"https://vault.example:8200\"\nca_file", plain)
             .settings
@@ -54,6 +55,50 @@ fn vault_signs_the_issuing_cas_or_a_folder_holds_them() {
     let found = mistakes(&both);
     assert_eq!(found.len(), 1, "{found:?}");
     assert!(found[0].text.contains("remove one of the two"), "{found:?}");
+}
+
+#[test]
+fn the_gateway_has_exactly_one_login() {
+    let approle = "approle.role_id = \"gateway\"\napprole.secret_id_file = \"secret-id\"\n";
+    let words = ["[vault.approle]", "[vault.cert]", "[vault.jwt]"];
+    refuses(approle, "", "[vault]", &words);
+    refuses(approle, "aprole.role_id = \"gateway\"\n", "aprole", &["approle"]);
+    let cert = "cert = { role = \"a\", certificate_file = \"c\", key_file = \"k\" }\n";
+    let jwt = "jwt = { mount = \"kubernetes\", role = \"a\", token_file = \"t\" }\n";
+    for login in [cert, jwt] {
+        refuses(approle, &format!("{approle}{login}"), "[vault]", &["one identity"]);
+    }
+    let login = |text: &str| accepts(approle, text).settings.vault.unwrap().login;
+    let file = |name: &str| Path::new("/etc/cloakroom").join(name);
+    let (certificate_file, key_file, token_file) = (file("c"), file("k"), file("t"));
+    let (mount, role) = ("cert".into(), "a".into());
+    assert_eq!(login(cert), VaultLogin::Cert { mount, role, certificate_file, key_file });
+    let (mount, role) = ("kubernetes".into(), "a".into());
+    assert_eq!(login(jwt), VaultLogin::Jwt { mount, role, token_file });
+    refuses("role_id", "mount = \"a/../b\"\napprole.role_id", "mount", &["slashes"]);
+}
+
+#[test]
+fn a_group_has_a_token_role_of_its_own() {
+    let role = |text: &str| accepts("interface = ", text).policy.groups[0].vault_role.to_string();
+    assert_eq!(role("interface = "), "cloakroom-research");
+    assert_eq!(role("vault_role = \"team-a\"\ninterface = "), "team-a");
+    for bad in ["", "a/b", "..", "a b", "a?b"] {
+        let text = format!("vault_role = \"{bad}\"\ninterface = ");
+        refuses("interface = ", &text, "vault_role", &["one segment"]);
+    }
+}
+
+#[test]
+fn every_node_of_the_cluster_is_reached_as_the_first() {
+    let ca = "ca_file = ";
+    let peers = |peers: &str| format!("peers = [{peers}]\nca_file = ");
+    let vault = accepts(ca, &peers("\"https://vault-2.example:8200\"")).settings.vault.unwrap();
+    assert_eq!(*vault.peers[0], *"https://vault-2.example:8200");
+    refuses(ca, &peers("\"http://192.0.2.9:8200\""), "peers", &["goes no further"]);
+    let plain = peers("\"http://127.0.0.1:8200\"");
+    refuses(ca, &format!("plain_http = true\n{plain}"), "plain_http", &["the address is https"]);
+    refuses(ca, "plain_http = true\nca_file = ", "plain_http", &["leave the key out"]);
 }
 
 #[test]

@@ -9,18 +9,13 @@ use rustify::{
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-use super::{
-    FetchError, VaultSource,
-    client::{CallError, call},
-    is_plain_path,
-    session::TokenClient,
-};
+use super::{CallError, FetchError, Session, TokenClient, is_plain_path};
 use crate::{
     ca::{SignIntermediate, Signed, Signer},
     reason::SecretCause,
 };
 
-impl Signer for VaultSource {
+impl Signer for Session {
     fn sign<'a>(
         &'a self,
         mount: &'a str,
@@ -37,17 +32,17 @@ impl Signer for VaultSource {
     }
 }
 
-impl VaultSource {
+impl Session {
     /// Under the gateway's own token, which Vault may have ended.
     async fn ask_to_sign(
         &self,
         mount: &str,
         request: &SignIntermediate,
     ) -> Result<Zeroizing<Vec<u8>>, FetchError> {
-        let client = self.session.client().await?;
+        let client = self.gateway().await?;
         match ask_once(&client, mount, request).await {
             Err(refused @ CallError::Status { code: 403, .. }) => {
-                match self.session.replace_if_dead(&client).await? {
+                match self.replace_if_dead(&client).await? {
                     Some(fresh) => ask_once(&fresh, mount, request).await.map_err(failed),
                     None => Err(failed(refused)),
                 }
@@ -62,7 +57,7 @@ async fn ask_once(
     mount: &str,
     request: &SignIntermediate,
 ) -> Result<Zeroizing<Vec<u8>>, CallError> {
-    call(client.vault(), Question { mount, request }).await
+    client.call(Question { mount, request }).await
 }
 
 fn failed(error: CallError) -> FetchError {

@@ -40,7 +40,7 @@ fn one_api(hosts: &[&str]) -> Policy {
 
 /// A rotation that has asked once for every CA of the policy.
 async fn started(fake: &Fake, engine: &Engine, policy: &Policy) -> (Rotation, Arc<RuleCa>) {
-    let rotation = Rotation::new(Arc::new(fake.source()), &engine.settings()).unwrap();
+    let rotation = Rotation::new(fake.source().session(), &engine.settings()).unwrap();
     let ca = tended(&rotation, policy).await;
     (rotation, ca)
 }
