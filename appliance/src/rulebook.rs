@@ -1,19 +1,17 @@
-//! A policy in force, with everything that is made from it once: leaves, compiled rules, TLS
-//! settings, masks. Immutable but for its caches; a reload makes a new one, and a flow keeps the
-//! one it began with.
+//! A policy in force, with everything that is made from it once: compiled rules, TLS settings,
+//! masks, and the issuing CAs of its rules. Immutable but for its caches, and for the CAs, which
+//! are replaced as they age; a reload makes a new one, and a flow keeps the one it began with.
 
 use std::{
     collections::HashMap,
-    path::Path,
     sync::{Arc, Mutex, PoisonError, RwLock},
-    time::SystemTime,
 };
 
 use rustls::RootCertStore;
 
 use crate::{
-    ca::{CaError, IssuingCa, Leaves},
-    policy::{Api, Carry, GroupName, Host, HostPattern, Policy, RuleName},
+    ca::{RuleCa, RuleCas},
+    policy::{Api, Carry, GroupName, Policy, RuleName},
     scrub::Masks,
     secrets::Snapshot,
     substitute::Rules,
@@ -28,15 +26,13 @@ pub struct Rulebook {
     pub tls: Tls,
     /// Compiled masks. They belong to this policy: another may bind other secrets under one name.
     pub masks: Arc<MaskCache>,
-    leaves: HashMap<RuleName, Leaves>,
+    cas: RuleCas,
     rules: Mutex<HashMap<(GroupName, RuleName), Arc<Rules>>>,
 }
 
 /// Why a policy cannot be put in force.
 #[derive(Debug)]
 pub enum RulebookError {
-    /// An issuing CA is missing, wrong or about to end.
-    Ca(CaError),
     /// The TLS provider lacks what the gateway needs.
     Tls(rustls::Error),
     /// A rule relies on the system's CAs, and there are none.
@@ -44,26 +40,20 @@ pub enum RulebookError {
 }
 
 impl Rulebook {
-    /// Puts a policy in force: loads the issuing CA of every rule that ends TLS here.
+    /// Puts a policy in force, with the issuing CAs of its rules.
     pub fn new(
         policy: Policy,
-        ca_dir: &Path,
+        cas: RuleCas,
         system_roots: Arc<RootCertStore>,
-        now: SystemTime,
     ) -> Result<Self, RulebookError> {
         check_roots(&policy, &system_roots)?;
-        let mut leaves = HashMap::new();
-        for (rule, names) in impersonated(&policy) {
-            let ca = IssuingCa::load(ca_dir, &rule, &names, now).map_err(RulebookError::Ca)?;
-            leaves.insert(rule, Leaves::new(ca));
-        }
         let tls = Tls::new(system_roots).map_err(RulebookError::Tls)?;
-        Ok(Self { policy, tls, masks: Arc::default(), leaves, rules: Mutex::default() })
+        Ok(Self { policy, tls, masks: Arc::default(), cas, rules: Mutex::default() })
     }
 
-    /// The leaves of a rule that ends TLS here.
-    pub fn leaves(&self, rule: &RuleName) -> Option<&Leaves> {
-        self.leaves.get(rule)
+    /// The issuing CA of a rule that ends TLS here.
+    pub fn ca(&self, rule: &RuleName) -> Option<&RuleCa> {
+        self.cas.get(rule).map(Arc::as_ref)
     }
 
     /// What a request of a group must look like at an API.
@@ -74,17 +64,6 @@ impl Rulebook {
             .or_insert_with(|| Arc::new(Rules::new(&self.policy, group, api)));
         Arc::clone(compiled)
     }
-}
-
-/// Every rule that ends TLS here, with the names it may show a certificate for.
-pub fn impersonated(policy: &Policy) -> Vec<(RuleName, Vec<HostPattern>)> {
-    let exact = |hosts: &[Host]| hosts.iter().cloned().map(HostPattern::Exact).collect();
-    let apis = policy.apis.iter().map(|api| (api.name.clone(), exact(&api.hosts)));
-    let inspected = policy.passes.iter().filter_map(|pass| match pass.carry {
-        Carry::Inspect { .. } => Some((pass.name.clone(), pass.hosts.clone())),
-        Carry::Splice => None,
-    });
-    apis.chain(inspected).collect()
 }
 
 fn check_roots(policy: &Policy, system_roots: &RootCertStore) -> Result<(), RulebookError> {
@@ -140,7 +119,6 @@ impl MaskCache {
 impl std::fmt::Display for RulebookError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Ca(error) => error.fmt(f),
             Self::Tls(error) => write!(f, "the TLS provider cannot be used: {error}"),
             Self::NoSystemRoots(rule) => write!(
                 f,

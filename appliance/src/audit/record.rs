@@ -149,6 +149,11 @@ impl Record {
         self.ended("closed");
     }
 
+    /// Why there was no issuing CA for the host.
+    pub fn cause(&mut self, cause: SecretCause) {
+        self.line.cause = Some(cause.word());
+    }
+
     /// How it ended, in a word.
     pub fn ended(&mut self, how: &'static str) {
         self.line.end = Some(how);
@@ -312,6 +317,8 @@ struct ConnectionLine {
     rule: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cause: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     upstream: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -45,12 +45,47 @@ impl Validity {
 pub(super) fn check_root(der: &CertificateDer<'_>) -> Result<Validity, Fault> {
     let certificate = parse(der)?;
     check_ca(&certificate, None)?;
-    if certificate.subject().as_raw() != certificate.issuer().as_raw()
-        || certificate.verify_signature(None).is_err()
-    {
-        return Err(Fault::Shape("a root that did not sign itself"));
-    }
+    check_self_signed(&certificate)?;
     Ok(validity(&certificate))
+}
+
+/// A root that somebody else made: a CA that signed itself.
+pub(super) fn check_anchor(der: &CertificateDer<'_>) -> Result<Validity, Fault> {
+    let certificate = parse(der)?;
+    let basic = certificate.basic_constraints().ok().flatten();
+    if !basic.is_some_and(|basic| basic.value.ca) {
+        return Err(Fault::Shape("no CA"));
+    }
+    check_self_signed(&certificate)?;
+    Ok(validity(&certificate))
+}
+
+/// Whether an issuing CA must exclude every IP address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Addresses {
+    Excluded,
+    /// The operator accepts one that excludes none.
+    ExcludedOrFree,
+}
+
+/// An issuing CA that Vault signed. Vault's engine cannot say what a CA is for, so it may be for
+/// everything; beyond that it is as [`check_issuing`] has it, and names nothing itself.
+pub(super) fn check_signed(
+    der: &CertificateDer<'_>,
+    names: &BTreeSet<&str>,
+    addresses: Addresses,
+) -> Result<Validity, Fault> {
+    let certificate = parse(der)?;
+    check_ca(&certificate, Some(0))?;
+    if !matches!(certificate.extended_key_usage(), Ok(None)) {
+        check_purpose(&certificate)?;
+    }
+    check_names(&certificate, names, addresses)?;
+    // Some clients let a CA be a server, and its own constraints do not bind itself.
+    match certificate.subject_alternative_name() {
+        Ok(None) => Ok(validity(&certificate)),
+        _ => Err(Fault::Shape("it is a certificate for a name itself")),
+    }
 }
 
 /// An issuing CA: path length 0, server authentication only, exactly these names and no IP
@@ -62,7 +97,7 @@ pub(super) fn check_issuing(
     let certificate = parse(der)?;
     check_ca(&certificate, Some(0))?;
     check_purpose(&certificate)?;
-    check_names(&certificate, names)?;
+    check_names(&certificate, names, Addresses::Excluded)?;
     Ok(validity(&certificate))
 }
 
@@ -110,6 +145,15 @@ fn validity(certificate: &X509Certificate<'_>) -> Validity {
     }
 }
 
+fn check_self_signed(certificate: &X509Certificate<'_>) -> Result<(), Fault> {
+    if certificate.subject().as_raw() != certificate.issuer().as_raw()
+        || certificate.verify_signature(None).is_err()
+    {
+        return Err(Fault::Shape("a root that did not sign itself"));
+    }
+    Ok(())
+}
+
 fn check_ca(certificate: &X509Certificate<'_>, path_length: Option<u32>) -> Result<(), Fault> {
     let basic = certificate.basic_constraints().ok().flatten();
     let ca = basic.is_some_and(|basic| {
@@ -146,14 +190,20 @@ fn check_purpose(certificate: &X509Certificate<'_>) -> Result<(), Fault> {
     }
 }
 
-fn check_names(certificate: &X509Certificate<'_>, names: &BTreeSet<&str>) -> Result<(), Fault> {
+fn check_names(
+    certificate: &X509Certificate<'_>,
+    names: &BTreeSet<&str>,
+    allowed: Addresses,
+) -> Result<(), Fault> {
     let constraints = certificate.name_constraints().ok().flatten();
     let constraints = constraints.ok_or(Fault::Shape("no name constraints"))?;
     if !constraints.critical {
         return Err(Fault::Shape("its name constraints are not critical"));
     }
-    if addresses(constraints.value.excluded_subtrees.as_deref()) != Some(every_address()) {
-        return Err(Fault::Shape("it does not exclude every IP address"));
+    match addresses(constraints.value.excluded_subtrees.as_deref()) {
+        Some(excluded) if excluded == every_address() => {}
+        Some(none) if none.is_empty() && allowed == Addresses::ExcludedOrFree => {}
+        _ => return Err(Fault::AddressesFree),
     }
     match dns_names(constraints.value.permitted_subtrees.as_deref()) {
         Some(permitted) if permitted == *names => Ok(()),

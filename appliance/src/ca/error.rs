@@ -30,6 +30,20 @@ pub enum CaError {
         /// What is wrong with it.
         fault: Fault,
     },
+    /// What Vault signed for a rule is not what was asked for.
+    Signed {
+        /// The rule.
+        rule: RuleName,
+        /// How it differs.
+        fault: Fault,
+    },
+    /// The root that agents trust, from a file of the operator's, cannot be used.
+    Anchor {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        fault: Fault,
+    },
     /// The rule's names cannot be put into a name constraint, because it has none or says `*`.
     Unconstrainable(RuleName),
     /// The rule has more names than a handshake can carry.
@@ -103,8 +117,12 @@ pub enum Fault {
     KeyMismatch,
     /// Its constraints are not exactly the rule's names and no IP address.
     NamesDiffer,
+    /// It does not exclude every IP address.
+    AddressesFree,
     /// Another root signed it.
     OtherRoot,
+    /// An agent would not believe it.
+    Untrusted(rustls::Error),
     /// It is not valid yet.
     NotYetValid,
     /// It has ended, or is about to: this many seconds are left.
@@ -149,6 +167,15 @@ impl fmt::Display for CaError {
             Self::Issuing { rule, fault } => {
                 write!(f, "issuing CA of `{rule}`: {fault}; run `cloakroom ca issue`")
             }
+            Self::Signed { rule, fault: fault @ Fault::AddressesFree } => write!(
+                f,
+                "what Vault signed for `{rule}` is not used: {fault}; OpenBao makes no other, \
+                 and accept_without_ip_exclusion takes it"
+            ),
+            Self::Signed { rule, fault } => {
+                write!(f, "what Vault signed for `{rule}` is not used: {fault}")
+            }
+            Self::Anchor { path, fault } => write!(f, "root_file {}: {fault}", path.display()),
             Self::Unconstrainable(rule) => write!(
                 f,
                 "`{rule}` ends TLS for every name or for none; a CA can only be limited to names"
@@ -196,7 +223,9 @@ impl fmt::Display for Fault {
             Self::Shape(what) => write!(f, "not as it should be: {what}"),
             Self::KeyMismatch => f.write_str("its key is not that of its certificate"),
             Self::NamesDiffer => f.write_str("its names are not those of the rule"),
+            Self::AddressesFree => f.write_str("it does not exclude every IP address"),
             Self::OtherRoot => f.write_str("another root signed it"),
+            Self::Untrusted(error) => write!(f, "agents would not believe it: {error}"),
             Self::NotYetValid => f.write_str("it is not valid yet; is the clock right?"),
             Self::EndsSoon(left) if *left <= 0 => f.write_str("it has ended"),
             Self::EndsSoon(left) if *left < 172_800 => {

@@ -43,7 +43,7 @@ pub fn issue(
     now: SystemTime,
 ) -> Result<Vec<Issued>, CaError> {
     let now = unix_seconds(now)?;
-    let rules = rules(policy)?;
+    let rules = rules_that_end_tls(policy)?;
     let wanted = rules.iter().map(Wanted::read).collect::<Result<Vec<_>, _>>()?;
     let folder = Folder::open_or_make(dir)?;
     if folder.is_same(root.folder()) {
@@ -68,9 +68,7 @@ impl<'a> Wanted<'a> {
     fn read((rule, names): &'a (RuleName, Vec<HostPattern>)) -> Result<Self, CaError> {
         let names =
             constraint_names(names).ok_or_else(|| CaError::Unconstrainable(rule.clone()))?;
-        if names.len() > MAX_NAMES {
-            return Err(CaError::TooManyNames { rule: rule.clone(), most: MAX_NAMES });
-        }
+        check_count(rule, &names)?;
         Ok(Self { rule, names })
     }
 
@@ -131,8 +129,17 @@ fn orphans(folder: &Folder, wanted: &[Wanted<'_>]) -> Result<Vec<Issued>, CaErro
         .collect())
 }
 
-/// The rules that end TLS.
-fn rules(policy: &Policy) -> Result<Vec<(RuleName, Vec<HostPattern>)>, CaError> {
+pub(super) fn check_count(rule: &RuleName, names: &BTreeSet<&str>) -> Result<(), CaError> {
+    match names.len() {
+        0..=MAX_NAMES => Ok(()),
+        _ => Err(CaError::TooManyNames { rule: rule.clone(), most: MAX_NAMES }),
+    }
+}
+
+/// The rules that end TLS, each with the names that it may show a certificate for.
+pub(super) fn rules_that_end_tls(
+    policy: &Policy,
+) -> Result<Vec<(RuleName, Vec<HostPattern>)>, CaError> {
     let apis = policy
         .apis
         .iter()

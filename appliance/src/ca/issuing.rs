@@ -32,7 +32,8 @@ use crate::policy::{Host, HostPattern, RuleName};
 pub struct IssuingCa {
     rule: RuleName,
     names: Vec<HostPattern>,
-    certificate: CertificateDer<'static>,
+    /// Its certificate, and those between it and the root.
+    chain: Vec<CertificateDer<'static>>,
     validity: Validity,
     issuer: Issuer<'static, Key>,
 }
@@ -82,8 +83,19 @@ impl IssuingCa {
         drop(lock);
         pair.validity.check(now, DAY).map_err(fault)?;
         let Pair { certificate, key, validity } = pair;
-        let issuer = Issuer::from_ca_cert_der(&certificate, key)?;
-        Ok(Self { rule: rule.clone(), names: names.to_vec(), certificate, validity, issuer })
+        Self::assemble((rule.clone(), names.to_vec()), vec![certificate], key, validity)
+    }
+
+    /// From parts that were checked. The first certificate of `chain` is the one of `key`.
+    pub(super) fn assemble(
+        (rule, names): (RuleName, Vec<HostPattern>),
+        chain: Vec<CertificateDer<'static>>,
+        key: Key,
+        validity: Validity,
+    ) -> Result<Self, CaError> {
+        let none = || CaError::Issuing { rule: rule.clone(), fault: Fault::Missing };
+        let issuer = Issuer::from_ca_cert_der(chain.first().ok_or_else(none)?, key)?;
+        Ok(Self { rule, names, chain, validity, issuer })
     }
 
     /// The rule it belongs to.
@@ -116,11 +128,16 @@ impl IssuingCa {
             return Err(CaError::OutsideNames { rule: self.rule.clone(), host: host.clone() });
         }
         self.validity.check(now, 1).map_err(fault)?;
+        self.sign_leaf(host, now)
+    }
+
+    /// What [`IssuingCa::mint`] does, without its questions.
+    pub(super) fn sign_leaf(&self, host: &Host, now: i64) -> Result<Leaf, CaError> {
         let not_before = now.saturating_sub(BACKDATE);
         let not_after = not_before.saturating_add(LEAF_SPAN).min(self.validity.not_after);
         let key = Key::generate()?;
         let leaf = leaf_params(host, not_before, not_after)?.signed_by(&key, &self.issuer)?;
-        let chain = vec![leaf.der().clone(), self.certificate.clone()];
+        let chain = std::iter::once(leaf.der()).chain(&self.chain).cloned().collect();
         let key = Arc::new(CertifiedKey::new(chain, key.to_rustls().map_err(CaError::Key)?));
         let quarter = not_after.saturating_sub(now) / 4;
         Ok(Leaf { key, not_before, renew_at: not_after.saturating_sub(quarter) })
@@ -246,7 +263,7 @@ mod tests {
         params.subject_alt_names = vec![san];
         let key = Key::generate().unwrap();
         let leaf: Certificate = params.signed_by(&key, &ca.issuer).unwrap();
-        vec![leaf.der().clone(), ca.certificate.clone()]
+        vec![leaf.der().clone(), ca.chain[0].clone()]
     }
 
     #[test]

@@ -5,6 +5,9 @@
 //! constrained to that rule's names and to no IP address, so that a stolen issuing key is good
 //! for nothing else. An issuing CA signs leaves of one name that live for a day.
 //!
+//! With `[vault.pki]` the root is in Vault instead, or above it: the daemon makes each issuing CA's
+//! key in memory, has Vault sign it, and makes it anew long before it ends.
+//!
 //! Errs towards refusal: an issuing CA that says anything but what policy says is not used, and
 //! what is in doubt is made anew by `cloakroom ca issue`, never patched.
 
@@ -16,14 +19,22 @@ mod issuing;
 mod key;
 mod leaf;
 mod root;
+mod rotation;
+mod rule_ca;
 #[cfg(test)]
 pub(crate) mod testing;
+mod vault;
 
 pub use error::{CaError, Fault, FileFault};
 pub use issue::{Issued, Outcome, issue};
 pub use issuing::IssuingCa;
 pub use leaf::Leaves;
 pub use root::{Root, RootCertificate};
+pub use rotation::{Rotation, Signer};
+pub use rule_ca::{NoLeaf, RuleCa, RuleCas};
+#[cfg(test)]
+pub(crate) use vault::tests::{Change, Engine};
+pub use vault::{SignIntermediate, Signed, Terms, policy_hcl};
 
 use std::{
     collections::BTreeSet,
@@ -34,6 +45,7 @@ use rcgen::SerialNumber;
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use time::OffsetDateTime;
 
+use self::issue::rules_that_end_tls;
 use crate::policy::HostPattern;
 
 /// The names that a name constraint must permit, sorted, each once. `None` where no constraint

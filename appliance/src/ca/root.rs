@@ -2,7 +2,12 @@
 //!
 //! An existing root is never overwritten, whatever is wrong with it.
 
-use std::{fmt, io, path::Path, time::SystemTime};
+use std::{
+    fmt,
+    io::{self, Read},
+    path::Path,
+    time::SystemTime,
+};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyUsagePurpose};
@@ -107,6 +112,21 @@ impl RootCertificate {
     /// Reads `root.pem` of `dir`. Does not touch the key.
     pub fn load(dir: &Path) -> Result<Self, CaError> {
         Self::read(&Folder::open(dir)?)
+    }
+
+    /// Reads the one certificate of a file, at most 64 KiB, that the operator names. Whether it is
+    /// a root is not looked at.
+    pub fn from_file(path: &Path) -> Result<Self, CaError> {
+        let fault = |fault| CaError::File { path: path.into(), fault };
+        let file = std::fs::File::open(path).map_err(|error| fault(error.into()))?;
+        let mut pem = Vec::new();
+        let read = file.take(CERTIFICATE_BYTES as u64 + 1).read_to_end(&mut pem);
+        match read.map_err(|error| fault(error.into()))? {
+            0..=CERTIFICATE_BYTES => {}
+            _ => return Err(fault(FileFault::TooLarge)),
+        }
+        let certificate = one_certificate(&pem);
+        certificate.map(Self).map_err(|fault| CaError::Anchor { path: path.into(), fault })
     }
 
     fn read(folder: &Folder) -> Result<Self, CaError> {

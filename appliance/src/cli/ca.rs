@@ -6,6 +6,7 @@ use std::{
     error, fmt, io,
     io::Write,
     path::{Path, PathBuf},
+    sync::Arc,
     time::SystemTime,
 };
 
@@ -13,7 +14,7 @@ use clap::{Args, Subcommand};
 
 use crate::{
     ca::{self, CaError, Root, RootCertificate},
-    config::Settings,
+    config::{PkiSettings, Settings},
     policy::Policy,
 };
 
@@ -31,13 +32,16 @@ pub enum CaCommand {
     #[command(
         after_help = "Example:\n  cloakroom ca issue --dir /root/cloakroom-root /etc/cloakroom/cloakroom.toml\n\n\
         Each is limited to the names of its rule. One is made where there is none, its names \
-        changed,\nanother root signed it, or a third of its life or less is left. Then reload the daemon."
+        changed,\nanother root signed it, or a third of its life or less is left. Then reload the daemon.\n\
+        Not for a configuration with [vault.pki]: there Vault signs them, for the daemon itself."
     )]
     Issue(IssueArgs),
     /// Print the root, or a bundle with the system's CAs, for the agents' trust stores.
     #[command(
         after_help = "Examples:\n  cloakroom ca show --dir /root/cloakroom-root > cloakroom-root.pem\n  \
-        cloakroom ca show --dir /root/cloakroom-root --bundle > cloakroom-bundle.pem\n\n\
+        cloakroom ca show --dir /root/cloakroom-root --bundle > cloakroom-bundle.pem\n  \
+        cloakroom ca show --bundle /etc/cloakroom/cloakroom.toml > cloakroom-bundle.pem\n\n\
+        A configuration with [vault.pki] names the root itself; any other needs --dir.\n\
         Use the bundle for SSL_CERT_FILE, REQUESTS_CA_BUNDLE and the like, which replace the \
         system's\nCAs; use the root for NODE_EXTRA_CA_CERTS and update-ca-certificates, which add \
         to them."
@@ -71,8 +75,11 @@ pub struct IssueArgs {
 #[derive(Debug, Args)]
 pub struct ShowArgs {
     /// Folder of the root; only root.pem is read
-    #[arg(long, value_name = "DIR")]
-    pub dir: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "config")]
+    pub dir: Option<PathBuf>,
+    /// A configuration with [vault.pki], whose root_file is read
+    #[arg(value_name = "CONFIG", conflicts_with = "dir")]
+    pub config: Option<PathBuf>,
     /// Add the CAs that this system trusts
     #[arg(long)]
     pub bundle: bool,
@@ -85,12 +92,16 @@ pub enum CaCommandError<E> {
     Config(E),
     /// The certificates.
     Ca(CaError),
+    /// Vault's engine at this mount signs the issuing CAs, and no root of ours.
+    SignedByVault(Arc<str>),
+    /// The configuration does not name the root.
+    NoRoot,
     /// The output.
     Output(io::Error),
 }
 
 /// Runs the command at the time `now` and writes what it did to `out`. `load` reads the
-/// configuration, for `issue` alone.
+/// configuration, where the command names one.
 pub fn run<E>(
     command: CaCommand,
     load: impl FnOnce(&Path) -> Result<(Settings, Policy), E>,
@@ -103,7 +114,7 @@ pub fn run<E>(
             let (settings, policy) = load(&args.config).map_err(CaCommandError::Config)?;
             issue(&args.dir, &settings, &policy, now, out)
         }
-        CaCommand::Show(args) => show(&args, out),
+        CaCommand::Show(args) => show(&args, load, out),
     }
 }
 
@@ -126,6 +137,9 @@ fn issue<E>(
     now: SystemTime,
     out: &mut impl Write,
 ) -> Result<(), CaCommandError<E>> {
+    if let Some(pki) = pki(settings) {
+        return Err(CaCommandError::SignedByVault(Arc::clone(&pki.mount)));
+    }
     let root = Root::open(dir, now)?;
     for issued in ca::issue(&root, &settings.ca_dir, policy, now)? {
         writeln!(out, "{issued}")?;
@@ -133,8 +147,23 @@ fn issue<E>(
     Ok(())
 }
 
-fn show<E>(args: &ShowArgs, out: &mut impl Write) -> Result<(), CaCommandError<E>> {
-    let root = RootCertificate::load(&args.dir)?;
+fn pki(settings: &Settings) -> Option<&PkiSettings> {
+    settings.vault.as_ref()?.pki.as_ref()
+}
+
+fn show<E>(
+    args: &ShowArgs,
+    load: impl FnOnce(&Path) -> Result<(Settings, Policy), E>,
+    out: &mut impl Write,
+) -> Result<(), CaCommandError<E>> {
+    let root = match (&args.dir, &args.config) {
+        (Some(dir), _) => RootCertificate::load(dir)?,
+        (None, Some(config)) => {
+            let (settings, _) = load(config).map_err(CaCommandError::Config)?;
+            RootCertificate::from_file(&pki(&settings).ok_or(CaCommandError::NoRoot)?.root_file)?
+        }
+        (None, None) => return Err(CaCommandError::NoRoot),
+    };
     let text = match args.bundle {
         // Single certificates that cannot be read are skipped, as TLS libraries do.
         true => root.to_bundle(&rustls_native_certs::load_native_certs().certs)?,
@@ -160,6 +189,12 @@ impl<E: fmt::Display> fmt::Display for CaCommandError<E> {
         match self {
             Self::Config(error) => error.fmt(f),
             Self::Ca(error) => error.fmt(f),
+            Self::SignedByVault(mount) => write!(
+                f,
+                "the issuing CAs of this configuration are signed by Vault at {mount}/, for the \
+                 daemon itself ([vault.pki]); there is nothing to issue"
+            ),
+            Self::NoRoot => f.write_str("this configuration has no [vault.pki]; say --dir DIR"),
             Self::Output(error) => write!(f, "cannot write the output: {error}"),
         }
     }
@@ -216,6 +251,32 @@ mod tests {
         let issue = ["issue", "--dir", dir.to_str().unwrap(), "x.toml"];
         let loaded = (settings(&scratch.path("ca")), policy(vec![]));
         assert!(ca(&issue, Some(loaded)).is_err());
+    }
+
+    #[test]
+    fn with_vault_there_is_nothing_to_issue_and_the_configuration_names_the_root() {
+        let scratch = Scratch::new();
+        let dir = scratch.path("root");
+        let dir = dir.to_str().unwrap();
+        ca(&["init", "--dir", dir], None).unwrap();
+        let text = format!(
+            "[gateway]\nresolvers = [\"192.0.2.53\"]\n[vault]\naddress = \"http://127.0.0.1:1\"\n\
+             plain_http = true\n[vault.approle]\nrole_id = \"x\"\nsecret_id_file = \"x\"\n\
+             [vault.pki]\nroot_file = \"{dir}/root.pem\"\n\
+             [[group]]\nname = \"g\"\ninterface = \"a0\"\nprefixes = [\"192.0.2.0/24\"]\n"
+        );
+        let loaded = || {
+            let none = |_: &Path| Err(io::ErrorKind::NotFound.into());
+            let config = crate::config::parse(&text, None, "x.toml", &none).unwrap();
+            (config.settings, config.policy)
+        };
+        let error = ca(&["issue", "--dir", dir, "x.toml"], Some(loaded())).unwrap_err();
+        assert!(error.contains("signed by Vault at pki/"), "{error}");
+        let shown = ca(&["show", "x.toml"], Some(loaded())).unwrap();
+        assert_eq!(shown, ca(&["show", "--dir", dir], None).unwrap());
+        let without = (settings(&scratch.path("ca")), policy(vec![]));
+        let error = ca(&["show", "x.toml"], Some(without)).unwrap_err();
+        assert!(error.contains("--dir DIR"), "{error}");
     }
 
     #[test]

@@ -64,6 +64,7 @@ impl Page {
             self.line("secrets", format!("from the {encrypted} file {}", file.path.display()));
         }
         self.line("obeys", format!("root, at {}", settings.control.display()));
+        self.issuing_cas(settings);
         let (own, total) = (policy.limits.agent_connections, policy.limits.connections);
         self.line("bounds", format!("{own} connections for each agent, {total} in all"));
         let rate = policy.limits.agent_new_connections;
@@ -77,6 +78,20 @@ impl Page {
         self.line("secrets", format!("from Vault at {}{namespace}", vault.address));
         let (refresh, stale) = (duration(vault.refresh), duration(vault.max_stale));
         self.line("", format!("read again every {refresh}; kept for {stale} through an outage"));
+    }
+
+    fn issuing_cas(&mut self, settings: &Settings) {
+        match settings.vault.as_ref().and_then(|vault| vault.pki.as_ref()) {
+            Some(pki) => {
+                let (mount, root) = (&pki.mount, pki.root_file.display());
+                self.line("issuing CAs", format!("signed by Vault at {mount}/, below {root}"));
+                let ttl = duration(pki.ttl);
+                self.line("", format!("for {ttl} each, made anew before a third of it is left"));
+            }
+            None => {
+                self.line("issuing CAs", format!("from the folder {}", settings.ca_dir.display()));
+            }
+        }
     }
 
     fn group(&mut self, group: &Group, policy: &Policy) {
@@ -278,7 +293,8 @@ fn warnings(config: &Config) -> Vec<String> {
     let apis = policy.apis.iter().flat_map(|api| api_warnings(api));
     let passes = policy.passes.iter().flat_map(|pass| pass_warnings(pass));
     let tcp = policy.tcp.iter().flat_map(|tcp| private_warnings("rule", &tcp.name, &tcp.upstream));
-    groups.chain(apis).chain(passes).chain(tcp).collect()
+    let pki = pki_warnings(settings);
+    groups.chain(apis).chain(passes).chain(tcp).chain(pki).collect()
 }
 
 fn services(settings: &Settings) -> Vec<&'static str> {
@@ -301,6 +317,13 @@ fn group_warnings(group: &Group, settings: &Settings, policy: &Policy) -> Vec<St
         found.push(format!("group {name} is in no rule: its agents reach nothing"));
     }
     found
+}
+
+fn pki_warnings(settings: &Settings) -> Option<String> {
+    let pki = settings.vault.as_ref()?.pki.as_ref()?;
+    pki.accept_without_ip_exclusion.then(|| {
+        "issuing CAs may be free to sign for IP addresses (accept_without_ip_exclusion)".into()
+    })
 }
 
 fn api_warnings(api: &Api) -> Vec<String> {

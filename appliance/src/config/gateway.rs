@@ -9,6 +9,7 @@ use std::{
 use toml::Spanned;
 
 use super::{
+    error::Report,
     rules::{Files, ca_file},
     settings::{AgentServices, AuditTarget, NameServer, SecretFile, Settings, VaultSettings},
     table::Table,
@@ -19,7 +20,7 @@ use crate::policy::Limits;
 /// What `[gateway]` says. A field is `None` where it is wrong.
 pub(super) struct Gateway {
     audit: AuditTarget,
-    ca_dir: PathBuf,
+    ca_dir: Option<Spanned<PathBuf>>,
     state_dir: PathBuf,
     control: PathBuf,
     pub(super) proxy_port: Spanned<u16>,
@@ -45,7 +46,7 @@ impl Gateway {
         let (resolvers, resolver_ca) = resolvers(&mut table, files);
         let gateway = Self {
             audit: audit(&mut table, base),
-            ca_dir: or_default(table.optional("ca_dir", path(base)), "/var/lib/cloakroom/ca"),
+            ca_dir: table.optional("ca_dir", path(base)),
             state_dir: or_default(table.optional("state_dir", path(base)), DEFAULT_STATE_DIR),
             control: or_default(table.optional("control", socket_path(base)), DEFAULT_CONTROL),
             proxy_port: table
@@ -69,6 +70,15 @@ impl Gateway {
         gateway
     }
 
+    /// With `[vault.pki]` no issuing CA is read from a folder: whoever names one expects otherwise.
+    pub(super) fn refuse_ca_dir(&self, report: &Report<'_>) {
+        if let Some(ca_dir) = &self.ca_dir {
+            let text = "ca_dir: with [vault.pki] Vault signs the issuing CAs and no folder of them \
+                        is read; remove one of the two";
+            report.add(&ca_dir.span(), text);
+        }
+    }
+
     pub(super) fn into_settings(
         self,
         vault: Option<VaultSettings>,
@@ -76,7 +86,7 @@ impl Gateway {
     ) -> Settings {
         Settings {
             audit: self.audit,
-            ca_dir: self.ca_dir,
+            ca_dir: inner(self.ca_dir, DEFAULT_CA_DIR.into()),
             state_dir: self.state_dir,
             control: self.control,
             proxy_port: self.proxy_port.into_inner(),
@@ -252,6 +262,7 @@ pub(super) fn inner<T>(value: Option<Spanned<T>>, default: T) -> T {
     value.map_or(default, Spanned::into_inner)
 }
 
+const DEFAULT_CA_DIR: &str = "/var/lib/cloakroom/ca";
 const DEFAULT_AUDIT_FILE: &str = "/var/log/cloakroom/audit.jsonl";
 const DEFAULT_STATE_DIR: &str = "/var/lib/cloakroom";
 /// Where the commands that speak to the daemon look for it.

@@ -23,7 +23,8 @@ pub use error::{Errors, Mistake};
 pub use explain::explain;
 pub use gateway::DEFAULT_CONTROL;
 pub use settings::{
-    AgentServices, AuditTarget, NameServer, SecretFile, Settings, VaultLogin, VaultSettings,
+    AgentServices, AuditTarget, NameServer, PkiSettings, SecretFile, Settings, VaultLogin,
+    VaultSettings,
 };
 
 use std::{
@@ -111,6 +112,11 @@ fn read(document: &Spanned<DeTable<'_>>, files: Files<'_>, report: &Report<'_>) 
     draft.check(report);
     let vault = vault.map(|table| vault::vault(table, files.base));
     let secrets = secrets.map(|table| gateway::secret_file(table, files.base));
+    if let (Some(gateway), Some(Some(VaultSettings { pki: Some(_), .. }))) =
+        (&draft.gateway, &vault)
+    {
+        gateway.refuse_ca_dir(report);
+    }
     draft.into_config(limits, transpose(vault)?, transpose(secrets)?)
 }
 

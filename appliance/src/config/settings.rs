@@ -116,6 +116,21 @@ pub struct VaultSettings {
     pub refresh: Duration,
     /// How long a value outlives an outage of Vault.
     pub max_stale: Duration,
+    /// The engine that signs the issuing CAs; without it they are files in `ca_dir`.
+    pub pki: Option<PkiSettings>,
+}
+
+/// How Vault's PKI engine signs the issuing CAs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PkiSettings {
+    /// Mount of the engine, `pki` by default.
+    pub mount: Arc<str>,
+    /// PEM file of the root that agents trust, which the engine's CA is or leads up to.
+    pub root_file: PathBuf,
+    /// The life to ask for, in whole seconds.
+    pub ttl: Duration,
+    /// Take issuing CAs that could sign for IP addresses: OpenBao's engine makes no others.
+    pub accept_without_ip_exclusion: bool,
 }
 
 /// The one identity of the gateway. Names files of secrets, and holds none.

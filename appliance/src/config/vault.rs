@@ -1,4 +1,5 @@
-//! `[vault]` and the one login below it: `[vault.approle]`, `[vault.cert]` or `[vault.jwt]`.
+//! `[vault]`, the one login below it (`[vault.approle]`, `[vault.cert]` or `[vault.jwt]`), and
+//! `[vault.pki]`.
 
 use std::{net::IpAddr, path::Path, sync::Arc, time::Duration};
 
@@ -8,7 +9,7 @@ use toml::Spanned;
 use super::{
     gateway::inner,
     reference::is_path,
-    settings::{VaultLogin, VaultSettings},
+    settings::{PkiSettings, VaultLogin, VaultSettings},
     table::Table,
     value::{flag, parsed, path, time, unquoted},
 };
@@ -26,6 +27,7 @@ pub(super) fn vault(mut table: Table<'_>, base: &Path) -> Option<VaultSettings> 
     let namespace = table.optional("namespace", parsed(vault_path));
     let refresh = table.optional("refresh", time(SECOND..=HOUR));
     let max_stale = table.optional("max_stale", time(Duration::ZERO..=24 * HOUR));
+    let pki = table.table("pki", "[vault.pki]").map(|table| pki(table, base));
     let login = login(table, base);
     Some(VaultSettings {
         address: address?.into_inner(),
@@ -35,6 +37,7 @@ pub(super) fn vault(mut table: Table<'_>, base: &Path) -> Option<VaultSettings> 
         login: login?,
         refresh: inner(refresh, MINUTE),
         max_stale: inner(max_stale, 5 * MINUTE),
+        pki: super::transpose(pki)?,
     })
 }
 
@@ -110,6 +113,30 @@ fn jwt(mut table: Table<'_>, base: &Path) -> Option<VaultLogin> {
     })
 }
 
+fn pki(mut table: Table<'_>, base: &Path) -> Option<PkiSettings> {
+    let root_file = table.required("root_file", path(base));
+    let mount = table.optional("mount", parsed(vault_path));
+    let ttl = table.optional("ttl", whole_seconds(10 * SECOND..=365 * DAY));
+    let accept = table.optional("accept_without_ip_exclusion", flag);
+    table.finish();
+    Some(PkiSettings {
+        mount: inner(mount, "pki".into()),
+        root_file: root_file?.into_inner(),
+        ttl: inner(ttl, 30 * DAY),
+        accept_without_ip_exclusion: inner(accept, false),
+    })
+}
+
+/// A time that Vault, which counts in seconds, is told.
+fn whole_seconds(
+    range: std::ops::RangeInclusive<Duration>,
+) -> impl Fn(&toml::de::DeValue<'_>) -> Result<Duration, String> {
+    move |value| match time(range.clone())(value)? {
+        time if time.subsec_nanos() > 0 => Err("write it in whole seconds".into()),
+        time => Ok(time),
+    }
+}
+
 /// Every node is reached as the first, and without TLS only where a word says so.
 fn check_plain_http(
     table: &Table<'_>,
@@ -178,6 +205,7 @@ const VAULT_ADDRESS: &str = "write \"https://HOST:PORT\" and nothing after it";
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3_600);
+const DAY: Duration = Duration::from_secs(24 * 3_600);
 
 #[cfg(test)]
 mod tests {

@@ -214,9 +214,17 @@ async fn carry_on(
             carry_splice(gateway, carried, &permit, (stream, bytes), record).await;
         }
         (Route::Intercept(_) | Route::Inspect(_), Peeked::Tls(hello)) => {
-            let interception = Interception { rulebook, flow, share, permit, hello };
-            let phases = gateway.phases.clone();
-            intercept::run(&gateway.means, interception, agent, phases, record).await;
+            match intercept::leaf(rulebook, share, &permit, record) {
+                Ok(leaf) => {
+                    let interception = Interception { rulebook, flow, share, permit, hello, leaf };
+                    let phases = gateway.phases.clone();
+                    intercept::run(&gateway.means, interception, agent, phases, record).await;
+                }
+                Err(reason) => {
+                    record.refused(reason);
+                    refuse(agent.into_parts().1, Language::Tls, reason, flow.id).await;
+                }
+            }
         }
         // The decision makes no such permit.
         (Route::Intercept(_) | Route::Inspect(_), _) => record.refused(Reason::InternalError),

@@ -45,6 +45,7 @@ use self::{
 use crate::{
     accept::Places,
     audit::{Sink, Writer},
+    ca::{CaError, Rotation, RuleCa, RuleCas},
     config::{self, Config, SecretFile, Settings},
     dial::{ControlPlane, Resolver},
     dns::{self, Desk},
@@ -65,6 +66,8 @@ pub enum DaemonError {
     Config(config::Errors),
     /// Packets, routes or listeners.
     Packets(PacketsError),
+    /// Issuing CAs.
+    Ca(CaError),
     /// Certificates.
     Rulebook(RulebookError),
     /// Anything else, said in one line.
@@ -115,6 +118,8 @@ struct Daemon {
     secrets: Arc<SecretStore>,
     vault: Option<Arc<Session>>,
     wanted: Arc<Wanted>,
+    /// Where Vault signs the issuing CAs.
+    rotation: Option<Rotation>,
     refreshing: JoinHandle<()>,
     reloads: mpsc::Receiver<Reload>,
     obeying: JoinHandle<()>,
@@ -144,7 +149,9 @@ impl Daemon {
         let (secrets, vault) = open_secrets(&settings, &policy.groups, resolver.control_plane())?;
         let wanted = Wanted::new(Arc::clone(&secrets), quarantine.watch(), &policy);
         let wanted = Arc::new(wanted);
-        let rulebook = rulebook(policy, &settings, &system_roots)?;
+        let rotation = open_rotation(&settings, vault.as_ref())?;
+        let cas = issuing_cas(&policy, &settings, rotation.as_ref())?;
+        let rulebook = rulebook(policy, cas.clone(), &system_roots)?;
         let (audit, writer) = Sink::open(&settings.audit).map_err(|error| {
             other(&format!("cannot write the audit {}", settings.audit), &error)
         })?;
@@ -160,7 +167,7 @@ impl Daemon {
             proxy_port: settings.proxy_port,
         });
         let refreshing = tokio::spawn(Arc::clone(&secrets).run(cut(phases.clone())));
-        secrets.first_round(Instant::now() + FIRST_ROUND).await;
+        first_round(&secrets, rotation.as_ref(), &cas, FIRST_ROUND).await;
         let claim = packets::claim(&capture)?;
         let log = PacketLog::open(capture.nflog_group)?;
         let (in_force, places) = (gateway.rulebook.clone(), Arc::clone(&gateway.places));
@@ -168,6 +175,7 @@ impl Daemon {
             .map_err(|error| other("cannot start a thread", &error))?;
         let Captured { workers, dns } = capture_packets(&capture, &settings, &gateway)?;
         report_secrets(&secrets);
+        rotation.as_ref().inspect(|rotation| report_cas(rotation));
         let (to_reload, reloads) = mpsc::channel(1);
         let doubt = watch::Sender::default();
         let orders = Orders {
@@ -189,6 +197,7 @@ impl Daemon {
             secrets,
             vault,
             wanted,
+            rotation,
             refreshing,
             reloads,
             obeying,
@@ -261,7 +270,8 @@ impl Daemon {
             ));
         }
         let groups = policy.groups.clone();
-        let rulebook = rulebook(policy, &settings, &self.system_roots)?;
+        let cas = issuing_cas(&policy, &settings, self.rotation.as_ref())?;
+        let rulebook = rulebook(policy, cas.clone(), &self.system_roots)?;
         packets::apply(&self.rules(&capture))?;
         self.capture = capture;
         if let Some(vault) = &self.vault {
@@ -269,8 +279,8 @@ impl Daemon {
         }
         self.wanted.take(&rulebook.policy);
         self.secrets.ask_again();
-        // A binding that is new has its value before the first request can ask for it.
-        self.secrets.first_round(Instant::now() + RELOAD_ROUND).await;
+        // A binding or a CA that is new is there before the first request can ask for it.
+        first_round(&self.secrets, self.rotation.as_ref(), &cas, RELOAD_ROUND).await;
         self.rulebooks.send_replace(Arc::new(rulebook));
         Ok(())
     }
@@ -291,6 +301,8 @@ impl Daemon {
             _ = tokio::time::sleep(drain_time) => tracing::info!("cutting what is still open"),
             () = signals.stop() => tracing::info!("told twice; cutting what is still open"),
         }
+        // Nothing logs in to Vault again once the token is given back.
+        drop(self.rotation);
         self.phase.send_replace(Phase::Cut);
         if !joined.is_finished() && timeout(CUT_TIME, joined).await.is_err() {
             tracing::error!("flows did not end; leaving them to the kernel");
@@ -376,11 +388,49 @@ fn workers(settings: &Settings) -> usize {
 
 fn rulebook(
     policy: Policy,
-    settings: &Settings,
+    cas: RuleCas,
     system_roots: &Arc<RootCertStore>,
 ) -> Result<Rulebook, DaemonError> {
-    Rulebook::new(policy, &settings.ca_dir, Arc::clone(system_roots), SystemTime::now())
-        .map_err(DaemonError::Rulebook)
+    Rulebook::new(policy, cas, Arc::clone(system_roots)).map_err(DaemonError::Rulebook)
+}
+
+/// From Vault where it signs them, else from the folder.
+fn issuing_cas(
+    policy: &Policy,
+    settings: &Settings,
+    rotation: Option<&Rotation>,
+) -> Result<RuleCas, DaemonError> {
+    let cas = match rotation {
+        Some(rotation) => rotation.cas(policy),
+        None => RuleCa::load_all(&settings.ca_dir, policy, SystemTime::now()),
+    };
+    cas.map_err(DaemonError::Ca)
+}
+
+/// Waits for values and CAs that a policy needs and that are not there yet.
+async fn first_round(
+    secrets: &SecretStore,
+    rotation: Option<&Rotation>,
+    cas: &RuleCas,
+    patience: Duration,
+) {
+    let deadline = Instant::now() + patience;
+    let signed = async {
+        if let Some(rotation) = rotation {
+            rotation.tend(cas);
+            rotation.first_round(deadline).await;
+        }
+    };
+    tokio::join!(secrets.first_round(deadline), signed);
+}
+
+fn open_rotation(
+    settings: &Settings,
+    vault: Option<&Arc<Session>>,
+) -> Result<Option<Rotation>, DaemonError> {
+    let pki = settings.vault.as_ref().and_then(|vault| vault.pki.as_ref());
+    let (Some(pki), Some(vault)) = (pki, vault) else { return Ok(None) };
+    Rotation::new(Arc::clone(vault) as _, pki).map(Some).map_err(DaemonError::Ca)
 }
 
 fn open_resolver(
@@ -432,6 +482,12 @@ fn report_secrets(secrets: &SecretStore) {
     }
 }
 
+fn report_cas(rotation: &Rotation) {
+    for ca in rotation.missing() {
+        tracing::warn!(rule = %ca.rule(), "no issuing CA yet; its hosts are closed until Vault signs one");
+    }
+}
+
 fn other(what: &str, error: &dyn fmt::Display) -> DaemonError {
     DaemonError::Other(format!("{what}: {error}"))
 }
@@ -447,6 +503,7 @@ impl fmt::Display for DaemonError {
         match self {
             Self::Config(errors) => errors.fmt(f),
             Self::Packets(error) => error.fmt(f),
+            Self::Ca(error) => error.fmt(f),
             Self::Rulebook(error) => error.fmt(f),
             Self::Other(text) => f.write_str(text),
         }

@@ -33,7 +33,7 @@ use std::{
 use rustls::sign::CertifiedKey;
 use socket2::SockRef;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
     time::timeout,
 };
@@ -48,12 +48,12 @@ use self::{
 use crate::{
     accept::{Flow, Share},
     audit::{Record, Sink, Traffic},
+    ca::NoLeaf,
     decide::Permit,
     dial::{self, Resolver},
     peek::{Hello, Rewind},
     phase::Phases,
     reason::Reason,
-    refuse,
     rulebook::Rulebook,
     secrets::SecretStore,
     tls::{ClientSettings, Protocol},
@@ -82,6 +82,43 @@ pub struct Interception<'a> {
     pub permit: Permit,
     /// What its first bytes said.
     pub hello: &'a Hello,
+    /// What is shown to the agent.
+    pub leaf: Arc<CertifiedKey>,
+}
+
+/// The leaf to show to an agent that has this permit. Without it a TLS alert is all that can be
+/// said to the agent.
+///
+/// # Errors
+///
+/// There is no issuing CA for the host now; the record gets the cause. The reason is that of a
+/// missing secret, because the CA's key is one: held for a time by grace of Vault, and missing for
+/// the same causes. Or the agent has asked for too many new leaves, or no leaf can be made, which
+/// is a fault of the gateway's own.
+pub fn leaf(
+    rulebook: &Rulebook,
+    share: &Share,
+    permit: &Permit,
+    record: &mut Record,
+) -> Result<Arc<CertifiedKey>, Reason> {
+    let (rule, host, now) = (permit.route().rule(), permit.host(), SystemTime::now());
+    let ca = rulebook.ca(rule).ok_or(Reason::InternalError)?;
+    if let Some(kept) = ca.kept(host, now) {
+        return Ok(kept);
+    }
+    if !share.may_mint(&rulebook.policy.limits) {
+        return Err(Reason::RateLimit);
+    }
+    ca.leaf(host, now).map_err(|error| match error {
+        NoLeaf::NoCa(cause) => {
+            record.cause(cause);
+            Reason::SecretUnavailable
+        }
+        NoLeaf::Ca(error) => {
+            tracing::error!(%rule, %error, "no leaf");
+            Reason::InternalError
+        }
+    })
 }
 
 /// Carries the connection to its end.
@@ -92,20 +129,14 @@ pub async fn run(
     phases: Phases,
     record: &mut Record,
 ) {
-    let leaf = match interception.leaf() {
-        Ok(leaf) => leaf,
-        Err(reason) => {
-            record.refused(reason);
-            return turn_away(agent, reason).await;
-        }
-    };
     let upstream = interception.connect(means, record).await;
     let protocol = upstream.as_ref().ok().map(|(_, protocol)| *protocol);
     let (stream, traffic) = (ReadAhead::new(agent), Arc::clone(record.traffic()));
     let reset = Arc::new(AtomicBool::new(false));
     let agent = Counted { stream, traffic, reset: Arc::clone(&reset) };
     let limits = &interception.rulebook.policy.limits;
-    let handshake = interception.rulebook.tls.accept(agent, leaf, protocol);
+    let handshake =
+        interception.rulebook.tls.accept(agent, Arc::clone(&interception.leaf), protocol);
     let agent = timeout(limits.head_time, handshake).await;
     let upstream = upstream.inspect_err(|&reason| record.refused(reason));
     let Ok(Ok(agent)) = agent else {
@@ -125,21 +156,6 @@ pub async fn run(
 }
 
 impl Interception<'_> {
-    fn leaf(&self) -> Result<Arc<CertifiedKey>, Reason> {
-        let (rule, host, now) = (self.permit.route().rule(), self.permit.host(), SystemTime::now());
-        let leaves = self.rulebook.leaves(rule).ok_or(Reason::InternalError)?;
-        if let Some(kept) = leaves.kept(host, now) {
-            return Ok(kept);
-        }
-        if !self.share.may_mint(&self.rulebook.policy.limits) {
-            return Err(Reason::RateLimit);
-        }
-        leaves.leaf(host, now).map_err(|error| {
-            tracing::error!(%rule, %error, "no leaf");
-            Reason::InternalError
-        })
-    }
-
     async fn connect(
         &self,
         means: &Means,
@@ -183,15 +199,6 @@ impl Interception<'_> {
         }
     }
 }
-
-/// Tells an agent in the middle of its handshake.
-async fn turn_away(mut agent: Rewind<TcpStream>, reason: Reason) {
-    // Whether the agent stays to hear it changes nothing.
-    let _ = timeout(ALERT_TIME, agent.write_all(&refuse::alert_record(reason))).await;
-}
-
-/// Time for an agent to take an alert.
-const ALERT_TIME: Duration = Duration::from_secs(2);
 
 /// Counts what goes over the agent's side of the wire, TLS and all.
 pub struct Counted {

@@ -117,6 +117,7 @@ fn the_reference_loads() {
 
 #[test]
 fn the_reference_shows_the_true_defaults() {
+    // A folder of issuing CAs is for those without [vault.pki].
     let no_default = [
         "#namespace",
         "#peers",
@@ -126,6 +127,7 @@ fn the_reference_shows_the_true_defaults() {
         "#resolver_ca",
         "#basic_password",
         "#key_file",
+        "#ca_dir",
     ];
     let lines = REFERENCE.lines().map(|line| match line.strip_prefix('#') {
         Some(rest) if no_default.iter().any(|key| line.starts_with(key)) => format!("# {rest}"),
@@ -296,7 +298,7 @@ fn every_prefix_of_a_file_is_right_or_has_errors_within_it() {
 }
 
 /// Keys that are tables of their own.
-const TABLES: [&str; 5] = ["binding", "agent", "approle", "cert", "jwt"];
+const TABLES: [&str; 6] = ["binding", "agent", "approle", "cert", "jwt", "pki"];
 
 /// Slips that have nothing to do with one another, each one mistake in the good file.
 const SLIPS: [(&str, &str); 16] = [

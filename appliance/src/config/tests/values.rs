@@ -26,6 +26,38 @@ fn vault_is_reached_safely() {
 }
 
 #[test]
+fn vault_signs_the_issuing_cas_or_a_folder_holds_them() {
+    let pki = |keys: &str| format!("[vault.pki]\n{keys}\n[[group]]");
+    let config = accepts("[[group]]", &pki("root_file = \"root.pem\""));
+    let signed = config.settings.vault.clone().unwrap().pki.unwrap();
+    assert_eq!((&*signed.mount, signed.ttl), ("pki", Duration::from_secs(30 * 24 * 3_600)));
+    assert_eq!(signed.root_file, Path::new("/etc/cloakroom/root.pem"));
+    assert!(!signed.accept_without_ip_exclusion);
+    assert!(explain(&config).contains("signed by Vault at pki/"));
+    let open = pki("root_file = \"root.pem\"\naccept_without_ip_exclusion = true");
+    assert!(explain(&accepts("[[group]]", &open)).contains("! issuing CAs may be free"));
+    assert!(accepts("[[group]]", "[[group]]").settings.vault.unwrap().pki.is_none());
+
+    refuses("[[group]]", &pki(""), "[vault.pki]", &["lacks \"root_file\""]);
+    for (line, why) in [
+        ("mount = \"/pki\"", "without slashes"),
+        ("ttl = \"9s\"", "from 10s to"),
+        ("ttl = \"10500ms\"", "whole seconds"),
+        ("accept_without_ip_exclusion = \"yes\"", "true or false"),
+        ("key_file = \"x\"", "key_file"),
+    ] {
+        refuses("[[group]]", &pki(&format!("root_file = \"r.pem\"\n{line}")), line, &[why]);
+    }
+    let both = changed(&[
+        ("[[group]]", &pki("root_file = \"root.pem\"")),
+        ("resolvers =", "ca_dir = \"issuing\"\nresolvers ="),
+    ]);
+    let found = mistakes(&both);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].text.contains("remove one of the two"), "{found:?}");
+}
+
+#[test]
 fn the_gateway_has_exactly_one_login() {
     let approle = "approle.role_id = \"gateway\"\napprole.secret_id_file = \"secret-id\"\n";
     let words = ["[vault.approle]", "[vault.cert]", "[vault.jwt]"];

@@ -92,6 +92,7 @@ impl Fake {
             },
             refresh: Duration::from_secs(60),
             max_stale: Duration::from_secs(300),
+            pki: None,
         }
     }
 

@@ -16,6 +16,7 @@ mod lease;
 mod lease_tests;
 mod login;
 mod pick;
+mod pki;
 mod read;
 mod session;
 #[cfg(test)]

@@ -1,0 +1,268 @@
+//! Keeps every rule's issuing CA good: made when the rule comes, made anew when a good half of its
+//! life is over, long before a third is left, and tried again with back-off where Vault does not
+//! help. A rule without a CA stays closed; a CA that is there serves until it ends and not longer.
+//!
+//! One task for each rule, ended when the rule goes or the rotation is dropped. At most four ask
+//! at once, so that a start with many rules is no burst.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant, SystemTime},
+};
+
+use futures_util::future::{BoxFuture, join_all};
+use tokio::{
+    sync::{Semaphore, watch},
+    task::JoinHandle,
+};
+
+use super::{
+    CaError, RuleCa, RuleCas, SignIntermediate, Signed, Terms, issue::rules_that_end_tls,
+    random_bytes, vault::Ask,
+};
+use crate::{config::PkiSettings, policy::Policy, reason::SecretCause, secrets::FetchError};
+
+/// Whoever signs issuing CAs: Vault's PKI engine.
+pub trait Signer: Send + Sync + 'static {
+    /// Has the engine at `mount` sign. Ends within a time that the signer bounds.
+    fn sign<'a>(
+        &'a self,
+        mount: &'a str,
+        request: &'a SignIntermediate,
+    ) -> BoxFuture<'a, Result<Signed, FetchError>>;
+}
+
+/// The issuing CAs of a gateway whose Vault signs them.
+pub struct Rotation {
+    means: Arc<Means>,
+    tended: Mutex<Vec<Tended>>,
+}
+
+struct Means {
+    signer: Arc<dyn Signer>,
+    terms: Terms,
+    at_once: Semaphore,
+}
+
+/// A rule's CA, and the task that keeps it good.
+struct Tended {
+    ca: Arc<RuleCa>,
+    /// Whether Vault has answered, well or not.
+    tried: watch::Receiver<bool>,
+    task: JoinHandle<()>,
+}
+
+/// Why there is no new CA.
+enum Failure {
+    Vault(FetchError),
+    Ca(CaError),
+}
+
+impl Rotation {
+    /// Reads the root. Asks for nothing yet.
+    ///
+    /// # Errors
+    ///
+    /// The file of the root cannot be used.
+    pub fn new(signer: Arc<dyn Signer>, settings: &PkiSettings) -> Result<Self, CaError> {
+        let terms = Terms::read(settings)?;
+        let means = Means { signer, terms, at_once: Semaphore::new(AT_ONCE) };
+        Ok(Self { means: Arc::new(means), tended: Mutex::default() })
+    }
+
+    /// The CAs of a policy: those that are there for rules whose names are the same, and empty
+    /// ones for all others, until [`Rotation::tend`] has them made.
+    ///
+    /// # Errors
+    ///
+    /// A rule whose names cannot be put into a name constraint.
+    pub fn cas(&self, policy: &Policy) -> Result<RuleCas, CaError> {
+        let tended = self.tended.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cas = RuleCas::new();
+        for (rule, names) in rules_that_end_tls(policy)? {
+            let same = |ca: &RuleCa| *ca.rule() == rule && ca.names() == names;
+            let kept = tended.iter().find(|tended| same(&tended.ca));
+            let ca = match kept {
+                Some(tended) => Arc::clone(&tended.ca),
+                None => {
+                    // What Vault will be asked for is sure to be sayable.
+                    Ask::new(&rule, &names, &self.means.terms)?;
+                    Arc::new(RuleCa::empty(rule.clone(), names))
+                }
+            };
+            cas.insert(rule, ca);
+        }
+        Ok(cas)
+    }
+
+    /// Keeps exactly these good from now on. Needs a runtime.
+    pub fn tend(&self, cas: &RuleCas) {
+        let mut tended = self.tended.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_in = |ca: &Arc<RuleCa>| cas.values().any(|other| Arc::ptr_eq(ca, other));
+        tended.retain(|tended| is_in(&tended.ca));
+        for ca in cas.values() {
+            if !tended.iter().any(|tended| Arc::ptr_eq(&tended.ca, ca)) {
+                tended.push(Tended::start(Arc::clone(ca), Arc::clone(&self.means)));
+            }
+        }
+    }
+
+    /// Waits until Vault was asked once for each, or `deadline`.
+    pub async fn first_round(&self, deadline: Instant) {
+        let tried: Vec<_> = {
+            let tended = self.tended.lock().unwrap_or_else(PoisonError::into_inner);
+            tended.iter().map(|tended| tended.tried.clone()).collect()
+        };
+        let all = join_all(tried.into_iter().map(|mut tried| async move {
+            // An error means that its task has gone.
+            let _ = tried.wait_for(|tried| *tried).await;
+        }));
+        // What is late stays closed until it is there.
+        let _ = tokio::time::timeout_at(deadline.into(), all).await;
+    }
+
+    /// The rules that are closed, because they have no CA.
+    pub fn missing(&self) -> Vec<Arc<RuleCa>> {
+        let tended = self.tended.lock().unwrap_or_else(PoisonError::into_inner);
+        let none = tended.iter().filter(|tended| tended.ca.ends().is_none());
+        none.map(|tended| Arc::clone(&tended.ca)).collect()
+    }
+}
+
+impl Tended {
+    fn start(ca: Arc<RuleCa>, means: Arc<Means>) -> Self {
+        let (told, tried) = watch::channel(false);
+        let task = tokio::spawn(keep_good(Arc::clone(&ca), means, told));
+        Self { ca, tried, task }
+    }
+}
+
+impl Drop for Tended {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Never ends by itself.
+async fn keep_good(ca: Arc<RuleCa>, means: Arc<Means>, told: watch::Sender<bool>) {
+    let mut failures = 0;
+    loop {
+        let asked = SystemTime::now();
+        let renewed = means.renew(&ca, asked).await;
+        told.send_replace(true);
+        match renewed {
+            Ok(ends) => {
+                failures = 0;
+                let life = ends.duration_since(asked).unwrap_or_default();
+                wait_until(asked + share(life, RENEW_FROM, RENEW_UNTIL)).await;
+            }
+            Err(failure) => {
+                failures += 1;
+                ca.is_missing(failure.cause());
+                report(&ca, &failure);
+                tokio::time::sleep(back_off(failures)).await;
+            }
+        }
+    }
+}
+
+impl Means {
+    /// Puts a new CA in the place of the one that is there, and says when it ends.
+    async fn renew(&self, ca: &RuleCa, now: SystemTime) -> Result<SystemTime, Failure> {
+        // The semaphore is never closed.
+        let _turn = self.at_once.acquire().await;
+        let ask = Ask::new(ca.rule(), ca.names(), &self.terms).map_err(Failure::Ca)?;
+        let signed = self.signer.sign(self.terms.mount(), &ask.request).await;
+        let made = ask.take(&signed.map_err(Failure::Vault)?, &self.terms, SystemTime::now());
+        let made = made.map_err(Failure::Ca)?;
+        let (rule, ends) = (ca.rule(), made.ends());
+        let seconds = ends.duration_since(now).unwrap_or_default().as_secs();
+        ca.put(made);
+        tracing::info!(%rule, seconds, "Vault signed a new issuing CA");
+        Ok(ends)
+    }
+}
+
+fn report(ca: &RuleCa, failure: &Failure) {
+    let (rule, cause) = (ca.rule(), failure.cause());
+    let left = ca.ends().and_then(|ends| ends.duration_since(SystemTime::now()).ok());
+    let text = match failure {
+        Failure::Vault(error) => error.text().to_owned(),
+        Failure::Ca(error) => error.to_string(),
+    };
+    match left {
+        Some(left) => {
+            let seconds = left.as_secs();
+            tracing::warn!(%rule, %cause, seconds, "no new issuing CA, the old one still lives: {text}");
+        }
+        None => tracing::error!(%rule, %cause, "no issuing CA, its hosts are closed: {text}"),
+    }
+}
+
+impl Failure {
+    const fn cause(&self) -> SecretCause {
+        match self {
+            Self::Vault(error) => error.cause(),
+            // Vault gave something, and it is not fit for use.
+            Self::Ca(_) => SecretCause::ValueInvalid,
+        }
+    }
+}
+
+/// Waits by the wall clock, which is what ends a certificate: a clock that is set forward, or a
+/// machine that slept, is seen within a minute.
+async fn wait_until(due: SystemTime) {
+    while let Ok(left) = due.duration_since(SystemTime::now()) {
+        if left.is_zero() {
+            break;
+        }
+        tokio::time::sleep(left.min(LOOK_EVERY)).await;
+    }
+}
+
+/// Doubles from a second to a minute, less up to a half.
+fn back_off(failures: u32) -> Duration {
+    let full = RETRY_FIRST.saturating_mul(1 << failures.saturating_sub(1).min(6)).min(RETRY_MOST);
+    share(full, 50, 100)
+}
+
+/// A random part of `time`, in hundredths. Gateways that started together do not stay together.
+fn share(time: Duration, least: u32, most: u32) -> Duration {
+    // Without randomness there is no jitter, and no key either.
+    let random = random_bytes::<2>().map_or(0, u16::from_be_bytes);
+    let hundredths = least + u32::from(random) % (most - least + 1);
+    time.saturating_mul(hundredths) / 100
+}
+
+/// Questions to Vault at the same time.
+const AT_ONCE: usize = 4;
+/// Hundredths of a CA's life after which it is made anew. What is left above a third is for
+/// trying again.
+const RENEW_FROM: u32 = 50;
+const RENEW_UNTIL: u32 = 60;
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_MOST: Duration = Duration::from_secs(60);
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ca_is_made_anew_before_a_third_of_its_life_is_left() {
+        let life = Duration::from_secs(9_000);
+        for _ in 0..1_000 {
+            let due = share(life, RENEW_FROM, RENEW_UNTIL);
+            assert!(due >= life / 2 && due < life * 2 / 3, "{due:?}");
+        }
+    }
+
+    #[test]
+    fn failures_are_tried_again_within_a_minute_and_ever_less_often() {
+        for failures in 1..100 {
+            let wait = back_off(failures);
+            let full = Duration::from_secs(1 << (failures - 1).min(6)).min(RETRY_MOST);
+            assert!(wait >= full / 2 && wait <= full, "{failures}: {wait:?}");
+        }
+    }
+}

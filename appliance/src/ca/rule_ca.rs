@@ -1,0 +1,138 @@
+//! The issuing CA of one rule as it is now, with its leaves.
+//!
+//! It is swapped whole: a handshake keeps the leaf it took, and the leaves of a CA that was
+//! replaced go with it. Where there is no CA there is no leaf, and the rule's hosts are closed.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::SystemTime,
+};
+
+use arc_swap::ArcSwapOption;
+use rustls::sign::CertifiedKey;
+
+use super::{CaError, IssuingCa, Leaves, issue::rules_that_end_tls};
+use crate::{
+    policy::{Host, HostPattern, Policy, RuleName},
+    reason::SecretCause,
+};
+
+/// The issuing CAs of a policy: one for each rule that ends TLS.
+pub type RuleCas = HashMap<RuleName, Arc<RuleCa>>;
+
+/// The issuing CA of one rule, if there is one now.
+pub struct RuleCa {
+    rule: RuleName,
+    names: Vec<HostPattern>,
+    leaves: ArcSwapOption<Leaves>,
+    missing: Mutex<SecretCause>,
+}
+
+/// Why there is no leaf to show.
+#[derive(Debug)]
+pub enum NoLeaf {
+    /// There is no issuing CA, or it has ended, because of this.
+    NoCa(SecretCause),
+    /// There is one, and no leaf could be made.
+    Ca(CaError),
+}
+
+impl RuleCa {
+    /// Without a CA so far.
+    pub(super) fn empty(rule: RuleName, names: Vec<HostPattern>) -> Self {
+        let missing = Mutex::new(SecretCause::VaultUnreachable);
+        Self { rule, names, leaves: ArcSwapOption::empty(), missing }
+    }
+
+    fn fixed(ca: IssuingCa) -> Self {
+        let names = ca.names().to_vec();
+        let this = Self::empty(ca.rule().clone(), names);
+        this.put(ca);
+        this
+    }
+
+    /// Loads the CAs that `cloakroom ca issue` made for `policy` in `dir`.
+    ///
+    /// # Errors
+    ///
+    /// As [`IssuingCa::load`], for the first that is not right.
+    pub fn load_all(
+        dir: &std::path::Path,
+        policy: &Policy,
+        now: SystemTime,
+    ) -> Result<RuleCas, CaError> {
+        let load = |(rule, names): (RuleName, Vec<HostPattern>)| {
+            let ca = IssuingCa::load(dir, &rule, &names, now)?;
+            Ok((rule, Arc::new(Self::fixed(ca))))
+        };
+        rules_that_end_tls(policy)?.into_iter().map(load).collect()
+    }
+
+    /// The rule.
+    pub fn rule(&self) -> &RuleName {
+        &self.rule
+    }
+
+    /// The names that it is for.
+    pub fn names(&self) -> &[HostPattern] {
+        &self.names
+    }
+
+    /// When the CA ends; `None` where there is none.
+    pub fn ends(&self) -> Option<SystemTime> {
+        self.leaves.load().as_ref().map(|leaves| leaves.ends())
+    }
+
+    /// The chain and the key to show to an agent that asks for `host`, where they have been made
+    /// already.
+    pub fn kept(&self, host: &Host, now: SystemTime) -> Option<Arc<CertifiedKey>> {
+        let leaves = self.leaves.load();
+        leaves.as_ref().filter(|leaves| now < leaves.ends())?.kept(host, now)
+    }
+
+    /// The same, made where there are none.
+    ///
+    /// # Errors
+    ///
+    /// There is no CA, it has ended, or it is not for `host`.
+    pub fn leaf(&self, host: &Host, now: SystemTime) -> Result<Arc<CertifiedKey>, NoLeaf> {
+        let leaves = self.leaves.load();
+        match leaves.as_ref() {
+            Some(leaves) if now < leaves.ends() => leaves.leaf(host, now).map_err(NoLeaf::Ca),
+            Some(_) => Err(NoLeaf::NoCa(SecretCause::LeaseEnded)),
+            None => {
+                let missing = *self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+                Err(NoLeaf::NoCa(missing))
+            }
+        }
+    }
+
+    /// From now on this CA, and no leaf of the one before.
+    pub(super) fn put(&self, ca: IssuingCa) {
+        self.leaves.store(Some(Arc::new(Leaves::new(ca))));
+    }
+
+    /// Why there is none yet. One that is there stays until it ends.
+    pub(super) fn is_missing(&self, cause: SecretCause) {
+        *self.missing.lock().unwrap_or_else(PoisonError::into_inner) = cause;
+    }
+}
+
+impl fmt::Debug for RuleCa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RuleCa").field("rule", &self.rule).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Display for NoLeaf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoCa(cause) => write!(f, "no issuing CA: {cause}"),
+            Self::Ca(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for NoLeaf {}

@@ -1,0 +1,331 @@
+//! Issuing CAs that Vault's PKI engine signs: what is asked for, the Vault policy that lets the
+//! gateway ask for nothing else, and whether what came back is what was asked for. Pure.
+//!
+//! The key is made here and stays in the process. Vault has the last word on what the gateway may
+//! impersonate, and the gateway does not take more than it asked for: an engine that drops a
+//! constraint, as OpenBao's drops the exclusion of IP addresses, makes a CA that is not used.
+//!
+//! Every value is sent as a text. Vault compares `allowed_parameters` with values as they are
+//! sent: a text with the one text that the policy lists, but a list with each of its elements,
+//! so that a list of names would allow every mixture of them.
+
+use std::{collections::BTreeSet, fmt, fmt::Write, path::Path, sync::Arc, time::SystemTime};
+
+use rcgen::{CertificateParams, DistinguishedName, DnType};
+use rustls::{
+    RootCertStore,
+    client::{WebPkiServerVerifier, danger::ServerCertVerifier},
+    pki_types::{CertificateDer, ServerName, UnixTime},
+};
+use serde::Serialize;
+
+use super::{
+    BACKDATE, CaError, Fault,
+    check::{self, Addresses, Validity},
+    constraint_names,
+    issuing::IssuingCa,
+    key::Key,
+    one_certificate,
+    root::RootCertificate,
+    rules_that_end_tls, unix_seconds,
+};
+use crate::{
+    config::PkiSettings,
+    policy::{Host, HostPattern, Policy, RuleName},
+};
+
+/// What every issuing CA must fulfil.
+pub struct Terms {
+    mount: Arc<str>,
+    root: RootCertificate,
+    root_validity: Validity,
+    /// Seconds.
+    ttl: i64,
+    addresses: Addresses,
+}
+
+/// The body of a request to `MOUNT/root/sign-intermediate`.
+/// <https://developer.hashicorp.com/vault/api-docs/secret/pki#sign-intermediate>
+#[derive(Debug, Serialize)]
+pub struct SignIntermediate {
+    csr: String,
+    #[serde(flatten)]
+    limits: Limits,
+}
+
+/// What a Vault policy can hold the request against: everything but the CSR.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Limits {
+    common_name: String,
+    permitted_dns_domains: String,
+    excluded_ip_ranges: &'static str,
+    max_path_length: &'static str,
+    ttl: String,
+    not_before_duration: String,
+}
+
+/// What Vault answered, in PEM.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Signed {
+    /// The issuing CA.
+    pub certificate: String,
+    /// The CA that signed it and those above, in this order.
+    pub chain: Vec<String>,
+}
+
+/// A question that is out, with the key that the answer must be for.
+pub(super) struct Ask {
+    rule: RuleName,
+    names: Vec<HostPattern>,
+    key: Key,
+    /// What goes to Vault.
+    pub(super) request: SignIntermediate,
+}
+
+impl Terms {
+    /// Reads the root.
+    ///
+    /// # Errors
+    ///
+    /// The file is not one certificate in PEM, or not that of a root.
+    pub fn read(settings: &PkiSettings) -> Result<Self, CaError> {
+        let (root, root_validity) = read_root(&settings.root_file)?;
+        let addresses = match settings.accept_without_ip_exclusion {
+            true => Addresses::ExcludedOrFree,
+            false => Addresses::Excluded,
+        };
+        let mount = Arc::clone(&settings.mount);
+        Ok(Self { mount, root, root_validity, ttl: seconds(settings), addresses })
+    }
+
+    /// Where the engine is mounted.
+    pub fn mount(&self) -> &str {
+        &self.mount
+    }
+}
+
+impl Ask {
+    /// Makes a key and the question for its certificate.
+    pub(super) fn new(
+        rule: &RuleName,
+        names: &[HostPattern],
+        terms: &Terms,
+    ) -> Result<Self, CaError> {
+        let limits = Limits::new(rule, names, terms.ttl)?;
+        let key = Key::generate()?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, limits.common_name.as_str());
+        let csr = params.serialize_request(&key)?.pem()?;
+        let request = SignIntermediate { csr, limits };
+        Ok(Self { rule: rule.clone(), names: names.to_vec(), key, request })
+    }
+
+    /// The CA, if the answer is what was asked for.
+    ///
+    /// # Errors
+    ///
+    /// Whatever differs from the question, and whatever an agent would not believe.
+    pub(super) fn take(
+        self,
+        signed: &Signed,
+        terms: &Terms,
+        now: SystemTime,
+    ) -> Result<IssuingCa, CaError> {
+        let now = unix_seconds(now)?;
+        let rule = self.rule.clone();
+        self.checked(signed, terms, now).map_err(|error| match error {
+            Unfit::Fault(fault) => CaError::Signed { rule, fault },
+            Unfit::Error(error) => error,
+        })
+    }
+
+    fn checked(self, signed: &Signed, terms: &Terms, now: i64) -> Result<IssuingCa, Unfit> {
+        let unlimited = || CaError::Unconstrainable(self.rule.clone());
+        let names = constraint_names(&self.names).ok_or_else(unlimited)?;
+        let certificate = one_certificate(signed.certificate.as_bytes())?;
+        check::check_key(&certificate, &self.key)?;
+        let validity = check::check_signed(&certificate, &names, terms.addresses)?;
+        check_life(validity, terms.ttl, now)?;
+        let between = chain_to(terms.root.der(), &certificate, &signed.chain)?;
+        let host = names.iter().find_map(|name| Host::parse(name).ok()).ok_or_else(unlimited)?;
+        let chain: Vec<_> = std::iter::once(certificate).chain(between).collect();
+        // What is below an expired root is worth nothing.
+        let not_after = validity.not_after.min(terms.root_validity.not_after);
+        terms.root_validity.check(now, 1)?;
+        let validity = Validity { not_after, ..validity };
+        let ca = IssuingCa::assemble((self.rule, self.names), chain, self.key, validity)?;
+        prove(&ca, terms.root.der(), &host, now)?;
+        Ok(ca)
+    }
+}
+
+/// The policy that the gateway's token needs to have the issuing CAs of `policy` signed, and no
+/// others, for `vault policy write`. It follows the configuration: names, rules and `ttl`.
+///
+/// The common name is listed, and is no host name, because the engine makes a host name in it a
+/// subject alternative name, which some clients take for the name of a server.
+///
+/// # Errors
+///
+/// A rule whose names cannot be put into a name constraint.
+pub fn policy_hcl(settings: &PkiSettings, policy: &Policy) -> Result<String, CaError> {
+    let rules = rules_that_end_tls(policy)?;
+    let limits = rules.iter().map(|(rule, names)| Limits::new(rule, names, seconds(settings)));
+    let limits = limits.collect::<Result<Vec<_>, _>>()?;
+    let each =
+        |value: fn(&Limits) -> &str| -> BTreeSet<&str> { limits.iter().map(value).collect() };
+    let allowed = [
+        ("common_name", each(|limits| &limits.common_name)),
+        ("permitted_dns_domains", each(|limits| &limits.permitted_dns_domains)),
+        ("excluded_ip_ranges", each(|limits| limits.excluded_ip_ranges)),
+        ("max_path_length", each(|limits| limits.max_path_length)),
+        ("ttl", each(|limits| &limits.ttl)),
+        ("not_before_duration", each(|limits| &limits.not_before_duration)),
+    ];
+    // An empty list allows every value.
+    if limits.is_empty() {
+        return Ok(String::new());
+    }
+    Ok(stanza(&settings.mount, &allowed))
+}
+
+fn stanza(mount: &str, allowed: &[(&str, BTreeSet<&str>)]) -> String {
+    let mut text = String::new();
+    // Writing to a string cannot fail. Neither mounts nor values have a character that HCL quotes.
+    let _ = writeln!(text, "path \"{mount}/root/sign-intermediate\" {{");
+    let _ = writeln!(text, "  capabilities = [\"update\"]");
+    let required: Vec<_> = allowed.iter().map(|(name, _)| format!("\"{name}\"")).collect();
+    let _ = writeln!(text, "  required_parameters = [\"csr\", {}]", required.join(", "));
+    let _ = writeln!(text, "  allowed_parameters = {{\n    \"csr\" = []");
+    for (name, values) in allowed {
+        let values: Vec<_> = values.iter().map(|value| format!("\"{value}\"")).collect();
+        let _ = writeln!(text, "    \"{name}\" = [{}]", values.join(", "));
+    }
+    text.push_str("  }\n}\n");
+    text
+}
+
+impl Limits {
+    fn new(rule: &RuleName, names: &[HostPattern], ttl: i64) -> Result<Self, CaError> {
+        let names =
+            constraint_names(names).ok_or_else(|| CaError::Unconstrainable(rule.clone()))?;
+        super::issue::check_count(rule, &names)?;
+        let names: Vec<_> = names.into_iter().collect();
+        Ok(Self {
+            common_name: common_name(rule),
+            permitted_dns_domains: names.join(","),
+            excluded_ip_ranges: "0.0.0.0/0,::/0",
+            max_path_length: "0",
+            ttl: format!("{ttl}s"),
+            not_before_duration: format!("{BACKDATE}s"),
+        })
+    }
+}
+
+/// For people who look at a chain. The space keeps it from being a host name; 64 characters are
+/// what a common name has room for (RFC 5280, appendix A.1).
+fn common_name(rule: &RuleName) -> String {
+    format!("Cloakroom {rule}").chars().take(COMMON_NAME_CHARACTERS).collect()
+}
+
+fn seconds(settings: &PkiSettings) -> i64 {
+    i64::try_from(settings.ttl.as_secs()).unwrap_or(i64::MAX)
+}
+
+fn read_root(path: &Path) -> Result<(RootCertificate, Validity), CaError> {
+    let root = RootCertificate::from_file(path)?;
+    let validity = check::check_anchor(root.der())
+        .map_err(|fault| CaError::Anchor { path: path.into(), fault })?;
+    Ok((root, validity))
+}
+
+/// Not longer than was asked for, whatever the two clocks say, and not so short that it would be
+/// asked for again at once.
+fn check_life(validity: Validity, ttl: i64, now: i64) -> Result<(), Fault> {
+    if validity.life() > ttl.saturating_add(LIFE_SLACK) {
+        return Err(Fault::Shape("it lives longer than was asked for"));
+    }
+    validity.check(now, ttl / LEAST_PART)
+}
+
+/// The CAs between the certificate and the root, in the order in which agents are shown them.
+fn chain_to(
+    root: &CertificateDer<'_>,
+    certificate: &CertificateDer<'static>,
+    above: &[String],
+) -> Result<Vec<CertificateDer<'static>>, Fault> {
+    let mut chain = Vec::new();
+    let mut last = certificate.clone();
+    let mut above = above.iter().take(MAX_CHAIN);
+    while check::check_signed_by(&last, root).is_err() {
+        let next = one_certificate(above.next().ok_or(Fault::OtherRoot)?.as_bytes())?;
+        check::check_signed_by(&last, &next)?;
+        chain.push(next.clone());
+        last = next;
+    }
+    Ok(chain)
+}
+
+/// Shows a leaf to the same code that agents written in Rust have, with the root alone to trust:
+/// constraints, path lengths and dates of every CA above count too.
+fn prove(
+    ca: &IssuingCa,
+    root: &CertificateDer<'static>,
+    host: &Host,
+    now: i64,
+) -> Result<(), Unfit> {
+    let leaf = ca.sign_leaf(host, now)?;
+    let Some((leaf, chain)) = leaf.key.cert.split_first() else {
+        return Err(Fault::NotOneCertificate.into());
+    };
+    let untrusted = |error| Unfit::Fault(Fault::Untrusted(error));
+    let mut roots = RootCertStore::empty();
+    roots.add(root.clone()).map_err(untrusted)?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
+        .build()
+        .map_err(|_| Fault::Shape("the root cannot be one"))?;
+    let name = ServerName::try_from(host.as_str())
+        .map_err(|_| Fault::Shape("a name of it is no server's"))?;
+    let since = std::time::Duration::from_secs(u64::try_from(now).unwrap_or(0));
+    verifier
+        .verify_server_cert(leaf, chain, &name, &[], UnixTime::since_unix_epoch(since))
+        .map_err(untrusted)?;
+    Ok(())
+}
+
+/// Why an answer is not taken, before it is said for which rule.
+enum Unfit {
+    Fault(Fault),
+    Error(CaError),
+}
+
+impl From<Fault> for Unfit {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl From<CaError> for Unfit {
+    fn from(error: CaError) -> Self {
+        Self::Error(error)
+    }
+}
+
+impl fmt::Debug for Terms {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Terms").field("mount", &self.mount).finish_non_exhaustive()
+    }
+}
+
+const COMMON_NAME_CHARACTERS: usize = 64;
+/// CAs above the issuing one that are looked at.
+const MAX_CHAIN: usize = 3;
+/// Seconds for the engine to take its two looks at the clock.
+const LIFE_SLACK: i64 = 60;
+/// A tenth of what was asked for must be there.
+const LEAST_PART: i64 = 10;
+
+#[cfg(test)]
+pub(crate) mod tests;
