@@ -40,4 +40,5 @@ mod the_lab_itself;
 mod two_agents;
 mod upgrades;
 mod vault_and_secrets;
+mod vault_logins;
 mod world;

@@ -10,7 +10,7 @@ use tokio::sync::Mutex;
 use vaultrs::api::token::requests::LookupTokenSelfRequest;
 
 use super::{super::FetchError, token::TokenClient};
-use crate::policy::GroupName;
+use crate::{policy::GroupName, reason::SecretCause};
 
 /// Whoever has a token: the gateway, or one group.
 #[derive(Default)]
@@ -30,6 +30,8 @@ pub(super) struct Slot {
     pub(super) failed: Option<(Instant, FetchError)>,
     /// When a token was last replaced because of a 403 that might have meant the question.
     pub(super) replaced: Option<Instant>,
+    /// Whether the group left the policy: nothing comes in here any more.
+    pub(super) closed: bool,
 }
 
 pub(super) struct Live {
@@ -73,14 +75,22 @@ impl Slot {
         if self.replaced.is_some_and(|then| then.elapsed() < REPLACE_EVERY) {
             return true;
         }
-        let alive = used.call(LookupTokenSelfRequest {}).await.is_ok();
-        if !alive {
-            self.replaced = Some(Instant::now());
+        match used.call(LookupTokenSelfRequest {}).await {
+            Ok(_) => true,
+            Err(error) if error.is_refusal() => {
+                self.replaced = Some(Instant::now());
+                false
+            }
+            // Making another token will say that Vault cannot be reached.
+            Err(_) => false,
         }
-        alive
     }
 
-    pub(super) fn check_recent_failure(&self) -> Result<(), FetchError> {
+    /// An error where there is nothing to try: no group, or a failure of a moment ago.
+    pub(super) fn check_open(&self) -> Result<(), FetchError> {
+        if self.closed {
+            return Err(NO_GROUP);
+        }
         match self.failed {
             Some((then, error)) if then.elapsed() < FAILURE_COUNTS => Err(error),
             _ => Ok(()),
@@ -102,6 +112,9 @@ pub(super) fn jittered(time: Duration) -> Duration {
     let random = RandomState::new().hash_one(()) % 1_000;
     time.mul_f64(0.9 + 0.1 * (random as f64 / 1_000.0))
 }
+
+pub(super) const NO_GROUP: FetchError =
+    FetchError::Gone(SecretCause::VaultDenied, "the group is not in the policy");
 
 const FAILURE_COUNTS: Duration = Duration::from_secs(1);
 

@@ -24,7 +24,7 @@ use super::{
     super::FetchError,
     client::Transport,
     error::{CallError, VaultSourceError},
-    holder::{Holder, Live, Slot, jittered, lock},
+    holder::{Holder, Live, NO_GROUP, Slot, jittered, lock},
     login::Login,
     token::{Grant, Post, TokenClient},
 };
@@ -170,7 +170,7 @@ impl Session {
     }
 
     async fn log_in(&self, slot: &mut Slot) -> Result<Arc<TokenClient>, FetchError> {
-        slot.check_recent_failure()?;
+        slot.check_open()?;
         match self.ask_for_own().await {
             Ok(live) => Ok(self.put(&self.gateway, slot, live)),
             Err(error) => Err(slot.fail(error)),
@@ -195,7 +195,7 @@ impl Session {
         holder: &Holder,
         slot: &mut Slot,
     ) -> Result<Arc<TokenClient>, FetchError> {
-        slot.check_recent_failure()?;
+        slot.check_open()?;
         match self.ask_for_child_twice(holder).await {
             Ok(live) => Ok(self.put(holder, slot, live)),
             Err(error) => Err(slot.fail(error)),
@@ -297,9 +297,7 @@ impl Session {
     }
 
     fn holder(&self, group: &GroupName) -> Result<Arc<Holder>, FetchError> {
-        let text = "the group is not in the policy";
-        let holder = lock(&self.groups).get(group).cloned();
-        holder.ok_or(FetchError::Gone(SecretCause::VaultDenied, text))
+        lock(&self.groups).get(group).cloned().ok_or(NO_GROUP)
     }
 
     pub(super) fn holders(&self) -> Vec<Arc<Holder>> {

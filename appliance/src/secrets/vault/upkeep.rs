@@ -13,7 +13,7 @@ use vaultrs::api::token::requests::{
 
 use super::{
     error::CallError,
-    holder::{Holder, jittered, lock},
+    holder::{Holder, Live, jittered, lock},
     session::Session,
     token::{Grant, TokenClient},
 };
@@ -126,14 +126,20 @@ impl Session {
             })
             .await;
         let mut slot = self.gateway.slot.lock().await;
-        self.put(&self.gateway, &mut slot, own);
+        let newer = |live: &Live| live.client.generation() > own.client.generation();
+        match slot.live.as_ref().is_some_and(newer) {
+            // The old token died meanwhile, and somebody else has logged in.
+            true => self.retire(own.client, Instant::now()),
+            false => drop(self.put(&self.gateway, &mut slot, own)),
+        }
     }
 
     async fn revoke_due(&self) {
         let left: Vec<_> = lock(&self.left).drain(..).collect();
         for holder in left {
-            let live = holder.slot.lock().await.live.take();
-            if let Some(live) = live {
+            let mut slot = holder.slot.lock().await;
+            slot.closed = true;
+            if let Some(live) = slot.live.take() {
                 self.retire(live.client, Instant::now());
             }
         }
