@@ -91,6 +91,23 @@ fn assert_asked_nothing(flaw: Flaw) {
     assert!(log.contains("has a certificate that verifies"), "{log}");
 }
 
+/// Names that nobody asked for before, from many clients at a time; none of them exists.
+fn many_at_once() {
+    std::thread::scope(|scope| {
+        for client in 0..40 {
+            scope.spawn(move || {
+                for number in 0..5 {
+                    let name = format!("n{client}-{number}.cdn.example");
+                    assert_eq!(
+                        code(&ask(anywhere(), &name, RecordType::A)),
+                        ResponseCode::NXDomain
+                    );
+                }
+            });
+        }
+    });
+}
+
 #[test]
 fn names_are_asked_for_over_tls_and_in_no_other_way() {
     sandboxed(|| {
@@ -105,6 +122,7 @@ fn names_are_asked_for_over_tls_and_in_no_other_way() {
             assert_eq!(addresses(&answer).len(), 1);
         }
         assert!(world.dns.was_asked(OPENAI.name) && world.dns.was_asked(PYPI.name));
+        many_at_once();
         assert_eq!(plain_dns(&wan), 0);
         assert!(!wan.holds(&labels(OPENAI.name)) && !wan.holds(&labels(PYPI.name)));
         assert!(!wan.holds(NAME), "not even whom it asks");

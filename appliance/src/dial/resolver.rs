@@ -21,7 +21,7 @@ use hickory_resolver::{
     net::{DnsError, NetError, NoRecords, runtime::TokioRuntimeProvider},
 };
 use rustls::ClientConfig;
-use tokio::{runtime::Handle, time::timeout};
+use tokio::{runtime::Handle, sync::Semaphore, time::timeout};
 
 use super::{answered::Answered, control_plane::ControlPlane};
 use crate::{config::NameServer, policy::Host};
@@ -54,6 +54,8 @@ pub enum Unresolved {
 #[derive(Debug)]
 struct Inner {
     upstream: TokioResolver,
+    /// A name holds one while the servers are asked for it.
+    places: Semaphore,
     /// The runtime whose tasks carry the queries, so that they outlive a single worker's flow.
     home: Handle,
     answers: Mutex<HashMap<Host, Answer>>,
@@ -87,6 +89,7 @@ impl Resolver {
         if tls.is_none() && servers.iter().any(|server| server.tls_name.is_some()) {
             return Err("resolver: a server over TLS needs CAs that vouch for it".into());
         }
+        let places = if tls.is_some() { MAX_OVER_TLS } else { MAX_UNDER_WAY };
         let control_plane = ControlPlane::new(servers.iter().map(|server| server.address.ip()));
         let servers = servers.iter().map(name_server).collect();
         let config = ResolverConfig::from_name_servers(servers);
@@ -99,6 +102,7 @@ impl Resolver {
         let upstream = builder.build().map_err(|error| format!("resolver: {error}"))?;
         Ok(Self(Arc::new(Inner {
             upstream,
+            places: Semaphore::new(places),
             home,
             answers: Mutex::default(),
             under_way: Mutex::default(),
@@ -162,7 +166,10 @@ impl Inner {
     /// Asks the resolvers. Both outcomes come with the time that they hold.
     async fn ask(&self, host: &Host) -> Result<(Found, Instant), (Unresolved, Instant)> {
         let latest = |until: Instant, most| until.min(Instant::now() + most);
-        let lookup = self.upstream.lookup_ip(format!("{host}."));
+        let lookup = async {
+            let _place = self.places.acquire().await.map_err(|_| NetError::Busy)?;
+            self.upstream.lookup_ip(format!("{host}.")).await
+        };
         let lookup = timeout(LOOKUP_TIME, lookup).await.unwrap_or(Err(NetError::Timeout));
         let found = lookup.map_err(|error| {
             tracing::debug!(%host, %error, "resolve");
@@ -274,6 +281,9 @@ const MAX_NEGATIVE_TTL: Duration = Duration::from_secs(30);
 const MAX_NAMES: usize = 4_096;
 /// Names that are asked for at once.
 const MAX_UNDER_WAY: usize = 1_024;
+/// Names that are asked for at once over TLS. Each may open two connections while there is none to
+/// share, and a server keeps those for a while.
+const MAX_OVER_TLS: usize = 128;
 /// Addresses of one name that are kept.
 const MAX_ADDRESSES: usize = 16;
 /// How often it is told that names do not resolve.
