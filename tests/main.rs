@@ -25,6 +25,7 @@ mod quarantine;
 mod refused_packets;
 mod relay;
 mod responses;
+mod restart;
 mod secret_store;
 mod start;
 mod stray_packets;

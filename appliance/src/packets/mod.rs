@@ -17,6 +17,7 @@
 
 mod error;
 mod install;
+mod kept;
 mod listen;
 mod log;
 mod lower;
@@ -33,7 +34,10 @@ mod sysctl;
 mod kernel_tests;
 
 pub use error::PacketsError;
-pub use listen::{Claim, DnsSockets, Listener, claim, dns_sockets, listen, listeners};
+pub use kept::Kept;
+pub use listen::{
+    Claim, DnsSockets, Listener, claim, claim_beside, dns_sockets, listen, listeners,
+};
 pub use nflog::{Headers, PacketLog, RefusedPacket};
 pub use readback::untold;
 pub use sysctl::check_sysctls;
