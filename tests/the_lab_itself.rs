@@ -9,7 +9,7 @@ use lab::{
     origin::Origin,
     pki::Flaw,
     sandboxed,
-    vault::Vault,
+    vault::{self, Vault},
     wait,
 };
 
@@ -189,19 +189,13 @@ fn a_real_vault_gives_the_gateway_what_its_policy_allows() {
     sandboxed(|| {
         let lab = Lab::new();
         let mut vault = Vault::start(&lab);
-        let config = vault.config();
-        assert!(config.contains("role_id = \""), "{config}");
-        let secret_id = std::fs::read_to_string(lab.dir.join("vault/secret-id")).expect("a file");
-        let role = config.split("role_id = \"").nth(1).and_then(|rest| rest.split('"').next());
-        let login = vault.cli(&[
-            "write",
-            "auth/approle/login",
-            &format!("role_id={}", role.expect("a role")),
-            &format!("secret_id={secret_id}"),
-        ]);
-        let login: serde_json::Value = serde_json::from_str(&login).expect("JSON");
-        let token = login["auth"]["client_token"].as_str().expect("a token");
-        let read = || vault.try_cli(&["kv", "get", "-mount=kv", "agents/openai"], token);
+        let token = vault.gateway_token();
+        let read = |token: &str| vault.try_cli(&["kv", "get", "-mount=kv", "agents/openai"], token);
+        assert!(!read(&token).status.success(), "the gateway itself reads nothing");
+        let child = ["token", "create", "-role=cloakroom-research"];
+        let child = vault.try_cli(&child, &token);
+        let child = vault::token(&String::from_utf8_lossy(&child.stdout));
+        let read = || read(&child);
         assert!(String::from_utf8_lossy(&read().stdout).contains(lab::gateway::OPENAI_SECRET));
         vault.forbid();
         assert!(!read().status.success());

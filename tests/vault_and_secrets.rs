@@ -1,14 +1,24 @@
 //! Where the keys come from, and what happens when they do not: 503, and nothing is forwarded.
 
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use base64::{
+    Engine as _,
+    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
+};
 use lab::{
     Lab,
+    client::Response,
     dns::Dns,
-    gateway::{self, Gateway, OPENAI_SECRET},
+    gateway::{self, Gateway, OPENAI_SECRET, OPS_SECRET},
+    net::{AGENT, AGENT2, Ns, OPENAI},
     origin::Origin,
+    pki::Authority,
     sandboxed,
-    vault::Vault,
+    vault::{self, Vault},
     wait,
 };
+use serde_json::Value;
 
 use crate::world::{TICKET, World, get};
 
@@ -24,12 +34,19 @@ impl WithVault {
     }
 
     fn prepared(prepare: impl FnOnce(&Lab, &mut Vault)) -> Self {
+        Self::configured(|lab, vault| {
+            prepare(lab, vault);
+            gateway::vault_config(&vault.config())
+        })
+    }
+
+    fn configured(configure: impl FnOnce(&Lab, &mut Vault) -> String) -> Self {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let dns = Dns::start();
         let mut vault = Vault::start(&lab);
-        prepare(&lab, &mut vault);
-        let gateway = Gateway::start(&lab, &gateway::vault_config(&vault.config()));
+        let config = configure(&lab, &mut vault);
+        let gateway = Gateway::start(&lab, &config);
         Self { world: World { lab, origin, dns, gateway }, vault }
     }
 
@@ -62,4 +79,338 @@ fn a_deleted_key_is_dropped_at_once() {
         it.vault.cli(&["kv", "metadata", "delete", "-mount=kv", "agents/openai"]);
         it.becomes(503);
     });
+}
+
+/// What a bearer of `placeholder` in `ns` gets from the OpenAI host.
+fn ask_from(it: &WithVault, ns: Ns, placeholder: &str) -> Response {
+    let mut tls = it.world.h1_from(ns, OPENAI.port(443), OPENAI.name).expect("a handshake");
+    let ticket = format!("Authorization: Bearer {placeholder}");
+    tls.ask(get(&[&ticket])).expect("an answer")
+}
+
+/// A world where both groups say OPENAI_API_KEY, and mean what Vault has for each.
+fn one_placeholder_two_values() -> WithVault {
+    WithVault::configured(|_, vault| {
+        gateway::vault_config(&vault.config()).replace("OPS_OPENAI_KEY", "OPENAI_API_KEY")
+    })
+}
+
+#[test]
+fn two_groups_with_one_placeholder_get_what_vault_lets_each_have() {
+    sandboxed(|| {
+        let it = one_placeholder_two_values();
+        for (ns, secret) in [(AGENT, OPENAI_SECRET), (AGENT2, OPS_SECRET)] {
+            it.world.origin.log().clear();
+            assert_eq!(ask_from(&it, ns, "OPENAI_API_KEY").status, 200);
+            let request = &it.world.origin.log().wait_requests(1)[0];
+            assert_eq!(request.header("authorization"), [format!("Bearer {secret}")]);
+        }
+        it.world.assert_secrets_untold();
+    });
+}
+
+#[test]
+fn a_policy_of_vault_takes_and_gives_within_a_refresh_and_for_one_group_alone() {
+    sandboxed(|| {
+        let it = one_placeholder_two_values();
+        let status = |ns| ask_from(&it, ns, "OPENAI_API_KEY").status.as_u16();
+        assert_eq!((status(AGENT), status(AGENT2)), (200, 200));
+        for _ in 0..2 {
+            it.vault.forbid_group("operations");
+            wait::expect("503", || status(AGENT2) == 503);
+            let answer = ask_from(&it, AGENT2, "OPENAI_API_KEY");
+            assert_eq!(answer.reason().as_deref(), Some("secret_unavailable"), "{}", answer.text());
+            assert!(!answer.text().contains("vault"), "the cause is for the operator alone");
+            let record = it.world.gateway.audit.wait_reason("secret_unavailable");
+            assert_eq!(record["cause"], "vault_denied", "{record}");
+            assert_eq!(status(AGENT), 200, "the other group goes on");
+            let begun = Instant::now();
+            it.vault.allow_group("operations");
+            wait::expect("200", || status(AGENT2) == 200);
+            assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+        }
+    });
+}
+
+#[test]
+fn a_group_whose_token_role_is_missing_is_refused_alone_until_it_is_there() {
+    sandboxed(|| {
+        let it = WithVault::prepared(|_, vault| {
+            vault.cli(&["delete", "auth/token/roles/cloakroom-operations"]);
+        });
+        assert_eq!(it.status(), 200);
+        assert_eq!(ask_from(&it, AGENT2, "OPS_OPENAI_KEY").status, 503);
+        let record = it.world.gateway.audit.wait_reason("secret_unavailable");
+        assert_eq!(record["cause"], "vault_denied", "{record}");
+        // A role without policies hands on what the gateway has, and is as good as none.
+        it.vault.token_role("cloakroom-operations", "", false);
+        let says = "allowed_policies";
+        wait::expect(says, || it.world.gateway.stderr().contains(says));
+        assert_eq!(ask_from(&it, AGENT2, "OPS_OPENAI_KEY").status, 503);
+        let good = "agents-operations";
+        it.vault.token_role("cloakroom-operations", good, true);
+        let says = "orphan=false";
+        wait::expect(says, || it.world.gateway.stderr().contains(says));
+        it.vault.token_role("cloakroom-operations", good, false);
+        wait::expect("200", || ask_from(&it, AGENT2, "OPS_OPENAI_KEY").status == 200);
+    });
+}
+
+#[test]
+fn vaults_own_audit_shows_each_read_under_its_groups_token_and_none_under_the_gateways() {
+    sandboxed(|| {
+        let it = WithVault::start();
+        assert_eq!(it.status(), 200);
+        assert_eq!(ask_from(&it, AGENT2, "OPS_OPENAI_KEY").status, 200);
+        let is_read = |record: &&Value| {
+            let path = record["request"]["path"].as_str().unwrap_or_default();
+            record["type"] == "response"
+                && record["request"]["operation"] == "read"
+                && path.starts_with("kv/data/")
+        };
+        let audit = it.vault.audit();
+        let reads: Vec<&Value> = audit.iter().filter(is_read).collect();
+        assert!(reads.len() >= 2, "{audit:#?}");
+        for read in &reads {
+            let group = read["auth"]["metadata"]["cloakroom_group"].as_str().unwrap_or_default();
+            let path = read["request"]["path"].as_str().unwrap_or_default();
+            let expected = if path == "kv/data/agents/ops" { "operations" } else { "research" };
+            assert_eq!(group, expected, "{read:#}");
+            let policies = read["auth"]["policies"].to_string();
+            assert!(policies.contains(&format!("agents-{expected}")), "{read:#}");
+            assert!(!policies.contains("gateway"), "{read:#}");
+        }
+        for group in ["research", "operations"] {
+            let of = |read: &&&Value| read["auth"]["metadata"]["cloakroom_group"] == *group;
+            assert!(reads.iter().any(|read| of(&read)), "{group}: {reads:#?}");
+        }
+    });
+}
+
+#[test]
+fn the_gateways_own_token_reads_nothing_and_makes_tokens_for_its_groups_alone() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let vault = Vault::start(&lab);
+        let token = vault.gateway_token();
+        let may = |args: &[&str]| vault.try_cli(args, &token).status.success();
+        assert!(may(&["token", "create", "-role=cloakroom-research"]), "it is the gateway's token");
+        vault.policy("agents-finance", "path \"kv/data/agents/*\" { capabilities = [\"read\"] }\n");
+        vault.token_role("cloakroom-finance", "agents-finance", false);
+        for refused in [
+            &["token", "create", "-role=cloakroom-finance"][..],
+            &["token", "create", "-role=cloakroom-research", "-policy=agents-operations"],
+            &["token", "create", "-policy=agents-research"],
+            &["token", "create", "-orphan"],
+            &["kv", "get", "-mount=kv", "agents/openai"],
+            &["read", "kv/data/agents/ops"],
+            &["kv", "list", "-mount=kv", "agents"],
+            &["read", "auth/token/roles/cloakroom-research"],
+            &["policy", "read", "agents-research"],
+            &["read", "sys/mounts"],
+        ] {
+            assert!(!may(refused), "{refused:?}");
+        }
+    });
+}
+
+#[test]
+fn a_wrapped_secret_id_is_unwrapped_once_and_a_used_one_is_said_aloud() {
+    sandboxed(|| {
+        let mut it = WithVault::configured(|lab, vault| {
+            wrap(lab, vault, &["-f", &format!("{}/secret-id", vault::ROLE)]);
+            gateway::vault_config(&vault.config_with(&vault.approle("wrapped = true\n")))
+        });
+        assert_eq!(it.status(), 200);
+        let file = it.world.lab.dir.join("vault/secret-id");
+        let token = std::fs::read_to_string(&file).expect("the wrapping token");
+        assert!(!it.vault.try_cli(&["unwrap", &token], "").status.success(), "it was opened");
+        // The SecretID is in memory: the operator may revoke the token, and the file may go.
+        std::fs::remove_file(&file).expect("removed");
+        it.vault.revoke_gateway();
+        wait::expect("a new login", || it.world.gateway.stderr().matches("logged in").count() == 2);
+        it.becomes(200);
+        it.world.gateway.terminate(Duration::from_secs(12));
+
+        it.world.lab.write("vault/secret-id", token);
+        let config = it.world.lab.dir.join("cloakroom.toml");
+        let gateway = Gateway::run(&it.world.lab, &config).expect("it starts, closed");
+        let it = WithVault { world: World { gateway, ..it.world }, vault: it.vault };
+        assert_eq!(it.status(), 503);
+        let said = "somebody else may hold the SecretID";
+        assert!(it.world.gateway.stderr().contains(said), "{}", it.world.gateway.stderr());
+        // A token that wraps something else was put there by somebody else, and is not opened.
+        wrap(&it.world.lab, &it.vault, &["sys/wrapping/wrap", "secret_id=of-somebody-else"]);
+        let swapped = "swapped";
+        wait::expect(swapped, || it.world.gateway.stderr().contains(swapped));
+        assert_eq!(it.status(), 503);
+        wrap(&it.world.lab, &it.vault, &["-f", &format!("{}/secret-id", vault::ROLE)]);
+        it.becomes(200);
+        it.world.assert_secrets_untold();
+    });
+}
+
+#[test]
+fn a_client_certificate_logs_in() {
+    sandboxed(|| {
+        let it = WithVault::configured(|lab, vault| {
+            let authority = Authority::new("Gateways");
+            let identity = authority.issue_client("gateway.example");
+            lab.write("vault/client.pem", identity.certificate_pem());
+            lab.write("vault/client.key", identity.key_pem());
+            let ca = lab.write("vault/client-ca.pem", authority.pem()).display().to_string();
+            vault.cli(&["auth", "enable", "cert"]);
+            vault.cli(&[
+                "write",
+                "auth/cert/certs/gateway",
+                &format!("certificate=@{ca}"),
+                "token_policies=gateway",
+                "allowed_dns_sans=gateway.example",
+            ]);
+            gateway::vault_config(&vault.config_with(
+                "[vault.cert]\nrole = \"gateway\"\ncertificate_file = \"{dir}/vault/client.pem\"\n\
+                 key_file = \"{dir}/vault/client.key\"\n",
+            ))
+        });
+        assert_eq!(it.status(), 200);
+        it.vault.revoke_gateway();
+        std::thread::sleep(Duration::from_secs(3));
+        assert_eq!(it.status(), 200);
+        assert!(it.world.gateway.stderr().matches("logged in").count() >= 2);
+        it.world.assert_secrets_untold();
+    });
+}
+
+#[test]
+fn a_signed_token_logs_in_and_is_read_again_each_time() {
+    sandboxed(|| {
+        let lab_token = |lab: &Lab, subject: &str| lab.write("jwt", signed(lab, subject));
+        let it = WithVault::configured(|lab, vault| {
+            lab_token(lab, "cloakroom");
+            let key = lab.dir.join("jwt-public.pem").display().to_string();
+            vault.cli(&["auth", "enable", "jwt"]);
+            vault.cli(&["write", "auth/jwt/config", &format!("jwt_validation_pubkeys=@{key}")]);
+            vault.cli(&[
+                "write",
+                "auth/jwt/role/gateway",
+                "role_type=jwt",
+                "bound_audiences=vault",
+                "bound_subject=cloakroom",
+                "user_claim=sub",
+                "token_policies=gateway",
+            ]);
+            gateway::vault_config(
+                &vault.config_with("[vault.jwt]\nrole = \"gateway\"\ntoken_file = \"{dir}/jwt\"\n"),
+            )
+        });
+        assert_eq!(it.status(), 200);
+        let other = lab_token(&it.world.lab, "somebody-else");
+        it.vault.revoke_gateway();
+        it.becomes(503);
+        lab_token(&it.world.lab, "cloakroom");
+        it.becomes(200);
+        let told = it.world.gateway.stderr() + &it.world.gateway.audit.text();
+        assert!(!told.contains(&std::fs::read_to_string(other).expect("the token")));
+        it.world.assert_secrets_untold();
+    });
+}
+
+#[test]
+fn a_token_revoked_under_traffic_costs_no_request() {
+    sandboxed(|| {
+        let it = WithVault::start();
+        assert_eq!(it.status(), 200);
+        for round in 0..3 {
+            it.vault.revoke_gateway();
+            let until = Instant::now() + Duration::from_secs(3);
+            let mut asked = 0;
+            while Instant::now() < until {
+                assert_eq!(it.status(), 200, "round {round}, after {asked} requests");
+                asked += 1;
+            }
+        }
+        assert_eq!(it.world.gateway.stderr().matches("logged in to Vault").count(), 4);
+        it.vault.put("openai", "sk-lab-rotated-after-login");
+        wait::expect("the new session reads", || {
+            it.status() == 200 && it.world.origin.log().holds("sk-lab-rotated-after-login")
+        });
+    });
+}
+
+#[test]
+fn a_token_at_its_maximum_life_is_followed_by_another_and_no_read_is_refused() {
+    sandboxed(|| {
+        let it = WithVault::prepared(|_, vault| {
+            let short = ["token_policies=gateway", "token_ttl=6s", "token_max_ttl=12s"];
+            vault.cli(&[&["write", vault::ROLE], &short[..]].concat());
+        });
+        let logins = || it.world.gateway.stderr().matches("logged in to Vault").count();
+        let until = Instant::now() + Duration::from_secs(30);
+        while logins() < 3 {
+            assert!(Instant::now() < until, "it logs in again before the maximum");
+            assert_eq!(it.status(), 200);
+        }
+        let audit = it.vault.audit();
+        let asked = |path: &str| {
+            let of = |record: &&Value| {
+                let asked = record["request"]["path"].as_str().unwrap_or_default();
+                record["type"] == "response" && asked.starts_with(path)
+            };
+            audit.iter().filter(of).collect::<Vec<_>>()
+        };
+        let refused = |record: &&&Value| record["error"].is_string();
+        let reads = asked("kv/data/agents/openai");
+        assert!(reads.len() > 10, "{}", reads.len());
+        assert_eq!(reads.iter().find(refused), None, "{}", it.world.gateway.stderr());
+        assert!(asked("auth/token/renew-self").len() >= 2, "it is renewed while that helps");
+    });
+}
+
+#[test]
+fn the_tokens_are_given_back_at_the_end() {
+    sandboxed(|| {
+        let mut it = WithVault::start();
+        assert_eq!(it.status(), 200);
+        let before = it.vault.accessors().len();
+        assert!(it.world.gateway.terminate(Duration::from_secs(12)).success());
+        // One for the gateway and one for each of the two groups.
+        assert_eq!(it.vault.accessors().len(), before - 3);
+    });
+}
+
+/// Puts a token that wraps the answer to this write where the gateway looks for it.
+fn wrap(lab: &Lab, vault: &Vault, write: &[&str]) {
+    let args = [&["write", "-wrap-ttl=5m"], write].concat();
+    let wrapped: Value = serde_json::from_str(&vault.cli(&args)).expect("JSON");
+    lab.write("vault/secret-id", wrapped["wrap_info"]["token"].as_str().expect("a token"));
+}
+
+/// A signed token for Vault, good for an hour; the key that it is checked with is beside it.
+fn signed(lab: &Lab, subject: &str) -> String {
+    use aws_lc_rs::{
+        rand::SystemRandom,
+        signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _},
+    };
+    let key = lab.dir.join("jwt-key.der");
+    if !key.exists() {
+        let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).expect("a key");
+        lab.write("jwt-key.der", pair.to_pkcs8v1().expect("a key in DER").as_ref());
+    }
+    let pair = std::fs::read(&key).expect("the key");
+    let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &pair).expect("the key");
+    // RFC 5480: the header of a P-256 key, then the point.
+    let header = "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE";
+    let header = STANDARD.decode(header).expect("base64");
+    let public = STANDARD.encode([&header, &pair.public_key().as_ref()[1..]].concat());
+    let pem = format!("-----BEGIN PUBLIC KEY-----\n{public}\n-----END PUBLIC KEY-----\n");
+    lab.write("jwt-public.pem", pem);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+    let claims = format!(
+        r#"{{"iss":"lab","aud":"vault","sub":"{subject}","iat":{now},"exp":{}}}"#,
+        now + 3600
+    );
+    let part = |text: &str| URL_SAFE_NO_PAD.encode(text);
+    let text = format!("{}.{}", part(r#"{"alg":"ES256","typ":"JWT"}"#), part(&claims));
+    let signature = pair.sign(&SystemRandom::new(), text.as_bytes()).expect("a signature");
+    format!("{text}.{}", URL_SAFE_NO_PAD.encode(signature.as_ref()))
 }

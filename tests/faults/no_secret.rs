@@ -27,8 +27,8 @@ fn config_with(file: &str) -> String {
 /// A Vault that is not there. Its `refresh` is how often the file is read, too, which makes a
 /// change visible within a second; and a Vault that hangs must not hold up the file.
 const NO_VAULT: &str = "\n[vault]\naddress = \"https://203.0.113.200:8200\"\n\
-    ca_file = \"{dir}/public-ca.pem\"\nrole_id = \"lab\"\n\
-    secret_id_file = \"{dir}/secret-id\"\nrefresh = \"1s\"\nmax_stale = \"2s\"\n";
+    ca_file = \"{dir}/public-ca.pem\"\nrefresh = \"1s\"\nmax_stale = \"2s\"\n\
+    approle = { role_id = \"lab\", secret_id_file = \"{dir}/secret-id\" }\n";
 
 #[test]
 fn a_secret_that_is_missing_at_the_start_is_503_until_it_is_there() {

@@ -128,8 +128,9 @@ fn a_vault_that_swallows_packets_holds_up_neither_the_start_nor_the_end() {
         INTERNET.shell("ip route add blackhole 198.51.100.250");
         lab.write("secret-id", "a-secret-id");
         let config = usual_config().replace("file:openai", "vault:kv/agents/openai#api_key")
-            + "\n[vault]\naddress = \"https://198.51.100.250:8200\"\nrole_id = \"lab\"\n\
-               ca_file = \"{dir}/public-ca.pem\"\nsecret_id_file = \"{dir}/secret-id\"\n";
+            + "\n[vault]\naddress = \"https://198.51.100.250:8200\"\n\
+               ca_file = \"{dir}/public-ca.pem\"\n\
+               approle = { role_id = \"lab\", secret_id_file = \"{dir}/secret-id\" }\n";
         let begun = Instant::now();
         let mut gateway = Gateway::start(&lab, &config);
         assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());

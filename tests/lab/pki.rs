@@ -87,6 +87,18 @@ impl Authority {
         .expect("the leaf can be signed");
         Identity { chain: vec![certificate.der().clone()], pem: certificate.pem(), key }
     }
+
+    /// A certificate with which `name` shows who it is to a server.
+    ///
+    /// # Panics
+    /// When it cannot be signed.
+    pub fn issue_client(&self, name: &str) -> Identity {
+        let key = new_key();
+        let mut params = leaf(name, Flaw::None);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let certificate = params.signed_by(&key, &self.issuer).expect("the leaf can be signed");
+        Identity { chain: vec![certificate.der().clone()], pem: certificate.pem(), key }
+    }
 }
 
 impl Identity {

@@ -1,5 +1,6 @@
-//! A real Vault (or OpenBao) on the lab's internet, with TLS, a KV v2 engine at `kv`, and an
-//! AppRole for the gateway that may read `kv/agents/*`.
+//! A real Vault (or OpenBao) on the lab's internet, set up as an operator would: TLS, an audit
+//! device, a KV v2 engine at `kv`, an AppRole for the gateway that may make tokens through the two
+//! groups' token roles and read nothing, and for each group a policy that may read `kv/agents/*`.
 //!
 //! It keeps its data (raft: what every build of both has) so that it can be stopped and started. It is spoken to
 //! through its own command line.
@@ -58,15 +59,63 @@ impl Vault {
         vault
     }
 
-    /// The `[vault]` part of a gateway's configuration.
+    /// The `[vault]` part of a gateway's configuration, with the AppRole.
     pub fn config(&self) -> String {
+        self.config_with(&self.approle(""))
+    }
+
+    /// The same with another login, which is a table below `[vault]`.
+    pub fn config_with(&self, login: &str) -> String {
         format!(
             "\n[vault]\naddress = \"https://{VAULT}:8200\"\nca_file = \"{dir}/ca.pem\"\n\
-             role_id = \"{role}\"\nsecret_id_file = \"{dir}/secret-id\"\n\
-             refresh = \"1s\"\nmax_stale = \"5s\"\n",
+             refresh = \"1s\"\nmax_stale = \"5s\"\n{login}",
             dir = self.dir.display(),
-            role = self.role_id,
         )
+    }
+
+    /// The table of the AppRole login, with these further lines.
+    pub fn approle(&self, more: &str) -> String {
+        let (dir, role) = (self.dir.display(), &self.role_id);
+        format!(
+            "[vault.approle]\nrole_id = \"{role}\"\nsecret_id_file = \"{dir}/secret-id\"\n{more}"
+        )
+    }
+
+    /// A token that the gateway would get with what is in its hands.
+    ///
+    /// # Panics
+    /// When Vault refuses.
+    pub fn gateway_token(&self) -> String {
+        let secret_id = fs::read_to_string(self.dir.join("secret-id")).expect("the SecretID");
+        let role_id = format!("role_id={}", self.role_id);
+        let secret_id = format!("secret_id={}", secret_id.trim());
+        token(&self.cli(&["write", "auth/approle/login", &role_id, &secret_id]))
+    }
+
+    /// Revokes every token that the gateway got by a login, and with them those that they made.
+    pub fn revoke_gateway(&self) {
+        for accessor in self.accessors() {
+            let looked =
+                self.try_cli(&["token", "lookup", "-accessor", &accessor], &self.root_token);
+            if String::from_utf8_lossy(&looked.stdout).contains("\"gateway\"") {
+                self.cli(&["token", "revoke", "-accessor", &accessor]);
+            }
+        }
+    }
+
+    /// The accessors of all tokens that there are.
+    ///
+    /// # Panics
+    /// When Vault answers something else.
+    pub fn accessors(&self) -> Vec<String> {
+        let listed = self.cli(&["list", "auth/token/accessors"]);
+        serde_json::from_str(&listed).expect("a list in JSON")
+    }
+
+    /// What Vault's own audit device wrote, one record for each question and each answer.
+    pub fn audit(&self) -> Vec<Value> {
+        let text = fs::read_to_string(self.dir.join("audit.log")).unwrap_or_default();
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
     /// Runs the command line as Vault's root, and returns what it printed.
@@ -109,14 +158,54 @@ impl Vault {
         ]);
     }
 
-    /// Takes the gateway's right to read anything away.
+    /// Takes every group's right to read anything away.
     pub fn forbid(&self) {
-        self.policy("path \"kv/data/agents/*\" { capabilities = [\"deny\"] }\n");
+        for group in GROUPS {
+            self.forbid_group(group);
+        }
     }
 
     /// Gives that right (back).
     pub fn allow(&self) {
-        self.policy(POLICY);
+        for group in GROUPS {
+            self.allow_group(group);
+        }
+    }
+
+    /// Takes one group's right to read anything away.
+    pub fn forbid_group(&self, group: &str) {
+        let deny = "path \"kv/data/agents/*\" { capabilities = [\"deny\"] }\n";
+        self.policy(&format!("agents-{group}"), deny);
+    }
+
+    /// Lets one group read `kv/agents/*`.
+    pub fn allow_group(&self, group: &str) {
+        let read = "path \"kv/data/agents/*\" { capabilities = [\"read\"] }\n";
+        self.policy(&format!("agents-{group}"), read);
+    }
+
+    /// Makes (or changes) a token role with one policy.
+    pub fn token_role(&self, name: &str, policy: &str, orphan: bool) {
+        let path = format!("auth/token/roles/{name}");
+        let (policies, orphan) = (format!("allowed_policies={policy}"), format!("orphan={orphan}"));
+        let life = ["token_period=10m", "token_explicit_max_ttl=24h"];
+        let role = ["write", &path, &policies, &orphan, "renewable=true", "token_type=service"];
+        self.cli(&[&role[..], &life].concat());
+    }
+
+    /// Makes (or changes) a policy.
+    pub fn policy(&self, name: &str, policy: &str) {
+        let file = self.dir.join("policy.hcl");
+        fs::write(&file, policy).expect("the lab's folder is writable");
+        self.cli(&["policy", "write", name, &file.display().to_string()]);
+    }
+
+    /// Enables the engine that leases users of databases, once.
+    pub fn enable_databases(&self) {
+        let enabled = self.try_cli(&["secrets", "enable", "database"], &self.root_token);
+        let stderr = String::from_utf8_lossy(&enabled.stderr);
+        let there = enabled.status.success() || stderr.contains("path is already in use");
+        assert!(there, "the database engine: {stderr}");
     }
 
     /// Seals it: it answers 503 from now on.
@@ -155,6 +244,8 @@ impl Vault {
             .command(&self.program)
             .args(["server", "-config"])
             .arg(self.dir.join("config.hcl"))
+            // For the databases that it makes users in.
+            .env("SSL_CERT_FILE", self.dir.join("ca.pem"))
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
@@ -174,8 +265,15 @@ impl Vault {
     }
 
     fn fill(&mut self, lab: &Lab) {
+        // OpenBao takes audit devices from its configuration only.
+        let log = format!("file_path={}", self.dir.join("audit.log").display());
+        let _ = self.try_cli(&["audit", "enable", "file", &log], &self.root_token);
         self.cli(&["secrets", "enable", "-path=kv", "-version=2", "kv"]);
         self.cli(&["auth", "enable", "approle"]);
+        self.policy("gateway", GATEWAY_POLICY);
+        for group in GROUPS {
+            self.token_role(&format!("cloakroom-{group}"), &format!("agents-{group}"), false);
+        }
         self.allow();
         self.cli(&["write", ROLE, "token_policies=gateway", "token_ttl=10m", "token_max_ttl=1h"]);
         self.role_id = field(&self.cli(&["read", &format!("{ROLE}/role-id")]), "role_id");
@@ -191,12 +289,6 @@ impl Vault {
         self.put("git", GIT_SECRET);
         self.put("ops", OPS_SECRET);
     }
-
-    fn policy(&self, policy: &str) {
-        let file = self.dir.join("policy.hcl");
-        fs::write(&file, policy).expect("the lab's folder is writable");
-        self.cli(&["policy", "write", "gateway", &file.display().to_string()]);
-    }
 }
 
 /// `CLOAKROOM_VAULT`, then `vault` or `bao` on `PATH`, then the newest in the cache.
@@ -211,7 +303,9 @@ fn cached() -> Option<PathBuf> {
         let name = entry.file_name().to_string_lossy().into_owned();
         name.starts_with("vault-") && !name.contains('~')
     });
-    vaults.map(|entry| entry.path()).max()
+    // By age, because what stands in the name is a checksum.
+    let age = |entry: &fs::DirEntry| entry.metadata().and_then(|file| file.modified()).ok();
+    vaults.max_by_key(age).map(|entry| entry.path())
 }
 
 fn field(answer: &str, name: &str) -> String {
@@ -220,9 +314,31 @@ fn field(answer: &str, name: &str) -> String {
     value.unwrap_or_else(|| panic!("no {name} in {answer}")).to_owned()
 }
 
-const ROLE: &str = "auth/approle/role/gateway";
+/// The token in an answer to a login.
+///
+/// # Panics
+/// When there is none.
+pub fn token(answer: &str) -> String {
+    let answer: Value = serde_json::from_str(answer).expect("vault answers in JSON");
+    let token = answer["auth"]["client_token"].as_str();
+    token.unwrap_or_else(|| panic!("no token in {answer}")).to_owned()
+}
 
-const POLICY: &str = "path \"kv/data/agents/*\" { capabilities = [\"read\"] }\n";
+/// The AppRole of the gateway.
+pub const ROLE: &str = "auth/approle/role/gateway";
+
+/// The groups of the usual policy.
+const GROUPS: [&str; 2] = ["research", "operations"];
+
+/// All that the gateway itself may do.
+const GATEWAY_POLICY: &str = r#"
+path "auth/token/create/cloakroom-research" { capabilities = ["update"] }
+path "auth/token/create/cloakroom-operations" { capabilities = ["update"] }
+path "auth/token/lookup-self" { capabilities = ["read"] }
+path "auth/token/renew-self" { capabilities = ["update"] }
+path "auth/token/revoke-self" { capabilities = ["update"] }
+path "auth/token/revoke-accessor" { capabilities = ["update"] }
+"#;
 
 const CONFIG: &str = r#"
 storage "raft" {

@@ -154,6 +154,7 @@ pub(crate) fn policy(apis: Vec<Api>) -> Policy {
         groups: Vec::new(),
         apis: apis.into_iter().map(Arc::new).collect(),
         passes: Vec::new(),
+        tcp: Vec::new(),
         ports: vec![443],
         limits: Limits::default(),
     }
@@ -171,7 +172,9 @@ pub(crate) fn settings(ca_dir: &Path) -> Settings {
         nflog_group: 1,
         assert_every: std::time::Duration::from_secs(60),
         ipv6: true,
+        agent_services: crate::config::AgentServices::default(),
         resolvers: Vec::new(),
+        resolver_ca: None,
         workers: 1,
         vault: None,
         secret_file: None,

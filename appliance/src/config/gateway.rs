@@ -1,20 +1,18 @@
-//! How the daemon itself runs: `[gateway]`, `[limits]`, `[vault]` and `[secrets]`.
+//! How the daemon itself runs: `[gateway]`, `[limits]` and `[secrets]`.
 
 use std::{
-    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use http::Uri;
 use toml::Spanned;
 
 use super::{
-    credential::is_path,
-    settings::{AuditTarget, SecretFile, Settings, VaultSettings},
+    rules::{Files, ca_file},
+    settings::{AgentServices, AuditTarget, NameServer, SecretFile, Settings, VaultSettings},
     table::Table,
-    value::{flag, number, parsed, path, port, resolver, size, text, time, unquoted},
+    value::{flag, number, path, port, resolver, size, text, time},
 };
 use crate::policy::Limits;
 
@@ -30,18 +28,21 @@ pub(super) struct Gateway {
     nflog_group: u16,
     assert_every: Duration,
     ipv6: bool,
-    resolvers: Vec<SocketAddr>,
+    agent_services: AgentServices,
+    resolvers: Vec<NameServer>,
+    resolver_ca: Option<Arc<str>>,
     workers: usize,
     /// The captured ports where they are listed.
     pub(super) ports: Option<Vec<Spanned<u16>>>,
 }
 
 impl Gateway {
-    pub(super) fn read(mut table: Table<'_>, base: &Path) -> Self {
+    pub(super) fn read(mut table: Table<'_>, files: Files<'_>) -> Self {
+        let base = files.base;
         let or_default = |path: Option<Spanned<PathBuf>>, default: &str| {
             path.map_or_else(|| default.into(), Spanned::into_inner)
         };
-        let resolvers = table.required_list("resolvers", resolver);
+        let (resolvers, resolver_ca) = resolvers(&mut table, files);
         let gateway = Self {
             audit: audit(&mut table, base),
             ca_dir: or_default(table.optional("ca_dir", path(base)), "/var/lib/cloakroom/ca"),
@@ -58,7 +59,9 @@ impl Gateway {
             ),
             assert_every: inner(table.optional("assert_every", time(SECOND..=MINUTE)), MINUTE),
             ipv6: inner(table.optional("ipv6", flag), true),
-            resolvers: resolvers.into_iter().map(Spanned::into_inner).collect(),
+            agent_services: agent_services(&mut table),
+            resolvers,
+            resolver_ca,
             workers: inner(table.optional("workers", number(0..=1_024)), 0),
             ports: table.list("ports", port),
         };
@@ -82,12 +85,30 @@ impl Gateway {
             nflog_group: self.nflog_group,
             assert_every: self.assert_every,
             ipv6: self.ipv6,
+            agent_services: self.agent_services,
             resolvers: self.resolvers,
+            resolver_ca: self.resolver_ca,
             workers: self.workers,
             vault,
             secret_file,
         }
     }
+}
+
+fn agent_services(table: &mut Table<'_>) -> AgentServices {
+    let mut services = AgentServices::default();
+    let words = table.list_or_none("agent_services", |value| match text(value)?.as_str() {
+        word @ ("ping" | "ntp" | "dhcp") => Ok(word.to_owned()),
+        other => Err(format!("{other:?} is none of \"ping\", \"ntp\" and \"dhcp\"")),
+    });
+    for word in words {
+        match word.get_ref().as_str() {
+            "ping" => services.ping = true,
+            "ntp" => services.ntp = true,
+            _ => services.dhcp = true,
+        }
+    }
+    services
 }
 
 /// Reads `[limits]`; a limit that is not there has its default.
@@ -98,6 +119,26 @@ pub(super) fn limits(mut table: Table<'_>) -> Limits {
     let limits = Limits {
         agent_connections: inner(agent.clone(), default.agent_connections),
         connections: inner(whole, default.connections),
+        agent_new_connections: inner(
+            table.optional("agent_new_connections", number(1..=1_000_000)),
+            default.agent_new_connections,
+        ),
+        agent_requests: inner(
+            table.optional("agent_requests", number(1..=Limits::GROUP_REQUESTS as u64)),
+            default.agent_requests,
+        ),
+        agent_buffers: inner(
+            table.optional("agent_buffers", size(MIB..=1_024 * MIB)),
+            default.agent_buffers,
+        ),
+        agent_peeks: inner(
+            table.optional("agent_peeks", size(256 * KIB..=256 * MIB)),
+            default.agent_peeks,
+        ),
+        agent_leaves: inner(
+            table.optional("agent_leaves", number(1..=10_000)),
+            default.agent_leaves,
+        ),
         peek_bytes: inner(
             table.optional("peek_bytes", size(4 * KIB..=256 * KIB)),
             default.peek_bytes,
@@ -131,26 +172,6 @@ pub(super) fn limits(mut table: Table<'_>) -> Limits {
     limits
 }
 
-/// Reads `[vault]`; `None` where something needed is missing or wrong.
-pub(super) fn vault(mut table: Table<'_>, base: &Path) -> Option<VaultSettings> {
-    let address = table.required("address", unquoted(vault_address));
-    let ca_file = table.optional("ca_file", path(base));
-    if address.as_ref().is_some_and(|address| address.get_ref().starts_with("https:")) {
-        table.require("ca_file");
-    }
-    let settings = Settle {
-        address,
-        namespace: table.optional("namespace", parsed(mount)),
-        approle_mount: table.optional("approle_mount", parsed(mount)),
-        role_id: table.required("role_id", unquoted(role_id)),
-        secret_id_file: table.required("secret_id_file", path(base)),
-        refresh: table.optional("refresh", time(SECOND..=HOUR)),
-        max_stale: table.optional("max_stale", time(Duration::ZERO..=24 * HOUR)),
-    };
-    table.finish();
-    settings.with_ca(ca_file.map(Spanned::into_inner))
-}
-
 /// Reads `[secrets]`; `None` where its file is missing or wrong.
 pub(super) fn secret_file(mut table: Table<'_>, base: &Path) -> Option<SecretFile> {
     let file = table.required("file", path(base));
@@ -165,30 +186,28 @@ pub(super) fn secret_file(mut table: Table<'_>, base: &Path) -> Option<SecretFil
     Some(SecretFile { path: file?.into_inner(), key: key.map(Spanned::into_inner) })
 }
 
-/// The values of `[vault]` before it is known that all are there.
-struct Settle {
-    address: Option<Spanned<Arc<str>>>,
-    namespace: Option<Spanned<Arc<str>>>,
-    approle_mount: Option<Spanned<Arc<str>>>,
-    role_id: Option<Spanned<Arc<str>>>,
-    secret_id_file: Option<Spanned<PathBuf>>,
-    refresh: Option<Spanned<Duration>>,
-    max_stale: Option<Spanned<Duration>>,
-}
-
-impl Settle {
-    fn with_ca(self, ca_file: Option<PathBuf>) -> Option<VaultSettings> {
-        Some(VaultSettings {
-            address: self.address?.into_inner(),
-            ca_file,
-            namespace: self.namespace.map(Spanned::into_inner),
-            approle_mount: inner(self.approle_mount, "approle".into()),
-            role_id: self.role_id?.into_inner(),
-            secret_id_file: self.secret_id_file?.into_inner(),
-            refresh: inner(self.refresh, MINUTE),
-            max_stale: inner(self.max_stale, 5 * MINUTE),
-        })
+/// All resolvers are asked over TLS, or none: one plain server among the others would be where the
+/// names go as soon as the others are kept from answering.
+fn resolvers(table: &mut Table<'_>, files: Files<'_>) -> (Vec<NameServer>, Option<Arc<str>>) {
+    let servers = table.required_list("resolvers", resolver);
+    let over_tls = servers.iter().filter(|server| server.get_ref().tls_name.is_some()).count();
+    if let Some(plain) = servers.iter().find(|server| server.get_ref().tls_name.is_none())
+        && over_tls > 0
+    {
+        let text = format!(
+            "resolvers: {} is asked in clear text beside others over TLS, which whoever can \
+             block those could make use of; write all of them with tls://, or none",
+            plain.get_ref()
+        );
+        table.report().add(&plain.span(), text);
     }
+    let ca = table.optional("resolver_ca", ca_file(files));
+    if let Some(ca) = ca.as_ref().filter(|_| over_tls == 0 && !servers.is_empty()) {
+        let text = "resolver_ca: no resolver is asked over TLS; write resolvers with tls://, or \
+                    leave this out";
+        table.report().add(&ca.span(), text);
+    }
+    (servers.into_iter().map(Spanned::into_inner).collect(), ca.map(Spanned::into_inner))
 }
 
 fn audit(table: &mut Table<'_>, base: &Path) -> AuditTarget {
@@ -228,39 +247,6 @@ fn route_table(value: &toml::de::DeValue<'_>) -> Result<u32, String> {
     }
 }
 
-/// Plain HTTP would show every secret to the network, so it goes no further than this machine.
-fn vault_address(text: &str) -> Result<Arc<str>, &'static str> {
-    let uri: Uri = text.trim_end_matches('/').parse().map_err(|_| VAULT_ADDRESS)?;
-    let authority = uri.authority().filter(|authority| !authority.as_str().contains('@'));
-    let host = authority.map(|authority| authority.host()).filter(|host| !host.is_empty());
-    let (Some(host), Some(scheme)) = (host, uri.scheme_str()) else { return Err(VAULT_ADDRESS) };
-    if uri.path() != "/" || uri.query().is_some() || text.contains('#') || uri.port_u16() == Some(0)
-    {
-        return Err(VAULT_ADDRESS);
-    }
-    match scheme {
-        "https" => {}
-        "http" if is_loopback(host) => {}
-        "http" => return Err("plain http goes no further than 127.0.0.1 and [::1]; write https"),
-        _ => return Err(VAULT_ADDRESS),
-    }
-    Ok(text.trim_end_matches('/').into())
-}
-
-fn is_loopback(host: &str) -> bool {
-    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
-}
-
-fn mount(text: &str) -> Result<Arc<str>, &'static str> {
-    is_path(text).then(|| text.into()).ok_or("write its path, without slashes at its ends")
-}
-
-fn role_id(text: &str) -> Result<Arc<str>, &'static str> {
-    let plain = !text.is_empty() && text.len() <= 256 && text.bytes().all(|b| b.is_ascii_graphic());
-    plain.then(|| text.into()).ok_or("the id of a role is visible ASCII characters without a space")
-}
-
 /// The value, or what holds where there is none.
 pub(super) fn inner<T>(value: Option<Spanned<T>>, default: T) -> T {
     value.map_or(default, Spanned::into_inner)
@@ -275,44 +261,8 @@ const DEFAULT_PROXY_PORT: u16 = 15_001;
 const DEFAULT_MARK: u32 = 0xc10a;
 const DEFAULT_ROUTE_TABLE: u32 = 0xc10a;
 const DEFAULT_NFLOG_GROUP: u16 = 0xc10a;
-const VAULT_ADDRESS: &str = "write \"https://HOST:PORT\" and nothing after it";
 const KIB: usize = 1_024;
+const MIB: usize = 1_024 * KIB;
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3_600);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn plain_http_goes_no_further_than_this_machine() {
-        for text in [
-            "https://vault.example:8200",
-            "https://192.0.2.9",
-            "https://[2001:db8::1]:8200/",
-            "http://127.0.0.1:8200",
-            "http://[::1]:8200",
-        ] {
-            assert!(vault_address(text).is_ok(), "{text}");
-        }
-        for text in [
-            "http://vault.example:8200",
-            "http://127.0.0.1.example",
-            "http://192.0.2.9:8200",
-            "http://localhost@vault.example",
-            "https://user:pass@vault.example",
-            "vault.example",
-            "https://",
-            "https://vault.example/v1",
-            "https://vault.example?x=1",
-            "ftp://127.0.0.1",
-            "https://vault.example:0",
-            "https://vault.example#x",
-            "",
-            "http://127.1",
-        ] {
-            assert!(vault_address(text).is_err(), "{text}");
-        }
-    }
-}

@@ -16,11 +16,14 @@ mod table;
 #[cfg(test)]
 mod tests;
 mod value;
+mod vault;
 
 pub use error::{Errors, Mistake};
 pub use explain::explain;
 pub use gateway::DEFAULT_CONTROL;
-pub use settings::{AuditTarget, SecretFile, Settings, VaultSettings};
+pub use settings::{
+    AgentServices, AuditTarget, NameServer, SecretFile, Settings, VaultLogin, VaultSettings,
+};
 
 use std::{
     fs::File,
@@ -31,11 +34,13 @@ use std::{
 
 use toml::{Spanned, de::DeTable};
 
-use crate::policy::{Api, Binding, Carry, Group, Limits, Pass, Policy, ResponseRules};
+use crate::policy::{
+    Api, Binding, BoundAgent, Carry, Group, Limits, Pass, Policy, ResponseRules, Tcp,
+};
 use check::Draft;
 use error::Report;
 use gateway::Gateway;
-use rules::{ApiRule, BindingRule, Files, GroupRule, PassRule};
+use rules::{AgentRule, ApiRule, BindingRule, Files, GroupRule, PassRule, TcpRule};
 use table::Table;
 
 /// What one file says.
@@ -82,7 +87,7 @@ fn read(document: &Spanned<DeTable<'_>>, files: Files<'_>, report: &Report<'_>) 
     let mut root = Table::root(document, report);
     root.require("gateway");
     root.require("group");
-    let gateway = root.table("gateway", "[gateway]").map(|table| Gateway::read(table, files.base));
+    let gateway = root.table("gateway", "[gateway]").map(|table| Gateway::read(table, files));
     let limits = root.table("limits", "[limits]").map_or_else(Limits::default, gateway::limits);
     let vault = root.table("vault", "[vault]");
     let secrets = root.table("secrets", "[secrets]");
@@ -90,6 +95,7 @@ fn read(document: &Spanned<DeTable<'_>>, files: Files<'_>, report: &Report<'_>) 
     let apis = root.tables("api", "[[api]]");
     let splices = root.tables("splice", "[[splice]]").into_iter().map(PassRule::splice);
     let inspects = root.tables("inspect", "[[inspect]]").into_iter();
+    let tcp = root.tables("tcp", "[[tcp]]");
     let (has_vault, has_secrets) = (root.has("vault"), root.has("secrets"));
     let misspelt = root.finish();
     let draft = Draft {
@@ -97,11 +103,12 @@ fn read(document: &Spanned<DeTable<'_>>, files: Files<'_>, report: &Report<'_>) 
         groups: groups.into_iter().map(GroupRule::read).collect(),
         apis: apis.into_iter().map(|table| ApiRule::read(table, files)).collect(),
         passes: splices.chain(inspects.map(|table| PassRule::inspect(table, files))).collect(),
+        tcp: tcp.into_iter().map(TcpRule::read).collect(),
         vault: has_vault || misspelt.has("vault"),
         secret_file: has_secrets || misspelt.has("secrets"),
     };
     draft.check(report);
-    let vault = vault.map(|table| gateway::vault(table, files.base));
+    let vault = vault.map(|table| vault::vault(table, files.base));
     let secrets = secrets.map(|table| gateway::secret_file(table, files.base));
     draft.into_config(limits, transpose(vault)?, transpose(secrets)?)
 }
@@ -123,6 +130,7 @@ impl Draft {
             groups: all(self.groups, GroupRule::into_group)?,
             apis: all(self.apis, ApiRule::into_api)?,
             passes: all(self.passes, PassRule::into_pass)?,
+            tcp: all(self.tcp, TcpRule::into_tcp)?,
             ports,
             limits,
         };
@@ -143,11 +151,21 @@ impl Draft {
 
 impl GroupRule {
     fn into_group(self) -> Option<Group> {
+        let name = self.name?.into_inner();
+        let own = || format!("cloakroom-{name}").into();
         Some(Group {
-            name: self.name?.into_inner(),
+            vault_role: self.vault_role.map_or_else(own, Spanned::into_inner),
+            name,
             interface: self.interface?.into_inner(),
             prefixes: plain(self.prefixes),
+            agents: self.agents.into_iter().map(AgentRule::into_agent).collect::<Option<_>>()?,
         })
+    }
+}
+
+impl AgentRule {
+    fn into_agent(self) -> Option<BoundAgent> {
+        Some(BoundAgent { mac: self.mac?.into_inner(), addresses: plain(self.addresses) })
     }
 }
 
@@ -192,6 +210,18 @@ impl PassRule {
             ports: plain(self.ports),
             upstream: self.upstream,
             dialled: self.dialled,
+        })
+    }
+}
+
+impl TcpRule {
+    fn into_tcp(self) -> Option<Tcp> {
+        Some(Tcp {
+            name: self.name?.into_inner(),
+            groups: plain(self.groups),
+            hosts: plain(self.hosts),
+            ports: plain(self.ports),
+            upstream: self.upstream,
         })
     }
 }

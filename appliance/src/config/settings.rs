@@ -2,6 +2,8 @@
 
 use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
+use crate::policy::Host;
+
 /// Settings of the daemon. Holds no secret, only where to fetch them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -25,8 +27,12 @@ pub struct Settings {
     pub assert_every: Duration,
     /// Capture IPv6 as well; where false, every IPv6 packet of an agent is dropped.
     pub ipv6: bool,
-    /// Resolvers the gateway asks. Never empty.
-    pub resolvers: Vec<SocketAddr>,
+    /// What the gateway answers its agents besides DNS.
+    pub agent_services: AgentServices,
+    /// Resolvers the gateway asks. Never empty; either all of them over TLS or none.
+    pub resolvers: Vec<NameServer>,
+    /// PEM of the only CAs that vouch for resolvers over TLS; the system's where absent.
+    pub resolver_ca: Option<Arc<str>>,
     /// Threads that carry flows; 0 means one for each core.
     pub workers: usize,
     /// The Vault to lease from.
@@ -42,6 +48,36 @@ pub struct SecretFile {
     pub path: PathBuf,
     /// The file of the key that it is encrypted with; where there is none it is plain text.
     pub key: Option<PathBuf>,
+}
+
+/// A DNS server that the gateway asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NameServer {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The name that its certificate is verified for (RFC 8310, section 8.1). `None` means plain
+    /// DNS; otherwise it is asked over TLS (RFC 7858) and never in any other way.
+    pub tls_name: Option<Host>,
+}
+
+impl fmt::Display for NameServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.tls_name {
+            Some(name) => write!(f, "tls://{name}@{}", self.address),
+            None => self.address.fmt(f),
+        }
+    }
+}
+
+/// What the gateway's own address answers its agents besides DNS.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AgentServices {
+    /// Echo requests, at a bounded rate; the kernel answers them.
+    pub ping: bool,
+    /// NTP: datagrams to port 123 reach whatever serves time on this machine.
+    pub ntp: bool,
+    /// DHCP for IPv4: datagrams to port 67, also from agents that have no address yet.
+    pub dhcp: bool,
 }
 
 /// Where audit records go, one JSON object a line.
@@ -67,18 +103,53 @@ impl fmt::Display for AuditTarget {
 pub struct VaultSettings {
     /// `https://host:port`; `http` only to loopback.
     pub address: Arc<str>,
+    /// Other nodes of the same cluster, as `address` is. A redirect to anything else is not
+    /// followed.
+    pub peers: Vec<Arc<str>>,
     /// PEM file of the only CA to trust for it; may be absent only for `http` to loopback.
     pub ca_file: Option<PathBuf>,
     /// Namespace, for Vault Enterprise and OpenBao.
     pub namespace: Option<Arc<str>>,
-    /// Mount of the AppRole engine, `approle` by default.
-    pub approle_mount: Arc<str>,
-    /// The role's id: not a secret by itself.
-    pub role_id: Arc<str>,
-    /// File that holds the SecretID, readable by the daemon alone.
-    pub secret_id_file: PathBuf,
+    /// How the gateway logs in.
+    pub login: VaultLogin,
     /// How often values are read again.
     pub refresh: Duration,
     /// How long a value outlives an outage of Vault.
     pub max_stale: Duration,
+}
+
+/// The one identity of the gateway. Names files of secrets, and holds none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VaultLogin {
+    /// `[vault.approle]`
+    AppRole {
+        /// Mount of the engine, `approle` by default.
+        mount: Arc<str>,
+        /// The role's id: not a secret by itself.
+        role_id: Arc<str>,
+        /// File that holds the SecretID, readable by the daemon alone.
+        secret_id_file: PathBuf,
+        /// Whether the file holds a token that wraps the SecretID instead.
+        wrapped: bool,
+    },
+    /// `[vault.cert]`
+    Cert {
+        /// Mount of the engine, `cert` by default.
+        mount: Arc<str>,
+        /// The role's name.
+        role: Arc<str>,
+        /// PEM file of the certificate and what stands between it and its root.
+        certificate_file: PathBuf,
+        /// PEM file of its key, readable by the daemon alone.
+        key_file: PathBuf,
+    },
+    /// `[vault.jwt]`, for Kubernetes too.
+    Jwt {
+        /// Mount of the engine, `jwt` by default.
+        mount: Arc<str>,
+        /// The role's name.
+        role: Arc<str>,
+        /// File that holds the signed token; read again at each login, because others renew it.
+        token_file: PathBuf,
+    },
 }

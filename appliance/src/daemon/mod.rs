@@ -46,15 +46,16 @@ use crate::{
     accept::Places,
     audit::{Sink, Writer},
     config::{self, Config, SecretFile, Settings},
-    dial::Resolver,
+    dial::{ControlPlane, Resolver},
     dns::{self, Desk},
     intercept::Means,
     packets::{self, Capture, Claim, Kept, PacketLog, PacketsError},
     phase::{Phase, Phases},
-    policy::Policy,
+    policy::{Group, Policy},
     quarantine::Quarantine,
     rulebook::{Rulebook, RulebookError},
-    secrets::{FileSource, SecretStore, Sources, VaultSource},
+    secrets::{FileSource, SecretStore, Session, Sources, VaultSource},
+    tls,
 };
 
 /// Why the daemon did not start, or a reload was not taken.
@@ -116,6 +117,7 @@ struct Daemon {
     phase: watch::Sender<Phase>,
     rulebooks: watch::Sender<Arc<Rulebook>>,
     secrets: Arc<SecretStore>,
+    vault: Option<Arc<Session>>,
     wanted: Arc<Wanted>,
     refreshing: JoinHandle<()>,
     reloads: mpsc::Receiver<Reload>,
@@ -147,15 +149,14 @@ impl Daemon {
         // A listener holds a place while it waits for the connection that will take it.
         let waiting = workers(&settings) * capture.listeners();
         let places = Places::new(policy.limits.connections + waiting);
-        let secrets = open_secrets(&settings)?;
+        let resolver = open_resolver(&settings, &system_roots)?;
+        let (secrets, vault) = open_secrets(&settings, &policy.groups, resolver.control_plane())?;
         let wanted = Wanted::new(Arc::clone(&secrets), quarantine.watch(), &policy);
         let wanted = Arc::new(wanted);
         let rulebook = rulebook(policy, &settings, &system_roots)?;
         let (audit, writer) = Sink::open(&settings.audit).map_err(|error| {
             other(&format!("cannot write the audit {}", settings.audit), &error)
         })?;
-        let resolver =
-            Resolver::new(&settings.resolvers, Handle::current()).map_err(DaemonError::Other)?;
         let (phase, phases) = Phases::new();
         let (rulebooks, in_force) = watch::channel(Arc::new(rulebook));
         let means = Means { audit: audit.clone(), secrets: Arc::clone(&secrets), resolver };
@@ -171,7 +172,8 @@ impl Daemon {
         secrets.first_round(Instant::now() + FIRST_ROUND).await;
         let claim = packets::claim_beside(&kept, &capture)?;
         let log = PacketLog::open(capture.nflog_group)?;
-        let watcher = Watcher::start(log, audit.clone(), gateway.rulebook.clone())
+        let (in_force, places) = (gateway.rulebook.clone(), Arc::clone(&gateway.places));
+        let watcher = Watcher::start(log, audit.clone(), in_force, places)
             .map_err(|error| other("cannot start a thread", &error))?;
         let Captured { workers, dns } =
             capture_packets(&capture, &settings, &gateway, (supervisor, kept))?;
@@ -195,6 +197,7 @@ impl Daemon {
             phase,
             rulebooks,
             secrets,
+            vault,
             wanted,
             refreshing,
             reloads,
@@ -267,9 +270,13 @@ impl Daemon {
                     .into(),
             ));
         }
+        let groups = policy.groups.clone();
         let rulebook = rulebook(policy, &settings, &self.system_roots)?;
         packets::apply(&self.rules(&capture))?;
         self.capture = capture;
+        if let Some(vault) = &self.vault {
+            vault.set_groups(&groups);
+        }
         self.wanted.take(&rulebook.policy);
         self.secrets.ask_again();
         // A binding that is new has its value before the first request can ask for it.
@@ -390,13 +397,30 @@ fn rulebook(
         .map_err(DaemonError::Rulebook)
 }
 
+fn open_resolver(
+    settings: &Settings,
+    system_roots: &Arc<RootCertStore>,
+) -> Result<Resolver, DaemonError> {
+    let over_tls = settings.resolvers.iter().any(|server| server.tls_name.is_some());
+    let tls = over_tls.then(|| tls::resolver_client(settings.resolver_ca.as_deref(), system_roots));
+    let tls = tls.transpose().map_err(DaemonError::Other)?;
+    Resolver::new(&settings.resolvers, tls, Handle::current()).map_err(DaemonError::Other)
+}
+
 /// Opens the sources that the settings name. A file that cannot be read is an error here; a Vault
 /// that cannot be reached is not: what depends on it is refused until it can.
-fn open_secrets(settings: &Settings) -> Result<Arc<SecretStore>, DaemonError> {
-    let mut sources = Sources::default();
+fn open_secrets(
+    settings: &Settings,
+    groups: &[Arc<Group>],
+    control_plane: &ControlPlane,
+) -> Result<(Arc<SecretStore>, Option<Arc<Session>>), DaemonError> {
+    let (mut sources, mut session) = (Sources::default(), None);
     let (mut refresh, mut max_stale) = (FILE_REFRESH, FILE_MAX_STALE);
     if let Some(vault) = &settings.vault {
-        sources.vault = Some(VaultSource::new(vault).map_err(|error| other("[vault]", &error))?);
+        let source = VaultSource::new(vault, groups, control_plane);
+        let source = source.map_err(|error| other("[vault]", &error))?;
+        session = Some(source.session());
+        sources.vault = Some(source);
         (refresh, max_stale) = (vault.refresh, vault.max_stale);
     }
     if let Some(SecretFile { path, key }) = &settings.secret_file {
@@ -404,7 +428,7 @@ fn open_secrets(settings: &Settings) -> Result<Arc<SecretStore>, DaemonError> {
         file.check().map_err(|error| other(&path.display().to_string(), &error))?;
         sources.file = Some(file);
     }
-    Ok(SecretStore::new(Arc::new(sources), &[], refresh, max_stale))
+    Ok((SecretStore::new(Arc::new(sources), &[], refresh, max_stale), session))
 }
 
 /// Certificates that the system holds but rustls cannot read are passed over, as elsewhere.

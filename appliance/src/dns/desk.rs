@@ -12,10 +12,11 @@ use tokio::{
 };
 
 use super::{
-    agents::{AgentKey, Agents, Of, Share},
+    agents::{Agents, Of, Share},
     message::{self, Asker, Question, Refused, Reply, Verdict},
 };
 use crate::{
+    accept::AgentKey,
     audit::{DnsRecord, DnsSummary, Sink},
     dial::{self, Found, Resolver, Unresolved},
     phase::Phases,
@@ -160,14 +161,15 @@ impl Desk {
         }
         let usable = |address| {
             let mut upstreams = rulebook.policy.upstreams(group, question.host());
-            upstreams.any(|upstream| dial::may_use(address, upstream))
+            upstreams
+                .any(|upstream| dial::may_use(address, upstream, self.resolver.control_plane()))
         };
         let reply = question.reply(found, Instant::now(), usable);
         if let Ok(found) = found
             && !reply.given.is_empty()
         {
             let (answered, until) = (self.resolver.answered(), found.until.max(Instant::now()));
-            answered.remember(&group.name, question.host(), &reply.given, until);
+            answered.remember(key, question.host(), &reply.given, until);
         }
         self.tell(key, origin, reply)
     }
@@ -214,6 +216,7 @@ impl Desk {
                 _ = every.tick() => false,
             };
             self.write_summaries();
+            self.resolver.answered().sweep();
             if last {
                 return;
             }

@@ -261,6 +261,9 @@ fn most_bytes(datagram: bool, message: &Message) -> usize {
     }
 }
 
+/// An answer without a record. It carries no SOA, so that nobody keeps it (RFC 2308, section 5):
+/// where `openai.example` is kept as a name that is not there, some stubs deny `api.openai.example`
+/// as well (RFC 8020), and a rule that lists a name would have to wait for them.
 fn refusal(
     query: &Message,
     code: ResponseCode,

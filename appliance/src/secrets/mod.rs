@@ -24,4 +24,5 @@ pub use snapshot::{Health, Snapshot};
 pub use source::{FetchError, SecretSource, Sources};
 pub use store::SecretStore;
 pub use value::{SecretError, SecretValue};
+pub(crate) use vault::Session;
 pub use vault::{VaultSource, VaultSourceError};

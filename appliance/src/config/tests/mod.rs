@@ -9,6 +9,7 @@ use super::*;
 use crate::policy::{Place, Scheme};
 
 mod rules;
+mod tcp;
 mod values;
 
 /// Right as it stands; line 1 is `[gateway]`.
@@ -17,8 +18,8 @@ resolvers = ["192.0.2.53"]
 [vault]
 address = "https://vault.example:8200"
 ca_file = "vault-ca.pem"
-role_id = "gateway"
-secret_id_file = "secret-id"
+approle.role_id = "gateway"
+approle.secret_id_file = "secret-id"
 [[group]]
 name = "research"
 interface = "agents0"
@@ -81,7 +82,7 @@ fn accepts(from: &str, to: &str) -> Config {
 fn the_good_file_means_what_it_says() {
     let Config { settings, policy } = parse_text(GOOD).unwrap();
     let vault = settings.vault.unwrap();
-    assert_eq!(settings.resolvers, ["192.0.2.53:53".parse().unwrap()]);
+    assert_eq!(settings.resolvers[0].to_string(), "192.0.2.53:53");
     assert_eq!(vault.ca_file.unwrap(), Path::new("/etc/cloakroom/vault-ca.pem"));
     assert_eq!(
         (vault.refresh, vault.max_stale),
@@ -105,7 +106,7 @@ fn the_good_file_means_what_it_says() {
 fn the_reference_loads() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../image/cloakroom.toml");
     let config = load(&path).unwrap_or_else(|errors| panic!("{errors}"));
-    assert_eq!(config.settings.resolvers[1], "[2001:db8::53]:53".parse().unwrap());
+    assert_eq!(config.settings.resolvers[1].to_string(), "[2001:db8::53]:53");
     assert_eq!(config.policy.groups.len(), 2);
     assert_eq!(config.policy.apis[0].methods, [Method::GET, Method::POST, Method::DELETE]);
     assert_eq!(
@@ -116,7 +117,16 @@ fn the_reference_loads() {
 
 #[test]
 fn the_reference_shows_the_true_defaults() {
-    let no_default = ["#namespace", "#any_host", "#upstream_ca", "#basic_password", "#key_file"];
+    let no_default = [
+        "#namespace",
+        "#peers",
+        "#plain_http",
+        "#any_host",
+        "#upstream_ca",
+        "#resolver_ca",
+        "#basic_password",
+        "#key_file",
+    ];
     let lines = REFERENCE.lines().map(|line| match line.strip_prefix('#') {
         Some(rest) if no_default.iter().any(|key| line.starts_with(key)) => format!("# {rest}"),
         Some(rest) if rest.starts_with(|first: char| first.is_ascii_lowercase()) => rest.into(),
@@ -135,7 +145,7 @@ fn the_reference_has_every_key() {
         let text = REFERENCE.replacen(header, &format!("{header}\nqqqqqqqqqqqq = 1"), 1);
         let found = mistakes(&text);
         let (_, keys) = found[0].text.split_once("it takes ").expect("no key is near");
-        for key in keys.split(", ").filter(|key| *key != "binding") {
+        for key in keys.split(", ").filter(|key| !TABLES.contains(key)) {
             let stands =
                 |line: &str| line.trim_start_matches('#').starts_with(&format!("{key} = "));
             assert!(REFERENCE.lines().any(stands), "{key} of {header}");
@@ -212,9 +222,8 @@ fn one_slip_is_one_error() {
 fn a_syntax_error_has_its_line() {
     refuses("resolvers = [", "resolvers = ", "resolvers", &[]);
     refuses("name = \"openai\"", "name = \"openai\nhosts2 = 1", "openai", &[]);
-    let found =
-        mistakes(&changed(&[("role_id = \"gateway\"", "role_id = \"a\"\nrole_id = \"b\"")]));
-    assert_eq!((found.len(), found[0].line), (1, 7), "{found:?}");
+    let found = mistakes(&changed(&[("interface = ", "interface = \"a\"\ninterface = ")]));
+    assert_eq!((found.len(), found[0].line), (1, 11), "{found:?}");
 }
 
 #[test]
@@ -229,7 +238,7 @@ fn a_secret_is_never_in_the_file_and_never_repeated() {
         ("role_id = \"gateway\"", format!("role_id = \"{leak} \"")),
         ("https://vault.example:8200", format!("https://user:{leak}@vault.example:8200")),
         ("\"api.openai.com\"", format!("\"https://user:{leak}@api.openai.com\"")),
-        ("role_id = \"gateway\"", format!("role_id = \"gateway\"\ntoken = \"{leak}\"")),
+        ("role_id = \"gateway\"", format!("role_id = \"gateway\"\napprole.token = \"{leak}\"")),
     ] {
         let errors = parse_text(&changed(&[(from, &to)])).unwrap_err();
         assert_eq!(errors.mistakes().len(), 1, "{errors}");
@@ -266,6 +275,7 @@ fn the_explanation_says_who_may_do_what() {
         "/v1/*",
         "Splice pypi: may reach pypi.org, *.pythonhosted.org",
         "Inspect docs: may call docs.example.com",
+        "TCP git-ssh: may reach github.com",
         "Everything else is refused.",
         "API github forwards requests without any credential",
     ] {
@@ -284,6 +294,9 @@ fn every_prefix_of_a_file_is_right_or_has_errors_within_it() {
         }
     }
 }
+
+/// Keys that are tables of their own.
+const TABLES: [&str; 5] = ["binding", "agent", "approle", "cert", "jwt"];
 
 /// Slips that have nothing to do with one another, each one mistake in the good file.
 const SLIPS: [(&str, &str); 16] = [

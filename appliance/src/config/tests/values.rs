@@ -4,7 +4,7 @@ use std::{path::Path, time::Duration};
 
 use super::{accepts, changed, mistakes, refuses};
 use crate::{
-    config::{explain, parse},
+    config::{VaultLogin, explain, parse},
     policy::HostPattern,
 };
 
@@ -13,7 +13,8 @@ fn vault_is_reached_safely() {
     let address = "\"https://vault.example:8200\"";
     refuses(address, "\"http://vault.example:8200\"", "http:", &["goes no further"]);
     refuses(address, "\"vault.example:8200\"", "vault.example", &["https://HOST:PORT"]);
-    let plain = "\"http://127.0.0.1:8200\"\n#";
+    refuses(address, "\"http://127.0.0.1:8200\"", "http:", &["plain_http"]);
+    let plain = "\"http://127.0.0.1:8200\"\nplain_http = true\n#";
     assert!(
         accepts("\"https://vault.example:8200\"\nca_file", plain)
             .settings
@@ -22,6 +23,50 @@ fn vault_is_reached_safely() {
             .ca_file
             .is_none()
     );
+}
+
+#[test]
+fn the_gateway_has_exactly_one_login() {
+    let approle = "approle.role_id = \"gateway\"\napprole.secret_id_file = \"secret-id\"\n";
+    let words = ["[vault.approle]", "[vault.cert]", "[vault.jwt]"];
+    refuses(approle, "", "[vault]", &words);
+    refuses(approle, "aprole.role_id = \"gateway\"\n", "aprole", &["approle"]);
+    let cert = "cert = { role = \"a\", certificate_file = \"c\", key_file = \"k\" }\n";
+    let jwt = "jwt = { mount = \"kubernetes\", role = \"a\", token_file = \"t\" }\n";
+    for login in [cert, jwt] {
+        refuses(approle, &format!("{approle}{login}"), "[vault]", &["one identity"]);
+    }
+    let login = |text: &str| accepts(approle, text).settings.vault.unwrap().login;
+    let file = |name: &str| Path::new("/etc/cloakroom").join(name);
+    let (certificate_file, key_file, token_file) = (file("c"), file("k"), file("t"));
+    let (mount, role) = ("cert".into(), "a".into());
+    assert_eq!(login(cert), VaultLogin::Cert { mount, role, certificate_file, key_file });
+    let (mount, role) = ("kubernetes".into(), "a".into());
+    assert_eq!(login(jwt), VaultLogin::Jwt { mount, role, token_file });
+    refuses("role_id", "mount = \"a/../b\"\napprole.role_id", "mount", &["slashes"]);
+}
+
+#[test]
+fn a_group_has_a_token_role_of_its_own() {
+    let role = |text: &str| accepts("interface = ", text).policy.groups[0].vault_role.to_string();
+    assert_eq!(role("interface = "), "cloakroom-research");
+    assert_eq!(role("vault_role = \"team-a\"\ninterface = "), "team-a");
+    for bad in ["", "a/b", "..", "a b", "a?b"] {
+        let text = format!("vault_role = \"{bad}\"\ninterface = ");
+        refuses("interface = ", &text, "vault_role", &["one segment"]);
+    }
+}
+
+#[test]
+fn every_node_of_the_cluster_is_reached_as_the_first() {
+    let ca = "ca_file = ";
+    let peers = |peers: &str| format!("peers = [{peers}]\nca_file = ");
+    let vault = accepts(ca, &peers("\"https://vault-2.example:8200\"")).settings.vault.unwrap();
+    assert_eq!(*vault.peers[0], *"https://vault-2.example:8200");
+    refuses(ca, &peers("\"http://192.0.2.9:8200\""), "peers", &["goes no further"]);
+    let plain = peers("\"http://127.0.0.1:8200\"");
+    refuses(ca, &format!("plain_http = true\n{plain}"), "plain_http", &["the address is https"]);
+    refuses(ca, "plain_http = true\nca_file = ", "plain_http", &["leave the key out"]);
 }
 
 #[test]
@@ -40,6 +85,62 @@ fn a_port_is_captured_or_it_is_an_error() {
     refuses(resolvers, &gateway("assert_every = \"2m\""), "2m", &["from 1s to 1m"]);
     assert_eq!(accepts("paths = ", "port = 8443\npaths = ").policy.ports, [80, 443, 8443]);
     assert_eq!(accepts(resolvers, &gateway("ports = [8443, 443]")).policy.ports, [443, 8443]);
+}
+
+#[test]
+fn a_resolver_is_asked_over_tls_or_in_the_clear_and_never_both() {
+    let list = "resolvers = [\"192.0.2.53\"]";
+    let with = |text: &str| format!("resolvers = [{text}]");
+    for (text, means) in [
+        ("tls://dns.example@192.0.2.53", "tls://dns.example@192.0.2.53:853"),
+        ("tls://DNS.example.@192.0.2.53:8853", "tls://dns.example@192.0.2.53:8853"),
+        ("tls://dns.example@2001:db8::53", "tls://dns.example@[2001:db8::53]:853"),
+        ("tls://dns.example@[2001:db8::53]", "tls://dns.example@[2001:db8::53]:853"),
+        ("tls://dns.example@[2001:db8::53]:8853", "tls://dns.example@[2001:db8::53]:8853"),
+        ("[2001:db8::53]", "[2001:db8::53]:53"),
+    ] {
+        let config = accepts(list, &with(&format!("\"{text}\"")));
+        assert_eq!(config.settings.resolvers[0].to_string(), means, "{text}");
+        assert!(explain(&config).contains(means), "{text}");
+    }
+    for (text, why) in [
+        ("tls://192.0.2.53", "lacks a name or an address"),
+        ("tls://dns.example", "lacks a name or an address"),
+        ("tls://192.0.2.53@192.0.2.53", "IP address"),
+        ("tls://@192.0.2.53", "empty"),
+        ("tls://dns.example@", "not the address of a resolver"),
+        ("tls://dns.example@0.0.0.0", "not the address of a resolver"),
+        ("tls://dns.example@192.0.2.53:0", "not the address of a resolver"),
+        ("tls://dns.example@[192.0.2.53]", "not the address of a resolver"),
+        ("tls://a@dns.example@192.0.2.53", "not the address of a resolver"),
+        ("https://dns.example@192.0.2.53", "not the address of a resolver"),
+    ] {
+        refuses(list, &with(&format!("\"{text}\"")), text, &[why]);
+    }
+    let mixed = with("\"tls://dns.example@192.0.2.53\", \"192.0.2.54\"");
+    refuses(list, &mixed, "192.0.2.54", &["clear text", "or none"]);
+}
+
+#[test]
+fn a_ca_for_resolvers_holds_certificates_and_has_a_resolver_to_vouch_for() {
+    let list = "resolvers = [\"192.0.2.53\"]";
+    let with = |servers: &str, pem: String| {
+        let lines = format!("resolvers = [\"{servers}\"]\nresolver_ca = \"dns.pem\"");
+        parse(&changed(&[(list, &lines)]), None, "gateway.toml", &move |path| {
+            assert_eq!(path, Path::new("dns.pem"));
+            Ok(pem.clone())
+        })
+    };
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(["ca.example".to_owned()]).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let pem = params.self_signed(&key).unwrap().pem();
+    let server = "tls://dns.example@192.0.2.53";
+    let config = with(server, pem.clone()).unwrap_or_else(|errors| panic!("{errors}"));
+    assert_eq!(config.settings.resolver_ca.as_deref(), Some(pem.as_str()));
+    let says = |servers, pem| with(servers, pem).unwrap_err().to_string();
+    assert!(says(server, String::new()).contains("no certificate"));
+    assert!(says("192.0.2.53", pem).contains("no resolver is asked over TLS"));
 }
 
 #[test]

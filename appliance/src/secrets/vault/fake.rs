@@ -10,10 +10,11 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
-use crate::secrets::private_file::tests::Folder;
+use crate::{config::VaultLogin, policy::InterfaceName, secrets::private_file::tests::Folder};
 
 pub(super) const SECRET_ID: &str = "secret-id-4b1d2e3f";
 pub(super) const TOKEN: &str = "hvs.token-0123456789";
+pub(super) const CHILD_TOKEN: &str = "hvs.child-0123456789";
 pub(super) const VALUE: &str = "sk-live-0123456789abcdef";
 
 /// One request as the fake received it.
@@ -78,16 +79,20 @@ impl Fake {
             address: self.address.as_str().into(),
             ca_file: Some(self.folder.0.join("ca.pem")),
             namespace: None,
-            approle_mount: "approle".into(),
-            role_id: "role-1".into(),
-            secret_id_file: self.folder.0.join("secret-id"),
+            peers: vec![],
+            login: VaultLogin::AppRole {
+                mount: "approle".into(),
+                role_id: "role-1".into(),
+                secret_id_file: self.folder.0.join("secret-id"),
+                wrapped: false,
+            },
             refresh: Duration::from_secs(60),
             max_stale: Duration::from_secs(300),
         }
     }
 
     pub(super) fn source(&self) -> VaultSource {
-        VaultSource::new(&self.settings()).unwrap()
+        VaultSource::new(&self.settings(), &groups(), &ControlPlane::default()).unwrap()
     }
 
     pub(super) fn targets(&self) -> Vec<String> {
@@ -171,9 +176,19 @@ fn http(status: u16, fields: &str, body: &[u8]) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
+/// The gateway's own token.
 pub(super) fn grant(token: &str, seconds: u64) -> Reply {
+    granted(token, seconds, r#""policies":["default","gateway"]"#)
+}
+
+/// A group's token.
+pub(super) fn child(token: &str, seconds: u64) -> Reply {
+    granted(token, seconds, r#""policies":["agents"],"orphan":false,"token_type":"service""#)
+}
+
+pub(super) fn granted(token: &str, seconds: u64, rest: &str) -> Reply {
     let auth = format!(r#""client_token":"{token}","lease_duration":{seconds},"renewable":true"#);
-    Reply::Json(200, format!(r#"{{"auth":{{{auth}}}}}"#))
+    Reply::Json(200, format!(r#"{{"auth":{{{auth},"accessor":"accessor-of-{token}",{rest}}}}}"#))
 }
 
 pub(super) fn value() -> Reply {
@@ -190,10 +205,25 @@ pub(super) fn healthy(
 ) -> impl Fn(&Received) -> Reply {
     move |request| match request.target.as_str() {
         LOGIN => grant(TOKEN, 3600),
+        CHILD => child(CHILD_TOKEN, 3600),
         READ => read(),
         LOOKUP | REVOKE => Reply::Json(200, "{}".to_owned()),
         other => panic!("unexpected {other}"),
     }
+}
+
+pub(super) fn groups() -> Vec<Arc<Group>> {
+    vec![group("agents")]
+}
+
+pub(super) fn group(name: &str) -> Arc<Group> {
+    Arc::new(Group {
+        name: GroupName(name.into()),
+        interface: InterfaceName("agents0".into()),
+        prefixes: vec![],
+        agents: Vec::new(),
+        vault_role: format!("cloakroom-{name}").into(),
+    })
 }
 
 pub(super) fn reference() -> SecretRef {
@@ -211,6 +241,7 @@ pub(super) async fn fetch(source: &VaultSource) -> Result<String, FetchError> {
 }
 
 pub(super) const LOGIN: &str = "/v1/auth/approle/login";
+pub(super) const CHILD: &str = "/v1/auth/token/create/cloakroom-agents";
 pub(super) const LOOKUP: &str = "/v1/auth/token/lookup-self";
 pub(super) const RENEW: &str = "/v1/auth/token/renew-self";
 pub(super) const REVOKE: &str = "/v1/auth/token/revoke-self";

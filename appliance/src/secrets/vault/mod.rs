@@ -1,63 +1,88 @@
-//! Values out of HashiCorp Vault (or OpenBao): AppRole login, then KV version 2.
+//! Values out of HashiCorp Vault (or OpenBao): one login, a token for each group, then KV version 2.
 //!
-//! The gateway's token and SecretID live in this module and nowhere else. They go to the one
-//! address that the operator named, over a connection that the operator's CA vouches for, and are
+//! Tokens and what proves the login live in this module and nowhere else. They go to the
+//! addresses that the operator named, over a connection that the operator's CA vouches for, and are
 //! wiped when they are no longer needed. Nothing that Vault answers is ever logged or passed on
 //! but the value that was asked for: each failure becomes a cause and a fixed text.
 
 mod client;
+mod error;
 #[cfg(test)]
 mod fake;
+mod holder;
+mod login;
 mod pick;
 mod session;
 #[cfg(test)]
 mod tests;
+mod token;
+#[cfg(test)]
+mod token_tests;
+mod upkeep;
 
-pub use client::VaultSourceError;
+pub(crate) use error::CallError;
+pub use error::VaultSourceError;
+pub(crate) use session::Session;
+pub(crate) use token::TokenClient;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use vaultrs::api::kv2::requests::ReadSecretRequest;
 use zeroize::Zeroizing;
 
 use self::{
-    client::{CallError, Transport, call},
+    client::Transport,
     pick::{Picked, pick},
-    session::{Session, TokenClient},
 };
 use super::{FetchError, SecretSource};
 use crate::{
     config::VaultSettings,
-    policy::{GroupName, SecretRef},
+    dial::ControlPlane,
+    policy::{Group, GroupName, SecretRef},
     reason::SecretCause,
 };
 
 /// A Vault to read from, with the gateway's session there.
 pub struct VaultSource {
-    session: Session,
+    session: Arc<Session>,
 }
 
 impl VaultSource {
-    /// Checks the settings and reads the CA; asks Vault nothing yet.
+    /// Checks the settings and reads the CA and the login's files; asks Vault nothing yet. Its
+    /// addresses join `control_plane`, each before it is connected to.
     ///
     /// # Errors
     ///
-    /// An address that is neither `https` nor `http` to loopback, or a CA or SecretID file that
-    /// cannot be used.
-    pub fn new(settings: &VaultSettings) -> Result<Self, VaultSourceError> {
-        Self::with_call_time(settings, CALL_TIME)
+    /// An address that is neither `https` nor `http` to loopback, or a file that cannot be used.
+    pub fn new(
+        settings: &VaultSettings,
+        groups: &[Arc<Group>],
+        control_plane: &ControlPlane,
+    ) -> Result<Self, VaultSourceError> {
+        Self::with_call_time(settings, groups, control_plane, CALL_TIME)
     }
 
     fn with_call_time(
         settings: &VaultSettings,
+        groups: &[Arc<Group>],
+        control_plane: &ControlPlane,
         call_time: Duration,
     ) -> Result<Self, VaultSourceError> {
-        let transport = Transport::new(settings, call_time)?;
-        Ok(Self { session: Session::new(transport, settings)? })
+        let transport = Transport::new(settings, control_plane, call_time)?;
+        Ok(Self { session: Arc::new(Session::new(transport, settings, groups)?) })
     }
 
-    async fn read(&self, reference: &SecretRef) -> Result<Zeroizing<Vec<u8>>, FetchError> {
+    /// The session, for what else the gateway asks of Vault.
+    pub(crate) fn session(&self) -> Arc<Session> {
+        Arc::clone(&self.session)
+    }
+
+    async fn read(
+        &self,
+        group: &GroupName,
+        reference: &SecretRef,
+    ) -> Result<Zeroizing<Vec<u8>>, FetchError> {
         let SecretRef::VaultKv2 { mount, path, field } = reference else {
             return Err(FetchError::Gone(SecretCause::VaultDenied, "not a reference into Vault"));
         };
@@ -65,7 +90,7 @@ impl VaultSource {
             let text = "mount and path must not have empty, '.' or '..' segments";
             return Err(FetchError::Gone(SecretCause::VaultDenied, text));
         }
-        let body = self.read_body(mount, path).await?;
+        let body = self.read_body(group, mount, path).await?;
         match pick(&body, &["data", "data", field]) {
             Some(Picked::Text(value)) => Ok(value),
             Some(_) => {
@@ -77,14 +102,19 @@ impl VaultSource {
         }
     }
 
-    async fn read_body(&self, mount: &str, path: &str) -> Result<Zeroizing<Vec<u8>>, FetchError> {
-        let client = self.session.client().await?;
+    async fn read_body(
+        &self,
+        group: &GroupName,
+        mount: &str,
+        path: &str,
+    ) -> Result<Zeroizing<Vec<u8>>, FetchError> {
+        let client = self.session.group(group).await?;
         match read_once(&client, mount, path).await {
             // Vault says 403 for a token that has ended as well as for one that may not.
             Err(CallError::Status { code: 403, .. }) => {
                 match self.session.replace_if_dead(&client).await? {
                     Some(fresh) => read_once(&fresh, mount, path).await.map_err(read_failed),
-                    None => Err(read_failed(CallError::Status { code: 403, sealed: false })),
+                    None => Err(read_failed(CallError::DENIED)),
                 }
             }
             other => other.map_err(read_failed),
@@ -95,10 +125,10 @@ impl VaultSource {
 impl SecretSource for VaultSource {
     fn fetch<'a>(
         &'a self,
-        _group: &'a GroupName,
+        group: &'a GroupName,
         reference: &'a SecretRef,
     ) -> BoxFuture<'a, Result<Zeroizing<Vec<u8>>, FetchError>> {
-        Box::pin(self.read(reference))
+        Box::pin(self.read(group, reference))
     }
 
     fn tend(&self) -> BoxFuture<'_, ()> {
@@ -122,7 +152,7 @@ async fn read_once(
     path: &str,
 ) -> Result<Zeroizing<Vec<u8>>, CallError> {
     let request = ReadSecretRequest { mount: mount.into(), path: path.into(), version: None };
-    let body = call(client.vault(), request).await?;
+    let body = client.call(request).await?;
     // What is no JSON object did not come from Vault, or came broken.
     match pick(&body, &["data"]) {
         Some(_) => Ok(body),
@@ -133,7 +163,7 @@ async fn read_once(
 fn read_failed(error: CallError) -> FetchError {
     match error {
         CallError::Status { code: 403, .. } => {
-            let text = "Vault's policies do not let the gateway read this secret";
+            let text = "Vault's policies do not let the group read this secret";
             FetchError::Gone(SecretCause::VaultDenied, text)
         }
         CallError::Status { code: 404, .. } => {

@@ -1,324 +1,338 @@
-//! The gateway's token: fetched by AppRole, renewed at two thirds of its life, fetched anew when
-//! Vault no longer takes it, and given back at the end.
+//! The gateway's own token, and under it one token for each agent group.
 //!
-//! There is one session and one login at a time; whoever needs a token meanwhile waits for that
-//! login. A failed login counts for a second, so that a hundred waiting questions make one.
+//! The gateway's token makes, renews and revokes the groups' tokens and reads no secret; a group's
+//! token has the policies that its token role in Vault allows, so that Vault decides what the
+//! group gets and writes down who read what. A token is renewed at two thirds of its life, made
+//! anew where Vault no longer takes it, and given back at the end. With the gateway's token die
+//! the groups' tokens and what was leased with them: before a planned new login the new tokens are
+//! made first, and the old ones stay for a while.
+//!
+//! There is one login at a time, and one making of each group's token; whoever needs it meanwhile
+//! waits. A failure counts for a second, so that a hundred waiting questions make one. A token
+//! that could do more than it should is not used.
 
 use std::{
-    path::{Path, PathBuf},
-    sync::{Arc, PoisonError},
+    collections::HashMap,
+    sync::{Arc, Mutex as Lock, atomic::Ordering},
     time::{Duration, Instant},
 };
 
-use rustify::{
-    endpoint::Endpoint,
-    enums::{RequestMethod, RequestType, ResponseType},
-    errors::ClientError,
-};
 use serde::Serialize;
-use tokio::sync::{Mutex, Notify};
-use vaultrs::{
-    api::token::requests::{LookupTokenSelfRequest, RenewTokenSelfRequest, RevokeTokenSelfRequest},
-    client::VaultClient,
-};
-use zeroize::{Zeroize, Zeroizing};
+use tokio::sync::{Notify, watch};
 
 use super::{
-    super::{FetchError, private_file::read_private},
-    client::{CallError, Transport, VaultSourceError, call},
-    is_plain_path,
-    pick::{Picked, pick, pick_text},
+    super::FetchError,
+    client::Transport,
+    error::{CallError, VaultSourceError},
+    holder::{Holder, Live, Slot, jittered, lock},
+    login::Login,
+    token::{Grant, Post, TokenClient},
 };
-use crate::{config::VaultSettings, reason::SecretCause};
-
-/// vaultrs' client with a token; the token is wiped with the last user.
-pub(super) struct TokenClient(VaultClient);
-
-impl TokenClient {
-    pub(super) fn vault(&self) -> &VaultClient {
-        &self.0
-    }
-}
-
-impl Drop for TokenClient {
-    fn drop(&mut self) {
-        self.0.middle.token.zeroize();
-    }
-}
+use crate::{
+    config::VaultSettings,
+    policy::{Group, GroupName},
+    reason::SecretCause,
+};
 
 /// The gateway's session with one Vault.
-pub(super) struct Session {
-    transport: Transport,
-    mount: String,
-    role_id: String,
-    secret_id_file: PathBuf,
-    state: Mutex<State>,
-    /// When the token is to be renewed; apart from `state`, which is locked during a login.
-    renew_at: std::sync::Mutex<Option<Instant>>,
-    /// Rings when `renew_at` changes.
-    replanned: Notify,
+pub(crate) struct Session {
+    transport: Arc<Transport>,
+    login: Login,
+    pub(super) gateway: Holder,
+    groups: Lock<HashMap<GroupName, Arc<Holder>>>,
+    /// Tokens that nobody asks for any more, and holders whose group left the policy.
+    pub(super) retired: Lock<Vec<Retired>>,
+    pub(super) left: Lock<Vec<Arc<Holder>>>,
+    /// How many tokens were made.
+    tokens: watch::Sender<u64>,
+    /// Rings when there is something new to tend.
+    pub(super) replanned: Notify,
 }
 
-#[derive(Default)]
-struct State {
-    live: Option<Live>,
-    failed: Option<(Instant, FetchError)>,
-    /// When a token was last thrown away because of a 403.
-    replaced: Option<Instant>,
+pub(super) struct Retired {
+    pub(super) client: Arc<TokenClient>,
+    pub(super) revoke_at: Instant,
 }
 
-struct Live {
-    client: Arc<TokenClient>,
-    /// How long a renewed token should be good for.
-    full_life: Duration,
-    /// `None` for a token that does not end.
-    ends: Option<Instant>,
+#[derive(Serialize)]
+struct TokenBody<'a> {
+    display_name: &'a str,
+    meta: TokenMeta<'a>,
 }
 
-/// What Vault says about a token that it made or renewed.
-struct Grant {
-    token: Zeroizing<Vec<u8>>,
-    life: Duration,
-    renewable: bool,
+/// What Vault's own audit log shows with each question of the token.
+#[derive(Serialize)]
+struct TokenMeta<'a> {
+    cloakroom_group: &'a str,
 }
 
 impl Session {
     pub(super) fn new(
         transport: Transport,
         settings: &VaultSettings,
+        groups: &[Arc<Group>],
     ) -> Result<Self, VaultSourceError> {
-        if !is_plain_path(&settings.approle_mount) {
-            return Err(VaultSourceError::Setting("the AppRole mount is not a plain path"));
-        }
-        read_secret_id(&settings.secret_id_file)?;
-        Ok(Self {
-            transport,
-            mount: settings.approle_mount.to_string(),
-            role_id: settings.role_id.to_string(),
-            secret_id_file: settings.secret_id_file.clone(),
-            state: Mutex::default(),
-            renew_at: std::sync::Mutex::default(),
+        let session = Self {
+            transport: Arc::new(transport),
+            login: Login::new(settings)?,
+            gateway: Holder::default(),
+            groups: Lock::default(),
+            retired: Lock::default(),
+            left: Lock::default(),
+            tokens: watch::Sender::new(0),
             replanned: Notify::new(),
-        })
+        };
+        session.set_groups(groups);
+        Ok(session)
     }
 
-    /// A client with a token that has not ended yet; logs in where there is none.
-    pub(super) async fn client(&self) -> Result<Arc<TokenClient>, FetchError> {
-        let mut state = self.state.lock().await;
-        match &state.live {
-            Some(live) if live.ends.is_none_or(|ends| Instant::now() < ends) => {
-                Ok(Arc::clone(&live.client))
-            }
-            _ => self.log_in(&mut state).await,
+    /// Takes the groups of a new policy. The token of a group that is not among them is revoked,
+    /// and what was leased with it.
+    pub(crate) fn set_groups(&self, groups: &[Arc<Group>]) {
+        let mut held = lock(&self.groups);
+        let mut old = std::mem::take(&mut *held);
+        for group in groups {
+            let role = Some((group.name.clone(), Arc::clone(&group.vault_role)));
+            let kept = match old.remove(&group.name) {
+                Some(holder) if holder.role == role => holder,
+                other => {
+                    lock(&self.left).extend(other);
+                    Arc::new(Holder { role, ..Holder::default() })
+                }
+            };
+            held.insert(group.name.clone(), kept);
+        }
+        lock(&self.left).extend(old.into_values());
+        drop(held);
+        self.replanned.notify_one();
+    }
+
+    /// The gateway's own token, which makes the tokens of groups and signs, and reads no secret.
+    #[allow(dead_code, reason = "for signing by Vault's PKI engine")]
+    pub(crate) async fn gateway(&self) -> Result<Arc<TokenClient>, FetchError> {
+        Ok(self.own().await?.0)
+    }
+
+    /// The token of `group`, whose policies say what it may read.
+    pub(crate) async fn group(&self, group: &GroupName) -> Result<Arc<TokenClient>, FetchError> {
+        let holder = self.holder(group)?;
+        let mut slot = holder.slot.lock().await;
+        match slot.usable(self.gateway.generation.load(Ordering::Acquire)) {
+            Some(client) => Ok(client),
+            None => self.make_child(&holder, &mut slot).await,
         }
     }
 
-    /// After a 403 with `used`: a client with another token, if that one is dead.
-    pub(super) async fn replace_if_dead(
+    /// After a 403 with `used`: another token of the same holder, if that one is dead.
+    ///
+    /// # Errors
+    ///
+    /// The token is dead, and another cannot be had.
+    pub(crate) async fn replace_if_dead(
         &self,
         used: &Arc<TokenClient>,
     ) -> Result<Option<Arc<TokenClient>>, FetchError> {
-        let mut state = self.state.lock().await;
-        match &state.live {
-            Some(live) if !Arc::ptr_eq(&live.client, used) => {
-                return Ok(Some(Arc::clone(&live.client)));
-            }
-            _ => {}
-        }
-        // A role without the default policy may not look itself up, and is then taken for dead:
-        // not more often than this, or each refused secret would cost a login.
-        let recently = state.replaced.is_some_and(|then| then.elapsed() < REPLACE_EVERY);
-        if recently || call(used.vault(), LookupTokenSelfRequest {}).await.is_ok() {
-            return Ok(None);
-        }
-        let fresh = self.log_in(&mut state).await?;
-        state.replaced = Some(Instant::now());
-        Ok(Some(fresh))
-    }
-
-    /// Renews the token whenever it is due. Never returns.
-    pub(super) async fn tend(&self) {
-        loop {
-            let due = *self.renew_at.lock().unwrap_or_else(PoisonError::into_inner);
-            let wait = async {
-                match due {
-                    Some(due) => tokio::time::sleep_until(due.into()).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                () = wait => self.renew().await,
-                () = self.replanned.notified() => {}
-            }
+        let Some(group) = used.group() else { return self.replace_own_if_dead(used).await };
+        let holder = self.holder(group)?;
+        let mut slot = holder.slot.lock().await;
+        let parent = self.gateway.generation.load(Ordering::Acquire);
+        match slot.usable(parent).filter(|live| !Arc::ptr_eq(live, used)) {
+            Some(other) => Ok(Some(other)),
+            None if slot.is_alive(used).await => Ok(None),
+            None => self.make_child(&holder, &mut slot).await.map(Some),
         }
     }
 
-    /// Revokes the token, so that it does not outlive the daemon.
-    pub(super) async fn close(&self) {
-        let live = self.state.lock().await.live.take();
-        if let Some(live) = live {
-            let revoked = call(live.client.vault(), RevokeTokenSelfRequest {});
-            // It ends by itself where Vault cannot be told.
-            let _ = tokio::time::timeout(CLOSE_TIME, revoked).await;
+    /// A number that grows whenever any holder has another token. Whoever leased something with a
+    /// token of a smaller [`TokenClient::generation`] than its holder has now leases it anew, at
+    /// once: the old token goes a minute later.
+    #[allow(dead_code, reason = "for leases of dynamic engines")]
+    pub(crate) fn tokens(&self) -> watch::Receiver<u64> {
+        self.tokens.subscribe()
+    }
+
+    /// The generation of the token that `group` has now; 0 for none.
+    #[allow(dead_code, reason = "for leases of dynamic engines")]
+    pub(crate) fn generation(&self, group: &GroupName) -> u64 {
+        self.holder(group).map_or(0, |holder| holder.generation.load(Ordering::Acquire))
+    }
+
+    async fn replace_own_if_dead(
+        &self,
+        used: &Arc<TokenClient>,
+    ) -> Result<Option<Arc<TokenClient>>, FetchError> {
+        let mut slot = self.gateway.slot.lock().await;
+        match slot.usable(0).filter(|live| !Arc::ptr_eq(live, used)) {
+            Some(other) => Ok(Some(other)),
+            None if slot.is_alive(used).await => Ok(None),
+            None => self.log_in(&mut slot).await.map(Some),
         }
     }
 
-    async fn renew(&self) {
-        let used = self.state.lock().await.live.as_ref().map(|live| Arc::clone(&live.client));
-        let Some(used) = used else { return self.plan(None) };
+    async fn log_in(&self, slot: &mut Slot) -> Result<Arc<TokenClient>, FetchError> {
+        slot.check_recent_failure()?;
+        match self.ask_for_own().await {
+            Ok(live) => Ok(self.put(&self.gateway, slot, live)),
+            Err(error) => Err(slot.fail(error)),
+        }
+    }
+
+    pub(super) async fn ask_for_own(&self) -> Result<Live, FetchError> {
         let now = Instant::now();
-        let request = RenewTokenSelfRequest { increment: None };
-        let renewed = call(used.vault(), request).await.map(|body| parse_grant(&body));
-        let mut state = self.state.lock().await;
-        let Some(live) = state.live.as_mut().filter(|live| Arc::ptr_eq(&live.client, &used)) else {
-            return; // Replaced meanwhile, and planned anew with that.
-        };
-        match renewed {
-            // Near its maximum life a token is renewed for ever less: better a new one.
-            Ok(Some(grant)) if grant.life >= live.full_life / 2 && grant.renewable => {
-                live.ends = Some(now + grant.life);
-                self.plan(Some(now + grant.life * 2 / 3));
-            }
-            Err(CallError::Transport(_) | CallError::Status { code: 500.., .. }) => {
-                self.plan(Some(Instant::now() + RETRY_RENEWAL));
-            }
-            // The old token stays good for what is left of it if the login fails too.
-            _ => {
-                if self.log_in(&mut state).await.is_err() {
-                    self.plan(Some(Instant::now() + RETRY_RENEWAL));
-                }
-            }
-        }
-    }
-
-    async fn log_in(&self, state: &mut State) -> Result<Arc<TokenClient>, FetchError> {
-        if let Some((_, error)) = state.failed.filter(|(then, _)| then.elapsed() < FAILURE_COUNTS) {
-            return Err(error);
-        }
-        match self.ask_for_token().await {
-            Ok(live) => {
-                let client = Arc::clone(&live.client);
-                self.plan(live.ends.map(|_| Instant::now() + live.full_life * 2 / 3));
-                *state = State { live: Some(live), failed: None, replaced: state.replaced };
-                tracing::info!("logged in to Vault");
-                Ok(client)
-            }
-            Err(error) => {
-                state.failed = Some((Instant::now(), error));
-                Err(error)
-            }
-        }
-    }
-
-    async fn ask_for_token(&self) -> Result<Live, FetchError> {
-        let secret_id = read_secret_id(&self.secret_id_file).map_err(|_| {
-            let text = "the SecretID file is missing, not private or not one line";
-            FetchError::Outage(SecretCause::VaultUnreachable, text)
-        })?;
-        let now = Instant::now();
-        let login = Login { mount: &self.mount, role_id: &self.role_id, secret_id: &secret_id };
-        let body = call(&self.transport.client(""), login).await.map_err(login_failed)?;
+        let body = self.login.ask(&self.transport).await?;
         let strange = CallError::Transport("Vault's answer to the login holds no usable token");
-        let grant = parse_grant(&body).ok_or(strange.outage())?;
-        let token = std::str::from_utf8(&grant.token).map_err(|_| strange.outage())?;
-        Ok(Live {
-            client: Arc::new(TokenClient(self.transport.client(token))),
+        let grant = Grant::parse(&body).ok_or(strange.outage())?;
+        if let Some(unfit) = grant.unfit_for_gateway() {
+            return Err(FetchError::Gone(SecretCause::VaultDenied, unfit));
+        }
+        tracing::info!("logged in to Vault");
+        Ok(self.live(grant, now, None, 0))
+    }
+
+    /// A new token for a group.
+    pub(super) async fn make_child(
+        &self,
+        holder: &Holder,
+        slot: &mut Slot,
+    ) -> Result<Arc<TokenClient>, FetchError> {
+        slot.check_recent_failure()?;
+        match self.ask_for_child_twice(holder).await {
+            Ok(live) => Ok(self.put(holder, slot, live)),
+            Err(error) => Err(slot.fail(error)),
+        }
+    }
+
+    /// Under the gateway's token as it is, or under a new one where that has died.
+    async fn ask_for_child_twice(&self, holder: &Holder) -> Result<Live, FetchError> {
+        let (own, policies) = self.own().await?;
+        let asked = match self.ask_for_child(&own, &policies, holder).await {
+            // Vault says 403 for a token that has ended as well as for one that may not.
+            Err(ChildError::Asked(CallError::Status { code: 403, .. }))
+                if self.replace_own_if_dead(&own).await?.is_some() =>
+            {
+                let (own, policies) = self.own().await?;
+                self.ask_for_child(&own, &policies, holder).await
+            }
+            other => other,
+        };
+        asked.map_err(ChildError::into_fetch_error)
+    }
+
+    pub(super) async fn ask_for_child(
+        &self,
+        own: &TokenClient,
+        own_policies: &[String],
+        holder: &Holder,
+    ) -> Result<Live, ChildError> {
+        let Some((group, role)) = &holder.role else {
+            return Err(ChildError::Asked(CallError::DENIED));
+        };
+        let name = format!("cloakroom-{group}");
+        let meta = TokenMeta { cloakroom_group: group.as_str() };
+        let body = TokenBody { display_name: &name, meta };
+        let create = Post::new(format!("auth/token/create/{role}"), &body, 2 * name.len());
+        let now = Instant::now();
+        let answer = own.call(create.map_err(ChildError::Asked)?).await;
+        let answer = answer.map_err(ChildError::Asked)?;
+        let strange = CallError::Transport("Vault's answer holds no usable token for the group");
+        let grant = Grant::parse(&answer).ok_or(ChildError::Asked(strange))?;
+        let unfit = grant.unfit_for_group(own_policies);
+        let live = self.live(grant, now, Some(group.clone()), own.generation());
+        let Some(unfit) = unfit else { return Ok(live) };
+        self.retire(live.client, Instant::now());
+        Err(ChildError::Unfit(unfit))
+    }
+
+    /// The gateway's token, and the policies that it has.
+    async fn own(&self) -> Result<(Arc<TokenClient>, Vec<String>), FetchError> {
+        let mut slot = self.gateway.slot.lock().await;
+        let client = match slot.usable(0) {
+            Some(client) => client,
+            None => self.log_in(&mut slot).await?,
+        };
+        let policies = slot.live.as_ref().map(|live| live.policies.clone());
+        Ok((client, policies.unwrap_or_default()))
+    }
+
+    fn live(&self, grant: Grant, now: Instant, group: Option<GroupName>, parent: u64) -> Live {
+        let mut generation = 0;
+        self.tokens.send_if_modified(|tokens| {
+            *tokens += 1;
+            generation = *tokens;
+            false
+        });
+        let transport = Arc::clone(&self.transport);
+        Live {
             full_life: grant.life,
             ends: (!grant.life.is_zero()).then_some(now + grant.life),
-        })
+            parent,
+            policies: grant.policies.clone(),
+            client: Arc::new(TokenClient::new(transport, grant, group, generation)),
+        }
     }
 
-    fn plan(&self, renew_at: Option<Instant>) {
-        *self.renew_at.lock().unwrap_or_else(PoisonError::into_inner) = renew_at;
+    /// Puts a token where everybody takes it from, and retires the one before.
+    pub(super) fn put(&self, holder: &Holder, slot: &mut Slot, live: Live) -> Arc<TokenClient> {
+        let now = Instant::now();
+        let client = Arc::clone(&live.client);
+        let renew_at = live.ends.map(|_| now + jittered(live.full_life * 2 / 3));
+        if let Some(old) = slot.live.replace(live) {
+            self.retire(old.client, now + RETIRED_TIME);
+        }
+        slot.failed = None;
+        holder.generation.store(client.generation(), Ordering::Release);
+        holder.plan(renew_at);
+        self.tokens.send_modify(|_| {});
+        self.replanned.notify_one();
+        client
+    }
+
+    pub(super) fn retire(&self, client: Arc<TokenClient>, revoke_at: Instant) {
+        let mut retired = lock(&self.retired);
+        if retired.len() < MAX_RETIRED {
+            retired.push(Retired { client, revoke_at });
+        }
+        drop(retired);
         self.replanned.notify_one();
     }
-}
 
-/// AppRole login. vaultrs has it too, in a type that prints the SecretID and does not wipe it.
-struct Login<'a> {
-    mount: &'a str,
-    role_id: &'a str,
-    secret_id: &'a str,
-}
-
-#[derive(Serialize)]
-struct LoginBody<'a> {
-    role_id: &'a str,
-    secret_id: &'a str,
-}
-
-impl Endpoint for Login<'_> {
-    type Response = ();
-    const REQUEST_BODY_TYPE: RequestType = RequestType::JSON;
-    const RESPONSE_BODY_TYPE: ResponseType = ResponseType::JSON;
-
-    fn path(&self) -> String {
-        format!("auth/{}/login", self.mount)
+    fn holder(&self, group: &GroupName) -> Result<Arc<Holder>, FetchError> {
+        let text = "the group is not in the policy";
+        let holder = lock(&self.groups).get(group).cloned();
+        holder.ok_or(FetchError::Gone(SecretCause::VaultDenied, text))
     }
 
-    fn method(&self) -> RequestMethod {
-        RequestMethod::POST
-    }
-
-    fn body(&self) -> Result<Option<Vec<u8>>, ClientError> {
-        let body = LoginBody { role_id: self.role_id, secret_id: self.secret_id };
-        // Room for every byte as an escape: a buffer that grows leaves copies behind.
-        let room = 64 + 6 * (self.role_id.len() + self.secret_id.len());
-        let mut bytes = Vec::with_capacity(room);
-        serde_json::to_writer(&mut bytes, &body)
-            .map_err(|error| ClientError::DataParseError { source: error.into() })?;
-        Ok(Some(bytes))
+    pub(super) fn holders(&self) -> Vec<Arc<Holder>> {
+        lock(&self.groups).values().cloned().collect()
     }
 }
 
-fn login_failed(error: CallError) -> FetchError {
-    match error {
-        // Vault says 400 for a wrong RoleID or SecretID.
-        CallError::Status { code: 400 | 401 | 403 | 404, .. } => {
-            let text = "Vault refused the login: check role_id, the SecretID and approle_mount";
-            FetchError::Gone(SecretCause::VaultDenied, text)
+/// Why a group has no token.
+pub(super) enum ChildError {
+    /// Vault did not make one.
+    Asked(CallError),
+    /// Vault made one that is not to be used.
+    Unfit(&'static str),
+}
+
+impl ChildError {
+    fn into_fetch_error(self) -> FetchError {
+        match self {
+            // Vault says 400 for a role that is not there.
+            Self::Asked(CallError::Status { code: 400 | 403 | 404 | 405, .. }) => {
+                let text = "Vault refuses a token for the group: check its token role (vault_role) \
+                            and the gateway's policy";
+                FetchError::Gone(SecretCause::VaultDenied, text)
+            }
+            Self::Asked(other) => other.outage(),
+            Self::Unfit(text) => FetchError::Gone(SecretCause::VaultDenied, text),
         }
-        other => other.outage(),
     }
 }
 
-fn parse_grant(body: &[u8]) -> Option<Grant> {
-    let token = pick_text(body, &["auth", "client_token"])?;
-    // A token with other bytes could not be put in a header.
-    if token.is_empty() || token.len() > MAX_TOKEN_BYTES || !token.iter().all(u8::is_ascii_graphic)
-    {
-        return None;
-    }
-    let life = match pick(body, &["auth", "lease_duration"]) {
-        Some(Picked::Number(seconds)) => Duration::from_secs(seconds.min(MAX_LIFE_SECONDS)),
-        _ => return None,
-    };
-    let renewable = matches!(pick(body, &["auth", "renewable"]), Some(Picked::Bool(true)));
-    Some(Grant { token, life, renewable })
-}
+/// How long a token that has a successor stays, for questions on their way and for leases that
+/// have to be made anew.
+const RETIRED_TIME: Duration = Duration::from_secs(60);
 
-fn read_secret_id(path: &Path) -> Result<Zeroizing<String>, VaultSourceError> {
-    let content = read_private(path, MAX_TOKEN_BYTES)
-        .map_err(|error| VaultSourceError::SecretIdFile(path.to_owned(), error))?;
-    let line = content.trim_ascii_end();
-    match std::str::from_utf8(line) {
-        Ok(text) if !line.is_empty() && line.iter().all(u8::is_ascii_graphic) => {
-            Ok(Zeroizing::new(text.to_owned()))
-        }
-        _ => Err(VaultSourceError::SecretId(path.to_owned())),
-    }
-}
-
-/// Batch tokens are a few hundred bytes.
-const MAX_TOKEN_BYTES: usize = 4_096;
-
-/// A year. Keeps sums of instants in range.
-const MAX_LIFE_SECONDS: u64 = 365 * 24 * 3600;
-
-const FAILURE_COUNTS: Duration = Duration::from_secs(1);
-
-const REPLACE_EVERY: Duration = Duration::from_secs(30);
-
-const RETRY_RENEWAL: Duration = Duration::from_secs(5);
-
-const CLOSE_TIME: Duration = Duration::from_secs(2);
+/// Above this, old tokens are left to end by themselves.
+const MAX_RETIRED: usize = 1_024;

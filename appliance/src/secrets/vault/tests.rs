@@ -2,10 +2,7 @@
 
 use std::{
     io::Write,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex},
 };
 
 use super::{fake::*, *};
@@ -18,11 +15,17 @@ async fn a_value_is_read_with_one_login() {
         assert_eq!(fetch(&source).await.as_deref(), Ok(VALUE));
     }
     source.close().await;
-    assert_eq!(fake.targets(), [LOGIN, READ, READ, READ, REVOKE]);
+    assert_eq!(fake.targets(), [LOGIN, CHILD, READ, READ, READ, REVOKE]);
     let received = fake.received.lock().unwrap();
     assert_eq!(received[0].token, None);
     assert_eq!(received[0].body, format!(r#"{{"role_id":"role-1","secret_id":"{SECRET_ID}"}}"#));
-    assert!(received[1..].iter().all(|one| one.token.as_deref() == Some(TOKEN)));
+    for one in &received[1..] {
+        let own = [CHILD, REVOKE].contains(&one.target.as_str());
+        let token = if own { TOKEN } else { CHILD_TOKEN };
+        assert_eq!(one.token.as_deref(), Some(token), "the gateway reads nothing: {one:?}");
+    }
+    let body = r#"{"display_name":"cloakroom-agents","meta":{"cloakroom_group":"agents"}}"#;
+    assert_eq!(received[1].body, body, "no policy is asked for: the role says which");
 }
 
 #[tokio::test]
@@ -31,6 +34,7 @@ async fn a_hundred_questions_make_one_login_also_when_it_fails() {
         let fake = Fake::start(move |request| match (request.target.as_str(), status) {
             (LOGIN, 500) => Reply::Json(500, "{}".to_owned()),
             (LOGIN, _) => grant(TOKEN, 3600),
+            (CHILD, _) => child(CHILD_TOKEN, 3600),
             _ => value(),
         })
         .await;
@@ -87,7 +91,10 @@ async fn a_refused_login_is_a_refusal_and_a_sealed_vault_an_outage() {
 #[tokio::test]
 async fn a_slow_vault_is_given_up_in_time() {
     let fake = Fake::start(healthy(|| Reply::Hang)).await;
-    let source = VaultSource::with_call_time(&fake.settings(), Duration::from_secs(1)).unwrap();
+    let (groups, control_plane) = (groups(), ControlPlane::default());
+    let second = Duration::from_secs(1);
+    let source =
+        VaultSource::with_call_time(&fake.settings(), &groups, &control_plane, second).unwrap();
     let started = std::time::Instant::now();
     let error = fetch(&source).await.unwrap_err();
     assert_eq!(
@@ -104,7 +111,8 @@ async fn a_redirect_is_not_followed_and_the_token_goes_nowhere_else() {
         let to = format!("{}{redirected}", thief.address);
         let fake = Fake::start(move |request| match request.target.as_str() {
             target if target == redirected => Reply::Redirect(to.clone()),
-            _ => grant(TOKEN, 3600),
+            LOGIN => grant(TOKEN, 3600),
+            _ => child(CHILD_TOKEN, 3600),
         })
         .await;
         let error = fetch(&fake.source()).await.unwrap_err();
@@ -138,51 +146,6 @@ async fn nobody_there_is_an_outage() {
 }
 
 #[tokio::test]
-async fn a_dead_token_is_replaced_and_the_read_succeeds() {
-    let logins = AtomicUsize::new(0);
-    let fake = Fake::start(move |request| match (request.target.as_str(), &request.token) {
-        (LOGIN, _) => grant(&format!("{TOKEN}-{}", logins.fetch_add(1, Ordering::SeqCst)), 3600),
-        (_, Some(token)) if token.ends_with("-0") => refused(),
-        _ => value(),
-    })
-    .await;
-    assert_eq!(fetch(&fake.source()).await.as_deref(), Ok(VALUE));
-    assert_eq!(fake.targets(), [LOGIN, READ, LOOKUP, LOGIN, READ]);
-}
-
-#[tokio::test]
-async fn a_token_past_its_life_is_not_used() {
-    let fake = Fake::start(|request| match request.target.as_str() {
-        LOGIN => grant(TOKEN, 1),
-        _ => value(),
-    })
-    .await;
-    let source = fake.source();
-    fetch(&source).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(1_100)).await;
-    fetch(&source).await.unwrap();
-    assert_eq!(fake.targets(), [LOGIN, READ, LOGIN, READ]);
-}
-
-#[tokio::test]
-async fn a_token_is_renewed_at_two_thirds_and_fetched_anew_where_that_fails() {
-    for renewal in [200, 403] {
-        let fake = Fake::start(move |request| match (request.target.as_str(), renewal) {
-            (RENEW, 403) => refused(),
-            (LOGIN | RENEW, _) => grant(TOKEN, 3),
-            _ => value(),
-        })
-        .await;
-        let source = fake.source();
-        fetch(&source).await.unwrap();
-        let _ = tokio::time::timeout(Duration::from_millis(3_500), source.tend()).await;
-        fetch(&source).await.unwrap();
-        assert!(fake.count(RENEW) >= 1, "{:?}", fake.targets());
-        assert_eq!(fake.count(LOGIN) > 1, renewal == 403, "{:?}", fake.targets());
-    }
-}
-
-#[tokio::test]
 async fn a_path_that_could_mean_another_is_never_sent() {
     let fake = Fake::start(healthy(value)).await;
     let source = fake.source();
@@ -197,24 +160,26 @@ async fn a_path_that_could_mean_another_is_never_sent() {
 async fn marks_in_a_path_stay_in_the_path() {
     let fake = Fake::start(|request| match request.target.as_str() {
         LOGIN => grant(TOKEN, 3600),
+        CHILD => child(CHILD_TOKEN, 3600),
         _ => value(),
     })
     .await;
     let asked = reference_to("a?b#c%2e d", "key");
     fake.source().fetch(&GroupName("agents".into()), &asked).await.unwrap();
-    assert_eq!(fake.targets()[1], "/v1/kv/data/a%3Fb%23c%252e%20d");
+    assert_eq!(fake.targets()[2], "/v1/kv/data/a%3Fb%23c%252e%20d");
 }
 
 #[tokio::test]
 async fn a_secret_id_that_others_can_read_stops_the_start() {
     let fake = Fake::start(healthy(value)).await;
     let path = fake.folder.write("secret-id", SECRET_ID.as_bytes(), 0o644);
-    let error = VaultSource::new(&fake.settings()).unwrap_err();
-    assert!(matches!(error, VaultSourceError::SecretIdFile(..)));
+    let none = ControlPlane::default();
+    let error = VaultSource::new(&fake.settings(), &groups(), &none).unwrap_err();
+    assert!(matches!(error, VaultSourceError::LoginFile(..)));
     std::fs::remove_file(path).unwrap();
     fake.folder.write("secret-id", b"two\nlines", 0o600);
-    let error = VaultSource::new(&fake.settings()).unwrap_err();
-    assert!(matches!(error, VaultSourceError::SecretId(_)));
+    let error = VaultSource::new(&fake.settings(), &groups(), &none).unwrap_err();
+    assert!(matches!(error, VaultSourceError::LoginContent(..)));
 }
 
 #[derive(Clone, Default)]
@@ -251,10 +216,17 @@ async fn no_log_at_any_level_and_no_error_holds_a_secret() {
         let read = echo(status);
         let read = Fake::start(move |request| match request.target.as_str() {
             LOGIN => grant(TOKEN, 3600),
+            CHILD => child(CHILD_TOKEN, 3600),
             _ => read(request),
         })
         .await;
-        for fake in [login, read] {
+        let make = echo(status);
+        let make = Fake::start(move |request| match request.target.as_str() {
+            LOGIN => grant(TOKEN, 3600),
+            _ => make(request),
+        })
+        .await;
+        for fake in [login, make, read] {
             let source = fake.source();
             let error = fetch(&source).await.unwrap_err();
             errors += &format!("{error:?} {} {source:?}", error.text());
@@ -266,7 +238,7 @@ async fn no_log_at_any_level_and_no_error_holds_a_secret() {
     let log = String::from_utf8(captured.0.lock().unwrap().clone()).unwrap();
     assert!(log.contains("logged in to Vault") && log.contains("TRACE"));
     assert!(!log.contains("ERROR"), "a refusal of Vault is no error of the gateway");
-    for secret in [SECRET_ID, TOKEN, VALUE] {
+    for secret in [SECRET_ID, TOKEN, CHILD_TOKEN, VALUE] {
         assert!(!log.contains(secret), "{secret} in the log:\n{log}");
         assert!(!errors.contains(secret), "{secret} in {errors}");
     }

@@ -1,0 +1,356 @@
+//! How the gateway says who it is: an AppRole, a certificate, or a signed token.
+//!
+//! What proves it is read from its file at each login, because others renew it, and is wiped when
+//! it was sent. The exception is a SecretID that comes wrapped: its token opens once, so that the
+//! SecretID stays in memory from then on, and a token that no longer opens is said aloud, because
+//! somebody else may hold what was in it.
+
+use std::{
+    fs::File,
+    io::Read as _,
+    path::{Path, PathBuf},
+};
+
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::pem::PemObject;
+use serde::Serialize;
+use tokio::sync::Mutex;
+use zeroize::Zeroizing;
+
+use super::{
+    super::{FetchError, PrivateFileError, private_file::read_private},
+    client::{ClientIdentity, Transport},
+    error::{CallError, VaultSourceError},
+    is_plain_path,
+    pick::pick_text,
+    token::{MAX_TOKEN_BYTES, Post},
+};
+use crate::{
+    config::{VaultLogin, VaultSettings},
+    reason::SecretCause,
+};
+
+/// The gateway's one identity.
+pub(super) enum Login {
+    AppRole { mount: String, role_id: String, secret_id: SecretId },
+    Cert { mount: String, role: String, certificate_file: PathBuf, key_file: PathBuf },
+    Jwt { mount: String, role: String, token_file: PathBuf },
+}
+
+/// Where the SecretID is.
+pub(super) enum SecretId {
+    InFile(PathBuf),
+    Wrapped { file: PathBuf, opened: Mutex<Option<Opened>> },
+}
+
+/// A SecretID, and the token that wrapped it.
+pub(super) struct Opened {
+    secret_id: Zeroizing<String>,
+    wrapping: Zeroizing<String>,
+}
+
+#[derive(Serialize)]
+struct AppRoleBody<'a> {
+    role_id: &'a str,
+    secret_id: &'a str,
+}
+
+#[derive(Serialize)]
+struct CertBody<'a> {
+    name: &'a str,
+}
+
+#[derive(Serialize)]
+struct JwtBody<'a> {
+    role: &'a str,
+    jwt: &'a str,
+}
+
+#[derive(Serialize)]
+struct WrappingBody<'a> {
+    token: &'a str,
+}
+
+#[derive(Serialize)]
+struct NoBody {}
+
+impl Login {
+    /// Checks what can be checked without Vault.
+    pub(super) fn new(settings: &VaultSettings) -> Result<Self, VaultSourceError> {
+        let login = match &settings.login {
+            VaultLogin::AppRole { mount, role_id, secret_id_file, wrapped } => {
+                let file = secret_id_file.clone();
+                let opened = Mutex::default();
+                Self::AppRole {
+                    mount: mount.to_string(),
+                    role_id: role_id.to_string(),
+                    secret_id: if *wrapped {
+                        SecretId::Wrapped { file, opened }
+                    } else {
+                        SecretId::InFile(file)
+                    },
+                }
+            }
+            VaultLogin::Cert { mount, role, certificate_file, key_file } => Self::Cert {
+                mount: mount.to_string(),
+                role: role.to_string(),
+                certificate_file: certificate_file.clone(),
+                key_file: key_file.clone(),
+            },
+            VaultLogin::Jwt { mount, role, token_file } => Self::Jwt {
+                mount: mount.to_string(),
+                role: role.to_string(),
+                token_file: token_file.clone(),
+            },
+        };
+        login.check()?;
+        Ok(login)
+    }
+
+    /// Logs in, and returns what Vault says. One call at a time.
+    pub(super) async fn ask(
+        &self,
+        transport: &Transport,
+    ) -> Result<Zeroizing<Vec<u8>>, FetchError> {
+        match self {
+            Self::AppRole { mount, role_id, secret_id } => {
+                let proof = secret_id.read(transport, mount).await?;
+                let body = AppRoleBody { role_id, secret_id: &proof };
+                let answer = send(transport, mount, &body, role_id.len() + proof.len()).await;
+                if answer.as_ref().is_err_and(|error| is_login_refusal(*error)) {
+                    secret_id.forget_where_renewed().await;
+                }
+                answer.map_err(login_failed)
+            }
+            Self::Cert { mount, role, certificate_file, key_file } => {
+                let unusable = "the login's certificate or key is missing, broken or not private";
+                let identity = read_identity(certificate_file, key_file);
+                identity
+                    .and_then(|identity| transport.present(identity))
+                    .map_err(|_| FetchError::Outage(SecretCause::VaultUnreachable, unusable))?;
+                let answer = send(transport, mount, &CertBody { name: role }, role.len()).await;
+                answer.map_err(login_failed)
+            }
+            Self::Jwt { mount, role, token_file } => {
+                let unusable = "the login's token file is missing, too large or not one line";
+                let jwt = read_jwt(token_file)
+                    .map_err(|_| FetchError::Outage(SecretCause::VaultUnreachable, unusable))?;
+                let body = JwtBody { role, jwt: &jwt };
+                let answer = send(transport, mount, &body, role.len() + jwt.len()).await;
+                answer.map_err(login_failed)
+            }
+        }
+    }
+
+    fn check(&self) -> Result<(), VaultSourceError> {
+        let mount = match self {
+            Self::AppRole { mount, .. } | Self::Cert { mount, .. } | Self::Jwt { mount, .. } => {
+                mount
+            }
+        };
+        if !is_plain_path(mount) {
+            return Err(VaultSourceError::Setting("the login's mount is not a plain path"));
+        }
+        match self {
+            Self::AppRole { secret_id, .. } => read_line(secret_id.file()).map(drop),
+            Self::Cert { certificate_file, key_file, .. } => {
+                read_identity(certificate_file, key_file).map(drop)
+            }
+            Self::Jwt { token_file, .. } => read_jwt(token_file).map(drop),
+        }
+    }
+}
+
+impl SecretId {
+    fn file(&self) -> &Path {
+        match self {
+            Self::InFile(file) | Self::Wrapped { file, .. } => file,
+        }
+    }
+
+    async fn read(
+        &self,
+        transport: &Transport,
+        mount: &str,
+    ) -> Result<Zeroizing<String>, FetchError> {
+        let unusable = |_| {
+            let text = "the SecretID file is missing, not private or not one line";
+            FetchError::Outage(SecretCause::VaultUnreachable, text)
+        };
+        match self {
+            Self::InFile(file) => read_line(file).map_err(unusable),
+            Self::Wrapped { file, opened } => {
+                let mut opened = opened.lock().await;
+                if let Some(opened) = &*opened {
+                    return Ok(opened.secret_id.clone());
+                }
+                let wrapping = read_line(file).map_err(unusable)?;
+                let secret_id = unwrap(transport, mount, &wrapping).await?;
+                *opened = Some(Opened { secret_id: secret_id.clone(), wrapping });
+                Ok(secret_id)
+            }
+        }
+    }
+
+    /// After a refusal: the next login opens what is in the file, if that is a new wrapping token.
+    async fn forget_where_renewed(&self) {
+        let Self::Wrapped { file, opened } = self else { return };
+        let mut opened = opened.lock().await;
+        let old = opened.as_ref().map(|opened| opened.wrapping.as_str());
+        if read_line(file).is_ok_and(|wrapping| old != Some(wrapping.as_str())) {
+            *opened = None;
+        }
+    }
+}
+
+/// Looks at what is wrapped before opening it: a token that wraps something else was put there by
+/// somebody else.
+async fn unwrap(
+    transport: &Transport,
+    mount: &str,
+    wrapping: &str,
+) -> Result<Zeroizing<String>, FetchError> {
+    let strange = CallError::Transport("Vault's answer about the wrapping token makes no sense");
+    let body = WrappingBody { token: wrapping };
+    let lookup = Post::new("sys/wrapping/lookup".to_owned(), &body, wrapping.len());
+    let lookup = lookup.map_err(CallError::outage)?;
+    let properties = transport.call("", lookup).await.map_err(wrapping_failed)?;
+    let made_at = pick_text(&properties, &["data", "creation_path"]).ok_or(strange.outage())?;
+    if !is_secret_id_path(&made_at, mount) {
+        tracing::error!("{SWAPPED}");
+        return Err(FetchError::Gone(SecretCause::VaultDenied, SWAPPED));
+    }
+    let unwrap = Post::new("sys/wrapping/unwrap".to_owned(), &NoBody {}, 0);
+    let unwrap = unwrap.map_err(CallError::outage)?;
+    let answer = transport.call(wrapping, unwrap).await.map_err(wrapping_failed)?;
+    let secret_id = pick_text(&answer, &["data", "secret_id"]).ok_or(strange.outage())?;
+    let secret_id = one_line(&secret_id).ok_or(strange.outage())?;
+    tracing::info!("unwrapped the SecretID");
+    Ok(secret_id)
+}
+
+/// Whether a wrapped answer was made by `auth/MOUNT/role/ROLE/secret-id`.
+fn is_secret_id_path(path: &[u8], mount: &str) -> bool {
+    let Some(role) = std::str::from_utf8(path)
+        .ok()
+        .and_then(|path| path.strip_prefix("auth/"))
+        .and_then(|path| path.strip_prefix(mount))
+        .and_then(|path| path.strip_prefix("/role/"))
+        .and_then(|path| path.strip_suffix("/secret-id"))
+    else {
+        return false;
+    };
+    !role.is_empty() && !role.contains('/')
+}
+
+async fn send(
+    transport: &Transport,
+    mount: &str,
+    body: &impl Serialize,
+    room: usize,
+) -> Result<Zeroizing<Vec<u8>>, CallError> {
+    transport.call("", Post::new(format!("auth/{mount}/login"), body, room)?).await
+}
+
+/// Vault says 400 for a wrong RoleID or SecretID.
+const fn is_login_refusal(error: CallError) -> bool {
+    matches!(error, CallError::Status { code: 400 | 401 | 403 | 404, .. })
+}
+
+fn login_failed(error: CallError) -> FetchError {
+    if is_login_refusal(error) {
+        let text = "Vault refused the login: check the role, what proves it, and the mount";
+        return FetchError::Gone(SecretCause::VaultDenied, text);
+    }
+    error.outage()
+}
+
+fn wrapping_failed(error: CallError) -> FetchError {
+    if is_login_refusal(error) {
+        tracing::error!("{OPENED_BEFORE}");
+        return FetchError::Gone(SecretCause::VaultDenied, OPENED_BEFORE);
+    }
+    error.outage()
+}
+
+fn read_line(path: &Path) -> Result<Zeroizing<String>, VaultSourceError> {
+    let content = read_private(path, MAX_TOKEN_BYTES)
+        .map_err(|error| VaultSourceError::LoginFile(path.to_owned(), error))?;
+    one_line(&content).ok_or_else(|| VaultSourceError::LoginContent(path.to_owned(), ONE_LINE))
+}
+
+/// A file that a platform keeps fresh: Kubernetes links it and lets everybody in the pod read it,
+/// so that only its size is bounded here.
+fn read_jwt(path: &Path) -> Result<Zeroizing<String>, VaultSourceError> {
+    let unreadable = |error: std::io::Error| {
+        VaultSourceError::LoginFile(path.to_owned(), PrivateFileError::Unreadable(error.kind()))
+    };
+    let mut content = Zeroizing::new(Vec::with_capacity(MAX_JWT_BYTES + 1));
+    let file = File::open(path).map_err(unreadable)?;
+    file.take(MAX_JWT_BYTES as u64 + 1).read_to_end(&mut content).map_err(unreadable)?;
+    if content.len() > MAX_JWT_BYTES {
+        return Err(VaultSourceError::LoginFile(path.to_owned(), PrivateFileError::TooLarge));
+    }
+    one_line(&content).ok_or_else(|| VaultSourceError::LoginContent(path.to_owned(), ONE_LINE))
+}
+
+fn read_identity(certificate: &Path, key: &Path) -> Result<ClientIdentity, VaultSourceError> {
+    let wrong = |path: &Path, what| VaultSourceError::LoginContent(path.to_owned(), what);
+    let unreadable = |_| wrong(certificate, "it cannot be read");
+    let chain: Vec<_> = CertificateDer::pem_file_iter(certificate)
+        .map_err(unreadable)?
+        .collect::<Result<_, _>>()
+        .map_err(|_| wrong(certificate, "it is not PEM"))?;
+    if chain.is_empty() {
+        return Err(wrong(certificate, "it holds no certificate"));
+    }
+    let pem = read_private(key, MAX_KEY_BYTES)
+        .map_err(|error| VaultSourceError::LoginFile(key.to_owned(), error))?;
+    let key = PrivateKeyDer::from_pem_slice(&pem)
+        .map_err(|_| wrong(key, "it holds no private key in PEM"))?;
+    Ok(ClientIdentity { chain, key })
+}
+
+fn one_line(content: &[u8]) -> Option<Zeroizing<String>> {
+    let line = content.trim_ascii_end();
+    let printable = !line.is_empty() && line.iter().all(u8::is_ascii_graphic);
+    let text = std::str::from_utf8(line).ok().filter(|_| printable)?;
+    Some(Zeroizing::new(text.to_owned()))
+}
+
+const ONE_LINE: &str = "it must hold one printable line";
+
+const OPENED_BEFORE: &str = "the wrapping token of the SecretID was used before or has ended: \
+    somebody else may hold the SecretID; destroy it in Vault and put a new wrapping token";
+
+const SWAPPED: &str = "the wrapping token wraps no SecretID of this mount: somebody may have \
+    swapped it; put a new one";
+
+/// A signed token with many claims has a few kilobytes.
+const MAX_JWT_BYTES: usize = 16 * 1024;
+
+/// An RSA key of 16,384 bits has 13 kB in PEM.
+const MAX_KEY_BYTES: usize = 16 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_secret_id_of_this_mount_is_unwrapped() {
+        assert!(is_secret_id_path(b"auth/approle/role/gateway/secret-id", "approle"));
+        assert!(is_secret_id_path(b"auth/team/a/role/gateway/secret-id", "team/a"));
+        for other in [
+            "auth/approle/role//secret-id",
+            "auth/approle/role/a/b/secret-id",
+            "auth/approle2/role/gateway/secret-id",
+            "auth/approle/role/gateway/secret-id/lookup",
+            "auth/token/create",
+            "kv/data/approle/role/gateway/secret-id",
+            "sys/wrapping/wrap",
+            "",
+        ] {
+            assert!(!is_secret_id_path(other.as_bytes(), "approle"), "{other}");
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! A token: what Vault says when it makes one, and asking questions with it.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use rustify::{
+    endpoint::Endpoint,
+    enums::{RequestMethod, RequestType, ResponseType},
+    errors::ClientError,
+};
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use super::{
+    client::Transport,
+    error::CallError,
+    pick::{Picked, pick, pick_text},
+};
+use crate::policy::GroupName;
+
+/// Asks Vault with one token, which is wiped with the last user.
+pub(crate) struct TokenClient {
+    transport: Arc<Transport>,
+    token: Zeroizing<String>,
+    accessor: Option<String>,
+    group: Option<GroupName>,
+    generation: u64,
+    /// Whether Vault said that there is no such token.
+    unknown: AtomicBool,
+}
+
+impl TokenClient {
+    pub(super) fn new(
+        transport: Arc<Transport>,
+        grant: Grant,
+        group: Option<GroupName>,
+        generation: u64,
+    ) -> Self {
+        Self {
+            transport,
+            token: grant.token,
+            accessor: grant.accessor,
+            group,
+            generation,
+            unknown: AtomicBool::new(false),
+        }
+    }
+
+    /// Runs one endpoint with this token and returns the body of a successful answer.
+    ///
+    /// # Errors
+    ///
+    /// A status that is no success, or no answer within ten seconds or 1 MiB.
+    pub(crate) async fn call(
+        &self,
+        endpoint: impl Endpoint,
+    ) -> Result<Zeroizing<Vec<u8>>, CallError> {
+        let answer = self.transport.call(&self.token, endpoint).await;
+        if matches!(answer, Err(CallError::Status { unknown_token: true, .. })) {
+            self.unknown.store(true, Ordering::Relaxed);
+        }
+        answer
+    }
+
+    /// Which token this is. A later token of the same holder has a larger number; a renewed one
+    /// keeps its own. What was leased under one number ends with it.
+    pub(crate) const fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Whose token it is; `None` for the gateway's own.
+    pub(super) const fn group(&self) -> Option<&GroupName> {
+        self.group.as_ref()
+    }
+
+    pub(super) fn accessor(&self) -> Option<&str> {
+        self.accessor.as_deref()
+    }
+
+    pub(super) fn is_unknown(&self) -> bool {
+        self.unknown.load(Ordering::Relaxed)
+    }
+}
+
+/// What Vault says about a token that it made or renewed.
+pub(super) struct Grant {
+    token: Zeroizing<String>,
+    accessor: Option<String>,
+    /// Zero for a token that does not end.
+    pub(super) life: Duration,
+    pub(super) renewable: bool,
+    pub(super) policies: Vec<String>,
+    orphan: Option<bool>,
+    kind: Option<String>,
+}
+
+/// The part of an answer that is no secret.
+#[derive(Deserialize)]
+struct Envelope {
+    auth: Auth,
+}
+
+#[derive(Deserialize)]
+struct Auth {
+    accessor: Option<String>,
+    policies: Option<Vec<String>>,
+    token_policies: Option<Vec<String>>,
+    identity_policies: Option<Vec<String>>,
+    orphan: Option<bool>,
+    token_type: Option<String>,
+}
+
+impl Grant {
+    /// `None` for what is no grant of a token.
+    pub(super) fn parse(body: &[u8]) -> Option<Self> {
+        let token = pick_text(body, &["auth", "client_token"])?;
+        // A token with other bytes could not be put in a header.
+        if token.is_empty()
+            || token.len() > MAX_TOKEN_BYTES
+            || !token.iter().all(u8::is_ascii_graphic)
+        {
+            return None;
+        }
+        let life = match pick(body, &["auth", "lease_duration"]) {
+            Some(Picked::Number(seconds)) => Duration::from_secs(seconds.min(MAX_LIFE_SECONDS)),
+            _ => return None,
+        };
+        let renewable = matches!(pick(body, &["auth", "renewable"]), Some(Picked::Bool(true)));
+        let Envelope { auth } = serde_json::from_slice(body).ok()?;
+        let lists = [auth.policies, auth.token_policies, auth.identity_policies];
+        let mut policies: Vec<String> = lists.into_iter().flatten().flatten().collect();
+        policies.sort_unstable();
+        policies.dedup();
+        Some(Self {
+            token: Zeroizing::new(std::str::from_utf8(&token).ok()?.to_owned()),
+            accessor: auth.accessor.filter(|accessor| !accessor.is_empty()),
+            life,
+            renewable,
+            policies,
+            orphan: auth.orphan,
+            kind: auth.token_type,
+        })
+    }
+
+    /// Why the gateway's own token is not to be used, if so.
+    pub(super) fn unfit_for_gateway(&self) -> Option<&'static str> {
+        self.is_root().then_some("Vault gave the gateway a root token, which is not used")
+    }
+
+    /// Why the token of a group is not to be used, if so. `parent` is what the gateway's own token
+    /// may.
+    pub(super) fn unfit_for_group(&self, parent: &[String]) -> Option<&'static str> {
+        let inherited =
+            |policy: &&String| policy.as_str() != DEFAULT_POLICY && parent.contains(policy);
+        if self.is_root() {
+            Some("Vault gave the group a root token, which is not used")
+        } else if self.policies.iter().find(inherited).is_some() {
+            // A role without allowed_policies hands on what its caller has.
+            Some("the group's token has a policy of the gateway's: set the role's allowed_policies")
+        } else if self.orphan != Some(false) {
+            Some("the group's token would outlive the gateway's: set orphan=false on its role")
+        } else if self.kind.as_deref() != Some("service") {
+            Some("the group's token cannot be revoked: set token_type=service on its role")
+        } else {
+            None
+        }
+    }
+
+    fn is_root(&self) -> bool {
+        self.policies.iter().any(|policy| policy == "root")
+    }
+}
+
+/// A POST with a JSON body that may hold a secret. vaultrs' types of this kind print it and do not
+/// wipe it.
+pub(super) struct Post {
+    path: String,
+    body: Zeroizing<Vec<u8>>,
+}
+
+impl Post {
+    /// `room` is how many bytes of text `body` has.
+    pub(super) fn new(path: String, body: &impl Serialize, room: usize) -> Result<Self, CallError> {
+        // Room for every byte as an escape: a buffer that grows leaves copies behind.
+        let mut bytes = Zeroizing::new(Vec::with_capacity(256 + 6 * room));
+        serde_json::to_writer(&mut *bytes, body)
+            .map_err(|_| CallError::Transport("the question to Vault could not be made"))?;
+        Ok(Self { path, body: bytes })
+    }
+}
+
+impl Endpoint for Post {
+    type Response = ();
+    const REQUEST_BODY_TYPE: RequestType = RequestType::JSON;
+    const RESPONSE_BODY_TYPE: ResponseType = ResponseType::JSON;
+
+    fn path(&self) -> String {
+        self.path.clone()
+    }
+
+    fn method(&self) -> RequestMethod {
+        RequestMethod::POST
+    }
+
+    fn body(&self) -> Result<Option<Vec<u8>>, ClientError> {
+        Ok(Some(self.body.to_vec()))
+    }
+}
+
+/// Batch tokens are a few hundred bytes.
+pub(super) const MAX_TOKEN_BYTES: usize = 4_096;
+
+/// A year. Keeps sums of instants in range.
+const MAX_LIFE_SECONDS: u64 = 365 * 24 * 3600;
+
+/// Every token has it unless its role says otherwise.
+const DEFAULT_POLICY: &str = "default";

@@ -1,0 +1,268 @@
+//! The life of the gateway's token and of those of its groups, against the fake.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+
+use super::{fake::*, *};
+
+/// A Vault that numbers its tokens. `dead` says which ones it no longer takes.
+fn numbering(
+    life: u64,
+    dead: impl Fn(&str) -> bool + Send + Sync + 'static,
+    unknown: &'static str,
+) -> impl Fn(&Received) -> Reply + Send + Sync {
+    let made = AtomicUsize::new(0);
+    move |request| {
+        if request.token.as_deref().is_some_and(&dead) {
+            return Reply::Json(403, format!(r#"{{"errors":["permission denied{unknown}"]}}"#));
+        }
+        match request.target.as_str() {
+            LOGIN => grant(&format!("{TOKEN}-{}", made.fetch_add(1, SeqCst)), life),
+            CHILD => child(&format!("{CHILD_TOKEN}-{}", made.fetch_add(1, SeqCst)), life),
+            LOOKUP | REVOKE => Reply::Json(200, "{}".to_owned()),
+            RENEW => refused(),
+            _ => value(),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_dead_token_of_a_group_is_replaced_and_the_read_succeeds() {
+    for (unknown, asked) in [("", &[READ, LOOKUP][..]), ("; invalid token", &[READ])] {
+        let fake = Fake::start(numbering(3600, |token| token.ends_with("-1"), unknown)).await;
+        assert_eq!(fetch(&fake.source()).await.as_deref(), Ok(VALUE));
+        assert_eq!(fake.targets(), [&[LOGIN, CHILD], asked, &[CHILD, READ]].concat());
+    }
+}
+
+#[tokio::test]
+async fn a_dead_token_of_the_gateway_costs_one_login_and_the_read_succeeds() {
+    let revoked = Arc::new(AtomicBool::new(false));
+    let dead = Arc::clone(&revoked);
+    let dies =
+        move |token: &str| dead.load(SeqCst) && ["-0", "-1"].contains(&&token[token.len() - 2..]);
+    let fake = Fake::start(numbering(3600, dies, "; invalid token")).await;
+    let source = fake.source();
+    fetch(&source).await.unwrap();
+    let before = source.session().generation(&GroupName("agents".into()));
+    revoked.store(true, SeqCst);
+    assert_eq!(fetch(&source).await.as_deref(), Ok(VALUE));
+    let again = [READ, CHILD, LOGIN, CHILD, READ];
+    assert_eq!(fake.targets(), [&[LOGIN, CHILD, READ], &again[..]].concat());
+    assert!(source.session().generation(&GroupName("agents".into())) > before);
+}
+
+#[tokio::test]
+async fn a_refused_secret_costs_no_token() {
+    let fake = Fake::start(healthy(refused)).await;
+    let source = fake.source();
+    for _ in 0..3 {
+        assert_eq!(fetch(&source).await.unwrap_err().cause(), SecretCause::VaultDenied);
+    }
+    assert_eq!((fake.count(LOGIN), fake.count(CHILD)), (1, 1), "{:?}", fake.targets());
+}
+
+#[tokio::test]
+async fn a_group_whose_role_is_refused_is_refused_alone() {
+    for status in [400, 403, 404] {
+        let fake = Fake::start(move |request| match request.target.as_str() {
+            LOGIN => grant(TOKEN, 3600),
+            CHILD => Reply::Json(status, "{}".to_owned()),
+            LOOKUP => Reply::Json(200, "{}".to_owned()),
+            target if target.starts_with("/v1/auth/token/create/") => child(CHILD_TOKEN, 3600),
+            _ => value(),
+        })
+        .await;
+        let groups = [group("agents"), group("others")];
+        let source = VaultSource::new(&fake.settings(), &groups, &ControlPlane::default()).unwrap();
+        let error = fetch(&source).await.unwrap_err();
+        assert!(matches!(error, FetchError::Gone(SecretCause::VaultDenied, _)), "{error:?}");
+        source.fetch(&GroupName("others".into()), &reference()).await.unwrap();
+        assert!(source.fetch(&GroupName("unheard".into()), &reference()).await.is_err());
+    }
+}
+
+#[tokio::test]
+async fn a_token_that_could_do_more_than_it_should_is_not_used() {
+    let cases = [
+        r#""policies":["agents","root"],"orphan":false,"token_type":"service""#,
+        r#""policies":["agents"],"identity_policies":["root"],"orphan":false,"token_type":"service""#,
+        r#""policies":["agents","gateway"],"orphan":false,"token_type":"service""#,
+        r#""policies":["agents"],"orphan":true,"token_type":"service""#,
+        r#""policies":["agents"],"token_type":"service""#,
+        r#""policies":["agents"],"orphan":false,"token_type":"batch""#,
+        r#""policies":"agents","orphan":false,"token_type":"service""#,
+    ];
+    for rest in cases {
+        let fake = Fake::start(move |request| match request.target.as_str() {
+            LOGIN => grant(TOKEN, 3600),
+            CHILD => granted(CHILD_TOKEN, 3600, rest),
+            _ => value(),
+        })
+        .await;
+        fetch(&fake.source()).await.unwrap_err();
+        assert_eq!(fake.targets(), [LOGIN, CHILD], "{rest}");
+    }
+    let fake = Fake::start(|_| granted(TOKEN, 3600, r#""policies":["root"],"orphan":true"#)).await;
+    fetch(&fake.source()).await.unwrap_err();
+    assert_eq!(fake.targets(), [LOGIN], "nor the gateway's own");
+}
+
+#[tokio::test]
+async fn a_token_past_its_life_is_not_used() {
+    let fake = Fake::start(numbering(1, |_| false, "")).await;
+    let source = fake.source();
+    fetch(&source).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    fetch(&source).await.unwrap();
+    assert_eq!(fake.targets(), [LOGIN, CHILD, READ, LOGIN, CHILD, READ]);
+}
+
+#[tokio::test]
+async fn tokens_are_renewed_at_two_thirds() {
+    let fake = Fake::start(|request| match (request.target.as_str(), request.token.as_deref()) {
+        (LOGIN, _) | (RENEW, Some(TOKEN)) => grant(TOKEN, 3),
+        (CHILD | RENEW, _) => child(CHILD_TOKEN, 3),
+        _ => value(),
+    })
+    .await;
+    let source = fake.source();
+    fetch(&source).await.unwrap();
+    let generation = source.session().generation(&GroupName("agents".into()));
+    let _ = tokio::time::timeout(Duration::from_millis(5_000), source.tend()).await;
+    fetch(&source).await.unwrap();
+    assert!(fake.count(RENEW) >= 4, "{:?}", fake.targets());
+    assert_eq!((fake.count(LOGIN), fake.count(CHILD)), (1, 1), "{:?}", fake.targets());
+    assert_eq!(source.session().generation(&GroupName("agents".into())), generation);
+}
+
+#[tokio::test]
+async fn before_a_new_login_takes_over_every_group_has_a_token_under_it() {
+    let fake = Fake::start(numbering(30, |_| false, "")).await;
+    let source = fake.source();
+    fetch(&source).await.unwrap();
+    let session = source.session();
+    let mut tokens = session.tokens();
+    tokens.mark_unchanged();
+    session.log_in_anew().await;
+    assert!(tokens.has_changed().unwrap());
+    fetch(&source).await.unwrap();
+    assert_eq!(fake.targets(), [LOGIN, CHILD, READ, LOGIN, CHILD, READ]);
+    let received = fake.received.lock().unwrap();
+    let last = |number: usize| received[number].token.clone().unwrap();
+    assert_eq!(last(4), format!("{TOKEN}-2"), "made with the new login");
+    assert_eq!(last(5), format!("{CHILD_TOKEN}-3"));
+    drop(received);
+    source.close().await;
+    assert_eq!(fake.count(REVOKE), 3, "old and new: {:?}", fake.targets());
+}
+
+#[tokio::test]
+async fn the_token_of_a_group_that_left_is_revoked_and_no_other() {
+    let fake = Fake::start(|request| match request.target.as_str() {
+        LOGIN => grant(TOKEN, 3600),
+        CHILD => child(CHILD_TOKEN, 3600),
+        target if target.starts_with("/v1/auth/token/create/") => child("hvs.other", 3600),
+        REVOKE => Reply::Json(204, String::new()),
+        _ => value(),
+    })
+    .await;
+    let groups = [group("agents"), group("others")];
+    let source = VaultSource::new(&fake.settings(), &groups, &ControlPlane::default()).unwrap();
+    fetch(&source).await.unwrap();
+    let other = GroupName("others".into());
+    source.fetch(&other, &reference()).await.unwrap();
+    source.session().set_groups(&groups[..1]);
+    let _ = tokio::time::timeout(Duration::from_millis(500), source.tend()).await;
+    assert!(source.fetch(&other, &reference()).await.is_err());
+    fetch(&source).await.unwrap();
+    let received = fake.received.lock().unwrap();
+    let revoked: Vec<_> = received.iter().filter(|one| one.target == REVOKE).collect();
+    assert_eq!(revoked.len(), 1);
+    assert_eq!(revoked[0].token.as_deref(), Some("hvs.other"));
+    assert_eq!(received.iter().filter(|one| one.target == CHILD).count(), 1);
+}
+
+#[tokio::test]
+async fn a_wrapped_secret_id_is_opened_once_and_only_where_it_is_one() {
+    const LOOKUP_WRAP: &str = "/v1/sys/wrapping/lookup";
+    const UNWRAP: &str = "/v1/sys/wrapping/unwrap";
+    for (made_at, good) in
+        [("auth/approle/role/gateway/secret-id", true), ("kv/data/agents/openai", false)]
+    {
+        let logins = AtomicUsize::new(0);
+        let fake = Fake::start(move |request| match request.target.as_str() {
+            LOOKUP_WRAP => {
+                Reply::Json(200, format!(r#"{{"data":{{"creation_path":"{made_at}"}}}}"#))
+            }
+            UNWRAP => Reply::Json(200, r#"{"data":{"secret_id":"inner-secret-id"}}"#.to_owned()),
+            LOGIN => {
+                logins.fetch_add(1, SeqCst);
+                grant(TOKEN, 1)
+            }
+            CHILD => child(CHILD_TOKEN, 1),
+            _ => value(),
+        })
+        .await;
+        let mut settings = fake.settings();
+        let crate::config::VaultLogin::AppRole { wrapped, .. } = &mut settings.login else {
+            unreachable!()
+        };
+        *wrapped = true;
+        let source = VaultSource::new(&settings, &groups(), &ControlPlane::default()).unwrap();
+        assert_eq!(fetch(&source).await.is_ok(), good, "{made_at}");
+        if !good {
+            assert_eq!(fake.targets(), [LOOKUP_WRAP], "it is not even opened");
+            continue;
+        }
+        tokio::time::sleep(Duration::from_millis(1_100)).await;
+        fetch(&source).await.unwrap();
+        assert_eq!((fake.count(UNWRAP), fake.count(LOGIN)), (1, 2));
+        let received = fake.received.lock().unwrap();
+        assert_eq!(received[1].token.as_deref(), Some(SECRET_ID), "the file's token opens it");
+        assert!(received[2].body.contains("inner-secret-id"), "{}", received[2].body);
+    }
+}
+
+#[tokio::test]
+async fn a_redirect_is_followed_to_a_peer_and_a_standby_is_passed_over() {
+    for standby in [307, 429, 473, 0] {
+        let active = Fake::start(healthy(value)).await;
+        let to = active.address.clone();
+        let first = Fake::start(move |request| match standby {
+            307 => Reply::Redirect(format!("{to}{}", request.target)),
+            status => Reply::Json(status, "{}".to_owned()),
+        })
+        .await;
+        if standby == 0 {
+            first.task.abort();
+            while !first.task.is_finished() {
+                tokio::task::yield_now().await;
+            }
+        }
+        let mut settings = first.settings();
+        settings.peers = vec![active.address.as_str().into()];
+        let source = VaultSource::new(&settings, &groups(), &ControlPlane::default()).unwrap();
+        assert_eq!(fetch(&source).await.as_deref(), Ok(VALUE), "{standby}");
+        assert_eq!(active.targets(), [LOGIN, CHILD, READ]);
+        assert!(first.targets().len() <= 1, "the node that answered is asked first from then on");
+    }
+}
+
+#[tokio::test]
+async fn nodes_that_point_at_one_another_or_change_the_question_are_an_outage() {
+    for path in [LOGIN, READ] {
+        let redirect = Arc::new(std::sync::OnceLock::new());
+        let to = Arc::clone(&redirect);
+        let first = Fake::start(move |_| Reply::Redirect(String::clone(to.get().unwrap()))).await;
+        let back = format!("{}{LOGIN}", first.address);
+        let second = Fake::start(move |_| Reply::Redirect(back.clone())).await;
+        redirect.set(format!("{}{path}", second.address)).unwrap();
+        let mut settings = first.settings();
+        settings.peers = vec![second.address.as_str().into()];
+        let source = VaultSource::new(&settings, &groups(), &ControlPlane::default()).unwrap();
+        let error = fetch(&source).await.unwrap_err();
+        assert_eq!(error.cause(), SecretCause::VaultUnreachable);
+        let all = [first.targets(), second.targets()].concat();
+        assert!(all.len() <= 6 && all.iter().all(|target| target == LOGIN), "{all:?}");
+    }
+}
