@@ -30,6 +30,7 @@ mod quarantine;
 mod refused_packets;
 mod relay;
 mod responses;
+mod restart;
 mod rotation;
 mod secret_store;
 mod start;

@@ -195,7 +195,10 @@ fn surroundings() -> Surroundings {
     let for_this = set("WATCHDOG_PID").is_none()
         || number("WATCHDOG_PID") == Some(u64::from(std::process::id()));
     let watchdog = number("WATCHDOG_USEC").filter(|_| for_this).map(Duration::from_micros);
-    Surroundings { notify_socket: set("NOTIFY_SOCKET"), watchdog }
+    let handed_to_this = number("LISTEN_PID") == Some(u64::from(std::process::id()));
+    let handed = number("LISTEN_FDS").filter(|_| handed_to_this);
+    let handed = handed.and_then(|count| u16::try_from(count).ok()).unwrap_or_default();
+    Surroundings { notify_socket: set("NOTIFY_SOCKET"), watchdog, handed }
 }
 
 fn run_ca(command: CaCommand) -> Result<(), Failure> {

@@ -50,7 +50,7 @@ use crate::{
     dial::{ControlPlane, Resolver},
     dns::{self, Desk},
     intercept::Means,
-    packets::{self, Capture, Claim, PacketLog, PacketsError},
+    packets::{self, Capture, Claim, Kept, PacketLog, PacketsError},
     phase::{Phase, Phases},
     policy::{Group, Policy},
     quarantine::Quarantine,
@@ -81,6 +81,8 @@ pub struct Surroundings {
     pub notify_socket: Option<OsString>,
     /// The time within which it wants signs of life (`WATCHDOG_USEC`, `sd_watchdog_enabled(3)`).
     pub watchdog: Option<Duration>,
+    /// How many descriptors were handed over (`LISTEN_FDS`, `sd_listen_fds(3)`).
+    pub handed: u16,
 }
 
 /// Runs the daemon until it is told to stop. `ready_file` is written once packets are captured.
@@ -94,7 +96,9 @@ pub async fn run(
     let signals = Signals::new().map_err(|error| other("cannot handle signals", &error))?;
     let supervisor = Supervisor::of(surroundings)
         .map_err(|error| other("cannot speak to the socket in NOTIFY_SOCKET", &error))?;
-    let daemon = Daemon::start(config, config_file).await?;
+    let handed = supervisor::handed(surroundings.handed)
+        .map_err(|error| other("cannot take what LISTEN_FDS says", &error))?;
+    let daemon = Daemon::start(config, config_file, &supervisor, Kept::new(handed)).await?;
     if let Some(path) = ready_file {
         std::fs::write(path, "ready\n")
             .map_err(|error| other(&format!("cannot write {}", path.display()), &error))?;
@@ -132,7 +136,12 @@ struct Daemon {
 }
 
 impl Daemon {
-    async fn start(config: Config, config_file: &Path) -> Result<Self, DaemonError> {
+    async fn start(
+        config: Config,
+        config_file: &Path,
+        supervisor: &Supervisor,
+        kept: Kept,
+    ) -> Result<Self, DaemonError> {
         let Config { settings, policy } = config;
         let control = Control::bind(&settings.control).map_err(|error| {
             other(&format!("the control socket {}", settings.control.display()), &error)
@@ -168,12 +177,13 @@ impl Daemon {
         });
         let refreshing = tokio::spawn(Arc::clone(&secrets).run(cut(phases.clone())));
         first_round(&secrets, rotation.as_ref(), &cas, FIRST_ROUND).await;
-        let claim = packets::claim(&capture)?;
+        let claim = packets::claim_beside(&kept, &capture)?;
         let log = PacketLog::open(capture.nflog_group)?;
         let (in_force, places) = (gateway.rulebook.clone(), Arc::clone(&gateway.places));
         let watcher = Watcher::start(log, audit.clone(), in_force, places)
             .map_err(|error| other("cannot start a thread", &error))?;
-        let Captured { workers, dns } = capture_packets(&capture, &settings, &gateway)?;
+        let Captured { workers, dns } =
+            capture_packets(&capture, &settings, &gateway, (supervisor, kept))?;
         report_secrets(&secrets);
         rotation.as_ref().inspect(|rotation| report_cas(rotation));
         let (to_reload, reloads) = mpsc::channel(1);
@@ -336,6 +346,7 @@ fn capture_packets(
     capture: &Capture,
     settings: &Settings,
     gateway: &Arc<Gateway>,
+    (supervisor, mut kept): (&Supervisor, Kept),
 ) -> Result<Captured, DaemonError> {
     let (begin, begun) = oneshot::channel();
     let mut begins = vec![begin];
@@ -352,12 +363,15 @@ fn capture_packets(
     let mut workers = Vec::with_capacity(count);
     for number in 0..count {
         let (begin, begun) = oneshot::channel();
-        let listeners = packets::listen(capture)?;
+        let listeners = kept.listen(capture)?;
+        supervisor.keep(&listeners);
         let worker = Worker::start(number, listeners, Arc::clone(gateway), begun)
             .map_err(|error| other("cannot start a worker", &error))?;
         workers.push(worker);
         begins.push(begin);
     }
+    // What nobody took must not be sent a connection.
+    drop(kept);
     packets::apply(capture)?;
     for begin in begins {
         // A worker that is gone has said so itself.

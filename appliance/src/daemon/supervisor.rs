@@ -1,9 +1,12 @@
 //! What the service manager is told (`sd_notify(3)`, `systemd.service(5)`): that the daemon is
-//! ready, reloads, stops, and still goes round. Whoever asked for none of it is told nothing.
+//! ready, reloads, stops, and still goes round; and what it keeps while the daemon restarts
+//! (`FDSTORE=1`). Whoever asked for none of it is told nothing.
 
 use std::{
-    io,
+    io::{self, IoSlice},
+    mem::MaybeUninit,
     os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
         linux::net::SocketAddrExt,
         unix::{
             ffi::OsStrExt,
@@ -13,9 +16,14 @@ use std::{
     time::Duration,
 };
 
-use rustix::time::{ClockId, clock_gettime};
+use rustix::{
+    net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg},
+    process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open},
+    time::{ClockId, clock_gettime},
+};
 
 use super::Surroundings;
+use crate::packets::Listener;
 
 /// Whoever started the daemon and wants to know how it is.
 #[derive(Debug)]
@@ -42,7 +50,8 @@ impl Supervisor {
         };
         let socket = UnixDatagram::unbound()?;
         socket.connect_addr(&address)?;
-        socket.set_nonblocking(true)?;
+        // A manager that does not read holds up nobody for long.
+        socket.set_write_timeout(Some(PATIENCE))?;
         // Half of it, so that one that is late is still in time.
         let watchdog = surroundings.watchdog.map(|limit| limit / 2).filter(|half| !half.is_zero());
         Ok(Self { socket: Some(socket), watchdog })
@@ -70,6 +79,17 @@ impl Supervisor {
         self.tell("WATCHDOG=1");
     }
 
+    /// Gives it the listeners to keep. One that it keeps already it does not keep twice.
+    pub(super) fn keep(&self, listeners: &[Listener]) {
+        let Some(manager) = &self.socket else { return };
+        for some in listeners.chunks(MAX_SENT) {
+            let sockets: Vec<BorrowedFd<'_>> = some.iter().map(|it| it.socket.as_fd()).collect();
+            if let Err(error) = send(manager, &sockets) {
+                tracing::warn!(%error, "the service manager does not keep the listeners");
+            }
+        }
+    }
+
     fn tell(&self, state: &str) {
         let sent = self.socket.as_ref().map(|socket| socket.send(state.as_bytes()));
         if let Some(Err(error)) = sent {
@@ -77,3 +97,33 @@ impl Supervisor {
         }
     }
 }
+
+/// What was handed over at the start (`sd_listen_fds(3)`): duplicates, for a number alone is not
+/// safe to own. The originals stay, and what they mean ends with their duplicates' shutdown.
+pub(super) fn handed(count: u16) -> io::Result<Vec<OwnedFd>> {
+    if count == 0 {
+        return Ok(Vec::new());
+    }
+    let own = pidfd_open(getpid(), PidfdFlags::empty())?;
+    let duplicate =
+        |number| Ok(pidfd_getfd(&own, FIRST_HANDED + i32::from(number), PidfdGetfdFlags::empty())?);
+    (0..count).map(duplicate).collect()
+}
+
+fn send(manager: &UnixDatagram, sockets: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SENT))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !control.push(SendAncillaryMessage::ScmRights(sockets)) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let text = IoSlice::new(b"FDSTORE=1\nFDNAME=proxy");
+    sendmsg(manager, &[text], &mut control, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// Time for the manager to take a message.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Sockets in one message; the kernel takes at most 253 (`SCM_MAX_FD`).
+const MAX_SENT: usize = 64;
+/// `SD_LISTEN_FDS_START`.
+const FIRST_HANDED: i32 = 3;

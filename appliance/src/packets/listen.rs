@@ -16,7 +16,7 @@ use std::{
 use nftnl::nftnl_sys::libc;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{Capture, DNS_PORT, error::PacketsError};
+use super::{Capture, DNS_PORT, Kept, error::PacketsError};
 use crate::{
     dns::{make_room, tell_destinations},
     policy::InterfaceName,
@@ -61,11 +61,29 @@ pub struct Claim {
 /// [`PacketsError::AlreadyRunning`] where the lock is held, [`PacketsError::PortInUse`] where the
 /// probe finds somebody.
 pub fn claim(capture: &Capture) -> Result<Claim, PacketsError> {
+    claim_beside(&Kept::default(), capture)
+}
+
+/// [`claim`], where an earlier daemon's listeners may be behind the port, and nobody else.
+///
+/// # Errors
+///
+/// As [`claim`].
+pub fn claim_beside(kept: &Kept, capture: &Capture) -> Result<Claim, PacketsError> {
     let port = capture.proxy_port;
     let lock = lock(port).map_err(|source| match source.kind() {
         io::ErrorKind::AddrInUse => PacketsError::AlreadyRunning { port },
         _ => PacketsError::Netlink { doing: "claim the proxy port", source },
     })?;
+    if !kept.is_empty() {
+        let asking = |source| PacketsError::Netlink { doing: "ask who listens", source };
+        return match (kept.are_alone(port).map_err(asking)?, capture.interfaces.first()) {
+            (false, Some(first)) => {
+                Err(PacketsError::PortInUse { port, interface: first.name.clone() })
+            }
+            _ => Ok(Claim { _lock: lock }),
+        };
+    }
     for each in &capture.interfaces {
         for &family in families(capture) {
             let probe = open(&each.name, family)?;
@@ -138,11 +156,13 @@ fn dns_tcp(interface: &InterfaceName, family: Domain) -> Result<TcpListener, Pac
     Ok(socket.into())
 }
 
-fn families(capture: &Capture) -> &'static [Domain] {
+/// The families that are carried.
+pub(super) fn families(capture: &Capture) -> &'static [Domain] {
     if capture.ipv6 { &[Domain::IPV4, Domain::IPV6] } else { &[Domain::IPV4] }
 }
 
-fn listener(
+/// A new listener.
+pub(super) fn listener(
     capture: &Capture,
     interface: &InterfaceName,
     family: Domain,
@@ -204,7 +224,7 @@ fn bind(
 }
 
 /// Asks the kernel, rather than trusting that setting it has worked.
-fn assert_transparent(
+pub(super) fn assert_transparent(
     socket: &Socket,
     interface: &InterfaceName,
     family: Domain,

@@ -18,6 +18,7 @@
 mod error;
 mod ingress;
 mod install;
+mod kept;
 mod listen;
 mod log;
 mod lower;
@@ -35,7 +36,10 @@ mod sysctl;
 mod kernel_tests;
 
 pub use error::PacketsError;
-pub use listen::{Claim, DnsSockets, Listener, claim, dns_sockets, listen, listeners};
+pub use kept::Kept;
+pub use listen::{
+    Claim, DnsSockets, Listener, claim, claim_beside, dns_sockets, listen, listeners,
+};
 pub use nflog::{Headers, PacketLog, RefusedPacket};
 pub use readback::untold;
 pub use sysctl::check_sysctls;

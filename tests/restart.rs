@@ -1,0 +1,196 @@
+//! A restart under a service manager: what it is told, and connections that wait instead of being
+//! refused.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
+    net::SocketAddr,
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use lab::{
+    gateway,
+    net::{AGENT, GATEWAY, OPENAI},
+    sandboxed, tools, wait,
+};
+
+use crate::{
+    control::tell,
+    world::{TICKET, World, get},
+};
+
+/// `supervise.py` and the gateway that it starts.
+struct Supervised {
+    world: World,
+    _process: Child,
+    words: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Supervised {
+    fn start() -> Self {
+        Self::with("workers = 2")
+    }
+
+    fn with(workers: &str) -> Self {
+        let mut world = World::usual();
+        // It has made the certificates; from here on the other one starts it.
+        world.gateway.kill();
+        install(&world, workers);
+        let log = fs::File::create(world.lab.dir.join("gateway.log")).expect("writable");
+        let mut process = python("supervise.py")
+            .arg(world.lab.dir.join("notify"))
+            .arg(world.lab.dir.join("notified"))
+            .arg(tools::cloakroom())
+            .args(["run", "--ready-file"])
+            .arg(world.lab.dir.join("ready"))
+            .arg(world.lab.dir.join("cloakroom.toml"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .expect("python3 starts");
+        let words = process.stdin.take().expect("a pipe");
+        let answers = BufReader::new(process.stdout.take().expect("a pipe"));
+        let mut supervised = Self { world, _process: process, words, answers };
+        supervised.run();
+        supervised
+    }
+
+    fn say(&mut self, word: &str) -> String {
+        writeln!(self.words, "{word}").expect("it listens");
+        let mut answer = String::new();
+        self.answers.read_line(&mut answer).expect("it answers");
+        answer.trim().to_owned()
+    }
+
+    /// Starts the gateway and waits for it.
+    fn run(&mut self) {
+        let ready = self.world.lab.dir.join("ready");
+        let _ = fs::remove_file(&ready);
+        self.say("start");
+        wait::expect("it is ready", || ready.exists());
+        gateway::forward();
+    }
+
+    fn notified(&self) -> Vec<String> {
+        let text = fs::read_to_string(self.world.lab.dir.join("notified")).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    fn was_told(&self, state: &str) -> usize {
+        self.notified().iter().filter(|line| line.starts_with(state)).count()
+    }
+}
+
+fn python(script: &str) -> Command {
+    let mut command = GATEWAY.command("python3");
+    command.arg(tools::repository().join("tests").join(script));
+    command
+}
+
+fn install(world: &World, workers: &str) {
+    let config = gateway::usual_config();
+    let config = config.replace("ipv6 = true", &format!("ipv6 = true\n{workers}"));
+    gateway::install(&world.lab, &config);
+}
+
+fn ask(world: &World, to: SocketAddr) -> u16 {
+    let mut tls = world.h1_from(AGENT, to, OPENAI.name).expect("it is not refused");
+    tls.ask(get(&[TICKET])).expect("an answer").status.as_u16()
+}
+
+#[test]
+fn the_service_manager_is_told_how_it_is() {
+    sandboxed(|| {
+        let mut it = Supervised::start();
+        wait::expect("ready", || it.was_told("READY=1") == 1);
+        wait::expect("signs of life", || it.was_told("WATCHDOG=1") >= 3);
+        tell(&it.world, &["reload"], 0);
+        wait::expect("a reload, and ready again", || {
+            it.was_told("RELOADING=1 MONOTONIC_USEC=") == 1 && it.was_told("READY=1") == 2
+        });
+        it.say("term");
+        assert_eq!(it.was_told("STOPPING=1"), 1, "{:?}", it.notified());
+    });
+}
+
+#[test]
+fn connections_that_arrive_during_a_restart_wait_and_are_served() {
+    sandboxed(|| {
+        let mut it = Supervised::start();
+        assert_eq!(it.say("kept"), "8", "two workers, two interfaces, two families");
+        for how in ["term", "kill", "term"] {
+            it.say(how);
+            it.world.origin.log().clear();
+            let (waiting, world) = (12, &it.world);
+            thread::scope(|scope| {
+                let asking: Vec<_> = (0..waiting)
+                    .map(|number| {
+                        let port =
+                            if number % 2 == 0 { OPENAI.port(443) } else { OPENAI.port6(443) };
+                        scope.spawn(move || ask(world, port))
+                    })
+                    .collect();
+                thread::sleep(Duration::from_millis(500));
+                assert!(asking.iter().all(|one| !one.is_finished()), "they wait");
+                world.origin.log().assert_untouched();
+                // The lab's pipe is not for two threads.
+                let ready = world.lab.dir.join("ready");
+                let _ = fs::remove_file(&ready);
+                writeln!(it.words, "start").expect("it listens");
+                wait::expect("it is ready", || ready.exists());
+                for one in asking {
+                    assert_eq!(one.join().expect("no panic"), 200, "after {how}");
+                }
+            });
+            let mut answer = String::new();
+            it.answers.read_line(&mut answer).expect("it answers");
+            gateway::forward();
+            assert_eq!(it.say("kept"), "8", "none is kept twice");
+        }
+    });
+}
+
+#[test]
+fn a_listener_that_no_worker_takes_gets_no_connection() {
+    sandboxed(|| {
+        let mut it = Supervised::with("workers = 4");
+        it.say("term");
+        install(&it.world, "workers = 1");
+        it.run();
+        for _ in 0..30 {
+            assert_eq!(ask(&it.world, OPENAI.port(443)), 200);
+        }
+    });
+}
+
+#[test]
+fn somebody_elses_listener_beside_the_kept_ones_is_no_start() {
+    sandboxed(|| {
+        let mut it = Supervised::start();
+        it.say("term");
+        let script = "import socket,time\n\
+            s=socket.socket()\ns.setsockopt(socket.SOL_SOCKET,socket.SO_REUSEPORT,1)\n\
+            s.bind(('',15001))\ns.listen()\nprint('on',flush=True)\ntime.sleep(60)";
+        let mut thief = GATEWAY
+            .command("python3")
+            .args(["-c", script])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("python3 starts");
+        let mut on = String::new();
+        let mut output = BufReader::new(thief.stdout.take().expect("a pipe"));
+        output.read_line(&mut on).expect("it listens");
+        assert_eq!(on, "on\n");
+        let ready = it.world.lab.dir.join("ready");
+        fs::remove_file(&ready).expect("it was there");
+        it.say("start");
+        wait::expect("it says why", || it.world.gateway.stderr().contains("15001"));
+        assert!(!ready.exists());
+        thief.kill().expect("it ends");
+        thief.wait().expect("it ends");
+    });
+}
