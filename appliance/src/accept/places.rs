@@ -3,6 +3,22 @@
 //!
 //! A count is given back by whoever holds it, by being dropped. The table of agents is bounded for
 //! each group; where a group's is full of agents that are not at rest, a new one is told no.
+//!
+//! What one agent can make the gateway hold is the sum of products of these bounds. With the default
+//! limits, all of them used up at once:
+//!
+//! | what | bound | MiB |
+//! |---|---|---|
+//! | undecided connections | 2 KiB each, and `agent_peeks` | 6 |
+//! | spliced connections | 64 KiB each way, or a pipe | 128 |
+//! | intercepted: TLS records on both sides | about 160 KiB each | 160 |
+//! | HTTP/2 windows, two for each connection | 1 MiB of [`LARGE_WINDOWS`], 64 KiB of the others | 158 |
+//! | request heads | `agent_requests` × `head_bytes` | 64 |
+//! | bodies between the two sides | `agent_buffers` each way | 64 |
+//! | a part of each body that waits for room | 16 KiB each way for each request | 32 |
+//!
+//! A connection is spliced or intercepted, so the second row and the following exclude each other.
+//! The kernel's socket buffers are the kernel's to bound (`tcp_mem`).
 
 use std::{
     collections::HashMap,
