@@ -123,7 +123,7 @@ fn a_long_hello_needs_room_that_an_agent_has_only_so_much_of() {
         let _dns = Dns::start();
         let gateway = Gateway::start(&lab, &limited("agent_peeks = \"256KiB\"\n"));
         // The head of a record and of a ClientHello that never comes to its end.
-        let beginning = [&[22, 3, 1, 0x40, 0, 1, 0, 0x3f, 0xfc, 3, 3][..], &[0; 4_000]].concat();
+        let beginning = [&[22, 3, 1, 0x40, 0, 1, 0, 0x3f, 0xfc, 3, 3][..], &[0; 8_000]].concat();
         let mut held: Vec<_> = (0..8)
             .map(|_| {
                 let mut stream = AGENT.connect(OPENAI.port(443)).expect("captured");

@@ -9,7 +9,7 @@
 //!
 //! | what | bound | MiB |
 //! |---|---|---|
-//! | undecided connections | 2 KiB each, and `agent_peeks` | 6 |
+//! | undecided connections | 4 KiB each, and `agent_peeks` | 8 |
 //! | spliced connections | 64 KiB each way, or a pipe | 128 |
 //! | intercepted: TLS records on both sides | about 160 KiB each | 160 |
 //! | HTTP/2 windows, two for each connection | 1 MiB of [`LARGE_WINDOWS`], 64 KiB of the others | 158 |
