@@ -22,11 +22,12 @@ use std::{
 use hickory_proto::rr::RecordType;
 use lab::{
     client::{self, Hello, Tls},
-    gateway::{Gateway, usual_config},
+    gateway::{self, Gateway, usual_config},
     net::{AGENT, AGENT2, GATEWAY_V4, OPENAI, OTHER},
     sandbox::sandboxed_for,
     sandboxed, wait,
 };
+use serde_json::Value;
 
 use crate::{
     attack::raw_h2::{CONTINUATION, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, RawH2},
@@ -40,7 +41,8 @@ const KINDS: [Kind; 4] = [Kind::Connections, Kind::SlowHeads, Kind::Streams, Kin
 #[test]
 fn the_flood_of_one_agent_is_not_noticed_by_another() {
     sandboxed_for(Duration::from_secs(300), || {
-        let world = World::usual();
+        // Fewer than by default, so that slow heads come to the end of them in seconds.
+        let world = World::with(&(usual_config() + "\n[limits]\nagent_connections = 256\n"));
         let other = Other::new(&world);
         // Certificates are made, names are known.
         (0..20).for_each(|_| drop(other.sample()));
@@ -71,6 +73,7 @@ fn the_flood_of_one_agent_is_not_noticed_by_another() {
             assert!(flooded.success() >= 0.995, "{kind:?}: {flooded}");
             assert!(quiet.times.len() > 50 && flooded.times.len() > 50, "too few samples");
             assert!(tried > kind.enough(), "{kind:?}: {tried} are no flood");
+            assert!(refused > 0 || kind == Kind::Questions, "{kind:?}: no limit was reached");
             assert!(memory < 512, "{memory} MiB");
         }
         told(&world.gateway);
@@ -80,10 +83,11 @@ fn the_flood_of_one_agent_is_not_noticed_by_another() {
 /// What did not get a record of its own is in a sum, and the sums are the agent's.
 #[track_caller]
 fn told(gateway: &Gateway) {
-    let sum = gateway.audit.wait_for(|record| record["record"] == "connections");
-    assert_eq!(sum["reason"], "rate_limit");
-    assert_eq!(sum["agent"], "192.0.2.10");
-    assert_eq!(sum["group"], "research");
+    for agent in ["192.0.2.10", "2001:db8:a::/64"] {
+        let of_agent = |it: &Value| it["record"] == "connections" && it["agent"] == agent;
+        let sum = gateway.audit.wait_for(of_agent);
+        assert_eq!([&sum["reason"], &sum["group"]], ["rate_limit", "research"], "{sum}");
+    }
     for record in gateway.audit.records().iter().filter(|it| it["group"] == "operations") {
         let refused = record["decision"] == "refuse";
         assert!(!refused, "the other agent was refused: {record}");
@@ -94,26 +98,14 @@ fn told(gateway: &Gateway) {
 fn without_the_limits_the_same_flood_reaches_further() {
     let raised = "\n[limits]\nconnections = 20000\nagent_connections = 10000\n\
         agent_new_connections = 1000000\ndns_rate = 100000\n";
-    let [mut limited, mut unlimited] = [[0; 2]; 2];
-    // Two sandboxes would be two tests: the gateway is stopped in between.
     sandboxed(|| {
-        for (limits, counts) in [("", &mut limited), (raised, &mut unlimited)] {
-            let mut world = World::with(&(usual_config() + limits));
-            for (kind, count) in
-                [Kind::Connections, Kind::Questions].into_iter().zip(counts.iter_mut())
-            {
-                let flood = Flood::new(&world, kind);
-                flood.on.store(true, Relaxed);
-                thread::scope(|scope| {
-                    scope.spawn(|| AGENT.enter(|| flood.run()));
-                    thread::sleep(Duration::from_secs(3));
-                    flood.over.store(true, Relaxed);
-                });
-                *count = reached(&mut world.gateway, kind);
-            }
-            world.gateway.terminate(Duration::from_secs(60));
-            let _ = fs::remove_file(world.lab.dir.join("audit.jsonl"));
-        }
+        let mut world = World::usual();
+        let limited = [Kind::Connections, Kind::Questions].map(|kind| reached(&world, kind));
+        world.gateway.terminate(Duration::from_secs(60));
+        fs::remove_file(world.lab.dir.join("audit.jsonl")).expect("it was written");
+        let config = gateway::install(&world.lab, &(usual_config() + raised));
+        world.gateway = Gateway::run(&world.lab, &config).expect("it starts");
+        let unlimited = [Kind::Connections, Kind::Questions].map(|kind| reached(&world, kind));
         println!("connections and questions: {limited:?} with limits, {unlimited:?} without");
         for (limited, unlimited) in limited.into_iter().zip(unlimited) {
             assert!(limited > 0 && unlimited > 2 * limited, "{limited} and {unlimited}");
@@ -121,21 +113,34 @@ fn without_the_limits_the_same_flood_reaches_further() {
     });
 }
 
-/// How much of a flood the gateway looked at.
-fn reached(gateway: &mut Gateway, kind: Kind) -> u64 {
-    let of = |name: &str, field: &str| -> u64 {
-        let records = gateway.audit.records();
-        let of_kind = records.iter().filter(|it| it["record"] == name);
-        of_kind.map(|it| if field.is_empty() { 1 } else { it[field].as_u64().unwrap_or(0) }).sum()
+/// How much of three seconds of a flood the gateway looked at.
+fn reached(world: &World, kind: Kind) -> u64 {
+    let flood = Flood::new(world, kind);
+    flood.on.store(true, Relaxed);
+    thread::scope(|scope| {
+        scope.spawn(|| AGENT.enter(|| flood.run()));
+        thread::sleep(Duration::from_secs(3));
+        flood.over.store(true, Relaxed);
+    });
+    let sum = |name: &str, count: fn(&Value) -> u64| -> u64 {
+        let records = world.gateway.audit.records();
+        records.iter().filter(|it| it["record"] == name).map(count).sum()
+    };
+    let answered = |it: &Value| {
+        let [answered, refused] = ["answered", "refused"].map(|key| it[key].as_u64());
+        answered.unwrap_or(0) + refused.unwrap_or(0)
     };
     match kind {
         Kind::Questions => {
-            wait::expect("a sum of questions", || of("dns_summary", "answered") > 0);
-            of("dns_summary", "answered") + of("dns_summary", "refused")
+            let told = || sum("dns_summary", answered) > 0;
+            wait::expect("a sum of questions", told);
+            // One that was under way when the flood ended may have told a part of it.
+            thread::sleep(Duration::from_secs(11));
+            sum("dns_summary", answered)
         }
         _ => {
             thread::sleep(Duration::from_secs(1));
-            of("connection", "")
+            sum("connection", |_| 1)
         }
     }
 }
@@ -154,13 +159,14 @@ enum Kind {
 }
 
 impl Kind {
-    /// What it has to have done to be a flood: several times what the limits let through.
+    /// What it has to have tried to be a flood, on a machine that has other things to do: for a
+    /// flood of connections and of questions more than the limits let through in the time.
     fn enough(self) -> u64 {
         match self {
-            Self::Connections => 10_000,
-            Self::SlowHeads => 1_000,
+            Self::Connections => 8_000,
+            Self::SlowHeads => 400,
             Self::Streams => 10_000,
-            Self::Questions => 20_000,
+            Self::Questions => 15_000,
         }
     }
 }

@@ -213,7 +213,10 @@ fn an_audit_that_nobody_reads_does_not_keep_the_daemon_from_ending() {
         // Open, so that the daemon can write, and never read.
         let _held = fs::File::options().read(true).write(true).open(&pipe).expect("a pipe");
         let config = usual_config().replace("{dir}/audit.jsonl", "{dir}/pipe");
-        let mut gateway = Gateway::start(&lab, &(config + "\n[limits]\ndrain_time = \"1s\"\n"));
+        let mut gateway = Gateway::start(
+            &lab,
+            &(config + "\n[limits]\ndrain_time = \"1s\"\nagent_new_connections = 100000\n"),
+        );
         for _ in 0..600 {
             drop(AGENT.connect(PYPI.port(443)).expect("accepted"));
         }

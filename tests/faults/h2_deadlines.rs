@@ -47,6 +47,7 @@ fn an_h2_head_that_trickles_is_cut_at_its_deadline() {
         let begin = frame(HEADERS, END_STREAM, 1, &head[..20]);
         let half = frame(CONTINUATION, 0, 1, &[0; 16_000]);
         for (what, begin, more) in [
+            // Few enough that the library does not end them first.
             ("many frames", begin.clone(), frame(CONTINUATION, 0, 1, b"")),
             ("one frame", [&begin[..], &half[..9]].concat(), vec![0]),
             ("a frame of another kind", frame(PING, 0, 0, &[0; 8])[..12].to_vec(), Vec::new()),
@@ -57,7 +58,7 @@ fn an_h2_head_that_trickles_is_cut_at_its_deadline() {
             if more.is_empty() {
                 assert_eq!(h2.outcome(1), Outcome::ConnectionEnded(None), "{what}");
             } else {
-                let took = until_cut(&mut h2, Duration::from_millis(50), &more);
+                let took = until_cut(&mut h2, Duration::from_millis(300), &more);
                 assert!(took < Duration::from_secs(4), "{what}: {took:?}");
             }
             let connection = scene.recorded(what, me, &[Some("http_timeout")]);

@@ -100,16 +100,17 @@ fn names_without_number_cost_no_certificates_without_number() {
         let gateway = Gateway::start(&lab, &(usual_config() + inspected));
         assert_eq!(ask(&lab, &gateway, CHAT).status, 200);
         let begun = Instant::now();
-        for number in 0..40 {
+        let shown = |number: &usize| {
             let name = format!("n{number}.attacker.example");
             dns.set(&name, &[OPENAI.v4().into()]);
-            let hello = client::Hello::h1(&name);
-            Tls::open(AGENT, OPENAI.port(443), &hello).map(drop).expect_err("nobody trusts it");
-        }
+            Tls::open(AGENT, OPENAI.port(443), &client::Hello::h1(&name)).is_ok()
+        };
+        let made = (0..40).filter(shown).count();
         let most = 4 + 2 * (begun.elapsed().as_secs() as usize + 1);
+        assert!((3..=most).contains(&made), "{made} of at most {most}");
         let all = connections(&gateway, 41);
-        let made = all.iter().filter(|record| record["reason"] != "rate_limit").count() - 1;
-        assert!((1..=most).contains(&made), "{made} of at most {most}: {all:#?}");
+        let limited = all.iter().filter(|record| record["reason"] == "rate_limit").count();
+        assert_eq!(limited, 40 - made, "{all:#?}");
         assert_eq!(ask(&lab, &gateway, CHAT).status, 200, "what is made stays made");
     });
 }
@@ -122,7 +123,7 @@ fn a_long_hello_needs_room_that_an_agent_has_only_so_much_of() {
         let _dns = Dns::start();
         let gateway = Gateway::start(&lab, &limited("agent_peeks = \"256KiB\"\n"));
         // The head of a record and of a ClientHello that never comes to its end.
-        let beginning = [&[22, 3, 1, 0x40, 0, 1, 0, 0x3f, 0xfc, 3, 3][..], &[0; 4_000]].concat();
+        let beginning = [&[22, 3, 1, 0x40, 0, 1, 0, 0x3f, 0xfc, 3, 3][..], &[0; 8_000]].concat();
         let mut held: Vec<_> = (0..8)
             .map(|_| {
                 let mut stream = AGENT.connect(OPENAI.port(443)).expect("captured");
@@ -265,9 +266,9 @@ fn who_stops_reading_costs_little_and_not_for_ever() {
         assert_eq!(ended.iter().filter(idle).count(), 10, "{ended:#?}");
         origin.log().wait_all_closed();
         assert!(descriptors(&gateway) <= baseline + POOLED, "{}", descriptors(&gateway));
-        // What the kernel still tries to send to them goes with them.
-        drop(stuck);
+        // Nothing is left with the kernel either, though they are still there.
         left_clean(&gateway, baseline);
+        drop(stuck);
     });
 }
 
@@ -277,7 +278,8 @@ fn half_closers_and_resetters_leave_nothing_behind() {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let _dns = Dns::start();
-        let gateway = Gateway::start(&lab, &limited("head_time = \"5s\"\n"));
+        let gateway =
+            Gateway::start(&lab, &limited("head_time = \"5s\"\nagent_buffers = \"1MiB\"\n"));
         let baseline = descriptors(&gateway);
         let request = "GET /big?bytes=3000000 HTTP/1.1\r\nHost: pypi.example\r\n\
             Connection: close\r\n\r\n";
@@ -308,7 +310,12 @@ fn half_closers_and_resetters_leave_nothing_behind() {
             tls.socket().shutdown(Shutdown::Write).expect("a socket");
             tls.read_to_end();
         }
-        let all = connections(&gateway, 48);
+        // What was on its way to those who left is no longer held against them.
+        let mut tls = open(&lab, AGENT, OPENAI).expect("a handshake");
+        let answer = tls.ask(get("/big?bytes=3000000")).expect("the whole answer");
+        assert_eq!(answer.body.len(), 3_000_000);
+        drop(tls);
+        let all = connections(&gateway, 49);
         let count = |end: &str| all.iter().filter(|record| record["end"] == end).count();
         assert_eq!(count("reset_by_agent"), 12, "{all:#?}");
         assert!(count("closed") >= 12, "{all:#?}");

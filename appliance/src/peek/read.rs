@@ -105,5 +105,6 @@ fn bound(scan: &Scan, limits: &Limits) -> usize {
 
 const NO_ROOM: PeekFailure = PeekFailure::Refused(Reason::ConnectionLimit);
 
-/// Room for a hello with one post-quantum share, or for most request heads.
-const FIRST_READ: usize = 2 * 1024;
+/// Room for a hello with a post-quantum share and much else, or for most request heads: only what
+/// is longer counts against an agent.
+const FIRST_READ: usize = 4 * 1024;

@@ -323,7 +323,7 @@ pub struct Limits {
     pub agent_requests: usize,
     /// Bytes of one agent's requests that may wait in the gateway, and as many of its answers.
     pub agent_buffers: usize,
-    /// Bytes that one agent's undecided connections may hold beyond the first 2 KiB of each.
+    /// Bytes that one agent's undecided connections may hold beyond the first 4 KiB of each.
     pub agent_peeks: usize,
     /// Leaves made in a second for one agent; twice as many may be made at once.
     pub agent_leaves: u32,

@@ -82,14 +82,15 @@ async fn a_stream_beyond_the_bound_is_refused() {
 }
 
 #[tokio::test]
-async fn a_long_hello_needs_room_and_a_short_one_none() {
-    let long = in_records_of(1, message(&hello()));
+async fn a_long_beginning_needs_room_and_a_short_one_none() {
+    let long =
+        [b"GET / HTTP/1.1\r\nHost: a.example\r\nX: ", &[b'x'; 6_000][..], b"\r\n\r\n"].concat();
+    let limits = Limits { peek_bytes: 16 * 1024, ..limits() };
     for (bytes, there_is_room) in [(hello(), false), (long.clone(), true), (long, false)] {
         let (mut agent, mut gateway) = tokio::io::duplex(64 * 1024);
         agent.write_all(&bytes).await.expect("written");
-        let short = bytes.len() < 2_048;
-        let read =
-            read(&mut gateway, &limits(), |bytes| room(bytes).filter(|_| there_is_room)).await;
+        let short = bytes.len() < 4_096;
+        let read = read(&mut gateway, &limits, |bytes| room(bytes).filter(|_| there_is_room)).await;
         match short || there_is_room {
             true => assert_eq!(read.expect("an answer").bytes, bytes),
             false => {

@@ -1,0 +1,133 @@
+//! No agent and no group takes what is another's, and all of it comes back.
+
+use std::net::IpAddr;
+
+use super::*;
+
+fn limits(agent_connections: usize) -> Limits {
+    Limits { agent_connections, ..Limits::default() }
+}
+
+fn key(last: u8, group: &str) -> AgentKey {
+    AgentKey::new(&GroupName(group.into()), IpAddr::from([192, 0, 2, last]))
+}
+
+#[test]
+fn one_agent_cannot_take_anothers_places() {
+    let places = Places::new(10);
+    let share = |last| places.share(&key(last, "red"), &limits(3), 10);
+    let held: Vec<_> = (0..3).map(|_| share(1).unwrap()).collect();
+    assert_eq!(share(1).err(), Some(Reason::ConnectionLimit));
+    assert!(share(2).is_ok());
+    drop(held);
+    assert!(share(1).is_ok());
+    assert_eq!(places.over_rate(Instant::now()), []);
+    assert!(places.groups.lock().unwrap().is_empty());
+}
+
+#[test]
+fn one_group_cannot_take_anothers_places_however_many_addresses_it_uses() {
+    let places = Places::new(10);
+    let share = |last, group| places.share(&key(last, group), &limits(3), 5);
+    let _held: Vec<_> = (0..5).map(|last| share(last, "red").unwrap()).collect();
+    assert_eq!(share(9, "red").err(), Some(Reason::ConnectionLimit));
+    assert!(share(9, "blue").is_ok());
+}
+
+#[test]
+fn one_agents_requests_are_bounded_over_all_its_connections() {
+    let places = Places::new(10);
+    let few = Limits { agent_requests: 5, ..limits(3) };
+    let [one, two, other] = [1, 1, 2].map(|last| places.share(&key(last, "red"), &few, 5).unwrap());
+    let held: Vec<_> = (0..5).map(|_| one.taken().request().unwrap()).collect();
+    for _ in 0..10 {
+        assert_eq!(two.taken().request().err(), Some(Reason::RateLimit));
+    }
+    assert!(other.taken().request().is_ok());
+    drop(held);
+    assert!(two.taken().request().is_ok());
+}
+
+#[test]
+fn what_is_over_an_agents_rate_is_counted_once_and_the_others_connect() {
+    let (places, now) = (Places::new(10), Instant::now());
+    let slow = Limits { agent_new_connections: 5, ..Limits::default() };
+    let greedy = key(1, "red");
+    let allowed = (0..100).filter(|_| places.may_connect(&greedy, &slow, now)).count();
+    assert_eq!(allowed, 10);
+    assert!(places.may_connect(&key(2, "red"), &slow, now));
+    let told = OverRate { group: greedy.group().clone(), agent: Some(greedy), count: 90 };
+    assert_eq!(places.over_rate(now), [told]);
+    assert_eq!(places.over_rate(now), []);
+    assert_eq!(places.over_rate(now + Duration::from_secs(9)), []);
+    assert!(places.groups.lock().unwrap().is_empty());
+}
+
+#[test]
+fn what_could_not_be_told_is_told_the_next_time() {
+    let (places, now) = (Places::new(10), Instant::now());
+    let slow = Limits { agent_new_connections: 1, ..Limits::default() };
+    for _ in 0..5 {
+        places.may_connect(&key(1, "red"), &slow, now);
+    }
+    let told = places.over_rate(now);
+    places.not_told(&told[0], now);
+    assert_eq!(places.over_rate(now), told);
+}
+
+#[test]
+fn agents_without_number_do_not_fill_the_memory_and_leave_other_groups_alone() {
+    let (places, now) = (Places::new(10), Instant::now());
+    let red = GroupName("red".into());
+    for number in 0..20_000u32 {
+        let address = IpAddr::from((0x0a00_0000 + number).to_be_bytes());
+        places.may_connect(&AgentKey::new(&red, address), &Limits::default(), now);
+    }
+    assert_eq!(places.groups.lock().unwrap()[&red].agents.len(), MAX_AGENTS);
+    assert!(places.may_connect(&key(1, "blue"), &Limits::default(), now));
+    let nameless = 20_000 - MAX_AGENTS as u64;
+    assert_eq!(
+        places.over_rate(now),
+        [OverRate { group: red.clone(), agent: None, count: nameless }]
+    );
+    let later = now + Duration::from_secs(10);
+    assert!(places.may_connect(&key(1, "red"), &Limits::default(), later), "the idle go");
+}
+
+#[test]
+fn bytes_wait_for_room_which_comes_back_with_the_last_handle() {
+    let places = Places::new(10);
+    let tight = Limits { agent_buffers: 100, ..Limits::default() };
+    let share = places.share(&key(1, "red"), &tight, 5).unwrap();
+    let hold = |way, bytes: &'static [u8]| {
+        let held = share.taken().hold(way, Bytes::from_static(bytes));
+        futures_util::FutureExt::now_or_never(held)
+    };
+    let first = hold(Way::Back, &[7; 80]).unwrap();
+    assert_eq!(first, [7; 80].as_slice());
+    assert!(hold(Way::Back, &[7; 80]).is_none());
+    assert!(hold(Way::Out, &[7; 80]).is_some(), "the other way has its own");
+    let part = first.slice(..1);
+    drop(first);
+    assert!(hold(Way::Back, &[7; 80]).is_none());
+    drop(part);
+    assert!(hold(Way::Back, &[7; 80]).is_some());
+}
+
+#[test]
+fn leaves_large_peeks_and_large_windows_are_an_agents_own() {
+    let places = Places::new(10);
+    let few = Limits { agent_leaves: 2, agent_peeks: 100, ..Limits::default() };
+    let [one, other] = [1, 2].map(|last| places.share(&key(last, "red"), &few, 5).unwrap());
+    assert_eq!((0..100).filter(|_| one.may_mint(&few)).count(), 4);
+    assert!(other.may_mint(&few));
+    let held = one.peek(90);
+    assert!(held.is_some() && one.peek(20).is_none() && other.peek(90).is_some());
+    drop(held);
+    assert!(one.peek(20).is_some());
+    let windows: Vec<_> = (0..20).map(|_| one.taken().windows()).collect();
+    assert_eq!(windows.iter().filter(|it| it.large).count(), LARGE_WINDOWS);
+    assert!(other.taken().windows().large);
+    drop(windows);
+    assert!(one.taken().windows().large);
+}
