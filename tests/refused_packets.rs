@@ -120,6 +120,71 @@ fn under_a_flood_every_packet_is_in_a_sum() {
 }
 
 #[test]
+fn one_agents_flood_hides_no_other_agents_packets() {
+    sandboxed(|| {
+        let mut world = World::usual();
+        let flood = Instant::now() + Duration::from_secs(2);
+        std::thread::scope(|scope| {
+            scope.spawn(|| AGENT.enter(|| flood_until(flood)));
+            std::thread::sleep(Duration::from_secs(1));
+            AGENT2.enter(|| {
+                let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+                for _ in 0..5 {
+                    let _ = socket.send_to(b"initial", OPENAI.port(443));
+                }
+            });
+        });
+        std::thread::sleep(Duration::from_millis(500));
+        world.gateway.terminate(Duration::from_secs(10));
+        let sums = sums(&world.gateway);
+        let of = |agent: &str| -> u64 {
+            let its = sums.iter().filter(|it| it["agent"] == agent && it["port"] == 443);
+            its.filter_map(|it| it["count"].as_u64()).sum()
+        };
+        assert_eq!(of("192.0.2.140"), 5, "{sums:#?}");
+        let flooder = of("192.0.2.10");
+        assert!((100..2_000).contains(&flooder), "the flooder has a bound: {flooder}");
+        assert!(counter("protocol_denied") > 3_000, "no flood");
+    });
+}
+
+#[test]
+fn reloads_under_a_flood_lose_no_count() {
+    sandboxed(|| {
+        let mut world = World::usual();
+        // Counts by itself what comes in; no reload touches it.
+        GATEWAY.shell(
+            "nft 'table inet witness { chain c { type filter hook prerouting priority -400; \
+             iifname \"agents0\" udp dport 443 counter comment \"witness\"; }; }'",
+        );
+        let flood = Instant::now() + Duration::from_secs(3);
+        std::thread::scope(|scope| {
+            scope.spawn(|| AGENT.enter(|| flood_until(flood)));
+            while Instant::now() < flood {
+                world.gateway.reload();
+                std::thread::sleep(Duration::from_millis(250));
+            }
+        });
+        std::thread::sleep(Duration::from_millis(500));
+        let witness = GATEWAY.shell("nft list table inet witness");
+        let witness = packets_in(&witness, "witness");
+        world.gateway.terminate(Duration::from_secs(10));
+        let records = world.gateway.audit.records();
+        let ours = |it: &&Value| it["reason"] == "protocol_denied" || it["cause"] == "lost";
+        let sum: u64 = records.iter().filter(ours).filter_map(|it| it["count"].as_u64()).sum();
+        assert!(witness > 3_000, "no flood: {witness}");
+        assert_eq!(sum, witness);
+    });
+}
+
+fn flood_until(end: Instant) {
+    let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+    while Instant::now() < end {
+        let _ = socket.send_to(b"flood", OPENAI.port(443));
+    }
+}
+
+#[test]
 fn watch_shows_refused_packets_as_they_are_recorded() {
     sandboxed(|| {
         let mut world = World::usual();
@@ -191,8 +256,12 @@ fn sums(gateway: &Gateway) -> Vec<Value> {
 
 /// Packets that the rules with this reason have counted.
 fn counter(reason: &str) -> u64 {
-    let listed = GATEWAY.shell("nft list chain inet cloakroom prerouting");
-    let ours = listed.lines().filter(|line| line.contains(&format!("comment \"{reason}\"")));
+    packets_in(&GATEWAY.shell("nft list chain inet cloakroom prerouting"), reason)
+}
+
+/// What the rules with this comment have counted.
+fn packets_in(listed: &str, comment: &str) -> u64 {
+    let ours = listed.lines().filter(|line| line.contains(&format!("comment \"{comment}\"")));
     ours.filter_map(|line| {
         line.split("counter packets ").nth(1)?.split(' ').next()?.parse::<u64>().ok()
     })
