@@ -149,6 +149,69 @@ fn one_agents_flood_hides_no_other_agents_packets() {
 }
 
 #[test]
+fn a_flood_of_dns_is_cut_before_it_fills_the_socket_that_agents_share() {
+    sandboxed(|| {
+        let mut world = World::usual();
+        AGENT.shell("ip addr add 192.0.2.20/32 dev eth0");
+        let flood = Instant::now() + Duration::from_secs(3);
+        let answered = std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    AGENT.enter(|| {
+                        let socket = UdpSocket::bind("192.0.2.10:0").expect("a socket");
+                        while Instant::now() < flood {
+                            let _ = socket.send_to(QUERY, (GATEWAY_V4, 53));
+                        }
+                    });
+                });
+            }
+            std::thread::sleep(Duration::from_millis(500));
+            AGENT.enter(|| {
+                let socket = UdpSocket::bind("192.0.2.20:0").expect("a socket");
+                socket.set_read_timeout(Some(Duration::from_secs(1))).expect("a socket");
+                (0..10)
+                    .filter(|_| {
+                        socket.send_to(QUERY, (GATEWAY_V4, 53)).expect("sent");
+                        socket.recv_from(&mut [0; 512]).is_ok()
+                    })
+                    .count()
+            })
+        });
+        assert!(answered >= 9, "{answered} of 10 queries of another agent were answered");
+        let cut = counter("dns_rate");
+        assert!(cut > 1_000, "no flood: {cut}");
+        world.gateway.terminate(Duration::from_secs(10));
+        let sums = sums(&world.gateway);
+        let told = sums.iter().any(|it| it["reason"] == "dns_rate" && it["agent"] == "192.0.2.10");
+        assert!(told, "{sums:#?}");
+    });
+}
+
+#[test]
+fn what_every_ipv6_host_says_unasked_is_dropped_without_a_record() {
+    sandboxed(|| {
+        let mut world = World::usual();
+        AGENT.enter(|| {
+            let link = AGENT.shell("cat /sys/class/net/eth0/ifindex");
+            let socket = UdpSocket::bind("[::]:0").expect("a socket");
+            let group = "ff02::1234:5678".parse().expect("a group");
+            let index = link.trim().parse().expect("a number");
+            socket.join_multicast_v6(&group, index).expect("joined");
+            std::thread::sleep(Duration::from_secs(1));
+        });
+        let listed = GATEWAY.shell("nft list chain inet cloakroom prerouting");
+        let reports = listed.lines().find(|line| line.contains("mld2-listener-report"));
+        assert!(reports.is_some_and(|line| !line.contains("packets 0 ")), "{listed}");
+        world.gateway.terminate(Duration::from_secs(10));
+        let sums = sums(&world.gateway);
+        assert!(sums.iter().all(|it| it["reason"] != "spoofed_source"), "{sums:#?}");
+    });
+}
+
+/// A question for the address of api.openai.example.
+const QUERY: &[u8] = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x03api\x06openai\x07example\0\0\x01\0\x01";
+
+#[test]
 fn reloads_under_a_flood_lose_no_count() {
     sandboxed(|| {
         let mut world = World::usual();
