@@ -8,7 +8,7 @@ use std::{
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 use socket2::{Domain, Socket, Type};
 
-use super::{example, interface, listing, load_base, net, only_in_a_namespace, sh};
+use super::{bound, example, interface, listing, load_base, net, only_in_a_namespace, sh};
 use crate::packets::{
     Capture, PacketsError, apply, claim, dns_sockets, listen, prepare, render, verify,
 };
@@ -96,6 +96,13 @@ fn many_prefixes_take_several_messages() {
     let nets = (0..1000u32).map(|n| net(&format!("100.{}.{}.0/24", 64 + n / 128, n % 128 * 2)));
     capture.interfaces[0].prefixes = nets.collect();
     capture.homes = capture.interfaces[0].prefixes.clone();
+    // As many bound addresses as a configuration may have.
+    sh("ip link add agents1 type veth peer name far1");
+    let agents = (0..512).map(|n: u16| {
+        let [high, low] = n.to_be_bytes();
+        bound(&format!("02:00:00:00:{high:02x}:{low:02x}"), &[&format!("2001:db8:21::{n:x}")])
+    });
+    capture.interfaces[1].bound = agents.collect();
     apply(&capture).unwrap();
     apply(&capture).unwrap();
 }
