@@ -55,6 +55,12 @@ fn nothing_of(battery: &str, at_least: u64) {
     assert!(!outside.holds("STRAY-PACKET"), "{battery}: a frame came through");
     assert!(world.dns.asked().iter().all(|name| !format!("{name:?}").contains("STRAY")));
     assert_served(&world);
+    let mut world = world;
+    world.gateway.terminate(Duration::from_secs(10));
+    let records = world.gateway.audit.records();
+    let told = records.iter().filter(|it| it["reason"] == "spoofed_source");
+    let told: u64 = told.filter_map(|it| it["count"].as_u64()).sum();
+    assert!(told >= sent, "{told} of {sent} are in the audit: {records:#?}");
 }
 
 #[test]

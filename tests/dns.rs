@@ -359,10 +359,14 @@ fn an_agent_that_asks_too_much_is_slowed_down_alone() {
         });
         assert_eq!(served, 60, "the other agent is served; slowest {slowest:?}");
         assert!(slowest < Duration::from_secs(2), "{slowest:?}");
-        let record = world.gateway.audit.wait_reason("dns_rate");
-        assert_eq!(record["record"], "dns_summary");
+        let record = world
+            .gateway
+            .audit
+            .wait_for(|it| it["reason"] == "dns_rate" && it["record"] == "dns_summary");
         assert_eq!(record["group"], "research");
-        assert!(record["limited"].as_u64() > Some(1_000), "{record}");
+        // The kernel drops what is above four times the rate before anybody reads it.
+        assert!(record["limited"].as_u64() > Some(100), "{record}");
+        world.gateway.audit.wait_for(|it| it["reason"] == "dns_rate" && it["record"] == "packets");
         let of_their_own =
             world.gateway.audit.records().iter().filter(|it| it["record"] == "dns").count();
         assert!(of_their_own < 400, "{of_their_own} records");

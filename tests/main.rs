@@ -2,6 +2,7 @@
 //!
 //! They are one program, so that the lab is linked once.
 
+mod agent_services;
 mod answers;
 mod attack;
 mod authority;

@@ -203,9 +203,21 @@ fn nft_can_load_the_tables_that_it_lists() {
     sandboxed(|| {
         let lab = Lab::new();
         let _dns = Dns::start();
-        let gateway = Gateway::usual(&lab);
+        // With everything that a configuration can ask for.
+        let config = gateway::usual_config()
+            .replace("ipv6 = true", "ipv6 = true\nagent_services = [\"ping\", \"ntp\", \"dhcp\"]")
+            .replace(
+                "prefixes = [\"192.0.2.0/25\", \"2001:db8:a::/64\"]",
+                "prefixes = [\"192.0.2.0/25\", \"2001:db8:a::/64\"]\n[[group.agent]]\n\
+                 mac = \"02:00:00:00:00:01\"\naddresses = [\"192.0.2.10\", \"2001:db8:a::10\"]",
+            );
+        let gateway = Gateway::start(&lab, &config);
+        AGENT.connect(OPENAI.port(22)).expect_err("closed, and in a meter");
+        AGENT2.connect(OPENAI.port(22)).expect_err("closed, and in a meter");
         let listed = GATEWAY.shell("nft list ruleset");
-        assert!(listed.contains("tproxy"), "{listed}");
+        for word in ["tproxy", "hook ingress", "limit rate over", "expires"] {
+            assert!(listed.contains(word), "no {word}: {listed}");
+        }
         let reload = lab.write("listed.nft", format!("flush ruleset\n{listed}"));
         GATEWAY.shell(&format!("nft --check --file {}", reload.display()));
         drop(gateway);

@@ -120,6 +120,134 @@ fn under_a_flood_every_packet_is_in_a_sum() {
 }
 
 #[test]
+fn one_agents_flood_hides_no_other_agents_packets() {
+    sandboxed(|| {
+        let mut world = World::usual();
+        let flood = Instant::now() + Duration::from_secs(2);
+        std::thread::scope(|scope| {
+            scope.spawn(|| AGENT.enter(|| flood_until(flood)));
+            std::thread::sleep(Duration::from_secs(1));
+            AGENT2.enter(|| {
+                let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+                for _ in 0..5 {
+                    let _ = socket.send_to(b"initial", OPENAI.port(443));
+                }
+            });
+        });
+        std::thread::sleep(Duration::from_millis(500));
+        world.gateway.terminate(Duration::from_secs(10));
+        let sums = sums(&world.gateway);
+        let of = |agent: &str| -> u64 {
+            let its = sums.iter().filter(|it| it["agent"] == agent && it["port"] == 443);
+            its.filter_map(|it| it["count"].as_u64()).sum()
+        };
+        assert_eq!(of("192.0.2.140"), 5, "{sums:#?}");
+        let flooder = of("192.0.2.10");
+        assert!((100..2_000).contains(&flooder), "the flooder has a bound: {flooder}");
+        assert!(counter("protocol_denied") > 3_000, "no flood");
+    });
+}
+
+#[test]
+fn a_flood_of_dns_is_cut_before_it_fills_the_socket_that_agents_share() {
+    sandboxed(|| {
+        let mut world = World::usual();
+        AGENT.shell("ip addr add 192.0.2.20/32 dev eth0");
+        let flood = Instant::now() + Duration::from_secs(3);
+        let answered = std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    AGENT.enter(|| {
+                        let socket = UdpSocket::bind("192.0.2.10:0").expect("a socket");
+                        while Instant::now() < flood {
+                            let _ = socket.send_to(QUERY, (GATEWAY_V4, 53));
+                        }
+                    });
+                });
+            }
+            std::thread::sleep(Duration::from_millis(500));
+            AGENT.enter(|| {
+                let socket = UdpSocket::bind("192.0.2.20:0").expect("a socket");
+                socket.set_read_timeout(Some(Duration::from_secs(1))).expect("a socket");
+                (0..10)
+                    .filter(|_| {
+                        socket.send_to(QUERY, (GATEWAY_V4, 53)).expect("sent");
+                        socket.recv_from(&mut [0; 512]).is_ok()
+                    })
+                    .count()
+            })
+        });
+        assert!(answered >= 9, "{answered} of 10 queries of another agent were answered");
+        let cut = counter("dns_rate");
+        assert!(cut > 1_000, "no flood: {cut}");
+        world.gateway.terminate(Duration::from_secs(10));
+        let sums = sums(&world.gateway);
+        let told = sums.iter().any(|it| it["reason"] == "dns_rate" && it["agent"] == "192.0.2.10");
+        assert!(told, "{sums:#?}");
+    });
+}
+
+#[test]
+fn what_every_ipv6_host_says_unasked_is_dropped_without_a_record() {
+    sandboxed(|| {
+        let mut world = World::usual();
+        AGENT.enter(|| {
+            let link = AGENT.shell("cat /sys/class/net/eth0/ifindex");
+            let socket = UdpSocket::bind("[::]:0").expect("a socket");
+            let group = "ff02::1234:5678".parse().expect("a group");
+            let index = link.trim().parse().expect("a number");
+            socket.join_multicast_v6(&group, index).expect("joined");
+            std::thread::sleep(Duration::from_secs(1));
+        });
+        let listed = GATEWAY.shell("nft list chain inet cloakroom prerouting");
+        let reports = listed.lines().find(|line| line.contains("mld2-listener-report"));
+        assert!(reports.is_some_and(|line| !line.contains("packets 0 ")), "{listed}");
+        world.gateway.terminate(Duration::from_secs(10));
+        let sums = sums(&world.gateway);
+        assert!(sums.iter().all(|it| it["reason"] != "spoofed_source"), "{sums:#?}");
+    });
+}
+
+/// A question for the address of api.openai.example.
+const QUERY: &[u8] = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x03api\x06openai\x07example\0\0\x01\0\x01";
+
+#[test]
+fn reloads_under_a_flood_lose_no_count() {
+    sandboxed(|| {
+        let mut world = World::usual();
+        // Counts by itself what comes in; no reload touches it.
+        GATEWAY.shell(
+            "nft 'table inet witness { chain c { type filter hook prerouting priority -400; \
+             iifname \"agents0\" udp dport 443 counter comment \"witness\"; }; }'",
+        );
+        let flood = Instant::now() + Duration::from_secs(3);
+        std::thread::scope(|scope| {
+            scope.spawn(|| AGENT.enter(|| flood_until(flood)));
+            while Instant::now() < flood {
+                world.gateway.reload();
+                std::thread::sleep(Duration::from_millis(250));
+            }
+        });
+        std::thread::sleep(Duration::from_millis(500));
+        let witness = GATEWAY.shell("nft list table inet witness");
+        let witness = packets_in(&witness, "witness");
+        world.gateway.terminate(Duration::from_secs(10));
+        let records = world.gateway.audit.records();
+        let ours = |it: &&Value| it["reason"] == "protocol_denied" || it["cause"] == "lost";
+        let sum: u64 = records.iter().filter(ours).filter_map(|it| it["count"].as_u64()).sum();
+        assert!(witness > 3_000, "no flood: {witness}");
+        assert_eq!(sum, witness);
+    });
+}
+
+fn flood_until(end: Instant) {
+    let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+    while Instant::now() < end {
+        let _ = socket.send_to(b"flood", OPENAI.port(443));
+    }
+}
+
+#[test]
 fn watch_shows_refused_packets_as_they_are_recorded() {
     sandboxed(|| {
         let mut world = World::usual();
@@ -191,8 +319,12 @@ fn sums(gateway: &Gateway) -> Vec<Value> {
 
 /// Packets that the rules with this reason have counted.
 fn counter(reason: &str) -> u64 {
-    let listed = GATEWAY.shell("nft list chain inet cloakroom prerouting");
-    let ours = listed.lines().filter(|line| line.contains(&format!("comment \"{reason}\"")));
+    packets_in(&GATEWAY.shell("nft list chain inet cloakroom prerouting"), reason)
+}
+
+/// What the rules with this comment have counted.
+fn packets_in(listed: &str, comment: &str) -> u64 {
+    let ours = listed.lines().filter(|line| line.contains(&format!("comment \"{comment}\"")));
     ours.filter_map(|line| {
         line.split("counter packets ").nth(1)?.split(' ').next()?.parse::<u64>().ok()
     })

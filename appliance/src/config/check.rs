@@ -34,6 +34,7 @@ impl Draft {
         unique("a rule", self.rule_names(), report);
         self.check_agents(report);
         self.check_bound_agents(report);
+        self.check_number_of_bound(report);
         self.check_group_names(report);
         self.check_api_hosts(report);
         self.check_pass_hosts(report);
@@ -114,6 +115,16 @@ impl Draft {
                     }
                 }
             }
+        }
+    }
+
+    /// Each bound address is a rule or more of one transaction, whose size has a bound.
+    fn check_number_of_bound(&self, report: &Report<'_>) {
+        let agents = self.groups.iter().flat_map(|group| &group.agents);
+        let mut addresses = agents.flat_map(|agent| &agent.addresses);
+        if let Some(beyond) = addresses.nth(MAX_BOUND) {
+            let text = format!("addresses: more than {MAX_BOUND} are bound to cards in all");
+            report.add(&beyond.span(), text);
         }
     }
 
@@ -381,3 +392,6 @@ fn shadow(host: &HostPattern, line: usize) -> String {
 fn list<'a>(words: impl Iterator<Item = &'a str>) -> String {
     words.collect::<Vec<_>>().join(", ")
 }
+
+/// Addresses that may be bound to network cards, of all groups together.
+const MAX_BOUND: usize = 512;

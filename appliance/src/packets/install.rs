@@ -81,6 +81,9 @@ impl Transaction {
         let expected = batch.sequence_numbers();
         let bytes: Vec<u8> = batch.iter().flatten().copied().collect();
         let mut netfilter = Netfilter::open().map_err(failed)?;
+        // Every message has an answer of its own, all of them queued before the first is read.
+        netfilter.widen(expected.len().saturating_mul(ANSWER_BYTES));
+        netfilter.make_room(bytes.len().saturating_mul(2).max(SEND_BYTES));
         netfilter.send(&bytes).map_err(failed)?;
         // Kernels before 6.10 do not acknowledge the messages that begin and end the batch.
         let framing = expected.len().saturating_sub(self.objects.len()) / 2;
@@ -100,6 +103,12 @@ impl Transaction {
         Ok(())
     }
 }
+
+/// Least room for a transaction.
+const SEND_BYTES: usize = 1024 * 1024;
+
+/// Kernel memory of one queued acknowledgement, with room to spare.
+const ANSWER_BYTES: usize = 2_048;
 
 fn refused(errno: i32, sequence: u32, first: u32, objects: &[String]) -> PacketsError {
     let source = io::Error::from_raw_os_error(errno);

@@ -1,7 +1,8 @@
 //! The plan in the kernel's own terms: each statement as expressions, each set as keys in bytes.
 //!
-//! Pure but for the types of libnftnl. One register is enough, because nothing compares two
-//! fields; only the pair of interface and source fills the ones after it.
+//! Pure but for the types of libnftnl.
+
+mod keys;
 
 use std::ffi::{CStr, CString};
 
@@ -15,6 +16,7 @@ use super::{
     raw_expr::{Declaration, REGISTER, RawElement, RawExpr, SET_CONCAT},
 };
 use crate::policy::Mac;
+use keys::load;
 
 /// A rule ready to be sent, with the anonymous sets that it looks up.
 pub(super) struct LoweredRule {
@@ -107,12 +109,12 @@ fn lower(statement: &Statement, to: &mut LoweredRule, ids: &mut impl Iterator<It
         Statement::Count => to.expressions.push(RawExpr::counter()),
         Statement::CountAs(name) => to.expressions.push(RawExpr::count_as(&c_string(name))),
         Statement::Over(key, set, rate) => {
-            load(*key, to);
+            load(*key, &mut to.expressions);
             let limit = RawExpr::limit_over(*rate);
             to.expressions.push(RawExpr::meter(&c_string(set), METER_MILLISECONDS, limit));
         }
         Statement::Within(key, set, rate) => {
-            load(*key, to);
+            load(*key, &mut to.expressions);
             let limit = RawExpr::limit_within(*rate);
             to.expressions.push(RawExpr::meter(&c_string(set), METER_MILLISECONDS, limit));
         }
@@ -145,12 +147,12 @@ fn lower(statement: &Statement, to: &mut LoweredRule, ids: &mut impl Iterator<It
 }
 
 fn compare(key: Key, operator: i32, value: &Value, to: &mut LoweredRule) {
-    load(key, to);
+    load(key, &mut to.expressions);
     to.expressions.push(RawExpr::compare(operator as u32, &value.bytes));
 }
 
 fn look_up(key: Key, set: &str, invert: bool, to: &mut LoweredRule) {
-    load(key, to);
+    load(key, &mut to.expressions);
     to.expressions.push(RawExpr::lookup(&c_string(set), 0, invert));
 }
 
@@ -161,7 +163,7 @@ fn any_of(
     to: &mut LoweredRule,
     ids: &mut impl Iterator<Item = u32>,
 ) {
-    load(key, to);
+    load(key, &mut to.expressions);
     let id = ids.next().unwrap_or_default();
     to.expressions.push(RawExpr::lookup(ANONYMOUS, id, invert));
     let (key_type, bytes) = match key {
@@ -177,101 +179,6 @@ fn any_of(
     let declaration =
         Declaration { table, family, name, size, id, flags, key_type, fields, userdata };
     to.sets.push((declaration, values.iter().map(|value| single(value.bytes.clone())).collect()));
-}
-
-fn load(key: Key, to: &mut LoweredRule) {
-    let meta = |key: i32| RawExpr::meta_load(key as u32, REGISTER);
-    let expressions = &mut to.expressions;
-    match key {
-        Key::Interface => expressions.push(meta(libc::NFT_META_IIFNAME)),
-        Key::Family => expressions.push(meta(libc::NFT_META_NFPROTO)),
-        Key::L4 => expressions.push(meta(libc::NFT_META_L4PROTO)),
-        Key::Mark => expressions.push(meta(libc::NFT_META_MARK)),
-        Key::Source(family) => expressions.push(source(family, REGISTER)),
-        Key::Destination(family) => expressions.push(destination(family)),
-        Key::InterfaceAndSource(family) => {
-            // The name takes sixteen bytes, one whole register, so the address starts the next.
-            expressions.extend([meta(libc::NFT_META_IIFNAME), source(family, REGISTER + 1)]);
-        }
-        Key::HopLimit => expressions.push(RawExpr::payload(NETWORK, 7, 1, REGISTER)),
-        Key::Icmp6Type => expressions.push(RawExpr::payload(TRANSPORT, 0, 1, REGISTER)),
-        Key::DestinationPort => expressions.push(RawExpr::payload(TRANSPORT, 2, 2, REGISTER)),
-        Key::WayBack => expressions.push(RawExpr::fib(FIB_SADDR | FIB_IIF | FIB_PRESENT, FIB_OIF)),
-        Key::SourceType => expressions.push(RawExpr::fib(FIB_SADDR, FIB_ADDRTYPE)),
-        Key::DestinationType => expressions.push(RawExpr::fib(FIB_DADDR, FIB_ADDRTYPE)),
-        Key::SocketTransparent => expressions.push(RawExpr::socket(SOCKET_TRANSPARENT)),
-        Key::SocketWildcard => expressions.push(RawExpr::socket(SOCKET_WILDCARD)),
-        Key::Icmp4Type => expressions.push(RawExpr::payload(TRANSPORT, 0, 1, REGISTER)),
-        Key::DestinationTypeHere => {
-            expressions.push(RawExpr::fib(FIB_DADDR | FIB_IIF, FIB_ADDRTYPE));
-        }
-        Key::InterfaceAndAgent(family) => {
-            expressions.extend([meta(libc::NFT_META_IIFNAME), source(family, REGISTER + 1)]);
-            if family == Family::V6 {
-                expressions.push(RawExpr::mask(REGISTER + 1, &AGENT_6));
-            }
-        }
-        Key::Priority => expressions.push(meta(libc::NFT_META_PRIORITY)),
-        Key::InterfaceType => expressions.push(meta(libc::NFT_META_IIFTYPE)),
-        Key::EtherType => expressions.push(RawExpr::payload(LINK, 12, 2, REGISTER)),
-        Key::Protocol => expressions.push(meta(libc::NFT_META_PROTOCOL)),
-        Key::Mac => expressions.push(mac(REGISTER)),
-        Key::ArpSource => expressions.push(arp_source(REGISTER)),
-        Key::InterfaceAndMac => {
-            expressions.extend([meta(libc::NFT_META_IIFNAME), mac(REGISTER + 1)]);
-        }
-        Key::InterfaceAndArpMac => {
-            expressions.extend([meta(libc::NFT_META_IIFNAME), arp_mac(REGISTER + 1)]);
-        }
-        Key::InterfaceAndArpSource => {
-            expressions.extend([meta(libc::NFT_META_IIFNAME), arp_source(REGISTER + 1)]);
-        }
-        Key::InterfaceMacAndSource(family) => expressions.extend([
-            meta(libc::NFT_META_IIFNAME),
-            mac(REGISTER + 1),
-            source(family, AFTER_MAC),
-        ]),
-        Key::InterfaceMacAndArpSource => expressions.extend([
-            meta(libc::NFT_META_IIFNAME),
-            mac(REGISTER + 1),
-            arp_source(AFTER_MAC),
-        ]),
-        Key::InterfaceArpMacAndArpSource => expressions.extend([
-            meta(libc::NFT_META_IIFNAME),
-            arp_mac(REGISTER + 1),
-            arp_source(AFTER_MAC),
-        ]),
-        Key::NeighbourTarget => expressions.push(RawExpr::payload(TRANSPORT, 8, 16, REGISTER)),
-    }
-}
-
-/// The source address in its header (RFC 791, section 3.1; RFC 8200, section 3).
-fn source(family: Family, register: u32) -> RawExpr {
-    match family {
-        Family::V4 => RawExpr::payload(NETWORK, 12, 4, register),
-        Family::V6 => RawExpr::payload(NETWORK, 8, 16, register),
-    }
-}
-
-/// The source of the frame.
-fn mac(register: u32) -> RawExpr {
-    RawExpr::payload(LINK, 6, 6, register)
-}
-
-/// The sender's hardware and protocol address (RFC 826, for Ethernet and IPv4).
-fn arp_mac(register: u32) -> RawExpr {
-    RawExpr::payload(NETWORK, 8, 6, register)
-}
-
-fn arp_source(register: u32) -> RawExpr {
-    RawExpr::payload(NETWORK, 14, 4, register)
-}
-
-fn destination(family: Family) -> RawExpr {
-    match family {
-        Family::V4 => RawExpr::payload(NETWORK, 16, 4, REGISTER),
-        Family::V6 => RawExpr::payload(NETWORK, 24, 16, REGISTER),
-    }
 }
 
 fn element(element: &Element) -> Vec<RawElement> {
@@ -352,12 +259,6 @@ const ANONYMOUS: &CStr = c"__set%d";
 /// A MAC address, padded to whole words.
 const MAC_BYTES: u8 = 8;
 
-/// The word register behind an interface's name (16 bytes from `NFT_REG32_00`) and a MAC address.
-const AFTER_MAC: u32 = libc::NFT_REG32_00 as u32 + 6;
-
-/// An IPv6 agent is its /64.
-const AGENT_6: [u8; 16] = (u128::MAX << 64).to_be_bytes();
-
 /// Agents that one meter tells apart: about a megabyte of the kernel's memory.
 pub(super) const METER_SIZE: u32 = 4_096;
 
@@ -384,19 +285,6 @@ const HOST_ORDER: [u8; 6] = {
 };
 /// Bits of one type in the number of a concatenation.
 const TYPE_BITS: u32 = 6;
-
-// linux/netfilter/nf_tables.h, where the libc crate has no name for them.
-const LINK: u32 = 0;
-const NETWORK: u32 = 1;
-const TRANSPORT: u32 = 2;
-const FIB_SADDR: u32 = 1;
-const FIB_DADDR: u32 = 1 << 1;
-const FIB_IIF: u32 = 1 << 3;
-const FIB_PRESENT: u32 = 1 << 5;
-const FIB_OIF: u32 = 1;
-const FIB_ADDRTYPE: u32 = 3;
-const SOCKET_TRANSPARENT: u32 = 0;
-const SOCKET_WILDCARD: u32 = 2;
 
 #[cfg(test)]
 mod tests {

@@ -61,6 +61,12 @@ impl Netfilter {
         let _ = rustix::net::sockopt::set_socket_recv_buffer_size_force(&self.socket, bytes);
     }
 
+    /// Takes one datagram of this many bytes, where that may be had.
+    pub(super) fn make_room(&self, bytes: usize) {
+        // What does not fit is refused whole when it is sent.
+        let _ = rustix::net::sockopt::set_socket_send_buffer_size_force(&self.socket, bytes);
+    }
+
     /// How long a read waits.
     pub(super) fn set_patience(&self, patience: Duration) -> io::Result<()> {
         self.socket.set_read_timeout(Some(patience))

@@ -181,6 +181,13 @@ fn a_card_and_an_address_are_one_agents() {
     refuses("[[api]]", &agents(&twice), "02:00:00:00:00:01", &["mac:", "already in line"]);
     let same = one + &agent("02:00:00:00:00:02", "192.0.2.5");
     refuses("[[api]]", &agents(&same), "192.0.2.5", &["already in line"]);
+    let many: Vec<String> = (0..513).map(|n| format!("\"2001:db8:1::{n:x}\"")).collect();
+    let many = format!(
+        "prefixes = [\"2001:db8:1::/64\"]\n[[group.agent]]\nmac = \"02:00:00:00:00:01\"\n\
+         addresses = [{}]\n[[group]]\nname = \"more\"\ninterface = \"agents1\"\nprefixes = ",
+        many.join(", ")
+    );
+    refuses("prefixes = ", &many, "2001:db8:1::200", &["more than 512"]);
     for (mac, address, at, why) in [
         ("02:00:00:00:00:01", "192.0.2.99", "192.0.2.99", "none of the group's prefixes"),
         ("02:00:00:00:00:01", "192.0.2.0/28", "addresses", "without a length"),

@@ -8,7 +8,7 @@ use std::{
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 use socket2::{Domain, Socket, Type};
 
-use super::{example, interface, listing, load_base, net, only_in_a_namespace, sh};
+use super::{bound, example, interface, listing, load_base, net, only_in_a_namespace, sh};
 use crate::packets::{
     Capture, PacketsError, apply, claim, dns_sockets, listen, prepare, render, verify,
 };
@@ -96,6 +96,13 @@ fn many_prefixes_take_several_messages() {
     let nets = (0..1000u32).map(|n| net(&format!("100.{}.{}.0/24", 64 + n / 128, n % 128 * 2)));
     capture.interfaces[0].prefixes = nets.collect();
     capture.homes = capture.interfaces[0].prefixes.clone();
+    // As many bound addresses as a configuration may have.
+    sh("ip link add agents1 type veth peer name far1");
+    let agents = (0..512).map(|n: u16| {
+        let [high, low] = n.to_be_bytes();
+        bound(&format!("02:00:00:00:{high:02x}:{low:02x}"), &[&format!("2001:db8:21::{n:x}")])
+    });
+    capture.interfaces[1].bound = agents.collect();
     apply(&capture).unwrap();
     apply(&capture).unwrap();
 }
@@ -120,6 +127,62 @@ fn a_rule_that_somebody_added_is_noticed() {
     noticed("nft add chain inet cloakroom another");
     noticed("nft add set inet cloakroom more '{ type ipv4_addr; flags interval; }'");
     noticed("nft add rule inet cloakroom input iifname @agents accept");
+}
+
+#[test]
+#[ignore = "started inside a namespace by its namesake"]
+fn a_device_that_comes_back_is_bound_again() {
+    only_in_a_namespace();
+    let door = || listing().contains("hook ingress device \"agents1\"");
+    // Not there yet: no chain, and prerouting asks for the proof all the same.
+    apply(&example()).unwrap();
+    assert!(!door() && listing().contains("iifname @bound meta priority != c10a:1"));
+    sh("ip link add agents1 type veth peer name far1");
+    assert!(verify(&example()).is_err(), "an unguarded device is noticed");
+    apply(&example()).unwrap();
+    assert!(door());
+    // What the kernel does with the chain of a device that goes differs from one to the next.
+    sh("ip link del agents1");
+    apply(&example()).unwrap();
+    assert!(!door());
+    sh("ip link add agents1 type veth peer name far1");
+    assert!(verify(&example()).is_err(), "an unguarded device is noticed");
+    apply(&example()).unwrap();
+    assert!(door());
+    // Nobody is bound any more.
+    let mut free = example();
+    for interface in &mut free.interfaces {
+        interface.bound.clear();
+    }
+    assert!(verify(&free).is_err());
+    apply(&free).unwrap();
+    assert!(!listing().contains("netdev"), "{}", listing());
+}
+
+#[test]
+#[ignore = "started inside a namespace by its namesake"]
+fn a_hand_in_the_table_of_frames_is_noticed() {
+    only_in_a_namespace();
+    sh("ip link add agents1 type veth peer name far1");
+    let noticed = |line: &str| {
+        apply(&example()).unwrap();
+        sh(line);
+        let error = verify(&example()).unwrap_err();
+        assert!(matches!(error, PacketsError::ReadBack { .. }), "{line}: {error}");
+        apply(&example()).unwrap();
+        verify(&example()).unwrap();
+    };
+    noticed("nft delete table netdev cloakroom");
+    noticed("nft insert rule netdev cloakroom admit accept");
+    noticed("nft flush chain netdev cloakroom on_agents1");
+    noticed(
+        "nft 'flush chain netdev cloakroom on_agents1; delete chain netdev cloakroom on_agents1'",
+    );
+    noticed(
+        "nft add element netdev cloakroom bound_4 '{ agents1 . 02:00:00:00:00:09 . 10.23.0.9 }'",
+    );
+    noticed("nft add counter netdev cloakroom untold_more");
+    noticed("nft add chain netdev cloakroom on_agents1 '{ policy accept; }'");
 }
 
 #[test]

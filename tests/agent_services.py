@@ -1,0 +1,34 @@
+"""Packets for the gateway's own services, from an agent that is root.
+
+Arguments: the gateway's MAC address, and what to send. Prints how many frames were sent.
+"""
+import sys
+from scapy.all import BOOTP, DHCP, ICMP, IP, UDP, Ether, IPv6, ICMPv6EchoRequest, Raw, conf, \
+    get_if_hwaddr
+
+GATEWAY_MAC, BATTERY = sys.argv[1:]
+MAC = get_if_hwaddr("eth0")
+
+
+def flood():
+    v4 = Ether(src=MAC, dst=GATEWAY_MAC) / IP(src="192.0.2.10", dst="192.0.2.1") / ICMP() / \
+        Raw(b"x" * 64)
+    v6 = Ether(src=MAC, dst=GATEWAY_MAC) / IPv6(src="2001:db8:a::10", dst="2001:db8:a::1") / \
+        ICMPv6EchoRequest(data=b"x" * 64)
+    for frame in (bytes(v4), bytes(v6)):
+        for _ in range(400):
+            yield frame
+
+
+def discover():
+    for _ in range(3):
+        yield bytes(Ether(src=MAC, dst="ff:ff:ff:ff:ff:ff") /
+                    IP(src="0.0.0.0", dst="255.255.255.255") / UDP(sport=68, dport=67) /
+                    BOOTP(chaddr=bytes(6)) / DHCP(options=[("message-type", "discover"), "end"]))
+
+
+socket, count = conf.L2socket(iface="eth0"), 0
+for frame in globals()[BATTERY]():
+    socket.send(frame)
+    count += 1
+print(count)
