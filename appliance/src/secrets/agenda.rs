@@ -109,6 +109,11 @@ impl Agenda {
         self.apply(now);
     }
 
+    /// Whatever is not lent is due.
+    pub(super) fn ask_again(&mut self, now: Instant) {
+        self.plans.values_mut().for_each(|plan| plan.due = now);
+    }
+
     pub(super) fn snapshot(&self) -> Snapshot {
         self.ledger.snapshot()
     }
@@ -235,8 +240,8 @@ impl Agenda {
         let narrowing = answer.narrowing;
         let mut values = answer.values.into_iter();
         self.each(question, |ledger, key| {
-            let fresh = values.next().unwrap_or(Err(NO_ANSWER)).map(|bytes| Fresh {
-                bytes,
+            let fresh = values.next().unwrap_or(Err(NO_ANSWER)).map(|picked| Fresh {
+                picked,
                 lease_ends: ends,
                 narrowing: narrowing.clone(),
             });

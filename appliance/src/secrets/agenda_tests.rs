@@ -103,7 +103,10 @@ impl Lender {
         }
         let number = self.made.len();
         self.made.push((self.now, self.now + Duration::from_secs(self.life)));
-        let value = |pick| Ok(format!("lease-{number:04}-value-{pick}").into_bytes().into());
+        let value = |pick| {
+            let bytes = format!("lease-{number:04}-value-{pick}").into_bytes();
+            Ok(Zeroizing::new(bytes).into())
+        };
         let lease = Lease {
             id: Arc::new(Zeroizing::new(number.to_string())),
             life: Duration::from_secs(self.life),

@@ -21,7 +21,7 @@ mod vault;
 pub use file::{FileError, FileSource};
 pub use private_file::PrivateFileError;
 pub use snapshot::{Health, Snapshot};
-pub use source::{Answer, FetchError, Lease, Prolonged, SecretSource, Sources, Standing};
+pub use source::{Answer, FetchError, Lease, Picked, Prolonged, SecretSource, Sources, Standing};
 pub use store::SecretStore;
 pub use value::{SecretError, SecretValue};
 pub(crate) use vault::Session;
