@@ -37,8 +37,9 @@ vault: prerequisites
 	@tests/vault/get
 
 clients: prerequisites
-	@echo "== The Python SDKs, pinned"
+	@echo "== The clients: Python packages, pinned, and InfluxDB"
 	@tests/clients/get
+	@tests/influxdb/get
 
 format:
 	@echo "== Format"

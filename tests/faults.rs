@@ -7,6 +7,8 @@ mod addresses;
 mod audit;
 mod bad_starts;
 mod dead_daemon;
+mod floods;
+mod h2_deadlines;
 mod life;
 mod limits;
 mod memory;

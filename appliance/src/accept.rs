@@ -1,27 +1,28 @@
 //! A permit before every accept, then an identity for what was accepted.
 
+mod agent;
+mod places;
+
 use std::{
-    collections::HashMap,
     fmt,
     hash::{BuildHasher, Hasher, RandomState},
     io,
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc, LazyLock, Mutex, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        Arc, LazyLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
 
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
-};
+use socket2::SockRef;
+use tokio::net::{TcpListener, TcpStream};
 
-use crate::{
-    policy::{Group, GroupName},
-    reason::Reason,
+pub use self::{
+    agent::{AgentKey, Pace},
+    places::{OverRate, Place, Places, RequestPlace, Share, Taken, Way, Windows, held},
 };
+use crate::policy::Group;
 
 /// Names one flow in the audit, in answers and in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -45,7 +46,7 @@ impl AgentAddr {
 }
 
 /// The address and port that the agent dialled, IPv4-mapped forms undone. It is recorded and
-/// compared; nothing is ever connected to it.
+/// compared; nothing is connected to it unless a permit says that the gateway gave it to the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Dialled(pub SocketAddr);
 
@@ -62,140 +63,12 @@ pub struct Flow {
     pub dialled: Dialled,
 }
 
-/// Hands out the places that connections and requests take, so that neither one agent nor one
-/// group, whose hosts may use many addresses, can take them all.
-#[derive(Debug)]
-pub struct Places {
-    all: Arc<Semaphore>,
-    taken: Mutex<HashMap<Who, Arc<Tally>>>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Who {
-    Agent(IpAddr),
-    Group(GroupName),
-}
-
-#[derive(Debug, Default)]
-struct Tally {
-    connections: AtomicUsize,
-    requests: AtomicUsize,
-}
-
-/// A place for one connection, whoever it will be from. Taken before `accept`, so that a gateway
-/// without places leaves connections to the kernel's queue instead of to EMFILE.
-#[derive(Debug)]
-pub struct Place {
-    _all: OwnedSemaphorePermit,
-}
-
-/// The share that one connection takes of its agent's and its group's places. Given back when
-/// dropped.
-#[derive(Debug)]
-pub struct Share {
-    places: Arc<Places>,
-    taken: Arc<Taken>,
-}
-
-/// Where the requests of one connection are counted.
-#[derive(Debug)]
-pub struct Taken([(Who, Arc<Tally>); 2]);
-
-/// The place of one request. Given back when dropped.
-#[derive(Debug)]
-pub struct RequestPlace(Arc<Taken>);
-
-impl Places {
-    /// `connections` places in all.
-    pub fn new(connections: usize) -> Arc<Self> {
-        Arc::new(Self {
-            all: Arc::new(Semaphore::new(connections.min(Semaphore::MAX_PERMITS))),
-            taken: Mutex::default(),
-        })
-    }
-
-    /// Waits for a place. `None` only once the gateway closes.
-    pub async fn take(&self) -> Option<Place> {
-        let permit = Arc::clone(&self.all).acquire_owned().await.ok()?;
-        Some(Place { _all: permit })
-    }
-
-    /// Counts a connection against its agent, of which `of_agent` may be open at once, and
-    /// against its group, of which `of_group` may.
-    pub fn share(
-        self: &Arc<Self>,
-        agent: IpAddr,
-        group: &GroupName,
-        (of_agent, of_group): (usize, usize),
-    ) -> Result<Share, Reason> {
-        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let [agent, group] = [Who::Agent(agent), Who::Group(group.clone())];
-        for (who, most) in [(&agent, of_agent), (&group, of_group)] {
-            let open = taken.get(who).map_or(0, |tally| tally.connections.load(Relaxed));
-            if open >= most {
-                return Err(Reason::ConnectionLimit);
-            }
-        }
-        let tallies = [agent, group].map(|who| {
-            let tally = Arc::clone(taken.entry(who.clone()).or_default());
-            tally.connections.fetch_add(1, Relaxed);
-            (who, tally)
-        });
-        drop(taken);
-        Ok(Share { places: Arc::clone(self), taken: Arc::new(Taken(tallies)) })
+impl Flow {
+    /// The agent, for what is counted or remembered by agent.
+    pub fn agent_key(&self) -> AgentKey {
+        AgentKey::new(&self.group.name, self.agent.ip())
     }
 }
-
-impl Share {
-    /// Where the connection's requests are counted.
-    pub fn taken(&self) -> Arc<Taken> {
-        Arc::clone(&self.taken)
-    }
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        let mut taken = self.places.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        for (who, tally) in &self.taken.0 {
-            if tally.connections.fetch_sub(1, Relaxed) == 1 {
-                taken.remove(who);
-            }
-        }
-    }
-}
-
-impl Taken {
-    /// Takes a place for one request. Each request under way holds a place in the audit's queue
-    /// and buffers, which all agents share.
-    pub fn request(self: &Arc<Self>) -> Result<RequestPlace, Reason> {
-        // Counted first, so that whatever happens it is given back.
-        for (_, tally) in &self.0 {
-            tally.requests.fetch_add(1, Relaxed);
-        }
-        let place = RequestPlace(Arc::clone(self));
-        let within = |(who, tally): &(Who, Arc<Tally>)| {
-            tally.requests.load(Relaxed)
-                <= match who {
-                    Who::Agent(_) => AGENT_REQUESTS,
-                    Who::Group(_) => GROUP_REQUESTS,
-                }
-        };
-        if self.0.iter().all(within) { Ok(place) } else { Err(Reason::RateLimit) }
-    }
-}
-
-impl Drop for RequestPlace {
-    fn drop(&mut self) {
-        for (_, tally) in &self.0.0 {
-            tally.requests.fetch_sub(1, Relaxed);
-        }
-    }
-}
-
-/// Requests under way at once, of one agent.
-const AGENT_REQUESTS: usize = 4_096;
-/// Requests under way at once, of one group. Several groups fit into the audit's queue.
-const GROUP_REQUESTS: usize = 16_384;
 
 /// Accepts the next connection. Errors of single connections are passed over; where the machine is
 /// out of descriptors or memory it waits before it tries again (accept(2), "Error handling").
@@ -210,6 +83,13 @@ pub async fn accept(listener: &TcpListener) -> (TcpStream, AgentAddr) {
             }
         }
     }
+}
+
+/// Closes with a reset instead of a FIN.
+pub fn reset(stream: TcpStream) {
+    // Where the option cannot be set the connection is closed all the same.
+    let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+    drop(stream);
 }
 
 /// An address with its IPv4-mapped form undone.
@@ -237,47 +117,6 @@ impl FlowId {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn address(last: u8) -> IpAddr {
-        [192, 0, 2, last].into()
-    }
-
-    #[test]
-    fn one_agent_cannot_take_anothers_places() {
-        let places = Places::new(10);
-        let group = GroupName("red".into());
-        let share = |last| places.share(address(last), &group, (3, 10));
-        let held: Vec<_> = (0..3).map(|_| share(1).unwrap()).collect();
-        assert_eq!(share(1).err(), Some(Reason::ConnectionLimit));
-        assert!(share(2).is_ok());
-        drop(held);
-        assert!(share(1).is_ok());
-        assert!(places.taken.lock().unwrap().is_empty());
-    }
-
-    #[test]
-    fn one_group_cannot_take_anothers_places_however_many_addresses_it_uses() {
-        let places = Places::new(10);
-        let [red, blue] = ["red", "blue"].map(|name| GroupName(name.into()));
-        let _held: Vec<_> =
-            (0..5).map(|last| places.share(address(last), &red, (3, 5)).unwrap()).collect();
-        let refused = places.share(address(9), &red, (3, 5));
-        assert_eq!(refused.err(), Some(Reason::ConnectionLimit));
-        assert!(places.share(address(9), &blue, (3, 5)).is_ok());
-    }
-
-    #[test]
-    fn one_agents_requests_are_bounded_over_all_its_connections() {
-        let places = Places::new(10);
-        let red = GroupName("red".into());
-        let [one, two, other] =
-            [1, 1, 2].map(|last| places.share(address(last), &red, (3, 5)).unwrap());
-        let held: Vec<_> = (0..AGENT_REQUESTS).map(|_| one.taken().request().unwrap()).collect();
-        assert_eq!(two.taken().request().err(), Some(Reason::RateLimit));
-        assert!(other.taken().request().is_ok());
-        drop(held);
-        assert!(two.taken().request().is_ok());
-    }
 
     #[test]
     fn flows_have_names_of_their_own() {

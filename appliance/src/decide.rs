@@ -3,12 +3,14 @@
 //! Pure, and the only maker of [`Permit`]s: nothing is dialled without one. Whatever is not
 //! listed is refused.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use crate::{
     accept::Flow,
     peek::{Hello, Peeked, PlainHead},
-    policy::{Api, Carry, DialledRule, Group, Host, HostPattern, Pass, Policy, RuleName, Upstream},
+    policy::{
+        Api, Carry, DialledRule, Group, Host, HostPattern, Pass, Policy, RuleName, Tcp, Upstream,
+    },
     reason::Reason,
 };
 
@@ -20,6 +22,7 @@ pub struct Permit {
     route: Route,
     host: Host,
     port: u16,
+    given: Option<IpAddr>,
 }
 
 /// How a permitted connection is carried.
@@ -27,6 +30,8 @@ pub struct Permit {
 pub enum Route {
     /// Opaque, byte for byte.
     Splice(Arc<Pass>),
+    /// Opaque, byte for byte, and without having been looked at: the protocol names no host.
+    Tcp(Arc<Tcp>),
     /// TLS ends here; placeholders become secrets.
     Intercept(Arc<Api>),
     /// TLS ends here; authority, method and path are checked.
@@ -54,16 +59,26 @@ impl Permit {
         match &self.route {
             Route::Splice(pass) | Route::Inspect(pass) => &pass.upstream,
             Route::Intercept(api) => &api.upstream,
+            Route::Tcp(tcp) => &tcp.upstream,
         }
     }
-}
 
-impl Permit {
+    /// The address to dial where the agent dialled one that it was given for the name, and nothing
+    /// but that says which host it means; `None` where the name is resolved.
+    ///
+    /// A name can have several addresses that are not alike: one server of a database writes and
+    /// the others read, and its clients try one after the other. Who dials one of them means that
+    /// one. What the agent chooses from is what the gateway told it.
+    pub fn given(&self) -> Option<IpAddr> {
+        self.given
+    }
+
     /// Which addresses the agent may have dialled. Where TLS ends here, the name in the
     /// certificate and in every request is checked, and the dialled address is only recorded.
     pub fn dialled(&self) -> DialledRule {
         match &self.route {
             Route::Splice(pass) => pass.dialled,
+            Route::Tcp(_) => DialledRule::Answered,
             Route::Intercept(_) | Route::Inspect(_) => DialledRule::Any,
         }
     }
@@ -74,6 +89,7 @@ impl Route {
     pub fn word(&self) -> &'static str {
         match self {
             Self::Splice(_) => "splice",
+            Self::Tcp(_) => "tcp",
             Self::Intercept(_) => "intercept",
             Self::Inspect(_) => "inspect",
         }
@@ -84,6 +100,7 @@ impl Route {
         match self {
             Self::Splice(pass) | Self::Inspect(pass) => &pass.name,
             Self::Intercept(api) => &api.name,
+            Self::Tcp(tcp) => &tcp.name,
         }
     }
 }
@@ -97,6 +114,7 @@ pub fn decide(policy: &Policy, flow: &Flow, peeked: &Peeked) -> Result<Permit, R
     match peeked {
         Peeked::Tls(hello) => decide_tls(policy, &flow.group, port, hello),
         Peeked::Http(head) => decide_plain(policy, &flow.group, port, head),
+        Peeked::Unread(names) => decide_unread(policy, flow, names),
         Peeked::Other => Err(Reason::ProtocolDenied),
     }
 }
@@ -111,10 +129,10 @@ fn decide_tls(policy: &Policy, group: &Group, port: u16, hello: &Hello) -> Resul
         // What is hidden in an encrypted hello would be carried to a name nobody checked. Where
         // TLS ends here it is only an extension that the gateway does not answer.
         Route::Splice(_) if hello.ech => return Err(Reason::EchDenied),
-        Route::Splice(_) => {}
+        Route::Splice(_) | Route::Tcp(_) => {}
         Route::Intercept(_) | Route::Inspect(_) => check_alpn(hello)?,
     }
-    Ok(Permit { route, host: host.clone(), port })
+    Ok(Permit { route, host: host.clone(), port, given: None })
 }
 
 fn check_alpn(hello: &Hello) -> Result<(), Reason> {
@@ -182,11 +200,30 @@ fn decide_plain(
     }
     match pass_of(policy, group, host, port) {
         Some(pass) if pass.carry == Carry::Splice => {
-            Ok(Permit { route: Route::Splice(pass), host: host.clone(), port })
+            Ok(Permit { route: Route::Splice(pass), host: host.clone(), port, given: None })
         }
         _ if policy.names(group, host) => Err(Reason::NotTls),
         _ => Err(Reason::DestinationDenied),
     }
+}
+
+/// Which of the names the agent means cannot be told, so it must be allowed to reach all of them.
+fn decide_unread(policy: &Policy, flow: &Flow, names: &[Host]) -> Result<Permit, Reason> {
+    let (group, dialled) = (&flow.group.name, flow.dialled.0);
+    let (address, port) = (dialled.ip(), dialled.port());
+    if !policy.tcp.iter().any(|tcp| tcp.serves(group, port)) {
+        return Err(Reason::PortDenied);
+    }
+    let rule_for = |host| policy.tcp.iter().find(|tcp| tcp.allows(group, host, port));
+    let rules: Option<Vec<_>> = names.iter().map(|host| Some((host, rule_for(host)?))).collect();
+    let rules = rules.ok_or(Reason::DestinationDenied)?;
+    // The address is checked by the one rule that is in the permit: by one that does not list it as
+    // private, if there is any.
+    let lists = |tcp: &Tcp| tcp.upstream.private_prefixes.iter().any(|it| it.contains(&address));
+    let strictest = rules.into_iter().min_by_key(|(_, tcp)| lists(tcp));
+    let (host, tcp) = strictest.ok_or(Reason::DialledElsewhere)?;
+    let route = Route::Tcp(Arc::clone(tcp));
+    Ok(Permit { route, host: host.clone(), port, given: Some(address) })
 }
 
 fn carries_placeholder(policy: &Policy, group: &Group, head: &PlainHead) -> bool {
@@ -199,167 +236,4 @@ fn carries_placeholder(policy: &Policy, group: &Group, head: &PlainHead) -> bool
 }
 
 #[cfg(test)]
-mod tests {
-    use std::net::SocketAddr;
-
-    use super::*;
-    use crate::{
-        accept::{AgentAddr, Dialled, FlowId},
-        config,
-    };
-
-    const POLICY: &str = r#"
-        [gateway]
-        audit = "stdout"
-        ca_dir = "/ca"
-        resolvers = ["203.0.113.53"]
-        ports = [80, 443, 8443]
-        [secrets]
-        file = "/secrets"
-        [[group]]
-        name = "red"
-        interface = "a0"
-        prefixes = ["192.0.2.0/25"]
-        [[group]]
-        name = "blue"
-        interface = "b0"
-        prefixes = ["192.0.2.128/25"]
-        [[api]]
-        name = "openai"
-        hosts = ["api.openai.example"]
-        [[api.binding]]
-        groups = ["red"]
-        placeholder = "OPENAI_API_KEY"
-        places = ["header authorization bearer"]
-        secret = "file:openai"
-        [[splice]]
-        name = "pypi"
-        groups = ["red"]
-        hosts = ["pypi.example", "*.cdn.example", "*.openai.example"]
-        ports = [443, 80]
-        [[inspect]]
-        name = "docs"
-        groups = ["red"]
-        hosts = ["docs.cdn.example"]
-        [[splice]]
-        name = "everything-openai"
-        groups = ["blue"]
-        hosts = ["*.openai.example"]
-    "#;
-
-    fn policy() -> Policy {
-        let read = |_: &std::path::Path| Err(std::io::ErrorKind::NotFound.into());
-        config::parse(POLICY, None, "test.toml", &read)
-            .unwrap_or_else(|errors| panic!("{errors}"))
-            .policy
-    }
-
-    fn flow(policy: &Policy, group: &str, dialled: &str) -> Flow {
-        let group = policy.groups.iter().find(|g| g.name.as_str() == group).unwrap();
-        let dialled: SocketAddr = dialled.parse().unwrap();
-        let agent: SocketAddr = "192.0.2.9:40000".parse().unwrap();
-        Flow {
-            id: FlowId(7),
-            group: Arc::clone(group),
-            agent: AgentAddr(agent),
-            dialled: Dialled(dialled),
-        }
-    }
-
-    fn hello(sni: Option<&str>, alpn: &[&str], ech: bool) -> Peeked {
-        Peeked::Tls(Hello {
-            sni: sni.map(|name| Host::parse(name).unwrap()),
-            alpn: alpn.iter().map(|p| p.as_bytes().into()).collect(),
-            ech,
-        })
-    }
-
-    fn outcome(group: &str, dialled: &str, peeked: &Peeked) -> Result<String, Reason> {
-        let policy = policy();
-        let permit = decide(&policy, &flow(&policy, group, dialled), peeked)?;
-        Ok(format!("{} {} {}", permit.route.word(), permit.route.rule(), permit.host))
-    }
-
-    fn tls(group: &str, sni: &str) -> Result<String, Reason> {
-        outcome(group, "198.51.100.7:443", &hello(Some(sni), &["h2"], false))
-    }
-
-    #[test]
-    fn each_group_gets_what_its_rules_say_and_nothing_else() {
-        assert_eq!(
-            tls("red", "api.openai.example").unwrap(),
-            "intercept openai api.openai.example"
-        );
-        assert_eq!(tls("red", "pypi.example").unwrap(), "splice pypi pypi.example");
-        assert_eq!(tls("red", "a.cdn.example").unwrap(), "splice pypi a.cdn.example");
-        assert_eq!(tls("red", "cdn.example"), Err(Reason::SniDenied));
-        assert_eq!(tls("red", "evil.example"), Err(Reason::SniDenied));
-        assert_eq!(tls("blue", "pypi.example"), Err(Reason::SniDenied));
-    }
-
-    #[test]
-    fn a_host_of_an_api_is_never_passed_around_it() {
-        assert_eq!(
-            tls("blue", "chat.openai.example").unwrap(),
-            "splice everything-openai chat.openai.example"
-        );
-        assert_eq!(tls("blue", "api.openai.example"), Err(Reason::SniDenied));
-        let elsewhere = hello(Some("api.openai.example"), &[], false);
-        assert_eq!(outcome("red", "198.51.100.7:80", &elsewhere), Err(Reason::SniDenied));
-    }
-
-    #[test]
-    fn the_rule_that_looks_inside_wins() {
-        assert_eq!(tls("red", "docs.cdn.example").unwrap(), "inspect docs docs.cdn.example");
-    }
-
-    #[test]
-    fn a_hello_without_a_name_or_with_a_hidden_one_is_refused() {
-        let to = "198.51.100.7:443";
-        assert_eq!(outcome("red", to, &hello(None, &[], false)), Err(Reason::SniMissing));
-        assert_eq!(
-            outcome("red", to, &hello(Some("pypi.example"), &[], true)),
-            Err(Reason::EchDenied)
-        );
-        assert!(outcome("red", to, &hello(Some("api.openai.example"), &[], true)).is_ok());
-    }
-
-    #[test]
-    fn protocols_that_the_gateway_cannot_carry_are_refused_where_tls_ends_here() {
-        let to = "198.51.100.7:443";
-        let offer =
-            |alpn: &[&str]| outcome("red", to, &hello(Some("api.openai.example"), alpn, false));
-        assert_eq!(offer(&["acme-tls/1"]), Err(Reason::AlpnDenied));
-        assert!(offer(&["acme-tls/1", "http/1.1"]).is_ok());
-        assert!(outcome("red", to, &hello(Some("pypi.example"), &["acme-tls/1"], false)).is_ok());
-    }
-
-    #[test]
-    fn an_api_is_reached_on_its_own_port_only() {
-        let peeked = hello(Some("api.openai.example"), &[], false);
-        assert_eq!(outcome("red", "198.51.100.7:8443", &peeked), Err(Reason::SniDenied));
-        assert_eq!(outcome("red", "198.51.100.7:9999", &peeked), Err(Reason::PortDenied));
-        assert_eq!(outcome("red", "198.51.100.7:443", &Peeked::Other), Err(Reason::ProtocolDenied));
-    }
-
-    #[test]
-    fn plain_http_is_for_spliced_hosts_that_list_its_port() {
-        let head = |host: &str, port, credentials: &[&str]| {
-            Peeked::Http(PlainHead {
-                host: Host::parse(host).ok(),
-                port,
-                credentials: credentials.iter().map(|c| c.as_bytes().into()).collect(),
-            })
-        };
-        let to = |peeked: &Peeked| outcome("red", "198.51.100.7:80", peeked);
-        assert_eq!(to(&head("pypi.example", None, &[])).unwrap(), "splice pypi pypi.example");
-        assert_eq!(to(&head("pypi.example", Some(81), &[])), Err(Reason::HostMismatch));
-        assert_eq!(to(&head("api.openai.example", None, &[])), Err(Reason::NotTls));
-        assert_eq!(to(&head("evil.example", None, &[])), Err(Reason::DestinationDenied));
-        assert_eq!(to(&head("10.0.0.1", None, &[])), Err(Reason::HttpMalformed));
-        for host in ["api.openai.example", "pypi.example", "evil.example"] {
-            let peeked = head(host, None, &["OPENAI_API_KEY"]);
-            assert_eq!(to(&peeked), Err(Reason::PlaintextPlaceholder), "{host}");
-        }
-    }
-}
+mod tests;

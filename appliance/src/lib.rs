@@ -11,6 +11,7 @@
 //! ```
 
 pub mod phase;
+pub mod quarantine;
 pub mod reason;
 
 pub mod config;
@@ -37,6 +38,7 @@ pub mod secrets;
 pub mod tls;
 
 pub mod audit;
+pub mod control;
 pub mod daemon;
 
 pub mod cli;

@@ -17,11 +17,27 @@ pub enum Phase {
 #[derive(Debug, Clone)]
 pub struct Phases(watch::Receiver<Phase>);
 
+impl Phase {
+    /// The word for it.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Run => "run",
+            Self::Drain => "drain",
+            Self::Cut => "cut",
+        }
+    }
+}
+
 impl Phases {
     /// The end that sets the phase, and the first watcher.
     pub fn new() -> (watch::Sender<Phase>, Self) {
         let (sender, receiver) = watch::channel(Phase::Run);
         (sender, Self(receiver))
+    }
+
+    /// The phase now.
+    pub fn now(&self) -> Phase {
+        *self.0.borrow()
     }
 
     /// Waits until the daemon is in `phase` or beyond.

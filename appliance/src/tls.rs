@@ -162,6 +162,32 @@ impl Tls {
     }
 }
 
+/// Settings for asking DNS servers over TLS (RFC 7858): each is verified for its name, by the CAs in
+/// `ca_pem` alone where that is given, else by `system_roots`.
+///
+/// # Errors
+/// There is no CA to verify a server with.
+pub fn resolver_client(
+    ca_pem: Option<&str>,
+    system_roots: &Arc<RootCertStore>,
+) -> Result<ClientConfig, String> {
+    let roots = match ca_pem {
+        Some(pem) => Arc::new(roots_of(pem).ok_or("resolver_ca: it holds no certificate")?),
+        None if system_roots.is_empty() => {
+            return Err(
+                "resolvers over TLS are verified by the system's CAs, and there are none; \
+                        install ca-certificates or set resolver_ca"
+                    .into(),
+            );
+        }
+        None => Arc::clone(system_roots),
+    };
+    let config = ClientConfig::builder_with_provider(Arc::new(provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| format!("the TLS provider cannot be used: {error}"))?;
+    Ok(config.with_root_certificates(roots).with_no_client_auth())
+}
+
 /// The one TLS provider, with the suites in the order that the gateway likes them.
 pub fn provider() -> CryptoProvider {
     let mut provider = aws_lc_rs::default_provider();

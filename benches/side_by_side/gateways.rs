@@ -18,7 +18,7 @@ use lab::{
     wait,
 };
 
-use crate::measure::Meter;
+use crate::{dns::Server, measure::Meter};
 
 /// Where each kind of work goes for one gateway.
 #[derive(Clone, Copy)]
@@ -106,6 +106,24 @@ impl Gateways {
         gateways
     }
 
+    /// The agents' resolver and a rival, which has to be ended.
+    ///
+    /// # Panics
+    /// When dnsmasq does not start; `benches/prerequisites` installs it.
+    pub fn resolvers(&self, lab: &Lab, cpu: usize) -> (Child, [Server; 2]) {
+        let rival = rival(lab, "dnsmasq", &DNSMASQ);
+        let meter = Meter::new(rival.id());
+        let ready = || AGENT.enter(|| TcpStream::connect(at(RIVALS, 53))).is_ok();
+        wait::expect("dnsmasq listens", ready);
+        meter.pin(cpu);
+        let cloakroom = self.cloakroom.meter.expect("it is a process");
+        let servers = [
+            Server { name: "Cloakroom", address: at(ANYWHERE, 53), meter: cloakroom },
+            Server { name: "dnsmasq", address: at(RIVALS, 53), meter },
+        ];
+        (rival, servers)
+    }
+
     /// The audit is in memory here, and is not kept.
     pub fn forget_audit(&self, lab: &Lab) {
         let file = fs::OpenOptions::new().write(true).open(lab.dir.join("audit.jsonl"));
@@ -189,6 +207,8 @@ fn nginx(dir: &Path) -> String {
 // Addresses for benchmarks (RFC 2544): agent, rivals, internet.
 const RIVALS: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 const DIRECT: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 1);
+/// No resolver is there: the gateway answers in its place.
+const ANYWHERE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 99);
 const HAPROXY: u16 = 9440;
 const NGINX: u16 = 8440;
 
@@ -202,6 +222,7 @@ link add wan0 netns rivals type veth peer name rivals0 netns internet
 -n rivals link set rivals0 up
 -n rivals link set wan0 up
 -n rivals route add 198.51.100.0/24 via 198.18.1.1
+-n rivals route add 203.0.113.53/32 via 198.18.1.1
 -n agent addr add 198.18.0.2/24 dev rivals0
 -n agent link set rivals0 up
 -n agent route add 198.18.1.0/24 via 198.18.0.1
@@ -210,10 +231,29 @@ link add wan0 netns rivals type veth peer name rivals0 netns internet
 -n internet route add 198.18.0.0/24 via 198.18.1.2
 ";
 
+/// The same names as in [`CONFIG`], and no other.
+const DNSMASQ: [&str; 13] = [
+    "--keep-in-foreground",
+    "--conf-file=/dev/null",
+    "--pid-file",
+    "--user=root",
+    "--no-resolv",
+    "--no-hosts",
+    "--bind-interfaces",
+    "--listen-address=198.18.0.1",
+    "--cache-size=4096",
+    "--local=/example/",
+    "--server=/api.openai.example/203.0.113.53",
+    "--server=/cdn.example/203.0.113.53",
+    "--log-facility=-",
+];
+
 const CONFIG: &str = r#"
 [gateway]
 audit = "{dir}/audit.jsonl"
 ca_dir = "{dir}/ca"
+state_dir = "{dir}/state"
+control = "{dir}/control.sock"
 resolvers = ["203.0.113.53"]
 ports = [443, 80]
 workers = 1
@@ -221,6 +261,10 @@ workers = 1
 [limits]
 connections = 16384
 agent_connections = 16384
+agent_new_connections = 1000000
+agent_requests = 16384
+agent_buffers = "256MiB"
+dns_rate = 100000
 
 [secrets]
 file = "{dir}/secrets.toml"

@@ -11,6 +11,7 @@
 //! whatever else the machine does meets all of them; what counts are the ratios.
 
 mod client;
+mod dns;
 mod gateways;
 mod measure;
 mod names;
@@ -28,6 +29,7 @@ use lab::{
 
 use crate::{
     client::Agent,
+    dns::{Answers, Question, Server},
     gateways::{Gateway, Gateways},
     measure::Meter,
     pace::{Load, Outcome},
@@ -54,9 +56,16 @@ fn main() {
     let bench = Bench { lab: &lab, options: &options, gateways: &gateways };
     rows.extend(WORK.iter().filter_map(|work| bench.costs(work)));
     rows.extend(bench.latency());
+    let answers = bench.dns();
     gateways.stop();
-    println!();
-    table::print(&rows);
+    if !rows.is_empty() {
+        println!();
+        table::print(&rows);
+    }
+    if !answers.is_empty() {
+        println!();
+        dns::print(&answers);
+    }
 }
 
 /// One kind of work whose cost is CPU time.
@@ -176,6 +185,35 @@ impl Bench<'_> {
             }
         }
         rows.into()
+    }
+
+    /// What the agents' resolver does, beside dnsmasq. The repetition with the median rate counts.
+    fn dns(&self) -> Vec<(Question, Vec<(Server, Answers)>)> {
+        if !self.options.wants(DNS) {
+            return Vec::new();
+        }
+        let (mut rival, servers) = self.gateways.resolvers(self.lab, GATEWAY_CPU);
+        let mut rows = Vec::new();
+        for question in dns::QUESTIONS {
+            let mut samples = servers.map(|server| (server, Vec::new()));
+            for _ in 0..self.options.repeat {
+                for (server, samples) in &mut samples {
+                    self.gateways.forget_audit(self.lab);
+                    let (warm, span) = (self.options.warm, self.options.span);
+                    let answers = dns::ask(*server, question, warm, span);
+                    eprintln!("{:<34} {:<10} {answers:?}", question.work, server.name);
+                    samples.push(answers);
+                }
+            }
+            let median = |(server, mut samples): (Server, Vec<Answers>)| {
+                samples.sort_by(|one, other| one.rate.total_cmp(&other.rate));
+                (server, samples[samples.len() / 2])
+            };
+            rows.push((question, samples.map(median).to_vec()));
+        }
+        lab::tools::signal(&rival, rustix::process::Signal::TERM);
+        rival.wait().expect("dnsmasq ends");
+        rows
     }
 
     fn agent(&self, post_quantum: bool) -> Agent {
@@ -326,6 +364,7 @@ fn usage() -> ! {
 }
 
 const IDLE: &str = "idle intercepted connection";
+const DNS: &str = "DNS";
 const LATENCY: &str = "latency of an h1 request, median";
 /// How often a measurement is made before it is taken as it is.
 const TRIES: usize = 4;

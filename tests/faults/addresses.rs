@@ -3,6 +3,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -11,15 +12,18 @@ use lab::{
     client::{Hello, Tls},
     dns::{Answer, Dns},
     gateway::{Gateway, usual_config},
-    net::{AGENT, AGENT2, GATEWAY, GATEWAY_V4, GATEWAY_V6, INTERNET, OPENAI, PYPI},
+    net::{
+        AGENT, AGENT2, ANTHROPIC, CDN, GATEWAY, GATEWAY_V4, GATEWAY_V6, GIT, HOSTS, Host, INTERNET,
+        OPENAI, PYPI, VAULT,
+    },
     origin::Origin,
     sandboxed, wait,
 };
 
 use super::{CHAT, Trap, ask, assert_refused, connections, descriptors, hello, open};
 
-/// Every way to say "inside", and the gateway's own addresses.
-const INSIDE: [&str; 20] = [
+/// Every way to say "inside", the gateway's own addresses, and the resolver that it asks.
+const INSIDE: [&str; 23] = [
     "127.0.0.1",
     "127.8.9.1",
     "0.0.0.0",
@@ -31,7 +35,9 @@ const INSIDE: [&str; 20] = [
     "224.0.0.1",
     "255.255.255.255",
     "192.0.2.1",
+    "192.0.2.129",
     "203.0.113.2",
+    "203.0.113.53",
     "::",
     "::1",
     "::ffff:127.0.0.1",
@@ -39,6 +45,7 @@ const INSIDE: [&str; 20] = [
     "64:ff9b::a9fe:a9fe",
     "fd00::9",
     "2001:db8:a::1",
+    "2001:db8:b::1",
     "2001:db8:f::2",
 ];
 
@@ -62,6 +69,8 @@ fn traps() -> [Trap; 2] {
         "192.168.9.9:443",
         "100.64.0.9:443",
         "169.254.169.254:443",
+        "203.0.113.53:443",
+        "203.0.113.200:443",
         "[fd00::9]:443",
         "[64:ff9b::a9fe:a9fe]:443",
     ];
@@ -102,43 +111,95 @@ fn a_name_that_resolves_inside_is_never_dialled() {
     });
 }
 
+/// Each name's turns: a public answer after each of those that lead inside, one of which has a
+/// public address beside it.
+fn turns(host: Host) -> Answer {
+    let public = vec![IpAddr::from(host.v4()), host.v6().into()];
+    let vault = VAULT.to_string();
+    let inside = INSIDE.into_iter().chain([vault.as_str()]);
+    let inside = inside.map(|text| text.parse::<IpAddr>().expect("an address"));
+    let turns = inside.flat_map(|address| [vec![address], public.clone()]);
+    let beside = [&public[..], &["169.254.169.254".parse().expect("an address")]].concat();
+    Answer::Alternating(turns.chain([beside]).collect())
+}
+
 #[test]
 fn a_name_that_changes_its_mind_never_leads_inside() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let dns = Dns::start();
-        let gateway = Gateway::usual(&lab);
+        let gateway = Gateway::start(&lab, &with_a_vault(&lab));
         let traps = traps();
-        let address = |text: &str| text.parse::<IpAddr>().expect("an address");
-        let sets = [
-            vec![OPENAI.v4().into(), OPENAI.v6().into()],
-            vec![address("127.0.0.1"), address("::1")],
-            vec![address("169.254.169.254"), OPENAI.v4().into(), OPENAI.v6().into()],
-            vec![address("203.0.113.2"), address("::ffff:10.9.9.9")],
+        let head = |host: Host, credential: &str| {
+            let path = if credential.is_empty() { "/a" } else { "/v1/models" };
+            format!("GET {path} HTTP/1.1\r\nHost: {}\r\n{credential}\r\n", host.name)
+        };
+        let agents = [
+            (OPENAI, head(OPENAI, "Authorization: Bearer OPENAI_API_KEY\r\n"), true),
+            (ANTHROPIC, head(ANTHROPIC, "X-Api-Key: ANTHROPIC_API_KEY\r\n"), true),
+            (GIT, head(GIT, ""), true),
+            (PYPI, head(PYPI, ""), false),
+            (CDN, head(CDN, ""), false),
         ];
-        dns.script(OPENAI.name, Answer::Alternating(sets.to_vec()));
-        let (mut good, mut refused) = (0, 0);
-        for _ in 0..60 {
-            let answer = ask(&lab, &gateway, CHAT);
-            match answer.status.as_u16() {
-                200 => good += 1,
-                _ => {
-                    assert_refused(&answer, 502, "private_address");
-                    refused += 1;
-                }
-            }
-        }
-        assert!(good > 10 && refused > 10, "{good} answered, {refused} refused");
+        agents.iter().for_each(|(host, ..)| dns.script(host.name, turns(*host)));
+        let each = 100;
+        let begun = Instant::now();
+        let good: usize = thread::scope(|scope| {
+            let lab = &lab;
+            let agents = agents.iter().map(|(host, request, intercepted)| {
+                let ask = move || match open(lab, AGENT, *host).and_then(|mut tls| tls.ask(request))
+                {
+                    Ok(answer) if answer.status == 200 => true,
+                    Ok(answer) => {
+                        assert_refused(&answer, 502, "private_address");
+                        false
+                    }
+                    // A spliced connection has nobody who could answer.
+                    Err(error) => {
+                        assert!(!intercepted, "{host:?}: {error}");
+                        false
+                    }
+                };
+                scope.spawn(move || (0..each).filter(|_| ask()).count())
+            });
+            let agents: Vec<_> = agents.collect();
+            agents.into_iter().map(|agent| agent.join().expect("an agent's share")).sum()
+        });
+        let all = each * agents.len();
+        println!("{good} of {all} in {:?}", begun.elapsed());
+        assert!(good > all / 4 && good < all * 3 / 4, "{good} answered of {all}");
         traps.iter().for_each(Trap::assert_untouched);
         origin.log().wait_all_closed();
         assert_eq!(origin.log().requests().len(), good);
-        for record in connections(&gateway, 60) {
-            let upstream = record["upstream"].as_str().unwrap_or_default();
-            let public = [OPENAI.v4().to_string(), OPENAI.v6().to_string(), String::new()];
-            assert!(public.iter().any(|address| address == upstream), "{record}");
+        let public = agents.map(|(host, ..)| [host.v4().to_string(), host.v6().to_string()]);
+        let (mut private, mut dialled) = (0, 0);
+        for record in connections(&gateway, all) {
+            match record["upstream"].as_str() {
+                Some(upstream) => {
+                    assert!(public.as_flattened().iter().any(|it| it == upstream), "{record}");
+                    dialled += 1;
+                }
+                None => {
+                    assert_eq!(record["reason"], "private_address", "{record}");
+                    private += 1;
+                }
+            }
         }
+        assert_eq!((dialled, private), (good, all - good));
     });
+}
+
+/// The usual policy beside a Vault that is known by its name and does not answer.
+fn with_a_vault(lab: &Lab) -> String {
+    let everybody = HOSTS.map(|host| (host.name, vec![host.v4().into(), host.v6().into()]));
+    let vault = ("vault.example", vec![VAULT.into()]);
+    lab.names(&[&everybody[..], &[vault]].concat());
+    lab.write("secret-id", "00000000-0000-0000-0000-000000000000\n");
+    let section = "[vault]\naddress = \"https://vault.example:8200\"\nrole_id = \"lab\"\n\
+                   ca_file = \"{dir}/public-ca.pem\"\nsecret_id_file = \"{dir}/secret-id\"\n";
+    let config = usual_config().replace("file:ops", "vault:kv/agents/ops#api_key");
+    format!("{config}\n{section}")
 }
 
 #[test]
@@ -214,7 +275,7 @@ fn dialling_the_gateway_or_another_agent_leads_nowhere() {
             ("fd00::9".parse::<IpAddr>().expect("an address"), 443),
             ("2001:db8:f::2".parse().expect("an address"), 443),
         ];
-        std::thread::scope(|scope| {
+        thread::scope(|scope| {
             for (address, port) in closed {
                 let to = SocketAddr::from((address, port));
                 scope.spawn(move || AGENT.connect(to).map(drop).expect_err(&to.to_string()));

@@ -60,6 +60,88 @@ fn one_agent_cannot_take_the_places_of_another() {
 }
 
 #[test]
+fn new_connections_beyond_an_agents_rate_are_reset_and_told_in_one_record() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let origin = Origin::start(&lab);
+        let _dns = Dns::start();
+        let mut gateway = Gateway::start(&lab, &limited("agent_new_connections = 5\n"));
+        let baseline = descriptors(&gateway);
+        let begun = Instant::now();
+        let opened = (0..60).filter(|_| open(&lab, AGENT, OPENAI).is_ok()).count();
+        let most = 10 + 5 * (begun.elapsed().as_secs() as usize + 1);
+        assert!((10..=most).contains(&opened), "{opened} of at most {most}");
+        assert_eq!(origin.log().connections().len(), opened, "the others were not dialled");
+        open(&lab, AGENT2, OPENAI).map(drop).expect("the other agent is served");
+        // Another family is another agent, as a /64 is one.
+        AGENT.connect(OPENAI.port6(443)).expect("captured");
+        let sum = gateway.audit.wait_for(|record| record["record"] == "connections");
+        assert_eq!(sum["count"], 60 - opened, "{sum}");
+        assert_eq!(
+            [&sum["agent"], &sum["group"], &sum["decision"], &sum["reason"]],
+            ["192.0.2.10", "research", "refuse", "rate_limit"]
+        );
+        connections(&gateway, opened + 2);
+        open(&lab, AGENT, OPENAI).map(drop).expect("the rate comes back");
+        left_clean(&gateway, baseline);
+        gateway.terminate(Duration::from_secs(30));
+        assert_eq!(records(&gateway, "connections").len(), 1, "{}", gateway.audit.text());
+    });
+}
+
+#[test]
+fn names_without_number_cost_no_certificates_without_number() {
+    sandboxed(|| {
+        let inspected = "\n[limits]\nagent_leaves = 2\n\n[[inspect]]\nname = \"looked-at\"\n\
+            groups = [\"research\"]\nhosts = [\"*.attacker.example\"]\n";
+        let lab = Lab::new();
+        let _origin = Origin::start(&lab);
+        let dns = Dns::start();
+        let gateway = Gateway::start(&lab, &(usual_config() + inspected));
+        assert_eq!(ask(&lab, &gateway, CHAT).status, 200);
+        let begun = Instant::now();
+        for number in 0..40 {
+            let name = format!("n{number}.attacker.example");
+            dns.set(&name, &[OPENAI.v4().into()]);
+            let hello = client::Hello::h1(&name);
+            Tls::open(AGENT, OPENAI.port(443), &hello).map(drop).expect_err("nobody trusts it");
+        }
+        let most = 4 + 2 * (begun.elapsed().as_secs() as usize + 1);
+        let all = connections(&gateway, 41);
+        let made = all.iter().filter(|record| record["reason"] != "rate_limit").count() - 1;
+        assert!((1..=most).contains(&made), "{made} of at most {most}: {all:#?}");
+        assert_eq!(ask(&lab, &gateway, CHAT).status, 200, "what is made stays made");
+    });
+}
+
+#[test]
+fn a_long_hello_needs_room_that_an_agent_has_only_so_much_of() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let _origin = Origin::start(&lab);
+        let _dns = Dns::start();
+        let gateway = Gateway::start(&lab, &limited("agent_peeks = \"256KiB\"\n"));
+        // The head of a record and of a ClientHello that never comes to its end.
+        let beginning = [&[22, 3, 1, 0x40, 0, 1, 0, 0x3f, 0xfc, 3, 3][..], &[0; 4_000]].concat();
+        let mut held: Vec<_> = (0..8)
+            .map(|_| {
+                let mut stream = AGENT.connect(OPENAI.port(443)).expect("captured");
+                let _ = stream.write_all(&beginning);
+                stream
+            })
+            .collect();
+        for record in connections(&gateway, 4) {
+            assert_eq!(record["reason"], "connection_limit", "{record}");
+        }
+        let mut other = open(&lab, AGENT2, OPENAI).expect("the other agent has its own");
+        let request = get("/v1/models").replace("OPENAI_API_KEY", "OPS_OPENAI_KEY");
+        assert_eq!(other.ask(request).expect("an answer").status, 200);
+        held.clear();
+        assert_eq!(ask(&lab, &gateway, CHAT).status, 200, "room comes back");
+    });
+}
+
+#[test]
 fn who_says_too_little_is_ended_in_time() {
     sandboxed(|| {
         let lab = Lab::new();

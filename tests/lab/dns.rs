@@ -1,5 +1,5 @@
 //! The resolver that the gateway asks: answers A and AAAA from a table that tests change as they
-//! go, over UDP and TCP, and remembers every question.
+//! go, over UDP and TCP and on demand over TLS, and remembers every question.
 
 use std::{
     collections::BTreeMap,
@@ -11,13 +11,16 @@ use hickory_proto::{
     op::{Message, MessageType, ResponseCode},
     rr::{RData, Record, RecordType},
 };
+use rustls::sign::SingleCertAndKey;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream, UdpSocket},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    net::{TcpListener, UdpSocket},
 };
+use tokio_rustls::TlsAcceptor;
 
 use crate::{
     net::{DNS, HOSTS, INTERNET},
+    pki::Identity,
     wait,
 };
 
@@ -127,6 +130,28 @@ impl Dns {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// From now on it answers over TLS as well (RFC 7858), on port 853 and with this certificate.
+    ///
+    /// # Panics
+    /// When the port cannot be bound, or the default TLS provider is missing.
+    pub fn start_tls(&self, identity: &Identity) {
+        let certificate = Arc::new(SingleCertAndKey::from(identity.certified()));
+        let config = rustls::ServerConfig::builder().with_no_client_auth();
+        let acceptor = TlsAcceptor::from(Arc::new(config.with_cert_resolver(certificate)));
+        let listener = INTERNET.enter(|| std::net::TcpListener::bind((DNS, 853)));
+        let listener = listener.expect("port 853");
+        listener.set_nonblocking(true).expect("a socket");
+        let server = self.clone();
+        INTERNET.spawn(|| async move {
+            let listener = TcpListener::from_std(listener).expect("a runtime");
+            loop {
+                let Ok((stream, _)) = listener.accept().await else { continue };
+                let (server, acceptor) = (server.clone(), acceptor.clone());
+                tokio::spawn(async move { server.talk(acceptor.accept(stream).await.ok()?).await });
+            }
+        });
+    }
+
     async fn serve_udp(&self, socket: UdpSocket) {
         let mut buffer = [0; 4096];
         loop {
@@ -146,7 +171,7 @@ impl Dns {
         }
     }
 
-    async fn talk(&self, mut stream: TcpStream) -> Option<()> {
+    async fn talk(&self, mut stream: impl AsyncRead + AsyncWrite + Unpin) -> Option<()> {
         loop {
             let length = stream.read_u16().await.ok()?;
             let mut query = vec![0; usize::from(length)];

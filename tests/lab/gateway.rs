@@ -314,6 +314,8 @@ const GATEWAY_PART: &str = r#"
 [gateway]
 audit = "{dir}/audit.jsonl"
 ca_dir = "{dir}/issuing"
+state_dir = "{dir}/state"
+control = "{dir}/control/control.sock"
 resolvers = ["203.0.113.53"]
 ipv6 = true
 ports = [443, 80]

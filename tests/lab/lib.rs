@@ -18,10 +18,13 @@
 pub mod client;
 pub mod dns;
 pub mod gateway;
+pub mod influx;
 pub mod net;
 pub mod origin;
 pub mod pki;
+pub mod postgres;
 pub mod sandbox;
+pub mod ssh;
 pub mod tools;
 pub mod vault;
 pub mod wait;

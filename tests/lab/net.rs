@@ -78,6 +78,8 @@ pub const OPENAI: Host = Host::new("api.openai.example", 10);
 pub const ANTHROPIC: Host = Host::new("api.anthropic.example", 11);
 /// A git server that asks for Basic.
 pub const GIT: Host = Host::new("git.example", 12);
+/// A database with an HTTP API, at another port than the rest: [`crate::influx`].
+pub const INFLUX: Host = Host::new("influx.example", 13);
 /// A host that no policy of the lab mentions.
 pub const OTHER: Host = Host::new("other.example", 20);
 /// A host that is let through untouched.
@@ -87,7 +89,7 @@ pub const CDN: Host = Host::new("files.cdn.example", 31);
 /// The attacker's own server, with a certificate as good as any.
 pub const ATTACKER: Host = Host::new("attacker.example", 66);
 /// Every host.
-pub const HOSTS: [Host; 7] = [OPENAI, ANTHROPIC, GIT, OTHER, PYPI, CDN, ATTACKER];
+pub const HOSTS: [Host; 8] = [OPENAI, ANTHROPIC, GIT, INFLUX, OTHER, PYPI, CDN, ATTACKER];
 
 /// The resolver that the gateway asks.
 pub const DNS: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 53);

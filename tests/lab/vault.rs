@@ -205,6 +205,14 @@ impl Vault {
         self.cli(&["policy", "write", name, &file.display().to_string()]);
     }
 
+    /// Enables the engine that leases users of databases, once.
+    pub fn enable_databases(&self) {
+        let enabled = self.try_cli(&["secrets", "enable", "database"], &self.root_token);
+        let stderr = String::from_utf8_lossy(&enabled.stderr);
+        let there = enabled.status.success() || stderr.contains("path is already in use");
+        assert!(there, "the database engine: {stderr}");
+    }
+
     /// Seals it: it answers 503 from now on.
     pub fn seal(&self) {
         self.cli(&["operator", "seal"]);
@@ -241,6 +249,8 @@ impl Vault {
             .command(&self.program)
             .args(["server", "-config"])
             .arg(self.dir.join("config.hcl"))
+            // For the databases that it makes users in.
+            .env("SSL_CERT_FILE", self.dir.join("ca.pem"))
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
@@ -298,7 +308,9 @@ fn cached() -> Option<PathBuf> {
         let name = entry.file_name().to_string_lossy().into_owned();
         name.starts_with("vault-") && !name.contains('~')
     });
-    vaults.map(|entry| entry.path()).max()
+    // By age, because what stands in the name is a checksum.
+    let age = |entry: &fs::DirEntry| entry.metadata().and_then(|file| file.modified()).ok();
+    vaults.max_by_key(age).map(|entry| entry.path())
 }
 
 fn field(answer: &str, name: &str) -> String {

@@ -3,13 +3,18 @@
 //! A slot in the writer's queue is reserved before anything is done, and a record that is dropped
 //! writes itself, so no path escapes it, a panic included. Where no slot can be had, nothing is
 //! done: the gateway would rather refuse than act unseen. Fields that an agent fills are capped
-//! in bytes and escaped by JSON.
+//! in bytes and escaped by JSON. What is refused before a look at it, packets and the connections
+//! beyond an agent's rate, is summed up: one record for each agent and interval.
 
+mod act;
+mod connections;
 mod dns;
 mod packets;
 mod record;
 mod writer;
 
+pub use act::{Act, ActRecord};
+pub use connections::over_rate;
 pub use dns::{DnsRecord, DnsSummary};
 pub use packets::RefusedPackets;
 pub use record::{Record, RequestRecord, Traffic};

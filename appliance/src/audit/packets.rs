@@ -277,6 +277,7 @@ mod tests {
             groups: Vec::new(),
             apis: Vec::new(),
             passes: Vec::new(),
+            tcp: Vec::new(),
             ports: Vec::new(),
             limits: Limits::default(),
         };
@@ -363,6 +364,7 @@ mod tests {
             groups: Vec::new(),
             apis: Vec::new(),
             passes: Vec::new(),
+            tcp: Vec::new(),
             ports: Vec::new(),
             limits: Limits::default(),
         };

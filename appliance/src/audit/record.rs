@@ -15,7 +15,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use super::writer::Slot;
 use crate::{
     accept::{AgentAddr, Dialled, FlowId},
-    decide::Route,
+    decide::{Permit, Route},
     peek::Peeked,
     policy::{GroupName, InterfaceName, Placeholder},
     reason::{Reason, SecretCause},
@@ -100,11 +100,19 @@ impl Record {
             }
             Peeked::Http(head) => self.line.host = head.host.as_ref().map(ToString::to_string),
             Peeked::Other => {}
+            Peeked::Unread(names) => {
+                let names = names.iter().take(MAX_NAMES);
+                self.line.answered = names.map(ToString::to_string).collect();
+            }
         }
     }
 
     /// The decision that lets it pass. The connection has no reason from here on.
-    pub fn permitted(&mut self, route: &Route) {
+    pub fn permitted(&mut self, permit: &Permit) {
+        let route = permit.route();
+        if matches!(route, Route::Tcp(_)) {
+            self.line.host = Some(permit.host().to_string());
+        }
         self.line.decision = route.word();
         self.line.rule = Some(route.rule().to_string());
         self.line.reason = None;
@@ -227,6 +235,11 @@ impl RequestRecord {
         self.line.request_bytes += bytes;
     }
 
+    /// All of them.
+    pub fn sent(&self) -> u64 {
+        self.line.request_bytes
+    }
+
     /// Bytes of the response's body so far, and how many of them were masked.
     pub fn response_bytes(&mut self, bytes: u64, masked: u64) {
         self.line.response_bytes += bytes;
@@ -287,6 +300,9 @@ struct ConnectionLine {
     sni: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     host: Option<String>,
+    /// The names for which the agent was given the address, where the protocol names no host.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    answered: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     alpn: Vec<String>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -358,6 +374,8 @@ fn text(bytes: &[u8]) -> String {
     bytes.get(..end).unwrap_or_default().escape_ascii().to_string()
 }
 
+/// Most names of one address that a record holds.
+const MAX_NAMES: usize = 8;
 /// Most protocol names of one ClientHello that a record holds.
 const MAX_ALPN: usize = 8;
 /// Bytes of each of them.

@@ -51,17 +51,18 @@ impl Leaves {
     ///
     /// `host` is none of the names, or the issuing CA has ended.
     pub fn leaf(&self, host: &Host, now: SystemTime) -> Result<Arc<CertifiedKey>, CaError> {
-        let now = unix_seconds(now)?;
         if let Some(key) = self.kept(host, now) {
             return Ok(key);
         }
-        let leaf = self.ca.mint(host, now)?;
+        let leaf = self.ca.mint(host, unix_seconds(now)?)?;
         let key = Arc::clone(&leaf.key);
         self.keep(host, leaf);
         Ok(key)
     }
 
-    fn kept(&self, host: &Host, now: i64) -> Option<Arc<CertifiedKey>> {
+    /// The same, where it has been made already.
+    pub fn kept(&self, host: &Host, now: SystemTime) -> Option<Arc<CertifiedKey>> {
+        let now = unix_seconds(now).ok()?;
         let shard = self.shard(host)?;
         let leaf = shard.get(host)?;
         // A clock that was set back makes a leaf of the future.

@@ -1,6 +1,8 @@
 //! The command line: what operators type, and the one place that prints.
 
 pub mod ca;
+pub mod control;
+pub mod secret;
 pub mod watch;
 
 use std::{
@@ -8,7 +10,7 @@ use std::{
     io::{self, Write},
     path::{Path, PathBuf},
     process::ExitCode,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -17,11 +19,14 @@ use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::Subscriber
 
 use self::{
     ca::{CaCommand, CaCommandError},
+    control::{Named, Said, Target},
+    secret::{SecretCommand, SecretCommandError},
     watch::WatchArgs,
 };
 use crate::{
     config::{self, Config},
-    daemon::{self, DaemonError},
+    control::Order,
+    daemon::{self, DaemonError, Surroundings},
     packets::{self, Capture},
     tls,
 };
@@ -35,7 +40,9 @@ use crate::{
     cloakroom ca init --dir /root/cloakroom-root\n  \
     cloakroom ca issue --dir /root/cloakroom-root /etc/cloakroom/cloakroom.toml\n  \
     cloakroom run /etc/cloakroom/cloakroom.toml\n  \
-    cloakroom watch --refused /etc/cloakroom/cloakroom.toml\n\n\
+    cloakroom watch --refused /etc/cloakroom/cloakroom.toml\n  \
+    cloakroom secret set openai\n  \
+    cloakroom quarantine research\n\n\
     Exit status: 0 done, 64 the configuration or the command line is wrong, 1 anything else."
 )]
 struct Cli {
@@ -81,6 +88,24 @@ enum Command {
     },
     /// Show audit records as they are written
     Watch(WatchArgs),
+    /// Have the running gateway take its configuration and its file of secrets anew
+    #[command(after_help = "Example:\n  cloakroom reload\n\n\
+        An invalid configuration is not taken; its errors are shown, and the old one stays\n\
+        in force.")]
+    Reload(Target),
+    /// Cut a group off at once: its connections, its DNS and its secrets
+    #[command(after_help = "Example:\n  cloakroom quarantine research\n\n\
+        Holds over restarts and reloads, until `cloakroom release GROUP`.")]
+    Quarantine(Named),
+    /// Undo `quarantine`
+    #[command(after_help = "Example:\n  cloakroom release research")]
+    Release(Named),
+    /// Say how the running gateway is; never a value
+    #[command(after_help = "Example:\n  cloakroom status --control /run/cloakroom/control.sock")]
+    Status(Target),
+    /// Look after the encrypted file of secrets
+    #[command(subcommand)]
+    Secret(SecretCommand),
     /// Make and show the certificates that agents trust
     #[command(subcommand)]
     Ca(CaCommand),
@@ -97,6 +122,8 @@ enum Log {
 enum Failure {
     /// The configuration is wrong; the text has a line for each error.
     Config(config::Errors),
+    /// The running daemon says so, and how the command is to end.
+    Told(u8, String),
     /// Anything else, in one line.
     Other(String),
 }
@@ -127,6 +154,11 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         }
         Command::Watch(args) => watch(&args),
         Command::Ca(command) => run_ca(command),
+        Command::Secret(command) => run_secret(command),
+        Command::Reload(target) => say(control::tell(&target, &Order::Reload)),
+        Command::Status(target) => say(control::tell(&target, &Order::Status)),
+        Command::Quarantine(named) => say(control::tell_of(named, Order::Quarantine)),
+        Command::Release(named) => say(control::tell_of(named, Order::Release)),
     }
 }
 
@@ -147,13 +179,23 @@ fn run(config: &Path, ready_file: Option<&Path>, log: Log) -> Result<(), Failure
         .enable_all()
         .build()
         .map_err(|error| Failure::Other(format!("cannot start a runtime: {error}")))?;
-    let ran = runtime.block_on(daemon::run(config, ready_file));
+    let ran = runtime.block_on(daemon::run(config, ready_file, &surroundings()));
     // A thread that is stuck, as the audit's is while its pipe is full, has had its time.
     runtime.shutdown_background();
     ran.map_err(|error| match error {
         DaemonError::Config(errors) => Failure::Config(errors),
         other => Failure::Other(other.to_string()),
     })
+}
+
+/// The one place that reads the environment.
+fn surroundings() -> Surroundings {
+    let number = |name| std::env::var_os(name)?.to_str()?.parse::<u64>().ok();
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    let for_this = set("WATCHDOG_PID").is_none()
+        || number("WATCHDOG_PID") == Some(u64::from(std::process::id()));
+    let watchdog = number("WATCHDOG_USEC").filter(|_| for_this).map(Duration::from_micros);
+    Surroundings { notify_socket: set("NOTIFY_SOCKET"), watchdog }
 }
 
 fn run_ca(command: CaCommand) -> Result<(), Failure> {
@@ -163,6 +205,21 @@ fn run_ca(command: CaCommand) -> Result<(), Failure> {
         CaCommandError::Config(errors) => Failure::Config(errors),
         other => Failure::Other(other.to_string()),
     })
+}
+
+fn run_secret(command: SecretCommand) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    secret::run(command, config::load, &mut out).map_err(|error| match error {
+        SecretCommandError::Config(errors) => Failure::Config(errors),
+        other => Failure::Other(other.to_string()),
+    })
+}
+
+fn say(said: Said) -> Result<(), Failure> {
+    match said {
+        Said::Done(text) => print(&text),
+        Said::Failed(exit, text) => Err(Failure::Told(exit, text)),
+    }
 }
 
 fn watch(args: &WatchArgs) -> Result<(), Failure> {
@@ -186,6 +243,7 @@ fn print(text: &str) -> Result<(), Failure> {
 fn report(failure: &Failure) -> ExitCode {
     let (text, code): (&dyn Display, u8) = match failure {
         Failure::Config(errors) => (errors, EX_USAGE),
+        Failure::Told(exit, text) => (text, *exit),
         Failure::Other(text) => (text, 1),
     };
     // Where standard error is gone the exit status still says it.

@@ -161,8 +161,14 @@ fn readable(record: &Value) -> Option<String> {
     let about = match word(record, "record")? {
         "connection" => connection(record),
         "request" => request(record),
+        "connections" => connections(record),
         "packets" => packets(record),
         "packets_unseen" => unseen(record),
+        "quarantine" | "release" => format!(
+            "{} by user {}",
+            text(record, "record"),
+            number(record, "uid").unwrap_or_default()
+        ),
         "start" => format!("the gateway starts, version {}", text(record, "version")),
         other => other.to_owned(),
     };
@@ -176,12 +182,21 @@ fn readable(record: &Value) -> Option<String> {
 }
 
 fn connection(record: &Value) -> String {
-    let name = ["sni", "host"].into_iter().find_map(|key| word(record, key)).unwrap_or("no name");
+    let named = ["sni", "host"].into_iter().find_map(|key| word(record, key));
+    // Of several names that the address was given for, the first stands for all.
+    let given = || record.get("answered")?.get(0)?.as_str();
+    let name = named.or_else(given).unwrap_or("no name");
     let mut line = format!("{name} at {}", text(record, "dialled"));
     add(&mut line, record, &["reason", "end"]);
     let bytes = |key| number(record, key).unwrap_or_default();
     let (from, to) = (bytes("bytes_from_agent"), bytes("bytes_to_agent"));
     line + &format!("  {from} B out, {to} B in, {} ms", bytes("duration_ms"))
+}
+
+fn connections(record: &Value) -> String {
+    let count = number(record, "count").unwrap_or_default();
+    let seconds = number(record, "seconds").unwrap_or_default();
+    format!("{}  {count} new connections in {seconds} s", text(record, "reason"))
 }
 
 fn request(record: &Value) -> String {
@@ -288,6 +303,19 @@ no record
         for word in words {
             assert!(shown.contains(word), "{word}\n{shown}");
         }
+    }
+
+    #[test]
+    fn a_connection_that_names_no_host_has_the_name_of_its_address() {
+        let record = |rest: &str| {
+            let line =
+                format!("{{\"record\":\"connection\",\"dialled\":\"198.51.100.7:22\"{rest}}}\n");
+            shown(&args(None, false), &line)
+        };
+        assert!(record("").contains("no name at 198.51.100.7:22"));
+        assert!(record(",\"answered\":[]").contains("no name at"));
+        let refused = record(",\"answered\":[\"git.example\",\"pypi.example\"]");
+        assert!(refused.contains("git.example at 198.51.100.7:22"), "{refused}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What is wrong only beside something else in the file: names that are taken or lead nowhere,
 //! rules that contradict each other. Every rule that could be read in two ways is an error.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt::Display, net::IpAddr};
 
 use ipnet::IpNet;
 use toml::Spanned;
@@ -9,9 +9,9 @@ use toml::Spanned;
 use super::{
     error::{Report, Span, nearest},
     gateway::Gateway,
-    rules::{ApiRule, BindingRule, GroupRule, PassRule, overlap},
+    rules::{ApiRule, BindingRule, GroupRule, PassRule, TcpRule, overlap},
 };
-use crate::policy::{GroupName, Host, HostPattern, InterfaceName, Place, SecretRef};
+use crate::policy::{Host, HostPattern, InterfaceName, Mac, Place, SecretRef};
 
 /// Everything that a file says, as far as it could be read.
 pub(super) struct Draft {
@@ -19,6 +19,7 @@ pub(super) struct Draft {
     pub(super) groups: Vec<GroupRule>,
     pub(super) apis: Vec<ApiRule>,
     pub(super) passes: Vec<PassRule>,
+    pub(super) tcp: Vec<TcpRule>,
     /// Whether `[vault]` is there, right or wrong.
     pub(super) vault: bool,
     /// Whether `[secrets]` is there, right or wrong.
@@ -32,9 +33,12 @@ impl Draft {
         unique("a group", groups.map(|name| (name.get_ref().as_str(), name.span())), report);
         unique("a rule", self.rule_names(), report);
         self.check_agents(report);
+        self.check_bound_agents(report);
         self.check_group_names(report);
         self.check_api_hosts(report);
         self.check_pass_hosts(report);
+        self.check_tcp_hosts(report);
+        self.check_tcp_ports(report);
         self.check_secrets(report);
         self.apis.iter().for_each(|api| check_placeholders(api, report));
         self.check_ports(report);
@@ -42,19 +46,21 @@ impl Draft {
 
     /// The ports that rules name, each where it is first named. A default stands at its rule.
     pub(super) fn rule_ports(&self) -> BTreeMap<u16, Span> {
+        let tcp = self.tcp.iter().flat_map(|tcp| &tcp.ports);
+        first_named(self.peeked_ports().chain(tcp))
+    }
+
+    /// The ports of rules that need a name in the first bytes.
+    fn peeked_ports(&self) -> impl Iterator<Item = &Spanned<u16>> {
         let apis = self.apis.iter().map(|api| &api.port);
-        let passes = self.passes.iter().flat_map(|pass| &pass.ports);
-        let mut ports = BTreeMap::new();
-        for port in apis.chain(passes) {
-            ports.entry(*port.get_ref()).or_insert(port.span());
-        }
-        ports
+        apis.chain(self.passes.iter().flat_map(|pass| &pass.ports))
     }
 
     fn rule_names(&self) -> impl Iterator<Item = (&str, Span)> {
         let apis = self.apis.iter().filter_map(|api| api.name.as_ref());
         let passes = self.passes.iter().filter_map(|pass| pass.name.as_ref());
-        apis.chain(passes).map(|name| (name.get_ref().as_str(), name.span()))
+        let tcp = self.tcp.iter().filter_map(|tcp| tcp.name.as_ref());
+        apis.chain(passes).chain(tcp).map(|name| (name.get_ref().as_str(), name.span()))
     }
 
     fn bindings(&self) -> impl Iterator<Item = &BindingRule> {
@@ -85,12 +91,39 @@ impl Draft {
         }
     }
 
+    /// A card and an address are one agent's, and the address is one that its group has.
+    fn check_bound_agents(&self, report: &Report<'_>) {
+        let mut cards: Vec<(&InterfaceName, &Spanned<Mac>)> = Vec::new();
+        let mut addresses: Vec<(&InterfaceName, &Spanned<IpAddr>)> = Vec::new();
+        for group in &self.groups {
+            let Some(interface) = group.interface.as_ref().map(Spanned::get_ref) else { continue };
+            for agent in &group.agents {
+                if let Some(mac) = &agent.mac {
+                    one_agents("mac", interface, mac, &mut cards, report);
+                }
+                for address in &agent.addresses {
+                    one_agents("addresses", interface, address, &mut addresses, report);
+                    let inside =
+                        |prefix: &Spanned<IpNet>| prefix.get_ref().contains(address.get_ref());
+                    if !group.prefixes.iter().any(inside) {
+                        let text = format!(
+                            "addresses: \"{}\" is in none of the group's prefixes",
+                            address.get_ref()
+                        );
+                        report.add(&address.span(), text);
+                    }
+                }
+            }
+        }
+    }
+
     fn check_group_names(&self, report: &Report<'_>) {
         // Where a group's name is missing, that is the error, and not every use of it.
         if self.groups.is_empty() || self.groups.iter().any(|group| group.written.is_none()) {
             return;
         }
         let passes = self.passes.iter().flat_map(|pass| &pass.groups);
+        let passes = passes.chain(self.tcp.iter().flat_map(|tcp| &tcp.groups));
         for group in self.bindings().flat_map(|binding| &binding.groups).chain(passes) {
             if let Some(text) = self.no_such_group(group.get_ref().as_str()) {
                 report.add(&group.span(), text);
@@ -154,6 +187,43 @@ impl Draft {
         }
     }
 
+    /// A group has one rule for a name and port.
+    fn check_tcp_hosts(&self, report: &Report<'_>) {
+        let mut seen: Vec<(&TcpRule, &Spanned<Host>)> = Vec::new();
+        for (tcp, host) in self.tcp.iter().flat_map(|tcp| tcp.hosts.iter().map(move |h| (tcp, h))) {
+            let first = seen.iter().find(|(other, first)| {
+                first.get_ref() == host.get_ref()
+                    && (std::ptr::eq(*other, tcp)
+                        || share(&other.groups, &tcp.groups) && share(&other.ports, &tcp.ports))
+            });
+            if let Some((_, first)) = first {
+                let text = format!(
+                    "hosts: \"{}\" is already in line {} for the same groups and ports; keep one",
+                    host.get_ref(),
+                    report.line(&first.span())
+                );
+                report.add(&host.span(), text);
+            }
+            seen.push((tcp, host));
+        }
+    }
+
+    /// Whether a connection is looked at is told by its port, for every group alike.
+    fn check_tcp_ports(&self, report: &Report<'_>) {
+        let peeked = first_named(self.peeked_ports());
+        for port in self.tcp.iter().flat_map(|tcp| &tcp.ports) {
+            if let Some(other) = peeked.get(port.get_ref()) {
+                let (own, line) = (port.get_ref(), report.line(other));
+                let text = format!(
+                    "ports: {own} is also the port of the rule in line {line}, which needs a host \
+                     name in the first bytes; a port of [[tcp]] is looked at for no rule, so one of \
+                     the two must go"
+                );
+                report.add(&port.span(), text);
+            }
+        }
+    }
+
     fn api_span(&self, pass: &PassRule, host: &HostPattern) -> Option<Span> {
         let HostPattern::Exact(name) = host else { return None };
         let apis = self.apis.iter().filter(|api| has_port(pass, *api.port.get_ref()));
@@ -201,6 +271,28 @@ impl Draft {
 }
 
 /// One placeholder of one group in one place must mean one secret.
+/// Reports what another agent of the interface has already.
+fn one_agents<'a, T: PartialEq + Display>(
+    key: &str,
+    interface: &'a InterfaceName,
+    value: &'a Spanned<T>,
+    seen: &mut Vec<(&'a InterfaceName, &'a Spanned<T>)>,
+    report: &Report<'_>,
+) {
+    let first = seen
+        .iter()
+        .find(|(other, first)| *other == interface && first.get_ref() == value.get_ref());
+    if let Some((_, first)) = first {
+        let line = report.line(&first.span());
+        let text = format!(
+            "{key}: \"{}\" is already in line {line} on that interface; it is one agent's",
+            value.get_ref()
+        );
+        report.add(&value.span(), text);
+    }
+    seen.push((interface, value));
+}
+
 fn check_placeholders(api: &ApiRule, report: &Report<'_>) {
     let mut seen: Vec<(&BindingRule, &Spanned<Place>)> = Vec::new();
     let places =
@@ -229,7 +321,7 @@ fn check_placeholders(api: &ApiRule, report: &Report<'_>) {
 fn claims_same(one: &BindingRule, other: &BindingRule) -> bool {
     let placeholder = one.placeholder.as_ref().zip(other.placeholder.as_ref());
     placeholder.is_some_and(|(one, other)| one.get_ref() == other.get_ref())
-        && share_group(&one.groups, &other.groups)
+        && share(&one.groups, &other.groups)
 }
 
 /// Whatever stands in the fixed half, both would read the same bytes.
@@ -242,12 +334,20 @@ fn same_place(one: &Place, other: &Place) -> bool {
 }
 
 fn meet(one: &PassRule, other: &PassRule) -> bool {
-    share_group(&one.groups, &other.groups)
-        && one.ports.iter().any(|port| has_port(other, *port.get_ref()))
+    share(&one.groups, &other.groups) && share(&one.ports, &other.ports)
 }
 
-fn share_group(one: &[Spanned<GroupName>], other: &[Spanned<GroupName>]) -> bool {
-    one.iter().any(|group| other.iter().any(|other| other.get_ref() == group.get_ref()))
+fn share<T: PartialEq>(one: &[Spanned<T>], other: &[Spanned<T>]) -> bool {
+    one.iter().any(|value| other.iter().any(|other| other.get_ref() == value.get_ref()))
+}
+
+/// Each port where it is named first.
+fn first_named<'a>(ports: impl Iterator<Item = &'a Spanned<u16>>) -> BTreeMap<u16, Span> {
+    let mut first = BTreeMap::new();
+    for port in ports {
+        first.entry(*port.get_ref()).or_insert(port.span());
+    }
+    first
 }
 
 fn has_port(pass: &PassRule, port: u16) -> bool {

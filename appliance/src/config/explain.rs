@@ -5,11 +5,13 @@ use std::fmt::{self, Display, Write};
 
 use ipnet::IpNet;
 
-use super::{AuditTarget, Config, Settings, VaultSettings, rules::overlap, value::duration};
+use super::{
+    AgentServices, AuditTarget, Config, Settings, VaultSettings, rules::overlap, value::duration,
+};
 use crate::{
     policy::{
         Api, Binding, Carry, DialledRule, Group, HostPattern, Part, Pass, Pick, Place, Policy,
-        Scheme, SecretRef, Upstream, VaultLocation,
+        RuleName, Scheme, SecretRef, Tcp, Upstream, VaultLocation,
     },
     secrets::SecretValue,
 };
@@ -49,15 +51,23 @@ impl Page {
         self.line("", "all other TCP is reset");
         self.line("resolves", format!("names through {}", list(&settings.resolvers)));
         self.line("answers", "the agents' DNS, for the names that their rules list");
+        let services = services(settings);
+        if !services.is_empty() {
+            self.line("", format!("{} at its own address", list(&services)));
+        }
         self.line("records", audit(settings));
         if let Some(vault) = &settings.vault {
             self.vault(vault);
         }
         if let Some(file) = &settings.secret_file {
-            self.line("secrets", format!("from the file {}", file.display()));
+            let encrypted = if file.key.is_some() { "encrypted" } else { "plain" };
+            self.line("secrets", format!("from the {encrypted} file {}", file.path.display()));
         }
+        self.line("obeys", format!("root, at {}", settings.control.display()));
         let (own, total) = (policy.limits.agent_connections, policy.limits.connections);
         self.line("bounds", format!("{own} connections for each agent, {total} in all"));
+        let rate = policy.limits.agent_new_connections;
+        self.line("", format!("{rate} new connections a second for each agent"));
         self.line("", format!("{} DNS queries a second for each agent", policy.limits.dns_rate));
     }
 
@@ -73,7 +83,11 @@ impl Page {
         self.heading(format_args!("Group {}", group.name));
         let prefixes = list(&group.prefixes);
         self.line("agents", format!("on {} with addresses in {prefixes}", group.interface));
-        self.line("", "on a shared segment every agent in this group is one tenant");
+        if group.agents.is_empty() {
+            self.line("", "on a shared segment every agent in this group is one tenant");
+        } else {
+            self.bound(group);
+        }
         for api in &policy.apis {
             let bindings = api.bindings.iter().filter(|bound| bound.groups.contains(&group.name));
             let bindings: Vec<_> = bindings.collect();
@@ -83,7 +97,17 @@ impl Page {
         }
         let passes = policy.passes.iter().filter(|pass| pass.groups.contains(&group.name));
         passes.for_each(|pass| self.pass(pass, policy));
+        let tcp = policy.tcp.iter().filter(|tcp| tcp.groups.contains(&group.name));
+        tcp.for_each(|tcp| self.tcp(tcp));
         self.rule("Everything else is refused.");
+    }
+
+    fn bound(&mut self, group: &Group) {
+        for agent in &group.agents {
+            self.line("bound", format!("{} to {}", agent.mac, list(&agent.addresses)));
+        }
+        self.line("", "no other card and no other address is of this group, and no tagged frame");
+        self.line("", "what one may do all may; that no agent takes another's MAC is the switch's");
     }
 
     fn api(&mut self, api: &Api, bindings: &[&std::sync::Arc<Binding>]) {
@@ -128,6 +152,15 @@ impl Page {
             self.line("except", format!("{host}, which belongs to API {}", api.name));
         }
         self.upstream(&pass.upstream);
+    }
+
+    fn tcp(&mut self, tcp: &Tcp) {
+        let (hosts, ports) = (list(&tcp.hosts), list(&tcp.ports));
+        self.rule(format_args!("TCP {}: may reach {hosts}", tcp.name));
+        self.line("on", format!("TCP port {ports}, byte for byte; nobody looks inside"));
+        self.line("at", "addresses that the gateway's DNS gave to the agent for these names, and");
+        self.line("", "for no name beside them");
+        self.upstream(&tcp.upstream);
     }
 
     fn requests(&mut self, methods: &[http::Method], paths: &[crate::policy::PathRule]) {
@@ -244,7 +277,14 @@ fn warnings(config: &Config) -> Vec<String> {
     let groups = policy.groups.iter().flat_map(|group| group_warnings(group, settings, policy));
     let apis = policy.apis.iter().flat_map(|api| api_warnings(api));
     let passes = policy.passes.iter().flat_map(|pass| pass_warnings(pass));
-    groups.chain(apis).chain(passes).collect()
+    let tcp = policy.tcp.iter().flat_map(|tcp| private_warnings("rule", &tcp.name, &tcp.upstream));
+    groups.chain(apis).chain(passes).chain(tcp).collect()
+}
+
+fn services(settings: &Settings) -> Vec<&'static str> {
+    let AgentServices { ping, ntp, dhcp } = settings.agent_services;
+    let words = [(ping, "ping"), (ntp, "NTP"), (dhcp, "DHCP")];
+    words.into_iter().filter(|(wanted, _)| *wanted).map(|(_, word)| word).collect()
 }
 
 fn group_warnings(group: &Group, settings: &Settings, policy: &Policy) -> Vec<String> {
@@ -254,7 +294,9 @@ fn group_warnings(group: &Group, settings: &Settings, policy: &Policy) -> Vec<St
         found.push(format!("group {name} has IPv6 prefixes, and the gateway drops all IPv6"));
     }
     let in_apis = policy.apis.iter().flat_map(|api| &api.bindings).map(|bound| &bound.groups);
-    let mut uses = in_apis.chain(policy.passes.iter().map(|pass| &pass.groups));
+    let in_passes = policy.passes.iter().map(|pass| &pass.groups);
+    let in_tcp = policy.tcp.iter().map(|tcp| &tcp.groups);
+    let mut uses = in_apis.chain(in_passes).chain(in_tcp);
     if !uses.any(|groups| groups.contains(name)) {
         found.push(format!("group {name} is in no rule: its agents reach nothing"));
     }
@@ -284,9 +326,7 @@ fn api_warnings(api: &Api) -> Vec<String> {
             add(&format!("reads {}: \"data/\" belongs to no path in KV v2", binding.secret));
         }
     }
-    for prefix in sensitive(&api.upstream) {
-        add(&format!("may be at {prefix}: this machine's own or link-local services"));
-    }
+    found.extend(private_warnings("API", &api.name, &api.upstream));
     found
 }
 
@@ -307,10 +347,15 @@ fn pass_warnings(pass: &Pass) -> Vec<String> {
     if pass.dialled == DialledRule::Any {
         add("takes its hosts at any address that an agent dials (dialled)");
     }
-    for prefix in sensitive(&pass.upstream) {
-        add(&format!("may be at {prefix}: this machine's own or link-local services"));
-    }
+    found.extend(private_warnings("rule", &pass.name, &pass.upstream));
     found
+}
+
+fn private_warnings(what: &str, name: &RuleName, upstream: &Upstream) -> Vec<String> {
+    let text = |prefix| {
+        format!("{what} {name} may be at {prefix}: this machine's own or link-local services")
+    };
+    sensitive(upstream).map(text).collect()
 }
 
 /// Listed prefixes that touch loopback or link-local, where metadata services are.

@@ -1,15 +1,16 @@
 //! How the daemon itself runs: `[gateway]`, `[limits]` and `[secrets]`.
 
 use std::{
-    net::SocketAddr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use toml::Spanned;
 
 use super::{
-    settings::{AuditTarget, Settings, VaultSettings},
+    rules::{Files, ca_file},
+    settings::{AgentServices, AuditTarget, NameServer, SecretFile, Settings, VaultSettings},
     table::Table,
     value::{flag, number, path, port, resolver, size, text, time},
 };
@@ -19,27 +20,34 @@ use crate::policy::Limits;
 pub(super) struct Gateway {
     audit: AuditTarget,
     ca_dir: PathBuf,
+    state_dir: PathBuf,
+    control: PathBuf,
     pub(super) proxy_port: Spanned<u16>,
     mark: u32,
     route_table: u32,
     nflog_group: u16,
     assert_every: Duration,
     ipv6: bool,
-    resolvers: Vec<SocketAddr>,
+    agent_services: AgentServices,
+    resolvers: Vec<NameServer>,
+    resolver_ca: Option<Arc<str>>,
     workers: usize,
     /// The captured ports where they are listed.
     pub(super) ports: Option<Vec<Spanned<u16>>>,
 }
 
 impl Gateway {
-    pub(super) fn read(mut table: Table<'_>, base: &Path) -> Self {
+    pub(super) fn read(mut table: Table<'_>, files: Files<'_>) -> Self {
+        let base = files.base;
         let or_default = |path: Option<Spanned<PathBuf>>, default: &str| {
             path.map_or_else(|| default.into(), Spanned::into_inner)
         };
-        let resolvers = table.required_list("resolvers", resolver);
+        let (resolvers, resolver_ca) = resolvers(&mut table, files);
         let gateway = Self {
             audit: audit(&mut table, base),
             ca_dir: or_default(table.optional("ca_dir", path(base)), "/var/lib/cloakroom/ca"),
+            state_dir: or_default(table.optional("state_dir", path(base)), DEFAULT_STATE_DIR),
+            control: or_default(table.optional("control", socket_path(base)), DEFAULT_CONTROL),
             proxy_port: table
                 .optional("proxy_port", port)
                 .unwrap_or_else(|| Spanned::new(table.span().clone(), DEFAULT_PROXY_PORT)),
@@ -51,7 +59,9 @@ impl Gateway {
             ),
             assert_every: inner(table.optional("assert_every", time(SECOND..=MINUTE)), MINUTE),
             ipv6: inner(table.optional("ipv6", flag), true),
-            resolvers: resolvers.into_iter().map(Spanned::into_inner).collect(),
+            agent_services: agent_services(&mut table),
+            resolvers,
+            resolver_ca,
             workers: inner(table.optional("workers", number(0..=1_024)), 0),
             ports: table.list("ports", port),
         };
@@ -62,23 +72,43 @@ impl Gateway {
     pub(super) fn into_settings(
         self,
         vault: Option<VaultSettings>,
-        secret_file: Option<PathBuf>,
+        secret_file: Option<SecretFile>,
     ) -> Settings {
         Settings {
             audit: self.audit,
             ca_dir: self.ca_dir,
+            state_dir: self.state_dir,
+            control: self.control,
             proxy_port: self.proxy_port.into_inner(),
             mark: self.mark,
             route_table: self.route_table,
             nflog_group: self.nflog_group,
             assert_every: self.assert_every,
             ipv6: self.ipv6,
+            agent_services: self.agent_services,
             resolvers: self.resolvers,
+            resolver_ca: self.resolver_ca,
             workers: self.workers,
             vault,
             secret_file,
         }
     }
+}
+
+fn agent_services(table: &mut Table<'_>) -> AgentServices {
+    let mut services = AgentServices::default();
+    let words = table.list_or_none("agent_services", |value| match text(value)?.as_str() {
+        word @ ("ping" | "ntp" | "dhcp") => Ok(word.to_owned()),
+        other => Err(format!("{other:?} is none of \"ping\", \"ntp\" and \"dhcp\"")),
+    });
+    for word in words {
+        match word.get_ref().as_str() {
+            "ping" => services.ping = true,
+            "ntp" => services.ntp = true,
+            _ => services.dhcp = true,
+        }
+    }
+    services
 }
 
 /// Reads `[limits]`; a limit that is not there has its default.
@@ -89,6 +119,26 @@ pub(super) fn limits(mut table: Table<'_>) -> Limits {
     let limits = Limits {
         agent_connections: inner(agent.clone(), default.agent_connections),
         connections: inner(whole, default.connections),
+        agent_new_connections: inner(
+            table.optional("agent_new_connections", number(1..=1_000_000)),
+            default.agent_new_connections,
+        ),
+        agent_requests: inner(
+            table.optional("agent_requests", number(1..=Limits::GROUP_REQUESTS as u64)),
+            default.agent_requests,
+        ),
+        agent_buffers: inner(
+            table.optional("agent_buffers", size(MIB..=1_024 * MIB)),
+            default.agent_buffers,
+        ),
+        agent_peeks: inner(
+            table.optional("agent_peeks", size(256 * KIB..=256 * MIB)),
+            default.agent_peeks,
+        ),
+        agent_leaves: inner(
+            table.optional("agent_leaves", number(1..=10_000)),
+            default.agent_leaves,
+        ),
         peek_bytes: inner(
             table.optional("peek_bytes", size(4 * KIB..=256 * KIB)),
             default.peek_bytes,
@@ -123,10 +173,41 @@ pub(super) fn limits(mut table: Table<'_>) -> Limits {
 }
 
 /// Reads `[secrets]`; `None` where its file is missing or wrong.
-pub(super) fn secret_file(mut table: Table<'_>, base: &Path) -> Option<PathBuf> {
+pub(super) fn secret_file(mut table: Table<'_>, base: &Path) -> Option<SecretFile> {
     let file = table.required("file", path(base));
+    let key = table.optional("key_file", path(base));
+    if let (Some(file), Some(key)) = (&file, &key)
+        && file.get_ref() == key.get_ref()
+    {
+        let text = "key_file: this is the file of secrets; the key is a file of its own";
+        table.report().add(&key.span(), text);
+    }
     table.finish();
-    file.map(Spanned::into_inner)
+    Some(SecretFile { path: file?.into_inner(), key: key.map(Spanned::into_inner) })
+}
+
+/// All resolvers are asked over TLS, or none: one plain server among the others would be where the
+/// names go as soon as the others are kept from answering.
+fn resolvers(table: &mut Table<'_>, files: Files<'_>) -> (Vec<NameServer>, Option<Arc<str>>) {
+    let servers = table.required_list("resolvers", resolver);
+    let over_tls = servers.iter().filter(|server| server.get_ref().tls_name.is_some()).count();
+    if let Some(plain) = servers.iter().find(|server| server.get_ref().tls_name.is_none())
+        && over_tls > 0
+    {
+        let text = format!(
+            "resolvers: {} is asked in clear text beside others over TLS, which whoever can \
+             block those could make use of; write all of them with tls://, or none",
+            plain.get_ref()
+        );
+        table.report().add(&plain.span(), text);
+    }
+    let ca = table.optional("resolver_ca", ca_file(files));
+    if let Some(ca) = ca.as_ref().filter(|_| over_tls == 0 && !servers.is_empty()) {
+        let text = "resolver_ca: no resolver is asked over TLS; write resolvers with tls://, or \
+                    leave this out";
+        table.report().add(&ca.span(), text);
+    }
+    (servers.into_iter().map(Spanned::into_inner).collect(), ca.map(Spanned::into_inner))
 }
 
 fn audit(table: &mut Table<'_>, base: &Path) -> AuditTarget {
@@ -143,6 +224,21 @@ fn audit(table: &mut Table<'_>, base: &Path) -> AuditTarget {
     inner(target, AuditTarget::File(DEFAULT_AUDIT_FILE.into()))
 }
 
+/// The kernel takes no longer address of a socket (`unix(7)`, `sun_path`, with its final NUL).
+fn socket_path(base: &Path) -> impl Fn(&toml::de::DeValue<'_>) -> Result<PathBuf, String> {
+    let path = path(base);
+    move |value| {
+        let path = path(value)?;
+        match path.as_os_str().len() {
+            0..=MAX_SOCKET_PATH => Ok(path),
+            bytes => Err(format!(
+                "{} has {bytes} bytes, and the path of a socket at most {MAX_SOCKET_PATH}",
+                path.display()
+            )),
+        }
+    }
+}
+
 /// The kernel keeps 0 and 253 to 255 for itself (`rtnetlink(7)`, `rtm_table`).
 fn route_table(value: &toml::de::DeValue<'_>) -> Result<u32, String> {
     match number(1..=u64::from(u32::MAX))(value)? {
@@ -157,11 +253,16 @@ pub(super) fn inner<T>(value: Option<Spanned<T>>, default: T) -> T {
 }
 
 const DEFAULT_AUDIT_FILE: &str = "/var/log/cloakroom/audit.jsonl";
+const DEFAULT_STATE_DIR: &str = "/var/lib/cloakroom";
+/// Where the commands that speak to the daemon look for it.
+pub const DEFAULT_CONTROL: &str = "/run/cloakroom/control.sock";
+const MAX_SOCKET_PATH: usize = 107;
 const DEFAULT_PROXY_PORT: u16 = 15_001;
 const DEFAULT_MARK: u32 = 0xc10a;
 const DEFAULT_ROUTE_TABLE: u32 = 0xc10a;
 const DEFAULT_NFLOG_GROUP: u16 = 0xc10a;
 const KIB: usize = 1_024;
+const MIB: usize = 1_024 * KIB;
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3_600);

@@ -21,22 +21,27 @@ mod vault;
 
 pub use error::{Errors, Mistake};
 pub use explain::explain;
-pub use settings::{AuditTarget, Settings, VaultLogin, VaultSettings};
+pub use gateway::DEFAULT_CONTROL;
+pub use settings::{
+    AgentServices, AuditTarget, NameServer, SecretFile, Settings, VaultLogin, VaultSettings,
+};
 
 use std::{
     fs::File,
     io::{self, Read},
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
 };
 
 use toml::{Spanned, de::DeTable};
 
-use crate::policy::{Api, Binding, Carry, Group, Limits, Pass, Policy, ResponseRules};
+use crate::policy::{
+    Api, Binding, BoundAgent, Carry, Group, Limits, Pass, Policy, ResponseRules, Tcp,
+};
 use check::Draft;
 use error::Report;
 use gateway::Gateway;
-use rules::{ApiRule, BindingRule, Files, GroupRule, PassRule};
+use rules::{AgentRule, ApiRule, BindingRule, Files, GroupRule, PassRule, TcpRule};
 use table::Table;
 
 /// What one file says.
@@ -83,7 +88,7 @@ fn read(document: &Spanned<DeTable<'_>>, files: Files<'_>, report: &Report<'_>) 
     let mut root = Table::root(document, report);
     root.require("gateway");
     root.require("group");
-    let gateway = root.table("gateway", "[gateway]").map(|table| Gateway::read(table, files.base));
+    let gateway = root.table("gateway", "[gateway]").map(|table| Gateway::read(table, files));
     let limits = root.table("limits", "[limits]").map_or_else(Limits::default, gateway::limits);
     let vault = root.table("vault", "[vault]");
     let secrets = root.table("secrets", "[secrets]");
@@ -91,6 +96,7 @@ fn read(document: &Spanned<DeTable<'_>>, files: Files<'_>, report: &Report<'_>) 
     let apis = root.tables("api", "[[api]]");
     let splices = root.tables("splice", "[[splice]]").into_iter().map(PassRule::splice);
     let inspects = root.tables("inspect", "[[inspect]]").into_iter();
+    let tcp = root.tables("tcp", "[[tcp]]");
     let (has_vault, has_secrets) = (root.has("vault"), root.has("secrets"));
     let misspelt = root.finish();
     let draft = Draft {
@@ -98,6 +104,7 @@ fn read(document: &Spanned<DeTable<'_>>, files: Files<'_>, report: &Report<'_>) 
         groups: groups.into_iter().map(GroupRule::read).collect(),
         apis: apis.into_iter().map(|table| ApiRule::read(table, files)).collect(),
         passes: splices.chain(inspects.map(|table| PassRule::inspect(table, files))).collect(),
+        tcp: tcp.into_iter().map(TcpRule::read).collect(),
         vault: has_vault || misspelt.has("vault"),
         secret_file: has_secrets || misspelt.has("secrets"),
     };
@@ -117,13 +124,14 @@ impl Draft {
         self,
         limits: Limits,
         vault: Option<VaultSettings>,
-        secret_file: Option<PathBuf>,
+        secret_file: Option<SecretFile>,
     ) -> Option<Config> {
         let ports = self.captured_ports();
         let policy = Policy {
             groups: all(self.groups, GroupRule::into_group)?,
             apis: all(self.apis, ApiRule::into_api)?,
             passes: all(self.passes, PassRule::into_pass)?,
+            tcp: all(self.tcp, TcpRule::into_tcp)?,
             ports,
             limits,
         };
@@ -151,7 +159,14 @@ impl GroupRule {
             name,
             interface: self.interface?.into_inner(),
             prefixes: plain(self.prefixes),
+            agents: self.agents.into_iter().map(AgentRule::into_agent).collect::<Option<_>>()?,
         })
+    }
+}
+
+impl AgentRule {
+    fn into_agent(self) -> Option<BoundAgent> {
+        Some(BoundAgent { mac: self.mac?.into_inner(), addresses: plain(self.addresses) })
     }
 }
 
@@ -196,6 +211,18 @@ impl PassRule {
             ports: plain(self.ports),
             upstream: self.upstream,
             dialled: self.dialled,
+        })
+    }
+}
+
+impl TcpRule {
+    fn into_tcp(self) -> Option<Tcp> {
+        Some(Tcp {
+            name: self.name?.into_inner(),
+            groups: plain(self.groups),
+            hosts: plain(self.hosts),
+            ports: plain(self.ports),
+            upstream: self.upstream,
         })
     }
 }

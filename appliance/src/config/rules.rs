@@ -1,8 +1,8 @@
 //! The rules as they stand in the file, each value with its place: `[[group]]`, `[[api]]`,
-//! `[[splice]]` and `[[inspect]]`. What is wrong by itself is reported here; what is wrong only
+//! `[[splice]]`, `[[inspect]]` and `[[tcp]]`. What is wrong by itself is reported here; what is wrong only
 //! beside another rule is found by `check`.
 
-use std::{io, path::Path, sync::Arc};
+use std::{io, net::IpAddr, path::Path, sync::Arc};
 
 use http::Method;
 use ipnet::IpNet;
@@ -18,13 +18,13 @@ use super::{
     gateway::inner,
     reference::secret_ref,
     table::Table,
-    value::{flag, host, host_pattern, method, number, parsed, path, port, prefix, unquoted},
+    value::{exact_host, flag, host_pattern, method, number, parsed, path, port, prefix, unquoted},
     vault::token_role,
 };
 use crate::{
     policy::{
-        DialledRule, GroupName, Host, HostPattern, InterfaceName, PathRule, Place, Placeholder,
-        RuleName, SecretRef, Upstream,
+        DialledRule, GroupName, Host, HostPattern, InterfaceName, Mac, PathRule, Place,
+        Placeholder, RuleName, SecretRef, Upstream,
     },
     secrets::SecretValue,
 };
@@ -46,6 +46,13 @@ pub(super) struct GroupRule {
     pub(super) interface: Option<Spanned<InterfaceName>>,
     pub(super) prefixes: Vec<Spanned<IpNet>>,
     pub(super) vault_role: Option<Spanned<Arc<str>>>,
+    pub(super) agents: Vec<AgentRule>,
+}
+
+/// A `[[group.agent]]`.
+pub(super) struct AgentRule {
+    pub(super) mac: Option<Spanned<Mac>>,
+    pub(super) addresses: Vec<Spanned<IpAddr>>,
 }
 
 /// An `[[api]]`.
@@ -82,6 +89,15 @@ pub(super) struct PassRule {
     pub(super) inspect: Option<Requests>,
 }
 
+/// A `[[tcp]]`.
+pub(super) struct TcpRule {
+    pub(super) name: Option<Spanned<RuleName>>,
+    pub(super) groups: Vec<Spanned<GroupName>>,
+    pub(super) hosts: Vec<Spanned<Host>>,
+    pub(super) ports: Vec<Spanned<u16>>,
+    pub(super) upstream: Upstream,
+}
+
 /// Methods and paths; an empty list means every one.
 pub(super) struct Requests {
     pub(super) methods: Vec<Method>,
@@ -90,15 +106,28 @@ pub(super) struct Requests {
 
 impl GroupRule {
     pub(super) fn read(mut table: Table<'_>) -> Self {
+        let agents = table.tables("agent", "[[group.agent]]");
         let group = Self {
             written: table.as_written("name").map(str::to_owned),
             name: table.required("name", parsed(GroupName::parse)),
             interface: table.required("interface", parsed(InterfaceName::parse)),
             prefixes: table.required_list("prefixes", agent_prefix),
             vault_role: table.optional("vault_role", parsed(token_role)),
+            agents: agents.into_iter().map(AgentRule::read).collect(),
         };
         table.finish();
         group
+    }
+}
+
+impl AgentRule {
+    fn read(mut table: Table<'_>) -> Self {
+        let agent = Self {
+            mac: table.required("mac", parsed(Mac::parse)),
+            addresses: table.required_list("addresses", parsed(agent_address)),
+        };
+        table.finish();
+        agent
     }
 }
 
@@ -108,7 +137,7 @@ impl ApiRule {
         let bindings = table.tables("binding", "[[api.binding]]");
         let api = Self {
             name: table.required("name", parsed(RuleName::parse)),
-            hosts: table.required_list("hosts", host),
+            hosts: table.required_list("hosts", exact_host("an API")),
             port: table.optional("port", port).unwrap_or_else(|| default_port(&table)),
             requests: Requests::read(&mut table),
             anonymous: inner(table.optional("anonymous", flag), false),
@@ -229,6 +258,23 @@ impl PassRule {
     }
 }
 
+impl TcpRule {
+    pub(super) fn read(mut table: Table<'_>) -> Self {
+        let tcp = Self {
+            name: table.required("name", parsed(RuleName::parse)),
+            groups: table.required_list("groups", parsed(GroupName::parse)),
+            hosts: table.required_list("hosts", exact_host("[[tcp]]")),
+            ports: table.required_list("ports", port),
+            upstream: Upstream {
+                private_prefixes: private_prefixes(&mut table),
+                ..Upstream::default()
+            },
+        };
+        table.finish();
+        tcp
+    }
+}
+
 impl Requests {
     fn read(table: &mut Table<'_>) -> Self {
         let methods = table.list("methods", method).unwrap_or_default();
@@ -255,19 +301,30 @@ fn agent_prefix(value: &toml::de::DeValue<'_>) -> Result<IpNet, String> {
     }
 }
 
+fn agent_address(text: &str) -> Result<IpAddr, &'static str> {
+    text.parse().map_err(|_| "is not an address; write it without a length, as in \"192.0.2.5\"")
+}
+
 /// Whether two prefixes have an address in common.
 pub(super) fn overlap(one: &IpNet, other: &IpNet) -> bool {
     one.contains(other) || other.contains(one)
 }
 
 fn upstream(table: &mut Table<'_>, files: Files<'_>) -> Upstream {
-    let ca_pem = table.optional("upstream_ca", |value| {
+    let ca_pem = table.optional("upstream_ca", ca_file(files));
+    Upstream { ca_pem: ca_pem.map(Spanned::into_inner), private_prefixes: private_prefixes(table) }
+}
+
+/// The content of a file of certificates.
+pub(super) fn ca_file(
+    files: Files<'_>,
+) -> impl Fn(&toml::de::DeValue<'_>) -> Result<Arc<str>, String> {
+    move |value| {
         let path = path(files.base)(value)?;
         let pem = (files.read)(&path).map_err(|error| format!("{}: {error}", path.display()))?;
         check_pem(&pem).map_err(|why| format!("{}: {why}", path.display()))?;
         Ok(Arc::from(pem))
-    });
-    Upstream { ca_pem: ca_pem.map(Spanned::into_inner), private_prefixes: private_prefixes(table) }
+    }
 }
 
 fn private_prefixes(table: &mut Table<'_>) -> Vec<IpNet> {

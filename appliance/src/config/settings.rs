@@ -2,6 +2,8 @@
 
 use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
+use crate::policy::Host;
+
 /// Settings of the daemon. Holds no secret, only where to fetch them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -9,6 +11,10 @@ pub struct Settings {
     pub audit: AuditTarget,
     /// Folder of the issuing CAs (one `RULE.pem` and `RULE.key` each), owned by the daemon.
     pub ca_dir: PathBuf,
+    /// Folder of what must outlive a restart: the marks of quarantined groups.
+    pub state_dir: PathBuf,
+    /// The Unix socket through which `cloakroom` speaks to the running daemon.
+    pub control: PathBuf,
     /// TCP port of the transparent listeners. Never reachable by its number.
     pub proxy_port: u16,
     /// Packet mark and routing table that deliver captured packets locally.
@@ -21,14 +27,57 @@ pub struct Settings {
     pub assert_every: Duration,
     /// Capture IPv6 as well; where false, every IPv6 packet of an agent is dropped.
     pub ipv6: bool,
-    /// Resolvers the gateway asks. Never empty.
-    pub resolvers: Vec<SocketAddr>,
+    /// What the gateway answers its agents besides DNS.
+    pub agent_services: AgentServices,
+    /// Resolvers the gateway asks. Never empty; either all of them over TLS or none.
+    pub resolvers: Vec<NameServer>,
+    /// PEM of the only CAs that vouch for resolvers over TLS; the system's where absent.
+    pub resolver_ca: Option<Arc<str>>,
     /// Threads that carry flows; 0 means one for each core.
     pub workers: usize,
     /// The Vault to lease from.
     pub vault: Option<VaultSettings>,
     /// The file of secrets.
-    pub secret_file: Option<PathBuf>,
+    pub secret_file: Option<SecretFile>,
+}
+
+/// A file of secrets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SecretFile {
+    /// The file itself, readable by the daemon alone.
+    pub path: PathBuf,
+    /// The file of the key that it is encrypted with; where there is none it is plain text.
+    pub key: Option<PathBuf>,
+}
+
+/// A DNS server that the gateway asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NameServer {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The name that its certificate is verified for (RFC 8310, section 8.1). `None` means plain
+    /// DNS; otherwise it is asked over TLS (RFC 7858) and never in any other way.
+    pub tls_name: Option<Host>,
+}
+
+impl fmt::Display for NameServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.tls_name {
+            Some(name) => write!(f, "tls://{name}@{}", self.address),
+            None => self.address.fmt(f),
+        }
+    }
+}
+
+/// What the gateway's own address answers its agents besides DNS.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AgentServices {
+    /// Echo requests, at a bounded rate; the kernel answers them.
+    pub ping: bool,
+    /// NTP: datagrams to port 123 reach whatever serves time on this machine.
+    pub ntp: bool,
+    /// DHCP for IPv4: datagrams to port 67, also from agents that have no address yet.
+    pub dhcp: bool,
 }
 
 /// Where audit records go, one JSON object a line.

@@ -287,7 +287,7 @@ const SECRET_KEYS: [&str; 9] = [
 const SECRET_PLACES: [&str; 3] = ["secret_id_file", "secret", "file"];
 
 /// What a missing key looks like where it is right.
-const EXAMPLES: [(&str, &str); 17] = [
+const EXAMPLES: [(&str, &str); 20] = [
     ("gateway", "[gateway]"),
     ("group", "[[group]]"),
     ("binding", "[[api.binding]] below it"),
@@ -295,7 +295,10 @@ const EXAMPLES: [(&str, &str); 17] = [
     ("name", "name = \"research\""),
     ("interface", "interface = \"agents0\""),
     ("prefixes", "prefixes = [\"192.0.2.0/28\"]"),
+    ("mac", "mac = \"02:00:00:00:00:01\""),
+    ("addresses", "addresses = [\"192.0.2.5\"]"),
     ("hosts", "hosts = [\"api.example.com\"]"),
+    ("ports", "ports = [22]"),
     ("groups", "groups = [\"research\"]"),
     ("placeholder", "placeholder = \"EXAMPLE_API_KEY\""),
     ("places", "places = [\"header authorization bearer\"]"),

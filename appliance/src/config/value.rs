@@ -1,13 +1,19 @@
 //! Readers of single values. Each takes a TOML value and answers with what it means, or with what
 //! is wrong with it and what would be right.
 
-use std::{fmt::Display, net::SocketAddr, ops::RangeInclusive, path::PathBuf, time::Duration};
+use std::{
+    fmt::Display,
+    net::{Ipv6Addr, SocketAddr},
+    ops::RangeInclusive,
+    path::PathBuf,
+    time::Duration,
+};
 
 use http::{HeaderName, Method};
 use ipnet::IpNet;
 use toml::de::DeValue;
 
-use super::{error::quote, table::describe};
+use super::{error::quote, settings::NameServer, table::describe};
 use crate::policy::{Host, HostPattern};
 
 /// Any text.
@@ -115,14 +121,16 @@ pub(super) fn path(base: &std::path::Path) -> impl Fn(&DeValue<'_>) -> Result<Pa
     }
 }
 
-/// The exact name of a host.
-pub(super) fn host(value: &DeValue<'_>) -> Result<Host, String> {
-    let text = str(value)?;
-    if text.contains('*') {
-        let text = quote(text);
-        return Err(format!("{text} is a pattern; an API takes exact host names"));
+/// The exact name of a host, for `whom` patterns are not.
+pub(super) fn exact_host(whom: &'static str) -> impl Fn(&DeValue<'_>) -> Result<Host, String> {
+    move |value| {
+        let text = str(value)?;
+        if text.contains('*') {
+            let text = quote(text);
+            return Err(format!("{text} is a pattern; {whom} takes exact host names"));
+        }
+        Host::parse(text).map_err(|error| not_a_host(text, &error))
     }
-    Host::parse(text).map_err(|error| not_a_host(text, &error))
 }
 
 /// A host name, `*.` and the name that its names end with, or a bare `*`.
@@ -172,20 +180,36 @@ pub(super) fn prefix(value: &DeValue<'_>) -> Result<IpNet, String> {
     Ok(prefix)
 }
 
-/// A resolver: an address, with port 53 unless it says otherwise.
-pub(super) fn resolver(value: &DeValue<'_>) -> Result<SocketAddr, String> {
+/// A resolver: an address, or `tls://`, the name in its certificate, `@` and an address. The port
+/// is 53, over TLS 853 (RFC 7858, section 3.1), unless the address says otherwise.
+pub(super) fn resolver(value: &DeValue<'_>) -> Result<NameServer, String> {
     let text = str(value)?;
-    let address = text.parse().map(|ip| SocketAddr::new(ip, 53)).or_else(|_| text.parse());
+    let (tls_name, address, port) = match text.strip_prefix("tls://") {
+        None => (None, text, 53),
+        Some(rest) => {
+            let (name, address) = rest.split_once('@').ok_or_else(|| {
+                format!(
+                    "{} lacks a name or an address; write \"tls://dns.example@192.0.2.53\": the \
+                     name that its certificate is verified for, and where it is",
+                    quote(text)
+                )
+            })?;
+            let name = Host::parse(name).map_err(|error| not_a_host(name, &error))?;
+            (Some(name), address, 853)
+        }
+    };
     let usable = |address: &SocketAddr| {
         let ip = address.ip();
         address.port() != 0 && !ip.is_unspecified() && !ip.is_multicast()
     };
-    address.ok().filter(usable).ok_or_else(|| {
-        let text = quote(text);
+    let address = with_port(address, port).filter(usable).ok_or_else(|| {
         format!(
-            "{text} is not the address of a resolver; write \"192.0.2.53\" or \"[2001:db8::53]:53\""
+            "{} is not the address of a resolver; write \"192.0.2.53\", \"[2001:db8::53]:53\" or \
+             \"tls://dns.example@192.0.2.53\"",
+            quote(text)
         )
-    })
+    })?;
+    Ok(NameServer { address, tls_name })
 }
 
 /// Whether a credential may stand in this header field: not in one that frames or routes a
@@ -194,6 +218,15 @@ pub(super) fn may_hold_a_credential(name: &HeaderName) -> bool {
     let name = name.as_str();
     !RESERVED_HEADERS.contains(&name)
         && !RESERVED_HEADER_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// An address, in brackets or not, with `port` unless it has one.
+fn with_port(text: &str, port: u16) -> Option<SocketAddr> {
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
+    match bare {
+        Some(v6) => v6.parse().ok().map(|ip: Ipv6Addr| SocketAddr::new(ip.into(), port)),
+        None => text.parse().map(|ip| SocketAddr::new(ip, port)).or_else(|_| text.parse()).ok(),
+    }
 }
 
 fn str<'v>(value: &'v DeValue<'_>) -> Result<&'v str, String> {

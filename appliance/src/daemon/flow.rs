@@ -1,8 +1,11 @@
 //! One accepted connection, from its record to its end.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use socket2::SockRef;
+use bytes::Bytes;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -11,7 +14,7 @@ use tokio::{
 };
 
 use crate::{
-    accept::{self, AgentAddr, Dialled, Flow, FlowId, Place, Places, Share},
+    accept::{self, AgentAddr, AgentKey, Dialled, Flow, FlowId, Place, Places, Share, reset},
     audit::Record,
     decide::{Permit, Route, decide},
     dial,
@@ -19,6 +22,7 @@ use crate::{
     peek::{self, PeekFailure, Peeked, Rewind},
     phase::{Phase, Phases},
     policy::{Group, InterfaceName},
+    quarantine::Quarantined,
     reason::Reason,
     refuse,
     rulebook::Rulebook,
@@ -33,6 +37,8 @@ pub(super) struct Gateway {
     pub rulebook: watch::Receiver<Arc<Rulebook>>,
     /// How far the daemon is from its end.
     pub phases: Phases,
+    /// The groups that get nothing through.
+    pub quarantined: Quarantined,
     /// The places that connections take.
     pub places: Arc<Places>,
     /// The port of the transparent listeners, which is nobody's destination.
@@ -47,6 +53,16 @@ enum Language {
     Tls,
     /// It sent an HTTP head.
     Http,
+}
+
+/// Whether the agent opens connections faster than it may. Such a connection costs no more than to
+/// say so; it is in a sum instead of in a record of its own.
+pub(super) fn is_over_rate(gateway: &Gateway, from: AgentAddr, interface: &InterfaceName) -> bool {
+    let rulebook = Arc::clone(&gateway.rulebook.borrow());
+    rulebook.policy.identify(interface, from.ip()).is_some_and(|group| {
+        let agent = AgentKey::new(&group.name, from.ip());
+        !gateway.places.may_connect(&agent, &rulebook.policy.limits, Instant::now())
+    })
 }
 
 /// Carries one connection to its end and leaves one record of it.
@@ -64,7 +80,6 @@ pub(super) async fn serve(
     let id = FlowId::next();
     let mut record = Record::open(slot, id, &interface, from, dialled);
     let rulebook = Arc::clone(&gateway.rulebook.borrow());
-    let limits = &rulebook.policy.limits;
     let admitted = admit(&gateway, &rulebook, &interface, from, dialled);
     let (group, share) = match admitted {
         Ok(admitted) => admitted,
@@ -79,11 +94,15 @@ pub(super) async fn serve(
         // The kernel refuses these options only for a connection that is already gone.
         return record.nothing_said();
     }
-    let mut phases = gateway.phases.clone();
+    let (mut phases, mut quarantined) = (gateway.phases.clone(), gateway.quarantined.clone());
     let read = tokio::select! {
         biased;
+        () = quarantined.reached(&flow.group.name) => {
+            record.refused(Reason::Quarantined);
+            return reset(stream);
+        }
         () = phases.reached(Phase::Cut) => Err(PeekFailure::Refused(Reason::ShuttingDown)),
-        read = peek::read(&mut stream, limits) => read,
+        read = look(&gateway, &rulebook, &flow, &share, &mut stream) => read,
     };
     let (peeked, bytes) = match read {
         Ok(read) => (read.peeked, read.bytes),
@@ -97,8 +116,8 @@ pub(super) async fn serve(
     match decide(&rulebook.policy, &flow, &peeked) {
         Ok(permit) => {
             tracing::debug!(flow = %id, route = permit.route().word(), host = %permit.host(), "permitted");
-            record.permitted(permit.route());
-            let agent = Rewind::new(bytes.freeze(), stream);
+            record.permitted(&permit);
+            let agent = Rewind::new(bytes, stream);
             let carried =
                 Carried { rulebook: &rulebook, flow: &flow, share: &share, peeked: &peeked };
             carry(&gateway, carried, permit, agent, &mut record).await;
@@ -110,6 +129,23 @@ pub(super) async fn serve(
         }
     }
     drop((share, place));
+}
+
+/// Reads the first bytes, or asks what else is known where they would not name a host.
+async fn look(
+    gateway: &Gateway,
+    rulebook: &Rulebook,
+    flow: &Flow,
+    share: &Share,
+    stream: &mut TcpStream,
+) -> Result<peek::Read, PeekFailure> {
+    let policy = &rulebook.policy;
+    if !policy.names_no_host(flow.dialled.0.port()) {
+        return peek::read(stream, &policy.limits, |bytes| share.peek(bytes)).await;
+    }
+    let answered = gateway.means.resolver.answered();
+    let names = answered.names(&flow.agent_key(), flow.dialled.0.ip());
+    Ok(peek::Read { peeked: Peeked::Unread(names), bytes: Bytes::new() })
 }
 
 fn admit(
@@ -124,13 +160,16 @@ fn admit(
     if dialled.0.port() == gateway.proxy_port || dial::is_own(dialled.0.ip()) {
         return Err(Reason::SelfDestination);
     }
+    if gateway.quarantined.holds(&group.name) {
+        return Err(Reason::Quarantined);
+    }
     let limits = &policy.limits;
     let of_group = match policy.groups.len() {
         0 | 1 => limits.connections,
         _ => limits.connections.div_ceil(2),
     };
-    let most = (limits.agent_connections, of_group);
-    let share = gateway.places.share(from.ip(), &group.name, most)?;
+    let agent = AgentKey::new(&group.name, from.ip());
+    let share = gateway.places.share(&agent, limits, of_group)?;
     Ok((Arc::clone(group), share))
 }
 
@@ -149,10 +188,11 @@ async fn carry(
     agent: Rewind<TcpStream>,
     record: &mut Record,
 ) {
-    let mut phases = gateway.phases.clone();
+    let (mut phases, mut quarantined) = (gateway.phases.clone(), gateway.quarantined.clone());
     let revoked = revoked(gateway.rulebook.clone(), carried, permit.route().clone());
     let cut = tokio::select! {
         biased;
+        () = quarantined.reached(&carried.flow.group.name) => Reason::Quarantined,
         reason = revoked => reason,
         () = phases.reached(Phase::Cut) => Reason::ShuttingDown,
         () = carry_on(gateway, carried, permit, agent, record) => return,
@@ -169,7 +209,7 @@ async fn carry_on(
 ) {
     let Carried { rulebook, flow, share, peeked } = carried;
     match (permit.route(), peeked) {
-        (Route::Splice(_), _) => {
+        (Route::Splice(_) | Route::Tcp(_), _) => {
             let (bytes, stream) = agent.into_parts();
             carry_splice(gateway, carried, &permit, (stream, bytes), record).await;
         }
@@ -239,7 +279,7 @@ fn language_of(peeked: &Peeked) -> Language {
     match peeked {
         Peeked::Tls(_) => Language::Tls,
         Peeked::Http(_) => Language::Http,
-        Peeked::Other => Language::Tcp,
+        Peeked::Other | Peeked::Unread(_) => Language::Tcp,
     }
 }
 
@@ -278,13 +318,6 @@ async fn drain(stream: &mut TcpStream) -> std::io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Closes with a reset instead of a FIN.
-fn reset(stream: TcpStream) {
-    // Where the option cannot be set the connection is closed all the same.
-    let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
-    drop(stream);
 }
 
 /// Time for a refused agent to take its refusal.

@@ -17,11 +17,11 @@ impl Daemon {
         let doubt = packets::assert_ground(&self.capture).await.err();
         if let Some(error) = &doubt {
             tracing::error!("closed to new connections: {error}");
-        } else if self.closed {
+        } else if self.is_closed() {
             tracing::info!("open again: what the packet rules lean on is as it has to be");
         }
-        let changes = doubt.is_some() != self.closed;
-        self.closed = doubt.is_some();
+        let changes = doubt.is_some() != self.is_closed();
+        self.doubt.send_replace(doubt.map(|error| error.to_string()));
         let rules = self.rules(&self.capture);
         if changes {
             return packets::apply(&rules);
@@ -33,8 +33,12 @@ impl Daemon {
         Ok(())
     }
 
+    fn is_closed(&self) -> bool {
+        self.doubt.borrow().is_some()
+    }
+
     /// What is to be installed: as configured, or without a port where the gateway is closed.
     pub(super) fn rules(&self, capture: &Capture) -> Capture {
-        if self.closed { capture.closed() } else { capture.clone() }
+        if self.is_closed() { capture.closed() } else { capture.clone() }
     }
 }

@@ -5,13 +5,19 @@
 //! it is closed: rules without listeners refuse everything. Stop: nothing new, then what is open
 //! may finish, then it is cut. The rules stay, so that the gateway is closed after the daemon.
 
+mod control;
 mod flow;
 mod ground;
 mod harden;
+mod orders;
 mod refused;
+mod signals;
+mod supervisor;
+mod wanted;
 mod worker;
 
 use std::{
+    ffi::OsString,
     fmt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -21,24 +27,35 @@ use std::{
 use rustls::RootCertStore;
 use tokio::{
     runtime::Handle,
-    signal::unix::{Signal, SignalKind, signal},
-    sync::{oneshot, watch},
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
     time::{MissedTickBehavior, timeout},
 };
 
-use self::{flow::Gateway, refused::Watcher, worker::Worker};
+use self::{
+    control::Control,
+    flow::Gateway,
+    orders::{Orders, Reload},
+    refused::Watcher,
+    signals::{Signals, Told},
+    supervisor::Supervisor,
+    wanted::Wanted,
+    worker::Worker,
+};
 use crate::{
     accept::Places,
     audit::{Sink, Writer},
-    config::{self, Config, Settings},
-    dial::Resolver,
+    config::{self, Config, SecretFile, Settings},
+    dial::{ControlPlane, Resolver},
     dns::{self, Desk},
     intercept::Means,
     packets::{self, Capture, Claim, PacketLog, PacketsError},
     phase::{Phase, Phases},
-    policy::{GroupName, Policy, SecretRef},
+    policy::{Group, Policy},
+    quarantine::Quarantine,
     rulebook::{Rulebook, RulebookError},
     secrets::{FileSource, SecretStore, Session, Sources, VaultSource},
+    tls,
 };
 
 /// Why the daemon did not start, or a reload was not taken.
@@ -54,18 +71,34 @@ pub enum DaemonError {
     Other(String),
 }
 
+/// What the environment says of whoever started the daemon; read by the command line.
+#[derive(Debug, Default)]
+pub struct Surroundings {
+    /// The socket of a service manager (`NOTIFY_SOCKET`, `sd_notify(3)`).
+    pub notify_socket: Option<OsString>,
+    /// The time within which it wants signs of life (`WATCHDOG_USEC`, `sd_watchdog_enabled(3)`).
+    pub watchdog: Option<Duration>,
+}
+
 /// Runs the daemon until it is told to stop. `ready_file` is written once packets are captured.
-pub async fn run(config_file: &Path, ready_file: Option<&Path>) -> Result<(), DaemonError> {
+pub async fn run(
+    config_file: &Path,
+    ready_file: Option<&Path>,
+    surroundings: &Surroundings,
+) -> Result<(), DaemonError> {
     harden::process().map_err(DaemonError::Other)?;
     let config = config::load(config_file).map_err(DaemonError::Config)?;
     let signals = Signals::new().map_err(|error| other("cannot handle signals", &error))?;
+    let supervisor = Supervisor::of(surroundings)
+        .map_err(|error| other("cannot speak to the socket in NOTIFY_SOCKET", &error))?;
     let daemon = Daemon::start(config, config_file).await?;
     if let Some(path) = ready_file {
         std::fs::write(path, "ready\n")
             .map_err(|error| other(&format!("cannot write {}", path.display()), &error))?;
     }
+    supervisor.ready();
     tracing::info!("ready");
-    daemon.live(signals).await;
+    daemon.live(signals, &supervisor).await;
     Ok(())
 }
 
@@ -74,14 +107,17 @@ struct Daemon {
     config_file: PathBuf,
     settings: Settings,
     capture: Capture,
-    /// Whether a doubt about the kernel's settings keeps new connections out.
-    closed: bool,
+    /// The doubt about the kernel's settings that keeps new connections out, where there is one.
+    doubt: watch::Sender<Option<String>>,
     system_roots: Arc<RootCertStore>,
     phase: watch::Sender<Phase>,
     rulebooks: watch::Sender<Arc<Rulebook>>,
     secrets: Arc<SecretStore>,
     vault: Option<Arc<Session>>,
-    refreshing: tokio::task::JoinHandle<()>,
+    wanted: Arc<Wanted>,
+    refreshing: JoinHandle<()>,
+    reloads: mpsc::Receiver<Reload>,
+    obeying: JoinHandle<()>,
     audit: Sink,
     writer: Writer,
     workers: Vec<Worker>,
@@ -93,19 +129,25 @@ struct Daemon {
 impl Daemon {
     async fn start(config: Config, config_file: &Path) -> Result<Self, DaemonError> {
         let Config { settings, policy } = config;
+        let control = Control::bind(&settings.control).map_err(|error| {
+            other(&format!("the control socket {}", settings.control.display()), &error)
+        })?;
+        let quarantine = Quarantine::open(&settings.state_dir)
+            .map_err(|error| DaemonError::Other(error.to_string()))?;
         let capture = Capture::new(&policy, &settings);
         packets::prepare(&capture).await?;
         let system_roots = Arc::new(system_roots());
         // A listener holds a place while it waits for the connection that will take it.
         let waiting = workers(&settings) * capture.listeners();
         let places = Places::new(policy.limits.connections + waiting);
-        let (secrets, vault) = open_secrets(&settings, &policy)?;
+        let resolver = open_resolver(&settings, &system_roots)?;
+        let (secrets, vault) = open_secrets(&settings, &policy.groups, resolver.control_plane())?;
+        let wanted = Wanted::new(Arc::clone(&secrets), quarantine.watch(), &policy);
+        let wanted = Arc::new(wanted);
         let rulebook = rulebook(policy, &settings, &system_roots)?;
         let (audit, writer) = Sink::open(&settings.audit).map_err(|error| {
             other(&format!("cannot write the audit {}", settings.audit), &error)
         })?;
-        let resolver =
-            Resolver::new(&settings.resolvers, Handle::current()).map_err(DaemonError::Other)?;
         let (phase, phases) = Phases::new();
         let (rulebooks, in_force) = watch::channel(Arc::new(rulebook));
         let means = Means { audit: audit.clone(), secrets: Arc::clone(&secrets), resolver };
@@ -113,30 +155,43 @@ impl Daemon {
             means,
             rulebook: in_force,
             phases: phases.clone(),
+            quarantined: quarantine.watch(),
             places,
             proxy_port: settings.proxy_port,
         });
-        let mut phases = phases;
-        let closing = async move { phases.reached(Phase::Cut).await };
-        let refreshing = tokio::spawn(Arc::clone(&secrets).run(closing));
+        let refreshing = tokio::spawn(Arc::clone(&secrets).run(cut(phases.clone())));
         secrets.first_round(Instant::now() + FIRST_ROUND).await;
         let claim = packets::claim(&capture)?;
         let log = PacketLog::open(capture.nflog_group)?;
-        let watcher = Watcher::start(log, audit.clone(), gateway.rulebook.clone())
+        let (in_force, places) = (gateway.rulebook.clone(), Arc::clone(&gateway.places));
+        let watcher = Watcher::start(log, audit.clone(), in_force, places)
             .map_err(|error| other("cannot start a thread", &error))?;
         let Captured { workers, dns } = capture_packets(&capture, &settings, &gateway)?;
         report_secrets(&secrets);
+        let (to_reload, reloads) = mpsc::channel(1);
+        let doubt = watch::Sender::default();
+        let orders = Orders {
+            gateway,
+            quarantine: Arc::new(quarantine),
+            wanted: Arc::clone(&wanted),
+            doubt: doubt.subscribe(),
+            reloads: to_reload,
+        };
+        let obeying = tokio::spawn(control.serve(orders, cut(phases)));
         Ok(Self {
             config_file: config_file.to_owned(),
             settings,
             capture,
-            closed: false,
+            doubt,
             system_roots,
             phase,
             rulebooks,
             secrets,
             vault,
+            wanted,
             refreshing,
+            reloads,
+            obeying,
             audit,
             writer,
             workers,
@@ -146,16 +201,25 @@ impl Daemon {
         })
     }
 
-    async fn live(mut self, mut signals: Signals) {
+    async fn live(mut self, mut signals: Signals, supervisor: &Supervisor) {
         let every = self.settings.assert_every;
         let mut rounds = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut signs = supervisor.watchdog.map(tokio::time::interval);
         loop {
             tokio::select! {
                 told = signals.next() => match told {
-                    Told::Reload => self.reload().await,
+                    Told::Reload => {
+                        // The log has said it.
+                        let _ = self.reload(supervisor).await;
+                    }
                     Told::Stop => break,
                 },
+                Some(waiting) = self.reloads.recv() => {
+                    // Whoever asked may be gone.
+                    let _ = waiting.send(self.reload(supervisor).await);
+                }
+                () = next_sign(&mut signs) => supervisor.alive(),
                 _ = rounds.tick() => {
                     if let Err(error) = self.assert_ground().await {
                         tracing::error!("stopping: {error}");
@@ -164,16 +228,21 @@ impl Daemon {
                 }
             }
         }
+        supervisor.stopping();
         self.stop(signals).await;
     }
 
     /// Takes a new policy whole, or keeps the old one and says why.
-    async fn reload(&mut self) {
+    async fn reload(&mut self, supervisor: &Supervisor) -> Result<(), DaemonError> {
+        supervisor.reloading();
         self.audit.reopen().await;
-        match self.take_new_policy().await {
+        let taken = self.take_new_policy().await;
+        match &taken {
             Ok(()) => tracing::info!("reloaded"),
             Err(error) => tracing::error!("not reloaded, the old policy stays in force: {error}"),
         }
+        supervisor.ready();
+        taken
     }
 
     async fn take_new_policy(&mut self) -> Result<(), DaemonError> {
@@ -191,7 +260,6 @@ impl Daemon {
                     .into(),
             ));
         }
-        let wanted = wanted(&policy);
         let groups = policy.groups.clone();
         let rulebook = rulebook(policy, &settings, &self.system_roots)?;
         packets::apply(&self.rules(&capture))?;
@@ -199,7 +267,8 @@ impl Daemon {
         if let Some(vault) = &self.vault {
             vault.set_groups(&groups);
         }
-        self.secrets.set_wanted(&wanted);
+        self.wanted.take(&rulebook.policy);
+        self.secrets.ask_again();
         // A binding that is new has its value before the first request can ask for it.
         self.secrets.first_round(Instant::now() + RELOAD_ROUND).await;
         self.rulebooks.send_replace(Arc::new(rulebook));
@@ -233,7 +302,11 @@ impl Daemon {
         if tokio::task::spawn_blocking(|| watcher.end()).await.is_err() {
             tracing::error!("the last sums of refused packets were not written");
         }
-        drop((self.audit, self.rulebooks, self.secrets));
+        // It holds a sink of the audit.
+        if timeout(GIVE_BACK_TIME, self.obeying).await.is_err() {
+            tracing::error!("the control socket did not close in time");
+        }
+        drop((self.audit, self.rulebooks, self.wanted, self.secrets));
         self.writer.finish(AUDIT_TIME).await;
         tracing::info!("stopped");
     }
@@ -256,9 +329,9 @@ fn capture_packets(
     let mut begins = vec![begin];
     let desk = Desk::new(
         gateway.rulebook.clone(),
-        gateway.means.resolver.clone(),
-        gateway.means.audit.clone(),
+        (gateway.means.resolver.clone(), gateway.means.audit.clone()),
         gateway.phases.clone(),
+        gateway.quarantined.clone(),
         settings.ipv6,
     );
     let dns = dns::Server::start(packets::dns_sockets(capture)?, desk, begun)
@@ -281,6 +354,19 @@ fn capture_packets(
     Ok(Captured { workers, dns })
 }
 
+async fn next_sign(signs: &mut Option<tokio::time::Interval>) {
+    match signs {
+        Some(signs) => {
+            signs.tick().await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+async fn cut(mut phases: Phases) {
+    phases.reached(Phase::Cut).await;
+}
+
 fn workers(settings: &Settings) -> usize {
     match settings.workers {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -297,41 +383,38 @@ fn rulebook(
         .map_err(DaemonError::Rulebook)
 }
 
+fn open_resolver(
+    settings: &Settings,
+    system_roots: &Arc<RootCertStore>,
+) -> Result<Resolver, DaemonError> {
+    let over_tls = settings.resolvers.iter().any(|server| server.tls_name.is_some());
+    let tls = over_tls.then(|| tls::resolver_client(settings.resolver_ca.as_deref(), system_roots));
+    let tls = tls.transpose().map_err(DaemonError::Other)?;
+    Resolver::new(&settings.resolvers, tls, Handle::current()).map_err(DaemonError::Other)
+}
+
 /// Opens the sources that the settings name. A file that cannot be read is an error here; a Vault
 /// that cannot be reached is not: what depends on it is refused until it can.
 fn open_secrets(
     settings: &Settings,
-    policy: &Policy,
+    groups: &[Arc<Group>],
+    control_plane: &ControlPlane,
 ) -> Result<(Arc<SecretStore>, Option<Arc<Session>>), DaemonError> {
     let (mut sources, mut session) = (Sources::default(), None);
     let (mut refresh, mut max_stale) = (FILE_REFRESH, FILE_MAX_STALE);
     if let Some(vault) = &settings.vault {
-        let source = VaultSource::new(vault, &policy.groups);
+        let source = VaultSource::new(vault, groups, control_plane);
         let source = source.map_err(|error| other("[vault]", &error))?;
         session = Some(source.session());
         sources.vault = Some(source);
         (refresh, max_stale) = (vault.refresh, vault.max_stale);
     }
-    if let Some(path) = &settings.secret_file {
-        let file = FileSource::new(path.clone());
+    if let Some(SecretFile { path, key }) = &settings.secret_file {
+        let file = FileSource::new(path.clone(), key.clone());
         file.check().map_err(|error| other(&path.display().to_string(), &error))?;
         sources.file = Some(file);
     }
-    let store = SecretStore::new(Arc::new(sources), &wanted(policy), refresh, max_stale);
-    Ok((store, session))
-}
-
-/// Every value that some group may need.
-fn wanted(policy: &Policy) -> Vec<(GroupName, SecretRef)> {
-    let bindings = policy.apis.iter().flat_map(|api| &api.bindings);
-    let mut wanted: Vec<_> = bindings
-        .flat_map(|binding| {
-            binding.groups.iter().map(|group| (group.clone(), binding.secret.clone()))
-        })
-        .collect();
-    wanted.sort_unstable();
-    wanted.dedup();
-    wanted
+    Ok((SecretStore::new(Arc::new(sources), &[], refresh, max_stale), session))
 }
 
 /// Certificates that the system holds but rustls cannot read are passed over, as elsewhere.
@@ -351,40 +434,6 @@ fn report_secrets(secrets: &SecretStore) {
 
 fn other(what: &str, error: &dyn fmt::Display) -> DaemonError {
     DaemonError::Other(format!("{what}: {error}"))
-}
-
-struct Signals {
-    reload: Signal,
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            reload: signal(SignalKind::hangup())?,
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
-    }
-
-    async fn next(&mut self) -> Told {
-        tokio::select! {
-            _ = self.reload.recv() => Told::Reload,
-            _ = self.terminate.recv() => Told::Stop,
-            _ = self.interrupt.recv() => Told::Stop,
-        }
-    }
-
-    async fn stop(&mut self) {
-        while self.next().await != Told::Stop {}
-    }
-}
-
-#[derive(PartialEq, Eq)]
-enum Told {
-    Reload,
-    Stop,
 }
 
 impl From<PacketsError> for DaemonError {

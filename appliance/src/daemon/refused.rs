@@ -1,4 +1,5 @@
-//! The thread that turns what the kernel refuses into audit records.
+//! The thread that turns what the kernel refuses, and what is refused unlooked at, into audit
+//! records.
 //!
 //! It reads what the kernel tells, sums it up, and writes the sums every [`INTERVAL`] and once more
 //! at the end. It carries nothing, so a flood of refused packets costs it time and agents nothing.
@@ -17,7 +18,8 @@ use std::{
 use tokio::sync::watch;
 
 use crate::{
-    audit::{RefusedPackets, Sink},
+    accept::Places,
+    audit::{self, RefusedPackets, Sink},
     packets::{self, PacketLog},
     reason::Reason,
     rulebook::Rulebook,
@@ -35,9 +37,12 @@ impl Watcher {
         log: PacketLog,
         audit: Sink,
         rulebook: watch::Receiver<Arc<Rulebook>>,
+        places: Arc<Places>,
     ) -> io::Result<Self> {
         let ending = Arc::new(AtomicBool::new(false));
-        let round = Round { log, audit, rulebook, untold: HashMap::new() };
+        // What was counted before this start is nobody's to record any more.
+        let untold = packets::untold().unwrap_or_default();
+        let round = Round { log, audit, rulebook, places, untold };
         let told_to_end = Arc::clone(&ending);
         let thread =
             thread::Builder::new().name("refused".into()).spawn(move || round.run(&told_to_end))?;
@@ -57,6 +62,7 @@ struct Round {
     log: PacketLog,
     audit: Sink,
     rulebook: watch::Receiver<Arc<Rulebook>>,
+    places: Arc<Places>,
     /// The kernel's counters at their last reading.
     untold: HashMap<Reason, u64>,
 }
@@ -65,6 +71,7 @@ impl Round {
     fn run(mut self, ending: &AtomicBool) {
         let mut sums = RefusedPackets::new(Instant::now());
         let mut due = Instant::now() + INTERVAL;
+        let mut told = Instant::now();
         loop {
             let ends = ending.load(Relaxed);
             let until = due.min(Instant::now() + STEP);
@@ -76,7 +83,9 @@ impl Round {
                 self.count_untold(&mut sums);
                 let rulebook = Arc::clone(&self.rulebook.borrow());
                 sums.write(&self.audit, &rulebook.policy, Instant::now());
-                due = Instant::now() + INTERVAL;
+                self.tell_over_rate(told);
+                told = Instant::now();
+                due = told + INTERVAL;
             }
             if ends {
                 return;
@@ -90,7 +99,17 @@ impl Round {
         thread::sleep(PAUSE);
     }
 
-    /// A counter that went back was started anew, with the rules.
+    fn tell_over_rate(&self, since: Instant) {
+        let now = Instant::now();
+        for over_rate in self.places.over_rate(now) {
+            match self.audit.reserve() {
+                Ok(slot) => audit::over_rate(slot, &over_rate, now - since),
+                Err(_) => self.places.not_told(&over_rate, now),
+            }
+        }
+    }
+
+    /// A counter that went back was started anew: somebody removed the table.
     fn count_untold(&mut self, sums: &mut RefusedPackets) {
         let counters = match packets::untold() {
             Ok(counters) => counters,
@@ -100,7 +119,7 @@ impl Round {
             let before = self.untold.get(reason).copied().unwrap_or_default();
             sums.too_many(*reason, now.checked_sub(before).unwrap_or(*now));
         }
-        self.untold = counters.into_iter().collect();
+        self.untold = counters;
     }
 }
 

@@ -71,6 +71,10 @@ async fn accept_on(interface: InterfaceName, listener: TcpListener, gateway: Arc
             () = &mut closing => break,
             Some(ended) = flows.join_next() => report(ended),
             Some((place, (stream, from))) = next(&gateway, &listener) => {
+                if flow::is_over_rate(&gateway, from, &interface) {
+                    accept::reset(stream);
+                    continue;
+                }
                 let gateway = Arc::clone(&gateway);
                 flows.spawn(flow::serve(gateway, place, stream, from, interface.clone()));
             }

@@ -1,125 +1,318 @@
 //! What the agents' resolver has answered, for as long as an agent may still use it.
 //!
-//! The check of a spliced connection asks here whether the address that an agent dialled came from
-//! the gateway. It errs towards no: what does not fit is not remembered, and an agent that is
-//! refused for it asks again and gets an address of today.
+//! A connection that is not judged by a certificate is judged by its address: did the gateway give
+//! it to this agent, and for which names? It errs towards no: what does not fit is not remembered,
+//! and an agent that is refused for it asks again and gets an address of today.
+//!
+//! An agent is known by its address, so that a host which asks over IPv4 and connects over IPv6
+//! looks like two. An address that was given over the other family is therefore held for all agents
+//! of the group: which of them will dial it cannot be told. It counts only where the agent was not
+//! given that address itself.
 
 use std::{
     collections::HashMap,
-    net::IpAddr,
-    sync::{Mutex, PoisonError},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use crate::policy::{GroupName, Host};
+use crate::{
+    accept::AgentKey,
+    policy::{GroupName, Host},
+};
 
-/// The addresses that each group was given for each name.
+/// The names for which each agent was given each address.
 #[derive(Debug, Default)]
-pub struct Answered(Mutex<HashMap<GroupName, Names>>);
+pub struct Answered(Mutex<HashMap<GroupName, OfGroup>>);
 
-type Names = HashMap<Host, Vec<Given>>;
-
-#[derive(Debug, Clone, Copy)]
-struct Given {
-    address: IpAddr,
-    until: Instant,
+#[derive(Debug, Default)]
+struct OfGroup {
+    agents: HashMap<AgentKey, Given>,
+    held: usize,
 }
+
+/// What one agent was given. `held` counts the pairs of an address and a name.
+#[derive(Debug, Default)]
+struct Given {
+    names: HashMap<IpAddr, Names>,
+    held: usize,
+}
+
+/// The names of one address and how long they are good, sorted by name.
+type Names = Vec<(Host, Instant)>;
 
 impl Answered {
-    /// The group was given these addresses for the name, good until `until`. They are held for
+    /// The agent was given these addresses for the name, good until `until`. They are held for
     /// [`GRACE`] longer, since clients use an address beyond its time.
-    pub fn remember(&self, group: &GroupName, host: &Host, addresses: &[IpAddr], until: Instant) {
-        let now = Instant::now();
-        let mut groups = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if !groups.contains_key(group) {
-            groups.insert(group.clone(), Names::new());
+    pub fn remember(&self, agent: &AgentKey, host: &Host, addresses: &[IpAddr], until: Instant) {
+        let mut groups = self.lock();
+        if !groups.contains_key(agent.group()) {
+            groups.insert(agent.group().clone(), OfGroup::default());
         }
-        let Some(names) = groups.get_mut(group) else { return };
-        if !names.contains_key(host) {
-            make_room(names, now);
-            if names.len() >= MAX_NAMES {
-                return;
+        let Some(group) = groups.get_mut(agent.group()) else { return };
+        for address in addresses.iter().map(IpAddr::to_canonical) {
+            let same_family = address.is_ipv4() == agent.prefix().is_ipv4();
+            let agent = if same_family { agent.clone() } else { anybody(agent, address) };
+            group.remember(agent, host, address, until);
+        }
+    }
+
+    /// Whether the agent was given this address for the name and may still use it.
+    pub fn holds(&self, agent: &AgentKey, host: &Host, address: IpAddr) -> bool {
+        let oldest = Instant::now().checked_sub(GRACE);
+        let groups = self.lock();
+        let Some(group) = groups.get(agent.group()) else { return false };
+        [agent, &anybody(agent, address)].into_iter().any(|agent| {
+            let names = group.names(agent, address);
+            let at = names.binary_search_by(|(known, _)| known.cmp(host)).ok();
+            let until = at.and_then(|at| names.get(at)).map(|(_, until)| *until);
+            until.is_some_and(|until| Some(until) > oldest)
+        })
+    }
+
+    /// Every name for which the agent was given this address, for a connection of which nothing
+    /// else is known: so each counts for no more than [`NAMELESS_GRACE`] beyond its time.
+    pub fn names(&self, agent: &AgentKey, address: IpAddr) -> Vec<Host> {
+        let oldest = Instant::now().checked_sub(NAMELESS_GRACE);
+        let groups = self.lock();
+        let Some(group) = groups.get(agent.group()) else { return Vec::new() };
+        let given_to = |agent: &AgentKey| -> Vec<Host> {
+            let names = group.names(agent, address).iter();
+            let still_good = names.filter(|(_, until)| Some(*until) > oldest);
+            still_good.map(|(host, _)| host.clone()).collect()
+        };
+        let own = given_to(agent);
+        if own.is_empty() { given_to(&anybody(agent, address)) } else { own }
+    }
+
+    /// Forgets what nobody may use any more. To be called every few seconds.
+    pub fn sweep(&self) {
+        let Some(oldest) = Instant::now().checked_sub(GRACE) else { return };
+        for group in self.lock().values_mut() {
+            group.agents.retain(|_, given| {
+                given.drop_until(oldest);
+                given.held > 0
+            });
+            group.held = group.agents.values().map(|given| given.held).sum();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<GroupName, OfGroup>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl OfGroup {
+    fn remember(&mut self, agent: AgentKey, host: &Host, address: IpAddr, until: Instant) {
+        if self.agents.len() >= MAX_AGENTS && !self.agents.contains_key(&agent) {
+            return;
+        }
+        let given = self.agents.entry(agent).or_default();
+        let before = given.held;
+        // Whoever needs room makes it among what is its own, whichever of the two bounds is met.
+        if given.held >= MAX_OF_AGENT || self.held >= MAX_OF_GROUP {
+            given.drop_older_half();
+        }
+        if self.held - before + given.held < MAX_OF_GROUP {
+            given.remember(host, address, until);
+        }
+        self.held = self.held - before + given.held;
+    }
+
+    fn names(&self, agent: &AgentKey, address: IpAddr) -> &[(Host, Instant)] {
+        let given = self.agents.get(agent);
+        given.and_then(|given| given.names.get(&address.to_canonical())).map_or(&[], Vec::as_slice)
+    }
+}
+
+impl Given {
+    fn remember(&mut self, host: &Host, address: IpAddr, until: Instant) {
+        let names = self.names.entry(address).or_default();
+        match names.binary_search_by(|(known, _)| known.cmp(host)) {
+            Ok(at) => {
+                if let Some((_, known)) = names.get_mut(at) {
+                    *known = until.max(*known);
+                }
             }
-            names.insert(host.clone(), Vec::new());
+            Err(at) => {
+                names.insert(at, (host.clone(), until));
+                self.held += 1;
+            }
         }
-        let Some(given) = names.get_mut(host) else { return };
-        given.retain(|each| each.until > now && !addresses.contains(&each.address));
-        let until = until + GRACE;
-        given.extend(addresses.iter().map(|&address| Given { address, until }));
-        let surplus = given.len().saturating_sub(MAX_ADDRESSES);
-        given.drain(..surplus);
     }
 
-    /// Whether the group was given this address for the name and may still use it.
-    pub fn holds(&self, group: &GroupName, host: &Host, address: IpAddr) -> bool {
-        let now = Instant::now();
-        let groups = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let given = groups.get(group).and_then(|names| names.get(host));
-        given.into_iter().flatten().any(|each| each.address == address && each.until > now)
+    /// Half at a time, so that an agent at its bound does not cost a search for each answer.
+    fn drop_older_half(&mut self) {
+        let mut times: Vec<Instant> =
+            self.names.values().flatten().map(|(_, until)| *until).collect();
+        let middle = times.len() / 2;
+        if middle < times.len() {
+            let (_, median, _) = times.select_nth_unstable(middle);
+            self.drop_until(*median);
+        }
+    }
+
+    fn drop_until(&mut self, end: Instant) {
+        self.names.retain(|_, names| {
+            names.retain(|(_, until)| *until > end);
+            !names.is_empty()
+        });
+        self.held = self.names.values().map(Vec::len).sum();
     }
 }
 
-fn make_room(names: &mut Names, now: Instant) {
-    if names.len() >= MAX_NAMES {
-        names.retain(|_, given| given.iter().any(|each| each.until > now));
-    }
+/// Stands for all agents of the group that may dial an address which was given over the other
+/// family. No group may have these addresses, so no agent is taken for it.
+fn anybody(agent: &AgentKey, address: IpAddr) -> AgentKey {
+    let nobodys = match address.to_canonical() {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(MULTICAST),
+    };
+    AgentKey::new(agent.group(), nobodys)
 }
 
-/// Time beyond its TTL for which an answer counts: runtimes and connection pools keep addresses.
+const MULTICAST: Ipv6Addr = Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0);
+
+/// Time beyond its TTL for which an answer counts where a connection names its host besides:
+/// runtimes and connection pools keep addresses.
 pub const GRACE: Duration = Duration::from_secs(600);
-/// Names that are held for one group.
-const MAX_NAMES: usize = 4_096;
-/// Addresses that are held for one name; the oldest go first.
-const MAX_ADDRESSES: usize = 64;
+/// The same where a connection names nothing, and the address is all there is. It is dialled
+/// itself, and may be somebody else's by then. Long enough for a client that tries one address
+/// after the other, or that keeps what it resolved for 30 s, as Java does.
+pub const NAMELESS_GRACE: Duration = Duration::from_secs(60);
+/// Agents of one group that are kept apart.
+const MAX_AGENTS: usize = 16_384;
+/// Pairs of an address and a name that one agent holds; the older half goes first.
+const MAX_OF_AGENT: usize = 1_024;
+/// Pairs that all agents of one group hold: about 20 MiB.
+const MAX_OF_GROUP: usize = 131_072;
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
 
-    fn group(name: &str) -> GroupName {
-        GroupName(Arc::from(name))
+    fn agent(group: &str, address: &str) -> AgentKey {
+        AgentKey::new(&GroupName(group.into()), address.parse().unwrap())
     }
 
-    fn address(last: u8) -> IpAddr {
-        IpAddr::from([198, 51, 100, last])
+    fn address(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn host(name: &str) -> Host {
+        Host::parse(name).unwrap()
+    }
+
+    const V4: &str = "198.51.100.1";
+    const V6: &str = "2001:db8:e::1";
+
+    #[test]
+    fn an_answer_is_good_for_its_agent_its_name_and_its_time() {
+        let answered = Answered::default();
+        let (red, now) = (agent("red", "192.0.2.1"), Instant::now());
+        answered.remember(&red, &host("a.example"), &[address(V4)], now);
+        assert!(answered.holds(&red, &host("a.example"), address(V4)), "the grace");
+        assert!(answered.holds(&red, &host("a.example"), address("::ffff:198.51.100.1")));
+        assert!(!answered.holds(&red, &host("a.example"), address("198.51.100.2")));
+        assert!(!answered.holds(&red, &host("b.example"), address(V4)));
+        for other in [agent("red", "192.0.2.2"), agent("blue", "192.0.2.1")] {
+            assert!(!answered.holds(&other, &host("a.example"), address(V4)), "{other:?}");
+            assert!(answered.names(&other, address(V4)).is_empty(), "{other:?}");
+        }
+        let long_ago = now.checked_sub(GRACE).unwrap();
+        answered.remember(&red, &host("old.example"), &[address(V4)], long_ago);
+        assert!(!answered.holds(&red, &host("old.example"), address(V4)));
     }
 
     #[test]
-    fn an_answer_is_good_for_its_group_its_name_and_its_time() {
+    fn every_name_of_an_address_is_known_for_a_shorter_time() {
         let answered = Answered::default();
-        let host = |name: &str| Host::parse(name).unwrap();
+        let (red, now) = (agent("red", "2001:db8:a::1"), Instant::now());
+        let earlier = now.checked_sub(NAMELESS_GRACE).unwrap();
+        answered.remember(&red, &host("b.example"), &[address(V6)], now);
+        answered.remember(&red, &host("a.example"), &[address(V6)], now);
+        answered.remember(&red, &host("old.example"), &[address(V6)], earlier);
+        answered.remember(&agent("red", "2001:db8:b::1"), &host("c.example"), &[address(V6)], now);
+        let same_64 = agent("red", "2001:db8:a::2");
+        assert_eq!(answered.names(&same_64, address(V6)), [host("a.example"), host("b.example")]);
+        assert!(answered.holds(&red, &host("old.example"), address(V6)));
+    }
+
+    #[test]
+    fn an_answer_never_loses_time() {
+        let answered = Answered::default();
+        let (red, now) = (agent("red", "192.0.2.1"), Instant::now());
+        let later = now + Duration::from_secs(5);
+        answered.remember(&red, &host("a.example"), &[address(V4)], later);
+        answered.remember(&red, &host("a.example"), &[address(V4)], now);
+        let groups = answered.lock();
+        let given = &groups[red.group()].agents[&red];
+        assert_eq!((given.held, given.names[&address(V4)][0].1), (1, later));
+    }
+
+    #[test]
+    fn what_was_given_over_the_other_family_is_the_whole_groups_unless_it_asked_itself() {
+        let answered = Answered::default();
         let now = Instant::now();
-        answered.remember(&group("red"), &host("a.example"), &[address(1), address(2)], now);
-        assert!(answered.holds(&group("red"), &host("a.example"), address(2)), "the grace");
-        assert!(!answered.holds(&group("red"), &host("a.example"), address(3)));
-        assert!(!answered.holds(&group("red"), &host("b.example"), address(1)));
-        assert!(!answered.holds(&group("blue"), &host("a.example"), address(1)));
-        let long_ago = now.checked_sub(GRACE * 2).unwrap();
-        answered.remember(&group("red"), &host("old.example"), &[address(1)], long_ago);
-        assert!(!answered.holds(&group("red"), &host("old.example"), address(1)));
+        let [asked, dials] = ["192.0.2.1", "2001:db8:a::1"].map(|address| agent("red", address));
+        answered.remember(&asked, &host("a.example"), &[address(V4), address(V6)], now);
+        assert_eq!(answered.names(&dials, address(V6)), [host("a.example")]);
+        assert!(answered.holds(&dials, &host("a.example"), address(V6)));
+        assert!(answered.names(&agent("blue", "2001:db8:b::1"), address(V6)).is_empty());
+        assert!(answered.names(&agent("red", "192.0.2.2"), address(V4)).is_empty());
+        answered.remember(&dials, &host("b.example"), &[address(V6)], now);
+        assert_eq!(answered.names(&dials, address(V6)), [host("b.example")]);
     }
 
     #[test]
-    fn neither_names_nor_addresses_grow_without_end() {
+    fn one_agent_cannot_push_out_anothers_answers() {
         let answered = Answered::default();
-        let later = Instant::now() + GRACE;
-        for number in 0..MAX_NAMES + 100 {
-            let host = Host::parse(&format!("n{number}.example")).unwrap();
-            answered.remember(&group("red"), &host, &[address(1)], later);
+        let (greedy, modest) = (agent("red", "192.0.2.1"), agent("red", "192.0.2.2"));
+        let now = Instant::now();
+        answered.remember(&modest, &host("a.example"), &[address(V4)], now);
+        for number in 0..5 * MAX_OF_AGENT as u64 {
+            let name = host(&format!("n{number}.example"));
+            let until = now + Duration::from_millis(number);
+            answered.remember(&greedy, &name, &[address(V4)], until);
+            assert!(answered.holds(&greedy, &name, address(V4)), "the newest is there");
         }
-        let host = Host::parse("n0.example").unwrap();
-        for last in 0..=255 {
-            answered.remember(&group("red"), &host, &[address(last)], later);
+        assert!(answered.holds(&modest, &host("a.example"), address(V4)));
+        assert!(!answered.holds(&greedy, &host("n0.example"), address(V4)), "the oldest went");
+        let groups = answered.lock();
+        assert!(groups[greedy.group()].agents[&greedy].held <= MAX_OF_AGENT);
+    }
+
+    #[test]
+    fn agents_without_number_do_not_fill_the_memory_nor_another_groups() {
+        let answered = Answered::default();
+        let now = Instant::now();
+        let addresses: Vec<IpAddr> = (0..16).map(|last| [198, 51, 100, last].into()).collect();
+        for number in 0..20_000u32 {
+            let red = IpAddr::from((0x0a00_0000 + number).to_be_bytes());
+            let red = AgentKey::new(&GroupName("red".into()), red);
+            answered.remember(&red, &host("a.example"), &addresses, now);
         }
-        let groups = answered.0.lock().unwrap();
-        assert_eq!(groups[&group("red")].len(), MAX_NAMES);
-        assert_eq!(groups[&group("red")][&host].len(), MAX_ADDRESSES);
-        drop(groups);
-        assert!(answered.holds(&group("red"), &host, address(255)));
-        let other = Host::parse("a.example").unwrap();
-        answered.remember(&group("blue"), &other, &[address(1)], later);
-        assert!(answered.holds(&group("blue"), &other, address(1)), "a bound for each group");
+        let blue = agent("blue", "192.0.2.1");
+        answered.remember(&blue, &host("a.example"), &addresses, now);
+        assert!(answered.holds(&blue, &host("a.example"), addresses[0]));
+        let groups = answered.lock();
+        let red = &groups[&GroupName("red".into())];
+        let held: usize = red.agents.values().map(|given| given.held).sum();
+        assert!(held == red.held && held <= MAX_OF_GROUP, "{held} {}", red.held);
+        assert!(red.agents.len() <= MAX_AGENTS);
+    }
+
+    #[test]
+    fn a_sweep_forgets_what_has_ended_and_nothing_else() {
+        let answered = Answered::default();
+        let (red, now) = (agent("red", "192.0.2.1"), Instant::now());
+        let ended = now.checked_sub(GRACE).unwrap();
+        answered.remember(&red, &host("old.example"), &[address(V4)], ended);
+        answered.remember(&agent("red", "192.0.2.2"), &host("x.example"), &[address(V4)], ended);
+        answered.remember(&red, &host("new.example"), &[address(V4)], now);
+        answered.sweep();
+        assert_eq!(answered.names(&red, address(V4)), [host("new.example")]);
+        let groups = answered.lock();
+        assert_eq!((groups[red.group()].held, groups[red.group()].agents.len()), (1, 1));
     }
 }

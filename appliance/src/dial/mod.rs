@@ -1,16 +1,19 @@
 //! From a permit to an upstream connection: resolve, check, connect.
 //!
 //! The only place that connects anywhere on an agent's behalf. It takes a [`Permit`], resolves
-//! the permit's name itself and never connects to the address that the agent dialled, which is
-//! only compared. Each address is checked right before `connect`, as the exact address that is
+//! the permit's name itself; the address that the agent dialled is only compared. Where a protocol
+//! names no host the permit holds an address instead, one that the gateway had given to the agent
+//! for that name. Each address is checked right before `connect`, as the exact address that is
 //! connected to.
 
 mod address;
 mod answered;
+mod control_plane;
 mod resolver;
 
 pub use address::{is_own, is_special_purpose, unwrapped};
-pub use answered::{Answered, GRACE};
+pub use answered::{Answered, GRACE, NAMELESS_GRACE};
+pub use control_plane::ControlPlane;
 pub(crate) use resolver::MAX_TTL;
 pub use resolver::{Found, Resolver, Unresolved};
 
@@ -49,38 +52,51 @@ pub async fn connect(
     patience: Duration,
 ) -> Result<Dialled, Reason> {
     let dialling = async {
+        if let Some(given) = permit.given() {
+            // The decision rests on it, and here is the last place where it can be seen.
+            if !resolver.answered().holds(&flow.agent_key(), permit.host(), given) {
+                return Err(Reason::DialledElsewhere);
+            }
+            let (stream, address) = connect_any(permit, resolver, &[given]).await?;
+            return Ok(Dialled { stream, address, elsewhere: false });
+        }
         let found = resolver.resolve(permit.host()).await.map_err(|_| Reason::ResolveFailed)?;
         let elsewhere = is_elsewhere(permit, flow, resolver, &found);
         if elsewhere && permit.dialled() == DialledRule::Answered {
-            return Err(refusal_of_elsewhere(permit, &found));
+            return Err(refusal_of_elsewhere(permit, resolver, &found));
         }
-        let (stream, address) = connect_any(permit, &found.addresses).await?;
+        let (stream, address) = connect_any(permit, resolver, &found.addresses).await?;
         Ok(Dialled { stream, address, elsewhere })
     };
     timeout(patience, dialling).await.unwrap_or(Err(Reason::UpstreamUnreachable))
 }
 
-/// Whether the dialled address is neither one of the name's today nor one that the group was given
+/// Whether the dialled address is neither one of the name's today nor one that the agent was given
 /// for it and may still use.
 fn is_elsewhere(permit: &Permit, flow: &Flow, resolver: &Resolver, found: &Found) -> bool {
     let dialled = flow.dialled.0.ip();
     let today = found.addresses.iter().any(|address| address.to_canonical() == dialled);
-    !today && !resolver.answered().holds(&flow.group.name, permit.host(), dialled)
+    !today && !resolver.answered().holds(&flow.agent_key(), permit.host(), dialled)
 }
 
 /// A name that leads nowhere but inside is refused for that, wherever the agent dialled.
-fn refusal_of_elsewhere(permit: &Permit, found: &Found) -> Reason {
-    if found.addresses.iter().any(|&address| may_use(address, permit.upstream())) {
+fn refusal_of_elsewhere(permit: &Permit, resolver: &Resolver, found: &Found) -> Reason {
+    let may_use = |&address: &IpAddr| may_use(address, permit.upstream(), resolver.control_plane());
+    if found.addresses.iter().any(may_use) {
         Reason::DialledElsewhere
     } else {
         Reason::PrivateAddress
     }
 }
 
-async fn connect_any(permit: &Permit, addresses: &[IpAddr]) -> Result<(TcpStream, IpAddr), Reason> {
+async fn connect_any(
+    permit: &Permit,
+    resolver: &Resolver,
+    addresses: &[IpAddr],
+) -> Result<(TcpStream, IpAddr), Reason> {
     let mut refused = Reason::ResolveFailed;
     for &address in addresses.iter().take(MAX_ADDRESSES) {
-        if !may_use(address, permit.upstream()) {
+        if !may_use(address, permit.upstream(), resolver.control_plane()) {
             refused = Reason::PrivateAddress;
             continue;
         }
@@ -99,14 +115,17 @@ async fn connect_to(address: SocketAddr) -> std::io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Whether an address may be dialled, or given to an agent. The gateway's own addresses are refused
-/// whatever policy lists: that would be a loop, or a way to the control plane.
-pub(crate) fn may_use(address: IpAddr, upstream: &Upstream) -> bool {
+/// Whether an address may be dialled, or given to an agent. The gateway's own addresses and those of
+/// the machines it depends on are refused whatever policy lists: that would be a loop, or a way to
+/// the control plane.
+pub(crate) fn may_use(address: IpAddr, upstream: &Upstream, control_plane: &ControlPlane) -> bool {
     let address = address.to_canonical();
+    let inner = unwrapped(address);
     let listed = || upstream.private_prefixes.iter().any(|prefix| prefix.contains(&address));
-    (!is_special_purpose(address) || (listed() && unwrapped(address) == address))
+    (!is_special_purpose(address) || (listed() && inner == address))
         && !is_own(address)
-        && !is_own(unwrapped(address))
+        && (inner == address || !is_own(inner))
+        && !control_plane.holds(address)
 }
 
 /// Most addresses of one name that are tried.
@@ -123,6 +142,11 @@ mod tests {
         Upstream { ca_pem: None, private_prefixes }
     }
 
+    fn may_use(address: IpAddr, upstream: &Upstream) -> bool {
+        let control_plane = ControlPlane::new(["198.51.100.53".parse().unwrap()]);
+        super::may_use(address, upstream, &control_plane)
+    }
+
     #[test]
     fn what_policy_lists_may_be_dialled_and_nothing_beside_it() {
         let listed = upstream(&["10.1.0.0/16", "fd00:1::/32"]);
@@ -136,6 +160,10 @@ mod tests {
     #[test]
     fn the_gateway_is_never_dialled_whatever_policy_lists() {
         let everything = upstream(&["0.0.0.0/0", "::/0"]);
+        assert!(may_use("198.51.100.54".parse().unwrap(), &everything));
+        for own in ["198.51.100.53", "::ffff:198.51.100.53", "64:ff9b::198.51.100.53"] {
+            assert!(!may_use(own.parse().unwrap(), &everything), "what it depends on: {own}");
+        }
         for own in ["127.0.0.1", "127.8.9.1", "::1", "0.0.0.0", "::", "::ffff:127.0.0.1"] {
             assert!(!may_use(own.parse().unwrap(), &everything), "{own}");
         }

@@ -6,7 +6,7 @@
 
 use std::{
     collections::HashMap,
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -20,10 +20,11 @@ use hickory_resolver::{
     config::{LookupIpStrategy, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts},
     net::{DnsError, NetError, NoRecords, runtime::TokioRuntimeProvider},
 };
-use tokio::runtime::Handle;
+use rustls::ClientConfig;
+use tokio::{runtime::Handle, time::timeout};
 
-use super::answered::Answered;
-use crate::policy::Host;
+use super::{answered::Answered, control_plane::ControlPlane};
+use crate::{config::NameServer, policy::Host};
 
 /// Resolves names to addresses. Cheap to clone; all clones share one cache.
 #[derive(Debug, Clone)]
@@ -58,6 +59,9 @@ struct Inner {
     answers: Mutex<HashMap<Host, Answer>>,
     under_way: Mutex<HashMap<Host, Flight>>,
     answered: Answered,
+    control_plane: ControlPlane,
+    /// When it was last told that names do not resolve.
+    told: Mutex<Option<Instant>>,
 }
 
 type Outcome = Result<Found, Unresolved>;
@@ -70,13 +74,28 @@ struct Answer {
 }
 
 impl Resolver {
-    /// A resolver that asks `servers`. Its queries run on `home`.
-    pub fn new(servers: &[SocketAddr], home: Handle) -> Result<Self, String> {
-        let servers = servers.iter().map(|&server| name_server(server)).collect();
+    /// A resolver that asks `servers`, those over TLS by the settings in `tls`. Its queries run on
+    /// `home`.
+    ///
+    /// # Errors
+    /// A server over TLS without settings for it, or one that hickory does not take.
+    pub fn new(
+        servers: &[NameServer],
+        tls: Option<ClientConfig>,
+        home: Handle,
+    ) -> Result<Self, String> {
+        if tls.is_none() && servers.iter().any(|server| server.tls_name.is_some()) {
+            return Err("resolver: a server over TLS needs CAs that vouch for it".into());
+        }
+        let control_plane = ControlPlane::new(servers.iter().map(|server| server.address.ip()));
+        let servers = servers.iter().map(name_server).collect();
         let config = ResolverConfig::from_name_servers(servers);
         let mut builder =
             TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
         *builder.options_mut() = options();
+        if let Some(tls) = tls {
+            builder = builder.with_tls_config(tls);
+        }
         let upstream = builder.build().map_err(|error| format!("resolver: {error}"))?;
         Ok(Self(Arc::new(Inner {
             upstream,
@@ -84,6 +103,8 @@ impl Resolver {
             answers: Mutex::default(),
             under_way: Mutex::default(),
             answered: Answered::default(),
+            control_plane,
+            told: Mutex::default(),
         })))
     }
 
@@ -108,6 +129,11 @@ impl Resolver {
     /// What agents were given.
     pub fn answered(&self) -> &Answered {
         &self.0.answered
+    }
+
+    /// What no name may lead an agent to: the servers that are asked, and what joined them.
+    pub fn control_plane(&self) -> &ControlPlane {
+        &self.0.control_plane
     }
 }
 
@@ -136,10 +162,14 @@ impl Inner {
     /// Asks the resolvers. Both outcomes come with the time that they hold.
     async fn ask(&self, host: &Host) -> Result<(Found, Instant), (Unresolved, Instant)> {
         let latest = |until: Instant, most| until.min(Instant::now() + most);
-        let lookup = self.upstream.lookup_ip(format!("{host}.")).await;
+        let lookup = self.upstream.lookup_ip(format!("{host}."));
+        let lookup = timeout(LOOKUP_TIME, lookup).await.unwrap_or(Err(NetError::Timeout));
         let found = lookup.map_err(|error| {
             tracing::debug!(%host, %error, "resolve");
             let (why, holds) = unresolved(&error);
+            if why == Unresolved::Failed {
+                self.tell_failure(&error);
+            }
             (why, latest(Instant::now() + holds, MAX_NEGATIVE_TTL))
         })?;
         let addresses: Arc<[IpAddr]> = found.iter().take(MAX_ADDRESSES).collect();
@@ -148,6 +178,21 @@ impl Inner {
             return Err((Unresolved::NoAddress, Instant::now()));
         }
         Ok((Found { addresses, until }, until))
+    }
+
+    /// What keeps names from resolving is the operator's to mend: a certificate, a server that is
+    /// gone. Said now and then, however many ask.
+    fn tell_failure(&self, error: &NetError) {
+        let now = Instant::now();
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_none_or(|last| now.duration_since(last) >= TELL_EVERY) {
+            *told = Some(now);
+            tracing::warn!(
+                %error,
+                "no resolver answers, or none over TLS has a certificate that verifies; names do \
+                 not resolve"
+            );
+        }
     }
 
     fn remember(&self, host: &Host, outcome: &Result<(Found, Instant), (Unresolved, Instant)>) {
@@ -193,10 +238,16 @@ fn unresolved(error: &NetError) -> (Unresolved, Duration) {
     (why, Duration::from_secs(negative_ttl.unwrap_or_default().into()))
 }
 
-fn name_server(server: SocketAddr) -> NameServerConfig {
-    let mut config = NameServerConfig::udp_and_tcp(server.ip());
+/// The one way to ask a server. Over TLS it is the only connection there is, so that nothing can
+/// fall back to another.
+fn name_server(server: &NameServer) -> NameServerConfig {
+    let address = server.address;
+    let mut config = match &server.tls_name {
+        Some(name) => NameServerConfig::tls(address.ip(), name.as_str().into()),
+        None => NameServerConfig::udp_and_tcp(address.ip()),
+    };
     for connection in &mut config.connections {
-        connection.port = server.port();
+        connection.port = address.port();
     }
     config
 }
@@ -209,6 +260,8 @@ fn options() -> ResolverOpts {
     options.attempts = ATTEMPTS;
     // Answers are kept in the one cache above, under its own bound.
     options.cache_size = 0;
+    // Queries on one connection over TCP or TLS; what is under way has a bound of its own, above.
+    options.max_active_requests = 2 * MAX_UNDER_WAY;
     options.positive_max_ttl = Some(MAX_TTL);
     options
 }
@@ -223,8 +276,12 @@ const MAX_NAMES: usize = 4_096;
 const MAX_UNDER_WAY: usize = 1_024;
 /// Addresses of one name that are kept.
 const MAX_ADDRESSES: usize = 16;
+/// How often it is told that names do not resolve.
+const TELL_EVERY: Duration = Duration::from_secs(60);
 /// Time for one resolver to answer once.
 const QUERY_TIME: Duration = Duration::from_secs(2);
+/// Time for all tries together, handshakes included.
+const LOOKUP_TIME: Duration = Duration::from_secs(6);
 /// Tries beyond the first.
 const ATTEMPTS: usize = 2;
 
@@ -232,6 +289,9 @@ const ATTEMPTS: usize = 2;
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
+    use std::net::SocketAddr;
+
+    use hickory_resolver::config::ProtocolConfig;
     use hickory_resolver::proto::{
         op::{Message, MessageType, ResponseCode},
         rr::{RData, Record, RecordType, rdata::A},
@@ -271,10 +331,26 @@ mod tests {
         Host::parse(name).unwrap()
     }
 
+    fn plain(address: SocketAddr) -> NameServer {
+        NameServer { address, tls_name: None }
+    }
+
+    #[tokio::test]
+    async fn a_server_over_tls_is_asked_in_no_other_way() {
+        let address = SocketAddr::from(([192, 0, 2, 53], 853));
+        let server = NameServer { address, tls_name: Some(host("dns.example")) };
+        let config = name_server(&server);
+        let [only] = &config.connections[..] else { panic!("{config:?}") };
+        let name = "dns.example".into();
+        assert_eq!((only.port, &only.protocol), (853, &ProtocolConfig::Tls { server_name: name }));
+        let error = Resolver::new(&[server], None, Handle::current()).unwrap_err();
+        assert!(error.contains("vouch"), "{error}");
+    }
+
     #[tokio::test]
     async fn however_many_ask_for_a_name_one_question_is_under_way() {
         let (address, asked) = server(0).await;
-        let resolver = Resolver::new(&[address], Handle::current()).unwrap();
+        let resolver = Resolver::new(&[plain(address)], None, Handle::current()).unwrap();
         let mut all = tokio::task::JoinSet::new();
         for _ in 0..50 {
             let resolver = resolver.clone();
@@ -293,7 +369,7 @@ mod tests {
     #[tokio::test]
     async fn an_answer_is_remembered_for_its_time_and_no_longer_than_five_minutes() {
         let (address, asked) = server(86_400).await;
-        let resolver = Resolver::new(&[address], Handle::current()).unwrap();
+        let resolver = Resolver::new(&[plain(address)], None, Handle::current()).unwrap();
         for _ in 0..10 {
             let found = resolver.resolve(&host("a.example")).await.unwrap();
             assert!(found.until <= Instant::now() + MAX_TTL);

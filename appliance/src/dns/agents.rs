@@ -1,29 +1,20 @@
 //! What each agent has asked lately, and what it may still ask.
 //!
-//! An agent is an IPv4 address or an IPv6 /64 of its group: within a /64 it can take any address.
 //! Every agent has its own share of queries, lookups, connections and audit records, so that one
 //! at its limits leaves the others theirs. Where there are too many agents to keep apart, new ones
 //! are told no.
 
 use std::{
     collections::HashMap,
-    net::{IpAddr, Ipv6Addr},
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-use crate::policy::GroupName;
+use crate::accept::{AgentKey, Pace};
 
 /// Every agent that asked lately.
 #[derive(Debug, Default)]
 pub(super) struct Agents(Mutex<HashMap<AgentKey, Agent>>);
-
-/// One agent.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct AgentKey {
-    group: GroupName,
-    prefix: IpAddr,
-}
 
 /// What an agent's queries came to in a while.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -60,34 +51,6 @@ struct Agent {
     lookups: usize,
     connections: usize,
     counts: Counts,
-}
-
-/// A token bucket, as the time at which it will be full again (the generic cell rate algorithm).
-#[derive(Debug, Clone, Copy)]
-struct Pace {
-    full_at: Instant,
-}
-
-impl AgentKey {
-    pub(super) fn new(group: &GroupName, address: IpAddr) -> Self {
-        let prefix = match address {
-            IpAddr::V4(_) => address,
-            IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
-        };
-        Self { group: group.clone(), prefix }
-    }
-
-    pub(super) fn group(&self) -> &GroupName {
-        &self.group
-    }
-
-    /// As the audit names the agent.
-    pub(super) fn text(&self) -> String {
-        match self.prefix {
-            IpAddr::V4(v4) => v4.to_string(),
-            IpAddr::V6(v6) => format!("{v6}/64"),
-        }
-    }
 }
 
 impl Agents {
@@ -158,7 +121,7 @@ impl Agents {
 
 impl Agent {
     fn new(now: Instant) -> Self {
-        let pace = Pace { full_at: now };
+        let pace = Pace::new(now);
         let (lookups, connections) = (0, 0);
         Self { queries: pace, records: pace, lookups, connections, counts: Counts::default() }
     }
@@ -172,8 +135,8 @@ impl Agent {
 
     fn is_at_rest(&self, now: Instant) -> bool {
         self.lookups + self.connections == 0
-            && self.queries.full_at <= now
-            && self.records.full_at <= now
+            && self.queries.is_full(now)
+            && self.records.is_full(now)
     }
 }
 
@@ -183,18 +146,6 @@ impl Drop for Share {
             let (held, _) = agent.held(self.of);
             *held = held.saturating_sub(1);
         });
-    }
-}
-
-impl Pace {
-    fn take(&mut self, a_second: u32, at_once: u32, now: Instant) -> bool {
-        let each = Duration::from_secs(1) / a_second.max(1);
-        let next = self.full_at.max(now) + each;
-        let may = next.saturating_duration_since(now) <= each * at_once.max(1);
-        if may {
-            self.full_at = next;
-        }
-        may
     }
 }
 
@@ -210,10 +161,13 @@ const RECORDS_AT_ONCE: u32 = 50;
 
 #[cfg(test)]
 mod tests {
+    use std::{net::IpAddr, time::Duration};
+
     use super::*;
+    use crate::policy::GroupName;
 
     fn key(address: &str) -> AgentKey {
-        AgentKey::new(&GroupName(Arc::from("red")), address.parse().unwrap())
+        AgentKey::new(&GroupName("red".into()), address.parse().unwrap())
     }
 
     #[test]
@@ -229,14 +183,6 @@ mod tests {
             allowed += usize::from(agents.may_ask(&greedy, 10, now));
         }
         assert!((99..=101).contains(&allowed), "{allowed}");
-    }
-
-    #[test]
-    fn within_a_64_there_is_one_agent() {
-        assert_eq!(key("2001:db8::1"), key("2001:db8::ffff:2"));
-        assert_ne!(key("2001:db8::1"), key("2001:db8:0:1::1"));
-        assert_ne!(key("192.0.2.1"), key("192.0.2.2"));
-        assert_eq!(key("2001:db8::1").text(), "2001:db8::/64");
     }
 
     #[test]
@@ -269,7 +215,7 @@ mod tests {
         let (agents, now) = (Agents::default(), Instant::now());
         for number in 0..20_000u32 {
             let address = IpAddr::from((0x0a00_0000 + number).to_be_bytes());
-            agents.may_ask(&AgentKey::new(&GroupName(Arc::from("red")), address), 10, now);
+            agents.may_ask(&AgentKey::new(&GroupName("red".into()), address), 10, now);
         }
         assert_eq!(agents.0.lock().unwrap().len(), MAX_AGENTS);
     }

@@ -12,14 +12,16 @@ use tokio::{
 };
 
 use super::{
-    agents::{AgentKey, Agents, Of, Share},
-    message::{Asker, Question, Refused, Reply, Verdict, answer},
+    agents::{Agents, Of, Share},
+    message::{self, Asker, Question, Refused, Reply, Verdict},
 };
 use crate::{
+    accept::AgentKey,
     audit::{DnsRecord, DnsSummary, Sink},
     dial::{self, Found, Resolver, Unresolved},
     phase::Phases,
     policy::{Group, GroupName, InterfaceName},
+    quarantine::Quarantined,
     reason::Reason,
     rulebook::Rulebook,
 };
@@ -30,6 +32,7 @@ pub struct Desk {
     resolver: Resolver,
     audit: Sink,
     phases: Phases,
+    quarantined: Quarantined,
     ipv6: bool,
     agents: Arc<Agents>,
     lookups: Arc<Semaphore>,
@@ -74,9 +77,9 @@ impl Desk {
     /// Answers by the policy in force, from the cache and through the servers of `resolver`.
     pub fn new(
         rulebook: watch::Receiver<Arc<Rulebook>>,
-        resolver: Resolver,
-        audit: Sink,
+        (resolver, audit): (Resolver, Sink),
         phases: Phases,
+        quarantined: Quarantined,
         ipv6: bool,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -84,6 +87,7 @@ impl Desk {
             resolver,
             audit,
             phases,
+            quarantined,
             ipv6,
             agents: Arc::default(),
             lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)),
@@ -120,7 +124,12 @@ impl Desk {
             ipv6: self.ipv6,
             datagram: origin.datagram,
         };
-        let question = match answer(asker, query) {
+        let verdict = if self.quarantined.holds(&group.name) {
+            message::refuse(query, origin.datagram, Reason::Quarantined)
+        } else {
+            message::answer(asker, query)
+        };
+        let question = match verdict {
             Verdict::Silence => return Outcome::Silence,
             Verdict::Answered(reply) => return self.tell(&key, origin, reply),
             Verdict::Resolve(question) => question,
@@ -147,16 +156,20 @@ impl Desk {
 
     fn conclude(&self, asked: &Asked, found: &Result<Found, Unresolved>) -> Outcome {
         let Asked { rulebook, group, key, question, origin } = asked;
+        if self.quarantined.holds(&group.name) {
+            return self.tell(key, origin, question.refused(Reason::Quarantined));
+        }
         let usable = |address| {
             let mut upstreams = rulebook.policy.upstreams(group, question.host());
-            upstreams.any(|upstream| dial::may_use(address, upstream))
+            upstreams
+                .any(|upstream| dial::may_use(address, upstream, self.resolver.control_plane()))
         };
         let reply = question.reply(found, Instant::now(), usable);
         if let Ok(found) = found
             && !reply.given.is_empty()
         {
             let (answered, until) = (self.resolver.answered(), found.until.max(Instant::now()));
-            answered.remember(&group.name, question.host(), &reply.given, until);
+            answered.remember(key, question.host(), &reply.given, until);
         }
         self.tell(key, origin, reply)
     }
@@ -203,6 +216,7 @@ impl Desk {
                 _ = every.tick() => false,
             };
             self.write_summaries();
+            self.resolver.answered().sweep();
             if last {
                 return;
             }

@@ -75,6 +75,19 @@ pub struct Question {
 
 /// Answers a query, or says which name has to be resolved for it.
 pub fn answer(asker: Asker<'_>, query: &[u8]) -> Verdict {
+    consider(query, |message| judge(asker, message))
+}
+
+/// Refuses a query of somebody who gets no answers, whatever it asks for.
+pub(super) fn refuse(query: &[u8], datagram: bool, reason: Reason) -> Verdict {
+    consider(query, |message| {
+        let most_bytes = most_bytes(datagram, &message);
+        let why = Some((PROHIBITED, reason));
+        Verdict::Answered(refusal(&message, ResponseCode::Refused, why, most_bytes))
+    })
+}
+
+fn consider(query: &[u8], judge: impl FnOnce(Message) -> Verdict) -> Verdict {
     let Some(header) = RawHeader::of(query) else { return Verdict::Silence };
     if header.is_response {
         return Verdict::Silence;
@@ -83,7 +96,7 @@ pub fn answer(asker: Asker<'_>, query: &[u8]) -> Verdict {
         return Verdict::Answered(header.error(ResponseCode::NotImp));
     }
     match read(&header, query) {
-        Some(message) => judge(asker, message),
+        Some(message) => judge(message),
         None => Verdict::Answered(header.error(ResponseCode::FormErr)),
     }
 }
@@ -123,6 +136,11 @@ impl Question {
         }
         let ttl = found.until.saturating_duration_since(now).clamp(MIN_TTL, MAX_TTL);
         self.addresses(given, ttl)
+    }
+
+    /// The refusal of a query that was fit to be answered when it came.
+    pub fn refused(&self, reason: Reason) -> Reply {
+        self.empty(ResponseCode::Refused, Some((PROHIBITED, reason)))
     }
 
     fn addresses(&self, given: Vec<IpAddr>, ttl: Duration) -> Reply {
@@ -190,7 +208,7 @@ fn read(header: &RawHeader, query: &[u8]) -> Option<Message> {
 fn judge(asker: Asker<'_>, message: Message) -> Verdict {
     let Some(query) = message.queries.first() else { return Verdict::Silence };
     let (class, kind) = (query.query_class(), query.query_type());
-    let most_bytes = most_bytes(asker, &message);
+    let most_bytes = most_bytes(asker.datagram, &message);
     let done = |code, why| Verdict::Answered(refusal(&message, code, Some(why), most_bytes));
     if message.edns.as_ref().is_some_and(|edns| edns.version() != 0) {
         return done(ResponseCode::BADVERS, (NOT_SUPPORTED, Reason::DnsDenied));
@@ -235,14 +253,17 @@ fn host(name: &Name) -> Option<Host> {
 
 /// What fits into a datagram that no path between the two has to fragment, and that the agent says
 /// it takes (RFC 6891, section 6.2.5).
-fn most_bytes(asker: Asker<'_>, message: &Message) -> usize {
-    if asker.datagram {
+fn most_bytes(datagram: bool, message: &Message) -> usize {
+    if datagram {
         usize::from(message.max_payload().clamp(PLAIN_BYTES, DATAGRAM_BYTES))
     } else {
         usize::from(u16::MAX)
     }
 }
 
+/// An answer without a record. It carries no SOA, so that nobody keeps it (RFC 2308, section 5):
+/// where `openai.example` is kept as a name that is not there, some stubs deny `api.openai.example`
+/// as well (RFC 8020), and a rule that lists a name would have to wait for them.
 fn refusal(
     query: &Message,
     code: ResponseCode,
@@ -295,6 +316,7 @@ fn encode(message: &Message, most_bytes: usize) -> Vec<u8> {
 /// Option and codes of RFC 8914, sections 2 and 5.2.
 const EXTENDED_ERROR: u16 = 15;
 const BLOCKED: u16 = 15;
+const PROHIBITED: u16 = 18;
 const NOT_SUPPORTED: u16 = 21;
 const NO_REACHABLE_AUTHORITY: u16 = 22;
 

@@ -19,5 +19,5 @@ mod udp;
 
 pub use desk::Desk;
 pub use message::{Asker, Question, Refused, Reply, Verdict, answer};
-pub(crate) use packet::tell_destinations;
+pub(crate) use packet::{make_room, tell_destinations};
 pub use server::Server;

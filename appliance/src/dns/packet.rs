@@ -15,6 +15,7 @@ use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt,
     sockopt::{Ipv4PacketInfo, Ipv6RecvPacketInfo},
 };
+use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_recv_buffer_size_force};
 
 /// A datagram that was received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +35,20 @@ pub(crate) fn tell_destinations(socket: &impl AsFd, ipv6: bool) -> io::Result<()
         setsockopt(socket, Ipv4PacketInfo, &true)?;
     }
     Ok(())
+}
+
+/// Gives a socket room for [`RECEIVE_BYTES`] of queries.
+///
+/// The agents of an interface share its socket. One that floods is told nothing from its second
+/// query too many on, which takes less than an answer does; what this makes room for is the time
+/// in which the thread does something else. Without the right to have so much it is what
+/// `net.core.rmem_max` grants: less room, and nothing else changes.
+pub(crate) fn make_room(socket: &impl AsFd) {
+    if set_socket_recv_buffer_size_force(socket, RECEIVE_BYTES).is_err()
+        && let Err(error) = set_socket_recv_buffer_size(socket, RECEIVE_BYTES)
+    {
+        tracing::warn!(%error, "the receive buffer for DNS stays as it is");
+    }
 }
 
 /// Receives one datagram without waiting. `None` for one that cannot be answered: it is too long,
@@ -99,11 +114,24 @@ fn socket_address(address: &SockaddrStorage) -> Option<SocketAddr> {
     v4.or_else(|| address.as_sockaddr_in6().map(|v6| SocketAddr::from(*v6)))
 }
 
+/// Room for queries that wait. The kernel counts some 800 bytes for a short one and doubles the
+/// number (`socket(7)`, `SO_RCVBUF`): about 2,500 queries.
+const RECEIVE_BYTES: usize = 1 << 20;
+
 #[cfg(test)]
 mod tests {
     use std::net::UdpSocket;
 
     use super::*;
+
+    #[test]
+    fn a_socket_has_more_room_than_before_or_as_much_as_it_may() {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let before = rustix::net::sockopt::socket_recv_buffer_size(&socket).unwrap();
+        make_room(&socket);
+        let after = rustix::net::sockopt::socket_recv_buffer_size(&socket).unwrap();
+        assert!(after >= before, "{before} {after}");
+    }
 
     #[test]
     fn an_answer_comes_from_the_address_that_was_asked() {

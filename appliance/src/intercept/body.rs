@@ -8,6 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
@@ -17,6 +18,7 @@ use tokio::time::{Sleep, sleep};
 
 use super::{exchange::Trace, framing::TrailerRule};
 use crate::{
+    accept::{Taken, Way},
     policy::ResponseRules,
     reason::Reason,
     scrub::{self, MaskStream, Masks},
@@ -29,8 +31,17 @@ pub(super) struct BodyError(&'static str);
 /// What the agent sends, on its way upstream.
 pub(super) struct RequestBody {
     inner: Incoming,
+    room: Room,
     trailers: Arc<dyn TrailerRule + Send + Sync>,
     trace: Arc<Trace>,
+}
+
+/// Room for data among what the agent's bodies may hold. Data that has none waits here, and the
+/// body is read no further.
+struct Room {
+    way: Way,
+    taken: Arc<Taken>,
+    waiting: Option<BoxFuture<'static, Bytes>>,
 }
 
 /// What the agent receives.
@@ -45,6 +56,7 @@ pub(super) enum ResponseBody {
 /// the beginning of one.
 pub(super) struct Scrubbed {
     inner: Incoming,
+    room: Room,
     masks: Arc<Masks>,
     rules: ResponseRules,
     stream: MaskStream,
@@ -62,7 +74,8 @@ impl RequestBody {
         trailers: Arc<dyn TrailerRule + Send + Sync>,
         trace: Arc<Trace>,
     ) -> Self {
-        Self { inner, trailers, trace }
+        let room = Room::new(Way::Out, &trace);
+        Self { inner, room, trailers, trace }
     }
 
     fn pass(&self, frame: Frame<Bytes>) -> Result<Frame<Bytes>, BodyError> {
@@ -87,23 +100,63 @@ impl Body for RequestBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let frame = match ready!(Pin::new(&mut self.inner).poll_frame(cx)) {
-            Some(Ok(frame)) => self.pass(frame),
+        if let Some(data) = ready!(self.room.poll_waiting(cx)) {
+            return Poll::Ready(Some(Ok(data)));
+        }
+        match ready!(Pin::new(&mut self.inner).poll_frame(cx)) {
+            Some(Ok(frame)) => match self.pass(frame) {
+                Ok(frame) => self.room.poll_take(frame, cx).map(|frame| Some(Ok(frame))),
+                Err(error) => Poll::Ready(Some(Err(error))),
+            },
             Some(Err(_)) => {
                 self.trace.broken_off();
-                Err(BodyError("the agent's body broke off"))
+                Poll::Ready(Some(Err(BodyError("the agent's body broke off"))))
             }
-            None => return Poll::Ready(None),
-        };
-        Poll::Ready(Some(frame))
+            None => Poll::Ready(None),
+        }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        self.room.waiting.is_none() && self.inner.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
         self.inner.size_hint()
+    }
+}
+
+impl Room {
+    fn new(way: Way, trace: &Trace) -> Self {
+        Self { way, taken: trace.taken(), waiting: None }
+    }
+
+    /// Data that has waited, once there is room for it; `None` where none waits.
+    fn poll_waiting(&mut self, cx: &mut Context<'_>) -> Poll<Option<Frame<Bytes>>> {
+        let Some(waiting) = &mut self.waiting else { return Poll::Ready(None) };
+        let data = ready!(waiting.as_mut().poll(cx));
+        self.waiting = None;
+        Poll::Ready(Some(Frame::data(data)))
+    }
+
+    /// Nothing may be waiting.
+    fn poll_take(&mut self, frame: Frame<Bytes>, cx: &mut Context<'_>) -> Poll<Frame<Bytes>> {
+        let data = match frame.into_data() {
+            Ok(data) => data,
+            Err(frame) => return Poll::Ready(frame),
+        };
+        match self.taken.try_hold(self.way, data) {
+            Ok(data) => Poll::Ready(Frame::data(data)),
+            Err(data) => {
+                let mut waiting = Box::pin(Arc::clone(&self.taken).hold(self.way, data));
+                match waiting.as_mut().poll(cx) {
+                    Poll::Ready(data) => Poll::Ready(Frame::data(data)),
+                    Poll::Pending => {
+                        self.waiting = Some(waiting);
+                        Poll::Pending
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -122,6 +175,7 @@ impl Scrubbed {
         }
         Self {
             inner,
+            room: Room::new(Way::Back, &trace),
             masks,
             rules,
             stream,
@@ -150,6 +204,16 @@ impl Scrubbed {
 
     fn count(&self, out: &Bytes, masked_before: u64) {
         self.trace.response_bytes(out.len(), self.stream.masked() - masked_before);
+    }
+
+    fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(data) = ready!(self.room.poll_waiting(cx)) {
+            return Poll::Ready(Some(Ok(data)));
+        }
+        match ready!(self.poll_inner(cx)) {
+            Some(Ok(frame)) => self.room.poll_take(frame, cx).map(|frame| Some(Ok(frame))),
+            other => Poll::Ready(other),
+        }
     }
 
     fn poll_inner(
@@ -249,14 +313,14 @@ impl Body for ResponseBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
             Self::Own(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
-            Self::Upstream(body) => body.poll_inner(cx),
+            Self::Upstream(body) => body.poll_held(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Own(body) => body.is_end_stream(),
-            Self::Upstream(body) => body.ended,
+            Self::Upstream(body) => body.ended && body.room.waiting.is_none(),
         }
     }
 

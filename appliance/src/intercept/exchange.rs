@@ -6,12 +6,13 @@
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use http::{HeaderMap, Request, Response, StatusCode, request};
 use http_body_util::Full;
 use hyper::{body::Incoming, client::conn};
+use tokio::time::timeout;
 
 use super::{
     body::{RequestBody, ResponseBody, Scrubbed},
@@ -56,6 +57,8 @@ pub(super) struct Connection {
     pub masks: Arc<MaskCache>,
     /// Fields that a head may have; HTTP/2 has no reader of ours that counts them.
     pub(super) head_fields: usize,
+    /// How long an upstream may say nothing to a request of which nothing moves.
+    pub(super) idle_time: Duration,
     /// Exchanges under way.
     pub(super) exchanges: Arc<Exchanges>,
 }
@@ -117,7 +120,9 @@ impl Connection {
     fn response_rules(&self) -> ResponseRules {
         match &self.route {
             Route::Intercept(api) => api.response,
-            Route::Splice(_) | Route::Inspect(_) => ResponseRules { cookies: true, ranges: true },
+            Route::Splice(_) | Route::Tcp(_) | Route::Inspect(_) => {
+                ResponseRules { cookies: true, ranges: true }
+            }
         }
     }
 }
@@ -274,9 +279,13 @@ async fn send(
         }
         Sender::H2(sender) => {
             let mut sender = sender.clone();
-            match sender.ready().await {
-                Ok(()) => sender.send_request(request).await,
-                Err(error) => Err(error),
+            let answer = async {
+                sender.ready().await?;
+                sender.send_request(request).await
+            };
+            match trace.unless_idle(answer).await {
+                Some(answer) => answer,
+                None => return Err(Failure::Refused(Reason::UpstreamUnreachable)),
             }
         }
     };
@@ -298,6 +307,7 @@ fn receive(
 ) -> Result<Response<ResponseBody>, Reason> {
     let (mut head, body) = response.into_parts();
     trace.with(|record| record.upstream_status(head.status));
+    connection.exchanges.moved(1);
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
         return Err(Reason::UpgradeDenied);
     }
@@ -369,14 +379,35 @@ impl Trace {
         *self.refused_body.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What the exchange is counted against.
+    pub(super) fn taken(&self) -> Arc<Taken> {
+        Arc::clone(&self.connection.taken)
+    }
+
     /// Counts bytes of the request's body.
     pub(super) fn request_bytes(&self, bytes: usize) {
+        self.connection.exchanges.moved(bytes as u64);
         self.with(|record| record.request_bytes(bytes as u64));
     }
 
     /// Counts bytes of the response's body, and how many of them were masked.
     pub(super) fn response_bytes(&self, bytes: usize, masked: u64) {
+        self.connection.exchanges.moved(bytes as u64);
         self.with(|record| record.response_bytes(bytes as u64, masked));
+    }
+
+    /// Waits for an answer for as long as the request's body moves, and then for the idle time. An
+    /// HTTP/1.1 connection is watched as a whole; here other streams may be what keeps it alive.
+    async fn unless_idle<F: Future>(&self, answer: F) -> Option<F::Output> {
+        let mut answer = std::pin::pin!(answer);
+        loop {
+            let sent = self.with(|record| record.sent());
+            match timeout(self.connection.idle_time, answer.as_mut()).await {
+                Ok(answer) => return Some(answer),
+                Err(_) if self.with(|record| record.sent()) == sent => return None,
+                Err(_) => {}
+            }
+        }
     }
 
     /// The response came to its end.
@@ -391,7 +422,7 @@ impl RequestRules {
     pub(super) fn of(route: &Route, rules: impl FnOnce(&Arc<Api>) -> Arc<Rules>) -> Self {
         match route {
             Route::Intercept(api) => Self::Substitute(rules(api)),
-            Route::Splice(_) | Route::Inspect(_) => Self::Inspect,
+            Route::Splice(_) | Route::Tcp(_) | Route::Inspect(_) => Self::Inspect,
         }
     }
 }

@@ -8,7 +8,10 @@
 use std::{
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicUsize, Ordering::SeqCst},
+        atomic::{
+            AtomicU64, AtomicUsize,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
     task::{Context, Poll},
 };
@@ -21,6 +24,7 @@ use crate::reason::Reason;
 #[derive(Default)]
 pub(super) struct Exchanges {
     under_way: AtomicUsize,
+    moved: AtomicU64,
     ended: AtomicWaker,
     violation: OnceLock<Violation>,
 }
@@ -48,7 +52,18 @@ impl Exchanges {
     /// One more is under way, until its turn is dropped.
     pub(super) fn begin(self: &Arc<Self>) -> Turn {
         self.under_way.fetch_add(1, SeqCst);
+        self.moved(1);
         Turn(Arc::clone(self))
+    }
+
+    /// A part of a message went by, of this many bytes.
+    pub(super) fn moved(&self, bytes: u64) {
+        self.moved.fetch_add(bytes, Relaxed);
+    }
+
+    /// Grows with every head and every part of a body, and with nothing else that an agent sends.
+    pub(super) fn progress(&self) -> u64 {
+        self.moved.load(Relaxed)
     }
 
     /// Ready while none is under way.

@@ -10,24 +10,30 @@ mod exchange;
 mod exchanges;
 mod framing;
 mod guard;
+mod head_watch;
 mod message;
 mod owners;
 mod read_ahead;
 mod serve;
 mod tasks;
 mod unsent;
+mod vigil;
 
 use std::{
     io,
     pin::Pin,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     task::{Context, Poll, ready},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use rustls::sign::CertifiedKey;
+use socket2::SockRef;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf},
     net::TcpStream,
     time::timeout,
 };
@@ -47,6 +53,7 @@ use crate::{
     peek::{Hello, Rewind},
     phase::Phases,
     reason::Reason,
+    refuse,
     rulebook::Rulebook,
     secrets::SecretStore,
     tls::{ClientSettings, Protocol},
@@ -85,12 +92,18 @@ pub async fn run(
     phases: Phases,
     record: &mut Record,
 ) {
-    let Some(leaf) = interception.leaf() else {
-        return record.refused(Reason::InternalError);
+    let leaf = match interception.leaf() {
+        Ok(leaf) => leaf,
+        Err(reason) => {
+            record.refused(reason);
+            return turn_away(agent, reason).await;
+        }
     };
     let upstream = interception.connect(means, record).await;
     let protocol = upstream.as_ref().ok().map(|(_, protocol)| *protocol);
-    let agent = Counted { stream: ReadAhead::new(agent), traffic: Arc::clone(record.traffic()) };
+    let (stream, traffic) = (ReadAhead::new(agent), Arc::clone(record.traffic()));
+    let reset = Arc::new(AtomicBool::new(false));
+    let agent = Counted { stream, traffic, reset: Arc::clone(&reset) };
     let limits = &interception.rulebook.policy.limits;
     let handshake = interception.rulebook.tls.accept(agent, leaf, protocol);
     let agent = timeout(limits.head_time, handshake).await;
@@ -102,20 +115,29 @@ pub async fn run(
     let connection = Arc::new(interception.connection(means));
     match upstream {
         Ok((upstream, Protocol::H1)) => {
-            serve::h1(connection, Sides { agent, upstream }, limits, phases, record).await;
+            serve::h1(connection, Sides { agent, upstream, reset }, limits, phases, record).await;
         }
         Ok((upstream, Protocol::H2)) => {
-            serve::h2(connection, Sides { agent, upstream }, limits, phases, record).await;
+            serve::h2(connection, Sides { agent, upstream, reset }, limits, phases, record).await;
         }
         Err(reason) => serve::refusal(connection, agent, reason, limits).await,
     }
 }
 
 impl Interception<'_> {
-    fn leaf(&self) -> Option<Arc<CertifiedKey>> {
-        let rule = self.permit.route().rule();
-        let leaf = self.rulebook.leaves(rule)?.leaf(self.permit.host(), SystemTime::now());
-        leaf.inspect_err(|error| tracing::error!(%rule, %error, "no leaf")).ok()
+    fn leaf(&self) -> Result<Arc<CertifiedKey>, Reason> {
+        let (rule, host, now) = (self.permit.route().rule(), self.permit.host(), SystemTime::now());
+        let leaves = self.rulebook.leaves(rule).ok_or(Reason::InternalError)?;
+        if let Some(kept) = leaves.kept(host, now) {
+            return Ok(kept);
+        }
+        if !self.share.may_mint(&self.rulebook.policy.limits) {
+            return Err(Reason::RateLimit);
+        }
+        leaves.leaf(host, now).map_err(|error| {
+            tracing::error!(%rule, %error, "no leaf");
+            Reason::InternalError
+        })
     }
 
     async fn connect(
@@ -156,18 +178,41 @@ impl Interception<'_> {
             secrets: Arc::clone(&means.secrets),
             masks: Arc::clone(&self.rulebook.masks),
             head_fields: self.rulebook.policy.limits.head_fields,
+            idle_time: self.rulebook.policy.limits.idle_time,
             exchanges: Arc::default(),
         }
     }
 }
 
-/// Counts what goes over the agent's side of the wire, TLS and all.
-pub struct Counted<S> {
-    stream: S,
-    traffic: Arc<Traffic>,
+/// Tells an agent in the middle of its handshake.
+async fn turn_away(mut agent: Rewind<TcpStream>, reason: Reason) {
+    // Whether the agent stays to hear it changes nothing.
+    let _ = timeout(ALERT_TIME, agent.write_all(&refuse::alert_record(reason))).await;
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
+/// Time for an agent to take an alert.
+const ALERT_TIME: Duration = Duration::from_secs(2);
+
+/// Counts what goes over the agent's side of the wire, TLS and all.
+pub struct Counted {
+    stream: ReadAhead<Rewind<TcpStream>>,
+    traffic: Arc<Traffic>,
+    /// Whether the connection is reset where it is dropped: an agent that takes nothing would leave
+    /// what it did not take with the kernel for minutes.
+    reset: Arc<AtomicBool>,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        if self.reset.load(Relaxed) {
+            // Where the option cannot be set the connection is closed all the same.
+            let socket = SockRef::from(self.stream.get_ref().get_ref());
+            let _ = socket.set_linger(Some(Duration::ZERO));
+        }
+    }
+}
+
+impl AsyncRead for Counted {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -180,7 +225,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
+impl AsyncWrite for Counted {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -25,6 +25,11 @@ impl<S> ReadAhead<S> {
     pub(super) fn new(stream: S) -> Self {
         Self { stream, ahead: Bytes::new() }
     }
+
+    /// The stream below, for its options.
+    pub(super) fn get_ref(&self) -> &S {
+        &self.stream
+    }
 }
 
 impl<S: AsyncRead + Unpin> ReadAhead<S> {

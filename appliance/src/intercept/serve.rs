@@ -3,7 +3,10 @@
 use std::{
     future::poll_fn,
     pin::{Pin, pin},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     task::{Context, Poll},
 };
 
@@ -14,7 +17,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    time::{Instant, Sleep, sleep_until, timeout},
+    time::{Instant, Sleep, sleep, timeout},
 };
 use tokio_rustls::{client::TlsStream as ClientTls, server::TlsStream as ServerTls};
 
@@ -25,20 +28,17 @@ use super::{
     exchanges::Violation,
     framing::TrailerRule,
     guard::Guard,
+    head_watch::HeadWatch,
     read_ahead::ReadAhead,
     tasks::{Spawner, Tasks},
+    vigil::{Ended, Vigil},
 };
 use crate::{
-    audit::{Record, Traffic},
-    peek::Rewind,
-    phase::{Phase, Phases},
-    policy::Limits,
-    reason::Reason,
-    refuse,
+    accept::Windows, audit::Record, phase::Phases, policy::Limits, reason::Reason, refuse,
 };
 
 /// The agent's side, once TLS is up.
-pub(super) type AgentTls = ServerTls<Counted<ReadAhead<Rewind<TcpStream>>>>;
+pub(super) type AgentTls = ServerTls<Counted>;
 
 /// Both sides of a connection whose upstream has been verified.
 pub(super) struct Sides {
@@ -46,18 +46,21 @@ pub(super) struct Sides {
     pub(super) agent: AgentTls,
     /// The upstream's.
     pub(super) upstream: ClientTls<ReadAhead<TcpStream>>,
+    /// Whether the agent's is reset where it is dropped.
+    pub(super) reset: Arc<AtomicBool>,
 }
 
 /// Carries an HTTP/1.1 connection to its end.
 pub(super) async fn h1(
     connection: Arc<Connection>,
-    Sides { agent, upstream }: Sides,
+    Sides { agent, upstream, reset }: Sides,
     limits: &Limits,
     phases: Phases,
     record: &mut Record,
 ) {
+    reset.store(true, Relaxed);
     let mut builder = client::http1::Builder::new();
-    builder.max_headers(limits.head_fields);
+    builder.max_headers(limits.head_fields).max_buf_size(RESPONSE_BUFFER);
     let Ok((sender, upstream)) = builder.handshake(TokioIo::new(upstream)).await else {
         return record.ended("upstream_closed");
     };
@@ -74,9 +77,11 @@ pub(super) async fn h1(
     });
     let mut agent = server::http1::Builder::new()
         .max_headers(limits.head_fields)
+        .max_buf_size(limits.head_bytes + REQUEST_BUFFER)
         .serve_connection(TokioIo::new(guard), service);
     let mut upstream = pin!(Some(upstream));
-    let mut vigil = Vigil::new(limits, phases, Arc::clone(record.traffic()));
+    let traffic = Arc::clone(record.traffic());
+    let mut vigil = Vigil::new(limits, phases, move || traffic.total());
     let ended = poll_fn(|cx| {
         if vigil.poll_drain(cx) {
             Pin::new(&mut agent).graceful_shutdown();
@@ -93,22 +98,24 @@ pub(super) async fn h1(
     })
     .await;
     let guard = agent.into_parts().io.into_inner();
-    finish_h1(&connection, guard, ended, limits, record).await;
+    let heard = finish_h1(&connection, guard, ended, limits, record).await;
+    reset.store(matches!(ended, Ended::Idle) && !heard, Relaxed);
 }
 
-/// Says why a stream was ended where nobody is in the middle of an answer, and closes it.
+/// Says why a stream was ended where nobody is in the middle of an answer, and closes it. Whether
+/// the agent heard it.
 async fn finish_h1(
     connection: &Arc<Connection>,
     guard: Guard<AgentTls>,
     ended: Ended,
     limits: &Limits,
     record: &mut Record,
-) {
+) -> bool {
     record.ended(ended.word());
     let mut agent = guard.into_inner();
     let last_word = async {
         if let Some(Violation { reason, at_head }) = connection.exchanges.violation() {
-            record.refused(reason);
+            record.cut(reason);
             if at_head && connection.exchanges.is_empty() {
                 let reason = note_violation(connection, reason);
                 agent.write_all(&refuse::answer_bytes(reason, connection.flow)).await?;
@@ -120,7 +127,7 @@ async fn finish_h1(
         linger(&mut agent).await
     };
     // An agent that does not read its last word does not keep the connection.
-    let _ = timeout(limits.head_time.min(LAST_WORD_TIME), last_word).await;
+    matches!(timeout(limits.head_time.min(LAST_WORD_TIME), last_word).await, Ok(Ok(())))
 }
 
 /// Reads on for a while: a socket that is closed with bytes unread is reset, and an agent that is
@@ -166,18 +173,21 @@ fn note_violation(connection: &Arc<Connection>, reason: Reason) -> Reason {
 /// Carries an HTTP/2 connection to its end.
 pub(super) async fn h2(
     connection: Arc<Connection>,
-    Sides { agent, upstream }: Sides,
+    Sides { agent, upstream, reset }: Sides,
     limits: &Limits,
     phases: Phases,
     record: &mut Record,
 ) {
+    reset.store(true, Relaxed);
+    let windows = connection.taken.windows();
+    let bounds = H2Bounds::of(&windows);
     let spawner = Spawner::default();
     let mut tasks = Tasks::new(spawner.clone());
     let mut builder = client::http2::Builder::new(spawner.clone());
     builder
-        .initial_stream_window_size(WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_send_buf_size(SEND_BUFFER)
+        .initial_stream_window_size(bounds.stream)
+        .initial_connection_window_size(bounds.connection)
+        .max_send_buf_size(bounds.send_buffer)
         .max_header_list_size(header_list_bytes(limits));
     let (upstream, to_upstream) = Deferred::new(upstream);
     let mut handshake = pin!(builder.handshake(TokioIo::new(upstream)));
@@ -189,25 +199,35 @@ pub(super) async fn h2(
         return record.ended("upstream_closed");
     };
     let sender = Arc::new(Sender::H2(sender));
-    let service = service_fn(move |request: Request<Incoming>| {
-        let turn = connection.exchanges.begin();
-        exchange::serve(Arc::clone(&connection), Arc::clone(&sender), request, turn)
+    let service = service_fn({
+        let connection = Arc::clone(&connection);
+        move |request: Request<Incoming>| {
+            let turn = connection.exchanges.begin();
+            exchange::serve(Arc::clone(&connection), Arc::clone(&sender), request, turn)
+        }
     });
     let mut builder = server::http2::Builder::new(spawner);
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits.h2_streams)
         .max_header_list_size(header_list_bytes(limits))
-        .initial_stream_window_size(WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_send_buf_size(SEND_BUFFER);
+        .initial_stream_window_size(bounds.stream)
+        .initial_connection_window_size(bounds.connection)
+        .max_send_buf_size(bounds.send_buffer);
+    let agent = HeadWatch::new(agent, limits.head_time, Arc::clone(&connection.exchanges));
     let (agent, to_agent) = Deferred::new(agent);
     let mut agent = pin!(builder.serve_connection(TokioIo::new(agent), service));
     let mut upstream = pin!(Some(upstream));
-    let mut vigil = Vigil::new(limits, phases, Arc::clone(record.traffic()));
-    let ended = poll_fn(|cx| {
+    let exchanges = Arc::clone(&connection.exchanges);
+    let mut vigil = Vigil::new(limits, phases, move || exchanges.progress());
+    let mut last_word: Option<Pin<Box<Sleep>>> = None;
+    let (ended, heard) = poll_fn(|cx| {
         if vigil.poll_drain(cx) {
             agent.as_mut().graceful_shutdown();
+        }
+        if last_word.is_none() && vigil.poll_idle(cx).is_ready() {
+            agent.as_mut().graceful_shutdown();
+            last_word = Some(Box::pin(sleep(LAST_WORD_TIME)));
         }
         if poll_ended(upstream.as_mut(), cx) {
             agent.as_mut().graceful_shutdown();
@@ -217,14 +237,23 @@ pub(super) async fn h2(
         // Everything that may write has had its turn.
         to_upstream.poll(cx);
         to_agent.poll(cx);
-        match polled {
-            Poll::Ready(Ok(())) => Poll::Ready(Ended::Closed),
-            Poll::Ready(Err(_)) => Poll::Ready(Ended::Broken),
-            Poll::Pending => vigil.poll_idle(cx),
+        match (polled, &mut last_word) {
+            (Poll::Ready(_), Some(_)) => Poll::Ready((Ended::Idle, true)),
+            (Poll::Ready(Ok(())), None) => Poll::Ready((Ended::Closed, true)),
+            (Poll::Ready(Err(_)), None) => Poll::Ready((Ended::Broken, true)),
+            (Poll::Pending, Some(timer)) => timer.as_mut().poll(cx).map(|()| (Ended::Idle, false)),
+            (Poll::Pending, None) => Poll::Pending,
         }
     })
     .await;
     record.ended(ended.word());
+    match connection.exchanges.violation() {
+        Some(Violation { reason, .. }) => {
+            record.cut(reason);
+            note_violation(&connection, reason);
+        }
+        None => reset.store(!heard, Relaxed),
+    }
 }
 
 /// Answers every request with the same refusal, for a connection that has no upstream.
@@ -271,68 +300,25 @@ fn poll_ended<F: Future>(mut upstream: Pin<&mut Option<F>>, cx: &mut Context<'_>
     ended
 }
 
-/// How a connection ended.
-#[derive(Debug, Clone, Copy)]
-enum Ended {
-    Closed,
-    Broken,
-    Idle,
+/// What an HTTP/2 connection may hold on each of its sides.
+struct H2Bounds {
+    /// Bytes that one stream may send ahead of its reader.
+    stream: u32,
+    /// Bytes that all streams of a connection may send ahead.
+    connection: u32,
+    /// Bytes of one stream that wait for a peer who opens its window and does not read.
+    send_buffer: usize,
 }
 
-impl Ended {
-    const fn word(self) -> &'static str {
-        match self {
-            Self::Closed => "closed",
-            Self::Broken => "broken",
-            Self::Idle => "idle",
+impl H2Bounds {
+    /// The small ones are what HTTP/2 begins with, and it knows no smaller ones for a connection
+    /// (RFC 9113, section 6.9.2).
+    const fn of(windows: &Windows) -> Self {
+        if windows.large {
+            Self { stream: 256 * 1024, connection: 1024 * 1024, send_buffer: 128 * 1024 }
+        } else {
+            Self { stream: 65_535, connection: 65_535, send_buffer: 32 * 1024 }
         }
-    }
-}
-
-/// Watches a connection for the two things that end it from outside: a drain, and silence.
-struct Vigil {
-    drain: Pin<Box<dyn Future<Output = ()> + Send>>,
-    draining: bool,
-    traffic: Arc<Traffic>,
-    seen: u64,
-    idle_time: std::time::Duration,
-    timer: Pin<Box<Sleep>>,
-}
-
-impl Vigil {
-    fn new(limits: &Limits, mut phases: Phases, traffic: Arc<Traffic>) -> Self {
-        let drained = async move { phases.reached(Phase::Drain).await };
-        Self {
-            drain: Box::pin(drained),
-            draining: false,
-            seen: traffic.total(),
-            traffic,
-            idle_time: limits.idle_time,
-            timer: Box::pin(sleep_until(Instant::now() + limits.idle_time)),
-        }
-    }
-
-    /// True once, when the drain begins.
-    fn poll_drain(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.draining || self.drain.as_mut().poll(cx).is_pending() {
-            return false;
-        }
-        self.draining = true;
-        true
-    }
-
-    /// Ready when not a byte went by for the idle time. Looks once in each idle time, so a silent
-    /// connection lives at most twice as long.
-    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
-        while self.timer.as_mut().poll(cx).is_ready() {
-            let total = self.traffic.total();
-            if total == self.seen {
-                return Poll::Ready(Ended::Idle);
-            }
-            self.seen = total;
-            self.timer.as_mut().reset(Instant::now() + self.idle_time);
-        }
-        Poll::Pending
     }
 }
 
@@ -344,13 +330,11 @@ fn header_list_bytes(limits: &Limits) -> u32 {
 const DRAIN_TIME: std::time::Duration = std::time::Duration::from_secs(2);
 /// Reads of 1 KiB that it gets meanwhile.
 const DRAIN_READS: usize = 256;
-/// Bytes that one stream may send ahead of its reader.
-const WINDOW: u32 = 256 * 1024;
 /// Time for an agent to take the last word of a connection.
 const LAST_WORD_TIME: std::time::Duration = std::time::Duration::from_secs(2);
 /// Bytes of an unwanted body that are read while it does.
 const LINGER_BYTES: usize = 16 * 1024 * 1024;
-/// Bytes of one stream that wait for a peer who opens its window and does not read.
-const SEND_BUFFER: usize = 128 * 1024;
-/// Bytes that all streams of a connection may send ahead.
-const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Bytes that hyper may hold of an HTTP/1.1 connection's requests beyond one head.
+const REQUEST_BUFFER: usize = 16 * 1024;
+/// Bytes that it may hold of the responses: the longest head and a read.
+const RESPONSE_BUFFER: usize = 320 * 1024;

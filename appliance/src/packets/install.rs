@@ -1,6 +1,6 @@
-//! Puts the planned table into the kernel, whole or not at all.
+//! Puts the planned tables into the kernel, whole or not at all.
 //!
-//! One transaction declares the table, its sets and chains where they are missing, empties the
+//! One transaction declares the tables, their sets and chains where they are missing, empties the
 //! chains and sets of what was there, and fills them anew. Chains stay hooked throughout:
 //! replacing a hooked chain lets packets pass between the old and the new.
 
@@ -12,33 +12,50 @@ use super::{
     error::PacketsError,
     lower::{self, TABLE_C, c_string},
     netlink::{Netfilter, messages},
-    plan::{self, Base, Hook},
-    raw_expr::{MAX_ELEMENTS, RawSet, SetMessage},
+    plan::{self, Base, Hook, TableFamily},
+    raw_expr::{MAX_ELEMENTS, RawCounter, RawSet, SetMessage},
     readback::{self, Strangers},
 };
 
-/// Sends the table and waits until the kernel has acknowledged every message of it.
-pub(super) fn send(table: &plan::Table) -> Result<(), PacketsError> {
-    let strangers = readback::strangers(table)?;
+/// Sends the tables and waits until the kernel has acknowledged every message about them.
+pub(super) fn send(tables: &[plan::Table]) -> Result<(), PacketsError> {
     let mut transaction = Transaction { batch: Batch::new(), objects: Vec::new() };
-    let owner = nftnl::Table::new(TABLE_C, ProtoFamily::Inet);
-    transaction.add(&owner, "table inet cloakroom");
-    declare_sets(table, &mut transaction);
+    let mut ids = 1..;
+    for table in tables {
+        let strangers = readback::strangers(table)?;
+        add_table(table, &strangers, &mut ids, &mut transaction);
+    }
+    if !tables.iter().any(|table| table.family == TableFamily::Netdev)
+        && readback::has_table(TableFamily::Netdev)?
+    {
+        let unused = nftnl::Table::new(TABLE_C, ProtoFamily::NetDev);
+        transaction.delete(&unused, "removing table netdev cloakroom");
+    }
+    transaction.commit()
+}
+
+fn add_table(
+    table: &plan::Table,
+    strangers: &Strangers,
+    ids: &mut impl Iterator<Item = u32>,
+    transaction: &mut Transaction,
+) {
+    let owner = nftnl::Table::new(TABLE_C, table.family.proto());
+    transaction.add(&owner, &format!("table {} cloakroom", super::render::family(table.family)));
+    declare(table, transaction);
     let chains: Vec<Chain<'_>> = table.chains.iter().map(|each| chain(each, &owner)).collect();
     for (each, chain) in table.chains.iter().zip(&chains) {
         transaction.add(chain, &format!("chain {}", each.name));
         // A rule without a handle means every rule of its chain.
         transaction.delete(&Rule::new(chain), &format!("emptying chain {}", each.name));
     }
-    remove(&strangers, &owner, &mut transaction);
-    fill_sets(table, &mut transaction);
-    let mut ids = 1..;
+    remove(strangers, &owner, table.family, transaction);
+    fill_sets(table, transaction);
     for (each, chain) in table.chains.iter().zip(&chains) {
         for rule in &each.rules {
-            add_rule(rule, chain, each.name, &mut ids, &mut transaction);
+            add_rule(rule, table.family, chain, ids, transaction);
         }
     }
-    transaction.commit()
 }
 
 /// A batch, and beside it what each of its messages is about.
@@ -104,15 +121,24 @@ pub(super) fn netlink_error(doing: &'static str, source: io::Error) -> PacketsEr
     PacketsError::Netlink { doing, source }
 }
 
-fn declare_sets(table: &plan::Table, transaction: &mut Transaction) {
+fn declare(table: &plan::Table, transaction: &mut Transaction) {
+    for name in &table.counters {
+        let raw = RawCounter::new(TABLE_C, table.family, &c_string(name));
+        transaction.add(&raw, &format!("counter {name}"));
+    }
     for set in &table.sets {
-        let raw = RawSet::new(&lower::declaration(set), &[]);
+        let raw = RawSet::new(&lower::declaration(set, table.family), &[]);
         transaction.add(&SetMessage::Declare(&raw), &format!("set {}", set.name));
     }
 }
 
 /// What is not ours any more goes with the rules that used it; our own chains are empty by now.
-fn remove(strangers: &Strangers, owner: &nftnl::Table, transaction: &mut Transaction) {
+fn remove(
+    strangers: &Strangers,
+    owner: &nftnl::Table,
+    family: TableFamily,
+    transaction: &mut Transaction,
+) {
     let chains: Vec<Chain<'_>> =
         strangers.chains.iter().map(|name| Chain::new(c_string(name), owner)).collect();
     for (chain, name) in chains.iter().zip(&strangers.chains) {
@@ -122,14 +148,19 @@ fn remove(strangers: &Strangers, owner: &nftnl::Table, transaction: &mut Transac
         transaction.delete(chain, &format!("removing leftover chain {name}"));
     }
     for name in &strangers.sets {
-        let raw = RawSet::new(&lower::named(name), &[]);
+        let raw = RawSet::new(&lower::named(name, family), &[]);
         transaction.delete(&SetMessage::Declare(&raw), &format!("removing leftover set {name}"));
+    }
+    for name in &strangers.counters {
+        let raw = RawCounter::new(TABLE_C, family, &c_string(name));
+        transaction.delete(&raw, &format!("removing leftover counter {name}"));
     }
 }
 
 fn fill_sets(table: &plan::Table, transaction: &mut Transaction) {
-    for set in &table.sets {
-        let declaration = lower::declaration(set);
+    // What a meter holds was put there by packets, and goes by itself.
+    for set in table.sets.iter().filter(|set| !set.meter) {
+        let declaration = lower::declaration(set, table.family);
         let empty = RawSet::new(&declaration, &[]);
         let object = format!("emptying set {}", set.name);
         transaction.delete(&SetMessage::Elements(&empty), &object);
@@ -144,12 +175,13 @@ fn fill_sets(table: &plan::Table, transaction: &mut Transaction) {
 
 fn add_rule(
     rule: &plan::Rule,
+    family: TableFamily,
     chain: &Chain<'_>,
-    chain_name: &str,
     ids: &mut impl Iterator<Item = u32>,
     transaction: &mut Transaction,
 ) {
-    let lowered = lower::rule(rule, ids);
+    let lowered = lower::rule(rule, family, ids);
+    let chain_name = chain.get_name().to_string_lossy();
     let object = format!("rule `{}` of chain {chain_name}", super::render::rule(rule));
     for (declaration, elements) in &lowered.sets {
         let raw = RawSet::new(declaration, elements);
@@ -168,18 +200,22 @@ fn add_rule(
 }
 
 fn chain<'a>(planned: &plan::Chain, owner: &'a nftnl::Table) -> Chain<'a> {
-    let mut chain = Chain::new(c_string(planned.name), owner);
-    if let Some(Base { hook, priority, drop }) = planned.base {
+    let mut chain = Chain::new(c_string(&planned.name), owner);
+    if let Some(Base { hook, priority, drop }) = &planned.base {
         chain.set_type(nftnl::ChainType::Filter);
         chain.set_hook(
             match hook {
-                Hook::Prerouting => nftnl::Hook::PreRouting,
+                // Hook 0 is prerouting for IP packets, and ingress for frames.
+                Hook::Ingress(_) | Hook::Prerouting => nftnl::Hook::PreRouting,
                 Hook::Input => nftnl::Hook::In,
                 Hook::Forward => nftnl::Hook::Forward,
             },
-            priority,
+            *priority,
         );
-        chain.set_policy(if drop { nftnl::Policy::Drop } else { nftnl::Policy::Accept });
+        if let Hook::Ingress(device) = hook {
+            chain.set_device(c_string(device.as_str()));
+        }
+        chain.set_policy(if *drop { nftnl::Policy::Drop } else { nftnl::Policy::Accept });
     }
     chain
 }

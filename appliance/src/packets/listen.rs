@@ -17,7 +17,10 @@ use nftnl::nftnl_sys::libc;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{Capture, DNS_PORT, error::PacketsError};
-use crate::{dns::tell_destinations, policy::InterfaceName};
+use crate::{
+    dns::{make_room, tell_destinations},
+    policy::InterfaceName,
+};
 
 /// A listener and the interface it answers for.
 #[derive(Debug)]
@@ -118,6 +121,7 @@ fn dns_udp(interface: &InterfaceName, family: Domain) -> Result<UdpSocket, Packe
     let step = |doing| move |source| listen_error(interface, doing, source);
     let socket = open_as(interface, family, Type::DGRAM, Protocol::UDP)?;
     tell_destinations(&socket, family == Domain::IPV6).map_err(step("set IP_PKTINFO"))?;
+    make_room(&socket);
     bind(&socket, interface, family, DNS_PORT)?;
     socket.set_nonblocking(true).map_err(step("set O_NONBLOCK"))?;
     assert_transparent(&socket, interface, family)?;

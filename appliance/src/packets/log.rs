@@ -1,52 +1,99 @@
 //! Sends what a rule ends to the audit before it ends it, at a rate that no flood can exceed.
 //!
 //! Pure. Every rule with a reason goes to a chain of that reason, which ends the packet as the rule
-//! would have. Above [`RATE`] a packet is ended without being told, and counted: the counter is
-//! read for the audit, so that nothing is missing from the sums.
+//! would have. Above its rate a packet is ended without being told, and counted: the counter is
+//! read for the audit, so that nothing is missing from the sums. Each agent has a rate of its own,
+//! so that one does not hide another; a source that is nobody's shares that of its interface.
 
-use super::plan::{Chain, Rule, Statement};
+use super::{
+    Capture,
+    plan::{Chain, Family, Key, Rule, Set, SetKey, Statement, is_family, meter},
+};
 use crate::reason::Reason;
 
-/// Packets of one reason that are told in a second, and that may be told at once.
-pub(super) const RATE: u32 = 1_000;
+/// Packets of one reason that are told in a second of one agent, and that may be told at once.
+pub(super) const AGENT_RATE: u32 = 200;
+
+/// The same for all packets of one reason; and, where the source proves nothing, for an interface.
+pub(super) const RATE: u32 = 2_000;
 
 /// Bytes of a packet that are told: the headers of IPv6 with some extensions, and the ports.
 pub(super) const SNAPLEN: u32 = 128;
 
-/// The same chains, in which what is refused is told to `group`; the new ones stand after the
-/// first, which they go to.
-pub(super) fn told(mut chains: Vec<Chain>, group: u16) -> Vec<Chain> {
-    let mut endings: Vec<Chain> = Vec::new();
+/// Chains in which what is refused is told, and what they need.
+pub(super) struct Told {
+    pub(super) chains: Vec<Chain>,
+    pub(super) meters: Vec<Set>,
+    pub(super) counters: Vec<String>,
+}
+
+/// The same chains, in which what is refused is told; the new ones stand after the first, which
+/// they go to.
+pub(super) fn told(mut chains: Vec<Chain>, capture: &Capture) -> Told {
+    let (mut endings, mut meters, mut counters) = (Vec::<Chain>::new(), Vec::new(), Vec::new());
     for rule in chains.iter_mut().flat_map(|chain| &mut chain.rules) {
         let Some(reason) = rule.reason else { continue };
         let Some(end) = rule.statements.pop() else { continue };
         let name = chain_name(reason, &end);
         rule.statements.push(Statement::Goto(name));
         if endings.iter().all(|chain| chain.name != name) {
-            endings.push(ending(name, reason, &end, group));
+            endings.push(ending(name, reason, &end, capture));
+            meters.extend(own_meters(name, reason, capture));
+            counters.push(counter(name));
         }
     }
     chains.splice(1.min(chains.len())..1.min(chains.len()), endings);
-    chains
+    Told { chains, meters, counters }
 }
 
-/// The reason of a chain that tells, by its name.
-pub(super) fn reason(chain: &str) -> Option<Reason> {
+/// The reason of the packets that a named counter counts.
+pub(super) fn reason(counter: &str) -> Option<Reason> {
+    let chain = counter.strip_prefix(UNTOLD)?;
     if chain == IPV6_OFF {
         return Some(Reason::ProtocolDenied);
     }
     Reason::ALL.iter().copied().find(|reason| reason.word() == chain)
 }
 
-fn ending(name: &'static str, reason: Reason, end: &Statement, group: u16) -> Chain {
+fn ending(name: &'static str, reason: Reason, end: &Statement, capture: &Capture) -> Chain {
     let rule = |statements: &[Statement]| Rule { statements: statements.to_vec(), reason: None };
-    let rules = vec![
-        rule(&[Statement::Above(RATE), Statement::Count, end.clone()]),
-        // By itself: a statement before the end must not be able to keep a packet from it.
-        rule(&[Statement::Tell(reason, group)]),
-        rule(std::slice::from_ref(end)),
-    ];
-    Chain { name, base: None, rules }
+    let untold = [Statement::CountAs(counter(name)), end.clone()];
+    let over = |before: &[Statement]| rule(&[before, &untold[..]].concat());
+    let mut rules: Vec<Rule> = own_meters(name, reason, capture)
+        .into_iter()
+        .map(|meter| match meter.key {
+            SetKey::InterfaceAndAddress(family) => {
+                let key = Key::InterfaceAndAgent(family);
+                over(&[is_family(family), Statement::Over(key, meter.name, AGENT_RATE)])
+            }
+            _ => over(&[Statement::Over(Key::Interface, meter.name, RATE)]),
+        })
+        .collect();
+    // Also where a meter is full, and takes no new agent.
+    rules.push(over(&[Statement::Above(RATE)]));
+    // By itself: a statement before the end must not be able to keep a packet from it.
+    rules.push(rule(&[Statement::Tell(reason, capture.nflog_group)]));
+    rules.push(rule(std::slice::from_ref(end)));
+    Chain { name: name.into(), base: None, rules }
+}
+
+/// What counts the packets of each agent. Whoever's source is in doubt could fill such a set with
+/// others' addresses, so there the interfaces are counted.
+fn own_meters(name: &'static str, reason: Reason, capture: &Capture) -> Vec<Set> {
+    if reason == Reason::SpoofedSource || name == IPV6_OFF {
+        return vec![meter(format!("told_{name}"), SetKey::Interface)];
+    }
+    let families = [(Family::V4, "4"), (Family::V6, "6")];
+    let families = families.into_iter().filter(|(family, _)| capture.ipv6 || *family == Family::V4);
+    families
+        .map(|(family, number)| {
+            meter(format!("told_{name}_{number}"), SetKey::InterfaceAndAddress(family))
+        })
+        .collect()
+}
+
+fn counter(chain: &str) -> String {
+    format!("{UNTOLD}{chain}")
 }
 
 /// One chain for each reason. The one reason that ends in two ways has two.
@@ -58,6 +105,7 @@ fn chain_name(reason: Reason, end: &Statement) -> &'static str {
 }
 
 const IPV6_OFF: &str = "ipv6_off";
+const UNTOLD: &str = "untold_";
 
 #[cfg(test)]
 mod tests {
@@ -81,12 +129,13 @@ mod tests {
                     let Some(Statement::Goto(name)) = new.statements.last() else { panic!() };
                     let end = after.iter().find(|chain| chain.name == *name).unwrap();
                     let last = |rule: &Rule| rule.statements.last().cloned();
-                    assert_eq!(last(&end.rules[0]), last(old), "above the rate, {name}");
-                    assert_eq!(last(&end.rules[2]), last(old), "told, {name}");
-                    assert_eq!(
-                        end.rules[1].statements,
-                        [Statement::Tell(old.reason.unwrap(), capture.nflog_group)]
-                    );
+                    let (ends, tells): (Vec<_>, Vec<_>) =
+                        end.rules.iter().partition(|rule| last(rule) == last(old));
+                    assert!(ends.len() >= 3, "{name} is told without bound");
+                    assert_eq!(end.rules.last().unwrap().statements.len(), 1, "{name} has no end");
+                    let tell = Statement::Tell(old.reason.unwrap(), capture.nflog_group);
+                    assert_eq!(tells.len(), 1, "{name}");
+                    assert_eq!(tells[0].statements, [tell]);
                 }
                 assert_eq!(chain.rules.len(), same.rules.len());
             }

@@ -11,9 +11,10 @@ use nftnl::nftnl_sys::libc;
 use super::{
     log::SNAPLEN,
     octets,
-    plan::{Element, Family, Key, Rule, Set, SetKey, Statement, Value},
-    raw_expr::{Declaration, REGISTER, RawElement, RawExpr},
+    plan::{Element, Family, Key, Rule, Set, SetKey, Statement, TableFamily, Value},
+    raw_expr::{Declaration, REGISTER, RawElement, RawExpr, SET_CONCAT},
 };
+use crate::policy::Mac;
 
 /// A rule ready to be sent, with the anonymous sets that it looks up.
 pub(super) struct LoweredRule {
@@ -22,37 +23,60 @@ pub(super) struct LoweredRule {
 }
 
 /// Translates one rule. `ids` hands out numbers for anonymous sets.
-pub(super) fn rule(rule: &Rule, ids: &mut impl Iterator<Item = u32>) -> LoweredRule {
+pub(super) fn rule(
+    rule: &Rule,
+    family: TableFamily,
+    ids: &mut impl Iterator<Item = u32>,
+) -> LoweredRule {
     let mut lowered = LoweredRule { expressions: Vec::new(), sets: Vec::new() };
     for statement in &rule.statements {
         lower(statement, &mut lowered, ids);
+    }
+    for (declaration, _) in &mut lowered.sets {
+        declaration.family = family;
     }
     lowered
 }
 
 /// The declaration of a named set. Its id is not used for lookups, which go by name.
-pub(super) fn declaration(set: &Set) -> Declaration {
+pub(super) fn declaration(set: &Set, family: TableFamily) -> Declaration {
     let interval = libc::NFT_SET_INTERVAL as u32;
-    let (flags, key_type, fields) = match set.key {
-        SetKey::Interface => (0, TYPE_IFNAME, vec![NAME_BYTES]),
-        SetKey::Port => (0, TYPE_INET_SERVICE, vec![2]),
-        SetKey::Address(family) => (interval, address_type(family), vec![address_bytes(family)]),
+    let (flags, types, fields): (u32, &[u32], Vec<u8>) = match set.key {
+        SetKey::Interface => (0, &[TYPE_IFNAME], vec![NAME_BYTES]),
+        SetKey::Port => (0, &[TYPE_INET_SERVICE], vec![2]),
+        SetKey::Address(family) => (interval, &[address_type(family)], vec![address_bytes(family)]),
         SetKey::InterfaceAndAddress(family) => (
             interval | SET_CONCAT,
-            TYPE_IFNAME << TYPE_BITS | address_type(family),
+            &[TYPE_IFNAME, address_type(family)],
             vec![NAME_BYTES, address_bytes(family)],
         ),
+        SetKey::InterfaceAndMac => {
+            (0, &[TYPE_IFNAME, TYPE_ETHER_ADDR], vec![NAME_BYTES, MAC_BYTES])
+        }
+        SetKey::InterfaceMacAndAddress(family) => (
+            0,
+            &[TYPE_IFNAME, TYPE_ETHER_ADDR, address_type(family)],
+            vec![NAME_BYTES, MAC_BYTES, address_bytes(family)],
+        ),
     };
-    let name = c_string(set.name);
+    let (flags, size) = if set.meter {
+        ((libc::NFT_SET_EVAL | libc::NFT_SET_TIMEOUT) as u32, METER_SIZE)
+    } else {
+        (flags, 0)
+    };
+    let key_type = types.iter().fold(0, |number, kind| number << TYPE_BITS | kind);
+    let name = c_string(&set.name);
     let userdata = if set.key == SetKey::Interface { HOST_ORDER.to_vec() } else { Vec::new() };
-    Declaration { table: TABLE_C, name, id: 0, flags, key_type, fields, userdata }
+    Declaration { table: TABLE_C, family, name, size, id: 0, flags, key_type, fields, userdata }
 }
 
 /// A set of which only the name matters: the kernel asks for no more to remove it.
-pub(super) fn named(name: &str) -> Declaration {
+pub(super) fn named(name: &str, family: TableFamily) -> Declaration {
     Declaration {
         table: TABLE_C,
+        family,
         name: c_string(name),
+        size: 0,
         id: 0,
         flags: 0,
         key_type: TYPE_INET_SERVICE,
@@ -76,10 +100,22 @@ fn lower(statement: &Statement, to: &mut LoweredRule, ids: &mut impl Iterator<It
     match statement {
         Statement::Is(key, value) => compare(*key, libc::NFT_CMP_EQ, value, to),
         Statement::IsNot(key, value) => compare(*key, libc::NFT_CMP_NEQ, value, to),
-        Statement::AnyOf(key, values) => any_of(*key, values, to, ids),
+        Statement::AnyOf(key, values) => any_of(*key, values, false, to, ids),
+        Statement::NotOneOf(key, values) => any_of(*key, values, true, to, ids),
         Statement::In(key, set) => look_up(*key, set, false, to),
         Statement::NotIn(key, set) => look_up(*key, set, true, to),
         Statement::Count => to.expressions.push(RawExpr::counter()),
+        Statement::CountAs(name) => to.expressions.push(RawExpr::count_as(&c_string(name))),
+        Statement::Over(key, set, rate) => {
+            load(*key, to);
+            let limit = RawExpr::limit_over(*rate);
+            to.expressions.push(RawExpr::meter(&c_string(set), METER_MILLISECONDS, limit));
+        }
+        Statement::Within(key, set, rate) => {
+            load(*key, to);
+            let limit = RawExpr::limit_within(*rate);
+            to.expressions.push(RawExpr::meter(&c_string(set), METER_MILLISECONDS, limit));
+        }
         Statement::Above(rate) => to.expressions.push(RawExpr::limit_over(*rate)),
         Statement::Tell(reason, group) => {
             to.expressions.push(RawExpr::log(&c_string(reason.word()), *group, SNAPLEN));
@@ -87,6 +123,10 @@ fn lower(statement: &Statement, to: &mut LoweredRule, ids: &mut impl Iterator<It
         Statement::SetMark(mark) => to.expressions.extend([
             RawExpr::immediate(&mark.to_ne_bytes()),
             RawExpr::meta_set(libc::NFT_META_MARK as u32, REGISTER),
+        ]),
+        Statement::SetPriority(value) => to.expressions.extend([
+            RawExpr::immediate(&value.bytes),
+            RawExpr::meta_set(libc::NFT_META_PRIORITY as u32, REGISTER),
         ]),
         Statement::Tproxy(family, port) => to
             .expressions
@@ -114,19 +154,28 @@ fn look_up(key: Key, set: &str, invert: bool, to: &mut LoweredRule) {
     to.expressions.push(RawExpr::lookup(&c_string(set), 0, invert));
 }
 
-fn any_of(key: Key, values: &[Value], to: &mut LoweredRule, ids: &mut impl Iterator<Item = u32>) {
+fn any_of(
+    key: Key,
+    values: &[Value],
+    invert: bool,
+    to: &mut LoweredRule,
+    ids: &mut impl Iterator<Item = u32>,
+) {
     load(key, to);
     let id = ids.next().unwrap_or_default();
-    to.expressions.push(RawExpr::lookup(ANONYMOUS, id, false));
+    to.expressions.push(RawExpr::lookup(ANONYMOUS, id, invert));
     let (key_type, bytes) = match key {
         Key::L4 => (TYPE_INET_PROTOCOL, 1),
         Key::Icmp6Type => (TYPE_ICMP6_TYPE, 1),
+        Key::EtherType => (TYPE_ETHER_TYPE, 2),
         _ => (TYPE_FIB_ADDRTYPE, 4),
     };
     let flags = (libc::NFT_SET_ANONYMOUS | libc::NFT_SET_CONSTANT) as u32;
     let name = ANONYMOUS.to_owned();
     let (fields, userdata) = (vec![bytes], Vec::new());
-    let declaration = Declaration { table: TABLE_C, name, id, flags, key_type, fields, userdata };
+    let (table, family, size) = (TABLE_C, TableFamily::Inet, 0);
+    let declaration =
+        Declaration { table, family, name, size, id, flags, key_type, fields, userdata };
     to.sets.push((declaration, values.iter().map(|value| single(value.bytes.clone())).collect()));
 }
 
@@ -152,6 +201,47 @@ fn load(key: Key, to: &mut LoweredRule) {
         Key::DestinationType => expressions.push(RawExpr::fib(FIB_DADDR, FIB_ADDRTYPE)),
         Key::SocketTransparent => expressions.push(RawExpr::socket(SOCKET_TRANSPARENT)),
         Key::SocketWildcard => expressions.push(RawExpr::socket(SOCKET_WILDCARD)),
+        Key::Icmp4Type => expressions.push(RawExpr::payload(TRANSPORT, 0, 1, REGISTER)),
+        Key::DestinationTypeHere => {
+            expressions.push(RawExpr::fib(FIB_DADDR | FIB_IIF, FIB_ADDRTYPE));
+        }
+        Key::InterfaceAndAgent(family) => {
+            expressions.extend([meta(libc::NFT_META_IIFNAME), source(family, REGISTER + 1)]);
+            if family == Family::V6 {
+                expressions.push(RawExpr::mask(REGISTER + 1, &AGENT_6));
+            }
+        }
+        Key::Priority => expressions.push(meta(libc::NFT_META_PRIORITY)),
+        Key::InterfaceType => expressions.push(meta(libc::NFT_META_IIFTYPE)),
+        Key::EtherType => expressions.push(RawExpr::payload(LINK, 12, 2, REGISTER)),
+        Key::Protocol => expressions.push(meta(libc::NFT_META_PROTOCOL)),
+        Key::Mac => expressions.push(mac(REGISTER)),
+        Key::ArpSource => expressions.push(arp_source(REGISTER)),
+        Key::InterfaceAndMac => {
+            expressions.extend([meta(libc::NFT_META_IIFNAME), mac(REGISTER + 1)]);
+        }
+        Key::InterfaceAndArpMac => {
+            expressions.extend([meta(libc::NFT_META_IIFNAME), arp_mac(REGISTER + 1)]);
+        }
+        Key::InterfaceAndArpSource => {
+            expressions.extend([meta(libc::NFT_META_IIFNAME), arp_source(REGISTER + 1)]);
+        }
+        Key::InterfaceMacAndSource(family) => expressions.extend([
+            meta(libc::NFT_META_IIFNAME),
+            mac(REGISTER + 1),
+            source(family, AFTER_MAC),
+        ]),
+        Key::InterfaceMacAndArpSource => expressions.extend([
+            meta(libc::NFT_META_IIFNAME),
+            mac(REGISTER + 1),
+            arp_source(AFTER_MAC),
+        ]),
+        Key::InterfaceArpMacAndArpSource => expressions.extend([
+            meta(libc::NFT_META_IIFNAME),
+            arp_mac(REGISTER + 1),
+            arp_source(AFTER_MAC),
+        ]),
+        Key::NeighbourTarget => expressions.push(RawExpr::payload(TRANSPORT, 8, 16, REGISTER)),
     }
 }
 
@@ -161,6 +251,20 @@ fn source(family: Family, register: u32) -> RawExpr {
         Family::V4 => RawExpr::payload(NETWORK, 12, 4, register),
         Family::V6 => RawExpr::payload(NETWORK, 8, 16, register),
     }
+}
+
+/// The source of the frame.
+fn mac(register: u32) -> RawExpr {
+    RawExpr::payload(LINK, 6, 6, register)
+}
+
+/// The sender's hardware and protocol address (RFC 826, for Ethernet and IPv4).
+fn arp_mac(register: u32) -> RawExpr {
+    RawExpr::payload(NETWORK, 8, 6, register)
+}
+
+fn arp_source(register: u32) -> RawExpr {
+    RawExpr::payload(NETWORK, 14, 4, register)
 }
 
 fn destination(family: Family) -> RawExpr {
@@ -175,6 +279,10 @@ fn element(element: &Element) -> Vec<RawElement> {
         Element::Interface(name) => vec![single(interface_key(name))],
         Element::Port(port) => vec![single(port.to_be_bytes().to_vec())],
         Element::Prefix(net) => interval(*net),
+        Element::InterfaceAndMac(name, mac) => vec![single(interface_and_mac(name, *mac))],
+        Element::InterfaceMacAndAddress(name, mac, address) => {
+            vec![single([interface_and_mac(name, *mac), octets(*address)].concat())]
+        }
         Element::InterfaceAndPrefix(name, net) => {
             let joined = |address: Vec<u8>| [interface_key(name), address].concat();
             vec![RawElement {
@@ -184,6 +292,10 @@ fn element(element: &Element) -> Vec<RawElement> {
             }]
         }
     }
+}
+
+fn interface_and_mac(name: &str, mac: Mac) -> Vec<u8> {
+    [&interface_key(name)[..], &mac.octets(), &[0, 0]].concat()
 }
 
 /// A single-field interval is two elements: its first key, and the first key after it. One that
@@ -210,7 +322,8 @@ fn single(key: Vec<u8>) -> RawElement {
     RawElement { key, key_end: None, ends_interval: false }
 }
 
-fn interface_key(name: &str) -> Vec<u8> {
+/// An interface's name as the kernel compares it.
+pub(super) fn interface_key(name: &str) -> Vec<u8> {
     let mut key: Vec<u8> = name.bytes().take(usize::from(NAME_BYTES) - 1).collect();
     key.resize(usize::from(NAME_BYTES), 0);
     key
@@ -236,12 +349,29 @@ pub(super) const TABLE_C: &CStr = c"cloakroom";
 /// The kernel numbers sets of this name itself.
 const ANONYMOUS: &CStr = c"__set%d";
 
+/// A MAC address, padded to whole words.
+const MAC_BYTES: u8 = 8;
+
+/// The word register behind an interface's name (16 bytes from `NFT_REG32_00`) and a MAC address.
+const AFTER_MAC: u32 = libc::NFT_REG32_00 as u32 + 6;
+
+/// An IPv6 agent is its /64.
+const AGENT_6: [u8; 16] = (u128::MAX << 64).to_be_bytes();
+
+/// Agents that one meter tells apart: about a megabyte of the kernel's memory.
+pub(super) const METER_SIZE: u32 = 4_096;
+
+/// How long a meter remembers an agent that sends nothing.
+pub(super) const METER_MILLISECONDS: u64 = 10_000;
+
 /// `IFNAMSIZ`.
 const NAME_BYTES: u8 = 16;
 
 // Data types by nft's own numbering (nftables, include/datatype.h): only listings use them.
 const TYPE_IPV4_ADDR: u32 = 7;
 const TYPE_IPV6_ADDR: u32 = 8;
+const TYPE_ETHER_ADDR: u32 = 9;
+const TYPE_ETHER_TYPE: u32 = 10;
 const TYPE_INET_PROTOCOL: u32 = 12;
 const TYPE_INET_SERVICE: u32 = 13;
 const TYPE_ICMP6_TYPE: u32 = 29;
@@ -256,7 +386,7 @@ const HOST_ORDER: [u8; 6] = {
 const TYPE_BITS: u32 = 6;
 
 // linux/netfilter/nf_tables.h, where the libc crate has no name for them.
-const SET_CONCAT: u32 = 0x80;
+const LINK: u32 = 0;
 const NETWORK: u32 = 1;
 const TRANSPORT: u32 = 2;
 const FIB_SADDR: u32 = 1;

@@ -16,6 +16,7 @@
 //! `nft/README.md` is the prose of the same rules.
 
 mod error;
+mod ingress;
 mod install;
 mod listen;
 mod log;
@@ -23,6 +24,7 @@ mod lower;
 mod netlink;
 mod nflog;
 mod plan;
+mod prerouting;
 mod raw_expr;
 mod readback;
 mod render;
@@ -43,8 +45,8 @@ use std::net::IpAddr;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::{
-    config::Settings,
-    policy::{InterfaceName, Policy},
+    config::{AgentServices, Settings},
+    policy::{BoundAgent, InterfaceName, Policy},
 };
 
 /// The port of DNS, over UDP and TCP.
@@ -70,6 +72,10 @@ pub struct Capture {
     pub nflog_group: u16,
     /// Whether IPv6 is captured; where false, every IPv6 packet of an agent is dropped.
     pub ipv6: bool,
+    /// What the gateway's own address answers besides DNS.
+    pub services: AgentServices,
+    /// DNS queries a second of one agent, as policy bounds them.
+    pub dns_rate: u32,
 }
 
 /// One interface that agents sit behind, with the sources of all groups on it.
@@ -79,6 +85,11 @@ pub struct CaptureInterface {
     pub name: InterfaceName,
     /// The source prefixes that may arrive on it, aggregated and sorted.
     pub prefixes: Vec<IpNet>,
+    /// The agents that are bound to their network cards. Where there is one, nothing arrives but
+    /// from them and from `free`, untagged.
+    pub bound: Vec<BoundAgent>,
+    /// The source prefixes of the groups on it that bind nobody.
+    pub free: Vec<IpNet>,
 }
 
 impl Capture {
@@ -86,6 +97,7 @@ impl Capture {
     pub fn new(policy: &Policy, settings: &Settings) -> Self {
         let upstreams = policy.apis.iter().map(|api| &api.upstream);
         let upstreams = upstreams.chain(policy.passes.iter().map(|pass| &pass.upstream));
+        let upstreams = upstreams.chain(policy.tcp.iter().map(|tcp| &tcp.upstream));
         let homes: Vec<IpNet> =
             upstreams.flat_map(|upstream| upstream.private_prefixes.iter().copied()).collect();
         let mut ports = policy.ports.clone();
@@ -100,6 +112,8 @@ impl Capture {
             route_table: settings.route_table,
             nflog_group: settings.nflog_group,
             ipv6: settings.ipv6,
+            services: settings.agent_services,
+            dns_rate: policy.limits.dns_rate,
         }
     }
 }
@@ -123,10 +137,10 @@ impl Capture {
     }
 }
 
-/// The daemon's table in the syntax of nft, as [`apply`] installs it. It can be loaded with
+/// The daemon's tables in the syntax of nft, as [`apply`] installs them. They can be loaded with
 /// `nft -f`, and checked with `nft -c -f`.
 pub fn render(capture: &Capture) -> String {
-    render::text(&plan::table(capture))
+    tables(capture, |_| true).iter().map(render::text).collect()
 }
 
 /// Makes the ground ready: interfaces there, guard table loaded, sysctls set, routes in place.
@@ -155,18 +169,18 @@ pub async fn prepare(capture: &Capture) -> Result<(), PacketsError> {
 pub async fn assert_ground(capture: &Capture) -> Result<(), PacketsError> {
     readback::require_base()?;
     let mut names = capture.interface_names();
-    names.retain(|name| sysctl::check_interfaces(&[name]).is_ok());
+    names.retain(|name| is_there(name));
     check_sysctls(&names)?;
     route::install(capture).await
 }
 
-/// Fails unless the kernel holds the daemon's table as [`apply`] installs it.
+/// Fails unless the kernel holds the daemon's tables as [`apply`] installs them.
 ///
 /// # Errors
 ///
 /// [`PacketsError::ReadBack`] says where they differ.
 pub fn verify(capture: &Capture) -> Result<(), PacketsError> {
-    readback::verify(&plan::table(capture))
+    readback::verify(&tables(capture, is_there))
 }
 
 /// Installs or replaces the rules of the daemon's table in one transaction, then reads them back.
@@ -179,9 +193,18 @@ pub fn verify(capture: &Capture) -> Result<(), PacketsError> {
 /// [`PacketsError::Transaction`] where the kernel refuses; the old rules are then still in force.
 /// [`PacketsError::ReadBack`] where the kernel holds something else than was sent.
 pub fn apply(capture: &Capture) -> Result<(), PacketsError> {
-    let table = plan::table(capture);
-    install::send(&table)?;
-    readback::verify(&table)
+    let tables = tables(capture, is_there);
+    install::send(&tables)?;
+    readback::verify(&tables)
+}
+
+/// The tables for a capture; a device that is not there has no chain.
+fn tables(capture: &Capture, is_there: impl Fn(&InterfaceName) -> bool) -> Vec<plan::Table> {
+    [plan::table(capture)].into_iter().chain(ingress::table(capture, is_there)).collect()
+}
+
+fn is_there(name: &InterfaceName) -> bool {
+    sysctl::check_interfaces(&[name]).is_ok()
 }
 
 fn check_marks(capture: &Capture) -> Result<(), PacketsError> {
@@ -201,9 +224,16 @@ fn interfaces(policy: &Policy) -> Vec<CaptureInterface> {
 }
 
 fn interface(policy: &Policy, name: &InterfaceName) -> CaptureInterface {
-    let groups = policy.groups.iter().filter(|group| group.interface == *name);
-    let prefixes: Vec<IpNet> = groups.flat_map(|group| group.prefixes.iter().copied()).collect();
-    CaptureInterface { name: name.clone(), prefixes: aggregate(&prefixes) }
+    let groups = || policy.groups.iter().filter(|group| group.interface == *name);
+    let prefixes: Vec<IpNet> = groups().flat_map(|group| group.prefixes.iter().copied()).collect();
+    let free = groups().filter(|group| group.agents.is_empty());
+    let free: Vec<IpNet> = free.flat_map(|group| group.prefixes.iter().copied()).collect();
+    CaptureInterface {
+        name: name.clone(),
+        prefixes: aggregate(&prefixes),
+        bound: groups().flat_map(|group| group.agents.iter().cloned()).collect(),
+        free: aggregate(&free),
+    }
 }
 
 /// The same addresses in the fewest prefixes: the kernel refuses intervals that overlap.
@@ -241,7 +271,7 @@ mod tests {
     use super::*;
     use crate::{
         config::AuditTarget,
-        policy::{Carry, DialledRule, Group, GroupName, Limits, Pass, RuleName, Upstream},
+        policy::{Carry, DialledRule, Group, GroupName, Limits, Pass, RuleName, Tcp, Upstream},
     };
 
     #[test]
@@ -269,6 +299,13 @@ mod tests {
                 upstream: Upstream { ca_pem: None, private_prefixes: nets(&["10.9.0.0/24"]) },
                 dialled: DialledRule::Answered,
             })],
+            tcp: vec![Arc::new(Tcp {
+                name: RuleName(Arc::from("git")),
+                groups: Vec::new(),
+                hosts: Vec::new(),
+                ports: vec![22],
+                upstream: Upstream { ca_pem: None, private_prefixes: nets(&["10.9.1.0/24"]) },
+            })],
             ports: vec![443, 80, 443],
             limits: Limits::default(),
         };
@@ -277,7 +314,7 @@ mod tests {
             capture.interfaces.iter().map(|each| (each.name.as_str(), &each.prefixes)).collect();
         let first = nets(&["10.1.0.0/24", "10.3.0.0/24", "2001:db8:1::/64"]);
         assert_eq!(seen, [("eth1", &first), ("eth2", &nets(&["10.2.0.0/24"]))]);
-        assert_eq!((capture.ports, capture.homes), (vec![80, 443], nets(&["10.9.0.0/24"])));
+        assert_eq!((capture.ports, capture.homes), (vec![80, 443], nets(&["10.9.0.0/23"])));
     }
 
     #[test]
@@ -291,6 +328,8 @@ mod tests {
             route_table,
             nflog_group: 1,
             ipv6: true,
+            services: AgentServices::default(),
+            dns_rate: 200,
         };
         assert!(check_marks(&capture(1, 100)).is_ok());
         for (mark, table) in [(0, 100), (1, 0), (1, 253), (1, 254), (1, 255)] {
@@ -308,6 +347,7 @@ mod tests {
             interface: InterfaceName(Arc::from(interface)),
             prefixes: nets(prefixes),
             vault_role: "cloakroom".into(),
+            agents: Vec::new(),
         })
     }
 
@@ -315,13 +355,17 @@ mod tests {
         Settings {
             audit: AuditTarget::Stdout,
             ca_dir: "/nowhere".into(),
+            state_dir: "/nowhere".into(),
+            control: "/nowhere".into(),
             proxy_port: 8443,
             mark: 1,
             route_table: 100,
             nflog_group: 1,
             assert_every: std::time::Duration::from_secs(60),
             ipv6: true,
+            agent_services: AgentServices::default(),
             resolvers: Vec::new(),
+            resolver_ca: None,
             workers: 1,
             vault: None,
             secret_file: None,

@@ -11,6 +11,7 @@ use std::{
 use nftnl::nftnl_sys::libc;
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::plan::TableFamily;
 use crate::policy::InterfaceName;
 
 /// One netlink message.
@@ -85,15 +86,16 @@ impl Netfilter {
         Ok(self.buffer.get(..length).unwrap_or_default())
     }
 
-    /// Everything of one kind that the kernel has in the inet family, each without its
+    /// Everything of one kind that the kernel has in a family, each without its
     /// `nfgenmsg`. `attributes` narrow the question.
     pub(super) fn dump(
         &mut self,
+        family: TableFamily,
         kind: i32,
         attributes: &[(u16, &str)],
     ) -> io::Result<Vec<Vec<u8>>> {
         for _ in 0..DUMP_ATTEMPTS {
-            self.send(&question(kind, attributes))?;
+            self.send(&question(family, kind, attributes))?;
             if let Some(answers) = self.answers()? {
                 return Ok(answers);
             }
@@ -192,8 +194,8 @@ pub(super) fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
     message
 }
 
-fn question(kind: i32, attributes: &[(u16, &str)]) -> Vec<u8> {
-    let mut body = vec![libc::NFPROTO_INET as u8, 0, 0, 0];
+fn question(family: TableFamily, kind: i32, attributes: &[(u16, &str)]) -> Vec<u8> {
+    let mut body = vec![family.proto() as u8, 0, 0, 0];
     for (number, value) in attributes {
         body.extend(encode(*number, &[value.as_bytes(), &[0]].concat()));
     }
@@ -221,7 +223,8 @@ mod tests {
 
     #[test]
     fn a_question_reads_back_as_one_message() {
-        let bytes = question(libc::NFT_MSG_GETRULE, &[(1, "cloakroom"), (2, "input")]);
+        let bytes =
+            question(TableFamily::Inet, libc::NFT_MSG_GETRULE, &[(1, "cloakroom"), (2, "input")]);
         let message = messages(&bytes).next().unwrap();
         assert_eq!(message.payload.len() + HEADER_BYTES, bytes.len());
         let body = &message.payload[GENMSG_BYTES..];

@@ -3,32 +3,52 @@
 //! Pure. [`super::render`](mod@super::render) writes it down and [`super::lower`] translates it for the kernel; what
 //! neither can express does not exist here. `nft/README.md` explains the order rule by rule.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, net::IpAddr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::{Capture, DNS_PORT, aggregate, log, only_v4, only_v6};
+use super::{
+    Capture, DNS_PORT, aggregate, log, lower::interface_key, octets, only_v4, only_v6, prerouting,
+};
 use crate::{
-    policy::special::{LINK_6, MARTIAN_4, MARTIAN_6, SPECIAL_4, SPECIAL_6},
+    policy::{
+        InterfaceName, Mac,
+        special::{LINK_6, MARTIAN_4, MARTIAN_6, SPECIAL_4, SPECIAL_6},
+    },
     reason::Reason,
 };
 
-/// The name of the daemon's table, family inet.
+/// The name of the daemon's tables.
 pub(super) const TABLE: &str = "cloakroom";
 
-/// Everything the daemon installs.
+/// One of the tables that the daemon installs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Table {
+    pub(super) family: TableFamily,
+    /// Named counters. They are never set back while the table stands.
+    pub(super) counters: Vec<String>,
     pub(super) sets: Vec<Set>,
     pub(super) chains: Vec<Chain>,
 }
 
-/// A named set. Its key never changes; its elements are replaced on every apply.
+/// Which packets a table sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TableFamily {
+    /// IP packets, after they were taken out of their frames.
+    Inet,
+    /// Frames, as a device received them.
+    Netdev,
+}
+
+/// A named set. Its key never changes; its elements are replaced on every apply, but for a
+/// meter's, which packets make.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Set {
-    pub(super) name: &'static str,
+    pub(super) name: Cow<'static, str>,
     pub(super) key: SetKey,
     pub(super) elements: Vec<Element>,
+    /// Whether packets add what they are looked up by, for [`Statement::Over`].
+    pub(super) meter: bool,
 }
 
 /// What a set is looked up by.
@@ -38,6 +58,8 @@ pub(super) enum SetKey {
     Port,
     Address(Family),
     InterfaceAndAddress(Family),
+    InterfaceAndMac,
+    InterfaceMacAndAddress(Family),
 }
 
 /// One member of a set.
@@ -47,6 +69,8 @@ pub(super) enum Element {
     Port(u16),
     Prefix(IpNet),
     InterfaceAndPrefix(String, IpNet),
+    InterfaceAndMac(String, Mac),
+    InterfaceMacAndAddress(String, Mac, IpAddr),
 }
 
 /// An address family of the inet table.
@@ -59,14 +83,14 @@ pub(super) enum Family {
 /// A chain and its rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Chain {
-    pub(super) name: &'static str,
+    pub(super) name: Cow<'static, str>,
     /// Where the kernel enters it; `None` for a chain that rules go to.
     pub(super) base: Option<Base>,
     pub(super) rules: Vec<Rule>,
 }
 
 /// How a base chain is hooked. Always of type `filter`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Base {
     pub(super) hook: Hook,
     pub(super) priority: i32,
@@ -75,8 +99,10 @@ pub(super) struct Base {
 }
 
 /// The hooks in use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Hook {
+    /// Where this device hands over what it received; only in a table of frames.
+    Ingress(InterfaceName),
     Prerouting,
     Input,
     Forward,
@@ -99,16 +125,26 @@ pub(super) enum Statement {
     IsNot(Key, Value),
     /// Go on only where the key is one of the values.
     AnyOf(Key, Vec<Value>),
+    /// Go on only where the key is none of the values.
+    NotOneOf(Key, Vec<Value>),
     /// Go on only where the key is in the named set.
     In(Key, &'static str),
     /// Go on only where the key is not in the named set.
     NotIn(Key, &'static str),
     Count,
+    /// Count into the named counter.
+    CountAs(String),
     /// Go on only above so many packets a second.
     Above(u32),
+    /// Go on only above so many packets a second that share this key. The set is of bounded size;
+    /// where it is full, a new key does not go on.
+    Over(Key, Cow<'static, str>, u32),
+    /// Go on only up to so many packets a second that share this key; else as [`Statement::Over`].
+    Within(Key, Cow<'static, str>, u32),
     /// Copy the packet's head, under the reason's word, to this NFLOG group.
     Tell(Reason, u16),
     SetMark(u32),
+    SetPriority(Value),
     /// Hand the packet to the listener on this port; go on only where there is one.
     Tproxy(Family, u16),
     RejectReset,
@@ -138,6 +174,27 @@ pub(super) enum Key {
     DestinationType,
     SocketTransparent,
     SocketWildcard,
+    Icmp4Type,
+    /// What the destination is on the interface the packet came in by.
+    DestinationTypeHere,
+    /// The interface, and the source as agents are told apart: an address, or an IPv6 /64.
+    InterfaceAndAgent(Family),
+    Priority,
+    InterfaceType,
+    /// The type in the frame's own header; that of its VLAN tag where it has one.
+    EtherType,
+    /// What is in the frame, inside of any tag that was stripped.
+    Protocol,
+    Mac,
+    ArpSource,
+    InterfaceAndMac,
+    InterfaceAndArpMac,
+    InterfaceAndArpSource,
+    InterfaceMacAndSource(Family),
+    InterfaceMacAndArpSource,
+    InterfaceArpMacAndArpSource,
+    /// The target of a neighbour solicitation or advertisement.
+    NeighbourTarget,
 }
 
 /// A constant: how nft spells it, and its bytes as the kernel compares them.
@@ -147,27 +204,40 @@ pub(super) struct Value {
     pub(super) bytes: Vec<u8>,
 }
 
-/// The whole table for one capture.
+/// The table of IP packets for one capture.
 pub(super) fn table(capture: &Capture) -> Table {
-    let chains = log::told(chains(capture), capture.nflog_group);
-    Table { sets: sets(capture), chains }
+    finished(TableFamily::Inet, sets(capture), chains(capture), capture)
+}
+
+/// A table in which what is refused is told, with the counters and meters that this takes.
+pub(super) fn finished(
+    family: TableFamily,
+    mut sets: Vec<Set>,
+    chains: Vec<Chain>,
+    capture: &Capture,
+) -> Table {
+    let told = log::told(chains, capture);
+    sets.extend(told.meters);
+    Table { family, counters: told.counters, sets, chains: told.chains }
 }
 
 /// The chains before anything is told to the audit.
 pub(super) fn chains(capture: &Capture) -> Vec<Chain> {
-    vec![refuse(), prerouting(capture), input(capture), forward()]
+    vec![refuse(), prerouting::chain(capture), input(capture), forward()]
 }
 
 fn sets(capture: &Capture) -> Vec<Set> {
-    let set = |name, key, elements| Set { name, key, elements };
     let interfaces = capture.interfaces.iter();
     let agents = interfaces.map(|each| Element::Interface(each.name.to_string())).collect();
+    let bound = capture.interfaces.iter().filter(|each| !each.bound.is_empty());
+    let bound = bound.map(|each| Element::Interface(each.name.to_string())).collect();
     let ports = capture.ports.iter().copied().map(Element::Port).collect();
     let (v4, v6) = (SetKey::Address(Family::V4), SetKey::Address(Family::V6));
     let (from_4, from_6) =
         (SetKey::InterfaceAndAddress(Family::V4), SetKey::InterfaceAndAddress(Family::V6));
-    vec![
+    let mut sets = vec![
         set("agents", SetKey::Interface, agents),
+        set("bound", SetKey::Interface, bound),
         set("sources_4", from_4, sources(capture, |net| matches!(net, IpNet::V4(_)))),
         set("sources_6", from_6, sources(capture, |net| matches!(net, IpNet::V6(_)))),
         set("martian_4", v4, prefixes_4(MARTIAN_4)),
@@ -178,7 +248,9 @@ fn sets(capture: &Capture) -> Vec<Set> {
         set("homes_4", v4, prefixes_4(&only_v4(&capture.homes))),
         set("homes_6", v6, prefixes_6(&only_v6(&capture.homes))),
         set("ports", SetKey::Port, ports),
-    ]
+    ];
+    sets.extend(prerouting::meters(capture));
+    sets
 }
 
 fn refuse() -> Chain {
@@ -186,110 +258,7 @@ fn refuse() -> Chain {
         rule(&[is_tcp(), Statement::Count, Statement::RejectReset]),
         rule(&[Statement::Count, Statement::RejectProhibited]),
     ];
-    Chain { name: "refuse", base: None, rules }
-}
-
-fn prerouting(capture: &Capture) -> Chain {
-    use Statement::{Accept, AnyOf, Count, Drop, Goto, In, IsNot, NotIn};
-    let families: &[Family] = if capture.ipv6 { &[Family::V4, Family::V6] } else { &[Family::V4] };
-    let mut rules = vec![rule(&[NotIn(Key::Interface, "agents"), Accept])];
-
-    if capture.ipv6 {
-        let mut discovery = neighbour_discovery();
-        discovery.extend([In(Key::Source(Family::V6), "link_6"), Accept]);
-        rules.push(rule(&discovery));
-    } else {
-        rules.push(because(Reason::ProtocolDenied, &[is_family(Family::V6), Count, Drop]));
-    }
-
-    // Never an answer to any of these: a reject quotes the sender's bytes to the sender's choice.
-    for &family in families {
-        let (martian, sources) = match family {
-            Family::V4 => ("martian_4", "sources_4"),
-            Family::V6 => ("martian_6", "sources_6"),
-        };
-        let martian = [is_family(family), In(Key::Source(family), martian), Count, Drop];
-        rules.push(because(Reason::SpoofedSource, &martian));
-        let foreign =
-            [is_family(family), NotIn(Key::InterfaceAndSource(family), sources), Count, Drop];
-        rules.push(because(Reason::SpoofedSource, &foreign));
-    }
-    let ours = [IsNot(Key::SourceType, fib_type("unicast", 1)), Count, Drop];
-    rules.push(because(Reason::SpoofedSource, &ours));
-    // The kernel says present or missing in one byte and clears the rest of the four.
-    let missing = Value { text: "missing".into(), bytes: 0u32.to_ne_bytes().to_vec() };
-    let astray = [Statement::Is(Key::WayBack, missing), Count, Drop];
-    rules.push(because(Reason::SpoofedSource, &astray));
-
-    if capture.ipv6 {
-        let mut discovery = neighbour_discovery();
-        discovery.push(Accept);
-        rules.push(rule(&discovery));
-    }
-
-    let many = vec![fib_type("broadcast", 3), fib_type("anycast", 4), fib_type("multicast", 5)];
-    rules.push(because(Reason::SelfDestination, &[AnyOf(Key::DestinationType, many), Count, Drop]));
-    for &family in families {
-        rules.push(deliver_dns(family, is_tcp(), capture));
-        rules.push(deliver_dns(family, is_udp(), capture));
-    }
-    let tcp_and_udp = vec![Value::byte("tcp", TCP), Value::byte("udp", UDP)];
-    let dns = [AnyOf(Key::L4, tcp_and_udp), port_is(DNS_PORT), Count, Goto("refuse")];
-    rules.push(because(Reason::DnsDenied, &dns));
-    let own = [Statement::Is(Key::DestinationType, fib_type("local", 2)), Count, Drop];
-    rules.push(because(Reason::SelfDestination, &own));
-    for &family in families {
-        let (special, homes) = match family {
-            Family::V4 => ("special_4", "homes_4"),
-            Family::V6 => ("special_6", "homes_6"),
-        };
-        let to = Key::Destination(family);
-        let special = [is_family(family), In(to, special), NotIn(to, homes), Count, Goto("refuse")];
-        rules.push(because(Reason::DestinationDenied, &special));
-    }
-
-    rules.push(divert(capture.mark));
-    rules.extend(families.iter().map(|family| deliver(*family, capture)));
-
-    // The closing rules. Without them a packet that no listener takes would be routed.
-    rules.push(because(Reason::PortDenied, &[is_tcp(), Count, Goto("refuse")]));
-    rules.push(because(Reason::ProtocolDenied, &[Count, Goto("refuse")]));
-    Chain { name: "prerouting", base: Some(base(Hook::Prerouting, MANGLE, false)), rules }
-}
-
-/// Packets of connections that our listeners accepted already.
-fn divert(mark: u32) -> Rule {
-    rule(&[
-        is_tcp(),
-        Statement::Is(Key::SocketTransparent, Value::byte("1", 1)),
-        Statement::Is(Key::SocketWildcard, Value::byte("0", 0)),
-        Statement::SetMark(mark),
-        Statement::Accept,
-    ])
-}
-
-/// New connections to listed ports.
-fn deliver(family: Family, capture: &Capture) -> Rule {
-    rule(&[
-        is_family(family),
-        is_tcp(),
-        Statement::In(Key::DestinationPort, "ports"),
-        Statement::Tproxy(family, capture.proxy_port),
-        Statement::SetMark(capture.mark),
-        Statement::Accept,
-    ])
-}
-
-/// DNS to any address, our own included. It takes the packets of open connections too.
-fn deliver_dns(family: Family, transport: Statement, capture: &Capture) -> Rule {
-    rule(&[
-        is_family(family),
-        transport,
-        port_is(DNS_PORT),
-        Statement::Tproxy(family, DNS_PORT),
-        Statement::SetMark(capture.mark),
-        Statement::Accept,
-    ])
+    Chain { name: "refuse".into(), base: None, rules }
 }
 
 fn input(capture: &Capture) -> Chain {
@@ -304,18 +273,19 @@ fn input(capture: &Capture) -> Chain {
         discovery.push(Accept);
         rules.push(rule(&discovery));
     }
+    rules.extend(prerouting::admitted_services(capture));
     rules.push(because(Reason::SelfDestination, &[Count, Drop]));
-    Chain { name: "input", base: Some(base(Hook::Input, FILTER, false)), rules }
+    Chain { name: "input".into(), base: Some(base(Hook::Input, FILTER, false)), rules }
 }
 
 fn forward() -> Chain {
     let rules = vec![rule(&[Statement::Count, Statement::Drop])];
-    Chain { name: "forward", base: Some(base(Hook::Forward, FILTER, true)), rules }
+    Chain { name: "forward".into(), base: Some(base(Hook::Forward, FILTER, true)), rules }
 }
 
 /// Solicitations and advertisements of neighbours; hop limit 255 proves that no router passed
 /// them on (RFC 4861, section 7.1). No router advertisement, no redirect.
-fn neighbour_discovery() -> Vec<Statement> {
+pub(super) fn neighbour_discovery() -> Vec<Statement> {
     let types =
         vec![Value::byte("nd-neighbor-solicit", 135), Value::byte("nd-neighbor-advert", 136)];
     vec![
@@ -326,36 +296,44 @@ fn neighbour_discovery() -> Vec<Statement> {
     ]
 }
 
-fn is_family(family: Family) -> Statement {
+pub(super) fn is_family(family: Family) -> Statement {
     Statement::Is(Key::Family, family.value())
 }
 
-fn is_tcp() -> Statement {
+pub(super) fn is_tcp() -> Statement {
     Statement::Is(Key::L4, Value::byte("tcp", TCP))
 }
 
-fn is_udp() -> Statement {
+pub(super) fn is_udp() -> Statement {
     Statement::Is(Key::L4, Value::byte("udp", UDP))
 }
 
-fn port_is(port: u16) -> Statement {
+pub(super) fn port_is(port: u16) -> Statement {
     let bytes = port.to_be_bytes().to_vec();
     Statement::Is(Key::DestinationPort, Value { text: port.to_string().into(), bytes })
 }
 
-fn fib_type(text: &'static str, number: u32) -> Value {
+pub(super) fn fib_type(text: &'static str, number: u32) -> Value {
     Value { text: text.into(), bytes: number.to_ne_bytes().to_vec() }
 }
 
-fn rule(statements: &[Statement]) -> Rule {
+pub(super) fn set(name: &'static str, key: SetKey, elements: Vec<Element>) -> Set {
+    Set { name: name.into(), key, elements, meter: false }
+}
+
+pub(super) fn meter(name: impl Into<Cow<'static, str>>, key: SetKey) -> Set {
+    Set { name: name.into(), key, elements: Vec::new(), meter: true }
+}
+
+pub(super) fn rule(statements: &[Statement]) -> Rule {
     Rule { statements: statements.to_vec(), reason: None }
 }
 
-fn because(reason: Reason, statements: &[Statement]) -> Rule {
+pub(super) fn because(reason: Reason, statements: &[Statement]) -> Rule {
     Rule { statements: statements.to_vec(), reason: Some(reason) }
 }
 
-fn base(hook: Hook, priority: i32, drop: bool) -> Base {
+pub(super) fn base(hook: Hook, priority: i32, drop: bool) -> Base {
     Base { hook, priority, drop }
 }
 
@@ -369,12 +347,12 @@ fn sources(capture: &Capture, family: fn(&IpNet) -> bool) -> Vec<Element> {
     sources
 }
 
-fn prefixes_4(prefixes: &[Ipv4Net]) -> Vec<Element> {
+pub(super) fn prefixes_4(prefixes: &[Ipv4Net]) -> Vec<Element> {
     let prefixes: Vec<IpNet> = prefixes.iter().copied().map(IpNet::V4).collect();
     aggregate(&prefixes).into_iter().map(Element::Prefix).collect()
 }
 
-fn prefixes_6(prefixes: &[Ipv6Net]) -> Vec<Element> {
+pub(super) fn prefixes_6(prefixes: &[Ipv6Net]) -> Vec<Element> {
     let prefixes: Vec<IpNet> = prefixes.iter().copied().map(IpNet::V6).collect();
     aggregate(&prefixes).into_iter().map(Element::Prefix).collect()
 }
@@ -388,7 +366,7 @@ impl Family {
         }
     }
 
-    fn value(self) -> Value {
+    pub(super) fn value(self) -> Value {
         match self {
             Self::V4 => Value::byte("ipv4", self.number()),
             Self::V6 => Value::byte("ipv6", self.number()),
@@ -397,20 +375,40 @@ impl Family {
 }
 
 impl Value {
-    fn byte(text: &'static str, byte: u8) -> Self {
+    /// A number of two bytes in network order.
+    pub(super) fn pair(text: &'static str, number: u16) -> Self {
+        Self { text: text.into(), bytes: number.to_be_bytes().to_vec() }
+    }
+
+    /// An interface by its name.
+    pub(super) fn interface(name: &InterfaceName) -> Self {
+        Self { text: format!("\"{name}\"").into(), bytes: interface_key(name.as_str()) }
+    }
+
+    pub(super) fn mac(mac: Mac) -> Self {
+        Self { text: mac.to_string().into(), bytes: mac.octets().to_vec() }
+    }
+
+    /// An address, as its header holds it.
+    pub(super) fn address(address: IpAddr) -> Self {
+        Self { text: address.to_string().into(), bytes: octets(address) }
+    }
+
+    pub(super) fn byte(text: &'static str, byte: u8) -> Self {
         Self { text: text.into(), bytes: vec![byte] }
     }
 
-    fn mark(mark: u32) -> Self {
+    pub(super) fn mark(mark: u32) -> Self {
         Self { text: format!("{mark:#010x}").into(), bytes: mark.to_ne_bytes().to_vec() }
     }
 }
 
 /// Priorities by their names in nft(8). `mangle` comes after defragmentation, which tproxy and
 /// socket switch on, and before routing.
-const MANGLE: i32 = -150;
+pub(super) const MANGLE: i32 = -150;
 const FILTER: i32 = 0;
 
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-const ICMP6: u8 = 58;
+pub(super) const TCP: u8 = 6;
+pub(super) const UDP: u8 = 17;
+pub(super) const ICMP4: u8 = 1;
+pub(super) const ICMP6: u8 = 58;

@@ -17,7 +17,7 @@ use nftnl::{
     nftnl_sys::{self as sys, libc},
 };
 
-use super::plan::Family;
+use super::plan::{Family, TableFamily};
 
 /// One expression, ready to be added to a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,16 +26,26 @@ pub(super) struct RawExpr {
     attributes: Vec<(u32, Attribute)>,
 }
 
-/// A set of the inet family with some of its elements, owned by libnftnl's allocator.
+/// A set with some of its elements, owned by libnftnl's allocator.
 pub(super) struct RawSet {
     set: NonNull<sys::nftnl_set>,
+    family: TableFamily,
+}
+
+/// A named counter, owned by libnftnl's allocator.
+pub(super) struct RawCounter {
+    object: NonNull<sys::nftnl_obj>,
+    family: TableFamily,
 }
 
 /// What a set is declared with.
 #[derive(Debug, Clone)]
 pub(super) struct Declaration {
     pub(super) table: &'static CStr,
+    pub(super) family: TableFamily,
     pub(super) name: CString,
+    /// Most elements that it takes; 0 for no bound.
+    pub(super) size: u32,
     /// Ties lookups of the same transaction to an anonymous set; unique within it.
     pub(super) id: u32,
     /// `NFT_SET_*`.
@@ -71,6 +81,7 @@ enum Attribute {
     U64(u64),
     Text(CString),
     Bytes(Vec<u8>),
+    Expression(Box<RawExpr>),
 }
 
 impl RawExpr {
@@ -148,12 +159,52 @@ impl RawExpr {
 
     /// Goes on only above this many packets a second, and as many at once.
     pub(super) fn limit_over(rate: u32) -> Self {
+        Self::limit(rate, LIMIT_INVERT)
+    }
+
+    /// Goes on only up to this many packets a second, and as many at once.
+    pub(super) fn limit_within(rate: u32) -> Self {
+        Self::limit(rate, 0)
+    }
+
+    fn limit(rate: u32, flags: u32) -> Self {
         Self::new(c"limit")
             .with(sys::NFTNL_EXPR_LIMIT_RATE, Attribute::U64(u64::from(rate)))
             .with(sys::NFTNL_EXPR_LIMIT_UNIT, Attribute::U64(A_SECOND))
             .u32(sys::NFTNL_EXPR_LIMIT_BURST, rate)
             .u32(sys::NFTNL_EXPR_LIMIT_TYPE, LIMIT_PACKETS)
-            .u32(sys::NFTNL_EXPR_LIMIT_FLAGS, LIMIT_INVERT)
+            .u32(sys::NFTNL_EXPR_LIMIT_FLAGS, flags)
+    }
+
+    /// Applies the limit to the packets that share the key in the register. A key that is new is
+    /// added to the set, where it stays for this many milliseconds without a packet. Where there is
+    /// no room for it, the rule goes on with no packet of it.
+    pub(super) fn meter(set: &CStr, milliseconds: u64, limit: Self) -> Self {
+        Self::new(c"dynset")
+            .u32(sys::NFTNL_EXPR_DYNSET_SREG_KEY, REGISTER)
+            .u32(sys::NFTNL_EXPR_DYNSET_OP, libc::NFT_DYNSET_OP_UPDATE as u32)
+            .with(sys::NFTNL_EXPR_DYNSET_TIMEOUT, Attribute::U64(milliseconds))
+            .with(sys::NFTNL_EXPR_DYNSET_SET_NAME, Attribute::Text(set.to_owned()))
+            .u32(sys::NFTNL_EXPR_DYNSET_SET_ID, 0)
+            .with(sys::NFTNL_EXPR_DYNSET_EXPR, Attribute::Expression(Box::new(limit)))
+    }
+
+    /// Counts into the named counter.
+    pub(super) fn count_as(counter: &CStr) -> Self {
+        Self::new(c"objref")
+            .u32(sys::NFTNL_EXPR_OBJREF_IMM_TYPE, OBJECT_COUNTER)
+            .with(sys::NFTNL_EXPR_OBJREF_IMM_NAME, Attribute::Text(counter.to_owned()))
+    }
+
+    /// Keeps only the bits of the mask, in this register.
+    pub(super) fn mask(register: u32, mask: &[u8]) -> Self {
+        let nothing = vec![0; mask.len()];
+        Self::new(c"bitwise")
+            .u32(sys::NFTNL_EXPR_BITWISE_SREG, register)
+            .u32(sys::NFTNL_EXPR_BITWISE_DREG, register)
+            .u32(sys::NFTNL_EXPR_BITWISE_LEN, mask.len() as u32)
+            .with(sys::NFTNL_EXPR_BITWISE_MASK, Attribute::Bytes(mask.to_vec()))
+            .with(sys::NFTNL_EXPR_BITWISE_XOR, Attribute::Bytes(nothing))
     }
 
     /// Copies the first `snaplen` bytes of the packet to an NFLOG group.
@@ -195,8 +246,8 @@ impl RawExpr {
     }
 }
 
-impl Expression for RawExpr {
-    fn to_expr(&self, _rule: &nftnl::Rule<'_>) -> NonNull<sys::nftnl_expr> {
+impl RawExpr {
+    fn build(&self) -> NonNull<sys::nftnl_expr> {
         // SAFETY: the name ends in NUL. libnftnl returns a new expression or null.
         let expr = or_abort(unsafe { sys::nftnl_expr_alloc(self.name.as_ptr()) });
         for (number, attribute) in &self.attributes {
@@ -218,10 +269,21 @@ impl Expression for RawExpr {
                         let data = bytes.as_ptr().cast::<c_void>();
                         or_die(sys::nftnl_expr_set(raw, number, data, bytes.len() as u32));
                     }
+                    // The outer expression takes the inner one over and frees it.
+                    Attribute::Expression(inner) => {
+                        let inner = inner.build().as_ptr().cast::<c_void>();
+                        or_die(sys::nftnl_expr_set(raw, number, inner, 0));
+                    }
                 }
             }
         }
         expr
+    }
+}
+
+impl Expression for RawExpr {
+    fn to_expr(&self, _rule: &nftnl::Rule<'_>) -> NonNull<sys::nftnl_expr> {
+        self.build()
     }
 }
 
@@ -230,7 +292,7 @@ impl RawSet {
     pub(super) fn new(declaration: &Declaration, elements: &[RawElement]) -> Self {
         // SAFETY: no argument. libnftnl returns a new set or null.
         let set = or_abort(unsafe { sys::nftnl_set_alloc() });
-        let this = Self { set };
+        let this = Self { set, family: declaration.family };
         this.declare(declaration);
         for element in elements.iter().take(MAX_ELEMENTS) {
             this.add(element);
@@ -242,13 +304,15 @@ impl RawSet {
         let set = self.set.as_ptr();
         let key_bytes = declaration.fields.iter().map(|field| u32::from(*field)).sum();
         let numbers = [
-            (sys::NFTNL_SET_FAMILY, ProtoFamily::Inet as u32),
+            (sys::NFTNL_SET_FAMILY, declaration.family.proto() as u32),
             (sys::NFTNL_SET_ID, declaration.id),
             (sys::NFTNL_SET_FLAGS, declaration.flags),
             (sys::NFTNL_SET_KEY_TYPE, declaration.key_type),
             (sys::NFTNL_SET_KEY_LEN, key_bytes),
         ];
-        for (number, value) in numbers {
+        let size = Some((sys::NFTNL_SET_DESC_SIZE, declaration.size));
+        let size = size.filter(|(_, size)| *size > 0);
+        for (number, value) in numbers.into_iter().chain(size) {
             // SAFETY: `set` is live and ours; these attributes are all u32 (libnftnl set.c).
             unsafe { sys::nftnl_set_set_u32(set, number as u16, value) };
         }
@@ -260,7 +324,8 @@ impl RawSet {
             // SAFETY: `set` is live and ours; the text ends in NUL and is copied.
             or_die(unsafe { sys::nftnl_set_set_str(set, number as u16, text.as_ptr()) });
         }
-        let lengths = if declaration.fields.len() > 1 { &declaration.fields } else { &Vec::new() };
+        let joined = declaration.flags & SET_CONCAT != 0;
+        let lengths = if joined { &declaration.fields } else { &Vec::new() };
         let blobs = [
             (sys::NFTNL_SET_DESC_CONCAT, lengths),
             (sys::NFTNL_SET_USERDATA, &declaration.userdata),
@@ -306,6 +371,68 @@ impl Drop for RawSet {
     }
 }
 
+impl RawCounter {
+    /// A counter as it is declared; what it counts is the kernel's.
+    pub(super) fn new(table: &CStr, family: TableFamily, name: &CStr) -> Self {
+        // SAFETY: no argument. libnftnl returns a new object or null.
+        let object = or_abort(unsafe { sys::nftnl_obj_alloc() });
+        let (raw, proto) = (object.as_ptr(), family.proto() as u32);
+        // SAFETY: `raw` is live and ours; family and type are u32, table and name are text that
+        // ends in NUL and is copied (libnftnl object.c).
+        unsafe {
+            sys::nftnl_obj_set_u32(raw, sys::NFTNL_OBJ_FAMILY as u16, proto);
+            sys::nftnl_obj_set_u32(raw, sys::NFTNL_OBJ_TYPE as u16, OBJECT_COUNTER);
+            sys::nftnl_obj_set_str(raw, sys::NFTNL_OBJ_TABLE as u16, table.as_ptr());
+            sys::nftnl_obj_set_str(raw, sys::NFTNL_OBJ_NAME as u16, name.as_ptr());
+        }
+        Self { object, family }
+    }
+}
+
+impl Drop for RawCounter {
+    fn drop(&mut self) {
+        // SAFETY: allocated by `new`, owned by this value alone, not used after this.
+        unsafe { sys::nftnl_obj_free(self.object.as_ptr()) };
+    }
+}
+
+// SAFETY: a name and a number, far below `nft_nlmsg_maxsize`.
+unsafe impl NlMsg for RawCounter {
+    unsafe fn write(&self, buf: *mut c_void, seq: u32, msg_type: MsgType) {
+        let (kind, create) = match msg_type {
+            MsgType::Add => (libc::NFT_MSG_NEWOBJ, libc::NLM_F_CREATE),
+            MsgType::Del => (libc::NFT_MSG_DELOBJ, 0),
+        };
+        let flags = (libc::NLM_F_ACK | create) as u16;
+        let family = self.family.proto() as u16;
+        // SAFETY: the caller of `write` vouches for the room behind `buf`; the object is live for
+        // as long as `self`, and building a payload does not change it.
+        unsafe {
+            let buf = buf.cast::<c_char>();
+            let header = sys::nftnl_nlmsg_build_hdr(buf, kind as u16, family, flags, seq);
+            sys::nftnl_obj_nlmsg_build_payload(header, self.object.as_ptr());
+        }
+    }
+}
+
+impl TableFamily {
+    /// The same for libnftnl.
+    pub(super) fn proto(self) -> ProtoFamily {
+        match self {
+            Self::Inet => ProtoFamily::Inet,
+            Self::Netdev => ProtoFamily::NetDev,
+        }
+    }
+}
+
+impl SetMessage<'_> {
+    fn family(&self) -> TableFamily {
+        match self {
+            Self::Declare(set) | Self::Elements(set) => set.family,
+        }
+    }
+}
+
 // SAFETY: a declaration is a few hundred bytes, and `RawSet::new` takes at most `MAX_ELEMENTS`
 // elements of at most two keys of `MAX_KEY_BYTES`, so a message stays below `nft_nlmsg_maxsize`.
 unsafe impl NlMsg for SetMessage<'_> {
@@ -324,7 +451,7 @@ unsafe impl NlMsg for SetMessage<'_> {
             let header = sys::nftnl_nlmsg_build_hdr(
                 buf.cast::<c_char>(),
                 kind as u16,
-                ProtoFamily::Inet as u16,
+                self.family().proto() as u16,
                 flags,
                 seq,
             );
@@ -345,6 +472,12 @@ pub(super) const MAX_ELEMENTS: usize = 256;
 
 /// The register that everything is loaded into and compared in.
 pub(super) const REGISTER: u32 = libc::NFT_REG_1 as u32;
+
+/// A set whose key has several fields, each with an interval of its own.
+pub(super) const SET_CONCAT: u32 = 0x80;
+
+/// `NFT_OBJECT_COUNTER`.
+const OBJECT_COUNTER: u32 = 1;
 
 // linux/netfilter/nf_tables.h, NFT_LIMIT_*.
 const LIMIT_PACKETS: u32 = 0;

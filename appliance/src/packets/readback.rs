@@ -4,7 +4,7 @@
 //! their expressions by name, and the sets with every element. A difference is an error, because
 //! somebody else is writing to our table.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use nftnl::nftnl_sys::libc;
 
@@ -13,7 +13,7 @@ use super::{
     install::netlink_error,
     lower,
     netlink::{Netfilter, attribute, attributes, number, text},
-    plan::{self, Base, Hook, TABLE},
+    plan::{self, Base, Hook, TABLE, TableFamily},
     raw_expr::RawElement,
 };
 use crate::reason::Reason;
@@ -22,12 +22,11 @@ use crate::reason::Reason;
 pub(super) fn require_base() -> Result<(), PacketsError> {
     let failed = |source| netlink_error("look for the guard table", source);
     let mut netfilter = Netfilter::open().map_err(failed)?;
-    let chains = chains(&mut netfilter, BASE_TABLE).map_err(failed)?;
-    let drops = |chain: &ChainFacts| {
-        matches!(chain, Some((hook, _, policy))
-        if *hook == libc::NF_INET_FORWARD as u32 && *policy == libc::NF_DROP as u32)
+    let chains = chains(&mut netfilter, TableFamily::Inet, BASE_TABLE).map_err(failed)?;
+    let drops = |facts: &ChainFacts| {
+        facts.hook == libc::NF_INET_FORWARD as u32 && facts.policy == libc::NF_DROP as u32
     };
-    if chains.values().any(drops) { Ok(()) } else { Err(PacketsError::NoBaseTable) }
+    if chains.values().flatten().any(drops) { Ok(()) } else { Err(PacketsError::NoBaseTable) }
 }
 
 /// Names in the daemon's table that are not in the plan: left by another version, or by hand.
@@ -35,41 +34,71 @@ pub(super) fn require_base() -> Result<(), PacketsError> {
 pub(super) struct Strangers {
     pub(super) chains: Vec<String>,
     pub(super) sets: Vec<String>,
+    pub(super) counters: Vec<String>,
 }
 
 /// What an earlier table left behind. Empty where there is no table yet.
 pub(super) fn strangers(table: &plan::Table) -> Result<Strangers, PacketsError> {
+    let family = table.family;
+    if !has_table(family)? {
+        return Ok(Strangers::default());
+    }
     let failed = |source| netlink_error("look at the packet rules", source);
     let mut netfilter = Netfilter::open().map_err(failed)?;
     let mut chains: Vec<String> =
-        chains(&mut netfilter, TABLE).map_err(failed)?.into_keys().collect();
-    chains.retain(|name| table.chains.iter().all(|chain| chain.name != name));
-    if chains.is_empty() && !has_table(&mut netfilter).map_err(failed)? {
-        return Ok(Strangers::default());
-    }
-    let mut sets = sets(&mut netfilter).map_err(failed)?;
-    sets.retain(|name| table.sets.iter().all(|set| set.name != name));
-    Ok(Strangers { chains, sets })
+        chains(&mut netfilter, family, TABLE).map_err(failed)?.into_keys().collect();
+    chains.retain(|name| table.chains.iter().all(|chain| chain.name != *name));
+    let mut sets = sets(&mut netfilter, family).map_err(failed)?;
+    sets.retain(|name| table.sets.iter().all(|set| set.name != *name));
+    let counters = counters(&mut netfilter, family).map_err(failed)?.into_keys();
+    let counters = counters.filter(|name| !table.counters.contains(name)).collect();
+    Ok(Strangers { chains, sets, counters })
 }
 
-/// Fails unless the kernel holds exactly this table.
-pub(super) fn verify(table: &plan::Table) -> Result<(), PacketsError> {
-    let failed = |source| netlink_error("read back the packet rules", source);
+/// Whether the kernel has a table of ours in this family.
+pub(super) fn has_table(family: TableFamily) -> Result<bool, PacketsError> {
+    let failed = |source| netlink_error("look for the packet rules", source);
     let mut netfilter = Netfilter::open().map_err(failed)?;
-    let found = chains(&mut netfilter, TABLE).map_err(failed)?;
-    let meant = table.chains.iter().map(|chain| (chain.name.to_owned(), chain.base.map(facts)));
+    let answers = netfilter.dump(family, libc::NFT_MSG_GETTABLE, &[]).map_err(failed)?;
+    Ok(answers.iter().any(|answer| text(answer, NFTA_TABLE) == Some(TABLE)))
+}
+
+/// Fails unless the kernel holds exactly these tables.
+pub(super) fn verify(tables: &[plan::Table]) -> Result<(), PacketsError> {
+    let frames = tables.iter().any(|table| table.family == TableFamily::Netdev);
+    same("the table of frames", &has_table(TableFamily::Netdev)?, &frames)?;
+    tables.iter().try_for_each(verify_table)
+}
+
+fn verify_table(table: &plan::Table) -> Result<(), PacketsError> {
+    let failed = |source| netlink_error("read back the packet rules", source);
+    let family = table.family;
+    let mut netfilter = Netfilter::open().map_err(failed)?;
+    let found = chains(&mut netfilter, family, TABLE).map_err(failed)?;
+    let meant = table
+        .chains
+        .iter()
+        .map(|chain| (chain.name.clone().into_owned(), chain.base.as_ref().map(facts)));
     same("chains", &found, &meant.collect())?;
     for chain in &table.chains {
-        let found = rules(&mut netfilter, chain.name).map_err(failed)?;
-        let meant: Vec<Vec<String>> = chain.rules.iter().map(expression_names).collect();
+        let found = rules(&mut netfilter, family, &chain.name).map_err(failed)?;
+        let expressions = |rule| expression_names(rule, family);
+        let meant: Vec<Vec<String>> = chain.rules.iter().map(expressions).collect();
         same(&format!("rules of chain {}", chain.name), &found, &meant)?;
     }
-    let found = sets(&mut netfilter).map_err(failed)?;
-    let mut meant: Vec<String> = table.sets.iter().map(|set| set.name.to_owned()).collect();
+    let found = sets(&mut netfilter, family).map_err(failed)?;
+    let mut meant: Vec<String> =
+        table.sets.iter().map(|set| set.name.clone().into_owned()).collect();
     meant.sort();
     same("sets", &found, &meant)?;
-    for set in &table.sets {
-        let found = elements(&mut netfilter, set.name).map_err(failed)?;
+    let found: Vec<String> =
+        counters(&mut netfilter, family).map_err(failed)?.into_keys().collect();
+    let mut meant = table.counters.clone();
+    meant.sort();
+    same("counters", &found, &meant)?;
+    // What is in a meter was put there by packets.
+    for set in table.sets.iter().filter(|set| !set.meter) {
+        let found = elements(&mut netfilter, family, &set.name).map_err(failed)?;
         let mut meant = lower::elements(set);
         meant.sort();
         same(&format!("elements of set {}", set.name), &found, &meant)?;
@@ -78,43 +107,34 @@ pub(super) fn verify(table: &plan::Table) -> Result<(), PacketsError> {
 }
 
 /// How many packets of each reason were refused without being told, because they were too many,
-/// since the rules were last installed. Only reasons with any.
+/// since the tables were made. Installing rules does not set these counters back.
 ///
 /// # Errors
 ///
 /// Where the kernel cannot be asked.
-pub fn untold() -> Result<Vec<(Reason, u64)>, PacketsError> {
+pub fn untold() -> Result<HashMap<Reason, u64>, PacketsError> {
     let failed = |source| netlink_error("count what was not told", source);
     let mut netfilter = Netfilter::open().map_err(failed)?;
-    let narrowed = [(NFTA_TABLE, TABLE)];
-    let answers = netfilter.dump(libc::NFT_MSG_GETRULE, &narrowed).map_err(failed)?;
-    let ours = answers.iter().filter(|answer| text(answer, NFTA_TABLE) == Some(TABLE));
-    let mut untold: Vec<(Reason, u64)> = Vec::new();
-    for (reason, count) in ours.filter_map(|rule| above_the_rate(rule)).filter(|(_, n)| *n > 0) {
-        match untold.iter_mut().find(|(known, _)| *known == reason) {
-            Some((_, sum)) => *sum += count,
-            None => untold.push((reason, count)),
+    let mut untold = HashMap::new();
+    for family in [TableFamily::Inet, TableFamily::Netdev] {
+        for (name, packets) in counters(&mut netfilter, family).map_err(failed)? {
+            if let Some(reason) = super::log::reason(&name) {
+                *untold.entry(reason).or_default() += packets;
+            }
         }
     }
     Ok(untold)
 }
 
-/// The reason and the count of a rule that begins with a limit.
-fn above_the_rate(rule: &[u8]) -> Option<(Reason, u64)> {
-    let chain = text(rule, NFTA_RULE_CHAIN)?;
-    let mut expressions = attributes(attribute(rule, NFTA_RULE_EXPRESSIONS)?);
-    let (_, first) = expressions.next()?;
-    let (_, counter) = expressions.next()?;
-    if text(first, NFTA_EXPR_NAME) != Some("limit") {
-        return None;
-    }
-    let data = attribute(counter, NFTA_EXPR_DATA)?;
-    let packets = attribute(data, NFTA_COUNTER_PACKETS)?.first_chunk::<8>()?;
-    Some((super::log::reason(chain)?, u64::from_be_bytes(*packets)))
+/// How a base chain is hooked.
+#[derive(Debug, PartialEq, Eq)]
+struct ChainFacts {
+    hook: u32,
+    priority: i32,
+    policy: u32,
+    /// The device, at ingress.
+    device: Option<String>,
 }
-
-/// Hook, priority and policy of a base chain.
-type ChainFacts = Option<(u32, i32, u32)>;
 
 fn same<T: PartialEq>(place: &str, found: &T, meant: &T) -> Result<(), PacketsError> {
     if found == meant {
@@ -123,46 +143,71 @@ fn same<T: PartialEq>(place: &str, found: &T, meant: &T) -> Result<(), PacketsEr
     Err(PacketsError::ReadBack { place: place.to_owned() })
 }
 
-fn facts(base: Base) -> (u32, i32, u32) {
-    let hook = match base.hook {
-        Hook::Prerouting => libc::NF_INET_PRE_ROUTING,
-        Hook::Input => libc::NF_INET_LOCAL_IN,
-        Hook::Forward => libc::NF_INET_FORWARD,
+fn facts(base: &Base) -> ChainFacts {
+    let (hook, device) = match &base.hook {
+        Hook::Ingress(device) => (NF_NETDEV_INGRESS, Some(device.to_string())),
+        Hook::Prerouting => (libc::NF_INET_PRE_ROUTING, None),
+        Hook::Input => (libc::NF_INET_LOCAL_IN, None),
+        Hook::Forward => (libc::NF_INET_FORWARD, None),
     };
     let policy = if base.drop { libc::NF_DROP } else { libc::NF_ACCEPT };
-    (hook as u32, base.priority, policy as u32)
+    ChainFacts { hook: hook as u32, priority: base.priority, policy: policy as u32, device }
 }
 
-fn expression_names(rule: &plan::Rule) -> Vec<String> {
-    let lowered = lower::rule(rule, &mut (1..));
+fn expression_names(rule: &plan::Rule, family: TableFamily) -> Vec<String> {
+    let lowered = lower::rule(rule, family, &mut (1..));
     let names = lowered.expressions.iter();
     names.map(|expression| expression.name().to_string_lossy().into_owned()).collect()
 }
 
-fn chains(netfilter: &mut Netfilter, table: &str) -> std::io::Result<BTreeMap<String, ChainFacts>> {
-    let answers = netfilter.dump(libc::NFT_MSG_GETCHAIN, &[])?;
+fn chains(
+    netfilter: &mut Netfilter,
+    family: TableFamily,
+    table: &str,
+) -> std::io::Result<BTreeMap<String, Option<ChainFacts>>> {
+    let answers = netfilter.dump(family, libc::NFT_MSG_GETCHAIN, &[])?;
     let ours = answers.iter().filter(|answer| text(answer, NFTA_TABLE) == Some(table));
     Ok(ours
         .filter_map(|answer| {
             let name = text(answer, NFTA_CHAIN_NAME)?.to_owned();
-            let hook = attribute(answer, NFTA_CHAIN_HOOK).and_then(|hook| {
-                let priority = number(hook, NFTA_HOOK_PRIORITY)?.cast_signed();
-                let policy = number(answer, NFTA_CHAIN_POLICY)?;
-                Some((number(hook, NFTA_HOOK_HOOKNUM)?, priority, policy))
+            let facts = attribute(answer, NFTA_CHAIN_HOOK).and_then(|hook| {
+                Some(ChainFacts {
+                    hook: number(hook, NFTA_HOOK_HOOKNUM)?,
+                    priority: number(hook, NFTA_HOOK_PRIORITY)?.cast_signed(),
+                    policy: number(answer, NFTA_CHAIN_POLICY)?,
+                    device: text(hook, NFTA_HOOK_DEV).map(str::to_owned),
+                })
             });
-            Some((name, hook))
+            Some((name, facts))
         })
         .collect())
 }
 
-fn has_table(netfilter: &mut Netfilter) -> std::io::Result<bool> {
-    let answers = netfilter.dump(libc::NFT_MSG_GETTABLE, &[])?;
-    Ok(answers.iter().any(|answer| text(answer, NFTA_TABLE) == Some(TABLE)))
+/// The named counters and what they have counted, in packets.
+fn counters(
+    netfilter: &mut Netfilter,
+    family: TableFamily,
+) -> std::io::Result<BTreeMap<String, u64>> {
+    let answers = netfilter.dump(family, libc::NFT_MSG_GETOBJ, &[(NFTA_TABLE, TABLE)])?;
+    let ours = answers.iter().filter(|answer| text(answer, NFTA_TABLE) == Some(TABLE));
+    Ok(ours
+        .filter_map(|answer| {
+            let name = text(answer, NFTA_OBJ_NAME)?.to_owned();
+            let packets = attribute(answer, NFTA_OBJ_DATA)
+                .and_then(|data| attribute(data, NFTA_COUNTER_PACKETS))
+                .and_then(|packets| packets.first_chunk::<8>());
+            Some((name, packets.map_or(0, |packets| u64::from_be_bytes(*packets))))
+        })
+        .collect())
 }
 
-fn rules(netfilter: &mut Netfilter, chain: &str) -> std::io::Result<Vec<Vec<String>>> {
+fn rules(
+    netfilter: &mut Netfilter,
+    family: TableFamily,
+    chain: &str,
+) -> std::io::Result<Vec<Vec<String>>> {
     let narrowed = [(NFTA_TABLE, TABLE), (NFTA_RULE_CHAIN, chain)];
-    let answers = netfilter.dump(libc::NFT_MSG_GETRULE, &narrowed)?;
+    let answers = netfilter.dump(family, libc::NFT_MSG_GETRULE, &narrowed)?;
     let ours = answers.iter().filter(|answer| {
         text(answer, NFTA_TABLE) == Some(TABLE) && text(answer, NFTA_RULE_CHAIN) == Some(chain)
     });
@@ -177,8 +222,8 @@ fn rules(netfilter: &mut Netfilter, chain: &str) -> std::io::Result<Vec<Vec<Stri
         .collect())
 }
 
-fn sets(netfilter: &mut Netfilter) -> std::io::Result<Vec<String>> {
-    let answers = netfilter.dump(libc::NFT_MSG_GETSET, &[(NFTA_TABLE, TABLE)])?;
+fn sets(netfilter: &mut Netfilter, family: TableFamily) -> std::io::Result<Vec<String>> {
+    let answers = netfilter.dump(family, libc::NFT_MSG_GETSET, &[(NFTA_TABLE, TABLE)])?;
     let ours = answers.iter().filter(|answer| text(answer, NFTA_TABLE) == Some(TABLE));
     let names = ours.filter_map(|answer| text(answer, NFTA_SET_NAME));
     // Anonymous sets come and go with their rules.
@@ -188,9 +233,13 @@ fn sets(netfilter: &mut Netfilter) -> std::io::Result<Vec<String>> {
     Ok(named)
 }
 
-fn elements(netfilter: &mut Netfilter, set: &str) -> std::io::Result<Vec<RawElement>> {
+fn elements(
+    netfilter: &mut Netfilter,
+    family: TableFamily,
+    set: &str,
+) -> std::io::Result<Vec<RawElement>> {
     let narrowed = [(NFTA_TABLE, TABLE), (NFTA_SET_ELEM_LIST_SET, set)];
-    let answers = netfilter.dump(libc::NFT_MSG_GETSETELEM, &narrowed)?;
+    let answers = netfilter.dump(family, libc::NFT_MSG_GETSETELEM, &narrowed)?;
     let lists = answers.iter().filter_map(|answer| attribute(answer, NFTA_SET_ELEM_LIST_ELEMENTS));
     // nft opens an interval set by ending, at zero, what is before its first one; that says nothing.
     let opening =
@@ -220,6 +269,9 @@ fn raw_element(element: &[u8]) -> RawElement {
 /// The table of `nft/base.nft`.
 const BASE_TABLE: &str = "cloakroom_base";
 
+/// linux/netfilter.h.
+const NF_NETDEV_INGRESS: i32 = 0;
+
 // linux/netfilter/nf_tables.h. The table's name is attribute 1 of every object.
 const NFTA_TABLE: u16 = 1;
 const NFTA_CHAIN_NAME: u16 = 3;
@@ -227,10 +279,12 @@ const NFTA_CHAIN_HOOK: u16 = 4;
 const NFTA_CHAIN_POLICY: u16 = 5;
 const NFTA_HOOK_HOOKNUM: u16 = 1;
 const NFTA_HOOK_PRIORITY: u16 = 2;
+const NFTA_HOOK_DEV: u16 = 3;
 const NFTA_RULE_CHAIN: u16 = 2;
 const NFTA_RULE_EXPRESSIONS: u16 = 4;
 const NFTA_EXPR_NAME: u16 = 1;
-const NFTA_EXPR_DATA: u16 = 2;
+const NFTA_OBJ_NAME: u16 = 2;
+const NFTA_OBJ_DATA: u16 = 4;
 const NFTA_COUNTER_PACKETS: u16 = 2;
 const NFTA_SET_NAME: u16 = 2;
 const NFTA_SET_ELEM_LIST_SET: u16 = 2;

@@ -5,13 +5,20 @@
 
 use std::fmt::Write;
 
-use super::log::SNAPLEN;
-use super::plan::{Base, Chain, Element, Family, Hook, Key, Rule, Set, SetKey, Statement, Table};
+use super::{
+    log::SNAPLEN,
+    lower::{METER_MILLISECONDS, METER_SIZE},
+    plan::{
+        Base, Chain, Element, Family, Hook, Key, Rule, Set, SetKey, Statement, Table, TableFamily,
+        Value,
+    },
+};
 
-/// The whole table. Its name is [`super::plan::TABLE`].
+/// A whole table. Its name is [`super::plan::TABLE`].
 pub(super) fn text(table: &Table) -> String {
-    let mut text = format!("table inet {} {{\n", super::plan::TABLE);
-    let sets = table.sets.iter().map(set);
+    let mut text = format!("table {} {} {{\n", family(table.family), super::plan::TABLE);
+    let counters = table.counters.iter().map(|name| format!("\tcounter {name} {{\n\t}}\n"));
+    let sets = counters.chain(table.sets.iter().map(set));
     let blocks: Vec<String> = sets.chain(table.chains.iter().map(chain)).collect();
     text.push_str(&blocks.join("\n"));
     text.push_str("}\n");
@@ -27,6 +34,14 @@ pub(super) fn rule(rule: &Rule) -> String {
     words.join(" ")
 }
 
+/// A family's name.
+pub(super) fn family(family: TableFamily) -> &'static str {
+    match family {
+        TableFamily::Inet => "inet",
+        TableFamily::Netdev => "netdev",
+    }
+}
+
 fn set(set: &Set) -> String {
     let (kind, interval) = match set.key {
         SetKey::Interface => ("ifname", false),
@@ -35,9 +50,14 @@ fn set(set: &Set) -> String {
         SetKey::Address(Family::V6) => ("ipv6_addr", true),
         SetKey::InterfaceAndAddress(Family::V4) => ("ifname . ipv4_addr", true),
         SetKey::InterfaceAndAddress(Family::V6) => ("ifname . ipv6_addr", true),
+        SetKey::InterfaceAndMac => ("ifname . ether_addr", false),
+        SetKey::InterfaceMacAndAddress(Family::V4) => ("ifname . ether_addr . ipv4_addr", false),
+        SetKey::InterfaceMacAndAddress(Family::V6) => ("ifname . ether_addr . ipv6_addr", false),
     };
     let mut text = format!("\tset {} {{\n\t\ttype {kind}\n", set.name);
-    if interval {
+    if set.meter {
+        let _ = writeln!(text, "\t\tsize {METER_SIZE}\n\t\tflags dynamic,timeout");
+    } else if interval {
         text.push_str("\t\tflags interval\n");
     }
     if !set.elements.is_empty() {
@@ -54,18 +74,23 @@ fn element(element: &Element) -> String {
         Element::Port(port) => port.to_string(),
         Element::Prefix(net) => net.to_string(),
         Element::InterfaceAndPrefix(name, net) => format!("\"{name}\" . {net}"),
+        Element::InterfaceAndMac(name, mac) => format!("\"{name}\" . {mac}"),
+        Element::InterfaceMacAndAddress(name, mac, address) => {
+            format!("\"{name}\" . {mac} . {address}")
+        }
     }
 }
 
 fn chain(chain: &Chain) -> String {
     let mut text = format!("\tchain {} {{\n", chain.name);
-    if let Some(Base { hook, priority, drop }) = chain.base {
+    if let Some(Base { hook, priority, drop }) = &chain.base {
         let hook = match hook {
-            Hook::Prerouting => "prerouting",
-            Hook::Input => "input",
-            Hook::Forward => "forward",
+            Hook::Ingress(device) => format!("ingress device \"{device}\""),
+            Hook::Prerouting => "prerouting".to_owned(),
+            Hook::Input => "input".to_owned(),
+            Hook::Forward => "forward".to_owned(),
         };
-        let policy = if drop { "drop" } else { "accept" };
+        let policy = if *drop { "drop" } else { "accept" };
         let _ = writeln!(text, "\t\ttype filter hook {hook} priority {priority}; policy {policy};");
     }
     for each in &chain.rules {
@@ -79,13 +104,22 @@ fn statement(statement: &Statement) -> String {
     match statement {
         Statement::Is(each, value) => format!("{} {}", key(*each), value.text),
         Statement::IsNot(each, value) => format!("{} != {}", key(*each), value.text),
-        Statement::AnyOf(each, values) => {
-            let values: Vec<&str> = values.iter().map(|value| value.text.as_ref()).collect();
-            format!("{} {{ {} }}", key(*each), values.join(", "))
-        }
+        Statement::AnyOf(each, values) => format!("{} {{ {} }}", key(*each), list(values)),
+        Statement::NotOneOf(each, values) => format!("{} != {{ {} }}", key(*each), list(values)),
         Statement::In(each, set) => format!("{} @{set}", key(*each)),
         Statement::NotIn(each, set) => format!("{} != @{set}", key(*each)),
         Statement::Count => "counter".to_owned(),
+        Statement::CountAs(name) => format!("counter name \"{name}\""),
+        Statement::Over(each, set, rate) => format!(
+            "update @{set} {{ {} timeout {}s limit rate over {rate}/second burst {rate} packets }}",
+            key(*each),
+            METER_MILLISECONDS / 1_000
+        ),
+        Statement::Within(each, set, rate) => format!(
+            "update @{set} {{ {} timeout {}s limit rate {rate}/second burst {rate} packets }}",
+            key(*each),
+            METER_MILLISECONDS / 1_000
+        ),
         Statement::Above(rate) => {
             format!("limit rate over {rate}/second burst {rate} packets")
         }
@@ -93,6 +127,7 @@ fn statement(statement: &Statement) -> String {
             format!("log prefix \"{}\" group {group} snaplen {SNAPLEN}", reason.word())
         }
         Statement::SetMark(mark) => format!("meta mark set {mark:#010x}"),
+        Statement::SetPriority(value) => format!("meta priority set {}", value.text),
         Statement::Tproxy(Family::V4, port) => format!("tproxy ip to :{port}"),
         Statement::Tproxy(Family::V6, port) => format!("tproxy ip6 to :{port}"),
         Statement::RejectReset => "reject with tcp reset".to_owned(),
@@ -101,6 +136,11 @@ fn statement(statement: &Statement) -> String {
         Statement::Drop => "drop".to_owned(),
         Statement::Goto(chain) => format!("goto {chain}"),
     }
+}
+
+fn list(values: &[Value]) -> String {
+    let values: Vec<&str> = values.iter().map(|value| value.text.as_ref()).collect();
+    values.join(", ")
 }
 
 fn key(key: Key) -> &'static str {
@@ -123,5 +163,23 @@ fn key(key: Key) -> &'static str {
         Key::DestinationType => "fib daddr type",
         Key::SocketTransparent => "socket transparent",
         Key::SocketWildcard => "socket wildcard",
+        Key::Icmp4Type => "icmp type",
+        Key::DestinationTypeHere => "fib daddr . iif type",
+        Key::InterfaceAndAgent(Family::V4) => "iifname . ip saddr",
+        Key::InterfaceAndAgent(Family::V6) => "iifname . ip6 saddr & ffff:ffff:ffff:ffff::",
+        Key::Priority => "meta priority",
+        Key::InterfaceType => "meta iiftype",
+        Key::EtherType => "ether type",
+        Key::Protocol => "meta protocol",
+        Key::Mac => "ether saddr",
+        Key::ArpSource => "arp saddr ip",
+        Key::InterfaceAndMac => "iifname . ether saddr",
+        Key::InterfaceAndArpMac => "iifname . arp saddr ether",
+        Key::InterfaceAndArpSource => "iifname . arp saddr ip",
+        Key::InterfaceMacAndSource(Family::V4) => "iifname . ether saddr . ip saddr",
+        Key::InterfaceMacAndSource(Family::V6) => "iifname . ether saddr . ip6 saddr",
+        Key::InterfaceMacAndArpSource => "iifname . ether saddr . arp saddr ip",
+        Key::InterfaceArpMacAndArpSource => "iifname . arp saddr ether . arp saddr ip",
+        Key::NeighbourTarget => "@th,64,128",
     }
 }

@@ -29,6 +29,9 @@ pub enum Peeked {
     Http(PlainHead),
     /// Neither.
     Other,
+    /// Not looked at, because protocols on this port name no host. What is known instead: every
+    /// name for which the agent was given the address that it dialled.
+    Unread(Vec<Host>),
 }
 
 /// What a ClientHello shows in the clear.

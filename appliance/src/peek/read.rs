@@ -3,11 +3,14 @@
 
 use std::io;
 
-use bytes::{BufMut as _, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt as _};
+use bytes::{BufMut as _, Bytes, BytesMut};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _},
+    sync::OwnedSemaphorePermit,
+};
 
 use super::{Peeked, Progress, Protocol, Scan};
-use crate::{policy::Limits, reason::Reason};
+use crate::{accept, policy::Limits, reason::Reason};
 
 /// What was peeked, and the bytes it was peeked from.
 #[derive(Debug)]
@@ -16,7 +19,7 @@ pub struct Read {
     pub peeked: Peeked,
     /// Everything read so far, which may go beyond what was peeked. It must reach whoever
     /// reads the stream next, before the stream itself does.
-    pub bytes: BytesMut,
+    pub bytes: Bytes,
 }
 
 /// Why there is nothing to decide on.
@@ -29,33 +32,47 @@ pub enum PeekFailure {
 }
 
 /// Reads from `stream` until its first bytes have a meaning, for at most `limits.peek_time` and
-/// at most `limits.peek_bytes` bytes; a plain HTTP head also keeps to `limits.head_bytes`.
+/// at most `limits.peek_bytes` bytes; a plain HTTP head also keeps to `limits.head_bytes`. What is
+/// longer than most needs `room` for as much as it may become, which it takes up until the bytes
+/// are gone.
 ///
 /// # Errors
 ///
-/// [`PeekFailure::Refused`] with `peek_timeout`, or with what the bytes broke; bytes beyond the
+/// [`PeekFailure::Refused`] with `peek_timeout`, with `connection_limit` where there is no room, or with what the bytes broke; bytes beyond the
 /// bound are `tls_malformed` or `header_limit`. [`PeekFailure::Closed`] where the stream ends.
-pub async fn read<S>(stream: &mut S, limits: &Limits) -> Result<Read, PeekFailure>
+pub async fn read<S>(
+    stream: &mut S,
+    limits: &Limits,
+    room: impl Fn(usize) -> Option<OwnedSemaphorePermit>,
+) -> Result<Read, PeekFailure>
 where
     S: AsyncRead + Unpin,
 {
-    tokio::time::timeout(limits.peek_time, read_on(stream, limits))
+    tokio::time::timeout(limits.peek_time, read_on(stream, limits, room))
         .await
         .unwrap_or(Err(PeekFailure::Refused(Reason::PeekTimeout)))
 }
 
-async fn read_on<S>(stream: &mut S, limits: &Limits) -> Result<Read, PeekFailure>
+async fn read_on<S>(
+    stream: &mut S,
+    limits: &Limits,
+    room: impl Fn(usize) -> Option<OwnedSemaphorePermit>,
+) -> Result<Read, PeekFailure>
 where
     S: AsyncRead + Unpin,
 {
     let mut scan = Scan::new(limits.head_fields);
     let mut bytes = BytesMut::with_capacity(FIRST_READ.min(limits.peek_bytes));
+    let mut larger = None;
     loop {
         let left = bound(&scan, limits).saturating_sub(bytes.len());
         if left == 0 {
             return Err(PeekFailure::Refused(scan.overrun()));
         }
         if bytes.len() == bytes.capacity() {
+            if larger.is_none() {
+                larger = Some(room(limits.peek_bytes).ok_or(NO_ROOM)?);
+            }
             bytes.reserve(FIRST_READ);
         }
         match stream.read_buf(&mut (&mut bytes).limit(left)).await {
@@ -66,7 +83,14 @@ where
         }
         match scan.advance(&bytes) {
             Progress::NeedMore => {}
-            Progress::Done(peeked) => return Ok(Read { peeked, bytes }),
+            Progress::Done(peeked) => {
+                let bytes = bytes.freeze();
+                let bytes = match larger {
+                    Some(room) => accept::held(bytes, room),
+                    None => bytes,
+                };
+                return Ok(Read { peeked, bytes });
+            }
             Progress::Malformed(reason) => return Err(PeekFailure::Refused(reason)),
         }
     }
@@ -78,6 +102,8 @@ fn bound(scan: &Scan, limits: &Limits) -> usize {
         Protocol::Unknown | Protocol::Tls(_) => limits.peek_bytes,
     }
 }
+
+const NO_ROOM: PeekFailure = PeekFailure::Refused(Reason::ConnectionLimit);
 
 /// Room for a hello with one post-quantum share, or for most request heads.
 const FIRST_READ: usize = 2 * 1024;

@@ -3,6 +3,7 @@
 //! `config` makes a [`Policy`] out of text and checks it; from then on it is immutable, and a
 //! flow keeps the one it began with.
 
+mod agent;
 mod credential;
 mod host;
 mod narrowing;
@@ -11,6 +12,7 @@ mod secret;
 pub(crate) mod special;
 mod text;
 
+pub use agent::{BoundAgent, Mac, MacError};
 pub use credential::CREDENTIAL_FIELDS;
 pub use host::{Host, HostError, HostPattern};
 pub use narrowing::{NARROWING_KEYS, Narrowed, Narrowing, Slot};
@@ -33,6 +35,9 @@ pub struct Policy {
     pub apis: Vec<Arc<Api>>,
     /// The hosts that are passed through, or terminated for inspection.
     pub passes: Vec<Arc<Pass>>,
+    /// The hosts that are reached by protocols which name no host. No port of theirs is one of an
+    /// API or a pass.
+    pub tcp: Vec<Arc<Tcp>>,
     /// The TCP ports that are captured; every other one is reset by the kernel. Sorted.
     pub ports: Vec<u16>,
     /// The bounds that hold for every agent.
@@ -43,6 +48,11 @@ impl Policy {
     /// The group that a packet from `source` on `interface` belongs to.
     pub fn identify(&self, interface: &InterfaceName, source: IpAddr) -> Option<&Arc<Group>> {
         self.groups.iter().find(|group| group.interface == *interface && group.holds(source))
+    }
+
+    /// Whether connections to the port name no host that could be looked at.
+    pub fn names_no_host(&self, port: u16) -> bool {
+        self.tcp.iter().any(|tcp| tcp.ports.contains(&port))
     }
 
     /// Whether any rule of the group names the host, on whatever port.
@@ -62,7 +72,10 @@ impl Policy {
             pass.groups.contains(&group.name)
                 && pass.hosts.iter().any(|pattern| pattern.matches(host))
         });
-        apis.map(|api| &api.upstream).chain(passes.map(|pass| &pass.upstream))
+        let tcp = self.tcp.iter();
+        let tcp = tcp.filter(|tcp| tcp.groups.contains(&group.name) && tcp.hosts.contains(host));
+        let passes = passes.map(|pass| &pass.upstream);
+        apis.map(|api| &api.upstream).chain(passes).chain(tcp.map(|tcp| &tcp.upstream))
     }
 }
 
@@ -77,12 +90,17 @@ pub struct Group {
     pub prefixes: Vec<IpNet>,
     /// The token role in Vault that says which secrets it may have.
     pub vault_role: Arc<str>,
+    /// The agents that are bound to their network cards. Where there is one, the group has no
+    /// other agents.
+    pub agents: Vec<BoundAgent>,
 }
 
 impl Group {
     /// Whether a packet from `source` on this group's interface belongs to it.
     pub fn holds(&self, source: IpAddr) -> bool {
+        let listed = || self.agents.iter().any(|agent| agent.addresses.contains(&source));
         self.prefixes.iter().any(|prefix| prefix.contains(&source))
+            && (self.agents.is_empty() || listed())
     }
 }
 
@@ -90,7 +108,7 @@ impl Group {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GroupName(pub(crate) Arc<str>);
 
-/// The name of an API or of a pass rule: 1 to 64 bytes of `[a-z0-9_-]`.
+/// The name of an API, a pass or a TCP rule: 1 to 64 bytes of `[a-z0-9_-]`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RuleName(pub(crate) Arc<str>);
 
@@ -263,6 +281,35 @@ pub enum Carry {
     },
 }
 
+/// Hosts that some groups may reach by protocols which name no host, such as SSH. Which host is
+/// meant is told by the address alone, so every name is exact: below a pattern, whoever owns a name
+/// could point it at any address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tcp {
+    /// The name in audit records.
+    pub name: RuleName,
+    /// The groups that may use it.
+    pub groups: Vec<GroupName>,
+    /// The exact names it is good for.
+    pub hosts: Vec<Host>,
+    /// The TCP ports it is good for. Never empty.
+    pub ports: Vec<u16>,
+    /// How the upstream is reached. No certificate is verified.
+    pub upstream: Upstream,
+}
+
+impl Tcp {
+    /// Whether a group may reach the host on the port by this rule.
+    pub fn allows(&self, group: &GroupName, host: &Host, port: u16) -> bool {
+        self.serves(group, port) && self.hosts.contains(host)
+    }
+
+    /// Whether a group may reach any host on the port by this rule.
+    pub fn serves(&self, group: &GroupName, port: u16) -> bool {
+        self.ports.contains(&port) && self.groups.contains(group)
+    }
+}
+
 /// Bounds, each for one agent unless it says otherwise.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
@@ -270,6 +317,16 @@ pub struct Limits {
     pub connections: usize,
     /// Connections at once, of one agent.
     pub agent_connections: usize,
+    /// New connections a second, of one agent; twice as many may come at once.
+    pub agent_new_connections: u32,
+    /// Requests under way at once, of one agent on all its connections.
+    pub agent_requests: usize,
+    /// Bytes of one agent's requests that may wait in the gateway, and as many of its answers.
+    pub agent_buffers: usize,
+    /// Bytes that one agent's undecided connections may hold beyond the first 2 KiB of each.
+    pub agent_peeks: usize,
+    /// Leaves made in a second for one agent; twice as many may be made at once.
+    pub agent_leaves: u32,
     /// Bytes that are read before a decision.
     pub peek_bytes: usize,
     /// Time for those bytes to arrive.
@@ -292,11 +349,21 @@ pub struct Limits {
     pub drain_time: Duration,
 }
 
+impl Limits {
+    /// Requests under way at once, of one group. Several groups fit into the audit's queue.
+    pub const GROUP_REQUESTS: usize = 16_384;
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 16_384,
             agent_connections: 1_024,
+            agent_new_connections: 200,
+            agent_requests: 1_024,
+            agent_buffers: 32 * 1024 * 1024,
+            agent_peeks: 4 * 1024 * 1024,
+            agent_leaves: 20,
             peek_bytes: 64 * 1024,
             peek_time: Duration::from_secs(10),
             dial_time: Duration::from_secs(15),

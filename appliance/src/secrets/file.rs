@@ -1,4 +1,5 @@
-//! The file of secrets: for a first run, and for installs without Vault.
+//! The file of secrets: for a first run, and for installs without Vault. Encrypted at rest where it
+//! has a key ([`SealedFile`]), plain where it has none; one is never taken for the other.
 //!
 //! ```text
 //! # One secret a line: a name, an equals sign, the value.
@@ -17,7 +18,10 @@ use std::{path::PathBuf, sync::Arc};
 use futures_util::future::BoxFuture;
 use zeroize::Zeroizing;
 
-use super::{Answer, FetchError, PrivateFileError, SecretSource, private_file::read_private};
+use super::{
+    Answer, FetchError, PrivateFileError, SealedFile, SecretSource, private_file::read_private,
+    seal::is_sealed,
+};
 use crate::{
     policy::{GroupName, Location, Pick},
     reason::SecretCause,
@@ -27,6 +31,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct FileSource {
     path: PathBuf,
+    key: Option<PathBuf>,
 }
 
 /// Why a file of secrets is not used. Carries no part of its content.
@@ -34,6 +39,16 @@ pub struct FileSource {
 pub enum FileError {
     /// It cannot be read, or others can.
     File(PrivateFileError),
+    /// The file of its key cannot be read, or others can.
+    Key(PrivateFileError),
+    /// The file of its key holds none.
+    NoKey,
+    /// It has a key and is not encrypted.
+    Plain,
+    /// It is encrypted and has no key.
+    Sealed,
+    /// It was encrypted with another key, or altered, or cut.
+    NotOpened,
     /// A line is not `name = value`. Counted from 1.
     Line(usize, &'static str),
 }
@@ -42,9 +57,9 @@ impl FileSource {
     /// Most bytes of the file.
     pub const MAX_BYTES: usize = 1024 * 1024;
 
-    /// The file at `path`, not read yet.
-    pub fn new(path: PathBuf) -> Self {
-        Self { path }
+    /// The file at `path`, encrypted with the key in the file `key` or plain. Not read yet.
+    pub fn new(path: PathBuf, key: Option<PathBuf>) -> Self {
+        Self { path, key }
     }
 
     /// Reads the file once and says what is wrong with it, for the start of the daemon.
@@ -54,7 +69,11 @@ impl FileSource {
     }
 
     fn read(&self) -> Result<Zeroizing<Vec<u8>>, FileError> {
-        read_private(&self.path, Self::MAX_BYTES).map_err(FileError::File)
+        if let Some(key) = &self.key {
+            return SealedFile::new(self.path.clone(), key.clone()).read();
+        }
+        let content = read_private(&self.path, Self::MAX_BYTES).map_err(FileError::File)?;
+        if is_sealed(&content) { Err(FileError::Sealed) } else { Ok(content) }
     }
 
     fn value(&self, name: &str) -> Result<Zeroizing<Vec<u8>>, FetchError> {
@@ -99,6 +118,11 @@ impl FileError {
     pub const fn text(self) -> &'static str {
         match self {
             Self::File(error) => error.text(),
+            Self::Key(_) => "its key_file cannot be used",
+            Self::NoKey => "its key_file holds no key; `cloakroom secret init` makes one",
+            Self::Plain => "it is not encrypted, and key_file says that it is",
+            Self::Sealed => "it is encrypted; name the file of its key in key_file",
+            Self::NotOpened => "it was encrypted with another key, or altered",
             Self::Line(_, what) => what,
         }
     }
@@ -108,16 +132,20 @@ impl std::fmt::Display for FileError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::File(error) => error.fmt(f),
+            Self::Key(error) => write!(f, "its key_file: {error}"),
             Self::Line(line, what) => write!(f, "line {line}: {what}"),
+            other => f.write_str(other.text()),
         }
     }
 }
 
 impl std::error::Error for FileError {}
 
-type Entry<'a> = (&'a [u8], &'a [u8]);
+/// A name and its value.
+pub(super) type Entry<'a> = (&'a [u8], &'a [u8]);
 
-fn parse(content: &[u8]) -> Result<Vec<Entry<'_>>, FileError> {
+/// The entries of a whole file.
+pub(super) fn parse(content: &[u8]) -> Result<Vec<Entry<'_>>, FileError> {
     let mut entries: Vec<Entry<'_>> = Vec::new();
     for (index, line) in content.split(|byte| *byte == b'\n').enumerate() {
         let wrong = |what| FileError::Line(index + 1, what);
@@ -137,7 +165,8 @@ fn parse(content: &[u8]) -> Result<Vec<Entry<'_>>, FileError> {
     Ok(entries)
 }
 
-fn parse_line(line: &[u8]) -> Result<Entry<'_>, &'static str> {
+/// The entry of one line, without the space around it.
+pub(super) fn parse_line(line: &[u8]) -> Result<Entry<'_>, &'static str> {
     let at = line.iter().position(|byte| *byte == b'=').ok_or("expected NAME = VALUE")?;
     let (name, rest) = line.split_at(at);
     let name = name.trim_ascii();
@@ -227,7 +256,7 @@ mod tests {
     async fn the_file_is_read_again_for_each_question() {
         let folder = Folder::new();
         let path = folder.write("s", b"key = one\n", 0o600);
-        let source = FileSource::new(path);
+        let source = FileSource::new(path, None);
         let group = GroupName("agents".into());
         let [key, other] = ["key", "other"].map(|name| Location::File(name.into()));
         let value = async |location: &Location| {

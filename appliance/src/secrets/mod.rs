@@ -11,6 +11,8 @@ mod file;
 mod ledger;
 mod private_file;
 mod returns;
+mod seal;
+mod sealed_file;
 mod snapshot;
 mod source;
 mod store;
@@ -20,6 +22,7 @@ mod vault;
 
 pub use file::{FileError, FileSource};
 pub use private_file::PrivateFileError;
+pub use sealed_file::{EditError, SealedFile};
 pub use snapshot::{Health, Snapshot};
 pub use source::{Answer, FetchError, Lease, Picked, Prolonged, SecretSource, Sources, Standing};
 pub use store::SecretStore;

@@ -11,7 +11,7 @@ use std::{
     path::Path,
 };
 
-use rustix::fs::OFlags;
+use rustix::fs::{FsWord, OFlags, fstatfs};
 use zeroize::Zeroizing;
 
 /// Why a file is not used. Carries no part of its content.
@@ -97,10 +97,18 @@ fn check(file: &File) -> Result<(), PrivateFileError> {
     if meta.uid() != 0 && meta.uid() != rustix::process::geteuid().as_raw() {
         return Err(PrivateFileError::WrongOwner);
     }
-    if meta.mode() & 0o077 != 0 {
+    if meta.mode() & 0o077 != 0 && !is_credential(file, &meta) {
         return Err(PrivateFileError::OpenToOthers);
     }
     Ok(())
+}
+
+/// systemd shows a service its credentials in a file system in memory that only root and the
+/// service can enter. Where the service has a user of its own, an access list lets that user in,
+/// and the mode shows it as the group's (`systemd.exec(5)`, `LoadCredential=`; `acl(5)`).
+fn is_credential(file: &File, meta: &std::fs::Metadata) -> bool {
+    let of_root = meta.uid() == 0 && meta.gid() == 0 && meta.mode() & 0o777 == 0o440;
+    of_root && fstatfs(file).is_ok_and(|on| IN_MEMORY.contains(&on.f_type))
 }
 
 fn read_full(mut file: &File, buffer: &mut [u8]) -> Result<usize, PrivateFileError> {
@@ -115,6 +123,9 @@ fn read_full(mut file: &File, buffer: &mut [u8]) -> Result<usize, PrivateFileErr
     }
     Ok(filled)
 }
+
+/// `RAMFS_MAGIC` and `TMPFS_MAGIC` (`statfs(2)`); systemd takes either, as the kernel allows.
+const IN_MEMORY: [FsWord; 2] = [0x8584_58f6, 0x0102_1994];
 
 #[cfg(test)]
 pub(super) mod tests {
@@ -171,6 +182,25 @@ pub(super) mod tests {
             let error = read_private(&path, 8).err();
             assert_eq!(error, Some(PrivateFileError::OpenToOthers), "{bit:o}");
         }
+    }
+
+    #[test]
+    fn a_credential_of_systemd_may_be_readable_for_roots_group_in_memory_only() {
+        let Ok((file, path)) = file_in("/dev/shm") else { return };
+        let on_tmpfs = fstatfs(&file).is_ok_and(|on| IN_MEMORY.contains(&on.f_type));
+        let root = file.metadata().is_ok_and(|meta| (meta.uid(), meta.gid()) == (0, 0));
+        let read_with = |mode| {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            read_private(&path, 8).is_ok()
+        };
+        let taken = [0o440, 0o460, 0o444, 0o640, 0o442].map(read_with);
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(taken, [on_tmpfs && root, false, false, false, false]);
+    }
+
+    fn file_in(folder: &str) -> io::Result<(File, PathBuf)> {
+        let path = Path::new(folder).join(format!("cloakroom-credential-{}", std::process::id()));
+        Ok((File::create(&path)?, path))
     }
 
     #[test]

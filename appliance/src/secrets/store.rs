@@ -83,19 +83,6 @@ impl SecretStore {
         self.rewanted.notify_one();
     }
 
-    /// Drops every value of a group and gives its leases back at once. Nothing is read for it
-    /// until [`release`](Self::release), whatever policy says meanwhile. What it had stays masked.
-    pub fn quarantine(&self, group: &GroupName) {
-        self.change(|agenda| agenda.quarantine(group, Instant::now()));
-        self.rewanted.notify_one();
-    }
-
-    /// Ends what [`quarantine`](Self::quarantine) began: values are read again at once.
-    pub fn release(&self, group: &GroupName) {
-        self.change(|agenda| agenda.release(group, Instant::now()));
-        self.rewanted.notify_one();
-    }
-
     /// Waits until every wanted secret was asked for once, whatever the answer, or until
     /// `deadline`. [`run`](Self::run) must be running.
     pub async fn first_round(&self, deadline: Instant) {

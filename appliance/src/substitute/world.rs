@@ -86,6 +86,7 @@ pub(super) fn rules_with(change: impl FnOnce(&mut Api)) -> Rules {
         groups: vec![],
         apis: vec![Arc::new(first), Arc::new(second)],
         passes: vec![],
+        tcp: vec![],
         ports: vec![443],
         limits: Limits::default(),
     };

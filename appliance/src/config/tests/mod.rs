@@ -9,6 +9,7 @@ use super::*;
 use crate::policy::{Place, Scheme};
 
 mod rules;
+mod tcp;
 mod values;
 
 /// Right as it stands; line 1 is `[gateway]`.
@@ -81,7 +82,7 @@ fn accepts(from: &str, to: &str) -> Config {
 fn the_good_file_means_what_it_says() {
     let Config { settings, policy } = parse_text(GOOD).unwrap();
     let vault = settings.vault.unwrap();
-    assert_eq!(settings.resolvers, ["192.0.2.53:53".parse().unwrap()]);
+    assert_eq!(settings.resolvers[0].to_string(), "192.0.2.53:53");
     assert_eq!(vault.ca_file.unwrap(), Path::new("/etc/cloakroom/vault-ca.pem"));
     assert_eq!(
         (vault.refresh, vault.max_stale),
@@ -105,7 +106,7 @@ fn the_good_file_means_what_it_says() {
 fn the_reference_loads() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../image/cloakroom.toml");
     let config = load(&path).unwrap_or_else(|errors| panic!("{errors}"));
-    assert_eq!(config.settings.resolvers[1], "[2001:db8::53]:53".parse().unwrap());
+    assert_eq!(config.settings.resolvers[1].to_string(), "[2001:db8::53]:53");
     assert_eq!(config.policy.groups.len(), 2);
     assert_eq!(config.policy.apis[0].methods, [Method::GET, Method::POST, Method::DELETE]);
     assert_eq!(
@@ -116,8 +117,16 @@ fn the_reference_loads() {
 
 #[test]
 fn the_reference_shows_the_true_defaults() {
-    let no_default =
-        ["#namespace", "#peers", "#plain_http", "#any_host", "#upstream_ca", "#basic_password"];
+    let no_default = [
+        "#namespace",
+        "#peers",
+        "#plain_http",
+        "#any_host",
+        "#upstream_ca",
+        "#resolver_ca",
+        "#basic_password",
+        "#key_file",
+    ];
     let lines = REFERENCE.lines().map(|line| match line.strip_prefix('#') {
         Some(rest) if no_default.iter().any(|key| line.starts_with(key)) => format!("# {rest}"),
         Some(rest) if rest.starts_with(|first: char| first.is_ascii_lowercase()) => rest.into(),
@@ -266,6 +275,7 @@ fn the_explanation_says_who_may_do_what() {
         "/v1/*",
         "Splice pypi: may reach pypi.org, *.pythonhosted.org",
         "Inspect docs: may call docs.example.com",
+        "TCP git-ssh: may reach github.com",
         "Everything else is refused.",
         "API github forwards requests without any credential",
     ] {
@@ -286,7 +296,7 @@ fn every_prefix_of_a_file_is_right_or_has_errors_within_it() {
 }
 
 /// Keys that are tables of their own.
-const TABLES: [&str; 4] = ["binding", "approle", "cert", "jwt"];
+const TABLES: [&str; 5] = ["binding", "agent", "approle", "cert", "jwt"];
 
 /// Slips that have nothing to do with one another, each one mistake in the good file.
 const SLIPS: [(&str, &str); 16] = [

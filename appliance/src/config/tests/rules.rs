@@ -1,9 +1,7 @@
 //! Rules of the file beside one another: names, groups, hosts and placeholders.
 
-use std::path::Path;
-
 use super::{GOOD, accepts, changed, mistakes, parse_text, refuses};
-use crate::config::explain;
+use crate::config::{SecretFile, explain};
 
 #[test]
 fn a_name_is_given_once() {
@@ -157,11 +155,61 @@ fn a_reference_needs_its_source() {
     assert!(found[0].text.contains("needs [vault]"), "{found:?}");
     refuses("\"vault:kv/agents/openai#api_key\"", "\"file:openai\"", "file:", &["needs [secrets]"]);
     let file = accepts("[vault]", "[secrets]\nfile = \"secrets\"\n[vault]");
-    assert_eq!(file.settings.secret_file.unwrap(), Path::new("/etc/cloakroom/secrets"));
+    let plain = SecretFile { path: "/etc/cloakroom/secrets".into(), key: None };
+    assert_eq!(file.settings.secret_file, Some(plain));
+    let file = accepts("[vault]", "[secrets]\nfile = \"secrets\"\nkey_file = \"/k\"\n[vault]");
+    assert_eq!(file.settings.secret_file.unwrap().key, Some("/k".into()));
+    let both = "[secrets]\nfile = \"secrets\"\nkey_file = \"./secrets\"\n[vault]";
+    refuses("[vault]", both, "key_file", &["a file of its own"]);
 }
 
 #[test]
 fn a_path_with_the_api_s_own_data_segment_deserves_a_second_look() {
     let config = accepts("vault:kv/agents", "vault:kv/data/agents");
     assert!(explain(&config).contains("belongs to no path in KV v2"));
+}
+
+#[test]
+fn a_card_and_an_address_are_one_agents() {
+    let agents = |agents: &str| format!("{agents}\n[[api]]");
+    let agent = |mac: &str, address: &str| {
+        format!("[[group.agent]]\nmac = \"{mac}\"\naddresses = [\"{address}\"]\n")
+    };
+    let one = agent("02:00:00:00:00:01", "192.0.2.5");
+    accepts("[[api]]", &agents(&(one.clone() + &agent("02:00:00:00:00:02", "192.0.2.6"))));
+    let twice = one.clone() + &agent("02:00:00:00:00:01", "192.0.2.6");
+    refuses("[[api]]", &agents(&twice), "02:00:00:00:00:01", &["mac:", "already in line"]);
+    let same = one + &agent("02:00:00:00:00:02", "192.0.2.5");
+    refuses("[[api]]", &agents(&same), "192.0.2.5", &["already in line"]);
+    for (mac, address, at, why) in [
+        ("02:00:00:00:00:01", "192.0.2.99", "192.0.2.99", "none of the group's prefixes"),
+        ("02:00:00:00:00:01", "192.0.2.0/28", "addresses", "without a length"),
+        ("01:00:00:00:00:01", "192.0.2.5", "01:00:00", "one Ethernet card"),
+    ] {
+        refuses("[[api]]", &agents(&agent(mac, address)), at, &[why]);
+    }
+}
+
+#[test]
+fn bound_agents_are_explained() {
+    let bound =
+        "[[group.agent]]\nmac = \"02:00:00:00:00:01\"\naddresses = [\"192.0.2.5\"]\n[[api]]";
+    let config = accepts("[[api]]", bound);
+    let page = explain(&config);
+    assert!(page.contains("02:00:00:00:00:01 to 192.0.2.5"), "{page}");
+    assert!(!page.contains("is one tenant"), "{page}");
+    let group = &config.policy.groups[0];
+    assert!(
+        group.holds("192.0.2.5".parse().unwrap()) && !group.holds("192.0.2.6".parse().unwrap())
+    );
+}
+
+#[test]
+fn the_gateways_services_are_named_or_off() {
+    accepts("[gateway]", "[gateway]\nagent_services = []");
+    let config = accepts("[gateway]", "[gateway]\nagent_services = [\"ping\"]");
+    let services = config.settings.agent_services;
+    assert!(services.ping && !services.ntp && !services.dhcp);
+    let wrong = "[gateway]\nagent_services = [\"ssh\"]";
+    refuses("[gateway]", wrong, "\"ssh\"", &["is none of"]);
 }

@@ -88,6 +88,62 @@ fn a_port_is_captured_or_it_is_an_error() {
 }
 
 #[test]
+fn a_resolver_is_asked_over_tls_or_in_the_clear_and_never_both() {
+    let list = "resolvers = [\"192.0.2.53\"]";
+    let with = |text: &str| format!("resolvers = [{text}]");
+    for (text, means) in [
+        ("tls://dns.example@192.0.2.53", "tls://dns.example@192.0.2.53:853"),
+        ("tls://DNS.example.@192.0.2.53:8853", "tls://dns.example@192.0.2.53:8853"),
+        ("tls://dns.example@2001:db8::53", "tls://dns.example@[2001:db8::53]:853"),
+        ("tls://dns.example@[2001:db8::53]", "tls://dns.example@[2001:db8::53]:853"),
+        ("tls://dns.example@[2001:db8::53]:8853", "tls://dns.example@[2001:db8::53]:8853"),
+        ("[2001:db8::53]", "[2001:db8::53]:53"),
+    ] {
+        let config = accepts(list, &with(&format!("\"{text}\"")));
+        assert_eq!(config.settings.resolvers[0].to_string(), means, "{text}");
+        assert!(explain(&config).contains(means), "{text}");
+    }
+    for (text, why) in [
+        ("tls://192.0.2.53", "lacks a name or an address"),
+        ("tls://dns.example", "lacks a name or an address"),
+        ("tls://192.0.2.53@192.0.2.53", "IP address"),
+        ("tls://@192.0.2.53", "empty"),
+        ("tls://dns.example@", "not the address of a resolver"),
+        ("tls://dns.example@0.0.0.0", "not the address of a resolver"),
+        ("tls://dns.example@192.0.2.53:0", "not the address of a resolver"),
+        ("tls://dns.example@[192.0.2.53]", "not the address of a resolver"),
+        ("tls://a@dns.example@192.0.2.53", "not the address of a resolver"),
+        ("https://dns.example@192.0.2.53", "not the address of a resolver"),
+    ] {
+        refuses(list, &with(&format!("\"{text}\"")), text, &[why]);
+    }
+    let mixed = with("\"tls://dns.example@192.0.2.53\", \"192.0.2.54\"");
+    refuses(list, &mixed, "192.0.2.54", &["clear text", "or none"]);
+}
+
+#[test]
+fn a_ca_for_resolvers_holds_certificates_and_has_a_resolver_to_vouch_for() {
+    let list = "resolvers = [\"192.0.2.53\"]";
+    let with = |servers: &str, pem: String| {
+        let lines = format!("resolvers = [\"{servers}\"]\nresolver_ca = \"dns.pem\"");
+        parse(&changed(&[(list, &lines)]), None, "gateway.toml", &move |path| {
+            assert_eq!(path, Path::new("dns.pem"));
+            Ok(pem.clone())
+        })
+    };
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(["ca.example".to_owned()]).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let pem = params.self_signed(&key).unwrap().pem();
+    let server = "tls://dns.example@192.0.2.53";
+    let config = with(server, pem.clone()).unwrap_or_else(|errors| panic!("{errors}"));
+    assert_eq!(config.settings.resolver_ca.as_deref(), Some(pem.as_str()));
+    let says = |servers, pem| with(servers, pem).unwrap_err().to_string();
+    assert!(says(server, String::new()).contains("no certificate"));
+    assert!(says("192.0.2.53", pem).contains("no resolver is asked over TLS"));
+}
+
+#[test]
 fn a_limit_has_a_unit_and_a_sane_range() {
     let limits = |line: &str| format!("[limits]\n{line}\n[vault]");
     for (line, why) in [

@@ -18,7 +18,10 @@ use std::{
 use ipnet::IpNet;
 
 use super::{Capture, CaptureInterface};
-use crate::policy::InterfaceName;
+use crate::{
+    config::AgentServices,
+    policy::{BoundAgent, InterfaceName, Mac},
+};
 
 macro_rules! in_a_namespace {
     ($($module:ident :: $name:ident,)+) => {$(
@@ -59,7 +62,11 @@ pub(super) fn example() -> Capture {
     Capture {
         interfaces: vec![
             interface("agents0", &["10.20.0.0/24", "2001:db8:20::/64"]),
-            interface("agents1", &["10.21.0.0/16", "10.23.0.0/24", "2001:db8:21::/64"]),
+            CaptureInterface {
+                bound: vec![bound("02:00:00:00:00:01", &["10.23.0.5", "2001:db8:21::5"])],
+                free: vec![net("10.21.0.0/16")],
+                ..interface("agents1", &["10.21.0.0/16", "10.23.0.0/24", "2001:db8:21::/64"])
+            },
         ],
         ports: vec![80, 443],
         homes: vec![net("10.99.0.0/24"), net("fd00:99::/64")],
@@ -68,12 +75,24 @@ pub(super) fn example() -> Capture {
         route_table: 4106,
         nflog_group: 49418,
         ipv6: true,
+        services: AgentServices { ping: true, ntp: true, dhcp: true },
+        dns_rate: 200,
     }
 }
 
 fn interface(name: &str, prefixes: &[&str]) -> CaptureInterface {
-    let prefixes = prefixes.iter().map(|text| net(text)).collect();
-    CaptureInterface { name: InterfaceName(Arc::from(name)), prefixes }
+    let prefixes: Vec<IpNet> = prefixes.iter().map(|text| net(text)).collect();
+    CaptureInterface {
+        name: InterfaceName(Arc::from(name)),
+        free: prefixes.clone(),
+        prefixes,
+        bound: Vec::new(),
+    }
+}
+
+fn bound(mac: &str, addresses: &[&str]) -> BoundAgent {
+    let addresses = addresses.iter().map(|text| address(text)).collect();
+    BoundAgent { mac: Mac::parse(mac).unwrap(), addresses }
 }
 
 fn net(text: &str) -> IpNet {
@@ -128,5 +147,6 @@ fn load_base() {
 
 /// The table as the kernel lists it, without what counters counted.
 fn listing() -> String {
-    sh("nft --stateless list table inet cloakroom")
+    sh("nft --stateless list table inet cloakroom
+        nft --stateless list table netdev cloakroom 2>/dev/null || true")
 }

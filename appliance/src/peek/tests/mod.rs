@@ -4,12 +4,15 @@ mod clients;
 mod head;
 mod hello;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use proptest::prelude::*;
 use rustls::server::Acceptor;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
 
 use self::{clients::*, head::HEAD};
 use super::*;
@@ -33,6 +36,11 @@ fn limits() -> Limits {
     Limits { peek_bytes: 4_096, peek_time: Duration::from_millis(200), ..Limits::default() }
 }
 
+/// Nobody else takes any.
+fn room(bytes: usize) -> Option<OwnedSemaphorePermit> {
+    Arc::new(Semaphore::new(bytes)).try_acquire_owned().ok()
+}
+
 async fn read_all(bytes: &[u8], cut: usize) -> Result<Read, PeekFailure> {
     let (mut agent, mut gateway) = tokio::io::duplex(64);
     let write = async {
@@ -42,7 +50,7 @@ async fn read_all(bytes: &[u8], cut: usize) -> Result<Read, PeekFailure> {
     };
     let (answer, ()) = tokio::join!(
         async {
-            let answer = read(&mut gateway, &limits()).await;
+            let answer = read(&mut gateway, &limits(), room).await;
             drop(gateway);
             answer
         },
@@ -74,13 +82,32 @@ async fn a_stream_beyond_the_bound_is_refused() {
 }
 
 #[tokio::test]
+async fn a_long_hello_needs_room_and_a_short_one_none() {
+    let long = in_records_of(1, message(&hello()));
+    for (bytes, there_is_room) in [(hello(), false), (long.clone(), true), (long, false)] {
+        let (mut agent, mut gateway) = tokio::io::duplex(64 * 1024);
+        agent.write_all(&bytes).await.expect("written");
+        let short = bytes.len() < 2_048;
+        let read =
+            read(&mut gateway, &limits(), |bytes| room(bytes).filter(|_| there_is_room)).await;
+        match short || there_is_room {
+            true => assert_eq!(read.expect("an answer").bytes, bytes),
+            false => {
+                let refused = PeekFailure::Refused(Reason::ConnectionLimit);
+                assert_eq!(read.err(), Some(refused));
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_slow_agent_is_refused_and_one_that_leaves_is_not() {
     let (mut agent, mut gateway) = tokio::io::duplex(64);
     agent.write_all(&[22, 3]).await.expect("written");
-    let answer = read(&mut gateway, &limits()).await;
+    let answer = read(&mut gateway, &limits(), room).await;
     assert_eq!(answer.err(), Some(PeekFailure::Refused(Reason::PeekTimeout)));
     drop(agent);
-    assert_eq!(read(&mut gateway, &limits()).await.err(), Some(PeekFailure::Closed));
+    assert_eq!(read(&mut gateway, &limits(), room).await.err(), Some(PeekFailure::Closed));
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@
 //! redirect says.
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::Path,
     sync::{
         Arc,
@@ -21,7 +21,11 @@ use std::{
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use reqwest::{Url, header::LOCATION};
+use reqwest::{
+    Url,
+    dns::{Addrs, Name, Resolve, Resolving},
+    header::LOCATION,
+};
 use rustify::endpoint::Endpoint;
 use rustls::{
     ClientConfig, RootCertStore,
@@ -32,7 +36,7 @@ use vaultrs::api::EndpointMiddleware;
 use zeroize::{Zeroize, Zeroizing};
 
 use super::error::{CallError, VaultSourceError};
-use crate::config::VaultSettings;
+use crate::{config::VaultSettings, dial::ControlPlane};
 
 /// How Vault is reached. Holds no token.
 pub(super) struct Transport {
@@ -42,6 +46,7 @@ pub(super) struct Transport {
     active: AtomicUsize,
     namespace: Option<String>,
     roots: RootCertStore,
+    control_plane: ControlPlane,
     call_time: Duration,
     http: ArcSwap<reqwest::Client>,
 }
@@ -66,12 +71,14 @@ impl Transport {
     /// `call_time` is from the first byte sent to the last received, all nodes together.
     pub(super) fn new(
         settings: &VaultSettings,
+        control_plane: &ControlPlane,
         call_time: Duration,
     ) -> Result<Self, VaultSourceError> {
         let addresses = std::iter::once(&settings.address).chain(&settings.peers);
         let nodes: Vec<Url> =
             addresses.map(|text| parse_address(text)).collect::<Result<_, _>>()?;
         let https = nodes.iter().any(|node| node.scheme() == "https");
+        control_plane.learn(nodes.iter().filter_map(literal));
         let roots = match &settings.ca_file {
             Some(path) => read_roots(path)?,
             None if https => return Err(VaultSourceError::Address("https needs a ca_file")),
@@ -81,12 +88,13 @@ impl Transport {
         if namespace.as_deref().is_some_and(|name| !name.bytes().all(|b| b.is_ascii_graphic())) {
             return Err(VaultSourceError::Setting("the namespace has unprintable bytes"));
         }
-        let http = build_http(roots.clone(), https, None, call_time)?;
+        let http = build_http(roots.clone(), https, None, control_plane, call_time)?;
         Ok(Self {
             nodes,
             active: AtomicUsize::new(0),
             namespace,
             roots,
+            control_plane: control_plane.clone(),
             call_time,
             http: ArcSwap::from_pointee(http),
         })
@@ -95,7 +103,8 @@ impl Transport {
     /// Shows `identity` in every handshake from now on.
     pub(super) fn present(&self, identity: ClientIdentity) -> Result<(), VaultSourceError> {
         let https = self.nodes.iter().any(|node| node.scheme() == "https");
-        let http = build_http(self.roots.clone(), https, Some(identity), self.call_time)?;
+        let roots = self.roots.clone();
+        let http = build_http(roots, https, Some(identity), &self.control_plane, self.call_time)?;
         self.http.store(Arc::new(http));
         Ok(())
     }
@@ -286,10 +295,32 @@ fn read_roots(path: &Path) -> Result<RootCertStore, VaultSourceError> {
     Ok(roots)
 }
 
+/// The address in a URL that has no name. It is not looked up, so it is not learned there.
+fn literal(address: &Url) -> Option<IpAddr> {
+    let host = address.host_str()?;
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    bare.parse().ok()
+}
+
+/// Looks Vault's name up as the system does, and tells the control plane what it found.
+struct Names(ControlPlane);
+
+impl Resolve for Names {
+    fn resolve(&self, name: Name) -> Resolving {
+        let control_plane = self.0.clone();
+        Box::pin(async move {
+            let found: Vec<_> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
+            control_plane.learn(found.iter().map(SocketAddr::ip));
+            Ok(Box::new(found.into_iter()) as Addrs)
+        })
+    }
+}
+
 fn build_http(
     roots: RootCertStore,
     https: bool,
     identity: Option<ClientIdentity>,
+    control_plane: &ControlPlane,
     call_time: Duration,
 ) -> Result<reqwest::Client, VaultSourceError> {
     let broken = VaultSourceError::Setting("the HTTP client cannot be built");
@@ -307,6 +338,7 @@ fn build_http(
     };
     reqwest::Client::builder()
         .tls_backend_preconfigured(tls)
+        .dns_resolver(Arc::new(Names(control_plane.clone())))
         .https_only(https)
         .redirect(reqwest::redirect::Policy::none())
         .referer(false)

@@ -96,7 +96,7 @@ impl Fake {
     }
 
     pub(super) fn source(&self) -> VaultSource {
-        VaultSource::new(&self.settings(), &groups()).unwrap()
+        VaultSource::new(&self.settings(), &groups(), &ControlPlane::default()).unwrap()
     }
 
     pub(super) fn targets(&self) -> Vec<String> {
@@ -225,6 +225,7 @@ pub(super) fn group(name: &str) -> Arc<Group> {
         name: GroupName(name.into()),
         interface: InterfaceName("agents0".into()),
         prefixes: vec![],
+        agents: Vec::new(),
         vault_role: format!("cloakroom-{name}").into(),
     })
 }

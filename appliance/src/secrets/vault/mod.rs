@@ -38,6 +38,7 @@ use self::client::Transport;
 use super::{Answer, FetchError, Lease, Prolonged, SecretSource, Standing};
 use crate::{
     config::VaultSettings,
+    dial::ControlPlane,
     policy::{Group, GroupName, Location, Pick, VaultLocation},
     reason::SecretCause,
 };
@@ -48,21 +49,27 @@ pub struct VaultSource {
 }
 
 impl VaultSource {
-    /// Checks the settings and reads the CA and the login's files; asks Vault nothing yet.
+    /// Checks the settings and reads the CA and the login's files; asks Vault nothing yet. Its
+    /// addresses join `control_plane`, each before it is connected to.
     ///
     /// # Errors
     ///
     /// An address that is neither `https` nor `http` to loopback, or a file that cannot be used.
-    pub fn new(settings: &VaultSettings, groups: &[Arc<Group>]) -> Result<Self, VaultSourceError> {
-        Self::with_call_time(settings, groups, CALL_TIME)
+    pub fn new(
+        settings: &VaultSettings,
+        groups: &[Arc<Group>],
+        control_plane: &ControlPlane,
+    ) -> Result<Self, VaultSourceError> {
+        Self::with_call_time(settings, groups, control_plane, CALL_TIME)
     }
 
     fn with_call_time(
         settings: &VaultSettings,
         groups: &[Arc<Group>],
+        control_plane: &ControlPlane,
         call_time: Duration,
     ) -> Result<Self, VaultSourceError> {
-        let transport = Transport::new(settings, call_time)?;
+        let transport = Transport::new(settings, control_plane, call_time)?;
         Ok(Self { session: Arc::new(Session::new(transport, settings, groups)?) })
     }
 

@@ -91,8 +91,10 @@ async fn a_refused_login_is_a_refusal_and_a_sealed_vault_an_outage() {
 #[tokio::test]
 async fn a_slow_vault_is_given_up_in_time() {
     let fake = Fake::start(healthy(|| Reply::Hang)).await;
+    let (groups, control_plane) = (groups(), ControlPlane::default());
+    let second = Duration::from_secs(1);
     let source =
-        VaultSource::with_call_time(&fake.settings(), &groups(), Duration::from_secs(1)).unwrap();
+        VaultSource::with_call_time(&fake.settings(), &groups, &control_plane, second).unwrap();
     let started = std::time::Instant::now();
     let error = fetch(&source).await.unwrap_err();
     assert_eq!(
@@ -170,11 +172,12 @@ async fn marks_in_a_path_stay_in_the_path() {
 async fn a_secret_id_that_others_can_read_stops_the_start() {
     let fake = Fake::start(healthy(value)).await;
     let path = fake.folder.write("secret-id", SECRET_ID.as_bytes(), 0o644);
-    let error = VaultSource::new(&fake.settings(), &groups()).unwrap_err();
+    let none = ControlPlane::default();
+    let error = VaultSource::new(&fake.settings(), &groups(), &none).unwrap_err();
     assert!(matches!(error, VaultSourceError::LoginFile(..)));
     std::fs::remove_file(path).unwrap();
     fake.folder.write("secret-id", b"two\nlines", 0o600);
-    let error = VaultSource::new(&fake.settings(), &groups()).unwrap_err();
+    let error = VaultSource::new(&fake.settings(), &groups(), &none).unwrap_err();
     assert!(matches!(error, VaultSourceError::LoginContent(..)));
 }
 

@@ -1,0 +1,103 @@
+//! Who an agent is, wherever something is shared out between agents, and how fast it may go.
+
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    time::{Duration, Instant},
+};
+
+use crate::policy::GroupName;
+
+/// An agent: an IPv4 address or an IPv6 /64 of its group. Within a /64 it can take any address.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct AgentKey {
+    group: GroupName,
+    prefix: IpAddr,
+}
+
+/// A token bucket, as the time at which it will be full again (the generic cell rate algorithm).
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    full_at: Instant,
+}
+
+impl AgentKey {
+    /// The agent of a group that has this address.
+    pub fn new(group: &GroupName, address: IpAddr) -> Self {
+        let prefix = match address {
+            IpAddr::V4(_) => address,
+            IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
+        };
+        Self { group: group.clone(), prefix }
+    }
+
+    /// Its group.
+    pub fn group(&self) -> &GroupName {
+        &self.group
+    }
+
+    /// The first address of those that it may have.
+    pub fn prefix(&self) -> IpAddr {
+        self.prefix
+    }
+
+    /// As the audit names the agent.
+    pub fn text(&self) -> String {
+        match self.prefix {
+            IpAddr::V4(v4) => v4.to_string(),
+            IpAddr::V6(v6) => format!("{v6}/64"),
+        }
+    }
+}
+
+impl Pace {
+    /// A full bucket.
+    pub fn new(now: Instant) -> Self {
+        Self { full_at: now }
+    }
+
+    /// Takes one, of `a_second` in the long run and `at_once` together, if there is one.
+    pub fn take(&mut self, a_second: u32, at_once: u32, now: Instant) -> bool {
+        let each = Duration::from_secs(1) / a_second.max(1);
+        let next = self.full_at.max(now) + each;
+        let may = next.saturating_duration_since(now) <= each * at_once.max(1);
+        if may {
+            self.full_at = next;
+        }
+        may
+    }
+
+    /// Whether it is full, so that nothing is known that a new one would not say.
+    pub fn is_full(&self, now: Instant) -> bool {
+        self.full_at <= now
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    fn key(address: &str) -> AgentKey {
+        AgentKey::new(&GroupName(Arc::from("red")), address.parse().unwrap())
+    }
+
+    #[test]
+    fn within_a_64_there_is_one_agent() {
+        assert_eq!(key("2001:db8::1"), key("2001:db8::ffff:2"));
+        assert_ne!(key("2001:db8::1"), key("2001:db8:0:1::1"));
+        assert_ne!(key("192.0.2.1"), key("192.0.2.2"));
+        assert_eq!(key("2001:db8::1").text(), "2001:db8::/64");
+    }
+
+    #[test]
+    fn a_pace_gives_its_burst_at_once_and_then_its_rate() {
+        let start = Instant::now();
+        let mut pace = Pace::new(start);
+        assert_eq!((0..100).filter(|_| pace.take(10, 20, start)).count(), 20);
+        let later = |ms| start + Duration::from_millis(ms);
+        let allowed = (1..=10_000).filter(|ms| pace.take(10, 20, later(*ms))).count();
+        assert!((99..=101).contains(&allowed), "{allowed}");
+        assert!(!pace.is_full(later(10_000)) && pace.is_full(later(12_001)));
+    }
+}

@@ -1,0 +1,46 @@
+//! What the audit says about acts of an operator that change what a group may do.
+
+use serde::Serialize;
+
+use super::{record::now, writer::Slot};
+use crate::policy::GroupName;
+
+/// An act of an operator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Act {
+    /// A group was cut off.
+    Quarantine,
+    /// That was undone.
+    Release,
+}
+
+/// The record of one act.
+#[derive(Debug)]
+pub struct ActRecord<'a> {
+    /// What was done.
+    pub act: Act,
+    /// To whom.
+    pub group: &'a GroupName,
+    /// By which user of this machine.
+    pub uid: u32,
+}
+
+impl ActRecord<'_> {
+    /// Writes it.
+    pub fn write(self, slot: Slot) {
+        let record = match self.act {
+            Act::Quarantine => "quarantine",
+            Act::Release => "release",
+        };
+        let (group, uid) = (self.group.as_str(), self.uid);
+        slot.write(&ActLine { time: now(), record, group, uid });
+    }
+}
+
+#[derive(Serialize)]
+struct ActLine<'a> {
+    time: String,
+    record: &'static str,
+    group: &'a str,
+    uid: u32,
+}

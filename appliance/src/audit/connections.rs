@@ -1,0 +1,39 @@
+//! What the audit says about connections that came faster than their agent may open them: a sum for
+//! each agent and interval, so that refusing them costs next to nothing and every one is counted.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::{record::now, writer::Slot};
+use crate::{
+    accept::{AgentKey, OverRate},
+    reason::Reason,
+};
+
+/// Writes the record of what one agent had over its rate in this time.
+pub fn over_rate(slot: Slot, over_rate: &OverRate, within: Duration) {
+    slot.write(&Line {
+        time: now(),
+        record: "connections",
+        seconds: within.as_secs(),
+        group: over_rate.group.as_str(),
+        agent: over_rate.agent.as_ref().map(AgentKey::text),
+        decision: "refuse",
+        reason: Reason::RateLimit.word(),
+        count: over_rate.count,
+    });
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    time: String,
+    record: &'static str,
+    seconds: u64,
+    group: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    agent: Option<String>,
+    decision: &'static str,
+    reason: &'static str,
+    count: u64,
+}

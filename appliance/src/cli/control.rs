@@ -1,0 +1,72 @@
+//! `cloakroom status`, `reload`, `quarantine` and `release`: what is said to the running daemon.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+
+use crate::{
+    config::DEFAULT_CONTROL,
+    control::{self, Order},
+    policy::GroupName,
+};
+
+/// Where the running daemon is spoken to.
+#[derive(Debug, Args)]
+pub struct Target {
+    /// The daemon's control socket, `control` in its configuration
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_CONTROL)]
+    control: PathBuf,
+}
+
+/// A group of the daemon that is spoken to.
+#[derive(Debug, Args)]
+pub struct Named {
+    /// The group
+    #[arg(value_name = "GROUP", value_parser = GroupName::parse)]
+    group: GroupName,
+    #[command(flatten)]
+    target: Target,
+}
+
+/// What the daemon said, or why nothing came of it.
+#[derive(Debug)]
+pub enum Said {
+    /// This, and it is done.
+    Done(String),
+    /// This, and the command ends with this status.
+    Failed(u8, String),
+}
+
+/// Tells the daemon.
+pub fn tell(target: &Target, order: &Order) -> Said {
+    let answer = match control::tell(&target.control, order) {
+        Ok(answer) => answer,
+        Err(error) => return Said::Failed(1, unreached(&target.control, &error)),
+    };
+    let status = answer.status.and_then(|status| serde_json::to_string_pretty(&status).ok());
+    let text = answer.text.or(status).unwrap_or_default();
+    match answer.exit {
+        0 => Said::Done(text + "\n"),
+        exit => Said::Failed(exit, text),
+    }
+}
+
+/// Tells the daemon something about a group.
+pub fn tell_of(Named { group, target }: Named, order: fn(GroupName) -> Order) -> Said {
+    tell(&target, &order(group))
+}
+
+fn unreached(path: &Path, error: &io::Error) -> String {
+    let path = path.display();
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => format!(
+            "no gateway runs here with the control socket {path}; name another one with --control"
+        ),
+        io::ErrorKind::PermissionDenied => format!("{path} is for root and the daemon's own user"),
+        io::ErrorKind::UnexpectedEof => format!("the gateway at {path} gave no answer"),
+        _ => format!("cannot speak to the gateway at {path}: {error}"),
+    }
+}

@@ -1,0 +1,197 @@
+//! `cloakroom secret`: the embedded store. Values come in through a prompt or standard input, and
+//! never go out.
+
+use std::{
+    fmt,
+    io::{self, IsTerminal, Write},
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+};
+
+use clap::{Args, Subcommand};
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
+use zeroize::Zeroizing;
+
+use crate::{
+    config::{Config, Errors, SecretFile},
+    policy::{Policy, SecretRef},
+    secrets::{EditError, SealedFile, SecretValue},
+};
+
+/// What to do with the embedded store.
+#[derive(Debug, Subcommand)]
+pub enum SecretCommand {
+    /// Make the key and an empty file of secrets, where they are missing
+    #[command(after_help = "Example:\n  cloakroom secret init\n\n\
+        With systemd the key can stay sealed to the machine:\n  \
+        systemd-creds encrypt --name=cloakroom-key /etc/cloakroom/secrets.key \\\n    \
+        /etc/cloakroom/cloakroom-key.cred")]
+    Init(Named),
+    /// Set a secret; its value is asked for, or read from standard input
+    #[command(after_help = "Examples:\n  cloakroom secret set openai\n  \
+        vault kv get -field=api_key kv/openai | cloakroom secret set openai\n  \
+        cloakroom reload\n\n\
+        The value is 8 to 8192 visible ASCII characters. One line end after it is not part\n\
+        of it. The gateway takes it at the next reload, or by itself within its refresh.")]
+    Set {
+        /// The name that a binding writes as "file:NAME"
+        name: String,
+        /// Where it is
+        #[command(flatten)]
+        of: Named,
+    },
+    /// Show the names of the secrets, and those that a binding names and that are missing
+    #[command(after_help = "Example:\n  cloakroom secret list")]
+    List(Named),
+    /// Take a secret out
+    #[command(after_help = "Example:\n  cloakroom secret rm openai && cloakroom reload")]
+    Rm {
+        /// Its name
+        name: String,
+        /// Where it is
+        #[command(flatten)]
+        of: Named,
+    },
+}
+
+/// The configuration that names the file of secrets and its key.
+#[derive(Debug, Args)]
+pub struct Named {
+    /// The configuration
+    #[arg(long, value_name = "CONFIG", default_value = "/etc/cloakroom/cloakroom.toml")]
+    config: PathBuf,
+}
+
+/// Why nothing came of it. Carries no part of any secret.
+#[derive(Debug)]
+pub enum SecretCommandError {
+    /// The configuration is wrong.
+    Config(Errors),
+    /// It names no encrypted file of secrets.
+    NotEncrypted,
+    /// The file of secrets could not be used or changed.
+    Edit(PathBuf, EditError),
+    /// The value could not be read.
+    Input(io::Error),
+    /// The output could not be written.
+    Output(io::Error),
+}
+
+/// Does it, and writes what there is to say to `out`.
+pub fn run(
+    command: SecretCommand,
+    load: impl Fn(&Path) -> Result<Config, Errors>,
+    out: &mut impl Write,
+) -> Result<(), SecretCommandError> {
+    let (SecretCommand::Init(of)
+    | SecretCommand::Set { of, .. }
+    | SecretCommand::List(of)
+    | SecretCommand::Rm { of, .. }) = &command;
+    let Config { settings, policy } = load(&of.config).map_err(SecretCommandError::Config)?;
+    let Some(SecretFile { path, key: Some(key) }) = settings.secret_file else {
+        return Err(SecretCommandError::NotEncrypted);
+    };
+    let file = SealedFile::new(path.clone(), key);
+    let said = match &command {
+        SecretCommand::Init(_) => file.init().map(|made| {
+            format!("{}: {}\n", path.display(), if made { "made" } else { "there already" })
+        }),
+        SecretCommand::Set { name, .. } => {
+            let value = read_value(name).map_err(SecretCommandError::Input)?;
+            let short = value.trim_ascii_end().len() < SecretValue::MIN_BYTES;
+            file.set(name, value).map(|new| {
+                let note = if short { "; it needs min_value_bytes in its bindings" } else { "" };
+                format!("{name}: {}{note}\n", if new { "set" } else { "changed" })
+            })
+        }
+        SecretCommand::List(_) => file.names().map(|names| listing(&names, &policy)),
+        SecretCommand::Rm { name, .. } => file.remove(name).map(|()| format!("{name}: removed\n")),
+    };
+    let said = said.map_err(|error| SecretCommandError::Edit(path, error))?;
+    out.write_all(said.as_bytes()).map_err(SecretCommandError::Output)
+}
+
+fn listing(names: &[String], policy: &Policy) -> String {
+    let bindings = policy.apis.iter().flat_map(|api| &api.bindings);
+    let mut missing: Vec<&str> = bindings
+        .filter_map(|binding| match &binding.secret {
+            SecretRef::File { name } => Some(&**name),
+            _ => None,
+        })
+        .filter(|needed| !names.iter().any(|name| name == needed))
+        .collect();
+    missing.sort_unstable();
+    missing.dedup();
+    let there = names.iter().map(|name| format!("{name}\n"));
+    there.chain(missing.iter().map(|name| format!("{name}  missing\n"))).collect()
+}
+
+/// A line from the terminal, not shown while it is typed, or all of standard input.
+fn read_value(name: &str) -> io::Result<Zeroizing<Vec<u8>>> {
+    let input = io::stdin();
+    if !input.is_terminal() {
+        return read_bounded(&input, false);
+    }
+    let mut terminal = io::stderr();
+    write!(terminal, "Value of {name}: ")?;
+    terminal.flush()?;
+    let _silent = Silent::begin()?;
+    read_bounded(&input, true)
+}
+
+/// Past every buffer of the standard library, which nobody would clear.
+fn read_bounded(input: &impl AsFd, line: bool) -> io::Result<Zeroizing<Vec<u8>>> {
+    let mut value = Zeroizing::new(vec![0; SecretValue::MAX_BYTES + 3]);
+    let mut filled = 0;
+    while let Some(rest) = value.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match rustix::io::read(input, rest) {
+            Ok(0) => break,
+            Ok(more) => filled += more,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if line && value.get(..filled).is_some_and(|read| read.ends_with(b"\n")) {
+            break;
+        }
+    }
+    value.truncate(filled);
+    Ok(value)
+}
+
+/// A terminal that does not show what is typed, until this is dropped.
+struct Silent(Termios);
+
+impl Silent {
+    fn begin() -> io::Result<Self> {
+        let shown = tcgetattr(io::stdin())?;
+        let mut silent = shown.clone();
+        silent.local_modes.remove(LocalModes::ECHO);
+        silent.local_modes.insert(LocalModes::ECHONL);
+        tcsetattr(io::stdin(), OptionalActions::Flush, &silent)?;
+        Ok(Self(shown))
+    }
+}
+
+impl Drop for Silent {
+    fn drop(&mut self) {
+        // A terminal that is gone shows nothing either.
+        let _ = tcsetattr(io::stdin(), OptionalActions::Flush, &self.0);
+    }
+}
+
+impl fmt::Display for SecretCommandError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Config(errors) => errors.fmt(f),
+            Self::NotEncrypted => f.write_str(
+                "the configuration names no encrypted file of secrets: set file and key_file in \
+                 [secrets], then run `cloakroom secret init`",
+            ),
+            Self::Edit(path, error) => write!(f, "{}: {error}", path.display()),
+            Self::Input(error) => write!(f, "cannot read the value: {error}"),
+            Self::Output(error) => write!(f, "cannot write the output: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for SecretCommandError {}

@@ -1,0 +1,156 @@
+//! What is said through the control socket: one line to the daemon, one JSON object back.
+//!
+//! Both sides are bounded in bytes and time. No answer holds a value of a secret.
+
+use std::{
+    fmt,
+    io::{self, Read, Write},
+    os::unix::net::UnixStream,
+    path::Path,
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::policy::GroupName;
+
+/// What the daemon can be told to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Order {
+    /// Take the configuration and the file of secrets anew.
+    Reload,
+    /// Cut a group off.
+    Quarantine(GroupName),
+    /// Undo that.
+    Release(GroupName),
+    /// Say how it is.
+    Status,
+}
+
+/// What the daemon says to an order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// The exit status that the command is to have: 0 done, 64 the configuration or the order is
+    /// wrong, 1 anything else.
+    pub exit: u8,
+    /// What was done or what is wrong, for a person.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    /// How the daemon is, where that was the question.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<Value>,
+}
+
+impl Order {
+    /// Longest order in bytes, with its line end.
+    pub const MAX_BYTES: usize = 1_024;
+
+    /// Reads one line, without its end.
+    pub fn parse(line: &[u8]) -> Option<Self> {
+        let line = std::str::from_utf8(line).ok()?;
+        let (word, group) = match line.split_once(' ') {
+            Some((word, group)) => (word, Some(GroupName::parse(group).ok()?)),
+            None => (line, None),
+        };
+        match (word, group) {
+            ("reload", None) => Some(Self::Reload),
+            ("status", None) => Some(Self::Status),
+            ("quarantine", Some(group)) => Some(Self::Quarantine(group)),
+            ("release", Some(group)) => Some(Self::Release(group)),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Order {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Reload => f.write_str("reload"),
+            Self::Status => f.write_str("status"),
+            Self::Quarantine(group) => write!(f, "quarantine {group}"),
+            Self::Release(group) => write!(f, "release {group}"),
+        }
+    }
+}
+
+impl Answer {
+    /// Done, in a sentence.
+    pub fn done(text: impl Into<String>) -> Self {
+        Self { exit: 0, text: Some(text.into()), status: None }
+    }
+
+    /// Not done, and why.
+    pub fn failed(exit: u8, text: impl Into<String>) -> Self {
+        Self { exit, text: Some(text.into()), status: None }
+    }
+}
+
+/// Gives an order to the daemon whose socket is at `path`, and waits at most a minute.
+///
+/// # Errors
+///
+/// Where no daemon answers there, or where it does not answer in time or in full.
+pub fn tell(path: &Path, order: &Order) -> io::Result<Answer> {
+    let mut stream = UnixStream::connect(path)?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(format!("{order}\n").as_bytes())?;
+    let mut answer = Vec::new();
+    stream.take(MAX_ANSWER_BYTES).read_to_end(&mut answer)?;
+    serde_json::from_slice(&answer).map_err(|_| io::ErrorKind::UnexpectedEof.into())
+}
+
+/// A reload waits for values that are new in it.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Room for the state of every group and secret that a policy of 4 MiB can name.
+const MAX_ANSWER_BYTES: u64 = 16 << 20;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn an_order_reads_as_it_was_written() {
+        let group = GroupName::parse("research").unwrap();
+        let orders =
+            [Order::Reload, Order::Status, Order::Quarantine(group.clone()), Order::Release(group)];
+        for order in orders {
+            assert_eq!(Order::parse(order.to_string().as_bytes()), Some(order));
+        }
+    }
+
+    #[test]
+    fn what_is_no_order_is_not_guessed_at() {
+        for line in [
+            "",
+            " ",
+            "reload ",
+            "reload now",
+            "Reload",
+            "status\r",
+            "quarantine",
+            "quarantine ",
+            "quarantine  red",
+            "quarantine red ",
+            "quarantine red blue",
+            "quarantine ../red",
+            "quarantine RED",
+            "release *",
+            "stop",
+        ] {
+            assert_eq!(Order::parse(line.as_bytes()), None, "{line:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_line_is_an_order_or_none(line: Vec<u8>) {
+            if let Some(order) = Order::parse(&line) {
+                prop_assert_eq!(order.to_string().into_bytes(), line);
+            }
+        }
+    }
+}

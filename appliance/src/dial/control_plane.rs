@@ -1,0 +1,77 @@
+//! The machines that the gateway itself depends on: its DNS servers and its Vault.
+//!
+//! No name leads an agent to one of them, whatever policy lists: a name is its owner's to point
+//! anywhere, and what decides about agents is not theirs to talk to through the gateway. It errs
+//! towards no: a machine that is one of these and an upstream as well is refused as an upstream.
+
+use std::{
+    collections::VecDeque,
+    net::IpAddr,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use super::address::unwrapped;
+
+/// Addresses that are never dialled for an agent, nor given to one. Cheap to clone; all clones hold
+/// the same.
+#[derive(Debug, Clone, Default)]
+pub struct ControlPlane(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    named: Vec<IpAddr>,
+    learned: RwLock<VecDeque<IpAddr>>,
+}
+
+impl ControlPlane {
+    /// One that holds these addresses for as long as the gateway runs.
+    pub fn new(named: impl IntoIterator<Item = IpAddr>) -> Self {
+        let named = named.into_iter().map(unwrapped).collect();
+        Self(Arc::new(Inner { named, learned: RwLock::default() }))
+    }
+
+    /// Takes in addresses that the name of such a machine was found to have. The oldest go once
+    /// there are [`MAX_LEARNED`].
+    pub fn learn(&self, addresses: impl IntoIterator<Item = IpAddr>) {
+        let mut learned = self.0.learned.write().unwrap_or_else(PoisonError::into_inner);
+        for address in addresses.into_iter().map(unwrapped) {
+            learned.retain(|known| *known != address);
+            learned.push_back(address);
+        }
+        let surplus = learned.len().saturating_sub(MAX_LEARNED);
+        learned.drain(..surplus);
+    }
+
+    /// Whether it holds the address, in whatever form that is written.
+    pub fn holds(&self, address: IpAddr) -> bool {
+        let address = unwrapped(address);
+        let learned = || self.0.learned.read().unwrap_or_else(PoisonError::into_inner);
+        self.0.named.contains(&address) || learned().contains(&address)
+    }
+}
+
+/// Learned addresses that are kept. A name behind a load balancer has a handful at a time.
+const MAX_LEARNED: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_known_in_every_form_and_learned_ones_have_a_bound() {
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        let known = ControlPlane::new([address("192.0.2.53"), address("2001:db8::53")]);
+        for held in ["192.0.2.53", "::ffff:192.0.2.53", "64:ff9b::c000:235", "2001:db8::53"] {
+            assert!(known.holds(address(held)), "{held}");
+        }
+        assert!(!known.holds(address("192.0.2.54")));
+        let other = known.clone();
+        other.learn([address("::ffff:198.51.100.200")]);
+        assert!(known.holds(address("198.51.100.200")));
+        for last in 0..MAX_LEARNED as u8 {
+            other.learn([IpAddr::from([203, 0, 113, last])]);
+        }
+        assert!(!known.holds(address("198.51.100.200")) && known.holds(address("203.0.113.0")));
+        assert!(known.holds(address("192.0.2.53")), "what was named stays");
+    }
+}

@@ -1,0 +1,252 @@
+//! The table that binds agents to their network cards: which frames an interface takes at all.
+//!
+//! Pure. An interface with a bound agent gets a chain where its device hands frames over, with
+//! policy drop. What it admits is marked as proven, and prerouting takes nothing without that
+//! proof from such an interface: where the chain is missing, for whatever reason, nothing passes.
+//! `nft/README.md` explains rule by rule.
+
+use ipnet::IpNet;
+
+use super::{
+    Capture, CaptureInterface,
+    plan::{
+        Chain, Element, Family, Hook, ICMP6, Key, Rule, Set, SetKey, Statement, Table, TableFamily,
+        UDP, Value, base, because, finished, prefixes_6, rule, set,
+    },
+};
+use crate::{
+    policy::{InterfaceName, special::LINK_6},
+    reason::Reason,
+};
+
+/// The table of frames; `None` where no agent is bound. An interface that is not there gets no
+/// chain, because the kernel does not make one.
+pub(super) fn table(capture: &Capture, is_there: impl Fn(&InterfaceName) -> bool) -> Option<Table> {
+    let bound: Vec<&CaptureInterface> =
+        capture.interfaces.iter().filter(|each| !each.bound.is_empty()).collect();
+    if bound.is_empty() {
+        return None;
+    }
+    let mut chains = vec![admit(capture)];
+    if capture.ipv6 {
+        chains.extend([adverts(&bound), admit_6(capture)]);
+    }
+    chains.extend(bound.iter().filter(|each| is_there(&each.name)).map(|each| door(&each.name)));
+    Some(finished(TableFamily::Netdev, sets(&bound), chains, capture))
+}
+
+/// What stands in the packet's priority when it was admitted. The field is the kernel's own: a
+/// packet from a wire has 0 in it.
+pub(super) fn proof() -> Value {
+    Value { text: "c10a:1".into(), bytes: 0xc10a_0001_u32.to_ne_bytes().to_vec() }
+}
+
+/// The chain of one device. Its name has the device's, so that it never moves to another.
+fn door(device: &InterfaceName) -> Chain {
+    Chain {
+        name: format!("on_{device}").into(),
+        base: Some(base(Hook::Ingress(device.clone()), FIRST, true)),
+        rules: vec![rule(&[Statement::Goto("admit")])],
+    }
+}
+
+fn admit(capture: &Capture) -> Chain {
+    use Statement::{Count, Drop, Goto, In, Is, NotIn, NotOneOf};
+    let kinds = vec![Value::pair("ip", IP), Value::pair("arp", ARP), Value::pair("ip6", IP6)];
+    // The type in the frame's own header: that of a tag, wherever the tag itself is by now.
+    let other = [is_ethernet(), NotOneOf(Key::EtherType, kinds), Count, Drop];
+    let mut rules = vec![because(Reason::SpoofedSource, &other)];
+
+    let from_bound = In(Key::InterfaceMacAndSource(Family::V4), "bound_4");
+    rules.push(admitted(&[holds("ip", IP), is_ethernet(), from_bound]));
+    let from_free = [
+        holds("ip", IP),
+        is_ethernet(),
+        NotIn(Key::InterfaceAndMac, "bound"),
+        In(Key::InterfaceAndSource(Family::V4), "free_4"),
+    ];
+    rules.push(admitted(&from_free));
+    if capture.services.dhcp {
+        rules.push(dhcp());
+    }
+
+    // An address has one MAC, so the frame's and the one that ARP tells are the same.
+    let arp = [
+        holds("arp", ARP),
+        is_ethernet(),
+        In(Key::InterfaceMacAndArpSource, "bound_4"),
+        In(Key::InterfaceArpMacAndArpSource, "bound_4"),
+    ];
+    rules.push(admitted(&arp));
+    // Is this address taken? (RFC 5227, section 2.1.1). Nobody learns anything from it.
+    let probe = [
+        holds("arp", ARP),
+        is_ethernet(),
+        In(Key::InterfaceAndMac, "bound"),
+        In(Key::InterfaceAndArpMac, "bound"),
+        Is(Key::ArpSource, Value::address(std::net::Ipv4Addr::UNSPECIFIED.into())),
+    ];
+    rules.push(admitted(&probe));
+    let free_arp = [
+        holds("arp", ARP),
+        is_ethernet(),
+        NotIn(Key::InterfaceAndMac, "bound"),
+        NotIn(Key::InterfaceAndArpMac, "bound"),
+        In(Key::InterfaceAndArpSource, "free_4"),
+    ];
+    rules.push(admitted(&free_arp));
+
+    if capture.ipv6 {
+        let advert = [
+            holds("ip6", IP6),
+            is_icmp6(),
+            Is(Key::Icmp6Type, Value::byte("nd-neighbor-advert", 136)),
+            Goto("adverts"),
+        ];
+        rules.push(rule(&advert));
+        rules.push(rule(&[holds("ip6", IP6), Goto("admit_6")]));
+    } else {
+        rules.push(because(Reason::ProtocolDenied, &[holds("ip6", IP6), Count, Drop]));
+    }
+    rules.push(because(Reason::SpoofedSource, &[Count, Drop]));
+    Chain { name: "admit".into(), base: None, rules }
+}
+
+/// Nobody says for another's address which MAC it has.
+fn adverts(bound: &[&CaptureInterface]) -> Chain {
+    let mut rules = Vec::new();
+    for interface in bound {
+        for agent in &interface.bound {
+            let mine = agent.addresses.iter().filter(|address| address.is_ipv6());
+            rules.extend(mine.map(|address| {
+                let mut target = Value::address(*address);
+                let std::net::IpAddr::V6(number) = address else { return rule(&[]) };
+                target.text = format!("{:#034x}", u128::from(*number)).into();
+                because(
+                    Reason::SpoofedSource,
+                    &[
+                        Statement::Is(Key::NeighbourTarget, target),
+                        Statement::Is(Key::Interface, Value::interface(&interface.name)),
+                        is_ethernet(),
+                        Statement::IsNot(Key::Mac, Value::mac(agent.mac)),
+                        Statement::Count,
+                        Statement::Drop,
+                    ],
+                )
+            }));
+        }
+    }
+    rules.push(rule(&[Statement::Goto("admit_6")]));
+    Chain { name: "adverts".into(), base: None, rules }
+}
+
+fn admit_6(capture: &Capture) -> Chain {
+    use Statement::{Count, Drop, In, Is, NotIn};
+    let from_bound = In(Key::InterfaceMacAndSource(Family::V6), "bound_6");
+    let mut rules = vec![admitted(&[holds("ip6", IP6), is_ethernet(), from_bound])];
+    rules.push(admitted(&[
+        holds("ip6", IP6),
+        is_ethernet(),
+        NotIn(Key::InterfaceAndMac, "bound"),
+        In(Key::InterfaceAndSource(Family::V6), "free_6"),
+    ]));
+    let discovery = |who: &[Statement]| {
+        let types =
+            vec![Value::byte("nd-neighbor-solicit", 135), Value::byte("nd-neighbor-advert", 136)];
+        let found = [
+            holds("ip6", IP6),
+            is_icmp6(),
+            Is(Key::HopLimit, Value::byte("255", 255)),
+            Statement::AnyOf(Key::Icmp6Type, types),
+            In(Key::Source(Family::V6), "link_6"),
+        ];
+        admitted(&[&found[..], who].concat())
+    };
+    rules.push(discovery(&[is_ethernet(), In(Key::InterfaceAndMac, "bound")]));
+    if capture.interfaces.iter().any(|each| !each.bound.is_empty() && !each.free.is_empty()) {
+        rules.push(discovery(&[In(Key::Interface, "mixed")]));
+    }
+    // Dropped here as later on, and told to nobody: every IPv6 host says this unasked.
+    let mut reports = super::prerouting::listener_reports();
+    if let Some(family) = reports.first_mut() {
+        *family = holds("ip6", IP6);
+    }
+    reports.extend([Count, Drop]);
+    rules.push(rule(&reports));
+    rules.push(because(Reason::SpoofedSource, &[Count, Drop]));
+    Chain { name: "admit_6".into(), base: None, rules }
+}
+
+/// A bound card that has no address yet.
+fn dhcp() -> Rule {
+    use std::net::Ipv4Addr;
+    let is = |key, address: Ipv4Addr| Statement::Is(key, Value::address(address.into()));
+    admitted(&[
+        holds("ip", IP),
+        is_ethernet(),
+        Statement::In(Key::InterfaceAndMac, "bound"),
+        Statement::Is(Key::L4, Value::byte("udp", UDP)),
+        is(Key::Source(Family::V4), Ipv4Addr::UNSPECIFIED),
+        is(Key::Destination(Family::V4), Ipv4Addr::BROADCAST),
+        super::plan::port_is(super::prerouting::DHCP_PORT),
+    ])
+}
+
+fn admitted(statements: &[Statement]) -> Rule {
+    let end = [Statement::SetPriority(proof()), Statement::Accept];
+    rule(&[statements, &end[..]].concat())
+}
+
+fn sets(bound: &[&CaptureInterface]) -> Vec<Set> {
+    let mut cards = Vec::new();
+    let (mut pairs_4, mut pairs_6) = (Vec::new(), Vec::new());
+    let (mut free_4, mut free_6) = (Vec::new(), Vec::new());
+    for interface in bound {
+        let name = interface.name.to_string();
+        for agent in &interface.bound {
+            cards.push(Element::InterfaceAndMac(name.clone(), agent.mac));
+            for address in &agent.addresses {
+                let pairs = if address.is_ipv4() { &mut pairs_4 } else { &mut pairs_6 };
+                pairs.push(Element::InterfaceMacAndAddress(name.clone(), agent.mac, *address));
+            }
+        }
+        for prefix in &interface.free {
+            let free = if matches!(prefix, IpNet::V4(_)) { &mut free_4 } else { &mut free_6 };
+            free.push(Element::InterfaceAndPrefix(name.clone(), *prefix));
+        }
+    }
+    let mixed = bound.iter().filter(|each| !each.free.is_empty());
+    let mixed = mixed.map(|each| Element::Interface(each.name.to_string())).collect();
+    vec![
+        set("bound", SetKey::InterfaceAndMac, cards),
+        set("bound_4", SetKey::InterfaceMacAndAddress(Family::V4), pairs_4),
+        set("bound_6", SetKey::InterfaceMacAndAddress(Family::V6), pairs_6),
+        set("free_4", SetKey::InterfaceAndAddress(Family::V4), free_4),
+        set("free_6", SetKey::InterfaceAndAddress(Family::V6), free_6),
+        set("link_6", SetKey::Address(Family::V6), prefixes_6(LINK_6)),
+        set("mixed", SetKey::Interface, mixed),
+    ]
+}
+
+fn is_ethernet() -> Statement {
+    Statement::Is(Key::InterfaceType, Value { text: "ether".into(), bytes: ARPHRD_ETHER.into() })
+}
+
+fn is_icmp6() -> Statement {
+    Statement::Is(Key::L4, Value::byte("ipv6-icmp", ICMP6))
+}
+
+fn holds(text: &'static str, kind: u16) -> Statement {
+    Statement::Is(Key::Protocol, Value::pair(text, kind))
+}
+
+// linux/if_ether.h.
+const IP: u16 = 0x0800;
+const ARP: u16 = 0x0806;
+const IP6: u16 = 0x86dd;
+
+/// `ARPHRD_ETHER`, linux/if_arp.h.
+const ARPHRD_ETHER: [u8; 2] = 1u16.to_ne_bytes();
+
+/// Before whatever else is hooked to a device.
+const FIRST: i32 = -500;

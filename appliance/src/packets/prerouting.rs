@@ -1,0 +1,274 @@
+//! The chain that decides about every packet of an agent, in the order that is the argument.
+//!
+//! Pure. It errs towards dropping: what no rule takes is refused by the last two, and everything
+//! that is answered comes after the checks of its source. `nft/README.md` explains rule by rule.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::{
+    Capture, DNS_PORT, ingress,
+    plan::{
+        Chain, Family, Hook, ICMP4, ICMP6, Key, MANGLE, Rule, Set, SetKey, Statement, TCP, UDP,
+        Value, base, because, fib_type, is_family, is_tcp, is_udp, meter, neighbour_discovery,
+        port_is, rule,
+    },
+};
+use crate::reason::Reason;
+
+/// The base chain at prerouting.
+pub(super) fn chain(capture: &Capture) -> Chain {
+    let mut rules = vec![rule(&[Statement::NotIn(Key::Interface, "agents"), Statement::Accept])];
+    rules.extend(identity(capture));
+    rules.extend(dns(capture));
+    rules.extend(services(capture));
+    rules.extend(destinations(capture));
+    rules.push(divert(capture.mark));
+    rules.extend(families(capture).iter().map(|family| deliver(*family, capture)));
+    // The closing rules. Without them a packet that no listener takes would be routed.
+    let end = [Statement::Count, Statement::Goto("refuse")];
+    rules.push(because(Reason::PortDenied, &[&[is_tcp()], &end[..]].concat()));
+    rules.push(because(Reason::ProtocolDenied, &end));
+    Chain { name: "prerouting".into(), base: Some(base(Hook::Prerouting, MANGLE, false)), rules }
+}
+
+/// The sets that the meters of this chain count in.
+pub(super) fn meters(capture: &Capture) -> Vec<Set> {
+    let mut meters = Vec::new();
+    for family in families(capture) {
+        let key = SetKey::InterfaceAndAddress(*family);
+        meters.push(meter(of(*family, "dns_4", "dns_6"), key));
+        if capture.services.ping {
+            meters.push(meter(of(*family, "pings_4", "pings_6"), key));
+        }
+    }
+    meters
+}
+
+/// What the input hook lets through to the gateway's services: what this chain has marked.
+pub(super) fn admitted_services(capture: &Capture) -> Vec<Rule> {
+    let marked = || Statement::Is(Key::Mark, Value::mark(capture.mark));
+    let mut rules = Vec::new();
+    if capture.services.ping {
+        let echo = |family: &Family| {
+            let statements = [echo_request(*family), vec![marked(), Statement::Accept]].concat();
+            rule(&statements)
+        };
+        rules.extend(families(capture).iter().map(echo));
+    }
+    for port in service_ports(capture) {
+        rules.push(rule(&[is_udp(), port_is(port), marked(), Statement::Accept]));
+    }
+    rules
+}
+
+/// Who may send at all: rules whose order is that of the checks, each before what relies on it.
+fn identity(capture: &Capture) -> Vec<Rule> {
+    use Statement::{Accept, Count, Drop, In, Is, IsNot, NotIn};
+    let mut rules = Vec::new();
+    if capture.interfaces.iter().any(|each| !each.bound.is_empty()) {
+        let unproven = IsNot(Key::Priority, ingress::proof());
+        let unproven = [In(Key::Interface, "bound"), unproven, Count, Drop];
+        rules.push(because(Reason::SpoofedSource, &unproven));
+    }
+    if capture.services.dhcp {
+        rules.push(dhcp_from_nowhere(capture.mark));
+    }
+    if capture.ipv6 {
+        let mut discovery = neighbour_discovery();
+        discovery.extend([In(Key::Source(Family::V6), "link_6"), Accept]);
+        rules.push(rule(&discovery));
+        let mut reports = listener_reports();
+        reports.extend([In(Key::Source(Family::V6), "link_6"), Count, Drop]);
+        rules.push(rule(&reports));
+    } else {
+        rules.push(because(Reason::ProtocolDenied, &[is_family(Family::V6), Count, Drop]));
+    }
+
+    // Never an answer to any of these: a reject quotes the sender's bytes to the sender's choice.
+    for &family in families(capture) {
+        let martian = In(Key::Source(family), of(family, "martian_4", "martian_6"));
+        rules.push(because(Reason::SpoofedSource, &[is_family(family), martian, Count, Drop]));
+        let sources = of(family, "sources_4", "sources_6");
+        let foreign = NotIn(Key::InterfaceAndSource(family), sources);
+        rules.push(because(Reason::SpoofedSource, &[is_family(family), foreign, Count, Drop]));
+    }
+    let ours = [IsNot(Key::SourceType, fib_type("unicast", 1)), Count, Drop];
+    rules.push(because(Reason::SpoofedSource, &ours));
+    // The kernel says present or missing in one byte and clears the rest of the four.
+    let missing = Value { text: "missing".into(), bytes: 0u32.to_ne_bytes().to_vec() };
+    rules.push(because(Reason::SpoofedSource, &[Is(Key::WayBack, missing), Count, Drop]));
+
+    if capture.ipv6 {
+        let mut discovery = neighbour_discovery();
+        discovery.push(Accept);
+        rules.push(rule(&discovery));
+    }
+    let many = vec![fib_type("broadcast", 3), fib_type("anycast", 4), fib_type("multicast", 5)];
+    let many = [Statement::AnyOf(Key::DestinationType, many), Count, Drop];
+    rules.push(because(Reason::SelfDestination, &many));
+    rules
+}
+
+/// DNS to any address, our own included, and what of it nobody took.
+fn dns(capture: &Capture) -> Vec<Rule> {
+    use Statement::{AnyOf, Count, Drop, Goto, Over};
+    let mut rules = Vec::new();
+    for &family in families(capture) {
+        // One socket serves the interface, so no agent may fill its buffer.
+        let rate = capture.dns_rate.saturating_mul(DNS_HEADROOM);
+        let over = Over(Key::InterfaceAndAgent(family), of(family, "dns_4", "dns_6").into(), rate);
+        let flood = [is_family(family), is_udp(), port_is(DNS_PORT), over, Count, Drop];
+        rules.push(because(Reason::DnsRate, &flood));
+    }
+    for &family in families(capture) {
+        rules.push(deliver_dns(family, is_tcp(), capture));
+        rules.push(deliver_dns(family, is_udp(), capture));
+    }
+    let tcp_and_udp = vec![Value::byte("tcp", TCP), Value::byte("udp", UDP)];
+    let nobody = [AnyOf(Key::L4, tcp_and_udp), port_is(DNS_PORT), Count, Goto("refuse")];
+    rules.push(because(Reason::DnsDenied, &nobody));
+    rules
+}
+
+/// What the operator lets the gateway answer besides DNS, at the address that it has on the
+/// interface the packet came in by, and at no other.
+fn services(capture: &Capture) -> Vec<Rule> {
+    use Statement::{Accept, Count, Drop, SetMark, Within};
+    let mut rules = Vec::new();
+    for &family in families(capture).iter().filter(|_| capture.services.ping) {
+        let set = of(family, "pings_4", "pings_6").into();
+        let within = Within(Key::InterfaceAndAgent(family), set, PING_RATE);
+        let here = [echo_request(family), vec![to_here()]].concat();
+        let answered = vec![within, SetMark(capture.mark), Accept];
+        rules.push(rule(&[here.clone(), answered].concat()));
+        rules.push(because(Reason::RateLimit, &[here, vec![Count, Drop]].concat()));
+    }
+    for port in service_ports(capture) {
+        let here = [is_udp(), port_is(port), to_here(), SetMark(capture.mark), Accept];
+        rules.push(rule(&here));
+    }
+    rules
+}
+
+/// Where nobody may connect: our own addresses, and special ones that policy does not list.
+fn destinations(capture: &Capture) -> Vec<Rule> {
+    use Statement::{Count, Drop, Goto, In, NotIn};
+    let own = [Statement::Is(Key::DestinationType, fib_type("local", 2)), Count, Drop];
+    let mut rules = vec![because(Reason::SelfDestination, &own)];
+    for &family in families(capture) {
+        let to = Key::Destination(family);
+        let special = In(to, of(family, "special_4", "special_6"));
+        let elsewhere = NotIn(to, of(family, "homes_4", "homes_6"));
+        let statements = [is_family(family), special, elsewhere, Count, Goto("refuse")];
+        rules.push(because(Reason::DestinationDenied, &statements));
+    }
+    rules
+}
+
+/// Packets of connections that our listeners accepted already.
+fn divert(mark: u32) -> Rule {
+    rule(&[
+        is_tcp(),
+        Statement::Is(Key::SocketTransparent, Value::byte("1", 1)),
+        Statement::Is(Key::SocketWildcard, Value::byte("0", 0)),
+        Statement::SetMark(mark),
+        Statement::Accept,
+    ])
+}
+
+/// New connections to listed ports.
+fn deliver(family: Family, capture: &Capture) -> Rule {
+    rule(&[
+        is_family(family),
+        is_tcp(),
+        Statement::In(Key::DestinationPort, "ports"),
+        Statement::Tproxy(family, capture.proxy_port),
+        Statement::SetMark(capture.mark),
+        Statement::Accept,
+    ])
+}
+
+/// DNS to any address, our own included. It takes the packets of open connections too.
+fn deliver_dns(family: Family, transport: Statement, capture: &Capture) -> Rule {
+    rule(&[
+        is_family(family),
+        transport,
+        port_is(DNS_PORT),
+        Statement::Tproxy(family, DNS_PORT),
+        Statement::SetMark(capture.mark),
+        Statement::Accept,
+    ])
+}
+
+/// A client that has no address yet (RFC 2131, section 4.1).
+fn dhcp_from_nowhere(mark: u32) -> Rule {
+    let any = Value::address(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+    let everybody = Value::address(IpAddr::V4(Ipv4Addr::BROADCAST));
+    rule(&[
+        is_family(Family::V4),
+        is_udp(),
+        Statement::Is(Key::Source(Family::V4), any),
+        Statement::Is(Key::Destination(Family::V4), everybody),
+        port_is(DHCP_PORT),
+        Statement::SetMark(mark),
+        Statement::Accept,
+    ])
+}
+
+/// What every IPv6 host says unasked about the groups it listens to (RFC 3810, section 5.2.14).
+pub(super) fn listener_reports() -> Vec<Statement> {
+    let routers = IpAddr::V6(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0x16));
+    vec![
+        is_family(Family::V6),
+        Statement::Is(Key::L4, Value::byte("ipv6-icmp", ICMP6)),
+        Statement::Is(Key::Destination(Family::V6), Value::address(routers)),
+        Statement::Is(Key::HopLimit, Value::byte("1", 1)),
+        Statement::Is(Key::Icmp6Type, Value::byte("mld2-listener-report", 143)),
+    ]
+}
+
+fn echo_request(family: Family) -> Vec<Statement> {
+    let (protocol, kind) = match family {
+        Family::V4 => (
+            Value::byte("icmp", ICMP4),
+            Statement::Is(Key::Icmp4Type, Value::byte("echo-request", 8)),
+        ),
+        Family::V6 => (
+            Value::byte("ipv6-icmp", ICMP6),
+            Statement::Is(Key::Icmp6Type, Value::byte("echo-request", 128)),
+        ),
+    };
+    vec![is_family(family), Statement::Is(Key::L4, protocol), kind]
+}
+
+fn to_here() -> Statement {
+    Statement::Is(Key::DestinationTypeHere, fib_type("local", 2))
+}
+
+fn service_ports(capture: &Capture) -> Vec<u16> {
+    let services = capture.services;
+    let ports = [(services.ntp, NTP_PORT), (services.dhcp, DHCP_PORT)];
+    ports.into_iter().filter(|(wanted, _)| *wanted).map(|(_, port)| port).collect()
+}
+
+fn families(capture: &Capture) -> &'static [Family] {
+    if capture.ipv6 { &[Family::V4, Family::V6] } else { &[Family::V4] }
+}
+
+fn of(family: Family, v4: &'static str, v6: &'static str) -> &'static str {
+    match family {
+        Family::V4 => v4,
+        Family::V6 => v6,
+    }
+}
+
+/// Echo requests of one agent that are answered in a second.
+const PING_RATE: u32 = 10;
+
+/// How many times an agent's own rate may come in before the kernel drops the rest. The resolver
+/// answers what is above the rate and below this, so that an honest client learns of it.
+const DNS_HEADROOM: u32 = 4;
+
+const NTP_PORT: u16 = 123;
+/// Of a server, RFC 2131, section 4.1.
+pub(super) const DHCP_PORT: u16 = 67;

@@ -1,0 +1,381 @@
+//! The embedded store: a file of secrets that is encrypted at rest, and how it is changed.
+//!
+//! Every change is made on the whole: read, checked, changed, checked, encrypted, written beside the
+//! file and moved over it. Whatever goes wrong, and whenever the machine stops, the file is as it
+//! was or as it was to be. Changes are made one after the other, under a lock beside the file.
+
+use std::{
+    fmt,
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, fchown},
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::{FlockOperation, flock};
+use zeroize::Zeroizing;
+
+use super::{
+    FileError, FileSource, PrivateFileError, SecretError, SecretValue,
+    file::{Entry, parse, parse_line},
+    private_file::read_private,
+    seal::{SealKey, is_sealed},
+};
+
+/// An encrypted file of secrets and the file of its key. Holds neither content nor key.
+#[derive(Debug, Clone)]
+pub struct SealedFile {
+    path: PathBuf,
+    key: PathBuf,
+}
+
+/// Why a file of secrets was not changed. Carries no part of its content.
+#[derive(Debug)]
+pub enum EditError {
+    /// It cannot be used as it is.
+    File(FileError),
+    /// The name of a secret is not one.
+    Name(&'static str),
+    /// The value is not one.
+    Value(SecretError),
+    /// There is no secret with this name.
+    Absent,
+    /// The file would be larger than [`FileSource::MAX_BYTES`].
+    Full,
+    /// There is a file of secrets, and no key for it.
+    KeyLost,
+    /// The system's random numbers or the cipher failed.
+    Cipher,
+    /// It cannot be written.
+    Unwritable(PathBuf, io::Error),
+}
+
+impl SealedFile {
+    /// The file at `path`, encrypted with the key in the file `key`. Nothing is read yet.
+    pub fn new(path: PathBuf, key: PathBuf) -> Self {
+        Self { path, key }
+    }
+
+    /// Makes the key and an empty file, each with mode 0600, where they are missing. What is there
+    /// is never overwritten. True where something was made.
+    pub fn init(&self) -> Result<bool, EditError> {
+        let _lock = self.lock()?;
+        let missing =
+            |path: &Path| fs::symlink_metadata(path).is_err_and(|error| is_absent(&error));
+        let (no_key, no_file) = (missing(&self.key), missing(&self.path));
+        if no_key && !no_file {
+            return Err(EditError::KeyLost);
+        }
+        if no_key {
+            let text = SealKey::generate().map_err(|_| EditError::Cipher)?;
+            create(&self.key, text.as_bytes(), None)?;
+            sync_folder(&self.key)?;
+        }
+        if no_file {
+            self.write(b"")?;
+        }
+        self.read().map_err(EditError::File)?;
+        Ok(no_key || no_file)
+    }
+
+    /// The names of the secrets, in their order.
+    pub fn names(&self) -> Result<Vec<String>, EditError> {
+        let content = self.read().map_err(EditError::File)?;
+        let entries = parse(&content).map_err(EditError::File)?;
+        Ok(entries.iter().map(|(name, _)| String::from_utf8_lossy(name).into_owned()).collect())
+    }
+
+    /// Sets a secret, new or not. One line end after the value is not part of it. True where the
+    /// name is new.
+    pub fn set(&self, name: &str, value: Zeroizing<Vec<u8>>) -> Result<bool, EditError> {
+        let value = SecretValue::load(value, SecretValue::FLOOR_BYTES).map_err(EditError::Value)?;
+        let line = Zeroizing::new([name.as_bytes(), b"=", value.expose()].concat());
+        let entry = parse_line(&line).map_err(EditError::Name)?;
+        if entry.0 != name.as_bytes() {
+            return Err(EditError::Name("the name holds a byte that no name has"));
+        }
+        let _lock = self.lock()?;
+        let content = self.read().map_err(EditError::File)?;
+        let mut entries = parse(&content).map_err(EditError::File)?;
+        let before = entries.len();
+        entries.retain(|(name, _)| *name != entry.0);
+        let new = entries.len() == before;
+        entries.push(entry);
+        entries.sort_unstable();
+        self.write(&render(&entries)?)?;
+        Ok(new)
+    }
+
+    /// Takes a secret out.
+    pub fn remove(&self, name: &str) -> Result<(), EditError> {
+        let _lock = self.lock()?;
+        let content = self.read().map_err(EditError::File)?;
+        let mut entries = parse(&content).map_err(EditError::File)?;
+        let before = entries.len();
+        entries.retain(|(other, _)| *other != name.as_bytes());
+        if entries.len() == before {
+            return Err(EditError::Absent);
+        }
+        self.write(&render(&entries)?)
+    }
+
+    /// The lines of the file, decrypted.
+    pub(super) fn read(&self) -> Result<Zeroizing<Vec<u8>>, FileError> {
+        let key = self.read_key()?;
+        let file = read_private(&self.path, MAX_FILE_BYTES).map_err(FileError::File)?;
+        if !is_sealed(&file) {
+            return Err(FileError::Plain);
+        }
+        key.open(&file).ok_or(FileError::NotOpened)
+    }
+
+    fn read_key(&self) -> Result<SealKey, FileError> {
+        let text = read_private(&self.key, MAX_KEY_BYTES).map_err(FileError::Key)?;
+        SealKey::parse(&text).ok_or(FileError::NoKey)
+    }
+
+    fn write(&self, lines: &[u8]) -> Result<(), EditError> {
+        let key = self.read_key().map_err(EditError::File)?;
+        let sealed = key.seal(lines).map_err(|_| EditError::Cipher)?;
+        let beside = with_ending(&self.path, ".new");
+        // Left by a change that broke off. The lock says that nobody else is at it.
+        match fs::remove_file(&beside) {
+            Err(error) if !is_absent(&error) => {
+                return Err(EditError::Unwritable(beside, error));
+            }
+            _ => {}
+        }
+        // Root may change what the daemon's user owns, and that user must be able to read it still.
+        let owner = fs::symlink_metadata(&self.path).ok().map(|meta| (meta.uid(), meta.gid()));
+        create(&beside, &sealed, owner)?;
+        fs::rename(&beside, &self.path)
+            .map_err(|error| EditError::Unwritable(self.path.clone(), error))?;
+        sync_folder(&self.path)
+    }
+
+    fn lock(&self) -> Result<File, EditError> {
+        let path = with_ending(&self.path, ".lock");
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false).mode(0o600);
+        let locked = options.open(&path).and_then(|lock| {
+            flock(&lock, FlockOperation::LockExclusive)?;
+            Ok(lock)
+        });
+        locked.map_err(|error| EditError::Unwritable(path, error))
+    }
+}
+
+/// Lines that [`parse`] reads as these entries.
+fn render(entries: &[Entry<'_>]) -> Result<Zeroizing<Vec<u8>>, EditError> {
+    let bytes = entries.iter().map(|(name, value)| name.len() + value.len() + 4).sum();
+    if bytes > FileSource::MAX_BYTES {
+        return Err(EditError::Full);
+    }
+    let mut lines = Zeroizing::new(Vec::with_capacity(bytes));
+    for (name, value) in entries {
+        for part in [name, b" = ".as_slice(), value, b"\n"] {
+            lines.extend_from_slice(part);
+        }
+    }
+    parse(&lines).map_err(EditError::File)?;
+    Ok(lines)
+}
+
+fn create(path: &Path, content: &[u8], owner: Option<(u32, u32)>) -> Result<(), EditError> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(0o600);
+    let written = options.open(path).and_then(|mut file| {
+        if let Some((user, group)) = owner {
+            let meta = file.metadata()?;
+            if (meta.uid(), meta.gid()) != (user, group) {
+                fchown(&file, Some(user), Some(group))?;
+            }
+        }
+        file.write_all(content)?;
+        file.sync_all()
+    });
+    written.map_err(|error| EditError::Unwritable(path.to_owned(), error))
+}
+
+/// A name that is not yet on the disk can be gone after a crash.
+fn sync_folder(path: &Path) -> Result<(), EditError> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    File::open(folder.unwrap_or(Path::new(".")))
+        .and_then(|folder| folder.sync_all())
+        .map_err(|error| EditError::Unwritable(path.to_owned(), error))
+}
+
+fn with_ending(path: &Path, ending: &str) -> PathBuf {
+    let mut path = path.as_os_str().to_owned();
+    path.push(ending);
+    path.into()
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+}
+
+impl fmt::Display for EditError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(error @ FileError::File(PrivateFileError::Unreadable(kind)))
+                if *kind == io::ErrorKind::NotFound =>
+            {
+                write!(f, "{error}; make it with `cloakroom secret init`")
+            }
+            Self::File(error) => error.fmt(f),
+            Self::Name(what) => f.write_str(what),
+            Self::Value(SecretError::TooShort) => {
+                write!(f, "the value has fewer than {} bytes", SecretValue::FLOOR_BYTES)
+            }
+            Self::Value(error) => error.fmt(f),
+            Self::Absent => f.write_str("there is no secret with this name"),
+            Self::Full => f.write_str("the file would be larger than 1 MiB"),
+            Self::KeyLost => f.write_str(
+                "the file of secrets is there and its key is not: bring the key back, or move the \
+                 file away and set its secrets anew",
+            ),
+            Self::Cipher => f.write_str("the system gives no random numbers"),
+            Self::Unwritable(path, error) => write!(f, "cannot write {}: {error}", path.display()),
+        }
+    }
+}
+
+impl std::error::Error for EditError {}
+
+/// The largest file's header, nonce and tag, and some room.
+const MAX_FILE_BYTES: usize = FileSource::MAX_BYTES + 128;
+const MAX_KEY_BYTES: usize = 4_096;
+
+#[cfg(test)]
+mod tests {
+    use super::{super::private_file::tests::Folder, *};
+
+    const VALUE: &[u8] = b"sk-0123456789abcdef";
+
+    fn file(folder: &Folder) -> SealedFile {
+        let file = SealedFile::new(folder.0.join("secrets"), folder.0.join("key"));
+        assert!(file.init().unwrap());
+        file
+    }
+
+    fn set(file: &SealedFile, name: &str, value: &[u8]) -> Result<bool, EditError> {
+        file.set(name, value.to_vec().into())
+    }
+
+    fn lines(file: &SealedFile) -> String {
+        String::from_utf8(file.read().unwrap().to_vec()).unwrap()
+    }
+
+    #[test]
+    fn what_is_set_is_there_and_the_file_does_not_show_it() {
+        let folder = Folder::new();
+        let file = file(&folder);
+        assert_eq!(file.names().unwrap(), [""; 0]);
+        assert!(set(&file, "openai", &[VALUE, b"\n"].concat()).unwrap());
+        assert!(set(&file, "git.hub-1", b"ghp_0123456789abcdef").unwrap());
+        assert!(!set(&file, "openai", b"sk-fedcba9876543210").unwrap(), "not new");
+        assert_eq!(file.names().unwrap(), ["git.hub-1", "openai"]);
+        let wanted = "git.hub-1 = ghp_0123456789abcdef\nopenai = sk-fedcba9876543210\n";
+        assert_eq!(lines(&file), wanted);
+        let stored = fs::read(&file.path).unwrap();
+        for hidden in [b"openai".as_slice(), b"ghp_", b"sk-"] {
+            assert!(!stored.windows(hidden.len()).any(|window| window == hidden));
+        }
+        file.remove("openai").unwrap();
+        assert_eq!(file.names().unwrap(), ["git.hub-1"]);
+        assert!(matches!(file.remove("openai"), Err(EditError::Absent)));
+    }
+
+    #[test]
+    fn bad_input_changes_nothing() {
+        let folder = Folder::new();
+        let file = file(&folder);
+        set(&file, "openai", VALUE).unwrap();
+        let before = fs::read(&file.path).unwrap();
+        for name in ["", "a b", "a=b", "a\nb", "#a", &"a".repeat(65)] {
+            assert!(matches!(set(&file, name, VALUE), Err(EditError::Name(_))), "{name:?}");
+        }
+        let long = [b'a'; 8_193];
+        for value in [b"".as_slice(), b"short", b"sk-0123456789\nmore = x", b"sk 0123456789", &long]
+        {
+            assert!(matches!(set(&file, "openai", value), Err(EditError::Value(_))));
+        }
+        assert!(set(&file, "openai", b"\"sk-0123456789\"").is_err(), "the file takes no quotes");
+        assert_eq!(fs::read(&file.path).unwrap(), before);
+    }
+
+    #[test]
+    fn nothing_that_is_there_is_made_anew() {
+        let folder = Folder::new();
+        let file = file(&folder);
+        set(&file, "openai", VALUE).unwrap();
+        assert!(!file.init().unwrap());
+        assert_eq!(file.names().unwrap(), ["openai"]);
+        let key = fs::read(&file.key).unwrap();
+        fs::remove_file(&file.path).unwrap();
+        assert!(file.init().unwrap(), "a file for a key that is there");
+        assert_eq!(fs::read(&file.key).unwrap(), key);
+        fs::remove_file(&file.key).unwrap();
+        assert!(matches!(file.init(), Err(EditError::KeyLost)));
+    }
+
+    #[test]
+    fn a_plain_file_and_an_encrypted_one_are_never_taken_for_each_other() {
+        let folder = Folder::new();
+        let file = file(&folder);
+        let plainly = FileSource::new(file.path.clone(), None);
+        assert_eq!(plainly.check(), Err(FileError::Sealed));
+        folder.write("secrets", b"openai = sk-0123456789abcdef\n", 0o600);
+        assert_eq!(plainly.check(), Ok(()));
+        assert_eq!(file.read().err(), Some(FileError::Plain));
+        assert!(matches!(set(&file, "a", VALUE), Err(EditError::File(FileError::Plain))));
+    }
+
+    #[test]
+    fn a_key_that_others_can_read_or_that_is_another_one_opens_nothing() {
+        let folder = Folder::new();
+        let file = file(&folder);
+        let key = fs::read(&file.key).unwrap();
+        folder.write("key", &key, 0o640);
+        assert_eq!(file.read().err(), Some(FileError::Key(PrivateFileError::OpenToOthers)));
+        fs::remove_file(&file.key).unwrap();
+        folder.write("key", SealKey::generate().unwrap().as_bytes(), 0o600);
+        assert_eq!(file.read().err(), Some(FileError::NotOpened));
+        folder.write("key", b"hunter2", 0o600);
+        assert_eq!(file.read().err(), Some(FileError::NoKey));
+    }
+
+    #[test]
+    fn changes_at_the_same_time_are_all_kept() {
+        let folder = Folder::new();
+        let file = file(&folder);
+        // What a change that broke off leaves behind is in nobody's way.
+        folder.write("secrets.new", b"half", 0o600);
+        std::thread::scope(|scope| {
+            for writer in 0..4 {
+                let file = file.clone();
+                scope.spawn(move || {
+                    for number in 0..5 {
+                        set(&file, &format!("n{writer}-{number}"), VALUE).unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(file.names().unwrap().len(), 20);
+        assert!(!folder.0.join("secrets.new").exists());
+    }
+
+    #[test]
+    fn the_files_are_for_their_owner_alone_and_stay_his() {
+        let folder = Folder::new();
+        let file = file(&folder);
+        for path in [&file.path, &file.key] {
+            assert_eq!(fs::metadata(path).unwrap().mode() & 0o777, 0o600);
+        }
+        if std::os::unix::fs::chown(&file.path, None, Some(12_345)).is_ok() {
+            set(&file, "openai", VALUE).unwrap();
+            assert_eq!(fs::metadata(&file.path).unwrap().gid(), 12_345);
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! Agents that are bound to their network cards: a frame from another card, with another address,
+//! or in a tag is dropped, and says nothing that the gateway believes.
+
+use std::time::Duration;
+
+use lab::{
+    client::{python, succeed},
+    gateway,
+    net::{AGENT, GATEWAY, INTERNET, OPENAI},
+    sandboxed, tools, wait,
+};
+
+use crate::world::{TICKET, World, get};
+
+#[test]
+fn a_bound_agent_is_served() {
+    sandboxed(|| assert_served(&bound("")));
+}
+
+#[test]
+fn another_card_or_another_address_is_dropped() {
+    sandboxed(|| nothing_of("addresses", 100));
+}
+
+#[test]
+fn a_tagged_frame_is_dropped() {
+    sandboxed(|| nothing_of("tagged", 250));
+}
+
+#[test]
+fn nobody_is_believed_about_anothers_address() {
+    sandboxed(|| nothing_of("claims", 90));
+}
+
+/// Every frame of the battery is dropped where it comes in, nothing gets out, and the gateway's
+/// neighbours stay who they are.
+fn nothing_of(battery: &str, at_least: u64) {
+    let world = bound("");
+    assert_served(&world);
+    for (address, mac) in NEIGHBOURS {
+        GATEWAY
+            .shell(&format!("ip neigh replace {address} lladdr {mac} nud reachable dev agents0"));
+    }
+    let outside = world.lab.capture(INTERNET);
+    let before = dropped();
+    let sent = send(&world, battery);
+    assert!(sent >= at_least, "{battery}: {sent} frames");
+    wait::expect("every frame is dropped", || dropped() >= before + sent);
+    for (address, mac) in NEIGHBOURS {
+        let known = GATEWAY.shell(&format!("ip neigh show {address} dev agents0"));
+        assert!(known.contains(mac), "{address} is now {known}");
+    }
+    let strangers = GATEWAY.shell("ip neigh show dev agents0");
+    assert!(!strangers.contains("192.0.2.12"), "{strangers}");
+    assert!(!outside.holds("STRAY-PACKET"), "{battery}: a frame came through");
+    assert!(world.dns.asked().iter().all(|name| !format!("{name:?}").contains("STRAY")));
+    assert_served(&world);
+}
+
+#[test]
+fn without_the_rules_the_same_claims_are_believed() {
+    sandboxed(|| {
+        let world = bound("");
+        for (address, mac) in NEIGHBOURS {
+            GATEWAY
+                .shell(&format!("ip neigh replace {address} lladdr {mac} nud stale dev agents0"));
+        }
+        GATEWAY.shell("nft flush ruleset");
+        send(&world, "claims");
+        let known = GATEWAY.shell("ip neigh show dev agents0");
+        let stolen = |address: &str| {
+            known.lines().any(|line| line.starts_with(address) && !line.contains("00:00:11"))
+        };
+        assert!(stolen("192.0.2.11") || stolen("2001:db8:a::11"), "it proves nothing: {known}");
+    });
+}
+
+#[test]
+fn without_the_chain_nothing_passes_until_it_is_back() {
+    sandboxed(|| {
+        let world = bound("assert_every = \"8s\"");
+        assert_served(&world);
+        GATEWAY.shell("nft delete table netdev cloakroom");
+        AGENT.connect(OPENAI.port(443)).expect_err("no proof, no service");
+        AGENT.connect(OPENAI.port6(443)).expect_err("no proof, no service");
+        wait::expect("the chain is back", || {
+            GATEWAY.shell("nft list tables").contains("table netdev cloakroom")
+        });
+        assert_served(&world);
+    });
+}
+
+#[test]
+fn unbound_groups_of_the_interface_go_on() {
+    sandboxed(|| {
+        let config = gateway::usual_config().replace(
+            "prefixes = [\"192.0.2.0/25\", \"2001:db8:a::/64\"]",
+            "prefixes = [\"192.0.2.0/26\", \"2001:db8:a::/65\"]\n\
+             [[group]]\nname = \"bound\"\ninterface = \"agents0\"\nprefixes = [\"192.0.2.64/26\"]\n\
+             [[group.agent]]\nmac = \"02:00:00:00:00:99\"\naddresses = [\"192.0.2.70\"]",
+        );
+        let world = World::with(&config);
+        assert_served(&world);
+        // An address of the bound group, from a card that is not bound; and the other way round.
+        AGENT.shell("ip addr add 192.0.2.70/32 dev eth0");
+        let from_bound = "--interface 192.0.2.70";
+        assert!(!curl_succeeds(&world, from_bound), "another card took a bound address");
+        AGENT.shell("ip link set eth0 address 02:00:00:00:00:99");
+        AGENT.connect(OPENAI.port(443)).expect_err("a bound card has its own addresses only");
+    });
+}
+
+fn curl_succeeds(world: &World, arguments: &str) -> bool {
+    let mut curl = lab::client::agent(&world.lab, AGENT, "curl");
+    curl.args(["-sS", "-4", "--max-time", "3", "-H", TICKET]).args(arguments.split(' '));
+    let output = curl.arg("https://api.openai.example/v1/models").output().expect("curl starts");
+    output.status.success()
+}
+
+/// The first agent and another one, bound on `agents0`.
+fn bound(settings: &str) -> World {
+    let agent = |mac: &str, last: &str| {
+        format!(
+            "\n[[group.agent]]\nmac = \"{mac}\"\n\
+             addresses = [\"192.0.2.{last}\", \"2001:db8:a::{last}\"]"
+        )
+    };
+    let prefixes = "prefixes = [\"192.0.2.0/25\", \"2001:db8:a::/64\"]";
+    let config = gateway::usual_config()
+        .replace(prefixes, &format!("{prefixes}{}{}", agent(MINE, "10"), agent(OTHER, "11")))
+        .replace("ipv6 = true", &format!("ipv6 = true\n{settings}"));
+    World::prepared(&config, |_, _| {
+        AGENT.shell(&format!("ip link set eth0 address {MINE}"));
+    })
+}
+
+#[track_caller]
+fn assert_served(world: &World) {
+    assert_eq!(world.ask(&get(&[TICKET])).status, 200);
+    let mut ipv6 = world.h1_from(AGENT, OPENAI.port6(443), OPENAI.name).expect("served over IPv6");
+    assert_eq!(ipv6.ask(get(&[TICKET])).expect("served over IPv6").status, 200);
+}
+
+fn send(world: &World, battery: &str) -> u64 {
+    let mac = GATEWAY.shell("cat /sys/class/net/agents0/address");
+    let script = tools::repository().join("tests/bound_agents.py");
+    let mut command = lab::client::agent(&world.lab, AGENT, &python().display().to_string());
+    let sent = succeed(command.arg(script).args([mac.trim(), battery]));
+    std::thread::sleep(Duration::from_millis(200));
+    sent.trim().parse().expect("a number of frames")
+}
+
+/// Frames that the table of frames has dropped with a reason.
+fn dropped() -> u64 {
+    let listed = GATEWAY.shell("nft list table netdev cloakroom");
+    let rules = listed.lines().filter(|line| line.contains("comment \"spoofed_source\""));
+    rules
+        .filter_map(|line| {
+            line.split("counter packets ").nth(1)?.split(' ').next()?.parse::<u64>().ok()
+        })
+        .sum()
+}
+
+const MINE: &str = "02:00:00:00:00:10";
+const OTHER: &str = "02:00:00:00:00:11";
+const NEIGHBOURS: [(&str, &str); 4] = [
+    ("192.0.2.10", MINE),
+    ("192.0.2.11", OTHER),
+    ("2001:db8:a::10", MINE),
+    ("2001:db8:a::11", OTHER),
+];

@@ -1,0 +1,168 @@
+//! The gateway asks its resolvers over TLS: names leave it encrypted, to a server that was verified,
+//! or not at all.
+
+use std::time::{Duration, Instant};
+
+use hickory_proto::{op::ResponseCode, rr::RecordType};
+use lab::{
+    gateway,
+    net::{AGENT, Capture, INTERNET, OPENAI, PYPI},
+    pki::Flaw,
+    sandboxed, wait,
+};
+
+use crate::{
+    dns::client::{addresses, anywhere, ask, ask_udp, code, query},
+    world::{TICKET, World, get},
+};
+
+/// What the certificate of the lab's resolver is for.
+const NAME: &str = "dns.example";
+
+/// The usual policy, with this resolver.
+fn config(resolver: &str, ca: &str) -> String {
+    let plain = "resolvers = [\"203.0.113.53\"]";
+    let config = gateway::usual_config();
+    assert!(config.contains(plain));
+    config.replace(plain, &format!("resolvers = [\"{resolver}\"]\nresolver_ca = \"{ca}\""))
+}
+
+fn over_tls() -> String {
+    config(&format!("tls://{NAME}@203.0.113.53"), "{dir}/public-ca.pem")
+}
+
+/// Packets to or from port 53 of anybody, in UDP and TCP.
+fn plain_dns(capture: &Capture) -> usize {
+    let at_port = |packet: &[u8], ports: usize| {
+        packet
+            .get(ports..ports + 4)
+            .is_some_and(|ports| ports.chunks(2).any(|port| port == 53_u16.to_be_bytes()))
+    };
+    let is_plain = |packet: &Vec<u8>| match packet.get(12..14) {
+        Some([0x08, 0x00]) => matches!(packet.get(23), Some(6 | 17)) && at_port(packet, 34),
+        Some([0x86, 0xdd]) => matches!(packet.get(20), Some(6 | 17)) && at_port(packet, 54),
+        _ => false,
+    };
+    capture.packets().iter().filter(|packet| is_plain(packet)).count()
+}
+
+/// A name as DNS writes it. In a ClientHello towards the API it stands with dots.
+fn labels(name: &str) -> String {
+    name.split('.').map(|label| format!("{}{label}", char::from(label.len() as u8))).collect()
+}
+
+/// Asserts that names do not resolve, in time, and that nothing is dialled or asked in the clear.
+fn assert_unresolved(world: &World) {
+    let wan = world.lab.capture(INTERNET);
+    let before = world.dns.asked().len();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let begun = Instant::now();
+            let answer = world.ask(&get(&[TICKET]));
+            assert_eq!(answer.reason().as_deref(), Some("resolve_failed"), "{}", answer.text());
+            assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+        });
+        scope.spawn(|| {
+            world.h1(PYPI).map(drop).expect_err("nowhere to splice to");
+        });
+        scope.spawn(|| {
+            let query = query(PYPI.name, RecordType::A);
+            let begun = Instant::now();
+            // The client of the tests may give up first, as others do.
+            if let Ok(answer) = ask_udp(AGENT, anywhere(), &query) {
+                assert_eq!(code(&answer), ResponseCode::ServFail);
+            }
+            assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+        });
+    });
+    world.origin.log().assert_untouched();
+    assert_eq!(plain_dns(&wan), 0, "a question in clear text");
+    assert!(!wan.holds(&labels(OPENAI.name)) && !wan.holds(&labels(PYPI.name)));
+    assert_eq!(world.dns.asked().len(), before, "no question was asked in any way");
+}
+
+/// The same, where the resolver's certificate has this flaw.
+fn assert_asked_nothing(flaw: Flaw) {
+    let world = World::prepared(&over_tls(), |lab, dns| {
+        dns.start_tls(&lab.public.issue_flawed(NAME, flaw));
+    });
+    assert_unresolved(&world);
+    let log = world.gateway.stderr();
+    assert!(log.contains("has a certificate that verifies"), "{log}");
+}
+
+#[test]
+fn names_are_asked_for_over_tls_and_in_no_other_way() {
+    sandboxed(|| {
+        let world = World::prepared(&over_tls(), |lab, dns| dns.start_tls(&lab.public.issue(NAME)));
+        let wan = world.lab.capture(INTERNET);
+        assert_eq!(world.ask(&get(&[TICKET])).status, 200);
+        let mut spliced = world.h1(PYPI).expect("spliced");
+        let head = "GET /a HTTP/1.1\r\nHost: pypi.example\r\n\r\n";
+        assert_eq!(spliced.ask(head).expect("an answer").status, 200);
+        for _ in 0..100 {
+            let answer = ask(anywhere(), OPENAI.name, RecordType::A);
+            assert_eq!(addresses(&answer).len(), 1);
+        }
+        assert!(world.dns.was_asked(OPENAI.name) && world.dns.was_asked(PYPI.name));
+        assert_eq!(plain_dns(&wan), 0);
+        assert!(!wan.holds(&labels(OPENAI.name)) && !wan.holds(&labels(PYPI.name)));
+        assert!(!wan.holds(NAME), "not even whom it asks");
+    });
+}
+
+#[test]
+fn the_capture_would_show_a_name_that_is_asked_for_in_the_clear() {
+    sandboxed(|| {
+        let world = World::usual();
+        let wan = world.lab.capture(INTERNET);
+        assert_eq!(world.ask(&get(&[TICKET])).status, 200);
+        assert!(plain_dns(&wan) >= 4, "two questions, two answers");
+        assert!(wan.holds(&labels(OPENAI.name)));
+    });
+}
+
+#[test]
+fn a_resolver_with_a_certificate_for_another_name_is_asked_nothing() {
+    sandboxed(|| assert_asked_nothing(Flaw::WrongName));
+}
+
+#[test]
+fn a_resolver_with_an_old_certificate_is_asked_nothing() {
+    sandboxed(|| assert_asked_nothing(Flaw::Expired));
+}
+
+#[test]
+fn a_resolver_that_vouches_for_itself_is_asked_nothing() {
+    sandboxed(|| assert_asked_nothing(Flaw::SelfSigned));
+}
+
+#[test]
+fn only_the_ca_that_is_named_vouches_for_a_resolver() {
+    sandboxed(|| {
+        let other = config(&format!("tls://{NAME}@203.0.113.53"), "{dir}/other-ca.pem");
+        let world = World::prepared(&other, |lab, dns| {
+            lab.write("other-ca.pem", lab::pki::Authority::new("Another root").pem());
+            dns.start_tls(&lab.public.issue(NAME));
+        });
+        assert_unresolved(&world);
+    });
+}
+
+#[test]
+fn without_its_resolver_nothing_is_asked_in_the_clear() {
+    sandboxed(|| {
+        // Plain DNS is served at the same address; TLS is not, and then it is.
+        let world = World::with(&over_tls());
+        assert_unresolved(&world);
+        world.dns.start_tls(&world.lab.public.issue(NAME));
+        assert_eq!(world.ask(&get(&[TICKET])).status, 200, "it is tried again");
+        // A server that falls silent in the middle of a connection.
+        INTERNET.shell("ip addr del 203.0.113.53/24 dev wan0");
+        world.origin.log().wait_all_closed();
+        world.origin.log().clear();
+        assert_unresolved(&world);
+        INTERNET.shell("ip addr add 203.0.113.53/24 dev wan0");
+        wait::expect("it is asked again", || world.ask(&get(&[TICKET])).status == 200);
+    });
+}
