@@ -7,7 +7,7 @@
 //! either held by a plan or about to be given back: no path drops one in between.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     time::{Duration, Instant},
 };
 
@@ -25,8 +25,6 @@ use crate::policy::{GroupName, Location, SecretRef};
 pub(super) struct Agenda {
     refresh: Duration,
     ledger: Ledger,
-    wanted: Vec<Key>,
-    quarantined: HashSet<GroupName>,
     plans: HashMap<Site, Plan>,
     pub(super) returns: Returns,
     tickets: u64,
@@ -82,8 +80,6 @@ impl Agenda {
         Self {
             refresh,
             ledger: Ledger::new(max_stale),
-            wanted: vec![],
-            quarantined: HashSet::new(),
             plans: HashMap::new(),
             returns: Returns::default(),
             tickets: 0,
@@ -93,20 +89,22 @@ impl Agenda {
     /// Takes `wanted` in place of what was wanted before. Leases that nothing needs any more are
     /// given back at once.
     pub(super) fn want(&mut self, wanted: &[Key], now: Instant) {
-        self.wanted = wanted.to_vec();
-        self.apply(now);
-    }
-
-    /// Drops every value of a group and gives its leases back; nothing is read for it until
-    /// [`release`](Self::release).
-    pub(super) fn quarantine(&mut self, group: &GroupName, now: Instant) {
-        self.quarantined.insert(group.clone());
-        self.apply(now);
-    }
-
-    pub(super) fn release(&mut self, group: &GroupName, now: Instant) {
-        self.quarantined.remove(group);
-        self.apply(now);
+        self.ledger.want(wanted, now);
+        let mut sites: HashMap<Site, Vec<SecretRef>> = HashMap::new();
+        for (group, reference) in wanted {
+            let site = (group.clone(), reference.location());
+            sites.entry(site).or_default().push(reference.clone());
+        }
+        for ((group, _), plan) in self.plans.extract_if(|site, _| !sites.contains_key(site)) {
+            if let Some(tenure) = plan.tenure {
+                self.returns.add(&group, tenure.lease, now, tenure.ends);
+            }
+        }
+        for (site, references) in sites {
+            self.tickets += 1;
+            let fresh = || Plan::new(self.tickets, now);
+            self.plans.entry(site).or_insert_with(fresh).take_references(references, now);
+        }
     }
 
     /// Makes every read that no lease has made due, due.
@@ -240,8 +238,8 @@ impl Agenda {
         let narrowing = answer.narrowing;
         let mut values = answer.values.into_iter();
         self.each(question, |ledger, key| {
-            let fresh = values.next().unwrap_or(Err(NO_ANSWER)).map(|bytes| Fresh {
-                bytes,
+            let fresh = values.next().unwrap_or(Err(NO_ANSWER)).map(|picked| Fresh {
+                picked,
                 lease_ends: ends,
                 narrowing: narrowing.clone(),
             });
@@ -268,27 +266,6 @@ impl Agenda {
             if plan.outages > 0 {
                 plan.due = now;
             }
-        }
-    }
-
-    /// Brings ledger and plans in line with what is wanted of groups that are not in quarantine.
-    fn apply(&mut self, now: Instant) {
-        let wanted: Vec<Key> =
-            self.wanted.iter().filter(|key| !self.quarantined.contains(&key.0)).cloned().collect();
-        self.ledger.want(&wanted, now);
-        let mut sites: HashMap<Site, Vec<SecretRef>> = HashMap::new();
-        for (group, reference) in wanted {
-            sites.entry((group, reference.location())).or_default().push(reference);
-        }
-        for ((group, _), plan) in self.plans.extract_if(|site, _| !sites.contains_key(site)) {
-            if let Some(tenure) = plan.tenure {
-                self.returns.add(&group, tenure.lease, now, tenure.ends);
-            }
-        }
-        for (site, references) in sites {
-            self.tickets += 1;
-            let fresh = || Plan::new(self.tickets, now);
-            self.plans.entry(site).or_insert_with(fresh).take_references(references, now);
         }
     }
 }

@@ -103,7 +103,10 @@ impl Lender {
         }
         let number = self.made.len();
         self.made.push((self.now, self.now + Duration::from_secs(self.life)));
-        let value = |pick| Ok(format!("lease-{number:04}-value-{pick}").into_bytes().into());
+        let value = |pick| {
+            let bytes = format!("lease-{number:04}-value-{pick}").into_bytes();
+            Ok(Zeroizing::new(bytes).into())
+        };
         let lease = Lease {
             id: Arc::new(Zeroizing::new(number.to_string())),
             life: Duration::from_secs(self.life),
@@ -267,23 +270,22 @@ fn a_new_token_means_a_new_lease_at_once() {
 }
 
 #[test]
-fn quarantine_drops_everything_at_once_until_release() {
+fn what_is_not_wanted_any_more_is_dropped_and_given_back_at_once() {
     let mut lender = Lender::new(3_600, 36_000);
     lender.pass(10);
     let before = lender.agenda.snapshot();
     let (group, reference) = user();
-    lender.agenda.quarantine(&group, lender.now);
+    lender.agenda.want(&[], lender.now);
     assert_eq!(lender.in_use(), None);
     assert_eq!(lender.known(), 1, "what it had stays masked");
     assert!(
         before.current(&group, &reference, 8, lender.now).is_ok(),
         "a snapshot does not change"
     );
-    lender.agenda.want(&[user(), password()], lender.now);
     lender.pass(100);
     assert!(lender.revoked.contains_key(&0));
-    assert_eq!(lender.made.len(), 1, "nothing is read in quarantine, whatever policy says");
-    lender.agenda.release(&group, lender.now);
+    assert_eq!(lender.made.len(), 1);
+    lender.agenda.want(&[user(), password()], lender.now);
     lender.pass(1);
     assert_eq!(lender.in_use(), Some(1));
 }

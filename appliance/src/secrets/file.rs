@@ -107,7 +107,7 @@ impl SecretSource for FileSource {
             let read = tokio::task::spawn_blocking(move || source.value(&name)).await;
             let value = read.unwrap_or(Err(failed))?;
             // A line has no fields: every pick is the whole of it.
-            let values = picks.iter().map(|_| Ok(value.clone())).collect();
+            let values = picks.iter().map(|_| Ok(value.clone().into())).collect();
             Ok(Answer { values, lease: None, narrowing: Arc::default() })
         })
     }
@@ -261,7 +261,7 @@ mod tests {
         let [key, other] = ["key", "other"].map(|name| Location::File(name.into()));
         let value = async |location: &Location| {
             let mut answer = source.fetch(&group, location, &[Pick::default()]).await?;
-            answer.values.remove(0).map(|value| value.to_vec())
+            answer.values.remove(0).map(|value| value.whole.to_vec())
         };
         assert_eq!(source.check(), Ok(()));
         assert_eq!(value(&key).await.unwrap(), b"one");

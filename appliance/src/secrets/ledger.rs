@@ -14,7 +14,7 @@ use std::{
 use zeroize::Zeroizing;
 
 use super::{
-    FetchError, SecretValue, Snapshot,
+    FetchError, Picked, SecretValue, Snapshot,
     snapshot::{Entry, Held, Retired, not_asked_yet},
 };
 use crate::{
@@ -44,7 +44,7 @@ pub(super) struct Ledger {
 
 /// A value as it was read just now, before any check.
 pub(super) struct Fresh {
-    pub(super) bytes: Zeroizing<Vec<u8>>,
+    pub(super) picked: Picked,
     /// `None` for a value that is not lent.
     pub(super) lease_ends: Option<Instant>,
     pub(super) narrowing: Arc<Narrowing>,
@@ -90,8 +90,9 @@ impl Ledger {
         entry.asked = true;
         let held = answer.and_then(|fresh| {
             let good_until = fresh.lease_ends.unwrap_or(now + max_stale);
-            let value = Arc::new(check(fresh.bytes)?);
-            Ok(Held { value, good_until, narrowing: fresh.narrowing })
+            let value = Arc::new(check(fresh.picked.whole)?);
+            let parts = fresh.picked.parts.into_iter().filter_map(worth_masking).collect();
+            Ok(Held { value, parts, good_until, narrowing: fresh.narrowing })
         });
         let (change, changed_values) = match held {
             Ok(held) => entry.take(held, now),
@@ -163,7 +164,8 @@ impl Entry {
     fn retire_held(&mut self, now: Instant) -> Vec<Retired> {
         let mut retired = std::mem::take(&mut self.retired);
         if let Some(held) = self.held.take() {
-            retired.push(Retired { value: held.value, until: now + KNOWN_FOR });
+            let values = [held.value].into_iter().chain(held.parts);
+            retired.extend(values.map(|value| Retired { value, until: now + KNOWN_FOR }));
         }
         let surplus = retired.len().saturating_sub(MAX_RETIRED);
         if retired.drain(..surplus).any(|retired| retired.until > now) {
@@ -186,6 +188,11 @@ fn check(bytes: Zeroizing<Vec<u8>>) -> Result<SecretValue, FetchError> {
         let text = "the value is not 8 to 8192 bytes of 0x21 to 0x7e";
         FetchError::Gone(SecretCause::ValueInvalid, text)
     })
+}
+
+/// A field of a template, if it is long enough that what looks like it is no chance.
+fn worth_masking(bytes: Zeroizing<Vec<u8>>) -> Option<Arc<SecretValue>> {
+    SecretValue::load(bytes, SecretValue::MIN_BYTES).ok().map(Arc::new)
 }
 
 /// Both values are the gateway's own, so that the time this takes tells nobody anything.

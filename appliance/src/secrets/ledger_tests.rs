@@ -36,7 +36,7 @@ impl Scene {
     fn lent(&mut self, at: u64, value: &str, ends: Option<u64>) -> Change {
         let bytes = Zeroizing::new(value.as_bytes().to_vec());
         let lease_ends = ends.map(|ends| self.at(ends));
-        let fresh = Fresh { bytes, lease_ends, narrowing: Arc::default() };
+        let fresh = Fresh { picked: bytes.into(), lease_ends, narrowing: Arc::default() };
         self.ledger.record(&self.key, Ok(fresh), self.at(at))
     }
 
@@ -209,7 +209,7 @@ fn another_word_of_the_owner_changes_no_mask() {
     let mut narrowing = Narrowing::default();
     narrowing.set("hosts", "api.example").unwrap();
     let bytes = Zeroizing::new(ONE.as_bytes().to_vec());
-    let fresh = Fresh { bytes, lease_ends: None, narrowing: Arc::new(narrowing) };
+    let fresh = Fresh { picked: bytes.into(), lease_ends: None, narrowing: Arc::new(narrowing) };
     let (key, now) = (scene.key.clone(), scene.at(1));
     assert_eq!(scene.ledger.record(&key, Ok(fresh), now), Change::Same);
     assert_eq!(scene.generation(), before);
@@ -227,4 +227,20 @@ fn a_bound_on_versions_lets_the_oldest_go_first() {
     assert_eq!(known.len(), MAX_RETIRED + 1);
     assert!(!known.contains(&format!("sk-version-{:016}", 0)));
     assert!(known.contains(&format!("sk-version-{:016}", 1)));
+}
+
+#[test]
+fn the_fields_of_a_template_are_masked_like_the_whole() {
+    let mut scene = Scene::new();
+    let [user, password] =
+        ["agent", "password-0123456"].map(|text| Zeroizing::new(text.as_bytes().to_vec()));
+    let whole = Zeroizing::new(b"agent:password-0123456".to_vec());
+    let picked = Picked { whole, parts: vec![user, password] };
+    let fresh = Fresh { picked, lease_ends: None, narrowing: Arc::default() };
+    let (key, now) = (scene.key.clone(), scene.at(0));
+    scene.ledger.record(&key, Ok(fresh), now);
+    let known = ["agent:password-0123456", "password-0123456"];
+    assert_eq!(scene.known(), known, "a short field would mask by chance");
+    scene.value(1, ONE);
+    assert_eq!(scene.known(), [ONE, known[0], known[1]]);
 }

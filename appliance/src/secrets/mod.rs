@@ -24,7 +24,7 @@ pub use file::{FileError, FileSource};
 pub use private_file::PrivateFileError;
 pub use sealed_file::{EditError, SealedFile};
 pub use snapshot::{Health, Snapshot};
-pub use source::{Answer, FetchError, Lease, Prolonged, SecretSource, Sources, Standing};
+pub use source::{Answer, FetchError, Lease, Picked, Prolonged, SecretSource, Sources, Standing};
 pub use store::SecretStore;
 pub use value::{SecretError, SecretValue};
 pub(crate) use vault::Session;

@@ -60,7 +60,8 @@ impl Snapshot {
         reference: &SecretRef,
     ) -> impl Iterator<Item = &Arc<SecretValue>> {
         self.entry(group, reference).into_iter().flat_map(|entry| {
-            let held = entry.held.iter().map(|held| &held.value);
+            let held = entry.held.iter();
+            let held = held.flat_map(|held| [&held.value].into_iter().chain(&held.parts));
             held.chain(entry.retired.iter().map(|retired| &retired.value))
         })
     }
@@ -108,6 +109,8 @@ pub(super) struct Entry {
 #[derive(Clone)]
 pub(super) struct Held {
     pub(super) value: Arc<SecretValue>,
+    /// The fields that it was made of, where they are masked by themselves.
+    pub(super) parts: Vec<Arc<SecretValue>>,
     pub(super) good_until: Instant,
     pub(super) narrowing: Arc<Narrowing>,
 }

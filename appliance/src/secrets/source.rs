@@ -75,12 +75,27 @@ pub trait SecretSource: Send + Sync + 'static {
 
 /// What one read brought.
 pub struct Answer {
-    /// The bytes of each pick, before any check of the value.
-    pub values: Vec<Result<Zeroizing<Vec<u8>>, FetchError>>,
+    /// What each pick made of it, before any check of the value.
+    pub values: Vec<Result<Picked, FetchError>>,
     /// Set where the values are lent.
     pub lease: Option<Lease>,
     /// What the owner of the secret allows.
     pub narrowing: Arc<Narrowing>,
+}
+
+/// What a pick made of an answer.
+pub struct Picked {
+    /// The value.
+    pub whole: Zeroizing<Vec<u8>>,
+    /// The fields that it was made of, where they are not all of it: they are as secret, and are
+    /// masked like it.
+    pub parts: Vec<Zeroizing<Vec<u8>>>,
+}
+
+impl From<Zeroizing<Vec<u8>>> for Picked {
+    fn from(whole: Zeroizing<Vec<u8>>) -> Self {
+        Self { whole, parts: vec![] }
+    }
 }
 
 /// The terms on which values were lent.

@@ -76,20 +76,8 @@ impl SecretStore {
         self.rewanted.notify_one();
     }
 
-    /// Drops every value of a group and gives its leases back at once. Nothing is read for it
-    /// until [`release`](Self::release), whatever policy says meanwhile. What it had stays masked.
-    pub fn quarantine(&self, group: &GroupName) {
-        self.change(|agenda| agenda.quarantine(group, Instant::now()));
-        self.rewanted.notify_one();
-    }
-
-    /// Ends what [`quarantine`](Self::quarantine) began: values are read again at once.
-    pub fn release(&self, group: &GroupName) {
-        self.change(|agenda| agenda.release(group, Instant::now()));
-        self.rewanted.notify_one();
-    }
-
-    /// Asks again at once for whatever is not leased; what is held stays until the answer is there.
+    /// Asks for every wanted secret again at once; what is held stays until the answer is there.
+    /// What is lent is left alone.
     pub fn ask_again(&self) {
         self.lock().ask_again(Instant::now());
         self.rewanted.notify_one();
@@ -242,7 +230,7 @@ const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(30);
 
 /// Time for all leases to be given back at shutdown.
-const GIVE_BACK_TIME: Duration = Duration::from_secs(3);
+const GIVE_BACK_TIME: Duration = Duration::from_secs(2);
 
 /// Leases that are given back at once at shutdown.
 const RETURNS_AT_ONCE: usize = 16;

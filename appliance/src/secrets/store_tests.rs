@@ -7,6 +7,7 @@ use crate::{
     reason::SecretCause,
 };
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use zeroize::Zeroizing;
 
 const LONG: Duration = Duration::from_secs(60);
 const DOWN: FetchError = FetchError::Outage(SecretCause::VaultUnreachable, "down");
@@ -42,8 +43,10 @@ impl SecretSource for Scripted {
             if self.down.load(SeqCst) {
                 return Err(DOWN);
             }
-            let value =
-                |pick| Ok(format!("value-of-{group}-{location}-{pick}").into_bytes().into());
+            let value = |pick| {
+                Ok(Zeroizing::new(format!("value-of-{group}-{location}-{pick}").into_bytes())
+                    .into())
+            };
             let values = picks.iter().map(value).collect();
             Ok(Answer { values, lease: None, narrowing: Arc::default() })
         })

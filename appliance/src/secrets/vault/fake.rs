@@ -253,7 +253,7 @@ pub(super) async fn fetch(source: &VaultSource) -> Result<String, FetchError> {
 pub(super) async fn fetch_at(source: &VaultSource, path: &str) -> Result<String, FetchError> {
     let pick = Pick([Part::Field("key".into())].into());
     let mut answer = source.fetch(&agents(), &location(path), &[pick]).await?;
-    answer.values.remove(0).map(|value| String::from_utf8(value.to_vec()).unwrap())
+    answer.values.remove(0).map(|value| String::from_utf8(value.whole.to_vec()).unwrap())
 }
 
 pub(super) const LOGIN: &str = "/v1/auth/approle/login";

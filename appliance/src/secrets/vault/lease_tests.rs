@@ -54,7 +54,8 @@ async fn fields_of_one_location_are_one_read() {
     .await;
     let picks = ["username", "password"].map(|name| Pick([Part::Field(name.into())].into()));
     let answer = fake.source().fetch(&agents(), &creds(), &picks).await.unwrap();
-    let values: Vec<_> = answer.values.into_iter().map(|value| value.unwrap().to_vec()).collect();
+    let values: Vec<_> =
+        answer.values.into_iter().map(|value| value.ok().unwrap().whole.to_vec()).collect();
     assert_eq!(values, [b"u", b"p"]);
     assert_eq!(answer.lease.unwrap().life, Duration::from_secs(30));
     assert_eq!(fake.count(CREDS), 1);

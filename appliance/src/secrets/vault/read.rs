@@ -16,7 +16,9 @@ use serde::{Serialize, Serializer};
 use zeroize::Zeroizing;
 
 use super::{
-    super::{Answer, FetchError, Lease, SecretValue, value::without_line_end},
+    super::{
+        Answer, FetchError, Lease, Picked as FromAnswer, SecretValue, value::without_line_end,
+    },
     CallError, Session, TokenClient, is_plain_path,
     pick::{Picked, pick, pick_text},
 };
@@ -80,28 +82,32 @@ fn answer(body: &[u8], location: &VaultLocation, picks: &[Pick], generation: u64
 }
 
 /// The value that a pick makes of the fields below `data`.
-fn take(body: &[u8], data: &[&str], wanted: &Pick) -> Result<Zeroizing<Vec<u8>>, FetchError> {
+fn take(body: &[u8], data: &[&str], wanted: &Pick) -> Result<FromAnswer, FetchError> {
     if let [Part::Field(field)] = &*wanted.0 {
-        return take_field(body, data, field);
+        return take_field(body, data, field).map(FromAnswer::from);
     }
     // Sized before it is filled, so that no copy is left behind by growth.
-    let mut whole = Zeroizing::new(Vec::with_capacity(SecretValue::MAX_BYTES + 1));
+    let mut whole = Zeroizing::new(Vec::with_capacity(SecretValue::MAX_BYTES));
+    let mut parts = Vec::new();
     for part in wanted.0.iter() {
-        let field = match part {
-            Part::Field(field) => Some(take_field(body, data, field)?),
-            Part::Text(_) => None,
-        };
-        let text = match (&field, part) {
-            (Some(field), _) => without_line_end(field),
-            (None, Part::Text(text)) => text.as_bytes(),
-            (None, Part::Field(_)) => b"",
-        };
-        if whole.len() + text.len() > SecretValue::MAX_BYTES {
-            return invalid("the value is longer than 8192 bytes");
+        match part {
+            Part::Text(text) => append(&mut whole, text.as_bytes())?,
+            Part::Field(field) => {
+                let field = take_field(body, data, field)?;
+                append(&mut whole, without_line_end(&field))?;
+                parts.push(field);
+            }
         }
-        whole.extend_from_slice(text);
     }
-    Ok(whole)
+    Ok(FromAnswer { whole, parts })
+}
+
+fn append(whole: &mut Vec<u8>, text: &[u8]) -> Result<(), FetchError> {
+    if whole.len() + text.len() > SecretValue::MAX_BYTES {
+        return invalid("the value is longer than 8192 bytes");
+    }
+    whole.extend_from_slice(text);
+    Ok(())
 }
 
 fn take_field(body: &[u8], data: &[&str], field: &str) -> Result<Zeroizing<Vec<u8>>, FetchError> {
@@ -232,7 +238,7 @@ mod tests {
     }
 
     fn texts(answer: &Answer) -> Vec<Result<String, FetchError>> {
-        let text = |value: &Zeroizing<Vec<u8>>| String::from_utf8(value.to_vec()).unwrap();
+        let text = |value: &FromAnswer| String::from_utf8(value.whole.to_vec()).unwrap();
         answer.values.iter().map(|value| value.as_ref().map(text).map_err(|error| *error)).collect()
     }
 
@@ -301,7 +307,7 @@ mod tests {
             assert!(narrowed(&metadata).is_err(), "{broken}");
             let body = format!(r#"{{"data":{{"data":{{"k":"v"}},"metadata":{metadata}}}}}"#);
             let answer = answer(body.as_bytes(), &kv2(), &[pick_of([field("k")])], 0);
-            assert_eq!(answer.values[0].as_ref().unwrap_err().cause(), SecretCause::ValueInvalid);
+            assert_eq!(answer.values[0].as_ref().err().unwrap().cause(), SecretCause::ValueInvalid);
         }
         let good = r#"{"custom_metadata":{"hosts":"api.example, b.example","methods":"GET,POST",
             "places":"header authorization bearer,basic user","paths":"/v1/*","expires":"2030-01-31T12:00:00Z"}}"#;
