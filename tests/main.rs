@@ -20,6 +20,7 @@ mod hello;
 mod kernel_settings;
 mod methods_and_paths;
 mod packets;
+mod pki;
 mod refused_packets;
 mod relay;
 mod responses;
