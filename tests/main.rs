@@ -31,4 +31,5 @@ mod substitution;
 mod the_lab_itself;
 mod upgrades;
 mod vault_and_secrets;
+mod vault_logins;
 mod world;

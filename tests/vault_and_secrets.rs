@@ -1,11 +1,7 @@
 //! Where the keys come from, and what happens when they do not: 503, and nothing is forwarded.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use base64::{
-    Engine as _,
-    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
-};
 use lab::{
     Lab,
     client::Response,
@@ -13,7 +9,6 @@ use lab::{
     gateway::{self, Gateway, OPENAI_SECRET, OPS_SECRET},
     net::{AGENT, AGENT2, Ns, OPENAI},
     origin::Origin,
-    pki::Authority,
     sandboxed,
     vault::{self, Vault},
     wait,
@@ -23,9 +18,9 @@ use serde_json::Value;
 use crate::world::{TICKET, World, get};
 
 /// A world whose secrets come from a real Vault.
-struct WithVault {
-    world: World,
-    vault: Vault,
+pub struct WithVault {
+    pub world: World,
+    pub vault: Vault,
 }
 
 impl WithVault {
@@ -40,7 +35,8 @@ impl WithVault {
         })
     }
 
-    fn configured(configure: impl FnOnce(&Lab, &mut Vault) -> String) -> Self {
+    /// With another configuration, after changes to Vault.
+    pub fn configured(configure: impl FnOnce(&Lab, &mut Vault) -> String) -> Self {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let dns = Dns::start();
@@ -50,12 +46,14 @@ impl WithVault {
         Self { world: World { lab, origin, dns, gateway }, vault }
     }
 
-    fn status(&self) -> u16 {
+    /// What the first agent gets at the OpenAI host.
+    pub fn status(&self) -> u16 {
         self.world.ask(&get(&[TICKET])).status.as_u16()
     }
 
+    /// Waits until that is so.
     #[track_caller]
-    fn becomes(&self, status: u16) {
+    pub fn becomes(&self, status: u16) {
         wait::expect(&format!("{status}"), || self.status() == status);
     }
 }
@@ -142,17 +140,16 @@ fn a_group_whose_token_role_is_missing_is_refused_alone_until_it_is_there() {
         assert_eq!(ask_from(&it, AGENT2, "OPS_OPENAI_KEY").status, 503);
         let record = it.world.gateway.audit.wait_reason("secret_unavailable");
         assert_eq!(record["cause"], "vault_denied", "{record}");
-        // A role that hands on what the gateway has, or gives what nobody should have, is no role.
-        for (policies, says) in [("root", "root token"), ("gateway", "allowed_policies")] {
-            it.vault.token_role("cloakroom-operations", policies, &[]);
-            wait::expect(says, || it.world.gateway.stderr().contains(says));
-            assert_eq!(ask_from(&it, AGENT2, "OPS_OPENAI_KEY").status, 503);
-        }
+        // A role without policies hands on what the gateway has, and is as good as none.
+        it.vault.token_role("cloakroom-operations", "", false);
+        let says = "allowed_policies";
+        wait::expect(says, || it.world.gateway.stderr().contains(says));
+        assert_eq!(ask_from(&it, AGENT2, "OPS_OPENAI_KEY").status, 503);
         let good = "agents-operations";
-        it.vault.token_role("cloakroom-operations", good, &["orphan=true", "token_period=0"]);
+        it.vault.token_role("cloakroom-operations", good, true);
         let says = "orphan=false";
         wait::expect(says, || it.world.gateway.stderr().contains(says));
-        it.vault.token_role("cloakroom-operations", good, &[]);
+        it.vault.token_role("cloakroom-operations", good, false);
         wait::expect("200", || ask_from(&it, AGENT2, "OPS_OPENAI_KEY").status == 200);
     });
 }
@@ -197,7 +194,7 @@ fn the_gateways_own_token_reads_nothing_and_makes_tokens_for_its_groups_alone() 
         let may = |args: &[&str]| vault.try_cli(args, &token).status.success();
         assert!(may(&["token", "create", "-role=cloakroom-research"]), "it is the gateway's token");
         vault.policy("agents-finance", "path \"kv/data/agents/*\" { capabilities = [\"read\"] }\n");
-        vault.token_role("cloakroom-finance", "agents-finance", &[]);
+        vault.token_role("cloakroom-finance", "agents-finance", false);
         for refused in [
             &["token", "create", "-role=cloakroom-finance"][..],
             &["token", "create", "-role=cloakroom-research", "-policy=agents-operations"],
@@ -216,113 +213,12 @@ fn the_gateways_own_token_reads_nothing_and_makes_tokens_for_its_groups_alone() 
 }
 
 #[test]
-fn a_wrapped_secret_id_is_unwrapped_once_and_a_used_one_is_said_aloud() {
-    sandboxed(|| {
-        let mut it = WithVault::configured(|lab, vault| {
-            wrap(lab, vault, &["-f", &format!("{}/secret-id", vault::ROLE)]);
-            gateway::vault_config(&vault.config_with(&vault.approle("wrapped = true\n")))
-        });
-        assert_eq!(it.status(), 200);
-        let file = it.world.lab.dir.join("vault/secret-id");
-        let token = std::fs::read_to_string(&file).expect("the wrapping token");
-        assert!(!it.vault.try_cli(&["unwrap", &token], "").status.success(), "it was opened");
-        // The SecretID is in memory: the operator may revoke the token, and the file may go.
-        std::fs::remove_file(&file).expect("removed");
-        revoke_gateway(&it.vault);
-        wait::expect("a new login", || it.world.gateway.stderr().matches("logged in").count() == 2);
-        it.becomes(200);
-        it.world.gateway.terminate(Duration::from_secs(12));
-
-        it.world.lab.write("vault/secret-id", token);
-        let config = it.world.lab.dir.join("cloakroom.toml");
-        let gateway = Gateway::run(&it.world.lab, &config).expect("it starts, closed");
-        let it = WithVault { world: World { gateway, ..it.world }, vault: it.vault };
-        assert_eq!(it.status(), 503);
-        let said = "somebody else may hold the SecretID";
-        assert!(it.world.gateway.stderr().contains(said), "{}", it.world.gateway.stderr());
-        // A token that wraps something else was put there by somebody else, and is not opened.
-        wrap(&it.world.lab, &it.vault, &["sys/wrapping/wrap", "secret_id=of-somebody-else"]);
-        let swapped = "swapped";
-        wait::expect(swapped, || it.world.gateway.stderr().contains(swapped));
-        assert_eq!(it.status(), 503);
-        wrap(&it.world.lab, &it.vault, &["-f", &format!("{}/secret-id", vault::ROLE)]);
-        it.becomes(200);
-        it.world.assert_secrets_untold();
-    });
-}
-
-#[test]
-fn a_client_certificate_logs_in() {
-    sandboxed(|| {
-        let it = WithVault::configured(|lab, vault| {
-            let authority = Authority::new("Gateways");
-            let identity = authority.issue_client("gateway.example");
-            lab.write("vault/client.pem", identity.certificate_pem());
-            lab.write("vault/client.key", identity.key_pem());
-            let ca = lab.write("vault/client-ca.pem", authority.pem()).display().to_string();
-            vault.cli(&["auth", "enable", "cert"]);
-            vault.cli(&[
-                "write",
-                "auth/cert/certs/gateway",
-                &format!("certificate=@{ca}"),
-                "token_policies=gateway",
-                "allowed_dns_sans=gateway.example",
-            ]);
-            gateway::vault_config(&vault.config_with(
-                "[vault.cert]\nrole = \"gateway\"\ncertificate_file = \"{dir}/vault/client.pem\"\n\
-                 key_file = \"{dir}/vault/client.key\"\n",
-            ))
-        });
-        assert_eq!(it.status(), 200);
-        revoke_gateway(&it.vault);
-        std::thread::sleep(Duration::from_secs(3));
-        assert_eq!(it.status(), 200);
-        assert!(it.world.gateway.stderr().matches("logged in").count() >= 2);
-        it.world.assert_secrets_untold();
-    });
-}
-
-#[test]
-fn a_signed_token_logs_in_and_is_read_again_each_time() {
-    sandboxed(|| {
-        let lab_token = |lab: &Lab, subject: &str| lab.write("jwt", signed(lab, subject));
-        let it = WithVault::configured(|lab, vault| {
-            lab_token(lab, "cloakroom");
-            let key = lab.dir.join("jwt-public.pem").display().to_string();
-            vault.cli(&["auth", "enable", "jwt"]);
-            vault.cli(&["write", "auth/jwt/config", &format!("jwt_validation_pubkeys=@{key}")]);
-            vault.cli(&[
-                "write",
-                "auth/jwt/role/gateway",
-                "role_type=jwt",
-                "bound_audiences=vault",
-                "bound_subject=cloakroom",
-                "user_claim=sub",
-                "token_policies=gateway",
-            ]);
-            gateway::vault_config(
-                &vault.config_with("[vault.jwt]\nrole = \"gateway\"\ntoken_file = \"{dir}/jwt\"\n"),
-            )
-        });
-        assert_eq!(it.status(), 200);
-        let other = lab_token(&it.world.lab, "somebody-else");
-        revoke_gateway(&it.vault);
-        it.becomes(503);
-        lab_token(&it.world.lab, "cloakroom");
-        it.becomes(200);
-        let told = it.world.gateway.stderr() + &it.world.gateway.audit.text();
-        assert!(!told.contains(&std::fs::read_to_string(other).expect("the token")));
-        it.world.assert_secrets_untold();
-    });
-}
-
-#[test]
 fn a_token_revoked_under_traffic_costs_no_request() {
     sandboxed(|| {
         let it = WithVault::start();
         assert_eq!(it.status(), 200);
         for round in 0..3 {
-            revoke_gateway(&it.vault);
+            it.vault.revoke_gateway();
             let until = Instant::now() + Duration::from_secs(3);
             let mut asked = 0;
             while Instant::now() < until {
@@ -339,67 +235,42 @@ fn a_token_revoked_under_traffic_costs_no_request() {
 }
 
 #[test]
+fn a_token_at_its_maximum_life_is_followed_by_another_and_no_read_is_refused() {
+    sandboxed(|| {
+        let it = WithVault::prepared(|_, vault| {
+            let short = ["token_policies=gateway", "token_ttl=6s", "token_max_ttl=12s"];
+            vault.cli(&[&["write", vault::ROLE], &short[..]].concat());
+        });
+        let logins = || it.world.gateway.stderr().matches("logged in to Vault").count();
+        let until = Instant::now() + Duration::from_secs(30);
+        while logins() < 3 {
+            assert!(Instant::now() < until, "it logs in again before the maximum");
+            assert_eq!(it.status(), 200);
+        }
+        let audit = it.vault.audit();
+        let asked = |path: &str| {
+            let of = |record: &&Value| {
+                let asked = record["request"]["path"].as_str().unwrap_or_default();
+                record["type"] == "response" && asked.starts_with(path)
+            };
+            audit.iter().filter(of).collect::<Vec<_>>()
+        };
+        let refused = |record: &&&Value| record["error"].is_string();
+        let reads = asked("kv/data/agents/openai");
+        assert!(reads.len() > 10, "{}", reads.len());
+        assert_eq!(reads.iter().find(refused), None, "{}", it.world.gateway.stderr());
+        assert!(asked("auth/token/renew-self").len() >= 2, "it is renewed while that helps");
+    });
+}
+
+#[test]
 fn the_tokens_are_given_back_at_the_end() {
     sandboxed(|| {
         let mut it = WithVault::start();
         assert_eq!(it.status(), 200);
-        let before = accessors(&it.vault).len();
+        let before = it.vault.accessors().len();
         assert!(it.world.gateway.terminate(Duration::from_secs(12)).success());
         // One for the gateway and one for each of the two groups.
-        assert_eq!(accessors(&it.vault).len(), before - 3);
+        assert_eq!(it.vault.accessors().len(), before - 3);
     });
-}
-
-/// Revokes every token of the gateway's own, and with it those that it made.
-fn revoke_gateway(vault: &Vault) {
-    for accessor in accessors(vault) {
-        let looked = vault.cli(&["token", "lookup", "-accessor", &accessor]);
-        let looked: Value = serde_json::from_str(&looked).expect("JSON");
-        let policies = looked["data"]["policies"].to_string();
-        if policies.contains("\"gateway\"") {
-            vault.cli(&["token", "revoke", "-accessor", &accessor]);
-        }
-    }
-}
-
-fn accessors(vault: &Vault) -> Vec<String> {
-    let listed = vault.cli(&["list", "auth/token/accessors"]);
-    serde_json::from_str(&listed).expect("JSON")
-}
-
-/// Puts a token that wraps the answer to this write where the gateway looks for it.
-fn wrap(lab: &Lab, vault: &Vault, write: &[&str]) {
-    let args = [&["write", "-wrap-ttl=5m"], write].concat();
-    let wrapped: Value = serde_json::from_str(&vault.cli(&args)).expect("JSON");
-    lab.write("vault/secret-id", wrapped["wrap_info"]["token"].as_str().expect("a token"));
-}
-
-/// A signed token for Vault, good for an hour; the key that it is checked with is beside it.
-fn signed(lab: &Lab, subject: &str) -> String {
-    use aws_lc_rs::{
-        rand::SystemRandom,
-        signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _},
-    };
-    let key = lab.dir.join("jwt-key.der");
-    if !key.exists() {
-        let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).expect("a key");
-        lab.write("jwt-key.der", pair.to_pkcs8v1().expect("a key in DER").as_ref());
-    }
-    let pair = std::fs::read(&key).expect("the key");
-    let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &pair).expect("the key");
-    // RFC 5480: the header of a P-256 key, then the point.
-    let header = "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE";
-    let header = STANDARD.decode(header).expect("base64");
-    let public = STANDARD.encode([&header, &pair.public_key().as_ref()[1..]].concat());
-    let pem = format!("-----BEGIN PUBLIC KEY-----\n{public}\n-----END PUBLIC KEY-----\n");
-    lab.write("jwt-public.pem", pem);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
-    let claims = format!(
-        r#"{{"iss":"lab","aud":"vault","sub":"{subject}","iat":{now},"exp":{}}}"#,
-        now + 3600
-    );
-    let part = |text: &str| URL_SAFE_NO_PAD.encode(text);
-    let text = format!("{}.{}", part(r#"{"alg":"ES256","typ":"JWT"}"#), part(&claims));
-    let signature = pair.sign(&SystemRandom::new(), text.as_bytes()).expect("a signature");
-    format!("{text}.{}", URL_SAFE_NO_PAD.encode(signature.as_ref()))
 }

@@ -3,6 +3,9 @@
 
 use std::{
     fs,
+    io::{Read as _, Write as _},
+    net::TcpListener,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -10,13 +13,15 @@ use lab::{
     Lab,
     dns::Dns,
     gateway::{Gateway, OPENAI_SECRET, SECRETS, usual_config, vault_config},
-    net::{AGENT2, INTERNET, OPENAI},
+    net::{AGENT2, ATTACKER, INTERNET, OPENAI, VAULT},
     origin::Origin,
     pki::Authority,
     sandboxed,
     vault::Vault,
     wait,
 };
+
+use rustls::sign::SingleCertAndKey;
 
 use super::{CHAT, ask, assert_refused, records, refusal};
 
@@ -193,6 +198,86 @@ fn a_secret_id_that_others_can_read_or_that_is_wrong_is_said() {
         until_served(&lab, &gateway);
         assert_told_nothing(&lab, &gateway);
     });
+}
+
+#[test]
+fn a_redirect_of_vaults_leads_to_its_peers_and_nowhere_else() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let origin = Origin::start(&lab);
+        let _dns = Dns::start();
+        lab.write("vault-secret-id", "a-secret-id-0123456789");
+        let (here, there) = (VAULT.to_string(), ATTACKER.v4().to_string());
+        let standby = node(&lab, &here, &format!("https://{there}:8200"));
+        let other = node(&lab, &there, &format!("https://{there}:8200"));
+        let vault = |peers: &str| {
+            let text = format!(
+                "\n[vault]\naddress = \"https://{here}:8200\"\n{peers}\
+                 ca_file = \"{{dir}}/public-ca.pem\"\nrefresh = \"1s\"\nmax_stale = \"5s\"\n\
+                 approle = {{ role_id = \"lab\", secret_id_file = \"{{dir}}/vault-secret-id\" }}\n"
+            );
+            vault_config(&text)
+        };
+        let seen = |node: &Arc<Mutex<Vec<String>>>| node.lock().expect("unpoisoned").clone();
+
+        let mut gateway = Gateway::start(&lab, &vault(""));
+        assert_refused(&ask(&lab, &gateway, CHAT), 503, "secret_unavailable");
+        let record = refusal(&gateway, 0, "secret_unavailable");
+        assert_eq!(record["cause"], "vault_unreachable", "{record}");
+        wait::expect("several logins", || seen(&standby).len() >= 2);
+        assert!(seen(&standby)[0].contains("a-secret-id-0123456789"), "it was really asked");
+        assert_eq!(seen(&other), [""; 0], "nobody else is");
+        assert!(gateway.stderr().contains("list the nodes in peers"), "{}", gateway.stderr());
+        gateway.terminate(Duration::from_secs(12));
+
+        let peers = format!("peers = [\"https://{there}:8200\"]\n");
+        let gateway = Gateway::start(&lab, &vault(&peers));
+        wait::expect("the peer is asked", || !seen(&other).is_empty());
+        assert!(seen(&other)[0].contains("a-secret-id-0123456789"), "with the same question");
+        assert_refused(&ask(&lab, &gateway, CHAT), 503, "secret_unavailable");
+        origin.log().assert_no_request();
+        assert!(!gateway.stderr().contains("a-secret-id"), "{}", gateway.stderr());
+    });
+}
+
+/// Something at `address` that calls itself Vault and redirects every question to `to`. Returns
+/// what it is asked.
+fn node(lab: &Lab, address: &str, to: &str) -> Arc<Mutex<Vec<String>>> {
+    let key = SingleCertAndKey::from(lab.public.issue(address).certified());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("TLS 1.2 and 1.3")
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(key));
+    let config = Arc::new(config);
+    let listener = INTERNET.enter(|| TcpListener::bind((address, 8200))).expect("a free port");
+    let (seen, to) = (Arc::new(Mutex::new(Vec::new())), to.to_owned());
+    let asked = Arc::clone(&seen);
+    std::thread::spawn(move || {
+        for socket in listener.incoming().filter_map(Result::ok) {
+            let tls = rustls::ServerConnection::new(Arc::clone(&config)).expect("a session");
+            let mut stream = rustls::StreamOwned::new(tls, socket);
+            let mut bytes = [0; 4_096];
+            let mut question = String::new();
+            while !question.contains('}') && question.len() < 65_536 {
+                match stream.read(&mut bytes) {
+                    Ok(length @ 1..) => question += &String::from_utf8_lossy(&bytes[..length]),
+                    _ => break,
+                }
+            }
+            let path = question.split(' ').nth(1).unwrap_or_default().to_owned();
+            asked.lock().expect("unpoisoned").push(question);
+            let answer = format!(
+                "HTTP/1.1 307 Temporary Redirect\r\nLocation: {to}{path}\r\n\
+                 Connection: close\r\nContent-Length: 0\r\n\r\n"
+            );
+            let _ = stream.write_all(answer.as_bytes());
+            stream.conn.send_close_notify();
+            let _ = stream.flush();
+        }
+    });
+    seen
 }
 
 /// Neither a value nor a token nor the SecretID is in the log or in the audit.

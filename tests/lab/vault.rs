@@ -92,6 +92,26 @@ impl Vault {
         token(&self.cli(&["write", "auth/approle/login", &role_id, &secret_id]))
     }
 
+    /// Revokes every token that the gateway got by a login, and with them those that they made.
+    pub fn revoke_gateway(&self) {
+        for accessor in self.accessors() {
+            let looked =
+                self.try_cli(&["token", "lookup", "-accessor", &accessor], &self.root_token);
+            if String::from_utf8_lossy(&looked.stdout).contains("\"gateway\"") {
+                self.cli(&["token", "revoke", "-accessor", &accessor]);
+            }
+        }
+    }
+
+    /// The accessors of all tokens that there are.
+    ///
+    /// # Panics
+    /// When Vault answers something else.
+    pub fn accessors(&self) -> Vec<String> {
+        let listed = self.cli(&["list", "auth/token/accessors"]);
+        serde_json::from_str(&listed).expect("a list in JSON")
+    }
+
     /// What Vault's own audit device wrote, one record for each question and each answer.
     pub fn audit(&self) -> Vec<Value> {
         let text = fs::read_to_string(self.dir.join("audit.log")).unwrap_or_default();
@@ -165,13 +185,12 @@ impl Vault {
     }
 
     /// Makes (or changes) a token role with one policy.
-    pub fn token_role(&self, name: &str, policy: &str, more: &[&str]) {
+    pub fn token_role(&self, name: &str, policy: &str, orphan: bool) {
         let path = format!("auth/token/roles/{name}");
-        let policies = format!("allowed_policies={policy}");
-        let mut args = vec!["write", &path, &policies, "orphan=false", "renewable=true"];
-        args.extend(["token_type=service", "token_period=10m", "token_explicit_max_ttl=24h"]);
-        args.extend(more);
-        self.cli(&args);
+        let (policies, orphan) = (format!("allowed_policies={policy}"), format!("orphan={orphan}"));
+        let life = ["token_period=10m", "token_explicit_max_ttl=24h"];
+        let role = ["write", &path, &policies, &orphan, "renewable=true", "token_type=service"];
+        self.cli(&[&role[..], &life].concat());
     }
 
     /// Makes (or changes) a policy.
@@ -243,7 +262,7 @@ impl Vault {
         self.cli(&["auth", "enable", "approle"]);
         self.policy("gateway", GATEWAY_POLICY);
         for group in GROUPS {
-            self.token_role(&format!("cloakroom-{group}"), &format!("agents-{group}"), &[]);
+            self.token_role(&format!("cloakroom-{group}"), &format!("agents-{group}"), false);
         }
         self.allow();
         self.cli(&["write", ROLE, "token_policies=gateway", "token_ttl=10m", "token_max_ttl=1h"]);

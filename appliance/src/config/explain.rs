@@ -5,7 +5,9 @@ use std::fmt::{self, Display, Write};
 
 use ipnet::IpNet;
 
-use super::{AuditTarget, Config, Settings, VaultSettings, rules::overlap, value::duration};
+use super::{
+    AuditTarget, Config, Settings, VaultLogin, VaultSettings, rules::overlap, value::duration,
+};
 use crate::{
     policy::{
         Api, Binding, Carry, DialledRule, Group, HostPattern, Pass, Place, Policy, Scheme,
@@ -66,6 +68,15 @@ impl Page {
         let namespace = vault.namespace.as_ref().map(|name| format!(", namespace {name}"));
         let namespace = namespace.unwrap_or_default();
         self.line("secrets", format!("from Vault at {}{namespace}", vault.address));
+        let login = match &vault.login {
+            VaultLogin::AppRole { role_id, wrapped: false, .. } => format!("AppRole {role_id}"),
+            VaultLogin::AppRole { role_id, .. } => {
+                format!("AppRole {role_id}, with a SecretID that is unwrapped once")
+            }
+            VaultLogin::Cert { role, .. } => format!("TLS certificate, role {role}"),
+            VaultLogin::Jwt { role, .. } => format!("signed token, role {role}"),
+        };
+        self.line("", format!("logs in by {login}; reads with a token of each group's own"));
         let (refresh, stale) = (duration(vault.refresh), duration(vault.max_stale));
         self.line("", format!("read again every {refresh}; kept for {stale} through an outage"));
     }

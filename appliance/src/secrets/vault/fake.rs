@@ -75,6 +75,11 @@ impl Fake {
     }
 
     pub(super) fn settings(&self) -> VaultSettings {
+        self.settings_with(false)
+    }
+
+    /// Where `wrapped`, the file's SecretID is a token that wraps one.
+    pub(super) fn settings_with(&self, wrapped: bool) -> VaultSettings {
         VaultSettings {
             address: self.address.as_str().into(),
             ca_file: Some(self.folder.0.join("ca.pem")),
@@ -84,7 +89,7 @@ impl Fake {
                 mount: "approle".into(),
                 role_id: "role-1".into(),
                 secret_id_file: self.folder.0.join("secret-id"),
-                wrapped: false,
+                wrapped,
             },
             refresh: Duration::from_secs(60),
             max_stale: Duration::from_secs(300),

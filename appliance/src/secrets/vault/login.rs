@@ -9,6 +9,7 @@ use std::{
     fs::File,
     io::Read as _,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -40,7 +41,7 @@ pub(super) enum Login {
 /// Where the SecretID is.
 pub(super) enum SecretId {
     InFile(PathBuf),
-    Wrapped { file: PathBuf, opened: Mutex<Option<Opened>> },
+    Wrapped { file: PathBuf, opened: Mutex<Option<Opened>>, said: AtomicBool },
 }
 
 /// A SecretID, and the token that wrapped it.
@@ -80,12 +81,12 @@ impl Login {
         let login = match &settings.login {
             VaultLogin::AppRole { mount, role_id, secret_id_file, wrapped } => {
                 let file = secret_id_file.clone();
-                let opened = Mutex::default();
+                let (opened, said) = (Mutex::default(), AtomicBool::new(false));
                 Self::AppRole {
                     mount: mount.to_string(),
                     role_id: role_id.to_string(),
                     secret_id: if *wrapped {
-                        SecretId::Wrapped { file, opened }
+                        SecretId::Wrapped { file, opened, said }
                     } else {
                         SecretId::InFile(file)
                     },
@@ -179,13 +180,22 @@ impl SecretId {
         };
         match self {
             Self::InFile(file) => read_line(file).map_err(unusable),
-            Self::Wrapped { file, opened } => {
+            Self::Wrapped { file, opened, said } => {
                 let mut opened = opened.lock().await;
                 if let Some(opened) = &*opened {
                     return Ok(opened.secret_id.clone());
                 }
                 let wrapping = read_line(file).map_err(unusable)?;
-                let secret_id = unwrap(transport, mount, &wrapping).await?;
+                let unwrapped = unwrap(transport, mount, &wrapping).await;
+                // Once, and not again with each try.
+                let refused = matches!(unwrapped, Err(FetchError::Gone(..)));
+                if let Some(error) = unwrapped.as_ref().err().filter(|_| refused)
+                    && !said.swap(true, Ordering::Relaxed)
+                {
+                    tracing::error!("{}", error.text());
+                }
+                let secret_id = unwrapped?;
+                said.store(false, Ordering::Relaxed);
                 *opened = Some(Opened { secret_id: secret_id.clone(), wrapping });
                 Ok(secret_id)
             }
@@ -194,7 +204,7 @@ impl SecretId {
 
     /// After a refusal: the next login opens what is in the file, if that is a new wrapping token.
     async fn forget_where_renewed(&self) {
-        let Self::Wrapped { file, opened } = self else { return };
+        let Self::Wrapped { file, opened, .. } = self else { return };
         let mut opened = opened.lock().await;
         let old = opened.as_ref().map(|opened| opened.wrapping.as_str());
         if read_line(file).is_ok_and(|wrapping| old != Some(wrapping.as_str())) {
@@ -217,7 +227,6 @@ async fn unwrap(
     let properties = transport.call("", lookup).await.map_err(wrapping_failed)?;
     let made_at = pick_text(&properties, &["data", "creation_path"]).ok_or(strange.outage())?;
     if !is_secret_id_path(&made_at, mount) {
-        tracing::error!("{SWAPPED}");
         return Err(FetchError::Gone(SecretCause::VaultDenied, SWAPPED));
     }
     let unwrap = Post::new("sys/wrapping/unwrap".to_owned(), &NoBody {}, 0);
@@ -267,7 +276,6 @@ fn login_failed(error: CallError) -> FetchError {
 
 fn wrapping_failed(error: CallError) -> FetchError {
     if is_login_refusal(error) {
-        tracing::error!("{OPENED_BEFORE}");
         return FetchError::Gone(SecretCause::VaultDenied, OPENED_BEFORE);
     }
     error.outage()

@@ -9,6 +9,7 @@ mod client;
 mod error;
 #[cfg(test)]
 mod fake;
+mod holder;
 mod login;
 mod pick;
 mod pki;
@@ -18,6 +19,7 @@ mod tests;
 mod token;
 #[cfg(test)]
 mod token_tests;
+mod upkeep;
 
 pub(crate) use error::CallError;
 pub use error::VaultSourceError;

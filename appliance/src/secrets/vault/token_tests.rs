@@ -147,11 +147,11 @@ async fn before_a_new_login_takes_over_every_group_has_a_token_under_it() {
     assert!(tokens.has_changed().unwrap());
     fetch(&source).await.unwrap();
     assert_eq!(fake.targets(), [LOGIN, CHILD, READ, LOGIN, CHILD, READ]);
-    let received = fake.received.lock().unwrap();
-    let last = |number: usize| received[number].token.clone().unwrap();
-    assert_eq!(last(4), format!("{TOKEN}-2"), "made with the new login");
-    assert_eq!(last(5), format!("{CHILD_TOKEN}-3"));
-    drop(received);
+    let tokens: Vec<_> =
+        fake.received.lock().unwrap().iter().filter_map(|one| one.token.clone()).collect();
+    let made_with = |number: usize, token: &str| assert_eq!(tokens[number], token);
+    made_with(2, &format!("{TOKEN}-2"));
+    made_with(3, &format!("{CHILD_TOKEN}-3"));
     source.close().await;
     assert_eq!(fake.count(REVOKE), 3, "old and new: {:?}", fake.targets());
 }
@@ -203,11 +203,7 @@ async fn a_wrapped_secret_id_is_opened_once_and_only_where_it_is_one() {
             _ => value(),
         })
         .await;
-        let mut settings = fake.settings();
-        let crate::config::VaultLogin::AppRole { wrapped, .. } = &mut settings.login else {
-            unreachable!()
-        };
-        *wrapped = true;
+        let settings = fake.settings_with(true);
         let source = VaultSource::new(&settings, &groups()).unwrap();
         assert_eq!(fetch(&source).await.is_ok(), good, "{made_at}");
         if !good {
@@ -265,4 +261,18 @@ async fn nodes_that_point_at_one_another_or_change_the_question_are_an_outage() 
         let all = [first.targets(), second.targets()].concat();
         assert!(all.len() <= 6 && all.iter().all(|target| target == LOGIN), "{all:?}");
     }
+}
+
+#[tokio::test]
+async fn a_group_that_left_gets_no_token_from_a_question_that_waited() {
+    let fake = Fake::start(healthy(value)).await;
+    let source = fake.source();
+    fetch(&source).await.unwrap();
+    let session = source.session();
+    let holder = session.holders().remove(0);
+    session.set_groups(&[]);
+    let _ = tokio::time::timeout(Duration::from_millis(500), source.tend()).await;
+    let mut slot = holder.slot.lock().await;
+    assert!(session.make_child(&holder, &mut slot).await.is_err());
+    assert_eq!(fake.count(CHILD), 1);
 }

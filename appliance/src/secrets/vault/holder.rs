@@ -1,0 +1,117 @@
+//! Whoever has a token, the token, and what went wrong with it.
+
+use std::{
+    hash::{BuildHasher, RandomState},
+    sync::{Arc, Mutex as Lock, MutexGuard, PoisonError, atomic::AtomicU64},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::Mutex;
+use vaultrs::api::token::requests::LookupTokenSelfRequest;
+
+use super::{super::FetchError, token::TokenClient};
+use crate::{policy::GroupName, reason::SecretCause};
+
+/// Whoever has a token: the gateway, or one group.
+#[derive(Default)]
+pub(super) struct Holder {
+    /// The group and its token role; `None` for the gateway.
+    pub(super) role: Option<(GroupName, Arc<str>)>,
+    pub(super) slot: Mutex<Slot>,
+    /// When the token is to be renewed; apart from the slot, which is locked during a login.
+    pub(super) renew_at: Lock<Option<Instant>>,
+    /// The generation of the token in the slot; 0 for none yet.
+    pub(super) generation: AtomicU64,
+}
+
+#[derive(Default)]
+pub(super) struct Slot {
+    pub(super) live: Option<Live>,
+    pub(super) failed: Option<(Instant, FetchError)>,
+    /// When a token was last replaced because of a 403 that might have meant the question.
+    pub(super) replaced: Option<Instant>,
+    /// Whether the group left the policy: nothing comes in here any more.
+    pub(super) closed: bool,
+}
+
+pub(super) struct Live {
+    pub(super) client: Arc<TokenClient>,
+    /// How long a renewed token should be good for.
+    pub(super) full_life: Duration,
+    /// `None` for a token that does not end.
+    pub(super) ends: Option<Instant>,
+    /// The generation of the gateway's token that made this one; 0 for the gateway's own.
+    pub(super) parent: u64,
+    pub(super) policies: Vec<String>,
+}
+
+impl Holder {
+    pub(super) fn plan(&self, renew_at: Option<Instant>) {
+        *lock(&self.renew_at) = renew_at;
+    }
+
+    pub(super) fn renewal(&self) -> Option<Instant> {
+        *lock(&self.renew_at)
+    }
+}
+
+impl Slot {
+    /// The token, if it has not ended and its parent was not replaced.
+    pub(super) fn usable(&self, gateway: u64) -> Option<Arc<TokenClient>> {
+        let live = self.live.as_ref()?;
+        let ended = live.ends.is_some_and(|ends| Instant::now() >= ends);
+        let is_own = live.client.group().is_none();
+        let orphaned = !is_own && live.parent < gateway;
+        (!ended && !orphaned && !live.client.is_unknown()).then(|| Arc::clone(&live.client))
+    }
+
+    /// Whether Vault still takes the token, as far as can be told.
+    pub(super) async fn is_alive(&mut self, used: &TokenClient) -> bool {
+        if used.is_unknown() {
+            return false;
+        }
+        // A role without the default policy may not look itself up, and is then taken for dead:
+        // not more often than this, or each refused secret would cost a token.
+        if self.replaced.is_some_and(|then| then.elapsed() < REPLACE_EVERY) {
+            return true;
+        }
+        let alive = used.call(LookupTokenSelfRequest {}).await.is_ok();
+        if !alive {
+            self.replaced = Some(Instant::now());
+        }
+        alive
+    }
+
+    /// An error where there is nothing to try: no group, or a failure of a moment ago.
+    pub(super) fn check_open(&self) -> Result<(), FetchError> {
+        if self.closed {
+            return Err(NO_GROUP);
+        }
+        match self.failed {
+            Some((then, error)) if then.elapsed() < FAILURE_COUNTS => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn fail(&mut self, error: FetchError) -> FetchError {
+        self.failed = Some((Instant::now(), error));
+        error
+    }
+}
+
+pub(super) fn lock<T>(mutex: &Lock<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Between 90 % and all of `time`, so that tokens made together are not renewed together.
+pub(super) fn jittered(time: Duration) -> Duration {
+    let random = RandomState::new().hash_one(()) % 1_000;
+    time.mul_f64(0.9 + 0.1 * (random as f64 / 1_000.0))
+}
+
+pub(super) const NO_GROUP: FetchError =
+    FetchError::Gone(SecretCause::VaultDenied, "the group is not in the policy");
+
+const FAILURE_COUNTS: Duration = Duration::from_secs(1);
+
+const REPLACE_EVERY: Duration = Duration::from_secs(30);

@@ -1,0 +1,189 @@
+//! The upkeep of tokens: renewed ahead of their end, followed by others where renewing no longer
+//! helps, and given back when nobody needs them.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures_util::StreamExt;
+use vaultrs::api::token::requests::{
+    RenewTokenSelfRequest, RevokeTokenAccessorRequest, RevokeTokenSelfRequest,
+};
+
+use super::{
+    error::CallError,
+    holder::{Holder, Live, jittered, lock},
+    session::Session,
+    token::{Grant, TokenClient},
+};
+
+impl Session {
+    /// Renews and revokes whatever is due. Never returns.
+    pub(super) async fn tend(&self) {
+        loop {
+            self.revoke_due().await;
+            let now = Instant::now();
+            let groups = self.holders();
+            let holders = groups.iter().map(Arc::as_ref).chain([&self.gateway]);
+            let due = holders.filter(|holder| holder.renewal().is_some_and(|at| at <= now));
+            futures_util::stream::iter(due)
+                .for_each_concurrent(RENEWALS_AT_ONCE, |holder| self.renew(holder))
+                .await;
+            let wait = async {
+                match self.next_due() {
+                    Some(due) => tokio::time::sleep_until(due.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = wait => {}
+                () = self.replanned.notified() => {}
+            }
+        }
+    }
+
+    /// Revokes every token, so that none outlives the daemon.
+    pub(super) async fn close(&self) {
+        let revoked = tokio::time::timeout(CLOSE_TIME, self.revoke_all()).await;
+        if revoked.is_err() {
+            tracing::warn!("Vault did not take back the tokens in time; they end by themselves");
+        }
+    }
+
+    async fn revoke_all(&self) {
+        let old: Vec<_> = lock(&self.retired).drain(..).map(|retired| retired.client).collect();
+        let mut children = Vec::new();
+        let left: Vec<_> = lock(&self.left).drain(..).collect();
+        for holder in self.holders().into_iter().chain(left) {
+            children.extend(holder.slot.lock().await.live.take().map(|live| live.client));
+        }
+        let own = self.gateway.slot.lock().await.live.take().map(|live| live.client);
+        let cascaded = match &own {
+            Some(own) => own.call(RevokeTokenSelfRequest {}).await.is_ok(),
+            None => false,
+        };
+        let rest = children.into_iter().filter(|_| !cascaded).chain(old);
+        // They end by themselves where Vault cannot be told.
+        futures_util::stream::iter(rest)
+            .for_each_concurrent(RENEWALS_AT_ONCE, |client| async move {
+                let _ = client.call(RevokeTokenSelfRequest {}).await;
+            })
+            .await;
+    }
+
+    async fn renew(&self, holder: &Holder) {
+        let used = holder.slot.lock().await.live.as_ref().map(|live| Arc::clone(&live.client));
+        let Some(used) = used else { return holder.plan(None) };
+        let now = Instant::now();
+        let renewed = used.call(RenewTokenSelfRequest { increment: None }).await;
+        let outage = matches!(renewed, Err(error) if !error.is_refusal());
+        let grant = renewed.ok().and_then(|body| Grant::parse(&body));
+        let mut slot = holder.slot.lock().await;
+        let Some(live) = slot.live.as_mut().filter(|live| Arc::ptr_eq(&live.client, &used)) else {
+            return; // Replaced meanwhile, and planned anew with that.
+        };
+        match grant {
+            // Near its maximum life a token is renewed for ever less: better a new one.
+            Some(grant) if grant.renewable && grant.life >= live.full_life / 2 => {
+                live.ends = Some(now + grant.life);
+                holder.plan(Some(now + jittered(grant.life * 2 / 3)));
+            }
+            _ if outage => holder.plan(Some(Instant::now() + RETRY_RENEWAL)),
+            // The old token stays good for what is left of it if this fails.
+            _ if holder.role.is_some() => {
+                if self.make_child(holder, &mut slot).await.is_err() {
+                    holder.plan(Some(Instant::now() + RETRY_RENEWAL));
+                }
+            }
+            _ => {
+                drop(slot);
+                self.log_in_anew().await;
+            }
+        }
+    }
+
+    /// A new login while the old token is still good: the groups' new tokens are made before the
+    /// old ones go with the gateway's.
+    pub(super) async fn log_in_anew(&self) {
+        let Ok(own) = self.ask_for_own().await else {
+            return self.gateway.plan(Some(Instant::now() + RETRY_RENEWAL));
+        };
+        futures_util::stream::iter(self.holders())
+            .for_each_concurrent(RENEWALS_AT_ONCE, |holder| {
+                let own = &own;
+                async move {
+                    let mut slot = holder.slot.lock().await;
+                    if slot.live.is_none() {
+                        return;
+                    }
+                    // Where it fails, the next question makes it, or says why not.
+                    if let Ok(child) = self.ask_for_child(&own.client, &own.policies, &holder).await
+                    {
+                        self.put(&holder, &mut slot, child);
+                    }
+                }
+            })
+            .await;
+        let mut slot = self.gateway.slot.lock().await;
+        let newer = |live: &Live| live.client.generation() > own.client.generation();
+        match slot.live.as_ref().is_some_and(newer) {
+            // The old token died meanwhile, and somebody else has logged in.
+            true => self.retire(own.client, Instant::now()),
+            false => drop(self.put(&self.gateway, &mut slot, own)),
+        }
+    }
+
+    async fn revoke_due(&self) {
+        let left: Vec<_> = lock(&self.left).drain(..).collect();
+        for holder in left {
+            let mut slot = holder.slot.lock().await;
+            slot.closed = true;
+            if let Some(live) = slot.live.take() {
+                self.retire(live.client, Instant::now());
+            }
+        }
+        let now = Instant::now();
+        let due: Vec<_> =
+            lock(&self.retired).extract_if(.., |retired| retired.revoke_at <= now).collect();
+        futures_util::stream::iter(due)
+            .for_each_concurrent(RENEWALS_AT_ONCE, |retired| self.revoke(retired.client))
+            .await;
+    }
+
+    /// Revokes a token by itself, or by its accessor where it may not.
+    async fn revoke(&self, client: Arc<TokenClient>) {
+        if client.is_unknown() {
+            return;
+        }
+        let refused = match client.call(RevokeTokenSelfRequest {}).await {
+            Err(CallError::Status { code: 403, unknown_token: false, .. }) => true,
+            Err(_) => return tracing::warn!("a token could not be revoked; it ends by itself"),
+            Ok(_) => false,
+        };
+        let Some(accessor) = client.accessor().filter(|_| refused) else { return };
+        let request = RevokeTokenAccessorRequest { accessor: accessor.to_owned() };
+        let own = self.gateway.slot.lock().await.usable(0);
+        let revoked = match own {
+            Some(own) => own.call(request).await.is_ok(),
+            None => false,
+        };
+        if !revoked {
+            tracing::warn!("Vault does not let the gateway revoke a token; it ends by itself");
+        }
+    }
+
+    fn next_due(&self) -> Option<Instant> {
+        let groups = self.holders();
+        let renewals = groups.iter().map(Arc::as_ref).chain([&self.gateway]);
+        let renewal = renewals.filter_map(Holder::renewal).min();
+        let revocation = lock(&self.retired).iter().map(|retired| retired.revoke_at).min();
+        [renewal, revocation].into_iter().flatten().min()
+    }
+}
+
+const RETRY_RENEWAL: Duration = Duration::from_secs(5);
+
+const RENEWALS_AT_ONCE: usize = 4;
+
+const CLOSE_TIME: Duration = Duration::from_secs(2);
