@@ -249,7 +249,7 @@ fn with_the_gateways_token_vault_signs_nothing_else() {
             assert!(said.contains("permission denied"), "{key}: {said}");
         }
         for path in ["pki/issuer/default/sign-intermediate", "pki/root/sign-self-issued"] {
-            let said = engine.sign_at(path, &good).err().expect(path);
+            let said = engine.sign_at(path, &good).expect_err(path);
             assert!(said.contains("permission denied"), "{path}: {said}");
         }
     });

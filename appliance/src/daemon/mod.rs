@@ -8,6 +8,7 @@
 mod flow;
 mod ground;
 mod harden;
+mod issuing;
 mod refused;
 mod worker;
 
@@ -15,7 +16,7 @@ use std::{
     fmt,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use rustls::RootCertStore;
@@ -30,7 +31,7 @@ use self::{flow::Gateway, refused::Watcher, worker::Worker};
 use crate::{
     accept::Places,
     audit::{Sink, Writer},
-    ca::{CaError, Rotation, RuleCa, RuleCas},
+    ca::{CaError, Rotation, RuleCas},
     config::{self, Config, Settings},
     dial::Resolver,
     dns::{self, Desk},
@@ -105,8 +106,8 @@ impl Daemon {
         let waiting = workers(&settings) * capture.listeners();
         let places = Places::new(policy.limits.connections + waiting);
         let (secrets, vault) = open_secrets(&settings, &policy)?;
-        let rotation = open_rotation(&settings, vault.as_ref())?;
-        let cas = issuing_cas(&policy, &settings, rotation.as_ref())?;
+        let rotation = issuing::open_rotation(&settings, vault.as_ref())?;
+        let cas = issuing::cas(&policy, &settings, rotation.as_ref())?;
         let rulebook = rulebook(policy, cas.clone(), &system_roots)?;
         let (audit, writer) = Sink::open(&settings.audit).map_err(|error| {
             other(&format!("cannot write the audit {}", settings.audit), &error)
@@ -126,14 +127,14 @@ impl Daemon {
         let mut phases = phases;
         let closing = async move { phases.reached(Phase::Cut).await };
         let refreshing = tokio::spawn(Arc::clone(&secrets).run(closing));
-        first_round(&secrets, rotation.as_ref(), &cas, FIRST_ROUND).await;
+        issuing::first_round(&secrets, rotation.as_ref(), &cas, FIRST_ROUND).await;
         let claim = packets::claim(&capture)?;
         let log = PacketLog::open(capture.nflog_group)?;
         let watcher = Watcher::start(log, audit.clone(), gateway.rulebook.clone())
             .map_err(|error| other("cannot start a thread", &error))?;
         let Captured { workers, dns } = capture_packets(&capture, &settings, &gateway)?;
         report_secrets(&secrets);
-        rotation.as_ref().inspect(|rotation| report_cas(rotation));
+        issuing::report(rotation.as_ref());
         Ok(Self {
             config_file: config_file.to_owned(),
             settings,
@@ -202,7 +203,7 @@ impl Daemon {
         }
         let wanted = wanted(&policy);
         let groups = policy.groups.clone();
-        let cas = issuing_cas(&policy, &settings, self.rotation.as_ref())?;
+        let cas = issuing::cas(&policy, &settings, self.rotation.as_ref())?;
         let rulebook = rulebook(policy, cas.clone(), &self.system_roots)?;
         packets::apply(&self.rules(&capture))?;
         self.capture = capture;
@@ -211,7 +212,7 @@ impl Daemon {
         }
         self.secrets.set_wanted(&wanted);
         // A binding or a CA that is new is there before the first request can ask for it.
-        first_round(&self.secrets, self.rotation.as_ref(), &cas, RELOAD_ROUND).await;
+        issuing::first_round(&self.secrets, self.rotation.as_ref(), &cas, RELOAD_ROUND).await;
         self.rulebooks.send_replace(Arc::new(rulebook));
         Ok(())
     }
@@ -308,45 +309,6 @@ fn rulebook(
     Rulebook::new(policy, cas, Arc::clone(system_roots)).map_err(DaemonError::Rulebook)
 }
 
-/// From Vault where it signs them, else from the folder.
-fn issuing_cas(
-    policy: &Policy,
-    settings: &Settings,
-    rotation: Option<&Rotation>,
-) -> Result<RuleCas, DaemonError> {
-    let cas = match rotation {
-        Some(rotation) => rotation.cas(policy),
-        None => RuleCa::load_all(&settings.ca_dir, policy, SystemTime::now()),
-    };
-    cas.map_err(DaemonError::Ca)
-}
-
-/// Waits for values and CAs that a policy needs and that are not there yet.
-async fn first_round(
-    secrets: &SecretStore,
-    rotation: Option<&Rotation>,
-    cas: &RuleCas,
-    patience: Duration,
-) {
-    let deadline = Instant::now() + patience;
-    let signed = async {
-        if let Some(rotation) = rotation {
-            rotation.tend(cas);
-            rotation.first_round(deadline).await;
-        }
-    };
-    tokio::join!(secrets.first_round(deadline), signed);
-}
-
-fn open_rotation(
-    settings: &Settings,
-    vault: Option<&Arc<Session>>,
-) -> Result<Option<Rotation>, DaemonError> {
-    let pki = settings.vault.as_ref().and_then(|vault| vault.pki.as_ref());
-    let (Some(pki), Some(vault)) = (pki, vault) else { return Ok(None) };
-    Rotation::new(Arc::clone(vault) as _, pki).map(Some).map_err(DaemonError::Ca)
-}
-
 /// Opens the sources that the settings name. A file that cannot be read is an error here; a Vault
 /// that cannot be reached is not: what depends on it is refused until it can.
 fn open_secrets(
@@ -396,12 +358,6 @@ fn report_secrets(secrets: &SecretStore) {
     tracing::info!(available = health.available, missing = health.missing.len(), "secrets");
     for (group, secret, cause) in &health.missing {
         tracing::warn!(%group, %secret, %cause, "no value yet; requests that need it get 503");
-    }
-}
-
-fn report_cas(rotation: &Rotation) {
-    for ca in rotation.missing() {
-        tracing::warn!(rule = %ca.rule(), "no issuing CA yet; its hosts are closed until Vault signs one");
     }
 }
 
