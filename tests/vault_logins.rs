@@ -69,6 +69,7 @@ fn a_client_certificate_logs_in() {
                 "auth/cert/certs/gateway",
                 &format!("certificate=@{ca}"),
                 "token_policies=gateway",
+                "token_ttl=6s",
                 "allowed_dns_sans=gateway.example",
             ]);
             gateway::vault_config(&vault.config_with(
@@ -77,6 +78,10 @@ fn a_client_certificate_logs_in() {
             ))
         });
         assert_eq!(it.status(), 200);
+        // Vault renews such a token for the same certificate only.
+        std::thread::sleep(Duration::from_secs(8));
+        assert_eq!(it.status(), 200);
+        assert_eq!(it.world.gateway.stderr().matches("logged in").count(), 1);
         it.vault.revoke_gateway();
         std::thread::sleep(Duration::from_secs(3));
         assert_eq!(it.status(), 200);

@@ -75,11 +75,15 @@ impl Slot {
         if self.replaced.is_some_and(|then| then.elapsed() < REPLACE_EVERY) {
             return true;
         }
-        let alive = used.call(LookupTokenSelfRequest {}).await.is_ok();
-        if !alive {
-            self.replaced = Some(Instant::now());
+        match used.call(LookupTokenSelfRequest {}).await {
+            Ok(_) => true,
+            Err(error) if error.is_refusal() => {
+                self.replaced = Some(Instant::now());
+                false
+            }
+            // Making another token will say that Vault cannot be reached.
+            Err(_) => false,
         }
-        alive
     }
 
     /// An error where there is nothing to try: no group, or a failure of a moment ago.
