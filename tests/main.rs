@@ -27,6 +27,7 @@ mod leases;
 mod methods_and_paths;
 mod nameless;
 mod packets;
+mod pki;
 mod quarantine;
 mod refused_packets;
 mod relay;

@@ -190,6 +190,12 @@ impl Tls {
         all
     }
 
+    /// Every certificate that the server showed, its leaf first.
+    pub fn chain(&self) -> Vec<CertificateDer<'static>> {
+        let shown = self.stream.conn.peer_certificates().unwrap_or_default();
+        shown.iter().cloned().map(CertificateDer::into_owned).collect()
+    }
+
     /// The server's leaf certificate.
     pub fn leaf(&self) -> Option<CertificateDer<'static>> {
         self.stream.conn.peer_certificates()?.first().cloned()

@@ -5,9 +5,11 @@
 //! impersonate, and the gateway does not take more than it asked for: an engine that drops a
 //! constraint, as OpenBao's drops the exclusion of IP addresses, makes a CA that is not used.
 //!
-//! Every value is sent as a text. Vault compares `allowed_parameters` with values as they are
-//! sent: a text with the one text that the policy lists, but a list with each of its elements,
-//! so that a list of names would allow every mixture of them.
+//! Vault holds values against a policy as they are sent (1.21.0, tried out). A list is allowed by
+//! an equal list in the policy, and by one that has each of its elements; a text is also taken
+//! apart at its commas. So names are sent as a list and listed as one list for each rule, which
+//! allows no mixture; all else is a text. A value that is empty is not held against
+//! `allowed_parameters` at all, and no names would be all names: `denied_parameters` refuses it.
 
 use std::{collections::BTreeSet, fmt, fmt::Write, path::Path, sync::Arc, time::SystemTime};
 
@@ -57,7 +59,7 @@ pub struct SignIntermediate {
 #[derive(Debug, PartialEq, Eq, Serialize)]
 struct Limits {
     common_name: String,
-    permitted_dns_domains: String,
+    permitted_dns_domains: Vec<String>,
     excluded_ip_ranges: &'static str,
     max_path_length: &'static str,
     ttl: String,
@@ -69,7 +71,8 @@ struct Limits {
 pub struct Signed {
     /// The issuing CA.
     pub certificate: String,
-    /// The CA that signed it and those above, in this order.
+    /// The CA that signed it and those above, in this order. Vault puts the issuing CA itself in
+    /// front of them; that is passed over.
     pub chain: Vec<String>,
 }
 
@@ -173,37 +176,50 @@ pub fn policy_hcl(settings: &PkiSettings, policy: &Policy) -> Result<String, CaE
     let rules = rules_that_end_tls(policy)?;
     let limits = rules.iter().map(|(rule, names)| Limits::new(rule, names, seconds(settings)));
     let limits = limits.collect::<Result<Vec<_>, _>>()?;
-    let each =
-        |value: fn(&Limits) -> &str| -> BTreeSet<&str> { limits.iter().map(value).collect() };
-    let allowed = [
-        ("common_name", each(|limits| &limits.common_name)),
-        ("permitted_dns_domains", each(|limits| &limits.permitted_dns_domains)),
-        ("excluded_ip_ranges", each(|limits| limits.excluded_ip_ranges)),
-        ("max_path_length", each(|limits| limits.max_path_length)),
-        ("ttl", each(|limits| &limits.ttl)),
-        ("not_before_duration", each(|limits| &limits.not_before_duration)),
-    ];
-    // An empty list allows every value.
     if limits.is_empty() {
         return Ok(String::new());
     }
+    let each =
+        |value: fn(&Limits) -> String| -> BTreeSet<String> { limits.iter().map(value).collect() };
+    let allowed = [
+        ("common_name", each(|limits| quoted(&limits.common_name))),
+        ("permitted_dns_domains", each(|limits| list(&limits.permitted_dns_domains))),
+        ("excluded_ip_ranges", each(|limits| quoted(limits.excluded_ip_ranges))),
+        ("max_path_length", each(|limits| quoted(limits.max_path_length))),
+        ("ttl", each(|limits| quoted(&limits.ttl))),
+        ("not_before_duration", each(|limits| quoted(&limits.not_before_duration))),
+    ];
     Ok(stanza(&settings.mount, &allowed))
 }
 
-fn stanza(mount: &str, allowed: &[(&str, BTreeSet<&str>)]) -> String {
+fn stanza(mount: &str, allowed: &[(&str, BTreeSet<String>)]) -> String {
     let mut text = String::new();
-    // Writing to a string cannot fail. Neither mounts nor values have a character that HCL quotes.
+    let required = list(std::iter::once(&"csr").chain(allowed.iter().map(|(name, _)| name)));
+    // Writing to a string cannot fail.
     let _ = writeln!(text, "path \"{mount}/root/sign-intermediate\" {{");
     let _ = writeln!(text, "  capabilities = [\"update\"]");
-    let required: Vec<_> = allowed.iter().map(|(name, _)| format!("\"{name}\"")).collect();
-    let _ = writeln!(text, "  required_parameters = [\"csr\", {}]", required.join(", "));
+    let _ = writeln!(text, "  required_parameters = {required}");
     let _ = writeln!(text, "  allowed_parameters = {{\n    \"csr\" = []");
     for (name, values) in allowed {
-        let values: Vec<_> = values.iter().map(|value| format!("\"{value}\"")).collect();
+        let values: Vec<_> = values.iter().map(String::as_str).collect();
         let _ = writeln!(text, "    \"{name}\" = [{}]", values.join(", "));
+    }
+    let _ = writeln!(text, "  }}\n  denied_parameters = {{");
+    for (name, _) in allowed {
+        let _ = writeln!(text, "    \"{name}\" = [\"\", []]");
     }
     text.push_str("  }\n}\n");
     text
+}
+
+/// Neither mounts nor names have a character that HCL would want escaped.
+fn quoted(text: &str) -> String {
+    format!("\"{text}\"")
+}
+
+fn list<T: AsRef<str>>(items: impl IntoIterator<Item = T>) -> String {
+    let items: Vec<_> = items.into_iter().map(|item| quoted(item.as_ref())).collect();
+    format!("[{}]", items.join(", "))
 }
 
 impl Limits {
@@ -211,10 +227,9 @@ impl Limits {
         let names =
             constraint_names(names).ok_or_else(|| CaError::Unconstrainable(rule.clone()))?;
         super::issue::check_count(rule, &names)?;
-        let names: Vec<_> = names.into_iter().collect();
         Ok(Self {
             common_name: common_name(rule),
-            permitted_dns_domains: names.join(","),
+            permitted_dns_domains: names.into_iter().map(str::to_owned).collect(),
             excluded_ip_ranges: "0.0.0.0/0,::/0",
             max_path_length: "0",
             ttl: format!("{ttl}s"),
@@ -260,6 +275,9 @@ fn chain_to(
     let mut above = above.iter().take(MAX_CHAIN);
     while check::check_signed_by(&last, root).is_err() {
         let next = one_certificate(above.next().ok_or(Fault::OtherRoot)?.as_bytes())?;
+        if next == last {
+            continue;
+        }
         check::check_signed_by(&last, &next)?;
         chain.push(next.clone());
         last = next;
@@ -320,8 +338,8 @@ impl fmt::Debug for Terms {
 }
 
 const COMMON_NAME_CHARACTERS: usize = 64;
-/// CAs above the issuing one that are looked at.
-const MAX_CHAIN: usize = 3;
+/// Certificates of the chain that are looked at.
+const MAX_CHAIN: usize = 4;
 /// Seconds for the engine to take its two looks at the clock.
 const LIFE_SLACK: i64 = 60;
 /// A tenth of what was asked for must be there.

@@ -9,6 +9,7 @@ mod control;
 mod flow;
 mod ground;
 mod harden;
+mod issuing;
 mod orders;
 mod refused;
 mod signals;
@@ -21,7 +22,7 @@ use std::{
     fmt,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use rustls::RootCertStore;
@@ -45,7 +46,7 @@ use self::{
 use crate::{
     accept::Places,
     audit::{Sink, Writer},
-    ca::{CaError, Rotation, RuleCa, RuleCas},
+    ca::{CaError, Rotation, RuleCas},
     config::{self, Config, SecretFile, Settings},
     dial::{ControlPlane, Resolver},
     dns::{self, Desk},
@@ -158,8 +159,8 @@ impl Daemon {
         let (secrets, vault) = open_secrets(&settings, &policy.groups, resolver.control_plane())?;
         let wanted = Wanted::new(Arc::clone(&secrets), quarantine.watch(), &policy);
         let wanted = Arc::new(wanted);
-        let rotation = open_rotation(&settings, vault.as_ref())?;
-        let cas = issuing_cas(&policy, &settings, rotation.as_ref())?;
+        let rotation = issuing::open_rotation(&settings, vault.as_ref())?;
+        let cas = issuing::cas(&policy, &settings, rotation.as_ref())?;
         let rulebook = rulebook(policy, cas.clone(), &system_roots)?;
         let (audit, writer) = Sink::open(&settings.audit).map_err(|error| {
             other(&format!("cannot write the audit {}", settings.audit), &error)
@@ -176,7 +177,7 @@ impl Daemon {
             proxy_port: settings.proxy_port,
         });
         let refreshing = tokio::spawn(Arc::clone(&secrets).run(cut(phases.clone())));
-        first_round(&secrets, rotation.as_ref(), &cas, FIRST_ROUND).await;
+        issuing::first_round(&secrets, rotation.as_ref(), &cas, FIRST_ROUND).await;
         let claim = packets::claim_beside(&kept, &capture)?;
         let log = PacketLog::open(capture.nflog_group)?;
         let (in_force, places) = (gateway.rulebook.clone(), Arc::clone(&gateway.places));
@@ -185,7 +186,7 @@ impl Daemon {
         let Captured { workers, dns } =
             capture_packets(&capture, &settings, &gateway, (supervisor, kept))?;
         report_secrets(&secrets);
-        rotation.as_ref().inspect(|rotation| report_cas(rotation));
+        issuing::report(rotation.as_ref());
         let (to_reload, reloads) = mpsc::channel(1);
         let doubt = watch::Sender::default();
         let orders = Orders {
@@ -280,7 +281,7 @@ impl Daemon {
             ));
         }
         let groups = policy.groups.clone();
-        let cas = issuing_cas(&policy, &settings, self.rotation.as_ref())?;
+        let cas = issuing::cas(&policy, &settings, self.rotation.as_ref())?;
         let rulebook = rulebook(policy, cas.clone(), &self.system_roots)?;
         packets::apply(&self.rules(&capture))?;
         self.capture = capture;
@@ -290,7 +291,7 @@ impl Daemon {
         self.wanted.take(&rulebook.policy);
         self.secrets.ask_again();
         // A binding or a CA that is new is there before the first request can ask for it.
-        first_round(&self.secrets, self.rotation.as_ref(), &cas, RELOAD_ROUND).await;
+        issuing::first_round(&self.secrets, self.rotation.as_ref(), &cas, RELOAD_ROUND).await;
         self.rulebooks.send_replace(Arc::new(rulebook));
         Ok(())
     }
@@ -408,45 +409,6 @@ fn rulebook(
     Rulebook::new(policy, cas, Arc::clone(system_roots)).map_err(DaemonError::Rulebook)
 }
 
-/// From Vault where it signs them, else from the folder.
-fn issuing_cas(
-    policy: &Policy,
-    settings: &Settings,
-    rotation: Option<&Rotation>,
-) -> Result<RuleCas, DaemonError> {
-    let cas = match rotation {
-        Some(rotation) => rotation.cas(policy),
-        None => RuleCa::load_all(&settings.ca_dir, policy, SystemTime::now()),
-    };
-    cas.map_err(DaemonError::Ca)
-}
-
-/// Waits for values and CAs that a policy needs and that are not there yet.
-async fn first_round(
-    secrets: &SecretStore,
-    rotation: Option<&Rotation>,
-    cas: &RuleCas,
-    patience: Duration,
-) {
-    let deadline = Instant::now() + patience;
-    let signed = async {
-        if let Some(rotation) = rotation {
-            rotation.tend(cas);
-            rotation.first_round(deadline).await;
-        }
-    };
-    tokio::join!(secrets.first_round(deadline), signed);
-}
-
-fn open_rotation(
-    settings: &Settings,
-    vault: Option<&Arc<Session>>,
-) -> Result<Option<Rotation>, DaemonError> {
-    let pki = settings.vault.as_ref().and_then(|vault| vault.pki.as_ref());
-    let (Some(pki), Some(vault)) = (pki, vault) else { return Ok(None) };
-    Rotation::new(Arc::clone(vault) as _, pki).map(Some).map_err(DaemonError::Ca)
-}
-
 fn open_resolver(
     settings: &Settings,
     system_roots: &Arc<RootCertStore>,
@@ -493,12 +455,6 @@ fn report_secrets(secrets: &SecretStore) {
     tracing::info!(available = health.available, missing = health.missing.len(), "secrets");
     for (group, secret, cause) in &health.missing {
         tracing::warn!(%group, %secret, %cause, "no value yet; requests that need it get 503");
-    }
-}
-
-fn report_cas(rotation: &Rotation) {
-    for ca in rotation.missing() {
-        tracing::warn!(rule = %ca.rule(), "no issuing CA yet; its hosts are closed until Vault signs one");
     }
 }
 

@@ -56,15 +56,15 @@ impl Engine {
         csr.params = ca_params(Some(0));
         csr.params.distinguished_name = subject;
         csr.params.not_after = seconds_from_now(ttl);
-        let names = text("permitted_dns_domains");
-        let names = names.split(',').map(|name| GeneralSubtree::DnsName(name.into()));
+        let names = body["permitted_dns_domains"].as_array().unwrap();
+        let names = names.iter().map(|name| dns(name.as_str().unwrap()));
         csr.params.name_constraints = Some(NameConstraints {
             permitted_subtrees: names.collect(),
             excluded_subtrees: all_ips(),
         });
         change(&mut csr.params);
         let certificate = csr.signed_by(&self.issuer).unwrap().pem();
-        Signed { certificate, chain: vec![self.pem.clone()] }
+        Signed { chain: vec![certificate.clone(), self.pem.clone()], certificate }
     }
 }
 
@@ -111,7 +111,7 @@ fn fault(engine: &Engine, change: Change<'_>) -> String {
 }
 
 #[test]
-fn what_is_asked_for_is_said_in_texts() {
+fn what_is_asked_for_can_be_held_against_a_policy() {
     let engine = Engine::new();
     let terms = Terms::read(&engine.settings()).unwrap();
     let names = [exact(&["b.test"]), vec![HostPattern::Suffix(host("a.test"))]].concat();
@@ -122,7 +122,7 @@ fn what_is_asked_for_is_said_in_texts() {
     body.as_object_mut().unwrap().remove("csr");
     let expected = serde_json::json!({
         "common_name": "Cloakroom api",
-        "permitted_dns_domains": "a.test,b.test",
+        "permitted_dns_domains": ["a.test", "b.test"],
         "excluded_ip_ranges": "0.0.0.0/0,::/0",
         "max_path_length": "0",
         "ttl": "2592000s",
@@ -307,23 +307,15 @@ fn a_root_that_is_none_is_refused() {
 #[test]
 fn the_policy_lists_each_rule_and_nothing_between_them() {
     let engine = Engine::new();
-    let rules = vec![api("openai", &["b.test", "a.test"]), api("git", &["git.test"])];
-    let hcl = policy_hcl(&engine.settings(), &policy(rules)).unwrap();
-    assert_eq!(hcl, POLICY);
+    let settings = PkiSettings { ttl: Duration::from_secs(20), ..engine.settings() };
+    let rules = vec![
+        api("openai", &["other.example", "api.openai.example"]),
+        api("anthropic", &["api.anthropic.example"]),
+        api("git", &["git.example"]),
+    ];
+    assert_eq!(policy_hcl(&settings, &policy(rules)).unwrap(), POLICY);
     assert_eq!(policy_hcl(&engine.settings(), &policy(vec![])).unwrap(), "");
 }
 
-const POLICY: &str = r#"path "pki/root/sign-intermediate" {
-  capabilities = ["update"]
-  required_parameters = ["csr", "common_name", "permitted_dns_domains", "excluded_ip_ranges", "max_path_length", "ttl", "not_before_duration"]
-  allowed_parameters = {
-    "csr" = []
-    "common_name" = ["Cloakroom git", "Cloakroom openai"]
-    "permitted_dns_domains" = ["a.test,b.test", "git.test"]
-    "excluded_ip_ranges" = ["0.0.0.0/0,::/0"]
-    "max_path_length" = ["0"]
-    "ttl" = ["2592000s"]
-    "not_before_duration" = ["3600s"]
-  }
-}
-"#;
+/// What the tests against a real Vault write there.
+const POLICY: &str = include_str!("../../../../tests/vault/pki.hcl");

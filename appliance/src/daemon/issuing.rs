@@ -1,0 +1,64 @@
+//! Where the daemon has its issuing CAs from: the folder of `cloakroom ca issue`, or Vault.
+//!
+//! A file that is not right stops the start. A Vault that does not sign does not: the hosts are
+//! closed until it does.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use super::DaemonError;
+use crate::{
+    ca::{Rotation, RuleCa, RuleCas},
+    config::Settings,
+    policy::Policy,
+    secrets::{SecretStore, Session},
+};
+
+/// From Vault where it signs them, else from the folder.
+pub(super) fn cas(
+    policy: &Policy,
+    settings: &Settings,
+    rotation: Option<&Rotation>,
+) -> Result<RuleCas, DaemonError> {
+    let cas = match rotation {
+        Some(rotation) => rotation.cas(policy),
+        None => RuleCa::load_all(&settings.ca_dir, policy, SystemTime::now()),
+    };
+    cas.map_err(DaemonError::Ca)
+}
+
+/// Waits for values and CAs that a policy needs and that are not there yet.
+pub(super) async fn first_round(
+    secrets: &SecretStore,
+    rotation: Option<&Rotation>,
+    cas: &RuleCas,
+    patience: Duration,
+) {
+    let deadline = Instant::now() + patience;
+    let signed = async {
+        if let Some(rotation) = rotation {
+            rotation.tend(cas);
+            rotation.first_round(deadline).await;
+        }
+    };
+    tokio::join!(secrets.first_round(deadline), signed);
+}
+
+/// The rotation of a gateway whose Vault signs the issuing CAs.
+pub(super) fn open_rotation(
+    settings: &Settings,
+    vault: Option<&Arc<Session>>,
+) -> Result<Option<Rotation>, DaemonError> {
+    let pki = settings.vault.as_ref().and_then(|vault| vault.pki.as_ref());
+    let (Some(pki), Some(vault)) = (pki, vault) else { return Ok(None) };
+    Rotation::new(Arc::clone(vault) as _, pki).map(Some).map_err(DaemonError::Ca)
+}
+
+/// Says which hosts are closed.
+pub(super) fn report(rotation: Option<&Rotation>) {
+    for ca in rotation.map(Rotation::missing).unwrap_or_default() {
+        tracing::warn!(rule = %ca.rule(), "no issuing CA yet; its hosts are closed until Vault signs one");
+    }
+}
