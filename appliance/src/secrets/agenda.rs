@@ -171,7 +171,14 @@ impl Agenda {
             Outcome::Read(Ok(answer)) => self.take(question, answer, now),
             Outcome::Renewed(Ok(prolonged)) => {
                 plan.outages = 0;
-                let Some(tenure) = &mut plan.tenure else { return vec![] };
+                let Some(tenure) = &mut plan.tenure else {
+                    // It had ended by our clock, and lives on by Vault's.
+                    if let About::Renew(lease) = &question.about {
+                        self.returns.add(group, lease.clone(), now, now + prolonged.life);
+                    }
+                    plan.due = now;
+                    return vec![];
+                };
                 tenure.prolong(prolonged, question.asked);
                 let ends = tenure.ends;
                 self.each(question, |ledger, key| ledger.prolong(key, ends))
