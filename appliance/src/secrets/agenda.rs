@@ -188,6 +188,7 @@ impl Agenda {
                 vec![]
             }
             Outcome::Checked(Ok(Standing::Good)) => {
+                plan.outages = 0;
                 let refresh = self.refresh;
                 plan.tenure.iter_mut().for_each(|tenure| tenure.stands(now, refresh));
                 vec![]
@@ -202,7 +203,8 @@ impl Agenda {
                 self.each(question, |ledger, key| ledger.record(key, Err(error), now))
             }
             Outcome::Checked(Err(FetchError::Outage(..))) => {
-                let wait = back_off(1);
+                plan.outages = plan.outages.saturating_add(1);
+                let wait = back_off(plan.outages).min(self.refresh);
                 plan.tenure.iter_mut().for_each(|tenure| tenure.stands(now, wait));
                 vec![]
             }

@@ -34,6 +34,7 @@ struct Lender {
     revoked: HashMap<usize, Instant>,
     reads: usize,
     renewals: usize,
+    checks: usize,
     agenda: Agenda,
 }
 
@@ -50,6 +51,7 @@ impl Lender {
             revoked: HashMap::new(),
             reads: 0,
             renewals: 0,
+            checks: 0,
             agenda: Agenda::new(REFRESH, STALE),
         };
         lender.agenda.want(&[user(), password()], lender.now);
@@ -96,6 +98,7 @@ impl Lender {
     }
 
     fn answer(&mut self, question: &Question) -> Outcome {
+        self.checks += usize::from(matches!(question.about, About::Check(_)));
         match &question.about {
             About::Read => Outcome::Read(self.lend(question.references.len())),
             About::Renew(lease) => Outcome::Renewed(self.renew(lease)),
@@ -386,6 +389,20 @@ fn a_lease_whose_renewal_comes_after_its_end_is_given_back() {
     lender.pass(5);
     assert_eq!(lender.in_use(), Some(1));
     assert!(lender.revoked.contains_key(&0), "Vault let it live on");
+}
+
+#[test]
+fn a_look_at_a_lease_is_tried_ever_more_slowly_in_an_outage() {
+    let mut lender = Lender::new(36_000, 360_000);
+    lender.pass(10);
+    lender.down = true;
+    lender.pass(600);
+    assert!(lender.checks < 40, "{} looks in ten minutes", lender.checks);
+    lender.down = false;
+    lender.pass(60);
+    lender.denied = true;
+    lender.pass(60);
+    assert_eq!(lender.text(&user()), Err(SecretCause::VaultDenied), "and then as before");
 }
 
 #[test]
