@@ -121,7 +121,6 @@ struct Daemon {
     phase: watch::Sender<Phase>,
     rulebooks: watch::Sender<Arc<Rulebook>>,
     secrets: Arc<SecretStore>,
-    vault: Option<Arc<Session>>,
     wanted: Arc<Wanted>,
     /// Where Vault signs the issuing CAs.
     rotation: Option<Rotation>,
@@ -157,7 +156,8 @@ impl Daemon {
         let places = Places::new(policy.limits.connections + waiting);
         let resolver = open_resolver(&settings, &system_roots)?;
         let (secrets, vault) = open_secrets(&settings, &policy.groups, resolver.control_plane())?;
-        let wanted = Wanted::new(Arc::clone(&secrets), quarantine.watch(), &policy);
+        let sources = (Arc::clone(&secrets), vault.clone());
+        let wanted = Wanted::new(sources, quarantine.watch(), &policy);
         let wanted = Arc::new(wanted);
         let rotation = issuing::open_rotation(&settings, vault.as_ref())?;
         let cas = issuing::cas(&policy, &settings, rotation.as_ref())?;
@@ -206,7 +206,6 @@ impl Daemon {
             phase,
             rulebooks,
             secrets,
-            vault,
             wanted,
             rotation,
             refreshing,
@@ -280,14 +279,10 @@ impl Daemon {
                     .into(),
             ));
         }
-        let groups = policy.groups.clone();
         let cas = issuing::cas(&policy, &settings, self.rotation.as_ref())?;
         let rulebook = rulebook(policy, cas.clone(), &self.system_roots)?;
         packets::apply(&self.rules(&capture))?;
         self.capture = capture;
-        if let Some(vault) = &self.vault {
-            vault.set_groups(&groups);
-        }
         self.wanted.take(&rulebook.policy);
         self.secrets.ask_again();
         // A binding or a CA that is new is there before the first request can ask for it.
