@@ -14,7 +14,10 @@ use lab::{
 };
 use serde_json::Value;
 
-use crate::world::{TICKET, World, get, get_path, is_request};
+use crate::{
+    control::{status, tell},
+    world::{TICKET, World, get, get_path, is_request},
+};
 
 /// A world whose secrets come from a real Vault, some of them from other places than usual.
 struct Lent {
@@ -61,6 +64,17 @@ impl Lent {
         args.extend(metadata.iter().map(String::as_str));
         args.push("agents/openai");
         self.vault.cli(&args);
+    }
+
+    /// The accessors of the tokens that Vault has for this group.
+    fn tokens_of(&self, group: &str) -> Vec<String> {
+        let of_group = |accessor: &String| {
+            let args = ["token", "lookup", "-accessor", accessor];
+            let found = self.vault.try_cli(&args, self.vault.root_token());
+            let found: Value = serde_json::from_slice(&found.stdout).unwrap_or_default();
+            found["data"]["meta"]["cloakroom_group"] == group
+        };
+        self.vault.accessors().into_iter().filter(of_group).collect()
     }
 
     fn leases(&self, prefix: &str) -> usize {
@@ -187,6 +201,54 @@ fn a_secrets_owner_narrows_what_policy_grants_and_never_widens_it() {
         let bearer = format!("Bearer {OPENAI_SECRET}");
         let requests = it.world.origin.log().requests();
         assert!(requests.iter().all(|request| request.header("authorization") == [&*bearer]));
+        it.world.assert_secrets_untold();
+    });
+}
+
+/// Neither the group nor the gateway may revoke leases here: they go with the token.
+#[test]
+fn a_quarantine_takes_the_groups_token_and_its_leases_in_vault_and_a_release_makes_another() {
+    sandboxed(|| {
+        let prepare = |vault: &Vault| {
+            vault.cli(&["secrets", "enable", "ssh"]);
+            let role = ["key_type=otp", "default_user=agent", "cidr_list=192.0.2.0/24"];
+            vault.cli(&[&["write", "ssh/roles/otp"][..], &role].concat());
+            grant(vault, &[("ssh/creds/otp", "update")]);
+        };
+        let moved =
+            [("vault:kv/agents/anthropic#api_key", "vault-write:ssh/creds/otp?ip=192.0.2.1#key")];
+        let mut it = Lent::start(prepare, &moved);
+        let bearer = get(&[TICKET]);
+        assert_eq!(it.answer(&bearer), (200, None));
+        wait::expect("a lease", || it.leases("ssh/creds/otp") == 1);
+        let (before, others) = (it.tokens_of("research"), it.tokens_of("operations"));
+        assert_eq!((before.len(), others.len()), (1, 1));
+
+        let begun = std::time::Instant::now();
+        tell(&it.world, &["quarantine", "research"], 0);
+        wait::expect("no token of the group's", || it.tokens_of("research").is_empty());
+        wait::expect("no lease of the group's", || it.leases("ssh/creds/otp") == 0);
+        println!("in Vault after {:?}", begun.elapsed());
+        assert_eq!(it.tokens_of("operations"), others, "the other group keeps its own");
+        let told = it.world.gateway.stderr();
+        assert!(!told.contains("left to end by itself"), "{told}");
+
+        // A reload and a crash bring nothing back.
+        tell(&it.world, &["reload"], 0);
+        it.world.gateway.kill();
+        let config = it.world.lab.dir.join("cloakroom.toml");
+        it.world.gateway = Gateway::run(&it.world.lab, &config).expect("it starts again");
+        let available = |status: Value| status["secrets"]["available"].to_string();
+        wait::expect("the other group's", || available(status(&it.world)).contains("agents/ops"));
+        std::thread::sleep(std::time::Duration::from_secs(2));
+        assert_eq!(it.tokens_of("research"), [""; 0]);
+        assert_eq!(it.leases("ssh/creds/otp"), 0);
+
+        tell(&it.world, &["release", "research"], 0);
+        it.becomes("open again", &bearer, 200, None);
+        wait::expect("another lease", || it.leases("ssh/creds/otp") == 1);
+        let after = it.tokens_of("research");
+        assert!(after.len() == 1 && after != before, "{before:?} {after:?}");
         it.world.assert_secrets_untold();
     });
 }
