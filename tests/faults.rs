@@ -14,6 +14,7 @@ mod limits;
 mod memory;
 mod no_secret;
 mod packets;
+mod untold;
 mod upstreams;
 mod vault_answers;
 mod vault_outages;
