@@ -1,5 +1,5 @@
-//! `cloakroom vault`: what Vault must be told for a configuration to work. It asks Vault nothing
-//! but what the command says, and prints no secret.
+//! `cloakroom vault`: what Vault must be told for a configuration to work, and whether it is so.
+//! Neither changes anything in Vault, nor shows a secret.
 
 use std::{
     fmt,
@@ -14,8 +14,9 @@ use http::Uri;
 use ipnet::IpNet;
 
 use crate::{
-    config::{Config, Errors, VaultSettings},
+    config::{Config, Errors, VaultLogin, VaultSettings},
     plan::{Plan, PlanError},
+    secrets::{DoctorError, VaultHealth, examine_vault},
 };
 
 /// What to say about Vault.
@@ -31,6 +32,23 @@ pub enum VaultCommand {
         Engines and the values in them are yours to set up."
     )]
     Plan(PlanArgs),
+    /// Log in as the gateway, and say what is missing in Vault and what is too wide; reads no secret
+    #[command(after_help = "Examples:\n  cloakroom vault doctor /etc/cloakroom/cloakroom.toml\n  \
+        cloakroom vault doctor --secret-id-file ./another-secret-id CONFIG\n\n\
+        Run it on the gateway, as its user. It asks what the gateway's token and the groups' may do,\n\
+        and has CAs signed whose keys it drops. Exit status: 0 healthy, 1 anything else.")]
+    Doctor(DoctorArgs),
+}
+
+/// Arguments of `cloakroom vault doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// The configuration
+    #[arg(value_name = "CONFIG")]
+    config: PathBuf,
+    /// Log in with the SecretID in this file, where the gateway's own is wrapped
+    #[arg(long, value_name = "FILE")]
+    secret_id_file: Option<PathBuf>,
 }
 
 /// Arguments of `cloakroom vault plan`.
@@ -64,6 +82,14 @@ pub enum VaultCommandError {
     Config(Errors),
     /// There is no plan for it.
     Plan(PlanError),
+    /// Nothing could be looked at.
+    Doctor(DoctorError),
+    /// There is no runtime.
+    Runtime(io::Error),
+    /// There is no AppRole to log in with.
+    NoAppRole,
+    /// Something is wrong with Vault; what has been written.
+    Unhealthy,
     /// The output could not be written.
     Output(io::Error),
 }
@@ -80,7 +106,28 @@ pub fn run(
             let text = plan(args, &config).map_err(VaultCommandError::Plan)?;
             out.write_all(text.as_bytes()).map_err(VaultCommandError::Output)
         }
+        VaultCommand::Doctor(args) => {
+            let config = load(&args.config).map_err(VaultCommandError::Config)?;
+            let health = doctor(args, config)?;
+            out.write_all(health.to_string().as_bytes()).map_err(VaultCommandError::Output)?;
+            if health.is_good() { Ok(()) } else { Err(VaultCommandError::Unhealthy) }
+        }
     }
+}
+
+fn doctor(args: DoctorArgs, mut config: Config) -> Result<VaultHealth, VaultCommandError> {
+    if let Some(file) = args.secret_id_file {
+        match config.settings.vault.as_mut().map(|vault| &mut vault.login) {
+            Some(VaultLogin::AppRole { secret_id_file, wrapped, .. }) => {
+                (*secret_id_file, *wrapped) = (file, false);
+            }
+            _ => return Err(VaultCommandError::NoAppRole),
+        }
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(VaultCommandError::Runtime)?;
+    let examined = runtime.block_on(examine_vault(&config.settings, &config.policy));
+    examined.map_err(VaultCommandError::Doctor)
 }
 
 fn plan(args: PlanArgs, config: &Config) -> Result<String, PlanError> {
@@ -138,6 +185,13 @@ impl fmt::Display for VaultCommandError {
         match self {
             Self::Config(errors) => errors.fmt(f),
             Self::Plan(error) => error.fmt(f),
+            Self::Doctor(error) => error.fmt(f),
+            Self::Runtime(error) => write!(f, "cannot start a runtime: {error}"),
+            Self::NoAppRole => f.write_str("--secret-id-file is for a login by [vault.approle]"),
+            Self::Unhealthy => f.write_str(
+                "Vault is not as the configuration needs it; `cloakroom vault plan` prints how it \
+                 should be",
+            ),
             Self::Output(error) => write!(f, "cannot write the output: {error}"),
         }
     }
