@@ -44,4 +44,5 @@ mod two_agents;
 mod upgrades;
 mod vault_and_secrets;
 mod vault_logins;
+mod vault_plan;
 mod world;

@@ -34,6 +34,7 @@ pub mod scrub;
 pub mod substitute;
 
 pub mod ca;
+pub mod plan;
 pub mod secrets;
 pub mod tls;
 

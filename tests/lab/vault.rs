@@ -36,6 +36,16 @@ impl Vault {
     /// # Panics
     /// When no Vault is found, or it does not do as it is told.
     pub fn start(lab: &Lab) -> Self {
+        let mut vault = Self::start_for_nobody(lab);
+        vault.admit_gateway(lab);
+        vault
+    }
+
+    /// The same with the secrets alone: no policy, no role and no way to log in.
+    ///
+    /// # Panics
+    /// When no Vault is found, or it does not do as it is told.
+    pub fn start_for_nobody(lab: &Lab) -> Self {
         let program =
             find().expect("no vault or bao on PATH nor in the cache: run tests/vault/get");
         let dir = lab.dir.join("vault");
@@ -55,7 +65,7 @@ impl Vault {
         };
         vault.resume_sealed();
         vault.initialise();
-        vault.fill(lab);
+        vault.fill();
         vault
     }
 
@@ -145,6 +155,33 @@ impl Vault {
             .env("VAULT_FORMAT", "json")
             .output()
             .expect("vault starts")
+    }
+
+    /// Runs a script for a shell in which `vault` is logged in as Vault's root.
+    ///
+    /// # Panics
+    /// When it fails.
+    #[track_caller]
+    pub fn script(&self, script: &str) -> String {
+        let bin = self.dir.join("bin");
+        fs::create_dir_all(&bin).expect("the lab's folder is writable");
+        // It is called `bao` in OpenBao.
+        let _ = std::os::unix::fs::symlink(&self.program, bin.join("vault"));
+        let file = self.dir.join("script.sh");
+        fs::write(&file, script).expect("the lab's folder is writable");
+        let path = std::env::var("PATH").unwrap_or_default();
+        let output = INTERNET
+            .command("sh")
+            .arg(&file)
+            .env("PATH", format!("{}:{path}", bin.display()))
+            .env("VAULT_ADDR", format!("https://{VAULT}:8200"))
+            .env("VAULT_CACERT", self.dir.join("ca.pem"))
+            .env("VAULT_TOKEN", &self.root_token)
+            .output()
+            .expect("sh starts");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{script}: {stderr}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     /// The token that may do everything.
@@ -269,11 +306,22 @@ impl Vault {
         self.unseal();
     }
 
-    fn fill(&mut self, lab: &Lab) {
+    fn fill(&self) {
         // OpenBao takes audit devices from its configuration only.
         let log = format!("file_path={}", self.dir.join("audit.log").display());
         let _ = self.try_cli(&["audit", "enable", "file", &log], &self.root_token);
         self.cli(&["secrets", "enable", "-path=kv", "-version=2", "kv"]);
+        wait::expect("the engine is ready", || {
+            let put = ["kv", "put", "-mount=kv", "agents/probe", "api_key=probe"];
+            self.try_cli(&put, &self.root_token).status.success()
+        });
+        self.put("openai", OPENAI_SECRET);
+        self.put("anthropic", ANTHROPIC_SECRET);
+        self.put("git", GIT_SECRET);
+        self.put("ops", OPS_SECRET);
+    }
+
+    fn admit_gateway(&mut self, lab: &Lab) {
         self.cli(&["auth", "enable", "approle"]);
         self.policy("gateway", GATEWAY_POLICY);
         for group in GROUPS {
@@ -285,14 +333,6 @@ impl Vault {
         let secret_id =
             field(&self.cli(&["write", "-f", &format!("{ROLE}/secret-id")]), "secret_id");
         lab.write("vault/secret-id", secret_id);
-        wait::expect("the engine is ready", || {
-            let put = ["kv", "put", "-mount=kv", "agents/probe", "api_key=probe"];
-            self.try_cli(&put, &self.root_token).status.success()
-        });
-        self.put("openai", OPENAI_SECRET);
-        self.put("anthropic", ANTHROPIC_SECRET);
-        self.put("git", GIT_SECRET);
-        self.put("ops", OPS_SECRET);
     }
 }
 

@@ -34,6 +34,7 @@ pub use rotation::{Rotation, Signer};
 pub use rule_ca::{NoLeaf, RuleCa, RuleCas};
 #[cfg(test)]
 pub(crate) use vault::tests::{Change, Engine};
+pub(crate) use vault::{Probes, probes};
 pub use vault::{SignIntermediate, Signed, Terms, policy_hcl};
 
 use std::{

@@ -56,7 +56,7 @@ pub struct SignIntermediate {
 }
 
 /// What a Vault policy can hold the request against: everything but the CSR.
-#[derive(Debug, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 struct Limits {
     common_name: String,
     permitted_dns_domains: Vec<String>,
@@ -83,6 +83,16 @@ pub(super) struct Ask {
     key: Key,
     /// What goes to Vault.
     pub(super) request: SignIntermediate,
+}
+
+impl SignIntermediate {
+    fn new(limits: Limits, key: &Key) -> Result<Self, CaError> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, limits.common_name.as_str());
+        let csr = params.serialize_request(key)?.pem()?;
+        Ok(Self { csr, limits })
+    }
 }
 
 impl Terms {
@@ -116,11 +126,7 @@ impl Ask {
     ) -> Result<Self, CaError> {
         let limits = Limits::new(rule, names, terms.ttl)?;
         let key = Key::generate()?;
-        let mut params = CertificateParams::default();
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, limits.common_name.as_str());
-        let csr = params.serialize_request(&key)?.pem()?;
-        let request = SignIntermediate { csr, limits };
+        let request = SignIntermediate::new(limits, &key)?;
         Ok(Self { rule: rule.clone(), names: names.to_vec(), key, request })
     }
 
@@ -336,6 +342,10 @@ impl fmt::Debug for Terms {
         f.debug_struct("Terms").field("mount", &self.mount).finish_non_exhaustive()
     }
 }
+
+mod probes;
+
+pub(crate) use probes::{Probes, probes};
 
 const COMMON_NAME_CHARACTERS: usize = 64;
 /// Certificates of the chain that are looked at.

@@ -3,6 +3,7 @@
 pub mod ca;
 pub mod control;
 pub mod secret;
+pub mod vault;
 pub mod watch;
 
 use std::{
@@ -21,6 +22,7 @@ use self::{
     ca::{CaCommand, CaCommandError},
     control::{Named, Said, Target},
     secret::{SecretCommand, SecretCommandError},
+    vault::{VaultCommand, VaultCommandError},
     watch::WatchArgs,
 };
 use crate::{
@@ -42,6 +44,7 @@ use crate::{
     cloakroom run /etc/cloakroom/cloakroom.toml\n  \
     cloakroom watch --refused /etc/cloakroom/cloakroom.toml\n  \
     cloakroom secret set openai\n  \
+    cloakroom vault plan /etc/cloakroom/cloakroom.toml\n  \
     cloakroom quarantine research\n\n\
     Exit status: 0 done, 64 the configuration or the command line is wrong, 1 anything else."
 )]
@@ -106,6 +109,9 @@ enum Command {
     /// Look after the encrypted file of secrets
     #[command(subcommand)]
     Secret(SecretCommand),
+    /// Say what Vault must be told, and whether it is so
+    #[command(subcommand)]
+    Vault(VaultCommand),
     /// Make and show the certificates that agents trust
     #[command(subcommand)]
     Ca(CaCommand),
@@ -155,6 +161,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Watch(args) => watch(&args),
         Command::Ca(command) => run_ca(command),
         Command::Secret(command) => run_secret(command),
+        Command::Vault(command) => run_vault(command),
         Command::Reload(target) => say(control::tell(&target, &Order::Reload)),
         Command::Status(target) => say(control::tell(&target, &Order::Status)),
         Command::Quarantine(named) => say(control::tell_of(named, Order::Quarantine)),
@@ -214,6 +221,14 @@ fn run_secret(command: SecretCommand) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     secret::run(command, config::load, &mut out).map_err(|error| match error {
         SecretCommandError::Config(errors) => Failure::Config(errors),
+        other => Failure::Other(other.to_string()),
+    })
+}
+
+fn run_vault(command: VaultCommand) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    vault::run(command, config::load, &mut out).map_err(|error| match error {
+        VaultCommandError::Config(errors) => Failure::Config(errors),
         other => Failure::Other(other.to_string()),
     })
 }

@@ -28,4 +28,6 @@ pub use source::{Answer, FetchError, Lease, Picked, Prolonged, SecretSource, Sou
 pub use store::SecretStore;
 pub use value::{SecretError, SecretValue};
 pub(crate) use vault::Session;
-pub use vault::{VaultSource, VaultSourceError};
+pub use vault::{
+    DoctorError, Health as VaultHealth, VaultSource, VaultSourceError, examine as examine_vault,
+};

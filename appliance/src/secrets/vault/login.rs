@@ -268,8 +268,7 @@ const fn is_login_refusal(error: CallError) -> bool {
 
 fn login_failed(error: CallError) -> FetchError {
     if is_login_refusal(error) {
-        let text = "Vault refused the login: check the role, what proves it, and the mount";
-        return FetchError::Gone(SecretCause::VaultDenied, text);
+        return FetchError::Gone(SecretCause::VaultDenied, REFUSED);
     }
     error.outage()
 }
@@ -325,6 +324,10 @@ fn one_line(content: &[u8]) -> Option<Zeroizing<String>> {
     let text = std::str::from_utf8(line).ok().filter(|_| printable)?;
     Some(Zeroizing::new(text.to_owned()))
 }
+
+/// What is said where Vault refuses the login.
+pub(super) const REFUSED: &str =
+    "Vault refused the login: check the role, what proves it, and the mount";
 
 const ONE_LINE: &str = "it must hold one printable line";
 

@@ -7,6 +7,7 @@
 //! but the value that was asked for: each failure becomes a cause and a fixed text.
 
 mod client;
+mod doctor;
 mod error;
 #[cfg(test)]
 mod fake;
@@ -26,6 +27,7 @@ mod token;
 mod token_tests;
 mod upkeep;
 
+pub use doctor::{DoctorError, Health, examine};
 pub(crate) use error::CallError;
 pub use error::VaultSourceError;
 pub(crate) use session::Session;

@@ -63,9 +63,7 @@ async fn ask_once(
 fn failed(error: CallError) -> FetchError {
     match error {
         CallError::Status { code: 403, .. } => {
-            let text = "Vault's policies do not let the gateway have this CA signed: they must list \
-                        its names, ttl and all else as they are asked for";
-            FetchError::Gone(SecretCause::VaultDenied, text)
+            FetchError::Gone(SecretCause::VaultDenied, NOT_ALLOWED)
         }
         CallError::Status { code: 400 | 404 | 405, .. } => {
             let text = "Vault does not sign this: is there a PKI engine with a CA at the mount, \
@@ -117,6 +115,10 @@ struct Data {
     /// Without it the engine's CA must be the root.
     ca_chain: Option<Vec<String>>,
 }
+
+/// What is said where Vault's policies refuse to have a CA signed.
+pub(super) const NOT_ALLOWED: &str = "Vault's policies do not let the gateway have this CA signed: \
+    they must list its names, ttl and all else as they are asked for";
 
 const NOT_SIGNED: &str = "Vault's answer holds no certificate";
 

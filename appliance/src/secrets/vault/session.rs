@@ -328,15 +328,17 @@ impl ChildError {
         match self {
             // Vault says 400 for a role that is not there.
             Self::Asked(CallError::Status { code: 400 | 403 | 404 | 405, .. }) => {
-                let text = "Vault refuses a token for the group: check its token role (vault_role) \
-                            and the gateway's policy";
-                FetchError::Gone(SecretCause::VaultDenied, text)
+                FetchError::Gone(SecretCause::VaultDenied, NO_TOKEN)
             }
             Self::Asked(other) => other.outage(),
             Self::Unfit(text) => FetchError::Gone(SecretCause::VaultDenied, text),
         }
     }
 }
+
+/// What is said where Vault makes no token for a group.
+pub(super) const NO_TOKEN: &str = "Vault refuses a token for the group: check its token role \
+    (vault_role) and the gateway's policy";
 
 /// How long a token that has a successor stays, for questions on their way and for leases that
 /// have to be made anew.

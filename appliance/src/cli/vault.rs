@@ -1,0 +1,200 @@
+//! `cloakroom vault`: what Vault must be told for a configuration to work, and whether it is so.
+//! Neither changes anything in Vault, nor shows a secret.
+
+use std::{
+    fmt,
+    io::{self, Write},
+    net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket},
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use clap::{Args, Subcommand, ValueEnum};
+use http::Uri;
+use ipnet::IpNet;
+
+use crate::{
+    config::{Config, Errors, VaultLogin, VaultSettings},
+    plan::{Plan, PlanError},
+    secrets::{DoctorError, VaultHealth, examine_vault},
+};
+
+/// What to say about Vault.
+#[derive(Debug, Subcommand)]
+pub enum VaultCommand {
+    /// Print the policies, token roles and login that a configuration needs; asks Vault nothing
+    #[command(
+        after_help = "Examples:\n  cloakroom vault plan /etc/cloakroom/cloakroom.toml | sh\n  \
+        cloakroom vault plan --format terraform --from 192.0.2.10 CONFIG > cloakroom.tf\n  \
+        cloakroom vault plan --policy cloakroom-gateway CONFIG | \\\n    \
+        vault policy write cloakroom-gateway -\n\n\
+        The script is for a shell where `vault` is logged in; running it again changes nothing.\n\
+        Engines and the values in them are yours to set up."
+    )]
+    Plan(PlanArgs),
+    /// Log in as the gateway, and say what is missing in Vault and what is too wide; reads no secret
+    #[command(after_help = "Examples:\n  cloakroom vault doctor /etc/cloakroom/cloakroom.toml\n  \
+        cloakroom vault doctor --secret-id-file ./another-secret-id CONFIG\n\n\
+        Run it on the gateway, as its user. It asks what the gateway's token and the groups' may do,\n\
+        and has CAs signed whose keys it drops. Exit status: 0 healthy, 1 anything else.")]
+    Doctor(DoctorArgs),
+}
+
+/// Arguments of `cloakroom vault doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// The configuration
+    #[arg(value_name = "CONFIG")]
+    config: PathBuf,
+    /// Log in with the SecretID in this file, where the gateway's own is wrapped
+    #[arg(long, value_name = "FILE")]
+    secret_id_file: Option<PathBuf>,
+}
+
+/// Arguments of `cloakroom vault plan`.
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// The configuration
+    #[arg(value_name = "CONFIG")]
+    config: PathBuf,
+    /// As a script for a shell, or for Terraform
+    #[arg(long, value_enum, default_value_t = Format::Shell)]
+    format: Format,
+    /// Print this policy alone
+    #[arg(long, value_name = "NAME", conflicts_with = "format")]
+    policy: Option<String>,
+    /// The gateway's address towards Vault, or a prefix, which all tokens are bound to; again for
+    /// another; by default what this machine would use
+    #[arg(long, value_name = "ADDRESS|PREFIX", value_parser = prefix)]
+    from: Vec<IpNet>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Format {
+    Shell,
+    Terraform,
+}
+
+/// Why nothing came of it. Carries no part of any secret.
+#[derive(Debug)]
+pub enum VaultCommandError {
+    /// The configuration is wrong.
+    Config(Errors),
+    /// There is no plan for it.
+    Plan(PlanError),
+    /// Nothing could be looked at.
+    Doctor(DoctorError),
+    /// There is no runtime.
+    Runtime(io::Error),
+    /// There is no AppRole to log in with.
+    NoAppRole,
+    /// Something is wrong with Vault; what has been written.
+    Unhealthy,
+    /// The output could not be written.
+    Output(io::Error),
+}
+
+/// Does it, and writes what there is to say to `out`.
+pub fn run(
+    command: VaultCommand,
+    load: impl Fn(&Path) -> Result<Config, Errors>,
+    out: &mut impl Write,
+) -> Result<(), VaultCommandError> {
+    match command {
+        VaultCommand::Plan(args) => {
+            let config = load(&args.config).map_err(VaultCommandError::Config)?;
+            let text = plan(args, &config).map_err(VaultCommandError::Plan)?;
+            out.write_all(text.as_bytes()).map_err(VaultCommandError::Output)
+        }
+        VaultCommand::Doctor(args) => {
+            let config = load(&args.config).map_err(VaultCommandError::Config)?;
+            let health = doctor(args, config)?;
+            out.write_all(health.to_string().as_bytes()).map_err(VaultCommandError::Output)?;
+            if health.is_good() { Ok(()) } else { Err(VaultCommandError::Unhealthy) }
+        }
+    }
+}
+
+fn doctor(args: DoctorArgs, mut config: Config) -> Result<VaultHealth, VaultCommandError> {
+    if let Some(file) = args.secret_id_file {
+        match config.settings.vault.as_mut().map(|vault| &mut vault.login) {
+            Some(VaultLogin::AppRole { secret_id_file, wrapped, .. }) => {
+                (*secret_id_file, *wrapped) = (file, false);
+            }
+            _ => return Err(VaultCommandError::NoAppRole),
+        }
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(VaultCommandError::Runtime)?;
+    let examined = runtime.block_on(examine_vault(&config.settings, &config.policy));
+    examined.map_err(VaultCommandError::Doctor)
+}
+
+fn plan(args: PlanArgs, config: &Config) -> Result<String, PlanError> {
+    let Config { settings, policy } = config;
+    let bound = match &settings.vault {
+        Some(vault) if args.from.is_empty() => sources(vault),
+        _ => args.from,
+    };
+    let plan = Plan::new(settings, policy, bound)?;
+    match (args.policy, args.format) {
+        (Some(name), _) => plan.policy(&name),
+        (None, Format::Shell) => Ok(plan.shell()),
+        (None, Format::Terraform) => Ok(plan.terraform()),
+    }
+}
+
+/// The addresses that this machine would use towards Vault's nodes, as far as it can tell.
+fn sources(vault: &VaultSettings) -> Vec<IpNet> {
+    let nodes = std::iter::once(&vault.address).chain(&vault.peers);
+    let addresses = nodes.filter_map(|node| resolve(node)).flatten();
+    addresses.filter_map(source_towards).map(IpNet::from).collect()
+}
+
+fn resolve(node: &str) -> Option<impl Iterator<Item = SocketAddr> + use<>> {
+    let uri = Uri::from_str(node).ok()?;
+    let port = uri.port_u16().unwrap_or(443);
+    let host = uri.host()?;
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    (host, port).to_socket_addrs().ok()
+}
+
+/// Connecting a UDP socket has the kernel choose, and sends nothing.
+fn source_towards(node: SocketAddr) -> Option<IpAddr> {
+    let any: IpAddr = match node {
+        SocketAddr::V4(_) => [0; 4].into(),
+        SocketAddr::V6(_) => [0; 16].into(),
+    };
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    socket.connect(node).ok()?;
+    socket.local_addr().ok().map(|address| address.ip())
+}
+
+/// An address, or a prefix of more than everything.
+fn prefix(text: &str) -> Result<IpNet, &'static str> {
+    let address = text.parse::<IpAddr>().map(IpNet::from);
+    let prefix = address.or_else(|_| text.parse()).map_err(|_| "no address or prefix")?;
+    match prefix.prefix_len() {
+        0 => Err("that is everybody"),
+        _ => Ok(prefix.trunc()),
+    }
+}
+
+impl fmt::Display for VaultCommandError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Config(errors) => errors.fmt(f),
+            Self::Plan(error) => error.fmt(f),
+            Self::Doctor(error) => error.fmt(f),
+            Self::Runtime(error) => write!(f, "cannot start a runtime: {error}"),
+            Self::NoAppRole => f.write_str("--secret-id-file is for a login by [vault.approle]"),
+            Self::Unhealthy => f.write_str(
+                "Vault is not as the configuration needs it; `cloakroom vault plan` prints how it \
+                 should be",
+            ),
+            Self::Output(error) => write!(f, "cannot write the output: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for VaultCommandError {}

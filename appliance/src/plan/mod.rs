@@ -1,0 +1,468 @@
+//! What Vault must be told for a configuration to work, and nothing beyond that: policies, token
+//! roles and the gateway's login. Pure; it asks Vault nothing.
+//!
+//! The gateway's policy lets it make its groups' tokens, look after its own, and read no secret.
+//! A group's policy lists the group's paths one by one, each with the one right that it needs. It
+//! errs towards refusal: what a Vault policy would read as a pattern is no path here, and what two
+//! groups would have to share is an error and not a wider policy.
+
+mod shell;
+mod terraform;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    error, fmt,
+    fmt::Write as _,
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+
+use crate::{
+    ca::{self, CaError},
+    config::{PkiSettings, Settings, VaultLogin},
+    policy::{Group, GroupName, Location, Policy, VaultLocation},
+};
+
+/// Everything that Vault must be told.
+#[derive(Debug)]
+pub struct Plan {
+    rights: Rights,
+    login: VaultLogin,
+    namespace: Option<Arc<str>>,
+    pki: Option<PkiSettings>,
+    /// What every token is bound to. Never empty.
+    bound_cidrs: Vec<IpNet>,
+}
+
+/// Who may do what.
+#[derive(Debug)]
+pub struct Rights {
+    /// The gateway's own, for the policy [`GATEWAY`].
+    pub gateway: Vec<Grant>,
+    /// One for each token role, by its name.
+    pub roles: Vec<RoleRights>,
+    /// What lets the gateway have its issuing CAs signed; empty without `[vault.pki]`.
+    pki: String,
+}
+
+/// A token role, and the policy of the same name.
+#[derive(Debug, PartialEq, Eq)]
+pub struct RoleRights {
+    /// The token role.
+    pub role: Arc<str>,
+    /// Whose tokens it makes. Never empty.
+    pub groups: Vec<GroupName>,
+    /// What they read. Never empty.
+    pub locations: BTreeSet<VaultLocation>,
+    /// What their tokens may do, these reads among it.
+    pub grants: Vec<Grant>,
+}
+
+/// One path and the one capability there.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Grant {
+    /// Below `/v1/`. No pattern.
+    pub path: String,
+    /// As Vault names it.
+    pub capability: &'static str,
+    /// All that may be written there; `None` where that is not limited.
+    parameters: Option<Parameters>,
+}
+
+/// The values that each parameter may have, and which are always there.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Parameters {
+    allowed: BTreeMap<Arc<str>, BTreeSet<Arc<str>>>,
+    required: BTreeSet<Arc<str>>,
+}
+
+/// Why there is no plan.
+#[derive(Debug)]
+pub enum PlanError {
+    /// The configuration has no `[vault]`.
+    NoVault,
+    /// No address to bind tokens to.
+    Unbound,
+    /// Vault, HCL or a shell would read more in a text than it says.
+    Pattern {
+        /// What the text is.
+        what: &'static str,
+        /// The text, printable.
+        text: String,
+    },
+    /// The name of a token role is that of a policy which is somebody else's.
+    Reserved(GroupName, Arc<str>),
+    /// Two groups have one token role, whose tokens would read the secrets of both.
+    SharedRole(GroupName, GroupName, Arc<str>),
+    /// There is no policy of that name in the plan.
+    NoPolicy(String),
+    /// A rule whose names cannot be put into a name constraint.
+    Ca(CaError),
+}
+
+impl Plan {
+    /// The plan for a configuration. All tokens are bound to `bound_cidrs`.
+    ///
+    /// # Errors
+    ///
+    /// No `[vault]`, no address, or a text that a Vault policy would read as more than it says.
+    pub fn new(
+        settings: &Settings,
+        policy: &Policy,
+        mut bound_cidrs: Vec<IpNet>,
+    ) -> Result<Self, PlanError> {
+        let vault = settings.vault.as_ref().ok_or(PlanError::NoVault)?;
+        bound_cidrs.sort_unstable();
+        bound_cidrs.dedup();
+        if bound_cidrs.is_empty() {
+            return Err(PlanError::Unbound);
+        }
+        check_login(&vault.login)?;
+        vault.namespace.iter().try_for_each(|text| check_path("namespace", text))?;
+        if let Some(pki) = &vault.pki {
+            check_text("root_file", &pki.root_file.to_string_lossy())?;
+        }
+        Ok(Self {
+            rights: Rights::new(settings, policy)?,
+            login: vault.login.clone(),
+            namespace: vault.namespace.clone(),
+            pki: vault.pki.clone(),
+            bound_cidrs,
+        })
+    }
+
+    /// A script for a shell in which `vault` is logged in. Running it again changes nothing.
+    pub fn shell(&self) -> String {
+        shell::render(self)
+    }
+
+    /// Resources of the provider `hashicorp/vault`.
+    pub fn terraform(&self) -> String {
+        terraform::render(self)
+    }
+
+    /// One policy, for `vault policy write NAME -`.
+    ///
+    /// # Errors
+    ///
+    /// None has that name.
+    pub fn policy(&self, name: &str) -> Result<String, PlanError> {
+        let mut policies = self.policies();
+        let found = policies.find(|(other, _)| other == name);
+        found.map(|(_, hcl)| hcl).ok_or_else(|| PlanError::NoPolicy(name.to_owned()))
+    }
+
+    /// Names and texts, the gateway's first.
+    fn policies(&self) -> impl Iterator<Item = (String, String)> {
+        let gateway = hcl(&self.rights.gateway) + &self.rights.pki;
+        let roles = self.rights.roles.iter();
+        std::iter::once((GATEWAY.to_owned(), gateway))
+            .chain(roles.map(|role| (role.policy(), hcl(&role.grants))))
+    }
+
+    fn bound(&self) -> impl Iterator<Item = String> {
+        self.bound_cidrs.iter().map(IpNet::to_string)
+    }
+}
+
+impl Rights {
+    /// What a configuration needs.
+    ///
+    /// # Errors
+    ///
+    /// As [`Plan::new`].
+    pub fn new(settings: &Settings, policy: &Policy) -> Result<Self, PlanError> {
+        let vault = settings.vault.as_ref().ok_or(PlanError::NoVault)?;
+        let mut roles: BTreeMap<String, RoleRights> = BTreeMap::new();
+        for group in &policy.groups {
+            let Some(own) = RoleRights::new(group, locations(policy, &group.name))? else {
+                continue;
+            };
+            // Vault has one policy for names that differ in case alone.
+            match roles.get_mut(&own.policy()) {
+                None => drop(roles.insert(own.policy(), own)),
+                Some(other) if other.role == own.role && other.locations == own.locations => {
+                    other.groups.extend(own.groups);
+                }
+                Some(other) => return Err(shared(other, group)),
+            }
+        }
+        let roles: Vec<_> = roles.into_values().collect();
+        let pki = match &vault.pki {
+            None => String::new(),
+            Some(pki) => {
+                check_path("mount", &pki.mount)?;
+                ca::policy_hcl(pki, policy).map_err(PlanError::Ca)?
+            }
+        };
+        let create = |role: &RoleRights| Grant::new(create_path(&role.role), "update");
+        let gateway = roles.iter().map(create).chain(own_token()).chain([
+            // A group's token that may not end itself is ended by what Vault calls it.
+            Grant::new("auth/token/revoke-accessor", "update"),
+        ]);
+        Ok(Self { gateway: gateway.collect(), roles, pki })
+    }
+}
+
+impl RoleRights {
+    /// `None` for a group that has nothing from Vault.
+    fn new(group: &Group, locations: BTreeSet<VaultLocation>) -> Result<Option<Self>, PlanError> {
+        if locations.is_empty() {
+            return Ok(None);
+        }
+        check_path("vault_role", &group.vault_role)?;
+        if RESERVED.iter().any(|name| group.vault_role.eq_ignore_ascii_case(name)) {
+            return Err(PlanError::Reserved(group.name.clone(), Arc::clone(&group.vault_role)));
+        }
+        let leased = locations.iter().any(|one| !matches!(one, VaultLocation::Kv2 { .. }));
+        let leases: &[_] = if leased { &LEASES } else { &[] };
+        let mut grants = reads(&locations)?;
+        grants.extend(own_token());
+        grants.extend(leases.iter().map(|path| Grant::new(*path, "update")));
+        let role = Arc::clone(&group.vault_role);
+        Ok(Some(Self { role, groups: vec![group.name.clone()], locations, grants }))
+    }
+
+    /// The name of the policy, as Vault keeps it.
+    pub fn policy(&self) -> String {
+        self.role.to_ascii_lowercase()
+    }
+}
+
+impl Grant {
+    fn new(path: impl Into<String>, capability: &'static str) -> Self {
+        Self { path: path.into(), capability, parameters: None }
+    }
+}
+
+/// Where the gateway has a role make a token.
+pub fn create_path(role: &str) -> String {
+    format!("auth/token/create/{role}")
+}
+
+/// What a token needs for itself: whether it lives, to live on, to end, and what it may.
+fn own_token() -> [Grant; 4] {
+    [
+        Grant::new("auth/token/lookup-self", "read"),
+        Grant::new("auth/token/renew-self", "update"),
+        Grant::new("auth/token/revoke-self", "update"),
+        Grant::new("sys/capabilities-self", "update"),
+    ]
+}
+
+/// Everything in Vault that the group's bindings name.
+fn locations(policy: &Policy, group: &GroupName) -> BTreeSet<VaultLocation> {
+    let bindings = policy.apis.iter().flat_map(|api| &api.bindings);
+    let own = bindings.filter(|binding| binding.groups.contains(group));
+    own.filter_map(|binding| match binding.secret.location() {
+        Location::Vault(location) => Some(location),
+        Location::File(_) => None,
+    })
+    .collect()
+}
+
+/// One grant for each path and capability: versions of one secret share theirs, and so do writes
+/// that differ in their parameters alone.
+fn reads(locations: &BTreeSet<VaultLocation>) -> Result<Vec<Grant>, PlanError> {
+    let mut paths: BTreeMap<String, Vec<&VaultLocation>> = BTreeMap::new();
+    for location in locations {
+        let path = location.api_path();
+        check_path("path", &path)?;
+        paths.entry(path).or_default().push(location);
+    }
+    let mut grants = Vec::new();
+    for (path, locations) in paths {
+        let written = locations.iter().filter_map(|location| match location {
+            VaultLocation::Write { parameters, .. } => Some(&**parameters),
+            VaultLocation::Kv2 { .. } | VaultLocation::Read { .. } => None,
+        });
+        let written: Vec<_> = written.collect();
+        let is_read = written.len() < locations.len();
+        if is_read {
+            grants.push(Grant::new(path.clone(), "read"));
+        }
+        if !written.is_empty() {
+            let mut parameters = Parameters::new(&written)?;
+            if is_read {
+                // Vault would require them of the read too.
+                parameters.required.clear();
+            }
+            grants.push(Grant { path, capability: "update", parameters: Some(parameters) });
+        }
+    }
+    Ok(grants)
+}
+
+impl Parameters {
+    fn new(written: &[&[(Arc<str>, Arc<str>)]]) -> Result<Self, PlanError> {
+        let mut parameters = Self::default();
+        for (key, value) in written.iter().copied().flatten() {
+            // Vault takes an asterisk at either end for any text.
+            check_policy_text("parameter", value)?;
+            check_policy_text("parameter", key)?;
+            // Vault compares their names in lower case.
+            let key = key.to_ascii_lowercase().into();
+            parameters.allowed.entry(key).or_default().insert(Arc::clone(value));
+        }
+        let always = |key: &&Arc<str>| {
+            written.iter().all(|one| one.iter().any(|(other, _)| other.eq_ignore_ascii_case(key)))
+        };
+        parameters.required = parameters.allowed.keys().filter(always).cloned().collect();
+        Ok(parameters)
+    }
+
+    /// Lines of a stanza. An empty value is not held against `allowed_parameters`, so that
+    /// `denied_parameters` has to refuse it.
+    fn hcl(&self, text: &mut String) {
+        if self.allowed.is_empty() {
+            text.push_str("  denied_parameters = {\n    \"*\" = []\n  }\n");
+            return;
+        }
+        if !self.required.is_empty() {
+            let _ = writeln!(text, "  required_parameters = {}", list(&self.required));
+        }
+        text.push_str("  allowed_parameters = {\n");
+        for (key, values) in &self.allowed {
+            let _ = writeln!(text, "    \"{key}\" = {}", list(values));
+        }
+        text.push_str("  }\n");
+        let full = self.allowed.iter().filter(|(_, values)| !values.contains(""));
+        let full: Vec<_> = full.map(|(key, _)| key).collect();
+        if !full.is_empty() {
+            text.push_str("  denied_parameters = {\n");
+            for key in full {
+                let _ = writeln!(text, "    \"{key}\" = [\"\", []]");
+            }
+            text.push_str("  }\n");
+        }
+    }
+}
+
+/// A policy in Vault's language. The rights on one path stand in one stanza: of two, Vault would
+/// take the last.
+fn hcl(grants: &[Grant]) -> String {
+    let mut paths: BTreeMap<&str, Vec<&Grant>> = BTreeMap::new();
+    for grant in grants {
+        paths.entry(&grant.path).or_default().push(grant);
+    }
+    let mut text = String::new();
+    for (path, grants) in paths {
+        let capabilities = list(grants.iter().map(|grant| grant.capability));
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "path \"{path}\" {{\n  capabilities = {capabilities}");
+        if let Some(parameters) = grants.iter().find_map(|grant| grant.parameters.as_ref()) {
+            parameters.hcl(&mut text);
+        }
+        text.push_str("}\n");
+    }
+    text
+}
+
+fn list<T: AsRef<str>>(items: impl IntoIterator<Item = T>) -> String {
+    let items = items.into_iter().map(|item| format!("\"{}\"", item.as_ref()));
+    format!("[{}]", items.collect::<Vec<_>>().join(", "))
+}
+
+fn shared(other: &RoleRights, group: &Group) -> PlanError {
+    let role = Arc::clone(&group.vault_role);
+    match other.groups.first() {
+        Some(first) => PlanError::SharedRole(first.clone(), group.name.clone(), role),
+        None => PlanError::Reserved(group.name.clone(), role),
+    }
+}
+
+fn check_login(login: &VaultLogin) -> Result<(), PlanError> {
+    let (mount, role, files) = match login {
+        VaultLogin::AppRole { mount, role_id, secret_id_file, .. } => {
+            (mount, role_id, vec![secret_id_file])
+        }
+        VaultLogin::Cert { mount, role, certificate_file, key_file } => {
+            check_path("role", role)?;
+            (mount, role, vec![certificate_file, key_file])
+        }
+        VaultLogin::Jwt { mount, role, token_file } => {
+            check_path("role", role)?;
+            (mount, role, vec![token_file])
+        }
+    };
+    check_path("mount", mount)?;
+    check_text("role_id", role)?;
+    files.iter().try_for_each(|file| check_text("file", &file.to_string_lossy()))
+}
+
+/// What a Vault policy reads as this one path.
+fn check_path(what: &'static str, path: &str) -> Result<(), PlanError> {
+    check_policy_text(what, path)?;
+    match path.split('/').any(|segment| matches!(segment, "+" | "" | "." | "..")) {
+        true => Err(pattern(what, path)),
+        false => Ok(()),
+    }
+}
+
+/// What stands in a quoted text of HCL for itself, in a policy and in a Terraform file.
+fn check_policy_text(what: &'static str, text: &str) -> Result<(), PlanError> {
+    check_text(what, text)?;
+    let special =
+        text.contains(['"', '\\', '*']) || ["{{", "${", "%{"].iter().any(|it| text.contains(it));
+    if special { Err(pattern(what, text)) } else { Ok(()) }
+}
+
+/// What stays on its line.
+fn check_text(what: &'static str, text: &str) -> Result<(), PlanError> {
+    if text.contains(char::is_control) { Err(pattern(what, text)) } else { Ok(()) }
+}
+
+fn pattern(what: &'static str, text: &str) -> PlanError {
+    PlanError::Pattern { what, text: text.escape_default().to_string() }
+}
+
+impl fmt::Display for PlanError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoVault => {
+                f.write_str("the configuration has no [vault]: there is nothing to plan")
+            }
+            Self::Unbound => f.write_str(
+                "no address to bind tokens to: name the gateway's with --from ADDRESS or PREFIX",
+            ),
+            Self::Pattern { what, text } => write!(
+                f,
+                "{what} `{text}`: a Vault policy would read it as more than this one text; use \
+                 another without patterns, quotes and control characters"
+            ),
+            Self::Reserved(group, role) => write!(
+                f,
+                "group `{group}`: a policy named `{role}` is not its own; set another vault_role"
+            ),
+            Self::SharedRole(one, other, role) => write!(
+                f,
+                "groups `{one}` and `{other}` read different secrets with one token role `{role}`, \
+                 which would give each those of both; set another vault_role for one of them"
+            ),
+            Self::NoPolicy(name) => write!(
+                f,
+                "the plan has no policy `{}`; its names are `{GATEWAY}` and each vault_role",
+                name.escape_default()
+            ),
+            Self::Ca(error) => error.fmt(f),
+        }
+    }
+}
+
+impl error::Error for PlanError {}
+
+/// The gateway's policy and AppRole.
+pub const GATEWAY: &str = "cloakroom-gateway";
+
+/// Policies that Vault has by itself, and the gateway's.
+const RESERVED: [&str; 5] = ["root", "default", "response-wrapping", "control-group", GATEWAY];
+
+/// What a group asks about its leases.
+const LEASES: [&str; 3] = ["sys/leases/lookup", "sys/leases/renew", "sys/leases/revoke"];
+
+/// Life of every token between two renewals.
+const PERIOD: &str = "1h";
+const PERIOD_SECONDS: u32 = 3_600;

@@ -1,0 +1,151 @@
+//! The plan as a script for a shell. Whatever comes from the configuration stands in single
+//! quotes, or in a here-document that the shell does not look into.
+
+use std::{fmt::Write as _, path::Path};
+
+use super::{GATEWAY, PERIOD, Plan};
+use crate::config::{PkiSettings, VaultLogin};
+
+pub(super) fn render(plan: &Plan) -> String {
+    let mut text = HEAD.to_owned();
+    if let Some(namespace) = &plan.namespace {
+        push(&mut text, format_args!("export VAULT_NAMESPACE={}", quoted(namespace)));
+    }
+    for (name, hcl) in plan.policies() {
+        let name = quoted(&name);
+        let _ = write!(text, "\nvault policy write {name} - <<'{END}'\n{hcl}{END}\n");
+    }
+    let bound = quoted(&plan.bound().collect::<Vec<_>>().join(","));
+    for role in &plan.rights.roles {
+        let path = quoted(&format!("auth/token/roles/{}", role.role));
+        let policy = quoted(&role.policy());
+        push(
+            &mut text,
+            format_args!(
+                "\nvault write {path} allowed_policies={policy} orphan=false renewable=true \\\n    \
+                 token_type=service token_no_default_policy=true token_period={PERIOD} \\\n    \
+                 token_bound_cidrs={bound}"
+            ),
+        );
+    }
+    if let Some(pki) = &plan.pki {
+        engine(&mut text, pki);
+    }
+    login(&mut text, &plan.login, &bound);
+    text
+}
+
+fn engine(text: &mut String, pki: &PkiSettings) {
+    let mount = &*pki.mount;
+    let [at, read] = ["", "sys/mounts/"].map(|before| quoted(&format!("{before}{mount}")));
+    let issuers = quoted(&format!("{mount}/issuers"));
+    let generate = quoted(&format!("{mount}/root/generate/internal"));
+    let show = quoted(&format!("{mount}/cert/ca"));
+    push(
+        text,
+        format_args!(
+            "\nvault read {read} >/dev/null 2>&1 ||\n    \
+             vault secrets enable -path={at} -max-lease-ttl=87600h pki\n\
+             # A root only where there is none: an answer that says so, and not a failure.\n\
+             if [ \"$(vault list -format=json {issuers} 2>/dev/null || true)\" = '{{}}' ]; then\n    \
+             vault write {generate} common_name='Cloakroom root' ttl=87600h \\\n        \
+             key_type=ec key_bits=256 >/dev/null\nfi\n\
+             # What agents trust, on the gateway:\n\
+             # vault read -field=certificate {show} > {}",
+            file(&pki.root_file)
+        ),
+    );
+}
+
+fn login(text: &mut String, login: &VaultLogin, bound: &str) {
+    let token = format!(
+        "token_policies={GATEWAY} \\\n    token_no_default_policy=true token_period={PERIOD} \
+         token_bound_cidrs={bound}"
+    );
+    match login {
+        VaultLogin::AppRole { mount, role_id, secret_id_file, wrapped } => {
+            enable(text, mount, "approle");
+            let role = format!("auth/{mount}/role/{GATEWAY}");
+            let (path, secret_id) = (quoted(&role), quoted(&format!("{role}/secret-id")));
+            let role_id = quoted(role_id);
+            push(
+                text,
+                format_args!(
+                    "vault write {path} role_id={role_id} {token} \\\n    token_type=service \
+                     secret_id_bound_cidrs={bound}"
+                ),
+            );
+            let field = match wrapped {
+                true => "-wrap-ttl=10m -field=wrapping_token",
+                false => "-field=secret_id",
+            };
+            push(
+                text,
+                format_args!(
+                    "# What the gateway logs in with, on the gateway and for its user alone:\n\
+                     # (umask 077; vault write -f {field} {secret_id} > {})",
+                    file(secret_id_file)
+                ),
+            );
+        }
+        VaultLogin::Cert { mount, role, certificate_file, .. } => {
+            enable(text, mount, "cert");
+            let path = quoted(&format!("auth/{mount}/certs/{role}"));
+            push(
+                text,
+                format_args!(
+                    "# Run this where the gateway's certificate is. Where a CA vouches for it, name \
+                     that CA here\n# and add allowed_dns_sans or the like: all that it signed could \
+                     log in.\n\
+                     vault write {path} certificate=@{} {token}",
+                    file(certificate_file)
+                ),
+            );
+        }
+        VaultLogin::Jwt { mount, role, .. } => {
+            enable(text, mount, "jwt");
+            let path = quoted(&format!("auth/{mount}/role/{role}"));
+            push(
+                text,
+                format_args!(
+                    "# Who signs the gateway's tokens, and what they say, is not in its \
+                     configuration: set up\n# auth/{mount}/config, and the two variables here.\n\
+                     vault write {path} role_type=jwt user_claim=sub \\\n    \
+                     bound_subject=\"${{SUBJECT:?the sub of its token}}\" \\\n    \
+                     bound_audiences=\"${{AUDIENCE:?its aud}}\" \\\n    {token}"
+                ),
+            );
+        }
+    }
+}
+
+fn enable(text: &mut String, mount: &str, kind: &str) {
+    let [at, read] = ["", "sys/auth/"].map(|before| quoted(&format!("{before}{mount}")));
+    push(
+        text,
+        format_args!("\nvault read {read} >/dev/null 2>&1 || vault auth enable -path={at} {kind}"),
+    );
+}
+
+fn push(text: &mut String, line: std::fmt::Arguments<'_>) {
+    // Writing to a string cannot fail.
+    let _ = writeln!(text, "{line}");
+}
+
+fn file(path: &Path) -> String {
+    quoted(&path.to_string_lossy())
+}
+
+/// One word of a shell that stands for this text.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+const HEAD: &str = "#!/bin/sh
+# What Cloakroom needs in Vault, from its configuration. Run it where `vault` is logged in and may
+# write policies and roles; running it again changes nothing.
+set -eu
+";
+
+/// Ends a policy. No line of one is this.
+const END: &str = "CLOAKROOM_POLICY";

@@ -1,0 +1,206 @@
+//! The plan as resources of Terraform's provider `hashicorp/vault`.
+
+use std::fmt::Write as _;
+
+use super::{GATEWAY, PERIOD_SECONDS, Plan};
+use crate::config::{PkiSettings, VaultLogin};
+
+pub(super) fn render(plan: &Plan) -> String {
+    let mut out = Out { text: HEAD.to_owned(), namespace: plan.namespace.as_deref() };
+    for (name, hcl) in plan.policies() {
+        let label = label(&name);
+        out.resource("vault_policy", &label, &[("name", text(&name))]);
+        let hcl = escaped(&hcl);
+        out.inside(&format!("  policy = <<{END}\n{hcl}{END}\n"));
+    }
+    let bound = list(plan.bound());
+    for role in &plan.rights.roles {
+        let policy = format!("vault_policy.{}.name", label(&role.policy()));
+        let fields = [
+            ("role_name", text(&role.role)),
+            ("allowed_policies", format!("[{policy}]")),
+            ("orphan", "false".to_owned()),
+            ("renewable", "true".to_owned()),
+            ("token_type", text("service")),
+            ("token_no_default_policy", "true".to_owned()),
+            ("token_period", PERIOD_SECONDS.to_string()),
+            ("token_bound_cidrs", bound.clone()),
+        ];
+        out.resource("vault_token_auth_backend_role", &label(&role.role), &fields);
+    }
+    if let Some(pki) = &plan.pki {
+        out.engine(pki);
+    }
+    out.login(&plan.login, &bound);
+    out.text
+}
+
+struct Out<'a> {
+    text: String,
+    namespace: Option<&'a str>,
+}
+
+impl Out<'_> {
+    fn resource(&mut self, kind: &str, label: &str, fields: &[(&str, String)]) {
+        // Writing to a string cannot fail.
+        let _ = writeln!(self.text, "\nresource \"{kind}\" \"{label}\" {{");
+        let namespace = self.namespace.map(|name| ("namespace", text(name)));
+        let fields = namespace.iter().chain(fields);
+        let width = fields.clone().map(|(key, _)| key.len()).max().unwrap_or_default();
+        for (key, value) in fields {
+            let _ = writeln!(self.text, "  {key:width$} = {value}");
+        }
+        self.text.push_str("}\n");
+    }
+
+    /// Adds lines to the resource that was written last.
+    fn inside(&mut self, lines: &str) {
+        self.text.truncate(self.text.len() - "}\n".len());
+        self.text.push_str(lines);
+        self.text.push_str("}\n");
+    }
+
+    fn comment(&mut self, text: &str) {
+        self.text.push('\n');
+        for line in text.lines() {
+            let _ = writeln!(self.text, "# {line}");
+        }
+    }
+
+    fn engine(&mut self, pki: &PkiSettings) {
+        self.comment(&format!(
+            "Where the engine and its CA are there already, import the mount and leave the root \
+             out. The\nroot's certificate goes to {}.",
+            pki.root_file.display()
+        ));
+        let mount = [
+            ("path", text(&pki.mount)),
+            ("type", text("pki")),
+            ("max_lease_ttl_seconds", TEN_YEARS.to_string()),
+        ];
+        self.resource("vault_mount", PKI, &mount);
+        let root = [
+            ("backend", format!("vault_mount.{PKI}.path")),
+            ("type", text("internal")),
+            ("common_name", text("Cloakroom root")),
+            ("ttl", text(&TEN_YEARS.to_string())),
+            ("key_type", text("ec")),
+            ("key_bits", "256".to_owned()),
+        ];
+        self.resource("vault_pki_secret_backend_root_cert", PKI, &root);
+    }
+
+    fn login(&mut self, login: &VaultLogin, bound: &str) {
+        let backend = ("backend", format!("vault_auth_backend.{LOGIN}.path"));
+        let token = [
+            ("token_policies", format!("[vault_policy.{}.name]", label(GATEWAY))),
+            ("token_no_default_policy", "true".to_owned()),
+            ("token_period", PERIOD_SECONDS.to_string()),
+            ("token_bound_cidrs", bound.to_owned()),
+        ];
+        match login {
+            VaultLogin::AppRole { mount, role_id, .. } => {
+                self.mount(mount, "approle");
+                let own = [
+                    backend,
+                    ("role_name", text(GATEWAY)),
+                    ("role_id", text(role_id)),
+                    ("token_type", text("service")),
+                    ("secret_id_bound_cidrs", bound.to_owned()),
+                ];
+                let fields = [&own[..], &token].concat();
+                self.resource("vault_approle_auth_backend_role", LOGIN, &fields);
+                self.comment(&format!(
+                    "Make the SecretID by hand, so that it is in no state file:\nvault write -f \
+                     auth/{mount}/role/{GATEWAY}/secret-id"
+                ));
+            }
+            VaultLogin::Cert { mount, role, certificate_file, .. } => {
+                self.mount(mount, "cert");
+                let file = text(&certificate_file.to_string_lossy());
+                let own = [backend, ("name", text(role)), ("certificate", format!("file({file})"))];
+                let fields = [&own[..], &token].concat();
+                self.resource("vault_cert_auth_backend_role", LOGIN, &fields);
+            }
+            VaultLogin::Jwt { mount, role, .. } => {
+                self.mount(mount, "jwt");
+                self.text.push_str(JWT_VARIABLES);
+                let own = [
+                    backend,
+                    ("role_name", text(role)),
+                    ("role_type", text("jwt")),
+                    ("user_claim", text("sub")),
+                    ("bound_subject", "var.cloakroom_subject".to_owned()),
+                    ("bound_audiences", "[var.cloakroom_audience]".to_owned()),
+                ];
+                let fields = [&own[..], &token].concat();
+                self.resource("vault_jwt_auth_backend_role", LOGIN, &fields);
+            }
+        }
+    }
+
+    fn mount(&mut self, mount: &str, kind: &str) {
+        self.comment(&format!(
+            "Where it is there already: terraform import vault_auth_backend.{LOGIN} {mount}"
+        ));
+        let fields = [("type", text(kind)), ("path", text(mount))];
+        self.resource("vault_auth_backend", LOGIN, &fields);
+    }
+}
+
+/// A quoted text that stands for itself.
+pub(super) fn text(text: &str) -> String {
+    let quoted = text.replace('\\', "\\\\").replace('"', "\\\"");
+    format!("\"{}\"", escaped(&quoted))
+}
+
+/// Terraform would put values in place of what stands in braces.
+fn escaped(text: &str) -> String {
+    text.replace("${", "$${").replace("%{", "%%{")
+}
+
+fn list(items: impl Iterator<Item = String>) -> String {
+    let items: Vec<_> = items.map(|item| text(&item)).collect();
+    format!("[{}]", items.join(", "))
+}
+
+/// A name of Terraform's own for something; two names of ours have two.
+pub(super) fn label(name: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    let mut label = "p-".to_owned();
+    for c in name.chars() {
+        match plain(c) {
+            true => label.push(c),
+            false => drop(write!(label, "_{:x}_", u32::from(c))),
+        }
+    }
+    label
+}
+
+const HEAD: &str = "# What Cloakroom needs in Vault, from its configuration.
+terraform {
+  required_providers {
+    vault = {
+      source = \"hashicorp/vault\"
+    }
+  }
+}
+";
+
+const JWT_VARIABLES: &str = "
+# Who signs the gateway's tokens, and what they say, is not in its configuration.
+variable \"cloakroom_subject\" {
+  type = string
+}
+
+variable \"cloakroom_audience\" {
+  type = string
+}
+";
+
+/// Ends a policy. No line of one is this.
+const END: &str = "CLOAKROOM_POLICY";
+/// The resources' own names.
+const LOGIN: &str = "cloakroom-login";
+const PKI: &str = "cloakroom-pki";
+const TEN_YEARS: u32 = 87_600 * 3_600;

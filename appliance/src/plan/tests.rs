@@ -1,0 +1,229 @@
+//! Properties of plans, from the text of a configuration.
+
+use std::{io, path::Path};
+
+use super::*;
+use crate::config::{Config, parse};
+
+const BOTH: &str = r#"
+[gateway]
+resolvers = ["192.0.2.53"]
+[vault]
+address = "https://vault.example:8200"
+ca_file = "ca.pem"
+[vault.approle]
+role_id = "it's ours"
+secret_id_file = "it's $(here)"
+[[group]]
+name = "research"
+interface = "agents0"
+prefixes = ["192.0.2.0/28"]
+[[group]]
+name = "operations"
+interface = "agents1"
+prefixes = ["192.0.2.16/28"]
+[[api]]
+name = "openai"
+hosts = ["api.openai.com"]
+[[api.binding]]
+groups = ["research"]
+placeholder = "OPENAI_API_KEY"
+places = ["header authorization bearer"]
+secret = "vault:kv/agents/openai?version=3#api_key"
+[[api.binding]]
+groups = ["operations"]
+placeholder = "OPENAI_API_KEY"
+places = ["header authorization bearer"]
+secret = "SECRET"
+"#;
+
+fn config(text: &str) -> Config {
+    let no_files = |_: &Path| Err(io::Error::from(io::ErrorKind::NotFound));
+    let text = text.replace("it's ours", "it's-ours");
+    parse(&text, Some(Path::new("/etc/cloakroom")), "test.toml", &no_files)
+        .unwrap_or_else(|errors| panic!("{errors}"))
+}
+
+/// The plan where the second group's secret is this.
+fn plan_with(secret: &str, change: (&str, &str)) -> Result<Plan, PlanError> {
+    let text = BOTH.replace("SECRET", secret).replace(change.0, change.1);
+    let Config { settings, policy } = config(&text);
+    Plan::new(&settings, &policy, vec!["192.0.2.1/32".parse().unwrap()])
+}
+
+fn plan(secret: &str) -> Plan {
+    plan_with(secret, ("", "")).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn paths(policy: &str) -> Vec<&str> {
+    policy.lines().filter_map(|line| line.strip_prefix("path \"")?.strip_suffix("\" {")).collect()
+}
+
+const OWN: [&str; 3] =
+    ["auth/token/lookup-self", "auth/token/renew-self", "auth/token/revoke-self"];
+
+#[test]
+fn a_group_reads_its_own_paths_and_the_gateway_none() {
+    let plan = plan("vault:kv/agents/ops#api_key");
+    let gateway = plan.policy(GATEWAY).unwrap();
+    assert!(!gateway.contains("kv/") && !gateway.contains("sys/leases"), "{gateway}");
+    let creates = ["operations", "research"].map(|group| format!("create/cloakroom-{group}"));
+    assert!(creates.iter().all(|create| gateway.contains(create)), "{gateway}");
+    for (group, secret) in [("research", "openai"), ("operations", "ops")] {
+        let policy = plan.policy(&format!("cloakroom-{group}")).unwrap();
+        let own = format!("kv/data/agents/{secret}");
+        let expected = [&OWN[..], &[&own, "sys/capabilities-self"]].concat();
+        assert_eq!(paths(&policy), expected);
+    }
+    assert!(matches!(plan.policy("other"), Err(PlanError::NoPolicy(_))));
+}
+
+#[test]
+fn what_is_leased_brings_the_questions_about_leases() {
+    let plan = plan("vault-read:database/creds/ops#password");
+    let policy = plan.policy("cloakroom-operations").unwrap();
+    assert!(LEASES.iter().all(|path| paths(&policy).contains(path)), "{policy}");
+    assert!(policy.contains("path \"database/creds/ops\" {\n  capabilities = [\"read\"]\n}"));
+    assert!(!plan.policy("cloakroom-research").unwrap().contains("sys/leases"));
+}
+
+#[test]
+fn a_write_may_say_what_is_configured_and_nothing_else() {
+    let one = plan("vault-write:pki/issue/web?common_name=a.example&Ttl=1h#certificate");
+    let policy = one.policy("cloakroom-operations").unwrap();
+    let expected = r#"path "pki/issue/web" {
+  capabilities = ["update"]
+  required_parameters = ["common_name", "ttl"]
+  allowed_parameters = {
+    "common_name" = ["a.example"]
+    "ttl" = ["1h"]
+  }
+  denied_parameters = {
+    "common_name" = ["", []]
+    "ttl" = ["", []]
+  }
+}
+"#;
+    assert!(policy.contains(expected), "{policy}");
+    let none = plan("vault-write:ssh/creds/ops#key").policy("cloakroom-operations").unwrap();
+    assert!(none.contains("denied_parameters = {\n    \"*\" = []\n  }"), "{none}");
+}
+
+#[test]
+fn a_path_is_never_a_pattern() {
+    for path in ["kv/+/a", "kv/a*", "kv/{{x}}", "kv/a\"b", "kv/a\\b", "kv/a\nb", "kv//a", "+"] {
+        let refused = check_path("path", path);
+        assert!(matches!(refused, Err(PlanError::Pattern { .. })), "{path}");
+    }
+    assert!(check_path("path", "kv/data/a+b@c.d/e").is_ok());
+    for secret in [
+        "vault:kv/+/a#k",
+        "vault:+/a#k",
+        "vault-read:database/+/a#k",
+        "vault-write:a/b?k=%2A#k",
+        "vault-write:a/b?k=x%22#k",
+        "vault-write:a/b?k=%7B%7Bx%7D%7D#k",
+        "vault-write:a/b?k=%24%7Bx%7D#k",
+        "vault-write:a/b?k=%0A#k",
+    ] {
+        let refused = plan_with(secret, ("", ""));
+        assert!(matches!(refused, Err(PlanError::Pattern { .. })), "{secret}");
+    }
+    let role = plan_with(
+        "vault:kv/a#k",
+        ("interface = \"agents1\"", "vault_role = \"+\"\ninterface = \"agents1\""),
+    );
+    assert!(matches!(role, Err(PlanError::Pattern { what: "vault_role", .. })));
+}
+
+#[test]
+fn a_token_role_is_one_groups_or_reads_the_same() {
+    let both = |role: &str, other: &str, secret: &str| {
+        let text = BOTH.replace("SECRET", secret);
+        let text = text.replace(
+            "interface = \"agents0\"",
+            &format!("vault_role = \"{role}\"\ninterface = \"agents0\""),
+        );
+        let text = text.replace(
+            "interface = \"agents1\"",
+            &format!("vault_role = \"{other}\"\ninterface = \"agents1\""),
+        );
+        let Config { settings, policy } = config(&text);
+        Rights::new(&settings, &policy)
+    };
+    let same = "vault:kv/agents/openai?version=3#api_key";
+    assert_eq!(both("team", "team", same).unwrap().roles[0].groups.len(), 2);
+    let other = "vault:kv/agents/ops#api_key";
+    assert!(matches!(both("team", "team", other), Err(PlanError::SharedRole(..))));
+    assert!(matches!(both("team", "Team", same), Err(PlanError::SharedRole(..))));
+    for reserved in ["root", "Default", GATEWAY] {
+        assert!(matches!(both(reserved, "team", same), Err(PlanError::Reserved(..))), "{reserved}");
+    }
+}
+
+#[test]
+fn tokens_are_bound_or_there_is_no_plan() {
+    let Config { settings, policy } = config(&BOTH.replace("SECRET", "vault:kv/a#k"));
+    assert!(matches!(Plan::new(&settings, &policy, vec![]), Err(PlanError::Unbound)));
+    let shell = plan("vault:kv/a#k").shell();
+    assert_eq!(shell.matches("token_bound_cidrs='192.0.2.1/32'").count(), 3, "{shell}");
+    assert!(shell.contains(" secret_id_bound_cidrs='192.0.2.1/32'"), "{shell}");
+    let terraform = plan("vault:kv/a#k").terraform();
+    assert_eq!(terraform.matches("token_bound_cidrs       = [\"192.0.2.1/32\"]").count(), 3);
+}
+
+#[test]
+fn a_shell_reads_what_the_configuration_says_as_text() {
+    let shell = plan("vault:kv/a#k").shell();
+    assert!(shell.contains(r"role_id='it'\''s-ours'"), "{shell}");
+    assert!(shell.contains(r"> '/etc/cloakroom/it'\''s $(here)')"), "{shell}");
+    let newline = plan_with("vault:kv/a#k", ("$(here)", "\\nreboot"));
+    assert!(matches!(newline, Err(PlanError::Pattern { what: "file", .. })));
+}
+
+#[test]
+fn terraform_reads_no_template() {
+    assert_eq!(terraform::text("a${b}%{c}\"\\"), "\"a$${b}%%{c}\\\"\\\\\"");
+    assert_ne!(terraform::label("a_b"), terraform::label("a-b"));
+    assert_ne!(terraform::label("a.b"), terraform::label("a@b"));
+}
+
+#[test]
+fn a_configuration_without_vault_has_no_plan() {
+    let text = BOTH.replace("SECRET", "file:a");
+    let vault = text.find("[vault]").unwrap()..text.find("[[group]]").unwrap();
+    let text = text.replace(&text[vault], "[secrets]\nfile = \"s\"\n");
+    let Config { settings, policy } =
+        config(&text.replace("vault:kv/agents/openai?version=3#api_key", "file:b"));
+    assert!(matches!(Rights::new(&settings, &policy), Err(PlanError::NoVault)));
+}
+
+#[test]
+fn every_other_login_is_bound_too() {
+    for (login, says) in [
+        (
+            "[vault.cert]\nrole = \"gw\"\ncertificate_file = \"c.pem\"\nkey_file = \"k.pem\"",
+            "vault write 'auth/cert/certs/gw' certificate=@'/etc/cloakroom/c.pem'",
+        ),
+        (
+            "[vault.jwt]\nmount = \"k8s\"\nrole = \"gw\"\ntoken_file = \"t\"",
+            "vault write 'auth/k8s/role/gw' role_type=jwt",
+        ),
+    ] {
+        let text = BOTH
+            .replace("SECRET", "file:a")
+            .replace("[vault.approle]", "[secrets]\nfile = \"s\"\n[vault.approle]");
+        let approle = text.find("[vault.approle]").unwrap()..text.find("[[group]]").unwrap();
+        let text = text.replace(&text[approle], &format!("{login}\n"));
+        let Config { settings, policy } = config(&text);
+        let plan = Plan::new(&settings, &policy, vec!["2001:db8::/64".parse().unwrap()]).unwrap();
+        let shell = plan.shell();
+        assert!(shell.contains(says), "{shell}");
+        assert_eq!(shell.matches("token_bound_cidrs='2001:db8::/64'").count(), 2, "{shell}");
+        assert!(
+            !shell.contains("cloakroom-operations"),
+            "a group with nothing from Vault: {shell}"
+        );
+        assert_eq!(plan.terraform().matches("vault_auth_backend_role\"").count(), 0);
+    }
+}

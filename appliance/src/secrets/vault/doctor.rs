@@ -1,0 +1,374 @@
+//! Whether a live Vault does what the configuration needs, and nothing beyond it.
+//!
+//! It logs in as the gateway does, takes each group's token as the gateway does, and asks Vault
+//! what those tokens may do: at the paths that are needed, beside them, and where the gateway's
+//! and the groups' rights must end. How policies are written is not looked at, because only their
+//! sum counts. No secret is read. It errs towards alarm: what Vault does not answer is a finding.
+//!
+//! Patterns are found by asking for paths that nobody has, beside each path at each of its levels.
+//! A right to some other path that no question names stays unseen.
+
+mod health;
+mod paths;
+
+pub use health::{DoctorError, Health};
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    hash::{BuildHasher, RandomState},
+    sync::Arc,
+};
+
+use serde::Deserialize;
+use vaultrs::api::token::requests::LookupTokenSelfRequest;
+
+use self::{
+    health::{Check, Verdict},
+    paths::{BELOW, ENGINE, EXACT, around, ask, needs, neighbours},
+};
+use super::{
+    super::FetchError,
+    VaultSource,
+    login::REFUSED,
+    pki::NOT_ALLOWED,
+    session::{NO_TOKEN, Session},
+    token::TokenClient,
+};
+use crate::{
+    ca::{Probes, Signer, probes},
+    config::{PkiSettings, Settings, VaultLogin, VaultSettings},
+    dial::ControlPlane,
+    plan::{self, GATEWAY, PlanError, Rights, RoleRights},
+    policy::{GroupName, Policy, VaultLocation},
+};
+
+struct Doctor<'a> {
+    session: Arc<Session>,
+    vault: &'a VaultSettings,
+    rights: &'a Rights,
+    /// A segment that is in no path.
+    unused: String,
+    health: Health,
+}
+
+/// Looks at everything, and gives every token back.
+///
+/// # Errors
+///
+/// Nothing could be looked at. What Vault refuses is a finding and no error.
+pub async fn examine(settings: &Settings, policy: &Policy) -> Result<Health, DoctorError> {
+    let rights = Rights::new(settings, policy).map_err(DoctorError::Plan)?;
+    let Some(vault) = &settings.vault else { return Err(DoctorError::Plan(PlanError::NoVault)) };
+    if matches!(vault.login, VaultLogin::AppRole { wrapped: true, .. }) {
+        return Err(DoctorError::Wrapped);
+    }
+    let questions = vault.pki.as_ref().map(|pki| probes(pki, policy)).transpose();
+    let questions = questions.map_err(DoctorError::Ca)?;
+    let source = VaultSource::new(vault, &policy.groups, &ControlPlane::default());
+    let session = source.map_err(DoctorError::Source)?.session();
+    let unused = format!("cloakroom-doctor-{:016x}", RandomState::new().hash_one(()));
+    let health = Health::default();
+    let mut doctor = Doctor { session, vault, rights: &rights, unused, health };
+    doctor.look(questions).await;
+    doctor.session.close().await;
+    Ok(doctor.health)
+}
+
+impl Doctor<'_> {
+    async fn look(&mut self, questions: Option<Probes>) {
+        let gateway = match self.session.gateway().await {
+            Ok(gateway) => gateway,
+            // Nothing can be asked without it.
+            Err(error) => return self.refused("gateway", error),
+        };
+        self.add(Verdict::Ok, "gateway", "logs in");
+        self.look_at_gateway(&gateway).await;
+        if let (Some(questions), Some(pki)) = (questions, &self.vault.pki) {
+            self.look_at_engine(pki, questions).await;
+        }
+        for role in &self.rights.roles {
+            for group in &role.groups {
+                self.look_at_group(role, group).await;
+            }
+        }
+    }
+
+    async fn look_at_gateway(&mut self, gateway: &TokenClient) {
+        let whose = "gateway";
+        self.look_at_token(whose, gateway).await;
+        let needed = needs(&self.rights.gateway);
+        self.needed(whose, gateway, &needed, &BTreeSet::new()).await;
+        self.beside(whose, gateway, needed.keys()).await;
+        let roles = self.rights.roles.iter();
+        let secrets = roles.flat_map(|role| &role.locations).flat_map(around);
+        let text = ["reaches no secret", "reaches secrets, and needs none"];
+        self.beyond(whose, gateway, text, secrets.collect()).await;
+        let mut others = self.others(&[]);
+        if let Some(pki) = &self.vault.pki {
+            let below = |path: &&str| format!("{}/{path}", pki.mount);
+            others.extend(ENGINE.iter().map(below));
+            others.insert(format!("{}/{}", pki.mount, self.unused));
+        }
+        let text = ["cannot give itself more", "could give itself more"];
+        self.beyond(whose, gateway, text, others).await;
+    }
+
+    async fn look_at_group(&mut self, role: &RoleRights, group: &GroupName) {
+        let whose = group.as_str();
+        let client = match self.session.group(group).await {
+            Ok(client) => client,
+            Err(error) if error.text() == NO_TOKEN => {
+                let text = format!(
+                    "Vault makes no token by the role {}: it is not there, or it allows root",
+                    role.role
+                );
+                return self.add(Verdict::Missing, whose, &text);
+            }
+            Err(error) => return self.refused(whose, error),
+        };
+        self.add(Verdict::Ok, whose, &format!("gets a token by the role {}", role.role));
+        self.look_at_token(whose, &client).await;
+        let needed = needs(&role.grants);
+        let written = role.locations.iter().filter(|it| matches!(it, VaultLocation::Write { .. }));
+        let written = written.map(VaultLocation::api_path).collect();
+        let has = self.needed(whose, &client, &needed, &written).await;
+        let own: BTreeSet<_> = role.locations.iter().map(VaultLocation::api_path).collect();
+        let mut reads: BTreeSet<_> = has.into_iter().filter(|path| own.contains(path)).collect();
+        reads.extend(self.beside(whose, &client, needed.keys()).await);
+        let roles = self.rights.roles.iter();
+        let secrets = roles.flat_map(|role| &role.locations).flat_map(around);
+        let foreign = secrets.filter(|path| !own.contains(path)).collect();
+        let text = ["reaches no other secrets", "reaches secrets that are not its own"];
+        reads.extend(self.beyond(whose, &client, text, foreign).await);
+        let others = self.others(&self.rights.roles);
+        let text = ["cannot give itself more", "could give itself more"];
+        self.beyond(whose, &client, text, others).await;
+        self.health.reads.insert(group.clone(), reads);
+    }
+
+    /// Whether a token ends, and is good at the gateway's addresses alone.
+    async fn look_at_token(&mut self, whose: &str, client: &TokenClient) {
+        let asked = client.call(LookupTokenSelfRequest {}).await;
+        let Some(Looked { data }) = asked.ok().and_then(|body| serde_json::from_slice(&body).ok())
+        else {
+            return self.add(
+                Verdict::Unanswered,
+                whose,
+                "Vault does not say how its token is bound",
+            );
+        };
+        let bound = data.bound_cidrs.unwrap_or_default();
+        if bound.is_empty() || bound.iter().any(|cidr| cidr.ends_with("/0")) {
+            let text = "its token is good from everywhere: set token_bound_cidrs";
+            self.add(Verdict::TooWide, whose, text);
+        } else {
+            let text = format!("its token is bound to {}", bound.join(", "));
+            self.add(Verdict::Ok, whose, &text);
+        }
+        match data.ttl {
+            0 => self.add(Verdict::TooWide, whose, "its token never ends: set token_period"),
+            _ => self.add(Verdict::Ok, whose, "its token ends unless it is renewed"),
+        }
+    }
+
+    /// Whether each path has its capability and no more. Returns those that have it.
+    async fn needed(
+        &mut self,
+        whose: &str,
+        client: &TokenClient,
+        needed: &BTreeMap<String, BTreeSet<&str>>,
+        written: &BTreeSet<String>,
+    ) -> Vec<String> {
+        let Some(held) = self.capabilities(whose, client, needed.keys().cloned()).await else {
+            return Vec::new();
+        };
+        let mut has = Vec::new();
+        for (path, wanted) in needed {
+            let mut held: BTreeSet<_> =
+                held.get(path).into_iter().flatten().map(String::as_str).collect();
+            // Vault asks for one or the other by whether the engine knows the path.
+            if written.contains(path) && held.remove("create") {
+                held.insert("update");
+            }
+            let text = |list: &[&str]| format!("{} {path}", list.join(" and "));
+            let lacks: Vec<_> = wanted.difference(&held).copied().collect();
+            let more: Vec<_> = held.difference(wanted).copied().collect();
+            let needs: Vec<_> = wanted.iter().copied().collect();
+            if !lacks.is_empty() && !held.contains("root") {
+                self.add(Verdict::Missing, whose, &format!("may not {}", text(&lacks)));
+            } else {
+                has.push(path.clone());
+            }
+            if !more.is_empty() {
+                let text = format!("may {}, and needs {} there", text(&more), needs.join(" and "));
+                self.add(Verdict::TooWide, whose, &text);
+            } else if lacks.is_empty() {
+                self.add(Verdict::Ok, whose, &format!("may {}", text(&needs)));
+            }
+        }
+        has
+    }
+
+    /// Whether paths that nobody has, beside those that are needed, are open: by a pattern.
+    async fn beside<'a>(
+        &mut self,
+        whose: &str,
+        client: &TokenClient,
+        needed: impl Iterator<Item = &'a String>,
+    ) -> Vec<String> {
+        let paths = needed.flat_map(|path| neighbours(path, &self.unused)).collect();
+        let text = ["no wildcard holds its paths", "a wildcard holds more than its paths"];
+        self.beyond(whose, client, text, paths).await
+    }
+
+    /// Whether any of these paths is open. Returns those that are.
+    async fn beyond(
+        &mut self,
+        whose: &str,
+        client: &TokenClient,
+        [good, wide]: [&str; 2],
+        paths: BTreeSet<String>,
+    ) -> Vec<String> {
+        let Some(held) = self.capabilities(whose, client, paths.iter().cloned()).await else {
+            return Vec::new();
+        };
+        let shown = |path: &str| path.replace(&self.unused, ANY);
+        let open = held.into_iter().filter(|(_, held)| !held.is_empty());
+        let mut open: Vec<_> = open.map(|(path, held)| (shown(&path), held)).collect();
+        // What is open near the root says most.
+        open.sort_by_key(|(path, _)| path.split('/').count());
+        if open.is_empty() {
+            self.add(Verdict::Ok, whose, good);
+            return Vec::new();
+        }
+        let texts = open.iter().map(|(path, held)| {
+            let held: Vec<_> = held.iter().map(String::as_str).collect();
+            format!("{} {path}", held.join("+"))
+        });
+        let mut text = texts.take(MAX_SHOWN).collect::<Vec<_>>().join(", ");
+        if open.len() > MAX_SHOWN {
+            let _ = write!(text, " and {} more", open.len() - MAX_SHOWN);
+        }
+        self.add(Verdict::TooWide, whose, &format!("{wide}: {text}"));
+        let readable =
+            open.into_iter().filter(|(_, held)| held.iter().any(|it| READS.contains(&&**it)));
+        readable.map(|(path, _)| path).collect()
+    }
+
+    /// What Vault signs for the gateway's token.
+    async fn look_at_engine(&mut self, pki: &PkiSettings, questions: Probes) {
+        let whose = "gateway";
+        for (rule, question) in &questions.good {
+            match self.session.sign(&pki.mount, question).await {
+                Ok(_) => self.add(Verdict::Ok, whose, &format!("has the CA of `{rule}` signed")),
+                Err(FetchError::Gone(_, text)) => {
+                    self.add(Verdict::Missing, whose, &format!("the CA of `{rule}`: {text}"));
+                }
+                Err(FetchError::Outage(_, text)) => {
+                    self.add(Verdict::Unanswered, whose, &format!("the CA of `{rule}`: {text}"));
+                }
+            }
+        }
+        let mut wider = false;
+        for (how, question) in &questions.wider {
+            let text = match self.session.sign(&pki.mount, question).await {
+                Err(error) if error.text() == NOT_ALLOWED => continue,
+                Ok(_) => format!(
+                    "Vault signs a CA for {how}: list what is allowed, and refuse what is empty in \
+                     denied_parameters"
+                ),
+                Err(error) => format!("a CA for {how}: no policy refuses it; {}", error.text()),
+            };
+            wider = true;
+            self.add(Verdict::TooWide, whose, &text);
+        }
+        if !wider {
+            self.add(Verdict::Ok, whose, "Vault signs no CA that is wider");
+        }
+    }
+
+    /// What only an operator does: tokens without a role or by other roles, roles, policies,
+    /// engines, logins. `roles` are those whose tokens must not be made either.
+    fn others(&self, roles: &[RoleRights]) -> BTreeSet<String> {
+        let login = match &self.vault.login {
+            VaultLogin::AppRole { mount, .. } => format!("auth/{mount}/role/{GATEWAY}"),
+            VaultLogin::Cert { mount, role, .. } => format!("auth/{mount}/certs/{role}"),
+            VaultLogin::Jwt { mount, role, .. } => format!("auth/{mount}/role/{role}"),
+        };
+        let all = self.rights.roles.iter();
+        let own = all.flat_map(|role| {
+            [
+                format!("auth/token/roles/{}", role.role),
+                format!("sys/policies/acl/{}", role.policy()),
+            ]
+        });
+        let named =
+            [login.clone(), format!("{login}/secret-id"), format!("sys/policies/acl/{GATEWAY}")];
+        let any = BELOW.iter().map(|path| format!("{path}/{}", self.unused));
+        let exact = EXACT.iter().map(|path| (*path).to_owned());
+        let create = roles.iter().map(|role| plan::create_path(&role.role));
+        own.chain(named).chain(any).chain(exact).chain(create).collect()
+    }
+
+    /// What the token may do at each path; nothing where that is nothing. `None` where Vault does
+    /// not say, which is then a finding.
+    async fn capabilities(
+        &mut self,
+        whose: &str,
+        client: &TokenClient,
+        paths: impl Iterator<Item = String>,
+    ) -> Option<BTreeMap<String, BTreeSet<String>>> {
+        let paths: Vec<_> = paths.collect();
+        let mut held = BTreeMap::new();
+        for some in paths.chunks(PATHS_AT_ONCE) {
+            match ask(client, some).await {
+                Ok(more) => held.extend(more),
+                Err(_) => {
+                    let text = "Vault does not say what its token may do: it needs update on \
+                                sys/capabilities-self";
+                    self.add(Verdict::Unanswered, whose, text);
+                    return None;
+                }
+            }
+        }
+        Some(held)
+    }
+
+    fn refused(&mut self, whose: &str, error: FetchError) {
+        let verdict = match error {
+            FetchError::Gone(_, REFUSED | NO_TOKEN) => Verdict::Missing,
+            FetchError::Gone(..) => Verdict::TooWide,
+            FetchError::Outage(..) => Verdict::Unanswered,
+        };
+        self.add(verdict, whose, error.text());
+    }
+
+    fn add(&mut self, verdict: Verdict, whose: &str, text: &str) {
+        let check = Check { verdict, whose: whose.to_owned(), text: text.to_owned() };
+        self.health.checks.push(check);
+    }
+}
+
+#[derive(Deserialize)]
+struct Looked {
+    data: LookedData,
+}
+
+/// The part of it that is no secret.
+#[derive(Deserialize)]
+struct LookedData {
+    bound_cidrs: Option<Vec<String>>,
+    /// Seconds; 0 for a token that does not end.
+    ttl: u64,
+}
+
+/// What stands for any name in what is said.
+const ANY: &str = "<any>";
+
+/// Capabilities that show something.
+const READS: [&str; 3] = ["read", "list", "root"];
+
+const PATHS_AT_ONCE: usize = 200;
+
+const MAX_SHOWN: usize = 4;

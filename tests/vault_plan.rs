@@ -1,0 +1,405 @@
+//! What `cloakroom vault plan` prints is all that a real Vault has to be told, and `cloakroom vault
+//! doctor` finds what differs from it.
+
+use std::{fs, path::PathBuf, process::Command};
+
+use lab::{
+    Lab,
+    client::{python, succeed},
+    dns::Dns,
+    gateway::{self, Gateway, OPENAI_SECRET, OPS_SECRET},
+    net::{AGENT, AGENT2, Ns, OPENAI},
+    origin::Origin,
+    sandboxed,
+    vault::Vault,
+};
+use serde_json::{Value, json};
+
+use crate::world::{World, get};
+
+/// A Vault that holds the secrets and has been told the plan and nothing else.
+struct Planned {
+    lab: Lab,
+    vault: Vault,
+    config: PathBuf,
+}
+
+impl Planned {
+    fn apply(pki: bool) -> Self {
+        let lab = Lab::new();
+        let vault = Vault::start_for_nobody(&lab);
+        let config = gateway::install(&lab, &config(&vault, pki));
+        let it = Self { lab, vault, config };
+        let script = it.plan(&[]);
+        it.vault.script(&script);
+        it.vault.script(&by_hand(&script));
+        it
+    }
+
+    fn plan(&self, arguments: &[&str]) -> String {
+        succeed(gateway::program().args(["vault", "plan"]).args(arguments).arg(&self.config))
+    }
+
+    fn policy(&self, name: &str) -> String {
+        self.plan(&["--policy", name])
+    }
+
+    /// Exit status, standard output and standard error.
+    fn doctor(&self, arguments: &[&str]) -> (Option<i32>, String, String) {
+        let mut command = gateway::program();
+        command.args(["vault", "doctor"]).args(arguments).arg(&self.config);
+        let output = command.output().expect("the program starts");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    }
+
+    #[track_caller]
+    fn assert_healthy(&self) {
+        let (code, report, error) = self.doctor(&[]);
+        assert_eq!(code, Some(0), "{report}{error}");
+        assert!(findings(&report).is_empty() && report.contains("checks: healthy"), "{report}");
+    }
+
+    /// Requires that after `seed` the doctor says this of `whose`, and nothing against anybody
+    /// else; then applies the plan again, which mends it.
+    #[track_caller]
+    fn assert_found(&self, whose: &str, says: &str, seed: impl FnOnce(&Vault)) {
+        seed(&self.vault);
+        let (code, report, error) = self.doctor(&[]);
+        let found = findings(&report);
+        println!("{found:#?}");
+        assert_eq!(code, Some(1), "{report}{error}");
+        assert!(found.iter().any(|line| line.contains(says)), "{says}: {found:#?}");
+        let whose = format!(" {whose}: ");
+        assert!(found.iter().all(|line| line.contains(&whose)), "{whose}: {found:#?}");
+        self.vault.script(&self.plan(&[]));
+        self.assert_healthy();
+    }
+
+    /// Everything that the plan sets.
+    fn state(&self, pki: bool) -> Vec<Value> {
+        let read = |words: &[&str]| -> Value {
+            let answer: Value = serde_json::from_str(&self.vault.cli(words)).expect("JSON");
+            answer.get("data").cloned().unwrap_or(answer)
+        };
+        let role = "auth/approle/role/cloakroom-gateway";
+        let mut state = vec![
+            read(&["list", "sys/policies/acl"]),
+            read(&["list", "auth/token/roles"]),
+            read(&["read", role]),
+            read(&["read", &format!("{role}/role-id")]),
+            read(&["read", "sys/auth"]),
+            read(&["read", "sys/mounts"]),
+        ];
+        for name in NAMES {
+            state.push(read(&["read", &format!("sys/policies/acl/{name}")]));
+        }
+        for name in &NAMES[1..] {
+            state.push(read(&["read", &format!("auth/token/roles/{name}")]));
+        }
+        if pki {
+            state.push(read(&["list", "pki/issuers"]));
+        }
+        state
+    }
+
+    fn run(self, pki: bool) -> (World, Vault) {
+        let Self { lab, vault, config } = self;
+        let (origin, dns) = (Origin::start(&lab), Dns::start());
+        if !pki {
+            let config = fs::read_to_string(&config).expect("the configuration");
+            let gateway = Gateway::start(&lab, &config);
+            return (World { lab, origin, dns, gateway }, vault);
+        }
+        gateway::guard();
+        let root = fs::read_to_string(lab.dir.join("pki-root.pem")).expect("the root");
+        lab.write("agents.pem", root + "\n" + lab.public.pem());
+        let gateway = Gateway::run(&lab, &config);
+        let gateway = gateway.unwrap_or_else(|failed| panic!("not ready: {}", failed.stderr));
+        (World { lab, origin, dns, gateway }, vault)
+    }
+}
+
+fn config(vault: &Vault, pki: bool) -> String {
+    let approle = "[vault.approle]\nrole_id = \"the-lab's-gateway\"\n\
+                   secret_id_file = \"{dir}/vault/secret-id\"\n";
+    let vault = vault.config_with(approle);
+    match pki {
+        false => gateway::vault_config(&vault),
+        true => {
+            let pki = "[vault.pki]\nroot_file = \"{dir}/pki-root.pem\"\n";
+            let text = gateway::vault_config(&(vault + pki));
+            text.replace("ca_dir = \"{dir}/issuing\"\n", "")
+        }
+    }
+}
+
+/// The commands that the plan leaves to the operator, as its comments print them.
+fn by_hand(script: &str) -> String {
+    let comments = script.lines().filter_map(|line| line.strip_prefix("# "));
+    let commands = comments.filter(|line| line.starts_with("(umask") || line.starts_with("vault "));
+    commands.map(|line| format!("{line}\n")).collect()
+}
+
+fn findings(report: &str) -> Vec<&str> {
+    let is_finding = |line: &&str| {
+        ["missing ", "too wide ", "unknown "].iter().any(|word| line.starts_with(word))
+    };
+    report.lines().filter(is_finding).collect()
+}
+
+fn two_groups_get_their_secrets(world: &World) {
+    for (ns, placeholder, secret) in
+        [(AGENT, "OPENAI_API_KEY", OPENAI_SECRET), (AGENT2, "OPS_OPENAI_KEY", OPS_SECRET)]
+    {
+        world.origin.log().clear();
+        assert_eq!(status(world, ns, placeholder), 200);
+        let request = &world.origin.log().wait_requests(1)[0];
+        assert_eq!(request.header("authorization"), [format!("Bearer {secret}")]);
+    }
+}
+
+fn status(world: &World, ns: Ns, placeholder: &str) -> u16 {
+    let mut tls = world.h1_from(ns, OPENAI.port(443), OPENAI.name).expect("a handshake");
+    let ticket = format!("Authorization: Bearer {placeholder}");
+    tls.ask(get(&[&ticket])).expect("an answer").status.as_u16()
+}
+
+#[test]
+fn the_plan_is_all_that_an_empty_vault_has_to_be_told() {
+    sandboxed(|| {
+        let it = Planned::apply(false);
+        it.assert_healthy();
+        let before = it.state(false);
+        it.vault.script(&it.plan(&[]));
+        assert_eq!(before, it.state(false), "applied again it changes nothing");
+        let (world, vault) = it.run(false);
+        two_groups_get_their_secrets(&world);
+        // Each under its own token, which is bound to the gateway's address.
+        for accessor in vault.accessors() {
+            let looked =
+                vault.try_cli(&["token", "lookup", "-accessor", &accessor], vault.root_token());
+            let looked: Value = serde_json::from_slice(&looked.stdout).expect("JSON");
+            let data = &looked["data"];
+            if data["policies"] != json!(["root"]) {
+                assert!(data["bound_cidrs"].as_array().is_some_and(|it| it.len() == 1), "{looked}");
+                assert_eq!(data["policies"].as_array().map(Vec::len), Some(1), "{looked}");
+            }
+        }
+        world.assert_secrets_untold();
+    });
+}
+
+#[test]
+fn the_plan_sets_up_the_engine_that_signs_the_issuing_cas() {
+    sandboxed(|| {
+        let it = Planned::apply(true);
+        it.assert_healthy();
+        let before = it.state(true);
+        it.vault.script(&it.plan(&[]));
+        assert_eq!(before, it.state(true), "applied again it makes no other root");
+        it.assert_found("gateway", "Vault signs a CA for no names", |vault| {
+            let policy = it.policy("cloakroom-gateway");
+            let (allowed, _) = policy.split_once("  denied_parameters").expect("a stanza");
+            vault.policy("cloakroom-gateway", &format!("{allowed}}}\n"));
+        });
+        it.assert_found("gateway", "Vault signs a CA for a name outside", |vault| {
+            let free = "path \"pki/root/sign-intermediate\" { capabilities = [\"update\"] }\n";
+            let policy = it.policy("cloakroom-gateway");
+            let (before, _) = policy.split_once("path \"pki/").expect("a stanza");
+            vault.policy("cloakroom-gateway", &(before.to_owned() + free));
+        });
+        it.assert_found("gateway", "the CA of `git`: Vault's policies do not let", |vault| {
+            let policy = it.policy("cloakroom-gateway");
+            vault.policy("cloakroom-gateway", &policy.replace("git.example", "other.example"));
+        });
+        let (world, _vault) = it.run(true);
+        two_groups_get_their_secrets(&world);
+        world.assert_secrets_untold();
+    });
+}
+
+#[test]
+fn the_doctor_finds_each_mistake_and_names_it() {
+    sandboxed(|| {
+        let it = Planned::apply(false);
+        it.assert_healthy();
+        let [gateway, operations, research] = NAMES;
+        let add = |name: &'static str, line: &'static str| {
+            let text = it.policy(name) + line;
+            move |vault: &Vault| vault.policy(name, &text)
+        };
+        let role = |change: &'static str| {
+            move |vault: &Vault| {
+                drop(vault.cli(&["write", "auth/token/roles/cloakroom-operations", change]))
+            }
+        };
+
+        it.assert_found("operations", "cloakroom-operations: it is not there", |vault| {
+            vault.cli(&["delete", "auth/token/roles/cloakroom-operations"]);
+        });
+        it.assert_found("research", "may not read kv/data/agents/git", |vault| {
+            let policy = it.policy(research).replace("agents/git", "agents/gone");
+            vault.policy(research, &policy);
+        });
+        let all = "path \"kv/data/*\" { capabilities = [\"read\"] }\n";
+        it.assert_found("research", "more than its paths: read kv/data/<any>,", add(research, all));
+        let one = "path \"kv/data/+/ops\" { capabilities = [\"read\"] }\n";
+        it.assert_found("operations", "more than its paths: read kv/data/<any>/ops", |vault| {
+            let policy = it.policy(operations);
+            vault.policy(
+                operations,
+                &(policy.replace("kv/data/agents/ops", "kv/data/none/ops") + one),
+            );
+        });
+        it.assert_found("research", "may update kv/data/agents/openai, and needs read", |vault| {
+            let policy = it.policy(research);
+            let (before, after) = policy.split_once("agents/openai\" {").expect("a stanza");
+            let after = after.replacen("[\"read\"]", "[\"read\", \"update\"]", 1);
+            vault.policy(research, &format!("{before}agents/openai\" {{{after}"));
+        });
+        let read = "path \"kv/data/agents/openai\" { capabilities = [\"read\"] }\n";
+        it.assert_found(
+            "gateway",
+            "reaches secrets, and needs none: read kv/data/agents/openai",
+            add(gateway, read),
+        );
+        it.assert_found(
+            "operations",
+            "not its own: read kv/data/agents/openai",
+            add(operations, read),
+        );
+        let create = "path \"auth/token/create\" { capabilities = [\"update\"] }\n";
+        it.assert_found(
+            "gateway",
+            "could give itself more: update auth/token/create",
+            add(gateway, create),
+        );
+        let policies = "path \"sys/policies/acl/*\" { capabilities = [\"update\"] }\n";
+        it.assert_found("gateway", "sys/policies/acl/", add(gateway, policies));
+        it.assert_found("operations", "good from everywhere", role("token_bound_cidrs="));
+        it.assert_found("operations", "it allows root", role("allowed_policies=root"));
+        let inherits = "allowed_policies=cloakroom-operations,cloakroom-gateway";
+        it.assert_found("operations", "has a policy of the gateway's", role(inherits));
+        it.assert_found("operations", "would outlive the gateway's", role("orphan=true"));
+        it.assert_found("operations", "Vault does not say what its token may do", |vault| {
+            let policy = it.policy(operations).replace("sys/capabilities-self", "sys/nothing");
+            vault.policy(operations, &policy);
+        });
+        let told = it.doctor(&[]).1;
+        assert!(told.contains("\noperations can read:\n  kv/data/agents/ops\n"), "{told}");
+        for secret in gateway::SECRETS {
+            assert!(!told.contains(secret), "{told}");
+        }
+        // It leaves no token behind.
+        assert_eq!(it.vault.accessors().len(), 1, "Vault's own root");
+    });
+}
+
+#[test]
+fn the_doctor_leaves_a_wrapped_secret_id_to_the_gateway() {
+    sandboxed(|| {
+        let mut it = Planned::apply(false);
+        let own = it.lab.dir.join("own-secret-id");
+        fs::copy(it.lab.dir.join("vault/secret-id"), &own).expect("a copy");
+        let text = fs::read_to_string(&it.config).expect("the configuration");
+        let text = text.replace("vault/secret-id\"\n", "vault/secret-id\"\nwrapped = true\n");
+        it.lab.write("cloakroom.toml", text);
+        it.vault.script(&by_hand(&it.plan(&[])));
+        let (code, _, error) = it.doctor(&[]);
+        assert!(code == Some(1) && error.contains("--secret-id-file"), "{error}");
+        let (code, report, error) = it.doctor(&["--secret-id-file", &own.display().to_string()]);
+        assert_eq!(code, Some(0), "{report}{error}");
+        it.vault.stop();
+        let (code, report, _) = it.doctor(&["--secret-id-file", &own.display().to_string()]);
+        assert!(code == Some(1) && report.contains("unknown   gateway: no connection"), "{report}");
+        it.vault.resume();
+        // What the plan's own command wrapped is still there to be opened, once, by the gateway.
+        let (world, _vault) = it.run(false);
+        two_groups_get_their_secrets(&world);
+    });
+}
+
+#[test]
+fn the_plan_for_terraform_says_the_same() {
+    sandboxed(|| {
+        let it = Planned::apply(true);
+        let file = it.lab.write("plan.tf", it.plan(&["--format", "terraform"]));
+        let parsed = succeed(Command::new(python()).args(["-c", PARSE]).arg(file));
+        let parsed: Value = serde_json::from_str(&parsed).expect("JSON");
+        let by_kind = |kind: &str| parsed[kind].as_object().expect("resources").clone();
+        let policies = by_kind("vault_policy");
+        assert_eq!(policies.len(), NAMES.len());
+        for name in NAMES {
+            let policy = &policies[&format!("p-{name}")];
+            assert_eq!(policy["name"], name);
+            assert_eq!(policy["policy"], it.policy(name));
+        }
+        let roles = by_kind("vault_token_auth_backend_role");
+        let read = |path: &str| -> Value {
+            let answer: Value = serde_json::from_str(&it.vault.cli(&["read", path])).expect("JSON");
+            answer["data"].clone()
+        };
+        for name in &NAMES[1..] {
+            let (planned, live) =
+                (&roles[&format!("p-{name}")], read(&format!("auth/token/roles/{name}")));
+            assert_same(planned, &live);
+            assert_eq!(live["allowed_policies"], json!([name]));
+            assert_eq!(
+                planned["allowed_policies"],
+                json!([format!("${{vault_policy.p-{name}.name}}")])
+            );
+        }
+        let approle = &by_kind("vault_approle_auth_backend_role")["cloakroom-login"];
+        assert_same(approle, &read("auth/approle/role/cloakroom-gateway"));
+        assert_eq!(approle["role_id"], "the-lab's-gateway");
+        assert_eq!(by_kind("vault_mount")["cloakroom-pki"]["path"], "pki");
+    });
+}
+
+/// Requires that Vault has what the resource says, as far as both name it.
+#[track_caller]
+fn assert_same(planned: &Value, live: &Value) {
+    let fields = [
+        "orphan",
+        "renewable",
+        "token_type",
+        "token_no_default_policy",
+        "token_period",
+        "secret_id_bound_cidrs",
+    ];
+    let both = |field: &&&str| planned.get(**field).is_some() && live.get(**field).is_some();
+    let compared: Vec<_> = fields.iter().filter(both).collect();
+    assert!(compared.len() >= 4, "{planned} {live}");
+    for field in compared {
+        assert_eq!(planned[*field], live[*field], "{field}");
+    }
+    // Vault leaves the length of a whole address out.
+    let bound = planned["token_bound_cidrs"][0].as_str().expect("an address");
+    assert_eq!(live["token_bound_cidrs"], json!([bound.trim_end_matches("/32")]));
+}
+
+const NAMES: [&str; 3] = ["cloakroom-gateway", "cloakroom-operations", "cloakroom-research"];
+
+/// Prints what the file says as `{kind: {name: fields}}`, with texts as they are meant.
+const PARSE: &str = r#"
+import hcl2, json, re, sys
+
+def plain(value):
+    if isinstance(value, dict):
+        return {plain(key): plain(it) for key, it in value.items() if key != "__is_block__"}
+    if isinstance(value, list):
+        return [plain(it) for it in value]
+    if not isinstance(value, str) or not value.startswith('"'):
+        return value
+    text = value[1:-1]
+    here = re.fullmatch(r"<<(\w+)\n(.*\n)\1", text, re.S)
+    text = here.group(2) if here else json.loads(value)
+    return text.replace("$${", "${").replace("%%{", "%{")
+
+found = {}
+for resource in plain(hcl2.load(open(sys.argv[1])))["resource"]:
+    for kind, named in resource.items():
+        found.setdefault(kind, {}).update(named)
+print(json.dumps(found))
+"#;
