@@ -137,7 +137,7 @@ impl Ledger {
 impl Entry {
     fn take(&mut self, fresh: Held, now: Instant) -> (Change, bool) {
         let recovered = self.failure.take().is_some();
-        if let Some(held) = self.held.as_mut().filter(|held| same(&held.value, &fresh.value)) {
+        if let Some(held) = self.held.as_mut().filter(|held| held.is_made_like(&fresh)) {
             // The value itself stays: masks are made for it already.
             held.good_until = fresh.good_until;
             held.narrowing = fresh.narrowing;
@@ -176,6 +176,16 @@ impl Entry {
             );
         }
         retired
+    }
+}
+
+impl Held {
+    /// Whether the value, and every field that it was made of, are the other's.
+    fn is_made_like(&self, other: &Self) -> bool {
+        let mut parts = self.parts.iter().zip(&other.parts);
+        self.parts.len() == other.parts.len()
+            && same(&self.value, &other.value)
+            && parts.all(|(one, other)| same(one, other))
     }
 }
 

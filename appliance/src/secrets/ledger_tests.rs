@@ -246,3 +246,21 @@ fn the_fields_of_a_template_are_masked_like_the_whole() {
     scene.value(1, ONE);
     assert_eq!(scene.known(), [ONE, known[0], known[1]]);
 }
+
+#[test]
+fn other_fields_that_make_the_same_value_are_masked_too() {
+    let mut scene = Scene::new();
+    let (key, now) = (scene.key.clone(), scene.at(0));
+    let bytes = |text: &str| Zeroizing::new(text.as_bytes().to_vec());
+    let whole = "0123456789abcdefghijklmnopqrstuv-xyz";
+    for (at, change) in [(17, Change::Arrived), (18, Change::Rotated), (18, Change::Same)] {
+        let (one, other) = whole.split_at(at);
+        let picked = Picked { whole: bytes(whole), parts: vec![bytes(one), bytes(other)] };
+        let fresh = Fresh { picked, lease_ends: None, narrowing: Arc::default() };
+        assert_eq!(scene.ledger.record(&key, Ok(fresh), now), change);
+    }
+    let known = scene.known();
+    for part in [whole, &whole[..17], &whole[17..], &whole[..18], &whole[18..]] {
+        assert!(known.iter().any(|known| known == part), "{part}");
+    }
+}
