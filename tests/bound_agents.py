@@ -6,7 +6,7 @@ import sys
 from scapy.all import (
     ARP, Dot1AD, Dot1Q, Ether, ICMP, IP, IPv6, LLC, Raw, SNAP, TCP, UDP, conf,
     ICMPv6EchoRequest, ICMPv6ND_NA, ICMPv6ND_NS, ICMPv6ND_RA, ICMPv6ND_Redirect,
-    ICMPv6NDOptDstLLAddr, ICMPv6NDOptSrcLLAddr,
+    ICMPv6NDOptDstLLAddr, ICMPv6NDOptSrcLLAddr, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment,
 )
 
 GATEWAY_MAC, BATTERY = sys.argv[1:]
@@ -90,6 +90,26 @@ def claims():
         yield ether() / IPv6(src=source, dst="ff02::1", hlim=255) / router
         redirect = ICMPv6ND_Redirect(tgt="fe80::10", dst=API6)
         yield ether() / IPv6(src=source, dst=GATEWAY6, hlim=255) / redirect
+
+
+def pieces():
+    """Advertisements for another's address that come in two fragments, whose target is in the
+    second, from a source that is the agent's own."""
+    number = 0
+    for source in (IP6, "fe80::10"):
+        for flags in ({"O": 0, "S": 1}, {"O": 1, "S": 0}, {"O": 1, "S": 1}):
+            for destination in (GATEWAY6, "ff02::1"):
+                for options in (b"", bytes(IPv6ExtHdrDestOpt(nh=58))):
+                    number += 1
+                    advert = IPv6(src=source, dst=destination, hlim=255) / ICMPv6ND_NA(
+                        tgt=OTHER6, R=1, **flags) / ICMPv6NDOptDstLLAddr(lladdr=MINE)
+                    whole = options + bytes(advert)[40:]
+                    for offset in (0, len(options) + 8):
+                        last = offset > 0
+                        piece = Raw(whole[offset:] if last else whole[:len(options) + 8])
+                        yield ether() / IPv6(src=source, dst=destination, hlim=255) / \
+                            IPv6ExtHdrFragment(nh=60 if options else 58, offset=offset // 8,
+                                               m=0 if last else 1, id=number) / piece
 
 
 def send(frames):

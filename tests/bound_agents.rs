@@ -32,6 +32,27 @@ fn nobody_is_believed_about_anothers_address() {
     sandboxed(|| nothing_of("claims", 90));
 }
 
+#[test]
+fn an_advertisement_in_pieces_is_not_believed() {
+    sandboxed(|| {
+        let allow = || GATEWAY.shell("sysctl -qw net.ipv6.conf.agents0.suppress_frag_ndisc=0");
+        let world = bound_after("", || drop(allow()));
+        let believed = || {
+            for (address, mac) in NEIGHBOURS {
+                let entry = format!("{address} lladdr {mac} nud stale dev agents0");
+                GATEWAY.shell(&format!("ip neigh replace {entry}"));
+            }
+            assert!(send(&world, "pieces") >= 48);
+            let known = GATEWAY.shell("ip neigh show 2001:db8:a::11 dev agents0");
+            known.contains(MINE)
+        };
+        assert!(!believed(), "an advertisement in pieces is believed");
+        allow();
+        assert!(believed(), "the battery proves nothing");
+        assert_served(&world);
+    });
+}
+
 /// Every frame of the battery is dropped where it comes in, nothing gets out, and the gateway's
 /// neighbours stay who they are.
 fn nothing_of(battery: &str, at_least: u64) {
@@ -125,6 +146,11 @@ fn curl_succeeds(world: &World, arguments: &str) -> bool {
 
 /// The first agent and another one, bound on `agents0`.
 fn bound(settings: &str) -> World {
+    bound_after(settings, || {})
+}
+
+/// The same, after something was done to the gateway.
+fn bound_after(settings: &str, prepare: impl FnOnce()) -> World {
     let agent = |mac: &str, last: &str| {
         format!(
             "\n[[group.agent]]\nmac = \"{mac}\"\n\
@@ -137,6 +163,7 @@ fn bound(settings: &str) -> World {
         .replace("ipv6 = true", &format!("ipv6 = true\n{settings}"));
     World::prepared(&config, |_, _| {
         AGENT.shell(&format!("ip link set eth0 address {MINE}"));
+        prepare();
     })
 }
 

@@ -11,7 +11,7 @@ use std::{
 use lab::{
     Lab,
     dns::Dns,
-    gateway::{self, Gateway, OPENAI_SECRET},
+    gateway::{self, ANTHROPIC_SECRET, Gateway, OPENAI_SECRET},
     net::OPENAI,
     origin::Origin,
     sandboxed,
@@ -19,7 +19,10 @@ use lab::{
     wait,
 };
 
-use crate::world::{TICKET, World, get, get_path};
+use crate::{
+    control::tell,
+    world::{TICKET, World, get, get_path},
+};
 
 const ROTATED: &str = "sk-lab-r0tated-4e1f90b2c7d8a365";
 
@@ -81,13 +84,27 @@ fn a_rotation_under_load_fails_no_request_and_the_old_key_stays_masked() {
         assert!(keys.iter().all(|key| *key == old || *key == new));
         assert_eq!(keys.last(), Some(&new));
 
-        let told = world.ask(&get_path("/reflect", &[TICKET, &format!("X-Old: {OPENAI_SECRET}")]));
-        assert_eq!(told.status, 200);
+        let told = told_back(&world);
         for secret in [OPENAI_SECRET, ROTATED] {
-            assert!(!told.text().contains(secret), "{}", told.text());
+            assert!(!told.contains(secret), "{told}");
         }
         world.assert_secrets_untold();
         assert!(!world.gateway.stderr().contains(ROTATED));
+    });
+}
+
+#[test]
+fn a_key_whose_reference_left_the_policy_stays_masked() {
+    sandboxed(|| {
+        let world = World::usual();
+        assert_eq!(world.ask(&get(&[TICKET])).status, 200);
+        let another = gateway::usual_config().replace("file:openai", "file:anthropic");
+        gateway::install(&world.lab, &another);
+        tell(&world, &["reload"], 0);
+        let told = told_back(&world);
+        for secret in [OPENAI_SECRET, ANTHROPIC_SECRET] {
+            assert!(!told.contains(secret), "{told}");
+        }
     });
 }
 
@@ -132,6 +149,15 @@ fn twenty_thousand_requests_cost_vault_two_reads_of_each_secret_a_refresh_at_mos
             assert!(read as f64 <= 2.0 * (refreshes + 1.0), "{name}: {read} in {refreshes}");
         }
     });
+}
+
+/// What an origin says that tells the agent every header it saw, the old key among them.
+fn told_back(world: &World) -> String {
+    let told = world.ask(&get_path("/v1/echo", &[TICKET, &format!("X-Old: {OPENAI_SECRET}")]));
+    assert_eq!(told.status, 200);
+    let told = told.text().to_owned();
+    assert!(told.contains("x-old") && told.contains("authorization"), "{told}");
+    told
 }
 
 const REQUESTS: usize = 20_000;

@@ -6,6 +6,7 @@
 //! may finish, then it is cut. The rules stay, so that the gateway is closed after the daemon.
 
 mod control;
+mod error;
 mod flow;
 mod ground;
 mod harden;
@@ -13,6 +14,7 @@ mod issuing;
 mod orders;
 mod refused;
 mod signals;
+mod start;
 mod supervisor;
 mod wanted;
 mod worker;
@@ -22,21 +24,19 @@ use std::{
     fmt,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rustls::RootCertStore;
 use tokio::{
-    runtime::Handle,
-    sync::{mpsc, oneshot, watch},
+    sync::{mpsc, watch},
     task::JoinHandle,
     time::{MissedTickBehavior, timeout},
 };
 
+pub use self::error::DaemonError;
 use self::{
-    control::Control,
-    flow::Gateway,
-    orders::{Orders, Reload},
+    orders::Reload,
     refused::Watcher,
     signals::{Signals, Told},
     supervisor::Supervisor,
@@ -44,36 +44,16 @@ use self::{
     worker::Worker,
 };
 use crate::{
-    accept::Places,
     audit::{Sink, Writer},
-    ca::{CaError, Rotation, RuleCas},
-    config::{self, Config, SecretFile, Settings},
-    dial::{ControlPlane, Resolver},
-    dns::{self, Desk},
-    intercept::Means,
-    packets::{self, Capture, Claim, Kept, PacketLog, PacketsError},
+    ca::{Rotation, RuleCas},
+    config::{self, Config, Settings},
+    dns,
+    packets::{self, Capture, Claim, Kept},
     phase::{Phase, Phases},
-    policy::{Group, Policy},
-    quarantine::Quarantine,
-    rulebook::{Rulebook, RulebookError},
-    secrets::{FileSource, SecretStore, Session, Sources, VaultSource},
-    tls,
+    policy::Policy,
+    rulebook::Rulebook,
+    secrets::SecretStore,
 };
-
-/// Why the daemon did not start, or a reload was not taken.
-#[derive(Debug)]
-pub enum DaemonError {
-    /// The configuration, with every error in it.
-    Config(config::Errors),
-    /// Packets, routes or listeners.
-    Packets(PacketsError),
-    /// Issuing CAs.
-    Ca(CaError),
-    /// Certificates.
-    Rulebook(RulebookError),
-    /// Anything else, said in one line.
-    Other(String),
-}
 
 /// What the environment says of whoever started the daemon; read by the command line.
 #[derive(Debug, Default)]
@@ -136,90 +116,6 @@ struct Daemon {
 }
 
 impl Daemon {
-    async fn start(
-        config: Config,
-        config_file: &Path,
-        supervisor: &Supervisor,
-        kept: Kept,
-    ) -> Result<Self, DaemonError> {
-        let Config { settings, policy } = config;
-        let control = Control::bind(&settings.control).map_err(|error| {
-            other(&format!("the control socket {}", settings.control.display()), &error)
-        })?;
-        let quarantine = Quarantine::open(&settings.state_dir)
-            .map_err(|error| DaemonError::Other(error.to_string()))?;
-        let capture = Capture::new(&policy, &settings);
-        packets::prepare(&capture).await?;
-        let system_roots = Arc::new(system_roots());
-        // A listener holds a place while it waits for the connection that will take it.
-        let waiting = workers(&settings) * capture.listeners();
-        let places = Places::new(policy.limits.connections + waiting);
-        let resolver = open_resolver(&settings, &system_roots)?;
-        let (secrets, vault) = open_secrets(&settings, &policy.groups, resolver.control_plane())?;
-        let sources = (Arc::clone(&secrets), vault.clone());
-        let wanted = Wanted::new(sources, quarantine.watch(), &policy);
-        let wanted = Arc::new(wanted);
-        let rotation = issuing::open_rotation(&settings, vault.as_ref())?;
-        let cas = issuing::cas(&policy, &settings, rotation.as_ref())?;
-        let rulebook = rulebook(policy, cas.clone(), &system_roots)?;
-        let (audit, writer) = Sink::open(&settings.audit).map_err(|error| {
-            other(&format!("cannot write the audit {}", settings.audit), &error)
-        })?;
-        let (phase, phases) = Phases::new();
-        let (rulebooks, in_force) = watch::channel(Arc::new(rulebook));
-        let means = Means { audit: audit.clone(), secrets: Arc::clone(&secrets), resolver };
-        let gateway = Arc::new(Gateway {
-            means,
-            rulebook: in_force,
-            phases: phases.clone(),
-            quarantined: quarantine.watch(),
-            places,
-            proxy_port: settings.proxy_port,
-        });
-        let refreshing = tokio::spawn(Arc::clone(&secrets).run(cut(phases.clone())));
-        issuing::first_round(&secrets, rotation.as_ref(), &cas, FIRST_ROUND).await;
-        let claim = packets::claim_beside(&kept, &capture)?;
-        let log = PacketLog::open(capture.nflog_group)?;
-        let (in_force, places) = (gateway.rulebook.clone(), Arc::clone(&gateway.places));
-        let watcher = Watcher::start(log, audit.clone(), in_force, places)
-            .map_err(|error| other("cannot start a thread", &error))?;
-        let Captured { workers, dns } =
-            capture_packets(&capture, &settings, &gateway, (supervisor, kept))?;
-        report_secrets(&secrets);
-        issuing::report(rotation.as_ref());
-        let (to_reload, reloads) = mpsc::channel(1);
-        let doubt = watch::Sender::default();
-        let orders = Orders {
-            gateway,
-            quarantine: Arc::new(quarantine),
-            wanted: Arc::clone(&wanted),
-            doubt: doubt.subscribe(),
-            reloads: to_reload,
-        };
-        let obeying = tokio::spawn(control.serve(orders, cut(phases)));
-        Ok(Self {
-            config_file: config_file.to_owned(),
-            settings,
-            capture,
-            doubt,
-            system_roots,
-            phase,
-            rulebooks,
-            secrets,
-            wanted,
-            rotation,
-            refreshing,
-            reloads,
-            obeying,
-            audit,
-            writer,
-            workers,
-            dns,
-            watcher,
-            _claim: claim,
-        })
-    }
-
     async fn live(mut self, mut signals: Signals, supervisor: &Supervisor) {
         let every = self.settings.assert_every;
         let mut rounds = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
@@ -330,52 +226,6 @@ impl Daemon {
     }
 }
 
-/// Whoever the packets are sent to.
-struct Captured {
-    workers: Vec<Worker>,
-    dns: dns::Server,
-}
-
-/// Listeners first, then the rules that send packets to them: in between nothing is lost, only
-/// refused.
-fn capture_packets(
-    capture: &Capture,
-    settings: &Settings,
-    gateway: &Arc<Gateway>,
-    (supervisor, mut kept): (&Supervisor, Kept),
-) -> Result<Captured, DaemonError> {
-    let (begin, begun) = oneshot::channel();
-    let mut begins = vec![begin];
-    let desk = Desk::new(
-        gateway.rulebook.clone(),
-        (gateway.means.resolver.clone(), gateway.means.audit.clone()),
-        gateway.phases.clone(),
-        gateway.quarantined.clone(),
-        settings.ipv6,
-    );
-    let dns = dns::Server::start(packets::dns_sockets(capture)?, desk, begun)
-        .map_err(|error| other("cannot start the agents' resolver", &error))?;
-    let count = workers(settings);
-    let mut workers = Vec::with_capacity(count);
-    for number in 0..count {
-        let (begin, begun) = oneshot::channel();
-        let listeners = kept.listen(capture)?;
-        supervisor.keep(&listeners);
-        let worker = Worker::start(number, listeners, Arc::clone(gateway), begun)
-            .map_err(|error| other("cannot start a worker", &error))?;
-        workers.push(worker);
-        begins.push(begin);
-    }
-    // What nobody took must not be sent a connection.
-    drop(kept);
-    packets::apply(capture)?;
-    for begin in begins {
-        // A worker that is gone has said so itself.
-        let _ = begin.send(());
-    }
-    Ok(Captured { workers, dns })
-}
-
 async fn next_sign(signs: &mut Option<tokio::time::Interval>) {
     match signs {
         Some(signs) => {
@@ -389,13 +239,6 @@ async fn cut(mut phases: Phases) {
     phases.reached(Phase::Cut).await;
 }
 
-fn workers(settings: &Settings) -> usize {
-    match settings.workers {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        count => count,
-    }
-}
-
 fn rulebook(
     policy: Policy,
     cas: RuleCas,
@@ -404,91 +247,15 @@ fn rulebook(
     Rulebook::new(policy, cas, Arc::clone(system_roots)).map_err(DaemonError::Rulebook)
 }
 
-fn open_resolver(
-    settings: &Settings,
-    system_roots: &Arc<RootCertStore>,
-) -> Result<Resolver, DaemonError> {
-    let over_tls = settings.resolvers.iter().any(|server| server.tls_name.is_some());
-    let tls = over_tls.then(|| tls::resolver_client(settings.resolver_ca.as_deref(), system_roots));
-    let tls = tls.transpose().map_err(DaemonError::Other)?;
-    Resolver::new(&settings.resolvers, tls, Handle::current()).map_err(DaemonError::Other)
-}
-
-/// Opens the sources that the settings name. A file that cannot be read is an error here; a Vault
-/// that cannot be reached is not: what depends on it is refused until it can.
-fn open_secrets(
-    settings: &Settings,
-    groups: &[Arc<Group>],
-    control_plane: &ControlPlane,
-) -> Result<(Arc<SecretStore>, Option<Arc<Session>>), DaemonError> {
-    let (mut sources, mut session) = (Sources::default(), None);
-    let (mut refresh, mut max_stale) = (FILE_REFRESH, FILE_MAX_STALE);
-    if let Some(vault) = &settings.vault {
-        let source = VaultSource::new(vault, groups, control_plane);
-        let source = source.map_err(|error| other("[vault]", &error))?;
-        session = Some(source.session());
-        sources.vault = Some(source);
-        (refresh, max_stale) = (vault.refresh, vault.max_stale);
-    }
-    if let Some(SecretFile { path, key }) = &settings.secret_file {
-        let file = FileSource::new(path.clone(), key.clone());
-        file.check().map_err(|error| other(&path.display().to_string(), &error))?;
-        sources.file = Some(file);
-    }
-    Ok((SecretStore::new(Arc::new(sources), &[], refresh, max_stale), session))
-}
-
-/// Certificates that the system holds but rustls cannot read are passed over, as elsewhere.
-fn system_roots() -> RootCertStore {
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    roots
-}
-
-fn report_secrets(secrets: &SecretStore) {
-    let health = secrets.snapshot().health(Instant::now());
-    tracing::info!(available = health.available, missing = health.missing.len(), "secrets");
-    for (group, secret, cause) in &health.missing {
-        tracing::warn!(%group, %secret, %cause, "no value yet; requests that need it get 503");
-    }
-}
-
 fn other(what: &str, error: &dyn fmt::Display) -> DaemonError {
     DaemonError::Other(format!("{what}: {error}"))
 }
 
-impl From<PacketsError> for DaemonError {
-    fn from(error: PacketsError) -> Self {
-        Self::Packets(error)
-    }
-}
-
-impl fmt::Display for DaemonError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Config(errors) => errors.fmt(f),
-            Self::Packets(error) => error.fmt(f),
-            Self::Ca(error) => error.fmt(f),
-            Self::Rulebook(error) => error.fmt(f),
-            Self::Other(text) => f.write_str(text),
-        }
-    }
-}
-
-impl std::error::Error for DaemonError {}
-
-/// Time that the start waits for the first values. Without them the gateway comes up all the
-/// same and answers 503 where they are needed.
-const FIRST_ROUND: Duration = Duration::from_secs(5);
 /// Time that a reload waits for the values that are new in it.
 const RELOAD_ROUND: Duration = Duration::from_secs(2);
 /// Time for flows to end once they are cut.
 const CUT_TIME: Duration = Duration::from_secs(5);
 /// Time for the sources of secrets to take back what they lent.
 const GIVE_BACK_TIME: Duration = Duration::from_secs(5);
-/// How often the file of secrets is read where no Vault says otherwise.
-const FILE_REFRESH: Duration = Duration::from_secs(30);
-/// How long a value outlives a file that has become unreadable.
-const FILE_MAX_STALE: Duration = Duration::from_secs(300);
 /// Time for the last records to be written.
 const AUDIT_TIME: Duration = Duration::from_secs(5);

@@ -1,8 +1,8 @@
 //! What each agent has asked lately, and what it may still ask.
 //!
 //! Every agent has its own share of queries, lookups, connections and audit records, so that one
-//! at its limits leaves the others theirs. Where there are too many agents to keep apart, new ones
-//! are told no.
+//! at its limits leaves the others theirs. A group, whose hosts may use many addresses, has a share
+//! too: where it has too many agents to keep apart, new ones of it are told no, and others are not.
 
 use std::{
     collections::HashMap,
@@ -10,11 +10,23 @@ use std::{
     time::Instant,
 };
 
-use crate::accept::{AgentKey, Pace};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::{
+    accept::{AgentKey, Pace},
+    policy::GroupName,
+};
 
 /// Every agent that asked lately.
 #[derive(Debug, Default)]
-pub(super) struct Agents(Mutex<HashMap<AgentKey, Agent>>);
+pub(super) struct Agents(Mutex<HashMap<GroupName, OfGroup>>);
+
+#[derive(Debug)]
+struct OfGroup {
+    agents: HashMap<AgentKey, Agent>,
+    held: Held,
+    running: Arc<Semaphore>,
+}
 
 /// What an agent's queries came to in a while.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -33,6 +45,7 @@ pub(super) struct Share {
     agents: Arc<Agents>,
     key: AgentKey,
     of: Of,
+    running: Arc<Semaphore>,
 }
 
 /// What there is a share of.
@@ -48,15 +61,20 @@ pub(super) enum Of {
 struct Agent {
     queries: Pace,
     records: Pace,
+    held: Held,
+    counts: Counts,
+}
+
+#[derive(Debug, Default)]
+struct Held {
     lookups: usize,
     connections: usize,
-    counts: Counts,
 }
 
 impl Agents {
     /// Whether the agent may ask now: `rate` queries a second, twice as many at once.
     pub(super) fn may_ask(&self, key: &AgentKey, rate: u32, now: Instant) -> bool {
-        let allowed = self.with(key, now, |agent| {
+        let allowed = self.with(key, now, |agent, _| {
             let may = agent.queries.take(rate, rate.saturating_mul(2), now);
             if !may {
                 agent.counts.limited += 1;
@@ -68,93 +86,149 @@ impl Agents {
 
     /// Counts a query that was answered.
     pub(super) fn answered(&self, key: &AgentKey, now: Instant) {
-        self.with(key, now, |agent| agent.counts.answered += 1);
+        self.with(key, now, |agent, _| agent.counts.answered += 1);
     }
 
     /// Counts a query that was refused. Says whether it is to have a record of its own.
     pub(super) fn refused(&self, key: &AgentKey, now: Instant) -> bool {
-        let recorded = self.with(key, now, |agent| {
+        let recorded = self.with(key, now, |agent, _| {
             agent.counts.refused += 1;
             agent.records.take(RECORDS_A_SECOND, RECORDS_AT_ONCE, now)
         });
         recorded.unwrap_or(false)
     }
 
-    /// A share of something, while there is one.
+    /// A share of something, while the agent and its group have one left.
     pub(super) fn share(self: &Arc<Self>, key: &AgentKey, of: Of) -> Option<Share> {
-        let taken = self.with(key, Instant::now(), |agent| {
-            let (held, most) = agent.held(of);
-            let free = *held < most;
-            *held += usize::from(free);
-            free
+        let running = self.with(key, Instant::now(), |agent, group| {
+            let (of_agent, of_group) = of.most();
+            let (own, all) = (agent.held.of(of), group.held.of(of));
+            if *own >= of_agent || *all >= of_group {
+                return None;
+            }
+            *own += 1;
+            *all += 1;
+            Some(Arc::clone(group.running))
         });
-        taken.filter(|taken| *taken)?;
-        Some(Share { agents: Arc::clone(self), key: key.clone(), of })
+        let running = running.flatten()?;
+        Some(Share { agents: Arc::clone(self), key: key.clone(), of, running })
     }
 
     /// What every agent's queries came to since the last time, where there were any. Agents that
     /// are at rest are forgotten.
     pub(super) fn sweep(&self, now: Instant) -> Vec<(AgentKey, Counts)> {
-        let mut agents = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut groups = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut counts = Vec::new();
-        agents.retain(|key, agent| {
-            let since = std::mem::take(&mut agent.counts);
-            if since != Counts::default() {
-                counts.push((key.clone(), since));
-            }
-            !agent.is_at_rest(now)
-        });
+        for group in groups.values_mut() {
+            group.agents.retain(|key, agent| {
+                let since = std::mem::take(&mut agent.counts);
+                if since != Counts::default() {
+                    counts.push((key.clone(), since));
+                }
+                !agent.is_at_rest(now)
+            });
+        }
+        groups.retain(|_, group| !group.agents.is_empty());
         counts
     }
 
-    fn with<T>(&self, key: &AgentKey, now: Instant, on: impl FnOnce(&mut Agent) -> T) -> Option<T> {
-        let mut agents = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    fn with<T>(
+        &self,
+        key: &AgentKey,
+        now: Instant,
+        on: impl FnOnce(&mut Agent, GroupShare<'_>) -> T,
+    ) -> Option<T> {
+        let mut groups = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !groups.contains_key(key.group()) {
+            groups.insert(key.group().clone(), OfGroup::new());
+        }
+        let OfGroup { agents, held, running } = groups.get_mut(key.group())?;
         if !agents.contains_key(key) {
             if agents.len() >= MAX_AGENTS {
                 return None;
             }
             agents.insert(key.clone(), Agent::new(now));
         }
-        agents.get_mut(key).map(on)
+        agents.get_mut(key).map(|agent| on(agent, GroupShare { held, running }))
+    }
+}
+
+/// What an agent's group holds.
+struct GroupShare<'a> {
+    held: &'a mut Held,
+    running: &'a Arc<Semaphore>,
+}
+
+impl OfGroup {
+    fn new() -> Self {
+        let running = Arc::new(Semaphore::new(MAX_GROUP_RUNNING));
+        Self { agents: HashMap::new(), held: Held::default(), running }
+    }
+}
+
+impl Held {
+    fn of(&mut self, of: Of) -> &mut usize {
+        match of {
+            Of::Lookups => &mut self.lookups,
+            Of::Connections => &mut self.connections,
+        }
+    }
+}
+
+impl Of {
+    /// How much of it one agent and one group may hold.
+    const fn most(self) -> (usize, usize) {
+        match self {
+            Self::Lookups => (MAX_LOOKUPS, MAX_GROUP_LOOKUPS),
+            Self::Connections => (MAX_CONNECTIONS, MAX_GROUP_CONNECTIONS),
+        }
     }
 }
 
 impl Agent {
     fn new(now: Instant) -> Self {
         let pace = Pace::new(now);
-        let (lookups, connections) = (0, 0);
-        Self { queries: pace, records: pace, lookups, connections, counts: Counts::default() }
-    }
-
-    fn held(&mut self, of: Of) -> (&mut usize, usize) {
-        match of {
-            Of::Lookups => (&mut self.lookups, MAX_LOOKUPS),
-            Of::Connections => (&mut self.connections, MAX_CONNECTIONS),
-        }
+        Self { queries: pace, records: pace, held: Held::default(), counts: Counts::default() }
     }
 
     fn is_at_rest(&self, now: Instant) -> bool {
-        self.lookups + self.connections == 0
+        self.held.lookups + self.held.connections == 0
             && self.queries.is_full(now)
             && self.records.is_full(now)
     }
 }
 
+impl Share {
+    /// Waits for a place among the names that the group has resolved now.
+    pub(super) async fn place(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.running).acquire_owned().await.ok()
+    }
+}
+
 impl Drop for Share {
     fn drop(&mut self) {
-        self.agents.with(&self.key, Instant::now(), |agent| {
-            let (held, _) = agent.held(self.of);
-            *held = held.saturating_sub(1);
+        self.agents.with(&self.key, Instant::now(), |agent, group| {
+            for held in [&mut agent.held, group.held] {
+                let held = held.of(self.of);
+                *held = held.saturating_sub(1);
+            }
         });
     }
 }
 
-/// Agents that are kept apart.
+/// Agents of one group that are kept apart.
 const MAX_AGENTS: usize = 16_384;
 /// Names that one agent may have resolved at once.
 const MAX_LOOKUPS: usize = 64;
+/// Names that one group may have resolved at once, those that wait for their turn included. A
+/// query that waits holds about 2 KiB.
+const MAX_GROUP_LOOKUPS: usize = 4_096;
+/// Names that one group has resolved at once; half of what all groups may have.
+const MAX_GROUP_RUNNING: usize = super::desk::MAX_LOOKUPS / 2;
 /// TCP connections of one agent.
 const MAX_CONNECTIONS: usize = 16;
+/// TCP connections of one group; half of what one listener has.
+const MAX_GROUP_CONNECTIONS: usize = super::tcp::MAX_CONNECTIONS / 2;
 /// Refused queries of one agent with a record of their own; the others are only counted.
 const RECORDS_A_SECOND: u32 = 5;
 const RECORDS_AT_ONCE: u32 = 50;
@@ -217,6 +291,25 @@ mod tests {
             let address = IpAddr::from((0x0a00_0000 + number).to_be_bytes());
             agents.may_ask(&AgentKey::new(&GroupName("red".into()), address), 10, now);
         }
-        assert_eq!(agents.0.lock().unwrap().len(), MAX_AGENTS);
+        assert_eq!(agents.0.lock().unwrap()[&GroupName("red".into())].agents.len(), MAX_AGENTS);
+        let blue = AgentKey::new(&GroupName("blue".into()), IpAddr::from([192, 0, 2, 1]));
+        assert!(agents.may_ask(&blue, 10, now), "another group's agent");
+    }
+
+    #[test]
+    fn one_groups_hosts_do_not_take_what_all_groups_share() {
+        let agents = Arc::new(Agents::default());
+        for (of, most) in
+            [(Of::Lookups, MAX_GROUP_LOOKUPS), (Of::Connections, MAX_GROUP_CONNECTIONS)]
+        {
+            let red = |number: u32| key(&IpAddr::from(number.to_be_bytes()).to_string());
+            let held: Vec<_> =
+                (0..10_000).filter_map(|number| agents.share(&red(number), of)).collect();
+            assert_eq!(held.len(), most, "{of:?}");
+            let blue = AgentKey::new(&GroupName("blue".into()), IpAddr::from([192, 0, 2, 1]));
+            assert!(agents.share(&blue, of).is_some(), "{of:?}");
+            drop(held);
+            assert!(agents.share(&red(0), of).is_some(), "{of:?}");
+        }
     }
 }

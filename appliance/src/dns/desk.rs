@@ -61,7 +61,7 @@ pub(super) enum Outcome {
 /// A query whose name is being resolved.
 pub(super) struct Pending {
     asked: Asked,
-    _share: Share,
+    share: Share,
 }
 
 /// A query for a listed name.
@@ -139,7 +139,7 @@ impl Desk {
             return self.conclude(&asked, &found);
         }
         match self.agents.share(&asked.key, Of::Lookups) {
-            Some(_share) => Outcome::Later(Pending { asked, _share }),
+            Some(share) => Outcome::Later(Pending { asked, share }),
             None => Outcome::Silence,
         }
     }
@@ -147,7 +147,8 @@ impl Desk {
     /// Waits for the name. The answer is there in time for a client that waits five seconds.
     pub(super) async fn resolve(&self, pending: Pending) -> Outcome {
         let lookup = async {
-            let _permit = self.lookups.acquire().await.map_err(|_| Unresolved::Failed)?;
+            let _of_group = pending.share.place().await.ok_or(Unresolved::Failed)?;
+            let _of_all = self.lookups.acquire().await.map_err(|_| Unresolved::Failed)?;
             self.resolver.resolve(pending.asked.question.host()).await
         };
         let found = timeout(PATIENCE, lookup).await.unwrap_or(Err(Unresolved::Failed));
@@ -240,7 +241,7 @@ impl Desk {
 }
 
 /// Names that all agents together may have resolved at once.
-const MAX_LOOKUPS: usize = 512;
+pub(super) const MAX_LOOKUPS: usize = 512;
 /// Time for a name to be resolved. glibc and musl wait five seconds.
 const PATIENCE: Duration = Duration::from_millis(4_500);
 /// How often an agent's queries are summed up in the audit.

@@ -73,7 +73,7 @@ async fn read(stream: &mut TcpStream, query: &mut Vec<u8>) -> io::Result<()> {
 }
 
 /// Connections of one interface and family.
-const MAX_CONNECTIONS: usize = 256;
+pub(super) const MAX_CONNECTIONS: usize = 256;
 /// Queries on one connection.
 const MAX_QUERIES: usize = 1_024;
 /// Longest query, as in a datagram.

@@ -194,6 +194,7 @@ const END_HEADERS: u8 = 4;
 
 #[cfg(test)]
 mod tests {
+    use proptest::{collection::vec, prelude::*};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
@@ -244,6 +245,56 @@ mod tests {
             one.pass(&all[..end]);
             all[..end].iter().for_each(|byte| _ = other.pass(&[*byte]));
             assert_eq!(one.in_head(), other.in_head(), "{end}");
+        }
+    }
+
+    /// The same from the frames themselves: whether a head is under way after so many bytes.
+    fn in_head_after(frames: &[(u8, u8, Vec<u8>)], bytes: usize) -> bool {
+        let Some(mut left) = bytes.checked_sub(PREFACE) else { return true };
+        let mut in_block = false;
+        for (kind, flags, payload) in frames {
+            let length = HEADER + payload.len();
+            if left < length {
+                let known_data = left >= HEADER && *kind == DATA;
+                return in_block || (left > 0 && !known_data);
+            }
+            left -= length;
+            if [HEADERS, CONTINUATION].contains(kind) {
+                in_block = flags & END_HEADERS == 0;
+            }
+        }
+        in_block
+    }
+
+    proptest! {
+        #[test]
+        fn frames_of_every_kind_are_told_apart_at_every_split(
+            frames in vec((0u8..12, any::<u8>(), vec(any::<u8>(), 0..40)), 0..12),
+            splits in vec(1usize..60, 1..200),
+        ) {
+            let sent = frames.iter().map(|(kind, flags, payload)| frame(*kind, *flags, payload));
+            let all = [vec![b'P'; PREFACE], sent.collect::<Vec<_>>().concat()].concat();
+            let (mut watched, mut at) = (Frames::new(), 0);
+            for split in splits.iter().cycle() {
+                let end = (at + split).min(all.len());
+                let clear = watched.pass(&all[at..end]);
+                prop_assert_eq!(watched.in_head(), in_head_after(&frames, end));
+                prop_assert_eq!(clear, (at..=end).any(|at| !in_head_after(&frames, at)));
+                at = end;
+                if at == all.len() {
+                    break;
+                }
+            }
+        }
+
+        #[test]
+        fn whatever_comes_is_passed_to_its_end(bytes in vec(any::<u8>(), 0..400), at in 0usize..400) {
+            let at = at.min(bytes.len());
+            let (mut whole, mut parts) = (Frames::new(), Frames::new());
+            whole.pass(&bytes);
+            parts.pass(&bytes[..at]);
+            parts.pass(&bytes[at..]);
+            prop_assert_eq!(format!("{whole:?}"), format!("{parts:?}"));
         }
     }
 

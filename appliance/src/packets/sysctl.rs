@@ -133,6 +133,9 @@ const INTERFACE_6: &[(&str, &str)] = &[
     ("accept_redirects", "0"),
     // Not even routing header type 2 (kernel, ip-sysctl.rst).
     ("accept_source_route", "-1"),
+    // An advertisement in pieces (RFC 6980): its target is not in the piece that the table of
+    // frames looks at.
+    ("suppress_frag_ndisc", "1"),
 ];
 
 /// Rate-limits destination unreachable (3) no longer, and source quench (4), time exceeded (11)

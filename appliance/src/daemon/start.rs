@@ -1,0 +1,230 @@
+//! The start: everything that could fail, then the listeners, then the packets that are sent to
+//! them. Any doubt is fatal, and what was made before it is closed with it.
+
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rustls::RootCertStore;
+use tokio::{
+    runtime::Handle,
+    sync::{mpsc, oneshot, watch},
+};
+
+use super::{
+    Daemon, DaemonError, control::Control, cut, flow::Gateway, issuing, orders::Orders, other,
+    refused::Watcher, rulebook, supervisor::Supervisor, wanted::Wanted, worker::Worker,
+};
+use crate::{
+    accept::Places,
+    audit::Sink,
+    config::{Config, SecretFile, Settings},
+    dial::{ControlPlane, Resolver},
+    dns::{self, Desk},
+    intercept::Means,
+    packets::{self, Capture, Kept, PacketLog},
+    phase::Phases,
+    policy::Group,
+    quarantine::Quarantine,
+    secrets::{FileSource, SecretStore, Session, Sources, VaultSource},
+    tls,
+};
+
+impl Daemon {
+    /// Comes up with everything it owns, or not at all. Packets are captured once it is there.
+    pub(super) async fn start(
+        config: Config,
+        config_file: &Path,
+        supervisor: &Supervisor,
+        kept: Kept,
+    ) -> Result<Self, DaemonError> {
+        let Config { settings, policy } = config;
+        let control = Control::bind(&settings.control).map_err(|error| {
+            other(&format!("the control socket {}", settings.control.display()), &error)
+        })?;
+        let quarantine = Quarantine::open(&settings.state_dir)
+            .map_err(|error| DaemonError::Other(error.to_string()))?;
+        let capture = Capture::new(&policy, &settings);
+        packets::prepare(&capture).await?;
+        let system_roots = Arc::new(system_roots());
+        // A listener holds a place while it waits for the connection that will take it.
+        let waiting = workers(&settings) * capture.listeners();
+        let places = Places::new(policy.limits.connections + waiting);
+        let resolver = open_resolver(&settings, &system_roots)?;
+        let (secrets, vault) = open_secrets(&settings, &policy.groups, resolver.control_plane())?;
+        let sources = (Arc::clone(&secrets), vault.clone());
+        let wanted = Wanted::new(sources, quarantine.watch(), &policy);
+        let wanted = Arc::new(wanted);
+        let rotation = issuing::open_rotation(&settings, vault.as_ref())?;
+        let cas = issuing::cas(&policy, &settings, rotation.as_ref())?;
+        let rulebook = rulebook(policy, cas.clone(), &system_roots)?;
+        let (audit, writer) = Sink::open(&settings.audit).map_err(|error| {
+            other(&format!("cannot write the audit {}", settings.audit), &error)
+        })?;
+        let (phase, phases) = Phases::new();
+        let (rulebooks, in_force) = watch::channel(Arc::new(rulebook));
+        let means = Means { audit: audit.clone(), secrets: Arc::clone(&secrets), resolver };
+        let gateway = Arc::new(Gateway {
+            means,
+            rulebook: in_force,
+            phases: phases.clone(),
+            quarantined: quarantine.watch(),
+            places,
+            proxy_port: settings.proxy_port,
+        });
+        let refreshing = tokio::spawn(Arc::clone(&secrets).run(cut(phases.clone())));
+        issuing::first_round(&secrets, rotation.as_ref(), &cas, FIRST_ROUND).await;
+        let claim = packets::claim_beside(&kept, &capture)?;
+        let log = PacketLog::open(capture.nflog_group)?;
+        let (in_force, places) = (gateway.rulebook.clone(), Arc::clone(&gateway.places));
+        let watcher = Watcher::start(log, audit.clone(), in_force, places)
+            .map_err(|error| other("cannot start a thread", &error))?;
+        let Captured { workers, dns } =
+            capture_packets(&capture, &settings, &gateway, (supervisor, kept))?;
+        report_secrets(&secrets);
+        issuing::report(rotation.as_ref());
+        let (to_reload, reloads) = mpsc::channel(1);
+        let doubt = watch::Sender::default();
+        let orders = Orders {
+            gateway,
+            quarantine: Arc::new(quarantine),
+            wanted: Arc::clone(&wanted),
+            doubt: doubt.subscribe(),
+            reloads: to_reload,
+        };
+        let obeying = tokio::spawn(control.serve(orders, cut(phases)));
+        Ok(Self {
+            config_file: config_file.to_owned(),
+            settings,
+            capture,
+            doubt,
+            system_roots,
+            phase,
+            rulebooks,
+            secrets,
+            wanted,
+            rotation,
+            refreshing,
+            reloads,
+            obeying,
+            audit,
+            writer,
+            workers,
+            dns,
+            watcher,
+            _claim: claim,
+        })
+    }
+}
+
+/// Whoever the packets are sent to.
+struct Captured {
+    workers: Vec<Worker>,
+    dns: dns::Server,
+}
+
+/// Listeners first, then the rules that send packets to them: in between nothing is lost, only
+/// refused.
+fn capture_packets(
+    capture: &Capture,
+    settings: &Settings,
+    gateway: &Arc<Gateway>,
+    (supervisor, mut kept): (&Supervisor, Kept),
+) -> Result<Captured, DaemonError> {
+    let (begin, begun) = oneshot::channel();
+    let mut begins = vec![begin];
+    let desk = Desk::new(
+        gateway.rulebook.clone(),
+        (gateway.means.resolver.clone(), gateway.means.audit.clone()),
+        gateway.phases.clone(),
+        gateway.quarantined.clone(),
+        settings.ipv6,
+    );
+    let dns = dns::Server::start(packets::dns_sockets(capture)?, desk, begun)
+        .map_err(|error| other("cannot start the agents' resolver", &error))?;
+    let count = workers(settings);
+    let mut workers = Vec::with_capacity(count);
+    for number in 0..count {
+        let (begin, begun) = oneshot::channel();
+        let listeners = kept.listen(capture)?;
+        supervisor.keep(&listeners);
+        let worker = Worker::start(number, listeners, Arc::clone(gateway), begun)
+            .map_err(|error| other("cannot start a worker", &error))?;
+        workers.push(worker);
+        begins.push(begin);
+    }
+    // What nobody took must not be sent a connection.
+    drop(kept);
+    packets::apply(capture)?;
+    for begin in begins {
+        // A worker that is gone has said so itself.
+        let _ = begin.send(());
+    }
+    Ok(Captured { workers, dns })
+}
+
+fn workers(settings: &Settings) -> usize {
+    match settings.workers {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        count => count,
+    }
+}
+
+fn open_resolver(
+    settings: &Settings,
+    system_roots: &Arc<RootCertStore>,
+) -> Result<Resolver, DaemonError> {
+    let over_tls = settings.resolvers.iter().any(|server| server.tls_name.is_some());
+    let tls = over_tls.then(|| tls::resolver_client(settings.resolver_ca.as_deref(), system_roots));
+    let tls = tls.transpose().map_err(DaemonError::Other)?;
+    Resolver::new(&settings.resolvers, tls, Handle::current()).map_err(DaemonError::Other)
+}
+
+/// Opens the sources that the settings name. A file that cannot be read is an error here; a Vault
+/// that cannot be reached is not: what depends on it is refused until it can.
+fn open_secrets(
+    settings: &Settings,
+    groups: &[Arc<Group>],
+    control_plane: &ControlPlane,
+) -> Result<(Arc<SecretStore>, Option<Arc<Session>>), DaemonError> {
+    let (mut sources, mut session) = (Sources::default(), None);
+    let (mut refresh, mut max_stale) = (FILE_REFRESH, FILE_MAX_STALE);
+    if let Some(vault) = &settings.vault {
+        let source = VaultSource::new(vault, groups, control_plane);
+        let source = source.map_err(|error| other("[vault]", &error))?;
+        session = Some(source.session());
+        sources.vault = Some(source);
+        (refresh, max_stale) = (vault.refresh, vault.max_stale);
+    }
+    if let Some(SecretFile { path, key }) = &settings.secret_file {
+        let file = FileSource::new(path.clone(), key.clone());
+        file.check().map_err(|error| other(&path.display().to_string(), &error))?;
+        sources.file = Some(file);
+    }
+    Ok((SecretStore::new(Arc::new(sources), &[], refresh, max_stale), session))
+}
+
+/// Certificates that the system holds but rustls cannot read are passed over, as elsewhere.
+fn system_roots() -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    roots
+}
+
+fn report_secrets(secrets: &SecretStore) {
+    let health = secrets.snapshot().health(Instant::now());
+    tracing::info!(available = health.available, missing = health.missing.len(), "secrets");
+    for (group, secret, cause) in &health.missing {
+        tracing::warn!(%group, %secret, %cause, "no value yet; requests that need it get 503");
+    }
+}
+
+/// Time that the start waits for the first values. Without them the gateway comes up all the
+/// same and answers 503 where they are needed.
+const FIRST_ROUND: Duration = Duration::from_secs(5);
+/// How often the file of secrets is read where no Vault says otherwise.
+const FILE_REFRESH: Duration = Duration::from_secs(30);
+/// How long a value outlives a file that has become unreadable.
+const FILE_MAX_STALE: Duration = Duration::from_secs(300);
