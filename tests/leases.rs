@@ -309,3 +309,21 @@ fn a_quarantine_takes_the_groups_token_and_its_leases_in_vault_and_a_release_mak
         it.world.assert_secrets_untold();
     });
 }
+
+#[test]
+fn a_quarantine_while_vault_is_sealed_is_made_good_in_vault_afterwards() {
+    sandboxed(|| {
+        let it = Lent::usual();
+        assert_eq!(it.answer(&get(&[TICKET])), (200, None));
+        assert_eq!(it.tokens_of("research").len(), 1);
+        it.vault.seal();
+        let begun = std::time::Instant::now();
+        tell(&it.world, &["quarantine", "research"], 0);
+        assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+        it.world.h1(OPENAI).map(drop).expect_err("cut off whatever Vault does");
+        std::thread::sleep(Duration::from_secs(2));
+        it.vault.unseal();
+        wait::expect("no token of the group's", || it.tokens_of("research").is_empty());
+        assert_eq!(it.tokens_of("operations").len(), 1);
+    });
+}

@@ -135,7 +135,8 @@ pub enum SecretCause {
     VaultUnreachable,
     /// Vault is sealed, in standby or not initialised.
     VaultSealed,
-    /// The lease, or the time that a value may outlive its source, has ended.
+    /// The lease, or the time that a value may outlive its source, has ended, and nothing is known
+    /// yet of what keeps another one away.
     LeaseEnded,
     /// The value is not one that can be put on the wire safely.
     ValueInvalid,

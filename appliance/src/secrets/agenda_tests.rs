@@ -245,7 +245,7 @@ fn an_outage_keeps_the_value_until_the_lease_ends_and_no_longer() {
         assert_eq!(lender.in_use(), Some(0), "max_stale does not end a lease");
     }
     lender.pass(2);
-    assert_eq!(lender.text(&user()), Err(SecretCause::LeaseEnded));
+    assert_eq!(lender.text(&user()), Err(DOWN.cause()));
     assert!(lender.renewals + lender.reads < 60, "questions slow down in an outage");
     lender.down = false;
     lender.pass(35);

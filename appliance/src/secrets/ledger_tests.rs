@@ -78,7 +78,7 @@ fn an_outage_keeps_a_value_until_it_is_too_old() {
     assert_eq!(scene.error(20, OUTAGE), Change::Failed(OUTAGE));
     assert_eq!(scene.error(30, OUTAGE), Change::Same);
     assert_eq!(scene.current(309).as_deref(), Ok(ONE));
-    assert_eq!(scene.current(310), Err(SecretCause::LeaseEnded));
+    assert_eq!(scene.current(310), Err(SecretCause::VaultSealed), "what keeps a newer one away");
     assert_eq!(scene.known(), [ONE], "what has ended is still masked");
     assert_eq!(scene.value(400, ONE), Change::Arrived);
     assert_eq!(scene.current(699).as_deref(), Ok(ONE));
@@ -195,7 +195,7 @@ fn a_lent_value_lives_as_long_as_its_lease_and_no_longer() {
     scene.lent(0, ONE, Some(30));
     scene.error(10, OUTAGE);
     assert_eq!(scene.current(29).as_deref(), Ok(ONE));
-    assert_eq!(scene.current(30), Err(SecretCause::LeaseEnded), "max_stale is no way around it");
+    assert_eq!(scene.current(30), Err(SecretCause::VaultSealed), "max_stale is no way around it");
     let ends = scene.at(4_000);
     scene.ledger.prolong(&scene.key.clone(), ends);
     assert_eq!(scene.current(3_999).as_deref(), Ok(ONE), "nor does it end a lease that goes on");

@@ -138,8 +138,9 @@ impl Entry {
     fn usable(&self, now: Instant) -> Result<&Arc<SecretValue>, SecretCause> {
         match (&self.held, self.failure) {
             (Some(held), _) if now < held.good_until => Ok(&held.value),
-            (Some(_), _) => Err(SecretCause::LeaseEnded),
-            (None, Some(failure)) => Err(failure.cause()),
+            // Why no newer one came is what an operator can do something about.
+            (_, Some(failure)) => Err(failure.cause()),
+            (Some(_), None) => Err(SecretCause::LeaseEnded),
             (None, None) => Err(self.before),
         }
     }
