@@ -14,7 +14,9 @@ mod limits;
 mod memory;
 mod no_secret;
 mod packets;
+mod untold;
 mod upstreams;
+mod vault_answers;
 mod vault_outages;
 
 use std::{fs, io, net::SocketAddr};
@@ -67,6 +69,21 @@ fn assert_refused(answer: &Response, status: u16, reason: &str) {
         (status, Some(reason)),
         "{text}"
     );
+}
+
+/// Asserts that the answer is, to the letter, the one for a value that is not to be had now.
+#[track_caller]
+fn assert_unavailable(answer: &Response) {
+    assert_refused(answer, 503, "secret_unavailable");
+    for (name, value) in [
+        ("retry-after", "5"),
+        ("content-type", "application/problem+json"),
+        ("cache-control", "no-store"),
+    ] {
+        assert_eq!(answer.headers[name], value, "{name}");
+    }
+    let text = answer.text().to_lowercase();
+    assert!(!text.contains("vault"), "the cause is for the operator alone: {text}");
 }
 
 /// The audit's records of this kind: `connection` or `request`.

@@ -1,7 +1,23 @@
 //! Users that Vault makes in a database for a while: a real InfluxDB and a real PostgreSQL say who
 //! they let in.
 
-use lab::{Lab, influx::Influx, postgres::Postgres, sandboxed, vault::Vault, wait};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use lab::{
+    Lab, client,
+    dns::Dns,
+    gateway::{self, Gateway},
+    influx::Influx,
+    net::{AGENT, INFLUX, OPENAI},
+    origin::Origin,
+    postgres::Postgres,
+    sandboxed,
+    vault::Vault,
+    wait,
+};
 use serde_json::Value;
 
 #[test]
@@ -33,3 +49,210 @@ fn the_lab_s_vault_leases_users_that_end_with_their_lease() {
         assert!(!postgres.admits(&name, &word));
     });
 }
+
+#[test]
+fn an_agent_works_with_users_that_come_and_go_and_notices_nothing() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let _dns = Dns::start();
+        let lender = Lender::start(&lab);
+        let influx = Influx::start(&lab);
+        influx.leased_by(&lender.vault, "6s", "15s");
+        let config = gateway::vault_config(&lender.vault.config()) + API;
+        let config = config.replace("ports = [443, 80]", "ports = [443, 80, 8086]");
+        let mut gateway = Gateway::start(&lab, &config);
+        let lent = || influx.users().matches("\"v_").count();
+        let admitted = |(user, password): &(String, String)| influx.status(user, password);
+        let url = format!("https://{}:{}/query?db=lab", INFLUX.name, Influx::PORT);
+        let status = || {
+            let mut curl = client::agent(&lab, AGENT, "curl");
+            curl.args(["-s", "-o", "/dev/null", "-w", "%{http_code}"]);
+            curl.args(["-u", "INFLUX_USER:INFLUX_PASSWORD", "--data-urlencode"]);
+            client::succeed(curl.args(["q=SHOW MEASUREMENTS", &url]))
+        };
+        let mut python = client::agent(&lab, AGENT, client::python().to_str().expect("UTF-8"));
+        python.args(["-c", PYTHON, INFLUX.name]);
+        let (begun, mut seen) = (Instant::now(), 0);
+        let asked = std::thread::scope(|scope| {
+            let python = scope.spawn(|| client::succeed(&mut python));
+            while !python.is_finished() {
+                assert_eq!(status(), "200", "after {:?}", begun.elapsed());
+                seen = seen.max(lent());
+                std::thread::sleep(Duration::from_millis(300));
+            }
+            python.join().expect("no panic")
+        });
+        println!("Python's client asked {asked}");
+        assert!((1..=4).contains(&seen), "{seen} users at once");
+        assert!(gateway.stderr().contains("a secret has a new value"), "{}", gateway.stderr());
+        // Each is prolonged until it cannot be, and one read makes both fields.
+        let lives = lender.lent("database/creds/influx");
+        assert!((3..=8).contains(&lives.len()), "{} users in {:?}", lives.len(), begun.elapsed());
+        let renewed = lender.answers("sys/leases/renew").len();
+        assert!(renewed >= lives.len(), "{renewed} renewals");
+
+        let of_now = lives.last().expect("a user");
+        assert_eq!((admitted(of_now), lender.leases("influx") > 0), ("200".to_owned(), true));
+        tell(&lab, "quarantine");
+        wait::expect("Vault has no lease", || lender.leases("influx") == 0);
+        wait::expect("its users are gone", || lent() == 0);
+        for user in &lender.lent("database/creds/influx") {
+            assert_eq!(admitted(user), "401", "InfluxDB says so by itself");
+        }
+        tell(&lab, "release");
+        wait::expect("it works again", || status() == "200");
+        let of_now = lender.lent("database/creds/influx").pop().expect("a user");
+        assert_eq!((lent(), lender.leases("influx"), admitted(&of_now).as_str()), (1, 1, "200"));
+        gateway.terminate(wait::SOON);
+        wait::expect("Vault has no lease at the end", || lender.leases("influx") == 0);
+        wait::expect("nothing is left at the end", || lent() == 0);
+        assert_eq!(admitted(&of_now), "401");
+        lender.assert_untold(&gateway, "database/creds/influx");
+    });
+}
+
+#[test]
+fn a_user_of_postgresql_is_data_like_any_other_and_ends_with_its_group() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let origin = Origin::start(&lab);
+        let _dns = Dns::start();
+        let lender = Lender::start(&lab);
+        let postgres = Postgres::start(&lab);
+        postgres.leased_by(&lender.vault, "30s");
+        let config = gateway::vault_config(&lender.vault.config()).replace(
+            "vault:kv/agents/openai#api_key",
+            "vault-read:database/creds/postgres#{username}:{password}",
+        );
+        let mut gateway = Gateway::start(&lab, &config);
+        let url = format!("https://{}/v1/models", OPENAI.name);
+        let ask = || {
+            let mut curl = client::agent(&lab, AGENT, "curl");
+            curl.args(["-sS", "--fail", "-H", "Authorization: Bearer OPENAI_API_KEY", &url]);
+            curl.output().expect("curl starts").status.success()
+        };
+        assert!(ask());
+        let lent = || lender.lent("database/creds/postgres").pop().expect("a user");
+        let user = lent();
+        let (name, password) = &user;
+        let request = &origin.log().wait_requests(1)[0];
+        assert_eq!(request.header("authorization"), [format!("Bearer {name}:{password}")]);
+        assert!(postgres.admits(name, password));
+        assert_eq!(lender.leases("postgres"), 1);
+        tell(&lab, "quarantine");
+        wait::expect("Vault has no lease", || lender.leases("postgres") == 0);
+        wait::expect("PostgreSQL lets it in no more", || !postgres.admits(name, password));
+        tell(&lab, "release");
+        wait::expect("it works again", ask);
+        let (name, password) = lent();
+        assert!(user.0 != name && postgres.admits(&name, &password));
+        gateway.terminate(wait::SOON);
+        wait::expect("Vault has no lease at the end", || lender.leases("postgres") == 0);
+        wait::expect("nor PostgreSQL its user", || !postgres.admits(&name, &password));
+        lender.assert_untold(&gateway, "database/creds/postgres");
+    });
+}
+
+/// A Vault that writes down in the clear whom it lent what, for the test alone.
+struct Lender {
+    vault: Vault,
+    raw: PathBuf,
+}
+
+impl Lender {
+    fn start(lab: &Lab) -> Self {
+        let (vault, raw) = (Vault::start(lab), lab.dir.join("vault/raw.log"));
+        let path = format!("file_path={}", raw.display());
+        vault.cli(&["audit", "enable", "-path=raw", "file", &path, "log_raw=true"]);
+        vault.policy("agents-research", POLICY);
+        Self { vault, raw }
+    }
+
+    /// Vault's answers without an error to questions at `path`.
+    fn answers(&self, path: &str) -> Vec<Value> {
+        let text = std::fs::read_to_string(&self.raw).expect("Vault writes its audit");
+        let records = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let of_path = records.filter(|record| {
+            record["type"] == "response"
+                && record["request"]["path"] == path
+                && record["error"].is_null()
+        });
+        of_path.collect()
+    }
+
+    /// Every name and password that was lent so far.
+    fn lent(&self, path: &str) -> Vec<(String, String)> {
+        let text = |at: &Value| at.as_str().expect("a text").to_owned();
+        let user = |record: &Value| {
+            let data = &record["response"]["data"];
+            (text(&data["username"]), text(&data["password"]))
+        };
+        self.answers(path).iter().map(user).collect()
+    }
+
+    /// How many leases there are for this role of the database engine.
+    fn leases(&self, role: &str) -> usize {
+        let path = format!("sys/leases/lookup/database/creds/{role}");
+        let listed = self.vault.try_cli(&["list", &path], self.vault.root_token());
+        let listed: Value = serde_json::from_slice(&listed.stdout).unwrap_or_default();
+        listed.as_array().map_or(0, Vec::len)
+    }
+
+    #[track_caller]
+    fn assert_untold(&self, gateway: &Gateway, path: &str) {
+        let told = gateway.stderr() + &gateway.audit.text();
+        for (name, password) in self.lent(path) {
+            assert!(!told.contains(&name) && !told.contains(&password), "{name} was told:\n{told}");
+        }
+    }
+}
+
+/// Tells the gateway to cut the first group off, or to let it be again.
+#[track_caller]
+fn tell(lab: &Lab, word: &str) {
+    let mut command = gateway::program();
+    let socket = lab.dir.join("control/control.sock");
+    client::succeed(command.args([word, "research", "--control"]).arg(socket));
+}
+
+/// Writes and asks for 40 seconds with one client, which raises whatever goes wrong.
+const PYTHON: &str = r#"
+import sys, time
+from influxdb import InfluxDBClient
+client = InfluxDBClient(host=sys.argv[1], port=8086, ssl=True, verify_ssl=True, retries=1,
+    username="INFLUX_USER", password="INFLUX_PASSWORD", database="lab")
+asked, end = 0, time.monotonic() + 40
+while time.monotonic() < end:
+    client.write_points([{"measurement": "load", "fields": {"value": asked}}])
+    asked += 1
+    count = list(client.query("SELECT count(value) FROM load").get_points())[0]["count"]
+    assert 1 <= count <= asked, (count, asked)
+    time.sleep(0.2)
+print(asked)
+"#;
+
+const POLICY: &str = r#"
+path "kv/data/agents/*" { capabilities = ["read"] }
+path "database/creds/+" { capabilities = ["read"] }
+path "sys/leases/revoke" { capabilities = ["update"] }
+"#;
+
+const API: &str = r#"
+[[api]]
+name = "influx"
+hosts = ["influx.example"]
+port = 8086
+upstream_ca = "{dir}/public-ca.pem"
+
+[[api.binding]]
+groups = ["research"]
+placeholder = "INFLUX_USER"
+places = ["basic user"]
+secret = "vault-read:database/creds/influx#username"
+
+[[api.binding]]
+groups = ["research"]
+placeholder = "INFLUX_PASSWORD"
+places = ["basic password"]
+secret = "vault-read:database/creds/influx#password"
+"#;

@@ -1,12 +1,14 @@
 //! What Vault lends: any engine by its path, one read for all fields of an answer, and the word of
 //! a secret's owner.
 
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use lab::{
     Lab,
     dns::Dns,
     gateway::{self, GIT_SECRET, Gateway, OPENAI_SECRET},
-    net::{ANTHROPIC, GIT, OPENAI},
+    net::{ANTHROPIC, GIT, Host, INTERNET, OPENAI, OTHER},
     origin::Origin,
     sandboxed,
     vault::Vault,
@@ -14,7 +16,10 @@ use lab::{
 };
 use serde_json::Value;
 
-use crate::world::{TICKET, World, get, get_path, is_request};
+use crate::{
+    control::{status, tell},
+    world::{TICKET, World, get, get_path, is_request},
+};
 
 /// A world whose secrets come from a real Vault, some of them from other places than usual.
 struct Lent {
@@ -55,12 +60,27 @@ impl Lent {
 
     /// Sets what the owner of the OpenAI key allows, in place of what was set before.
     fn owner_says(&self, metadata: &[&str]) {
+        self.owner_of("agents/openai", metadata);
+    }
+
+    fn owner_of(&self, path: &str, metadata: &[&str]) {
         let mut args = vec!["kv", "metadata", "put", "-mount=kv"];
         let metadata: Vec<String> =
             metadata.iter().map(|pair| format!("-custom-metadata={pair}")).collect();
         args.extend(metadata.iter().map(String::as_str));
-        args.push("agents/openai");
+        args.push(path);
         self.vault.cli(&args);
+    }
+
+    /// The accessors of the tokens that Vault has for this group.
+    fn tokens_of(&self, group: &str) -> Vec<String> {
+        let of_group = |accessor: &String| {
+            let args = ["token", "lookup", "-accessor", accessor];
+            let found = self.vault.try_cli(&args, self.vault.root_token());
+            let found: Value = serde_json::from_slice(&found.stdout).unwrap_or_default();
+            found["data"]["meta"]["cloakroom_group"] == group
+        };
+        self.vault.accessors().into_iter().filter(of_group).collect()
     }
 
     fn leases(&self, prefix: &str) -> usize {
@@ -120,7 +140,7 @@ fn any_engine_is_read_by_its_path_and_what_it_lent_is_given_back() {
             ANTHROPIC.name
         );
         assert_eq!(anthropic.ask(&ask).unwrap().status, 200);
-        std::thread::sleep(std::time::Duration::from_secs(3));
+        std::thread::sleep(Duration::from_secs(3));
         assert_eq!(anthropic.ask(&ask).unwrap().status, 200);
         let requests = world.origin.log().wait_requests(3);
         assert_eq!(requests[0].header("authorization"), ["Bearer agent-7:kv1-secret-01"]);
@@ -187,6 +207,105 @@ fn a_secrets_owner_narrows_what_policy_grants_and_never_widens_it() {
         let bearer = format!("Bearer {OPENAI_SECRET}");
         let requests = it.world.origin.log().requests();
         assert!(requests.iter().all(|request| request.header("authorization") == [&*bearer]));
+        it.world.assert_secrets_untold();
+    });
+}
+
+#[test]
+fn an_owner_narrows_hosts_and_places_and_sets_an_end_that_comes_by_itself() {
+    sandboxed(|| {
+        let host = "hosts = [\"api.anthropic.example\"]";
+        let hosts = "hosts = [\"api.anthropic.example\", \"other.example\"]";
+        let it = Lent::start(|_| {}, &[(host, hosts)]);
+        let answer = |host: Host, credential: &str| {
+            let request =
+                format!("GET /v1/models HTTP/1.1\r\nHost: {}\r\n{credential}\r\n\r\n", host.name);
+            let answer = it.world.h1(host).and_then(|mut tls| tls.ask(request));
+            let answer = answer.expect("an answer");
+            (answer.status.as_u16(), answer.reason())
+        };
+        let (raw, bearer) =
+            ("x-api-key: ANTHROPIC_API_KEY", "Authorization: Bearer ANTHROPIC_API_KEY");
+        let ways = [(ANTHROPIC, raw), (ANTHROPIC, bearer), (OTHER, raw), (OTHER, bearer)];
+        let open = || ways.map(|(host, credential)| answer(host, credential).0);
+        assert_eq!(open(), [200; 4]);
+        let refused = |reason: &str| (403, Some(reason.to_owned()));
+
+        it.owner_of("agents/anthropic", &["places=header x-api-key raw"]);
+        wait::expect("one place", || open() == [200, 403, 200, 403]);
+        assert_eq!(answer(ANTHROPIC, bearer), refused("placeholder_wrong_place"));
+        it.owner_of("agents/anthropic", &["hosts=api.anthropic.example"]);
+        wait::expect("one host", || open() == [200, 200, 403, 403]);
+        assert_eq!(answer(OTHER, raw), refused("placeholder_wrong_host"));
+        // What the owner adds, the operator has not granted.
+        let wide = ["hosts=api.anthropic.example,api.openai.example", "methods=GET,DELETE"];
+        it.owner_of("agents/anthropic", &wide);
+        std::thread::sleep(Duration::from_secs(2));
+        let delete = "DELETE /v1/models HTTP/1.1\r\nHost: api.anthropic.example\r\n\
+                      x-api-key: ANTHROPIC_API_KEY\r\n\r\n";
+        let deleted = it.world.h1(ANTHROPIC).and_then(|mut tls| tls.ask(delete));
+        assert_eq!(deleted.expect("an answer").reason().as_deref(), Some("method_denied"));
+        assert_eq!(answer(OPENAI, raw).0, 403);
+
+        let end = SystemTime::now() + Duration::from_secs(5);
+        let seconds = end.duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+        let date = INTERNET.shell(&format!("date -u -d @{seconds} +expires=%Y-%m-%dT%H:%M:%SZ"));
+        it.owner_of("agents/anthropic", &[date.trim()]);
+        wait::expect("all of it", || open() == [200; 4]);
+        assert!(SystemTime::now() < end, "the machine is too slow for this");
+        wait::expect("the end", || answer(ANTHROPIC, raw).0 == 503);
+        let late = SystemTime::now().duration_since(end).unwrap_or_default();
+        assert!(late < Duration::from_secs(2), "{late:?}");
+        let of = |record: &Value| is_request(record) && record["cause"] == "lease_ended";
+        it.world.gateway.audit.wait_for(of);
+        it.world.assert_secrets_untold();
+    });
+}
+
+/// Neither the group nor the gateway may revoke leases here: they go with the token.
+#[test]
+fn a_quarantine_takes_the_groups_token_and_its_leases_in_vault_and_a_release_makes_another() {
+    sandboxed(|| {
+        let prepare = |vault: &Vault| {
+            vault.cli(&["secrets", "enable", "ssh"]);
+            let role = ["key_type=otp", "default_user=agent", "cidr_list=192.0.2.0/24"];
+            vault.cli(&[&["write", "ssh/roles/otp"][..], &role].concat());
+            grant(vault, &[("ssh/creds/otp", "update")]);
+        };
+        let moved =
+            [("vault:kv/agents/anthropic#api_key", "vault-write:ssh/creds/otp?ip=192.0.2.1#key")];
+        let mut it = Lent::start(prepare, &moved);
+        let bearer = get(&[TICKET]);
+        assert_eq!(it.answer(&bearer), (200, None));
+        wait::expect("a lease", || it.leases("ssh/creds/otp") == 1);
+        let (before, others) = (it.tokens_of("research"), it.tokens_of("operations"));
+        assert_eq!((before.len(), others.len()), (1, 1));
+
+        let begun = std::time::Instant::now();
+        tell(&it.world, &["quarantine", "research"], 0);
+        wait::expect("no token of the group's", || it.tokens_of("research").is_empty());
+        wait::expect("no lease of the group's", || it.leases("ssh/creds/otp") == 0);
+        println!("in Vault after {:?}", begun.elapsed());
+        assert_eq!(it.tokens_of("operations"), others, "the other group keeps its own");
+        let told = it.world.gateway.stderr();
+        assert!(!told.contains("left to end by itself"), "{told}");
+
+        // A reload and a crash bring nothing back.
+        tell(&it.world, &["reload"], 0);
+        it.world.gateway.kill();
+        let config = it.world.lab.dir.join("cloakroom.toml");
+        it.world.gateway = Gateway::run(&it.world.lab, &config).expect("it starts again");
+        let available = |status: Value| status["secrets"]["available"].to_string();
+        wait::expect("the other group's", || available(status(&it.world)).contains("agents/ops"));
+        std::thread::sleep(Duration::from_secs(2));
+        assert_eq!(it.tokens_of("research"), [""; 0]);
+        assert_eq!(it.leases("ssh/creds/otp"), 0);
+
+        tell(&it.world, &["release", "research"], 0);
+        it.becomes("open again", &bearer, 200, None);
+        wait::expect("another lease", || it.leases("ssh/creds/otp") == 1);
+        let after = it.tokens_of("research");
+        assert!(after.len() == 1 && after != before, "{before:?} {after:?}");
         it.world.assert_secrets_untold();
     });
 }

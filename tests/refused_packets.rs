@@ -280,7 +280,8 @@ fn a_log_group_that_another_program_has_is_fatal_at_start() {
         let _dns = Dns::start();
         let _first = Gateway::usual(&lab);
         let config = gateway::usual_config()
-            .replace("ipv6 = true", "ipv6 = true\nnflog_group = 7\nproxy_port = 15002");
+            .replace("ipv6 = true", "ipv6 = true\nnflog_group = 7\nproxy_port = 15002")
+            .replace("control/control.sock", "control/second.sock");
         let file =
             lab.write("second.toml", config.replace("{dir}", &lab.dir.display().to_string()));
         let _holder = GATEWAY.enter(|| hold_group(7));

@@ -232,34 +232,75 @@ fn changes_that_are_killed_in_the_middle_lose_nothing() {
     });
 }
 
+/// What comes of typing this at the prompt of `cloakroom secret set typed`: what the terminal shows,
+/// the exit status, and whether the terminal shows what is typed again.
+fn type_in(config: &Path, keys: &str) -> (String, i32, bool) {
+    let script = "import pty,os,sys,time,termios\n\
+        pid,fd=pty.fork()\n\
+        if pid==0: os.execv(sys.argv[1],sys.argv[1:-1])\n\
+        seen=b''\n\
+        while b': ' not in seen: seen+=os.read(fd,4096)\n\
+        time.sleep(0.3)\n\
+        os.write(fd,sys.argv[-1].encode())\n\
+        status=os.waitstatus_to_exitcode(os.waitpid(pid,0)[1])\n\
+        shown=bool(termios.tcgetattr(fd)[3]&termios.ECHO)\n\
+        try:\n\
+        \x20   while True: seen+=os.read(fd,4096)\n\
+        except OSError: pass\n\
+        print(seen.decode())\n\
+        print(status, int(shown))\n";
+    let output = GATEWAY
+        .command("python3")
+        .args(["-c", script])
+        .arg(lab::tools::cloakroom())
+        .args(["secret", "set", "typed", "--config"])
+        .arg(config)
+        .arg(keys)
+        .output()
+        .expect("python3 starts");
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    let end = said.trim_end().rsplit('\n').next().and_then(|line| line.split_once(' '));
+    let (status, shown) = end.unwrap_or_else(|| panic!("{said}"));
+    let status = status.parse().unwrap_or_else(|_| panic!("{said}"));
+    assert!(said.contains("Value of typed: "), "{said}");
+    (said.clone(), status, shown == "1")
+}
+
 #[test]
 fn a_value_that_is_typed_is_not_shown() {
     sandboxed(|| {
         let lab = Lab::new();
         let config = filled(&lab);
-        let script = "import pty,os,sys,time\n\
-            pid,fd=pty.fork()\n\
-            if pid==0: os.execv(sys.argv[1],sys.argv[1:-1])\n\
-            seen=b''\n\
-            while b': ' not in seen: seen+=os.read(fd,4096)\n\
-            time.sleep(0.3)\n\
-            os.write(fd,sys.argv[-1].encode()+b'\\n')\n\
-            try:\n\
-            \x20   while True: seen+=os.read(fd,4096)\n\
-            except OSError: pass\n\
-            print(seen.decode(), os.waitpid(pid,0)[1])\n";
-        let output = GATEWAY
-            .command("python3")
-            .args(["-c", script])
-            .arg(lab::tools::cloakroom())
-            .args(["secret", "set", "typed", "--config"])
-            .arg(&config)
-            .arg(ANOTHER)
-            .output()
-            .expect("python3 starts");
-        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-        assert!(said.contains("Value of typed: ") && said.contains("typed: set"), "{said}");
+        let (said, status, shown) = type_in(&config, &format!("{ANOTHER}\n"));
+        assert!(said.contains("typed: set") && status == 0 && shown, "{said}");
         assert!(!said.contains(ANOTHER), "{said}");
         assert!(done(&config, &["list"], "").contains("typed\n"));
+    });
+}
+
+#[test]
+fn a_prompt_that_is_interrupted_sets_nothing_and_leaves_a_terminal_that_shows_again() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let config = filled(&lab);
+        for keys in ["\x03", &format!("{ANOTHER}\x03")] {
+            let (said, status, shown) = type_in(&config, keys);
+            assert!(said.contains("interrupted") && status == 1 && shown, "{said}");
+            assert!(!said.contains(ANOTHER), "{said}");
+        }
+        assert!(!done(&config, &["list"], "").contains("typed\n"));
+    });
+}
+
+#[test]
+fn a_line_that_the_terminal_may_have_cut_is_no_value() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let config = filled(&lab);
+        for (length, taken) in [(4_000, true), (4_095, false), (5_000, false)] {
+            let (said, status, shown) = type_in(&config, &format!("{}\n", "x".repeat(length)));
+            assert_eq!((status == 0, shown), (taken, true), "{length}: {said}");
+            assert_eq!(said.contains("standard input"), !taken, "{said}");
+        }
     });
 }

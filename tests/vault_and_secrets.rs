@@ -1,6 +1,9 @@
 //! Where the keys come from, and what happens when they do not: 503, and nothing is forwarded.
 
-use std::time::{Duration, Instant};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use lab::{
     Lab,
@@ -224,6 +227,7 @@ fn a_token_revoked_under_traffic_costs_no_request() {
             while Instant::now() < until {
                 assert_eq!(it.status(), 200, "round {round}, after {asked} requests");
                 asked += 1;
+                thread::sleep(BETWEEN);
             }
         }
         assert_eq!(it.world.gateway.stderr().matches("logged in to Vault").count(), 4);
@@ -246,6 +250,7 @@ fn a_token_at_its_maximum_life_is_followed_by_another_and_no_read_is_refused() {
         while logins() < 3 {
             assert!(Instant::now() < until, "it logs in again before the maximum");
             assert_eq!(it.status(), 200);
+            thread::sleep(BETWEEN);
         }
         let audit = it.vault.audit();
         let asked = |path: &str| {
@@ -274,3 +279,6 @@ fn the_tokens_are_given_back_at_the_end() {
         assert_eq!(it.vault.accessors().len(), before - 3);
     });
 }
+
+/// An agent may open 200 connections a second, and each question here is one.
+const BETWEEN: Duration = Duration::from_millis(10);

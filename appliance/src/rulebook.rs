@@ -98,7 +98,8 @@ impl MaskCache {
         Arc::clone(&self.none)
     }
 
-    /// Masks for every known version of every secret that the group has at the API.
+    /// Masks for every known version of every secret that the group has at the API, and of those
+    /// that it had anywhere before the policy changed.
     pub fn of(&self, group: &GroupName, api: &Api, snapshot: &Snapshot) -> Arc<Masks> {
         let key = (group.clone(), api.name.clone());
         let generation = snapshot.generation();
@@ -109,6 +110,7 @@ impl MaskCache {
         }
         let bindings = api.bindings.iter().filter(|binding| binding.groups.contains(group));
         let values = bindings.flat_map(|binding| snapshot.known(group, &binding.secret));
+        let values = values.chain(snapshot.left(group));
         let masks = Arc::new(Masks::new(values.map(|value| &**value)));
         let mut compiled = self.compiled.write().unwrap_or_else(PoisonError::into_inner);
         compiled.insert(key, (generation, Arc::clone(&masks)));

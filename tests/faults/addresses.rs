@@ -196,8 +196,9 @@ fn with_a_vault(lab: &Lab) -> String {
     let vault = ("vault.example", vec![VAULT.into()]);
     lab.names(&[&everybody[..], &[vault]].concat());
     lab.write("secret-id", "00000000-0000-0000-0000-000000000000\n");
-    let section = "[vault]\naddress = \"https://vault.example:8200\"\nrole_id = \"lab\"\n\
-                   ca_file = \"{dir}/public-ca.pem\"\nsecret_id_file = \"{dir}/secret-id\"\n";
+    let section = "[vault]\naddress = \"https://vault.example:8200\"\n\
+                   ca_file = \"{dir}/public-ca.pem\"\n[vault.approle]\nrole_id = \"lab\"\n\
+                   secret_id_file = \"{dir}/secret-id\"\n";
     let config = usual_config().replace("file:ops", "vault:kv/agents/ops#api_key");
     format!("{config}\n{section}")
 }

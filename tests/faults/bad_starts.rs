@@ -56,6 +56,11 @@ fn what_the_machine_lacks_is_said_in_one_line_and_leaves_the_guard_closed() {
         let gateway = Gateway::start(&lab, &usual);
         assert_eq!(ask(&lab, &gateway, CHAT).status, 200);
         let second = Gateway::run(&lab, &lab.dir.join("cloakroom.toml")).err().expect("a second");
+        assert_one_line(&second, &["control.sock", "another daemon uses it"]);
+        let elsewhere = usual.replace("control/control.sock", "control/second.sock");
+        let second =
+            lab.write("second.toml", elsewhere.replace("{dir}", &lab.dir.display().to_string()));
+        let second = Gateway::run(&lab, &second).err().expect("a second");
         assert_one_line(&second, &["another cloakroom"]);
         assert_eq!(ask(&lab, &gateway, CHAT).status, 200, "the first one is not disturbed");
     });

@@ -43,7 +43,7 @@ fn three_hundred_rewrites_of_the_rules_under_a_flood_let_no_packet_past() {
                 let reloads = || gateway.stderr().matches(" reloaded\n").count();
                 wait::expect("the rules are rewritten", || reloads() > turn);
                 if turn % 50 < 2 {
-                    let rules = GATEWAY.shell("nft list table inet cloakroom");
+                    let rules = GATEWAY.shell("nft --stateless list set inet cloakroom ports");
                     assert_eq!(rules.contains("8443"), with_more, "turn {turn}: {rules}");
                     assert_eq!(ask(&lab, &gateway, CHAT).status, 200, "turn {turn}");
                 }

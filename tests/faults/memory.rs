@@ -135,6 +135,14 @@ fn the_daemons_memory_is_nobody_elses() {
         for file in ["environ", "auxv"] {
             assert!(!may_look_at(daemon.id(), file), "/proc/PID/{file} can be read");
         }
+        let may_open = |pid: u32, file: &str| {
+            let open = format!("exec 3</proc/{pid}/{file}");
+            neighbour("sh").args(["-c", &open]).status().expect("setpriv starts").success()
+        };
+        for file in ["mem", "maps"] {
+            assert!(may_open(other.id(), file), "the question is a fair one");
+            assert!(!may_open(daemon.id(), file), "/proc/PID/{file} can be opened");
+        }
         for child in [&mut daemon, &mut other] {
             child.kill().and_then(|()| child.wait()).expect("it ends");
         }

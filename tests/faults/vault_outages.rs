@@ -3,17 +3,22 @@
 
 use std::{
     fs,
-    io::{Read as _, Write as _},
-    net::TcpListener,
-    sync::{Arc, Mutex},
+    io::{Read, Write as _},
+    net::{SocketAddr, TcpListener},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 use lab::{
     Lab,
+    client::{self, Tls},
     dns::Dns,
-    gateway::{Gateway, OPENAI_SECRET, SECRETS, usual_config, vault_config},
-    net::{AGENT2, ATTACKER, INTERNET, OPENAI, VAULT},
+    gateway::{self, Gateway, OPENAI_SECRET, SECRETS, usual_config, vault_config},
+    net::{AGENT, AGENT2, ATTACKER, INTERNET, OPENAI, PYPI, VAULT},
     origin::Origin,
     pki::Authority,
     sandboxed,
@@ -23,7 +28,14 @@ use lab::{
 
 use rustls::sign::SingleCertAndKey;
 
-use super::{CHAT, ask, assert_refused, records, refusal};
+use super::{CHAT, ask, assert_unavailable, records, refusal};
+
+/// What `cloakroom status` says.
+fn status(lab: &Lab) -> serde_json::Value {
+    let mut command = gateway::program();
+    command.args(["status", "--control"]).arg(lab.dir.join("control/control.sock"));
+    serde_json::from_str(&client::succeed(&mut command)).expect("it is JSON")
+}
 
 /// Waits until a request is refused for want of the secret, and returns after how long and with
 /// which cause.
@@ -34,7 +46,7 @@ fn until_refused(lab: &Lab, gateway: &Gateway) -> (Duration, String) {
     let refused = |record: &serde_json::Value| record["reason"] == "secret_unavailable";
     // The record of the request before this one may be a moment late; any of the two will do.
     let before = records(gateway, "request").into_iter().filter(refused).count();
-    assert_refused(&ask(lab, gateway, CHAT), 503, "secret_unavailable");
+    assert_unavailable(&ask(lab, gateway, CHAT));
     let last = refusal(gateway, before, "secret_unavailable");
     (waited, last["cause"].as_str().unwrap_or_default().to_owned())
 }
@@ -112,14 +124,29 @@ fn a_vault_that_is_down_at_the_start_is_503_and_heals() {
         let begun = Instant::now();
         let gateway = Gateway::start(&lab, &vault_config(&vault.config()));
         println!("ready after {:?}", begun.elapsed());
-        assert_refused(&ask(&lab, &gateway, CHAT), 503, "secret_unavailable");
+        assert_unavailable(&ask(&lab, &gateway, CHAT));
         let record = refusal(&gateway, 0, "secret_unavailable");
         assert_eq!(record["cause"], "vault_unreachable", "{record}");
         origin.log().assert_no_request();
+        let said = status(&lab)["secrets"].clone();
+        let missing = said["missing"].as_array().expect("a list");
+        assert!(said["available"].as_array().is_some_and(Vec::is_empty), "{said}");
+        assert_eq!(missing.len(), 4, "{said}");
+        assert!(missing.iter().all(|one| one["cause"] == "vault_unreachable"), "{said}");
+        assert!(gateway.stderr().contains("no value yet"), "{}", gateway.stderr());
+        // What is not intercepted needs no secret.
+        let mut pypi = Tls::open(AGENT, PYPI.port(443), &super::hello(&lab, PYPI)).expect("TLS");
+        let through = format!("GET /simple/ HTTP/1.1\r\nHost: {}\r\n\r\n", PYPI.name);
+        pypi.ask(through).expect("an answer");
+        assert_eq!(origin.log().wait_requests(1)[0].uri.path(), "/simple/");
         vault.resume();
         let after = until_served(&lab, &gateway);
         println!("served after {after:?}");
         assert!(after < Duration::from_secs(5), "{after:?}");
+        wait::expect("the status says so", || {
+            let available = status(&lab)["secrets"]["available"].clone();
+            available.as_array().is_some_and(|secrets| secrets.len() == 4)
+        });
         assert_told_nothing(&lab, &gateway);
     });
 }
@@ -139,7 +166,7 @@ fn a_vault_that_swallows_packets_holds_up_neither_the_start_nor_the_end() {
         let begun = Instant::now();
         let mut gateway = Gateway::start(&lab, &config);
         assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
-        assert_refused(&ask(&lab, &gateway, CHAT), 503, "secret_unavailable");
+        assert_unavailable(&ask(&lab, &gateway, CHAT));
         let mut other = super::open(&lab, AGENT2, OPENAI).expect("a handshake");
         let request = super::get("/v1/models").replace("OPENAI_API_KEY", "OPS_OPENAI_KEY");
         assert_eq!(other.ask(request).expect("an answer").status, 200, "the file serves");
@@ -163,7 +190,7 @@ fn a_vault_of_another_authority_gets_neither_trust_nor_secret_id() {
         let config = vault.config().replace(&right, &other.display().to_string());
         assert!(config.contains("other-ca.pem"), "{config}");
         let gateway = Gateway::start(&lab, &vault_config(&config));
-        assert_refused(&ask(&lab, &gateway, CHAT), 503, "secret_unavailable");
+        assert_unavailable(&ask(&lab, &gateway, CHAT));
         let record = refusal(&gateway, 0, "secret_unavailable");
         assert_eq!(record["cause"], "vault_unreachable", "{record}");
         origin.log().assert_no_request();
@@ -190,7 +217,7 @@ fn a_secret_id_that_others_can_read_or_that_is_wrong_is_said() {
         let good = fs::read_to_string(&file).expect("the SecretID");
         fs::write(&file, "00000000-0000-0000-0000-000000000000").expect("written");
         let gateway = Gateway::start(&lab, &config);
-        assert_refused(&ask(&lab, &gateway, CHAT), 503, "secret_unavailable");
+        assert_unavailable(&ask(&lab, &gateway, CHAT));
         let record = refusal(&gateway, 0, "secret_unavailable");
         assert_eq!(record["cause"], "vault_denied", "{record}");
         origin.log().assert_no_request();
@@ -208,8 +235,8 @@ fn a_redirect_of_vaults_leads_to_its_peers_and_nowhere_else() {
         let _dns = Dns::start();
         lab.write("vault-secret-id", "a-secret-id-0123456789");
         let (here, there) = (VAULT.to_string(), ATTACKER.v4().to_string());
-        let standby = node(&lab, &here, &format!("https://{there}:8200"));
-        let other = node(&lab, &there, &format!("https://{there}:8200"));
+        let standby = node(&lab.public, &here, &format!("https://{there}:8200"));
+        let other = node(&lab.public, &there, &format!("https://{there}:8200"));
         let vault = |peers: &str| {
             let text = format!(
                 "\n[vault]\naddress = \"https://{here}:8200\"\n{peers}\
@@ -218,10 +245,8 @@ fn a_redirect_of_vaults_leads_to_its_peers_and_nowhere_else() {
             );
             vault_config(&text)
         };
-        let seen = |node: &Arc<Mutex<Vec<String>>>| node.lock().expect("unpoisoned").clone();
-
         let mut gateway = Gateway::start(&lab, &vault(""));
-        assert_refused(&ask(&lab, &gateway, CHAT), 503, "secret_unavailable");
+        assert_unavailable(&ask(&lab, &gateway, CHAT));
         let record = refusal(&gateway, 0, "secret_unavailable");
         assert_eq!(record["cause"], "vault_unreachable", "{record}");
         wait::expect("several logins", || seen(&standby).len() >= 2);
@@ -234,16 +259,82 @@ fn a_redirect_of_vaults_leads_to_its_peers_and_nowhere_else() {
         let gateway = Gateway::start(&lab, &vault(&peers));
         wait::expect("the peer is asked", || !seen(&other).is_empty());
         assert!(seen(&other)[0].contains("a-secret-id-0123456789"), "with the same question");
-        assert_refused(&ask(&lab, &gateway, CHAT), 503, "secret_unavailable");
+        assert_unavailable(&ask(&lab, &gateway, CHAT));
         origin.log().assert_no_request();
         assert!(!gateway.stderr().contains("a-secret-id"), "{}", gateway.stderr());
     });
 }
 
-/// Something at `address` that calls itself Vault and redirects every question to `to`. Returns
-/// what it is asked.
-fn node(lab: &Lab, address: &str, to: &str) -> Arc<Mutex<Vec<String>>> {
-    let key = SingleCertAndKey::from(lab.public.issue(address).certified());
+#[test]
+fn who_takes_vaults_place_later_gets_no_token_and_sends_it_nowhere() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let _origin = Origin::start(&lab);
+        let _dns = Dns::start();
+        let mut vault = Vault::start(&lab);
+        let gateway = Gateway::start(&lab, &vault_config(&vault.config()));
+        assert_eq!(ask(&lab, &gateway, CHAT).status, 200);
+        let (here, there) = (VAULT.to_string(), ATTACKER.v4().to_string());
+        let other = node(&lab.public, &there, &format!("https://{there}:8200"));
+
+        // With a certificate of another authority: not even a question arrives.
+        vault.stop();
+        let mut false_vault =
+            node(&Authority::new("Another"), &here, &format!("https://{there}:8200"));
+        let (after, cause) = until_refused(&lab, &gateway);
+        println!("another certificate: 503 after {after:?} ({cause})");
+        assert!(["vault_unreachable", "lease_ended"].contains(&cause.as_str()), "{cause}");
+        let says = "check its certificate against ca_file";
+        wait::expect(says, || gateway.stderr().contains(says));
+        assert_eq!(seen(&false_vault), [""; 0]);
+        false_vault.end();
+
+        // With the right certificate and a redirect: it has the token, and nobody else gets it.
+        let mut standby = node(&lab.public, &here, &format!("https://{there}:8200"));
+        wait::expect("the token is tried here", || {
+            seen(&standby).iter().any(|question| question.contains("x-vault-token: "))
+        });
+        assert_unavailable(&ask(&lab, &gateway, CHAT));
+        let says = "list the nodes in peers";
+        wait::expect(says, || gateway.stderr().contains(says));
+        std::thread::sleep(wait::QUIET);
+        assert_eq!(seen(&other), [""; 0], "the redirect is not followed");
+        standby.end();
+
+        vault.resume();
+        println!("resumed: served after {:?}", until_served(&lab, &gateway));
+        assert_eq!(seen(&other), [""; 0]);
+        assert_told_nothing(&lab, &gateway);
+    });
+}
+
+/// What a node was asked.
+fn seen(node: &Node) -> Vec<String> {
+    node.seen.lock().expect("unpoisoned").clone()
+}
+
+/// Something that calls itself Vault.
+struct Node {
+    seen: Arc<Mutex<Vec<String>>>,
+    ended: Arc<AtomicBool>,
+    address: SocketAddr,
+    listening: Option<JoinHandle<()>>,
+}
+
+impl Node {
+    /// Listens no more.
+    fn end(&mut self) {
+        self.ended.store(true, SeqCst);
+        // It wakes up for one last connection.
+        let _ = INTERNET.connect(self.address);
+        self.listening.take().expect("once").join().expect("no panic");
+    }
+}
+
+/// Something at `address` that calls itself Vault, with a certificate of this authority, and
+/// redirects every question to `to`.
+fn node(authority: &Authority, address: &str, to: &str) -> Node {
+    let key = SingleCertAndKey::from(authority.issue(address).certified());
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -252,20 +343,19 @@ fn node(lab: &Lab, address: &str, to: &str) -> Arc<Mutex<Vec<String>>> {
         .with_cert_resolver(Arc::new(key));
     let config = Arc::new(config);
     let listener = INTERNET.enter(|| TcpListener::bind((address, 8200))).expect("a free port");
+    let address = listener.local_addr().expect("bound");
     let (seen, to) = (Arc::new(Mutex::new(Vec::new())), to.to_owned());
-    let asked = Arc::clone(&seen);
-    std::thread::spawn(move || {
+    let (asked, ended) = (Arc::clone(&seen), Arc::new(AtomicBool::new(false)));
+    let ending = Arc::clone(&ended);
+    let listening = std::thread::spawn(move || {
         for socket in listener.incoming().filter_map(Result::ok) {
+            if ending.load(SeqCst) {
+                return;
+            }
+            let _ = socket.set_read_timeout(Some(wait::SOON));
             let tls = rustls::ServerConnection::new(Arc::clone(&config)).expect("a session");
             let mut stream = rustls::StreamOwned::new(tls, socket);
-            let mut bytes = [0; 4_096];
-            let mut question = String::new();
-            while !question.contains('}') && question.len() < 65_536 {
-                match stream.read(&mut bytes) {
-                    Ok(length @ 1..) => question += &String::from_utf8_lossy(&bytes[..length]),
-                    _ => break,
-                }
-            }
+            let Some(question) = question(&mut stream) else { continue };
             let path = question.split(' ').nth(1).unwrap_or_default().to_owned();
             asked.lock().expect("unpoisoned").push(question);
             let answer = format!(
@@ -277,7 +367,24 @@ fn node(lab: &Lab, address: &str, to: &str) -> Arc<Mutex<Vec<String>>> {
             let _ = stream.flush();
         }
     });
-    seen
+    Node { seen, ended, address, listening: Some(listening) }
+}
+
+/// One request with its body, or nothing where no whole head arrives.
+fn question(stream: &mut impl Read) -> Option<String> {
+    let (mut bytes, mut question) = ([0; 4_096], String::new());
+    while question.len() < 65_536 {
+        let whole = question.contains("\r\n\r\n");
+        let body = question.to_lowercase().contains("content-length: ");
+        if whole && (!body || question.contains('}')) {
+            break;
+        }
+        match stream.read(&mut bytes) {
+            Ok(length @ 1..) => question += &String::from_utf8_lossy(&bytes[..length]),
+            _ => break,
+        }
+    }
+    question.contains("\r\n\r\n").then_some(question)
 }
 
 /// Neither a value nor a token nor the SecretID is in the log or in the audit.

@@ -147,6 +147,17 @@ impl Gateway {
         self.process.wait().expect("the gateway ends");
     }
 
+    /// Sends a signal whose default is to end with a core dump, and says how it ended.
+    ///
+    /// # Panics
+    /// When it has not ended soon.
+    #[track_caller]
+    pub fn crash(&mut self, signal: Signal) -> ExitStatus {
+        tools::signal(&self.process, signal);
+        let ended = wait::until(wait::SOON, || self.process.try_wait().ok().flatten());
+        ended.unwrap_or_else(|| panic!("still running after {signal:?}"))
+    }
+
     /// Asks it to end, and says how it did.
     ///
     /// # Panics

@@ -24,6 +24,7 @@ pub mod origin;
 pub mod pki;
 pub mod postgres;
 pub mod sandbox;
+pub mod slow;
 pub mod ssh;
 pub mod tools;
 pub mod vault;

@@ -9,7 +9,9 @@ use std::{
 };
 
 use clap::{Args, Subcommand};
-use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
+use rustix::termios::{
+    LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcsetattr,
+};
 use zeroize::Zeroizing;
 
 use crate::{
@@ -130,17 +132,31 @@ fn listing(names: &[String], policy: &Policy) -> String {
 fn read_value(name: &str) -> io::Result<Zeroizing<Vec<u8>>> {
     let input = io::stdin();
     if !input.is_terminal() {
-        return read_bounded(&input, false);
+        return read_bounded(&input, |_| false);
     }
     let mut terminal = io::stderr();
     write!(terminal, "Value of {name}: ")?;
     terminal.flush()?;
-    let _silent = Silent::begin()?;
-    read_bounded(&input, true)
+    let silent = Silent::begin()?;
+    let line = read_bounded(&input, |read| read.ends_with(b"\n") || silent.interrupts(read))?;
+    if silent.interrupts(&line) {
+        writeln!(terminal)?;
+        return Err(io::Error::other("interrupted"));
+    }
+    if line.len() >= TERMINAL_LINE {
+        return Err(io::Error::other(
+            "a terminal cuts lines of this length; give the value on standard input",
+        ));
+    }
+    Ok(line)
 }
 
-/// Past every buffer of the standard library, which nobody would clear.
-fn read_bounded(input: &impl AsFd, line: bool) -> io::Result<Zeroizing<Vec<u8>>> {
+/// Up to what is `whole`, the end, or more bytes than a value has. Past every buffer of the
+/// standard library, which nobody would clear.
+fn read_bounded(
+    input: &impl AsFd,
+    whole: impl Fn(&[u8]) -> bool,
+) -> io::Result<Zeroizing<Vec<u8>>> {
     let mut value = Zeroizing::new(vec![0; SecretValue::MAX_BYTES + 3]);
     let mut filled = 0;
     while let Some(rest) = value.get_mut(filled..).filter(|rest| !rest.is_empty()) {
@@ -150,7 +166,7 @@ fn read_bounded(input: &impl AsFd, line: bool) -> io::Result<Zeroizing<Vec<u8>>>
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
-        if line && value.get(..filled).is_some_and(|read| read.ends_with(b"\n")) {
+        if value.get(..filled).is_some_and(&whole) {
             break;
         }
     }
@@ -158,24 +174,35 @@ fn read_bounded(input: &impl AsFd, line: bool) -> io::Result<Zeroizing<Vec<u8>>>
     Ok(value)
 }
 
-/// A terminal that does not show what is typed, until this is dropped.
-struct Silent(Termios);
+/// A terminal that does not show what is typed, until this is dropped. The interrupt key ends the
+/// line instead of the process, which could not put the terminal back.
+struct Silent {
+    shown: Termios,
+    interrupt: u8,
+}
 
 impl Silent {
     fn begin() -> io::Result<Self> {
         let shown = tcgetattr(io::stdin())?;
+        let interrupt = shown.special_codes[SpecialCodeIndex::VINTR];
         let mut silent = shown.clone();
-        silent.local_modes.remove(LocalModes::ECHO);
+        silent.local_modes.remove(LocalModes::ECHO | LocalModes::ISIG);
         silent.local_modes.insert(LocalModes::ECHONL);
+        silent.special_codes[SpecialCodeIndex::VEOL] = interrupt;
         tcsetattr(io::stdin(), OptionalActions::Flush, &silent)?;
-        Ok(Self(shown))
+        Ok(Self { shown, interrupt })
+    }
+
+    /// Whether the line was ended by the interrupt key. A terminal without one has NUL.
+    fn interrupts(&self, line: &[u8]) -> bool {
+        self.interrupt != 0 && line.last() == Some(&self.interrupt)
     }
 }
 
 impl Drop for Silent {
     fn drop(&mut self) {
         // A terminal that is gone shows nothing either.
-        let _ = tcsetattr(io::stdin(), OptionalActions::Flush, &self.0);
+        let _ = tcsetattr(io::stdin(), OptionalActions::Flush, &self.shown);
     }
 }
 
@@ -195,3 +222,7 @@ impl fmt::Display for SecretCommandError {
 }
 
 impl std::error::Error for SecretCommandError {}
+
+/// Bytes of the longest line that a terminal passes on, with its end; what is longer is cut without
+/// a word (`termios(3)`, canonical mode).
+const TERMINAL_LINE: usize = 4_096;

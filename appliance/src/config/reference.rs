@@ -31,13 +31,14 @@ pub(super) fn secret_ref(text: &str) -> Result<SecretRef, &'static str> {
     Ok(SecretRef::Vault { location: read(location)?, pick: pick(wanted)? })
 }
 
-/// Whether a text is a path in Vault: plain segments, none of which a server could resolve away.
+/// Whether a text is a path in Vault: plain segments, none of which a server could resolve away or a
+/// policy would take for any segment (`+`).
 pub(super) fn is_path(text: &str) -> bool {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'@' | b'+');
     text.len() <= MAX_PATH_BYTES
         && text
             .split('/')
-            .all(|segment| !matches!(segment, "" | "." | "..") && segment.bytes().all(plain))
+            .all(|segment| !matches!(segment, "" | "." | ".." | "+") && segment.bytes().all(plain))
 }
 
 fn kv2(text: &str) -> Result<VaultLocation, &'static str> {
@@ -47,7 +48,8 @@ fn kv2(text: &str) -> Result<VaultLocation, &'static str> {
         None => whole.split_once('/').ok_or(NO_PATH)?,
     };
     let mount = location_path(mount)?;
-    if !is_path(path) {
+    // Quotes are for a slash, and for nothing else.
+    if !is_path(path) || whole.starts_with('"') != mount.contains('/') {
         return Err(BAD_PATH);
     }
     let version = query.map(version).transpose()?;
@@ -184,8 +186,9 @@ const NOT_A_REFERENCE: &str = "this says where a value is, and is never the valu
                                \"vault-write:PATH?key=value#FIELD\" or \"file:NAME\"";
 const NO_FIELD: &str = "the field of the secret is missing; write \"vault:MOUNT/PATH#FIELD\"";
 const NO_PATH: &str = "the path below the mount is missing; write \"vault:MOUNT/PATH#FIELD\"";
-const BAD_PATH: &str = "mount and path have segments of letters, digits and '-_.@+', with one \
-                        slash between two; write \"vault:MOUNT/PATH#FIELD\"";
+const BAD_PATH: &str = "mount and path have segments of letters, digits and '-_.@+', none of \
+                        which is '+' alone, with one slash between two; write \
+                        \"vault:MOUNT/PATH#FIELD\"";
 const BAD_VERSION: &str = "after '?' stands the version that the secret is held to; write \
                            \"vault:MOUNT/PATH?version=3#FIELD\"";
 const BAD_PARAMETER: &str = "after '?' stand at most 16 key=value with '&' between two; keys have \
@@ -209,6 +212,7 @@ mod tests {
             "vault:kv/agents/openai?version=3#api_key",
             "vault:\"team/kv\"/openai#api_key",
             "vault:kv/auth/openai#api_key",
+            "vault:kv/a+b/me@example.com#api_key",
             "vault-read:database/creds/reader#password",
             "vault-read:database/creds/reader#{username}:{password}",
             "vault-read:kv1/openai#Key-{key}",
@@ -262,6 +266,11 @@ mod tests {
             "vault:a/b#",
             "vault:a/b##",
             "vault:\"a/b#c",
+            "vault:\"a\"/b#c",
+            "vault:a/+/b#c",
+            "vault:\"a/+\"/b#c",
+            "vault-read:+/b#c",
+            "vault-write:a/+#c",
             "vault:a/b?version=0#c",
             "vault:a/b?version=01#c",
             "vault:a/b?version=#c",

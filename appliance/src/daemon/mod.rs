@@ -52,7 +52,7 @@ use crate::{
     phase::{Phase, Phases},
     policy::Policy,
     rulebook::Rulebook,
-    secrets::{SecretStore, Session},
+    secrets::SecretStore,
 };
 
 /// What the environment says of whoever started the daemon; read by the command line.
@@ -101,7 +101,6 @@ struct Daemon {
     phase: watch::Sender<Phase>,
     rulebooks: watch::Sender<Arc<Rulebook>>,
     secrets: Arc<SecretStore>,
-    vault: Option<Arc<Session>>,
     wanted: Arc<Wanted>,
     /// Where Vault signs the issuing CAs.
     rotation: Option<Rotation>,
@@ -176,14 +175,10 @@ impl Daemon {
                     .into(),
             ));
         }
-        let groups = policy.groups.clone();
         let cas = issuing::cas(&policy, &settings, self.rotation.as_ref())?;
         let rulebook = rulebook(policy, cas.clone(), &self.system_roots)?;
         packets::apply(&self.rules(&capture))?;
         self.capture = capture;
-        if let Some(vault) = &self.vault {
-            vault.set_groups(&groups);
-        }
         self.wanted.take(&rulebook.policy);
         self.secrets.ask_again();
         // A binding or a CA that is new is there before the first request can ask for it.

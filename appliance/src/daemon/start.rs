@@ -54,7 +54,8 @@ impl Daemon {
         let places = Places::new(policy.limits.connections + waiting);
         let resolver = open_resolver(&settings, &system_roots)?;
         let (secrets, vault) = open_secrets(&settings, &policy.groups, resolver.control_plane())?;
-        let wanted = Wanted::new(Arc::clone(&secrets), quarantine.watch(), &policy);
+        let sources = (Arc::clone(&secrets), vault.clone());
+        let wanted = Wanted::new(sources, quarantine.watch(), &policy);
         let wanted = Arc::new(wanted);
         let rotation = issuing::open_rotation(&settings, vault.as_ref())?;
         let cas = issuing::cas(&policy, &settings, rotation.as_ref())?;
@@ -103,7 +104,6 @@ impl Daemon {
             phase,
             rulebooks,
             secrets,
-            vault,
             wanted,
             rotation,
             refreshing,

@@ -1,63 +1,81 @@
-//! Which secrets are asked for: those of the policy, less those of quarantined groups.
+//! Which groups and which of their secrets count: those of the policy, less the quarantined ones.
 //!
 //! A secret that is not asked for any more is dropped by the store, and what was leased for it is
-//! given back.
+//! given back. A group that does not count any more has no token in Vault: it is revoked, and
+//! everything that was leased with it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::{
-    policy::{GroupName, Policy, SecretRef},
+    policy::{Group, GroupName, Policy, SecretRef},
     quarantine::Quarantined,
-    secrets::SecretStore,
+    secrets::{SecretStore, Session},
 };
 
 /// A group and what it needs.
 pub(super) type Need = (GroupName, SecretRef);
 
-/// What the store is told to ask for.
+/// What the store is told to ask for, and Vault's session to have tokens for.
 pub(super) struct Wanted {
     secrets: Arc<SecretStore>,
+    vault: Option<Arc<Session>>,
     quarantined: Quarantined,
-    /// What the policy in force needs. Held while the store is told, so that the last one to tell
-    /// it has seen the last policy and the last quarantine.
-    needs: Mutex<Vec<Need>>,
+    /// What the policy in force names. Held while the others are told, so that the last one to
+    /// tell them has seen the last policy and the last quarantine.
+    named: Mutex<Named>,
+}
+
+#[derive(Default)]
+struct Named {
+    groups: Vec<Arc<Group>>,
+    needs: Vec<Need>,
 }
 
 impl Wanted {
-    /// Tells `secrets` what the policy needs.
+    /// Tells `secrets` and `vault` what the policy names.
     pub(super) fn new(
-        secrets: Arc<SecretStore>,
+        (secrets, vault): (Arc<SecretStore>, Option<Arc<Session>>),
         quarantined: Quarantined,
         policy: &Policy,
     ) -> Self {
-        let wanted = Self { secrets, quarantined, needs: Mutex::default() };
+        let wanted = Self { secrets, vault, quarantined, named: Mutex::default() };
         wanted.take(policy);
         wanted
     }
 
-    /// Takes what a new policy needs.
+    /// Takes what a new policy names.
     pub(super) fn take(&self, policy: &Policy) {
-        let mut held = self.needs.lock().unwrap_or_else(PoisonError::into_inner);
-        *held = needs(policy);
-        self.tell(&held);
+        let mut named = self.lock();
+        *named = Named { groups: policy.groups.clone(), needs: needs(policy) };
+        self.tell(&named);
     }
 
     /// Takes what has changed about the quarantined groups.
     pub(super) fn apply(&self) {
-        self.tell(&self.needs.lock().unwrap_or_else(PoisonError::into_inner));
+        self.tell(&self.lock());
     }
 
     /// What the store was told.
     pub(super) fn asked(&self) -> Vec<Need> {
-        self.allowed(&self.needs.lock().unwrap_or_else(PoisonError::into_inner))
+        self.allowed(&self.lock().needs)
     }
 
-    fn tell(&self, needs: &[Need]) {
-        self.secrets.set_wanted(&self.allowed(needs));
+    fn tell(&self, named: &Named) {
+        // The groups first: what is new is asked for at once, and needs a token.
+        if let Some(vault) = &self.vault {
+            let counts = |group: &&Arc<Group>| !self.quarantined.holds(&group.name);
+            let groups: Vec<_> = named.groups.iter().filter(counts).cloned().collect();
+            vault.set_groups(&groups);
+        }
+        self.secrets.set_wanted(&self.allowed(&named.needs));
     }
 
     fn allowed(&self, needs: &[Need]) -> Vec<Need> {
         needs.iter().filter(|(group, _)| !self.quarantined.holds(group)).cloned().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Named> {
+        self.named.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -35,7 +35,7 @@ impl Kept {
         self.0.is_empty()
     }
 
-    /// One listener for each interface and family, kept or new. As [`listen`](super::listen).
+    /// One listener for each interface and family, kept or new. As [`listen`](super::listen()).
     ///
     /// # Errors
     ///

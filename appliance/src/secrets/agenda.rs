@@ -171,7 +171,14 @@ impl Agenda {
             Outcome::Read(Ok(answer)) => self.take(question, answer, now),
             Outcome::Renewed(Ok(prolonged)) => {
                 plan.outages = 0;
-                let Some(tenure) = &mut plan.tenure else { return vec![] };
+                let Some(tenure) = &mut plan.tenure else {
+                    // It had ended by our clock, and lives on by Vault's.
+                    if let About::Renew(lease) = &question.about {
+                        self.returns.add(group, lease.clone(), now, now + prolonged.life);
+                    }
+                    plan.due = now;
+                    return vec![];
+                };
                 tenure.prolong(prolonged, question.asked);
                 let ends = tenure.ends;
                 self.each(question, |ledger, key| ledger.prolong(key, ends))
@@ -181,6 +188,7 @@ impl Agenda {
                 vec![]
             }
             Outcome::Checked(Ok(Standing::Good)) => {
+                plan.outages = 0;
                 let refresh = self.refresh;
                 plan.tenure.iter_mut().for_each(|tenure| tenure.stands(now, refresh));
                 vec![]
@@ -195,7 +203,8 @@ impl Agenda {
                 self.each(question, |ledger, key| ledger.record(key, Err(error), now))
             }
             Outcome::Checked(Err(FetchError::Outage(..))) => {
-                let wait = back_off(1);
+                plan.outages = plan.outages.saturating_add(1);
+                let wait = back_off(plan.outages).min(self.refresh);
                 plan.tenure.iter_mut().for_each(|tenure| tenure.stands(now, wait));
                 vec![]
             }

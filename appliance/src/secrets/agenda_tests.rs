@@ -34,6 +34,7 @@ struct Lender {
     revoked: HashMap<usize, Instant>,
     reads: usize,
     renewals: usize,
+    checks: usize,
     agenda: Agenda,
 }
 
@@ -50,6 +51,7 @@ impl Lender {
             revoked: HashMap::new(),
             reads: 0,
             renewals: 0,
+            checks: 0,
             agenda: Agenda::new(REFRESH, STALE),
         };
         lender.agenda.want(&[user(), password()], lender.now);
@@ -80,7 +82,23 @@ impl Lender {
         }
     }
 
+    /// Lets time pass until a renewal is asked for, which has no answer yet.
+    fn pass_until_renewal(&mut self) -> Question {
+        loop {
+            let generation = self.generation;
+            for question in self.agenda.take_due(self.now, |_| generation).0 {
+                if matches!(question.about, About::Renew(_)) {
+                    return question;
+                }
+                let outcome = self.answer(&question);
+                self.agenda.enter(&question, outcome, self.now);
+            }
+            self.now += Duration::from_millis(250);
+        }
+    }
+
     fn answer(&mut self, question: &Question) -> Outcome {
+        self.checks += usize::from(matches!(question.about, About::Check(_)));
         match &question.about {
             About::Read => Outcome::Read(self.lend(question.references.len())),
             About::Renew(lease) => Outcome::Renewed(self.renew(lease)),
@@ -339,6 +357,52 @@ fn one_more_field_of_a_lent_answer_makes_one_more_lease_for_all() {
     lender.pass(100);
     assert!(lender.revoked.contains_key(&0));
     assert_eq!(lender.made.len(), 2);
+}
+
+#[test]
+fn what_has_to_be_replaced_while_a_renewal_is_out_is_replaced() {
+    type Meanwhile = fn(&mut Lender);
+    let another_field: Meanwhile = |lender| lender.agenda.want(&[user(), password()], lender.now);
+    let another_token: Meanwhile = |lender| lender.generation += 1;
+    for meanwhile in [another_field, another_token] {
+        let mut lender = Lender::new(30, 36_000);
+        lender.agenda.want(&[user()], lender.now);
+        let question = lender.pass_until_renewal();
+        meanwhile(&mut lender);
+        lender.pass(1);
+        let outcome = lender.answer(&question);
+        lender.agenda.enter(&question, outcome, lender.now);
+        lender.pass(10);
+        assert_eq!(lender.made.len(), 2);
+        assert!(lender.text(&user()).unwrap().starts_with("lease-0001"));
+    }
+}
+
+#[test]
+fn a_lease_whose_renewal_comes_after_its_end_is_given_back() {
+    let mut lender = Lender::new(30, 36_000);
+    let question = lender.pass_until_renewal();
+    let outcome = lender.answer(&question);
+    lender.pass(30);
+    assert_eq!(lender.text(&user()), Err(SecretCause::LeaseEnded));
+    lender.agenda.enter(&question, outcome, lender.now);
+    lender.pass(5);
+    assert_eq!(lender.in_use(), Some(1));
+    assert!(lender.revoked.contains_key(&0), "Vault let it live on");
+}
+
+#[test]
+fn a_look_at_a_lease_is_tried_ever_more_slowly_in_an_outage() {
+    let mut lender = Lender::new(36_000, 360_000);
+    lender.pass(10);
+    lender.down = true;
+    lender.pass(600);
+    assert!(lender.checks < 40, "{} looks in ten minutes", lender.checks);
+    lender.down = false;
+    lender.pass(60);
+    lender.denied = true;
+    lender.pass(60);
+    assert_eq!(lender.text(&user()), Err(SecretCause::VaultDenied), "and then as before");
 }
 
 #[test]

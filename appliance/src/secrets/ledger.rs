@@ -2,8 +2,9 @@
 //! time is an argument.
 //!
 //! A value is usable until `max_stale` after it was last read, and a lent one until its lease
-//! ends. A source that says "none" takes it away at once; a source that cannot answer leaves it until then. A value that is replaced,
-//! taken away or too old stays known for a day, so that it is still masked in responses.
+//! ends. A source that says "none" takes it away at once; a source that cannot answer leaves it
+//! until then. A value that is replaced, taken away or too old stays known for a day, so that it
+//! is still masked in responses.
 
 use std::{
     collections::HashMap,

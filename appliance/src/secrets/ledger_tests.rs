@@ -154,6 +154,8 @@ fn what_policy_no_longer_names_is_dropped_and_still_masked_for_a_day() {
     scene.ledger.want(&[], scene.at(1));
     assert_eq!(scene.current(1), Err(SecretCause::VaultUnreachable));
     assert_eq!(scene.known(), [ONE]);
+    let left = |group: &str| scene.ledger.snapshot().left(&GroupName(group.into())).count();
+    assert_eq!((left("agents"), left("others")), (1, 0));
     assert_eq!(scene.value(2, TWO), Change::Same, "a late answer is dropped");
     assert_eq!(scene.known(), [ONE]);
     scene.ledger.want(&[], scene.at(1 + 86_400));

@@ -66,6 +66,15 @@ impl Snapshot {
         })
     }
 
+    /// The versions of the last day of every secret of the group that left the policy: no binding
+    /// tells any more where they were used, so they are masked wherever the group goes.
+    pub fn left(&self, group: &GroupName) -> impl Iterator<Item = &Arc<SecretValue>> {
+        let entries = self.entries.get(group).into_iter().flat_map(HashMap::values);
+        entries
+            .filter(|entry| !entry.wanted)
+            .flat_map(|entry| entry.retired.iter().map(|retired| &retired.value))
+    }
+
     /// How many secrets can be used at `now`, for readiness.
     ///
     /// A value that is too short for one binding counts as available: another may allow it.

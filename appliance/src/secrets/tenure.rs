@@ -68,12 +68,16 @@ impl Tenure {
     }
 
     /// Enters a renewal that was asked for at `asked`. One that gives less than was asked for
-    /// means that the lease is near its longest life.
+    /// means that the lease is near its longest life. What has to be replaced by now, still has to.
     pub(super) fn prolong(&mut self, by: Prolonged, asked: Instant) {
         let life = by.life.min(MAX_LIFE);
         let whole = life + ROUNDING >= self.lease.life;
-        self.turn = if by.renewable && whole { Turn::Renew } else { Turn::Replace };
-        self.turn_at = asked + two_thirds(life);
+        let turn_at = asked + two_thirds(life);
+        (self.turn, self.turn_at) = match self.turn {
+            Turn::Renew if by.renewable && whole => (Turn::Renew, turn_at),
+            Turn::Renew => (Turn::Replace, turn_at),
+            Turn::Replace => (Turn::Replace, turn_at.min(self.turn_at)),
+        };
         self.ends = asked + life;
     }
 

@@ -145,3 +145,12 @@ async fn a_lease_that_is_unknown_has_been_given_back() {
         assert_eq!(body(&fake, REVOKE_LEASE), r#"{"lease_id":"database/creds/reader/abc"}"#);
     }
 }
+
+#[tokio::test]
+async fn a_lease_of_a_group_without_a_token_ends_with_its_token() {
+    let fake = but_for(REVOKE_LEASE, || json(403, "{}")).await;
+    let source = fake.source();
+    source.session().set_groups(&[]);
+    assert_eq!(source.revoke(&agents(), &lease()).await, Ok(()));
+    assert_eq!(fake.targets(), [""; 0], "and nobody is asked");
+}

@@ -315,6 +315,38 @@ mod tests {
     }
 
     proptest! {
+        /// Vault decides by the path in the URL: it is the one that a policy names.
+        #[test]
+        fn the_path_that_is_asked_for_is_the_one_of_the_location(
+            segments in prop::collection::vec("[A-Za-z0-9_.@+-]{1,8}", 1..5),
+            version: Option<u64>,
+        ) {
+            let path: Arc<str> = segments.join("/").into();
+            prop_assume!(is_plain_path(&path));
+            let parameters = [("key".into(), "/../a?b#c%2e".into())].into();
+            for location in [
+                VaultLocation::Kv2 { mount: "team/kv".into(), path: path.clone(), version },
+                VaultLocation::Read { path: path.clone() },
+                VaultLocation::Write { path: path.clone(), parameters },
+            ] {
+                let middleware = vaultrs::api::EndpointMiddleware {
+                    token: "t".to_owned(),
+                    version: "v1".to_owned(),
+                    wrap: None,
+                    namespace: Some("team".to_owned()),
+                };
+                let question = Question(&location).with_middleware(&middleware);
+                let request = question.request("https://vault.example:8200/").unwrap();
+                prop_assert_eq!(request.uri().path(), format!("/v1/{}", location.api_path()));
+                let query = match &location {
+                    VaultLocation::Kv2 { .. } => version.map(|it| format!("version={it}")),
+                    _ => None,
+                };
+                prop_assert_eq!(request.uri().query(), query.as_deref());
+                prop_assert_eq!(&request.headers()["x-vault-namespace"], "team");
+            }
+        }
+
         #[test]
         fn no_answer_is_taken_for_more_than_it_is(body: Vec<u8>, at in 0_usize..200) {
             let pick = [pick_of([field("password")])];

@@ -52,6 +52,8 @@ pub(crate) struct Session {
 pub(super) struct Retired {
     pub(super) client: Arc<TokenClient>,
     pub(super) revoke_at: Instant,
+    /// How often Vault was asked to revoke it and did not answer.
+    pub(super) tries: u32,
 }
 
 #[derive(Serialize)]
@@ -86,8 +88,8 @@ impl Session {
         Ok(session)
     }
 
-    /// Takes the groups of a new policy. The token of a group that is not among them is revoked,
-    /// and what was leased with it.
+    /// Takes the groups that may have a token. The tokens of a group that is not among them any
+    /// more are revoked, and what was leased with them; a group that comes back gets a new one.
     pub(crate) fn set_groups(&self, groups: &[Arc<Group>]) {
         let mut held = lock(&self.groups);
         let mut old = std::mem::take(&mut *held);
@@ -288,12 +290,20 @@ impl Session {
     }
 
     pub(super) fn retire(&self, client: Arc<TokenClient>, revoke_at: Instant) {
+        self.push_retired(Retired { client, revoke_at, tries: 0 });
+        self.replanned.notify_one();
+    }
+
+    pub(super) fn push_retired(&self, token: Retired) {
         let mut retired = lock(&self.retired);
         if retired.len() < MAX_RETIRED {
-            retired.push(Retired { client, revoke_at });
+            retired.push(token);
         }
-        drop(retired);
-        self.replanned.notify_one();
+    }
+
+    /// Whether the group may have a token.
+    pub(super) fn knows(&self, group: &GroupName) -> bool {
+        lock(&self.groups).contains_key(group)
     }
 
     fn holder(&self, group: &GroupName) -> Result<Arc<Holder>, FetchError> {

@@ -281,3 +281,36 @@ async fn a_group_that_left_gets_no_token_from_a_question_that_waited() {
     assert!(session.make_child(&holder, &mut slot).await.is_err());
     assert_eq!(fake.count(CHILD), 1);
 }
+
+#[tokio::test]
+async fn no_earlier_token_of_a_group_that_left_stays() {
+    let fake = Fake::start(numbering(30, |_| false, "")).await;
+    let source = fake.source();
+    fetch(&source).await.unwrap();
+    let session = source.session();
+    session.log_in_anew().await;
+    session.set_groups(&[]);
+    let _ = tokio::time::timeout(Duration::from_millis(500), source.tend()).await;
+    let received = fake.received.lock().unwrap();
+    let revoked = received.iter().filter(|one| one.target == REVOKE);
+    let mut revoked: Vec<_> = revoked.filter_map(|one| one.token.clone()).collect();
+    revoked.sort_unstable();
+    assert_eq!(revoked, [format!("{CHILD_TOKEN}-1"), format!("{CHILD_TOKEN}-3")]);
+}
+
+#[tokio::test]
+async fn a_token_that_vault_did_not_revoke_for_an_outage_is_revoked_after_it() {
+    let outages = AtomicUsize::new(0);
+    let fake = Fake::start(move |request| match request.target.as_str() {
+        REVOKE if outages.fetch_add(1, SeqCst) < 1 => Reply::Json(503, "{}".to_owned()),
+        LOGIN => grant(TOKEN, 3600),
+        CHILD => child(CHILD_TOKEN, 3600),
+        _ => value(),
+    })
+    .await;
+    let source = fake.source();
+    fetch(&source).await.unwrap();
+    source.session().set_groups(&[]);
+    let _ = tokio::time::timeout(Duration::from_secs(3), source.tend()).await;
+    assert_eq!(fake.count(REVOKE), 2, "{:?}", fake.targets());
+}

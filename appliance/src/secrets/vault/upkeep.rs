@@ -12,11 +12,13 @@ use vaultrs::api::token::requests::{
 };
 
 use super::{
+    super::store::back_off,
     error::CallError,
     holder::{Holder, Live, jittered, lock},
-    session::Session,
-    token::{Grant, TokenClient},
+    session::{Retired, Session},
+    token::Grant,
 };
+use crate::policy::GroupName;
 
 impl Session {
     /// Renews and revokes whatever is due. Never returns.
@@ -142,22 +144,43 @@ impl Session {
             if let Some(live) = slot.live.take() {
                 self.retire(live.client, Instant::now());
             }
+            drop(slot);
+            if let Some((group, _)) = &holder.role {
+                self.hasten(group);
+            }
         }
         let now = Instant::now();
         let due: Vec<_> =
             lock(&self.retired).extract_if(.., |retired| retired.revoke_at <= now).collect();
         futures_util::stream::iter(due)
-            .for_each_concurrent(RENEWALS_AT_ONCE, |retired| self.revoke(retired.client))
+            .for_each_concurrent(RENEWALS_AT_ONCE, |retired| self.revoke(retired))
             .await;
     }
 
-    /// Revokes a token by itself, or by its accessor where it may not.
-    async fn revoke(&self, client: Arc<TokenClient>) {
+    /// Earlier tokens of a group that left do not stay for what is on its way.
+    fn hasten(&self, group: &GroupName) {
+        let now = Instant::now();
+        for retired in lock(&self.retired).iter_mut() {
+            if retired.client.group() == Some(group) {
+                retired.revoke_at = retired.revoke_at.min(now);
+            }
+        }
+    }
+
+    /// Revokes a token by itself, or by its accessor where it may not; later, where Vault does not
+    /// answer.
+    async fn revoke(&self, retired: Retired) {
+        let client = &retired.client;
         if client.is_unknown() {
             return;
         }
         let refused = match client.call(RevokeTokenSelfRequest {}).await {
             Err(CallError::Status { code: 403, unknown_token: false, .. }) => true,
+            Err(error) if !error.is_refusal() && retired.tries < MOST_TRIES => {
+                let tries = retired.tries + 1;
+                let revoke_at = Instant::now() + back_off(tries);
+                return self.push_retired(Retired { revoke_at, tries, ..retired });
+            }
             Err(_) => return tracing::warn!("a token could not be revoked; it ends by itself"),
             Ok(_) => false,
         };
@@ -185,5 +208,8 @@ impl Session {
 const RETRY_RENEWAL: Duration = Duration::from_secs(5);
 
 const RENEWALS_AT_ONCE: usize = 4;
+
+/// Tries to revoke a token of a Vault that does not answer: a quarter of an hour.
+const MOST_TRIES: u32 = 32;
 
 const CLOSE_TIME: Duration = Duration::from_secs(2);
