@@ -26,6 +26,7 @@ mod leased_users;
 mod leases;
 mod methods_and_paths;
 mod nameless;
+mod neighbours;
 mod packets;
 mod pki;
 mod quarantine;

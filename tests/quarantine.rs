@@ -17,7 +17,7 @@ use lab::{
 use crate::{
     control::{status, tell},
     dns::client::{anywhere, ask_tcp, ask_udp, code, query},
-    world::{TICKET, World, get, get_path},
+    world::{TICKET, World, first_event, get, get_path},
 };
 
 const OPS_TICKET: &str = "Authorization: Bearer OPS_OPENAI_KEY";
@@ -25,15 +25,8 @@ const OPS_TICKET: &str = "Authorization: Bearer OPS_OPENAI_KEY";
 /// How long a group may go on once somebody wants it cut off, the command's own start included.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
-fn stream(mut tls: Tls, ticket: &str) -> Tls {
-    tls.send(get_path("/sse?n=1000&ms=50", &[ticket])).expect("sent");
-    let mut seen = Vec::new();
-    while !String::from_utf8_lossy(&seen).contains("event 0") {
-        let more = tls.read_some(4096).expect("the first event");
-        assert!(!more.is_empty(), "ended early");
-        seen.extend(more);
-    }
-    tls
+fn stream(tls: Tls, ticket: &str) -> Tls {
+    first_event(tls, &get_path("/sse?n=1000&ms=50", &[ticket]))
 }
 
 fn operations(world: &World) -> Tls {

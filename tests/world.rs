@@ -137,6 +137,19 @@ pub fn get(fields: &[&str]) -> String {
     get_path("/v1/models", fields)
 }
 
+/// Asks for a stream of events, and reads the first.
+#[track_caller]
+pub fn first_event(mut tls: Tls, request: &str) -> Tls {
+    tls.send(request).expect("sent");
+    let mut seen = Vec::new();
+    while !String::from_utf8_lossy(&seen).contains("event 0") {
+        let more = tls.read_some(4096).expect("the first event");
+        assert!(!more.is_empty(), "ended early");
+        seen.extend(more);
+    }
+    tls
+}
+
 /// A GET of `path` at the OpenAI host with these further header lines.
 pub fn get_path(path: &str, fields: &[&str]) -> String {
     let mut head = format!("GET {path} HTTP/1.1\r\nHost: {}\r\n", OPENAI.name);

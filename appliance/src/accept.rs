@@ -66,7 +66,7 @@ pub struct Flow {
 impl Flow {
     /// The agent, for what is counted or remembered by agent.
     pub fn agent_key(&self) -> AgentKey {
-        AgentKey::new(&self.group.name, self.agent.ip())
+        AgentKey::of(&self.group, self.agent.ip())
     }
 }
 

@@ -17,6 +17,7 @@ use lab::{
 };
 
 use super::{CHAT, ask, connections, get, open};
+use crate::world::{World, first_event};
 
 fn signal(gateway: &Gateway, name: &str) {
     GATEWAY.shell(&format!("kill -{name} {}", gateway.pid()));
@@ -28,15 +29,8 @@ fn limits(text: &str) -> String {
 
 /// Starts a stream of events and reads the first.
 fn stream(lab: &Lab, events: usize, pause: usize) -> Tls {
-    let mut tls = open(lab, AGENT, OPENAI).expect("a handshake");
-    tls.send(get(&format!("/sse?n={events}&ms={pause}"))).expect("sent");
-    let mut seen = Vec::new();
-    while !String::from_utf8_lossy(&seen).contains("event 0") {
-        let more = tls.read_some(4096).expect("the first event");
-        assert!(!more.is_empty(), "ended early");
-        seen.extend(more);
-    }
-    tls
+    let tls = open(lab, AGENT, OPENAI).expect("a handshake");
+    first_event(tls, &get(&format!("/sse?n={events}&ms={pause}")))
 }
 
 fn spliced(lab: &Lab) -> Tls {
@@ -54,10 +48,8 @@ fn ended(gateway: &mut Gateway, limit: Duration) -> (ExitStatus, Duration) {
 #[test]
 fn a_drain_lets_an_answer_finish_and_takes_nothing_new() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let _dns = Dns::start();
-        let mut gateway = Gateway::start(&lab, &limits("drain_time = \"15s\""));
+        let World { lab, origin, dns: _dns, mut gateway } =
+            World::with(&limits("drain_time = \"15s\""));
         let mut events = stream(&lab, 8, 250);
         let idle = open(&lab, AGENT, OPENAI).expect("a connection between two requests");
         wait::expect("both at the origin", || origin.log().connections().len() == 2);
@@ -86,10 +78,8 @@ fn a_drain_lets_an_answer_finish_and_takes_nothing_new() {
 #[test]
 fn a_drain_lets_an_answer_over_http_2_finish_too() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let _dns = Dns::start();
-        let mut gateway = Gateway::start(&lab, &limits("drain_time = \"15s\""));
+        let World { lab, origin, dns: _dns, mut gateway } =
+            World::with(&limits("drain_time = \"15s\""));
         let hello = Hello { alpn: vec![b"h2"], ..super::hello(&lab, OPENAI) };
         let mut h2 = H2::open(AGENT, OPENAI.port(443), &hello).expect("a handshake");
         let request = http::Request::get("https://api.openai.example/sse?n=8&ms=250")
@@ -111,11 +101,8 @@ fn a_drain_lets_an_answer_over_http_2_finish_too() {
 #[test]
 fn a_binding_that_changes_its_secret_never_sends_the_old_one_again() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let _dns = Dns::start();
         let config = usual_config();
-        let gateway = Gateway::start(&lab, &config);
+        let World { lab, origin, dns: _dns, gateway } = World::with(&config);
         assert_eq!(ask(&lab, &gateway, CHAT).status, 200);
         gateway::install(&lab, &config.replace("\"file:openai\"", "\"file:git\""));
         gateway.reload();
@@ -172,11 +159,8 @@ fn a_drain_ends_at_its_deadline_and_at_a_second_signal() {
 #[test]
 fn a_new_policy_is_taken_whole_and_cuts_what_it_forbids() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let _dns = Dns::start();
         let config = usual_config();
-        let gateway = Gateway::start(&lab, &config);
+        let World { lab, origin, dns: _dns, gateway } = World::with(&config);
         let mut opaque = spliced(&lab);
         let mut kept = open(&lab, AGENT, OPENAI).expect("intercepted");
         assert_eq!(kept.ask(CHAT).expect("an answer").status, 200);
@@ -217,11 +201,8 @@ fn a_new_policy_is_taken_whole_and_cuts_what_it_forbids() {
 #[test]
 fn a_secret_that_a_new_policy_binds_is_masked_at_once() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let _origin = Origin::start(&lab);
-        let _dns = Dns::start();
         let config = usual_config();
-        let gateway = Gateway::start(&lab, &config);
+        let World { lab, origin: _origin, dns: _dns, gateway } = World::with(&config);
         // Masks for this group and API are compiled by this one.
         assert_eq!(ask(&lab, &gateway, &get("/reflect")).status, 200);
 
@@ -250,11 +231,8 @@ fn served(lab: &Lab, host: Host) {
 #[test]
 fn a_policy_that_is_wrong_or_cannot_be_taken_live_keeps_the_old_one() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let _origin = Origin::start(&lab);
-        let _dns = Dns::start();
         let config = usual_config();
-        let mut gateway = Gateway::start(&lab, &config);
+        let World { lab, origin: _origin, dns: _dns, mut gateway } = World::with(&config);
         let mut opaque = spliced(&lab);
         let broken = config.replace("\"pypi.example\", ", "\"pypi..example\", ");
         let line =
@@ -295,10 +273,7 @@ fn a_policy_that_is_wrong_or_cannot_be_taken_live_keeps_the_old_one() {
 #[test]
 fn reloads_under_traffic_disturb_nobody() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let _dns = Dns::start();
-        let gateway = Gateway::usual(&lab);
+        let World { lab, origin, dns: _dns, gateway } = World::usual();
         let outside = lab.capture(lab::net::INTERNET);
         thread::scope(|scope| {
             let asking = scope.spawn(|| {

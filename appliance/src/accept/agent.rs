@@ -5,9 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::policy::GroupName;
+use crate::policy::{Group, GroupName};
 
-/// An agent: an IPv4 address or an IPv6 /64 of its group. Within a /64 it can take any address.
+/// An agent: an IPv4 address or an IPv6 /64 of its group. Within a /64 it can take any address,
+/// unless it is bound to its network card: then each address is by itself.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct AgentKey {
     group: GroupName,
@@ -21,7 +22,16 @@ pub struct Pace {
 }
 
 impl AgentKey {
-    /// The agent of a group that has this address.
+    /// The agent of this group that has this address.
+    pub fn of(group: &Group, address: IpAddr) -> Self {
+        if group.agents.is_empty() {
+            Self::new(&group.name, address)
+        } else {
+            Self { group: group.name.clone(), prefix: address }
+        }
+    }
+
+    /// The agent that has this address, of a group that binds nobody.
     pub fn new(group: &GroupName, address: IpAddr) -> Self {
         let prefix = match address {
             IpAddr::V4(_) => address,
@@ -43,8 +53,8 @@ impl AgentKey {
     /// As the audit names the agent.
     pub fn text(&self) -> String {
         match self.prefix {
-            IpAddr::V4(v4) => v4.to_string(),
-            IpAddr::V6(v6) => format!("{v6}/64"),
+            IpAddr::V6(v6) if v6.to_bits() << 64 == 0 => format!("{v6}/64"),
+            address => address.to_string(),
         }
     }
 }
@@ -77,6 +87,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::policy::{BoundAgent, InterfaceName, Mac};
 
     fn key(address: &str) -> AgentKey {
         AgentKey::new(&GroupName(Arc::from("red")), address.parse().unwrap())
@@ -88,6 +99,23 @@ mod tests {
         assert_ne!(key("2001:db8::1"), key("2001:db8:0:1::1"));
         assert_ne!(key("192.0.2.1"), key("192.0.2.2"));
         assert_eq!(key("2001:db8::1").text(), "2001:db8::/64");
+    }
+
+    #[test]
+    fn bound_agents_of_a_64_are_apart() {
+        let group = |agents| Group {
+            name: GroupName(Arc::from("red")),
+            interface: InterfaceName(Arc::from("agents0")),
+            prefixes: vec!["2001:db8::/64".parse().unwrap()],
+            vault_role: "cloakroom".into(),
+            agents,
+        };
+        let [one, two] = ["2001:db8::1", "2001:db8::2"].map(|text| text.parse().unwrap());
+        let mac = Mac::parse("02:00:00:00:00:01").unwrap();
+        let bound = group(vec![BoundAgent { mac, addresses: vec![one, two] }]);
+        assert_ne!(AgentKey::of(&bound, one), AgentKey::of(&bound, two));
+        assert_eq!(AgentKey::of(&bound, one).text(), "2001:db8::1");
+        assert_eq!(AgentKey::of(&group(Vec::new()), one), key("2001:db8::2"));
     }
 
     #[test]

@@ -60,7 +60,7 @@ enum Language {
 pub(super) fn is_over_rate(gateway: &Gateway, from: AgentAddr, interface: &InterfaceName) -> bool {
     let rulebook = Arc::clone(&gateway.rulebook.borrow());
     rulebook.policy.identify(interface, from.ip()).is_some_and(|group| {
-        let agent = AgentKey::new(&group.name, from.ip());
+        let agent = AgentKey::of(group, from.ip());
         !gateway.places.may_connect(&agent, &rulebook.policy.limits, Instant::now())
     })
 }
@@ -168,7 +168,7 @@ fn admit(
         0 | 1 => limits.connections,
         _ => limits.connections.div_ceil(2),
     };
-    let agent = AgentKey::new(&group.name, from.ip());
+    let agent = AgentKey::of(group, from.ip());
     let share = gateway.places.share(&agent, limits, of_group)?;
     Ok((Arc::clone(group), share))
 }

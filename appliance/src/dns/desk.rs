@@ -102,7 +102,7 @@ impl Desk {
     pub(super) fn connection(&self, interface: &InterfaceName, from: IpAddr) -> Option<Share> {
         let rulebook = Arc::clone(&self.rulebook.borrow());
         let group = rulebook.policy.identify(interface, from)?;
-        self.agents.share(&AgentKey::new(&group.name, from), Of::Connections)
+        self.agents.share(&AgentKey::of(group, from), Of::Connections)
     }
 
     /// What is to be done about a query. Waits for nothing.
@@ -112,7 +112,7 @@ impl Desk {
             return Outcome::Silence;
         };
         let group = Arc::clone(group);
-        let key = AgentKey::new(&group.name, origin.from.ip());
+        let key = AgentKey::of(&group, origin.from.ip());
         let rate = rulebook.policy.limits.dns_rate;
         // Without the audit nothing is answered, so that nothing goes unseen.
         if !self.agents.may_ask(&key, rate, Instant::now()) || self.audit.reserve().is_err() {

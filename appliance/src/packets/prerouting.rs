@@ -34,6 +34,9 @@ pub(super) fn chain(capture: &Capture) -> Chain {
 /// The sets that the meters of this chain count in.
 pub(super) fn meters(capture: &Capture) -> Vec<Set> {
     let mut meters = Vec::new();
+    if capture.ipv6 {
+        meters.push(meter(SOLICITATIONS, SetKey::Interface));
+    }
     for family in families(capture) {
         let key = SetKey::InterfaceAndAddress(*family);
         meters.push(meter(of(*family, "dns_4", "dns_6"), key));
@@ -74,6 +77,7 @@ fn identity(capture: &Capture) -> Vec<Rule> {
         rules.push(dhcp_from_nowhere(capture.mark));
     }
     if capture.ipv6 {
+        rules.push(solicitations());
         let mut discovery = neighbour_discovery();
         discovery.extend([In(Key::Source(Family::V6), "link_6"), Accept]);
         rules.push(rule(&discovery));
@@ -215,6 +219,19 @@ fn dhcp_from_nowhere(mark: u32) -> Rule {
     ])
 }
 
+/// The gateway remembers whoever asks for its address, in one table of the kernel for all
+/// interfaces, and takes nobody new while that is full of new ones. So no interface may fill it.
+fn solicitations() -> Rule {
+    rule(&[
+        is_family(Family::V6),
+        Statement::Is(Key::L4, Value::byte("ipv6-icmp", ICMP6)),
+        Statement::Is(Key::Icmp6Type, Value::byte("nd-neighbor-solicit", 135)),
+        Statement::Over(Key::Interface, SOLICITATIONS.into(), SOLICIT_RATE),
+        Statement::Count,
+        Statement::Drop,
+    ])
+}
+
 /// What every IPv6 host says unasked about the groups it listens to (RFC 3810, section 5.2.14).
 pub(super) fn listener_reports() -> Vec<Statement> {
     let routers = IpAddr::V6(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0x16));
@@ -264,6 +281,11 @@ fn of(family: Family, v4: &'static str, v6: &'static str) -> &'static str {
 
 /// Echo requests of one agent that are answered in a second.
 const PING_RATE: u32 = 10;
+
+/// Neighbour solicitations of one interface that are taken in a second: two thousand hosts ask for
+/// the gateway twice a minute.
+const SOLICIT_RATE: u32 = 100;
+const SOLICITATIONS: &str = "solicitations";
 
 /// How many times an agent's own rate may come in before the kernel drops the rest. The resolver
 /// answers what is above the rate and below this, so that an honest client learns of it.
