@@ -243,6 +243,23 @@ pub fn create_path(role: &str) -> String {
     format!("auth/token/create/{role}")
 }
 
+/// An engine of logins by signed tokens, and whom its role names. That is not in the gateway's
+/// configuration, so that the operator is asked for it.
+struct Bearers {
+    engine: &'static str,
+    /// Fields of the role that are always so.
+    fixed: &'static [(&'static str, &'static str)],
+    /// Fields of the role, the variable for each, and whether it is one of a list.
+    asked: &'static [(&'static str, &'static str, bool)],
+}
+
+impl Bearers {
+    /// Kubernetes has an engine of its own, which its mount is named after.
+    fn at(mount: &str) -> &'static Self {
+        if mount.rsplit('/').next() == Some(KUBERNETES.engine) { &KUBERNETES } else { &JWT }
+    }
+}
+
 /// What a token needs for itself: whether it lives, to live on, to end, and what it may.
 fn own_token() -> [Grant; 4] {
     [
@@ -462,6 +479,23 @@ const RESERVED: [&str; 5] = ["root", "default", "response-wrapping", "control-gr
 
 /// What a group asks about its leases.
 const LEASES: [&str; 3] = ["sys/leases/lookup", "sys/leases/renew", "sys/leases/revoke"];
+
+/// <https://developer.hashicorp.com/vault/api-docs/auth/jwt#create-update-role>
+const JWT: Bearers = Bearers {
+    engine: "jwt",
+    fixed: &[("role_type", "jwt"), ("user_claim", "sub")],
+    asked: &[("bound_subject", "SUBJECT", false), ("bound_audiences", "AUDIENCE", true)],
+};
+
+/// <https://developer.hashicorp.com/vault/api-docs/auth/kubernetes#create-update-role>
+const KUBERNETES: Bearers = Bearers {
+    engine: "kubernetes",
+    fixed: &[],
+    asked: &[
+        ("bound_service_account_names", "SERVICE_ACCOUNT", true),
+        ("bound_service_account_namespaces", "SERVICE_ACCOUNT_NAMESPACE", true),
+    ],
+};
 
 /// Life of every token between two renewals.
 const PERIOD: &str = "1h";
