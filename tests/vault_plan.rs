@@ -1,7 +1,7 @@
 //! What `cloakroom vault plan` prints is all that a real Vault has to be told, and `cloakroom vault
 //! doctor` finds what differs from it.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{fs, path::PathBuf, process::Command, time::Duration};
 
 use lab::{
     Lab,
@@ -26,9 +26,14 @@ struct Planned {
 
 impl Planned {
     fn apply(pki: bool) -> Self {
+        Self::apply_changed(pki, ("", ""))
+    }
+
+    /// With something else in the configuration.
+    fn apply_changed(pki: bool, (from, to): (&str, &str)) -> Self {
         let lab = Lab::new();
         let vault = Vault::start_for_nobody(&lab);
-        let config = gateway::install(&lab, &config(&vault, pki));
+        let config = gateway::install(&lab, &config(&vault, pki).replace(from, to));
         let it = Self { lab, vault, config };
         let script = it.plan(&[]);
         it.vault.script(&script);
@@ -220,6 +225,51 @@ fn the_plan_sets_up_the_engine_that_signs_the_issuing_cas() {
 }
 
 #[test]
+fn a_group_writes_what_the_configuration_says_and_looks_after_its_lease() {
+    sandboxed(|| {
+        let ops = "vault:kv/agents/ops#api_key";
+        let password = "vault-write:ssh/creds/ops?ip=192.0.2.9&username=agent#key";
+        let it = Planned::apply_changed(false, (ops, password));
+        it.vault.cli(&["secrets", "enable", "ssh"]);
+        let role =
+            ["key_type=otp", "default_user=agent", "allowed_users=root", "cidr_list=0.0.0.0/0"];
+        it.vault.cli(&[&["write", "ssh/roles/ops"], &role[..]].concat());
+        it.assert_healthy();
+        let create = ["token", "create", "-policy=cloakroom-operations", "-no-default-policy"];
+        let token = lab::vault::token(&it.vault.cli(&create));
+        let write = |words: &[&str]| {
+            let output = it.vault.try_cli(&[&["write", "ssh/creds/ops"], words].concat(), &token);
+            assert!(
+                output.status.success() || String::from_utf8_lossy(&output.stderr).contains("403")
+            );
+            output.status.success()
+        };
+        assert!(write(&["ip=192.0.2.9", "username=agent"]));
+        for other in [
+            &["ip=192.0.2.10", "username=agent"][..],
+            &["ip=192.0.2.9", "username=root"],
+            &["ip=192.0.2.9", "username="],
+            &["ip=192.0.2.9"],
+            &["ip=192.0.2.9", "username=agent", "more=1"],
+        ] {
+            assert!(!write(other), "{other:?}");
+        }
+        it.vault.cli(&["token", "revoke", &token]);
+        let (mut world, vault) = it.run(false);
+        assert_eq!(status(&world, AGENT2, "OPS_OPENAI_KEY"), 200);
+        let leases =
+            || vault.try_cli(&["list", "sys/leases/lookup/ssh/creds/ops"], vault.root_token());
+        let leased = String::from_utf8_lossy(&leases().stdout).into_owned();
+        assert!(leased.lines().count() > 2, "one is there: {leased}");
+        world.gateway.terminate(Duration::from_secs(12));
+        let left = String::from_utf8_lossy(&leases().stdout).into_owned();
+        assert!(left.lines().count() <= 2, "given back: {left}");
+        let said = world.gateway.stderr();
+        assert!(!said.contains("policies let neither"), "{said}");
+    });
+}
+
+#[test]
 fn the_doctor_finds_each_mistake_and_names_it() {
     sandboxed(|| {
         let it = Planned::apply(false);
@@ -235,29 +285,41 @@ fn the_doctor_finds_each_mistake_and_names_it() {
             }
         };
 
-        it.assert_found("operations", "cloakroom-operations: it is not there", |vault| {
+        it.assert_found("group operations", "cloakroom-operations: it is not there", |vault| {
             vault.cli(&["delete", "auth/token/roles/cloakroom-operations"]);
         });
-        it.assert_found("research", "may not read kv/data/agents/git", |vault| {
+        it.assert_found("group research", "may not read kv/data/agents/git", |vault| {
             let policy = it.policy(research).replace("agents/git", "agents/gone");
             vault.policy(research, &policy);
         });
         let all = "path \"kv/data/*\" { capabilities = [\"read\"] }\n";
-        it.assert_found("research", "more than its paths: read kv/data/<any>,", add(research, all));
+        it.assert_found(
+            "group research",
+            "more than its paths: read kv/data/<any>,",
+            add(research, all),
+        );
         let one = "path \"kv/data/+/ops\" { capabilities = [\"read\"] }\n";
-        it.assert_found("operations", "more than its paths: read kv/data/<any>/ops", |vault| {
-            let policy = it.policy(operations);
-            vault.policy(
-                operations,
-                &(policy.replace("kv/data/agents/ops", "kv/data/none/ops") + one),
-            );
-        });
-        it.assert_found("research", "may update kv/data/agents/openai, and needs read", |vault| {
-            let policy = it.policy(research);
-            let (before, after) = policy.split_once("agents/openai\" {").expect("a stanza");
-            let after = after.replacen("[\"read\"]", "[\"read\", \"update\"]", 1);
-            vault.policy(research, &format!("{before}agents/openai\" {{{after}"));
-        });
+        it.assert_found(
+            "group operations",
+            "more than its paths: read kv/data/<any>/ops",
+            |vault| {
+                let policy = it.policy(operations);
+                vault.policy(
+                    operations,
+                    &(policy.replace("kv/data/agents/ops", "kv/data/none/ops") + one),
+                );
+            },
+        );
+        it.assert_found(
+            "group research",
+            "may update kv/data/agents/openai, and needs read",
+            |vault| {
+                let policy = it.policy(research);
+                let (before, after) = policy.split_once("agents/openai\" {").expect("a stanza");
+                let after = after.replacen("[\"read\"]", "[\"read\", \"update\"]", 1);
+                vault.policy(research, &format!("{before}agents/openai\" {{{after}"));
+            },
+        );
         let read = "path \"kv/data/agents/openai\" { capabilities = [\"read\"] }\n";
         it.assert_found(
             "gateway",
@@ -277,17 +339,17 @@ fn the_doctor_finds_each_mistake_and_names_it() {
         );
         let policies = "path \"sys/policies/acl/*\" { capabilities = [\"update\"] }\n";
         it.assert_found("gateway", "sys/policies/acl/", add(gateway, policies));
-        it.assert_found("operations", "good from everywhere", role("token_bound_cidrs="));
-        it.assert_found("operations", "it allows root", role("allowed_policies=root"));
+        it.assert_found("group operations", "good from everywhere", role("token_bound_cidrs="));
+        it.assert_found("group operations", "it allows root", role("allowed_policies=root"));
         let inherits = "allowed_policies=cloakroom-operations,cloakroom-gateway";
-        it.assert_found("operations", "has a policy of the gateway's", role(inherits));
-        it.assert_found("operations", "would outlive the gateway's", role("orphan=true"));
-        it.assert_found("operations", "Vault does not say what its token may do", |vault| {
+        it.assert_found("group operations", "has a policy of the gateway's", role(inherits));
+        it.assert_found("group operations", "would outlive the gateway's", role("orphan=true"));
+        it.assert_found("group operations", "Vault does not say what its token may do", |vault| {
             let policy = it.policy(operations).replace("sys/capabilities-self", "sys/nothing");
             vault.policy(operations, &policy);
         });
         let told = it.doctor(&[]).1;
-        assert!(told.contains("\noperations can read:\n  kv/data/agents/ops\n"), "{told}");
+        assert!(told.contains("\ngroup operations can read:\n  kv/data/agents/ops\n"), "{told}");
         for secret in gateway::SECRETS {
             assert!(!told.contains(secret), "{told}");
         }

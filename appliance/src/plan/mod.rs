@@ -6,20 +6,23 @@
 //! errs towards refusal: what a Vault policy would read as a pattern is no path here, and what two
 //! groups would have to share is an error and not a wider policy.
 
+mod grant;
 mod shell;
 mod terraform;
 #[cfg(test)]
 mod tests;
 
+pub use grant::Grant;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     error, fmt,
-    fmt::Write as _,
     sync::Arc,
 };
 
 use ipnet::IpNet;
 
+use self::grant::{check_path, check_text, hcl, reads};
 use crate::{
     ca::{self, CaError},
     config::{PkiSettings, Settings, VaultLogin},
@@ -59,24 +62,6 @@ pub struct RoleRights {
     pub locations: BTreeSet<VaultLocation>,
     /// What their tokens may do, these reads among it.
     pub grants: Vec<Grant>,
-}
-
-/// One path and the one capability there.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Grant {
-    /// Below `/v1/`. No pattern.
-    pub path: String,
-    /// As Vault names it.
-    pub capability: &'static str,
-    /// All that may be written there; `None` where that is not limited.
-    parameters: Option<Parameters>,
-}
-
-/// The values that each parameter may have, and which are always there.
-#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
-struct Parameters {
-    allowed: BTreeMap<Arc<str>, BTreeSet<Arc<str>>>,
-    required: BTreeSet<Arc<str>>,
 }
 
 /// Why there is no plan.
@@ -232,15 +217,26 @@ impl RoleRights {
     }
 }
 
-impl Grant {
-    fn new(path: impl Into<String>, capability: &'static str) -> Self {
-        Self { path: path.into(), capability, parameters: None }
-    }
-}
-
 /// Where the gateway has a role make a token.
 pub fn create_path(role: &str) -> String {
     format!("auth/token/create/{role}")
+}
+
+/// An engine of logins by signed tokens, and whom its role names. That is not in the gateway's
+/// configuration, so that the operator is asked for it.
+struct Bearers {
+    engine: &'static str,
+    /// Fields of the role that are always so.
+    fixed: &'static [(&'static str, &'static str)],
+    /// Fields of the role, the variable for each, and whether it is one of a list.
+    asked: &'static [(&'static str, &'static str, bool)],
+}
+
+impl Bearers {
+    /// Kubernetes has an engine of its own, which its mount is named after.
+    fn at(mount: &str) -> &'static Self {
+        if mount.rsplit('/').next() == Some(KUBERNETES.engine) { &KUBERNETES } else { &JWT }
+    }
 }
 
 /// What a token needs for itself: whether it lives, to live on, to end, and what it may.
@@ -262,108 +258,6 @@ fn locations(policy: &Policy, group: &GroupName) -> BTreeSet<VaultLocation> {
         Location::File(_) => None,
     })
     .collect()
-}
-
-/// One grant for each path and capability: versions of one secret share theirs, and so do writes
-/// that differ in their parameters alone.
-fn reads(locations: &BTreeSet<VaultLocation>) -> Result<Vec<Grant>, PlanError> {
-    let mut paths: BTreeMap<String, Vec<&VaultLocation>> = BTreeMap::new();
-    for location in locations {
-        let path = location.api_path();
-        check_path("path", &path)?;
-        paths.entry(path).or_default().push(location);
-    }
-    let mut grants = Vec::new();
-    for (path, locations) in paths {
-        let written = locations.iter().filter_map(|location| match location {
-            VaultLocation::Write { parameters, .. } => Some(&**parameters),
-            VaultLocation::Kv2 { .. } | VaultLocation::Read { .. } => None,
-        });
-        let written: Vec<_> = written.collect();
-        let is_read = written.len() < locations.len();
-        if is_read {
-            grants.push(Grant::new(path.clone(), "read"));
-        }
-        if !written.is_empty() {
-            let mut parameters = Parameters::new(&written)?;
-            if is_read {
-                // Vault would require them of the read too.
-                parameters.required.clear();
-            }
-            grants.push(Grant { path, capability: "update", parameters: Some(parameters) });
-        }
-    }
-    Ok(grants)
-}
-
-impl Parameters {
-    fn new(written: &[&[(Arc<str>, Arc<str>)]]) -> Result<Self, PlanError> {
-        let mut parameters = Self::default();
-        for (key, value) in written.iter().copied().flatten() {
-            // Vault takes an asterisk at either end for any text.
-            check_policy_text("parameter", value)?;
-            check_policy_text("parameter", key)?;
-            // Vault compares their names in lower case.
-            let key = key.to_ascii_lowercase().into();
-            parameters.allowed.entry(key).or_default().insert(Arc::clone(value));
-        }
-        let always = |key: &&Arc<str>| {
-            written.iter().all(|one| one.iter().any(|(other, _)| other.eq_ignore_ascii_case(key)))
-        };
-        parameters.required = parameters.allowed.keys().filter(always).cloned().collect();
-        Ok(parameters)
-    }
-
-    /// Lines of a stanza. An empty value is not held against `allowed_parameters`, so that
-    /// `denied_parameters` has to refuse it.
-    fn hcl(&self, text: &mut String) {
-        if self.allowed.is_empty() {
-            text.push_str("  denied_parameters = {\n    \"*\" = []\n  }\n");
-            return;
-        }
-        if !self.required.is_empty() {
-            let _ = writeln!(text, "  required_parameters = {}", list(&self.required));
-        }
-        text.push_str("  allowed_parameters = {\n");
-        for (key, values) in &self.allowed {
-            let _ = writeln!(text, "    \"{key}\" = {}", list(values));
-        }
-        text.push_str("  }\n");
-        let full = self.allowed.iter().filter(|(_, values)| !values.contains(""));
-        let full: Vec<_> = full.map(|(key, _)| key).collect();
-        if !full.is_empty() {
-            text.push_str("  denied_parameters = {\n");
-            for key in full {
-                let _ = writeln!(text, "    \"{key}\" = [\"\", []]");
-            }
-            text.push_str("  }\n");
-        }
-    }
-}
-
-/// A policy in Vault's language. The rights on one path stand in one stanza: of two, Vault would
-/// take the last.
-fn hcl(grants: &[Grant]) -> String {
-    let mut paths: BTreeMap<&str, Vec<&Grant>> = BTreeMap::new();
-    for grant in grants {
-        paths.entry(&grant.path).or_default().push(grant);
-    }
-    let mut text = String::new();
-    for (path, grants) in paths {
-        let capabilities = list(grants.iter().map(|grant| grant.capability));
-        // Writing to a string cannot fail.
-        let _ = writeln!(text, "path \"{path}\" {{\n  capabilities = {capabilities}");
-        if let Some(parameters) = grants.iter().find_map(|grant| grant.parameters.as_ref()) {
-            parameters.hcl(&mut text);
-        }
-        text.push_str("}\n");
-    }
-    text
-}
-
-fn list<T: AsRef<str>>(items: impl IntoIterator<Item = T>) -> String {
-    let items = items.into_iter().map(|item| format!("\"{}\"", item.as_ref()));
-    format!("[{}]", items.collect::<Vec<_>>().join(", "))
 }
 
 fn shared(other: &RoleRights, group: &Group) -> PlanError {
@@ -391,32 +285,6 @@ fn check_login(login: &VaultLogin) -> Result<(), PlanError> {
     check_path("mount", mount)?;
     check_text("role_id", role)?;
     files.iter().try_for_each(|file| check_text("file", &file.to_string_lossy()))
-}
-
-/// What a Vault policy reads as this one path.
-fn check_path(what: &'static str, path: &str) -> Result<(), PlanError> {
-    check_policy_text(what, path)?;
-    match path.split('/').any(|segment| matches!(segment, "+" | "" | "." | "..")) {
-        true => Err(pattern(what, path)),
-        false => Ok(()),
-    }
-}
-
-/// What stands in a quoted text of HCL for itself, in a policy and in a Terraform file.
-fn check_policy_text(what: &'static str, text: &str) -> Result<(), PlanError> {
-    check_text(what, text)?;
-    let special =
-        text.contains(['"', '\\', '*']) || ["{{", "${", "%{"].iter().any(|it| text.contains(it));
-    if special { Err(pattern(what, text)) } else { Ok(()) }
-}
-
-/// What stays on its line.
-fn check_text(what: &'static str, text: &str) -> Result<(), PlanError> {
-    if text.contains(char::is_control) { Err(pattern(what, text)) } else { Ok(()) }
-}
-
-fn pattern(what: &'static str, text: &str) -> PlanError {
-    PlanError::Pattern { what, text: text.escape_default().to_string() }
 }
 
 impl fmt::Display for PlanError {
@@ -462,6 +330,23 @@ const RESERVED: [&str; 5] = ["root", "default", "response-wrapping", "control-gr
 
 /// What a group asks about its leases.
 const LEASES: [&str; 3] = ["sys/leases/lookup", "sys/leases/renew", "sys/leases/revoke"];
+
+/// <https://developer.hashicorp.com/vault/api-docs/auth/jwt#create-update-role>
+const JWT: Bearers = Bearers {
+    engine: "jwt",
+    fixed: &[("role_type", "jwt"), ("user_claim", "sub")],
+    asked: &[("bound_subject", "SUBJECT", false), ("bound_audiences", "AUDIENCE", true)],
+};
+
+/// <https://developer.hashicorp.com/vault/api-docs/auth/kubernetes#create-update-role>
+const KUBERNETES: Bearers = Bearers {
+    engine: "kubernetes",
+    fixed: &[],
+    asked: &[
+        ("bound_service_account_names", "SERVICE_ACCOUNT", true),
+        ("bound_service_account_namespaces", "SERVICE_ACCOUNT_NAMESPACE", true),
+    ],
+};
 
 /// Life of every token between two renewals.
 const PERIOD: &str = "1h";

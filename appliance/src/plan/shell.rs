@@ -3,7 +3,7 @@
 
 use std::{fmt::Write as _, path::Path};
 
-use super::{GATEWAY, PERIOD, Plan};
+use super::{Bearers, GATEWAY, PERIOD, Plan};
 use crate::config::{PkiSettings, VaultLogin};
 
 pub(super) fn render(plan: &Plan) -> String {
@@ -103,16 +103,19 @@ fn login(text: &mut String, login: &VaultLogin, bound: &str) {
             );
         }
         VaultLogin::Jwt { mount, role, .. } => {
-            enable(text, mount, "jwt");
+            let bearers = Bearers::at(mount);
+            enable(text, mount, bearers.engine);
             let path = quoted(&format!("auth/{mount}/role/{role}"));
+            let fixed = bearers.fixed.iter().map(|(key, value)| format!("{key}={value} "));
+            let asked = bearers.asked.iter().map(|(key, variable, _)| {
+                format!("{key}=\"${{{variable}:?is not in the configuration}}\" ")
+            });
+            let fields: String = fixed.chain(asked).collect();
             push(
                 text,
                 format_args!(
-                    "# Who signs the gateway's tokens, and what they say, is not in its \
-                     configuration: set up\n# auth/{mount}/config, and the two variables here.\n\
-                     vault write {path} role_type=jwt user_claim=sub \\\n    \
-                     bound_subject=\"${{SUBJECT:?the sub of its token}}\" \\\n    \
-                     bound_audiences=\"${{AUDIENCE:?its aud}}\" \\\n    {token}"
+                    "# Whose tokens these are is not in the configuration: set up auth/{mount}/config, \
+                     and the\n# variables here.\nvault write {path} {fields}\\\n    {token}"
                 ),
             );
         }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{GATEWAY, PERIOD_SECONDS, Plan};
+use super::{Bearers, GATEWAY, PERIOD_SECONDS, Plan};
 use crate::config::{PkiSettings, VaultLogin};
 
 pub(super) fn render(plan: &Plan) -> String {
@@ -123,20 +123,28 @@ impl Out<'_> {
                 self.resource("vault_cert_auth_backend_role", LOGIN, &fields);
             }
             VaultLogin::Jwt { mount, role, .. } => {
-                self.mount(mount, "jwt");
-                self.text.push_str(JWT_VARIABLES);
-                let own = [
-                    backend,
-                    ("role_name", text(role)),
-                    ("role_type", text("jwt")),
-                    ("user_claim", text("sub")),
-                    ("bound_subject", "var.cloakroom_subject".to_owned()),
-                    ("bound_audiences", "[var.cloakroom_audience]".to_owned()),
-                ];
-                let fields = [&own[..], &token].concat();
-                self.resource("vault_jwt_auth_backend_role", LOGIN, &fields);
+                let bearers = Bearers::at(mount);
+                self.mount(mount, bearers.engine);
+                let own = self.bearers(bearers);
+                let fields = [&[backend, ("role_name", text(role))], &own[..], &token].concat();
+                let kind = format!("vault_{}_auth_backend_role", bearers.engine);
+                self.resource(&kind, LOGIN, &fields);
             }
         }
+    }
+
+    /// Declares a variable for each field that the operator is asked for.
+    fn bearers(&mut self, bearers: &Bearers) -> Vec<(&'static str, String)> {
+        self.comment("Whose tokens these are is not in the configuration.");
+        let mut fields: Vec<_> =
+            bearers.fixed.iter().map(|(key, value)| (*key, text(value))).collect();
+        for (key, variable, is_list) in bearers.asked {
+            let name = format!("cloakroom_{}", variable.to_ascii_lowercase());
+            let _ = writeln!(self.text, "variable \"{name}\" {{\n  type = string\n}}");
+            let value = if *is_list { format!("[var.{name}]") } else { format!("var.{name}") };
+            fields.push((*key, value));
+        }
+        fields
     }
 
     fn mount(&mut self, mount: &str, kind: &str) {
@@ -184,17 +192,6 @@ terraform {
       source = \"hashicorp/vault\"
     }
   }
-}
-";
-
-const JWT_VARIABLES: &str = "
-# Who signs the gateway's tokens, and what they say, is not in its configuration.
-variable \"cloakroom_subject\" {
-  type = string
-}
-
-variable \"cloakroom_audience\" {
-  type = string
 }
 ";
 

@@ -206,8 +206,12 @@ fn every_other_login_is_bound_too() {
             "vault write 'auth/cert/certs/gw' certificate=@'/etc/cloakroom/c.pem'",
         ),
         (
-            "[vault.jwt]\nmount = \"k8s\"\nrole = \"gw\"\ntoken_file = \"t\"",
-            "vault write 'auth/k8s/role/gw' role_type=jwt",
+            "[vault.jwt]\nrole = \"gw\"\ntoken_file = \"t\"",
+            "vault write 'auth/jwt/role/gw' role_type=jwt user_claim=sub bound_subject=\"${SUBJECT:?",
+        ),
+        (
+            "[vault.jwt]\nmount = \"kubernetes\"\nrole = \"gw\"\ntoken_file = \"t\"",
+            "vault write 'auth/kubernetes/role/gw' bound_service_account_names=\"${SERVICE_ACCOUNT:?",
         ),
     ] {
         let text = BOTH
@@ -220,10 +224,9 @@ fn every_other_login_is_bound_too() {
         let shell = plan.shell();
         assert!(shell.contains(says), "{shell}");
         assert_eq!(shell.matches("token_bound_cidrs='2001:db8::/64'").count(), 2, "{shell}");
-        assert!(
-            !shell.contains("cloakroom-operations"),
-            "a group with nothing from Vault: {shell}"
-        );
-        assert_eq!(plan.terraform().matches("vault_auth_backend_role\"").count(), 0);
+        let nothing = !shell.contains("cloakroom-operations");
+        assert!(nothing, "a group with nothing from Vault: {shell}");
+        let terraform = plan.terraform();
+        assert!(terraform.contains("token_bound_cidrs") && !terraform.contains("approle"));
     }
 }

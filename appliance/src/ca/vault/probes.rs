@@ -37,9 +37,12 @@ fn question(limits: Limits) -> Result<SignIntermediate, CaError> {
     SignIntermediate::new(limits, &Key::generate()?)
 }
 
+/// In which way a question is wider, and what makes it so.
+type Change = (&'static str, fn(&mut Limits));
+
 /// A policy compares each value by itself, so that one at a time is enough.
 fn wider(limits: &Limits) -> [(&'static str, Limits); 7] {
-    let changes: [(&'static str, fn(&mut Limits)); 7] = [
+    let changes: [Change; 7] = [
         ("a name outside of the configuration", |it| {
             it.permitted_dns_domains = vec![OUTSIDE.to_owned()];
         }),

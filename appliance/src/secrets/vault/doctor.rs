@@ -10,6 +10,8 @@
 
 mod health;
 mod paths;
+#[cfg(test)]
+mod tests;
 
 pub use health::{DoctorError, Health};
 
@@ -115,7 +117,7 @@ impl Doctor<'_> {
     }
 
     async fn look_at_group(&mut self, role: &RoleRights, group: &GroupName) {
-        let whose = group.as_str();
+        let whose = &*format!("group {group}");
         let client = match self.session.group(group).await {
             Ok(client) => client,
             Err(error) if error.text() == NO_TOKEN => {
@@ -152,11 +154,8 @@ impl Doctor<'_> {
         let asked = client.call(LookupTokenSelfRequest {}).await;
         let Some(Looked { data }) = asked.ok().and_then(|body| serde_json::from_slice(&body).ok())
         else {
-            return self.add(
-                Verdict::Unanswered,
-                whose,
-                "Vault does not say how its token is bound",
-            );
+            let text = "Vault does not say how its token is bound";
+            return self.add(Verdict::Unanswered, whose, text);
         };
         let bound = data.bound_cidrs.unwrap_or_default();
         if bound.is_empty() || bound.iter().any(|cidr| cidr.ends_with("/0")) {

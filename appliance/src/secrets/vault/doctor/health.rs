@@ -57,7 +57,7 @@ impl fmt::Display for Health {
             writeln!(f, "{:<9} {whose}: {text}", verdict.word())?;
         }
         for (group, paths) in &self.reads {
-            writeln!(f, "\n{group} can read:")?;
+            writeln!(f, "\ngroup {group} can read:")?;
             paths.iter().try_for_each(|path| writeln!(f, "  {path}"))?;
         }
         let count = |verdict| self.checks.iter().filter(|it| it.verdict == verdict).count();
