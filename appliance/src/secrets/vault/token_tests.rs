@@ -113,6 +113,37 @@ async fn a_token_that_could_do_more_than_it_should_is_not_used() {
 }
 
 #[tokio::test]
+async fn a_token_that_could_do_more_since_its_last_renewal_is_given_back() {
+    let root = r#""policies":["root"],"orphan":true"#;
+    let later = r#""policies":["agents"],"identity_policies":["gateway"],"orphan":false"#;
+    let same = r#""policies":["agents"],"identity_policies":["default"]"#;
+    for (token, rest, unfit) in
+        [(TOKEN, root, true), (CHILD_TOKEN, later, true), (CHILD_TOKEN, same, false)]
+    {
+        let fake = Fake::start(move |request| match request.target.as_str() {
+            LOGIN => grant(TOKEN, 3600),
+            CHILD => child(CHILD_TOKEN, 3600),
+            RENEW => granted(token, 3600, rest),
+            REVOKE => Reply::Json(204, String::new()),
+            _ => value(),
+        })
+        .await;
+        let source = fake.source();
+        fetch(&source).await.unwrap();
+        let session = source.session();
+        let group = session.holders().remove(0);
+        let holder = if token == TOKEN { &session.gateway } else { &*group };
+        session.renew(holder).await;
+        assert_eq!(holder.slot.lock().await.live.is_none(), unfit, "{rest}");
+        let _ = tokio::time::timeout(Duration::from_millis(500), source.tend()).await;
+        let received = fake.received.lock().unwrap();
+        let revoked = received.iter().filter(|one| one.target == REVOKE);
+        let revoked: Vec<_> = revoked.filter_map(|one| one.token.as_deref()).collect();
+        assert_eq!(revoked, [token].repeat(usize::from(unfit)), "{rest}");
+    }
+}
+
+#[tokio::test]
 async fn a_token_past_its_life_is_not_used() {
     let fake = Fake::start(numbering(1, |_| false, "")).await;
     let source = fake.source();

@@ -2,7 +2,7 @@
 //! helps, and given back when nobody needs them.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -14,7 +14,7 @@ use vaultrs::api::token::requests::{
 use super::{
     super::store::back_off,
     error::CallError,
-    holder::{Holder, Live, jittered, lock},
+    holder::{Holder, Live, Slot, jittered, lock},
     session::{Retired, Session},
     token::Grant,
 };
@@ -74,21 +74,31 @@ impl Session {
             .await;
     }
 
-    async fn renew(&self, holder: &Holder) {
+    pub(super) async fn renew(&self, holder: &Holder) {
         let used = holder.slot.lock().await.live.as_ref().map(|live| Arc::clone(&live.client));
         let Some(used) = used else { return holder.plan(None) };
         let now = Instant::now();
         let renewed = used.call(RenewTokenSelfRequest { increment: None }).await;
         let outage = matches!(renewed, Err(error) if !error.is_refusal());
         let grant = renewed.ok().and_then(|body| Grant::parse(&body));
+        // A renewal shows what the token's identity was given since.
+        let unfit = match (&grant, &holder.role) {
+            (Some(grant), Some(_)) => grant.may_too_much(&self.own_policies().await),
+            (Some(grant), None) => grant.unfit_for_gateway(),
+            (None, _) => None,
+        };
         let mut slot = holder.slot.lock().await;
         let Some(live) = slot.live.as_mut().filter(|live| Arc::ptr_eq(&live.client, &used)) else {
             return; // Replaced meanwhile, and planned anew with that.
         };
+        if let Some(unfit) = unfit {
+            return self.withdraw(holder, &mut slot, unfit);
+        }
         match grant {
             // Near its maximum life a token is renewed for ever less: better a new one.
             Some(grant) if grant.renewable && grant.life >= live.full_life / 2 => {
                 live.ends = Some(now + grant.life);
+                live.policies = grant.policies;
                 holder.plan(Some(now + jittered(grant.life * 2 / 3)));
             }
             _ if outage => holder.plan(Some(Instant::now() + RETRY_RENEWAL)),
@@ -103,6 +113,25 @@ impl Session {
                 self.log_in_anew().await;
             }
         }
+    }
+
+    /// Takes a token from use and revokes it, and what was leased with it, at once. The next
+    /// question asks for another one, which is examined like any new one.
+    fn withdraw(&self, holder: &Holder, slot: &mut Slot, unfit: &'static str) {
+        let group = holder.role.as_ref().map(|(group, _)| group.as_str());
+        tracing::error!(group, "a token is withdrawn: {unfit}");
+        if let Some(live) = slot.live.take() {
+            self.retire(live.client, Instant::now());
+        }
+        if holder.role.is_some() {
+            holder.generation.store(0, Ordering::Release);
+        }
+        holder.plan(None);
+    }
+
+    async fn own_policies(&self) -> Vec<String> {
+        let slot = self.gateway.slot.lock().await;
+        slot.live.as_ref().map(|live| live.policies.clone()).unwrap_or_default()
     }
 
     /// A new login while the old token is still good: the groups' new tokens are made before the
