@@ -3,7 +3,8 @@
 //!
 //! What shares a location is read at once: one question, one lease, and values that change
 //! together. A value that is not lent is read each `refresh`; a lent one only when its lease has
-//! to be replaced, for each read of it makes another user somewhere. Every lease that is known is
+//! to be replaced, for each read of it makes another user somewhere. A lease with no value in it that
+//! can be used is given back, and read anew each `refresh`. Every lease that is known is
 //! either held by a plan or about to be given back: no path drops one in between.
 
 use std::{
@@ -232,7 +233,13 @@ impl Agenda {
         let recovered = std::mem::take(&mut plan.outages) > 0;
         plan.due = now + jittered(refresh);
         plan.lent = answer.lease.is_some().then_some(question.asked);
-        let tenure = answer.lease.map(|lease| Tenure::new(lease, question.asked, refresh));
+        let mut tenure = answer.lease.map(|lease| Tenure::new(lease, question.asked, refresh));
+        // Held, it would be prolonged to its longest life, and what repairs it seen only then.
+        if answer.values.iter().all(Result::is_err)
+            && let Some(useless) = tenure.take()
+        {
+            self.returns.add(group, useless.lease, now, useless.ends);
+        }
         let ends = tenure.as_ref().map(|tenure| tenure.ends);
         if let Some(old) = std::mem::replace(&mut plan.tenure, tenure) {
             // Requests that began with the old value may still be on their way.

@@ -18,6 +18,7 @@ const REFRESH: Duration = Duration::from_secs(60);
 const STALE: Duration = Duration::from_secs(300);
 const DOWN: FetchError = FetchError::Outage(SecretCause::VaultUnreachable, "down");
 const DENIED: FetchError = FetchError::Gone(SecretCause::VaultDenied, "denied");
+const MISSING: FetchError = FetchError::Gone(SecretCause::ValueInvalid, "no such field");
 const ENDED: FetchError = FetchError::Gone(SecretCause::LeaseEnded, "not renewed");
 
 /// A Vault that lends, with a clock of its own.
@@ -29,6 +30,8 @@ struct Lender {
     generation: u64,
     down: bool,
     denied: bool,
+    /// Whether no field is where it is looked for.
+    astray: bool,
     /// Leases that were made, with their beginning and their end.
     made: Vec<(Instant, Instant)>,
     revoked: HashMap<usize, Instant>,
@@ -47,6 +50,7 @@ impl Lender {
             generation: 1,
             down: false,
             denied: false,
+            astray: false,
             made: vec![],
             revoked: HashMap::new(),
             reads: 0,
@@ -122,6 +126,9 @@ impl Lender {
         let number = self.made.len();
         self.made.push((self.now, self.now + Duration::from_secs(self.life)));
         let value = |pick| {
+            if self.astray {
+                return Err(MISSING);
+            }
             let bytes = format!("lease-{number:04}-value-{pick}").into_bytes();
             Ok(Zeroizing::new(bytes).into())
         };
@@ -411,6 +418,24 @@ fn a_lease_without_life_does_not_make_a_user_each_moment() {
     lender.pass(60);
     assert!(lender.made.len() <= 13, "{} leases in a minute", lender.made.len());
     assert_eq!(lender.in_use(), None);
+}
+
+#[test]
+fn a_lease_without_a_usable_value_is_given_back_and_read_anew_at_refresh() {
+    let mut lender = Lender::new(3_600, 36_000);
+    lender.astray = true;
+    lender.pass(1);
+    assert_eq!(lender.text(&user()), Err(SecretCause::ValueInvalid));
+    assert!(lender.revoked.contains_key(&0), "it lends nothing that can be used");
+    lender.pass(300);
+    assert!((6..=8).contains(&lender.made.len()), "{} in five minutes", lender.made.len());
+    assert_eq!(lender.renewals + lender.checks, 0);
+    lender.astray = false;
+    lender.pass(60);
+    let used = lender.in_use().unwrap();
+    lender.pass(300);
+    assert_eq!(lender.in_use(), Some(used), "a lease that is of use is kept");
+    assert_eq!(lender.revoked.len(), lender.made.len() - 1);
 }
 
 #[test]
