@@ -17,7 +17,7 @@ use super::{
     ledger::{Change, Fresh, Key, Ledger},
     returns::Returns,
     source::{Answer, Lease, Prolonged, Standing},
-    store::{back_off, jittered},
+    store::{back_off, jittered, spread},
     tenure::{Errand, Tenure},
 };
 use crate::policy::{GroupName, Location, SecretRef};
@@ -126,8 +126,10 @@ impl Agenda {
         generation: impl Fn(&GroupName) -> u64,
     ) -> (Vec<Question>, Instant) {
         let mut asking: HashMap<Lane, usize> = HashMap::new();
+        let mut in_all: HashMap<Kind, usize> = HashMap::new();
         for (site, _) in self.plans.iter().filter(|(_, plan)| plan.asking) {
             *asking.entry(lane(site)).or_default() += 1;
+            *in_all.entry(kind(&site.1)).or_default() += 1;
         }
         for ((group, _), plan) in &mut self.plans {
             plan.notice(generation(group), now);
@@ -146,8 +148,10 @@ impl Agenda {
         let mut questions = Vec::new();
         for (_, site, plan) in due {
             let asking = asking.entry(lane(site)).or_default();
-            if *asking < QUESTIONS_AT_ONCE {
+            let in_all = in_all.entry(kind(&site.1)).or_default();
+            if *asking < QUESTIONS_AT_ONCE && *in_all < QUESTIONS_IN_ALL {
                 *asking += 1;
+                *in_all += 1;
                 questions.push(plan.ask(site, now));
             }
         }
@@ -280,7 +284,8 @@ impl Agenda {
     fn wake(&mut self, of: Kind, now: Instant) {
         for (_, plan) in self.plans.iter_mut().filter(|((_, location), _)| kind(location) == of) {
             if plan.outages > 0 {
-                plan.due = now;
+                // Not all at once: the source has only just come back.
+                plan.due = plan.due.min(now + spread(WAKE_TIME));
             }
         }
     }
@@ -385,6 +390,13 @@ const NO_ANSWER: FetchError =
 
 /// Questions of one [`Lane`] at once.
 pub(super) const QUESTIONS_AT_ONCE: usize = 8;
+
+/// Questions of all groups to one kind of source at once. The longest due go first, and no group
+/// has more than an eighth of it.
+pub(super) const QUESTIONS_IN_ALL: usize = 64;
+
+/// Within how long everything that waits for a source is asked, once it answers again.
+const WAKE_TIME: Duration = Duration::from_secs(2);
 
 /// What a request that began with an old value has to reach its service and be let in.
 const GRACE: Duration = Duration::from_secs(60);

@@ -438,20 +438,68 @@ fn a_lease_without_a_usable_value_is_given_back_and_read_anew_at_refresh() {
     assert_eq!(lender.revoked.len(), lender.made.len() - 1);
 }
 
+fn of(group: &str, number: usize) -> Key {
+    let location = VaultLocation::Read { path: format!("kv1/{number}").into() };
+    let pick = Pick([Part::Field("key".into())].into());
+    (GroupName(group.into()), SecretRef::Vault { location, pick })
+}
+
 #[test]
 fn one_group_is_not_held_up_by_the_questions_of_another() {
-    let key = |group: &str, number: usize| {
-        let location = VaultLocation::Read { path: format!("kv1/{number}").into() };
-        let pick = Pick([Part::Field("key".into())].into());
-        (GroupName(group.into()), SecretRef::Vault { location, pick })
-    };
     let mut agenda = Agenda::new(REFRESH, STALE);
     let now = Instant::now();
-    let slow: Vec<Key> = (0..20).map(|number| key("slow", number)).collect();
+    let slow: Vec<Key> = (0..20).map(|number| of("slow", number)).collect();
     agenda.want(&slow, now);
     assert_eq!(agenda.take_due(now, |_| 0).0.len(), QUESTIONS_AT_ONCE);
-    agenda.want(&[slow, vec![key("quick", 0)]].concat(), now);
+    agenda.want(&[slow, vec![of("quick", 0)]].concat(), now);
     let questions = agenda.take_due(now, |_| 0).0;
     assert_eq!(questions.len(), 1);
     assert_eq!(questions[0].site.0.as_str(), "quick");
+}
+
+#[test]
+fn many_groups_together_do_not_flood_the_source_and_each_has_its_turn() {
+    let mut agenda = Agenda::new(REFRESH, STALE);
+    let mut now = Instant::now();
+    let groups: Vec<String> = (0..50).map(|number| format!("group-{number}")).collect();
+    let wanted = groups.iter().flat_map(|group| (0..10).map(|number| of(group, number)));
+    agenda.want(&wanted.collect::<Vec<_>>(), now);
+    let mut asked = HashMap::new();
+    for round in 0..=500_usize.div_ceil(QUESTIONS_IN_ALL) {
+        let questions = agenda.take_due(now, |_| 0).0;
+        assert!(questions.len() <= QUESTIONS_IN_ALL, "{} in round {round}", questions.len());
+        assert!(agenda.take_due(now, |_| 0).0.is_empty(), "none is answered yet");
+        now += Duration::from_millis(10);
+        for question in questions {
+            *asked.entry(question.site.clone()).or_insert(0) += 1;
+            agenda.enter(&question, Outcome::Read(Err(DENIED)), now);
+        }
+    }
+    assert_eq!(asked.len(), 500);
+    assert!(asked.values().all(|times| *times == 1));
+}
+
+#[test]
+fn what_waited_for_a_source_is_asked_soon_after_it_is_back_and_not_all_at_once() {
+    let mut agenda = Agenda::new(REFRESH, STALE);
+    let mut now = Instant::now();
+    let key = |number: usize| of(&format!("group-{number}"), 0);
+    agenda.want(&(0..50).map(key).collect::<Vec<_>>(), now);
+    for _ in 0..10 {
+        for question in agenda.take_due(now, |_| 0).0 {
+            agenda.enter(&question, Outcome::Read(Err(DOWN)), now);
+        }
+        now += REFRESH;
+    }
+    let mut questions = agenda.take_due(now, |_| 0).0;
+    let first = questions.remove(0);
+    for question in questions {
+        agenda.enter(&question, Outcome::Read(Err(DOWN)), now);
+    }
+    let values = vec![Ok(Zeroizing::new(b"value-0123456789".to_vec()).into())];
+    let answer = Answer { values, lease: None, narrowing: Arc::default() };
+    agenda.enter(&first, Outcome::Read(Ok(answer)), now);
+    let at_once = agenda.take_due(now + Duration::from_millis(100), |_| 0).0.len();
+    let after = agenda.take_due(now + WAKE_TIME, |_| 0).0.len();
+    assert!(at_once < 25 && at_once + after == 49, "{at_once} at once, {after} after");
 }

@@ -3,7 +3,7 @@
 //! It carries out what the [`Agenda`] plans: every location is read at the start and again each
 //! `refresh`, and what was lent is prolonged, replaced and given back. A source that cannot answer
 //! is asked again after one second, then ever more slowly, up to half a minute; the first answer
-//! wakes everything that waits for the same source. Requests never reach the source: they read
+//! wakes everything that waits for the same source, spread over two seconds. Requests never reach the source: they read
 //! the last [`Snapshot`].
 
 use std::{
@@ -214,11 +214,17 @@ pub(super) fn back_off(outages: u32) -> Duration {
     (FIRST_RETRY * 2_u32.pow(doublings)).min(LAST_RETRY)
 }
 
-/// Between 80 % and all of `time`, so that gateways do not ask in step. Spreads load, and is not
-/// fit for anything that must be hard to guess.
+/// Between 80 % and all of `time`, so that gateways do not ask in step, and what began together does
+/// not go on together.
 pub(super) fn jittered(time: Duration) -> Duration {
+    time.mul_f64(0.8) + spread(time.mul_f64(0.2))
+}
+
+/// Between nothing and all of `time`. Spreads load, and is not fit for anything that must be hard
+/// to guess.
+pub(super) fn spread(time: Duration) -> Duration {
     let random = RandomState::new().hash_one(()) % 1_000;
-    time.mul_f64(0.8 + 0.2 * (random as f64 / 1_000.0))
+    time.mul_f64(random as f64 / 1_000.0)
 }
 
 const MIN_REFRESH: Duration = Duration::from_secs(1);
