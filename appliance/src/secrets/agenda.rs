@@ -113,6 +113,11 @@ impl Agenda {
         self.plans.values_mut().for_each(|plan| plan.due = now);
     }
 
+    /// Forgets what is too old to be masked.
+    pub(super) fn forget_old(&mut self, now: Instant) {
+        self.ledger.forget_old(now);
+    }
+
     pub(super) fn snapshot(&self) -> Snapshot {
         self.ledger.snapshot()
     }
