@@ -12,9 +12,9 @@ use vaultrs::api::token::requests::{
 };
 
 use super::{
-    super::store::back_off,
+    super::store::{back_off, jittered},
     error::CallError,
-    holder::{Holder, Live, Slot, jittered, lock},
+    holder::{Holder, Live, Slot, lock},
     session::{Retired, Session},
     token::Grant,
 };
