@@ -46,6 +46,8 @@ pub(crate) struct Session {
     /// Tokens that nobody asks for any more, and holders whose group left the policy.
     pub(super) retired: Lock<Vec<Retired>>,
     pub(super) left: Lock<Vec<Arc<Holder>>>,
+    /// The token of a planned login that has not taken over yet.
+    pub(super) coming: Lock<Option<Arc<TokenClient>>>,
     /// How many tokens were made.
     tokens: AtomicU64,
     /// Rings when there is something new to tend.
@@ -84,6 +86,7 @@ impl Session {
             groups: Lock::default(),
             retired: Lock::default(),
             left: Lock::default(),
+            coming: Lock::default(),
             tokens: AtomicU64::new(0),
             replanned: Notify::new(),
         };

@@ -192,6 +192,30 @@ async fn before_a_new_login_takes_over_every_group_has_a_token_under_it() {
 }
 
 #[tokio::test]
+async fn a_new_login_that_shutdown_interrupts_leaves_no_token() {
+    let (logins, children) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let fake = Fake::start(move |request| match request.target.as_str() {
+        LOGIN => grant(&format!("{TOKEN}-{}", logins.fetch_add(1, SeqCst)), 3600),
+        CHILD if children.fetch_add(1, SeqCst) > 0 => Reply::Hang,
+        CHILD => child(CHILD_TOKEN, 3600),
+        REVOKE => Reply::Json(204, String::new()),
+        _ => value(),
+    })
+    .await;
+    let source = fake.source();
+    fetch(&source).await.unwrap();
+    let session = source.session();
+    let _ = tokio::time::timeout(Duration::from_millis(500), session.log_in_anew()).await;
+    assert_eq!(fake.count(LOGIN), 2);
+    source.close().await;
+    let received = fake.received.lock().unwrap();
+    let revoked = received.iter().filter(|one| one.target == REVOKE);
+    let mut revoked: Vec<_> = revoked.filter_map(|one| one.token.clone()).collect();
+    revoked.sort_unstable();
+    assert_eq!(revoked, [format!("{TOKEN}-0"), format!("{TOKEN}-1")]);
+}
+
+#[tokio::test]
 async fn the_token_of_a_group_that_left_is_revoked_and_no_other() {
     let fake = Fake::start(|request| match request.target.as_str() {
         LOGIN => grant(TOKEN, 3600),

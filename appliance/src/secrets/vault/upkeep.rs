@@ -54,7 +54,8 @@ impl Session {
     }
 
     async fn revoke_all(&self) {
-        let old: Vec<_> = lock(&self.retired).drain(..).map(|retired| retired.client).collect();
+        let mut old: Vec<_> = lock(&self.retired).drain(..).map(|retired| retired.client).collect();
+        old.extend(lock(&self.coming).take());
         let mut children = Vec::new();
         let left: Vec<_> = lock(&self.left).drain(..).collect();
         for holder in self.holders().into_iter().chain(left) {
@@ -140,6 +141,8 @@ impl Session {
         let Ok(own) = self.ask_for_own().await else {
             return self.gateway.plan(Some(Instant::now() + RETRY_RENEWAL));
         };
+        // A shutdown drops what follows, and the token is to be revoked all the same.
+        *lock(&self.coming) = Some(Arc::clone(&own.client));
         futures_util::stream::iter(self.holders())
             .for_each_concurrent(RENEWALS_AT_ONCE, |holder| {
                 let own = &own;
@@ -157,6 +160,7 @@ impl Session {
             })
             .await;
         let mut slot = self.gateway.slot.lock().await;
+        lock(&self.coming).take();
         let newer = |live: &Live| live.client.generation() > own.client.generation();
         match slot.live.as_ref().is_some_and(newer) {
             // The old token died meanwhile, and somebody else has logged in.
