@@ -15,7 +15,7 @@ mod text;
 pub use agent::{BoundAgent, Mac, MacError};
 pub use credential::CREDENTIAL_FIELDS;
 pub use host::{Host, HostError, HostPattern};
-pub use narrowing::{NARROWING_KEYS, Narrowed, Narrowing, Slot};
+pub use narrowing::{NARROWING_KEYS, Narrowed, Narrowing, Slot, looks_narrowing};
 pub use path::{PathError, PathRule, check as check_path, permits};
 pub(crate) use secret::is_plain_parameter_byte;
 pub use secret::{Location, Part, Pick, SecretRef, VaultLocation};

@@ -48,7 +48,8 @@ pub enum Narrowed {
     Unavailable(SecretCause, &'static str),
 }
 
-/// The names under which an owner narrows a secret. Others mean nothing here.
+/// The names under which an owner narrows a secret. Others mean nothing here, unless they
+/// [look like one](looks_narrowing).
 pub const NARROWING_KEYS: [&str; 5] = ["hosts", "places", "methods", "paths", "expires"];
 
 impl Narrowing {
@@ -131,6 +132,22 @@ impl Narrowing {
         }
         Ok(())
     }
+}
+
+/// Whether `key` is none of [`NARROWING_KEYS`] but differs from one by no more than case or a final
+/// `s` or `es`. An owner who wrote it believes that the secret is narrowed.
+pub fn looks_narrowing(key: &str) -> bool {
+    let longest = NARROWING_KEYS.iter().map(|ours| ours.len() + "es".len()).max();
+    if NARROWING_KEYS.contains(&key) || Some(key.len()) > longest {
+        return false;
+    }
+    let key = key.to_ascii_lowercase();
+    NARROWING_KEYS.iter().any(|ours| endings(ours).any(|ours| endings(&key).any(|key| key == ours)))
+}
+
+/// A word as it is, without a final `s`, and without a final `es`.
+fn endings(word: &str) -> impl Iterator<Item = &str> {
+    ["", "s", "es"].into_iter().filter_map(|ending| word.strip_suffix(ending))
 }
 
 impl OwnersPlace {
@@ -309,6 +326,21 @@ mod tests {
         assert_eq!(at(noon - Duration::from_secs(1)), Ok(()));
         let ended = at(noon);
         assert!(matches!(ended, Err(Narrowed::Unavailable(SecretCause::LeaseEnded, _))));
+    }
+
+    #[test]
+    fn a_key_that_looks_like_one_of_ours_is_found() {
+        for key in [
+            "host", "Host", "Hosts", "HOSTS", "place", "method", "Methodes", "path", "pathes",
+            "expire", "Expires",
+        ] {
+            assert!(looks_narrowing(key), "{key}");
+        }
+        let others = ["", "s", "owner", "hostname", "paths_note", "expiry", "es", "hostsss"];
+        for key in NARROWING_KEYS.into_iter().chain(others) {
+            assert!(!looks_narrowing(key), "{key}");
+        }
+        assert!(!looks_narrowing(&"h".repeat(100_000)));
     }
 
     #[test]

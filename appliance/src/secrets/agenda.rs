@@ -3,7 +3,8 @@
 //!
 //! What shares a location is read at once: one question, one lease, and values that change
 //! together. A value that is not lent is read each `refresh`; a lent one only when its lease has
-//! to be replaced, for each read of it makes another user somewhere. Every lease that is known is
+//! to be replaced, for each read of it makes another user somewhere. A lease with no value in it that
+//! can be used is given back, and read anew each `refresh`. Every lease that is known is
 //! either held by a plan or about to be given back: no path drops one in between.
 
 use std::{
@@ -16,7 +17,7 @@ use super::{
     ledger::{Change, Fresh, Key, Ledger},
     returns::Returns,
     source::{Answer, Lease, Prolonged, Standing},
-    store::{back_off, jittered},
+    store::{back_off, jittered, spread},
     tenure::{Errand, Tenure},
 };
 use crate::policy::{GroupName, Location, SecretRef};
@@ -112,6 +113,11 @@ impl Agenda {
         self.plans.values_mut().for_each(|plan| plan.due = now);
     }
 
+    /// Forgets what is too old to be masked.
+    pub(super) fn forget_old(&mut self, now: Instant) {
+        self.ledger.forget_old(now);
+    }
+
     pub(super) fn snapshot(&self) -> Snapshot {
         self.ledger.snapshot()
     }
@@ -125,8 +131,10 @@ impl Agenda {
         generation: impl Fn(&GroupName) -> u64,
     ) -> (Vec<Question>, Instant) {
         let mut asking: HashMap<Lane, usize> = HashMap::new();
+        let mut in_all: HashMap<Kind, usize> = HashMap::new();
         for (site, _) in self.plans.iter().filter(|(_, plan)| plan.asking) {
             *asking.entry(lane(site)).or_default() += 1;
+            *in_all.entry(kind(&site.1)).or_default() += 1;
         }
         for ((group, _), plan) in &mut self.plans {
             plan.notice(generation(group), now);
@@ -145,8 +153,10 @@ impl Agenda {
         let mut questions = Vec::new();
         for (_, site, plan) in due {
             let asking = asking.entry(lane(site)).or_default();
-            if *asking < QUESTIONS_AT_ONCE {
+            let in_all = in_all.entry(kind(&site.1)).or_default();
+            if *asking < QUESTIONS_AT_ONCE && *in_all < QUESTIONS_IN_ALL {
                 *asking += 1;
+                *in_all += 1;
                 questions.push(plan.ask(site, now));
             }
         }
@@ -232,7 +242,13 @@ impl Agenda {
         let recovered = std::mem::take(&mut plan.outages) > 0;
         plan.due = now + jittered(refresh);
         plan.lent = answer.lease.is_some().then_some(question.asked);
-        let tenure = answer.lease.map(|lease| Tenure::new(lease, question.asked, refresh));
+        let mut tenure = answer.lease.map(|lease| Tenure::new(lease, question.asked, refresh));
+        // Held, it would be prolonged to its longest life, and what repairs it seen only then.
+        if answer.values.iter().all(Result::is_err)
+            && let Some(useless) = tenure.take()
+        {
+            self.returns.add(group, useless.lease, now, useless.ends);
+        }
         let ends = tenure.as_ref().map(|tenure| tenure.ends);
         if let Some(old) = std::mem::replace(&mut plan.tenure, tenure) {
             // Requests that began with the old value may still be on their way.
@@ -273,7 +289,8 @@ impl Agenda {
     fn wake(&mut self, of: Kind, now: Instant) {
         for (_, plan) in self.plans.iter_mut().filter(|((_, location), _)| kind(location) == of) {
             if plan.outages > 0 {
-                plan.due = now;
+                // Not all at once: the source has only just come back.
+                plan.due = plan.due.min(now + spread(WAKE_TIME));
             }
         }
     }
@@ -378,6 +395,13 @@ const NO_ANSWER: FetchError =
 
 /// Questions of one [`Lane`] at once.
 pub(super) const QUESTIONS_AT_ONCE: usize = 8;
+
+/// Questions of all groups to one kind of source at once. The longest due go first, and no group
+/// has more than an eighth of it.
+pub(super) const QUESTIONS_IN_ALL: usize = 64;
+
+/// Within how long everything that waits for a source is asked, once it answers again.
+const WAKE_TIME: Duration = Duration::from_secs(2);
 
 /// What a request that began with an old value has to reach its service and be let in.
 const GRACE: Duration = Duration::from_secs(60);

@@ -18,6 +18,7 @@ const REFRESH: Duration = Duration::from_secs(60);
 const STALE: Duration = Duration::from_secs(300);
 const DOWN: FetchError = FetchError::Outage(SecretCause::VaultUnreachable, "down");
 const DENIED: FetchError = FetchError::Gone(SecretCause::VaultDenied, "denied");
+const MISSING: FetchError = FetchError::Gone(SecretCause::ValueInvalid, "no such field");
 const ENDED: FetchError = FetchError::Gone(SecretCause::LeaseEnded, "not renewed");
 
 /// A Vault that lends, with a clock of its own.
@@ -29,6 +30,8 @@ struct Lender {
     generation: u64,
     down: bool,
     denied: bool,
+    /// Whether no field is where it is looked for.
+    astray: bool,
     /// Leases that were made, with their beginning and their end.
     made: Vec<(Instant, Instant)>,
     revoked: HashMap<usize, Instant>,
@@ -47,6 +50,7 @@ impl Lender {
             generation: 1,
             down: false,
             denied: false,
+            astray: false,
             made: vec![],
             revoked: HashMap::new(),
             reads: 0,
@@ -122,6 +126,9 @@ impl Lender {
         let number = self.made.len();
         self.made.push((self.now, self.now + Duration::from_secs(self.life)));
         let value = |pick| {
+            if self.astray {
+                return Err(MISSING);
+            }
             let bytes = format!("lease-{number:04}-value-{pick}").into_bytes();
             Ok(Zeroizing::new(bytes).into())
         };
@@ -414,19 +421,85 @@ fn a_lease_without_life_does_not_make_a_user_each_moment() {
 }
 
 #[test]
+fn a_lease_without_a_usable_value_is_given_back_and_read_anew_at_refresh() {
+    let mut lender = Lender::new(3_600, 36_000);
+    lender.astray = true;
+    lender.pass(1);
+    assert_eq!(lender.text(&user()), Err(SecretCause::ValueInvalid));
+    assert!(lender.revoked.contains_key(&0), "it lends nothing that can be used");
+    lender.pass(300);
+    assert!((6..=8).contains(&lender.made.len()), "{} in five minutes", lender.made.len());
+    assert_eq!(lender.renewals + lender.checks, 0);
+    lender.astray = false;
+    lender.pass(60);
+    let used = lender.in_use().unwrap();
+    lender.pass(300);
+    assert_eq!(lender.in_use(), Some(used), "a lease that is of use is kept");
+    assert_eq!(lender.revoked.len(), lender.made.len() - 1);
+}
+
+fn of(group: &str, number: usize) -> Key {
+    let location = VaultLocation::Read { path: format!("kv1/{number}").into() };
+    let pick = Pick([Part::Field("key".into())].into());
+    (GroupName(group.into()), SecretRef::Vault { location, pick })
+}
+
+#[test]
 fn one_group_is_not_held_up_by_the_questions_of_another() {
-    let key = |group: &str, number: usize| {
-        let location = VaultLocation::Read { path: format!("kv1/{number}").into() };
-        let pick = Pick([Part::Field("key".into())].into());
-        (GroupName(group.into()), SecretRef::Vault { location, pick })
-    };
     let mut agenda = Agenda::new(REFRESH, STALE);
     let now = Instant::now();
-    let slow: Vec<Key> = (0..20).map(|number| key("slow", number)).collect();
+    let slow: Vec<Key> = (0..20).map(|number| of("slow", number)).collect();
     agenda.want(&slow, now);
     assert_eq!(agenda.take_due(now, |_| 0).0.len(), QUESTIONS_AT_ONCE);
-    agenda.want(&[slow, vec![key("quick", 0)]].concat(), now);
+    agenda.want(&[slow, vec![of("quick", 0)]].concat(), now);
     let questions = agenda.take_due(now, |_| 0).0;
     assert_eq!(questions.len(), 1);
     assert_eq!(questions[0].site.0.as_str(), "quick");
+}
+
+#[test]
+fn many_groups_together_do_not_flood_the_source_and_each_has_its_turn() {
+    let mut agenda = Agenda::new(REFRESH, STALE);
+    let mut now = Instant::now();
+    let groups: Vec<String> = (0..50).map(|number| format!("group-{number}")).collect();
+    let wanted = groups.iter().flat_map(|group| (0..10).map(|number| of(group, number)));
+    agenda.want(&wanted.collect::<Vec<_>>(), now);
+    let mut asked = HashMap::new();
+    for round in 0..=500_usize.div_ceil(QUESTIONS_IN_ALL) {
+        let questions = agenda.take_due(now, |_| 0).0;
+        assert!(questions.len() <= QUESTIONS_IN_ALL, "{} in round {round}", questions.len());
+        assert!(agenda.take_due(now, |_| 0).0.is_empty(), "none is answered yet");
+        now += Duration::from_millis(10);
+        for question in questions {
+            *asked.entry(question.site.clone()).or_insert(0) += 1;
+            agenda.enter(&question, Outcome::Read(Err(DENIED)), now);
+        }
+    }
+    assert_eq!(asked.len(), 500);
+    assert!(asked.values().all(|times| *times == 1));
+}
+
+#[test]
+fn what_waited_for_a_source_is_asked_soon_after_it_is_back_and_not_all_at_once() {
+    let mut agenda = Agenda::new(REFRESH, STALE);
+    let mut now = Instant::now();
+    let key = |number: usize| of(&format!("group-{number}"), 0);
+    agenda.want(&(0..50).map(key).collect::<Vec<_>>(), now);
+    for _ in 0..10 {
+        for question in agenda.take_due(now, |_| 0).0 {
+            agenda.enter(&question, Outcome::Read(Err(DOWN)), now);
+        }
+        now += REFRESH;
+    }
+    let mut questions = agenda.take_due(now, |_| 0).0;
+    let first = questions.remove(0);
+    for question in questions {
+        agenda.enter(&question, Outcome::Read(Err(DOWN)), now);
+    }
+    let values = vec![Ok(Zeroizing::new(b"value-0123456789".to_vec()).into())];
+    let answer = Answer { values, lease: None, narrowing: Arc::default() };
+    agenda.enter(&first, Outcome::Read(Ok(answer)), now);
+    let at_once = agenda.take_due(now + Duration::from_millis(100), |_| 0).0.len();
+    let after = agenda.take_due(now + WAKE_TIME, |_| 0).0.len();
+    assert!(at_once < 25 && at_once + after == 49, "{at_once} at once, {after} after");
 }

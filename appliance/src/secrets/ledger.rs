@@ -7,7 +7,7 @@
 //! is still masked in responses.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -61,7 +61,8 @@ impl Ledger {
 
     /// Takes `wanted` in place of what was wanted before.
     pub(super) fn want(&mut self, wanted: &[Key], now: Instant) {
-        for key in wanted {
+        let wanted: HashSet<&Key> = wanted.iter().collect();
+        for &key in &wanted {
             let fresh = || Arc::new(Entry::new(not_asked_yet(&key.1)));
             entry_mut(self.entries.entry(key.clone()).or_insert_with(fresh)).wanted = true;
         }
@@ -100,7 +101,6 @@ impl Ledger {
             Err(error) => entry.fail(error, now),
         };
         self.generation += u64::from(changed_values);
-        self.forget_old(now);
         change
     }
 
@@ -123,7 +123,8 @@ impl Ledger {
         Snapshot { generation: self.generation, entries }
     }
 
-    fn forget_old(&mut self, now: Instant) {
+    /// Forgets the versions whose time to be masked has passed.
+    pub(super) fn forget_old(&mut self, now: Instant) {
         for entry in self.entries.values_mut() {
             if entry.retired.iter().any(|retired| retired.until <= now) {
                 entry_mut(entry).retired.retain(|retired| retired.until > now);

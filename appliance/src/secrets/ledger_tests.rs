@@ -37,7 +37,9 @@ impl Scene {
         let bytes = Zeroizing::new(value.as_bytes().to_vec());
         let lease_ends = ends.map(|ends| self.at(ends));
         let fresh = Fresh { picked: bytes.into(), lease_ends, narrowing: Arc::default() };
-        self.ledger.record(&self.key, Ok(fresh), self.at(at))
+        let change = self.ledger.record(&self.key, Ok(fresh), self.at(at));
+        self.ledger.forget_old(self.at(at));
+        change
     }
 
     fn error(&mut self, at: u64, error: FetchError) -> Change {

@@ -3,7 +3,7 @@
 //! It carries out what the [`Agenda`] plans: every location is read at the start and again each
 //! `refresh`, and what was lent is prolonged, replaced and given back. A source that cannot answer
 //! is asked again after one second, then ever more slowly, up to half a minute; the first answer
-//! wakes everything that waits for the same source. Requests never reach the source: they read
+//! wakes everything that waits for the same source, spread over two seconds. Requests never reach the source: they read
 //! the last [`Snapshot`].
 
 use std::{
@@ -13,7 +13,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::sync::{Notify, watch};
 
 use super::{
@@ -114,7 +114,14 @@ impl SecretStore {
             asked.extend(questions.into_iter().map(|one| self.ask(one)));
             asked.extend(returns.into_iter().map(|one| self.give_back(one)));
             tokio::select! {
-                Some(event) = asked.next() => self.enter(event),
+                Some(event) = asked.next() => {
+                    // Whatever is there by now, so that one snapshot serves for all of it.
+                    let mut events = vec![event];
+                    while let Some(Some(event)) = asked.next().now_or_never() {
+                        events.push(event);
+                    }
+                    self.enter(events);
+                }
                 () = tokio::time::sleep_until(next.into()) => {}
                 () = self.rewanted.notified() => {}
             }
@@ -161,19 +168,32 @@ impl SecretStore {
         while revoked.next().await.is_some() {}
     }
 
-    fn enter(&self, event: Event) {
+    fn enter(&self, events: Vec<Event>) {
         let now = Instant::now();
-        match event {
-            Event::Answered(question, outcome) => {
-                let changes = self.change(|agenda| agenda.enter(&question, outcome, now));
-                log(&question.site.0, changes);
+        let (mut answers, mut returns) = (vec![], vec![]);
+        for event in events {
+            match event {
+                Event::Answered(question, outcome) => answers.push((question, outcome)),
+                Event::Returned(returned, answer) => returns.push((returned, answer)),
             }
-            Event::Returned(returned, answer) => {
-                if self.lock().returns.enter(&returned, answer, now) {
-                    let group = returned.group.as_str();
-                    let text = answer.err().map(FetchError::text);
-                    tracing::warn!(group, text, "a lease is left to end by itself");
-                }
+        }
+        if !answers.is_empty() {
+            let changes = self.change(|agenda| {
+                let answers = answers.into_iter().map(|(question, outcome)| {
+                    let changes = agenda.enter(&question, outcome, now);
+                    (question.site.0, changes)
+                });
+                answers.collect::<Vec<_>>()
+            });
+            for (group, changes) in changes {
+                log(&group, changes);
+            }
+        }
+        for (returned, answer) in returns {
+            if self.lock().returns.enter(&returned, answer, now) {
+                let group = returned.group.as_str();
+                let text = answer.err().map(FetchError::text);
+                tracing::warn!(group, text, "a lease is left to end by itself");
             }
         }
     }
@@ -181,6 +201,7 @@ impl SecretStore {
     fn change<T>(&self, edit: impl FnOnce(&mut Agenda) -> T) -> T {
         let mut agenda = self.lock();
         let result = edit(&mut agenda);
+        agenda.forget_old(Instant::now());
         // Published under the lock, or an older snapshot could overtake a newer one.
         self.published.store(Arc::new(agenda.snapshot()));
         drop(agenda);
@@ -214,11 +235,17 @@ pub(super) fn back_off(outages: u32) -> Duration {
     (FIRST_RETRY * 2_u32.pow(doublings)).min(LAST_RETRY)
 }
 
-/// Between 80 % and all of `time`, so that gateways do not ask in step. Spreads load, and is not
-/// fit for anything that must be hard to guess.
+/// Between 80 % and all of `time`, so that gateways do not ask in step, and what began together does
+/// not go on together.
 pub(super) fn jittered(time: Duration) -> Duration {
+    time.mul_f64(0.8) + spread(time.mul_f64(0.2))
+}
+
+/// Between nothing and all of `time`. Spreads load, and is not fit for anything that must be hard
+/// to guess.
+pub(super) fn spread(time: Duration) -> Duration {
     let random = RandomState::new().hash_one(()) % 1_000;
-    time.mul_f64(0.8 + 0.2 * (random as f64 / 1_000.0))
+    time.mul_f64(random as f64 / 1_000.0)
 }
 
 const MIN_REFRESH: Duration = Duration::from_secs(1);

@@ -21,6 +21,7 @@ struct Scripted {
     at_once: AtomicUsize,
     most_at_once: AtomicUsize,
     closed: AtomicBool,
+    at_one_time: AtomicBool,
 }
 
 impl SecretSource for Scripted {
@@ -38,7 +39,9 @@ impl SecretSource for Scripted {
             if vault && self.vault_hangs.load(SeqCst) {
                 std::future::pending::<()>().await;
             }
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            if !self.at_one_time.load(SeqCst) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
             self.at_once.fetch_sub(1, SeqCst);
             if self.down.load(SeqCst) {
                 return Err(DOWN);
@@ -102,6 +105,19 @@ async fn every_wanted_secret_is_asked_once_and_few_at_a_time() {
     assert!(source.most_at_once.load(SeqCst) <= QUESTIONS_AT_ONCE);
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(source.asked.load(SeqCst), 50, "nothing is asked again before refresh");
+}
+
+#[tokio::test]
+async fn answers_that_come_together_are_published_together() {
+    let source = Arc::new(Scripted::default());
+    source.at_one_time.store(true, SeqCst);
+    let store = Arc::clone(&source) as Arc<dyn SecretSource>;
+    let wanted: Vec<Key> = (0..8).map(|number| in_vault(&number.to_string())).collect();
+    let store = SecretStore::new(store, &wanted, LONG, 5 * LONG);
+    let mut ticks = store.ticks.subscribe();
+    tokio::spawn(Arc::clone(&store).run(std::future::pending()));
+    ticks.changed().await.unwrap();
+    assert_eq!(available(&store), 8, "all eight with the first snapshot");
 }
 
 #[tokio::test]

@@ -28,8 +28,10 @@ use reqwest::{
 };
 use rustify::endpoint::Endpoint;
 use rustls::{
-    ClientConfig, RootCertStore,
+    ClientConfig, InconsistentKeys, RootCertStore,
+    crypto::aws_lc_rs::sign::any_supported_type,
     pki_types::{CertificateDer, PrivateKeyDer},
+    sign::{CertifiedKey, SingleCertAndKey},
 };
 use rustls_pki_types::pem::PemObject;
 use vaultrs::api::EndpointMiddleware;
@@ -54,7 +56,7 @@ pub(super) struct Transport {
 /// What the gateway shows of itself in the handshake.
 pub(super) struct ClientIdentity {
     pub(super) chain: Vec<CertificateDer<'static>>,
-    pub(super) key: PrivateKeyDer<'static>,
+    pub(super) key: Zeroizing<PrivateKeyDer<'static>>,
 }
 
 /// What one node said.
@@ -332,7 +334,15 @@ fn build_http(
     let tls = match identity {
         Some(ClientIdentity { chain, key }) => {
             let wrong = "the login's certificate and key do not belong together";
-            tls.with_client_auth_cert(chain, key).map_err(|_| VaultSourceError::Setting(wrong))?
+            // By reference: what takes the key's bytes as its own does not wipe them.
+            let key = any_supported_type(&key).map_err(|_| VaultSourceError::Setting(wrong))?;
+            let shown = CertifiedKey::new(chain, key);
+            if let Err(rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) =
+                shown.keys_match()
+            {
+                return Err(VaultSourceError::Setting(wrong));
+            }
+            tls.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(shown)))
         }
         None => tls.with_no_client_auth(),
     };

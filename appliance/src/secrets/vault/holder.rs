@@ -1,7 +1,6 @@
 //! Whoever has a token, the token, and what went wrong with it.
 
 use std::{
-    hash::{BuildHasher, RandomState},
     sync::{Arc, Mutex as Lock, MutexGuard, PoisonError, atomic::AtomicU64},
     time::{Duration, Instant},
 };
@@ -105,12 +104,6 @@ impl Slot {
 
 pub(super) fn lock<T>(mutex: &Lock<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Between 90 % and all of `time`, so that tokens made together are not renewed together.
-pub(super) fn jittered(time: Duration) -> Duration {
-    let random = RandomState::new().hash_one(()) % 1_000;
-    time.mul_f64(0.9 + 0.1 * (random as f64 / 1_000.0))
 }
 
 pub(super) const NO_GROUP: FetchError =

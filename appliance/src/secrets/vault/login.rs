@@ -12,6 +12,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls_pki_types::pem::PemObject;
 use serde::Serialize;
@@ -313,9 +314,29 @@ fn read_identity(certificate: &Path, key: &Path) -> Result<ClientIdentity, Vault
     }
     let pem = read_private(key, MAX_KEY_BYTES)
         .map_err(|error| VaultSourceError::LoginFile(key.to_owned(), error))?;
-    let key = PrivateKeyDer::from_pem_slice(&pem)
-        .map_err(|_| wrong(key, "it holds no private key in PEM"))?;
+    let key = private_key(&pem).ok_or_else(|| wrong(key, "it holds no private key in PEM"))?;
     Ok(ClientIdentity { chain, key })
+}
+
+/// The first private key of a text in PEM. The parser of rustls does not wipe what it decodes.
+fn private_key(pem: &[u8]) -> Option<Zeroizing<PrivateKeyDer<'static>>> {
+    let pem = std::str::from_utf8(pem).ok()?;
+    let of = |label: &str| {
+        let (_, rest) = pem.split_once(&format!("-----BEGIN {label}-----"))?;
+        Some(rest.split_once(&format!("-----END {label}-----"))?.0)
+    };
+    let (label, text) = KEY_LABELS.into_iter().find_map(|label| Some((label, of(label)?)))?;
+    // Sized before they are filled, so that no copy is left behind by growth.
+    let mut digits = Zeroizing::new(Vec::with_capacity(text.len()));
+    digits.extend(text.bytes().filter(|byte| !byte.is_ascii_whitespace()));
+    let mut der = Zeroizing::new(Vec::with_capacity(text.len() + 3));
+    STANDARD.decode_vec(&*digits, &mut der).ok()?;
+    let der = std::mem::take(&mut *der);
+    Some(Zeroizing::new(match label {
+        PKCS8 => PrivateKeyDer::Pkcs8(der.into()),
+        SEC1 => PrivateKeyDer::Sec1(der.into()),
+        _ => PrivateKeyDer::Pkcs1(der.into()),
+    }))
 }
 
 fn one_line(content: &[u8]) -> Option<Zeroizing<String>> {
@@ -337,6 +358,12 @@ const OPENED_BEFORE: &str = "the wrapping token of the SecretID was used before 
 const SWAPPED: &str = "the wrapping token wraps no SecretID of this mount: somebody may have \
     swapped it; put a new one";
 
+const PKCS8: &str = "PRIVATE KEY";
+const SEC1: &str = "EC PRIVATE KEY";
+
+/// RFC 7468, section 10, and what OpenSSL writes for older forms.
+const KEY_LABELS: [&str; 3] = [PKCS8, SEC1, "RSA PRIVATE KEY"];
+
 /// A signed token with many claims has a few kilobytes.
 const MAX_JWT_BYTES: usize = 16 * 1024;
 
@@ -346,6 +373,26 @@ const MAX_KEY_BYTES: usize = 16 * 1024;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_is_read_like_the_parser_of_rustls_reads_it() {
+        let key = rcgen::KeyPair::generate().unwrap().serialize_pem();
+        let with_crlf = key.replace('\n', "\r\n");
+        let after_others = format!("note\n-----BEGIN X-----\nAA==\n-----END X-----\n{key}{key}");
+        let renamed = |label: &str| key.replace("PRIVATE KEY", label);
+        let [sec1, pkcs1] = ["EC PRIVATE KEY", "RSA PRIVATE KEY"].map(renamed);
+        for pem in [&key, &with_crlf, &after_others, &sec1, &pkcs1] {
+            let theirs = PrivateKeyDer::from_pem_slice(pem.as_bytes()).unwrap();
+            assert!(*private_key(pem.as_bytes()).unwrap() == theirs, "{pem}");
+        }
+        for end in 0..key.trim_end().len() {
+            assert!(private_key(&key.as_bytes()[..end]).is_none(), "{end}");
+        }
+        for bad in [renamed("PUBLIC KEY"), renamed("ENCRYPTED PRIVATE KEY"), key.replace('M', "*")]
+        {
+            assert!(private_key(bad.as_bytes()).is_none(), "{bad}");
+        }
+    }
 
     #[test]
     fn only_a_secret_id_of_this_mount_is_unwrapped() {

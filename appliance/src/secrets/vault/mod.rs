@@ -4,7 +4,8 @@
 //! Tokens and what proves the login live in this module and nowhere else. They go to the
 //! addresses that the operator named, over a connection that the operator's CA vouches for, and are
 //! wiped when they are no longer needed. Nothing that Vault answers is ever logged or passed on
-//! but the value that was asked for: each failure becomes a cause and a fixed text.
+//! but the value that was asked for: each failure becomes a cause and a fixed text. The exception
+//! is the misspelt name of a key of ours, such as `Hosts`.
 
 mod client;
 mod doctor;

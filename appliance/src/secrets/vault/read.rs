@@ -5,14 +5,14 @@
 //! from use. A lease that came with an answer is kept whatever else is wrong with the answer, so
 //! that it can be given back.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use rustify::{
     endpoint::Endpoint,
     enums::{RequestMethod, RequestType, ResponseType},
     errors::ClientError,
 };
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer, de::IgnoredAny};
 use zeroize::Zeroizing;
 
 use super::{
@@ -23,7 +23,7 @@ use super::{
     pick::{Picked, pick, pick_text},
 };
 use crate::{
-    policy::{GroupName, NARROWING_KEYS, Narrowing, Part, Pick, VaultLocation},
+    policy::{GroupName, NARROWING_KEYS, Narrowing, Part, Pick, VaultLocation, looks_narrowing},
     reason::SecretCause,
 };
 
@@ -122,6 +122,22 @@ fn invalid<T>(text: &'static str) -> Result<T, FetchError> {
     Err(FetchError::Gone(SecretCause::ValueInvalid, text))
 }
 
+/// The names in an owner's word, and nothing else of the answer.
+#[derive(Deserialize)]
+struct Envelope {
+    data: Data,
+}
+
+#[derive(Deserialize)]
+struct Data {
+    metadata: Metadata,
+}
+
+#[derive(Deserialize)]
+struct Metadata {
+    custom_metadata: HashMap<String, IgnoredAny>,
+}
+
 fn narrowing(body: &[u8]) -> Result<Narrowing, &'static str> {
     const METADATA: [&str; 3] = ["data", "metadata", "custom_metadata"];
     let mut narrowing = Narrowing::default();
@@ -129,6 +145,12 @@ fn narrowing(body: &[u8]) -> Result<Narrowing, &'static str> {
         None => return Ok(narrowing),
         Some(Picked::Map) => {}
         Some(_) => return Err("custom_metadata: it is no object"),
+    }
+    let Envelope { data } = serde_json::from_slice(body).map_err(|_| STRANGE)?;
+    if let Some(key) = data.metadata.custom_metadata.keys().find(|key| looks_narrowing(key)) {
+        // No longer than one of ours.
+        tracing::warn!(?key, "{NEAR_MISS}");
+        return Err(NEAR_MISS);
     }
     for key in NARROWING_KEYS {
         match pick(body, &[&METADATA[..], &[key]].concat()) {
@@ -215,6 +237,9 @@ impl Endpoint for Question<'_> {
     }
 }
 
+const STRANGE: &str = "custom_metadata: it cannot be read";
+const NEAR_MISS: &str = "custom_metadata: a key is almost one that narrows; write it in small \
+    letters and in the plural: hosts, places, methods, paths, expires";
 const NO_TEXT: &str = "custom_metadata: a key that narrows is not a text";
 
 /// A year. Keeps sums of instants in range.
@@ -302,6 +327,9 @@ mod tests {
             r#"{"paths":"/a/../b"}"#,
             r#"{"expires":"tomorrow"}"#,
             r#"{"expires":"2030-01-01"}"#,
+            r#"{"host":"api.example"}"#,
+            r#"{"hosts":"api.example","Method":"GET"}"#,
+            r#"{"Expires":"2030-01-31T12:00:00Z","owner":"team"}"#,
         ] {
             let metadata = format!(r#"{{"custom_metadata":{broken}}}"#);
             assert!(narrowed(&metadata).is_err(), "{broken}");

@@ -13,18 +13,21 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex as Lock, atomic::Ordering},
+    sync::{
+        Arc, Mutex as Lock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use serde::Serialize;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 use super::{
-    super::FetchError,
+    super::{FetchError, store::jittered},
     client::Transport,
     error::{CallError, VaultSourceError},
-    holder::{Holder, Live, NO_GROUP, Slot, jittered, lock},
+    holder::{Holder, Live, NO_GROUP, Slot, lock},
     login::Login,
     token::{Grant, Post, TokenClient},
 };
@@ -43,8 +46,10 @@ pub(crate) struct Session {
     /// Tokens that nobody asks for any more, and holders whose group left the policy.
     pub(super) retired: Lock<Vec<Retired>>,
     pub(super) left: Lock<Vec<Arc<Holder>>>,
+    /// The token of a planned login that has not taken over yet.
+    pub(super) coming: Lock<Option<Arc<TokenClient>>>,
     /// How many tokens were made.
-    tokens: watch::Sender<u64>,
+    tokens: AtomicU64,
     /// Rings when there is something new to tend.
     pub(super) replanned: Notify,
 }
@@ -81,7 +86,8 @@ impl Session {
             groups: Lock::default(),
             retired: Lock::default(),
             left: Lock::default(),
-            tokens: watch::Sender::new(0),
+            coming: Lock::default(),
+            tokens: AtomicU64::new(0),
             replanned: Notify::new(),
         };
         session.set_groups(groups);
@@ -110,7 +116,6 @@ impl Session {
     }
 
     /// The gateway's own token, which makes the tokens of groups and signs, and reads no secret.
-    #[allow(dead_code, reason = "for signing by Vault's PKI engine")]
     pub(crate) async fn gateway(&self) -> Result<Arc<TokenClient>, FetchError> {
         Ok(self.own().await?.0)
     }
@@ -145,16 +150,9 @@ impl Session {
         }
     }
 
-    /// A number that grows whenever any holder has another token. Whoever leased something with a
-    /// token of a smaller [`TokenClient::generation`] than its holder has now leases it anew, at
-    /// once: the old token goes a minute later.
-    #[allow(dead_code, reason = "for leases of dynamic engines")]
-    pub(crate) fn tokens(&self) -> watch::Receiver<u64> {
-        self.tokens.subscribe()
-    }
-
-    /// The generation of the token that `group` has now; 0 for none.
-    #[allow(dead_code, reason = "for leases of dynamic engines")]
+    /// The generation of the token that `group` has now; 0 for none. Whoever leased something with a
+    /// token of a smaller [`TokenClient::generation`] leases it anew at once: the old token goes a
+    /// minute later.
     pub(crate) fn generation(&self, group: &GroupName) -> u64 {
         self.holder(group).map_or(0, |holder| holder.generation.load(Ordering::Acquire))
     }
@@ -257,12 +255,7 @@ impl Session {
     }
 
     fn live(&self, grant: Grant, now: Instant, group: Option<GroupName>, parent: u64) -> Live {
-        let mut generation = 0;
-        self.tokens.send_if_modified(|tokens| {
-            *tokens += 1;
-            generation = *tokens;
-            false
-        });
+        let generation = self.tokens.fetch_add(1, Ordering::Relaxed) + 1;
         let transport = Arc::clone(&self.transport);
         Live {
             full_life: grant.life,
@@ -284,7 +277,6 @@ impl Session {
         slot.failed = None;
         holder.generation.store(client.generation(), Ordering::Release);
         holder.plan(renew_at);
-        self.tokens.send_modify(|_| {});
         self.replanned.notify_one();
         client
     }

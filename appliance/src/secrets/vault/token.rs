@@ -155,17 +155,25 @@ impl Grant {
     /// Why the token of a group is not to be used, if so. `parent` is what the gateway's own token
     /// may.
     pub(super) fn unfit_for_group(&self, parent: &[String]) -> Option<&'static str> {
-        let inherited =
-            |policy: &&String| policy.as_str() != DEFAULT_POLICY && parent.contains(policy);
-        if self.is_root() {
-            Some("Vault gave the group a root token, which is not used")
-        } else if self.policies.iter().find(inherited).is_some() {
-            // A role without allowed_policies hands on what its caller has.
-            Some("the group's token has a policy of the gateway's: set the role's allowed_policies")
+        if let Some(too_much) = self.may_too_much(parent) {
+            Some(too_much)
         } else if self.orphan != Some(false) {
             Some("the group's token would outlive the gateway's: set orphan=false on its role")
         } else if self.kind.as_deref() != Some("service") {
             Some("the group's token cannot be revoked: set token_type=service on its role")
+        } else {
+            None
+        }
+    }
+
+    /// The part of [`unfit_for_group`](Self::unfit_for_group) that can change in a token's life.
+    pub(super) fn may_too_much(&self, parent: &[String]) -> Option<&'static str> {
+        let inherited = |policy: &String| policy != DEFAULT_POLICY && parent.contains(policy);
+        if self.is_root() {
+            Some("Vault gave the group a root token, which is not used")
+        } else if self.policies.iter().any(inherited) {
+            // A role without allowed_policies hands on what its caller has.
+            Some("the group's token has a policy of the gateway's: set the role's allowed_policies")
         } else {
             None
         }

@@ -113,6 +113,37 @@ async fn a_token_that_could_do_more_than_it_should_is_not_used() {
 }
 
 #[tokio::test]
+async fn a_token_that_could_do_more_since_its_last_renewal_is_given_back() {
+    let root = r#""policies":["root"],"orphan":true"#;
+    let later = r#""policies":["agents"],"identity_policies":["gateway"],"orphan":false"#;
+    let same = r#""policies":["agents"],"identity_policies":["default"]"#;
+    for (token, rest, unfit) in
+        [(TOKEN, root, true), (CHILD_TOKEN, later, true), (CHILD_TOKEN, same, false)]
+    {
+        let fake = Fake::start(move |request| match request.target.as_str() {
+            LOGIN => grant(TOKEN, 3600),
+            CHILD => child(CHILD_TOKEN, 3600),
+            RENEW => granted(token, 3600, rest),
+            REVOKE => Reply::Json(204, String::new()),
+            _ => value(),
+        })
+        .await;
+        let source = fake.source();
+        fetch(&source).await.unwrap();
+        let session = source.session();
+        let group = session.holders().remove(0);
+        let holder = if token == TOKEN { &session.gateway } else { &*group };
+        session.renew(holder).await;
+        assert_eq!(holder.slot.lock().await.live.is_none(), unfit, "{rest}");
+        let _ = tokio::time::timeout(Duration::from_millis(500), source.tend()).await;
+        let received = fake.received.lock().unwrap();
+        let revoked = received.iter().filter(|one| one.target == REVOKE);
+        let revoked: Vec<_> = revoked.filter_map(|one| one.token.as_deref()).collect();
+        assert_eq!(revoked, [token].repeat(usize::from(unfit)), "{rest}");
+    }
+}
+
+#[tokio::test]
 async fn a_token_past_its_life_is_not_used() {
     let fake = Fake::start(numbering(1, |_| false, "")).await;
     let source = fake.source();
@@ -146,10 +177,9 @@ async fn before_a_new_login_takes_over_every_group_has_a_token_under_it() {
     let source = fake.source();
     fetch(&source).await.unwrap();
     let session = source.session();
-    let mut tokens = session.tokens();
-    tokens.mark_unchanged();
+    let before = session.generation(&agents());
     session.log_in_anew().await;
-    assert!(tokens.has_changed().unwrap());
+    assert!(session.generation(&agents()) > before);
     fetch(&source).await.unwrap();
     assert_eq!(fake.targets(), [LOGIN, CHILD, READ, LOGIN, CHILD, READ]);
     let tokens: Vec<_> =
@@ -159,6 +189,30 @@ async fn before_a_new_login_takes_over_every_group_has_a_token_under_it() {
     made_with(3, &format!("{CHILD_TOKEN}-3"));
     source.close().await;
     assert_eq!(fake.count(REVOKE), 3, "old and new: {:?}", fake.targets());
+}
+
+#[tokio::test]
+async fn a_new_login_that_shutdown_interrupts_leaves_no_token() {
+    let (logins, children) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let fake = Fake::start(move |request| match request.target.as_str() {
+        LOGIN => grant(&format!("{TOKEN}-{}", logins.fetch_add(1, SeqCst)), 3600),
+        CHILD if children.fetch_add(1, SeqCst) > 0 => Reply::Hang,
+        CHILD => child(CHILD_TOKEN, 3600),
+        REVOKE => Reply::Json(204, String::new()),
+        _ => value(),
+    })
+    .await;
+    let source = fake.source();
+    fetch(&source).await.unwrap();
+    let session = source.session();
+    let _ = tokio::time::timeout(Duration::from_millis(500), session.log_in_anew()).await;
+    assert_eq!(fake.count(LOGIN), 2);
+    source.close().await;
+    let received = fake.received.lock().unwrap();
+    let revoked = received.iter().filter(|one| one.target == REVOKE);
+    let mut revoked: Vec<_> = revoked.filter_map(|one| one.token.clone()).collect();
+    revoked.sort_unstable();
+    assert_eq!(revoked, [format!("{TOKEN}-0"), format!("{TOKEN}-1")]);
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 //! helps, and given back when nobody needs them.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -12,9 +12,9 @@ use vaultrs::api::token::requests::{
 };
 
 use super::{
-    super::store::back_off,
+    super::store::{back_off, jittered},
     error::CallError,
-    holder::{Holder, Live, jittered, lock},
+    holder::{Holder, Live, Slot, lock},
     session::{Retired, Session},
     token::Grant,
 };
@@ -54,7 +54,8 @@ impl Session {
     }
 
     async fn revoke_all(&self) {
-        let old: Vec<_> = lock(&self.retired).drain(..).map(|retired| retired.client).collect();
+        let mut old: Vec<_> = lock(&self.retired).drain(..).map(|retired| retired.client).collect();
+        old.extend(lock(&self.coming).take());
         let mut children = Vec::new();
         let left: Vec<_> = lock(&self.left).drain(..).collect();
         for holder in self.holders().into_iter().chain(left) {
@@ -74,21 +75,31 @@ impl Session {
             .await;
     }
 
-    async fn renew(&self, holder: &Holder) {
+    pub(super) async fn renew(&self, holder: &Holder) {
         let used = holder.slot.lock().await.live.as_ref().map(|live| Arc::clone(&live.client));
         let Some(used) = used else { return holder.plan(None) };
         let now = Instant::now();
         let renewed = used.call(RenewTokenSelfRequest { increment: None }).await;
         let outage = matches!(renewed, Err(error) if !error.is_refusal());
         let grant = renewed.ok().and_then(|body| Grant::parse(&body));
+        // A renewal shows what the token's identity was given since.
+        let unfit = match (&grant, &holder.role) {
+            (Some(grant), Some(_)) => grant.may_too_much(&self.own_policies().await),
+            (Some(grant), None) => grant.unfit_for_gateway(),
+            (None, _) => None,
+        };
         let mut slot = holder.slot.lock().await;
         let Some(live) = slot.live.as_mut().filter(|live| Arc::ptr_eq(&live.client, &used)) else {
             return; // Replaced meanwhile, and planned anew with that.
         };
+        if let Some(unfit) = unfit {
+            return self.withdraw(holder, &mut slot, unfit);
+        }
         match grant {
             // Near its maximum life a token is renewed for ever less: better a new one.
             Some(grant) if grant.renewable && grant.life >= live.full_life / 2 => {
                 live.ends = Some(now + grant.life);
+                live.policies = grant.policies;
                 holder.plan(Some(now + jittered(grant.life * 2 / 3)));
             }
             _ if outage => holder.plan(Some(Instant::now() + RETRY_RENEWAL)),
@@ -105,12 +116,33 @@ impl Session {
         }
     }
 
+    /// Takes a token from use and revokes it, and what was leased with it, at once. The next
+    /// question asks for another one, which is examined like any new one.
+    fn withdraw(&self, holder: &Holder, slot: &mut Slot, unfit: &'static str) {
+        let group = holder.role.as_ref().map(|(group, _)| group.as_str());
+        tracing::error!(group, "a token is withdrawn: {unfit}");
+        if let Some(live) = slot.live.take() {
+            self.retire(live.client, Instant::now());
+        }
+        if holder.role.is_some() {
+            holder.generation.store(0, Ordering::Release);
+        }
+        holder.plan(None);
+    }
+
+    async fn own_policies(&self) -> Vec<String> {
+        let slot = self.gateway.slot.lock().await;
+        slot.live.as_ref().map(|live| live.policies.clone()).unwrap_or_default()
+    }
+
     /// A new login while the old token is still good: the groups' new tokens are made before the
     /// old ones go with the gateway's.
     pub(super) async fn log_in_anew(&self) {
         let Ok(own) = self.ask_for_own().await else {
             return self.gateway.plan(Some(Instant::now() + RETRY_RENEWAL));
         };
+        // A shutdown drops what follows, and the token is to be revoked all the same.
+        *lock(&self.coming) = Some(Arc::clone(&own.client));
         futures_util::stream::iter(self.holders())
             .for_each_concurrent(RENEWALS_AT_ONCE, |holder| {
                 let own = &own;
@@ -128,6 +160,7 @@ impl Session {
             })
             .await;
         let mut slot = self.gateway.slot.lock().await;
+        lock(&self.coming).take();
         let newer = |live: &Live| live.client.generation() > own.client.generation();
         match slot.live.as_ref().is_some_and(newer) {
             // The old token died meanwhile, and somebody else has logged in.
