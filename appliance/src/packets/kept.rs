@@ -35,11 +35,12 @@ impl Kept {
         self.0.is_empty()
     }
 
-    /// One listener for each interface and family, kept or new. As [`listen`](super::listen()).
+    /// One listener for each interface and family, kept or new. Called once for every worker, after
+    /// [`claim`](super::claim).
     ///
     /// # Errors
     ///
-    /// Whatever keeps one of them from listening transparently.
+    /// Whatever keeps one of them from listening transparently. None is returned then.
     pub fn listen(&mut self, capture: &Capture) -> Result<Vec<Listener>, PacketsError> {
         let mut all = Vec::new();
         for each in &capture.interfaces {

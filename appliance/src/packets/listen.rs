@@ -54,22 +54,14 @@ pub struct Claim {
 /// Workers share the port through `SO_REUSEPORT`, and the kernel would let any process of the
 /// same user share it too and take a part of the connections. Two things stop that: a lock, an
 /// abstract unix address, which belongs to one network namespace as ports do and falls with its
-/// process; and a probe that binds the port without sharing it.
+/// process; and a probe that binds the port without sharing it. Where an earlier daemon's listeners
+/// are kept, which such a probe would meet, the kernel is asked who listens: they, and nobody else.
 ///
 /// # Errors
 ///
-/// [`PacketsError::AlreadyRunning`] where the lock is held, [`PacketsError::PortInUse`] where the
-/// probe finds somebody.
-pub fn claim(capture: &Capture) -> Result<Claim, PacketsError> {
-    claim_beside(&Kept::default(), capture)
-}
-
-/// [`claim`], where an earlier daemon's listeners may be behind the port, and nobody else.
-///
-/// # Errors
-///
-/// As [`claim`].
-pub fn claim_beside(kept: &Kept, capture: &Capture) -> Result<Claim, PacketsError> {
+/// [`PacketsError::AlreadyRunning`] where the lock is held, [`PacketsError::PortInUse`] where
+/// somebody else is found.
+pub fn claim(kept: &Kept, capture: &Capture) -> Result<Claim, PacketsError> {
     let port = capture.proxy_port;
     let lock = lock(port).map_err(|source| match source.kind() {
         io::ErrorKind::AddrInUse => PacketsError::AlreadyRunning { port },
@@ -91,31 +83,6 @@ pub fn claim_beside(kept: &Kept, capture: &Capture) -> Result<Claim, PacketsErro
         }
     }
     Ok(Claim { _lock: lock })
-}
-
-/// One listener for each interface and family. Called once for every worker, after [`claim`].
-///
-/// # Errors
-///
-/// Whatever keeps one of them from listening transparently. None is returned then.
-pub fn listen(capture: &Capture) -> Result<Vec<Listener>, PacketsError> {
-    let mut all = Vec::new();
-    for each in &capture.interfaces {
-        all.extend(listeners(capture, &each.name)?);
-    }
-    Ok(all)
-}
-
-/// The listeners of one interface, one for each family.
-///
-/// # Errors
-///
-/// As [`listen`].
-pub fn listeners(
-    capture: &Capture,
-    interface: &InterfaceName,
-) -> Result<Vec<Listener>, PacketsError> {
-    families(capture).iter().map(|family| listener(capture, interface, *family)).collect()
 }
 
 /// The sockets for DNS, a pair for each interface and family. They are shared with nobody.

@@ -37,9 +37,7 @@ mod kernel_tests;
 
 pub use error::PacketsError;
 pub use kept::Kept;
-pub use listen::{
-    Claim, DnsSockets, Listener, claim, claim_beside, dns_sockets, listen, listeners,
-};
+pub use listen::{Claim, DnsSockets, Listener, claim, dns_sockets};
 pub use nflog::{Headers, PacketLog, RefusedPacket};
 pub use readback::untold;
 pub use sysctl::check_sysctls;

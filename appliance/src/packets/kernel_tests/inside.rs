@@ -10,7 +10,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::{bound, example, interface, listing, load_base, net, only_in_a_namespace, sh};
 use crate::packets::{
-    Capture, PacketsError, apply, claim, dns_sockets, listen, prepare, render, verify,
+    Capture, Kept, PacketsError, apply, claim, dns_sockets, prepare, render, verify,
 };
 
 #[test]
@@ -232,7 +232,7 @@ fn a_missing_interface_is_named() {
     load_base();
     let error = prepare_now(&example()).unwrap_err().to_string();
     assert!(error.starts_with("interface agents0 of an agent group does not exist"), "{error}");
-    let error = listen(&example()).unwrap_err();
+    let error = Kept::default().listen(&example()).unwrap_err();
     assert!(matches!(error, PacketsError::NoInterface(_)), "{error}");
 }
 
@@ -272,8 +272,9 @@ fn every_listener_is_transparent_and_workers_share_the_port() {
     only_in_a_namespace();
     sh("ip link add agents0 type veth peer name agents1");
     let capture = example();
-    let _claim = claim(&capture).unwrap();
-    let workers = [listen(&capture).unwrap(), listen(&capture).unwrap()];
+    let _claim = claim(&Kept::default(), &capture).unwrap();
+    let workers =
+        [Kept::default().listen(&capture).unwrap(), Kept::default().listen(&capture).unwrap()];
     for listener in workers.iter().flatten() {
         let socket = socket2::SockRef::from(&listener.socket);
         let v6 = listener.socket.local_addr().unwrap().is_ipv6();
@@ -291,19 +292,25 @@ fn a_second_daemon_and_a_sharing_stranger_are_found() {
     only_in_a_namespace();
     sh("ip link add agents0 type veth peer name agents1");
     let capture = example();
-    let first = claim(&capture).unwrap();
-    assert!(matches!(claim(&capture), Err(PacketsError::AlreadyRunning { port: 8443 })));
+    let first = claim(&Kept::default(), &capture).unwrap();
+    assert!(matches!(
+        claim(&Kept::default(), &capture),
+        Err(PacketsError::AlreadyRunning { port: 8443 })
+    ));
     drop(first);
 
     let stranger = Socket::new(Domain::IPV6, Type::STREAM, None).unwrap();
     stranger.set_reuse_port(true).unwrap();
     stranger.bind(&"[::]:8443".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
     stranger.listen(1).unwrap();
-    assert!(matches!(claim(&capture), Err(PacketsError::PortInUse { port: 8443, .. })));
+    assert!(matches!(
+        claim(&Kept::default(), &capture),
+        Err(PacketsError::PortInUse { port: 8443, .. })
+    ));
     drop(stranger);
 
     let _plain = TcpListener::bind("0.0.0.0:8443").unwrap();
-    let error = claim(&capture).unwrap_err().to_string();
+    let error = claim(&Kept::default(), &capture).unwrap_err().to_string();
     assert!(error.starts_with("proxy port 8443 is in use on agents0"), "{error}");
 }
 
@@ -346,8 +353,8 @@ fn without_net_admin_each_step_says_so() {
     let capture = example();
     let errors = [
         prepare_now(&capture).unwrap_err(),
-        claim(&capture).unwrap_err(),
-        listen(&capture).unwrap_err(),
+        claim(&Kept::default(), &capture).unwrap_err(),
+        Kept::default().listen(&capture).unwrap_err(),
         apply(&capture).unwrap_err(),
     ];
     for error in errors {

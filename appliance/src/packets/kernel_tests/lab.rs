@@ -21,7 +21,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use socket2::{Domain, Socket, Type};
 
 use super::{address, example, interface, load_base, only_in_a_namespace, sh};
-use crate::packets::{Capture, Listener, apply, claim, listen, prepare};
+use crate::packets::{Capture, Kept, Listener, apply, claim, prepare};
 
 pub(super) const ORIGIN: [&str; 2] = ["203.0.113.5", "2001:db8:5::5"];
 pub(super) const AGENT: [&str; 2] = ["10.20.0.2", "2001:db8:20::2"];
@@ -73,8 +73,11 @@ impl Lab {
 
     /// What the daemon does, in its order. The listeners answer with what was dialled.
     pub(super) fn start(&self) -> Answering {
-        let _claim = claim(&self.capture).unwrap();
-        let listeners = [listen(&self.capture).unwrap(), listen(&self.capture).unwrap()];
+        let _claim = claim(&Kept::default(), &self.capture).unwrap();
+        let listeners = [
+            Kept::default().listen(&self.capture).unwrap(),
+            Kept::default().listen(&self.capture).unwrap(),
+        ];
         apply(&self.capture).unwrap();
         Answering::new(listeners.into_iter().flatten())
     }

@@ -18,7 +18,7 @@ use super::{
     lab::{AGENT, GATEWAY, Lab, ORIGIN, Outcome, PATIENCE, dropped_as_spoofed},
     load_base, sh,
 };
-use crate::packets::{Capture, apply, listen};
+use crate::packets::{Capture, Kept, apply};
 
 #[test]
 #[ignore = "started inside a namespace by its namesake"]
@@ -177,7 +177,7 @@ fn neighbours_find_each_other_by_link_local_addresses() {
 fn a_connection_outlives_the_listing_of_its_port() {
     let lab = Lab::new(true);
     let other = Capture { ports: vec![8080], ..lab.capture.clone() };
-    let listeners = listen(&lab.capture).unwrap();
+    let listeners = Kept::default().listen(&lab.capture).unwrap();
     for origin in ORIGIN {
         apply(&lab.capture).unwrap();
         let mut near = lab.connect(origin, 443);
