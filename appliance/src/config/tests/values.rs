@@ -83,7 +83,7 @@ fn a_group_has_a_token_role_of_its_own() {
     let role = |text: &str| accepts("interface = ", text).policy.groups[0].vault_role.to_string();
     assert_eq!(role("interface = "), "cloakroom-research");
     assert_eq!(role("vault_role = \"team-a\"\ninterface = "), "team-a");
-    for bad in ["", "a/b", "..", "a b", "a?b"] {
+    for bad in ["", "a/b", "..", "a b", "a?b", "+"] {
         let text = format!("vault_role = \"{bad}\"\ninterface = ");
         refuses("interface = ", &text, "vault_role", &["one segment"]);
     }
