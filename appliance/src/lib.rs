@@ -43,3 +43,5 @@ pub mod control;
 pub mod daemon;
 
 pub mod cli;
+
+mod straight;

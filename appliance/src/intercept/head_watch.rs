@@ -15,12 +15,12 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, ReadBuf},
     time::{Instant, Sleep, sleep},
 };
 
 use super::exchanges::{Exchanges, Violation};
-use crate::reason::Reason;
+use crate::{reason::Reason, straight::writes_go_straight_through};
 
 /// Passes `S` through and ends it where a head takes too long.
 pub(super) struct HeadWatch<S> {
@@ -153,35 +153,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for HeadWatch<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for HeadWatch<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
+writes_go_straight_through!(HeadWatch, stream);
 
 /// Bytes of the connection preface before its SETTINGS frame (RFC 9113, section 3.4).
 const PREFACE: usize = 24;
