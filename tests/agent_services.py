@@ -20,11 +20,22 @@ def flood():
             yield frame
 
 
-def discover():
-    for _ in range(3):
+def discover(times=3):
+    for _ in range(times):
         yield bytes(Ether(src=MAC, dst="ff:ff:ff:ff:ff:ff") /
                     IP(src="0.0.0.0", dst="255.255.255.255") / UDP(sport=68, dport=67) /
                     BOOTP(chaddr=bytes(6)) / DHCP(options=[("message-type", "discover"), "end"]))
+
+
+def services():
+    """Time over IPv4 and IPv6, a renewed address, and an address for a card that has none."""
+    v4, v6 = IP(src="192.0.2.10", dst="192.0.2.1"), IPv6(src="2001:db8:a::10", dst="2001:db8:a::1")
+    for packet, port in ((v4, 123), (v6, 123), (v4, 67)):
+        frame = bytes(Ether(src=MAC, dst=GATEWAY_MAC) / packet / UDP(sport=4000, dport=port) /
+                      Raw(b"now?"))
+        for _ in range(400):
+            yield frame
+    yield from [next(discover())] * 400
 
 
 socket, count = conf.L2socket(iface="eth0"), 0

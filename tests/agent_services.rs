@@ -2,7 +2,7 @@
 //! nowhere else, and nothing where it names nothing.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket},
     time::Duration,
 };
 
@@ -46,12 +46,14 @@ fn ntp_is_answered_at_the_gateways_own_address_only() {
         let world = with("\"ntp\"");
         let _server = serve(123);
         assert!(udp_answers(123), "the time server answers");
+        assert!(udp_answers_at((GATEWAY_V6, 123).into()), "the time server answers over IPv6");
         let outside = world.lab.capture(INTERNET);
-        for to in [OTHER.port(123), OTHER.port6(123), ([203, 0, 113, 2], 123).into()] {
+        for to in [OTHER.port(123), OTHER.port6(123)].into_iter().chain(ELSEWHERE.map(other)) {
             assert!(!udp_answers_at(to), "{to}");
         }
         assert!(!outside.holds("what-is-the-time"), "a question got out");
         assert!(!pings(GATEWAY_V4.into()) && !udp_answers(67), "nothing else is open");
+        assert!(!pings(GATEWAY_V6.into()), "nothing else is open");
         assert_closed_elsewhere(&world);
     });
 }
@@ -71,12 +73,31 @@ fn dhcp_is_answered_where_it_is_configured() {
 }
 
 #[test]
+fn a_flood_of_questions_for_time_and_address_is_bounded() {
+    sandboxed(|| {
+        let world = with("\"ntp\", \"dhcp\"");
+        let (time, addresses) = (serve(123), serve(67));
+        let sent = script(&world, "services");
+        assert!(sent >= 1_600, "no flood: {sent}");
+        std::thread::sleep(wait::QUIET);
+        // Ten a second and ten at once, of IPv4 and of IPv6.
+        let heard_of_time = heard(&time);
+        assert!((20..=200).contains(&heard_of_time), "{heard_of_time} of {sent}");
+        // Ten a second and ten at once of the agent; of who has no address yet, a hundred.
+        let heard_of_addresses = heard(&addresses);
+        assert!((110..=400).contains(&heard_of_addresses), "{heard_of_addresses} of {sent}");
+        assert_eq!(world.ask(&get(&[TICKET])).status, 200);
+    });
+}
+
+#[test]
 fn without_the_words_nothing_is_answered() {
     sandboxed(|| {
         let world = World::usual();
         let servers = [serve(67), serve(123)];
         assert!(!pings(GATEWAY_V4.into()) && !pings(GATEWAY_V6.into()));
         assert!(!udp_answers(67) && !udp_answers(123));
+        assert!(!udp_answers_at((GATEWAY_V6, 123).into()));
         script(&world, "discover");
         std::thread::sleep(wait::QUIET);
         assert!(servers.iter().all(|server| heard(server) == 0), "a service was reached");
@@ -102,6 +123,11 @@ fn assert_closed_elsewhere(world: &World) {
     for port in [22, 80, 443, 8200] {
         AGENT.connect((GATEWAY_V4, port).into()).expect_err("closed");
     }
+}
+
+/// Another address of the gateway, at the port of time.
+fn other(address: &str) -> SocketAddr {
+    SocketAddr::new(address.parse().expect("an address"), 123)
 }
 
 /// Whether an echo request with a payload is answered with it.
@@ -152,11 +178,12 @@ fn udp_answers_at(to: SocketAddr) -> bool {
     })
 }
 
-/// A service of the gateway's machine that answers whatever it gets, and counts it.
+/// A service of the gateway's machine that answers whatever it gets, and counts it. It hears IPv4
+/// and IPv6.
 fn serve(port: u16) -> std::sync::Arc<std::sync::atomic::AtomicUsize> {
     let count = std::sync::Arc::<std::sync::atomic::AtomicUsize>::default();
     let counted = std::sync::Arc::clone(&count);
-    let socket = GATEWAY.enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).expect("bound"));
+    let socket = GATEWAY.enter(|| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)).expect("bound"));
     std::thread::spawn(move || {
         let mut buffer = [0; 1024];
         while let Ok((length, from)) = socket.recv_from(&mut buffer) {
@@ -179,6 +206,9 @@ fn echo_replies(packets: &[Vec<u8>]) -> usize {
     });
     replies.count()
 }
+
+/// Addresses of the gateway on other interfaces than the agent's.
+const ELSEWHERE: [&str; 4] = ["203.0.113.2", "192.0.2.129", "2001:db8:f::2", "2001:db8:b::1"];
 
 fn script(world: &World, battery: &str) -> u64 {
     let mac = GATEWAY.shell("cat /sys/class/net/agents0/address");

@@ -1,16 +1,22 @@
 //! Agents that are bound to their network cards: a frame from another card, with another address,
 //! or in a tag is dropped, and says nothing that the gateway believes.
 
-use std::time::Duration;
+use std::{
+    net::{SocketAddr, UdpSocket},
+    time::{Duration, Instant},
+};
 
 use lab::{
     client::{python, succeed},
     gateway,
-    net::{AGENT, GATEWAY, INTERNET, OPENAI},
+    net::{AGENT, AGENT2, GATEWAY, GATEWAY_V6, INTERNET, OPENAI},
     sandboxed, tools, wait,
 };
 
-use crate::world::{TICKET, World, get};
+use crate::{
+    neighbours::Flood,
+    world::{TICKET, World, get},
+};
 
 #[test]
 fn a_bound_agent_is_served() {
@@ -137,6 +143,104 @@ fn unbound_groups_of_the_interface_go_on() {
     });
 }
 
+#[test]
+fn of_two_in_one_64_neither_takes_what_is_the_others() {
+    sandboxed(|| {
+        let mut world = World::prepared(&config("", "[limits]\ndns_rate = 20"), |_, _| mine());
+        share_the_wire();
+        assert_eq!(answered(1), 1, "it is answered in peace");
+        let flood = Instant::now() + Duration::from_secs(6);
+        let answered = std::thread::scope(|scope| {
+            for (payload, to) in [(QUERY, (GATEWAY_V6, 53).into()), (b"flood", OPENAI.port6(443))] {
+                scope.spawn(move || AGENT.enter(|| flood_until(flood, payload, to)));
+            }
+            std::thread::sleep(Duration::from_millis(500));
+            let answered = answered(5);
+            AGENT2.enter(|| {
+                let socket = UdpSocket::bind(BESIDE).expect("a socket");
+                for _ in 0..5 {
+                    let _ = socket.send_to(b"initial", OPENAI.port6(443));
+                }
+            });
+            answered
+        });
+        std::thread::sleep(Duration::from_millis(500));
+        world.gateway.terminate(Duration::from_secs(10));
+        let records = world.gateway.audit.records();
+        let of = |agent: &str, reason: &str| -> u64 {
+            let its = records.iter().filter(|it| it["agent"] == agent && it["reason"] == reason);
+            its.filter_map(|it| it["count"].as_u64()).sum()
+        };
+        assert!(of("2001:db8:a::10", "dns_rate") > 0, "no flood: {records:#?}");
+        assert!(of("2001:db8:a::10", "protocol_denied") > 100, "no flood: {records:#?}");
+        assert!(answered >= 4, "{answered} of 5 queries of another agent were answered");
+        assert_eq!(of("2001:db8:a::11", "protocol_denied"), 5, "hidden: {records:#?}");
+    });
+}
+
+#[test]
+fn whoever_floods_the_wire_with_solicitations_takes_nobody_elses() {
+    sandboxed(|| {
+        let world = bound("");
+        share_the_wire();
+        assert_eq!((answered(1), known_again()), (1, true), "it is found in peace");
+        let flood = Flood::solicitations(&world, 12);
+        let found = (0..5).filter(|_| {
+            AGENT2.shell("ip -6 neigh flush dev card");
+            answered(1) == 1
+        });
+        let (found, again) = (found.count(), known_again());
+        assert!(flood.sent() > 3_000, "no flood");
+        assert_eq!((found, again), (5, true), "the gateway is found by address and link-local");
+        assert_served(&world);
+    });
+}
+
+/// Whether the second bound agent's question after the gateway's card, from its link-local
+/// address, is answered within three attempts.
+fn known_again() -> bool {
+    let mac = GATEWAY.shell("cat /sys/class/net/agents0/address");
+    let entry = format!("{GATEWAY_V6} lladdr {} nud probe dev card", mac.trim());
+    AGENT2.shell(&format!("ip -6 neigh replace {entry}"));
+    std::thread::sleep(Duration::from_secs(4));
+    let entry = AGENT2.shell(&format!("ip -6 neigh show {GATEWAY_V6} dev card"));
+    entry.contains("REACHABLE")
+}
+
+/// Puts a second bound agent on the first one's wire. It is in the second agent's namespace, and
+/// sends from [`BESIDE`].
+fn share_the_wire() {
+    AGENT.shell(&format!(
+        "ip link add link eth0 name card address {OTHER} type macvlan mode private; \
+         ip link set card netns agent2"
+    ));
+    AGENT2.shell(
+        "ip link set card up; ip addr add 2001:db8:a::11/64 dev card nodad; \
+         ip -6 route add default via 2001:db8:a::1 dev card table 5; \
+         ip -6 rule add from 2001:db8:a::11 table 5 prio 5",
+    );
+}
+
+/// How many of so many queries of that agent are answered.
+fn answered(queries: usize) -> usize {
+    AGENT2.enter(|| {
+        let socket = UdpSocket::bind(BESIDE).expect("a socket");
+        socket.set_read_timeout(Some(Duration::from_secs(1))).expect("a socket");
+        let asked = (0..queries).filter(|_| {
+            let sent = socket.send_to(QUERY, (GATEWAY_V6, 53)).is_ok();
+            sent && socket.recv_from(&mut [0; 512]).is_ok()
+        });
+        asked.count()
+    })
+}
+
+fn flood_until(end: Instant, payload: &[u8], to: SocketAddr) {
+    let socket = UdpSocket::bind("[2001:db8:a::10]:0").expect("a socket");
+    while Instant::now() < end {
+        let _ = socket.send_to(payload, to);
+    }
+}
+
 fn curl_succeeds(world: &World, arguments: &str) -> bool {
     let mut curl = lab::client::agent(&world.lab, AGENT, "curl");
     curl.args(["-sS", "-4", "--max-time", "3", "-H", TICKET]).args(arguments.split(' '));
@@ -151,6 +255,19 @@ fn bound(settings: &str) -> World {
 
 /// The same, after something was done to the gateway.
 fn bound_after(settings: &str, prepare: impl FnOnce()) -> World {
+    World::prepared(&config(settings, ""), |_, _| {
+        mine();
+        prepare();
+    })
+}
+
+/// Gives the first agent its card.
+fn mine() {
+    AGENT.shell(&format!("ip link set eth0 address {MINE}"));
+}
+
+/// The usual policy with both agents bound.
+fn config(settings: &str, limits: &str) -> String {
     let agent = |mac: &str, last: &str| {
         format!(
             "\n[[group.agent]]\nmac = \"{mac}\"\n\
@@ -161,10 +278,7 @@ fn bound_after(settings: &str, prepare: impl FnOnce()) -> World {
     let config = gateway::usual_config()
         .replace(prefixes, &format!("{prefixes}{}{}", agent(MINE, "10"), agent(OTHER, "11")))
         .replace("ipv6 = true", &format!("ipv6 = true\n{settings}"));
-    World::prepared(&config, |_, _| {
-        AGENT.shell(&format!("ip link set eth0 address {MINE}"));
-        prepare();
-    })
+    format!("{config}\n{limits}")
 }
 
 #[track_caller]
@@ -196,6 +310,10 @@ fn dropped() -> u64 {
 
 const MINE: &str = "02:00:00:00:00:10";
 const OTHER: &str = "02:00:00:00:00:11";
+/// The second bound agent's address, with any port.
+const BESIDE: &str = "[2001:db8:a::11]:0";
+/// A question for the address of api.openai.example.
+const QUERY: &[u8] = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x03api\x06openai\x07example\0\0\x01\0\x01";
 const NEIGHBOURS: [(&str, &str); 4] = [
     ("192.0.2.10", MINE),
     ("192.0.2.11", OTHER),

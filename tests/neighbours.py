@@ -19,6 +19,6 @@ while time.time() < end:
     for frame in frames:
         wire.send(frame)
         count += 1
-        if count % 50 == 0:
-            time.sleep(0.005)
+        if count % 5 == 0:
+            time.sleep(0.0005)
 print(count)

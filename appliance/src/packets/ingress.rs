@@ -11,8 +11,9 @@ use super::{
     Capture, CaptureInterface,
     plan::{
         Chain, Element, Family, Hook, ICMP6, Key, Rule, Set, SetKey, Statement, Table, TableFamily,
-        UDP, Value, base, because, finished, prefixes_6, rule, set,
+        Value, base, because, finished, meter, prefixes_6, rule, set,
     },
+    prerouting::{DISCOVERS, SERVICE_RATE, SOLICITATIONS, discover, solicitation},
 };
 use crate::{
     policy::{InterfaceName, special::LINK_6},
@@ -32,7 +33,7 @@ pub(super) fn table(capture: &Capture, is_there: impl Fn(&InterfaceName) -> bool
         chains.extend([adverts(&bound), admit_6(capture)]);
     }
     chains.extend(bound.iter().filter(|each| is_there(&each.name)).map(|each| door(&each.name)));
-    Some(finished(TableFamily::Netdev, sets(&bound), chains, capture))
+    Some(finished(TableFamily::Netdev, sets(&bound, capture), chains, capture))
 }
 
 /// What stands in the packet's priority when it was admitted. The field is the kernel's own: a
@@ -67,7 +68,7 @@ fn admit(capture: &Capture) -> Chain {
     ];
     rules.push(admitted(&from_free));
     if capture.services.dhcp {
-        rules.push(dhcp());
+        rules.extend(dhcp());
     }
 
     // An address has one MAC, so the frame's and the one that ARP tells are the same.
@@ -143,7 +144,9 @@ fn adverts(bound: &[&CaptureInterface]) -> Chain {
 fn admit_6(capture: &Capture) -> Chain {
     use Statement::{Count, Drop, In, Is, NotIn};
     let from_bound = In(Key::InterfaceMacAndSource(Family::V6), "bound_6");
-    let mut rules = vec![admitted(&[holds("ip6", IP6), is_ethernet(), from_bound])];
+    let card = [holds("ip6", IP6), is_ethernet(), In(Key::InterfaceAndMac, "bound")];
+    let mut rules = vec![too_many(&[&card[..], &solicitation()].concat(), SOLICITATIONS)];
+    rules.push(admitted(&[holds("ip6", IP6), is_ethernet(), from_bound]));
     rules.push(admitted(&[
         holds("ip6", IP6),
         is_ethernet(),
@@ -178,18 +181,16 @@ fn admit_6(capture: &Capture) -> Chain {
 }
 
 /// A bound card that has no address yet.
-fn dhcp() -> Rule {
-    use std::net::Ipv4Addr;
-    let is = |key, address: Ipv4Addr| Statement::Is(key, Value::address(address.into()));
-    admitted(&[
-        holds("ip", IP),
-        is_ethernet(),
-        Statement::In(Key::InterfaceAndMac, "bound"),
-        Statement::Is(Key::L4, Value::byte("udp", UDP)),
-        is(Key::Source(Family::V4), Ipv4Addr::UNSPECIFIED),
-        is(Key::Destination(Family::V4), Ipv4Addr::BROADCAST),
-        super::plan::port_is(super::prerouting::DHCP_PORT),
-    ])
+fn dhcp() -> [Rule; 2] {
+    let card = [holds("ip", IP), is_ethernet(), Statement::In(Key::InterfaceAndMac, "bound")];
+    let statements = [&card[..], &discover()].concat();
+    [too_many(&statements, DISCOVERS), admitted(&statements)]
+}
+
+/// What is too much of one card, so that none takes all that its interface may send.
+fn too_many(of_a_card: &[Statement], meter: &'static str) -> Rule {
+    let over = Statement::Over(Key::InterfaceAndMac, meter.into(), SERVICE_RATE);
+    rule(&[of_a_card, &[over, Statement::Count, Statement::Drop]].concat())
 }
 
 fn admitted(statements: &[Statement]) -> Rule {
@@ -197,7 +198,7 @@ fn admitted(statements: &[Statement]) -> Rule {
     rule(&[statements, &end[..]].concat())
 }
 
-fn sets(bound: &[&CaptureInterface]) -> Vec<Set> {
+fn sets(bound: &[&CaptureInterface], capture: &Capture) -> Vec<Set> {
     let mut cards = Vec::new();
     let (mut pairs_4, mut pairs_6) = (Vec::new(), Vec::new());
     let (mut free_4, mut free_6) = (Vec::new(), Vec::new());
@@ -217,7 +218,7 @@ fn sets(bound: &[&CaptureInterface]) -> Vec<Set> {
     }
     let mixed = bound.iter().filter(|each| !each.free.is_empty());
     let mixed = mixed.map(|each| Element::Interface(each.name.to_string())).collect();
-    vec![
+    let mut sets = vec![
         set("bound", SetKey::InterfaceAndMac, cards),
         set("bound_4", SetKey::InterfaceMacAndAddress(Family::V4), pairs_4),
         set("bound_6", SetKey::InterfaceMacAndAddress(Family::V6), pairs_6),
@@ -225,7 +226,11 @@ fn sets(bound: &[&CaptureInterface]) -> Vec<Set> {
         set("free_6", SetKey::InterfaceAndAddress(Family::V6), free_6),
         set("link_6", SetKey::Address(Family::V6), prefixes_6(LINK_6)),
         set("mixed", SetKey::Interface, mixed),
-    ]
+    ];
+    let meters = [(capture.ipv6, SOLICITATIONS), (capture.services.dhcp, DISCOVERS)];
+    let meters = meters.into_iter().filter(|(used, _)| *used);
+    sets.extend(meters.map(|(_, name)| meter(name, SetKey::InterfaceAndMac)));
+    sets
 }
 
 fn is_ethernet() -> Statement {

@@ -6,8 +6,8 @@
 //! so that one does not hide another; a source that is nobody's shares that of its interface.
 
 use super::{
-    Capture,
-    plan::{Chain, Family, Key, Rule, Set, SetKey, Statement, is_family, meter},
+    Capture, meters,
+    plan::{Chain, Family, Key, Rule, Set, SetKey, Statement, meter},
 };
 use crate::reason::Reason;
 
@@ -61,12 +61,16 @@ fn ending(name: &'static str, reason: Reason, end: &Statement, capture: &Capture
     let over = |before: &[Statement]| rule(&[before, &untold[..]].concat());
     let mut rules: Vec<Rule> = own_meters(name, reason, capture)
         .into_iter()
-        .map(|meter| match meter.key {
+        .flat_map(|meter| match meter.key {
             SetKey::InterfaceAndAddress(family) => {
-                let key = Key::InterfaceAndAgent(family);
-                over(&[is_family(family), Statement::Over(key, meter.name, AGENT_RATE)])
+                let each = meters::agents(family, capture).into_iter();
+                each.map(|(mut who, key)| {
+                    who.push(Statement::Over(key, meter.name.clone(), AGENT_RATE));
+                    over(&who)
+                })
+                .collect()
             }
-            _ => over(&[Statement::Over(Key::Interface, meter.name, RATE)]),
+            _ => vec![over(&[Statement::Over(Key::Interface, meter.name, RATE)])],
         })
         .collect();
     // Also where a meter is full, and takes no new agent.

@@ -113,11 +113,6 @@ fn lower(statement: &Statement, to: &mut LoweredRule, ids: &mut impl Iterator<It
             let limit = RawExpr::limit_over(*rate);
             to.expressions.push(RawExpr::meter(&c_string(set), METER_MILLISECONDS, limit));
         }
-        Statement::Within(key, set, rate) => {
-            load(*key, &mut to.expressions);
-            let limit = RawExpr::limit_within(*rate);
-            to.expressions.push(RawExpr::meter(&c_string(set), METER_MILLISECONDS, limit));
-        }
         Statement::Above(rate) => to.expressions.push(RawExpr::limit_over(*rate)),
         Statement::Tell(reason, group) => {
             to.expressions.push(RawExpr::log(&c_string(reason.word()), *group, SNAPLEN));

@@ -22,6 +22,7 @@ mod kept;
 mod listen;
 mod log;
 mod lower;
+mod meters;
 mod netlink;
 mod nflog;
 mod plan;

@@ -8,7 +8,8 @@ use std::{borrow::Cow, net::IpAddr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{
-    Capture, DNS_PORT, aggregate, log, lower::interface_key, octets, only_v4, only_v6, prerouting,
+    Capture, DNS_PORT, aggregate, log, lower::interface_key, meters, octets, only_v4, only_v6,
+    prerouting,
 };
 use crate::{
     policy::{
@@ -139,8 +140,6 @@ pub(super) enum Statement {
     /// Go on only above so many packets a second that share this key. The set is of bounded size;
     /// where it is full, a new key does not go on.
     Over(Key, Cow<'static, str>, u32),
-    /// Go on only up to so many packets a second that share this key; else as [`Statement::Over`].
-    Within(Key, Cow<'static, str>, u32),
     /// Copy the packet's head, under the reason's word, to this NFLOG group.
     Tell(Reason, u16),
     SetMark(u32),
@@ -177,7 +176,8 @@ pub(super) enum Key {
     Icmp4Type,
     /// What the destination is on the interface the packet came in by.
     DestinationTypeHere,
-    /// The interface, and the source as agents are told apart: an address, or an IPv6 /64.
+    /// The interface, and the source as agents that are bound to no card are told apart: an
+    /// address, or an IPv6 /64.
     InterfaceAndAgent(Family),
     Priority,
     InterfaceType,
@@ -248,6 +248,7 @@ fn sets(capture: &Capture) -> Vec<Set> {
         set("homes_4", v4, prefixes_4(&only_v4(&capture.homes))),
         set("homes_6", v6, prefixes_6(&only_v6(&capture.homes))),
         set("ports", SetKey::Port, ports),
+        meters::bound_6(capture),
     ];
     sets.extend(prerouting::meters(capture));
     sets

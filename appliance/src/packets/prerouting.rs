@@ -6,7 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{
-    Capture, DNS_PORT, ingress,
+    Capture, DNS_PORT, ingress, meters,
     plan::{
         Chain, Family, Hook, ICMP4, ICMP6, Key, MANGLE, Rule, Set, SetKey, Statement, TCP, UDP,
         Value, base, because, fib_type, is_family, is_tcp, is_udp, meter, neighbour_discovery,
@@ -14,6 +14,14 @@ use super::{
     },
 };
 use crate::reason::Reason;
+
+/// Something that the gateway's own address answers besides DNS.
+struct Service {
+    /// What holds of a packet that asks for it.
+    asked: Vec<Statement>,
+    /// The set that counts it by agent.
+    meter: &'static str,
+}
 
 /// The base chain at prerouting.
 pub(super) fn chain(capture: &Capture) -> Chain {
@@ -40,9 +48,10 @@ pub(super) fn meters(capture: &Capture) -> Vec<Set> {
     for family in families(capture) {
         let key = SetKey::InterfaceAndAddress(*family);
         meters.push(meter(of(*family, "dns_4", "dns_6"), key));
-        if capture.services.ping {
-            meters.push(meter(of(*family, "pings_4", "pings_6"), key));
-        }
+        meters.extend(services_of(*family, capture).iter().map(|each| meter(each.meter, key)));
+    }
+    if capture.services.dhcp {
+        meters.push(meter(DISCOVERS, SetKey::Interface));
     }
     meters
 }
@@ -50,18 +59,10 @@ pub(super) fn meters(capture: &Capture) -> Vec<Set> {
 /// What the input hook lets through to the gateway's services: what this chain has marked.
 pub(super) fn admitted_services(capture: &Capture) -> Vec<Rule> {
     let marked = || Statement::Is(Key::Mark, Value::mark(capture.mark));
-    let mut rules = Vec::new();
-    if capture.services.ping {
-        let echo = |family: &Family| {
-            let statements = [echo_request(*family), vec![marked(), Statement::Accept]].concat();
-            rule(&statements)
-        };
-        rules.extend(families(capture).iter().map(echo));
-    }
-    for port in service_ports(capture) {
-        rules.push(rule(&[is_udp(), port_is(port), marked(), Statement::Accept]));
-    }
-    rules
+    let services = families(capture).iter().flat_map(|family| services_of(*family, capture));
+    let admit =
+        |service: Service| rule(&[service.asked, vec![marked(), Statement::Accept]].concat());
+    services.map(admit).collect()
 }
 
 /// Who may send at all: rules whose order is that of the checks, each before what relies on it.
@@ -74,10 +75,11 @@ fn identity(capture: &Capture) -> Vec<Rule> {
         rules.push(because(Reason::SpoofedSource, &unproven));
     }
     if capture.services.dhcp {
+        rules.push(discovers());
         rules.push(dhcp_from_nowhere(capture.mark));
     }
     if capture.ipv6 {
-        rules.push(solicitations());
+        rules.push(solicitations(capture));
         let mut discovery = neighbour_discovery();
         discovery.extend([In(Key::Source(Family::V6), "link_6"), Accept]);
         rules.push(rule(&discovery));
@@ -120,9 +122,11 @@ fn dns(capture: &Capture) -> Vec<Rule> {
     for &family in families(capture) {
         // One socket serves the interface, so no agent may fill its buffer.
         let rate = capture.dns_rate.saturating_mul(DNS_HEADROOM);
-        let over = Over(Key::InterfaceAndAgent(family), of(family, "dns_4", "dns_6").into(), rate);
-        let flood = [is_family(family), is_udp(), port_is(DNS_PORT), over, Count, Drop];
-        rules.push(because(Reason::DnsRate, &flood));
+        for (who, key) in meters::agents(family, capture) {
+            let over = Over(key, of(family, "dns_4", "dns_6").into(), rate);
+            let flood = [&[is_udp(), port_is(DNS_PORT)], &who[..], &[over, Count, Drop]].concat();
+            rules.push(because(Reason::DnsRate, &flood));
+        }
     }
     for &family in families(capture) {
         rules.push(deliver_dns(family, is_tcp(), capture));
@@ -137,19 +141,18 @@ fn dns(capture: &Capture) -> Vec<Rule> {
 /// What the operator lets the gateway answer besides DNS, at the address that it has on the
 /// interface the packet came in by, and at no other.
 fn services(capture: &Capture) -> Vec<Rule> {
-    use Statement::{Accept, Count, Drop, SetMark, Within};
+    use Statement::{Accept, Count, Drop, Over, SetMark};
     let mut rules = Vec::new();
-    for &family in families(capture).iter().filter(|_| capture.services.ping) {
-        let set = of(family, "pings_4", "pings_6").into();
-        let within = Within(Key::InterfaceAndAgent(family), set, PING_RATE);
-        let here = [echo_request(family), vec![to_here()]].concat();
-        let answered = vec![within, SetMark(capture.mark), Accept];
-        rules.push(rule(&[here.clone(), answered].concat()));
-        rules.push(because(Reason::RateLimit, &[here, vec![Count, Drop]].concat()));
-    }
-    for port in service_ports(capture) {
-        let here = [is_udp(), port_is(port), to_here(), SetMark(capture.mark), Accept];
-        rules.push(rule(&here));
+    for &family in families(capture) {
+        for service in services_of(family, capture) {
+            let here = [service.asked, vec![to_here()]].concat();
+            for (who, key) in meters::agents(family, capture) {
+                let over = Over(key, service.meter.into(), SERVICE_RATE);
+                let flood = [&here[..], &who, &[over, Count, Drop]].concat();
+                rules.push(because(Reason::RateLimit, &flood));
+            }
+            rules.push(rule(&[here, vec![SetMark(capture.mark), Accept]].concat()));
+        }
     }
     rules
 }
@@ -204,32 +207,56 @@ fn deliver_dns(family: Family, transport: Statement, capture: &Capture) -> Rule 
     ])
 }
 
-/// A client that has no address yet (RFC 2131, section 4.1).
+/// One who has no address yet, to whoever may give it one.
 fn dhcp_from_nowhere(mark: u32) -> Rule {
+    let mut statements = vec![is_family(Family::V4)];
+    statements.extend(discover());
+    statements.extend([Statement::SetMark(mark), Statement::Accept]);
+    rule(&statements)
+}
+
+/// They all have the same source, so nothing but the interface tells them apart here.
+fn discovers() -> Rule {
+    let mut statements = vec![is_family(Family::V4)];
+    statements.extend(discover());
+    let over = Statement::Over(Key::Interface, DISCOVERS.into(), INTERFACE_RATE);
+    statements.extend([over, Statement::Count, Statement::Drop]);
+    rule(&statements)
+}
+
+/// What a DHCP client sends that has no address (RFC 2131, section 4.1), over IPv4.
+pub(super) fn discover() -> [Statement; 4] {
     let any = Value::address(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
     let everybody = Value::address(IpAddr::V4(Ipv4Addr::BROADCAST));
-    rule(&[
-        is_family(Family::V4),
+    [
         is_udp(),
         Statement::Is(Key::Source(Family::V4), any),
         Statement::Is(Key::Destination(Family::V4), everybody),
         port_is(DHCP_PORT),
-        Statement::SetMark(mark),
-        Statement::Accept,
-    ])
+    ]
 }
 
 /// The gateway remembers whoever asks for its address, in one table of the kernel for all
-/// interfaces, and takes nobody new while that is full of new ones. So no interface may fill it.
-fn solicitations() -> Rule {
-    rule(&[
-        is_family(Family::V6),
+/// interfaces, and takes nobody new while that is full of new ones. So no interface may fill it;
+/// but for its bound addresses, which are not many, and which nobody may take this from.
+fn solicitations(capture: &Capture) -> Rule {
+    let mut statements = vec![is_family(Family::V6)];
+    statements.extend(solicitation());
+    if !meters::bound_6(capture).elements.is_empty() {
+        let source = Key::InterfaceAndSource(Family::V6);
+        statements.push(Statement::NotIn(source, meters::BOUND_6));
+    }
+    let over = Statement::Over(Key::Interface, SOLICITATIONS.into(), INTERFACE_RATE);
+    statements.extend([over, Statement::Count, Statement::Drop]);
+    rule(&statements)
+}
+
+/// A question for the MAC of a neighbour (RFC 4861, section 4.3), over IPv6.
+pub(super) fn solicitation() -> [Statement; 2] {
+    [
         Statement::Is(Key::L4, Value::byte("ipv6-icmp", ICMP6)),
         Statement::Is(Key::Icmp6Type, Value::byte("nd-neighbor-solicit", 135)),
-        Statement::Over(Key::Interface, SOLICITATIONS.into(), SOLICIT_RATE),
-        Statement::Count,
-        Statement::Drop,
-    ])
+    ]
 }
 
 /// What every IPv6 host says unasked about the groups it listens to (RFC 3810, section 5.2.14).
@@ -262,10 +289,21 @@ fn to_here() -> Statement {
     Statement::Is(Key::DestinationTypeHere, fib_type("local", 2))
 }
 
-fn service_ports(capture: &Capture) -> Vec<u16> {
-    let services = capture.services;
-    let ports = [(services.ntp, NTP_PORT), (services.dhcp, DHCP_PORT)];
-    ports.into_iter().filter(|(wanted, _)| *wanted).map(|(_, port)| port).collect()
+/// What the operator names, of one family. DHCP is of IPv4.
+fn services_of(family: Family, capture: &Capture) -> Vec<Service> {
+    let (wanted, mut services) = (capture.services, Vec::new());
+    let udp = |port| vec![is_family(family), is_udp(), port_is(port)];
+    if wanted.ping {
+        let asked = echo_request(family);
+        services.push(Service { asked, meter: of(family, "pings_4", "pings_6") });
+    }
+    if wanted.ntp {
+        services.push(Service { asked: udp(NTP_PORT), meter: of(family, "ntp_4", "ntp_6") });
+    }
+    if wanted.dhcp && family == Family::V4 {
+        services.push(Service { asked: udp(DHCP_PORT), meter: "dhcp_4" });
+    }
+    services
 }
 
 fn families(capture: &Capture) -> &'static [Family] {
@@ -279,13 +317,15 @@ fn of(family: Family, v4: &'static str, v6: &'static str) -> &'static str {
     }
 }
 
-/// Echo requests of one agent that are answered in a second.
-const PING_RATE: u32 = 10;
+/// Packets of one agent that each service takes in a second; and of one bound card, where the
+/// source does not say whose they are.
+pub(super) const SERVICE_RATE: u32 = 10;
 
-/// Neighbour solicitations of one interface that are taken in a second: two thousand hosts ask for
-/// the gateway twice a minute.
-const SOLICIT_RATE: u32 = 100;
-const SOLICITATIONS: &str = "solicitations";
+/// Of packets whose source does not say whose they are, those of one interface that are taken in a
+/// second: two thousand hosts solicit the gateway twice a minute.
+const INTERFACE_RATE: u32 = 100;
+pub(super) const SOLICITATIONS: &str = "solicitations";
+pub(super) const DISCOVERS: &str = "discovers";
 
 /// How many times an agent's own rate may come in before the kernel drops the rest. The resolver
 /// answers what is above the rate and below this, so that an honest client learns of it.
@@ -293,4 +333,4 @@ const DNS_HEADROOM: u32 = 4;
 
 const NTP_PORT: u16 = 123;
 /// Of a server, RFC 2131, section 4.1.
-pub(super) const DHCP_PORT: u16 = 67;
+const DHCP_PORT: u16 = 67;

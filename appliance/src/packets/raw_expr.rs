@@ -118,21 +118,12 @@ impl RawExpr {
 
     /// Goes on only above this many packets a second, and as many at once.
     pub(super) fn limit_over(rate: u32) -> Self {
-        Self::limit(rate, LIMIT_INVERT)
-    }
-
-    /// Goes on only up to this many packets a second, and as many at once.
-    pub(super) fn limit_within(rate: u32) -> Self {
-        Self::limit(rate, 0)
-    }
-
-    fn limit(rate: u32, flags: u32) -> Self {
         Self::new(c"limit")
             .with(sys::NFTNL_EXPR_LIMIT_RATE, Attribute::U64(u64::from(rate)))
             .with(sys::NFTNL_EXPR_LIMIT_UNIT, Attribute::U64(A_SECOND))
             .u32(sys::NFTNL_EXPR_LIMIT_BURST, rate)
             .u32(sys::NFTNL_EXPR_LIMIT_TYPE, LIMIT_PACKETS)
-            .u32(sys::NFTNL_EXPR_LIMIT_FLAGS, flags)
+            .u32(sys::NFTNL_EXPR_LIMIT_FLAGS, LIMIT_INVERT)
     }
 
     /// Applies the limit to the packets that share the key in the register. A key that is new is

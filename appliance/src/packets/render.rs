@@ -115,11 +115,6 @@ fn statement(statement: &Statement) -> String {
             key(*each),
             METER_MILLISECONDS / 1_000
         ),
-        Statement::Within(each, set, rate) => format!(
-            "update @{set} {{ {} timeout {}s limit rate {rate}/second burst {rate} packets }}",
-            key(*each),
-            METER_MILLISECONDS / 1_000
-        ),
         Statement::Above(rate) => {
             format!("limit rate over {rate}/second burst {rate} packets")
         }

@@ -1,0 +1,43 @@
+//! How the kernel tells agents apart where it bounds what each of them sends.
+//!
+//! Pure. As [`crate::accept::AgentKey`] does: an agent is an IPv4 address or an IPv6 /64, and one
+//! that is bound to its card is each of its addresses by itself, so that none of those who share a
+//! /64 takes what is another's.
+
+use ipnet::IpNet;
+
+use super::{
+    Capture,
+    plan::{Element, Family, Key, Set, SetKey, Statement, is_family, set},
+};
+
+/// What tells the agents of a family apart: conditions of which exactly one holds for each of its
+/// packets, and the key that counts then.
+pub(super) fn agents(family: Family, capture: &Capture) -> Vec<(Vec<Statement>, Key)> {
+    let is = is_family(family);
+    let shared = Key::InterfaceAndAgent(family);
+    if family == Family::V4 || bound_6(capture).elements.is_empty() {
+        return vec![(vec![is], shared)];
+    }
+    let own = Key::InterfaceAndSource(family);
+    vec![
+        (vec![is.clone(), Statement::In(own, BOUND_6)], own),
+        (vec![is, Statement::NotIn(own, BOUND_6)], shared),
+    ]
+}
+
+/// The IPv6 addresses that are bound to cards, each on its interface.
+pub(super) fn bound_6(capture: &Capture) -> Set {
+    let mut elements = Vec::new();
+    for interface in &capture.interfaces {
+        let addresses = interface.bound.iter().flat_map(|agent| &agent.addresses);
+        let of_6 = addresses.filter(|address| address.is_ipv6());
+        let name = interface.name.to_string();
+        elements
+            .extend(of_6.map(|each| Element::InterfaceAndPrefix(name.clone(), IpNet::from(*each))));
+    }
+    set(BOUND_6, SetKey::InterfaceAndAddress(Family::V6), elements)
+}
+
+/// The name of that set.
+pub(super) const BOUND_6: &str = "bound_6";
