@@ -10,8 +10,6 @@ use std::{
     time::Instant,
 };
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-
 use crate::{
     accept::{AgentKey, Pace},
     policy::GroupName,
@@ -21,11 +19,10 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct Agents(Mutex<HashMap<GroupName, OfGroup>>);
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct OfGroup {
     agents: HashMap<AgentKey, Agent>,
     held: Held,
-    running: Arc<Semaphore>,
 }
 
 /// What an agent's queries came to in a while.
@@ -45,7 +42,6 @@ pub(super) struct Share {
     agents: Arc<Agents>,
     key: AgentKey,
     of: Of,
-    running: Arc<Semaphore>,
 }
 
 /// What there is a share of.
@@ -100,18 +96,15 @@ impl Agents {
 
     /// A share of something, while the agent and its group have one left.
     pub(super) fn share(self: &Arc<Self>, key: &AgentKey, of: Of) -> Option<Share> {
-        let running = self.with(key, Instant::now(), |agent, group| {
+        let may = self.with(key, Instant::now(), |agent, held| {
             let (of_agent, of_group) = of.most();
-            let (own, all) = (agent.held.of(of), group.held.of(of));
-            if *own >= of_agent || *all >= of_group {
-                return None;
-            }
-            *own += 1;
-            *all += 1;
-            Some(Arc::clone(group.running))
+            let (own, all) = (agent.held.of(of), held.of(of));
+            let may = *own < of_agent && *all < of_group;
+            *own += usize::from(may);
+            *all += usize::from(may);
+            may
         });
-        let running = running.flatten()?;
-        Some(Share { agents: Arc::clone(self), key: key.clone(), of, running })
+        may.unwrap_or(false).then(|| Share { agents: Arc::clone(self), key: key.clone(), of })
     }
 
     /// What every agent's queries came to since the last time, where there were any. Agents that
@@ -136,33 +129,20 @@ impl Agents {
         &self,
         key: &AgentKey,
         now: Instant,
-        on: impl FnOnce(&mut Agent, GroupShare<'_>) -> T,
+        on: impl FnOnce(&mut Agent, &mut Held) -> T,
     ) -> Option<T> {
         let mut groups = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if !groups.contains_key(key.group()) {
-            groups.insert(key.group().clone(), OfGroup::new());
+            groups.insert(key.group().clone(), OfGroup::default());
         }
-        let OfGroup { agents, held, running } = groups.get_mut(key.group())?;
+        let OfGroup { agents, held } = groups.get_mut(key.group())?;
         if !agents.contains_key(key) {
             if agents.len() >= MAX_AGENTS {
                 return None;
             }
             agents.insert(key.clone(), Agent::new(now));
         }
-        agents.get_mut(key).map(|agent| on(agent, GroupShare { held, running }))
-    }
-}
-
-/// What an agent's group holds.
-struct GroupShare<'a> {
-    held: &'a mut Held,
-    running: &'a Arc<Semaphore>,
-}
-
-impl OfGroup {
-    fn new() -> Self {
-        let running = Arc::new(Semaphore::new(MAX_GROUP_RUNNING));
-        Self { agents: HashMap::new(), held: Held::default(), running }
+        agents.get_mut(key).map(|agent| on(agent, held))
     }
 }
 
@@ -198,17 +178,10 @@ impl Agent {
     }
 }
 
-impl Share {
-    /// Waits for a place among the names that the group has resolved now.
-    pub(super) async fn place(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.running).acquire_owned().await.ok()
-    }
-}
-
 impl Drop for Share {
     fn drop(&mut self) {
-        self.agents.with(&self.key, Instant::now(), |agent, group| {
-            for held in [&mut agent.held, group.held] {
+        self.agents.with(&self.key, Instant::now(), |agent, held| {
+            for held in [&mut agent.held, held] {
                 let held = held.of(self.of);
                 *held = held.saturating_sub(1);
             }
@@ -223,8 +196,6 @@ const MAX_LOOKUPS: usize = 64;
 /// Names that one group may have resolved at once, those that wait for their turn included. A
 /// query that waits holds about 2 KiB.
 const MAX_GROUP_LOOKUPS: usize = 4_096;
-/// Names that one group has resolved at once; half of what all groups may have.
-const MAX_GROUP_RUNNING: usize = super::desk::MAX_LOOKUPS / 2;
 /// TCP connections of one agent.
 const MAX_CONNECTIONS: usize = 16;
 /// TCP connections of one group; half of what one listener has.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::watch,
     time::{MissedTickBehavior, interval, timeout},
 };
 
@@ -35,7 +35,6 @@ pub struct Desk {
     quarantined: Quarantined,
     ipv6: bool,
     agents: Arc<Agents>,
-    lookups: Arc<Semaphore>,
 }
 
 /// Where a query came from and went to.
@@ -90,7 +89,6 @@ impl Desk {
             quarantined,
             ipv6,
             agents: Arc::default(),
-            lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)),
         })
     }
 
@@ -146,13 +144,10 @@ impl Desk {
 
     /// Waits for the name. The answer is there in time for a client that waits five seconds.
     pub(super) async fn resolve(&self, pending: Pending) -> Outcome {
-        let lookup = async {
-            let _of_group = pending.share.place().await.ok_or(Unresolved::Failed)?;
-            let _of_all = self.lookups.acquire().await.map_err(|_| Unresolved::Failed)?;
-            self.resolver.resolve(pending.asked.question.host()).await
-        };
+        let Pending { asked, share: _share } = pending;
+        let lookup = self.resolver.resolve(asked.question.host(), &asked.key);
         let found = timeout(PATIENCE, lookup).await.unwrap_or(Err(Unresolved::Failed));
-        self.conclude(&pending.asked, &found)
+        self.conclude(&asked, &found)
     }
 
     fn conclude(&self, asked: &Asked, found: &Result<Found, Unresolved>) -> Outcome {
@@ -240,8 +235,6 @@ impl Desk {
     }
 }
 
-/// Names that all agents together may have resolved at once.
-pub(super) const MAX_LOOKUPS: usize = 512;
 /// Time for a name to be resolved. glibc and musl wait five seconds.
 const PATIENCE: Duration = Duration::from_millis(4_500);
 /// How often an agent's queries are summed up in the audit.
