@@ -8,6 +8,7 @@
 
 mod address;
 mod answered;
+mod answers;
 mod control_plane;
 mod resolver;
 

@@ -26,11 +26,11 @@ use hickory_resolver::{
 use rustls::ClientConfig;
 use tokio::{runtime::Handle, time::timeout};
 
-use super::{answered::Answered, control_plane::ControlPlane};
+use super::{answered::Answered, answers::Answers, control_plane::ControlPlane};
 use crate::{
     accept::{AgentKey, FairPlace, FairPlaces},
     config::NameServer,
-    policy::Host,
+    policy::{GroupName, Host},
 };
 
 /// Resolves names to addresses. Cheap to clone; all clones share one cache.
@@ -65,7 +65,7 @@ struct Inner {
     places: FairPlaces,
     /// The runtime whose tasks carry the queries, so that they outlive a single worker's flow.
     home: Handle,
-    answers: Mutex<HashMap<Host, Answer>>,
+    answers: Mutex<Answers>,
     under_way: Mutex<HashMap<Host, Flight>>,
     answered: Answered,
     control_plane: ControlPlane,
@@ -73,14 +73,10 @@ struct Inner {
     told: Mutex<Option<Instant>>,
 }
 
-type Outcome = Result<Found, Unresolved>;
+pub(super) type Outcome = Result<Found, Unresolved>;
+/// An outcome, and the time until which it holds.
+type Asked = Result<(Found, Instant), (Unresolved, Instant)>;
 type Flight = Shared<BoxFuture<'static, Outcome>>;
-
-#[derive(Debug, Clone)]
-struct Answer {
-    outcome: Outcome,
-    until: Instant,
-}
 
 impl Resolver {
     /// A resolver that asks `servers`, those over TLS by the settings in `tls`. Its queries run on
@@ -111,7 +107,7 @@ impl Resolver {
             upstream,
             places: FairPlaces::new(places),
             home,
-            answers: Mutex::default(),
+            answers: Mutex::new(Answers::new(MAX_NAMES)),
             under_way: Mutex::default(),
             answered: Answered::default(),
             control_plane,
@@ -133,15 +129,14 @@ impl Resolver {
                 drop(place);
                 known.await
             }
-            None => self.0.flight(host, place).await,
+            None => self.0.flight(host, agent.group(), place).await,
         }
     }
 
     /// What is known about the name without asking anybody.
     pub fn remembered(&self, host: &Host) -> Option<Result<Found, Unresolved>> {
         let answers = self.0.answers.lock().unwrap_or_else(PoisonError::into_inner);
-        let answer = answers.get(host).filter(|answer| answer.until > Instant::now())?;
-        Some(answer.outcome.clone())
+        answers.get(host, Instant::now())
     }
 
     /// What nobody has to be asked for any more.
@@ -166,26 +161,27 @@ impl Resolver {
 
 impl Inner {
     /// The query that is under way for the name, or a new one, which keeps the place.
-    fn flight(self: &Arc<Self>, host: &Host, place: FairPlace) -> Flight {
+    fn flight(self: &Arc<Self>, host: &Host, group: &GroupName, place: FairPlace) -> Flight {
         let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(flight) = under_way.get(host) {
             return flight.clone();
         }
         // It takes itself off the list, for which it has to wait until it is on it.
+        let group = group.clone();
         let landing = Landing { inner: Arc::clone(self), host: host.clone() };
         let query = self.home.spawn(async move {
             let outcome = landing.inner.ask(&landing.host).await;
-            landing.inner.remember(&landing.host, &outcome);
+            let outcome = landing.inner.remember((&landing.host, &group), outcome);
             drop(place);
-            outcome.map(|(found, _)| found).map_err(|(why, _)| why)
+            outcome
         });
         let flight = query.map(|ended| ended.unwrap_or(Err(Unresolved::Failed))).boxed().shared();
         under_way.insert(host.clone(), flight.clone());
         flight
     }
 
-    /// Asks the resolvers. Both outcomes come with the time that they hold.
-    async fn ask(&self, host: &Host) -> Result<(Found, Instant), (Unresolved, Instant)> {
+    /// Asks the resolvers.
+    async fn ask(&self, host: &Host) -> Asked {
         let latest = |until: Instant, most| until.min(Instant::now() + most);
         let lookup = timeout(LOOKUP_TIME, self.upstream.lookup_ip(format!("{host}.")));
         let lookup = lookup.await.unwrap_or(Err(NetError::Timeout));
@@ -220,23 +216,14 @@ impl Inner {
         }
     }
 
-    fn remember(&self, host: &Host, outcome: &Result<(Found, Instant), (Unresolved, Instant)>) {
-        let now = Instant::now();
+    fn remember(&self, of: (&Host, &GroupName), outcome: Asked) -> Outcome {
         let (outcome, until) = match outcome {
-            Ok((found, until)) => (Ok(found.clone()), *until),
-            Err((why, until)) => (Err(*why), *until),
+            Ok((found, until)) => (Ok(found), until),
+            Err((why, until)) => (Err(why), until),
         };
         let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
-        if until <= now {
-            answers.remove(host);
-            return;
-        }
-        if answers.len() >= MAX_NAMES && !answers.contains_key(host) {
-            answers.retain(|_, answer| answer.until > now);
-        }
-        if answers.len() < MAX_NAMES || answers.contains_key(host) {
-            answers.insert(host.clone(), Answer { outcome, until });
-        }
+        answers.put(of, (outcome.clone(), until), Instant::now());
+        outcome
     }
 }
 
@@ -360,7 +347,7 @@ mod tests {
     }
 
     fn agent() -> AgentKey {
-        AgentKey::new(&crate::policy::GroupName("red".into()), IpAddr::from([192, 0, 2, 1]))
+        AgentKey::new(&GroupName("red".into()), IpAddr::from([192, 0, 2, 1]))
     }
 
     fn plain(address: SocketAddr) -> NameServer {
