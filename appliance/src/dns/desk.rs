@@ -100,7 +100,8 @@ impl Desk {
     pub(super) fn connection(&self, interface: &InterfaceName, from: IpAddr) -> Option<Share> {
         let rulebook = Arc::clone(&self.rulebook.borrow());
         let group = rulebook.policy.identify(interface, from)?;
-        self.agents.share(&AgentKey::of(group, from), Of::Connections)
+        let groups = rulebook.policy.groups.len();
+        self.agents.share(&AgentKey::of(group, from), Of::Connections, groups)
     }
 
     /// What is to be done about a query. Waits for nothing.
@@ -136,7 +137,8 @@ impl Desk {
         if let Some(found) = self.resolver.remembered(asked.question.host()) {
             return self.conclude(&asked, &found);
         }
-        match self.agents.share(&asked.key, Of::Lookups) {
+        let groups = asked.rulebook.policy.groups.len();
+        match self.agents.share(&asked.key, Of::Lookups, groups) {
             Some(share) => Outcome::Later(Pending { asked, share }),
             None => Outcome::Silence,
         }
@@ -220,18 +222,20 @@ impl Desk {
     }
 
     fn write_summaries(&self) {
-        for (key, counts) in self.agents.sweep(Instant::now()) {
-            let Ok(slot) = self.audit.reserve() else { continue };
+        self.agents.sweep(Instant::now(), |group, agent, counts| {
+            let Ok(slot) = self.audit.reserve() else { return false };
+            let agent = agent.map(AgentKey::text);
             DnsSummary {
-                group: key.group(),
-                agent: &key.text(),
+                group,
+                agent: agent.as_deref(),
                 answered: counts.answered,
                 refused: counts.refused,
                 limited: counts.limited,
                 reason: (counts.limited > 0).then_some(Reason::DnsRate),
             }
             .write(slot);
-        }
+            true
+        });
     }
 }
 
