@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// What the certificate of the lab's resolver is for.
-const NAME: &str = "dns.example";
+pub(crate) const NAME: &str = "dns.example";
 
 /// The usual policy, with this resolver.
 fn config(resolver: &str, ca: &str) -> String {
@@ -27,7 +27,8 @@ fn config(resolver: &str, ca: &str) -> String {
     config.replace(plain, &format!("resolvers = [\"{resolver}\"]\nresolver_ca = \"{ca}\""))
 }
 
-fn over_tls() -> String {
+/// The usual policy, with the lab's resolver over TLS.
+pub(crate) fn over_tls() -> String {
     config(&format!("tls://{NAME}@203.0.113.53"), "{dir}/public-ca.pem")
 }
 

@@ -1,6 +1,7 @@
 //! A permit before every accept, then an identity for what was accepted.
 
 mod agent;
+mod fair;
 mod places;
 
 use std::{
@@ -20,6 +21,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 pub use self::{
     agent::{AgentKey, Pace},
+    fair::{FairPlace, FairPlaces},
     places::{OverRate, Place, Places, RequestPlace, Share, Taken, Way, Windows, held},
 };
 use crate::policy::Group;

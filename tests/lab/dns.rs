@@ -56,6 +56,8 @@ pub enum Answer {
 #[derive(Default)]
 struct State {
     names: BTreeMap<String, Answer>,
+    /// Names in these zones get no answer.
+    silent: Vec<String>,
     asked: Vec<Question>,
     turns: BTreeMap<(String, String), usize>,
     /// Of every answer. 0, which nothing may remember, because tests change answers as they go.
@@ -101,6 +103,11 @@ impl Dns {
     /// From now on `name` behaves like this.
     pub fn script(&self, name: &str, answer: Answer) {
         self.state().names.insert(name.to_owned(), answer);
+    }
+
+    /// From now on no name under `zone` gets an answer.
+    pub fn silence(&self, zone: &str) {
+        self.state().silent.push(format!(".{zone}"));
     }
 
     /// From now on answers may be remembered for so many seconds.
@@ -176,7 +183,7 @@ impl Dns {
             let length = stream.read_u16().await.ok()?;
             let mut query = vec![0; usize::from(length)];
             stream.read_exact(&mut query).await.ok()?;
-            let reply = self.reply(&query)?;
+            let Some(reply) = self.reply(&query) else { continue };
             stream.write_u16(u16::try_from(reply.len()).ok()?).await.ok()?;
             stream.write_all(&reply).await.ok()?;
         }
@@ -210,6 +217,9 @@ impl Dns {
         state.asked.push(Question { name: name.to_owned(), kind: kind.to_string() });
         let turn = state.turns.entry((name.to_owned(), kind.to_string())).or_default();
         let now = std::mem::replace(turn, turn.wrapping_add(1));
+        if state.silent.iter().any(|zone| name.ends_with(zone)) {
+            return None;
+        }
         match state.names.get(name) {
             None => Some(Err(ResponseCode::NXDomain)),
             Some(Answer::Addresses(addresses)) => Some(Ok(addresses.clone())),

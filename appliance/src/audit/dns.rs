@@ -1,5 +1,6 @@
 //! What the audit says about the agents' DNS: a record of each refused query, up to a rate for each
-//! agent, and every while a sum of all queries, so that what has no record is still counted.
+//! agent and each group, and every while a sum of all queries, so that what has no record is still
+//! counted.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -35,13 +36,14 @@ pub struct DnsRecord<'a> {
     pub reason: Reason,
 }
 
-/// What an agent's queries came to in the last ten seconds.
+/// What an agent's queries came to since the last time, ten seconds ago or more.
 #[derive(Debug)]
 pub struct DnsSummary<'a> {
     /// The agent's group.
     pub group: &'a GroupName,
-    /// Its IPv4 address, or its IPv6 /64.
-    pub agent: &'a str,
+    /// Its IPv4 address, or its IPv6 /64; `None` for all agents of the group that have no sum of
+    /// their own.
+    pub agent: Option<&'a str>,
     /// Queries that were answered.
     pub answered: u64,
     /// Queries that were refused.
@@ -109,7 +111,8 @@ struct SummaryLine<'a> {
     time: String,
     record: &'static str,
     group: &'a str,
-    agent: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    agent: Option<&'a str>,
     answered: u64,
     refused: u64,
     limited: u64,

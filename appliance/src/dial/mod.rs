@@ -8,6 +8,7 @@
 
 mod address;
 mod answered;
+mod answers;
 mod control_plane;
 mod resolver;
 
@@ -60,7 +61,8 @@ pub async fn connect(
             let (stream, address) = connect_any(permit, resolver, &[given]).await?;
             return Ok(Dialled { stream, address, elsewhere: false });
         }
-        let found = resolver.resolve(permit.host()).await.map_err(|_| Reason::ResolveFailed)?;
+        let found = resolver.resolve(permit.host(), &flow.agent_key()).await;
+        let found = found.map_err(|_| Reason::ResolveFailed)?;
         let elsewhere = is_elsewhere(permit, flow, resolver, &found);
         if elsewhere && permit.dialled() == DialledRule::Answered {
             return Err(refusal_of_elsewhere(permit, resolver, &found));

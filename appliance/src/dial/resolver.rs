@@ -1,11 +1,14 @@
 //! The gateway's own resolution of names: it asks the configured resolvers and nobody else.
 //!
 //! Hosts files and search domains are never read. Only names that policy lists get here, from
-//! the agents' resolver and from flows alike, so no query that an agent made up leaves the
-//! gateway. One cache serves both, and however many ask for a name at once, one query is under way.
+//! the agents' resolver and from flows alike; where a rule begins with `*.`, agents choose what
+//! stands in the star's place, and that leaves in a query. One cache serves both, and however many
+//! ask for a name at once, one query is under way. Agents and groups share out by [`FairPlaces`] how
+//! many names are asked for at once, so that names which nobody answers take no other group's turn.
 
 use std::{
     collections::HashMap,
+    future::ready,
     net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -21,10 +24,14 @@ use hickory_resolver::{
     net::{DnsError, NetError, NoRecords, runtime::TokioRuntimeProvider},
 };
 use rustls::ClientConfig;
-use tokio::{runtime::Handle, sync::Semaphore, time::timeout};
+use tokio::{runtime::Handle, time::timeout};
 
-use super::{answered::Answered, control_plane::ControlPlane};
-use crate::{config::NameServer, policy::Host};
+use super::{answered::Answered, answers::Answers, control_plane::ControlPlane};
+use crate::{
+    accept::{AgentKey, FairPlace, FairPlaces},
+    config::NameServer,
+    policy::{GroupName, Host},
+};
 
 /// Resolves names to addresses. Cheap to clone; all clones share one cache.
 #[derive(Debug, Clone)]
@@ -55,10 +62,10 @@ pub enum Unresolved {
 struct Inner {
     upstream: TokioResolver,
     /// A name holds one while the servers are asked for it.
-    places: Semaphore,
+    places: FairPlaces,
     /// The runtime whose tasks carry the queries, so that they outlive a single worker's flow.
     home: Handle,
-    answers: Mutex<HashMap<Host, Answer>>,
+    answers: Mutex<Answers>,
     under_way: Mutex<HashMap<Host, Flight>>,
     answered: Answered,
     control_plane: ControlPlane,
@@ -66,14 +73,10 @@ struct Inner {
     told: Mutex<Option<Instant>>,
 }
 
-type Outcome = Result<Found, Unresolved>;
+pub(super) type Outcome = Result<Found, Unresolved>;
+/// An outcome, and the time until which it holds.
+type Asked = Result<(Found, Instant), (Unresolved, Instant)>;
 type Flight = Shared<BoxFuture<'static, Outcome>>;
-
-#[derive(Debug, Clone)]
-struct Answer {
-    outcome: Outcome,
-    until: Instant,
-}
 
 impl Resolver {
     /// A resolver that asks `servers`, those over TLS by the settings in `tls`. Its queries run on
@@ -102,9 +105,9 @@ impl Resolver {
         let upstream = builder.build().map_err(|error| format!("resolver: {error}"))?;
         Ok(Self(Arc::new(Inner {
             upstream,
-            places: Semaphore::new(places),
+            places: FairPlaces::new(places),
             home,
-            answers: Mutex::default(),
+            answers: Mutex::new(Answers::new(MAX_NAMES)),
             under_way: Mutex::default(),
             answered: Answered::default(),
             control_plane,
@@ -112,22 +115,37 @@ impl Resolver {
         })))
     }
 
-    /// Every address of the name, as the resolvers answered.
-    pub async fn resolve(&self, host: &Host) -> Result<Found, Unresolved> {
-        if let Some(outcome) = self.remembered(host) {
-            return outcome;
+    /// Every address of the name, as the resolvers answered. The agent is whom the query is for:
+    /// it waits for its turn for no longer than a query takes.
+    pub async fn resolve(&self, host: &Host, agent: &AgentKey) -> Result<Found, Unresolved> {
+        if let Some(known) = self.known(host) {
+            return known.await;
         }
-        match self.0.flight(host) {
-            Some(flight) => flight.await,
-            None => Err(Unresolved::Failed),
+        let place = timeout(LOOKUP_TIME, self.0.places.take(agent)).await;
+        let place = place.ok().flatten().ok_or(Unresolved::Failed)?;
+        // Another agent's query may have answered, or be under way, by now.
+        match self.known(host) {
+            Some(known) => {
+                drop(place);
+                known.await
+            }
+            None => self.0.flight(host, agent.group(), place).await,
         }
     }
 
     /// What is known about the name without asking anybody.
     pub fn remembered(&self, host: &Host) -> Option<Result<Found, Unresolved>> {
         let answers = self.0.answers.lock().unwrap_or_else(PoisonError::into_inner);
-        let answer = answers.get(host).filter(|answer| answer.until > Instant::now())?;
-        Some(answer.outcome.clone())
+        answers.get(host, Instant::now())
+    }
+
+    /// What nobody has to be asked for any more.
+    fn known(&self, host: &Host) -> Option<Flight> {
+        if let Some(outcome) = self.remembered(host) {
+            return Some(ready(outcome).boxed().shared());
+        }
+        let under_way = self.0.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        under_way.get(host).cloned()
     }
 
     /// What agents were given.
@@ -142,35 +160,31 @@ impl Resolver {
 }
 
 impl Inner {
-    /// The query that is under way for the name, or a new one; `None` where too many are.
-    fn flight(self: &Arc<Self>, host: &Host) -> Option<Flight> {
+    /// The query that is under way for the name, or a new one, which keeps the place.
+    fn flight(self: &Arc<Self>, host: &Host, group: &GroupName, place: FairPlace) -> Flight {
         let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(flight) = under_way.get(host) {
-            return Some(flight.clone());
-        }
-        if under_way.len() >= MAX_UNDER_WAY {
-            return None;
+            return flight.clone();
         }
         // It takes itself off the list, for which it has to wait until it is on it.
+        let group = group.clone();
         let landing = Landing { inner: Arc::clone(self), host: host.clone() };
         let query = self.home.spawn(async move {
             let outcome = landing.inner.ask(&landing.host).await;
-            landing.inner.remember(&landing.host, &outcome);
-            outcome.map(|(found, _)| found).map_err(|(why, _)| why)
+            let outcome = landing.inner.remember((&landing.host, &group), outcome);
+            drop(place);
+            outcome
         });
         let flight = query.map(|ended| ended.unwrap_or(Err(Unresolved::Failed))).boxed().shared();
         under_way.insert(host.clone(), flight.clone());
-        Some(flight)
+        flight
     }
 
-    /// Asks the resolvers. Both outcomes come with the time that they hold.
-    async fn ask(&self, host: &Host) -> Result<(Found, Instant), (Unresolved, Instant)> {
+    /// Asks the resolvers.
+    async fn ask(&self, host: &Host) -> Asked {
         let latest = |until: Instant, most| until.min(Instant::now() + most);
-        let lookup = async {
-            let _place = self.places.acquire().await.map_err(|_| NetError::Busy)?;
-            self.upstream.lookup_ip(format!("{host}.")).await
-        };
-        let lookup = timeout(LOOKUP_TIME, lookup).await.unwrap_or(Err(NetError::Timeout));
+        let lookup = timeout(LOOKUP_TIME, self.upstream.lookup_ip(format!("{host}.")));
+        let lookup = lookup.await.unwrap_or(Err(NetError::Timeout));
         let found = lookup.map_err(|error| {
             tracing::debug!(%host, %error, "resolve");
             let (why, holds) = unresolved(&error);
@@ -202,23 +216,14 @@ impl Inner {
         }
     }
 
-    fn remember(&self, host: &Host, outcome: &Result<(Found, Instant), (Unresolved, Instant)>) {
-        let now = Instant::now();
+    fn remember(&self, of: (&Host, &GroupName), outcome: Asked) -> Outcome {
         let (outcome, until) = match outcome {
-            Ok((found, until)) => (Ok(found.clone()), *until),
-            Err((why, until)) => (Err(*why), *until),
+            Ok((found, until)) => (Ok(found), until),
+            Err((why, until)) => (Err(why), until),
         };
         let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
-        if until <= now {
-            answers.remove(host);
-            return;
-        }
-        if answers.len() >= MAX_NAMES && !answers.contains_key(host) {
-            answers.retain(|_, answer| answer.until > now);
-        }
-        if answers.len() < MAX_NAMES || answers.contains_key(host) {
-            answers.insert(host.clone(), Answer { outcome, until });
-        }
+        answers.put(of, (outcome.clone(), until), Instant::now());
+        outcome
     }
 }
 
@@ -341,6 +346,10 @@ mod tests {
         Host::parse(name).unwrap()
     }
 
+    fn agent() -> AgentKey {
+        AgentKey::new(&GroupName("red".into()), IpAddr::from([192, 0, 2, 1]))
+    }
+
     fn plain(address: SocketAddr) -> NameServer {
         NameServer { address, tls_name: None }
     }
@@ -364,7 +373,7 @@ mod tests {
         let mut all = tokio::task::JoinSet::new();
         for _ in 0..50 {
             let resolver = resolver.clone();
-            all.spawn(async move { resolver.resolve(&host("a.example")).await });
+            all.spawn(async move { resolver.resolve(&host("a.example"), &agent()).await });
         }
         for found in all.join_all().await {
             assert_eq!(*found.unwrap().addresses, [IpAddr::from([198, 51, 100, 1])]);
@@ -372,7 +381,7 @@ mod tests {
         assert_eq!(asked.load(Relaxed), 2, "A and AAAA");
         assert!(resolver.0.under_way.lock().unwrap().is_empty());
         assert!(resolver.remembered(&host("a.example")).is_none(), "its time is 0");
-        resolver.resolve(&host("a.example")).await.unwrap();
+        resolver.resolve(&host("a.example"), &agent()).await.unwrap();
         assert_eq!(asked.load(Relaxed), 4);
     }
 
@@ -381,11 +390,11 @@ mod tests {
         let (address, asked) = server(86_400).await;
         let resolver = Resolver::new(&[plain(address)], None, Handle::current()).unwrap();
         for _ in 0..10 {
-            let found = resolver.resolve(&host("a.example")).await.unwrap();
+            let found = resolver.resolve(&host("a.example"), &agent()).await.unwrap();
             assert!(found.until <= Instant::now() + MAX_TTL);
         }
         assert_eq!(asked.load(Relaxed), 2, "A and AAAA");
-        let missing = resolver.resolve(&host("b.example")).await;
+        let missing = resolver.resolve(&host("b.example"), &agent()).await;
         assert_eq!(missing.map(|found| found.addresses).err(), Some(Unresolved::NoName));
     }
 }

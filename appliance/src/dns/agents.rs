@@ -10,8 +10,6 @@ use std::{
     time::Instant,
 };
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-
 use crate::{
     accept::{AgentKey, Pace},
     policy::GroupName,
@@ -24,8 +22,16 @@ pub(super) struct Agents(Mutex<HashMap<GroupName, OfGroup>>);
 #[derive(Debug)]
 struct OfGroup {
     agents: HashMap<AgentKey, Agent>,
+    common: Common,
+}
+
+/// What all agents of a group have in common.
+#[derive(Debug)]
+struct Common {
     held: Held,
-    running: Arc<Semaphore>,
+    records: Pace,
+    /// Of agents that the table had no room for, and of those that were too many to be told apart.
+    rest: Counts,
 }
 
 /// What an agent's queries came to in a while.
@@ -45,7 +51,6 @@ pub(super) struct Share {
     agents: Arc<Agents>,
     key: AgentKey,
     of: Of,
-    running: Arc<Semaphore>,
 }
 
 /// What there is a share of.
@@ -81,7 +86,10 @@ impl Agents {
             }
             may
         });
-        allowed.unwrap_or(false)
+        allowed.unwrap_or_else(|| {
+            self.count_without_room(key);
+            false
+        })
     }
 
     /// Counts a query that was answered.
@@ -91,78 +99,110 @@ impl Agents {
 
     /// Counts a query that was refused. Says whether it is to have a record of its own.
     pub(super) fn refused(&self, key: &AgentKey, now: Instant) -> bool {
-        let recorded = self.with(key, now, |agent, _| {
+        let recorded = self.with(key, now, |agent, group| {
             agent.counts.refused += 1;
             agent.records.take(RECORDS_A_SECOND, RECORDS_AT_ONCE, now)
+                && group.records.take(GROUP_RECORDS_A_SECOND, GROUP_RECORDS_AT_ONCE, now)
         });
         recorded.unwrap_or(false)
     }
 
-    /// A share of something, while the agent and its group have one left.
-    pub(super) fn share(self: &Arc<Self>, key: &AgentKey, of: Of) -> Option<Share> {
-        let running = self.with(key, Instant::now(), |agent, group| {
-            let (of_agent, of_group) = of.most();
+    /// A share of something, while the agent and its group have one left; the group is one of so
+    /// many.
+    pub(super) fn share(self: &Arc<Self>, key: &AgentKey, of: Of, groups: usize) -> Option<Share> {
+        let may = self.with(key, Instant::now(), |agent, group| {
+            let (of_agent, of_group) = of.most(groups);
             let (own, all) = (agent.held.of(of), group.held.of(of));
-            if *own >= of_agent || *all >= of_group {
-                return None;
-            }
-            *own += 1;
-            *all += 1;
-            Some(Arc::clone(group.running))
+            let may = *own < of_agent && *all < of_group;
+            *own += usize::from(may);
+            *all += usize::from(may);
+            may
         });
-        let running = running.flatten()?;
-        Some(Share { agents: Arc::clone(self), key: key.clone(), of, running })
+        may.unwrap_or(false).then(|| Share { agents: Arc::clone(self), key: key.clone(), of })
     }
 
-    /// What every agent's queries came to since the last time, where there were any. Agents that
-    /// are at rest are forgotten.
-    pub(super) fn sweep(&self, now: Instant) -> Vec<(AgentKey, Counts)> {
+    /// Tells what every agent's queries came to since the last time, where there were any, and
+    /// under no agent what those of a group came to that are not told apart. What `tell` says was
+    /// not told is told the next time. Agents that are at rest are forgotten.
+    pub(super) fn sweep(
+        &self,
+        now: Instant,
+        mut tell: impl FnMut(&GroupName, Option<&AgentKey>, Counts) -> bool,
+    ) {
         let mut groups = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut counts = Vec::new();
-        for group in groups.values_mut() {
-            group.agents.retain(|key, agent| {
-                let since = std::mem::take(&mut agent.counts);
-                if since != Counts::default() {
-                    counts.push((key.clone(), since));
-                }
-                !agent.is_at_rest(now)
-            });
+        groups.retain(|name, group| {
+            group.sweep(now, |agent, counts| tell(name, agent, counts));
+            !group.is_at_rest(now)
+        });
+    }
+
+    fn count_without_room(&self, key: &AgentKey) {
+        let mut groups = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(group) = groups.get_mut(key.group()) {
+            group.common.rest.limited += 1;
         }
-        groups.retain(|_, group| !group.agents.is_empty());
-        counts
     }
 
     fn with<T>(
         &self,
         key: &AgentKey,
         now: Instant,
-        on: impl FnOnce(&mut Agent, GroupShare<'_>) -> T,
+        on: impl FnOnce(&mut Agent, &mut Common) -> T,
     ) -> Option<T> {
         let mut groups = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if !groups.contains_key(key.group()) {
-            groups.insert(key.group().clone(), OfGroup::new());
+            groups.insert(key.group().clone(), OfGroup::new(now));
         }
-        let OfGroup { agents, held, running } = groups.get_mut(key.group())?;
+        let OfGroup { agents, common } = groups.get_mut(key.group())?;
         if !agents.contains_key(key) {
             if agents.len() >= MAX_AGENTS {
                 return None;
             }
             agents.insert(key.clone(), Agent::new(now));
         }
-        agents.get_mut(key).map(|agent| on(agent, GroupShare { held, running }))
+        agents.get_mut(key).map(|agent| on(agent, common))
     }
 }
 
-/// What an agent's group holds.
-struct GroupShare<'a> {
-    held: &'a mut Held,
-    running: &'a Arc<Semaphore>,
+impl OfGroup {
+    fn new(now: Instant) -> Self {
+        let common =
+            Common { held: Held::default(), records: Pace::new(now), rest: Counts::default() };
+        Self { agents: HashMap::new(), common }
+    }
+
+    fn sweep(&mut self, now: Instant, mut tell: impl FnMut(Option<&AgentKey>, Counts) -> bool) {
+        let mut told = 0;
+        for (key, agent) in &mut self.agents {
+            if agent.counts == Counts::default() {
+                continue;
+            }
+            if told >= MAX_SUMS {
+                self.common.rest.add(std::mem::take(&mut agent.counts));
+            } else if tell(Some(key), agent.counts) {
+                agent.counts = Counts::default();
+                told += 1;
+            }
+        }
+        let rest = &mut self.common.rest;
+        if *rest != Counts::default() && tell(None, *rest) {
+            *rest = Counts::default();
+        }
+        self.agents.retain(|_, agent| !agent.is_at_rest(now));
+    }
+
+    fn is_at_rest(&self, now: Instant) -> bool {
+        self.agents.is_empty()
+            && self.common.rest == Counts::default()
+            && self.common.records.is_full(now)
+    }
 }
 
-impl OfGroup {
-    fn new() -> Self {
-        let running = Arc::new(Semaphore::new(MAX_GROUP_RUNNING));
-        Self { agents: HashMap::new(), held: Held::default(), running }
+impl Counts {
+    fn add(&mut self, other: Self) {
+        self.answered += other.answered;
+        self.refused += other.refused;
+        self.limited += other.limited;
     }
 }
 
@@ -176,11 +216,14 @@ impl Held {
 }
 
 impl Of {
-    /// How much of it one agent and one group may hold.
-    const fn most(self) -> (usize, usize) {
+    /// How much of it one agent and one of so many groups may hold.
+    fn most(self, groups: usize) -> (usize, usize) {
         match self {
             Self::Lookups => (MAX_LOOKUPS, MAX_GROUP_LOOKUPS),
-            Self::Connections => (MAX_CONNECTIONS, MAX_GROUP_CONNECTIONS),
+            Self::Connections => {
+                let of_group = super::tcp::MAX_CONNECTIONS / groups.max(2);
+                (MAX_CONNECTIONS, of_group.max(MIN_GROUP_CONNECTIONS))
+            }
         }
     }
 }
@@ -193,22 +236,16 @@ impl Agent {
 
     fn is_at_rest(&self, now: Instant) -> bool {
         self.held.lookups + self.held.connections == 0
+            && self.counts == Counts::default()
             && self.queries.is_full(now)
             && self.records.is_full(now)
-    }
-}
-
-impl Share {
-    /// Waits for a place among the names that the group has resolved now.
-    pub(super) async fn place(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.running).acquire_owned().await.ok()
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
         self.agents.with(&self.key, Instant::now(), |agent, group| {
-            for held in [&mut agent.held, group.held] {
+            for held in [&mut agent.held, &mut group.held] {
                 let held = held.of(self.of);
                 *held = held.saturating_sub(1);
             }
@@ -223,15 +260,19 @@ const MAX_LOOKUPS: usize = 64;
 /// Names that one group may have resolved at once, those that wait for their turn included. A
 /// query that waits holds about 2 KiB.
 const MAX_GROUP_LOOKUPS: usize = 4_096;
-/// Names that one group has resolved at once; half of what all groups may have.
-const MAX_GROUP_RUNNING: usize = super::desk::MAX_LOOKUPS / 2;
 /// TCP connections of one agent.
 const MAX_CONNECTIONS: usize = 16;
-/// TCP connections of one group; half of what one listener has.
-const MAX_GROUP_CONNECTIONS: usize = super::tcp::MAX_CONNECTIONS / 2;
+/// TCP connections that every group has, however many groups there are. Up to 32 of them can have
+/// all of theirs on one listener.
+const MIN_GROUP_CONNECTIONS: usize = 8;
 /// Refused queries of one agent with a record of their own; the others are only counted.
 const RECORDS_A_SECOND: u32 = 5;
 const RECORDS_AT_ONCE: u32 = 50;
+/// The same, of one group.
+const GROUP_RECORDS_A_SECOND: u32 = 50;
+const GROUP_RECORDS_AT_ONCE: u32 = 500;
+/// Agents of one group with a sum of their own each time; the others are in one sum.
+const MAX_SUMS: usize = 1_024;
 
 #[cfg(test)]
 mod tests {
@@ -263,12 +304,23 @@ mod tests {
     fn shares_come_back() {
         let agents = Arc::new(Agents::default());
         let agent = key("192.0.2.1");
-        let held: Vec<_> = (0..100).filter_map(|_| agents.share(&agent, Of::Connections)).collect();
+        let held: Vec<_> =
+            (0..100).filter_map(|_| agents.share(&agent, Of::Connections, 1)).collect();
         assert_eq!(held.len(), MAX_CONNECTIONS);
-        assert!(agents.share(&agent, Of::Lookups).is_some());
-        assert!(agents.share(&key("192.0.2.2"), Of::Connections).is_some());
+        assert!(agents.share(&agent, Of::Lookups, 1).is_some());
+        assert!(agents.share(&key("192.0.2.2"), Of::Connections, 1).is_some());
         drop(held);
-        assert!(agents.share(&agent, Of::Connections).is_some());
+        assert!(agents.share(&agent, Of::Connections, 1).is_some());
+    }
+
+    /// What a sweep tells, where all of it can be.
+    fn swept(agents: &Agents, now: Instant) -> Vec<(Option<AgentKey>, Counts)> {
+        let mut told = Vec::new();
+        agents.sweep(now, |_, agent, counts| {
+            told.push((agent.cloned(), counts));
+            true
+        });
+        told
     }
 
     #[test]
@@ -277,11 +329,41 @@ mod tests {
         agents.answered(&key("192.0.2.1"), now);
         let recorded = (0..1_000).filter(|_| agents.refused(&key("192.0.2.2"), now)).count();
         assert_eq!(recorded, RECORDS_AT_ONCE as usize);
-        let counts = agents.sweep(now);
+        let counts = swept(&agents, now);
         assert_eq!(counts.len(), 2);
         assert_eq!(counts.iter().map(|(_, each)| each.refused).sum::<u64>(), 1_000);
-        assert!(agents.sweep(now + Duration::from_secs(60)).is_empty());
+        assert!(swept(&agents, now + Duration::from_secs(60)).is_empty());
         assert!(agents.0.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_could_not_be_told_is_told_the_next_time() {
+        let (agents, now) = (Agents::default(), Instant::now());
+        agents.answered(&key("192.0.2.1"), now);
+        let later = now + Duration::from_secs(60);
+        agents.sweep(later, |_, _, _| false);
+        agents.answered(&key("192.0.2.1"), later);
+        let both = Counts { answered: 2, ..Counts::default() };
+        assert_eq!(swept(&agents, later), [(Some(key("192.0.2.1")), both)]);
+    }
+
+    #[test]
+    fn a_group_has_so_many_records_whatever_addresses_it_uses_and_every_query_is_counted() {
+        let (agents, now) = (Agents::default(), Instant::now());
+        let mut recorded = 0;
+        for number in 0..20_000u32 {
+            let agent = key(&IpAddr::from(number.to_be_bytes()).to_string());
+            if agents.may_ask(&agent, 10, now) {
+                recorded += usize::from(agents.refused(&agent, now));
+            }
+        }
+        assert_eq!(recorded, GROUP_RECORDS_AT_ONCE as usize);
+        let blue = AgentKey::new(&GroupName("blue".into()), IpAddr::from([192, 0, 2, 1]));
+        assert!(agents.refused(&blue, now), "another group has its own");
+        let told = swept(&agents, now);
+        assert_eq!(told.len(), MAX_SUMS + 2);
+        assert_eq!(told.iter().map(|(_, it)| it.refused + it.limited).sum::<u64>(), 20_001);
+        assert_eq!(told.iter().filter(|(agent, _)| agent.is_none()).count(), 1);
     }
 
     #[test]
@@ -299,17 +381,28 @@ mod tests {
     #[test]
     fn one_groups_hosts_do_not_take_what_all_groups_share() {
         let agents = Arc::new(Agents::default());
-        for (of, most) in
-            [(Of::Lookups, MAX_GROUP_LOOKUPS), (Of::Connections, MAX_GROUP_CONNECTIONS)]
-        {
+        for (of, most) in [(Of::Lookups, MAX_GROUP_LOOKUPS), (Of::Connections, 128)] {
             let red = |number: u32| key(&IpAddr::from(number.to_be_bytes()).to_string());
             let held: Vec<_> =
-                (0..10_000).filter_map(|number| agents.share(&red(number), of)).collect();
+                (0..10_000).filter_map(|number| agents.share(&red(number), of, 2)).collect();
             assert_eq!(held.len(), most, "{of:?}");
             let blue = AgentKey::new(&GroupName("blue".into()), IpAddr::from([192, 0, 2, 1]));
-            assert!(agents.share(&blue, of).is_some(), "{of:?}");
+            assert!(agents.share(&blue, of, 2).is_some(), "{of:?}");
             drop(held);
-            assert!(agents.share(&red(0), of).is_some(), "{of:?}");
+            assert!(agents.share(&red(0), of, 2).is_some(), "{of:?}");
         }
+    }
+
+    #[test]
+    fn all_groups_but_one_leave_the_last_its_connections() {
+        for groups in 1..=32 {
+            let (_, of_group) = Of::Connections.most(groups);
+            assert!(of_group >= MIN_GROUP_CONNECTIONS);
+            let of_all_but_one = of_group * (groups - 1);
+            let left = crate::dns::tcp::MAX_CONNECTIONS - of_all_but_one;
+            assert!(left >= of_group, "{groups} groups, {left} left of {of_group}");
+        }
+        let (_, of_group) = Of::Connections.most(10_000);
+        assert_eq!(of_group, MIN_GROUP_CONNECTIONS);
     }
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::watch,
     time::{MissedTickBehavior, interval, timeout},
 };
 
@@ -35,7 +35,6 @@ pub struct Desk {
     quarantined: Quarantined,
     ipv6: bool,
     agents: Arc<Agents>,
-    lookups: Arc<Semaphore>,
 }
 
 /// Where a query came from and went to.
@@ -90,7 +89,6 @@ impl Desk {
             quarantined,
             ipv6,
             agents: Arc::default(),
-            lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)),
         })
     }
 
@@ -102,7 +100,8 @@ impl Desk {
     pub(super) fn connection(&self, interface: &InterfaceName, from: IpAddr) -> Option<Share> {
         let rulebook = Arc::clone(&self.rulebook.borrow());
         let group = rulebook.policy.identify(interface, from)?;
-        self.agents.share(&AgentKey::of(group, from), Of::Connections)
+        let groups = rulebook.policy.groups.len();
+        self.agents.share(&AgentKey::of(group, from), Of::Connections, groups)
     }
 
     /// What is to be done about a query. Waits for nothing.
@@ -138,7 +137,8 @@ impl Desk {
         if let Some(found) = self.resolver.remembered(asked.question.host()) {
             return self.conclude(&asked, &found);
         }
-        match self.agents.share(&asked.key, Of::Lookups) {
+        let groups = asked.rulebook.policy.groups.len();
+        match self.agents.share(&asked.key, Of::Lookups, groups) {
             Some(share) => Outcome::Later(Pending { asked, share }),
             None => Outcome::Silence,
         }
@@ -146,13 +146,10 @@ impl Desk {
 
     /// Waits for the name. The answer is there in time for a client that waits five seconds.
     pub(super) async fn resolve(&self, pending: Pending) -> Outcome {
-        let lookup = async {
-            let _of_group = pending.share.place().await.ok_or(Unresolved::Failed)?;
-            let _of_all = self.lookups.acquire().await.map_err(|_| Unresolved::Failed)?;
-            self.resolver.resolve(pending.asked.question.host()).await
-        };
+        let Pending { asked, share: _share } = pending;
+        let lookup = self.resolver.resolve(asked.question.host(), &asked.key);
         let found = timeout(PATIENCE, lookup).await.unwrap_or(Err(Unresolved::Failed));
-        self.conclude(&pending.asked, &found)
+        self.conclude(&asked, &found)
     }
 
     fn conclude(&self, asked: &Asked, found: &Result<Found, Unresolved>) -> Outcome {
@@ -225,23 +222,23 @@ impl Desk {
     }
 
     fn write_summaries(&self) {
-        for (key, counts) in self.agents.sweep(Instant::now()) {
-            let Ok(slot) = self.audit.reserve() else { continue };
+        self.agents.sweep(Instant::now(), |group, agent, counts| {
+            let Ok(slot) = self.audit.reserve() else { return false };
+            let agent = agent.map(AgentKey::text);
             DnsSummary {
-                group: key.group(),
-                agent: &key.text(),
+                group,
+                agent: agent.as_deref(),
                 answered: counts.answered,
                 refused: counts.refused,
                 limited: counts.limited,
                 reason: (counts.limited > 0).then_some(Reason::DnsRate),
             }
             .write(slot);
-        }
+            true
+        });
     }
 }
 
-/// Names that all agents together may have resolved at once.
-pub(super) const MAX_LOOKUPS: usize = 512;
 /// Time for a name to be resolved. glibc and musl wait five seconds.
 const PATIENCE: Duration = Duration::from_millis(4_500);
 /// How often an agent's queries are summed up in the audit.
