@@ -105,7 +105,7 @@ fn assert_closed_elsewhere(world: &World) {
 }
 
 /// Whether an echo request with a payload is answered with it.
-fn pings(to: IpAddr) -> bool {
+pub fn pings(to: IpAddr) -> bool {
     AGENT.enter(|| {
         use rustix::net::{AddressFamily, Protocol, SocketType, ipproto, socket};
         let (family, protocol, kind): (_, Protocol, u8) = if to.is_ipv4() {
