@@ -131,7 +131,7 @@ fn other(address: &str) -> SocketAddr {
 }
 
 /// Whether an echo request with a payload is answered with it.
-fn pings(to: IpAddr) -> bool {
+pub fn pings(to: IpAddr) -> bool {
     AGENT.enter(|| {
         use rustix::net::{AddressFamily, Protocol, SocketType, ipproto, socket};
         let (family, protocol, kind): (_, Protocol, u8) = if to.is_ipv4() {

@@ -16,6 +16,7 @@ mod dialled;
 mod dns;
 mod dns_over_tls;
 mod documented;
+mod every_port;
 mod faults;
 mod forged_records;
 mod framing;

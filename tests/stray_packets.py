@@ -2,7 +2,10 @@
 
 Arguments: the gateway's MAC address, and the battery. Prints how many frames were sent.
 """
+import struct
 import sys
+import time
+
 from scapy.all import (
     AH, ARP, BOOTP, DHCP, DNS, DNSQR, Dot1AD, Dot1Q, ESP, Ether, GRE, ICMP, IP, IPOption,
     IPOption_LSRR, IPOption_RR, IPOption_Router_Alert, IPOption_SSRR, IPv6,
@@ -175,6 +178,19 @@ def flags():
                 yield v6(dst=destination) / TCP(sport=4001, dport=port, flags=value) / MARK
 
 
+def every_port():
+    """Frames as bytes. The sequence number takes back what the port adds to the checksum."""
+    for packet in (v4, v6):
+        for value in ("", "S", "FPU", "SAFRPUEC"):
+            segment = TCP(sport=4002, dport=0, flags=value, seq=0xffff)
+            frame = bytearray(bytes(ETHER / packet() / segment / MARK))
+            at = len(frame) - len(MARK) - 20
+            for port in range(1, 65536):
+                struct.pack_into("!H", frame, at + 2, port)
+                struct.pack_into("!H", frame, at + 6, 0xffff - port)
+                yield frame
+
+
 def malformed():
     for payload in inner():
         for fields in ({"ttl": 0}, {"ttl": 1}, {"ihl": 3}, {"ihl": 15}, {"version": 5}, {"len": 10},
@@ -204,6 +220,12 @@ def tagged():
 def send(packets):
     socket, count = conf.L2socket(iface="eth0"), 0
     for packet in packets:
+        if isinstance(packet, bytearray):
+            count += socket.outs.send(packet) > 0
+            # No more at once than the queues on the way hold.
+            if count % 64 == 0:
+                time.sleep(0.001)
+            continue
         ether = ETHER.copy()
         if isinstance(packet, Raw):
             ether.type = 0x0800

@@ -99,10 +99,42 @@ impl Gateway {
     /// # Panics
     /// When the program is missing.
     pub fn run_logging(lab: &Lab, config: &PathBuf, level: &str) -> Result<Self, Failed> {
+        let gateway = Self::begin(lab, config, level, program())?;
+        forward();
+        Ok(gateway)
+    }
+
+    /// [`Gateway::run`] where the kernel forwards all the while, from before the daemon's first
+    /// instruction: in its own mount namespace other files lie over the switches, and say that they
+    /// are off. Ask [`forwards`] whether that is so.
+    ///
+    /// # Errors
+    /// As [`Gateway::try_start`].
+    ///
+    /// # Panics
+    /// When the program is missing.
+    pub fn run_forwarding(lab: &Lab, config: &PathBuf) -> Result<Self, Failed> {
+        forward();
+        let off = lab.write("off", "0\n");
+        let mount =
+            |name: &String| format!("mount --bind '{}' /proc/sys/net/{name} && ", off.display());
+        let mounts: String = switches().iter().map(mount).collect();
+        let mut program = GATEWAY.command("sh");
+        program.args(["-c", &format!("{mounts} exec \"$0\" \"$@\"")]).arg(tools::cloakroom());
+        Self::begin(lab, config, "info", program)
+    }
+
+    /// Starts this program and waits until it is ready.
+    fn begin(
+        lab: &Lab,
+        config: &PathBuf,
+        level: &str,
+        mut program: Command,
+    ) -> Result<Self, Failed> {
         let (ready, log) = (lab.dir.join("ready"), lab.dir.join("gateway.log"));
         let _ = fs::remove_file(&ready);
         let stderr = fs::File::create(&log).expect("the lab's folder is writable");
-        let process = program()
+        let process = program
             .args(["run", "--log", level, "--ready-file"])
             .arg(&ready)
             .arg(config)
@@ -116,10 +148,7 @@ impl Gateway {
             _ => ready.exists().then_some(Ok(())),
         });
         match end {
-            Some(Ok(())) => {
-                forward();
-                Ok(gateway)
-            }
+            Some(Ok(())) => Ok(gateway),
             Some(Err(status)) => Err(Failed { status: Some(status), stderr: gateway.stderr() }),
             None => {
                 gateway.kill();
@@ -256,15 +285,26 @@ pub fn guard() {
 /// Makes the gateway's kernel forward, which the daemon forbids when it starts: where packet rules
 /// are what is tested, nothing else may hide a hole in them.
 pub fn forward() {
-    GATEWAY.enter(|| {
-        sysctl("ipv4/ip_forward", "1");
-        sysctl("ipv6/conf/all/forwarding", "1");
-        // IPv4 has a switch of its own on each interface, which the daemon turned off.
-        for interface in ["agents0", "agents1", "wan0"] {
-            sysctl(&format!("ipv4/conf/{interface}/forwarding"), "1");
-            sysctl(&format!("ipv6/conf/{interface}/forwarding"), "1");
-        }
+    GATEWAY.enter(|| switches().iter().for_each(|name| sysctl(name, "1")));
+}
+
+/// Whether the gateway's kernel forwards, between all of its interfaces.
+pub fn forwards() -> bool {
+    let on = |name: &String| {
+        let value = fs::read_to_string(format!("/proc/sys/net/{name}"));
+        value.is_ok_and(|value| value.trim() == "1")
+    };
+    GATEWAY.enter(|| switches().iter().all(on))
+}
+
+/// The settings that decide about forwarding. IPv4 has a switch of its own on each interface, which
+/// the daemon turns off; what sets all of them comes first.
+fn switches() -> Vec<String> {
+    let interfaces = ["agents0", "agents1", "wan0"].into_iter().flat_map(|interface| {
+        ["ipv4", "ipv6"].map(|family| format!("{family}/conf/{interface}/forwarding"))
     });
+    let all = ["ipv4/ip_forward", "ipv6/conf/all/forwarding"].map(str::to_owned);
+    all.into_iter().chain(interfaces).collect()
 }
 
 /// Writes the configuration, with `{dir}` replaced by the lab's folder, and the files it names.

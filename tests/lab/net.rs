@@ -7,6 +7,7 @@ use std::{
     fmt::Write as _,
     fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
+    os::{fd::AsRawFd as _, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{Arc, Mutex, PoisonError},
@@ -262,8 +263,12 @@ impl Ns {
     }
 }
 
-/// A recording of every packet that a namespace sends and receives.
+/// A recording of every packet that a namespace sends and receives. Whoever looks at it fails when
+/// the kernel had to leave a packet out.
 pub struct Capture {
+    ns: Ns,
+    /// By which the kernel lists its socket.
+    inode: u64,
     packets: Arc<Mutex<Vec<Vec<u8>>>>,
 }
 
@@ -279,6 +284,8 @@ impl Capture {
             }
             socket
         });
+        let inode = fs::metadata(format!("/proc/self/fd/{}", socket.as_raw_fd()));
+        let inode = inode.expect("a socket").ino();
         let packets = Arc::<Mutex<Vec<Vec<u8>>>>::default();
         let recorded = Arc::clone(&packets);
         thread::spawn(move || {
@@ -288,7 +295,7 @@ impl Capture {
                 packets.push(buffer[..length].to_vec());
             }
         });
-        Self { packets }
+        Self { ns, inode, packets }
     }
 
     /// Everything on the wire so far, one packet after the other.
@@ -297,10 +304,31 @@ impl Capture {
     }
 
     /// Every packet so far, with its Ethernet header.
+    ///
+    /// # Panics
+    /// When one is missing.
     pub fn packets(&self) -> Vec<Vec<u8>> {
-        // The recorder is a thread of its own: give it the time to read what is queued.
+        // What is under way is to arrive, and the recorder, a thread of its own, to read it.
         thread::sleep(wait::QUIET);
+        wait::expect("the recorder reads what is queued", || self.memory("r") == 0);
+        let lost = self.memory("d");
+        assert_eq!(lost, 0, "packets that the capture in {:?} had no room for", self.ns);
+        // It has taken the last packet out of the queue, and may not have put it down yet.
+        thread::sleep(Duration::from_millis(20));
         self.packets.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What the kernel says about the socket's memory: `r` for the bytes that wait in it, `d` for
+    /// the packets that found no room.
+    fn memory(&self, of: &str) -> u64 {
+        let listed = self.ns.enter(|| Command::new("ss").args(["-H0me"]).output());
+        let listed = String::from_utf8_lossy(&listed.expect("ss starts").stdout).into_owned();
+        let ours = listed.split_once(&format!("ino:{} ", self.inode));
+        let memory = ours.and_then(|(_, rest)| rest.split_once("skmem:(")?.1.split_once(')'));
+        let numbers = memory.map(|(numbers, _)| numbers.split(','));
+        let number =
+            numbers.and_then(|mut each| each.find_map(|it| it.strip_prefix(of)?.parse().ok()));
+        number.unwrap_or_else(|| panic!("no packet_diag in this kernel? ss says:\n{listed}"))
     }
 
     /// Whether `text` was on the wire, within one packet.
