@@ -32,6 +32,7 @@ mod pki;
 mod quarantine;
 mod refused_packets;
 mod relay;
+mod reloads;
 mod responses;
 mod restart;
 mod rotation;

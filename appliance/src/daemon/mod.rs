@@ -179,11 +179,14 @@ impl Daemon {
         let rulebook = rulebook(policy, cas.clone(), &self.system_roots)?;
         packets::apply(&self.rules(&capture))?;
         self.capture = capture;
-        self.wanted.take(&rulebook.policy);
+        // A binding or a CA that is new is there before the first request can ask for it; until
+        // then requests are judged by the old policy, and have what that names.
+        self.wanted.add(&rulebook.policy);
         self.secrets.ask_again();
-        // A binding or a CA that is new is there before the first request can ask for it.
         issuing::first_round(&self.secrets, self.rotation.as_ref(), &cas, RELOAD_ROUND).await;
-        self.rulebooks.send_replace(Arc::new(rulebook));
+        let rulebook = Arc::new(rulebook);
+        self.rulebooks.send_replace(Arc::clone(&rulebook));
+        self.wanted.take(&rulebook.policy);
         Ok(())
     }
 
