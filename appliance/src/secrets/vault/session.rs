@@ -43,15 +43,23 @@ pub(crate) struct Session {
     login: Login,
     pub(super) gateway: Holder,
     groups: Lock<HashMap<GroupName, Arc<Holder>>>,
-    /// Tokens that nobody asks for any more, and holders whose group left the policy.
+    /// Tokens that nobody asks for any more, and holders that are not asked any more.
     pub(super) retired: Lock<Vec<Retired>>,
-    pub(super) left: Lock<Vec<Arc<Holder>>>,
+    pub(super) left: Lock<Vec<Left>>,
     /// The token of a planned login that has not taken over yet.
     pub(super) coming: Lock<Option<Arc<TokenClient>>>,
     /// How many tokens were made.
     tokens: AtomicU64,
     /// Rings when there is something new to tend.
     pub(super) replanned: Notify,
+}
+
+/// Who is not asked for a token any more.
+pub(super) enum Left {
+    /// Its group left the policy.
+    Policy(Arc<Holder>),
+    /// Its group stays, and gets its tokens by another role.
+    Role(Arc<Holder>),
 }
 
 pub(super) struct Retired {
@@ -95,7 +103,8 @@ impl Session {
     }
 
     /// Takes the groups that may have a token. The tokens of a group that is not among them any
-    /// more are revoked, and what was leased with them; a group that comes back gets a new one.
+    /// more are revoked, and what was leased with them; a group that comes back gets a new one. The
+    /// token of a group with another role stays for a while, like any token with a successor.
     pub(crate) fn set_groups(&self, groups: &[Arc<Group>]) {
         let mut held = lock(&self.groups);
         let mut old = std::mem::take(&mut *held);
@@ -104,13 +113,13 @@ impl Session {
             let kept = match old.remove(&group.name) {
                 Some(holder) if holder.role == role => holder,
                 other => {
-                    lock(&self.left).extend(other);
+                    lock(&self.left).extend(other.map(Left::Role));
                     Arc::new(Holder { role, ..Holder::default() })
                 }
             };
             held.insert(group.name.clone(), kept);
         }
-        lock(&self.left).extend(old.into_values());
+        lock(&self.left).extend(old.into_values().map(Left::Policy));
         drop(held);
         self.replanned.notify_one();
     }
@@ -334,7 +343,7 @@ pub(super) const NO_TOKEN: &str = "Vault refuses a token for the group: check it
 
 /// How long a token that has a successor stays, for questions on their way and for leases that
 /// have to be made anew.
-const RETIRED_TIME: Duration = Duration::from_secs(60);
+pub(super) const RETIRED_TIME: Duration = Duration::from_secs(60);
 
 /// Above this, old tokens are left to end by themselves.
 const MAX_RETIRED: usize = 1_024;
