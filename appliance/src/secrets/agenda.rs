@@ -265,6 +265,7 @@ impl Agenda {
         self.each(question, |ledger, key| {
             let fresh = values.next().unwrap_or(Err(NO_ANSWER)).map(|picked| Fresh {
                 picked,
+                asked: question.asked,
                 lease_ends: ends,
                 narrowing: narrowing.clone(),
             });

@@ -503,3 +503,18 @@ fn what_waited_for_a_source_is_asked_soon_after_it_is_back_and_not_all_at_once()
     let after = agenda.take_due(now + WAKE_TIME, |_| 0).0.len();
     assert!(at_once < 25 && at_once + after == 49, "{at_once} at once, {after} after");
 }
+
+#[test]
+fn a_value_that_is_not_lent_is_as_old_as_the_question() {
+    let (mut agenda, now, second) =
+        (Agenda::new(REFRESH, STALE), Instant::now(), Duration::from_secs(1));
+    agenda.want(&[user()], now);
+    let question = agenda.take_due(now, |_| 0).0.remove(0);
+    let value = Zeroizing::new(b"sk-live-0123456789abcdef".to_vec());
+    let answer = Answer { values: vec![Ok(value.into())], lease: None, narrowing: Arc::default() };
+    agenda.enter(&question, Outcome::Read(Ok(answer)), now + 10 * second);
+    let (group, reference) = user();
+    let usable = |at| agenda.snapshot().current(&group, &reference, 8, at).is_ok();
+    assert!(usable(now + STALE - second));
+    assert!(!usable(now + STALE));
+}
