@@ -73,6 +73,9 @@ pub(super) struct Retired {
 struct TokenBody<'a> {
     display_name: &'a str,
     meta: TokenMeta<'a>,
+    /// The role says which, unless it is asked for others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policies: Option<[&'a str; 1]>,
 }
 
 /// What Vault's own audit log shows with each question of the token.
@@ -233,23 +236,32 @@ impl Session {
         own_policies: &[String],
         holder: &Holder,
     ) -> Result<Live, ChildError> {
-        let Some((group, role)) = &holder.role else {
-            return Err(ChildError::Asked(CallError::DENIED));
-        };
-        let name = format!("cloakroom-{group}");
-        let meta = TokenMeta { cloakroom_group: group.as_str() };
-        let body = TokenBody { display_name: &name, meta };
-        let create = Post::new(format!("auth/token/create/{role}"), &body, 2 * name.len());
         let now = Instant::now();
-        let answer = own.call(create.map_err(ChildError::Asked)?).await;
-        let answer = answer.map_err(ChildError::Asked)?;
-        let strange = CallError::Transport("Vault's answer holds no usable token for the group");
-        let grant = Grant::parse(&answer).ok_or(ChildError::Asked(strange))?;
+        let grant = ask_role(own, holder, None).await.map_err(ChildError::Asked)?;
         let unfit = grant.unfit_for_group(own_policies);
-        let live = self.live(grant, now, Some(group.clone()), own.generation());
+        let group = holder.role.as_ref().map(|(group, _)| group.clone());
+        let live = self.live(grant, now, group, own.generation());
         let Some(unfit) = unfit else { return Ok(live) };
         self.retire(live.client, Instant::now());
         Err(ChildError::Unfit(unfit))
+    }
+
+    /// Whether the role of `group` would make a token with `policy`. One that is made is given back.
+    pub(super) async fn hands_on(
+        &self,
+        group: &GroupName,
+        policy: &str,
+    ) -> Result<bool, FetchError> {
+        let (holder, own) = (self.holder(group)?, self.gateway().await?);
+        match ask_role(&own, &holder, Some(policy)).await {
+            Ok(grant) => {
+                let live = self.live(grant, Instant::now(), Some(group.clone()), own.generation());
+                self.retire(live.client, Instant::now());
+                Ok(true)
+            }
+            Err(error) if error.is_refusal() => Ok(false),
+            Err(error) => Err(error.outage()),
+        }
     }
 
     /// The gateway's token, and the policies that it has.
@@ -314,6 +326,22 @@ impl Session {
     pub(super) fn holders(&self) -> Vec<Arc<Holder>> {
         lock(&self.groups).values().cloned().collect()
     }
+}
+
+/// Has the role of `holder` make a token, with `policy` instead of all that it has.
+async fn ask_role(
+    own: &TokenClient,
+    holder: &Holder,
+    policy: Option<&str>,
+) -> Result<Grant, CallError> {
+    let Some((group, role)) = &holder.role else { return Err(CallError::DENIED) };
+    let name = format!("cloakroom-{group}");
+    let meta = TokenMeta { cloakroom_group: group.as_str() };
+    let body = TokenBody { display_name: &name, meta, policies: policy.map(|policy| [policy]) };
+    let room = 2 * name.len() + policy.map_or(0, str::len);
+    let answer = own.call(Post::new(format!("auth/token/create/{role}"), &body, room)?).await?;
+    let strange = CallError::Transport("Vault's answer holds no usable token for the group");
+    Grant::parse(&answer).ok_or(strange)
 }
 
 /// Why a group has no token.
