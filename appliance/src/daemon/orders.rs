@@ -4,6 +4,7 @@
 //! down is not made.
 
 use std::{
+    pin::pin,
     sync::Arc,
     time::{Instant, SystemTime},
 };
@@ -64,8 +65,18 @@ impl Orders {
             return Answer::failed(EX_USAGE, self.unknown(&group));
         }
         let (quarantine, name) = (Arc::clone(&self.quarantine), group.clone());
-        let held = blocking(move || quarantine.hold(&name)).await;
+        let mut in_force = self.gateway.quarantined.clone();
+        let mut holding = pin!(blocking(move || quarantine.hold(&name)));
+        // A disk that is slow with the mark does not keep the group's secrets here.
+        let early = tokio::select! {
+            held = &mut holding => Some(held),
+            () = in_force.reached(&group) => None,
+        };
         self.wanted.apply();
+        let held = match early {
+            Some(held) => held,
+            None => holding.await,
+        };
         tracing::warn!(%group, uid, "quarantined");
         let recorded = self.record(Act::Quarantine, &group, uid);
         match (held, recorded) {
