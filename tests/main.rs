@@ -9,6 +9,7 @@ mod authority;
 mod bound_agents;
 mod clear_text;
 mod clients;
+mod commands;
 mod connections;
 mod control;
 mod credentials;
