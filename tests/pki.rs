@@ -28,7 +28,10 @@ use lab::{
 use rustls_pki_types::CertificateDer;
 use serde_json::{Value, json};
 
-use crate::world::{TICKET, World, get};
+use crate::{
+    control::status,
+    world::{TICKET, World, get},
+};
 use engine::{Engine, openssl_verify};
 
 /// A world whose issuing CAs a real Vault signs, each for 20 s.
@@ -265,8 +268,16 @@ fn without_vault_the_hosts_are_closed_and_open_when_it_is_there() {
         it.world.origin.log().assert_untouched();
         let log = it.world.gateway.stderr();
         assert!(log.contains("its hosts are closed until Vault signs one"), "{log}");
+        let cas = || status(&it.world)["issuing_cas"].take();
+        let missing = json!({"rule": "openai", "cause": "vault_unreachable"});
+        let told = cas();
+        assert!(told["missing"].as_array().is_some_and(|it| it.contains(&missing)), "{told}");
+        assert_eq!(told["available"], json!([]), "{told}");
         it.engine.vault.resume();
         wait::expect("the host is open", || it.is_open(OPENAI));
+        wait::expect("none is missing", || cas()["missing"] == json!([]));
+        let told = cas();
+        assert!(told["available"].as_array().is_some_and(|it| it.contains(&json!("openai"))));
 
         let begun = Instant::now();
         it.engine.vault.stop();

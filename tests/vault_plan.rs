@@ -359,6 +359,33 @@ fn the_doctor_finds_each_mistake_and_names_it() {
 }
 
 #[test]
+fn the_doctor_finds_a_role_that_hands_on_more_and_the_plan_mends_it() {
+    sandboxed(|| {
+        let it = Planned::apply(false);
+        it.assert_healthy();
+        let role = |vault: &Vault, change: &str| {
+            drop(vault.cli(&["write", "auth/token/roles/cloakroom-operations", change]));
+        };
+        it.vault.policy("finance", "path \"other/data/*\" { capabilities = [\"read\"] }\n");
+        let more = "has the policies finance, and needs cloakroom-operations alone";
+        it.assert_found("group operations", more, |vault| {
+            role(vault, "allowed_policies=cloakroom-operations,finance");
+        });
+        it.assert_found("group operations", "its role hands on any policy", |vault| {
+            role(vault, "allowed_policies_glob=*");
+        });
+        it.assert_found("gateway", "has the policies finance", |vault| {
+            let path = "auth/approle/role/cloakroom-gateway";
+            vault.cli(&["write", path, "token_policies=cloakroom-gateway,finance"]);
+        });
+        it.assert_found("group operations", "it is not there, or", |vault| {
+            role(vault, "disallowed_policies_glob=cloakroom-*");
+        });
+        assert_eq!(it.vault.accessors().len(), 1, "Vault's own root");
+    });
+}
+
+#[test]
 fn the_doctor_leaves_a_wrapped_secret_id_to_the_gateway() {
     sandboxed(|| {
         let mut it = Planned::apply(false);

@@ -10,6 +10,7 @@
 //!                                   └→ refuse      RST, TLS alert or HTTP answer, with a reason
 //! ```
 
+pub mod harden;
 pub mod phase;
 pub mod quarantine;
 pub mod reason;

@@ -56,6 +56,11 @@ impl Rulebook {
         self.cas.get(rule).map(Arc::as_ref)
     }
 
+    /// The issuing CAs of all rules that end TLS here.
+    pub fn cas(&self) -> impl Iterator<Item = &RuleCa> {
+        self.cas.values().map(Arc::as_ref)
+    }
+
     /// What a request of a group must look like at an API.
     pub fn rules(&self, group: &GroupName, api: &Arc<Api>) -> Arc<Rules> {
         let mut rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);

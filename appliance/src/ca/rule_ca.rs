@@ -99,13 +99,24 @@ impl RuleCa {
     /// There is no CA, it has ended, or it is not for `host`.
     pub fn leaf(&self, host: &Host, now: SystemTime) -> Result<Arc<CertifiedKey>, NoLeaf> {
         let leaves = self.leaves.load();
-        match leaves.as_ref() {
-            Some(leaves) if now < leaves.ends() => leaves.leaf(host, now).map_err(NoLeaf::Ca),
-            Some(_) => Err(NoLeaf::NoCa(SecretCause::LeaseEnded)),
-            None => {
-                let missing = *self.missing.lock().unwrap_or_else(PoisonError::into_inner);
-                Err(NoLeaf::NoCa(missing))
-            }
+        let leaves = self.usable(leaves.as_deref(), now).map_err(NoLeaf::NoCa)?;
+        leaves.leaf(host, now).map_err(NoLeaf::Ca)
+    }
+
+    /// Why the rule's hosts are closed; `None` where there is a CA.
+    pub fn missing(&self, now: SystemTime) -> Option<SecretCause> {
+        self.usable(self.leaves.load().as_deref(), now).err()
+    }
+
+    fn usable<'a>(
+        &self,
+        leaves: Option<&'a Leaves>,
+        now: SystemTime,
+    ) -> Result<&'a Leaves, SecretCause> {
+        match leaves {
+            Some(leaves) if now < leaves.ends() => Ok(leaves),
+            Some(_) => Err(SecretCause::LeaseEnded),
+            None => Err(*self.missing.lock().unwrap_or_else(PoisonError::into_inner)),
         }
     }
 

@@ -29,6 +29,7 @@ use crate::{
     config::{self, Config},
     control::Order,
     daemon::{self, DaemonError, Surroundings},
+    harden,
     packets::{self, Capture},
     tls,
 };
@@ -144,7 +145,8 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { EX_USAGE } else { 0 });
         }
     };
-    match dispatch(cli.command) {
+    // Not the daemon alone: tokens of Vault, values and keys of CAs are in the others' memory too.
+    match harden::process().map_err(Failure::Other).and_then(|()| dispatch(cli.command)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => report(&failure),
     }

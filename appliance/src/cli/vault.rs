@@ -36,7 +36,8 @@ pub enum VaultCommand {
     #[command(after_help = "Examples:\n  cloakroom vault doctor /etc/cloakroom/cloakroom.toml\n  \
         cloakroom vault doctor --secret-id-file ./another-secret-id CONFIG\n\n\
         Run it on the gateway, as its user. It asks what the gateway's token and the groups' may do,\n\
-        and has CAs signed whose keys it drops. Exit status: 0 healthy, 1 anything else.")]
+        asks each token role for a policy that it must refuse, and has CAs signed whose keys it\n\
+        drops. Exit status: 0 healthy, 1 anything else.")]
     Doctor(DoctorArgs),
 }
 

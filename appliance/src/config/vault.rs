@@ -11,7 +11,7 @@ use super::{
     reference::is_path,
     settings::{PkiSettings, VaultLogin, VaultSettings},
     table::Table,
-    value::{flag, parsed, path, time, unquoted},
+    value::{duration, flag, parsed, path, time, unquoted},
 };
 
 /// Reads `[vault]`; `None` where something needed is missing or wrong.
@@ -26,7 +26,8 @@ pub(super) fn vault(mut table: Table<'_>, base: &Path) -> Option<VaultSettings> 
     check_plain_http(&table, plain_http, address.as_ref(), &peers);
     let namespace = table.optional("namespace", parsed(vault_path));
     let refresh = table.optional("refresh", time(SECOND..=HOUR));
-    let max_stale = table.optional("max_stale", time(Duration::ZERO..=24 * HOUR));
+    let max_stale = table.optional("max_stale", time(2 * SECOND..=24 * HOUR));
+    check_times(&table, refresh.as_ref(), max_stale.as_ref());
     let pki = table.table("pki", "[vault.pki]").map(|table| pki(table, base));
     let login = login(table, base);
     Some(VaultSettings {
@@ -35,8 +36,8 @@ pub(super) fn vault(mut table: Table<'_>, base: &Path) -> Option<VaultSettings> 
         ca_file: ca_file.map(Spanned::into_inner),
         namespace: namespace.map(Spanned::into_inner),
         login: login?,
-        refresh: inner(refresh, MINUTE),
-        max_stale: inner(max_stale, 5 * MINUTE),
+        refresh: inner(refresh, REFRESH),
+        max_stale: inner(max_stale, MAX_STALE),
         pki: super::transpose(pki)?,
     })
 }
@@ -137,6 +138,36 @@ fn whole_seconds(
     }
 }
 
+/// A value is read twice within its time, or one read that is late would end it.
+fn check_times(
+    table: &Table<'_>,
+    refresh: Option<&Spanned<Duration>>,
+    max_stale: Option<&Spanned<Duration>>,
+) {
+    let wrong_refresh = refresh.is_none() && table.has("refresh");
+    let wrong_max_stale = max_stale.is_none() && table.has("max_stale");
+    let often = refresh.map_or(REFRESH, |time| *time.get_ref());
+    let long = max_stale.map_or(MAX_STALE, |time| *time.get_ref());
+    if wrong_refresh || wrong_max_stale || 2 * often <= long {
+        return;
+    }
+    let (often, long) = (duration(2 * often), duration(long / 2));
+    let text =
+        format!("a value is read twice within max_stale; write refresh = \"{long}\" at most");
+    match (refresh, max_stale) {
+        (Some(refresh), Some(_)) => table.report().add(&refresh.span(), format!("refresh: {text}")),
+        (Some(refresh), None) => {
+            let text = format!("refresh: {text}, or max_stale = \"{often}\" at least");
+            table.report().add(&refresh.span(), text);
+        }
+        (None, Some(max_stale)) => {
+            let text = format!("max_stale: {text}, or max_stale = \"{often}\" at least");
+            table.report().add(&max_stale.span(), text);
+        }
+        (None, None) => {}
+    }
+}
+
 /// Every node is reached as the first, and without TLS only where a word says so.
 fn check_plain_http(
     table: &Table<'_>,
@@ -202,6 +233,10 @@ fn role_id(text: &str) -> Result<Arc<str>, &'static str> {
 
 const LOGINS: [&str; 3] = ["approle", "cert", "jwt"];
 const VAULT_ADDRESS: &str = "write \"https://HOST:PORT\" and nothing after it";
+/// Where the file does not say.
+const REFRESH: Duration = MINUTE;
+const MAX_STALE: Duration = Duration::from_secs(5 * 60);
+
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3_600);

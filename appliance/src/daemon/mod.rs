@@ -9,7 +9,6 @@ mod control;
 mod error;
 mod flow;
 mod ground;
-mod harden;
 mod issuing;
 mod orders;
 mod refused;
@@ -27,6 +26,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustls::RootCertStore;
 use tokio::{
     sync::{mpsc, watch},
@@ -47,7 +47,7 @@ use crate::{
     audit::{Sink, Writer},
     ca::{Rotation, RuleCas},
     config::{self, Config, Settings},
-    dns,
+    dns, harden,
     packets::{self, Capture, Claim, Kept},
     phase::{Phase, Phases},
     policy::Policy,
@@ -73,6 +73,7 @@ pub async fn run(
     surroundings: &Surroundings,
 ) -> Result<(), DaemonError> {
     harden::process().map_err(DaemonError::Other)?;
+    raise_descriptors().map_err(|error| other("cannot raise the limit on open files", &error))?;
     let config = config::load(config_file).map_err(DaemonError::Config)?;
     let signals = Signals::new().map_err(|error| other("cannot handle signals", &error))?;
     let supervisor = Supervisor::of(surroundings)
@@ -179,11 +180,14 @@ impl Daemon {
         let rulebook = rulebook(policy, cas.clone(), &self.system_roots)?;
         packets::apply(&self.rules(&capture))?;
         self.capture = capture;
-        self.wanted.take(&rulebook.policy);
+        // A binding or a CA that is new is there before the first request can ask for it; until
+        // then requests are judged by the old policy, and have what that names.
+        self.wanted.add(&rulebook.policy);
         self.secrets.ask_again();
-        // A binding or a CA that is new is there before the first request can ask for it.
         issuing::first_round(&self.secrets, self.rotation.as_ref(), &cas, RELOAD_ROUND).await;
-        self.rulebooks.send_replace(Arc::new(rulebook));
+        let rulebook = Arc::new(rulebook);
+        self.rulebooks.send_replace(Arc::clone(&rulebook));
+        self.wanted.take(&rulebook.policy);
         Ok(())
     }
 
@@ -237,6 +241,12 @@ async fn next_sign(signs: &mut Option<tokio::time::Interval>) {
 
 async fn cut(mut phases: Phases) {
     phases.reached(Phase::Cut).await;
+}
+
+/// To what the system allows.
+fn raise_descriptors() -> rustix::io::Result<()> {
+    let most = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most })
 }
 
 fn rulebook(

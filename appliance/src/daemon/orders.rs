@@ -3,7 +3,11 @@
 //! A quarantine comes first and is written down afterwards; a release that could not be written
 //! down is not made.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    pin::pin,
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
 
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -14,6 +18,7 @@ use crate::{
     control::{Answer, Order},
     policy::{GroupName, SecretRef},
     quarantine::Quarantine,
+    rulebook::Rulebook,
 };
 
 /// Everything that an order can touch. Cheap to clone.
@@ -60,8 +65,18 @@ impl Orders {
             return Answer::failed(EX_USAGE, self.unknown(&group));
         }
         let (quarantine, name) = (Arc::clone(&self.quarantine), group.clone());
-        let held = blocking(move || quarantine.hold(&name)).await;
+        let mut in_force = self.gateway.quarantined.clone();
+        let mut holding = pin!(blocking(move || quarantine.hold(&name)));
+        // A disk that is slow with the mark does not keep the group's secrets here.
+        let early = tokio::select! {
+            held = &mut holding => Some(held),
+            () = in_force.reached(&group) => None,
+        };
         self.wanted.apply();
+        let held = match early {
+            Some(held) => held,
+            None => holding.await,
+        };
         tracing::warn!(%group, uid, "quarantined");
         let recorded = self.record(Act::Quarantine, &group, uid);
         match (held, recorded) {
@@ -147,6 +162,7 @@ impl Orders {
                     .map(|(group, secret, cause)| of(group, secret, Some(cause.word())))
                     .collect(),
             },
+            issuing_cas: cas(&rulebook),
         };
         Answer { exit: 0, text: None, status: serde_json::to_value(&status).ok() }
     }
@@ -160,6 +176,7 @@ struct Status<'a> {
     connections: usize,
     groups: Vec<GroupStatus<'a>>,
     secrets: SecretsStatus,
+    issuing_cas: CasStatus<'a>,
 }
 
 #[derive(Serialize)]
@@ -182,6 +199,34 @@ struct SecretStatus {
     secret: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     cause: Option<&'static str>,
+}
+
+/// The rules that end TLS here. The hosts of those that miss their CA are closed.
+#[derive(Serialize)]
+struct CasStatus<'a> {
+    available: Vec<&'a str>,
+    missing: Vec<MissingCa<'a>>,
+}
+
+#[derive(Serialize)]
+struct MissingCa<'a> {
+    rule: &'a str,
+    cause: &'static str,
+}
+
+fn cas(rulebook: &Rulebook) -> CasStatus<'_> {
+    let now = SystemTime::now();
+    let mut status = CasStatus { available: vec![], missing: vec![] };
+    for ca in rulebook.cas() {
+        let rule = ca.rule().as_str();
+        match ca.missing(now) {
+            None => status.available.push(rule),
+            Some(cause) => status.missing.push(MissingCa { rule, cause: cause.word() }),
+        }
+    }
+    status.available.sort_unstable();
+    status.missing.sort_unstable_by_key(|missing| missing.rule);
+    status
 }
 
 fn of(group: &GroupName, secret: &SecretRef, cause: Option<&'static str>) -> SecretStatus {

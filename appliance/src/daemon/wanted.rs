@@ -43,7 +43,21 @@ impl Wanted {
         wanted
     }
 
-    /// Takes what a new policy names.
+    /// Takes what the next policy names beside what the one in force does, so that both can be
+    /// served until the next one is taken.
+    pub(super) fn add(&self, next: &Policy) {
+        let mut named = self.lock();
+        let stays = |group: &&Arc<Group>| next.groups.iter().any(|it| it.name == group.name);
+        let leaving = named.groups.iter().filter(|group| !stays(group));
+        let groups = next.groups.iter().chain(leaving).cloned().collect();
+        let mut both = [&named.needs[..], &needs(next)].concat();
+        both.sort_unstable();
+        both.dedup();
+        *named = Named { groups, needs: both };
+        self.tell(&named);
+    }
+
+    /// Takes what a new policy names, and nothing else any more.
     pub(super) fn take(&self, policy: &Policy) {
         let mut named = self.lock();
         *named = Named { groups: policy.groups.clone(), needs: needs(policy) };

@@ -19,6 +19,9 @@ pub(super) fn render(plan: &Plan) -> String {
         let fields = [
             ("role_name", text(&role.role)),
             ("allowed_policies", format!("[{policy}]")),
+            ("allowed_policies_glob", "[]".to_owned()),
+            ("disallowed_policies", "[]".to_owned()),
+            ("disallowed_policies_glob", "[]".to_owned()),
             ("orphan", "false".to_owned()),
             ("renewable", "true".to_owned()),
             ("token_type", text("service")),

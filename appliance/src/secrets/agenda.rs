@@ -132,10 +132,14 @@ impl Agenda {
     ) -> (Vec<Question>, Instant) {
         let mut asking: HashMap<Lane, usize> = HashMap::new();
         let mut in_all: HashMap<Kind, usize> = HashMap::new();
-        for (site, _) in self.plans.iter().filter(|(_, plan)| plan.asking) {
-            *asking.entry(lane(site)).or_default() += 1;
-            *in_all.entry(kind(&site.1)).or_default() += 1;
+        for (site, plan) in &self.plans {
+            *asking.entry(lane(site)).or_default() += usize::from(plan.asking);
+            *in_all.entry(kind(&site.1)).or_default() += usize::from(plan.asking);
         }
+        let lanes = |of: Kind| asking.keys().filter(|(kind, _)| *kind == of).count().max(1);
+        let share = |of: Kind| (QUESTIONS_IN_ALL / lanes(of)).clamp(1, QUESTIONS_AT_ONCE);
+        let shares = [Kind::Vault, Kind::File].map(|of| (of, share(of)));
+        let shares = HashMap::from(shares);
         for ((group, _), plan) in &mut self.plans {
             plan.notice(generation(group), now);
         }
@@ -152,9 +156,10 @@ impl Agenda {
         due.sort_by_key(|(at, ..)| *at);
         let mut questions = Vec::new();
         for (_, site, plan) in due {
+            let share = shares.get(&kind(&site.1)).copied().unwrap_or(1);
             let asking = asking.entry(lane(site)).or_default();
             let in_all = in_all.entry(kind(&site.1)).or_default();
-            if *asking < QUESTIONS_AT_ONCE && *in_all < QUESTIONS_IN_ALL {
+            if *asking < share && *in_all < QUESTIONS_IN_ALL {
                 *asking += 1;
                 *in_all += 1;
                 questions.push(plan.ask(site, now));
@@ -265,6 +270,7 @@ impl Agenda {
         self.each(question, |ledger, key| {
             let fresh = values.next().unwrap_or(Err(NO_ANSWER)).map(|picked| Fresh {
                 picked,
+                asked: question.asked,
                 lease_ends: ends,
                 narrowing: narrowing.clone(),
             });
@@ -393,11 +399,12 @@ const fn kind(location: &Location) -> Kind {
 const NO_ANSWER: FetchError =
     FetchError::Outage(crate::reason::SecretCause::VaultUnreachable, "the answer lacks a value");
 
-/// Questions of one [`Lane`] at once.
+/// Questions of one [`Lane`] at once; fewer where there are so many lanes that these would fill all
+/// of [`QUESTIONS_IN_ALL`].
 pub(super) const QUESTIONS_AT_ONCE: usize = 8;
 
-/// Questions of all groups to one kind of source at once. The longest due go first, and no group
-/// has more than an eighth of it.
+/// Questions of all groups to one kind of source at once. The longest due go first, and groups whose
+/// questions hang leave the others room.
 pub(super) const QUESTIONS_IN_ALL: usize = 64;
 
 /// Within how long everything that waits for a source is asked, once it answers again.

@@ -458,6 +458,20 @@ fn one_group_is_not_held_up_by_the_questions_of_another() {
 }
 
 #[test]
+fn nine_groups_whose_questions_hang_leave_the_tenth_its_turn() {
+    let mut agenda = Agenda::new(REFRESH, STALE);
+    let now = Instant::now();
+    let groups: Vec<String> = (0..9).map(|number| format!("slow-{number}")).collect();
+    let slow = groups.iter().flat_map(|group| (0..20).map(|number| of(group, number)));
+    let slow: Vec<Key> = slow.collect();
+    agenda.want(&slow, now);
+    assert!(agenda.take_due(now, |_| 0).0.len() < QUESTIONS_IN_ALL);
+    agenda.want(&[slow, vec![of("quick", 0)]].concat(), now);
+    let questions = agenda.take_due(now, |_| 0).0;
+    assert_eq!(questions.iter().map(|it| it.site.0.as_str()).collect::<Vec<_>>(), ["quick"]);
+}
+
+#[test]
 fn many_groups_together_do_not_flood_the_source_and_each_has_its_turn() {
     let mut agenda = Agenda::new(REFRESH, STALE);
     let mut now = Instant::now();
@@ -465,7 +479,7 @@ fn many_groups_together_do_not_flood_the_source_and_each_has_its_turn() {
     let wanted = groups.iter().flat_map(|group| (0..10).map(|number| of(group, number)));
     agenda.want(&wanted.collect::<Vec<_>>(), now);
     let mut asked = HashMap::new();
-    for round in 0..=500_usize.div_ceil(QUESTIONS_IN_ALL) {
+    for round in 0..10 {
         let questions = agenda.take_due(now, |_| 0).0;
         assert!(questions.len() <= QUESTIONS_IN_ALL, "{} in round {round}", questions.len());
         assert!(agenda.take_due(now, |_| 0).0.is_empty(), "none is answered yet");
@@ -502,4 +516,19 @@ fn what_waited_for_a_source_is_asked_soon_after_it_is_back_and_not_all_at_once()
     let at_once = agenda.take_due(now + Duration::from_millis(100), |_| 0).0.len();
     let after = agenda.take_due(now + WAKE_TIME, |_| 0).0.len();
     assert!(at_once < 25 && at_once + after == 49, "{at_once} at once, {after} after");
+}
+
+#[test]
+fn a_value_that_is_not_lent_is_as_old_as_the_question() {
+    let (mut agenda, now, second) =
+        (Agenda::new(REFRESH, STALE), Instant::now(), Duration::from_secs(1));
+    agenda.want(&[user()], now);
+    let question = agenda.take_due(now, |_| 0).0.remove(0);
+    let value = Zeroizing::new(b"sk-live-0123456789abcdef".to_vec());
+    let answer = Answer { values: vec![Ok(value.into())], lease: None, narrowing: Arc::default() };
+    agenda.enter(&question, Outcome::Read(Ok(answer)), now + 10 * second);
+    let (group, reference) = user();
+    let usable = |at| agenda.snapshot().current(&group, &reference, 8, at).is_ok();
+    assert!(usable(now + STALE - second));
+    assert!(!usable(now + STALE));
 }

@@ -1,8 +1,8 @@
 //! What is known about every wanted secret, and what an answer of its source changes. Pure: the
 //! time is an argument.
 //!
-//! A value is usable until `max_stale` after it was last read, and a lent one until its lease
-//! ends. A source that says "none" takes it away at once; a source that cannot answer leaves it
+//! A value is usable until `max_stale` after the source was last asked for it with success, and a
+//! lent one until its lease ends. A source that says "none" takes it away at once; a source that cannot answer leaves it
 //! until then. A value that is replaced, taken away or too old stays known for a day, so that it
 //! is still masked in responses.
 
@@ -46,6 +46,8 @@ pub(super) struct Ledger {
 /// A value as it was read just now, before any check.
 pub(super) struct Fresh {
     pub(super) picked: Picked,
+    /// When the source was asked. It may have looked at any time from then on.
+    pub(super) asked: Instant,
     /// `None` for a value that is not lent.
     pub(super) lease_ends: Option<Instant>,
     pub(super) narrowing: Arc<Narrowing>,
@@ -91,7 +93,7 @@ impl Ledger {
         let entry = entry_mut(entry);
         entry.asked = true;
         let held = answer.and_then(|fresh| {
-            let good_until = fresh.lease_ends.unwrap_or(now + max_stale);
+            let good_until = fresh.lease_ends.unwrap_or(fresh.asked + max_stale);
             let value = Arc::new(check(fresh.picked.whole)?);
             let parts = fresh.picked.parts.into_iter().filter_map(worth_masking).collect();
             Ok(Held { value, parts, good_until, narrowing: fresh.narrowing })

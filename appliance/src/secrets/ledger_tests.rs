@@ -36,7 +36,8 @@ impl Scene {
     fn lent(&mut self, at: u64, value: &str, ends: Option<u64>) -> Change {
         let bytes = Zeroizing::new(value.as_bytes().to_vec());
         let lease_ends = ends.map(|ends| self.at(ends));
-        let fresh = Fresh { picked: bytes.into(), lease_ends, narrowing: Arc::default() };
+        let (picked, asked) = (bytes.into(), self.at(at));
+        let fresh = Fresh { picked, asked, lease_ends, narrowing: Arc::default() };
         let change = self.ledger.record(&self.key, Ok(fresh), self.at(at));
         self.ledger.forget_old(self.at(at));
         change
@@ -213,8 +214,9 @@ fn another_word_of_the_owner_changes_no_mask() {
     let mut narrowing = Narrowing::default();
     narrowing.set("hosts", "api.example").unwrap();
     let bytes = Zeroizing::new(ONE.as_bytes().to_vec());
-    let fresh = Fresh { picked: bytes.into(), lease_ends: None, narrowing: Arc::new(narrowing) };
     let (key, now) = (scene.key.clone(), scene.at(1));
+    let (picked, narrowing) = (bytes.into(), Arc::new(narrowing));
+    let fresh = Fresh { picked, asked: now, lease_ends: None, narrowing };
     assert_eq!(scene.ledger.record(&key, Ok(fresh), now), Change::Same);
     assert_eq!(scene.generation(), before);
     let snapshot = scene.ledger.snapshot();
@@ -240,8 +242,8 @@ fn the_fields_of_a_template_are_masked_like_the_whole() {
         ["agent", "password-0123456"].map(|text| Zeroizing::new(text.as_bytes().to_vec()));
     let whole = Zeroizing::new(b"agent:password-0123456".to_vec());
     let picked = Picked { whole, parts: vec![user, password] };
-    let fresh = Fresh { picked, lease_ends: None, narrowing: Arc::default() };
     let (key, now) = (scene.key.clone(), scene.at(0));
+    let fresh = Fresh { picked, asked: now, lease_ends: None, narrowing: Arc::default() };
     scene.ledger.record(&key, Ok(fresh), now);
     let known = ["agent:password-0123456", "password-0123456"];
     assert_eq!(scene.known(), known, "a short field would mask by chance");
@@ -258,7 +260,7 @@ fn other_fields_that_make_the_same_value_are_masked_too() {
     for (at, change) in [(17, Change::Arrived), (18, Change::Rotated), (18, Change::Same)] {
         let (one, other) = whole.split_at(at);
         let picked = Picked { whole: bytes(whole), parts: vec![bytes(one), bytes(other)] };
-        let fresh = Fresh { picked, lease_ends: None, narrowing: Arc::default() };
+        let fresh = Fresh { picked, asked: now, lease_ends: None, narrowing: Arc::default() };
         assert_eq!(scene.ledger.record(&key, Ok(fresh), now), change);
     }
     let known = scene.known();

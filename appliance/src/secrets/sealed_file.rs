@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 use zeroize::Zeroizing;
 
 use super::{
@@ -68,8 +68,7 @@ impl SealedFile {
         }
         if no_key {
             let text = SealKey::generate().map_err(|_| EditError::Cipher)?;
-            create(&self.key, text.as_bytes(), None)?;
-            sync_folder(&self.key)?;
+            put(&self.key, text.as_bytes(), None, RenameFlags::NOREPLACE)?;
         }
         if no_file {
             self.write(b"")?;
@@ -137,20 +136,9 @@ impl SealedFile {
     fn write(&self, lines: &[u8]) -> Result<(), EditError> {
         let key = self.read_key().map_err(EditError::File)?;
         let sealed = key.seal(lines).map_err(|_| EditError::Cipher)?;
-        let beside = with_ending(&self.path, ".new");
-        // Left by a change that broke off. The lock says that nobody else is at it.
-        match fs::remove_file(&beside) {
-            Err(error) if !is_absent(&error) => {
-                return Err(EditError::Unwritable(beside, error));
-            }
-            _ => {}
-        }
         // Root may change what the daemon's user owns, and that user must be able to read it still.
         let owner = fs::symlink_metadata(&self.path).ok().map(|meta| (meta.uid(), meta.gid()));
-        create(&beside, &sealed, owner)?;
-        fs::rename(&beside, &self.path)
-            .map_err(|error| EditError::Unwritable(self.path.clone(), error))?;
-        sync_folder(&self.path)
+        put(&self.path, &sealed, owner, RenameFlags::empty())
     }
 
     fn lock(&self) -> Result<File, EditError> {
@@ -179,6 +167,25 @@ fn render(entries: &[Entry<'_>]) -> Result<Zeroizing<Vec<u8>>, EditError> {
     }
     parse(&lines).map_err(EditError::File)?;
     Ok(lines)
+}
+
+/// Moves a file to `path` when all of it is on the disk. The lock says that nobody else is at it.
+fn put(
+    path: &Path,
+    content: &[u8],
+    owner: Option<(u32, u32)>,
+    how: RenameFlags,
+) -> Result<(), EditError> {
+    let beside = with_ending(path, ".new");
+    // Left by a change that broke off.
+    match fs::remove_file(&beside) {
+        Err(error) if !is_absent(&error) => return Err(EditError::Unwritable(beside, error)),
+        _ => {}
+    }
+    create(&beside, content, owner)?;
+    renameat_with(CWD, &beside, CWD, path, how)
+        .map_err(|error| EditError::Unwritable(path.to_owned(), error.into()))?;
+    sync_folder(path)
 }
 
 fn create(path: &Path, content: &[u8], owner: Option<(u32, u32)>) -> Result<(), EditError> {
@@ -318,6 +325,21 @@ mod tests {
         assert_eq!(fs::read(&file.key).unwrap(), key);
         fs::remove_file(&file.key).unwrap();
         assert!(matches!(file.init(), Err(EditError::KeyLost)));
+    }
+
+    #[test]
+    fn a_key_is_there_whole_or_not_at_all() {
+        let folder = Folder::new();
+        let file = SealedFile::new(folder.0.join("secrets"), folder.0.join("key"));
+        // What an `init` that broke off leaves behind is in nobody's way.
+        folder.write("key.new", b"cloakroom-ke", 0o600);
+        // A name under which nothing can be moved over the key: it is not begun in its place.
+        fs::create_dir(folder.0.join("secrets.new")).unwrap();
+        assert!(matches!(file.init(), Err(EditError::Unwritable(..))));
+        assert!(file.read_key().is_ok() && !folder.0.join("key.new").exists());
+        fs::remove_dir(folder.0.join("secrets.new")).unwrap();
+        assert!(file.init().unwrap());
+        assert_eq!(file.names().unwrap(), [""; 0]);
     }
 
     #[test]

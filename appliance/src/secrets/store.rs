@@ -43,8 +43,9 @@ enum Event {
 impl SecretStore {
     /// A store without any value yet; nothing is asked before [`run`](Self::run).
     ///
-    /// `refresh` is how often values are read, at least each second and twice in `max_stale`, or
-    /// a value would end between two good reads.
+    /// `refresh` is how often values are read: at most each second, and at least twice in
+    /// `max_stale`, or a value would end between two good reads. The configuration says nothing
+    /// else.
     pub fn new(
         source: Arc<dyn SecretSource>,
         wanted: &[(GroupName, SecretRef)],

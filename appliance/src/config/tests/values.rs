@@ -26,6 +26,31 @@ fn vault_is_reached_safely() {
 }
 
 #[test]
+fn a_value_is_read_twice_within_the_time_that_it_is_kept() {
+    let ca = "ca_file = ";
+    let times = |keys: &str| format!("{keys}\n{ca}");
+    for good in [
+        "refresh = \"1s\"\nmax_stale = \"2s\"",
+        "refresh = \"150s\"",
+        "max_stale = \"2m\"",
+        "refresh = \"1h\"\nmax_stale = \"2h\"",
+    ] {
+        accepts(ca, &times(good));
+    }
+    for (bad, at, words) in [
+        ("max_stale = \"0s\"", "max_stale", &["from 2s to 24h"][..]),
+        ("max_stale = \"1999ms\"", "max_stale", &["from 2s"]),
+        ("refresh = \"1h\"", "refresh", &["refresh = \"150s\" at most", "max_stale = \"2h\""]),
+        ("max_stale = \"10s\"", "max_stale", &["refresh = \"5s\" at", "max_stale = \"2m\""]),
+        ("refresh = \"6s\"\nmax_stale = \"11s\"", "refresh", &["refresh = \"5500ms\" at most"]),
+    ] {
+        refuses(ca, &times(bad), at, words);
+    }
+    // Beside a mistake in one of them the other is not measured by a default.
+    refuses(ca, &times("refresh = \"0s\"\nmax_stale = \"5s\""), "refresh", &["from 1s"]);
+}
+
+#[test]
 fn vault_signs_the_issuing_cas_or_a_folder_holds_them() {
     let pki = |keys: &str| format!("[vault.pki]\n{keys}\n[[group]]");
     let config = accepts("[[group]]", &pki("root_file = \"root.pem\""));

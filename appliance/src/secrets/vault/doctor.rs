@@ -3,15 +3,19 @@
 //! It logs in as the gateway does, takes each group's token as the gateway does, and asks Vault
 //! what those tokens may do: at the paths that are needed, beside them, and where the gateway's
 //! and the groups' rights must end. How policies are written is not looked at, because only their
-//! sum counts. No secret is read. It errs towards alarm: what Vault does not answer is a finding.
+//! sum counts; but a token must have the plan's policy alone, for what another one allows elsewhere
+//! cannot be asked, and each role is asked for a policy that it must not hand on. No secret is read.
+//! It errs towards alarm: what Vault does not answer is a finding.
 //!
 //! Patterns are found by asking for paths that nobody has, beside each path at each of its levels.
-//! A right to some other path that no question names stays unseen.
+//! A right to some other path that no question names stays unseen, and so does a role's glob that no
+//! made-up policy fits.
 
 mod health;
 mod paths;
 #[cfg(test)]
 mod tests;
+mod tokens;
 
 pub use health::{DoctorError, Health};
 
@@ -21,9 +25,6 @@ use std::{
     hash::{BuildHasher, RandomState},
     sync::Arc,
 };
-
-use serde::Deserialize;
-use vaultrs::api::token::requests::LookupTokenSelfRequest;
 
 use self::{
     health::{Check, Verdict},
@@ -98,7 +99,7 @@ impl Doctor<'_> {
 
     async fn look_at_gateway(&mut self, gateway: &TokenClient) {
         let whose = "gateway";
-        self.look_at_token(whose, gateway).await;
+        self.look_at_token(whose, gateway, GATEWAY).await;
         let needed = needs(&self.rights.gateway);
         self.needed(whose, gateway, &needed, &BTreeSet::new()).await;
         self.beside(whose, gateway, needed.keys()).await;
@@ -130,7 +131,8 @@ impl Doctor<'_> {
             Err(error) => return self.refused(whose, error),
         };
         self.add(Verdict::Ok, whose, &format!("gets a token by the role {}", role.role));
-        self.look_at_token(whose, &client).await;
+        self.look_at_token(whose, &client, &role.policy()).await;
+        self.look_at_role(whose, group).await;
         let needed = needs(&role.grants);
         let written = role.locations.iter().filter(|it| matches!(it, VaultLocation::Write { .. }));
         let written = written.map(VaultLocation::api_path).collect();
@@ -147,28 +149,6 @@ impl Doctor<'_> {
         let text = ["cannot give itself more", "could give itself more"];
         self.beyond(whose, &client, text, others).await;
         self.health.reads.insert(group.clone(), reads);
-    }
-
-    /// Whether a token ends, and is good at the gateway's addresses alone.
-    async fn look_at_token(&mut self, whose: &str, client: &TokenClient) {
-        let asked = client.call(LookupTokenSelfRequest {}).await;
-        let Some(Looked { data }) = asked.ok().and_then(|body| serde_json::from_slice(&body).ok())
-        else {
-            let text = "Vault does not say how its token is bound";
-            return self.add(Verdict::Unanswered, whose, text);
-        };
-        let bound = data.bound_cidrs.unwrap_or_default();
-        if bound.is_empty() || bound.iter().any(|cidr| cidr.ends_with("/0")) {
-            let text = "its token is good from everywhere: set token_bound_cidrs";
-            self.add(Verdict::TooWide, whose, text);
-        } else {
-            let text = format!("its token is bound to {}", bound.join(", "));
-            self.add(Verdict::Ok, whose, &text);
-        }
-        match data.ttl {
-            0 => self.add(Verdict::TooWide, whose, "its token never ends: set token_period"),
-            _ => self.add(Verdict::Ok, whose, "its token ends unless it is renewed"),
-        }
     }
 
     /// Whether each path has its capability and no more. Returns those that have it.
@@ -347,19 +327,6 @@ impl Doctor<'_> {
         let check = Check { verdict, whose: whose.to_owned(), text: text.to_owned() };
         self.health.checks.push(check);
     }
-}
-
-#[derive(Deserialize)]
-struct Looked {
-    data: LookedData,
-}
-
-/// The part of it that is no secret.
-#[derive(Deserialize)]
-struct LookedData {
-    bound_cidrs: Option<Vec<String>>,
-    /// Seconds; 0 for a token that does not end.
-    ttl: u64,
 }
 
 /// What stands for any name in what is said.

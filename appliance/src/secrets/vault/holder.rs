@@ -29,7 +29,7 @@ pub(super) struct Slot {
     pub(super) failed: Option<(Instant, FetchError)>,
     /// When a token was last replaced because of a 403 that might have meant the question.
     pub(super) replaced: Option<Instant>,
-    /// Whether the group left the policy: nothing comes in here any more.
+    /// Whether the group left the policy or its role: nothing comes in here any more.
     pub(super) closed: bool,
 }
 

@@ -43,15 +43,23 @@ pub(crate) struct Session {
     login: Login,
     pub(super) gateway: Holder,
     groups: Lock<HashMap<GroupName, Arc<Holder>>>,
-    /// Tokens that nobody asks for any more, and holders whose group left the policy.
+    /// Tokens that nobody asks for any more, and holders that are not asked any more.
     pub(super) retired: Lock<Vec<Retired>>,
-    pub(super) left: Lock<Vec<Arc<Holder>>>,
+    pub(super) left: Lock<Vec<Left>>,
     /// The token of a planned login that has not taken over yet.
     pub(super) coming: Lock<Option<Arc<TokenClient>>>,
     /// How many tokens were made.
     tokens: AtomicU64,
     /// Rings when there is something new to tend.
     pub(super) replanned: Notify,
+}
+
+/// Who is not asked for a token any more.
+pub(super) enum Left {
+    /// Its group left the policy.
+    Policy(Arc<Holder>),
+    /// Its group stays, and gets its tokens by another role.
+    Role(Arc<Holder>),
 }
 
 pub(super) struct Retired {
@@ -65,6 +73,9 @@ pub(super) struct Retired {
 struct TokenBody<'a> {
     display_name: &'a str,
     meta: TokenMeta<'a>,
+    /// The role says which, unless it is asked for others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policies: Option<[&'a str; 1]>,
 }
 
 /// What Vault's own audit log shows with each question of the token.
@@ -95,7 +106,8 @@ impl Session {
     }
 
     /// Takes the groups that may have a token. The tokens of a group that is not among them any
-    /// more are revoked, and what was leased with them; a group that comes back gets a new one.
+    /// more are revoked, and what was leased with them; a group that comes back gets a new one. The
+    /// token of a group with another role stays for a while, like any token with a successor.
     pub(crate) fn set_groups(&self, groups: &[Arc<Group>]) {
         let mut held = lock(&self.groups);
         let mut old = std::mem::take(&mut *held);
@@ -104,13 +116,13 @@ impl Session {
             let kept = match old.remove(&group.name) {
                 Some(holder) if holder.role == role => holder,
                 other => {
-                    lock(&self.left).extend(other);
+                    lock(&self.left).extend(other.map(Left::Role));
                     Arc::new(Holder { role, ..Holder::default() })
                 }
             };
             held.insert(group.name.clone(), kept);
         }
-        lock(&self.left).extend(old.into_values());
+        lock(&self.left).extend(old.into_values().map(Left::Policy));
         drop(held);
         self.replanned.notify_one();
     }
@@ -224,23 +236,32 @@ impl Session {
         own_policies: &[String],
         holder: &Holder,
     ) -> Result<Live, ChildError> {
-        let Some((group, role)) = &holder.role else {
-            return Err(ChildError::Asked(CallError::DENIED));
-        };
-        let name = format!("cloakroom-{group}");
-        let meta = TokenMeta { cloakroom_group: group.as_str() };
-        let body = TokenBody { display_name: &name, meta };
-        let create = Post::new(format!("auth/token/create/{role}"), &body, 2 * name.len());
         let now = Instant::now();
-        let answer = own.call(create.map_err(ChildError::Asked)?).await;
-        let answer = answer.map_err(ChildError::Asked)?;
-        let strange = CallError::Transport("Vault's answer holds no usable token for the group");
-        let grant = Grant::parse(&answer).ok_or(ChildError::Asked(strange))?;
+        let grant = ask_role(own, holder, None).await.map_err(ChildError::Asked)?;
         let unfit = grant.unfit_for_group(own_policies);
-        let live = self.live(grant, now, Some(group.clone()), own.generation());
+        let group = holder.role.as_ref().map(|(group, _)| group.clone());
+        let live = self.live(grant, now, group, own.generation());
         let Some(unfit) = unfit else { return Ok(live) };
         self.retire(live.client, Instant::now());
         Err(ChildError::Unfit(unfit))
+    }
+
+    /// Whether the role of `group` would make a token with `policy`. One that is made is given back.
+    pub(super) async fn hands_on(
+        &self,
+        group: &GroupName,
+        policy: &str,
+    ) -> Result<bool, FetchError> {
+        let (holder, own) = (self.holder(group)?, self.gateway().await?);
+        match ask_role(&own, &holder, Some(policy)).await {
+            Ok(grant) => {
+                let live = self.live(grant, Instant::now(), Some(group.clone()), own.generation());
+                self.retire(live.client, Instant::now());
+                Ok(true)
+            }
+            Err(error) if error.is_refusal() => Ok(false),
+            Err(error) => Err(error.outage()),
+        }
     }
 
     /// The gateway's token, and the policies that it has.
@@ -307,6 +328,22 @@ impl Session {
     }
 }
 
+/// Has the role of `holder` make a token, with `policy` instead of all that it has.
+async fn ask_role(
+    own: &TokenClient,
+    holder: &Holder,
+    policy: Option<&str>,
+) -> Result<Grant, CallError> {
+    let Some((group, role)) = &holder.role else { return Err(CallError::DENIED) };
+    let name = format!("cloakroom-{group}");
+    let meta = TokenMeta { cloakroom_group: group.as_str() };
+    let body = TokenBody { display_name: &name, meta, policies: policy.map(|policy| [policy]) };
+    let room = 2 * name.len() + policy.map_or(0, str::len);
+    let answer = own.call(Post::new(format!("auth/token/create/{role}"), &body, room)?).await?;
+    let strange = CallError::Transport("Vault's answer holds no usable token for the group");
+    Grant::parse(&answer).ok_or(strange)
+}
+
 /// Why a group has no token.
 pub(super) enum ChildError {
     /// Vault did not make one.
@@ -334,7 +371,7 @@ pub(super) const NO_TOKEN: &str = "Vault refuses a token for the group: check it
 
 /// How long a token that has a successor stays, for questions on their way and for leases that
 /// have to be made anew.
-const RETIRED_TIME: Duration = Duration::from_secs(60);
+pub(super) const RETIRED_TIME: Duration = Duration::from_secs(60);
 
 /// Above this, old tokens are left to end by themselves.
 const MAX_RETIRED: usize = 1_024;

@@ -227,4 +227,4 @@ pub(super) const MAX_TOKEN_BYTES: usize = 4_096;
 const MAX_LIFE_SECONDS: u64 = 365 * 24 * 3600;
 
 /// Every token has it unless its role says otherwise.
-const DEFAULT_POLICY: &str = "default";
+pub(super) const DEFAULT_POLICY: &str = "default";

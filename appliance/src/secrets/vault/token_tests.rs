@@ -368,3 +368,31 @@ async fn a_token_that_vault_did_not_revoke_for_an_outage_is_revoked_after_it() {
     let _ = tokio::time::timeout(Duration::from_secs(3), source.tend()).await;
     assert_eq!(fake.count(REVOKE), 2, "{:?}", fake.targets());
 }
+
+#[tokio::test]
+async fn a_group_with_another_role_keeps_what_was_lent_by_the_old_one_for_a_while() {
+    const OTHER: &str = "/v1/auth/token/create/cloakroom-other";
+    let fake = Fake::start(|request| match request.target.as_str() {
+        LOGIN => grant(TOKEN, 3600),
+        CHILD => child(CHILD_TOKEN, 3600),
+        OTHER => child("hvs.other", 3600),
+        _ => value(),
+    })
+    .await;
+    let source = fake.source();
+    fetch(&source).await.unwrap();
+    let session = source.session();
+    let before = session.generation(&agents());
+    let other = Group { vault_role: "cloakroom-other".into(), ..Group::clone(&group("agents")) };
+    session.set_groups(&[Arc::new(other)]);
+    let tend = async || tokio::time::timeout(Duration::from_millis(500), source.tend()).await;
+    tend().await.unwrap_err();
+    assert_eq!(fake.count(REVOKE), 0, "{:?}", fake.targets());
+    fetch(&source).await.unwrap();
+    assert!(session.generation(&agents()) > before, "what was lent is leased anew");
+    assert_eq!(fake.received.lock().unwrap().last().unwrap().token.as_deref(), Some("hvs.other"));
+    // Not where the group goes too.
+    session.set_groups(&[]);
+    tend().await.unwrap_err();
+    assert_eq!(fake.count(REVOKE), 2, "{:?}", fake.targets());
+}

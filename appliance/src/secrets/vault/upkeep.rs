@@ -15,7 +15,7 @@ use super::{
     super::store::{back_off, jittered},
     error::CallError,
     holder::{Holder, Live, Slot, lock},
-    session::{Retired, Session},
+    session::{Left, RETIRED_TIME, Retired, Session},
     token::Grant,
 };
 use crate::policy::GroupName;
@@ -58,6 +58,7 @@ impl Session {
         old.extend(lock(&self.coming).take());
         let mut children = Vec::new();
         let left: Vec<_> = lock(&self.left).drain(..).collect();
+        let left = left.into_iter().map(|(Left::Policy(holder) | Left::Role(holder))| holder);
         for holder in self.holders().into_iter().chain(left) {
             children.extend(holder.slot.lock().await.live.take().map(|live| live.client));
         }
@@ -171,14 +172,18 @@ impl Session {
 
     async fn revoke_due(&self) {
         let left: Vec<_> = lock(&self.left).drain(..).collect();
-        for holder in left {
+        for left in left {
+            let (holder, stays) = match &left {
+                Left::Policy(holder) => (holder, Duration::ZERO),
+                Left::Role(holder) => (holder, RETIRED_TIME),
+            };
             let mut slot = holder.slot.lock().await;
             slot.closed = true;
             if let Some(live) = slot.live.take() {
-                self.retire(live.client, Instant::now());
+                self.retire(live.client, Instant::now() + stays);
             }
             drop(slot);
-            if let Some((group, _)) = &holder.role {
+            if let (Left::Policy(_), Some((group, _))) = (&left, &holder.role) {
                 self.hasten(group);
             }
         }

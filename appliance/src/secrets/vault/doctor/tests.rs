@@ -15,8 +15,11 @@ async fn found(respond: impl Fn(&Received) -> Reply + Send + Sync + 'static) -> 
 }
 
 fn bound(cidrs: &str, ttl: u64) -> Reply {
-    let id = TOKEN;
-    Reply::Json(200, format!(r#"{{"data":{{"id":"{id}","bound_cidrs":{cidrs},"ttl":{ttl}}}}}"#))
+    looked(&format!(r#""bound_cidrs":{cidrs},"ttl":{ttl},"policies":["default"]"#))
+}
+
+fn looked(rest: &str) -> Reply {
+    Reply::Json(200, format!(r#"{{"data":{{"id":"{TOKEN}",{rest}}}}}"#))
 }
 
 /// Each path that is needed has what it needs, and no other has anything.
@@ -40,6 +43,7 @@ fn capabilities(request: &Received) -> Reply {
 fn healthy(request: &Received) -> Reply {
     match request.target.as_str() {
         LOGIN => grant(TOKEN, 3600),
+        CHILD if request.body.contains("policies") => Reply::Json(400, "{}".to_owned()),
         CHILD => child(CHILD_TOKEN, 3600),
         LOOKUP => bound(r#"["192.0.2.1"]"#, 3600),
         CAPABILITIES => capabilities(request),
@@ -95,6 +99,37 @@ async fn a_token_that_is_good_for_ever_or_everywhere_is_too_wide() {
 }
 
 #[tokio::test]
+async fn a_token_with_another_policy_is_too_wide_wherever_that_comes_from() {
+    let own = r#"["default","cloakroom-gateway","cloakroom-agents"]"#;
+    for (policies, identity) in
+        [(r#"["cloakroom-agents","finance"]"#, "[]"), (own, r#"["default","finance"]"#)]
+    {
+        let said = finding(LOOKUP, move || {
+            looked(&format!(
+                r#""bound_cidrs":["192.0.2.1"],"ttl":3600,"policies":{policies},
+                "identity_policies":{identity}"#
+            ))
+        })
+        .await;
+        assert!(said.contains("too wide  group agents: its token has the policies "), "{said}");
+        assert!(said.contains("finance, and needs cloakroom-agents alone"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn a_role_that_hands_on_any_policy_is_too_wide_and_what_it_made_is_given_back() {
+    let (health, fake) = found(|request| match request.target.as_str() {
+        CHILD if request.body.contains("policies") => child("hvs.wide-0123456789", 3600),
+        _ => healthy(request),
+    })
+    .await;
+    assert!(health.to_string().contains("its role hands on any policy"), "{health}");
+    let received = fake.received.lock().unwrap();
+    let given_back = received.iter().filter(|one| one.target == REVOKE);
+    assert!(given_back.filter_map(|one| one.token.as_deref()).any(|it| it.contains("wide")));
+}
+
+#[tokio::test]
 async fn what_vault_does_not_answer_is_a_finding() {
     let broken = || Reply::Json(500, "{}".to_owned());
     for (target, says) in [
@@ -106,6 +141,9 @@ async fn what_vault_does_not_answer_is_a_finding() {
         let said = finding(target, broken).await;
         assert!(said.contains(says), "{target}: {said}");
     }
+    let silent = || looked(r#""bound_cidrs":["192.0.2.1"],"ttl":3600"#);
+    let said = finding(LOOKUP, silent).await;
+    assert!(said.contains("unknown   group agents: Vault does not say how"), "{said}");
     for answer in ["{}", r#"{"data":{}}"#, r#"{"data":{"kv/data/team/openai":"read"}}"#] {
         let said = finding(CAPABILITIES, move || Reply::Json(200, answer.to_owned())).await;
         assert!(said.contains("unknown   gateway: Vault does not say what"), "{said}");

@@ -1,0 +1,15 @@
+//! What every process of ours gives up so that its memory stays its own.
+
+use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+
+/// Turns core dumps and tracing by other processes off (prctl(2), `PR_SET_DUMPABLE`).
+///
+/// # Errors
+///
+/// The system refuses; nothing secret should be read then.
+pub fn process() -> Result<(), String> {
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .map_err(|error| format!("cannot turn core dumps off: {error}"))?;
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })
+        .map_err(|error| format!("cannot set the limit on core dumps to 0: {error}"))
+}
