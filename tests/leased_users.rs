@@ -83,6 +83,8 @@ fn an_agent_works_with_users_that_come_and_go_and_notices_nothing() {
             python.join().expect("no panic")
         });
         println!("Python's client asked {asked}");
+        let asked: u32 = asked.trim().parse().expect("a number");
+        assert!(asked > 30, "{asked} rounds in 40 s are no work");
         assert!((1..=4).contains(&seen), "{seen} users at once");
         assert!(gateway.stderr().contains("a secret has a new value"), "{}", gateway.stderr());
         // Each is prolonged until it cannot be, and one read makes both fields.
