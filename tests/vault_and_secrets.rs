@@ -10,7 +10,7 @@ use lab::{
     client::Response,
     dns::Dns,
     gateway::{self, Gateway, OPENAI_SECRET, OPS_SECRET},
-    net::{AGENT, AGENT2, Ns, OPENAI},
+    net::{AGENT, AGENT2, INTERNET, Ns, OPENAI},
     origin::Origin,
     sandboxed,
     vault::{self, Vault},
@@ -208,26 +208,51 @@ fn the_gateways_own_token_reads_nothing_and_makes_tokens_for_its_groups_alone() 
     sandboxed(|| {
         let lab = Lab::new();
         let vault = Vault::start(&lab);
-        let token = vault.gateway_token();
-        let may = |args: &[&str]| vault.try_cli(args, &token).status.success();
-        assert!(may(&["token", "create", "-role=cloakroom-research"]), "it is the gateway's token");
-        vault.policy("agents-finance", "path \"kv/data/agents/*\" { capabilities = [\"read\"] }\n");
-        vault.token_role("cloakroom-finance", "agents-finance", false);
-        for refused in [
-            &["token", "create", "-role=cloakroom-finance"][..],
-            &["token", "create", "-role=cloakroom-research", "-policy=agents-operations"],
-            &["token", "create", "-policy=agents-research"],
-            &["token", "create", "-orphan"],
-            &["kv", "get", "-mount=kv", "agents/openai"],
-            &["read", "kv/data/agents/ops"],
-            &["kv", "list", "-mount=kv", "agents"],
-            &["read", "auth/token/roles/cloakroom-research"],
-            &["policy", "read", "agents-research"],
-            &["read", "sys/mounts"],
-        ] {
-            assert!(!may(refused), "{refused:?}");
-        }
+        assert_makes_its_groups_tokens_alone(&vault, INTERNET, &vault.gateway_token(), "agents");
     });
+}
+
+/// Requires that the gateway's own token, used in `ns`, makes tokens through the roles of its
+/// groups, whose policies are called `PREFIX-GROUP`, and that Vault refuses it all else.
+#[track_caller]
+pub fn assert_makes_its_groups_tokens_alone(vault: &Vault, ns: Ns, token: &str, prefix: &str) {
+    let refusal = |args: &[&str]| -> Option<String> {
+        let output = vault.try_cli_from(ns, args, token);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        (!output.status.success()).then_some(said)
+    };
+    for group in ["research", "operations"] {
+        let role = format!("-role=cloakroom-{group}");
+        assert_eq!(refusal(&["token", "create", &role]), None, "it is the gateway's token");
+    }
+    vault.policy("agents-finance", "path \"kv/data/agents/*\" { capabilities = [\"read\"] }\n");
+    vault.token_role("cloakroom-finance", "agents-finance", false);
+    let of = |group: &str| format!("{prefix}-{group}");
+    for refused in [
+        &["token", "create", "-role=cloakroom-finance"][..],
+        &["token", "create", &format!("-policy={}", of("research"))],
+        &["token", "create", "-policy=root"],
+        &["token", "create", "-orphan"],
+        &["token", "create"],
+        &["read", "kv/data/agents/openai"],
+        &["read", "kv/data/agents/ops"],
+        &["list", "kv/metadata/agents"],
+        &["write", "kv/data/agents/ops", "api_key=of-the-thief"],
+        &["read", "auth/token/roles/cloakroom-research"],
+        &["write", "auth/token/roles/cloakroom-research", "allowed_policies=root"],
+        &["read", &format!("sys/policies/acl/{}", of("research"))],
+        &["write", &format!("sys/policies/acl/{}", of("research")), "policy="],
+        &["list", "auth/token/accessors"],
+        &["read", "sys/mounts"],
+    ] {
+        let said = refusal(refused).unwrap_or_else(|| panic!("{refused:?} is allowed"));
+        assert!(said.contains("permission denied"), "{refused:?}: {said}");
+    }
+    // Through a role of its own it may ask, and the role knows its policies.
+    let other = format!("-policy={}", of("operations"));
+    let said = refusal(&["token", "create", "-role=cloakroom-research", &other]);
+    let said = said.expect("another group's policy");
+    assert!(said.contains("must be subset of the role's allowed policies"), "{said}");
 }
 
 #[test]
