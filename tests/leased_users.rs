@@ -63,13 +63,7 @@ fn an_agent_works_with_users_that_come_and_go_and_notices_nothing() {
         let mut gateway = Gateway::start(&lab, &config);
         let lent = || influx.users().matches("\"v_").count();
         let admitted = |(user, password): &(String, String)| influx.status(user, password);
-        let url = format!("https://{}:{}/query?db=lab", INFLUX.name, Influx::PORT);
-        let status = || {
-            let mut curl = client::agent(&lab, AGENT, "curl");
-            curl.args(["-s", "-o", "/dev/null", "-w", "%{http_code}"]);
-            curl.args(["-u", "INFLUX_USER:INFLUX_PASSWORD", "--data-urlencode"]);
-            client::succeed(curl.args(["q=SHOW MEASUREMENTS", &url]))
-        };
+        let status = || ask_influx(&lab);
         let mut python = client::agent(&lab, AGENT, client::python().to_str().expect("UTF-8"));
         python.args(["-c", PYTHON, INFLUX.name]);
         let (begun, mut seen) = (Instant::now(), 0);
@@ -83,6 +77,8 @@ fn an_agent_works_with_users_that_come_and_go_and_notices_nothing() {
             python.join().expect("no panic")
         });
         println!("Python's client asked {asked}");
+        let asked: u32 = asked.trim().parse().expect("a number");
+        assert!(asked > 30, "{asked} rounds in 40 s are no work");
         assert!((1..=4).contains(&seen), "{seen} users at once");
         assert!(gateway.stderr().contains("a secret has a new value"), "{}", gateway.stderr());
         // Each is prolonged until it cannot be, and one read makes both fields.
@@ -107,6 +103,46 @@ fn an_agent_works_with_users_that_come_and_go_and_notices_nothing() {
         wait::expect("Vault has no lease at the end", || lender.leases("influx") == 0);
         wait::expect("nothing is left at the end", || lent() == 0);
         assert_eq!(admitted(&of_now), "401");
+        lender.assert_untold(&gateway, "database/creds/influx");
+    });
+}
+
+/// With the gateway's token go the groups' and all leases, and InfluxDB drops the user at once.
+#[test]
+fn a_new_login_brings_another_user_and_the_agent_goes_on() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let _dns = Dns::start();
+        let lender = Lender::start(&lab);
+        let influx = Influx::start(&lab);
+        influx.leased_by(&lender.vault, "30s", "10m");
+        let config = gateway::vault_config(&lender.vault.config()) + API;
+        let config = config.replace("ports = [443, 80]", "ports = [443, 80, 8086]");
+        let gateway = Gateway::start(&lab, &config);
+        assert_eq!(ask_influx(&lab), "200");
+        let users = || lender.lent("database/creds/influx");
+        let before = users();
+        // Two leases of one path are five seconds apart, whatever happens.
+        std::thread::sleep(Duration::from_secs(5));
+        lender.vault.revoke_gateway();
+        let begun = Instant::now();
+        let (mut failed, mut last) = (0, None);
+        // Until it works, and for some time after that.
+        wait::expect("another user", || {
+            if ask_influx(&lab) != "200" {
+                (failed, last) = (failed + 1, Some(begun.elapsed()));
+            }
+            let quiet = begun.elapsed() - last.unwrap_or_default();
+            users().len() > before.len() && quiet > Duration::from_secs(3)
+        });
+        println!("{failed} failed, the last after {last:?}");
+        // What Vault ended is noticed at the next look, one each refresh of a second.
+        assert!(last.is_none_or(|last| last < Duration::from_secs(3)), "{last:?}");
+        let (now, ended) = (users().pop().expect("a user"), &before[0]);
+        assert_eq!(influx.status(&now.0, &now.1), "200");
+        assert_eq!(influx.status(&ended.0, &ended.1), "401");
+        assert_eq!(lender.leases("influx"), 1);
+        assert_eq!(gateway.stderr().matches("logged in to Vault").count(), 2);
         lender.assert_untold(&gateway, "database/creds/influx");
     });
 }
@@ -205,6 +241,15 @@ impl Lender {
             assert!(!told.contains(&name) && !told.contains(&password), "{name} was told:\n{told}");
         }
     }
+}
+
+/// The status of what the agent's curl gets with both placeholders.
+fn ask_influx(lab: &Lab) -> String {
+    let url = format!("https://{}:{}/query?db=lab", INFLUX.name, Influx::PORT);
+    let mut curl = client::agent(lab, AGENT, "curl");
+    curl.args(["-s", "-o", "/dev/null", "-w", "%{http_code}"]);
+    curl.args(["-u", "INFLUX_USER:INFLUX_PASSWORD", "--data-urlencode"]);
+    client::succeed(curl.args(["q=SHOW MEASUREMENTS", &url]))
 }
 
 /// Tells the gateway to cut the first group off, or to let it be again.

@@ -1,14 +1,17 @@
 //! What `cloakroom vault plan` prints is all that a real Vault has to be told, and `cloakroom vault
 //! doctor` finds what differs from it.
 
+mod applied;
+
 use std::{fs, path::PathBuf, process::Command, time::Duration};
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use lab::{
     Lab,
     client::{python, succeed},
     dns::Dns,
-    gateway::{self, Gateway, OPENAI_SECRET, OPS_SECRET},
-    net::{AGENT, AGENT2, Ns, OPENAI},
+    gateway::{self, ANTHROPIC_SECRET, GIT_SECRET, Gateway, OPENAI_SECRET, OPS_SECRET},
+    net::{AGENT, AGENT2, ANTHROPIC, GIT, Ns, OPENAI},
     origin::Origin,
     sandboxed,
     vault::Vault,
@@ -153,14 +156,29 @@ fn findings(report: &str) -> Vec<&str> {
     report.lines().filter(is_finding).collect()
 }
 
-fn two_groups_get_their_secrets(world: &World) {
-    for (ns, placeholder, secret) in
-        [(AGENT, "OPENAI_API_KEY", OPENAI_SECRET), (AGENT2, "OPS_OPENAI_KEY", OPS_SECRET)]
-    {
+/// Each of the four placeholders, in its own place and from its own group.
+#[track_caller]
+fn each_placeholder_becomes_its_secret(world: &World) {
+    let basic = |password: &str| format!("Basic {}", STANDARD.encode(format!("agent:{password}")));
+    for (ns, host, field, ticket, secret) in [
+        (
+            AGENT,
+            OPENAI,
+            "authorization",
+            "Bearer OPENAI_API_KEY",
+            format!("Bearer {OPENAI_SECRET}"),
+        ),
+        (AGENT2, OPENAI, "authorization", "Bearer OPS_OPENAI_KEY", format!("Bearer {OPS_SECRET}")),
+        (AGENT, ANTHROPIC, "x-api-key", "ANTHROPIC_API_KEY", ANTHROPIC_SECRET.to_owned()),
+        (AGENT, GIT, "authorization", &basic("GIT_TOKEN"), basic(GIT_SECRET)),
+    ] {
         world.origin.log().clear();
-        assert_eq!(status(world, ns, placeholder), 200);
+        let mut tls = world.h1_from(ns, host.port(443), host.name).expect("a handshake");
+        let asked =
+            format!("GET /v1/models HTTP/1.1\r\nHost: {}\r\n{field}: {ticket}\r\n\r\n", host.name);
+        assert_eq!(tls.ask(asked).expect("an answer").status, 200, "{ticket}");
         let request = &world.origin.log().wait_requests(1)[0];
-        assert_eq!(request.header("authorization"), [format!("Bearer {secret}")]);
+        assert_eq!(request.header(field), [secret]);
     }
 }
 
@@ -179,7 +197,7 @@ fn the_plan_is_all_that_an_empty_vault_has_to_be_told() {
         it.vault.script(&it.plan(&[]));
         assert_eq!(before, it.state(false), "applied again it changes nothing");
         let (world, vault) = it.run(false);
-        two_groups_get_their_secrets(&world);
+        each_placeholder_becomes_its_secret(&world);
         // Each under its own token, which is bound to the gateway's address.
         for accessor in vault.accessors() {
             let looked =
@@ -219,7 +237,7 @@ fn the_plan_sets_up_the_engine_that_signs_the_issuing_cas() {
             vault.policy("cloakroom-gateway", &policy.replace("git.example", "other.example"));
         });
         let (world, _vault) = it.run(true);
-        two_groups_get_their_secrets(&world);
+        each_placeholder_becomes_its_secret(&world);
         world.assert_secrets_untold();
     });
 }
@@ -405,7 +423,7 @@ fn the_doctor_leaves_a_wrapped_secret_id_to_the_gateway() {
         it.vault.resume();
         // What the plan's own command wrapped is still there to be opened, once, by the gateway.
         let (world, _vault) = it.run(false);
-        two_groups_get_their_secrets(&world);
+        each_placeholder_becomes_its_secret(&world);
     });
 }
 

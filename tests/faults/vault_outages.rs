@@ -165,6 +165,8 @@ fn a_vault_that_swallows_packets_holds_up_neither_the_start_nor_the_end() {
                approle = { role_id = \"lab\", secret_id_file = \"{dir}/secret-id\" }\n";
         let begun = Instant::now();
         let mut gateway = Gateway::start(&lab, &config);
+        // One question to Vault is given up after ten seconds; the start does not wait for that.
+        println!("ready after {:?}", begun.elapsed());
         assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
         assert_unavailable(&ask(&lab, &gateway, CHAT));
         let mut other = super::open(&lab, AGENT2, OPENAI).expect("a handshake");

@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::{
     gateway::{ANTHROPIC_SECRET, GIT_SECRET, OPENAI_SECRET, OPS_SECRET},
-    net::{INTERNET, Lab, VAULT},
+    net::{INTERNET, Lab, Ns, VAULT},
     tools, wait,
 };
 
@@ -145,8 +145,15 @@ impl Vault {
     /// # Panics
     /// When it does not start.
     pub fn try_cli(&self, args: &[&str], token: &str) -> Output {
-        INTERNET
-            .command(&self.program)
+        self.try_cli_from(INTERNET, args, token)
+    }
+
+    /// The same from another place than Vault's own.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn try_cli_from(&self, ns: Ns, args: &[&str], token: &str) -> Output {
+        ns.command(&self.program)
             .args(args)
             .env("VAULT_ADDR", format!("https://{VAULT}:8200"))
             .env("VAULT_CACERT", self.dir.join("ca.pem"))
