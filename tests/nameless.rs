@@ -243,6 +243,47 @@ fn an_address_that_only_another_agent_was_given_is_refused() {
     });
 }
 
+/// A host that asks over IPv4 and connects over IPv6 is one agent where both are one card's.
+#[test]
+fn an_answer_over_the_other_family_is_for_the_card_that_asked() {
+    sandboxed(|| {
+        let card = |last: &str| {
+            format!(
+                "\n[[group.agent]]\nmac = \"02:00:00:00:00:{last}\"\n\
+                 addresses = [\"192.0.2.{last}\", \"2001:db8:a::{last}\"]"
+            )
+        };
+        let prefixes = "prefixes = [\"192.0.2.0/25\", \"2001:db8:a::/64\"]";
+        let bound = config().replace(prefixes, &[prefixes, &card("10"), &card("11")].concat());
+        let become_card = |last: &str, was: &str| {
+            AGENT.shell(&format!(
+                "ip link set eth0 address 02:00:00:00:00:{last}; \
+                 ip addr del 192.0.2.{was}/25 dev eth0; ip addr del 2001:db8:a::{was}/64 dev eth0; \
+                 ip addr add 192.0.2.{last}/25 dev eth0; \
+                 ip addr add 2001:db8:a::{last}/64 dev eth0 nodad; \
+                 ip route replace default via 192.0.2.1; \
+                 ip route replace ::/0 via 2001:db8:a::1"
+            ));
+        };
+        let world = World::prepared(&bound, |_, _| become_card("10", "10"));
+        let speakers = Speakers::start(&[]);
+        let given = [(RecordType::A, GIT.port(22)), (RecordType::AAAA, GIT.port6(22))];
+        for (kind, to) in given {
+            ask(v4(), GIT.name, kind);
+            reaches(AGENT, to);
+        }
+        become_card("11", "10");
+        for (kind, to) in given {
+            refused(AGENT, to);
+            let record = refusal(&world, to, "dialled_elsewhere");
+            assert!(record["agent"].as_str().is_some_and(|it| it.contains("11")), "{record}");
+            ask(v4(), GIT.name, kind);
+            reaches(AGENT, to);
+        }
+        speakers.assert_dialled(4);
+    });
+}
+
 #[test]
 fn where_names_share_an_address_every_one_must_be_allowed() {
     sandboxed(|| {
@@ -296,9 +337,10 @@ fn an_answer_counts_for_a_minute_beyond_its_time() {
     sandboxed(|| {
         let (world, speakers) = (World::with(&config()), Speakers::start(&[]));
         world.dns.set_ttl(2);
-        let given = Instant::now();
         ask(v4(), GIT.name, RecordType::A);
         ask(v6(), GIT.name, RecordType::AAAA);
+        // Both were given no later than now, for two seconds and a minute of grace.
+        let given = Instant::now();
         world.dns.set(GIT.name, &[OTHER.v4().into(), OTHER.v6().into()]);
         thread::sleep(Duration::from_secs(50).saturating_sub(given.elapsed()));
         for to in [GIT.port(22), GIT.port6(22)] {

@@ -64,7 +64,8 @@ fn clones_over_ipv6() {
     sandboxed(|| clone(Family::V6));
 }
 
-/// A push of 3 MB: git probes with a small request and then sends a body of unknown length.
+/// A push of 3 MB: git probes with a small request and then sends a body of unknown length. In
+/// HTTP/1.1, because libcurl 7.88 sends 64 KiB of an HTTP/2 upload twice when its socket is full.
 #[test]
 fn pushes_what_does_not_fit_into_one_request_of_known_length() {
     sandboxed(|| {
@@ -75,7 +76,8 @@ fn pushes_what_does_not_fit_into_one_request_of_known_length() {
             "set -e; git -C /run/lab/git/coat.git config http.receivepack true; \
              git clone -q {url} {CLONE}; cd {CLONE}; head -c 3000000 /dev/urandom > blob; \
              git add blob; git -c user.name=a -c user.email=a@example.com commit -q -m two; \
-             git push -q origin main; git rev-parse HEAD; git -C /run/lab/git/coat.git rev-parse main"
+             git -c http.version=HTTP/1.1 push -q origin main; \
+             git rev-parse HEAD; git -C /run/lab/git/coat.git rev-parse main"
         );
         let seen = succeed(scene.agent("sh").args(["-c", &script]));
         let heads: Vec<_> = seen.lines().collect();

@@ -150,8 +150,11 @@ fn a_name_that_changes_its_mind_never_leads_inside() {
         let good: usize = thread::scope(|scope| {
             let lab = &lab;
             let agents = agents.iter().map(|(host, request, intercepted)| {
-                let ask = move || match open(lab, AGENT, *host).and_then(|mut tls| tls.ask(request))
-                {
+                let open = move |number: usize| {
+                    let to = [host.port(443), host.port6(443)][number % 2];
+                    Tls::open(AGENT, to, &hello(lab, *host))
+                };
+                let ask = move |number| match open(number).and_then(|mut tls| tls.ask(request)) {
                     Ok(answer) if answer.status == 200 => true,
                     Ok(answer) => {
                         assert_refused(&answer, 502, "private_address");
@@ -163,7 +166,7 @@ fn a_name_that_changes_its_mind_never_leads_inside() {
                         false
                     }
                 };
-                scope.spawn(move || (0..each).filter(|_| ask()).count())
+                scope.spawn(move || (0..each).filter(|number| ask(*number)).count())
             });
             let agents: Vec<_> = agents.collect();
             agents.into_iter().map(|agent| agent.join().expect("an agent's share")).sum()
@@ -175,20 +178,24 @@ fn a_name_that_changes_its_mind_never_leads_inside() {
         origin.log().wait_all_closed();
         assert_eq!(origin.log().requests().len(), good);
         let public = agents.map(|(host, ..)| [host.v4().to_string(), host.v6().to_string()]);
-        let (mut private, mut dialled) = (0, 0);
+        // Over IPv4 and over IPv6.
+        let (mut private, mut dialled) = ([0; 2], [0; 2]);
         for record in connections(&gateway, all) {
+            let family = usize::from(record["dialled"].as_str().is_some_and(|it| it.contains('[')));
             match record["upstream"].as_str() {
                 Some(upstream) => {
                     assert!(public.as_flattened().iter().any(|it| it == upstream), "{record}");
-                    dialled += 1;
+                    dialled[family] += 1;
                 }
                 None => {
                     assert_eq!(record["reason"], "private_address", "{record}");
-                    private += 1;
+                    private[family] += 1;
                 }
             }
         }
-        assert_eq!((dialled, private), (good, all - good));
+        println!("over IPv4 and IPv6: {dialled:?} answered, {private:?} refused");
+        assert_eq!([dialled, private].map(|of| of.iter().sum::<usize>()), [good, all - good]);
+        assert!([dialled, private].as_flattened().iter().all(|of| *of > all / 10));
     });
 }
 

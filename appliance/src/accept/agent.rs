@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::policy::{Group, GroupName};
+use crate::policy::{Group, GroupName, Mac};
 
 /// An agent: an IPv4 address or an IPv6 /64 of its group. Within a /64 it can take any address,
 /// unless it is bound to its network card: then each address is by itself.
@@ -13,6 +13,8 @@ use crate::policy::{Group, GroupName};
 pub struct AgentKey {
     group: GroupName,
     prefix: IpAddr,
+    /// The card, where the group binds its agents to theirs.
+    card: Option<Mac>,
 }
 
 /// A token bucket, as the time at which it will be full again (the generic cell rate algorithm).
@@ -25,10 +27,10 @@ impl AgentKey {
     /// The agent of this group that has this address.
     pub fn of(group: &Group, address: IpAddr) -> Self {
         if group.agents.is_empty() {
-            Self::new(&group.name, address)
-        } else {
-            Self { group: group.name.clone(), prefix: address }
+            return Self::new(&group.name, address);
         }
+        let bound = group.agents.iter().find(|agent| agent.addresses.contains(&address));
+        Self { group: group.name.clone(), prefix: address, card: bound.map(|agent| agent.mac) }
     }
 
     /// The agent that has this address, of a group that binds nobody.
@@ -37,7 +39,12 @@ impl AgentKey {
             IpAddr::V4(_) => address,
             IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
         };
-        Self { group: group.clone(), prefix }
+        Self { group: group.clone(), prefix, card: None }
+    }
+
+    /// This address in place of the agent's, on its card where that is known.
+    pub fn at(&self, address: IpAddr) -> Self {
+        Self { prefix: address, ..self.clone() }
     }
 
     /// Its group.
@@ -115,6 +122,7 @@ mod tests {
         let bound = group(vec![BoundAgent { mac, addresses: vec![one, two] }]);
         assert_ne!(AgentKey::of(&bound, one), AgentKey::of(&bound, two));
         assert_eq!(AgentKey::of(&bound, one).text(), "2001:db8::1");
+        assert_eq!(AgentKey::of(&bound, one).at(two), AgentKey::of(&bound, two), "one card");
         assert_eq!(AgentKey::of(&group(Vec::new()), one), key("2001:db8::2"));
     }
 

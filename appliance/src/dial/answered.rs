@@ -5,9 +5,10 @@
 //! and an agent that is refused for it asks again and gets an address of today.
 //!
 //! An agent is known by its address, so that a host which asks over IPv4 and connects over IPv6
-//! looks like two. An address that was given over the other family is therefore held for all agents
-//! of the group: which of them will dial it cannot be told. It counts only where the agent was not
-//! given that address itself.
+//! looks like two. An address that was given over the other family is therefore held for all
+//! addresses of the card that asked, where the group binds its agents to theirs, and for all agents of
+//! the group where it does not: which of them will dial it cannot be told then. It counts only where
+//! the agent was not given that address itself.
 
 use std::{
     collections::HashMap,
@@ -161,14 +162,14 @@ impl Given {
     }
 }
 
-/// Stands for all agents of the group that may dial an address which was given over the other
-/// family. No group may have these addresses, so no agent is taken for it.
+/// Stands for all agents of the card or the group that may dial an address which was given over the
+/// other family. No group may have these addresses, so no agent is taken for it.
 fn anybody(agent: &AgentKey, address: IpAddr) -> AgentKey {
     let nobodys = match address.to_canonical() {
         IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         IpAddr::V6(_) => IpAddr::V6(MULTICAST),
     };
-    AgentKey::new(agent.group(), nobodys)
+    agent.at(nobodys)
 }
 
 const MULTICAST: Ipv6Addr = Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0);
@@ -190,6 +191,7 @@ const MAX_OF_GROUP: usize = 131_072;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::{BoundAgent, Group, InterfaceName, Mac};
 
     fn agent(group: &str, address: &str) -> AgentKey {
         AgentKey::new(&GroupName(group.into()), address.parse().unwrap())
@@ -262,6 +264,37 @@ mod tests {
         assert!(answered.names(&agent("red", "192.0.2.2"), address(V4)).is_empty());
         answered.remember(&dials, &host("b.example"), &[address(V6)], now);
         assert_eq!(answered.names(&dials, address(V6)), [host("b.example")]);
+    }
+
+    #[test]
+    fn what_a_bound_agent_was_given_over_the_other_family_is_its_cards_alone() {
+        let of_card = |last: u16| {
+            let v4 = IpAddr::from([192, 0, 2, last as u8]);
+            let v6 = IpAddr::from([0x2001, 0xdb8, 0xa, 0, 0, 0, 0, last]);
+            let mac = Mac::parse(&format!("02:00:00:00:00:{last:02x}")).unwrap();
+            BoundAgent { mac, addresses: vec![v4, v6] }
+        };
+        let agents = vec![of_card(1), of_card(2)];
+        let group = Group {
+            name: GroupName("red".into()),
+            interface: InterfaceName("agents0".into()),
+            prefixes: vec!["192.0.2.0/24".parse().unwrap(), "2001:db8:a::/64".parse().unwrap()],
+            vault_role: "cloakroom".into(),
+            agents: agents.clone(),
+        };
+        let answered = Answered::default();
+        let [mine, others] = [&agents[0], &agents[1]]
+            .map(|agent| [0, 1].map(|family| AgentKey::of(&group, agent.addresses[family])));
+        let both = [address(V4), address(V6)];
+        answered.remember(&mine[0], &host("a.example"), &both, Instant::now());
+        for (key, address) in mine.iter().zip(both) {
+            assert_eq!(answered.names(key, address), [host("a.example")], "{key:?}");
+            assert!(answered.holds(key, &host("a.example"), address), "{key:?}");
+        }
+        for (key, address) in others.iter().zip(both) {
+            assert!(answered.names(key, address).is_empty(), "{key:?}");
+            assert!(!answered.holds(key, &host("a.example"), address), "{key:?}");
+        }
     }
 
     #[test]

@@ -46,6 +46,7 @@ pub(super) fn answer(request: &Received) -> Answer {
         return unauthorized();
     }
     backend(request).unwrap_or_else(|error| {
+        eprintln!("git http-backend: {error}");
         let mut answer = text(error.to_string());
         *answer.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
         answer
@@ -77,12 +78,14 @@ fn backend(request: &Received) -> io::Result<Answer> {
         .env("REMOTE_USER", "lab")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
         .spawn()?;
-    if let Some(mut stdin) = cgi.stdin.take() {
-        stdin.write_all(&request.body)?;
+    // A program need not read all that it is given (RFC 3875, section 4.2): what it says counts.
+    let written = cgi.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(&request.body));
+    let output = cgi.wait_with_output()?;
+    if let Err(error) = written {
+        eprintln!("git http-backend did not read the whole request: {error}");
     }
-    parse(cgi.wait_with_output()?.stdout)
+    parse(output.stdout)
 }
 
 fn parse(output: Vec<u8>) -> io::Result<Answer> {
