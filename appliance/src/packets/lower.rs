@@ -249,7 +249,7 @@ fn address_bytes(family: Family) -> u8 {
 pub(super) const TABLE_C: &CStr = c"cloakroom";
 
 /// The kernel numbers sets of this name itself.
-const ANONYMOUS: &CStr = c"__set%d";
+pub(super) const ANONYMOUS: &CStr = c"__set%d";
 
 /// A MAC address, padded to whole words.
 const MAC_BYTES: u8 = 8;

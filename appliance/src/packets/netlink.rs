@@ -152,13 +152,19 @@ pub(super) fn messages(datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
 
 /// The attributes of a message or of a nest, by number, up to the first that does not fit.
 pub(super) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    nests(bytes).map(|(number, _, value)| (number, value))
+}
+
+/// The same, with whether the sender says that the attribute is a nest. The kernel does not.
+pub(super) fn nests(bytes: &[u8]) -> impl Iterator<Item = (u16, bool, &[u8])> {
     let mut rest = bytes;
     std::iter::from_fn(move || {
         let [l0, l1, n0, n1] = *rest.first_chunk::<4>()?;
         let length = usize::from(u16::from_ne_bytes([l0, l1]));
         let value = rest.get(4..length)?;
         rest = rest.get(length.next_multiple_of(ALIGN)..).unwrap_or_default();
-        Some((u16::from_ne_bytes([n0, n1]) & NUMBER_MASK, value))
+        let number = u16::from_ne_bytes([n0, n1]);
+        Some((number & NUMBER_MASK, number & NEST != 0, value))
     })
 }
 
@@ -220,6 +226,8 @@ pub(super) const GENMSG_BYTES: usize = 4;
 const ALIGN: usize = 4;
 /// Without the flags for nests and byte order.
 const NUMBER_MASK: u16 = 0x3fff;
+/// `NLA_F_NESTED`.
+const NEST: u16 = 1 << 15;
 const DUMP_ATTEMPTS: usize = 10;
 
 #[cfg(test)]

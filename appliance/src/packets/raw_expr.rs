@@ -44,11 +44,6 @@ enum Attribute {
 }
 
 impl RawExpr {
-    /// The name the kernel lists it by.
-    pub(super) fn name(&self) -> &'static CStr {
-        self.name
-    }
-
     pub(super) fn meta_load(key: u32, register: u32) -> Self {
         Self::new(c"meta")
             .u32(sys::NFTNL_EXPR_META_KEY, key)

@@ -1,8 +1,10 @@
 //! What the kernel really holds, compared with what was meant.
 //!
 //! Compared are the chains with hook, priority and policy, the rules by chain and order with
-//! their expressions by name, and the sets with every element. A difference is an error, because
-//! somebody else is writing to our table.
+//! every constant, and the sets with every element. A difference is an error, because somebody
+//! else is writing to our table.
+
+mod rules;
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -81,10 +83,7 @@ fn verify_table(table: &plan::Table) -> Result<(), PacketsError> {
         .map(|chain| (chain.name.clone().into_owned(), chain.base.as_ref().map(facts)));
     same("chains", &found, &meant.collect())?;
     for chain in &table.chains {
-        let found = rules(&mut netfilter, family, &chain.name).map_err(failed)?;
-        let expressions = |rule| expression_names(rule, family);
-        let meant: Vec<Vec<String>> = chain.rules.iter().map(expressions).collect();
-        same(&format!("rules of chain {}", chain.name), &found, &meant)?;
+        rules::verify(&mut netfilter, family, chain)?;
     }
     let found = sets(&mut netfilter, family).map_err(failed)?;
     let mut meant: Vec<String> =
@@ -154,12 +153,6 @@ fn facts(base: &Base) -> ChainFacts {
     ChainFacts { hook: hook as u32, priority: base.priority, policy: policy as u32, device }
 }
 
-fn expression_names(rule: &plan::Rule, family: TableFamily) -> Vec<String> {
-    let lowered = lower::rule(rule, family, &mut (1..));
-    let names = lowered.expressions.iter();
-    names.map(|expression| expression.name().to_string_lossy().into_owned()).collect()
-}
-
 fn chains(
     netfilter: &mut Netfilter,
     family: TableFamily,
@@ -197,27 +190,6 @@ fn counters(
                 .and_then(|data| attribute(data, NFTA_COUNTER_PACKETS))
                 .and_then(|packets| packets.first_chunk::<8>());
             Some((name, packets.map_or(0, |packets| u64::from_be_bytes(*packets))))
-        })
-        .collect())
-}
-
-fn rules(
-    netfilter: &mut Netfilter,
-    family: TableFamily,
-    chain: &str,
-) -> std::io::Result<Vec<Vec<String>>> {
-    let narrowed = [(NFTA_TABLE, TABLE), (NFTA_RULE_CHAIN, chain)];
-    let answers = netfilter.dump(family, libc::NFT_MSG_GETRULE, &narrowed)?;
-    let ours = answers.iter().filter(|answer| {
-        text(answer, NFTA_TABLE) == Some(TABLE) && text(answer, NFTA_RULE_CHAIN) == Some(chain)
-    });
-    Ok(ours
-        .map(|answer| {
-            let list = attribute(answer, NFTA_RULE_EXPRESSIONS).unwrap_or_default();
-            attributes(list)
-                .map(|(_, expression)| text(expression, NFTA_EXPR_NAME).unwrap_or_default())
-                .map(str::to_owned)
-                .collect()
         })
         .collect())
 }

@@ -131,6 +131,64 @@ fn a_rule_that_somebody_added_is_noticed() {
 
 #[test]
 #[ignore = "started inside a namespace by its namesake"]
+fn a_constant_that_a_hand_has_changed_is_noticed() {
+    only_in_a_namespace();
+    sh("ip link add agents1 type veth peer name far1");
+    let changed = |table: &str, from: &str, to: &str| {
+        let listed = sh(&format!("nft -a list table {table} cloakroom"));
+        let mut chain = "";
+        for line in listed.lines() {
+            chain = line.strip_prefix("\tchain ").map_or(chain, |it| it.split(' ').next().unwrap());
+            let Some((rule, handle)) = line.split_once(" # handle ") else { continue };
+            if chain.is_empty() || !rule.contains(from) {
+                continue;
+            }
+            let rule = rule.trim().replacen(from, to, 1);
+            let place = format!("{table} cloakroom {chain} handle {handle}");
+            sh(&format!("nft -f - <<'END'\nreplace rule {place} {rule}\nEND"));
+            return;
+        }
+        panic!("{from} is not in {listed}");
+    };
+    let cases = [
+        ("inet", "tproxy ip to :8443", "tproxy ip to :8444"),
+        ("inet", "tproxy ip6 to :53", "tproxy ip6 to :54"),
+        ("inet", "meta mark set 0x0000c10a", "meta mark set 0x0000c10b"),
+        ("inet", "udp dport 123", "udp dport 124"),
+        ("inet", "ip6 hoplimit 255", "ip6 hoplimit 254"),
+        (
+            "inet",
+            "{ nd-neighbor-solicit, nd-neighbor-advert }",
+            "{ nd-neighbor-solicit, nd-redirect }",
+        ),
+        ("inet", "{ broadcast, anycast, multicast }", "{ broadcast, anycast }"),
+        ("inet", "ip saddr @martian_4", "ip saddr != @martian_4"),
+        ("inet", "ip daddr @special_4", "ip daddr @homes_4"),
+        ("inet", "ip daddr @special_4", "ip daddr { 192.0.2.1 }"),
+        ("inet", "goto destination_denied", "goto port_denied"),
+        ("inet", "type != unicast", "type != local"),
+        ("inet", "fib saddr type", "fib daddr type"),
+        ("inet", "200/second burst 200", "200/second burst 300"),
+        ("inet", "update @dns_4", "update @ntp_4"),
+        ("inet", "& ffff:ffff:ffff:ffff::", "& ffff:ffff:ffff::"),
+        ("inet", "counter name \"untold_dns_rate\"", "counter name \"untold_dns_denied\""),
+        ("inet", "snaplen 128", "snaplen 64"),
+        ("inet", "socket wildcard 0", "socket wildcard 1"),
+        ("inet", "icmpx admin-prohibited", "icmpx port-unreachable"),
+        ("netdev", "priority set c10a:1", "priority set c10a:2"),
+        ("netdev", "ether saddr != 02:00:00:00:00:01", "ether saddr != 02:00:00:00:00:02"),
+    ];
+    for (table, from, to) in cases {
+        apply(&example()).unwrap();
+        verify(&example()).unwrap();
+        changed(table, from, to);
+        let error = verify(&example()).err();
+        assert!(matches!(error, Some(PacketsError::ReadBack { .. })), "{from} is now {to}");
+    }
+}
+
+#[test]
+#[ignore = "started inside a namespace by its namesake"]
 fn a_device_that_comes_back_is_bound_again() {
     only_in_a_namespace();
     let door = || listing().contains("hook ingress device \"agents1\"");

@@ -39,6 +39,7 @@ in_a_namespace! {
     inside::a_policy_without_agents_or_ipv6_installs_too,
     inside::many_prefixes_take_several_messages,
     inside::a_rule_that_somebody_added_is_noticed,
+    inside::a_constant_that_a_hand_has_changed_is_noticed,
     inside::a_hand_in_the_table_of_frames_is_noticed,
     inside::a_device_that_comes_back_is_bound_again,
     inside::what_another_version_left_behind_is_removed,
