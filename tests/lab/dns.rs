@@ -47,6 +47,8 @@ pub enum Answer {
     /// One set after the other, from the start again after the last: rebinding. The first question
     /// of each record type gets the first set.
     Alternating(Vec<Vec<IpAddr>>),
+    /// These addresses, of which a datagram says only that there are too many for it.
+    Truncated(Vec<IpAddr>),
     /// SERVFAIL.
     Fails,
     /// Nothing is sent back.
@@ -163,7 +165,7 @@ impl Dns {
         let mut buffer = [0; 4096];
         loop {
             let Ok((length, from)) = socket.recv_from(&mut buffer).await else { continue };
-            if let Some(reply) = self.reply(&buffer[..length]) {
+            if let Some(reply) = self.reply(&buffer[..length], true) {
                 // A client that went away is not the server's concern.
                 let _ = socket.send_to(&reply, from).await;
             }
@@ -183,13 +185,13 @@ impl Dns {
             let length = stream.read_u16().await.ok()?;
             let mut query = vec![0; usize::from(length)];
             stream.read_exact(&mut query).await.ok()?;
-            let Some(reply) = self.reply(&query) else { continue };
+            let Some(reply) = self.reply(&query, false) else { continue };
             stream.write_u16(u16::try_from(reply.len()).ok()?).await.ok()?;
             stream.write_all(&reply).await.ok()?;
         }
     }
 
-    fn reply(&self, query: &[u8]) -> Option<Vec<u8>> {
+    fn reply(&self, query: &[u8], datagram: bool) -> Option<Vec<u8>> {
         let mut message = Message::from_vec(query).ok()?;
         let question = message.queries.first()?.clone();
         let name = question.name.to_string().trim_end_matches('.').to_ascii_lowercase();
@@ -199,6 +201,10 @@ impl Dns {
         message.metadata.recursion_available = true;
         message.metadata.response_code = answer.as_ref().err().copied().unwrap_or_default();
         message.additionals.clear();
+        if datagram && matches!(self.state().names.get(&name), Some(Answer::Truncated(_))) {
+            message.metadata.truncation = true;
+            return message.to_vec().ok();
+        }
         let ttl = self.state().ttl;
         for address in answer.unwrap_or_default() {
             let data = match (address, kind) {
@@ -222,7 +228,9 @@ impl Dns {
         }
         match state.names.get(name) {
             None => Some(Err(ResponseCode::NXDomain)),
-            Some(Answer::Addresses(addresses)) => Some(Ok(addresses.clone())),
+            Some(Answer::Addresses(addresses) | Answer::Truncated(addresses)) => {
+                Some(Ok(addresses.clone()))
+            }
             Some(Answer::Alternating(sets)) => {
                 Some(Ok(sets.get(now % sets.len().max(1)).cloned().unwrap_or_default()))
             }

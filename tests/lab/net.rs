@@ -364,6 +364,9 @@ fn links() {
         ],
     );
     agent("agent", "192.0.2.10/25", "192.0.2.1", "2001:db8:a::10/64", "2001:db8:a::1");
+    // A resolver that seems to be on the agent's own link, and is not: what goes to it goes through
+    // the gateway, as root on an agent can have it.
+    ip("agent", &["route add 192.0.2.53 via 192.0.2.1"]);
     agent("agent2", "192.0.2.140/25", "192.0.2.129", "2001:db8:b::10/64", "2001:db8:b::1");
     internet();
 }
