@@ -2,7 +2,7 @@
 //! forwards in all of these, so the packet rules are alone.
 
 use std::{
-    net::{SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
     time::{Duration, Instant},
 };
 
@@ -10,12 +10,19 @@ use lab::{
     Lab,
     dns::Dns,
     gateway::{self, Gateway},
-    net::{AGENT, AGENT2, GATEWAY, GATEWAY_V4, GATEWAY_V6, INTERNET, OPENAI, OTHER, PYPI},
+    net::{
+        AGENT, AGENT_V4, AGENT_V6, AGENT2, GATEWAY, GATEWAY_V4, GATEWAY_V6, INTERNET, OPENAI,
+        OTHER, PYPI,
+    },
     origin::Origin,
     sandboxed, wait,
 };
 
-use crate::world::{TICKET, World, get};
+use crate::{
+    agent_services::pings,
+    stray_packets::mac,
+    world::{TICKET, World, get},
+};
 
 #[test]
 fn before_the_daemon_starts_the_guard_passes_nothing() {
@@ -97,27 +104,24 @@ fn pings_and_other_protocols_go_nowhere() {
     sandboxed(|| {
         let world = World::usual();
         let capture = world.lab.capture(INTERNET);
-        let line = "ping -c1 -W1 198.51.100.20; ping -c1 -W1 2001:db8:e::20; true";
-        if lab::tools::on_path(&["ping"]).is_some() {
-            AGENT.shell(line);
-        }
-        // A protocol that nobody knows (253, RFC 3692), from a raw socket.
-        AGENT.enter(|| {
-            let socket = rustix::net::socket(
-                rustix::net::AddressFamily::INET,
-                rustix::net::SocketType::RAW,
-                rustix::net::Protocol::from_raw(253.try_into().expect("not zero")).into(),
-            )
-            .expect("a raw socket");
-            let to = SocketAddr::from((OTHER.v4(), 0));
-            let _ = rustix::net::sendto(
-                &socket,
-                b"covert-channel",
-                rustix::net::SendFlags::empty(),
-                &to,
-            );
-        });
+        assert!(pings(AGENT_V4.into()) && pings(AGENT_V6.into()), "an agent hears itself");
+        assert!(!pings(OTHER.v4().into()) && !pings(OTHER.v6().into()));
+        covert(OTHER.v4().into());
+        covert(OTHER.v6().into());
+        assert!(!capture.holds("STRAY-PACKET"), "a ping came through");
         assert!(!capture.holds("covert-channel"), "an unknown protocol came through");
+    });
+}
+
+/// Sends a protocol that nobody knows (253, RFC 3692).
+fn covert(to: IpAddr) {
+    use rustix::net::{AddressFamily, Protocol, SendFlags, SocketType, sendto, socket};
+    let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let unknown = Protocol::from_raw(253.try_into().expect("not zero"));
+    AGENT.enter(|| {
+        let socket = socket(family, SocketType::RAW, Some(unknown)).expect("a raw socket");
+        let sent = sendto(&socket, b"covert-channel", SendFlags::empty(), &SocketAddr::new(to, 0));
+        sent.expect("it leaves the agent");
     });
 }
 
@@ -150,10 +154,40 @@ fn the_gateways_own_services_are_out_of_reach() {
 #[test]
 fn agents_do_not_reach_each_other() {
     sandboxed(|| {
-        let _world = World::usual();
-        let _listener =
-            AGENT2.enter(|| std::net::TcpListener::bind("0.0.0.0:8080")).expect("bound");
-        AGENT.connect(SocketAddr::from(([192, 0, 2, 140], 8080))).expect_err("refused");
+        let mut world = World::usual();
+        let ports = [443, 8080];
+        let listeners =
+            AGENT2.enter(|| ports.map(|port| TcpListener::bind(("::", port)).expect("bound")));
+        let neighbour: [IpAddr; 2] =
+            ["192.0.2.140", "2001:db8:b::10"].map(|it| it.parse().expect("an address"));
+        let reached = || {
+            listeners.iter().any(|listener| {
+                listener.set_nonblocking(true).expect("a socket");
+                listener.accept().is_ok()
+            })
+        };
+        for address in neighbour {
+            AGENT.connect(SocketAddr::new(address, 8080)).expect_err("refused");
+            // The gateway shakes hands for what it captures, and dials what the name stands for.
+            let to = SocketAddr::new(address, 443);
+            AGENT.connect(to).expect("captured");
+            for name in [OPENAI.name, OTHER.name] {
+                let answer = world.h1_from(AGENT, to, name);
+                drop(answer.and_then(|mut tls| tls.ask(get(&[TICKET]))));
+            }
+        }
+        std::thread::sleep(wait::QUIET);
+        assert!(!reached(), "the other agent was called");
+
+        world.gateway.kill();
+        GATEWAY.shell("nft flush ruleset");
+        gateway::forward();
+        for address in neighbour {
+            for port in ports {
+                AGENT.connect(SocketAddr::new(address, port)).expect("nothing stands before it");
+                wait::expect("the other agent is called", reached);
+            }
+        }
     });
 }
 
@@ -178,6 +212,9 @@ fn without_ipv6_in_the_policy_every_ipv6_packet_is_dropped() {
     sandboxed(|| {
         let config = gateway::usual_config().replace("ipv6 = true", "ipv6 = false");
         let world = World::with(&config);
+        // It does not say who it is either: without this the agent would not send anything.
+        let mac = mac(GATEWAY, "agents0");
+        AGENT.shell(&format!("ip neigh replace {GATEWAY_V6} lladdr {mac} dev eth0 nud permanent"));
         for to in [OPENAI.port6(443), OTHER.port6(80)] {
             AGENT.connect(to).expect_err("no IPv6");
         }
