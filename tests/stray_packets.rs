@@ -68,7 +68,7 @@ fn odd_tcp_flags_to_every_port_get_nothing_out() {
 fn without_the_rules_the_same_packets_get_out() {
     sandboxed_for(LIMIT, || {
         let world = without_rules();
-        let outside = world.lab.capture(INTERNET);
+        let (outside, beyond) = (world.lab.capture(INTERNET), world.lab.capture(AGENT2));
         // What the kernel itself keeps inside, by settings that the daemon asserts: source routes,
         // IPv4 sources that do not live where they come from, and most that is malformed.
         for battery in [
@@ -89,6 +89,8 @@ fn without_the_rules_the_same_packets_get_out() {
             };
             wait::expect(&format!("{battery} proves something"), || got_out() > 3);
         }
+        let hairpins = sent_by(&beyond, &mac(GATEWAY, "agents1"));
+        assert!(hairpins.iter().any(|frame| is_marked(frame)), "the other agent hears of it");
     });
 }
 
@@ -122,7 +124,9 @@ fn without_ipv6_in_the_policy_no_packet_of_it_gets_in_or_out_and_none_is_answere
         AGENT.shell(&format!("ip neigh replace {GATEWAY_V6} lladdr {mac} dev eth0 nud permanent"));
         let watched = Watched::begin(&world);
         let inside = world.lab.capture(AGENT);
-        for battery in ["extension_headers", "fragments", "protocols", "flags", "spoofed_sources"] {
+        for battery in
+            ["extension_headers", "fragments", "protocols", "flags", "spoofed_sources", "tagged"]
+        {
             send(&world, battery);
         }
         assert_eq!(answers_over_ipv6(), [""; 0]);
