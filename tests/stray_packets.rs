@@ -68,7 +68,7 @@ fn odd_tcp_flags_to_every_port_get_nothing_out() {
 fn without_the_rules_the_same_packets_get_out() {
     sandboxed_for(LIMIT, || {
         let world = without_rules();
-        let outside = world.lab.capture(INTERNET);
+        let (outside, beyond) = (world.lab.capture(INTERNET), world.lab.capture(AGENT2));
         // What the kernel itself keeps inside, by settings that the daemon asserts: source routes,
         // IPv4 sources that do not live where they come from, and most that is malformed.
         for battery in [
@@ -89,6 +89,8 @@ fn without_the_rules_the_same_packets_get_out() {
             };
             wait::expect(&format!("{battery} proves something"), || got_out() > 3);
         }
+        let hairpins = sent_by(&beyond, &mac(GATEWAY, "agents1"));
+        assert!(hairpins.iter().any(|frame| is_marked(frame)), "the other agent hears of it");
     });
 }
 
@@ -117,17 +119,21 @@ fn without_ipv6_in_the_policy_no_packet_of_it_gets_in_or_out_and_none_is_answere
     sandboxed_for(LIMIT, || {
         let mut world =
             World::with(&gateway::usual_config().replace("ipv6 = true", "ipv6 = false"));
-        // The gateway is not to answer who it is either; an agent that knows asks nobody.
-        let mac = mac(GATEWAY, "agents0");
-        AGENT.shell(&format!("ip neigh replace {GATEWAY_V6} lladdr {mac} dev eth0 nud permanent"));
         let watched = Watched::begin(&world);
         let inside = world.lab.capture(AGENT);
-        for battery in ["extension_headers", "fragments", "protocols", "flags", "spoofed_sources"] {
+        // The gateway is not to answer who it is either; an agent that knows asks nobody.
+        AGENT.connect(OPENAI.port6(443)).expect_err("nobody says who the gateway is");
+        let mac = mac(GATEWAY, "agents0");
+        AGENT.shell(&format!("ip neigh replace {GATEWAY_V6} lladdr {mac} dev eth0 nud permanent"));
+        for battery in
+            ["extension_headers", "fragments", "protocols", "flags", "spoofed_sources", "tagged"]
+        {
             send(&world, battery);
         }
         assert_eq!(answers_over_ipv6(), [""; 0]);
         for frame in sent_by(&inside, &mac).iter().filter(|frame| frame[12..14] == IPV6) {
-            assert!(is_neighbourhood(frame), "an answer over IPv6: {}", hex(frame));
+            let advertises = (frame[20], frame[54]) == (58, 136);
+            assert!(is_neighbourhood(frame) && !advertises, "an answer: {}", hex(frame));
         }
         watched.assert_nothing_strange(&world, "without IPv6");
 
