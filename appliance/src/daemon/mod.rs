@@ -112,7 +112,7 @@ struct Daemon {
     workers: Vec<Worker>,
     dns: dns::Server,
     watcher: Watcher,
-    _claim: Claim,
+    claim: Claim,
 }
 
 impl Daemon {

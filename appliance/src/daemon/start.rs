@@ -114,7 +114,7 @@ impl Daemon {
             workers,
             dns,
             watcher,
-            _claim: claim,
+            claim,
         })
     }
 }
