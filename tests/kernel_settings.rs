@@ -8,7 +8,10 @@ use lab::{
     sandboxed, wait,
 };
 
-use crate::world::{TICKET, World, get};
+use crate::{
+    control::status,
+    world::{TICKET, World, get},
+};
 
 #[test]
 fn settings_and_rules_that_somebody_changed_are_repaired() {
@@ -104,9 +107,11 @@ fn an_interface_that_was_made_again_is_closed_and_told_until_the_daemon_is() {
         served.map(drop).expect("the other interface is served");
         wait::expect("it is told", || world.gateway.stderr().contains("agents0 was made again"));
         closed();
+        assert_eq!(status(&world)["unserved"], serde_json::json!(["agents0"]));
         world.gateway.terminate(Duration::from_secs(10));
         let config = world.lab.dir.join("cloakroom.toml");
         world.gateway = Gateway::run(&world.lab, &config).expect("it starts");
+        assert_eq!(status(&world)["unserved"], serde_json::json!([]));
         assert_eq!(world.ask(&get(&[TICKET])).status, 200);
     });
 }

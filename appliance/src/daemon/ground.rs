@@ -20,7 +20,7 @@ impl Daemon {
         } else if self.is_closed() {
             tracing::info!("open again: what the packet rules lean on is as it has to be");
         }
-        for name in self.claim.deaf() {
+        for name in self.claim.unserved() {
             tracing::error!(
                 "{name} was made again, and nobody listens on it: connections of its agents are \
                  refused; restart the daemon"

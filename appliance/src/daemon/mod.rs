@@ -112,7 +112,7 @@ struct Daemon {
     workers: Vec<Worker>,
     dns: dns::Server,
     watcher: Watcher,
-    claim: Claim,
+    claim: Arc<Claim>,
 }
 
 impl Daemon {

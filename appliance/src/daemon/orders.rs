@@ -12,6 +12,7 @@ use super::{DaemonError, flow::Gateway, wanted::Wanted};
 use crate::{
     audit::{Act, ActRecord},
     control::{Answer, Order},
+    packets::Claim,
     policy::{GroupName, SecretRef},
     quarantine::Quarantine,
 };
@@ -24,6 +25,8 @@ pub(super) struct Orders {
     pub(super) wanted: Arc<Wanted>,
     /// Why the gateway is closed to new connections, where it is.
     pub(super) doubt: watch::Receiver<Option<String>>,
+    /// Knows which interfaces nobody listens on.
+    pub(super) claim: Arc<Claim>,
     pub(super) reloads: mpsc::Sender<Reload>,
 }
 
@@ -139,6 +142,7 @@ impl Orders {
             version: env!("CARGO_PKG_VERSION"),
             phase: self.gateway.phases.now().word(),
             closed: self.doubt.borrow().clone(),
+            unserved: self.claim.unserved().into_iter().map(ToString::to_string).collect(),
             connections: groups.iter().map(|group| group.connections).sum(),
             groups,
             secrets: SecretsStatus {
@@ -157,6 +161,8 @@ struct Status<'a> {
     version: &'static str,
     phase: &'static str,
     closed: Option<String>,
+    /// Interfaces that were made again since the start.
+    unserved: Vec<String>,
     connections: usize,
     groups: Vec<GroupStatus<'a>>,
     secrets: SecretsStatus,

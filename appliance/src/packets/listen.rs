@@ -55,7 +55,7 @@ pub struct Claim {
 impl Claim {
     /// Interfaces that were made again since, so that nobody listens on them: a socket stays bound
     /// to the device that is gone, whatever another one is called.
-    pub fn deaf(&self) -> Vec<&InterfaceName> {
+    pub fn unserved(&self) -> Vec<&InterfaceName> {
         let made_again = self.devices.iter().filter(|(name, number)| {
             name_to_index(&self.lock, name.as_str()).is_ok_and(|now| now != *number)
         });
