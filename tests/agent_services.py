@@ -35,6 +35,10 @@ def services():
                       Raw(b"now?"))
         for _ in range(400):
             yield frame
+    yield from discovers()
+
+
+def discovers():
     yield from [next(discover())] * 400
 
 

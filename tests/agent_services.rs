@@ -180,7 +180,7 @@ fn udp_answers_at(to: SocketAddr) -> bool {
 
 /// A service of the gateway's machine that answers whatever it gets, and counts it. It hears IPv4
 /// and IPv6.
-fn serve(port: u16) -> std::sync::Arc<std::sync::atomic::AtomicUsize> {
+pub(crate) fn serve(port: u16) -> std::sync::Arc<std::sync::atomic::AtomicUsize> {
     let count = std::sync::Arc::<std::sync::atomic::AtomicUsize>::default();
     let counted = std::sync::Arc::clone(&count);
     let socket = GATEWAY.enter(|| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)).expect("bound"));
@@ -194,7 +194,7 @@ fn serve(port: u16) -> std::sync::Arc<std::sync::atomic::AtomicUsize> {
     count
 }
 
-fn heard(server: &std::sync::Arc<std::sync::atomic::AtomicUsize>) -> usize {
+pub(crate) fn heard(server: &std::sync::Arc<std::sync::atomic::AtomicUsize>) -> usize {
     server.load(std::sync::atomic::Ordering::Relaxed)
 }
 
@@ -210,7 +210,8 @@ fn echo_replies(packets: &[Vec<u8>]) -> usize {
 /// Addresses of the gateway on other interfaces than the agent's.
 const ELSEWHERE: [&str; 4] = ["203.0.113.2", "192.0.2.129", "2001:db8:f::2", "2001:db8:b::1"];
 
-fn script(world: &World, battery: &str) -> u64 {
+/// Sends a battery as the first agent, and says how many frames that were.
+pub(crate) fn script(world: &World, battery: &str) -> u64 {
     let mac = GATEWAY.shell("cat /sys/class/net/agents0/address");
     let script = tools::repository().join("tests/agent_services.py");
     let mut command = lab::client::agent(&world.lab, AGENT, &python().display().to_string());

@@ -14,6 +14,7 @@ use lab::{
 };
 
 use crate::{
+    agent_services::{heard, script, serve},
     neighbours::Flood,
     world::{TICKET, World, get},
 };
@@ -193,6 +194,20 @@ fn whoever_floods_the_wire_with_solicitations_takes_nobody_elses() {
         assert!(flood.sent() > 3_000, "no flood");
         assert_eq!((found, again), (5, true), "the gateway is found by address and link-local");
         assert_served(&world);
+    });
+}
+
+#[test]
+fn a_card_without_an_address_asks_for_one_at_its_own_rate() {
+    sandboxed(|| {
+        let world = bound("agent_services = [\"dhcp\"]");
+        let server = serve(67);
+        let sent = script(&world, "discovers");
+        assert!(sent >= 400, "no flood: {sent}");
+        std::thread::sleep(wait::QUIET);
+        // Ten a second and ten at once, of the hundred that the interface has.
+        let heard = heard(&server);
+        assert!((10..=90).contains(&heard), "{heard} of {sent}");
     });
 }
 

@@ -3,12 +3,15 @@
 use std::time::Duration;
 
 use lab::{
-    gateway,
-    net::{AGENT, GATEWAY, OPENAI, OTHER},
+    gateway::{self, Gateway},
+    net::{AGENT, AGENT2, GATEWAY, INTERNET, OPENAI, OTHER},
     sandboxed, wait,
 };
 
-use crate::world::{TICKET, World, get};
+use crate::{
+    control::status,
+    world::{TICKET, World, get},
+};
 
 #[test]
 fn settings_and_rules_that_somebody_changed_are_repaired() {
@@ -69,6 +72,46 @@ fn where_a_setting_cannot_be_repaired_the_gateway_closes_and_opens_again() {
         of_the_daemon("umount /proc/sys");
         said("open again");
         std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(world.ask(&get(&[TICKET])).status, 200);
+    });
+}
+
+#[test]
+fn an_interface_that_was_made_again_is_closed_and_told_until_the_daemon_is() {
+    sandboxed(|| {
+        let mut world = World::with(&often_asserted());
+        assert_eq!(world.ask(&get(&[TICKET])).status, 200);
+        let outside = world.lab.capture(INTERNET);
+        GATEWAY.shell(
+            "ip link del agents0; ip link add agents0 type veth peer name eth0 netns agent; \
+             ip addr add 192.0.2.1/25 dev agents0; ip link set agents0 up; \
+             ip addr add 2001:db8:a::1/64 dev agents0 nodad",
+        );
+        AGENT.shell(
+            "ip addr add 192.0.2.10/25 dev eth0; ip link set eth0 up; \
+             ip route add default via 192.0.2.1; \
+             ip addr add 2001:db8:a::10/64 dev eth0 nodad; ip route add ::/0 via 2001:db8:a::1",
+        );
+        let closed = || {
+            for to in [OPENAI.port(443), OPENAI.port6(443), OPENAI.port(53), OTHER.port6(80)] {
+                AGENT.connect(to).expect_err("nobody listens there");
+            }
+            assert!(!outside.holds("STRAY-PACKET"), "it went through");
+        };
+        AGENT.enter(|| {
+            let socket = std::net::UdpSocket::bind("0.0.0.0:0").expect("a socket");
+            let _ = socket.send_to(b"STRAY-PACKET", OPENAI.port(53));
+        });
+        closed();
+        let served = world.h1_from(AGENT2, OPENAI.port(443), OPENAI.name);
+        served.map(drop).expect("the other interface is served");
+        wait::expect("it is told", || world.gateway.stderr().contains("agents0 was made again"));
+        closed();
+        assert_eq!(status(&world)["unserved"], serde_json::json!(["agents0"]));
+        world.gateway.terminate(Duration::from_secs(10));
+        let config = world.lab.dir.join("cloakroom.toml");
+        world.gateway = Gateway::run(&world.lab, &config).expect("it starts");
+        assert_eq!(status(&world)["unserved"], serde_json::json!([]));
         assert_eq!(world.ask(&get(&[TICKET])).status, 200);
     });
 }

@@ -20,6 +20,12 @@ impl Daemon {
         } else if self.is_closed() {
             tracing::info!("open again: what the packet rules lean on is as it has to be");
         }
+        for name in self.claim.unserved() {
+            tracing::error!(
+                "{name} was made again, and nobody listens on it: connections of its agents are \
+                 refused; restart the daemon"
+            );
+        }
         let changes = doubt.is_some() != self.is_closed();
         self.doubt.send_replace(doubt.map(|error| error.to_string()));
         let rules = self.rules(&self.capture);

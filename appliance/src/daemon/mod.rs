@@ -113,7 +113,7 @@ struct Daemon {
     workers: Vec<Worker>,
     dns: dns::Server,
     watcher: Watcher,
-    _claim: Claim,
+    claim: Arc<Claim>,
 }
 
 impl Daemon {

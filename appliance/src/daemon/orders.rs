@@ -16,6 +16,7 @@ use super::{DaemonError, flow::Gateway, wanted::Wanted};
 use crate::{
     audit::{Act, ActRecord},
     control::{Answer, Order},
+    packets::Claim,
     policy::{GroupName, SecretRef},
     quarantine::Quarantine,
     rulebook::Rulebook,
@@ -29,6 +30,8 @@ pub(super) struct Orders {
     pub(super) wanted: Arc<Wanted>,
     /// Why the gateway is closed to new connections, where it is.
     pub(super) doubt: watch::Receiver<Option<String>>,
+    /// Knows which interfaces nobody listens on.
+    pub(super) claim: Arc<Claim>,
     pub(super) reloads: mpsc::Sender<Reload>,
 }
 
@@ -154,6 +157,7 @@ impl Orders {
             version: env!("CARGO_PKG_VERSION"),
             phase: self.gateway.phases.now().word(),
             closed: self.doubt.borrow().clone(),
+            unserved: self.claim.unserved().into_iter().map(ToString::to_string).collect(),
             connections: groups.iter().map(|group| group.connections).sum(),
             groups,
             secrets: SecretsStatus {
@@ -173,6 +177,8 @@ struct Status<'a> {
     version: &'static str,
     phase: &'static str,
     closed: Option<String>,
+    /// Interfaces that were made again since the start.
+    unserved: Vec<String>,
     connections: usize,
     groups: Vec<GroupStatus<'a>>,
     secrets: SecretsStatus,

@@ -76,7 +76,7 @@ impl Daemon {
         });
         let refreshing = tokio::spawn(Arc::clone(&secrets).run(cut(phases.clone())));
         issuing::first_round(&secrets, rotation.as_ref(), &cas, FIRST_ROUND).await;
-        let claim = packets::claim(&kept, &capture)?;
+        let claim = Arc::new(packets::claim(&kept, &capture)?);
         let log = PacketLog::open(capture.nflog_group)?;
         let (in_force, places) = (gateway.rulebook.clone(), Arc::clone(&gateway.places));
         let watcher = Watcher::start(log, audit.clone(), in_force, places)
@@ -92,6 +92,7 @@ impl Daemon {
             quarantine: Arc::new(quarantine),
             wanted: Arc::clone(&wanted),
             doubt: doubt.subscribe(),
+            claim: Arc::clone(&claim),
             reloads: to_reload,
         };
         let obeying = tokio::spawn(control.serve(orders, cut(phases)));
@@ -114,7 +115,7 @@ impl Daemon {
             workers,
             dns,
             watcher,
-            _claim: claim,
+            claim,
         })
     }
 }

@@ -14,6 +14,7 @@ use std::{
 };
 
 use nftnl::nftnl_sys::libc;
+use rustix::net::netdevice::name_to_index;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{Capture, DNS_PORT, Kept, error::PacketsError};
@@ -46,7 +47,20 @@ pub struct DnsSockets {
 /// The right to listen in this network namespace. Held for as long as the daemon listens.
 #[derive(Debug)]
 pub struct Claim {
-    _lock: UnixDatagram,
+    lock: UnixDatagram,
+    /// The interfaces as they were when it began, with their numbers.
+    devices: Vec<(InterfaceName, u32)>,
+}
+
+impl Claim {
+    /// Interfaces that were made again since, so that nobody listens on them: a socket stays bound
+    /// to the device that is gone, whatever another one is called.
+    pub fn unserved(&self) -> Vec<&InterfaceName> {
+        let made_again = self.devices.iter().filter(|(name, number)| {
+            name_to_index(&self.lock, name.as_str()).is_ok_and(|now| now != *number)
+        });
+        made_again.map(|(name, _)| name).collect()
+    }
 }
 
 /// Makes sure that nobody else is behind the proxy port.
@@ -67,13 +81,16 @@ pub fn claim(kept: &Kept, capture: &Capture) -> Result<Claim, PacketsError> {
         io::ErrorKind::AddrInUse => PacketsError::AlreadyRunning { port },
         _ => PacketsError::Netlink { doing: "claim the proxy port", source },
     })?;
+    let names = capture.interfaces.iter().map(|each| each.name.clone());
+    let number = |name: &InterfaceName| name_to_index(&lock, name.as_str()).ok();
+    let devices = names.filter_map(|name| Some((name.clone(), number(&name)?))).collect();
     if !kept.is_empty() {
         let asking = |source| PacketsError::Netlink { doing: "ask who listens", source };
         return match (kept.are_alone(port).map_err(asking)?, capture.interfaces.first()) {
             (false, Some(first)) => {
                 Err(PacketsError::PortInUse { port, interface: first.name.clone() })
             }
-            _ => Ok(Claim { _lock: lock }),
+            _ => Ok(Claim { lock, devices }),
         };
     }
     for each in &capture.interfaces {
@@ -82,7 +99,7 @@ pub fn claim(kept: &Kept, capture: &Capture) -> Result<Claim, PacketsError> {
             bind(&probe, &each.name, family, port)?;
         }
     }
-    Ok(Claim { _lock: lock })
+    Ok(Claim { lock, devices })
 }
 
 /// The sockets for DNS, a pair for each interface and family. They are shared with nobody.
