@@ -99,6 +99,22 @@ impl Gateway {
     /// # Panics
     /// When the program is missing.
     pub fn run_logging(lab: &Lab, config: &PathBuf, level: &str) -> Result<Self, Failed> {
+        Self::run_among(lab, config, level, &[])
+    }
+
+    /// [`Gateway::run_logging`] with these further environment variables.
+    ///
+    /// # Errors
+    /// As [`Gateway::try_start`].
+    ///
+    /// # Panics
+    /// When the program is missing.
+    pub fn run_among(
+        lab: &Lab,
+        config: &PathBuf,
+        level: &str,
+        variables: &[(&str, &str)],
+    ) -> Result<Self, Failed> {
         let (ready, log) = (lab.dir.join("ready"), lab.dir.join("gateway.log"));
         let _ = fs::remove_file(&ready);
         let stderr = fs::File::create(&log).expect("the lab's folder is writable");
@@ -106,6 +122,7 @@ impl Gateway {
             .args(["run", "--log", level, "--ready-file"])
             .arg(&ready)
             .arg(config)
+            .envs(variables.iter().copied())
             .stderr(stderr)
             .spawn()
             .expect("the gateway starts");
