@@ -18,6 +18,7 @@ mod untold;
 mod upstreams;
 mod vault_answers;
 mod vault_outages;
+mod vault_transport;
 
 use std::{fs, io, net::SocketAddr};
 

@@ -63,7 +63,7 @@ impl Signed {
         let config = gateway::install(&lab, &config(&lab, &engine.vault, hosts, ttl));
         let bundle = [engine.root.as_str(), lab.public.pem()].concat();
         lab.write("agents.pem", bundle);
-        let gateway = Gateway::run(&lab, &config)
+        let gateway = Gateway::run_logging(&lab, &config, "debug")
             .unwrap_or_else(|failed| panic!("not ready: {}", failed.stderr));
         Self { world: World { lab, origin, dns, gateway }, engine, config, ttl }
     }
@@ -85,6 +85,17 @@ impl Signed {
     fn chain(&self) -> Vec<CertificateDer<'static>> {
         let shown = self.world.h1(OPENAI).map(|tls| tls.chain());
         shown.unwrap_or_else(|error| panic!("{error}:\n{}", self.world.gateway.stderr()))
+    }
+
+    /// Neither a key nor a token nor a value is in the log, at the level debug, or in the audit.
+    #[track_caller]
+    fn assert_untold(&self) {
+        let log = self.world.gateway.stderr();
+        assert!(log.contains("DEBUG"), "the log is at the level debug: {log}");
+        let told = log + &self.world.gateway.audit.text();
+        let line = told.lines().find(|line| line.contains("PRIVATE KEY") || line.contains("hvs."));
+        assert_eq!(line, None);
+        self.world.assert_secrets_untold();
     }
 
     /// Waits for the record of a connection that was refused for want of a CA, with this cause.
@@ -124,7 +135,7 @@ fn leaves_chain_up_to_the_root_in_vault_for_strict_clients() {
         assert!(strict.contains("OK"), "{strict}");
         println!("{strict}");
         assert!(!it.world.lab.dir.join("issuing").exists(), "no key on disk");
-        it.world.assert_secrets_untold();
+        it.assert_untold();
     });
 }
 
@@ -204,6 +215,7 @@ fn rotation_under_load_fails_no_handshake() {
         assert!(handshakes >= 500, "{handshakes} handshakes are no load");
         let issued = it.world.gateway.stderr().matches("Vault signed a new issuing CA").count();
         assert!(issued <= 3 * 4, "three rules, each made anew at half its life: {issued}");
+        it.assert_untold();
     });
 }
 
@@ -319,6 +331,7 @@ fn vault_and_not_the_configuration_decides_for_which_names() {
         wait::expect("closed", || !it.is_open(OPENAI));
         it.refused_because(OPENAI, "vault_denied");
         assert!(it.is_open(ANTHROPIC));
+        it.assert_untold();
     });
 }
 

@@ -152,6 +152,18 @@ fn after_everything_no_token_secret_id_or_value_is_told_or_left_behind() {
         it.vault.resume();
         it.becomes("there again", 200);
 
+        // The lab's policies are not the plan's, so that the doctor has much to say.
+        for word in ["plan", "doctor"] {
+            let mut command = gateway::program();
+            command.args(["vault", word]).arg(&it.config);
+            assert_eq!(it.keep(command), Some(i32::from(word == "doctor")), "{}", it.told);
+        }
+        assert!(
+            it.told.contains("vault policy write ") && it.told.contains("\ntoo wide "),
+            "{}",
+            it.told
+        );
+
         assert_eq!(it.tell(&["quarantine", "research"]), Some(0));
         assert_eq!(it.tell(&["status"]), Some(0));
         assert_eq!(it.tell(&["release", "research"]), Some(0));

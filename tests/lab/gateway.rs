@@ -99,7 +99,25 @@ impl Gateway {
     /// # Panics
     /// When the program is missing.
     pub fn run_logging(lab: &Lab, config: &PathBuf, level: &str) -> Result<Self, Failed> {
-        let gateway = Self::begin(lab, config, level, program())?;
+        Self::run_among(lab, config, level, &[])
+    }
+
+    /// [`Gateway::run_logging`] with these further environment variables.
+    ///
+    /// # Errors
+    /// As [`Gateway::try_start`].
+    ///
+    /// # Panics
+    /// When the program is missing.
+    pub fn run_among(
+        lab: &Lab,
+        config: &PathBuf,
+        level: &str,
+        variables: &[(&str, &str)],
+    ) -> Result<Self, Failed> {
+        let mut program = program();
+        program.envs(variables.iter().copied());
+        let gateway = Self::begin(lab, config, level, program)?;
         forward();
         Ok(gateway)
     }

@@ -46,8 +46,7 @@ impl Vault {
     /// # Panics
     /// When no Vault is found, or it does not do as it is told.
     pub fn start_for_nobody(lab: &Lab) -> Self {
-        let program =
-            find().expect("no vault or bao on PATH nor in the cache: run tests/vault/get");
+        let program = find().expect("no vault on PATH nor in the cache: run tests/vault/get");
         let dir = lab.dir.join("vault");
         fs::create_dir_all(dir.join("data")).expect("the lab's folder is writable");
         let identity = lab.public.issue(&VAULT.to_string());
@@ -172,7 +171,7 @@ impl Vault {
     pub fn script(&self, script: &str) -> String {
         let bin = self.dir.join("bin");
         fs::create_dir_all(&bin).expect("the lab's folder is writable");
-        // It is called `bao` in OpenBao.
+        // Scripts call it `vault`, whatever was named.
         let _ = std::os::unix::fs::symlink(&self.program, bin.join("vault"));
         let file = self.dir.join("script.sh");
         fs::write(&file, script).expect("the lab's folder is writable");
@@ -343,10 +342,10 @@ impl Vault {
     }
 }
 
-/// `CLOAKROOM_VAULT`, then `vault` or `bao` on `PATH`, then the newest in the cache.
+/// `CLOAKROOM_VAULT`, then `vault` on `PATH`, then the newest in the cache.
 pub fn find() -> Option<PathBuf> {
     let named = std::env::var_os("CLOAKROOM_VAULT").map(PathBuf::from);
-    named.or_else(|| tools::on_path(&["vault", "bao"])).or_else(cached)
+    named.or_else(|| tools::on_path(&["vault"])).or_else(cached)
 }
 
 fn cached() -> Option<PathBuf> {
