@@ -8,6 +8,7 @@
 
 mod bodies;
 mod flood;
+mod most;
 mod other;
 
 use std::{fs, sync::atomic::Ordering::Relaxed, thread, time::Duration};
