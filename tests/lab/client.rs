@@ -101,7 +101,11 @@ impl Hello {
         ClientConnection::new(Arc::new(self.config()?), name).map_err(io::Error::other)
     }
 
-    fn config(&self) -> io::Result<ClientConfig> {
+    /// The same for rustls.
+    ///
+    /// # Errors
+    /// When it is to believe what is no certificate.
+    pub fn config(&self) -> io::Result<ClientConfig> {
         let builder = ClientConfig::builder();
         let mut config = match &self.trust {
             Trust::Anybody => {

@@ -20,6 +20,7 @@ pub mod client;
 pub mod dns;
 pub mod gateway;
 pub mod influx;
+pub mod load;
 pub mod net;
 pub mod origin;
 pub mod pki;

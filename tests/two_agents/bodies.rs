@@ -1,0 +1,131 @@
+//! Bodies that nobody reads at the other end fill what their agent may have on its way, in either
+//! direction. It waits then, and nobody else does; what it gives up is its own again.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    thread,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use lab::{
+    client::{Hello, Response, Tls},
+    gateway::usual_config,
+    load::{Ask, Load},
+    net::{AGENT, AGENT_V4, AGENT_V6, AGENT2, Ns, OPENAI},
+    sandbox::sandboxed_for,
+    sandboxed, wait,
+};
+
+use crate::world::World;
+
+/// Both at their least.
+const LIMITS: &str = "\n[limits]\nagent_buffers = \"1MiB\"\nidle_time = \"10s\"\n";
+
+#[test]
+fn an_agent_that_reads_no_answers_waits_for_its_own_and_another_gets_them() {
+    sandboxed(|| {
+        let world = World::with(&config(LIMITS));
+        for to in [OPENAI.port(443), OPENAI.port6(443)] {
+            assert_carried(get(&world, AGENT, to));
+            let from: IpAddr = if to.is_ipv4() { AGENT_V4.into() } else { AGENT_V6.into() };
+            let ask = Ask { streams: 100, ..Ask::of(from, "/big?bytes=4000000", Bytes::new()) };
+            let load = Load::take(AGENT, &h2(&world), &[ask.clone(), ask], SERVED).expect("a load");
+            assert_eq!(load.held(), 2, "{:?}", load.failures);
+            wait::expect("no room for one more answer", || get(&world, AGENT, to).is_err());
+            assert_carried(get(&world, AGENT2, to));
+            drop(load);
+            wait::expect("room comes back", || get(&world, AGENT, to).is_ok());
+        }
+    });
+}
+
+#[test]
+fn an_agent_whose_requests_an_api_does_not_read_waits_and_another_does_not() {
+    sandboxed_for(Duration::from_secs(240), || {
+        let world = World::with(&config(LIMITS));
+        for to in [OPENAI.port(443), OPENAI.port6(443)] {
+            assert_carried(post(&world, AGENT, to, CHAT, BODY));
+            let stuck: Vec<Tls> = thread::scope(|scope| {
+                let send = || unread(&world, to).expect("a connection");
+                let all: Vec<_> = (0..UNREAD).map(|_| scope.spawn(send)).collect();
+                all.into_iter().map(|one| one.join().expect("it is sent")).collect()
+            });
+            let late = || post(&world, AGENT, to, CHAT, BODY);
+            wait::expect("no room for one more request", || late().is_err());
+            assert_carried(post(&world, AGENT2, to, CHAT, BODY));
+            // The other direction has room of its own.
+            assert_carried(get(&world, AGENT, to));
+            // Between an API that reads nothing and what the agent has sent, its end is not seen:
+            // they are cut after the idle time, which is looked at once in each.
+            drop(stuck);
+            let begun = Instant::now();
+            let again = || post(&world, AGENT, to, CHAT, BODY).ok();
+            let back = wait::until(Duration::from_secs(60), again);
+            println!("room came back after {:?}", begun.elapsed());
+            assert!(back.is_some(), "no room came back: {}", world.gateway.audit.text());
+        }
+    });
+}
+
+/// The usual policy, whose first API also lets agents ask for what is not read.
+pub(super) fn config(limits: &str) -> String {
+    usual_config().replace("\"/cut\",", "\"/cut\", \"/tardy\",") + limits
+}
+
+/// An HTTP/2 client of the first API.
+pub(super) fn h2(world: &World) -> Hello {
+    Hello { alpn: vec![b"h2"], ..world.hello(OPENAI.name) }
+}
+
+#[track_caller]
+fn assert_carried(answer: io::Result<Response>) {
+    assert_eq!(answer.expect("it is carried").status, 200);
+}
+
+fn get(world: &World, from: Ns, to: SocketAddr) -> io::Result<Response> {
+    let head = format!("GET /big?bytes={BODY} HTTP/1.1\r\n{}\r\n", fields(from));
+    let answer = open(world, from, to)?.ask(head)?;
+    assert_eq!(answer.body.len(), BODY, "{}", answer.text());
+    Ok(answer)
+}
+
+fn post(world: &World, from: Ns, to: SocketAddr, path: &str, bytes: usize) -> io::Result<Response> {
+    let mut tls = open(world, from, to)?;
+    tls.send(format!("POST {path} HTTP/1.1\r\n{}Content-Length: {bytes}\r\n\r\n", fields(from)))?;
+    tls.send(vec![b'x'; bytes])?;
+    tls.response()
+}
+
+/// A request whose body is sent until nobody takes any more of it.
+fn unread(world: &World, to: SocketAddr) -> io::Result<Tls> {
+    let mut tls = open(world, AGENT, to)?;
+    let length = "Content-Length: 100000000\r\n\r\n";
+    tls.send(format!("POST /tardy?ms=600000 HTTP/1.1\r\n{}{length}", fields(AGENT)))?;
+    while tls.send([b'x'; 64 * 1024]).is_ok() {}
+    Ok(tls)
+}
+
+fn open(world: &World, from: Ns, to: SocketAddr) -> io::Result<Tls> {
+    let tls = Tls::open(from, to, &world.hello(OPENAI.name))?;
+    tls.socket().set_read_timeout(Some(PATIENCE))?;
+    tls.socket().set_write_timeout(Some(PATIENCE))?;
+    Ok(tls)
+}
+
+fn fields(from: Ns) -> String {
+    let placeholder = if from == AGENT { "OPENAI_API_KEY" } else { "OPS_OPENAI_KEY" };
+    format!("Host: {}\r\nAuthorization: Bearer {placeholder}\r\n", OPENAI.name)
+}
+
+/// Reads the whole body before it answers.
+const CHAT: &str = "/v1/chat/completions";
+/// More than an agent may have on its way.
+const BODY: usize = 3_000_000;
+/// Connections with a request that is not read; each holds some hundred KiB in the gateway.
+const UNREAD: usize = 8;
+/// How long a client waits for the next byte to move.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long connections are looked after before they stand still.
+const SERVED: Duration = Duration::from_millis(500);
