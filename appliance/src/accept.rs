@@ -22,7 +22,7 @@ use tokio::net::{TcpListener, TcpStream};
 pub use self::{
     agent::{AgentKey, Pace},
     fair::{FairPlace, FairPlaces},
-    places::{OverRate, Place, Places, RequestPlace, Share, Taken, Way, Windows, held},
+    places::{OverRate, Place, Places, RequestPlace, Room, Share, Taken, Way, Windows, held},
 };
 use crate::policy::Group;
 

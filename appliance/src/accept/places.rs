@@ -4,34 +4,42 @@
 //! A count is given back by whoever holds it, by being dropped. The table of agents is bounded for
 //! each group; where a group's is full of agents that are not at rest, a new one is told no.
 //!
-//! What one agent can make the gateway hold is the sum of products of these bounds. With the default
-//! limits, all of them used up at once:
+//! What waits in large pieces has a bound for all agents together, of which each group has an equal
+//! part, so that all groups but one leave the last its own. With the default limits, all of it used up:
 //!
 //! | what | bound | MiB |
 //! |---|---|---|
-//! | undecided connections | 4 KiB each, and `agent_peeks` | 8 |
-//! | spliced connections | 64 KiB each way, or a pipe | 128 |
-//! | intercepted: TLS records on both sides | about 160 KiB each | 160 |
-//! | HTTP/2 windows, two for each connection | 1 MiB of [`LARGE_WINDOWS`], 64 KiB of the others | 158 |
-//! | request heads | `agent_requests` × `head_bytes` | 64 |
-//! | bodies between the two sides | `agent_buffers` each way | 64 |
-//! | a part of each body that waits for room | 16 KiB each way for each request | 32 |
+//! | bodies between the two sides | `buffers` each way | 192 |
+//! | long beginnings of undecided connections | `peeks` | 16 |
+//! | large HTTP/2 windows, two for each connection | 1 MiB of [`tally::ALL_LARGE_WINDOWS`] | 96 |
 //!
-//! A connection is spliced or intercepted, so the second row and the following exclude each other.
+//! Beside that a connection and a request hold little each, unless their agent does all it can, and
+//! what all of them hold grows with `connections`:
+//!
+//! | what | bound | KiB |
+//! |---|---|---|
+//! | an undecided connection | its first bytes | 4 |
+//! | a spliced connection, while bytes wait | 64 KiB each way, or a pipe | 128 |
+//! | an intercepted one: TLS records on both sides | as much as both have under way | 160 |
+//! | its HTTP/2 windows | 64 KiB each way | 128 |
+//! | a request: its head | `head_bytes` | 64 |
+//! | a part of each body that waits for room | 16 KiB each way | 32 |
+//!
 //! The kernel's socket buffers are the kernel's to bound (`tcp_mem`).
+
+mod tally;
 
 use std::{
     collections::HashMap,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use self::tally::{Parts, Tally};
+pub use self::tally::{Room, Way, held};
 use super::agent::{AgentKey, Pace};
 use crate::{
     policy::{GroupName, Limits},
@@ -77,16 +85,6 @@ pub struct Windows {
     taken: Arc<Taken>,
 }
 
-/// Where bytes are on their way to. Each way has its budget: an agent that takes no answers can
-/// still finish what it sends, and the other way round.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
-    /// To the upstream.
-    Out,
-    /// To the agent.
-    Back,
-}
-
 /// New connections of one agent that were over its rate, since the last time it was asked.
 #[derive(Debug, PartialEq, Eq)]
 pub struct OverRate {
@@ -100,7 +98,8 @@ pub struct OverRate {
 
 #[derive(Debug)]
 struct GroupTable {
-    tally: Arc<Tally>,
+    /// Made when somebody first takes a part of it.
+    tally: Option<Arc<Tally>>,
     agents: HashMap<AgentKey, Agent>,
     /// Connections of agents that the table had no room for.
     nameless: u64,
@@ -111,20 +110,7 @@ struct GroupTable {
 struct Agent {
     connecting: Pace,
     over_rate: u64,
-    tally: Arc<Tally>,
-}
-
-#[derive(Debug)]
-struct Tally {
-    connections: AtomicUsize,
-    requests: AtomicUsize,
-    large_windows: AtomicUsize,
-    minting: Mutex<Pace>,
-    /// Bytes of bodies, each way.
-    bodies: [Arc<Semaphore>; 2],
-    /// What each of them began with.
-    body_bytes: usize,
-    large_peeks: Arc<Semaphore>,
+    tally: Option<Arc<Tally>>,
 }
 
 impl Places {
@@ -147,7 +133,7 @@ impl Places {
     pub fn may_connect(&self, key: &AgentKey, limits: &Limits, now: Instant) -> bool {
         let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
         let table = groups.entry(key.group().clone()).or_insert_with(|| GroupTable::new(now));
-        let Some(agent) = table.agent(key, limits, now) else {
+        let Some(agent) = table.agent(key, now) else {
             table.nameless += 1;
             return false;
         };
@@ -160,18 +146,26 @@ impl Places {
     /// Connections of the group that are open now.
     pub fn open(&self, group: &GroupName) -> usize {
         let groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
-        groups.get(group).map_or(0, |table| table.tally.connections.load(Relaxed))
+        let tally = groups.get(group).and_then(|table| table.tally.as_ref());
+        tally.map_or(0, |tally| tally.connections.load(Relaxed))
     }
 
-    /// Counts a connection against its agent and against its group, of which `of_group` may be
-    /// open at once.
-    pub fn share(&self, key: &AgentKey, limits: &Limits, of_group: usize) -> Result<Share, Reason> {
+    /// Counts a connection against its agent and against its group, one of so many.
+    pub fn share(&self, key: &AgentKey, limits: &Limits, groups: usize) -> Result<Share, Reason> {
+        let of_group = match groups {
+            0 | 1 => limits.connections,
+            _ => limits.connections.div_ceil(2),
+        };
+        let parts = Parts::of_group(limits, groups);
         let now = Instant::now();
         let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
         let table = groups.entry(key.group().clone()).or_insert_with(|| GroupTable::new(now));
-        let group = Arc::clone(&table.tally);
-        let agent = table.agent(key, limits, now).ok_or(Reason::ConnectionLimit)?;
-        let agent = Arc::clone(&agent.tally);
+        let group =
+            Arc::clone(table.tally.get_or_insert_with(|| Arc::new(Tally::new(&parts, now))));
+        let agent = table.agent(key, now).ok_or(Reason::ConnectionLimit)?;
+        let parts = parts.of_agent(limits);
+        let agent =
+            Arc::clone(agent.tally.get_or_insert_with(|| Arc::new(Tally::new(&parts, now))));
         for (tally, most) in [(&agent, limits.agent_connections), (&group, of_group)] {
             if tally.connections.load(Relaxed) >= most {
                 return Err(Reason::ConnectionLimit);
@@ -218,11 +212,10 @@ impl Places {
 
 impl GroupTable {
     fn new(now: Instant) -> Self {
-        let tally = Arc::new(Tally::new(&Limits::default(), now));
-        Self { tally, agents: HashMap::new(), nameless: 0, swept: now }
+        Self { tally: None, agents: HashMap::new(), nameless: 0, swept: now }
     }
 
-    fn agent(&mut self, key: &AgentKey, limits: &Limits, now: Instant) -> Option<&mut Agent> {
+    fn agent(&mut self, key: &AgentKey, now: Instant) -> Option<&mut Agent> {
         if !self.agents.contains_key(key) {
             // A look at every agent for each connection would be a way to spend the gateway's time.
             if self.agents.len() >= MAX_AGENTS && now >= self.swept + SWEEP_EVERY {
@@ -231,45 +224,33 @@ impl GroupTable {
             if self.agents.len() >= MAX_AGENTS {
                 return None;
             }
-            self.agents.insert(key.clone(), Agent::new(limits, now));
+            self.agents.insert(key.clone(), Agent::new(now));
         }
         self.agents.get_mut(key)
     }
 
     fn sweep(&mut self, now: Instant) {
         self.swept = now;
+        // By the next policy, where there is one.
+        self.tally.take_if(|tally| Arc::strong_count(tally) == 1);
         self.agents.retain(|_, agent| !agent.is_at_rest(now));
     }
 }
 
 impl Agent {
-    fn new(limits: &Limits, now: Instant) -> Self {
-        Self { connecting: Pace::new(now), over_rate: 0, tally: Arc::new(Tally::new(limits, now)) }
+    fn new(now: Instant) -> Self {
+        Self { connecting: Pace::new(now), over_rate: 0, tally: None }
     }
 
     fn is_at_rest(&self, now: Instant) -> bool {
-        let minting = self.tally.minting.lock().unwrap_or_else(PoisonError::into_inner);
         // Whoever holds something of it holds the tally.
-        Arc::strong_count(&self.tally) == 1
+        let is_idle = |tally: &Arc<Tally>| {
+            let minting = tally.minting.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::strong_count(tally) == 1 && minting.is_full(now)
+        };
+        self.tally.as_ref().is_none_or(is_idle)
             && self.over_rate == 0
             && self.connecting.is_full(now)
-            && minting.is_full(now)
-    }
-}
-
-impl Tally {
-    /// The budgets of a policy hold for an agent from when it is first seen until it is at rest.
-    fn new(limits: &Limits, now: Instant) -> Self {
-        let budget = |bytes: usize| Arc::new(Semaphore::new(bytes.min(Semaphore::MAX_PERMITS)));
-        Self {
-            connections: AtomicUsize::new(0),
-            requests: AtomicUsize::new(0),
-            large_windows: AtomicUsize::new(0),
-            minting: Mutex::new(Pace::new(now)),
-            body_bytes: limits.agent_buffers,
-            bodies: [budget(limits.agent_buffers), budget(limits.agent_buffers)],
-            large_peeks: budget(limits.agent_peeks),
-        }
     }
 }
 
@@ -286,10 +267,13 @@ impl Share {
         minting.take(rate, rate.saturating_mul(2), Instant::now())
     }
 
-    /// Room for so many more bytes of what is read before a decision, while the agent has it.
-    pub fn peek(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+    /// Room for so many more bytes of what is read before a decision, while the agent and its group
+    /// have it.
+    pub fn peek(&self, bytes: usize) -> Option<Room> {
         let bytes = u32::try_from(bytes).ok()?;
-        Arc::clone(&self.0.agent.large_peeks).try_acquire_many_owned(bytes).ok()
+        let room =
+            |tally: &Tally| Arc::clone(&tally.large_peeks).try_acquire_many_owned(bytes).ok();
+        Some(Room::new(room(&self.0.agent)?, room(&self.0.group)?))
     }
 }
 
@@ -317,55 +301,46 @@ impl Taken {
         }
     }
 
-    /// Windows for one more HTTP/2 connection: large ones while the agent has few of them.
+    /// Windows for one more HTTP/2 connection: large ones while the agent and its group have few of
+    /// them.
     pub fn windows(self: &Arc<Self>) -> Windows {
-        let more = |count: usize| (count < LARGE_WINDOWS).then_some(count + 1);
-        let large = self.agent.large_windows.fetch_update(Relaxed, Relaxed, more).is_ok();
+        let of_agent = self.agent.take_large_windows();
+        let large = of_agent && self.group.take_large_windows();
+        if of_agent && !large {
+            self.agent.large_windows.fetch_sub(1, Relaxed);
+        }
         Windows { large, taken: Arc::clone(self) }
     }
 
-    /// Counts bytes of a body for as long as they are held anywhere, where the agent has room.
+    /// Counts bytes of a body for as long as they are held anywhere, where the agent and its group
+    /// have room.
     ///
     /// # Errors
     ///
     /// The same bytes, where it has none now.
     pub fn try_hold(&self, way: Way, bytes: Bytes) -> Result<Bytes, Bytes> {
-        let (budget, count) = self.budget(way, &bytes);
-        match Arc::clone(budget).try_acquire_many_owned(count) {
-            Ok(room) => Ok(held(bytes, room)),
-            Err(_) => Err(bytes),
+        let room = |tally: &Tally| {
+            let (budget, count) = tally.budget(way, &bytes);
+            budget.try_acquire_many_owned(count).ok()
+        };
+        match room(&self.agent).zip(room(&self.group)) {
+            Some((own, common)) => Ok(held(bytes, Room::new(own, common))),
+            None => Err(bytes),
         }
     }
 
     /// [`Taken::try_hold`] that waits until there is room.
     pub async fn hold(self: Arc<Self>, way: Way, bytes: Bytes) -> Bytes {
-        let (budget, count) = self.budget(way, &bytes);
-        match Arc::clone(budget).acquire_many_owned(count).await {
-            Ok(room) => held(bytes, room),
-            // Nobody closes the budget.
-            Err(_) => bytes,
+        // Its own first, in which it waits behind nobody else.
+        let (own, count) = self.agent.budget(way, &bytes);
+        let own = own.acquire_many_owned(count).await;
+        let (common, count) = self.group.budget(way, &bytes);
+        match (own, common.acquire_many_owned(count).await) {
+            (Ok(own), Ok(common)) => held(bytes, Room::new(own, common)),
+            // Nobody closes a budget.
+            _ => bytes,
         }
     }
-
-    fn budget(&self, way: Way, bytes: &Bytes) -> (&Arc<Semaphore>, u32) {
-        let [out, back] = &self.agent.bodies;
-        let count = bytes.len().min(self.agent.body_bytes);
-        (if way == Way::Out { out } else { back }, u32::try_from(count).unwrap_or(u32::MAX))
-    }
-}
-
-/// The same bytes, which take up this room until the last handle to them is gone.
-pub fn held(bytes: Bytes, room: OwnedSemaphorePermit) -> Bytes {
-    struct Held(
-        Bytes,
-        #[expect(dead_code, reason = "dropped with the bytes")] OwnedSemaphorePermit,
-    );
-    impl AsRef<[u8]> for Held {
-        fn as_ref(&self) -> &[u8] {
-            &self.0
-        }
-    }
-    Bytes::from_owner(Held(bytes, room))
 }
 
 impl Drop for RequestPlace {
@@ -379,7 +354,9 @@ impl Drop for RequestPlace {
 impl Drop for Windows {
     fn drop(&mut self) {
         if self.large {
-            self.taken.agent.large_windows.fetch_sub(1, Relaxed);
+            for tally in [&self.taken.agent, &self.taken.group] {
+                tally.large_windows.fetch_sub(1, Relaxed);
+            }
         }
     }
 }
@@ -388,8 +365,5 @@ impl Drop for Windows {
 const MAX_AGENTS: usize = 16_384;
 /// Pause between two looks for agents at rest.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
-/// HTTP/2 connections of one agent with large windows.
-const LARGE_WINDOWS: usize = 16;
-
 #[cfg(test)]
 mod tests;

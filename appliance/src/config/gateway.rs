@@ -1,6 +1,7 @@
 //! How the daemon itself runs: `[gateway]`, `[limits]` and `[secrets]`.
 
 use std::{
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -126,6 +127,12 @@ pub(super) fn limits(mut table: Table<'_>) -> Limits {
     let default = Limits::default();
     let whole = table.optional("connections", number(1..=1_048_576));
     let agent = table.optional("agent_connections", number(1..=1_048_576));
+    let defaults = (default.buffers, default.agent_buffers);
+    let names = ["buffers", "agent_buffers"];
+    let (buffers, agent_buffers) = room(&mut table, names, MIB..=1_024 * MIB, defaults);
+    let defaults = (default.peeks, default.agent_peeks);
+    let names = ["peeks", "agent_peeks"];
+    let (peeks, agent_peeks) = room(&mut table, names, 256 * KIB..=256 * MIB, defaults);
     let limits = Limits {
         agent_connections: inner(agent.clone(), default.agent_connections),
         connections: inner(whole, default.connections),
@@ -137,14 +144,10 @@ pub(super) fn limits(mut table: Table<'_>) -> Limits {
             table.optional("agent_requests", number(1..=Limits::GROUP_REQUESTS as u64)),
             default.agent_requests,
         ),
-        agent_buffers: inner(
-            table.optional("agent_buffers", size(MIB..=1_024 * MIB)),
-            default.agent_buffers,
-        ),
-        agent_peeks: inner(
-            table.optional("agent_peeks", size(256 * KIB..=256 * MIB)),
-            default.agent_peeks,
-        ),
+        buffers,
+        agent_buffers,
+        peeks,
+        agent_peeks,
         agent_leaves: inner(
             table.optional("agent_leaves", number(1..=10_000)),
             default.agent_leaves,
@@ -180,6 +183,29 @@ pub(super) fn limits(mut table: Table<'_>) -> Limits {
     }
     table.finish();
     limits
+}
+
+/// Reads what all agents together may hold, and what one may; where only the latter is there, the
+/// former is no less.
+fn room(
+    table: &mut Table<'_>,
+    [all, own]: [&'static str; 2],
+    of_one: RangeInclusive<usize>,
+    (default_all, default_own): (usize, usize),
+) -> (usize, usize) {
+    let of_all = table.optional(all, size(*of_one.start()..=16 * of_one.end()));
+    let of_one = table.optional(own, size(of_one));
+    let one = of_one.as_ref().map_or(default_own, |it| *it.get_ref());
+    let Some(of_all) = of_all else { return (default_all.max(one), one) };
+    let most = *of_all.get_ref();
+    if of_one.is_none() {
+        return (most, one.min(most));
+    }
+    if one > most {
+        let text = format!("{all}: {most} bytes are fewer than {own} lets one agent hold, {one}");
+        table.report().add(&of_all.span(), text);
+    }
+    (most, one)
 }
 
 /// Reads `[secrets]`; `None` where its file is missing or wrong.

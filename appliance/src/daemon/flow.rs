@@ -164,12 +164,8 @@ fn admit(
         return Err(Reason::Quarantined);
     }
     let limits = &policy.limits;
-    let of_group = match policy.groups.len() {
-        0 | 1 => limits.connections,
-        _ => limits.connections.div_ceil(2),
-    };
     let agent = AgentKey::of(group, from.ip());
-    let share = gateway.places.share(&agent, limits, of_group)?;
+    let share = gateway.places.share(&agent, limits, policy.groups.len())?;
     Ok((Arc::clone(group), share))
 }
 

@@ -4,10 +4,7 @@
 use std::io;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use tokio::{
-    io::{AsyncRead, AsyncReadExt as _},
-    sync::OwnedSemaphorePermit,
-};
+use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 use super::{Peeked, Progress, Protocol, Scan};
 use crate::{accept, policy::Limits, reason::Reason};
@@ -40,26 +37,28 @@ pub enum PeekFailure {
 ///
 /// [`PeekFailure::Refused`] with `peek_timeout`, with `connection_limit` where there is no room, or with what the bytes broke; bytes beyond the
 /// bound are `tls_malformed` or `header_limit`. [`PeekFailure::Closed`] where the stream ends.
-pub async fn read<S>(
+pub async fn read<S, R>(
     stream: &mut S,
     limits: &Limits,
-    room: impl Fn(usize) -> Option<OwnedSemaphorePermit>,
+    room: impl Fn(usize) -> Option<R>,
 ) -> Result<Read, PeekFailure>
 where
     S: AsyncRead + Unpin,
+    R: Send + 'static,
 {
     tokio::time::timeout(limits.peek_time, read_on(stream, limits, room))
         .await
         .unwrap_or(Err(PeekFailure::Refused(Reason::PeekTimeout)))
 }
 
-async fn read_on<S>(
+async fn read_on<S, R>(
     stream: &mut S,
     limits: &Limits,
-    room: impl Fn(usize) -> Option<OwnedSemaphorePermit>,
+    room: impl Fn(usize) -> Option<R>,
 ) -> Result<Read, PeekFailure>
 where
     S: AsyncRead + Unpin,
+    R: Send + 'static,
 {
     let mut scan = Scan::new(limits.head_fields);
     let mut bytes = BytesMut::with_capacity(FIRST_READ.min(limits.peek_bytes));

@@ -321,8 +321,14 @@ pub struct Limits {
     pub agent_new_connections: u32,
     /// Requests under way at once, of one agent on all its connections.
     pub agent_requests: usize,
-    /// Bytes of one agent's requests that may wait in the gateway, and as many of its answers.
+    /// Bytes of all agents' requests that may wait in the gateway, and as many of their answers. Each
+    /// group has an equal part.
+    pub buffers: usize,
+    /// The same, of one agent; no more than half of what its group has.
     pub agent_buffers: usize,
+    /// Bytes that the undecided connections of all agents may hold beyond the first 4 KiB of each.
+    /// Each group has an equal part.
+    pub peeks: usize,
     /// Bytes that one agent's undecided connections may hold beyond the first 4 KiB of each.
     pub agent_peeks: usize,
     /// Leaves made in a second for one agent; twice as many may be made at once.
@@ -361,7 +367,9 @@ impl Default for Limits {
             agent_connections: 1_024,
             agent_new_connections: 200,
             agent_requests: 1_024,
+            buffers: 96 * 1024 * 1024,
             agent_buffers: 32 * 1024 * 1024,
+            peeks: 16 * 1024 * 1024,
             agent_peeks: 4 * 1024 * 1024,
             agent_leaves: 20,
             peek_bytes: 64 * 1024,

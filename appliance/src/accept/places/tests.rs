@@ -2,10 +2,13 @@
 
 use std::net::IpAddr;
 
-use super::*;
+use super::{
+    tally::{ALL_LARGE_WINDOWS, LARGE_WINDOWS, LEAST_BODIES},
+    *,
+};
 
 fn limits(agent_connections: usize) -> Limits {
-    Limits { agent_connections, ..Limits::default() }
+    Limits { agent_connections, connections: 10, ..Limits::default() }
 }
 
 fn key(last: u8, group: &str) -> AgentKey {
@@ -15,7 +18,7 @@ fn key(last: u8, group: &str) -> AgentKey {
 #[test]
 fn one_agent_cannot_take_anothers_places() {
     let places = Places::new(10);
-    let share = |last| places.share(&key(last, "red"), &limits(3), 10);
+    let share = |last| places.share(&key(last, "red"), &limits(3), 1);
     let held: Vec<_> = (0..3).map(|_| share(1).unwrap()).collect();
     assert_eq!(share(1).err(), Some(Reason::ConnectionLimit));
     assert!(share(2).is_ok());
@@ -28,7 +31,7 @@ fn one_agent_cannot_take_anothers_places() {
 #[test]
 fn one_group_cannot_take_anothers_places_however_many_addresses_it_uses() {
     let places = Places::new(10);
-    let share = |last, group| places.share(&key(last, group), &limits(3), 5);
+    let share = |last, group| places.share(&key(last, group), &limits(3), 2);
     let _held: Vec<_> = (0..5).map(|last| share(last, "red").unwrap()).collect();
     assert_eq!(share(9, "red").err(), Some(Reason::ConnectionLimit));
     assert!(share(9, "blue").is_ok());
@@ -38,7 +41,7 @@ fn one_group_cannot_take_anothers_places_however_many_addresses_it_uses() {
 fn one_agents_requests_are_bounded_over_all_its_connections() {
     let places = Places::new(10);
     let few = Limits { agent_requests: 5, ..limits(3) };
-    let [one, two, other] = [1, 1, 2].map(|last| places.share(&key(last, "red"), &few, 5).unwrap());
+    let [one, two, other] = [1, 1, 2].map(|last| places.share(&key(last, "red"), &few, 2).unwrap());
     let held: Vec<_> = (0..5).map(|_| one.taken().request().unwrap()).collect();
     for _ in 0..10 {
         assert_eq!(two.taken().request().err(), Some(Reason::RateLimit));
@@ -98,7 +101,7 @@ fn agents_without_number_do_not_fill_the_memory_and_leave_other_groups_alone() {
 fn bytes_wait_for_room_which_comes_back_with_the_last_handle() {
     let places = Places::new(10);
     let tight = Limits { agent_buffers: 100, ..Limits::default() };
-    let share = places.share(&key(1, "red"), &tight, 5).unwrap();
+    let share = places.share(&key(1, "red"), &tight, 2).unwrap();
     let hold = |way, bytes: &'static [u8]| {
         let held = share.taken().hold(way, Bytes::from_static(bytes));
         futures_util::FutureExt::now_or_never(held)
@@ -118,7 +121,7 @@ fn bytes_wait_for_room_which_comes_back_with_the_last_handle() {
 fn leaves_large_peeks_and_large_windows_are_an_agents_own() {
     let places = Places::new(10);
     let few = Limits { agent_leaves: 2, agent_peeks: 100, ..Limits::default() };
-    let [one, other] = [1, 2].map(|last| places.share(&key(last, "red"), &few, 5).unwrap());
+    let [one, other] = [1, 2].map(|last| places.share(&key(last, "red"), &few, 2).unwrap());
     assert_eq!((0..100).filter(|_| one.may_mint(&few)).count(), 4);
     assert!(other.may_mint(&few));
     let held = one.peek(90);
@@ -130,4 +133,55 @@ fn leaves_large_peeks_and_large_windows_are_an_agents_own() {
     assert!(other.taken().windows().large);
     drop(windows);
     assert!(one.taken().windows().large);
+}
+
+#[test]
+fn all_groups_but_one_leave_the_last_its_own_and_no_agent_has_all_of_its_groups() {
+    let limits = Limits::default();
+    for groups in 1..=48 {
+        let part = Parts::of_group(&limits, groups);
+        assert!(part.bodies * groups <= limits.buffers, "{groups}");
+        assert!(part.peeks * groups <= limits.peeks, "{groups}");
+        assert!(part.large_windows * groups <= ALL_LARGE_WINDOWS, "{groups}");
+        let own = part.of_agent(&limits);
+        assert!(2 * own.bodies <= part.bodies && own.bodies <= limits.agent_buffers, "{groups}");
+        assert!(2 * own.peeks <= part.peeks && own.peeks >= limits.peek_bytes, "{groups}");
+    }
+    let many = Parts::of_group(&limits, 10_000);
+    assert!(many.bodies > 0 && many.peeks >= limits.peek_bytes && many.large_windows > 0);
+}
+
+#[test]
+fn what_waits_in_large_pieces_is_less_than_the_memory_that_is_promised() {
+    let (limits, mib) = (Limits::default(), 1024 * 1024);
+    let large_windows = ALL_LARGE_WINDOWS * 2 * mib;
+    let together = 2 * limits.buffers + limits.peeks + large_windows;
+    assert_eq!(together, 304 * mib);
+    assert!(together < 512 * mib);
+}
+
+#[test]
+fn a_groups_agents_together_hold_no_more_than_its_part_and_another_group_has_its_own() {
+    let places = Places::new(1_000);
+    let few = Limits { buffers: 8 * LEAST_BODIES, peeks: 4 * 65_536, ..Limits::default() };
+    let piece = Bytes::from(vec![7; 65_536]);
+    let share = |last, group| places.share(&key(last, group), &few, 2).unwrap();
+    let red: Vec<_> = (0..100).map(|last| share(last, "red")).collect();
+    let mut held = Vec::new();
+    for share in red.iter().cycle().take(1_000) {
+        held.extend(share.taken().try_hold(Way::Out, piece.clone()));
+    }
+    assert_eq!(held.len() * piece.len(), 4 * LEAST_BODIES);
+    let peeks: Vec<_> = red.iter().filter_map(|share| share.peek(65_536)).collect();
+    assert_eq!(peeks.len(), 2);
+    let windows: Vec<_> = red.iter().map(|share| share.taken().windows()).collect();
+    assert_eq!(windows.iter().filter(|it| it.large).count(), ALL_LARGE_WINDOWS / 2);
+    let blue = share(1, "blue");
+    assert!(blue.taken().try_hold(Way::Out, piece.clone()).is_ok());
+    assert!(blue.peek(65_536).is_some() && blue.taken().windows().large);
+    let mut waits = Box::pin(red[99].taken().hold(Way::Out, piece.clone()));
+    assert!(futures_util::FutureExt::now_or_never(&mut waits).is_none());
+    drop((held, peeks, windows));
+    assert_eq!(futures_util::FutureExt::now_or_never(&mut waits), Some(piece.clone()));
+    assert!(red[0].peek(65_536).is_some() && red[0].taken().windows().large);
 }

@@ -222,6 +222,11 @@ fn a_limit_has_a_unit_and_a_sane_range() {
     ] {
         refuses("[vault]", &limits(line), line, &[why]);
     }
+    let both = "buffers = \"2MiB\"\nagent_buffers = \"3MiB\"";
+    refuses("[vault]", &limits(both), "\"2MiB\"", &["fewer than agent_buffers"]);
+    let own = accepts("[vault]", &limits("agent_buffers = \"256MiB\"\npeeks = \"1MiB\""));
+    let mib = 1024 * 1024;
+    assert_eq!((own.policy.limits.buffers, own.policy.limits.agent_peeks), (256 * mib, mib));
     refuses("[vault]", &limits("connections = 100\nagent_connections = 101"), "101", &["100"]);
     let set = accepts(
         "[vault]",
