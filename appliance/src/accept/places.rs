@@ -14,9 +14,9 @@
 //! | large HTTP/2 windows, two for each connection | 1 MiB of [`tally::ALL_LARGE_WINDOWS`] | 96 |
 //!
 //! Beside that a connection and a request hold little each, unless their agent does all it can, and
-//! what all of them hold grows with `connections`:
+//! what all of them hold grows with `connections` and `requests`:
 //!
-//! | what | bound | KiB |
+//! | what of each | bound | KiB |
 //! |---|---|---|
 //! | an undecided connection | its first bytes | 4 |
 //! | a spliced connection, while bytes wait | 64 KiB each way, or a pipe | 128 |
@@ -70,7 +70,6 @@ pub struct Share(Arc<Taken>);
 pub struct Taken {
     agent: Arc<Tally>,
     group: Arc<Tally>,
-    agent_requests: usize,
 }
 
 /// The place of one request. Given back when dropped.
@@ -174,8 +173,7 @@ impl Places {
         for tally in [&agent, &group] {
             tally.connections.fetch_add(1, Relaxed);
         }
-        let agent_requests = limits.agent_requests;
-        Ok(Share(Arc::new(Taken { agent, group, agent_requests })))
+        Ok(Share(Arc::new(Taken { agent, group })))
     }
 
     /// What was over its agent's rate since the last time. Agents at rest are forgotten.
@@ -291,14 +289,9 @@ impl Taken {
     pub fn request(self: &Arc<Self>) -> Result<RequestPlace, Reason> {
         // Counted first, so that whatever happens it is given back.
         let place = RequestPlace(Arc::clone(self));
-        let under_way =
-            [&self.agent, &self.group].map(|tally| tally.requests.fetch_add(1, Relaxed));
-        let within = under_way.iter().zip([self.agent_requests, Limits::GROUP_REQUESTS]);
-        if within.clone().all(|(count, most)| *count < most) {
-            Ok(place)
-        } else {
-            Err(Reason::RateLimit)
-        }
+        let within = [&self.agent, &self.group]
+            .map(|tally| tally.requests.fetch_add(1, Relaxed) < tally.most_requests);
+        if within == [true; 2] { Ok(place) } else { Err(Reason::RateLimit) }
     }
 
     /// Windows for one more HTTP/2 connection: large ones while the agent and its group have few of

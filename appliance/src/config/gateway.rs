@@ -133,6 +133,10 @@ pub(super) fn limits(mut table: Table<'_>) -> Limits {
     let defaults = (default.peeks, default.agent_peeks);
     let names = ["peeks", "agent_peeks"];
     let (peeks, agent_peeks) = room(&mut table, names, 256 * KIB..=256 * MIB, defaults);
+    let names = ["requests", "agent_requests"];
+    let read = names.map(|name| table.optional(name, number(1..=Limits::MAX_REQUESTS as u64)));
+    let defaults = (default.requests, default.agent_requests);
+    let (requests, agent_requests) = whole_and_part(&mut table, names, read, defaults);
     let limits = Limits {
         agent_connections: inner(agent.clone(), default.agent_connections),
         connections: inner(whole, default.connections),
@@ -140,10 +144,8 @@ pub(super) fn limits(mut table: Table<'_>) -> Limits {
             table.optional("agent_new_connections", number(1..=1_000_000)),
             default.agent_new_connections,
         ),
-        agent_requests: inner(
-            table.optional("agent_requests", number(1..=Limits::GROUP_REQUESTS as u64)),
-            default.agent_requests,
-        ),
+        requests,
+        agent_requests,
         buffers,
         agent_buffers,
         peeks,
@@ -185,16 +187,27 @@ pub(super) fn limits(mut table: Table<'_>) -> Limits {
     limits
 }
 
-/// Reads what all agents together may hold, and what one may; where only the latter is there, the
-/// former is no less.
+/// Reads how many bytes all agents together may hold, and how many one may.
 fn room(
     table: &mut Table<'_>,
-    [all, own]: [&'static str; 2],
+    names: [&'static str; 2],
     of_one: RangeInclusive<usize>,
-    (default_all, default_own): (usize, usize),
+    defaults: (usize, usize),
 ) -> (usize, usize) {
+    let [all, own] = names;
     let of_all = table.optional(all, size(*of_one.start()..=16 * of_one.end()));
     let of_one = table.optional(own, size(of_one));
+    whole_and_part(table, names, [of_all, of_one], defaults)
+}
+
+/// What all agents together may have, and what one may; where only the latter is there, the former
+/// is no less.
+fn whole_and_part(
+    table: &mut Table<'_>,
+    [all, own]: [&'static str; 2],
+    [of_all, of_one]: [Option<Spanned<usize>>; 2],
+    (default_all, default_own): (usize, usize),
+) -> (usize, usize) {
     let one = of_one.as_ref().map_or(default_own, |it| *it.get_ref());
     let Some(of_all) = of_all else { return (default_all.max(one), one) };
     let most = *of_all.get_ref();
@@ -202,7 +215,7 @@ fn room(
         return (most, one.min(most));
     }
     if one > most {
-        let text = format!("{all}: {most} bytes are fewer than {own} lets one agent hold, {one}");
+        let text = format!("{all}: {most} is fewer than {own} lets one agent have, {one}");
         table.report().add(&of_all.span(), text);
     }
     (most, one)

@@ -319,7 +319,9 @@ pub struct Limits {
     pub agent_connections: usize,
     /// New connections a second, of one agent; twice as many may come at once.
     pub agent_new_connections: u32,
-    /// Requests under way at once, of one agent on all its connections.
+    /// Requests under way at once, of all agents together. Each group has an equal part.
+    pub requests: usize,
+    /// The same, of one agent on all its connections; no more than half of what its group has.
     pub agent_requests: usize,
     /// Bytes of all agents' requests that may wait in the gateway, and as many of their answers. Each
     /// group has an equal part.
@@ -356,8 +358,8 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Requests under way at once, of one group. Several groups fit into the audit's queue.
-    pub const GROUP_REQUESTS: usize = 16_384;
+    /// The highest that `requests` may be: so many fit into the audit's queue.
+    pub const MAX_REQUESTS: usize = 16_384;
 }
 
 impl Default for Limits {
@@ -366,6 +368,7 @@ impl Default for Limits {
             connections: 16_384,
             agent_connections: 1_024,
             agent_new_connections: 200,
+            requests: 4_096,
             agent_requests: 1_024,
             buffers: 96 * 1024 * 1024,
             agent_buffers: 32 * 1024 * 1024,

@@ -21,6 +21,7 @@ use crate::{accept::Pace, policy::Limits};
 pub(super) struct Tally {
     pub(super) connections: AtomicUsize,
     pub(super) requests: AtomicUsize,
+    pub(super) most_requests: usize,
     pub(super) large_windows: AtomicUsize,
     most_large_windows: usize,
     pub(super) minting: Mutex<Pace>,
@@ -53,6 +54,7 @@ pub(super) struct Parts {
     /// Each way.
     pub(super) bodies: usize,
     pub(super) peeks: usize,
+    pub(super) requests: usize,
     pub(super) large_windows: usize,
 }
 
@@ -69,6 +71,7 @@ impl Parts {
         Self {
             bodies: (limits.buffers / groups).max(LEAST_BODIES),
             peeks: (limits.peeks / groups).max(limits.peek_bytes),
+            requests: (limits.requests / groups).max(LEAST_REQUESTS),
             large_windows: (ALL_LARGE_WINDOWS / groups).max(1),
         }
     }
@@ -77,6 +80,7 @@ impl Parts {
         Self {
             bodies: limits.agent_buffers.min(self.bodies / 2),
             peeks: limits.agent_peeks.min((self.peeks / 2).max(limits.peek_bytes)),
+            requests: limits.agent_requests.min(self.requests / 2),
             large_windows: LARGE_WINDOWS.min(self.large_windows),
         }
     }
@@ -89,6 +93,7 @@ impl Tally {
         Self {
             connections: AtomicUsize::new(0),
             requests: AtomicUsize::new(0),
+            most_requests: parts.requests,
             large_windows: AtomicUsize::new(0),
             most_large_windows: parts.large_windows,
             minting: Mutex::new(Pace::new(now)),
@@ -125,5 +130,7 @@ pub fn held<R: Send + 'static>(bytes: Bytes, room: R) -> Bytes {
 pub(super) const LARGE_WINDOWS: usize = 16;
 /// The same, of all agents.
 pub(super) const ALL_LARGE_WINDOWS: usize = 48;
+/// Requests under way that every group may have, however many groups there are.
+pub(super) const LEAST_REQUESTS: usize = 32;
 /// Bytes of bodies each way that every group may hold, however many groups there are.
 pub(super) const LEAST_BODIES: usize = 1024 * 1024;

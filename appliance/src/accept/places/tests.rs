@@ -142,9 +142,11 @@ fn all_groups_but_one_leave_the_last_its_own_and_no_agent_has_all_of_its_groups(
         let part = Parts::of_group(&limits, groups);
         assert!(part.bodies * groups <= limits.buffers, "{groups}");
         assert!(part.peeks * groups <= limits.peeks, "{groups}");
+        assert!(part.requests * groups <= limits.requests, "{groups}");
         assert!(part.large_windows * groups <= ALL_LARGE_WINDOWS, "{groups}");
         let own = part.of_agent(&limits);
         assert!(2 * own.bodies <= part.bodies && own.bodies <= limits.agent_buffers, "{groups}");
+        assert!(2 * own.requests <= part.requests, "{groups}");
         assert!(2 * own.peeks <= part.peeks && own.peeks >= limits.peek_bytes, "{groups}");
     }
     let many = Parts::of_group(&limits, 10_000);
@@ -158,6 +160,20 @@ fn what_waits_in_large_pieces_is_less_than_the_memory_that_is_promised() {
     let together = 2 * limits.buffers + limits.peeks + large_windows;
     assert_eq!(together, 304 * mib);
     assert!(together < 512 * mib);
+}
+
+#[test]
+fn one_groups_requests_leave_another_group_its_own_however_many_addresses_it_uses() {
+    let places = Places::new(1_000);
+    let few = Limits { requests: 200, ..Limits::default() };
+    let share = |last, group| places.share(&key(last, group), &few, 2).unwrap();
+    let red: Vec<_> = (0..100).map(|last| share(last, "red")).collect();
+    let requests = red.iter().cycle().take(1_000).map(|share| share.taken().request());
+    let (held, refused): (Vec<_>, Vec<_>) = requests.partition(Result::is_ok);
+    assert_eq!((held.len(), refused.len()), (100, 900));
+    assert!(share(1, "blue").taken().request().is_ok());
+    drop(held);
+    assert!(red[0].taken().request().is_ok());
 }
 
 #[test]

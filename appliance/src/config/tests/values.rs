@@ -213,6 +213,7 @@ fn a_limit_has_a_unit_and_a_sane_range() {
         ("head_bytes = 1", "is not a size"),
         ("agent_new_connections = 0", "from 1 to 1000000"),
         ("agent_requests = 16385", "from 1 to 16384"),
+        ("requests = 16385", "from 1 to 16384"),
         ("agent_buffers = \"1023KiB\"", "is not a size"),
         ("agent_peeks = \"4GiB\"", "is not a size"),
         ("agent_leaves = 10001", "from 1 to 10000"),
@@ -224,6 +225,14 @@ fn a_limit_has_a_unit_and_a_sane_range() {
     }
     let both = "buffers = \"2MiB\"\nagent_buffers = \"3MiB\"";
     refuses("[vault]", &limits(both), "\"2MiB\"", &["fewer than agent_buffers"]);
+    refuses(
+        "[vault]",
+        &limits("requests = 9\nagent_requests = 10"),
+        "9",
+        &["fewer than agent_requests"],
+    );
+    let own = accepts("[vault]", &limits("agent_requests = 5000"));
+    assert_eq!((own.policy.limits.requests, own.policy.limits.agent_requests), (5_000, 5_000));
     let own = accepts("[vault]", &limits("agent_buffers = \"256MiB\"\npeeks = \"1MiB\""));
     let mib = 1024 * 1024;
     assert_eq!((own.policy.limits.buffers, own.policy.limits.agent_peeks), (256 * mib, mib));
