@@ -9,7 +9,7 @@ CARGO ?= cargo
 # demonstration built would be compiled again. Lints look at the benches, too.
 TESTED = --locked --workspace --exclude cloakroom-benches
 # One lab test is a small network with several programs in it, most of the time waiting.
-LAB_THREADS ?= 4
+LAB_THREADS ?= 6
 # Where nft and ip are; an ordinary user's PATH lacks it on Debian.
 export PATH := $(PATH):/usr/sbin:/sbin
 
