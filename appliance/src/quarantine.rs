@@ -70,9 +70,11 @@ impl Quarantine {
     /// Where the mark cannot be written. The group is quarantined all the same, until the daemon
     /// ends.
     pub fn hold(&self, group: &GroupName) -> io::Result<bool> {
+        // Before the turn is waited for: somebody else's may be with a disk that hangs. And again
+        // with it, because a release may have had it.
+        let before = self.insert(group);
         let _acting = self.acting.lock().unwrap_or_else(PoisonError::into_inner);
-        let new =
-            self.groups.send_if_modified(|groups| Arc::make_mut(groups).insert(group.clone()));
+        let new = self.insert(group) || before;
         match self.mark(group) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => sync(&self.folder)?,
@@ -92,6 +94,10 @@ impl Quarantine {
             _ => sync(&self.folder)?,
         }
         Ok(self.groups.send_if_modified(|groups| Arc::make_mut(groups).remove(group)))
+    }
+
+    fn insert(&self, group: &GroupName) -> bool {
+        self.groups.send_if_modified(|groups| Arc::make_mut(groups).insert(group.clone()))
     }
 
     fn mark(&self, group: &GroupName) -> io::Result<()> {
@@ -236,6 +242,23 @@ mod tests {
         assert!(quarantine.watch().holds(&red));
         assert!(quarantine.release(&red).is_err());
         assert!(quarantine.watch().holds(&red), "a release that is not certain is none");
+    }
+
+    #[test]
+    fn a_group_is_quarantined_while_another_ones_mark_is_not_on_the_disk_yet() {
+        let (state, red) = (Folder::new(), group("red"));
+        let quarantine = Quarantine::open(&state.0).unwrap();
+        let other = quarantine.acting.lock().unwrap();
+        std::thread::scope(|scope| {
+            let holding = scope.spawn(|| quarantine.hold(&red));
+            let begun = std::time::Instant::now();
+            while !quarantine.watch().holds(&red) && begun.elapsed().as_secs() < 10 {
+                std::thread::yield_now();
+            }
+            assert!(quarantine.watch().holds(&red) && !holding.is_finished());
+            drop(other);
+            assert!(holding.join().unwrap().unwrap(), "it is new");
+        });
     }
 
     #[tokio::test]

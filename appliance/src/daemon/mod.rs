@@ -181,7 +181,8 @@ impl Daemon {
         packets::apply(&self.rules(&capture))?;
         self.capture = capture;
         // A binding or a CA that is new is there before the first request can ask for it; until
-        // then requests are judged by the old policy, and have what that names.
+        // then requests are judged by the old policy, and have what that names, unless a group's
+        // new token role may not read it.
         self.wanted.add(&rulebook.policy);
         self.secrets.ask_again();
         issuing::first_round(&self.secrets, self.rotation.as_ref(), &cas, RELOAD_ROUND).await;

@@ -345,6 +345,7 @@ const KUBERNETES: Bearers = Bearers {
     asked: &[
         ("bound_service_account_names", "SERVICE_ACCOUNT", true),
         ("bound_service_account_namespaces", "SERVICE_ACCOUNT_NAMESPACE", true),
+        ("audience", "AUDIENCE", false),
     ],
 };
 

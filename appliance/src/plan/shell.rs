@@ -24,6 +24,7 @@ pub(super) fn render(plan: &Plan) -> String {
             format_args!(
                 "\nvault write {path} allowed_policies={policy} orphan=false renewable=true \\\n    \
                  allowed_policies_glob= disallowed_policies= disallowed_policies_glob= \\\n    \
+                 allowed_entity_aliases= token_num_uses=0 \\\n    \
                  token_type=service token_no_default_policy=true token_period={PERIOD} \\\n    \
                  token_bound_cidrs={bound}"
             ),

@@ -22,6 +22,8 @@ pub(super) fn render(plan: &Plan) -> String {
             ("allowed_policies_glob", "[]".to_owned()),
             ("disallowed_policies", "[]".to_owned()),
             ("disallowed_policies_glob", "[]".to_owned()),
+            ("allowed_entity_aliases", "[]".to_owned()),
+            ("token_num_uses", "0".to_owned()),
             ("orphan", "false".to_owned()),
             ("renewable", "true".to_owned()),
             ("token_type", text("service")),

@@ -16,7 +16,7 @@ use super::{
     FetchError, Snapshot,
     ledger::{Change, Fresh, Key, Ledger},
     returns::Returns,
-    source::{Answer, Lease, Prolonged, Standing},
+    source::{Answer, Lease, Picked, Prolonged, Standing},
     store::{back_off, jittered, spread},
     tenure::{Errand, Tenure},
 };
@@ -249,7 +249,8 @@ impl Agenda {
         plan.lent = answer.lease.is_some().then_some(question.asked);
         let mut tenure = answer.lease.map(|lease| Tenure::new(lease, question.asked, refresh));
         // Held, it would be prolonged to its longest life, and what repairs it seen only then.
-        if answer.values.iter().all(Result::is_err)
+        let usable = |value: &Result<Picked, _>| value.as_ref().is_ok_and(Picked::is_usable);
+        if !answer.values.iter().any(usable)
             && let Some(useless) = tenure.take()
         {
             self.returns.add(group, useless.lease, now, useless.ends);

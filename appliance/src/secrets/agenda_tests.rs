@@ -32,6 +32,8 @@ struct Lender {
     denied: bool,
     /// Whether no field is where it is looked for.
     astray: bool,
+    /// Whether what is there is no value that a header can hold.
+    broken: bool,
     /// Leases that were made, with their beginning and their end.
     made: Vec<(Instant, Instant)>,
     revoked: HashMap<usize, Instant>,
@@ -51,6 +53,7 @@ impl Lender {
             down: false,
             denied: false,
             astray: false,
+            broken: false,
             made: vec![],
             revoked: HashMap::new(),
             reads: 0,
@@ -129,7 +132,8 @@ impl Lender {
             if self.astray {
                 return Err(MISSING);
             }
-            let bytes = format!("lease-{number:04}-value-{pick}").into_bytes();
+            let space = if self.broken { " " } else { "-" };
+            let bytes = format!("lease-{number:04}{space}value-{pick}").into_bytes();
             Ok(Zeroizing::new(bytes).into())
         };
         let lease = Lease {
@@ -422,20 +426,22 @@ fn a_lease_without_life_does_not_make_a_user_each_moment() {
 
 #[test]
 fn a_lease_without_a_usable_value_is_given_back_and_read_anew_at_refresh() {
-    let mut lender = Lender::new(3_600, 36_000);
-    lender.astray = true;
-    lender.pass(1);
-    assert_eq!(lender.text(&user()), Err(SecretCause::ValueInvalid));
-    assert!(lender.revoked.contains_key(&0), "it lends nothing that can be used");
-    lender.pass(300);
-    assert!((6..=8).contains(&lender.made.len()), "{} in five minutes", lender.made.len());
-    assert_eq!(lender.renewals + lender.checks, 0);
-    lender.astray = false;
-    lender.pass(60);
-    let used = lender.in_use().unwrap();
-    lender.pass(300);
-    assert_eq!(lender.in_use(), Some(used), "a lease that is of use is kept");
-    assert_eq!(lender.revoked.len(), lender.made.len() - 1);
+    for astray in [true, false] {
+        let mut lender = Lender::new(3_600, 36_000);
+        (lender.astray, lender.broken) = (astray, !astray);
+        lender.pass(1);
+        assert_eq!(lender.text(&user()), Err(SecretCause::ValueInvalid));
+        assert!(lender.revoked.contains_key(&0), "it lends nothing that can be used");
+        lender.pass(300);
+        assert!((6..=8).contains(&lender.made.len()), "{} in five minutes", lender.made.len());
+        assert_eq!(lender.renewals + lender.checks, 0);
+        (lender.astray, lender.broken) = (false, false);
+        lender.pass(60);
+        let used = lender.in_use().unwrap();
+        lender.pass(300);
+        assert_eq!(lender.in_use(), Some(used), "a lease that is of use is kept");
+        assert_eq!(lender.revoked.len(), lender.made.len() - 1);
+    }
 }
 
 fn of(group: &str, number: usize) -> Key {

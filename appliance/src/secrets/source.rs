@@ -10,7 +10,7 @@ use std::{sync::Arc, time::Duration};
 use futures_util::future::BoxFuture;
 use zeroize::Zeroizing;
 
-use super::{FileSource, VaultSource};
+use super::{FileSource, SecretValue, VaultSource};
 use crate::{
     policy::{GroupName, Location, Narrowing, Pick},
     reason::SecretCause,
@@ -90,6 +90,13 @@ pub struct Picked {
     /// The fields that it was made of, where they are not all of it: they are as secret, and are
     /// masked like it.
     pub parts: Vec<Zeroizing<Vec<u8>>>,
+}
+
+impl Picked {
+    /// Whether any binding could use it.
+    pub(super) fn is_usable(&self) -> bool {
+        SecretValue::check(&self.whole, SecretValue::FLOOR_BYTES).is_ok()
+    }
 }
 
 impl From<Zeroizing<Vec<u8>>> for Picked {

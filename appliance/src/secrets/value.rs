@@ -29,7 +29,12 @@ impl SecretValue {
 
     /// Checks a value as its source delivered it; one trailing LF or CRLF is trimmed first.
     pub fn load(bytes: Zeroizing<Vec<u8>>, min_bytes: usize) -> Result<Self, SecretError> {
-        let value = without_line_end(&bytes);
+        Self::check(&bytes, min_bytes).map(|value| Self(Zeroizing::new(value.into())))
+    }
+
+    /// What [`SecretValue::load`] would keep of these bytes.
+    pub(super) fn check(bytes: &[u8], min_bytes: usize) -> Result<&[u8], SecretError> {
+        let value = without_line_end(bytes);
         if value.len() < min_bytes.max(Self::FLOOR_BYTES) {
             return Err(SecretError::TooShort);
         }
@@ -39,7 +44,7 @@ impl SecretValue {
         if !value.iter().all(u8::is_ascii_graphic) {
             return Err(SecretError::BadByte);
         }
-        Ok(Self(Zeroizing::new(value.into())))
+        Ok(value)
     }
 
     /// The bytes, for the wire and for masking only.

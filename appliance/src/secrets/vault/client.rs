@@ -337,10 +337,15 @@ fn build_http(
             // By reference: what takes the key's bytes as its own does not wipe them.
             let key = any_supported_type(&key).map_err(|_| VaultSourceError::Setting(wrong))?;
             let shown = CertifiedKey::new(chain, key);
-            if let Err(rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) =
-                shown.keys_match()
-            {
-                return Err(VaultSourceError::Setting(wrong));
+            match shown.keys_match() {
+                Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => {}
+                Err(rustls::Error::InconsistentKeys(_)) => {
+                    return Err(VaultSourceError::Setting(wrong));
+                }
+                Err(_) => {
+                    let text = "the login's certificate_file holds no certificate of X.509";
+                    return Err(VaultSourceError::Setting(text));
+                }
             }
             tls.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(shown)))
         }

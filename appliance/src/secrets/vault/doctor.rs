@@ -74,7 +74,11 @@ pub async fn examine(settings: &Settings, policy: &Policy) -> Result<Health, Doc
     let health = Health::default();
     let mut doctor = Doctor { session, vault, rights: &rights, unused, health };
     doctor.look(questions).await;
-    doctor.session.close().await;
+    if !doctor.session.close().await {
+        let text = "Vault did not take back all the tokens of this examination; they end by \
+                    themselves";
+        doctor.add(Verdict::Unanswered, "gateway", text);
+    }
     Ok(doctor.health)
 }
 

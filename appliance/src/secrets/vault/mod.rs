@@ -129,7 +129,9 @@ impl SecretSource for VaultSource {
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
-        Box::pin(self.session.close())
+        Box::pin(async {
+            self.session.close().await;
+        })
     }
 }
 

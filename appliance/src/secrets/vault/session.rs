@@ -259,7 +259,9 @@ impl Session {
                 self.retire(live.client, Instant::now());
                 Ok(true)
             }
-            Err(error) if error.is_refusal() => Ok(false),
+            // What Vault says of a policy that the role does not hand on; any other refusal says
+            // nothing of the role.
+            Err(CallError::Status { code: 400, .. }) => Ok(false),
             Err(error) => Err(error.outage()),
         }
     }

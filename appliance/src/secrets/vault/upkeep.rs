@@ -16,7 +16,7 @@ use super::{
     error::CallError,
     holder::{Holder, Live, Slot, lock},
     session::{Left, RETIRED_TIME, Retired, Session},
-    token::Grant,
+    token::{Grant, TokenClient},
 };
 use crate::policy::GroupName;
 
@@ -45,15 +45,16 @@ impl Session {
         }
     }
 
-    /// Revokes every token, so that none outlives the daemon.
-    pub(super) async fn close(&self) {
-        let revoked = tokio::time::timeout(CLOSE_TIME, self.revoke_all()).await;
-        if revoked.is_err() {
-            tracing::warn!("Vault did not take back the tokens in time; they end by themselves");
+    /// Revokes every token, so that none outlives the daemon. False where one may.
+    pub(super) async fn close(&self) -> bool {
+        let revoked = tokio::time::timeout(CLOSE_TIME, self.revoke_all()).await.unwrap_or(false);
+        if !revoked {
+            tracing::warn!("Vault did not take back all the tokens; they end by themselves");
         }
+        revoked
     }
 
-    async fn revoke_all(&self) {
+    async fn revoke_all(&self) -> bool {
         let mut old: Vec<_> = lock(&self.retired).drain(..).map(|retired| retired.client).collect();
         old.extend(lock(&self.coming).take());
         let mut children = Vec::new();
@@ -63,17 +64,17 @@ impl Session {
             children.extend(holder.slot.lock().await.live.take().map(|live| live.client));
         }
         let own = self.gateway.slot.lock().await.live.take().map(|live| live.client);
-        let cascaded = match &own {
-            Some(own) => own.call(RevokeTokenSelfRequest {}).await.is_ok(),
-            None => false,
+        let gone = match &own {
+            Some(own) => is_gone(own).await,
+            None => true,
         };
+        let cascaded = gone && own.is_some();
         let rest = children.into_iter().filter(|_| !cascaded).chain(old);
-        // They end by themselves where Vault cannot be told.
         futures_util::stream::iter(rest)
-            .for_each_concurrent(RENEWALS_AT_ONCE, |client| async move {
-                let _ = client.call(RevokeTokenSelfRequest {}).await;
-            })
-            .await;
+            .map(|client| async move { is_gone(&client).await })
+            .buffer_unordered(RENEWALS_AT_ONCE)
+            .fold(gone, |all, one| async move { all && one })
+            .await
     }
 
     pub(super) async fn renew(&self, holder: &Holder) {
@@ -246,6 +247,11 @@ impl Session {
 const RETRY_RENEWAL: Duration = Duration::from_secs(5);
 
 const RENEWALS_AT_ONCE: usize = 4;
+
+/// Revokes a token by itself. True where it is good no longer.
+async fn is_gone(client: &TokenClient) -> bool {
+    client.call(RevokeTokenSelfRequest {}).await.is_ok() || client.is_unknown()
+}
 
 /// Tries to revoke a token of a Vault that does not answer: a quarter of an hour.
 const MOST_TRIES: u32 = 32;
