@@ -106,9 +106,10 @@ impl Postgres {
     }
 }
 
+/// `nobody`, whom every system has: initdb asks for the name of who runs it.
 fn somebody(dir: &std::path::Path) -> Command {
     let mut command = INTERNET.command("unshare");
-    command.args(["--user", "--map-user=1000", "--map-group=1000", "--"]).current_dir(dir);
+    command.args(["--user", "--map-user=65534", "--map-group=65534", "--"]).current_dir(dir);
     command
 }
 
