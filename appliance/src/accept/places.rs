@@ -4,14 +4,15 @@
 //! A count is given back by whoever holds it, by being dropped. The table of agents is bounded for
 //! each group; where a group's is full of agents that are not at rest, a new one is told no.
 //!
-//! What waits in large pieces has a bound for all agents together, of which each group has an equal
-//! part, so that all groups but one leave the last its own. With the default limits, all of it used up:
+//! What all agents together may hold is divided into equal parts, one for each group, so that all
+//! groups but one leave the last its own; and no agent has more than half of its group's part. Of
+//! what waits in large pieces, with the default limits and all of it used up:
 //!
 //! | what | bound | MiB |
 //! |---|---|---|
 //! | bodies between the two sides | `buffers` each way | 192 |
 //! | long beginnings of undecided connections | `peeks` | 16 |
-//! | large HTTP/2 windows, two for each connection | 1 MiB of [`tally::ALL_LARGE_WINDOWS`] | 96 |
+//! | large HTTP/2 windows, two for each connection | 1 MiB of [`Limits::LARGE_WINDOWS`] | 96 |
 //!
 //! Beside that a connection and a request hold little each, unless their agent does all it can, and
 //! what all of them hold grows with `connections` and `requests`:
@@ -38,11 +39,11 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use self::tally::{Parts, Tally};
+use self::tally::Tally;
 pub use self::tally::{Room, Way, held};
 use super::agent::{AgentKey, Pace};
 use crate::{
-    policy::{GroupName, Limits},
+    policy::{GroupName, Limits, Quota},
     reason::Reason,
 };
 
@@ -68,8 +69,8 @@ pub struct Share(Arc<Taken>);
 /// What the requests and bytes of one connection are counted against.
 #[derive(Debug)]
 pub struct Taken {
-    agent: Arc<Tally>,
-    group: Arc<Tally>,
+    agent: Tally,
+    group: Tally,
 }
 
 /// The place of one request. Given back when dropped.
@@ -98,7 +99,7 @@ pub struct OverRate {
 #[derive(Debug)]
 struct GroupTable {
     /// Made when somebody first takes a part of it.
-    tally: Option<Arc<Tally>>,
+    tally: Option<Tally>,
     agents: HashMap<AgentKey, Agent>,
     /// Connections of agents that the table had no room for.
     nameless: u64,
@@ -109,7 +110,7 @@ struct GroupTable {
 struct Agent {
     connecting: Pace,
     over_rate: u64,
-    tally: Option<Arc<Tally>>,
+    tally: Option<Tally>,
 }
 
 impl Places {
@@ -146,32 +147,28 @@ impl Places {
     pub fn open(&self, group: &GroupName) -> usize {
         let groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
         let tally = groups.get(group).and_then(|table| table.tally.as_ref());
-        tally.map_or(0, |tally| tally.connections.load(Relaxed))
+        tally.map_or(0, |tally| tally.counts.connections.load(Relaxed))
     }
 
-    /// Counts a connection against its agent and against its group, one of so many.
+    /// Counts a connection against its agent and against its group, one of so many. What it and its
+    /// requests may hold is what these limits say for as long as it is open.
+    ///
+    /// # Errors
+    ///
+    /// [`Reason::ConnectionLimit`], where one of the two has none left.
     pub fn share(&self, key: &AgentKey, limits: &Limits, groups: usize) -> Result<Share, Reason> {
-        let of_group = match groups {
-            0 | 1 => limits.connections,
-            _ => limits.connections.div_ceil(2),
-        };
-        let parts = Parts::of_group(limits, groups);
+        let quota = Quota::of_group(limits, groups);
         let now = Instant::now();
         let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
         let table = groups.entry(key.group().clone()).or_insert_with(|| GroupTable::new(now));
-        let group =
-            Arc::clone(table.tally.get_or_insert_with(|| Arc::new(Tally::new(&parts, now))));
+        let group = known(&mut table.tally, quota, now);
         let agent = table.agent(key, now).ok_or(Reason::ConnectionLimit)?;
-        let parts = parts.of_agent(limits);
-        let agent =
-            Arc::clone(agent.tally.get_or_insert_with(|| Arc::new(Tally::new(&parts, now))));
-        for (tally, most) in [(&agent, limits.agent_connections), (&group, of_group)] {
-            if tally.connections.load(Relaxed) >= most {
-                return Err(Reason::ConnectionLimit);
-            }
+        let agent = known(&mut agent.tally, quota.of_agent(limits), now);
+        if !agent.has_connection_left() || !group.has_connection_left() {
+            return Err(Reason::ConnectionLimit);
         }
         for tally in [&agent, &group] {
-            tally.connections.fetch_add(1, Relaxed);
+            tally.counts.connections.fetch_add(1, Relaxed);
         }
         Ok(Share(Arc::new(Taken { agent, group })))
     }
@@ -229,8 +226,7 @@ impl GroupTable {
 
     fn sweep(&mut self, now: Instant) {
         self.swept = now;
-        // By the next policy, where there is one.
-        self.tally.take_if(|tally| Arc::strong_count(tally) == 1);
+        self.tally.take_if(|tally| tally.is_at_rest());
         self.agents.retain(|_, agent| !agent.is_at_rest(now));
     }
 }
@@ -241,15 +237,18 @@ impl Agent {
     }
 
     fn is_at_rest(&self, now: Instant) -> bool {
-        // Whoever holds something of it holds the tally.
-        let is_idle = |tally: &Arc<Tally>| {
-            let minting = tally.minting.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::strong_count(tally) == 1 && minting.is_full(now)
+        let is_idle = |tally: &Tally| {
+            let minting = tally.counts.minting.lock().unwrap_or_else(PoisonError::into_inner);
+            tally.is_at_rest() && minting.is_full(now)
         };
         self.tally.as_ref().is_none_or(is_idle)
             && self.over_rate == 0
             && self.connecting.is_full(now)
     }
+}
+
+fn known(tally: &mut Option<Tally>, quota: Quota, now: Instant) -> Tally {
+    tally.get_or_insert_with(|| Tally::new(quota, now)).with_quota(quota)
 }
 
 impl Share {
@@ -260,7 +259,8 @@ impl Share {
 
     /// Whether the agent may have a leaf made for it now.
     pub fn may_mint(&self, limits: &Limits) -> bool {
-        let mut minting = self.0.agent.minting.lock().unwrap_or_else(PoisonError::into_inner);
+        let minting = &self.0.agent.counts.minting;
+        let mut minting = minting.lock().unwrap_or_else(PoisonError::into_inner);
         let rate = limits.agent_leaves;
         minting.take(rate, rate.saturating_mul(2), Instant::now())
     }
@@ -269,16 +269,15 @@ impl Share {
     /// have it.
     pub fn peek(&self, bytes: usize) -> Option<Room> {
         let bytes = u32::try_from(bytes).ok()?;
-        let room =
-            |tally: &Tally| Arc::clone(&tally.large_peeks).try_acquire_many_owned(bytes).ok();
-        Some(Room::new(room(&self.0.agent)?, room(&self.0.group)?))
+        let Taken { agent, group } = &*self.0;
+        Some(Room::new(agent.try_peek(bytes)?, group.try_peek(bytes)?))
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
         for tally in [&self.0.agent, &self.0.group] {
-            tally.connections.fetch_sub(1, Relaxed);
+            tally.counts.connections.fetch_sub(1, Relaxed);
         }
     }
 }
@@ -289,8 +288,7 @@ impl Taken {
     pub fn request(self: &Arc<Self>) -> Result<RequestPlace, Reason> {
         // Counted first, so that whatever happens it is given back.
         let place = RequestPlace(Arc::clone(self));
-        let within = [&self.agent, &self.group]
-            .map(|tally| tally.requests.fetch_add(1, Relaxed) < tally.most_requests);
+        let within = [&self.agent, &self.group].map(Tally::add_request);
         if within == [true; 2] { Ok(place) } else { Err(Reason::RateLimit) }
     }
 
@@ -300,7 +298,7 @@ impl Taken {
         let of_agent = self.agent.take_large_windows();
         let large = of_agent && self.group.take_large_windows();
         if of_agent && !large {
-            self.agent.large_windows.fetch_sub(1, Relaxed);
+            self.agent.counts.large_windows.fetch_sub(1, Relaxed);
         }
         Windows { large, taken: Arc::clone(self) }
     }
@@ -313,8 +311,8 @@ impl Taken {
     /// The same bytes, where it has none now.
     pub fn try_hold(&self, way: Way, bytes: Bytes) -> Result<Bytes, Bytes> {
         let room = |tally: &Tally| {
-            let (budget, count) = tally.budget(way, &bytes);
-            budget.try_acquire_many_owned(count).ok()
+            let (left, count) = tally.body(way, &bytes);
+            left.try_acquire_many_owned(count).ok()
         };
         match room(&self.agent).zip(room(&self.group)) {
             Some((own, common)) => Ok(held(bytes, Room::new(own, common))),
@@ -325,9 +323,9 @@ impl Taken {
     /// [`Taken::try_hold`] that waits until there is room.
     pub async fn hold(self: Arc<Self>, way: Way, bytes: Bytes) -> Bytes {
         // Its own first, in which it waits behind nobody else.
-        let (own, count) = self.agent.budget(way, &bytes);
+        let (own, count) = self.agent.body(way, &bytes);
         let own = own.acquire_many_owned(count).await;
-        let (common, count) = self.group.budget(way, &bytes);
+        let (common, count) = self.group.body(way, &bytes);
         match (own, common.acquire_many_owned(count).await) {
             (Ok(own), Ok(common)) => held(bytes, Room::new(own, common)),
             // Nobody closes a budget.
@@ -339,7 +337,7 @@ impl Taken {
 impl Drop for RequestPlace {
     fn drop(&mut self) {
         for tally in [&self.0.agent, &self.0.group] {
-            tally.requests.fetch_sub(1, Relaxed);
+            tally.counts.requests.fetch_sub(1, Relaxed);
         }
     }
 }
@@ -348,7 +346,7 @@ impl Drop for Windows {
     fn drop(&mut self) {
         if self.large {
             for tally in [&self.taken.agent, &self.taken.group] {
-                tally.large_windows.fetch_sub(1, Relaxed);
+                tally.counts.large_windows.fetch_sub(1, Relaxed);
             }
         }
     }

@@ -1,20 +1,16 @@
 //! What a configuration means, in plain words: who may reach what, and how. It is made from the
 //! checked policy alone, so it says what will be done and not what was written.
 
+mod warnings;
+
 use std::fmt::{self, Display, Write};
 
-use ipnet::IpNet;
-
 use super::{
-    AgentServices, AuditTarget, Config, Settings, VaultLogin, VaultSettings, rules::overlap,
-    value::duration,
+    AgentServices, AuditTarget, Config, Settings, VaultLogin, VaultSettings, value::duration,
 };
-use crate::{
-    policy::{
-        Api, Binding, Carry, DialledRule, Group, HostPattern, Part, Pass, Pick, Place, Policy,
-        RuleName, Scheme, SecretRef, Tcp, Upstream, VaultLocation,
-    },
-    secrets::SecretValue,
+use crate::policy::{
+    Api, Binding, Carry, Group, Limits, Part, Pass, Pick, Place, Policy, Quota, Scheme, SecretRef,
+    Tcp, Upstream, VaultLocation,
 };
 
 /// The whole configuration for a person to read: the gateway, each group with all it may do, and
@@ -23,7 +19,7 @@ pub fn explain(config: &Config) -> String {
     let mut page = Page(String::new());
     page.gateway(config);
     config.policy.groups.iter().for_each(|group| page.group(group, &config.policy));
-    page.warnings(&warnings(config));
+    page.warnings(&warnings::warnings(config));
     page.0
 }
 
@@ -66,11 +62,35 @@ impl Page {
         }
         self.line("obeys", format!("root, at {}", settings.control.display()));
         self.issuing_cas(settings);
-        let (own, total) = (policy.limits.agent_connections, policy.limits.connections);
-        self.line("bounds", format!("{own} connections for each agent, {total} in all"));
-        let rate = policy.limits.agent_new_connections;
-        self.line("", format!("{rate} new connections a second for each agent"));
-        self.line("", format!("{} DNS queries a second for each agent", policy.limits.dns_rate));
+        self.bounds(&policy.limits, policy.groups.len());
+    }
+
+    /// What is really had, which may be less than was written where there are many groups.
+    fn bounds(&mut self, limits: &Limits, groups: usize) {
+        let one = limits.agent_new_connections;
+        self.line("bounds", format!("{one} new connections a second for each agent"));
+        self.line("", format!("{} DNS queries a second for each agent", limits.dns_rate));
+        let whose = match groups {
+            1 => "an agent has at most half of what its group has:".to_owned(),
+            _ => format!(
+                "{groups} groups have an equal part each, and an agent at most half of that:"
+            ),
+        };
+        self.line("", whose);
+        let group = Quota::of_group(limits, groups);
+        let agent = group.of_agent(limits);
+        for (what, all, group, agent) in [
+            ("connections", limits.connections, group.connections, agent.connections),
+            ("requests under way", limits.requests, group.requests, agent.requests),
+            (
+                "KiB of bodies each way",
+                limits.buffers / KIB,
+                group.bodies / KIB,
+                agent.bodies / KIB,
+            ),
+        ] {
+            self.line("", format!("{all} {what}, {group} a group, {agent} an agent"));
+        }
     }
 
     fn vault(&mut self, vault: &VaultSettings) {
@@ -297,108 +317,14 @@ fn won_by_apis<'p>(
     hosts.filter(|(host, _)| pass.hosts.iter().any(|pattern| pattern.matches(host)))
 }
 
-fn warnings(config: &Config) -> Vec<String> {
-    let Config { settings, policy } = config;
-    let groups = policy.groups.iter().flat_map(|group| group_warnings(group, settings, policy));
-    let apis = policy.apis.iter().flat_map(|api| api_warnings(api));
-    let passes = policy.passes.iter().flat_map(|pass| pass_warnings(pass));
-    let tcp = policy.tcp.iter().flat_map(|tcp| private_warnings("rule", &tcp.name, &tcp.upstream));
-    let pki = pki_warnings(settings);
-    groups.chain(apis).chain(passes).chain(tcp).chain(pki).collect()
-}
-
 fn services(settings: &Settings) -> Vec<&'static str> {
     let AgentServices { ping, ntp, dhcp } = settings.agent_services;
     let words = [(ping, "ping"), (ntp, "NTP"), (dhcp, "DHCP")];
     words.into_iter().filter(|(wanted, _)| *wanted).map(|(_, word)| word).collect()
 }
 
-fn group_warnings(group: &Group, settings: &Settings, policy: &Policy) -> Vec<String> {
-    let mut found = Vec::new();
-    let name = &group.name;
-    if !settings.ipv6 && group.prefixes.iter().any(|prefix| matches!(prefix, IpNet::V6(_))) {
-        found.push(format!("group {name} has IPv6 prefixes, and the gateway drops all IPv6"));
-    }
-    let in_apis = policy.apis.iter().flat_map(|api| &api.bindings).map(|bound| &bound.groups);
-    let in_passes = policy.passes.iter().map(|pass| &pass.groups);
-    let in_tcp = policy.tcp.iter().map(|tcp| &tcp.groups);
-    let mut uses = in_apis.chain(in_passes).chain(in_tcp);
-    if !uses.any(|groups| groups.contains(name)) {
-        found.push(format!("group {name} is in no rule: its agents reach nothing"));
-    }
-    found
-}
-
-fn pki_warnings(settings: &Settings) -> Option<String> {
-    let pki = settings.vault.as_ref()?.pki.as_ref()?;
-    pki.accept_without_ip_exclusion.then(|| {
-        "issuing CAs may be free to sign for IP addresses (accept_without_ip_exclusion)".into()
-    })
-}
-
-fn api_warnings(api: &Api) -> Vec<String> {
-    let mut found = Vec::new();
-    let mut add = |text: &str| found.push(format!("API {} {text}", api.name));
-    if api.anonymous {
-        add("forwards requests without any credential (anonymous)");
-    }
-    if api.response.cookies {
-        add("lets Set-Cookie through: a session cookie works without the secret (keep_cookies)");
-    }
-    if api.response.ranges {
-        add("lets ranges through: a secret cut in two is not masked (keep_ranges)");
-    }
-    for binding in api.bindings.iter().filter(|one| one.min_value_bytes < SecretValue::MIN_BYTES) {
-        let (least, placeholder) = (binding.min_value_bytes, &binding.placeholder);
-        add(&format!("takes values of {least} bytes for {placeholder}: masking gets weaker"));
-    }
-    for binding in &api.bindings {
-        if let SecretRef::Vault { location: VaultLocation::Kv2 { path, .. }, .. } = &binding.secret
-            && path.starts_with("data/")
-        {
-            add(&format!("reads {}: \"data/\" belongs to no path in KV v2", binding.secret));
-        }
-    }
-    found.extend(private_warnings("API", &api.name, &api.upstream));
-    found
-}
-
-fn pass_warnings(pass: &Pass) -> Vec<String> {
-    let mut found = Vec::new();
-    let mut add = |text: &str| found.push(format!("rule {} {text}", pass.name));
-    for host in &pass.hosts {
-        match host {
-            HostPattern::Any => {
-                add("reaches every host: agents can send anything anywhere (any_host)")
-            }
-            HostPattern::Suffix(suffix) if !suffix.as_str().contains('.') => {
-                add(&format!("reaches every name under {suffix}, whoever owns it"));
-            }
-            _ => {}
-        }
-    }
-    if pass.dialled == DialledRule::Any {
-        add("takes its hosts at any address that an agent dials (dialled)");
-    }
-    found.extend(private_warnings("rule", &pass.name, &pass.upstream));
-    found
-}
-
-fn private_warnings(what: &str, name: &RuleName, upstream: &Upstream) -> Vec<String> {
-    let text = |prefix| {
-        format!("{what} {name} may be at {prefix}: this machine's own or link-local services")
-    };
-    sensitive(upstream).map(text).collect()
-}
-
-/// Listed prefixes that touch loopback or link-local, where metadata services are.
-fn sensitive(upstream: &Upstream) -> impl Iterator<Item = &IpNet> {
-    upstream.private_prefixes.iter().filter(|prefix| {
-        let local = ["127.0.0.0/8", "169.254.0.0/16", "::1/128", "fe80::/10"];
-        local.iter().filter_map(|text| text.parse().ok()).any(|local| overlap(&local, prefix))
-    })
-}
-
 fn list<T: Display>(items: impl IntoIterator<Item = T>) -> String {
     items.into_iter().map(|item| item.to_string()).collect::<Vec<_>>().join(", ")
 }
+
+const KIB: usize = 1_024;

@@ -125,21 +125,21 @@ fn agent_services(table: &mut Table<'_>) -> AgentServices {
 /// Reads `[limits]`; a limit that is not there has its default.
 pub(super) fn limits(mut table: Table<'_>) -> Limits {
     let default = Limits::default();
-    let whole = table.optional("connections", number(1..=1_048_576));
-    let agent = table.optional("agent_connections", number(1..=1_048_576));
+    let defaults = (default.connections, default.agent_connections);
+    let names = ["connections", "agent_connections"];
+    let (connections, agent_connections) = places(&mut table, names, 1_048_576, defaults);
+    let defaults = (default.requests, default.agent_requests);
+    let names = ["requests", "agent_requests"];
+    let (requests, agent_requests) = places(&mut table, names, Limits::MAX_REQUESTS, defaults);
     let defaults = (default.buffers, default.agent_buffers);
     let names = ["buffers", "agent_buffers"];
     let (buffers, agent_buffers) = room(&mut table, names, MIB..=1_024 * MIB, defaults);
     let defaults = (default.peeks, default.agent_peeks);
     let names = ["peeks", "agent_peeks"];
     let (peeks, agent_peeks) = room(&mut table, names, 256 * KIB..=256 * MIB, defaults);
-    let names = ["requests", "agent_requests"];
-    let read = names.map(|name| table.optional(name, number(1..=Limits::MAX_REQUESTS as u64)));
-    let defaults = (default.requests, default.agent_requests);
-    let (requests, agent_requests) = whole_and_part(&mut table, names, read, defaults);
     let limits = Limits {
-        agent_connections: inner(agent.clone(), default.agent_connections),
-        connections: inner(whole, default.connections),
+        connections,
+        agent_connections,
         agent_new_connections: inner(
             table.optional("agent_new_connections", number(1..=1_000_000)),
             default.agent_new_connections,
@@ -177,14 +177,21 @@ pub(super) fn limits(mut table: Table<'_>) -> Limits {
             default.drain_time,
         ),
     };
-    if let Some(agent) = agent.filter(|_| limits.agent_connections > limits.connections) {
-        let (own, all) = (limits.agent_connections, limits.connections);
-        let text =
-            format!("agent_connections: {own} is more than all agents together may have, {all}");
-        table.report().add(&agent.span(), text);
-    }
     table.finish();
     limits
+}
+
+/// Reads how many of something all agents together may have at once, and how many one may.
+fn places(
+    table: &mut Table<'_>,
+    names: [&'static str; 2],
+    most: usize,
+    defaults: (usize, usize),
+) -> (usize, usize) {
+    let [all, own] = names;
+    let of_all = table.optional(all, number(1..=most as u64));
+    let of_one = table.optional(own, number(1..=most as u64 / 2));
+    whole_and_part(table, names, [of_all, of_one], defaults)
 }
 
 /// Reads how many bytes all agents together may hold, and how many one may.
@@ -201,7 +208,7 @@ fn room(
 }
 
 /// What all agents together may have, and what one may; where only the latter is there, the former
-/// is no less.
+/// is enough for one group to let an agent have it, which is half of the group's.
 fn whole_and_part(
     table: &mut Table<'_>,
     [all, own]: [&'static str; 2],
@@ -209,7 +216,7 @@ fn whole_and_part(
     (default_all, default_own): (usize, usize),
 ) -> (usize, usize) {
     let one = of_one.as_ref().map_or(default_own, |it| *it.get_ref());
-    let Some(of_all) = of_all else { return (default_all.max(one), one) };
+    let Some(of_all) = of_all else { return (default_all.max(2 * one), one) };
     let most = *of_all.get_ref();
     if of_one.is_none() {
         return (most, one.min(most));

@@ -6,6 +6,7 @@
 mod agent;
 mod credential;
 mod host;
+mod limits;
 mod narrowing;
 mod path;
 mod secret;
@@ -15,13 +16,14 @@ mod text;
 pub use agent::{BoundAgent, Mac, MacError};
 pub use credential::CREDENTIAL_FIELDS;
 pub use host::{Host, HostError, HostPattern};
+pub use limits::{Limits, Quota};
 pub use narrowing::{NARROWING_KEYS, Narrowed, Narrowing, Slot, looks_narrowing};
 pub use path::{PathError, PathRule, check as check_path, permits};
 pub(crate) use secret::is_plain_parameter_byte;
 pub use secret::{Location, Part, Pick, SecretRef, VaultLocation};
 pub use text::{InterfaceError, NameError, PlaceholderError};
 
-use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
+use std::{fmt, net::IpAddr, sync::Arc};
 
 use http::{HeaderName, Method};
 use ipnet::IpNet;
@@ -307,84 +309,5 @@ impl Tcp {
     /// Whether a group may reach any host on the port by this rule.
     pub fn serves(&self, group: &GroupName, port: u16) -> bool {
         self.ports.contains(&port) && self.groups.contains(group)
-    }
-}
-
-/// Bounds, each for one agent unless it says otherwise.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Limits {
-    /// Connections at once, of all agents together.
-    pub connections: usize,
-    /// Connections at once, of one agent.
-    pub agent_connections: usize,
-    /// New connections a second, of one agent; twice as many may come at once.
-    pub agent_new_connections: u32,
-    /// Requests under way at once, of all agents together. Each group has an equal part.
-    pub requests: usize,
-    /// The same, of one agent on all its connections; no more than half of what its group has.
-    pub agent_requests: usize,
-    /// Bytes of all agents' requests that may wait in the gateway, and as many of their answers. Each
-    /// group has an equal part.
-    pub buffers: usize,
-    /// The same, of one agent; no more than half of what its group has.
-    pub agent_buffers: usize,
-    /// Bytes that the undecided connections of all agents may hold beyond the first 4 KiB of each.
-    /// Each group has an equal part.
-    pub peeks: usize,
-    /// Bytes that one agent's undecided connections may hold beyond the first 4 KiB of each.
-    pub agent_peeks: usize,
-    /// Leaves made in a second for one agent; twice as many may be made at once.
-    pub agent_leaves: u32,
-    /// Bytes that are read before a decision.
-    pub peek_bytes: usize,
-    /// Time for those bytes to arrive.
-    pub peek_time: Duration,
-    /// Time to resolve, connect and verify an upstream.
-    pub dial_time: Duration,
-    /// Time for an HTTP head to arrive.
-    pub head_time: Duration,
-    /// Bytes of an HTTP head.
-    pub head_bytes: usize,
-    /// Fields of an HTTP head.
-    pub head_fields: usize,
-    /// Time without a byte in either direction after which a flow is cut.
-    pub idle_time: Duration,
-    /// Streams at once on one HTTP/2 connection.
-    pub h2_streams: u32,
-    /// DNS queries a second, of one agent; twice as many may come at once.
-    pub dns_rate: u32,
-    /// Time that flows get to finish at shutdown before they are cut.
-    pub drain_time: Duration,
-}
-
-impl Limits {
-    /// The highest that `requests` may be: so many fit into the audit's queue.
-    pub const MAX_REQUESTS: usize = 16_384;
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            connections: 16_384,
-            agent_connections: 1_024,
-            agent_new_connections: 200,
-            requests: 4_096,
-            agent_requests: 1_024,
-            buffers: 96 * 1024 * 1024,
-            agent_buffers: 32 * 1024 * 1024,
-            peeks: 16 * 1024 * 1024,
-            agent_peeks: 4 * 1024 * 1024,
-            agent_leaves: 20,
-            peek_bytes: 64 * 1024,
-            peek_time: Duration::from_secs(10),
-            dial_time: Duration::from_secs(15),
-            head_time: Duration::from_secs(15),
-            head_bytes: 64 * 1024,
-            head_fields: 100,
-            idle_time: Duration::from_secs(900),
-            h2_streams: 100,
-            dns_rate: 200,
-            drain_time: Duration::from_secs(20),
-        }
     }
 }

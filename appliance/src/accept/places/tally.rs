@@ -1,7 +1,4 @@
-//! What an agent or a group holds, and how much of it that may be.
-//!
-//! What all agents share is divided into equal parts, one for each group: what one takes in full is
-//! nobody else's.
+//! What an agent or a group holds, counted against its quota.
 
 use std::{
     sync::{
@@ -14,22 +11,35 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::{accept::Pace, policy::Limits};
+use crate::{accept::Pace, policy::Quota};
 
-/// What one agent or one group holds now, and how much it may.
-#[derive(Debug)]
+/// What one agent or one group holds now, and how much of it a connection of its may add to.
+///
+/// The counts are the same for all its connections. The budget is that of the policy which a
+/// connection began under: one that begins after a reload has the new one at once, and what older
+/// ones still hold of the old budget goes with them.
+#[derive(Debug, Clone)]
 pub(super) struct Tally {
+    pub(super) counts: Arc<Counts>,
+    budget: Arc<Budget>,
+}
+
+/// What is held now, but for bytes.
+#[derive(Debug)]
+pub(super) struct Counts {
     pub(super) connections: AtomicUsize,
     pub(super) requests: AtomicUsize,
-    pub(super) most_requests: usize,
     pub(super) large_windows: AtomicUsize,
-    most_large_windows: usize,
     pub(super) minting: Mutex<Pace>,
+}
+
+/// How much may be held, and what is left of it in bytes.
+#[derive(Debug)]
+struct Budget {
+    quota: Quota,
     /// Bytes of bodies, each way.
     bodies: [Arc<Semaphore>; 2],
-    /// What each of them began with.
-    body_bytes: usize,
-    pub(super) large_peeks: Arc<Semaphore>,
+    peeks: Arc<Semaphore>,
 }
 
 /// Where bytes are on their way to. Each way has its budget: an agent that takes no answers can
@@ -48,70 +58,72 @@ pub struct Room {
     _held: [OwnedSemaphorePermit; 2],
 }
 
-/// How much one group, or one agent, may hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Parts {
-    /// Each way.
-    pub(super) bodies: usize,
-    pub(super) peeks: usize,
-    pub(super) requests: usize,
-    pub(super) large_windows: usize,
-}
-
 impl Room {
     pub(super) fn new(own: OwnedSemaphorePermit, common: OwnedSemaphorePermit) -> Self {
         Self { _held: [own, common] }
     }
 }
 
-impl Parts {
-    /// The equal part of one of so many groups. However many they are, it is enough to get on with.
-    pub(super) fn of_group(limits: &Limits, groups: usize) -> Self {
-        let groups = groups.max(1);
-        Self {
-            bodies: (limits.buffers / groups).max(LEAST_BODIES),
-            peeks: (limits.peeks / groups).max(limits.peek_bytes),
-            requests: (limits.requests / groups).max(LEAST_REQUESTS),
-            large_windows: (ALL_LARGE_WINDOWS / groups).max(1),
-        }
-    }
-
-    pub(super) fn of_agent(self, limits: &Limits) -> Self {
-        Self {
-            bodies: limits.agent_buffers.min(self.bodies / 2),
-            peeks: limits.agent_peeks.min((self.peeks / 2).max(limits.peek_bytes)),
-            requests: limits.agent_requests.min(self.requests / 2),
-            large_windows: LARGE_WINDOWS.min(self.large_windows),
-        }
-    }
-}
-
 impl Tally {
-    /// The budgets of a policy hold for an agent from when it is first seen until it is at rest.
-    pub(super) fn new(parts: &Parts, now: Instant) -> Self {
-        let budget = |bytes: usize| Arc::new(Semaphore::new(bytes.min(Semaphore::MAX_PERMITS)));
-        Self {
+    pub(super) fn new(quota: Quota, now: Instant) -> Self {
+        let counts = Counts {
             connections: AtomicUsize::new(0),
             requests: AtomicUsize::new(0),
-            most_requests: parts.requests,
             large_windows: AtomicUsize::new(0),
-            most_large_windows: parts.large_windows,
             minting: Mutex::new(Pace::new(now)),
-            body_bytes: parts.bodies,
-            bodies: [budget(parts.bodies), budget(parts.bodies)],
-            large_peeks: budget(parts.peeks),
-        }
+        };
+        Self { counts: Arc::new(counts), budget: Arc::new(Budget::new(quota)) }
     }
 
-    pub(super) fn budget(&self, way: Way, bytes: &Bytes) -> (Arc<Semaphore>, u32) {
-        let [out, back] = &self.bodies;
-        let budget = Arc::clone(if way == Way::Out { out } else { back });
-        (budget, u32::try_from(bytes.len().min(self.body_bytes)).unwrap_or(u32::MAX))
+    /// The tally as a connection that begins now is to know it.
+    pub(super) fn with_quota(&mut self, quota: Quota) -> Self {
+        if self.budget.quota != quota {
+            self.budget = Arc::new(Budget::new(quota));
+        }
+        self.clone()
+    }
+
+    /// Whether nobody holds anything of it.
+    pub(super) fn is_at_rest(&self) -> bool {
+        Arc::strong_count(&self.counts) == 1
+    }
+
+    pub(super) fn has_connection_left(&self) -> bool {
+        self.counts.connections.load(Relaxed) < self.budget.quota.connections
+    }
+
+    /// Counts a request. Says whether there was a place for it.
+    pub(super) fn add_request(&self) -> bool {
+        self.counts.requests.fetch_add(1, Relaxed) < self.budget.quota.requests
     }
 
     pub(super) fn take_large_windows(&self) -> bool {
-        let more = |count: usize| (count < self.most_large_windows).then_some(count + 1);
-        self.large_windows.fetch_update(Relaxed, Relaxed, more).is_ok()
+        let most = self.budget.quota.large_windows;
+        let more = |count: usize| (count < most).then_some(count + 1);
+        self.counts.large_windows.fetch_update(Relaxed, Relaxed, more).is_ok()
+    }
+
+    /// Where the bytes of a body are counted, and how many of them.
+    pub(super) fn body(&self, way: Way, bytes: &Bytes) -> (Arc<Semaphore>, u32) {
+        let [out, back] = &self.budget.bodies;
+        let left = Arc::clone(if way == Way::Out { out } else { back });
+        let count = bytes.len().min(self.budget.quota.bodies);
+        (left, u32::try_from(count).unwrap_or(u32::MAX))
+    }
+
+    pub(super) fn try_peek(&self, bytes: u32) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.budget.peeks).try_acquire_many_owned(bytes).ok()
+    }
+}
+
+impl Budget {
+    fn new(quota: Quota) -> Self {
+        let bytes = |count: usize| Arc::new(Semaphore::new(count.min(Semaphore::MAX_PERMITS)));
+        Self {
+            bodies: [bytes(quota.bodies), bytes(quota.bodies)],
+            peeks: bytes(quota.peeks),
+            quota,
+        }
     }
 }
 
@@ -125,12 +137,3 @@ pub fn held<R: Send + 'static>(bytes: Bytes, room: R) -> Bytes {
     }
     Bytes::from_owner(Held(bytes, room))
 }
-
-/// HTTP/2 connections of one agent with large windows.
-pub(super) const LARGE_WINDOWS: usize = 16;
-/// The same, of all agents.
-pub(super) const ALL_LARGE_WINDOWS: usize = 48;
-/// Requests under way that every group may have, however many groups there are.
-pub(super) const LEAST_REQUESTS: usize = 32;
-/// Bytes of bodies each way that every group may hold, however many groups there are.
-pub(super) const LEAST_BODIES: usize = 1024 * 1024;

@@ -2,10 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::{
-    tally::{ALL_LARGE_WINDOWS, LARGE_WINDOWS, LEAST_BODIES},
-    *,
-};
+use super::*;
 
 fn limits(agent_connections: usize) -> Limits {
     Limits { agent_connections, connections: 10, ..Limits::default() }
@@ -35,6 +32,39 @@ fn one_group_cannot_take_anothers_places_however_many_addresses_it_uses() {
     let _held: Vec<_> = (0..5).map(|last| share(last, "red").unwrap()).collect();
     assert_eq!(share(9, "red").err(), Some(Reason::ConnectionLimit));
     assert!(share(9, "blue").is_ok());
+}
+
+#[test]
+fn all_groups_but_one_leave_the_last_its_places() {
+    let places = Places::new(10);
+    let share = |last, group| places.share(&key(last, group), &limits(3), 3);
+    let taken = |group| (0..20).filter_map(|last| share(last, group).ok()).collect::<Vec<_>>();
+    let held = [taken("red"), taken("green")];
+    assert_eq!(held.each_ref().map(Vec::len), [3, 3]);
+    assert_eq!(taken("blue").len(), 3);
+}
+
+#[test]
+fn a_connection_has_the_limits_that_it_began_under_and_the_next_has_the_new_ones() {
+    let places = Places::new(10);
+    let share = |limits: &Limits, groups| places.share(&key(1, "red"), limits, groups).unwrap();
+    let wide = Limits { agent_requests: 5, agent_buffers: 100, agent_peeks: 1, ..limits(9) };
+    let narrow = Limits { agent_requests: 3, agent_buffers: 50, ..wide.clone() };
+    let hold = |share: &Share, bytes: usize| {
+        share.taken().try_hold(Way::Out, Bytes::from(vec![7; bytes])).is_ok()
+    };
+    let old = share(&wide, 1);
+    let _held: Vec<_> = (0..4).map(|_| old.taken().request().unwrap()).collect();
+    let new = share(&narrow, 1);
+    assert_eq!(new.taken().request().err(), Some(Reason::RateLimit), "the old one's count, too");
+    assert!(old.taken().request().is_ok());
+    let _kept = new.taken().try_hold(Way::Out, Bytes::from_static(&[7; 10])).unwrap();
+    assert!(!hold(&new, 50) && hold(&old, 100));
+    let last = Limits { connections: 4, ..narrow };
+    assert_eq!(places.share(&key(1, "red"), &last, 1).err(), Some(Reason::ConnectionLimit));
+    drop(old);
+    assert!(places.share(&key(1, "red"), &last, 1).is_ok());
+    assert!(places.share(&key(2, "red"), &last, 4).is_err(), "more groups, smaller parts");
 }
 
 #[test]
@@ -129,37 +159,10 @@ fn leaves_large_peeks_and_large_windows_are_an_agents_own() {
     drop(held);
     assert!(one.peek(20).is_some());
     let windows: Vec<_> = (0..20).map(|_| one.taken().windows()).collect();
-    assert_eq!(windows.iter().filter(|it| it.large).count(), LARGE_WINDOWS);
+    assert_eq!(windows.iter().filter(|it| it.large).count(), Limits::LARGE_WINDOWS / 4);
     assert!(other.taken().windows().large);
     drop(windows);
     assert!(one.taken().windows().large);
-}
-
-#[test]
-fn all_groups_but_one_leave_the_last_its_own_and_no_agent_has_all_of_its_groups() {
-    let limits = Limits::default();
-    for groups in 1..=48 {
-        let part = Parts::of_group(&limits, groups);
-        assert!(part.bodies * groups <= limits.buffers, "{groups}");
-        assert!(part.peeks * groups <= limits.peeks, "{groups}");
-        assert!(part.requests * groups <= limits.requests, "{groups}");
-        assert!(part.large_windows * groups <= ALL_LARGE_WINDOWS, "{groups}");
-        let own = part.of_agent(&limits);
-        assert!(2 * own.bodies <= part.bodies && own.bodies <= limits.agent_buffers, "{groups}");
-        assert!(2 * own.requests <= part.requests, "{groups}");
-        assert!(2 * own.peeks <= part.peeks && own.peeks >= limits.peek_bytes, "{groups}");
-    }
-    let many = Parts::of_group(&limits, 10_000);
-    assert!(many.bodies > 0 && many.peeks >= limits.peek_bytes && many.large_windows > 0);
-}
-
-#[test]
-fn what_waits_in_large_pieces_is_less_than_the_memory_that_is_promised() {
-    let (limits, mib) = (Limits::default(), 1024 * 1024);
-    let large_windows = ALL_LARGE_WINDOWS * 2 * mib;
-    let together = 2 * limits.buffers + limits.peeks + large_windows;
-    assert_eq!(together, 304 * mib);
-    assert!(together < 512 * mib);
 }
 
 #[test]
@@ -179,7 +182,7 @@ fn one_groups_requests_leave_another_group_its_own_however_many_addresses_it_use
 #[test]
 fn a_groups_agents_together_hold_no_more_than_its_part_and_another_group_has_its_own() {
     let places = Places::new(1_000);
-    let few = Limits { buffers: 8 * LEAST_BODIES, peeks: 4 * 65_536, ..Limits::default() };
+    let few = Limits { buffers: 8 * Limits::LEAST_BODIES, peeks: 4 * 65_536, ..Limits::default() };
     let piece = Bytes::from(vec![7; 65_536]);
     let share = |last, group| places.share(&key(last, group), &few, 2).unwrap();
     let red: Vec<_> = (0..100).map(|last| share(last, "red")).collect();
@@ -187,11 +190,11 @@ fn a_groups_agents_together_hold_no_more_than_its_part_and_another_group_has_its
     for share in red.iter().cycle().take(1_000) {
         held.extend(share.taken().try_hold(Way::Out, piece.clone()));
     }
-    assert_eq!(held.len() * piece.len(), 4 * LEAST_BODIES);
+    assert_eq!(held.len() * piece.len(), 4 * Limits::LEAST_BODIES);
     let peeks: Vec<_> = red.iter().filter_map(|share| share.peek(65_536)).collect();
     assert_eq!(peeks.len(), 2);
     let windows: Vec<_> = red.iter().map(|share| share.taken().windows()).collect();
-    assert_eq!(windows.iter().filter(|it| it.large).count(), ALL_LARGE_WINDOWS / 2);
+    assert_eq!(windows.iter().filter(|it| it.large).count(), Limits::LARGE_WINDOWS / 2);
     let blue = share(1, "blue");
     assert!(blue.taken().try_hold(Way::Out, piece.clone()).is_ok());
     assert!(blue.peek(65_536).is_some() && blue.taken().windows().large);

@@ -2,7 +2,7 @@
 
 use std::{path::Path, time::Duration};
 
-use super::{accepts, changed, mistakes, refuses};
+use super::{REFERENCE, accepts, changed, mistakes, parse_text, refuses};
 use crate::{
     config::{VaultLogin, explain, parse},
     policy::HostPattern,
@@ -212,7 +212,7 @@ fn a_limit_has_a_unit_and_a_sane_range() {
         ("head_bytes = \"64KB\"", "\"64KiB\""),
         ("head_bytes = 1", "is not a size"),
         ("agent_new_connections = 0", "from 1 to 1000000"),
-        ("agent_requests = 16385", "from 1 to 16384"),
+        ("agent_requests = 8193", "from 1 to 8192"),
         ("requests = 16385", "from 1 to 16384"),
         ("agent_buffers = \"1023KiB\"", "is not a size"),
         ("agent_peeks = \"4GiB\"", "is not a size"),
@@ -232,11 +232,12 @@ fn a_limit_has_a_unit_and_a_sane_range() {
         &["fewer than agent_requests"],
     );
     let own = accepts("[vault]", &limits("agent_requests = 5000"));
-    assert_eq!((own.policy.limits.requests, own.policy.limits.agent_requests), (5_000, 5_000));
+    assert_eq!((own.policy.limits.requests, own.policy.limits.agent_requests), (10_000, 5_000));
     let own = accepts("[vault]", &limits("agent_buffers = \"256MiB\"\npeeks = \"1MiB\""));
     let mib = 1024 * 1024;
-    assert_eq!((own.policy.limits.buffers, own.policy.limits.agent_peeks), (256 * mib, mib));
-    refuses("[vault]", &limits("connections = 100\nagent_connections = 101"), "101", &["100"]);
+    assert_eq!((own.policy.limits.buffers, own.policy.limits.agent_peeks), (512 * mib, mib));
+    let both = "connections = 100\nagent_connections = 101";
+    refuses("[vault]", &limits(both), "100", &["fewer than agent_connections", "101"]);
     let set = accepts(
         "[vault]",
         &limits("peek_time = \"2s\"\npeek_bytes = \"16KiB\"\ndrain_time = \"0s\""),
@@ -244,6 +245,22 @@ fn a_limit_has_a_unit_and_a_sane_range() {
     assert_eq!(set.policy.limits.peek_time, Duration::from_secs(2));
     assert_eq!(set.policy.limits.peek_bytes, 16_384);
     assert_eq!(set.policy.limits.drain_time, Duration::ZERO);
+}
+
+#[test]
+fn what_an_agent_really_gets_is_explained_and_a_limit_that_is_written_is_reached() {
+    let limits = |line: &str| format!("[limits]\n{line}\n[vault]");
+    let one = explain(&accepts("[vault]", &limits("agent_connections = 20000\nrequests = 100")));
+    let two = explain(&parse_text(REFERENCE).unwrap());
+    for (text, part) in [
+        (&one, "an agent has at most half of what its group has:"),
+        (&one, "40000 connections, 40000 a group, 20000 an agent"),
+        (&one, "100 requests under way, 100 a group, 50 an agent"),
+        (&two, "2 groups have an equal part each, and an agent at most half of that:"),
+        (&two, "4096 requests under way, 2048 a group, 1024 an agent"),
+    ] {
+        assert!(text.contains(part), "{part}\n{text}");
+    }
 }
 
 #[test]

@@ -1,0 +1,109 @@
+//! What of a configuration is allowed, and still deserves a second look.
+
+use ipnet::IpNet;
+
+use crate::{
+    config::{Config, Settings, rules::overlap},
+    policy::{
+        Api, DialledRule, Group, HostPattern, Pass, Policy, RuleName, SecretRef, Upstream,
+        VaultLocation,
+    },
+    secrets::SecretValue,
+};
+
+/// What deserves a second look, each in one line.
+pub(super) fn warnings(config: &Config) -> Vec<String> {
+    let Config { settings, policy } = config;
+    let groups = policy.groups.iter().flat_map(|group| group_warnings(group, settings, policy));
+    let apis = policy.apis.iter().flat_map(|api| api_warnings(api));
+    let passes = policy.passes.iter().flat_map(|pass| pass_warnings(pass));
+    let tcp = policy.tcp.iter().flat_map(|tcp| private_warnings("rule", &tcp.name, &tcp.upstream));
+    let pki = pki_warnings(settings);
+    groups.chain(apis).chain(passes).chain(tcp).chain(pki).collect()
+}
+
+fn group_warnings(group: &Group, settings: &Settings, policy: &Policy) -> Vec<String> {
+    let mut found = Vec::new();
+    let name = &group.name;
+    if !settings.ipv6 && group.prefixes.iter().any(|prefix| matches!(prefix, IpNet::V6(_))) {
+        found.push(format!("group {name} has IPv6 prefixes, and the gateway drops all IPv6"));
+    }
+    let in_apis = policy.apis.iter().flat_map(|api| &api.bindings).map(|bound| &bound.groups);
+    let in_passes = policy.passes.iter().map(|pass| &pass.groups);
+    let in_tcp = policy.tcp.iter().map(|tcp| &tcp.groups);
+    let mut uses = in_apis.chain(in_passes).chain(in_tcp);
+    if !uses.any(|groups| groups.contains(name)) {
+        found.push(format!("group {name} is in no rule: its agents reach nothing"));
+    }
+    found
+}
+
+fn pki_warnings(settings: &Settings) -> Option<String> {
+    let pki = settings.vault.as_ref()?.pki.as_ref()?;
+    pki.accept_without_ip_exclusion.then(|| {
+        "issuing CAs may be free to sign for IP addresses (accept_without_ip_exclusion)".into()
+    })
+}
+
+fn api_warnings(api: &Api) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut add = |text: &str| found.push(format!("API {} {text}", api.name));
+    if api.anonymous {
+        add("forwards requests without any credential (anonymous)");
+    }
+    if api.response.cookies {
+        add("lets Set-Cookie through: a session cookie works without the secret (keep_cookies)");
+    }
+    if api.response.ranges {
+        add("lets ranges through: a secret cut in two is not masked (keep_ranges)");
+    }
+    for binding in api.bindings.iter().filter(|one| one.min_value_bytes < SecretValue::MIN_BYTES) {
+        let (least, placeholder) = (binding.min_value_bytes, &binding.placeholder);
+        add(&format!("takes values of {least} bytes for {placeholder}: masking gets weaker"));
+    }
+    for binding in &api.bindings {
+        if let SecretRef::Vault { location: VaultLocation::Kv2 { path, .. }, .. } = &binding.secret
+            && path.starts_with("data/")
+        {
+            add(&format!("reads {}: \"data/\" belongs to no path in KV v2", binding.secret));
+        }
+    }
+    found.extend(private_warnings("API", &api.name, &api.upstream));
+    found
+}
+
+fn pass_warnings(pass: &Pass) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut add = |text: &str| found.push(format!("rule {} {text}", pass.name));
+    for host in &pass.hosts {
+        match host {
+            HostPattern::Any => {
+                add("reaches every host: agents can send anything anywhere (any_host)")
+            }
+            HostPattern::Suffix(suffix) if !suffix.as_str().contains('.') => {
+                add(&format!("reaches every name under {suffix}, whoever owns it"));
+            }
+            _ => {}
+        }
+    }
+    if pass.dialled == DialledRule::Any {
+        add("takes its hosts at any address that an agent dials (dialled)");
+    }
+    found.extend(private_warnings("rule", &pass.name, &pass.upstream));
+    found
+}
+
+fn private_warnings(what: &str, name: &RuleName, upstream: &Upstream) -> Vec<String> {
+    let text = |prefix| {
+        format!("{what} {name} may be at {prefix}: this machine's own or link-local services")
+    };
+    sensitive(upstream).map(text).collect()
+}
+
+/// Listed prefixes that touch loopback or link-local, where metadata services are.
+fn sensitive(upstream: &Upstream) -> impl Iterator<Item = &IpNet> {
+    upstream.private_prefixes.iter().filter(|prefix| {
+        let local = ["127.0.0.0/8", "169.254.0.0/16", "::1/128", "fe80::/10"];
+        local.iter().filter_map(|text| text.parse().ok()).any(|local| overlap(&local, prefix))
+    })
+}

@@ -1,0 +1,174 @@
+//! What agents may hold and take, and how it is divided among them.
+//!
+//! What all agents share is divided into equal parts, one for each group, and an agent has no more
+//! than half of its group's: what one takes in full is nobody else's.
+
+use std::time::Duration;
+
+/// Bounds, each for one agent unless it says otherwise.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections at once, of all agents together.
+    pub connections: usize,
+    /// Connections at once, of one agent.
+    pub agent_connections: usize,
+    /// New connections a second, of one agent; twice as many may come at once.
+    pub agent_new_connections: u32,
+    /// Requests under way at once, of all agents together. Each group has an equal part.
+    pub requests: usize,
+    /// The same, of one agent on all its connections; no more than half of what its group has.
+    pub agent_requests: usize,
+    /// Bytes of all agents' requests that may wait in the gateway, and as many of their answers. Each
+    /// group has an equal part.
+    pub buffers: usize,
+    /// The same, of one agent; no more than half of what its group has.
+    pub agent_buffers: usize,
+    /// Bytes that the undecided connections of all agents may hold beyond the first 4 KiB of each.
+    /// Each group has an equal part.
+    pub peeks: usize,
+    /// Bytes that one agent's undecided connections may hold beyond the first 4 KiB of each.
+    pub agent_peeks: usize,
+    /// Leaves made in a second for one agent; twice as many may be made at once.
+    pub agent_leaves: u32,
+    /// Bytes that are read before a decision.
+    pub peek_bytes: usize,
+    /// Time for those bytes to arrive.
+    pub peek_time: Duration,
+    /// Time to resolve, connect and verify an upstream.
+    pub dial_time: Duration,
+    /// Time for an HTTP head to arrive.
+    pub head_time: Duration,
+    /// Bytes of an HTTP head.
+    pub head_bytes: usize,
+    /// Fields of an HTTP head.
+    pub head_fields: usize,
+    /// Time without a byte in either direction after which a flow is cut.
+    pub idle_time: Duration,
+    /// Streams at once on one HTTP/2 connection.
+    pub h2_streams: u32,
+    /// DNS queries a second, of one agent; twice as many may come at once.
+    pub dns_rate: u32,
+    /// Time that flows get to finish at shutdown before they are cut.
+    pub drain_time: Duration,
+}
+
+impl Limits {
+    /// The highest that `requests` may be: so many fit into the audit's queue.
+    pub const MAX_REQUESTS: usize = 16_384;
+    /// HTTP/2 connections of all agents with large windows.
+    pub const LARGE_WINDOWS: usize = 48;
+    /// The same, of one agent.
+    pub const AGENT_LARGE_WINDOWS: usize = 16;
+    /// Requests under way that every group may have, however many groups there are.
+    pub const LEAST_REQUESTS: usize = 32;
+    /// Bytes of bodies each way that every group may hold, however many groups there are.
+    pub const LEAST_BODIES: usize = 1024 * 1024;
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 16_384,
+            agent_connections: 1_024,
+            agent_new_connections: 200,
+            requests: 4_096,
+            agent_requests: 1_024,
+            buffers: 96 * 1024 * 1024,
+            agent_buffers: 32 * 1024 * 1024,
+            peeks: 16 * 1024 * 1024,
+            agent_peeks: 4 * 1024 * 1024,
+            agent_leaves: 20,
+            peek_bytes: 64 * 1024,
+            peek_time: Duration::from_secs(10),
+            dial_time: Duration::from_secs(15),
+            head_time: Duration::from_secs(15),
+            head_bytes: 64 * 1024,
+            head_fields: 100,
+            idle_time: Duration::from_secs(900),
+            h2_streams: 100,
+            dns_rate: 200,
+            drain_time: Duration::from_secs(20),
+        }
+    }
+}
+
+/// How much one group, or one agent, may hold at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quota {
+    /// Connections.
+    pub connections: usize,
+    /// Requests under way.
+    pub requests: usize,
+    /// Bytes of bodies that wait in the gateway, each way.
+    pub bodies: usize,
+    /// Bytes of undecided connections beyond the first 4 KiB of each.
+    pub peeks: usize,
+    /// HTTP/2 connections with large windows.
+    pub large_windows: usize,
+}
+
+impl Quota {
+    /// The equal part of one of so many groups. However many they are, it is enough to get on with.
+    pub fn of_group(limits: &Limits, groups: usize) -> Self {
+        let groups = groups.max(1);
+        Self {
+            connections: (limits.connections / groups).max(1),
+            bodies: (limits.buffers / groups).max(Limits::LEAST_BODIES),
+            peeks: (limits.peeks / groups).max(limits.peek_bytes),
+            requests: (limits.requests / groups).max(Limits::LEAST_REQUESTS),
+            large_windows: (Limits::LARGE_WINDOWS / groups).max(1),
+        }
+    }
+
+    /// What one of its agents may have: no more than half, so that another has as much, where half
+    /// is anything at all.
+    pub fn of_agent(self, limits: &Limits) -> Self {
+        let half = |of_group: usize| (of_group / 2).max(1);
+        Self {
+            connections: limits.agent_connections.min(half(self.connections)),
+            bodies: limits.agent_buffers.min(half(self.bodies)),
+            peeks: limits.agent_peeks.min(half(self.peeks).max(limits.peek_bytes)),
+            requests: limits.agent_requests.min(half(self.requests)),
+            large_windows: Limits::AGENT_LARGE_WINDOWS.min(half(self.large_windows)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_groups_but_one_leave_the_last_its_own_and_no_agent_has_all_of_its_groups() {
+        let limits = Limits::default();
+        for groups in 1..=48 {
+            let part = Quota::of_group(&limits, groups);
+            assert!(part.connections * groups <= limits.connections, "{groups}");
+            assert!(part.bodies * groups <= limits.buffers, "{groups}");
+            assert!(part.peeks * groups <= limits.peeks, "{groups}");
+            assert!(part.requests * groups <= limits.requests, "{groups}");
+            assert!(part.large_windows * groups <= Limits::LARGE_WINDOWS, "{groups}");
+            let own = part.of_agent(&limits);
+            assert!(
+                2 * own.bodies <= part.bodies && own.bodies <= limits.agent_buffers,
+                "{groups}"
+            );
+            assert!(2 * own.connections <= part.connections, "{groups}");
+            assert!(2 * own.requests <= part.requests, "{groups}");
+            assert!(2 * own.large_windows <= part.large_windows.max(2), "{groups}");
+            assert!(2 * own.peeks <= part.peeks && own.peeks >= limits.peek_bytes, "{groups}");
+        }
+        let many = Quota::of_group(&limits, 10_000);
+        assert!(many.connections > 0 && many.requests > 0 && many.bodies > 0);
+        assert!(many.peeks >= limits.peek_bytes && many.large_windows > 0);
+    }
+
+    #[test]
+    fn what_waits_in_large_pieces_is_less_than_the_memory_that_is_promised() {
+        let (limits, mib) = (Limits::default(), 1024 * 1024);
+        let large_windows = Limits::LARGE_WINDOWS * 2 * mib;
+        let together = 2 * limits.buffers + limits.peeks + large_windows;
+        assert_eq!(together, 304 * mib);
+        assert!(together < 512 * mib);
+    }
+}
