@@ -108,7 +108,7 @@ impl Agents {
     }
 
     /// A share of something, while the agent and its group have one left; the group is one of so
-    /// many.
+    /// many that share it.
     pub(super) fn share(self: &Arc<Self>, key: &AgentKey, of: Of, groups: usize) -> Option<Share> {
         let may = self.with(key, Instant::now(), |agent, group| {
             let (of_agent, of_group) = of.most(groups);
@@ -221,8 +221,9 @@ impl Of {
         match self {
             Self::Lookups => (MAX_LOOKUPS, MAX_GROUP_LOOKUPS),
             Self::Connections => {
-                let of_group = super::tcp::MAX_CONNECTIONS / groups.max(2);
-                (MAX_CONNECTIONS, of_group.max(MIN_GROUP_CONNECTIONS))
+                let of_group = super::tcp::MAX_CONNECTIONS / groups.max(1);
+                let of_group = of_group.max(MIN_GROUP_CONNECTIONS);
+                (MAX_CONNECTIONS.min(of_group / 2), of_group)
             }
         }
     }
@@ -396,7 +397,8 @@ mod tests {
     #[test]
     fn all_groups_but_one_leave_the_last_its_connections() {
         for groups in 1..=32 {
-            let (_, of_group) = Of::Connections.most(groups);
+            let (of_agent, of_group) = Of::Connections.most(groups);
+            assert!(0 < of_agent && 2 * of_agent <= of_group, "one agent has all of its group's");
             assert!(of_group >= MIN_GROUP_CONNECTIONS);
             let of_all_but_one = of_group * (groups - 1);
             let left = crate::dns::tcp::MAX_CONNECTIONS - of_all_but_one;

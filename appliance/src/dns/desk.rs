@@ -100,7 +100,8 @@ impl Desk {
     pub(super) fn connection(&self, interface: &InterfaceName, from: IpAddr) -> Option<Share> {
         let rulebook = Arc::clone(&self.rulebook.borrow());
         let group = rulebook.policy.identify(interface, from)?;
-        let groups = rulebook.policy.groups.len();
+        let groups = rulebook.policy.groups.iter().filter(|each| each.interface == *interface);
+        let groups = groups.count();
         self.agents.share(&AgentKey::of(group, from), Of::Connections, groups)
     }
 
