@@ -173,6 +173,7 @@ fn a_constant_that_a_hand_has_changed_is_noticed() {
         ("inet", "& ffff:ffff:ffff:ffff::", "& ffff:ffff:ffff::"),
         ("inet", "counter name \"untold_dns_rate\"", "counter name \"untold_dns_denied\""),
         ("inet", "snaplen 128", "snaplen 64"),
+        ("inet", " group 49418 snaplen 128", ""),
         ("inet", "socket wildcard 0", "socket wildcard 1"),
         ("inet", "icmpx admin-prohibited", "icmpx port-unreachable"),
         ("netdev", "priority set c10a:1", "priority set c10a:2"),

@@ -94,7 +94,8 @@ fn is(
     let (found, wanted) = (list(found), list(&meant.expressions));
     let mut sets = meant.sets.iter();
     for (found, wanted) in found.iter().zip(&wanted) {
-        if text(found, NFTA_EXPR_NAME) != text(wanted, NFTA_EXPR_NAME) {
+        let name = text(wanted, NFTA_EXPR_NAME);
+        if text(found, NFTA_EXPR_NAME) != name {
             return Ok(false);
         }
         let data = |expression| attribute(expression, NFTA_EXPR_DATA).unwrap_or_default();
@@ -103,7 +104,7 @@ fn is(
         let set = if anonymous { sets.next() } else { None };
         let same = match set {
             Some(set) => looks_up(netfilter, family, found, wanted, set)?,
-            None => agree(found, wanted),
+            None => agree(found, wanted, unsaid(name.unwrap_or_default())),
         };
         if !same {
             return Ok(false);
@@ -127,18 +128,33 @@ fn looks_up(
     Ok(inverted(found) == inverted(wanted) && elements(netfilter, family, name)? == meant)
 }
 
-/// Whether every attribute that is wanted is there with the same value, where it is there.
-fn agree(found: &[u8], wanted: &[u8]) -> bool {
+/// Whether every attribute that is wanted is there with the same value, but for one that the kernel
+/// may leave out.
+fn agree(found: &[u8], wanted: &[u8], unsaid: Option<u16>) -> bool {
     nests(wanted).all(|(number, is_nest, wanted)| match attribute(found, number) {
-        Some(found) if is_nest => agree(found, wanted),
+        Some(found) if is_nest => agree(found, wanted, None),
         // libnftnl leaves out the NUL that ends the name of a counter.
         Some(found) => found == wanted || found.strip_suffix(&[0]) == Some(wanted),
-        // The code of a reset, the number of a set within its transaction.
-        None => true,
+        None => unsaid == Some(number),
     })
+}
+
+/// What the kernel does not say about an expression although it was sent.
+fn unsaid(name: &str) -> Option<u16> {
+    match name {
+        // The number of a set within its transaction.
+        "lookup" => Some(NFTA_LOOKUP_SET_ID),
+        "dynset" => Some(NFTA_DYNSET_SET_ID),
+        // A reset has no code. One that is not a reset differs in its type.
+        "reject" => Some(NFTA_REJECT_ICMP_CODE),
+        _ => None,
+    }
 }
 
 // linux/netfilter/nf_tables.h.
 const NFTA_EXPR_DATA: u16 = 2;
 const NFTA_LOOKUP_SET: u16 = 1;
+const NFTA_LOOKUP_SET_ID: u16 = 4;
 const NFTA_LOOKUP_FLAGS: u16 = 5;
+const NFTA_DYNSET_SET_ID: u16 = 2;
+const NFTA_REJECT_ICMP_CODE: u16 = 2;
