@@ -42,6 +42,17 @@ def discovers():
     yield from [next(discover())] * 400
 
 
+def many():
+    """Time, from more IPv6 prefixes than a meter has room for, three times each."""
+    base = IPv6(src="2001:db8:a:0:ffff::10", dst="2001:db8:a::1")
+    frame = bytes(Ether(src=MAC, dst=GATEWAY_MAC) / base / UDP(sport=4000, dport=123) /
+                  Raw(b"now?"))
+    for number in range(12_000):
+        # Two halves that cancel each other out leave the checksum as it is.
+        halves = number.to_bytes(2, "big") + (number ^ 0xffff).to_bytes(2, "big")
+        yield from [frame[:28] + halves + frame[32:]] * 3
+
+
 socket, count = conf.L2socket(iface="eth0"), 0
 for frame in globals()[BATTERY]():
     socket.send(frame)

@@ -3,7 +3,7 @@
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use lab::{
@@ -91,6 +91,24 @@ fn a_flood_of_questions_for_time_and_address_is_bounded() {
 }
 
 #[test]
+fn addresses_without_number_get_no_more_than_their_interfaces_part() {
+    sandboxed(|| {
+        let narrow = "prefixes = [\"192.0.2.0/25\", \"2001:db8:a::/64\"]";
+        let config = gateway::usual_config().replace("ipv6 = true", NTP);
+        assert!(config.contains(narrow));
+        let world = World::with(&config.replace(narrow, &narrow.replace("/64", "/48")));
+        GATEWAY.shell("ip -6 route add 2001:db8:a::/48 via 2001:db8:a::10 dev agents0");
+        let server = serve(123);
+        let (begun, sent) = (Instant::now(), script(&world, "many"));
+        let most = 4_096 * (2 + begun.elapsed().as_secs());
+        let dropped = over_the_interfaces_part();
+        assert!(dropped > 0 && sent <= dropped + most, "{dropped} of {sent} dropped");
+        assert!(heard(&server) > 0, "none of them was let through");
+        wait::expect("the agent is served again", || udp_answers_at((GATEWAY_V6, 123).into()));
+    });
+}
+
+#[test]
 fn without_the_words_nothing_is_answered() {
     sandboxed(|| {
         let world = World::usual();
@@ -107,6 +125,15 @@ fn without_the_words_nothing_is_answered() {
 fn with(words: &str) -> World {
     let config = gateway::usual_config();
     World::with(&config.replace("ipv6 = true", &format!("ipv6 = true\nagent_services = [{words}]")))
+}
+
+/// Questions for the time over IPv6 that the rule for all agents of an interface dropped.
+fn over_the_interfaces_part() -> u64 {
+    let rules = GATEWAY.shell("nft list chain inet cloakroom prerouting");
+    let ours = |line: &&str| line.contains("ipv6 udp dport 123") && line.contains("@services");
+    let rule = rules.lines().find(ours).expect("a rule");
+    let counted = rule.split_once("counter packets ").expect("a counter").1;
+    counted.split(' ').next().and_then(|it| it.parse().ok()).expect("a number")
 }
 
 /// Neither the gateway's other addresses nor anything behind it is open, and the guard's input
@@ -207,6 +234,7 @@ fn echo_replies(packets: &[Vec<u8>]) -> usize {
     replies.count()
 }
 
+const NTP: &str = "ipv6 = true\nagent_services = [\"ntp\"]";
 /// Addresses of the gateway on other interfaces than the agent's.
 const ELSEWHERE: [&str; 4] = ["203.0.113.2", "192.0.2.129", "2001:db8:f::2", "2001:db8:b::1"];
 

@@ -6,7 +6,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{
-    Capture, DNS_PORT, ingress, meters,
+    Capture, DNS_PORT, ingress,
+    lower::METER_SIZE,
+    meters,
     plan::{
         Chain, Family, Hook, ICMP4, ICMP6, Key, MANGLE, Rule, Set, SetKey, Statement, TCP, UDP,
         Value, base, because, fib_type, is_family, is_tcp, is_udp, meter, neighbour_discovery,
@@ -52,6 +54,9 @@ pub(super) fn meters(capture: &Capture) -> Vec<Set> {
     }
     if capture.services.dhcp {
         meters.push(meter(DISCOVERS, SetKey::Interface));
+    }
+    if families(capture).iter().any(|family| !services_of(*family, capture).is_empty()) {
+        meters.push(meter(SERVICES, SetKey::Interface));
     }
     meters
 }
@@ -151,6 +156,10 @@ fn services(capture: &Capture) -> Vec<Rule> {
                 let flood = [&here[..], &who, &[over, Count, Drop]].concat();
                 rules.push(because(Reason::RateLimit, &flood));
             }
+            // Also where a meter is full, and takes no new agent.
+            let over = Over(Key::Interface, SERVICES.into(), SERVICES_RATE);
+            let flood = [&here[..], &[over, Count, Drop]].concat();
+            rules.push(because(Reason::RateLimit, &flood));
             rules.push(rule(&[here, vec![SetMark(capture.mark), Accept]].concat()));
         }
     }
@@ -320,6 +329,10 @@ fn of(family: Family, v4: &'static str, v6: &'static str) -> &'static str {
 /// Packets of one agent that each service takes in a second; and of one bound card, where the
 /// source does not say whose they are.
 pub(super) const SERVICE_RATE: u32 = 10;
+/// Packets of all agents of one interface that all services together take in a second: one of each
+/// agent that a meter has room for.
+const SERVICES_RATE: u32 = METER_SIZE;
+const SERVICES: &str = "services";
 
 /// Of packets whose source does not say whose they are, those of one interface that are taken in a
 /// second: two thousand hosts solicit the gateway twice a minute.
