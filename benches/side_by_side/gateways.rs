@@ -260,9 +260,9 @@ workers = 1
 
 [limits]
 connections = 16384
-agent_connections = 16384
+agent_connections = 8192
 agent_new_connections = 1000000
-agent_requests = 16384
+agent_requests = 8192
 agent_buffers = "256MiB"
 dns_rate = 100000
 
