@@ -1,6 +1,6 @@
 # make demo   the whole story in a minute: agents, gateway, API, with the real bytes
 # make test   everything that is promised, on this machine, from nothing
-# make bench  CPU and memory beside HAProxy and nginx, in 15 minutes; QUICK=1: in two
+# make bench  CPU and memory beside HAProxy and nginx, in 20 minutes; QUICK=1: in three
 #
 # Both install what is missing from Debian first (tests/prerequisites), and say so.
 
