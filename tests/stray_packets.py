@@ -14,7 +14,7 @@ from scapy.all import (
     get_if_hwaddr,
     ICMPv6DestUnreach, ICMPv6EchoReply, ICMPv6EchoRequest, ICMPv6MLReport2, ICMPv6ND_NA,
     ICMPv6ND_NS, ICMPv6ND_RA, ICMPv6ND_RS, ICMPv6ND_Redirect, ICMPv6NDOptPrefixInfo,
-    ICMPv6PacketTooBig, PadN, RouterAlert,
+    HBHOptUnknown, ICMPv6PacketTooBig, Jumbo, PadN, RouterAlert,
 )
 
 GATEWAY_MAC, BATTERY = sys.argv[1:]
@@ -104,6 +104,33 @@ def fragments():
             yield v6(dst=destination) / IPv6ExtHdrFragment(id=7, m=1, nh=17) / \
                 UDP(dport=443) / Raw(b"STRAY-PACKET" * 2)
             yield v6(dst=destination) / IPv6ExtHdrFragment(id=7, offset=offset, nh=17) / MARK
+
+
+def errors():
+    """Packets that the kernel answers with an error which quotes them, from sources of others."""
+    forged = (EVIL6, API6, "2001:db8:b::10", "2001:db8:dead::1")
+    for source in (*forged, ME6):
+        for destination in (API6, EVIL6, "2001:db8:a::1", "2001:db8:b::10"):
+            for number in (0x9e, 0xde):
+                unknown = IPv6ExtHdrHopByHop(options=[HBHOptUnknown(otype=number, optdata=b"\0" * 4)])
+                yield v6(src=source, dst=destination) / unknown / UDP(dport=443) / MARK
+            for length in (10, 70000):
+                jumbo = IPv6ExtHdrHopByHop(options=[Jumbo(jumboplen=length)])
+                yield v6(src=source, dst=destination) / jumbo / UDP(dport=443) / MARK
+            yield v6(src=source, dst=destination, hlim=1) / UDP(dport=443) / MARK
+            yield v6(src=source, dst=destination, nh=253) / MARK
+            # The rest never comes.
+            yield v6(src=source, dst=destination) / IPv6ExtHdrFragment(id=99, m=1, nh=17) / \
+                UDP(dport=443) / Raw(b"STRAY-PACKET" * 4)
+    for source in (EVIL, API, "192.0.2.140", ME):
+        for destination in (API, "192.0.2.1", "203.0.113.2"):
+            yield v4(src=source, dst=destination, id=99, flags="MF") / UDP(dport=443) / \
+                Raw(b"STRAY-PACKET" * 4)
+            yield v4(src=source, dst=destination, ttl=1) / UDP(dport=443) / MARK
+            yield v4(src=source, dst=destination, proto=253) / MARK
+            # A pointer beyond the option.
+            broken = IPOption(b"\x07\x07\x03\0\0\0\0\0")
+            yield v4(src=source, dst=destination, options=[broken]) / UDP(dport=443) / MARK
 
 
 def source_routes():

@@ -4,6 +4,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr, UdpSocket},
+    thread,
     time::Duration,
 };
 
@@ -92,6 +93,51 @@ fn without_the_rules_the_same_packets_get_out() {
         let hairpins = sent_by(&beyond, &mac(GATEWAY, "agents1"));
         assert!(hairpins.iter().any(|frame| is_marked(frame)), "the other agent hears of it");
     });
+}
+
+/// An error quotes what the agent wrote and goes to whom the agent says. The kernel makes some of
+/// them before any rule sees the packet, and others a while after it.
+#[test]
+fn an_error_goes_to_nobody_but_the_agent_that_caused_it() {
+    sandboxed_for(LIMIT, || {
+        let mut world = World::usual();
+        let watched = Watched::begin(&world);
+        hasten_errors();
+        assert!(send(&world, "errors") >= 100);
+        thread::sleep(OVERDUE);
+        watched.assert_nothing_strange(&world, "errors");
+
+        // Each of the two tables does it by itself: before the daemon, and without the guard.
+        for (alone, without) in [("the guard", "cloakroom"), ("the rules", "cloakroom_base")] {
+            world.gateway.kill();
+            GATEWAY.shell(&format!("nft delete table inet {without}"));
+            assert_eq!(errors_beyond_the_agent(&world), 0, "{alone}");
+            gateway::guard();
+            world.gateway = Gateway::start(&world.lab, &gateway::usual_config());
+            hasten_errors();
+        }
+        world.gateway.kill();
+        GATEWAY.shell("nft flush ruleset");
+        assert!(errors_beyond_the_agent(&world) > 20, "without both there are some");
+    });
+}
+
+/// Everything that makes errors has a rate or waits; and the loose check of the way back is allowed.
+fn hasten_errors() {
+    GATEWAY.shell(
+        "sysctl -qw net.ipv4.icmp_ratelimit=0 net.ipv6.icmp.ratelimit=0 net.ipv4.ipfrag_time=1 \
+         net.ipv6.ip6frag_time=1 net.ipv4.conf.agents0.rp_filter=2; \
+         sysctl -qw net.netfilter.nf_conntrack_frag6_timeout=1 || true",
+    );
+}
+
+/// How many packets that quote the agent's arrive outside or at the other agent.
+fn errors_beyond_the_agent(world: &World) -> usize {
+    let captures = [world.lab.capture(INTERNET), world.lab.capture(AGENT2)];
+    send(world, "errors");
+    thread::sleep(OVERDUE);
+    let marked = captures.iter().flat_map(Capture::packets).filter(|frame| is_marked(frame));
+    marked.count()
 }
 
 #[test]
@@ -304,5 +350,7 @@ const IPV6: [u8; 2] = [0x86, 0xdd];
 const QUERY: &[u8] = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x03api\x06openai\x07example\0\0\x01\0\x01";
 /// Four combinations of flags to each port but 0, over IPv4 and IPv6.
 const EVERY_PORT: usize = 65_535 * 4 * 2;
+/// By when the rest of a packet is overdue and whoever sent its beginning has been told.
+const OVERDUE: Duration = Duration::from_secs(3);
 /// Longest time for the longer ones, on a machine with other work.
 const LIMIT: Duration = Duration::from_secs(240);

@@ -218,6 +218,7 @@ fn chain<'a>(planned: &plan::Chain, owner: &'a nftnl::Table) -> Chain<'a> {
                 Hook::Ingress(_) | Hook::Prerouting => nftnl::Hook::PreRouting,
                 Hook::Input => nftnl::Hook::In,
                 Hook::Forward => nftnl::Hook::Forward,
+                Hook::Output => nftnl::Hook::Out,
             },
             *priority,
         );

@@ -163,6 +163,7 @@ fn any_of(
     to.expressions.push(RawExpr::lookup(ANONYMOUS, id, invert));
     let (key_type, bytes) = match key {
         Key::L4 => (TYPE_INET_PROTOCOL, 1),
+        Key::Icmp4Type => (TYPE_ICMP_TYPE, 1),
         Key::Icmp6Type => (TYPE_ICMP6_TYPE, 1),
         Key::EtherType => (TYPE_ETHER_TYPE, 2),
         _ => (TYPE_FIB_ADDRTYPE, 4),
@@ -270,6 +271,7 @@ const TYPE_ETHER_ADDR: u32 = 9;
 const TYPE_ETHER_TYPE: u32 = 10;
 const TYPE_INET_PROTOCOL: u32 = 12;
 const TYPE_INET_SERVICE: u32 = 13;
+const TYPE_ICMP_TYPE: u32 = 14;
 const TYPE_ICMP6_TYPE: u32 = 29;
 const TYPE_FIB_ADDRTYPE: u32 = 38;
 const TYPE_IFNAME: u32 = 41;

@@ -107,6 +107,7 @@ pub(super) enum Hook {
     Prerouting,
     Input,
     Forward,
+    Output,
 }
 
 /// Statements that are taken in order until one does not match or one decides.
@@ -157,6 +158,8 @@ pub(super) enum Statement {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Key {
     Interface,
+    /// The interface that a packet leaves by.
+    OutInterface,
     Family,
     /// The transport protocol, behind any IPv6 extension headers.
     L4,
@@ -223,7 +226,7 @@ pub(super) fn finished(
 
 /// The chains before anything is told to the audit.
 pub(super) fn chains(capture: &Capture) -> Vec<Chain> {
-    vec![refuse(), prerouting::chain(capture), input(capture), forward()]
+    vec![refuse(), prerouting::chain(capture), input(capture), forward(), output()]
 }
 
 fn sets(capture: &Capture) -> Vec<Set> {
@@ -284,6 +287,28 @@ fn forward() -> Chain {
     Chain { name: "forward".into(), base: Some(base(Hook::Forward, FILTER, true)), rules }
 }
 
+/// An ICMP error quotes the packet that it is about, and goes to that packet's source. The kernel
+/// makes some before any rule has seen the packet: of a hop-by-hop header while it reads the header
+/// (RFC 8200, section 4.2), of fragments when the rest is overdue (section 4.5). So what errors may
+/// leave is decided here, however they came about: only that something cannot be reached, and only
+/// to agents, whose source was looked at by then.
+fn output() -> Chain {
+    use Statement::{Accept, AnyOf, Count, Drop, Is, NotIn};
+    let to_itself = Value { text: "\"lo\"".into(), bytes: interface_key("lo") };
+    let mut rules = vec![rule(&[Is(Key::OutInterface, to_itself), Accept])];
+    for (icmp, kind, other, unreachable) in [
+        (icmp(Family::V4), Key::Icmp4Type, OTHER_ERRORS_4, ("destination-unreachable", 3)),
+        (icmp(Family::V6), Key::Icmp6Type, OTHER_ERRORS_6, ("destination-unreachable", 1)),
+    ] {
+        let other = other.iter().map(|(text, number)| Value::byte(text, *number)).collect();
+        let unreachable = Value::byte(unreachable.0, unreachable.1);
+        rules.push(rule(&[&icmp[..], &[AnyOf(kind, other), Count, Drop]].concat()));
+        let elsewhere = [Is(kind, unreachable), NotIn(Key::OutInterface, "agents"), Count, Drop];
+        rules.push(rule(&[&icmp[..], &elsewhere].concat()));
+    }
+    Chain { name: "output".into(), base: Some(base(Hook::Output, FILTER, false)), rules }
+}
+
 /// Solicitations and advertisements of neighbours; hop limit 255 proves that no router passed
 /// them on (RFC 4861, section 7.1). No router advertisement, no redirect.
 pub(super) fn neighbour_discovery() -> Vec<Statement> {
@@ -299,6 +324,14 @@ pub(super) fn neighbour_discovery() -> Vec<Statement> {
 
 pub(super) fn is_family(family: Family) -> Statement {
     Statement::Is(Key::Family, family.value())
+}
+
+fn icmp(family: Family) -> [Statement; 2] {
+    let protocol = match family {
+        Family::V4 => Value::byte("icmp", ICMP4),
+        Family::V6 => Value::byte("ipv6-icmp", ICMP6),
+    };
+    [is_family(family), Statement::Is(Key::L4, protocol)]
 }
 
 pub(super) fn is_tcp() -> Statement {
@@ -408,6 +441,13 @@ impl Value {
 /// socket switch on, and before routing.
 pub(super) const MANGLE: i32 = -150;
 const FILTER: i32 = 0;
+
+/// Errors of ICMP (RFC 792) and of ICMPv6 (RFC 4443) but for those that say that something cannot
+/// be reached. That a packet is too big is said by routers, and this machine is none.
+const OTHER_ERRORS_4: &[(&str, u8)] =
+    &[("source-quench", 4), ("redirect", 5), ("time-exceeded", 11), ("parameter-problem", 12)];
+const OTHER_ERRORS_6: &[(&str, u8)] =
+    &[("packet-too-big", 2), ("time-exceeded", 3), ("parameter-problem", 4)];
 
 pub(super) const TCP: u8 = 6;
 pub(super) const UDP: u8 = 17;

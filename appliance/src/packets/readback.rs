@@ -148,6 +148,7 @@ fn facts(base: &Base) -> ChainFacts {
         Hook::Prerouting => (libc::NF_INET_PRE_ROUTING, None),
         Hook::Input => (libc::NF_INET_LOCAL_IN, None),
         Hook::Forward => (libc::NF_INET_FORWARD, None),
+        Hook::Output => (libc::NF_INET_LOCAL_OUT, None),
     };
     let policy = if base.drop { libc::NF_DROP } else { libc::NF_ACCEPT };
     ChainFacts { hook: hook as u32, priority: base.priority, policy: policy as u32, device }

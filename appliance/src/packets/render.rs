@@ -89,6 +89,7 @@ fn chain(chain: &Chain) -> String {
             Hook::Prerouting => "prerouting".to_owned(),
             Hook::Input => "input".to_owned(),
             Hook::Forward => "forward".to_owned(),
+            Hook::Output => "output".to_owned(),
         };
         let policy = if *drop { "drop" } else { "accept" };
         let _ = writeln!(text, "\t\ttype filter hook {hook} priority {priority}; policy {policy};");
@@ -141,6 +142,7 @@ fn list(values: &[Value]) -> String {
 fn key(key: Key) -> &'static str {
     match key {
         Key::Interface => "iifname",
+        Key::OutInterface => "oifname",
         Key::Family => "meta nfproto",
         Key::L4 => "meta l4proto",
         Key::Mark => "meta mark",

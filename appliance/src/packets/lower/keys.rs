@@ -15,6 +15,7 @@ pub(super) fn load(key: Key, expressions: &mut Vec<RawExpr>) {
     let meta = |key: i32| RawExpr::meta_load(key as u32, REGISTER);
     match key {
         Key::Interface => expressions.push(meta(libc::NFT_META_IIFNAME)),
+        Key::OutInterface => expressions.push(meta(libc::NFT_META_OIFNAME)),
         Key::Family => expressions.push(meta(libc::NFT_META_NFPROTO)),
         Key::L4 => expressions.push(meta(libc::NFT_META_L4PROTO)),
         Key::Mark => expressions.push(meta(libc::NFT_META_MARK)),
