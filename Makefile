@@ -1,8 +1,9 @@
 # make demo   the whole story in a minute: agents, gateway, API, with the real bytes
 # make test   everything that is promised, on this machine, from nothing
+# make lab    the properties alone; ONLY=FILE:: runs those of one file
 # make bench  CPU and memory beside HAProxy and nginx, in 20 minutes; QUICK=1: in three
 #
-# Both install what is missing from Debian first (tests/prerequisites), and say so.
+# Those that run something install what is missing from Debian first (tests/prerequisites), and say so.
 
 CARGO ?= cargo
 # The same packages in every step: the benches ask dependencies for other features, and what the
@@ -10,6 +11,10 @@ CARGO ?= cargo
 TESTED = --locked --workspace --exclude cloakroom-benches
 # One lab test is a small network with several programs in it, most of the time waiting.
 LAB_THREADS ?= 6
+# Which of them run: those whose name holds this, such as `quarantine::`.
+ONLY ?=
+# The path of the Vault is the last line of what this prints.
+VAULT_PATH = $(if $(CLOAKROOM_VAULT),echo "$(CLOAKROOM_VAULT)",tests/vault/get)
 # Where nft and ip are; an ordinary user's PATH lacks it on Debian.
 export PATH := $(PATH):/usr/sbin:/sbin
 
@@ -33,11 +38,11 @@ prerequisites:
 	@tests/prerequisites
 
 vault: prerequisites
-	@echo "== A real Vault (from PATH, from the cache, downloaded or built)"
-	@tests/vault/get
+	@echo "== A real Vault (CLOAKROOM_VAULT, from PATH, from the cache, downloaded or built)"
+	@$(VAULT_PATH)
 
 clients: prerequisites
-	@echo "== The clients: Python packages, pinned, and InfluxDB"
+	@echo "== The clients: Python packages, in the versions of requirements.txt, and InfluxDB"
 	@tests/clients/get
 	@tests/influxdb/get
 
@@ -67,8 +72,8 @@ unit: prerequisites
 
 lab: build vault clients
 	@echo "== Properties, in namespaces, against the built program"
-	CLOAKROOM_BIN=$(CURDIR)/target/debug/cloakroom CLOAKROOM_VAULT="$$(tests/vault/get | tail -n 1)" \
-		$(CARGO) test $(TESTED) --test properties -- --test-threads=$(LAB_THREADS)
+	CLOAKROOM_BIN=$(CURDIR)/target/debug/cloakroom CLOAKROOM_VAULT="$$($(VAULT_PATH) | tail -n 1)" \
+		$(CARGO) test $(TESTED) --test properties -- --test-threads=$(LAB_THREADS) $(ONLY)
 
 # Ratios count, not figures: see benches/README.md.
 bench: prerequisites

@@ -51,12 +51,7 @@ fn where_a_setting_cannot_be_repaired_the_gateway_closes_and_opens_again() {
         };
         of_the_daemon("mount --bind /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys");
         GATEWAY.shell("sysctl -qw net.ipv4.ip_forward=1");
-        let said = |words: &str| {
-            let found =
-                wait::until(wait::SOON, || world.gateway.stderr().contains(words).then_some(()));
-            assert!(found.is_some(), "{words}: {}", world.gateway.stderr());
-        };
-        said("closed to new connections: net.ipv4.ip_forward is 1");
+        said(&world, "closed to new connections: net.ipv4.ip_forward is 1", 1);
         std::thread::sleep(Duration::from_millis(300));
         let before = world.origin.log().connections().len();
         for to in [OPENAI.port(443), OPENAI.port6(443), OTHER.port(80)] {
@@ -66,13 +61,53 @@ fn where_a_setting_cannot_be_repaired_the_gateway_closes_and_opens_again() {
         assert_eq!(kept.ask(get(&[TICKET])).expect("it goes on").status, 200);
         // A reload does not open it.
         world.gateway.reload();
-        said("reloaded");
+        said(&world, "reloaded", 1);
         AGENT.connect(OPENAI.port(443)).expect_err("closed");
 
         of_the_daemon("umount /proc/sys");
-        said("open again");
+        said(&world, "open again", 1);
         std::thread::sleep(Duration::from_millis(300));
         assert_eq!(world.ask(&get(&[TICKET])).status, 200);
+    });
+}
+
+#[test]
+fn without_its_guard_the_gateway_closes_until_it_is_there_again() {
+    sandboxed(|| {
+        let world = World::with(&often_asserted());
+        let mut kept = world.h1(OPENAI).expect("served");
+        let ways = [
+            (
+                "nft delete element inet cloakroom_base agent_interfaces '{ \"agents1\" }'",
+                "does not close this machine's services to \"agents1\"",
+            ),
+            (
+                "nft flush chain inet cloakroom_base input",
+                "keeps agents from no service of this machine: its chain input",
+            ),
+            ("nft delete table inet cloakroom_base", "is not loaded"),
+        ];
+        for (turn, (open, words)) in ways.into_iter().enumerate() {
+            GATEWAY.shell(open);
+            said(
+                &world,
+                &format!("closed to new connections: the guard table inet cloakroom_base {words}"),
+                1,
+            );
+            std::thread::sleep(Duration::from_millis(300));
+            let before = world.origin.log().connections().len();
+            for (agent, to) in
+                [(AGENT, OPENAI.port(443)), (AGENT2, OPENAI.port6(443)), (AGENT, OTHER.port(80))]
+            {
+                agent.connect(to).expect_err("closed");
+            }
+            assert_eq!(world.origin.log().connections().len(), before);
+            assert_eq!(kept.ask(get(&[TICKET])).expect("it goes on").status, 200);
+            gateway::guard();
+            said(&world, "open again", turn + 1);
+            std::thread::sleep(Duration::from_millis(300));
+            assert_eq!(world.ask(&get(&[TICKET])).status, 200);
+        }
     });
 }
 
@@ -114,6 +149,13 @@ fn an_interface_that_was_made_again_is_closed_and_told_until_the_daemon_is() {
         assert_eq!(status(&world)["unserved"], serde_json::json!([]));
         assert_eq!(world.ask(&get(&[TICKET])).status, 200);
     });
+}
+
+fn said(world: &World, words: &str, times: usize) {
+    let found = wait::until(wait::SOON, || {
+        (world.gateway.stderr().matches(words).count() >= times).then_some(())
+    });
+    assert!(found.is_some(), "{words}: {}", world.gateway.stderr());
 }
 
 fn often_asserted() -> String {

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{record::now, writer::Slot};
+use super::{kind::Kind, record::now, writer::Slot};
 use crate::policy::GroupName;
 
 /// An act of an operator.
@@ -29,8 +29,8 @@ impl ActRecord<'_> {
     /// Writes it.
     pub fn write(self, slot: Slot) {
         let record = match self.act {
-            Act::Quarantine => "quarantine",
-            Act::Release => "release",
+            Act::Quarantine => Kind::Quarantine,
+            Act::Release => Kind::Release,
         };
         let (group, uid) = (self.group.as_str(), self.uid);
         slot.write(&ActLine { time: now(), record, group, uid });
@@ -40,7 +40,7 @@ impl ActRecord<'_> {
 #[derive(Serialize)]
 struct ActLine<'a> {
     time: String,
-    record: &'static str,
+    record: Kind,
     group: &'a str,
     uid: u32,
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{record::now, writer::Slot};
+use super::{kind::Kind, record::now, writer::Slot};
 use crate::{
     accept::{AgentKey, OverRate},
     reason::Reason,
@@ -15,7 +15,7 @@ use crate::{
 pub fn over_rate(slot: Slot, over_rate: &OverRate, within: Duration) {
     slot.write(&Line {
         time: now(),
-        record: "connections",
+        record: Kind::Connections,
         seconds: within.as_secs(),
         group: over_rate.group.as_str(),
         agent: over_rate.agent.as_ref().map(AgentKey::text),
@@ -28,7 +28,7 @@ pub fn over_rate(slot: Slot, over_rate: &OverRate, within: Duration) {
 #[derive(Serialize)]
 struct Line<'a> {
     time: String,
-    record: &'static str,
+    record: Kind,
     seconds: u64,
     group: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::Serialize;
 
 use super::{
+    kind::Kind,
     record::{capped, now},
     writer::Slot,
 };
@@ -59,7 +60,7 @@ impl DnsRecord<'_> {
     pub fn write(self, slot: Slot) {
         slot.write(&RefusedLine {
             time: now(),
-            record: "dns",
+            record: Kind::Dns,
             interface: self.interface.as_str(),
             group: self.group.as_str(),
             agent: self.agent.to_string(),
@@ -78,7 +79,7 @@ impl DnsSummary<'_> {
     pub fn write(self, slot: Slot) {
         slot.write(&SummaryLine {
             time: now(),
-            record: "dns_summary",
+            record: Kind::DnsSummary,
             group: self.group.as_str(),
             agent: self.agent,
             answered: self.answered,
@@ -92,7 +93,7 @@ impl DnsSummary<'_> {
 #[derive(Serialize)]
 struct RefusedLine<'a> {
     time: String,
-    record: &'static str,
+    record: Kind,
     interface: &'a str,
     group: &'a str,
     agent: String,
@@ -109,7 +110,7 @@ struct RefusedLine<'a> {
 #[derive(Serialize)]
 struct SummaryLine<'a> {
     time: String,
-    record: &'static str,
+    record: Kind,
     group: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     agent: Option<&'a str>,

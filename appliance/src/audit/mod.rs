@@ -9,6 +9,7 @@
 mod act;
 mod connections;
 mod dns;
+mod kind;
 mod packets;
 mod record;
 mod writer;
@@ -16,6 +17,7 @@ mod writer;
 pub use act::{Act, ActRecord};
 pub use connections::over_rate;
 pub use dns::{DnsRecord, DnsSummary};
+pub use kind::Kind;
 pub use packets::RefusedPackets;
 pub use record::{Record, RequestRecord, Traffic};
 pub use writer::{Sink, Slot, Unavailable, Writer};

@@ -14,7 +14,7 @@ use std::{
 
 use serde::Serialize;
 
-use super::{record::now, writer::Sink};
+use super::{kind::Kind, record::now, writer::Sink};
 use crate::{
     packets::{Headers, RefusedPacket},
     policy::{InterfaceName, Policy},
@@ -153,7 +153,7 @@ impl Place<'_> {
         let spoofed = sum.first.filter(|_| agent.is_none());
         PacketsLine {
             time: now(),
-            record: "packets",
+            record: Kind::Packets,
             seconds: self.seconds.as_secs(),
             interface: self.name.map(ToString::to_string),
             group: group.map(|group| group.name.to_string()),
@@ -191,7 +191,7 @@ fn protocol_name(protocol: u8) -> String {
 #[derive(Debug, Serialize)]
 struct PacketsLine {
     time: String,
-    record: &'static str,
+    record: Kind,
     seconds: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     interface: Option<String>,
@@ -215,7 +215,7 @@ struct PacketsLine {
 #[derive(Debug, Serialize)]
 struct UnseenLine {
     time: String,
-    record: &'static str,
+    record: Kind,
     seconds: u64,
     decision: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -232,7 +232,7 @@ impl UnseenLine {
         };
         Self {
             time: now(),
-            record: "packets_unseen",
+            record: Kind::PacketsUnseen,
             seconds: seconds.as_secs(),
             decision: "refuse",
             reason,

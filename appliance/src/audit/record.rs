@@ -12,7 +12,7 @@ use std::{
 use serde::Serialize;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use super::writer::Slot;
+use super::{kind::Kind, writer::Slot};
 use crate::{
     accept::{AgentAddr, Dialled, FlowId},
     decide::{Permit, Route},
@@ -67,7 +67,7 @@ impl Record {
     ) -> Self {
         let line = ConnectionLine {
             time: now(),
-            record: "connection",
+            record: Kind::Connection,
             flow: flow.to_string(),
             interface: interface.to_string(),
             agent: from.0.to_string(),
@@ -190,7 +190,7 @@ impl RequestRecord {
     pub fn open(slot: Slot, flow: FlowId, group: &GroupName, route: &Route) -> Self {
         let line = RequestLine {
             time: now(),
-            record: "request",
+            record: Kind::Request,
             flow: flow.to_string(),
             group: group.to_string(),
             decision: "refuse",
@@ -281,20 +281,20 @@ impl Drop for RequestRecord {
 #[derive(Debug, Serialize)]
 pub(super) struct StartLine {
     time: String,
-    record: &'static str,
+    record: Kind,
     version: &'static str,
 }
 
 impl StartLine {
     pub(super) fn now() -> Self {
-        Self { time: now(), record: "start", version: env!("CARGO_PKG_VERSION") }
+        Self { time: now(), record: Kind::Start, version: env!("CARGO_PKG_VERSION") }
     }
 }
 
 #[derive(Debug, Default, Serialize)]
 struct ConnectionLine {
     time: String,
-    record: &'static str,
+    record: Kind,
     flow: String,
     interface: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -331,7 +331,7 @@ struct ConnectionLine {
 #[derive(Debug, Default, Serialize)]
 struct RequestLine {
     time: String,
-    record: &'static str,
+    record: Kind,
     flow: String,
     group: String,
     decision: &'static str,

@@ -13,9 +13,13 @@ use std::{
 };
 
 use clap::Args;
+use serde::Deserialize;
 use serde_json::Value;
 
-use crate::config::{AuditTarget, Settings};
+use crate::{
+    audit::Kind,
+    config::{AuditTarget, Settings},
+};
 
 /// Which records to show.
 #[derive(Debug, Args)]
@@ -26,7 +30,7 @@ use crate::config::{AuditTarget, Settings};
     the time, the group, the agent, what was decided, and about what. Ends with Ctrl-C.")]
 pub struct WatchArgs {
     /// The configuration, or "-" for audit records on standard input
-    #[arg(value_name = "FILE", default_value = "/etc/cloakroom/cloakroom.toml")]
+    #[arg(value_name = "CONFIG", default_value = "/etc/cloakroom/cloakroom.toml")]
     pub file: PathBuf,
     /// Only records of this agent group
     #[arg(long, value_name = "GROUP")]
@@ -88,8 +92,16 @@ fn tell(args: &WatchArgs, line: &[u8], out: &mut impl Write) -> io::Result<()> {
 impl WatchArgs {
     fn wants(&self, record: &Value) -> bool {
         let of_group = |group: &String| word(record, "group") == Some(group);
-        self.group.as_ref().is_none_or(of_group)
-            && (!self.refused || word(record, "decision") == Some("refuse"))
+        self.group.as_ref().is_none_or(of_group) && (!self.refused || refused(record))
+    }
+}
+
+/// Whether something was refused. A sum has no decision where some of it was answered; then its
+/// reason tells, or what it counts as refused, for a query beyond the rate has no record but this.
+fn refused(record: &Value) -> bool {
+    match word(record, "decision") {
+        Some(decision) => decision == "refuse",
+        None => word(record, "reason").is_some() || count(record, "refused") > 0,
     }
 }
 
@@ -156,21 +168,13 @@ fn open(path: &Path) -> io::Result<Option<BufReader<File>>> {
     }
 }
 
-/// One record as one line; `None` for what has no kind.
+/// One record as one line; `None` for what has no kind. A kind that only another version knows is
+/// its word alone.
 fn readable(record: &Value) -> Option<String> {
-    let about = match word(record, "record")? {
-        "connection" => connection(record),
-        "request" => request(record),
-        "connections" => connections(record),
-        "packets" => packets(record),
-        "packets_unseen" => unseen(record),
-        "quarantine" | "release" => format!(
-            "{} by user {}",
-            text(record, "record"),
-            number(record, "uid").unwrap_or_default()
-        ),
-        "start" => format!("the gateway starts, version {}", text(record, "version")),
-        other => other.to_owned(),
+    let word_of_kind = word(record, "record")?;
+    let about = match Kind::deserialize(record.get("record")?) {
+        Ok(kind) => about(kind, record),
+        Err(_) => word_of_kind.to_owned(),
     };
     // Date, time and milliseconds; the rest of the fraction says nothing to a person.
     let time: String = text(record, "time").chars().take(23).collect();
@@ -181,6 +185,21 @@ fn readable(record: &Value) -> Option<String> {
     Some(escaped(line.trim_end()))
 }
 
+fn about(kind: Kind, record: &Value) -> String {
+    match kind {
+        Kind::Start => format!("the gateway starts, version {}", text(record, "version")),
+        Kind::Connection => connection(record),
+        Kind::Connections => connections(record),
+        Kind::Request => request(record),
+        Kind::Dns => query(record),
+        Kind::DnsSummary => queries(record),
+        Kind::Packets => packets(record),
+        Kind::PacketsUnseen => unseen(record),
+        Kind::Quarantine => act("quarantined", record),
+        Kind::Release => act("released", record),
+    }
+}
+
 fn connection(record: &Value) -> String {
     let named = ["sni", "host"].into_iter().find_map(|key| word(record, key));
     // Of several names that the address was given for, the first stands for all.
@@ -188,14 +207,13 @@ fn connection(record: &Value) -> String {
     let name = named.or_else(given).unwrap_or("no name");
     let mut line = format!("{name} at {}", text(record, "dialled"));
     add(&mut line, record, &["reason", "end"]);
-    let bytes = |key| number(record, key).unwrap_or_default();
-    let (from, to) = (bytes("bytes_from_agent"), bytes("bytes_to_agent"));
-    line + &format!("  {from} B out, {to} B in, {} ms", bytes("duration_ms"))
+    let [from, to, millis] =
+        ["bytes_from_agent", "bytes_to_agent", "duration_ms"].map(|key| count(record, key));
+    line + &format!("  {from} B out, {to} B in, {millis} ms")
 }
 
 fn connections(record: &Value) -> String {
-    let count = number(record, "count").unwrap_or_default();
-    let seconds = number(record, "seconds").unwrap_or_default();
+    let [count, seconds] = ["count", "seconds"].map(|key| count(record, key));
     format!("{}  {count} new connections in {seconds} s", text(record, "reason"))
 }
 
@@ -206,7 +224,31 @@ fn request(record: &Value) -> String {
     if let Some(status) = number(record, "upstream_status") {
         line += &format!("  {status}");
     }
-    line + &format!("  {} ms", number(record, "duration_ms").unwrap_or_default())
+    line + &format!("  {} ms", count(record, "duration_ms"))
+}
+
+fn query(record: &Value) -> String {
+    format!(
+        "{} {} asked of {} over {}  {}",
+        word(record, "name").unwrap_or("no name"),
+        word(record, "type").unwrap_or("of no type"),
+        text(record, "server"),
+        text(record, "transport"),
+        text(record, "reason"),
+    )
+}
+
+fn queries(record: &Value) -> String {
+    let [answered, refused, limited] =
+        ["answered", "refused", "limited"].map(|key| count(record, key));
+    let mut line =
+        format!("DNS queries: {answered} answered, {refused} refused, {limited} dropped");
+    add(&mut line, record, &["reason"]);
+    line
+}
+
+fn act(done: &str, record: &Value) -> String {
+    format!("{done} by user {}", count(record, "uid"))
 }
 
 fn packets(record: &Value) -> String {
@@ -217,8 +259,8 @@ fn packets(record: &Value) -> String {
     format!(
         "{}  {} packets in {} s: {protocol}{port}{}{}",
         text(record, "reason"),
-        number(record, "count").unwrap_or_default(),
-        number(record, "seconds").unwrap_or_default(),
+        count(record, "count"),
+        count(record, "seconds"),
         source.unwrap_or_default(),
         to.unwrap_or_default(),
     )
@@ -228,8 +270,8 @@ fn unseen(record: &Value) -> String {
     format!(
         "{}  {} packets in {} s that were only counted ({})",
         word(record, "reason").unwrap_or("any reason"),
-        number(record, "count").unwrap_or_default(),
-        number(record, "seconds").unwrap_or_default(),
+        count(record, "count"),
+        count(record, "seconds"),
         text(record, "cause"),
     )
 }
@@ -251,6 +293,11 @@ fn text<'a>(record: &'a Value, key: &str) -> &'a str {
 
 fn number(record: &Value, key: &str) -> Option<u64> {
     record.get(key)?.as_u64()
+}
+
+/// A number that says nothing where it is missing.
+fn count(record: &Value, key: &str) -> u64 {
+    number(record, key).unwrap_or_default()
 }
 
 /// Without anything that a terminal would obey, or show as something else.
@@ -283,46 +330,99 @@ mod tests {
         String::from_utf8(out).unwrap()
     }
 
-    const RECORDS: &str = r#"{"time":"2026-01-02T03:04:05.678901234Z","record":"start","version":"1"}
-{"time":"2026-01-02T03:04:06.000Z","record":"connection","group":"research","agent":"192.0.2.10:4711","sni":"evil.example","dialled":"198.51.100.66:443","decision":"refuse","reason":"sni_denied","bytes_from_agent":517,"bytes_to_agent":7,"duration_ms":3}
-{"time":"2026-01-02T03:04:07.000Z","record":"request","flow":"a1","group":"operations","decision":"intercept","method":"GET","host":"api.example","path":"/v1","upstream_status":200,"duration_ms":9}
-{"time":"2026-01-02T03:04:08.000Z","record":"packets","seconds":10,"interface":"agents0","group":"research","agent":"192.0.2.10","decision":"refuse","reason":"protocol_denied","protocol":"udp","port":443,"count":7,"first_destination":"198.51.100.10"}
-no record
-"#;
+    /// A record of this kind, and what a person has to find in its line.
+    fn example(kind: Kind) -> (&'static str, &'static str) {
+        match kind {
+            Kind::Start => (
+                r#""time":"2026-01-02T03:04:05.678901234Z","version":"1""#,
+                "2026-01-02T03:04:05.678  -            -                      -         the gateway starts, version 1",
+            ),
+            Kind::Connection => (
+                r#""group":"research","agent":"192.0.2.10:4711","sni":"evil.example","dialled":"198.51.100.66:443","decision":"refuse","reason":"sni_denied","bytes_from_agent":517,"bytes_to_agent":7,"duration_ms":3"#,
+                "evil.example at 198.51.100.66:443  sni_denied  517 B out, 7 B in, 3 ms",
+            ),
+            Kind::Connections => (
+                r#""seconds":10,"group":"research","agent":"192.0.2.10","decision":"refuse","reason":"rate_limit","count":40"#,
+                "192.0.2.10             refuse    rate_limit  40 new connections in 10 s",
+            ),
+            Kind::Request => (
+                r#""flow":"a1","group":"operations","decision":"intercept","method":"GET","host":"api.example","path":"/v1","upstream_status":200,"duration_ms":9"#,
+                "GET api.example/v1  200  9 ms",
+            ),
+            Kind::Dns => (
+                r#""interface":"agents0","group":"research","agent":"192.0.2.10:5353","server":"192.0.2.1","transport":"udp","name":"evil.example","type":"TXT","decision":"refuse","reason":"dns_denied""#,
+                "evil.example TXT asked of 192.0.2.1 over udp  dns_denied",
+            ),
+            Kind::DnsSummary => (
+                r#""group":"research","agent":"192.0.2.10","answered":5,"refused":1,"limited":70,"reason":"dns_rate""#,
+                "DNS queries: 5 answered, 1 refused, 70 dropped  dns_rate",
+            ),
+            Kind::Packets => (
+                r#""seconds":10,"interface":"agents0","group":"research","agent":"192.0.2.10","decision":"refuse","reason":"protocol_denied","protocol":"udp","port":443,"count":7,"first_destination":"198.51.100.10""#,
+                "protocol_denied  7 packets in 10 s: udp port 443 to 198.51.100.10",
+            ),
+            Kind::PacketsUnseen => (
+                r#""seconds":10,"decision":"refuse","cause":"lost","count":3"#,
+                "any reason  3 packets in 10 s that were only counted (lost)",
+            ),
+            Kind::Quarantine => (r#""group":"research","uid":7"#, "quarantined by user 7"),
+            Kind::Release => (r#""group":"research","uid":7"#, "released by user 7"),
+        }
+    }
+
+    fn record(kind: Kind) -> String {
+        let word = serde_json::to_string(&kind).unwrap();
+        format!("{{\"record\":{word},{}}}\n", example(kind).0)
+    }
+
+    fn records() -> String {
+        Kind::ALL.iter().map(|kind| record(*kind)).collect::<String>() + "no record\n"
+    }
 
     #[test]
-    fn every_kind_of_record_is_one_line() {
-        let shown = shown(&args(None, false), RECORDS);
-        assert_eq!(shown.lines().count(), 4, "{shown}");
-        let words = [
-            "2026-01-02T03:04:05.678",
-            "evil.example at 198.51.100.66:443  sni_denied",
-            "GET api.example/v1  200",
-            "protocol_denied  7 packets in 10 s: udp port 443 to 198.51.100.10",
-        ];
-        for word in words {
-            assert!(shown.contains(word), "{word}\n{shown}");
+    fn every_kind_of_record_is_one_line_that_says_what_it_is_about() {
+        assert_eq!(shown(&args(None, false), &records()).lines().count(), Kind::ALL.len());
+        for kind in Kind::ALL {
+            let line = shown(&args(None, false), &record(*kind));
+            assert!(line.contains(example(*kind).1), "{kind:?}\n{line}");
         }
+        let unknown = shown(&args(None, false), "{\"record\":\"of_another_version\"}\n");
+        assert!(unknown.contains("of_another_version"), "{unknown}");
+    }
+
+    #[test]
+    fn refused_is_what_was_refused_also_where_a_sum_has_no_decision() {
+        let refused = |line: &str| !shown(&args(None, true), line).is_empty();
+        let kinds: Vec<_> = Kind::ALL.iter().filter(|kind| refused(&record(**kind))).collect();
+        use Kind::{Connection, Connections, Dns, DnsSummary, Packets, PacketsUnseen};
+        let meant = [&Connection, &Connections, &Dns, &DnsSummary, &Packets, &PacketsUnseen];
+        assert_eq!(kinds, meant);
+        let sum = |rest: &str| format!("{{\"record\":\"dns_summary\",\"answered\":5{rest}}}\n");
+        assert!(refused(&sum(",\"refused\":60,\"limited\":0")), "beyond the rate of records");
+        assert!(!refused(&sum(",\"refused\":0,\"limited\":0")));
+        let cut =
+            record(Kind::Request).replace("\"flow\"", "\"reason\":\"response_masked\",\"flow\"");
+        assert!(!refused(&cut), "a reason beside a decision that passes");
     }
 
     #[test]
     fn a_connection_that_names_no_host_has_the_name_of_its_address() {
-        let record = |rest: &str| {
+        let of_an_address = |rest: &str| {
             let line =
                 format!("{{\"record\":\"connection\",\"dialled\":\"198.51.100.7:22\"{rest}}}\n");
             shown(&args(None, false), &line)
         };
-        assert!(record("").contains("no name at 198.51.100.7:22"));
-        assert!(record(",\"answered\":[]").contains("no name at"));
-        let refused = record(",\"answered\":[\"git.example\",\"pypi.example\"]");
+        assert!(of_an_address("").contains("no name at 198.51.100.7:22"));
+        assert!(of_an_address(",\"answered\":[]").contains("no name at"));
+        let refused = of_an_address(",\"answered\":[\"git.example\",\"pypi.example\"]");
         assert!(refused.contains("git.example at 198.51.100.7:22"), "{refused}");
     }
 
     #[test]
-    fn filters_leave_out_the_rest() {
-        assert_eq!(shown(&args(Some("operations"), false), RECORDS).lines().count(), 1);
-        assert_eq!(shown(&args(None, true), RECORDS).lines().count(), 2);
-        assert_eq!(shown(&args(Some("operations"), true), RECORDS), "");
+    fn a_group_leaves_out_the_others() {
+        let records = records();
+        assert_eq!(shown(&args(Some("operations"), false), &records).lines().count(), 1);
+        assert_eq!(shown(&args(Some("operations"), true), &records), "");
     }
 
     #[test]

@@ -19,6 +19,11 @@ pub enum PacketsError {
     NoInterface(InterfaceName),
     /// The static guard table is not loaded, or is not the guard.
     NoBaseTable,
+    /// The guard does not close this machine's services: its input chain is missing, not hooked to
+    /// input, or empty.
+    NoBaseInput,
+    /// Interfaces of agent groups that the guard does not know.
+    Unguarded(Vec<InterfaceName>),
     /// A mark or a routing table that means something else already.
     Marks {
         /// The mark in the settings.
@@ -121,6 +126,23 @@ impl fmt::Display for PacketsError {
                 "the guard table inet cloakroom_base is not loaded: run `nft -f nft/base.nft` \
                  before the daemon starts",
             ),
+            Self::NoBaseInput => f.write_str(
+                "the guard table inet cloakroom_base keeps agents from no service of this machine: \
+                 its chain input is missing, not hooked to input or empty; run `nft -f \
+                 nft/base.nft`, after `nft delete table inet cloakroom_base` where nft says that \
+                 the chain exists",
+            ),
+            Self::Unguarded(names) => {
+                let names: Vec<String> = names.iter().map(|name| format!("\"{name}\"")).collect();
+                let names = names.join(", ");
+                write!(
+                    f,
+                    "the guard table inet cloakroom_base does not close this machine's services to \
+                     {names}: run \
+                     `nft add element inet cloakroom_base agent_interfaces '{{ {names} }}'`, and \
+                     have it run at boot"
+                )
+            }
             Self::Marks { mark, table } => write!(
                 f,
                 "mark {mark:#x} with routing table {table} cannot be used: the mark must not be 0, \

@@ -146,8 +146,8 @@ pub fn render(capture: &Capture) -> String {
     tables(capture, |_| true).iter().map(render::text).collect()
 }
 
-/// Makes the ground ready: interfaces there, guard table loaded, sysctls set, routes in place.
-/// Can be repeated.
+/// Makes the ground ready: interfaces there, guard table loaded and told of them, sysctls set,
+/// routes in place. Can be repeated.
 ///
 /// # Errors
 ///
@@ -157,7 +157,7 @@ pub async fn prepare(capture: &Capture) -> Result<(), PacketsError> {
     check_marks(capture)?;
     let names: Vec<&InterfaceName> = capture.interfaces.iter().map(|each| &each.name).collect();
     sysctl::check_interfaces(&names)?;
-    readback::require_base()?;
+    readback::require_guard(&names)?;
     check_sysctls(&names)?;
     route::install(capture).await
 }
@@ -170,8 +170,8 @@ pub async fn prepare(capture: &Capture) -> Result<(), PacketsError> {
 ///
 /// The first thing that is wrong and stays wrong.
 pub async fn assert_ground(capture: &Capture) -> Result<(), PacketsError> {
-    readback::require_base()?;
     let mut names = capture.interface_names();
+    readback::require_guard(&names)?;
     names.retain(|name| is_there(name));
     check_sysctls(&names)?;
     route::install(capture).await

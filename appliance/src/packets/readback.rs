@@ -4,12 +4,14 @@
 //! every constant, and the sets with every element. A difference is an error, because somebody
 //! else is writing to our table.
 
+mod guard;
 mod rules;
 
 use std::collections::{BTreeMap, HashMap};
 
 use nftnl::nftnl_sys::libc;
 
+pub(super) use self::guard::require as require_guard;
 use super::{
     error::PacketsError,
     install::netlink_error,
@@ -19,17 +21,6 @@ use super::{
     raw_expr::RawElement,
 };
 use crate::reason::Reason;
-
-/// Fails unless the static guard is loaded and its forward hook drops.
-pub(super) fn require_base() -> Result<(), PacketsError> {
-    let failed = |source| netlink_error("look for the guard table", source);
-    let mut netfilter = Netfilter::open().map_err(failed)?;
-    let chains = chains(&mut netfilter, TableFamily::Inet, BASE_TABLE).map_err(failed)?;
-    let drops = |facts: &ChainFacts| {
-        facts.hook == libc::NF_INET_FORWARD as u32 && facts.policy == libc::NF_DROP as u32
-    };
-    if chains.values().flatten().any(drops) { Ok(()) } else { Err(PacketsError::NoBaseTable) }
-}
 
 /// Names in the daemon's table that are not in the plan: left by another version, or by hand.
 #[derive(Debug, Default)]
@@ -97,7 +88,7 @@ fn verify_table(table: &plan::Table) -> Result<(), PacketsError> {
     same("counters", &found, &meant)?;
     // What is in a meter was put there by packets.
     for set in table.sets.iter().filter(|set| !set.meter) {
-        let found = elements(&mut netfilter, family, &set.name).map_err(failed)?;
+        let found = elements(&mut netfilter, family, TABLE, &set.name).map_err(failed)?;
         let mut meant = lower::elements(set);
         meant.sort();
         same(&format!("elements of set {}", set.name), &found, &meant)?;
@@ -209,9 +200,10 @@ fn sets(netfilter: &mut Netfilter, family: TableFamily) -> std::io::Result<Vec<S
 fn elements(
     netfilter: &mut Netfilter,
     family: TableFamily,
+    table: &str,
     set: &str,
 ) -> std::io::Result<Vec<RawElement>> {
-    let narrowed = [(NFTA_TABLE, TABLE), (NFTA_SET_ELEM_LIST_SET, set)];
+    let narrowed = [(NFTA_TABLE, table), (NFTA_SET_ELEM_LIST_SET, set)];
     let answers = netfilter.dump(family, libc::NFT_MSG_GETSETELEM, &narrowed)?;
     let lists = answers.iter().filter_map(|answer| attribute(answer, NFTA_SET_ELEM_LIST_ELEMENTS));
     // nft opens an interval set by ending, at zero, what is before its first one; that says nothing.
@@ -238,9 +230,6 @@ fn raw_element(element: &[u8]) -> RawElement {
         ends_interval: flags & libc::NFT_SET_ELEM_INTERVAL_END as u32 != 0,
     }
 }
-
-/// The table of `nft/base.nft`.
-const BASE_TABLE: &str = "cloakroom_base";
 
 /// linux/netfilter.h.
 const NF_NETDEV_INGRESS: i32 = 0;

@@ -10,7 +10,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::{bound, example, interface, listing, load_base, net, only_in_a_namespace, sh};
 use crate::packets::{
-    Capture, Kept, PacketsError, apply, claim, dns_sockets, prepare, render, verify,
+    Capture, Kept, PacketsError, apply, assert_ground, claim, dns_sockets, prepare, render, verify,
 };
 
 #[test]
@@ -286,6 +286,53 @@ fn nothing_starts_without_the_guard() {
 
 #[test]
 #[ignore = "started inside a namespace by its namesake"]
+fn nothing_starts_where_the_guard_leaves_services_open_to_an_agent() {
+    only_in_a_namespace();
+    sh("ip link set lo up; ip link add agents0 type veth peer name agents1");
+    load_base();
+    prepare_now(&example()).unwrap();
+    let refused = |line: &str| {
+        sh(line);
+        let error = prepare_now(&example()).unwrap_err();
+        let later = ground_now(&example()).unwrap_err();
+        assert_eq!(later.to_string(), error.to_string(), "at the start and later");
+        error
+    };
+    let set = "inet cloakroom_base agent_interfaces";
+    let one = refused(&format!("nft delete element {set} '{{ \"agents1\" }}'"));
+    assert!(matches!(&one, PacketsError::Unguarded(names) if names.len() == 1), "{one}");
+    // What looks like its name is not its name.
+    sh(&format!("nft add element {set} '{{ \"agents\", \"agents10\", \"agents100000000\" }}'"));
+    assert_eq!(prepare_now(&example()).unwrap_err().to_string(), one.to_string());
+    let both = refused(&format!("nft flush set {set}")).to_string();
+    // The command that it names is one.
+    sh(both.split('`').nth(1).unwrap());
+    prepare_now(&example()).unwrap();
+    ground_now(&example()).unwrap();
+
+    let chain = "inet cloakroom_base input";
+    let open = [
+        format!("nft flush chain {chain}"),
+        format!("nft delete chain {chain}"),
+        format!("nft add chain {chain}; nft add rule {chain} drop"),
+    ];
+    for line in open {
+        let error = refused(&line);
+        assert!(matches!(error, PacketsError::NoBaseInput), "{line}: {error}");
+    }
+    let gone = "nft flush chain inet cloakroom_base input; \
+                nft delete set inet cloakroom_base agent_interfaces; nft delete chain inet \
+                cloakroom_base input; nft add chain inet cloakroom_base input '{ type filter hook \
+                input priority -500; }'; nft add rule inet cloakroom_base input accept";
+    let error = refused(gone);
+    assert!(matches!(&error, PacketsError::Unguarded(names) if names.len() == 2), "{error}");
+    sh("nft delete table inet cloakroom_base");
+    load_base();
+    prepare_now(&example()).unwrap();
+}
+
+#[test]
+#[ignore = "started inside a namespace by its namesake"]
 fn a_missing_interface_is_named() {
     only_in_a_namespace();
     load_base();
@@ -424,6 +471,11 @@ fn without_net_admin_each_step_says_so() {
 
 /// Everything that the daemon installs.
 const DELETE: &str = "nft 'delete table inet cloakroom; delete table netdev cloakroom'";
+
+fn ground_now(capture: &Capture) -> Result<(), PacketsError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(assert_ground(capture))
+}
 
 fn prepare_now(capture: &Capture) -> Result<(), PacketsError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

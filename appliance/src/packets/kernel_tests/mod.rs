@@ -1,8 +1,8 @@
 //! The rules against a real kernel, each test in a network namespace of its own.
 //!
 //! A test of this file starts this binary again under `unshare`, for one `#[ignore]`d test of
-//! the same name in [`inside`]. That one refuses to run in the namespace of the machine. Where the
-//! kernel gives no namespace at all, the outer test says so and passes.
+//! the same name in [`inside`] or [`traffic`]. That one refuses to run in the namespace of the
+//! machine. Where the kernel gives no namespace at all, the outer test says so and fails.
 
 mod inside;
 mod lab;
@@ -44,6 +44,7 @@ in_a_namespace! {
     inside::a_device_that_comes_back_is_bound_again,
     inside::what_another_version_left_behind_is_removed,
     inside::nothing_starts_without_the_guard,
+    inside::nothing_starts_where_the_guard_leaves_services_open_to_an_agent,
     inside::a_missing_interface_is_named,
     inside::preparing_twice_leaves_one_rule_and_one_route,
     inside::every_listener_is_transparent_and_workers_share_the_port,
@@ -144,8 +145,10 @@ fn sh(line: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// The guard, told of the interfaces of [`example`].
 fn load_base() {
     sh(concat!("nft -f ", env!("CARGO_MANIFEST_DIR"), "/../nft/base.nft"));
+    sh("nft add element inet cloakroom_base agent_interfaces '{ \"agents0\", \"agents1\" }'");
 }
 
 /// The table as the kernel lists it, without what counters counted.

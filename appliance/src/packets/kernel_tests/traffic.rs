@@ -78,6 +78,7 @@ fn the_guard_alone_passes_nothing() {
         assert_eq!(lab.dial(origin, 443), Outcome::Silence, "{origin}");
     }
     let services = TcpListener::bind("[::]:22").unwrap();
+    sh("nft delete element inet cloakroom_base agent_interfaces '{ \"agents0\" }'");
     assert_ne!(lab.dial(GATEWAY[0], 22), Outcome::Silence, "the listener works");
     sh("nft add element inet cloakroom_base agent_interfaces '{ \"agents0\" }'");
     for own in GATEWAY {
@@ -91,7 +92,6 @@ fn the_guard_alone_passes_nothing() {
         assert_eq!(lab.dial(origin, 443), Outcome::Answered, "{origin}");
     }
     load_base();
-    sh("nft add element inet cloakroom_base agent_interfaces '{ \"agents0\" }'");
     // With the interface in the guard's set, the daemon's own captures still come through.
     let _listeners = lab.start();
     for origin in ORIGIN {

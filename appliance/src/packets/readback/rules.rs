@@ -25,7 +25,7 @@ pub(super) fn verify(
 ) -> Result<(), PacketsError> {
     let failed = |source| netlink_error("read back the packet rules", source);
     let different = |place| Err(PacketsError::ReadBack { place });
-    let found = found(netfilter, family, &chain.name).map_err(failed)?;
+    let found = found(netfilter, family, TABLE, &chain.name).map_err(failed)?;
     let meant = meant(chain, family);
     if found.len() != meant.len() || meant.len() != chain.rules.len() {
         return different(format!("number of rules of chain {}", chain.name));
@@ -45,16 +45,17 @@ struct Meant {
     sets: Vec<Vec<RawElement>>,
 }
 
-/// Lists of expressions, as the kernel has them.
-fn found(
+/// The rules of a chain as lists of expressions, as the kernel has them.
+pub(super) fn found(
     netfilter: &mut Netfilter,
     family: TableFamily,
+    table: &str,
     chain: &str,
 ) -> std::io::Result<Vec<Vec<u8>>> {
-    let narrowed = [(NFTA_TABLE, TABLE), (NFTA_RULE_CHAIN, chain)];
+    let narrowed = [(NFTA_TABLE, table), (NFTA_RULE_CHAIN, chain)];
     let answers = netfilter.dump(family, libc::NFT_MSG_GETRULE, &narrowed)?;
     let ours = answers.iter().filter(|answer| {
-        text(answer, NFTA_TABLE) == Some(TABLE) && text(answer, NFTA_RULE_CHAIN) == Some(chain)
+        text(answer, NFTA_TABLE) == Some(table) && text(answer, NFTA_RULE_CHAIN) == Some(chain)
     });
     Ok(ours
         .map(|answer| attribute(answer, NFTA_RULE_EXPRESSIONS).unwrap_or_default().to_vec())
@@ -125,7 +126,7 @@ fn looks_up(
     let inverted = |lookup| attribute(lookup, NFTA_LOOKUP_FLAGS);
     let mut meant = set.to_vec();
     meant.sort();
-    Ok(inverted(found) == inverted(wanted) && elements(netfilter, family, name)? == meant)
+    Ok(inverted(found) == inverted(wanted) && elements(netfilter, family, TABLE, name)? == meant)
 }
 
 /// Whether every attribute that is wanted is there with the same value, but for one that the kernel

@@ -1,0 +1,42 @@
+//! What a record is about: one closed list of words, the first thing that whoever reads the audit
+//! asks of a line. A kind that is new does not compile until `cloakroom watch` can show it.
+
+use serde::{Deserialize, Serialize};
+
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $variant:ident,)+) => {
+        /// The kind of a record, its field `record`.
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        pub enum Kind { $($(#[$doc])* $variant,)+ }
+
+        impl Kind {
+            /// Every kind there is, in the order of this file.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+        }
+    };
+}
+
+kinds! {
+    /// The daemon started; the first line of each run.
+    #[default]
+    Start,
+    /// One connection.
+    Connection,
+    /// A sum of connections beyond an agent's rate.
+    Connections,
+    /// One request on an intercepted or inspected connection.
+    Request,
+    /// A DNS query that was refused.
+    Dns,
+    /// A sum of DNS queries.
+    DnsSummary,
+    /// A sum of packets that the kernel refused.
+    Packets,
+    /// Packets that the kernel refused and only counted.
+    PacketsUnseen,
+    /// A group was cut off.
+    Quarantine,
+    /// That was undone.
+    Release,
+}
