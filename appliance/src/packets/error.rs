@@ -21,7 +21,7 @@ pub enum PacketsError {
     NoBaseTable,
     /// The guard does not close this machine's services: its input chain is missing, not hooked to
     /// input, or empty.
-    NoBaseInput,
+    NoBaseChain(&'static str),
     /// Interfaces of agent groups that the guard does not know.
     Unguarded(Vec<InterfaceName>),
     /// A mark or a routing table that means something else already.
@@ -126,11 +126,11 @@ impl fmt::Display for PacketsError {
                 "the guard table inet cloakroom_base is not loaded: run `nft -f nft/base.nft` \
                  before the daemon starts",
             ),
-            Self::NoBaseInput => f.write_str(
-                "the guard table inet cloakroom_base keeps agents from no service of this machine: \
-                 its chain input is missing, not hooked to input or empty; run `nft -f \
-                 nft/base.nft`, after `nft delete table inet cloakroom_base` where nft says that \
-                 the chain exists",
+            Self::NoBaseChain(chain) => write!(
+                f,
+                "the guard table inet cloakroom_base is not whole: its chain {chain} is missing, \
+                 not hooked to {chain} or empty; run `nft -f nft/base.nft`, after `nft delete table \
+                 inet cloakroom_base` where nft says that the chain exists"
             ),
             Self::Unguarded(names) => {
                 let names: Vec<String> = names.iter().map(|name| format!("\"{name}\"")).collect();

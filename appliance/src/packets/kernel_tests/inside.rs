@@ -310,17 +310,26 @@ fn nothing_starts_where_the_guard_leaves_services_open_to_an_agent() {
     prepare_now(&example()).unwrap();
     ground_now(&example()).unwrap();
 
-    let chain = "inet cloakroom_base input";
-    let open = [
-        format!("nft flush chain {chain}"),
-        format!("nft delete chain {chain}"),
-        format!("nft add chain {chain}; nft add rule {chain} drop"),
-    ];
-    for line in open {
-        let error = refused(&line);
-        assert!(matches!(error, PacketsError::NoBaseInput), "{line}: {error}");
+    for name in ["output", "input"] {
+        let chain = format!("inet cloakroom_base {name}");
+        let open = [
+            format!("nft flush chain {chain}"),
+            format!("nft delete chain {chain}"),
+            format!("nft add chain {chain}; nft add rule {chain} drop"),
+        ];
+        for line in open {
+            let error = refused(&line);
+            assert!(
+                matches!(error, PacketsError::NoBaseChain(it) if it == name),
+                "{line}: {error}"
+            );
+        }
+        sh("nft delete table inet cloakroom_base");
+        load_base();
     }
-    let gone = "nft flush chain inet cloakroom_base input; \
+    let gone = "nft flush chain inet cloakroom_base output; \
+                nft add rule inet cloakroom_base output accept; \
+                nft flush chain inet cloakroom_base input; \
                 nft delete set inet cloakroom_base agent_interfaces; nft delete chain inet \
                 cloakroom_base input; nft add chain inet cloakroom_base input '{ type filter hook \
                 input priority -500; }'; nft add rule inet cloakroom_base input accept";

@@ -2,8 +2,9 @@
 //! daemon only reads.
 //!
 //! Asked for is what the argument leans on while the daemon's own table is not there: nothing is
-//! forwarded, and agents do not reach this machine's services. What the rules of the guard's input
-//! chain say is not compared, so that an operator may narrow them; that there are some is.
+//! forwarded, agents do not reach this machine's services, and no error quotes their packets to
+//! others. What the rules of the guard's input and output chains say is not compared, so that an
+//! operator may narrow them; that there are some is.
 
 use std::io;
 
@@ -15,8 +16,8 @@ use crate::{
     policy::InterfaceName,
 };
 
-/// Fails unless the guard is loaded, its forward hook drops, its input hook has rules, and these
-/// interfaces are among those that it closes.
+/// Fails unless the guard is loaded, its forward hook drops, its input and output hooks have rules,
+/// and these interfaces are among those that it closes.
 pub(in crate::packets) fn require(agents: &[&InterfaceName]) -> Result<(), PacketsError> {
     let failed = |source| netlink_error("look for the guard table", source);
     let mut netfilter = Netfilter::open().map_err(failed)?;
@@ -36,10 +37,14 @@ fn require_chains(netfilter: &mut Netfilter) -> io::Result<Option<PacketsError>>
     if !chains.values().flatten().any(drops) {
         return Ok(Some(PacketsError::NoBaseTable));
     }
-    let input = chains.get(INPUT).and_then(Option::as_ref);
-    let hooked = input.is_some_and(|facts| facts.hook == libc::NF_INET_LOCAL_IN as u32);
-    let closes = hooked && !rules::found(netfilter, FAMILY, BASE_TABLE, INPUT)?.is_empty();
-    Ok((!closes).then_some(PacketsError::NoBaseInput))
+    for (name, hook) in [("input", libc::NF_INET_LOCAL_IN), ("output", libc::NF_INET_LOCAL_OUT)] {
+        let facts = chains.get(name).and_then(Option::as_ref);
+        let hooked = facts.is_some_and(|facts| facts.hook == hook as u32);
+        if !hooked || rules::found(netfilter, FAMILY, BASE_TABLE, name)?.is_empty() {
+            return Ok(Some(PacketsError::NoBaseChain(name)));
+        }
+    }
+    Ok(None)
 }
 
 /// The keys of the guard's set of interfaces. None where there is no such set.
@@ -58,9 +63,8 @@ fn key(name: &InterfaceName) -> Vec<u8> {
 }
 
 const FAMILY: TableFamily = TableFamily::Inet;
-/// The table of `nft/base.nft`, and in it the set and the chain that close this machine's services.
+/// The table of `nft/base.nft`, and in it the set of the interfaces that it closes.
 const BASE_TABLE: &str = "cloakroom_base";
 const AGENT_INTERFACES: &str = "agent_interfaces";
-const INPUT: &str = "input";
 /// `IFNAMSIZ`.
 const NAME_BYTES: usize = 16;
