@@ -39,6 +39,7 @@ mod responses;
 mod restart;
 mod rotation;
 mod secret_store;
+mod service;
 mod start;
 mod stray_packets;
 mod streaming;

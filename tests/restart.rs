@@ -105,13 +105,27 @@ fn ask(world: &World, to: SocketAddr) -> u16 {
 #[test]
 fn the_service_manager_is_told_how_it_is() {
     sandboxed(|| {
-        let mut it = Supervised::start();
+        let mut it = Supervised::with("workers = 2\nassert_every = \"1s\"");
         wait::expect("ready", || it.was_told("READY=1") == 1);
+        assert_eq!(
+            it.was_told("READY=1 STATUS=all of 4 secrets have a value"),
+            1,
+            "{:?}",
+            it.notified()
+        );
         wait::expect("signs of life", || it.was_told("WATCHDOG=1") >= 3);
         tell(&it.world, &["reload"], 0);
         wait::expect("a reload, and ready again", || {
             it.was_told("RELOADING=1 MONOTONIC_USEC=") == 1 && it.was_told("READY=1") == 2
         });
+        let path = it.world.lab.dir.join("cloakroom.toml");
+        let config = fs::read_to_string(&path).expect("readable");
+        it.world.lab.write("cloakroom.toml", config.replace("\"file:ops\"", "\"file:none\""));
+        tell(&it.world, &["reload"], 0);
+        wait::expect("what is missing, with the reload", || {
+            it.was_told("READY=1 STATUS=1 of 4 secrets have no value") == 1
+        });
+        wait::expect("and for as long as it is", || it.was_told("STATUS=1 of 4 secrets") >= 2);
         it.say("term");
         assert_eq!(it.was_told("STOPPING=1"), 1, "{:?}", it.notified());
     });

@@ -90,16 +90,32 @@ impl Answer {
 ///
 /// # Errors
 ///
-/// Where no daemon answers there, or where it does not answer in time or in full.
+/// Where no daemon answers there, or where it does not answer in time ([`io::ErrorKind::TimedOut`])
+/// or in full. An order that was heard may still be carried out.
 pub fn tell(path: &Path, order: &Order) -> io::Result<Answer> {
+    tell_within(PATIENCE, path, order)
+}
+
+fn tell_within(patience: Duration, path: &Path, order: &Order) -> io::Result<Answer> {
     let mut stream = UnixStream::connect(path)?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(patience))?;
+    stream.set_read_timeout(Some(patience))?;
     stream.write_all(format!("{order}\n").as_bytes())?;
     let mut answer = Vec::new();
-    stream.take(MAX_ANSWER_BYTES).read_to_end(&mut answer)?;
+    stream.take(MAX_ANSWER_BYTES).read_to_end(&mut answer).map_err(in_words)?;
     serde_json::from_slice(&answer).map_err(|_| io::ErrorKind::UnexpectedEof.into())
 }
+
+/// A timeout of a socket looks as if the call should only be made again (`socket(7)`).
+fn in_words(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => io::ErrorKind::TimedOut.into(),
+        _ => error,
+    }
+}
+
+/// How a command ends that was used the wrong way, or whose configuration is wrong (sysexits.h).
+pub const EX_USAGE: u8 = 64;
 
 /// A reload waits for values that are new in it.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -111,6 +127,16 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_gateway_that_does_not_answer_in_time_is_no_call_to_say_it_again() {
+        let path = std::env::temp_dir().join(format!("cloakroom-mute-{}", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let _mute = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let told = tell_within(Duration::from_millis(20), &path, &Order::Reload);
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(told.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
 
     #[test]
     fn an_order_reads_as_it_was_written() {

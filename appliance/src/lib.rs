@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! accept → identify → peek → decide ┬→ splice      opaque, byte for byte
+//!                                   ├→ tcp         the same, by the address that DNS told the agent
 //!                                   ├→ intercept   TLS ends here; placeholders become secrets
 //!                                   ├→ inspect     TLS ends here; authority, method, path checked
 //!                                   └→ refuse      RST, TLS alert or HTTP answer, with a reason

@@ -1,7 +1,8 @@
 //! Why a connection or a request was refused: one closed list of words.
 //!
-//! The same word stands in the audit record, in the answer, in metrics and in `explain`. A new
-//! reason does not compile until it has its word here and its wire form in [`crate::refuse`].
+//! The same word stands in the audit record, in the answer, and in the packet rules for what the
+//! kernel refuses. A new reason does not compile until it has its word here and its wire form in
+//! [`crate::refuse`].
 
 use std::fmt;
 
@@ -15,7 +16,7 @@ macro_rules! reasons {
             /// Every reason there is, in the order of this file.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
 
-            /// The word that audit, answers and metrics share.
+            /// The word that audit, answers and packet rules share.
             pub const fn word(self) -> &'static str {
                 match self { $(Self::$variant => $word,)+ }
             }
@@ -56,7 +57,8 @@ reasons! {
     ResolveFailed = "resolve_failed",
     /// The name resolves to an address that must not be dialled.
     PrivateAddress = "private_address",
-    /// No connection to the upstream.
+    /// No connection to the upstream, or no answer over it that can be passed on: it ended early, or
+    /// its head is larger than the gateway takes.
     UpstreamUnreachable = "upstream_unreachable",
     /// The upstream's certificate did not verify for the exact name.
     UpstreamTlsInvalid = "upstream_tls_invalid",

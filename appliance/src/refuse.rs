@@ -51,9 +51,11 @@ pub const fn wire(reason: Reason) -> Wire {
         R::PrivateAddress => {
             (ACCESS_DENIED, BAD_GATEWAY, "the name resolves to an address that is not allowed")
         }
-        R::UpstreamUnreachable => {
-            (INTERNAL_ERROR, BAD_GATEWAY, "the upstream could not be reached")
-        }
+        R::UpstreamUnreachable => (
+            INTERNAL_ERROR,
+            BAD_GATEWAY,
+            "the upstream could not be reached, or gave no answer that can be passed on",
+        ),
         R::UpstreamTlsInvalid => {
             (BAD_CERTIFICATE, BAD_GATEWAY, "the upstream's certificate is not valid for this name")
         }

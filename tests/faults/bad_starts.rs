@@ -48,6 +48,7 @@ fn what_the_machine_lacks_is_said_in_one_line_and_leaves_the_guard_closed() {
         assert_closed(&origin);
         std::fs::rename(lab.dir.join("elsewhere"), lab.dir.join("issuing")).expect("a folder");
 
+        lab.write("nowhere", "a file stands where a folder has to be made");
         let nowhere = usual.replace("{dir}/audit.jsonl", "{dir}/nowhere/audit.jsonl");
         assert_one_line(&refused(&lab, &nowhere), &["audit"]);
         assert_closed(&origin);
@@ -82,6 +83,13 @@ fn without_the_guard_or_the_capability_nothing_starts() {
         let tables = GATEWAY.shell("nft list tables");
         assert!(!tables.contains("inet cloakroom\n"), "{tables}");
         assert_closed(&origin);
+
+        GATEWAY.shell("nft flush set inet cloakroom_base agent_interfaces");
+        let output = run_with(&lab, "");
+        let command = "nft add element inet cloakroom_base agent_interfaces \
+                       '{ \"agents0\", \"agents1\" }'";
+        assert_one_line(&failed(&output), &["services", command]);
+        assert!(!lab.dir.join("ready").exists(), "it said it was ready");
 
         GATEWAY.shell("nft delete table inet cloakroom_base");
         let output = run_with(&lab, "");

@@ -4,9 +4,9 @@
 //! is refused, so the queue holds what was already under way and nothing is lost.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{DirBuilder, File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::Path,
     sync::{
         Arc,
@@ -101,11 +101,6 @@ impl Writer {
     }
 }
 
-/// Lines that may wait. Each slot is one, so it also bounds the flows and requests under way.
-const QUEUE_LINES: usize = 65_536;
-/// Pause before a line that could not be written is tried again.
-const RETRY: Duration = Duration::from_millis(250);
-
 enum Output {
     Stdout(io::Stdout),
     File { file: File, path: Box<Path> },
@@ -154,7 +149,11 @@ fn line(record: &impl Serialize) -> Vec<u8> {
     bytes
 }
 
+/// The file, and its folder where there is none: for the daemon's user alone.
 fn append_to(path: &Path) -> io::Result<File> {
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    }
     OpenOptions::new().append(true).create(true).mode(0o600).open(path)
 }
 
@@ -193,13 +192,6 @@ fn gather(first: Message, queue: &mut Receiver<Message>, batch: &mut Vec<u8>, ou
     }
 }
 
-/// Records that follow each other within this time are written together,
-const BUSY: Duration = Duration::from_millis(5);
-/// after this time. It is how much of a busy audit is lost when the daemon is killed.
-const GATHERING: Duration = Duration::from_millis(2);
-/// Bytes after which a batch is written whatever else waits.
-const MAX_BATCH_BYTES: usize = 256 * 1024;
-
 #[expect(clippy::disallowed_methods, reason = "a thread of its own, no executor to block")]
 fn write_whole(output: &mut Output, batch: &[u8], failing: &AtomicBool) {
     let mut from = 0;
@@ -214,8 +206,21 @@ fn write_whole(output: &mut Output, batch: &[u8], failing: &AtomicBool) {
     }
 }
 
+/// Lines that may wait. Each slot is one, so it also bounds the flows and requests under way.
+const QUEUE_LINES: usize = 65_536;
+/// Pause before a line that could not be written is tried again.
+const RETRY: Duration = Duration::from_millis(250);
+/// Records that follow the last write within this time wait for others, to be written together.
+const BUSY: Duration = Duration::from_millis(5);
+/// How long they wait, which is how much of a busy audit is lost when the daemon is killed.
+const GATHERING: Duration = Duration::from_millis(2);
+/// Bytes after which a batch is written whatever else waits.
+const MAX_BATCH_BYTES: usize = 256 * 1024;
+
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -239,6 +244,24 @@ mod tests {
         assert_eq!(sink.reserve(), Err(Unavailable));
         drop(slots);
         assert!(sink.reserve().is_ok());
+    }
+
+    #[test]
+    fn the_folder_of_the_audit_is_made_for_the_daemon_alone_also_after_a_rotation() {
+        let folder = std::env::temp_dir().join(format!("cloakroom-log-{}", std::process::id()));
+        let path = folder.join("of/audit.jsonl");
+        let target = AuditTarget::File(path.clone());
+        let mut output = Output::open(&target).unwrap();
+        let mode = std::fs::metadata(path.parent().unwrap()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+        std::fs::remove_dir_all(&folder).unwrap();
+        output.reopen().unwrap();
+        output.write(b"x\n", &mut 0).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "x\n");
+        std::fs::remove_dir_all(&folder).unwrap();
+        std::fs::write(&folder, "a file").unwrap();
+        assert!(Output::open(&target).is_err());
+        std::fs::remove_file(&folder).unwrap();
     }
 
     #[test]

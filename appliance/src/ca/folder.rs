@@ -5,9 +5,9 @@
 //! absent, whenever the machine stops. Files belong to whoever owns the folder.
 
 use std::{
-    fs::File,
+    fs::{DirBuilder, File},
     io::{Read, Write},
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::fs::DirBuilderExt},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -66,10 +66,10 @@ impl Folder {
         Ok(Self { fd, path: path.into(), stat })
     }
 
-    /// Opens a folder, made with mode 0700 if there is none. Its parent must exist.
+    /// Opens a folder; it and those above it are made with mode 0700 where they are missing.
     pub(super) fn open_or_make(path: &Path) -> Result<Self, CaError> {
-        match rustix::fs::mkdir(path, Mode::RWXU) {
-            Ok(()) | Err(Errno::EXIST) => Self::open(path),
+        match DirBuilder::new().recursive(true).mode(0o700).create(path) {
+            Ok(()) => Self::open(path),
             Err(error) => Err(CaError::File { path: path.into(), fault: error.into() }),
         }
     }

@@ -52,7 +52,7 @@ pub enum CaCommand {
 /// Arguments of `cloakroom ca init`.
 #[derive(Debug, Args)]
 pub struct InitArgs {
-    /// Folder of the root; made if there is none
+    /// Folder of the root; made where there is none
     #[arg(long, value_name = "DIR")]
     pub dir: PathBuf,
     /// What people see in their trust stores; a random id is added
@@ -228,16 +228,18 @@ mod tests {
     #[test]
     fn init_issue_and_show_make_what_agents_and_the_daemon_need() {
         let scratch = Scratch::new();
-        let dir = scratch.path("root");
+        // Folders above them are made, too.
+        let dir = scratch.path("of/root");
         let dir = dir.to_str().unwrap();
         assert!(ca(&["init", "--dir", dir, "--name", "Lab"], None).unwrap().contains("made `Lab "));
-        let loaded = || (settings(&scratch.path("ca")), policy(vec![api("openai", &["a.test"])]));
+        let loaded =
+            || (settings(&scratch.path("state/ca")), policy(vec![api("openai", &["a.test"])]));
         let issue = ["issue", "--dir", dir, "x.toml"];
         assert_eq!(ca(&issue, Some(loaded())).unwrap(), "openai: made, because there is none\n");
         assert_eq!(ca(&issue, Some(loaded())).unwrap(), "openai: kept, 90 days left\n");
 
         let root = ca(&["show", "--dir", dir], None).unwrap();
-        assert_eq!(root, std::fs::read_to_string(scratch.path("root/root.pem")).unwrap());
+        assert_eq!(root, std::fs::read_to_string(scratch.path("of/root/root.pem")).unwrap());
         assert!(!root.contains("PRIVATE"));
     }
 

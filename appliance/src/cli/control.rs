@@ -67,6 +67,10 @@ fn unreached(path: &Path, error: &io::Error) -> String {
         ),
         io::ErrorKind::PermissionDenied => format!("{path} is for root and the daemon's own user"),
         io::ErrorKind::UnexpectedEof => format!("the gateway at {path} gave no answer"),
+        io::ErrorKind::TimedOut => format!(
+            "the gateway at {path} has not answered in time; it may still do what it was told: \
+             look with `cloakroom status` before you say it again"
+        ),
         _ => format!("cannot speak to the gateway at {path}: {error}"),
     }
 }

@@ -27,7 +27,7 @@ use self::{
 };
 use crate::{
     config::{self, Config},
-    control::Order,
+    control::{EX_USAGE, Order},
     daemon::{self, DaemonError, Surroundings},
     harden,
     packets::{self, Capture},
@@ -59,9 +59,10 @@ enum Command {
     /// Run the gateway until SIGTERM; SIGHUP reloads the policy
     #[command(
         after_help = "Example:\n  cloakroom run --log debug /etc/cloakroom/cloakroom.toml\n\n\
-        Needs CAP_NET_ADMIN, the base table (`nft -f nft/base.nft`) and the issuing CAs\n\
-        (`cloakroom ca issue`). Logs go to standard error, audit records where the\n\
-        configuration says."
+        Needs CAP_NET_ADMIN, and CAP_NET_BIND_SERVICE for port 53; the guard (`nft -f\n\
+        nft/base.nft`, and the agents' interfaces in its set agent_interfaces); and the\n\
+        issuing CAs (`cloakroom ca issue`), unless Vault signs them. Logs go to standard\n\
+        error, audit records where the configuration says."
     )]
     Run {
         /// The configuration
@@ -281,6 +282,3 @@ impl Log {
         }
     }
 }
-
-/// The command was used the wrong way (sysexits.h).
-const EX_USAGE: u8 = 64;

@@ -37,7 +37,7 @@ pub enum VaultCommand {
         cloakroom vault doctor --secret-id-file ./another-secret-id CONFIG\n\n\
         Run it on the gateway, as its user. It asks what the gateway's token and the groups' may do,\n\
         asks each token role for a policy that it must refuse, and has CAs signed whose keys it\n\
-        drops. Exit status: 0 healthy, 1 anything else.")]
+        drops. Exit status: 0 healthy, 64 the configuration is wrong, 1 anything else.")]
     Doctor(DoctorArgs),
 }
 

@@ -281,7 +281,6 @@ impl Draft {
     }
 }
 
-/// One placeholder of one group in one place must mean one secret.
 /// Reports what another agent of the interface has already.
 fn one_agents<'a, T: PartialEq + Display>(
     key: &str,
@@ -304,6 +303,7 @@ fn one_agents<'a, T: PartialEq + Display>(
     seen.push((interface, value));
 }
 
+/// One placeholder of one group in one place must mean one secret.
 fn check_placeholders(api: &ApiRule, report: &Report<'_>) {
     let mut seen: Vec<(&BindingRule, &Spanned<Place>)> = Vec::new();
     let places =

@@ -70,6 +70,7 @@ impl Page {
         let one = limits.agent_new_connections;
         self.line("bounds", format!("{one} new connections a second for each agent"));
         self.line("", format!("{} DNS queries a second for each agent", limits.dns_rate));
+        self.line("", format!("{} certificates a second for each agent", limits.agent_leaves));
         let whose = match groups {
             1 => "an agent has at most half of what its group has:".to_owned(),
             _ => format!(
@@ -87,6 +88,12 @@ impl Page {
                 limits.buffers / KIB,
                 group.bodies / KIB,
                 agent.bodies / KIB,
+            ),
+            (
+                "KiB of undecided beginnings",
+                limits.peeks / KIB,
+                group.peeks / KIB,
+                agent.peeks / KIB,
             ),
         ] {
             self.line("", format!("{all} {what}, {group} a group, {agent} an agent"));
@@ -209,7 +216,8 @@ impl Page {
     }
 
     fn requests(&mut self, methods: &[http::Method], paths: &[crate::policy::PathRule]) {
-        let methods = if methods.is_empty() { "all but CONNECT".into() } else { list(methods) };
+        let methods =
+            if methods.is_empty() { "all but CONNECT and TRACE".into() } else { list(methods) };
         self.line("methods", methods);
         self.line("paths", if paths.is_empty() { "all".into() } else { list(paths) });
     }

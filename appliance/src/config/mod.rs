@@ -110,7 +110,7 @@ fn read(document: &Spanned<DeTable<'_>>, files: Files<'_>, report: &Report<'_>) 
         secret_file: has_secrets || misspelt.has("secrets"),
     };
     draft.check(report);
-    let vault = vault.map(|table| vault::vault(table, files.base));
+    let vault = vault.map(|table| vault::vault(table, files));
     let secrets = secrets.map(|table| gateway::secret_file(table, files.base));
     if let (Some(gateway), Some(Some(VaultSettings { pki: Some(_), .. }))) =
         (&draft.gateway, &vault)

@@ -2,7 +2,12 @@
 //! `[[splice]]`, `[[inspect]]` and `[[tcp]]`. What is wrong by itself is reported here; what is wrong only
 //! beside another rule is found by `check`.
 
-use std::{io, net::IpAddr, path::Path, sync::Arc};
+use std::{
+    io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use http::Method;
 use ipnet::IpNet;
@@ -325,6 +330,14 @@ pub(super) fn ca_file(
         check_pem(&pem).map_err(|why| format!("{}: {why}", path.display()))?;
         Ok(Arc::from(pem))
     }
+}
+
+/// The path of a file of certificates that is read again when it is used. It is looked into here, so
+/// that a wrong one is a mistake with a line.
+pub(super) fn ca_path(
+    files: Files<'_>,
+) -> impl Fn(&toml::de::DeValue<'_>) -> Result<PathBuf, String> {
+    move |value| ca_file(files)(value).and_then(|_| path(files.base)(value))
 }
 
 fn private_prefixes(table: &mut Table<'_>) -> Vec<IpNet> {

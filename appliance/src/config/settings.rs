@@ -41,6 +41,40 @@ pub struct Settings {
     pub secret_file: Option<SecretFile>,
 }
 
+macro_rules! differences {
+    ($one:ident, $other:ident, $($field:ident: $name:literal,)+) => {{
+        // A field that is forgotten here does not compile.
+        let Self { $($field),+ } = $one;
+        let all = [$((*$field != $other.$field).then_some($name)),+];
+        all.into_iter().flatten().collect()
+    }};
+}
+
+impl Settings {
+    /// What is another thing in `other`: the keys of `[gateway]`, and tables as a whole.
+    pub fn differences(&self, other: &Self) -> Vec<&'static str> {
+        differences!(
+            self, other,
+            audit: "audit",
+            ca_dir: "ca_dir",
+            state_dir: "state_dir",
+            control: "control",
+            proxy_port: "proxy_port",
+            mark: "mark",
+            route_table: "route_table",
+            nflog_group: "nflog_group",
+            assert_every: "assert_every",
+            ipv6: "ipv6",
+            agent_services: "agent_services",
+            resolvers: "resolvers",
+            resolver_ca: "resolver_ca",
+            workers: "workers",
+            vault: "[vault]",
+            secret_file: "[secrets]",
+        )
+    }
+}
+
 /// A file of secrets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SecretFile {

@@ -9,16 +9,18 @@ use toml::Spanned;
 use super::{
     gateway::inner,
     reference::is_path,
+    rules::{Files, ca_path},
     settings::{PkiSettings, VaultLogin, VaultSettings},
     table::Table,
     value::{duration, flag, parsed, path, time, unquoted},
 };
 
 /// Reads `[vault]`; `None` where something needed is missing or wrong.
-pub(super) fn vault(mut table: Table<'_>, base: &Path) -> Option<VaultSettings> {
+pub(super) fn vault(mut table: Table<'_>, files: Files<'_>) -> Option<VaultSettings> {
+    let base = files.base;
     let address = table.required("address", unquoted(vault_address));
     let peers = table.list("peers", unquoted(vault_address)).unwrap_or_default();
-    let ca_file = table.optional("ca_file", path(base));
+    let ca_file = table.optional("ca_file", ca_path(files));
     if is_scheme(address.as_ref(), "https:") {
         table.require("ca_file");
     }

@@ -22,7 +22,7 @@ use tokio::{
 };
 
 use super::orders::Orders;
-use crate::control::{Answer, Order};
+use crate::control::{Answer, EX_USAGE, Order};
 
 /// The socket, bound and listening. Removed when dropped.
 pub(super) struct Control {
@@ -160,5 +160,3 @@ const MAX_OPEN: usize = 4;
 const MAX_WAITING: i32 = 16;
 /// Pause after an accept that failed for want of something.
 const BACK_OFF: Duration = Duration::from_millis(50);
-/// The command was used the wrong way (sysexits.h).
-const EX_USAGE: u8 = 64;

@@ -231,7 +231,7 @@ async fn carry_splice(
     gateway: &Gateway,
     carried: Carried<'_>,
     permit: &Permit,
-    (agent, bytes): (TcpStream, bytes::Bytes),
+    (agent, bytes): (TcpStream, Bytes),
     record: &mut Record,
 ) {
     let limits = &carried.rulebook.policy.limits;

@@ -23,7 +23,7 @@ use std::{
     fmt,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -85,7 +85,7 @@ pub async fn run(
         std::fs::write(path, "ready\n")
             .map_err(|error| other(&format!("cannot write {}", path.display()), &error))?;
     }
-    supervisor.ready();
+    supervisor.ready(&daemon.state());
     tracing::info!("ready");
     daemon.live(signals, &supervisor).await;
     Ok(())
@@ -141,6 +141,7 @@ impl Daemon {
                         tracing::error!("stopping: {error}");
                         break;
                     }
+                    supervisor.is(&self.state());
                 }
             }
         }
@@ -157,24 +158,40 @@ impl Daemon {
             Ok(()) => tracing::info!("reloaded"),
             Err(error) => tracing::error!("not reloaded, the old policy stays in force: {error}"),
         }
-        supervisor.ready();
+        supervisor.ready(&self.state());
         taken
+    }
+
+    /// What keeps agents from something, in one line; what it is in detail, `cloakroom status` says.
+    fn state(&self) -> String {
+        if let Some(doubt) = &*self.doubt.borrow() {
+            return format!("closed to new connections: {doubt}");
+        }
+        let health = self.secrets.snapshot().health(Instant::now());
+        let missing = health.missing.len();
+        let all = health.available + missing;
+        let unsigned = self.rotation.as_ref().map(Rotation::missing).unwrap_or_default();
+        let closed: usize = unsigned.iter().map(|ca| ca.names().len()).sum();
+        let secrets = match missing {
+            0 => format!("all of {all} secrets have a value"),
+            _ => format!("{missing} of {all} secrets have no value"),
+        };
+        match closed {
+            0 => secrets,
+            _ => format!("{secrets}; closed for {closed} hosts that have no issuing CA"),
+        }
     }
 
     async fn take_new_policy(&mut self) -> Result<(), DaemonError> {
         let Config { settings, policy } =
             config::load(&self.config_file).map_err(DaemonError::Config)?;
         let capture = Capture::new(&policy, &settings);
-        let places = self.rulebooks.borrow().policy.limits.connections;
-        if settings != self.settings
-            || capture.interface_names() != self.capture.interface_names()
-            || policy.limits.connections != places
-        {
-            return Err(DaemonError::Other(
-                "the settings, the interfaces or limits.connections have changed; restart the \
-                 daemon to take them"
-                    .into(),
-            ));
+        let fixed = self.fixed(&settings, &capture, &policy);
+        if !fixed.is_empty() {
+            let fixed = fixed.join(", ");
+            return Err(DaemonError::Other(format!(
+                "a reload cannot change {fixed}; restart the daemon, or put back what was there"
+            )));
         }
         let cas = issuing::cas(&policy, &settings, self.rotation.as_ref())?;
         let rulebook = rulebook(policy, cas.clone(), &self.system_roots)?;
@@ -190,6 +207,18 @@ impl Daemon {
         self.rulebooks.send_replace(Arc::clone(&rulebook));
         self.wanted.take(&rulebook.policy);
         Ok(())
+    }
+
+    /// What a new configuration has changed that holds for as long as the daemon lives.
+    fn fixed(&self, settings: &Settings, capture: &Capture, policy: &Policy) -> Vec<&'static str> {
+        let mut fixed = self.settings.differences(settings);
+        if capture.interface_names() != self.capture.interface_names() {
+            fixed.push("the interfaces of [[group]]");
+        }
+        if policy.limits.connections != self.rulebooks.borrow().policy.limits.connections {
+            fixed.push("connections in [limits]");
+        }
+        fixed
     }
 
     async fn stop(self, mut signals: Signals) {

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::{DaemonError, flow::Gateway, wanted::Wanted};
 use crate::{
     audit::{Act, ActRecord},
-    control::{Answer, Order},
+    control::{Answer, EX_USAGE, Order},
     packets::Claim,
     policy::{GroupName, SecretRef},
     quarantine::Quarantine,
@@ -245,6 +245,3 @@ async fn blocking<T: Send + 'static>(
 ) -> std::io::Result<T> {
     tokio::task::spawn_blocking(act).await.unwrap_or_else(|_| Err(std::io::ErrorKind::Other.into()))
 }
-
-/// The command was used the wrong way (sysexits.h).
-const EX_USAGE: u8 = 64;

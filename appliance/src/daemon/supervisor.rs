@@ -1,5 +1,5 @@
 //! What the service manager is told (`sd_notify(3)`, `systemd.service(5)`): that the daemon is
-//! ready, reloads, stops, and still goes round; and what it keeps while the daemon restarts
+//! ready, reloads, stops, and still goes round; in a line, how it is; and what it keeps while the daemon restarts
 //! (`FDSTORE=1`). Whoever asked for none of it is told nothing.
 
 use std::{
@@ -57,9 +57,15 @@ impl Supervisor {
         Ok(Self { socket: Some(socket), watchdog })
     }
 
-    /// It carries connections, for the first time or after a reload.
-    pub(super) fn ready(&self) {
-        self.tell("READY=1");
+    /// It carries connections, for the first time or after a reload. `state` as in
+    /// [`is`](Self::is).
+    pub(super) fn ready(&self, state: &str) {
+        self.tell(&format!("READY=1\nSTATUS={state}"));
+    }
+
+    /// How it is: one line for `systemctl status`.
+    pub(super) fn is(&self, state: &str) {
+        self.tell(&format!("STATUS={state}"));
     }
 
     /// It takes a new configuration; [`ready`](Self::ready) follows, taken or not.

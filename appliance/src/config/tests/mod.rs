@@ -1,6 +1,6 @@
 //! Properties of whole files. Each case changes a file that is right in one or more places.
 
-use std::{io, path::Path, time::Duration};
+use std::{io, path::Path, sync::OnceLock, time::Duration};
 
 use http::{HeaderName, Method};
 use proptest::prelude::*;
@@ -41,8 +41,21 @@ hosts = ["pypi.org", "*.pythonhosted.org"]
 
 const REFERENCE: &str = include_str!("../../../../image/cloakroom.toml");
 
+/// There is no file but the CA of Vault.
 fn no_files(path: &Path) -> io::Result<String> {
+    if path.ends_with("vault-ca.pem") {
+        return Ok(certificate());
+    }
     Err(io::Error::new(io::ErrorKind::NotFound, format!("no {}", path.display())))
+}
+
+fn certificate() -> String {
+    static MADE: OnceLock<String> = OnceLock::new();
+    let make = || {
+        let key = rcgen::KeyPair::generate().unwrap();
+        rcgen::CertificateParams::default().self_signed(&key).unwrap().pem()
+    };
+    MADE.get_or_init(make).clone()
 }
 
 fn parse_text(text: &str) -> Result<Config, Errors> {
@@ -104,8 +117,7 @@ fn the_good_file_means_what_it_says() {
 
 #[test]
 fn the_reference_loads() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../image/cloakroom.toml");
-    let config = load(&path).unwrap_or_else(|errors| panic!("{errors}"));
+    let config = parse_text(REFERENCE).unwrap_or_else(|errors| panic!("{errors}"));
     assert_eq!(config.settings.resolvers[1].to_string(), "[2001:db8::53]:53");
     assert_eq!(config.policy.groups.len(), 2);
     assert_eq!(config.policy.apis[0].methods, [Method::GET, Method::POST, Method::DELETE]);
@@ -113,6 +125,32 @@ fn the_reference_loads() {
         config.policy.apis[1].bindings[0].places[0],
         Place::BasicPassword { user: "x-access-token".into() }
     );
+}
+
+#[test]
+fn the_configuration_of_the_readme_loads() {
+    let readme = include_str!("../../../../README.md");
+    let (_, rest) = readme.split_once("```toml\n").expect("a configuration");
+    let (block, _) = rest.split_once("```").expect("its end");
+    let text: String = block
+        .lines()
+        .map(|line| line.strip_prefix("   ").unwrap_or(line).to_owned() + "\n")
+        .collect();
+    let config = parse_text(&text).unwrap_or_else(|errors| panic!("{errors}"));
+    assert_eq!((config.policy.apis.len(), config.policy.tcp.len()), (1, 1));
+    // Nothing in it means something that is warned of.
+    assert!(!explain(&config).contains("Look twice"), "{}", explain(&config));
+}
+
+#[test]
+fn what_differs_in_two_settings_is_named_by_its_key() {
+    let settings = |from: &str, to: &str| accepts(from, to).settings;
+    let good = parse_text(GOOD).unwrap().settings;
+    assert_eq!(good.differences(&good), Vec::<&str>::new());
+    let other = settings("[gateway]\n", "[gateway]\nworkers = 3\nmark = 7\n");
+    assert_eq!(good.differences(&other), ["mark", "workers"]);
+    let other = settings("ca_file = ", "namespace = \"x\"\nca_file = ");
+    assert_eq!(good.differences(&other), ["[vault]"]);
 }
 
 #[test]
@@ -144,7 +182,9 @@ fn the_reference_shows_the_true_defaults() {
 fn the_reference_has_every_key() {
     let mut asked = 0;
     for header in REFERENCE.lines().filter(|line| line.starts_with('[')) {
-        let text = REFERENCE.replacen(header, &format!("{header}\nqqqqqqqqqqqq = 1"), 1);
+        // At the start of a line, because comments name tables too.
+        let (own, with) = (format!("\n{header}"), format!("\n{header}\nqqqqqqqqqqqq = 1"));
+        let text = REFERENCE.replacen(&own, &with, 1);
         let found = mistakes(&text);
         let (_, keys) = found[0].text.split_once("it takes ").expect("no key is near");
         for key in keys.split(", ").filter(|key| !TABLES.contains(key)) {

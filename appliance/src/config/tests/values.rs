@@ -2,7 +2,7 @@
 
 use std::{path::Path, time::Duration};
 
-use super::{REFERENCE, accepts, changed, mistakes, parse_text, refuses};
+use super::{GOOD, REFERENCE, accepts, changed, mistakes, no_files, parse_text, refuses};
 use crate::{
     config::{VaultLogin, explain, parse},
     policy::HostPattern,
@@ -23,6 +23,15 @@ fn vault_is_reached_safely() {
             .ca_file
             .is_none()
     );
+}
+
+#[test]
+fn the_ca_of_vault_is_looked_into_before_anything_starts() {
+    let key = "ca_file = \"vault-ca.pem\"";
+    refuses(key, "ca_file = \"other.pem\"", "ca_file", &["/etc/cloakroom/other.pem"]);
+    let errors = parse(GOOD, None, "gateway.toml", &|_| Ok("no PEM".into())).unwrap_err();
+    assert!(errors.to_string().contains("holds no certificate"), "{errors}");
+    assert_eq!((errors.mistakes().len(), errors.mistakes()[0].line), (1, 5), "{errors}");
 }
 
 #[test]
@@ -183,9 +192,11 @@ fn a_ca_for_resolvers_holds_certificates_and_has_a_resolver_to_vouch_for() {
     let list = "resolvers = [\"192.0.2.53\"]";
     let with = |servers: &str, pem: String| {
         let lines = format!("resolvers = [\"{servers}\"]\nresolver_ca = \"dns.pem\"");
-        parse(&changed(&[(list, &lines)]), None, "gateway.toml", &move |path| {
-            assert_eq!(path, Path::new("dns.pem"));
-            Ok(pem.clone())
+        parse(&changed(&[(list, &lines)]), None, "gateway.toml", &move |path| match path
+            == Path::new("dns.pem")
+        {
+            true => Ok(pem.clone()),
+            false => no_files(path),
         })
     };
     let key = rcgen::KeyPair::generate().unwrap();
@@ -311,9 +322,9 @@ fn an_upstream_ca_holds_certificates() {
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     let certificate = params.self_signed(&key).unwrap().pem();
     let with = |pem: String| {
-        parse(&text, None, "gateway.toml", &move |path| {
-            assert_eq!(path, Path::new("internal.pem"));
-            Ok(pem.clone())
+        parse(&text, None, "gateway.toml", &move |path| match path == Path::new("internal.pem") {
+            true => Ok(pem.clone()),
+            false => no_files(path),
         })
     };
     let config = with(certificate.clone()).unwrap_or_else(|errors| panic!("{errors}"));

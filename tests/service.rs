@@ -1,0 +1,104 @@
+//! The unit of systemd agrees with the reference of the configuration, and what it leaves the daemon
+//! is enough for it.
+
+use std::{fs, process::Command};
+
+use lab::{
+    Lab,
+    dns::Dns,
+    gateway::{self, Gateway, usual_config},
+    net::GATEWAY,
+    origin::Origin,
+    sandboxed, tools, wait,
+};
+
+#[test]
+fn the_folders_of_the_unit_are_the_defaults_of_the_reference() {
+    let reference = image("cloakroom.toml");
+    let default = |key: &str| {
+        let line = reference.lines().find_map(|line| line.strip_prefix(&format!("#{key} = \"")));
+        line.unwrap_or_else(|| panic!("no {key}")).trim_end_matches('"').to_owned()
+    };
+    let folders = |key: &str, root: &str| -> Vec<String> {
+        value(key).split(' ').map(|name| format!("{root}/{name}")).collect()
+    };
+    let state = folders("StateDirectory", "/var/lib");
+    assert_eq!(state, [default("state_dir"), default("ca_dir")]);
+    let file_in = |folder: &[String], path: String| {
+        path.rsplit_once('/').is_some_and(|(parent, _)| folder == [parent])
+    };
+    assert!(file_in(&folders("LogsDirectory", "/var/log"), default("audit")));
+    assert!(file_in(&folders("RuntimeDirectory", "/run"), default("control")));
+    for key in ["State", "Logs", "Runtime"] {
+        assert_eq!(value(&format!("{key}DirectoryMode")), "0700");
+    }
+    let readme = fs::read_to_string(tools::repository().join("README.md")).expect("README.md");
+    let kept = format!("FileDescriptorStoreMax={}", value("FileDescriptorStoreMax"));
+    assert!(readme.contains(&kept), "{kept}");
+}
+
+#[test]
+fn systemd_takes_the_unit() {
+    sandboxed(|| {
+        if tools::on_path(&["systemd-analyze"]).is_none() {
+            return println!("no systemd here");
+        }
+        let lab = Lab::new();
+        let program = tools::cloakroom().display().to_string();
+        let unit = image("cloakroom.service").replace("/usr/local/bin/cloakroom", &program);
+        let path = lab.write("cloakroom.service", unit);
+        let output = Command::new("systemd-analyze").arg("verify").arg(&path).output();
+        let output = output.expect("it starts");
+        let said = String::from_utf8_lossy(&output.stderr);
+        let of_ours: Vec<&str> =
+            said.lines().filter(|line| line.contains("cloakroom.service")).collect();
+        assert!(output.status.success() && of_ours.is_empty(), "{said}");
+    });
+}
+
+#[test]
+fn the_capabilities_of_the_unit_are_enough() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let origin = Origin::start(&lab);
+        let _dns = Dns::start();
+        // It makes the certificates, and shows that the configuration works.
+        Gateway::start(&lab, &usual_config()).kill();
+        GATEWAY.shell("nft delete table inet cloakroom; sysctl -qw net.ipv4.ip_forward=1");
+        let _ = fs::remove_file(lab.dir.join("ready"));
+        assert_eq!(value("AmbientCapabilities"), value("CapabilityBoundingSet"));
+        let only = value("CapabilityBoundingSet").to_lowercase().replace("cap_", "+");
+        let only = format!("-all,{}", only.replace(' ', ","));
+        let mut daemon = GATEWAY
+            .command("setpriv")
+            .args(["--no-new-privs", "--bounding-set", &only, "--inh-caps", &only])
+            .arg(tools::cloakroom())
+            .arg("run")
+            .arg("--ready-file")
+            .arg(lab.dir.join("ready"))
+            .arg(lab.dir.join("cloakroom.toml"))
+            .spawn()
+            .expect("setpriv starts");
+        wait::expect("it is ready", || lab.dir.join("ready").exists());
+        assert_eq!(GATEWAY.shell("sysctl -n net.ipv4.ip_forward"), "0\n");
+        let rules = GATEWAY.shell("nft list table inet cloakroom");
+        assert!(rules.contains("tproxy"), "{rules}");
+        origin.log().assert_untouched();
+        daemon.kill().expect("it ends");
+        daemon.wait().expect("it ended");
+        gateway::guard();
+    });
+}
+
+/// What the unit says for this key, which is there once.
+fn value(key: &str) -> String {
+    let unit = image("cloakroom.service");
+    let mut values = unit.lines().filter_map(|line| line.strip_prefix(&format!("{key}=")));
+    let value = values.next().unwrap_or_else(|| panic!("no {key}")).to_owned();
+    assert_eq!(values.next(), None, "{key} is there twice");
+    value
+}
+
+fn image(name: &str) -> String {
+    fs::read_to_string(tools::repository().join("image").join(name)).expect("readable")
+}
