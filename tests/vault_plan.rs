@@ -14,6 +14,7 @@ use lab::{
     net::{AGENT, AGENT2, ANTHROPIC, GIT, Ns, OPENAI},
     origin::Origin,
     sandboxed,
+    tools::on_path,
     vault::Vault,
 };
 use serde_json::{Value, json};
@@ -82,6 +83,18 @@ impl Planned {
         assert!(found.iter().all(|line| line.contains(&whose)), "{whose}: {found:#?}");
         self.vault.script(&self.plan(&[]));
         self.assert_healthy();
+    }
+
+    /// Requires of a plan for Terraform that `terraform fmt` would change nothing, where there is one.
+    #[track_caller]
+    fn assert_formatted(&self, plan: &str) {
+        let file = self.lab.write("formatted.tf", plan);
+        match on_path(&["terraform"]) {
+            Some(terraform) => {
+                succeed(Command::new(terraform).args(["fmt", "-check", "-diff"]).arg(file));
+            }
+            None => println!("no terraform on PATH: how its plan is laid out was not looked at"),
+        }
     }
 
     /// Everything that the plan sets.
@@ -431,7 +444,9 @@ fn the_doctor_leaves_a_wrapped_secret_id_to_the_gateway() {
 fn the_plan_for_terraform_says_the_same() {
     sandboxed(|| {
         let it = Planned::apply(true);
-        let file = it.lab.write("plan.tf", it.plan(&["--format", "terraform"]));
+        let terraform = it.plan(&["--format", "terraform"]);
+        it.assert_formatted(&terraform);
+        let file = it.lab.write("plan.tf", terraform);
         let parsed = succeed(Command::new(python()).args(["-c", PARSE]).arg(file));
         let parsed: Value = serde_json::from_str(&parsed).expect("JSON");
         let by_kind = |kind: &str| parsed[kind].as_object().expect("resources").clone();

@@ -193,6 +193,23 @@ fn a_configuration_without_vault_has_no_plan() {
 }
 
 #[test]
+fn a_namespace_is_where_everything_is_made() {
+    let namespace = ("[vault]\n", "[vault]\nnamespace = \"team/a\"\n");
+    let plan = plan_with("vault:kv/a#k", namespace).unwrap_or_else(|error| panic!("{error}"));
+    let shell = plan.shell();
+    let (before, after) = shell.split_once("export VAULT_NAMESPACE='team/a'\n").unwrap();
+    assert!(!before.contains("\nvault ") && after.contains("\nvault "), "{shell}");
+    let terraform = plan.terraform();
+    let resources = terraform.lines().filter(|line| line.starts_with("resource "));
+    let within = terraform.lines().filter(|line| {
+        line.trim()
+            .split_once('=')
+            .is_some_and(|(key, value)| (key.trim(), value.trim()) == ("namespace", "\"team/a\""))
+    });
+    assert_eq!(resources.count(), within.count(), "{terraform}");
+}
+
+#[test]
 fn every_other_login_is_bound_too() {
     for (login, says) in [
         (
