@@ -2,6 +2,7 @@
 //! doctor` finds what differs from it.
 
 mod applied;
+mod logins;
 
 use std::{fs, path::PathBuf, process::Command, time::Duration};
 
@@ -35,14 +36,24 @@ impl Planned {
 
     /// With something else in the configuration.
     fn apply_changed(pki: bool, (from, to): (&str, &str)) -> Self {
-        let lab = Lab::new();
-        let vault = Vault::start_for_nobody(&lab);
-        let config = gateway::install(&lab, &config(&vault, pki).replace(from, to));
-        let it = Self { lab, vault, config };
+        Self::apply_with(pki, |text| text.replace(from, to))
+    }
+
+    /// With another configuration.
+    fn apply_with(pki: bool, change: impl FnOnce(String) -> String) -> Self {
+        let it = Self::unapplied(|_, vault| change(config(vault, pki)));
         let script = it.plan(&[]);
         it.vault.script(&script);
         it.vault.script(&by_hand(&script));
         it
+    }
+
+    /// With a Vault that has been told nothing yet.
+    fn unapplied(config: impl FnOnce(&Lab, &Vault) -> String) -> Self {
+        let lab = Lab::new();
+        let vault = Vault::start_for_nobody(&lab);
+        let config = gateway::install(&lab, &config(&lab, &vault));
+        Self { lab, vault, config }
     }
 
     fn plan(&self, arguments: &[&str]) -> String {
