@@ -260,6 +260,33 @@ fn the_plan_sets_up_the_engine_that_signs_the_issuing_cas() {
             let policy = it.policy("cloakroom-gateway");
             vault.policy("cloakroom-gateway", &policy.replace("git.example", "other.example"));
         });
+        // Each of these is one line of the stanza that says less than the plan's.
+        let loosened = |from: &str, to: &str| {
+            let policy = it.policy("cloakroom-gateway");
+            let (before, stanza) = policy.split_once("path \"pki/").expect("a stanza");
+            let is_meant = |line: &&str| line.starts_with(from);
+            assert_eq!(stanza.lines().filter(is_meant).count(), 1, "{from}: {stanza}");
+            let line = |line| if is_meant(&line) { to } else { line };
+            let stanza: Vec<_> = stanza.lines().map(line).collect();
+            it.vault
+                .policy("cloakroom-gateway", &format!("{before}path \"pki/{}", stanza.join("\n")));
+        };
+        it.assert_found("gateway", "Vault signs a CA for a common name of its own", |_| {
+            loosened("    \"common_name\" = [\"Cloakroom", "    \"common_name\" = []");
+        });
+        it.assert_found("gateway", "Vault signs a CA for a longer life", |_| {
+            loosened("    \"ttl\" = [\"2", "    \"ttl\" = []");
+        });
+        for says in ["whatever its CSR says", "alternative names", "an end of its own"] {
+            it.assert_found("gateway", &format!("a CA for {says}"), |_| {
+                loosened("    \"csr\" = []", "    \"csr\" = []\n    \"*\" = []");
+            });
+        }
+        let names = "    \"permitted_dns_domains\" = [\"api.anthropic.example\", \
+                     \"api.openai.example\", \"git.example\"]";
+        it.assert_found("gateway", "Vault signs a CA for the names of two rules at once", |_| {
+            loosened("    \"permitted_dns_domains\" = [[", names);
+        });
         let (world, _vault) = it.run(true);
         each_placeholder_becomes_its_secret(&world);
         world.assert_secrets_untold();
