@@ -26,6 +26,8 @@ use std::{
     sync::Arc,
 };
 
+use ipnet::IpNet;
+
 use self::{
     health::{Check, Verdict},
     paths::{BELOW, ENGINE, EXACT, around, ask, needs, neighbours},
@@ -50,17 +52,23 @@ struct Doctor<'a> {
     session: Arc<Session>,
     vault: &'a VaultSettings,
     rights: &'a Rights,
+    /// Where tokens may be good.
+    bound: &'a [IpNet],
     /// A segment that is in no path.
     unused: String,
     health: Health,
 }
 
-/// Looks at everything, and gives every token back.
+/// Looks at everything, and gives every token back. Tokens must be good at `bound` alone.
 ///
 /// # Errors
 ///
 /// Nothing could be looked at. What Vault refuses is a finding and no error.
-pub async fn examine(settings: &Settings, policy: &Policy) -> Result<Health, DoctorError> {
+pub async fn examine(
+    settings: &Settings,
+    policy: &Policy,
+    bound: &[IpNet],
+) -> Result<Health, DoctorError> {
     let rights = Rights::new(settings, policy).map_err(DoctorError::Plan)?;
     let Some(vault) = &settings.vault else { return Err(DoctorError::Plan(PlanError::NoVault)) };
     if matches!(vault.login, VaultLogin::AppRole { wrapped: true, .. }) {
@@ -72,7 +80,7 @@ pub async fn examine(settings: &Settings, policy: &Policy) -> Result<Health, Doc
     let session = source.map_err(DoctorError::Source)?.session();
     let unused = format!("cloakroom-doctor-{:016x}", RandomState::new().hash_one(()));
     let health = Health::default();
-    let mut doctor = Doctor { session, vault, rights: &rights, unused, health };
+    let mut doctor = Doctor { session, vault, rights: &rights, bound, unused, health };
     doctor.look(questions).await;
     if !doctor.session.close().await {
         let text = "Vault did not take back all the tokens of this examination; they end by \

@@ -11,7 +11,8 @@ async fn found(respond: impl Fn(&Received) -> Reply + Send + Sync + 'static) -> 
     fake.folder.write("cloakroom.toml", text.as_bytes(), 0o600);
     let loaded = config::load(&fake.folder.0.join("cloakroom.toml"));
     let Config { settings, policy } = loaded.unwrap_or_else(|errors| panic!("{errors}"));
-    (examine(&settings, &policy).await.unwrap(), fake)
+    let bound = ["192.0.2.1/32", "2001:db8::/64"].map(|own| own.parse().unwrap());
+    (examine(&settings, &policy, &bound).await.unwrap(), fake)
 }
 
 fn bound(cidrs: &str, ttl: u64) -> Reply {
