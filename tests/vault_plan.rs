@@ -294,6 +294,73 @@ fn the_plan_sets_up_the_engine_that_signs_the_issuing_cas() {
 }
 
 #[test]
+fn the_doctor_names_every_rule_beside_the_plans_wherever_it_leads() {
+    sandboxed(|| {
+        let it = Planned::apply(false);
+        it.vault.cli(&["secrets", "enable", "-path=finance", "-version=1", "kv"]);
+        it.assert_healthy();
+        let [gateway, operations, _] = NAMES;
+        for (whose, name) in [("gateway", gateway), ("group operations", operations)] {
+            for (path, may) in [
+                ("finance/*", "read"),
+                ("finance/payroll", "read"),
+                ("+/payroll", "list"),
+                ("kv/data/finance", "read"),
+                ("nowhere/*", "sudo"),
+            ] {
+                let rule = format!("path \"{path}\" {{ capabilities = [\"{may}\"] }}\n");
+                let says = format!("its policies have more rules: {may} {path}");
+                it.assert_found(whose, &says, |vault| {
+                    vault.policy(name, &(it.policy(name) + &rule));
+                    let shown = format!("\n  {path}\n");
+                    let is_told = it.doctor(&[]).1.contains(&shown);
+                    assert_eq!(is_told, whose != "gateway" && may != "sudo", "{whose}: {path}");
+                });
+            }
+            it.assert_found(whose, "Vault does not list its token's rules", |vault| {
+                let policy =
+                    it.policy(name).replace("sys/internal/ui/resultant-acl", "sys/nothing");
+                vault.policy(name, &policy);
+            });
+        }
+        // A rule that takes is none that gives.
+        let deny = "path \"finance/*\" { capabilities = [\"deny\"] }\n";
+        it.vault.policy(operations, &(it.policy(operations) + deny));
+        it.assert_healthy();
+        // Vault's own default policy reaches nothing but the token itself.
+        it.vault.script(&it.plan(&[]));
+        for role in ["auth/token/roles/cloakroom-operations", "auth/approle/role/cloakroom-gateway"]
+        {
+            it.vault.cli(&["write", role, "token_no_default_policy=false"]);
+        }
+        it.assert_healthy();
+    });
+}
+
+#[test]
+fn the_doctor_finds_a_token_that_is_good_beyond_the_gateways_address() {
+    sandboxed(|| {
+        let it = Planned::apply(false);
+        it.assert_healthy();
+        let wide = "token_bound_cidrs=203.0.113.2/32,203.0.113.0/29,192.0.2.0/24";
+        for (whose, role) in [
+            ("group operations", "auth/token/roles/cloakroom-operations"),
+            ("gateway", "auth/approle/role/cloakroom-gateway"),
+        ] {
+            it.assert_found(whose, "good at 203.0.113.0/29, 192.0.2.0/24, and", |vault| {
+                drop(vault.cli(&["write", role, wide]));
+            });
+        }
+        // Whoever planned for a prefix says so here too.
+        it.vault.script(&it.plan(&["--from", "203.0.113.0/24"]));
+        let (code, report, _) = it.doctor(&[]);
+        assert!(code == Some(1) && report.contains("is good at 203.0.113.0/24, and"), "{report}");
+        let (code, report, error) = it.doctor(&["--from", "203.0.113.0/24"]);
+        assert_eq!(code, Some(0), "{report}{error}");
+    });
+}
+
+#[test]
 fn a_group_writes_what_the_configuration_says_and_looks_after_its_lease() {
     sandboxed(|| {
         let ops = "vault:kv/agents/ops#api_key";
@@ -324,6 +391,16 @@ fn a_group_writes_what_the_configuration_says_and_looks_after_its_lease() {
             assert!(!write(other), "{other:?}");
         }
         it.vault.cli(&["token", "revoke", &token]);
+        for (path, from, to) in [
+            ("ssh/creds/ops", "\"ip\" = [\"192.0.2.9\"]", "\"ip\" = [\"192.0.2.*\"]"),
+            ("sys/leases/revoke", "ssh/creds/ops/*", "ssh/creds/*"),
+        ] {
+            it.assert_found("group operations", &format!("may say more to {path} than"), |vault| {
+                let policy = it.policy("cloakroom-operations");
+                assert!(policy.contains(from), "{policy}");
+                vault.policy("cloakroom-operations", &policy.replace(from, to));
+            });
+        }
         let (mut world, vault) = it.run(false);
         assert_eq!(status(&world, AGENT2, "OPS_OPENAI_KEY"), 200);
         let leases =

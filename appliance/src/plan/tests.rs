@@ -72,7 +72,7 @@ fn a_group_reads_its_own_paths_and_the_gateway_none() {
     for (group, secret) in [("research", "openai"), ("operations", "ops")] {
         let policy = plan.policy(&format!("cloakroom-{group}")).unwrap();
         let own = format!("kv/data/agents/{secret}");
-        let expected = [&OWN[..], &[&own, "sys/capabilities-self"]].concat();
+        let expected = [&OWN[..], &[&own, "sys/capabilities-self", OWN_RULES]].concat();
         assert_eq!(paths(&policy), expected);
     }
     assert!(matches!(plan.policy("other"), Err(PlanError::NoPolicy(_))));
@@ -82,7 +82,22 @@ fn a_group_reads_its_own_paths_and_the_gateway_none() {
 fn what_is_leased_brings_the_questions_about_leases() {
     let plan = plan("vault-read:database/creds/ops#password");
     let policy = plan.policy("cloakroom-operations").unwrap();
-    assert!(LEASES.iter().all(|path| paths(&policy).contains(path)), "{policy}");
+    for (path, more) in [("lookup", ""), ("renew", "    \"increment\" = []\n"), ("revoke", "")] {
+        let expected = format!(
+            r#"path "sys/leases/{path}" {{
+  capabilities = ["update"]
+  required_parameters = ["lease_id"]
+  allowed_parameters = {{
+{more}    "lease_id" = ["database/creds/ops/*"]
+  }}
+  denied_parameters = {{
+    "lease_id" = ["", []]
+  }}
+}}
+"#
+        );
+        assert!(policy.contains(&expected), "{policy}");
+    }
     assert!(policy.contains("path \"database/creds/ops\" {\n  capabilities = [\"read\"]\n}"));
     assert!(!plan.policy("cloakroom-research").unwrap().contains("sys/leases"));
 }
@@ -107,6 +122,56 @@ fn a_write_may_say_what_is_configured_and_nothing_else() {
     assert!(policy.contains(expected), "{policy}");
     let none = plan("vault-write:ssh/creds/ops#key").policy("cloakroom-operations").unwrap();
     assert!(none.contains("denied_parameters = {\n    \"*\" = []\n  }"), "{none}");
+}
+
+/// What a live Vault says of what may be written is held against the plan.
+#[test]
+fn a_live_right_to_say_more_than_the_plan_is_seen() {
+    let plan = plan("vault-write:ssh/creds/ops?ip=192.0.2.9&user=a#key");
+    let role = plan.rights.roles.iter().find(|role| &*role.role == "cloakroom-operations");
+    let limits = |path: &str, live: serde_json::Value| {
+        let grant = role.unwrap().grants.iter().find(|grant| grant.path == path);
+        grant.unwrap().limits(&serde_json::from_value::<Written>(live).unwrap())
+    };
+    let good = || {
+        serde_json::json!({
+            "allowed_parameters": { "ip": ["192.0.2.9"], "user": ["a"] },
+            "denied_parameters": { "ip": ["", []], "user": [] },
+            "required_parameters": ["IP", "user", "other"],
+        })
+    };
+    assert!(limits("ssh/creds/ops", good()));
+    for (key, value) in [
+        ("allowed_parameters", serde_json::json!(null)),
+        ("allowed_parameters", serde_json::json!({})),
+        ("allowed_parameters", serde_json::json!({ "*": [], "ip": ["192.0.2.9"] })),
+        ("allowed_parameters", serde_json::json!({ "ip": [], "user": ["a"] })),
+        ("allowed_parameters", serde_json::json!({ "ip": ["192.0.2.*"], "user": ["a"] })),
+        ("allowed_parameters", serde_json::json!({ "ip": ["192.0.2.9"], "ttl": ["1h"] })),
+        ("allowed_parameters", serde_json::json!({ "ip": [["192.0.2.9"]] })),
+        ("denied_parameters", serde_json::json!({ "ip": ["", []] })),
+        ("denied_parameters", serde_json::json!({ "ip": [""], "user": [] })),
+        ("required_parameters", serde_json::json!(["ip"])),
+    ] {
+        let mut live = good();
+        live[key] = value;
+        assert!(!limits("ssh/creds/ops", live.clone()), "{live}");
+    }
+    let lease = |ids: serde_json::Value| {
+        serde_json::json!({
+            "allowed_parameters": { "lease_id": ids, "increment": null },
+            "denied_parameters": { "lease_id": ["", []] },
+            "required_parameters": ["lease_id"],
+        })
+    };
+    assert!(limits("sys/leases/renew", lease(serde_json::json!(["ssh/creds/ops/*"]))));
+    assert!(!limits("sys/leases/renew", lease(serde_json::json!(["ssh/creds/*"]))));
+    assert!(
+        limits("auth/token/renew-self", serde_json::json!({})),
+        "the plan limits nothing there"
+    );
+    let none = self::plan("vault-write:ssh/creds/ops#key").policy("cloakroom-operations").unwrap();
+    assert!(none.contains("\"*\" = []"), "{none}");
 }
 
 #[test]
@@ -176,23 +241,6 @@ fn a_shell_reads_what_the_configuration_says_as_text() {
 }
 
 #[test]
-fn terraform_reads_no_template() {
-    assert_eq!(terraform::text("a${b}%{c}\"\\"), "\"a$${b}%%{c}\\\"\\\\\"");
-    assert_ne!(terraform::label("a_b"), terraform::label("a-b"));
-    assert_ne!(terraform::label("a.b"), terraform::label("a@b"));
-}
-
-#[test]
-fn a_configuration_without_vault_has_no_plan() {
-    let text = BOTH.replace("SECRET", "file:a");
-    let vault = text.find("[vault]").unwrap()..text.find("[[group]]").unwrap();
-    let text = text.replace(&text[vault], "[secrets]\nfile = \"s\"\n");
-    let Config { settings, policy } =
-        config(&text.replace("vault:kv/agents/openai?version=3#api_key", "file:b"));
-    assert!(matches!(Rights::new(&settings, &policy), Err(PlanError::NoVault)));
-}
-
-#[test]
 fn a_namespace_is_where_everything_is_made() {
     let namespace = ("[vault]\n", "[vault]\nnamespace = \"team/a\"\n");
     let plan = plan_with("vault:kv/a#k", namespace).unwrap_or_else(|error| panic!("{error}"));
@@ -207,6 +255,23 @@ fn a_namespace_is_where_everything_is_made() {
             .is_some_and(|(key, value)| (key.trim(), value.trim()) == ("namespace", "\"team/a\""))
     });
     assert_eq!(resources.count(), within.count(), "{terraform}");
+}
+
+#[test]
+fn terraform_reads_no_template() {
+    assert_eq!(terraform::text("a${b}%{c}\"\\"), "\"a$${b}%%{c}\\\"\\\\\"");
+    assert_ne!(terraform::label("a_b"), terraform::label("a-b"));
+    assert_ne!(terraform::label("a.b"), terraform::label("a@b"));
+}
+
+#[test]
+fn a_configuration_without_vault_has_no_plan() {
+    let text = BOTH.replace("SECRET", "file:a");
+    let vault = text.find("[vault]").unwrap()..text.find("[[group]]").unwrap();
+    let text = text.replace(&text[vault], "[secrets]\nfile = \"s\"\n");
+    let Config { settings, policy } =
+        config(&text.replace("vault:kv/agents/openai?version=3#api_key", "file:b"));
+    assert!(matches!(Rights::new(&settings, &policy), Err(PlanError::NoVault)));
 }
 
 #[test]
