@@ -15,7 +15,7 @@ use lab::{
     origin::Origin,
     postgres::Postgres,
     sandboxed,
-    vault::Vault,
+    vault::{self, Vault},
     wait,
 };
 use serde_json::Value;
@@ -143,6 +143,39 @@ fn a_new_login_brings_another_user_and_the_agent_goes_on() {
         assert_eq!(influx.status(&ended.0, &ended.1), "401");
         assert_eq!(lender.leases("influx"), 1);
         assert_eq!(gateway.stderr().matches("logged in to Vault").count(), 2);
+        lender.assert_untold(&gateway, "database/creds/influx");
+    });
+}
+
+/// Before a token of the gateway's comes to its longest life, another takes over, and leases with it.
+#[test]
+fn a_planned_new_login_costs_no_request_of_who_works_with_a_lent_user() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let _dns = Dns::start();
+        let lender = Lender::start(&lab);
+        let short = ["token_policies=gateway", "token_ttl=12s", "token_max_ttl=18s"];
+        lender.vault.cli(&[&["write", vault::ROLE], &short[..]].concat());
+        let influx = Influx::start(&lab);
+        influx.leased_by(&lender.vault, "30s", "10m");
+        let config = gateway::vault_config(&lender.vault.config()) + API;
+        let config = config.replace("ports = [443, 80]", "ports = [443, 80, 8086]");
+        let gateway = Gateway::start(&lab, &config);
+        let logins = || gateway.stderr().matches("logged in to Vault").count();
+        let begun = Instant::now();
+        let mut asked = 0;
+        // Until the second token has ended, too, which is 18 s after its login.
+        while logins() < 4 {
+            assert!(begun.elapsed() < Duration::from_secs(75), "{} logins", logins());
+            assert_eq!(ask_influx(&lab), "200", "request {asked}, after {:?}", begun.elapsed());
+            asked += 1;
+        }
+        println!("{asked} requests in {:?}", begun.elapsed());
+        assert!(asked > 100, "{asked} requests are no work");
+        let users = lender.lent("database/creds/influx");
+        assert!((3..=5).contains(&users.len()), "one for each login: {}", users.len());
+        let first = &users[0];
+        assert_eq!(influx.status(&first.0, &first.1), "401", "it went with its token");
         lender.assert_untold(&gateway, "database/creds/influx");
     });
 }

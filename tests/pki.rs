@@ -202,9 +202,11 @@ fn rotation_under_load_fails_no_handshake() {
             let times: Vec<_> = shown.iter().map(|(when, _)| *when).collect();
             println!("{count} handshakes, new issuing CAs at {times:?}");
             assert!(shown.len() >= 3, "two rotations in 27 s: {times:?}");
+            // The first was signed before anybody asked.
+            let ages = times.windows(2).map(|pair| pair[1] - pair[0]);
             assert!(
-                times[1] < Duration::from_secs(14),
-                "before a third of 20 s is left: {times:?}"
+                ages.clone().all(|age| age < LIFE * 2 / 3),
+                "before a third is left: {times:?}"
             );
             let mut serials: Vec<_> = shown.iter().map(|(_, ca)| engine::serial(ca)).collect();
             serials.sort();
@@ -346,6 +348,9 @@ fn an_engine_below_a_root_elsewhere_is_as_good() {
         assert!(strict.contains("OK"), "{strict}");
     });
 }
+
+/// Of an issuing CA, where a test says nothing else.
+const LIFE: Duration = Duration::from_secs(20);
 
 const ONE_HOST: &str = "hosts = [\"api.openai.example\"]";
 const TWO_HOSTS: &str = "hosts = [\"other.example\", \"api.openai.example\"]";

@@ -130,7 +130,9 @@ fn a_policy_of_vault_takes_and_gives_within_a_refresh_and_for_one_group_alone() 
             };
             let before = refused().len();
             it.vault.forbid_group("operations");
+            let begun = Instant::now();
             wait::expect("503", || status(AGENT2) == 503);
+            assert!(begun.elapsed() < SOON_AFTER_REFRESH, "taken: {:?}", begun.elapsed());
             let answer = ask_from(&it, AGENT2, "OPENAI_API_KEY");
             assert_eq!(answer.reason().as_deref(), Some("secret_unavailable"), "{}", answer.text());
             assert!(!answer.text().contains("vault"), "the cause is for the operator alone");
@@ -140,10 +142,10 @@ fn a_policy_of_vault_takes_and_gives_within_a_refresh_and_for_one_group_alone() 
                 assert_eq!(record["group"], "operations", "{record}");
             }
             assert_eq!(status(AGENT), 200, "the other group goes on");
-            let begun = Instant::now();
             it.vault.allow_group("operations");
+            let begun = Instant::now();
             wait::expect("200", || status(AGENT2) == 200);
-            assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+            assert!(begun.elapsed() < SOON_AFTER_REFRESH, "given: {:?}", begun.elapsed());
         }
     });
 }
@@ -322,3 +324,6 @@ fn the_tokens_are_given_back_at_the_end() {
 
 /// An agent may open 200 connections a second, and each question here is one.
 const BETWEEN: Duration = Duration::from_millis(10);
+
+/// The lab's `refresh` of a second, and as much for the read and for a machine with other work.
+const SOON_AFTER_REFRESH: Duration = Duration::from_secs(2);

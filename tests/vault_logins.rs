@@ -150,7 +150,7 @@ fn wrap(lab: &Lab, vault: &Vault, write: &[&str]) {
 }
 
 /// A signed token for Vault, good for an hour; the key that it is checked with is beside it.
-fn signed(lab: &Lab, subject: &str) -> String {
+pub fn signed(lab: &Lab, subject: &str) -> String {
     use aws_lc_rs::{
         rand::SystemRandom,
         signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _},

@@ -2,6 +2,7 @@
 //! doctor` finds what differs from it.
 
 mod applied;
+mod logins;
 
 use std::{fs, path::PathBuf, process::Command, time::Duration};
 
@@ -14,6 +15,7 @@ use lab::{
     net::{AGENT, AGENT2, ANTHROPIC, GIT, Ns, OPENAI},
     origin::Origin,
     sandboxed,
+    tools::on_path,
     vault::Vault,
 };
 use serde_json::{Value, json};
@@ -34,14 +36,24 @@ impl Planned {
 
     /// With something else in the configuration.
     fn apply_changed(pki: bool, (from, to): (&str, &str)) -> Self {
-        let lab = Lab::new();
-        let vault = Vault::start_for_nobody(&lab);
-        let config = gateway::install(&lab, &config(&vault, pki).replace(from, to));
-        let it = Self { lab, vault, config };
+        Self::apply_with(pki, |text| text.replace(from, to))
+    }
+
+    /// With another configuration.
+    fn apply_with(pki: bool, change: impl FnOnce(String) -> String) -> Self {
+        let it = Self::unapplied(|_, vault| change(config(vault, pki)));
         let script = it.plan(&[]);
         it.vault.script(&script);
         it.vault.script(&by_hand(&script));
         it
+    }
+
+    /// With a Vault that has been told nothing yet.
+    fn unapplied(config: impl FnOnce(&Lab, &Vault) -> String) -> Self {
+        let lab = Lab::new();
+        let vault = Vault::start_for_nobody(&lab);
+        let config = gateway::install(&lab, &config(&lab, &vault));
+        Self { lab, vault, config }
     }
 
     fn plan(&self, arguments: &[&str]) -> String {
@@ -82,6 +94,18 @@ impl Planned {
         assert!(found.iter().all(|line| line.contains(&whose)), "{whose}: {found:#?}");
         self.vault.script(&self.plan(&[]));
         self.assert_healthy();
+    }
+
+    /// Requires of a plan for Terraform that `terraform fmt` would change nothing, where there is one.
+    #[track_caller]
+    fn assert_formatted(&self, plan: &str) {
+        let file = self.lab.write("formatted.tf", plan);
+        match on_path(&["terraform"]) {
+            Some(terraform) => {
+                succeed(Command::new(terraform).args(["fmt", "-check", "-diff"]).arg(file));
+            }
+            None => println!("no terraform on PATH: how its plan is laid out was not looked at"),
+        }
     }
 
     /// Everything that the plan sets.
@@ -236,9 +260,103 @@ fn the_plan_sets_up_the_engine_that_signs_the_issuing_cas() {
             let policy = it.policy("cloakroom-gateway");
             vault.policy("cloakroom-gateway", &policy.replace("git.example", "other.example"));
         });
+        // Each of these is one line of the stanza that says less than the plan's.
+        let loosened = |from: &str, to: &str| {
+            let policy = it.policy("cloakroom-gateway");
+            let (before, stanza) = policy.split_once("path \"pki/").expect("a stanza");
+            let is_meant = |line: &&str| line.starts_with(from);
+            assert_eq!(stanza.lines().filter(is_meant).count(), 1, "{from}: {stanza}");
+            let line = |line| if is_meant(&line) { to } else { line };
+            let stanza: Vec<_> = stanza.lines().map(line).collect();
+            it.vault
+                .policy("cloakroom-gateway", &format!("{before}path \"pki/{}", stanza.join("\n")));
+        };
+        it.assert_found("gateway", "Vault signs a CA for a common name of its own", |_| {
+            loosened("    \"common_name\" = [\"Cloakroom", "    \"common_name\" = []");
+        });
+        it.assert_found("gateway", "Vault signs a CA for a longer life", |_| {
+            loosened("    \"ttl\" = [\"2", "    \"ttl\" = []");
+        });
+        for says in ["whatever its CSR says", "alternative names", "an end of its own"] {
+            it.assert_found("gateway", &format!("a CA for {says}"), |_| {
+                loosened("    \"csr\" = []", "    \"csr\" = []\n    \"*\" = []");
+            });
+        }
+        let names = "    \"permitted_dns_domains\" = [\"api.anthropic.example\", \
+                     \"api.openai.example\", \"git.example\"]";
+        it.assert_found("gateway", "Vault signs a CA for the names of two rules at once", |_| {
+            loosened("    \"permitted_dns_domains\" = [[", names);
+        });
         let (world, _vault) = it.run(true);
         each_placeholder_becomes_its_secret(&world);
         world.assert_secrets_untold();
+    });
+}
+
+#[test]
+fn the_doctor_names_every_rule_beside_the_plans_wherever_it_leads() {
+    sandboxed(|| {
+        let it = Planned::apply(false);
+        it.vault.cli(&["secrets", "enable", "-path=finance", "-version=1", "kv"]);
+        it.assert_healthy();
+        let [gateway, operations, _] = NAMES;
+        for (whose, name) in [("gateway", gateway), ("group operations", operations)] {
+            for (path, may) in [
+                ("finance/*", "read"),
+                ("finance/payroll", "read"),
+                ("+/payroll", "list"),
+                ("kv/data/finance", "read"),
+                ("nowhere/*", "sudo"),
+            ] {
+                let rule = format!("path \"{path}\" {{ capabilities = [\"{may}\"] }}\n");
+                let says = format!("its policies have more rules: {may} {path}");
+                it.assert_found(whose, &says, |vault| {
+                    vault.policy(name, &(it.policy(name) + &rule));
+                    let shown = format!("\n  {path}\n");
+                    let is_told = it.doctor(&[]).1.contains(&shown);
+                    assert_eq!(is_told, whose != "gateway" && may != "sudo", "{whose}: {path}");
+                });
+            }
+            it.assert_found(whose, "Vault does not list its token's rules", |vault| {
+                let policy =
+                    it.policy(name).replace("sys/internal/ui/resultant-acl", "sys/nothing");
+                vault.policy(name, &policy);
+            });
+        }
+        // A rule that takes is none that gives.
+        let deny = "path \"finance/*\" { capabilities = [\"deny\"] }\n";
+        it.vault.policy(operations, &(it.policy(operations) + deny));
+        it.assert_healthy();
+        // Vault's own default policy reaches nothing but the token itself.
+        it.vault.script(&it.plan(&[]));
+        for role in ["auth/token/roles/cloakroom-operations", "auth/approle/role/cloakroom-gateway"]
+        {
+            it.vault.cli(&["write", role, "token_no_default_policy=false"]);
+        }
+        it.assert_healthy();
+    });
+}
+
+#[test]
+fn the_doctor_finds_a_token_that_is_good_beyond_the_gateways_address() {
+    sandboxed(|| {
+        let it = Planned::apply(false);
+        it.assert_healthy();
+        let wide = "token_bound_cidrs=203.0.113.2/32,203.0.113.0/29,192.0.2.0/24";
+        for (whose, role) in [
+            ("group operations", "auth/token/roles/cloakroom-operations"),
+            ("gateway", "auth/approle/role/cloakroom-gateway"),
+        ] {
+            it.assert_found(whose, "good at 203.0.113.0/29, 192.0.2.0/24, and", |vault| {
+                drop(vault.cli(&["write", role, wide]));
+            });
+        }
+        // Whoever planned for a prefix says so here too.
+        it.vault.script(&it.plan(&["--from", "203.0.113.0/24"]));
+        let (code, report, _) = it.doctor(&[]);
+        assert!(code == Some(1) && report.contains("is good at 203.0.113.0/24, and"), "{report}");
+        let (code, report, error) = it.doctor(&["--from", "203.0.113.0/24"]);
+        assert_eq!(code, Some(0), "{report}{error}");
     });
 }
 
@@ -273,6 +391,16 @@ fn a_group_writes_what_the_configuration_says_and_looks_after_its_lease() {
             assert!(!write(other), "{other:?}");
         }
         it.vault.cli(&["token", "revoke", &token]);
+        for (path, from, to) in [
+            ("ssh/creds/ops", "\"ip\" = [\"192.0.2.9\"]", "\"ip\" = [\"192.0.2.*\"]"),
+            ("sys/leases/revoke", "ssh/creds/ops/*", "ssh/creds/*"),
+        ] {
+            it.assert_found("group operations", &format!("may say more to {path} than"), |vault| {
+                let policy = it.policy("cloakroom-operations");
+                assert!(policy.contains(from), "{policy}");
+                vault.policy("cloakroom-operations", &policy.replace(from, to));
+            });
+        }
         let (mut world, vault) = it.run(false);
         assert_eq!(status(&world, AGENT2, "OPS_OPENAI_KEY"), 200);
         let leases =
@@ -431,7 +559,9 @@ fn the_doctor_leaves_a_wrapped_secret_id_to_the_gateway() {
 fn the_plan_for_terraform_says_the_same() {
     sandboxed(|| {
         let it = Planned::apply(true);
-        let file = it.lab.write("plan.tf", it.plan(&["--format", "terraform"]));
+        let terraform = it.plan(&["--format", "terraform"]);
+        it.assert_formatted(&terraform);
+        let file = it.lab.write("plan.tf", terraform);
         let parsed = succeed(Command::new(python()).args(["-c", PARSE]).arg(file));
         let parsed: Value = serde_json::from_str(&parsed).expect("JSON");
         let by_kind = |kind: &str| parsed[kind].as_object().expect("resources").clone();

@@ -82,14 +82,12 @@ impl Postgres {
             "username=lab",
             &format!("password={}", Self::ROOT),
         ]);
-        vault.cli(&[
-            "write",
-            "database/roles/postgres",
-            "db_name=postgres",
-            r#"creation_statements=CREATE ROLE "{{name}}" WITH LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}';"#,
-            &format!("default_ttl={ttl}"),
-            "max_ttl=1h",
-        ]);
+        lend_as(vault, "postgres", ttl);
+    }
+
+    /// The same for a second role, after that: `database/creds/ROLE`.
+    pub fn lends_as(&self, vault: &Vault, role: &str, ttl: &str) {
+        lend_as(vault, role, ttl);
     }
 
     /// Whether it lets this user in and answers a query.
@@ -104,6 +102,17 @@ impl Postgres {
             .expect("python starts");
         output.status.success()
     }
+}
+
+fn lend_as(vault: &Vault, role: &str, ttl: &str) {
+    vault.cli(&[
+        "write",
+        &format!("database/roles/{role}"),
+        "db_name=postgres",
+        r#"creation_statements=CREATE ROLE "{{name}}" WITH LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}';"#,
+        &format!("default_ttl={ttl}"),
+        "max_ttl=1h",
+    ]);
 }
 
 /// `nobody`, whom every system has: initdb asks for the name of who runs it.

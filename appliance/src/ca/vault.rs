@@ -11,7 +11,14 @@
 //! allows no mixture; all else is a text. A value that is empty is not held against
 //! `allowed_parameters` at all, and no names would be all names: `denied_parameters` refuses it.
 
-use std::{collections::BTreeSet, fmt, fmt::Write, path::Path, sync::Arc, time::SystemTime};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    fmt::Write,
+    path::Path,
+    sync::Arc,
+    time::SystemTime,
+};
 
 use rcgen::{CertificateParams, DistinguishedName, DnType};
 use rustls::{
@@ -53,6 +60,9 @@ pub struct SignIntermediate {
     csr: String,
     #[serde(flatten)]
     limits: Limits,
+    /// What a probe says beside that.
+    #[serde(flatten)]
+    more: BTreeMap<&'static str, &'static str>,
 }
 
 /// What a Vault policy can hold the request against: everything but the CSR.
@@ -91,7 +101,7 @@ impl SignIntermediate {
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, limits.common_name.as_str());
         let csr = params.serialize_request(key)?.pem()?;
-        Ok(Self { csr, limits })
+        Ok(Self { csr, limits, more: BTreeMap::new() })
     }
 }
 
@@ -198,11 +208,16 @@ pub fn policy_hcl(settings: &PkiSettings, policy: &Policy) -> Result<String, CaE
     Ok(stanza(&settings.mount, &allowed))
 }
 
+/// Where the engine at `mount` signs issuing CAs.
+pub fn signing_path(mount: &str) -> String {
+    format!("{mount}/root/sign-intermediate")
+}
+
 fn stanza(mount: &str, allowed: &[(&str, BTreeSet<String>)]) -> String {
     let mut text = String::new();
     let required = list(std::iter::once(&"csr").chain(allowed.iter().map(|(name, _)| name)));
     // Writing to a string cannot fail.
-    let _ = writeln!(text, "path \"{mount}/root/sign-intermediate\" {{");
+    let _ = writeln!(text, "path \"{}\" {{", signing_path(mount));
     let _ = writeln!(text, "  capabilities = [\"update\"]");
     let _ = writeln!(text, "  required_parameters = {required}");
     let _ = writeln!(text, "  allowed_parameters = {{\n    \"csr\" = []");

@@ -34,7 +34,8 @@ pub enum VaultCommand {
     Plan(PlanArgs),
     /// Log in as the gateway, and say what is missing in Vault and what is too wide; reads no secret
     #[command(after_help = "Examples:\n  cloakroom vault doctor /etc/cloakroom/cloakroom.toml\n  \
-        cloakroom vault doctor --secret-id-file ./another-secret-id CONFIG\n\n\
+        cloakroom vault doctor --secret-id-file ./another-secret-id CONFIG\n  \
+        cloakroom vault doctor --from 192.0.2.10 CONFIG\n\n\
         Run it on the gateway, as its user. It asks what the gateway's token and the groups' may do,\n\
         asks each token role for a policy that it must refuse, and has CAs signed whose keys it\n\
         drops. Exit status: 0 healthy, 64 the configuration is wrong, 1 anything else.")]
@@ -50,6 +51,10 @@ pub struct DoctorArgs {
     /// Log in with the SecretID in this file, where the gateway's own is wrapped
     #[arg(long, value_name = "FILE")]
     secret_id_file: Option<PathBuf>,
+    /// The gateway's address towards Vault, or a prefix, which all tokens must be bound to; again
+    /// for another; by default what this machine would use
+    #[arg(long, value_name = "ADDRESS|PREFIX", value_parser = prefix)]
+    from: Vec<IpNet>,
 }
 
 /// Arguments of `cloakroom vault plan`.
@@ -127,21 +132,28 @@ fn doctor(args: DoctorArgs, mut config: Config) -> Result<VaultHealth, VaultComm
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(VaultCommandError::Runtime)?;
-    let examined = runtime.block_on(examine_vault(&config.settings, &config.policy));
+    let Config { settings, policy } = &config;
+    let bound = bound(args.from, settings.vault.as_ref());
+    let examined = runtime.block_on(examine_vault(settings, policy, &bound));
     examined.map_err(VaultCommandError::Doctor)
 }
 
 fn plan(args: PlanArgs, config: &Config) -> Result<String, PlanError> {
     let Config { settings, policy } = config;
-    let bound = match &settings.vault {
-        Some(vault) if args.from.is_empty() => sources(vault),
-        _ => args.from,
-    };
+    let bound = bound(args.from, settings.vault.as_ref());
     let plan = Plan::new(settings, policy, bound)?;
     match (args.policy, args.format) {
         (Some(name), _) => plan.policy(&name),
         (None, Format::Shell) => Ok(plan.shell()),
         (None, Format::Terraform) => Ok(plan.terraform()),
+    }
+}
+
+/// What tokens are bound to: what was named, or what this machine would use.
+fn bound(from: Vec<IpNet>, vault: Option<&VaultSettings>) -> Vec<IpNet> {
+    match vault {
+        Some(vault) if from.is_empty() => sources(vault),
+        _ => from,
     }
 }
 

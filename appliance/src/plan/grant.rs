@@ -7,6 +7,9 @@ use std::{
     sync::Arc,
 };
 
+use serde::Deserialize;
+use serde_json::Value;
+
 use super::PlanError;
 use crate::policy::VaultLocation;
 
@@ -21,17 +24,52 @@ pub struct Grant {
     parameters: Option<Parameters>,
 }
 
-/// The values that each parameter may have, and which are always there.
+/// The values that each parameter may have, none for any value, and which are always there. A value
+/// that ends in an asterisk stands for all that begin so.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct Parameters {
     allowed: BTreeMap<Arc<str>, BTreeSet<Arc<str>>>,
     required: BTreeSet<Arc<str>>,
 }
 
+/// What may be written where a token has a right, as a live Vault says it.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct Written {
+    allowed_parameters: Option<BTreeMap<String, Option<Vec<Value>>>>,
+    denied_parameters: Option<BTreeMap<String, Option<Vec<Value>>>>,
+    required_parameters: Option<Vec<String>>,
+}
+
 impl Grant {
     pub(super) fn new(path: impl Into<String>, capability: &'static str) -> Self {
         Self { path: path.into(), capability, parameters: None }
     }
+
+    /// Whether a right with what `live` says lets nobody write more than this one.
+    pub(crate) fn limits(&self, live: &Written) -> bool {
+        self.parameters.as_ref().is_none_or(|parameters| parameters.limit(live))
+    }
+}
+
+/// What a group asks about its leases. Their ids begin with the path that lent them, so that a token
+/// can ask about no others, whoever told it their ids.
+pub(super) fn leases(locations: &BTreeSet<VaultLocation>) -> Vec<Grant> {
+    let lends = |location: &&VaultLocation| !matches!(location, VaultLocation::Kv2 { .. });
+    let ids = locations.iter().filter(lends).map(|it| format!("{}/*", it.api_path()).into());
+    let ids: BTreeSet<Arc<str>> = ids.collect();
+    if ids.is_empty() {
+        return Vec::new();
+    }
+    let grant = |(path, parameter): (&str, Option<&str>)| {
+        let any = parameter.map(|name| (name.into(), BTreeSet::new()));
+        let own = (LEASE_ID.into(), ids.clone());
+        let parameters = Parameters {
+            allowed: any.into_iter().chain([own]).collect(),
+            required: [LEASE_ID.into()].into(),
+        };
+        Grant { parameters: Some(parameters), ..Grant::new(path, "update") }
+    };
+    LEASES.into_iter().map(grant).collect()
 }
 
 /// One grant for each path and capability: versions of one secret share theirs, and so do writes
@@ -84,6 +122,39 @@ impl Parameters {
         Ok(parameters)
     }
 
+    /// Vault's own order: what is required, what is denied, what is allowed.
+    fn limit(&self, live: &Written) -> bool {
+        let required = live.required_parameters.iter().flatten();
+        let required: BTreeSet<_> = required.map(|name| name.to_ascii_lowercase()).collect();
+        if !self.required.iter().all(|name| required.contains(&**name)) {
+            return false;
+        }
+        let denied = |name: &str| live.denied_parameters.as_ref().and_then(|all| all.get(name));
+        if denied("*").is_some() {
+            return true;
+        }
+        let Some(allowed) = live.allowed_parameters.as_ref().filter(|all| !all.is_empty()) else {
+            return false;
+        };
+        let mut never_empty = self.never_empty().filter(|name| allowed.contains_key(&***name));
+        never_empty.all(|name| denied(name).is_some_and(denies_empty))
+            && allowed.iter().all(|(name, values)| self.allows(name, values.as_deref()))
+    }
+
+    /// Whether each of these values is one that the parameter may have.
+    fn allows(&self, name: &str, values: Option<&[Value]>) -> bool {
+        let Some(own) = self.allowed.get(name) else { return false };
+        let values = values.unwrap_or_default();
+        let is_own = |value: &Value| value.as_str().is_some_and(|text| own.contains(text));
+        own.is_empty() || (!values.is_empty() && values.iter().all(is_own))
+    }
+
+    /// Those whose value must be one of a list that has no empty one.
+    fn never_empty(&self) -> impl Iterator<Item = &Arc<str>> {
+        let full = |values: &BTreeSet<Arc<str>>| !values.is_empty() && !values.contains("");
+        self.allowed.iter().filter(move |(_, values)| full(values)).map(|(key, _)| key)
+    }
+
     /// Lines of a stanza. An empty value is not held against `allowed_parameters`, so that
     /// `denied_parameters` has to refuse it.
     fn hcl(&self, text: &mut String) {
@@ -99,8 +170,7 @@ impl Parameters {
             let _ = writeln!(text, "    \"{key}\" = {}", list(values));
         }
         text.push_str("  }\n");
-        let full = self.allowed.iter().filter(|(_, values)| !values.contains(""));
-        let full: Vec<_> = full.map(|(key, _)| key).collect();
+        let full: Vec<_> = self.never_empty().collect();
         if !full.is_empty() {
             text.push_str("  denied_parameters = {\n");
             for key in full {
@@ -129,6 +199,13 @@ pub(super) fn hcl(grants: &[Grant]) -> String {
         text.push_str("}\n");
     }
     text
+}
+
+/// None stands for all.
+fn denies_empty(values: &Option<Vec<Value>>) -> bool {
+    let empty = [Value::from(""), Value::Array(Vec::new())];
+    let all = values.as_ref().is_none_or(Vec::is_empty);
+    all || values.iter().any(|values| empty.iter().all(|one| values.contains(one)))
 }
 
 fn list<T: AsRef<str>>(items: impl IntoIterator<Item = T>) -> String {
@@ -161,3 +238,12 @@ pub(super) fn check_text(what: &'static str, text: &str) -> Result<(), PlanError
 fn pattern(what: &'static str, text: &str) -> PlanError {
     PlanError::Pattern { what, text: text.escape_default().to_string() }
 }
+
+/// What is asked about a lease, and what a question says beside the lease's id.
+const LEASES: [(&str, Option<&str>); 3] = [
+    ("sys/leases/lookup", None),
+    ("sys/leases/renew", Some("increment")),
+    ("sys/leases/revoke", None),
+];
+
+const LEASE_ID: &str = "lease_id";

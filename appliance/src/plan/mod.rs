@@ -13,6 +13,7 @@ mod terraform;
 mod tests;
 
 pub use grant::Grant;
+pub(crate) use grant::Written;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,7 +23,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use self::grant::{check_path, check_text, hcl, reads};
+use self::grant::{check_path, check_text, hcl, leases, reads};
 use crate::{
     ca::{self, CaError},
     config::{PkiSettings, Settings, VaultLogin},
@@ -49,6 +50,8 @@ pub struct Rights {
     pub roles: Vec<RoleRights>,
     /// What lets the gateway have its issuing CAs signed; empty without `[vault.pki]`.
     pki: String,
+    /// The path of that, if any.
+    pub signing: Option<String>,
 }
 
 /// A token role, and the policy of the same name.
@@ -188,7 +191,9 @@ impl Rights {
             // A group's token that may not end itself is ended by what Vault calls it.
             Grant::new("auth/token/revoke-accessor", "update"),
         ]);
-        Ok(Self { gateway: gateway.collect(), roles, pki })
+        let mount = vault.pki.as_ref().map(|pki| &pki.mount).filter(|_| !pki.is_empty());
+        let signing = mount.map(|mount| ca::signing_path(mount));
+        Ok(Self { gateway: gateway.collect(), roles, pki, signing })
     }
 }
 
@@ -202,11 +207,9 @@ impl RoleRights {
         if RESERVED.iter().any(|name| group.vault_role.eq_ignore_ascii_case(name)) {
             return Err(PlanError::Reserved(group.name.clone(), Arc::clone(&group.vault_role)));
         }
-        let leased = locations.iter().any(|one| !matches!(one, VaultLocation::Kv2 { .. }));
-        let leases: &[_] = if leased { &LEASES } else { &[] };
         let mut grants = reads(&locations)?;
         grants.extend(own_token());
-        grants.extend(leases.iter().map(|path| Grant::new(*path, "update")));
+        grants.extend(leases(&locations));
         let role = Arc::clone(&group.vault_role);
         Ok(Some(Self { role, groups: vec![group.name.clone()], locations, grants }))
     }
@@ -240,8 +243,9 @@ impl Bearers {
 }
 
 /// What a token needs for itself: whether it lives, to live on, to end, and what it may.
-fn own_token() -> [Grant; 4] {
+fn own_token() -> [Grant; 5] {
     [
+        Grant::new(OWN_RULES, "read"),
         Grant::new("auth/token/lookup-self", "read"),
         Grant::new("auth/token/renew-self", "update"),
         Grant::new("auth/token/revoke-self", "update"),
@@ -325,11 +329,11 @@ impl error::Error for PlanError {}
 /// The gateway's policy and AppRole.
 pub const GATEWAY: &str = "cloakroom-gateway";
 
+/// Where Vault lists the rules of the token that asks.
+pub const OWN_RULES: &str = "sys/internal/ui/resultant-acl";
+
 /// Policies that Vault has by itself, and the gateway's.
 const RESERVED: [&str; 5] = ["root", "default", "response-wrapping", "control-group", GATEWAY];
-
-/// What a group asks about its leases.
-const LEASES: [&str; 3] = ["sys/leases/lookup", "sys/leases/renew", "sys/leases/revoke"];
 
 /// <https://developer.hashicorp.com/vault/api-docs/auth/jwt#create-update-role>
 const JWT: Bearers = Bearers {

@@ -9,9 +9,8 @@ pub(super) fn render(plan: &Plan) -> String {
     let mut out = Out { text: HEAD.to_owned(), namespace: plan.namespace.as_deref() };
     for (name, hcl) in plan.policies() {
         let label = label(&name);
-        out.resource("vault_policy", &label, &[("name", text(&name))]);
-        let hcl = escaped(&hcl);
-        out.inside(&format!("  policy = <<{END}\n{hcl}{END}\n"));
+        let policy = format!("<<{END}\n{}{END}", escaped(&hcl));
+        out.resource("vault_policy", &label, &[("name", text(&name)), ("policy", policy)]);
     }
     let bound = list(plan.bound());
     for role in &plan.rights.roles {
@@ -55,13 +54,6 @@ impl Out<'_> {
         for (key, value) in fields {
             let _ = writeln!(self.text, "  {key:width$} = {value}");
         }
-        self.text.push_str("}\n");
-    }
-
-    /// Adds lines to the resource that was written last.
-    fn inside(&mut self, lines: &str) {
-        self.text.truncate(self.text.len() - "}\n".len());
-        self.text.push_str(lines);
         self.text.push_str("}\n");
     }
 

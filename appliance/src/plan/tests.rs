@@ -77,7 +77,7 @@ fn a_group_reads_its_own_paths_and_the_gateway_none() {
     for (group, secret) in [("research", "openai"), ("operations", "ops")] {
         let policy = plan.policy(&format!("cloakroom-{group}")).unwrap();
         let own = format!("kv/data/agents/{secret}");
-        let expected = [&OWN[..], &[&own, "sys/capabilities-self"]].concat();
+        let expected = [&OWN[..], &[&own, "sys/capabilities-self", OWN_RULES]].concat();
         assert_eq!(paths(&policy), expected);
     }
     assert!(matches!(plan.policy("other"), Err(PlanError::NoPolicy(_))));
@@ -87,7 +87,22 @@ fn a_group_reads_its_own_paths_and_the_gateway_none() {
 fn what_is_leased_brings_the_questions_about_leases() {
     let plan = plan("vault-read:database/creds/ops#password");
     let policy = plan.policy("cloakroom-operations").unwrap();
-    assert!(LEASES.iter().all(|path| paths(&policy).contains(path)), "{policy}");
+    for (path, more) in [("lookup", ""), ("renew", "    \"increment\" = []\n"), ("revoke", "")] {
+        let expected = format!(
+            r#"path "sys/leases/{path}" {{
+  capabilities = ["update"]
+  required_parameters = ["lease_id"]
+  allowed_parameters = {{
+{more}    "lease_id" = ["database/creds/ops/*"]
+  }}
+  denied_parameters = {{
+    "lease_id" = ["", []]
+  }}
+}}
+"#
+        );
+        assert!(policy.contains(&expected), "{policy}");
+    }
     assert!(policy.contains("path \"database/creds/ops\" {\n  capabilities = [\"read\"]\n}"));
     assert!(!plan.policy("cloakroom-research").unwrap().contains("sys/leases"));
 }
@@ -112,6 +127,56 @@ fn a_write_may_say_what_is_configured_and_nothing_else() {
     assert!(policy.contains(expected), "{policy}");
     let none = plan("vault-write:ssh/creds/ops#key").policy("cloakroom-operations").unwrap();
     assert!(none.contains("denied_parameters = {\n    \"*\" = []\n  }"), "{none}");
+}
+
+/// What a live Vault says of what may be written is held against the plan.
+#[test]
+fn a_live_right_to_say_more_than_the_plan_is_seen() {
+    let plan = plan("vault-write:ssh/creds/ops?ip=192.0.2.9&user=a#key");
+    let role = plan.rights.roles.iter().find(|role| &*role.role == "cloakroom-operations");
+    let limits = |path: &str, live: serde_json::Value| {
+        let grant = role.unwrap().grants.iter().find(|grant| grant.path == path);
+        grant.unwrap().limits(&serde_json::from_value::<Written>(live).unwrap())
+    };
+    let good = || {
+        serde_json::json!({
+            "allowed_parameters": { "ip": ["192.0.2.9"], "user": ["a"] },
+            "denied_parameters": { "ip": ["", []], "user": [] },
+            "required_parameters": ["IP", "user", "other"],
+        })
+    };
+    assert!(limits("ssh/creds/ops", good()));
+    for (key, value) in [
+        ("allowed_parameters", serde_json::json!(null)),
+        ("allowed_parameters", serde_json::json!({})),
+        ("allowed_parameters", serde_json::json!({ "*": [], "ip": ["192.0.2.9"] })),
+        ("allowed_parameters", serde_json::json!({ "ip": [], "user": ["a"] })),
+        ("allowed_parameters", serde_json::json!({ "ip": ["192.0.2.*"], "user": ["a"] })),
+        ("allowed_parameters", serde_json::json!({ "ip": ["192.0.2.9"], "ttl": ["1h"] })),
+        ("allowed_parameters", serde_json::json!({ "ip": [["192.0.2.9"]] })),
+        ("denied_parameters", serde_json::json!({ "ip": ["", []] })),
+        ("denied_parameters", serde_json::json!({ "ip": [""], "user": [] })),
+        ("required_parameters", serde_json::json!(["ip"])),
+    ] {
+        let mut live = good();
+        live[key] = value;
+        assert!(!limits("ssh/creds/ops", live.clone()), "{live}");
+    }
+    let lease = |ids: serde_json::Value| {
+        serde_json::json!({
+            "allowed_parameters": { "lease_id": ids, "increment": null },
+            "denied_parameters": { "lease_id": ["", []] },
+            "required_parameters": ["lease_id"],
+        })
+    };
+    assert!(limits("sys/leases/renew", lease(serde_json::json!(["ssh/creds/ops/*"]))));
+    assert!(!limits("sys/leases/renew", lease(serde_json::json!(["ssh/creds/*"]))));
+    assert!(
+        limits("auth/token/renew-self", serde_json::json!({})),
+        "the plan limits nothing there"
+    );
+    let none = self::plan("vault-write:ssh/creds/ops#key").policy("cloakroom-operations").unwrap();
+    assert!(none.contains("\"*\" = []"), "{none}");
 }
 
 #[test]
@@ -178,6 +243,23 @@ fn a_shell_reads_what_the_configuration_says_as_text() {
     assert!(shell.contains(r"> '/etc/cloakroom/it'\''s $(here)')"), "{shell}");
     let newline = plan_with("vault:kv/a#k", ("$(here)", "\\nreboot"));
     assert!(matches!(newline, Err(PlanError::Pattern { what: "file", .. })));
+}
+
+#[test]
+fn a_namespace_is_where_everything_is_made() {
+    let namespace = ("[vault]\n", "[vault]\nnamespace = \"team/a\"\n");
+    let plan = plan_with("vault:kv/a#k", namespace).unwrap_or_else(|error| panic!("{error}"));
+    let shell = plan.shell();
+    let (before, after) = shell.split_once("export VAULT_NAMESPACE='team/a'\n").unwrap();
+    assert!(!before.contains("\nvault ") && after.contains("\nvault "), "{shell}");
+    let terraform = plan.terraform();
+    let resources = terraform.lines().filter(|line| line.starts_with("resource "));
+    let within = terraform.lines().filter(|line| {
+        line.trim()
+            .split_once('=')
+            .is_some_and(|(key, value)| (key.trim(), value.trim()) == ("namespace", "\"team/a\""))
+    });
+    assert_eq!(resources.count(), within.count(), "{terraform}");
 }
 
 #[test]

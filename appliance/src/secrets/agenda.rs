@@ -74,6 +74,17 @@ struct Plan {
     tenure: Option<Tenure>,
     /// When a lease was last asked for.
     lent: Option<Instant>,
+    doubt: Doubt,
+}
+
+/// Whether the group may still have what it was lent, where the source does not say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Doubt {
+    No,
+    /// A read has to tell.
+    Open,
+    /// A read with the token of this generation succeeded, which may have it and may not ask.
+    Settled(u64),
 }
 
 impl Agenda {
@@ -200,17 +211,24 @@ impl Agenda {
             }
             Outcome::Renewed(Err(FetchError::Gone(..))) | Outcome::Checked(Ok(Standing::Ended)) => {
                 plan.replace_now(now);
+                plan.look_later(now, self.refresh);
+                vec![]
+            }
+            Outcome::Checked(Ok(Standing::Doubtful)) => {
+                plan.settle(now);
+                plan.look_later(now, self.refresh);
                 vec![]
             }
             Outcome::Checked(Ok(Standing::Good)) => {
                 plan.outages = 0;
-                let refresh = self.refresh;
-                plan.tenure.iter_mut().for_each(|tenure| tenure.stands(now, refresh));
+                plan.doubt = Doubt::No;
+                plan.look_later(now, self.refresh);
                 vec![]
             }
             Outcome::Read(Err(error @ FetchError::Gone(..)))
             | Outcome::Checked(Err(error @ FetchError::Gone(..))) => {
                 plan.outages = 0;
+                plan.doubt = Doubt::No;
                 plan.due = now + jittered(self.refresh);
                 if let Some(tenure) = plan.tenure.take() {
                     self.returns.add(group, tenure.lease, now, tenure.ends);
@@ -220,7 +238,7 @@ impl Agenda {
             Outcome::Checked(Err(FetchError::Outage(..))) => {
                 plan.outages = plan.outages.saturating_add(1);
                 let wait = back_off(plan.outages).min(self.refresh);
-                plan.tenure.iter_mut().for_each(|tenure| tenure.stands(now, wait));
+                plan.look_later(now, wait);
                 vec![]
             }
             Outcome::Read(Err(error @ FetchError::Outage(..)))
@@ -247,6 +265,9 @@ impl Agenda {
         let recovered = std::mem::take(&mut plan.outages) > 0;
         plan.due = now + jittered(refresh);
         plan.lent = answer.lease.is_some().then_some(question.asked);
+        if let (Doubt::Open, Some(lease)) = (plan.doubt, &answer.lease) {
+            plan.doubt = Doubt::Settled(lease.generation);
+        }
         let mut tenure = answer.lease.map(|lease| Tenure::new(lease, question.asked, refresh));
         // Held, it would be prolonged to its longest life, and what repairs it seen only then.
         let usable = |value: &Result<Picked, _>| value.as_ref().is_ok_and(Picked::is_usable);
@@ -313,6 +334,7 @@ impl Plan {
             asking: false,
             tenure: None,
             lent: None,
+            doubt: Doubt::No,
         }
     }
 
@@ -341,10 +363,11 @@ impl Plan {
             Some(tenure) => tenure.next(),
             None => (self.due, Errand::Read),
         };
-        match (errand, self.lent) {
-            (Errand::Read, Some(lent)) => (at.max(lent + BETWEEN_LEASES), errand),
-            _ => (at, errand),
-        }
+        let (Errand::Read, Some(lent)) = (errand, self.lent) else { return (at, errand) };
+        let at = at.max(lent + BETWEEN_LEASES);
+        // A right that is taken meanwhile is not to wait for that.
+        let look_at = self.tenure.as_ref().map(Tenure::look_at).filter(|look_at| *look_at < at);
+        look_at.map_or((at, errand), |look_at| (look_at, Errand::Check))
     }
 
     fn ask(&mut self, site: &Site, now: Instant) -> Question {
@@ -366,6 +389,23 @@ impl Plan {
     fn replace_now(&mut self, now: Instant) {
         self.due = now;
         self.tenure.iter_mut().for_each(|tenure| tenure.replace_now(now));
+    }
+
+    /// Reads anew at once, however young the lease is; but once for each token where that succeeds,
+    /// or each look would make another lease.
+    fn settle(&mut self, now: Instant) {
+        let generation = self.tenure.as_ref().map(|tenure| tenure.lease.generation);
+        if generation.is_some_and(|it| self.doubt == Doubt::Settled(it)) {
+            return;
+        }
+        self.doubt = Doubt::Open;
+        self.lent = None;
+        self.replace_now(now);
+    }
+
+    /// Its lease was looked at.
+    fn look_later(&mut self, now: Instant, wait: Duration) {
+        self.tenure.iter_mut().for_each(|tenure| tenure.look_later(now, wait));
     }
 
     fn put_off(&mut self, refresh: Duration, now: Instant) {

@@ -30,6 +30,8 @@ struct Lender {
     generation: u64,
     down: bool,
     denied: bool,
+    /// Whether a question about a lease has no answer but that.
+    doubtful: bool,
     /// Whether no field is where it is looked for.
     astray: bool,
     /// Whether what is there is no value that a header can hold.
@@ -52,6 +54,7 @@ impl Lender {
             generation: 1,
             down: false,
             denied: false,
+            doubtful: false,
             astray: false,
             broken: false,
             made: vec![],
@@ -62,6 +65,16 @@ impl Lender {
             agenda: Agenda::new(REFRESH, STALE),
         };
         lender.agenda.want(&[user(), password()], lender.now);
+        lender
+    }
+
+    /// With a long lease that was just made.
+    fn looking_each_second() -> Self {
+        let mut lender = Self::new(3_600, 36_000);
+        lender.agenda = Agenda::new(Duration::from_secs(1), STALE);
+        lender.agenda.want(&[user(), password()], lender.now);
+        lender.pass(0);
+        assert_eq!(lender.in_use(), Some(0));
         lender
     }
 
@@ -110,6 +123,7 @@ impl Lender {
             About::Read => Outcome::Read(self.lend(question.references.len())),
             About::Renew(lease) => Outcome::Renewed(self.renew(lease)),
             About::Check(_) if self.down => Outcome::Checked(Err(DOWN)),
+            About::Check(_) if self.doubtful => Outcome::Checked(Ok(Standing::Doubtful)),
             About::Check(_) if self.denied => Outcome::Checked(Err(DENIED)),
             About::Check(lease) => Outcome::Checked(Ok(match self.stands(number(lease)) {
                 true => Standing::Good,
@@ -285,6 +299,50 @@ fn a_right_that_was_taken_away_drops_the_value_within_refresh_and_ends_the_lease
     lender.denied = false;
     lender.pass(60);
     assert_eq!(lender.in_use(), Some(1));
+}
+
+/// One whose policy was taken away whole cannot ask about it any more.
+#[test]
+fn a_doubt_about_a_right_is_settled_by_one_read_however_young_the_lease_is() {
+    let mut lender = Lender::looking_each_second();
+    lender.doubtful = true;
+    lender.pass(2);
+    assert_eq!((lender.in_use(), lender.made.len()), (Some(1), 2));
+    lender.pass(60);
+    assert_eq!(lender.made.len(), 2, "a group that never might ask is lent one more, and no third");
+    lender.generation += 1;
+    lender.pass(60);
+    assert_eq!(lender.made.len(), 4, "another token, another lease, and the same doubt");
+}
+
+#[test]
+fn a_doubt_drops_what_vault_no_longer_lends_also_where_it_was_settled_before() {
+    let mut lender = Lender::looking_each_second();
+    for round in 1..=3 {
+        (lender.doubtful, lender.denied) = (true, true);
+        lender.pass(2);
+        assert_eq!(lender.text(&user()), Err(SecretCause::VaultDenied), "round {round}");
+        assert!(lender.revoked.contains_key(&(round - 1)));
+        (lender.doubtful, lender.denied) = (false, false);
+        while lender.in_use().is_none() {
+            lender.pass(1);
+        }
+        assert_eq!(lender.made.len(), round + 1);
+    }
+}
+
+#[test]
+fn a_lease_that_waits_to_be_replaced_is_looked_at_meanwhile_and_not_too_often() {
+    let mut lender = Lender::looking_each_second();
+    lender.generation += 1;
+    lender.revoked.insert(0, lender.now);
+    lender.pass(3);
+    assert!((3..=4).contains(&lender.checks), "{} in 3 s", lender.checks);
+    assert_eq!((lender.made.len(), lender.in_use()), (1, Some(0)), "two are 5 s apart");
+    lender.denied = true;
+    lender.pass(1);
+    assert_eq!(lender.text(&user()), Err(SecretCause::VaultDenied));
+    assert_eq!(lender.reads, 1, "it did not take a read to see that");
 }
 
 #[test]

@@ -62,11 +62,26 @@ pub(super) fn read_private(
     path: &Path,
     max_bytes: usize,
 ) -> Result<Zeroizing<Vec<u8>>, PrivateFileError> {
-    let file = open(path)?;
+    let file = open(path, OFlags::NOFOLLOW)?;
     check(&file)?;
+    read_bounded(&file, max_bytes)
+}
+
+/// The same of a file that others may read, and that may be behind links: it is a regular file, and
+/// nothing here waits for a writer.
+pub(super) fn read_regular(
+    path: &Path,
+    max_bytes: usize,
+) -> Result<Zeroizing<Vec<u8>>, PrivateFileError> {
+    let file = open(path, OFlags::empty())?;
+    regular(&file)?;
+    read_bounded(&file, max_bytes)
+}
+
+fn read_bounded(file: &File, max_bytes: usize) -> Result<Zeroizing<Vec<u8>>, PrivateFileError> {
     // One allocation of the full bound: a buffer that grows leaves copies behind.
     let mut content = Zeroizing::new(vec![0; max_bytes + 1]);
-    let length = read_full(&file, &mut content)?;
+    let length = read_full(file, &mut content)?;
     if length > max_bytes {
         return Err(PrivateFileError::TooLarge);
     }
@@ -74,9 +89,9 @@ pub(super) fn read_private(
     Ok(content)
 }
 
-fn open(path: &Path) -> Result<File, PrivateFileError> {
+fn open(path: &Path, more: OFlags) -> Result<File, PrivateFileError> {
     // NONBLOCK: opening a pipe must not wait for its writer.
-    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let flags = more | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
     std::fs::OpenOptions::new()
         .read(true)
         .custom_flags(flags.bits().cast_signed())
@@ -89,11 +104,13 @@ fn open(path: &Path) -> Result<File, PrivateFileError> {
         })
 }
 
-fn check(file: &File) -> Result<(), PrivateFileError> {
+fn regular(file: &File) -> Result<std::fs::Metadata, PrivateFileError> {
     let meta = file.metadata().map_err(|error| PrivateFileError::Unreadable(error.kind()))?;
-    if !meta.is_file() {
-        return Err(PrivateFileError::NotRegular);
-    }
+    if meta.is_file() { Ok(meta) } else { Err(PrivateFileError::NotRegular) }
+}
+
+fn check(file: &File) -> Result<(), PrivateFileError> {
+    let meta = regular(file)?;
     if meta.uid() != 0 && meta.uid() != rustix::process::geteuid().as_raw() {
         return Err(PrivateFileError::WrongOwner);
     }
@@ -217,6 +234,12 @@ pub(super) mod tests {
         assert_eq!(read_private(&link, 8).err(), Some(PrivateFileError::Symlink));
         assert_eq!(read_private(&pipe, 8).err(), Some(PrivateFileError::NotRegular));
         assert_eq!(read_private(&folder.0, 8).err(), Some(PrivateFileError::NotRegular));
+        assert_eq!(read_regular(&link, 8).map(|read| read.to_vec()), Ok(b"x".to_vec()));
+        assert_eq!(read_regular(&link, 0).err(), Some(PrivateFileError::TooLarge));
+        for other in [pipe.as_path(), folder.0.as_path(), Path::new("/dev/zero")] {
+            let refused = read_regular(other, 8).err();
+            assert_eq!(refused, Some(PrivateFileError::NotRegular), "{}", other.display());
+        }
         assert_eq!(
             read_private(&folder.0.join("absent"), 8).err(),
             Some(PrivateFileError::Unreadable(io::ErrorKind::NotFound))

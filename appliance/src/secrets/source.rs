@@ -134,6 +134,8 @@ pub enum Standing {
     Good,
     /// It was ended before its time: there may be another to be had.
     Ended,
+    /// The group may have lost the right to it, and nothing but reading anew tells.
+    Doubtful,
 }
 
 /// Why there is no value. Both carry a cause and a fixed text for the operator, and nothing that

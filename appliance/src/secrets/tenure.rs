@@ -81,8 +81,13 @@ impl Tenure {
         self.ends = asked + life;
     }
 
-    /// It stands, as Vault says.
-    pub(super) fn stands(&mut self, now: Instant, check_every: Duration) {
+    /// When to ask whether it still stands.
+    pub(super) fn look_at(&self) -> Instant {
+        self.check_at
+    }
+
+    /// It was looked at.
+    pub(super) fn look_later(&mut self, now: Instant, check_every: Duration) {
         self.check_at = now + jittered(check_every);
     }
 
@@ -164,7 +169,7 @@ mod tests {
         let (at, errand) = tenure.next();
         assert_eq!(errand, Errand::Check);
         assert!(at <= now + MINUTE);
-        tenure.stands(at, MINUTE);
+        tenure.look_later(at, MINUTE);
         assert!(tenure.next().0 > at);
         tenure.replace_now(at);
         assert_eq!(tenure.next(), (at, Errand::Read));
@@ -180,7 +185,7 @@ mod tests {
             prop_assert_eq!(tenure.ends, now + Duration::from_secs(life));
             prop_assert!(tenure.next().0 <= tenure.ends);
             tenure.put_off(now, Duration::from_secs(wait));
-            tenure.stands(now, MINUTE);
+            tenure.look_later(now, MINUTE);
             tenure.replace_now(now);
             prop_assert_eq!(tenure.ends, now + Duration::from_secs(life));
             tenure.prolong(prolonged(short, true), now);

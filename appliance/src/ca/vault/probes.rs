@@ -1,6 +1,8 @@
 //! Questions that tell what Vault would sign for whoever has the gateway's token. Their keys are
 //! dropped at once, so that a CA which comes back is of no use to anybody.
 
+use std::collections::BTreeMap;
+
 use super::{Key, Limits, SignIntermediate, rules_that_end_tls, seconds};
 use crate::{
     ca::CaError,
@@ -23,14 +25,22 @@ pub(crate) struct Probes {
 /// A rule whose names cannot be put into a name constraint, or no random numbers.
 pub(crate) fn probes(settings: &PkiSettings, policy: &Policy) -> Result<Probes, CaError> {
     let mut good = Vec::new();
-    let mut first = None;
+    let mut all: Vec<Limits> = Vec::new();
     for (rule, names) in rules_that_end_tls(policy)? {
         let limits = Limits::new(&rule, &names, seconds(settings))?;
-        first.get_or_insert_with(|| limits.clone());
+        all.push(limits.clone());
         good.push((rule, question(limits)?));
     }
-    let wider = first.iter().flat_map(wider).map(|(how, limits)| Ok((how, question(limits)?)));
-    Ok(Probes { good, wider: wider.collect::<Result<_, CaError>>()? })
+    let Some(first) = all.first() else { return Ok(Probes { good, wider: Vec::new() }) };
+    let mut wider = Vec::new();
+    for (how, limits) in limits_that_are_wider(first).into_iter().chain(mixture(&all)) {
+        wider.push((how, question(limits)?));
+    }
+    for (how, name, value) in BESIDE {
+        let more = BTreeMap::from([(name, value)]);
+        wider.push((how, SignIntermediate { more, ..question(first.clone())? }));
+    }
+    Ok(Probes { good, wider })
 }
 
 fn question(limits: Limits) -> Result<SignIntermediate, CaError> {
@@ -41,8 +51,8 @@ fn question(limits: Limits) -> Result<SignIntermediate, CaError> {
 type Change = (&'static str, fn(&mut Limits));
 
 /// A policy compares each value by itself, so that one at a time is enough.
-fn wider(limits: &Limits) -> [(&'static str, Limits); 7] {
-    let changes: [Change; 7] = [
+fn limits_that_are_wider(limits: &Limits) -> [(&'static str, Limits); 9] {
+    let changes: [Change; 9] = [
         ("a name outside of the configuration", |it| {
             it.permitted_dns_domains = vec![OUTSIDE.to_owned()];
         }),
@@ -50,9 +60,13 @@ fn wider(limits: &Limits) -> [(&'static str, Limits); 7] {
         ("an empty name, which is every name", |it| {
             it.permitted_dns_domains = vec![String::new()];
         }),
+        ("a common name of its own, which the engine makes a name", |it| {
+            OUTSIDE.clone_into(&mut it.common_name);
+        }),
         ("IP addresses", |it| it.excluded_ip_ranges = ""),
         ("a longer path", |it| it.max_path_length = "1"),
         ("a path of any length", |it| it.max_path_length = ""),
+        ("a longer life", |it| it.ttl = LONGER.to_owned()),
         ("a life without a bound", |it| it.ttl.clear()),
     ];
     changes.map(|(how, change)| {
@@ -61,6 +75,29 @@ fn wider(limits: &Limits) -> [(&'static str, Limits); 7] {
         (how, limits)
     })
 }
+
+/// The names of two rules in one CA, where two rules have different names.
+fn mixture(all: &[Limits]) -> Option<(&'static str, Limits)> {
+    let mut mixed = all.first()?.clone();
+    let other = all.iter().find(|it| it.permitted_dns_domains != mixed.permitted_dns_domains)?;
+    let names = &mut mixed.permitted_dns_domains;
+    names.extend(other.permitted_dns_domains.iter().cloned());
+    names.sort_unstable();
+    names.dedup();
+    // Where one rule has all of them, that is what it may ask for.
+    let is_new = all.iter().all(|it| it.permitted_dns_domains != mixed.permitted_dns_domains);
+    is_new.then_some(("the names of two rules at once", mixed))
+}
+
+/// In which way a question is wider, and what it then says beside its limits.
+const BESIDE: [(&str, &str, &str); 3] = [
+    ("whatever its CSR says", "use_csr_values", "true"),
+    ("alternative names", "alt_names", OUTSIDE),
+    ("an end of its own", "not_after", "2099-01-01T00:00:00Z"),
+];
+
+/// More than the configuration can ask for: a year and an hour.
+const LONGER: &str = "31539600s";
 
 /// RFC 2606 keeps this from ever being a name.
 const OUTSIDE: &str = "cloakroom-doctor.invalid";

@@ -3,16 +3,18 @@
 //! It logs in as the gateway does, takes each group's token as the gateway does, and asks Vault
 //! what those tokens may do: at the paths that are needed, beside them, and where the gateway's
 //! and the groups' rights must end. How policies are written is not looked at, because only their
-//! sum counts; but a token must have the plan's policy alone, for what another one allows elsewhere
-//! cannot be asked, and each role is asked for a policy that it must not hand on. No secret is read.
-//! It errs towards alarm: what Vault does not answer is a finding.
+//! sum counts: Vault lists each token's rules, and each must be one of the plan's. A token must have
+//! the plan's policy alone all the same, for another one may change without a word, and each role is
+//! asked for a policy that it must not hand on. No secret is read. It errs towards alarm: what Vault
+//! does not answer is a finding.
 //!
-//! Patterns are found by asking for paths that nobody has, beside each path at each of its levels.
-//! A right to some other path that no question names stays unseen, and so does a role's glob that no
-//! made-up policy fits.
+//! Patterns are also found by asking for paths that nobody has, beside each path at each of its
+//! levels. A role's glob that no made-up policy fits stays unseen, and so does where a SecretID is
+//! good: only who may read the role learns that.
 
 mod health;
 mod paths;
+mod rules;
 #[cfg(test)]
 mod tests;
 mod tokens;
@@ -25,6 +27,8 @@ use std::{
     hash::{BuildHasher, RandomState},
     sync::Arc,
 };
+
+use ipnet::IpNet;
 
 use self::{
     health::{Check, Verdict},
@@ -50,17 +54,23 @@ struct Doctor<'a> {
     session: Arc<Session>,
     vault: &'a VaultSettings,
     rights: &'a Rights,
+    /// Where tokens may be good.
+    bound: &'a [IpNet],
     /// A segment that is in no path.
     unused: String,
     health: Health,
 }
 
-/// Looks at everything, and gives every token back.
+/// Looks at everything, and gives every token back. Tokens must be good at `bound` alone.
 ///
 /// # Errors
 ///
 /// Nothing could be looked at. What Vault refuses is a finding and no error.
-pub async fn examine(settings: &Settings, policy: &Policy) -> Result<Health, DoctorError> {
+pub async fn examine(
+    settings: &Settings,
+    policy: &Policy,
+    bound: &[IpNet],
+) -> Result<Health, DoctorError> {
     let rights = Rights::new(settings, policy).map_err(DoctorError::Plan)?;
     let Some(vault) = &settings.vault else { return Err(DoctorError::Plan(PlanError::NoVault)) };
     if matches!(vault.login, VaultLogin::AppRole { wrapped: true, .. }) {
@@ -72,7 +82,7 @@ pub async fn examine(settings: &Settings, policy: &Policy) -> Result<Health, Doc
     let session = source.map_err(DoctorError::Source)?.session();
     let unused = format!("cloakroom-doctor-{:016x}", RandomState::new().hash_one(()));
     let health = Health::default();
-    let mut doctor = Doctor { session, vault, rights: &rights, unused, health };
+    let mut doctor = Doctor { session, vault, rights: &rights, bound, unused, health };
     doctor.look(questions).await;
     if !doctor.session.close().await {
         let text = "Vault did not take back all the tokens of this examination; they end by \
@@ -104,8 +114,11 @@ impl Doctor<'_> {
     async fn look_at_gateway(&mut self, gateway: &TokenClient) {
         let whose = "gateway";
         self.look_at_token(whose, gateway, GATEWAY).await;
-        let needed = needs(&self.rights.gateway);
+        let rights = self.rights;
+        let needed = needs(&rights.gateway);
         self.needed(whose, gateway, &needed, &BTreeSet::new()).await;
+        let signing = rights.signing.as_slice();
+        self.look_at_rules(whose, gateway, &rights.gateway, signing).await;
         self.beside(whose, gateway, needed.keys()).await;
         let roles = self.rights.roles.iter();
         let secrets = roles.flat_map(|role| &role.locations).flat_map(around);
@@ -143,6 +156,7 @@ impl Doctor<'_> {
         let has = self.needed(whose, &client, &needed, &written).await;
         let own: BTreeSet<_> = role.locations.iter().map(VaultLocation::api_path).collect();
         let mut reads: BTreeSet<_> = has.into_iter().filter(|path| own.contains(path)).collect();
+        reads.extend(self.look_at_rules(whose, &client, &role.grants, &[]).await);
         reads.extend(self.beside(whose, &client, needed.keys()).await);
         let roles = self.rights.roles.iter();
         let secrets = roles.flat_map(|role| &role.locations).flat_map(around);
@@ -218,13 +232,23 @@ impl Doctor<'_> {
         };
         let shown = |path: &str| path.replace(&self.unused, ANY);
         let open = held.into_iter().filter(|(_, held)| !held.is_empty());
-        let mut open: Vec<_> = open.map(|(path, held)| (shown(&path), held)).collect();
-        // What is open near the root says most.
-        open.sort_by_key(|(path, _)| path.split('/').count());
+        let open = open.map(|(path, held)| (shown(&path), held)).collect();
+        self.open(whose, [good, wide], open)
+    }
+
+    /// Says what is open and should not be. Returns what of it shows something.
+    fn open(
+        &mut self,
+        whose: &str,
+        [good, wide]: [&str; 2],
+        mut open: Vec<(String, BTreeSet<String>)>,
+    ) -> Vec<String> {
         if open.is_empty() {
             self.add(Verdict::Ok, whose, good);
             return Vec::new();
         }
+        // What is open near the root says most.
+        open.sort_by_key(|(path, _)| path.split('/').count());
         let texts = open.iter().map(|(path, held)| {
             let held: Vec<_> = held.iter().map(String::as_str).collect();
             format!("{} {path}", held.join("+"))

@@ -3,6 +3,7 @@
 //! A lease is renewed, looked at and ended by the group's token where the group's policies allow
 //! it (Vault's default policy allows the first two), and else by the gateway's own. Only a clear
 //! word of Vault counts as the end of a lease; a question that neither token may ask tells nothing.
+//! Where the group's token is not told what it may, whether it lost a right is in doubt.
 
 use std::time::Duration;
 
@@ -58,10 +59,11 @@ pub(super) async fn check(
             return Err(FetchError::Gone(SecretCause::VaultDenied, text));
         }
         Ok(_) => {}
-        // A dead token, or one that may not ask: the next one tells.
-        Err(CallError::Status { code: 403, .. }) => {
+        Err(CallError::Status { code: 403, .. }) if client.is_unknown() => {
             session.replace_if_dead(&client).await?;
         }
+        // A policy that was taken away whole, a dead token, or one that never might ask.
+        Err(CallError::Status { code: 403, .. }) => return Ok(Standing::Doubtful),
         Err(CallError::Status { code: 400..=499, .. }) => {}
         Err(error) => return Err(error.outage()),
     }

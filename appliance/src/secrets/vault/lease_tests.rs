@@ -118,7 +118,7 @@ async fn only_a_clear_word_ends_a_lease() {
         ("", || json(500, "{}"), good),
         (LOOKUP_LEASE, || json(400, r#"{"errors":["invalid lease"]}"#), Some(Standing::Ended)),
         (LOOKUP_LEASE, refused, good),
-        (CAPABILITIES, refused, good),
+        (CAPABILITIES, refused, Some(Standing::Doubtful)),
         (CAPABILITIES, || json(200, "{}"), good),
         (CAPABILITIES, || json(200, r#"{"capabilities":"read"}"#), good),
         (LOOKUP_LEASE, || json(500, "{}"), None),
@@ -129,6 +129,24 @@ async fn only_a_clear_word_ends_a_lease() {
         let told = fake.source().check(&agents(), &creds(), &lease()).await;
         assert_eq!(told.ok(), standing, "case {index}");
     }
+}
+
+/// Where a policy was taken away whole, the read that follows is refused.
+#[tokio::test]
+async fn a_token_that_is_not_told_its_rights_leaves_a_doubt_and_costs_no_other_token() {
+    let fake = Fake::start(|request| match request.target.as_str() {
+        LOGIN => grant(TOKEN, 3600),
+        CHILD => child(CHILD_TOKEN, 3600),
+        CAPABILITIES => refused(),
+        other => panic!("unexpected {other}"),
+    })
+    .await;
+    let source = fake.source();
+    for _ in 0..3 {
+        let told = source.check(&agents(), &creds(), &lease()).await;
+        assert_eq!(told, Ok(Standing::Doubtful));
+    }
+    assert_eq!(fake.count(CHILD), 1);
 }
 
 #[tokio::test]

@@ -6,8 +6,6 @@
 //! somebody else may hold what was in it.
 
 use std::{
-    fs::File,
-    io::Read as _,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
 };
@@ -20,7 +18,10 @@ use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
 use super::{
-    super::{FetchError, PrivateFileError, private_file::read_private},
+    super::{
+        FetchError,
+        private_file::{read_private, read_regular},
+    },
     client::{ClientIdentity, Transport},
     error::{CallError, VaultSourceError},
     is_plain_path,
@@ -288,17 +289,10 @@ fn read_line(path: &Path) -> Result<Zeroizing<String>, VaultSourceError> {
 }
 
 /// A file that a platform keeps fresh: Kubernetes links it and lets everybody in the pod read it,
-/// so that only its size is bounded here.
+/// so that only its kind and its size are bounded here.
 fn read_jwt(path: &Path) -> Result<Zeroizing<String>, VaultSourceError> {
-    let unreadable = |error: std::io::Error| {
-        VaultSourceError::LoginFile(path.to_owned(), PrivateFileError::Unreadable(error.kind()))
-    };
-    let mut content = Zeroizing::new(Vec::with_capacity(MAX_JWT_BYTES + 1));
-    let file = File::open(path).map_err(unreadable)?;
-    file.take(MAX_JWT_BYTES as u64 + 1).read_to_end(&mut content).map_err(unreadable)?;
-    if content.len() > MAX_JWT_BYTES {
-        return Err(VaultSourceError::LoginFile(path.to_owned(), PrivateFileError::TooLarge));
-    }
+    let content = read_regular(path, MAX_JWT_BYTES)
+        .map_err(|error| VaultSourceError::LoginFile(path.to_owned(), error))?;
     one_line(&content).ok_or_else(|| VaultSourceError::LoginContent(path.to_owned(), ONE_LINE))
 }
 

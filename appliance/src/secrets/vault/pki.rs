@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use super::{CallError, FetchError, Session, TokenClient, is_plain_path};
 use crate::{
-    ca::{SignIntermediate, Signed, Signer},
+    ca::{SignIntermediate, Signed, Signer, signing_path},
     reason::SecretCause,
 };
 
@@ -86,7 +86,7 @@ impl Endpoint for Question<'_> {
     const RESPONSE_BODY_TYPE: ResponseType = ResponseType::JSON;
 
     fn path(&self) -> String {
-        format!("{}/root/sign-intermediate", self.mount)
+        signing_path(self.mount)
     }
 
     fn method(&self) -> RequestMethod {

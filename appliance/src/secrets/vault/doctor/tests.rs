@@ -1,5 +1,7 @@
 //! What a real Vault does not say on demand, against the fake.
 
+use serde_json::{Value, json};
+
 use super::{super::fake::*, *};
 use crate::config::{self, Config};
 
@@ -11,7 +13,8 @@ async fn found(respond: impl Fn(&Received) -> Reply + Send + Sync + 'static) -> 
     fake.folder.write("cloakroom.toml", text.as_bytes(), 0o600);
     let loaded = config::load(&fake.folder.0.join("cloakroom.toml"));
     let Config { settings, policy } = loaded.unwrap_or_else(|errors| panic!("{errors}"));
-    (examine(&settings, &policy).await.unwrap(), fake)
+    let bound = ["192.0.2.1/32", "2001:db8::/64"].map(|own| own.parse().unwrap());
+    (examine(&settings, &policy, &bound).await.unwrap(), fake)
 }
 
 fn bound(cidrs: &str, ttl: u64) -> Reply {
@@ -22,22 +25,42 @@ fn looked(rest: &str) -> Reply {
     Reply::Json(200, format!(r#"{{"data":{{"id":"{TOKEN}",{rest}}}}}"#))
 }
 
+/// What each path that is needed needs.
+fn rights(token: Option<&str>) -> BTreeMap<&'static str, &'static str> {
+    let own = [
+        ("auth/token/lookup-self", "read"),
+        ("auth/token/renew-self", "update"),
+        ("auth/token/revoke-self", "update"),
+        ("sys/capabilities-self", "update"),
+        ("sys/internal/ui/resultant-acl", "read"),
+    ];
+    let gateways = [
+        ("auth/token/create/cloakroom-agents", "update"),
+        ("auth/token/revoke-accessor", "update"),
+    ];
+    let groups = [("kv/data/team/openai", "read")];
+    let more = if token == Some(CHILD_TOKEN) { &groups[..] } else { &gateways };
+    own.iter().chain(more).copied().collect()
+}
+
 /// Each path that is needed has what it needs, and no other has anything.
 fn capabilities(request: &Received) -> Reply {
     let asked: serde_json::Value = serde_json::from_str(&request.body).unwrap();
-    let of_child = request.token.as_deref() == Some(CHILD_TOKEN);
-    let may = |path: &str| match path {
-        "auth/token/lookup-self" => "read",
-        "kv/data/team/openai" if of_child => "read",
-        "auth/token/create/cloakroom-agents" | "auth/token/revoke-accessor" if !of_child => {
-            "update"
-        }
-        "auth/token/renew-self" | "auth/token/revoke-self" | "sys/capabilities-self" => "update",
-        _ => "deny",
-    };
+    let rights = rights(request.token.as_deref());
+    let may = |path: &str| rights.get(path).copied().unwrap_or("deny");
     let paths = asked["paths"].as_array().unwrap().iter().filter_map(|path| path.as_str());
     let data: BTreeMap<&str, [&str; 1]> = paths.map(|path| (path, [may(path)])).collect();
     Reply::Json(200, serde_json::json!({ "data": data }).to_string())
+}
+
+/// A rule for each right of the token, and these beside them.
+fn rules(token: Option<&str>, exact: Value, globs: Value) -> Reply {
+    let rule = |may: &str| json!({ "capabilities": [may] });
+    let own = rights(token).into_iter().map(|(path, may)| (path.to_owned(), rule(may)));
+    let more = exact.as_object().unwrap().clone();
+    let exact: serde_json::Map<_, _> = own.chain(more).collect();
+    let data = json!({ "root": false, "exact_paths": exact, "glob_paths": globs });
+    Reply::Json(200, json!({ "data": data }).to_string())
 }
 
 fn healthy(request: &Received) -> Reply {
@@ -47,6 +70,7 @@ fn healthy(request: &Received) -> Reply {
         CHILD => child(CHILD_TOKEN, 3600),
         LOOKUP => bound(r#"["192.0.2.1"]"#, 3600),
         CAPABILITIES => capabilities(request),
+        RULES => rules(request.token.as_deref(), json!({}), json!({})),
         REVOKE => Reply::Json(204, String::new()),
         other => panic!("unexpected {other}"),
     }
@@ -99,6 +123,51 @@ async fn a_token_that_is_good_for_ever_or_everywhere_is_too_wide() {
 }
 
 #[tokio::test]
+async fn a_token_that_is_good_at_other_addresses_is_too_wide() {
+    for good in [r#"["192.0.2.1"]"#, r#"["192.0.2.1/32","2001:db8::7"]"#, r#"["2001:db8::/80"]"#] {
+        let (health, _fake) = found(move |request| match request.target.as_str() {
+            LOOKUP => bound(good, 3600),
+            _ => healthy(request),
+        })
+        .await;
+        assert!(health.is_good(), "{good}: {health}");
+    }
+    for (cidrs, wide) in [
+        (r#"["192.0.2.1","192.0.2.2"]"#, "192.0.2.2"),
+        (r#"["192.0.2.0/31"]"#, "192.0.2.0/31"),
+        (r#"["2001:db8::/63"]"#, "2001:db8::/63"),
+        (r#"["::ffff:192.0.2.1"]"#, "::ffff:192.0.2.1"),
+        (r#"["gateway"]"#, "gateway"),
+    ] {
+        let said = finding(LOOKUP, move || bound(cidrs, 3600)).await;
+        let wanted = format!("its token is good at {wide}, and needs 192.0.2.1/32, 2001:db8::/64");
+        assert!(said.contains(&format!("too wide  gateway: {wanted}")), "{said}");
+        assert!(said.contains(&format!("too wide  group agents: {wanted}")), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn a_rule_beside_the_plans_is_too_wide_wherever_it_leads() {
+    let read = || json!({ "capabilities": ["list", "read"] });
+    let denied = || json!({ "capabilities": ["deny"] });
+    let (health, _fake) = found(move |request| match request.target.as_str() {
+        RULES if request.token.as_deref() == Some(CHILD_TOKEN) => rules(
+            request.token.as_deref(),
+            json!({ "finance/data/a": read(), "finance/data/b": denied() }),
+            json!({ "billing/": read(), "other/": denied(), "x/+/y": read(), "cubbyhole/": read() }),
+        ),
+        _ => healthy(request),
+    })
+    .await;
+    let report = health.to_string();
+    let says = "too wide  group agents: its policies have more rules: list+read billing/*, \
+                list+read finance/data/a, list+read x/+/y\n";
+    assert!(report.contains(says), "{report}");
+    assert!(report.contains("\n  billing/*\n  finance/data/a\n  kv/data/team/openai\n  x/+/y\n"));
+    assert_eq!(report.matches("too wide ").count(), 1, "{report}");
+}
+
+#[tokio::test]
 async fn a_token_with_another_policy_is_too_wide_wherever_that_comes_from() {
     let own = r#"["default","cloakroom-gateway","cloakroom-agents"]"#;
     for (policies, identity) in
@@ -137,6 +206,7 @@ async fn what_vault_does_not_answer_is_a_finding() {
         (CHILD, "unknown   group agents: "),
         (LOOKUP, "unknown   gateway: Vault does not say how"),
         (CAPABILITIES, "unknown   group agents: Vault does not say what"),
+        (RULES, "unknown   group agents: Vault does not list"),
     ] {
         let said = finding(target, broken).await;
         assert!(said.contains(says), "{target}: {said}");
@@ -148,11 +218,16 @@ async fn what_vault_does_not_answer_is_a_finding() {
         let said = finding(CAPABILITIES, move || Reply::Json(200, answer.to_owned())).await;
         assert!(said.contains("unknown   gateway: Vault does not say what"), "{said}");
     }
+    for answer in ["{}", r#"{"data":{"root":true}}"#, r#"{"data":{"exact_paths":{}}}"#] {
+        let said = finding(RULES, move || Reply::Json(200, answer.to_owned())).await;
+        assert!(said.contains("unknown   gateway: Vault does not list"), "{answer}: {said}");
+    }
     let said = finding(LOGIN, || Reply::Json(400, "{}".to_owned())).await;
     assert!(said.contains("missing   gateway: Vault refused the login"), "{said}");
 }
 
 const CAPABILITIES: &str = "/v1/sys/capabilities-self";
+const RULES: &str = "/v1/sys/internal/ui/resultant-acl";
 
 const CONFIG: &str = r#"
 [gateway]

@@ -1,6 +1,9 @@
 //! What Vault says of a token by itself: where it is good, for how long, and by which policies; and
 //! what its role would hand on.
 
+use std::net::IpAddr;
+
+use ipnet::IpNet;
 use serde::Deserialize;
 use vaultrs::api::token::requests::LookupTokenSelfRequest;
 
@@ -36,14 +39,7 @@ impl Doctor<'_> {
             let text = "Vault does not say how its token is bound";
             return self.add(Verdict::Unanswered, whose, text);
         };
-        let bound = data.bound_cidrs.unwrap_or_default();
-        if bound.is_empty() || bound.iter().any(|cidr| cidr.ends_with("/0")) {
-            let text = "its token is good from everywhere: set token_bound_cidrs";
-            self.add(Verdict::TooWide, whose, text);
-        } else {
-            let text = format!("its token is bound to {}", bound.join(", "));
-            self.add(Verdict::Ok, whose, &text);
-        }
+        self.look_at_bound(whose, &data.bound_cidrs.unwrap_or_default());
         match data.ttl {
             0 => self.add(Verdict::TooWide, whose, "its token never ends: set token_period"),
             _ => self.add(Verdict::Ok, whose, "its token ends unless it is renewed"),
@@ -64,6 +60,35 @@ impl Doctor<'_> {
         }
     }
 
+    /// Whether a token is good at the gateway's addresses alone.
+    fn look_at_bound(&mut self, whose: &str, bound: &[String]) {
+        let own = self.bound;
+        let is_own = |cidr: &&String| {
+            network(cidr).is_some_and(|cidr| own.iter().any(|own| own.contains(&cidr)))
+        };
+        let list = |of: Vec<String>| of.join(", ");
+        let wide: Vec<_> = bound.iter().filter(|cidr| !is_own(cidr)).cloned().collect();
+        if bound.is_empty() || bound.iter().any(|cidr| cidr.ends_with("/0")) {
+            let text = "its token is good from everywhere: set token_bound_cidrs";
+            self.add(Verdict::TooWide, whose, text);
+        } else if own.is_empty() {
+            let text = "its token is bound, and to whom it should be is not known: name the \
+                        gateway's address towards Vault with --from";
+            self.add(Verdict::Unanswered, whose, text);
+        } else if !wide.is_empty() {
+            let text = format!(
+                "its token is good at {}, and needs {} alone: set token_bound_cidrs, or name the \
+                 gateway's address towards Vault with --from",
+                list(wide),
+                list(own.iter().map(IpNet::to_string).collect())
+            );
+            self.add(Verdict::TooWide, whose, &text);
+        } else {
+            let text = format!("its token is bound to {}", list(bound.to_vec()));
+            self.add(Verdict::Ok, whose, &text);
+        }
+    }
+
     /// Whether the role of a group would hand on a policy that is not its own.
     pub(super) async fn look_at_role(&mut self, whose: &str, group: &GroupName) {
         let (verdict, text) = match self.session.hands_on(group, &self.unused).await {
@@ -75,4 +100,10 @@ impl Doctor<'_> {
         };
         self.add(verdict, whose, text);
     }
+}
+
+/// An address or a prefix, as Vault says it.
+fn network(text: &str) -> Option<IpNet> {
+    let address = text.parse::<IpAddr>().map(IpNet::from);
+    address.or_else(|_| text.parse()).ok()
 }
