@@ -603,6 +603,9 @@ fn assert_same(planned: &Value, live: &Value) {
         "token_type",
         "token_no_default_policy",
         "token_period",
+        "token_num_uses",
+        "token_explicit_max_ttl",
+        "bind_secret_id",
         "secret_id_bound_cidrs",
     ];
     let both = |field: &&&str| planned.get(**field).is_some() && live.get(**field).is_some();

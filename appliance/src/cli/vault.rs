@@ -12,6 +12,7 @@ use std::{
 use clap::{Args, Subcommand, ValueEnum};
 use http::Uri;
 use ipnet::IpNet;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     config::{Config, Errors, VaultLogin, VaultSettings},
@@ -134,8 +135,23 @@ fn doctor(args: DoctorArgs, mut config: Config) -> Result<VaultHealth, VaultComm
     let runtime = runtime.map_err(VaultCommandError::Runtime)?;
     let Config { settings, policy } = &config;
     let bound = bound(args.from, settings.vault.as_ref());
-    let examined = runtime.block_on(examine_vault(settings, policy, &bound));
-    examined.map_err(VaultCommandError::Doctor)
+    runtime.block_on(async {
+        let interrupted = interrupted().map_err(VaultCommandError::Runtime)?;
+        let examined = examine_vault(settings, policy, &bound, interrupted).await;
+        examined.map_err(VaultCommandError::Doctor)
+    })
+}
+
+/// Until somebody ends the command.
+fn interrupted() -> io::Result<impl Future<Output = ()>> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
 }
 
 fn plan(args: PlanArgs, config: &Config) -> Result<String, PlanError> {

@@ -24,7 +24,7 @@ pub(super) fn render(plan: &Plan) -> String {
             format_args!(
                 "\nvault write {path} allowed_policies={policy} orphan=false renewable=true \\\n    \
                  allowed_policies_glob= disallowed_policies= disallowed_policies_glob= \\\n    \
-                 allowed_entity_aliases= token_num_uses=0 \\\n    \
+                 allowed_entity_aliases= token_num_uses=0 token_explicit_max_ttl=0 \\\n    \
                  token_type=service token_no_default_policy=true token_period={PERIOD} \\\n    \
                  token_bound_cidrs={bound}"
             ),
@@ -62,7 +62,7 @@ fn engine(text: &mut String, pki: &PkiSettings) {
 fn login(text: &mut String, login: &VaultLogin, bound: &str) {
     let token = format!(
         "token_policies={GATEWAY} \\\n    token_no_default_policy=true token_period={PERIOD} \
-         token_bound_cidrs={bound}"
+         token_num_uses=0 token_explicit_max_ttl=0 \\\n    token_bound_cidrs={bound}"
     );
     match login {
         VaultLogin::AppRole { mount, role_id, secret_id_file, wrapped } => {
@@ -74,7 +74,7 @@ fn login(text: &mut String, login: &VaultLogin, bound: &str) {
                 text,
                 format_args!(
                     "vault write {path} role_id={role_id} {token} \\\n    token_type=service \
-                     secret_id_bound_cidrs={bound}"
+                     bind_secret_id=true secret_id_bound_cidrs={bound}"
                 ),
             );
             let field = match wrapped {

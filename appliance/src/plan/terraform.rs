@@ -23,6 +23,7 @@ pub(super) fn render(plan: &Plan) -> String {
             ("disallowed_policies_glob", "[]".to_owned()),
             ("allowed_entity_aliases", "[]".to_owned()),
             ("token_num_uses", "0".to_owned()),
+            ("token_explicit_max_ttl", "0".to_owned()),
             ("orphan", "false".to_owned()),
             ("renewable", "true".to_owned()),
             ("token_type", text("service")),
@@ -93,6 +94,8 @@ impl Out<'_> {
             ("token_policies", format!("[vault_policy.{}.name]", label(GATEWAY))),
             ("token_no_default_policy", "true".to_owned()),
             ("token_period", PERIOD_SECONDS.to_string()),
+            ("token_num_uses", "0".to_owned()),
+            ("token_explicit_max_ttl", "0".to_owned()),
             ("token_bound_cidrs", bound.to_owned()),
         ];
         match login {
@@ -103,6 +106,7 @@ impl Out<'_> {
                     ("role_name", text(GATEWAY)),
                     ("role_id", text(role_id)),
                     ("token_type", text("service")),
+                    ("bind_secret_id", "true".to_owned()),
                     ("secret_id_bound_cidrs", bound.to_owned()),
                 ];
                 let fields = [&own[..], &token].concat();

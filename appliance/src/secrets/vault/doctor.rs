@@ -61,15 +61,17 @@ struct Doctor<'a> {
     health: Health,
 }
 
-/// Looks at everything, and gives every token back. Tokens must be good at `bound` alone.
+/// Looks at everything, or until `interrupted`, and gives every token back. Tokens must be good at
+/// `bound` alone.
 ///
 /// # Errors
 ///
-/// Nothing could be looked at. What Vault refuses is a finding and no error.
+/// Nothing could be looked at, or not everything. What Vault refuses is a finding and no error.
 pub async fn examine(
     settings: &Settings,
     policy: &Policy,
     bound: &[IpNet],
+    interrupted: impl Future<Output = ()>,
 ) -> Result<Health, DoctorError> {
     let rights = Rights::new(settings, policy).map_err(DoctorError::Plan)?;
     let Some(vault) = &settings.vault else { return Err(DoctorError::Plan(PlanError::NoVault)) };
@@ -83,13 +85,16 @@ pub async fn examine(
     let unused = format!("cloakroom-doctor-{:016x}", RandomState::new().hash_one(()));
     let health = Health::default();
     let mut doctor = Doctor { session, vault, rights: &rights, bound, unused, health };
-    doctor.look(questions).await;
+    let whole = tokio::select! {
+        () = doctor.look(questions) => true,
+        () = interrupted => false,
+    };
     if !doctor.session.close().await {
         let text = "Vault did not take back all the tokens of this examination; they end by \
                     themselves";
         doctor.add(Verdict::Unanswered, "gateway", text);
     }
-    Ok(doctor.health)
+    if whole { Ok(doctor.health) } else { Err(DoctorError::Interrupted) }
 }
 
 impl Doctor<'_> {

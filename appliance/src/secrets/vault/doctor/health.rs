@@ -42,6 +42,8 @@ pub enum DoctorError {
     Ca(CaError),
     /// The SecretID is wrapped, and opening it would take it from the gateway.
     Wrapped,
+    /// It was to end before it was done.
+    Interrupted,
 }
 
 impl Health {
@@ -96,6 +98,7 @@ impl fmt::Display for DoctorError {
                 "the SecretID is wrapped and opens once, for the gateway; make another one and give \
                  it with --secret-id-file",
             ),
+            Self::Interrupted => f.write_str("interrupted before everything was looked at"),
         }
     }
 }

@@ -1,6 +1,9 @@
 //! What a real Vault does not say on demand, against the fake.
 
+use std::future::pending;
+
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 
 use super::{super::fake::*, *};
 use crate::config::{self, Config};
@@ -8,13 +11,20 @@ use crate::config::{self, Config};
 /// What is found in a fake that answers so.
 async fn found(respond: impl Fn(&Received) -> Reply + Send + Sync + 'static) -> (Health, Fake) {
     let fake = Fake::start(respond).await;
+    (examined(&fake, pending()).await.unwrap(), fake)
+}
+
+async fn examined(
+    fake: &Fake,
+    interrupted: impl Future<Output = ()>,
+) -> Result<Health, DoctorError> {
     let folder = fake.folder.0.display().to_string();
     let text = CONFIG.replace("ADDRESS", &fake.address).replace("FOLDER", &folder);
     fake.folder.write("cloakroom.toml", text.as_bytes(), 0o600);
     let loaded = config::load(&fake.folder.0.join("cloakroom.toml"));
     let Config { settings, policy } = loaded.unwrap_or_else(|errors| panic!("{errors}"));
     let bound = ["192.0.2.1/32", "2001:db8::/64"].map(|own| own.parse().unwrap());
-    (examine(&settings, &policy, &bound).await.unwrap(), fake)
+    examine(&settings, &policy, &bound, interrupted).await
 }
 
 fn bound(cidrs: &str, ttl: u64) -> Reply {
@@ -99,6 +109,23 @@ async fn a_healthy_vault_is_asked_for_no_secret_and_gets_its_tokens_back() {
     let report = health.to_string();
     assert!(report.contains("group agents can read:\n  kv/data/team/openai\n"), "{report}");
     assert_eq!(fake.count(READ), 0);
+    assert_eq!(fake.targets().last().map(String::as_str), Some(REVOKE));
+}
+
+#[tokio::test]
+async fn an_examination_that_is_interrupted_gives_its_tokens_back_too() {
+    let asked = Arc::new(Notify::new());
+    let told = Arc::clone(&asked);
+    let fake = Fake::start(move |request| match request.target.as_str() {
+        CAPABILITIES => {
+            told.notify_one();
+            Reply::Hang
+        }
+        _ => healthy(request),
+    })
+    .await;
+    let ended = examined(&fake, asked.notified()).await;
+    assert!(matches!(ended, Err(DoctorError::Interrupted)));
     assert_eq!(fake.targets().last().map(String::as_str), Some(REVOKE));
 }
 
