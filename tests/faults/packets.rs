@@ -83,6 +83,66 @@ fn other_ports_and_protocols_are_refused_at_once_and_never_leave() {
 }
 
 #[test]
+fn each_datagram_of_fifty_at_once_is_refused_at_once_by_an_error_of_its_own() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let gateway = Gateway::usual(&lab);
+        let families =
+            [("0.0.0.0:0", OPENAI.port(443), [3, 13]), ("[::]:0", OPENAI.port6(443), [1, 1])];
+        for (any, to, prohibited) in families {
+            let inside = lab.capture(AGENT);
+            // On a busy machine a client may be late to notice. Then all is measured again: of the
+            // fifty that count none is late.
+            let mut slowest = vec![refusals(any, to)];
+            while slowest.len() < 3 && slowest.last() > Some(&AT_ONCE) {
+                slowest.push(refusals(any, to));
+            }
+            assert!(slowest.last() <= Some(&AT_ONCE), "{to}: refused after {slowest:?}");
+            let errors = inside.packets().into_iter().filter_map(|frame| icmp_error(&frame));
+            let errors: Vec<_> = errors.collect();
+            assert_eq!(errors, vec![prohibited; FIFTY * slowest.len()], "{to}");
+        }
+        drop(gateway);
+    });
+}
+
+/// Sends fifty datagrams, each from a port of its own, and says after how long the last of them was
+/// known to be refused.
+fn refusals(any: &str, to: SocketAddr) -> Duration {
+    let socket = || {
+        let socket = UdpSocket::bind(any).and_then(|it| it.connect(to).map(|()| it));
+        let socket = socket.expect("a socket");
+        socket.set_read_timeout(Some(Duration::from_secs(2))).expect("a socket");
+        socket
+    };
+    AGENT.enter(|| {
+        let sockets: Vec<_> = (0..FIFTY).map(|_| socket()).collect();
+        let begun = Instant::now();
+        for socket in &sockets {
+            socket.send(b"initial").expect("sent");
+        }
+        for (number, socket) in sockets.iter().enumerate() {
+            let error = socket.recv(&mut [0; 9]).expect_err("refused");
+            let silent = error.kind() == io::ErrorKind::WouldBlock;
+            assert!(!silent, "{to}: silence, not a refusal, for number {number}");
+        }
+        begun.elapsed()
+    })
+}
+
+/// Type and code of a frame that is an ICMP error of either family.
+fn icmp_error(frame: &[u8]) -> Option<[u8; 2]> {
+    let at = match (frame.get(12..14)?, frame.get(23)?, frame.get(20)?) {
+        ([0x08, 0x00], 1, _) => 14 + 20,
+        ([0x86, 0xdd], _, 58) => 14 + 40,
+        _ => return None,
+    };
+    let found = *frame.get(at..)?.first_chunk::<2>()?;
+    // From 128 on, ICMPv6 informs: of neighbours, for example (RFC 4443, section 2.1).
+    (found[0] < 128).then_some(found)
+}
+
+#[test]
 fn a_spoofed_source_is_dropped_without_an_answer() {
     sandboxed(|| {
         let lab = Lab::new();
@@ -167,3 +227,8 @@ fn the_gateways_own_services_are_out_of_agents_reach() {
         origin.log().wait_requests(1);
     });
 }
+
+/// Datagrams that are sent at once.
+const FIFTY: usize = 50;
+/// How soon a client has to know that it is refused, so that nobody waits for it to try TCP.
+const AT_ONCE: Duration = Duration::from_millis(300);
