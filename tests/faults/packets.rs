@@ -4,6 +4,7 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr, UdpSocket},
+    str::FromStr as _,
     thread,
     time::{Duration, Instant},
 };
@@ -11,7 +12,7 @@ use std::{
 use lab::{
     Lab,
     dns::Dns,
-    gateway::{Gateway, forward},
+    gateway::{self, Gateway, forward},
     net::{
         AGENT, AGENT_V4, AGENT_V6, AGENT2, ATTACKER, GATEWAY, GATEWAY_V6, INTERNET, OPENAI, VAULT,
     },
@@ -190,6 +191,62 @@ fn a_spoofed_source_is_dropped_without_an_answer() {
             GATEWAY.shell("nft list chain inet cloakroom prerouting | grep spoofed_source");
         let counted = |line: &str| line.contains("counter") && !line.contains("packets 0 ");
         assert!(dropped.lines().any(counted), "{dropped}");
+    });
+}
+
+/// Its group may use the address, so only the way back tells.
+#[test]
+fn a_source_whose_way_back_leads_through_another_interface_is_dropped() {
+    sandboxed(|| {
+        let config = gateway::usual_config()
+            .replace(
+                "\"192.0.2.0/25\", \"2001:db8:a::/64\"",
+                "\"192.0.2.0/24\", \"2001:db8:a::/47\"",
+            )
+            .replace("\"192.0.2.128/25\", \"2001:db8:b::/64\"", "\"10.9.0.0/24\"");
+        let lab = Lab::new();
+        let origin = Origin::start(&lab);
+        let dns = Dns::start();
+        let mut gateway = Gateway::start(&lab, &config);
+        assert_eq!(ask(&lab, &gateway, CHAT).status, 200);
+        AGENT.connect(OPENAI.port6(443)).map(drop).expect("captured");
+        origin.log().clear();
+        let asked = dns.asked();
+        AGENT.shell(
+            "ip addr add 192.0.2.141/32 dev eth0; ip addr add 2001:db8:b::77/128 dev eth0 nodad",
+        );
+        let outside = lab.capture(INTERNET);
+        for (from, to) in
+            [("192.0.2.141", OPENAI.v4().into()), ("2001:db8:b::77", OPENAI.v6().into())]
+        {
+            let source = IpAddr::from_str(from).expect("an address");
+            AGENT.enter(|| {
+                let socket = UdpSocket::bind((source, 0)).expect("a socket");
+                for port in [53, 9] {
+                    socket.send_to(b"STRAY-PACKET", SocketAddr::new(to, port)).expect("sent");
+                }
+            });
+            let family = if source.is_ipv4() { "-4" } else { "-6" };
+            let curl = AGENT
+                .command("curl")
+                .args(["-sk", family, "-m", "1", "--interface", from])
+                .arg("https://api.openai.example/v1/models")
+                .output()
+                .expect("curl is installed");
+            assert_eq!(curl.status.code(), Some(28), "{from}: not silence: {curl:?}");
+        }
+        assert!(!outside.holds("STRAY-PACKET"), "it went through");
+        assert_no_agent_outside(&outside);
+        origin.log().assert_untouched();
+        assert_eq!(dns.asked(), asked);
+        let rules =
+            GATEWAY.shell("nft list chain inet cloakroom prerouting | grep 'fib saddr . iif'");
+        assert!(rules.contains("spoofed_source") && !rules.contains("packets 0 "), "{rules}");
+        gateway.terminate(Duration::from_secs(10));
+        let records = gateway.audit.records();
+        // Two datagrams and a SYN or more of each family.
+        let dropped = records.iter().filter(|it| it["reason"] == "spoofed_source");
+        assert!(dropped.filter_map(|it| it["count"].as_u64()).sum::<u64>() >= 6, "{records:#?}");
     });
 }
 
