@@ -55,7 +55,7 @@ fn an_alias_leads_to_its_own_addresses_and_to_no_question_for_another_name() {
         world.dns.script(PYPI.name, Answer::Alias(vec![chosen], Vec::new()));
         for kind in [RecordType::A, RecordType::AAAA] {
             let answer = ask(anywhere(), PYPI.name, kind);
-            assert_eq!(addresses(&answer), [IpAddr::from([0; 4]); 0], "{kind}");
+            assert!(addresses(&answer).is_empty(), "{kind}: {answer}");
         }
         world.h1_from(AGENT, PYPI.port(443), PYPI.name).map(drop).expect_err("no address");
         assert!(world.dns.was_asked(PYPI.name));

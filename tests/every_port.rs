@@ -114,7 +114,7 @@ fn no_port_of_vault_is_reached() {
         // A listed name is its owner's to point anywhere, also at Vault.
         world.dns.set(PYPI.name, &[VAULT.into()]);
         let told = ask(anywhere(), PYPI.name, RecordType::A);
-        assert_eq!(told_addresses(&told), [IpAddr::from([0; 4]); 0], "Vault's address is told");
+        assert!(told_addresses(&told).is_empty(), "Vault's address is told: {told}");
         let at_vault = SocketAddr::from((VAULT, 443));
         world.h1_from(AGENT, at_vault, PYPI.name).map(drop).expect_err("Vault is no upstream");
         assert_eq!(to(&outside, &addresses), 0, "frames to Vault that are not the gateway's own");

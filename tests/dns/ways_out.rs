@@ -47,7 +47,7 @@ fn a_thousand_names_of_the_attackers_leave_no_packet_on_the_wan() {
             let kind = kinds[number % kinds.len()];
             let server = servers[number % servers.len()];
             // By tens: every type is asked for over both.
-            let over_tcp = number / kinds.len() % 20 == 0;
+            let over_tcp = (number / kinds.len()).is_multiple_of(20);
             let asked = if over_tcp { ask_tcp } else { ask_udp };
             let answer = asked(AGENT, server, &query(&name, kind))
                 .unwrap_or_else(|error| panic!("{server} {name} {kind}: {error}"));
