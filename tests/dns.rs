@@ -19,7 +19,7 @@ use lab::{
     client::{agent, succeed},
     dns::Answer,
     gateway,
-    net::{AGENT, AGENT2, ATTACKER, CDN, GATEWAY, GATEWAY_V4, INTERNET, OPENAI, OTHER, PYPI},
+    net::{AGENT, AGENT2, ATTACKER, CDN, GATEWAY, GATEWAY_V4, Host, INTERNET, OPENAI, OTHER, PYPI},
     sandboxed, wait,
 };
 use socket2::{Domain, Socket, Type};
@@ -36,6 +36,33 @@ const CLIENTS_WAIT: Duration = Duration::from_secs(5);
 /// The usual policy, with so many queries a second for each agent.
 fn config(rate: u32) -> String {
     format!("{}\n[limits]\ndns_rate = {rate}\n", gateway::usual_config())
+}
+
+#[test]
+fn an_alias_leads_to_its_own_addresses_and_to_no_question_for_another_name() {
+    sandboxed(|| {
+        let world = World::with(&config(10_000));
+        let aliases = vec!["one.edge.example", "two.edge.example"];
+        let addresses_of = |host: Host| vec![IpAddr::from(host.v4()), host.v6().into()];
+        world.dns.script(OPENAI.name, Answer::Alias(aliases, addresses_of(OPENAI)));
+        let answer = ask(anywhere(), OPENAI.name, RecordType::A);
+        assert_eq!(addresses(&answer), [IpAddr::from(OPENAI.v4())]);
+        assert_eq!(world.ask(&get(&[TICKET])).status, 200);
+
+        // Whoever has the zone of a listed name chose the other, and would hear of each question.
+        let chosen = "c2VjcmV0.attacker.example";
+        world.dns.set(chosen, &addresses_of(PYPI));
+        world.dns.script(PYPI.name, Answer::Alias(vec![chosen], Vec::new()));
+        for kind in [RecordType::A, RecordType::AAAA] {
+            let answer = ask(anywhere(), PYPI.name, kind);
+            assert!(addresses(&answer).is_empty(), "{kind}: {answer}");
+        }
+        world.h1_from(AGENT, PYPI.port(443), PYPI.name).map(drop).expect_err("no address");
+        assert!(world.dns.was_asked(PYPI.name));
+        let listed = [OPENAI.name, PYPI.name];
+        let asked = world.dns.asked();
+        assert!(asked.iter().all(|it| listed.contains(&it.name.as_str())), "{asked:?}");
+    });
 }
 
 #[test]

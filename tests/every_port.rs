@@ -8,9 +8,10 @@ use std::{
     time::Duration,
 };
 
+use hickory_proto::rr::RecordType;
 use lab::{
     gateway,
-    net::{AGENT, Capture, GATEWAY, GATEWAY_V4, INTERNET, Ns, VAULT},
+    net::{AGENT, Capture, GATEWAY, GATEWAY_V4, INTERNET, Ns, PYPI, VAULT},
     sandbox::sandboxed_for,
     wait,
 };
@@ -22,6 +23,7 @@ use rustix::{
 use serde_json::Value;
 
 use crate::{
+    dns::client::{addresses as told_addresses, anywhere, ask},
     stray_packets::{descriptors, mac},
     world::{TICKET, World, get},
 };
@@ -68,7 +70,10 @@ fn no_port_of_any_address_of_the_gateway_answers() {
 #[test]
 fn no_port_of_vault_is_reached() {
     sandboxed_for(LIMIT, || {
-        let mut world = World::usual();
+        let config = gateway::usual_config() + VAULT_PART;
+        let mut world = World::prepared(&config, |lab, _| {
+            lab.write("secret-id", "lab-secret-id-that-nobody-asks-for");
+        });
         INTERNET.shell(&format!("ip addr add {VAULT_V6}/64 dev wan0 nodad"));
         assert_eq!(world.ask(&get(&[TICKET])).status, 200);
         let addresses = [SocketAddr::from((VAULT, 0)), SocketAddr::new(parsed(VAULT_V6), 0)];
@@ -106,7 +111,13 @@ fn no_port_of_vault_is_reached() {
                 assert!(decided.into_iter().all(|it| it["decision"] == "refuse"));
             }
         }
-        assert_eq!(to(&outside, &addresses), 0, "frames to Vault");
+        // A listed name is its owner's to point anywhere, also at Vault.
+        world.dns.set(PYPI.name, &[VAULT.into()]);
+        let told = ask(anywhere(), PYPI.name, RecordType::A);
+        assert!(told_addresses(&told).is_empty(), "Vault's address is told: {told}");
+        let at_vault = SocketAddr::from((VAULT, 443));
+        world.h1_from(AGENT, at_vault, PYPI.name).map(drop).expect_err("Vault is no upstream");
+        assert_eq!(to(&outside, &addresses), 0, "frames to Vault that are not the gateway's own");
         wait::expect("descriptors do not grow", || descriptors(&world) <= before + 2);
         assert_eq!(world.ask(&get(&[TICKET])).status, 200);
 
@@ -236,11 +247,17 @@ fn is_link_local(address: &SocketAddr) -> bool {
     matches!(address.ip(), IpAddr::V6(v6) if v6.is_unicast_link_local())
 }
 
-/// How many packets went to one of these.
+/// How many TCP packets went to one of these, but for those to Vault's API, which the gateway itself
+/// talks to: that an agent's connection there is refused is told by its end.
 fn to(outside: &Capture, addresses: &[SocketAddr]) -> usize {
+    let api = 8200_u16.to_be_bytes();
     let to = |frame: &Vec<u8>| match [frame[12], frame[13]] {
-        [0x08, 0x00] => addresses.iter().any(|it| it.ip() == octets::<4>(frame, 30)),
-        [0x86, 0xdd] => addresses.iter().any(|it| it.ip() == octets::<16>(frame, 38)),
+        [0x08, 0x00] => {
+            addresses.iter().any(|it| it.ip() == octets::<4>(frame, 30)) && frame[36..38] != api
+        }
+        [0x86, 0xdd] => {
+            addresses.iter().any(|it| it.ip() == octets::<16>(frame, 38)) && frame[56..58] != api
+        }
         _ => false,
     };
     outside.packets().iter().filter(|frame| to(frame)).count()
@@ -260,6 +277,16 @@ fn parsed(address: &str) -> IpAddr {
 /// The gateway's addresses, but for those of its links.
 const OWN: [&str; 6] =
     ["192.0.2.1", "192.0.2.129", "203.0.113.2", "2001:db8:a::1", "2001:db8:b::1", "2001:db8:f::2"];
+/// The Vault that the gateway is to use, which never answers. The secrets are in a file.
+const VAULT_PART: &str = r#"
+[vault]
+address = "https://203.0.113.200:8200"
+ca_file = "{dir}/public-ca.pem"
+
+[vault.approle]
+role_id = "gateway"
+secret_id_file = "{dir}/secret-id"
+"#;
 /// Vault's address in IPv6, for these tests alone.
 const VAULT_V6: &str = "2001:db8:f::200";
 /// What listens on all of the gateway's addresses.

@@ -1,11 +1,11 @@
 //! What the packet rules lean on does not drift: it is repaired, or the gateway closes and says why.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use lab::{
     gateway::{self, Gateway},
     net::{AGENT, AGENT2, GATEWAY, INTERNET, OPENAI, OTHER},
-    sandboxed, wait,
+    sandboxed, tools, wait,
 };
 
 use crate::{
@@ -36,6 +36,50 @@ fn settings_and_rules_that_somebody_changed_are_repaired() {
         let said = world.gateway.stderr();
         assert!(said.contains("net.ipv4.ip_forward was 1; set to 0"), "{said}");
         assert!(said.contains("installing the packet rules again"), "{said}");
+    });
+}
+
+#[test]
+fn each_setting_that_is_held_is_set_back() {
+    sandboxed(|| {
+        let world = World::with(&often_asserted());
+        // The kernel sets others by these, so they come first and alone.
+        let (switches, others) = held().into_iter().partition::<Vec<_>, _>(|it| it.is_switch());
+        for settings in [switches, others] {
+            settings.iter().for_each(|it| it.set(it.wrong));
+            for it in &settings {
+                wait::expect(&format!("{} is set back", it.name), || it.is() == it.right);
+                let said = format!("{} was {}; set to {}", it.name, it.wrong, it.right);
+                wait::expect(&said, || world.gateway.stderr().contains(&said));
+            }
+        }
+        assert_eq!(world.ask(&get(&[TICKET])).status, 200);
+    });
+}
+
+#[test]
+fn a_setting_that_cannot_be_set_is_no_start() {
+    sandboxed(|| {
+        let mut world = World::usual();
+        world.gateway.kill();
+        let config = world.lab.dir.join("cloakroom.toml");
+        // As it has to be, so that of each start one setting is wrong.
+        let all = held();
+        all.iter().for_each(|it| it.set(it.right));
+        let only_a_warning = |it: &&Setting| !it.name.contains("ratemask");
+        for setting in all.iter().filter(only_a_warning).filter(|it| !it.is_switch()).step_by(4) {
+            setting.set(setting.wrong);
+            let ended = GATEWAY
+                .command("sh")
+                .args(["-c", READ_ONLY, tools::cloakroom().to_str().expect("a path")])
+                .arg(&config)
+                .output()
+                .expect("sh starts");
+            let said = String::from_utf8_lossy(&ended.stderr);
+            assert_eq!(ended.status.code(), Some(1), "{}: {said}", setting.name);
+            assert!(said.contains(&format!("{} is {}", setting.name, setting.wrong)), "{said}");
+            setting.set(setting.right);
+        }
     });
 }
 
@@ -161,3 +205,91 @@ fn said(world: &World, words: &str, times: usize) {
 fn often_asserted() -> String {
     gateway::usual_config().replace("ipv6 = true", "ipv6 = true\nassert_every = \"1s\"")
 }
+
+/// A kernel setting that the daemon holds.
+struct Setting {
+    /// As sysctl(8) writes it.
+    name: String,
+    right: &'static str,
+    wrong: &'static str,
+}
+
+impl Setting {
+    fn set(&self, value: &str) {
+        GATEWAY.shell(&format!("sysctl -qw '{}={value}'", self.name));
+    }
+
+    fn is(&self) -> String {
+        GATEWAY.shell(&format!("sysctl -n '{}'", self.name)).trim().to_owned()
+    }
+
+    /// Whether the kernel changes other settings along with it.
+    fn is_switch(&self) -> bool {
+        self.name.ends_with(".ip_forward") || self.name.ends_with("all.forwarding")
+    }
+}
+
+/// All of them that this kernel has.
+fn held() -> Vec<Setting> {
+    let of_interfaces = ["agents0", "agents1"].into_iter().flat_map(|interface| {
+        let v4 =
+            INTERFACE_4.iter().map(move |it| (format!("net.ipv4.conf.{interface}.{}", it.0), it));
+        let v6 =
+            INTERFACE_6.iter().map(move |it| (format!("net.ipv6.conf.{interface}.{}", it.0), it));
+        v4.chain(v6)
+    });
+    let of_machine = MACHINE.iter().map(|it| (it.0.to_owned(), it));
+    let all = of_machine.chain(of_interfaces);
+    let all = all.map(|(name, &(_, right, wrong))| Setting { name, right, wrong });
+    // From Linux 6.17 on.
+    let young = |it: &Setting| it.name.ends_with("force_forwarding");
+    let is_there = |it: &Setting| {
+        GATEWAY.enter(|| Path::new("/proc/sys").join(it.name.replace('.', "/")).exists())
+    };
+    all.filter(|it| !young(it) || is_there(it)).collect()
+}
+
+/// Runs the program where it cannot change a setting. One that starts in spite of that is ended.
+const READ_ONLY: &str = "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && \
+    exec timeout 20 \"$0\" run \"$1\"";
+
+/// Name, the value that it has to have, and another.
+const MACHINE: &[(&str, &str, &str)] = &[
+    ("net.ipv4.ip_forward", "0", "1"),
+    ("net.ipv6.conf.all.forwarding", "0", "1"),
+    ("net.ipv4.conf.all.accept_redirects", "0", "1"),
+    ("net.ipv4.conf.all.send_redirects", "0", "1"),
+    ("net.ipv4.conf.all.route_localnet", "0", "1"),
+    ("net.ipv4.conf.all.src_valid_mark", "0", "1"),
+    ("net.ipv4.conf.all.proxy_arp", "0", "1"),
+    ("net.ipv4.conf.all.proxy_arp_pvlan", "0", "1"),
+    ("net.ipv6.conf.all.proxy_ndp", "0", "1"),
+    ("net.ipv4.tcp_fwmark_accept", "0", "1"),
+    ("net.ipv4.fwmark_reflect", "0", "1"),
+    ("net.ipv6.fwmark_reflect", "0", "1"),
+    ("net.ipv4.icmp_ratemask", "6160", "6168"),
+    ("net.ipv6.icmp.ratemask", "0,3-127", "0-1,3-127"),
+];
+
+const INTERFACE_4: &[(&str, &str, &str)] = &[
+    ("forwarding", "0", "1"),
+    ("accept_redirects", "0", "1"),
+    ("send_redirects", "0", "1"),
+    ("accept_source_route", "0", "1"),
+    ("route_localnet", "0", "1"),
+    ("src_valid_mark", "0", "1"),
+    ("proxy_arp", "0", "1"),
+    ("proxy_arp_pvlan", "0", "1"),
+    ("arp_ignore", "1", "0"),
+    ("arp_announce", "2", "0"),
+    ("rp_filter", "1", "0"),
+];
+
+const INTERFACE_6: &[(&str, &str, &str)] = &[
+    ("accept_ra", "0", "1"),
+    ("accept_redirects", "0", "1"),
+    ("accept_source_route", "-1", "0"),
+    ("suppress_frag_ndisc", "1", "0"),
+    ("proxy_ndp", "0", "1"),
+    ("force_forwarding", "0", "1"),
+];

@@ -16,6 +16,7 @@ use lab::{
     net::{
         AGENT, AGENT2, CDN, GATEWAY_V4, GATEWAY_V6, GIT, HOSTS, Host, INTERNET, Ns, OTHER, PYPI,
     },
+    postgres::Postgres,
     sandboxed,
     ssh::Ssh,
     wait,
@@ -172,6 +173,32 @@ fn git_clones_over_ssh_and_ipv6() {
 #[test]
 fn git_clones_over_ipv6_what_it_asked_for_over_ipv4() {
     sandboxed(|| clone(GATEWAY_V4.into(), GIT.v6().into()));
+}
+
+#[test]
+fn postgresql_answers_at_the_address_of_its_name_and_at_no_address_that_was_never_answered() {
+    sandboxed(|| {
+        let name = "db.example";
+        let rule = format!(
+            "\n[[tcp]]\nname = \"postgresql\"\ngroups = [\"research\"]\n\
+             hosts = [\"{name}\"]\nports = [5432]\n"
+        );
+        let config = config().replace("ports = [443, 80, 22]", "ports = [443, 80, 22, 5432]");
+        let world = World::with(&(config + &rule));
+        let at: SocketAddr = Postgres::ADDRESS.parse().expect("an address");
+        world.dns.set(name, &[at.ip()]);
+        let postgres = Postgres::start(&world.lab);
+        let asks = |to| postgres.asked_by(AGENT, to, "lab", Postgres::ROOT);
+        assert!(!asks(at.ip()), "an address that was never answered");
+        refusal(&world, at, "dialled_elsewhere");
+        assert_eq!(addresses(&ask(anywhere(), name, RecordType::A)), [at.ip()]);
+        assert!(asks(at.ip()), "a query through the gateway");
+        let record = world.gateway.audit.wait_for(|it| it["rule"] == "postgresql");
+        assert_eq!((&record["decision"], &record["host"]), (&"tcp".into(), &name.into()));
+        // The same port, of somebody else.
+        assert!(!asks(OTHER.v4().into()), "an address that was never answered");
+        refusal(&world, OTHER.port(5432), "dialled_elsewhere");
+    });
 }
 
 #[test]

@@ -60,7 +60,8 @@ fn what_is_refused_before_it_is_a_connection_is_in_the_audit() {
         assert_eq!(tcp["first_destination"], "198.51.100.10");
         let quic = one(&[first.clone(), ("protocol", "udp".into()), ("port", 443.into())]);
         assert_eq!((&quic["reason"], &quic["count"]), (&"protocol_denied".into(), &5.into()));
-        one(&[("agent", "2001:db8:a::10".into()), ("port", 22.into())]);
+        let prefix = one(&[("agent", "2001:db8:a::/64".into()), ("port", 22.into())]);
+        assert_eq!(prefix["first_source"], "2001:db8:a::10");
         let other = one(&[("agent", "192.0.2.140".into()), ("port", 25.into())]);
         assert_eq!(other["group"], "operations");
         one(&[first, ("reason", "self_destination".into()), ("port", 22.into())]);
@@ -150,6 +151,41 @@ fn one_agents_flood_hides_no_other_agents_packets() {
         let flooder = of("192.0.2.10");
         assert!((100..2_000).contains(&flooder), "the flooder has a bound: {flooder}");
         assert!(counter("protocol_denied") > 3_000, "no flood");
+    });
+}
+
+#[test]
+fn one_agents_many_addresses_hide_no_other_groups_packets() {
+    sandboxed(|| {
+        let second = "[[group]]\nname = \"second\"\ninterface = \"agents0\"\n\
+                      prefixes = [\"10.7.0.0/24\"]\n\n[[api]]\nname = \"openai\"";
+        let config = gateway::usual_config().replace("[[api]]\nname = \"openai\"", second);
+        let mut world = World::with(&config);
+        GATEWAY.shell("ip addr add 10.7.0.1/24 dev agents0");
+        AGENT.shell("ip addr add 10.7.0.9/24 dev eth0");
+        let many = (1..=100).map(|last| format!("2001:db8:a::1:{last:x}")).collect::<Vec<_>>();
+        let add = |address: &String| format!("ip addr add {address}/64 dev eth0 nodad\n");
+        AGENT.shell(&many.iter().map(add).collect::<String>());
+        AGENT.enter(|| {
+            for address in &many {
+                let socket = UdpSocket::bind((address.as_str(), 0)).expect("a socket");
+                let _ = socket.send_to(b"initial", OPENAI.port6(443));
+            }
+            let socket = UdpSocket::bind("10.7.0.9:0").expect("a socket");
+            for _ in 0..5 {
+                let _ = socket.send_to(b"initial", OPENAI.port(443));
+            }
+        });
+        wait::expect("all are refused", || counter("protocol_denied") >= 105);
+        std::thread::sleep(Duration::from_millis(500));
+        world.gateway.terminate(Duration::from_secs(10));
+        let sums = sums(&world.gateway);
+        let of = |agent: &str, group: &str| -> u64 {
+            let its = sums.iter().filter(|it| it["agent"] == agent && it["group"] == group);
+            its.filter(|it| it["port"] == 443).filter_map(|it| it["count"].as_u64()).sum()
+        };
+        assert_eq!(of("10.7.0.9", "second"), 5, "{sums:#?}");
+        assert_eq!(of("2001:db8:a::/64", "research"), 100, "{sums:#?}");
     });
 }
 
@@ -268,20 +304,23 @@ fn watch_shows_refused_packets_as_they_are_recorded() {
         wait::expect("watch is at the file's end", || position(watch.id(), &file) > Some(0));
         AGENT2.connect(OTHER.port(25)).expect_err("closed");
         AGENT.connect(OPENAI.port(22)).expect_err("closed");
-        std::thread::sleep(Duration::from_millis(500));
-        world.gateway.terminate(Duration::from_secs(10));
         let output = std::io::BufReader::new(watch.stdout.take().expect("piped"));
         let (tell, told) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             std::io::BufRead::lines(output).map_while(|line| tell.send(line).ok()).count()
         });
-        let line = told.recv_timeout(wait::SOON).expect("a line in time").expect("a line");
+        // By itself, at the end of the interval: the daemon goes on.
+        let line = told.recv_timeout(INTERVAL + wait::SOON).expect("in time").expect("a line");
         let words = ["research", "192.0.2.10", "refuse", "port_denied", "tcp port 22"];
         assert!(words.iter().all(|word| line.contains(word)), "{line}");
+        assert!(world.gateway.is_alive());
         watch.kill().expect("it runs");
         let _ = watch.wait();
     });
 }
+
+/// How often the daemon writes its sums.
+const INTERVAL: Duration = Duration::from_secs(10);
 
 /// Where a process stands in a file that it has open.
 fn position(pid: u32, file: &Path) -> Option<u64> {

@@ -42,7 +42,7 @@ batteries! {
 }
 
 fn battery(name: &str, at_least: usize) {
-    let world = World::usual();
+    let world = forwarding(&gateway::usual_config());
     let watched = Watched::begin(&world);
     let sent = send(&world, name);
     assert!(sent >= at_least, "{name}: {sent} frames were sent");
@@ -54,7 +54,7 @@ fn battery(name: &str, at_least: usize) {
 #[test]
 fn odd_tcp_flags_to_every_port_get_nothing_out() {
     sandboxed_for(LIMIT, || {
-        let world = World::usual();
+        let world = forwarding(&gateway::usual_config());
         let watched = Watched::begin(&world);
         let arrived = count_tcp(GATEWAY, "agents0");
         let sent = send(&world, "every_port");
@@ -150,6 +150,17 @@ fn without_the_rules_odd_tcp_flags_to_every_port_get_out() {
     });
 }
 
+/// A gateway whose kernel forwards all the while: behind a switch that is off the rules would show
+/// nothing.
+fn forwarding(config: &str) -> World {
+    let mut world = World::with(config);
+    world.gateway.kill();
+    let config = world.lab.dir.join("cloakroom.toml");
+    world.gateway = Gateway::run_forwarding(&world.lab, &config)
+        .unwrap_or_else(|failed| panic!("{}", failed.stderr));
+    world
+}
+
 /// A gateway without its rules whose kernel forwards. The daemon has ended: after a minute it would
 /// turn that off.
 fn without_rules() -> World {
@@ -163,8 +174,8 @@ fn without_rules() -> World {
 #[test]
 fn without_ipv6_in_the_policy_no_packet_of_it_gets_in_or_out_and_none_is_answered() {
     sandboxed_for(LIMIT, || {
-        let mut world =
-            World::with(&gateway::usual_config().replace("ipv6 = true", "ipv6 = false"));
+        let config = gateway::usual_config().replace("ipv6 = true", "ipv6 = false");
+        let mut world = forwarding(&config);
         let watched = Watched::begin(&world);
         let inside = world.lab.capture(AGENT);
         // The gateway is not to answer who it is either; an agent that knows asks nobody.
@@ -248,6 +259,7 @@ impl Watched {
         }
         assert!(world.dns.asked().iter().all(|name| !format!("{name:?}").contains("STRAY")));
         assert_eq!(world.ask(&get(&[TICKET])).status, 200, "{name}: it goes on");
+        assert!(gateway::forwards(), "{name}: a switch that is off hides holes in the rules");
         wait::expect("no descriptor is left behind", || descriptors(world) <= self.descriptors + 2);
     }
 }

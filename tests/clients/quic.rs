@@ -47,11 +47,19 @@ fn falls_back(family: Family) {
     let file = scene.world.lab.write("quic.py", QUIC_SCRIPT);
     let address = family.address(OPENAI).to_string();
     let python = python().display().to_string();
-    let times = succeed(scene.agent(&python).arg(file).arg(address));
-    let times: Vec<f64> =
-        times.split_whitespace().map(|time| time.parse().expect("seconds")).collect();
-    // Every one was refused. On a busy machine a client may be late to notice one or two.
-    assert!(times.len() == 5 && times[2] < 0.3, "told after {times:?} s");
+    let measure = || {
+        let times = succeed(scene.agent(&python).arg(&file).arg(&address));
+        let times = times.split_whitespace().map(|time| time.parse::<f64>().expect("seconds"));
+        times.collect::<Vec<_>>()
+    };
+    // On a busy machine a client may be late to notice. Then all is measured again: in the run
+    // that counts none is late.
+    let mut runs: Vec<Vec<f64>> = Vec::new();
+    let none_is_late = |times: &Vec<f64>| times.len() == 5 && times.iter().all(|time| *time < 0.3);
+    while runs.len() < 3 && !runs.last().is_some_and(none_is_late) {
+        runs.push(measure());
+    }
+    assert!(runs.last().is_some_and(none_is_late), "told after {runs:?} s");
     let script = "exec curl -sS --fail -H \"Authorization: Bearer $OPENAI_API_KEY\" \
                   https://api.openai.example/v1/models";
     succeed(scene.agent("sh").args(["-c", script]));

@@ -2,8 +2,8 @@
 //! resolve.
 
 use std::{
-    io::Write as _,
-    net::TcpStream,
+    io::{Read as _, Write as _},
+    net::{TcpStream, UdpSocket},
     sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     thread,
     time::{Duration, Instant},
@@ -90,5 +90,36 @@ fn over_tls_they_do_not_either() {
             dns.start_tls(&lab.public.issue(dns_over_tls::NAME));
         });
         assert_the_other_group_resolves(&world, 400);
+    });
+}
+
+/// An agent has 64 lookups and 16 connections at once; what is beyond is dropped, and counted.
+#[test]
+fn queries_and_connections_beyond_an_agents_share_are_in_the_sum() {
+    sandboxed(|| {
+        let mut world = World::with(&super::config(10_000));
+        world.dns.silence(SILENT);
+        let socket = AGENT.enter(|| UdpSocket::bind("0.0.0.0:0")).expect("a socket");
+        for number in 0..64 + 9 {
+            let name = format!("n{number}.{SILENT}");
+            let query = query(&name, RecordType::A).to_vec().expect("a query");
+            AGENT.enter(|| socket.send_to(&query, anywhere())).expect("sent");
+        }
+        let held: Vec<_> = (0..16 + 4).map(|_| AGENT.connect(anywhere())).collect();
+        let closed = |stream: &std::io::Result<TcpStream>| match stream {
+            Ok(stream) => {
+                stream.set_read_timeout(Some(Duration::from_millis(20))).expect("a socket");
+                let read = (&*stream).read(&mut [0]);
+                !read.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+            }
+            Err(_) => true,
+        };
+        wait::expect("four are closed", || held.iter().filter(|it| closed(it)).count() == 4);
+        world.gateway.terminate(Duration::from_secs(10));
+        let records = world.gateway.audit.records();
+        let sums = records.iter().filter(|it| it["record"] == "dns_summary");
+        let ours = sums.filter(|it| it["agent"] == "192.0.2.10");
+        let limited: u64 = ours.filter_map(|it| it["limited"].as_u64()).sum();
+        assert_eq!(limited, 9 + 4, "{records:#?}");
     });
 }

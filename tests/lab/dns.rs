@@ -9,7 +9,7 @@ use std::{
 
 use hickory_proto::{
     op::{Message, MessageType, ResponseCode},
-    rr::{RData, Record, RecordType},
+    rr::{Name, RData, Record, RecordType, rdata::CNAME},
 };
 use rustls::sign::SingleCertAndKey;
 use tokio::{
@@ -49,6 +49,8 @@ pub enum Answer {
     Alternating(Vec<Vec<IpAddr>>),
     /// These addresses, of which a datagram says only that there are too many for it.
     Truncated(Vec<IpAddr>),
+    /// An alias of each of these names in turn, the last of which has the addresses.
+    Alias(Vec<&'static str>, Vec<IpAddr>),
     /// SERVFAIL.
     Fails,
     /// Nothing is sent back.
@@ -206,15 +208,29 @@ impl Dns {
             return message.to_vec().ok();
         }
         let ttl = self.state().ttl;
+        let mut owner = question.name.clone();
+        for alias in self.aliases(&name) {
+            let target = Name::from_ascii(format!("{alias}.")).ok()?;
+            let data = RData::CNAME(CNAME(target.clone()));
+            message.add_answer(Record::from_rdata(owner, ttl, data));
+            owner = target;
+        }
         for address in answer.unwrap_or_default() {
             let data = match (address, kind) {
                 (IpAddr::V4(v4), RecordType::A) => RData::A(v4.into()),
                 (IpAddr::V6(v6), RecordType::AAAA) => RData::AAAA(v6.into()),
                 _ => continue,
             };
-            message.add_answer(Record::from_rdata(question.name.clone(), ttl, data));
+            message.add_answer(Record::from_rdata(owner.clone(), ttl, data));
         }
         message.to_vec().ok()
+    }
+
+    fn aliases(&self, name: &str) -> Vec<&'static str> {
+        match self.state().names.get(name) {
+            Some(Answer::Alias(aliases, _)) => aliases.clone(),
+            _ => Vec::new(),
+        }
     }
 
     /// `None`: say nothing.
@@ -228,9 +244,11 @@ impl Dns {
         }
         match state.names.get(name) {
             None => Some(Err(ResponseCode::NXDomain)),
-            Some(Answer::Addresses(addresses) | Answer::Truncated(addresses)) => {
-                Some(Ok(addresses.clone()))
-            }
+            Some(
+                Answer::Addresses(addresses)
+                | Answer::Truncated(addresses)
+                | Answer::Alias(_, addresses),
+            ) => Some(Ok(addresses.clone())),
             Some(Answer::Alternating(sets)) => {
                 Some(Ok(sets.get(now % sets.len().max(1)).cloned().unwrap_or_default()))
             }

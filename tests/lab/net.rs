@@ -381,7 +381,7 @@ const EVERYWHERE: [(&str, &str); 3] = [
 ];
 
 /// What the router image sets, plus forwarding, which it does not: a hole must show.
-const ON_THE_GATEWAY: [(&str, &str); 19] = [
+const ON_THE_GATEWAY: [(&str, &str); 20] = [
     ("ipv4/ip_forward", "1"),
     ("ipv6/conf/all/forwarding", "1"),
     ("ipv4/conf/all/rp_filter", "1"),
@@ -397,6 +397,7 @@ const ON_THE_GATEWAY: [(&str, &str); 19] = [
     ("ipv4/conf/all/arp_ignore", "1"),
     ("ipv4/conf/all/arp_announce", "2"),
     ("ipv4/icmp_ratemask", "6160"),
+    ("ipv6/icmp/ratemask", "0,3-127"),
     ("ipv6/conf/all/accept_redirects", "0"),
     ("ipv6/conf/default/accept_redirects", "0"),
     ("ipv6/conf/all/accept_source_route", "0"),

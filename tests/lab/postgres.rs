@@ -6,13 +6,14 @@
 
 use std::{
     fs,
+    net::IpAddr,
     path::PathBuf,
     process::{Child, Command, Stdio},
 };
 
 use crate::{
     client,
-    net::{INTERNET, Lab},
+    net::{INTERNET, Lab, Ns},
     vault::Vault,
     wait,
 };
@@ -95,9 +96,18 @@ impl Postgres {
     /// # Panics
     /// When Python does not start.
     pub fn admits(&self, user: &str, password: &str) -> bool {
-        let output = INTERNET
+        self.asked_by(INTERNET, IpAddr::from([203, 0, 113, 200]), user, password)
+    }
+
+    /// Whether whoever is at `address`, at PostgreSQL's port, lets this user in from `ns` and
+    /// answers a query.
+    ///
+    /// # Panics
+    /// When Python does not start.
+    pub fn asked_by(&self, ns: Ns, address: IpAddr, user: &str, password: &str) -> bool {
+        let output = ns
             .command(client::python())
-            .args(["-c", ASK, user, password])
+            .args(["-c", ASK, user, password, &address.to_string()])
             .output()
             .expect("python starts");
         output.status.success()
@@ -134,7 +144,7 @@ fn program(name: &str) -> PathBuf {
 
 const ASK: &str = r#"
 import sys, pg8000.native
-user, password = sys.argv[1:]
-pg = pg8000.native.Connection(user, password=password, host="203.0.113.200", database="postgres")
+user, password, host = sys.argv[1:]
+pg = pg8000.native.Connection(user, password=password, host=host, database="postgres", timeout=10)
 assert pg.run("SELECT 1") == [[1]]
 "#;

@@ -49,7 +49,8 @@ pub struct DnsSummary<'a> {
     pub answered: u64,
     /// Queries that were refused.
     pub refused: u64,
-    /// Queries that came too fast, and were dropped.
+    /// Queries that came too fast or were too many at once, and were dropped; and connections that
+    /// were too many, and were closed.
     pub limited: u64,
     /// `dns_rate` where some did.
     pub reason: Option<Reason>,

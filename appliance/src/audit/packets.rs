@@ -2,13 +2,13 @@
 //! interval.
 //!
 //! Every packet is in exactly one sum, so counts add up, but the table is bounded: when an agent
-//! has filled its rows, what else it sends is summed by reason alone; when an interface has
-//! filled its agents, so are the further ones. A source that is refused as spoofed is nobody's,
-//! so it makes no row of its own. Where the audit takes no record, sums wait for the next interval.
+//! has filled its rows, what else it sends is summed by reason alone; when a group has filled its
+//! agents, so are the further ones of that group. No agent takes another's row, and no group
+//! another's agents. A source that is refused as spoofed, or is of no group, is nobody's and makes no
+//! row of its own. Where the audit takes no record, sums wait for the next interval.
 
 use std::{
     collections::HashMap,
-    net::IpAddr,
     time::{Duration, Instant},
 };
 
@@ -16,8 +16,9 @@ use serde::Serialize;
 
 use super::{kind::Kind, record::now, writer::Sink};
 use crate::{
+    accept::AgentKey,
     packets::{Headers, RefusedPacket},
-    policy::{InterfaceName, Policy},
+    policy::{GroupName, InterfaceName, Policy},
     reason::Reason,
 };
 
@@ -25,6 +26,8 @@ use crate::{
 #[derive(Debug)]
 pub struct RefusedPackets {
     since: Instant,
+    /// Whether IPv6 is captured. Where it is not, it is refused before its sources are checked.
+    ipv6: bool,
     interfaces: HashMap<Option<InterfaceName>, Interface>,
     unseen: HashMap<Unseen, u64>,
 }
@@ -40,10 +43,19 @@ enum Unseen {
 
 #[derive(Debug, Default)]
 struct Interface {
-    agents: HashMap<IpAddr, HashMap<Row, Sum>>,
-    /// Of spoofed sources, and of agents beyond the bound.
-    anybody: HashMap<Row, Sum>,
+    groups: HashMap<GroupName, OfGroup>,
+    /// Of sources that are nobody's.
+    anybody: Rows,
 }
+
+#[derive(Debug, Default)]
+struct OfGroup {
+    agents: HashMap<AgentKey, Rows>,
+    /// Of agents beyond the bound.
+    others: Rows,
+}
+
+type Rows = HashMap<Row, Sum>;
 
 /// What packets have to share to be summed up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -61,23 +73,15 @@ struct Sum {
 
 impl RefusedPackets {
     /// Nothing yet.
-    pub fn new(now: Instant) -> Self {
-        Self { since: now, interfaces: HashMap::new(), unseen: HashMap::new() }
+    pub fn new(now: Instant, ipv6: bool) -> Self {
+        Self { since: now, ipv6, interfaces: HashMap::new(), unseen: HashMap::new() }
     }
 
-    /// Counts one packet.
-    pub fn count(&mut self, packet: RefusedPacket) {
+    /// Counts one packet, which is of the agent that `policy` says.
+    pub fn count(&mut self, packet: RefusedPacket, policy: &Policy) {
+        let agent = self.agent(&packet, policy);
         let RefusedPacket { interface, reason, headers } = packet;
-        let interface = self.interfaces.entry(interface).or_default();
-        let known = |source: &IpAddr| interface.agents.contains_key(source);
-        let agent = headers
-            .map(|headers| headers.source)
-            .filter(|_| reason != Reason::SpoofedSource)
-            .filter(|source| known(source) || interface.agents.len() < MAX_AGENTS);
-        let (rows, most) = match agent {
-            Some(agent) => (interface.agents.entry(agent).or_default(), MAX_ROWS),
-            None => (&mut interface.anybody, MAX_ROWS_OF_ANYBODY),
-        };
+        let (rows, most) = self.interfaces.entry(interface).or_default().rows(agent);
         let mut row = Row { reason, kind: headers.map(|headers| (headers.protocol, headers.port)) };
         if rows.len() >= most && !rows.contains_key(&row) {
             row.kind = None;
@@ -96,19 +100,14 @@ impl RefusedPackets {
     }
 
     /// Writes a record of every sum and forgets it; keeps what the audit does not take.
-    pub fn write(&mut self, audit: &Sink, policy: &Policy, at: Instant) {
+    pub fn write(&mut self, audit: &Sink, at: Instant) {
         let seconds = at.saturating_duration_since(self.since);
         let mut taken = true;
-        for (name, interface) in &mut self.interfaces {
-            let place = Place { seconds, name: name.as_ref(), policy };
-            for (agent, rows) in &mut interface.agents {
-                taken &= drain(rows, audit, |row, sum| place.line(Some(*agent), row, sum));
-            }
-            interface.agents.retain(|_, rows| !rows.is_empty());
-            taken &= drain(&mut interface.anybody, audit, |row, sum| place.line(None, row, sum));
-        }
-        self.interfaces
-            .retain(|_, interface| !interface.agents.is_empty() || !interface.anybody.is_empty());
+        self.interfaces.retain(|name, interface| {
+            let done = interface.write(audit, seconds, name.as_ref());
+            taken &= done;
+            !done
+        });
         taken &=
             drain(&mut self.unseen, audit, |why, count| UnseenLine::new(seconds, *why, *count));
         if taken {
@@ -116,10 +115,47 @@ impl RefusedPackets {
         }
     }
 
+    /// Whose a packet was, where its source was checked before it was refused.
+    fn agent(&self, packet: &RefusedPacket, policy: &Policy) -> Option<AgentKey> {
+        let source = packet.headers?.source;
+        let checked = packet.reason != Reason::SpoofedSource && (self.ipv6 || source.is_ipv4());
+        let interface = packet.interface.as_ref().filter(|_| checked)?;
+        Some(AgentKey::of(policy.identify(interface, source)?, source))
+    }
+
     fn add_unseen(&mut self, why: Unseen, count: u64) {
         if count > 0 {
             *self.unseen.entry(why).or_default() += count;
         }
+    }
+}
+
+impl Interface {
+    /// Where an agent's packets are counted, and how many rows there may be.
+    fn rows(&mut self, agent: Option<AgentKey>) -> (&mut Rows, usize) {
+        let Some(agent) = agent else { return (&mut self.anybody, MAX_ROWS_OF_MANY) };
+        let group = self.groups.entry(agent.group().clone()).or_default();
+        if group.agents.contains_key(&agent) || group.agents.len() < MAX_AGENTS {
+            (group.agents.entry(agent).or_default(), MAX_ROWS)
+        } else {
+            (&mut group.others, MAX_ROWS_OF_MANY)
+        }
+    }
+
+    /// Says whether everything was taken.
+    fn write(&mut self, audit: &Sink, seconds: Duration, name: Option<&InterfaceName>) -> bool {
+        let nobody = Whose { seconds, name, group: None, agent: None };
+        self.groups.retain(|group, of_group| {
+            let group = Whose { group: Some(group), ..nobody };
+            of_group.agents.retain(|agent, rows| {
+                let agent = Whose { agent: Some(agent), ..group };
+                !drain(rows, audit, |row, sum| agent.line(row, sum))
+            });
+            let others = drain(&mut of_group.others, audit, |row, sum| group.line(row, sum));
+            !others || !of_group.agents.is_empty()
+        });
+        let anybody = drain(&mut self.anybody, audit, |row, sum| nobody.line(row, sum));
+        anybody && self.groups.is_empty()
     }
 }
 
@@ -139,31 +175,33 @@ fn drain<K, V, L: Serialize>(
     sums.is_empty()
 }
 
-/// What all lines of one interface share.
-struct Place<'a> {
+/// What the lines of one table of rows share.
+#[derive(Clone, Copy)]
+struct Whose<'a> {
     seconds: Duration,
     name: Option<&'a InterfaceName>,
-    policy: &'a Policy,
+    group: Option<&'a GroupName>,
+    agent: Option<&'a AgentKey>,
 }
 
-impl Place<'_> {
-    fn line(&self, agent: Option<IpAddr>, row: &Row, sum: &Sum) -> PacketsLine {
-        let group =
-            agent.zip(self.name).and_then(|(agent, name)| self.policy.identify(name, agent));
-        let spoofed = sum.first.filter(|_| agent.is_none());
+impl Whose<'_> {
+    fn line(&self, row: &Row, sum: &Sum) -> PacketsLine {
+        // Where the agent is one address, that is the source.
+        let source = sum.first.map(|headers| headers.source);
+        let source = source.filter(|source| self.agent.map(AgentKey::prefix) != Some(*source));
         PacketsLine {
             time: now(),
             record: Kind::Packets,
             seconds: self.seconds.as_secs(),
             interface: self.name.map(ToString::to_string),
-            group: group.map(|group| group.name.to_string()),
-            agent: agent.map(|agent| agent.to_string()),
+            group: self.group.map(ToString::to_string),
+            agent: self.agent.map(AgentKey::text),
             decision: "refuse",
             reason: row.reason.word(),
             protocol: row.kind.map(|(protocol, _)| protocol_name(protocol)),
             port: row.kind.and_then(|(_, port)| port),
             count: sum.count,
-            first_source: spoofed.map(|headers| headers.source.to_string()),
+            first_source: source.map(|source| source.to_string()),
             first_destination: sum.first.map(|headers| headers.destination.to_string()),
         }
     }
@@ -242,23 +280,59 @@ impl UnseenLine {
     }
 }
 
-/// Agents of one interface that are told apart in one interval.
+/// Agents of one group that are told apart in one interval.
 const MAX_AGENTS: usize = 64;
 /// Protocols, ports and reasons of one agent that are told apart in one interval.
 const MAX_ROWS: usize = 16;
-/// The same for all those of an interface that are nobody, or too many.
-const MAX_ROWS_OF_ANYBODY: usize = 64;
+/// The same for all those of a group that are too many, and for all of an interface that are nobody.
+const MAX_ROWS_OF_MANY: usize = 64;
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::{net::IpAddr, sync::Arc};
 
     use serde_json::Value;
 
     use super::*;
-    use crate::{config::AuditTarget, policy::Limits};
+    use crate::{
+        config::AuditTarget,
+        policy::{BoundAgent, Group, Limits, Mac},
+    };
 
-    fn packet(source: [u8; 4], reason: Reason, protocol: u8, port: u16) -> RefusedPacket {
+    /// Three groups of one interface, the last of which binds an agent.
+    fn policy() -> Policy {
+        let group = |name: &str, prefixes: [&str; 2]| Group {
+            name: GroupName(Arc::from(name)),
+            interface: InterfaceName(Arc::from("agents0")),
+            prefixes: prefixes.map(|prefix| prefix.parse().unwrap()).into(),
+            vault_role: "cloakroom".into(),
+            agents: Vec::new(),
+        };
+        let mut bound = group("bound", ["198.18.0.0/24", "2001:db8:c::/64"]);
+        let mac = Mac::parse("02:00:00:00:00:01").unwrap();
+        let addresses = ["2001:db8:c::1", "2001:db8:c::2"].map(|text| text.parse().unwrap());
+        bound.agents.push(BoundAgent { mac, addresses: addresses.into() });
+        let red = group("red", ["192.0.2.0/24", "2001:db8:a::/48"]);
+        let blue = group("blue", ["198.51.100.0/24", "2001:db8:b::/64"]);
+        Policy {
+            groups: [red, blue, bound].map(Arc::new).into(),
+            apis: Vec::new(),
+            passes: Vec::new(),
+            tcp: Vec::new(),
+            ports: Vec::new(),
+            limits: Limits::default(),
+        }
+    }
+
+    fn table() -> RefusedPackets {
+        RefusedPackets::new(Instant::now(), true)
+    }
+
+    fn tcp(source: impl Into<IpAddr>) -> RefusedPacket {
+        packet(source, Reason::PortDenied, 6, 22)
+    }
+
+    fn packet(source: impl Into<IpAddr>, reason: Reason, protocol: u8, port: u16) -> RefusedPacket {
         let headers = Headers {
             source: source.into(),
             destination: [198, 51, 100, 10].into(),
@@ -273,15 +347,7 @@ mod tests {
         let file = format!("cloakroom-refused-{name}-{}", std::process::id());
         let path = std::env::temp_dir().join(file);
         let (sink, writer) = Sink::open(&AuditTarget::File(path.clone())).unwrap();
-        let policy = Policy {
-            groups: Vec::new(),
-            apis: Vec::new(),
-            passes: Vec::new(),
-            tcp: Vec::new(),
-            ports: Vec::new(),
-            limits: Limits::default(),
-        };
-        table.write(&sink, &policy, Instant::now());
+        table.write(&sink, Instant::now());
         assert!(table.interfaces.is_empty() && table.unseen.is_empty());
         drop(sink);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -293,11 +359,11 @@ mod tests {
 
     #[test]
     fn packets_of_one_agent_protocol_port_and_reason_are_one_record() {
-        let mut table = RefusedPackets::new(Instant::now());
+        let mut table = table();
         for _ in 0..7 {
-            table.count(packet([192, 0, 2, 10], Reason::ProtocolDenied, 17, 443));
+            table.count(packet([192, 0, 2, 10], Reason::ProtocolDenied, 17, 443), &policy());
         }
-        table.count(packet([192, 0, 2, 10], Reason::PortDenied, 6, 22));
+        table.count(packet([192, 0, 2, 10], Reason::PortDenied, 6, 22), &policy());
         let lines = written(table, "one");
         assert_eq!(lines.len(), 2);
         let quic = lines.iter().find(|line| line["protocol"] == "udp").unwrap();
@@ -311,23 +377,85 @@ mod tests {
 
     #[test]
     fn counts_add_up_however_many_ports_and_agents_there_are() {
-        let mut table = RefusedPackets::new(Instant::now());
+        let mut table = table();
         for agent in 0..=255 {
             for port in 0..200 {
-                table.count(packet([192, 0, 2, agent], Reason::PortDenied, 6, port));
+                table.count(packet([192, 0, 2, agent], Reason::PortDenied, 6, port), &policy());
             }
         }
         let lines = written(table, "many");
-        assert!(lines.len() <= MAX_AGENTS * (MAX_ROWS + 1) + MAX_ROWS_OF_ANYBODY + 1);
+        assert!(lines.len() <= MAX_AGENTS * (MAX_ROWS + 1) + MAX_ROWS_OF_MANY + 1);
         let sum: u64 = lines.iter().filter_map(|line| line["count"].as_u64()).sum();
         assert_eq!(sum, 256 * 200);
     }
 
+    /// The sum of the counts of those lines that `wanted` recognises.
+    fn count(lines: &[Value], wanted: impl Fn(&&Value) -> bool) -> u64 {
+        lines.iter().filter(wanted).filter_map(|line| line["count"].as_u64()).sum()
+    }
+
+    #[test]
+    fn the_addresses_of_one_64_are_one_agent_and_the_first_of_them_is_told() {
+        let mut table = table();
+        for last in 1..=1_000u16 {
+            table.count(tcp([0x2001, 0xdb8, 0xa, 0, 0, 0, 0, last]), &policy());
+        }
+        table.count(tcp([192, 0, 2, 10]), &policy());
+        let lines = written(table, "prefix");
+        assert_eq!(lines.len(), 2, "{lines:#?}");
+        let one = lines.iter().find(|line| line["agent"] == "2001:db8:a::/64").unwrap();
+        assert_eq!((&one["count"], &one["first_source"]), (&1_000.into(), &"2001:db8:a::1".into()));
+        let other = lines.iter().find(|line| line["agent"] == "192.0.2.10").unwrap();
+        assert_eq!((&other["count"], &other["first_source"]), (&1.into(), &Value::Null));
+    }
+
+    #[test]
+    fn bound_addresses_of_one_64_are_apart() {
+        let mut table = table();
+        for last in [1, 2, 2] {
+            table.count(tcp([0x2001, 0xdb8, 0xc, 0, 0, 0, 0, last]), &policy());
+        }
+        let lines = written(table, "bound");
+        assert_eq!(count(&lines, |line| line["agent"] == "2001:db8:c::1"), 1);
+        assert_eq!(count(&lines, |line| line["agent"] == "2001:db8:c::2"), 2);
+    }
+
+    #[test]
+    fn however_many_agents_a_group_has_another_groups_have_records_of_their_own() {
+        let mut table = table();
+        for net in 0..1_000u16 {
+            table.count(tcp([0x2001, 0xdb8, 0xa, net, 0, 0, 0, 1]), &policy());
+        }
+        for last in 0..=255 {
+            table.count(tcp([203, 0, 113, last]), &policy());
+        }
+        for _ in 0..5 {
+            table.count(tcp([198, 51, 100, 9]), &policy());
+        }
+        let lines = written(table, "groups");
+        assert_eq!(count(&lines, |line| line["agent"] == "198.51.100.9"), 5);
+        assert_eq!(count(&lines, |line| line["group"] == "red"), 1_000);
+        let others = |line: &&Value| line["group"] == "red" && line["agent"].is_null();
+        assert_eq!(count(&lines, others), 1_000 - MAX_AGENTS as u64);
+        assert_eq!(count(&lines, |line| line["group"].is_null()), 256, "of no group");
+    }
+
+    #[test]
+    fn where_ipv6_is_off_its_sources_are_nobodys() {
+        let mut table = RefusedPackets::new(Instant::now(), false);
+        for last in 1..=1_000u16 {
+            table.count(tcp([0x2001, 0xdb8, 0xb, 0, 0, 0, 0, last]), &policy());
+        }
+        let lines = written(table, "off");
+        assert_eq!(lines.len(), 1, "{lines:#?}");
+        assert_eq!((&lines[0]["count"], &lines[0]["group"]), (&1_000.into(), &Value::Null));
+    }
+
     #[test]
     fn spoofed_sources_make_no_rows_of_their_own() {
-        let mut table = RefusedPackets::new(Instant::now());
+        let mut table = table();
         for last in 0..=255 {
-            table.count(packet([10, 0, 0, last], Reason::SpoofedSource, 17, 9));
+            table.count(packet([10, 0, 0, last], Reason::SpoofedSource, 17, 9), &policy());
         }
         let lines = written(table, "spoofed");
         assert_eq!(lines.len(), 1);
@@ -337,7 +465,7 @@ mod tests {
 
     #[test]
     fn what_was_not_seen_is_reported_by_number() {
-        let mut table = RefusedPackets::new(Instant::now());
+        let mut table = table();
         table.lost(0);
         table.lost(3);
         table.too_many(Reason::PortDenied, 40);
@@ -358,20 +486,12 @@ mod tests {
         while let Ok(slot) = sink.reserve() {
             slots.push(slot);
         }
-        let mut table = RefusedPackets::new(Instant::now());
-        table.count(packet([192, 0, 2, 10], Reason::PortDenied, 6, 22));
-        let policy = Policy {
-            groups: Vec::new(),
-            apis: Vec::new(),
-            passes: Vec::new(),
-            tcp: Vec::new(),
-            ports: Vec::new(),
-            limits: Limits::default(),
-        };
-        table.write(&sink, &policy, Instant::now());
+        let mut table = table();
+        table.count(packet([192, 0, 2, 10], Reason::PortDenied, 6, 22), &policy());
+        table.write(&sink, Instant::now());
         assert_eq!(table.interfaces.len(), 1);
         slots.clear();
-        table.write(&sink, &policy, Instant::now());
+        table.write(&sink, Instant::now());
         assert!(table.interfaces.is_empty());
     }
 }

@@ -68,7 +68,8 @@ impl Draft {
         self.apis.iter().flat_map(|api| &api.bindings)
     }
 
-    /// No packet may belong to two groups.
+    /// No packet may belong to two groups, and the way back to an address leads through one
+    /// interface: on any other its packets are dropped as spoofed.
     fn check_agents(&self, report: &Report<'_>) {
         let on = |group: &'_ GroupRule| group.interface.as_ref().map(|name| name.get_ref().clone());
         let prefixes = self.groups.iter().flat_map(|group| {
@@ -76,16 +77,20 @@ impl Draft {
         });
         let mut seen: Vec<(InterfaceName, &Spanned<IpNet>)> = Vec::new();
         for (interface, prefix) in prefixes {
-            let first = seen.iter().find(|(other, first)| {
-                *other == interface && overlap(first.get_ref(), prefix.get_ref())
-            });
-            if let Some((_, first)) = first {
-                let (own, other) = (prefix.get_ref(), first.get_ref());
-                let text = format!(
-                    "prefixes: \"{own}\" overlaps \"{other}\" of line {} on that interface; \
-                     an agent belongs to one group",
-                    report.line(&first.span())
-                );
+            let first = seen.iter().find(|(_, first)| overlap(first.get_ref(), prefix.get_ref()));
+            if let Some((other, first)) = first {
+                let line = report.line(&first.span());
+                let (own, theirs) = (prefix.get_ref(), first.get_ref());
+                let why = if *other == interface {
+                    "on that interface; an agent belongs to one group".to_owned()
+                } else {
+                    format!(
+                        "on interface \"{other}\"; the way back to an address leads through one \
+                         interface, so give each its own addresses"
+                    )
+                };
+                let text =
+                    format!("prefixes: \"{own}\" overlaps \"{theirs}\" of line {line} {why}");
                 report.add(&prefix.span(), text);
             }
             seen.push((interface, prefix));

@@ -38,11 +38,12 @@ impl Watcher {
         audit: Sink,
         rulebook: watch::Receiver<Arc<Rulebook>>,
         places: Arc<Places>,
+        ipv6: bool,
     ) -> io::Result<Self> {
         let ending = Arc::new(AtomicBool::new(false));
         // What was counted before this start is nobody's to record any more.
         let untold = packets::untold().unwrap_or_default();
-        let round = Round { log, audit, rulebook, places, untold };
+        let round = Round { log, audit, rulebook, places, ipv6, untold };
         let told_to_end = Arc::clone(&ending);
         let thread =
             thread::Builder::new().name("refused".into()).spawn(move || round.run(&told_to_end))?;
@@ -63,26 +64,27 @@ struct Round {
     audit: Sink,
     rulebook: watch::Receiver<Arc<Rulebook>>,
     places: Arc<Places>,
+    ipv6: bool,
     /// The kernel's counters at their last reading.
     untold: HashMap<Reason, u64>,
 }
 
 impl Round {
     fn run(mut self, ending: &AtomicBool) {
-        let mut sums = RefusedPackets::new(Instant::now());
+        let mut sums = RefusedPackets::new(Instant::now(), self.ipv6);
         let mut due = Instant::now() + INTERVAL;
         let mut told = Instant::now();
         loop {
             let ends = ending.load(Relaxed);
             let until = due.min(Instant::now() + STEP);
-            match self.log.read(until, |packet| sums.count(packet)) {
+            let rulebook = Arc::clone(&self.rulebook.borrow());
+            match self.log.read(until, |packet| sums.count(packet, &rulebook.policy)) {
                 Ok(lost) => sums.lost(lost),
                 Err(error) => self.pause(&error),
             }
             if ends || Instant::now() >= due {
                 self.count_untold(&mut sums);
-                let rulebook = Arc::clone(&self.rulebook.borrow());
-                sums.write(&self.audit, &rulebook.policy, Instant::now());
+                sums.write(&self.audit, Instant::now());
                 self.tell_over_rate(told);
                 told = Instant::now();
                 due = told + INTERVAL;

@@ -79,7 +79,7 @@ impl Daemon {
         let claim = Arc::new(packets::claim(&kept, &capture)?);
         let log = PacketLog::open(capture.nflog_group)?;
         let (in_force, places) = (gateway.rulebook.clone(), Arc::clone(&gateway.places));
-        let watcher = Watcher::start(log, audit.clone(), in_force, places)
+        let watcher = Watcher::start(log, audit.clone(), in_force, places, capture.ipv6)
             .map_err(|error| other("cannot start a thread", &error))?;
         let Captured { workers, dns } =
             capture_packets(&capture, &settings, &gateway, (supervisor, kept))?;

@@ -11,6 +11,7 @@ mod answered;
 mod answers;
 mod control_plane;
 mod resolver;
+mod upstream;
 
 pub use address::{is_own, is_special_purpose, unwrapped};
 pub use answered::{Answered, GRACE, NAMELESS_GRACE};

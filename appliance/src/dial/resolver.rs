@@ -1,7 +1,7 @@
 //! The gateway's own resolution of names: it asks the configured resolvers and nobody else.
 //!
 //! Hosts files and search domains are never read. Only names that policy lists get here, from
-//! the agents' resolver and from flows alike; where a rule begins with `*.`, agents choose what
+//! the agents' resolver and from flows alike, and no answer leads to a question for another; where a rule begins with `*.`, agents choose what
 //! stands in the star's place, and that leaves in a query. One cache serves both, and however many
 //! ask for a name at once, one query is under way. Agents and groups share out by [`FairPlaces`] how
 //! many names are asked for at once, so that names which nobody answers take no other group's turn.
@@ -19,14 +19,18 @@ use futures_util::{
     future::{BoxFuture, Shared},
 };
 use hickory_resolver::{
-    TokioResolver,
-    config::{LookupIpStrategy, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts},
-    net::{DnsError, NetError, NoRecords, runtime::TokioRuntimeProvider},
+    config::{NameServerConfig, ResolverOpts},
+    net::{DnsError, NetError, NoRecords},
 };
 use rustls::ClientConfig;
 use tokio::{runtime::Handle, time::timeout};
 
-use super::{answered::Answered, answers::Answers, control_plane::ControlPlane};
+use super::{
+    answered::Answered,
+    answers::Answers,
+    control_plane::ControlPlane,
+    upstream::{Addresses, Upstream},
+};
 use crate::{
     accept::{AgentKey, FairPlace, FairPlaces},
     config::NameServer,
@@ -60,7 +64,7 @@ pub enum Unresolved {
 
 #[derive(Debug)]
 struct Inner {
-    upstream: TokioResolver,
+    upstream: Upstream,
     /// A name holds one while the servers are asked for it.
     places: FairPlaces,
     /// The runtime whose tasks carry the queries, so that they outlive a single worker's flow.
@@ -95,14 +99,8 @@ impl Resolver {
         let places = if tls.is_some() { MAX_OVER_TLS } else { MAX_UNDER_WAY };
         let control_plane = ControlPlane::new(servers.iter().map(|server| server.address.ip()));
         let servers = servers.iter().map(name_server).collect();
-        let config = ResolverConfig::from_name_servers(servers);
-        let mut builder =
-            TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
-        *builder.options_mut() = options();
-        if let Some(tls) = tls {
-            builder = builder.with_tls_config(tls);
-        }
-        let upstream = builder.build().map_err(|error| format!("resolver: {error}"))?;
+        let upstream = Upstream::new(servers, options(), tls);
+        let upstream = upstream.map_err(|error| format!("resolver: {error}"))?;
         Ok(Self(Arc::new(Inner {
             upstream,
             places: FairPlaces::new(places),
@@ -183,9 +181,10 @@ impl Inner {
     /// Asks the resolvers.
     async fn ask(&self, host: &Host) -> Asked {
         let latest = |until: Instant, most| until.min(Instant::now() + most);
-        let lookup = timeout(LOOKUP_TIME, self.upstream.lookup_ip(format!("{host}.")));
+        let name = format!("{host}.");
+        let lookup = timeout(LOOKUP_TIME, self.upstream.addresses(&name));
         let lookup = lookup.await.unwrap_or(Err(NetError::Timeout));
-        let found = lookup.map_err(|error| {
+        let Addresses { addresses, ttl } = lookup.map_err(|error| {
             tracing::debug!(%host, %error, "resolve");
             let (why, holds) = unresolved(&error);
             if why == Unresolved::Failed {
@@ -193,11 +192,8 @@ impl Inner {
             }
             (why, latest(Instant::now() + holds, MAX_NEGATIVE_TTL))
         })?;
-        let addresses: Arc<[IpAddr]> = found.iter().take(MAX_ADDRESSES).collect();
-        let until = latest(found.valid_until(), MAX_TTL);
-        if addresses.is_empty() {
-            return Err((Unresolved::NoAddress, Instant::now()));
-        }
+        let addresses: Arc<[IpAddr]> = addresses.into_iter().take(MAX_ADDRESSES).collect();
+        let until = latest(Instant::now() + ttl, MAX_TTL);
         Ok((Found { addresses, until }, until))
     }
 
@@ -266,15 +262,10 @@ fn name_server(server: &NameServer) -> NameServerConfig {
 
 fn options() -> ResolverOpts {
     let mut options = ResolverOpts::default();
-    options.use_hosts_file = ResolveHosts::Never;
-    options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
     options.timeout = QUERY_TIME;
     options.attempts = ATTEMPTS;
-    // Answers are kept in the one cache above, under its own bound.
-    options.cache_size = 0;
     // Queries on one connection over TCP or TLS; what is under way has a bound of its own, above.
     options.max_active_requests = 2 * MAX_UNDER_WAY;
-    options.positive_max_ttl = Some(MAX_TTL);
     options
 }
 

@@ -41,7 +41,7 @@ pub(super) struct Counts {
     pub(super) answered: u64,
     /// Were refused, whether a record of their own says so or not.
     pub(super) refused: u64,
-    /// Came too fast.
+    /// Came too fast, or when the agent or its group had no share left.
     pub(super) limited: u64,
 }
 
@@ -90,6 +90,12 @@ impl Agents {
             self.count_without_room(key);
             false
         })
+    }
+
+    /// Counts a query, or a connection, for which there was no share.
+    pub(super) fn limited(&self, key: &AgentKey, now: Instant) {
+        let counted = self.with(key, now, |agent, _| agent.counts.limited += 1);
+        counted.unwrap_or_else(|| self.count_without_room(key));
     }
 
     /// Counts a query that was answered.
@@ -335,6 +341,18 @@ mod tests {
         assert_eq!(counts.iter().map(|(_, each)| each.refused).sum::<u64>(), 1_000);
         assert!(swept(&agents, now + Duration::from_secs(60)).is_empty());
         assert!(agents.0.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_had_no_share_is_in_the_sum_also_of_agents_beyond_the_bound() {
+        let (agents, now) = (Agents::default(), Instant::now());
+        let beyond = 3;
+        for number in 0..(MAX_AGENTS + beyond) as u32 {
+            agents.limited(&key(&IpAddr::from(number.to_be_bytes()).to_string()), now);
+        }
+        let told = swept(&agents, now);
+        let sum: u64 = told.iter().map(|(_, counts)| counts.limited).sum();
+        assert_eq!(sum, (MAX_AGENTS + beyond) as u64);
     }
 
     #[test]

@@ -96,13 +96,19 @@ impl Desk {
         self.phases.clone()
     }
 
-    /// A share of the connections, for an agent that has one left.
+    /// A share of the connections, for an agent that has one left. One that is refused counts as a
+    /// query that came too fast: it would have had one at least.
     pub(super) fn connection(&self, interface: &InterfaceName, from: IpAddr) -> Option<Share> {
         let rulebook = Arc::clone(&self.rulebook.borrow());
         let group = rulebook.policy.identify(interface, from)?;
         let groups = rulebook.policy.groups.iter().filter(|each| each.interface == *interface);
         let groups = groups.count();
-        self.agents.share(&AgentKey::of(group, from), Of::Connections, groups)
+        let key = AgentKey::of(group, from);
+        let share = self.agents.share(&key, Of::Connections, groups);
+        if share.is_none() {
+            self.agents.limited(&key, Instant::now());
+        }
+        share
     }
 
     /// What is to be done about a query. Waits for nothing.
@@ -141,7 +147,10 @@ impl Desk {
         let groups = asked.rulebook.policy.groups.len();
         match self.agents.share(&asked.key, Of::Lookups, groups) {
             Some(share) => Outcome::Later(Pending { asked, share }),
-            None => Outcome::Silence,
+            None => {
+                self.agents.limited(&asked.key, Instant::now());
+                Outcome::Silence
+            }
         }
     }
 

@@ -98,10 +98,7 @@ impl PacketLog {
         let mut lost = 0;
         for message in messages(&datagram).filter(|message| message.kind == PACKET) {
             let body = message.payload.get(netlink::GENMSG_BYTES..).unwrap_or_default();
-            if let Some(sequence) = number(body, libc::NFULA_SEQ as u16) {
-                lost += u64::from(sequence.wrapping_sub(self.next));
-                self.next = sequence.wrapping_add(1);
-            }
+            lost += missing(&mut self.next, body);
             let index = number(body, libc::NFULA_IFINDEX_INDEV as u16);
             let interface = index.and_then(|index| {
                 if names.len() >= MAX_NAMES {
@@ -115,6 +112,14 @@ impl PacketLog {
         }
         Ok(lost)
     }
+}
+
+/// How many messages before this one did not arrive. `next` is the number that was to come.
+fn missing(next: &mut u32, body: &[u8]) -> u64 {
+    let Some(sequence) = number(body, libc::NFULA_SEQ as u16) else { return 0 };
+    let missing = sequence.wrapping_sub(*next);
+    *next = sequence.wrapping_add(1);
+    missing.into()
 }
 
 /// Reads the word that our rule gave, and the packet. Another program's log has another word.
@@ -244,6 +249,20 @@ mod tests {
                 assert!(port.is_none() || port == headers(&packet).unwrap().port, "{end}");
             }
         }
+    }
+
+    #[test]
+    fn every_number_that_did_not_arrive_is_counted() {
+        let mut next = 0;
+        let mut counts = |numbers: &[u32]| {
+            let body =
+                |number: &u32| netlink::encode(libc::NFULA_SEQ as u16, &number.to_be_bytes());
+            numbers.iter().map(|it| missing(&mut next, &body(it))).collect::<Vec<_>>()
+        };
+        assert_eq!(counts(&[0, 1, 5, 6]), [0, 0, 3, 0]);
+        assert_eq!(counts(&[u32::MAX, 0, 2]), [u64::from(u32::MAX) - 7, 0, 1], "it wraps");
+        assert_eq!(missing(&mut next, &[]), 0, "a message without a number says nothing");
+        assert_eq!(next, 3);
     }
 
     #[test]

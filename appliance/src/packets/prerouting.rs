@@ -340,8 +340,8 @@ const INTERFACE_RATE: u32 = 100;
 pub(super) const SOLICITATIONS: &str = "solicitations";
 pub(super) const DISCOVERS: &str = "discovers";
 
-/// How many times an agent's own rate may come in before the kernel drops the rest. The resolver
-/// answers what is above the rate and below this, so that an honest client learns of it.
+/// How many times an agent's own rate may come in before the kernel drops the rest. What is above
+/// the rate and below this the resolver drops itself: by its own measure, which forgives a burst.
 const DNS_HEADROOM: u32 = 4;
 
 const NTP_PORT: u16 = 123;

@@ -2,8 +2,8 @@
 //!
 //! The image sets them at boot (`image/99-cloakroom.conf`); the daemon sets what differs where it
 //! may, reads each one back, and refuses to start on a wrong one, and to go on with new connections
-//! where one becomes wrong later. Only the rate of ICMP answers,
-//! which protects nothing, may stay as it is.
+//! where one becomes wrong later. Only the rates of ICMP answers,
+//! which protect nothing, may stay as they are.
 
 use std::{fs, io, path::PathBuf};
 
@@ -29,10 +29,15 @@ pub fn check_sysctls(interfaces: &[&InterfaceName]) -> Result<(), PacketsError> 
             for (name, wanted) in INTERFACE_6 {
                 hold(&format!("net/ipv6/conf/{interface}/{name}"), wanted)?;
             }
+            for name in YOUNG_6 {
+                hold_young(&format!("net/ipv6/conf/{interface}/{name}"))?;
+            }
         }
     }
-    if let Err(error) = hold("net/ipv4/icmp_ratemask", ICMP_RATEMASK) {
-        tracing::warn!("{error}: agents may wait for timeouts where a refusal would be faster");
+    for (name, wanted) in RATES {
+        if let Err(error) = hold(name, wanted) {
+            tracing::warn!("{error}: agents may wait for timeouts where a refusal would be faster");
+        }
     }
     Ok(())
 }
@@ -58,7 +63,7 @@ fn has_ipv6(interface: &InterfaceName) -> bool {
 
 /// Makes a setting have this value, or says which value it has.
 fn hold(name: &str, wanted: &str) -> Result<(), PacketsError> {
-    if !file(name).exists() && name.starts_with("net/ipv6") {
+    if name.starts_with("net/ipv6/") && !file("net/ipv6").exists() {
         // A kernel without IPv6 has nothing to protect.
         return Ok(());
     }
@@ -74,6 +79,11 @@ fn hold(name: &str, wanted: &str) -> Result<(), PacketsError> {
         return Ok(());
     }
     Err(PacketsError::Sysctl { name: dotted(name), wanted: wanted.to_owned(), found })
+}
+
+/// Holds a switch at 0 that kernels have from some version on; older ones never do what it is for.
+fn hold_young(name: &str) -> Result<(), PacketsError> {
+    if file(name).exists() { hold(name, "0") } else { Ok(()) }
 }
 
 fn read(name: &str) -> Result<String, PacketsError> {
@@ -107,6 +117,10 @@ const MACHINE: &[(&str, &str)] = &[
     ("net/ipv4/conf/all/route_localnet", "0"),
     // With it the check of the way back would follow our mark, and find every source local.
     ("net/ipv4/conf/all/src_valid_mark", "0"),
+    // We answer ARP and solicitations for ourselves alone.
+    ("net/ipv4/conf/all/proxy_arp", "0"),
+    ("net/ipv4/conf/all/proxy_arp_pvlan", "0"),
+    ("net/ipv6/conf/all/proxy_ndp", "0"),
     // Either would send our answers to a marked packet back to ourselves.
     ("net/ipv4/tcp_fwmark_accept", "0"),
     ("net/ipv4/fwmark_reflect", "0"),
@@ -122,6 +136,7 @@ const INTERFACE_4: &[(&str, &str)] = &[
     ("route_localnet", "0"),
     ("src_valid_mark", "0"),
     ("proxy_arp", "0"),
+    ("proxy_arp_pvlan", "0"),
     // Answer for addresses of this interface only, and name no other in a question.
     ("arp_ignore", "1"),
     ("arp_announce", "2"),
@@ -136,15 +151,29 @@ const INTERFACE_6: &[(&str, &str)] = &[
     // An advertisement in pieces (RFC 6980): its target is not in the piece that the table of
     // frames looks at.
     ("suppress_frag_ndisc", "1"),
+    ("proxy_ndp", "0"),
 ];
 
-/// Rate-limits destination unreachable (3) no longer, and source quench (4), time exceeded (11)
-/// and parameter problem (12) as before: 1 << 4 | 1 << 11 | 1 << 12.
-const ICMP_RATEMASK: &str = "6160";
+/// The same, from Linux 6.17 on: forwards what comes in there whatever the machine's switch says.
+const YOUNG_6: &[&str] = &["force_forwarding"];
+
+/// Refusals are not rate-limited, all else is as before. In IPv4 a bit for each type: source quench
+/// (4), time exceeded (11) and parameter problem (12). In IPv6 the types themselves: 0 and 3 to 127,
+/// which are all errors but destination unreachable (1) and packet too big (2).
+const RATES: &[(&str, &str)] =
+    &[("net/ipv4/icmp_ratemask", "6160"), ("net/ipv6/icmp/ratemask", "0,3-127")];
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_setting_that_the_kernel_does_not_have_is_not_held() {
+        assert!(hold("net/ipv4/conf/lo/no_such_setting", "0").is_err());
+        let ipv6 = file("net/ipv6").exists();
+        assert_eq!(hold("net/ipv6/conf/lo/no_such_setting", "0").is_err(), ipv6);
+        assert!(hold_young("net/ipv6/conf/lo/no_such_setting").is_ok());
+    }
 
     #[test]
     fn a_vlan_interface_is_written_as_sysctl_writes_it() {

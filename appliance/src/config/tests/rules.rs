@@ -5,7 +5,7 @@ use crate::config::{SecretFile, explain};
 
 #[test]
 fn a_name_is_given_once() {
-    let group = "[[group]]\nname = \"research\"\ninterface = \"agents1\"\nprefixes = [\"192.0.2.0/28\"]\n[[api]]";
+    let group = "[[group]]\nname = \"research\"\ninterface = \"agents1\"\nprefixes = [\"192.0.2.32/28\"]\n[[api]]";
     refuses("[[api]]", group, "research", &["already in line 9"]);
     refuses("name = \"pypi\"", "name = \"openai\"", "openai", &["already in line 13"]);
 }
@@ -19,7 +19,10 @@ fn an_agent_belongs_to_one_group() {
     };
     refuses("[[api]]", &other("agents0", "192.0.2.8/29"), "192.0.2.8/29", &["overlaps", "line 11"]);
     refuses("[[api]]", &other("agents0", "2001:db8::/32"), "2001:db8::/32", &["overlaps"]);
-    accepts("[[api]]", &other("agents1", "192.0.2.8/29"));
+    let words = &["overlaps", "line 11", "agents0", "the way back"];
+    refuses("[[api]]", &other("agents1", "192.0.2.8/29"), "192.0.2.8/29", words);
+    refuses("[[api]]", &other("agents1", "192.0.0.0/16"), "192.0.0.0/16", words);
+    accepts("[[api]]", &other("agents1", "192.0.2.16/28"));
     accepts("[[api]]", &other("agents0", "192.0.2.16/28"));
     let nested = "prefixes = [\"192.0.2.0/28\", \"192.0.2.1/32\"]\n#";
     refuses("prefixes = ", nested, "192.0.2.1/32", &["overlaps"]);
@@ -181,13 +184,13 @@ fn a_card_and_an_address_are_one_agents() {
     refuses("[[api]]", &agents(&twice), "02:00:00:00:00:01", &["mac:", "already in line"]);
     let same = one + &agent("02:00:00:00:00:02", "192.0.2.5");
     refuses("[[api]]", &agents(&same), "192.0.2.5", &["already in line"]);
-    let many: Vec<String> = (0..513).map(|n| format!("\"2001:db8:1::{n:x}\"")).collect();
+    let many: Vec<String> = (0..513).map(|n| format!("\"2001:db8:2::{n:x}\"")).collect();
     let many = format!(
-        "prefixes = [\"2001:db8:1::/64\"]\n[[group.agent]]\nmac = \"02:00:00:00:00:01\"\n\
+        "prefixes = [\"2001:db8:2::/64\"]\n[[group.agent]]\nmac = \"02:00:00:00:00:01\"\n\
          addresses = [{}]\n[[group]]\nname = \"more\"\ninterface = \"agents1\"\nprefixes = ",
         many.join(", ")
     );
-    refuses("prefixes = ", &many, "2001:db8:1::200", &["more than 512"]);
+    refuses("prefixes = ", &many, "2001:db8:2::200", &["more than 512"]);
     for (mac, address, at, why) in [
         ("02:00:00:00:00:01", "192.0.2.99", "192.0.2.99", "none of the group's prefixes"),
         ("02:00:00:00:00:01", "192.0.2.0/28", "addresses", "without a length"),

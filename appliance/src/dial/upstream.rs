@@ -1,0 +1,206 @@
+//! A question to the configured resolvers, and the addresses that its answer gives.
+//!
+//! Nothing that an answer says leads to another question, so the owner of a listed zone cannot have
+//! the gateway ask for a name of its choosing. Resolvers follow aliases themselves; an alias without
+//! the addresses that it leads to is no address. Of an answer only that counts to which the asked
+//! name leads, alias by alias, in whatever order the records stand.
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use hickory_resolver::{
+    NameServerPool, PoolContext, TlsConfig,
+    config::{NameServerConfig, ResolverOpts},
+    net::{
+        DnsError, NetError, NoRecords,
+        runtime::TokioRuntimeProvider,
+        xfer::{DnsHandle, FirstAnswer, RetryDnsHandle},
+    },
+    proto::{
+        op::{DnsRequestOptions, DnsResponse, Query},
+        rr::{Name, RData, Record, RecordType},
+    },
+};
+use rustls::ClientConfig;
+
+/// The servers that are asked.
+pub(super) struct Upstream {
+    servers: RetryDnsHandle<NameServerPool<TokioRuntimeProvider>>,
+    options: DnsRequestOptions,
+}
+
+/// What a name leads to: never no address, and for how long.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Addresses {
+    pub(super) addresses: Vec<IpAddr>,
+    pub(super) ttl: Duration,
+}
+
+impl Upstream {
+    /// Asks these servers, those over TLS by the settings in `tls`.
+    ///
+    /// # Errors
+    ///
+    /// Where there is no default for TLS settings that are not given.
+    pub(super) fn new(
+        servers: Vec<NameServerConfig>,
+        options: ResolverOpts,
+        tls: Option<ClientConfig>,
+    ) -> Result<Self, NetError> {
+        let mut each = DnsRequestOptions::default();
+        each.recursion_desired = true;
+        each.use_edns = options.edns0;
+        each.edns_payload_len = options.edns_payload_len;
+        let tls = tls.map_or_else(TlsConfig::new, |config| Ok(TlsConfig { config }))?;
+        let attempts = options.attempts;
+        let context = Arc::new(PoolContext::new(options, tls));
+        let pool = NameServerPool::from_config(servers, context, TokioRuntimeProvider::default());
+        Ok(Self { servers: RetryDnsHandle::new(pool, attempts), options: each })
+    }
+
+    /// Every address of the name, which ends with a dot: IPv4 before IPv6. Where only one family
+    /// has an answer, that is it.
+    ///
+    /// # Errors
+    ///
+    /// Where no server answers; [`DnsError::NoRecordsFound`] where one says that there is no address.
+    pub(super) async fn addresses(&self, name: &str) -> Result<Addresses, NetError> {
+        let name = Name::from_ascii(name)?;
+        let both = tokio::join!(
+            self.family(Query::query(name.clone(), RecordType::A)),
+            self.family(Query::query(name.clone(), RecordType::AAAA)),
+        );
+        match both {
+            (Ok(v4), Ok(v6)) => Ok(v4.and(v6)),
+            (Ok(one), Err(_)) | (Err(_), Ok(one)) => Ok(one),
+            (Err(error), Err(_)) => Err(error),
+        }
+    }
+
+    async fn family(&self, query: Query) -> Result<Addresses, NetError> {
+        let answer = self.servers.lookup(query.clone(), self.options).first_answer().await?;
+        let answer = DnsError::from_response(answer)?;
+        led_to(&query, &answer.answers).ok_or_else(|| none(query, &answer))
+    }
+}
+
+impl Addresses {
+    fn and(mut self, other: Self) -> Self {
+        self.addresses.extend(other.addresses);
+        Self { addresses: self.addresses, ttl: self.ttl.min(other.ttl) }
+    }
+}
+
+impl std::fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Upstream").finish_non_exhaustive()
+    }
+}
+
+/// The addresses of the asked kind to which the asked name leads within these records.
+fn led_to(query: &Query, records: &[Record]) -> Option<Addresses> {
+    let (mut name, mut ttl) = (query.name(), u32::MAX);
+    for _ in 0..=MAX_ALIASES {
+        let of_name = || records.iter().filter(|record| record.name == *name);
+        let wanted = of_name().filter(|record| record.record_type() == query.query_type());
+        let wanted = wanted.filter_map(|record| Some((record.data.ip_addr()?, record.ttl)));
+        let (addresses, ttls): (Vec<_>, Vec<_>) = wanted.unzip();
+        if let Some(least) = ttls.into_iter().min() {
+            return Some(Addresses { addresses, ttl: Duration::from_secs(ttl.min(least).into()) });
+        }
+        let alias = of_name().find_map(|record| match &record.data {
+            RData::CNAME(target) => Some((&target.0, record.ttl)),
+            _ => None,
+        });
+        let (target, alias_ttl) = alias?;
+        (name, ttl) = (target, ttl.min(alias_ttl));
+    }
+    None
+}
+
+/// There is no address, for as long as the answer says (RFC 2308, section 5).
+fn none(query: Query, answer: &DnsResponse) -> NetError {
+    let mut none = NoRecords::new(query, answer.response_code);
+    none.negative_ttl = answer.negative_ttl();
+    none.into()
+}
+
+/// Aliases from the asked name to its address.
+const MAX_ALIASES: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use hickory_resolver::proto::rr::rdata::{A, AAAA, CNAME};
+
+    use super::*;
+
+    fn name(text: &str) -> Name {
+        Name::from_ascii(text).unwrap()
+    }
+
+    fn alias(from: &str, to: &str, ttl: u32) -> Record {
+        Record::from_rdata(name(from), ttl, RData::CNAME(CNAME(name(to))))
+    }
+
+    fn address(of: &str, last: u8, ttl: u32) -> Record {
+        Record::from_rdata(name(of), ttl, RData::A(A::new(198, 51, 100, last)))
+    }
+
+    fn asked(records: &[Record]) -> Option<Addresses> {
+        led_to(&Query::query(name("a.example."), RecordType::A), records)
+    }
+
+    fn found(last: &[u8], ttl: u64) -> Option<Addresses> {
+        let addresses = last.iter().map(|last| IpAddr::from([198, 51, 100, *last])).collect();
+        Some(Addresses { addresses, ttl: Duration::from_secs(ttl) })
+    }
+
+    #[test]
+    fn a_name_leads_to_addresses_alias_by_alias_in_whatever_order() {
+        assert_eq!(asked(&[address("A.Example.", 1, 60)]), found(&[1], 60));
+        let mut chain = vec![
+            alias("a.example.", "b.example.", 50),
+            alias("b.example.", "c.cdn.example.", 20),
+            address("c.cdn.example.", 1, 60),
+            address("c.cdn.example.", 2, 30),
+        ];
+        assert_eq!(asked(&chain), found(&[1, 2], 20));
+        chain.reverse();
+        assert_eq!(asked(&chain), found(&[2, 1], 20));
+    }
+
+    #[test]
+    fn what_the_asked_name_does_not_lead_to_is_no_address_of_it() {
+        let v6 = RData::AAAA(AAAA::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
+        for records in [
+            vec![],
+            vec![alias("a.example.", "b.example.", 60)],
+            vec![address("b.example.", 1, 60)],
+            vec![alias("a.example.", "b.example.", 60), address("c.example.", 1, 60)],
+            vec![alias("x.example.", "b.example.", 60), address("b.example.", 1, 60)],
+            vec![Record::from_rdata(name("a.example."), 60, v6)],
+        ] {
+            assert_eq!(asked(&records), None, "{records:?}");
+        }
+        let own = vec![alias("x.example.", "b.example.", 60), address("b.example.", 1, 60)];
+        let own = [own, vec![address("a.example.", 2, 60)]].concat();
+        assert_eq!(asked(&own), found(&[2], 60));
+    }
+
+    #[test]
+    fn aliases_without_end_lead_nowhere() {
+        let circle = [alias("a.example.", "b.example.", 60), alias("b.example.", "a.example.", 60)];
+        assert_eq!(asked(&circle), None);
+        let long = |steps: usize| {
+            let step = |it: usize| match it {
+                0 => "a.example.".to_owned(),
+                it => format!("n{it}.example."),
+            };
+            let mut records: Vec<_> =
+                (0..steps).map(|it| alias(&step(it), &step(it + 1), 60)).collect();
+            records.push(address(&step(steps), 1, 60));
+            asked(&records)
+        };
+        assert_eq!(long(MAX_ALIASES), found(&[1], 60));
+        assert_eq!(long(MAX_ALIASES + 1), None);
+    }
+}
