@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Write as _},
-    net::{IpAddr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     time::Duration,
 };
 
@@ -59,9 +59,13 @@ pub(crate) fn rand() -> u16 {
 
 /// A socket that takes answers only from the address that was asked.
 pub(crate) fn socket(from: Ns, server: SocketAddr) -> UdpSocket {
+    let any: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+    bound(from, any[usize::from(server.is_ipv6())], server)
+}
+
+fn bound(from: Ns, own: IpAddr, server: SocketAddr) -> UdpSocket {
     from.enter(|| {
-        let any = if server.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-        let socket = UdpSocket::bind(any).expect("a socket");
+        let socket = UdpSocket::bind((own, 0)).expect("a socket");
         socket.connect(server).expect("a route");
         socket.set_read_timeout(Some(Duration::from_secs(8))).expect("a timeout");
         socket
@@ -70,7 +74,20 @@ pub(crate) fn socket(from: Ns, server: SocketAddr) -> UdpSocket {
 
 /// Asks in a datagram; takes an answer only from the address that was asked.
 pub(crate) fn ask_udp(from: Ns, server: SocketAddr, message: &Message) -> io::Result<Message> {
-    let socket = socket(from, server);
+    ask_over(&socket(from, server), message)
+}
+
+/// [`ask_udp`] from this address, which has to be one of the namespace's own.
+pub(crate) fn ask_udp_of(
+    from: Ns,
+    own: IpAddr,
+    server: SocketAddr,
+    message: &Message,
+) -> io::Result<Message> {
+    ask_over(&bound(from, own, server), message)
+}
+
+fn ask_over(socket: &UdpSocket, message: &Message) -> io::Result<Message> {
     socket.send(&message.to_vec().expect("a message"))?;
     let mut buffer = [0; 4096];
     let length = socket.recv(&mut buffer)?;

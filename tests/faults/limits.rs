@@ -4,7 +4,7 @@
 use std::{
     fs,
     io::{Read as _, Write as _},
-    net::{Shutdown, TcpStream},
+    net::{Ipv4Addr, Shutdown, TcpStream},
     thread,
     time::{Duration, Instant},
 };
@@ -36,6 +36,7 @@ fn one_agent_cannot_take_the_places_of_another() {
         let _dns = Dns::start();
         let config = limited("connections = 16\nagent_connections = 4\n");
         let gateway = Gateway::start(&lab, &config);
+        AGENT.shell(&format!("ip addr add {NEIGHBOUR}/32 dev eth0"));
         let mut held: Vec<Tls> =
             (0..4).map(|_| open(&lab, AGENT, OPENAI).expect("within the limit")).collect();
         for _ in 0..8 {
@@ -48,13 +49,19 @@ fn one_agent_cannot_take_the_places_of_another() {
         let mut other = open(&lab, AGENT2, OPENAI).expect("the other agent is served");
         let request = get("/v1/models").replace("OPENAI_API_KEY", "OPS_OPENAI_KEY");
         assert_eq!(other.ask(request).expect("an answer").status, 200);
+        let beside = AGENT.connect_from(NEIGHBOUR.into(), OPENAI.port(443));
+        let mut beside = beside.expect("captured");
+        let request = get("/v1/models");
+        let answer = client::tls_over(&mut beside, &hello(&lab, OPENAI), request.as_bytes());
+        assert_eq!(answer.expect("its neighbour in the group has the other half").status, 200);
         for tls in &mut held {
             assert_eq!(tls.ask(CHAT).expect("an answer").status, 200, "those inside are served");
         }
         // Another address of the same host is another agent: its share is its own.
         AGENT.connect(OPENAI.port6(443)).expect("captured");
         held.clear();
-        connections(&gateway, 8 + 4 + 1);
+        drop((other, beside));
+        connections(&gateway, 8 + 4 + 3);
         assert_eq!(ask(&lab, &gateway, CHAT).status, 200, "places are given back");
     });
 }
@@ -363,6 +370,9 @@ fn settled(gateway: &Gateway) -> usize {
     wait::expect("no connection is open", || !open());
     descriptors(gateway)
 }
+
+/// Another agent on the first one's wire, in its group.
+const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 20);
 
 /// Two ends for each of a few pipes that are kept for the next large transfer.
 const POOLED: usize = 16;

@@ -14,6 +14,7 @@ use std::{
 };
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use socket2::{Domain, Socket, Type};
 
 pub use crate::capture::Capture;
 use crate::{pki::Authority, sandbox};
@@ -210,12 +211,20 @@ impl Ns {
     /// # Errors
     /// What `connect` says.
     pub fn connect(self, to: SocketAddr) -> io::Result<TcpStream> {
+        self.enter(|| patient(TcpStream::connect_timeout(&to, PATIENCE)?))
+    }
+
+    /// [`Ns::connect`] from this address, which has to be one of the namespace's own and of the
+    /// same family.
+    ///
+    /// # Errors
+    /// What `bind` and `connect` say.
+    pub fn connect_from(self, from: IpAddr, to: SocketAddr) -> io::Result<TcpStream> {
         self.enter(|| {
-            let stream = TcpStream::connect_timeout(&to, Duration::from_secs(2))?;
-            stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-            stream.set_write_timeout(Some(Duration::from_secs(10)))?;
-            stream.set_nodelay(true)?;
-            Ok(stream)
+            let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+            socket.bind(&SocketAddr::new(from, 0).into())?;
+            socket.connect_timeout(&to.into(), PATIENCE)?;
+            patient(socket.into())
         })
     }
 
@@ -254,6 +263,13 @@ impl Ns {
         )
         .expect("the sandbox may enter its own namespaces");
     }
+}
+
+fn patient(stream: TcpStream) -> io::Result<TcpStream> {
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    stream.set_write_timeout(Some(Duration::from_secs(10)))?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
 }
 
 fn links() {
@@ -366,6 +382,9 @@ pub fn sysctl(name: &str, value: &str) {
     fs::write(format!("/proc/sys/net/{name}"), value)
         .unwrap_or_else(|error| panic!("sysctl {name} = {value}: {error}"));
 }
+
+/// How long a connection may take to be there.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Inside the sandbox's own `/run`.
 const DIR: &str = "/run/lab";

@@ -17,7 +17,7 @@ use lab::{
 
 use super::{
     bodies::{config, h2},
-    other::Other,
+    other::{Other, Place},
 };
 use crate::world::World;
 
@@ -25,7 +25,7 @@ use crate::world::World;
 fn all_agents_together_take_less_than_half_a_gibibyte_with_the_default_limits() {
     sandboxed_for(Duration::from_secs(300), || {
         let world = World::with(&config(""));
-        let other = Other::new(&world);
+        let other = Other::new(&world, Place::AnotherInterface);
         other.sample(false).expect("served");
         let before = memory_mib(&world.gateway, "VmRSS");
         let first = take_all(&world, AGENT);
@@ -68,7 +68,7 @@ fn take_all(world: &World, ns: Ns) -> Load {
 }
 
 /// What the kernel says of the gateway's memory: `VmRSS` for now, `VmHWM` for the most ever.
-fn memory_mib(gateway: &Gateway, what: &str) -> u64 {
+pub(super) fn memory_mib(gateway: &Gateway, what: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", gateway.pid())).expect("it runs");
     let line = status.lines().find(|line| line.starts_with(what)).unwrap_or_default();
     let kib: u64 = line.split_whitespace().nth(1).and_then(|it| it.parse().ok()).expect("a number");

@@ -1,29 +1,97 @@
-//! The agent that does nothing out of the ordinary, and what it sees.
+//! The agent that does nothing out of the ordinary, where it is, and what it sees.
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     thread,
     time::{Duration, Instant},
 };
 
 use hickory_proto::rr::RecordType;
 use lab::{
-    client::{Hello, Tls},
-    net::{AGENT2, GATEWAY_V4, GATEWAY_V6, OPENAI},
+    client::{Hello, tls_over},
+    gateway::usual_config,
+    net::{AGENT, AGENT2, GATEWAY, GATEWAY_V4, GATEWAY_V6, Ns, OPENAI},
 };
 
 use crate::{
-    dns::client::{ask_udp, query},
+    dns::client::{ask_udp_of, query},
     world::World,
 };
 
+/// Where the other agent is, seen from the one that floods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Behind another interface, in another group: nothing is shared but the daemon.
+    AnotherInterface,
+    /// On the same wire, in another group: with the same listeners and sockets.
+    AnotherGroup,
+    /// On the same wire, in the same group: with the same part of everything, too.
+    SameGroup,
+}
+
+impl Place {
+    /// The usual policy, with a group for an agent in this place.
+    pub(super) fn config(self) -> String {
+        let usual = usual_config();
+        let (first, second) = (
+            "prefixes = [\"192.0.2.0/25\", \"2001:db8:a::/64\"]",
+            "interface = \"agents1\"\nprefixes = [\"192.0.2.128/25\", \"2001:db8:b::/64\"]",
+        );
+        assert!(usual.contains(first) && usual.contains(second), "another policy: {usual}");
+        match self {
+            Self::AnotherInterface => usual,
+            Self::AnotherGroup => {
+                usual.replace(first, "prefixes = [\"192.0.2.0/28\", \"2001:db8:a::/64\"]").replace(
+                    second,
+                    "interface = \"agents0\"\n\
+                     prefixes = [\"192.0.2.16/28\", \"2001:db8:a:1::/64\"]",
+                )
+            }
+            Self::SameGroup => usual.replace("2001:db8:a::/64", "2001:db8:a::/63"),
+        }
+    }
+
+    /// Gives the lab an agent in this place.
+    pub(super) fn prepare(self) {
+        if self != Self::AnotherInterface {
+            AGENT.shell(&format!("ip addr add {NEIGHBOUR_V4}/32 dev eth0"));
+            // Deprecated: whoever does not ask for it does not get it as a source.
+            let deprecated = format!("{NEIGHBOUR_V6}/128 dev eth0 nodad preferred_lft 0");
+            AGENT.shell(&format!("ip addr add {deprecated}"));
+            GATEWAY.shell("ip route add 2001:db8:a:1::/64 dev agents0");
+        }
+    }
+}
+
 /// The agent that does nothing out of the ordinary.
-pub(super) struct Other(Hello);
+pub(super) struct Other {
+    ns: Ns,
+    /// Over IPv4 and over IPv6.
+    own: [IpAddr; 2],
+    placeholder: &'static str,
+    hello: Hello,
+}
 
 impl Other {
-    pub(super) fn new(world: &World) -> Self {
-        Self(world.hello(OPENAI.name))
+    pub(super) fn new(world: &World, place: Place) -> Self {
+        let hello = world.hello(OPENAI.name);
+        let (ns, own) = match place {
+            Place::AnotherInterface => (AGENT2, [AGENT2_V4.into(), AGENT2_V6.into()]),
+            Place::AnotherGroup | Place::SameGroup => {
+                (AGENT, [NEIGHBOUR_V4.into(), NEIGHBOUR_V6.into()])
+            }
+        };
+        let placeholder = match place {
+            Place::AnotherInterface | Place::AnotherGroup => "OPS_OPENAI_KEY",
+            Place::SameGroup => "OPENAI_API_KEY",
+        };
+        Self { ns, own, placeholder, hello }
+    }
+
+    /// Its addresses, over IPv4 and over IPv6.
+    pub(super) fn addresses(&self) -> [IpAddr; 2] {
+        self.own
     }
 
     /// Takes samples for so long, over IPv4 and IPv6 by turns.
@@ -34,7 +102,9 @@ impl Other {
             match self.sample(seen.count() % 2 == 1) {
                 Ok(()) => seen.times.push(begun.elapsed()),
                 Err(error) => {
-                    println!("failed: {error}");
+                    if seen.failures < TOLD {
+                        println!("failed: {error}");
+                    }
                     seen.failures += 1;
                 }
             }
@@ -48,15 +118,17 @@ impl Other {
             false => (SocketAddr::from((GATEWAY_V4, 53)), RecordType::A, OPENAI.port(443)),
             true => (SocketAddr::from((GATEWAY_V6, 53)), RecordType::AAAA, OPENAI.port6(443)),
         };
-        let answer = ask_udp(AGENT2, server, &query(OPENAI.name, kind))?;
+        let own = self.own[usize::from(ipv6)];
+        let answer = ask_udp_of(self.ns, own, server, &query(OPENAI.name, kind))?;
         if answer.answers.len() != 1 {
             return Err(io::Error::other(answer.to_string()));
         }
-        let mut tls = Tls::open(AGENT2, to, &self.0)?;
-        let answer = tls.ask(format!(
-            "GET /status/200 HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer OPS_OPENAI_KEY\r\n\r\n",
-            OPENAI.name
-        ))?;
+        let request = format!(
+            "GET /status/200 HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {}\r\n\r\n",
+            OPENAI.name, self.placeholder
+        );
+        let mut stream = self.ns.connect_from(own, to)?;
+        let answer = tls_over(&mut stream, &self.hello, request.as_bytes())?;
         if answer.status != 200 {
             return Err(io::Error::other(answer.text()));
         }
@@ -103,5 +175,13 @@ impl std::fmt::Display for Seen {
     }
 }
 
-/// Between two samples.
-const PAUSE: Duration = Duration::from_millis(2);
+/// Between two samples: what they take from the machine themselves is little.
+const PAUSE: Duration = Duration::from_millis(10);
+/// Failures that are printed.
+const TOLD: usize = 10;
+/// The second agent of the lab.
+const AGENT2_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 140);
+const AGENT2_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xb, 0, 0, 0, 0, 0x10);
+/// An agent beside the first one; another /64, because one /64 is one agent.
+const NEIGHBOUR_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 20);
+const NEIGHBOUR_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xa, 1, 0, 0, 0, 0x10);

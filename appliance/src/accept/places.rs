@@ -5,8 +5,10 @@
 //! each group; where a group's is full of agents that are not at rest, a new one is told no.
 //!
 //! What all agents together may hold is divided into equal parts, one for each group, so that all
-//! groups but one leave the last its own; and no agent has more than half of its group's part. Of
-//! what waits in large pieces, with the default limits and all of it used up:
+//! groups but one leave the last its own; and no agent has more than half of its group's part. But
+//! for bytes of bodies, it has no more than its group has left, either: a host that is two agents, by
+//! an address of each family, leaves the others of its group a quarter. Of what waits in large
+//! pieces, with the default limits and all of it used up:
 //!
 //! | what | bound | MiB |
 //! |---|---|---|
@@ -164,11 +166,8 @@ impl Places {
         let group = known(&mut table.tally, quota, now);
         let agent = table.agent(key, now).ok_or(Reason::ConnectionLimit)?;
         let agent = known(&mut agent.tally, quota.of_agent(limits), now);
-        if !agent.has_connection_left() || !group.has_connection_left() {
+        if !Tally::add_connection(&agent, &group) {
             return Err(Reason::ConnectionLimit);
-        }
-        for tally in [&agent, &group] {
-            tally.counts.connections.fetch_add(1, Relaxed);
         }
         Ok(Share(Arc::new(Taken { agent, group })))
     }
@@ -269,8 +268,7 @@ impl Share {
     /// have it.
     pub fn peek(&self, bytes: usize) -> Option<Room> {
         let bytes = u32::try_from(bytes).ok()?;
-        let Taken { agent, group } = &*self.0;
-        Some(Room::new(agent.try_peek(bytes)?, group.try_peek(bytes)?))
+        Tally::try_peek(&self.0.agent, &self.0.group, bytes)
     }
 }
 
@@ -288,18 +286,14 @@ impl Taken {
     pub fn request(self: &Arc<Self>) -> Result<RequestPlace, Reason> {
         // Counted first, so that whatever happens it is given back.
         let place = RequestPlace(Arc::clone(self));
-        let within = [&self.agent, &self.group].map(Tally::add_request);
-        if within == [true; 2] { Ok(place) } else { Err(Reason::RateLimit) }
+        let within = Tally::add_request(&self.agent, &self.group);
+        if within { Ok(place) } else { Err(Reason::RateLimit) }
     }
 
     /// Windows for one more HTTP/2 connection: large ones while the agent and its group have few of
     /// them.
     pub fn windows(self: &Arc<Self>) -> Windows {
-        let of_agent = self.agent.take_large_windows();
-        let large = of_agent && self.group.take_large_windows();
-        if of_agent && !large {
-            self.agent.counts.large_windows.fetch_sub(1, Relaxed);
-        }
+        let large = Tally::add_large_windows(&self.agent, &self.group);
         Windows { large, taken: Arc::clone(self) }
     }
 

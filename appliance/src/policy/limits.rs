@@ -1,7 +1,8 @@
 //! What agents may hold and take, and how it is divided among them.
 //!
 //! What all agents share is divided into equal parts, one for each group, and an agent has no more
-//! than half of its group's: what one takes in full is nobody else's.
+//! than half of its group's: what one takes in full is nobody else's. [`crate::accept`] counts, and
+//! leaves something for the next agent where several take all they can.
 
 use std::time::Duration;
 

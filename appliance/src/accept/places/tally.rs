@@ -88,19 +88,44 @@ impl Tally {
         Arc::strong_count(&self.counts) == 1
     }
 
-    pub(super) fn has_connection_left(&self) -> bool {
-        self.counts.connections.load(Relaxed) < self.budget.quota.connections
+    /// Counts a connection against the agent and its group, where both have one left.
+    pub(super) fn add_connection(agent: &Self, group: &Self) -> bool {
+        let count = |tally: &Self| tally.counts.connections.load(Relaxed);
+        let may = agent.may_have(group, count, |quota| quota.connections);
+        for tally in [agent, group] {
+            tally.counts.connections.fetch_add(usize::from(may), Relaxed);
+        }
+        may
     }
 
-    /// Counts a request. Says whether there was a place for it.
-    pub(super) fn add_request(&self) -> bool {
-        self.counts.requests.fetch_add(1, Relaxed) < self.budget.quota.requests
+    /// Counts a request against the agent and its group, whatever they have. Says whether there was
+    /// a place for it.
+    pub(super) fn add_request(agent: &Self, group: &Self) -> bool {
+        let count = |tally: &Self| tally.counts.requests.fetch_add(1, Relaxed);
+        agent.may_have(group, count, |quota| quota.requests)
     }
 
-    pub(super) fn take_large_windows(&self) -> bool {
-        let most = self.budget.quota.large_windows;
-        let more = |count: usize| (count < most).then_some(count + 1);
-        self.counts.large_windows.fetch_update(Relaxed, Relaxed, more).is_ok()
+    /// Counts large windows against the agent and its group, where both have them left.
+    pub(super) fn add_large_windows(agent: &Self, group: &Self) -> bool {
+        let count = |tally: &Self| tally.counts.large_windows.fetch_add(1, Relaxed);
+        let may = agent.may_have(group, count, |quota| quota.large_windows);
+        for tally in [agent, group] {
+            tally.counts.large_windows.fetch_sub(usize::from(!may), Relaxed);
+        }
+        may
+    }
+
+    /// Whether the agent may have one more, beside as many as both have: no more than its quota, nor
+    /// than its group has left. So there is always something for the next agent of the group.
+    fn may_have(
+        &self,
+        group: &Self,
+        count: impl Fn(&Self) -> usize,
+        most: impl Fn(&Quota) -> usize,
+    ) -> bool {
+        let [own, of_group] = [self, group].map(count);
+        let left = most(&group.budget.quota).saturating_sub(of_group);
+        own < most(&self.budget.quota) && own < left
     }
 
     /// Where the bytes of a body are counted, and how many of them.
@@ -111,8 +136,17 @@ impl Tally {
         (left, u32::try_from(count).unwrap_or(u32::MAX))
     }
 
-    pub(super) fn try_peek(&self, bytes: u32) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.budget.peeks).try_acquire_many_owned(bytes).ok()
+    /// Room for so many more bytes of undecided connections, where the agent holds less than its
+    /// group has left.
+    pub(super) fn try_peek(agent: &Self, group: &Self, bytes: u32) -> Option<Room> {
+        let left = |tally: &Self| tally.budget.peeks.available_permits();
+        let held = agent.budget.quota.peeks.saturating_sub(left(agent));
+        if held >= left(group) {
+            return None;
+        }
+        let take =
+            |tally: &Self| Arc::clone(&tally.budget.peeks).try_acquire_many_owned(bytes).ok();
+        Some(Room::new(take(agent)?, take(group)?))
     }
 }
 

@@ -82,6 +82,33 @@ fn one_agents_requests_are_bounded_over_all_its_connections() {
 }
 
 #[test]
+fn however_many_agents_take_all_they_can_the_next_of_their_group_has_something() {
+    let limits = Limits { connections: 64, requests: 64, ..Limits::default() };
+    let places = Places::new(64);
+    let all = [1, 2, 3, 4].map(|last| {
+        let agent = || places.share(&key(last, "red"), &limits, 2);
+        let connections: Vec<_> = (0..64).map_while(|_| agent().ok()).collect();
+        let one = connections.first().unwrap();
+        let requests: Vec<_> = (0..64).map_while(|_| one.taken().request().ok()).collect();
+        let peeks: Vec<_> = (0..1_000).map_while(|_| one.peek(limits.peek_bytes)).collect();
+        let large = |windows: &Windows| windows.large;
+        let windows: Vec<_> = (0..64).map(|_| one.taken().windows()).take_while(large).collect();
+        (connections, requests, peeks, windows)
+    });
+    let counts = all.each_ref().map(|(connections, requests, peeks, windows)| {
+        [connections.len(), requests.len(), peeks.len(), windows.len()]
+    });
+    assert_eq!(counts[0], [16, 16, 64, 12], "half of the group's");
+    assert_eq!(counts[1], [8, 8, 32, 6], "half of what is left");
+    assert_eq!(counts[2], [4, 4, 16, 3]);
+    assert!(counts[3].iter().all(|count| *count > 0), "{counts:?}");
+    drop(all);
+    let again = places.share(&key(4, "red"), &limits, 2).unwrap();
+    let requests: Vec<_> = (0..64).map_while(|_| again.taken().request().ok()).collect();
+    assert_eq!(requests.len(), 16, "all of it comes back");
+}
+
+#[test]
 fn what_is_over_an_agents_rate_is_counted_once_and_the_others_connect() {
     let (places, now) = (Places::new(10), Instant::now());
     let slow = Limits { agent_new_connections: 5, ..Limits::default() };
