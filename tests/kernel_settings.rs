@@ -21,6 +21,10 @@ fn settings_and_rules_that_somebody_changed_are_repaired() {
             "sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.agents0.accept_redirects=1 \
              net.ipv6.conf.agents0.accept_ra=2",
         );
+        GATEWAY.shell(&format!(
+            "sysctl -qw {}",
+            UNRESOLVED.map(|it| format!("{it}=212992")).join(" ")
+        ));
         GATEWAY.shell("nft flush chain inet cloakroom prerouting");
         GATEWAY.shell("ip rule del priority 1000; ip -6 rule del priority 1000");
         let repaired = wait::until(wait::SOON, || {
@@ -29,7 +33,9 @@ fn settings_and_rules_that_somebody_changed_are_repaired() {
                  net.ipv6.conf.agents0.accept_ra",
             );
             let rules = GATEWAY.shell("nft list chain inet cloakroom prerouting");
-            (settings == "0\n0\n0\n" && rules.contains("tproxy")).then_some(())
+            let unresolved = GATEWAY.shell(&format!("sysctl -n {}", UNRESOLVED.join(" ")));
+            (settings == "0\n0\n0\n" && unresolved == "4096\n4096\n" && rules.contains("tproxy"))
+                .then_some(())
         });
         assert!(repaired.is_some(), "not repaired: {}", world.gateway.stderr());
         assert_eq!(world.ask(&get(&[TICKET])).status, 200);
@@ -115,6 +121,10 @@ fn an_interface_that_was_made_again_is_closed_and_told_until_the_daemon_is() {
         assert_eq!(world.ask(&get(&[TICKET])).status, 200);
     });
 }
+
+/// What may wait for an agent whose card is not known.
+const UNRESOLVED: [&str; 2] =
+    ["net.ipv4.neigh.agents0.unres_qlen_bytes", "net.ipv6.neigh.agents0.unres_qlen_bytes"];
 
 fn often_asserted() -> String {
     gateway::usual_config().replace("ipv6 = true", "ipv6 = true\nassert_every = \"1s\"")

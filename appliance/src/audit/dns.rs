@@ -50,6 +50,8 @@ pub struct DnsSummary<'a> {
     pub refused: u64,
     /// Queries that came too fast, and were dropped.
     pub limited: u64,
+    /// Answers and refusals that the kernel did not take, so that nobody got them.
+    pub unsent: u64,
     /// `dns_rate` where some did.
     pub reason: Option<Reason>,
 }
@@ -84,6 +86,7 @@ impl DnsSummary<'_> {
             answered: self.answered,
             refused: self.refused,
             limited: self.limited,
+            unsent: self.unsent,
             reason: self.reason.map(Reason::word),
         });
     }
@@ -116,6 +119,7 @@ struct SummaryLine<'a> {
     answered: u64,
     refused: u64,
     limited: u64,
+    unsent: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'static str>,
 }

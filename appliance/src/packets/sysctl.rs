@@ -4,6 +4,8 @@
 //! may, reads each one back, and refuses to start on a wrong one, and to go on with new connections
 //! where one becomes wrong later. Only the rate of ICMP answers,
 //! which protects nothing, may stay as it is.
+//! And what some kernels do not show in a user's own network namespace, what waits for a neighbour,
+//! is left there, with a warning.
 
 use std::{fs, io, path::PathBuf};
 
@@ -25,10 +27,12 @@ pub fn check_sysctls(interfaces: &[&InterfaceName]) -> Result<(), PacketsError> 
             hold(&format!("net/ipv4/conf/{interface}/{name}"), wanted)?;
         }
         reverse_path(interface)?;
+        unknown_neighbours("ipv4", interface)?;
         if has_ipv6(interface) {
             for (name, wanted) in INTERFACE_6 {
                 hold(&format!("net/ipv6/conf/{interface}/{name}"), wanted)?;
             }
+            unknown_neighbours("ipv6", interface)?;
         }
     }
     if let Err(error) = hold("net/ipv4/icmp_ratemask", ICMP_RATEMASK) {
@@ -50,6 +54,18 @@ pub(super) fn check_interfaces(interfaces: &[&InterfaceName]) -> Result<(), Pack
 fn reverse_path(interface: &InterfaceName) -> Result<(), PacketsError> {
     let name = format!("net/ipv4/conf/{interface}/rp_filter");
     if read(&name)? == "2" { Ok(()) } else { hold(&name, "1") }
+}
+
+/// What waits for an agent that does not say which card it has takes room of a socket that all
+/// agents share, so it has to be little for each.
+fn unknown_neighbours(family: &str, interface: &InterfaceName) -> Result<(), PacketsError> {
+    let name = format!("net/{family}/neigh/{interface}/unres_qlen_bytes");
+    // Older kernels (6.1) show it in the machine's own namespaces alone; a user's is no gateway's.
+    if file(&name).exists() {
+        return hold(&name, UNKNOWN_NEIGHBOUR_BYTES);
+    }
+    tracing::warn!("{} cannot be held: one agent may keep DNS from others", dotted(&name));
+    Ok(())
 }
 
 fn has_ipv6(interface: &InterfaceName) -> bool {
@@ -137,6 +153,9 @@ const INTERFACE_6: &[(&str, &str)] = &[
     // frames looks at.
     ("suppress_frag_ndisc", "1"),
 ];
+
+/// As the kernel counts them: five short answers, or one long one.
+const UNKNOWN_NEIGHBOUR_BYTES: &str = "4096";
 
 /// Rate-limits destination unreachable (3) no longer, and source quench (4), time exceeded (11)
 /// and parameter problem (12) as before: 1 << 4 | 1 << 11 | 1 << 12.
