@@ -2,17 +2,22 @@
 //! kernel until it knows their card, and takes nothing from anybody else meanwhile.
 
 use std::{
+    io,
     net::{IpAddr, SocketAddr, UdpSocket},
     thread,
     time::{Duration, Instant},
 };
 
 use lab::{
-    net::{AGENT, AGENT_V4, AGENT_V6, AGENT2, GATEWAY, GATEWAY_V4, GATEWAY_V6},
+    net::{AGENT, AGENT_V4, AGENT_V6, AGENT2, GATEWAY, GATEWAY_V4, GATEWAY_V6, OPENAI},
     sandboxed,
 };
+use serde_json::Value;
 
-use crate::bound_agents::{bound, share_the_wire};
+use crate::{
+    bound_agents::{bound, share_the_wire},
+    world::World,
+};
 
 #[test]
 fn answers_that_wait_for_one_agent_keep_none_from_another_on_its_interface() {
@@ -42,6 +47,39 @@ fn answers_that_wait_for_one_agent_keep_none_from_another_on_its_interface() {
     });
 }
 
+#[test]
+fn refusals_that_wait_for_one_agent_keep_none_from_another() {
+    sandboxed(|| {
+        let mut world = World::usual();
+        fall_silent();
+        // Whoever is root may have every address of the prefix.
+        AGENT.shell("sysctl -qw net.ipv6.ip_nonlocal_bind=1");
+        let own = (0..250).map(|last| IpAddr::from([0x2001, 0xdb8, 0xa, 0, 1, 0, 0, last]));
+        let own: Vec<IpAddr> = own.chain([AGENT_V4.into()]).collect();
+        let end = Instant::now() + Duration::from_secs(15);
+        let refused = thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| AGENT.enter(|| be_refused_until(end, &own)));
+            }
+            thread::sleep(Duration::from_secs(2));
+            (0..10)
+                .map(|_| {
+                    // The kernel refuses one host in IPv6 once a second.
+                    thread::sleep(Duration::from_millis(1_100));
+                    [OPENAI.port(443), OPENAI.port6(443)].map(is_refused)
+                })
+                .collect::<Vec<_>>()
+        });
+        let counts = [0, 1].map(|family| refused.iter().filter(|each| each[family]).count());
+        assert_eq!(counts, [10, 10], "{refused:?}");
+        world.gateway.terminate(Duration::from_secs(10));
+        let of_first = |it: &&Value| it["group"] == "research" && it["reason"] == "protocol_denied";
+        let told = world.gateway.audit.records();
+        let told = told.iter().filter(of_first).filter_map(|it| it["count"].as_u64());
+        assert!(told.sum::<u64>() > 1_000, "no flood");
+    });
+}
+
 /// Has the first agent say no more which card its addresses are at. It knows the gateway's.
 fn fall_silent() {
     let mac = GATEWAY.shell("cat /sys/class/net/agents0/address");
@@ -64,6 +102,34 @@ fn ask_until(end: Instant, from: IpAddr, server: SocketAddr) {
         let _ = socket.send_to(QUERY, server);
         thread::sleep(Duration::from_millis(4));
     }
+}
+
+/// Sends what the gateway refuses, from each of these addresses in turn.
+fn be_refused_until(end: Instant, own: &[IpAddr]) {
+    let bind = |from: &IpAddr| UdpSocket::bind((*from, 0)).expect("a socket");
+    let sockets: Vec<UdpSocket> = own.iter().map(bind).collect();
+    while Instant::now() < end {
+        for socket in &sockets {
+            let v4 = socket.local_addr().expect("bound").is_ipv4();
+            let to = if v4 { OPENAI.port(443) } else { OPENAI.port6(443) };
+            // A refusal quotes as much of it as it can.
+            let _ = socket.send_to(&[0; 1_200], to);
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Whether the agent on the other interface is told that UDP is refused.
+fn is_refused(to: SocketAddr) -> bool {
+    AGENT2.enter(|| {
+        let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        let socket = UdpSocket::bind(any).expect("a socket");
+        socket.set_read_timeout(Some(Duration::from_secs(1))).expect("a socket");
+        socket.connect(to).expect("a route");
+        socket.send(b"initial").expect("sent");
+        let refused = socket.recv(&mut [0; 512]).expect_err("nobody answers");
+        refused.kind() != io::ErrorKind::WouldBlock
+    })
 }
 
 /// How many of so many questions of the second agent were answered. It asks a hundred a second,
