@@ -161,7 +161,8 @@ fn readable(record: &Value) -> Option<String> {
     let about = match word(record, "record")? {
         "connection" => connection(record),
         "request" => request(record),
-        "connections" => connections(record),
+        "connections" => over_rate(record, "new connections"),
+        "requests" => over_rate(record, "requests"),
         "packets" => packets(record),
         "packets_unseen" => unseen(record),
         "quarantine" | "release" => format!(
@@ -193,10 +194,10 @@ fn connection(record: &Value) -> String {
     line + &format!("  {from} B out, {to} B in, {} ms", bytes("duration_ms"))
 }
 
-fn connections(record: &Value) -> String {
+fn over_rate(record: &Value, what: &str) -> String {
     let count = number(record, "count").unwrap_or_default();
     let seconds = number(record, "seconds").unwrap_or_default();
-    format!("{}  {count} new connections in {seconds} s", text(record, "reason"))
+    format!("{}  {count} {what} in {seconds} s", text(record, "reason"))
 }
 
 fn request(record: &Value) -> String {

@@ -69,6 +69,7 @@ impl Page {
     fn bounds(&mut self, limits: &Limits, groups: usize) {
         let one = limits.agent_new_connections;
         self.line("bounds", format!("{one} new connections a second for each agent"));
+        self.line("", format!("{} requests a second for each agent", limits.agent_new_requests));
         self.line("", format!("{} DNS queries a second for each agent", limits.dns_rate));
         let whose = match groups {
             1 => "an agent has at most half of what its group has:".to_owned(),

@@ -144,6 +144,10 @@ pub(super) fn limits(mut table: Table<'_>) -> Limits {
             table.optional("agent_new_connections", number(1..=1_000_000)),
             default.agent_new_connections,
         ),
+        agent_new_requests: inner(
+            table.optional("agent_new_requests", number(1..=1_000_000)),
+            default.agent_new_requests,
+        ),
         requests,
         agent_requests,
         buffers,
