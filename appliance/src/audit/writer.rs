@@ -20,7 +20,7 @@ use serde::Serialize;
 use tokio::sync::mpsc::{self, OwnedPermit, Receiver, Sender};
 
 use super::record::StartLine;
-use crate::config::AuditTarget;
+use crate::{config::AuditTarget, policy::Limits};
 
 /// Where flows and requests ask for a slot. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -103,6 +103,10 @@ impl Writer {
 
 /// Lines that may wait. Each slot is one, so it also bounds the flows and requests under way.
 const QUEUE_LINES: usize = 65_536;
+/// Those of them that no open connection and no request under way has, whatever the limits say: for
+/// lines that wait for the disk, and for refusals.
+const FREE_LINES: usize = 8_192;
+const _: () = assert!(Limits::MAX_CONNECTIONS + Limits::MAX_REQUESTS + FREE_LINES <= QUEUE_LINES);
 /// Pause before a line that could not be written is tried again.
 const RETRY: Duration = Duration::from_millis(250);
 

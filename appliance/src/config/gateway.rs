@@ -127,7 +127,8 @@ pub(super) fn limits(mut table: Table<'_>) -> Limits {
     let default = Limits::default();
     let defaults = (default.connections, default.agent_connections);
     let names = ["connections", "agent_connections"];
-    let (connections, agent_connections) = places(&mut table, names, 1_048_576, defaults);
+    let (connections, agent_connections) =
+        places(&mut table, names, Limits::MAX_CONNECTIONS, defaults);
     let defaults = (default.requests, default.agent_requests);
     let names = ["requests", "agent_requests"];
     let (requests, agent_requests) = places(&mut table, names, Limits::MAX_REQUESTS, defaults);

@@ -55,7 +55,9 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// The highest that `requests` may be: so many fit into the audit's queue.
+    /// The highest that `connections` may be: so many fit into the audit's queue beside the requests.
+    pub const MAX_CONNECTIONS: usize = 40_960;
+    /// The highest that `requests` may be, for the same reason.
     pub const MAX_REQUESTS: usize = 16_384;
     /// HTTP/2 connections of all agents with large windows.
     pub const LARGE_WINDOWS: usize = 48;

@@ -212,6 +212,8 @@ fn a_limit_has_a_unit_and_a_sane_range() {
         ("head_bytes = \"64KB\"", "\"64KiB\""),
         ("head_bytes = 1", "is not a size"),
         ("agent_new_connections = 0", "from 1 to 1000000"),
+        ("connections = 40961", "from 1 to 40960"),
+        ("agent_connections = 20481", "from 1 to 20480"),
         ("agent_new_requests = 1000001", "from 1 to 1000000"),
         ("agent_requests = 8193", "from 1 to 8192"),
         ("requests = 16385", "from 1 to 16384"),
