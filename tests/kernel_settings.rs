@@ -122,6 +122,29 @@ fn an_interface_that_was_made_again_is_closed_and_told_until_the_daemon_is() {
     });
 }
 
+#[test]
+fn an_agent_that_claims_the_gateways_address_takes_it_from_nobody() {
+    sandboxed(|| {
+        let careless = || GATEWAY.shell("sysctl -qw net.ipv6.conf.agents0.accept_dad=1");
+        let _world = World::prepared(&gateway::usual_config(), |_, _| drop(careless()));
+        AGENT.shell("ip addr add 2001:db8:a::1/64 dev eth0 nodad");
+        let usable = || {
+            GATEWAY.shell("ip link set agents0 down; ip link set agents0 up");
+            GATEWAY.shell("ip addr replace 2001:db8:a::1/64 dev agents0");
+            let settled = || {
+                let address = GATEWAY.shell("ip -6 addr show dev agents0 to 2001:db8:a::1");
+                let tried = !address.contains("tentative") || address.contains("dadfailed");
+                tried.then_some(address)
+            };
+            let address = wait::until(wait::SOON, settled).expect("it was tried");
+            address.contains("2001:db8:a::1") && !address.contains("dadfailed")
+        };
+        assert!(usable(), "the link went down, and the address with it");
+        careless();
+        assert!(!usable(), "the claim proves nothing");
+    });
+}
+
 /// What may wait for an agent whose card is not known.
 const UNRESOLVED: [&str; 2] =
     ["net.ipv4.neigh.agents0.unres_qlen_bytes", "net.ipv6.neigh.agents0.unres_qlen_bytes"];

@@ -118,6 +118,8 @@ const MACHINE: &[(&str, &str)] = &[
     // This machine carries bytes; it never routes packets.
     ("net/ipv4/ip_forward", "0"),
     ("net/ipv6/conf/all/forwarding", "0"),
+    // An interface with this or its own above 0 gives its address up to whoever claims it.
+    ("net/ipv6/conf/all/accept_dad", "0"),
     ("net/ipv4/conf/all/accept_redirects", "0"),
     ("net/ipv4/conf/all/send_redirects", "0"),
     ("net/ipv4/conf/all/route_localnet", "0"),
@@ -145,6 +147,8 @@ const INTERFACE_4: &[(&str, &str)] = &[
 
 /// For each agent interface, IPv6.
 const INTERFACE_6: &[(&str, &str)] = &[
+    // Whoever answers the probe for the gateway's own address would take IPv6 from the interface.
+    ("accept_dad", "0"),
     ("accept_ra", "0"),
     ("accept_redirects", "0"),
     // Not even routing header type 2 (kernel, ip-sysctl.rst).
