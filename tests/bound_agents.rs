@@ -223,8 +223,8 @@ fn known_again() -> bool {
 }
 
 /// Puts a second bound agent on the first one's wire. It is in the second agent's namespace, and
-/// sends from [`BESIDE`].
-fn share_the_wire() {
+/// sends from 192.0.2.11 and from [`BESIDE`].
+pub fn share_the_wire() {
     AGENT.shell(&format!(
         "ip link add link eth0 name card address {OTHER} type macvlan mode private; \
          ip link set card netns agent2"
@@ -232,7 +232,10 @@ fn share_the_wire() {
     AGENT2.shell(
         "ip link set card up; ip addr add 2001:db8:a::11/64 dev card nodad; \
          ip -6 route add default via 2001:db8:a::1 dev card table 5; \
-         ip -6 rule add from 2001:db8:a::11 table 5 prio 5",
+         ip -6 rule add from 2001:db8:a::11 table 5 prio 5; \
+         ip addr add 192.0.2.11/32 dev card; \
+         ip route add default via 192.0.2.1 dev card onlink table 5; \
+         ip rule add from 192.0.2.11 table 5 prio 5",
     );
 }
 
@@ -264,7 +267,7 @@ fn curl_succeeds(world: &World, arguments: &str) -> bool {
 }
 
 /// The first agent and another one, bound on `agents0`.
-fn bound(settings: &str) -> World {
+pub fn bound(settings: &str) -> World {
     bound_after(settings, || {})
 }
 

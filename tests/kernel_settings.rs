@@ -21,6 +21,10 @@ fn settings_and_rules_that_somebody_changed_are_repaired() {
             "sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.agents0.accept_redirects=1 \
              net.ipv6.conf.agents0.accept_ra=2",
         );
+        GATEWAY.shell(&format!(
+            "sysctl -qw {}",
+            UNRESOLVED.map(|it| format!("{it}=212992")).join(" ")
+        ));
         GATEWAY.shell("nft flush chain inet cloakroom prerouting");
         GATEWAY.shell("ip rule del priority 1000; ip -6 rule del priority 1000");
         let repaired = wait::until(wait::SOON, || {
@@ -29,7 +33,9 @@ fn settings_and_rules_that_somebody_changed_are_repaired() {
                  net.ipv6.conf.agents0.accept_ra",
             );
             let rules = GATEWAY.shell("nft list chain inet cloakroom prerouting");
-            (settings == "0\n0\n0\n" && rules.contains("tproxy")).then_some(())
+            let unresolved = GATEWAY.shell(&format!("sysctl -n {}", UNRESOLVED.join(" ")));
+            (settings == "0\n0\n0\n" && unresolved == "4096\n4096\n" && rules.contains("tproxy"))
+                .then_some(())
         });
         assert!(repaired.is_some(), "not repaired: {}", world.gateway.stderr());
         assert_eq!(world.ask(&get(&[TICKET])).status, 200);
@@ -201,6 +207,33 @@ fn said(world: &World, words: &str, times: usize) {
     });
     assert!(found.is_some(), "{words}: {}", world.gateway.stderr());
 }
+
+#[test]
+fn an_agent_that_claims_the_gateways_address_takes_it_from_nobody() {
+    sandboxed(|| {
+        let careless = || GATEWAY.shell("sysctl -qw net.ipv6.conf.agents0.accept_dad=1");
+        let _world = World::prepared(&gateway::usual_config(), |_, _| drop(careless()));
+        AGENT.shell("ip addr add 2001:db8:a::1/64 dev eth0 nodad");
+        let usable = || {
+            GATEWAY.shell("ip link set agents0 down; ip link set agents0 up");
+            GATEWAY.shell("ip addr replace 2001:db8:a::1/64 dev agents0");
+            let settled = || {
+                let address = GATEWAY.shell("ip -6 addr show dev agents0 to 2001:db8:a::1");
+                let tried = !address.contains("tentative") || address.contains("dadfailed");
+                tried.then_some(address)
+            };
+            let address = wait::until(wait::SOON, settled).expect("it was tried");
+            address.contains("2001:db8:a::1") && !address.contains("dadfailed")
+        };
+        assert!(usable(), "the link went down, and the address with it");
+        careless();
+        assert!(!usable(), "the claim proves nothing");
+    });
+}
+
+/// What may wait for an agent whose card is not known.
+const UNRESOLVED: [&str; 2] =
+    ["net.ipv4.neigh.agents0.unres_qlen_bytes", "net.ipv6.neigh.agents0.unres_qlen_bytes"];
 
 fn often_asserted() -> String {
     gateway::usual_config().replace("ipv6 = true", "ipv6 = true\nassert_every = \"1s\"")

@@ -46,6 +46,7 @@ mod streaming;
 mod substitution;
 mod the_lab_itself;
 mod two_agents;
+mod unanswered;
 mod upgrades;
 mod vault_and_secrets;
 mod vault_logins;

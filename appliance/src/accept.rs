@@ -22,7 +22,9 @@ use tokio::net::{TcpListener, TcpStream};
 pub use self::{
     agent::{AgentKey, Pace},
     fair::{FairPlace, FairPlaces},
-    places::{OverRate, Place, Places, RequestPlace, Room, Share, Taken, Way, Windows, held},
+    places::{
+        OverRate, Place, Places, Rated, RequestPlace, Room, Share, Taken, Way, Windows, held,
+    },
 };
 use crate::policy::Group;
 

@@ -262,6 +262,7 @@ workers = 1
 connections = 16384
 agent_connections = 8192
 agent_new_connections = 1000000
+agent_new_requests = 1000000
 agent_requests = 8192
 agent_buffers = "256MiB"
 dns_rate = 100000

@@ -108,6 +108,50 @@ fn new_connections_beyond_an_agents_rate_are_reset_and_told_in_sums() {
 }
 
 #[test]
+fn requests_beyond_an_agents_rate_are_answered_and_told_in_sums() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let origin = Origin::start(&lab);
+        let _dns = Dns::start();
+        let mut gateway = Gateway::start(&lab, &limited("agent_new_requests = 5\n"));
+        let mut tls = open(&lab, AGENT, OPENAI).expect("served");
+        let begun = Instant::now();
+        // Every third is one that the gateway refuses by itself.
+        let bare = get("/v1/models").replace("Authorization: Bearer OPENAI_API_KEY\r\n", "");
+        let statuses: Vec<u16> = (0..200)
+            .map(|number| {
+                let request = if number % 3 == 0 { bare.clone() } else { get("/v1/models") };
+                let answer = tls.ask(request).expect("an answer");
+                if answer.status == 429 {
+                    assert_eq!(answer.reason().as_deref(), Some("rate_limit"));
+                }
+                answer.status.as_u16()
+            })
+            .collect();
+        let most = 10 + 5 * (begun.elapsed().as_secs() as usize + 1);
+        let served = statuses.iter().filter(|status| **status != 429).count();
+        assert!((10..=most).contains(&served), "{served} of at most {most}");
+        let forwarded = statuses.iter().filter(|status| **status == 200).count();
+        assert_eq!(origin.log().requests().len(), forwarded, "the others went nowhere");
+        let mut other = open(&lab, AGENT2, OPENAI).expect("the other agent is served");
+        let request = get("/v1/models").replace("OPENAI_API_KEY", "OPS_OPENAI_KEY");
+        assert_eq!(other.ask(request).expect("an answer").status, 200);
+        thread::sleep(Duration::from_secs(1));
+        assert_eq!(tls.ask(get("/v1/models")).expect("an answer").status, 200, "it comes back");
+        drop((tls, other));
+        gateway.terminate(Duration::from_secs(30));
+        assert_eq!(records(&gateway, "request").len(), served + 2, "each has one record");
+        let sums = records(&gateway, "requests");
+        let count: u64 = sums.iter().filter_map(|sum| sum["count"].as_u64()).sum();
+        assert_eq!(count, 200 - served as u64, "each counts once: {sums:#?}");
+        for sum in &sums {
+            let words = [&sum["agent"], &sum["group"], &sum["decision"], &sum["reason"]];
+            assert_eq!(words, ["192.0.2.10", "research", "refuse", "rate_limit"]);
+        }
+    });
+}
+
+#[test]
 fn names_without_number_cost_no_certificates_without_number() {
     sandboxed(|| {
         let inspected = "\n[limits]\nagent_leaves = 2\n\n[[inspect]]\nname = \"looked-at\"\n\

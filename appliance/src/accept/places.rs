@@ -87,13 +87,24 @@ pub struct Windows {
     taken: Arc<Taken>,
 }
 
-/// New connections of one agent that were over its rate, since the last time it was asked.
+/// What an agent does at a rate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rated {
+    /// It opens connections.
+    Connections,
+    /// It makes requests on them.
+    Requests,
+}
+
+/// What one agent did over its rate, since the last time it was asked.
 #[derive(Debug, PartialEq, Eq)]
 pub struct OverRate {
     /// Its group.
     pub group: GroupName,
     /// The agent; `None` for all those beyond the bound on agents.
     pub agent: Option<AgentKey>,
+    /// What of.
+    pub rated: Rated,
     /// How many.
     pub count: u64,
 }
@@ -103,16 +114,23 @@ struct GroupTable {
     /// Made when somebody first takes a part of it.
     tally: Option<Tally>,
     agents: HashMap<AgentKey, Agent>,
-    /// Connections of agents that the table had no room for.
-    nameless: u64,
+    /// Of agents that the table had no room for.
+    nameless: Over,
     swept: Instant,
 }
 
 #[derive(Debug)]
 struct Agent {
     connecting: Pace,
-    over_rate: u64,
+    over: Over,
     tally: Option<Tally>,
+}
+
+/// What was over a rate and is not told yet.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Over {
+    connections: u64,
+    requests: u64,
 }
 
 impl Places {
@@ -136,12 +154,12 @@ impl Places {
         let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
         let table = groups.entry(key.group().clone()).or_insert_with(|| GroupTable::new(now));
         let Some(agent) = table.agent(key, now) else {
-            table.nameless += 1;
+            table.nameless.connections += 1;
             return false;
         };
         let rate = limits.agent_new_connections;
         let may = agent.connecting.take(rate, rate.saturating_mul(2), now);
-        agent.over_rate += u64::from(!may);
+        agent.over.connections += u64::from(!may);
         may
     }
 
@@ -177,14 +195,15 @@ impl Places {
         let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
         let mut all = Vec::new();
         for (group, table) in groups.iter_mut() {
-            let over = table.agents.iter_mut().filter(|(_, agent)| agent.over_rate > 0);
-            all.extend(over.map(|(key, agent)| {
-                let count = std::mem::take(&mut agent.over_rate);
-                OverRate { group: group.clone(), agent: Some(key.clone()), count }
-            }));
-            if table.nameless > 0 {
-                let count = std::mem::take(&mut table.nameless);
-                all.push(OverRate { group: group.clone(), agent: None, count });
+            let agents = table.agents.iter_mut().map(|(key, agent)| (Some(key), agent.over()));
+            for (key, over) in agents.chain([(None, &mut table.nameless)]) {
+                for rated in [Rated::Connections, Rated::Requests] {
+                    let count = std::mem::take(over.of(rated));
+                    if count > 0 {
+                        let agent = key.cloned();
+                        all.push(OverRate { group: group.clone(), agent, rated, count });
+                    }
+                }
             }
             table.sweep(now);
         }
@@ -194,19 +213,18 @@ impl Places {
 
     /// Counts again what could not be told, for the next time.
     pub fn not_told(&self, over_rate: &OverRate, now: Instant) {
-        let OverRate { group, agent, count } = over_rate;
+        let OverRate { group, agent, rated, count } = over_rate;
         let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
         let table = groups.entry(group.clone()).or_insert_with(|| GroupTable::new(now));
-        match agent.as_ref().and_then(|key| table.agents.get_mut(key)) {
-            Some(agent) => agent.over_rate += count,
-            None => table.nameless += count,
-        }
+        let agent = agent.as_ref().and_then(|key| table.agents.get_mut(key));
+        let over = agent.map_or(&mut table.nameless, |agent| &mut agent.over);
+        *over.of(*rated) += count;
     }
 }
 
 impl GroupTable {
     fn new(now: Instant) -> Self {
-        Self { tally: None, agents: HashMap::new(), nameless: 0, swept: now }
+        Self { tally: None, agents: HashMap::new(), nameless: Over::default(), swept: now }
     }
 
     fn agent(&mut self, key: &AgentKey, now: Instant) -> Option<&mut Agent> {
@@ -225,24 +243,37 @@ impl GroupTable {
 
     fn sweep(&mut self, now: Instant) {
         self.swept = now;
-        self.tally.take_if(|tally| tally.is_at_rest());
+        self.tally.take_if(|tally| tally.is_at_rest(now));
         self.agents.retain(|_, agent| !agent.is_at_rest(now));
     }
 }
 
 impl Agent {
     fn new(now: Instant) -> Self {
-        Self { connecting: Pace::new(now), over_rate: 0, tally: None }
+        Self { connecting: Pace::new(now), over: Over::default(), tally: None }
+    }
+
+    /// What is to be told of it, requests included that its connections have counted.
+    fn over(&mut self) -> &mut Over {
+        if let Some(tally) = &self.tally {
+            self.over.requests += tally.counts.over_rate.swap(0, Relaxed);
+        }
+        &mut self.over
     }
 
     fn is_at_rest(&self, now: Instant) -> bool {
-        let is_idle = |tally: &Tally| {
-            let minting = tally.counts.minting.lock().unwrap_or_else(PoisonError::into_inner);
-            tally.is_at_rest() && minting.is_full(now)
-        };
-        self.tally.as_ref().is_none_or(is_idle)
-            && self.over_rate == 0
+        self.tally.as_ref().is_none_or(|tally| tally.is_at_rest(now))
+            && self.over == Over::default()
             && self.connecting.is_full(now)
+    }
+}
+
+impl Over {
+    fn of(&mut self, rated: Rated) -> &mut u64 {
+        match rated {
+            Rated::Connections => &mut self.connections,
+            Rated::Requests => &mut self.requests,
+        }
     }
 }
 
@@ -281,6 +312,15 @@ impl Drop for Share {
 }
 
 impl Taken {
+    /// Whether the agent may make a request now: `agent_new_requests` a second, twice as many at
+    /// once, and all agents of its group together [`Quota::GROUP_RATE`] times that. One that may not
+    /// is counted, and has no record of its own.
+    pub fn may_ask(&self, now: Instant) -> bool {
+        let may = self.agent.may_ask(now) && self.group.may_ask(now);
+        self.agent.counts.over_rate.fetch_add(u64::from(!may), Relaxed);
+        may
+    }
+
     /// Takes a place for one request. Each request under way holds a place in the audit's queue
     /// and buffers, which all agents share.
     pub fn request(self: &Arc<Self>) -> Result<RequestPlace, Reason> {

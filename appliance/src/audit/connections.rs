@@ -1,5 +1,6 @@
-//! What the audit says about connections that came faster than their agent may open them: a sum for
-//! each agent and interval, so that refusing them costs next to nothing and every one is counted.
+//! What the audit says about connections and requests that came faster than their agent may open
+//! and make them: a sum for each agent and interval, so that refusing them costs next to nothing and
+//! every one is counted.
 
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use serde::Serialize;
 
 use super::{kind::Kind, record::now, writer::Slot};
 use crate::{
-    accept::{AgentKey, OverRate},
+    accept::{AgentKey, OverRate, Rated},
     reason::Reason,
 };
 
@@ -15,7 +16,10 @@ use crate::{
 pub fn over_rate(slot: Slot, over_rate: &OverRate, within: Duration) {
     slot.write(&Line {
         time: now(),
-        record: Kind::Connections,
+        record: match over_rate.rated {
+            Rated::Connections => Kind::Connections,
+            Rated::Requests => Kind::Requests,
+        },
         seconds: within.as_secs(),
         group: over_rate.group.as_str(),
         agent: over_rate.agent.as_ref().map(AgentKey::text),

@@ -52,6 +52,8 @@ pub struct DnsSummary<'a> {
     /// Queries that came too fast or were too many at once, and were dropped; and connections that
     /// were too many, and were closed.
     pub limited: u64,
+    /// Answers and refusals that the kernel did not take, so that nobody got them.
+    pub unsent: u64,
     /// `dns_rate` where some did.
     pub reason: Option<Reason>,
 }
@@ -86,6 +88,7 @@ impl DnsSummary<'_> {
             answered: self.answered,
             refused: self.refused,
             limited: self.limited,
+            unsent: self.unsent,
             reason: self.reason.map(Reason::word),
         });
     }
@@ -118,6 +121,7 @@ struct SummaryLine<'a> {
     answered: u64,
     refused: u64,
     limited: u64,
+    unsent: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'static str>,
 }

@@ -27,6 +27,8 @@ kinds! {
     Connections,
     /// One request on an intercepted or inspected connection.
     Request,
+    /// A sum of requests beyond an agent's rate.
+    Requests,
     /// A DNS query that was refused.
     Dns,
     /// A sum of DNS queries.

@@ -20,7 +20,7 @@ use serde::Serialize;
 use tokio::sync::mpsc::{self, OwnedPermit, Receiver, Sender};
 
 use super::record::StartLine;
-use crate::config::AuditTarget;
+use crate::{config::AuditTarget, policy::Limits};
 
 /// Where flows and requests ask for a slot. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -208,6 +208,10 @@ fn write_whole(output: &mut Output, batch: &[u8], failing: &AtomicBool) {
 
 /// Lines that may wait. Each slot is one, so it also bounds the flows and requests under way.
 const QUEUE_LINES: usize = 65_536;
+/// Those of them that no open connection and no request under way has, whatever the limits say: for
+/// lines that wait for the disk, and for refusals.
+const FREE_LINES: usize = 8_192;
+const _: () = assert!(Limits::MAX_CONNECTIONS + Limits::MAX_REQUESTS + FREE_LINES <= QUEUE_LINES);
 /// Pause before a line that could not be written is tried again.
 const RETRY: Duration = Duration::from_millis(250);
 /// Records that follow the last write within this time wait for others, to be written together.

@@ -189,7 +189,8 @@ fn about(kind: Kind, record: &Value) -> String {
     match kind {
         Kind::Start => format!("the gateway starts, version {}", text(record, "version")),
         Kind::Connection => connection(record),
-        Kind::Connections => connections(record),
+        Kind::Connections => over_rate(record, "new connections"),
+        Kind::Requests => over_rate(record, "requests"),
         Kind::Request => request(record),
         Kind::Dns => query(record),
         Kind::DnsSummary => queries(record),
@@ -212,9 +213,9 @@ fn connection(record: &Value) -> String {
     line + &format!("  {from} B out, {to} B in, {millis} ms")
 }
 
-fn connections(record: &Value) -> String {
+fn over_rate(record: &Value, what: &str) -> String {
     let [count, seconds] = ["count", "seconds"].map(|key| count(record, key));
-    format!("{}  {count} new connections in {seconds} s", text(record, "reason"))
+    format!("{}  {count} {what} in {seconds} s", text(record, "reason"))
 }
 
 fn request(record: &Value) -> String {
@@ -345,6 +346,10 @@ mod tests {
                 r#""seconds":10,"group":"research","agent":"192.0.2.10","decision":"refuse","reason":"rate_limit","count":40"#,
                 "192.0.2.10             refuse    rate_limit  40 new connections in 10 s",
             ),
+            Kind::Requests => (
+                r#""seconds":10,"group":"research","agent":"192.0.2.10","decision":"refuse","reason":"rate_limit","count":40"#,
+                "192.0.2.10             refuse    rate_limit  40 requests in 10 s",
+            ),
             Kind::Request => (
                 r#""flow":"a1","group":"operations","decision":"intercept","method":"GET","host":"api.example","path":"/v1","upstream_status":200,"duration_ms":9"#,
                 "GET api.example/v1  200  9 ms",
@@ -394,8 +399,9 @@ mod tests {
     fn refused_is_what_was_refused_also_where_a_sum_has_no_decision() {
         let refused = |line: &str| !shown(&args(None, true), line).is_empty();
         let kinds: Vec<_> = Kind::ALL.iter().filter(|kind| refused(&record(**kind))).collect();
-        use Kind::{Connection, Connections, Dns, DnsSummary, Packets, PacketsUnseen};
-        let meant = [&Connection, &Connections, &Dns, &DnsSummary, &Packets, &PacketsUnseen];
+        use Kind::{Connection, Connections, Dns, DnsSummary, Packets, PacketsUnseen, Requests};
+        let meant =
+            [&Connection, &Connections, &Requests, &Dns, &DnsSummary, &Packets, &PacketsUnseen];
         assert_eq!(kinds, meant);
         let sum = |rest: &str| format!("{{\"record\":\"dns_summary\",\"answered\":5{rest}}}\n");
         assert!(refused(&sum(",\"refused\":60,\"limited\":0")), "beyond the rate of records");

@@ -69,6 +69,7 @@ impl Page {
     fn bounds(&mut self, limits: &Limits, groups: usize) {
         let one = limits.agent_new_connections;
         self.line("bounds", format!("{one} new connections a second for each agent"));
+        self.line("", format!("{} requests a second for each agent", limits.agent_new_requests));
         self.line("", format!("{} DNS queries a second for each agent", limits.dns_rate));
         self.line("", format!("{} certificates a second for each agent", limits.agent_leaves));
         let whose = match groups {

@@ -127,7 +127,8 @@ pub(super) fn limits(mut table: Table<'_>) -> Limits {
     let default = Limits::default();
     let defaults = (default.connections, default.agent_connections);
     let names = ["connections", "agent_connections"];
-    let (connections, agent_connections) = places(&mut table, names, 1_048_576, defaults);
+    let (connections, agent_connections) =
+        places(&mut table, names, Limits::MAX_CONNECTIONS, defaults);
     let defaults = (default.requests, default.agent_requests);
     let names = ["requests", "agent_requests"];
     let (requests, agent_requests) = places(&mut table, names, Limits::MAX_REQUESTS, defaults);
@@ -143,6 +144,10 @@ pub(super) fn limits(mut table: Table<'_>) -> Limits {
         agent_new_connections: inner(
             table.optional("agent_new_connections", number(1..=1_000_000)),
             default.agent_new_connections,
+        ),
+        agent_new_requests: inner(
+            table.optional("agent_new_requests", number(1..=1_000_000)),
+            default.agent_new_requests,
         ),
         requests,
         agent_requests,

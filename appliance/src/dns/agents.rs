@@ -43,6 +43,8 @@ pub(super) struct Counts {
     pub(super) refused: u64,
     /// Came too fast, or when the agent or its group had no share left.
     pub(super) limited: u64,
+    /// Got an answer that the kernel did not take.
+    pub(super) unsent: u64,
 }
 
 /// What an agent holds: a lookup or a connection. Given back when dropped.
@@ -101,6 +103,11 @@ impl Agents {
     /// Counts a query that was answered.
     pub(super) fn answered(&self, key: &AgentKey, now: Instant) {
         self.with(key, now, |agent, _| agent.counts.answered += 1);
+    }
+
+    /// Counts an answer that could not be sent.
+    pub(super) fn unsent(&self, key: &AgentKey, now: Instant) {
+        self.with(key, now, |agent, _| agent.counts.unsent += 1);
     }
 
     /// Counts a query that was refused. Says whether it is to have a record of its own.
@@ -209,6 +216,7 @@ impl Counts {
         self.answered += other.answered;
         self.refused += other.refused;
         self.limited += other.limited;
+        self.unsent += other.unsent;
     }
 }
 
@@ -362,7 +370,8 @@ mod tests {
         let later = now + Duration::from_secs(60);
         agents.sweep(later, |_, _, _| false);
         agents.answered(&key("192.0.2.1"), later);
-        let both = Counts { answered: 2, ..Counts::default() };
+        agents.unsent(&key("192.0.2.1"), later);
+        let both = Counts { answered: 2, unsent: 1, ..Counts::default() };
         assert_eq!(swept(&agents, later), [(Some(key("192.0.2.1")), both)]);
     }
 

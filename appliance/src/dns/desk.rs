@@ -72,6 +72,12 @@ struct Asked {
     origin: Origin,
 }
 
+impl Pending {
+    pub(super) fn origin(&self) -> &Origin {
+        &self.asked.origin
+    }
+}
+
 impl Desk {
     /// Answers by the policy in force, from the cache and through the servers of `resolver`.
     pub fn new(
@@ -162,6 +168,15 @@ impl Desk {
         self.conclude(&asked, &found)
     }
 
+    /// Counts an answer that the kernel did not take.
+    pub(super) fn unsent(&self, origin: &Origin) {
+        let rulebook = Arc::clone(&self.rulebook.borrow());
+        let address = origin.from.ip();
+        if let Some(group) = rulebook.policy.identify(&origin.interface, address) {
+            self.agents.unsent(&AgentKey::of(group, address), Instant::now());
+        }
+    }
+
     fn conclude(&self, asked: &Asked, found: &Result<Found, Unresolved>) -> Outcome {
         let Asked { rulebook, group, key, question, origin } = asked;
         if self.quarantined.holds(&group.name) {
@@ -241,6 +256,7 @@ impl Desk {
                 answered: counts.answered,
                 refused: counts.refused,
                 limited: counts.limited,
+                unsent: counts.unsent,
                 reason: (counts.limited > 0).then_some(Reason::DnsRate),
             }
             .write(slot);

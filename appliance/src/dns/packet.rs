@@ -15,7 +15,10 @@ use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt,
     sockopt::{Ipv4PacketInfo, Ipv6RecvPacketInfo},
 };
-use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_recv_buffer_size_force};
+use rustix::net::sockopt::{
+    set_socket_recv_buffer_size, set_socket_recv_buffer_size_force, set_socket_send_buffer_size,
+    set_socket_send_buffer_size_force,
+};
 
 /// A datagram that was received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,17 +40,26 @@ pub(crate) fn tell_destinations(socket: &impl AsFd, ipv6: bool) -> io::Result<()
     Ok(())
 }
 
-/// Gives a socket room for [`RECEIVE_BYTES`] of queries.
+/// Gives a socket room for [`RECEIVE_BYTES`] of queries and [`SEND_BYTES`] of answers.
 ///
 /// The agents of an interface share its socket. One that floods is told nothing from its second
 /// query too many on, which takes less than an answer does; what this makes room for is the time
-/// in which the thread does something else. Without the right to have so much it is what
-/// `net.core.rmem_max` grants: less room, and nothing else changes.
+/// in which the thread does something else. What is sent to an agent that does not say which card
+/// it has waits in the kernel, and takes its room meanwhile: [`crate::packets`] bounds what waits
+/// for each address, and this makes room for thousands of such addresses.
+///
+/// Without the right to have so much it is what `net.core.rmem_max` and `net.core.wmem_max` grant:
+/// less room, and nothing else changes.
 pub(crate) fn make_room(socket: &impl AsFd) {
     if set_socket_recv_buffer_size_force(socket, RECEIVE_BYTES).is_err()
         && let Err(error) = set_socket_recv_buffer_size(socket, RECEIVE_BYTES)
     {
         tracing::warn!(%error, "the receive buffer for DNS stays as it is");
+    }
+    if set_socket_send_buffer_size_force(socket, SEND_BYTES).is_err()
+        && let Err(error) = set_socket_send_buffer_size(socket, SEND_BYTES)
+    {
+        tracing::warn!(%error, "the send buffer for DNS stays as it is");
     }
 }
 
@@ -117,6 +129,8 @@ fn socket_address(address: &SockaddrStorage) -> Option<SocketAddr> {
 /// Room for queries that wait. The kernel counts some 800 bytes for a short one and doubles the
 /// number (`socket(7)`, `SO_RCVBUF`): about 2,500 queries.
 const RECEIVE_BYTES: usize = 1 << 20;
+/// Room for answers on their way. Doubled as well: 32 MiB, what waits for 8,192 addresses.
+const SEND_BYTES: usize = 16 << 20;
 
 #[cfg(test)]
 mod tests {
@@ -127,10 +141,16 @@ mod tests {
     #[test]
     fn a_socket_has_more_room_than_before_or_as_much_as_it_may() {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let before = rustix::net::sockopt::socket_recv_buffer_size(&socket).unwrap();
+        let room = || {
+            [
+                rustix::net::sockopt::socket_recv_buffer_size(&socket).unwrap(),
+                rustix::net::sockopt::socket_send_buffer_size(&socket).unwrap(),
+            ]
+        };
+        let before = room();
         make_room(&socket);
-        let after = rustix::net::sockopt::socket_recv_buffer_size(&socket).unwrap();
-        assert!(after >= before, "{before} {after}");
+        let after = room();
+        assert!(after[0] >= before[0] && after[1] >= before[1], "{before:?} {after:?}");
     }
 
     #[test]

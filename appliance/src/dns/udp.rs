@@ -31,7 +31,7 @@ pub(super) async fn serve(desk: Arc<Desk>, interface: InterfaceName, socket: Arc
                     if let Some(pending) = begin(&desk, &interface, (&socket, &datagram), query) {
                         let (desk, socket) = (Arc::clone(&desk), Arc::clone(&socket));
                         later.spawn(async move {
-                            finish(&desk, pending, &socket, &datagram).await;
+                            finish(&desk, pending, (&socket, &datagram)).await;
                         });
                     }
                 }
@@ -62,16 +62,17 @@ fn begin(
     match desk.consider(&origin, query) {
         Outcome::Silence => None,
         Outcome::Answer(answer) => {
-            send(socket, asked, &answer);
+            send(desk, &origin, (socket, asked), &answer);
             None
         }
         Outcome::Later(pending) => Some(pending),
     }
 }
 
-async fn finish(desk: &Desk, pending: Pending, socket: &UdpSocket, asked: &Datagram) {
+async fn finish(desk: &Desk, pending: Pending, back: (&UdpSocket, &Datagram)) {
+    let origin = pending.origin().clone();
     if let Outcome::Answer(answer) = desk.resolve(pending).await {
-        send(socket, asked, &answer);
+        send(desk, &origin, back, &answer);
     }
 }
 
@@ -79,10 +80,11 @@ fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Option<Datagram>
     socket.try_io(Interest::READABLE, || packet::receive(socket, buffer))
 }
 
-/// An answer that cannot be sent is lost, as any datagram may be; the agent asks again.
-fn send(socket: &UdpSocket, asked: &Datagram, answer: &[u8]) {
+/// An answer that cannot be sent is lost, as any datagram may be, and counted; the agent asks again.
+fn send(desk: &Desk, origin: &Origin, (socket, asked): (&UdpSocket, &Datagram), answer: &[u8]) {
     if let Err(error) = packet::send(socket, asked, answer) {
         tracing::debug!(%error, "answer");
+        desk.unsent(origin);
     }
 }
 

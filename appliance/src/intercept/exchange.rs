@@ -103,8 +103,12 @@ pub(super) struct Trace {
 }
 
 impl Connection {
-    /// Opens the record of one more exchange.
+    /// Opens the record of one more exchange. One that comes too fast has none, so that no agent
+    /// takes the audit from the others; it is in a sum.
     pub(super) fn begin(self: &Arc<Self>, turn: Turn) -> Result<Arc<Trace>, Reason> {
+        if !self.taken.may_ask(Instant::now()) {
+            return Err(Reason::RateLimit);
+        }
         let slot = self.audit.reserve().map_err(|_| Reason::AuditUnavailable)?;
         let mut record = RequestRecord::open(slot, self.flow, &self.group.name, &self.route);
         let place = self.taken.request().inspect_err(|&reason| record.refused(reason))?;

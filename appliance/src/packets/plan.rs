@@ -226,7 +226,8 @@ pub(super) fn finished(
 
 /// The chains before anything is told to the audit.
 pub(super) fn chains(capture: &Capture) -> Vec<Chain> {
-    vec![refuse(), prerouting::chain(capture), input(capture), forward(), output()]
+    let refuse = prerouting::refuse(capture);
+    vec![refuse, prerouting::chain(capture), input(capture), forward(), output()]
 }
 
 fn sets(capture: &Capture) -> Vec<Set> {
@@ -255,14 +256,6 @@ fn sets(capture: &Capture) -> Vec<Set> {
     ];
     sets.extend(prerouting::meters(capture));
     sets
-}
-
-fn refuse() -> Chain {
-    let rules = vec![
-        rule(&[is_tcp(), Statement::Count, Statement::RejectReset]),
-        rule(&[Statement::Count, Statement::RejectProhibited]),
-    ];
-    Chain { name: "refuse".into(), base: None, rules }
 }
 
 fn input(capture: &Capture) -> Chain {

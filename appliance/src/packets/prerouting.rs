@@ -41,7 +41,27 @@ pub(super) fn chain(capture: &Capture) -> Chain {
     Chain { name: "prerouting".into(), base: Some(base(Hook::Prerouting, MANGLE, false)), rules }
 }
 
-/// The sets that the meters of this chain count in.
+/// What ends a packet that is refused, whatever the reason: at once, but for an agent that has had
+/// its refusals of this second, which is told nothing more.
+pub(super) fn refuse(capture: &Capture) -> Chain {
+    use Statement::{Count, Drop, Over, RejectProhibited, RejectReset};
+    let mut rules = vec![rule(&[is_tcp(), Count, RejectReset])];
+    for &family in families(capture) {
+        for (mut who, key) in meters::agents(family, capture) {
+            let rate = match key {
+                Key::InterfaceAndAgent(Family::V6) => SHARED_REFUSALS_RATE,
+                _ => REFUSALS_RATE,
+            };
+            let over = Over(key, of(family, "refusals_4", "refusals_6").into(), rate);
+            who.extend([over, Count, Drop]);
+            rules.push(rule(&who));
+        }
+    }
+    rules.push(rule(&[Count, RejectProhibited]));
+    Chain { name: "refuse".into(), base: None, rules }
+}
+
+/// The sets that the meters of these chains count in.
 pub(super) fn meters(capture: &Capture) -> Vec<Set> {
     let mut meters = Vec::new();
     if capture.ipv6 {
@@ -50,6 +70,7 @@ pub(super) fn meters(capture: &Capture) -> Vec<Set> {
     for family in families(capture) {
         let key = SetKey::InterfaceAndAddress(*family);
         meters.push(meter(of(*family, "dns_4", "dns_6"), key));
+        meters.push(meter(of(*family, "refusals_4", "refusals_6"), key));
         meters.extend(services_of(*family, capture).iter().map(|each| meter(each.meter, key)));
     }
     if capture.services.dhcp {
@@ -333,6 +354,14 @@ pub(super) const SERVICE_RATE: u32 = 10;
 /// agent that a meter has room for.
 const SERVICES_RATE: u32 = METER_SIZE;
 const SERVICES: &str = "services";
+
+/// ICMP refusals that one agent gets in a second, and at once. One to an address whose card is not
+/// known waits for three seconds, charged to a socket of the kernel that all interfaces share and
+/// that has room for 132 KiB; `unres_qlen_bytes` bounds what waits for one address.
+const REFUSALS_RATE: u32 = 50;
+/// The same, where one agent may have every address of a /64, so that nothing else bounds what
+/// waits: 40 refusals of the largest, 2,304 bytes each.
+const SHARED_REFUSALS_RATE: u32 = 10;
 
 /// Of packets whose source does not say whose they are, those of one interface that are taken in a
 /// second: two thousand hosts solicit the gateway twice a minute.

@@ -2,8 +2,9 @@
 //!
 //! The image sets them at boot (`image/99-cloakroom.conf`); the daemon sets what differs where it
 //! may, reads each one back, and refuses to start on a wrong one, and to go on with new connections
-//! where one becomes wrong later. Only the rates of ICMP answers,
-//! which protect nothing, may stay as they are.
+//! where one becomes wrong later. Only the rates of ICMP answers, which protect nothing, may stay as
+//! they are; and what some kernels do not show in a user's own network namespace, what waits for a
+//! neighbour, is left there, with a warning.
 
 use std::{fs, io, path::PathBuf};
 
@@ -25,6 +26,7 @@ pub fn check_sysctls(interfaces: &[&InterfaceName]) -> Result<(), PacketsError> 
             hold(&format!("net/ipv4/conf/{interface}/{name}"), wanted)?;
         }
         reverse_path(interface)?;
+        unknown_neighbours("ipv4", interface)?;
         if has_ipv6(interface) {
             for (name, wanted) in INTERFACE_6 {
                 hold(&format!("net/ipv6/conf/{interface}/{name}"), wanted)?;
@@ -32,6 +34,7 @@ pub fn check_sysctls(interfaces: &[&InterfaceName]) -> Result<(), PacketsError> 
             for name in YOUNG_6 {
                 hold_young(&format!("net/ipv6/conf/{interface}/{name}"))?;
             }
+            unknown_neighbours("ipv6", interface)?;
         }
     }
     for (name, wanted) in RATES {
@@ -55,6 +58,18 @@ pub(super) fn check_interfaces(interfaces: &[&InterfaceName]) -> Result<(), Pack
 fn reverse_path(interface: &InterfaceName) -> Result<(), PacketsError> {
     let name = format!("net/ipv4/conf/{interface}/rp_filter");
     if read(&name)? == "2" { Ok(()) } else { hold(&name, "1") }
+}
+
+/// What waits for an agent that does not say which card it has takes room of a socket that all
+/// agents share, so it has to be little for each.
+fn unknown_neighbours(family: &str, interface: &InterfaceName) -> Result<(), PacketsError> {
+    let name = format!("net/{family}/neigh/{interface}/unres_qlen_bytes");
+    // Older kernels (6.1) show it in the machine's own namespaces alone; a user's is no gateway's.
+    if file(&name).exists() {
+        return hold(&name, UNKNOWN_NEIGHBOUR_BYTES);
+    }
+    tracing::warn!("{} cannot be held: one agent may keep DNS from others", dotted(&name));
+    Ok(())
 }
 
 fn has_ipv6(interface: &InterfaceName) -> bool {
@@ -112,6 +127,8 @@ const MACHINE: &[(&str, &str)] = &[
     // This machine carries bytes; it never routes packets.
     ("net/ipv4/ip_forward", "0"),
     ("net/ipv6/conf/all/forwarding", "0"),
+    // An interface with this or its own above 0 gives its address up to whoever claims it.
+    ("net/ipv6/conf/all/accept_dad", "0"),
     ("net/ipv4/conf/all/accept_redirects", "0"),
     ("net/ipv4/conf/all/send_redirects", "0"),
     ("net/ipv4/conf/all/route_localnet", "0"),
@@ -144,6 +161,8 @@ const INTERFACE_4: &[(&str, &str)] = &[
 
 /// For each agent interface, IPv6.
 const INTERFACE_6: &[(&str, &str)] = &[
+    // Whoever answers the probe for the gateway's own address would take IPv6 from the interface.
+    ("accept_dad", "0"),
     ("accept_ra", "0"),
     ("accept_redirects", "0"),
     // Not even routing header type 2 (kernel, ip-sysctl.rst).
@@ -162,6 +181,9 @@ const YOUNG_6: &[&str] = &["force_forwarding"];
 /// which are all errors but destination unreachable (1) and packet too big (2).
 const RATES: &[(&str, &str)] =
     &[("net/ipv4/icmp_ratemask", "6160"), ("net/ipv6/icmp/ratemask", "0,3-127")];
+
+/// As the kernel counts them: five short answers, or one long one.
+const UNKNOWN_NEIGHBOUR_BYTES: &str = "4096";
 
 #[cfg(test)]
 mod tests {

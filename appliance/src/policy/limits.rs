@@ -15,6 +15,8 @@ pub struct Limits {
     pub agent_connections: usize,
     /// New connections a second, of one agent; twice as many may come at once.
     pub agent_new_connections: u32,
+    /// Requests a second, of one agent on all its connections; twice as many may come at once.
+    pub agent_new_requests: u32,
     /// Requests under way at once, of all agents together. Each group has an equal part.
     pub requests: usize,
     /// The same, of one agent on all its connections; no more than half of what its group has.
@@ -54,7 +56,9 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// The highest that `requests` may be: so many fit into the audit's queue.
+    /// The highest that `connections` may be: so many fit into the audit's queue beside the requests.
+    pub const MAX_CONNECTIONS: usize = 40_960;
+    /// The highest that `requests` may be, for the same reason.
     pub const MAX_REQUESTS: usize = 16_384;
     /// HTTP/2 connections of all agents with large windows.
     pub const LARGE_WINDOWS: usize = 48;
@@ -72,6 +76,7 @@ impl Default for Limits {
             connections: 16_384,
             agent_connections: 1_024,
             agent_new_connections: 200,
+            agent_new_requests: 2_000,
             requests: 4_096,
             agent_requests: 1_024,
             buffers: 96 * 1024 * 1024,
@@ -93,7 +98,7 @@ impl Default for Limits {
     }
 }
 
-/// How much one group, or one agent, may hold at once.
+/// How much one group, or one agent, may hold at once, and how fast it may ask.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Quota {
     /// Connections.
@@ -106,9 +111,15 @@ pub struct Quota {
     pub peeks: usize,
     /// HTTP/2 connections with large windows.
     pub large_windows: usize,
+    /// Requests a second.
+    pub new_requests: u32,
 }
 
 impl Quota {
+    /// How many times an agent's rate of requests all agents of its group have together: what all
+    /// groups have a record of has to be written by one thread.
+    pub const GROUP_RATE: u32 = 8;
+
     /// The equal part of one of so many groups. However many they are, it is enough to get on with.
     pub fn of_group(limits: &Limits, groups: usize) -> Self {
         let groups = groups.max(1);
@@ -118,6 +129,7 @@ impl Quota {
             peeks: (limits.peeks / groups).max(limits.peek_bytes),
             requests: (limits.requests / groups).max(Limits::LEAST_REQUESTS),
             large_windows: (Limits::LARGE_WINDOWS / groups).max(1),
+            new_requests: limits.agent_new_requests.saturating_mul(Self::GROUP_RATE),
         }
     }
 
@@ -131,6 +143,7 @@ impl Quota {
             peeks: limits.agent_peeks.min(half(self.peeks).max(limits.peek_bytes)),
             requests: limits.agent_requests.min(half(self.requests)),
             large_windows: Limits::AGENT_LARGE_WINDOWS.min(half(self.large_windows)),
+            new_requests: limits.agent_new_requests,
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use std::{
     sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Instant,
 };
@@ -31,6 +31,9 @@ pub(super) struct Counts {
     pub(super) requests: AtomicUsize,
     pub(super) large_windows: AtomicUsize,
     pub(super) minting: Mutex<Pace>,
+    asking: Mutex<Pace>,
+    /// Requests that came too fast and are not told yet.
+    pub(super) over_rate: AtomicU64,
 }
 
 /// How much may be held, and what is left of it in bytes.
@@ -71,6 +74,8 @@ impl Tally {
             requests: AtomicUsize::new(0),
             large_windows: AtomicUsize::new(0),
             minting: Mutex::new(Pace::new(now)),
+            asking: Mutex::new(Pace::new(now)),
+            over_rate: AtomicU64::new(0),
         };
         Self { counts: Arc::new(counts), budget: Arc::new(Budget::new(quota)) }
     }
@@ -83,9 +88,19 @@ impl Tally {
         self.clone()
     }
 
-    /// Whether nobody holds anything of it.
-    pub(super) fn is_at_rest(&self) -> bool {
+    /// Whether nobody holds anything of it, and nothing is known that a new one would not say.
+    pub(super) fn is_at_rest(&self, now: Instant) -> bool {
+        let is_full =
+            |pace: &Mutex<Pace>| pace.lock().unwrap_or_else(PoisonError::into_inner).is_full(now);
         Arc::strong_count(&self.counts) == 1
+            && [&self.counts.minting, &self.counts.asking].into_iter().all(is_full)
+            && self.counts.over_rate.load(Relaxed) == 0
+    }
+
+    pub(super) fn may_ask(&self, now: Instant) -> bool {
+        let rate = self.budget.quota.new_requests;
+        let mut asking = self.counts.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        asking.take(rate, rate.saturating_mul(2), now)
     }
 
     /// Counts a connection against the agent and its group, where both have one left.

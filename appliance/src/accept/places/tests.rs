@@ -12,6 +12,11 @@ fn key(last: u8, group: &str) -> AgentKey {
     AgentKey::new(&GroupName(group.into()), IpAddr::from([192, 0, 2, last]))
 }
 
+/// Later than anything that the test makes, so that every pace is full then.
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(10)
+}
+
 #[test]
 fn one_agent_cannot_take_anothers_places() {
     let places = Places::new(10);
@@ -116,11 +121,57 @@ fn what_is_over_an_agents_rate_is_counted_once_and_the_others_connect() {
     let allowed = (0..100).filter(|_| places.may_connect(&greedy, &slow, now)).count();
     assert_eq!(allowed, 10);
     assert!(places.may_connect(&key(2, "red"), &slow, now));
-    let told = OverRate { group: greedy.group().clone(), agent: Some(greedy), count: 90 };
+    let told = OverRate {
+        group: greedy.group().clone(),
+        agent: Some(greedy),
+        rated: Rated::Connections,
+        count: 90,
+    };
     assert_eq!(places.over_rate(now), [told]);
     assert_eq!(places.over_rate(now), []);
     assert_eq!(places.over_rate(now + Duration::from_secs(9)), []);
     assert!(places.groups.lock().unwrap().is_empty());
+}
+
+#[test]
+fn requests_over_an_agents_rate_are_counted_once_whatever_connections_they_are_on() {
+    let (places, now) = (Places::new(10), soon());
+    let slow = Limits { agent_new_requests: 5, ..Limits::default() };
+    let greedy = key(1, "red");
+    let share = |key: &AgentKey| places.share(key, &slow, 2).unwrap().taken();
+    let on_two = [share(&greedy), share(&greedy)];
+    let asked = (0..100).filter(|number| on_two[number % 2].may_ask(now)).count();
+    assert_eq!(asked, 10);
+    assert!(share(&key(2, "red")).may_ask(now), "another agent");
+    drop(on_two);
+    let told = OverRate {
+        group: greedy.group().clone(),
+        agent: Some(greedy.clone()),
+        rated: Rated::Requests,
+        count: 90,
+    };
+    assert_eq!(places.over_rate(now), [told]);
+    assert!(!share(&greedy).may_ask(now), "a new connection changes nothing");
+    let told = places.over_rate(now);
+    places.not_told(&told[0], now);
+    assert_eq!(places.over_rate(now), told, "told the next time");
+    places.over_rate(now + Duration::from_secs(20));
+    assert!(places.groups.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_groups_agents_together_have_a_rate_of_requests_too() {
+    let (places, now) = (Places::new(1_000), soon());
+    let slow = Limits { agent_new_requests: 5, connections: 4_000, ..Limits::default() };
+    let asked = |group: &str, agents: u8| -> usize {
+        let of_one = |number| {
+            let taken = places.share(&key(number, group), &slow, 2).unwrap().taken();
+            (0..100).filter(|_| taken.may_ask(now)).count()
+        };
+        (0..agents).map(of_one).sum()
+    };
+    assert_eq!(asked("red", 50), 10 * Quota::GROUP_RATE as usize);
+    assert_eq!(asked("blue", 1), 10, "another group has its own");
 }
 
 #[test]
@@ -148,7 +199,7 @@ fn agents_without_number_do_not_fill_the_memory_and_leave_other_groups_alone() {
     let nameless = 20_000 - MAX_AGENTS as u64;
     assert_eq!(
         places.over_rate(now),
-        [OverRate { group: red.clone(), agent: None, count: nameless }]
+        [OverRate { group: red.clone(), agent: None, rated: Rated::Connections, count: nameless }]
     );
     let later = now + Duration::from_secs(10);
     assert!(places.may_connect(&key(1, "red"), &Limits::default(), later), "the idle go");
