@@ -315,6 +315,7 @@ fn receive(
     if head_bytes(&head.headers) > MAX_RESPONSE_HEAD {
         return Err(Reason::UpstreamUnreachable);
     }
+    message::check_codings(&head.headers)?;
     message::remove_hop_by_hop(&mut head.headers);
     if matches!(connection.route, Route::Intercept(_)) {
         let rules = connection.response_rules();
