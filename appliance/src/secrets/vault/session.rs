@@ -65,6 +65,8 @@ pub(super) enum Left {
 pub(super) struct Retired {
     pub(super) client: Arc<TokenClient>,
     pub(super) revoke_at: Instant,
+    /// When it ends by itself; `None` for never. Until then its revocation is asked for.
+    pub(super) ends: Option<Instant>,
     /// How often Vault was asked to revoke it and did not answer.
     pub(super) tries: u32,
 }
@@ -242,7 +244,7 @@ impl Session {
         let group = holder.role.as_ref().map(|(group, _)| group.clone());
         let live = self.live(grant, now, group, own.generation());
         let Some(unfit) = unfit else { return Ok(live) };
-        self.retire(live.client, Instant::now());
+        self.retire(live, Instant::now());
         Err(ChildError::Unfit(unfit))
     }
 
@@ -256,7 +258,7 @@ impl Session {
         match ask_role(&own, &holder, Some(policy)).await {
             Ok(grant) => {
                 let live = self.live(grant, Instant::now(), Some(group.clone()), own.generation());
-                self.retire(live.client, Instant::now());
+                self.retire(live, Instant::now());
                 Ok(true)
             }
             // What Vault says of a policy that the role does not hand on; any other refusal says
@@ -295,7 +297,7 @@ impl Session {
         let client = Arc::clone(&live.client);
         let renew_at = live.ends.map(|_| now + jittered(live.full_life * 2 / 3));
         if let Some(old) = slot.live.replace(live) {
-            self.retire(old.client, now + RETIRED_TIME);
+            self.retire(old, now + RETIRED_TIME);
         }
         slot.failed = None;
         holder.generation.store(client.generation(), Ordering::Release);
@@ -304,16 +306,21 @@ impl Session {
         client
     }
 
-    pub(super) fn retire(&self, client: Arc<TokenClient>, revoke_at: Instant) {
-        self.push_retired(Retired { client, revoke_at, tries: 0 });
+    pub(super) fn retire(&self, Live { client, ends, .. }: Live, revoke_at: Instant) {
+        self.push_retired(Retired { client, revoke_at, ends, tries: 0 });
         self.replanned.notify_one();
     }
 
     pub(super) fn push_retired(&self, token: Retired) {
         let mut retired = lock(&self.retired);
-        if retired.len() < MAX_RETIRED {
-            retired.push(token);
+        if retired.len() >= MAX_RETIRED {
+            // One that never ends goes last.
+            let first = (0..retired.len())
+                .min_by_key(|&at| retired.get(at).map(|one| (one.ends.is_none(), one.ends)));
+            first.map(|at| retired.swap_remove(at));
+            tracing::error!("too many tokens wait to be revoked; one is left to end by itself");
         }
+        retired.push(token);
     }
 
     /// Whether the group may have a token.
@@ -375,5 +382,5 @@ pub(super) const NO_TOKEN: &str = "Vault refuses a token for the group: check it
 /// have to be made anew.
 pub(super) const RETIRED_TIME: Duration = Duration::from_secs(60);
 
-/// Above this, old tokens are left to end by themselves.
-const MAX_RETIRED: usize = 1_024;
+/// Most tokens that wait to be revoked; the one that ends soonest makes room.
+pub(super) const MAX_RETIRED: usize = 1_024;
