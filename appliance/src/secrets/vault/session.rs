@@ -119,7 +119,7 @@ impl Session {
                 Some(holder) if holder.role == role => holder,
                 other => {
                     lock(&self.left).extend(other.map(Left::Role));
-                    Arc::new(Holder { role, ..Holder::default() })
+                    Arc::new(Holder::of(role))
                 }
             };
             held.insert(group.name.clone(), kept);
@@ -138,7 +138,7 @@ impl Session {
     pub(crate) async fn group(&self, group: &GroupName) -> Result<Arc<TokenClient>, FetchError> {
         let holder = self.holder(group)?;
         let mut slot = holder.slot.lock().await;
-        match slot.usable(self.gateway.generation.load(Ordering::Acquire)) {
+        match slot.usable(self.gateway.generation(0)) {
             Some(client) => Ok(client),
             None => self.make_child(&holder, &mut slot).await,
         }
@@ -156,19 +156,19 @@ impl Session {
         let Some(group) = used.group() else { return self.replace_own_if_dead(used).await };
         let holder = self.holder(group)?;
         let mut slot = holder.slot.lock().await;
-        let parent = self.gateway.generation.load(Ordering::Acquire);
-        match slot.usable(parent).filter(|live| !Arc::ptr_eq(live, used)) {
+        match slot.usable(self.gateway.generation(0)).filter(|live| !Arc::ptr_eq(live, used)) {
             Some(other) => Ok(Some(other)),
             None if slot.is_alive(used).await => Ok(None),
             None => self.make_child(&holder, &mut slot).await.map(Some),
         }
     }
 
-    /// The generation of the token that `group` has now; 0 for none. Whoever leased something with a
-    /// token of a smaller [`TokenClient::generation`] leases it anew at once: the old token goes a
-    /// minute later.
+    /// The generation of the token that `group` has now; 0 for none, and where the gateway has
+    /// logged in anew without it. Whoever leased something with a token of another
+    /// [`TokenClient::generation`] leases it anew at once: the old token goes a minute later.
     pub(crate) fn generation(&self, group: &GroupName) -> u64 {
-        self.holder(group).map_or(0, |holder| holder.generation.load(Ordering::Acquire))
+        let gateway = self.gateway.generation(0);
+        self.holder(group).map_or(0, |holder| holder.generation(gateway))
     }
 
     async fn replace_own_if_dead(
@@ -296,11 +296,11 @@ impl Session {
         let now = Instant::now();
         let client = Arc::clone(&live.client);
         let renew_at = live.ends.map(|_| now + jittered(live.full_life * 2 / 3));
+        holder.tell(Some(&live));
         if let Some(old) = slot.live.replace(live) {
             self.retire(old, now + RETIRED_TIME);
         }
         slot.failed = None;
-        holder.generation.store(client.generation(), Ordering::Release);
         holder.plan(renew_at);
         self.replanned.notify_one();
         client

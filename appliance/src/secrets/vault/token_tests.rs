@@ -200,6 +200,38 @@ async fn before_a_new_login_takes_over_every_group_has_a_token_under_it() {
 }
 
 #[tokio::test]
+async fn a_group_that_a_new_login_left_behind_leases_anew_before_its_old_token_goes() {
+    for planned in [true, false] {
+        let children = AtomicUsize::new(0);
+        let fake = Fake::start(move |request| match request.target.as_str() {
+            LOGIN => grant(TOKEN, 3600),
+            CHILD if children.fetch_add(1, SeqCst) == 1 => Reply::Json(500, "{}".to_owned()),
+            CHILD => child(CHILD_TOKEN, 3600),
+            LOOKUP => refused(),
+            _ => value(),
+        })
+        .await;
+        let source = fake.source();
+        fetch(&source).await.unwrap();
+        let session = source.session();
+        let before = session.generation(&agents());
+        if planned {
+            session.log_in_anew().await;
+        } else {
+            // Somebody finds the gateway's token dead, and asks nothing for the group.
+            let own = session.gateway().await.unwrap();
+            session.replace_if_dead(&own).await.unwrap();
+        }
+        assert_eq!(fake.count(LOGIN), 2);
+        assert_eq!(session.generation(&agents()), 0, "nothing leased under it is good for long");
+        while fetch(&source).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert!(session.generation(&agents()) > before);
+    }
+}
+
+#[tokio::test]
 async fn a_new_login_that_shutdown_interrupts_leaves_no_token() {
     let (logins, children) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let fake = Fake::start(move |request| match request.target.as_str() {

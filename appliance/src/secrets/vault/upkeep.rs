@@ -2,7 +2,7 @@
 //! helps, and given back when nobody needs them.
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -127,7 +127,7 @@ impl Session {
             self.retire(live, Instant::now());
         }
         if holder.role.is_some() {
-            holder.generation.store(0, Ordering::Release);
+            holder.tell(None);
         }
         holder.plan(None);
     }
