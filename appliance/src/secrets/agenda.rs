@@ -141,7 +141,10 @@ impl Agenda {
         let shares = [Kind::Vault, Kind::File].map(|of| (of, share(of)));
         let shares = HashMap::from(shares);
         for ((group, _), plan) in &mut self.plans {
-            plan.notice(generation(group), now);
+            if let Some(lease) = plan.notice(generation(group), now) {
+                let until = now + lease.life;
+                self.returns.add(group, lease, now, until);
+            }
         }
         let mut look_again = now + IDLE;
         let mut due: Vec<(Instant, &Site, &mut Plan)> = Vec::new();
@@ -325,15 +328,17 @@ impl Plan {
         }
     }
 
-    /// A lease that was lent to an older token ends with that one.
-    fn notice(&mut self, generation: u64, now: Instant) {
-        self.tenure.take_if(|tenure| tenure.has_ended(now));
+    /// A lease that was lent to an older token ends with that one. Gives back the lease that has
+    /// ended by our clock: a renewal whose answer was lost lets it live on by Vault's.
+    fn notice(&mut self, generation: u64, now: Instant) -> Option<Lease> {
+        let ended = self.tenure.take_if(|tenure| tenure.has_ended(now));
         if let Some(tenure) = &mut self.tenure
             && tenure.lease.generation != generation
         {
             tenure.lease.generation = generation;
             tenure.replace_now(now);
         }
+        ended.map(|tenure| tenure.lease)
     }
 
     fn next(&self) -> (Instant, Errand) {
