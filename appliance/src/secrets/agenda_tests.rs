@@ -188,7 +188,7 @@ impl Lender {
 
     fn known(&self) -> usize {
         let key = user();
-        self.agenda.snapshot().known(&key.0, &key.1).count()
+        self.agenda.snapshot().known(&key.0, &key.1, 16).count()
     }
 }
 
