@@ -15,8 +15,8 @@ use tokio::{
 };
 
 use super::{
-    Daemon, DaemonError, control::Control, cut, flow::Gateway, give_back, issuing,
-    orders::Orders, other, refused::Watcher, rulebook, supervisor::Supervisor, wanted::Wanted, worker::Worker,
+    Daemon, DaemonError, control::Control, cut, flow::Gateway, give_back, issuing, orders::Orders,
+    other, refused::Watcher, rulebook, supervisor::Supervisor, wanted::Wanted, worker::Worker,
 };
 use crate::{
     accept::Places,

@@ -70,6 +70,12 @@ impl SecretStore {
         self.published.load_full()
     }
 
+    /// The generation of the values as they are now: [`Snapshot::generation`] for the price of a
+    /// look.
+    pub fn generation(&self) -> u64 {
+        self.published.load().generation()
+    }
+
     /// Takes the secrets of a new policy: values of the old one that it does not name are
     /// dropped and their leases given back, and what is new is asked for at once.
     pub fn set_wanted(&self, wanted: &[(GroupName, SecretRef)]) {
