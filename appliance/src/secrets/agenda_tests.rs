@@ -419,6 +419,30 @@ fn a_lease_whose_renewal_had_no_answer_is_given_back_at_its_end() {
 }
 
 #[test]
+fn a_lease_that_ended_while_the_machine_slept_is_not_used_and_replaced_at_once() {
+    let mut lender = Lender::new(3_600, 36_000);
+    lender.pass(10);
+    lender.agenda.slept(Duration::from_secs(3_000), lender.now);
+    assert_eq!(lender.in_use(), Some(0), "it has some time left");
+    lender.agenda.slept(Duration::from_secs(600), lender.now);
+    assert_eq!(lender.text(&user()), Err(SecretCause::LeaseEnded));
+    lender.pass(1);
+    assert_eq!(lender.in_use(), Some(1));
+}
+
+#[test]
+fn an_answer_that_was_asked_for_before_the_machine_slept_is_older_by_that() {
+    let mut lender = Lender::new(30, 36_000);
+    let question = lender.pass_until_renewal();
+    let outcome = lender.answer(&question);
+    lender.agenda.slept(Duration::from_secs(31), lender.now);
+    lender.agenda.enter(&question, outcome, lender.now);
+    assert_eq!(lender.text(&user()), Err(SecretCause::LeaseEnded));
+    lender.pass(10);
+    assert_eq!(lender.in_use(), Some(1));
+}
+
+#[test]
 fn a_look_at_a_lease_is_tried_ever_more_slowly_in_an_outage() {
     let mut lender = Lender::new(36_000, 360_000);
     lender.pass(10);

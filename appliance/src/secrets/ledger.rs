@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 
 use super::{
     FetchError, Picked, SecretValue, Snapshot,
+    sleep::moved_back,
     snapshot::{Entry, Held, Retired, not_asked_yet},
 };
 use crate::{
@@ -114,6 +115,15 @@ impl Ledger {
         let entry = entry_mut(entry);
         entry.held.iter_mut().for_each(|held| held.good_until = lease_ends);
         if entry.failure.take().is_some() { Change::Arrived } else { Change::Same }
+    }
+
+    /// The machine was suspended for `slept`: held values are older by that much. How long a version
+    /// stays known is not as exact.
+    pub(super) fn slept(&mut self, slept: Duration, now: Instant) {
+        for entry in self.entries.values_mut().filter(|entry| entry.held.is_some()) {
+            let held = entry_mut(entry).held.iter_mut();
+            held.for_each(|held| held.good_until = moved_back(held.good_until, slept, now));
+        }
     }
 
     pub(super) fn snapshot(&self) -> Snapshot {
