@@ -110,6 +110,37 @@ fn a_rotation_under_load_fails_no_request_and_the_old_key_stays_masked() {
 }
 
 #[test]
+fn an_answer_that_began_before_a_rotation_is_masked_for_the_new_key_too() {
+    sandboxed(|| {
+        let (world, vault) = start();
+        let mut agent = world.h1(OPENAI).expect("the gateway shows a certificate");
+        let head = get_path("/v1/duplex", &[TICKET, "Transfer-Encoding: chunked"]);
+        agent.send(head.replacen("GET", "POST", 1)).expect("sent");
+        let mut told_back = |said: &str, word: &str| {
+            let said = format!("{said} {word}");
+            agent.send(format!("{:x}\r\n{said}\r\n", said.len())).expect("sent");
+            let mut told = String::new();
+            while !told.contains(word) {
+                let part = agent.read_some(4096).expect("it comes at once");
+                assert!(!part.is_empty(), "{told}");
+                told += &String::from_utf8_lossy(&part);
+            }
+            told
+        };
+        let told = told_back(OPENAI_SECRET, "one");
+        assert!(!told.contains(OPENAI_SECRET), "{told}");
+        vault.put("openai", ROTATED);
+        wait::expect("the new key goes out", || {
+            world.ask(&get(&[TICKET])).status == 200 && world.origin.log().holds(ROTATED)
+        });
+        for (secret, word) in [(ROTATED, "two"), (OPENAI_SECRET, "three")] {
+            let told = told_back(secret, word);
+            assert!(!told.contains(secret) && told.contains("****"), "{told}");
+        }
+    });
+}
+
+#[test]
 fn a_key_whose_reference_left_the_policy_stays_masked() {
     sandboxed(|| {
         let world = World::usual();

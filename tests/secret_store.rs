@@ -232,15 +232,36 @@ fn changes_that_are_killed_in_the_middle_lose_nothing() {
     });
 }
 
+#[test]
+fn a_lock_that_was_put_there_leads_root_nowhere_and_holds_nobody_up() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let config = filled(&lab);
+        let (lock, elsewhere) = (lab.dir.join("store/secrets.lock"), lab.dir.join("elsewhere"));
+        let refused = || {
+            let (code, said) = secret(&config, &["set", "openai"], ANOTHER);
+            assert!(code == Some(1) && said.contains("secrets.lock"), "{code:?}: {said}");
+        };
+        fs::remove_file(&lock).expect("there");
+        std::os::unix::fs::symlink(&elsewhere, &lock).expect("a link");
+        refused();
+        assert!(!elsewhere.exists(), "a file was made where the link led");
+        fs::remove_file(&lock).expect("there");
+        GATEWAY.shell(&format!("mkfifo '{}'", lock.display()));
+        refused();
+        fs::remove_file(&lock).expect("there");
+        done(&config, &["set", "openai"], ANOTHER);
+    });
+}
+
 /// What comes of typing this at the prompt of `cloakroom secret set typed`: what the terminal shows,
 /// the exit status, and whether the terminal shows what is typed again.
 fn type_in(config: &Path, keys: &str) -> (String, i32, bool) {
-    let script = "import pty,os,sys,time,termios\n\
+    let script = "import pty,os,sys,termios\n\
         pid,fd=pty.fork()\n\
         if pid==0: os.execv(sys.argv[1],sys.argv[1:-1])\n\
         seen=b''\n\
         while b': ' not in seen: seen+=os.read(fd,4096)\n\
-        time.sleep(0.3)\n\
         os.write(fd,sys.argv[-1].encode())\n\
         status=os.waitstatus_to_exitcode(os.waitpid(pid,0)[1])\n\
         shown=bool(termios.tcgetattr(fd)[3]&termios.ECHO)\n\

@@ -114,7 +114,8 @@ impl MaskCache {
             _ => drop(compiled),
         }
         let bindings = api.bindings.iter().filter(|binding| binding.groups.contains(group));
-        let values = bindings.flat_map(|binding| snapshot.known(group, &binding.secret));
+        let values = bindings
+            .flat_map(|binding| snapshot.known(group, &binding.secret, binding.min_value_bytes));
         let values = values.chain(snapshot.left(group));
         let masks = Arc::new(Masks::new(values.map(|value| &**value)));
         let mut compiled = self.compiled.write().unwrap_or_else(PoisonError::into_inner);

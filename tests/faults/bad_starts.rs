@@ -1,6 +1,6 @@
 //! A start that cannot be right: one clear line, a non-zero exit, and the guard stays closed.
 
-use std::process::Output;
+use std::{collections::BTreeSet, process::Output, time::Duration};
 
 use lab::{
     Lab,
@@ -9,7 +9,9 @@ use lab::{
     net::GATEWAY,
     origin::Origin,
     sandboxed,
+    vault::Vault,
 };
+use serde_json::Value;
 
 use super::{CHAT, Trap, ask, assert_closed, assert_one_line};
 
@@ -98,11 +100,48 @@ fn without_the_guard_or_the_capability_nothing_starts() {
     });
 }
 
+#[test]
+fn a_start_that_fails_leaves_no_token_in_vault() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let _origin = Origin::start(&lab);
+        let _dns = Dns::start();
+        let vault = Vault::start(&lab);
+        let config = gateway::vault_config(&vault.config());
+        Gateway::start(&lab, &config).terminate(Duration::from_secs(20));
+        let tokens = || BTreeSet::from_iter(vault.accessors());
+        let logins = || vault.audit().iter().filter(|it| is_login(it)).count();
+        let (before, logged_in) = (tokens(), logins());
+
+        // Before the gateway asks Vault for anything.
+        let other = Trap::set(GATEWAY, &["0.0.0.0:15001".parse().expect("an address")]);
+        assert_one_line(&refused(&lab, &config), &["port 15001", "in use"]);
+        assert_eq!(tokens(), before);
+        assert_eq!(logins(), logged_in, "it logged in before it knew that it can start");
+        drop(other);
+
+        // The last step of a start, when it has its tokens and the values.
+        let output = run_until(&lab, "", "nowhere/ready");
+        assert_one_line(&failed(&output), &["nowhere/ready"]);
+        assert!(logins() > logged_in, "it never logged in");
+        assert_eq!(tokens(), before);
+    });
+}
+
+fn is_login(record: &Value) -> bool {
+    record["type"] == "response" && record["request"]["path"] == "auth/approle/login"
+}
+
 /// Runs the daemon through `with`, to its end.
 fn run_with(lab: &Lab, with: &str) -> Output {
-    let _ = std::fs::remove_file(lab.dir.join("ready"));
+    run_until(lab, with, "ready")
+}
+
+/// The same, with another file that says that it is ready.
+fn run_until(lab: &Lab, with: &str, ready: &str) -> Output {
+    let _ = std::fs::remove_file(lab.dir.join(ready));
     let line = format!(
-        "exec timeout 15 {with} '{}' run --ready-file '{dir}/ready' '{dir}/cloakroom.toml'",
+        "exec timeout 15 {with} '{}' run --ready-file '{dir}/{ready}' '{dir}/cloakroom.toml'",
         lab::tools::cloakroom().display(),
         dir = lab.dir.display()
     );

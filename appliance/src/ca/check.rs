@@ -49,6 +49,11 @@ pub(super) fn check_root(der: &CertificateDer<'_>) -> Result<Validity, Fault> {
     Ok(validity(&certificate))
 }
 
+/// When a CA is valid that is between an issuing CA and the root.
+pub(super) fn validity_of(der: &CertificateDer<'_>) -> Result<Validity, Fault> {
+    Ok(validity(&parse(der)?))
+}
+
 /// A root that somebody else made: a CA that signed itself.
 pub(super) fn check_anchor(der: &CertificateDer<'_>) -> Result<Validity, Fault> {
     let certificate = parse(der)?;

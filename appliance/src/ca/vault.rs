@@ -169,8 +169,11 @@ impl Ask {
         let between = chain_to(terms.root.der(), &certificate, &signed.chain)?;
         let host = names.iter().find_map(|name| Host::parse(name).ok()).ok_or_else(unlimited)?;
         let chain: Vec<_> = std::iter::once(certificate).chain(between).collect();
-        // What is below an expired root is worth nothing.
-        let not_after = validity.not_after.min(terms.root_validity.not_after);
+        // What is below an expired CA is worth nothing.
+        let mut not_after = validity.not_after.min(terms.root_validity.not_after);
+        for above in chain.iter().skip(1) {
+            not_after = not_after.min(check::validity_of(above)?.not_after);
+        }
         terms.root_validity.check(now, 1)?;
         let validity = Validity { not_after, ..validity };
         let ca = IssuingCa::assemble((self.rule, self.names), chain, self.key, validity)?;

@@ -135,9 +135,10 @@ fn read_value(name: &str) -> io::Result<Zeroizing<Vec<u8>>> {
         return read_bounded(&input, |_| false);
     }
     let mut terminal = io::stderr();
+    // Before the prompt: who sees it may type, or paste, at once.
+    let silent = Silent::begin()?;
     write!(terminal, "Value of {name}: ")?;
     terminal.flush()?;
-    let silent = Silent::begin()?;
     let line = read_bounded(&input, |read| read.ends_with(b"\n") || silent.interrupts(read))?;
     if silent.interrupts(&line) {
         writeln!(terminal)?;

@@ -2,7 +2,7 @@
 //!
 //! Start: settings and policy, then everything that could fail, then the listeners, then the
 //! packets that are sent to them, then ready. Any doubt is fatal, and what was installed before
-//! it is closed: rules without listeners refuse everything. Stop: nothing new, then what is open
+//! it is closed: rules without listeners refuse everything, and Vault gets its tokens back. Stop: nothing new, then what is open
 //! may finish, then it is cut. The rules stay, so that the gateway is closed after the daemon.
 
 mod control;
@@ -81,9 +81,9 @@ pub async fn run(
     let handed = supervisor::handed(surroundings.handed)
         .map_err(|error| other("cannot take what LISTEN_FDS says", &error))?;
     let daemon = Daemon::start(config, config_file, &supervisor, Kept::new(handed)).await?;
-    if let Some(path) = ready_file {
-        std::fs::write(path, "ready\n")
-            .map_err(|error| other(&format!("cannot write {}", path.display()), &error))?;
+    if let Err(error) = ready_file.map_or(Ok(()), say_ready) {
+        give_back(&daemon.phase, daemon.rotation, daemon.refreshing).await;
+        return Err(error);
     }
     supervisor.ready(&daemon.state());
     tracing::info!("ready");
@@ -237,15 +237,11 @@ impl Daemon {
             _ = tokio::time::sleep(drain_time) => tracing::info!("cutting what is still open"),
             () = signals.stop() => tracing::info!("told twice; cutting what is still open"),
         }
-        // Nothing logs in to Vault again once the token is given back.
-        drop(self.rotation);
-        self.phase.send_replace(Phase::Cut);
+        cut_now(&self.phase, self.rotation);
         if !joined.is_finished() && timeout(CUT_TIME, joined).await.is_err() {
             tracing::error!("flows did not end; leaving them to the kernel");
         }
-        if timeout(GIVE_BACK_TIME, self.refreshing).await.is_err() {
-            tracing::warn!("the secrets' sources did not take back what they lent in time");
-        }
+        given_back(self.refreshing).await;
         let watcher = self.watcher;
         if tokio::task::spawn_blocking(|| watcher.end()).await.is_err() {
             tracing::error!("the last sums of refused packets were not written");
@@ -257,6 +253,34 @@ impl Daemon {
         drop((self.audit, self.rulebooks, self.wanted, self.secrets));
         self.writer.finish(AUDIT_TIME).await;
         tracing::info!("stopped");
+    }
+}
+
+fn say_ready(path: &Path) -> Result<(), DaemonError> {
+    std::fs::write(path, "ready\n")
+        .map_err(|error| other(&format!("cannot write {}", path.display()), &error))
+}
+
+/// Ends a start that failed after the secrets were asked for: Vault gets back what it lent.
+async fn give_back(
+    phase: &watch::Sender<Phase>,
+    rotation: Option<Rotation>,
+    refreshing: JoinHandle<()>,
+) {
+    cut_now(phase, rotation);
+    given_back(refreshing).await;
+}
+
+fn cut_now(phase: &watch::Sender<Phase>, rotation: Option<Rotation>) {
+    // Nothing logs in to Vault again once the token is given back.
+    drop(rotation);
+    phase.send_replace(Phase::Cut);
+}
+
+/// Waits until the sources of secrets have taken back what they lent.
+async fn given_back(refreshing: JoinHandle<()>) {
+    if timeout(GIVE_BACK_TIME, refreshing).await.is_err() {
+        tracing::warn!("the secrets' sources did not take back what they lent in time");
     }
 }
 

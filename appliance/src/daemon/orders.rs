@@ -4,7 +4,6 @@
 //! down is not made.
 
 use std::{
-    pin::pin,
     sync::Arc,
     time::{Instant, SystemTime},
 };
@@ -68,18 +67,8 @@ impl Orders {
             return Answer::failed(EX_USAGE, self.unknown(&group));
         }
         let (quarantine, name) = (Arc::clone(&self.quarantine), group.clone());
-        let mut in_force = self.gateway.quarantined.clone();
-        let mut holding = pin!(blocking(move || quarantine.hold(&name)));
-        // A disk that is slow with the mark does not keep the group's secrets here.
-        let early = tokio::select! {
-            held = &mut holding => Some(held),
-            () = in_force.reached(&group) => None,
-        };
-        self.wanted.apply();
-        let held = match early {
-            Some(held) => held,
-            None => holding.await,
-        };
+        let holding = blocking(move || quarantine.hold(&name));
+        let held = self.wanted.follow(&group, holding).await;
         tracing::warn!(%group, uid, "quarantined");
         let recorded = self.record(Act::Quarantine, &group, uid);
         match (held, recorded) {

@@ -1,5 +1,6 @@
-//! The start: everything that could fail, then the listeners, then the packets that are sent to
-//! them. Any doubt is fatal, and what was made before it is closed with it.
+//! The start: everything that could fail, then the secrets, then the listeners, then the packets
+//! that are sent to them. Any doubt is fatal, and what was made before it is closed with it: Vault
+//! gets back what it lent.
 
 use std::{
     path::Path,
@@ -14,8 +15,8 @@ use tokio::{
 };
 
 use super::{
-    Daemon, DaemonError, control::Control, cut, flow::Gateway, issuing, orders::Orders, other,
-    refused::Watcher, rulebook, supervisor::Supervisor, wanted::Wanted, worker::Worker,
+    Daemon, DaemonError, control::Control, cut, flow::Gateway, give_back, issuing, orders::Orders,
+    other, refused::Watcher, rulebook, supervisor::Supervisor, wanted::Wanted, worker::Worker,
 };
 use crate::{
     accept::Places,
@@ -74,15 +75,22 @@ impl Daemon {
             places,
             proxy_port: settings.proxy_port,
         });
-        let refreshing = tokio::spawn(Arc::clone(&secrets).run(cut(phases.clone())));
-        issuing::first_round(&secrets, rotation.as_ref(), &cas, FIRST_ROUND).await;
         let claim = Arc::new(packets::claim(&kept, &capture)?);
         let log = PacketLog::open(capture.nflog_group)?;
         let (in_force, places) = (gateway.rulebook.clone(), Arc::clone(&gateway.places));
         let watcher = Watcher::start(log, audit.clone(), in_force, places, capture.ipv6)
             .map_err(|error| other("cannot start a thread", &error))?;
-        let Captured { workers, dns } =
-            capture_packets(&capture, &settings, &gateway, (supervisor, kept))?;
+        // From here on there are tokens in Vault, which a start that fails has to give back.
+        let refreshing = tokio::spawn(Arc::clone(&secrets).run(cut(phases.clone())));
+        issuing::first_round(&secrets, rotation.as_ref(), &cas, FIRST_ROUND).await;
+        let captured = capture_packets(&capture, &settings, &gateway, (supervisor, kept));
+        let Captured { workers, dns } = match captured {
+            Ok(captured) => captured,
+            Err(error) => {
+                give_back(&phase, rotation, refreshing).await;
+                return Err(error);
+            }
+        };
         report_secrets(&secrets);
         issuing::report(rotation.as_ref());
         let (to_reload, reloads) = mpsc::channel(1);

@@ -16,12 +16,15 @@ use hyper::body::Incoming;
 
 use tokio::time::{Sleep, sleep};
 
-use super::{exchange::Trace, framing::TrailerRule};
+use super::{
+    exchange::{Masking, Trace},
+    framing::TrailerRule,
+};
 use crate::{
     accept::{Taken, Way},
     policy::ResponseRules,
     reason::Reason,
-    scrub::{self, MaskStream, Masks},
+    scrub::{self, MaskStream},
 };
 
 /// A body whose exchange was refused or broke on the way.
@@ -52,12 +55,12 @@ pub(super) enum ResponseBody {
     Upstream(Box<Scrubbed>),
 }
 
-/// The upstream's answer with every known secret masked. Holds back only what may turn out to be
-/// the beginning of one.
+/// The upstream's answer with every known secret masked, also those that came to be known since it
+/// began. Holds back only what may turn out to be the beginning of one.
 pub(super) struct Scrubbed {
     inner: Incoming,
     room: Room,
-    masks: Arc<Masks>,
+    masking: Masking,
     rules: ResponseRules,
     stream: MaskStream,
     release: Option<Pin<Box<Sleep>>>,
@@ -164,11 +167,11 @@ impl Scrubbed {
     /// The body of a response whose head has been masked.
     pub(super) fn new(
         inner: Incoming,
-        masks: Arc<Masks>,
+        masking: Masking,
         rules: ResponseRules,
         trace: Arc<Trace>,
     ) -> Self {
-        let stream = MaskStream::new(Arc::clone(&masks));
+        let stream = MaskStream::new(Arc::clone(&masking.masks));
         let ended = inner.is_end_stream();
         if ended {
             trace.complete();
@@ -176,7 +179,7 @@ impl Scrubbed {
         Self {
             inner,
             room: Room::new(Way::Back, &trace),
-            masks,
+            masking,
             rules,
             stream,
             release: None,
@@ -184,6 +187,13 @@ impl Scrubbed {
             drained: ended,
             ended,
             trace,
+        }
+    }
+
+    fn renew_masks(&mut self) {
+        if let Some(newer) = self.trace.newer(&self.masking) {
+            self.stream.renew(Arc::clone(&newer.masks));
+            self.masking = newer;
         }
     }
 
@@ -267,6 +277,7 @@ impl Scrubbed {
     }
 
     fn take(&mut self, frame: Frame<Bytes>) -> Option<Frame<Bytes>> {
+        self.renew_masks();
         match frame.into_data() {
             Ok(data) => {
                 let mut out = self.mask(data);
@@ -277,8 +288,8 @@ impl Scrubbed {
             }
             Err(frame) => {
                 if let Ok(mut trailers) = frame.into_trailers() {
-                    let masked =
-                        scrub::mask_trailers(&self.masks, &self.rules, &mut trailers).masked;
+                    let masks = &self.masking.masks;
+                    let masked = scrub::mask_trailers(masks, &self.rules, &mut trailers).masked;
                     self.trace.response_bytes(0, masked);
                     self.trailers = Some(trailers);
                     self.drained = true;

@@ -71,6 +71,12 @@ pub(super) enum RequestRules {
     Inspect,
 }
 
+/// Masks, and the generation of the values that they were made for.
+pub(super) struct Masking {
+    pub(super) masks: Arc<Masks>,
+    generation: u64,
+}
+
 /// The one upstream connection behind an agent's connection.
 pub(super) enum Sender {
     /// HTTP/1.1: one request at a time.
@@ -119,6 +125,19 @@ impl Connection {
             _turn: turn,
             _place: place,
         }))
+    }
+
+    /// Masks for the values as they are now.
+    fn masking(&self, api: &Api, snapshot: &Snapshot) -> Masking {
+        let masks = self.masks.of(&self.group.name, api, snapshot);
+        Masking { masks, generation: snapshot.generation() }
+    }
+
+    /// Others than `masking`, where values have changed since it was made.
+    fn newer(&self, masking: &Masking) -> Option<Masking> {
+        let Route::Intercept(api) = &self.route else { return None };
+        let changed = self.secrets.generation() != masking.generation;
+        changed.then(|| self.masking(api, &self.secrets.snapshot()))
     }
 
     fn response_rules(&self) -> ResponseRules {
@@ -205,13 +224,13 @@ async fn forward(
     }
     message::check(&head, &connection.site)?;
     let snapshot = connection.secrets.snapshot();
-    let masks = prepare(connection, &mut head, &snapshot, trace)?;
+    let masking = prepare(connection, &mut head, &snapshot, trace)?;
     message::address(&mut head, &connection.site)?;
     let trailers: Arc<dyn TrailerRule + Send + Sync> = Arc::clone(connection) as _;
     let body = RequestBody::new(body, trailers, Arc::clone(trace));
     trace.with(|record| record.forwarded(&connection.route));
     let response = send(sender, Request::from_parts(head, body), trace).await?;
-    Ok(receive(connection, response, masks, trace)?)
+    Ok(receive(connection, response, masking, trace)?)
 }
 
 /// Checks the request against its rules and puts the values in. Gives the masks for the answer.
@@ -220,7 +239,7 @@ fn prepare(
     head: &mut request::Parts,
     snapshot: &Snapshot,
     trace: &Trace,
-) -> Result<Arc<Masks>, Reason> {
+) -> Result<Masking, Reason> {
     match (&connection.rules, &connection.route) {
         (RequestRules::Substitute(rules), Route::Intercept(api)) => {
             let plan = substitute::examine(rules, head).map_err(|denial| trace.denied(denial))?;
@@ -231,11 +250,11 @@ fn prepare(
             scrub::request_encodings(&api.response, &mut head.headers);
             swap(connection, head, snapshot, &plan)
                 .map_err(|cause| trace.secret_unavailable(cause))?;
-            Ok(connection.masks.of(&connection.group.name, api, snapshot))
+            Ok(connection.masking(api, snapshot))
         }
         (RequestRules::Inspect, Route::Inspect(pass)) => {
             inspect(pass, head)?;
-            Ok(connection.masks.none())
+            Ok(Masking { masks: connection.masks.none(), generation: 0 })
         }
         _ => Err(Reason::InternalError),
     }
@@ -306,7 +325,7 @@ async fn send(
 fn receive(
     connection: &Connection,
     response: Response<Incoming>,
-    masks: Arc<Masks>,
+    masking: Masking,
     trace: &Arc<Trace>,
 ) -> Result<Response<ResponseBody>, Reason> {
     let (mut head, body) = response.into_parts();
@@ -319,14 +338,17 @@ fn receive(
     if head_bytes(&head.headers) > MAX_RESPONSE_HEAD {
         return Err(Reason::UpstreamUnreachable);
     }
+    message::check_codings(&head.headers)?;
+    // The answer may have taken its time.
+    let masking = connection.newer(&masking).unwrap_or(masking);
     message::remove_hop_by_hop(&mut head.headers);
     if matches!(connection.route, Route::Intercept(_)) {
         let rules = connection.response_rules();
-        let report = scrub::mask_head(&masks, &rules, &head.status, &mut head.headers)?;
+        let report = scrub::mask_head(&masking.masks, &rules, &head.status, &mut head.headers)?;
         trace.with(|record| record.masked(report.masked));
     }
     head.extensions.clear();
-    let body = Scrubbed::new(body, masks, connection.response_rules(), Arc::clone(trace));
+    let body = Scrubbed::new(body, masking, connection.response_rules(), Arc::clone(trace));
     Ok(Response::from_parts(head, ResponseBody::Upstream(Box::new(body))))
 }
 
@@ -381,6 +403,11 @@ impl Trace {
 
     fn body_refusal(&self) -> Option<Reason> {
         *self.refused_body.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Newer masks, where values have changed since `masking` was made. Cheap where they have not.
+    pub(super) fn newer(&self, masking: &Masking) -> Option<Masking> {
+        self.connection.newer(masking)
     }
 
     /// What the exchange is counted against.

@@ -194,6 +194,22 @@ pub(super) fn address(head: &mut request::Parts, site: &Site) -> Result<(), Reas
     Ok(())
 }
 
+/// Refuses a response whose bytes a transfer coding hides. Only `chunked` is undone on the way: of
+/// `gzip, chunked` the library takes the last, and what is left would pass the masks unread.
+///
+/// # Errors
+///
+/// [`Reason::ResponseUnscannable`] for anything but no coding or a single `chunked`.
+pub(super) fn check_codings(headers: &HeaderMap) -> Result<(), Reason> {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let plain = |coding: &HeaderValue| coding.as_bytes().eq_ignore_ascii_case(b"chunked");
+    match (codings.next(), codings.next()) {
+        (None, _) => Ok(()),
+        (Some(coding), None) if plain(coding) => Ok(()),
+        _ => Err(Reason::ResponseUnscannable),
+    }
+}
+
 /// Removes what concerns one connection only (RFC 9110, section 7.6.1), in either direction.
 pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap) {
     for name in &HOP_BY_HOP {
@@ -333,6 +349,32 @@ mod tests {
         assert_eq!(check(&connect, &site()), Err(Reason::ConnectDenied));
         connect.method = Method::TRACE;
         assert_eq!(check(&connect, &site()), Err(Reason::MethodDenied));
+    }
+
+    #[test]
+    fn a_response_has_no_transfer_coding_but_one_that_is_chunked() {
+        let with = |codings: &[&str]| {
+            let fields: Vec<_> = codings.iter().map(|it| ("transfer-encoding", *it)).collect();
+            check_codings(&head(Version::HTTP_11, "/", &fields).headers)
+        };
+        for good in [&[][..], &["chunked"], &["Chunked"]] {
+            assert_eq!(with(good), Ok(()), "{good:?}");
+        }
+        for bad in [
+            &["gzip, chunked"][..],
+            &["gzip", "chunked"],
+            &["chunked", "gzip"],
+            &["chunked, chunked"],
+            &["chunked", "chunked"],
+            &["identity, chunked"],
+            &[", chunked"],
+            &["gzip"],
+            &["xchunked"],
+            &["chunked;a=b"],
+            &[""],
+        ] {
+            assert_eq!(with(bad), Err(Reason::ResponseUnscannable), "{bad:?}");
+        }
     }
 
     #[test]

@@ -310,6 +310,67 @@ fn a_receiver_that_waits_gets_the_end_of_a_message_and_never_the_secret() {
     assert_same(&out, b"<sk-p**********************>");
 }
 
+/// A body that takes newer masks at some place.
+struct Renewal<'a> {
+    old: &'a [&'a str],
+    new: &'a [&'a str],
+    before: Arc<Masks>,
+    after: Arc<Masks>,
+}
+
+impl<'a> Renewal<'a> {
+    /// From masks of `old` to those of `old` and `new`.
+    fn new(old: &'a [&'a str], new: &'a [&'a str]) -> Self {
+        Self { old, new, before: masks(old), after: masks(&[old, new].concat()) }
+    }
+
+    fn masked(&self, text: &[u8], cut: usize) -> Vec<u8> {
+        let mut stream = MaskStream::new(self.before.clone());
+        let mut out = stream.push(Bytes::copy_from_slice(&text[..cut])).to_vec();
+        stream.renew(self.after.clone());
+        out.extend(stream.push(Bytes::copy_from_slice(&text[cut..])));
+        out.extend(stream.finish());
+        out
+    }
+
+    /// That at each of `cuts` nothing is missed: all of `old`, and of `new` what begins there or
+    /// after. And that nothing is changed that is neither.
+    fn assert_at(&self, text: &[u8], cuts: impl IntoIterator<Item = usize>) {
+        let old = oracle(self.old, text);
+        let both = oracle(&[self.old, self.new].concat(), text);
+        for cut in cuts {
+            let found = self.masked(text, cut);
+            let new = [&text[..cut], &oracle(self.new, &text[cut..])].concat();
+            assert_eq!(found.len(), text.len());
+            for at in 0..text.len() {
+                let must = old[at] != text[at] || new[at] != text[at];
+                assert!(!must || found[at] == b'*', "byte {at} is not masked, cut at {cut}");
+                assert!(found[at] == text[at] || found[at] == both[at], "byte {at} is changed");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_body_takes_newer_masks_at_every_split_and_loses_no_byte_and_no_old_mask() {
+    let (old, new) = ("k-01234567", "k-zyxwvut/");
+    let (olds, news) = (&[old][..], &[new][..]);
+    let renewal = Renewal::new(olds, news);
+    for form in written(old).iter().chain(&written(new)) {
+        for text in [format!("{form} {new} k-"), format!("x{}{form}%7", &form[..form.len() / 2])] {
+            renewal.assert_at(text.as_bytes(), 0..=text.len());
+        }
+    }
+    // Where nothing was known before, and where nothing is any more.
+    let text = format!("k-{new} k-");
+    Renewal::new(&[], news).assert_at(text.as_bytes(), 0..=text.len());
+    let forgotten = Renewal { before: masks(news), after: masks(&[]), old: &[], new: &[] };
+    for cut in 0..=text.len() {
+        let found = forgotten.masked(text.as_bytes(), cut);
+        assert_eq!(found.len(), text.len(), "what was held back is not lost");
+    }
+}
+
 #[test]
 fn two_versions_alike_are_one() {
     assert_eq!(masks(&["abcdefgh", "abcdefgh"]).longest(), masks(&["abcdefgh"]).longest());
@@ -377,6 +438,17 @@ proptest! {
         let secrets: Vec<_> = secrets.iter().map(String::as_str).collect();
         let found = in_chunks(&masks(&secrets), &body, &cuts(&body, &indices));
         assert_same(&found, &oracle(&secrets, &body));
+    }
+
+    #[test]
+    fn newer_masks_at_any_chunk_miss_nothing_that_begins_after_it(
+        (secrets, body) in dense(),
+        known in 0_usize..4,
+        at in any::<prop::sample::Index>(),
+    ) {
+        let secrets: Vec<_> = secrets.iter().map(String::as_str).collect();
+        let (old, new) = secrets.split_at(known.min(secrets.len()));
+        Renewal::new(old, new).assert_at(&body, [at.index(body.len() + 1)]);
     }
 
     #[test]

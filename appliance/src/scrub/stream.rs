@@ -3,6 +3,9 @@
 //! Whatever the chunks, the output is what masking the whole body at once would give. Held back
 //! is a suffix that may yet become a form of a secret and nothing else, fewer bytes than
 //! [`Masks::longest`]; a chunk without one, or without a secret, passes without being copied.
+//!
+//! A body may take newer masks between two chunks. What was held back is looked at with those, and
+//! what was found before stays found.
 
 use std::sync::Arc;
 
@@ -30,9 +33,14 @@ impl MaskStream {
         Self { masks, held, known: 0, released: 0, masked: 0 }
     }
 
+    /// Takes other masks for everything that was not given out yet.
+    pub fn renew(&mut self, masks: Arc<Masks>) {
+        self.masks = masks;
+    }
+
     /// Takes a chunk and gives what is ready to be sent; that may be nothing.
     pub fn push(&mut self, chunk: Bytes) -> Bytes {
-        if self.masks.is_empty() {
+        if self.masks.is_empty() && self.held.is_empty() {
             return chunk;
         }
         let text = if self.held.is_empty() {

@@ -16,6 +16,7 @@ use super::{
     FetchError, Snapshot,
     ledger::{Change, Fresh, Key, Ledger},
     returns::Returns,
+    sleep::moved_back,
     source::{Answer, Lease, Picked, Prolonged, Standing},
     store::{back_off, jittered, spread},
     tenure::{Errand, Tenure},
@@ -29,6 +30,8 @@ pub(super) struct Agenda {
     plans: HashMap<Site, Plan>,
     pub(super) returns: Returns,
     tickets: u64,
+    /// How long the machine was suspended, in all.
+    slept: Duration,
 }
 
 /// Who reads, and what.
@@ -41,6 +44,8 @@ pub(super) struct Question {
     pub(super) references: Vec<SecretRef>,
     pub(super) about: About,
     asked: Instant,
+    /// What of the agenda's had been slept by then.
+    slept: Duration,
     ticket: u64,
 }
 
@@ -95,6 +100,7 @@ impl Agenda {
             plans: HashMap::new(),
             returns: Returns::default(),
             tickets: 0,
+            slept: Duration::ZERO,
         }
     }
 
@@ -122,6 +128,17 @@ impl Agenda {
     /// Makes every read that no lease has made due, due.
     pub(super) fn ask_again(&mut self, now: Instant) {
         self.plans.values_mut().for_each(|plan| plan.due = now);
+    }
+
+    /// The machine was suspended for `slept`: everything that ends or is due, is so by that much
+    /// earlier, and what is asked now was asked by that much earlier.
+    pub(super) fn slept(&mut self, slept: Duration, now: Instant) {
+        self.slept += slept;
+        self.ledger.slept(slept, now);
+        for plan in self.plans.values_mut() {
+            plan.due = moved_back(plan.due, slept, now);
+            plan.tenure.iter_mut().for_each(|tenure| tenure.slept(slept, now));
+        }
     }
 
     /// Forgets what is too old to be masked.
@@ -152,7 +169,10 @@ impl Agenda {
         let shares = [Kind::Vault, Kind::File].map(|of| (of, share(of)));
         let shares = HashMap::from(shares);
         for ((group, _), plan) in &mut self.plans {
-            plan.notice(generation(group), now);
+            if let Some(lease) = plan.notice(generation(group), now) {
+                let until = now + lease.life;
+                self.returns.add(group, lease, now, until);
+            }
         }
         let mut look_again = now + IDLE;
         let mut due: Vec<(Instant, &Site, &mut Plan)> = Vec::new();
@@ -173,7 +193,7 @@ impl Agenda {
             if *asking < share && *in_all < QUESTIONS_IN_ALL {
                 *asking += 1;
                 *in_all += 1;
-                questions.push(plan.ask(site, now));
+                questions.push(Question { slept: self.slept, ..plan.ask(site, now) });
             }
         }
         if self.plans.values().any(|plan| plan.tenure.is_some()) {
@@ -184,6 +204,9 @@ impl Agenda {
 
     /// Enters what a source answered to `question`.
     pub(super) fn enter(&mut self, question: &Question, outcome: Outcome, now: Instant) -> Changes {
+        let slept = self.slept.saturating_sub(question.slept);
+        let question =
+            &Question { asked: moved_back(question.asked, slept, now), ..question.clone() };
         let group = &question.site.0;
         let plan = self.plans.get_mut(&question.site);
         let Some(plan) = plan.filter(|plan| plan.ticket == question.ticket) else {
@@ -347,15 +370,17 @@ impl Plan {
         }
     }
 
-    /// A lease that was lent to an older token ends with that one.
-    fn notice(&mut self, generation: u64, now: Instant) {
-        self.tenure.take_if(|tenure| tenure.has_ended(now));
+    /// A lease that was lent to an older token ends with that one. Gives back the lease that has
+    /// ended by our clock: a renewal whose answer was lost lets it live on by Vault's.
+    fn notice(&mut self, generation: u64, now: Instant) -> Option<Lease> {
+        let ended = self.tenure.take_if(|tenure| tenure.has_ended(now));
         if let Some(tenure) = &mut self.tenure
             && tenure.lease.generation != generation
         {
             tenure.lease.generation = generation;
             tenure.replace_now(now);
         }
+        ended.map(|tenure| tenure.lease)
     }
 
     fn next(&self) -> (Instant, Errand) {
@@ -382,6 +407,7 @@ impl Plan {
             references: self.references.clone(),
             about,
             asked: now,
+            slept: Duration::ZERO,
             ticket: self.ticket,
         }
     }

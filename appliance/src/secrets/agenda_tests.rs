@@ -202,7 +202,7 @@ impl Lender {
 
     fn known(&self) -> usize {
         let key = user();
-        self.agenda.snapshot().known(&key.0, &key.1).count()
+        self.agenda.snapshot().known(&key.0, &key.1, 16).count()
     }
 }
 
@@ -461,6 +461,46 @@ fn a_lease_whose_renewal_comes_after_its_end_is_given_back() {
 }
 
 #[test]
+fn a_lease_whose_renewal_had_no_answer_is_given_back_at_its_end() {
+    let mut lender = Lender::new(30, 36_000);
+    let question = lender.pass_until_renewal();
+    // Vault renews it, and the answer is lost.
+    lender.answer(&question);
+    lender.agenda.enter(&question, Outcome::Renewed(Err(DOWN)), lender.now);
+    lender.down = true;
+    lender.pass(15);
+    assert_eq!(lender.text(&user()), Err(SecretCause::VaultUnreachable));
+    assert!(lender.revoked.is_empty() && lender.stands(0), "Vault let it live on");
+    lender.down = false;
+    lender.pass(40);
+    assert!(lender.revoked.contains_key(&0), "nobody uses it any more");
+}
+
+#[test]
+fn a_lease_that_ended_while_the_machine_slept_is_not_used_and_replaced_at_once() {
+    let mut lender = Lender::new(3_600, 36_000);
+    lender.pass(10);
+    lender.agenda.slept(Duration::from_secs(3_000), lender.now);
+    assert_eq!(lender.in_use(), Some(0), "it has some time left");
+    lender.agenda.slept(Duration::from_secs(600), lender.now);
+    assert_eq!(lender.text(&user()), Err(SecretCause::LeaseEnded));
+    lender.pass(1);
+    assert_eq!(lender.in_use(), Some(1));
+}
+
+#[test]
+fn an_answer_that_was_asked_for_before_the_machine_slept_is_older_by_that() {
+    let mut lender = Lender::new(30, 36_000);
+    let question = lender.pass_until_renewal();
+    let outcome = lender.answer(&question);
+    lender.agenda.slept(Duration::from_secs(31), lender.now);
+    lender.agenda.enter(&question, outcome, lender.now);
+    assert_eq!(lender.text(&user()), Err(SecretCause::LeaseEnded));
+    lender.pass(10);
+    assert_eq!(lender.in_use(), Some(1));
+}
+
+#[test]
 fn a_look_at_a_lease_is_tried_ever_more_slowly_in_an_outage() {
     let mut lender = Lender::new(36_000, 360_000);
     lender.pass(10);
@@ -480,6 +520,8 @@ fn a_lease_without_life_does_not_make_a_user_each_moment() {
     lender.pass(60);
     assert!(lender.made.len() <= 13, "{} leases in a minute", lender.made.len());
     assert_eq!(lender.in_use(), None);
+    lender.pass(5);
+    assert!(lender.revoked.len() + 1 >= lender.made.len(), "each is given back");
 }
 
 #[test]

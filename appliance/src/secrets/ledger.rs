@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 
 use super::{
     FetchError, Picked, SecretValue, Snapshot,
+    sleep::moved_back,
     snapshot::{Entry, Held, Retired, not_asked_yet},
 };
 use crate::{
@@ -95,7 +96,7 @@ impl Ledger {
         let held = answer.and_then(|fresh| {
             let good_until = fresh.lease_ends.unwrap_or(fresh.asked + max_stale);
             let value = Arc::new(check(fresh.picked.whole)?);
-            let parts = fresh.picked.parts.into_iter().filter_map(worth_masking).collect();
+            let parts = fresh.picked.parts.into_iter().filter_map(maskable).collect();
             Ok(Held { value, parts, good_until, narrowing: fresh.narrowing })
         });
         let (change, changed_values) = match held {
@@ -114,6 +115,15 @@ impl Ledger {
         let entry = entry_mut(entry);
         entry.held.iter_mut().for_each(|held| held.good_until = lease_ends);
         if entry.failure.take().is_some() { Change::Arrived } else { Change::Same }
+    }
+
+    /// The machine was suspended for `slept`: held values are older by that much. How long a version
+    /// stays known is not as exact.
+    pub(super) fn slept(&mut self, slept: Duration, now: Instant) {
+        for entry in self.entries.values_mut().filter(|entry| entry.held.is_some()) {
+            let held = entry_mut(entry).held.iter_mut();
+            held.for_each(|held| held.good_until = moved_back(held.good_until, slept, now));
+        }
     }
 
     pub(super) fn snapshot(&self) -> Snapshot {
@@ -168,8 +178,10 @@ impl Entry {
     fn retire_held(&mut self, now: Instant) -> Vec<Retired> {
         let mut retired = std::mem::take(&mut self.retired);
         if let Some(held) = self.held.take() {
-            let values = [held.value].into_iter().chain(held.parts);
-            retired.extend(values.map(|value| Retired { value, until: now + KNOWN_FOR }));
+            let until = now + KNOWN_FOR;
+            let parts = held.parts.into_iter().map(|value| (value, true));
+            let values = [(held.value, false)].into_iter().chain(parts);
+            retired.extend(values.map(|(value, is_part)| Retired { value, is_part, until }));
         }
         let surplus = retired.len().saturating_sub(MAX_RETIRED);
         if retired.drain(..surplus).any(|retired| retired.until > now) {
@@ -204,9 +216,9 @@ fn check(bytes: Zeroizing<Vec<u8>>) -> Result<SecretValue, FetchError> {
     })
 }
 
-/// A field of a template, if it is long enough that what looks like it is no chance.
-fn worth_masking(bytes: Zeroizing<Vec<u8>>) -> Option<Arc<SecretValue>> {
-    SecretValue::load(bytes, SecretValue::MIN_BYTES).ok().map(Arc::new)
+/// A field of a template, if it is as long as the least that a binding may ask for.
+fn maskable(bytes: Zeroizing<Vec<u8>>) -> Option<Arc<SecretValue>> {
+    SecretValue::load(bytes, SecretValue::FLOOR_BYTES).ok().map(Arc::new)
 }
 
 /// Both values are the gateway's own, so that the time this takes tells nobody anything.

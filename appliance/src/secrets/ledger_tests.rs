@@ -58,8 +58,12 @@ impl Scene {
     }
 
     fn known(&self) -> Vec<String> {
+        self.known_from(16)
+    }
+
+    fn known_from(&self, min_bytes: usize) -> Vec<String> {
         let snapshot = self.ledger.snapshot();
-        snapshot.known(&self.key.0, &self.key.1).cloned().map(text).collect()
+        snapshot.known(&self.key.0, &self.key.1, min_bytes).cloned().map(text).collect()
     }
 
     fn generation(&self) -> u64 {
@@ -173,7 +177,7 @@ fn one_groups_value_is_not_anothers() {
     let snapshot = scene.ledger.snapshot();
     let asked = snapshot.current(&other, &scene.key.1, 16, scene.at(0));
     assert_eq!(asked.err(), Some(SecretCause::VaultUnreachable));
-    assert_eq!(snapshot.known(&other, &scene.key.1).count(), 0);
+    assert_eq!(snapshot.known(&other, &scene.key.1, 16).count(), 0);
 }
 
 #[test]
@@ -249,6 +253,30 @@ fn the_fields_of_a_template_are_masked_like_the_whole() {
     assert_eq!(scene.known(), known, "a short field would mask by chance");
     scene.value(1, ONE);
     assert_eq!(scene.known(), [ONE, known[0], known[1]]);
+}
+
+#[test]
+fn a_field_is_masked_by_itself_from_the_length_that_its_binding_takes() {
+    let mut scene = Scene::new();
+    let bytes = |text: &str| Zeroizing::new(text.as_bytes().to_vec());
+    let fields = ["seven-7", "eight--8", "fifteen------15"];
+    let whole = fields.join(":");
+    let picked = Picked { whole: bytes(&whole), parts: fields.map(bytes).into() };
+    let (key, now) = (scene.key.clone(), scene.at(0));
+    let fresh = Fresh { picked, asked: now, lease_ends: None, narrowing: Arc::default() };
+    scene.ledger.record(&key, Ok(fresh), now);
+    let expected = [(8, &fields[1..]), (9, &fields[2..]), (15, &fields[2..]), (16, &fields[3..])];
+    for (min_bytes, parts) in expected {
+        assert_eq!(scene.known_from(min_bytes), [&[whole.as_str()], parts].concat());
+    }
+    scene.value(1, ONE);
+    for (min_bytes, parts) in expected {
+        assert_eq!(scene.known_from(min_bytes)[1..], [&[whole.as_str()], parts].concat());
+    }
+    scene.ledger.want(&[], scene.at(2));
+    let snapshot = scene.ledger.snapshot();
+    let left: Vec<_> = snapshot.left(&key.0).cloned().map(text).collect();
+    assert_eq!(left, [whole.as_str(), ONE], "no binding takes less any more");
 }
 
 #[test]

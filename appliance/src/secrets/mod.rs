@@ -13,6 +13,7 @@ mod private_file;
 mod returns;
 mod seal;
 mod sealed_file;
+mod sleep;
 mod snapshot;
 mod source;
 mod store;

@@ -62,9 +62,7 @@ pub(super) fn read_private(
     path: &Path,
     max_bytes: usize,
 ) -> Result<Zeroizing<Vec<u8>>, PrivateFileError> {
-    let file = open(path, OFlags::NOFOLLOW)?;
-    check(&file)?;
-    read_bounded(&file, max_bytes)
+    read_of(path, max_bytes, None)
 }
 
 /// The same of a file that others may read, and that may be behind links: it is a regular file, and
@@ -75,6 +73,35 @@ pub(super) fn read_regular(
 ) -> Result<Zeroizing<Vec<u8>>, PrivateFileError> {
     let file = open(path, OFlags::empty())?;
     regular(&file)?;
+    read_bounded(&file, max_bytes)
+}
+
+/// [`read_private`] for root who edits a file in another user's name: it may belong to the owner
+/// of its folder too, if only that user and root can put files there.
+pub(super) fn read_to_edit(
+    path: &Path,
+    max_bytes: usize,
+) -> Result<Zeroizing<Vec<u8>>, PrivateFileError> {
+    let owner = folder_owner(path).map_err(|error| PrivateFileError::Unreadable(error.kind()))?;
+    read_of(path, max_bytes, owner.map(|(user, _)| user))
+}
+
+/// The user and group of the folder that holds `path`, where this process is root and nobody but
+/// that user and root can write there.
+pub(super) fn folder_owner(path: &Path) -> io::Result<Option<(u32, u32)>> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let meta = std::fs::metadata(folder.unwrap_or(Path::new(".")))?;
+    let counts = rustix::process::geteuid().is_root() && meta.mode() & 0o022 == 0;
+    Ok(counts.then(|| (meta.uid(), meta.gid())))
+}
+
+fn read_of(
+    path: &Path,
+    max_bytes: usize,
+    beside: Option<u32>,
+) -> Result<Zeroizing<Vec<u8>>, PrivateFileError> {
+    let file = open(path, OFlags::NOFOLLOW)?;
+    check(&file, beside)?;
     read_bounded(&file, max_bytes)
 }
 
@@ -109,9 +136,11 @@ fn regular(file: &File) -> Result<std::fs::Metadata, PrivateFileError> {
     if meta.is_file() { Ok(meta) } else { Err(PrivateFileError::NotRegular) }
 }
 
-fn check(file: &File) -> Result<(), PrivateFileError> {
+/// `beside` is a user whose file it may be beside root and this process.
+fn check(file: &File, beside: Option<u32>) -> Result<(), PrivateFileError> {
     let meta = regular(file)?;
-    if meta.uid() != 0 && meta.uid() != rustix::process::geteuid().as_raw() {
+    let owners = [Some(0), Some(rustix::process::geteuid().as_raw()), beside];
+    if !owners.contains(&Some(meta.uid())) {
         return Err(PrivateFileError::WrongOwner);
     }
     if meta.mode() & 0o077 != 0 && !is_credential(file, &meta) {
@@ -252,6 +281,27 @@ pub(super) mod tests {
         let path = folder.write("f", b"x", 0o600);
         if std::os::unix::fs::chown(&path, Some(12_345), None).is_ok() {
             assert_eq!(read_private(&path, 8).err(), Some(PrivateFileError::WrongOwner));
+        }
+    }
+
+    #[test]
+    fn root_edits_what_belongs_to_the_one_user_of_a_folder() {
+        let folder = Folder::new();
+        let path = folder.write("f", b"x", 0o600);
+        let own = |path: &Path, user| std::os::unix::fs::chown(path, Some(user), None).is_ok();
+        if !own(&path, 12_345) {
+            return;
+        }
+        let refused = Some(PrivateFileError::WrongOwner);
+        assert_eq!(read_to_edit(&path, 8).err(), refused, "in a folder of root's");
+        assert!(own(&folder.0, 12_345));
+        let mode = |mode| std::fs::set_permissions(&folder.0, PermissionsExt::from_mode(mode));
+        mode(0o755).unwrap();
+        assert!(read_to_edit(&path, 8).is_ok());
+        assert_eq!(read_private(&path, 8).err(), refused, "the daemon reads no such file");
+        for open in [0o775, 0o757] {
+            mode(open).unwrap();
+            assert_eq!(read_to_edit(&path, 8).err(), refused, "others put files there");
         }
     }
 }

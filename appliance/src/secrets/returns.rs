@@ -39,7 +39,8 @@ impl Returns {
             tracing::warn!("too many leases wait to be given back; one is left to end by itself");
         }
         self.tickets += 1;
-        let ends = ends.max(due + lease.life.min(LEAST_TRY));
+        let least = if lease.life.is_zero() { LEAST_TRY } else { lease.life.min(LEAST_TRY) };
+        let ends = ends.max(due + least);
         let (group, ticket) = (group.clone(), self.tickets);
         self.waiting.push(Return { group, lease, ticket, due, ends, tries: 0, asking: false });
     }
@@ -133,6 +134,18 @@ mod tests {
         }
         assert!(tries >= 5, "{tries}");
         assert!(returns.waiting.is_empty() && now <= start + after(120));
+    }
+
+    #[test]
+    fn a_lease_that_says_no_life_is_tried_for_a_minute() {
+        let (mut returns, start) = (Returns::default(), Instant::now());
+        let lease = Lease { life: Duration::ZERO, ..lease(1) };
+        returns.add(&agents(), lease, start, start);
+        for seconds in 0..3 {
+            let (due, _) = returns.take_due(start + after(20 * seconds));
+            assert_eq!(due.len(), 1, "after {seconds} times 20 seconds");
+            returns.enter(&due[0], Err(DOWN), start + after(20 * seconds));
+        }
     }
 
     #[test]

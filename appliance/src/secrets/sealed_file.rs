@@ -12,13 +12,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
+use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags, flock, renameat_with};
 use zeroize::Zeroizing;
 
 use super::{
     FileError, FileSource, PrivateFileError, SecretError, SecretValue,
     file::{Entry, parse, parse_line},
-    private_file::read_private,
+    private_file::{folder_owner, read_private, read_to_edit},
     seal::{SealKey, is_sealed},
 };
 
@@ -28,6 +28,9 @@ pub struct SealedFile {
     path: PathBuf,
     key: PathBuf,
 }
+
+/// How a file is read: as the daemon does, or as its editor does.
+type Read = fn(&Path, usize) -> Result<Zeroizing<Vec<u8>>, PrivateFileError>;
 
 /// Why a file of secrets was not changed. Carries no part of its content.
 #[derive(Debug)]
@@ -68,18 +71,19 @@ impl SealedFile {
         }
         if no_key {
             let text = SealKey::generate().map_err(|_| EditError::Cipher)?;
-            put(&self.key, text.as_bytes(), None, RenameFlags::NOREPLACE)?;
+            let owner = owner_beside(&self.key)?;
+            put(&self.key, text.as_bytes(), owner, RenameFlags::NOREPLACE)?;
         }
         if no_file {
             self.write(b"")?;
         }
-        self.read().map_err(EditError::File)?;
+        self.read_with(read_to_edit).map_err(EditError::File)?;
         Ok(no_key || no_file)
     }
 
     /// The names of the secrets, in their order.
     pub fn names(&self) -> Result<Vec<String>, EditError> {
-        let content = self.read().map_err(EditError::File)?;
+        let content = self.read_with(read_to_edit).map_err(EditError::File)?;
         let entries = parse(&content).map_err(EditError::File)?;
         Ok(entries.iter().map(|(name, _)| String::from_utf8_lossy(name).into_owned()).collect())
     }
@@ -94,7 +98,7 @@ impl SealedFile {
             return Err(EditError::Name("the name holds a byte that no name has"));
         }
         let _lock = self.lock()?;
-        let content = self.read().map_err(EditError::File)?;
+        let content = self.read_with(read_to_edit).map_err(EditError::File)?;
         let mut entries = parse(&content).map_err(EditError::File)?;
         let before = entries.len();
         entries.retain(|(name, _)| *name != entry.0);
@@ -108,7 +112,7 @@ impl SealedFile {
     /// Takes a secret out.
     pub fn remove(&self, name: &str) -> Result<(), EditError> {
         let _lock = self.lock()?;
-        let content = self.read().map_err(EditError::File)?;
+        let content = self.read_with(read_to_edit).map_err(EditError::File)?;
         let mut entries = parse(&content).map_err(EditError::File)?;
         let before = entries.len();
         entries.retain(|(other, _)| *other != name.as_bytes());
@@ -120,37 +124,78 @@ impl SealedFile {
 
     /// The lines of the file, decrypted.
     pub(super) fn read(&self) -> Result<Zeroizing<Vec<u8>>, FileError> {
-        let key = self.read_key()?;
-        let file = read_private(&self.path, MAX_FILE_BYTES).map_err(FileError::File)?;
+        self.read_with(read_private)
+    }
+
+    fn read_with(&self, read: Read) -> Result<Zeroizing<Vec<u8>>, FileError> {
+        let key = self.read_key(read)?;
+        let file = read(&self.path, MAX_FILE_BYTES).map_err(FileError::File)?;
         if !is_sealed(&file) {
             return Err(FileError::Plain);
         }
         key.open(&file).ok_or(FileError::NotOpened)
     }
 
-    fn read_key(&self) -> Result<SealKey, FileError> {
-        let text = read_private(&self.key, MAX_KEY_BYTES).map_err(FileError::Key)?;
+    fn read_key(&self, read: Read) -> Result<SealKey, FileError> {
+        let text = read(&self.key, MAX_KEY_BYTES).map_err(FileError::Key)?;
         SealKey::parse(&text).ok_or(FileError::NoKey)
     }
 
     fn write(&self, lines: &[u8]) -> Result<(), EditError> {
-        let key = self.read_key().map_err(EditError::File)?;
+        let key = self.read_key(read_to_edit).map_err(EditError::File)?;
         let sealed = key.seal(lines).map_err(|_| EditError::Cipher)?;
         // Root may change what the daemon's user owns, and that user must be able to read it still.
-        let owner = fs::symlink_metadata(&self.path).ok().map(|meta| (meta.uid(), meta.gid()));
+        let owner = match fs::symlink_metadata(&self.path) {
+            Ok(meta) => Some((meta.uid(), meta.gid())),
+            Err(_) => owner_beside(&self.path)?,
+        };
         put(&self.path, &sealed, owner, RenameFlags::empty())
     }
 
     fn lock(&self) -> Result<File, EditError> {
         let path = with_ending(&self.path, ".lock");
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(false).mode(0o600);
-        let locked = options.open(&path).and_then(|lock| {
+        let locked = open_lock(&path).and_then(|lock| {
             flock(&lock, FlockOperation::LockExclusive)?;
             Ok(lock)
         });
         locked.map_err(|error| EditError::Unwritable(path, error))
     }
+}
+
+/// The file at `path`, or a new one. The folder may be another user's, who could have put anything
+/// there: a link leads nowhere, and a pipe is not waited for.
+fn open_lock(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).mode(0o600);
+    match options.clone().create_new(true).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Ok(lock) => {
+            // Who owns the folder takes the lock as well.
+            give_to(&lock, folder_owner(path)?)?;
+            return Ok(lock);
+        }
+        Err(error) => return Err(error),
+    }
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let lock = options.custom_flags(flags.bits().cast_signed()).open(path)?;
+    match lock.metadata()?.is_file() {
+        true => Ok(lock),
+        false => Err(io::Error::other("it is not a regular file")),
+    }
+}
+
+fn give_to(file: &File, owner: Option<(u32, u32)>) -> io::Result<()> {
+    let Some((user, group)) = owner else { return Ok(()) };
+    let meta = file.metadata()?;
+    match (meta.uid(), meta.gid()) == (user, group) {
+        true => Ok(()),
+        false => fchown(file, Some(user), Some(group)),
+    }
+}
+
+/// Who is to own a new file at `path`, where that is another one than this process.
+fn owner_beside(path: &Path) -> Result<Option<(u32, u32)>, EditError> {
+    folder_owner(path).map_err(|error| EditError::Unwritable(path.to_owned(), error))
 }
 
 /// Lines that [`parse`] reads as these entries.
@@ -192,12 +237,7 @@ fn create(path: &Path, content: &[u8], owner: Option<(u32, u32)>) -> Result<(), 
     let mut options = OpenOptions::new();
     options.write(true).create_new(true).mode(0o600);
     let written = options.open(path).and_then(|mut file| {
-        if let Some((user, group)) = owner {
-            let meta = file.metadata()?;
-            if (meta.uid(), meta.gid()) != (user, group) {
-                fchown(&file, Some(user), Some(group))?;
-            }
-        }
+        give_to(&file, owner)?;
         file.write_all(content)?;
         file.sync_all()
     });
@@ -336,7 +376,7 @@ mod tests {
         // A name under which nothing can be moved over the key: it is not begun in its place.
         fs::create_dir(folder.0.join("secrets.new")).unwrap();
         assert!(matches!(file.init(), Err(EditError::Unwritable(..))));
-        assert!(file.read_key().is_ok() && !folder.0.join("key.new").exists());
+        assert!(file.read_key(read_private).is_ok() && !folder.0.join("key.new").exists());
         fs::remove_dir(folder.0.join("secrets.new")).unwrap();
         assert!(file.init().unwrap());
         assert_eq!(file.names().unwrap(), [""; 0]);
@@ -386,6 +426,41 @@ mod tests {
         });
         assert_eq!(file.names().unwrap().len(), 20);
         assert!(!folder.0.join("secrets.new").exists());
+    }
+
+    #[test]
+    fn a_lock_that_somebody_else_put_there_is_neither_followed_nor_waited_for() {
+        let folder = Folder::new();
+        let file = file(&folder);
+        let (lock, elsewhere) = (folder.0.join("secrets.lock"), folder.0.join("elsewhere"));
+        for target in ["elsewhere", "secrets"] {
+            fs::remove_file(&lock).unwrap();
+            std::os::unix::fs::symlink(target, &lock).unwrap();
+            assert!(matches!(set(&file, "openai", VALUE), Err(EditError::Unwritable(..))));
+            assert!(!elsewhere.exists(), "a file was made where a link led");
+        }
+        fs::remove_file(&lock).unwrap();
+        let pipe = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(CWD, &lock, pipe, rustix::fs::Mode::RUSR, 0).unwrap();
+        assert!(matches!(set(&file, "openai", VALUE), Err(EditError::Unwritable(..))));
+        fs::remove_file(&lock).unwrap();
+        assert!(set(&file, "openai", VALUE).unwrap());
+    }
+
+    #[test]
+    fn root_edits_the_files_of_a_user_in_that_users_name() {
+        let folder = Folder::new();
+        if std::os::unix::fs::chown(&folder.0, Some(12_345), Some(12_345)).is_err() {
+            return;
+        }
+        let file = file(&folder);
+        set(&file, "openai", VALUE).unwrap();
+        for name in ["secrets", "key", "secrets.lock"] {
+            let meta = fs::metadata(folder.0.join(name)).unwrap();
+            assert_eq!((meta.uid(), meta.gid()), (12_345, 12_345), "{name}");
+        }
+        assert_eq!(file.names().unwrap(), ["openai"]);
+        file.remove("openai").unwrap();
     }
 
     #[test]

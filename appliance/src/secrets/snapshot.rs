@@ -54,15 +54,20 @@ impl Snapshot {
     }
 
     /// Every version that responses must be masked for: the held one, and those of the last day.
+    /// Of the fields of a template those that have at least `min_bytes`.
     pub fn known(
         &self,
         group: &GroupName,
         reference: &SecretRef,
+        min_bytes: usize,
     ) -> impl Iterator<Item = &Arc<SecretValue>> {
-        self.entry(group, reference).into_iter().flat_map(|entry| {
+        self.entry(group, reference).into_iter().flat_map(move |entry| {
             let held = entry.held.iter();
-            let held = held.flat_map(|held| [&held.value].into_iter().chain(&held.parts));
-            held.chain(entry.retired.iter().map(|retired| &retired.value))
+            let held = held.flat_map(move |held| {
+                let parts = held.parts.iter().filter(move |part| is_long(part, min_bytes));
+                [&held.value].into_iter().chain(parts)
+            });
+            held.chain(entry.retired.iter().filter_map(move |it| it.masked(min_bytes)))
         })
     }
 
@@ -72,7 +77,8 @@ impl Snapshot {
         let entries = self.entries.get(group).into_iter().flat_map(HashMap::values);
         entries
             .filter(|entry| !entry.wanted)
-            .flat_map(|entry| entry.retired.iter().map(|retired| &retired.value))
+            .flat_map(|entry| entry.retired.iter())
+            .filter_map(|retired| retired.masked(SecretValue::MIN_BYTES))
     }
 
     /// How many secrets can be used at `now`, for readiness.
@@ -118,7 +124,7 @@ pub(super) struct Entry {
 #[derive(Clone)]
 pub(super) struct Held {
     pub(super) value: Arc<SecretValue>,
-    /// The fields that it was made of, where they are masked by themselves.
+    /// The fields that it was made of, where some binding may have them masked by themselves.
     pub(super) parts: Vec<Arc<SecretValue>>,
     pub(super) good_until: Instant,
     pub(super) narrowing: Arc<Narrowing>,
@@ -127,7 +133,20 @@ pub(super) struct Held {
 #[derive(Clone)]
 pub(super) struct Retired {
     pub(super) value: Arc<SecretValue>,
+    /// A field of a template, and not the whole of it.
+    pub(super) is_part: bool,
     pub(super) until: Instant,
+}
+
+impl Retired {
+    fn masked(&self, min_bytes: usize) -> Option<&Arc<SecretValue>> {
+        (!self.is_part || is_long(&self.value, min_bytes)).then_some(&self.value)
+    }
+}
+
+/// Whether a field is so long that what looks like it is no chance, by the word of its binding.
+fn is_long(part: &SecretValue, min_bytes: usize) -> bool {
+    part.expose().len() >= min_bytes
 }
 
 impl Entry {

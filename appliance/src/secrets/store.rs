@@ -21,6 +21,7 @@ use super::{
     agenda::{About, Agenda, Changes, Outcome, Question},
     ledger::Change,
     returns::Return,
+    sleep::{Slept, suspended},
 };
 use crate::policy::{GroupName, SecretRef};
 
@@ -28,6 +29,7 @@ use crate::policy::{GroupName, SecretRef};
 pub struct SecretStore {
     source: Arc<dyn SecretSource>,
     agenda: Mutex<Agenda>,
+    slept: Mutex<Slept>,
     published: ArcSwap<Snapshot>,
     /// Ticks with each snapshot.
     ticks: watch::Sender<()>,
@@ -57,6 +59,7 @@ impl SecretStore {
         let store = Self {
             source,
             agenda: Mutex::new(Agenda::new(refresh, max_stale)),
+            slept: Mutex::new(Slept::new(suspended())),
             published: ArcSwap::default(),
             ticks: watch::Sender::default(),
             rewanted: Notify::new(),
@@ -68,6 +71,12 @@ impl SecretStore {
     /// The values as they are now.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.published.load_full()
+    }
+
+    /// The generation of the values as they are now: [`Snapshot::generation`] for the price of a
+    /// look.
+    pub fn generation(&self) -> u64 {
+        self.published.load().generation()
     }
 
     /// Takes the secrets of a new policy: values of the old one that it does not name are
@@ -111,6 +120,7 @@ impl SecretStore {
     async fn refresh_all(&self) {
         let mut asked: FuturesUnordered<BoxFuture<'_, Event>> = FuturesUnordered::new();
         loop {
+            self.notice_sleep(suspended());
             let (questions, returns, next) = self.take_due();
             asked.extend(questions.into_iter().map(|one| self.ask(one)));
             asked.extend(returns.into_iter().map(|one| self.give_back(one)));
@@ -123,9 +133,19 @@ impl SecretStore {
                     }
                     self.enter(events);
                 }
-                () = tokio::time::sleep_until(next.into()) => {}
+                // The timer sleeps with the machine.
+                () = tokio::time::sleep_until(next.min(Instant::now() + LOOK_FOR_SLEEP).into()) => {}
                 () = self.rewanted.notified() => {}
             }
+        }
+    }
+
+    /// Takes into account that the machine was `suspended` in all, where that is news.
+    fn notice_sleep(&self, suspended: Duration) {
+        let mut known = self.slept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(slept) = known.since(suspended) {
+            tracing::info!(seconds = slept.as_secs(), "the machine was suspended");
+            self.change(|agenda| agenda.slept(slept, Instant::now()));
         }
     }
 
@@ -253,6 +273,9 @@ const MIN_REFRESH: Duration = Duration::from_secs(1);
 
 /// A year. Keeps sums of instants in range.
 const MAX_STALE: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// How soon it is seen that the machine was suspended, in which instants stand still.
+const LOOK_FOR_SLEEP: Duration = Duration::from_secs(2);
 
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(30);

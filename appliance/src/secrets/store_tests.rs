@@ -161,6 +161,20 @@ async fn a_new_policy_is_asked_for_at_once_and_the_old_value_goes() {
 }
 
 #[tokio::test]
+async fn a_value_that_grew_too_old_in_a_suspended_machine_is_not_used_and_asked_for_again() {
+    let source = Arc::new(Scripted::default());
+    let store = started(&source, &[in_vault("a")]);
+    store.first_round(soon()).await;
+    store.notice_sleep(suspended() + LONG);
+    assert_eq!(available(&store), 1, "it is not too old");
+    source.down.store(true, SeqCst);
+    store.notice_sleep(suspended() + 6 * LONG);
+    assert_eq!(available(&store), 0);
+    source.down.store(false, SeqCst);
+    until(|| available(&store) == 1).await;
+}
+
+#[tokio::test]
 async fn shutdown_ends_the_task_and_closes_the_source() {
     let source = Arc::new(Scripted::default());
     source.vault_hangs.store(true, SeqCst);

@@ -7,6 +7,7 @@
 use std::time::{Duration, Instant};
 
 use super::{
+    sleep::moved_back,
     source::{Lease, Prolonged},
     store::jittered,
 };
@@ -104,6 +105,13 @@ impl Tenure {
         self.check_at = self.check_at.max(now + wait);
     }
 
+    /// The machine was suspended for `slept`, which counts for everything.
+    pub(super) fn slept(&mut self, slept: Duration, now: Instant) {
+        for at in [&mut self.ends, &mut self.turn_at, &mut self.check_at] {
+            *at = moved_back(*at, slept, now);
+        }
+    }
+
     pub(super) fn has_ended(&self, now: Instant) -> bool {
         self.ends <= now
     }
@@ -173,6 +181,18 @@ mod tests {
         assert!(tenure.next().0 > at);
         tenure.replace_now(at);
         assert_eq!(tenure.next(), (at, Errand::Read));
+    }
+
+    #[test]
+    fn a_lease_ends_in_a_suspended_machine_as_in_any_other() {
+        let now = Instant::now();
+        let mut tenure = Tenure::new(lease(30, true), now, MINUTE);
+        let (next, errand) = tenure.next();
+        tenure.slept(Duration::from_secs(10), now);
+        assert_eq!(tenure.next(), (next - Duration::from_secs(10), errand));
+        assert!(!tenure.has_ended(now));
+        tenure.slept(Duration::from_secs(20), now);
+        assert!(tenure.has_ended(now));
     }
 
     proptest! {

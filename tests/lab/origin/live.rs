@@ -4,7 +4,7 @@
 //! | path | answer |
 //! |---|---|
 //! | `/early` | 413 at once; the body is read and thrown away |
-//! | `/duplex` | every part of the body as it arrives |
+//! | `/duplex`, `/v1/duplex` | every part of the body as it arrives |
 //! | `/tardy?ms=N` | 200 after the body, which is not read for a while |
 
 use std::{io, time::Duration};
@@ -20,7 +20,7 @@ use super::{
 
 /// Whether this module answers a path.
 pub(super) fn is_live(path: &str) -> bool {
-    matches!(path, "/early" | "/duplex" | "/tardy")
+    matches!(path, "/early" | "/duplex" | "/v1/duplex" | "/tardy")
 }
 
 /// What is recorded of the request.
@@ -38,7 +38,7 @@ pub(super) fn head(head: &request::Parts) -> Received {
 pub(super) async fn answer(head: &request::Parts, body: Incoming) -> io::Result<Answer> {
     match head.uri.path() {
         "/early" => Ok(early(body)),
-        "/duplex" => Ok(duplex(body)),
+        "/duplex" | "/v1/duplex" => Ok(duplex(body)),
         _ => tardy(head, body).await,
     }
 }

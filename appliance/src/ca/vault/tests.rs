@@ -251,10 +251,10 @@ fn another_key_another_root_and_garbage_are_refused() {
 #[test]
 fn a_chain_of_cas_leads_up_to_the_root() {
     let root = Engine::new();
-    let between = |path_length| {
+    let between = |path_length, days| {
         let mut params = ca_params(path_length);
         params.distinguished_name.push(DnType::CommonName, "Between");
-        params.not_after = seconds_from_now(365 * DAY);
+        params.not_after = seconds_from_now(days * DAY);
         let key = KeyPair::generate().unwrap();
         let pem = params.signed_by(&key, &root.issuer).unwrap().pem();
         Engine { scratch: Scratch::new(), pem, issuer: Issuer::new(params, key) }
@@ -266,7 +266,7 @@ fn a_chain_of_cas_leads_up_to_the_root() {
         let signed = Signed { chain: chain(signed.chain), ..signed };
         ask.take(&signed, &terms, now())
     };
-    let good = between(Some(1));
+    let good = between(Some(1), 365);
     for with_root in [false, true] {
         let chain = |mut chain: Vec<String>| {
             chain.extend(with_root.then(|| root.pem.clone()));
@@ -280,8 +280,13 @@ fn a_chain_of_cas_leads_up_to_the_root() {
     assert!(ask(&good, &|_| vec![]).is_err(), "a CA is missing");
     let behind = |chain: Vec<String>| [chain, vec!["garbage".to_owned(); 9]].concat();
     assert!(ask(&good, &behind).is_ok(), "nothing behind what leads to the root is looked at");
-    let said = ask(&between(Some(0)), &|chain| chain).unwrap_err().to_string();
+    let said = ask(&between(Some(0), 365), &|chain| chain).unwrap_err().to_string();
     assert!(said.contains("agents would not believe it"), "{said}");
+
+    let ends = |engine: &Engine| ask(engine, &|chain| chain).unwrap().ends();
+    let days = |days: u64| now() + Duration::from_secs(days * 86_400);
+    assert!(ends(&good) > days(29), "it lives as long as it was asked for");
+    assert!(ends(&between(Some(1), 10)) <= days(10), "and no longer than what is above it");
 }
 
 #[test]

@@ -71,9 +71,14 @@ impl CallError {
         )
     }
 
-    /// Whether the question was refused, and not just left unanswered.
+    /// Whether the question was refused, and not just left unanswered. A timeout, a node that is
+    /// behind and "too early" (408, 412, 425) ask for it again.
     pub(super) const fn is_refusal(self) -> bool {
-        matches!(self, Self::Status { code: 400..=428 | 430..=471 | 474..=499, .. })
+        match self {
+            Self::Status { code: 408 | 412 | 425 | 429 | 472 | 473, .. } => false,
+            Self::Status { code, .. } => matches!(code, 400..=499),
+            Self::Transport(_) => false,
+        }
     }
 }
 
@@ -107,8 +112,12 @@ mod tests {
             assert_eq!(cause(code, false), SecretCause::VaultSealed, "{code}");
             assert!(!status(code, false).is_refusal(), "{code}");
         }
-        for code in [301, 307, 412, 500, 502, 504] {
+        for code in [301, 307, 408, 412, 425, 500, 502, 504] {
             assert_eq!(cause(code, false), SecretCause::VaultUnreachable, "{code}");
+            assert!(!status(code, false).is_refusal(), "{code}");
+        }
+        for code in [400, 403, 404, 405, 413] {
+            assert!(status(code, false).is_refusal(), "{code}");
         }
     }
 }

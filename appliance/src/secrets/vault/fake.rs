@@ -261,4 +261,5 @@ pub(super) const CHILD: &str = "/v1/auth/token/create/cloakroom-agents";
 pub(super) const LOOKUP: &str = "/v1/auth/token/lookup-self";
 pub(super) const RENEW: &str = "/v1/auth/token/renew-self";
 pub(super) const REVOKE: &str = "/v1/auth/token/revoke-self";
+pub(super) const REVOKE_ACCESSOR: &str = "/v1/auth/token/revoke-accessor";
 pub(super) const READ: &str = "/v1/kv/data/team/openai";

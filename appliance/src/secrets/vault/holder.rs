@@ -1,7 +1,10 @@
 //! Whoever has a token, the token, and what went wrong with it.
 
 use std::{
-    sync::{Arc, Mutex as Lock, MutexGuard, PoisonError, atomic::AtomicU64},
+    sync::{
+        Arc, Mutex as Lock, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -20,7 +23,9 @@ pub(super) struct Holder {
     /// When the token is to be renewed; apart from the slot, which is locked during a login.
     pub(super) renew_at: Lock<Option<Instant>>,
     /// The generation of the token in the slot; 0 for none yet.
-    pub(super) generation: AtomicU64,
+    generation: AtomicU64,
+    /// That of the gateway's token that made it; 0 for the gateway's own.
+    parent: AtomicU64,
 }
 
 #[derive(Default)]
@@ -45,8 +50,29 @@ pub(super) struct Live {
 }
 
 impl Holder {
+    /// Without a token yet.
+    pub(super) fn of(role: Option<(GroupName, Arc<str>)>) -> Self {
+        Self { role, ..Self::default() }
+    }
+
     pub(super) fn plan(&self, renew_at: Option<Instant>) {
         *lock(&self.renew_at) = renew_at;
+    }
+
+    /// Tells whoever does not wait for the slot which token is in it now.
+    pub(super) fn tell(&self, live: Option<&Live>) {
+        let (generation, parent) = live.map_or((0, 0), |it| (it.client.generation(), it.parent));
+        // The parent first: a new token under an old parent would be taken for an orphan.
+        self.parent.store(parent, Ordering::Release);
+        self.generation.store(generation, Ordering::Release);
+    }
+
+    /// The generation of the token in the slot; 0 for none, and for one whose parent is older than
+    /// the `gateway`'s token: it ends with that.
+    pub(super) fn generation(&self, gateway: u64) -> u64 {
+        let generation = self.generation.load(Ordering::Acquire);
+        let is_own = self.role.is_none();
+        if is_own || self.parent.load(Ordering::Acquire) >= gateway { generation } else { 0 }
     }
 
     pub(super) fn renewal(&self) -> Option<Instant> {

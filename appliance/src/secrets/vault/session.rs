@@ -65,6 +65,8 @@ pub(super) enum Left {
 pub(super) struct Retired {
     pub(super) client: Arc<TokenClient>,
     pub(super) revoke_at: Instant,
+    /// When it ends by itself; `None` for never. Until then its revocation is asked for.
+    pub(super) ends: Option<Instant>,
     /// How often Vault was asked to revoke it and did not answer.
     pub(super) tries: u32,
 }
@@ -117,7 +119,7 @@ impl Session {
                 Some(holder) if holder.role == role => holder,
                 other => {
                     lock(&self.left).extend(other.map(Left::Role));
-                    Arc::new(Holder { role, ..Holder::default() })
+                    Arc::new(Holder::of(role))
                 }
             };
             held.insert(group.name.clone(), kept);
@@ -136,7 +138,7 @@ impl Session {
     pub(crate) async fn group(&self, group: &GroupName) -> Result<Arc<TokenClient>, FetchError> {
         let holder = self.holder(group)?;
         let mut slot = holder.slot.lock().await;
-        match slot.usable(self.gateway.generation.load(Ordering::Acquire)) {
+        match slot.usable(self.gateway.generation(0)) {
             Some(client) => Ok(client),
             None => self.make_child(&holder, &mut slot).await,
         }
@@ -154,19 +156,19 @@ impl Session {
         let Some(group) = used.group() else { return self.replace_own_if_dead(used).await };
         let holder = self.holder(group)?;
         let mut slot = holder.slot.lock().await;
-        let parent = self.gateway.generation.load(Ordering::Acquire);
-        match slot.usable(parent).filter(|live| !Arc::ptr_eq(live, used)) {
+        match slot.usable(self.gateway.generation(0)).filter(|live| !Arc::ptr_eq(live, used)) {
             Some(other) => Ok(Some(other)),
             None if slot.is_alive(used).await => Ok(None),
             None => self.make_child(&holder, &mut slot).await.map(Some),
         }
     }
 
-    /// The generation of the token that `group` has now; 0 for none. Whoever leased something with a
-    /// token of a smaller [`TokenClient::generation`] leases it anew at once: the old token goes a
-    /// minute later.
+    /// The generation of the token that `group` has now; 0 for none, and where the gateway has
+    /// logged in anew without it. Whoever leased something with a token of another
+    /// [`TokenClient::generation`] leases it anew at once: the old token goes a minute later.
     pub(crate) fn generation(&self, group: &GroupName) -> u64 {
-        self.holder(group).map_or(0, |holder| holder.generation.load(Ordering::Acquire))
+        let gateway = self.gateway.generation(0);
+        self.holder(group).map_or(0, |holder| holder.generation(gateway))
     }
 
     async fn replace_own_if_dead(
@@ -242,7 +244,7 @@ impl Session {
         let group = holder.role.as_ref().map(|(group, _)| group.clone());
         let live = self.live(grant, now, group, own.generation());
         let Some(unfit) = unfit else { return Ok(live) };
-        self.retire(live.client, Instant::now());
+        self.retire(live, Instant::now());
         Err(ChildError::Unfit(unfit))
     }
 
@@ -256,7 +258,7 @@ impl Session {
         match ask_role(&own, &holder, Some(policy)).await {
             Ok(grant) => {
                 let live = self.live(grant, Instant::now(), Some(group.clone()), own.generation());
-                self.retire(live.client, Instant::now());
+                self.retire(live, Instant::now());
                 Ok(true)
             }
             // What Vault says of a policy that the role does not hand on; any other refusal says
@@ -294,26 +296,31 @@ impl Session {
         let now = Instant::now();
         let client = Arc::clone(&live.client);
         let renew_at = live.ends.map(|_| now + jittered(live.full_life * 2 / 3));
+        holder.tell(Some(&live));
         if let Some(old) = slot.live.replace(live) {
-            self.retire(old.client, now + RETIRED_TIME);
+            self.retire(old, now + RETIRED_TIME);
         }
         slot.failed = None;
-        holder.generation.store(client.generation(), Ordering::Release);
         holder.plan(renew_at);
         self.replanned.notify_one();
         client
     }
 
-    pub(super) fn retire(&self, client: Arc<TokenClient>, revoke_at: Instant) {
-        self.push_retired(Retired { client, revoke_at, tries: 0 });
+    pub(super) fn retire(&self, Live { client, ends, .. }: Live, revoke_at: Instant) {
+        self.push_retired(Retired { client, revoke_at, ends, tries: 0 });
         self.replanned.notify_one();
     }
 
     pub(super) fn push_retired(&self, token: Retired) {
         let mut retired = lock(&self.retired);
-        if retired.len() < MAX_RETIRED {
-            retired.push(token);
+        if retired.len() >= MAX_RETIRED {
+            // One that never ends goes last.
+            let first = (0..retired.len())
+                .min_by_key(|&at| retired.get(at).map(|one| (one.ends.is_none(), one.ends)));
+            first.map(|at| retired.swap_remove(at));
+            tracing::error!("too many tokens wait to be revoked; one is left to end by itself");
         }
+        retired.push(token);
     }
 
     /// Whether the group may have a token.
@@ -375,5 +382,5 @@ pub(super) const NO_TOKEN: &str = "Vault refuses a token for the group: check it
 /// have to be made anew.
 pub(super) const RETIRED_TIME: Duration = Duration::from_secs(60);
 
-/// Above this, old tokens are left to end by themselves.
-const MAX_RETIRED: usize = 1_024;
+/// Most tokens that wait to be revoked; the one that ends soonest makes room.
+pub(super) const MAX_RETIRED: usize = 1_024;

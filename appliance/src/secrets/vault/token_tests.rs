@@ -1,8 +1,16 @@
 //! The life of the gateway's token and of those of its groups, against the fake.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::{
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    time::Instant,
+};
 
-use super::{fake::*, *};
+use super::{
+    fake::*,
+    holder::lock,
+    session::{MAX_RETIRED, Retired},
+    *,
+};
 
 /// A Vault that numbers its tokens. `dead` says which ones it no longer takes.
 fn numbering(
@@ -192,6 +200,38 @@ async fn before_a_new_login_takes_over_every_group_has_a_token_under_it() {
 }
 
 #[tokio::test]
+async fn a_group_that_a_new_login_left_behind_leases_anew_before_its_old_token_goes() {
+    for planned in [true, false] {
+        let children = AtomicUsize::new(0);
+        let fake = Fake::start(move |request| match request.target.as_str() {
+            LOGIN => grant(TOKEN, 3600),
+            CHILD if children.fetch_add(1, SeqCst) == 1 => Reply::Json(500, "{}".to_owned()),
+            CHILD => child(CHILD_TOKEN, 3600),
+            LOOKUP => refused(),
+            _ => value(),
+        })
+        .await;
+        let source = fake.source();
+        fetch(&source).await.unwrap();
+        let session = source.session();
+        let before = session.generation(&agents());
+        if planned {
+            session.log_in_anew().await;
+        } else {
+            // Somebody finds the gateway's token dead, and asks nothing for the group.
+            let own = session.gateway().await.unwrap();
+            session.replace_if_dead(&own).await.unwrap();
+        }
+        assert_eq!(fake.count(LOGIN), 2);
+        assert_eq!(session.generation(&agents()), 0, "nothing leased under it is good for long");
+        while fetch(&source).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert!(session.generation(&agents()) > before);
+    }
+}
+
+#[tokio::test]
 async fn a_new_login_that_shutdown_interrupts_leaves_no_token() {
     let (logins, children) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let fake = Fake::start(move |request| match request.target.as_str() {
@@ -367,6 +407,61 @@ async fn a_token_that_vault_did_not_revoke_for_an_outage_is_revoked_after_it() {
     source.session().set_groups(&[]);
     let _ = tokio::time::timeout(Duration::from_secs(3), source.tend()).await;
     assert_eq!(fake.count(REVOKE), 2, "{:?}", fake.targets());
+}
+
+/// Whether the token of a group that left still waits to be revoked after Vault said `status`, by
+/// itself to everything or only to the accessor.
+async fn still_waits(status: u16, of_accessor: bool, ends: Option<Instant>) -> bool {
+    let fake = Fake::start(move |request| match request.target.as_str() {
+        REVOKE if of_accessor => refused(),
+        REVOKE | REVOKE_ACCESSOR => Reply::Json(status, "{}".to_owned()),
+        LOGIN => grant(TOKEN, 3600),
+        CHILD => child(CHILD_TOKEN, 3600),
+        _ => value(),
+    })
+    .await;
+    let source = fake.source();
+    fetch(&source).await.unwrap();
+    let (session, now) = (source.session(), Instant::now());
+    let client = session.group(&agents()).await.unwrap();
+    // So often that nobody would bother any more.
+    session.push_retired(Retired { client, revoke_at: now, ends, tries: 1_000 });
+    let _ = tokio::time::timeout(Duration::from_millis(300), source.tend()).await;
+    assert_eq!(fake.count(REVOKE), 1, "{:?}", fake.targets());
+    let waits = lock(&session.retired).pop();
+    let soon = Instant::now() + Duration::from_secs(30);
+    waits.inspect(|one| assert!(one.revoke_at <= soon)).is_some()
+}
+
+#[tokio::test]
+async fn a_revocation_is_asked_for_until_the_token_has_ended_and_given_up_where_it_is_refused() {
+    let later = Instant::now() + Duration::from_secs(3600);
+    for of_accessor in [false, true] {
+        for status in [408, 412, 425, 429, 500, 502, 503] {
+            assert!(still_waits(status, of_accessor, Some(later)).await, "{status}");
+        }
+        assert!(still_waits(503, of_accessor, None).await, "it never ends");
+        assert!(!still_waits(503, of_accessor, Some(Instant::now())).await, "it has ended");
+        assert!(!still_waits(400, of_accessor, Some(later)).await, "refused");
+    }
+}
+
+#[tokio::test]
+async fn however_many_tokens_wait_to_be_revoked_a_new_one_is_among_them() {
+    let fake = Fake::start(healthy(value)).await;
+    let source = fake.source();
+    let (session, now) = (source.session(), Instant::now());
+    let client = session.group(&agents()).await.unwrap();
+    let at = |seconds: usize| now + Duration::from_secs(seconds as u64);
+    for number in 0..MAX_RETIRED + 2 {
+        let ends = (number > 0).then(|| at(number));
+        let client = Arc::clone(&client);
+        session.push_retired(Retired { client, revoke_at: at(number), ends, tries: 0 });
+    }
+    let waiting: Vec<_> = lock(&session.retired).iter().map(|one| one.revoke_at).collect();
+    assert_eq!(waiting.len(), MAX_RETIRED);
+    assert!(waiting.contains(&at(0)) && waiting.contains(&at(MAX_RETIRED + 1)));
+    assert!(!waiting.contains(&at(1)) && !waiting.contains(&at(2)), "these end first");
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 //! helps, and given back when nobody needs them.
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -124,10 +124,10 @@ impl Session {
         let group = holder.role.as_ref().map(|(group, _)| group.as_str());
         tracing::error!(group, "a token is withdrawn: {unfit}");
         if let Some(live) = slot.live.take() {
-            self.retire(live.client, Instant::now());
+            self.retire(live, Instant::now());
         }
         if holder.role.is_some() {
-            holder.generation.store(0, Ordering::Release);
+            holder.tell(None);
         }
         holder.plan(None);
     }
@@ -166,7 +166,7 @@ impl Session {
         let newer = |live: &Live| live.client.generation() > own.client.generation();
         match slot.live.as_ref().is_some_and(newer) {
             // The old token died meanwhile, and somebody else has logged in.
-            true => self.retire(own.client, Instant::now()),
+            true => self.retire(own, Instant::now()),
             false => drop(self.put(&self.gateway, &mut slot, own)),
         }
     }
@@ -181,7 +181,7 @@ impl Session {
             let mut slot = holder.slot.lock().await;
             slot.closed = true;
             if let Some(live) = slot.live.take() {
-                self.retire(live.client, Instant::now() + stays);
+                self.retire(live, Instant::now() + stays);
             }
             drop(slot);
             if let (Left::Policy(_), Some((group, _))) = (&left, &holder.role) {
@@ -206,33 +206,48 @@ impl Session {
         }
     }
 
-    /// Revokes a token by itself, or by its accessor where it may not; later, where Vault does not
-    /// answer.
+    /// Revokes a token. Where Vault does not answer it is asked again until the token has ended.
     async fn revoke(&self, retired: Retired) {
-        let client = &retired.client;
-        if client.is_unknown() {
+        if retired.client.is_unknown() {
             return;
         }
-        let refused = match client.call(RevokeTokenSelfRequest {}).await {
-            Err(CallError::Status { code: 403, unknown_token: false, .. }) => true,
-            Err(error) if !error.is_refusal() && retired.tries < MOST_TRIES => {
-                let tries = retired.tries + 1;
-                let revoke_at = Instant::now() + back_off(tries);
-                return self.push_retired(Retired { revoke_at, tries, ..retired });
-            }
-            Err(_) => return tracing::warn!("a token could not be revoked; it ends by itself"),
-            Ok(_) => false,
-        };
-        let Some(accessor) = client.accessor().filter(|_| refused) else { return };
-        let request = RevokeTokenAccessorRequest { accessor: accessor.to_owned() };
-        let own = self.gateway.slot.lock().await.usable(0);
-        let revoked = match own {
-            Some(own) => own.call(request).await.is_ok(),
-            None => false,
-        };
-        if !revoked {
-            tracing::warn!("Vault does not let the gateway revoke a token; it ends by itself");
+        match self.ask_to_revoke(&retired.client).await {
+            Ok(()) => {}
+            Err(error) if error.is_refusal() => tracing::error!(
+                group = retired.client.group().map(GroupName::as_str),
+                "Vault does not let the gateway revoke a token; it ends by itself"
+            ),
+            Err(_) => self.revoke_later(retired),
         }
+    }
+
+    /// By itself, or by its accessor where it may not.
+    async fn ask_to_revoke(&self, client: &TokenClient) -> Result<(), CallError> {
+        match client.call(RevokeTokenSelfRequest {}).await {
+            Err(CallError::Status { unknown_token: true, .. }) => return Ok(()),
+            Err(CallError::Status { code: 403, .. }) => {}
+            other => return other.map(drop),
+        }
+        let Some(accessor) = client.accessor() else { return Err(CallError::DENIED) };
+        let request = RevokeTokenAccessorRequest { accessor: accessor.to_owned() };
+        let Some(own) = self.gateway.slot.lock().await.usable(0) else { return Err(NO_OWN) };
+        match own.call(request).await {
+            Err(CallError::Status { unknown_token: true, .. }) => Err(NO_OWN),
+            other => other.map(drop),
+        }
+    }
+
+    fn revoke_later(&self, retired: Retired) {
+        let now = Instant::now();
+        if retired.ends.is_some_and(|ends| ends <= now) {
+            return;
+        }
+        if retired.tries == 0 {
+            let group = retired.client.group().map(GroupName::as_str);
+            tracing::warn!(group, "a token is not revoked yet; Vault is asked until it ends");
+        }
+        let tries = retired.tries.saturating_add(1);
+        self.push_retired(Retired { revoke_at: now + back_off(tries), tries, ..retired });
     }
 
     fn next_due(&self) -> Option<Instant> {
@@ -253,7 +268,7 @@ async fn is_gone(client: &TokenClient) -> bool {
     client.call(RevokeTokenSelfRequest {}).await.is_ok() || client.is_unknown()
 }
 
-/// Tries to revoke a token of a Vault that does not answer: a quarter of an hour.
-const MOST_TRIES: u32 = 32;
+/// Nobody may revoke by an accessor just now: the next login changes that.
+const NO_OWN: CallError = CallError::Transport("the gateway has no token");
 
 const CLOSE_TIME: Duration = Duration::from_secs(2);
