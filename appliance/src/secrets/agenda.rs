@@ -371,9 +371,13 @@ impl Plan {
     }
 
     /// A lease that was lent to an older token ends with that one. Gives back the lease that has
-    /// ended by our clock: a renewal whose answer was lost lets it live on by Vault's.
+    /// ended by our clock: a renewal whose answer was lost lets it live on by Vault's. Another is
+    /// read at once, or when the source is asked again that did not answer.
     fn notice(&mut self, generation: u64, now: Instant) -> Option<Lease> {
         let ended = self.tenure.take_if(|tenure| tenure.has_ended(now));
+        if ended.is_some() && self.outages == 0 {
+            self.due = now;
+        }
         if let Some(tenure) = &mut self.tenure
             && tenure.lease.generation != generation
         {
