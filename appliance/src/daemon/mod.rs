@@ -150,8 +150,11 @@ impl Daemon {
         self.stop(signals).await;
     }
 
-    /// Takes a new policy whole, or keeps the old one and says why.
+    /// Takes a new policy whole, or keeps the old one and says why. However many are told to come
+    /// one after the other, half of the time is left to what else this runtime does: the gateway's
+    /// own questions for names among it.
     async fn reload(&mut self, supervisor: &Supervisor) -> Result<(), DaemonError> {
+        let begun = Instant::now();
         supervisor.reloading();
         self.audit.reopen().await;
         let taken = self.take_new_policy().await;
@@ -160,6 +163,7 @@ impl Daemon {
             Err(error) => tracing::error!("not reloaded, the old policy stays in force: {error}"),
         }
         supervisor.ready(&self.state());
+        tokio::time::sleep(begun.elapsed().min(LONGEST_REST)).await;
         taken
     }
 
@@ -316,6 +320,8 @@ fn other(what: &str, error: &dyn fmt::Display) -> DaemonError {
     DaemonError::Other(format!("{what}: {error}"))
 }
 
+/// Longest pause after a reload.
+const LONGEST_REST: Duration = Duration::from_millis(200);
 /// Time that a reload waits for the values that are new in it.
 const RELOAD_ROUND: Duration = Duration::from_secs(2);
 /// Time for flows to end once they are cut.

@@ -48,11 +48,7 @@ pub(super) fn refuse(capture: &Capture) -> Chain {
     let mut rules = vec![rule(&[is_tcp(), Count, RejectReset])];
     for &family in families(capture) {
         for (mut who, key) in meters::agents(family, capture) {
-            let rate = match key {
-                Key::InterfaceAndAgent(Family::V6) => SHARED_REFUSALS_RATE,
-                _ => REFUSALS_RATE,
-            };
-            let over = Over(key, of(family, "refusals_4", "refusals_6").into(), rate);
+            let over = Over(key, of(family, "refusals_4", "refusals_6").into(), REFUSALS_RATE);
             who.extend([over, Count, Drop]);
             rules.push(rule(&who));
         }
@@ -357,11 +353,9 @@ const SERVICES: &str = "services";
 
 /// ICMP refusals that one agent gets in a second, and at once. One to an address whose card is not
 /// known waits for three seconds, charged to a socket of the kernel that all interfaces share and
-/// that has room for 132 KiB; `unres_qlen_bytes` bounds what waits for one address.
+/// that has room for 132 KiB on each CPU; `unres_qlen_bytes` bounds what waits for one address. So
+/// many, because a browser tries many hosts at once over QUIC, and waits where it is not refused.
 const REFUSALS_RATE: u32 = 50;
-/// The same, where one agent may have every address of a /64, so that nothing else bounds what
-/// waits: 40 refusals of the largest, 2,304 bytes each.
-const SHARED_REFUSALS_RATE: u32 = 10;
 
 /// Of packets whose source does not say whose they are, those of one interface that are taken in a
 /// second: two thousand hosts solicit the gateway twice a minute.
