@@ -274,6 +274,9 @@ fn the_plan_sets_up_the_engine_that_signs_the_issuing_cas() {
         it.assert_found("gateway", "Vault signs a CA for a common name of its own", |_| {
             loosened("    \"common_name\" = [\"Cloakroom", "    \"common_name\" = []");
         });
+        it.assert_found("gateway", "may leave limits out at pki/root/sign-intermediate", |_| {
+            loosened("  required_parameters = [", "");
+        });
         it.assert_found("gateway", "Vault signs a CA for a longer life", |_| {
             loosened("    \"ttl\" = [\"2", "    \"ttl\" = []");
         });

@@ -35,7 +35,7 @@ pub use rule_ca::{NoLeaf, RuleCa, RuleCas};
 #[cfg(test)]
 pub(crate) use vault::tests::{Change, Engine};
 pub(crate) use vault::{Probes, probes};
-pub use vault::{SignIntermediate, Signed, Terms, policy_hcl, signing_path};
+pub use vault::{SAID, SignIntermediate, Signed, Terms, policy_hcl, signing_path};
 
 use std::{
     collections::BTreeSet,

@@ -211,6 +211,18 @@ pub fn policy_hcl(settings: &PkiSettings, policy: &Policy) -> Result<String, CaE
     Ok(stanza(&settings.mount, &allowed))
 }
 
+/// All that the gateway says when it has a CA signed. Vault holds a policy's values against what is
+/// said alone: a limit that nobody requires is left out by whoever wants a CA without it.
+pub const SAID: [&str; 7] = [
+    "csr",
+    "common_name",
+    "permitted_dns_domains",
+    "excluded_ip_ranges",
+    "max_path_length",
+    "ttl",
+    "not_before_duration",
+];
+
 /// Where the engine at `mount` signs issuing CAs.
 pub fn signing_path(mount: &str) -> String {
     format!("{mount}/root/sign-intermediate")
@@ -218,7 +230,7 @@ pub fn signing_path(mount: &str) -> String {
 
 fn stanza(mount: &str, allowed: &[(&str, BTreeSet<String>)]) -> String {
     let mut text = String::new();
-    let required = list(std::iter::once(&"csr").chain(allowed.iter().map(|(name, _)| name)));
+    let required = list(SAID);
     // Writing to a string cannot fail.
     let _ = writeln!(text, "path \"{}\" {{", signing_path(mount));
     let _ = writeln!(text, "  capabilities = [\"update\"]");

@@ -40,6 +40,19 @@ pub(crate) struct Written {
     required_parameters: Option<Vec<String>>,
 }
 
+impl Written {
+    /// Whether all of `names` has to be said, and nothing else may.
+    pub(crate) fn holds_to(&self, names: &[&str]) -> bool {
+        let required: Vec<&str> =
+            self.required_parameters.iter().flatten().map(String::as_str).collect();
+        let allowed = self.allowed_parameters.as_ref();
+        let no_more = allowed.is_some_and(|all| {
+            !all.is_empty() && all.keys().all(|name| names.contains(&name.as_str()))
+        });
+        no_more && names.iter().all(|name| required.contains(name))
+    }
+}
+
 impl Grant {
     pub(super) fn new(path: impl Into<String>, capability: &'static str) -> Self {
         Self { path: path.into(), capability, parameters: None }

@@ -180,6 +180,32 @@ fn a_live_right_to_say_more_than_the_plan_is_seen() {
 }
 
 #[test]
+fn a_limit_that_may_be_left_out_and_a_parameter_that_may_be_added_are_too_much() {
+    let holds = |live: serde_json::Value| {
+        serde_json::from_value::<Written>(live).unwrap().holds_to(&["csr", "ttl"])
+    };
+    let good = || {
+        serde_json::json!({
+            "allowed_parameters": { "csr": [], "ttl": ["20s"] },
+            "required_parameters": ["ttl", "csr"],
+        })
+    };
+    assert!(holds(good()));
+    for (key, value) in [
+        ("required_parameters", serde_json::json!(null)),
+        ("required_parameters", serde_json::json!(["csr"])),
+        ("allowed_parameters", serde_json::json!(null)),
+        ("allowed_parameters", serde_json::json!({})),
+        ("allowed_parameters", serde_json::json!({ "*": [] })),
+        ("allowed_parameters", serde_json::json!({ "csr": [], "ttl": [], "issuer_ref": [] })),
+    ] {
+        let mut live = good();
+        live[key] = value;
+        assert!(!holds(live.clone()), "{live}");
+    }
+}
+
+#[test]
 fn a_path_is_never_a_pattern() {
     for path in ["kv/+/a", "kv/a*", "kv/{{x}}", "kv/a\"b", "kv/a\\b", "kv/a\nb", "kv//a", "+"] {
         let refused = check_path("path", path);

@@ -53,6 +53,7 @@ pub(super) async fn check(
     let path = location.api_path();
     let client = session.group(group).await?;
     let question = Question::Capabilities { paths: [&path] };
+    let mut standing = Standing::Good;
     match client.call(question).await {
         Ok(body) if pick(&body, &["capabilities"]).is_some() && may_not(&body, location) => {
             let text = "Vault's policies no longer let the group have this secret";
@@ -63,14 +64,14 @@ pub(super) async fn check(
             session.replace_if_dead(&client).await?;
         }
         // A policy that was taken away whole, a dead token, or one that never might ask.
-        Err(CallError::Status { code: 403, .. }) => return Ok(Standing::Doubtful),
+        Err(CallError::Status { code: 403, .. }) => standing = Standing::Doubtful,
         Err(CallError::Status { code: 400..=499, .. }) => {}
         Err(error) => return Err(error.outage()),
     }
     match as_group_or_gateway(session, group, Question::Lookup { lease_id: &lease.id }).await? {
         // Vault says 400 for a lease that it does not know.
         Err(CallError::Status { code: 400 | 404, .. }) => Ok(Standing::Ended),
-        Ok(_) | Err(CallError::Status { code: 401..=499, .. }) => Ok(Standing::Good),
+        Ok(_) | Err(CallError::Status { code: 401..=499, .. }) => Ok(standing),
         Err(error) => Err(error.outage()),
     }
 }

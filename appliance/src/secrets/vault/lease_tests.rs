@@ -131,13 +131,26 @@ async fn only_a_clear_word_ends_a_lease() {
     }
 }
 
+#[tokio::test]
+async fn a_lease_that_was_ended_is_seen_by_a_token_that_is_not_told_its_rights() {
+    let fake = Fake::start(|request| match request.target.as_str() {
+        LOGIN => grant(TOKEN, 3600),
+        CHILD => child(CHILD_TOKEN, 3600),
+        LOOKUP_LEASE => json(400, r#"{"errors":["invalid lease"]}"#),
+        _ => refused(),
+    })
+    .await;
+    let told = fake.source().check(&agents(), &creds(), &lease()).await;
+    assert_eq!(told, Ok(Standing::Ended));
+}
+
 /// Where a policy was taken away whole, the read that follows is refused.
 #[tokio::test]
 async fn a_token_that_is_not_told_its_rights_leaves_a_doubt_and_costs_no_other_token() {
     let fake = Fake::start(|request| match request.target.as_str() {
         LOGIN => grant(TOKEN, 3600),
         CHILD => child(CHILD_TOKEN, 3600),
-        CAPABILITIES => refused(),
+        CAPABILITIES | LOOKUP_LEASE => refused(),
         other => panic!("unexpected {other}"),
     })
     .await;

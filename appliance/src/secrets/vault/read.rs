@@ -179,6 +179,8 @@ fn lease(body: &[u8], generation: u64) -> Option<Lease> {
 
 fn read_failed(error: CallError) -> FetchError {
     match error {
+        // Of a token that died while it was made, with the one that made it: says nothing of the secret.
+        CallError::Status { unknown_token: true, .. } => error.outage(),
         CallError::Status { code: 403, .. } => {
             let text = "Vault's policies do not let the group read this secret";
             FetchError::Gone(SecretCause::VaultDenied, text)

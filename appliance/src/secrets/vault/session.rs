@@ -364,6 +364,8 @@ pub(super) enum ChildError {
 impl ChildError {
     fn into_fetch_error(self) -> FetchError {
         match self {
+            // The gateway's token died meanwhile, which says nothing of the role.
+            Self::Asked(error @ CallError::Status { unknown_token: true, .. }) => error.outage(),
             // Vault says 400 for a role that is not there.
             Self::Asked(CallError::Status { code: 400 | 403 | 404 | 405, .. }) => {
                 FetchError::Gone(SecretCause::VaultDenied, NO_TOKEN)

@@ -59,6 +59,21 @@ async fn a_dead_token_of_the_gateway_costs_one_login_and_the_read_succeeds() {
     assert!(source.session().generation(&GroupName("agents".into())) > before);
 }
 
+/// Where a token is revoked, Vault ends the tokens below it one by one, and may end another that
+/// was just made in their place.
+#[tokio::test]
+async fn tokens_that_die_one_after_the_other_are_an_outage_and_no_denial() {
+    let deaths = Arc::new(AtomicBool::new(true));
+    let dying = Arc::clone(&deaths);
+    let dies = move |token: &str| dying.load(SeqCst) && !token.ends_with("-0");
+    let fake = Fake::start(numbering(3600, dies, "; invalid token")).await;
+    let source = fake.source();
+    let error = fetch(&source).await.unwrap_err();
+    assert!(matches!(error, FetchError::Outage(..)), "{error:?}");
+    deaths.store(false, SeqCst);
+    assert_eq!(fetch(&source).await.as_deref(), Ok(VALUE));
+}
+
 #[tokio::test]
 async fn a_refused_secret_costs_no_token() {
     let fake = Fake::start(healthy(refused)).await;

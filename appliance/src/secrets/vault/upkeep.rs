@@ -189,8 +189,9 @@ impl Session {
             }
         }
         let now = Instant::now();
+        let due = |retired: &mut Retired| retired.revoke_at <= now;
         let due: Vec<_> =
-            lock(&self.retired).extract_if(.., |retired| retired.revoke_at <= now).collect();
+            lock(&self.retired).extract_if(.., due).take(REVOCATIONS_A_ROUND).collect();
         futures_util::stream::iter(due)
             .for_each_concurrent(RENEWALS_AT_ONCE, |retired| self.revoke(retired))
             .await;
@@ -262,6 +263,10 @@ impl Session {
 const RETRY_RENEWAL: Duration = Duration::from_secs(5);
 
 const RENEWALS_AT_ONCE: usize = 4;
+
+/// Tokens that are revoked before renewals are looked at again: a Vault that hangs on each keeps
+/// those for less than a minute.
+const REVOCATIONS_A_ROUND: usize = 16;
 
 /// Revokes a token by itself. True where it is good no longer.
 async fn is_gone(client: &TokenClient) -> bool {

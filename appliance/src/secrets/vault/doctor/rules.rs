@@ -12,7 +12,10 @@ use rustify::{
 use serde::Deserialize;
 
 use super::{super::token::TokenClient, Doctor, Verdict};
-use crate::plan::{Grant, OWN_RULES, Written};
+use crate::{
+    ca::SAID,
+    plan::{Grant, OWN_RULES, Written},
+};
 
 #[derive(Deserialize)]
 struct Listed {
@@ -34,14 +37,14 @@ struct Rule {
 }
 
 impl Doctor<'_> {
-    /// Whether a token has the rules that `grants` come to, and no others; `more` are further paths
-    /// that it needs. Returns what the others show.
+    /// Whether a token has the rules that `grants` come to, and no others but at `signing`, where it
+    /// has to say all that limits a CA. Returns what the others show.
     pub(super) async fn look_at_rules(
         &mut self,
         whose: &str,
         client: &TokenClient,
         grants: &[Grant],
-        more: &[String],
+        signing: &[String],
     ) -> Vec<String> {
         let Some(rules) = self.rules(client).await else {
             let text =
@@ -59,8 +62,19 @@ impl Doctor<'_> {
                 self.add(Verdict::TooWide, whose, &text);
             }
         }
-        let needed =
-            |path: &String| grants.iter().any(|grant| grant.path == *path) || more.contains(path);
+        for path in signing {
+            let rule = rules.iter().find(|(other, _)| other == path);
+            if rule.is_some_and(|(_, rule)| !rule.written.holds_to(&SAID)) {
+                let text = format!(
+                    "may leave limits out at {path}, or say more than it needs: set the plan's \
+                     required_parameters and allowed_parameters"
+                );
+                self.add(Verdict::TooWide, whose, &text);
+            }
+        }
+        let needed = |path: &String| {
+            grants.iter().any(|grant| grant.path == *path) || signing.contains(path)
+        };
         let others = rules.into_iter().filter(|(path, rule)| !needed(path) && !rule.is_usual(path));
         let others = others.map(|(path, rule)| (path, rule.capabilities)).collect();
         let text = ["its policies have no rule beside the plan's", "its policies have more rules"];
