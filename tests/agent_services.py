@@ -27,6 +27,18 @@ def discover(times=3):
                     BOOTP(chaddr=bytes(6)) / DHCP(options=[("message-type", "discover"), "end"]))
 
 
+def for_others():
+    """Questions whose answer would go where they say: at a relay, and to an address that is said."""
+    ask = DHCP(options=[("message-type", "discover"), "end"])
+    broadcast = IP(src="0.0.0.0", dst="255.255.255.255")
+    own = IP(src="192.0.2.10", dst="192.0.2.1")
+    for address in ("203.0.113.200", "192.0.2.140", "198.51.100.66"):
+        for packet, fields in ((broadcast, {"giaddr": address}), (own, {"giaddr": address}),
+                               (broadcast, {"ciaddr": address})):
+            yield bytes(Ether(src=MAC, dst="ff:ff:ff:ff:ff:ff" if packet is broadcast else GATEWAY_MAC) /
+                        packet / UDP(sport=68, dport=67) / BOOTP(chaddr=bytes(6), **fields) / ask)
+
+
 def services():
     """Time over IPv4 and IPv6, a renewed address, and an address for a card that has none."""
     v4, v6 = IP(src="192.0.2.10", dst="192.0.2.1"), IPv6(src="2001:db8:a::10", dst="2001:db8:a::1")

@@ -72,6 +72,32 @@ fn dhcp_is_answered_where_it_is_configured() {
     });
 }
 
+/// A server answers at the relay, or at the address, that a question names.
+#[test]
+fn dhcp_that_would_be_answered_elsewhere_reaches_no_server_and_no_answer_leaves_the_agents() {
+    sandboxed(|| {
+        let world = with("\"dhcp\"");
+        let outside = world.lab.capture(INTERNET);
+        let say = |port: u16, words: &[u8]| {
+            GATEWAY.enter(|| {
+                let socket = UdpSocket::bind(("203.0.113.2", port)).expect("a socket");
+                let _ = socket.send_to(words, "203.0.113.200:67");
+            });
+        };
+        say(67, b"ANSWER-ELSEWHERE");
+        say(6_767, b"ANOTHER-PORT");
+        wait::expect("the way is there", || outside.holds("ANOTHER-PORT"));
+        assert!(!outside.holds("ANSWER-ELSEWHERE"), "an answer left for the outside");
+
+        let server = serve(67);
+        assert_eq!(script(&world, "for_others"), 9);
+        std::thread::sleep(wait::QUIET);
+        assert_eq!(heard(&server), 0, "a question for somebody else was heard");
+        script(&world, "discover");
+        wait::expect("one for itself is", || heard(&server) > 1);
+    });
+}
+
 #[test]
 fn a_flood_of_questions_for_time_and_address_is_bounded() {
     sandboxed(|| {

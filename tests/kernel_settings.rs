@@ -294,6 +294,7 @@ const MACHINE: &[(&str, &str, &str)] = &[
     ("net.ipv4.conf.all.proxy_arp", "0", "1"),
     ("net.ipv4.conf.all.proxy_arp_pvlan", "0", "1"),
     ("net.ipv6.conf.all.proxy_ndp", "0", "1"),
+    ("net.ipv6.conf.all.accept_dad", "0", "1"),
     ("net.ipv4.tcp_fwmark_accept", "0", "1"),
     ("net.ipv4.fwmark_reflect", "0", "1"),
     ("net.ipv6.fwmark_reflect", "0", "1"),
@@ -317,6 +318,7 @@ const INTERFACE_4: &[(&str, &str, &str)] = &[
 
 const INTERFACE_6: &[(&str, &str, &str)] = &[
     ("accept_ra", "0", "1"),
+    ("accept_dad", "0", "1"),
     ("accept_redirects", "0", "1"),
     ("accept_source_route", "-1", "0"),
     ("suppress_frag_ndisc", "1", "0"),

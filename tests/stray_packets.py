@@ -108,17 +108,20 @@ def fragments():
 
 def errors():
     """Packets that the kernel answers with an error which quotes them, from sources of others."""
-    forged = (EVIL6, API6, "2001:db8:b::10", "2001:db8:dead::1")
+    forged = (EVIL6, API6, "2001:db8:b::10", "2001:db8:dead::1", "2001:db8:f::2")
     for source in (*forged, ME6):
         for destination in (API6, EVIL6, "2001:db8:a::1", "2001:db8:b::10"):
             for number in (0x9e, 0xde):
                 unknown = IPv6ExtHdrHopByHop(options=[HBHOptUnknown(otype=number, optdata=b"\0" * 4)])
-                yield v6(src=source, dst=destination) / unknown / UDP(dport=443) / MARK
+                yield v6(src=source, dst=destination) / unknown / UDP(sport=4000, dport=443) / MARK
             for length in (10, 70000):
                 jumbo = IPv6ExtHdrHopByHop(options=[Jumbo(jumboplen=length)])
                 yield v6(src=source, dst=destination) / jumbo / UDP(dport=443) / MARK
             yield v6(src=source, dst=destination, hlim=1) / UDP(dport=443) / MARK
             yield v6(src=source, dst=destination, nh=253) / MARK
+            solicits = ICMPv6ND_NS(tgt=destination) / MARK
+            yield v6(src=source, dst=destination, hlim=255) / solicits
+            yield v6(src="fe80::b", dst=destination, hlim=255) / solicits
             # The rest never comes.
             yield v6(src=source, dst=destination) / IPv6ExtHdrFragment(id=99, m=1, nh=17) / \
                 UDP(dport=443) / Raw(b"STRAY-PACKET" * 4)

@@ -103,22 +103,74 @@ fn an_error_goes_to_nobody_but_the_agent_that_caused_it() {
         let mut world = World::usual();
         let watched = Watched::begin(&world);
         hasten_errors();
+        let asking = connected();
         assert!(send(&world, "errors") >= 100);
         thread::sleep(OVERDUE);
         watched.assert_nothing_strange(&world, "errors");
+        let heard = asking.take_error().expect("a socket");
+        assert!(heard.is_none(), "a connection of the gateway's own: {heard:?}");
+        drop(asking);
 
         // Each of the two tables does it by itself: before the daemon, and without the guard.
         for (alone, without) in [("the guard", "cloakroom"), ("the rules", "cloakroom_base")] {
             world.gateway.kill();
             GATEWAY.shell(&format!("nft delete table inet {without}"));
             assert_eq!(errors_beyond_the_agent(&world), 0, "{alone}");
+            // Where there is no way on, the kernel says so before anything is forwarded.
+            let way = GATEWAY.shell("ip -6 route show default");
+            GATEWAY.shell("ip -6 route del default");
+            assert_eq!(errors_beyond_the_agent(&world), 0, "{alone}, and no way on");
+            GATEWAY.shell(&format!("ip -6 route add {}", way.trim()));
             gateway::guard();
             world.gateway = Gateway::start(&world.lab, &gateway::usual_config());
             hasten_errors();
         }
         world.gateway.kill();
         GATEWAY.shell("nft flush ruleset");
+        let asking = connected();
         assert!(errors_beyond_the_agent(&world) > 20, "without both there are some");
+        let heard = asking.take_error().expect("a socket");
+        assert!(heard.is_some(), "and the gateway's own connection hears of them");
+    });
+}
+
+/// A connection of the gateway's own, which the battery's forged packets seem to be of.
+fn connected() -> UdpSocket {
+    GATEWAY.enter(|| {
+        let socket = UdpSocket::bind("[2001:db8:f::2]:4000").expect("a socket");
+        socket.connect(OPENAI.port6(443)).expect("a way");
+        socket
+    })
+}
+
+/// Somebody outside who says that he is an agent, so that the answer goes to that one.
+#[test]
+fn what_comes_from_outside_in_an_agents_name_is_answered_to_nobody() {
+    sandboxed(|| {
+        let world = World::usual();
+        let inside = world.lab.capture(AGENT);
+        let say = |source: &str| {
+            let script = format!(
+                "from scapy.all import *; send(IPv6(src='{source}', dst='2001:db8:f::2') / \
+                 ICMPv6EchoRequest(data=b'STRAY-PACKET'), iface='wan0', verbose=0)"
+            );
+            let python = python().display().to_string();
+            let mut command = lab::client::agent(&world.lab, INTERNET, &python);
+            succeed(command.args(["-c", &script]));
+        };
+        let outside = world.lab.capture(INTERNET);
+        say("2001:db8:f::53");
+        let answers = || sent_by(&outside, &mac(GATEWAY, "wan0"));
+        let answered = || answers().iter().any(|frame| is_marked(frame));
+        wait::expect("a ping from outside has its answer", answered);
+        say("2001:db8:a::10");
+        thread::sleep(wait::QUIET);
+        assert!(!inside.packets().iter().any(|frame| is_marked(frame)), "the agent hears of it");
+        // The same without the rules.
+        GATEWAY.shell("nft flush chain inet cloakroom prerouting");
+        say("2001:db8:a::10");
+        let arrives = || inside.packets().iter().any(|frame| is_marked(frame));
+        wait::expect("it is an answer that is missing", arrives);
     });
 }
 

@@ -104,12 +104,17 @@ fn ask_until(end: Instant, from: IpAddr, server: SocketAddr) {
     }
 }
 
-/// Sends what the gateway refuses, from each of these addresses in turn.
+/// Sends what the gateway refuses, from these addresses in no order: each refusal that is allowed is
+/// about another one.
 fn be_refused_until(end: Instant, own: &[IpAddr]) {
     let bind = |from: &IpAddr| UdpSocket::bind((*from, 0)).expect("a socket");
     let sockets: Vec<UdpSocket> = own.iter().map(bind).collect();
+    let mut state = 1_u32;
     while Instant::now() < end {
-        for socket in &sockets {
+        for _ in 0..sockets.len() {
+            // Numerical Recipes' generator; its upper bits are the good ones.
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let socket = &sockets[(state >> 16) as usize % sockets.len()];
             let v4 = socket.local_addr().expect("bound").is_ipv4();
             let to = if v4 { OPENAI.port(443) } else { OPENAI.port6(443) };
             // A refusal quotes as much of it as it can.

@@ -84,7 +84,7 @@ fn other_ports_and_protocols_are_refused_at_once_and_never_leave() {
 }
 
 #[test]
-fn each_datagram_of_fifty_at_once_is_refused_at_once_by_an_error_of_its_own() {
+fn each_datagram_of_forty_at_once_is_refused_at_once_by_an_error_of_its_own() {
     sandboxed(|| {
         let lab = Lab::new();
         let gateway = Gateway::usual(&lab);
@@ -93,23 +93,23 @@ fn each_datagram_of_fifty_at_once_is_refused_at_once_by_an_error_of_its_own() {
         for (any, to, prohibited) in families {
             let inside = lab.capture(AGENT);
             // On a busy machine a client may be late to notice. Then all is measured again: of the
-            // fifty that count none is late.
+            // forty that count none is late.
             let mut slowest = vec![refusals(any, to)];
             while slowest.len() < 3 && slowest.last() > Some(&AT_ONCE) {
-                // So many are refused aloud in a second.
-                thread::sleep(Duration::from_millis(1_100));
+                // By then an agent may be refused as many again.
+                thread::sleep(Duration::from_secs(10));
                 slowest.push(refusals(any, to));
             }
             assert!(slowest.last() <= Some(&AT_ONCE), "{to}: refused after {slowest:?}");
             let errors = inside.packets().into_iter().filter_map(|frame| icmp_error(&frame));
             let errors: Vec<_> = errors.collect();
-            assert_eq!(errors, vec![prohibited; FIFTY * slowest.len()], "{to}");
+            assert_eq!(errors, vec![prohibited; FORTY * slowest.len()], "{to}");
         }
         drop(gateway);
     });
 }
 
-/// Sends fifty datagrams, each from a port of its own, and says after how long the last of them was
+/// Sends forty datagrams, each from a port of its own, and says after how long the last of them was
 /// known to be refused.
 fn refusals(any: &str, to: SocketAddr) -> Duration {
     let socket = || {
@@ -119,7 +119,7 @@ fn refusals(any: &str, to: SocketAddr) -> Duration {
         socket
     };
     AGENT.enter(|| {
-        let sockets: Vec<_> = (0..FIFTY).map(|_| socket()).collect();
+        let sockets: Vec<_> = (0..FORTY).map(|_| socket()).collect();
         let begun = Instant::now();
         for socket in &sockets {
             socket.send(b"initial").expect("sent");
@@ -288,6 +288,6 @@ fn the_gateways_own_services_are_out_of_agents_reach() {
 }
 
 /// Datagrams that are sent at once.
-const FIFTY: usize = 50;
+const FORTY: usize = 40;
 /// How soon a client has to know that it is refused, so that nobody waits for it to try TCP.
 const AT_ONCE: Duration = Duration::from_millis(300);

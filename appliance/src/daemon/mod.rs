@@ -48,6 +48,7 @@ use crate::{
     audit::{Sink, Writer},
     ca::{Rotation, RuleCas},
     config::{self, Config, Settings},
+    dial::ControlPlane,
     dns, harden,
     packets::{self, Capture, Claim, Kept},
     phase::{Phase, Phases},
@@ -97,6 +98,7 @@ struct Daemon {
     config_file: PathBuf,
     settings: Settings,
     capture: Capture,
+    control_plane: ControlPlane,
     /// The doubt about the kernel's settings that keeps new connections out, where there is one.
     doubt: watch::Sender<Option<String>>,
     system_roots: Arc<RootCertStore>,
@@ -151,8 +153,8 @@ impl Daemon {
     }
 
     /// Takes a new policy whole, or keeps the old one and says why. However many are told to come
-    /// one after the other, half of the time is left to what else this runtime does: the gateway's
-    /// own questions for names among it.
+    /// one after the other, each is followed by a pause as long as it took, up to a bound, for what
+    /// else this runtime does: the gateway's own questions for names among it.
     async fn reload(&mut self, supervisor: &Supervisor) -> Result<(), DaemonError> {
         let begun = Instant::now();
         supervisor.reloading();
@@ -201,6 +203,7 @@ impl Daemon {
         let cas = issuing::cas(&policy, &settings, self.rotation.as_ref())?;
         let rulebook = rulebook(policy, cas.clone(), &self.system_roots)?;
         packets::apply(&self.rules(&capture))?;
+        self.control_plane.take_agents(capture.agents());
         self.capture = capture;
         // A binding or a CA that is new is there before the first request can ask for it; until
         // then requests are judged by the old policy, and have what that names, unless a group's

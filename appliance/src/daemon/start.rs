@@ -54,7 +54,9 @@ impl Daemon {
         let waiting = workers(&settings) * capture.listeners();
         let places = Places::new(policy.limits.connections + waiting);
         let resolver = open_resolver(&settings, &system_roots)?;
-        let (secrets, vault) = open_secrets(&settings, &policy.groups, resolver.control_plane())?;
+        let control_plane = resolver.control_plane().clone();
+        control_plane.take_agents(capture.agents());
+        let (secrets, vault) = open_secrets(&settings, &policy.groups, &control_plane)?;
         let sources = (Arc::clone(&secrets), vault.clone());
         let wanted = Wanted::new(sources, quarantine.watch(), &policy);
         let wanted = Arc::new(wanted);
@@ -108,6 +110,7 @@ impl Daemon {
             config_file: config_file.to_owned(),
             settings,
             capture,
+            control_plane,
             doubt,
             system_roots,
             phase,

@@ -1,7 +1,8 @@
-//! The machines that the gateway itself depends on: its DNS servers and its Vault.
+//! The machines that the gateway itself depends on, its DNS servers and its Vault; and the agents.
 //!
 //! No name leads an agent to one of them, whatever policy lists: a name is its owner's to point
-//! anywhere, and what decides about agents is not theirs to talk to through the gateway. It errs
+//! anywhere, what decides about agents is not theirs to talk to through the gateway, and neither are
+//! the agents of another group. It errs
 //! towards no: a machine that is one of these and an upstream as well is refused as an upstream.
 
 use std::{
@@ -9,6 +10,8 @@ use std::{
     net::IpAddr,
     sync::{Arc, PoisonError, RwLock},
 };
+
+use ipnet::IpNet;
 
 use super::address::unwrapped;
 
@@ -21,13 +24,14 @@ pub struct ControlPlane(Arc<Inner>);
 struct Inner {
     named: Vec<IpAddr>,
     learned: RwLock<VecDeque<IpAddr>>,
+    agents: RwLock<Vec<IpNet>>,
 }
 
 impl ControlPlane {
     /// One that holds these addresses for as long as the gateway runs.
     pub fn new(named: impl IntoIterator<Item = IpAddr>) -> Self {
         let named = named.into_iter().map(unwrapped).collect();
-        Self(Arc::new(Inner { named, learned: RwLock::default() }))
+        Self(Arc::new(Inner { named, ..Inner::default() }))
     }
 
     /// Takes in addresses that the name of such a machine was found to have. The oldest go once
@@ -42,11 +46,19 @@ impl ControlPlane {
         learned.drain(..surplus);
     }
 
+    /// Takes the prefixes of all agents, in place of those that it had.
+    pub fn take_agents(&self, prefixes: Vec<IpNet>) {
+        *self.0.agents.write().unwrap_or_else(PoisonError::into_inner) = prefixes;
+    }
+
     /// Whether it holds the address, in whatever form that is written.
     pub fn holds(&self, address: IpAddr) -> bool {
         let address = unwrapped(address);
         let learned = || self.0.learned.read().unwrap_or_else(PoisonError::into_inner);
-        self.0.named.contains(&address) || learned().contains(&address)
+        let agents = || self.0.agents.read().unwrap_or_else(PoisonError::into_inner);
+        self.0.named.contains(&address)
+            || learned().contains(&address)
+            || agents().iter().any(|prefix| prefix.contains(&address))
     }
 }
 
@@ -73,5 +85,10 @@ mod tests {
         }
         assert!(!known.holds(address("198.51.100.200")) && known.holds(address("203.0.113.0")));
         assert!(known.holds(address("192.0.2.53")), "what was named stays");
+        let agents = |prefix: &str| other.take_agents(vec![prefix.parse().unwrap()]);
+        agents("198.51.100.0/25");
+        assert!(known.holds(address("::ffff:198.51.100.7")));
+        agents("2001:db8:a::/64");
+        assert!(known.holds(address("2001:db8:a::7")) && !known.holds(address("198.51.100.7")));
     }
 }

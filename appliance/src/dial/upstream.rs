@@ -72,7 +72,9 @@ impl Upstream {
         match both {
             (Ok(v4), Ok(v6)) => Ok(v4.and(v6)),
             (Ok(one), Err(_)) | (Err(_), Ok(one)) => Ok(one),
-            (Err(error), Err(_)) => Err(error),
+            // That nobody answered says more than that there is no address of the other family.
+            (Err(NetError::Dns(DnsError::NoRecordsFound(_))), Err(error))
+            | (Err(error), Err(_)) => Err(error),
         }
     }
 

@@ -189,7 +189,7 @@ fn dhcp() -> [Rule; 2] {
 
 /// What is too much of one card, so that none takes all that its interface may send.
 fn too_many(of_a_card: &[Statement], meter: &'static str) -> Rule {
-    let over = Statement::Over(Key::InterfaceAndMac, meter.into(), SERVICE_RATE);
+    let over = Statement::Over(Key::InterfaceAndMac, meter.into(), SERVICE_RATE.into());
     rule(&[of_a_card, &[over, Statement::Count, Statement::Drop]].concat())
 }
 

@@ -65,12 +65,12 @@ fn ending(name: &'static str, reason: Reason, end: &Statement, capture: &Capture
             SetKey::InterfaceAndAddress(family) => {
                 let each = meters::agents(family, capture).into_iter();
                 each.map(|(mut who, key)| {
-                    who.push(Statement::Over(key, meter.name.clone(), AGENT_RATE));
+                    who.push(Statement::Over(key, meter.name.clone(), AGENT_RATE.into()));
                     over(&who)
                 })
                 .collect()
             }
-            _ => vec![over(&[Statement::Over(Key::Interface, meter.name, RATE)])],
+            _ => vec![over(&[Statement::Over(Key::Interface, meter.name, RATE.into())])],
         })
         .collect();
     // Also where a meter is full, and takes no new agent.

@@ -113,7 +113,7 @@ fn lower(statement: &Statement, to: &mut LoweredRule, ids: &mut impl Iterator<It
             let limit = RawExpr::limit_over(*rate);
             to.expressions.push(RawExpr::meter(&c_string(set), METER_MILLISECONDS, limit));
         }
-        Statement::Above(rate) => to.expressions.push(RawExpr::limit_over(*rate)),
+        Statement::Above(rate) => to.expressions.push(RawExpr::limit_over((*rate).into())),
         Statement::Tell(reason, group) => {
             to.expressions.push(RawExpr::log(&c_string(reason.word()), *group, SNAPLEN));
         }

@@ -134,6 +134,11 @@ impl Capture {
         self.interfaces.iter().map(|interface| &interface.name).collect()
     }
 
+    /// Every prefix that agents may send from.
+    pub fn agents(&self) -> Vec<IpNet> {
+        self.interfaces.iter().flat_map(|each| each.prefixes.iter().copied()).collect()
+    }
+
     /// How many listeners each worker has: one for each interface and family.
     pub fn listeners(&self) -> usize {
         self.interfaces.len() * if self.ipv6 { 2 } else { 1 }

@@ -140,7 +140,7 @@ pub(super) enum Statement {
     Above(u32),
     /// Go on only above so many packets a second that share this key. The set is of bounded size;
     /// where it is full, a new key does not go on.
-    Over(Key, Cow<'static, str>, u32),
+    Over(Key, Cow<'static, str>, Rate),
     /// Copy the packet's head, under the reason's word, to this NFLOG group.
     Tell(Reason, u16),
     SetMark(u32),
@@ -152,6 +152,13 @@ pub(super) enum Statement {
     Accept,
     Drop,
     Goto(&'static str),
+}
+
+/// Packets in a second, and how many may come at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Rate {
+    pub(super) a_second: u32,
+    pub(super) at_once: u32,
 }
 
 /// What a packet is asked for.
@@ -169,14 +176,19 @@ pub(super) enum Key {
     InterfaceAndSource(Family),
     HopLimit,
     Icmp6Type,
+    SourcePort,
     DestinationPort,
     /// Whether the way back to the source leaves through the interface it came in by.
     WayBack,
+    /// The interface that the way back to the source leaves by.
+    WayBackInterface,
     SourceType,
     DestinationType,
     SocketTransparent,
     SocketWildcard,
     Icmp4Type,
+    Icmp4Code,
+    Icmp6Code,
     /// What the destination is on the interface the packet came in by.
     DestinationTypeHere,
     /// The interface, and the source as agents that are bound to no card are told apart: an
@@ -198,6 +210,10 @@ pub(super) enum Key {
     InterfaceArpMacAndArpSource,
     /// The target of a neighbour solicitation or advertisement.
     NeighbourTarget,
+    /// The address that a DHCP client says it has (`ciaddr`, RFC 2131, section 2).
+    DhcpClient,
+    /// The address of the relay that a DHCP answer would go to (`giaddr`).
+    DhcpRelay,
 }
 
 /// A constant: how nft spells it, and its bytes as the kernel compares them.
@@ -227,7 +243,7 @@ pub(super) fn finished(
 /// The chains before anything is told to the audit.
 pub(super) fn chains(capture: &Capture) -> Vec<Chain> {
     let refuse = prerouting::refuse(capture);
-    vec![refuse, prerouting::chain(capture), input(capture), forward(), output()]
+    vec![refuse, prerouting::chain(capture), input(capture), forward(), output(capture)]
 }
 
 fn sets(capture: &Capture) -> Vec<Set> {
@@ -283,21 +299,39 @@ fn forward() -> Chain {
 /// An ICMP error quotes the packet that it is about, and goes to that packet's source. The kernel
 /// makes some before any rule has seen the packet: of a hop-by-hop header while it reads the header
 /// (RFC 8200, section 4.2), of fragments when the rest is overdue (section 4.5). So what errors may
-/// leave is decided here, however they came about: only that something cannot be reached, and only
-/// to agents, whose source was looked at by then.
-fn output() -> Chain {
-    use Statement::{Accept, AnyOf, Count, Drop, Is, NotIn};
+/// leave is decided here, however they came about: only what a rule of ours refuses with, and only to
+/// agents, whose source was looked at by then. What may go to this machine itself are words about its
+/// own packets: none of those that an agent could have had made.
+///
+/// A DHCP server answers where the question says. It is for agents.
+fn output(capture: &Capture) -> Chain {
+    use Statement::{Accept, AnyOf, Count, Drop, Is, IsNot, NotIn};
     let to_itself = Value { text: "\"lo\"".into(), bytes: interface_key("lo") };
-    let mut rules = vec![rule(&[Is(Key::OutInterface, to_itself), Accept])];
-    for (icmp, kind, other, unreachable) in [
-        (icmp(Family::V4), Key::Icmp4Type, OTHER_ERRORS_4, ("destination-unreachable", 3)),
-        (icmp(Family::V6), Key::Icmp6Type, OTHER_ERRORS_6, ("destination-unreachable", 1)),
-    ] {
-        let other = other.iter().map(|(text, number)| Value::byte(text, *number)).collect();
-        let unreachable = Value::byte(unreachable.0, unreachable.1);
-        rules.push(rule(&[&icmp[..], &[AnyOf(kind, other), Count, Drop]].concat()));
-        let elsewhere = [Is(kind, unreachable), NotIn(Key::OutInterface, "agents"), Count, Drop];
-        rules.push(rule(&[&icmp[..], &elsewhere].concat()));
+    let families = [
+        (icmp(Family::V4), Key::Icmp4Type, Key::Icmp4Code, FORGED_4, (3, 13)),
+        (icmp(Family::V6), Key::Icmp6Type, Key::Icmp6Code, FORGED_6, (1, 1)),
+    ];
+    let each =
+        |icmp: &[Statement], rest: &[Statement]| rule(&[icmp, rest, &[Count, Drop]].concat());
+    let mut rules = Vec::new();
+    for (icmp, kind, _, forged, _) in &families {
+        let forged = forged.iter().map(|(text, number)| Value::byte(text, *number)).collect();
+        rules.push(each(icmp, &[AnyOf(*kind, forged)]));
+    }
+    rules.push(rule(&[Is(Key::OutInterface, to_itself), Accept]));
+    let [_, (icmp_6, kind, ..)] = &families;
+    // Said by routers, and this machine is none.
+    rules.push(each(icmp_6, &[Is(*kind, Value::byte("packet-too-big", 2))]));
+    for (icmp, kind, code, _, (unreachable, prohibited)) in &families {
+        let unreachable = || Is(*kind, Value::byte("destination-unreachable", *unreachable));
+        let prohibited = Value::byte("admin-prohibited", *prohibited);
+        rules.push(each(icmp, &[unreachable(), NotIn(Key::OutInterface, "agents")]));
+        rules.push(each(icmp, &[unreachable(), IsNot(*code, prohibited)]));
+    }
+    if capture.services.dhcp {
+        let answer = [is_udp(), Is(Key::SourcePort, port(prerouting::DHCP_PORT))];
+        let elsewhere = NotIn(Key::OutInterface, "agents");
+        rules.push(each(&[is_family(Family::V4)], &[&answer[..], &[elsewhere]].concat()));
     }
     Chain { name: "output".into(), base: Some(base(Hook::Output, FILTER, false)), rules }
 }
@@ -335,9 +369,12 @@ pub(super) fn is_udp() -> Statement {
     Statement::Is(Key::L4, Value::byte("udp", UDP))
 }
 
-pub(super) fn port_is(port: u16) -> Statement {
-    let bytes = port.to_be_bytes().to_vec();
-    Statement::Is(Key::DestinationPort, Value { text: port.to_string().into(), bytes })
+pub(super) fn port_is(number: u16) -> Statement {
+    Statement::Is(Key::DestinationPort, port(number))
+}
+
+fn port(number: u16) -> Value {
+    Value { text: number.to_string().into(), bytes: number.to_be_bytes().to_vec() }
 }
 
 pub(super) fn fib_type(text: &'static str, number: u32) -> Value {
@@ -382,6 +419,12 @@ pub(super) fn prefixes_4(prefixes: &[Ipv4Net]) -> Vec<Element> {
 pub(super) fn prefixes_6(prefixes: &[Ipv6Net]) -> Vec<Element> {
     let prefixes: Vec<IpNet> = prefixes.iter().copied().map(IpNet::V6).collect();
     aggregate(&prefixes).into_iter().map(Element::Prefix).collect()
+}
+
+impl From<u32> for Rate {
+    fn from(a_second: u32) -> Self {
+        Self { a_second, at_once: a_second }
+    }
 }
 
 impl Family {
@@ -435,12 +478,12 @@ impl Value {
 pub(super) const MANGLE: i32 = -150;
 const FILTER: i32 = 0;
 
-/// Errors of ICMP (RFC 792) and of ICMPv6 (RFC 4443) but for those that say that something cannot
-/// be reached. That a packet is too big is said by routers, and this machine is none.
-const OTHER_ERRORS_4: &[(&str, u8)] =
+/// Errors of ICMP (RFC 792) and of ICMPv6 (RFC 4443, RFC 4861) that this machine makes of packets that
+/// it received, and has no use for: a forged one could be about a connection of its own.
+const FORGED_4: &[(&str, u8)] =
     &[("source-quench", 4), ("redirect", 5), ("time-exceeded", 11), ("parameter-problem", 12)];
-const OTHER_ERRORS_6: &[(&str, u8)] =
-    &[("packet-too-big", 2), ("time-exceeded", 3), ("parameter-problem", 4)];
+const FORGED_6: &[(&str, u8)] =
+    &[("time-exceeded", 3), ("parameter-problem", 4), ("nd-redirect", 137)];
 
 pub(super) const TCP: u8 = 6;
 pub(super) const UDP: u8 = 17;

@@ -10,8 +10,8 @@ use super::{
     lower::METER_SIZE,
     meters,
     plan::{
-        Chain, Family, Hook, ICMP4, ICMP6, Key, MANGLE, Rule, Set, SetKey, Statement, TCP, UDP,
-        Value, base, because, fib_type, is_family, is_tcp, is_udp, meter, neighbour_discovery,
+        Chain, Family, Hook, ICMP4, ICMP6, Key, MANGLE, Rate, Rule, Set, SetKey, Statement, TCP,
+        UDP, Value, base, because, fib_type, is_family, is_tcp, is_udp, meter, neighbour_discovery,
         port_is, rule,
     },
 };
@@ -27,7 +27,7 @@ struct Service {
 
 /// The base chain at prerouting.
 pub(super) fn chain(capture: &Capture) -> Chain {
-    let mut rules = vec![rule(&[Statement::NotIn(Key::Interface, "agents"), Statement::Accept])];
+    let mut rules = others(capture);
     rules.extend(identity(capture));
     rules.extend(dns(capture));
     rules.extend(services(capture));
@@ -48,7 +48,11 @@ pub(super) fn refuse(capture: &Capture) -> Chain {
     let mut rules = vec![rule(&[is_tcp(), Count, RejectReset])];
     for &family in families(capture) {
         for (mut who, key) in meters::agents(family, capture) {
-            let over = Over(key, of(family, "refusals_4", "refusals_6").into(), REFUSALS_RATE);
+            let rate = match key {
+                Key::InterfaceAndAgent(Family::V6) => REFUSALS_OF_MANY,
+                _ => REFUSALS,
+            };
+            let over = Over(key, of(family, "refusals_4", "refusals_6").into(), rate);
             who.extend([over, Count, Drop]);
             rules.push(rule(&who));
         }
@@ -87,6 +91,20 @@ pub(super) fn admitted_services(capture: &Capture) -> Vec<Rule> {
     services.map(admit).collect()
 }
 
+/// What is not about agents. Where it says that it comes from one, this machine's answer to it would
+/// carry somebody else's bytes to that agent, and only IPv4 has a check of the way back.
+///
+/// A rule for each interface: nft 1.0.6 cannot load a look-up of this in a set of interfaces again.
+fn others(capture: &Capture) -> Vec<Rule> {
+    use Statement::{Accept, Count, Drop, Is, NotIn};
+    let others = || NotIn(Key::Interface, "agents");
+    let forged = capture.interfaces.iter().map(|each| {
+        let agents = Is(Key::WayBackInterface, Value::interface(&each.name));
+        rule(&[others(), agents, Count, Drop])
+    });
+    forged.chain([rule(&[others(), Accept])]).collect()
+}
+
 /// Who may send at all: rules whose order is that of the checks, each before what relies on it.
 fn identity(capture: &Capture) -> Vec<Rule> {
     use Statement::{Accept, Count, Drop, In, Is, IsNot, NotIn};
@@ -97,13 +115,14 @@ fn identity(capture: &Capture) -> Vec<Rule> {
         rules.push(because(Reason::SpoofedSource, &unproven));
     }
     if capture.services.dhcp {
+        rules.extend(for_others());
         rules.push(discovers());
         rules.push(dhcp_from_nowhere(capture.mark));
     }
     if capture.ipv6 {
         rules.push(solicitations(capture));
         let mut discovery = neighbour_discovery();
-        discovery.extend([In(Key::Source(Family::V6), "link_6"), Accept]);
+        discovery.extend([In(Key::Source(Family::V6), "link_6"), for_this_machine(), Accept]);
         rules.push(rule(&discovery));
         let mut reports = listener_reports();
         reports.extend([In(Key::Source(Family::V6), "link_6"), Count, Drop]);
@@ -128,7 +147,7 @@ fn identity(capture: &Capture) -> Vec<Rule> {
 
     if capture.ipv6 {
         let mut discovery = neighbour_discovery();
-        discovery.push(Accept);
+        discovery.extend([for_this_machine(), Accept]);
         rules.push(rule(&discovery));
     }
     let many = vec![fib_type("broadcast", 3), fib_type("anycast", 4), fib_type("multicast", 5)];
@@ -145,7 +164,7 @@ fn dns(capture: &Capture) -> Vec<Rule> {
         // One socket serves the interface, so no agent may fill its buffer.
         let rate = capture.dns_rate.saturating_mul(DNS_HEADROOM);
         for (who, key) in meters::agents(family, capture) {
-            let over = Over(key, of(family, "dns_4", "dns_6").into(), rate);
+            let over = Over(key, of(family, "dns_4", "dns_6").into(), rate.into());
             let flood = [&[is_udp(), port_is(DNS_PORT)], &who[..], &[over, Count, Drop]].concat();
             rules.push(because(Reason::DnsRate, &flood));
         }
@@ -169,12 +188,12 @@ fn services(capture: &Capture) -> Vec<Rule> {
         for service in services_of(family, capture) {
             let here = [service.asked, vec![to_here()]].concat();
             for (who, key) in meters::agents(family, capture) {
-                let over = Over(key, service.meter.into(), SERVICE_RATE);
+                let over = Over(key, service.meter.into(), SERVICE_RATE.into());
                 let flood = [&here[..], &who, &[over, Count, Drop]].concat();
                 rules.push(because(Reason::RateLimit, &flood));
             }
             // Also where a meter is full, and takes no new agent.
-            let over = Over(Key::Interface, SERVICES.into(), SERVICES_RATE);
+            let over = Over(Key::Interface, SERVICES.into(), SERVICES_RATE.into());
             let flood = [&here[..], &[over, Count, Drop]].concat();
             rules.push(because(Reason::RateLimit, &flood));
             rules.push(rule(&[here, vec![SetMark(capture.mark), Accept]].concat()));
@@ -241,11 +260,24 @@ fn dhcp_from_nowhere(mark: u32) -> Rule {
     rule(&statements)
 }
 
+/// DHCP that asks a server to answer elsewhere: at a relay, of which agents are none, or where
+/// somebody who has no address says that he has one. A server believes either, and its answer would
+/// carry the agent's bytes there.
+fn for_others() -> [Rule; 2] {
+    use Statement::{Count, Drop, IsNot};
+    let nobody = || Value { text: "0x0".into(), bytes: vec![0; 4] };
+    let relayed = [is_family(Family::V4), is_udp(), port_is(DHCP_PORT)];
+    let relayed = [&relayed[..], &[IsNot(Key::DhcpRelay, nobody()), Count, Drop]].concat();
+    let elsewhere = [&[is_family(Family::V4)], &discover()[..]].concat();
+    let elsewhere = [&elsewhere[..], &[IsNot(Key::DhcpClient, nobody()), Count, Drop]].concat();
+    [relayed, elsewhere].map(|statements| because(Reason::SpoofedSource, &statements))
+}
+
 /// They all have the same source, so nothing but the interface tells them apart here.
 fn discovers() -> Rule {
     let mut statements = vec![is_family(Family::V4)];
     statements.extend(discover());
-    let over = Statement::Over(Key::Interface, DISCOVERS.into(), INTERFACE_RATE);
+    let over = Statement::Over(Key::Interface, DISCOVERS.into(), INTERFACE_RATE.into());
     statements.extend([over, Statement::Count, Statement::Drop]);
     rule(&statements)
 }
@@ -272,7 +304,7 @@ fn solicitations(capture: &Capture) -> Rule {
         let source = Key::InterfaceAndSource(Family::V6);
         statements.push(Statement::NotIn(source, meters::BOUND_6));
     }
-    let over = Statement::Over(Key::Interface, SOLICITATIONS.into(), INTERFACE_RATE);
+    let over = Statement::Over(Key::Interface, SOLICITATIONS.into(), INTERFACE_RATE.into());
     statements.extend([over, Statement::Count, Statement::Drop]);
     rule(&statements)
 }
@@ -309,6 +341,13 @@ fn echo_request(family: Family) -> Vec<Statement> {
         ),
     };
     vec![is_family(family), Statement::Is(Key::L4, protocol), kind]
+}
+
+/// Neighbours speak to this machine or to all: what is for another one would be routed, and refused
+/// with an error to whoever it says that it comes from.
+fn for_this_machine() -> Statement {
+    let types = vec![fib_type("local", 2), fib_type("multicast", 5)];
+    Statement::AnyOf(Key::DestinationType, types)
 }
 
 fn to_here() -> Statement {
@@ -355,7 +394,10 @@ const SERVICES: &str = "services";
 /// known waits for three seconds, charged to a socket of the kernel that all interfaces share and
 /// that has room for 132 KiB on each CPU; `unres_qlen_bytes` bounds what waits for one address. So
 /// many, because a browser tries many hosts at once over QUIC, and waits where it is not refused.
-const REFUSALS_RATE: u32 = 50;
+const REFUSALS: Rate = Rate { a_second: 50, at_once: 50 };
+/// The same, where one agent may have every address of a /64, so that nothing else bounds what
+/// waits: 40 at once and 15 in the three seconds are 55 of 2,304 bytes, the largest.
+const REFUSALS_OF_MANY: Rate = Rate { a_second: 5, at_once: 40 };
 
 /// Of packets whose source does not say whose they are, those of one interface that are taken in a
 /// second: two thousand hosts solicit the gateway twice a minute.
@@ -369,4 +411,4 @@ const DNS_HEADROOM: u32 = 4;
 
 const NTP_PORT: u16 = 123;
 /// Of a server, RFC 2131, section 4.1.
-const DHCP_PORT: u16 = 67;
+pub(super) const DHCP_PORT: u16 = 67;

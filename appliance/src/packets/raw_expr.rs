@@ -23,7 +23,7 @@ use nftnl::{
     nftnl_sys::{self as sys, libc},
 };
 
-use super::plan::Family;
+use super::plan::{Family, Rate};
 
 /// One expression, ready to be added to a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,11 +112,11 @@ impl RawExpr {
     }
 
     /// Goes on only above this many packets a second, and as many at once.
-    pub(super) fn limit_over(rate: u32) -> Self {
+    pub(super) fn limit_over(rate: Rate) -> Self {
         Self::new(c"limit")
-            .with(sys::NFTNL_EXPR_LIMIT_RATE, Attribute::U64(u64::from(rate)))
+            .with(sys::NFTNL_EXPR_LIMIT_RATE, Attribute::U64(u64::from(rate.a_second)))
             .with(sys::NFTNL_EXPR_LIMIT_UNIT, Attribute::U64(A_SECOND))
-            .u32(sys::NFTNL_EXPR_LIMIT_BURST, rate)
+            .u32(sys::NFTNL_EXPR_LIMIT_BURST, rate.at_once)
             .u32(sys::NFTNL_EXPR_LIMIT_TYPE, LIMIT_PACKETS)
             .u32(sys::NFTNL_EXPR_LIMIT_FLAGS, LIMIT_INVERT)
     }

@@ -9,8 +9,8 @@ use super::{
     log::SNAPLEN,
     lower::{METER_MILLISECONDS, METER_SIZE},
     plan::{
-        Base, Chain, Element, Family, Hook, Key, Rule, Set, SetKey, Statement, Table, TableFamily,
-        Value,
+        Base, Chain, Element, Family, Hook, Key, Rate, Rule, Set, SetKey, Statement, Table,
+        TableFamily, Value,
     },
 };
 
@@ -111,8 +111,9 @@ fn statement(statement: &Statement) -> String {
         Statement::NotIn(each, set) => format!("{} != @{set}", key(*each)),
         Statement::Count => "counter".to_owned(),
         Statement::CountAs(name) => format!("counter name \"{name}\""),
-        Statement::Over(each, set, rate) => format!(
-            "update @{set} {{ {} timeout {}s limit rate over {rate}/second burst {rate} packets }}",
+        Statement::Over(each, set, Rate { a_second, at_once }) => format!(
+            "update @{set} {{ {} timeout {}s limit rate over {a_second}/second burst {at_once} \
+             packets }}",
             key(*each),
             METER_MILLISECONDS / 1_000
         ),
@@ -161,6 +162,12 @@ fn key(key: Key) -> &'static str {
         Key::SocketTransparent => "socket transparent",
         Key::SocketWildcard => "socket wildcard",
         Key::Icmp4Type => "icmp type",
+        Key::Icmp4Code => "icmp code",
+        Key::Icmp6Code => "icmpv6 code",
+        Key::SourcePort => "th sport",
+        Key::WayBackInterface => "fib saddr oifname",
+        Key::DhcpClient => "@th,160,32",
+        Key::DhcpRelay => "@th,256,32",
         Key::DestinationTypeHere => "fib daddr . iif type",
         Key::InterfaceAndAgent(Family::V4) => "iifname . ip saddr",
         Key::InterfaceAndAgent(Family::V6) => "iifname . ip6 saddr & ffff:ffff:ffff:ffff::",

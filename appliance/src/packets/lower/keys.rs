@@ -27,13 +27,18 @@ pub(super) fn load(key: Key, expressions: &mut Vec<RawExpr>) {
         }
         Key::HopLimit => expressions.push(RawExpr::payload(NETWORK, 7, 1, REGISTER)),
         Key::Icmp6Type => expressions.push(RawExpr::payload(TRANSPORT, 0, 1, REGISTER)),
+        Key::SourcePort => expressions.push(RawExpr::payload(TRANSPORT, 0, 2, REGISTER)),
         Key::DestinationPort => expressions.push(RawExpr::payload(TRANSPORT, 2, 2, REGISTER)),
         Key::WayBack => expressions.push(RawExpr::fib(FIB_SADDR | FIB_IIF | FIB_PRESENT, FIB_OIF)),
+        Key::WayBackInterface => expressions.push(RawExpr::fib(FIB_SADDR, FIB_OIFNAME)),
         Key::SourceType => expressions.push(RawExpr::fib(FIB_SADDR, FIB_ADDRTYPE)),
         Key::DestinationType => expressions.push(RawExpr::fib(FIB_DADDR, FIB_ADDRTYPE)),
         Key::SocketTransparent => expressions.push(RawExpr::socket(SOCKET_TRANSPARENT)),
         Key::SocketWildcard => expressions.push(RawExpr::socket(SOCKET_WILDCARD)),
         Key::Icmp4Type => expressions.push(RawExpr::payload(TRANSPORT, 0, 1, REGISTER)),
+        Key::Icmp4Code | Key::Icmp6Code => {
+            expressions.push(RawExpr::payload(TRANSPORT, 1, 1, REGISTER));
+        }
         Key::DestinationTypeHere => {
             expressions.push(RawExpr::fib(FIB_DADDR | FIB_IIF, FIB_ADDRTYPE));
         }
@@ -74,6 +79,8 @@ pub(super) fn load(key: Key, expressions: &mut Vec<RawExpr>) {
             arp_source(AFTER_MAC),
         ]),
         Key::NeighbourTarget => expressions.push(RawExpr::payload(TRANSPORT, 8, 16, REGISTER)),
+        Key::DhcpClient => expressions.push(RawExpr::payload(TRANSPORT, 8 + 12, 4, REGISTER)),
+        Key::DhcpRelay => expressions.push(RawExpr::payload(TRANSPORT, 8 + 24, 4, REGISTER)),
     }
 }
 
@@ -121,6 +128,7 @@ const FIB_DADDR: u32 = 1 << 1;
 const FIB_IIF: u32 = 1 << 3;
 const FIB_PRESENT: u32 = 1 << 5;
 const FIB_OIF: u32 = 1;
+const FIB_OIFNAME: u32 = 2;
 const FIB_ADDRTYPE: u32 = 3;
 const SOCKET_TRANSPARENT: u32 = 0;
 const SOCKET_WILDCARD: u32 = 2;
