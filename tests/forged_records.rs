@@ -84,7 +84,7 @@ fn a_credential_of_the_attackers_own_is_not_written_down() {
 }
 
 #[test]
-fn no_two_agents_share_a_connection_to_an_api() {
+fn no_agents_in_a_flood_share_a_connection_to_an_api() {
     sandboxed(|| {
         let scene = Scene::usual();
         let ask = |placeholder: &str| {

@@ -1,8 +1,10 @@
 //! One file per group of properties; each test runs in namespaces of its own.
 //!
-//! They are one program, so that the lab is linked once.
+//! They are one program, so that the lab is linked once. Tests begin in the order of their names, and
+//! those that take minutes are named so that none is left alone at the end.
 
 mod agent_services;
+mod agents_in_a_flood;
 mod answers;
 mod attack;
 mod authority;
@@ -45,7 +47,6 @@ mod stray_packets;
 mod streaming;
 mod substitution;
 mod the_lab_itself;
-mod two_agents;
 mod unanswered;
 mod upgrades;
 mod vault_and_secrets;
