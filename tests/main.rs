@@ -28,6 +28,7 @@ mod hello;
 mod kernel_settings;
 mod leased_users;
 mod leases;
+mod masking;
 mod methods_and_paths;
 mod nameless;
 mod neighbours;

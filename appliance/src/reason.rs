@@ -106,6 +106,8 @@ reasons! {
     ResponseUnscannable = "response_unscannable",
     /// A response in which a secret was masked.
     ResponseMasked = "response_masked",
+    /// Responses that look as if somebody were guessing at a secret: they hold much of one, often.
+    SecretProbed = "secret_probed",
     /// The audit cannot be written.
     AuditUnavailable = "audit_unavailable",
     /// Too many connections at once.

@@ -107,6 +107,11 @@ pub const fn wire(reason: Reason) -> Wire {
         R::ResponseMasked => {
             (INTERNAL_ERROR, BAD_GATEWAY, "the upstream's response carried a secret")
         }
+        R::SecretProbed => (
+            ACCESS_DENIED,
+            FORBIDDEN,
+            "too many responses resemble a secret without being one; somebody may be guessing",
+        ),
         R::AuditUnavailable => {
             (INTERNAL_ERROR, UNAVAILABLE, "the audit cannot be written; nothing was forwarded")
         }

@@ -33,7 +33,7 @@ fn mask(c: &mut Criterion) {
 }
 
 fn run(masks: &Arc<Masks>, chunks: Vec<Bytes>) -> u64 {
-    let mut stream = MaskStream::new(Arc::clone(masks));
+    let mut stream = MaskStream::new(Arc::clone(masks), false);
     for chunk in chunks {
         black_box(stream.push(chunk));
     }

@@ -74,8 +74,13 @@ impl Pace {
 
     /// Takes one, of `a_second` in the long run and `at_once` together, if there is one.
     pub fn take(&mut self, a_second: u32, at_once: u32, now: Instant) -> bool {
+        self.take_all(1, a_second, at_once, now)
+    }
+
+    /// Takes `count` of them, if there are so many.
+    pub fn take_all(&mut self, count: u32, a_second: u32, at_once: u32, now: Instant) -> bool {
         let each = Duration::from_secs(1) / a_second.max(1);
-        let next = self.full_at.max(now) + each;
+        let next = self.full_at.max(now) + each.saturating_mul(count);
         let may = next.saturating_duration_since(now) <= each * at_once.max(1);
         if may {
             self.full_at = next;

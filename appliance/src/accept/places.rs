@@ -321,6 +321,13 @@ impl Taken {
         may
     }
 
+    /// Whether responses to the agent may have so many more places that hold much of a secret and
+    /// not all of it. Each costs the gateway some time, and that time tells of the secret.
+    pub fn may_probe(&self, near_misses: u64, now: Instant) -> bool {
+        let count = u32::try_from(near_misses).unwrap_or(u32::MAX);
+        self.agent.may_probe(count, 1, now) && self.group.may_probe(count, Quota::GROUP_RATE, now)
+    }
+
     /// Takes a place for one request. Each request under way holds a place in the audit's queue
     /// and buffers, which all agents share.
     pub fn request(self: &Arc<Self>) -> Result<RequestPlace, Reason> {

@@ -56,7 +56,7 @@ pub(super) enum ResponseBody {
 }
 
 /// The upstream's answer with every known secret masked, also those that came to be known since it
-/// began. Holds back only what may turn out to be the beginning of one.
+/// began. What it keeps back, and for how long, does not depend on them.
 pub(super) struct Scrubbed {
     inner: Incoming,
     room: Room,
@@ -169,9 +169,10 @@ impl Scrubbed {
         inner: Incoming,
         masking: Masking,
         rules: ResponseRules,
+        in_envelopes: bool,
         trace: Arc<Trace>,
     ) -> Self {
-        let stream = MaskStream::new(Arc::clone(&masking.masks));
+        let stream = MaskStream::new(Arc::clone(&masking.masks), in_envelopes);
         let ended = inner.is_end_stream();
         if ended {
             trace.complete();
@@ -197,23 +198,18 @@ impl Scrubbed {
         }
     }
 
-    fn mask(&mut self, data: Bytes) -> Bytes {
-        let before = self.stream.masked();
-        let masked = self.stream.push(data);
-        self.count(&masked, before);
-        masked
-    }
-
-    /// What was held back at the end of the data, if anything.
-    fn finish(&mut self) -> Option<Bytes> {
-        let before = self.stream.masked();
-        let rest = self.stream.finish();
-        self.count(&rest, before);
-        (!rest.is_empty()).then_some(rest)
-    }
-
-    fn count(&self, out: &Bytes, masked_before: u64) {
-        self.trace.response_bytes(out.len(), self.stream.masked() - masked_before);
+    /// Lets the stream give bytes, and counts what it gave and what it saw.
+    fn give(&mut self, give: impl FnOnce(&mut MaskStream) -> Bytes) -> Result<Bytes, BodyError> {
+        let before = (self.stream.masked(), self.stream.near_misses());
+        let out = give(&mut self.stream);
+        self.trace.response_bytes(out.len(), self.stream.masked() - before.0);
+        match self.trace.near_misses(self.stream.near_misses() - before.1) {
+            Ok(()) => Ok(out),
+            Err(reason) => {
+                self.trace.refuse_body(reason);
+                Err(BodyError("somebody is guessing at a secret"))
+            }
+        }
     }
 
     fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
@@ -232,11 +228,11 @@ impl Scrubbed {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         while !self.drained {
             match Pin::new(&mut self.inner).poll_frame(cx) {
-                Poll::Pending => return self.poll_release(cx).map(|out| Some(Ok(out))),
+                Poll::Pending => return self.poll_release(cx).map(Some),
                 Poll::Ready(Some(Ok(frame))) => {
                     self.release = None;
-                    if let Some(out) = self.take(frame) {
-                        return Poll::Ready(Some(Ok(out)));
+                    if let Some(out) = self.take(frame).transpose() {
+                        return Poll::Ready(Some(out));
                     }
                 }
                 Poll::Ready(Some(Err(_))) => {
@@ -246,70 +242,76 @@ impl Scrubbed {
                 Poll::Ready(None) => self.drained = true,
             }
         }
-        Poll::Ready(self.end().map(Ok))
+        Poll::Ready(self.end().transpose())
     }
 
-    /// A message that ends on what a secret may begin with must not wait for the next one: both
-    /// sides could be waiting for each other. After a pause its first few bytes are let go.
-    fn poll_release(&mut self, cx: &mut Context<'_>) -> Poll<Frame<Bytes>> {
+    /// What may be the end of a message must not wait for the next one: both sides could be waiting
+    /// for each other. After a pause it is given out.
+    fn poll_release(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame<Bytes>, BodyError>> {
         if !self.stream.can_release() {
             return Poll::Pending;
         }
         let release = self.release.get_or_insert_with(|| Box::pin(sleep(RELEASE_AFTER)));
         ready!(release.as_mut().poll(cx));
         self.release = None;
-        let out = self.stream.release();
-        self.trace.response_bytes(out.len(), 0);
-        if out.is_empty() { Poll::Pending } else { Poll::Ready(Frame::data(out)) }
+        Poll::Ready(self.give(MaskStream::release).map(Frame::data))
     }
 
-    /// Once the upstream has no more: what was held back, then the trailers, then nothing.
-    fn end(&mut self) -> Option<Frame<Bytes>> {
+    /// Once the upstream has no more: what was kept back, then the trailers, then nothing.
+    fn end(&mut self) -> Result<Option<Frame<Bytes>>, BodyError> {
         if self.ended {
-            return None;
+            return Ok(None);
         }
-        if let Some(rest) = self.finish() {
-            return Some(Frame::data(rest));
+        let rest = self.give(MaskStream::finish)?;
+        if !rest.is_empty() {
+            return Ok(Some(Frame::data(rest)));
         }
         self.ended = true;
         self.trace.complete();
-        self.trailers.take().map(Frame::trailers)
+        Ok(self.trailers.take().map(Frame::trailers))
     }
 
-    fn take(&mut self, frame: Frame<Bytes>) -> Option<Frame<Bytes>> {
+    fn take(&mut self, frame: Frame<Bytes>) -> Result<Option<Frame<Bytes>>, BodyError> {
         self.renew_masks();
         match frame.into_data() {
             Ok(data) => {
-                let mut out = self.mask(data);
+                let mut out = self.give(|stream| stream.push(data))?;
                 if self.inner.is_end_stream() {
-                    out = self.end_with(out);
+                    out = self.end_with(out)?;
                 }
-                (!out.is_empty()).then(|| Frame::data(out))
+                Ok((!out.is_empty()).then(|| Frame::data(out)))
             }
             Err(frame) => {
-                if let Ok(mut trailers) = frame.into_trailers() {
-                    let masks = &self.masking.masks;
-                    let masked = scrub::mask_trailers(masks, &self.rules, &mut trailers).masked;
-                    self.trace.response_bytes(0, masked);
-                    self.trailers = Some(trailers);
-                    self.drained = true;
+                if let Ok(trailers) = frame.into_trailers() {
+                    self.take_trailers(trailers)?;
                 }
-                None
+                Ok(None)
             }
         }
+    }
+
+    fn take_trailers(&mut self, mut trailers: HeaderMap) -> Result<(), BodyError> {
+        let report = scrub::mask_trailers(&self.masking.masks, &self.rules, &mut trailers);
+        self.trace.response_bytes(0, report.masked);
+        self.trailers = Some(trailers);
+        self.drained = true;
+        self.trace.near_misses(report.near_misses).map_err(|reason| {
+            self.trace.refuse_body(reason);
+            BodyError("somebody is guessing at a secret")
+        })
     }
 
     /// The last data of a body of known length. hyper asks for no more once it has written that
     /// many bytes, so nothing may be left behind.
-    fn end_with(&mut self, out: Bytes) -> Bytes {
-        let rest = self.finish();
+    fn end_with(&mut self, out: Bytes) -> Result<Bytes, BodyError> {
+        let rest = self.give(MaskStream::finish)?;
         self.drained = true;
         self.ended = true;
         self.trace.complete();
-        match rest {
-            Some(rest) if out.is_empty() => rest,
-            Some(rest) => [out, rest].concat().into(),
-            None => out,
+        match (out.is_empty(), rest.is_empty()) {
+            (true, _) => Ok(rest),
+            (_, true) => Ok(out),
+            _ => Ok([out, rest].concat().into()),
         }
     }
 }
@@ -352,5 +354,7 @@ impl std::fmt::Display for BodyError {
 
 impl std::error::Error for BodyError {}
 
-/// How long the beginning of what may be a secret is held back while nothing follows it.
-const RELEASE_AFTER: Duration = Duration::from_millis(50);
+/// How long the end of what came is kept back while nothing follows it: longer than an upstream
+/// that sends an answer in several flights takes from one to the next, and hardly noticed by a
+/// person. What ends in a line end, or in a message of gRPC, never waits.
+const RELEASE_AFTER: Duration = Duration::from_millis(250);

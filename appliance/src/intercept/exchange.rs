@@ -346,9 +346,12 @@ fn receive(
         let rules = connection.response_rules();
         let report = scrub::mask_head(&masking.masks, &rules, &head.status, &mut head.headers)?;
         trace.with(|record| record.masked(report.masked));
+        trace.near_misses(report.near_misses)?;
     }
     head.extensions.clear();
-    let body = Scrubbed::new(body, masking, connection.response_rules(), Arc::clone(trace));
+    let rules = connection.response_rules();
+    let in_envelopes = scrub::in_envelopes(&head.headers);
+    let body = Scrubbed::new(body, masking, rules, in_envelopes, Arc::clone(trace));
     Ok(Response::from_parts(head, ResponseBody::Upstream(Box::new(body))))
 }
 
@@ -439,6 +442,16 @@ impl Trace {
                 Err(_) => {}
             }
         }
+    }
+
+    /// Counts places of the response that hold much of a secret and not all of it.
+    ///
+    /// # Errors
+    ///
+    /// [`Reason::SecretProbed`], where the agent has had too many.
+    pub(super) fn near_misses(&self, count: u64) -> Result<(), Reason> {
+        let may = count == 0 || self.connection.taken.may_probe(count, Instant::now());
+        if may { Ok(()) } else { Err(Reason::SecretProbed) }
     }
 
     /// The response came to its end.

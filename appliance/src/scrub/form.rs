@@ -1,15 +1,18 @@
-//! The forms in which a secret may come back, and how one is recognised at a given place.
+//! The forms in which a secret may come back, and how one is recognised around a given place.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use zeroize::Zeroizing;
 
-/// A text, and the spellings in which its bytes may stand.
+use super::escape::{
+    LONGEST_ESCAPE, Meaning, begins_escape, escape, escapes_before, nothing_before,
+};
+
+/// A text any byte of which may also stand as an escape.
 pub(super) struct Form {
     text: Arc<Zeroizing<Vec<u8>>>,
     alphabet: Alphabet,
-    style: Style,
 }
 
 /// Which other byte may stand for a byte of the text.
@@ -22,44 +25,15 @@ enum Alphabet {
     Hex,
 }
 
-/// Which bytes are written as escapes.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Style {
-    /// Unreserved bytes as they are; every other one as it is, or as any escape.
-    Natural,
-    /// Every byte as `%XX`.
-    Percent,
-    /// Every byte as `\u00XX`.
-    Unicode,
-}
-
-/// What a form has to say about the bytes at a place.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Seen {
-    /// Bytes of the longest occurrence that begins here; 0 where there is none.
-    pub(super) matched: usize,
-    /// Whether all bytes to the end are the beginning of an occurrence that is not complete.
-    pub(super) partial: bool,
-}
-
 impl Form {
     /// Every form of `value`.
     pub(super) fn all(value: &[u8]) -> Vec<Self> {
-        let raw = Arc::new(Zeroizing::new(value.to_vec()));
-        let form = |text: &Arc<Zeroizing<Vec<u8>>>, alphabet, style| Self {
-            text: text.clone(),
-            alphabet,
-            style,
-        };
+        let form = |text, alphabet| Self { text: Arc::new(text), alphabet };
         let mut forms = vec![
-            form(&raw, Alphabet::Exact, Style::Natural),
-            form(&raw, Alphabet::Exact, Style::Percent),
-            form(&raw, Alphabet::Exact, Style::Unicode),
-            form(&Arc::new(hex(value)), Alphabet::Hex, Style::Natural),
+            form(Zeroizing::new(value.to_vec()), Alphabet::Exact),
+            form(hex(value), Alphabet::Hex),
         ];
-        forms.extend((0..3).map(|offset| {
-            form(&Arc::new(base64_core(value, offset)), Alphabet::Base64, Style::Natural)
-        }));
+        forms.extend((0..3).map(|offset| form(base64_core(value, offset), Alphabet::Base64)));
         forms
     }
 
@@ -72,83 +46,47 @@ impl Form {
         forms
     }
 
-    /// Holds the beginning of `bytes` against the form.
-    pub(super) fn look(&self, bytes: &[u8]) -> Seen {
-        let mut seen = Seen::default();
-        let plain = self.plain_beginning(bytes);
-        let mut ends = Ends::default();
-        ends.add(plain);
-        for &byte in self.text.iter().skip(plain) {
-            let mut next = Ends::default();
-            for at in ends.iter() {
-                self.step(byte, bytes.get(at..).unwrap_or_default(), |met| match met {
-                    Met::Whole(length) => next.add(at + length),
-                    Met::Part => seen.partial = true,
-                    Met::Not => (),
-                });
+    /// The bytes of the form as it stands where none is escaped.
+    pub(super) fn text(&self) -> &[u8] {
+        &self.text
+    }
+
+    /// The longest occurrence whose byte number `offset` begins at `at`.
+    pub(super) fn around(&self, text: &[u8], at: usize, offset: usize) -> Option<Range<usize>> {
+        let (before, after) = self.text.split_at_checked(offset)?;
+        let mut ends = Places::one(at);
+        for &byte in after {
+            ends = ends.each(|end, next| self.step(byte, text, end, next))?;
+        }
+        let mut begins = Places::one(at);
+        for &byte in before.iter().rev() {
+            begins = begins.each(|begin, next| self.step_back(byte, text, begin, next))?;
+        }
+        Some(begins.least()..ends.greatest())
+    }
+
+    /// Where in the text a search may look for it: the part, as near to the end as may be, that
+    /// reads the same wherever the form stands and whichever of its bytes are escaped. The
+    /// beginning may be taken for digits of an escape that stands before it, the end for the
+    /// beginning of one that goes on, and a value may hold what reads as an escape itself.
+    pub(super) fn stable(&self) -> Range<usize> {
+        let text = self.text();
+        let mut runs: Vec<Range<usize>> = Vec::new();
+        for at in swallowed(text).max(1)..text.len() {
+            if is_unstable(text, at) {
+                continue;
             }
-            if next.one.is_none() {
-                return seen;
+            match runs.last_mut() {
+                Some(run) if run.end == at => run.end += 1,
+                _ => runs.push(at..at + 1),
             }
-            ends = next;
         }
-        seen.matched = ends.iter().max().unwrap_or(0);
-        seen
+        let long = runs.iter().rev().find(|run| run.len() >= LONG_RUN);
+        long.or(runs.iter().max_by_key(|run| run.len())).cloned().unwrap_or_default()
     }
 
-    /// Every text that an occurrence can begin with, cut after [`FINGERPRINT_BYTES`].
-    pub(super) fn fingerprints(&self) -> Vec<[u8; FINGERPRINT_BYTES]> {
-        let mut done = Vec::new();
-        let mut open = vec![Vec::new()];
-        for &byte in self.text.iter() {
-            let ends: Vec<_> = self.spellings(byte).flat_map(Spelling::cases).collect();
-            let grown =
-                open.iter().flat_map(|begun| ends.iter().map(|end| [&**begun, end].concat()));
-            let mut next: Vec<Vec<u8>> = Vec::new();
-            for text in grown {
-                match text.first_chunk() {
-                    Some(fingerprint) => done.push(*fingerprint),
-                    None => next.push(text),
-                }
-            }
-            open = next;
-        }
-        done
-    }
-
-    /// Bytes of the longest occurrence there can be.
-    pub(super) fn longest(&self) -> usize {
-        let longest_of = |&byte: &u8| self.spellings(byte).map(|spelling| spelling.length).max();
-        self.text.iter().filter_map(longest_of).sum()
-    }
-
-    /// How many bytes of the text stand here as they are. As none of them begins an escape, there
-    /// is no other way to read them.
-    fn plain_beginning(&self, bytes: &[u8]) -> usize {
-        if self.style != Style::Natural {
-            return 0;
-        }
-        let plain = |(want, byte): &(&u8, &u8)| want == byte && !begins_escape(**byte);
-        self.text.iter().zip(bytes).take_while(plain).count()
-    }
-
-    fn step(&self, byte: u8, bytes: &[u8], mut found: impl FnMut(Met)) {
-        if let Some(&first) = bytes.first()
-            && self.style == Style::Natural
-            && !begins_escape(first)
-        {
-            let stands = self.twins(byte).any(|twin| first == twin);
-            return found(if stands { Met::Whole(1) } else { Met::Not });
-        }
-        self.spellings(byte).for_each(|spelling| found(spelling.meet(bytes)));
-    }
-
-    fn spellings(&self, byte: u8) -> impl Iterator<Item = Spelling> {
-        let style = self.style;
-        self.twins(byte).flat_map(move |byte| style.spellings(byte))
-    }
-
-    fn twins(&self, byte: u8) -> impl Iterator<Item = u8> + use<> {
+    /// The bytes that may stand for this byte of the text.
+    pub(super) fn twins(&self, byte: u8) -> impl Iterator<Item = u8> + use<> {
         let twin = match (self.alphabet, byte) {
             (Alphabet::Base64, b'+') => Some(b'-'),
             (Alphabet::Base64, b'/') => Some(b'_'),
@@ -157,115 +95,114 @@ impl Form {
         };
         std::iter::once(byte).chain(twin)
     }
-}
 
-impl Style {
-    fn spellings(self, byte: u8) -> impl Iterator<Item = Spelling> {
-        let unreserved = byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-        let natural = self == Self::Natural;
-        let short = natural && b"\"\\/".contains(&byte);
-        [
-            natural.then(|| Spelling::new(&[byte], 1)),
-            (self == Self::Percent || natural && !unreserved).then(|| Spelling::percent(byte)),
-            (self == Self::Unicode || natural && !unreserved).then(|| Spelling::unicode(byte)),
-            short.then(|| Spelling::new(&[b'\\', byte], 2)),
-        ]
-        .into_iter()
-        .flatten()
-    }
-}
-
-/// One way to write one byte, with hexadecimal digits in lower case.
-#[derive(Clone, Copy)]
-struct Spelling {
-    text: [u8; 6],
-    length: usize,
-    /// Where the hexadecimal digits begin, whose case does not matter.
-    digits: usize,
-}
-
-enum Met {
-    Whole(usize),
-    Part,
-    Not,
-}
-
-impl Spelling {
-    fn new(bytes: &[u8], digits: usize) -> Self {
-        let mut text = [0; 6];
-        text.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
-        Self { text, length: bytes.len(), digits }
+    fn stands_for(&self, found: u8, byte: u8) -> bool {
+        self.twins(byte).any(|twin| found == twin)
     }
 
-    fn percent(byte: u8) -> Self {
-        let [high, low] = hex_digits(byte);
-        Self::new(&[b'%', high, low], 1)
-    }
-
-    fn unicode(byte: u8) -> Self {
-        let [high, low] = hex_digits(byte);
-        Self::new(&[b'\\', b'u', b'0', b'0', high, low], 2)
-    }
-
-    fn meet(&self, bytes: &[u8]) -> Met {
-        let mut spelled = self.text.iter().take(self.length).zip(bytes).enumerate();
-        let equal = |(at, (want, byte)): (usize, (&u8, &u8))| {
-            want == byte || at >= self.digits && *want == byte.to_ascii_lowercase()
-        };
-        if !spelled.all(equal) {
-            Met::Not
-        } else if bytes.len() < self.length {
-            Met::Part
-        } else {
-            Met::Whole(self.length)
+    /// Where `byte` may end that begins at `at`.
+    fn step(&self, byte: u8, text: &[u8], mut at: usize, next: &mut Places) {
+        for _ in 0..=MOST_NOTHINGS {
+            let rest = text.get(at..).unwrap_or_default();
+            let Some(&first) = rest.first() else { return };
+            if self.stands_for(first, byte) {
+                next.add(at + 1);
+            }
+            match escape(rest) {
+                None => return,
+                Some(found) => match found.meaning {
+                    Meaning::Nothing => at += found.length,
+                    Meaning::Byte(meant) if self.stands_for(meant, byte) => {
+                        return next.add(at + found.length);
+                    }
+                    Meaning::Byte(_) => return,
+                },
+            }
         }
     }
 
-    /// The spelling with its digits in lower and in upper case: for a byte of ASCII, at most the
-    /// last one is a letter, so there are no more.
-    fn cases(self) -> [Vec<u8>; 2] {
-        let lower: Vec<u8> = self.text.iter().take(self.length).copied().collect();
-        let mut upper = lower.clone();
-        upper.iter_mut().skip(self.digits).for_each(u8::make_ascii_uppercase);
-        [lower, upper]
+    /// Where `byte` may begin that ends at `end`.
+    fn step_back(&self, byte: u8, text: &[u8], mut end: usize, next: &mut Places) {
+        for _ in 0..=MOST_NOTHINGS {
+            let before = text.get(..end).unwrap_or_default();
+            let Some(&last) = before.last() else { return };
+            if self.stands_for(last, byte) {
+                next.add(end - 1);
+            }
+            for (meant, length) in escapes_before(before) {
+                if self.stands_for(meant, byte) {
+                    next.add(end - length);
+                }
+            }
+            match nothing_before(before) {
+                0 => return,
+                length => end -= length,
+            }
+        }
     }
 }
 
-/// The places where the bytes read so far may end: nearly always one, more only where a secret
-/// holds `%` or `\` itself.
-#[derive(Default)]
-struct Ends {
-    one: Option<usize>,
-    more: Vec<usize>,
+/// How many bytes at the beginning of `text` may be taken for the rest of an escape before it.
+fn swallowed(text: &[u8]) -> usize {
+    let begun = |before: &&[u8]| {
+        let head = text.get(..LONGEST_ESCAPE.min(text.len())).unwrap_or_default();
+        let found = escape(&[before, head].concat());
+        found.map_or(0, |found| found.length.saturating_sub(before.len()))
+    };
+    BEGUN.iter().map(begun).max().unwrap_or(0)
 }
 
-impl Ends {
-    fn add(&mut self, end: usize) {
-        match self.one {
-            None => self.one = Some(end),
-            Some(one) if one != end && !self.more.contains(&end) => self.more.push(end),
-            Some(_) => (),
+/// Whether what stands at `at` may belong to an escape where the text stands by itself.
+fn is_unstable(text: &[u8], at: usize) -> bool {
+    let first = at.saturating_sub(LONGEST_ESCAPE - 1);
+    (first..=at).any(|begin| {
+        let rest = text.get(begin..).unwrap_or_default();
+        let begins = rest.first().is_some_and(|&byte| begins_escape(byte));
+        let inside = || escape(rest).is_some_and(|found| begin + found.length > at);
+        begins && (inside() || goes_on(rest))
+    })
+}
+
+/// Whether an escape that `rest` begins with may end beyond it.
+fn goes_on(rest: &[u8]) -> bool {
+    let within = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'#';
+    rest.len() < LONGEST_ESCAPE && rest.iter().skip(1).all(within)
+}
+
+/// Places in a text: nearly always one, more only where a secret holds what reads as an escape.
+struct Places(Vec<usize>);
+
+impl Places {
+    fn one(place: usize) -> Self {
+        Self(vec![place])
+    }
+
+    fn add(&mut self, place: usize) {
+        if !self.0.contains(&place) {
+            self.0.push(place);
         }
     }
 
-    fn iter(&self) -> impl Iterator<Item = usize> {
-        self.one.into_iter().chain(self.more.iter().copied())
+    fn each(&self, mut step: impl FnMut(usize, &mut Self)) -> Option<Self> {
+        let mut next = Self(Vec::new());
+        self.0.iter().for_each(|&place| step(place, &mut next));
+        (!next.0.is_empty()).then_some(next)
     }
-}
 
-/// Every other byte stands for itself or for nothing.
-fn begins_escape(byte: u8) -> bool {
-    matches!(byte, b'%' | b'\\')
+    fn least(&self) -> usize {
+        self.0.iter().copied().min().unwrap_or(usize::MAX)
+    }
+
+    fn greatest(&self) -> usize {
+        self.0.iter().copied().max().unwrap_or(0)
+    }
 }
 
 fn hex(value: &[u8]) -> Zeroizing<Vec<u8>> {
+    let digit = |digit: u8| if digit < 10 { b'0' + digit } else { b'a' + digit - 10 };
     let mut text = Zeroizing::new(Vec::with_capacity(value.len() * 2));
-    value.iter().for_each(|&byte| text.extend(hex_digits(byte)));
+    value.iter().for_each(|&byte| text.extend([digit(byte >> 4), digit(byte & 0xf)]));
     text
-}
-
-fn hex_digits(byte: u8) -> [u8; 2] {
-    [byte >> 4, byte & 0xf].map(|digit| if digit < 10 { b'0' + digit } else { b'a' + digit - 10 })
 }
 
 /// The base64 of `value` after `offset` unknown bytes, without the characters at either end that
@@ -279,6 +216,16 @@ fn base64_core(value: &[u8], offset: usize) -> Zeroizing<Vec<u8>> {
     Zeroizing::new(encoded.as_bytes().get(begin..end).unwrap_or_default().to_vec())
 }
 
-/// Bytes by which a form is looked for: a whole `\u00XX`, so that JSON full of escapes gives no
-/// reason to look closer. No form is shorter, since no secret has fewer than eight bytes.
-pub(super) const FINGERPRINT_BYTES: usize = 6;
+/// Beginnings of every kind of escape; which digits they hold makes no difference.
+const BEGUN: [&[u8]; 26] = [
+    b"%", b"%4", b"\\", b"\\u", b"\\u0", b"\\u00", b"\\u004", b"\\x", b"\\x4", b"&", b"&#", b"&#6",
+    b"&#x", b"&#x4", b"&a", b"&am", b"&amp", b"&ap", b"&l", b"&g", b"&q", b"&qu", b"&quo", b"&apo",
+    b"=", b"=4",
+];
+
+/// Bytes between two of a form that are nothing, at most: UTF-32 has three, and a soft line break
+/// may stand beside them.
+const MOST_NOTHINGS: usize = 5;
+
+/// A stable part that is as good as a longer one.
+const LONG_RUN: usize = 48;

@@ -8,8 +8,8 @@ use bytes::{Bytes, BytesMut};
 use http::{
     HeaderMap, HeaderName, HeaderValue, StatusCode,
     header::{
-        ACCEPT_ENCODING, ACCEPT_RANGES, ALT_SVC, CONTENT_ENCODING, IF_RANGE, RANGE,
-        SEC_WEBSOCKET_EXTENSIONS, SET_COOKIE, TE,
+        ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_RANGES, ALT_SVC, CONTENT_ENCODING, CONTENT_TYPE,
+        IF_RANGE, RANGE, SEC_WEBSOCKET_EXTENSIONS, SET_COOKIE, TE,
     },
 };
 
@@ -22,6 +22,8 @@ pub struct HeadReport {
     /// Bytes of field values that were masked, and of the names of fields that were removed
     /// because a secret stood in the name.
     pub masked: u64,
+    /// As [`super::MaskStream::near_misses`].
+    pub near_misses: u64,
 }
 
 /// Removes from a response head what the rules do not let through, and masks the rest.
@@ -46,11 +48,13 @@ pub fn mask_head(
 /// As [`mask_head`], for the trailers of a response.
 pub fn mask_trailers(masks: &Masks, rules: &ResponseRules, trailers: &mut HeaderMap) -> HeadReport {
     remove_unlisted(rules, trailers);
-    HeadReport { masked: remove_secret_names(masks, trailers) + mask_values(masks, trailers) }
+    let mut report = HeadReport { masked: remove_secret_names(masks, trailers), near_misses: 0 };
+    trailers.values_mut().for_each(|value| mask_value(masks, value, &mut report));
+    report
 }
 
-/// Makes a request ask for a response that can be read: no coding, no delta, no compressed
-/// messages inside gRPC, Connect or WebSocket, and no part of a whole unless ranges are allowed.
+/// Makes a request ask for a response that can be read: no coding, no character set by choice, no
+/// delta, no compressed messages inside gRPC, Connect or WebSocket, and no part of a whole unless ranges are allowed.
 /// `TE` keeps `trailers` alone, which gRPC needs.
 pub fn request_encodings(rules: &ResponseRules, headers: &mut HeaderMap) {
     headers.insert(ACCEPT_ENCODING, IDENTITY);
@@ -61,6 +65,7 @@ pub fn request_encodings(rules: &ResponseRules, headers: &mut HeaderMap) {
     }
     headers.remove(SEC_WEBSOCKET_EXTENSIONS);
     headers.remove(A_IM);
+    headers.remove(ACCEPT_CHARSET);
     if !rules.ranges {
         headers.remove(RANGE);
         headers.remove(IF_RANGE);
@@ -74,6 +79,14 @@ pub fn request_encodings(rules: &ResponseRules, headers: &mut HeaderMap) {
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
+}
+
+/// Whether the body is a sequence of messages that each stand behind their length.
+pub fn in_envelopes(headers: &HeaderMap) -> bool {
+    let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    let kind = kind.to_ascii_lowercase();
+    let in_text = kind.starts_with(b"application/grpc-web-text");
+    !in_text && ENVELOPED.iter().any(|begin| kind.starts_with(begin))
 }
 
 fn is_encoded(headers: &HeaderMap) -> bool {
@@ -105,30 +118,26 @@ fn remove_unlisted(rules: &ResponseRules, headers: &mut HeaderMap) {
 
 fn remove_secret_names(masks: &Masks, headers: &mut HeaderMap) -> u64 {
     let holds_secret = |name: &&HeaderName| {
-        masks.names.scan(name.as_str().as_bytes(), 0, true).covered.is_empty().not()
+        masks.names.scan(name.as_str().as_bytes(), usize::MAX).covered.is_empty().not()
     };
     let names: Vec<HeaderName> = headers.keys().filter(holds_secret).cloned().collect();
     names.iter().for_each(|name| drop(headers.remove(name)));
     names.iter().map(|name| name.as_str().len() as u64).sum()
 }
 
-fn mask_values(masks: &Masks, headers: &mut HeaderMap) -> u64 {
-    headers.values_mut().map(|value| mask_value(masks, value)).sum()
-}
-
-fn mask_value(masks: &Masks, value: &mut HeaderValue) -> u64 {
-    let scan = masks.values.scan(value.as_bytes(), 0, true);
+fn mask_value(masks: &Masks, value: &mut HeaderValue, report: &mut HeadReport) {
+    let scan = masks.values.scan(value.as_bytes(), usize::MAX);
+    report.near_misses += scan.near_misses;
     if scan.covered.is_empty() {
-        return 0;
+        return;
     }
     let mut text = BytesMut::from(value.as_bytes());
-    let masked = overwrite(&mut text, 0, &scan.covered);
+    report.masked += overwrite(&mut text, 0, &scan.covered);
     let sensitive = value.is_sensitive();
     // Asterisks keep a valid value valid; an empty one is what is left should that be wrong.
     *value =
         HeaderValue::from_maybe_shared(Bytes::from(text)).unwrap_or(HeaderValue::from_static(""));
     value.set_sensitive(sensitive);
-    masked
 }
 
 const IDENTITY: HeaderValue = HeaderValue::from_static("identity");
@@ -139,6 +148,9 @@ static MESSAGE_CODINGS_ACCEPTED: [HeaderName; 2] = [
     HeaderName::from_static("grpc-accept-encoding"),
     HeaderName::from_static("connect-accept-encoding"),
 ];
+
+/// gRPC, and Connect's streams.
+static ENVELOPED: [&[u8]; 2] = [b"application/grpc", b"application/connect+"];
 
 static CODINGS: [HeaderName; 3] = [
     CONTENT_ENCODING,
@@ -274,6 +286,7 @@ mod tests {
             ("te", "gzip, trailers;q=1"),
             ("te", "Trailers"),
             ("a-im", "vcdiff"),
+            ("accept-charset", "utf-7"),
             ("grpc-accept-encoding", "gzip"),
             ("sec-websocket-extensions", "permessage-deflate"),
         ];

@@ -4,25 +4,33 @@
 //! Each is found in these forms, also where they overlap, and masked byte for byte so that
 //! lengths stay true:
 //!
-//! - as it is, with any of its bytes outside RFC 3986's unreserved set written `%XX`, `\u00XX`
-//!   or, where JSON has one, as a short escape, each byte independently of the others;
-//! - with every byte written `%XX`, or every byte written `\u00XX`;
+//! - as it is;
 //! - base64 at any of the three offsets, in either alphabet, as far as its characters depend on
-//!   the secret alone; `+` and `/` may be escaped as above;
-//! - hexadecimal, in either case.
+//!   the secret alone;
+//! - hexadecimal, in either case;
+//! - each of these with any of its bytes, each by itself, written as one of the escapes of
+//!   [`escape`], and in UTF-16 and UTF-32.
 //!
-//! [`MaskStream`] does so for a body in chunks of any size, and holds back nothing but a suffix
-//! that may still become one of the forms. Whatever cannot be read (an encoding that was not
-//! asked for, a range that may cut a secret in two) is refused rather than passed. Transforms
-//! beyond this list pass; so do the up to six bits of a secret that its outermost base64
-//! characters share with their neighbours.
+//! [`MaskStream`] does so for a body in chunks of any size. What it keeps back, and what the search
+//! costs, does not depend on how far the body agrees with a secret: an agent that may store bytes at
+//! an API and read them back would else learn one from the sizes or the times of what it receives.
+//! A whole match does tell, since that is what masks are for: whoever guesses all of a value sees
+//! it masked. Values that can be guessed are no secrets.
+//!
+//! Whatever cannot be read (an encoding that was not asked for, a range that may cut a secret in
+//! two) is refused rather than passed. Transforms beyond this list pass; so do the up to six bits
+//! of a secret that its outermost base64 characters share with their neighbours, and what came
+//! before an upstream's pause in the middle of a secret.
 
+mod envelope;
+mod escape;
 mod form;
 mod head;
 mod masks;
+mod search;
 mod stream;
 
-pub use head::{HeadReport, mask_head, mask_trailers, request_encodings};
+pub use head::{HeadReport, in_envelopes, mask_head, mask_trailers, request_encodings};
 pub use masks::Masks;
 pub use stream::MaskStream;
 

@@ -1,10 +1,14 @@
 //! A body in chunks, masked as it passes.
 //!
-//! Whatever the chunks, the output is what masking the whole body at once would give. Held back
-//! is a suffix that may yet become a form of a secret and nothing else, fewer bytes than
-//! [`Masks::longest`]; a chunk without one, or without a secret, passes without being copied.
+//! Whatever the chunks, the output is what masking the whole body at once would give. Kept back is
+//! the run of bytes at the end that an occurrence of a form could hold, at most
+//! [`Masks::reach`] of them. Which bytes those are depends on the body and its chunks and on
+//! nothing else: a run begins after each space, control character and byte above 0x7E, which no
+//! form holds, and after each message of gRPC and Connect. So the sizes and the times of what is
+//! given out say nothing of what the secrets are. A run is not broken by what stands inside forms:
+//! a NUL (UTF-16) and a line end after `=` (quoted-printable).
 //!
-//! A body may take newer masks between two chunks. What was held back is looked at with those, and
+//! A body may take newer masks between two chunks. What was kept back is looked at with those, and
 //! what was found before stays found.
 
 use std::sync::Arc;
@@ -12,25 +16,41 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use zeroize::Zeroizing;
 
-use super::masks::{Masks, overwrite};
+use super::{
+    envelope::Envelopes,
+    masks::{Masks, Scan, overwrite, union},
+};
 
 /// The masking of one body.
 pub struct MaskStream {
     masks: Arc<Masks>,
-    /// The live partial match at the end of what was pushed.
-    held: Zeroizing<Vec<u8>>,
-    /// How many of the held bytes belong to an occurrence that began before them.
+    envelopes: Option<Envelopes>,
+    /// The run at the end of what was pushed.
+    run: Zeroizing<Vec<u8>>,
+    /// How many bytes of the run belong to an occurrence that began before them.
     known: usize,
-    /// How many of the held bytes are with the receiver already.
+    /// How many bytes of the run are with the receiver already.
     released: usize,
+    /// Whether a part of the run was given out because nothing followed it.
+    paused: bool,
     masked: u64,
+    near_misses: u64,
 }
 
 impl MaskStream {
-    /// A stream at its beginning.
-    pub fn new(masks: Arc<Masks>) -> Self {
-        let held = Zeroizing::new(Vec::new());
-        Self { masks, held, known: 0, released: 0, masked: 0 }
+    /// A stream at its beginning. Where `in_envelopes`, the body is a sequence of messages, each
+    /// behind a byte of flags and its length in four bytes, as gRPC and Connect send them.
+    pub fn new(masks: Arc<Masks>, in_envelopes: bool) -> Self {
+        Self {
+            masks,
+            envelopes: in_envelopes.then(Envelopes::default),
+            run: Zeroizing::new(Vec::new()),
+            known: 0,
+            released: 0,
+            paused: false,
+            masked: 0,
+            near_misses: 0,
+        }
     }
 
     /// Takes other masks for everything that was not given out yet.
@@ -40,42 +60,43 @@ impl MaskStream {
 
     /// Takes a chunk and gives what is ready to be sent; that may be nothing.
     pub fn push(&mut self, chunk: Bytes) -> Bytes {
-        if self.masks.is_empty() && self.held.is_empty() {
+        let message_end = self.envelopes.as_mut().and_then(|it| it.advance(&chunk));
+        if self.masks.is_empty() && self.run.is_empty() {
             return chunk;
         }
-        let text = if self.held.is_empty() {
-            chunk
-        } else {
-            [self.held.as_slice(), &chunk].concat().into()
-        };
-        self.pass(text, false)
+        let before = self.run.len();
+        let text = if before == 0 { chunk } else { [self.run.as_slice(), &chunk].concat().into() };
+        let message_end = message_end.map_or(0, |end| before + end);
+        let run = run_begin(&text, text.len().saturating_sub(self.masks.reach()));
+        self.paused &= run == 0;
+        self.pass(text, run, run.max(message_end))
     }
 
-    /// Ends the stream and gives what was held back.
+    /// Ends the stream and gives what was kept back.
     pub fn finish(&mut self) -> Bytes {
-        let text = Bytes::copy_from_slice(&self.held);
-        self.pass(text, true)
+        let text = Bytes::copy_from_slice(&self.run);
+        let end = text.len();
+        self.pass(text, end, end)
     }
 
-    /// Whether bytes are held back that [`Self::release`] would give.
+    /// Whether bytes are kept back that [`Self::release`] would give.
     pub fn can_release(&self) -> bool {
-        self.released < self.held.len() && self.held.len() <= RELEASE_BYTES
+        !self.paused && self.released < self.run.len()
     }
 
-    /// Gives what is held back before it is clear what it is, for a receiver that has waited.
+    /// Gives all that is kept back, for a receiver that has waited: a message of a protocol that
+    /// the gateway does not know may have ended here, and both sides would wait for each other.
     ///
-    /// A message of a two-way protocol may end with a byte that a secret begins with, and both
-    /// sides would wait for each other. Only [`RELEASE_BYTES`] are ever given away so: should a
-    /// secret follow, all of it but these is masked, however slowly it comes.
+    /// Of one run that happens once. Should a secret have begun in it, its rest is masked, however
+    /// slowly it comes.
     pub fn release(&mut self) -> Bytes {
         if !self.can_release() {
             return Bytes::new();
         }
-        let mut ready = BytesMut::from(self.held.get(self.released..).unwrap_or_default());
-        let known = 0..self.known;
-        self.masked += overwrite(&mut ready, self.released, &[known]);
-        self.released = self.held.len();
-        ready.freeze()
+        self.paused = true;
+        let text = Bytes::copy_from_slice(&self.run);
+        let end = text.len();
+        self.pass(text, 0, end)
     }
 
     /// Bytes that were masked so far.
@@ -83,25 +104,61 @@ impl MaskStream {
         self.masked
     }
 
-    fn pass(&mut self, mut text: Bytes, end: bool) -> Bytes {
-        let scan = self.masks.values.scan(&text, self.known, end);
-        let held = text.split_off(scan.settled);
-        let begin = self.released.min(text.len());
-        let ready = text.split_off(begin);
+    /// Places so far that look as if somebody were guessing: twelve bytes of a form, eight of a
+    /// short one, and not the form.
+    pub fn near_misses(&self) -> u64 {
+        self.near_misses
+    }
 
-        let covered_to = scan.covered.last().map_or(0, |range| range.end);
-        self.known = covered_to.saturating_sub(scan.settled);
-        self.released = self.released.saturating_sub(scan.settled);
-        self.held = Zeroizing::new(held.to_vec());
-
-        if scan.covered.iter().all(|range| range.end <= begin || range.start >= scan.settled) {
-            return ready;
+    /// Of a text that begins with the run of before, keeps what begins at `run` and gives what ends
+    /// at `ready` and was not given yet. Gives a chunk without a secret as it is, uncopied.
+    fn pass(&mut self, mut text: Bytes, run: usize, ready: usize) -> Bytes {
+        let Scan { mut covered, near_misses } = self.masks.values.scan(&text, run);
+        self.near_misses += near_misses;
+        if self.known > 0 {
+            covered.push(0..self.known.min(text.len()));
+            covered = union(covered);
         }
-        let mut ready = BytesMut::from(ready);
-        self.masked += overwrite(&mut ready, begin, &scan.covered);
-        ready.freeze()
+        let across = covered.iter().find(|range| range.start < run && range.end > run);
+        self.known = match across {
+            Some(range) => range.end - run,
+            None if run == 0 => self.known,
+            None => 0,
+        };
+        let kept = Zeroizing::new(text.get(run..).unwrap_or_default().to_vec());
+        let begin = self.released.min(ready);
+        self.released = self.released.max(ready) - run;
+        self.run = kept;
+
+        text.truncate(ready);
+        let given = text.split_off(begin);
+        if covered.iter().all(|range| range.end <= begin || range.start >= ready) {
+            return given;
+        }
+        let mut given = BytesMut::from(given);
+        self.masked += overwrite(&mut given, begin, &covered);
+        given.freeze()
     }
 }
 
-/// Most bytes of a live partial match that are given away early.
-const RELEASE_BYTES: usize = 4;
+/// Where the run at the end of `text` begins, no earlier than at `least`.
+fn run_begin(text: &[u8], least: usize) -> usize {
+    let mut run = text.get(least..).unwrap_or_default();
+    while let Some(at) = run.iter().rposition(|byte| matches!(byte, 1..=0x20 | 0x7f..)) {
+        if breaks_run(text, least + at) {
+            return least + at + 1;
+        }
+        run = run.get(..at).unwrap_or_default();
+    }
+    least
+}
+
+/// Whether no form holds the byte at `at`, which is no character that a value may have.
+fn breaks_run(text: &[u8], at: usize) -> bool {
+    let before = text.get(..at).unwrap_or_default();
+    match text.get(at) {
+        Some(b'\n') => !(before.ends_with(b"=") || before.ends_with(b"=\r")),
+        Some(b'\r') => !before.ends_with(b"="),
+        _ => true,
+    }
+}

@@ -5,6 +5,7 @@
 //! | `/v1/chat/completions`, `/v1/messages`, `/v1/models` | like the real APIs, streamed on `"stream": true` |
 //! | `/reflect` | the credential in a header field and in the body |
 //! | `/reflect-split` | the credential in the body, one byte a chunk |
+//! | `/v1/pieces?bytes=N&ms=M` | the request's body, N bytes at a time, with a pause after each |
 //! | `/gzip` | the credential in a compressed body |
 //! | `/sse?n=5&ms=100` | events with a pause between them |
 //! | `/gated?n=5` | events, each when the test asks for it: [`super::Origin::release`] |
@@ -90,6 +91,7 @@ async fn route(request: &Received) -> Answer {
         "/v1/chat/completions" | "/v1/messages" | "/v1/models" => models::answer(request),
         "/reflect" => reflect(request),
         "/reflect-split" => split(credential(request)),
+        "/v1/pieces" => pieces(request),
         "/gzip" => gzip(request),
         "/sse" => events(request),
         "/gated" => gated(number(request, "n").unwrap_or(5)),
@@ -175,6 +177,21 @@ fn split(credential: String) -> Answer {
             if frames.send(Ok(frame)).await.is_err() {
                 break;
             }
+        }
+    })
+}
+
+fn pieces(request: &Received) -> Answer {
+    let (body, pause) = (request.body.clone(), pause(request));
+    let bytes = number(request, "bytes").and_then(|bytes| usize::try_from(bytes).ok());
+    let bytes = bytes.unwrap_or(64).max(1);
+    streamed("application/octet-stream", move |frames| async move {
+        for begin in (0..body.len()).step_by(bytes) {
+            let piece = body.slice(begin..body.len().min(begin + bytes));
+            if frames.send(Ok(Frame::data(piece))).await.is_err() {
+                break;
+            }
+            tokio::time::sleep(pause).await;
         }
     })
 }

@@ -32,6 +32,7 @@ pub(super) struct Counts {
     pub(super) large_windows: AtomicUsize,
     pub(super) minting: Mutex<Pace>,
     asking: Mutex<Pace>,
+    probing: Mutex<Pace>,
     /// Requests that came too fast and are not told yet.
     pub(super) over_rate: AtomicU64,
 }
@@ -75,6 +76,7 @@ impl Tally {
             large_windows: AtomicUsize::new(0),
             minting: Mutex::new(Pace::new(now)),
             asking: Mutex::new(Pace::new(now)),
+            probing: Mutex::new(Pace::new(now)),
             over_rate: AtomicU64::new(0),
         };
         Self { counts: Arc::new(counts), budget: Arc::new(Budget::new(quota)) }
@@ -93,7 +95,9 @@ impl Tally {
         let is_full =
             |pace: &Mutex<Pace>| pace.lock().unwrap_or_else(PoisonError::into_inner).is_full(now);
         Arc::strong_count(&self.counts) == 1
-            && [&self.counts.minting, &self.counts.asking].into_iter().all(is_full)
+            && [&self.counts.minting, &self.counts.asking, &self.counts.probing]
+                .into_iter()
+                .all(is_full)
             && self.counts.over_rate.load(Relaxed) == 0
     }
 
@@ -101,6 +105,12 @@ impl Tally {
         let rate = self.budget.quota.new_requests;
         let mut asking = self.counts.asking.lock().unwrap_or_else(PoisonError::into_inner);
         asking.take(rate, rate.saturating_mul(2), now)
+    }
+
+    /// Whether responses may come so much nearer to a secret: a few in the long run.
+    pub(super) fn may_probe(&self, near_misses: u32, times: u32, now: Instant) -> bool {
+        let mut probing = self.counts.probing.lock().unwrap_or_else(PoisonError::into_inner);
+        probing.take_all(near_misses, times * PROBES_A_SECOND, times * PROBES_AT_ONCE, now)
     }
 
     /// Counts a connection against the agent and its group, where both have one left.
@@ -175,6 +185,12 @@ impl Budget {
         }
     }
 }
+
+/// Near misses of an agent in the long run. Of a value at random there are none by chance; of one
+/// that ends in words, such as a name with a domain, there may be.
+const PROBES_A_SECOND: u32 = 16;
+/// Near misses of an agent together. What so many of them cost is lost in the noise of any network.
+const PROBES_AT_ONCE: u32 = 1024;
 
 /// The same bytes, which take up this room until the last handle to them is gone.
 pub fn held<R: Send + 'static>(bytes: Bytes, room: R) -> Bytes {

@@ -1,0 +1,93 @@
+//! What an agent receives does not tell how much of a key it has guessed.
+//!
+//! The agent stores guesses at an API and reads them back. Each comes at the end of a piece of the
+//! answer, where a gateway that masks has to wait for what follows.
+
+use std::thread;
+
+use lab::{gateway::OPENAI_SECRET, net::OPENAI, sandboxed};
+
+use crate::world::{TICKET, World, get_path};
+
+/// Pieces that each end in a guess, more of which is right each time; or, where nothing is to be
+/// right, in as many other characters.
+fn guesses(right: bool) -> String {
+    let lengths = [1, 4, 8, 12, 16, 20, OPENAI_SECRET.len() - 1];
+    let piece = |length: usize| {
+        let guess = &OPENAI_SECRET[..length];
+        let wrong = guess.replace(|letter: char| letter.is_ascii_alphanumeric(), "q");
+        let padding = "the beginning of a piece, ".repeat(3);
+        let begin = PIECE - 1 - length;
+        format!("{} {}", &padding[..begin], if right { guess } else { &wrong })
+    };
+    lengths.map(piece).concat()
+}
+
+fn path() -> String {
+    format!("/v1/pieces?bytes={PIECE}&ms=400")
+}
+
+/// The sizes of the chunks in which the answer to this body comes.
+fn chunks(world: &World, body: &str) -> Vec<usize> {
+    let mut tls = world.h1(OPENAI).expect("a connection");
+    let length = format!("Content-Length: {}", body.len());
+    let head = get_path(&path(), &[TICKET, &length, "Connection: close"]);
+    tls.send(head.replacen("GET", "POST", 1) + body).expect("sent");
+    let answer = String::from_utf8(tls.read_to_end()).expect("text");
+    let (_, mut rest) = answer.split_once("\r\n\r\n").expect("a head");
+    let mut sizes = Vec::new();
+    while let Some((size, after)) = rest.split_once("\r\n") {
+        let size = usize::from_str_radix(size, 16).expect("the size of a chunk");
+        if size == 0 {
+            break;
+        }
+        sizes.push(size);
+        rest = &after[size + 2..];
+    }
+    sizes
+}
+
+/// The sizes of the DATA frames.
+fn frames(world: &World, body: &str) -> Vec<usize> {
+    let mut h2 = world.h2(OPENAI).expect("a connection");
+    let body = body.to_owned();
+    let sizes = h2.run(|requests| async move {
+        let request = http::Request::post(format!("https://{}{}", OPENAI.name, path()))
+            .header("authorization", "Bearer OPENAI_API_KEY");
+        let request = request.body(()).expect("a request");
+        let (answer, mut send) = requests.ready().await?.send_request(request, false)?;
+        send.send_data(body.into(), true)?;
+        let mut answer = answer.await?.into_body();
+        let mut sizes = Vec::new();
+        while let Some(part) = answer.data().await.transpose()? {
+            answer.flow_control().release_capacity(part.len())?;
+            sizes.push(part.len());
+        }
+        Ok(sizes)
+    });
+    sizes.expect("an answer").into_iter().filter(|size| *size > 0).collect()
+}
+
+#[test]
+fn an_answer_has_the_same_shape_however_much_of_the_key_is_guessed() {
+    sandboxed(|| {
+        let world = World::usual();
+        let shape = |of: fn(&World, &str) -> Vec<usize>, right| of(&world, &guesses(right));
+        thread::scope(|scope| {
+            for (name, of) in [("h1", chunks as fn(&World, &str) -> Vec<usize>), ("h2", frames)] {
+                let [right, wrong] =
+                    [true, false].map(|right| scope.spawn(move || shape(of, right)));
+                let (right, wrong) = (right.join().expect("read"), wrong.join().expect("read"));
+                assert_eq!(right, wrong, "{name}");
+                // The guess is kept back and comes after a pause, so that there is a shape at all.
+                assert_eq!(right.iter().sum::<usize>(), 7 * PIECE, "{name}: {right:?}");
+                assert!(right.len() >= 14, "{name}: {right:?}");
+            }
+        });
+        assert!(world.origin.log().holds(OPENAI_SECRET), "the API had the key");
+        world.gateway.audit.wait_for(|record| record["complete"] == true);
+    });
+}
+
+/// Bytes of a piece.
+const PIECE: usize = 64;
