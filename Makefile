@@ -1,5 +1,6 @@
 # make demo   the whole story in a minute: agents, gateway, API, with the real bytes
 # make test   everything that is promised, on this machine, from nothing
+# make test-systemd  the shipped unit in a Debian 13 that is booted for it; as root
 # make lab    the properties alone; ONLY=FILE:: runs those of one file
 # make bench  CPU and memory beside HAProxy and nginx, in 20 minutes; QUICK=1: in three
 #
@@ -18,7 +19,7 @@ VAULT_PATH = $(if $(CLOAKROOM_VAULT),echo "$(CLOAKROOM_VAULT)",tests/vault/get)
 # Where nft and ip are; an ordinary user's PATH lacks it on Debian.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: help demo test bench prerequisites vault clients format lint dependencies unit lab build
+.PHONY: help demo test bench prerequisites vault clients format lint dependencies unit lab build test-systemd
 # Each step is parallel in itself, and their output is read in this order.
 .NOTPARALLEL:
 
@@ -74,6 +75,11 @@ lab: build vault clients
 	@echo "== Properties, in namespaces, against the built program"
 	CLOAKROOM_BIN=$(CURDIR)/target/debug/cloakroom CLOAKROOM_VAULT="$$($(VAULT_PATH) | tail -n 1)" \
 		$(CARGO) test $(TESTED) --test properties -- --test-threads=$(LAB_THREADS) $(ONLY)
+
+test-systemd: build
+	@echo "== The unit, under systemd as the first process of a machine"
+	CLOAKROOM_BIN=$(CURDIR)/target/debug/cloakroom CLOAKROOM_MACHINE="$$(tests/systemd/root | tail -n 1)" \
+		$(CARGO) test $(TESTED) --test systemd -- --test-threads=2 $(ONLY)
 
 # Ratios count, not figures: see benches/README.md.
 bench: prerequisites

@@ -48,6 +48,7 @@ mod stray_packets;
 mod streaming;
 mod substitution;
 mod the_lab_itself;
+mod tls_stacks;
 mod unanswered;
 mod upgrades;
 mod vault_and_secrets;

@@ -18,7 +18,7 @@ use lab::{
 };
 
 use crate::{
-    control::tell,
+    control::{status, tell},
     world::{TICKET, World, get},
 };
 
@@ -68,5 +68,25 @@ fn a_reference_that_moves_while_vault_is_slow_costs_no_answer() {
         assert!(keys.contains(&format!("Bearer {OPENAI_SECRET}")));
         assert_eq!(keys.last(), Some(&format!("Bearer {MOVED}")));
         world.assert_secrets_untold();
+    });
+}
+
+/// Landlock: even as root the daemon reads nothing outside of the folders that it named at its start.
+#[test]
+fn a_reload_that_names_a_file_in_another_folder_says_that_it_takes_a_restart() {
+    sandboxed(|| {
+        let mut world = World::usual();
+        assert_ne!(status(&world)["landlock"], "not");
+        std::fs::create_dir("/run/elsewhere").expect("a folder");
+        std::fs::copy(world.lab.public_ca(), "/run/elsewhere/ca.pem").expect("a file");
+        let moved =
+            gateway::usual_config().replacen("{dir}/public-ca.pem", "/run/elsewhere/ca.pem", 1);
+        let path = gateway::install(&world.lab, &moved);
+        let told = tell(&world, &["reload"], 64);
+        assert!(told.contains("/run/elsewhere (Landlock)") && told.contains("restart"), "{told}");
+        assert_eq!(world.ask(&get(&[TICKET])).status, 200, "the old policy serves");
+        world.gateway.kill();
+        world.gateway = Gateway::run(&world.lab, &path).expect("it starts");
+        assert_eq!(world.ask(&get(&[TICKET])).status, 200);
     });
 }

@@ -38,20 +38,23 @@ fn the_folders_of_the_unit_are_the_defaults_of_the_reference() {
 }
 
 #[test]
-fn systemd_takes_the_unit() {
+fn systemd_takes_the_units() {
     sandboxed(|| {
         if tools::on_path(&["systemd-analyze"]).is_none() {
             return println!("no systemd here");
         }
         let lab = Lab::new();
         let program = tools::cloakroom().display().to_string();
-        let unit = image("cloakroom.service").replace("/usr/local/bin/cloakroom", &program);
-        let path = lab.write("cloakroom.service", unit);
-        let output = Command::new("systemd-analyze").arg("verify").arg(&path).output();
+        let units = ["cloakroom.service", "cloakroom-ca.service", "cloakroom-ca.timer"];
+        let path = |name| {
+            let unit = image(name).replace("/usr/local/bin/cloakroom", &program);
+            lab.write(name, unit)
+        };
+        let output = Command::new("systemd-analyze").arg("verify").args(units.map(path)).output();
         let output = output.expect("it starts");
         let said = String::from_utf8_lossy(&output.stderr);
         let of_ours: Vec<&str> =
-            said.lines().filter(|line| line.contains("cloakroom.service")).collect();
+            said.lines().filter(|line| units.iter().any(|unit| line.contains(unit))).collect();
         assert!(output.status.success() && of_ours.is_empty(), "{said}");
     });
 }

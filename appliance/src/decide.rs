@@ -128,7 +128,9 @@ fn decide_tls(policy: &Policy, group: &Group, port: u16, hello: &Hello) -> Resul
     match &route {
         // What is hidden in an encrypted hello would be carried to a name nobody checked. Where
         // TLS ends here it is only an extension that the gateway does not answer.
-        Route::Splice(_) if hello.ech => return Err(Reason::EchDenied),
+        Route::Splice(pass) if hello.ech && !pass.carry.allows_ech() => {
+            return Err(Reason::EchDenied);
+        }
         Route::Splice(_) | Route::Tcp(_) => {}
         Route::Intercept(_) | Route::Inspect(_) => check_alpn(hello)?,
     }
@@ -149,7 +151,7 @@ fn route_of(policy: &Policy, group: &Group, host: &Host, port: u16) -> Option<Ro
     }
     let pass = pass_of(policy, group, host, port)?;
     Some(match pass.carry {
-        Carry::Splice => Route::Splice(pass),
+        Carry::Splice { .. } => Route::Splice(pass),
         Carry::Inspect { .. } => Route::Inspect(pass),
     })
 }
@@ -181,7 +183,7 @@ fn pass_of(policy: &Policy, group: &Group, host: &Host, port: u16) -> Option<Arc
     let mut passes = policy.passes.iter().filter(listed);
     let first = passes.next()?;
     // Where two rules name one host, the one that looks inside wins.
-    let inspecting = passes.chain([first]).find(|pass| pass.carry != Carry::Splice);
+    let inspecting = passes.chain([first]).find(|pass| !pass.carry.is_splice());
     Some(Arc::clone(inspecting.unwrap_or(first)))
 }
 
@@ -199,7 +201,7 @@ fn decide_plain(
         return Err(Reason::HostMismatch);
     }
     match pass_of(policy, group, host, port) {
-        Some(pass) if pass.carry == Carry::Splice => {
+        Some(pass) if pass.carry.is_splice() => {
             Ok(Permit { route: Route::Splice(pass), host: host.clone(), port, given: None })
         }
         _ if policy.names(group, host) => Err(Reason::NotTls),

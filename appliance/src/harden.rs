@@ -1,4 +1,9 @@
-//! What every process of ours gives up so that its memory stays its own.
+//! What every process of ours gives up so that its memory stays its own, and what the daemon gives up
+//! beside that.
+
+mod confinement;
+
+pub use confinement::{Confinement, Enforced, Reach};
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 

@@ -11,7 +11,7 @@ use rustls::RootCertStore;
 
 use crate::{
     ca::{RuleCa, RuleCas},
-    policy::{Api, Carry, GroupName, Policy, RuleName},
+    policy::{Api, GroupName, Policy, RuleName},
     scrub::Masks,
     secrets::Snapshot,
     substitute::Rules,
@@ -73,7 +73,7 @@ impl Rulebook {
 
 fn check_roots(policy: &Policy, system_roots: &RootCertStore) -> Result<(), RulebookError> {
     let apis = policy.apis.iter().map(|api| (&api.name, &api.upstream));
-    let inspected = policy.passes.iter().filter(|pass| pass.carry != Carry::Splice);
+    let inspected = policy.passes.iter().filter(|pass| !pass.carry.is_splice());
     let mut rules = apis.chain(inspected.map(|pass| (&pass.name, &pass.upstream)));
     let rootless = rules.find(|(_, upstream)| upstream.ca_pem.is_none() && system_roots.is_empty());
     match rootless {

@@ -20,4 +20,4 @@ pub use dns::{DnsRecord, DnsSummary};
 pub use kind::Kind;
 pub use packets::RefusedPackets;
 pub use record::{Record, RequestRecord, Traffic};
-pub use writer::{Sink, Slot, Unavailable, Writer};
+pub use writer::{Sink, Slot, Unavailable, Writer, make_folder};

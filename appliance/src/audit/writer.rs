@@ -54,6 +54,7 @@ impl Sink {
     /// Where the target cannot be opened, or takes no record: that it would not is otherwise known
     /// only once a connection has been carried.
     pub fn open(target: &AuditTarget) -> io::Result<(Self, Writer)> {
+        make_folder(target)?;
         let mut output = Output::open(target)?;
         output.write(&line(&StartLine::now()), &mut 0)?;
         Self::start(output)
@@ -149,11 +150,20 @@ fn line(record: &impl Serialize) -> Vec<u8> {
     bytes
 }
 
-/// The file, and its folder where there is none: for the daemon's user alone.
-fn append_to(path: &Path) -> io::Result<File> {
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+/// Makes the folder of the file where there is none: for the daemon's user alone.
+///
+/// # Errors
+///
+/// It cannot be made.
+pub fn make_folder(target: &AuditTarget) -> io::Result<()> {
+    let AuditTarget::File(path) = target else { return Ok(()) };
+    match path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        Some(folder) => DirBuilder::new().recursive(true).mode(0o700).create(folder),
+        None => Ok(()),
     }
+}
+
+fn append_to(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).mode(0o600).open(path)
 }
 

@@ -7,10 +7,12 @@ use rustls::pki_types::CertificateDer;
 use x509_parser::{
     certificate::X509Certificate,
     extensions::{ExtendedKeyUsage, GeneralName, GeneralSubtree, ParsedExtension},
+    oid_registry::{OID_X509_EXT_BASIC_CONSTRAINTS, OID_X509_EXT_NAME_CONSTRAINTS},
     parse_x509_certificate,
 };
 
-use super::{BACKDATE, Fault, key::Key};
+use super::{BACKDATE, Fault, key::Key, name_constraints::EVERY_ADDRESS};
+use crate::policy::Constraints;
 
 /// When a certificate is valid: seconds since 1970, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,7 +87,7 @@ pub(super) fn check_signed(
     if !matches!(certificate.extended_key_usage(), Ok(None)) {
         check_purpose(&certificate)?;
     }
-    check_names(&certificate, names, addresses)?;
+    check_names(&certificate, (names, Constraints::Critical), addresses)?;
     // Some clients let a CA be a server, and its own constraints do not bind itself.
     match certificate.subject_alternative_name() {
         Ok(None) => Ok(validity(&certificate)),
@@ -94,16 +96,28 @@ pub(super) fn check_signed(
 }
 
 /// An issuing CA: path length 0, server authentication only, exactly these names and no IP
-/// address, both critically (RFC 5280, section 4.2.1.10).
+/// address (RFC 5280, section 4.2.1.10), critically or not.
 pub(super) fn check_issuing(
     der: &CertificateDer<'_>,
     names: &BTreeSet<&str>,
+    constraints: Constraints,
 ) -> Result<Validity, Fault> {
     let certificate = parse(der)?;
     check_ca(&certificate, Some(0))?;
     check_purpose(&certificate)?;
-    check_names(&certificate, names, Addresses::Excluded)?;
+    check_names(&certificate, (names, constraints), Addresses::Excluded)?;
     Ok(validity(&certificate))
+}
+
+/// Whether the certificate says that it is a CA before it says for which names. Any order is right
+/// (RFC 5280, section 4.2), and wolfSSL takes this one alone.
+pub(super) fn check_order(der: &CertificateDer<'_>) -> Result<(), Fault> {
+    let certificate = parse(der)?;
+    let at = |oid| certificate.extensions().iter().position(|extension| extension.oid == oid);
+    match at(OID_X509_EXT_BASIC_CONSTRAINTS) < at(OID_X509_EXT_NAME_CONSTRAINTS) {
+        true => Ok(()),
+        false => Err(Fault::Shape("some clients want basicConstraints before nameConstraints")),
+    }
 }
 
 /// Whether the certificate carries this key.
@@ -197,16 +211,22 @@ fn check_purpose(certificate: &X509Certificate<'_>) -> Result<(), Fault> {
 
 fn check_names(
     certificate: &X509Certificate<'_>,
-    names: &BTreeSet<&str>,
+    (names, wanted): (&BTreeSet<&str>, Constraints),
     allowed: Addresses,
 ) -> Result<(), Fault> {
     let constraints = certificate.name_constraints().ok().flatten();
     let constraints = constraints.ok_or(Fault::Shape("no name constraints"))?;
-    if !constraints.critical {
-        return Err(Fault::Shape("its name constraints are not critical"));
+    match (wanted, constraints.critical) {
+        (Constraints::Critical, true) | (Constraints::Noted, false) => {}
+        (Constraints::Critical, false) => {
+            return Err(Fault::Shape("its name constraints are not critical"));
+        }
+        (Constraints::Noted, true) => {
+            return Err(Fault::Shape("its name constraints are critical, and not only noted"));
+        }
     }
     match addresses(constraints.value.excluded_subtrees.as_deref()) {
-        Some(excluded) if excluded == every_address() => {}
+        Some(excluded) if excluded == BTreeSet::from(EVERY_ADDRESS) => {}
         Some(none) if none.is_empty() && allowed == Addresses::ExcludedOrFree => {}
         _ => return Err(Fault::AddressesFree),
     }
@@ -230,11 +250,6 @@ fn addresses<'a>(subtrees: Option<&'a [GeneralSubtree<'_>]>) -> Option<BTreeSet<
         _ => None,
     };
     subtrees.unwrap_or_default().iter().map(address).collect()
-}
-
-/// 0.0.0.0/0 and ::/0, each an address and its mask.
-fn every_address() -> BTreeSet<&'static [u8]> {
-    BTreeSet::from([[0u8; 8].as_slice(), [0u8; 32].as_slice()])
 }
 
 /// Bits 5 and 6 of KeyUsage, and no other (RFC 5280, section 4.2.1.3).

@@ -10,7 +10,7 @@ use super::{
     root::Root,
     unix_seconds,
 };
-use crate::policy::{Carry, HostPattern, Policy, RuleName};
+use crate::policy::{Carry, Constraints, HostPattern, Policy, RuleName};
 
 /// What was done for one rule.
 #[derive(Debug)]
@@ -58,18 +58,31 @@ pub fn issue(
     Ok(issued)
 }
 
-/// A rule that ends TLS and the names its CA must be limited to.
+/// A rule that ends TLS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsRule {
+    /// Its name, and that of its CA.
+    pub rule: RuleName,
+    /// The names that it may show a certificate for.
+    pub names: Vec<HostPattern>,
+    /// How its CA is limited to them.
+    pub constraints: Constraints,
+}
+
+/// What the CA of a rule must be.
 struct Wanted<'a> {
     rule: &'a RuleName,
     names: BTreeSet<&'a str>,
+    constraints: Constraints,
 }
 
 impl<'a> Wanted<'a> {
-    fn read((rule, names): &'a (RuleName, Vec<HostPattern>)) -> Result<Self, CaError> {
+    fn read(rule: &'a TlsRule) -> Result<Self, CaError> {
+        let TlsRule { rule, names, constraints } = rule;
         let names =
             constraint_names(names).ok_or_else(|| CaError::Unconstrainable(rule.clone()))?;
         check_count(rule, &names)?;
-        Ok(Self { rule, names })
+        Ok(Self { rule, names, constraints: *constraints })
     }
 
     fn issue(
@@ -94,7 +107,8 @@ impl<'a> Wanted<'a> {
 
     /// The seconds that are left of a CA that needs nothing.
     fn examine(&self, root: &Root, folder: &Folder, now: i64) -> Result<i64, Fault> {
-        let pair = Pair::read(folder, self.rule, &self.names)?;
+        let pair = Pair::read(folder, self.rule, &self.names, self.constraints)?;
+        check::check_order(&pair.certificate)?;
         check::check_signed_by(&pair.certificate, root.certificate().der())?;
         // One that ends with the root gains nothing from being made anew.
         let least = match pair.validity.not_after == root.validity().not_after {
@@ -108,7 +122,8 @@ impl<'a> Wanted<'a> {
     /// The key goes first: where the machine stops between the two, what is left does not match
     /// and is made again.
     fn make(&self, root: &Root, folder: &Folder, lock: &Lock<'_>, now: i64) -> Result<(), CaError> {
-        let (key, certificate) = issuing::make(root, self.rule, &self.names, now)?;
+        let (key, certificate) =
+            issuing::make(root, self.rule, (&self.names, self.constraints), now)?;
         let put = |name: String, bytes: &[u8], access| {
             folder
                 .write(lock, &name, bytes, (access, Place::Any))
@@ -136,23 +151,23 @@ pub(super) fn check_count(rule: &RuleName, names: &BTreeSet<&str>) -> Result<(),
     }
 }
 
-/// The rules that end TLS, each with the names that it may show a certificate for.
-pub(super) fn rules_that_end_tls(
-    policy: &Policy,
-) -> Result<Vec<(RuleName, Vec<HostPattern>)>, CaError> {
-    let apis = policy
-        .apis
-        .iter()
-        .map(|api| (api.name.clone(), api.hosts.iter().cloned().map(HostPattern::Exact).collect()));
-    let inspected = policy
-        .passes
-        .iter()
-        .filter(|pass| matches!(pass.carry, Carry::Inspect { .. }))
-        .map(|pass| (pass.name.clone(), pass.hosts.clone()));
-    let rules: Vec<(RuleName, Vec<HostPattern>)> = apis.chain(inspected).collect();
+/// The rules that end TLS.
+pub(super) fn rules_that_end_tls(policy: &Policy) -> Result<Vec<TlsRule>, CaError> {
+    let apis = policy.apis.iter().map(|api| TlsRule {
+        rule: api.name.clone(),
+        names: api.hosts.iter().cloned().map(HostPattern::Exact).collect(),
+        constraints: api.constraints,
+    });
+    let inspected = policy.passes.iter().filter_map(|pass| match pass.carry {
+        Carry::Splice { .. } => None,
+        Carry::Inspect { constraints, .. } => {
+            Some(TlsRule { rule: pass.name.clone(), names: pass.hosts.clone(), constraints })
+        }
+    });
+    let rules: Vec<TlsRule> = apis.chain(inspected).collect();
     let mut seen = BTreeSet::new();
-    match rules.iter().find(|(rule, _)| !seen.insert(rule)) {
-        Some((rule, _)) => Err(CaError::SameName(rule.clone())),
+    match rules.iter().find(|rule| !seen.insert(&rule.rule)) {
+        Some(twice) => Err(CaError::SameName(twice.rule.clone())),
         None => Ok(rules),
     }
 }
@@ -184,8 +199,11 @@ mod tests {
 
     use super::*;
     use crate::{
-        ca::testing::{Installation, api, exact, host, later, now, policy},
-        policy::{DialledRule, Pass, Upstream},
+        ca::{
+            IssuingCa,
+            testing::{Installation, api, exact, host, later, now, policy, tls_rule},
+        },
+        policy::{Api, DialledRule, Ech, Pass, Upstream},
     };
 
     fn outcome(installation: &Installation, hosts: &[&str], now: SystemTime) -> String {
@@ -230,6 +248,21 @@ mod tests {
         let said = outcome(&made, &["a.test"], later(60 * 24));
         assert!(said.starts_with("api: made, because only "), "{said}");
         assert!(made.load("api", &exact(&["a.test"]), later(60 * 24)).is_ok());
+    }
+
+    #[test]
+    fn a_ca_is_made_anew_when_its_limit_is_said_otherwise() {
+        let made = Installation::new();
+        let issued = |constraints| {
+            let api = Api { constraints, ..api("api", &["a.test"]) };
+            made.issue(&policy(vec![api]), now())[0].to_string()
+        };
+        issued(Constraints::Critical);
+        let said = issued(Constraints::Noted);
+        assert!(said.ends_with("its name constraints are critical, and not only noted"), "{said}");
+        assert_eq!(issued(Constraints::Noted), "api: kept, 90 days left");
+        let said = issued(Constraints::Critical);
+        assert!(said.ends_with("its name constraints are not critical"), "{said}");
     }
 
     #[test]
@@ -332,15 +365,18 @@ mod tests {
                 dialled: DialledRule::Answered,
             })
         };
-        let inspect = || Carry::Inspect { methods: Vec::new(), paths: Vec::new() };
+        let constraints = Constraints::Noted;
+        let inspect = || Carry::Inspect { methods: Vec::new(), paths: Vec::new(), constraints };
         let suffix = vec![HostPattern::Suffix(host("a.test"))];
         let mut policy = policy(vec![]);
         policy.passes = vec![
             pass("looked-at", inspect(), suffix.clone()),
-            pass("through", Carry::Splice, vec![HostPattern::Any]),
+            pass("through", Carry::Splice { ech: Ech::Refuse }, vec![HostPattern::Any]),
         ];
         assert_eq!(made.issue(&policy, now()).len(), 1);
-        let ca = made.load("looked-at", &suffix, now()).unwrap();
+        assert!(made.load("looked-at", &suffix, now()).is_err(), "it is noted, not critical");
+        let noted = TlsRule { constraints, ..tls_rule("looked-at", &suffix) };
+        let ca = IssuingCa::load(&made.dir(), &noted, now()).unwrap();
         assert!(ca.covers(&host("b.a.test")) && !ca.covers(&host("a.test")));
 
         policy.passes.push(pass("all", inspect(), vec![HostPattern::Any]));

@@ -10,23 +10,23 @@ use std::{
 };
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CidrSubnet, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, Issuer, KeyUsagePurpose, NameConstraints,
-    SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyUsagePurpose, SanType,
 };
 use rustls::{pki_types::CertificateDer, sign::CertifiedKey};
 
 use super::{
-    BACKDATE, CaError, DAY, Fault, FileFault, HOUR,
+    BACKDATE, CaError, DAY, Fault, FileFault, HOUR, TlsRule,
     check::{self, Validity},
     constraint_names, date,
     folder::{Access, Folder},
     key::Key,
+    name_constraints::NameConstraints,
     one_certificate, random_serial,
     root::Root,
     unix_seconds,
 };
-use crate::policy::{Host, HostPattern, RuleName};
+use crate::policy::{Constraints, Host, HostPattern, RuleName};
 
 /// The issuing CA of one rule, with its key.
 pub struct IssuingCa {
@@ -62,13 +62,9 @@ impl IssuingCa {
     ///
     /// Whatever is in doubt is fatal: a key that others may read or that is not the
     /// certificate's, names that are not exactly those of the rule, less than a day left.
-    pub fn load(
-        dir: &Path,
-        rule: &RuleName,
-        names: &[HostPattern],
-        now: SystemTime,
-    ) -> Result<Self, CaError> {
+    pub fn load(dir: &Path, rule: &TlsRule, now: SystemTime) -> Result<Self, CaError> {
         let now = unix_seconds(now)?;
+        let TlsRule { rule, names, constraints } = rule;
         let fault = |fault| CaError::Issuing { rule: rule.clone(), fault };
         let wanted =
             constraint_names(names).ok_or_else(|| CaError::Unconstrainable(rule.clone()))?;
@@ -79,7 +75,7 @@ impl IssuingCa {
             error => error,
         })?;
         let lock = folder.lock_to_read()?;
-        let pair = Pair::read(&folder, rule, &wanted).map_err(fault)?;
+        let pair = Pair::read(&folder, rule, &wanted, *constraints).map_err(fault)?;
         drop(lock);
         pair.validity.check(now, DAY).map_err(fault)?;
         let Pair { certificate, key, validity } = pair;
@@ -150,6 +146,7 @@ impl Pair {
         folder: &Folder,
         rule: &RuleName,
         names: &BTreeSet<&str>,
+        constraints: Constraints,
     ) -> Result<Self, Fault> {
         let read = |name: String, access, most| {
             let bytes = folder.read(&name, access, most);
@@ -159,7 +156,7 @@ impl Pair {
         let key = read(key_file(rule), Access::Private, KEY_BYTES)?;
         let (certificate, key) = (one_certificate(&pem)?, Key::from_pem(&key)?);
         check::check_key(&certificate, &key)?;
-        let validity = check::check_issuing(&certificate, names)?;
+        let validity = check::check_issuing(&certificate, names, constraints)?;
         Ok(Self { certificate, key, validity })
     }
 }
@@ -174,12 +171,13 @@ impl fmt::Debug for IssuingCa {
 pub(super) fn make(
     root: &Root,
     rule: &RuleName,
-    names: &BTreeSet<&str>,
+    (names, constraints): (&BTreeSet<&str>, Constraints),
     now: i64,
 ) -> Result<(Key, String), CaError> {
     let key = Key::generate()?;
     let not_after = now.saturating_add(LIFE).min(root.validity().not_after);
-    let mut params = ca_params(rule, names)?;
+    let mut params = ca_params(rule)?;
+    params.custom_extensions.push(NameConstraints::only(names).extension(constraints));
     params.not_before = date(now.saturating_sub(BACKDATE))?;
     params.not_after = date(not_after)?;
     let certificate = params.signed_by(&key, root.issuer())?;
@@ -194,7 +192,8 @@ pub(super) fn key_file(rule: &RuleName) -> String {
     format!("{rule}.key")
 }
 
-fn ca_params(rule: &RuleName, names: &BTreeSet<&str>) -> Result<CertificateParams, CaError> {
+/// All but the names that it is limited to.
+fn ca_params(rule: &RuleName) -> Result<CertificateParams, CaError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::OrganizationName, "Cloakroom issuing CA");
@@ -204,13 +203,6 @@ fn ca_params(rule: &RuleName, names: &BTreeSet<&str>) -> Result<CertificateParam
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     params.use_authority_key_identifier_extension = true;
-    params.name_constraints = Some(NameConstraints {
-        permitted_subtrees: names.iter().map(|n| GeneralSubtree::DnsName((*n).into())).collect(),
-        excluded_subtrees: vec![
-            GeneralSubtree::IpAddress(CidrSubnet::V4([0; 4], [0; 4])),
-            GeneralSubtree::IpAddress(CidrSubnet::V6([0; 16], [0; 16])),
-        ],
-    });
     Ok(params)
 }
 
@@ -246,10 +238,18 @@ mod tests {
     use std::net::IpAddr;
 
     use rcgen::Certificate;
-    use x509_parser::{extensions::ParsedExtension, parse_x509_certificate};
+    use x509_parser::{
+        certificate::X509Certificate,
+        der_parser::Oid,
+        extensions::ParsedExtension,
+        oid_registry::{OID_X509_EXT_BASIC_CONSTRAINTS, OID_X509_EXT_NAME_CONSTRAINTS},
+        parse_x509_certificate,
+    };
 
     use super::*;
-    use crate::ca::testing::{Installation, exact, host, later, now, openssl_verify, verify};
+    use crate::ca::testing::{
+        Installation, exact, host, later, now, openssl_verify, tls_rule, verify,
+    };
 
     fn chain(ca: &IssuingCa, name: &str) -> Vec<CertificateDer<'static>> {
         ca.mint(&host(name), unix_seconds(now()).unwrap()).unwrap().key.cert.clone()
@@ -362,6 +362,29 @@ mod tests {
         assert!(matches!(before, Err(CaError::Issuing { fault: Fault::NotYetValid, .. })));
     }
 
+    /// wolfSSL takes no other order.
+    #[test]
+    fn a_ca_says_that_it_is_one_before_it_says_for_which_names() {
+        let (made, ca) = Installation::with("api", &["api.test"]);
+        let place = |certificate: &X509Certificate<'_>, oid: &Oid<'_>| {
+            certificate.extensions().iter().position(|extension| extension.oid == *oid)
+        };
+        let (_, issuing) = parse_x509_certificate(&ca.chain[0]).unwrap();
+        let basic = place(&issuing, &OID_X509_EXT_BASIC_CONSTRAINTS).unwrap();
+        let names = place(&issuing, &OID_X509_EXT_NAME_CONSTRAINTS).unwrap();
+        assert!(basic < names && names == issuing.extensions().len() - 1, "{basic} {names}");
+        check::check_order(&ca.chain[0]).unwrap();
+
+        // As an earlier version made it: kept by the daemon, made anew by `ca issue`.
+        let mut params = ca_params(ca.rule()).unwrap();
+        params.name_constraints = Some(rcgen::NameConstraints {
+            permitted_subtrees: vec![rcgen::GeneralSubtree::DnsName("api.test".into())],
+            excluded_subtrees: Vec::new(),
+        });
+        let early = params.signed_by(&Key::generate().unwrap(), made.root.issuer()).unwrap();
+        assert!(matches!(check::check_order(early.der()), Err(Fault::Shape(_))));
+    }
+
     /// A CA that the root signed, but that says something else than policy does.
     #[test]
     fn a_ca_that_is_wider_than_its_rule_is_refused() {
@@ -370,27 +393,29 @@ mod tests {
         let names = exact(&["api.test"]);
         let wanted = constraint_names(&names).unwrap();
         let now_s = unix_seconds(now()).unwrap();
-        let dns = |name: &str| GeneralSubtree::DnsName(name.into());
-        type Change<'a> = &'a dyn Fn(&mut CertificateParams);
+        type Change<'a> = &'a dyn Fn(&mut CertificateParams, &mut Option<NameConstraints>);
         let changes: [Change<'_>; 11] = [
-            &|p| p.name_constraints = None,
-            &|p| p.name_constraints.as_mut().unwrap().excluded_subtrees.clear(),
-            &|p| drop(p.name_constraints.as_mut().unwrap().excluded_subtrees.pop()),
-            &|p| p.name_constraints.as_mut().unwrap().permitted_subtrees.clear(),
-            &|p| p.name_constraints.as_mut().unwrap().permitted_subtrees.push(dns("b.test")),
-            &|p| p.name_constraints.as_mut().unwrap().permitted_subtrees = vec![dns("test")],
-            &|p| p.name_constraints.as_mut().unwrap().permitted_subtrees = vec![dns("")],
-            &|p| p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained),
-            &|p| p.is_ca = IsCa::Ca(BasicConstraints::Constrained(1)),
-            &|p| p.extended_key_usages.clear(),
-            &|p| p.extended_key_usages.push(ExtendedKeyUsagePurpose::ClientAuth),
+            &|_, c| *c = None,
+            &|_, c| c.as_mut().unwrap().excluded.clear(),
+            &|_, c| c.as_mut().unwrap().excluded.truncate(1),
+            &|_, c| c.as_mut().unwrap().permitted.clear(),
+            &|_, c| c.as_mut().unwrap().permitted.push("b.test".into()),
+            &|_, c| c.as_mut().unwrap().permitted = vec!["test".into()],
+            &|_, c| c.as_mut().unwrap().permitted = vec![String::new()],
+            &|p, _| p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained),
+            &|p, _| p.is_ca = IsCa::Ca(BasicConstraints::Constrained(1)),
+            &|p, _| p.extended_key_usages.clear(),
+            &|p, _| p.extended_key_usages.push(ExtendedKeyUsagePurpose::ClientAuth),
         ];
-        let unchanged: Change<'_> = &|_| {};
+        let unchanged: Change<'_> = &|_, _| {};
         for (number, change) in std::iter::once(&unchanged).chain(&changes).enumerate() {
-            let mut params = ca_params(&rule, &wanted).unwrap();
+            let (mut params, mut constraints) =
+                (ca_params(&rule).unwrap(), Some(NameConstraints::only(&wanted)));
             params.not_before = date(now_s - 60).unwrap();
             params.not_after = date(now_s + 30 * DAY).unwrap();
-            change(&mut params);
+            change(&mut params, &mut constraints);
+            let constraints = constraints.map(|it| it.extension(Constraints::Critical));
+            params.custom_extensions.extend(constraints);
             let key = Key::generate().unwrap();
             let certificate = params.signed_by(&key, made.root.issuer()).unwrap();
             std::fs::write(made.dir().join("api.pem"), certificate.pem()).unwrap();
@@ -406,7 +431,7 @@ mod tests {
         std::fs::remove_file(made.dir().join("api.pem")).unwrap();
         let error = made.load("api", &exact(&["api.test"]), now()).unwrap_err().to_string();
         assert_eq!(error, "issuing CA of `api`: there is none; run `cloakroom ca issue`");
-        let nowhere = IssuingCa::load(&made.scratch.path("x"), ca.rule(), ca.names(), now());
+        let nowhere = IssuingCa::load(&made.scratch.path("x"), &tls_rule("api", ca.names()), now());
         assert_eq!(nowhere.unwrap_err().to_string(), error);
         let folder = made.dir().join("api.pem");
         std::fs::create_dir(folder).unwrap();

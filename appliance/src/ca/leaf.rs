@@ -105,7 +105,7 @@ mod tests {
     use super::*;
     use crate::{
         ca::testing::{Installation, api, host, later, now, policy, verify},
-        policy::{Carry, DialledRule, Pass, RuleName, Upstream},
+        policy::{Carry, Constraints, DialledRule, Pass, RuleName, Upstream},
     };
 
     fn leaves(hosts: &[&str]) -> (Installation, Leaves) {
@@ -120,7 +120,11 @@ mod tests {
         let mut policy = policy(vec![]);
         policy.passes.push(Arc::new(Pass {
             name: RuleName("api".into()),
-            carry: Carry::Inspect { methods: Vec::new(), paths: Vec::new() },
+            carry: Carry::Inspect {
+                methods: Vec::new(),
+                paths: Vec::new(),
+                constraints: Constraints::Critical,
+            },
             groups: Vec::new(),
             hosts: hosts.clone(),
             ports: vec![443],

@@ -18,6 +18,7 @@ mod issue;
 mod issuing;
 mod key;
 mod leaf;
+mod name_constraints;
 mod root;
 mod rotation;
 mod rule_ca;
@@ -46,7 +47,7 @@ use rcgen::SerialNumber;
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use time::OffsetDateTime;
 
-use self::issue::rules_that_end_tls;
+use self::issue::{TlsRule, rules_that_end_tls};
 use crate::policy::HostPattern;
 
 /// The names that a name constraint must permit, sorted, each once. `None` where no constraint

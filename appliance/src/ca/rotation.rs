@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::{
-    CaError, RuleCa, RuleCas, SignIntermediate, Signed, Terms, issue::rules_that_end_tls,
+    CaError, RuleCa, RuleCas, SignIntermediate, Signed, Terms, TlsRule, issue::rules_that_end_tls,
     random_bytes, vault::Ask,
 };
 use crate::{config::PkiSettings, policy::Policy, reason::SecretCause, secrets::FetchError};
@@ -79,7 +79,7 @@ impl Rotation {
     pub fn cas(&self, policy: &Policy) -> Result<RuleCas, CaError> {
         let tended = self.tended.lock().unwrap_or_else(PoisonError::into_inner);
         let mut cas = RuleCas::new();
-        for (rule, names) in rules_that_end_tls(policy)? {
+        for TlsRule { rule, names, .. } in rules_that_end_tls(policy)? {
             let same = |ca: &RuleCa| *ca.rule() == rule && ca.names() == names;
             let kept = tended.iter().find(|tended| same(&tended.ca));
             let ca = match kept {

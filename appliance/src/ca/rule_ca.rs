@@ -13,7 +13,7 @@ use std::{
 use arc_swap::ArcSwapOption;
 use rustls::sign::CertifiedKey;
 
-use super::{CaError, IssuingCa, Leaves, issue::rules_that_end_tls};
+use super::{CaError, IssuingCa, Leaves, TlsRule, issue::rules_that_end_tls};
 use crate::{
     policy::{Host, HostPattern, Policy, RuleName},
     reason::SecretCause,
@@ -63,9 +63,9 @@ impl RuleCa {
         policy: &Policy,
         now: SystemTime,
     ) -> Result<RuleCas, CaError> {
-        let load = |(rule, names): (RuleName, Vec<HostPattern>)| {
-            let ca = IssuingCa::load(dir, &rule, &names, now)?;
-            Ok((rule, Arc::new(Self::fixed(ca))))
+        let load = |rule: TlsRule| {
+            let ca = IssuingCa::load(dir, &rule, now)?;
+            Ok((rule.rule, Arc::new(Self::fixed(ca))))
         };
         rules_that_end_tls(policy)?.into_iter().map(load).collect()
     }

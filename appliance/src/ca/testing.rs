@@ -13,10 +13,12 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
 
-use super::{Issued, IssuingCa, Root, issue, random_bytes};
+use super::{Issued, IssuingCa, Root, TlsRule, issue, random_bytes};
 use crate::{
     config::{AuditTarget, Settings},
-    policy::{Api, Host, HostPattern, Limits, Policy, ResponseRules, RuleName, Upstream},
+    policy::{
+        Api, Constraints, Host, HostPattern, Limits, Policy, ResponseRules, RuleName, Upstream,
+    },
 };
 
 /// A folder that goes away with the test.
@@ -76,8 +78,13 @@ impl Installation {
         names: &[HostPattern],
         now: SystemTime,
     ) -> Result<IssuingCa, super::CaError> {
-        IssuingCa::load(&self.dir(), &RuleName(rule.into()), names, now)
+        IssuingCa::load(&self.dir(), &tls_rule(rule, names), now)
     }
+}
+
+pub(super) fn tls_rule(rule: &str, names: &[HostPattern]) -> TlsRule {
+    let constraints = Constraints::Critical;
+    TlsRule { rule: RuleName(rule.into()), names: names.to_vec(), constraints }
 }
 
 /// What rustls says of a chain when it trusts the root alone.
@@ -145,6 +152,7 @@ pub(crate) fn api(name: &str, hosts: &[&str]) -> Api {
         anonymous: false,
         upstream: Upstream::default(),
         response: ResponseRules { cookies: false, ranges: false },
+        constraints: Constraints::Critical,
         bindings: Vec::new(),
     }
 }

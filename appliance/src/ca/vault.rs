@@ -29,7 +29,7 @@ use rustls::{
 use serde::Serialize;
 
 use super::{
-    BACKDATE, CaError, Fault,
+    BACKDATE, CaError, Fault, TlsRule,
     check::{self, Addresses, Validity},
     constraint_names,
     issuing::IssuingCa,
@@ -193,7 +193,8 @@ impl Ask {
 /// A rule whose names cannot be put into a name constraint.
 pub fn policy_hcl(settings: &PkiSettings, policy: &Policy) -> Result<String, CaError> {
     let rules = rules_that_end_tls(policy)?;
-    let limits = rules.iter().map(|(rule, names)| Limits::new(rule, names, seconds(settings)));
+    let limits =
+        rules.iter().map(|TlsRule { rule, names, .. }| Limits::new(rule, names, seconds(settings)));
     let limits = limits.collect::<Result<Vec<_>, _>>()?;
     if limits.is_empty() {
         return Ok(String::new());

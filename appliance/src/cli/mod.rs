@@ -9,12 +9,14 @@ pub mod watch;
 use std::{
     fmt::Display,
     io::{self, Write},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, SystemTime},
 };
 
 use clap::{Parser, Subcommand, ValueEnum};
+use listenfd::ListenFd;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
@@ -173,6 +175,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
 }
 
 fn run(config: &Path, ready_file: Option<&Path>, log: Log) -> Result<(), Failure> {
+    let surroundings = surroundings();
     tracing_subscriber::fmt()
         .with_writer(io::stderr)
         .with_ansi(false)
@@ -189,7 +192,7 @@ fn run(config: &Path, ready_file: Option<&Path>, log: Log) -> Result<(), Failure
         .enable_all()
         .build()
         .map_err(|error| Failure::Other(format!("cannot start a runtime: {error}")))?;
-    let ran = runtime.block_on(daemon::run(config, ready_file, &surroundings()));
+    let ran = runtime.block_on(daemon::run(config, ready_file, surroundings));
     // A thread that is stuck, as the audit's is while its pipe is full, has had its time.
     runtime.shutdown_background();
     ran.map_err(|error| match error {
@@ -206,9 +209,15 @@ fn surroundings() -> Surroundings {
         || number("WATCHDOG_PID") == Some(u64::from(std::process::id()));
     let watchdog = number("WATCHDOG_USEC").filter(|_| for_this).map(Duration::from_micros);
     let handed_to_this = number("LISTEN_PID") == Some(u64::from(std::process::id()));
-    let handed = number("LISTEN_FDS").filter(|_| handed_to_this);
-    let handed = handed.and_then(|count| u16::try_from(count).ok()).unwrap_or_default();
+    let handed = if handed_to_this { handed() } else { Vec::new() };
     Surroundings { notify_socket: set("NOTIFY_SOCKET"), watchdog, handed }
+}
+
+/// Every socket of ours among what was handed over. What is something else is not for us.
+fn handed() -> Vec<OwnedFd> {
+    let mut all = ListenFd::from_env();
+    let listeners = (0..all.len()).map(|at| all.take_tcp_listener(at));
+    listeners.filter_map(|taken| taken.ok().flatten()).map(OwnedFd::from).collect()
 }
 
 fn run_ca(command: CaCommand) -> Result<(), Failure> {

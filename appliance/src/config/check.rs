@@ -11,7 +11,7 @@ use super::{
     gateway::Gateway,
     rules::{ApiRule, BindingRule, GroupRule, PassRule, TcpRule, overlap},
 };
-use crate::policy::{Host, HostPattern, InterfaceName, Mac, Place, SecretRef};
+use crate::policy::{Constraints, Host, HostPattern, InterfaceName, Mac, Place, SecretRef};
 
 /// Everything that a file says, as far as it could be read.
 pub(super) struct Draft {
@@ -43,6 +43,18 @@ impl Draft {
         self.check_secrets(report);
         self.apis.iter().for_each(|api| check_placeholders(api, report));
         self.check_ports(report);
+    }
+
+    /// Vault's engine makes no constraints that are not critical.
+    pub(super) fn refuse_noted(&self, report: &Report<'_>) {
+        let apis = self.apis.iter().filter_map(|api| api.constraints.as_ref());
+        let passes = self.passes.iter().filter_map(|pass| pass.constraints.as_ref());
+        let noted = apis.chain(passes).filter(|said| *said.get_ref() == Constraints::Noted);
+        noted.for_each(|said| {
+            let text = "constraints: with [vault.pki] Vault signs the issuing CAs, and its engine \
+                        makes them \"critical\" alone; write that, or remove one of the two";
+            report.add(&said.span(), text);
+        });
     }
 
     /// The ports that rules name, each where it is first named. A default stands at its rule.

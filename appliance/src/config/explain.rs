@@ -191,11 +191,11 @@ impl Page {
     fn pass(&mut self, pass: &Pass, policy: &Policy) {
         let (hosts, ports) = (list(&pass.hosts), list(&pass.ports));
         match &pass.carry {
-            Carry::Splice => {
+            Carry::Splice { .. } => {
                 self.rule(format_args!("Splice {}: may reach {hosts}", pass.name));
                 self.line("on", format!("TCP port {ports}, byte for byte; nobody looks inside"));
             }
-            Carry::Inspect { methods, paths } => {
+            Carry::Inspect { methods, paths, .. } => {
                 self.rule(format_args!("Inspect {}: may call {hosts}", pass.name));
                 self.line("on", format!("TCP port {ports}; TLS ends here, no secret is put in"));
                 self.requests(methods, paths);

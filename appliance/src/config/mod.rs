@@ -37,11 +37,11 @@ use std::{
 use toml::{Spanned, de::DeTable};
 
 use crate::policy::{
-    Api, Binding, BoundAgent, Carry, Group, Limits, Pass, Policy, ResponseRules, Tcp,
+    Api, Binding, BoundAgent, Carry, Constraints, Group, Limits, Pass, Policy, ResponseRules, Tcp,
 };
 use check::Draft;
 use error::Report;
-use gateway::Gateway;
+use gateway::{Gateway, inner};
 use rules::{AgentRule, ApiRule, BindingRule, Files, GroupRule, PassRule, TcpRule};
 use table::Table;
 
@@ -57,9 +57,17 @@ pub struct Config {
 /// Reads and checks the file at `path`, and the certificates that it names. Neither may have more
 /// than 4 MiB.
 pub fn load(path: &Path) -> Result<Config, Errors> {
+    load_by(path, &read_bounded)
+}
+
+/// The same, where each file is read by `read_file`.
+pub fn load_by(
+    path: &Path,
+    read_file: &dyn Fn(&Path) -> io::Result<String>,
+) -> Result<Config, Errors> {
     let name = path.display().to_string();
-    let text = read_bounded(path).map_err(|error| Errors::whole_file(&name, error.to_string()))?;
-    parse(&text, path.parent(), &name, &read_bounded)
+    let text = read_file(path).map_err(|error| Errors::whole_file(&name, error.to_string()))?;
+    parse(&text, path.parent(), &name, read_file)
 }
 
 /// Checks `text`. Relative paths in it start from `base`, errors call the file `name`, and
@@ -116,6 +124,7 @@ fn read(document: &Spanned<DeTable<'_>>, files: Files<'_>, report: &Report<'_>) 
         (&draft.gateway, &vault)
     {
         gateway.refuse_ca_dir(report);
+        draft.refuse_noted(report);
     }
     draft.into_config(limits, transpose(vault)?, transpose(secrets)?)
 }
@@ -187,6 +196,7 @@ impl ApiRule {
             anonymous: self.anonymous,
             upstream: self.upstream,
             response: ResponseRules { cookies: self.cookies, ranges: self.ranges },
+            constraints: inner(self.constraints, Constraints::Critical),
             bindings: all(self.bindings, BindingRule::into_binding)?,
         })
     }
@@ -208,10 +218,14 @@ impl PassRule {
     fn into_pass(self) -> Option<Pass> {
         Some(Pass {
             name: self.name?.into_inner(),
-            carry: self.inspect.map_or(Carry::Splice, |requests| Carry::Inspect {
-                methods: requests.methods,
-                paths: requests.paths,
-            }),
+            carry: match self.inspect {
+                None => Carry::Splice { ech: self.ech },
+                Some(requests) => Carry::Inspect {
+                    methods: requests.methods,
+                    paths: requests.paths,
+                    constraints: inner(self.constraints, Constraints::Critical),
+                },
+            },
             groups: plain(self.groups),
             hosts: plain(self.hosts),
             ports: plain(self.ports),
@@ -241,7 +255,8 @@ fn plain<T>(values: Vec<Spanned<T>>) -> Vec<T> {
     values.into_iter().map(Spanned::into_inner).collect()
 }
 
-fn read_bounded(path: &Path) -> io::Result<String> {
+/// Reads a whole file of at most 4 MiB.
+pub fn read_bounded(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     File::open(path)?.take(MAX_FILE_BYTES + 1).read_to_string(&mut text)?;
     if text.len() as u64 > MAX_FILE_BYTES {

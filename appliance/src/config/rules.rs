@@ -28,8 +28,8 @@ use super::{
 };
 use crate::{
     policy::{
-        DialledRule, GroupName, Host, HostPattern, InterfaceName, Mac, PathRule, Place,
-        Placeholder, RuleName, SecretRef, Upstream,
+        Constraints, DialledRule, Ech, GroupName, Host, HostPattern, InterfaceName, Mac, PathRule,
+        Place, Placeholder, RuleName, SecretRef, Upstream,
     },
     secrets::SecretValue,
 };
@@ -70,6 +70,7 @@ pub(super) struct ApiRule {
     pub(super) upstream: Upstream,
     pub(super) cookies: bool,
     pub(super) ranges: bool,
+    pub(super) constraints: Option<Spanned<Constraints>>,
     pub(super) bindings: Vec<BindingRule>,
 }
 
@@ -90,8 +91,10 @@ pub(super) struct PassRule {
     pub(super) ports: Vec<Spanned<u16>>,
     pub(super) upstream: Upstream,
     pub(super) dialled: DialledRule,
+    pub(super) ech: Ech,
     /// What may be asked for, where the connection is inspected.
     pub(super) inspect: Option<Requests>,
+    pub(super) constraints: Option<Spanned<Constraints>>,
 }
 
 /// A `[[tcp]]`.
@@ -149,6 +152,7 @@ impl ApiRule {
             upstream: upstream(&mut table, files),
             cookies: inner(table.optional("keep_cookies", flag), false),
             ranges: inner(table.optional("keep_ranges", flag), false),
+            constraints: table.optional("constraints", parsed(constraints)),
             bindings: bindings.into_iter().map(BindingRule::read).collect(),
         };
         table.finish();
@@ -208,6 +212,7 @@ impl PassRule {
         let mut pass = Self::common(&mut table);
         pass.upstream.private_prefixes = private_prefixes(&mut table);
         pass.dialled = inner(table.optional("dialled", parsed(dialled)), DialledRule::Answered);
+        pass.ech = inner(table.optional("ech", parsed(ech)), Ech::Refuse);
         pass.finish(table)
     }
 
@@ -216,6 +221,7 @@ impl PassRule {
         let mut pass = Self::common(&mut table);
         pass.upstream = upstream(&mut table, files);
         pass.inspect = Some(Requests::read(&mut table));
+        pass.constraints = table.optional("constraints", parsed(constraints));
         pass.finish(table)
     }
 
@@ -227,7 +233,9 @@ impl PassRule {
             ports: table.list("ports", port).unwrap_or_else(|| vec![default_port(table)]),
             upstream: Upstream::default(),
             dialled: DialledRule::Answered,
+            ech: Ech::Refuse,
             inspect: None,
+            constraints: None,
         }
     }
 
@@ -367,6 +375,22 @@ fn dialled(text: &str) -> Result<DialledRule, &'static str> {
         "answered" => Ok(DialledRule::Answered),
         "any" => Ok(DialledRule::Any),
         _ => Err("write \"answered\" or \"any\""),
+    }
+}
+
+fn ech(text: &str) -> Result<Ech, &'static str> {
+    match text {
+        "refuse" => Ok(Ech::Refuse),
+        "allow" => Ok(Ech::Allow),
+        _ => Err("write \"refuse\" or \"allow\""),
+    }
+}
+
+fn constraints(text: &str) -> Result<Constraints, &'static str> {
+    match text {
+        "critical" => Ok(Constraints::Critical),
+        "noted" => Ok(Constraints::Noted),
+        _ => Err("write \"critical\" or \"noted\""),
     }
 }
 

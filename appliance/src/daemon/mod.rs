@@ -12,6 +12,7 @@ mod flow;
 mod ground;
 mod issuing;
 mod orders;
+mod reach;
 mod refused;
 mod signals;
 mod start;
@@ -20,8 +21,10 @@ mod wanted;
 mod worker;
 
 use std::{
+    cell::RefCell,
     ffi::OsString,
     fmt,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -49,7 +52,8 @@ use crate::{
     ca::{Rotation, RuleCas},
     config::{self, Config, Settings},
     dial::ControlPlane,
-    dns, harden,
+    dns,
+    harden::{self, Confinement},
     packets::{self, Capture, Claim, Kept},
     phase::{Phase, Phases},
     policy::Policy,
@@ -64,25 +68,31 @@ pub struct Surroundings {
     pub notify_socket: Option<OsString>,
     /// The time within which it wants signs of life (`WATCHDOG_USEC`, `sd_watchdog_enabled(3)`).
     pub watchdog: Option<Duration>,
-    /// How many descriptors were handed over (`LISTEN_FDS`, `sd_listen_fds(3)`).
-    pub handed: u16,
+    /// The sockets that were handed over (`LISTEN_FDS`, `sd_listen_fds(3)`).
+    pub handed: Vec<OwnedFd>,
 }
 
 /// Runs the daemon until it is told to stop. `ready_file` is written once packets are captured.
 pub async fn run(
     config_file: &Path,
     ready_file: Option<&Path>,
-    surroundings: &Surroundings,
+    surroundings: Surroundings,
 ) -> Result<(), DaemonError> {
     harden::process().map_err(DaemonError::Other)?;
     raise_descriptors().map_err(|error| other("cannot raise the limit on open files", &error))?;
-    let config = config::load(config_file).map_err(DaemonError::Config)?;
+    let named = RefCell::new(Vec::new());
+    let noting = |path: &Path| {
+        named.borrow_mut().push(path.to_owned());
+        config::read_bounded(path)
+    };
+    let config = config::load_by(config_file, &noting).map_err(DaemonError::Config)?;
+    let reach = reach::reach(&config.settings, &named.into_inner(), ready_file);
     let signals = Signals::new().map_err(|error| other("cannot handle signals", &error))?;
-    let supervisor = Supervisor::of(surroundings)
+    let supervisor = Supervisor::of(&surroundings)
         .map_err(|error| other("cannot speak to the socket in NOTIFY_SOCKET", &error))?;
-    let handed = supervisor::handed(surroundings.handed)
-        .map_err(|error| other("cannot take what LISTEN_FDS says", &error))?;
-    let daemon = Daemon::start(config, config_file, &supervisor, Kept::new(handed)).await?;
+    let daemon =
+        Daemon::start((config, config_file), reach, &supervisor, Kept::new(surroundings.handed))
+            .await?;
     if let Err(error) = ready_file.map_or(Ok(()), say_ready) {
         give_back(&daemon.phase, daemon.rotation, daemon.refreshing).await;
         return Err(error);
@@ -96,6 +106,7 @@ pub async fn run(
 /// Everything that lives as long as the daemon.
 struct Daemon {
     config_file: PathBuf,
+    confinement: Arc<Confinement>,
     settings: Settings,
     capture: Capture,
     control_plane: ControlPlane,
@@ -190,8 +201,11 @@ impl Daemon {
     }
 
     async fn take_new_policy(&mut self) -> Result<(), DaemonError> {
+        let reading = |path: &Path| {
+            config::read_bounded(path).map_err(|error| self.confinement.explain(path, error))
+        };
         let Config { settings, policy } =
-            config::load(&self.config_file).map_err(DaemonError::Config)?;
+            config::load_by(&self.config_file, &reading).map_err(DaemonError::Config)?;
         let capture = Capture::new(&policy, &settings);
         let fixed = self.fixed(&settings, &capture, &policy);
         if !fixed.is_empty() {

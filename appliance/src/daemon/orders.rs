@@ -15,6 +15,7 @@ use super::{DaemonError, flow::Gateway, wanted::Wanted};
 use crate::{
     audit::{Act, ActRecord},
     control::{Answer, EX_USAGE, Order},
+    harden::Enforced,
     packets::Claim,
     policy::{GroupName, SecretRef},
     quarantine::Quarantine,
@@ -31,6 +32,8 @@ pub(super) struct Orders {
     pub(super) doubt: watch::Receiver<Option<String>>,
     /// Knows which interfaces nobody listens on.
     pub(super) claim: Arc<Claim>,
+    /// How far Landlock confines the daemon.
+    pub(super) landlock: Enforced,
     pub(super) reloads: mpsc::Sender<Reload>,
 }
 
@@ -147,6 +150,7 @@ impl Orders {
             phase: self.gateway.phases.now().word(),
             closed: self.doubt.borrow().clone(),
             unserved: self.claim.unserved().into_iter().map(ToString::to_string).collect(),
+            landlock: self.landlock.word(),
             connections: groups.iter().map(|group| group.connections).sum(),
             groups,
             secrets: SecretsStatus {
@@ -168,6 +172,8 @@ struct Status<'a> {
     closed: Option<String>,
     /// Interfaces that were made again since the start.
     unserved: Vec<String>,
+    /// `fully`, `partly` or `not`: how far Landlock confines the daemon.
+    landlock: &'static str,
     connections: usize,
     groups: Vec<GroupStatus<'a>>,
     secrets: SecretsStatus,

@@ -20,10 +20,11 @@ use super::{
 };
 use crate::{
     accept::Places,
-    audit::Sink,
+    audit::{self, Sink},
     config::{Config, SecretFile, Settings},
     dial::{ControlPlane, Resolver},
     dns::{self, Desk},
+    harden::{Confinement, Enforced, Reach},
     intercept::Means,
     packets::{self, Capture, Kept, PacketLog},
     phase::Phases,
@@ -36,8 +37,8 @@ use crate::{
 impl Daemon {
     /// Comes up with everything it owns, or not at all. Packets are captured once it is there.
     pub(super) async fn start(
-        config: Config,
-        config_file: &Path,
+        (config, config_file): (Config, &Path),
+        reach: Reach,
         supervisor: &Supervisor,
         kept: Kept,
     ) -> Result<Self, DaemonError> {
@@ -47,6 +48,11 @@ impl Daemon {
         })?;
         let quarantine = Quarantine::open(&settings.state_dir)
             .map_err(|error| DaemonError::Other(error.to_string()))?;
+        audit::make_folder(&settings.audit).map_err(|error| {
+            other(&format!("cannot make the folder of the audit {}", settings.audit), &error)
+        })?;
+        // From here on threads are started.
+        let confinement = Arc::new(confine(reach)?);
         let capture = Capture::new(&policy, &settings);
         packets::prepare(&capture).await?;
         let system_roots = Arc::new(system_roots());
@@ -103,11 +109,13 @@ impl Daemon {
             wanted: Arc::clone(&wanted),
             doubt: doubt.subscribe(),
             claim: Arc::clone(&claim),
+            landlock: confinement.enforced(),
             reloads: to_reload,
         };
         let obeying = tokio::spawn(control.serve(orders, cut(phases)));
         Ok(Self {
             config_file: config_file.to_owned(),
+            confinement,
             settings,
             capture,
             control_plane,
@@ -129,6 +137,23 @@ impl Daemon {
             claim,
         })
     }
+}
+
+/// Gives up what the daemon has no use for. A kernel without Landlock is no reason not to run.
+fn confine(reach: Reach) -> Result<Confinement, DaemonError> {
+    let confinement = Confinement::enter(reach)
+        .map_err(|error| other("cannot be confined by Landlock", &error))?;
+    match confinement.enforced() {
+        Enforced::Fully => tracing::info!("confined by Landlock to the folders that it needs"),
+        Enforced::Partly => tracing::warn!(
+            "confined by Landlock to the folders that it needs, as far as this older kernel knows how"
+        ),
+        Enforced::Not => tracing::warn!(
+            "this kernel has no Landlock, or it is off (lsm=): the file system is open to the daemon \
+             as its user's permissions say"
+        ),
+    }
+    Ok(confinement)
 }
 
 /// Whoever the packets are sent to.

@@ -6,7 +6,7 @@ use std::{
     io::{self, IoSlice},
     mem::MaybeUninit,
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, BorrowedFd},
         linux::net::SocketAddrExt,
         unix::{
             ffi::OsStrExt,
@@ -18,7 +18,6 @@ use std::{
 
 use rustix::{
     net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg},
-    process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open},
     time::{ClockId, clock_gettime},
 };
 
@@ -104,18 +103,6 @@ impl Supervisor {
     }
 }
 
-/// What was handed over at the start (`sd_listen_fds(3)`): duplicates, for a number alone is not
-/// safe to own. The originals stay, and what they mean ends with their duplicates' shutdown.
-pub(super) fn handed(count: u16) -> io::Result<Vec<OwnedFd>> {
-    if count == 0 {
-        return Ok(Vec::new());
-    }
-    let own = pidfd_open(getpid(), PidfdFlags::empty())?;
-    let duplicate =
-        |number| Ok(pidfd_getfd(&own, FIRST_HANDED + i32::from(number), PidfdGetfdFlags::empty())?);
-    (0..count).map(duplicate).collect()
-}
-
 fn send(manager: &UnixDatagram, sockets: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SENT))];
     let mut control = SendAncillaryBuffer::new(&mut space);
@@ -131,5 +118,3 @@ fn send(manager: &UnixDatagram, sockets: &[BorrowedFd<'_>]) -> io::Result<()> {
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Sockets in one message; the kernel takes at most 253 (`SCM_MAX_FD`).
 const MAX_SENT: usize = 64;
-/// `SD_LISTEN_FDS_START`.
-const FIRST_HANDED: i32 = 3;

@@ -42,6 +42,11 @@ const POLICY: &str = r#"
     groups = ["red"]
     hosts = ["docs.cdn.example"]
     [[splice]]
+    name = "browsed"
+    groups = ["red"]
+    hosts = ["browsed.example"]
+    ech = "allow"
+    [[splice]]
     name = "everything-openai"
     groups = ["blue"]
     hosts = ["*.openai.example"]
@@ -137,6 +142,7 @@ fn a_hello_without_a_name_or_with_a_hidden_one_is_refused() {
     assert_eq!(outcome("red", to, &hello(None, &[], false)), Err(Reason::SniMissing));
     assert_eq!(outcome("red", to, &hello(Some("pypi.example"), &[], true)), Err(Reason::EchDenied));
     assert!(outcome("red", to, &hello(Some("api.openai.example"), &[], true)).is_ok());
+    assert!(outcome("red", to, &hello(Some("browsed.example"), &[], true)).is_ok(), "it says so");
 }
 
 #[test]

@@ -275,11 +275,11 @@ fn swap(
 
 fn inspect(pass: &Pass, head: &request::Parts) -> Result<(), Reason> {
     match &pass.carry {
-        Carry::Inspect { methods, paths } => {
+        Carry::Inspect { methods, paths, .. } => {
             permits(methods, paths, &head.method, head.uri.path())?;
             message::check_overrides(&head.headers, methods, paths)
         }
-        Carry::Splice => Err(Reason::InternalError),
+        Carry::Splice { .. } => Err(Reason::InternalError),
     }
 }
 

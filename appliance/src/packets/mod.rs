@@ -279,7 +279,9 @@ mod tests {
     use super::*;
     use crate::{
         config::AuditTarget,
-        policy::{Carry, DialledRule, Group, GroupName, Limits, Pass, RuleName, Tcp, Upstream},
+        policy::{
+            Carry, DialledRule, Ech, Group, GroupName, Limits, Pass, RuleName, Tcp, Upstream,
+        },
     };
 
     #[test]
@@ -300,7 +302,7 @@ mod tests {
             apis: Vec::new(),
             passes: vec![Arc::new(Pass {
                 name: RuleName(Arc::from("inside")),
-                carry: Carry::Splice,
+                carry: Carry::Splice { ech: Ech::Refuse },
                 groups: Vec::new(),
                 hosts: Vec::new(),
                 ports: vec![443],

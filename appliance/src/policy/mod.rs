@@ -160,6 +160,8 @@ pub struct Api {
     pub upstream: Upstream,
     /// What is kept of a response that is removed otherwise.
     pub response: ResponseRules,
+    /// How its issuing CA is limited to its names.
+    pub constraints: Constraints,
     /// The placeholders, each for some groups. A group without one has no use of this API.
     pub bindings: Vec<Arc<Binding>>,
 }
@@ -178,6 +180,17 @@ pub struct Upstream {
     pub ca_pem: Option<Arc<str>>,
     /// The special-purpose prefixes it may live in; empty means public addresses only.
     pub private_prefixes: Vec<IpNet>,
+}
+
+/// How an issuing CA says that it is good for its rule's names alone. It is the client that holds it
+/// to that, either way.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Constraints {
+    /// A client that does not know the limit refuses the CA.
+    #[default]
+    Critical,
+    /// A client that does not know the limit passes it over, and takes the CA for any name.
+    Noted,
 }
 
 /// What is let through in responses of an intercepted host.
@@ -269,18 +282,47 @@ pub enum DialledRule {
     Any,
 }
 
+/// What becomes of a spliced connection with an encrypted ClientHello (RFC 9849), or with the
+/// meaningless one that browsers send always and that cannot be told from it (GREASE).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Ech {
+    /// Refused: the server could be asked for a name that nobody has checked.
+    #[default]
+    Refuse,
+    /// Carried, to where the name in the clear lives: a server there that has the key may answer
+    /// for any other name it serves.
+    Allow,
+}
+
 /// How a [`Pass`] carries a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Carry {
     /// Opaque, byte for byte.
-    Splice,
+    Splice {
+        /// What becomes of a connection whose name may not be the one it is for.
+        ech: Ech,
+    },
     /// TLS ends at the gateway; authority, method and path are checked.
     Inspect {
         /// The methods that may be used; empty means every one but CONNECT.
         methods: Vec<Method>,
         /// The paths that may be used; empty means every one.
         paths: Vec<PathRule>,
+        /// How its issuing CA is limited to its names.
+        constraints: Constraints,
     },
+}
+
+impl Carry {
+    /// Whether the connection is opaque.
+    pub fn is_splice(&self) -> bool {
+        matches!(self, Self::Splice { .. })
+    }
+
+    /// Whether an encrypted ClientHello is carried.
+    pub fn allows_ech(&self) -> bool {
+        matches!(self, Self::Splice { ech: Ech::Allow })
+    }
 }
 
 /// Hosts that some groups may reach by protocols which name no host, such as SSH. Which host is

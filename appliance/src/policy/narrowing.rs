@@ -241,6 +241,7 @@ mod tests {
             anonymous: false,
             upstream: Default::default(),
             response: Default::default(),
+            constraints: Default::default(),
             bindings: vec![],
         }
     }

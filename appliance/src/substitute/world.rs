@@ -9,8 +9,8 @@ use zeroize::Zeroizing;
 use super::{Denial, Plan, Rules, examine};
 use crate::{
     policy::{
-        Api, Binding, GroupName, Host, Limits, PathRule, Place, Placeholder, Policy, ResponseRules,
-        RuleName, Scheme, SecretRef, Upstream,
+        Api, Binding, Constraints, GroupName, Host, Limits, PathRule, Place, Placeholder, Policy,
+        ResponseRules, RuleName, Scheme, SecretRef, Upstream,
     },
     reason::{Reason, SecretCause},
     secrets::SecretValue,
@@ -53,6 +53,7 @@ fn api(name: &str, bindings: Vec<Arc<Binding>>) -> Api {
         anonymous: false,
         upstream: Upstream::default(),
         response: ResponseRules::default(),
+        constraints: Constraints::default(),
         bindings,
     }
 }

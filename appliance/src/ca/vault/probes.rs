@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Key, Limits, SignIntermediate, rules_that_end_tls, seconds};
+use super::{Key, Limits, SignIntermediate, TlsRule, rules_that_end_tls, seconds};
 use crate::{
     ca::CaError,
     config::PkiSettings,
@@ -26,7 +26,7 @@ pub(crate) struct Probes {
 pub(crate) fn probes(settings: &PkiSettings, policy: &Policy) -> Result<Probes, CaError> {
     let mut good = Vec::new();
     let mut all: Vec<Limits> = Vec::new();
-    for (rule, names) in rules_that_end_tls(policy)? {
+    for TlsRule { rule, names, .. } in rules_that_end_tls(policy)? {
         let limits = Limits::new(&rule, &names, seconds(settings))?;
         all.push(limits.clone());
         good.push((rule, question(limits)?));

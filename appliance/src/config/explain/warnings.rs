@@ -5,8 +5,8 @@ use ipnet::IpNet;
 use crate::{
     config::{Config, Settings, rules::overlap},
     policy::{
-        Api, DialledRule, Group, HostPattern, Pass, Policy, RuleName, SecretRef, Upstream,
-        VaultLocation,
+        Api, Carry, Constraints, DialledRule, Ech, Group, HostPattern, Pass, Policy, RuleName,
+        SecretRef, Upstream, VaultLocation,
     },
     secrets::SecretValue,
 };
@@ -57,6 +57,9 @@ fn api_warnings(api: &Api) -> Vec<String> {
     if api.response.ranges {
         add("lets ranges through: a secret cut in two is not masked (keep_ranges)");
     }
+    if api.constraints == Constraints::Noted {
+        add(NOTED);
+    }
     for binding in api.bindings.iter().filter(|one| one.min_value_bytes < SecretValue::MIN_BYTES) {
         let (least, placeholder) = (binding.min_value_bytes, &binding.placeholder);
         add(&format!("takes values of {least} bytes for {placeholder}: masking gets weaker"));
@@ -89,9 +92,17 @@ fn pass_warnings(pass: &Pass) -> Vec<String> {
     if pass.dialled == DialledRule::Any {
         add("takes its hosts at any address that an agent dials (dialled)");
     }
+    match pass.carry {
+        Carry::Splice { ech: Ech::Allow } => add("may be used for names that nobody sees (ech)"),
+        Carry::Inspect { constraints: Constraints::Noted, .. } => add(NOTED),
+        _ => {}
+    }
     found.extend(private_warnings("rule", &pass.name, &pass.upstream));
     found
 }
+
+const NOTED: &str =
+    "has a CA that clients which know no constraints take for every name (constraints)";
 
 fn private_warnings(what: &str, name: &RuleName, upstream: &Upstream) -> Vec<String> {
     let text = |prefix| {

@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 use super::{GOOD, REFERENCE, accepts, changed, mistakes, no_files, parse_text, refuses};
 use crate::{
     config::{VaultLogin, explain, parse},
-    policy::HostPattern,
+    policy::{Constraints, HostPattern},
 };
 
 #[test]
@@ -288,6 +288,24 @@ fn every_host_there_is_needs_a_word() {
     let any = accepts(hosts, &format!("hosts = [\"*\"]\n{word}"));
     assert_eq!(any.policy.passes[0].hosts, [HostPattern::Any]);
     assert!(explain(&any).contains("anything anywhere"));
+}
+
+#[test]
+fn what_a_rule_gives_up_for_clients_is_a_word_and_is_warned_of() {
+    let (port, hosts) = ("paths = [\"/v1/*\"]", "hosts = [\"pypi.org\", \"*.pythonhosted.org\"]");
+    let noted = format!("{port}\nconstraints = \"noted\"");
+    let config = accepts(port, &noted);
+    assert_eq!(config.policy.apis[0].constraints, Constraints::Noted);
+    assert!(explain(&config).contains("every name (constraints)"));
+    refuses(port, &format!("{port}\nconstraints = \"x\""), "\"x\"", &["\"critical\" or \"noted\""]);
+    let pki = format!("[vault.pki]\nroot_file = \"root.pem\"\n[[api]]\nconstraints = \"noted\"");
+    refuses("[[api]]", &pki, "\"noted\"", &["[vault.pki]", "\"critical\" alone"]);
+
+    let allowed = accepts(hosts, &format!("{hosts}\nech = \"allow\""));
+    assert!(allowed.policy.passes[0].carry.allows_ech());
+    assert!(explain(&allowed).contains("nobody sees (ech)"));
+    assert!(!accepts(hosts, hosts).policy.passes[0].carry.allows_ech());
+    refuses(hosts, &format!("{hosts}\nech = \"yes\""), "\"yes\"", &["\"refuse\" or \"allow\""]);
 }
 
 #[test]

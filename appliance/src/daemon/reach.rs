@@ -1,0 +1,63 @@
+//! What the daemon needs of the file system once it is up: what its configuration names, and what the
+//! system keeps for every program.
+
+use std::path::{Path, PathBuf};
+
+use crate::{
+    config::{AuditTarget, SecretFile, Settings, VaultLogin, VaultSettings},
+    harden::Reach,
+};
+
+/// `named` are the configuration and the files that it was read with; `ready_file` is yet to be
+/// written.
+pub(super) fn reach(settings: &Settings, named: &[PathBuf], ready_file: Option<&Path>) -> Reach {
+    let mut reach = Reach::default();
+    SYSTEM.iter().for_each(|folder| reach.read(*folder));
+    SWITCHES.iter().for_each(|folder| reach.write(*folder));
+    named.iter().for_each(|file| reach.read_beside(file));
+    reach.read(&settings.ca_dir);
+    reach.write(&settings.state_dir);
+    reach.write_beside(&settings.control);
+    if let AuditTarget::File(file) = &settings.audit {
+        reach.write_beside(file);
+    }
+    if let Some(SecretFile { path, key }) = &settings.secret_file {
+        reach.read_beside(path);
+        key.iter().for_each(|key| reach.read_beside(key));
+    }
+    settings.vault.iter().for_each(|vault| of_vault(&mut reach, vault));
+    ready_file.iter().for_each(|file| reach.write_beside(file));
+    reach
+}
+
+fn of_vault(reach: &mut Reach, vault: &VaultSettings) {
+    match &vault.login {
+        VaultLogin::AppRole { secret_id_file, .. } => reach.read_beside(secret_id_file),
+        VaultLogin::Cert { certificate_file, key_file, .. } => {
+            reach.read_beside(certificate_file);
+            reach.read_beside(key_file);
+        }
+        VaultLogin::Jwt { token_file, .. } => reach.read_beside(token_file),
+    }
+    if let Some(pki) = &vault.pki {
+        reach.read_beside(&pki.root_file);
+    }
+}
+
+/// What the C library reads to resolve a name, with its modules; the CAs that the system trusts; and
+/// what the kernel tells of itself. Every user may read what is public there, and permissions of files
+/// hold beside Landlock.
+const SYSTEM: [&str; 9] = [
+    "/etc",
+    "/run/systemd/resolve",
+    "/usr/lib",
+    "/lib",
+    "/usr/share/ca-certificates",
+    "/usr/local/share/ca-certificates",
+    "/proc",
+    "/sys/class/net",
+    "/sys/devices/virtual/net",
+];
+
+/// The kernel settings that the daemon asserts and repairs.
+const SWITCHES: [&str; 1] = ["/proc/sys/net"];

@@ -1,0 +1,243 @@
+//! What the daemon may touch of the file system, and whom it may signal, once it is up: Landlock
+//! (`landlock(7)`). Whoever takes the daemon over reads and writes in these folders and nowhere else,
+//! and starts no program.
+//!
+//! The kernel holds each rule against a folder and everything below it. Folders, and not files: a file
+//! that is replaced by another one of its name is another file to the kernel.
+
+use std::{
+    collections::BTreeSet,
+    fmt, fs, io,
+    path::{Path, PathBuf},
+};
+
+use landlock::{
+    ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, LandlockStatus, PathBeneath, PathFd,
+    RestrictionStatus, Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError,
+    RulesetStatus, Scope,
+};
+
+/// The folders that a process needs. Those that are not there are left out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reach {
+    read: BTreeSet<PathBuf>,
+    write: BTreeSet<PathBuf>,
+}
+
+/// The confinement of this process, which nothing takes away.
+#[derive(Debug)]
+pub struct Confinement {
+    enforced: Enforced,
+    reach: Reach,
+    /// The kernel knows a folder by its inode. In `/proc` that is another one when nobody has the
+    /// folder open and memory gets short.
+    _held: Vec<PathFd>,
+}
+
+/// How much of it this kernel knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Enforced {
+    /// All.
+    Fully,
+    /// All that is known to the kernel, which is older than this program.
+    Partly,
+    /// Nothing: the kernel has no Landlock, or it is off.
+    Not,
+}
+
+impl Reach {
+    /// Lets it read what is in a folder.
+    pub fn read(&mut self, folder: impl Into<PathBuf>) {
+        add(&mut self.read, folder.into());
+    }
+
+    /// Lets it read the folder of a file.
+    pub fn read_beside(&mut self, file: &Path) {
+        self.read(folder_of(file));
+        // What a link leads to is held against the folder where it is.
+        if let Ok(real) = fs::canonicalize(file) {
+            self.read(folder_of(&real));
+        }
+    }
+
+    /// Lets it read, write, make and remove in a folder.
+    pub fn write(&mut self, folder: impl Into<PathBuf>) {
+        add(&mut self.write, folder.into());
+    }
+
+    /// The same in the folder of a file.
+    pub fn write_beside(&mut self, file: &Path) {
+        self.write(folder_of(file));
+        if let Ok(real) = fs::canonicalize(file) {
+            self.write(folder_of(&real));
+        }
+    }
+
+    fn covers(&self, path: &Path) -> bool {
+        self.read.iter().chain(&self.write).any(|folder| path.starts_with(folder))
+    }
+}
+
+impl Confinement {
+    /// Confines this process for as long as it lives. To be called before it starts any thread: the
+    /// kernel confines the thread that asks, and those that it starts.
+    ///
+    /// # Errors
+    ///
+    /// The kernel has Landlock and refuses, a folder cannot be opened, or there are threads already.
+    pub fn enter(reach: Reach) -> io::Result<Self> {
+        if fs::read_dir("/proc/self/task")?.count() != 1 {
+            return Err(io::Error::other("there are threads already, which it would not hold for"));
+        }
+        let mut held = Vec::new();
+        let ruleset = ruleset(&reach, &mut held).map_err(io::Error::other)?;
+        let status = ruleset.restrict_self().map_err(io::Error::other)?;
+        Ok(Self { enforced: Enforced::of(&status), reach, _held: held })
+    }
+
+    /// How much of it this kernel enforces.
+    pub fn enforced(&self) -> Enforced {
+        self.enforced
+    }
+
+    /// Says what to do about an error at `path`, where it comes from the confinement.
+    pub fn explain(&self, path: &Path, error: io::Error) -> io::Error {
+        let refused = error.kind() == io::ErrorKind::PermissionDenied;
+        let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        if !refused || self.enforced == Enforced::Not || self.reach.covers(&real) {
+            return error;
+        }
+        let folder = folder_of(&real);
+        io::Error::other(format!(
+            "the daemon may not read in {} (Landlock), which its configuration did not name when it \
+             started; restart the daemon",
+            folder.display()
+        ))
+    }
+}
+
+impl Enforced {
+    fn of(status: &RestrictionStatus) -> Self {
+        match (&status.landlock, &status.ruleset) {
+            (LandlockStatus::Available { .. }, RulesetStatus::FullyEnforced) => Self::Fully,
+            (LandlockStatus::Available { .. }, RulesetStatus::PartiallyEnforced) => Self::Partly,
+            _ => Self::Not,
+        }
+    }
+
+    /// The word for it.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Fully => "fully",
+            Self::Partly => "partly",
+            Self::Not => "not",
+        }
+    }
+}
+
+impl fmt::Display for Enforced {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
+fn ruleset(reach: &Reach, held: &mut Vec<PathFd>) -> Result<RulesetCreated, RulesetError> {
+    let mut ruleset = Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(KNOWN))?
+        .scope(Scope::from_all(KNOWN))?
+        .create()?;
+    let read = reach.read.iter().map(|folder| (folder, read_access()));
+    let write = reach.write.iter().map(|folder| (folder, read_access() | write_access()));
+    for (folder, access) in read.chain(write) {
+        // What is not there now cannot be reached later.
+        let Ok(opened) = PathFd::new(folder) else { continue };
+        ruleset = ruleset.add_rule(PathBeneath::new(&opened, access))?;
+        held.push(opened);
+    }
+    Ok(ruleset)
+}
+
+fn read_access() -> BitFlags<AccessFs> {
+    AccessFs::ReadFile | AccessFs::ReadDir
+}
+
+/// Files and sockets; no devices and no links out of a folder.
+fn write_access() -> BitFlags<AccessFs> {
+    AccessFs::WriteFile
+        | AccessFs::Truncate
+        | AccessFs::MakeReg
+        | AccessFs::MakeSock
+        | AccessFs::RemoveFile
+}
+
+fn add(folders: &mut BTreeSet<PathBuf>, folder: PathBuf) {
+    folders.insert(folder.canonicalize().unwrap_or(folder));
+}
+
+fn folder_of(file: &Path) -> PathBuf {
+    match file.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder.into(),
+        _ => ".".into(),
+    }
+}
+
+/// What was known of Landlock when this was written; an older kernel enforces what it knows.
+const KNOWN: ABI = ABI::V7;
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// Landlock cannot be left, so it is entered by a process of its own: this test, run again.
+    #[test]
+    fn what_is_outside_of_its_reach_is_refused_with_what_to_do() {
+        let folder = std::env::temp_dir().join(format!("cloakroom-reach-{}", std::process::id()));
+        let Some(given) = std::env::var_os(INSIDE) else {
+            for name in ["in", "of", "out"] {
+                fs::create_dir_all(folder.join(name)).unwrap();
+                fs::write(folder.join(name).join("file"), "x").unwrap();
+            }
+            let test = "harden::confinement::tests::\
+                        what_is_outside_of_its_reach_is_refused_with_what_to_do";
+            let program = std::env::current_exe().unwrap();
+            let ran = Command::new(program)
+                .args(["--exact", test, "--nocapture", "--test-threads=1"])
+                .env(INSIDE, &folder)
+                .output()
+                .unwrap();
+            fs::remove_dir_all(&folder).unwrap();
+            let said = String::from_utf8_lossy(&ran.stdout);
+            assert!(ran.status.success(), "{said}{}", String::from_utf8_lossy(&ran.stderr));
+            return;
+        };
+        // The harness has threads; what a fresh process does is shown on the built program.
+        let folder = PathBuf::from(given);
+        let mut reach = Reach::default();
+        reach.read_beside(&folder.join("in/file"));
+        reach.write(folder.join("of"));
+        assert!(Confinement::enter(reach.clone()).is_err(), "there are threads");
+        let status = ruleset(&reach, &mut Vec::new()).unwrap().restrict_self().unwrap();
+        let confined = Confinement { enforced: Enforced::of(&status), reach, _held: Vec::new() };
+        if confined.enforced == Enforced::Not {
+            return;
+        }
+        assert_eq!(fs::read_to_string(folder.join("in/file")).unwrap(), "x");
+        fs::write(folder.join("in/file"), "y").unwrap_err();
+        fs::write(folder.join("of/new"), "y").unwrap();
+        fs::rename(folder.join("of/new"), folder.join("of/old")).unwrap();
+        fs::remove_file(folder.join("of/old")).unwrap();
+        fs::create_dir(folder.join("of/folder")).unwrap_err();
+        assert!(Command::new("/bin/true").spawn().is_err(), "it starts no program");
+        let path = folder.join("out/file");
+        let said = confined.explain(&path, fs::read_to_string(&path).unwrap_err()).to_string();
+        assert!(said.contains("/out (Landlock)") && said.contains("restart"), "{said}");
+        let path = folder.join("in/none");
+        let said = confined.explain(&path, fs::read_to_string(&path).unwrap_err());
+        assert_eq!(said.kind(), io::ErrorKind::NotFound);
+    }
+
+    const INSIDE: &str = "CLOAKROOM_REACH";
+}

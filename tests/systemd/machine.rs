@@ -1,0 +1,161 @@
+//! A machine that is booted: systemd as its first process, the shipped unit in its place, and for a
+//! network the lab's gateway.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use lab::{
+    Lab,
+    client::Hello,
+    gateway::{self, SECRETS},
+    tools, wait,
+};
+
+/// The machine. It ends with the sandbox.
+pub struct Machine {
+    _nspawn: Child,
+    leader: u32,
+    console: PathBuf,
+}
+
+impl Machine {
+    /// Boots it, with the guard loaded, the daemon's user made and the unit not yet started.
+    pub fn boot(lab: &Lab) -> Self {
+        gateway::guard();
+        let etc = lab.dir.join("etc");
+        fs::create_dir_all(&etc).expect("the lab's folder is writable");
+        let root =
+            std::env::var("CLOAKROOM_MACHINE").expect("`make test-systemd` says where it is");
+        let console = lab.dir.join("console.log");
+        let log = fs::File::create(&console).expect("the lab's folder is writable");
+        let unit = tools::repository().join("image/cloakroom.service");
+        let nspawn = Command::new("systemd-nspawn")
+            .args(["--quiet", "--boot", "--volatile=overlay", "--console=pipe"])
+            .args(["--register=no", "--keep-unit", "--machine=gateway"])
+            .args(["--resolv-conf=off", "--timezone=off", "--link-journal=no"])
+            // What the unit may ask of its kernel where there is no container around it. pidfd_getfd
+            // stays filtered, as it is in every container of this kind.
+            .arg("--system-call-filter=landlock_create_ruleset landlock_add_rule landlock_restrict_self")
+            .arg("--network-namespace-path=/run/netns/gateway")
+            .arg("--capability=CAP_NET_ADMIN")
+            .arg(format!("--directory={root}"))
+            .arg(format!("--bind-ro={}:/usr/local/bin/cloakroom", tools::cloakroom().display()))
+            .arg(format!("--bind-ro={}:/etc/systemd/system/cloakroom.service", unit.display()))
+            .arg(format!("--bind={}:/etc/cloakroom", etc.display()))
+            .env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1")
+            .env("SYSTEMD_NSPAWN_API_VFS_WRITABLE", "network")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a descriptor"))
+            .stderr(log)
+            .spawn()
+            .expect("systemd-nspawn starts");
+        let leader = wait::until(wait::SOON, || child_of(nspawn.id()));
+        let leader = leader.unwrap_or_else(|| panic!("{}", read(&console)));
+        let machine = Self { _nspawn: nspawn, leader, console };
+        machine.wait_until("it has booted", || machine.says("systemctl is-system-running --wait"));
+        machine.run("useradd --system --no-create-home cloakroom");
+        machine
+    }
+
+    /// Puts the configuration into `/etc/cloakroom`, with what it names and the issuing CAs, as the
+    /// README has it.
+    pub fn install(&self, lab: &Lab, config: &str) {
+        let etc = lab.dir.join("etc");
+        let secrets = ["openai", "anthropic", "git", "ops"].iter().zip(SECRETS);
+        let secrets: String = secrets.map(|(name, value)| format!("{name} = {value}\n")).collect();
+        fs::write(etc.join("secrets.toml"), secrets).expect("writable");
+        fs::copy(lab.public_ca(), etc.join("public-ca.pem")).expect("writable");
+        fs::write(etc.join("cloakroom.toml"), config).expect("writable");
+        self.run("chmod 0755 /etc/cloakroom; chmod 0644 /etc/cloakroom/*");
+        self.run(
+            "chown cloakroom /etc/cloakroom/secrets.toml; chmod 0600 /etc/cloakroom/secrets.toml",
+        );
+        self.run("test -d /root/cloakroom-root || cloakroom ca init --dir /root/cloakroom-root");
+        self.run("cloakroom ca issue --dir /root/cloakroom-root /etc/cloakroom/cloakroom.toml");
+        let root = self.run("cloakroom ca show --dir /root/cloakroom-root");
+        lab.write("agents.pem", [root, lab.public.pem().to_string()].concat());
+    }
+
+    /// Runs a shell command in it, and returns what it printed.
+    #[track_caller]
+    pub fn run(&self, command: &str) -> String {
+        let output = self.command(command).output().expect("nsenter starts");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let complained = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{command}: {said}{complained}{}", self.journal());
+        said
+    }
+
+    /// Whether a shell command in it succeeds.
+    pub fn says(&self, command: &str) -> bool {
+        self.command(command).output().is_ok_and(|output| output.status.success())
+    }
+
+    /// A shell in it.
+    pub fn command(&self, command: &str) -> Command {
+        let mut nsenter = Command::new("nsenter");
+        let leader = self.leader.to_string();
+        nsenter.args(["--target", &leader, "--mount", "--uts", "--ipc", "--net", "--pid"]);
+        nsenter.args(["--root", "--wd=/", "--", "sh", "-c", command]);
+        nsenter.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin");
+        nsenter
+    }
+
+    /// Waits until the daemon is there, and says how long that took.
+    #[track_caller]
+    pub fn wait_until(&self, what: &str, probe: impl FnMut() -> bool) -> Duration {
+        let begun = std::time::Instant::now();
+        let mut probe = probe;
+        let came = wait::until(LONG, || probe().then_some(()));
+        assert!(came.is_some(), "not {what}:\n{}{}", read(&self.console), self.journal());
+        begun.elapsed()
+    }
+
+    /// One property of the unit (`systemctl show`).
+    #[track_caller]
+    pub fn property(&self, name: &str) -> String {
+        let shown = self.run(&format!("systemctl show --value -p {name} cloakroom"));
+        shown.trim().to_owned()
+    }
+
+    /// What the unit has logged.
+    pub fn journal(&self) -> String {
+        let output = self.command("journalctl --no-pager -o cat -u cloakroom").output();
+        output.map_or_else(
+            |error| error.to_string(),
+            |it| String::from_utf8_lossy(&it.stdout).into_owned(),
+        )
+    }
+}
+
+/// The usual policy with the defaults of the reference for all folders.
+pub fn config() -> String {
+    let usual = gateway::usual_config().replace("{dir}/", "");
+    let own = ["audit = ", "ca_dir = ", "state_dir = ", "control = "];
+    let lines = usual.lines().filter(|line| !own.iter().any(|key| line.starts_with(key)));
+    lines.map(|line| format!("{line}\n")).collect()
+}
+
+/// A client that trusts what agents trust.
+pub fn hello(lab: &Lab, name: &str) -> Hello {
+    let pem = fs::read_to_string(lab.dir.join("agents.pem")).expect("it was made");
+    Hello::h1(name).trusting(&pem)
+}
+
+fn child_of(process: u32) -> Option<u32> {
+    let children = fs::read_to_string(format!("/proc/{process}/task/{process}/children")).ok()?;
+    let leader = children.split_whitespace().next()?.parse().ok()?;
+    let is_systemd = |name: String| name.trim() == "systemd";
+    fs::read_to_string(format!("/proc/{leader}/comm")).is_ok_and(is_systemd).then_some(leader)
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+/// A boot, on a machine that is busy.
+const LONG: Duration = Duration::from_secs(60);
