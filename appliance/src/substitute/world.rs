@@ -10,7 +10,7 @@ use super::{Denial, Plan, Rules, examine};
 use crate::{
     policy::{
         Api, Binding, GroupName, Host, Limits, PathRule, Place, Placeholder, Policy, ResponseRules,
-        RuleName, Scheme, SecretRef, Upstream,
+        RuleName, Scheme, SecretRef, USUAL_METHODS, Upstream,
     },
     reason::{Reason, SecretCause},
     secrets::SecretValue,
@@ -48,8 +48,9 @@ fn api(name: &str, bindings: Vec<Arc<Binding>>) -> Api {
         name: RuleName(name.into()),
         hosts: vec![Host::parse(&format!("{name}.example")).unwrap()],
         port: 443,
-        methods: vec![],
+        methods: USUAL_METHODS.to_vec(),
         paths: vec![],
+        plain: vec![],
         anonymous: false,
         upstream: Upstream::default(),
         response: ResponseRules::default(),
