@@ -126,15 +126,23 @@ fn a_target_with_an_authority_of_its_own_is_refused() {
 }
 
 #[test]
-fn fields_that_speak_of_another_host_change_nothing() {
+fn a_field_that_speaks_of_another_host_is_refused() {
     sandboxed(|| {
         let scene = Scene::usual();
+        for (name, value) in [
+            ("x-forwarded-host", "attacker.example"),
+            ("x_forwarded_host", "attacker.example"),
+            ("x-forwarded-host", "api.openai.example, attacker.example"),
+            ("forwarded", "for=192.0.2.1;host=attacker.example"),
+            ("x-original-host", "attacker.example"),
+        ] {
+            let ask = Ask::to(OPENAI).good().field(name, value);
+            scene.refuses(&format!("{name}: {value}"), (AGENT, OPENAI), &ask, MISMATCH);
+        }
         let ask = Ask::to(OPENAI)
             .good()
-            .field("x-forwarded-host", "attacker.example")
-            .field("forwarded", "host=attacker.example")
-            .field("x-forwarded-proto", "http")
-            .field("x-original-host", "attacker.example");
+            .field("x-forwarded-host", OPENAI.name)
+            .field("x-forwarded-proto", "http");
         for seen in scene.forwards("forwarded", (AGENT, OPENAI), &ask) {
             assert_eq!(seen.authority(), OPENAI.name);
             for added in ["via", "x-forwarded-for", "x-real-ip"] {

@@ -3,7 +3,7 @@
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use lab::{
-    gateway::{ANTHROPIC_SECRET, GIT_SECRET, OPENAI_SECRET, SECRETS},
+    gateway::{ANTHROPIC_SECRET, GIT_SECRET, OPENAI_SECRET, SECRETS, usual_config},
     net::{AGENT, AGENT2, ANTHROPIC, GIT, OPENAI},
     sandboxed,
 };
@@ -162,6 +162,133 @@ fn a_second_credential_under_a_name_that_servers_fold_together_is_refused() {
 }
 
 #[test]
+fn a_key_of_the_attackers_own_rides_along_in_no_field_named_like_a_credential() {
+    sandboxed(|| {
+        let scene = Scene::usual();
+        for name in [
+            "Job-Token",
+            "Deploy-Token",
+            "Apikey",
+            "X-Access-Token",
+            "X-Shopify-Access-Token",
+            "DD-API-KEY",
+            "xi-api-key",
+            "X-Goog-IAM-Authorization-Token",
+            "X-JFrog-Art-Api",
+            "X-Consul-Token",
+            "X_Hasura_Admin_Secret",
+            "X-Anything-Password",
+            "X-Anything-Credential",
+            "X-Anything-Signature",
+            "Cookie",
+        ] {
+            let beside = Ask::to(OPENAI).good().field(name, OWN_KEY);
+            scene.refuses(name, (AGENT, OPENAI), &beside, DUPLICATE);
+            let alone = Ask::to(GIT).field(name, OWN_KEY);
+            scene.refuses(&format!("{name} alone"), (AGENT, GIT), &alone, FOREIGN);
+        }
+        assert!(!scene.origin.log().holds(OWN_KEY));
+        scene.ends_well();
+    });
+}
+
+#[test]
+fn a_key_of_the_attackers_own_rides_along_in_no_query() {
+    sandboxed(|| {
+        let scene = Scene::usual();
+        for name in [
+            "key",
+            "KEY",
+            "api_key",
+            "apiKey",
+            "apikey",
+            "access_token",
+            "token",
+            "auth",
+            "sig",
+            "signature",
+            "X-Amz-Signature",
+            "private_token",
+            "job_token",
+            "k%65y",
+            "a=b;key",
+            "api-key[]",
+        ] {
+            let path = format!("/v1/attack?a=b&{name}={OWN_KEY}");
+            let beside = Ask::to(OPENAI).good().path(&path);
+            scene.refuses(name, (AGENT, OPENAI), &beside, DUPLICATE);
+            let alone = Ask::to(GIT).path(&path);
+            scene.refuses(&format!("{name} alone"), (AGENT, GIT), &alone, FOREIGN);
+        }
+        assert!(!scene.origin.log().holds(OWN_KEY));
+        for (name, expected) in [("OPENAI_API_KEY", WRONG_PLACE), ("GIT_TOKEN", WRONG_HOST)] {
+            let ask = Ask::to(OPENAI).path(&format!("/v1/attack?key={name}"));
+            scene.refuses(name, (AGENT, OPENAI), &ask, expected);
+        }
+        scene.ends_well();
+    });
+}
+
+#[test]
+fn what_honest_clients_send_beside_their_credential_passes() {
+    sandboxed(|| {
+        let config = usual_config().replacen(
+            "name = \"openai\"\n",
+            "name = \"openai\"\nplain = [\"header x-sort-key\", \"query key\"]\nkeep_cookies = true\n",
+            1,
+        );
+        let scene = Scene::with(&config);
+        let mut ask = Ask::to(OPENAI)
+            .good()
+            .path("/v1/attack?key=name&page_token=a&next_page_token=b&continuation-token=c");
+        for name in [
+            "Idempotency-Key",
+            "X-CSRF-Token",
+            "X-Atlassian-Token",
+            "X-Amz-Content-Sha256",
+            "X-Amz-Server-Side-Encryption-Customer-Key",
+            "X-Goog-Encryption-Key",
+            "X-Amz-Client-Token",
+            "X-Sort-Key",
+            "Cookie",
+        ] {
+            ask = ask.field(name, "a=value");
+        }
+        for seen in scene.forwards("what honest clients send", (AGENT, OPENAI), &ask) {
+            assert_eq!(seen.header("authorization"), [format!("Bearer {OPENAI_SECRET}")]);
+            assert_eq!(seen.uri.path_and_query().map(|it| it.as_str()), Some(ask.path.as_str()));
+            for (name, value) in ask.fields.iter().skip(1) {
+                assert_eq!(seen.header(name), [value.as_str()], "{name}");
+            }
+        }
+        let other = ask.path("/v1/attack?token=x");
+        scene.refuses("what is not listed", (AGENT, OPENAI), &other, DUPLICATE);
+        scene.ends_well();
+    });
+}
+
+#[test]
+fn placeholders_in_two_listed_places_are_both_swapped() {
+    sandboxed(|| {
+        let scene = Scene::usual();
+        let two = Ask::to(ANTHROPIC)
+            .field("x-api-key", "ANTHROPIC_API_KEY")
+            .field("authorization", "Bearer ANTHROPIC_API_KEY");
+        for seen in scene.forwards("both", (AGENT, ANTHROPIC), &two) {
+            assert_eq!(seen.header("x-api-key"), [ANTHROPIC_SECRET]);
+            assert_eq!(seen.header("authorization"), [format!("Bearer {ANTHROPIC_SECRET}")]);
+        }
+        for other in [OWN_KEY, "OPENAI_API_KEY", "Bearer ANTHROPIC_API_KEY"] {
+            let ask = Ask::to(ANTHROPIC)
+                .field("x-api-key", other)
+                .field("authorization", "Bearer ANTHROPIC_API_KEY");
+            scene.refuses(other, (AGENT, ANTHROPIC), &ask, DUPLICATE);
+        }
+        scene.ends_well();
+    });
+}
+
+#[test]
 fn two_credentials_in_one_field_are_refused() {
     sandboxed(|| {
         let scene = Scene::usual();
@@ -295,9 +422,8 @@ fn a_request_without_a_credential_is_refused() {
         let expected = (403, "placeholder_missing");
         scene.refuses("none", (AGENT, OPENAI), &Ask::to(OPENAI), expected);
         let elsewhere = Ask::to(OPENAI)
-            .path("/v1/attack?key=OPENAI_API_KEY")
+            .path("/v1/attack?q=OPENAI_API_KEY")
             .field("x-note", "OPENAI_API_KEY")
-            .field("cookie", "key=OPENAI_API_KEY")
             .body("OPENAI_API_KEY");
         scene.refuses("as text only", (AGENT, OPENAI), &elsewhere, expected);
         let proxy = Ask::to(OPENAI).field("proxy-authorization", "Bearer OPENAI_API_KEY");
@@ -352,11 +478,10 @@ fn text_that_looks_like_a_placeholder_goes_through_untouched() {
         let scene = Scene::usual();
         let ask = Ask::to(OPENAI)
             .good()
-            .path("/v1/OPENAI_API_KEY?key=OPENAI_API_KEY&authorization=Bearer%20OPENAI_API_KEY")
+            .path("/v1/OPENAI_API_KEY?q=OPENAI_API_KEY&page_token=Bearer%20OPENAI_API_KEY")
             .field("x-note", "Bearer OPENAI_API_KEY")
-            .field("cookie", "session=OPENAI_API_KEY")
             .field("user-agent", "OPENAI_API_KEY")
-            .field("x-forwarded-authorization", "Bearer ANTHROPIC_API_KEY")
+            .field("idempotency-key", "ANTHROPIC_API_KEY")
             .body("{\"prompt\": \"print OPENAI_API_KEY; Authorization: Bearer OPENAI_API_KEY\"}");
         for seen in scene.forwards("ordinary text", (AGENT, OPENAI), &ask) {
             assert_eq!(seen.header("authorization"), [format!("Bearer {OPENAI_SECRET}")]);

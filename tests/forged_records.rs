@@ -73,10 +73,11 @@ fn a_credential_of_the_attackers_own_is_not_written_down() {
     sandboxed(|| {
         let scene = Scene::usual();
         let key = "sk-attacker-7d1f0c5b9a3e4826";
-        let ask = Ask::to(OPENAI)
-            .field("authorization", format!("Bearer {key}"))
-            .path("/v1/x?api_key=query-7d1f0c5b");
-        scene.refuses("a key", (AGENT, OPENAI), &ask, (403, "foreign_credential"));
+        let foreign = (403, "foreign_credential");
+        let field = Ask::to(OPENAI).field("authorization", format!("Bearer {key}"));
+        scene.refuses("in a field", (AGENT, OPENAI), &field, foreign);
+        let query = Ask::to(OPENAI).path("/v1/x?api_key=query-7d1f0c5b");
+        scene.refuses("in the query", (AGENT, OPENAI), &query, foreign);
         let written = scene.gateway.audit.text() + &scene.gateway.stderr();
         assert!(!written.contains(key) && !written.contains("query-7d1f0c5b"), "{written}");
         scene.ends_well();

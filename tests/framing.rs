@@ -99,6 +99,10 @@ fn a_field_that_only_resembles_a_length_does_not_reach_the_origin_as_one() {
             .field("transfer_encoding", "chunked")
             .body("0\r\n\r\nGET /smuggled HTTP/1.1\r\n\r\n");
         scene.refuses("underscores", (AGENT, OPENAI), &ask, MALFORMED);
+        for name in ["Content.Length", "Transfer.Encoding", "Content~Length"] {
+            let ask = Ask::to(OPENAI).good().field(name, "0");
+            scene.refuses(name, (AGENT, OPENAI), &ask, MALFORMED);
+        }
         scene.ends_well();
     });
 }

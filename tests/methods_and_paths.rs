@@ -17,9 +17,10 @@ const MALFORMED: (u16, &str) = (400, "http_malformed");
 fn a_method_that_is_not_listed_is_refused() {
     sandboxed(|| {
         let scene = Scene::usual();
-        for method in
-            ["DELETE", "PUT", "PATCH", "OPTIONS", "PROPFIND", "get", "Post", "GETX", "TRACE"]
-        {
+        for method in [
+            "DELETE", "PUT", "PATCH", "OPTIONS", "PROPFIND", "get", "Post", "GETX", "TRACE",
+            "trace", "TRACK",
+        ] {
             let ask = Ask::to(OPENAI).good().method(method);
             scene.refuses(method, (AGENT, OPENAI), &ask, METHOD);
         }
@@ -38,14 +39,66 @@ fn a_method_that_is_not_listed_is_refused() {
 }
 
 #[test]
-fn trace_is_refused_where_every_other_method_is_allowed() {
+fn what_no_rule_lists_and_what_echoes_a_request_is_refused_where_no_methods_are_listed() {
     sandboxed(|| {
         let config = lab::gateway::usual_config().replace("methods = [\"GET\", \"POST\"]\n", "");
         let scene = Scene::with(&config);
-        let ask = Ask::to(OPENAI).good().method("TRACE");
-        scene.refuses("TRACE", (AGENT, OPENAI), &ask, METHOD);
+        for method in ["TRACE", "trace", "Trace", "TRACK", "track", "PROPFIND", "get", "QUERY"] {
+            let ask = Ask::to(OPENAI).good().method(method);
+            scene.refuses(method, (AGENT, OPENAI), &ask, METHOD);
+        }
+        for name in ["X-HTTP-Method-Override", "X.HTTP.Method.Override", "x_method_override"] {
+            let ask = Ask::to(OPENAI).good().field(name, "TRACE");
+            scene.refuses(name, (AGENT, OPENAI), &ask, METHOD);
+        }
         let ask = Ask::to(OPENAI).good().method("DELETE");
         scene.forwards("DELETE", (AGENT, OPENAI), &ask);
+        scene.ends_well();
+    });
+}
+
+#[test]
+fn nothing_in_a_request_replaces_its_method_or_its_path() {
+    sandboxed(|| {
+        let scene = Scene::usual();
+        for (name, value, expected) in [
+            ("X-HTTP-Method-Override", "DELETE", METHOD),
+            ("X.HTTP.Method.Override", "DELETE", METHOD),
+            ("X-Http-Method", "delete", METHOD),
+            ("X-Original-URL", "/admin", AMBIGUOUS),
+            ("X-Original-URI", "/admin", AMBIGUOUS),
+            ("X.Rewrite.Url", "/admin", AMBIGUOUS),
+            ("X-Forwarded-Prefix", "/admin", AMBIGUOUS),
+        ] {
+            let ask = Ask::to(OPENAI).good().field(name, value);
+            scene.refuses(name, (AGENT, OPENAI), &ask, expected);
+        }
+        for query in ["_method=DELETE", "a=b;_method=DELETE", "%5Fmethod=delete"] {
+            let ask = Ask::to(OPENAI).good().path(&format!("/v1/x?{query}"));
+            scene.refuses(query, (AGENT, OPENAI), &ask, METHOD);
+        }
+        let same = Ask::to(OPENAI).good().field("X-HTTP-Method-Override", "GET");
+        scene.forwards("an override to a listed method", (AGENT, OPENAI), &same);
+        scene.ends_well();
+    });
+}
+
+#[test]
+fn an_encoded_slash_passes_where_both_readings_are_listed() {
+    sandboxed(|| {
+        let scene = Scene::usual();
+        for path in ["/v1/@scope%2fpkg", "/v1/projects/group%2Fproj/issues?a=%2F"] {
+            let ask = Ask::to(OPENAI).good().path(path);
+            for seen in scene.forwards(path, (AGENT, OPENAI), &ask) {
+                assert_eq!(seen.uri.path_and_query().map(|it| it.as_str()), Some(path));
+            }
+        }
+        for path in ["/v1%2fadmin", "/status%2f200", "/v1/a%2f..%2fb", "/v1/%2fadmin"] {
+            let ask = Ask::to(OPENAI).good().path(path);
+            scene.refuses(path, (AGENT, OPENAI), &ask, AMBIGUOUS);
+        }
+        let ask = Ask::to(OPENAI).good().path("/v2/a%2fb");
+        scene.refuses("neither reading", (AGENT, OPENAI), &ask, PATH);
         scene.ends_well();
     });
 }
@@ -87,6 +140,9 @@ fn a_path_with_two_readings_is_refused_at_a_path_rule() {
             "/v1/..%2fadmin",
             "/v1/..%2Fadmin",
             "/v1/%2e%2e%2fadmin",
+            "/v1/..%20/admin",
+            "/v1/.%20./admin",
+            "/v1/..%ef%bc%8fadmin",
             "/v1/%252e%252e/admin",
             "/v1/%25252e%25252e/admin",
             "/v1/..%252fadmin",

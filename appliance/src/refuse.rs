@@ -83,18 +83,22 @@ pub const fn wire(reason: Reason) -> Wire {
         R::PlaceholderWrongHost => {
             (ACCESS_DENIED, FORBIDDEN, "this placeholder belongs to another host")
         }
-        R::PlaceholderWrongPlace => {
-            (ACCESS_DENIED, FORBIDDEN, "this placeholder belongs in another field of the request")
-        }
+        R::PlaceholderWrongPlace => (
+            ACCESS_DENIED,
+            FORBIDDEN,
+            "this placeholder may not stand in this field, scheme or half of Basic",
+        ),
         R::PlaintextPlaceholder => {
             (ACCESS_DENIED, FORBIDDEN, "a placeholder may not travel in the clear; use https")
         }
         R::ForeignCredential => {
             (ACCESS_DENIED, FORBIDDEN, "this credential is not a placeholder for this host")
         }
-        R::DuplicateCredential => {
-            (ACCESS_DENIED, BAD_REQUEST, "the request carries more than one credential")
-        }
+        R::DuplicateCredential => (
+            ACCESS_DENIED,
+            BAD_REQUEST,
+            "beside its placeholder the request carries a credential that is none, or one twice",
+        ),
         R::CredentialMalformed => (ACCESS_DENIED, BAD_REQUEST, "the credential does not decode"),
         R::SecretUnavailable => (
             INTERNAL_ERROR,

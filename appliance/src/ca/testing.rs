@@ -148,6 +148,7 @@ pub(crate) fn api(name: &str, hosts: &[&str]) -> Api {
         hosts: hosts.iter().map(|name| host(name)).collect(),
         port: 443,
         methods: Vec::new(),
+        plain: Vec::new(),
         paths: Vec::new(),
         anonymous: false,
         upstream: Upstream::default(),

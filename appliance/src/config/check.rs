@@ -11,7 +11,7 @@ use super::{
     gateway::Gateway,
     rules::{ApiRule, BindingRule, GroupRule, PassRule, TcpRule, overlap},
 };
-use crate::policy::{Constraints, Host, HostPattern, InterfaceName, Mac, Place, SecretRef};
+use crate::policy::{Constraints, Folded, Host, HostPattern, InterfaceName, Mac, Place, Plain, SecretRef};
 
 /// Everything that a file says, as far as it could be read.
 pub(super) struct Draft {
@@ -42,6 +42,7 @@ impl Draft {
         self.check_tcp_ports(report);
         self.check_secrets(report);
         self.apis.iter().for_each(|api| check_placeholders(api, report));
+        self.apis.iter().for_each(|api| check_plain(api, report));
         self.check_ports(report);
     }
 
@@ -343,6 +344,24 @@ fn check_placeholders(api: &ApiRule, report: &Report<'_>) {
             report.add(&place.span(), text);
         }
         seen.push((binding, place));
+    }
+}
+
+/// A field where a placeholder stands is no plain one.
+fn check_plain(api: &ApiRule, report: &Report<'_>) {
+    let places = || api.bindings.iter().flat_map(|binding| &binding.places);
+    let bound = |plain: &Plain, place: &Place| match (plain, place) {
+        (Plain::Header(name), Place::Header { name: other, .. }) => {
+            Folded(name.as_str().as_bytes()) == Folded(other.as_str().as_bytes())
+        }
+        _ => false,
+    };
+    for plain in &api.plain {
+        if let Some(place) = places().find(|place| bound(plain.get_ref(), place.get_ref())) {
+            let line = report.line(&place.span());
+            let text = format!("plain: a placeholder stands there by line {line}; list it once");
+            report.add(&plain.span(), text);
+        }
     }
 }
 

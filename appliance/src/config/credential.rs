@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
-use http::HeaderName;
+use http::{
+    HeaderName,
+    header::{AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION},
+};
 
 use super::value::may_hold_a_credential;
-use crate::policy::{Place, Scheme};
+use crate::policy::{Place, Plain, Scheme, fold_query, is_credential_header, is_credential_query};
 
 /// The fixed texts that may stand beside a placeholder in Basic.
 pub(super) struct BasicHalves {
@@ -39,9 +42,37 @@ pub(super) fn basic_half(text: &str) -> Result<Arc<str>, &'static str> {
     Ok(text.into())
 }
 
+/// Reads what looks like a credential and is none: `header NAME` or `query NAME`. A name that counts
+/// for nothing anyway is a slip.
+pub(super) fn plain_name(text: &str) -> Result<Plain, String> {
+    match text.split_once(' ') {
+        Some(("header", name)) => {
+            let name = header_name(name)?;
+            if ALWAYS_CREDENTIALS.contains(&name) {
+                return Err(format!("{name} is always a credential"));
+            }
+            if name == COOKIE {
+                return Err("cookies are let through by keep_cookies".into());
+            }
+            let counts = is_credential_header(name.as_str().as_bytes());
+            counts.then(|| Plain::Header(name)).ok_or_else(|| NO_CREDENTIAL.into())
+        }
+        Some(("query", name)) => {
+            let counts = is_credential_query(name);
+            let plain = || Plain::Query(fold_query(name).into());
+            counts.then(plain).ok_or_else(|| NO_CREDENTIAL.into())
+        }
+        _ => Err("write \"header NAME\" or \"query NAME\"".into()),
+    }
+}
+
+fn header_name(text: &str) -> Result<HeaderName, String> {
+    HeaderName::from_bytes(text.as_bytes())
+        .map_err(|_| "this is not the name of a header field".to_owned())
+}
+
 fn header(text: &str) -> Result<HeaderName, String> {
-    let name = HeaderName::from_bytes(text.as_bytes())
-        .map_err(|_| "this is not the name of a header field".to_owned())?;
+    let name = header_name(text)?;
     if may_hold_a_credential(&name) {
         return Ok(name);
     }
@@ -57,8 +88,14 @@ fn parse_scheme(text: &str) -> Result<Scheme, String> {
     }
 }
 
+static ALWAYS_CREDENTIALS: [HeaderName; 2] = [AUTHORIZATION, PROXY_AUTHORIZATION];
+
+const NO_CREDENTIAL: &str =
+    "a value under this name is no credential anyway; leave it out, or mend the name";
+
 const PLACES: &str = "write \"header NAME bearer\", \"header NAME token\", \"header NAME raw\", \
                       \"basic user\" or \"basic password\"";
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -96,6 +133,28 @@ mod tests {
             "header x:y raw",
         ] {
             assert!(place(text, &halves()).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn only_what_would_be_a_credential_is_listed_as_plain() {
+        let sort = Plain::Header(HeaderName::from_static("x-sort-key"));
+        assert_eq!(plain_name("header X-Sort-Key"), Ok(sort));
+        assert_eq!(plain_name("query api_KEY"), Ok(Plain::Query("apikey".into())));
+        for text in [
+            "header authorization",
+            "header proxy-authorization",
+            "header cookie",
+            "header x-note",
+            "header x y",
+            "header",
+            "query page_token",
+            "query ",
+            "cookie session",
+            "key",
+            "",
+        ] {
+            assert!(plain_name(text).is_err(), "{text}");
         }
     }
 

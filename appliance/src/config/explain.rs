@@ -3,14 +3,17 @@
 
 mod warnings;
 
-use std::fmt::{self, Display, Write};
+use std::{
+    collections::BTreeSet,
+    fmt::{self, Display, Write},
+};
 
 use super::{
     AgentServices, AuditTarget, Config, Settings, VaultLogin, VaultSettings, value::duration,
 };
 use crate::policy::{
-    Api, Binding, Carry, Group, Limits, Part, Pass, Pick, Place, Policy, Quota, Scheme, SecretRef,
-    Tcp, Upstream, VaultLocation,
+    Api, Binding, Carry, CredentialNames, Group, Limits, Part, Pass, Pick, Place, Policy, Quota,
+    Scheme, SecretRef, Tcp, Upstream, VaultLocation, is_credential_header,
 };
 
 /// The whole configuration for a person to read: the gateway, each group with all it may do, and
@@ -19,6 +22,9 @@ pub fn explain(config: &Config) -> String {
     let mut page = Page(String::new());
     page.gateway(config);
     config.policy.groups.iter().for_each(|group| page.group(group, &config.policy));
+    if !config.policy.apis.is_empty() {
+        page.credentials();
+    }
     page.warnings(&warnings::warnings(config));
     page.0
 }
@@ -169,6 +175,7 @@ impl Page {
             self.binding(binding);
         }
         self.requests(&api.methods, &api.paths);
+        self.own_credentials(api);
         self.line(
             "without",
             if api.anonymous {
@@ -178,6 +185,56 @@ impl Page {
             },
         );
         self.upstream(&api.upstream);
+    }
+
+    /// Where this API differs from [`Self::credentials`].
+    fn own_credentials(&mut self, api: &Api) {
+        let places = api.bindings.iter().flat_map(|binding| &binding.places);
+        let named = places.filter_map(|place| match place {
+            Place::Header { name, .. } => Some(name.as_str()),
+            Place::BasicUser { .. } | Place::BasicPassword { .. } => None,
+        });
+        let own: BTreeSet<_> =
+            named.filter(|name| !is_credential_header(name.as_bytes())).collect();
+        if !own.is_empty() {
+            self.line("credential", format!("is also what stands in {}", list(own)));
+        }
+        for plain in &api.plain {
+            self.line("plain", format!("is {plain}: what an agent puts there is passed on"));
+        }
+        if api.response.cookies {
+            self.line("cookies", "are let through, both ways");
+        }
+    }
+
+    /// What must be a placeholder in its place, at every API.
+    fn credentials(&mut self) {
+        self.heading("What counts as a credential at every API");
+        let names = CredentialNames::ALL;
+        self.words("headers", "that end in", names.header_endings);
+        self.words("", "and", names.headers);
+        self.words("but not", "", names.plain_headers);
+        self.words("", "nor what has in its name", names.plain_parts);
+        self.words("in a query", "", names.queries);
+        self.words("", "and what ends in", names.query_endings);
+        self.line("", "(case, and all but letters and digits, make no difference there)");
+        self.line("cookies", "all, unless the API has keep_cookies");
+    }
+
+    /// A list of words in lines of a readable length.
+    fn words(&mut self, label: &str, before: &str, words: &[&str]) {
+        let mut line = before.to_owned();
+        let mut label = label;
+        for (nth, word) in words.iter().enumerate() {
+            let comma = if nth + 1 == words.len() { "" } else { "," };
+            if line.len() + word.len() > WIDTH {
+                self.line(label, std::mem::take(&mut line));
+                label = "";
+            }
+            let space = if line.is_empty() { "" } else { " " };
+            let _ = write!(line, "{space}{word}{comma}");
+        }
+        self.line(label, line);
     }
 
     fn binding(&mut self, binding: &Binding) {
@@ -217,9 +274,7 @@ impl Page {
     }
 
     fn requests(&mut self, methods: &[http::Method], paths: &[crate::policy::PathRule]) {
-        let methods =
-            if methods.is_empty() { "all but CONNECT and TRACE".into() } else { list(methods) };
-        self.line("methods", methods);
+        self.line("methods", list(methods));
         self.line("paths", if paths.is_empty() { "all".into() } else { list(paths) });
     }
 
@@ -337,3 +392,6 @@ fn list<T: Display>(items: impl IntoIterator<Item = T>) -> String {
 }
 
 const KIB: usize = 1_024;
+
+/// Bytes of a line of words.
+const WIDTH: usize = 72;

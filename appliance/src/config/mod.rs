@@ -193,6 +193,7 @@ impl ApiRule {
             port: self.port.into_inner(),
             methods: self.requests.methods,
             paths: self.requests.paths,
+            plain: plain(self.plain),
             anonymous: self.anonymous,
             upstream: self.upstream,
             response: ResponseRules { cookies: self.cookies, ranges: self.ranges },

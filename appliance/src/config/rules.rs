@@ -18,9 +18,10 @@ use rustls::{
 use toml::Spanned;
 
 use super::{
-    credential::{BasicHalves, basic_half, place},
+    credential::{BasicHalves, basic_half, place, plain_name},
     error::Span,
     gateway::inner,
+    plain,
     reference::secret_ref,
     table::Table,
     value::{exact_host, flag, host_pattern, method, number, parsed, path, port, prefix, unquoted},
@@ -28,8 +29,7 @@ use super::{
 };
 use crate::{
     policy::{
-        Constraints, DialledRule, Ech, GroupName, Host, HostPattern, InterfaceName, Mac, PathRule,
-        Place, Placeholder, RuleName, SecretRef, Upstream,
+        Constraints, DialledRule, Ech, GroupName, Host, HostPattern, InterfaceName, Mac, PathRule, Place, Placeholder, Plain, RuleName, SecretRef, USUAL_METHODS, Upstream,
     },
     secrets::SecretValue,
 };
@@ -66,6 +66,7 @@ pub(super) struct ApiRule {
     pub(super) hosts: Vec<Spanned<Host>>,
     pub(super) port: Spanned<u16>,
     pub(super) requests: Requests,
+    pub(super) plain: Vec<Spanned<Plain>>,
     pub(super) anonymous: bool,
     pub(super) upstream: Upstream,
     pub(super) cookies: bool,
@@ -106,7 +107,7 @@ pub(super) struct TcpRule {
     pub(super) upstream: Upstream,
 }
 
-/// Methods and paths; an empty list means every one.
+/// Methods, the usual ones where none are listed, and paths; no paths means every one.
 pub(super) struct Requests {
     pub(super) methods: Vec<Method>,
     pub(super) paths: Vec<PathRule>,
@@ -148,6 +149,7 @@ impl ApiRule {
             hosts: table.required_list("hosts", exact_host("an API")),
             port: table.optional("port", port).unwrap_or_else(|| default_port(&table)),
             requests: Requests::read(&mut table),
+            plain: table.list_or_none("plain", parsed(plain_name)),
             anonymous: inner(table.optional("anonymous", flag), false),
             upstream: upstream(&mut table, files),
             cookies: inner(table.optional("keep_cookies", flag), false),
@@ -290,12 +292,9 @@ impl TcpRule {
 
 impl Requests {
     fn read(table: &mut Table<'_>) -> Self {
-        let methods = table.list("methods", method).unwrap_or_default();
+        let methods = table.list("methods", method);
         let paths = table.list("paths", parsed(PathRule::parse)).unwrap_or_default();
-        Self {
-            methods: methods.into_iter().map(Spanned::into_inner).collect(),
-            paths: paths.into_iter().map(Spanned::into_inner).collect(),
-        }
+        Self { methods: methods.map_or_else(|| USUAL_METHODS.to_vec(), plain), paths: plain(paths) }
     }
 }
 
@@ -349,8 +348,7 @@ pub(super) fn ca_path(
 }
 
 fn private_prefixes(table: &mut Table<'_>) -> Vec<IpNet> {
-    let prefixes = table.list_or_none("private_prefixes", prefix);
-    prefixes.into_iter().map(Spanned::into_inner).collect()
+    plain(table.list_or_none("private_prefixes", prefix))
 }
 
 /// A file of trust holds certificates that can be trusted, all of them readable, and no key.

@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use toml::de::DeValue;
 
 use super::{error::quote, settings::NameServer, table::describe};
-use crate::policy::{Host, HostPattern};
+use crate::policy::{Host, HostPattern, NeverAllowed, never_allowed};
 
 /// Any text.
 pub(super) fn text(value: &DeValue<'_>) -> Result<String, String> {
@@ -154,11 +154,15 @@ pub(super) fn host_pattern(value: &DeValue<'_>) -> Result<HostPattern, String> {
 pub(super) fn method(value: &DeValue<'_>) -> Result<Method, String> {
     let text = str(value)?;
     let upper = text.to_ascii_uppercase();
-    match upper.as_str() {
-        "CONNECT" => return Err("\"CONNECT\" would be a tunnel; it is never allowed".into()),
-        "TRACE" => return Err("\"TRACE\" sends the credential back; it is never allowed".into()),
-        _ if upper != text => return Err(format!("{}: write {upper:?}", quote(text))),
-        _ => {}
+    match never_allowed(text) {
+        Some(NeverAllowed::Tunnel) => {
+            return Err(format!("{upper:?} would be a tunnel; it is never allowed"));
+        }
+        Some(NeverAllowed::Echo) => {
+            return Err(format!("{upper:?} sends the credential back; it is never allowed"));
+        }
+        None if upper != text => return Err(format!("{}: write {upper:?}", quote(text))),
+        None => {}
     }
     Method::from_bytes(text.as_bytes()).map_err(|_| format!("{} is not a method", quote(text)))
 }

@@ -19,7 +19,7 @@ use super::{
     exchanges::{Exchanges, Turn},
     framing::TrailerRule,
     message::{self, Site},
-    owners,
+    overrides, owners,
     unsent::Unsent,
 };
 use crate::{
@@ -244,7 +244,7 @@ fn prepare(
         (RequestRules::Substitute(rules), Route::Intercept(api)) => {
             let plan = substitute::examine(rules, head).map_err(|denial| trace.denied(denial))?;
             trace.with(|record| record.placeholders(plan.placeholders()));
-            message::check_overrides(&head.headers, &api.methods, &api.paths)?;
+            overrides::check(head, Some(&api.methods), &api.paths)?;
             let site = (&connection.group.name, api.as_ref(), &connection.site.host);
             owners::admit(site, head, snapshot, &plan).map_err(|word| trace.narrowed(word))?;
             scrub::request_encodings(&api.response, &mut head.headers);
@@ -277,7 +277,7 @@ fn inspect(pass: &Pass, head: &request::Parts) -> Result<(), Reason> {
     match &pass.carry {
         Carry::Inspect { methods, paths, .. } => {
             permits(methods, paths, &head.method, head.uri.path())?;
-            message::check_overrides(&head.headers, methods, paths)
+            overrides::check(head, Some(methods), paths)
         }
         Carry::Splice { .. } => Err(Reason::InternalError),
     }

@@ -3,7 +3,7 @@
 //! Pure. Errs to refusal: whatever two readers could take for two different things is refused.
 
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Uri, Version,
+    HeaderMap, HeaderName, HeaderValue, Uri, Version,
     header::{
         CONNECTION, CONTENT_LENGTH, EXPECT, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
         TRAILER, TRANSFER_ENCODING, UPGRADE,
@@ -12,8 +12,9 @@ use http::{
     uri::{Authority, PathAndQuery, Scheme},
 };
 
+use super::overrides;
 use crate::{
-    policy::{Host, PathRule},
+    policy::{Folded, Host, NeverAllowed, never_allowed},
     reason::Reason,
 };
 
@@ -28,7 +29,7 @@ pub(super) struct Site {
 
 impl Site {
     /// Whether an authority names this host, and this port or, for 443, none.
-    fn is(&self, authority: &str) -> bool {
+    pub(super) fn is(&self, authority: &str) -> bool {
         let (name, port) = match authority.rsplit_once(':') {
             Some((name, port)) => (name, Some(port)),
             None => (authority, None),
@@ -53,17 +54,16 @@ const HTTPS: u16 = 443;
 
 /// Refuses a request that is not plainly one for `site`.
 pub(super) fn check(head: &request::Parts, site: &Site) -> Result<(), Reason> {
-    if head.method == Method::CONNECT {
-        return Err(Reason::ConnectDenied);
-    }
-    // Its answer would echo the credential (RFC 9110, section 9.3.8).
-    if head.method == Method::TRACE {
-        return Err(Reason::MethodDenied);
+    match never_allowed(head.method.as_str()) {
+        Some(NeverAllowed::Tunnel) => return Err(Reason::ConnectDenied),
+        Some(NeverAllowed::Echo) => return Err(Reason::MethodDenied),
+        None => {}
     }
     if head.headers.contains_key(UPGRADE) || names_upgrade(&head.headers) {
         return Err(Reason::UpgradeDenied);
     }
     check_authority(head, site)?;
+    overrides::check_host(&head.headers, site)?;
     check_framing(head)?;
     check_path(&head.uri)
 }
@@ -107,7 +107,7 @@ fn check_framing(head: &request::Parts) -> Result<(), Reason> {
     if headers.get_all(CONTENT_LENGTH).iter().count() > 1 {
         return Err(Reason::HttpMalformed);
     }
-    if LENGTHS_MISSPELT.iter().any(|name| headers.contains_key(name)) {
+    if headers.keys().any(is_misspelt) {
         return Err(Reason::HttpMalformed);
     }
     // RFC 9113, section 8.2.2: connection-specific fields make an HTTP/2 request malformed.
@@ -133,37 +133,6 @@ fn check_path(uri: &Uri) -> Result<(), Reason> {
         _ => Err(Reason::HttpMalformed),
     }
 }
-
-/// Refuses fields by which some origins replace the method or the path of the request line, where
-/// policy has a rule on it. An override that names a listed method is what it says.
-pub(super) fn check_overrides(
-    headers: &HeaderMap,
-    methods: &[Method],
-    paths: &[PathRule],
-) -> Result<(), Reason> {
-    for (name, value) in headers {
-        if !methods.is_empty() && is_one_of(name, &METHOD_OVERRIDES) {
-            let named = Method::from_bytes(value.as_bytes()).map_err(|_| Reason::MethodDenied)?;
-            if !methods.contains(&named) {
-                return Err(Reason::MethodDenied);
-            }
-        }
-        if !paths.is_empty() && is_one_of(name, &PATH_OVERRIDES) {
-            return Err(Reason::PathAmbiguous);
-        }
-    }
-    Ok(())
-}
-
-/// `_` counts as `-`: behind CGI-like interfaces they are the same (RFC 3875, section 4.1.18).
-fn is_one_of(name: &HeaderName, names: &[&str]) -> bool {
-    let folded = || name.as_str().bytes().map(|byte| if byte == b'_' { b'-' } else { byte });
-    names.iter().any(|other| other.len() == name.as_str().len() && folded().eq(other.bytes()))
-}
-
-const METHOD_OVERRIDES: [&str; 3] =
-    ["x-http-method-override", "x-http-method", "x-method-override"];
-const PATH_OVERRIDES: [&str; 2] = ["x-original-url", "x-rewrite-url"];
 
 /// Makes the head one that the gateway sends in its own name: hop-by-hop fields out, the target in
 /// the form of the version, no trace of a proxy.
@@ -239,9 +208,13 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 static HOP_BY_HOP: [HeaderName; 8] =
     [CLOSE, KEEP_ALIVE, CONNECTION, PROXY_CONNECTION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE];
 
-/// To a server that cannot tell `_` from `-` these give the message a second length.
-static LENGTHS_MISSPELT: [HeaderName; 2] =
-    [HeaderName::from_static("content_length"), HeaderName::from_static("transfer_encoding")];
+/// Whether a server that cannot tell `_` from `-` would take a field for one that frames the message,
+/// and give it a second length.
+fn is_misspelt(name: &HeaderName) -> bool {
+    let framing = [CONTENT_LENGTH, TRANSFER_ENCODING];
+    let folded = Folded(name.as_str().as_bytes());
+    framing.iter().any(|one| one != name && Folded(one.as_str().as_bytes()) == folded)
+}
 
 #[cfg(test)]
 mod tests {
@@ -321,20 +294,12 @@ mod tests {
     }
 
     #[test]
-    fn no_field_replaces_what_a_rule_is_on() {
-        let paths = [PathRule::parse("/v1/*").unwrap()];
-        let check = |field: (&str, &str), methods: &[Method], paths: &[PathRule]| {
-            check_overrides(&head(Version::HTTP_11, "/v1", &[field]).headers, methods, paths)
-        };
-        let listed = [Method::GET, Method::POST];
-        for name in ["X-HTTP-Method-Override", "x_http_method_override", "x-http-method"] {
-            assert_eq!(check((name, "DELETE"), &listed, &paths), Err(Reason::MethodDenied));
-            assert_eq!(check((name, "get"), &listed, &paths), Err(Reason::MethodDenied));
-            assert_eq!(check((name, "GET"), &listed, &paths), Ok(()));
-            assert_eq!(check((name, "DELETE"), &[], &paths), Ok(()));
+    fn no_field_gives_a_message_a_second_length_by_another_spelling() {
+        for name in ["content_length", "Content.Length", "transfer_encoding", "Transfer~Encoding"] {
+            let result = h1(&[("host", "api.example"), (name, "5")]);
+            assert_eq!(result, Err(Reason::HttpMalformed), "{name}");
         }
-        assert_eq!(check(("X-Original-URL", "/a"), &[], &paths), Err(Reason::PathAmbiguous));
-        assert_eq!(check(("X-Original-URL", "/a"), &listed, &[]), Ok(()));
+        assert_eq!(h1(&[("host", "api.example"), ("content-lengths", "5")]), Ok(()));
     }
 
     #[test]
@@ -345,10 +310,12 @@ mod tests {
             Err(Reason::UpgradeDenied)
         );
         let mut connect = head(Version::HTTP_11, "/", &[("host", "api.example")]);
-        connect.method = Method::CONNECT;
+        connect.method = http::Method::CONNECT;
         assert_eq!(check(&connect, &site()), Err(Reason::ConnectDenied));
-        connect.method = Method::TRACE;
-        assert_eq!(check(&connect, &site()), Err(Reason::MethodDenied));
+        for echo in ["TRACE", "trace", "TRACK", "Track"] {
+            connect.method = http::Method::from_bytes(echo.as_bytes()).unwrap();
+            assert_eq!(check(&connect, &site()), Err(Reason::MethodDenied), "{echo}");
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod framing;
 mod guard;
 mod head_watch;
 mod message;
+mod overrides;
 mod owners;
 mod read_ahead;
 mod serve;

@@ -7,7 +7,7 @@ use std::{
 
 use http::request;
 
-use super::message;
+use super::overrides;
 use crate::{
     policy::{Api, GroupName, Host, Narrowed},
     secrets::Snapshot,
@@ -32,7 +32,7 @@ pub(super) fn admit(
             tracing::warn!(%group, api = %api.name, secret = %binding.secret, text, "a value is kept back");
         }
         admitted?;
-        message::check_overrides(&head.headers, narrowing.methods(), narrowing.paths())
+        overrides::check(head, narrowing.methods(), narrowing.paths())
             .map_err(Narrowed::Refused)?;
     }
     Ok(())

@@ -10,7 +10,7 @@ use httparse::{EMPTY_HEADER, Header, Request};
 
 use super::{Peeked, PlainHead, Progress};
 use crate::{
-    policy::{CREDENTIAL_FIELDS, Host},
+    policy::{Host, is_credential_header},
     reason::Reason,
 };
 
@@ -124,9 +124,8 @@ fn read_port(digits: &str) -> Option<u16> {
 
 fn read_credentials(fields: &[Header<'_>]) -> Vec<Box<[u8]>> {
     let mut found = Vec::new();
-    let credential =
-        |name: &str| CREDENTIAL_FIELDS.iter().any(|f| f.as_str().eq_ignore_ascii_case(name));
-    for field in fields.iter().filter(|field| credential(field.name)) {
+    let credential = |field: &&Header<'_>| is_credential_header(field.name.as_bytes());
+    for field in fields.iter().filter(credential) {
         let value = field.value.trim_ascii();
         found.push(value.into());
         let Some(space) = value.iter().position(u8::is_ascii_whitespace) else { continue };

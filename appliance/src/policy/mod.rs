@@ -7,6 +7,8 @@ mod agent;
 mod credential;
 mod host;
 mod limits;
+mod method;
+mod name;
 mod narrowing;
 mod path;
 mod secret;
@@ -14,11 +16,14 @@ pub(crate) mod special;
 mod text;
 
 pub use agent::{BoundAgent, Mac, MacError};
-pub use credential::CREDENTIAL_FIELDS;
+pub(crate) use credential::fold_query;
+pub use credential::{CredentialNames, is_credential_header, is_credential_query};
 pub use host::{Host, HostError, HostPattern};
 pub use limits::{Limits, Quota};
+pub use method::{NeverAllowed, USUAL_METHODS, never_allowed};
+pub(crate) use name::{Folded, query_pairs};
 pub use narrowing::{NARROWING_KEYS, Narrowed, Narrowing, Slot, looks_narrowing};
-pub use path::{PathError, PathRule, check as check_path, permits};
+pub use path::{PathError, PathRule, permits, permits_path};
 pub(crate) use secret::is_plain_parameter_byte;
 pub use secret::{Location, Part, Pick, SecretRef, VaultLocation};
 pub use text::{InterfaceError, NameError, PlaceholderError};
@@ -139,6 +144,15 @@ macro_rules! text_newtype {
     )+};
 }
 
+impl fmt::Display for Plain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Header(name) => write!(f, "header {name}"),
+            Self::Query(name) => write!(f, "query {name}"),
+        }
+    }
+}
+
 text_newtype!(GroupName, RuleName, InterfaceName, Placeholder);
 
 /// A service whose requests are intercepted, and the placeholders that mean something there.
@@ -150,10 +164,12 @@ pub struct Api {
     pub hosts: Vec<Host>,
     /// The one TCP port it is reached on.
     pub port: u16,
-    /// The methods that may be used; empty means every one but CONNECT.
+    /// The methods that may be used.
     pub methods: Vec<Method>,
     /// The paths that may be used; empty means every one.
     pub paths: Vec<PathRule>,
+    /// What looks like a credential here and is none.
+    pub plain: Vec<Plain>,
     /// Whether a request without any credential is forwarded.
     pub anonymous: bool,
     /// How the upstream is reached and verified.
@@ -196,7 +212,7 @@ pub enum Constraints {
 /// What is let through in responses of an intercepted host.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ResponseRules {
-    /// Keep Set-Cookie, which may carry a minted credential.
+    /// Keep Set-Cookie, which may carry a minted credential, and Cookie in requests.
     pub cookies: bool,
     /// Keep Accept-Ranges and digest fields, and allow 206.
     pub ranges: bool,
@@ -215,6 +231,15 @@ pub struct Binding {
     pub secret: SecretRef,
     /// Fewest bytes that the value may have: 16, or down to 8 where the operator says so.
     pub min_value_bytes: usize,
+}
+
+/// A name that is one of a credential elsewhere, and here of something that opens nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Plain {
+    /// A header field.
+    Header(HeaderName),
+    /// A name in the query, without what [`fold_query`] takes away.
+    Query(Arc<str>),
 }
 
 /// A place in a request where a credential may stand. Nothing is implied.
@@ -304,7 +329,7 @@ pub enum Carry {
     },
     /// TLS ends at the gateway; authority, method and path are checked.
     Inspect {
-        /// The methods that may be used; empty means every one but CONNECT.
+        /// The methods that may be used.
         methods: Vec<Method>,
         /// The paths that may be used; empty means every one.
         paths: Vec<PathRule>,

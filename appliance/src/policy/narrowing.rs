@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use http::Method;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use super::{Api, Binding, Host, PathRule, Place, Scheme, path::permits};
+use super::{Api, Binding, Host, PathRule, Place, Scheme, never_allowed, permits_path};
 use crate::reason::{Reason, SecretCause};
 
 /// The narrowing of one secret. Empty where its owner says nothing.
@@ -98,12 +98,15 @@ impl Narrowing {
         if self.places.as_ref().is_some_and(|places| !places.iter().any(|one| one.is(slot))) {
             return refused(Reason::PlaceholderWrongPlace);
         }
-        permits(self.methods(), self.paths(), method, path).map_err(Narrowed::Refused)
+        if self.methods().is_some_and(|methods| !methods.contains(method)) {
+            return refused(Reason::MethodDenied);
+        }
+        permits_path(self.paths(), path).map_err(Narrowed::Refused)
     }
 
-    /// The only methods that the owner allows; empty means every one.
-    pub fn methods(&self) -> &[Method] {
-        self.methods.as_deref().unwrap_or_default()
+    /// The only methods that the owner allows, if that is said.
+    pub fn methods(&self) -> Option<&[Method]> {
+        self.methods.as_deref()
     }
 
     /// The only paths that the owner allows; empty means every one.
@@ -121,8 +124,8 @@ impl Narrowing {
         if !self.places.as_ref().is_none_or(|places| places.iter().any(bound)) {
             return Err("custom_metadata: none of its places is one of the binding");
         }
-        let open = api.methods.is_empty() || self.methods.is_none();
-        if !open && !self.methods().iter().any(|method| api.methods.contains(method)) {
+        let meets = |methods: &[Method]| methods.iter().any(|method| api.methods.contains(method));
+        if !self.methods().is_none_or(meets) {
             return Err("custom_metadata: none of its methods is one of the API");
         }
         let open = api.paths.is_empty() || self.paths.is_none();
@@ -197,7 +200,7 @@ fn method(text: &str) -> Option<Method> {
     let method = Method::from_bytes(text.as_bytes()).ok()?;
     // A method in small letters is another method (RFC 9110, section 9.1), and surely a mistake.
     let upper = !text.bytes().any(|byte| byte.is_ascii_lowercase());
-    Some(method).filter(|method| upper && *method != Method::CONNECT)
+    Some(method).filter(|_| upper && never_allowed(text).is_none())
 }
 
 const HOSTS: &str = "custom_metadata: hosts is not a list of exact host names";
@@ -238,6 +241,7 @@ mod tests {
             port: 443,
             methods: vec![Method::GET, Method::POST],
             paths: vec![PathRule::parse("/v1/*").unwrap()],
+            plain: vec![],
             anonymous: false,
             upstream: Default::default(),
             response: Default::default(),

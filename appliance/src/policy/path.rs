@@ -1,6 +1,10 @@
 //! Rules on request paths, and the paths that no rule can be applied to safely.
+//!
+//! Origins disagree on what `%2F` is: a byte of a segment, or the end of one. Both readings are held
+//! against the rules, and a path passes where they agree. What leads out of a folder in either
+//! reading never passes.
 
-use std::{fmt, sync::Arc};
+use std::{borrow::Cow, fmt, sync::Arc};
 
 use http::Method;
 
@@ -10,6 +14,8 @@ use crate::reason::Reason;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct PathRule {
     text: Arc<str>,
+    /// The same with its encoded slashes as slashes.
+    opened: Arc<str>,
 }
 
 /// Why a text is not a [`PathRule`], or a path cannot be held against one.
@@ -19,8 +25,8 @@ pub enum PathError {
     NotAbsolute,
     /// A `*` anywhere but as the whole last segment.
     StarInside,
-    /// A dot segment, an encoded slash, dot or backslash, an empty segment or a raw backslash:
-    /// origins disagree on what such a path means.
+    /// A dot segment, an encoded dot or backslash, an empty segment or a raw backslash: origins
+    /// disagree on what such a path means.
     Ambiguous,
 }
 
@@ -34,18 +40,14 @@ impl PathRule {
         if fixed.contains('*') {
             return Err(PathError::StarInside);
         }
-        if !fixed.is_empty() {
-            check(fixed)?;
-        }
-        Ok(Self { text: text.into() })
+        let opened = opened(text);
+        check(text).and_then(|()| check(&opened))?;
+        Ok(Self { text: closed(text).into(), opened: opened.into() })
     }
 
-    /// Whether `path` (without query) falls under the rule. `path` has passed [`check`].
+    /// Whether `path` (without query), of which there is one reading, falls under the rule.
     pub fn matches(&self, path: &str) -> bool {
-        match self.text.strip_suffix('*') {
-            Some(folder) => path.starts_with(folder),
-            None => path == &*self.text,
-        }
+        falls_under(path, &self.text)
     }
 
     /// Whether some path falls under both rules.
@@ -58,9 +60,81 @@ impl PathRule {
     }
 }
 
-/// Refuses a path that two readers could take for two different ones. Only a path that passes
-/// may be held against a [`PathRule`].
-pub fn check(path: &str) -> Result<(), PathError> {
+/// Whether a rule's methods and paths permit a request.
+///
+/// # Errors
+///
+/// `method_denied` for a method that is not listed; then as [`permits_path`].
+pub fn permits(
+    methods: &[Method],
+    paths: &[PathRule],
+    method: &Method,
+    path: &str,
+) -> Result<(), Reason> {
+    if !methods.contains(method) {
+        return Err(Reason::MethodDenied);
+    }
+    permits_path(paths, path)
+}
+
+/// Whether a rule's paths permit a request. Where there is none, every path is permitted, and none is
+/// judged.
+///
+/// # Errors
+///
+/// `path_ambiguous` where two origins could read the path differently and one of the readings falls
+/// under no rule, or out of every folder; `path_denied` where no reading falls under one.
+pub fn permits_path(rules: &[PathRule], path: &str) -> Result<(), Reason> {
+    if rules.is_empty() {
+        return Ok(());
+    }
+    let opened = opened(path);
+    check(path).and_then(|()| check(&opened)).map_err(|_| Reason::PathAmbiguous)?;
+    let closed = closed(path);
+    let closed = rules.iter().any(|rule| falls_under(&closed, &rule.text));
+    match (closed, rules.iter().any(|rule| falls_under(&opened, &rule.opened))) {
+        (true, true) => Ok(()),
+        (false, false) => Err(Reason::PathDenied),
+        _ => Err(Reason::PathAmbiguous),
+    }
+}
+
+fn falls_under(path: &str, rule: &str) -> bool {
+    match rule.strip_suffix('*') {
+        Some(folder) => path.starts_with(folder),
+        None => path == rule,
+    }
+}
+
+/// The path as an origin reads it to which an encoded slash is a byte like others, in one spelling.
+fn closed(path: &str) -> Cow<'_, str> {
+    if path.contains("%2f") { path.replace("%2f", "%2F").into() } else { path.into() }
+}
+
+/// The path as an origin reads it that decodes slashes before it parts segments, and takes characters
+/// for what Unicode calls compatible with them (NFKC).
+fn opened(path: &str) -> Cow<'_, str> {
+    if !path.contains('%') {
+        return path.into();
+    }
+    let mut rest = path;
+    let mut opened = String::with_capacity(path.len());
+    while let Some(first) = rest.chars().next() {
+        let encoded = |(code, _): &&(&str, &str)| {
+            rest.get(..code.len()).is_some_and(|start| start.eq_ignore_ascii_case(code))
+        };
+        let (taken, meant) = match READ_AS.iter().find(encoded) {
+            Some((code, meant)) => (code.len(), *meant),
+            None => (first.len_utf8(), rest.get(..first.len_utf8()).unwrap_or_default()),
+        };
+        opened.push_str(meant);
+        rest = rest.get(taken..).unwrap_or_default();
+    }
+    opened.into()
+}
+
+/// Refuses a path that leads out of its folder to some reader, or that two take for different ones.
+fn check(path: &str) -> Result<(), PathError> {
     if !path.starts_with('/') {
         return Err(PathError::NotAbsolute);
     }
@@ -75,52 +149,53 @@ pub fn check(path: &str) -> Result<(), PathError> {
     Ok(())
 }
 
-/// Whether a rule's methods and paths permit a request. Either list permits everything where it
-/// is empty; a path is judged only where there is a rule to hold it against.
-pub fn permits(
-    methods: &[Method],
-    paths: &[PathRule],
-    method: &Method,
-    path: &str,
-) -> Result<(), Reason> {
-    if !methods.is_empty() && !methods.contains(method) {
-        return Err(Reason::MethodDenied);
-    }
-    if paths.is_empty() {
-        return Ok(());
-    }
-    check(path).map_err(|_| Reason::PathAmbiguous)?;
-    if paths.iter().any(|rule| rule.matches(path)) { Ok(()) } else { Err(Reason::PathDenied) }
-}
-
 /// Some origins cut a segment at `;` before they resolve dots (RFC 3986, section 3.3), so `..;`
 /// counts as a dot segment. A percent sign that starts no valid pair, `%25` (which a second
 /// decoding would turn into one), and bytes that are no UTF-8 (`%c0%ae` is a dot to decoders that
 /// take overlong forms) are refused for the same reason.
 fn is_ambiguous(segment: &str) -> bool {
-    let name = segment.split(';').next().unwrap_or(segment);
-    if name == "." || name == ".." || segment.contains('\\') {
-        return true;
-    }
     let encoded = segment.split('%').skip(1).any(|after| {
         let Some(pair) = after.get(..2) else { return true };
         let Ok(byte) = u8::from_str_radix(pair, 16) else { return true };
-        matches!(byte, b'/' | b'\\' | b'.' | b'%' | b';' | 0..=0x1f | 0x7f) || pair.starts_with('+')
+        matches!(byte, b'\\' | b'.' | b'%' | b';' | 0..=0x1f | 0x7f) || pair.starts_with('+')
     });
-    encoded || !is_utf8(segment)
+    encoded || segment.contains('\\') || decoded(segment).is_none_or(|text| is_dots(&text))
 }
 
-/// Whether the segment, decoded once, is UTF-8. Its percent signs all start valid pairs.
-fn is_utf8(segment: &str) -> bool {
+/// Whether a decoded segment is `.` or `..`, or would be to an origin that takes spaces away, as
+/// Windows does at the end of names.
+fn is_dots(segment: &str) -> bool {
+    let name = segment.split(';').next().unwrap_or(segment);
+    let is_space = |char: char| char.is_whitespace() || char == '+';
+    let bare = name.replace(is_space, "");
+    let spaced = bare.len() < name.len() && bare.starts_with('.');
+    bare == "." || bare == ".." || spaced && bare.bytes().all(|byte| byte == b'.')
+}
+
+/// The segment decoded once, where that is UTF-8. Its percent signs all start valid pairs.
+fn decoded(segment: &str) -> Option<String> {
     let mut parts = segment.split('%');
     let mut decoded = parts.next().unwrap_or_default().as_bytes().to_vec();
     for part in parts {
-        let Some((pair, rest)) = part.split_at_checked(2) else { return false };
+        let (pair, rest) = part.split_at_checked(2)?;
         decoded.extend(u8::from_str_radix(pair, 16));
         decoded.extend_from_slice(rest.as_bytes());
     }
-    std::str::from_utf8(&decoded).is_ok()
+    String::from_utf8(decoded).ok()
 }
+
+/// What an encoded slash and characters that are compatible with a slash, a dot, two, or a backslash
+/// are read as: U+FF0F, U+FF0E, U+2024, U+FE52, U+2025, U+FF3C and U+FE68.
+const READ_AS: [(&str, &str); 8] = [
+    ("%2F", "/"),
+    ("%EF%BC%8F", "/"),
+    ("%EF%BC%8E", "."),
+    ("%E2%80%A4", "."),
+    ("%EF%B9%92", "."),
+    ("%E2%80%A5", ".."),
+    ("%EF%BC%BC", "\\"),
+    ("%EF%B9%A8", "\\"),
+];
 
 impl fmt::Display for PathRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -133,7 +208,9 @@ impl fmt::Display for PathError {
         f.write_str(match self {
             Self::NotAbsolute => "a path begins with '/'",
             Self::StarInside => "'*' stands only for everything below a folder, as in '/v1/*'",
-            Self::Ambiguous => "a path has no dot segments, empty segments or encoded separators",
+            Self::Ambiguous => {
+                "a path has no dot segments, empty segments, encoded dots or backslashes"
+            }
         })
     }
 }
@@ -143,6 +220,7 @@ impl std::error::Error for PathError {}
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn a_folder_rule_means_what_is_below_it() {
@@ -169,8 +247,13 @@ mod tests {
             "/v1/./x",
             "/v1/%2e%2e/x",
             "/v1/%2E./x",
-            "/v1%2fadmin",
             "/v1%5cadmin",
+            "/v1/..%20/x",
+            "/v1/%20../x",
+            "/v1/.%20./x",
+            "/v1/..+/x",
+            "/v1/..%c2%a0/x",
+            "/v1/...%20/x",
             "/v1\\admin",
             "//v1",
             "/v1//x",
@@ -198,8 +281,60 @@ mod tests {
             "/v1/a:b;c=d",
             "/v1/.well-known",
             "/v1/%c3%a9",
+            "/v1/%20",
+            "/v1/+/x",
+            "/v1/a%20b",
+            "/v1/a%2fb",
         ] {
             assert_eq!(check(path), Ok(()), "{path}");
+        }
+    }
+
+    fn judged(rules: &[&str], path: &str) -> Result<(), Reason> {
+        let rules: Vec<_> = rules.iter().map(|rule| PathRule::parse(rule).unwrap()).collect();
+        permits_path(&rules, path)
+    }
+
+    #[test]
+    fn an_encoded_slash_passes_where_both_readings_fall_under_a_rule() {
+        for (rule, path) in [
+            ("/*", "/@scope%2fpkg"),
+            ("/@scope%2Fpkg", "/@scope%2fpkg"),
+            ("/@scope%2fpkg", "/@scope%2Fpkg"),
+            ("/@scope%2Fpkg/*", "/@scope%2Fpkg/-/x%2fy"),
+            ("/api/v4/projects/*", "/api/v4/projects/group%2Fproj/issues"),
+            ("/v1/*", "/v1/a%EF%BC%8Fb"),
+            ("/v1/*", "/v1/a%EF%BC%8Eb"),
+        ] {
+            assert_eq!(judged(&[rule], path), Ok(()), "{path}");
+        }
+        assert_eq!(judged(&["/a/*", "/a%2Fb"], "/a%2Fb"), Ok(()));
+    }
+
+    #[test]
+    fn a_path_whose_readings_differ_in_verdict_is_refused() {
+        for (rule, path) in [
+            ("/v1/*", "/v1%2fadmin"),
+            ("/v1/a/*", "/v1/a%2fb"),
+            ("/v1/a%2Fb", "/v1/a/b"),
+            ("/*", "/v1/..%2fadmin"),
+            ("/*", "/v1/..%2f..%2fadmin"),
+            ("/*", "/v1%2f..%2fadmin"),
+            ("/*", "/v1%2f..;%2fadmin"),
+            ("/*", "/v1%2f%2fadmin"),
+            ("/*", "/%2fadmin"),
+            ("/*", "/v1/%252fadmin"),
+            ("/*", "/v1%2F.%20.%2Fadmin"),
+            ("/*", "/v1/%EF%BC%8E%EF%BC%8E/x"),
+            ("/*", "/v1/%e2%80%a5/x"),
+            ("/*", "/v1/..%EF%BC%8Fx"),
+            ("/*", "/v1/x%EF%BC%BC..%EF%BC%BCy"),
+            ("/v1/*", "/v1%EF%BC%8Fx"),
+        ] {
+            assert_eq!(judged(&[rule], path), Err(Reason::PathAmbiguous), "{path}");
+        }
+        for path in ["/v2/a%2fb", "/a%2fv1/x"] {
+            assert_eq!(judged(&["/v1/*"], path), Err(Reason::PathDenied), "{path}");
         }
     }
 
@@ -208,6 +343,24 @@ mod tests {
         assert_eq!(PathRule::parse("v1"), Err(PathError::NotAbsolute));
         assert_eq!(PathRule::parse("/a*"), Err(PathError::StarInside));
         assert_eq!(PathRule::parse("/*/b"), Err(PathError::StarInside));
-        assert_eq!(PathRule::parse("/a/../b"), Err(PathError::Ambiguous));
+        for rule in ["/a/../b", "/a%2f../b", "/a%2f/*", "/a%20/..%20/*"] {
+            assert_eq!(PathRule::parse(rule), Err(PathError::Ambiguous), "{rule}");
+        }
+    }
+
+    proptest! {
+        /// Decoding slashes and then resolving dots, in whatever order an origin does it, never leads
+        /// out of the folder of a rule.
+        #[test]
+        fn no_reading_of_a_path_that_passes_leaves_its_folder(
+            path in "/v1(/|%2[fF]|\\.|%20|;|a|%EF%BC%8[EF]){0,12}",
+        ) {
+            if judged(&["/v1/*"], &path).is_ok() {
+                let read = opened(&path).replace("%20", "");
+                let names = read.split('/').map(|name| name.split(';').next().unwrap_or_default());
+                prop_assert!(names.clone().all(|name| name != ".." && name != "."), "{path}");
+                prop_assert!(read.starts_with("/v1/") && path.starts_with("/v1/"), "{path}");
+            }
+        }
     }
 }

@@ -23,7 +23,7 @@ use crate::{
 
 /// What to put where in a head that has been examined. Only [`super::examine()`] makes one.
 #[derive(Debug)]
-pub struct Plan(Option<Swap>);
+pub struct Plan(Vec<Swap>);
 
 #[derive(Debug)]
 pub(super) enum Swap {
@@ -38,37 +38,24 @@ pub(super) enum Half {
 }
 
 impl Plan {
-    pub(super) fn swapping(swap: Swap) -> Self {
-        Self(Some(swap))
-    }
-
-    pub(super) fn anonymous() -> Self {
-        Self(None)
+    /// No two swaps are for one field.
+    pub(super) fn new(swaps: Vec<Swap>) -> Self {
+        Self(swaps)
     }
 
     /// Whether the request has no credential and goes out without one.
     pub fn is_anonymous(&self) -> bool {
-        self.0.is_none()
+        self.0.is_empty()
     }
 
-    /// The bindings whose values are needed: none, one, or two for Basic.
+    /// The bindings whose values are needed: one for each placeholder.
     pub fn bindings(&self) -> impl Iterator<Item = &Arc<Binding>> {
         self.slots().map(|(binding, _)| binding)
     }
 
     /// Where in the request the value of each binding is about to stand.
     pub fn slots(&self) -> impl Iterator<Item = (&Arc<Binding>, Slot<'_>)> {
-        let pair = match &self.0 {
-            None => [None, None],
-            Some(Swap::Header { field, scheme, binding }) => {
-                [Some((binding, Slot::Header(field, *scheme))), None]
-            }
-            Some(Swap::Basic { user, password }) => [
-                user.binding().map(|binding| (binding, Slot::BasicUser)),
-                password.binding().map(|binding| (binding, Slot::BasicPassword)),
-            ],
-        };
-        pair.into_iter().flatten()
+        self.0.iter().flat_map(Swap::slots)
     }
 
     /// The placeholders that stand in the request, for the audit.
@@ -86,11 +73,12 @@ impl Plan {
     pub fn apply(
         &self,
         head: &mut Parts,
-        lookup: impl FnMut(&Binding) -> Result<Arc<SecretValue>, SecretCause>,
+        mut lookup: impl FnMut(&Binding) -> Result<Arc<SecretValue>, SecretCause>,
     ) -> Result<(), SecretCause> {
-        let credential = self.0.as_ref().map(|swap| swap.write(lookup)).transpose()?;
+        let written = self.0.iter().map(|swap| swap.write(&mut lookup));
+        let written = written.collect::<Result<Vec<_>, _>>()?;
         head.headers.remove(PROXY_AUTHORIZATION);
-        if let Some((field, value)) = credential {
+        for (field, value) in written {
             head.headers.insert(field, value);
         }
         Ok(())
@@ -98,9 +86,30 @@ impl Plan {
 }
 
 impl Swap {
+    /// The one field that it writes.
+    pub(super) fn field(&self) -> &HeaderName {
+        match self {
+            Self::Header { field, .. } => field,
+            Self::Basic { .. } => &AUTHORIZATION,
+        }
+    }
+
+    fn slots(&self) -> impl Iterator<Item = (&Arc<Binding>, Slot<'_>)> {
+        let pair = match self {
+            Self::Header { field, scheme, binding } => {
+                [Some((binding, Slot::Header(field, *scheme))), None]
+            }
+            Self::Basic { user, password } => [
+                user.binding().map(|binding| (binding, Slot::BasicUser)),
+                password.binding().map(|binding| (binding, Slot::BasicPassword)),
+            ],
+        };
+        pair.into_iter().flatten()
+    }
+
     fn write(
         &self,
-        mut lookup: impl FnMut(&Binding) -> Result<Arc<SecretValue>, SecretCause>,
+        lookup: &mut impl FnMut(&Binding) -> Result<Arc<SecretValue>, SecretCause>,
     ) -> Result<(HeaderName, HeaderValue), SecretCause> {
         match self {
             Self::Header { field, scheme, binding } => {
@@ -108,8 +117,8 @@ impl Swap {
                 Ok((field.clone(), sensitive(concat(&[prefix(*scheme), value.expose()]))?))
             }
             Self::Basic { user, password } => {
-                let user = user.write(&mut lookup)?;
-                let password = password.write(&mut lookup)?;
+                let user = user.write(lookup)?;
+                let password = password.write(lookup)?;
                 // The first colon ends the user (RFC 7617, section 2).
                 if user.contains(&b':') {
                     return Err(SecretCause::ValueInvalid);

@@ -4,11 +4,11 @@
 //! path, so that only the holder of a good placeholder learns which of those are listed, and an
 //! operator reads `method_denied` only where the method is what is wrong.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use http::{
     HeaderName, HeaderValue, Method,
-    header::{AUTHORIZATION, CONNECTION, PROXY_AUTHORIZATION},
+    header::{AUTHORIZATION, CONNECTION, COOKIE, PROXY_AUTHORIZATION},
     request::Parts,
 };
 
@@ -19,7 +19,7 @@ use super::{
     rules::{Owner, Rules, is},
 };
 use crate::{
-    policy::{Binding, PathError, Place, Placeholder, Scheme, check_path},
+    policy::{Binding, Place, Placeholder, Scheme, permits, query_pairs},
     reason::Reason,
 };
 
@@ -38,7 +38,7 @@ impl From<Reason> for Denial {
     }
 }
 
-/// Finds the one credential of a request and what is to be done with it.
+/// Finds the credentials of a request and what is to be done with each.
 ///
 /// `Proxy-Authorization` counts for nothing here, neither as a credential nor as a second one:
 /// it is addressed to a proxy, and [`Plan::apply`] removes it whatever it holds.
@@ -50,13 +50,11 @@ impl From<Reason> for Denial {
 /// `path_denied` and `path_ambiguous`.
 pub fn examine(rules: &Rules, head: &Parts) -> Result<Plan, Denial> {
     check_connection(rules, head)?;
-    let plan = match single_credential(rules, head)? {
-        Some((field, value)) => Plan::swapping(classify(rules, field, value)?),
-        None if rules.anonymous => Plan::anonymous(),
-        None => return Err(Reason::PlaceholderMissing.into()),
-    };
-    check_method(rules, &head.method)
-        .and_then(|()| check_path_rules(rules, head.uri.path()))
+    let plan = Plan::new(classify_all(rules, &credentials(rules, head))?);
+    if plan.is_anonymous() && !rules.anonymous {
+        return Err(Reason::PlaceholderMissing.into());
+    }
+    check_request(rules, head)
         .map_err(|reason| Denial { reason, placeholder: plan.placeholders().next().cloned() })?;
     Ok(plan)
 }
@@ -71,24 +69,52 @@ fn check_connection(rules: &Rules, head: &Parts) -> Result<(), Denial> {
     if nominated { Err(Reason::HttpMalformed.into()) } else { Ok(()) }
 }
 
-/// Two credentials are refused whatever they are: a server may read either, so a foreign key
-/// could ride beside a good placeholder.
-fn single_credential<'a>(
-    rules: &Rules,
-    head: &'a Parts,
-) -> Result<Option<(&'a HeaderName, &'a HeaderValue)>, Denial> {
-    let mut credentials = head
-        .headers
-        .iter()
-        .filter(|(name, _)| rules.is_credential_field(name) && *name != PROXY_AUTHORIZATION);
-    let first = credentials.next();
-    match credentials.next() {
-        Some(_) => Err(Reason::DuplicateCredential.into()),
-        None => Ok(first),
+/// A value that stands where a credential would.
+enum Credential<'a> {
+    /// In a header field.
+    Header(&'a HeaderName, &'a HeaderValue),
+    /// In cookies, which HTTP/2 may part into several fields (RFC 9113, section 8.2.3).
+    Cookies(&'a HeaderValue),
+    /// In the query, decoded.
+    Query(Cow<'a, str>),
+}
+
+fn credentials<'a>(rules: &Rules, head: &'a Parts) -> Vec<Credential<'a>> {
+    let other = |name: &HeaderName| *name != PROXY_AUTHORIZATION && *name != COOKIE;
+    let counts = |name: &HeaderName| rules.is_credential_field(name) && other(name);
+    let headers = head.headers.iter().filter(|(name, _)| counts(name));
+    let cookies = head.headers.get(COOKIE).filter(|_| rules.is_credential_field(&COOKIE));
+    let pairs = query_pairs(head.uri.query().unwrap_or_default());
+    let queries = pairs.filter(|(name, _)| rules.is_credential_query(name));
+    headers
+        .map(|(name, value)| Credential::Header(name, value))
+        .chain(cookies.map(Credential::Cookies))
+        .chain(queries.map(|(_, value)| Credential::Query(value)))
+        .collect()
+}
+
+/// Beside others, every credential has to be a placeholder in its place, each in a field of its own:
+/// a server may read any of them, so a foreign key could ride beside a good placeholder.
+fn classify_all(rules: &Rules, credentials: &[Credential<'_>]) -> Result<Vec<Swap>, Denial> {
+    let swaps = credentials.iter().map(|one| classify(rules, one)).collect::<Result<Vec<_>, _>>();
+    if credentials.len() < 2 {
+        return swaps;
+    }
+    let swaps = swaps.map_err(|_| Reason::DuplicateCredential)?;
+    let fields = || swaps.iter().map(Swap::field).enumerate();
+    let twice = |(nth, field)| fields().any(|(other, same)| nth != other && field == same);
+    if fields().any(twice) { Err(Reason::DuplicateCredential.into()) } else { Ok(swaps) }
+}
+
+fn classify(rules: &Rules, credential: &Credential<'_>) -> Result<Swap, Denial> {
+    match credential {
+        Credential::Header(field, value) => classify_header(rules, field, value),
+        Credential::Cookies(value) => Err(deny_cookies(rules, value)),
+        Credential::Query(value) => Err(deny_credential(rules, value.as_bytes())),
     }
 }
 
-fn classify(rules: &Rules, field: &HeaderName, value: &HeaderValue) -> Result<Swap, Denial> {
+fn classify_header(rules: &Rules, field: &HeaderName, value: &HeaderValue) -> Result<Swap, Denial> {
     let text = value.as_bytes();
     if !text.iter().all(|&byte| byte == b' ' || byte.is_ascii_graphic()) {
         return Err(Reason::CredentialMalformed.into());
@@ -129,6 +155,15 @@ fn deny_credential(rules: &Rules, text: &[u8]) -> Denial {
     astray(candidates.into_iter().flatten().map(|candidate| rules.owner(candidate)))
 }
 
+/// No cookie is a place. They stand in pairs with `;` between two (RFC 6265, section 4.2.1).
+fn deny_cookies(rules: &Rules, value: &HeaderValue) -> Denial {
+    let pairs = value.as_bytes().split(|&byte| byte == b';');
+    astray(pairs.map(|pair| {
+        let value = pair.iter().position(|&byte| byte == b'=').and_then(|at| pair.get(at + 1..));
+        rules.owner(value.unwrap_or(pair).trim_ascii())
+    }))
+}
+
 /// The denial for texts that are not where they belong: the most useful word that is true.
 pub(super) fn astray<'a>(owners: impl Iterator<Item = Owner<'a>>) -> Denial {
     let mut denial = Denial::from(Reason::ForeignCredential);
@@ -154,24 +189,9 @@ fn after_scheme<'a>(text: &'a [u8], scheme: &str) -> Option<&'a [u8]> {
     if word.eq_ignore_ascii_case(scheme.as_bytes()) { rest.strip_prefix(b" ") } else { None }
 }
 
-fn check_method(rules: &Rules, method: &Method) -> Result<(), Reason> {
-    if *method == Method::CONNECT {
+fn check_request(rules: &Rules, head: &Parts) -> Result<(), Reason> {
+    if head.method == Method::CONNECT {
         return Err(Reason::ConnectDenied);
     }
-    if rules.methods.is_empty() || rules.methods.contains(method) {
-        Ok(())
-    } else {
-        Err(Reason::MethodDenied)
-    }
-}
-
-fn check_path_rules(rules: &Rules, path: &str) -> Result<(), Reason> {
-    if rules.paths.is_empty() {
-        return Ok(());
-    }
-    match check_path(path) {
-        Ok(()) if rules.paths.iter().any(|rule| rule.matches(path)) => Ok(()),
-        Ok(()) | Err(PathError::NotAbsolute | PathError::StarInside) => Err(Reason::PathDenied),
-        Err(PathError::Ambiguous) => Err(Reason::PathAmbiguous),
-    }
+    permits(&rules.methods, &rules.paths, &head.method, head.uri.path())
 }

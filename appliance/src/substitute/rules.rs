@@ -2,10 +2,14 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use http::{HeaderMap, HeaderName, Method, header::AUTHORIZATION};
+use http::{
+    HeaderMap, HeaderName, Method,
+    header::{AUTHORIZATION, COOKIE},
+};
 
 use crate::policy::{
-    Api, Binding, CREDENTIAL_FIELDS, GroupName, PathRule, Place, Placeholder, Policy,
+    Api, Binding, Folded, GroupName, PathRule, Place, Placeholder, Plain, Policy, fold_query,
+    is_credential_header, is_credential_query,
 };
 
 /// What a request of one group to one API is held against. Immutable; made once per policy.
@@ -16,7 +20,7 @@ pub struct Rules {
     pub(super) anonymous: bool,
     pub(super) own: Vec<Arc<Binding>>,
     elsewhere: HashSet<Placeholder>,
-    fields: Fields,
+    names: Names,
 }
 
 /// Whose a text is, as far as this group may know.
@@ -40,7 +44,7 @@ impl Rules {
             anonymous: api.anonymous,
             own: bindings_of(api, group).cloned().collect(),
             elsewhere: elsewhere.map(|binding| binding.placeholder.clone()).collect(),
-            fields: Fields::of(api),
+            names: Names::of(api),
         }
     }
 
@@ -51,12 +55,17 @@ impl Rules {
 
     /// Whether the value of a header field with this name is a credential.
     pub fn is_credential_field(&self, name: &HeaderName) -> bool {
-        self.fields.holds(name.as_str().as_bytes())
+        self.names.is_header(name.as_str().as_bytes())
     }
 
     /// As [`Self::is_credential_field`], for a name as it stands in a list such as Connection.
     pub(super) fn names_credential_field(&self, name: &[u8]) -> bool {
-        self.fields.holds(name)
+        self.names.is_header(name)
+    }
+
+    /// Whether the value under a decoded name in the query is a credential.
+    pub(super) fn is_credential_query(&self, name: &str) -> bool {
+        self.names.is_query(name)
     }
 
     pub(super) fn owner(&self, text: &[u8]) -> Owner<'_> {
@@ -86,36 +95,38 @@ fn bindings_of<'a>(api: &'a Api, group: &'a GroupName) -> impl Iterator<Item = &
     api.bindings.iter().filter(move |binding| binding.groups.contains(group))
 }
 
-/// A set of field names. Whatever is neither letter nor digit counts as `-`: servers behind
-/// CGI-like interfaces cannot tell `_` from it (RFC 3875, section 4.1.18), some map every such byte
-/// alike, and a foreign key could ride on that.
+/// The names under which credentials stand at one API.
 #[derive(Debug)]
-struct Fields {
-    names: Vec<Box<[u8]>>,
-    /// Bit `n` is set where a name has `n` bytes (63: or more), so that most fields of a request
-    /// are told apart from credentials by one test.
-    lengths: u64,
+struct Names {
+    /// The header fields of bindings, of whatever group.
+    bound: Vec<HeaderName>,
+    /// What the API says is plain.
+    plain: Vec<Plain>,
+    /// Whether cookies pass unlooked at.
+    cookies: bool,
 }
 
-impl Fields {
+impl Names {
     fn of(api: &Api) -> Self {
-        let bound = api.bindings.iter().flat_map(|binding| &binding.places).map(field_of);
-        let mut names: Vec<Box<[u8]>> = CREDENTIAL_FIELDS
-            .iter()
-            .chain(bound)
-            .map(|name| name.as_str().bytes().map(fold).collect())
-            .collect();
-        names.sort_unstable();
-        names.dedup();
-        let lengths = names.iter().fold(0, |bits, name| bits | length_bit(name));
-        Self { names, lengths }
+        let places = api.bindings.iter().flat_map(|binding| &binding.places);
+        let mut bound: Vec<_> = places.map(field_of).cloned().collect();
+        bound.sort_unstable_by(|one, other| one.as_str().cmp(other.as_str()));
+        bound.dedup();
+        Self { bound, plain: api.plain.clone(), cookies: api.response.cookies }
     }
 
-    fn holds(&self, name: &[u8]) -> bool {
-        self.lengths & length_bit(name) != 0
-            && self.names.iter().any(|field| {
-                field.len() == name.len() && field.iter().zip(name).all(|(&a, &b)| a == fold(b))
-            })
+    fn is_header(&self, name: &[u8]) -> bool {
+        if name.eq_ignore_ascii_case(COOKIE.as_str().as_bytes()) {
+            return !self.cookies;
+        }
+        let is = |field: &HeaderName| Folded(field.as_str().as_bytes()) == Folded(name);
+        let plain = |plain: &Plain| matches!(plain, Plain::Header(field) if is(field));
+        self.bound.iter().any(is) || is_credential_header(name) && !self.plain.iter().any(plain)
+    }
+
+    fn is_query(&self, name: &str) -> bool {
+        let is = |plain: &Plain| matches!(plain, Plain::Query(one) if **one == *fold_query(name));
+        is_credential_query(name) && !self.plain.iter().any(is)
     }
 }
 
@@ -124,12 +135,4 @@ fn field_of(place: &Place) -> &HeaderName {
         Place::Header { name, .. } => name,
         Place::BasicUser { .. } | Place::BasicPassword { .. } => &AUTHORIZATION,
     }
-}
-
-fn fold(byte: u8) -> u8 {
-    if byte.is_ascii_alphanumeric() { byte.to_ascii_lowercase() } else { b'-' }
-}
-
-fn length_bit(name: &[u8]) -> u64 {
-    1 << name.len().min(63)
 }

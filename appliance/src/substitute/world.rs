@@ -9,8 +9,7 @@ use zeroize::Zeroizing;
 use super::{Denial, Plan, Rules, examine};
 use crate::{
     policy::{
-        Api, Binding, Constraints, GroupName, Host, Limits, PathRule, Place, Placeholder, Policy,
-        ResponseRules, RuleName, Scheme, SecretRef, Upstream,
+        Api, Binding, Constraints, GroupName, Host, Limits, PathRule, Place, Placeholder, Policy, ResponseRules, RuleName, Scheme, SecretRef, USUAL_METHODS, Upstream,
     },
     reason::{Reason, SecretCause},
     secrets::SecretValue,
@@ -48,8 +47,9 @@ fn api(name: &str, bindings: Vec<Arc<Binding>>) -> Api {
         name: RuleName(name.into()),
         hosts: vec![Host::parse(&format!("{name}.example")).unwrap()],
         port: 443,
-        methods: vec![],
+        methods: USUAL_METHODS.to_vec(),
         paths: vec![],
+        plain: vec![],
         anonymous: false,
         upstream: Upstream::default(),
         response: ResponseRules::default(),

@@ -52,7 +52,10 @@ fn api_warnings(api: &Api) -> Vec<String> {
         add("forwards requests without any credential (anonymous)");
     }
     if api.response.cookies {
-        add("lets Set-Cookie through: a session cookie works without the secret (keep_cookies)");
+        add("lets cookies through: a session cookie works without the secret (keep_cookies)");
+    }
+    for plain in &api.plain {
+        add(&format!("passes {plain} on, whatever an agent puts there (plain)"));
     }
     if api.response.ranges {
         add("lets ranges through: a secret cut in two is not masked (keep_ranges)");

@@ -150,6 +150,42 @@ fn a_binding_says_where_its_placeholder_stands() {
 }
 
 #[test]
+fn what_counts_as_a_credential_is_explained() {
+    let page = explain(&accepts("", ""));
+    for word in ["that end in token, key, secret", "x-jfrog-art-api", "access", "keep_cookies"] {
+        assert!(page.contains(word), "{word}\n{page}");
+    }
+    let places = "places = [\"header authorization bearer\"]";
+    let own = "places = [\"header x-place raw\", \"header x-api-key raw\"]";
+    let page = explain(&accepts(places, own));
+    assert!(page.contains("is also what stands in x-place\n"), "{page}");
+    let plain =
+        "plain = [\"header X-Sort-Key\", \"query key\"]\nkeep_cookies = true\n[[api.binding]]";
+    let page = explain(&accepts("[[api.binding]]", plain));
+    for word in ["is header x-sort-key", "is query key", "both ways", "passes query key on"] {
+        assert!(page.contains(word), "{word}\n{page}");
+    }
+    for (plain, at, why) in [
+        ("header authorization", "header", "always a credential"),
+        ("header x-note", "header", "no credential anyway"),
+        ("query page_token", "query", "no credential anyway"),
+        ("header cookie", "header", "keep_cookies"),
+        ("x-sort-key", "x-sort-key", "write \"header NAME\""),
+    ] {
+        let plain = format!("plain = [\"{plain}\"]\n[[api.binding]]");
+        refuses("[[api.binding]]", &plain, at, &[why]);
+    }
+    let both = "plain = [\"header x_api.key\"]\n[[api.binding]]";
+    let text =
+        changed(&[("[[api.binding]]", both), (places, "places = [\"header x-api-key raw\"]")]);
+    assert!(
+        mistakes(&text)[0].text.contains("a placeholder stands there"),
+        "{:?}",
+        mistakes(&text)
+    );
+}
+
+#[test]
 fn a_reference_needs_its_source() {
     let vault = GOOD.split_once("[vault]").unwrap().1.split_once("[[group]]").unwrap().0;
     let without = changed(&[("[vault]", ""), (vault, "")]);

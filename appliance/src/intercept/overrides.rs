@@ -1,0 +1,209 @@
+//! Fields by which some origins replace the method, the path or the host of the request line, in
+//! whatever spelling they read them, and names in the query that do the same.
+//!
+//! Errs to refusal: an override passes only where it says what the rules allow anyway. Bodies are not
+//! searched, so an origin that takes `_method` from a form has to be limited by paths.
+
+use http::{HeaderMap, HeaderName, Method, header::FORWARDED, request};
+
+use super::message::Site;
+use crate::{
+    policy::{Folded, PathRule, query_pairs},
+    reason::Reason,
+};
+
+/// Refuses a field that names another host than the site, to an origin that routes by it.
+///
+/// # Errors
+///
+/// `host_mismatch`.
+pub(super) fn check_host(headers: &HeaderMap, site: &Site) -> Result<(), Reason> {
+    let elsewhere = |(name, value): (&HeaderName, &http::HeaderValue)| {
+        let named = |text: &str| text.split(',').all(|host| site.is(host.trim_ascii()));
+        let forwarded = |text: &str| hosts_of(text).all(|host| site.is(host));
+        let says_so = |says: &dyn Fn(&str) -> bool| value.to_str().is_ok_and(says);
+        is_one_of(name, &HOSTS) && !says_so(&named) || *name == FORWARDED && !says_so(&forwarded)
+    };
+    if headers.iter().any(elsewhere) { Err(Reason::HostMismatch) } else { Ok(()) }
+}
+
+/// Refuses what replaces the method by one that is not listed, or the path where there is a rule on
+/// it. `None` where any method may be used.
+///
+/// # Errors
+///
+/// `method_denied` and `path_ambiguous`.
+pub(super) fn check(
+    head: &request::Parts,
+    methods: Option<&[Method]>,
+    paths: &[PathRule],
+) -> Result<(), Reason> {
+    let listed = |method: &[u8]| {
+        methods.is_none_or(|list| list.iter().any(|one| one.as_str().as_bytes() == method))
+    };
+    for (name, value) in &head.headers {
+        if is_one_of(name, &METHODS) && !listed(value.as_bytes()) {
+            return Err(Reason::MethodDenied);
+        }
+        if !paths.is_empty() && is_one_of(name, &PATHS) {
+            return Err(Reason::PathAmbiguous);
+        }
+    }
+    let mut pairs = query_pairs(head.uri.query().unwrap_or_default());
+    let other = pairs.any(|(name, value)| replaces_method(&name) && !listed(value.as_bytes()));
+    if other { Err(Reason::MethodDenied) } else { Ok(()) }
+}
+
+/// The hosts that a Forwarded field names (RFC 7239, section 4).
+fn hosts_of(forwarded: &str) -> impl Iterator<Item = &str> {
+    let pairs = forwarded.split([';', ',']).filter_map(|pair| pair.split_once('='));
+    let hosts = pairs.filter(|(name, _)| name.trim_ascii().eq_ignore_ascii_case("host"));
+    hosts.map(|(_, host)| host.trim_ascii().trim_matches('"'))
+}
+
+fn is_one_of(name: &HeaderName, names: &[&str]) -> bool {
+    let name = Folded(name.as_str().as_bytes());
+    names.iter().any(|one| Folded(one.as_bytes()) == name)
+}
+
+fn replaces_method(name: &str) -> bool {
+    let name = Folded(name.as_bytes());
+    METHODS.iter().chain(&QUERY_METHODS).any(|one| Folded(one.as_bytes()) == name)
+}
+
+const METHODS: [&str; 6] = [
+    "x-http-method-override",
+    "x-http-method",
+    "x-method-override",
+    "x-forwarded-method",
+    "x-original-method",
+    "http-method-override",
+];
+
+/// Further names in the query: of Rails, Symfony, Laravel and Express; and of Google's APIs.
+const QUERY_METHODS: [&str; 2] = ["_method", "$httpMethod"];
+
+const PATHS: [&str; 12] = [
+    "x-original-url",
+    "x-original-uri",
+    "x-original-path",
+    "x-rewrite-url",
+    "x-rewrite-uri",
+    "x-override-url",
+    "x-request-uri",
+    "x-forwarded-uri",
+    "x-forwarded-path",
+    "x-forwarded-prefix",
+    "x-envoy-original-path",
+    "x-script-name",
+];
+
+const HOSTS: [&str; 6] = [
+    "x-forwarded-host",
+    "x-forwarded-server",
+    "x-original-host",
+    "x-host",
+    "x-http-host-override",
+    "x-rewrite-host",
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Host;
+
+    fn head(query: &str, fields: &[(&str, &str)]) -> request::Parts {
+        let mut request = http::Request::builder().uri(format!("/v1?{query}"));
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    const LISTED: [Method; 2] = [Method::GET, Method::POST];
+
+    #[test]
+    fn no_field_replaces_the_method_by_one_that_is_not_listed() {
+        let with = |name, value, methods| check(&head("", &[(name, value)]), methods, &[]);
+        for name in [
+            "X-HTTP-Method-Override",
+            "x_http_method_override",
+            "X.HTTP.Method.Override",
+            "x-http-method",
+            "X-Method_Override",
+            "X-Forwarded-Method",
+        ] {
+            for value in ["DELETE", "get", "TRACE", "GET, DELETE", ""] {
+                let refused = with(name, value, Some(&LISTED[..]));
+                assert_eq!(refused, Err(Reason::MethodDenied), "{name}: {value}");
+            }
+            assert_eq!(with(name, "GET", Some(&LISTED)), Ok(()));
+            assert_eq!(with(name, "DELETE", None), Ok(()));
+        }
+    }
+
+    #[test]
+    fn no_name_in_the_query_replaces_the_method_by_one_that_is_not_listed() {
+        let with = |query: &str| check(&head(query, &[]), Some(&LISTED), &[]);
+        for query in [
+            "_method=DELETE",
+            "a=b&_method=delete",
+            "a=b;_method=DELETE",
+            "_METHOD=PUT",
+            "%5Fmethod=DELETE",
+            "$httpMethod=DELETE",
+            "X-HTTP-Method-Override=DELETE",
+            "_method=GET&_method=DELETE",
+            "_method",
+        ] {
+            assert_eq!(with(query), Err(Reason::MethodDenied), "{query}");
+        }
+        for query in ["_method=POST", "method=flickr.test", "q=_method=DELETE", ""] {
+            assert_eq!(with(query), Ok(()), "{query}");
+        }
+    }
+
+    #[test]
+    fn no_field_replaces_the_path_where_there_is_a_rule_on_it() {
+        let paths = [PathRule::parse("/v1/*").unwrap()];
+        for name in [
+            "X-Original-URL",
+            "X-Original-URI",
+            "x_rewrite_url",
+            "X.Rewrite.URL",
+            "X-Forwarded-Prefix",
+        ] {
+            let head = head("", &[(name, "/v1/a")]);
+            assert_eq!(check(&head, None, &paths), Err(Reason::PathAmbiguous), "{name}");
+            assert_eq!(check(&head, None, &[]), Ok(()), "{name}");
+        }
+    }
+
+    #[test]
+    fn no_field_names_another_host() {
+        let site = Site { host: Host::parse("api.example").unwrap(), port: 443 };
+        let with = |name, value| check_host(&head("", &[(name, value)]).headers, &site);
+        for (name, value) in [
+            ("X-Forwarded-Host", "evil.example"),
+            ("x_forwarded_host", "evil.example"),
+            ("X-Forwarded-Host", "api.example, evil.example"),
+            ("X-Forwarded-Host", "api.example:8443"),
+            ("X-Forwarded-Host", ""),
+            ("X-Original-Host", "evil.example"),
+            ("X.Host", "evil.example"),
+            ("Forwarded", "for=192.0.2.1;host=evil.example"),
+            ("Forwarded", "host=api.example, HOST = \"evil.example\""),
+        ] {
+            assert_eq!(with(name, value), Err(Reason::HostMismatch), "{name}: {value}");
+        }
+        for (name, value) in [
+            ("X-Forwarded-Host", "API.example"),
+            ("X-Forwarded-For", "192.0.2.1"),
+            ("X-Forwarded-Proto", "https"),
+            ("Forwarded", "for=\"[2001:db8::1]\";proto=https;host=\"api.example:443\""),
+            ("Forwarded", "for=192.0.2.1"),
+        ] {
+            assert_eq!(with(name, value), Ok(()), "{name}: {value}");
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! The methods that a rule allows where it lists none, and those that no rule allows.
+
+use http::Method;
+
+/// What a rule without a list of methods allows: the methods of RFC 9110, section 9.3, but for CONNECT
+/// and TRACE, and PATCH (RFC 5789). Whatever else an origin knows has to be listed.
+pub const USUAL_METHODS: [Method; 7] = [
+    Method::GET,
+    Method::HEAD,
+    Method::POST,
+    Method::PUT,
+    Method::PATCH,
+    Method::DELETE,
+    Method::OPTIONS,
+];
+
+/// Why a method is never allowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NeverAllowed {
+    /// It asks for a tunnel (RFC 9110, section 9.3.6).
+    Tunnel,
+    /// Its answer echoes the request, and with it the credential (RFC 9110, section 9.3.8).
+    Echo,
+}
+
+/// Whether a method is one that no rule can allow, in whatever case: origins that compare without
+/// regard to it are known.
+pub fn never_allowed(method: &str) -> Option<NeverAllowed> {
+    let is = |name: &&str| method.eq_ignore_ascii_case(name);
+    if is(&"CONNECT") {
+        return Some(NeverAllowed::Tunnel);
+    }
+    ECHOES.iter().any(is).then_some(NeverAllowed::Echo)
+}
+
+/// TRACE, and what IIS and others answer alike.
+const ECHOES: [&str; 2] = ["TRACE", "TRACK"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tunnels_and_echoes_are_never_allowed_in_any_case() {
+        for method in ["TRACE", "trace", "Track", "TRACK"] {
+            assert_eq!(never_allowed(method), Some(NeverAllowed::Echo), "{method}");
+        }
+        assert_eq!(never_allowed("connect"), Some(NeverAllowed::Tunnel));
+        for method in USUAL_METHODS.iter().map(Method::as_str).chain(["PROPFIND", "TRACER", ""]) {
+            assert_eq!(never_allowed(method), None, "{method}");
+        }
+    }
+}

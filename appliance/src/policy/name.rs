@@ -1,0 +1,50 @@
+//! Names of fields and in queries as servers may read them. Behind CGI-like interfaces `_` cannot be told from `-`
+//! (RFC 3875, section 4.1.18), and some servers map every byte that is neither letter nor digit alike,
+//! so that a field under another spelling would ride on the rule for the first.
+
+use std::borrow::Cow;
+
+/// A byte of a name, with all that some server takes for the same made the same.
+pub(super) fn fold(byte: u8) -> u8 {
+    if byte.is_ascii_alphanumeric() { byte.to_ascii_lowercase() } else { b'-' }
+}
+
+/// A name that equals every other which some server takes for the same one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Folded<'a>(pub &'a [u8]);
+
+impl PartialEq<Folded<'_>> for Folded<'_> {
+    fn eq(&self, other: &Folded<'_>) -> bool {
+        let same = |(&one, &other): (&u8, &u8)| fold(one) == fold(other);
+        self.0.len() == other.0.len() && self.0.iter().zip(other.0).all(same)
+    }
+}
+
+/// The pairs of a query, decoded once. A `;` parts two of them as well: older servers take it so.
+pub(crate) fn query_pairs(query: &str) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, str>)> {
+    query.split(';').flat_map(|part| form_urlencoded::parse(part.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_the_same_however_it_is_spelt() {
+        for name in ["X-Api-Key", "x_api_key", "X.API.KEY", "x~api|key"] {
+            assert!(Folded(name.as_bytes()) == Folded(b"x-api-key"), "{name}");
+        }
+        for name in ["xapikey", "x-api-keys", "x--api-key", ""] {
+            assert!(Folded(name.as_bytes()) != Folded(b"x-api-key"), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_query_is_cut_where_some_server_would_cut_it() {
+        let pairs = |query| query_pairs(query).collect::<Vec<_>>();
+        let expected = [("a", "b c"), ("key", "x"), ("", "y"), ("z", "")];
+        let expected = expected.map(|(name, value)| (name.into(), value.into()));
+        assert_eq!(pairs("a=b+c;k%65y=x&=y&z"), expected);
+        assert_eq!(pairs("&&;"), []);
+    }
+}
