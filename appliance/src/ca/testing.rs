@@ -16,7 +16,7 @@ use rustls::{
 use super::{Issued, IssuingCa, Root, issue, random_bytes};
 use crate::{
     config::{AuditTarget, Settings},
-    policy::{Api, Host, HostPattern, Limits, Policy, ResponseRules, RuleName, Upstream},
+    policy::{Api, Host, HostPattern, Limits, Policy, ResponseRules, RuleName, Site, Upstream},
 };
 
 /// A folder that goes away with the test.
@@ -157,6 +157,7 @@ pub(crate) fn policy(apis: Vec<Api>) -> Policy {
         tcp: Vec::new(),
         ports: vec![443],
         limits: Limits::default(),
+        site: Site::default(),
     }
 }
 

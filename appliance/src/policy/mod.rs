@@ -8,8 +8,10 @@ mod credential;
 mod host;
 mod limits;
 mod narrowing;
+pub(crate) mod nat64;
 mod path;
 mod secret;
+mod site;
 pub(crate) mod special;
 mod text;
 
@@ -21,6 +23,7 @@ pub use narrowing::{NARROWING_KEYS, Narrowed, Narrowing, Slot, looks_narrowing};
 pub use path::{PathError, PathRule, check as check_path, permits};
 pub(crate) use secret::is_plain_parameter_byte;
 pub use secret::{Location, Part, Pick, SecretRef, VaultLocation};
+pub use site::Site;
 pub use text::{InterfaceError, NameError, PlaceholderError};
 
 use std::{fmt, net::IpAddr, sync::Arc};
@@ -44,6 +47,8 @@ pub struct Policy {
     pub ports: Vec<u16>,
     /// The bounds that hold for every agent.
     pub limits: Limits,
+    /// What is special about addresses here.
+    pub site: Site,
 }
 
 impl Policy {

@@ -10,7 +10,7 @@ use super::{Denial, Plan, Rules, examine};
 use crate::{
     policy::{
         Api, Binding, GroupName, Host, Limits, PathRule, Place, Placeholder, Policy, ResponseRules,
-        RuleName, Scheme, SecretRef, Upstream,
+        RuleName, Scheme, SecretRef, Site, Upstream,
     },
     reason::{Reason, SecretCause},
     secrets::SecretValue,
@@ -89,6 +89,7 @@ pub(super) fn rules_with(change: impl FnOnce(&mut Api)) -> Rules {
         tcp: vec![],
         ports: vec![443],
         limits: Limits::default(),
+        site: Site::default(),
     };
     Rules::new(&policy, &group("agents"), &policy.apis[0])
 }
