@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// The usual policy, and SSH to a git server, which is an API too, for both groups.
-fn config() -> String {
+pub(crate) fn config() -> String {
     let ports = "ports = [443, 80]";
     gateway::usual_config().replace(ports, "ports = [443, 80, 22]")
         + r#"
@@ -43,11 +43,11 @@ ports = [22]
 
 /// Servers that say which address they are at, then send back what they get.
 #[derive(Clone, Default)]
-struct Speakers(Arc<Mutex<Vec<SocketAddr>>>);
+pub(crate) struct Speakers(Arc<Mutex<Vec<SocketAddr>>>);
 
 impl Speakers {
     /// At port 22 of every host of the lab, and of these addresses.
-    fn start(more: &[IpAddr]) -> Self {
+    pub(crate) fn start(more: &[IpAddr]) -> Self {
         let speakers = Self::default();
         let hosts = HOSTS.into_iter().flat_map(|host| [host.v4().into(), host.v6().into()]);
         for address in hosts.chain(more.iter().copied()) {
@@ -82,7 +82,7 @@ impl Speakers {
     }
 
     #[track_caller]
-    fn assert_dialled(&self, times: usize) {
+    pub(crate) fn assert_dialled(&self, times: usize) {
         thread::sleep(wait::QUIET);
         let dialled = self.dialled();
         assert_eq!(dialled.len(), times, "{dialled:?}");
@@ -102,7 +102,7 @@ fn greeting(from: Ns, to: SocketAddr) -> io::Result<(String, TcpStream)> {
 }
 
 #[track_caller]
-fn reaches(from: Ns, to: SocketAddr) -> TcpStream {
+pub(crate) fn reaches(from: Ns, to: SocketAddr) -> TcpStream {
     let (said, stream) =
         greeting(from, to).unwrap_or_else(|error| panic!("{to} was not reached: {error}"));
     assert_eq!(said, format!("220 {to}"), "the very address that was dialled");
@@ -110,7 +110,7 @@ fn reaches(from: Ns, to: SocketAddr) -> TcpStream {
 }
 
 #[track_caller]
-fn refused(from: Ns, to: SocketAddr) {
+pub(crate) fn refused(from: Ns, to: SocketAddr) {
     if let Ok((said, _)) = greeting(from, to) {
         panic!("{to} was reached: {said}");
     }

@@ -10,7 +10,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc, LazyLock,
+        Arc, LazyLock, OnceLock,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -65,6 +65,8 @@ pub struct Flow {
     pub agent: AgentAddr,
     /// Where it wanted to go.
     pub dialled: Dialled,
+    /// Where it got to, once it is there. All clones share it.
+    pub reached: Arc<OnceLock<IpAddr>>,
 }
 
 impl Flow {

@@ -31,6 +31,7 @@ pub fn flow(policy: &Policy) -> Flow {
         group: Arc::clone(&policy.groups[0]),
         agent: AgentAddr(([192, 0, 2, 10], 40_000).into()),
         dialled: Dialled(([198, 51, 100, 10], 443).into()),
+        reached: Arc::default(),
     }
 }
 

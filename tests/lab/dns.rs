@@ -24,6 +24,9 @@ use crate::{
     wait,
 };
 
+/// The name by which a network's translators are found (RFC 7050).
+pub const TRANSLATORS: &str = "ipv4only.arpa";
+
 /// The server. A clone is the same server.
 #[derive(Clone, Default)]
 pub struct Dns {
@@ -119,9 +122,11 @@ impl Dns {
         self.state().ttl = seconds;
     }
 
-    /// Every question so far.
+    /// Every question so far, but for what the gateway asks of its own accord: [`TRANSLATORS`].
     pub fn asked(&self) -> Vec<Question> {
-        self.state().asked.clone()
+        let state = self.state();
+        let for_somebody = state.asked.iter().filter(|question| question.name != TRANSLATORS);
+        for_somebody.cloned().collect()
     }
 
     /// Whether anybody asked for `name` so far.

@@ -296,7 +296,7 @@ mod tests {
     use super::*;
     use crate::{
         config::AuditTarget,
-        policy::{BoundAgent, Group, Limits, Mac},
+        policy::{BoundAgent, Group, Limits, Mac, Site},
     };
 
     /// Three groups of one interface, the last of which binds an agent.
@@ -321,6 +321,7 @@ mod tests {
             tcp: Vec::new(),
             ports: Vec::new(),
             limits: Limits::default(),
+            site: Site::default(),
         }
     }
 

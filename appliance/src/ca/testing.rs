@@ -16,9 +16,7 @@ use rustls::{
 use super::{Issued, IssuingCa, Root, TlsRule, issue, random_bytes};
 use crate::{
     config::{AuditTarget, Settings},
-    policy::{
-        Api, Constraints, Host, HostPattern, Limits, Policy, ResponseRules, RuleName, Upstream,
-    },
+    policy::{Api, Constraints, Host, HostPattern, Limits, Policy, ResponseRules, RuleName, Site, Upstream},
 };
 
 /// A folder that goes away with the test.
@@ -166,6 +164,7 @@ pub(crate) fn policy(apis: Vec<Api>) -> Policy {
         tcp: Vec::new(),
         ports: vec![443],
         limits: Limits::default(),
+        site: Site::default(),
     }
 }
 

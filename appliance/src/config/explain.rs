@@ -12,8 +12,7 @@ use super::{
     AgentServices, AuditTarget, Config, Settings, VaultLogin, VaultSettings, value::duration,
 };
 use crate::policy::{
-    Api, Binding, Carry, CredentialNames, Group, Limits, Part, Pass, Pick, Place, Policy, Quota,
-    Scheme, SecretRef, Tcp, Upstream, VaultLocation, is_credential_header,
+    Api, Binding, Carry, CredentialNames, Group, Limits, Part, Pass, Pick, Place, Policy, Quota, Scheme, SecretRef, Site, Tcp, Upstream, VaultLocation, is_credential_header,
 };
 
 /// The whole configuration for a person to read: the gateway, each group with all it may do, and
@@ -53,6 +52,7 @@ impl Page {
         self.line("captures", format!("TCP ports {}, {families}", list(&policy.ports)));
         self.line("", "all other TCP is reset");
         self.line("resolves", format!("names through {}", list(&settings.resolvers)));
+        self.site(&policy.site);
         self.line("answers", "the agents' DNS, for the names that their rules list");
         let services = services(settings);
         if !services.is_empty() {
@@ -69,6 +69,23 @@ impl Page {
         self.line("obeys", format!("root, at {}", settings.control.display()));
         self.issuing_cas(settings);
         self.bounds(&policy.limits, policy.groups.len());
+    }
+
+    fn site(&mut self, site: &Site) {
+        if !site.never_dial.is_empty() {
+            let prefixes = list(&site.never_dial);
+            self.line("dials never", format!("{prefixes}, whatever a rule lists"));
+        }
+        if !site.public_addresses.is_empty() {
+            let own = list(&site.public_addresses);
+            self.line("is known as", format!("{own}, where no agent gets to either"));
+        }
+        let translators = match &site.nat64_prefixes {
+            None => "as the resolvers show, or none".to_owned(),
+            Some(none) if none.is_empty() => "none".to_owned(),
+            Some(prefixes) => list(prefixes),
+        };
+        self.line("NAT64", translators);
     }
 
     /// What is really had, which may be less than was written where there are many groups.

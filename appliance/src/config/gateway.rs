@@ -11,12 +11,16 @@ use toml::Spanned;
 
 use super::{
     error::Report,
+    plain,
     rules::{Files, ca_file},
     settings::{AgentServices, AuditTarget, NameServer, SecretFile, Settings, VaultSettings},
     table::Table,
-    value::{flag, number, path, port, resolver, size, text, time},
+    value::{
+        flag, nat64_prefix, number, path, port, prefix_or_address, resolver, size, text, time,
+        unicast,
+    },
 };
-use crate::policy::Limits;
+use crate::policy::{Limits, Site};
 
 /// What `[gateway]` says. A field is `None` where it is wrong.
 pub(super) struct Gateway {
@@ -36,6 +40,7 @@ pub(super) struct Gateway {
     workers: usize,
     /// The captured ports where they are listed.
     pub(super) ports: Option<Vec<Spanned<u16>>>,
+    pub(super) site: Site,
 }
 
 impl Gateway {
@@ -66,6 +71,7 @@ impl Gateway {
             resolver_ca,
             workers: inner(table.optional("workers", number(0..=1_024)), 0),
             ports: table.list("ports", port),
+            site: site(&mut table),
         };
         table.finish();
         gateway
@@ -103,6 +109,18 @@ impl Gateway {
             vault,
             secret_file,
         }
+    }
+}
+
+/// What is special about addresses here.
+fn site(table: &mut Table<'_>) -> Site {
+    // An empty list says that there is no translator, and none that nobody knows.
+    let stated = table.has("nat64_prefixes");
+    let nat64_prefixes = plain(table.list_or_none("nat64_prefixes", nat64_prefix));
+    Site {
+        never_dial: plain(table.list_or_none("never_dial", prefix_or_address)),
+        public_addresses: plain(table.list_or_none("public_addresses", unicast)),
+        nat64_prefixes: stated.then_some(nat64_prefixes),
     }
 }
 

@@ -141,7 +141,7 @@ impl Draft {
         vault: Option<VaultSettings>,
         secret_file: Option<SecretFile>,
     ) -> Option<Config> {
-        let ports = self.captured_ports();
+        let (ports, gateway) = (self.captured_ports(), self.gateway?);
         let policy = Policy {
             groups: all(self.groups, GroupRule::into_group)?,
             apis: all(self.apis, ApiRule::into_api)?,
@@ -149,8 +149,9 @@ impl Draft {
             tcp: all(self.tcp, TcpRule::into_tcp)?,
             ports,
             limits,
+            site: gateway.site.clone(),
         };
-        Some(Config { settings: self.gateway?.into_settings(vault, secret_file), policy })
+        Some(Config { settings: gateway.into_settings(vault, secret_file), policy })
     }
 
     fn captured_ports(&self) -> Vec<u16> {

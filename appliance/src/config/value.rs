@@ -3,18 +3,18 @@
 
 use std::{
     fmt::Display,
-    net::{Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     ops::RangeInclusive,
     path::PathBuf,
     time::Duration,
 };
 
 use http::{HeaderName, Method};
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 use toml::de::DeValue;
 
 use super::{error::quote, settings::NameServer, table::describe};
-use crate::policy::{Host, HostPattern, NeverAllowed, never_allowed};
+use crate::policy::{Host, HostPattern, NeverAllowed, nat64, never_allowed};
 
 /// Any text.
 pub(super) fn text(value: &DeValue<'_>) -> Result<String, String> {
@@ -182,6 +182,39 @@ pub(super) fn prefix(value: &DeValue<'_>) -> Result<IpNet, String> {
         return Err(wrong(&format!("has bits beyond its length; write \"{plain}\"")));
     }
     Ok(prefix)
+}
+
+/// A prefix as [`prefix`] reads it, or one address.
+pub(super) fn prefix_or_address(value: &DeValue<'_>) -> Result<IpNet, String> {
+    match str(value)?.parse::<IpAddr>() {
+        Ok(address) => Ok(address.to_canonical().into()),
+        Err(_) => prefix(value),
+    }
+}
+
+/// The address of one machine, which others may send to.
+pub(super) fn unicast(value: &DeValue<'_>) -> Result<IpAddr, String> {
+    let text = str(value)?;
+    let address = text.parse().ok().map(|address: IpAddr| address.to_canonical());
+    let usable = |it: &IpAddr| !it.is_unspecified() && !it.is_multicast() && !it.is_loopback();
+    address.filter(usable).ok_or_else(|| {
+        format!("{} is not the address of a machine; write \"203.0.113.7\"", quote(text))
+    })
+}
+
+/// The prefix of a translator (RFC 6052, section 2.2).
+pub(super) fn nat64_prefix(value: &DeValue<'_>) -> Result<Ipv6Net, String> {
+    let wrong = |found: &dyn Display, why: &str| Err(format!("\"{found}\" {why}"));
+    match prefix(value)? {
+        IpNet::V4(found) => wrong(&found, "is IPv4; the prefix of a translator is IPv6"),
+        IpNet::V6(found) if !nat64::LENGTHS.contains(&found.prefix_len()) => {
+            wrong(&found, "has a length that no translator has: 32, 40, 48, 56, 64 or 96")
+        }
+        IpNet::V6(found) if found.addr().octets().get(8).is_some_and(|byte| *byte != 0) => {
+            wrong(&found, "is not zero in bits 64 to 71, as that of every translator is")
+        }
+        IpNet::V6(found) => Ok(found),
+    }
 }
 
 /// A resolver: an address, or `tls://`, the name in its certificate, `@` and an address. The port

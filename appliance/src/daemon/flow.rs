@@ -17,7 +17,7 @@ use crate::{
     accept::{self, AgentAddr, AgentKey, Dialled, Flow, FlowId, Place, Places, Share, reset},
     audit::Record,
     decide::{Permit, Route, decide},
-    dial,
+    dial::{self, OffLimits},
     intercept::{self, Interception, Means},
     peek::{self, PeekFailure, Peeked, Rewind},
     phase::{Phase, Phases},
@@ -89,7 +89,7 @@ pub(super) async fn serve(
         }
     };
     record.group(&group.name);
-    let flow = Flow { id, group, agent: from, dialled };
+    let flow = Flow { id, group, agent: from, dialled, reached: Arc::default() };
     if splice::harden(&stream).is_err() {
         // The kernel refuses these options only for a connection that is already gone.
         return record.nothing_said();
@@ -185,7 +185,7 @@ async fn carry(
     record: &mut Record,
 ) {
     let (mut phases, mut quarantined) = (gateway.phases.clone(), gateway.quarantined.clone());
-    let revoked = revoked(gateway.rulebook.clone(), carried, permit.route().clone());
+    let revoked = revoked(gateway, carried, permit.route().clone());
     let cut = tokio::select! {
         biased;
         () = quarantined.reached(&carried.flow.group.name) => Reason::Quarantined,
@@ -254,29 +254,36 @@ async fn carry_splice(
 }
 
 /// Ends when a new policy no longer says about this flow what the old one said.
-async fn revoked(
-    mut rulebooks: watch::Receiver<Arc<Rulebook>>,
-    carried: Carried<'_>,
-    route: Route,
-) -> Reason {
+async fn revoked(gateway: &Gateway, carried: Carried<'_>, route: Route) -> Reason {
+    let (mut rulebooks, off_limits) =
+        (gateway.rulebook.clone(), gateway.means.resolver.off_limits());
     loop {
         if rulebooks.changed().await.is_err() {
             // The daemon is going; the phase will say so.
             std::future::pending::<()>().await;
         }
         let now = Arc::clone(&rulebooks.borrow_and_update());
-        if !still_permitted(&now, carried, &route) {
+        if !still_permitted(&now, off_limits, carried, &route) {
             return Reason::PolicyRevoked;
         }
     }
 }
 
-fn still_permitted(now: &Rulebook, carried: Carried<'_>, route: &Route) -> bool {
+fn still_permitted(
+    now: &Rulebook,
+    off_limits: &OffLimits,
+    carried: Carried<'_>,
+    route: &Route,
+) -> bool {
     let flow = carried.flow;
     let group = now.policy.identify(&flow.group.interface, flow.agent.ip());
     let Some(group) = group.filter(|group| group.name == flow.group.name) else { return false };
     let flow = Flow { group: Arc::clone(group), ..flow.clone() };
-    decide(&now.policy, &flow, carried.peeked).is_ok_and(|permit| permit.route() == route)
+    let may_stay = |permit: &Permit| {
+        flow.reached.get().is_none_or(|at| off_limits.allows(*at, permit.upstream()))
+    };
+    decide(&now.policy, &flow, carried.peeked)
+        .is_ok_and(|permit| permit.route() == route && may_stay(&permit))
 }
 
 fn language_of(peeked: &Peeked) -> Language {

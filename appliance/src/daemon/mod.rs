@@ -51,9 +51,7 @@ use crate::{
     audit::{Sink, Writer},
     ca::{Rotation, RuleCas},
     config::{self, Config, Settings},
-    dial::ControlPlane,
-    dns,
-    harden::{self, Confinement},
+    dial::OffLimits, dns, harden::{Confinement, self},
     packets::{self, Capture, Claim, Kept},
     phase::{Phase, Phases},
     policy::Policy,
@@ -109,7 +107,7 @@ struct Daemon {
     confinement: Arc<Confinement>,
     settings: Settings,
     capture: Capture,
-    control_plane: ControlPlane,
+    off_limits: OffLimits,
     /// The doubt about the kernel's settings that keeps new connections out, where there is one.
     doubt: watch::Sender<Option<String>>,
     system_roots: Arc<RootCertStore>,
@@ -217,7 +215,8 @@ impl Daemon {
         let cas = issuing::cas(&policy, &settings, self.rotation.as_ref())?;
         let rulebook = rulebook(policy, cas.clone(), &self.system_roots)?;
         packets::apply(&self.rules(&capture))?;
-        self.control_plane.take_agents(capture.agents());
+        self.off_limits.control_plane().take_agents(capture.agents());
+        self.off_limits.take_site(rulebook.policy.site.clone());
         self.capture = capture;
         // A binding or a CA that is new is there before the first request can ask for it; until
         // then requests are judged by the old policy, and have what that names, unless a group's

@@ -28,7 +28,7 @@ use crate::{
     intercept::Means,
     packets::{self, Capture, Kept, PacketLog},
     phase::Phases,
-    policy::Group,
+    policy::{Group, Site},
     quarantine::Quarantine,
     secrets::{FileSource, SecretStore, Session, Sources, VaultSource},
     tls,
@@ -59,10 +59,11 @@ impl Daemon {
         // A listener holds a place while it waits for the connection that will take it.
         let waiting = workers(&settings) * capture.listeners();
         let places = Places::new(policy.limits.connections + waiting);
-        let resolver = open_resolver(&settings, &system_roots)?;
-        let control_plane = resolver.control_plane().clone();
+        let resolver = open_resolver(&settings, &policy.site, &system_roots)?;
+        let off_limits = resolver.off_limits().clone();
+        let control_plane = off_limits.control_plane();
         control_plane.take_agents(capture.agents());
-        let (secrets, vault) = open_secrets(&settings, &policy.groups, &control_plane)?;
+        let (secrets, vault) = open_secrets(&settings, &policy.groups, control_plane)?;
         let sources = (Arc::clone(&secrets), vault.clone());
         let wanted = Wanted::new(sources, quarantine.watch(), &policy);
         let wanted = Arc::new(wanted);
@@ -118,7 +119,7 @@ impl Daemon {
             confinement,
             settings,
             capture,
-            control_plane,
+            off_limits,
             doubt,
             system_roots,
             phase,
@@ -211,12 +212,14 @@ fn workers(settings: &Settings) -> usize {
 
 fn open_resolver(
     settings: &Settings,
+    site: &Site,
     system_roots: &Arc<RootCertStore>,
 ) -> Result<Resolver, DaemonError> {
     let over_tls = settings.resolvers.iter().any(|server| server.tls_name.is_some());
     let tls = over_tls.then(|| tls::resolver_client(settings.resolver_ca.as_deref(), system_roots));
     let tls = tls.transpose().map_err(DaemonError::Other)?;
-    Resolver::new(&settings.resolvers, tls, Handle::current()).map_err(DaemonError::Other)
+    Resolver::new(&settings.resolvers, tls, site.clone(), Handle::current())
+        .map_err(DaemonError::Other)
 }
 
 /// Opens the sources that the settings name. A file that cannot be read is an error here; a Vault

@@ -84,6 +84,7 @@ fn flow(policy: &Policy, group: &str, dialled: &str) -> Flow {
         group: Arc::clone(group),
         agent: AgentAddr(agent),
         dialled: Dialled(dialled),
+        reached: Arc::default(),
     }
 }
 

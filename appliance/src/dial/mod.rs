@@ -10,12 +10,15 @@ mod address;
 mod answered;
 mod answers;
 mod control_plane;
+mod off_limits;
 mod resolver;
+mod translators;
 mod upstream;
 
-pub use address::{is_own, is_special_purpose, unwrapped};
+pub use address::{is_own, unwrapped};
 pub use answered::{Answered, GRACE, NAMELESS_GRACE};
 pub use control_plane::ControlPlane;
+pub use off_limits::OffLimits;
 pub(crate) use resolver::MAX_TTL;
 pub use resolver::{Found, Resolver, Unresolved};
 
@@ -26,13 +29,7 @@ use std::{
 
 use tokio::{net::TcpStream, time::timeout};
 
-use crate::{
-    accept::Flow,
-    decide::Permit,
-    policy::{DialledRule, Upstream},
-    reason::Reason,
-    splice,
-};
+use crate::{accept::Flow, decide::Permit, policy::DialledRule, reason::Reason, splice};
 
 /// A connection to a permitted upstream.
 #[derive(Debug)]
@@ -71,7 +68,10 @@ pub async fn connect(
         let (stream, address) = connect_any(permit, resolver, &found.addresses).await?;
         Ok(Dialled { stream, address, elsewhere })
     };
-    timeout(patience, dialling).await.unwrap_or(Err(Reason::UpstreamUnreachable))
+    let dialled = timeout(patience, dialling).await.unwrap_or(Err(Reason::UpstreamUnreachable))?;
+    // A flow is carried to one place.
+    let _ = flow.reached.set(dialled.address);
+    Ok(dialled)
 }
 
 /// Whether the dialled address is neither one of the name's today nor one that the agent was given
@@ -84,8 +84,8 @@ fn is_elsewhere(permit: &Permit, flow: &Flow, resolver: &Resolver, found: &Found
 
 /// A name that leads nowhere but inside is refused for that, wherever the agent dialled.
 fn refusal_of_elsewhere(permit: &Permit, resolver: &Resolver, found: &Found) -> Reason {
-    let may_use = |&address: &IpAddr| may_use(address, permit.upstream(), resolver.control_plane());
-    if found.addresses.iter().any(may_use) {
+    let allowed = |&address: &IpAddr| resolver.off_limits().allows(address, permit.upstream());
+    if found.addresses.iter().any(allowed) {
         Reason::DialledElsewhere
     } else {
         Reason::PrivateAddress
@@ -99,7 +99,7 @@ async fn connect_any(
 ) -> Result<(TcpStream, IpAddr), Reason> {
     let mut refused = Reason::ResolveFailed;
     for &address in addresses.iter().take(MAX_ADDRESSES) {
-        if !may_use(address, permit.upstream(), resolver.control_plane()) {
+        if !resolver.off_limits().allows(address, permit.upstream()) {
             refused = Reason::PrivateAddress;
             continue;
         }
@@ -118,57 +118,7 @@ async fn connect_to(address: SocketAddr) -> std::io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Whether an address may be dialled, or given to an agent. The gateway's own addresses and those of
-/// the machines it depends on are refused whatever policy lists: that would be a loop, or a way to
-/// the control plane.
-pub(crate) fn may_use(address: IpAddr, upstream: &Upstream, control_plane: &ControlPlane) -> bool {
-    let address = address.to_canonical();
-    let inner = unwrapped(address);
-    let listed = || upstream.private_prefixes.iter().any(|prefix| prefix.contains(&address));
-    (!is_special_purpose(address) || (listed() && inner == address))
-        && !is_own(address)
-        && (inner == address || !is_own(inner))
-        && !control_plane.holds(address)
-}
-
 /// Most addresses of one name that are tried.
 const MAX_ADDRESSES: usize = 8;
 /// Time for one address to answer.
 const CONNECT_TIME: Duration = Duration::from_secs(5);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn upstream(prefixes: &[&str]) -> Upstream {
-        let private_prefixes = prefixes.iter().map(|prefix| prefix.parse().unwrap()).collect();
-        Upstream { ca_pem: None, private_prefixes }
-    }
-
-    fn may_use(address: IpAddr, upstream: &Upstream) -> bool {
-        let control_plane = ControlPlane::new(["198.51.100.53".parse().unwrap()]);
-        super::may_use(address, upstream, &control_plane)
-    }
-
-    #[test]
-    fn what_policy_lists_may_be_dialled_and_nothing_beside_it() {
-        let listed = upstream(&["10.1.0.0/16", "fd00:1::/32"]);
-        assert!(may_use("10.1.2.3".parse().unwrap(), &listed));
-        assert!(may_use("fd00:1::5".parse().unwrap(), &listed));
-        assert!(!may_use("10.2.0.1".parse().unwrap(), &listed));
-        assert!(!may_use("169.254.169.254".parse().unwrap(), &listed));
-        assert!(!may_use("10.1.2.3".parse().unwrap(), &upstream(&[])));
-    }
-
-    #[test]
-    fn the_gateway_is_never_dialled_whatever_policy_lists() {
-        let everything = upstream(&["0.0.0.0/0", "::/0"]);
-        assert!(may_use("198.51.100.54".parse().unwrap(), &everything));
-        for own in ["198.51.100.53", "::ffff:198.51.100.53", "64:ff9b::198.51.100.53"] {
-            assert!(!may_use(own.parse().unwrap(), &everything), "what it depends on: {own}");
-        }
-        for own in ["127.0.0.1", "127.8.9.1", "::1", "0.0.0.0", "::", "::ffff:127.0.0.1"] {
-            assert!(!may_use(own.parse().unwrap(), &everything), "{own}");
-        }
-    }
-}

@@ -30,12 +30,14 @@ use super::{
     answered::Answered,
     answers::Answers,
     control_plane::ControlPlane,
+    off_limits::OffLimits,
+    translators,
     upstream::{Addresses, Upstream},
 };
 use crate::{
     accept::{AgentKey, FairPlace, FairPlaces},
     config::NameServer,
-    policy::{GroupName, Host},
+    policy::{GroupName, Host, Site},
 };
 
 /// Resolves names to addresses. Cheap to clone; all clones share one cache.
@@ -65,7 +67,7 @@ pub enum Unresolved {
 
 #[derive(Debug)]
 struct Inner {
-    upstream: Upstream,
+    upstream: Arc<Upstream>,
     /// A name holds one while the servers are asked for it.
     places: FairPlaces,
     /// The runtime whose tasks carry the queries, so that they outlive a single worker's flow.
@@ -73,7 +75,7 @@ struct Inner {
     answers: Mutex<Answers>,
     under_way: Mutex<HashMap<Host, Flight>>,
     answered: Answered,
-    control_plane: ControlPlane,
+    off_limits: OffLimits,
     /// When it was last told that names do not resolve.
     told: Mutex<Option<Instant>>,
 }
@@ -85,13 +87,14 @@ type Flight = Shared<BoxFuture<'static, Outcome>>;
 
 impl Resolver {
     /// A resolver that asks `servers`, those over TLS by the settings in `tls`. Its queries run on
-    /// `home`.
+    /// `home`: one of its own now and then, where `site` does not say which translators there are.
     ///
     /// # Errors
     /// A server over TLS without settings for it, or one that hickory does not take.
     pub fn new(
         servers: &[NameServer],
         tls: Option<ClientConfig>,
+        site: Site,
         home: Handle,
     ) -> Result<Self, String> {
         if tls.is_none() && servers.iter().any(|server| server.tls_name.is_some()) {
@@ -101,7 +104,9 @@ impl Resolver {
         let control_plane = ControlPlane::new(servers.iter().map(|server| server.address.ip()));
         let servers = servers.iter().map(name_server).collect();
         let upstream = Upstream::new(servers, options(), tls);
-        let upstream = upstream.map_err(|error| format!("resolver: {error}"))?;
+        let upstream = Arc::new(upstream.map_err(|error| format!("resolver: {error}"))?);
+        let off_limits = OffLimits::new(control_plane, site);
+        home.spawn(translators::follow(Arc::downgrade(&upstream), off_limits.clone()));
         Ok(Self(Arc::new(Inner {
             upstream,
             places: FairPlaces::new(places),
@@ -109,7 +114,7 @@ impl Resolver {
             answers: Mutex::new(Answers::new(MAX_NAMES)),
             under_way: Mutex::default(),
             answered: Answered::default(),
-            control_plane,
+            off_limits,
             told: Mutex::default(),
         })))
     }
@@ -152,9 +157,9 @@ impl Resolver {
         &self.0.answered
     }
 
-    /// What no name may lead an agent to: the servers that are asked, and what joined them.
-    pub fn control_plane(&self) -> &ControlPlane {
-        &self.0.control_plane
+    /// What no name may lead an agent to.
+    pub fn off_limits(&self) -> &OffLimits {
+        &self.0.off_limits
     }
 }
 
@@ -193,9 +198,28 @@ impl Inner {
             }
             (why, latest(Instant::now() + holds, MAX_NEGATIVE_TTL))
         })?;
+        let (addresses, ttl) = self.judgeable(addresses, ttl).await;
+        if addresses.is_empty() {
+            return Err((Unresolved::Failed, Instant::now()));
+        }
         let addresses: Arc<[IpAddr]> = addresses.into_iter().take(MAX_ADDRESSES).collect();
         let until = latest(Instant::now() + ttl, MAX_TTL);
         Ok((Found { addresses, until }, until))
+    }
+
+    /// Without the IPv6 addresses, and not to be remembered, while nobody knows which of them stand
+    /// for IPv4 addresses.
+    async fn judgeable(
+        &self,
+        mut addresses: Vec<IpAddr>,
+        ttl: Duration,
+    ) -> (Vec<IpAddr>, Duration) {
+        let any_v6 = addresses.iter().any(IpAddr::is_ipv6);
+        if !any_v6 || translators::are_known(&self.off_limits).await {
+            return (addresses, ttl);
+        }
+        addresses.retain(IpAddr::is_ipv4);
+        (addresses, Duration::ZERO)
     }
 
     /// What keeps names from resolving is the operator's to mend: a certificate, a server that is
@@ -342,6 +366,11 @@ mod tests {
         AgentKey::new(&GroupName("red".into()), IpAddr::from([192, 0, 2, 1]))
     }
 
+    /// A site about whose translators nobody has to be asked.
+    fn stated() -> Site {
+        Site { nat64_prefixes: Some(Vec::new()), ..Site::default() }
+    }
+
     fn plain(address: SocketAddr) -> NameServer {
         NameServer { address, tls_name: None }
     }
@@ -354,14 +383,14 @@ mod tests {
         let [only] = &config.connections[..] else { panic!("{config:?}") };
         let name = "dns.example".into();
         assert_eq!((only.port, &only.protocol), (853, &ProtocolConfig::Tls { server_name: name }));
-        let error = Resolver::new(&[server], None, Handle::current()).unwrap_err();
+        let error = Resolver::new(&[server], None, stated(), Handle::current()).unwrap_err();
         assert!(error.contains("vouch"), "{error}");
     }
 
     #[tokio::test]
     async fn however_many_ask_for_a_name_one_question_is_under_way() {
         let (address, asked) = server(0).await;
-        let resolver = Resolver::new(&[plain(address)], None, Handle::current()).unwrap();
+        let resolver = Resolver::new(&[plain(address)], None, stated(), Handle::current()).unwrap();
         let mut all = tokio::task::JoinSet::new();
         for _ in 0..50 {
             let resolver = resolver.clone();
@@ -380,7 +409,7 @@ mod tests {
     #[tokio::test]
     async fn an_answer_is_remembered_for_its_time_and_no_longer_than_five_minutes() {
         let (address, asked) = server(86_400).await;
-        let resolver = Resolver::new(&[plain(address)], None, Handle::current()).unwrap();
+        let resolver = Resolver::new(&[plain(address)], None, stated(), Handle::current()).unwrap();
         for _ in 0..10 {
             let found = resolver.resolve(&host("a.example"), &agent()).await.unwrap();
             assert!(found.until <= Instant::now() + MAX_TTL);

@@ -5,7 +5,11 @@
 //! the addresses that it leads to is no address. Of an answer only that counts to which the asked
 //! name leads, alias by alias, in whatever order the records stand.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    sync::Arc,
+    time::Duration,
+};
 
 use hickory_resolver::{
     NameServerPool, PoolContext, TlsConfig,
@@ -75,6 +79,28 @@ impl Upstream {
             // That nobody answered says more than that there is no address of the other family.
             (Err(NetError::Dns(DnsError::NoRecordsFound(_))), Err(error))
             | (Err(error), Err(_)) => Err(error),
+        }
+    }
+
+    /// The IPv6 addresses that there are for a name which has none, and for how long that holds.
+    ///
+    /// # Errors
+    ///
+    /// Where no server answers.
+    pub(super) async fn made_up(&self, name: &str) -> Result<(Vec<Ipv6Addr>, Duration), NetError> {
+        let query = Query::query(Name::from_ascii(name)?, RecordType::AAAA);
+        match self.family(query).await {
+            Ok(Addresses { addresses, ttl }) => {
+                let v6 = addresses.into_iter().filter_map(|address| match address {
+                    IpAddr::V6(v6) => Some(v6),
+                    IpAddr::V4(_) => None,
+                });
+                Ok((v6.collect(), ttl))
+            }
+            Err(NetError::Dns(DnsError::NoRecordsFound(none))) => {
+                Ok((Vec::new(), Duration::from_secs(none.negative_ttl.unwrap_or_default().into())))
+            }
+            Err(error) => Err(error),
         }
     }
 

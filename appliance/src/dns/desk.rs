@@ -18,7 +18,7 @@ use super::{
 use crate::{
     accept::AgentKey,
     audit::{DnsRecord, DnsSummary, Sink},
-    dial::{self, Found, Resolver, Unresolved},
+    dial::{Found, Resolver, Unresolved},
     phase::Phases,
     policy::{Group, GroupName, InterfaceName},
     quarantine::Quarantined,
@@ -184,8 +184,7 @@ impl Desk {
         }
         let usable = |address| {
             let mut upstreams = rulebook.policy.upstreams(group, question.host());
-            upstreams
-                .any(|upstream| dial::may_use(address, upstream, self.resolver.control_plane()))
+            upstreams.any(|upstream| self.resolver.off_limits().allows(address, upstream))
         };
         let reply = question.reply(found, Instant::now(), usable);
         if let Ok(found) = found

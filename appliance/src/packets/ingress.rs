@@ -11,7 +11,7 @@ use super::{
     Capture, CaptureInterface,
     plan::{
         Chain, Element, Family, Hook, ICMP6, Key, Rule, Set, SetKey, Statement, Table, TableFamily,
-        Value, base, because, finished, meter, prefixes_6, rule, set,
+        Value, base, because, finished, meter, prefixes, rule, set,
     },
     prerouting::{DISCOVERS, SERVICE_RATE, SOLICITATIONS, discover, solicitation},
 };
@@ -224,7 +224,7 @@ fn sets(bound: &[&CaptureInterface], capture: &Capture) -> Vec<Set> {
         set("bound_6", SetKey::InterfaceMacAndAddress(Family::V6), pairs_6),
         set("free_4", SetKey::InterfaceAndAddress(Family::V4), free_4),
         set("free_6", SetKey::InterfaceAndAddress(Family::V6), free_6),
-        set("link_6", SetKey::Address(Family::V6), prefixes_6(LINK_6)),
+        set("link_6", SetKey::Address(Family::V6), prefixes(LINK_6, Family::V6)),
         set("mixed", SetKey::Interface, mixed),
     ];
     let meters = [(capture.ipv6, SOLICITATIONS), (capture.services.dhcp, DISCOVERS)];

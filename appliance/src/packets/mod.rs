@@ -45,7 +45,7 @@ pub use sysctl::check_sysctls;
 
 use std::net::IpAddr;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 
 use crate::{
     config::{AgentServices, Settings},
@@ -62,8 +62,10 @@ pub struct Capture {
     pub interfaces: Vec<CaptureInterface>,
     /// The TCP ports that reach the proxy; every other one is reset. Sorted.
     pub ports: Vec<u16>,
-    /// Special-purpose prefixes that policy lists as homes of an upstream. An agent may dial them;
-    /// what is connected to is decided by name in [`crate::dial`] all the same.
+    /// Special prefixes, those of this site among them, which nobody may dial.
+    pub special: Vec<IpNet>,
+    /// The part of them that policy lists as homes of an upstream. An agent may dial it; what is
+    /// connected to is decided by name in [`crate::dial`] all the same.
     pub homes: Vec<IpNet>,
     /// TCP port of the transparent listeners.
     pub proxy_port: u16,
@@ -109,7 +111,8 @@ impl Capture {
         Self {
             interfaces: interfaces(policy),
             ports,
-            homes: aggregate(&homes),
+            special: aggregate(&policy.site.special()),
+            homes: aggregate(&policy.site.homes(&homes)),
             proxy_port: settings.proxy_port,
             mark: settings.mark,
             route_table: settings.route_table,
@@ -251,20 +254,6 @@ fn aggregate(prefixes: &[IpNet]) -> Vec<IpNet> {
     fewest
 }
 
-fn only_v4(prefixes: &[IpNet]) -> Vec<Ipv4Net> {
-    prefixes
-        .iter()
-        .filter_map(|net| if let IpNet::V4(net) = net { Some(*net) } else { None })
-        .collect()
-}
-
-fn only_v6(prefixes: &[IpNet]) -> Vec<Ipv6Net> {
-    prefixes
-        .iter()
-        .filter_map(|net| if let IpNet::V6(net) = net { Some(*net) } else { None })
-        .collect()
-}
-
 fn octets(address: IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(address) => address.octets().to_vec(),
@@ -280,7 +269,7 @@ mod tests {
     use crate::{
         config::AuditTarget,
         policy::{
-            Carry, DialledRule, Ech, Group, GroupName, Limits, Pass, RuleName, Tcp, Upstream,
+            Carry, DialledRule, Ech, Group, GroupName, Limits, Pass, RuleName, Site, Tcp, Upstream,
         },
     };
 
@@ -318,6 +307,7 @@ mod tests {
             })],
             ports: vec![443, 80, 443],
             limits: Limits::default(),
+            site: Site::default(),
         };
         let capture = Capture::new(&policy, &settings());
         let seen: Vec<_> =
@@ -332,6 +322,7 @@ mod tests {
         let capture = |mark, route_table| Capture {
             interfaces: Vec::new(),
             ports: Vec::new(),
+            special: Vec::new(),
             homes: Vec::new(),
             proxy_port: 8443,
             mark,

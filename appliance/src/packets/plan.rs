@@ -5,16 +5,13 @@
 
 use std::{borrow::Cow, net::IpAddr};
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 
-use super::{
-    Capture, DNS_PORT, aggregate, log, lower::interface_key, meters, octets, only_v4, only_v6,
-    prerouting,
-};
+use super::{Capture, DNS_PORT, aggregate, log, lower::interface_key, meters, octets, prerouting};
 use crate::{
     policy::{
         InterfaceName, Mac,
-        special::{LINK_6, MARTIAN_4, MARTIAN_6, SPECIAL_4, SPECIAL_6},
+        special::{LINK_6, MARTIAN_4, MARTIAN_6},
     },
     reason::Reason,
 };
@@ -260,13 +257,13 @@ fn sets(capture: &Capture) -> Vec<Set> {
         set("bound", SetKey::Interface, bound),
         set("sources_4", from_4, sources(capture, |net| matches!(net, IpNet::V4(_)))),
         set("sources_6", from_6, sources(capture, |net| matches!(net, IpNet::V6(_)))),
-        set("martian_4", v4, prefixes_4(MARTIAN_4)),
-        set("martian_6", v6, prefixes_6(MARTIAN_6)),
-        set("link_6", v6, prefixes_6(LINK_6)),
-        set("special_4", v4, prefixes_4(SPECIAL_4)),
-        set("special_6", v6, prefixes_6(SPECIAL_6)),
-        set("homes_4", v4, prefixes_4(&only_v4(&capture.homes))),
-        set("homes_6", v6, prefixes_6(&only_v6(&capture.homes))),
+        set("martian_4", v4, prefixes(MARTIAN_4, Family::V4)),
+        set("martian_6", v6, prefixes(MARTIAN_6, Family::V6)),
+        set("link_6", v6, prefixes(LINK_6, Family::V6)),
+        set("special_4", v4, prefixes(&capture.special, Family::V4)),
+        set("special_6", v6, prefixes(&capture.special, Family::V6)),
+        set("homes_4", v4, prefixes(&capture.homes, Family::V4)),
+        set("homes_6", v6, prefixes(&capture.homes, Family::V6)),
         set("ports", SetKey::Port, ports),
         meters::bound_6(capture),
     ];
@@ -411,13 +408,10 @@ fn sources(capture: &Capture, family: fn(&IpNet) -> bool) -> Vec<Element> {
     sources
 }
 
-pub(super) fn prefixes_4(prefixes: &[Ipv4Net]) -> Vec<Element> {
-    let prefixes: Vec<IpNet> = prefixes.iter().copied().map(IpNet::V4).collect();
-    aggregate(&prefixes).into_iter().map(Element::Prefix).collect()
-}
-
-pub(super) fn prefixes_6(prefixes: &[Ipv6Net]) -> Vec<Element> {
-    let prefixes: Vec<IpNet> = prefixes.iter().copied().map(IpNet::V6).collect();
+/// The prefixes of one family, in the fewest elements.
+pub(super) fn prefixes(prefixes: &[IpNet], family: Family) -> Vec<Element> {
+    let of_family = |net: &&IpNet| matches!(net, IpNet::V4(_)) == (family == Family::V4);
+    let prefixes: Vec<IpNet> = prefixes.iter().filter(of_family).copied().collect();
     aggregate(&prefixes).into_iter().map(Element::Prefix).collect()
 }
 

@@ -10,8 +10,10 @@ mod limits;
 mod method;
 mod name;
 mod narrowing;
+pub(crate) mod nat64;
 mod path;
 mod secret;
+mod site;
 pub(crate) mod special;
 mod text;
 
@@ -26,6 +28,7 @@ pub use narrowing::{NARROWING_KEYS, Narrowed, Narrowing, Slot, looks_narrowing};
 pub use path::{PathError, PathRule, permits, permits_path};
 pub(crate) use secret::is_plain_parameter_byte;
 pub use secret::{Location, Part, Pick, SecretRef, VaultLocation};
+pub use site::Site;
 pub use text::{InterfaceError, NameError, PlaceholderError};
 
 use std::{fmt, net::IpAddr, sync::Arc};
@@ -49,6 +52,8 @@ pub struct Policy {
     pub ports: Vec<u16>,
     /// The bounds that hold for every agent.
     pub limits: Limits,
+    /// What is special about addresses here.
+    pub site: Site,
 }
 
 impl Policy {

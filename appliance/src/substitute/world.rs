@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 use super::{Denial, Plan, Rules, examine};
 use crate::{
     policy::{
-        Api, Binding, Constraints, GroupName, Host, Limits, PathRule, Place, Placeholder, Policy, ResponseRules, RuleName, Scheme, SecretRef, USUAL_METHODS, Upstream,
+        Api, Binding, Constraints, GroupName, Host, Limits, PathRule, Place, Placeholder, Policy, ResponseRules, RuleName, Scheme, SecretRef, Site, USUAL_METHODS, Upstream,
     },
     reason::{Reason, SecretCause},
     secrets::SecretValue,
@@ -90,6 +90,7 @@ pub(super) fn rules_with(change: impl FnOnce(&mut Api)) -> Rules {
         tcp: vec![],
         ports: vec![443],
         limits: Limits::default(),
+        site: Site::default(),
     };
     Rules::new(&policy, &group("agents"), &policy.apis[0])
 }

@@ -5,8 +5,7 @@ use ipnet::IpNet;
 use crate::{
     config::{Config, Settings, rules::overlap},
     policy::{
-        Api, Carry, Constraints, DialledRule, Ech, Group, HostPattern, Pass, Policy, RuleName,
-        SecretRef, Upstream, VaultLocation,
+        Api, Carry, Constraints, DialledRule, Ech, Group, HostPattern, Pass, Policy, RuleName, SecretRef, Upstream, VaultLocation, special,
     },
     secrets::SecretValue,
 };
@@ -108,16 +107,33 @@ const NOTED: &str =
     "has a CA that clients which know no constraints take for every name (constraints)";
 
 fn private_warnings(what: &str, name: &RuleName, upstream: &Upstream) -> Vec<String> {
-    let text = |prefix| {
-        format!("{what} {name} may be at {prefix}: this machine's own or link-local services")
-    };
-    sensitive(upstream).map(text).collect()
+    let each = upstream.private_prefixes.iter().flat_map(|prefix| {
+        let text = move |said: String| format!("{what} {name} may be at {prefix}{said}");
+        [local(prefix), service(prefix), services_in(prefix)].into_iter().flatten().map(text)
+    });
+    each.collect()
 }
 
-/// Listed prefixes that touch loopback or link-local, where metadata services are.
-fn sensitive(upstream: &Upstream) -> impl Iterator<Item = &IpNet> {
-    upstream.private_prefixes.iter().filter(|prefix| {
-        let local = ["127.0.0.0/8", "169.254.0.0/16", "::1/128", "fe80::/10"];
-        local.iter().filter_map(|text| text.parse().ok()).any(|local| overlap(&local, prefix))
-    })
+/// A listed prefix that touches loopback or link-local.
+fn local(prefix: &IpNet) -> Option<String> {
+    let local = ["127.0.0.0/8", "169.254.0.0/16", "::1/128", "fe80::/10"];
+    let mut local = local.iter().filter_map(|text| text.parse().ok());
+    let touches = local.any(|local| overlap(&local, prefix));
+    touches.then(|| ": this machine's own or link-local services".into())
+}
+
+/// A listed prefix that means a service of a cloud.
+fn service(prefix: &IpNet) -> Option<String> {
+    let service = special::cloud_services().find(|service| service.prefix.contains(prefix));
+    service.map(|service| format!(": {}", service.purpose))
+}
+
+/// A listed prefix that holds services of clouds, and does not open them.
+fn services_in(prefix: &IpNet) -> Option<String> {
+    let inside = special::cloud_services()
+        .filter(|service| prefix.contains(&service.prefix) && *prefix != service.prefix);
+    let inside: Vec<_> =
+        inside.map(|service| format!("{} ({})", service.prefix, service.purpose)).collect();
+    (!inside.is_empty())
+        .then(|| format!(", and not at {} there, unless it is listed", inside.join(", ")))
 }

@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 use super::{GOOD, REFERENCE, accepts, changed, mistakes, no_files, parse_text, refuses};
 use crate::{
     config::{VaultLogin, explain, parse},
-    policy::{Constraints, HostPattern},
+    policy::{Constraints, HostPattern, Site},
 };
 
 #[test]
@@ -151,6 +151,53 @@ fn a_port_is_captured_or_it_is_an_error() {
     refuses(resolvers, &gateway("assert_every = \"2m\""), "2m", &["from 1s to 1m"]);
     assert_eq!(accepts("paths = ", "port = 8443\npaths = ").policy.ports, [80, 443, 8443]);
     assert_eq!(accepts(resolvers, &gateway("ports = [8443, 443]")).policy.ports, [443, 8443]);
+}
+
+#[test]
+fn what_is_special_to_a_site_is_read_and_explained() {
+    let resolvers = "resolvers = [\"192.0.2.53\"]";
+    let gateway = |line: &str| format!("{resolvers}\n{line}");
+    let config = accepts(resolvers, resolvers);
+    assert_eq!(config.policy.site, Site::default());
+    assert!(explain(&config).contains("as the resolvers show"));
+    let all = "never_dial = [\"198.51.100.64/26\", \"::ffff:192.0.2.250\"]\n\
+               public_addresses = [\"203.0.113.7\"]\nnat64_prefixes = [\"2001:db8:64::/96\"]";
+    let config = accepts(resolvers, &gateway(all));
+    let site = &config.policy.site;
+    let prefixes: Vec<_> = site.never_dial.iter().map(ToString::to_string).collect();
+    assert_eq!(prefixes, ["198.51.100.64/26", "192.0.2.250/32"]);
+    assert!(site.closes("203.0.113.7".parse().unwrap()));
+    for said in ["198.51.100.64/26, 192.0.2.250/32", "203.0.113.7", "2001:db8:64::/96"] {
+        assert!(explain(&config).contains(said), "{said}");
+    }
+    let none = accepts(resolvers, &gateway("nat64_prefixes = []")).policy.site.nat64_prefixes;
+    assert_eq!(none, Some(Vec::new()), "there is none, which is not the same as nothing said");
+    for (line, why) in [
+        ("never_dial = [\"0.0.0.0/0\"]", "every address there is"),
+        ("never_dial = [\"198.51.100.65/26\"]", "198.51.100.64/26"),
+        ("never_dial = [\"example.com\"]", "not a prefix"),
+        ("public_addresses = [\"203.0.113.0/24\"]", "not the address of a machine"),
+        ("public_addresses = [\"0.0.0.0\"]", "not the address of a machine"),
+        ("nat64_prefixes = [\"192.0.2.0/24\"]", "is IPv4"),
+        ("nat64_prefixes = [\"2001:db8:64::/80\"]", "32, 40, 48, 56, 64 or 96"),
+        ("nat64_prefixes = [\"2001:db8:0:0:100::/96\"]", "bits 64 to 71"),
+    ] {
+        let (key, _) = line.split_once(' ').unwrap();
+        refuses(resolvers, &gateway(line), key, &[why]);
+    }
+}
+
+#[test]
+fn a_private_prefix_deserves_a_second_look_for_the_services_of_clouds_in_it() {
+    let said = |prefix: &str| {
+        explain(&accepts("paths = ", &format!("private_prefixes = [\"{prefix}\"]\npaths = ")))
+    };
+    let wide = said("169.254.0.0/16");
+    let words = ["link-local services", "and not at", "169.254.169.254/32 (metadata of AWS"];
+    assert!(words.iter().all(|word| wide.contains(word)), "{wide}");
+    let own = said("168.63.129.16/32");
+    assert!(own.contains("may be at 168.63.129.16/32: the wire server of Azure"), "{own}");
+    assert!(!said("10.1.0.0/16").contains("Look twice"));
 }
 
 #[test]

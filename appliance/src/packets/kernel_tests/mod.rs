@@ -20,7 +20,7 @@ use ipnet::IpNet;
 use super::{Capture, CaptureInterface};
 use crate::{
     config::AgentServices,
-    policy::{BoundAgent, InterfaceName, Mac},
+    policy::{BoundAgent, InterfaceName, Mac, Site},
 };
 
 macro_rules! in_a_namespace {
@@ -73,6 +73,7 @@ pub(super) fn example() -> Capture {
             },
         ],
         ports: vec![80, 443],
+        special: Site::default().special(),
         homes: vec![net("10.99.0.0/24"), net("fd00:99::/64")],
         proxy_port: 8443,
         mark: 0xc10a,

@@ -1,0 +1,101 @@
+//! Which prefixes the translators of this network have (NAT64), as the configured resolvers show it
+//! (RFC 7050): whoever makes up IPv6 addresses for names that have none does so for a name that is
+//! known to have none, too.
+//!
+//! Until a resolver has answered, which IPv6 addresses stand for somebody's IPv4 address is not known,
+//! and none is used. It errs towards no: an answer that can be read in two ways is read in both.
+
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use hickory_resolver::net::NetError;
+use ipnet::Ipv6Net;
+use tokio::time::{sleep, timeout};
+
+use super::{off_limits::OffLimits, upstream::Upstream};
+use crate::policy::{nat64, special};
+
+/// Asks from time to time for as long as there are servers to ask, unless the operator says which
+/// translators there are.
+pub(super) async fn follow(upstream: Weak<Upstream>, off_limits: OffLimits) {
+    let (mut site, mut failed) = (off_limits.watch(), 0);
+    loop {
+        let stated = site.borrow_and_update().is_stated();
+        let Some(servers) = upstream.upgrade() else { return };
+        let pause = if stated {
+            MOST
+        } else {
+            let pause = ask(&servers, &off_limits, &mut failed).await;
+            site.mark_unchanged();
+            pause
+        };
+        drop(servers);
+        tokio::select! {
+            changed = site.changed() => if changed.is_err() { return },
+            () = sleep(pause) => {}
+        }
+    }
+}
+
+/// Waits a moment for what is not known yet. Says whether it is known by then.
+pub(super) async fn are_known(off_limits: &OffLimits) -> bool {
+    let mut site = off_limits.watch();
+    let known = site.wait_for(|site| site.knows_translators());
+    timeout(PATIENCE, known).await.is_ok_and(|known| known.is_ok())
+}
+
+/// Asks once, and says after what time to ask again.
+async fn ask(servers: &Arc<Upstream>, off_limits: &OffLimits, failed: &mut u32) -> Duration {
+    let answer = timeout(ROUND, servers.made_up(nat64::ASKED_FOR)).await;
+    match answer.unwrap_or(Err(NetError::Timeout)) {
+        Ok((records, ttl)) => {
+            *failed = 0;
+            take(off_limits, nat64::prefixes(records));
+            ttl.clamp(LEAST, MOST)
+        }
+        Err(error) => {
+            *failed += 1;
+            // At first, and then now and then.
+            if !off_limits.watch().borrow().knows_translators() && (*failed == 1 || *failed > 6) {
+                tracing::warn!(
+                    %error,
+                    "no resolver says whether it makes up IPv6 addresses (NAT64, ipv4only.arpa); \
+                     none is used until one does, or until nat64_prefixes in [gateway] says it"
+                );
+            }
+            RETRY.saturating_mul(1 << failed.saturating_sub(1).min(6)).min(LEAST)
+        }
+    }
+}
+
+fn take(off_limits: &OffLimits, found: Vec<Ipv6Net>) {
+    let before = off_limits.watch().borrow().discovered().map(<[_]>::to_vec);
+    if before.as_ref() == Some(&found) {
+        return;
+    }
+    for prefix in &found {
+        let usable = *prefix == nat64::WELL_KNOWN || !special::is_special(prefix.addr().into());
+        if usable {
+            tracing::info!(%prefix, "NAT64: an address below it is judged by the IPv4 address in it");
+        } else {
+            tracing::warn!(
+                %prefix,
+                "NAT64, but no public prefix: what the resolvers make up below it is refused; where \
+                 that is this site's own translator, name it in nat64_prefixes of [gateway]"
+            );
+        }
+    }
+    off_limits.discover(found);
+}
+
+/// Time that a name waits for this to be known, once the name itself is resolved.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// Time for all tries of one round.
+const ROUND: Duration = Duration::from_secs(6);
+/// Time after which a failed round is followed by another; twice as long after each.
+const RETRY: Duration = Duration::from_secs(1);
+/// Shortest and longest time for which an answer holds, whatever its TTL says.
+const LEAST: Duration = Duration::from_secs(60);
+const MOST: Duration = Duration::from_secs(3_600);
