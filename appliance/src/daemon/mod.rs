@@ -10,6 +10,7 @@ mod control;
 mod error;
 mod flow;
 mod ground;
+mod health;
 mod issuing;
 mod orders;
 mod refused;
@@ -37,6 +38,7 @@ use tokio::{
 
 pub use self::error::DaemonError;
 use self::{
+    health::Health,
     orders::Reload,
     refused::Watcher,
     signals::{Signals, Told},
@@ -45,7 +47,7 @@ use self::{
     worker::Worker,
 };
 use crate::{
-    audit::{Sink, Writer},
+    audit::{Sink, Trouble, Writer},
     ca::{Rotation, RuleCas},
     config::{self, Config, Settings},
     dial::ControlPlane,
@@ -68,7 +70,7 @@ pub struct Surroundings {
     pub handed: u16,
 }
 
-/// Runs the daemon until it is told to stop. `ready_file` is written once packets are captured.
+/// Runs the daemon until it is told to stop. `ready_file` is there while connections are carried.
 pub async fn run(
     config_file: &Path,
     ready_file: Option<&Path>,
@@ -78,14 +80,14 @@ pub async fn run(
     raise_descriptors().map_err(|error| other("cannot raise the limit on open files", &error))?;
     let config = config::load(config_file).map_err(DaemonError::Config)?;
     let signals = Signals::new().map_err(|error| other("cannot handle signals", &error))?;
-    let supervisor = Supervisor::of(surroundings)
+    let supervisor = Supervisor::of(surroundings, ready_file)
         .map_err(|error| other("cannot speak to the socket in NOTIFY_SOCKET", &error))?;
     let handed = supervisor::handed(surroundings.handed)
         .map_err(|error| other("cannot take what LISTEN_FDS says", &error))?;
     let daemon = Daemon::start(config, config_file, &supervisor, Kept::new(handed)).await?;
-    if let Err(error) = ready_file.map_or(Ok(()), say_ready) {
+    if let Err(error) = supervisor.write_ready_file() {
         give_back(&daemon.phase, daemon.rotation, daemon.refreshing).await;
-        return Err(error);
+        return Err(other("cannot write the file that says ready", &error));
     }
     supervisor.ready(&daemon.state());
     tracing::info!("ready");
@@ -101,6 +103,7 @@ struct Daemon {
     control_plane: ControlPlane,
     /// The doubt about the kernel's settings that keeps new connections out, where there is one.
     doubt: watch::Sender<Option<String>>,
+    health: Health,
     system_roots: Arc<RootCertStore>,
     phase: watch::Sender<Phase>,
     rulebooks: watch::Sender<Arc<Rulebook>>,
@@ -125,6 +128,7 @@ impl Daemon {
         let mut rounds = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut signs = supervisor.watchdog.map(tokio::time::interval);
+        let mut audit = self.audit.watch();
         loop {
             tokio::select! {
                 told = signals.next() => match told {
@@ -139,12 +143,13 @@ impl Daemon {
                     let _ = waiting.send(self.reload(supervisor).await);
                 }
                 () = next_sign(&mut signs) => supervisor.alive(),
+                Ok(()) = audit.changed() => self.tell_state(supervisor),
                 _ = rounds.tick() => {
                     if let Err(error) = self.assert_ground().await {
                         tracing::error!("stopping: {error}");
                         break;
                     }
-                    supervisor.is(&self.state());
+                    self.tell_state(supervisor);
                 }
             }
         }
@@ -155,10 +160,12 @@ impl Daemon {
     /// Takes a new policy whole, or keeps the old one and says why. However many are told to come
     /// one after the other, each is followed by a pause as long as it took, up to a bound, for what
     /// else this runtime does: the gateway's own questions for names among it.
-    async fn reload(&mut self, supervisor: &Supervisor) -> Result<(), DaemonError> {
+    ///
+    /// The audit's file is opened anew whatever comes of the policy; what is wrong with it is said.
+    async fn reload(&mut self, supervisor: &Supervisor) -> Result<Option<Trouble>, DaemonError> {
         let begun = Instant::now();
         supervisor.reloading();
-        self.audit.reopen().await;
+        let audit = self.audit.reopen().await.err();
         let taken = self.take_new_policy().await;
         match &taken {
             Ok(()) => tracing::info!("reloaded"),
@@ -166,13 +173,17 @@ impl Daemon {
         }
         supervisor.ready(&self.state());
         tokio::time::sleep(begun.elapsed().min(LONGEST_REST)).await;
-        taken
+        taken.map(|()| audit)
+    }
+
+    fn tell_state(&self, supervisor: &Supervisor) {
+        supervisor.is(&self.state(), self.health.closed().is_none());
     }
 
     /// What keeps agents from something, in one line; what it is in detail, `cloakroom status` says.
     fn state(&self) -> String {
-        if let Some(doubt) = &*self.doubt.borrow() {
-            return format!("closed to new connections: {doubt}");
+        if let Some(why) = self.health.closed() {
+            return format!("closed to new connections: {why}");
         }
         let health = self.secrets.snapshot().health(Instant::now());
         let missing = health.missing.len();
@@ -258,15 +269,10 @@ impl Daemon {
         if timeout(GIVE_BACK_TIME, self.obeying).await.is_err() {
             tracing::error!("the control socket did not close in time");
         }
-        drop((self.audit, self.rulebooks, self.wanted, self.secrets));
+        drop((self.audit, self.health, self.rulebooks, self.wanted, self.secrets));
         self.writer.finish(AUDIT_TIME).await;
         tracing::info!("stopped");
     }
-}
-
-fn say_ready(path: &Path) -> Result<(), DaemonError> {
-    std::fs::write(path, "ready\n")
-        .map_err(|error| other(&format!("cannot write {}", path.display()), &error))
 }
 
 /// Ends a start that failed after the secrets were asked for: Vault gets back what it lent.
