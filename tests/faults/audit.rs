@@ -4,6 +4,8 @@ use std::{
     collections::BTreeSet,
     fs,
     io::Write as _,
+    path::PathBuf,
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -11,11 +13,12 @@ use lab::{
     Lab,
     client::{self, Hello, Tls},
     dns::Dns,
-    gateway::{Gateway, usual_config},
+    gateway::{self, Gateway, usual_config},
     net::{AGENT, CDN, GATEWAY, OPENAI, PYPI},
     origin::Origin,
     sandboxed, wait,
 };
+use serde_json::Value;
 
 use super::{
     CHAT, ask, assert_closed, assert_one_line, assert_refused, connections, get, hello, open,
@@ -40,18 +43,7 @@ fn a_disk_that_fills_up_closes_the_gateway_and_loses_no_record() {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let _dns = Dns::start();
-        let disk = lab.dir.join("disk");
-        fs::create_dir(&disk).expect("a folder");
-        // Small, and in this test's own mount namespace.
-        let mounted = std::process::Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"])
-            .arg(&disk)
-            .status();
-        assert!(mounted.is_ok_and(|status| status.success()));
-        let config = usual_config().replace("{dir}/audit.jsonl", "{dir}/disk/audit.jsonl");
-        let gateway = Gateway::start(&lab, &config);
-        std::os::unix::fs::symlink(disk.join("audit.jsonl"), lab.dir.join("audit.jsonl"))
-            .expect("where the lab looks for records");
+        let (disk, gateway) = on_a_disk_of(&lab, "64k", "audit_reserve = 0");
         let mut kept = open(&lab, AGENT, OPENAI).expect("a connection from before");
         assert_eq!(kept.ask(CHAT).expect("an answer").status, 200);
 
@@ -63,6 +55,7 @@ fn a_disk_that_fills_up_closes_the_gateway_and_loses_no_record() {
         wait::expect("no record is under way", || {
             gateway.stderr().contains("the audit cannot be written")
         });
+        assert_closed_for(&lab, "its file system is full");
         let before = origin.log().connections().len();
         for _ in 0..10 {
             assert!(refused(), "served without a record");
@@ -83,7 +76,121 @@ fn a_disk_that_fills_up_closes_the_gateway_and_loses_no_record() {
             let records = records(&gateway, "request");
             records.iter().filter(|record| record["upstream_status"] == 200).count() == now
         });
+
+        // Full again; this time it is the audit's own file that goes.
+        let mut filler = fs::File::create(disk.join("filler")).expect("a file");
+        while filler.write_all(&[0; 512]).is_ok() {}
+        wait::expect("connections are refused", refused);
+        assert!(!lab.dir.join("ready").exists());
+        fs::remove_file(disk.join("audit.jsonl")).expect("removed");
+        wait::expect("it serves again, and nobody restarted it", || !refused());
+        assert_open(&lab);
+        assert!(!records(&gateway, "request").is_empty(), "into a file that has a name");
     });
+}
+
+#[test]
+fn the_last_of_a_disk_is_kept_for_what_is_under_way() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let origin = Origin::start(&lab);
+        let _dns = Dns::start();
+        let bounds = "audit_reserve = \"2MiB\"\naudit_rotate = \"64KiB\"\naudit_keep = 1000";
+        let (disk, gateway) = on_a_disk_of(&lab, "4m", bounds);
+        let mut kept = open(&lab, AGENT, OPENAI).expect("a connection from before");
+        assert_eq!(kept.ask(CHAT).expect("an answer").status, 200);
+
+        // A byte too many.
+        fs::write(disk.join("filler"), vec![0; (2 << 20) + 1]).expect("there is room");
+        wait::expect("it is told", || gateway.stderr().contains("the audit cannot be written"));
+        assert_closed_for(&lab, "audit_reserve keeps 2 MiB");
+        let before = origin.log().connections().len();
+        let refused = || open(&lab, AGENT, OPENAI).and_then(|mut tls| tls.ask(CHAT)).is_err();
+        assert!(refused(), "served with the reserve");
+        assert_refused(&kept.ask(CHAT).expect("an answer"), 503, "audit_unavailable");
+        drop(kept);
+        assert_eq!(origin.log().connections().len(), before, "something reached an origin");
+        wait::expect("what was under way has its record", || {
+            let served = |record: &Value| record["rule"] == "openai" && record["end"].is_string();
+            records(&gateway, "connection").iter().any(served)
+        });
+        assert_eq!(reload(&lab).0, Some(1));
+
+        fs::remove_file(disk.join("filler")).expect("room again");
+        wait::expect("it serves again, and nobody told it to", || !refused());
+        assert_open(&lab);
+        assert_eq!(reload(&lab), (Some(0), "reloaded\n".into()));
+
+        // So many that the file is moved aside several times, by the gateway and by somebody else.
+        let mut kept = open(&lab, AGENT, OPENAI).expect("a connection");
+        for round in 0..3 {
+            for _ in 0..300 {
+                assert_eq!(kept.ask(CHAT).expect("an answer").status, 200);
+            }
+            let aside = disk.join(format!("audit.jsonl.{round}"));
+            fs::rename(disk.join("audit.jsonl"), aside).expect("moved");
+            assert_eq!(reload(&lab).0, Some(0));
+        }
+        drop(kept);
+        origin.log().wait_all_closed();
+        let forwarded = origin.log().requests().len();
+        wait::expect("every request at the origin has one record, in one of the files", || {
+            let files = fs::read_dir(&disk).expect("a folder");
+            let texts = files.map(|file| fs::read_to_string(file.expect("a file").path()));
+            let text: String = texts.map(|text| text.expect("text")).collect();
+            let records = text.lines().map(|line| serde_json::from_str(line).expect("a record"));
+            let is_served = |record: &Value| record["upstream_status"] == 200;
+            records.filter(is_served).count() == forwarded
+        });
+        assert!(disk.join("audit.jsonl.00000002").exists(), "the gateway moved it aside");
+    });
+}
+
+/// A gateway whose audit has a small disk to itself, in this test's own mount namespace.
+fn on_a_disk_of(lab: &Lab, size: &str, bounds: &str) -> (PathBuf, Gateway) {
+    let disk = lab.dir.join("disk");
+    fs::create_dir(&disk).expect("a folder");
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
+        .arg(&disk)
+        .status();
+    assert!(mounted.is_ok_and(|status| status.success()));
+    let file = format!("{{dir}}/disk/audit.jsonl\"\n{bounds}\n#");
+    let gateway = Gateway::start(lab, &usual_config().replace("{dir}/audit.jsonl", &file));
+    std::os::unix::fs::symlink(disk.join("audit.jsonl"), lab.dir.join("audit.jsonl"))
+        .expect("where the lab looks for records");
+    (disk, gateway)
+}
+
+/// Asserts that everybody who asks is told that nothing is carried, and why.
+#[track_caller]
+fn assert_closed_for(lab: &Lab, why: &str) {
+    let status = tell(lab, "status").1;
+    assert!(status.contains("the audit cannot be written") && status.contains(why), "{status}");
+    let (exit, said) = reload(lab);
+    assert_eq!(exit, Some(1), "{said}");
+    assert!(said.contains("reloaded, but the audit") && said.contains(why), "{said}");
+    assert!(!lab.dir.join("ready").exists(), "the file says that it is ready");
+}
+
+#[track_caller]
+fn assert_open(lab: &Lab) {
+    let status = tell(lab, "status").1;
+    assert!(status.contains("\"closed\": null"), "{status}");
+    wait::expect("the file says that it is ready", || lab.dir.join("ready").exists());
+}
+
+fn reload(lab: &Lab) -> (Option<i32>, String) {
+    tell(lab, "reload")
+}
+
+/// What the gateway says to an order, and the exit status.
+fn tell(lab: &Lab, order: &str) -> (Option<i32>, String) {
+    let mut command = gateway::program();
+    command.arg(order).arg("--control").arg(lab.dir.join("control/control.sock"));
+    let output = command.output().expect("it starts");
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8_lossy(&said).into_owned())
 }
 
 #[test]

@@ -10,8 +10,10 @@ mod act;
 mod connections;
 mod dns;
 mod kind;
+mod output;
 mod packets;
 mod record;
+mod trouble;
 mod writer;
 
 pub use act::{Act, ActRecord};
@@ -20,4 +22,5 @@ pub use dns::{DnsRecord, DnsSummary};
 pub use kind::Kind;
 pub use packets::RefusedPackets;
 pub use record::{Record, RequestRecord, Traffic};
+pub use trouble::Trouble;
 pub use writer::{Sink, Slot, Unavailable, Writer, make_folder};

@@ -295,8 +295,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        config::AuditTarget,
-        policy::{BoundAgent, Group, Limits, Mac, Site},
+    config::{AuditFile, AuditTarget}, policy::{BoundAgent, Group, Limits, Mac, Site},
     };
 
     /// Three groups of one interface, the last of which binds an agent.
@@ -347,7 +346,7 @@ mod tests {
     fn written(mut table: RefusedPackets, name: &str) -> Vec<Value> {
         let file = format!("cloakroom-refused-{name}-{}", std::process::id());
         let path = std::env::temp_dir().join(file);
-        let (sink, writer) = Sink::open(&AuditTarget::File(path.clone())).unwrap();
+        let (sink, writer) = Sink::open(&AuditTarget::File(AuditFile::at(path.clone()))).unwrap();
         table.write(&sink, Instant::now());
         assert!(table.interfaces.is_empty() && table.unseen.is_empty());
         drop(sink);
@@ -481,7 +480,7 @@ mod tests {
 
     #[test]
     fn sums_wait_for_an_audit_that_takes_them() {
-        let full = AuditTarget::File("/dev/null".into());
+        let full = AuditTarget::File(AuditFile::at("/dev/null"));
         let (sink, _writer) = Sink::open(&full).unwrap();
         let mut slots = Vec::new();
         while let Ok(slot) = sink.reserve() {

@@ -1,32 +1,38 @@
 //! One thread that appends lines to a file, and the bounded queue before it.
 //!
 //! A line that cannot be written is kept and tried again; meanwhile every new flow and request
-//! is refused, so the queue holds what was already under way and nothing is lost.
+//! is refused, so the queue holds what was already under way and nothing is lost. While it fails it
+//! listens for the order to open the file anew, and does so by itself where another file has the
+//! name: removing the file, freeing space and mounting a disk are remedies without a restart.
 
 use std::{
-    fs::{DirBuilder, File, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
-    path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread::{self, JoinHandle},
+    fs::DirBuilder,
+    io,
+    os::unix::fs::DirBuilderExt as _,
+    thread,
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 use serde::Serialize;
-use tokio::sync::mpsc::{self, OwnedPermit, Receiver, Sender};
+use tokio::{
+    runtime::Builder,
+    sync::{
+        mpsc::{self, OwnedPermit, Receiver, Sender},
+        oneshot, watch,
+    },
+    time::{sleep, timeout},
+};
 
-use super::record::StartLine;
+use super::{output::Output, record::StartLine, trouble::Trouble};
 use crate::{config::AuditTarget, policy::Limits};
 
 /// Where flows and requests ask for a slot. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Sink {
-    queue: Sender<Message>,
-    failing: Arc<AtomicBool>,
+    queue: Sender<Vec<u8>>,
+    asks: Sender<Ask>,
+    trouble: watch::Receiver<Option<Trouble>>,
 }
 
 /// The audit cannot take a record now: nothing may be done that would need one.
@@ -35,59 +41,88 @@ pub struct Unavailable;
 
 /// A reserved place in the queue: writing to it cannot fail or wait.
 #[derive(Debug)]
-pub struct Slot(OwnedPermit<Message>);
+pub struct Slot(OwnedPermit<Vec<u8>>);
 
 /// The writer's thread. Ends when every [`Sink`] and [`Slot`] is gone.
 #[derive(Debug)]
 pub struct Writer(JoinHandle<()>);
 
-enum Message {
-    Line(Vec<u8>),
-    Reopen,
-}
+/// Somebody who waits for the file to be opened anew.
+type Ask = oneshot::Sender<Result<(), Trouble>>;
 
 impl Sink {
     /// Opens the target, writes the record of this start into it and starts the writer.
     ///
     /// # Errors
     ///
-    /// Where the target cannot be opened, or takes no record: that it would not is otherwise known
-    /// only once a connection has been carried.
+    /// Where the target cannot be opened, has no room, or takes no record: that it would not is
+    /// otherwise known only once a connection has been carried.
     pub fn open(target: &AuditTarget) -> io::Result<(Self, Writer)> {
         make_folder(target)?;
         let mut output = Output::open(target)?;
+        output.tend().or_else(|trouble| match trouble.closes() {
+            true => Err(io::Error::other(trouble.to_string())),
+            false => Ok(()),
+        })?;
         output.write(&line(&StartLine::now()), &mut 0)?;
         Self::start(output)
     }
 
     fn start(output: Output) -> io::Result<(Self, Writer)> {
+        let runtime = Builder::new_current_thread().enable_time().build()?;
         let (queue, lines) = mpsc::channel(QUEUE_LINES);
-        let failing = Arc::new(AtomicBool::new(false));
-        let flag = Arc::clone(&failing);
+        let (asks, asked) = mpsc::channel(MAX_ASKS);
+        let (told, trouble) = watch::channel(None);
+        let appender =
+            Appender { output, batch: Vec::new(), from: 0, lines, asks: asked, trouble: told };
         let thread = thread::Builder::new()
             .name("audit".into())
-            .spawn(move || write_lines(output, lines, &flag))?;
-        Ok((Self { queue, failing }, Writer(thread)))
+            .spawn(move || runtime.block_on(appender.run()))?;
+        Ok((Self { queue, asks, trouble }, Writer(thread)))
     }
 
     /// Reserves a place for one record.
     pub fn reserve(&self) -> Result<Slot, Unavailable> {
-        if self.failing.load(Ordering::Relaxed) {
+        if self.trouble.borrow().as_ref().is_some_and(Trouble::closes) {
             return Err(Unavailable);
         }
         self.queue.clone().try_reserve_owned().map(Slot).map_err(|_| Unavailable)
     }
 
-    /// Opens the file anew, after something else has moved it away.
-    pub async fn reopen(&self) {
-        // A closed queue means that the writer is gone, which every reserve reports.
-        let _ = self.queue.send(Message::Reopen).await;
+    /// What is wrong with the audit now.
+    pub fn trouble(&self) -> Option<Trouble> {
+        if self.queue.is_closed() {
+            return Some(Trouble::Ended);
+        }
+        let told = self.trouble.borrow().clone();
+        told.or_else(|| (self.queue.capacity() == 0).then_some(Trouble::Behind))
+    }
+
+    /// Changes whenever [`trouble`](Self::trouble) begins, ends, or is another one, but for a queue
+    /// that is full.
+    pub fn watch(&self) -> watch::Receiver<Option<Trouble>> {
+        self.trouble.clone()
+    }
+
+    /// Opens the file anew, after something else has moved or removed it; at the end nothing more is
+    /// written to the old one.
+    ///
+    /// # Errors
+    ///
+    /// Where it could not be opened, or where the audit is in trouble all the same.
+    pub async fn reopen(&self) -> Result<(), Trouble> {
+        let (ask, answer) = oneshot::channel();
+        let asked = async {
+            self.asks.send(ask).await.map_err(|_| Trouble::Ended)?;
+            answer.await.map_err(|_| Trouble::Ended)?
+        };
+        timeout(PATIENCE, asked).await.unwrap_or(Err(Trouble::Behind))
     }
 }
 
 impl Slot {
     pub(super) fn write(self, record: &impl Serialize) {
-        self.0.send(Message::Line(line(record)));
+        self.0.send(line(record));
     }
 }
 
@@ -98,48 +133,134 @@ impl Writer {
             // A writer that panicked has already been reported by its failing sinks.
             let _ = self.0.join();
         });
-        let _ = tokio::time::timeout(patience, joined).await;
+        let _ = timeout(patience, joined).await;
     }
 }
 
-enum Output {
-    Stdout(io::Stdout),
-    File { file: File, path: Box<Path> },
+/// What the thread holds. It may block on the file: nothing else runs there.
+struct Appender {
+    output: Output,
+    /// Whole lines.
+    batch: Vec<u8>,
+    /// Bytes of them that are out.
+    from: usize,
+    lines: Receiver<Vec<u8>>,
+    asks: Receiver<Ask>,
+    trouble: watch::Sender<Option<Trouble>>,
 }
 
-impl Output {
-    fn open(target: &AuditTarget) -> io::Result<Self> {
-        match target {
-            AuditTarget::Stdout => Ok(Self::Stdout(io::stdout())),
-            AuditTarget::File(path) => {
-                Ok(Self::File { file: append_to(path)?, path: path.as_path().into() })
+impl Appender {
+    async fn run(mut self) {
+        let mut written = None;
+        loop {
+            let pause = self.pause();
+            tokio::select! {
+                Some(ask) = self.asks.recv() => self.reopen(ask),
+                first = self.lines.recv() => {
+                    let Some(first) = first else { return };
+                    // A waiting writer is woken for each record. One that is away for a moment
+                    // finds many.
+                    if written.is_some_and(|at: Instant| at.elapsed() < BUSY) {
+                        sleep(GATHERING).await;
+                    }
+                    self.gather(first);
+                    self.write_whole().await;
+                    written = Some(Instant::now());
+                }
+                () = sleep(pause) => self.look(),
             }
         }
     }
 
-    fn reopen(&mut self) -> io::Result<()> {
-        if let Self::File { file, path } = self {
-            *file = append_to(path)?;
+    /// Takes what is waiting, so that one write serves many records under load.
+    fn gather(&mut self, first: Vec<u8>) {
+        let mut next = Some(first);
+        while let Some(line) = next {
+            self.batch.extend_from_slice(&line);
+            next =
+                (self.batch.len() < MAX_BATCH_BYTES).then(|| self.lines.try_recv().ok()).flatten();
         }
+    }
+
+    /// Writes the batch, however long that takes.
+    async fn write_whole(&mut self) {
+        while let Err(trouble) = self.attempt() {
+            self.report(Some(trouble));
+            tokio::select! {
+                Some(ask) = self.asks.recv() => self.reopen(ask),
+                () = sleep(RETRY) => self.follow(),
+            }
+        }
+    }
+
+    /// Writes what is left of the batch to the file that has the name, and sees to the file.
+    fn attempt(&mut self) -> Result<(), Trouble> {
+        if self.output.is_removed() {
+            self.output.reopen(&self.batch, &mut self.from).map_err(|e| Trouble::unopened(&e))?;
+        }
+        let written = self.output.write(&self.batch, &mut self.from);
+        written.map_err(|error| Trouble::unwritten(&error))?;
+        self.batch.clear();
+        self.from = 0;
+        let trouble = self.output.tend().err();
+        self.report(trouble);
         Ok(())
     }
 
-    /// Writes from `from` on; `from` moves with every byte that is out, so that a later try goes
-    /// on where this one stopped and no line is torn.
-    fn write(&mut self, lines: &[u8], from: &mut usize) -> io::Result<()> {
-        while let Some(rest) = lines.get(*from..).filter(|rest| !rest.is_empty()) {
-            let written = match self {
-                Self::Stdout(out) => out.write(rest).and_then(|n| out.flush().map(|()| n)),
-                Self::File { file, .. } => file.write(rest),
-            };
-            match written {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(bytes) => *from += bytes,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
+    /// Does what somebody asked for, and says how the audit is then.
+    fn reopen(&mut self, ask: Ask) {
+        let opened = self.output.reopen(&self.batch, &mut self.from);
+        if let Err(error) = &opened {
+            tracing::error!(%error, "the audit file cannot be opened anew; keeping the old one");
         }
-        Ok(())
+        self.look();
+        let trouble = opened.err().map(|error| Trouble::unopened(&error));
+        let trouble = trouble.or_else(|| self.trouble.borrow().clone());
+        // Whoever asked may be gone.
+        let _ = ask.send(trouble.map_or(Ok(()), Err));
+    }
+
+    /// Sees how it is while nothing is to be written, or when a write may work again.
+    fn look(&mut self) {
+        if let Err(trouble) = self.attempt() {
+            self.report(Some(trouble));
+        }
+    }
+
+    /// Where another file has the name by now, or none has, that is the one to write to.
+    fn follow(&mut self) {
+        if !self.output.has_its_name() {
+            // The attempt that follows tells what is wrong.
+            let _ = self.output.reopen(&self.batch, &mut self.from);
+        }
+    }
+
+    fn pause(&self) -> Duration {
+        if self.trouble.borrow().is_some() { RETRY } else { LOOK }
+    }
+
+    fn report(&self, trouble: Option<Trouble>) {
+        let word = |trouble: &Option<Trouble>| trouble.as_ref().map(Trouble::word);
+        self.trouble.send_if_modified(|told| {
+            let changed = word(told) != word(&trouble);
+            if changed {
+                tell(trouble.as_ref());
+                *told = trouble;
+            }
+            changed
+        });
+    }
+}
+
+fn tell(trouble: Option<&Trouble>) {
+    match trouble {
+        Some(trouble) if trouble.closes() => {
+            tracing::error!(
+                "the audit cannot be written, refusing everything until it can: {trouble}"
+            );
+        }
+        Some(trouble) => tracing::error!("the audit: {trouble}"),
+        None => tracing::info!("the audit can be written again"),
     }
 }
 
@@ -156,63 +277,10 @@ fn line(record: &impl Serialize) -> Vec<u8> {
 ///
 /// It cannot be made.
 pub fn make_folder(target: &AuditTarget) -> io::Result<()> {
-    let AuditTarget::File(path) = target else { return Ok(()) };
-    match path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+    let AuditTarget::File(file) = target else { return Ok(()) };
+    match file.path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         Some(folder) => DirBuilder::new().recursive(true).mode(0o700).create(folder),
         None => Ok(()),
-    }
-}
-
-fn append_to(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).mode(0o600).open(path)
-}
-
-#[expect(clippy::disallowed_methods, reason = "a thread of its own, no executor to block")]
-fn write_lines(mut output: Output, mut queue: Receiver<Message>, failing: &AtomicBool) {
-    let mut batch = Vec::new();
-    let mut written = None;
-    while let Some(first) = queue.blocking_recv() {
-        // A waiting writer is woken for each record. One that is away for a moment finds many.
-        if written.is_some_and(|at: Instant| at.elapsed() < BUSY) {
-            thread::sleep(GATHERING);
-        }
-        batch.clear();
-        gather(first, &mut queue, &mut batch, &mut output);
-        write_whole(&mut output, &batch, failing);
-        written = Some(Instant::now());
-    }
-}
-
-/// Takes what is waiting, so that one write serves many records under load.
-fn gather(first: Message, queue: &mut Receiver<Message>, batch: &mut Vec<u8>, output: &mut Output) {
-    let mut next = Some(first);
-    while let Some(message) = next {
-        match message {
-            Message::Line(line) => batch.extend_from_slice(&line),
-            Message::Reopen => {
-                if let Err(error) = output.reopen() {
-                    tracing::error!(%error, "the audit file cannot be opened anew; keeping the old one");
-                }
-            }
-        }
-        if batch.len() >= MAX_BATCH_BYTES {
-            return;
-        }
-        next = queue.try_recv().ok();
-    }
-}
-
-#[expect(clippy::disallowed_methods, reason = "a thread of its own, no executor to block")]
-fn write_whole(output: &mut Output, batch: &[u8], failing: &AtomicBool) {
-    let mut from = 0;
-    while let Err(error) = output.write(batch, &mut from) {
-        if !failing.swap(true, Ordering::Relaxed) {
-            tracing::error!(%error, "the audit cannot be written; refusing everything until it can");
-        }
-        thread::sleep(RETRY);
-    }
-    if failing.swap(false, Ordering::Relaxed) {
-        tracing::info!("the audit can be written again");
     }
 }
 
@@ -222,8 +290,14 @@ const QUEUE_LINES: usize = 65_536;
 /// lines that wait for the disk, and for refusals.
 const FREE_LINES: usize = 8_192;
 const _: () = assert!(Limits::MAX_CONNECTIONS + Limits::MAX_REQUESTS + FREE_LINES <= QUEUE_LINES);
-/// Pause before a line that could not be written is tried again.
+/// Orders to open the file anew that may wait.
+const MAX_ASKS: usize = 4;
+/// Time for such an order to be carried out.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Pause before what did not work is tried again.
 const RETRY: Duration = Duration::from_millis(250);
+/// How often the file and its disk are looked at while nothing is written.
+const LOOK: Duration = Duration::from_secs(1);
 /// Records that follow the last write within this time wait for others, to be written together.
 const BUSY: Duration = Duration::from_millis(5);
 /// How long they wait, which is how much of a busy audit is lost when the daemon is killed.
@@ -233,13 +307,14 @@ const MAX_BATCH_BYTES: usize = 256 * 1024;
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::path::PathBuf;
 
     use super::*;
+    use crate::config::AuditFile;
 
     #[test]
     fn an_audit_that_cannot_be_written_gives_no_slots() {
-        let full = AuditTarget::File("/dev/full".into());
+        let full = AuditTarget::File(AuditFile::at("/dev/full"));
         assert!(Sink::open(&full).is_err(), "at the start it is an error");
         let (sink, _writer) = Sink::start(Output::open(&full).unwrap()).unwrap();
         sink.reserve().unwrap().write(&"first");
@@ -253,7 +328,7 @@ mod tests {
 
     #[test]
     fn a_queue_that_is_full_gives_no_slots() {
-        let (sink, _writer) = Sink::open(&AuditTarget::File("/dev/null".into())).unwrap();
+        let (sink, _writer) = Sink::open(&AuditTarget::File(AuditFile::at("/dev/null"))).unwrap();
         let slots: Vec<_> = (0..QUEUE_LINES).map(|_| sink.reserve().unwrap()).collect();
         assert_eq!(sink.reserve(), Err(Unavailable));
         drop(slots);
@@ -261,40 +336,161 @@ mod tests {
     }
 
     #[test]
-    fn the_folder_of_the_audit_is_made_for_the_daemon_alone_also_after_a_rotation() {
-        let folder = std::env::temp_dir().join(format!("cloakroom-log-{}", std::process::id()));
-        let path = folder.join("of/audit.jsonl");
-        let target = AuditTarget::File(path.clone());
-        let mut output = Output::open(&target).unwrap();
-        let mode = std::fs::metadata(path.parent().unwrap()).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o700);
-        std::fs::remove_dir_all(&folder).unwrap();
-        output.reopen().unwrap();
-        output.write(b"x\n", &mut 0).unwrap();
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "x\n");
-        std::fs::remove_dir_all(&folder).unwrap();
-        std::fs::write(&folder, "a file").unwrap();
-        assert!(Output::open(&target).is_err());
-        std::fs::remove_file(&folder).unwrap();
+    fn every_record_is_one_whole_line() {
+        let folder = Folder::new("lines");
+        let file = folder.file();
+        let (sink, writer) = Sink::open(&AuditTarget::File(file)).unwrap();
+        write(&sink, 0..1000);
+        end(sink, writer);
+        assert_eq!(folder.numbers(), (0..1000).collect::<Vec<_>>());
+        let text = std::fs::read_to_string(folder.0.join("audit.jsonl")).unwrap();
+        assert!(text.lines().next().is_some_and(|line| line.contains("\"record\":\"start\"")));
+    }
+
+    /// It moves its file aside at a size, something else moves the file away and has it opened
+    /// anew, and somebody removes nothing: every record is there once.
+    #[test]
+    fn no_record_is_lost_or_twice_over_rotations_of_two_programs() {
+        let folder = Folder::new("rotated");
+        let file = AuditFile { rotate: Some(10_000), keep: 10_000, ..folder.file() };
+        let (sink, writer) = Sink::open(&AuditTarget::File(file)).unwrap();
+        let path = folder.0.join("audit.jsonl");
+        for round in 0..40 {
+            write(&sink, round * 500..(round + 1) * 500);
+            if round % 2 == 0 {
+                until(|| sink.queue.capacity() == QUEUE_LINES);
+            }
+            // A rotation of its own may have moved it a moment ago.
+            if std::fs::rename(&path, folder.0.join(format!("audit.jsonl.{round}"))).is_ok() {
+                assert_eq!(reopen(&sink), Ok(()));
+            }
+        }
+        end(sink, writer);
+        assert_eq!(folder.numbers(), (0..20_000).collect::<Vec<_>>());
+        let (own, others): (Vec<_>, Vec<_>) =
+            folder.names().into_iter().partition(|name| name.len() == "audit.jsonl.00000001".len());
+        assert!(own.len() > 5 && others.len() > 5, "{own:?} {others:?}");
     }
 
     #[test]
-    fn every_record_is_one_whole_line() {
-        let path = std::env::temp_dir().join(format!("cloakroom-audit-{}", std::process::id()));
-        let (sink, writer) = Sink::open(&AuditTarget::File(path.clone())).unwrap();
-        for number in 0..1000 {
-            sink.reserve().unwrap().write(&format!("line\n{number}"));
+    fn a_file_that_was_removed_is_opened_anew_without_an_order() {
+        let folder = Folder::new("removed");
+        let (sink, writer) = Sink::open(&AuditTarget::File(folder.file())).unwrap();
+        std::fs::remove_file(folder.0.join("audit.jsonl")).unwrap();
+        write(&sink, 0..10);
+        end(sink, writer);
+        assert_eq!(folder.numbers(), (0..10).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn less_room_than_the_reserve_gives_no_slots_and_loses_no_line_until_there_is_more() {
+        let folder = Folder::new("reserve");
+        let file = AuditFile { reserve: u64::MAX, ..folder.file() };
+        let target = AuditTarget::File(file.clone());
+        let refused = Sink::open(&target).unwrap_err().to_string();
+        assert!(refused.contains("audit_reserve keeps"), "{refused}");
+
+        let (sink, writer) = Sink::start(Output::open(&target).unwrap()).unwrap();
+        let under_way = sink.reserve().unwrap();
+        until(|| sink.reserve() == Err(Unavailable));
+        assert_eq!(sink.trouble().map(|trouble| trouble.word()), Some("audit_reserve"));
+        assert_eq!(reopen(&sink).map_err(|trouble| trouble.word()), Err("audit_reserve"));
+        under_way.write(&7);
+        until(|| folder.numbers() == [7]);
+        end(sink, writer);
+    }
+
+    #[test]
+    fn an_order_to_open_the_file_anew_is_taken_while_the_audit_fails() {
+        let folder = Folder::new("failing");
+        std::os::unix::fs::symlink("/dev/full", folder.0.join("audit.jsonl")).unwrap();
+        let output = Output::open(&AuditTarget::File(folder.file())).unwrap();
+        let (sink, writer) = Sink::start(output).unwrap();
+        sink.reserve().unwrap().write(&1);
+        until(|| sink.reserve() == Err(Unavailable));
+        assert_eq!(reopen(&sink).map_err(|trouble| trouble.word()), Err("audit_full"));
+
+        // Nothing that can be written to takes its place.
+        std::fs::remove_file(folder.0.join("audit.jsonl")).unwrap();
+        std::fs::create_dir(folder.0.join("audit.jsonl")).unwrap();
+        assert_eq!(reopen(&sink).map_err(|trouble| trouble.word()), Err("audit_unopened"));
+        std::fs::remove_dir(folder.0.join("audit.jsonl")).unwrap();
+        assert_eq!(reopen(&sink), Ok(()));
+        assert!(sink.reserve().is_ok());
+        end(sink, writer);
+        assert_eq!(folder.numbers(), [1]);
+    }
+
+    fn write(sink: &Sink, numbers: std::ops::Range<u32>) {
+        for number in numbers {
+            let record = (number, "line\n".repeat(3));
+            loop {
+                if let Ok(slot) = sink.reserve() {
+                    break slot.write(&record);
+                }
+            }
         }
+    }
+
+    fn reopen(sink: &Sink) -> Result<(), Trouble> {
+        Builder::new_current_thread().enable_time().build().unwrap().block_on(sink.reopen())
+    }
+
+    fn end(sink: Sink, writer: Writer) {
         drop(sink);
         writer.0.join().unwrap();
-        let lines = std::fs::read_to_string(&path).unwrap();
-        std::fs::remove_file(&path).unwrap();
-        let (start, lines) = lines.split_once('\n').unwrap();
-        assert!(start.contains("\"record\":\"start\""), "{start}");
-        let read: Vec<String> =
-            lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        let sent: Vec<_> = (0..1000).map(|number| format!("line\n{number}")).collect();
-        assert_eq!(read, sent);
+    }
+
+    #[track_caller]
+    fn until(mut done: impl FnMut() -> bool) {
+        let came = (0..500).any(|_| {
+            #[expect(clippy::disallowed_methods, reason = "waits for a thread, not for a task")]
+            thread::sleep(Duration::from_millis(10));
+            done()
+        });
+        assert!(came);
+    }
+
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Self {
+            let path =
+                std::env::temp_dir().join(format!("cloakroom-{name}-{}", std::process::id()));
+            let _ = std::fs::remove_dir_all(&path);
+            std::fs::create_dir(&path).unwrap();
+            Self(path)
+        }
+
+        fn file(&self) -> AuditFile {
+            AuditFile { reserve: 0, ..AuditFile::at(self.0.join("audit.jsonl")) }
+        }
+
+        fn names(&self) -> Vec<String> {
+            let entries = std::fs::read_dir(&self.0).unwrap();
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+        }
+
+        /// The numbers in all files, in order; every line is whole.
+        fn numbers(&self) -> Vec<u32> {
+            let texts =
+                self.names().into_iter().map(|name| std::fs::read_to_string(self.0.join(name)));
+            let text: String = texts.map(Result::unwrap).collect();
+            assert!(text.is_empty() || text.ends_with('\n'));
+            let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
+            let number = |value: serde_json::Value| {
+                value.as_u64().or_else(|| value[0].as_u64()).and_then(|n| u32::try_from(n).ok())
+            };
+            let mut numbers: Vec<u32> = lines.filter_map(number).collect();
+            numbers.sort_unstable();
+            numbers
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
     }
 
     impl PartialEq for Slot {

@@ -70,7 +70,7 @@ enum Command {
         /// The configuration
         #[arg(value_name = "CONFIG")]
         config: PathBuf,
-        /// Write this file once packets are captured
+        /// A file that is there while connections are carried, and not while the gateway is closed
         #[arg(long, value_name = "PATH")]
         ready_file: Option<PathBuf>,
         /// How much to log; never a value, a credential or a body

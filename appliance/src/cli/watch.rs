@@ -51,7 +51,7 @@ pub struct WatchArgs {
 pub fn run(args: &WatchArgs, settings: Option<&Settings>, out: &mut impl Write) -> io::Result<()> {
     let watched = match settings.map(|settings| &settings.audit) {
         None => show(args, BufReader::new(io::stdin().lock()), out),
-        Some(AuditTarget::File(path)) => follow(args, path, out),
+        Some(AuditTarget::File(file)) => follow(args, &file.path, out),
         Some(AuditTarget::Stdout) => Err(io::Error::other(
             "the audit goes to the daemon's standard output: pipe it to `cloakroom watch -`",
         )),

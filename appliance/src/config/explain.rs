@@ -9,7 +9,8 @@ use std::{
 };
 
 use super::{
-    AgentServices, AuditTarget, Config, Settings, VaultLogin, VaultSettings, value::duration,
+    AgentServices, AuditFile, AuditTarget, Config, Settings, VaultLogin, VaultSettings,
+    value::duration,
 };
 use crate::policy::{
     Api, Binding, Carry, CredentialNames, Group, Limits, Part, Pass, Pick, Place, Policy, Quota, Scheme, SecretRef, Site, Tcp, Upstream, VaultLocation, is_credential_header,
@@ -384,8 +385,25 @@ fn urls(api: &Api) -> String {
 fn audit(settings: &Settings) -> String {
     match &settings.audit {
         AuditTarget::Stdout => "each connection and request on its standard output".into(),
-        AuditTarget::File(path) => format!("each connection and request in {}", path.display()),
+        AuditTarget::File(file) => {
+            format!("each connection and request in {}{}", file.path.display(), bounds(file))
+        }
     }
+}
+
+fn bounds(file: &AuditFile) -> String {
+    let size = |bytes: u64| match bytes.is_multiple_of(1 << 20) {
+        true => format!("{}MiB", bytes >> 20),
+        false => format!("{bytes} bytes"),
+    };
+    let rotated = file.rotate.map(|at| {
+        let files = file.keep.saturating_add(1);
+        format!(", in up to {files} files of {}", size(at))
+    });
+    let reserve = (file.reserve > 0).then(|| {
+        format!("; closed to agents while its disk has less than {} left", size(file.reserve))
+    });
+    rotated.unwrap_or_default() + &reserve.unwrap_or_default()
 }
 
 /// The names under a pass rule's patterns that an API takes, because an exact name wins.

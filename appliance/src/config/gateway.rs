@@ -13,7 +13,9 @@ use super::{
     error::Report,
     plain,
     rules::{Files, ca_file},
-    settings::{AgentServices, AuditTarget, NameServer, SecretFile, Settings, VaultSettings},
+    settings::{
+        AgentServices, AuditFile, AuditTarget, NameServer, SecretFile, Settings, VaultSettings,
+    },
     table::Table,
     value::{
         flag, nat64_prefix, number, path, port, prefix_or_address, resolver, size, text, time,
@@ -293,14 +295,45 @@ fn audit(table: &mut Table<'_>, base: &Path) -> AuditTarget {
     let target = table.optional("audit", |value| {
         let word = text(value)?;
         match word.as_str() {
-            "stdout" => Ok(AuditTarget::Stdout),
-            _ if word.contains('/') => path(base)(value).map(AuditTarget::File),
+            "stdout" => Ok(None),
+            _ if word.contains('/') => path(base)(value).map(Some),
             _ => Err(format!(
                 "{word:?} is neither \"stdout\" nor a path; a file here is \"./{word}\""
             )),
         }
     });
-    inner(target, AuditTarget::File(DEFAULT_AUDIT_FILE.into()))
+    let reserve = table.optional("audit_reserve", size(0..=MAX_AUDIT_BYTES));
+    let rotate = table.optional("audit_rotate", rotation);
+    let keep = table.optional("audit_keep", number(1..=10_000));
+    let Some(path) = inner(target, Some(DEFAULT_AUDIT_FILE.into())) else {
+        let spans =
+            [reserve.map(|it| it.span()), rotate.map(|it| it.span()), keep.map(|it| it.span())];
+        for span in spans.into_iter().flatten() {
+            let text = "the audit goes to standard output, and this is about its file; leave it \
+                        out, or name a file in audit";
+            table.report().add(&span, text);
+        }
+        return AuditTarget::Stdout;
+    };
+    let default = AuditFile::at(path);
+    AuditTarget::File(AuditFile {
+        reserve: reserve.map_or(default.reserve, |it| it.into_inner() as u64),
+        rotate: inner(rotate, default.rotate),
+        keep: inner(keep, default.keep),
+        path: default.path,
+    })
+}
+
+/// Bytes of a file, or 0 for one that grows on.
+fn rotation(value: &toml::de::DeValue<'_>) -> Result<Option<u64>, String> {
+    match size(0..=MAX_AUDIT_BYTES)(value)? {
+        0 => Ok(None),
+        bytes if bytes >= 64 * KIB => Ok(Some(bytes as u64)),
+        bytes => Err(format!(
+            "{bytes} bytes are a few records; write 65536 or more, or 0 where another program \
+             rotates the file"
+        )),
+    }
 }
 
 /// The kernel takes no longer address of a socket (`unix(7)`, `sun_path`, with its final NUL).
@@ -341,6 +374,7 @@ const DEFAULT_PROXY_PORT: u16 = 15_001;
 const DEFAULT_MARK: u32 = 0xc10a;
 const DEFAULT_ROUTE_TABLE: u32 = 0xc10a;
 const DEFAULT_NFLOG_GROUP: u16 = 0xc10a;
+const MAX_AUDIT_BYTES: usize = 16_384 * MIB;
 const KIB: usize = 1_024;
 const MIB: usize = 1_024 * KIB;
 const SECOND: Duration = Duration::from_secs(1);

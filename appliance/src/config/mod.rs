@@ -23,8 +23,8 @@ pub use error::{Errors, Mistake};
 pub use explain::explain;
 pub use gateway::DEFAULT_CONTROL;
 pub use settings::{
-    AgentServices, AuditTarget, NameServer, PkiSettings, SecretFile, Settings, VaultLogin,
-    VaultSettings,
+    AgentServices, AuditFile, AuditTarget, NameServer, PkiSettings, SecretFile, Settings,
+    VaultLogin, VaultSettings,
 };
 
 use std::{

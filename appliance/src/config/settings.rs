@@ -55,7 +55,7 @@ impl Settings {
     pub fn differences(&self, other: &Self) -> Vec<&'static str> {
         differences!(
             self, other,
-            audit: "audit",
+            audit: "audit and what is said of its file",
             ca_dir: "ca_dir",
             state_dir: "state_dir",
             control: "control",
@@ -120,14 +120,36 @@ pub enum AuditTarget {
     /// The daemon's standard output.
     Stdout,
     /// Appended to this file, created with mode 0600.
-    File(PathBuf),
+    File(AuditFile),
+}
+
+/// The file of the audit, and how much of its disk it takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditFile {
+    /// Its path.
+    pub path: PathBuf,
+    /// Bytes of its file system that are kept for the records of what is under way: with less than
+    /// this left, nothing new is begun.
+    pub reserve: u64,
+    /// Bytes after which it is moved aside and another one begun; `None` where the daemon never
+    /// does that.
+    pub rotate: Option<u64>,
+    /// How many files that were moved aside are kept.
+    pub keep: usize,
+}
+
+impl AuditFile {
+    /// At this path, with the sizes that hold where nothing is said.
+    pub fn at(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), reserve: 64 << 20, rotate: Some(256 << 20), keep: 32 }
+    }
 }
 
 impl fmt::Display for AuditTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Stdout => f.write_str("stdout"),
-            Self::File(path) => path.display().fmt(f),
+            Self::File(file) => file.path.display().fmt(f),
         }
     }
 }

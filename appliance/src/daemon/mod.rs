@@ -10,6 +10,7 @@ mod control;
 mod error;
 mod flow;
 mod ground;
+mod health;
 mod issuing;
 mod orders;
 mod reach;
@@ -40,6 +41,7 @@ use tokio::{
 
 pub use self::error::DaemonError;
 use self::{
+    health::Health,
     orders::Reload,
     refused::Watcher,
     signals::{Signals, Told},
@@ -48,7 +50,7 @@ use self::{
     worker::Worker,
 };
 use crate::{
-    audit::{Sink, Writer},
+    audit::{Sink, Trouble, Writer},
     ca::{Rotation, RuleCas},
     config::{self, Config, Settings},
     dial::OffLimits, dns, harden::{Confinement, self},
@@ -70,7 +72,7 @@ pub struct Surroundings {
     pub handed: Vec<OwnedFd>,
 }
 
-/// Runs the daemon until it is told to stop. `ready_file` is written once packets are captured.
+/// Runs the daemon until it is told to stop. `ready_file` is there while connections are carried.
 pub async fn run(
     config_file: &Path,
     ready_file: Option<&Path>,
@@ -86,14 +88,14 @@ pub async fn run(
     let config = config::load_by(config_file, &noting).map_err(DaemonError::Config)?;
     let reach = reach::reach(&config.settings, &named.into_inner(), ready_file);
     let signals = Signals::new().map_err(|error| other("cannot handle signals", &error))?;
-    let supervisor = Supervisor::of(&surroundings)
+    let supervisor = Supervisor::of(&surroundings, ready_file)
         .map_err(|error| other("cannot speak to the socket in NOTIFY_SOCKET", &error))?;
     let daemon =
         Daemon::start((config, config_file), reach, &supervisor, Kept::new(surroundings.handed))
             .await?;
-    if let Err(error) = ready_file.map_or(Ok(()), say_ready) {
+    if let Err(error) = supervisor.write_ready_file() {
         give_back(&daemon.phase, daemon.rotation, daemon.refreshing).await;
-        return Err(error);
+        return Err(other("cannot write the file that says ready", &error));
     }
     supervisor.ready(&daemon.state());
     tracing::info!("ready");
@@ -110,6 +112,7 @@ struct Daemon {
     off_limits: OffLimits,
     /// The doubt about the kernel's settings that keeps new connections out, where there is one.
     doubt: watch::Sender<Option<String>>,
+    health: Health,
     system_roots: Arc<RootCertStore>,
     phase: watch::Sender<Phase>,
     rulebooks: watch::Sender<Arc<Rulebook>>,
@@ -134,6 +137,7 @@ impl Daemon {
         let mut rounds = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut signs = supervisor.watchdog.map(tokio::time::interval);
+        let mut audit = self.audit.watch();
         loop {
             tokio::select! {
                 told = signals.next() => match told {
@@ -148,12 +152,13 @@ impl Daemon {
                     let _ = waiting.send(self.reload(supervisor).await);
                 }
                 () = next_sign(&mut signs) => supervisor.alive(),
+                Ok(()) = audit.changed() => self.tell_state(supervisor),
                 _ = rounds.tick() => {
                     if let Err(error) = self.assert_ground().await {
                         tracing::error!("stopping: {error}");
                         break;
                     }
-                    supervisor.is(&self.state());
+                    self.tell_state(supervisor);
                 }
             }
         }
@@ -164,10 +169,12 @@ impl Daemon {
     /// Takes a new policy whole, or keeps the old one and says why. However many are told to come
     /// one after the other, each is followed by a pause as long as it took, up to a bound, for what
     /// else this runtime does: the gateway's own questions for names among it.
-    async fn reload(&mut self, supervisor: &Supervisor) -> Result<(), DaemonError> {
+    ///
+    /// The audit's file is opened anew whatever comes of the policy; what is wrong with it is said.
+    async fn reload(&mut self, supervisor: &Supervisor) -> Result<Option<Trouble>, DaemonError> {
         let begun = Instant::now();
         supervisor.reloading();
-        self.audit.reopen().await;
+        let audit = self.audit.reopen().await.err();
         let taken = self.take_new_policy().await;
         match &taken {
             Ok(()) => tracing::info!("reloaded"),
@@ -175,13 +182,17 @@ impl Daemon {
         }
         supervisor.ready(&self.state());
         tokio::time::sleep(begun.elapsed().min(LONGEST_REST)).await;
-        taken
+        taken.map(|()| audit)
+    }
+
+    fn tell_state(&self, supervisor: &Supervisor) {
+        supervisor.is(&self.state(), self.health.closed().is_none());
     }
 
     /// What keeps agents from something, in one line; what it is in detail, `cloakroom status` says.
     fn state(&self) -> String {
-        if let Some(doubt) = &*self.doubt.borrow() {
-            return format!("closed to new connections: {doubt}");
+        if let Some(why) = self.health.closed() {
+            return format!("closed to new connections: {why}");
         }
         let health = self.secrets.snapshot().health(Instant::now());
         let missing = health.missing.len();
@@ -271,15 +282,10 @@ impl Daemon {
         if timeout(GIVE_BACK_TIME, self.obeying).await.is_err() {
             tracing::error!("the control socket did not close in time");
         }
-        drop((self.audit, self.rulebooks, self.wanted, self.secrets));
+        drop((self.audit, self.health, self.rulebooks, self.wanted, self.secrets));
         self.writer.finish(AUDIT_TIME).await;
         tracing::info!("stopped");
     }
-}
-
-fn say_ready(path: &Path) -> Result<(), DaemonError> {
-    std::fs::write(path, "ready\n")
-        .map_err(|error| other(&format!("cannot write {}", path.display()), &error))
 }
 
 /// Ends a start that failed after the secrets were asked for: Vault gets back what it lent.

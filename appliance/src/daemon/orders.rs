@@ -9,11 +9,11 @@ use std::{
 };
 
 use serde::Serialize;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
-use super::{DaemonError, flow::Gateway, wanted::Wanted};
+use super::{DaemonError, flow::Gateway, health::Health, wanted::Wanted};
 use crate::{
-    audit::{Act, ActRecord},
+    audit::{Act, ActRecord, Trouble},
     control::{Answer, EX_USAGE, Order},
     harden::Enforced,
     packets::Claim,
@@ -28,8 +28,7 @@ pub(super) struct Orders {
     pub(super) gateway: Arc<Gateway>,
     pub(super) quarantine: Arc<Quarantine>,
     pub(super) wanted: Arc<Wanted>,
-    /// Why the gateway is closed to new connections, where it is.
-    pub(super) doubt: watch::Receiver<Option<String>>,
+    pub(super) health: Health,
     /// Knows which interfaces nobody listens on.
     pub(super) claim: Arc<Claim>,
     /// How far Landlock confines the daemon.
@@ -37,8 +36,8 @@ pub(super) struct Orders {
     pub(super) reloads: mpsc::Sender<Reload>,
 }
 
-/// A reload that somebody waits for.
-pub(super) type Reload = oneshot::Sender<Result<(), DaemonError>>;
+/// A reload that somebody waits for. The policy may be taken and the audit in trouble all the same.
+pub(super) type Reload = oneshot::Sender<Result<Option<Trouble>, DaemonError>>;
 
 impl Orders {
     /// Carries out an order of the user `uid`.
@@ -56,7 +55,14 @@ impl Orders {
         // A send that fails leaves nobody who could answer either.
         let _ = self.reloads.send(done).await;
         match told.await {
-            Ok(Ok(())) => Answer::done("reloaded"),
+            Ok(Ok(None)) => Answer::done("reloaded"),
+            Ok(Ok(Some(trouble))) if trouble.closes() => Answer::failed(
+                1,
+                format!("reloaded, but the audit cannot be written and all is refused: {trouble}"),
+            ),
+            Ok(Ok(Some(trouble))) => {
+                Answer::failed(1, format!("reloaded, but the audit: {trouble}"))
+            }
             Ok(Err(error)) => {
                 let exit = if matches!(error, DaemonError::Config(_)) { EX_USAGE } else { 1 };
                 Answer::failed(exit, format!("not reloaded, the old policy stays: {error}"))
@@ -148,7 +154,7 @@ impl Orders {
         let status = Status {
             version: env!("CARGO_PKG_VERSION"),
             phase: self.gateway.phases.now().word(),
-            closed: self.doubt.borrow().clone(),
+            closed: self.health.closed(),
             unserved: self.claim.unserved().into_iter().map(ToString::to_string).collect(),
             landlock: self.landlock.word(),
             connections: groups.iter().map(|group| group.connections).sum(),

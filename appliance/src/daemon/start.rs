@@ -15,8 +15,9 @@ use tokio::{
 };
 
 use super::{
-    Daemon, DaemonError, control::Control, cut, flow::Gateway, give_back, issuing, orders::Orders,
-    other, refused::Watcher, rulebook, supervisor::Supervisor, wanted::Wanted, worker::Worker,
+    Daemon, DaemonError, control::Control, cut, flow::Gateway, give_back, health::Health, issuing,
+    orders::Orders, other, refused::Watcher, rulebook, supervisor::Supervisor, wanted::Wanted,
+    worker::Worker,
 };
 use crate::{
     accept::Places,
@@ -104,11 +105,12 @@ impl Daemon {
         issuing::report(rotation.as_ref());
         let (to_reload, reloads) = mpsc::channel(1);
         let doubt = watch::Sender::default();
+        let health = Health { doubt: doubt.subscribe(), audit: audit.clone() };
         let orders = Orders {
             gateway,
             quarantine: Arc::new(quarantine),
             wanted: Arc::clone(&wanted),
-            doubt: doubt.subscribe(),
+            health: health.clone(),
             claim: Arc::clone(&claim),
             landlock: confinement.enforced(),
             reloads: to_reload,
@@ -121,6 +123,7 @@ impl Daemon {
             capture,
             off_limits,
             doubt,
+            health,
             system_roots,
             phase,
             rulebooks,

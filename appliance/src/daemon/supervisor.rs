@@ -1,8 +1,11 @@
 //! What the service manager is told (`sd_notify(3)`, `systemd.service(5)`): that the daemon is
 //! ready, reloads, stops, and still goes round; in a line, how it is; and what it keeps while the daemon restarts
 //! (`FDSTORE=1`). Whoever asked for none of it is told nothing.
+//!
+//! A file says to others that connections are carried, by being there.
 
 use std::{
+    fs,
     io::{self, IoSlice},
     mem::MaybeUninit,
     os::{
@@ -13,6 +16,7 @@ use std::{
             net::{SocketAddr, UnixDatagram},
         },
     },
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -28,6 +32,8 @@ use crate::packets::Listener;
 #[derive(Debug)]
 pub(super) struct Supervisor {
     socket: Option<UnixDatagram>,
+    /// There while connections are carried.
+    ready_file: Option<PathBuf>,
     /// How often it wants a sign of life.
     pub(super) watchdog: Option<Duration>,
 }
@@ -39,9 +45,10 @@ impl Supervisor {
     ///
     /// Where there is one and it cannot be spoken to: it would wait in vain and start again what
     /// runs well.
-    pub(super) fn of(surroundings: &Surroundings) -> io::Result<Self> {
+    pub(super) fn of(surroundings: &Surroundings, ready_file: Option<&Path>) -> io::Result<Self> {
+        let ready_file = ready_file.map(Path::to_owned);
         let Some(path) = &surroundings.notify_socket else {
-            return Ok(Self { socket: None, watchdog: None });
+            return Ok(Self { socket: None, ready_file, watchdog: None });
         };
         let address = match path.as_bytes().strip_prefix(b"@") {
             Some(name) => SocketAddr::from_abstract_name(name)?,
@@ -53,7 +60,7 @@ impl Supervisor {
         socket.set_write_timeout(Some(PATIENCE))?;
         // Half of it, so that one that is late is still in time.
         let watchdog = surroundings.watchdog.map(|limit| limit / 2).filter(|half| !half.is_zero());
-        Ok(Self { socket: Some(socket), watchdog })
+        Ok(Self { socket: Some(socket), ready_file, watchdog })
     }
 
     /// It carries connections, for the first time or after a reload. `state` as in
@@ -62,9 +69,28 @@ impl Supervisor {
         self.tell(&format!("READY=1\nSTATUS={state}"));
     }
 
-    /// How it is: one line for `systemctl status`.
-    pub(super) fn is(&self, state: &str) {
+    /// How it is: one line for `systemctl status`, and whether connections are carried.
+    pub(super) fn is(&self, state: &str, open: bool) {
         self.tell(&format!("STATUS={state}"));
+        let said = if open { self.write_ready_file() } else { self.remove_ready_file() };
+        if let Err(error) = said {
+            tracing::warn!(%error, "the file that says ready is not as it should be");
+        }
+    }
+
+    /// Says that connections are carried to whoever looks at the file.
+    pub(super) fn write_ready_file(&self) -> io::Result<()> {
+        match &self.ready_file {
+            Some(path) if !path.exists() => fs::write(path, "ready\n"),
+            _ => Ok(()),
+        }
+    }
+
+    fn remove_ready_file(&self) -> io::Result<()> {
+        match &self.ready_file {
+            Some(path) if path.exists() => fs::remove_file(path),
+            _ => Ok(()),
+        }
     }
 
     /// It takes a new configuration; [`ready`](Self::ready) follows, taken or not.

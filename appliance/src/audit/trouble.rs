@@ -1,0 +1,93 @@
+//! What can be wrong with the audit, and what to do about it.
+
+use std::{fmt, io};
+
+use super::output::mib;
+
+/// Something that is wrong with the audit. All but one close the gateway: what cannot be recorded is
+/// not done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trouble {
+    /// Its file system has less room, in bytes, than is kept for the records of what is under way.
+    Reserve {
+        /// What is left.
+        left: u64,
+        /// What is kept, `audit_reserve`.
+        kept: u64,
+    },
+    /// Its file system has no room at all, or its user none (`ENOSPC`, `EDQUOT`).
+    Full(String),
+    /// A write failed in another way.
+    Unwritten(String),
+    /// The file was removed, or is to be opened anew, and cannot be opened.
+    Unopened(String),
+    /// Records come faster than the disk takes them.
+    Behind,
+    /// The thread that writes is gone.
+    Ended,
+    /// The file has reached its size and cannot be moved aside; it is written on.
+    Unrotated(String),
+}
+
+impl Trouble {
+    /// What the error of a write means.
+    pub(super) fn unwritten(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                Self::Full(error.to_string())
+            }
+            _ => Self::Unwritten(error.to_string()),
+        }
+    }
+
+    /// What the error of opening the file means.
+    pub(super) fn unopened(error: &io::Error) -> Self {
+        Self::Unopened(error.to_string())
+    }
+
+    /// Its word, for machines.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Reserve { .. } => "audit_reserve",
+            Self::Full(_) => "audit_full",
+            Self::Unwritten(_) => "audit_unwritten",
+            Self::Unopened(_) => "audit_unopened",
+            Self::Behind => "audit_behind",
+            Self::Ended => "audit_ended",
+            Self::Unrotated(_) => "audit_unrotated",
+        }
+    }
+
+    /// Whether nothing may be done because of it.
+    pub fn closes(&self) -> bool {
+        !matches!(self, Self::Unrotated(_))
+    }
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Reserve { left, kept } => write!(
+                f,
+                "its file system has {} left, and audit_reserve keeps {} for what is under way; \
+                 free space there",
+                mib(*left),
+                mib(*kept)
+            ),
+            Self::Full(error) => write!(f, "its file system is full ({error}); free space there"),
+            Self::Unwritten(error) => write!(f, "a write failed ({error})"),
+            Self::Unopened(error) => {
+                write!(f, "its file cannot be opened ({error}); see to its folder and its owner")
+            }
+            Self::Behind => {
+                f.write_str("records come faster than its disk takes them; see to the disk")
+            }
+            Self::Ended => f.write_str("its thread has ended, which is a bug; restart the daemon"),
+            Self::Unrotated(error) => write!(
+                f,
+                "the file has reached audit_rotate and cannot be moved aside ({error}); the daemon \
+                 must be able to write to its folder"
+            ),
+        }
+    }
+}
