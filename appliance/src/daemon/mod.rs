@@ -37,6 +37,7 @@ use tokio::{
 
 pub use self::error::DaemonError;
 use self::{
+    ground::Ground,
     orders::Reload,
     refused::Watcher,
     signals::{Signals, Told},
@@ -50,7 +51,7 @@ use crate::{
     config::{self, Config, Settings},
     dial::ControlPlane,
     dns, harden,
-    packets::{self, Capture, Claim, Kept},
+    packets::{Capture, Kept},
     phase::{Phase, Phases},
     policy::Policy,
     rulebook::Rulebook,
@@ -99,8 +100,7 @@ struct Daemon {
     settings: Settings,
     capture: Capture,
     control_plane: ControlPlane,
-    /// The doubt about the kernel's settings that keeps new connections out, where there is one.
-    doubt: watch::Sender<Option<String>>,
+    ground: Ground,
     system_roots: Arc<RootCertStore>,
     phase: watch::Sender<Phase>,
     rulebooks: watch::Sender<Arc<Rulebook>>,
@@ -116,7 +116,6 @@ struct Daemon {
     workers: Vec<Worker>,
     dns: dns::Server,
     watcher: Watcher,
-    claim: Arc<Claim>,
 }
 
 impl Daemon {
@@ -139,13 +138,14 @@ impl Daemon {
                     let _ = waiting.send(self.reload(supervisor).await);
                 }
                 () = next_sign(&mut signs) => supervisor.alive(),
-                _ = rounds.tick() => {
-                    if let Err(error) = self.assert_ground().await {
+                turned = self.ground.turned() => {
+                    if let Err(error) = turned {
                         tracing::error!("stopping: {error}");
                         break;
                     }
                     supervisor.is(&self.state());
                 }
+                _ = rounds.tick() => supervisor.is(&self.state()),
             }
         }
         supervisor.stopping();
@@ -171,7 +171,7 @@ impl Daemon {
 
     /// What keeps agents from something, in one line; what it is in detail, `cloakroom status` says.
     fn state(&self) -> String {
-        if let Some(doubt) = &*self.doubt.borrow() {
+        if let Some(doubt) = &*self.ground.doubt().borrow() {
             return format!("closed to new connections: {doubt}");
         }
         let health = self.secrets.snapshot().health(Instant::now());
@@ -202,7 +202,7 @@ impl Daemon {
         }
         let cas = issuing::cas(&policy, &settings, self.rotation.as_ref())?;
         let rulebook = rulebook(policy, cas.clone(), &self.system_roots)?;
-        packets::apply(&self.rules(&capture))?;
+        self.ground.take(capture.clone()).await?;
         self.control_plane.take_agents(capture.agents());
         self.capture = capture;
         // A binding or a CA that is new is there before the first request can ask for it; until
@@ -233,7 +233,8 @@ impl Daemon {
         let drain_time = self.rulebooks.borrow().policy.limits.drain_time;
         tracing::info!(seconds = drain_time.as_secs(), "draining");
         self.phase.send_replace(Phase::Drain);
-        let (workers, dns) = (self.workers, self.dns);
+        let (workers, dns, ground) = (self.workers, self.dns, self.ground);
+        let grounded = tokio::task::spawn_blocking(|| ground.end());
         let mut joined = tokio::task::spawn_blocking(|| {
             dns.join();
             for worker in workers {
@@ -254,7 +255,10 @@ impl Daemon {
         if tokio::task::spawn_blocking(|| watcher.end()).await.is_err() {
             tracing::error!("the last sums of refused packets were not written");
         }
-        // It holds a sink of the audit.
+        // Each holds a sink of the audit.
+        if timeout(GIVE_BACK_TIME, grounded).await.is_err() {
+            tracing::error!("the packet rules were still looked at in the end");
+        }
         if timeout(GIVE_BACK_TIME, self.obeying).await.is_err() {
             tracing::error!("the control socket did not close in time");
         }

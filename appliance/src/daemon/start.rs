@@ -15,8 +15,9 @@ use tokio::{
 };
 
 use super::{
-    Daemon, DaemonError, control::Control, cut, flow::Gateway, give_back, issuing, orders::Orders,
-    other, refused::Watcher, rulebook, supervisor::Supervisor, wanted::Wanted, worker::Worker,
+    Daemon, DaemonError, control::Control, cut, flow::Gateway, give_back, ground::Ground, issuing,
+    orders::Orders, other, refused::Watcher, rulebook, supervisor::Supervisor, wanted::Wanted,
+    worker::Worker,
 };
 use crate::{
     accept::Places,
@@ -96,13 +97,21 @@ impl Daemon {
         report_secrets(&secrets);
         issuing::report(rotation.as_ref());
         let (to_reload, reloads) = mpsc::channel(1);
-        let doubt = watch::Sender::default();
+        let asserted = (settings.assert_every, Arc::clone(&claim), audit.clone());
+        let ground = Ground::start(capture.clone(), asserted).await;
+        let ground = match ground {
+            Ok(ground) => ground,
+            Err(error) => {
+                give_back(&phase, rotation, refreshing).await;
+                return Err(error);
+            }
+        };
         let orders = Orders {
             gateway,
             quarantine: Arc::new(quarantine),
             wanted: Arc::clone(&wanted),
-            doubt: doubt.subscribe(),
-            claim: Arc::clone(&claim),
+            doubt: ground.doubt(),
+            claim,
             reloads: to_reload,
         };
         let obeying = tokio::spawn(control.serve(orders, cut(phases)));
@@ -111,7 +120,7 @@ impl Daemon {
             settings,
             capture,
             control_plane,
-            doubt,
+            ground,
             system_roots,
             phase,
             rulebooks,
@@ -126,7 +135,6 @@ impl Daemon {
             workers,
             dns,
             watcher,
-            claim,
         })
     }
 }
