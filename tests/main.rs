@@ -21,6 +21,7 @@ mod dns_over_tls;
 mod documented;
 mod every_port;
 mod faults;
+mod flushed_rules;
 mod forged_records;
 mod framing;
 mod h2_frames;

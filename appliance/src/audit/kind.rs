@@ -41,4 +41,10 @@ kinds! {
     Quarantine,
     /// That was undone.
     Release,
+    /// New connections are reset, because something is missing that the packet rules lean on.
+    Close,
+    /// It is there again.
+    Open,
+    /// Somebody changed the packet rules, and they were installed again.
+    Repair,
 }

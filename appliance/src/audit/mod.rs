@@ -9,6 +9,7 @@
 mod act;
 mod connections;
 mod dns;
+mod footing;
 mod kind;
 mod output;
 mod packets;
@@ -19,6 +20,7 @@ mod writer;
 pub use act::{Act, ActRecord};
 pub use connections::over_rate;
 pub use dns::{DnsRecord, DnsSummary};
+pub use footing::{Footing, footing};
 pub use kind::Kind;
 pub use packets::RefusedPackets;
 pub use record::{Record, RequestRecord, Traffic};

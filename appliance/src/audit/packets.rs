@@ -295,7 +295,8 @@ mod tests {
 
     use super::*;
     use crate::{
-    config::{AuditFile, AuditTarget}, policy::{BoundAgent, Group, Limits, Mac, Site},
+        config::{AuditFile, AuditTarget},
+        policy::{BoundAgent, Group, Limits, Mac, Site},
     };
 
     /// Three groups of one interface, the last of which binds an agent.

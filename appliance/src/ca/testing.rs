@@ -16,7 +16,10 @@ use rustls::{
 use super::{Issued, IssuingCa, Root, TlsRule, issue, random_bytes};
 use crate::{
     config::{AuditTarget, Settings},
-    policy::{Api, Constraints, Host, HostPattern, Limits, Policy, ResponseRules, RuleName, Site, Upstream},
+    policy::{
+        Api, Constraints, Host, HostPattern, Limits, Policy, ResponseRules, RuleName, Site,
+        Upstream,
+    },
 };
 
 /// A folder that goes away with the test.

@@ -198,6 +198,9 @@ fn about(kind: Kind, record: &Value) -> String {
         Kind::PacketsUnseen => unseen(record),
         Kind::Quarantine => act("quarantined", record),
         Kind::Release => act("released", record),
+        Kind::Close => format!("closed to new connections: {}", text(record, "cause")),
+        Kind::Open => "open again".to_owned(),
+        Kind::Repair => format!("packet rules installed again: {}", text(record, "cause")),
     }
 }
 
@@ -372,6 +375,12 @@ mod tests {
             ),
             Kind::Quarantine => (r#""group":"research","uid":7"#, "quarantined by user 7"),
             Kind::Release => (r#""group":"research","uid":7"#, "released by user 7"),
+            Kind::Close => (
+                r#""cause":"the guard table is not loaded""#,
+                "closed to new connections: the guard table is not loaded",
+            ),
+            Kind::Open => (r#""time":"t""#, "open again"),
+            Kind::Repair => (r#""cause":"chains""#, "packet rules installed again: chains"),
         }
     }
 

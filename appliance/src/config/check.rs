@@ -11,7 +11,9 @@ use super::{
     gateway::Gateway,
     rules::{ApiRule, BindingRule, GroupRule, PassRule, TcpRule, overlap},
 };
-use crate::policy::{Constraints, Folded, Host, HostPattern, InterfaceName, Mac, Place, Plain, SecretRef};
+use crate::policy::{
+    Constraints, Folded, Host, HostPattern, InterfaceName, Mac, Place, Plain, SecretRef,
+};
 
 /// Everything that a file says, as far as it could be read.
 pub(super) struct Draft {

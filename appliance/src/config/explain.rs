@@ -13,7 +13,8 @@ use super::{
     value::duration,
 };
 use crate::policy::{
-    Api, Binding, Carry, CredentialNames, Group, Limits, Part, Pass, Pick, Place, Policy, Quota, Scheme, SecretRef, Site, Tcp, Upstream, VaultLocation, is_credential_header,
+    Api, Binding, Carry, CredentialNames, Group, Limits, Part, Pass, Pick, Place, Policy, Quota,
+    Scheme, SecretRef, Site, Tcp, Upstream, VaultLocation, is_credential_header,
 };
 
 /// The whole configuration for a person to read: the gateway, each group with all it may do, and

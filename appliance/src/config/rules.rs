@@ -29,7 +29,8 @@ use super::{
 };
 use crate::{
     policy::{
-        Constraints, DialledRule, Ech, GroupName, Host, HostPattern, InterfaceName, Mac, PathRule, Place, Placeholder, Plain, RuleName, SecretRef, USUAL_METHODS, Upstream,
+        Constraints, DialledRule, Ech, GroupName, Host, HostPattern, InterfaceName, Mac, PathRule,
+        Place, Placeholder, Plain, RuleName, SecretRef, USUAL_METHODS, Upstream,
     },
     secrets::SecretValue,
 };

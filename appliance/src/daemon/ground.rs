@@ -1,50 +1,282 @@
-//! What the packet rules lean on, asserted for as long as the daemon runs.
+//! What the packet rules lean on, asserted for as long as the daemon runs: rules and guard after each
+//! change that nf_tables tells of, and all of it every `assert_every`.
 //!
 //! Somebody may change a kernel setting or a rule under a running gateway. What may be set right is
 //! set right and said; where it may not, the gateway closes to new connections, because an
 //! argument with a premise missing proves nothing. Connections that were accepted go on: each has
 //! its permit.
+//!
+//! It has a thread of its own: nothing that the daemon does delays it, and a flood of changes takes
+//! no time from anybody else.
 
-use super::Daemon;
-use crate::packets::{self, Capture, PacketsError};
+use std::{
+    io,
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
 
-impl Daemon {
-    /// Asserts what the packet rules lean on, and repairs it. Where that cannot be done the gateway
-    /// closes: no port is captured, so every new connection is reset. It opens again by itself.
-    ///
-    /// An error means that not even the rules can be installed, so that nothing is sure any more.
-    pub(super) async fn assert_ground(&mut self) -> Result<(), PacketsError> {
-        let doubt = packets::assert_ground(&self.capture).await.err();
-        if let Some(error) = &doubt {
-            tracing::error!("closed to new connections: {error}");
-        } else if self.is_closed() {
-            tracing::info!("open again: what the packet rules lean on is as it has to be");
+use tokio::{
+    runtime::Builder,
+    sync::{mpsc, oneshot, watch},
+    time::{Interval, MissedTickBehavior},
+};
+
+use super::{DaemonError, other};
+use crate::{
+    audit::{self, Footing, Sink},
+    packets::{self, Capture, Claim, Monitor, PacketsError},
+};
+
+/// The thread, as the daemon has it.
+#[derive(Debug)]
+pub(super) struct Ground {
+    orders: mpsc::Sender<Order>,
+    doubt: watch::Receiver<Option<String>>,
+    failed: oneshot::Receiver<PacketsError>,
+    thread: JoinHandle<()>,
+}
+
+/// What a new policy captures, and where it is told whether that is in force.
+type Order = (Capture, oneshot::Sender<Result<(), PacketsError>>);
+
+impl Ground {
+    /// Starts to assert the rules of this capture, which are in force. It looks at them first, so
+    /// that no change is missed.
+    pub(super) async fn start(
+        capture: Capture,
+        (every, claim, audit): (Duration, Arc<Claim>, Sink),
+    ) -> Result<Self, DaemonError> {
+        let (orders, ordered) = mpsc::channel(1);
+        let (failing, failed) = oneshot::channel();
+        let (listening, listens) = oneshot::channel();
+        let doubting = watch::Sender::default();
+        let doubt = doubting.subscribe();
+        let keeper = Keeper::new(capture, doubting, (claim, audit));
+        let keep = async move {
+            let (said, monitor) = match Monitor::open() {
+                Ok(monitor) => (Ok(()), Some(monitor)),
+                Err(error) => (Err(error), None),
+            };
+            // A daemon that is gone needs no answer.
+            let _ = listening.send(said);
+            let Some(monitor) = monitor else { return };
+            if let Err(error) = keeper.keep(monitor, ordered, every).await {
+                let _ = failing.send(error);
+            }
+        };
+        let thread = thread(keep).map_err(|error| other("cannot start a thread", &error))?;
+        listens.await.map_err(|_| gone())??;
+        Ok(Self { orders, doubt, failed, thread })
+    }
+
+    /// Why the gateway is closed to new connections, where it is.
+    pub(super) fn doubt(&self) -> watch::Receiver<Option<String>> {
+        self.doubt.clone()
+    }
+
+    /// Installs the rules of a new policy. Where that fails the old ones stay in force.
+    pub(super) async fn take(&self, capture: Capture) -> Result<(), DaemonError> {
+        let (done, told) = oneshot::channel();
+        self.orders.send((capture, done)).await.map_err(|_| gone())?;
+        Ok(told.await.map_err(|_| gone())??)
+    }
+
+    /// Waits until the gateway closes, or opens again. An error, which ends the daemon, where the
+    /// rules cannot be installed any more, so that nothing is sure.
+    pub(super) async fn turned(&mut self) -> Result<(), String> {
+        tokio::select! {
+            Ok(()) = self.doubt.changed() => Ok(()),
+            failed = &mut self.failed => Err(match failed {
+                Ok(error) => error.to_string(),
+                Err(_) => gone().to_string(),
+            }),
         }
+    }
+
+    /// Asserts nothing any more; the rules stay.
+    pub(super) fn end(self) {
+        drop(self.orders);
+        if self.thread.join().is_err() {
+            tracing::error!("the thread that asserts the packet rules panicked");
+        }
+    }
+}
+
+fn thread(keep: impl Future<Output = ()> + Send + 'static) -> io::Result<JoinHandle<()>> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    thread::Builder::new().name("rules".into()).spawn(move || runtime.block_on(keep))
+}
+
+fn gone() -> DaemonError {
+    DaemonError::Other("the thread that asserts the packet rules has ended".to_owned())
+}
+
+/// What the thread holds.
+struct Keeper {
+    capture: Capture,
+    /// What is installed of it: all, or no port where the gateway is closed.
+    in_force: Capture,
+    /// What is wrong with the guard.
+    unguarded: Option<String>,
+    /// What is wrong with the kernel's settings or the routes.
+    unsettled: Option<String>,
+    /// Since when the rules cannot be installed.
+    uninstalled: Option<(Instant, String)>,
+    /// The first of these, which keeps new connections out.
+    doubt: watch::Sender<Option<String>>,
+    claim: Arc<Claim>,
+    audit: Sink,
+}
+
+impl Keeper {
+    fn new(
+        capture: Capture,
+        doubt: watch::Sender<Option<String>>,
+        (claim, audit): (Arc<Claim>, Sink),
+    ) -> Self {
+        let in_force = capture.clone();
+        let (unguarded, unsettled, uninstalled) = (None, None, None);
+        Self { capture, in_force, unguarded, unsettled, uninstalled, doubt, claim, audit }
+    }
+
+    async fn keep(
+        mut self,
+        mut monitor: Monitor,
+        mut orders: mpsc::Receiver<Order>,
+        every: Duration,
+    ) -> Result<(), PacketsError> {
+        let mut rounds = rounds(every);
+        loop {
+            tokio::select! {
+                order = orders.recv() => match order {
+                    Some((capture, done)) => {
+                        // Whoever asked may be gone.
+                        let _ = done.send(self.take(capture));
+                    }
+                    None => return Ok(()),
+                },
+                () = monitor.changed() => self.look(&mut monitor)?,
+                _ = rounds.tick() => {
+                    self.assert_settings().await;
+                    self.look(&mut monitor)?;
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, capture: Capture) -> Result<(), PacketsError> {
+        self.install(self.rules(&capture))?;
+        self.capture = capture;
+        Ok(())
+    }
+
+    fn install(&mut self, rules: Capture) -> Result<(), PacketsError> {
+        packets::apply(&rules)?;
+        self.in_force = rules;
+        Ok(())
+    }
+
+    /// The kernel's settings and the routes, which nobody tells of, and what is said of them.
+    async fn assert_settings(&mut self) {
+        let asserted = packets::assert_settings(&self.capture).await;
+        self.unsettled = asserted.err().map(|error| error.to_string());
         for name in self.claim.unserved() {
             tracing::error!(
                 "{name} was made again, and nobody listens on it: connections of its agents are \
                  refused; restart the daemon"
             );
         }
-        let changes = doubt.is_some() != self.is_closed();
-        self.doubt.send_replace(doubt.map(|error| error.to_string()));
-        let rules = self.rules(&self.capture);
-        if changes {
-            return packets::apply(&rules);
+    }
+
+    /// Looks whether guard and rules are there, and installs the rules where they are not. An error
+    /// means that this has failed for too long.
+    fn look(&mut self, monitor: &mut Monitor) -> Result<(), PacketsError> {
+        let begun = Instant::now();
+        let installed = self.assert_rules();
+        monitor.looked(begun.elapsed());
+        let Err(error) = installed else { return Ok(()) };
+        // Somebody may have changed them meanwhile.
+        tracing::debug!("{error}");
+        monitor.look_again();
+        let (since, _) = self.uninstalled.get_or_insert_with(|| (begun, error.to_string()));
+        let failing = since.elapsed();
+        self.settle();
+        if failing > UNINSTALLED_TIME { Err(error) } else { Ok(()) }
+    }
+
+    /// Where something is missing that may not be set right the gateway closes: no port is captured,
+    /// so every new connection is reset. It opens again by itself.
+    fn assert_rules(&mut self) -> Result<(), PacketsError> {
+        let changed = packets::verify(&self.in_force).err();
+        let guarded = packets::require_guard(&self.capture);
+        self.unguarded = guarded.err().map(|error| error.to_string());
+        let wanted = self.rules(&self.capture);
+        if changed.is_some() || wanted != self.in_force {
+            self.install(wanted)?;
         }
-        if let Err(error) = packets::verify(&rules) {
-            tracing::error!("{error}; installing the packet rules again");
-            packets::apply(&rules)?;
+        self.uninstalled = None;
+        if let Some(error) = &changed {
+            tracing::error!("{error}; the packet rules are installed again");
+            self.record(&Footing::Repaired(error));
         }
+        self.settle();
         Ok(())
     }
 
-    fn is_closed(&self) -> bool {
-        self.doubt.borrow().is_some()
+    /// Says to everybody, where that is new, that the gateway closed, and why, or opened again.
+    fn settle(&self) {
+        let doubt = self.doubt().cloned();
+        let is_new = self.doubt.send_if_modified(|told| {
+            let differs = *told != doubt;
+            told.clone_from(&doubt);
+            differs
+        });
+        match doubt {
+            Some(doubt) if is_new => {
+                tracing::error!("closed to new connections: {doubt}");
+                self.record(&Footing::Closed(&doubt));
+            }
+            None if is_new => {
+                tracing::info!("open again: what the packet rules lean on is as it has to be");
+                self.record(&Footing::Open);
+            }
+            _ => {}
+        }
+    }
+
+    fn record(&self, footing: &Footing<'_>) {
+        match self.audit.reserve() {
+            Ok(slot) => audit::footing(slot, footing),
+            // Without an audit everything is refused, and the log has it.
+            Err(_) => tracing::warn!("the audit takes no record of that"),
+        }
+    }
+
+    fn doubt(&self) -> Option<&String> {
+        let lasting = |(since, _): &&(Instant, _)| since.elapsed() > RACE_TIME;
+        let uninstalled = self.uninstalled.as_ref().filter(lasting).map(|(_, error)| error);
+        self.unguarded.as_ref().or(self.unsettled.as_ref()).or(uninstalled)
     }
 
     /// What is to be installed: as configured, or without a port where the gateway is closed.
-    pub(super) fn rules(&self, capture: &Capture) -> Capture {
-        if self.is_closed() { capture.closed() } else { capture.clone() }
+    fn rules(&self, capture: &Capture) -> Capture {
+        if self.unguarded.is_some() || self.unsettled.is_some() {
+            capture.closed()
+        } else {
+            capture.clone()
+        }
     }
 }
+
+fn rounds(every: Duration) -> Interval {
+    let mut rounds = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
+    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    rounds
+}
+
+/// How long installing the rules may fail in a row, as it can while somebody else is changing them,
+/// before the gateway says that it is closed.
+const RACE_TIME: Duration = Duration::from_secs(1);
+/// How long before the daemon stops.
+const UNINSTALLED_TIME: Duration = Duration::from_secs(10);

@@ -41,6 +41,7 @@ use tokio::{
 
 pub use self::error::DaemonError;
 use self::{
+    ground::Ground,
     health::Health,
     orders::Reload,
     refused::Watcher,
@@ -53,7 +54,9 @@ use crate::{
     audit::{Sink, Trouble, Writer},
     ca::{Rotation, RuleCas},
     config::{self, Config, Settings},
-    dial::OffLimits, dns, harden::{Confinement, self},
+    dial::OffLimits,
+    dns,
+    harden::{self, Confinement},
     packets::{self, Capture, Claim, Kept},
     phase::{Phase, Phases},
     policy::Policy,
@@ -110,8 +113,7 @@ struct Daemon {
     settings: Settings,
     capture: Capture,
     off_limits: OffLimits,
-    /// The doubt about the kernel's settings that keeps new connections out, where there is one.
-    doubt: watch::Sender<Option<String>>,
+    ground: Ground,
     health: Health,
     system_roots: Arc<RootCertStore>,
     phase: watch::Sender<Phase>,
@@ -128,7 +130,6 @@ struct Daemon {
     workers: Vec<Worker>,
     dns: dns::Server,
     watcher: Watcher,
-    claim: Arc<Claim>,
 }
 
 impl Daemon {
@@ -153,13 +154,14 @@ impl Daemon {
                 }
                 () = next_sign(&mut signs) => supervisor.alive(),
                 Ok(()) = audit.changed() => self.tell_state(supervisor),
-                _ = rounds.tick() => {
-                    if let Err(error) = self.assert_ground().await {
+                turned = self.ground.turned() => {
+                    if let Err(error) = turned {
                         tracing::error!("stopping: {error}");
                         break;
                     }
                     self.tell_state(supervisor);
                 }
+                _ = rounds.tick() => supervisor.is(&self.state()),
             }
         }
         supervisor.stopping();
@@ -225,7 +227,7 @@ impl Daemon {
         }
         let cas = issuing::cas(&policy, &settings, self.rotation.as_ref())?;
         let rulebook = rulebook(policy, cas.clone(), &self.system_roots)?;
-        packets::apply(&self.rules(&capture))?;
+        self.ground.take(capture.clone()).await?;
         self.off_limits.control_plane().take_agents(capture.agents());
         self.off_limits.take_site(rulebook.policy.site.clone());
         self.capture = capture;
@@ -257,7 +259,8 @@ impl Daemon {
         let drain_time = self.rulebooks.borrow().policy.limits.drain_time;
         tracing::info!(seconds = drain_time.as_secs(), "draining");
         self.phase.send_replace(Phase::Drain);
-        let (workers, dns) = (self.workers, self.dns);
+        let (workers, dns, ground) = (self.workers, self.dns, self.ground);
+        let grounded = tokio::task::spawn_blocking(|| ground.end());
         let mut joined = tokio::task::spawn_blocking(|| {
             dns.join();
             for worker in workers {
@@ -278,7 +281,10 @@ impl Daemon {
         if tokio::task::spawn_blocking(|| watcher.end()).await.is_err() {
             tracing::error!("the last sums of refused packets were not written");
         }
-        // It holds a sink of the audit.
+        // Each holds a sink of the audit.
+        if timeout(GIVE_BACK_TIME, grounded).await.is_err() {
+            tracing::error!("the packet rules were still looked at in the end");
+        }
         if timeout(GIVE_BACK_TIME, self.obeying).await.is_err() {
             tracing::error!("the control socket did not close in time");
         }

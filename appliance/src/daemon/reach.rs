@@ -19,7 +19,7 @@ pub(super) fn reach(settings: &Settings, named: &[PathBuf], ready_file: Option<&
     reach.write(&settings.state_dir);
     reach.write_beside(&settings.control);
     if let AuditTarget::File(file) = &settings.audit {
-        reach.write_beside(file);
+        reach.write_beside(&file.path);
     }
     if let Some(SecretFile { path, key }) = &settings.secret_file {
         reach.read_beside(path);

@@ -15,9 +15,9 @@ use tokio::{
 };
 
 use super::{
-    Daemon, DaemonError, control::Control, cut, flow::Gateway, give_back, health::Health, issuing,
-    orders::Orders, other, refused::Watcher, rulebook, supervisor::Supervisor, wanted::Wanted,
-    worker::Worker,
+    Daemon, DaemonError, control::Control, cut, flow::Gateway, give_back, ground::Ground,
+    health::Health, issuing, orders::Orders, other, refused::Watcher, rulebook,
+    supervisor::Supervisor, wanted::Wanted, worker::Worker,
 };
 use crate::{
     accept::Places,
@@ -104,14 +104,22 @@ impl Daemon {
         report_secrets(&secrets);
         issuing::report(rotation.as_ref());
         let (to_reload, reloads) = mpsc::channel(1);
-        let doubt = watch::Sender::default();
-        let health = Health { doubt: doubt.subscribe(), audit: audit.clone() };
+        let asserted = (settings.assert_every, Arc::clone(&claim), audit.clone());
+        let ground = Ground::start(capture.clone(), asserted).await;
+        let ground = match ground {
+            Ok(ground) => ground,
+            Err(error) => {
+                give_back(&phase, rotation, refreshing).await;
+                return Err(error);
+            }
+        };
+        let health = Health { doubt: ground.doubt(), audit: audit.clone() };
         let orders = Orders {
             gateway,
             quarantine: Arc::new(quarantine),
             wanted: Arc::clone(&wanted),
             health: health.clone(),
-            claim: Arc::clone(&claim),
+            claim,
             landlock: confinement.enforced(),
             reloads: to_reload,
         };
@@ -122,7 +130,7 @@ impl Daemon {
             settings,
             capture,
             off_limits,
-            doubt,
+            ground,
             health,
             system_roots,
             phase,
@@ -138,7 +146,6 @@ impl Daemon {
             workers,
             dns,
             watcher,
-            claim,
         })
     }
 }

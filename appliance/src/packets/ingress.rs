@@ -238,7 +238,7 @@ fn is_ethernet() -> Statement {
 }
 
 fn is_icmp6() -> Statement {
-    Statement::Is(Key::L4, Value::byte("ipv6-icmp", ICMP6))
+    Statement::Is(Key::L4, Value::byte("icmpv6", ICMP6))
 }
 
 fn holds(text: &'static str, kind: u16) -> Statement {

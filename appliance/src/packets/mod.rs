@@ -23,6 +23,7 @@ mod listen;
 mod log;
 mod lower;
 mod meters;
+mod monitor;
 mod netlink;
 mod nflog;
 mod plan;
@@ -39,6 +40,7 @@ mod kernel_tests;
 pub use error::PacketsError;
 pub use kept::Kept;
 pub use listen::{Claim, DnsSockets, Listener, claim, dns_sockets};
+pub use monitor::Monitor;
 pub use nflog::{Headers, PacketLog, RefusedPacket};
 pub use readback::untold;
 pub use sysctl::check_sysctls;
@@ -170,16 +172,24 @@ pub async fn prepare(capture: &Capture) -> Result<(), PacketsError> {
     route::install(capture).await
 }
 
-/// Asserts, while the daemon runs, what the rules lean on: the guard table, the kernel's settings,
+/// Fails unless the guard table is whole and knows the interfaces of the capture.
+///
+/// # Errors
+///
+/// What is missing, and what to do about it.
+pub fn require_guard(capture: &Capture) -> Result<(), PacketsError> {
+    readback::require_guard(&capture.interface_names())
+}
+
+/// Asserts, while the daemon runs, what the rules lean on beside the guard: the kernel's settings and
 /// the routes. What differs is set right where it may be, and said. An interface that is gone is
 /// passed over: nothing arrives on it.
 ///
 /// # Errors
 ///
 /// The first thing that is wrong and stays wrong.
-pub async fn assert_ground(capture: &Capture) -> Result<(), PacketsError> {
+pub async fn assert_settings(capture: &Capture) -> Result<(), PacketsError> {
     let mut names = capture.interface_names();
-    readback::require_guard(&names)?;
     names.retain(|name| is_there(name));
     check_sysctls(&names)?;
     route::install(capture).await

@@ -340,7 +340,7 @@ pub(super) fn neighbour_discovery() -> Vec<Statement> {
         vec![Value::byte("nd-neighbor-solicit", 135), Value::byte("nd-neighbor-advert", 136)];
     vec![
         is_family(Family::V6),
-        Statement::Is(Key::L4, Value::byte("ipv6-icmp", ICMP6)),
+        Statement::Is(Key::L4, Value::byte("icmpv6", ICMP6)),
         Statement::Is(Key::HopLimit, Value::byte("255", 255)),
         Statement::AnyOf(Key::Icmp6Type, types),
     ]
@@ -353,7 +353,7 @@ pub(super) fn is_family(family: Family) -> Statement {
 fn icmp(family: Family) -> [Statement; 2] {
     let protocol = match family {
         Family::V4 => Value::byte("icmp", ICMP4),
-        Family::V6 => Value::byte("ipv6-icmp", ICMP6),
+        Family::V6 => Value::byte("icmpv6", ICMP6),
     };
     [is_family(family), Statement::Is(Key::L4, protocol)]
 }

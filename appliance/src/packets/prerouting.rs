@@ -312,7 +312,7 @@ fn solicitations(capture: &Capture) -> Rule {
 /// A question for the MAC of a neighbour (RFC 4861, section 4.3), over IPv6.
 pub(super) fn solicitation() -> [Statement; 2] {
     [
-        Statement::Is(Key::L4, Value::byte("ipv6-icmp", ICMP6)),
+        Statement::Is(Key::L4, Value::byte("icmpv6", ICMP6)),
         Statement::Is(Key::Icmp6Type, Value::byte("nd-neighbor-solicit", 135)),
     ]
 }
@@ -322,7 +322,7 @@ pub(super) fn listener_reports() -> Vec<Statement> {
     let routers = IpAddr::V6(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0x16));
     vec![
         is_family(Family::V6),
-        Statement::Is(Key::L4, Value::byte("ipv6-icmp", ICMP6)),
+        Statement::Is(Key::L4, Value::byte("icmpv6", ICMP6)),
         Statement::Is(Key::Destination(Family::V6), Value::address(routers)),
         Statement::Is(Key::HopLimit, Value::byte("1", 1)),
         Statement::Is(Key::Icmp6Type, Value::byte("mld2-listener-report", 143)),
@@ -336,7 +336,7 @@ fn echo_request(family: Family) -> Vec<Statement> {
             Statement::Is(Key::Icmp4Type, Value::byte("echo-request", 8)),
         ),
         Family::V6 => (
-            Value::byte("ipv6-icmp", ICMP6),
+            Value::byte("icmpv6", ICMP6),
             Statement::Is(Key::Icmp6Type, Value::byte("echo-request", 128)),
         ),
     };

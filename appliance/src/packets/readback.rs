@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use nftnl::nftnl_sys::libc;
 
-pub(super) use self::guard::require as require_guard;
+pub(super) use self::guard::{BASE_TABLE, require as require_guard};
 use super::{
     error::PacketsError,
     install::netlink_error,

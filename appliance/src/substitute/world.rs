@@ -9,7 +9,8 @@ use zeroize::Zeroizing;
 use super::{Denial, Plan, Rules, examine};
 use crate::{
     policy::{
-        Api, Binding, Constraints, GroupName, Host, Limits, PathRule, Place, Placeholder, Policy, ResponseRules, RuleName, Scheme, SecretRef, Site, USUAL_METHODS, Upstream,
+        Api, Binding, Constraints, GroupName, Host, Limits, PathRule, Place, Placeholder, Policy,
+        ResponseRules, RuleName, Scheme, SecretRef, Site, USUAL_METHODS, Upstream,
     },
     reason::{Reason, SecretCause},
     secrets::SecretValue,

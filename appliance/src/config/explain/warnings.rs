@@ -5,7 +5,8 @@ use ipnet::IpNet;
 use crate::{
     config::{Config, Settings, rules::overlap},
     policy::{
-        Api, Carry, Constraints, DialledRule, Ech, Group, HostPattern, Pass, Policy, RuleName, SecretRef, Upstream, VaultLocation, special,
+        Api, Carry, Constraints, DialledRule, Ech, Group, HostPattern, Pass, Policy, RuleName,
+        SecretRef, Upstream, VaultLocation, special,
     },
     secrets::SecretValue,
 };

@@ -10,7 +10,8 @@ use socket2::{Domain, Socket, Type};
 
 use super::{bound, example, interface, listing, load_base, net, only_in_a_namespace, sh};
 use crate::packets::{
-    Capture, Kept, PacketsError, apply, assert_ground, claim, dns_sockets, prepare, render, verify,
+    Capture, Kept, PacketsError, apply, assert_settings, claim, dns_sockets, prepare, render,
+    require_guard, verify,
 };
 
 #[test]
@@ -483,7 +484,8 @@ const DELETE: &str = "nft 'delete table inet cloakroom; delete table netdev cloa
 
 fn ground_now(capture: &Capture) -> Result<(), PacketsError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(assert_ground(capture))
+    require_guard(capture)?;
+    runtime.block_on(assert_settings(capture))
 }
 
 fn prepare_now(capture: &Capture) -> Result<(), PacketsError> {

@@ -6,6 +6,7 @@
 
 mod inside;
 mod lab;
+mod monitor;
 mod traffic;
 
 use std::{
@@ -50,6 +51,8 @@ in_a_namespace! {
     inside::every_listener_is_transparent_and_workers_share_the_port,
     inside::a_second_daemon_and_a_sharing_stranger_are_found,
     inside::a_resolver_in_the_way_is_named,
+    monitor::each_change_of_our_tables_is_told_and_no_other,
+    monitor::more_changes_than_there_is_room_for_are_a_change,
     inside::without_net_admin_each_step_says_so,
     traffic::an_agent_reaches_the_listener_and_nothing_else,
     traffic::a_dead_daemon_passes_nothing,

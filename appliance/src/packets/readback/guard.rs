@@ -64,7 +64,7 @@ fn key(name: &InterfaceName) -> Vec<u8> {
 
 const FAMILY: TableFamily = TableFamily::Inet;
 /// The table of `nft/base.nft`, and in it the set of the interfaces that it closes.
-const BASE_TABLE: &str = "cloakroom_base";
+pub(in crate::packets) const BASE_TABLE: &str = "cloakroom_base";
 const AGENT_INTERFACES: &str = "agent_interfaces";
 /// `IFNAMSIZ`.
 const NAME_BYTES: usize = 16;
