@@ -75,13 +75,19 @@ pub(super) fn escape(text: &[u8]) -> Option<Escape> {
     }
 }
 
-/// Whether the NUL that `text` begins with has a character of UTF-16 or UTF-32 behind it that is
-/// one of ASCII. Binary data is full of NULs, and nearly none of them stands so.
-pub(super) fn is_wide(text: &[u8]) -> bool {
-    let nuls = text.iter().take(MOST_NULS).take_while(|byte| **byte == 0).count();
-    let rest = text.get(nuls..).unwrap_or_default();
-    let next_is_nul = rest.get(1).is_none_or(|byte| *byte == 0);
-    nuls > 0 && rest.first().is_some_and(u8::is_ascii_graphic) && next_is_nul
+/// Whether the NUL at `at` has a character of UTF-16 or UTF-32 beside it that is one of ASCII, with
+/// a NUL on its other side. Binary data is full of NULs, and nearly none of them stands so.
+pub(super) fn is_wide(text: &[u8], at: usize) -> bool {
+    let (before, after) = text.split_at_checked(at).unwrap_or_default();
+    let nuls = after.iter().take(MOST_NULS).take_while(|byte| **byte == 0).count();
+    let next = match after.get(nuls..).unwrap_or_default() {
+        [next] | [next, 0, ..] => next.is_ascii_graphic(),
+        _ => false,
+    };
+    let nuls_before = before.iter().rev().take(MOST_NULS).take_while(|byte| **byte == 0).count();
+    let before = before.get(..at - nuls_before).unwrap_or_default();
+    let last = matches!(before, [.., 0, last] if last.is_ascii_graphic());
+    nuls > 0 && (next || last)
 }
 
 /// The lengths of escapes that end where `text` does and stand for a byte, with that byte.

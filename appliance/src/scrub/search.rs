@@ -184,7 +184,7 @@ impl Iterator for Nuls<'_> {
             // Of a longer run only the last can belong to the character behind it.
             let skipped = run.saturating_sub(MOST_NULS);
             self.at += skipped;
-            if is_wide(rest.get(skipped..)?) {
+            if is_wide(self.text, self.at) {
                 self.at += 1;
                 return Some(self.at - 1);
             }
