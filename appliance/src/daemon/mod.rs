@@ -57,7 +57,7 @@ use crate::{
     dial::OffLimits,
     dns,
     harden::{self, Confinement},
-    packets::{self, Capture, Claim, Kept},
+    packets::{Capture, Kept},
     phase::{Phase, Phases},
     policy::Policy,
     rulebook::Rulebook,
@@ -161,7 +161,7 @@ impl Daemon {
                     }
                     self.tell_state(supervisor);
                 }
-                _ = rounds.tick() => supervisor.is(&self.state()),
+                _ = rounds.tick() => self.tell_state(supervisor),
             }
         }
         supervisor.stopping();
