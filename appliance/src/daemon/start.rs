@@ -19,7 +19,7 @@ use super::{
     other, refused::Watcher, rulebook, supervisor::Supervisor, wanted::Wanted, worker::Worker,
 };
 use crate::{
-    accept::Places,
+    accept::{FlowIds, Places},
     audit::Sink,
     config::{Config, SecretFile, Settings},
     dial::{ControlPlane, Resolver},
@@ -75,6 +75,8 @@ impl Daemon {
             phases: phases.clone(),
             quarantined: quarantine.watch(),
             places,
+            flow_ids: FlowIds::new()
+                .map_err(|error| other("cannot make a key to name flows with", &error))?,
             proxy_port: settings.proxy_port,
         });
         let claim = Arc::new(packets::claim(&kept, &capture)?);
