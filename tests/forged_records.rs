@@ -114,3 +114,30 @@ fn no_agents_in_a_flood_share_a_connection_to_an_api() {
         scene.ends_well();
     });
 }
+
+#[test]
+fn the_names_of_an_agents_flows_tell_nothing_of_how_many_the_others_have() {
+    sandboxed(|| {
+        let scene = Scene::usual();
+        let flow = |from: lab::net::Ns| -> u64 {
+            let stream = from.connect(OPENAI.port(80)).expect("the gateway accepts");
+            let answer = say(stream, b"GET / HTTP/1.1\r\nHost: api.openai.example\r\n\r\n");
+            let answer = String::from_utf8_lossy(&answer).into_owned();
+            let (_, rest) = answer.split_once("\"flow\":\"").expect("a refusal with its flow");
+            u64::from_str_radix(&rest[..16], 16).expect("hexadecimal")
+        };
+        let mut own = Vec::new();
+        for others in [0, 0, 1, 5, 0, 20, 0, 1] {
+            own.push(flow(AGENT));
+            (0..others).for_each(|_| _ = flow(AGENT2));
+        }
+        // Numbers without a relation are as close as this once in a million runs.
+        let near =
+            |one: u64, other: u64| one.wrapping_sub(other).min(other.wrapping_sub(one)) < 1 << 38;
+        for (at, one) in own.iter().enumerate() {
+            let close: Vec<_> = own[..at].iter().filter(|other| near(*one, **other)).collect();
+            assert!(close.is_empty(), "{one:016x} and {close:x?}");
+        }
+        scene.ends_well();
+    });
+}

@@ -13,6 +13,8 @@ use crate::attack::{Ask, Scene, local};
 const MALFORMED: (u16, &str) = (400, "http_malformed");
 const LIMIT: (u16, &str) = (431, "header_limit");
 const TRAILER: (u16, &str) = (400, "trailer_denied");
+/// Bounds as wide as the configuration lets them be, and a number of fields beyond the usual one.
+const RAISED: &str = "\n[limits]\nhead_bytes = \"128KiB\"\nhead_fields = 300\n";
 
 /// A head with these fields besides a good credential.
 fn head(fields: &str) -> String {
@@ -319,6 +321,30 @@ fn a_head_beyond_the_bounds_is_refused() {
         let many =
             (0..101).fold(Ask::to(OPENAI).good(), |ask, at| ask.field(&format!("x-{at}"), "y"));
         scene.refuses("many fields", (AGENT, OPENAI), &many, LIMIT);
+        scene.ends_well();
+    });
+}
+
+#[test]
+fn a_head_within_raised_bounds_that_the_library_would_refuse_is_refused_in_our_words() {
+    sandboxed(|| {
+        let scene = Scene::with(&(usual_config() + RAISED));
+        for length in ["18446744073709551615", "18446744073709551614", "9223372036854775808"] {
+            let bytes = head(&format!("Content-Length: {length}\r\n"));
+            scene.refuses_bytes(length, (AGENT, OPENAI), bytes, MALFORMED);
+        }
+        let name = head(&format!("{}: y\r\n", "x".repeat(65_536)));
+        scene.refuses_bytes("a long name", (AGENT, OPENAI), name, LIMIT);
+        let target = Ask::to(OPENAI).good().path(&format!("/{}", "a".repeat(65_534))).h1();
+        scene.refuses_bytes("a long target", (AGENT, OPENAI), target, LIMIT);
+        let fields = |count: usize| {
+            (0..count).fold(Ask::to(OPENAI).good(), |ask, at| ask.field(&format!("x-{at}"), "y"))
+        };
+        // Host, the credential and the length are fields too.
+        scene.forwards("many fields", (AGENT, OPENAI), &fields(297));
+        scene.refuses("more fields", (AGENT, OPENAI), &fields(301), LIMIT);
+        let long = Ask::to(OPENAI).good().field("x-long", "a".repeat(140_000));
+        scene.refuses("more bytes", (AGENT, OPENAI), &long, LIMIT);
         scene.ends_well();
     });
 }

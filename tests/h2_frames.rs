@@ -20,6 +20,8 @@ use crate::attack::{
 
 const KEY: (&str, &str) = ("authorization", "Bearer OPENAI_API_KEY");
 const PROTOCOL_ERROR: u32 = 1;
+const MALFORMED: Option<&str> = Some("http_malformed");
+const TOO_LARGE: Option<&str> = Some("header_limit");
 
 fn open(scene: &Scene) -> RawH2 {
     let hello = scene.hello2(OPENAI.name);
@@ -72,9 +74,135 @@ fn a_byte_that_no_field_may_hold_makes_an_h2_request_malformed() {
             let ended =
                 [Outcome::Reset(PROTOCOL_ERROR), Outcome::ConnectionEnded(Some(PROTOCOL_ERROR))];
             assert!(ended.contains(&outcome), "{what}: {outcome:?}");
-            scene.recorded(&what, me, &[]);
+            scene.recorded(&what, me, &[MALFORMED]);
             scene.nothing_arrived(&what, before);
         }
+        scene.ends_well();
+    });
+}
+
+/// Names and values of fields.
+type Fields = Vec<(&'static str, &'static str)>;
+
+/// Every pseudo-field left out, said twice, emptied, put behind the others, and some that are not
+/// there: each with what it is and its reason.
+fn pseudo_fields_gone_wrong() -> Vec<(String, Fields, &'static str)> {
+    let good = request("/v1/x");
+    let mut heads = Vec::new();
+    for at in 0..4 {
+        let (name, _) = good[at];
+        let with = |change: &dyn Fn(&mut Fields)| {
+            let mut fields = good.clone();
+            change(&mut fields);
+            fields
+        };
+        // What the library leaves to the gateway.
+        let missing = if name == ":authority" { "host_mismatch" } else { "http_malformed" };
+        let empty = if name == ":scheme" { "host_mismatch" } else { "http_malformed" };
+        heads.push((format!("no {name}"), with(&|it| _ = it.remove(at)), missing));
+        heads.push((format!("{name} twice"), with(&|it| it.insert(at, it[at])), "http_malformed"));
+        heads.push((format!("an empty {name}"), with(&|it| it[at].1 = ""), empty));
+        let late = with(&|it| {
+            let field = it.remove(at);
+            it.push(field);
+        });
+        heads.push((format!("{name} behind a field"), late, "http_malformed"));
+    }
+    for (name, value, reason) in [
+        (":status", "200", "http_malformed"),
+        (":protocol", "websocket", "http_malformed"),
+        (":unknown", "x", "http_malformed"),
+        (":", "x", "http_malformed"),
+        ("connection", "close", "http_malformed"),
+        ("keep-alive", "5", "http_malformed"),
+        ("proxy-connection", "close", "http_malformed"),
+        ("transfer-encoding", "chunked", "http_malformed"),
+        ("upgrade", "h2c", "http_malformed"),
+        ("te", "gzip", "http_malformed"),
+        ("content-length", "18446744073709551615", "http_malformed"),
+        ("content-length", "18446744073709551616", "http_malformed"),
+        ("content-length", "-1", "http_malformed"),
+        ("content-length", "1, 1", "http_malformed"),
+    ] {
+        let mut fields = good.clone();
+        fields.insert(if name.starts_with(':') { 4 } else { 5 }, (name, value));
+        heads.push((format!("{name}: {value}"), fields, reason));
+    }
+    for (what, method, path, reason) in [
+        ("a method with a space", "GE T", "/v1/x", "http_malformed"),
+        ("a path without a slash", "GET", "v1/x", "http_malformed"),
+        ("a path with a space", "GET", "/v1 /x", "http_malformed"),
+        ("a path of all", "GET", "*", "http_malformed"),
+    ] {
+        heads.push((what.to_owned(), fields(method, OPENAI.name, path, &[KEY]), reason));
+    }
+    let connect = |length| {
+        let tunnel = [(":method", "CONNECT"), (":authority", OPENAI.name), KEY];
+        tunnel.into_iter().chain(length).collect::<Vec<_>>()
+    };
+    heads.push(("CONNECT".to_owned(), connect(None), "connect_denied"));
+    let length = Some(("content-length", "5"));
+    heads.push(("CONNECT with a length".to_owned(), connect(length), "http_malformed"));
+    heads
+}
+
+#[test]
+fn a_head_that_is_no_request_has_one_record_and_one_reason_and_reaches_nobody() {
+    sandboxed(|| {
+        let scene = Scene::usual();
+        let mut wrong = Vec::new();
+        for (what, fields, reason) in pseudo_fields_gone_wrong() {
+            let before = scene.before();
+            let mut h2 = open(&scene);
+            let me = h2.me;
+            let flags = END_HEADERS | if what.ends_with("a length") { 0 } else { END_STREAM };
+            h2.send(frame(HEADERS, flags, 1, &block(&fields))).expect("sent");
+            let outcome = h2.outcome(1);
+            drop(h2);
+            // It is told: in an answer, or as an error of the stream or of the connection.
+            let told = match &outcome {
+                Outcome::Answered(_) => outcome.reason().as_deref() == Some(reason),
+                Outcome::Reset(code) => *code == PROTOCOL_ERROR,
+                Outcome::ConnectionEnded(code) => *code == Some(PROTOCOL_ERROR),
+            };
+            let (_, requests) = scene.records(&what, me, 1);
+            scene.nothing_arrived(&what, before);
+            if !told || requests[0]["reason"] != reason || requests[0]["decision"] != "refuse" {
+                wrong.push(format!("{what}: {outcome:?}: {}", requests[0]));
+            }
+        }
+        assert!(wrong.is_empty(), "{wrong:#?}");
+        scene.ends_well();
+    });
+}
+
+#[test]
+fn what_the_library_refuses_in_between_takes_nothing_from_the_requests_around_it() {
+    sandboxed(|| {
+        let scene = Scene::usual();
+        let mut h2 = open(&scene);
+        let me = h2.me;
+        let hop = fields("GET", OPENAI.name, "/v1/x", &[KEY, ("connection", "close")]);
+        let good = fields("GET", OPENAI.name, "/status/200", &[KEY]);
+        // In one segment, so that the library has all of them at once.
+        let heads: Vec<u8> = [&good, &hop, &good, &hop, &hop, &good]
+            .iter()
+            .enumerate()
+            .flat_map(|(at, fields)| {
+                let stream = u32::try_from(at).expect("few") * 2 + 1;
+                frame(HEADERS, END_HEADERS | END_STREAM, stream, &block(fields))
+            })
+            .collect();
+        h2.send(heads).expect("sent");
+        let outcome = h2.outcome(11);
+        assert!(matches!(outcome, Outcome::Answered(_)), "{outcome:?}");
+        drop(h2);
+        let (connection, requests) = scene.records("in between", me, 6);
+        assert!(connection["reason"].is_null(), "{connection}");
+        let refused = requests.iter().filter(|it| it["reason"] == "http_malformed").count();
+        let passed = requests.iter().filter(|it| it["decision"] == "intercept").count();
+        assert_eq!((refused, passed), (3, 3), "{requests:#?}");
+        assert_eq!(scene.origin.log().wait_requests(3).len(), 3);
         scene.ends_well();
     });
 }
@@ -150,27 +278,34 @@ fn frames_that_are_out_of_order_end_the_connection() {
     sandboxed(|| {
         let scene = Scene::usual();
         let head = block(&request("/v1/x"));
-        for (what, frames) in [
+        for (what, frames, heads) in [
             (
                 "DATA in a header block",
                 [frame(HEADERS, 0, 1, &head), frame(DATA, END_STREAM, 1, b"x")].concat(),
+                1,
             ),
             (
                 "another stream in a header block",
                 [frame(HEADERS, 0, 1, &head), frame(CONTINUATION, END_HEADERS, 3, b"")].concat(),
+                1,
             ),
-            ("CONTINUATION without HEADERS", frame(CONTINUATION, END_HEADERS, 1, &head)),
-            ("HEADERS on stream 0", frame(HEADERS, END_HEADERS | END_STREAM, 0, &head)),
-            ("an even stream", frame(HEADERS, END_HEADERS | END_STREAM, 2, &head)),
+            ("CONTINUATION without HEADERS", frame(CONTINUATION, END_HEADERS, 1, &head), 0),
+            ("HEADERS on stream 0", frame(HEADERS, END_HEADERS | END_STREAM, 0, &head), 0),
+            ("an even stream", frame(HEADERS, END_HEADERS | END_STREAM, 2, &head), 1),
             (
                 "PUSH_PROMISE from a client",
                 frame(PUSH_PROMISE, END_HEADERS, 1, &[&[0, 0, 0, 2], &head[..]].concat()),
+                0,
             ),
-            ("DATA on an idle stream", frame(DATA, END_STREAM, 1, b"x")),
-            ("RST_STREAM on an idle stream", frame(RST_STREAM, 0, 1, &[0, 0, 0, 8])),
-            ("a frame beyond the bound", frame(DATA, 0, 1, &[b'x'; 20_000])),
-            ("a block that is no HPACK", frame(HEADERS, END_HEADERS | END_STREAM, 1, &[0xff; 40])),
-            ("an index that is not there", frame(HEADERS, END_HEADERS | END_STREAM, 1, &[0xfe])),
+            ("DATA on an idle stream", frame(DATA, END_STREAM, 1, b"x"), 0),
+            ("RST_STREAM on an idle stream", frame(RST_STREAM, 0, 1, &[0, 0, 0, 8]), 0),
+            ("a frame beyond the bound", frame(DATA, 0, 1, &[b'x'; 20_000]), 0),
+            (
+                "a block that is no HPACK",
+                frame(HEADERS, END_HEADERS | END_STREAM, 1, &[0xff; 40]),
+                1,
+            ),
+            ("an index that is not there", frame(HEADERS, END_HEADERS | END_STREAM, 1, &[0xfe]), 1),
             (
                 "a table beyond the bound",
                 frame(
@@ -179,10 +314,12 @@ fn frames_that_are_out_of_order_end_the_connection() {
                     1,
                     &[&[0x3f, 0xe1, 0xff, 0x7f], &head[..]].concat(),
                 ),
+                1,
             ),
             (
                 "a padding beyond the frame",
                 frame(HEADERS, END_HEADERS | END_STREAM | 8, 1, &[&[255], &head[..20]].concat()),
+                1,
             ),
         ] {
             let before = scene.before();
@@ -192,7 +329,8 @@ fn frames_that_are_out_of_order_end_the_connection() {
             let outcome = h2.outcome(1);
             drop(h2);
             assert!(matches!(outcome, Outcome::ConnectionEnded(_)), "{what}: {outcome:?}");
-            scene.recorded(what, me, &[]);
+            let connection = scene.recorded(what, me, &vec![MALFORMED; heads]);
+            assert_eq!(connection["reason"].as_str(), MALFORMED, "{what}: {connection}");
             scene.nothing_arrived(what, before);
         }
         scene.ends_well();
@@ -211,8 +349,8 @@ fn a_header_block_beyond_the_bounds_reaches_nobody() {
         let long = "a".repeat(15_000);
         let large = block(&[("x-a", long.as_str())]);
         let before = scene.before();
-        for (what, frames) in [
-            ("a bomb", frame(HEADERS, END_HEADERS | END_STREAM, 1, &bomb)),
+        for (what, frames, reasons) in [
+            ("a bomb", frame(HEADERS, END_HEADERS | END_STREAM, 1, &bomb), [TOO_LARGE]),
             (
                 "a list of 75 KB",
                 [
@@ -221,6 +359,7 @@ fn a_header_block_beyond_the_bounds_reaches_nobody() {
                     frame(CONTINUATION, END_HEADERS, 1, &large),
                 ]
                 .concat(),
+                [TOO_LARGE],
             ),
             (
                 "a flood of CONTINUATION",
@@ -229,6 +368,7 @@ fn a_header_block_beyond_the_bounds_reaches_nobody() {
                     frame(CONTINUATION, 0, 1, &large).repeat(400),
                 ]
                 .concat(),
+                [TOO_LARGE],
             ),
             (
                 "a flood of empty CONTINUATION",
@@ -237,18 +377,20 @@ fn a_header_block_beyond_the_bounds_reaches_nobody() {
                     frame(CONTINUATION, 0, 1, b"").repeat(20_000),
                 ]
                 .concat(),
+                [TOO_LARGE],
             ),
         ] {
             let mut h2 = open(&scene);
+            let me = h2.me;
             // The gateway may end the connection while these are still being written.
             let _ = h2.send(frames);
             let outcome = h2.outcome(1);
-            println!("{what}: {outcome:?}");
             assert!(
                 !matches!(&outcome, Outcome::Answered(body) if !body.is_empty() && !body.contains("reason")),
                 "{what}: {outcome:?}"
             );
             drop(h2);
+            scene.recorded(what, me, &reasons);
             scene.nothing_arrived(what, before);
         }
         others_are_served(&scene);

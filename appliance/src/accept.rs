@@ -2,17 +2,13 @@
 
 mod agent;
 mod fair;
+mod flow_id;
 mod places;
 
 use std::{
-    fmt,
-    hash::{BuildHasher, Hasher, RandomState},
     io,
     net::{IpAddr, SocketAddr},
-    sync::{
-        Arc, LazyLock, OnceLock,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::Arc,
     time::Duration,
 };
 
@@ -22,21 +18,12 @@ use tokio::net::{TcpListener, TcpStream};
 pub use self::{
     agent::{AgentKey, Pace},
     fair::{FairPlace, FairPlaces},
+    flow_id::{FlowId, FlowIds},
     places::{
         OverRate, Place, Places, Rated, RequestPlace, Room, Share, Taken, Way, Windows, held,
     },
 };
 use crate::policy::Group;
-
-/// Names one flow in the audit, in answers and in the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct FlowId(pub u64);
-
-impl fmt::Display for FlowId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}", self.0)
-    }
-}
 
 /// The address and port that a connection came from, IPv4-mapped forms undone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -110,22 +97,3 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 
 /// Pause after an accept that failed for want of something.
 const BACK_OFF: Duration = Duration::from_millis(50);
-
-impl FlowId {
-    /// The next id. They begin anywhere, so that two runs of the daemon do not share them.
-    pub fn next() -> Self {
-        static NEXT: LazyLock<AtomicU64> =
-            LazyLock::new(|| AtomicU64::new(RandomState::new().build_hasher().finish()));
-        Self(NEXT.fetch_add(1, Relaxed))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn flows_have_names_of_their_own() {
-        assert_ne!(FlowId::next(), FlowId::next());
-    }
-}

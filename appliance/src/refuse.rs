@@ -165,6 +165,15 @@ pub fn answer_bytes(reason: Reason, flow: FlowId) -> Vec<u8> {
     bytes
 }
 
+/// The last frame of an HTTP/2 connection that ends for this reason: GOAWAY, with the reason's word
+/// where RFC 9113, section 6.8, leaves room for one. It says of no stream that it may be tried again.
+pub fn goaway(reason: Reason) -> Vec<u8> {
+    let word = reason.word().as_bytes();
+    let [.., length] = (word.len() + 8).to_be_bytes();
+    let frame = [0, 0, length, GOAWAY, 0, 0, 0, 0, 0];
+    [&frame, &LAST_STREAM.to_be_bytes()[..], &PROTOCOL_ERROR.to_be_bytes(), word].concat()
+}
+
 fn problem(reason: Reason, flow: FlowId) -> Bytes {
     let Wire { status, text, .. } = wire(reason);
     // Every part is a fixed word, a number or hexadecimal, so there is nothing to escape.
@@ -185,6 +194,11 @@ const TOO_MANY: StatusCode = StatusCode::TOO_MANY_REQUESTS;
 const HEADERS_TOO_LARGE: StatusCode = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
 const BAD_GATEWAY: StatusCode = StatusCode::BAD_GATEWAY;
 const UNAVAILABLE: StatusCode = StatusCode::SERVICE_UNAVAILABLE;
+
+/// A frame's type, an error code and the highest stream there is (RFC 9113, sections 6.8, 7 and 5.1.1).
+const GOAWAY: u8 = 7;
+const PROTOCOL_ERROR: u32 = 1;
+const LAST_STREAM: u32 = (1 << 31) - 1;
 
 const BAD_CERTIFICATE: u8 = 42;
 const ACCESS_DENIED: u8 = 49;
@@ -207,6 +221,17 @@ mod tests {
             assert_eq!(json["reason"], reason.word());
             assert_eq!(json["flow"], "0000000000000abc");
             assert_eq!(json["status"], answer.status().as_u16());
+        }
+    }
+
+    #[test]
+    fn the_last_frame_of_a_connection_holds_the_reasons_word() {
+        for &reason in Reason::ALL {
+            let frame = goaway(reason);
+            let (header, payload) = frame.split_at(9);
+            assert_eq!(header, [0, 0, payload.len() as u8, 7, 0, 0, 0, 0, 0]);
+            assert_eq!(&payload[..8], [0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 1]);
+            assert_eq!(&payload[8..], reason.word().as_bytes());
         }
     }
 

@@ -56,7 +56,7 @@ fn an_h2_head_that_trickles_is_cut_at_its_deadline() {
             let me = h2.me;
             h2.send(begin).expect("sent");
             if more.is_empty() {
-                assert_eq!(h2.outcome(1), Outcome::ConnectionEnded(None), "{what}");
+                assert_eq!(h2.outcome(1), Outcome::ConnectionEnded(Some(1)), "{what}");
             } else {
                 let took = until_cut(&mut h2, Duration::from_millis(300), &more);
                 assert!(took < Duration::from_secs(4), "{what}: {took:?}");

@@ -14,7 +14,9 @@ use tokio::{
 };
 
 use crate::{
-    accept::{self, AgentAddr, AgentKey, Dialled, Flow, FlowId, Place, Places, Share, reset},
+    accept::{
+        self, AgentAddr, AgentKey, Dialled, Flow, FlowId, FlowIds, Place, Places, Share, reset,
+    },
     audit::Record,
     decide::{Permit, Route, decide},
     dial::{self, OffLimits},
@@ -41,6 +43,8 @@ pub(super) struct Gateway {
     pub quarantined: Quarantined,
     /// The places that connections take.
     pub places: Arc<Places>,
+    /// What names them.
+    pub flow_ids: FlowIds,
     /// The port of the transparent listeners, which is nobody's destination.
     pub proxy_port: u16,
 }
@@ -77,7 +81,7 @@ pub(super) async fn serve(
         return reset(stream);
     };
     let Ok(slot) = gateway.means.audit.reserve() else { return reset(stream) };
-    let id = FlowId::next();
+    let id = gateway.flow_ids.next();
     let mut record = Record::open(slot, id, &interface, from, dialled);
     let rulebook = Arc::clone(&gateway.rulebook.borrow());
     let admitted = admit(&gateway, &rulebook, &interface, from, dialled);

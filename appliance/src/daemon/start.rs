@@ -20,8 +20,7 @@ use super::{
     supervisor::Supervisor, wanted::Wanted, worker::Worker,
 };
 use crate::{
-    accept::Places,
-    audit::{self, Sink},
+    accept::{FlowIds, Places}, audit::{Sink, self},
     config::{Config, SecretFile, Settings},
     dial::{ControlPlane, Resolver},
     dns::{self, Desk},
@@ -83,6 +82,8 @@ impl Daemon {
             phases: phases.clone(),
             quarantined: quarantine.watch(),
             places,
+            flow_ids: FlowIds::new()
+                .map_err(|error| other("cannot make a key to name flows with", &error))?,
             proxy_port: settings.proxy_port,
         });
         let claim = Arc::new(packets::claim(&kept, &capture)?);

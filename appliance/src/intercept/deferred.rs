@@ -6,6 +6,7 @@
 //! [`FULL`] waits for the stream like any other, so no more than that is ever held back.
 
 use std::{
+    future::poll_fn,
     io,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
@@ -51,6 +52,16 @@ impl<S: AsyncWrite + Unpin> Flusher<S> {
         {
             held.waiting = BytesMut::new();
         }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Flusher<S> {
+    /// Sends these bytes behind what waits, whoever else would write no more.
+    pub(super) async fn say(&self, bytes: &[u8]) -> io::Result<()> {
+        let held = self.0.upgrade().ok_or(io::ErrorKind::NotConnected)?;
+        let locked = || held.lock().unwrap_or_else(PoisonError::into_inner);
+        locked().waiting.extend_from_slice(bytes);
+        poll_fn(|cx| locked().poll_send(cx)).await
     }
 }
 
@@ -134,7 +145,7 @@ const FULL: usize = 16 * 1024;
 
 #[cfg(test)]
 mod tests {
-    use std::{future::poll_fn, task::Waker};
+    use std::task::Waker;
 
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 
@@ -155,6 +166,19 @@ mod tests {
         flusher.poll(&mut context);
         assert_eq!(far.read(&mut room).await.unwrap(), 13);
         assert!(room.starts_with(b"one two three"));
+    }
+
+    #[tokio::test]
+    async fn a_last_word_comes_behind_what_waits() {
+        let (near, mut far) = duplex(8);
+        let (mut deferred, flusher) = Deferred::new(near);
+        deferred.write_all(b"what waits, ").await.unwrap();
+        let mut room = [0; 21];
+        let (said, read) = tokio::join!(flusher.say(b"goodbye.."), far.read_exact(&mut room));
+        assert!(said.is_ok() && read.is_ok());
+        assert_eq!(&room, b"what waits, goodbye..");
+        drop(deferred);
+        assert!(flusher.say(b"x").await.is_err());
     }
 
     #[tokio::test]

@@ -55,8 +55,10 @@ pub(super) struct Connection {
     pub secrets: Arc<SecretStore>,
     /// Compiled masks, shared between connections.
     pub masks: Arc<MaskCache>,
-    /// Fields that a head may have; HTTP/2 has no reader of ours that counts them.
+    /// Fields that a head may have, and the bytes of a list of them; HTTP/2 has no reader of ours
+    /// that counts them.
     pub(super) head_fields: usize,
+    pub(super) head_bytes: usize,
     /// How long an upstream may say nothing to a request of which nothing moves.
     pub(super) idle_time: Duration,
     /// Exchanges under way.
@@ -219,9 +221,7 @@ async fn forward(
     trace.with(|record| {
         record.asked(&head.method, connection.site.host.as_str(), head.uri.path());
     });
-    if head.headers.len() > connection.head_fields {
-        return Err(Reason::HeaderLimit.into());
-    }
+    message::check_size(&head, connection.head_fields, connection.head_bytes)?;
     message::check(&head, &connection.site)?;
     let snapshot = connection.secrets.snapshot();
     let masking = prepare(connection, &mut head, &snapshot, trace)?;

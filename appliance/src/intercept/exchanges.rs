@@ -24,6 +24,7 @@ use crate::reason::Reason;
 #[derive(Default)]
 pub(super) struct Exchanges {
     under_way: AtomicUsize,
+    begun: AtomicU64,
     moved: AtomicU64,
     ended: AtomicWaker,
     violation: OnceLock<Violation>,
@@ -52,8 +53,14 @@ impl Exchanges {
     /// One more is under way, until its turn is dropped.
     pub(super) fn begin(self: &Arc<Self>) -> Turn {
         self.under_way.fetch_add(1, SeqCst);
+        self.begun.fetch_add(1, Relaxed);
         self.moved(1);
         Turn(Arc::clone(self))
+    }
+
+    /// How many have begun, those that have ended included.
+    pub(super) fn begun(&self) -> u64 {
+        self.begun.load(Relaxed)
     }
 
     /// A part of a message went by, of this many bytes.

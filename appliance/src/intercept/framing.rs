@@ -5,7 +5,7 @@
 //! the same bytes first, clears only what has one meaning (RFC 9112, sections 2.2, 6 and 7.1) and
 //! errs to refusal. Pure.
 
-use http::{HeaderMap, HeaderName, HeaderValue, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use httparse::Header;
 use memchr::memchr_iter;
 
@@ -50,7 +50,7 @@ impl Framing {
             state: State::Head,
             scanned: 0,
             head_bytes: limits.head_bytes,
-            head_fields: limits.head_fields.min(MAX_FIELDS),
+            head_fields: limits.head_fields,
         }
     }
 
@@ -182,29 +182,51 @@ impl Framing {
 
 fn read_head(head: &[u8], max_fields: usize) -> Result<BodyKind, Reason> {
     refuse_bare_cr(head)?;
-    let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
-    let fields = fields.get_mut(..max_fields).unwrap_or_default();
-    let mut request = httparse::Request::new(fields);
+    let mut fields = room_for_fields(head, max_fields);
+    let mut request = httparse::Request::new(&mut fields);
     match request.parse(head) {
         Ok(httparse::Status::Complete(length)) if length == head.len() => {}
         Err(httparse::Error::TooManyHeaders) => return Err(Reason::HeaderLimit),
         _ => return Err(Reason::HttpMalformed),
     }
-    // hyper would refuse such a target too, but without a word and without a record.
-    if request.path.is_none_or(|target| target.parse::<Uri>().is_err()) {
-        return Err(Reason::HttpMalformed);
-    }
-    check_target(request.path.unwrap_or_default())?;
+    check_as_read_later(&request)?;
     body_kind(request.headers, request.version)
 }
 
-/// hyper answers a target that it cannot read by itself, which would leave no record, and drops a
-/// fragment, which has no place there (RFC 9112, section 3.2.1).
+/// hyper answers by itself what it cannot turn into a method, a target and fields: without a word,
+/// and without a record. So what it is made of is made here first.
+fn check_as_read_later(request: &httparse::Request<'_, '_>) -> Result<(), Reason> {
+    let method = request.method.unwrap_or_default();
+    Method::from_bytes(method.as_bytes()).map_err(|_| Reason::HttpMalformed)?;
+    check_target(request.path.unwrap_or_default())?;
+    request.headers.iter().try_for_each(|field| read_field(field).map(|_| ()))
+}
+
+/// A fragment, which hyper would drop, has no place in a target (RFC 9112, section 3.2.1).
 fn check_target(target: &str) -> Result<(), Reason> {
+    if target.len() > MAX_TARGET {
+        return Err(Reason::HeaderLimit);
+    }
     if target.contains('#') || Uri::try_from(target).is_err() {
         return Err(Reason::HttpMalformed);
     }
     Ok(())
+}
+
+fn read_field(field: &Header<'_>) -> Result<(HeaderName, HeaderValue), Reason> {
+    if field.name.len() > MAX_NAME {
+        return Err(Reason::HeaderLimit);
+    }
+    let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Reason::HttpMalformed)?;
+    let value = HeaderValue::from_bytes(field.value).map_err(|_| Reason::HttpMalformed)?;
+    Ok((name, value))
+}
+
+/// Room for as many fields as a section has lines, so that a short one costs little whatever the
+/// limit is.
+fn room_for_fields(section: &[u8], most: usize) -> Vec<Header<'_>> {
+    let lines = memchr_iter(b'\n', section).count();
+    vec![httparse::EMPTY_HEADER; lines.min(most)]
 }
 
 /// RFC 9112, section 6.3, without the leeway that it gives.
@@ -236,7 +258,8 @@ fn body_kind(fields: &[Header<'_>], version: Option<u8>) -> Result<BodyKind, Rea
 fn content_length(value: &[u8]) -> Result<u64, Reason> {
     let digits = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
     let text = std::str::from_utf8(value).map_err(|_| Reason::HttpMalformed)?;
-    text.parse().ok().filter(|_| digits).ok_or(Reason::HttpMalformed)
+    let length = text.parse().ok().filter(|length| digits && *length <= MAX_LENGTH);
+    length.ok_or(Reason::HttpMalformed)
 }
 
 /// `chunk-size [ chunk-ext ]` (RFC 9112, section 7.1). Extensions are dropped, so they only have
@@ -256,20 +279,13 @@ fn chunk_size(line: &[u8]) -> Result<u64, Reason> {
 
 fn read_trailers(section: &[u8], max_fields: usize) -> Result<HeaderMap, Reason> {
     refuse_bare_cr(section)?;
-    let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
-    let fields = fields.get_mut(..max_fields).unwrap_or_default();
-    let Ok(httparse::Status::Complete((_, fields))) = httparse::parse_headers(section, fields)
-    else {
-        return Err(Reason::HttpMalformed);
+    let mut fields = room_for_fields(section, max_fields);
+    let fields = match httparse::parse_headers(section, &mut fields) {
+        Ok(httparse::Status::Complete((_, fields))) => fields,
+        Err(httparse::Error::TooManyHeaders) => return Err(Reason::HeaderLimit),
+        _ => return Err(Reason::HttpMalformed),
     };
-    let mut trailers = HeaderMap::with_capacity(fields.len());
-    for field in fields {
-        let name =
-            HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Reason::HttpMalformed)?;
-        let value = HeaderValue::from_bytes(field.value).map_err(|_| Reason::HttpMalformed)?;
-        trailers.append(name, value);
-    }
-    Ok(trailers)
+    fields.iter().map(read_field).collect()
 }
 
 fn refuse_bare_cr(section: &[u8]) -> Result<(), Reason> {
@@ -277,15 +293,28 @@ fn refuse_bare_cr(section: &[u8]) -> Result<(), Reason> {
     if memchr_iter(b'\r', section).all(followed) { Ok(()) } else { Err(Reason::HttpMalformed) }
 }
 
-/// Fields of a head, whatever the limits say: they are parsed on the stack.
-const MAX_FIELDS: usize = 128;
+/// The longest body: lengths beyond are negative to whoever reads them as signed.
+const MAX_LENGTH: u64 = i64::MAX as u64;
+/// Bytes of a target that hyper reads.
+const MAX_TARGET: usize = u16::MAX as usize - 1;
+/// Bytes of a field's name that it reads.
+const MAX_NAME: usize = u16::MAX as usize;
 /// Bytes of a chunk's size and extensions.
 const MAX_CHUNK_LINE: usize = 256;
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
+    use bytes::Bytes;
+    use http::{Request, Response};
+    use http_body_util::Empty;
+    use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+    use hyper_util::rt::TokioIo;
+    use proptest::{collection::vec, prelude::*};
+    use tokio::io::AsyncWriteExt as _;
+
     use super::*;
-    use proptest::prelude::*;
 
     struct NoAuthorization;
 
@@ -297,7 +326,11 @@ mod tests {
 
     /// Clears `stream`, arriving in pieces of at most `step`, and returns what was cleared.
     fn run(stream: &[u8], step: usize) -> (Vec<u8>, Result<bool, Reason>) {
-        let mut framing = Framing::new(&Limits::default());
+        run_within(&Limits::default(), stream, step)
+    }
+
+    fn run_within(limits: &Limits, stream: &[u8], step: usize) -> (Vec<u8>, Result<bool, Reason>) {
+        let mut framing = Framing::new(limits);
         let (mut held, mut cleared) = (Vec::new(), Vec::new());
         for piece in stream.chunks(step) {
             held.extend_from_slice(piece);
@@ -345,6 +378,8 @@ mod tests {
         ("POST / HTTP/1.1\r\nContent-Length: +5\r\n\r\n", Reason::HttpMalformed),
         ("POST / HTTP/1.1\r\nContent-Length: \r\n\r\n", Reason::HttpMalformed),
         ("POST / HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n", Reason::HttpMalformed),
+        ("POST / HTTP/1.1\r\nContent-Length: 18446744073709551615\r\n\r\n", Reason::HttpMalformed),
+        ("POST / HTTP/1.1\r\nContent-Length: 9223372036854775808\r\n\r\n", Reason::HttpMalformed),
         ("POST / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", Reason::HttpMalformed),
         ("POST / HTTP/1.1\r\nTransfer-Encoding: identity\r\n\r\n", Reason::HttpMalformed),
         (
@@ -415,14 +450,124 @@ mod tests {
     fn a_head_beyond_its_bounds_is_refused() {
         let endless = [b"GET / HTTP/1.1\r\nX: ".to_vec(), vec![b'a'; 70_000]].concat();
         assert_eq!(run(&endless, 4096).1, Err(Reason::HeaderLimit));
-        let many = format!("GET / HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(101));
-        assert_eq!(run(many.as_bytes(), 4096).1, Err(Reason::HeaderLimit));
+    }
+
+    #[test]
+    fn as_many_fields_as_the_limit_says_are_read_and_no_more() {
+        for limit in [16, 100, 128, 129, 1_000] {
+            let limits = Limits { head_fields: limit, ..Limits::default() };
+            let read = |fields: usize| {
+                let fields = "A: b\r\n".repeat(fields);
+                let head = format!("GET / HTTP/1.1\r\n{fields}\r\n");
+                let trailers = format!(
+                    "GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n{fields}\r\n"
+                );
+                [head, trailers].map(|stream| run_within(&limits, stream.as_bytes(), 4096).1)
+            };
+            assert_eq!(read(limit), [Ok(true); 2], "{limit}");
+            assert_eq!(read(limit + 1), [Err(Reason::HeaderLimit); 2], "{limit}");
+        }
+    }
+
+    #[test]
+    fn what_is_too_long_for_the_library_is_beyond_the_bounds_whatever_they_are() {
+        let limits = Limits { head_bytes: 1 << 20, ..Limits::default() };
+        let (longest, longer) = (u16::MAX as usize, u16::MAX as usize + 1);
+        let name = |bytes| format!("GET / HTTP/1.1\r\n{}: b\r\n\r\n", "a".repeat(bytes));
+        let target = |bytes: usize| format!("GET /{} HTTP/1.1\r\n\r\n", "a".repeat(bytes - 1));
+        for (head, end) in [
+            (name(longest), Ok(true)),
+            (name(longer), Err(Reason::HeaderLimit)),
+            (target(longest - 1), Ok(true)),
+            (target(longest), Err(Reason::HeaderLimit)),
+        ] {
+            assert_eq!(run_within(&limits, head.as_bytes(), 4096).1, end, "{} bytes", head.len());
+        }
+    }
+
+    /// Whether hyper makes a request of a head, with the bounds that it is given behind the guard.
+    async fn is_a_request(head: &[u8]) -> bool {
+        let (mut agent, gateway) = tokio::io::duplex(1 << 20);
+        let (asked, limits) = (std::cell::Cell::new(false), Limits::default());
+        let service = service_fn(|_: Request<Incoming>| {
+            asked.set(true);
+            async { Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new())) }
+        });
+        agent.write_all(head).await.unwrap();
+        agent.shutdown().await.unwrap();
+        let mut builder = http1::Builder::new();
+        builder.max_headers(limits.head_fields);
+        let _ = builder.serve_connection(TokioIo::new(gateway), service).await;
+        asked.get()
+    }
+
+    /// A head in which one piece is replaced by whatever comes.
+    fn heads() -> impl Strategy<Value = Vec<u8>> {
+        let odd = prop_oneof![
+            any::<u8>().prop_map(|byte| vec![byte]),
+            vec(any::<u8>(), 0..6),
+            vec(
+                prop_oneof![
+                    Just(b' '),
+                    Just(b'\t'),
+                    Just(b':'),
+                    Just(b'/'),
+                    Just(b'0'),
+                    Just(b'%')
+                ],
+                0..6
+            ),
+            "[!-~]{0,12}".prop_map(String::into_bytes),
+            any::<u64>().prop_map(|number| number.to_string().into_bytes()),
+            (u64::MAX - 8..=u64::MAX).prop_map(|number| number.to_string().into_bytes()),
+        ];
+        let pieces = [
+            "POST",
+            " ",
+            "/v1/x",
+            " ",
+            "HTTP/1.1",
+            "\r\n",
+            "Host",
+            ": ",
+            "api.example",
+            "\r\n",
+            "Content-Length",
+            ": ",
+            "0",
+            "\r\n",
+            "Expect",
+            ": ",
+            "100-continue",
+            "\r\n\r\n",
+        ];
+        (odd, 0..pieces.len(), any::<bool>()).prop_map(move |(odd, at, beside)| {
+            let piece = |it: usize| match (it == at, beside) {
+                (false, _) => pieces[it].as_bytes().to_vec(),
+                (true, true) => [pieces[it].as_bytes(), &odd].concat(),
+                (true, false) => odd.clone(),
+            };
+            (0..pieces.len()).flat_map(piece).collect()
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+        #[test]
+        fn a_head_that_is_cleared_is_a_request_to_the_library_too(head in heads()) {
+            let (cleared, end) = run(&head, head.len());
+            if end == Ok(true) && cleared == head {
+                let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+                prop_assert!(runtime.block_on(is_a_request(&head)), "{}", head.escape_ascii());
+            }
+        }
     }
 
     proptest! {
         #[test]
         fn the_split_never_changes_the_answer(
-            bytes in proptest::collection::vec(prop_oneof![
+            bytes in vec(prop_oneof![
                 Just(b'\r'), Just(b'\n'), Just(b'0'), Just(b'5'), Just(b':'), Just(b' '), any::<u8>(),
             ], 0..200),
             start in 0..GOOD.len(),

@@ -52,6 +52,23 @@ impl Site {
 
 const HTTPS: u16 = 443;
 
+/// Refuses a head with too many fields, or, of HTTP/2, with a list of them that is too long (RFC 9113,
+/// section 6.5.2). The guard has counted the bytes of HTTP/1 on the wire.
+pub(super) fn check_size(head: &request::Parts, fields: usize, bytes: usize) -> Result<(), Reason> {
+    let too_long = || head.version == Version::HTTP_2 && list_bytes(head) > bytes;
+    if head.headers.len() > fields || too_long() { Err(Reason::HeaderLimit) } else { Ok(()) }
+}
+
+/// The size of the list without its pseudo-fields' names.
+fn list_bytes(head: &request::Parts) -> usize {
+    let target = head.uri.path_and_query().map_or(0, |target| target.as_str().len());
+    let fields = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len());
+    target + fields.map(|bytes| bytes + FIELD_OVERHEAD).sum::<usize>()
+}
+
+/// Bytes that RFC 9113 counts for a field beside its name and value.
+const FIELD_OVERHEAD: usize = 32;
+
 /// Refuses a request that is not plainly one for `site`.
 pub(super) fn check(head: &request::Parts, site: &Site) -> Result<(), Reason> {
     match never_allowed(head.method.as_str()) {

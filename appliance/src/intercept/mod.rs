@@ -8,6 +8,7 @@ mod body;
 mod deferred;
 mod exchange;
 mod exchanges;
+mod frames;
 mod framing;
 mod guard;
 mod head_watch;
@@ -152,7 +153,7 @@ pub async fn run(
         Ok((upstream, Protocol::H2)) => {
             serve::h2(connection, Sides { agent, upstream, reset }, limits, phases, record).await;
         }
-        Err(reason) => serve::refusal(connection, agent, reason, limits).await,
+        Err(reason) => serve::refusal(connection, agent, reason, limits, record).await,
     }
 }
 
@@ -195,6 +196,7 @@ impl Interception<'_> {
             secrets: Arc::clone(&means.secrets),
             masks: Arc::clone(&self.rulebook.masks),
             head_fields: self.rulebook.policy.limits.head_fields,
+            head_bytes: self.rulebook.policy.limits.head_bytes,
             idle_time: self.rulebook.policy.limits.idle_time,
             exchanges: Arc::default(),
         }

@@ -1,7 +1,9 @@
 //! The one task that drives both sides of an intercepted connection.
 
 use std::{
-    future::poll_fn,
+    convert::Infallible,
+    error::Error as _,
+    future::{poll_fn, ready},
     pin::{Pin, pin},
     sync::{
         Arc,
@@ -23,12 +25,12 @@ use tokio_rustls::{client::TlsStream as ClientTls, server::TlsStream as ServerTl
 
 use super::{
     Counted,
-    deferred::Deferred,
+    deferred::{Deferred, Flusher},
     exchange::{self, Connection, Sender},
     exchanges::Violation,
     framing::TrailerRule,
     guard::Guard,
-    head_watch::HeadWatch,
+    head_watch::{HeadWatch, Heads, Verdict},
     read_ahead::ReadAhead,
     tasks::{Spawner, Tasks},
     vigil::{Ended, Vigil},
@@ -92,7 +94,12 @@ pub(super) async fn h1(
         }
         match agent.poll_without_shutdown(cx) {
             Poll::Ready(Ok(())) => Poll::Ready(Ended::Closed),
-            Poll::Ready(Err(_)) => Poll::Ready(Ended::Broken),
+            Poll::Ready(Err(error)) => {
+                if error.is_parse() {
+                    connection.exchanges.break_rule(MALFORMED_HEAD);
+                }
+                Poll::Ready(Ended::Broken)
+            }
             Poll::Pending => vigil.poll_idle(cx),
         }
     })
@@ -210,12 +217,12 @@ pub(super) async fn h2(
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits.h2_streams)
-        .max_header_list_size(header_list_bytes(limits))
+        .max_header_list_size(header_list_bytes(limits).saturating_add(BEYOND_THE_LIMIT))
         .initial_stream_window_size(bounds.stream)
         .initial_connection_window_size(bounds.connection)
         .max_send_buf_size(bounds.send_buffer);
-    let agent = HeadWatch::new(agent, limits.head_time, Arc::clone(&connection.exchanges));
     let (agent, to_agent) = Deferred::new(agent);
+    let (agent, heads) = HeadWatch::new(agent, limits.head_time, Arc::clone(&connection.exchanges));
     let mut agent = pin!(builder.serve_connection(TokioIo::new(agent), service));
     let mut upstream = pin!(Some(upstream));
     let exchanges = Arc::clone(&connection.exchanges);
@@ -223,16 +230,19 @@ pub(super) async fn h2(
     let mut last_word: Option<Pin<Box<Sleep>>> = None;
     let (ended, heard) = poll_fn(|cx| {
         if vigil.poll_drain(cx) {
+            heads.close();
             agent.as_mut().graceful_shutdown();
         }
         if last_word.is_none() && vigil.poll_idle(cx).is_ready() {
+            heads.close();
             agent.as_mut().graceful_shutdown();
             last_word = Some(Box::pin(sleep(LAST_WORD_TIME)));
         }
         if poll_ended(upstream.as_mut(), cx) {
+            heads.close();
             agent.as_mut().graceful_shutdown();
         }
-        let polled = agent.as_mut().poll(cx);
+        let polled = poll_by_heads(agent.as_mut(), (&connection, &heads), cx);
         tasks.poll(cx);
         // Everything that may write has had its turn.
         to_upstream.poll(cx);
@@ -248,12 +258,75 @@ pub(super) async fn h2(
     .await;
     record.ended(ended.word());
     match connection.exchanges.violation() {
-        Some(Violation { reason, .. }) => {
-            record.cut(reason);
-            note_violation(&connection, reason);
+        Some(violation) => {
+            let heard = finish_h2(&connection, violation, &to_agent, record).await;
+            reset.store(!heard, Relaxed);
         }
         None => reset.store(!heard, Relaxed),
     }
+}
+
+/// Gives the library its turn, one head after the other. A head that it refuses by itself has its
+/// record all the same; where it ends the connection over one, that broke a rule.
+fn poll_by_heads<F>(
+    mut agent: Pin<&mut F>,
+    (connection, heads): (&Arc<Connection>, &Heads),
+    cx: &mut Context<'_>,
+) -> Poll<hyper::Result<()>>
+where
+    F: Future<Output = hyper::Result<()>>,
+{
+    let exchanges = &connection.exchanges;
+    loop {
+        let polled = agent.as_mut().poll(cx);
+        let verdict = heads.settle(exchanges.begun());
+        let head = matches!(verdict, Some(Verdict::Refused(_))) || heads.under_way();
+        let ended = match &polled {
+            Poll::Ready(Err(error)) => refused_by_library(error, head),
+            _ => None,
+        };
+        if let Some(Verdict::Refused(reason)) = verdict {
+            let reason = ended.unwrap_or(reason);
+            note_violation(connection, reason);
+            if polled.is_ready() {
+                exchanges.break_rule(Violation { reason, at_head: false });
+            }
+        }
+        if let Some(reason) = ended {
+            exchanges.break_rule(Violation { reason, at_head: head });
+        }
+        if verdict.is_none() || polled.is_ready() {
+            return polled;
+        }
+    }
+}
+
+/// Why the library ended an HTTP/2 connection, over a head or not; nothing where it was the agent
+/// that left.
+fn refused_by_library(error: &hyper::Error, head: bool) -> Option<Reason> {
+    let error = error.source()?.downcast_ref::<h2::Error>()?;
+    let refused = error.is_go_away() && error.is_library();
+    refused.then(|| match error.reason() {
+        Some(h2::Reason::ENHANCE_YOUR_CALM) if head => Reason::HeaderLimit,
+        Some(h2::Reason::ENHANCE_YOUR_CALM) => Reason::RateLimit,
+        _ => Reason::HttpMalformed,
+    })
+}
+
+/// Records why a connection was ended, and says it to the agent: the library says less, or nothing.
+/// Whether the agent was told.
+async fn finish_h2(
+    connection: &Arc<Connection>,
+    Violation { reason, at_head }: Violation,
+    to_agent: &Flusher<AgentTls>,
+    record: &mut Record,
+) -> bool {
+    record.cut(reason);
+    if at_head {
+        note_violation(connection, reason);
+    }
+    let goodbye = refuse::goaway(reason);
+    matches!(timeout(LAST_WORD_TIME, to_agent.say(&goodbye)).await, Ok(Ok(())))
 }
 
 /// Answers every request with the same refusal, for a connection that has no upstream.
@@ -262,32 +335,63 @@ pub(super) async fn refusal(
     agent: AgentTls,
     reason: Reason,
     limits: &Limits,
+    record: &mut Record,
 ) {
     let h2 = agent.get_ref().1.alpn_protocol() == Some(b"h2");
-    let service = service_fn(move |request: Request<Incoming>| {
-        let response = exchange::serve_refusal(&connection, &request, reason);
-        async move { Ok::<_, std::convert::Infallible>(response) }
-    });
-    let spawner = Spawner::default();
-    let mut tasks = Tasks::new(spawner.clone());
     let served = async {
         if h2 {
-            let builder = server::http2::Builder::new(spawner);
-            let mut agent = pin!(builder.serve_connection(TokioIo::new(agent), service));
-            poll_fn(|cx| {
-                let polled = agent.as_mut().poll(cx);
-                tasks.poll(cx);
-                polled
-            })
-            .await
+            refusal_h2(connection, agent, reason, limits).await
         } else {
-            let mut builder = server::http1::Builder::new();
-            builder.keep_alive(false);
-            builder.serve_connection(TokioIo::new(agent), service).await
+            refusal_h1(connection, agent, reason, limits, record).await
         }
     };
     // Whether the agent stayed to hear it changes nothing.
     let _ = timeout(limits.head_time, served).await;
+}
+
+async fn refusal_h1(
+    connection: Arc<Connection>,
+    agent: AgentTls,
+    reason: Reason,
+    limits: &Limits,
+    record: &mut Record,
+) {
+    let trailers: Arc<dyn TrailerRule + Send + Sync> = Arc::clone(&connection) as _;
+    let guard = Guard::new(agent, limits, trailers, Arc::clone(&connection.exchanges));
+    let service = service_fn(|request: Request<Incoming>| {
+        let answer = exchange::serve_refusal(&connection, &request, reason);
+        ready(Ok::<_, Infallible>(answer))
+    });
+    let mut builder = server::http1::Builder::new();
+    builder.keep_alive(false).max_headers(limits.head_fields);
+    builder.max_buf_size(limits.head_bytes + REQUEST_BUFFER);
+    let mut agent = builder.serve_connection(TokioIo::new(guard), service);
+    let ended = match poll_fn(|cx| agent.poll_without_shutdown(cx)).await {
+        Ok(()) => Ended::Closed,
+        Err(_) => Ended::Broken,
+    };
+    let guard = agent.into_parts().io.into_inner();
+    finish_h1(&connection, guard, ended, limits, record).await;
+}
+
+async fn refusal_h2(connection: Arc<Connection>, agent: AgentTls, reason: Reason, limits: &Limits) {
+    let spawner = Spawner::default();
+    let mut tasks = Tasks::new(spawner.clone());
+    let mut builder = server::http2::Builder::new(spawner);
+    builder.max_header_list_size(header_list_bytes(limits));
+    let (agent, heads) = HeadWatch::new(agent, limits.head_time, Arc::clone(&connection.exchanges));
+    let service = service_fn(|request: Request<Incoming>| {
+        let answer = exchange::serve_refusal(&connection, &request, reason);
+        ready(Ok::<_, Infallible>(answer))
+    });
+    let mut agent = pin!(builder.serve_connection(TokioIo::new(agent), service));
+    // The record has its reason already.
+    let _ = poll_fn(|cx| {
+        let polled = poll_by_heads(agent.as_mut(), (&connection, &heads), cx);
+        tasks.poll(cx);
+        polled
+    })
+    .await;
 }
 
 /// True once, when the upstream connection takes no more requests. It is dropped then: done but
@@ -326,6 +430,11 @@ fn header_list_bytes(limits: &Limits) -> u32 {
     u32::try_from(limits.head_bytes).unwrap_or(u32::MAX)
 }
 
+/// What hyper refuses of HTTP/1 although the guard has let it through. There is no such head that we
+/// know of; this one would have its record.
+const MALFORMED_HEAD: Violation = Violation { reason: Reason::HttpMalformed, at_head: true };
+/// Bytes of an HTTP/2 head beyond `head_bytes` that the library takes, so that the answer is ours.
+const BEYOND_THE_LIMIT: u32 = 16 * 1024;
 /// Time for a refused agent to take its answer.
 const DRAIN_TIME: std::time::Duration = std::time::Duration::from_secs(2);
 /// Reads of 1 KiB that it gets meanwhile.

@@ -190,7 +190,8 @@ where
         }
     } else {
         let mut builder = conn::http1::Builder::new();
-        let mut served = pin!(builder.half_close(true).serve_connection(io, service));
+        builder.half_close(true).max_headers(1_000);
+        let mut served = pin!(builder.serve_connection(io, service));
         tokio::select! {
             outcome = served.as_mut() => outcome,
             () = goodbye => {
