@@ -1,6 +1,7 @@
 //! A permit before every accept, then an identity for what was accepted.
 
 mod agent;
+mod agent_table;
 mod fair;
 mod places;
 
@@ -21,6 +22,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 pub use self::{
     agent::{AgentKey, Pace},
+    agent_table::{AgentTable, MAX_AGENTS},
     fair::{FairPlace, FairPlaces},
     places::{
         OverRate, Place, Places, Rated, RequestPlace, Room, Share, Taken, Way, Windows, held,
