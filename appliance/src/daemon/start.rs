@@ -8,11 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustls::RootCertStore;
-use tokio::{
-    runtime::Handle,
-    sync::{mpsc, oneshot, watch},
-};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     Daemon, DaemonError, control::Control, cut, flow::Gateway, give_back, issuing, orders::Orders,
@@ -22,7 +18,7 @@ use crate::{
     accept::Places,
     audit::Sink,
     config::{Config, SecretFile, Settings},
-    dial::{ControlPlane, Resolver},
+    dial::Resolver,
     dns::{self, Desk},
     intercept::Means,
     packets::{self, Capture, Kept, PacketLog},
@@ -49,14 +45,14 @@ impl Daemon {
             .map_err(|error| DaemonError::Other(error.to_string()))?;
         let capture = Capture::new(&policy, &settings);
         packets::prepare(&capture).await?;
-        let system_roots = Arc::new(system_roots());
+        let system_roots = Arc::new(tls::system_roots());
         // A listener holds a place while it waits for the connection that will take it.
         let waiting = workers(&settings) * capture.listeners();
         let places = Places::new(policy.limits.connections + waiting);
-        let resolver = open_resolver(&settings, &system_roots)?;
+        let resolver = Resolver::open(&settings, &system_roots).map_err(DaemonError::Other)?;
         let control_plane = resolver.control_plane().clone();
         control_plane.take_agents(capture.agents());
-        let (secrets, vault) = open_secrets(&settings, &policy.groups, &control_plane)?;
+        let (secrets, vault) = open_secrets(&settings, &policy.groups, &resolver)?;
         let sources = (Arc::clone(&secrets), vault.clone());
         let wanted = Wanted::new(sources, quarantine.watch(), &policy);
         let wanted = Arc::new(wanted);
@@ -184,27 +180,17 @@ fn workers(settings: &Settings) -> usize {
     }
 }
 
-fn open_resolver(
-    settings: &Settings,
-    system_roots: &Arc<RootCertStore>,
-) -> Result<Resolver, DaemonError> {
-    let over_tls = settings.resolvers.iter().any(|server| server.tls_name.is_some());
-    let tls = over_tls.then(|| tls::resolver_client(settings.resolver_ca.as_deref(), system_roots));
-    let tls = tls.transpose().map_err(DaemonError::Other)?;
-    Resolver::new(&settings.resolvers, tls, Handle::current()).map_err(DaemonError::Other)
-}
-
 /// Opens the sources that the settings name. A file that cannot be read is an error here; a Vault
 /// that cannot be reached is not: what depends on it is refused until it can.
 fn open_secrets(
     settings: &Settings,
     groups: &[Arc<Group>],
-    control_plane: &ControlPlane,
+    resolver: &Resolver,
 ) -> Result<(Arc<SecretStore>, Option<Arc<Session>>), DaemonError> {
     let (mut sources, mut session) = (Sources::default(), None);
     let (mut refresh, mut max_stale) = (FILE_REFRESH, FILE_MAX_STALE);
     if let Some(vault) = &settings.vault {
-        let source = VaultSource::new(vault, groups, control_plane);
+        let source = VaultSource::new(vault, groups, resolver);
         let source = source.map_err(|error| other("[vault]", &error))?;
         session = Some(source.session());
         sources.vault = Some(source);
@@ -216,13 +202,6 @@ fn open_secrets(
         sources.file = Some(file);
     }
     Ok((SecretStore::new(Arc::new(sources), &[], refresh, max_stale), session))
-}
-
-/// Certificates that the system holds but rustls cannot read are passed over, as elsewhere.
-fn system_roots() -> RootCertStore {
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    roots
 }
 
 fn report_secrets(secrets: &SecretStore) {
