@@ -10,6 +10,7 @@ mod address;
 mod answered;
 mod answers;
 mod control_plane;
+mod distrust;
 mod hosts_file;
 mod resolver;
 mod upstream;

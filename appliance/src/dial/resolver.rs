@@ -312,6 +312,8 @@ fn options() -> ResolverOpts {
     let mut options = ResolverOpts::default();
     options.timeout = QUERY_TIME;
     options.attempts = ATTEMPTS;
+    // Each query has a port of its own, too, and not one of the system's choosing.
+    options.case_randomization = true;
     // Queries on one connection over TCP or TLS; what is under way has a bound of its own, above.
     options.max_active_requests = 2 * MAX_UNDER_WAY;
     options
@@ -369,7 +371,7 @@ mod tests {
                 let mut message = Message::from_vec(&buffer[..length]).unwrap();
                 let query = message.queries[0].clone();
                 message.metadata.message_type = MessageType::Response;
-                if query.name().to_ascii() != "a.example." {
+                if query.name().to_lowercase().to_ascii() != "a.example." {
                     message.metadata.response_code = ResponseCode::NXDomain;
                 } else if query.query_type() == RecordType::A {
                     let data = RData::A(A::new(198, 51, 100, 1));
