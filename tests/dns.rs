@@ -2,6 +2,7 @@
 //! policy does not list is on the wire to the internet.
 
 pub(crate) mod client;
+mod forgeries;
 mod shares;
 mod ways_out;
 

@@ -5,10 +5,15 @@ use std::time::{Duration, Instant};
 
 use hickory_proto::{op::ResponseCode, rr::RecordType};
 use lab::{
-    gateway,
-    net::{AGENT, Capture, INTERNET, OPENAI, PYPI},
+    Lab,
+    dns::Dns,
+    gateway::{self, Gateway, OPENAI_SECRET, vault_config},
+    net::{AGENT, Capture, GATEWAY, INTERNET, OPENAI, PYPI, VAULT},
+    origin::Origin,
     pki::Flaw,
-    sandboxed, wait,
+    sandboxed, tools,
+    vault::{self, Vault},
+    wait,
 };
 
 use crate::{
@@ -21,8 +26,12 @@ pub(crate) const NAME: &str = "dns.example";
 
 /// The usual policy, with this resolver.
 fn config(resolver: &str, ca: &str) -> String {
+    asking(&gateway::usual_config(), resolver, ca)
+}
+
+/// A policy, with this resolver.
+fn asking(config: &str, resolver: &str, ca: &str) -> String {
     let plain = "resolvers = [\"203.0.113.53\"]";
-    let config = gateway::usual_config();
     assert!(config.contains(plain));
     config.replace(plain, &format!("resolvers = [\"{resolver}\"]\nresolver_ca = \"{ca}\""))
 }
@@ -183,5 +192,76 @@ fn without_its_resolver_nothing_is_asked_in_the_clear() {
         assert_unresolved(&world);
         INTERNET.shell("ip addr add 203.0.113.53/24 dev wan0");
         wait::expect("it is asked again", || world.ask(&get(&[TICKET])).status == 200);
+    });
+}
+
+/// A gateway whose Vault has a name. Whom the system would ask for it, the resolver in the clear,
+/// would answer.
+#[test]
+fn vaults_name_is_asked_for_over_tls_too_and_in_no_other_way() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let (origin, dns) = (Origin::start(&lab), Dns::start());
+        dns.start_tls(&lab.public.issue(NAME));
+        dns.set(vault::NAME, &[VAULT.into()]);
+        lab.write("resolv.conf", "nameserver 203.0.113.53\n");
+        let vault = Vault::start(&lab);
+        let named = vault.config().replace(&VAULT.to_string(), vault::NAME);
+        let config = vault_config(&named);
+        let config = asking(&config, &format!("tls://{NAME}@203.0.113.53"), "{dir}/public-ca.pem");
+        let wan = lab.capture(INTERNET);
+        let gateway = Gateway::start(&lab, &config);
+        let world = World { lab, origin, dns, gateway };
+        assert_eq!(world.ask(&get(&[TICKET])).status, 200);
+        assert!(world.origin.log().holds(OPENAI_SECRET), "it is Vault's");
+        assert!(world.dns.was_asked(vault::NAME));
+        // The commands ask as the daemon does.
+        let file = world.lab.dir.join("cloakroom.toml");
+        for command in ["plan", "doctor"] {
+            let before = asked_for_vault(&world.dns);
+            let mut cloakroom = GATEWAY.command(tools::cloakroom());
+            let said = cloakroom.args(["vault", command]).arg(&file).output().expect("it starts");
+            let text = String::from_utf8_lossy(&said.stdout);
+            assert!(
+                text.contains("203.0.113.2") || text.contains("logs in"),
+                "{command}: {said:?}"
+            );
+            assert!(asked_for_vault(&world.dns) > before, "{command}");
+        }
+        assert_eq!(plain_dns(&wan), 0, "a question in clear text");
+        assert!(!wan.holds(&labels(vault::NAME)));
+    });
+}
+
+fn asked_for_vault(dns: &Dns) -> usize {
+    dns.asked().iter().filter(|question| question.name == vault::NAME).count()
+}
+
+#[test]
+fn vault_is_reached_without_a_resolv_conf_and_where_the_hosts_file_has_it_nobody_is_asked() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let (_origin, dns) = (Origin::start(&lab), Dns::start());
+        let vault = Vault::start(&lab);
+        let named = vault.config().replace(&VAULT.to_string(), vault::NAME);
+        // The system's resolver has nobody to ask: its file is empty.
+        let logs_in = || {
+            let mut gateway = Gateway::start(&lab, &vault_config(&named));
+            let log = gateway.stderr();
+            assert!(log.contains("logged in to Vault"), "{log}");
+            gateway.terminate(Duration::from_secs(10));
+        };
+        dns.set(vault::NAME, &[VAULT.into()]);
+        logs_in();
+        let before = asked_for_vault(&dns);
+        assert!(before > 0);
+        lab.names(&[(vault::NAME, vec![VAULT.into()])]);
+        logs_in();
+        assert_eq!(asked_for_vault(&dns), before);
+        // In neither, it is said what is missing.
+        lab.names(&[]);
+        dns.set(vault::NAME, &[]);
+        let gateway = Gateway::start(&lab, &vault_config(&named));
+        wait::expect("it is said", || gateway.stderr().contains("Vault's name does not resolve"));
     });
 }

@@ -1,6 +1,7 @@
 //! A permit before every accept, then an identity for what was accepted.
 
 mod agent;
+mod agent_table;
 mod fair;
 mod flow_id;
 mod places;
@@ -8,7 +9,7 @@ mod places;
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -17,6 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 pub use self::{
     agent::{AgentKey, Pace},
+    agent_table::{AgentTable, MAX_AGENTS},
     fair::{FairPlace, FairPlaces},
     flow_id::{FlowId, FlowIds},
     places::{

@@ -188,6 +188,14 @@ pub fn resolver_client(
     Ok(config.with_root_certificates(roots).with_no_client_auth())
 }
 
+/// The CAs of this system. Certificates that it holds but rustls cannot read are passed over, as
+/// elsewhere.
+pub fn system_roots() -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    roots
+}
+
 /// The one TLS provider, with the suites in the order that the gateway likes them.
 pub fn provider() -> CryptoProvider {
     let mut provider = aws_lc_rs::default_provider();

@@ -3,21 +3,24 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{TcpStream, UdpSocket},
+    net::{IpAddr, TcpStream, UdpSocket},
     sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     thread,
     time::{Duration, Instant},
 };
 
-use hickory_proto::{op::ResponseCode, rr::RecordType};
+use hickory_proto::{
+    op::{MessageType, ResponseCode},
+    rr::RecordType,
+};
 use lab::{
     client::{Hello, client_hello},
     gateway,
-    net::{AGENT, AGENT2, CDN},
+    net::{AGENT, AGENT_V4, AGENT2, CDN, GATEWAY},
     sandboxed, wait,
 };
 
-use super::client::{anywhere, ask_udp, code, query};
+use super::client::{addresses, anywhere, ask_udp, ask_udp_of, code, query};
 use crate::{dns_over_tls, world::World};
 
 /// Whoever has the names below it says nothing.
@@ -121,5 +124,97 @@ fn queries_and_connections_beyond_an_agents_share_are_in_the_sum() {
         let ours = sums.filter(|it| it["agent"] == "192.0.2.10");
         let limited: u64 = ours.filter_map(|it| it["limited"].as_u64()).sum();
         assert_eq!(limited, 9 + 4, "{records:#?}");
+    });
+}
+
+/// A second group on the first one's interface, which has many addresses and may reach the CDN too.
+fn with_a_large_group() -> String {
+    let (api, rule) =
+        ("[[api]]\nname = \"openai\"", "groups = [\"research\"]\nhosts = [\"pypi.example\"");
+    let config = gateway::usual_config();
+    assert!(config.contains(api) && config.contains(rule));
+    let group =
+        "[[group]]\nname = \"large\"\ninterface = \"agents0\"\nprefixes = [\"10.7.0.0/16\"]";
+    let all = rule.replace("[\"research\"]", "[\"research\", \"operations\", \"large\"]");
+    config.replacen(api, &format!("{group}\n\n{api}"), 1).replace(rule, &all)
+}
+
+/// The addresses of the large group that the first agent answers for.
+fn of_large(number: u32) -> IpAddr {
+    IpAddr::from((0x0a07_4000 + number).to_be_bytes())
+}
+
+/// What the resolver passes over: nothing then waits for the cards of those who are made up.
+fn unanswered() -> Vec<u8> {
+    let mut message = query(CDN.name, RecordType::A);
+    message.metadata.message_type = MessageType::Response;
+    message.to_vec().expect("a message")
+}
+
+/// Sends it from ever new sources, as many a second as the gateway takes from one group.
+fn make_up_sources(count: u32) {
+    let (message, begun) = (unanswered(), Instant::now());
+    for number in 0..count {
+        let socket = UdpSocket::bind((of_large(number), 0)).expect("a socket");
+        socket.send_to(&message, anywhere()).expect("sent");
+        let due = Duration::from_secs_f64(f64::from(number) / 6_000.0);
+        thread::sleep(due.saturating_sub(begun.elapsed()));
+    }
+}
+
+/// Sends it from a few hundred sources, as fast as it can.
+fn flood_from_many(end: Instant) {
+    let bind = |number| UdpSocket::bind((of_large(number), 0)).expect("a socket");
+    let (message, sockets) = (unanswered(), (0..500).map(bind).collect::<Vec<_>>());
+    while Instant::now() < end {
+        // Its own queue may be full, which is the flood at its most.
+        sockets.iter().for_each(|socket| drop(socket.send_to(&message, anywhere())));
+    }
+}
+
+/// How many of these of the first agent's addresses are told the CDN's.
+fn told(own: impl Iterator<Item = IpAddr>) -> usize {
+    let question = query(CDN.name, RecordType::A);
+    own.filter(|own| {
+        let answer = ask_udp_of(AGENT, *own, anywhere(), &question);
+        answer.is_ok_and(|answer| !addresses(&answer).is_empty())
+    })
+    .count()
+}
+
+#[test]
+fn made_up_sources_silence_neither_new_agents_of_their_group_nor_another_group() {
+    sandboxed(|| {
+        let world = World::with(&with_a_large_group());
+        world.dns.set_ttl(60);
+        GATEWAY.shell("ip addr add 10.7.0.1/16 dev agents0");
+        AGENT.shell(
+            "for net in 10.7.64.0/18 10.7.128.0/17; do ip route add local $net dev lo; done",
+        );
+        assert_eq!(told([of_large(40_000), AGENT_V4.into()].into_iter()), 2, "in peace");
+        let others = || {
+            (0..10).map(|_| {
+                thread::sleep(Duration::from_millis(100));
+                AGENT_V4.into()
+            })
+        };
+        // More than the gateway keeps apart, at a rate that it takes from one group.
+        let during = thread::scope(|scope| {
+            scope.spawn(|| AGENT.enter(|| make_up_sources(30_000)));
+            told(others())
+        });
+        assert_eq!(during, 10, "another group, on the same interface");
+        thread::sleep(Duration::from_secs(1));
+        let new = (0..50).map(|number| of_large(41_000 + number));
+        assert_eq!(told(new), 50, "new agents of the same group");
+        let during = thread::scope(|scope| {
+            let end = Instant::now() + Duration::from_secs(3);
+            scope.spawn(move || AGENT.enter(|| flood_from_many(end)));
+            told(others())
+        });
+        assert_eq!(during, 10, "another group, on the same interface");
+        let meters = GATEWAY.shell("nft list chain inet cloakroom prerouting");
+        let group = meters.lines().find(|line| line.contains("@dns_groups"));
+        assert!(group.is_some_and(|line| !line.contains("packets 0 ")), "no flood: {meters}");
     });
 }

@@ -19,7 +19,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use crate::{
-    net::{DNS, HOSTS, INTERNET},
+    net::{ATTACKER, DNS, HOSTS, INTERNET},
     pki::Identity,
     wait,
 };
@@ -40,6 +40,40 @@ pub struct Question {
     pub name: String,
     /// `A`, `AAAA` and so on.
     pub kind: String,
+}
+
+/// One question that came in a datagram, as it came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Datagram {
+    /// The port that it came from.
+    pub port: u16,
+    /// Its number.
+    pub number: u16,
+    /// The name in its own letters, with the closing dot.
+    pub name: String,
+}
+
+/// How the server, or whoever sends in its name, treats datagrams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Manner {
+    /// One answer to each question.
+    #[default]
+    Plain,
+    /// The same, with every name in small letters.
+    SmallLetters,
+    /// Before it comes another, which leads to [`crate::net::ATTACKER`] and differs in this.
+    Forged(Forgery),
+}
+
+/// What somebody did not guess.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Forgery {
+    /// The number of the question.
+    Number,
+    /// The name.
+    Name,
+    /// Which letters of the name are capitals.
+    Capitals,
 }
 
 /// How the server behaves for one name.
@@ -66,6 +100,10 @@ struct State {
     /// Names in these zones get no answer.
     silent: Vec<String>,
     asked: Vec<Question>,
+    datagrams: Vec<Datagram>,
+    manner: Manner,
+    /// Streams are closed as soon as they are opened.
+    no_streams: bool,
     turns: BTreeMap<(String, String), usize>,
     /// Of every answer. 0, which nothing may remember, because tests change answers as they go.
     ttl: u32,
@@ -129,6 +167,21 @@ impl Dns {
         for_somebody.cloned().collect()
     }
 
+    /// From now on it treats datagrams like this.
+    pub fn behave(&self, manner: Manner) {
+        self.state().manner = manner;
+    }
+
+    /// From now on it answers in datagrams alone.
+    pub fn close_streams(&self) {
+        self.state().no_streams = true;
+    }
+
+    /// Every question so far that came in a datagram.
+    pub fn datagrams(&self) -> Vec<Datagram> {
+        self.state().datagrams.clone()
+    }
+
     /// Whether anybody asked for `name` so far.
     pub fn was_asked(&self, name: &str) -> bool {
         self.state().asked.iter().any(|question| question.name == name)
@@ -172,16 +225,42 @@ impl Dns {
         let mut buffer = [0; 4096];
         loop {
             let Ok((length, from)) = socket.recv_from(&mut buffer).await else { continue };
-            if let Some(reply) = self.reply(&buffer[..length], true) {
+            let query = &buffer[..length];
+            self.note(query, from.port());
+            let manner = self.state().manner;
+            let forged = match manner {
+                Manner::Forged(forgery) => forged(query, forgery),
+                _ => None,
+            };
+            let mut reply = self.reply(query, true);
+            // Behind the header no byte but those of names looks like a letter.
+            let rest = reply.as_mut().and_then(|reply| reply.get_mut(12..));
+            if manner == Manner::SmallLetters
+                && let Some(rest) = rest
+            {
+                rest.make_ascii_lowercase();
+            }
+            for reply in forged.into_iter().chain(reply) {
                 // A client that went away is not the server's concern.
                 let _ = socket.send_to(&reply, from).await;
             }
         }
     }
 
+    fn note(&self, query: &[u8], port: u16) {
+        let Ok(message) = Message::from_vec(query) else { return };
+        let name = message.queries.first().map(|question| question.name.to_ascii());
+        let number = message.metadata.id;
+        let name = name.unwrap_or_default();
+        self.state().datagrams.push(Datagram { port, number, name });
+    }
+
     async fn serve_tcp(&self, listener: TcpListener) {
         loop {
             let Ok((stream, _)) = listener.accept().await else { continue };
+            if self.state().no_streams {
+                continue;
+            }
             let server = self.clone();
             tokio::spawn(async move { server.talk(stream).await });
         }
@@ -261,4 +340,31 @@ impl Dns {
             Some(Answer::Silent) => None,
         }
     }
+}
+
+/// An answer that leads to the attacker, to all of the query but what was not guessed.
+fn forged(query: &[u8], forgery: Forgery) -> Option<Vec<u8>> {
+    let mut message = Message::from_vec(query).ok()?;
+    let question = message.queries.first_mut()?;
+    let name = question.name.to_ascii();
+    match forgery {
+        Forgery::Number => message.metadata.id ^= 1,
+        Forgery::Name => question.name = Name::from_ascii(format!("x{name}")).ok()?,
+        Forgery::Capitals => {
+            let other = |letter: char| match letter {
+                small if small.is_ascii_lowercase() => small.to_ascii_uppercase(),
+                other => other.to_ascii_lowercase(),
+            };
+            question.name = Name::from_ascii(name.chars().map(other).collect::<String>()).ok()?;
+        }
+    }
+    let owner = question.name.clone();
+    let data = match question.query_type {
+        RecordType::A => RData::A(ATTACKER.v4().into()),
+        _ => RData::AAAA(ATTACKER.v6().into()),
+    };
+    message.metadata.message_type = MessageType::Response;
+    message.additionals.clear();
+    message.add_answer(Record::from_rdata(owner, 300, data));
+    message.to_vec().ok()
 }

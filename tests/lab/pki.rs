@@ -88,6 +88,20 @@ impl Authority {
         Identity { chain: vec![certificate.der().clone()], pem: certificate.pem(), key }
     }
 
+    /// A certificate for each of these, IP addresses or host names.
+    ///
+    /// # Panics
+    /// When it cannot be signed.
+    pub fn issue_all(&self, names: &[&str]) -> Identity {
+        let key = new_key();
+        let mut params = leaf(names[0], Flaw::None);
+        let all = names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let all = CertificateParams::new(all).expect("names");
+        params.subject_alt_names = all.subject_alt_names;
+        let certificate = params.signed_by(&key, &self.issuer).expect("the leaf can be signed");
+        Identity { chain: vec![certificate.der().clone()], pem: certificate.pem(), key }
+    }
+
     /// A certificate with which `name` shows who it is to a server.
     ///
     /// # Panics

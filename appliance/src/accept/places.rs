@@ -2,7 +2,7 @@
 //! whose hosts may use many addresses, can take what the others need.
 //!
 //! A count is given back by whoever holds it, by being dropped. The table of agents is bounded for
-//! each group; where a group's is full of agents that are not at rest, a new one is told no.
+//! each group; where a group's is full, one that is at rest makes room for a new one.
 //!
 //! What all agents together may hold is divided into equal parts, one for each group, so that all
 //! groups but one leave the last its own; and no agent has more than half of its group's part. But
@@ -35,7 +35,7 @@ mod tally;
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use bytes::Bytes;
@@ -43,7 +43,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use self::tally::Tally;
 pub use self::tally::{Room, Way, held};
-use super::agent::{AgentKey, Pace};
+use super::{
+    agent::{AgentKey, Pace},
+    agent_table::AgentTable,
+};
 use crate::{
     policy::{GroupName, Limits, Quota},
     reason::Reason,
@@ -113,10 +116,9 @@ pub struct OverRate {
 struct GroupTable {
     /// Made when somebody first takes a part of it.
     tally: Option<Tally>,
-    agents: HashMap<AgentKey, Agent>,
-    /// Of agents that the table had no room for.
+    agents: AgentTable<Agent>,
+    /// Of agents that made room for others, or found none.
     nameless: Over,
-    swept: Instant,
 }
 
 #[derive(Debug)]
@@ -152,7 +154,7 @@ impl Places {
     /// at once. One that may not is counted, and has no record of its own.
     pub fn may_connect(&self, key: &AgentKey, limits: &Limits, now: Instant) -> bool {
         let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
-        let table = groups.entry(key.group().clone()).or_insert_with(|| GroupTable::new(now));
+        let table = groups.entry(key.group().clone()).or_insert_with(GroupTable::new);
         let Some(agent) = table.agent(key, now) else {
             table.nameless.connections += 1;
             return false;
@@ -180,7 +182,7 @@ impl Places {
         let quota = Quota::of_group(limits, groups);
         let now = Instant::now();
         let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
-        let table = groups.entry(key.group().clone()).or_insert_with(|| GroupTable::new(now));
+        let table = groups.entry(key.group().clone()).or_insert_with(GroupTable::new);
         let group = known(&mut table.tally, quota, now);
         let agent = table.agent(key, now).ok_or(Reason::ConnectionLimit)?;
         let agent = known(&mut agent.tally, quota.of_agent(limits), now);
@@ -207,44 +209,40 @@ impl Places {
             }
             table.sweep(now);
         }
-        groups.retain(|_, table| !table.agents.is_empty());
+        groups.retain(|_, table| !table.is_at_rest());
         all
     }
 
     /// Counts again what could not be told, for the next time.
-    pub fn not_told(&self, over_rate: &OverRate, now: Instant) {
+    pub fn not_told(&self, over_rate: &OverRate) {
         let OverRate { group, agent, rated, count } = over_rate;
         let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
-        let table = groups.entry(group.clone()).or_insert_with(|| GroupTable::new(now));
-        let agent = agent.as_ref().and_then(|key| table.agents.get_mut(key));
+        let table = groups.entry(group.clone()).or_insert_with(GroupTable::new);
+        let agent = agent.as_ref().and_then(|key| table.agents.known(key));
         let over = agent.map_or(&mut table.nameless, |agent| &mut agent.over);
         *over.of(*rated) += count;
     }
 }
 
 impl GroupTable {
-    fn new(now: Instant) -> Self {
-        Self { tally: None, agents: HashMap::new(), nameless: Over::default(), swept: now }
+    fn new() -> Self {
+        Self { tally: None, agents: AgentTable::default(), nameless: Over::default() }
     }
 
     fn agent(&mut self, key: &AgentKey, now: Instant) -> Option<&mut Agent> {
-        if !self.agents.contains_key(key) {
-            // A look at every agent for each connection would be a way to spend the gateway's time.
-            if self.agents.len() >= MAX_AGENTS && now >= self.swept + SWEEP_EVERY {
-                self.sweep(now);
-            }
-            if self.agents.len() >= MAX_AGENTS {
-                return None;
-            }
-            self.agents.insert(key.clone(), Agent::new(now));
-        }
-        self.agents.get_mut(key)
+        let Self { agents, nameless, .. } = self;
+        let rests = |other: &mut Agent| other.leaves_only_counts(now, nameless);
+        agents.agent(key, || Agent::new(now), rests)
     }
 
     fn sweep(&mut self, now: Instant) {
-        self.swept = now;
         self.tally.take_if(|tally| tally.is_at_rest(now));
-        self.agents.retain(|_, agent| !agent.is_at_rest(now));
+        self.agents.retain(|agent| !agent.is_at_rest(now));
+    }
+
+    /// Whether nothing has to be told of it, nor kept.
+    fn is_at_rest(&self) -> bool {
+        self.agents.is_empty() && self.nameless == Over::default()
     }
 }
 
@@ -262,13 +260,30 @@ impl Agent {
     }
 
     fn is_at_rest(&self, now: Instant) -> bool {
+        self.over == Over::default() && self.is_idle(now)
+    }
+
+    /// Whether nothing is known of it but what was over its rate. That goes to `nameless` then.
+    fn leaves_only_counts(&mut self, now: Instant, nameless: &mut Over) -> bool {
+        let over = std::mem::take(self.over());
+        let idle = self.is_idle(now);
+        let to = if idle { nameless } else { &mut self.over };
+        to.add(over);
+        idle
+    }
+
+    fn is_idle(&self, now: Instant) -> bool {
         self.tally.as_ref().is_none_or(|tally| tally.is_at_rest(now))
-            && self.over == Over::default()
             && self.connecting.is_full(now)
     }
 }
 
 impl Over {
+    fn add(&mut self, other: Self) {
+        self.connections += other.connections;
+        self.requests += other.requests;
+    }
+
     fn of(&mut self, rated: Rated) -> &mut u64 {
         match rated {
             Rated::Connections => &mut self.connections,
@@ -393,9 +408,5 @@ impl Drop for Windows {
     }
 }
 
-/// Agents of one group that are kept apart.
-const MAX_AGENTS: usize = 16_384;
-/// Pause between two looks for agents at rest.
-const SWEEP_EVERY: Duration = Duration::from_secs(1);
 #[cfg(test)]
 mod tests;

@@ -4,9 +4,10 @@
 use std::{
     fmt,
     io::{self, Write},
-    net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket},
+    net::{IpAddr, SocketAddr, UdpSocket},
     path::{Path, PathBuf},
     str::FromStr,
+    sync::Arc,
 };
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -15,9 +16,11 @@ use ipnet::IpNet;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
-    config::{Config, Errors, VaultLogin, VaultSettings},
+    config::{Config, Errors, Settings, VaultLogin, VaultSettings},
+    dial::Resolver,
     plan::{Plan, PlanError},
     secrets::{DoctorError, VaultHealth, examine_vault},
+    tls,
 };
 
 /// What to say about Vault.
@@ -93,6 +96,8 @@ pub enum VaultCommandError {
     Doctor(DoctorError),
     /// There is no runtime.
     Runtime(io::Error),
+    /// The settings' resolvers cannot be asked.
+    Resolver(String),
     /// There is no AppRole to log in with.
     NoAppRole,
     /// Something is wrong with Vault; what has been written.
@@ -110,7 +115,7 @@ pub fn run(
     match command {
         VaultCommand::Plan(args) => {
             let config = load(&args.config).map_err(VaultCommandError::Config)?;
-            let text = plan(args, &config).map_err(VaultCommandError::Plan)?;
+            let text = plan(args, &config)?;
             out.write_all(text.as_bytes()).map_err(VaultCommandError::Output)
         }
         VaultCommand::Doctor(args) => {
@@ -131,15 +136,20 @@ fn doctor(args: DoctorArgs, mut config: Config) -> Result<VaultHealth, VaultComm
             _ => return Err(VaultCommandError::NoAppRole),
         }
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(VaultCommandError::Runtime)?;
+    let runtime = runtime()?;
     let Config { settings, policy } = &config;
-    let bound = bound(args.from, settings.vault.as_ref());
     runtime.block_on(async {
         let interrupted = interrupted().map_err(VaultCommandError::Runtime)?;
-        let examined = examine_vault(settings, policy, &bound, interrupted).await;
+        let resolver = open_resolver(settings)?;
+        let bound = bound(args.from, settings).await?;
+        let examined = examine_vault(settings, policy, (&bound, &resolver), interrupted).await;
         examined.map_err(VaultCommandError::Doctor)
     })
+}
+
+fn open_resolver(settings: &Settings) -> Result<Resolver, VaultCommandError> {
+    let system_roots = Arc::new(tls::system_roots());
+    Resolver::open(settings, &system_roots).map_err(VaultCommandError::Resolver)
 }
 
 /// Until somebody ends the command.
@@ -154,38 +164,50 @@ fn interrupted() -> io::Result<impl Future<Output = ()>> {
     })
 }
 
-fn plan(args: PlanArgs, config: &Config) -> Result<String, PlanError> {
+fn runtime() -> Result<tokio::runtime::Runtime, VaultCommandError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(VaultCommandError::Runtime)
+}
+
+fn plan(args: PlanArgs, config: &Config) -> Result<String, VaultCommandError> {
     let Config { settings, policy } = config;
-    let bound = bound(args.from, settings.vault.as_ref());
-    let plan = Plan::new(settings, policy, bound)?;
+    let bound = runtime()?.block_on(bound(args.from, settings))?;
+    let plan = Plan::new(settings, policy, bound).map_err(VaultCommandError::Plan)?;
     match (args.policy, args.format) {
-        (Some(name), _) => plan.policy(&name),
+        (Some(name), _) => plan.policy(&name).map_err(VaultCommandError::Plan),
         (None, Format::Shell) => Ok(plan.shell()),
         (None, Format::Terraform) => Ok(plan.terraform()),
     }
 }
 
 /// What tokens are bound to: what was named, or what this machine would use.
-fn bound(from: Vec<IpNet>, vault: Option<&VaultSettings>) -> Vec<IpNet> {
-    match vault {
-        Some(vault) if from.is_empty() => sources(vault),
-        _ => from,
+async fn bound(from: Vec<IpNet>, settings: &Settings) -> Result<Vec<IpNet>, VaultCommandError> {
+    match &settings.vault {
+        Some(vault) if from.is_empty() => Ok(sources(vault, &open_resolver(settings)?).await),
+        _ => Ok(from),
     }
 }
 
 /// The addresses that this machine would use towards Vault's nodes, as far as it can tell.
-fn sources(vault: &VaultSettings) -> Vec<IpNet> {
-    let nodes = std::iter::once(&vault.address).chain(&vault.peers);
-    let addresses = nodes.filter_map(|node| resolve(node)).flatten();
-    addresses.filter_map(source_towards).map(IpNet::from).collect()
+async fn sources(vault: &VaultSettings, resolver: &Resolver) -> Vec<IpNet> {
+    let mut sources = Vec::new();
+    for node in std::iter::once(&vault.address).chain(&vault.peers) {
+        let nodes = resolve(node, resolver).await;
+        sources.extend(nodes.into_iter().filter_map(source_towards).map(IpNet::from));
+    }
+    sources
 }
 
-fn resolve(node: &str) -> Option<impl Iterator<Item = SocketAddr> + use<>> {
-    let uri = Uri::from_str(node).ok()?;
+async fn resolve(node: &str, resolver: &Resolver) -> Vec<SocketAddr> {
+    let Ok(uri) = Uri::from_str(node) else { return Vec::new() };
+    let Some(host) = uri.host() else { return Vec::new() };
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let found = match bare.parse() {
+        Ok(literal) => vec![literal],
+        Err(_) => resolver.own(bare).await.unwrap_or_default(),
+    };
     let port = uri.port_u16().unwrap_or(443);
-    let host = uri.host()?;
-    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    (host, port).to_socket_addrs().ok()
+    found.into_iter().map(|address| SocketAddr::new(address, port)).collect()
 }
 
 /// Connecting a UDP socket has the kernel choose, and sends nothing.
@@ -215,6 +237,7 @@ impl fmt::Display for VaultCommandError {
             Self::Config(errors) => errors.fmt(f),
             Self::Plan(error) => error.fmt(f),
             Self::Doctor(error) => error.fmt(f),
+            Self::Resolver(error) => f.write_str(error),
             Self::Runtime(error) => write!(f, "cannot start a runtime: {error}"),
             Self::NoAppRole => f.write_str("--secret-id-file is for a login by [vault.approle]"),
             Self::Unhealthy => f.write_str(

@@ -106,7 +106,7 @@ impl Round {
         for over_rate in self.places.over_rate(now) {
             match self.audit.reserve() {
                 Ok(slot) => audit::over_rate(slot, &over_rate, now - since),
-                Err(_) => self.places.not_told(&over_rate, now),
+                Err(_) => self.places.not_told(&over_rate),
             }
         }
     }

@@ -8,11 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustls::RootCertStore;
-use tokio::{
-    runtime::Handle,
-    sync::{mpsc, oneshot, watch},
-};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     Daemon, DaemonError, control::Control, cut, flow::Gateway, give_back, ground::Ground,
@@ -20,9 +16,10 @@ use super::{
     supervisor::Supervisor, wanted::Wanted, worker::Worker,
 };
 use crate::{
-    accept::{FlowIds, Places}, audit::{Sink, self},
+    accept::{FlowIds, Places},
+    audit::{self, Sink},
     config::{Config, SecretFile, Settings},
-    dial::{ControlPlane, Resolver},
+    dial::Resolver,
     dns::{self, Desk},
     harden::{Confinement, Enforced, Reach},
     intercept::Means,
@@ -55,15 +52,15 @@ impl Daemon {
         let confinement = Arc::new(confine(reach)?);
         let capture = Capture::new(&policy, &settings);
         packets::prepare(&capture).await?;
-        let system_roots = Arc::new(system_roots());
+        let system_roots = Arc::new(tls::system_roots());
         // A listener holds a place while it waits for the connection that will take it.
         let waiting = workers(&settings) * capture.listeners();
         let places = Places::new(policy.limits.connections + waiting);
-        let resolver = open_resolver(&settings, &policy.site, &system_roots)?;
+        let resolver = Resolver::open(&settings, &policy.site, &system_roots);
+        let resolver = resolver.map_err(DaemonError::Other)?;
         let off_limits = resolver.off_limits().clone();
-        let control_plane = off_limits.control_plane();
-        control_plane.take_agents(capture.agents());
-        let (secrets, vault) = open_secrets(&settings, &policy.groups, control_plane)?;
+        off_limits.control_plane().take_agents(capture.agents());
+        let (secrets, vault) = open_secrets(&settings, &policy.groups, &resolver)?;
         let sources = (Arc::clone(&secrets), vault.clone());
         let wanted = Wanted::new(sources, quarantine.watch(), &policy);
         let wanted = Arc::new(wanted);
@@ -221,29 +218,17 @@ fn workers(settings: &Settings) -> usize {
     }
 }
 
-fn open_resolver(
-    settings: &Settings,
-    site: &Site,
-    system_roots: &Arc<RootCertStore>,
-) -> Result<Resolver, DaemonError> {
-    let over_tls = settings.resolvers.iter().any(|server| server.tls_name.is_some());
-    let tls = over_tls.then(|| tls::resolver_client(settings.resolver_ca.as_deref(), system_roots));
-    let tls = tls.transpose().map_err(DaemonError::Other)?;
-    Resolver::new(&settings.resolvers, tls, site.clone(), Handle::current())
-        .map_err(DaemonError::Other)
-}
-
 /// Opens the sources that the settings name. A file that cannot be read is an error here; a Vault
 /// that cannot be reached is not: what depends on it is refused until it can.
 fn open_secrets(
     settings: &Settings,
     groups: &[Arc<Group>],
-    control_plane: &ControlPlane,
+    resolver: &Resolver,
 ) -> Result<(Arc<SecretStore>, Option<Arc<Session>>), DaemonError> {
     let (mut sources, mut session) = (Sources::default(), None);
     let (mut refresh, mut max_stale) = (FILE_REFRESH, FILE_MAX_STALE);
     if let Some(vault) = &settings.vault {
-        let source = VaultSource::new(vault, groups, control_plane);
+        let source = VaultSource::new(vault, groups, resolver);
         let source = source.map_err(|error| other("[vault]", &error))?;
         session = Some(source.session());
         sources.vault = Some(source);
@@ -255,13 +240,6 @@ fn open_secrets(
         sources.file = Some(file);
     }
     Ok((SecretStore::new(Arc::new(sources), &[], refresh, max_stale), session))
-}
-
-/// Certificates that the system holds but rustls cannot read are passed over, as elsewhere.
-fn system_roots() -> RootCertStore {
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    roots
 }
 
 fn report_secrets(secrets: &SecretStore) {

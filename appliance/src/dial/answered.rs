@@ -9,16 +9,20 @@
 //! addresses of the card that asked, where the group binds its agents to theirs, and for all agents of
 //! the group where it does not: which of them will dial it cannot be told then. It counts only where
 //! the agent was not given that address itself.
+//!
+//! Whoever asks over UDP can make up sources without number. A connection proves its source, so where a
+//! group has no room left, whoever asked longest ago and never dialled what it was given is forgotten
+//! first, and those who did only where there is nobody else.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use crate::{
-    accept::AgentKey,
+    accept::{AgentKey, MAX_AGENTS},
     policy::{GroupName, Host},
 };
 
@@ -26,17 +30,24 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct Answered(Mutex<HashMap<GroupName, OfGroup>>);
 
+/// `held` counts the pairs of an address and a name. Each agent is in one of the two queues.
 #[derive(Debug, Default)]
 struct OfGroup {
     agents: HashMap<AgentKey, Given>,
     held: usize,
+    /// In the order in which they first asked. Some have dialled since.
+    asked: VecDeque<AgentKey>,
+    /// Those who were seen to have dialled.
+    dialled: VecDeque<AgentKey>,
 }
 
-/// What one agent was given. `held` counts the pairs of an address and a name.
+/// What one agent was given.
 #[derive(Debug, Default)]
 struct Given {
     names: HashMap<IpAddr, Names>,
     held: usize,
+    /// Whether the agent made a connection to one of these addresses.
+    dialled: bool,
 }
 
 /// The names of one address and how long they are good, sorted by name.
@@ -58,27 +69,29 @@ impl Answered {
         }
     }
 
-    /// Whether the agent was given this address for the name and may still use it.
+    /// Whether the agent, which has connected to this address, was given it for the name and may
+    /// still use it.
     pub fn holds(&self, agent: &AgentKey, host: &Host, address: IpAddr) -> bool {
         let oldest = Instant::now().checked_sub(GRACE);
-        let groups = self.lock();
-        let Some(group) = groups.get(agent.group()) else { return false };
+        let mut groups = self.lock();
+        let Some(group) = groups.get_mut(agent.group()) else { return false };
         [agent, &anybody(agent, address)].into_iter().any(|agent| {
-            let names = group.names(agent, address);
+            let names = group.dialled_names(agent, address);
             let at = names.binary_search_by(|(known, _)| known.cmp(host)).ok();
             let until = at.and_then(|at| names.get(at)).map(|(_, until)| *until);
             until.is_some_and(|until| Some(until) > oldest)
         })
     }
 
-    /// Every name for which the agent was given this address, for a connection of which nothing
-    /// else is known: so each counts for no more than [`NAMELESS_GRACE`] beyond its time.
+    /// Every name for which the agent, which has connected to this address, was given it, for a
+    /// connection of which nothing else is known: so each counts for no more than
+    /// [`NAMELESS_GRACE`] beyond its time.
     pub fn names(&self, agent: &AgentKey, address: IpAddr) -> Vec<Host> {
         let oldest = Instant::now().checked_sub(NAMELESS_GRACE);
-        let groups = self.lock();
-        let Some(group) = groups.get(agent.group()) else { return Vec::new() };
-        let given_to = |agent: &AgentKey| -> Vec<Host> {
-            let names = group.names(agent, address).iter();
+        let mut groups = self.lock();
+        let Some(group) = groups.get_mut(agent.group()) else { return Vec::new() };
+        let mut given_to = |agent: &AgentKey| -> Vec<Host> {
+            let names = group.dialled_names(agent, address).iter();
             let still_good = names.filter(|(_, until)| Some(*until) > oldest);
             still_good.map(|(host, _)| host.clone()).collect()
         };
@@ -90,11 +103,7 @@ impl Answered {
     pub fn sweep(&self) {
         let Some(oldest) = Instant::now().checked_sub(GRACE) else { return };
         for group in self.lock().values_mut() {
-            group.agents.retain(|_, given| {
-                given.drop_until(oldest);
-                given.held > 0
-            });
-            group.held = group.agents.values().map(|given| given.held).sum();
+            group.sweep(oldest);
         }
     }
 
@@ -105,24 +114,57 @@ impl Answered {
 
 impl OfGroup {
     fn remember(&mut self, agent: AgentKey, host: &Host, address: IpAddr, until: Instant) {
-        if self.agents.len() >= MAX_AGENTS && !self.agents.contains_key(&agent) {
-            return;
+        while self.held >= MAX_OF_GROUP && self.forget_one() {}
+        if !self.agents.contains_key(&agent) {
+            while self.agents.len() >= MAX_AGENTS && self.forget_one() {}
+            self.asked.push_back(agent.clone());
         }
         let given = self.agents.entry(agent).or_default();
         let before = given.held;
-        // Whoever needs room makes it among what is its own, whichever of the two bounds is met.
-        if given.held >= MAX_OF_AGENT || self.held >= MAX_OF_GROUP {
+        if given.held >= MAX_OF_AGENT {
             given.drop_older_half();
         }
-        if self.held - before + given.held < MAX_OF_GROUP {
-            given.remember(host, address, until);
-        }
+        given.remember(host, address, until);
         self.held = self.held - before + given.held;
     }
 
-    fn names(&self, agent: &AgentKey, address: IpAddr) -> &[(Host, Instant)] {
-        let given = self.agents.get(agent);
-        given.and_then(|given| given.names.get(&address.to_canonical())).map_or(&[], Vec::as_slice)
+    /// Says whether there was anybody to forget.
+    fn forget_one(&mut self) -> bool {
+        let oldest = self.oldest();
+        if let Some(given) = oldest.as_ref().and_then(|agent| self.agents.remove(agent)) {
+            self.held -= given.held;
+        }
+        oldest.is_some()
+    }
+
+    /// Takes off its queue who is to be forgotten first.
+    fn oldest(&mut self) -> Option<AgentKey> {
+        while let Some(agent) = self.asked.pop_front() {
+            if !self.agents.get(&agent).is_some_and(|given| given.dialled) {
+                return Some(agent);
+            }
+            self.dialled.push_back(agent);
+        }
+        self.dialled.pop_front()
+    }
+
+    /// The names for which the agent was given an address that it has dialled.
+    fn dialled_names(&mut self, agent: &AgentKey, address: IpAddr) -> &[(Host, Instant)] {
+        let Some(given) = self.agents.get_mut(agent) else { return &[] };
+        let Some(names) = given.names.get(&address.to_canonical()) else { return &[] };
+        given.dialled = true;
+        names
+    }
+
+    fn sweep(&mut self, oldest: Instant) {
+        self.agents.retain(|_, given| {
+            given.drop_until(oldest);
+            given.held > 0
+        });
+        self.held = self.agents.values().map(|given| given.held).sum();
+        for queue in [&mut self.asked, &mut self.dialled] {
+            queue.retain(|agent| self.agents.contains_key(agent));
+        }
     }
 }
 
@@ -181,8 +223,6 @@ pub const GRACE: Duration = Duration::from_secs(600);
 /// itself, and may be somebody else's by then. Long enough for a client that tries one address
 /// after the other, or that keeps what it resolved for 30 s, as Java does.
 pub const NAMELESS_GRACE: Duration = Duration::from_secs(60);
-/// Agents of one group that are kept apart.
-const MAX_AGENTS: usize = 16_384;
 /// Pairs of an address and a name that one agent holds; the older half goes first.
 const MAX_OF_AGENT: usize = 1_024;
 /// Pairs that all agents of one group hold: about 20 MiB.
@@ -333,6 +373,34 @@ mod tests {
         let held: usize = red.agents.values().map(|given| given.held).sum();
         assert!(held == red.held && held <= MAX_OF_GROUP, "{held} {}", red.held);
         assert!(red.agents.len() <= MAX_AGENTS);
+        assert_eq!(red.asked.len() + red.dialled.len(), red.agents.len());
+    }
+
+    #[test]
+    fn made_up_agents_push_out_nobody_who_dialled_and_keep_no_new_one_out() {
+        let (name, now) = (host("a.example"), Instant::now());
+        for addresses in [1, 16] {
+            let answered = Answered::default();
+            let addresses: Vec<IpAddr> =
+                (0..addresses).map(|it| [198, 51, 100, it].into()).collect();
+            let ask = |agent: &AgentKey| answered.remember(agent, &name, &addresses, now);
+            let dialled = agent("red", "192.0.2.1");
+            ask(&dialled);
+            assert!(answered.holds(&dialled, &name, addresses[0]));
+            for number in 0..50_000_u32 {
+                let made_up = IpAddr::from((0x0a00_0000 + number).to_be_bytes());
+                ask(&AgentKey::new(dialled.group(), made_up));
+                if number % 1_000 == 0 {
+                    let new = agent("red", &format!("192.0.2.{}", 10 + number / 1_000));
+                    ask(&new);
+                    assert!(answered.holds(&new, &name, addresses[0]), "{number}");
+                }
+            }
+            for last in [1, 10, 59] {
+                let dialled = agent("red", &format!("192.0.2.{last}"));
+                assert!(answered.holds(&dialled, &name, addresses[0]), "{last}");
+            }
+        }
     }
 
     #[test]

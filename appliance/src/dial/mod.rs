@@ -10,6 +10,8 @@ mod address;
 mod answered;
 mod answers;
 mod control_plane;
+mod distrust;
+mod hosts_file;
 mod off_limits;
 mod resolver;
 mod translators;
@@ -78,8 +80,9 @@ pub async fn connect(
 /// for it and may still use.
 fn is_elsewhere(permit: &Permit, flow: &Flow, resolver: &Resolver, found: &Found) -> bool {
     let dialled = flow.dialled.0.ip();
-    let today = found.addresses.iter().any(|address| address.to_canonical() == dialled);
-    !today && !resolver.answered().holds(&flow.agent_key(), permit.host(), dialled)
+    // Always asked: who dials what it was given is remembered longest.
+    let given = resolver.answered().holds(&flow.agent_key(), permit.host(), dialled);
+    !given && !found.addresses.iter().any(|address| address.to_canonical() == dialled)
 }
 
 /// A name that leads nowhere but inside is refused for that, wherever the agent dialled.

@@ -9,6 +9,7 @@
 
 use std::{
     collections::HashMap,
+    fmt,
     future::ready,
     net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
@@ -19,25 +20,28 @@ use futures_util::{
     FutureExt,
     future::{BoxFuture, Shared},
 };
+use hickory_resolver::proto::rr::Name;
 use hickory_resolver::{
     config::{NameServerConfig, ResolverOpts},
     net::{DnsError, NetError, NoRecords},
 };
-use rustls::ClientConfig;
+use rustls::{ClientConfig, RootCertStore};
 use tokio::{runtime::Handle, time::timeout};
 
 use super::{
     answered::Answered,
     answers::Answers,
     control_plane::ControlPlane,
+    hosts_file,
     off_limits::OffLimits,
     translators,
     upstream::{Addresses, Upstream},
 };
 use crate::{
     accept::{AgentKey, FairPlace, FairPlaces},
-    config::NameServer,
+    config::{NameServer, Settings},
     policy::{GroupName, Host, Site},
+    tls,
 };
 
 /// Resolves names to addresses. Cheap to clone; all clones share one cache.
@@ -65,6 +69,18 @@ pub enum Unresolved {
     Failed,
 }
 
+impl fmt::Display for Unresolved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoName => "there is no such name",
+            Self::NoAddress => "the name has no address",
+            Self::Failed => "no resolver answers for the name",
+        })
+    }
+}
+
+impl std::error::Error for Unresolved {}
+
 #[derive(Debug)]
 struct Inner {
     upstream: Arc<Upstream>,
@@ -86,6 +102,22 @@ type Asked = Result<(Found, Instant), (Unresolved, Instant)>;
 type Flight = Shared<BoxFuture<'static, Outcome>>;
 
 impl Resolver {
+    /// A resolver that asks the servers of the settings. Those over TLS are verified by their
+    /// `resolver_ca`, or by `system_roots` where there is none. Its queries run on this runtime.
+    ///
+    /// # Errors
+    /// There is no CA to verify a server over TLS with, or hickory does not take a server.
+    pub fn open(
+        settings: &Settings,
+        site: &Site,
+        system_roots: &Arc<RootCertStore>,
+    ) -> Result<Self, String> {
+        let over_tls = settings.resolvers.iter().any(|server| server.tls_name.is_some());
+        let tls = || tls::resolver_client(settings.resolver_ca.as_deref(), system_roots);
+        let tls = over_tls.then(tls).transpose()?;
+        Self::new(&settings.resolvers, tls, site.clone(), Handle::current())
+    }
+
     /// A resolver that asks `servers`, those over TLS by the settings in `tls`. Its queries run on
     /// `home`: one of its own now and then, where `site` does not say which translators there are.
     ///
@@ -135,6 +167,25 @@ impl Resolver {
             }
             None => self.0.flight(host, agent.group(), place).await,
         }
+    }
+
+    /// Every address of a machine that the gateway itself depends on: those that `/etc/hosts` has for
+    /// the name, or else what the resolvers say. They join the control plane. No agent's query is
+    /// waited for, and nothing is remembered.
+    ///
+    /// # Errors
+    /// There is no such name or no address, or no resolver says either.
+    pub async fn own(&self, name: &str) -> Result<Vec<IpAddr>, Unresolved> {
+        let absolute = format!("{}.", name.trim_end_matches('.'));
+        let parsed = Name::from_ascii(&absolute).map_err(|_| Unresolved::NoName)?;
+        let mut found = hosts_file::addresses(&parsed).await;
+        if found.is_empty() {
+            let asked = timeout(LOOKUP_TIME, self.0.upstream.addresses(&absolute)).await;
+            let asked = asked.unwrap_or(Err(NetError::Timeout));
+            found = asked.map_err(|error| unresolved(&error).0)?.addresses;
+        }
+        self.0.off_limits.control_plane().learn(found.iter().copied());
+        Ok(found)
     }
 
     /// What is known about the name without asking anybody.
@@ -289,6 +340,8 @@ fn options() -> ResolverOpts {
     let mut options = ResolverOpts::default();
     options.timeout = QUERY_TIME;
     options.attempts = ATTEMPTS;
+    // Each query has a port of its own, too, and not one of the system's choosing.
+    options.case_randomization = true;
     // Queries on one connection over TCP or TLS; what is under way has a bound of its own, above.
     options.max_active_requests = 2 * MAX_UNDER_WAY;
     options
@@ -346,7 +399,7 @@ mod tests {
                 let mut message = Message::from_vec(&buffer[..length]).unwrap();
                 let query = message.queries[0].clone();
                 message.metadata.message_type = MessageType::Response;
-                if query.name().to_ascii() != "a.example." {
+                if query.name().to_lowercase().to_ascii() != "a.example." {
                     message.metadata.response_code = ResponseCode::NXDomain;
                 } else if query.query_type() == RecordType::A {
                     let data = RData::A(A::new(198, 51, 100, 1));

@@ -3,10 +3,11 @@
 //! Nothing that an answer says leads to another question, so the owner of a listed zone cannot have
 //! the gateway ask for a name of its choosing. Resolvers follow aliases themselves; an alias without
 //! the addresses that it leads to is no address. Of an answer only that counts to which the asked
-//! name leads, alias by alias, in whatever order the records stand.
+//! name leads, alias by alias, in whatever order the records stand. Over UDP names are asked for in a
+//! mixture of capitals, and [`distrust`](super::distrust) says which answers count.
 
 use std::{
-    net::{IpAddr, Ipv6Addr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
@@ -16,7 +17,6 @@ use hickory_resolver::{
     config::{NameServerConfig, ResolverOpts},
     net::{
         DnsError, NetError, NoRecords,
-        runtime::TokioRuntimeProvider,
         xfer::{DnsHandle, FirstAnswer, RetryDnsHandle},
     },
     proto::{
@@ -26,9 +26,11 @@ use hickory_resolver::{
 };
 use rustls::ClientConfig;
 
+use super::distrust::Distrustful;
+
 /// The servers that are asked.
 pub(super) struct Upstream {
-    servers: RetryDnsHandle<NameServerPool<TokioRuntimeProvider>>,
+    servers: RetryDnsHandle<NameServerPool<Distrustful>>,
     options: DnsRequestOptions,
 }
 
@@ -52,12 +54,16 @@ impl Upstream {
     ) -> Result<Self, NetError> {
         let mut each = DnsRequestOptions::default();
         each.recursion_desired = true;
+        each.case_randomization = options.case_randomization;
         each.use_edns = options.edns0;
         each.edns_payload_len = options.edns_payload_len;
         let tls = tls.map_or_else(TlsConfig::new, |config| Ok(TlsConfig { config }))?;
         let attempts = options.attempts;
         let context = Arc::new(PoolContext::new(options, tls));
-        let pool = NameServerPool::from_config(servers, context, TokioRuntimeProvider::default());
+        let port = |server: &NameServerConfig| server.connections.first().map(|it| it.port);
+        let addresses = servers.iter().filter_map(|it| Some(SocketAddr::new(it.ip, port(it)?)));
+        let sockets = Distrustful::new(addresses);
+        let pool = NameServerPool::from_config(servers, context, sockets);
         Ok(Self { servers: RetryDnsHandle::new(pool, attempts), options: each })
     }
 
@@ -107,6 +113,10 @@ impl Upstream {
     async fn family(&self, query: Query) -> Result<Addresses, NetError> {
         let answer = self.servers.lookup(query.clone(), self.options).first_answer().await?;
         let answer = DnsError::from_response(answer)?;
+        // Of a stream hickory looks at the number alone.
+        if *answer.queries != [query.clone()] {
+            return Err("an answer to another question".into());
+        }
         led_to(&query, &answer.answers).ok_or_else(|| none(query, &answer))
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Every agent has its own share of queries, lookups, connections and audit records, so that one
 //! at its limits leaves the others theirs. A group, whose hosts may use many addresses, has a share
-//! too: where it has too many agents to keep apart, new ones of it are told no, and others are not.
+//! too. Where it has too many agents to keep apart, one that is at rest makes room for a new one, and
+//! what it asked stays in the group's sum.
 
 use std::{
     collections::HashMap,
@@ -11,7 +12,7 @@ use std::{
 };
 
 use crate::{
-    accept::{AgentKey, Pace},
+    accept::{AgentKey, AgentTable, Pace},
     policy::GroupName,
 };
 
@@ -21,7 +22,7 @@ pub(super) struct Agents(Mutex<HashMap<GroupName, OfGroup>>);
 
 #[derive(Debug)]
 struct OfGroup {
-    agents: HashMap<AgentKey, Agent>,
+    agents: AgentTable<Agent>,
     common: Common,
 }
 
@@ -30,7 +31,8 @@ struct OfGroup {
 struct Common {
     held: Held,
     records: Pace,
-    /// Of agents that the table had no room for, and of those that were too many to be told apart.
+    /// Of agents that made room for others or found none, and of those that were too many to be told
+    /// apart.
     rest: Counts,
 }
 
@@ -167,13 +169,10 @@ impl Agents {
             groups.insert(key.group().clone(), OfGroup::new(now));
         }
         let OfGroup { agents, common } = groups.get_mut(key.group())?;
-        if !agents.contains_key(key) {
-            if agents.len() >= MAX_AGENTS {
-                return None;
-            }
-            agents.insert(key.clone(), Agent::new(now));
-        }
-        agents.get_mut(key).map(|agent| on(agent, common))
+        let Common { rest, .. } = common;
+        let rests = |other: &mut Agent| other.leaves_only_counts(now, rest);
+        let agent = agents.agent(key, || Agent::new(now), rests)?;
+        Some(on(agent, common))
     }
 }
 
@@ -181,12 +180,12 @@ impl OfGroup {
     fn new(now: Instant) -> Self {
         let common =
             Common { held: Held::default(), records: Pace::new(now), rest: Counts::default() };
-        Self { agents: HashMap::new(), common }
+        Self { agents: AgentTable::default(), common }
     }
 
     fn sweep(&mut self, now: Instant, mut tell: impl FnMut(Option<&AgentKey>, Counts) -> bool) {
         let mut told = 0;
-        for (key, agent) in &mut self.agents {
+        for (key, agent) in self.agents.iter_mut() {
             if agent.counts == Counts::default() {
                 continue;
             }
@@ -201,7 +200,7 @@ impl OfGroup {
         if *rest != Counts::default() && tell(None, *rest) {
             *rest = Counts::default();
         }
-        self.agents.retain(|_, agent| !agent.is_at_rest(now));
+        self.agents.retain(|agent| !agent.is_at_rest(now));
     }
 
     fn is_at_rest(&self, now: Instant) -> bool {
@@ -250,8 +249,20 @@ impl Agent {
     }
 
     fn is_at_rest(&self, now: Instant) -> bool {
+        self.counts == Counts::default() && self.is_idle(now)
+    }
+
+    /// Whether nothing but its counts is known of it. They go to `rest` then.
+    fn leaves_only_counts(&mut self, now: Instant, rest: &mut Counts) -> bool {
+        let idle = self.is_idle(now);
+        if idle {
+            rest.add(std::mem::take(&mut self.counts));
+        }
+        idle
+    }
+
+    fn is_idle(&self, now: Instant) -> bool {
         self.held.lookups + self.held.connections == 0
-            && self.counts == Counts::default()
             && self.queries.is_full(now)
             && self.records.is_full(now)
     }
@@ -268,8 +279,6 @@ impl Drop for Share {
     }
 }
 
-/// Agents of one group that are kept apart.
-const MAX_AGENTS: usize = 16_384;
 /// Names that one agent may have resolved at once.
 const MAX_LOOKUPS: usize = 64;
 /// Names that one group may have resolved at once, those that wait for their turn included. A
@@ -294,7 +303,7 @@ mod tests {
     use std::{net::IpAddr, time::Duration};
 
     use super::*;
-    use crate::policy::GroupName;
+    use crate::accept::MAX_AGENTS;
 
     fn key(address: &str) -> AgentKey {
         AgentKey::new(&GroupName("red".into()), address.parse().unwrap())
@@ -394,16 +403,62 @@ mod tests {
         assert_eq!(told.iter().filter(|(agent, _)| agent.is_none()).count(), 1);
     }
 
+    /// One of the addresses that somebody makes up.
+    fn made_up(number: u32) -> AgentKey {
+        key(&IpAddr::from((0x0a00_0000 + number).to_be_bytes()).to_string())
+    }
+
     #[test]
     fn agents_without_number_do_not_fill_the_memory() {
         let (agents, now) = (Agents::default(), Instant::now());
-        for number in 0..20_000u32 {
-            let address = IpAddr::from((0x0a00_0000 + number).to_be_bytes());
-            agents.may_ask(&AgentKey::new(&GroupName("red".into()), address), 10, now);
+        for number in 0..20_000 {
+            agents.may_ask(&made_up(number), 10, now);
         }
         assert_eq!(agents.0.lock().unwrap()[&GroupName("red".into())].agents.len(), MAX_AGENTS);
         let blue = AgentKey::new(&GroupName("blue".into()), IpAddr::from([192, 0, 2, 1]));
         assert!(agents.may_ask(&blue, 10, now), "another group's agent");
+    }
+
+    #[test]
+    fn made_up_agents_keep_no_new_one_out_and_every_query_stays_counted() {
+        let (agents, start) = (Agents::default(), Instant::now());
+        let (flood, honest) = (100_000_u32, 50);
+        let mut asked = 0;
+        for number in 0..flood {
+            // As many a second as the packet rules let through, each of them refused.
+            let now = start + Duration::from_micros(u64::from(number) * 150);
+            let made_up = made_up(number);
+            if agents.may_ask(&made_up, 200, now) {
+                agents.refused(&made_up, now);
+            }
+            if number % (flood / honest) == 0 {
+                let new = key(&format!("192.0.2.{asked}"));
+                assert!(agents.may_ask(&new, 200, now), "{number}");
+                agents.answered(&new, now);
+                asked += 1;
+            }
+        }
+        let end = start + Duration::from_secs(20);
+        let told = swept(&agents, end);
+        let sum = |of: fn(&Counts) -> u64| told.iter().map(|(_, it)| of(it)).sum::<u64>();
+        assert_eq!(sum(|it| it.refused), u64::from(flood), "nobody was told no");
+        assert_eq!((sum(|it| it.answered), sum(|it| it.limited)), (u64::from(honest), 0));
+    }
+
+    #[test]
+    fn who_holds_something_or_went_too_fast_is_not_forgotten_for_a_new_one() {
+        let (agents, now) = (Arc::new(Agents::default()), Instant::now());
+        let greedy = key("192.0.2.1");
+        let held = agents.share(&greedy, Of::Lookups, 1).unwrap();
+        let fast = key("192.0.2.2");
+        let burst = (0..100).filter(|_| agents.may_ask(&fast, 10, now)).count();
+        for number in 0..40_000 {
+            agents.may_ask(&made_up(number), 10_000, now + Duration::from_micros(number.into()));
+        }
+        assert_eq!((burst, agents.may_ask(&fast, 10, now)), (20, false));
+        drop(held);
+        let groups = agents.0.lock().unwrap();
+        assert_eq!(groups[greedy.group()].common.held.lookups, 0);
     }
 
     #[test]

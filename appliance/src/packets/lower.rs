@@ -55,6 +55,12 @@ pub(super) fn declaration(set: &Set, family: TableFamily) -> Declaration {
         SetKey::InterfaceAndMac => {
             (0, &[TYPE_IFNAME, TYPE_ETHER_ADDR], vec![NAME_BYTES, MAC_BYTES])
         }
+        SetKey::Mark => (0, &[TYPE_MARK], vec![MARK_BYTES]),
+        SetKey::MarkOfInterfaceAndAddress(family) => (
+            interval | SET_CONCAT | libc::NFT_SET_MAP as u32,
+            &[TYPE_IFNAME, address_type(family)],
+            vec![NAME_BYTES, address_bytes(family)],
+        ),
         SetKey::InterfaceMacAndAddress(family) => (
             0,
             &[TYPE_IFNAME, TYPE_ETHER_ADDR, address_type(family)],
@@ -68,8 +74,15 @@ pub(super) fn declaration(set: &Set, family: TableFamily) -> Declaration {
     };
     let key_type = types.iter().fold(0, |number, kind| number << TYPE_BITS | kind);
     let name = c_string(&set.name);
-    let userdata = if set.key == SetKey::Interface { HOST_ORDER.to_vec() } else { Vec::new() };
-    Declaration { table: TABLE_C, family, name, size, id: 0, flags, key_type, fields, userdata }
+    let userdata = match set.key {
+        SetKey::Interface | SetKey::Mark => HOST_ORDER.to_vec(),
+        SetKey::MarkOfInterfaceAndAddress(_) => DATA_IN_HOST_ORDER.to_vec(),
+        _ => Vec::new(),
+    };
+    let is_map = matches!(set.key, SetKey::MarkOfInterfaceAndAddress(_));
+    let data = is_map.then_some((TYPE_MARK, MARK_BYTES));
+    let id = 0;
+    Declaration { table: TABLE_C, family, name, size, id, flags, key_type, fields, data, userdata }
 }
 
 /// A set of which only the name matters: the kernel asks for no more to remove it.
@@ -83,6 +96,7 @@ pub(super) fn named(name: &str, family: TableFamily) -> Declaration {
         flags: 0,
         key_type: TYPE_INET_SERVICE,
         fields: vec![2],
+        data: None,
         userdata: Vec::new(),
     }
 }
@@ -121,6 +135,13 @@ fn lower(statement: &Statement, to: &mut LoweredRule, ids: &mut impl Iterator<It
             RawExpr::immediate(&mark.to_ne_bytes()),
             RawExpr::meta_set(libc::NFT_META_MARK as u32, REGISTER),
         ]),
+        Statement::SetMarkOf(key, map) => {
+            load(*key, &mut to.expressions);
+            to.expressions.extend([
+                RawExpr::look_up_into(&c_string(map), REGISTER),
+                RawExpr::meta_set(libc::NFT_META_MARK as u32, REGISTER),
+            ]);
+        }
         Statement::SetPriority(value) => to.expressions.extend([
             RawExpr::immediate(&value.bytes),
             RawExpr::meta_set(libc::NFT_META_PRIORITY as u32, REGISTER),
@@ -171,9 +192,9 @@ fn any_of(
     let flags = (libc::NFT_SET_ANONYMOUS | libc::NFT_SET_CONSTANT) as u32;
     let name = ANONYMOUS.to_owned();
     let (fields, userdata) = (vec![bytes], Vec::new());
-    let (table, family, size) = (TABLE_C, TableFamily::Inet, 0);
+    let (table, family, size, data) = (TABLE_C, TableFamily::Inet, 0, None);
     let declaration =
-        Declaration { table, family, name, size, id, flags, key_type, fields, userdata };
+        Declaration { table, family, name, size, id, flags, key_type, fields, data, userdata };
     to.sets.push((declaration, values.iter().map(|value| single(value.bytes.clone())).collect()));
 }
 
@@ -186,15 +207,18 @@ fn element(element: &Element) -> Vec<RawElement> {
         Element::InterfaceMacAndAddress(name, mac, address) => {
             vec![single([interface_and_mac(name, *mac), octets(*address)].concat())]
         }
-        Element::InterfaceAndPrefix(name, net) => {
-            let joined = |address: Vec<u8>| [interface_key(name), address].concat();
-            vec![RawElement {
-                key: joined(octets(net.network())),
-                key_end: Some(joined(octets(net.broadcast()))),
-                ends_interval: false,
-            }]
+        Element::InterfaceAndPrefix(name, net) => vec![interface_and_prefix(name, *net)],
+        Element::MarkOfInterfaceAndPrefix(name, net, mark) => {
+            let data = Some(mark.to_ne_bytes().to_vec());
+            vec![RawElement { data, ..interface_and_prefix(name, *net) }]
         }
     }
+}
+
+fn interface_and_prefix(name: &str, net: IpNet) -> RawElement {
+    let joined = |address: Vec<u8>| [interface_key(name), address].concat();
+    let key_end = Some(joined(octets(net.broadcast())));
+    RawElement { key_end, ..single(joined(octets(net.network()))) }
 }
 
 fn interface_and_mac(name: &str, mac: Mac) -> Vec<u8> {
@@ -206,7 +230,7 @@ fn interface_and_mac(name: &str, mac: Mac) -> Vec<u8> {
 fn interval(net: IpNet) -> Vec<RawElement> {
     let mut both = vec![single(octets(net.network()))];
     if let Some(after) = successor(octets(net.broadcast())) {
-        both.push(RawElement { key: after, key_end: None, ends_interval: true });
+        both.push(RawElement { ends_interval: true, ..single(after) });
     }
     both
 }
@@ -222,7 +246,7 @@ fn successor(mut key: Vec<u8>) -> Option<Vec<u8>> {
 }
 
 fn single(key: Vec<u8>) -> RawElement {
-    RawElement { key, key_end: None, ends_interval: false }
+    RawElement { key, key_end: None, ends_interval: false, data: None }
 }
 
 /// An interface's name as the kernel compares it.
@@ -261,6 +285,8 @@ pub(super) const METER_SIZE: u32 = 4_096;
 /// How long a meter remembers an agent that sends nothing.
 pub(super) const METER_MILLISECONDS: u64 = 10_000;
 
+const MARK_BYTES: u8 = 4;
+
 /// `IFNAMSIZ`.
 const NAME_BYTES: u8 = 16;
 
@@ -272,6 +298,7 @@ const TYPE_ETHER_TYPE: u32 = 10;
 const TYPE_INET_PROTOCOL: u32 = 12;
 const TYPE_INET_SERVICE: u32 = 13;
 const TYPE_ICMP_TYPE: u32 = 14;
+const TYPE_MARK: u32 = 19;
 const TYPE_ICMP6_TYPE: u32 = 29;
 const TYPE_FIB_ADDRTYPE: u32 = 38;
 const TYPE_IFNAME: u32 = 41;
@@ -279,6 +306,11 @@ const TYPE_IFNAME: u32 = 41;
 const HOST_ORDER: [u8; 6] = {
     let [a, b, c, d] = 1u32.to_ne_bytes();
     [0, 4, a, b, c, d]
+};
+/// The same of what a map gives (attribute 1).
+const DATA_IN_HOST_ORDER: [u8; 6] = {
+    let [a, b, c, d] = 1u32.to_ne_bytes();
+    [1, 4, a, b, c, d]
 };
 /// Bits of one type in the number of a concatenation.
 const TYPE_BITS: u32 = 6;

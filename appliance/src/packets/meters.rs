@@ -2,7 +2,8 @@
 //!
 //! Pure. As [`crate::accept::AgentKey`] does: an agent is an IPv4 address or an IPv6 /64, and one
 //! that is bound to its card is each of its addresses by itself, so that none of those who share a
-//! /64 takes what is another's.
+//! /64 takes what is another's. A group is the sources that belong to it: whoever makes up ever new
+//! ones of them is still one group.
 
 use ipnet::IpNet;
 
@@ -41,3 +42,28 @@ pub(super) fn bound_6(capture: &Capture) -> Set {
 
 /// The name of that set.
 pub(super) const BOUND_6: &str = "bound_6";
+
+/// The number of the group that each source belongs to, as a mark. It is written over before the
+/// packet is delivered.
+pub(super) fn groups(family: Family, capture: &Capture) -> Set {
+    let of_interfaces = capture
+        .interfaces
+        .iter()
+        .flat_map(|interface| interface.groups.iter().map(move |group| (interface, group)));
+    let numbered = (1..).zip(of_interfaces);
+    let elements = numbered.flat_map(|(number, (interface, prefixes))| {
+        let name = interface.name.to_string();
+        let of_family =
+            prefixes.iter().filter(move |net| net.addr().is_ipv4() == (family == Family::V4));
+        of_family.map(move |net| Element::MarkOfInterfaceAndPrefix(name.clone(), *net, number))
+    });
+    set(groups_name(family), SetKey::MarkOfInterfaceAndAddress(family), elements.collect())
+}
+
+/// The name of that map.
+pub(super) fn groups_name(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "groups_4",
+        Family::V6 => "groups_6",
+    }
+}

@@ -97,6 +97,8 @@ pub struct CaptureInterface {
     pub bound: Vec<BoundAgent>,
     /// The source prefixes of the groups on it that bind nobody.
     pub free: Vec<IpNet>,
+    /// The source prefixes of each group on it, aggregated and sorted. No two overlap.
+    pub groups: Vec<Vec<IpNet>>,
 }
 
 impl Capture {
@@ -254,6 +256,7 @@ fn interface(policy: &Policy, name: &InterfaceName) -> CaptureInterface {
         prefixes: aggregate(&prefixes),
         bound: groups().flat_map(|group| group.agents.iter().cloned()).collect(),
         free: aggregate(&free),
+        groups: groups().map(|group| aggregate(&group.prefixes)).collect(),
     }
 }
 

@@ -38,8 +38,8 @@ pub(super) enum TableFamily {
     Netdev,
 }
 
-/// A named set. Its key never changes; its elements are replaced on every apply, but for a
-/// meter's, which packets make.
+/// A named set, or a map from its keys to marks. Its key never changes; its elements are replaced on
+/// every apply, but for a meter's, which packets make.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Set {
     pub(super) name: Cow<'static, str>,
@@ -58,6 +58,9 @@ pub(super) enum SetKey {
     InterfaceAndAddress(Family),
     InterfaceAndMac,
     InterfaceMacAndAddress(Family),
+    Mark,
+    /// Of a map to marks.
+    MarkOfInterfaceAndAddress(Family),
 }
 
 /// One member of a set.
@@ -69,6 +72,7 @@ pub(super) enum Element {
     InterfaceAndPrefix(String, IpNet),
     InterfaceAndMac(String, Mac),
     InterfaceMacAndAddress(String, Mac, IpAddr),
+    MarkOfInterfaceAndPrefix(String, IpNet, u32),
 }
 
 /// An address family of the inet table.
@@ -141,6 +145,8 @@ pub(super) enum Statement {
     /// Copy the packet's head, under the reason's word, to this NFLOG group.
     Tell(Reason, u16),
     SetMark(u32),
+    /// Set the mark to what the named map has for the key; go on only where it has something.
+    SetMarkOf(Key, &'static str),
     SetPriority(Value),
     /// Hand the packet to the listener on this port; go on only where there is one.
     Tproxy(Family, u16),
@@ -266,7 +272,11 @@ fn sets(capture: &Capture) -> Vec<Set> {
         set("homes_6", v6, prefixes(&capture.homes, Family::V6)),
         set("ports", SetKey::Port, ports),
         meters::bound_6(capture),
+        meters::groups(Family::V4, capture),
     ];
+    if capture.ipv6 {
+        sets.push(meters::groups(Family::V6, capture));
+    }
     sets.extend(prerouting::meters(capture));
     sets
 }

@@ -15,7 +15,7 @@ use super::{
         port_is, rule,
     },
 };
-use crate::reason::Reason;
+use crate::{policy::Quota, reason::Reason};
 
 /// Something that the gateway's own address answers besides DNS.
 struct Service {
@@ -73,6 +73,7 @@ pub(super) fn meters(capture: &Capture) -> Vec<Set> {
         meters.push(meter(of(*family, "refusals_4", "refusals_6"), key));
         meters.extend(services_of(*family, capture).iter().map(|each| meter(each.meter, key)));
     }
+    meters.push(meter(DNS_GROUPS, SetKey::Mark));
     if capture.services.dhcp {
         meters.push(meter(DISCOVERS, SetKey::Interface));
     }
@@ -158,17 +159,25 @@ fn identity(capture: &Capture) -> Vec<Rule> {
 
 /// DNS to any address, our own included, and what of it nobody took.
 fn dns(capture: &Capture) -> Vec<Rule> {
-    use Statement::{AnyOf, Count, Drop, Goto, Over};
+    use Statement::{AnyOf, Count, Drop, Goto, Over, SetMarkOf};
+    let query = || [is_udp(), port_is(DNS_PORT)];
     let mut rules = Vec::new();
+    // One socket serves the interface, so no agent may fill its buffer, and no group.
+    let rate = capture.dns_rate.saturating_mul(DNS_HEADROOM);
     for &family in families(capture) {
-        // One socket serves the interface, so no agent may fill its buffer.
-        let rate = capture.dns_rate.saturating_mul(DNS_HEADROOM);
         for (who, key) in meters::agents(family, capture) {
             let over = Over(key, of(family, "dns_4", "dns_6").into(), rate.into());
-            let flood = [&[is_udp(), port_is(DNS_PORT)], &who[..], &[over, Count, Drop]].concat();
+            let flood = [&query()[..], &who[..], &[over, Count, Drop]].concat();
             rules.push(because(Reason::DnsRate, &flood));
         }
     }
+    for &family in families(capture) {
+        let group = SetMarkOf(Key::InterfaceAndSource(family), meters::groups_name(family));
+        rules.push(rule(&[&query()[..], &[is_family(family), group]].concat()));
+    }
+    let rate = rate.saturating_mul(Quota::GROUP_RATE);
+    let over = Over(Key::Mark, DNS_GROUPS.into(), rate.into());
+    rules.push(because(Reason::DnsRate, &[&query()[..], &[over, Count, Drop]].concat()));
     for &family in families(capture) {
         rules.push(deliver_dns(family, is_tcp(), capture));
         rules.push(deliver_dns(family, is_udp(), capture));
@@ -408,6 +417,8 @@ pub(super) const DISCOVERS: &str = "discovers";
 /// How many times an agent's own rate may come in before the kernel drops the rest. What is above
 /// the rate and below this the resolver drops itself: by its own measure, which forgives a burst.
 const DNS_HEADROOM: u32 = 4;
+/// What all agents of a group together send.
+const DNS_GROUPS: &str = "dns_groups";
 
 const NTP_PORT: u16 = 123;
 /// Of a server, RFC 2131, section 4.1.

@@ -80,6 +80,11 @@ impl RawExpr {
             .u32(sys::NFTNL_EXPR_LOOKUP_FLAGS, flags)
     }
 
+    /// Goes on only where the map has the key in the register, with what it has for it in another.
+    pub(super) fn look_up_into(map: &CStr, register: u32) -> Self {
+        Self::lookup(map, 0, false).u32(sys::NFTNL_EXPR_LOOKUP_DREG, register)
+    }
+
     pub(super) fn fib(flags: u32, result: u32) -> Self {
         Self::new(c"fib")
             .u32(sys::NFTNL_EXPR_FIB_DREG, REGISTER)

@@ -228,6 +228,7 @@ fn raw_element(element: &[u8]) -> RawElement {
         key: key(NFTA_SET_ELEM_KEY).unwrap_or_default(),
         key_end: key(NFTA_SET_ELEM_KEY_END),
         ends_interval: flags & libc::NFT_SET_ELEM_INTERVAL_END as u32 != 0,
+        data: key(NFTA_SET_ELEM_DATA),
     }
 }
 
@@ -252,6 +253,7 @@ const NFTA_SET_NAME: u16 = 2;
 const NFTA_SET_ELEM_LIST_SET: u16 = 2;
 const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
 const NFTA_SET_ELEM_KEY: u16 = 1;
+const NFTA_SET_ELEM_DATA: u16 = 2;
 const NFTA_SET_ELEM_FLAGS: u16 = 3;
 const NFTA_SET_ELEM_KEY_END: u16 = 10;
 const NFTA_DATA_VALUE: u16 = 1;

@@ -50,11 +50,15 @@ fn set(set: &Set) -> String {
         SetKey::Address(Family::V6) => ("ipv6_addr", true),
         SetKey::InterfaceAndAddress(Family::V4) => ("ifname . ipv4_addr", true),
         SetKey::InterfaceAndAddress(Family::V6) => ("ifname . ipv6_addr", true),
+        SetKey::Mark => ("mark", false),
+        SetKey::MarkOfInterfaceAndAddress(Family::V4) => ("ifname . ipv4_addr : mark", true),
+        SetKey::MarkOfInterfaceAndAddress(Family::V6) => ("ifname . ipv6_addr : mark", true),
         SetKey::InterfaceAndMac => ("ifname . ether_addr", false),
         SetKey::InterfaceMacAndAddress(Family::V4) => ("ifname . ether_addr . ipv4_addr", false),
         SetKey::InterfaceMacAndAddress(Family::V6) => ("ifname . ether_addr . ipv6_addr", false),
     };
-    let mut text = format!("\tset {} {{\n\t\ttype {kind}\n", set.name);
+    let what = if matches!(set.key, SetKey::MarkOfInterfaceAndAddress(_)) { "map" } else { "set" };
+    let mut text = format!("\t{what} {} {{\n\t\ttype {kind}\n", set.name);
     if set.meter {
         let _ = writeln!(text, "\t\tsize {METER_SIZE}\n\t\tflags dynamic,timeout");
     } else if interval {
@@ -77,6 +81,9 @@ fn element(element: &Element) -> String {
         Element::InterfaceAndMac(name, mac) => format!("\"{name}\" . {mac}"),
         Element::InterfaceMacAndAddress(name, mac, address) => {
             format!("\"{name}\" . {mac} . {address}")
+        }
+        Element::MarkOfInterfaceAndPrefix(name, net, mark) => {
+            format!("\"{name}\" . {net} : {mark:#010x}")
         }
     }
 }
@@ -124,6 +131,7 @@ fn statement(statement: &Statement) -> String {
             format!("log prefix \"{}\" group {group} snaplen {SNAPLEN}", reason.word())
         }
         Statement::SetMark(mark) => format!("meta mark set {mark:#010x}"),
+        Statement::SetMarkOf(each, map) => format!("meta mark set {} map @{map}", key(*each)),
         Statement::SetPriority(value) => format!("meta priority set {}", value.text),
         Statement::Tproxy(Family::V4, port) => format!("tproxy ip to :{port}"),
         Statement::Tproxy(Family::V6, port) => format!("tproxy ip6 to :{port}"),

@@ -1,8 +1,9 @@
 //! No agent and no group takes what is another's, and all of it comes back.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use super::*;
+use crate::accept::MAX_AGENTS;
 
 fn limits(agent_connections: usize) -> Limits {
     Limits { agent_connections, connections: 10, ..Limits::default() }
@@ -153,7 +154,7 @@ fn requests_over_an_agents_rate_are_counted_once_whatever_connections_they_are_o
     assert_eq!(places.over_rate(now), [told]);
     assert!(!share(&greedy).may_ask(now), "a new connection changes nothing");
     let told = places.over_rate(now);
-    places.not_told(&told[0], now);
+    places.not_told(&told[0]);
     assert_eq!(places.over_rate(now), told, "told the next time");
     places.over_rate(now + Duration::from_secs(20));
     assert!(places.groups.lock().unwrap().is_empty());
@@ -182,7 +183,7 @@ fn what_could_not_be_told_is_told_the_next_time() {
         places.may_connect(&key(1, "red"), &slow, now);
     }
     let told = places.over_rate(now);
-    places.not_told(&told[0], now);
+    places.not_told(&told[0]);
     assert_eq!(places.over_rate(now), told);
 }
 

@@ -72,6 +72,9 @@ pub(super) fn example() -> Capture {
             CaptureInterface {
                 bound: vec![bound("02:00:00:00:00:01", &["10.23.0.5", "2001:db8:21::5"])],
                 free: vec![net("10.21.0.0/16")],
+                groups: [&["10.21.0.0/16"][..], &["10.23.0.0/24", "2001:db8:21::/64"]]
+                    .map(|group| group.iter().map(|text| net(text)).collect())
+                    .into(),
                 ..interface("agents1", &["10.21.0.0/16", "10.23.0.0/24", "2001:db8:21::/64"])
             },
         ],
@@ -93,6 +96,7 @@ fn interface(name: &str, prefixes: &[&str]) -> CaptureInterface {
     CaptureInterface {
         name: InterfaceName(Arc::from(name)),
         free: prefixes.clone(),
+        groups: vec![prefixes.clone()],
         prefixes,
         bound: Vec::new(),
     }

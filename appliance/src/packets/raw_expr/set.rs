@@ -44,6 +44,8 @@ pub(in crate::packets) struct Declaration {
     pub(in crate::packets) key_type: u32,
     /// Bytes of each field of the key, each padded to four where there are several.
     pub(in crate::packets) fields: Vec<u8>,
+    /// What a map gives: its data type, by nft's numbering, and its bytes.
+    pub(in crate::packets) data: Option<(u32, u8)>,
     /// Notes of nft for itself; the kernel only keeps them.
     pub(in crate::packets) userdata: Vec<u8>,
 }
@@ -54,6 +56,8 @@ pub(in crate::packets) struct RawElement {
     pub(in crate::packets) key: Vec<u8>,
     pub(in crate::packets) key_end: Option<Vec<u8>>,
     pub(in crate::packets) ends_interval: bool,
+    /// What a map gives for it.
+    pub(in crate::packets) data: Option<Vec<u8>>,
 }
 
 /// What is told to the kernel about a set. Added, it says what it names; deleted, `Elements` of
@@ -88,7 +92,10 @@ impl RawSet {
         ];
         let size = Some((sys::NFTNL_SET_DESC_SIZE, declaration.size));
         let size = size.filter(|(_, size)| *size > 0);
-        for (number, value) in numbers.into_iter().chain(size) {
+        let data = declaration.data.into_iter().flat_map(|(kind, bytes)| {
+            [(sys::NFTNL_SET_DATA_TYPE, kind), (sys::NFTNL_SET_DATA_LEN, bytes.into())]
+        });
+        for (number, value) in numbers.into_iter().chain(size).chain(data) {
             // SAFETY: `set` is live and ours; these attributes are all u32 (libnftnl set.c).
             unsafe { sys::nftnl_set_set_u32(set, number as u16, value) };
         }
@@ -120,6 +127,7 @@ impl RawSet {
         let keys = [
             (sys::NFTNL_SET_ELEM_KEY, Some(&element.key)),
             (sys::NFTNL_SET_ELEM_KEY_END, element.key_end.as_ref()),
+            (sys::NFTNL_SET_ELEM_DATA, element.data.as_ref()),
         ];
         for (number, key) in keys {
             let Some(key) = key.filter(|key| key.len() <= MAX_KEY_BYTES) else { continue };

@@ -38,7 +38,10 @@ use vaultrs::api::EndpointMiddleware;
 use zeroize::{Zeroize, Zeroizing};
 
 use super::error::{CallError, VaultSourceError};
-use crate::{config::VaultSettings, dial::ControlPlane};
+use crate::{
+    config::VaultSettings,
+    dial::{Resolver, Unresolved},
+};
 
 /// How Vault is reached. Holds no token.
 pub(super) struct Transport {
@@ -48,7 +51,7 @@ pub(super) struct Transport {
     active: AtomicUsize,
     namespace: Option<String>,
     roots: RootCertStore,
-    control_plane: ControlPlane,
+    resolver: Resolver,
     call_time: Duration,
     http: ArcSwap<reqwest::Client>,
 }
@@ -73,14 +76,14 @@ impl Transport {
     /// `call_time` is from the first byte sent to the last received, all nodes together.
     pub(super) fn new(
         settings: &VaultSettings,
-        control_plane: &ControlPlane,
+        resolver: &Resolver,
         call_time: Duration,
     ) -> Result<Self, VaultSourceError> {
         let addresses = std::iter::once(&settings.address).chain(&settings.peers);
         let nodes: Vec<Url> =
             addresses.map(|text| parse_address(text)).collect::<Result<_, _>>()?;
         let https = nodes.iter().any(|node| node.scheme() == "https");
-        control_plane.learn(nodes.iter().filter_map(literal));
+        resolver.off_limits().control_plane().learn(nodes.iter().filter_map(literal));
         let roots = match &settings.ca_file {
             Some(path) => read_roots(path)?,
             None if https => return Err(VaultSourceError::Address("https needs a ca_file")),
@@ -90,13 +93,13 @@ impl Transport {
         if namespace.as_deref().is_some_and(|name| !name.bytes().all(|b| b.is_ascii_graphic())) {
             return Err(VaultSourceError::Setting("the namespace has unprintable bytes"));
         }
-        let http = build_http(roots.clone(), https, None, control_plane, call_time)?;
+        let http = build_http(roots.clone(), https, None, resolver, call_time)?;
         Ok(Self {
             nodes,
             active: AtomicUsize::new(0),
             namespace,
             roots,
-            control_plane: control_plane.clone(),
+            resolver: resolver.clone(),
             call_time,
             http: ArcSwap::from_pointee(http),
         })
@@ -106,7 +109,7 @@ impl Transport {
     pub(super) fn present(&self, identity: ClientIdentity) -> Result<(), VaultSourceError> {
         let https = self.nodes.iter().any(|node| node.scheme() == "https");
         let roots = self.roots.clone();
-        let http = build_http(roots, https, Some(identity), &self.control_plane, self.call_time)?;
+        let http = build_http(roots, https, Some(identity), &self.resolver, self.call_time)?;
         self.http.store(Arc::new(http));
         Ok(())
     }
@@ -244,19 +247,23 @@ fn append_wiping(body: &mut Zeroizing<Vec<u8>>, chunk: &[u8]) {
 /// Takes from an error what is safe to tell.
 fn lost(error: &reqwest::Error) -> CallError {
     CallError::Transport(match error {
-        _ if is_tls(error) => "TLS with Vault failed: check its certificate against ca_file",
+        _ if caused_by::<Unresolved>(error) => UNRESOLVED,
+        _ if caused_by::<rustls::Error>(error) => {
+            "TLS with Vault failed: check its certificate against ca_file"
+        }
         _ if error.is_timeout() => LATE,
         _ if error.is_connect() => "no connection to Vault",
         _ => "the connection to Vault broke",
     })
 }
 
-fn is_tls(error: &(dyn std::error::Error + 'static)) -> bool {
+/// Whether an error of this type is at the bottom of it.
+fn caused_by<E: std::error::Error + 'static>(error: &(dyn std::error::Error + 'static)) -> bool {
     // `source` of an I/O error skips the error that it wraps.
     let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-    error.is::<rustls::Error>()
-        || wrapped.is_some_and(|wrapped| is_tls(wrapped))
-        || error.source().is_some_and(is_tls)
+    error.is::<E>()
+        || wrapped.is_some_and(|wrapped| caused_by::<E>(wrapped))
+        || error.source().is_some_and(caused_by::<E>)
 }
 
 fn parse_address(text: &str) -> Result<Url, VaultSourceError> {
@@ -304,16 +311,17 @@ fn literal(address: &Url) -> Option<IpAddr> {
     bare.parse().ok()
 }
 
-/// Looks Vault's name up as the system does, and tells the control plane what it found.
-struct Names(ControlPlane);
+/// Looks Vault's name up as the gateway looks up every name, and not as the system would: whoever
+/// has the wire is not told where the gateway's secrets are.
+struct Names(Resolver);
 
 impl Resolve for Names {
     fn resolve(&self, name: Name) -> Resolving {
-        let control_plane = self.0.clone();
+        let resolver = self.0.clone();
         Box::pin(async move {
-            let found: Vec<_> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
-            control_plane.learn(found.iter().map(SocketAddr::ip));
-            Ok(Box::new(found.into_iter()) as Addrs)
+            let found = resolver.own(name.as_str()).await?;
+            let addresses = found.into_iter().map(|address| SocketAddr::new(address, 0));
+            Ok(Box::new(addresses) as Addrs)
         })
     }
 }
@@ -322,7 +330,7 @@ fn build_http(
     roots: RootCertStore,
     https: bool,
     identity: Option<ClientIdentity>,
-    control_plane: &ControlPlane,
+    resolver: &Resolver,
     call_time: Duration,
 ) -> Result<reqwest::Client, VaultSourceError> {
     let broken = VaultSourceError::Setting("the HTTP client cannot be built");
@@ -353,7 +361,7 @@ fn build_http(
     };
     reqwest::Client::builder()
         .tls_backend_preconfigured(tls)
-        .dns_resolver(Arc::new(Names(control_plane.clone())))
+        .dns_resolver(Arc::new(Names(resolver.clone())))
         .https_only(https)
         .redirect(reqwest::redirect::Policy::none())
         .referer(false)
@@ -365,6 +373,9 @@ fn build_http(
         .build()
         .map_err(|_| broken)
 }
+
+const UNRESOLVED: &str =
+    "Vault's name does not resolve: [gateway] resolvers or /etc/hosts must have it";
 
 const LATE: &str = "Vault did not answer in time";
 

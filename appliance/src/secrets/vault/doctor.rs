@@ -45,7 +45,7 @@ use super::{
 use crate::{
     ca::{Probes, Signer, probes},
     config::{PkiSettings, Settings, VaultLogin, VaultSettings},
-    dial::ControlPlane,
+    dial::Resolver,
     plan::{self, GATEWAY, PlanError, Rights, RoleRights},
     policy::{GroupName, Policy, VaultLocation},
 };
@@ -62,7 +62,7 @@ struct Doctor<'a> {
 }
 
 /// Looks at everything, or until `interrupted`, and gives every token back. Tokens must be good at
-/// `bound` alone.
+/// `bound` alone. Vault is where `resolver` says.
 ///
 /// # Errors
 ///
@@ -70,7 +70,7 @@ struct Doctor<'a> {
 pub async fn examine(
     settings: &Settings,
     policy: &Policy,
-    bound: &[IpNet],
+    (bound, resolver): (&[IpNet], &Resolver),
     interrupted: impl Future<Output = ()>,
 ) -> Result<Health, DoctorError> {
     let rights = Rights::new(settings, policy).map_err(DoctorError::Plan)?;
@@ -80,7 +80,7 @@ pub async fn examine(
     }
     let questions = vault.pki.as_ref().map(|pki| probes(pki, policy)).transpose();
     let questions = questions.map_err(DoctorError::Ca)?;
-    let source = VaultSource::new(vault, &policy.groups, &ControlPlane::default());
+    let source = VaultSource::new(vault, &policy.groups, resolver);
     let session = source.map_err(DoctorError::Source)?.session();
     let unused = format!("cloakroom-doctor-{:016x}", RandomState::new().hash_one(()));
     let health = Health::default();

@@ -12,6 +12,7 @@ use tokio_rustls::TlsAcceptor;
 use super::*;
 use crate::{
     config::VaultLogin,
+    dial::Resolver,
     policy::{InterfaceName, Part},
     secrets::private_file::tests::Folder,
 };
@@ -102,7 +103,7 @@ impl Fake {
     }
 
     pub(super) fn source(&self) -> VaultSource {
-        VaultSource::new(&self.settings(), &groups(), &ControlPlane::default()).unwrap()
+        VaultSource::new(&self.settings(), &groups(), &resolver()).unwrap()
     }
 
     pub(super) fn targets(&self) -> Vec<String> {
@@ -112,6 +113,11 @@ impl Fake {
     pub(super) fn count(&self, target: &str) -> usize {
         self.targets().iter().filter(|one| *one == target).count()
     }
+}
+
+/// A resolver that has nobody to ask: fakes are at literal addresses.
+pub(super) fn resolver() -> Resolver {
+    Resolver::new(&[], None, tokio::runtime::Handle::current()).unwrap()
 }
 
 /// The CA of every fake, so that any of them would be believed by a client of another.

@@ -42,7 +42,7 @@ use self::client::Transport;
 use super::{Answer, FetchError, Lease, Prolonged, SecretSource, Standing};
 use crate::{
     config::VaultSettings,
-    dial::ControlPlane,
+    dial::Resolver,
     policy::{Group, GroupName, Location, Pick, VaultLocation},
     reason::SecretCause,
 };
@@ -54,7 +54,8 @@ pub struct VaultSource {
 
 impl VaultSource {
     /// Checks the settings and reads the CA and the login's files; asks Vault nothing yet. Its
-    /// addresses join `control_plane`, each before it is connected to.
+    /// addresses are those that `resolver` gives, and join its control plane before they are
+    /// connected to.
     ///
     /// # Errors
     ///
@@ -62,18 +63,18 @@ impl VaultSource {
     pub fn new(
         settings: &VaultSettings,
         groups: &[Arc<Group>],
-        control_plane: &ControlPlane,
+        resolver: &Resolver,
     ) -> Result<Self, VaultSourceError> {
-        Self::with_call_time(settings, groups, control_plane, CALL_TIME)
+        Self::with_call_time(settings, groups, resolver, CALL_TIME)
     }
 
     fn with_call_time(
         settings: &VaultSettings,
         groups: &[Arc<Group>],
-        control_plane: &ControlPlane,
+        resolver: &Resolver,
         call_time: Duration,
     ) -> Result<Self, VaultSourceError> {
-        let transport = Transport::new(settings, control_plane, call_time)?;
+        let transport = Transport::new(settings, resolver, call_time)?;
         Ok(Self { session: Arc::new(Session::new(transport, settings, groups)?) })
     }
 

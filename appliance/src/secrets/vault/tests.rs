@@ -91,10 +91,9 @@ async fn a_refused_login_is_a_refusal_and_a_sealed_vault_an_outage() {
 #[tokio::test]
 async fn a_slow_vault_is_given_up_in_time() {
     let fake = Fake::start(healthy(|| Reply::Hang)).await;
-    let (groups, control_plane) = (groups(), ControlPlane::default());
+    let (groups, resolver) = (groups(), resolver());
     let second = Duration::from_secs(1);
-    let source =
-        VaultSource::with_call_time(&fake.settings(), &groups, &control_plane, second).unwrap();
+    let source = VaultSource::with_call_time(&fake.settings(), &groups, &resolver, second).unwrap();
     let started = std::time::Instant::now();
     let error = fetch(&source).await.unwrap_err();
     assert_eq!(
@@ -172,7 +171,7 @@ async fn marks_in_a_path_stay_in_the_path() {
 async fn a_secret_id_that_others_can_read_stops_the_start() {
     let fake = Fake::start(healthy(value)).await;
     let path = fake.folder.write("secret-id", SECRET_ID.as_bytes(), 0o644);
-    let none = ControlPlane::default();
+    let none = resolver();
     let error = VaultSource::new(&fake.settings(), &groups(), &none).unwrap_err();
     assert!(matches!(error, VaultSourceError::LoginFile(..)));
     std::fs::remove_file(path).unwrap();
@@ -242,8 +241,7 @@ async fn logged_in_a_process_of_its_own() {
         let wrapped = Fake::start(echo(status)).await;
         for (fake, wrapped) in [(login, false), (make, false), (read, false), (wrapped, true)] {
             let source =
-                VaultSource::new(&fake.settings_with(wrapped), &groups(), &ControlPlane::default())
-                    .unwrap();
+                VaultSource::new(&fake.settings_with(wrapped), &groups(), &resolver()).unwrap();
             let error = fetch(&source).await.unwrap_err();
             errors += &format!("{error:?} {} {source:?}", error.text());
         }

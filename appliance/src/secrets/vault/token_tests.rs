@@ -96,7 +96,7 @@ async fn a_group_whose_role_is_refused_is_refused_alone() {
         })
         .await;
         let groups = [group("agents"), group("others")];
-        let source = VaultSource::new(&fake.settings(), &groups, &ControlPlane::default()).unwrap();
+        let source = VaultSource::new(&fake.settings(), &groups, &resolver()).unwrap();
         let error = fetch(&source).await.unwrap_err();
         assert!(matches!(error, FetchError::Gone(SecretCause::VaultDenied, _)), "{error:?}");
         source.fetch(&GroupName("others".into()), &location("team/openai"), &[]).await.unwrap();
@@ -281,7 +281,7 @@ async fn the_token_of_a_group_that_left_is_revoked_and_no_other() {
     })
     .await;
     let groups = [group("agents"), group("others")];
-    let source = VaultSource::new(&fake.settings(), &groups, &ControlPlane::default()).unwrap();
+    let source = VaultSource::new(&fake.settings(), &groups, &resolver()).unwrap();
     fetch(&source).await.unwrap();
     let other = GroupName("others".into());
     source.fetch(&other, &location("team/openai"), &[]).await.unwrap();
@@ -318,7 +318,7 @@ async fn a_wrapped_secret_id_is_opened_once_and_only_where_it_is_one() {
         })
         .await;
         let settings = fake.settings_with(true);
-        let source = VaultSource::new(&settings, &groups(), &ControlPlane::default()).unwrap();
+        let source = VaultSource::new(&settings, &groups(), &resolver()).unwrap();
         assert_eq!(fetch(&source).await.is_ok(), good, "{made_at}");
         if !good {
             assert_eq!(fake.targets(), [LOOKUP_WRAP], "it is not even opened");
@@ -351,7 +351,7 @@ async fn a_redirect_is_followed_to_a_peer_and_a_standby_is_passed_over() {
         }
         let mut settings = first.settings();
         settings.peers = vec![active.address.as_str().into()];
-        let source = VaultSource::new(&settings, &groups(), &ControlPlane::default()).unwrap();
+        let source = VaultSource::new(&settings, &groups(), &resolver()).unwrap();
         assert_eq!(fetch(&source).await.as_deref(), Ok(VALUE), "{standby}");
         assert_eq!(active.targets(), [LOGIN, CHILD, READ]);
         assert!(first.targets().len() <= 1, "the node that answered is asked first from then on");
@@ -369,7 +369,7 @@ async fn nodes_that_point_at_one_another_or_change_the_question_are_an_outage() 
         redirect.set(format!("{}{path}", second.address)).unwrap();
         let mut settings = first.settings();
         settings.peers = vec![second.address.as_str().into()];
-        let source = VaultSource::new(&settings, &groups(), &ControlPlane::default()).unwrap();
+        let source = VaultSource::new(&settings, &groups(), &resolver()).unwrap();
         let error = fetch(&source).await.unwrap_err();
         assert_eq!(error.cause(), SecretCause::VaultUnreachable);
         let all = [first.targets(), second.targets()].concat();

@@ -24,7 +24,7 @@ async fn examined(
     let loaded = config::load(&fake.folder.0.join("cloakroom.toml"));
     let Config { settings, policy } = loaded.unwrap_or_else(|errors| panic!("{errors}"));
     let bound = ["192.0.2.1/32", "2001:db8::/64"].map(|own| own.parse().unwrap());
-    examine(&settings, &policy, &bound, interrupted).await
+    examine(&settings, &policy, (&bound, &resolver()), interrupted).await
 }
 
 fn bound(cidrs: &str, ttl: u64) -> Reply {
