@@ -19,6 +19,7 @@ use crate::{
     config::{Config, Errors, Settings, VaultLogin, VaultSettings},
     dial::Resolver,
     plan::{Plan, PlanError},
+    policy::Site,
     secrets::{DoctorError, VaultHealth, examine_vault},
     tls,
 };
@@ -149,7 +150,9 @@ fn doctor(args: DoctorArgs, mut config: Config) -> Result<VaultHealth, VaultComm
 
 fn open_resolver(settings: &Settings) -> Result<Resolver, VaultCommandError> {
     let system_roots = Arc::new(tls::system_roots());
-    Resolver::open(settings, &system_roots).map_err(VaultCommandError::Resolver)
+    // Vault is the gateway's own, so that no translator counts.
+    let site = Site { nat64_prefixes: Some(Vec::new()), ..Site::default() };
+    Resolver::open(settings, &site, &system_roots).map_err(VaultCommandError::Resolver)
 }
 
 /// Until somebody ends the command.

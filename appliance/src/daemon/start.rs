@@ -25,7 +25,7 @@ use crate::{
     intercept::Means,
     packets::{self, Capture, Kept, PacketLog},
     phase::Phases,
-    policy::{Group, Site},
+    policy::Group,
     quarantine::Quarantine,
     secrets::{FileSource, SecretStore, Session, Sources, VaultSource},
     tls,

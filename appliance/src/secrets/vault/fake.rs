@@ -13,7 +13,7 @@ use super::*;
 use crate::{
     config::VaultLogin,
     dial::Resolver,
-    policy::{InterfaceName, Part},
+    policy::{InterfaceName, Part, Site},
     secrets::private_file::tests::Folder,
 };
 
@@ -117,7 +117,8 @@ impl Fake {
 
 /// A resolver that has nobody to ask: fakes are at literal addresses.
 pub(super) fn resolver() -> Resolver {
-    Resolver::new(&[], None, tokio::runtime::Handle::current()).unwrap()
+    let site = Site { nat64_prefixes: Some(Vec::new()), ..Site::default() };
+    Resolver::new(&[], None, site, tokio::runtime::Handle::current()).unwrap()
 }
 
 /// The CA of every fake, so that any of them would be believed by a client of another.
