@@ -50,6 +50,8 @@ mod the_lab_itself;
 mod unanswered;
 mod upgrades;
 mod vault_and_secrets;
+mod vault_identity;
+mod vault_lockout;
 mod vault_logins;
 mod vault_plan;
 mod world;

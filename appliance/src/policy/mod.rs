@@ -20,7 +20,7 @@ pub use limits::{Limits, Quota};
 pub use narrowing::{NARROWING_KEYS, Narrowed, Narrowing, Slot, looks_narrowing};
 pub use path::{PathError, PathRule, check as check_path, permits};
 pub(crate) use secret::is_plain_parameter_byte;
-pub use secret::{Location, Part, Pick, SecretRef, VaultLocation};
+pub use secret::{IDENTITY_TOKEN, Location, Part, Pick, SecretRef, VaultLocation};
 pub use text::{InterfaceError, NameError, PlaceholderError};
 
 use std::{fmt, net::IpAddr, sync::Arc};

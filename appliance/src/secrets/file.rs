@@ -108,7 +108,7 @@ impl SecretSource for FileSource {
             let value = read.unwrap_or(Err(failed))?;
             // A line has no fields: every pick is the whole of it.
             let values = picks.iter().map(|_| Ok(value.clone().into())).collect();
-            Ok(Answer { values, lease: None, narrowing: Arc::default() })
+            Ok(Answer { values, lease: None, changes_in: None, narrowing: Arc::default() })
         })
     }
 }
