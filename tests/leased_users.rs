@@ -2,6 +2,7 @@
 //! they let in.
 
 use std::{
+    collections::HashSet,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -222,6 +223,42 @@ fn a_user_of_postgresql_is_data_like_any_other_and_ends_with_its_group() {
     });
 }
 
+/// What Vault rotates has no lease. With the longest refresh only Vault's own word of when the next
+/// rotation is, and InfluxDB's refusal, bring the new password in time.
+#[test]
+fn a_password_that_vault_rotates_is_in_use_when_it_changes() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let _dns = Dns::start();
+        let lender = Lender::start(&lab);
+        let influx = Influx::start(&lab);
+        influx.rotated_by(&lender.vault, "10s");
+        let config = gateway::vault_config(&lender.vault.config()) + API;
+        let config = config
+            .replace("refresh = \"1s\"\nmax_stale = \"5s\"", "refresh = \"1h\"\nmax_stale = \"2h\"")
+            .replace("ports = [443, 80]", "ports = [443, 80, 8086]")
+            .replace("database/creds/influx", "database/static-creds/influx");
+        let gateway = Gateway::start(&lab, &config);
+        let rotations = || {
+            let rotated = lender.lent("database/static-creds/influx");
+            rotated.into_iter().map(|(_, password)| password).collect::<HashSet<_>>().len()
+        };
+        let (begun, mut asked, mut refused) = (Instant::now(), 0, 0);
+        while rotations() < 4 {
+            assert!(begun.elapsed() < Duration::from_secs(60), "{} passwords", rotations());
+            asked += 1;
+            refused += usize::from(ask_influx(&lab) != "200");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        let took = begun.elapsed();
+        println!("{refused} of {asked} refused in {took:?}");
+        assert!(refused * 8 < asked, "{refused} of {asked} refused in {took:?}");
+        let reads = lender.answers("database/static-creds/influx").len();
+        assert!(reads < took.as_secs() as usize, "{reads} reads in {took:?}");
+        lender.assert_untold(&gateway, "database/static-creds/influx");
+    });
+}
+
 /// A Vault that writes down in the clear whom it lent what, for the test alone.
 struct Lender {
     vault: Vault,
@@ -312,6 +349,7 @@ print(asked)
 const POLICY: &str = r#"
 path "kv/data/agents/*" { capabilities = ["read"] }
 path "database/creds/+" { capabilities = ["read"] }
+path "database/static-creds/+" { capabilities = ["read"] }
 path "sys/leases/revoke" { capabilities = ["update"] }
 "#;
 

@@ -54,6 +54,8 @@ mod tls_stacks;
 mod unanswered;
 mod upgrades;
 mod vault_and_secrets;
+mod vault_identity;
+mod vault_lockout;
 mod vault_logins;
 mod vault_plan;
 mod world;

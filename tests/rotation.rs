@@ -21,6 +21,7 @@ use lab::{
     vault::Vault,
     wait,
 };
+use serde_json::Value;
 
 use crate::{
     control::tell,
@@ -45,6 +46,54 @@ fn start() -> (World, Vault) {
     let vault = Vault::start(&lab);
     let gateway = Gateway::start(&lab, &gateway::vault_config(&vault.config()));
     (World { lab, origin, dns, gateway }, vault)
+}
+
+/// An API that refuses a key is what tells first that it was replaced. An agent can have it refuse as
+/// often as it likes, which costs Vault one read.
+#[test]
+fn a_key_that_an_api_refuses_is_read_again_at_once_and_not_again_for_each_refusal() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let (origin, dns) = (Origin::start(&lab), Dns::start());
+        let vault = Vault::start(&lab);
+        let often = "refresh = \"1s\"\nmax_stale = \"5s\"";
+        let config = gateway::vault_config(&vault.config());
+        assert!(config.contains(often), "{config}");
+        let config = config.replace(often, "refresh = \"10m\"\nmax_stale = \"1h\"");
+        let gateway = Gateway::start(&lab, &config);
+        let world = World { lab, origin, dns, gateway };
+        let reads = || {
+            let of_key = |record: &&Value| {
+                record["type"] == "response" && record["request"]["path"] == "kv/data/agents/openai"
+            };
+            // Its own reads, and not those of who put it there.
+            let read = |record: &&Value| record["request"]["operation"] == "read";
+            vault.audit().iter().filter(of_key).filter(read).count()
+        };
+        let mut agent = world.h1(OPENAI).expect("a handshake");
+        let mut ask = |path: &str| {
+            let answer = agent.ask(get_path(path, &[TICKET])).expect("an answer");
+            (answer.status.as_u16(), world.origin.log().requests().pop().expect("a request"))
+        };
+        assert_eq!((ask("/v1/models").0, reads()), (200, 1));
+        vault.put("openai", ROTATED);
+        assert_eq!(
+            ask("/v1/models").1.header("authorization"),
+            [format!("Bearer {OPENAI_SECRET}")]
+        );
+        assert_eq!(ask("/status/401").0, 401);
+        wait::expect("the new key", || {
+            ask("/v1/models").1.header("authorization") == [format!("Bearer {ROTATED}")]
+        });
+        assert_eq!(reads(), 2);
+        // One more after a change, and then none, whatever agents do.
+        thread::sleep(Duration::from_secs(6));
+        for _ in 0..100 {
+            assert_eq!(ask("/status/401").0, 401);
+        }
+        thread::sleep(Duration::from_secs(1));
+        assert_eq!(reads(), 3);
+    });
 }
 
 #[test]

@@ -27,7 +27,7 @@ pub struct WithVault {
 }
 
 impl WithVault {
-    fn start() -> Self {
+    pub fn start() -> Self {
         Self::prepared(|_, _| {})
     }
 
@@ -69,6 +69,46 @@ fn a_key_from_a_real_vault_reaches_the_api() {
         let request = &it.world.origin.log().wait_requests(1)[0];
         assert_eq!(request.header("authorization"), [format!("Bearer {OPENAI_SECRET}")]);
         it.world.assert_secrets_untold();
+    });
+}
+
+#[test]
+fn a_value_that_could_never_be_used_is_said_at_once_and_is_not_called_available() {
+    sandboxed(|| {
+        let it = WithVault::start();
+        let missing = || {
+            let missing = crate::control::status(&it.world)["secrets"]["missing"].clone();
+            missing.as_array().map_or(0, |all| {
+                let of_key = |one: &&Value| one.to_string().contains("agents/openai");
+                all.iter().filter(of_key).filter(|one| one["cause"] == "value_invalid").count()
+            })
+        };
+        assert_eq!(missing(), 0);
+        it.vault.put("openai", "8-bytes!");
+        wait::expect("the log says so", || {
+            it.world.gateway.stderr().contains("the value is shorter than a binding takes it")
+        });
+        assert_eq!(missing(), 1);
+        it.vault.put("openai", OPENAI_SECRET);
+        wait::expect("it is available", || missing() == 0);
+        assert_eq!(it.status(), 200);
+    });
+}
+
+#[test]
+fn a_quota_of_vaults_is_called_one_and_its_time_is_waited_for() {
+    sandboxed(|| {
+        let it = WithVault::start();
+        assert_eq!(it.status(), 200);
+        it.vault.cli(&["write", "sys/quotas/rate-limit/lab", "path=kv", "rate=1", "interval=12s"]);
+        it.becomes(503);
+        let said = it.world.gateway.stderr();
+        assert!(said.contains("a quota of Vault's is used up"), "{said}");
+        assert!(!said.contains("vault_sealed"), "{said}");
+        let record = it.world.gateway.audit.wait_reason("secret_unavailable");
+        assert_eq!(record["cause"], "vault_quota", "{record}");
+        it.vault.cli(&["delete", "sys/quotas/rate-limit/lab"]);
+        it.becomes(200);
     });
 }
 

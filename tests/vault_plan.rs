@@ -23,14 +23,14 @@ use serde_json::{Value, json};
 use crate::world::{World, get};
 
 /// A Vault that holds the secrets and has been told the plan and nothing else.
-struct Planned {
+pub(crate) struct Planned {
     lab: Lab,
-    vault: Vault,
+    pub(crate) vault: Vault,
     config: PathBuf,
 }
 
 impl Planned {
-    fn apply(pki: bool) -> Self {
+    pub(crate) fn apply(pki: bool) -> Self {
         Self::apply_changed(pki, ("", ""))
     }
 
@@ -40,7 +40,7 @@ impl Planned {
     }
 
     /// With another configuration.
-    fn apply_with(pki: bool, change: impl FnOnce(String) -> String) -> Self {
+    pub(crate) fn apply_with(pki: bool, change: impl FnOnce(String) -> String) -> Self {
         let it = Self::unapplied(|_, vault| change(config(vault, pki)));
         let script = it.plan(&[]);
         it.vault.script(&script);
@@ -56,7 +56,7 @@ impl Planned {
         Self { lab, vault, config }
     }
 
-    fn plan(&self, arguments: &[&str]) -> String {
+    pub(crate) fn plan(&self, arguments: &[&str]) -> String {
         succeed(gateway::program().args(["vault", "plan"]).args(arguments).arg(&self.config))
     }
 
@@ -74,7 +74,7 @@ impl Planned {
     }
 
     #[track_caller]
-    fn assert_healthy(&self) {
+    pub(crate) fn assert_healthy(&self) {
         let (code, report, error) = self.doctor(&[]);
         assert_eq!(code, Some(0), "{report}{error}");
         assert!(findings(&report).is_empty() && report.contains("checks: healthy"), "{report}");
@@ -83,7 +83,7 @@ impl Planned {
     /// Requires that after `seed` the doctor says this of `whose`, and nothing against anybody
     /// else; then applies the plan again, which mends it.
     #[track_caller]
-    fn assert_found(&self, whose: &str, says: &str, seed: impl FnOnce(&Vault)) {
+    pub(crate) fn assert_found(&self, whose: &str, says: &str, seed: impl FnOnce(&Vault)) {
         seed(&self.vault);
         let (code, report, error) = self.doctor(&[]);
         let found = findings(&report);
@@ -135,7 +135,7 @@ impl Planned {
         state
     }
 
-    fn run(self, pki: bool) -> (World, Vault) {
+    pub(crate) fn run(self, pki: bool) -> (World, Vault) {
         let Self { lab, vault, config } = self;
         let (origin, dns) = (Origin::start(&lab), Dns::start());
         if !pki {
@@ -153,9 +153,10 @@ impl Planned {
 }
 
 fn config(vault: &Vault, pki: bool) -> String {
-    let approle = "[vault.approle]\nrole_id = \"the-lab's-gateway\"\n\
-                   secret_id_file = \"{dir}/vault/secret-id\"\n";
-    let vault = vault.config_with(approle);
+    let approle = format!(
+        "[vault.approle]\nrole_id = \"{ROLE_ID}\"\nsecret_id_file = \"{{dir}}/vault/secret-id\"\n"
+    );
+    let vault = vault.config_with(&approle);
     match pki {
         false => gateway::vault_config(&vault),
         true => {
@@ -535,6 +536,56 @@ fn the_doctor_finds_a_role_that_hands_on_more_and_the_plan_mends_it() {
 }
 
 #[test]
+fn the_doctor_finds_what_would_fail_later_and_says_what_to_do_about_it() {
+    sandboxed(|| {
+        let it = Planned::apply(false);
+        it.assert_healthy();
+        it.assert_found("gateway", "whoever knows its role_id can lock it out", |vault| {
+            vault.cli(&["auth", "tune", "-user-lockout-disable=false", "approle"]);
+        });
+        it.assert_found("group operations", "set token_type=service and orphan=false", |vault| {
+            let role = ["write", "auth/token/roles/cloakroom-operations", "token_type=batch"];
+            let batch = ["orphan=true", "renewable=false", "token_period=0"];
+            vault.cli(&[&role[..], &batch].concat());
+        });
+        // What each of these roles gives out stays as it was, so that a new one has to be made.
+        for (change, says) in [
+            ("secret_id_num_uses=1", "its SecretID was good for this login and is gone"),
+            ("secret_id_num_uses=9", "its SecretID is good for a few more logins"),
+            ("secret_id_ttl=1h", "its SecretID ends at a time"),
+        ] {
+            it.vault.cli(&["write", "auth/approle/role/cloakroom-gateway", change]);
+            it.vault.script(&by_hand(&it.plan(&[])));
+            let (code, report, _) = it.doctor(&[]);
+            let found = findings(&report);
+            assert!(code == Some(1) && found.len() == 1 && found[0].contains(says), "{report}");
+            it.vault.script(&it.plan(&[]));
+            it.vault.script(&by_hand(&it.plan(&[])));
+            it.assert_healthy();
+        }
+        for (value, says) in [
+            (
+                "api_key=8-bytes!",
+                "agents/ops#api_key: the value is shorter than a binding takes it",
+            ),
+            ("key=0123456789abcdef", "agents/ops#api_key: the secret has no such field"),
+        ] {
+            it.vault.cli(&["kv", "put", "-mount=kv", "agents/ops", value]);
+            it.assert_healthy();
+            let (code, report, _) = it.doctor(&["--values"]);
+            let found = findings(&report);
+            assert!(code == Some(1) && found.len() == 1 && found[0].contains(says), "{report}");
+            assert!(
+                report.contains("group research: could use vault:kv/agents/openai"),
+                "{report}"
+            );
+            assert!(!report.contains(OPENAI_SECRET), "{report}");
+        }
+        assert_eq!(it.vault.accessors().len(), 1, "Vault's own root");
+    });
+}
+
+#[test]
 fn the_doctor_leaves_a_wrapped_secret_id_to_the_gateway() {
     sandboxed(|| {
         let mut it = Planned::apply(false);
@@ -592,7 +643,12 @@ fn the_plan_for_terraform_says_the_same() {
         }
         let approle = &by_kind("vault_approle_auth_backend_role")["cloakroom-login"];
         assert_same(approle, &read("auth/approle/role/cloakroom-gateway"));
-        assert_eq!(approle["role_id"], "the-lab's-gateway");
+        assert_eq!(approle["role_id"], ROLE_ID);
+        let tuned = &by_kind("vault_generic_endpoint")["cloakroom-login"];
+        it.vault.cli(&["auth", "tune", "-user-lockout-disable=false", "approle"]);
+        let json = tuned["data_json"].as_str().expect("a text");
+        it.vault.script(&format!("vault write {} - <<'END'\n{json}\nEND\n", tuned["path"]));
+        it.assert_healthy();
         assert_eq!(by_kind("vault_mount")["cloakroom-pki"]["path"], "pki");
     });
 }
@@ -608,7 +664,11 @@ fn assert_same(planned: &Value, live: &Value) {
         "token_period",
         "token_num_uses",
         "token_explicit_max_ttl",
+        "token_ttl",
+        "token_max_ttl",
         "bind_secret_id",
+        "secret_id_num_uses",
+        "secret_id_ttl",
         "secret_id_bound_cidrs",
     ];
     let both = |field: &&&str| planned.get(**field).is_some() && live.get(**field).is_some();
@@ -621,6 +681,9 @@ fn assert_same(planned: &Value, live: &Value) {
     let bound = planned["token_bound_cidrs"][0].as_str().expect("an address");
     assert_eq!(live["token_bound_cidrs"], json!([bound.trim_end_matches("/32")]));
 }
+
+/// What the role of the gateway is called by in the lab.
+pub(crate) const ROLE_ID: &str = "7b1c2f60-93d4-4e0a-b5c8-6a1f0e2d3c49";
 
 const NAMES: [&str; 3] = ["cloakroom-gateway", "cloakroom-operations", "cloakroom-research"];
 

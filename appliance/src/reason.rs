@@ -139,6 +139,8 @@ pub enum SecretCause {
     VaultUnreachable,
     /// Vault is sealed, in standby or not initialised.
     VaultSealed,
+    /// A quota of Vault's leaves no room for the question.
+    VaultQuota,
     /// The lease, or the time that a value may outlive its source, has ended, and nothing is known
     /// yet of what keeps another one away.
     LeaseEnded,
@@ -154,6 +156,7 @@ impl SecretCause {
         Self::VaultDenied,
         Self::VaultUnreachable,
         Self::VaultSealed,
+        Self::VaultQuota,
         Self::LeaseEnded,
         Self::ValueInvalid,
         Self::NotInFile,
@@ -165,6 +168,7 @@ impl SecretCause {
             Self::VaultDenied => "vault_denied",
             Self::VaultUnreachable => "vault_unreachable",
             Self::VaultSealed => "vault_sealed",
+            Self::VaultQuota => "vault_quota",
             Self::LeaseEnded => "lease_ended",
             Self::ValueInvalid => "value_invalid",
             Self::NotInFile => "not_in_file",

@@ -286,7 +286,7 @@ fn who_takes_vaults_place_later_gets_no_token_and_sends_it_nowhere() {
         let (after, cause) = until_refused(&lab, &gateway);
         println!("another certificate: 503 after {after:?} ({cause})");
         assert_eq!(cause, "vault_unreachable");
-        let says = "check its certificate against ca_file";
+        let says = "Vault's certificate is of another CA";
         wait::expect(says, || gateway.stderr().contains(says));
         assert_eq!(seen(&false_vault), [""; 0]);
         false_vault.end();

@@ -57,6 +57,32 @@ impl Influx {
 
     /// Lets Vault lease users of it: `database/creds/influx`, for `ttl`, renewable up to `max_ttl`.
     pub fn leased_by(&self, vault: &Vault, ttl: &str, max_ttl: &str) {
+        self.administered_by(vault);
+        vault.cli(&[
+            "write",
+            "database/roles/influx",
+            "db_name=influx",
+            r#"creation_statements=CREATE USER "{{username}}" WITH PASSWORD '{{password}}'; GRANT ALL ON "lab" TO "{{username}}";"#,
+            &format!("default_ttl={ttl}"),
+            &format!("max_ttl={max_ttl}"),
+        ]);
+    }
+
+    /// Has Vault replace the password of the user `agents-application` each `period`: `database/static-creds/influx`.
+    pub fn rotated_by(&self, vault: &Vault, period: &str) {
+        self.told("CREATE USER \"agents-application\" WITH PASSWORD 'until-vault-rotates-it' WITH ALL PRIVILEGES");
+        self.administered_by(vault);
+        vault.cli(&[
+            "write",
+            "database/static-roles/influx",
+            "db_name=influx",
+            "username=agents-application",
+            r#"rotation_statements=SET PASSWORD FOR "{{username}}" = '{{password}}';"#,
+            &format!("rotation_period={period}"),
+        ]);
+    }
+
+    fn administered_by(&self, vault: &Vault) {
         vault.enable_databases();
         vault.cli(&[
             "write",
@@ -68,14 +94,6 @@ impl Influx {
             "username=root",
             &format!("password={}", Self::ROOT),
             "tls=true",
-        ]);
-        vault.cli(&[
-            "write",
-            "database/roles/influx",
-            "db_name=influx",
-            r#"creation_statements=CREATE USER "{{username}}" WITH PASSWORD '{{password}}'; GRANT ALL ON "lab" TO "{{username}}";"#,
-            &format!("default_ttl={ttl}"),
-            &format!("max_ttl={max_ttl}"),
         ]);
     }
 

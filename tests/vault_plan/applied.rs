@@ -25,8 +25,8 @@ impl Planned {
     fn login(&self, ns: Ns) -> Output {
         let secret_id = fs::read_to_string(self.lab.dir.join("vault/secret-id"));
         let secret_id = format!("secret_id={}", secret_id.expect("the SecretID").trim());
-        let role_id = "role_id=the-lab's-gateway";
-        self.vault.try_cli_from(ns, &["write", "auth/approle/login", role_id, &secret_id], "")
+        let role_id = format!("role_id={}", super::ROLE_ID);
+        self.vault.try_cli_from(ns, &["write", "auth/approle/login", &role_id, &secret_id], "")
     }
 }
 

@@ -37,13 +37,15 @@ pub enum VaultCommand {
         Engines and the values in them are yours to set up."
     )]
     Plan(PlanArgs),
-    /// Log in as the gateway, and say what is missing in Vault and what is too wide; reads no secret
+    /// Log in as the gateway, and say what is missing in Vault and what is too wide; shows no secret
     #[command(after_help = "Examples:\n  cloakroom vault doctor /etc/cloakroom/cloakroom.toml\n  \
         cloakroom vault doctor --secret-id-file ./another-secret-id CONFIG\n  \
-        cloakroom vault doctor --from 192.0.2.10 CONFIG\n\n\
-        Run it on the gateway, as its user. It asks what the gateway's token and the groups' may do,\n\
-        asks each token role for a policy that it must refuse, and has CAs signed whose keys it\n\
-        drops. Exit status: 0 healthy, 64 the configuration is wrong, 1 anything else.")]
+        cloakroom vault doctor --from 192.0.2.10 CONFIG\n  \
+        cloakroom vault doctor --values CONFIG\n\n\
+        Run it on the gateway, as its user. It logs in, which is a use of the SecretID, asks what the\n\
+        gateway's token and the groups' may do, asks each token role for a policy that it must\n\
+        refuse, and has CAs signed whose keys it drops. It reads a secret with --values\n\
+        alone. Exit status: 0 healthy, 64 the configuration is wrong, 1 anything else.")]
     Doctor(DoctorArgs),
 }
 
@@ -60,6 +62,10 @@ pub struct DoctorArgs {
     /// for another; by default what this machine would use
     #[arg(long, value_name = "ADDRESS|PREFIX", value_parser = prefix)]
     from: Vec<IpNet>,
+    /// Read each secret, too, as its group does, and say which could not be used; none is shown, and
+    /// what Vault lends for it is given back
+    #[arg(long)]
+    values: bool,
 }
 
 /// Arguments of `cloakroom vault plan`.
@@ -139,11 +145,13 @@ fn doctor(args: DoctorArgs, mut config: Config) -> Result<VaultHealth, VaultComm
     }
     let runtime = runtime()?;
     let Config { settings, policy } = &config;
+    let values = args.values;
     runtime.block_on(async {
         let interrupted = interrupted().map_err(VaultCommandError::Runtime)?;
         let resolver = open_resolver(settings)?;
         let bound = bound(args.from, settings).await?;
-        let examined = examine_vault(settings, policy, (&bound, &resolver), interrupted).await;
+        let reached = (bound.as_slice(), &resolver);
+        let examined = examine_vault(settings, policy, reached, values, interrupted).await;
         examined.map_err(VaultCommandError::Doctor)
     })
 }

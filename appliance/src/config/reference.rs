@@ -4,14 +4,17 @@
 
 use std::sync::Arc;
 
-use crate::policy::{Part, Pick, SecretRef, VaultLocation, is_plain_parameter_byte};
+use crate::policy::{
+    IDENTITY_TOKEN, Part, Pick, SecretRef, VaultLocation, is_plain_parameter_byte,
+};
 
 /// Reads where a value is:
 ///
 /// - `vault:MOUNT/PATH#FIELD`, KV version 2, with `?version=N` before the `#` where it is held to
 ///   one version. The mount is the first segment; one with a slash in it is quoted, as in
 ///   `vault:"team/kv"/agents/openai#api_key`.
-/// - `vault-read:PATH#FIELD`, anything else that answers to GET, by its path below `/v1/`.
+/// - `vault-read:PATH#FIELD`, anything else that answers to GET, by its path below `/v1/`. Of
+///   Vault's own affairs that is `identity/oidc/token/ROLE` alone.
 /// - `vault-write:PATH?key=value&key=value#FIELD`, what issues on a write.
 /// - `file:NAME`.
 ///
@@ -63,7 +66,9 @@ fn version(query: &str) -> Result<u64, &'static str> {
 }
 
 fn read(text: &str) -> Result<VaultLocation, &'static str> {
-    Ok(VaultLocation::Read { path: location_path(text)? })
+    let role = text.strip_prefix(IDENTITY_TOKEN).filter(|role| !role.contains('/'));
+    let path = if role.is_some_and(is_path) { text.into() } else { location_path(text)? };
+    Ok(VaultLocation::Read { path })
 }
 
 fn write(text: &str) -> Result<VaultLocation, &'static str> {
@@ -195,7 +200,7 @@ const BAD_PARAMETER: &str = "after '?' stand at most 16 key=value with '&' betwe
                              letters, digits, '-' and '_', and none comes twice; in values all \
                              but letters, digits and '-._~:/,@' is written as %XX";
 const NOT_AN_ENGINE: &str = "sys, auth, identity and cubbyhole hold Vault's own affairs, and no \
-                             secret for a service";
+                             secret for a service but \"vault-read:identity/oidc/token/ROLE#token\"";
 const BAD_TEMPLATE: &str = "after '#' stands a field, or a template with each field in braces, as \
                             in \"{username}:{password}\"";
 
@@ -216,6 +221,7 @@ mod tests {
             "vault-read:database/creds/reader#password",
             "vault-read:database/creds/reader#{username}:{password}",
             "vault-read:kv1/openai#Key-{key}",
+            "vault-read:identity/oidc/token/cloud#token",
             "vault-write:ssh/creds/otp?ip=192.0.2.1#key",
             "vault-write:pki/issue/web?common_name=a.example&ttl=1h&x=%20%25%26#private_key",
             "vault-write:engine/path#key",
@@ -310,7 +316,15 @@ mod tests {
                 assert_eq!(secret_ref(&format!("{engine}:{path}#f")), Err(NOT_AN_ENGINE));
             }
         }
-        assert_eq!(secret_ref("vault:\"sys/x\"/y#f"), Err(NOT_AN_ENGINE));
+        for text in [
+            "vault:\"sys/x\"/y#f",
+            "vault-read:identity/oidc/token#token",
+            "vault-read:identity/oidc/token/a/b#token",
+            "vault-read:identity/oidc/tokens/a#token",
+            "vault-write:identity/oidc/token/a#token",
+        ] {
+            assert_eq!(secret_ref(text), Err(NOT_AN_ENGINE), "{text}");
+        }
     }
 
     proptest! {

@@ -12,7 +12,7 @@ use std::{
 use crate::{
     policy::{Group, GroupName, Policy, SecretRef},
     quarantine::Quarantined,
-    secrets::{SecretStore, Session},
+    secrets::{SecretStore, Session, Uses},
 };
 
 /// A group and what it needs.
@@ -53,6 +53,7 @@ impl Wanted {
         let stays = |group: &&Arc<Group>| next.groups.iter().any(|it| it.name == group.name);
         let leaving = named.groups.iter().filter(|group| !stays(group));
         let groups = next.groups.iter().chain(leaving).cloned().collect();
+        self.secrets.set_uses(Uses::of(next));
         let mut both = [&named.needs[..], &needs(next)].concat();
         both.sort_unstable();
         both.dedup();
@@ -64,6 +65,7 @@ impl Wanted {
     pub(super) fn take(&self, policy: &Policy) {
         let mut named = self.lock();
         *named = Named { groups: policy.groups.clone(), needs: needs(policy) };
+        self.secrets.set_uses(Uses::of(policy));
         self.tell(&named);
     }
 
@@ -101,7 +103,7 @@ impl Wanted {
         if let Some(vault) = &self.vault {
             let counts = |group: &&Arc<Group>| !self.quarantined.holds(&group.name);
             let groups: Vec<_> = named.groups.iter().filter(counts).cloned().collect();
-            vault.set_groups(&groups);
+            vault.set_groups(&groups, &with_entity(&named.needs));
         }
         self.secrets.set_wanted(&self.allowed(&named.needs));
     }
@@ -115,16 +117,16 @@ impl Wanted {
     }
 }
 
+/// The groups that Vault signs something about, and so has to know apart.
+fn with_entity(needs: &[Need]) -> Vec<GroupName> {
+    let signed = needs.iter().filter(|(_, secret)| secret.is_identity_token());
+    signed.map(|(group, _)| group.clone()).collect()
+}
+
 /// Every value that some group may need.
 fn needs(policy: &Policy) -> Vec<Need> {
-    let bindings = policy.apis.iter().flat_map(|api| &api.bindings);
-    let mut needs: Vec<_> = bindings
-        .flat_map(|binding| {
-            binding.groups.iter().map(|group| (group.clone(), binding.secret.clone()))
-        })
-        .collect();
+    let mut needs: Vec<_> = Uses::of(policy).keys().cloned().collect();
     needs.sort_unstable();
-    needs.dedup();
     needs
 }
 

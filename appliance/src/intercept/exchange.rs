@@ -224,22 +224,27 @@ async fn forward(
     message::check_size(&head, connection.head_fields, connection.head_bytes)?;
     message::check(&head, &connection.site)?;
     let snapshot = connection.secrets.snapshot();
-    let masking = prepare(connection, &mut head, &snapshot, trace)?;
+    let (masking, used) = prepare(connection, &mut head, &snapshot, trace)?;
     message::address(&mut head, &connection.site)?;
     let trailers: Arc<dyn TrailerRule + Send + Sync> = Arc::clone(connection) as _;
     let body = RequestBody::new(body, trailers, Arc::clone(trace));
     trace.with(|record| record.forwarded(&connection.route));
     let response = send(sender, Request::from_parts(head, body), trace).await?;
+    if response.status() == StatusCode::UNAUTHORIZED {
+        let group = &connection.group.name;
+        used.iter().for_each(|binding| connection.secrets.reject(group, &binding.secret));
+    }
     Ok(receive(connection, response, masking, trace)?)
 }
 
-/// Checks the request against its rules and puts the values in. Gives the masks for the answer.
+/// Checks the request against its rules and puts the values in. Gives the masks for the answer, and
+/// the bindings whose values are in the request.
 fn prepare(
     connection: &Connection,
     head: &mut request::Parts,
     snapshot: &Snapshot,
     trace: &Trace,
-) -> Result<Masking, Reason> {
+) -> Result<(Masking, Vec<Arc<Binding>>), Reason> {
     match (&connection.rules, &connection.route) {
         (RequestRules::Substitute(rules), Route::Intercept(api)) => {
             let plan = substitute::examine(rules, head).map_err(|denial| trace.denied(denial))?;
@@ -250,11 +255,11 @@ fn prepare(
             scrub::request_encodings(&api.response, &mut head.headers);
             swap(connection, head, snapshot, &plan)
                 .map_err(|cause| trace.secret_unavailable(cause))?;
-            Ok(connection.masking(api, snapshot))
+            Ok((connection.masking(api, snapshot), plan.bindings().cloned().collect()))
         }
         (RequestRules::Inspect, Route::Inspect(pass)) => {
             inspect(pass, head)?;
-            Ok(Masking { masks: connection.masks.none(), generation: 0 })
+            Ok((Masking { masks: connection.masks.none(), generation: 0 }, vec![]))
         }
         _ => Err(Reason::InternalError),
     }

@@ -67,7 +67,9 @@ impl Grant {
 /// What a group asks about its leases. Their ids begin with the path that lent them, so that a token
 /// can ask about no others, whoever told it their ids.
 pub(super) fn leases(locations: &BTreeSet<VaultLocation>) -> Vec<Grant> {
-    let lends = |location: &&VaultLocation| !matches!(location, VaultLocation::Kv2 { .. });
+    let lends = |location: &&VaultLocation| {
+        !matches!(location, VaultLocation::Kv2 { .. }) && !location.is_identity_token()
+    };
     let ids = locations.iter().filter(lends).map(|it| format!("{}/*", it.api_path()).into());
     let ids: BTreeSet<Arc<str>> = ids.collect();
     if ids.is_empty() {

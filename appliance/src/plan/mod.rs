@@ -87,6 +87,8 @@ pub enum PlanError {
     SharedRole(GroupName, GroupName, Arc<str>),
     /// There is no policy of that name in the plan.
     NoPolicy(String),
+    /// The id of the AppRole is not random.
+    Guessable(Arc<str>),
     /// A rule whose names cannot be put into a name constraint.
     Ca(CaError),
 }
@@ -191,6 +193,7 @@ impl Rights {
             // A group's token that may not end itself is ended by what Vault calls it.
             Grant::new("auth/token/revoke-accessor", "update"),
         ]);
+        let gateway = gateway.chain(own_login(&vault.login)?);
         let mount = vault.pki.as_ref().map(|pki| &pki.mount).filter(|_| !pki.is_empty());
         let signing = mount.map(|mount| ca::signing_path(mount));
         Ok(Self { gateway: gateway.collect(), roles, pki, signing })
@@ -214,10 +217,21 @@ impl RoleRights {
         Ok(Some(Self { role, groups: vec![group.name.clone()], locations, grants }))
     }
 
+    /// The groups that have an entity of their own: those that Vault signs something about.
+    pub(crate) fn entities(&self) -> impl Iterator<Item = &GroupName> {
+        let signed = self.locations.iter().any(VaultLocation::is_identity_token);
+        self.groups.iter().filter(move |_| signed)
+    }
+
     /// The name of the policy, as Vault keeps it.
     pub fn policy(&self) -> String {
         self.role.to_ascii_lowercase()
     }
+}
+
+/// How Vault knows a group apart: the name of its tokens, and of its entity where it has one.
+pub fn entity(group: &GroupName) -> String {
+    format!("cloakroom-{group}")
 }
 
 /// Where the gateway has a role make a token.
@@ -253,6 +267,22 @@ fn own_token() -> [Grant; 5] {
     ]
 }
 
+/// How long its SecretID lasts, and, with that, whether wrong ones lock its role out.
+fn own_login(login: &VaultLogin) -> Result<Option<Grant>, PlanError> {
+    let VaultLogin::AppRole { mount, .. } = login else { return Ok(None) };
+    check_path("mount", mount)?;
+    let path = format!("auth/{mount}/role/{GATEWAY}/secret-id/lookup");
+    Ok(Some(Grant::new(path, "update")))
+}
+
+/// Whether somebody could come upon the id of a role. Random ones are 32 hexadecimal digits or more;
+/// so few different ones are no chance: one in ten million has them.
+pub fn is_guessable(role_id: &str) -> bool {
+    let digits = || role_id.bytes().filter(u8::is_ascii_hexdigit).map(|it| it.to_ascii_lowercase());
+    let others = role_id.bytes().any(|byte| !byte.is_ascii_hexdigit() && byte != b'-');
+    others || digits().count() < 32 || digits().collect::<BTreeSet<_>>().len() < 8
+}
+
 /// Everything in Vault that the group's bindings name.
 fn locations(policy: &Policy, group: &GroupName) -> BTreeSet<VaultLocation> {
     let bindings = policy.apis.iter().flat_map(|api| &api.bindings);
@@ -273,6 +303,11 @@ fn shared(other: &RoleRights, group: &Group) -> PlanError {
 }
 
 fn check_login(login: &VaultLogin) -> Result<(), PlanError> {
+    if let VaultLogin::AppRole { role_id, .. } = login
+        && is_guessable(role_id)
+    {
+        return Err(PlanError::Guessable(Arc::clone(role_id)));
+    }
     let (mount, role, files) = match login {
         VaultLogin::AppRole { mount, role_id, secret_id_file, .. } => {
             (mount, role_id, vec![secret_id_file])
@@ -318,6 +353,12 @@ impl fmt::Display for PlanError {
                 f,
                 "the plan has no policy `{}`; its names are `{GATEWAY}` and each vault_role",
                 name.escape_default()
+            ),
+            Self::Guessable(role_id) => write!(
+                f,
+                "role_id `{}` can be guessed, and whoever knows it can try SecretIDs: write a random \
+                 one, as `uuidgen` or `openssl rand -hex 16` prints it; the plan gives it to the role",
+                role_id.escape_default()
             ),
             Self::Ca(error) => error.fmt(f),
         }

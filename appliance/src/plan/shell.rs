@@ -3,8 +3,11 @@
 
 use std::{fmt::Write as _, path::Path};
 
-use super::{Bearers, GATEWAY, PERIOD, Plan};
-use crate::config::{PkiSettings, VaultLogin};
+use super::{Bearers, GATEWAY, PERIOD, Plan, RoleRights, entity};
+use crate::{
+    config::{PkiSettings, VaultLogin},
+    policy::GroupName,
+};
 
 pub(super) fn render(plan: &Plan) -> String {
     let mut text = HEAD.to_owned();
@@ -19,22 +22,42 @@ pub(super) fn render(plan: &Plan) -> String {
     for role in &plan.rights.roles {
         let path = quoted(&format!("auth/token/roles/{}", role.role));
         let policy = quoted(&role.policy());
+        let aliases = role.entities().map(entity).collect::<Vec<_>>().join(",");
+        let aliases = if aliases.is_empty() { aliases } else { quoted(&aliases) };
         push(
             &mut text,
             format_args!(
                 "\nvault write {path} allowed_policies={policy} orphan=false renewable=true \\\n    \
                  allowed_policies_glob= disallowed_policies= disallowed_policies_glob= \\\n    \
-                 allowed_entity_aliases= token_num_uses=0 token_explicit_max_ttl=0 \\\n    \
+                 allowed_entity_aliases={aliases} token_num_uses=0 token_explicit_max_ttl=0 \\\n    \
                  token_type=service token_no_default_policy=true token_period={PERIOD} \\\n    \
                  token_bound_cidrs={bound}"
             ),
         );
+    }
+    for group in plan.rights.roles.iter().flat_map(RoleRights::entities) {
+        entity_of(&mut text, group);
     }
     if let Some(pki) = &plan.pki {
         engine(&mut text, pki);
     }
     login(&mut text, &plan.login, &bound);
     text
+}
+
+/// What `sub` names in the tokens that Vault signs about a group.
+fn entity_of(text: &mut String, group: &GroupName) {
+    let (entity, path) = (entity(group), format!("identity/entity/name/{}", entity(group)));
+    push(
+        text,
+        format_args!(
+            "\n# The `sub` of the tokens of group {group}: vault read -field=id {path}\n\
+             vault write {path} policies= metadata=cloakroom_group={group} >/dev/null\n\
+             vault write identity/entity-alias name={entity} \\\n    \
+             canonical_id=\"$(vault read -field=id {path})\" \\\n    \
+             mount_accessor=\"$(vault read -field=accessor sys/auth/token)\" >/dev/null"
+        ),
+    );
 }
 
 fn engine(text: &mut String, pki: &PkiSettings) {
@@ -62,7 +85,8 @@ fn engine(text: &mut String, pki: &PkiSettings) {
 fn login(text: &mut String, login: &VaultLogin, bound: &str) {
     let token = format!(
         "token_policies={GATEWAY} \\\n    token_no_default_policy=true token_period={PERIOD} \
-         token_num_uses=0 token_explicit_max_ttl=0 \\\n    token_bound_cidrs={bound}"
+         token_num_uses=0 \\\n    token_ttl=0 token_max_ttl=0 token_explicit_max_ttl=0 \\\n    \
+         token_bound_cidrs={bound}"
     );
     match login {
         VaultLogin::AppRole { mount, role_id, secret_id_file, wrapped } => {
@@ -73,8 +97,12 @@ fn login(text: &mut String, login: &VaultLogin, bound: &str) {
             push(
                 text,
                 format_args!(
-                    "vault write {path} role_id={role_id} {token} \\\n    token_type=service \
-                     bind_secret_id=true secret_id_bound_cidrs={bound}"
+                    "# Or five wrong SecretIDs, from anywhere, would lock the gateway out.\n\
+                     vault auth tune -user-lockout-disable=true {mount}\n\
+                     vault write {path} role_id={role_id} {token} \\\n    token_type=service \
+                     bind_secret_id=true secret_id_num_uses=0 secret_id_ttl=0 \\\n    \
+                     secret_id_bound_cidrs={bound}",
+                    mount = quoted(mount),
                 ),
             );
             let field = match wrapped {

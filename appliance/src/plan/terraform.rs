@@ -2,8 +2,11 @@
 
 use std::fmt::Write as _;
 
-use super::{Bearers, GATEWAY, PERIOD_SECONDS, Plan};
-use crate::config::{PkiSettings, VaultLogin};
+use super::{Bearers, GATEWAY, PERIOD_SECONDS, Plan, RoleRights, entity};
+use crate::{
+    config::{PkiSettings, VaultLogin},
+    policy::GroupName,
+};
 
 pub(super) fn render(plan: &Plan) -> String {
     let mut out = Out { text: HEAD.to_owned(), namespace: plan.namespace.as_deref() };
@@ -21,7 +24,7 @@ pub(super) fn render(plan: &Plan) -> String {
             ("allowed_policies_glob", "[]".to_owned()),
             ("disallowed_policies", "[]".to_owned()),
             ("disallowed_policies_glob", "[]".to_owned()),
-            ("allowed_entity_aliases", "[]".to_owned()),
+            ("allowed_entity_aliases", list(role.entities().map(entity))),
             ("token_num_uses", "0".to_owned()),
             ("token_explicit_max_ttl", "0".to_owned()),
             ("orphan", "false".to_owned()),
@@ -32,6 +35,10 @@ pub(super) fn render(plan: &Plan) -> String {
             ("token_bound_cidrs", bound.clone()),
         ];
         out.resource("vault_token_auth_backend_role", &label(&role.role), &fields);
+    }
+    let entities: Vec<_> = plan.rights.roles.iter().flat_map(RoleRights::entities).collect();
+    if !entities.is_empty() {
+        out.entities(&entities);
     }
     if let Some(pki) = &plan.pki {
         out.engine(pki);
@@ -49,6 +56,11 @@ impl Out<'_> {
     fn resource(&mut self, kind: &str, label: &str, fields: &[(&str, String)]) {
         // Writing to a string cannot fail.
         let _ = writeln!(self.text, "\nresource \"{kind}\" \"{label}\" {{");
+        self.fields(fields);
+    }
+
+    /// The fields of a block, and its end.
+    fn fields(&mut self, fields: &[(&str, String)]) {
         let namespace = self.namespace.map(|name| ("namespace", text(name)));
         let fields = namespace.iter().chain(fields);
         let width = fields.clone().map(|(key, _)| key.len()).max().unwrap_or_default();
@@ -62,6 +74,25 @@ impl Out<'_> {
         self.text.push('\n');
         for line in text.lines() {
             let _ = writeln!(self.text, "# {line}");
+        }
+    }
+
+    /// What `sub` names in the tokens that Vault signs about each group.
+    fn entities(&mut self, groups: &[&GroupName]) {
+        let _ = writeln!(self.text, "\ndata \"vault_auth_backend\" \"{TOKENS}\" {{");
+        self.fields(&[("path", text("token"))]);
+        for group in groups {
+            let (name, label) = (entity(group), label(group.as_str()));
+            let metadata = format!("{{ cloakroom_group = {} }}", text(group.as_str()));
+            let fields =
+                [("name", text(&name)), ("policies", "[]".to_owned()), ("metadata", metadata)];
+            self.resource("vault_identity_entity", &label, &fields);
+            let alias = [
+                ("name", text(&name)),
+                ("canonical_id", format!("vault_identity_entity.{label}.id")),
+                ("mount_accessor", format!("data.vault_auth_backend.{TOKENS}.accessor")),
+            ];
+            self.resource("vault_identity_entity_alias", &label, &alias);
         }
     }
 
@@ -95,18 +126,23 @@ impl Out<'_> {
             ("token_no_default_policy", "true".to_owned()),
             ("token_period", PERIOD_SECONDS.to_string()),
             ("token_num_uses", "0".to_owned()),
+            ("token_ttl", "0".to_owned()),
+            ("token_max_ttl", "0".to_owned()),
             ("token_explicit_max_ttl", "0".to_owned()),
             ("token_bound_cidrs", bound.to_owned()),
         ];
         match login {
             VaultLogin::AppRole { mount, role_id, .. } => {
                 self.mount(mount, "approle");
+                self.no_lockout(mount);
                 let own = [
                     backend,
                     ("role_name", text(GATEWAY)),
                     ("role_id", text(role_id)),
                     ("token_type", text("service")),
                     ("bind_secret_id", "true".to_owned()),
+                    ("secret_id_num_uses", "0".to_owned()),
+                    ("secret_id_ttl", "0".to_owned()),
                     ("secret_id_bound_cidrs", bound.to_owned()),
                 ];
                 let fields = [&own[..], &token].concat();
@@ -146,6 +182,20 @@ impl Out<'_> {
             fields.push((*key, value));
         }
         fields
+    }
+
+    /// The provider's own resource of a mount does not know of lockout.
+    fn no_lockout(&mut self, mount: &str) {
+        self.comment("Or five wrong SecretIDs, from anywhere, would lock the gateway out.");
+        let tuned = r#"{"user_lockout_config":{"lockout_disable":true}}"#;
+        let fields = [
+            ("path", text(&format!("sys/auth/{mount}/tune"))),
+            ("data_json", text(tuned)),
+            ("disable_read", "true".to_owned()),
+            ("disable_delete", "true".to_owned()),
+            ("depends_on", format!("[vault_auth_backend.{LOGIN}]")),
+        ];
+        self.resource("vault_generic_endpoint", LOGIN, &fields);
     }
 
     fn mount(&mut self, mount: &str, kind: &str) {
@@ -201,4 +251,5 @@ const END: &str = "CLOAKROOM_POLICY";
 /// The resources' own names.
 const LOGIN: &str = "cloakroom-login";
 const PKI: &str = "cloakroom-pki";
+const TOKENS: &str = "cloakroom-tokens";
 const TEN_YEARS: u32 = 87_600 * 3_600;

@@ -12,7 +12,7 @@ resolvers = ["192.0.2.53"]
 address = "https://vault.example:8200"
 ca_file = "ca.pem"
 [vault.approle]
-role_id = "it's ours"
+role_id = "7b1c2f60-93d4-4e0a-b5c8-6a1f0e2d3c49"
 secret_id_file = "it's $(here)"
 [[group]]
 name = "research"
@@ -44,8 +44,7 @@ fn config(text: &str) -> Config {
         true => Ok(ca.clone()),
         false => Err(io::Error::from(io::ErrorKind::NotFound)),
     };
-    let text = text.replace("it's ours", "it's-ours");
-    parse(&text, Some(Path::new("/etc/cloakroom")), "test.toml", &only_the_ca)
+    parse(text, Some(Path::new("/etc/cloakroom")), "test.toml", &only_the_ca)
         .unwrap_or_else(|errors| panic!("{errors}"))
 }
 
@@ -265,10 +264,46 @@ fn tokens_are_bound_or_there_is_no_plan() {
 #[test]
 fn a_shell_reads_what_the_configuration_says_as_text() {
     let shell = plan("vault:kv/a#k").shell();
-    assert!(shell.contains(r"role_id='it'\''s-ours'"), "{shell}");
+    let role = "[vault.approle]\nmount = \"team/gateways\"";
+    let plan = plan_with("vault:kv/a#k", ("[vault.approle]", role));
+    let shell_of_mount = plan.unwrap_or_else(|error| panic!("{error}")).shell();
+    let tuned = "-user-lockout-disable=true 'team/gateways'";
+    assert!(shell_of_mount.contains(tuned), "{shell_of_mount}");
     assert!(shell.contains(r"> '/etc/cloakroom/it'\''s $(here)')"), "{shell}");
     let newline = plan_with("vault:kv/a#k", ("$(here)", "\\nreboot"));
     assert!(matches!(newline, Err(PlanError::Pattern { what: "file", .. })));
+}
+
+#[test]
+fn the_id_of_the_role_is_one_that_nobody_guesses() {
+    for random in ["7B1C2F60-93D4-4E0A-B5C8-6A1F0E2D3C49", "d41d8cd98f00b204e9800998ecf8427e"] {
+        assert!(!is_guessable(random), "{random}");
+    }
+    for guessable in [
+        "cloakroom-gateway",
+        "00000000-0000-0000-0000-000000000000",
+        "deadbeefdeadbeefdeadbeefdeadbeef",
+        "7b1c2f60-93d4-4e0a-b5c8-6a1f0e2d3c4",
+        "cloakroom-gateway-of-the-production-site-7b1c2f60",
+        "",
+    ] {
+        assert!(is_guessable(guessable), "{guessable}");
+    }
+    let named = plan_with("vault:kv/a#k", ("7b1c2f60-93d4-4e0a-b5c8-6a1f0e2d3c49", "gateway"));
+    assert!(matches!(named, Err(PlanError::Guessable(_))));
+}
+
+#[test]
+fn what_a_login_by_approle_gives_does_not_end_and_nobody_locks_it_out() {
+    let plan = plan("vault:kv/a#k");
+    let (shell, terraform) = (plan.shell(), plan.terraform());
+    for zero in ["secret_id_num_uses", "secret_id_ttl", "token_max_ttl", "token_num_uses"] {
+        assert!(shell.contains(&format!(" {zero}=0 ")), "{zero}: {shell}");
+        let line = terraform.lines().find(|line| line.trim().starts_with(&format!("{zero} ")));
+        assert!(line.is_some_and(|line| line.ends_with("= 0")), "{zero}: {terraform}");
+    }
+    assert!(shell.contains("vault auth tune -user-lockout-disable=true 'approle'\n"), "{shell}");
+    assert!(terraform.contains(r#"lockout_disable\":true"#), "{terraform}");
 }
 
 #[test]

@@ -27,7 +27,7 @@ pub(crate) use name::{Folded, query_pairs};
 pub use narrowing::{NARROWING_KEYS, Narrowed, Narrowing, Slot, looks_narrowing};
 pub use path::{PathError, PathRule, permits, permits_path};
 pub(crate) use secret::is_plain_parameter_byte;
-pub use secret::{Location, Part, Pick, SecretRef, VaultLocation};
+pub use secret::{IDENTITY_TOKEN, Location, Part, Pick, SecretRef, VaultLocation};
 pub use site::Site;
 pub use text::{InterfaceError, NameError, PlaceholderError};
 

@@ -68,13 +68,28 @@ impl Narrowing {
                 self.paths = Some(list(text, |entry| PathRule::parse(entry).ok()).ok_or(PATHS)?);
             }
             "expires" => {
-                let time =
-                    OffsetDateTime::parse(text.trim_ascii(), &Rfc3339).map_err(|_| EXPIRES)?;
-                self.expires = Some(time.into());
+                let time = OffsetDateTime::parse(text.trim_ascii(), &Rfc3339);
+                self.end_by(time.map_err(|_| EXPIRES)?);
             }
             _ => {}
         }
         Ok(())
+    }
+
+    /// Takes the time (RFC 3339) at which Vault deletes the value, which counts like `expires`.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong, without the text.
+    pub fn end_at(&mut self, text: &str) -> Result<(), &'static str> {
+        self.end_by(OffsetDateTime::parse(text, &Rfc3339).map_err(|_| DELETION_TIME)?);
+        Ok(())
+    }
+
+    /// The earliest end counts.
+    fn end_by(&mut self, time: OffsetDateTime) {
+        let time = time.into();
+        self.expires = Some(self.expires.map_or(time, |other| other.min(time)));
     }
 
     /// Whether a value of `binding` may stand in this request, which policy has already let pass.
@@ -86,10 +101,10 @@ impl Narrowing {
         now: SystemTime,
     ) -> Result<(), Narrowed> {
         if self.expires.is_some_and(|expires| expires <= now) {
-            let text = "custom_metadata: the time in expires has passed";
+            let text = "the time in expires or deletion_time has passed";
             return Err(Narrowed::Unavailable(SecretCause::LeaseEnded, text));
         }
-        self.meets(api, binding)
+        self.leaves(api, binding)
             .map_err(|text| Narrowed::Unavailable(SecretCause::ValueInvalid, text))?;
         let refused = |reason| Err(Narrowed::Refused(reason));
         if self.hosts.as_ref().is_some_and(|hosts| !hosts.contains(host)) {
@@ -115,7 +130,11 @@ impl Narrowing {
     }
 
     /// Whether anything of what policy grants is left.
-    fn meets(&self, api: &Api, binding: &Binding) -> Result<(), &'static str> {
+    ///
+    /// # Errors
+    ///
+    /// What leaves nothing.
+    pub fn leaves(&self, api: &Api, binding: &Binding) -> Result<(), &'static str> {
         let meets = |hosts: &Vec<Host>| hosts.iter().any(|host| api.hosts.contains(host));
         if !self.hosts.as_ref().is_none_or(meets) {
             return Err("custom_metadata: none of its hosts is one of the API");
@@ -207,6 +226,7 @@ const HOSTS: &str = "custom_metadata: hosts is not a list of exact host names";
 const PLACES: &str = "custom_metadata: places is not a list of places";
 const METHODS: &str = "custom_metadata: methods is not a list of methods in capital letters";
 const PATHS: &str = "custom_metadata: paths is not a list of paths";
+const DELETION_TIME: &str = "Vault's deletion_time is not a time";
 const EXPIRES: &str = "custom_metadata: expires is not a time such as 2030-01-31T12:00:00Z";
 
 #[cfg(test)]

@@ -78,6 +78,11 @@ impl SecretRef {
         }
     }
 
+    /// Whether it is a token that Vault signs about who asks, for others to look at.
+    pub fn is_identity_token(&self) -> bool {
+        matches!(self, Self::Vault { location, .. } if location.is_identity_token())
+    }
+
     /// What is taken of the answer.
     pub fn pick(&self) -> Pick {
         match self {
@@ -94,6 +99,11 @@ impl VaultLocation {
             Self::Kv2 { mount, path, .. } => format!("{mount}/data/{path}"),
             Self::Read { path } | Self::Write { path, .. } => path.to_string(),
         }
+    }
+
+    /// Whether it is a token that Vault signs about who asks.
+    pub fn is_identity_token(&self) -> bool {
+        matches!(self, Self::Read { path } if path.starts_with(IDENTITY_TOKEN))
     }
 
     /// The capability that a Vault policy must give for it.
@@ -157,6 +167,9 @@ impl fmt::Display for Pick {
         })
     }
 }
+
+/// What stands before the role of an identity token.
+pub const IDENTITY_TOKEN: &str = "identity/oidc/token/";
 
 /// Whether a byte of a parameter stands for itself. All others are written as `%XX`.
 pub(crate) const fn is_plain_parameter_byte(byte: u8) -> bool {

@@ -13,8 +13,10 @@ use std::{
 };
 
 use super::{
-    FetchError, Snapshot,
+    FetchError, Snapshot, Uses,
+    lanes::{Kind, Lane, QUESTIONS_AT_ONCE, QUESTIONS_IN_ALL, kind, lane},
     ledger::{Change, Fresh, Key, Ledger},
+    pace::Pace,
     returns::Returns,
     sleep::moved_back,
     source::{Answer, Lease, Picked, Prolonged, Standing},
@@ -80,6 +82,7 @@ struct Plan {
     /// When a lease was last asked for.
     lent: Option<Instant>,
     doubt: Doubt,
+    pace: Pace,
 }
 
 /// Whether the group may still have what it was lent, where the source does not say.
@@ -125,9 +128,20 @@ impl Agenda {
         }
     }
 
+    /// Takes where values are wanted. Tells of those held that could not be used there.
+    pub(super) fn take_uses(&mut self, uses: Uses) -> Vec<(Key, Change)> {
+        self.ledger.take_uses(uses)
+    }
+
     /// Makes every read that no lease has made due, due.
     pub(super) fn ask_again(&mut self, now: Instant) {
         self.plans.values_mut().for_each(|plan| plan.due = now);
+    }
+
+    /// An API did not take this value. True where it is asked for at once.
+    pub(super) fn reject(&mut self, (group, reference): &Key, now: Instant) -> bool {
+        let plan = self.plans.get_mut(&(group.clone(), reference.location()));
+        plan.is_some_and(|plan| plan.reject(self.refresh, now))
     }
 
     /// The machine was suspended for `slept`: everything that ends or is due, is so by that much
@@ -258,15 +272,14 @@ impl Agenda {
                 }
                 self.each(question, |ledger, key| ledger.record(key, Err(error), now))
             }
-            Outcome::Checked(Err(FetchError::Outage(..))) => {
+            Outcome::Checked(Err(error)) => {
                 plan.outages = plan.outages.saturating_add(1);
-                let wait = back_off(plan.outages).min(self.refresh);
+                let wait = back_off(plan.outages).min(self.refresh).max(error.asks_for());
                 plan.look_later(now, wait);
                 vec![]
             }
-            Outcome::Read(Err(error @ FetchError::Outage(..)))
-            | Outcome::Renewed(Err(error @ FetchError::Outage(..))) => {
-                plan.put_off(self.refresh, now);
+            Outcome::Read(Err(error)) | Outcome::Renewed(Err(error)) => {
+                plan.put_off(self.refresh, error, now);
                 self.each(question, |ledger, key| ledger.record(key, Err(error), now))
             }
         }
@@ -286,7 +299,7 @@ impl Agenda {
         let (group, refresh) = (&question.site.0, self.refresh);
         let Some(plan) = self.plans.get_mut(&question.site) else { return vec![] };
         let recovered = std::mem::take(&mut plan.outages) > 0;
-        plan.due = now + jittered(refresh);
+        plan.due = plan.pace.next_read(refresh, answer.changes_in, question.asked, now);
         plan.lent = answer.lease.is_some().then_some(question.asked);
         if let (Doubt::Open, Some(lease)) = (plan.doubt, &answer.lease) {
             plan.doubt = Doubt::Settled(lease.generation);
@@ -312,7 +325,7 @@ impl Agenda {
         }
         let narrowing = answer.narrowing;
         let mut values = answer.values.into_iter();
-        self.each(question, |ledger, key| {
+        let changes = self.each(question, |ledger, key| {
             let fresh = values.next().unwrap_or(Err(NO_ANSWER)).map(|picked| Fresh {
                 picked,
                 asked: question.asked,
@@ -320,7 +333,11 @@ impl Agenda {
                 narrowing: narrowing.clone(),
             });
             ledger.record(key, fresh, now)
-        })
+        });
+        if changes.iter().any(|(_, change)| matches!(change, Change::Rotated)) {
+            self.plans.get_mut(&question.site).into_iter().for_each(|plan| plan.pace.changed());
+        }
+        changes
     }
 
     fn each(
@@ -358,6 +375,7 @@ impl Plan {
             tenure: None,
             lent: None,
             doubt: Doubt::No,
+            pace: Pace::default(),
         }
     }
 
@@ -433,50 +451,32 @@ impl Plan {
         self.replace_now(now);
     }
 
+    /// A lease is looked at, anything else is read, unless the source is away: that it is asked for
+    /// as soon as it can be.
+    fn reject(&mut self, refresh: Duration, now: Instant) -> bool {
+        let now_is_news = self.outages == 0 && self.pace.reject(refresh, now);
+        if now_is_news {
+            self.due = self.due.min(now);
+            self.tenure.iter_mut().for_each(|tenure| tenure.reject(now));
+        }
+        now_is_news
+    }
+
     /// Its lease was looked at.
     fn look_later(&mut self, now: Instant, wait: Duration) {
         self.tenure.iter_mut().for_each(|tenure| tenure.look_later(now, wait));
     }
 
-    fn put_off(&mut self, refresh: Duration, now: Instant) {
+    fn put_off(&mut self, refresh: Duration, error: FetchError, now: Instant) {
         self.outages = self.outages.saturating_add(1);
-        let wait = jittered(back_off(self.outages).min(refresh));
+        let wait = jittered(back_off(self.outages).min(refresh)).max(error.asks_for());
         self.due = now + wait;
         self.tenure.iter_mut().for_each(|tenure| tenure.put_off(now, wait));
     }
 }
 
-/// Questions of one group to one kind of source have a bound of their own: neither a slow Vault
-/// may hold up the file, nor one group another.
-type Lane = (Kind, GroupName);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Kind {
-    Vault,
-    File,
-}
-
-fn lane((group, location): &Site) -> Lane {
-    (kind(location), group.clone())
-}
-
-const fn kind(location: &Location) -> Kind {
-    match location {
-        Location::Vault(_) => Kind::Vault,
-        Location::File(_) => Kind::File,
-    }
-}
-
 const NO_ANSWER: FetchError =
     FetchError::Outage(crate::reason::SecretCause::VaultUnreachable, "the answer lacks a value");
-
-/// Questions of one [`Lane`] at once; fewer where there are so many lanes that these would fill all
-/// of [`QUESTIONS_IN_ALL`].
-pub(super) const QUESTIONS_AT_ONCE: usize = 8;
-
-/// Questions of all groups to one kind of source at once. The longest due go first, and groups whose
-/// questions hang leave the others room.
-pub(super) const QUESTIONS_IN_ALL: usize = 64;
 
 /// Within how long everything that waits for a source is asked, once it answers again.
 const WAKE_TIME: Duration = Duration::from_secs(2);

@@ -157,7 +157,7 @@ impl Lender {
             generation: self.generation,
         };
         let values = (0..picks).map(value).collect();
-        Ok(Answer { values, lease: Some(lease), narrowing: Arc::default() })
+        Ok(Answer { values, lease: Some(lease), changes_in: None, narrowing: Arc::default() })
     }
 
     fn renew(&mut self, lease: &Lease) -> Result<Prolonged, FetchError> {
@@ -617,7 +617,7 @@ fn what_waited_for_a_source_is_asked_soon_after_it_is_back_and_not_all_at_once()
         agenda.enter(&question, Outcome::Read(Err(DOWN)), now);
     }
     let values = vec![Ok(Zeroizing::new(b"value-0123456789".to_vec()).into())];
-    let answer = Answer { values, lease: None, narrowing: Arc::default() };
+    let answer = Answer { values, lease: None, changes_in: None, narrowing: Arc::default() };
     agenda.enter(&first, Outcome::Read(Ok(answer)), now);
     let at_once = agenda.take_due(now + Duration::from_millis(100), |_| 0).0.len();
     let after = agenda.take_due(now + WAKE_TIME, |_| 0).0.len();
@@ -631,7 +631,12 @@ fn a_value_that_is_not_lent_is_as_old_as_the_question() {
     agenda.want(&[user()], now);
     let question = agenda.take_due(now, |_| 0).0.remove(0);
     let value = Zeroizing::new(b"sk-live-0123456789abcdef".to_vec());
-    let answer = Answer { values: vec![Ok(value.into())], lease: None, narrowing: Arc::default() };
+    let answer = Answer {
+        values: vec![Ok(value.into())],
+        lease: None,
+        changes_in: None,
+        narrowing: Arc::default(),
+    };
     agenda.enter(&question, Outcome::Read(Ok(answer)), now + 10 * second);
     let (group, reference) = user();
     let usable = |at| agenda.snapshot().current(&group, &reference, 8, at).is_ok();

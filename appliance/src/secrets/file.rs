@@ -9,11 +9,18 @@
 //!
 //! Names are 1 to 64 bytes of `[A-Za-z0-9_.-]`. Spaces and tabs around the name and the value
 //! are not part of them; nothing else is taken away, and there are no quotes and no escapes.
-//! Empty lines and lines that begin with `#` are skipped; a `#` further on belongs to the value.
-//! One bad line refuses the whole file, since a typing error must not pass for a rotation.
+//! Empty lines and lines that begin with `#` are skipped; a `#` further on belongs to the value. A
+//! byte order mark at the beginning is not part of the first line. A line that is none of these is
+//! passed over, and the log names it. What it was to say is not known: a name that no other line has
+//! may stand there, so that what is held for it is not taken for withdrawn. A name on two lines has no
+//! value.
 //! Every group that policy lets use a name gets the same value: only Vault can tell them apart.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    collections::HashSet,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use futures_util::future::BoxFuture;
 use zeroize::Zeroizing;
@@ -32,6 +39,8 @@ use crate::{
 pub struct FileSource {
     path: PathBuf,
     key: Option<PathBuf>,
+    /// What the log was told of its lines.
+    said: Arc<Mutex<Vec<WrongLine>>>,
 }
 
 /// Why a file of secrets is not used. Carries no part of its content.
@@ -59,13 +68,27 @@ impl FileSource {
 
     /// The file at `path`, encrypted with the key in the file `key` or plain. Not read yet.
     pub fn new(path: PathBuf, key: Option<PathBuf>) -> Self {
-        Self { path, key }
+        Self { path, key, said: Arc::default() }
     }
 
-    /// Reads the file once and says what is wrong with it, for the start of the daemon.
+    /// Reads the file once and says what is wrong with it as a whole, for the start of the daemon.
     pub fn check(&self) -> Result<(), FileError> {
         let content = self.read()?;
-        parse(&content).map(drop)
+        self.tell(&read_lines(&content).wrong);
+        Ok(())
+    }
+
+    /// Tells the log of lines that are wrong, once.
+    fn tell(&self, wrong: &[WrongLine]) {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if *said == wrong {
+            return;
+        }
+        for (line, what) in wrong.iter().filter(|one| !said.contains(one)).take(MAX_TOLD) {
+            let file = self.path.display();
+            tracing::error!(%file, line, "a line of the file of secrets is passed over: {what}");
+        }
+        *said = wrong.to_vec();
     }
 
     fn read(&self) -> Result<Zeroizing<Vec<u8>>, FileError> {
@@ -82,12 +105,13 @@ impl FileSource {
             FetchError::Outage(SecretCause::NotInFile, error.text())
         };
         let content = self.read().map_err(unusable)?;
-        let entries = parse(&content).map_err(unusable)?;
-        entries
-            .iter()
-            .find(|(found, _)| *found == name.as_bytes())
-            .map(|(_, value)| Zeroizing::new(value.to_vec()))
-            .ok_or(FetchError::Gone(SecretCause::NotInFile, "the file does not hold this name"))
+        let Lines { entries, wrong } = read_lines(&content);
+        self.tell(&wrong);
+        let found = entries.iter().find(|(found, _)| *found == name.as_bytes());
+        found.map(|(_, value)| Zeroizing::new(value.to_vec())).ok_or(match wrong.is_empty() {
+            true => FetchError::Gone(SecretCause::NotInFile, "the file does not hold this name"),
+            false => FetchError::Outage(SecretCause::NotInFile, HIDDEN),
+        })
     }
 }
 
@@ -108,7 +132,7 @@ impl SecretSource for FileSource {
             let value = read.unwrap_or(Err(failed))?;
             // A line has no fields: every pick is the whole of it.
             let values = picks.iter().map(|_| Ok(value.clone().into())).collect();
-            Ok(Answer { values, lease: None, narrowing: Arc::default() })
+            Ok(Answer { values, lease: None, changes_in: None, narrowing: Arc::default() })
         })
     }
 }
@@ -144,25 +168,45 @@ impl std::error::Error for FileError {}
 /// A name and its value.
 pub(super) type Entry<'a> = (&'a [u8], &'a [u8]);
 
-/// The entries of a whole file.
+/// The number of a line, counted from 1, and what is wrong with it.
+type WrongLine = (usize, &'static str);
+
+/// What the lines of a file say.
+struct Lines<'a> {
+    entries: Vec<Entry<'a>>,
+    wrong: Vec<WrongLine>,
+}
+
+/// The entries of a whole file that has nothing wrong.
 pub(super) fn parse(content: &[u8]) -> Result<Vec<Entry<'_>>, FileError> {
-    let mut entries: Vec<Entry<'_>> = Vec::new();
+    let Lines { entries, wrong } = read_lines(content);
+    wrong.first().map_or(Ok(entries), |(line, what)| Err(FileError::Line(*line, what)))
+}
+
+fn read_lines(content: &[u8]) -> Lines<'_> {
+    let content = content.strip_prefix(BYTE_ORDER_MARK).unwrap_or(content);
+    let (mut entries, mut wrong): (Vec<Entry<'_>>, Vec<WrongLine>) = Default::default();
+    let (mut names, mut twice): (HashSet<&[u8]>, HashSet<&[u8]>) = Default::default();
     for (index, line) in content.split(|byte| *byte == b'\n').enumerate() {
-        let wrong = |what| FileError::Line(index + 1, what);
         let line = line.strip_suffix(b"\r").unwrap_or(line).trim_ascii();
         if line.is_empty() || line.starts_with(b"#") {
             continue;
         }
-        let entry = parse_line(line).map_err(wrong)?;
-        if entries.iter().any(|(name, _)| *name == entry.0) {
-            return Err(wrong("this name stands on an earlier line too"));
+        match parse_line(line) {
+            Err(what) => wrong.push((index + 1, what)),
+            Ok((name, _)) if !names.insert(name) => {
+                twice.insert(name);
+                wrong.push((index + 1, "this name stands on an earlier line too: keep one"));
+            }
+            Ok(_) if entries.len() == MAX_ENTRIES => {
+                wrong.push((index + 1, "more than 4096 secrets"));
+            }
+            Ok(entry) => entries.push(entry),
         }
-        if entries.len() == MAX_ENTRIES {
-            return Err(wrong("more than 4096 secrets"));
-        }
-        entries.push(entry);
     }
-    Ok(entries)
+    // Which of two values is meant is not ours to say.
+    entries.retain(|(name, _)| !twice.contains(name));
+    Lines { entries, wrong }
 }
 
 /// The entry of one line, without the space around it.
@@ -170,6 +214,9 @@ pub(super) fn parse_line(line: &[u8]) -> Result<Entry<'_>, &'static str> {
     let at = line.iter().position(|byte| *byte == b'=').ok_or("expected NAME = VALUE")?;
     let (name, rest) = line.split_at(at);
     let name = name.trim_ascii();
+    if name.strip_prefix(b"export").is_some_and(|rest| rest.starts_with(b" ")) {
+        return Err("this is a line of a shell: write NAME = VALUE, without `export`");
+    }
     let value = rest.strip_prefix(b"=").unwrap_or(rest).trim_ascii();
     if name.is_empty() || name.len() > MAX_NAME_BYTES || !name.iter().all(is_name_byte) {
         return Err("the name is not 1 to 64 bytes of A-Z, a-z, 0-9, '_', '.' and '-'");
@@ -189,10 +236,18 @@ fn is_name_byte(byte: &u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-')
 }
 
+const HIDDEN: &str = "no line of the file has this name, and some are not understood: the log names \
+    them";
+
+/// What some editors write before UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
 const MAX_NAME_BYTES: usize = 64;
 
-/// Names are compared pairwise when the file is read.
 const MAX_ENTRIES: usize = 4_096;
+
+/// Lines that the log is told of at once.
+const MAX_TOLD: usize = 16;
 
 #[cfg(test)]
 mod tests {
@@ -222,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_typing_error_refuses_the_file_and_names_the_line() {
+    fn whoever_edits_the_file_is_told_the_first_line_that_is_wrong() {
         assert_eq!(line_of("a = 1\nsk-live-0123456789\n"), Some(2));
         assert_eq!(line_of("a = 1\n\na = 2"), Some(3));
         assert_eq!(line_of("a b = 1"), Some(1));
@@ -230,6 +285,18 @@ mod tests {
         assert_eq!(line_of("a ="), Some(1));
         assert_eq!(line_of("a = \"quoted\""), Some(1));
         assert_eq!(line_of(&format!("{} = 1", "a".repeat(65))), Some(1));
+    }
+
+    #[test]
+    fn a_line_that_is_wrong_hides_no_other_and_is_named() {
+        let text =
+            "\u{feff}first = 1\nexport second = 2\nthird 3\nfourth = 4\nfifth = 5\nfifth = 6\n";
+        let Lines { entries, wrong } = read_lines(text.as_bytes());
+        let names: Vec<_> = entries.iter().map(|(name, _)| str::from_utf8(name).unwrap()).collect();
+        assert_eq!(names, ["first", "fourth"]);
+        let lines: Vec<_> = wrong.iter().map(|(line, _)| *line).collect();
+        assert_eq!(lines, [2, 3, 6]);
+        assert!(wrong[0].1.contains("without `export`"), "{wrong:?}");
     }
 
     #[test]
@@ -272,8 +339,11 @@ mod tests {
         assert_eq!(value(&key).await.unwrap(), b"two");
 
         folder.write("s", b"key = two\nhalf a li", 0o600);
-        let broken = value(&key).await.unwrap_err();
-        assert!(matches!(broken, FetchError::Outage(..)));
+        assert_eq!(value(&key).await.unwrap(), b"two");
+        let hidden = value(&other).await.unwrap_err();
+        assert!(matches!(hidden, FetchError::Outage(SecretCause::NotInFile, _)));
+        folder.write("s", b"key = two\nkey = one\n", 0o600);
+        assert!(matches!(value(&key).await.unwrap_err(), FetchError::Outage(..)));
         folder.write("s", b"key = two\n", 0o640);
         assert_eq!(source.check(), Err(FileError::File(PrivateFileError::OpenToOthers)));
     }

@@ -15,7 +15,7 @@ use std::{
 use zeroize::Zeroizing;
 
 use super::{
-    FetchError, Picked, SecretValue, Snapshot,
+    FetchError, Picked, SecretValue, Snapshot, Uses,
     sleep::moved_back,
     snapshot::{Entry, Held, Retired, not_asked_yet},
 };
@@ -42,6 +42,7 @@ pub(super) struct Ledger {
     max_stale: Duration,
     generation: u64,
     entries: HashMap<Key, Arc<Entry>>,
+    uses: Uses,
 }
 
 /// A value as it was read just now, before any check.
@@ -59,7 +60,7 @@ pub(super) type Key = (GroupName, SecretRef);
 
 impl Ledger {
     pub(super) fn new(max_stale: Duration) -> Self {
-        Self { max_stale, generation: 0, entries: HashMap::new() }
+        Self { max_stale, generation: 0, entries: HashMap::new(), uses: Uses::default() }
     }
 
     /// Takes `wanted` in place of what was wanted before.
@@ -78,6 +79,16 @@ impl Ledger {
             }
         }
         self.forget_old(now);
+    }
+
+    /// Takes where values are wanted. Tells of those held that could not be used there.
+    pub(super) fn take_uses(&mut self, uses: Uses) -> Vec<(Key, Change)> {
+        self.uses = uses;
+        let mut changes = Vec::new();
+        for (key, entry) in self.entries.iter_mut().filter(|(_, entry)| entry.held.is_some()) {
+            changes.push((key.clone(), entry_mut(entry).fit(key, &self.uses, Change::Same)));
+        }
+        changes
     }
 
     /// Enters what a source answered. An answer for what is no longer wanted is dropped.
@@ -100,7 +111,10 @@ impl Ledger {
             Ok(Held { value, parts, good_until, narrowing: fresh.narrowing })
         });
         let (change, changed_values) = match held {
-            Ok(held) => entry.take(held, now),
+            Ok(held) => {
+                let (change, changed_values) = entry.take(held, now);
+                (entry.fit(key, &self.uses, change), changed_values)
+            }
             Err(error) => entry.fail(error, now),
         };
         self.generation += u64::from(changed_values);
@@ -163,10 +177,28 @@ impl Entry {
         (change, true)
     }
 
+    /// The change where what is held can be used, and what is wrong where that is news.
+    fn fit(&mut self, key: &Key, uses: &Uses, change: Change) -> Change {
+        let held = self.held.as_ref();
+        let unfit = held.and_then(|held| uses.unfit(key, &held.value, &held.narrowing));
+        let known = std::mem::replace(&mut self.unfit, unfit);
+        match unfit {
+            Some(text) if known != unfit || change != Change::Same => {
+                Change::Failed(FetchError::Gone(SecretCause::ValueInvalid, text))
+            }
+            None if known.is_some() && change == Change::Same => Change::Arrived,
+            _ => change,
+        }
+    }
+
     fn fail(&mut self, error: FetchError, now: Instant) -> (Change, bool) {
-        let change = if self.failure == Some(error) { Change::Same } else { Change::Failed(error) };
+        let known = self.failure.is_some_and(|failure| failure.is_like(error));
+        let change = if known { Change::Same } else { Change::Failed(error) };
         self.failure = Some(error);
-        let dropped = self.held.is_some() && matches!(error, FetchError::Gone(..));
+        if error.is_gone() {
+            self.unfit = None;
+        }
+        let dropped = self.held.is_some() && error.is_gone();
         if dropped {
             self.retired = self.retire_held(now);
         }
@@ -210,10 +242,8 @@ fn entry_mut(entry: &mut Arc<Entry>) -> &mut Entry {
 
 fn check(bytes: Zeroizing<Vec<u8>>) -> Result<SecretValue, FetchError> {
     // The floor here; what a binding demands beyond it is checked when the value is used.
-    SecretValue::load(bytes, SecretValue::FLOOR_BYTES).map_err(|_| {
-        let text = "the value is not 8 to 8192 bytes of 0x21 to 0x7e";
-        FetchError::Gone(SecretCause::ValueInvalid, text)
-    })
+    SecretValue::load(bytes, SecretValue::FLOOR_BYTES)
+        .map_err(|error| FetchError::Gone(SecretCause::ValueInvalid, error.text()))
 }
 
 /// A field of a template, if it is as long as the least that a binding may ask for.

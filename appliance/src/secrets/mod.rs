@@ -8,7 +8,10 @@
 
 mod agenda;
 mod file;
+mod fit;
+mod lanes;
 mod ledger;
+mod pace;
 mod private_file;
 mod returns;
 mod seal;
@@ -22,6 +25,7 @@ mod value;
 mod vault;
 
 pub use file::{FileError, FileSource};
+pub use fit::Uses;
 pub use private_file::PrivateFileError;
 pub use sealed_file::{EditError, SealedFile};
 pub use snapshot::{Health, Snapshot};

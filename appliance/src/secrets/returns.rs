@@ -71,8 +71,9 @@ impl Returns {
         let Some(one) = at.and_then(|at| self.waiting.get_mut(at)) else { return false };
         one.asking = false;
         one.tries = one.tries.saturating_add(1);
-        one.due = now + back_off(one.tries);
-        let again = matches!(answer, Err(FetchError::Outage(..))) && one.due < one.ends;
+        let asked_for = answer.err().map_or(Duration::ZERO, FetchError::asks_for);
+        one.due = now + back_off(one.tries).max(asked_for);
+        let again = answer.is_err_and(|error| !error.is_gone()) && one.due < one.ends;
         if !again {
             at.map(|at| self.waiting.swap_remove(at));
         }

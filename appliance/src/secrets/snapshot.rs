@@ -83,13 +83,14 @@ impl Snapshot {
 
     /// How many secrets can be used at `now`, for readiness.
     ///
-    /// A value that is too short for one binding counts as available: another may allow it.
+    /// A value that could never be used in some place where it is wanted does not count.
     pub fn health(&self, now: Instant) -> Health {
         let mut health = Health::default();
         for (group, of_group) in &self.entries {
             for (reference, entry) in of_group.iter().filter(|(_, entry)| entry.wanted) {
-                match entry.usable(now) {
-                    Ok(_) => health.available += 1,
+                let fit = entry.unfit.map_or(Ok(()), |_| Err(SecretCause::ValueInvalid));
+                match entry.usable(now).and(fit) {
+                    Ok(()) => health.available += 1,
                     Err(cause) => health.missing.push((group.clone(), reference.clone(), cause)),
                 }
             }
@@ -117,6 +118,8 @@ pub(super) struct Entry {
     pub(super) held: Option<Held>,
     /// Why nothing is held, or why the last question failed.
     pub(super) failure: Option<FetchError>,
+    /// Why what is held cannot be used in some place where it is wanted.
+    pub(super) unfit: Option<&'static str>,
     pub(super) before: SecretCause,
     pub(super) retired: Vec<Retired>,
 }
@@ -151,7 +154,15 @@ fn is_long(part: &SecretValue, min_bytes: usize) -> bool {
 
 impl Entry {
     pub(super) fn new(before: SecretCause) -> Self {
-        Self { wanted: false, asked: false, held: None, failure: None, before, retired: vec![] }
+        Self {
+            wanted: false,
+            asked: false,
+            held: None,
+            failure: None,
+            unfit: None,
+            before,
+            retired: vec![],
+        }
     }
 
     fn usable(&self, now: Instant) -> Result<&Arc<SecretValue>, SecretCause> {

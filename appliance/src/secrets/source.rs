@@ -62,6 +62,9 @@ pub trait SecretSource: Send + Sync + 'static {
         0
     }
 
+    /// An operator asks for another try with whatever was refused.
+    fn try_again(&self) {}
+
     /// Keeps what the source needs between questions (a token) alive. Never returns.
     fn tend(&self) -> BoxFuture<'_, ()> {
         Box::pin(std::future::pending())
@@ -79,6 +82,8 @@ pub struct Answer {
     pub values: Vec<Result<Picked, FetchError>>,
     /// Set where the values are lent.
     pub lease: Option<Lease>,
+    /// In how long others take their place, where the source says so and they are not lent.
+    pub changes_in: Option<Duration>,
     /// What the owner of the secret allows.
     pub narrowing: Arc<Narrowing>,
 }
@@ -108,7 +113,8 @@ impl From<Zeroizing<Vec<u8>>> for Picked {
 /// The terms on which values were lent.
 #[derive(Clone)]
 pub struct Lease {
-    /// What the source knows it by. Who holds this may end the lease: it is not shown.
+    /// What the source knows it by; empty for what ends by itself and cannot be given back. Who
+    /// holds this may end the lease: it is not shown.
     pub id: Arc<Zeroizing<String>>,
     /// How long it is good from the answer on.
     pub life: Duration,
@@ -146,6 +152,8 @@ pub enum FetchError {
     Gone(SecretCause, &'static str),
     /// The source cannot tell: what is held stays until it is too old.
     Outage(SecretCause, &'static str),
+    /// The same, and it asks to be left alone for this long.
+    Busy(Duration),
 }
 
 impl FetchError {
@@ -153,6 +161,7 @@ impl FetchError {
     pub const fn cause(self) -> SecretCause {
         match self {
             Self::Gone(cause, _) | Self::Outage(cause, _) => cause,
+            Self::Busy(_) => SecretCause::VaultQuota,
         }
     }
 
@@ -160,7 +169,29 @@ impl FetchError {
     pub const fn text(self) -> &'static str {
         match self {
             Self::Gone(_, text) | Self::Outage(_, text) => text,
+            Self::Busy(_) => {
+                "a quota of Vault's is used up: raise it for the gateway, or read less often (refresh)"
+            }
         }
+    }
+
+    /// Whether the source says that there is no value.
+    pub const fn is_gone(self) -> bool {
+        matches!(self, Self::Gone(..))
+    }
+
+    /// How long the source asks to be left alone.
+    pub(super) const fn asks_for(self) -> Duration {
+        match self {
+            Self::Busy(time) => time,
+            Self::Gone(..) | Self::Outage(..) => Duration::ZERO,
+        }
+    }
+
+    /// Whether an operator would hear the same of both.
+    pub(super) fn is_like(self, other: Self) -> bool {
+        (self.is_gone(), self.cause(), self.text())
+            == (other.is_gone(), other.cause(), other.text())
     }
 }
 
@@ -242,6 +273,12 @@ impl SecretSource for Sources {
 
     fn generation(&self, group: &GroupName) -> u64 {
         self.lender().map_or(0, |source| source.generation(group))
+    }
+
+    fn try_again(&self) {
+        if let Some(vault) = &self.vault {
+            vault.try_again();
+        }
     }
 
     fn tend(&self) -> BoxFuture<'_, ()> {

@@ -14,12 +14,12 @@ use std::{
 
 use arc_swap::ArcSwap;
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Mutex as Turns, Notify, mpsc, watch};
 
 use super::{
-    FetchError, SecretSource, Snapshot,
+    FetchError, SecretSource, Snapshot, Uses,
     agenda::{About, Agenda, Changes, Outcome, Question},
-    ledger::Change,
+    ledger::{Change, Key},
     returns::Return,
     sleep::{Slept, suspended},
 };
@@ -35,6 +35,9 @@ pub struct SecretStore {
     ticks: watch::Sender<()>,
     /// Rings when what is wanted changes.
     rewanted: Notify,
+    /// What an API did not take.
+    rejected: mpsc::Sender<Key>,
+    rejections: Turns<mpsc::Receiver<Key>>,
 }
 
 enum Event {
@@ -56,6 +59,7 @@ impl SecretStore {
     ) -> Arc<Self> {
         let max_stale = max_stale.clamp(2 * MIN_REFRESH, MAX_STALE);
         let refresh = refresh.clamp(MIN_REFRESH, max_stale / 2);
+        let (rejected, rejections) = mpsc::channel(MAX_REJECTIONS);
         let store = Self {
             source,
             agenda: Mutex::new(Agenda::new(refresh, max_stale)),
@@ -63,6 +67,8 @@ impl SecretStore {
             published: ArcSwap::default(),
             ticks: watch::Sender::default(),
             rewanted: Notify::new(),
+            rejected,
+            rejections: Turns::new(rejections),
         };
         store.set_wanted(wanted);
         Arc::new(store)
@@ -86,11 +92,26 @@ impl SecretStore {
         self.rewanted.notify_one();
     }
 
+    /// Takes where the policy wants values, to tell of those that could never stand there.
+    pub fn set_uses(&self, uses: Uses) {
+        for ((group, secret), change) in self.change(|agenda| agenda.take_uses(uses)) {
+            log(&group, vec![(secret, change)]);
+        }
+    }
+
     /// Asks for every wanted secret again at once; what is held stays until the answer is there.
-    /// What is lent is left alone.
+    /// What is lent is left alone. What a source refused may be tried again.
     pub fn ask_again(&self) {
+        self.source.try_again();
         self.lock().ask_again(Instant::now());
         self.rewanted.notify_one();
+    }
+
+    /// An API did not take the value of a secret: it may have been replaced, and is asked for again,
+    /// at once the first time. Neither waits nor tells the caller anything.
+    pub fn reject(&self, group: &GroupName, secret: &SecretRef) {
+        // What does not fit is said again by the next request.
+        let _ = self.rejected.try_send((group.clone(), secret.clone()));
     }
 
     /// Waits until every wanted secret was asked for once, whatever the answer, or until
@@ -124,6 +145,8 @@ impl SecretStore {
             let (questions, returns, next) = self.take_due();
             asked.extend(questions.into_iter().map(|one| self.ask(one)));
             asked.extend(returns.into_iter().map(|one| self.give_back(one)));
+            // The timer sleeps with the machine.
+            let wake = next.min(Instant::now() + LOOK_FOR_SLEEP);
             tokio::select! {
                 Some(event) = asked.next() => {
                     // Whatever is there by now, so that one snapshot serves for all of it.
@@ -133,11 +156,22 @@ impl SecretStore {
                     }
                     self.enter(events);
                 }
-                // The timer sleeps with the machine.
-                () = tokio::time::sleep_until(next.min(Instant::now() + LOOK_FOR_SLEEP).into()) => {}
+                () = tokio::time::sleep_until(wake.into()) => {}
                 () = self.rewanted.notified() => {}
+                () = self.rejection() => {}
             }
         }
+    }
+
+    /// Until an API did not take a value, where that makes a read due.
+    async fn rejection(&self) {
+        let mut rejections = self.rejections.lock().await;
+        while let Some(key) = rejections.recv().await {
+            if self.lock().reject(&key, Instant::now()) {
+                return;
+            }
+        }
+        std::future::pending().await
     }
 
     /// Takes into account that the machine was `suspended` in all, where that is news.
@@ -244,7 +278,7 @@ fn log(group: &GroupName, changes: Changes) {
             Change::Rotated => tracing::info!(group, %secret, "a secret has a new value"),
             Change::Failed(error) => {
                 let (cause, text) = (error.cause().word(), error.text());
-                tracing::warn!(group, %secret, cause, text, "a secret could not be read");
+                tracing::warn!(group, %secret, cause, text, "a secret cannot be used");
             }
         }
     }
@@ -273,6 +307,9 @@ const MIN_REFRESH: Duration = Duration::from_secs(1);
 
 /// A year. Keeps sums of instants in range.
 const MAX_STALE: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// Refusals of APIs that wait to be looked at.
+const MAX_REJECTIONS: usize = 256;
 
 /// How soon it is seen that the machine was suspended, in which instants stand still.
 const LOOK_FOR_SLEEP: Duration = Duration::from_secs(2);

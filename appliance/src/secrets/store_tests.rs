@@ -1,6 +1,6 @@
 //! The store's task against a source that can be down, slow or silent.
 
-use super::super::{agenda::QUESTIONS_AT_ONCE, ledger::Key, source::Answer};
+use super::super::{lanes::QUESTIONS_AT_ONCE, ledger::Key, source::Answer};
 use super::*;
 use crate::{
     policy::{Location, Part, Pick, VaultLocation},
@@ -51,7 +51,7 @@ impl SecretSource for Scripted {
                     .into())
             };
             let values = picks.iter().map(value).collect();
-            Ok(Answer { values, lease: None, narrowing: Arc::default() })
+            Ok(Answer { values, lease: None, changes_in: None, narrowing: Arc::default() })
         })
     }
 

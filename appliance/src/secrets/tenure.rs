@@ -87,6 +87,15 @@ impl Tenure {
         self.check_at
     }
 
+    /// An API did not take its value: its source is asked about it at once, or for another where it
+    /// cannot tell.
+    pub(super) fn reject(&mut self, now: Instant) {
+        match self.lease.id.is_empty() {
+            true => self.replace_now(now),
+            false => self.check_at = self.check_at.min(now),
+        }
+    }
+
     /// It was looked at.
     pub(super) fn look_later(&mut self, now: Instant, check_every: Duration) {
         self.check_at = now + jittered(check_every);

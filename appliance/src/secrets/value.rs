@@ -61,13 +61,20 @@ pub(super) fn without_line_end(bytes: &[u8]) -> &[u8] {
     }
 }
 
-impl std::fmt::Display for SecretError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
+impl SecretError {
+    /// What is wrong with it.
+    pub const fn text(self) -> &'static str {
+        match self {
             Self::TooShort => "the value is shorter than its binding allows",
             Self::TooLong => "the value is longer than 8192 bytes",
             Self::BadByte => "the value has a byte outside 0x21 to 0x7e",
-        })
+        }
+    }
+}
+
+impl std::fmt::Display for SecretError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.text())
     }
 }
 

@@ -10,6 +10,7 @@
 //! redirect says.
 
 use std::{
+    io::ErrorKind,
     net::{IpAddr, SocketAddr},
     path::Path,
     sync::{
@@ -24,11 +25,11 @@ use bytes::Bytes;
 use reqwest::{
     Url,
     dns::{Addrs, Name, Resolve, Resolving},
-    header::LOCATION,
+    header::{HeaderMap, LOCATION, RETRY_AFTER},
 };
 use rustify::endpoint::Endpoint;
 use rustls::{
-    ClientConfig, InconsistentKeys, RootCertStore,
+    CertificateError, ClientConfig, InconsistentKeys, RootCertStore,
     crypto::aws_lc_rs::sign::any_supported_type,
     pki_types::{CertificateDer, PrivateKeyDer},
     sign::{CertifiedKey, SingleCertAndKey},
@@ -37,7 +38,7 @@ use rustls_pki_types::pem::PemObject;
 use vaultrs::api::EndpointMiddleware;
 use zeroize::{Zeroize, Zeroizing};
 
-use super::error::{CallError, VaultSourceError};
+use super::error::{CallError, Says, VaultSourceError};
 use crate::{
     config::VaultSettings,
     dial::{Resolver, Unresolved},
@@ -182,6 +183,7 @@ impl Transport {
         if let Some(other) = self.redirected(&response, &target) {
             return Said::Ask(other);
         }
+        let retry_after = retry_after(response.headers());
         let body = match read_body(response).await {
             Ok(body) => body,
             Err(error) => return Said::Failed(error),
@@ -189,12 +191,8 @@ impl Transport {
         if status.is_success() {
             return Said::Body(body);
         }
-        let says = |text: &[u8]| body.windows(text.len()).any(|it| it.eq_ignore_ascii_case(text));
-        let error = CallError::Status {
-            code: status.as_u16(),
-            sealed: says(SEALED),
-            unknown_token: status == 403 && says(UNKNOWN_TOKEN),
-        };
+        let code = status.as_u16();
+        let error = CallError::Status { code, says: understood(code, &body), retry_after };
         if error.is_about_the_node() { Said::AskAnother(error) } else { Said::Failed(error) }
     }
 
@@ -244,26 +242,83 @@ fn append_wiping(body: &mut Zeroizing<Vec<u8>>, chunk: &[u8]) {
     body.extend_from_slice(chunk);
 }
 
-/// Takes from an error what is safe to tell.
+/// What an answer that is no success says.
+fn understood(code: u16, body: &[u8]) -> Says {
+    let is_said = |text: &[u8]| body.windows(text.len()).any(|it| it.eq_ignore_ascii_case(text));
+    let texts = SAYINGS.iter().filter(|(of, ..)| *of == code);
+    let said = texts.filter(|(_, text, _)| is_said(text)).map(|(.., says)| *says).next();
+    said.unwrap_or(Says::Other)
+}
+
+/// RFC 9110, section 10.2.3, in its form of seconds.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds).min(LONGEST_WAIT))
+}
+
+/// Takes from an error what is safe to tell, and says what to do.
 fn lost(error: &reqwest::Error) -> CallError {
-    CallError::Transport(match error {
-        _ if caused_by::<Unresolved>(error) => UNRESOLVED,
-        _ if caused_by::<rustls::Error>(error) => {
-            "TLS with Vault failed: check its certificate against ca_file"
-        }
-        _ if error.is_timeout() => LATE,
-        _ if error.is_connect() => "no connection to Vault",
-        _ => "the connection to Vault broke",
+    CallError::Transport(match tls_error(error) {
+        Some(rustls::Error::InvalidCertificate(wrong)) => invalid(wrong),
+        Some(_) => "Vault's address does not speak TLS as it should: check address and port",
+        None if find::<Unresolved>(error).is_some() => UNRESOLVED,
+        None if error.is_connect() => unconnected(error),
+        None if error.is_timeout() => LATE,
+        None => "the connection to Vault broke",
     })
 }
 
-/// Whether an error of this type is at the bottom of it.
-fn caused_by<E: std::error::Error + 'static>(error: &(dyn std::error::Error + 'static)) -> bool {
+fn invalid(wrong: &CertificateError) -> &'static str {
+    match wrong {
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+            "Vault's certificate is for another name: write the name in it as address, or have it \
+             made anew with this one"
+        }
+        // The latter is that of another key under the same name.
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+            "Vault's certificate is of another CA: put the CA that signed it into ca_file"
+        }
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            "Vault's certificate has ended: renew it"
+        }
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            "Vault's certificate is not valid yet: check the clocks of both machines"
+        }
+        _ => "Vault's certificate is not accepted: have it made anew by the CA in ca_file",
+    }
+}
+
+fn unconnected(error: &reqwest::Error) -> &'static str {
+    match find::<std::io::Error>(error).map(std::io::Error::kind) {
+        Some(ErrorKind::ConnectionRefused) => {
+            "no connection to Vault: nothing listens at its address and port; is it running?"
+        }
+        Some(ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable) => {
+            "no connection to Vault: there is no way to its address; check routes and links"
+        }
+        Some(ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof) => {
+            "no connection to Vault: it was cut while it began"
+        }
+        _ if error.is_timeout() => {
+            "no connection to Vault: its address does not answer; check address, routes and firewalls"
+        }
+        _ => "no connection to Vault",
+    }
+}
+
+fn tls_error(error: &reqwest::Error) -> Option<&rustls::Error> {
+    find(error)
+}
+
+/// The first error of this type among those that `error` wraps.
+fn find<'e, E: std::error::Error + 'static>(
+    error: &'e (dyn std::error::Error + 'static),
+) -> Option<&'e E> {
+    let own = error.downcast_ref::<E>();
     // `source` of an I/O error skips the error that it wraps.
     let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-    error.is::<E>()
-        || wrapped.is_some_and(|wrapped| caused_by::<E>(wrapped))
-        || error.source().is_some_and(caused_by::<E>)
+    own.or_else(|| wrapped.and_then(|wrapped| find(wrapped)))
+        .or_else(|| error.source().and_then(|source| find(source)))
 }
 
 fn parse_address(text: &str) -> Result<Url, VaultSourceError> {
@@ -389,11 +444,18 @@ const CONNECT_TIME: Duration = Duration::from_secs(5);
 /// Vault's own limit on a KV secret is 1 MiB by default.
 const MAX_ANSWER_BYTES: usize = 1024 * 1024;
 
-/// What Vault's errors and its status say of a sealed Vault.
-const SEALED: &[u8] = b"sealed";
+/// What Vault's texts mean, by status. An older Vault and OpenBao may leave them out.
+const SAYINGS: [(u16, &[u8], Says); 6] = [
+    (503, b"sealed", Says::Sealed),
+    (403, b"invalid token", Says::UnknownToken),
+    (400, b"invalid role or secret id", Says::WrongCredentials),
+    (400, b"invalid secret", Says::WrongCredentials),
+    (400, b"invalid role", Says::WrongCredentials),
+    (400, b"no entity associated", Says::NoEntity),
+];
 
-/// What Vault adds to a 403 for a token that it does not know. An older Vault and OpenBao may not.
-const UNKNOWN_TOKEN: &[u8] = b"invalid token";
+/// Longest time that Vault is left alone because it asks for that.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 const FIRST_BYTES: usize = 4_096;
 

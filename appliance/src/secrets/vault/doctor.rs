@@ -5,19 +5,22 @@
 //! and the groups' rights must end. How policies are written is not looked at, because only their
 //! sum counts: Vault lists each token's rules, and each must be one of the plan's. A token must have
 //! the plan's policy alone all the same, for another one may change without a word, and each role is
-//! asked for a policy that it must not hand on. No secret is read. It errs towards alarm: what Vault
+//! asked for a policy that it must not hand on. No secret is read unless that is asked for. It errs towards alarm: what Vault
 //! does not answer is a finding.
 //!
 //! Patterns are also found by asking for paths that nobody has, beside each path at each of its
 //! levels. A role's glob that no made-up policy fits stays unseen, and so does where a SecretID is
-//! good: only who may read the role learns that.
+//! good: only who may read the role learns that. The examination is a login like any other, so it is a
+//! use of the SecretID.
 
 mod health;
+mod login;
 mod paths;
 mod rules;
 #[cfg(test)]
 mod tests;
 mod tokens;
+mod values;
 
 pub use health::{DoctorError, Health};
 
@@ -35,9 +38,9 @@ use self::{
     paths::{BELOW, ENGINE, EXACT, around, ask, needs, neighbours},
 };
 use super::{
-    super::FetchError,
+    super::{FetchError, Uses},
     VaultSource,
-    login::REFUSED,
+    login::{REFUSED, WRONG_SECRET_ID},
     pki::NOT_ALLOWED,
     session::{NO_TOKEN, Session},
     token::TokenClient,
@@ -48,6 +51,7 @@ use crate::{
     dial::Resolver,
     plan::{self, GATEWAY, PlanError, Rights, RoleRights},
     policy::{GroupName, Policy, VaultLocation},
+    reason::SecretCause,
 };
 
 struct Doctor<'a> {
@@ -58,11 +62,14 @@ struct Doctor<'a> {
     bound: &'a [IpNet],
     /// A segment that is in no path.
     unused: String,
+    /// Whom Vault signs something about, and who that is to it.
+    entities: Vec<(String, String)>,
     health: Health,
 }
 
 /// Looks at everything, or until `interrupted`, and gives every token back. Tokens must be good at
-/// `bound` alone. Vault is where `resolver` says.
+/// `bound` alone. Vault is where `resolver` says. With `values` each secret is read, too, as its group
+/// reads it.
 ///
 /// # Errors
 ///
@@ -71,6 +78,7 @@ pub async fn examine(
     settings: &Settings,
     policy: &Policy,
     (bound, resolver): (&[IpNet], &Resolver),
+    values: bool,
     interrupted: impl Future<Output = ()>,
 ) -> Result<Health, DoctorError> {
     let rights = Rights::new(settings, policy).map_err(DoctorError::Plan)?;
@@ -82,11 +90,14 @@ pub async fn examine(
     let questions = questions.map_err(DoctorError::Ca)?;
     let source = VaultSource::new(vault, &policy.groups, resolver);
     let session = source.map_err(DoctorError::Source)?.session();
+    let entities: Vec<_> = rights.roles.iter().flat_map(RoleRights::entities).cloned().collect();
+    session.set_groups(&policy.groups, &entities);
     let unused = format!("cloakroom-doctor-{:016x}", RandomState::new().hash_one(()));
     let health = Health::default();
-    let mut doctor = Doctor { session, vault, rights: &rights, bound, unused, health };
+    let entities = Vec::new();
+    let mut doctor = Doctor { session, vault, rights: &rights, bound, unused, entities, health };
     let whole = tokio::select! {
-        () = doctor.look(questions) => true,
+        () = doctor.look(questions, values.then(|| Uses::of(policy))) => true,
         () = interrupted => false,
     };
     if !doctor.session.close().await {
@@ -98,13 +109,14 @@ pub async fn examine(
 }
 
 impl Doctor<'_> {
-    async fn look(&mut self, questions: Option<Probes>) {
+    async fn look(&mut self, questions: Option<Probes>, values: Option<Uses>) {
         let gateway = match self.session.gateway().await {
             Ok(gateway) => gateway,
             // Nothing can be asked without it.
             Err(error) => return self.refused("gateway", error),
         };
         self.add(Verdict::Ok, "gateway", "logs in");
+        self.look_at_login(&gateway).await;
         self.look_at_gateway(&gateway).await;
         if let (Some(questions), Some(pki)) = (questions, &self.vault.pki) {
             self.look_at_engine(pki, questions).await;
@@ -114,11 +126,15 @@ impl Doctor<'_> {
                 self.look_at_group(role, group).await;
             }
         }
+        if let Some(uses) = values {
+            self.look_at_values(&uses).await;
+        }
     }
 
     async fn look_at_gateway(&mut self, gateway: &TokenClient) {
         let whose = "gateway";
-        self.look_at_token(whose, gateway, GATEWAY).await;
+        let entity = self.look_at_token(whose, gateway, GATEWAY).await;
+        self.entities.extend(entity.map(|entity| (whose.to_owned(), entity)));
         let rights = self.rights;
         let needed = needs(&rights.gateway);
         self.needed(whose, gateway, &needed, &BTreeSet::new()).await;
@@ -153,7 +169,10 @@ impl Doctor<'_> {
             Err(error) => return self.refused(whose, error),
         };
         self.add(Verdict::Ok, whose, &format!("gets a token by the role {}", role.role));
-        self.look_at_token(whose, &client, &role.policy()).await;
+        let entity = self.look_at_token(whose, &client, &role.policy()).await;
+        if role.entities().any(|other| other == group) {
+            self.look_at_entity(whose, entity);
+        }
         self.look_at_role(whose, group).await;
         let needed = needs(&role.grants);
         let written = role.locations.iter().filter(|it| matches!(it, VaultLocation::Write { .. }));
@@ -277,8 +296,9 @@ impl Doctor<'_> {
                 Err(FetchError::Gone(_, text)) => {
                     self.add(Verdict::Missing, whose, &format!("the CA of `{rule}`: {text}"));
                 }
-                Err(FetchError::Outage(_, text)) => {
-                    self.add(Verdict::Unanswered, whose, &format!("the CA of `{rule}`: {text}"));
+                Err(error) => {
+                    let text = format!("the CA of `{rule}`: {}", error.text());
+                    self.add(Verdict::Unanswered, whose, &text);
                 }
             }
         }
@@ -349,9 +369,10 @@ impl Doctor<'_> {
 
     fn refused(&mut self, whose: &str, error: FetchError) {
         let verdict = match error {
-            FetchError::Gone(_, REFUSED | NO_TOKEN) => Verdict::Missing,
+            FetchError::Gone(_, REFUSED | WRONG_SECRET_ID | NO_TOKEN) => Verdict::Missing,
             FetchError::Gone(..) => Verdict::TooWide,
-            FetchError::Outage(..) => Verdict::Unanswered,
+            FetchError::Outage(SecretCause::VaultDenied, _) => Verdict::Missing,
+            FetchError::Outage(..) | FetchError::Busy(_) => Verdict::Unanswered,
         };
         self.add(verdict, whose, error.text());
     }

@@ -17,8 +17,8 @@ use crate::{policy::GroupName, reason::SecretCause};
 /// Whoever has a token: the gateway, or one group.
 #[derive(Default)]
 pub(super) struct Holder {
-    /// The group and its token role; `None` for the gateway.
-    pub(super) role: Option<(GroupName, Arc<str>)>,
+    /// Where its tokens come from; `None` for the gateway.
+    pub(super) role: Option<Role>,
     pub(super) slot: Mutex<Slot>,
     /// When the token is to be renewed; apart from the slot, which is locked during a login.
     pub(super) renew_at: Lock<Option<Instant>>,
@@ -26,6 +26,16 @@ pub(super) struct Holder {
     generation: AtomicU64,
     /// That of the gateway's token that made it; 0 for the gateway's own.
     parent: AtomicU64,
+}
+
+/// The token role of one group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Role {
+    pub(super) group: GroupName,
+    pub(super) name: Arc<str>,
+    /// Whether its tokens have an entity of the group's own in Vault. Without it they have the
+    /// gateway's.
+    pub(super) has_entity: bool,
 }
 
 #[derive(Default)]
@@ -51,7 +61,7 @@ pub(super) struct Live {
 
 impl Holder {
     /// Without a token yet.
-    pub(super) fn of(role: Option<(GroupName, Arc<str>)>) -> Self {
+    pub(super) fn of(role: Option<Role>) -> Self {
         Self { role, ..Self::default() }
     }
 

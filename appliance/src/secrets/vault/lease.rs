@@ -68,6 +68,9 @@ pub(super) async fn check(
         Err(CallError::Status { code: 400..=499, .. }) => {}
         Err(error) => return Err(error.outage()),
     }
+    if lease.id.is_empty() {
+        return Ok(standing);
+    }
     match as_group_or_gateway(session, group, Question::Lookup { lease_id: &lease.id }).await? {
         // Vault says 400 for a lease that it does not know.
         Err(CallError::Status { code: 400 | 404, .. }) => Ok(Standing::Ended),
@@ -83,7 +86,7 @@ pub(super) async fn revoke(
     group: &GroupName,
     lease: &Lease,
 ) -> Result<(), FetchError> {
-    if !session.knows(group) {
+    if lease.id.is_empty() || !session.knows(group) {
         return Ok(());
     }
     match as_group_or_gateway(session, group, Question::Revoke { lease_id: &lease.id }).await? {

@@ -181,7 +181,7 @@ async fn a_lease_that_is_unknown_has_been_given_back() {
 async fn a_lease_of_a_group_without_a_token_ends_with_its_token() {
     let fake = but_for(REVOKE_LEASE, || json(403, "{}")).await;
     let source = fake.source();
-    source.session().set_groups(&[]);
+    source.session().set_groups(&[], &[]);
     assert_eq!(source.revoke(&agents(), &lease()).await, Ok(()));
     assert_eq!(fake.targets(), [""; 0], "and nobody is asked");
 }

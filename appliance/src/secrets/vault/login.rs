@@ -4,10 +4,16 @@
 //! it was sent. The exception is a SecretID that comes wrapped: its token opens once, so that the
 //! SecretID stays in memory from then on, and a token that no longer opens is said aloud, because
 //! somebody else may hold what was in it.
+//!
+//! Vault counts wrong SecretIDs and locks a role out after a few of them. So one that it refused is
+//! not shown to it again: the next try takes another one, or the operator's word.
 
 use std::{
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Mutex as Lock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -23,10 +29,11 @@ use super::{
         private_file::{read_private, read_regular},
     },
     client::{ClientIdentity, Transport},
-    error::{CallError, VaultSourceError},
+    error::{CallError, Says, VaultSourceError},
+    holder::lock,
     is_plain_path,
     pick::pick_text,
-    token::{MAX_TOKEN_BYTES, Post},
+    token::{MAX_TOKEN_BYTES, Post, TokenClient},
 };
 use crate::{
     config::{VaultLogin, VaultSettings},
@@ -35,9 +42,18 @@ use crate::{
 
 /// The gateway's one identity.
 pub(super) enum Login {
-    AppRole { mount: String, role_id: String, secret_id: SecretId },
+    AppRole(AppRole),
     Cert { mount: String, role: String, certificate_file: PathBuf, key_file: PathBuf },
     Jwt { mount: String, role: String, token_file: PathBuf },
+}
+
+/// A role, and what opens it.
+pub(super) struct AppRole {
+    mount: String,
+    role_id: String,
+    secret_id: SecretId,
+    /// The SecretID that Vault refused last.
+    refused: Lock<Option<Zeroizing<String>>>,
 }
 
 /// Where the SecretID is.
@@ -55,6 +71,11 @@ pub(super) struct Opened {
 #[derive(Serialize)]
 struct AppRoleBody<'a> {
     role_id: &'a str,
+    secret_id: &'a str,
+}
+
+#[derive(Serialize)]
+struct LookupBody<'a> {
     secret_id: &'a str,
 }
 
@@ -84,7 +105,7 @@ impl Login {
             VaultLogin::AppRole { mount, role_id, secret_id_file, wrapped } => {
                 let file = secret_id_file.clone();
                 let (opened, said) = (Mutex::default(), AtomicBool::new(false));
-                Self::AppRole {
+                Self::AppRole(AppRole {
                     mount: mount.to_string(),
                     role_id: role_id.to_string(),
                     secret_id: if *wrapped {
@@ -92,7 +113,8 @@ impl Login {
                     } else {
                         SecretId::InFile(file)
                     },
-                }
+                    refused: Lock::default(),
+                })
             }
             VaultLogin::Cert { mount, role, certificate_file, key_file } => Self::Cert {
                 mount: mount.to_string(),
@@ -116,15 +138,7 @@ impl Login {
         transport: &Transport,
     ) -> Result<Zeroizing<Vec<u8>>, FetchError> {
         match self {
-            Self::AppRole { mount, role_id, secret_id } => {
-                let proof = secret_id.read(transport, mount).await?;
-                let body = AppRoleBody { role_id, secret_id: &proof };
-                let answer = send(transport, mount, &body, role_id.len() + proof.len()).await;
-                if answer.as_ref().is_err_and(|error| is_login_refusal(*error)) {
-                    secret_id.forget_where_renewed().await;
-                }
-                answer.map_err(login_failed)
-            }
+            Self::AppRole(role) => role.ask(transport).await,
             Self::Cert { mount, role, certificate_file, key_file } => {
                 let unusable = "the login's certificate or key is missing, broken or not private";
                 let identity = read_identity(certificate_file, key_file);
@@ -145,22 +159,108 @@ impl Login {
         }
     }
 
+    /// An operator asks for another try with what was refused.
+    pub(super) fn try_again(&self) {
+        if let Self::AppRole(role) = self {
+            *lock(&role.refused) = None;
+        }
+    }
+
+    /// The role and its SecretID, where that is how the gateway logs in.
+    pub(super) const fn approle(&self) -> Option<&AppRole> {
+        match self {
+            Self::AppRole(role) => Some(role),
+            Self::Cert { .. } | Self::Jwt { .. } => None,
+        }
+    }
+
     fn check(&self) -> Result<(), VaultSourceError> {
         let mount = match self {
-            Self::AppRole { mount, .. } | Self::Cert { mount, .. } | Self::Jwt { mount, .. } => {
-                mount
-            }
+            Self::AppRole(AppRole { mount, .. })
+            | Self::Cert { mount, .. }
+            | Self::Jwt { mount, .. } => mount,
         };
         if !is_plain_path(mount) {
             return Err(VaultSourceError::Setting("the login's mount is not a plain path"));
         }
         match self {
-            Self::AppRole { secret_id, .. } => read_line(secret_id.file()).map(drop),
+            Self::AppRole(role) => read_line(role.secret_id.file()).map(drop),
             Self::Cert { certificate_file, key_file, .. } => {
                 read_identity(certificate_file, key_file).map(drop)
             }
             Self::Jwt { token_file, .. } => read_jwt(token_file).map(drop),
         }
+    }
+}
+
+impl AppRole {
+    async fn ask(&self, transport: &Transport) -> Result<Zeroizing<Vec<u8>>, FetchError> {
+        let proof = self.proof(transport).await?;
+        let body = AppRoleBody { role_id: &self.role_id, secret_id: &proof };
+        let room = self.role_id.len() + proof.len();
+        let answer = send(transport, &self.mount, &body, room).await;
+        let Err(error) = answer else { return answer.map_err(login_failed) };
+        if is_wrong_secret_id(error) {
+            *lock(&self.refused) = Some(proof);
+        }
+        if is_login_refusal(error) {
+            self.secret_id.forget_where_renewed().await;
+        }
+        Err(self.failed(error))
+    }
+
+    /// A SecretID that Vault has not refused yet.
+    async fn proof(&self, transport: &Transport) -> Result<Zeroizing<String>, FetchError> {
+        let mut proof = self.secret_id.read(transport, &self.mount).await?;
+        if self.was_refused(&proof) {
+            self.secret_id.forget_where_renewed().await;
+            proof = self.secret_id.read(transport, &self.mount).await?;
+        }
+        match self.was_refused(&proof) {
+            false => Ok(proof),
+            true => Err(FetchError::Gone(SecretCause::VaultDenied, WRONG_SECRET_ID)),
+        }
+    }
+
+    fn was_refused(&self, proof: &Zeroizing<String>) -> bool {
+        lock(&self.refused).as_ref() == Some(proof)
+    }
+
+    fn failed(&self, error: CallError) -> FetchError {
+        match error {
+            _ if is_wrong_secret_id(error) => {
+                FetchError::Gone(SecretCause::VaultDenied, WRONG_SECRET_ID)
+            }
+            // Anybody can bring that about: what is held stays for a while.
+            CallError::Status { code: 403, .. } => {
+                FetchError::Outage(SecretCause::VaultDenied, LOCKED_OUT)
+            }
+            other => login_failed(other),
+        }
+    }
+
+    /// What Vault says of the SecretID, asked with the gateway's token for the role `name`; empty
+    /// where it knows no such SecretID.
+    pub(super) async fn look_up(
+        &self,
+        name: &str,
+        own: &TokenClient,
+    ) -> Result<Zeroizing<Vec<u8>>, FetchError> {
+        let unasked = CallError::Transport("the SecretID could not be read again");
+        let proof = match &self.secret_id {
+            SecretId::InFile(file) => read_line(file).ok(),
+            SecretId::Wrapped { opened, .. } => {
+                opened.lock().await.as_ref().map(|opened| opened.secret_id.clone())
+            }
+        };
+        let proof = proof.ok_or(unasked.outage())?;
+        let path = format!("auth/{}/role/{name}/secret-id/lookup", self.mount);
+        let question = Post::new(path, &LookupBody { secret_id: &proof }, proof.len());
+        let answer = match question {
+            Ok(question) => own.call(question).await,
+            Err(error) => Err(error),
+        };
+        answer.map_err(CallError::outage)
     }
 }
 
@@ -263,6 +363,10 @@ async fn send(
     transport.call("", Post::new(format!("auth/{mount}/login"), body, room)?).await
 }
 
+const fn is_wrong_secret_id(error: CallError) -> bool {
+    matches!(error, CallError::Status { says: Says::WrongCredentials, .. })
+}
+
 /// Vault says 400 for a wrong RoleID or SecretID.
 const fn is_login_refusal(error: CallError) -> bool {
     matches!(error, CallError::Status { code: 400 | 401 | 403 | 404, .. })
@@ -341,8 +445,18 @@ fn one_line(content: &[u8]) -> Option<Zeroizing<String>> {
 }
 
 /// What is said where Vault refuses the login.
-pub(super) const REFUSED: &str =
-    "Vault refused the login: check the role, what proves it, and the mount";
+pub(super) const REFUSED: &str = "Vault refused the login: check the role, what proves it, the \
+    mount, and whether the role may be used from here";
+
+/// What is said where Vault knows no such SecretID.
+pub(super) const WRONG_SECRET_ID: &str = "Vault does not take the SecretID for this role_id: put a \
+    new one into secret_id_file; this one is not tried again before a reload";
+
+/// What is said where Vault does not even look at the SecretID.
+pub(super) const LOCKED_OUT: &str = "locked out: Vault does not look at the SecretID (403). Either \
+    the role had too many wrong ones, from anywhere: `vault read sys/locked-users` shows it, `vault \
+    write -f sys/locked-users/MOUNT_ACCESSOR/unlock/ROLE_ID` ends it, and `cloakroom vault plan` \
+    turns it off; or the mount is not there";
 
 const ONE_LINE: &str = "it must hold one printable line";
 

@@ -125,6 +125,10 @@ impl SecretSource for VaultSource {
         self.session.generation(group)
     }
 
+    fn try_again(&self) {
+        self.session.login.try_again();
+    }
+
     fn tend(&self) -> BoxFuture<'_, ()> {
         Box::pin(self.session.tend())
     }

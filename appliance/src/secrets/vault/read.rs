@@ -19,7 +19,9 @@ use super::{
     super::{
         Answer, FetchError, Lease, Picked as FromAnswer, SecretValue, value::without_line_end,
     },
-    CallError, Session, TokenClient, is_plain_path,
+    CallError, Session, TokenClient,
+    error::Says,
+    is_plain_path,
     pick::{Picked, pick, pick_text},
 };
 use crate::{
@@ -77,8 +79,12 @@ fn answer(body: &[u8], location: &VaultLocation, picks: &[Pick], generation: u64
         Err(text) => Err(FetchError::Gone(SecretCause::ValueInvalid, text)),
     };
     let values = picks.iter().map(value).collect();
-    let lease = lease(body, generation);
-    Answer { values, lease, narrowing: Arc::new(narrowing.unwrap_or_default()) }
+    let lease = lease(body, generation).or_else(|| token_lease(body, location, generation));
+    let changes_in = match location {
+        VaultLocation::Kv2 { .. } => None,
+        VaultLocation::Read { .. } | VaultLocation::Write { .. } => changes_in(body),
+    };
+    Answer { values, lease, changes_in, narrowing: Arc::new(narrowing.unwrap_or_default()) }
 }
 
 /// The value that a pick makes of the fields below `data`.
@@ -141,6 +147,14 @@ struct Metadata {
 fn narrowing(body: &[u8]) -> Result<Narrowing, &'static str> {
     const METADATA: [&str; 3] = ["data", "metadata", "custom_metadata"];
     let mut narrowing = Narrowing::default();
+    match pick(body, &["data", "metadata", "deletion_time"]) {
+        None => {}
+        Some(Picked::Text(text)) if text.is_empty() => {}
+        Some(Picked::Text(text)) => {
+            narrowing.end_at(std::str::from_utf8(&text).map_err(|_| NO_TIME)?)?;
+        }
+        Some(_) => return Err(NO_TIME),
+    }
     match pick(body, &METADATA) {
         None => return Ok(narrowing),
         Some(Picked::Map) => {}
@@ -165,14 +179,32 @@ fn narrowing(body: &[u8]) -> Result<Narrowing, &'static str> {
     Ok(narrowing)
 }
 
+/// What ends by itself: a signed token, whose life is in the answer.
+fn token_lease(body: &[u8], location: &VaultLocation, generation: u64) -> Option<Lease> {
+    let life = location.is_identity_token().then(|| seconds(body, &["data", "ttl"])).flatten()?;
+    let id = Arc::default();
+    Some(Lease { id, life, renewable: false, generation })
+}
+
+/// When others take the place of values that are not lent: what an engine that rotates them says
+/// (`ttl`, how long until then), or what KV version 1 was told (`lease_duration`).
+fn changes_in(body: &[u8]) -> Option<Duration> {
+    let hint = seconds(body, &["lease_duration"]).filter(|time| !time.is_zero());
+    [hint, seconds(body, &["data", "ttl"])].into_iter().flatten().min()
+}
+
+fn seconds(body: &[u8], path: &[&str]) -> Option<Duration> {
+    match pick(body, path) {
+        Some(Picked::Number(seconds)) => Some(Duration::from_secs(seconds.min(MAX_LIFE_SECONDS))),
+        _ => None,
+    }
+}
+
 /// The lease of an answer. KV has none, whatever duration it names: that is only a hint.
 fn lease(body: &[u8], generation: u64) -> Option<Lease> {
     let id = pick_text(body, &["lease_id"]).filter(|id| !id.is_empty())?;
     let id = Zeroizing::new(std::str::from_utf8(&id).ok()?.to_owned());
-    let life = match pick(body, &["lease_duration"]) {
-        Some(Picked::Number(seconds)) => Duration::from_secs(seconds.min(MAX_LIFE_SECONDS)),
-        _ => Duration::ZERO,
-    };
+    let life = seconds(body, &["lease_duration"]).unwrap_or_default();
     let renewable = matches!(pick(body, &["renewable"]), Some(Picked::Bool(true)));
     Some(Lease { id: Arc::new(id), life, renewable, generation })
 }
@@ -180,13 +212,18 @@ fn lease(body: &[u8], generation: u64) -> Option<Lease> {
 fn read_failed(error: CallError) -> FetchError {
     match error {
         // Of a token that died while it was made, with the one that made it: says nothing of the secret.
-        CallError::Status { unknown_token: true, .. } => error.outage(),
+        error if error.is_unknown_token() => error.outage(),
         CallError::Status { code: 403, .. } => {
             let text = "Vault's policies do not let the group read this secret";
             FetchError::Gone(SecretCause::VaultDenied, text)
         }
         CallError::Status { code: 404, .. } => {
             FetchError::Gone(SecretCause::VaultDenied, "Vault has no such secret or version")
+        }
+        CallError::Status { says: Says::NoEntity, .. } => {
+            let text = "Vault signs nothing about the group, which has no entity: apply `cloakroom \
+                        vault plan`";
+            FetchError::Gone(SecretCause::VaultDenied, text)
         }
         CallError::Status { code: 400 | 405, .. } => {
             let text = "Vault's engine does not take this question: check path and parameters";
@@ -242,6 +279,7 @@ impl Endpoint for Question<'_> {
 const STRANGE: &str = "custom_metadata: it cannot be read";
 const NEAR_MISS: &str = "custom_metadata: a key is almost one that narrows; write it in small \
     letters and in the plural: hosts, places, methods, paths, expires";
+const NO_TIME: &str = "Vault's deletion_time is not a time";
 const NO_TEXT: &str = "custom_metadata: a key that narrows is not a text";
 
 /// A year. Keeps sums of instants in range.
@@ -298,6 +336,48 @@ mod tests {
         let body = r#"{"lease_id":"","lease_duration":2764800,"data":{"key":"v"}}"#;
         let location = VaultLocation::Read { path: "kv1/a".into() };
         assert!(answer(body.as_bytes(), &location, &[], 0).lease.is_none());
+    }
+
+    #[test]
+    fn what_an_engine_rotates_without_a_lease_says_when_it_changes() {
+        let changes = |location: &VaultLocation, body: &str| {
+            answer(body.as_bytes(), location, &[], 0).changes_in.map(|time| time.as_secs())
+        };
+        let rotated = VaultLocation::Read { path: "database/static-creds/r".into() };
+        assert_eq!(changes(&rotated, r#"{"lease_duration":0,"data":{"ttl":17}}"#), Some(17));
+        assert_eq!(changes(&rotated, r#"{"lease_duration":0,"data":{"ttl":0}}"#), Some(0));
+        assert_eq!(
+            changes(&rotated, r#"{"lease_duration":1800,"data":{"ttl":"30m"}}"#),
+            Some(1800)
+        );
+        assert_eq!(changes(&rotated, r#"{"lease_duration":0,"data":{"ttl":-1}}"#), None);
+        assert_eq!(
+            changes(&kv2(), r#"{"data":{"data":{"ttl":17}}}"#),
+            None,
+            "a field of its owner's"
+        );
+    }
+
+    #[test]
+    fn a_signed_token_is_lent_for_its_life() {
+        let location = VaultLocation::Read { path: "identity/oidc/token/cloud".into() };
+        let body = r#"{"lease_id":"","data":{"token":"e.y.J","client_id":"c","ttl":600}}"#;
+        let lease = answer(body.as_bytes(), &location, &[], 4).lease.unwrap();
+        assert_eq!((lease.life.as_secs(), lease.renewable, lease.generation), (600, false, 4));
+        assert!(lease.id.is_empty());
+    }
+
+    #[test]
+    fn what_vault_deletes_at_a_time_ends_then() {
+        assert_eq!(narrowed(r#"{"deletion_time":""}"#), Ok(Narrowing::default()));
+        let sooner = r#"{"deletion_time":"2030-01-01T00:00:00.123456789Z",
+            "custom_metadata":{"expires":"2040-01-01T00:00:00Z"}}"#;
+        let only = r#"{"deletion_time":"2030-01-01T00:00:00.123456789Z"}"#;
+        assert_eq!(narrowed(sooner), narrowed(only));
+        assert_ne!(narrowed(only), Ok(Narrowing::default()));
+        for broken in [r#"{"deletion_time":"soon"}"#, r#"{"deletion_time":7}"#] {
+            assert!(narrowed(broken).is_err(), "{broken}");
+        }
     }
 
     fn narrowed(metadata: &str) -> Result<Narrowing, &'static str> {

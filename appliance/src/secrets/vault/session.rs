@@ -27,12 +27,13 @@ use super::{
     super::{FetchError, store::jittered},
     client::Transport,
     error::{CallError, VaultSourceError},
-    holder::{Holder, Live, NO_GROUP, Slot, lock},
+    holder::{Holder, Live, NO_GROUP, Role, Slot, lock},
     login::Login,
     token::{Grant, Post, TokenClient},
 };
 use crate::{
     config::VaultSettings,
+    plan::{self, entity},
     policy::{Group, GroupName},
     reason::SecretCause,
 };
@@ -40,7 +41,7 @@ use crate::{
 /// The gateway's session with one Vault.
 pub(crate) struct Session {
     transport: Arc<Transport>,
-    login: Login,
+    pub(super) login: Login,
     pub(super) gateway: Holder,
     groups: Lock<HashMap<GroupName, Arc<Holder>>>,
     /// Tokens that nobody asks for any more, and holders that are not asked any more.
@@ -78,6 +79,9 @@ struct TokenBody<'a> {
     /// The role says which, unless it is asked for others.
     #[serde(skip_serializing_if = "Option::is_none")]
     policies: Option<[&'a str; 1]>,
+    /// Whose entity the token gets instead of the gateway's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    entity_alias: Option<&'a str>,
 }
 
 /// What Vault's own audit log shows with each question of the token.
@@ -103,18 +107,23 @@ impl Session {
             tokens: AtomicU64::new(0),
             replanned: Notify::new(),
         };
-        session.set_groups(groups);
+        session.set_groups(groups, &[]);
         Ok(session)
     }
 
-    /// Takes the groups that may have a token. The tokens of a group that is not among them any
+    /// Takes the groups that may have a token, and which of them have an entity of their own. The
+    /// tokens of a group that is not among them any
     /// more are revoked, and what was leased with them; a group that comes back gets a new one. The
     /// token of a group with another role stays for a while, like any token with a successor.
-    pub(crate) fn set_groups(&self, groups: &[Arc<Group>]) {
+    pub(crate) fn set_groups(&self, groups: &[Arc<Group>], entities: &[GroupName]) {
         let mut held = lock(&self.groups);
         let mut old = std::mem::take(&mut *held);
         for group in groups {
-            let role = Some((group.name.clone(), Arc::clone(&group.vault_role)));
+            let role = Some(Role {
+                group: group.name.clone(),
+                name: Arc::clone(&group.vault_role),
+                has_entity: entities.contains(&group.name),
+            });
             let kept = match old.remove(&group.name) {
                 Some(holder) if holder.role == role => holder,
                 other => {
@@ -241,7 +250,7 @@ impl Session {
         let now = Instant::now();
         let grant = ask_role(own, holder, None).await.map_err(ChildError::Asked)?;
         let unfit = grant.unfit_for_group(own_policies);
-        let group = holder.role.as_ref().map(|(group, _)| group.clone());
+        let group = holder.role.as_ref().map(|role| role.group.clone());
         let live = self.live(grant, now, group, own.generation());
         let Some(unfit) = unfit else { return Ok(live) };
         self.retire(live, Instant::now());
@@ -307,6 +316,9 @@ impl Session {
     }
 
     pub(super) fn retire(&self, Live { client, ends, .. }: Live, revoke_at: Instant) {
+        if !client.is_revocable() {
+            return;
+        }
         self.push_retired(Retired { client, revoke_at, ends, tries: 0 });
         self.replanned.notify_one();
     }
@@ -343,12 +355,18 @@ async fn ask_role(
     holder: &Holder,
     policy: Option<&str>,
 ) -> Result<Grant, CallError> {
-    let Some((group, role)) = &holder.role else { return Err(CallError::DENIED) };
-    let name = format!("cloakroom-{group}");
-    let meta = TokenMeta { cloakroom_group: group.as_str() };
-    let body = TokenBody { display_name: &name, meta, policies: policy.map(|policy| [policy]) };
-    let room = 2 * name.len() + policy.map_or(0, str::len);
-    let answer = own.call(Post::new(format!("auth/token/create/{role}"), &body, room)?).await?;
+    let Some(Role { group, name: role, has_entity }) = &holder.role else {
+        return Err(CallError::DENIED);
+    };
+    let name = entity(group);
+    let body = TokenBody {
+        display_name: &name,
+        meta: TokenMeta { cloakroom_group: group.as_str() },
+        policies: policy.map(|policy| [policy]),
+        entity_alias: has_entity.then_some(&name),
+    };
+    let room = 3 * name.len() + policy.map_or(0, str::len);
+    let answer = own.call(Post::new(plan::create_path(role), &body, room)?).await?;
     let strange = CallError::Transport("Vault's answer holds no usable token for the group");
     Grant::parse(&answer).ok_or(strange)
 }
@@ -365,7 +383,7 @@ impl ChildError {
     fn into_fetch_error(self) -> FetchError {
         match self {
             // The gateway's token died meanwhile, which says nothing of the role.
-            Self::Asked(error @ CallError::Status { unknown_token: true, .. }) => error.outage(),
+            Self::Asked(error) if error.is_unknown_token() => error.outage(),
             // Vault says 400 for a role that is not there.
             Self::Asked(CallError::Status { code: 400 | 403 | 404 | 405, .. }) => {
                 FetchError::Gone(SecretCause::VaultDenied, NO_TOKEN)
@@ -378,7 +396,8 @@ impl ChildError {
 
 /// What is said where Vault makes no token for a group.
 pub(super) const NO_TOKEN: &str = "Vault refuses a token for the group: check its token role \
-    (vault_role) and the gateway's policy";
+    (vault_role; its token_type, its allowed_entity_aliases) and the gateway's policy, or apply \
+    `cloakroom vault plan`";
 
 /// How long a token that has a successor stays, for questions on their way and for leases that
 /// have to be made anew.

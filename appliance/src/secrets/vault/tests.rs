@@ -47,7 +47,7 @@ async fn a_hundred_questions_make_one_login_also_when_it_fails() {
 
 #[tokio::test]
 async fn each_refusal_and_each_fault_has_its_cause() {
-    use SecretCause::{ValueInvalid, VaultDenied, VaultSealed, VaultUnreachable};
+    use SecretCause::{ValueInvalid, VaultDenied, VaultQuota, VaultSealed, VaultUnreachable};
     type Case = (fn() -> Reply, SecretCause, bool);
     let cases: [Case; 14] = [
         (refused, VaultDenied, true),
@@ -56,7 +56,7 @@ async fn each_refusal_and_each_fault_has_its_cause() {
         (|| Reply::Json(503, "<html>busy</html>".to_owned()), VaultUnreachable, false),
         (|| Reply::Json(501, "{}".to_owned()), VaultSealed, false),
         (|| Reply::Json(473, "{}".to_owned()), VaultSealed, false),
-        (|| Reply::Json(429, "{}".to_owned()), VaultSealed, false),
+        (|| Reply::Json(429, "{}".to_owned()), VaultQuota, false),
         (|| Reply::Json(500, r#"{"errors":["1 error"]}"#.to_owned()), VaultUnreachable, false),
         (|| Reply::Json(200, "<html>welcome</html>".to_owned()), VaultUnreachable, false),
         (|| Reply::Json(200, r#"{"data":{"data":{"ke"#.to_owned()), VaultUnreachable, false),
@@ -127,9 +127,68 @@ async fn another_ca_is_not_trusted_and_sees_no_request() {
     let fake = Fake::start(healthy(value)).await;
     fake.folder.write("ca.pem", new_authority().0.as_bytes(), 0o644);
     let error = fetch(&fake.source()).await.unwrap_err();
-    let text = "TLS with Vault failed: check its certificate against ca_file";
-    assert_eq!(error, FetchError::Outage(SecretCause::VaultUnreachable, text));
+    assert!(matches!(error, FetchError::Outage(SecretCause::VaultUnreachable, _)));
+    assert!(error.text().contains("of another CA"), "{error:?}");
     assert!(fake.targets().is_empty());
+}
+
+#[tokio::test]
+async fn each_way_not_to_reach_vault_is_told_apart_and_says_what_to_do() {
+    let fake = Fake::start(healthy(value)).await;
+    let port = fake.address.rsplit(':').next().unwrap();
+    let plain = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let spoken = plain.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = plain.accept().await {
+            let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, b"HTTP/1.1 400\r\n\r\n").await;
+        }
+    });
+    let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    for (address, says) in [
+        (format!("https://vault.invalid:{port}"), "name is not resolved"),
+        (format!("https://localhost:{port}"), "is for another name"),
+        (format!("https://{spoken}"), "does not speak TLS"),
+        (format!("https://{nobody}"), "nothing listens"),
+    ] {
+        let settings = VaultSettings { address: address.as_str().into(), ..fake.settings() };
+        let source = VaultSource::new(&settings, &groups(), &ControlPlane::default()).unwrap();
+        let error = fetch(&source).await.unwrap_err();
+        assert!(matches!(error, FetchError::Outage(SecretCause::VaultUnreachable, _)));
+        assert!(error.text().contains(says), "{address}: {error:?}");
+    }
+    assert!(fake.targets().is_empty());
+}
+
+#[tokio::test]
+async fn a_secret_id_that_vault_refused_is_not_shown_again_before_it_changes() {
+    const OTHER: &str = "secret-id-of-tomorrow";
+    let fake = Fake::start(|request| match request.target.as_str() {
+        LOGIN if !request.body.contains(OTHER) => {
+            let text = r#"{"errors":["invalid role or secret ID"]}"#;
+            Reply::Json(400, text.to_owned())
+        }
+        _ => healthy(value)(request),
+    })
+    .await;
+    let source = fake.source();
+    let refused = || async {
+        // A failure counts for a second.
+        tokio::time::sleep(Duration::from_millis(1_050)).await;
+        fetch(&source).await.unwrap_err().text().to_owned()
+    };
+    for _ in 0..3 {
+        assert!(refused().await.contains("does not take the SecretID"));
+    }
+    assert_eq!(fake.targets(), [LOGIN]);
+    source.try_again();
+    refused().await;
+    assert_eq!(fake.targets(), [LOGIN, LOGIN]);
+    refused().await;
+    assert_eq!(fake.count(LOGIN), 2);
+    fake.folder.write("secret-id", OTHER.as_bytes(), 0o600);
+    tokio::time::sleep(Duration::from_millis(1_050)).await;
+    assert_eq!(fetch(&source).await.as_deref(), Ok(VALUE));
+    assert_eq!(fake.count(LOGIN), 3);
 }
 
 #[tokio::test]
@@ -141,7 +200,8 @@ async fn nobody_there_is_an_outage() {
         tokio::task::yield_now().await;
     }
     let error = fetch(&source).await.unwrap_err();
-    assert_eq!(error, FetchError::Outage(SecretCause::VaultUnreachable, "no connection to Vault"));
+    assert!(matches!(error, FetchError::Outage(SecretCause::VaultUnreachable, _)));
+    assert!(error.text().contains("nothing listens"), "{error:?}");
 }
 
 #[tokio::test]

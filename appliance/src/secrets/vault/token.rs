@@ -30,6 +30,8 @@ pub(crate) struct TokenClient {
     accessor: Option<String>,
     group: Option<GroupName>,
     generation: u64,
+    /// Whether it can be revoked: a batch token ends by itself alone.
+    revocable: bool,
     /// Whether Vault said that there is no such token.
     unknown: AtomicBool,
 }
@@ -44,6 +46,7 @@ impl TokenClient {
         Self {
             transport,
             token: grant.token,
+            revocable: grant.kind.as_deref() != Some("batch"),
             accessor: grant.accessor,
             group,
             generation,
@@ -61,7 +64,7 @@ impl TokenClient {
         endpoint: impl Endpoint,
     ) -> Result<Zeroizing<Vec<u8>>, CallError> {
         let answer = self.transport.call(&self.token, endpoint).await;
-        if matches!(answer, Err(CallError::Status { unknown_token: true, .. })) {
+        if answer.as_ref().is_err_and(|error| error.is_unknown_token()) {
             self.unknown.store(true, Ordering::Relaxed);
         }
         answer
@@ -80,6 +83,10 @@ impl TokenClient {
 
     pub(super) fn accessor(&self) -> Option<&str> {
         self.accessor.as_deref()
+    }
+
+    pub(super) const fn is_revocable(&self) -> bool {
+        self.revocable
     }
 
     pub(super) fn is_unknown(&self) -> bool {
@@ -157,10 +164,13 @@ impl Grant {
     pub(super) fn unfit_for_group(&self, parent: &[String]) -> Option<&'static str> {
         if let Some(too_much) = self.may_too_much(parent) {
             Some(too_much)
+        } else if self.kind.as_deref() != Some("service") {
+            // First: Vault takes no orphan=false on a role of other tokens.
+            Some(
+                "the group's token cannot be revoked: set token_type=service and orphan=false on its role",
+            )
         } else if self.orphan != Some(false) {
             Some("the group's token would outlive the gateway's: set orphan=false on its role")
-        } else if self.kind.as_deref() != Some("service") {
-            Some("the group's token cannot be revoked: set token_type=service on its role")
         } else {
             None
         }

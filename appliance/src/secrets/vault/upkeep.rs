@@ -121,7 +121,7 @@ impl Session {
     /// Takes a token from use and revokes it, and what was leased with it, at once. The next
     /// question asks for another one, which is examined like any new one.
     fn withdraw(&self, holder: &Holder, slot: &mut Slot, unfit: &'static str) {
-        let group = holder.role.as_ref().map(|(group, _)| group.as_str());
+        let group = holder.role.as_ref().map(|role| role.group.as_str());
         tracing::error!(group, "a token is withdrawn: {unfit}");
         if let Some(live) = slot.live.take() {
             self.retire(live, Instant::now());
@@ -184,8 +184,8 @@ impl Session {
                 self.retire(live, Instant::now() + stays);
             }
             drop(slot);
-            if let (Left::Policy(_), Some((group, _))) = (&left, &holder.role) {
-                self.hasten(group);
+            if let (Left::Policy(_), Some(role)) = (&left, &holder.role) {
+                self.hasten(&role.group);
             }
         }
         let now = Instant::now();
@@ -225,7 +225,7 @@ impl Session {
     /// By itself, or by its accessor where it may not.
     async fn ask_to_revoke(&self, client: &TokenClient) -> Result<(), CallError> {
         match client.call(RevokeTokenSelfRequest {}).await {
-            Err(CallError::Status { unknown_token: true, .. }) => return Ok(()),
+            Err(error) if error.is_unknown_token() => return Ok(()),
             Err(CallError::Status { code: 403, .. }) => {}
             other => return other.map(drop),
         }
@@ -233,7 +233,7 @@ impl Session {
         let request = RevokeTokenAccessorRequest { accessor: accessor.to_owned() };
         let Some(own) = self.gateway.slot.lock().await.usable(0) else { return Err(NO_OWN) };
         match own.call(request).await {
-            Err(CallError::Status { unknown_token: true, .. }) => Err(NO_OWN),
+            Err(error) if error.is_unknown_token() => Err(NO_OWN),
             other => other.map(drop),
         }
     }

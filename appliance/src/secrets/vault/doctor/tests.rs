@@ -24,7 +24,7 @@ async fn examined(
     let loaded = config::load(&fake.folder.0.join("cloakroom.toml"));
     let Config { settings, policy } = loaded.unwrap_or_else(|errors| panic!("{errors}"));
     let bound = ["192.0.2.1/32", "2001:db8::/64"].map(|own| own.parse().unwrap());
-    examine(&settings, &policy, (&bound, &resolver()), interrupted).await
+    examine(&settings, &policy, (&bound, &resolver()), false, interrupted).await
 }
 
 fn bound(cidrs: &str, ttl: u64) -> Reply {
@@ -47,6 +47,7 @@ fn rights(token: Option<&str>) -> BTreeMap<&'static str, &'static str> {
     let gateways = [
         ("auth/token/create/cloakroom-agents", "update"),
         ("auth/token/revoke-accessor", "update"),
+        ("auth/approle/role/cloakroom-gateway/secret-id/lookup", "update"),
     ];
     let groups = [("kv/data/team/openai", "read")];
     let more = if token == Some(CHILD_TOKEN) { &groups[..] } else { &gateways };
@@ -82,8 +83,21 @@ fn healthy(request: &Received) -> Reply {
         CAPABILITIES => capabilities(request),
         RULES => rules(request.token.as_deref(), json!({}), json!({})),
         REVOKE => Reply::Json(204, String::new()),
+        MOUNT => mount("true"),
+        SECRET_ID_LOOKUP => secret_id(0, 0),
         other => panic!("unexpected {other}"),
     }
+}
+
+fn mount(lockout_disable: &str) -> Reply {
+    let config =
+        format!(r#"{{"user_lockout_config":{{"user_lockout_disable":{lockout_disable}}}}}"#);
+    Reply::Json(200, format!(r#"{{"data":{{"type":"approle","config":{config}}}}}"#))
+}
+
+fn secret_id(uses: u64, ttl: u64) -> Reply {
+    let data = format!(r#"{{"secret_id_num_uses":{uses},"secret_id_ttl":{ttl}}}"#);
+    Reply::Json(200, format!(r#"{{"data":{data}}}"#))
 }
 
 /// The one finding where the fake answers `target` so.
@@ -253,6 +267,28 @@ async fn what_vault_does_not_answer_is_a_finding() {
     assert!(said.contains("missing   gateway: Vault refused the login"), "{said}");
 }
 
+#[tokio::test]
+async fn what_would_keep_the_gateway_from_logging_in_again_is_a_finding() {
+    for lockable in ["false", "null", "\"true\""] {
+        let said = finding(MOUNT, move || mount(lockable)).await;
+        assert!(said.contains("too wide  gateway: whoever knows its role_id can lock"), "{said}");
+    }
+    let said = finding(SECRET_ID_LOOKUP, || secret_id(3, 0)).await;
+    assert!(said.contains("missing   gateway: its SecretID is good for a few more"), "{said}");
+    let said = finding(SECRET_ID_LOOKUP, || secret_id(0, 60)).await;
+    assert!(said.contains("missing   gateway: its SecretID ends at a time"), "{said}");
+    let said = finding(SECRET_ID_LOOKUP, || Reply::Json(204, String::new())).await;
+    assert!(said.contains("missing   gateway: its SecretID was good for this login"), "{said}");
+    for target in [MOUNT, SECRET_ID_LOOKUP] {
+        let said = finding(target, || Reply::Json(403, "{}".to_owned())).await;
+        assert!(said.contains("unknown   gateway: Vault does not say"), "{said}");
+    }
+    let said = finding(LOGIN, || Reply::Json(403, "{}".to_owned())).await;
+    assert!(said.contains("missing   gateway: locked out"), "{said}");
+}
+
+const MOUNT: &str = "/v1/sys/internal/ui/mounts/auth/approle";
+const SECRET_ID_LOOKUP: &str = "/v1/auth/approle/role/cloakroom-gateway/secret-id/lookup";
 const CAPABILITIES: &str = "/v1/sys/capabilities-self";
 const RULES: &str = "/v1/sys/internal/ui/resultant-acl";
 
@@ -263,7 +299,7 @@ resolvers = ["192.0.2.53"]
 address = "ADDRESS"
 ca_file = "FOLDER/ca.pem"
 [vault.approle]
-role_id = "role-1"
+role_id = "7b1c2f60-93d4-4e0a-b5c8-6a1f0e2d3c49"
 secret_id_file = "FOLDER/secret-id"
 [[group]]
 name = "agents"

@@ -28,16 +28,26 @@ struct LookedData {
     /// What its identity brings along.
     #[serde(default)]
     identity_policies: Option<Vec<String>>,
+    /// Empty for a token that nobody is behind.
+    #[serde(default)]
+    entity_id: String,
 }
 
 impl Doctor<'_> {
-    /// Whether a token ends, is good at the gateway's addresses alone, and has `policy` alone.
-    pub(super) async fn look_at_token(&mut self, whose: &str, client: &TokenClient, policy: &str) {
+    /// Whether a token ends, is good at the gateway's addresses alone, and has `policy` alone. Returns
+    /// its entity.
+    pub(super) async fn look_at_token(
+        &mut self,
+        whose: &str,
+        client: &TokenClient,
+        policy: &str,
+    ) -> Option<String> {
         let asked = client.call(LookupTokenSelfRequest {}).await;
         let Some(Looked { data }) = asked.ok().and_then(|body| serde_json::from_slice(&body).ok())
         else {
             let text = "Vault does not say how its token is bound";
-            return self.add(Verdict::Unanswered, whose, text);
+            self.add(Verdict::Unanswered, whose, text);
+            return None;
         };
         self.look_at_bound(whose, &data.bound_cidrs.unwrap_or_default());
         match data.ttl {
@@ -58,6 +68,23 @@ impl Doctor<'_> {
                 self.add(Verdict::TooWide, whose, &text);
             }
         }
+        Some(data.entity_id)
+    }
+
+    /// Whether a group that Vault signs something about is somebody of its own to it.
+    pub(super) fn look_at_entity(&mut self, whose: &str, entity: Option<String>) {
+        // What could not be looked up is a finding already.
+        let Some(entity) = entity else { return };
+        let other = self.entities.iter().find(|(_, other)| *other == entity).map(|(of, _)| of);
+        let (verdict, text) = match other {
+            _ if entity.is_empty() => (Verdict::Missing, NO_ENTITY.to_owned()),
+            Some(other) => {
+                (Verdict::TooWide, format!("Vault signs the same sub for it as for the {other}"))
+            }
+            None => (Verdict::Ok, format!("the sub of what Vault signs about it is {entity}")),
+        };
+        self.add(verdict, whose, &text);
+        self.entities.push((whose.to_owned(), entity));
     }
 
     /// Whether a token is good at the gateway's addresses alone.
@@ -101,6 +128,9 @@ impl Doctor<'_> {
         self.add(verdict, whose, text);
     }
 }
+
+const NO_ENTITY: &str = "its token has no entity, so that Vault signs nothing about it: set \
+    allowed_entity_aliases on its role";
 
 /// An address or a prefix, as Vault says it.
 fn network(text: &str) -> Option<IpNet> {

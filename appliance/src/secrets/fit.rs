@@ -1,0 +1,62 @@
+//! Whether a value could ever stand where the policy wants it. Pure.
+//!
+//! A value that cannot is answered 503 for each request, so that it is told as soon as it is read.
+
+use std::{collections::HashMap, sync::Arc};
+
+use super::{SecretValue, ledger::Key};
+use crate::policy::{Api, Binding, GroupName, Narrowing, Place, Policy, SecretRef};
+
+/// Where a policy wants each value.
+#[derive(Default)]
+pub struct Uses(HashMap<Key, Vec<Use>>);
+
+struct Use {
+    api: Arc<Api>,
+    binding: Arc<Binding>,
+}
+
+impl Uses {
+    /// Those of a policy.
+    pub fn of(policy: &Policy) -> Self {
+        let mut uses = Self::default();
+        for api in &policy.apis {
+            for binding in &api.bindings {
+                for group in &binding.groups {
+                    let one = Use { api: Arc::clone(api), binding: Arc::clone(binding) };
+                    uses.0.entry((group.clone(), binding.secret.clone())).or_default().push(one);
+                }
+            }
+        }
+        uses
+    }
+
+    /// Each value that some group may need.
+    pub fn keys(&self) -> impl Iterator<Item = &(GroupName, SecretRef)> {
+        self.0.keys()
+    }
+
+    /// Why the value cannot be used in some place where it is wanted.
+    pub(super) fn unfit(
+        &self,
+        key: &Key,
+        value: &SecretValue,
+        narrowing: &Narrowing,
+    ) -> Option<&'static str> {
+        self.0.get(key)?.iter().find_map(|one| one.unfit(value, narrowing))
+    }
+}
+
+impl Use {
+    fn unfit(&self, value: &SecretValue, narrowing: &Narrowing) -> Option<&'static str> {
+        let bytes = value.expose();
+        let is_user = |place: &Place| matches!(place, Place::BasicUser { .. });
+        if bytes.len() < self.binding.min_value_bytes {
+            return Some("the value is shorter than a binding takes it: see min_value_bytes");
+        }
+        if bytes.contains(&b':') && self.binding.places.iter().all(is_user) {
+            return Some("the value has a ':', and the user of Basic cannot: it ends there");
+        }
+        narrowing.leaves(&self.api, &self.binding).err()
+    }
+}

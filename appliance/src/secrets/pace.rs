@@ -1,0 +1,129 @@
+//! What makes a value be read sooner than each `refresh`: the engine's word of when it changes, and
+//! an API that does not take it any more. Pure: the time is an argument.
+//!
+//! An agent can bring about as many refusals of an API as it likes. So they count once a `refresh`
+//! for a value that stays, and not more often than each [`LEAST`] for one that changes with each read.
+
+use std::time::{Duration, Instant};
+
+use super::store::jittered;
+
+/// The haste of one location.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    /// Reads in a row that came when the value should have been another.
+    overdue: u32,
+    rejected: Option<Instant>,
+    /// Whether the value has changed since then.
+    changed: bool,
+}
+
+impl Pace {
+    /// When to read next, after a read at `asked` that brought what changes in `changes_in`.
+    pub(super) fn next_read(
+        &mut self,
+        refresh: Duration,
+        changes_in: Option<Duration>,
+        asked: Instant,
+        now: Instant,
+    ) -> Instant {
+        let regular = now + jittered(refresh);
+        if self.rejected.is_some_and(|rejected| rejected > asked) {
+            return now;
+        }
+        let Some(time) = changes_in else { return regular };
+        // The engine counts whole seconds and looks every few of them.
+        self.overdue = if time < SECOND { self.overdue.saturating_add(1) } else { 0 };
+        match self.overdue > MOST_OVERDUE {
+            true => regular,
+            false => regular.min(asked + time.clamp(SECOND, refresh.max(SECOND))),
+        }
+    }
+
+    /// An API did not take the value. True where that is a reason to read at once.
+    pub(super) fn reject(&mut self, refresh: Duration, now: Instant) -> bool {
+        let pause = if self.changed { LEAST.min(refresh) } else { refresh };
+        if self.rejected.is_some_and(|then| now < then + pause) {
+            return false;
+        }
+        (self.rejected, self.changed) = (Some(now), false);
+        true
+    }
+
+    /// The value is another than before.
+    pub(super) const fn changed(&mut self) {
+        self.changed = true;
+    }
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Reads of a value that is overdue, each a second after the one before, until it is read each
+/// `refresh` again: its engine does not rotate it.
+const MOST_OVERDUE: u32 = 10;
+
+/// Least time between two reads because of an API, where each brings another value.
+const LEAST: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const REFRESH: Duration = Duration::from_secs(60);
+
+    fn seconds(number: u64) -> Duration {
+        Duration::from_secs(number)
+    }
+
+    #[test]
+    fn a_value_that_changes_is_read_when_it_does_and_not_without_end_where_it_does_not() {
+        let (mut pace, now) = (Pace::default(), Instant::now());
+        let mut next = |changes_in| pace.next_read(REFRESH, changes_in, now, now) - now;
+        assert_eq!(next(Some(seconds(17))), seconds(17));
+        assert!(next(Some(seconds(3_600))) > seconds(40));
+        assert!(next(None) > seconds(40));
+        for _ in 0..MOST_OVERDUE {
+            assert_eq!(next(Some(Duration::ZERO)), SECOND);
+        }
+        assert!(next(Some(Duration::ZERO)) > seconds(40), "nobody rotates it");
+        assert_eq!(next(Some(seconds(5))), seconds(5));
+    }
+
+    #[test]
+    fn a_refusal_counts_at_once_and_then_once_a_refresh_or_after_a_change() {
+        let (mut pace, now) = (Pace::default(), Instant::now());
+        assert!(pace.reject(REFRESH, now));
+        assert!(!pace.reject(REFRESH, now + seconds(59)));
+        pace.changed();
+        assert!(!pace.reject(REFRESH, now + seconds(4)));
+        assert!(pace.reject(REFRESH, now + seconds(5)));
+        assert!(!pace.reject(REFRESH, now + seconds(64)));
+        assert!(pace.reject(REFRESH, now + seconds(65)));
+    }
+
+    #[test]
+    fn a_refusal_after_a_read_was_asked_for_is_not_answered_by_it() {
+        let (mut pace, now) = (Pace::default(), Instant::now());
+        pace.reject(REFRESH, now + seconds(1));
+        let answered = now + seconds(2);
+        assert_eq!(pace.next_read(REFRESH, None, now, answered), answered);
+        assert!(pace.next_read(REFRESH, None, answered, answered) > answered + seconds(40));
+    }
+
+    proptest! {
+        /// However many refusals an agent makes of a value that stays.
+        #[test]
+        fn an_agent_does_not_make_the_gateway_ask_more_than_twice_as_often(
+            steps in prop::collection::vec(0_u64..30, 1..200),
+        ) {
+            let (mut pace, begun) = (Pace::default(), Instant::now());
+            let (mut now, mut reads) = (begun, 0);
+            for step in steps {
+                now += seconds(step);
+                reads += u64::from(pace.reject(REFRESH, now));
+            }
+            prop_assert!(reads <= 1 + (now - begun).as_secs() / 60);
+        }
+    }
+}
