@@ -151,7 +151,7 @@ async fn each_way_not_to_reach_vault_is_told_apart_and_says_what_to_do() {
         (format!("https://{nobody}"), "nothing listens"),
     ] {
         let settings = VaultSettings { address: address.as_str().into(), ..fake.settings() };
-        let source = VaultSource::new(&settings, &groups(), &ControlPlane::default()).unwrap();
+        let source = VaultSource::new(&settings, &groups(), &resolver()).unwrap();
         let error = fetch(&source).await.unwrap_err();
         assert!(matches!(error, FetchError::Outage(SecretCause::VaultUnreachable, _)));
         assert!(error.text().contains(says), "{address}: {error:?}");
