@@ -145,7 +145,7 @@ async fn each_way_not_to_reach_vault_is_told_apart_and_says_what_to_do() {
     });
     let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     for (address, says) in [
-        (format!("https://vault.invalid:{port}"), "name is not resolved"),
+        (format!("https://vault.invalid:{port}"), "name does not resolve"),
         (format!("https://localhost:{port}"), "is for another name"),
         (format!("https://{spoken}"), "does not speak TLS"),
         (format!("https://{nobody}"), "nothing listens"),
