@@ -289,6 +289,67 @@ fn placeholders_in_two_listed_places_are_both_swapped() {
 }
 
 #[test]
+fn a_word_that_a_binding_lists_is_its_scheme_and_no_other_is() {
+    sandboxed(|| {
+        let word = "[\"header authorization scheme Bot\"]\nsecret = \"file:openai\"";
+        let config = usual_config()
+            .replace("[\"header authorization bearer\"]\nsecret = \"file:openai\"", word);
+        let scene = Scene::with(&config);
+        for value in ["Bot OPENAI_API_KEY", "bot OPENAI_API_KEY"] {
+            let ask = Ask::to(OPENAI).field("authorization", value);
+            for seen in scene.forwards(value, (AGENT, OPENAI), &ask) {
+                assert_eq!(seen.header("authorization"), [format!("Bot {OPENAI_SECRET}")]);
+            }
+        }
+        for (value, expected) in [
+            ("Bearer OPENAI_API_KEY", WRONG_PLACE),
+            ("OPENAI_API_KEY", WRONG_PLACE),
+            ("Bot  OPENAI_API_KEY", FOREIGN),
+            ("Bots OPENAI_API_KEY.", FOREIGN),
+        ] {
+            let ask = Ask::to(OPENAI).field("authorization", value);
+            scene.refuses(value, (AGENT, OPENAI), &ask, expected);
+        }
+        scene.ends_well();
+    });
+}
+
+#[test]
+fn a_listed_request_needs_no_credential_and_no_other_goes_without() {
+    sandboxed(|| {
+        let config = usual_config().replacen(
+            "name = \"openai\"\n",
+            "name = \"openai\"\nanonymous = [\"GET /api/hello\"]\n",
+            1,
+        );
+        let scene = Scene::with(&config);
+        let hello = Ask::to(OPENAI).method("GET").path("/api/hello");
+        for seen in scene.forwards("hello", (AGENT, OPENAI), &hello) {
+            assert_eq!(seen.header("authorization"), [""; 0]);
+        }
+        let missing = (403, "placeholder_missing");
+        for (method, path) in [
+            ("POST", "/api/hello"),
+            ("GET", "/api/hello/"),
+            ("GET", "/v1/models"),
+            ("GET", "/api/hello/../../v1/models"),
+            ("GET", "/api/x/..%2fhello"),
+        ] {
+            let ask = Ask::to(OPENAI).method(method).path(path);
+            scene.refuses(&format!("{method} {path}"), (AGENT, OPENAI), &ask, missing);
+        }
+        let post = hello.clone().field("x-http-method-override", "POST");
+        scene.refuses("overridden", (AGENT, OPENAI), &post, (403, "method_denied"));
+        let other = hello.clone().field("x-original-url", "/v1/models");
+        scene.refuses("another path", (AGENT, OPENAI), &other, (400, "path_ambiguous"));
+        let own = hello.clone().field("apikey", OWN_KEY);
+        scene.refuses("an own key", (AGENT, OPENAI), &own, FOREIGN);
+        scene.refuses("a good one", (AGENT, OPENAI), &hello.good(), (403, "path_denied"));
+        scene.ends_well();
+    });
+}
+
+#[test]
 fn two_credentials_in_one_field_are_refused() {
     sandboxed(|| {
         let scene = Scene::usual();

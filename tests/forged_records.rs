@@ -79,6 +79,9 @@ fn a_credential_of_the_attackers_own_is_not_written_down() {
         let query = Ask::to(OPENAI).path("/v1/x?api_key=query-7d1f0c5b");
         scene.refuses("in the query", (AGENT, OPENAI), &query, foreign);
         let written = scene.gateway.audit.text() + &scene.gateway.stderr();
+        for place in ["header authorization", "query apikey"] {
+            assert!(written.contains(place), "{place}: {written}");
+        }
         assert!(!written.contains(key) && !written.contains("query-7d1f0c5b"), "{written}");
         scene.ends_well();
     });

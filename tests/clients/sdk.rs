@@ -1,9 +1,10 @@
-//! The `openai` and `anthropic` Python packages, as they come from the index: the key from the
-//! environment, plain and streamed answers; pip; and node where it is installed.
+//! The `openai`, `anthropic`, `datadog-api-client` and `fal-client` Python packages, as they come from the
+//! index: the key from the environment, plain and streamed answers; pip; and node and npm where they are
+//! installed.
 
 use lab::{
     client::{python, succeed},
-    gateway::{ANTHROPIC_SECRET, GIT_SECRET, OPENAI_SECRET},
+    gateway::{self, ANTHROPIC_SECRET, GIT_SECRET, OPENAI_SECRET},
     net::{ANTHROPIC, GIT, OPENAI},
     sandboxed,
     tools::on_path,
@@ -34,6 +35,23 @@ assert answer.content[0].text == "Hello from the lab", answer
 with client.messages.stream(**ask) as stream:
     text = "".join(stream.text_stream)
 assert text == "Hello from the lab", text
+"#;
+
+const DATADOG_SCRIPT: &str = r#"
+from datadog_api_client import ApiClient, Configuration
+from datadog_api_client.v1.api.hosts_api import HostsApi
+config = Configuration(host="https://api.anthropic.example", enable_retry=False)
+config.api_key = {"apiKeyAuth": "DD_API_KEY", "appKeyAuth": "DD_APP_KEY"}
+with ApiClient(config) as client:
+    HostsApi(client).get_host_totals()
+"#;
+
+const FAL_SCRIPT: &str = r#"
+import os
+os.environ["FAL_RUN_HOST"] = "api.openai.example"
+import fal_client
+answer = fal_client.SyncClient(key="OPENAI_API_KEY").run("v1/models", arguments={"prompt": "Hello"})
+assert answer["data"][0]["id"] == "lab-1", answer
 "#;
 
 fn run(scene: &Scene, script: &str) {
@@ -73,6 +91,81 @@ fn anthropic_works_over_ipv4() {
 #[test]
 fn anthropic_works_over_ipv6() {
     sandboxed(|| anthropic(Family::V6));
+}
+
+/// Two keys, each in a field of its own.
+#[test]
+fn datadog_sends_two_placeholders_and_both_are_swapped() {
+    sandboxed(|| {
+        let config = gateway::usual_config()
+            .replace("placeholder = \"ANTHROPIC_API_KEY\"", "placeholder = \"DD_API_KEY\"")
+            .replace(
+                "[\"header x-api-key raw\", \"header authorization bearer\"]\nsecret = \"file:anthropic\"",
+                "[\"header dd-api-key raw\"]\nsecret = \"file:anthropic\"\n\n[[api.binding]]\n\
+                 groups = [\"research\"]\nplaceholder = \"DD_APP_KEY\"\n\
+                 places = [\"header dd-application-key raw\"]\nsecret = \"file:git\"",
+            )
+            .replace("paths = [\"/v1/*\"]", "paths = [\"/api/*\"]");
+        let scene = Scene::with(Family::V4, &config);
+        run(&scene, DATADOG_SCRIPT);
+        let requests = scene.world.origin.log().wait_requests(1);
+        assert_eq!(requests.len(), 1, "{requests:?}");
+        assert_eq!(requests[0].header("dd-api-key"), [ANTHROPIC_SECRET]);
+        assert_eq!(requests[0].header("dd-application-key"), [GIT_SECRET]);
+        let (_, records) = scene.records(scene.wire.sessions().len(), 1);
+        assert_eq!(records[0]["placeholders"], serde_json::json!(["DD_API_KEY", "DD_APP_KEY"]));
+        scene.wire.assert_never(&[ANTHROPIC_SECRET, GIT_SECRET]);
+        scene.world.assert_secrets_untold();
+    });
+}
+
+/// `Authorization: Key ...`.
+#[test]
+fn fal_sends_a_scheme_word_of_its_own() {
+    sandboxed(|| {
+        let word = "[\"header authorization scheme Key\"]\nsecret = \"file:openai\"";
+        let config = gateway::usual_config()
+            .replace("[\"header authorization bearer\"]\nsecret = \"file:openai\"", word);
+        let scene = Scene::with(Family::V6, &config);
+        run(&scene, FAL_SCRIPT);
+        let swap = Swap {
+            value: format!("Key {OPENAI_SECRET}"),
+            ..Swap::bearer(OPENAI, "OPENAI_API_KEY", OPENAI_SECRET)
+        };
+        scene.assert_swapped(&swap, 1);
+    });
+}
+
+/// npm asks for a scoped package with an encoded slash. Debian's base has no npm: without one this
+/// shows nothing, and says so.
+#[test]
+fn npm_reads_a_scoped_package_where_it_is_installed() {
+    let Some(npm) = on_path(&["npm"]) else {
+        return eprintln!("no npm on PATH: skipped");
+    };
+    sandboxed(move || {
+        let bearer = "places = [\"basic password\", \"header authorization bearer\"]";
+        let config = gateway::usual_config().replace("places = [\"basic password\"]", bearer);
+        let scene = Scene::with(Family::V4, &config);
+        let lab = &scene.world.lab;
+        let own = lab.write(
+            ".npmrc",
+            "registry=https://git.example/\n//git.example/:_authToken=${GIT_TOKEN}\n\
+             update-notifier=false\nfetch-retries=0\n",
+        );
+        let mut command = scene.agent(&npm.display().to_string());
+        // A machine-wide `cafile` of npm's would take the place of NODE_EXTRA_CA_CERTS.
+        command.env("NPM_CONFIG_CAFILE", lab.dir.join("agents.pem"));
+        command.env("NPM_CONFIG_USERCONFIG", own).env("HOME", &lab.dir);
+        command.env("NPM_CONFIG_CACHE", lab.dir.join("npm")).current_dir(&lab.dir);
+        let seen = succeed(command.args(["view", "@lab/coat", "version"]));
+        assert_eq!(seen.trim(), "1.0.0");
+        let requests = scene.world.origin.log().wait_requests(1);
+        assert_eq!(requests[0].uri.path(), "/@lab%2fcoat", "{requests:?}");
+        let swap = Swap::bearer(GIT, "GIT_TOKEN", GIT_SECRET);
+        requests.iter().for_each(|request| swap.assert_in(request));
+        scene.world.assert_secrets_untold();
+    });
 }
 
 /// pip takes user and password from the URL of its index.

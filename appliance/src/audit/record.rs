@@ -213,6 +213,11 @@ impl RequestRecord {
         self.line.placeholders = names.map(ToString::to_string).collect();
     }
 
+    /// Where the credential stands that is not good, by its name.
+    pub fn credential(&mut self, place: Option<&str>) {
+        self.line.credential = place.map(|place| capped(place, MAX_CREDENTIAL_BYTES));
+    }
+
     /// The request goes upstream.
     pub fn forwarded(&mut self, route: &Route) {
         self.line.decision = route.word();
@@ -346,6 +351,8 @@ struct RequestLine {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     placeholders: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    credential: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     upstream_status: Option<u16>,
     #[serde(skip_serializing_if = "is_zero")]
     masked: u64,
@@ -389,5 +396,7 @@ const MAX_ALPN: usize = 8;
 const MAX_ALPN_BYTES: usize = 32;
 /// Bytes of a method.
 const MAX_METHOD_BYTES: usize = 32;
+/// Bytes of the name of a credential, with its kind.
+const MAX_CREDENTIAL_BYTES: usize = 64;
 /// Bytes of a path.
 const MAX_PATH_BYTES: usize = 512;

@@ -151,7 +151,7 @@ pub(crate) fn api(name: &str, hosts: &[&str]) -> Api {
         methods: Vec::new(),
         plain: Vec::new(),
         paths: Vec::new(),
-        anonymous: false,
+        anonymous: crate::policy::Anonymous::Never,
         upstream: Upstream::default(),
         response: ResponseRules { cookies: false, ranges: false },
         constraints: Constraints::Critical,

@@ -224,7 +224,7 @@ fn over_rate(record: &Value, what: &str) -> String {
 fn request(record: &Value) -> String {
     let mut line =
         format!("{} {}{}", text(record, "method"), text(record, "host"), text(record, "path"));
-    add(&mut line, record, &["reason", "cause"]);
+    add(&mut line, record, &["reason", "cause", "credential"]);
     if let Some(status) = number(record, "upstream_status") {
         line += &format!("  {status}");
     }

@@ -18,17 +18,17 @@ pub(super) struct BasicHalves {
     pub(super) password: Arc<str>,
 }
 
-/// Reads a place: `header NAME bearer`, `header NAME token`, `header NAME raw`, `basic user` or
-/// `basic password`.
+/// Reads a place: `header NAME` with `bearer`, `token`, `scheme WORD` or `raw`, `basic user` or `basic
+/// password`.
 pub(super) fn place(text: &str, halves: &BasicHalves) -> Result<Place, String> {
     let words: Vec<&str> = text.split(' ').collect();
     match words.as_slice() {
         ["basic", "user"] => Ok(Place::BasicUser { password: halves.password.clone() }),
         ["basic", "password"] => Ok(Place::BasicPassword { user: halves.user.clone() }),
-        ["header", name, scheme] => {
-            Ok(Place::Header { name: header(name)?, scheme: parse_scheme(scheme)? })
+        ["header", name, scheme @ ..] => {
+            let scheme = Scheme::parse(scheme).map_err(|error| error.to_string())?;
+            Ok(Place::Header { name: header(name)?, scheme })
         }
-        ["header", _] => Err("say how the placeholder stands there: bearer, token or raw".into()),
         _ => Err(format!("this is not a place; {PLACES}")),
     }
 }
@@ -79,22 +79,13 @@ fn header(text: &str) -> Result<HeaderName, String> {
     Err(format!("{name} frames, routes or describes messages; no credential stands there"))
 }
 
-fn parse_scheme(text: &str) -> Result<Scheme, String> {
-    match text {
-        "bearer" => Ok(Scheme::Bearer),
-        "token" => Ok(Scheme::Token),
-        "raw" => Ok(Scheme::Raw),
-        _ => Err("the last word is bearer, token or raw".into()),
-    }
-}
-
 static ALWAYS_CREDENTIALS: [HeaderName; 2] = [AUTHORIZATION, PROXY_AUTHORIZATION];
 
 const NO_CREDENTIAL: &str =
     "a value under this name is no credential anyway; leave it out, or mend the name";
 
-const PLACES: &str = "write \"header NAME bearer\", \"header NAME token\", \"header NAME raw\", \
-                      \"basic user\" or \"basic password\"";
+const PLACES: &str = "write \"header NAME bearer\", \"header NAME token\", \"header NAME scheme WORD\", \
+                      \"header NAME raw\", \"basic user\" or \"basic password\"";
 
 #[cfg(test)]
 mod tests {
@@ -110,9 +101,11 @@ mod tests {
             name: HeaderName::from_static(name),
             scheme,
         };
+        let word = |word| Scheme::parse(&["scheme", word]).unwrap();
         for (text, place_meant) in [
-            ("header authorization bearer", header("authorization", Scheme::Bearer)),
-            ("header Authorization token", header("authorization", Scheme::Token)),
+            ("header authorization bearer", header("authorization", word("Bearer"))),
+            ("header Authorization token", header("authorization", word("token"))),
+            ("header authorization scheme Key", header("authorization", word("Key"))),
             ("header x-api-key raw", header("x-api-key", Scheme::Raw)),
             ("basic user", Place::BasicUser { password: "".into() }),
             ("basic password", Place::BasicPassword { user: "x-access-token".into() }),
@@ -127,6 +120,10 @@ mod tests {
             "header authorization",
             "header a b raw",
             "header x-api-key Bearer",
+            "header authorization Key",
+            "header authorization scheme",
+            "header authorization scheme Basic",
+            "header authorization scheme a b",
             "header  x-api-key raw",
             "body",
             "query key",

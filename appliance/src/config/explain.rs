@@ -13,8 +13,8 @@ use super::{
     value::duration,
 };
 use crate::policy::{
-    Api, Binding, Carry, CredentialNames, Group, Limits, Part, Pass, Pick, Place, Policy, Quota,
-    Scheme, SecretRef, Site, Tcp, Upstream, VaultLocation, is_credential_header,
+    Anonymous, Api, Binding, Carry, CredentialNames, Group, Limits, Part, Pass, Pick, Place,
+    Policy, Quota, Scheme, SecretRef, Site, Tcp, Upstream, VaultLocation, is_credential_header,
 };
 
 /// The whole configuration for a person to read: the gateway, each group with all it may do, and
@@ -197,10 +197,15 @@ impl Page {
         self.own_credentials(api);
         self.line(
             "without",
-            if api.anonymous {
-                "a placeholder, a request without any credential is forwarded as it is"
-            } else {
-                "a placeholder, a request is refused"
+            match &api.anonymous {
+                Anonymous::Always => {
+                    "a placeholder, a request without any credential is forwarded as it is".into()
+                }
+                Anonymous::Never => "a placeholder, a request is refused".to_owned(),
+                Anonymous::Listed(requests) => format!(
+                    "a placeholder, a request is refused, but for {}, where it has no credential",
+                    list(requests)
+                ),
             },
         );
         self.upstream(&api.upstream);
@@ -325,14 +330,7 @@ impl Display for PlaceText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let placeholder = &self.1.placeholder;
         match self.0 {
-            Place::Header { name, scheme } => {
-                let scheme = match scheme {
-                    Scheme::Bearer => "Bearer ",
-                    Scheme::Token => "token ",
-                    Scheme::Raw => "",
-                };
-                write!(f, "{name}: {scheme}{placeholder}")
-            }
+            Place::Header { name, scheme } => write!(f, "{name}: {scheme}{placeholder}"),
             Place::BasicUser { password } if password.is_empty() => {
                 write!(f, "the user of Basic, with no password beside it")
             }

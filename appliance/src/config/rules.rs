@@ -24,13 +24,16 @@ use super::{
     plain,
     reference::secret_ref,
     table::Table,
-    value::{exact_host, flag, host_pattern, method, number, parsed, path, port, prefix, unquoted},
+    value::{
+        anonymous, exact_host, flag, host_pattern, method, number, parsed, path, port, prefix,
+        unquoted,
+    },
     vault::token_role,
 };
 use crate::{
     policy::{
-        Constraints, DialledRule, Ech, GroupName, Host, HostPattern, InterfaceName, Mac, PathRule,
-        Place, Placeholder, Plain, RuleName, SecretRef, USUAL_METHODS, Upstream,
+        Anonymous, Constraints, DialledRule, Ech, GroupName, Host, HostPattern, InterfaceName, Mac,
+        PathRule, Place, Placeholder, Plain, RuleName, SecretRef, USUAL_METHODS, Upstream,
     },
     secrets::SecretValue,
 };
@@ -68,7 +71,7 @@ pub(super) struct ApiRule {
     pub(super) port: Spanned<u16>,
     pub(super) requests: Requests,
     pub(super) plain: Vec<Spanned<Plain>>,
-    pub(super) anonymous: bool,
+    pub(super) anonymous: Anonymous,
     pub(super) upstream: Upstream,
     pub(super) cookies: bool,
     pub(super) ranges: bool,
@@ -151,7 +154,7 @@ impl ApiRule {
             port: table.optional("port", port).unwrap_or_else(|| default_port(&table)),
             requests: Requests::read(&mut table),
             plain: table.list_or_none("plain", parsed(plain_name)),
-            anonymous: inner(table.optional("anonymous", flag), false),
+            anonymous: inner(table.optional("anonymous", anonymous), Anonymous::Never),
             upstream: upstream(&mut table, files),
             cookies: inner(table.optional("keep_cookies", flag), false),
             ranges: inner(table.optional("keep_ranges", flag), false),

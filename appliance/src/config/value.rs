@@ -14,7 +14,9 @@ use ipnet::{IpNet, Ipv6Net};
 use toml::de::DeValue;
 
 use super::{error::quote, settings::NameServer, table::describe};
-use crate::policy::{Host, HostPattern, NeverAllowed, nat64, never_allowed};
+use crate::policy::{
+    Anonymous, AnonymousRequest, Host, HostPattern, NeverAllowed, nat64, never_allowed,
+};
 
 /// Any text.
 pub(super) fn text(value: &DeValue<'_>) -> Result<String, String> {
@@ -165,6 +167,23 @@ pub(super) fn method(value: &DeValue<'_>) -> Result<Method, String> {
         None => {}
     }
     Method::from_bytes(text.as_bytes()).map_err(|_| format!("{} is not a method", quote(text)))
+}
+
+/// `true`, `false`, or a list of the requests that need no credential.
+pub(super) fn anonymous(value: &DeValue<'_>) -> Result<Anonymous, String> {
+    match value {
+        DeValue::Boolean(true) => Ok(Anonymous::Always),
+        DeValue::Boolean(false) => Ok(Anonymous::Never),
+        DeValue::Array(items) if !items.is_empty() => {
+            let read = parsed(AnonymousRequest::parse);
+            let listed = items.iter().map(|item| read(item.get_ref()));
+            listed.collect::<Result<_, _>>().map(Anonymous::Listed)
+        }
+        _ => Err(format!(
+            "{} is not true, false or a list such as [\"GET /api/hello\"]",
+            describe(value)
+        )),
+    }
 }
 
 /// A prefix without host bits that is not the whole address family.

@@ -249,7 +249,8 @@ fn prepare(
         (RequestRules::Substitute(rules), Route::Intercept(api)) => {
             let plan = substitute::examine(rules, head).map_err(|denial| trace.denied(denial))?;
             trace.with(|record| record.placeholders(plan.placeholders()));
-            overrides::check(head, Some(&api.methods), &api.paths)?;
+            let scope = rules.scope(&plan, head)?;
+            overrides::check(head, Some(scope.methods), scope.paths)?;
             let site = (&connection.group.name, api.as_ref(), &connection.site.host);
             owners::admit(site, head, snapshot, &plan).map_err(|word| trace.narrowed(word))?;
             scrub::request_encodings(&api.response, &mut head.headers);
@@ -378,9 +379,12 @@ impl Trace {
         self.with(|record| record.refused(reason));
     }
 
-    /// Notes which placeholder of the group was where it may not be.
+    /// Notes which credential was not good, and which placeholder of the group stood there.
     fn denied(&self, denial: Denial) -> Reason {
-        self.with(|record| record.placeholders(denial.placeholder.iter()));
+        self.with(|record| {
+            record.placeholders(denial.placeholder.iter());
+            record.credential(denial.credential.as_deref());
+        });
         denial.reason
     }
 

@@ -107,14 +107,12 @@ const HEADERS: [&str; 5] = [
 
 /// Names that end so and are sent by honest clients with something that opens nothing: seen in
 /// runs of SDKs, and in the service models that the AWS SDKs are made from.
-const PLAIN_HEADERS: [&str; 17] = [
+const PLAIN_HEADERS: [&str; 15] = [
     "sec-websocket-key",
     // Switches a check against forged requests off (Atlassian).
     "x-atlassian-token",
     "x-splunk-form-key",
     // Marks of a request that is sent again.
-    "client-token",
-    "x-client-token",
     "x-amz-client-token",
     "x-amzn-client-token",
     "x-amz-request-token",
@@ -211,6 +209,7 @@ mod tests {
             "x-amz-s3session-token",
             "x-ms-copy-source-authorization",
             "X-Amz-Bucket-Token",
+            "X-Client-Token",
             "token",
             "key",
         ] {

@@ -4,6 +4,7 @@
 //! flow keeps the one it began with.
 
 mod agent;
+mod anonymous;
 mod credential;
 mod host;
 mod limits;
@@ -12,12 +13,14 @@ mod name;
 mod narrowing;
 pub(crate) mod nat64;
 mod path;
+mod scheme;
 mod secret;
 mod site;
 pub(crate) mod special;
 mod text;
 
 pub use agent::{BoundAgent, Mac, MacError};
+pub use anonymous::{Anonymous, AnonymousError, AnonymousRequest};
 pub(crate) use credential::fold_query;
 pub use credential::{CredentialNames, is_credential_header, is_credential_query};
 pub use host::{Host, HostError, HostPattern};
@@ -26,6 +29,8 @@ pub use method::{NeverAllowed, USUAL_METHODS, never_allowed};
 pub(crate) use name::{Folded, query_pairs};
 pub use narrowing::{NARROWING_KEYS, Narrowed, Narrowing, Slot, looks_narrowing};
 pub use path::{PathError, PathRule, permits, permits_path};
+pub(crate) use scheme::after_word;
+pub use scheme::{Scheme, SchemeError, SchemeWord};
 pub(crate) use secret::is_plain_parameter_byte;
 pub use secret::{IDENTITY_TOKEN, Location, Part, Pick, SecretRef, VaultLocation};
 pub use site::Site;
@@ -175,8 +180,8 @@ pub struct Api {
     pub paths: Vec<PathRule>,
     /// What looks like a credential here and is none.
     pub plain: Vec<Plain>,
-    /// Whether a request without any credential is forwarded.
-    pub anonymous: bool,
+    /// Which requests without any credential are forwarded.
+    pub anonymous: Anonymous,
     /// How the upstream is reached and verified.
     pub upstream: Upstream,
     /// What is kept of a response that is removed otherwise.
@@ -269,17 +274,6 @@ pub enum Place {
         /// The only text that may stand as user beside it.
         user: Arc<str>,
     },
-}
-
-/// What stands before the credential in a header field.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Scheme {
-    /// `Bearer` and one space (RFC 6750, section 2.1); compared without regard to case.
-    Bearer,
-    /// `token` and one space, as GitHub's clients write it; compared without regard to case.
-    Token,
-    /// Nothing.
-    Raw,
 }
 
 /// Hosts that some groups may reach without any placeholder.

@@ -31,7 +31,7 @@ enum OwnersPlace {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Slot<'a> {
     /// In this field, after this scheme.
-    Header(&'a http::HeaderName, Scheme),
+    Header(&'a http::HeaderName, &'a Scheme),
     /// The user of Basic.
     BasicUser,
     /// The password of Basic.
@@ -176,7 +176,7 @@ impl OwnersPlace {
     fn is(&self, slot: Slot<'_>) -> bool {
         match (self, slot) {
             (Self::Header(name, scheme), Slot::Header(other, used)) => {
-                name == other && *scheme == used
+                name == other && scheme == used
             }
             (Self::BasicUser, Slot::BasicUser) | (Self::BasicPassword, Slot::BasicPassword) => true,
             _ => false,
@@ -186,7 +186,7 @@ impl OwnersPlace {
 
 fn slot(place: &Place) -> Slot<'_> {
     match place {
-        Place::Header { name, scheme } => Slot::Header(name, *scheme),
+        Place::Header { name, scheme } => Slot::Header(name, scheme),
         Place::BasicUser { .. } => Slot::BasicUser,
         Place::BasicPassword { .. } => Slot::BasicPassword,
     }
@@ -202,14 +202,9 @@ fn place(text: &str) -> Option<OwnersPlace> {
     Some(match words.as_slice() {
         ["basic", "user"] => OwnersPlace::BasicUser,
         ["basic", "password"] => OwnersPlace::BasicPassword,
-        ["header", name, scheme] => {
-            let scheme = match *scheme {
-                "bearer" => Scheme::Bearer,
-                "token" => Scheme::Token,
-                "raw" => Scheme::Raw,
-                _ => return None,
-            };
-            OwnersPlace::Header(http::HeaderName::from_bytes(name.as_bytes()).ok()?, scheme)
+        ["header", name, scheme @ ..] => {
+            let name = http::HeaderName::from_bytes(name.as_bytes()).ok()?;
+            OwnersPlace::Header(name, Scheme::parse(scheme).ok()?)
         }
         _ => return None,
     })
@@ -235,16 +230,23 @@ mod tests {
     use crate::policy::{Placeholder, RuleName, SecretRef};
     use http::HeaderName;
     use proptest::prelude::*;
-    use std::time::Duration;
+    use std::{sync::LazyLock, time::Duration};
 
-    const BEARER: Slot<'static> = Slot::Header(&http::header::AUTHORIZATION, Scheme::Bearer);
+    fn scheme(text: &str) -> Scheme {
+        Scheme::parse(&text.split(' ').collect::<Vec<_>>()).unwrap()
+    }
+
+    fn bearer() -> Slot<'static> {
+        static BEARER: LazyLock<Scheme> = LazyLock::new(|| scheme("bearer"));
+        Slot::Header(&http::header::AUTHORIZATION, &BEARER)
+    }
 
     fn host(name: &str) -> Host {
         Host::parse(name).unwrap()
     }
 
     fn binding() -> Binding {
-        let bearer = Place::Header { name: http::header::AUTHORIZATION, scheme: Scheme::Bearer };
+        let bearer = Place::Header { name: http::header::AUTHORIZATION, scheme: scheme("bearer") };
         Binding {
             groups: vec![],
             placeholder: Placeholder("OPENAI_API_KEY".into()),
@@ -262,7 +264,7 @@ mod tests {
             methods: vec![Method::GET, Method::POST],
             paths: vec![PathRule::parse("/v1/*").unwrap()],
             plain: vec![],
-            anonymous: false,
+            anonymous: crate::policy::Anonymous::Never,
             upstream: Default::default(),
             response: Default::default(),
             constraints: Default::default(),
@@ -278,7 +280,7 @@ mod tests {
 
     /// A bearer GET of `/v1/models` at `a.example`, which policy permits.
     fn usual(narrowing: &Narrowing) -> Result<(), Narrowed> {
-        asked(narrowing, "a.example", BEARER, "/v1/models")
+        asked(narrowing, "a.example", bearer(), "/v1/models")
     }
 
     fn asked(narrowing: &Narrowing, at: &str, slot: Slot<'_>, path: &str) -> Result<(), Narrowed> {
@@ -307,6 +309,7 @@ mod tests {
             ("hosts", "a.example"),
             ("hosts", "other.example, A.example."),
             ("places", "basic user,header Authorization bearer"),
+            ("places", "header authorization scheme Bearer"),
             ("methods", "DELETE, GET"),
             ("paths", "/*"),
             ("paths", "/v1/models"),
@@ -318,7 +321,7 @@ mod tests {
         let basic = narrowing("places", "basic password");
         assert_eq!(asked(&basic, "b.example", Slot::BasicPassword, "/v1/x"), Ok(()));
         let raw = HeaderName::from_static("authorization");
-        let raw = asked(&basic, "b.example", Slot::Header(&raw, Scheme::Raw), "/v1/x");
+        let raw = asked(&basic, "b.example", Slot::Header(&raw, &Scheme::Raw), "/v1/x");
         assert_eq!(raw, Err(Narrowed::Refused(Reason::PlaceholderWrongPlace)));
     }
 
@@ -346,7 +349,7 @@ mod tests {
         let noon = SystemTime::UNIX_EPOCH + Duration::from_secs(1_896_091_200);
         let at = |now| {
             let request = (&Method::GET, "/v1/models");
-            narrowing.admits((&api, &binding), (&host("a.example"), BEARER), request, now)
+            narrowing.admits((&api, &binding), (&host("a.example"), bearer()), request, now)
         };
         assert_eq!(at(noon - Duration::from_secs(1)), Ok(()));
         let ended = at(noon);
@@ -371,7 +374,7 @@ mod tests {
     #[test]
     fn a_path_that_could_be_read_in_two_ways_meets_no_rule() {
         let narrowing = narrowing("paths", "/v1/*");
-        let twisted = asked(&narrowing, "a.example", BEARER, "/v1/%2e%2e/admin");
+        let twisted = asked(&narrowing, "a.example", bearer(), "/v1/%2e%2e/admin");
         assert_eq!(twisted, Err(Narrowed::Refused(Reason::PathAmbiguous)));
     }
 

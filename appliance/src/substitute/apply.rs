@@ -97,7 +97,7 @@ impl Swap {
     fn slots(&self) -> impl Iterator<Item = (&Arc<Binding>, Slot<'_>)> {
         let pair = match self {
             Self::Header { field, scheme, binding } => {
-                [Some((binding, Slot::Header(field, *scheme))), None]
+                [Some((binding, Slot::Header(field, scheme))), None]
             }
             Self::Basic { user, password } => [
                 user.binding().map(|binding| (binding, Slot::BasicUser)),
@@ -114,7 +114,10 @@ impl Swap {
         match self {
             Self::Header { field, scheme, binding } => {
                 let value = lookup(binding)?;
-                Ok((field.clone(), sensitive(concat(&[prefix(*scheme), value.expose()]))?))
+                Ok((
+                    field.clone(),
+                    sensitive(concat(&[scheme.to_string().as_bytes(), value.expose()]))?,
+                ))
             }
             Self::Basic { user, password } => {
                 let user = user.write(lookup)?;
@@ -146,14 +149,6 @@ impl Half {
             Self::Secret(binding) => concat(&[lookup(binding)?.expose()]),
             Self::Text(text) => concat(&[text.as_bytes()]),
         })
-    }
-}
-
-fn prefix(scheme: Scheme) -> &'static [u8] {
-    match scheme {
-        Scheme::Bearer => b"Bearer ",
-        Scheme::Token => b"token ",
-        Scheme::Raw => b"",
     }
 }
 

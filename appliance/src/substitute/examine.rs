@@ -16,10 +16,10 @@ use super::{
     Plan,
     apply::Swap,
     basic,
-    rules::{Owner, Rules, is},
+    rules::{Owner, Rules, Scope, is},
 };
 use crate::{
-    policy::{Binding, Place, Placeholder, Scheme, permits, query_pairs},
+    policy::{Binding, Place, Placeholder, after_word, fold_query, permits, query_pairs},
     reason::Reason,
 };
 
@@ -30,11 +30,13 @@ pub struct Denial {
     pub reason: Reason,
     /// The placeholder that the request carried, where it is one of this group's.
     pub placeholder: Option<Placeholder>,
+    /// Where the credential stands that is not good, as in `header x-api-key` or `query key`.
+    pub credential: Option<String>,
 }
 
 impl From<Reason> for Denial {
     fn from(reason: Reason) -> Self {
-        Self { reason, placeholder: None }
+        Self { reason, placeholder: None, credential: None }
     }
 }
 
@@ -51,11 +53,10 @@ impl From<Reason> for Denial {
 pub fn examine(rules: &Rules, head: &Parts) -> Result<Plan, Denial> {
     check_connection(rules, head)?;
     let plan = Plan::new(classify_all(rules, &credentials(rules, head))?);
-    if plan.is_anonymous() && !rules.anonymous {
-        return Err(Reason::PlaceholderMissing.into());
-    }
-    check_request(rules, head)
-        .map_err(|reason| Denial { reason, placeholder: plan.placeholders().next().cloned() })?;
+    check_request(rules, &plan, head).map_err(|reason| Denial {
+        placeholder: plan.placeholders().next().cloned(),
+        ..reason.into()
+    })?;
     Ok(plan)
 }
 
@@ -75,8 +76,20 @@ enum Credential<'a> {
     Header(&'a HeaderName, &'a HeaderValue),
     /// In cookies, which HTTP/2 may part into several fields (RFC 9113, section 8.2.3).
     Cookies(&'a HeaderValue),
-    /// In the query, decoded.
-    Query(Cow<'a, str>),
+    /// In the query, both decoded.
+    Query { name: Cow<'a, str>, value: Cow<'a, str> },
+}
+
+impl Credential<'_> {
+    /// Its kind and its name, never its value. Nothing but small letters, digits and what stands in
+    /// names of fields.
+    fn place(&self) -> String {
+        match self {
+            Self::Header(name, _) => format!("header {name}"),
+            Self::Cookies(_) => "cookies".to_owned(),
+            Self::Query { name, .. } => format!("query {}", fold_query(name)),
+        }
+    }
 }
 
 fn credentials<'a>(rules: &Rules, head: &'a Parts) -> Vec<Credential<'a>> {
@@ -89,28 +102,36 @@ fn credentials<'a>(rules: &Rules, head: &'a Parts) -> Vec<Credential<'a>> {
     headers
         .map(|(name, value)| Credential::Header(name, value))
         .chain(cookies.map(Credential::Cookies))
-        .chain(queries.map(|(_, value)| Credential::Query(value)))
+        .chain(queries.map(|(name, value)| Credential::Query { name, value }))
         .collect()
 }
 
 /// Beside others, every credential has to be a placeholder in its place, each in a field of its own:
 /// a server may read any of them, so a foreign key could ride beside a good placeholder.
 fn classify_all(rules: &Rules, credentials: &[Credential<'_>]) -> Result<Vec<Swap>, Denial> {
-    let swaps = credentials.iter().map(|one| classify(rules, one)).collect::<Result<Vec<_>, _>>();
+    let swaps = credentials.iter().map(|one| {
+        let at = |denial| Denial { credential: Some(one.place()), ..denial };
+        classify(rules, one).map_err(at)
+    });
+    let swaps = swaps.collect::<Result<Vec<_>, _>>();
     if credentials.len() < 2 {
         return swaps;
     }
-    let swaps = swaps.map_err(|_| Reason::DuplicateCredential)?;
+    let duplicate = |credential| Denial { credential, ..Reason::DuplicateCredential.into() };
+    let swaps = swaps.map_err(|denial| duplicate(denial.credential))?;
     let fields = || swaps.iter().map(Swap::field).enumerate();
-    let twice = |(nth, field)| fields().any(|(other, same)| nth != other && field == same);
-    if fields().any(twice) { Err(Reason::DuplicateCredential.into()) } else { Ok(swaps) }
+    let twice = |&(nth, field): &_| fields().any(|(other, same)| nth != other && field == same);
+    match fields().find(twice) {
+        Some((_, field)) => Err(duplicate(Some(format!("header {field}")))),
+        None => Ok(swaps),
+    }
 }
 
 fn classify(rules: &Rules, credential: &Credential<'_>) -> Result<Swap, Denial> {
     match credential {
         Credential::Header(field, value) => classify_header(rules, field, value),
         Credential::Cookies(value) => Err(deny_cookies(rules, value)),
-        Credential::Query(value) => Err(deny_credential(rules, value.as_bytes())),
+        Credential::Query { value, .. } => Err(deny_credential(rules, value.as_bytes())),
     }
 }
 
@@ -120,7 +141,7 @@ fn classify_header(rules: &Rules, field: &HeaderName, value: &HeaderValue) -> Re
         return Err(Reason::CredentialMalformed.into());
     }
     if *field == AUTHORIZATION
-        && let Some(encoded) = after_scheme(text, "basic")
+        && let Some(encoded) = after_word(text, "basic")
     {
         return basic::classify(rules, encoded);
     }
@@ -134,14 +155,10 @@ fn classify_header(rules: &Rules, field: &HeaderName, value: &HeaderValue) -> Re
 fn swap_at(binding: &Arc<Binding>, field: &HeaderName, text: &[u8]) -> Option<Swap> {
     binding.places.iter().find_map(|place| {
         let Place::Header { name, scheme } = place else { return None };
-        let token = match scheme {
-            Scheme::Raw => text,
-            Scheme::Bearer => after_scheme(text, "bearer")?,
-            Scheme::Token => after_scheme(text, "token")?,
-        };
+        let token = scheme.credential(text)?;
         (name == field && is(&binding.placeholder, token)).then(|| Swap::Header {
             field: name.clone(),
-            scheme: *scheme,
+            scheme: scheme.clone(),
             binding: binding.clone(),
         })
     })
@@ -174,7 +191,7 @@ pub(super) fn astray<'a>(owners: impl Iterator<Item = Owner<'a>>) -> Denial {
             Owner::Elsewhere(placeholder) => (Reason::PlaceholderWrongHost, placeholder),
             Owner::Foreign => continue,
         };
-        denial = Denial { reason, placeholder: Some(placeholder.clone()) };
+        denial = Denial { placeholder: Some(placeholder.clone()), ..reason.into() };
         if denial.reason == Reason::PlaceholderWrongPlace {
             break;
         }
@@ -182,16 +199,10 @@ pub(super) fn astray<'a>(owners: impl Iterator<Item = Owner<'a>>) -> Denial {
     denial
 }
 
-/// What follows a scheme and exactly one space; the scheme is compared without regard to case
-/// (RFC 9110, section 11.1).
-fn after_scheme<'a>(text: &'a [u8], scheme: &str) -> Option<&'a [u8]> {
-    let (word, rest) = text.split_at_checked(scheme.len())?;
-    if word.eq_ignore_ascii_case(scheme.as_bytes()) { rest.strip_prefix(b" ") } else { None }
-}
-
-fn check_request(rules: &Rules, head: &Parts) -> Result<(), Reason> {
+fn check_request(rules: &Rules, plan: &Plan, head: &Parts) -> Result<(), Reason> {
+    let Scope { methods, paths } = rules.scope(plan, head)?;
     if head.method == Method::CONNECT {
         return Err(Reason::ConnectDenied);
     }
-    permits(&rules.methods, &rules.paths, &head.method, head.uri.path())
+    permits(methods, paths, &head.method, head.uri.path())
 }

@@ -2,10 +2,10 @@
 //!
 //! [`Rules`] are what one group's placeholders mean at one API; [`examine()`] reads a head against
 //! them without changing it; [`Plan::apply`] writes the values. A value can only reach a head
-//! through a plan, and a plan is only made of a head whose single credential is, byte for byte,
-//! a placeholder in a place that its binding lists. Everything else is a denial: an unknown, an
-//! altered, an embedded or a second credential is refused, never forwarded. Text outside the
-//! credential fields is not looked at.
+//! through a plan, and a plan is only made of a head in which every credential is, byte for byte,
+//! a placeholder in a place that its binding lists, each in a field of its own. Everything else is a
+//! denial: a credential that is unknown, altered or embedded is refused, never forwarded, alone or
+//! beside a good one. Text that is no credential by its name is not looked at.
 
 mod apply;
 mod basic;
@@ -14,7 +14,7 @@ mod rules;
 
 pub use apply::Plan;
 pub use examine::{Denial, examine};
-pub use rules::{Rules, trailers_carry_credential};
+pub use rules::{Rules, Scope, trailers_carry_credential};
 
 #[cfg(test)]
 mod properties;

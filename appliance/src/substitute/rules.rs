@@ -5,22 +5,36 @@ use std::{collections::HashSet, sync::Arc};
 use http::{
     HeaderMap, HeaderName, Method,
     header::{AUTHORIZATION, COOKIE},
+    request::Parts,
 };
 
-use crate::policy::{
-    Api, Binding, Folded, GroupName, PathRule, Place, Placeholder, Plain, Policy, fold_query,
-    is_credential_header, is_credential_query,
+use super::Plan;
+use crate::{
+    policy::{
+        Anonymous, Api, Binding, Folded, GroupName, PathRule, Place, Placeholder, Plain, Policy,
+        fold_query, is_credential_header, is_credential_query,
+    },
+    reason::Reason,
 };
 
 /// What a request of one group to one API is held against. Immutable; made once per policy.
 #[derive(Debug)]
 pub struct Rules {
-    pub(super) methods: Vec<Method>,
-    pub(super) paths: Vec<PathRule>,
-    pub(super) anonymous: bool,
+    methods: Vec<Method>,
+    paths: Vec<PathRule>,
+    anonymous: Anonymous,
     pub(super) own: Vec<Arc<Binding>>,
     elsewhere: HashSet<Placeholder>,
     names: Names,
+}
+
+/// The methods and paths that one request is held against.
+#[derive(Debug, Clone, Copy)]
+pub struct Scope<'a> {
+    /// The methods that may be used.
+    pub methods: &'a [Method],
+    /// The paths that may be used; empty means every one.
+    pub paths: &'a [PathRule],
 }
 
 /// Whose a text is, as far as this group may know.
@@ -41,10 +55,29 @@ impl Rules {
         Self {
             methods: api.methods.clone(),
             paths: api.paths.clone(),
-            anonymous: api.anonymous,
+            anonymous: api.anonymous.clone(),
             own: bindings_of(api, group).cloned().collect(),
             elsewhere: elsewhere.map(|binding| binding.placeholder.clone()).collect(),
             names: Names::of(api),
+        }
+    }
+
+    /// What a request with a credential, or one without, may ask for.
+    ///
+    /// # Errors
+    ///
+    /// `placeholder_missing` where this one has to have a credential.
+    pub fn scope(&self, plan: &Plan, head: &Parts) -> Result<Scope<'_>, Reason> {
+        let usual = Scope { methods: &self.methods, paths: &self.paths };
+        match &self.anonymous {
+            _ if !plan.is_anonymous() => Ok(usual),
+            Anonymous::Never => Err(Reason::PlaceholderMissing),
+            Anonymous::Always => Ok(usual),
+            Anonymous::Listed(requests) => {
+                let listed = requests.iter().find(|one| one.matches(&head.method, head.uri.path()));
+                let listed = listed.ok_or(Reason::PlaceholderMissing)?;
+                Ok(Scope { methods: listed.methods(), paths: listed.paths() })
+            }
         }
     }
 

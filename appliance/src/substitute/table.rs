@@ -4,7 +4,7 @@ use http::{HeaderMap, HeaderValue, Method};
 
 use super::{world::*, *};
 use crate::{
-    policy::Plain,
+    policy::{Anonymous, AnonymousRequest, Plain},
     reason::{Reason, SecretCause},
 };
 
@@ -20,6 +20,26 @@ fn a_placeholder_in_its_listed_place_becomes_its_value() {
     let expected = format!("token {}", value_of(TOKEN));
     assert_eq!(sent(&rules, &[("authorization", &token)], "authorization"), expected);
     assert_eq!(sent(&rules, &[("x-special-key", RAW)], "x-special-key"), value_of(RAW));
+}
+
+#[test]
+fn whatever_word_is_listed_stands_before_the_value() {
+    for word in ["Key", "Bot", "GenieKey", "SSWS", "Splunk", "Klaviyo-API-Key"] {
+        let rules = rules_with(|api| {
+            let mut own = api.bindings[0].as_ref().clone();
+            own.places = vec![header("authorization", &format!("scheme {word}"))];
+            api.bindings[0] = own.into();
+        });
+        let expected = format!("{word} {}", value_of(BEARER));
+        for scheme in [word, &word.to_lowercase(), &word.to_uppercase()] {
+            let text = format!("{scheme} {BEARER}");
+            assert_eq!(sent(&rules, &[("authorization", &text)], "authorization"), expected);
+        }
+        for text in [format!("Bearer {BEARER}"), BEARER.to_owned(), format!("{word}: {BEARER}")] {
+            let reason = refused(&rules, head(&[("authorization", &text)]));
+            assert_eq!(reason, Reason::PlaceholderWrongPlace, "{text}");
+        }
+    }
 }
 
 #[test]
@@ -92,18 +112,47 @@ fn basic_that_does_not_decode_is_malformed() {
 fn no_credential_is_refused_unless_the_api_is_anonymous() {
     let request = || head(&[("accept", "*/*"), ("proxy-authorization", "Basic Zm9vOmJhcg==")]);
     assert_eq!(refused(&rules(), request()), Reason::PlaceholderMissing);
-    let (parts, plan) = swapped(&rules_with(|api| api.anonymous = true), request()).unwrap();
+    let (parts, plan) =
+        swapped(&rules_with(|api| api.anonymous = Anonymous::Always), request()).unwrap();
     assert!(plan.is_anonymous());
     assert!(!parts.headers.contains_key("proxy-authorization"));
 }
 
 #[test]
 fn an_anonymous_api_still_refuses_a_foreign_credential() {
-    let rules = rules_with(|api| api.anonymous = true);
+    let rules = rules_with(|api| api.anonymous = Anonymous::Always);
     for value in ["Bearer sk-attackers-own", "", "Bearer"] {
         let reason = refused(&rules, head(&[("authorization", value)]));
         assert_eq!(reason, Reason::ForeignCredential, "{value:?}");
     }
+}
+
+#[test]
+fn what_is_listed_as_anonymous_passes_without_a_credential_and_nothing_else_does() {
+    let rules = rules_with(|api| {
+        api.methods = vec![Method::POST];
+        api.paths = vec![crate::policy::PathRule::parse("/v1/*").unwrap()];
+        let hello = AnonymousRequest::parse("GET /api/hello").unwrap();
+        api.anonymous = Anonymous::Listed(vec![hello]);
+    });
+    let at = |method, path, fields: &[(&str, &str)]| {
+        examine(&rules, &head_to(method, path, fields)).map_err(|denial| denial.reason)
+    };
+    assert!(at(Method::GET, "/api/hello?a=b", &[]).unwrap().is_anonymous());
+    for (method, path) in [
+        (Method::POST, "/api/hello"),
+        (Method::GET, "/api/hello/../x"),
+        (Method::GET, "/v1/chat"),
+        (Method::POST, "/v1/chat"),
+    ] {
+        assert_eq!(at(method, path, &[]).unwrap_err(), Reason::PlaceholderMissing, "{path}");
+    }
+    let good = [("authorization", &*format!("Bearer {BEARER}"))];
+    assert_eq!(at(Method::GET, "/api/hello", &good).unwrap_err(), Reason::MethodDenied);
+    assert_eq!(at(Method::POST, "/api/hello", &good).unwrap_err(), Reason::PathDenied);
+    assert!(at(Method::POST, "/v1/chat", &good).is_ok());
+    let own = [("apikey", "attackers-own")];
+    assert_eq!(at(Method::GET, "/api/hello", &own).unwrap_err(), Reason::ForeignCredential);
 }
 
 #[test]
@@ -193,7 +242,9 @@ fn every_other_credential_is_foreign_and_told_apart_by_nothing() {
         let value = format!("Bearer {token}");
         for field in ["authorization", "x-api-key"] {
             let denial = examine(&rules(), &head(&[(field, &value)])).unwrap_err();
-            assert_eq!(denial, Reason::ForeignCredential.into(), "{field}: {value}");
+            let credential = Some(format!("header {field}"));
+            let foreign = Denial { credential, ..Reason::ForeignCredential.into() };
+            assert_eq!(denial, foreign, "{field}: {value}");
         }
     }
 }
@@ -202,10 +253,7 @@ fn every_other_credential_is_foreign_and_told_apart_by_nothing() {
 fn another_groups_fields_are_credential_fields_too() {
     let rules = rules_with(|api| {
         let mut other = api.bindings.pop().map(std::sync::Arc::unwrap_or_clone).unwrap();
-        other.places = vec![crate::policy::Place::Header {
-            name: http::HeaderName::from_static("x-theirs"),
-            scheme: crate::policy::Scheme::Raw,
-        }];
+        other.places = vec![header("x-theirs", "raw")];
         api.bindings.push(other.into());
     });
     let request = head(&[("x-theirs", OTHER_GROUP)]);
@@ -238,10 +286,7 @@ fn two_credentials_are_refused_even_if_one_is_good() {
 fn placeholders_each_in_its_own_place_are_all_swapped() {
     let rules = rules_with(|api| {
         let mut more = api.bindings[1].as_ref().clone();
-        more.places.push(crate::policy::Place::Header {
-            name: http::HeaderName::from_static("x-second"),
-            scheme: crate::policy::Scheme::Bearer,
-        });
+        more.places.push(header("x-second", "bearer"));
         api.bindings[1] = more.into();
     });
     let (bearer, token) = (format!("Bearer {BEARER}"), format!("token {TOKEN}"));
@@ -272,7 +317,7 @@ fn a_credential_in_the_query_is_one_however_it_is_written() {
             .map(|_| ())
             .map_err(|denial| denial.reason)
     };
-    let open = rules_with(|api| api.anonymous = true);
+    let open = rules_with(|api| api.anonymous = Anonymous::Always);
     for query in [
         "key=own",
         "KEY=own",
@@ -301,6 +346,24 @@ fn a_credential_in_the_query_is_one_however_it_is_written() {
         assert_eq!(at(&rules(), query, &[("authorization", &good)]), Ok(()), "{query}");
         assert_eq!(at(&open, query, &[]), Ok(()), "{query}");
     }
+}
+
+#[test]
+fn a_denial_says_where_the_credential_stands_that_is_not_good() {
+    let good = format!("Bearer {BEARER}");
+    for (path, field, at) in [
+        ("/", ("x-sort-key", "own-value"), "header x-sort-key"),
+        ("/?api_KEY=own-value", ("accept", "*/*"), "query apikey"),
+        ("/?a=b", ("cookie", "session=own-value"), "cookies"),
+        ("/", ("authorization", &*good), "header authorization"),
+    ] {
+        let parts = head_to(Method::POST, path, &[("authorization", &good), field]);
+        let denial = examine(&rules(), &parts).unwrap_err();
+        assert_eq!(denial.credential.as_deref(), Some(at));
+        assert_eq!(denial.reason, Reason::DuplicateCredential);
+    }
+    let alone = examine(&rules(), &head(&[("x-sort-key", "own-value")])).unwrap_err();
+    assert_eq!(alone.credential.as_deref(), Some("header x-sort-key"));
 }
 
 #[test]

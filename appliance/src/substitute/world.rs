@@ -9,8 +9,9 @@ use zeroize::Zeroizing;
 use super::{Denial, Plan, Rules, examine};
 use crate::{
     policy::{
-        Api, Binding, Constraints, GroupName, Host, Limits, PathRule, Place, Placeholder, Policy,
-        ResponseRules, RuleName, Scheme, SecretRef, Site, USUAL_METHODS, Upstream,
+        Anonymous, Api, Binding, Constraints, GroupName, Host, Limits, PathRule, Place,
+        Placeholder, Policy, ResponseRules, RuleName, Scheme, SecretRef, Site, USUAL_METHODS,
+        Upstream,
     },
     reason::{Reason, SecretCause},
     secrets::SecretValue,
@@ -29,8 +30,9 @@ pub(super) fn group(name: &str) -> GroupName {
     GroupName(name.into())
 }
 
-fn header(name: &'static str, scheme: Scheme) -> Place {
-    Place::Header { name: HeaderName::from_static(name), scheme }
+pub(super) fn header(name: &'static str, scheme: &str) -> Place {
+    let words: Vec<_> = scheme.split(' ').collect();
+    Place::Header { name: HeaderName::from_static(name), scheme: Scheme::parse(&words).unwrap() }
 }
 
 fn binding(placeholder: &str, groups: &[&str], places: Vec<Place>) -> Arc<Binding> {
@@ -51,7 +53,7 @@ fn api(name: &str, bindings: Vec<Arc<Binding>>) -> Api {
         methods: USUAL_METHODS.to_vec(),
         paths: vec![],
         plain: vec![],
-        anonymous: false,
+        anonymous: Anonymous::Never,
         upstream: Upstream::default(),
         response: ResponseRules::default(),
         constraints: Constraints::default(),
@@ -61,9 +63,9 @@ fn api(name: &str, bindings: Vec<Arc<Binding>>) -> Api {
 
 fn bindings() -> Vec<Arc<Binding>> {
     vec![
-        binding(BEARER, &["agents"], vec![header("authorization", Scheme::Bearer)]),
-        binding(RAW, &["agents"], vec![header("x-special-key", Scheme::Raw)]),
-        binding(TOKEN, &["agents"], vec![header("authorization", Scheme::Token)]),
+        binding(BEARER, &["agents"], vec![header("authorization", "bearer")]),
+        binding(RAW, &["agents"], vec![header("x-special-key", "raw")]),
+        binding(TOKEN, &["agents"], vec![header("authorization", "token")]),
         binding(PASSWORD, &["agents"], vec![Place::BasicPassword { user: "git".into() }]),
         binding(USER, &["agents"], vec![Place::BasicUser { password: "x".into() }]),
         binding(
@@ -74,7 +76,7 @@ fn bindings() -> Vec<Arc<Binding>> {
                 Place::BasicPassword { user: "".into() },
             ],
         ),
-        binding(OTHER_GROUP, &["others"], vec![header("authorization", Scheme::Bearer)]),
+        binding(OTHER_GROUP, &["others"], vec![header("authorization", "bearer")]),
     ]
 }
 
@@ -82,7 +84,7 @@ fn bindings() -> Vec<Arc<Binding>> {
 pub(super) fn rules_with(change: impl FnOnce(&mut Api)) -> Rules {
     let mut first = api("first", bindings());
     change(&mut first);
-    let place = header("authorization", Scheme::Bearer);
+    let place = header("authorization", "bearer");
     let second = api("second", vec![binding(OTHER_HOST, &["agents"], vec![place])]);
     let policy = Policy {
         groups: vec![],

@@ -17,6 +17,7 @@
 //! | `/redirect?to=URL` | 302 |
 //! | `/status/N` | that status |
 //! | `/*.git/*` | a git repository; Basic is required |
+//! | `/@lab%2f*` | an npm package |
 //! | `/simple/*` | an index of Python packages; Basic is required |
 //! | `/early`, `/duplex`, `/tardy` | see [`live`] |
 //! | anything else | the request as it arrived, in JSON |
@@ -104,6 +105,7 @@ async fn route(request: &Received) -> Answer {
         "/cut" => cut(),
         "/trailers" => with_trailers(),
         "/redirect" => redirect(request),
+        "/@lab%2fcoat" => package(),
         _ if path.starts_with("/simple/") => index(request),
         _ if path.starts_with("/status/") => status(path),
         _ if path.contains(".git/") => git::answer(request),
@@ -327,6 +329,15 @@ fn index(request: &Received) -> Answer {
         "text/html",
         "<!DOCTYPE html><a href=\"coat-1.0-py3-none-any.whl\">coat-1.0-py3-none-any.whl</a>",
     )
+}
+
+/// What `npm view` reads of a package.
+fn package() -> Answer {
+    let version = json!({"name": "@lab/coat", "version": "1.0.0",
+        "dist": {"tarball": "https://git.example/@lab/coat/-/coat-1.0.0.tgz", "shasum": ""}});
+    let package = json!({"name": "@lab/coat", "dist-tags": {"latest": "1.0.0"},
+        "versions": {"1.0.0": version}});
+    whole("application/json", package.to_string())
 }
 
 fn status(path: &str) -> Answer {

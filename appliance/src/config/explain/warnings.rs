@@ -5,8 +5,8 @@ use ipnet::IpNet;
 use crate::{
     config::{Config, Settings, rules::overlap},
     policy::{
-        Api, Carry, Constraints, DialledRule, Ech, Group, HostPattern, Pass, Policy, RuleName,
-        SecretRef, Upstream, VaultLocation, special,
+        Anonymous, Api, Carry, Constraints, DialledRule, Ech, Group, HostPattern, Pass, Policy,
+        RuleName, SecretRef, Upstream, VaultLocation, special,
     },
     secrets::SecretValue,
 };
@@ -48,7 +48,7 @@ fn pki_warnings(settings: &Settings) -> Option<String> {
 fn api_warnings(api: &Api) -> Vec<String> {
     let mut found = Vec::new();
     let mut add = |text: &str| found.push(format!("API {} {text}", api.name));
-    if api.anonymous {
+    if api.anonymous == Anonymous::Always {
         add("forwards requests without any credential (anonymous)");
     }
     if api.response.cookies {

@@ -107,7 +107,10 @@ fn the_good_file_means_what_it_says() {
     assert_eq!(binding.placeholder.as_str(), "OPENAI_API_KEY");
     assert_eq!(
         binding.places,
-        [Place::Header { name: HeaderName::from_static("authorization"), scheme: Scheme::Bearer }]
+        [Place::Header {
+            name: HeaderName::from_static("authorization"),
+            scheme: Scheme::parse(&["bearer"]).unwrap()
+        }]
     );
     assert_eq!(binding.secret.to_string(), "vault:kv/agents/openai#api_key");
     assert_eq!(binding.min_value_bytes, 16);
@@ -122,7 +125,7 @@ fn the_reference_loads() {
     assert_eq!(config.policy.groups.len(), 2);
     assert_eq!(config.policy.apis[0].methods, [Method::GET, Method::POST, Method::DELETE]);
     assert_eq!(
-        config.policy.apis[1].bindings[0].places[0],
+        config.policy.apis[2].bindings[0].places[0],
         Place::BasicPassword { user: "x-access-token".into() }
     );
 }
@@ -137,7 +140,7 @@ fn the_configuration_of_the_readme_loads() {
         .map(|line| line.strip_prefix("   ").unwrap_or(line).to_owned() + "\n")
         .collect();
     let config = parse_text(&text).unwrap_or_else(|errors| panic!("{errors}"));
-    assert_eq!((config.policy.apis.len(), config.policy.tcp.len()), (1, 1));
+    assert_eq!((config.policy.apis.len(), config.policy.tcp.len()), (2, 1));
     // Nothing in it means something that is warned of.
     assert!(!explain(&config).contains("Look twice"), "{}", explain(&config));
 }

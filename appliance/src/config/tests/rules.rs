@@ -132,8 +132,12 @@ fn a_placeholder_means_one_secret_in_one_place() {
 fn a_binding_says_where_its_placeholder_stands() {
     let places = "places = [\"header authorization bearer\"]";
     refuses(places, "places = []", "places", &["empty"]);
+    let words = "places = [\"header authorization scheme Basic\"]";
+    refuses(places, words, "places", &["basic password"]);
+    let words = "places = [\"header authorization scheme a:b\"]";
+    refuses(places, words, "places", &["a word of"]);
     refuses(places, "places = [\"header host raw\"]", "host", &["no credential stands there"]);
-    refuses(places, "places = [\"header authorization\"]", "places", &["bearer, token or raw"]);
+    refuses(places, "places = [\"header authorization\"]", "places", &["scheme WORD or raw"]);
     refuses(
         places,
         "places = [\"basic user\"]\nbasic_user = \"x\"",
@@ -183,6 +187,26 @@ fn what_counts_as_a_credential_is_explained() {
         "{:?}",
         mistakes(&text)
     );
+}
+
+#[test]
+fn requests_without_a_credential_are_all_none_or_listed() {
+    let with = |value: &str| format!("anonymous = {value}\n[[api.binding]]");
+    let page = explain(&accepts("[[api.binding]]", &with("[\"GET /api/hello\", \"HEAD /p/*\"]")));
+    assert!(page.contains("but for GET /api/hello, HEAD /p/*"), "{page}");
+    assert!(!page.contains("(anonymous)"), "{page}");
+    let page = explain(&accepts("[[api.binding]]", &with("true")));
+    assert!(page.contains("(anonymous)"), "{page}");
+    for (value, why) in [
+        ("[]", "such as"),
+        ("\"GET /api/hello\"", "such as"),
+        ("[\"/api/hello\"]", "a method and a path"),
+        ("[\"TRACE /\"]", "a method that may be used"),
+        ("[\"GET /a/../b\"]", "no dot segments"),
+        ("[1]", "not a text"),
+    ] {
+        refuses("[[api.binding]]", &with(value), "anonymous", &[why]);
+    }
 }
 
 #[test]

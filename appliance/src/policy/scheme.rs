@@ -1,0 +1,166 @@
+//! What stands before a credential in a header field.
+
+use std::{
+    fmt,
+    hash::{Hash, Hasher},
+    sync::Arc,
+};
+
+/// What stands before the credential in a header field.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Scheme {
+    /// A word and one space (RFC 9110, section 11.4).
+    Word(SchemeWord),
+    /// Nothing.
+    Raw,
+}
+
+/// A scheme's word, sent as it was written and compared without regard to case (RFC 9110, section
+/// 11.1).
+#[derive(Debug, Clone)]
+pub struct SchemeWord(Arc<str>);
+
+/// Why words are no scheme.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SchemeError {
+    /// None of the ways in which a scheme is written.
+    Unknown,
+    /// Not a token of RFC 9110, section 5.6.2, or longer than [`SchemeWord::MAX_BYTES`].
+    NotAToken,
+    /// Basic, whose credential has two halves with places of their own.
+    Basic,
+}
+
+impl Scheme {
+    /// Reads a scheme as policy writes it: `bearer`, `token`, `scheme WORD` or `raw`.
+    pub fn parse(words: &[&str]) -> Result<Self, SchemeError> {
+        match words {
+            ["bearer"] => SchemeWord::parse("Bearer").map(Self::Word),
+            ["token"] => SchemeWord::parse("token").map(Self::Word),
+            ["scheme", word] => SchemeWord::parse(word).map(Self::Word),
+            ["raw"] => Ok(Self::Raw),
+            _ => Err(SchemeError::Unknown),
+        }
+    }
+
+    /// The credential of a field's value, where it is of this scheme.
+    pub fn credential<'a>(&self, value: &'a [u8]) -> Option<&'a [u8]> {
+        match self {
+            Self::Raw => Some(value),
+            Self::Word(word) => after_word(value, &word.0),
+        }
+    }
+}
+
+/// What follows a word and exactly one space.
+pub(crate) fn after_word<'a>(value: &'a [u8], word: &str) -> Option<&'a [u8]> {
+    let (start, rest) = value.split_at_checked(word.len())?;
+    if start.eq_ignore_ascii_case(word.as_bytes()) { rest.strip_prefix(b" ") } else { None }
+}
+
+impl SchemeWord {
+    /// Most bytes.
+    pub const MAX_BYTES: usize = 64;
+
+    fn parse(text: &str) -> Result<Self, SchemeError> {
+        if text.eq_ignore_ascii_case("basic") {
+            return Err(SchemeError::Basic);
+        }
+        let tchar = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+        let fits = (1..=Self::MAX_BYTES).contains(&text.len()) && text.bytes().all(tchar);
+        fits.then(|| Self(text.into())).ok_or(SchemeError::NotAToken)
+    }
+}
+
+impl PartialEq for SchemeWord {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.eq_ignore_ascii_case(&other.0)
+    }
+}
+
+impl Eq for SchemeWord {}
+
+impl Hash for SchemeWord {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.to_ascii_lowercase().hash(state);
+    }
+}
+
+/// What is written before the credential: the word and its space, or nothing.
+impl fmt::Display for Scheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Word(word) => write!(f, "{} ", word.0),
+            Self::Raw => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for SchemeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unknown => {
+                "say how the placeholder stands there: bearer, token, scheme WORD or raw"
+            }
+            Self::NotAToken => "after \"scheme\" stands a word of letters, digits and \"-._~+\"",
+            Self::Basic => "for Basic write \"basic user\" or \"basic password\"",
+        })
+    }
+}
+
+impl std::error::Error for SchemeError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scheme(text: &str) -> Result<Scheme, SchemeError> {
+        Scheme::parse(&text.split(' ').collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn a_scheme_is_a_word_and_is_sent_as_it_was_written() {
+        for (text, sent) in [
+            ("bearer", "Bearer "),
+            ("token", "token "),
+            ("scheme Key", "Key "),
+            ("scheme Klaviyo-API-Key", "Klaviyo-API-Key "),
+            ("scheme SSWS", "SSWS "),
+            ("scheme a!#$%&'*+-.^_`|~1", "a!#$%&'*+-.^_`|~1 "),
+            ("raw", ""),
+        ] {
+            assert_eq!(scheme(text).unwrap().to_string(), sent, "{text}");
+        }
+        assert_eq!(scheme("scheme BEARER"), scheme("bearer"));
+        assert_ne!(scheme("scheme Bot"), scheme("bearer"));
+        let long = format!("scheme {}", "x".repeat(65));
+        for (text, error) in [
+            ("", SchemeError::Unknown),
+            ("Key", SchemeError::Unknown),
+            ("Bearer", SchemeError::Unknown),
+            ("scheme", SchemeError::Unknown),
+            ("scheme a b", SchemeError::Unknown),
+            ("scheme ", SchemeError::NotAToken),
+            ("scheme a:b", SchemeError::NotAToken),
+            ("scheme \"a\"", SchemeError::NotAToken),
+            ("scheme \u{e9}", SchemeError::NotAToken),
+            (&long, SchemeError::NotAToken),
+            ("scheme BASIC", SchemeError::Basic),
+        ] {
+            assert_eq!(scheme(text), Err(error), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_credential_follows_its_word_and_one_space() {
+        let key = scheme("scheme Key").unwrap();
+        for value in ["Key FAL_KEY", "key FAL_KEY", "KEY FAL_KEY"] {
+            assert_eq!(key.credential(value.as_bytes()), Some(&b"FAL_KEY"[..]), "{value}");
+        }
+        assert_eq!(key.credential(b"Key  FAL_KEY"), Some(&b" FAL_KEY"[..]));
+        for value in ["FAL_KEY", "KeyFAL_KEY", "Key\tFAL_KEY", "Keys FAL_KEY", "Key", ""] {
+            assert_eq!(key.credential(value.as_bytes()), None, "{value}");
+        }
+        assert_eq!(Scheme::Raw.credential(b"Key x"), Some(&b"Key x"[..]));
+    }
+}
