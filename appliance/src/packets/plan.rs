@@ -142,8 +142,9 @@ pub(super) enum Statement {
     Tell(Reason, u16),
     SetMark(u32),
     SetPriority(Value),
-    /// Hand the packet to the listener on this port; go on only where there is one.
-    Tproxy(Family, u16),
+    /// Hand the packet to the listener on this port, and at this address where one is given; go on
+    /// only where there is one.
+    Tproxy(Family, Option<IpAddr>, u16),
     RejectReset,
     RejectProhibited,
     Accept,
