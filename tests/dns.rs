@@ -34,6 +34,9 @@ use crate::world::{TICKET, World, get};
 /// How long glibc and musl wait for an answer.
 const CLIENTS_WAIT: Duration = Duration::from_secs(5);
 
+/// What one family's silence may cost, on a busy machine.
+const MOMENT: Duration = Duration::from_millis(1_500);
+
 /// The usual policy, with so many queries a second for each agent.
 fn config(rate: u32) -> String {
     format!("{}\n[limits]\ndns_rate = {rate}\n", gateway::usual_config())
@@ -173,6 +176,36 @@ fn what_does_not_resolve_is_told_in_time() {
         }
         let unknown = ask(anywhere(), "unknown.cdn.example", RecordType::A);
         assert_eq!(code(&unknown), ResponseCode::NXDomain);
+    });
+}
+
+#[test]
+fn a_server_that_is_silent_for_one_family_costs_a_moment_and_the_other_is_used() {
+    sandboxed(|| {
+        let world = World::with(&config(10_000));
+        let both = vec![IpAddr::from(OPENAI.v4()), OPENAI.v6().into()];
+        for (number, silent) in ["AAAA", "A"].into_iter().enumerate() {
+            world.dns.script(OPENAI.name, Answer::SilentFor(silent, both.clone()));
+            let used = both[number];
+            for kind in [RecordType::A, RecordType::AAAA] {
+                let begun = Instant::now();
+                let answer = ask(anywhere(), OPENAI.name, kind);
+                let given = if kind.to_string() == silent { vec![] } else { vec![used] };
+                // No error either: musl takes one of a family for one of the name.
+                assert_eq!((code(&answer), addresses(&answer)), (ResponseCode::NoError, given));
+                assert!(begun.elapsed() < MOMENT, "{kind}: {:?}", begun.elapsed());
+            }
+            let begun = Instant::now();
+            assert_eq!(world.ask(&get(&[TICKET])).status, 200, "silent for {silent}");
+            assert!(begun.elapsed() < 2 * MOMENT, "{:?}", begun.elapsed());
+            let used = used.to_string();
+            world.gateway.audit.wait_for(|record| record["upstream"] == used);
+        }
+        // Where it says at once that there is none, nobody waits.
+        world.dns.set(OPENAI.name, &both[..1]);
+        let begun = Instant::now();
+        assert_eq!(addresses(&ask(anywhere(), OPENAI.name, RecordType::A)), both[..1]);
+        assert!(begun.elapsed() < Duration::from_millis(400), "{:?}", begun.elapsed());
     });
 }
 

@@ -14,7 +14,8 @@ use lab::{
     client::{agent, succeed},
     gateway,
     net::{
-        AGENT, AGENT2, CDN, GATEWAY_V4, GATEWAY_V6, GIT, HOSTS, Host, INTERNET, Ns, OTHER, PYPI,
+        AGENT, AGENT2, CDN, GATEWAY, GATEWAY_V4, GATEWAY_V6, GIT, HOSTS, Host, INTERNET, Ns, OTHER,
+        PYPI,
     },
     postgres::Postgres,
     sandboxed,
@@ -414,6 +415,44 @@ fn a_private_address_is_neither_told_nor_dialled_unless_the_rule_lists_it() {
         }
         speakers.assert_dialled(1);
     });
+}
+
+/// The gateway takes a connection before it has made its own, so an agent does not see which family
+/// leads nowhere. Its client asks for both, and takes IPv6 first.
+fn clone_without_route_of(default: &str, told: RecordType, untold: RecordType) {
+    let world = World::prepared(&config(), |_, _| {
+        GATEWAY.shell(&format!("ip {default}"));
+    });
+    let log = world.gateway.stderr();
+    assert!(log.contains("no route to the IPv"), "{log}");
+    for server in [v4(), v6()] {
+        assert_eq!(addresses(&ask(server, GIT.name, untold)), [] as [IpAddr; 0]);
+        assert_eq!(addresses(&ask(server, GIT.name, told)).len(), 1);
+        // Of names that are passed through or intercepted the gateway itself takes the other.
+        assert_eq!(addresses(&ask(server, PYPI.name, untold)).len(), 1);
+    }
+    world.lab.names(&[]);
+    world.lab.write("resolv.conf", format!("nameserver {GATEWAY_V4}\n"));
+    world.origin.repository("coat", "the coat behind the counter");
+    let _ssh = Ssh::start(&world.lab, &[GIT.port(22), GIT.port6(22)]);
+    let mut git = agent(&world.lab, AGENT, "git");
+    git.env("GIT_SSH_COMMAND", Ssh::client());
+    git.args(["clone", "-q", "ssh://git@git.example/run/lab/git/coat.git", "/run/lab/clone"]);
+    succeed(&mut git);
+    GATEWAY.shell(&format!("ip {}", default.replace(" del ", " add ")));
+    assert_eq!(addresses(&ask(v4(), GIT.name, untold)).len(), 1, "there is a route again");
+}
+
+#[test]
+fn an_agent_is_told_no_ipv6_address_of_a_nameless_host_while_none_can_be_reached() {
+    let default = "-6 route del default via 2001:db8:f::1";
+    sandboxed(|| clone_without_route_of(default, RecordType::A, RecordType::AAAA));
+}
+
+#[test]
+fn an_agent_is_told_no_ipv4_address_of_a_nameless_host_while_none_can_be_reached() {
+    let default = "route del default via 203.0.113.1";
+    sandboxed(|| clone_without_route_of(default, RecordType::AAAA, RecordType::A));
 }
 
 #[test]

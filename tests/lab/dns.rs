@@ -88,6 +88,8 @@ pub enum Answer {
     Truncated(Vec<IpAddr>),
     /// An alias of each of these names in turn, the last of which has the addresses.
     Alias(Vec<&'static str>, Vec<IpAddr>),
+    /// These addresses, and silence for this record type.
+    SilentFor(&'static str, Vec<IpAddr>),
     /// SERVFAIL.
     Fails,
     /// Nothing is sent back.
@@ -333,6 +335,9 @@ impl Dns {
                 | Answer::Truncated(addresses)
                 | Answer::Alias(_, addresses),
             ) => Some(Ok(addresses.clone())),
+            Some(Answer::SilentFor(silent, addresses)) => {
+                (kind.to_string() != *silent).then(|| Ok(addresses.clone()))
+            }
             Some(Answer::Alternating(sets)) => {
                 Some(Ok(sets.get(now % sets.len().max(1)).cloned().unwrap_or_default()))
             }

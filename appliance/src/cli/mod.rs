@@ -158,7 +158,10 @@ pub fn main() -> ExitCode {
 fn dispatch(command: Command) -> Result<(), Failure> {
     match command {
         Command::Run { config, ready_file, log } => run(&config, ready_file.as_deref(), log),
-        Command::Check { config } => print(&config::explain(&load(&config)?)),
+        Command::Check { config } => {
+            let config = load(&config)?;
+            print(&(config::explain(&config) + &here(&config)))
+        }
         Command::Rules { config } => {
             let Config { settings, policy } = load(&config)?;
             print(&packets::render(&Capture::new(&policy, &settings)))
@@ -172,6 +175,13 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Quarantine(named) => say(control::tell_of(named, Order::Quarantine)),
         Command::Release(named) => say(control::tell_of(named, Order::Release)),
     }
+}
+
+/// What of this machine does not fit the configuration, where this is the gateway.
+fn here(config: &Config) -> String {
+    let misfits = packets::misfits(&Capture::new(&config.policy, &config.settings));
+    let lines: String = misfits.iter().map(|misfit| format!("  ! {misfit}\n")).collect();
+    if lines.is_empty() { lines } else { format!("\nOn this machine\n{lines}") }
 }
 
 fn run(config: &Path, ready_file: Option<&Path>, log: Log) -> Result<(), Failure> {

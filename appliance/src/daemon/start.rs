@@ -3,6 +3,7 @@
 //! gets back what it lent.
 
 use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
@@ -19,13 +20,13 @@ use crate::{
     accept::{FlowIds, Places},
     audit::{self, Sink},
     config::{Config, SecretFile, Settings},
-    dial::Resolver,
+    dial::{self, ControlPlane, Resolver},
     dns::{self, Desk},
     harden::{Confinement, Enforced, Reach},
     intercept::Means,
     packets::{self, Capture, Kept, PacketLog},
     phase::Phases,
-    policy::Group,
+    policy::{Group, Policy, Site},
     quarantine::Quarantine,
     secrets::{FileSource, SecretStore, Session, Sources, VaultSource},
     tls,
@@ -52,6 +53,8 @@ impl Daemon {
         let confinement = Arc::new(confine(reach)?);
         let capture = Capture::new(&policy, &settings);
         packets::prepare(&capture).await?;
+        packets::misfits(&capture).iter().for_each(|misfit| tracing::warn!("{misfit}"));
+        report_routes(&policy, capture.ipv6);
         let system_roots = Arc::new(tls::system_roots());
         // A listener holds a place while it waits for the connection that will take it.
         let waiting = workers(&settings) * capture.listeners();
@@ -242,6 +245,24 @@ fn open_secrets(
     Ok((SecretStore::new(Arc::new(sources), &[], refresh, max_stale), session))
 }
 
+/// Says where a family leads nowhere, and what of it agents will see. It is looked at again with each
+/// answer, so that nothing has to be started again when there is a route.
+fn report_routes(policy: &Policy, ipv6: bool) {
+    let anywhere: [(&str, IpAddr); 2] = [("IPv4", ANYWHERE_4.into()), ("IPv6", ANYWHERE_6.into())];
+    for (family, address) in anywhere.into_iter().filter(|(_, it)| ipv6 || it.is_ipv4()) {
+        let uses = |group: &Arc<Group>| {
+            group.has_family_of(address)
+                && policy.tcp.iter().any(|tcp| tcp.groups.contains(&group.name))
+        };
+        if !dial::has_route(address) && policy.groups.iter().any(uses) {
+            tracing::warn!(
+                "no route to the {family} internet: for names of [[tcp]] agents are told addresses \
+                 of the other family alone, until there is one"
+            );
+        }
+    }
+}
+
 fn report_secrets(secrets: &SecretStore) {
     let health = secrets.snapshot().health(Instant::now());
     tracing::info!(available = health.available, missing = health.missing.len(), "secrets");
@@ -257,3 +278,6 @@ const FIRST_ROUND: Duration = Duration::from_secs(5);
 const FILE_REFRESH: Duration = Duration::from_secs(30);
 /// How long a value outlives a file that has become unreadable.
 const FILE_MAX_STALE: Duration = Duration::from_secs(300);
+/// Addresses that nobody has, so that the way to them is that to everybody (RFC 5737, RFC 3849).
+const ANYWHERE_4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+const ANYWHERE_6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);

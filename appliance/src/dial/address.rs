@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
+use rustix::io::Errno;
+
 use crate::policy::nat64;
 
 /// The IPv4 address inside a mapped, compatible, NAT64, 6to4 or Teredo address; any other as it is.
@@ -26,8 +28,37 @@ pub fn is_own(address: IpAddr) -> bool {
     }
 }
 
-const NOT_AVAILABLE: i32 = rustix::io::Errno::ADDRNOTAVAIL.raw_os_error();
-const NO_FAMILY: i32 = rustix::io::Errno::AFNOSUPPORT.raw_os_error();
+/// Whether the kernel knows a way to the address. Nothing is sent: to connect a datagram socket only
+/// looks the way up. Errs to yes.
+pub fn has_route(address: IpAddr) -> bool {
+    let any: IpAddr = match address {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let looked_up = UdpSocket::bind(SocketAddr::new(any, 0))
+        .and_then(|socket| socket.connect(SocketAddr::new(address, DISCARD)));
+    match looked_up.map_err(|error| error.raw_os_error()) {
+        Ok(()) => true,
+        // No route, or one that is unreachable, prohibited or a black hole; no address of that family
+        // to come from; no such family.
+        Err(Some(code)) => !NO_ROUTE.iter().any(|errno| errno.raw_os_error() == code),
+        Err(None) => true,
+    }
+}
+
+const NO_ROUTE: [Errno; 6] = [
+    Errno::NETUNREACH,
+    Errno::HOSTUNREACH,
+    Errno::ACCESS,
+    Errno::INVAL,
+    Errno::ADDRNOTAVAIL,
+    Errno::AFNOSUPPORT,
+];
+/// Any port will do (RFC 863).
+const DISCARD: u16 = 9;
+
+const NOT_AVAILABLE: i32 = Errno::ADDRNOTAVAIL.raw_os_error();
+const NO_FAMILY: i32 = Errno::AFNOSUPPORT.raw_os_error();
 
 fn embedded_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let [a, b, c, d, e, f, g, h] = address.segments();

@@ -17,7 +17,7 @@ mod resolver;
 mod translators;
 mod upstream;
 
-pub use address::{is_own, unwrapped};
+pub use address::{has_route, is_own, unwrapped};
 pub use answered::{Answered, GRACE, NAMELESS_GRACE};
 pub use control_plane::ControlPlane;
 pub use off_limits::OffLimits;

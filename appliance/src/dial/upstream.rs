@@ -8,10 +8,12 @@
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
+    pin::pin,
     sync::Arc,
     time::Duration,
 };
 
+use futures_util::future::{Either, select};
 use hickory_resolver::{
     NameServerPool, PoolContext, TlsConfig,
     config::{NameServerConfig, ResolverOpts},
@@ -25,6 +27,7 @@ use hickory_resolver::{
     },
 };
 use rustls::ClientConfig;
+use tokio::time::timeout;
 
 use super::distrust::Distrustful;
 
@@ -68,20 +71,29 @@ impl Upstream {
     }
 
     /// Every address of the name, which ends with a dot: IPv4 before IPv6. Where only one family
-    /// has an answer, that is it.
+    /// has an answer, that is it. Once one family has addresses the other has a moment left: a server
+    /// that never answers for it (RFC 8305, section 3; RFC 4074, section 4.1) costs no more than that.
     ///
     /// # Errors
     ///
     /// Where no server answers; [`DnsError::NoRecordsFound`] where one says that there is no address.
     pub(super) async fn addresses(&self, name: &str) -> Result<Addresses, NetError> {
         let name = Name::from_ascii(name)?;
-        let both = tokio::join!(
-            self.family(Query::query(name.clone(), RecordType::A)),
-            self.family(Query::query(name.clone(), RecordType::AAAA)),
-        );
-        match both {
+        let v4 = pin!(self.family(Query::query(name.clone(), RecordType::A)));
+        let v6 = pin!(self.family(Query::query(name.clone(), RecordType::AAAA)));
+        let (v4, v6) = match select(v4, v6).await {
+            Either::Left((v4, rest)) => {
+                let v6 = beside(&v4, rest).await;
+                (v4, v6)
+            }
+            Either::Right((v6, rest)) => (beside(&v6, rest).await, v6),
+        };
+        match (v4, v6) {
             (Ok(v4), Ok(v6)) => Ok(v4.and(v6)),
-            (Ok(one), Err(_)) | (Err(_), Ok(one)) => Ok(one),
+            (Ok(one), Err(NetError::Dns(DnsError::NoRecordsFound(_))))
+            | (Err(NetError::Dns(DnsError::NoRecordsFound(_))), Ok(one)) => Ok(one),
+            // Nobody said that the other family has none.
+            (Ok(one), Err(_)) | (Err(_), Ok(one)) => Ok(one.for_now()),
             // That nobody answered says more than that there is no address of the other family.
             (Err(NetError::Dns(DnsError::NoRecordsFound(_))), Err(error))
             | (Err(error), Err(_)) => Err(error),
@@ -121,7 +133,23 @@ impl Upstream {
     }
 }
 
+/// The other family's answer, for which there is no more than a moment where one has addresses.
+async fn beside(
+    one: &Result<Addresses, NetError>,
+    other: impl Future<Output = Result<Addresses, NetError>>,
+) -> Result<Addresses, NetError> {
+    match one {
+        Ok(_) => timeout(MOMENT, other).await.unwrap_or(Err(NetError::Timeout)),
+        Err(_) => other.await,
+    }
+}
+
 impl Addresses {
+    /// Without a family that may have some, too: it is asked for again soon.
+    fn for_now(self) -> Self {
+        Self { ttl: self.ttl.min(SOON), ..self }
+    }
+
     fn and(mut self, other: Self) -> Self {
         self.addresses.extend(other.addresses);
         Self { addresses: self.addresses, ttl: self.ttl.min(other.ttl) }
@@ -162,6 +190,11 @@ fn none(query: Query, answer: &DnsResponse) -> NetError {
     none.into()
 }
 
+/// Time that one family has for its answer once the other has addresses. Longer than the 50 ms of
+/// RFC 8305, after which a client begins with what it has: what comes later here is not used.
+const MOMENT: Duration = Duration::from_millis(500);
+/// Longest that the addresses of one family are believed to be all.
+const SOON: Duration = Duration::from_secs(10);
 /// Aliases from the asked name to its address.
 const MAX_ALIASES: usize = 16;
 

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     accept::AgentKey,
     audit::{DnsRecord, DnsSummary, Sink},
-    dial::{Found, Resolver, Unresolved},
+    dial::{self, Found, Resolver, Unresolved},
     phase::Phases,
     policy::{Group, GroupName, InterfaceName},
     quarantine::Quarantined,
@@ -186,6 +186,10 @@ impl Desk {
             let mut upstreams = rulebook.policy.upstreams(group, question.host());
             upstreams.any(|upstream| self.resolver.off_limits().allows(address, upstream))
         };
+        let found = &found.clone().map(|found| match names_no_host(rulebook, group, question) {
+            true => routed(group, found, usable),
+            false => found,
+        });
         let reply = question.reply(found, Instant::now(), usable);
         if let Ok(found) = found
             && !reply.given.is_empty()
@@ -262,6 +266,26 @@ impl Desk {
             true
         });
     }
+}
+
+/// What there is a way to. Where a protocol names no host the gateway takes a connection before it has
+/// made its own, to the very address that was dialled, so an agent that is told one without a way gets
+/// a reset after its connect and does not try the next. One is told all the same where the agents of
+/// the group could use none in its place.
+fn routed(group: &Group, found: Found, usable: impl Fn(IpAddr) -> bool) -> Found {
+    let (with, without): (Vec<IpAddr>, Vec<IpAddr>) =
+        found.addresses.iter().partition(|address| dial::has_route(**address));
+    let in_place = |other: &IpAddr| group.has_family_of(*other) && usable(*other);
+    if without.is_empty() || !with.iter().any(in_place) {
+        return found;
+    }
+    Found { addresses: with.into(), ..found }
+}
+
+fn names_no_host(rulebook: &Rulebook, group: &Group, question: &Question) -> bool {
+    let tcp = rulebook.policy.tcp.iter();
+    tcp.filter(|tcp| tcp.groups.contains(&group.name))
+        .any(|tcp| tcp.hosts.contains(question.host()))
 }
 
 /// Time for a name to be resolved. glibc and musl wait five seconds.

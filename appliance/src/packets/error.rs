@@ -42,6 +42,8 @@ pub enum PacketsError {
         port: u16,
         /// The interface it was tried on.
         interface: InterfaceName,
+        /// The programs that have it, as far as they can be seen.
+        holders: Vec<String>,
     },
     /// A listener could not be made.
     Listen {
@@ -79,6 +81,10 @@ pub enum PacketsError {
     },
     /// `lo` is down, and with it every local delivery of captured packets.
     LoopbackDown,
+    /// IPv6 is to be captured and the kernel has none.
+    NoIpv6,
+    /// IPv6 is to be captured and is off where captured packets are delivered.
+    Ipv6OffAtLoopback,
     /// No subscription to what the kernel refuses.
     PacketLog {
         /// The NFLOG group.
@@ -153,15 +159,18 @@ impl fmt::Display for PacketsError {
                 "another cloakroom holds proxy port {port} in this network namespace: stop it \
                  first"
             ),
-            Self::PortInUse { port: DNS_PORT, interface } => write!(
+            Self::PortInUse { port: DNS_PORT, interface, holders } => write!(
                 f,
-                "port 53 is in use on {interface} by another resolver: stop it, or keep it off \
-                 that interface; the gateway answers the agents' DNS itself"
+                "port 53 is in use on {interface} by {}, at every address of this machine: have it \
+                 listen at addresses of its own (dnsmasq: bind-interfaces and listen-address; \
+                 unbound: interface), or stop it; the gateway answers the agents' DNS itself",
+                who(holders, "another resolver")
             ),
-            Self::PortInUse { port, interface } => write!(
+            Self::PortInUse { port, interface, holders } => write!(
                 f,
-                "proxy port {port} is in use on {interface} by another program: stop it, or choose \
-                 another proxy_port"
+                "proxy port {port} is in use on {interface} by {}: stop it, or choose another \
+                 proxy_port",
+                who(holders, "another program")
             ),
             Self::Listen { interface, doing, source } => {
                 write!(f, "cannot {doing} for the listener on {interface}: {source}")
@@ -188,6 +197,14 @@ impl fmt::Display for PacketsError {
                 "interface lo is down, and captured packets are delivered through it: run \
                  `ip link set lo up`",
             ),
+            Self::NoIpv6 => f.write_str(
+                "IPv6 is off in this kernel (ipv6.disable=1, or built without): boot it with IPv6, or \
+                 write `ipv6 = false` in [gateway]",
+            ),
+            Self::Ipv6OffAtLoopback => f.write_str(
+                "IPv6 is off on lo, and captured packets are delivered through it: run `sysctl -w \
+                 net.ipv6.conf.lo.disable_ipv6=0`, or write `ipv6 = false` in [gateway]",
+            ),
             Self::PacketLog { group, source } => write!(
                 f,
                 "cannot be told what is refused through NFLOG group {group}: {source}; another \
@@ -211,6 +228,10 @@ impl fmt::Display for PacketsError {
             ),
         }
     }
+}
+
+fn who(holders: &[String], otherwise: &str) -> String {
+    if holders.is_empty() { otherwise.to_owned() } else { holders.join(" and ") }
 }
 
 impl std::error::Error for PacketsError {

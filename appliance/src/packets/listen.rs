@@ -6,7 +6,7 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
     os::{
         linux::net::SocketAddrExt,
         unix::net::{SocketAddr as UnixAddr, UnixDatagram},
@@ -17,7 +17,7 @@ use nftnl::nftnl_sys::libc;
 use rustix::net::netdevice::name_to_index;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{Capture, DNS_PORT, Kept, error::PacketsError};
+use super::{Capture, DNS_PORT, Kept, dns_at, error::PacketsError, holder};
 use crate::{
     dns::{make_room, tell_destinations},
     policy::InterfaceName,
@@ -87,16 +87,14 @@ pub fn claim(kept: &Kept, capture: &Capture) -> Result<Claim, PacketsError> {
     if !kept.is_empty() {
         let asking = |source| PacketsError::Netlink { doing: "ask who listens", source };
         return match (kept.are_alone(port).map_err(asking)?, capture.interfaces.first()) {
-            (false, Some(first)) => {
-                Err(PacketsError::PortInUse { port, interface: first.name.clone() })
-            }
+            (false, Some(first)) => Err(in_use(port, &first.name)),
             _ => Ok(Claim { lock, devices }),
         };
     }
     for each in &capture.interfaces {
         for &family in families(capture) {
             let probe = open(&each.name, family)?;
-            bind(&probe, &each.name, family, port)?;
+            bind(&probe, &each.name, wildcard(family, port))?;
         }
     }
     Ok(Claim { lock, devices })
@@ -106,8 +104,8 @@ pub fn claim(kept: &Kept, capture: &Capture) -> Result<Claim, PacketsError> {
 ///
 /// # Errors
 ///
-/// [`PacketsError::PortInUse`] where another resolver listens on an agent interface, and whatever
-/// else keeps one of them from listening transparently.
+/// [`PacketsError::PortInUse`] where another resolver listens at every address there is, and
+/// whatever else keeps one of them from listening transparently.
 pub fn dns_sockets(capture: &Capture) -> Result<Vec<DnsSockets>, PacketsError> {
     let mut all = Vec::new();
     for each in &capture.interfaces {
@@ -124,16 +122,20 @@ fn dns_udp(interface: &InterfaceName, family: Domain) -> Result<UdpSocket, Packe
     let socket = open_as(interface, family, Type::DGRAM, Protocol::UDP)?;
     tell_destinations(&socket, family == Domain::IPV6).map_err(step("set IP_PKTINFO"))?;
     make_room(&socket);
-    bind(&socket, interface, family, DNS_PORT)?;
+    bind(&socket, interface, dns_address(family))?;
     socket.set_nonblocking(true).map_err(step("set O_NONBLOCK"))?;
     assert_transparent(&socket, interface, family)?;
     Ok(socket.into())
 }
 
+fn dns_address(family: Domain) -> SocketAddr {
+    SocketAddr::new(dns_at(family == Domain::IPV6), DNS_PORT)
+}
+
 fn dns_tcp(interface: &InterfaceName, family: Domain) -> Result<TcpListener, PacketsError> {
     let step = |doing| move |source| listen_error(interface, doing, source);
     let socket = open(interface, family)?;
-    bind(&socket, interface, family, DNS_PORT)?;
+    bind(&socket, interface, dns_address(family))?;
     socket.listen(BACKLOG).map_err(step("listen"))?;
     socket.set_nonblocking(true).map_err(step("set O_NONBLOCK"))?;
     assert_transparent(&socket, interface, family)?;
@@ -154,7 +156,7 @@ pub(super) fn listener(
     let socket = open(interface, family)?;
     let step = |doing| move |source| listen_error(interface, doing, source);
     socket.set_reuse_port(true).map_err(step("set SO_REUSEPORT"))?;
-    bind(&socket, interface, family, capture.proxy_port)?;
+    bind(&socket, interface, wildcard(family, capture.proxy_port))?;
     socket.listen(BACKLOG).map_err(step("listen"))?;
     socket.set_nonblocking(true).map_err(step("set O_NONBLOCK"))?;
     assert_transparent(&socket, interface, family)?;
@@ -191,20 +193,23 @@ fn open_as(
     Ok(socket)
 }
 
-fn bind(
-    socket: &Socket,
-    interface: &InterfaceName,
-    family: Domain,
-    port: u16,
-) -> Result<(), PacketsError> {
-    let any = match family {
-        Domain::IPV6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-        _ => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-    };
-    socket.bind(&SocketAddr::new(any, port).into()).map_err(|source| match source.kind() {
-        io::ErrorKind::AddrInUse => PacketsError::PortInUse { port, interface: interface.clone() },
+fn wildcard(family: Domain, port: u16) -> SocketAddr {
+    match family {
+        Domain::IPV6 => (Ipv6Addr::UNSPECIFIED, port).into(),
+        _ => (Ipv4Addr::UNSPECIFIED, port).into(),
+    }
+}
+
+fn bind(socket: &Socket, interface: &InterfaceName, at: SocketAddr) -> Result<(), PacketsError> {
+    let port = at.port();
+    socket.bind(&at.into()).map_err(|source| match source.kind() {
+        io::ErrorKind::AddrInUse => in_use(port, interface),
         _ => listen_error(interface, "bind", source),
     })
+}
+
+fn in_use(port: u16, interface: &InterfaceName) -> PacketsError {
+    PacketsError::PortInUse { port, interface: interface.clone(), holders: holder::of(port) }
 }
 
 /// Asks the kernel, rather than trusting that setting it has worked.

@@ -146,9 +146,14 @@ fn lower(statement: &Statement, to: &mut LoweredRule, ids: &mut impl Iterator<It
             RawExpr::immediate(&value.bytes),
             RawExpr::meta_set(libc::NFT_META_PRIORITY as u32, REGISTER),
         ]),
-        Statement::Tproxy(family, port) => to
+        Statement::Tproxy(family, None, port) => to
             .expressions
-            .extend([RawExpr::immediate(&port.to_be_bytes()), RawExpr::tproxy(*family)]),
+            .extend([RawExpr::immediate(&port.to_be_bytes()), RawExpr::tproxy(*family, false)]),
+        Statement::Tproxy(family, Some(address), port) => to.expressions.extend([
+            RawExpr::immediate(&octets(*address)),
+            RawExpr::immediate_at(REGISTER + 1, &port.to_be_bytes()),
+            RawExpr::tproxy(*family, true),
+        ]),
         Statement::RejectReset => {
             to.expressions.push(RawExpr::reject(libc::NFT_REJECT_TCP_RST as u32, 0));
         }

@@ -16,6 +16,7 @@
 //! `nft/README.md` is the prose of the same rules.
 
 mod error;
+mod holder;
 mod ingress;
 mod install;
 mod kept;
@@ -23,6 +24,7 @@ mod listen;
 mod log;
 mod lower;
 mod meters;
+mod misfit;
 mod monitor;
 mod netlink;
 mod nflog;
@@ -40,12 +42,13 @@ mod kernel_tests;
 pub use error::PacketsError;
 pub use kept::Kept;
 pub use listen::{Claim, DnsSockets, Listener, claim, dns_sockets};
+pub use misfit::misfits;
 pub use monitor::Monitor;
 pub use nflog::{Headers, PacketLog, RefusedPacket};
 pub use readback::untold;
 pub use sysctl::check_sysctls;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
@@ -56,6 +59,17 @@ use crate::{
 
 /// The port of DNS, over UDP and TCP.
 const DNS_PORT: u16 = 53;
+
+/// Where the resolver's sockets are bound, at dummy addresses that no machine has (RFC 7600, section
+/// 4.8; RFC 9780). Another resolver of this machine that is bound to addresses of its own is not in the
+/// way then, and no packet gets there but by the rules.
+const fn dns_at(ipv6: bool) -> IpAddr {
+    if ipv6 {
+        IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 1, 0, 0, 0, 53))
+    } else {
+        IpAddr::V4(Ipv4Addr::new(192, 0, 0, 8))
+    }
+}
 
 /// What is captured, from whom, and where it is delivered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -167,6 +181,7 @@ pub fn render(capture: &Capture) -> String {
 /// itself leaves less open than before.
 pub async fn prepare(capture: &Capture) -> Result<(), PacketsError> {
     check_marks(capture)?;
+    misfit::require_ipv6(capture)?;
     let names: Vec<&InterfaceName> = capture.interfaces.iter().map(|each| &each.name).collect();
     sysctl::check_interfaces(&names)?;
     readback::require_guard(&names)?;

@@ -148,8 +148,9 @@ pub(super) enum Statement {
     /// Set the mark to what the named map has for the key; go on only where it has something.
     SetMarkOf(Key, &'static str),
     SetPriority(Value),
-    /// Hand the packet to the listener on this port; go on only where there is one.
-    Tproxy(Family, u16),
+    /// Hand the packet to the listener on this port, and at this address where one is given; go on
+    /// only where there is one.
+    Tproxy(Family, Option<IpAddr>, u16),
     RejectReset,
     RejectProhibited,
     Accept,

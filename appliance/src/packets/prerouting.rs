@@ -6,7 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{
-    Capture, DNS_PORT, ingress,
+    Capture, DNS_PORT, dns_at, ingress,
     lower::METER_SIZE,
     meters,
     plan::{
@@ -243,7 +243,7 @@ fn deliver(family: Family, capture: &Capture) -> Rule {
         is_family(family),
         is_tcp(),
         Statement::In(Key::DestinationPort, "ports"),
-        Statement::Tproxy(family, capture.proxy_port),
+        Statement::Tproxy(family, None, capture.proxy_port),
         Statement::SetMark(capture.mark),
         Statement::Accept,
     ])
@@ -255,7 +255,7 @@ fn deliver_dns(family: Family, transport: Statement, capture: &Capture) -> Rule 
         is_family(family),
         transport,
         port_is(DNS_PORT),
-        Statement::Tproxy(family, DNS_PORT),
+        Statement::Tproxy(family, Some(dns_at(family == Family::V6)), DNS_PORT),
         Statement::SetMark(capture.mark),
         Statement::Accept,
     ])

@@ -98,12 +98,16 @@ impl RawExpr {
             .u32(sys::NFTNL_EXPR_SOCKET_DREG, REGISTER)
     }
 
-    /// Takes the port, in network order, from the register. The family is always given: without
-    /// it nft cannot load what it lists.
-    pub(super) fn tproxy(family: Family) -> Self {
-        Self::new(c"tproxy")
-            .u32(sys::NFTNL_EXPR_TPROXY_FAMILY, u32::from(family.number()))
-            .u32(sys::NFTNL_EXPR_TPROXY_REG_PORT, REGISTER)
+    /// Takes the port, in network order, from the register; or an address from there, and the port
+    /// from the next. The family is always given: without it nft cannot load what it lists.
+    pub(super) fn tproxy(family: Family, has_address: bool) -> Self {
+        let this =
+            Self::new(c"tproxy").u32(sys::NFTNL_EXPR_TPROXY_FAMILY, u32::from(family.number()));
+        if !has_address {
+            return this.u32(sys::NFTNL_EXPR_TPROXY_REG_PORT, REGISTER);
+        }
+        this.u32(sys::NFTNL_EXPR_TPROXY_REG_ADDR, REGISTER)
+            .u32(sys::NFTNL_EXPR_TPROXY_REG_PORT, REGISTER + 1)
     }
 
     pub(super) fn reject(kind: u32, code: u8) -> Self {
@@ -166,8 +170,12 @@ impl RawExpr {
     }
 
     pub(super) fn immediate(data: &[u8]) -> Self {
+        Self::immediate_at(REGISTER, data)
+    }
+
+    pub(super) fn immediate_at(register: u32, data: &[u8]) -> Self {
         Self::new(c"immediate")
-            .u32(sys::NFTNL_EXPR_IMM_DREG, REGISTER)
+            .u32(sys::NFTNL_EXPR_IMM_DREG, register)
             .with(sys::NFTNL_EXPR_IMM_DATA, Attribute::Bytes(data.to_vec()))
     }
 

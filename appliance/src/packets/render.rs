@@ -3,7 +3,7 @@
 //! Pure. What it prints, loaded with `nft -f`, lists exactly as what `install` sends; a test holds
 //! the two together.
 
-use std::fmt::Write;
+use std::{fmt::Write, net::SocketAddr};
 
 use super::{
     log::SNAPLEN,
@@ -133,8 +133,11 @@ fn statement(statement: &Statement) -> String {
         Statement::SetMark(mark) => format!("meta mark set {mark:#010x}"),
         Statement::SetMarkOf(each, map) => format!("meta mark set {} map @{map}", key(*each)),
         Statement::SetPriority(value) => format!("meta priority set {}", value.text),
-        Statement::Tproxy(Family::V4, port) => format!("tproxy ip to :{port}"),
-        Statement::Tproxy(Family::V6, port) => format!("tproxy ip6 to :{port}"),
+        Statement::Tproxy(family, to, port) => {
+            let name = if *family == Family::V4 { "ip" } else { "ip6" };
+            let to = to.map_or(format!(":{port}"), |to| SocketAddr::new(to, *port).to_string());
+            format!("tproxy {name} to {to}")
+        }
         Statement::RejectReset => "reject with tcp reset".to_owned(),
         Statement::RejectProhibited => "reject with icmpx admin-prohibited".to_owned(),
         Statement::Accept => "accept".to_owned(),

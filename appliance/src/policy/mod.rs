@@ -113,6 +113,11 @@ pub struct Group {
 }
 
 impl Group {
+    /// Whether its agents may have an address of the same family as this one.
+    pub fn has_family_of(&self, address: IpAddr) -> bool {
+        self.prefixes.iter().any(|prefix| prefix.addr().is_ipv4() == address.is_ipv4())
+    }
+
     /// Whether a packet from `source` on this group's interface belongs to it.
     pub fn holds(&self, source: IpAddr) -> bool {
         let listed = || self.agents.iter().any(|agent| agent.addresses.contains(&source));

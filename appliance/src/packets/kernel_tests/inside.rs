@@ -153,7 +153,8 @@ fn a_constant_that_a_hand_has_changed_is_noticed() {
     };
     let cases = [
         ("inet", "tproxy ip to :8443", "tproxy ip to :8444"),
-        ("inet", "tproxy ip6 to :53", "tproxy ip6 to :54"),
+        ("inet", "tproxy ip to 192.0.0.8:53", "tproxy ip to 192.0.0.9:53"),
+        ("inet", "tproxy ip6 to [100:0:0:1::35]:53", "tproxy ip6 to [100:0:0:1::35]:54"),
         ("inet", "meta mark set 0x0000c10a", "meta mark set 0x0000c10b"),
         ("inet", "udp dport 123", "udp dport 124"),
         ("inet", "ip6 hoplimit 255", "ip6 hoplimit 254"),
@@ -439,14 +440,19 @@ fn a_resolver_in_the_way_is_named() {
     let sockets = dns_sockets(&capture).unwrap();
     assert_eq!(sockets.len(), 4, "two interfaces, two families");
     drop(sockets);
+    // Bound to addresses of its own it is not in the way.
+    for own in ["127.0.0.53:53", "[::1]:53"] {
+        let (_udp, _tcp) = (UdpSocket::bind(own).unwrap(), TcpListener::bind(own).unwrap());
+        assert_eq!(dns_sockets(&capture).unwrap().len(), 4, "{own}");
+    }
     for other in ["0.0.0.0:53", "[::]:53"] {
         let udp = UdpSocket::bind(other).unwrap();
         let error = dns_sockets(&capture).unwrap_err().to_string();
-        assert!(error.starts_with("port 53 is in use on agents0"), "{error}");
+        assert!(error.starts_with("port 53 is in use on agents0 by"), "{error}");
         drop(udp);
         let _tcp = TcpListener::bind(other).unwrap();
         let error = dns_sockets(&capture).unwrap_err().to_string();
-        assert!(error.starts_with("port 53 is in use on agents0"), "{error}");
+        assert!(error.starts_with("port 53 is in use on agents0 by"), "{error}");
     }
     sh("sysctl -qw net.ipv4.ip_unprivileged_port_start=1024");
     let only = CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW;
