@@ -14,7 +14,7 @@ use super::{
 };
 use crate::policy::{
     Anonymous, Api, Binding, Carry, CredentialNames, Group, Limits, Part, Pass, Pick, Place,
-    Policy, Quota, Scheme, SecretRef, Site, Tcp, Upstream, VaultLocation, is_credential_header,
+    Policy, Quota, SecretRef, Site, Tcp, Upstream, VaultLocation, is_credential_header,
 };
 
 /// The whole configuration for a person to read: the gateway, each group with all it may do, and

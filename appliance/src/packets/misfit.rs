@@ -114,6 +114,7 @@ mod tests {
                 prefixes: nets(&[prefix]),
                 bound: Vec::new(),
                 free: Vec::new(),
+                groups: Vec::new(),
             };
             let networks: Vec<_> = networks
                 .iter()
