@@ -89,5 +89,27 @@ fn an_answer_has_the_same_shape_however_much_of_the_key_is_guessed() {
     });
 }
 
+#[test]
+fn an_agent_that_guesses_again_and_again_has_its_answers_cut() {
+    sandboxed(|| {
+        let world = World::usual();
+        let ask = |body: &str| {
+            let length = format!("Content-Length: {}", body.len());
+            let head = get_path("/v1/pieces?bytes=60000&ms=1", &[TICKET, &length]);
+            let mut tls = world.h1(OPENAI).expect("a connection");
+            tls.ask(head.replacen("GET", "POST", 1) + body)
+        };
+        let guess = format!("{} ", &OPENAI_SECRET[..OPENAI_SECRET.len() - 1]);
+        let answer = ask(&guess).expect("a guess now and then is nothing");
+        assert_eq!(answer.text(), guess);
+        assert!(ask(&guess.repeat(4000)).is_err(), "all of it arrived");
+        let probed = |record: &serde_json::Value| record["reason"] == "secret_probed";
+        world.gateway.audit.wait_for(probed);
+        // What holds no guess passes as before.
+        assert_eq!(ask("plain text").expect("an answer").text(), "plain text");
+        world.assert_secrets_untold();
+    });
+}
+
 /// Bytes of a piece.
 const PIECE: usize = 64;

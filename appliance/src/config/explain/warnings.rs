@@ -65,7 +65,10 @@ fn api_warnings(api: &Api) -> Vec<String> {
     }
     for binding in api.bindings.iter().filter(|one| one.min_value_bytes < SecretValue::MIN_BYTES) {
         let (least, placeholder) = (binding.min_value_bytes, &binding.placeholder);
-        add(&format!("takes values of {least} bytes for {placeholder}: masking gets weaker"));
+        add(&format!(
+            "takes values of {least} bytes for {placeholder}: masking gets weaker, and who guesses all \
+             of one sees it masked (min_value_bytes)"
+        ));
     }
     for binding in &api.bindings {
         if let SecretRef::Vault { location: VaultLocation::Kv2 { path, .. }, .. } = &binding.secret
