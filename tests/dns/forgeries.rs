@@ -37,7 +37,9 @@ fn each_question_has_a_port_a_number_and_capitals_that_nobody_can_guess() {
         for _ in 0..20 {
             assert_led_home("in peace");
         }
-        let asked = world.dns.datagrams();
+        // The gateway also asks whether there is a translator (RFC 7050).
+        let mut asked = world.dns.datagrams();
+        asked.retain(|it| !it.name.eq_ignore_ascii_case("ipv4only.arpa."));
         assert!(asked.len() >= 80, "A and AAAA each time: {}", asked.len());
         let ports: HashSet<u16> = asked.iter().map(|it| it.port).collect();
         let numbers: HashSet<u16> = asked.iter().map(|it| it.number).collect();
