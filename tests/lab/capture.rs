@@ -84,8 +84,10 @@ impl Capture {
         number.unwrap_or_else(|| panic!("no packet_diag in this kernel? ss says:\n{listed}"))
     }
 
-    /// Whether `text` was on the wire, within one packet.
+    /// Whether `text` was on the wire, within one packet and whatever its capitals: names are asked
+    /// for in any.
     pub fn holds(&self, text: &str) -> bool {
-        self.bytes().windows(text.len().max(1)).any(|at| at == text.as_bytes())
+        let text = text.as_bytes();
+        self.bytes().windows(text.len().max(1)).any(|at| at.eq_ignore_ascii_case(text))
     }
 }
