@@ -187,7 +187,7 @@ fn rotation_under_load_fails_no_handshake() {
                     shown.push((begun.elapsed(), issuing));
                 }
                 count += 1;
-                // All of them are one agent, which may open 200 connections a second.
+                // All of them are one agent, which may open 250 connections a second.
                 thread::sleep(Duration::from_millis(25));
             }
             (count, shown)

@@ -231,22 +231,51 @@ fn a_flood_of_dns_is_cut_before_it_fills_the_socket_that_agents_share() {
 #[test]
 fn what_every_ipv6_host_says_unasked_is_dropped_without_a_record() {
     sandboxed(|| {
-        let mut world = World::usual();
+        let told = sums_beside_what_hosts_say(World::usual(), "inet cloakroom prerouting");
+        assert!(told.iter().all(|it| it["reason"] != "spoofed_source"), "{told:#?}");
+    });
+}
+
+#[test]
+fn a_bound_agent_says_it_without_a_record_too() {
+    sandboxed(|| {
+        let world = crate::bound_agents::bound("");
+        let told = sums_beside_what_hosts_say(world, "netdev cloakroom admit_6");
+        assert!(told.iter().all(|it| it["reason"] != "spoofed_source"), "{told:#?}");
+    });
+}
+
+/// Has the first agent join a group by both versions of MLD, and look for a router as a host does whose
+/// link comes up. Requires that this chain has dropped all three, and returns the sums of the rest.
+fn sums_beside_what_hosts_say(mut world: World, chain: &str) -> Vec<Value> {
+    AGENT.shell(
+        "sysctl -qw net.ipv6.conf.eth0.accept_ra=1 net.ipv6.conf.eth0.router_solicitation_delay=0",
+    );
+    let join = |group: &str| {
+        let link = AGENT.shell("cat /sys/class/net/eth0/ifindex");
+        let group = group.parse().expect("a group");
         AGENT.enter(|| {
-            let link = AGENT.shell("cat /sys/class/net/eth0/ifindex");
             let socket = UdpSocket::bind("[::]:0").expect("a socket");
-            let group = "ff02::1234:5678".parse().expect("a group");
-            let index = link.trim().parse().expect("a number");
-            socket.join_multicast_v6(&group, index).expect("joined");
+            socket
+                .join_multicast_v6(&group, link.trim().parse().expect("a number"))
+                .expect("joined");
             std::thread::sleep(Duration::from_secs(1));
         });
-        let listed = GATEWAY.shell("nft list chain inet cloakroom prerouting");
-        let reports = listed.lines().find(|line| line.contains("mld2-listener-report"));
-        assert!(reports.is_some_and(|line| !line.contains("packets 0 ")), "{listed}");
-        world.gateway.terminate(Duration::from_secs(10));
-        let sums = sums(&world.gateway);
-        assert!(sums.iter().all(|it| it["reason"] != "spoofed_source"), "{sums:#?}");
-    });
+    };
+    join("ff02::1234:5678");
+    AGENT.shell("sysctl -qw net.ipv6.conf.eth0.force_mld_version=1");
+    join("ff02::1234:5679");
+    AGENT.shell("ip link set eth0 down; ip link set eth0 up");
+    let dropped = |word: &str| {
+        let listed = GATEWAY.shell(&format!("nft list chain {chain}"));
+        let mut rules = listed.lines().filter(|line| line.contains(word));
+        rules.any(|line| line.contains("counter packets ") && !line.contains("packets 0 "))
+    };
+    for word in ["mld-listener-report", "nd-router-solicit"] {
+        wait::expect(word, || dropped(word));
+    }
+    world.gateway.terminate(Duration::from_secs(10));
+    sums(&world.gateway)
 }
 
 /// A question for the address of api.openai.example.

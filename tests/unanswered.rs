@@ -100,7 +100,7 @@ fn ask_until(end: Instant, from: IpAddr, server: SocketAddr) {
     let socket = UdpSocket::bind((from, 0)).expect("a socket");
     while Instant::now() < end {
         let _ = socket.send_to(QUERY, server);
-        thread::sleep(Duration::from_millis(4));
+        thread::sleep(Duration::from_micros(1_500));
     }
 }
 

@@ -362,7 +362,7 @@ fn the_tokens_are_given_back_at_the_end() {
     });
 }
 
-/// An agent may open 200 connections a second, and each question here is one.
+/// An agent may open 250 connections a second, and each question here is one.
 const BETWEEN: Duration = Duration::from_millis(10);
 
 /// The lab's `refresh` of a second, and as much for the read and for a machine with other work.

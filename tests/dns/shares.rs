@@ -16,7 +16,7 @@ use hickory_proto::{
 use lab::{
     client::{Hello, client_hello},
     gateway,
-    net::{AGENT, AGENT_V4, AGENT2, CDN, GATEWAY},
+    net::{AGENT, AGENT_V4, AGENT2, CDN, GATEWAY, PYPI},
     sandboxed, wait,
 };
 
@@ -157,7 +157,7 @@ fn make_up_sources(count: u32) {
     for number in 0..count {
         let socket = UdpSocket::bind((of_large(number), 0)).expect("a socket");
         socket.send_to(&message, anywhere()).expect("sent");
-        let due = Duration::from_secs_f64(f64::from(number) / 6_000.0);
+        let due = Duration::from_secs_f64(f64::from(number) / 4_500.0);
         thread::sleep(due.saturating_sub(begun.elapsed()));
     }
 }
@@ -182,39 +182,87 @@ fn told(own: impl Iterator<Item = IpAddr>) -> usize {
     .count()
 }
 
+/// A world in which the first agent has most addresses of a large group besides its own.
+fn with_many_addresses(limits: &str) -> World {
+    let world = World::with(&format!("{}\n{limits}", with_a_large_group()));
+    world.dns.set_ttl(60);
+    GATEWAY.shell("ip addr add 10.7.0.1/16 dev agents0");
+    AGENT.shell("for net in 10.7.64.0/18 10.7.128.0/17; do ip route add local $net dev lo; done");
+    assert_eq!(told([of_large(40_000), AGENT_V4.into()].into_iter()), 2, "in peace");
+    world
+}
+
+/// Requires that another group on the same interface is answered while this floods.
+#[track_caller]
+fn assert_the_other_group_is_told(flood: impl FnOnce() + Send) {
+    let during = thread::scope(|scope| {
+        scope.spawn(|| AGENT.enter(flood));
+        let one = |_| {
+            thread::sleep(Duration::from_millis(100));
+            AGENT_V4.into()
+        };
+        told((0..10).map(one))
+    });
+    assert_eq!(during, 10);
+}
+
 #[test]
 fn made_up_sources_silence_neither_new_agents_of_their_group_nor_another_group() {
     sandboxed(|| {
-        let world = World::with(&with_a_large_group());
-        world.dns.set_ttl(60);
-        GATEWAY.shell("ip addr add 10.7.0.1/16 dev agents0");
-        AGENT.shell(
-            "for net in 10.7.64.0/18 10.7.128.0/17; do ip route add local $net dev lo; done",
-        );
-        assert_eq!(told([of_large(40_000), AGENT_V4.into()].into_iter()), 2, "in peace");
-        let others = || {
-            (0..10).map(|_| {
-                thread::sleep(Duration::from_millis(100));
-                AGENT_V4.into()
-            })
-        };
-        // More than the gateway keeps apart, at a rate that it takes from one group.
-        let during = thread::scope(|scope| {
-            scope.spawn(|| AGENT.enter(|| make_up_sources(30_000)));
-            told(others())
-        });
-        assert_eq!(during, 10, "another group, on the same interface");
+        let _world = with_many_addresses("");
+        // More than the gateway keeps apart.
+        assert_the_other_group_is_told(|| make_up_sources(30_000));
         thread::sleep(Duration::from_secs(1));
         let new = (0..50).map(|number| of_large(41_000 + number));
         assert_eq!(told(new), 50, "new agents of the same group");
-        let during = thread::scope(|scope| {
-            let end = Instant::now() + Duration::from_secs(3);
-            scope.spawn(move || AGENT.enter(|| flood_from_many(end)));
-            told(others())
+    });
+}
+
+#[test]
+fn one_host_with_many_addresses_leaves_the_other_groups_the_socket_that_they_share() {
+    sandboxed(|| {
+        let _world = with_many_addresses("[limits]\ndns_rate = 50\n");
+        let end = Instant::now() + Duration::from_secs(3);
+        assert_the_other_group_is_told(move || flood_from_many(end));
+        let listed = GATEWAY.shell("nft list chain inet cloakroom prerouting");
+        let group = listed.lines().find(|line| line.contains("@dns_groups"));
+        let cut = group.is_some_and(|line| !line.contains("packets 0 "));
+        assert!(cut, "no flood: {listed}");
+    });
+}
+
+#[test]
+fn two_hundred_connections_a_second_to_names_of_both_families_are_within_an_agents_rates() {
+    sandboxed(|| {
+        let mut world = World::usual();
+        world.dns.set_ttl(60);
+        let (connections, begun) = (1_000_u32, Instant::now());
+        let questions = [RecordType::A, RecordType::AAAA]
+            .map(|kind| query(PYPI.name, kind).to_vec().expect("a query"));
+        let socket = super::client::socket(AGENT, anywhere());
+        socket.set_read_timeout(Some(Duration::from_secs(3))).expect("a timeout");
+        let answered = thread::scope(|scope| {
+            let answers = scope.spawn(|| {
+                (0..2 * connections).take_while(|_| socket.recv(&mut [0; 512]).is_ok()).count()
+            });
+            AGENT.enter(|| {
+                for number in 0..connections {
+                    let due = begun + Duration::from_millis(5) * number;
+                    thread::sleep(due.saturating_duration_since(Instant::now()));
+                    questions.iter().for_each(|it| assert!(socket.send(it).is_ok()));
+                    TcpStream::connect(PYPI.port(443)).expect("a connection");
+                }
+            });
+            answers.join().expect("it ends")
         });
-        assert_eq!(during, 10, "another group, on the same interface");
-        let meters = GATEWAY.shell("nft list chain inet cloakroom prerouting");
-        let group = meters.lines().find(|line| line.contains("@dns_groups"));
-        assert!(group.is_some_and(|line| !line.contains("packets 0 ")), "no flood: {meters}");
+        println!("{connections} connections in {:?}", begun.elapsed());
+        assert_eq!(answered, 2 * connections as usize);
+        world.gateway.terminate(Duration::from_secs(10));
+        let records = world.gateway.audit.records();
+        let limited = |it: &&serde_json::Value| {
+            ["rate_limit", "dns_rate", "connection_limit"].iter().any(|word| it["reason"] == *word)
+        };
+        let limited: Vec<_> = records.iter().filter(limited).collect();
+        assert!(limited.is_empty(), "{limited:#?}");
     });
 }

@@ -53,7 +53,7 @@ fn a_vault_that_takes_half_a_minute_slows_nobody_down() {
         let mut closed: Option<Duration> = None;
         // The first question that is slow is given up after ten seconds.
         while begun.elapsed() < Duration::from_secs(15) {
-            // An agent may open 200 connections a second.
+            // An agent may open 250 connections a second.
             std::thread::sleep(Duration::from_millis(20));
             let (answer, took) = of_file();
             assert_eq!(answer.status, 200, "a file is no part of Vault");

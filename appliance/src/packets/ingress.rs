@@ -169,13 +169,14 @@ fn admit_6(capture: &Capture) -> Chain {
     if capture.interfaces.iter().any(|each| !each.bound.is_empty() && !each.free.is_empty()) {
         rules.push(discovery(&[In(Key::Interface, "mixed")]));
     }
-    // Dropped here as later on, and told to nobody: every IPv6 host says this unasked.
-    let mut reports = super::prerouting::listener_reports();
-    if let Some(family) = reports.first_mut() {
-        *family = holds("ip6", IP6);
+    // Dropped here as later on, and told to nobody.
+    for mut unasked in super::prerouting::said_unasked() {
+        if let Some(family) = unasked.first_mut() {
+            *family = holds("ip6", IP6);
+        }
+        unasked.extend([Count, Drop]);
+        rules.push(rule(&unasked));
     }
-    reports.extend([Count, Drop]);
-    rules.push(rule(&reports));
     rules.push(because(Reason::SpoofedSource, &[Count, Drop]));
     Chain { name: "admit_6".into(), base: None, rules }
 }

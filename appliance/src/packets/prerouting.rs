@@ -125,9 +125,10 @@ fn identity(capture: &Capture) -> Vec<Rule> {
         let mut discovery = neighbour_discovery();
         discovery.extend([In(Key::Source(Family::V6), "link_6"), for_this_machine(), Accept]);
         rules.push(rule(&discovery));
-        let mut reports = listener_reports();
-        reports.extend([In(Key::Source(Family::V6), "link_6"), Count, Drop]);
-        rules.push(rule(&reports));
+        for mut unasked in said_unasked() {
+            unasked.extend([In(Key::Source(Family::V6), "link_6"), Count, Drop]);
+            rules.push(rule(&unasked));
+        }
     } else {
         rules.push(because(Reason::ProtocolDenied, &[is_family(Family::V6), Count, Drop]));
     }
@@ -175,7 +176,7 @@ fn dns(capture: &Capture) -> Vec<Rule> {
         let group = SetMarkOf(Key::InterfaceAndSource(family), meters::groups_name(family));
         rules.push(rule(&[&query()[..], &[is_family(family), group]].concat()));
     }
-    let rate = rate.saturating_mul(Quota::GROUP_RATE);
+    let rate = capture.dns_rate.saturating_mul(Quota::GROUP_RATE);
     let over = Over(Key::Mark, DNS_GROUPS.into(), rate.into());
     rules.push(because(Reason::DnsRate, &[&query()[..], &[over, Count, Drop]].concat()));
     for &family in families(capture) {
@@ -326,16 +327,26 @@ pub(super) fn solicitation() -> [Statement; 2] {
     ]
 }
 
-/// What every IPv6 host says unasked about the groups it listens to (RFC 3810, section 5.2.14).
-pub(super) fn listener_reports() -> Vec<Statement> {
-    let routers = IpAddr::V6(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0x16));
-    vec![
-        is_family(Family::V6),
-        Statement::Is(Key::L4, Value::byte("icmpv6", ICMP6)),
-        Statement::Is(Key::Destination(Family::V6), Value::address(routers)),
+/// What every IPv6 host says unasked: about the groups it listens to (RFC 2710, section 3; RFC 3810,
+/// section 5.2), and that it looks for a router (RFC 4861, section 4.1).
+pub(super) fn said_unasked() -> [Vec<Statement>; 2] {
+    let icmp = || [is_family(Family::V6), Statement::Is(Key::L4, Value::byte("icmpv6", ICMP6))];
+    let reports = vec![
+        Value::byte("mld-listener-report", 131),
+        Value::byte("mld-listener-done", 132),
+        Value::byte("mld2-listener-report", 143),
+    ];
+    let reports = [
         Statement::Is(Key::HopLimit, Value::byte("1", 1)),
-        Statement::Is(Key::Icmp6Type, Value::byte("mld2-listener-report", 143)),
-    ]
+        Statement::AnyOf(Key::Icmp6Type, reports),
+    ];
+    let routers = IpAddr::V6(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2));
+    let solicits = [
+        Statement::Is(Key::Destination(Family::V6), Value::address(routers)),
+        Statement::Is(Key::HopLimit, Value::byte("255", 255)),
+        Statement::Is(Key::Icmp6Type, Value::byte("nd-router-solicit", 133)),
+    ];
+    [[&icmp()[..], &reports].concat(), [&icmp()[..], &solicits].concat()]
 }
 
 fn echo_request(family: Family) -> Vec<Statement> {
@@ -417,7 +428,8 @@ pub(super) const DISCOVERS: &str = "discovers";
 /// How many times an agent's own rate may come in before the kernel drops the rest. What is above
 /// the rate and below this the resolver drops itself: by its own measure, which forgives a burst.
 const DNS_HEADROOM: u32 = 4;
-/// What all agents of a group together send.
+/// What all agents of a group together send. At the default rate, answers to as many that say no card
+/// wait in a half of what the socket has room for.
 const DNS_GROUPS: &str = "dns_groups";
 
 const NTP_PORT: u16 = 123;

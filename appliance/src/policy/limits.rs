@@ -49,7 +49,8 @@ pub struct Limits {
     pub idle_time: Duration,
     /// Streams at once on one HTTP/2 connection.
     pub h2_streams: u32,
-    /// DNS queries a second, of one agent; twice as many may come at once.
+    /// DNS queries a second, of one agent; twice as many may come at once. All agents of a group may
+    /// send [`Quota::GROUP_RATE`] times as many.
     pub dns_rate: u32,
     /// Time that flows get to finish at shutdown before they are cut.
     pub drain_time: Duration,
@@ -70,12 +71,14 @@ impl Limits {
     pub const LEAST_BODIES: usize = 1024 * 1024;
 }
 
+/// An agent that opens 200 connections a second, each to a name that it looks up in both families, is
+/// within its rates.
 impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 16_384,
             agent_connections: 1_024,
-            agent_new_connections: 200,
+            agent_new_connections: 250,
             agent_new_requests: 2_000,
             requests: 4_096,
             agent_requests: 1_024,
@@ -92,7 +95,7 @@ impl Default for Limits {
             head_fields: 100,
             idle_time: Duration::from_secs(900),
             h2_streams: 100,
-            dns_rate: 200,
+            dns_rate: 600,
             drain_time: Duration::from_secs(20),
         }
     }
@@ -116,8 +119,8 @@ pub struct Quota {
 }
 
 impl Quota {
-    /// How many times an agent's rate of requests all agents of its group have together: what all
-    /// groups have a record of has to be written by one thread.
+    /// How many times an agent's rate of requests, and of DNS queries, all agents of its group have
+    /// together: what all groups have a record of has to be written by one thread.
     pub const GROUP_RATE: u32 = 8;
 
     /// The equal part of one of so many groups. However many they are, it is enough to get on with.
