@@ -43,6 +43,7 @@ mod restart;
 mod rotation;
 mod secret_store;
 mod service;
+mod sites;
 mod start;
 mod stray_packets;
 mod streaming;

@@ -9,7 +9,8 @@ use std::{
 };
 
 use lab::{
-    client::{python, succeed},
+    Lab,
+    client::{self, python, succeed},
     net::{AGENT, AGENT2, GATEWAY, GATEWAY_V6, OPENAI},
     sandboxed, tools,
 };
@@ -38,7 +39,7 @@ fn ever_new_neighbours_take_nobodys_place() {
 #[test]
 fn nobody_becomes_the_gateways_router() {
     sandboxed(|| {
-        let world = World::usual();
+        let mut world = World::usual();
         GATEWAY.shell("sysctl -qw net.ipv6.conf.all.forwarding=0");
         // The redirect is from the router of this route, and sends it elsewhere.
         GATEWAY.shell("ip -6 route add 2001:db8:77::/64 via fe80::bad dev agents0");
@@ -48,12 +49,13 @@ fn nobody_becomes_the_gateways_router() {
                 GATEWAY.shell(&format!("sysctl -qw net.ipv6.conf.agents0.{name}={value}"));
             }
             let before = ways();
-            advertise(&world);
+            advertise(&world.lab);
             (before == ways(), before)
         };
         let (held, ways_before) = unchanged(false);
         assert!(held, "{ways_before} became {}", ways());
         assert!(unchanged(true).0, "the rules alone let it in: {}", ways());
+        world.gateway.kill();
         GATEWAY.shell("nft flush ruleset");
         assert!(unchanged(false).0, "the settings alone let it in: {}", ways());
         assert!(!unchanged(true).0, "the battery proves nothing");
@@ -67,10 +69,10 @@ fn nobody_becomes_the_gateways_router() {
 }
 
 /// Advertises the first agent as a router in every way.
-fn advertise(world: &World) {
+fn advertise(lab: &Lab) {
     let mac = GATEWAY.shell("cat /sys/class/net/agents0/address");
     let script = tools::repository().join("tests/routers.py");
-    let mut command = lab::client::agent(&world.lab, AGENT, &python().display().to_string());
+    let mut command = client::agent(lab, AGENT, &python().display().to_string());
     let sent: usize =
         succeed(command.arg(script).arg(mac.trim())).trim().parse().expect("a number");
     assert!(sent >= 10, "{sent} frames");

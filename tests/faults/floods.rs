@@ -29,7 +29,7 @@ fn three_hundred_rewrites_of_the_rules_under_a_flood_let_no_packet_past() {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let _dns = Dns::start();
-        let gateway = start_forwarding(&lab);
+        let mut gateway = start_forwarding(&lab);
         count_strangers();
         let flood = Flood::default();
         thread::scope(|scope| {
@@ -55,6 +55,7 @@ fn three_hundred_rewrites_of_the_rules_under_a_flood_let_no_packet_past() {
             flood.assert_nothing_got_past(200_000);
             println!("{rate:.2} rewrites a second");
             assert!(rate >= 5.0, "{rate:.2} rewrites a second");
+            gateway.kill();
             assert_they_would_count();
         });
         drop(origin);

@@ -221,6 +221,16 @@ impl Gateway {
         tools::signal(&self.process, Signal::HUP);
     }
 
+    /// Keeps it from doing anything, until [`Gateway::thaw`].
+    pub fn freeze(&self) {
+        tools::signal(&self.process, Signal::STOP);
+    }
+
+    /// Undoes [`Gateway::freeze`].
+    pub fn thaw(&self) {
+        tools::signal(&self.process, Signal::CONT);
+    }
+
     /// Whether it still runs.
     pub fn is_alive(&mut self) -> bool {
         matches!(self.process.try_wait(), Ok(None))

@@ -2,6 +2,7 @@
 
 pub mod ca;
 pub mod control;
+pub mod guard;
 pub mod secret;
 pub mod vault;
 pub mod watch;
@@ -21,6 +22,7 @@ use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::Subscriber
 use self::{
     ca::{CaCommand, CaCommandError},
     control::{Named, Said, Target},
+    guard::GuardArgs,
     secret::{SecretCommand, SecretCommandError},
     vault::{VaultCommand, VaultCommandError},
     watch::WatchArgs,
@@ -59,9 +61,8 @@ enum Command {
     /// Run the gateway until SIGTERM; SIGHUP reloads the policy
     #[command(
         after_help = "Example:\n  cloakroom run --log debug /etc/cloakroom/cloakroom.toml\n\n\
-        Needs CAP_NET_ADMIN, and CAP_NET_BIND_SERVICE for port 53; the guard (`nft -f\n\
-        nft/base.nft`, and the agents' interfaces in its set agent_interfaces); and the\n\
-        issuing CAs (`cloakroom ca issue`), unless Vault signs them. Logs go to standard\n\
+        Needs CAP_NET_ADMIN, and CAP_NET_BIND_SERVICE for port 53; the guard (`cloakroom guard\n\
+        --load CONFIG`); and the issuing CAs (`cloakroom ca issue`), unless Vault signs them. Logs go to standard\n\
         error, audit records where the configuration says."
     )]
     Run {
@@ -91,6 +92,8 @@ enum Command {
         #[arg(value_name = "CONFIG")]
         config: PathBuf,
     },
+    /// Print or load the static guard, told of the interfaces of a configuration
+    Guard(GuardArgs),
     /// Show audit records as they are written
     Watch(WatchArgs),
     /// Have the running gateway take its configuration and its file of secrets anew
@@ -161,6 +164,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
             let Config { settings, policy } = load(&config)?;
             print(&packets::render(&Capture::new(&policy, &settings)))
         }
+        Command::Guard(args) => guard(&args),
         Command::Watch(args) => watch(&args),
         Command::Ca(command) => run_ca(command),
         Command::Secret(command) => run_secret(command),
@@ -209,6 +213,19 @@ fn surroundings() -> Surroundings {
     let handed = number("LISTEN_FDS").filter(|_| handed_to_this);
     let handed = handed.and_then(|count| u16::try_from(count).ok()).unwrap_or_default();
     Surroundings { notify_socket: set("NOTIFY_SOCKET"), watchdog, handed }
+}
+
+fn guard(args: &GuardArgs) -> Result<(), Failure> {
+    let interfaces = config::interfaces(&args.config).map_err(Failure::Config)?;
+    let text = packets::guard(&interfaces);
+    if !args.load {
+        return print(&text);
+    }
+    guard::load(&text).map_err(|error| {
+        Failure::Other(format!(
+            "the guard is not loaded: {error}; install nftables, and run as root"
+        ))
+    })
 }
 
 fn run_ca(command: CaCommand) -> Result<(), Failure> {

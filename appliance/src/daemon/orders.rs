@@ -29,6 +29,8 @@ pub(super) struct Orders {
     pub(super) wanted: Arc<Wanted>,
     /// Why the gateway is closed to new connections, where it is.
     pub(super) doubt: watch::Receiver<Option<String>>,
+    /// Who else writes packet marks after the gateway's rules, in a sentence each.
+    pub(super) marks: watch::Receiver<Vec<String>>,
     /// Knows which interfaces nobody listens on.
     pub(super) claim: Arc<Claim>,
     pub(super) reloads: mpsc::Sender<Reload>,
@@ -146,6 +148,7 @@ impl Orders {
             version: env!("CARGO_PKG_VERSION"),
             phase: self.gateway.phases.now().word(),
             closed: self.doubt.borrow().clone(),
+            foreign_marks: self.marks.borrow().clone(),
             unserved: self.claim.unserved().into_iter().map(ToString::to_string).collect(),
             connections: groups.iter().map(|group| group.connections).sum(),
             groups,
@@ -166,6 +169,7 @@ struct Status<'a> {
     version: &'static str,
     phase: &'static str,
     closed: Option<String>,
+    foreign_marks: Vec<String>,
     /// Interfaces that were made again since the start.
     unserved: Vec<String>,
     connections: usize,

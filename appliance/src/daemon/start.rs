@@ -111,6 +111,7 @@ impl Daemon {
             quarantine: Arc::new(quarantine),
             wanted: Arc::clone(&wanted),
             doubt: ground.doubt(),
+            marks: ground.marks(),
             claim,
             reloads: to_reload,
         };

@@ -15,15 +15,19 @@
 //! that one plan, and the kernel is asked afterwards what it really holds.
 //! `nft/README.md` is the prose of the same rules.
 
+mod bridge;
 mod error;
+mod guard;
 mod ingress;
 mod install;
 mod kept;
 mod listen;
 mod log;
 mod lower;
+mod marks;
 mod meters;
 mod monitor;
+mod narrow;
 mod netlink;
 mod nflog;
 mod plan;
@@ -38,8 +42,10 @@ mod sysctl;
 mod kernel_tests;
 
 pub use error::PacketsError;
+pub use guard::guard;
 pub use kept::Kept;
 pub use listen::{Claim, DnsSockets, Listener, claim, dns_sockets};
+pub use marks::{ForeignMark, foreign_marks};
 pub use monitor::Monitor;
 pub use nflog::{Headers, PacketLog, RefusedPacket};
 pub use readback::untold;
@@ -95,6 +101,8 @@ pub struct CaptureInterface {
     pub bound: Vec<BoundAgent>,
     /// The source prefixes of the groups on it that bind nobody.
     pub free: Vec<IpNet>,
+    /// The source prefixes of those behind a narrower hop, with the largest packet that it carries.
+    pub narrow: Vec<(u16, Vec<IpNet>)>,
 }
 
 impl Capture {
@@ -166,6 +174,7 @@ pub async fn prepare(capture: &Capture) -> Result<(), PacketsError> {
     sysctl::check_interfaces(&names)?;
     readback::require_guard(&names)?;
     check_sysctls(&names)?;
+    bridge::assert_unfiltered(&names).await?;
     route::install(capture).await
 }
 
@@ -189,6 +198,7 @@ pub async fn assert_settings(capture: &Capture) -> Result<(), PacketsError> {
     let mut names = capture.interface_names();
     names.retain(|name| is_there(name));
     check_sysctls(&names)?;
+    bridge::assert_unfiltered(&names).await?;
     route::install(capture).await
 }
 
@@ -251,6 +261,9 @@ fn interface(policy: &Policy, name: &InterfaceName) -> CaptureInterface {
         prefixes: aggregate(&prefixes),
         bound: groups().flat_map(|group| group.agents.iter().cloned()).collect(),
         free: aggregate(&free),
+        narrow: groups()
+            .filter_map(|group| Some((group.mtu?, aggregate(&group.prefixes))))
+            .collect(),
     }
 }
 
@@ -365,6 +378,7 @@ mod tests {
             interface: InterfaceName(Arc::from(interface)),
             prefixes: nets(prefixes),
             vault_role: "cloakroom".into(),
+            mtu: None,
             agents: Vec::new(),
         })
     }

@@ -8,8 +8,8 @@ use std::{borrow::Cow, net::IpAddr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{
-    Capture, DNS_PORT, aggregate, log, lower::interface_key, meters, octets, only_v4, only_v6,
-    prerouting,
+    Capture, DNS_PORT, aggregate, log, lower::interface_key, meters, narrow, octets, only_v4,
+    only_v6, prerouting,
 };
 use crate::{
     policy::{
@@ -39,6 +39,10 @@ pub(super) enum TableFamily {
     Inet,
     /// Frames, as a device received them.
     Netdev,
+    /// IPv4 packets: only tables of others.
+    Ip,
+    /// IPv6 packets: only tables of others.
+    Ip6,
 }
 
 /// A named set. Its key never changes; its elements are replaced on every apply, but for a
@@ -130,7 +134,7 @@ pub(super) enum Statement {
     /// Go on only where the key is none of the values.
     NotOneOf(Key, Vec<Value>),
     /// Go on only where the key is in the named set.
-    In(Key, &'static str),
+    In(Key, Cow<'static, str>),
     /// Go on only where the key is not in the named set.
     NotIn(Key, &'static str),
     Count,
@@ -145,6 +149,8 @@ pub(super) enum Statement {
     Tell(Reason, u16),
     SetMark(u32),
     SetPriority(Value),
+    /// Make the largest segment that a packet announces no larger than this.
+    MaxSegment(u16),
     /// Hand the packet to the listener on this port; go on only where there is one.
     Tproxy(Family, u16),
     RejectReset,
@@ -174,6 +180,10 @@ pub(super) enum Key {
     Source(Family),
     Destination(Family),
     InterfaceAndSource(Family),
+    /// The interface that a packet leaves by, and where it goes.
+    InterfaceAndDestination(Family),
+    /// Of the flags of TCP, SYN and RST.
+    OpeningFlags,
     HopLimit,
     Icmp6Type,
     SourcePort,
@@ -270,6 +280,7 @@ fn sets(capture: &Capture) -> Vec<Set> {
         set("ports", SetKey::Port, ports),
         meters::bound_6(capture),
     ];
+    sets.extend(narrow::sets(capture));
     sets.extend(prerouting::meters(capture));
     sets
 }
@@ -333,6 +344,7 @@ fn output(capture: &Capture) -> Chain {
         let elsewhere = NotIn(Key::OutInterface, "agents");
         rules.push(each(&[is_family(Family::V4)], &[&answer[..], &[elsewhere]].concat()));
     }
+    rules.extend(narrow::to_agents(capture));
     Chain { name: "output".into(), base: Some(base(Hook::Output, FILTER, false)), rules }
 }
 

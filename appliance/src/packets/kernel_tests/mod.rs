@@ -72,6 +72,7 @@ pub(super) fn example() -> Capture {
             CaptureInterface {
                 bound: vec![bound("02:00:00:00:00:01", &["10.23.0.5", "2001:db8:21::5"])],
                 free: vec![net("10.21.0.0/16")],
+                narrow: vec![(1400, vec![net("10.21.0.0/16"), net("2001:db8:21::/64")])],
                 ..interface("agents1", &["10.21.0.0/16", "10.23.0.0/24", "2001:db8:21::/64"])
             },
         ],
@@ -94,6 +95,7 @@ fn interface(name: &str, prefixes: &[&str]) -> CaptureInterface {
         free: prefixes.clone(),
         prefixes,
         bound: Vec::new(),
+        narrow: Vec::new(),
     }
 }
 

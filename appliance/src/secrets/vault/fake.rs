@@ -233,6 +233,7 @@ pub(super) fn group(name: &str) -> Arc<Group> {
         prefixes: vec![],
         agents: Vec::new(),
         vault_role: format!("cloakroom-{name}").into(),
+        mtu: None,
     })
 }
 
