@@ -281,7 +281,7 @@ fn held() -> Vec<Setting> {
 }
 
 /// Runs the program where it cannot change a setting. One that starts in spite of that is ended.
-const READ_ONLY: &str = "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && \
+pub(crate) const READ_ONLY: &str = "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && \
     exec timeout 20 \"$0\" run \"$1\"";
 
 /// Name, the value that it has to have, and another.

@@ -46,6 +46,7 @@ mod restart;
 mod rotation;
 mod secret_store;
 mod service;
+mod sites;
 mod special;
 mod start;
 mod stray_packets;

@@ -45,7 +45,12 @@ fn systemd_takes_the_units() {
         }
         let lab = Lab::new();
         let program = tools::cloakroom().display().to_string();
-        let units = ["cloakroom.service", "cloakroom-ca.service", "cloakroom-ca.timer"];
+        let units = [
+            "cloakroom-guard.service",
+            "cloakroom.service",
+            "cloakroom-ca.service",
+            "cloakroom-ca.timer",
+        ];
         let path = |name| {
             let unit = image(name).replace("/usr/local/bin/cloakroom", &program);
             lab.write(name, unit)

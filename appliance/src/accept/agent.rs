@@ -120,6 +120,7 @@ mod tests {
             interface: InterfaceName(Arc::from("agents0")),
             prefixes: vec!["2001:db8::/64".parse().unwrap()],
             vault_role: "cloakroom".into(),
+            mtu: None,
             agents,
         };
         let [one, two] = ["2001:db8::1", "2001:db8::2"].map(|text| text.parse().unwrap());

@@ -306,6 +306,7 @@ mod tests {
             interface: InterfaceName(Arc::from("agents0")),
             prefixes: prefixes.map(|prefix| prefix.parse().unwrap()).into(),
             vault_role: "cloakroom".into(),
+            mtu: None,
             agents: Vec::new(),
         };
         let mut bound = group("bound", ["198.18.0.0/24", "2001:db8:c::/64"]);

@@ -2,6 +2,7 @@
 
 pub mod ca;
 pub mod control;
+pub mod guard;
 pub mod secret;
 pub mod vault;
 pub mod watch;
@@ -23,6 +24,7 @@ use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::Subscriber
 use self::{
     ca::{CaCommand, CaCommandError},
     control::{Named, Said, Target},
+    guard::GuardArgs,
     secret::{SecretCommand, SecretCommandError},
     vault::{VaultCommand, VaultCommandError},
     watch::WatchArgs,
@@ -61,9 +63,8 @@ enum Command {
     /// Run the gateway until SIGTERM; SIGHUP reloads the policy
     #[command(
         after_help = "Example:\n  cloakroom run --log debug /etc/cloakroom/cloakroom.toml\n\n\
-        Needs CAP_NET_ADMIN, and CAP_NET_BIND_SERVICE for port 53; the guard (`nft -f\n\
-        nft/base.nft`, and the agents' interfaces in its set agent_interfaces); and the\n\
-        issuing CAs (`cloakroom ca issue`), unless Vault signs them. Logs go to standard\n\
+        Needs CAP_NET_ADMIN, and CAP_NET_BIND_SERVICE for port 53; the guard (`cloakroom guard\n\
+        --load CONFIG`); and the issuing CAs (`cloakroom ca issue`), unless Vault signs them. Logs go to standard\n\
         error, audit records where the configuration says."
     )]
     Run {
@@ -93,6 +94,8 @@ enum Command {
         #[arg(value_name = "CONFIG")]
         config: PathBuf,
     },
+    /// Print or load the static guard, told of the interfaces of a configuration
+    Guard(GuardArgs),
     /// Show audit records as they are written
     Watch(WatchArgs),
     /// Have the running gateway take its configuration and its file of secrets anew
@@ -166,6 +169,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
             let Config { settings, policy } = load(&config)?;
             print(&packets::render(&Capture::new(&policy, &settings)))
         }
+        Command::Guard(args) => guard(&args),
         Command::Watch(args) => watch(&args),
         Command::Ca(command) => run_ca(command),
         Command::Secret(command) => run_secret(command),
@@ -228,6 +232,19 @@ fn handed() -> Vec<OwnedFd> {
     let mut all = ListenFd::from_env();
     let listeners = (0..all.len()).map(|at| all.take_tcp_listener(at));
     listeners.filter_map(|taken| taken.ok().flatten()).map(OwnedFd::from).collect()
+}
+
+fn guard(args: &GuardArgs) -> Result<(), Failure> {
+    let interfaces = config::interfaces(&args.config).map_err(Failure::Config)?;
+    let text = packets::guard(&interfaces);
+    if !args.load {
+        return print(&text);
+    }
+    guard::load(&text).map_err(|error| {
+        Failure::Other(format!(
+            "the guard is not loaded: {error}; install nftables, and run as root"
+        ))
+    })
 }
 
 fn run_ca(command: CaCommand) -> Result<(), Failure> {

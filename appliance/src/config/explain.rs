@@ -161,6 +161,9 @@ impl Page {
         self.heading(format_args!("Group {}", group.name));
         let prefixes = list(&group.prefixes);
         self.line("agents", format!("on {} with addresses in {prefixes}", group.interface));
+        if let Some(mtu) = group.mtu {
+            self.line("mtu", format!("TCP is held to segments that fit packets of {mtu} bytes"));
+        }
         if group.agents.is_empty() {
             self.line("", "on a shared segment every agent in this group is one tenant");
         } else {

@@ -37,13 +37,15 @@ use std::{
 use toml::{Spanned, de::DeTable};
 
 use crate::policy::{
-    Api, Binding, BoundAgent, Carry, Constraints, Group, Limits, Pass, Policy, ResponseRules, Tcp,
+    Api, Binding, BoundAgent, Carry, Constraints, Group, InterfaceName, Limits, Pass, Policy,
+    ResponseRules, Tcp,
 };
 use check::Draft;
 use error::Report;
 use gateway::{Gateway, inner};
 use rules::{AgentRule, ApiRule, BindingRule, Files, GroupRule, PassRule, TcpRule};
 use table::Table;
+use value::parsed;
 
 /// What one file says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,6 +72,45 @@ pub fn load_by(
     parse(&text, path.parent(), &name, read_file)
 }
 
+/// The interfaces of the agent groups, and nothing else of a file: the guard is loaded at boot whatever
+/// else is wrong in it.
+///
+/// # Errors
+///
+/// Where the file cannot be read or is not TOML, where it has no group, and where one has no interface.
+pub fn interfaces(path: &Path) -> Result<Vec<InterfaceName>, Errors> {
+    let name = path.display().to_string();
+    let text = read_bounded(path).map_err(|error| Errors::whole_file(&name, error.to_string()))?;
+    let report = Report::new(&text);
+    let document = document(&text, &report);
+    let interfaces = document.map(|document| interfaces_of(&document, &report)).unwrap_or_default();
+    report.into_errors(&name).map_or(Ok(interfaces), Err)
+}
+
+fn interfaces_of(document: &Spanned<DeTable<'_>>, report: &Report<'_>) -> Vec<InterfaceName> {
+    let groups = Table::root(document, report).tables("group", "[[group]]");
+    if groups.is_empty() {
+        report.add(&(0..0), "there is no [[group]], so no interface that agents are behind");
+    }
+    let interface = |mut group: Table<'_>| {
+        if !group.has("interface") {
+            report.add(group.span(), "[[group]] has no interface");
+        }
+        group.optional("interface", parsed(InterfaceName::parse)).map(Spanned::into_inner)
+    };
+    groups.into_iter().filter_map(interface).collect()
+}
+
+/// What the file is as TOML, where it is that at all: what a broken one seems to say would only raise
+/// errors about what it does not say.
+fn document<'a>(text: &'a str, report: &Report<'_>) -> Option<Spanned<DeTable<'a>>> {
+    let (document, syntax) = DeTable::parse_recoverable(text);
+    for error in &syntax {
+        report.add(&error.span().unwrap_or_default(), error.message());
+    }
+    syntax.is_empty().then_some(document)
+}
+
 /// Checks `text`. Relative paths in it start from `base`, errors call the file `name`, and
 /// `read_file` reads the certificates that it names.
 pub fn parse(
@@ -79,13 +120,9 @@ pub fn parse(
     read_file: &dyn Fn(&Path) -> io::Result<String>,
 ) -> Result<Config, Errors> {
     let report = Report::new(text);
-    let (document, syntax) = DeTable::parse_recoverable(text);
-    for error in &syntax {
-        report.add(&error.span().unwrap_or_default(), error.message());
-    }
     let files = Files { base: base.unwrap_or(Path::new("")), read: read_file };
-    // What a broken file seems to say would only raise errors about what it does not say.
-    let config = if syntax.is_empty() { read(&document, files, &report) } else { None };
+    let document = document(text, &report);
+    let config = document.and_then(|document| read(&document, files, &report));
     match (report.into_errors(name), config) {
         (None, Some(config)) => Ok(config),
         (Some(errors), _) => Err(errors),
@@ -175,6 +212,7 @@ impl GroupRule {
             name,
             interface: self.interface?.into_inner(),
             prefixes: plain(self.prefixes),
+            mtu: self.mtu,
             agents: self.agents.into_iter().map(AgentRule::into_agent).collect::<Option<_>>()?,
         })
     }

@@ -5,6 +5,7 @@
 use std::{
     io,
     net::IpAddr,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -55,6 +56,7 @@ pub(super) struct GroupRule {
     pub(super) interface: Option<Spanned<InterfaceName>>,
     pub(super) prefixes: Vec<Spanned<IpNet>>,
     pub(super) vault_role: Option<Spanned<Arc<str>>>,
+    pub(super) mtu: Option<u16>,
     pub(super) agents: Vec<AgentRule>,
 }
 
@@ -126,6 +128,7 @@ impl GroupRule {
             interface: table.required("interface", parsed(InterfaceName::parse)),
             prefixes: table.required_list("prefixes", agent_prefix),
             vault_role: table.optional("vault_role", parsed(token_role)),
+            mtu: table.optional("mtu", number(MTU)).map(Spanned::into_inner),
             agents: agents.into_iter().map(AgentRule::read).collect(),
         };
         table.finish();
@@ -406,6 +409,9 @@ fn default_port(table: &Table<'_>) -> Spanned<u16> {
 
 /// What an operator must write to open a rule to every host there is.
 pub(super) const ANY_HOST: &str = "i-know-that-agents-can-send-anything-anywhere";
+
+/// From the least that IPv6 asks of a link (RFC 8200, section 5) to what Ethernet carries at most.
+const MTU: RangeInclusive<u64> = 1_280..=9_000;
 
 /// A group wider than this is a slip.
 const SHORTEST_AGENT_PREFIX: u8 = 8;

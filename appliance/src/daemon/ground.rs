@@ -33,6 +33,7 @@ use crate::{
 pub(super) struct Ground {
     orders: mpsc::Sender<Order>,
     doubt: watch::Receiver<Option<String>>,
+    marks: watch::Receiver<Vec<String>>,
     failed: oneshot::Receiver<PacketsError>,
     thread: JoinHandle<()>,
 }
@@ -52,8 +53,10 @@ impl Ground {
         let (listening, listens) = oneshot::channel();
         let doubting = watch::Sender::default();
         let doubt = doubting.subscribe();
-        let keeper = Keeper::new(capture, doubting, (claim, audit));
-        let keep = async move {
+        let marking = watch::Sender::default();
+        let marks = marking.subscribe();
+        let keeper = Keeper::new(capture, (doubting, marking), (claim, audit));
+        let keep = async move || {
             let (said, monitor) = match Monitor::open() {
                 Ok(monitor) => (Ok(()), Some(monitor)),
                 Err(error) => (Err(error), None),
@@ -67,12 +70,17 @@ impl Ground {
         };
         let thread = thread(keep).map_err(|error| other("cannot start a thread", &error))?;
         listens.await.map_err(|_| gone())??;
-        Ok(Self { orders, doubt, failed, thread })
+        Ok(Self { orders, doubt, marks, failed, thread })
     }
 
     /// Why the gateway is closed to new connections, where it is.
     pub(super) fn doubt(&self) -> watch::Receiver<Option<String>> {
         self.doubt.clone()
+    }
+
+    /// Who else writes packet marks after the gateway's rules, in a sentence each.
+    pub(super) fn marks(&self) -> watch::Receiver<Vec<String>> {
+        self.marks.clone()
     }
 
     /// Installs the rules of a new policy. Where that fails the old ones stay in force.
@@ -103,9 +111,9 @@ impl Ground {
     }
 }
 
-fn thread(keep: impl Future<Output = ()> + Send + 'static) -> io::Result<JoinHandle<()>> {
+fn thread(keep: impl AsyncFnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
-    thread::Builder::new().name("rules".into()).spawn(move || runtime.block_on(keep))
+    thread::Builder::new().name("rules".into()).spawn(move || runtime.block_on(keep()))
 }
 
 fn gone() -> DaemonError {
@@ -125,6 +133,8 @@ struct Keeper {
     uninstalled: Option<(Instant, String)>,
     /// The first of these, which keeps new connections out.
     doubt: watch::Sender<Option<String>>,
+    /// Who else writes packet marks.
+    marks: watch::Sender<Vec<String>>,
     claim: Arc<Claim>,
     audit: Sink,
 }
@@ -132,12 +142,12 @@ struct Keeper {
 impl Keeper {
     fn new(
         capture: Capture,
-        doubt: watch::Sender<Option<String>>,
+        (doubt, marks): (watch::Sender<Option<String>>, watch::Sender<Vec<String>>),
         (claim, audit): (Arc<Claim>, Sink),
     ) -> Self {
         let in_force = capture.clone();
         let (unguarded, unsettled, uninstalled) = (None, None, None);
-        Self { capture, in_force, unguarded, unsettled, uninstalled, doubt, claim, audit }
+        Self { capture, in_force, unguarded, unsettled, uninstalled, doubt, marks, claim, audit }
     }
 
     async fn keep(
@@ -147,6 +157,7 @@ impl Keeper {
         every: Duration,
     ) -> Result<(), PacketsError> {
         let mut rounds = rounds(every);
+        self.look_for_marks();
         loop {
             tokio::select! {
                 order = orders.recv() => match order {
@@ -158,6 +169,7 @@ impl Keeper {
                 },
                 () = monitor.changed() => self.look(&mut monitor)?,
                 _ = rounds.tick() => {
+                    self.look_for_marks();
                     self.assert_settings().await;
                     self.look(&mut monitor)?;
                 }
@@ -187,6 +199,19 @@ impl Keeper {
                  refused; restart the daemon"
             );
         }
+    }
+
+    /// Says who else writes packet marks, once for each.
+    fn look_for_marks(&self) {
+        let found = match packets::foreign_marks() {
+            Ok(found) => found.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            Err(error) => return tracing::warn!("{error}"),
+        };
+        let told = self.marks.borrow().clone();
+        for mark in found.iter().filter(|mark| !told.contains(mark)) {
+            tracing::warn!("{mark}");
+        }
+        self.marks.send_replace(found);
     }
 
     /// Looks whether guard and rules are there, and installs the rules where they are not. An error

@@ -29,6 +29,8 @@ pub(super) struct Orders {
     pub(super) quarantine: Arc<Quarantine>,
     pub(super) wanted: Arc<Wanted>,
     pub(super) health: Health,
+    /// Who else writes packet marks after the gateway's rules, in a sentence each.
+    pub(super) marks: watch::Receiver<Vec<String>>,
     /// Knows which interfaces nobody listens on.
     pub(super) claim: Arc<Claim>,
     /// How far Landlock confines the daemon.
@@ -155,6 +157,7 @@ impl Orders {
             version: env!("CARGO_PKG_VERSION"),
             phase: self.gateway.phases.now().word(),
             closed: self.health.closed(),
+            foreign_marks: self.marks.borrow().clone(),
             unserved: self.claim.unserved().into_iter().map(ToString::to_string).collect(),
             landlock: self.landlock.word(),
             connections: groups.iter().map(|group| group.connections).sum(),
@@ -176,6 +179,7 @@ struct Status<'a> {
     version: &'static str,
     phase: &'static str,
     closed: Option<String>,
+    foreign_marks: Vec<String>,
     /// Interfaces that were made again since the start.
     unserved: Vec<String>,
     /// `fully`, `partly` or `not`: how far Landlock confines the daemon.

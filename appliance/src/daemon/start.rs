@@ -120,6 +120,7 @@ impl Daemon {
             quarantine: Arc::new(quarantine),
             wanted: Arc::clone(&wanted),
             health: health.clone(),
+            marks: ground.marks(),
             claim,
             landlock: confinement.enforced(),
             reloads: to_reload,

@@ -320,6 +320,7 @@ mod tests {
             interface: InterfaceName("agents0".into()),
             prefixes: vec!["192.0.2.0/24".parse().unwrap(), "2001:db8:a::/64".parse().unwrap()],
             vault_role: "cloakroom".into(),
+            mtu: None,
             agents: agents.clone(),
         };
         let answered = Answered::default();

@@ -65,6 +65,13 @@ pub enum PacketsError {
         /// What it is.
         found: String,
     },
+    /// A bridge below an agents' interface takes packets through the hooks of IP.
+    Filtered {
+        /// The bridge.
+        bridge: String,
+        /// The kernel's answer to turning that off.
+        source: io::Error,
+    },
     /// A kernel setting that cannot be read.
     SysctlUnreadable {
         /// Its name, with dots.
@@ -185,6 +192,12 @@ impl fmt::Display for PacketsError {
                 "{name} is {found} and has to be {wanted}, and cannot be set from here: run \
                  `sysctl -w {name}={wanted}`"
             ),
+            Self::Filtered { bridge, source } => write!(
+                f,
+                "bridge {bridge} takes agents' packets through the hooks of IP, where those that are \
+                 captured get lost, and that cannot be turned off from here ({source}): run \
+                 `ip link set {bridge} type bridge nf_call_iptables 0 nf_call_ip6tables 0`"
+            ),
             Self::SysctlUnreadable { name, source } => {
                 write!(f, "cannot read {name}: {source}; is /proc/sys mounted?")
             }
@@ -238,6 +251,7 @@ impl std::error::Error for PacketsError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Listen { source, .. }
+            | Self::Filtered { source, .. }
             | Self::SysctlUnreadable { source, .. }
             | Self::Route { source, .. }
             | Self::PacketLog { source, .. }

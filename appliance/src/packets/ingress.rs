@@ -58,13 +58,13 @@ fn admit(capture: &Capture) -> Chain {
     let other = [is_ethernet(), NotOneOf(Key::EtherType, kinds), Count, Drop];
     let mut rules = vec![because(Reason::SpoofedSource, &other)];
 
-    let from_bound = In(Key::InterfaceMacAndSource(Family::V4), "bound_4");
+    let from_bound = In(Key::InterfaceMacAndSource(Family::V4), "bound_4".into());
     rules.push(admitted(&[holds("ip", IP), is_ethernet(), from_bound]));
     let from_free = [
         holds("ip", IP),
         is_ethernet(),
         NotIn(Key::InterfaceAndMac, "bound"),
-        In(Key::InterfaceAndSource(Family::V4), "free_4"),
+        In(Key::InterfaceAndSource(Family::V4), "free_4".into()),
     ];
     rules.push(admitted(&from_free));
     if capture.services.dhcp {
@@ -75,16 +75,16 @@ fn admit(capture: &Capture) -> Chain {
     let arp = [
         holds("arp", ARP),
         is_ethernet(),
-        In(Key::InterfaceMacAndArpSource, "bound_4"),
-        In(Key::InterfaceArpMacAndArpSource, "bound_4"),
+        In(Key::InterfaceMacAndArpSource, "bound_4".into()),
+        In(Key::InterfaceArpMacAndArpSource, "bound_4".into()),
     ];
     rules.push(admitted(&arp));
     // Is this address taken? (RFC 5227, section 2.1.1). Nobody learns anything from it.
     let probe = [
         holds("arp", ARP),
         is_ethernet(),
-        In(Key::InterfaceAndMac, "bound"),
-        In(Key::InterfaceAndArpMac, "bound"),
+        In(Key::InterfaceAndMac, "bound".into()),
+        In(Key::InterfaceAndArpMac, "bound".into()),
         Is(Key::ArpSource, Value::address(std::net::Ipv4Addr::UNSPECIFIED.into())),
     ];
     rules.push(admitted(&probe));
@@ -93,7 +93,7 @@ fn admit(capture: &Capture) -> Chain {
         is_ethernet(),
         NotIn(Key::InterfaceAndMac, "bound"),
         NotIn(Key::InterfaceAndArpMac, "bound"),
-        In(Key::InterfaceAndArpSource, "free_4"),
+        In(Key::InterfaceAndArpSource, "free_4".into()),
     ];
     rules.push(admitted(&free_arp));
 
@@ -143,15 +143,15 @@ fn adverts(bound: &[&CaptureInterface]) -> Chain {
 
 fn admit_6(capture: &Capture) -> Chain {
     use Statement::{Count, Drop, In, Is, NotIn};
-    let from_bound = In(Key::InterfaceMacAndSource(Family::V6), "bound_6");
-    let card = [holds("ip6", IP6), is_ethernet(), In(Key::InterfaceAndMac, "bound")];
+    let from_bound = In(Key::InterfaceMacAndSource(Family::V6), "bound_6".into());
+    let card = [holds("ip6", IP6), is_ethernet(), In(Key::InterfaceAndMac, "bound".into())];
     let mut rules = vec![too_many(&[&card[..], &solicitation()].concat(), SOLICITATIONS)];
     rules.push(admitted(&[holds("ip6", IP6), is_ethernet(), from_bound]));
     rules.push(admitted(&[
         holds("ip6", IP6),
         is_ethernet(),
         NotIn(Key::InterfaceAndMac, "bound"),
-        In(Key::InterfaceAndSource(Family::V6), "free_6"),
+        In(Key::InterfaceAndSource(Family::V6), "free_6".into()),
     ]));
     let discovery = |who: &[Statement]| {
         let types =
@@ -161,13 +161,13 @@ fn admit_6(capture: &Capture) -> Chain {
             is_icmp6(),
             Is(Key::HopLimit, Value::byte("255", 255)),
             Statement::AnyOf(Key::Icmp6Type, types),
-            In(Key::Source(Family::V6), "link_6"),
+            In(Key::Source(Family::V6), "link_6".into()),
         ];
         admitted(&[&found[..], who].concat())
     };
-    rules.push(discovery(&[is_ethernet(), In(Key::InterfaceAndMac, "bound")]));
+    rules.push(discovery(&[is_ethernet(), In(Key::InterfaceAndMac, "bound".into())]));
     if capture.interfaces.iter().any(|each| !each.bound.is_empty() && !each.free.is_empty()) {
-        rules.push(discovery(&[In(Key::Interface, "mixed")]));
+        rules.push(discovery(&[In(Key::Interface, "mixed".into())]));
     }
     // Dropped here as later on, and told to nobody.
     for mut unasked in super::prerouting::said_unasked() {
@@ -183,7 +183,8 @@ fn admit_6(capture: &Capture) -> Chain {
 
 /// A bound card that has no address yet.
 fn dhcp() -> [Rule; 2] {
-    let card = [holds("ip", IP), is_ethernet(), Statement::In(Key::InterfaceAndMac, "bound")];
+    let card =
+        [holds("ip", IP), is_ethernet(), Statement::In(Key::InterfaceAndMac, "bound".into())];
     let statements = [&card[..], &discover()].concat();
     [too_many(&statements, DISCOVERS), admitted(&statements)]
 }

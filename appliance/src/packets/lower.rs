@@ -146,6 +146,9 @@ fn lower(statement: &Statement, to: &mut LoweredRule, ids: &mut impl Iterator<It
             RawExpr::immediate(&value.bytes),
             RawExpr::meta_set(libc::NFT_META_PRIORITY as u32, REGISTER),
         ]),
+        Statement::MaxSegment(bytes) => to
+            .expressions
+            .extend([RawExpr::immediate(&bytes.to_be_bytes()), RawExpr::max_segment()]),
         Statement::Tproxy(family, None, port) => to
             .expressions
             .extend([RawExpr::immediate(&port.to_be_bytes()), RawExpr::tproxy(*family, false)]),

@@ -22,7 +22,7 @@ pub(super) fn agents(family: Family, capture: &Capture) -> Vec<(Vec<Statement>, 
     }
     let own = Key::InterfaceAndSource(family);
     vec![
-        (vec![is.clone(), Statement::In(own, BOUND_6)], own),
+        (vec![is.clone(), Statement::In(own, BOUND_6.into())], own),
         (vec![is, Statement::NotIn(own, BOUND_6)], shared),
     ]
 }

@@ -15,7 +15,9 @@
 //! that one plan, and the kernel is asked afterwards what it really holds.
 //! `nft/README.md` is the prose of the same rules.
 
+mod bridge;
 mod error;
+mod guard;
 mod holder;
 mod ingress;
 mod install;
@@ -23,9 +25,11 @@ mod kept;
 mod listen;
 mod log;
 mod lower;
+mod marks;
 mod meters;
 mod misfit;
 mod monitor;
+mod narrow;
 mod netlink;
 mod nflog;
 mod plan;
@@ -40,8 +44,10 @@ mod sysctl;
 mod kernel_tests;
 
 pub use error::PacketsError;
+pub use guard::guard;
 pub use kept::Kept;
 pub use listen::{Claim, DnsSockets, Listener, claim, dns_sockets};
+pub use marks::{ForeignMark, foreign_marks};
 pub use misfit::misfits;
 pub use monitor::Monitor;
 pub use nflog::{Headers, PacketLog, RefusedPacket};
@@ -113,6 +119,8 @@ pub struct CaptureInterface {
     pub free: Vec<IpNet>,
     /// The source prefixes of each group on it, aggregated and sorted. No two overlap.
     pub groups: Vec<Vec<IpNet>>,
+    /// The source prefixes of those behind a narrower hop, with the largest packet that it carries.
+    pub narrow: Vec<(u16, Vec<IpNet>)>,
 }
 
 impl Capture {
@@ -186,6 +194,7 @@ pub async fn prepare(capture: &Capture) -> Result<(), PacketsError> {
     sysctl::check_interfaces(&names)?;
     readback::require_guard(&names)?;
     check_sysctls(&names)?;
+    bridge::assert_unfiltered(&names).await?;
     route::install(capture).await
 }
 
@@ -209,6 +218,7 @@ pub async fn assert_settings(capture: &Capture) -> Result<(), PacketsError> {
     let mut names = capture.interface_names();
     names.retain(|name| is_there(name));
     check_sysctls(&names)?;
+    bridge::assert_unfiltered(&names).await?;
     route::install(capture).await
 }
 
@@ -272,6 +282,9 @@ fn interface(policy: &Policy, name: &InterfaceName) -> CaptureInterface {
         bound: groups().flat_map(|group| group.agents.iter().cloned()).collect(),
         free: aggregate(&free),
         groups: groups().map(|group| aggregate(&group.prefixes)).collect(),
+        narrow: groups()
+            .filter_map(|group| Some((group.mtu?, aggregate(&group.prefixes))))
+            .collect(),
     }
 }
 
@@ -376,6 +389,7 @@ mod tests {
             interface: InterfaceName(Arc::from(interface)),
             prefixes: nets(prefixes),
             vault_role: "cloakroom".into(),
+            mtu: None,
             agents: Vec::new(),
         })
     }

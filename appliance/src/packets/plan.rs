@@ -7,7 +7,10 @@ use std::{borrow::Cow, net::IpAddr};
 
 use ipnet::IpNet;
 
-use super::{Capture, DNS_PORT, aggregate, log, lower::interface_key, meters, octets, prerouting};
+use super::{
+    Capture, DNS_PORT, aggregate, log, lower::interface_key, meters, narrow, octets, only_v4,
+    only_v6, prerouting,
+};
 use crate::{
     policy::{
         InterfaceName, Mac,
@@ -36,6 +39,10 @@ pub(super) enum TableFamily {
     Inet,
     /// Frames, as a device received them.
     Netdev,
+    /// IPv4 packets: only tables of others.
+    Ip,
+    /// IPv6 packets: only tables of others.
+    Ip6,
 }
 
 /// A named set, or a map from its keys to marks. Its key never changes; its elements are replaced on
@@ -131,7 +138,7 @@ pub(super) enum Statement {
     /// Go on only where the key is none of the values.
     NotOneOf(Key, Vec<Value>),
     /// Go on only where the key is in the named set.
-    In(Key, &'static str),
+    In(Key, Cow<'static, str>),
     /// Go on only where the key is not in the named set.
     NotIn(Key, &'static str),
     Count,
@@ -148,6 +155,8 @@ pub(super) enum Statement {
     /// Set the mark to what the named map has for the key; go on only where it has something.
     SetMarkOf(Key, &'static str),
     SetPriority(Value),
+    /// Make the largest segment that a packet announces no larger than this.
+    MaxSegment(u16),
     /// Hand the packet to the listener on this port, and at this address where one is given; go on
     /// only where there is one.
     Tproxy(Family, Option<IpAddr>, u16),
@@ -178,6 +187,10 @@ pub(super) enum Key {
     Source(Family),
     Destination(Family),
     InterfaceAndSource(Family),
+    /// The interface that a packet leaves by, and where it goes.
+    InterfaceAndDestination(Family),
+    /// Of the flags of TCP, SYN and RST.
+    OpeningFlags,
     HopLimit,
     Icmp6Type,
     SourcePort,
@@ -278,6 +291,7 @@ fn sets(capture: &Capture) -> Vec<Set> {
     if capture.ipv6 {
         sets.push(meters::groups(Family::V6, capture));
     }
+    sets.extend(narrow::sets(capture));
     sets.extend(prerouting::meters(capture));
     sets
 }
@@ -341,6 +355,7 @@ fn output(capture: &Capture) -> Chain {
         let elsewhere = NotIn(Key::OutInterface, "agents");
         rules.push(each(&[is_family(Family::V4)], &[&answer[..], &[elsewhere]].concat()));
     }
+    rules.extend(narrow::to_agents(capture));
     Chain { name: "output".into(), base: Some(base(Hook::Output, FILTER, false)), rules }
 }
 

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::{
     Capture, DNS_PORT, dns_at, ingress,
     lower::METER_SIZE,
-    meters,
+    meters, narrow,
     plan::{
         Chain, Family, Hook, ICMP4, ICMP6, Key, MANGLE, Rate, Rule, Set, SetKey, Statement, TCP,
         UDP, Value, base, because, fib_type, is_family, is_tcp, is_udp, meter, neighbour_discovery,
@@ -29,6 +29,7 @@ struct Service {
 pub(super) fn chain(capture: &Capture) -> Chain {
     let mut rules = others(capture);
     rules.extend(identity(capture));
+    rules.extend(narrow::from_agents(capture));
     rules.extend(dns(capture));
     rules.extend(services(capture));
     rules.extend(destinations(capture));
@@ -112,7 +113,7 @@ fn identity(capture: &Capture) -> Vec<Rule> {
     let mut rules = Vec::new();
     if capture.interfaces.iter().any(|each| !each.bound.is_empty()) {
         let unproven = IsNot(Key::Priority, ingress::proof());
-        let unproven = [In(Key::Interface, "bound"), unproven, Count, Drop];
+        let unproven = [In(Key::Interface, "bound".into()), unproven, Count, Drop];
         rules.push(because(Reason::SpoofedSource, &unproven));
     }
     if capture.services.dhcp {
@@ -123,10 +124,14 @@ fn identity(capture: &Capture) -> Vec<Rule> {
     if capture.ipv6 {
         rules.push(solicitations(capture));
         let mut discovery = neighbour_discovery();
-        discovery.extend([In(Key::Source(Family::V6), "link_6"), for_this_machine(), Accept]);
+        discovery.extend([
+            In(Key::Source(Family::V6), "link_6".into()),
+            for_this_machine(),
+            Accept,
+        ]);
         rules.push(rule(&discovery));
         for mut unasked in said_unasked() {
-            unasked.extend([In(Key::Source(Family::V6), "link_6"), Count, Drop]);
+            unasked.extend([In(Key::Source(Family::V6), "link_6".into()), Count, Drop]);
             rules.push(rule(&unasked));
         }
     } else {
@@ -135,7 +140,7 @@ fn identity(capture: &Capture) -> Vec<Rule> {
 
     // Never an answer to any of these: a reject quotes the sender's bytes to the sender's choice.
     for &family in families(capture) {
-        let martian = In(Key::Source(family), of(family, "martian_4", "martian_6"));
+        let martian = In(Key::Source(family), of(family, "martian_4", "martian_6").into());
         rules.push(because(Reason::SpoofedSource, &[is_family(family), martian, Count, Drop]));
         let sources = of(family, "sources_4", "sources_6");
         let foreign = NotIn(Key::InterfaceAndSource(family), sources);
@@ -219,7 +224,7 @@ fn destinations(capture: &Capture) -> Vec<Rule> {
     let mut rules = vec![because(Reason::SelfDestination, &own)];
     for &family in families(capture) {
         let to = Key::Destination(family);
-        let special = In(to, of(family, "special_4", "special_6"));
+        let special = In(to, of(family, "special_4", "special_6").into());
         let elsewhere = NotIn(to, of(family, "homes_4", "homes_6"));
         let statements = [is_family(family), special, elsewhere, Count, Goto("refuse")];
         rules.push(because(Reason::DestinationDenied, &statements));
@@ -243,7 +248,7 @@ fn deliver(family: Family, capture: &Capture) -> Rule {
     rule(&[
         is_family(family),
         is_tcp(),
-        Statement::In(Key::DestinationPort, "ports"),
+        Statement::In(Key::DestinationPort, "ports".into()),
         Statement::Tproxy(family, None, capture.proxy_port),
         Statement::SetMark(capture.mark),
         Statement::Accept,

@@ -110,6 +110,17 @@ impl RawExpr {
             .u32(sys::NFTNL_EXPR_TPROXY_REG_PORT, REGISTER + 1)
     }
 
+    /// Takes the size, in network order, from the register, and writes it into the option of TCP that
+    /// announces the largest segment (RFC 9293, section 3.7.1), where that says more.
+    pub(super) fn max_segment() -> Self {
+        Self::new(c"exthdr")
+            .u32(sys::NFTNL_EXPR_EXTHDR_SREG, REGISTER)
+            .with(sys::NFTNL_EXPR_EXTHDR_TYPE, Attribute::U8(MAX_SEGMENT))
+            .u32(sys::NFTNL_EXPR_EXTHDR_OFFSET, 2)
+            .u32(sys::NFTNL_EXPR_EXTHDR_LEN, 2)
+            .u32(sys::NFTNL_EXPR_EXTHDR_OP, OF_TCP)
+    }
+
     pub(super) fn reject(kind: u32, code: u8) -> Self {
         Self::new(c"reject")
             .u32(sys::NFTNL_EXPR_REJECT_TYPE, kind)
@@ -251,6 +262,10 @@ pub(super) const REGISTER: u32 = libc::NFT_REG_1 as u32;
 /// `NFT_OBJECT_COUNTER`.
 pub(super) const OBJECT_COUNTER: u32 = 1;
 
+/// The kind of the option, RFC 9293, section 3.2.
+const MAX_SEGMENT: u8 = 2;
+/// `NFT_EXTHDR_OP_TCPOPT`.
+const OF_TCP: u32 = 1;
 // linux/netfilter/nf_tables.h, NFT_LIMIT_*.
 const LIMIT_PACKETS: u32 = 0;
 const LIMIT_INVERT: u32 = 1;

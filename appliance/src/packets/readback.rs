@@ -11,7 +11,10 @@ use std::collections::{BTreeMap, HashMap};
 
 use nftnl::nftnl_sys::libc;
 
-pub(super) use self::guard::{BASE_TABLE, require as require_guard};
+pub(super) use self::{
+    guard::{BASE_TABLE, require as require_guard},
+    rules::found as rules,
+};
 use super::{
     error::PacketsError,
     install::netlink_error,
@@ -52,8 +55,16 @@ pub(super) fn strangers(table: &plan::Table) -> Result<Strangers, PacketsError> 
 pub(super) fn has_table(family: TableFamily) -> Result<bool, PacketsError> {
     let failed = |source| netlink_error("look for the packet rules", source);
     let mut netfilter = Netfilter::open().map_err(failed)?;
-    let answers = netfilter.dump(family, libc::NFT_MSG_GETTABLE, &[]).map_err(failed)?;
-    Ok(answers.iter().any(|answer| text(answer, NFTA_TABLE) == Some(TABLE)))
+    Ok(tables(&mut netfilter, family).map_err(failed)?.iter().any(|table| table == TABLE))
+}
+
+/// The names of all tables of a family, whoever's they are.
+pub(super) fn tables(
+    netfilter: &mut Netfilter,
+    family: TableFamily,
+) -> std::io::Result<Vec<String>> {
+    let answers = netfilter.dump(family, libc::NFT_MSG_GETTABLE, &[])?;
+    Ok(answers.iter().filter_map(|answer| text(answer, NFTA_TABLE)).map(str::to_owned).collect())
 }
 
 /// Fails unless the kernel holds exactly these tables.
@@ -74,7 +85,7 @@ fn verify_table(table: &plan::Table) -> Result<(), PacketsError> {
         .map(|chain| (chain.name.clone().into_owned(), chain.base.as_ref().map(facts)));
     same("chains", &found, &meant.collect())?;
     for chain in &table.chains {
-        rules::verify(&mut netfilter, family, chain)?;
+        self::rules::verify(&mut netfilter, family, chain)?;
     }
     let found = sets(&mut netfilter, family).map_err(failed)?;
     let mut meant: Vec<String> =
@@ -118,9 +129,9 @@ pub fn untold() -> Result<HashMap<Reason, u64>, PacketsError> {
 
 /// How a base chain is hooked.
 #[derive(Debug, PartialEq, Eq)]
-struct ChainFacts {
-    hook: u32,
-    priority: i32,
+pub(super) struct ChainFacts {
+    pub(super) hook: u32,
+    pub(super) priority: i32,
     policy: u32,
     /// The device, at ingress.
     device: Option<String>,
@@ -145,7 +156,7 @@ fn facts(base: &Base) -> ChainFacts {
     ChainFacts { hook: hook as u32, priority: base.priority, policy: policy as u32, device }
 }
 
-fn chains(
+pub(super) fn chains(
     netfilter: &mut Netfilter,
     family: TableFamily,
     table: &str,

@@ -39,6 +39,8 @@ pub(super) fn family(family: TableFamily) -> &'static str {
     match family {
         TableFamily::Inet => "inet",
         TableFamily::Netdev => "netdev",
+        TableFamily::Ip => "ip",
+        TableFamily::Ip6 => "ip6",
     }
 }
 
@@ -133,6 +135,7 @@ fn statement(statement: &Statement) -> String {
         Statement::SetMark(mark) => format!("meta mark set {mark:#010x}"),
         Statement::SetMarkOf(each, map) => format!("meta mark set {} map @{map}", key(*each)),
         Statement::SetPriority(value) => format!("meta priority set {}", value.text),
+        Statement::MaxSegment(bytes) => format!("tcp option maxseg size set {bytes}"),
         Statement::Tproxy(family, to, port) => {
             let name = if *family == Family::V4 { "ip" } else { "ip6" };
             let to = to.map_or(format!(":{port}"), |to| SocketAddr::new(to, *port).to_string());
@@ -164,6 +167,9 @@ fn key(key: Key) -> &'static str {
         Key::Destination(Family::V6) => "ip6 daddr",
         Key::InterfaceAndSource(Family::V4) => "iifname . ip saddr",
         Key::InterfaceAndSource(Family::V6) => "iifname . ip6 saddr",
+        Key::InterfaceAndDestination(Family::V4) => "oifname . ip daddr",
+        Key::InterfaceAndDestination(Family::V6) => "oifname . ip6 daddr",
+        Key::OpeningFlags => "tcp flags & (syn | rst) ==",
         Key::HopLimit => "ip6 hoplimit",
         Key::Icmp6Type => "icmpv6 type",
         Key::DestinationPort => "th dport",

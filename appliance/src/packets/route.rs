@@ -26,11 +26,18 @@ use super::{Capture, error::PacketsError};
 
 /// Installs rule and route of each captured family; what is there already is left alone.
 pub(super) async fn install(capture: &Capture) -> Result<(), PacketsError> {
+    ask(async |handle| install_with(handle, capture).await).await
+}
+
+/// Has a conversation with rtnetlink.
+pub(super) async fn ask(
+    conversation: impl AsyncFnOnce(&Handle) -> Result<(), PacketsError>,
+) -> Result<(), PacketsError> {
     let (connection, handle, _) =
         rtnetlink::new_connection().map_err(|source| route_error("open rtnetlink", source))?;
     // The connection ends by itself when the last handle is dropped, at the end of this function.
     let driver = tokio::spawn(connection);
-    let result = timeout(DEADLINE, install_with(&handle, capture)).await;
+    let result = timeout(DEADLINE, conversation(&handle)).await;
     drop(handle);
     driver.abort();
     let late = || route_error("hear from rtnetlink", io::Error::from(io::ErrorKind::TimedOut));
@@ -89,18 +96,23 @@ async fn settle(
     doing: &'static str,
     request: impl Future<Output = Result<(), Error>>,
 ) -> Result<(), PacketsError> {
-    let source = match request.await {
-        Ok(()) => return Ok(()),
-        Err(Error::NetlinkError(message)) => message.to_io(),
-        Err(other) => io::Error::other(other),
-    };
+    let Err(error) = request.await else { return Ok(()) };
+    let source = io_error(error);
     if source.raw_os_error() == Some(libc::EEXIST) {
         return Ok(());
     }
     Err(route_error(doing, source))
 }
 
-fn route_error(doing: &'static str, source: io::Error) -> PacketsError {
+/// What the kernel says, where it was the kernel.
+pub(super) fn io_error(error: Error) -> io::Error {
+    match error {
+        Error::NetlinkError(message) => message.to_io(),
+        other => io::Error::other(other),
+    }
+}
+
+pub(super) fn route_error(doing: &'static str, source: io::Error) -> PacketsError {
     match source.raw_os_error() {
         Some(libc::EPERM) => PacketsError::NoNetAdmin { doing },
         Some(libc::ENETDOWN) => PacketsError::LoopbackDown,

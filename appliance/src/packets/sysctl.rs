@@ -32,7 +32,7 @@ pub fn check_sysctls(interfaces: &[&InterfaceName]) -> Result<(), PacketsError> 
                 hold(&format!("net/ipv6/conf/{interface}/{name}"), wanted)?;
             }
             for name in YOUNG_6 {
-                hold_young(&format!("net/ipv6/conf/{interface}/{name}"))?;
+                hold_where_it_is(&format!("net/ipv6/conf/{interface}/{name}"), "0")?;
             }
             unknown_neighbours("ipv6", interface)?;
         }
@@ -96,9 +96,9 @@ fn hold(name: &str, wanted: &str) -> Result<(), PacketsError> {
     Err(PacketsError::Sysctl { name: dotted(name), wanted: wanted.to_owned(), found })
 }
 
-/// Holds a switch at 0 that kernels have from some version on; older ones never do what it is for.
-fn hold_young(name: &str) -> Result<(), PacketsError> {
-    if file(name).exists() { hold(name, "0") } else { Ok(()) }
+/// Holds a setting that not every kernel has; one without it never does what it is for.
+pub(super) fn hold_where_it_is(name: &str, wanted: &str) -> Result<(), PacketsError> {
+    if file(name).exists() { hold(name, wanted) } else { Ok(()) }
 }
 
 fn read(name: &str) -> Result<String, PacketsError> {
@@ -194,7 +194,7 @@ mod tests {
         assert!(hold("net/ipv4/conf/lo/no_such_setting", "0").is_err());
         let ipv6 = file("net/ipv6").exists();
         assert_eq!(hold("net/ipv6/conf/lo/no_such_setting", "0").is_err(), ipv6);
-        assert!(hold_young("net/ipv6/conf/lo/no_such_setting").is_ok());
+        assert!(hold_where_it_is("net/ipv6/conf/lo/no_such_setting", "0").is_ok());
     }
 
     #[test]

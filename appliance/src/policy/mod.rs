@@ -107,6 +107,8 @@ pub struct Group {
     pub prefixes: Vec<IpNet>,
     /// The token role in Vault that says which secrets it may have.
     pub vault_role: Arc<str>,
+    /// The largest packet that passes on the way to them, where a hop there is narrower than the link.
+    pub mtu: Option<u16>,
     /// The agents that are bound to their network cards. Where there is one, the group has no
     /// other agents.
     pub agents: Vec<BoundAgent>,

@@ -164,6 +164,7 @@ fn the_reference_shows_the_true_defaults() {
         "#peers",
         "#plain_http",
         "#any_host",
+        "#mtu",
         "#upstream_ca",
         "#resolver_ca",
         "#basic_password",

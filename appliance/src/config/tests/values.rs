@@ -113,6 +113,21 @@ fn the_gateway_has_exactly_one_login() {
 }
 
 #[test]
+fn a_group_may_be_behind_a_narrower_hop() {
+    let mtu = |text: &str| accepts("interface = ", text).policy.groups[0].mtu;
+    assert_eq!(mtu("interface = "), None);
+    assert_eq!(mtu("mtu = 1300\ninterface = "), Some(1300));
+    for bad in ["1279", "9001", "\"1300\""] {
+        refuses(
+            "interface = ",
+            &format!("mtu = {bad}\ninterface = "),
+            "mtu",
+            &["from 1280 to 9000"],
+        );
+    }
+}
+
+#[test]
 fn a_group_has_a_token_role_of_its_own() {
     let role = |text: &str| accepts("interface = ", text).policy.groups[0].vault_role.to_string();
     assert_eq!(role("interface = "), "cloakroom-research");

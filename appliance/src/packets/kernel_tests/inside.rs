@@ -10,8 +10,8 @@ use socket2::{Domain, Socket, Type};
 
 use super::{bound, example, interface, listing, load_base, net, only_in_a_namespace, sh};
 use crate::packets::{
-    Capture, Kept, PacketsError, apply, assert_settings, claim, dns_sockets, prepare, render,
-    require_guard, verify,
+    Capture, CaptureInterface, Kept, PacketsError, apply, assert_settings, claim, dns_sockets,
+    prepare, render, require_guard, verify,
 };
 
 #[test]
@@ -59,7 +59,10 @@ fn applying_again_replaces_rules_and_keeps_chains() {
     sh("nft insert rule inet cloakroom prerouting accept");
     sh("nft add element inet cloakroom ports '{ 22 }'");
     let other = Capture {
-        interfaces: vec![interface("agents9", &["10.20.0.0/16"])],
+        interfaces: vec![CaptureInterface {
+            narrow: vec![(1400, vec![net("10.20.0.0/16"), net("2001:db8:20::/64")])],
+            ..interface("agents9", &["10.20.0.0/16"])
+        }],
         ports: vec![443, 8443],
         homes: Vec::new(),
         ..example()

@@ -75,6 +75,7 @@ pub(super) fn example() -> Capture {
                 groups: [&["10.21.0.0/16"][..], &["10.23.0.0/24", "2001:db8:21::/64"]]
                     .map(|group| group.iter().map(|text| net(text)).collect())
                     .into(),
+                narrow: vec![(1400, vec![net("10.21.0.0/16"), net("2001:db8:21::/64")])],
                 ..interface("agents1", &["10.21.0.0/16", "10.23.0.0/24", "2001:db8:21::/64"])
             },
         ],
@@ -99,6 +100,7 @@ fn interface(name: &str, prefixes: &[&str]) -> CaptureInterface {
         groups: vec![prefixes.clone()],
         prefixes,
         bound: Vec::new(),
+        narrow: Vec::new(),
     }
 }
 

@@ -20,10 +20,17 @@ pub(super) fn load(key: Key, expressions: &mut Vec<RawExpr>) {
         Key::L4 => expressions.push(meta(libc::NFT_META_L4PROTO)),
         Key::Mark => expressions.push(meta(libc::NFT_META_MARK)),
         Key::Source(family) => expressions.push(source(family, REGISTER)),
-        Key::Destination(family) => expressions.push(destination(family)),
+        Key::Destination(family) => expressions.push(destination(family, REGISTER)),
         Key::InterfaceAndSource(family) => {
             // The name takes sixteen bytes, one whole register, so the address starts the next.
             expressions.extend([meta(libc::NFT_META_IIFNAME), source(family, REGISTER + 1)]);
+        }
+        Key::InterfaceAndDestination(family) => {
+            expressions.extend([meta(libc::NFT_META_OIFNAME), destination(family, REGISTER + 1)]);
+        }
+        Key::OpeningFlags => {
+            expressions.push(RawExpr::payload(TRANSPORT, 13, 1, REGISTER));
+            expressions.push(RawExpr::mask(REGISTER, &[SYN_AND_RST]));
         }
         Key::HopLimit => expressions.push(RawExpr::payload(NETWORK, 7, 1, REGISTER)),
         Key::Icmp6Type => expressions.push(RawExpr::payload(TRANSPORT, 0, 1, REGISTER)),
@@ -106,15 +113,18 @@ fn arp_source(register: u32) -> RawExpr {
     RawExpr::payload(NETWORK, 14, 4, register)
 }
 
-fn destination(family: Family) -> RawExpr {
+fn destination(family: Family, register: u32) -> RawExpr {
     match family {
-        Family::V4 => RawExpr::payload(NETWORK, 16, 4, REGISTER),
-        Family::V6 => RawExpr::payload(NETWORK, 24, 16, REGISTER),
+        Family::V4 => RawExpr::payload(NETWORK, 16, 4, register),
+        Family::V6 => RawExpr::payload(NETWORK, 24, 16, register),
     }
 }
 
 /// The word register behind an interface's name (16 bytes from `NFT_REG32_00`) and a MAC address.
 const AFTER_MAC: u32 = libc::NFT_REG32_00 as u32 + 6;
+
+/// RFC 9293, section 3.1.
+const SYN_AND_RST: u8 = 0b110;
 
 /// An IPv6 agent is its /64.
 const AGENT_6: [u8; 16] = (u128::MAX << 64).to_be_bytes();

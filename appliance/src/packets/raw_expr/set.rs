@@ -205,6 +205,8 @@ impl TableFamily {
         match self {
             Self::Inet => ProtoFamily::Inet,
             Self::Netdev => ProtoFamily::NetDev,
+            Self::Ip => ProtoFamily::Ipv4,
+            Self::Ip6 => ProtoFamily::Ipv6,
         }
     }
 }

@@ -46,7 +46,7 @@ struct Meant {
 }
 
 /// The rules of a chain as lists of expressions, as the kernel has them.
-pub(super) fn found(
+pub(in crate::packets) fn found(
     netfilter: &mut Netfilter,
     family: TableFamily,
     table: &str,

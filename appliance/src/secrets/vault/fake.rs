@@ -240,6 +240,7 @@ pub(super) fn group(name: &str) -> Arc<Group> {
         prefixes: vec![],
         agents: Vec::new(),
         vault_role: format!("cloakroom-{name}").into(),
+        mtu: None,
     })
 }
 

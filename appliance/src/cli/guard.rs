@@ -1,0 +1,46 @@
+//! `guard`: the static guard for the interfaces of a configuration, printed or handed to nft.
+//!
+//! Loading is nft's own work: this program writes to no table but its daemon's.
+
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+use clap::Args;
+
+/// What `guard` takes.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  cloakroom guard /etc/cloakroom/cloakroom.toml | nft -c -f -\n  \
+    cloakroom guard --load /etc/cloakroom/cloakroom.toml\n\n\
+    Of the configuration only the interfaces of its groups are read, so that a mistake\n\
+    elsewhere in it does not keep the guard from being loaded. Loading it again replaces its\n\
+    rules in one transaction, and takes no interface away."
+)]
+pub struct GuardArgs {
+    /// The configuration
+    #[arg(value_name = "CONFIG")]
+    pub config: PathBuf,
+    /// Have nft load it, instead of printing it
+    #[arg(long)]
+    pub load: bool,
+}
+
+/// Has `nft` load this text in one transaction.
+///
+/// # Errors
+///
+/// Where there is no nft, and where it refuses.
+pub fn load(text: &str) -> io::Result<()> {
+    let mut nft = Command::new("nft");
+    let mut nft = nft.args(["-f", "-"]).stdin(Stdio::piped()).spawn()?;
+    let written = nft.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(text.as_bytes()));
+    let status = nft.wait()?;
+    written?;
+    match status.success() {
+        true => Ok(()),
+        false => Err(io::Error::other("nft refused it, as it says above")),
+    }
+}
