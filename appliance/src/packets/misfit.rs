@@ -115,6 +115,7 @@ mod tests {
                 bound: Vec::new(),
                 free: Vec::new(),
                 groups: Vec::new(),
+                narrow: Vec::new(),
             };
             let networks: Vec<_> = networks
                 .iter()

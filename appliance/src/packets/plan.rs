@@ -8,8 +8,7 @@ use std::{borrow::Cow, net::IpAddr};
 use ipnet::IpNet;
 
 use super::{
-    Capture, DNS_PORT, aggregate, log, lower::interface_key, meters, narrow, octets, only_v4,
-    only_v6, prerouting,
+    Capture, DNS_PORT, aggregate, log, lower::interface_key, meters, narrow, octets, prerouting,
 };
 use crate::{
     policy::{
