@@ -281,14 +281,14 @@ fn authority_scheme_and_host_of_an_h2_request_agree() {
             let me = h2.me;
             drop(h2);
             match outcome.reason() {
-                // What is no HTTP/2 request at all (RFC 9113, section 8.1.1) is no request here.
+                // What is no HTTP/2 request at all (RFC 9113, section 8.1.1) ends its stream.
                 None => {
                     let error = [
                         Outcome::Reset(PROTOCOL_ERROR),
                         Outcome::ConnectionEnded(Some(PROTOCOL_ERROR)),
                     ];
                     assert!(error.contains(&outcome), "{what}: {outcome:?}");
-                    scene.recorded(what, me, &[]);
+                    scene.recorded(what, me, &[Some("http_malformed")]);
                 }
                 Some(reason) => {
                     assert!(

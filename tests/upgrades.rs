@@ -84,7 +84,7 @@ fn connect_and_extended_connect_on_h2_are_refused() {
             } else {
                 // Extended CONNECT was not announced (RFC 8441, section 3): malformed.
                 assert_eq!(outcome, Outcome::Reset(1), "{what}");
-                scene.recorded(what, me, &[]);
+                scene.recorded(what, me, &[Some("http_malformed")]);
             }
             scene.nothing_arrived(what, before);
         }
