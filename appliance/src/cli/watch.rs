@@ -6,28 +6,35 @@
 use std::{
     fs::File,
     io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write},
+    net::{IpAddr, SocketAddr},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     thread,
     time::Duration,
 };
 
-use clap::Args;
+use clap::{Args, builder::PossibleValuesParser};
+use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::{
     audit::Kind,
     config::{AuditTarget, Settings},
+    reason::Reason,
 };
 
 /// Which records to show.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  cloakroom watch --refused\n  \
     cloakroom watch --group research --all /etc/cloakroom/cloakroom.toml\n  \
+    cloakroom watch --agent 192.0.2.10 --reason agent_tls_failed\n  \
+    cloakroom watch --all --flow 7f213fc22116f96b\n  \
     journalctl --follow --output cat --unit cloakroom | cloakroom watch -\n\n\
     Follows the file that `audit` in the configuration names, also when it is rotated. A line is\n\
-    the time, the group, the agent, what was decided, and about what. Ends with Ctrl-C.")]
+    the time, the group, the agent, the flow, what was decided, and about what. A refusal tells an\n\
+    agent its flow, by which it is found here. A record is shown where it is all that is asked for.\n\
+    Ends with Ctrl-C.")]
 pub struct WatchArgs {
     /// The configuration, or "-" for audit records on standard input
     #[arg(value_name = "CONFIG", default_value = "/etc/cloakroom/cloakroom.toml")]
@@ -35,12 +42,33 @@ pub struct WatchArgs {
     /// Only records of this agent group
     #[arg(long, value_name = "GROUP")]
     group: Option<String>,
+    /// Only records of this agent, by its address, or of those in this prefix
+    #[arg(long, value_name = "ADDRESS", value_parser = prefix)]
+    agent: Option<IpNet>,
+    /// Only records of this flow: the connection, and the requests on it
+    #[arg(long, value_name = "FLOW")]
+    flow: Option<String>,
+    /// Only records with this reason
+    #[arg(long, value_name = "REASON", hide_possible_values = true, value_parser = words())]
+    reason: Option<String>,
     /// Only what was refused
     #[arg(long)]
     refused: bool,
     /// Begin with what the file holds already
     #[arg(long)]
     all: bool,
+}
+
+fn words() -> PossibleValuesParser {
+    PossibleValuesParser::new(Reason::ALL.iter().map(|reason| reason.word()))
+}
+
+fn prefix(text: &str) -> Result<IpNet, String> {
+    let address = text.parse::<IpAddr>().map(IpNet::from);
+    address.or_else(|_| text.parse()).map_err(|_| {
+        "an address like 192.0.2.10 or 2001:db8::10, or a prefix like 192.0.2.0/24, is asked for"
+            .to_owned()
+    })
 }
 
 /// Shows records until standard input ends or standard output is closed; of a file, for ever.
@@ -91,8 +119,27 @@ fn tell(args: &WatchArgs, line: &[u8], out: &mut impl Write) -> io::Result<()> {
 
 impl WatchArgs {
     fn wants(&self, record: &Value) -> bool {
-        let of_group = |group: &String| word(record, "group") == Some(group);
-        self.group.as_ref().is_none_or(of_group) && (!self.refused || refused(record))
+        let is = |key: &str, wanted: &Option<String>| {
+            wanted.as_ref().is_none_or(|wanted| word(record, key) == Some(wanted))
+        };
+        is("group", &self.group)
+            && is("flow", &self.flow)
+            && is("reason", &self.reason)
+            && self.agent.is_none_or(|prefix| is_of_agent(record, prefix))
+            && (!self.refused || refused(record))
+    }
+}
+
+/// Whether an agent in the prefix is meant: a record names one with its port, alone, or, of IPv6, by
+/// the prefix that it may choose addresses of.
+fn is_of_agent(record: &Value, wanted: IpNet) -> bool {
+    let Some(agent) = word(record, "agent") else { return false };
+    let address = agent.parse::<SocketAddr>().map(|address| address.ip());
+    match address.or_else(|_| agent.parse::<IpAddr>()) {
+        Ok(address) => wanted.contains(&address),
+        Err(_) => {
+            agent.parse::<IpNet>().is_ok_and(|own| wanted.contains(&own) || own.contains(&wanted))
+        }
     }
 }
 
@@ -179,9 +226,9 @@ fn readable(record: &Value) -> Option<String> {
     // Date, time and milliseconds; the rest of the fraction says nothing to a person.
     let time: String = text(record, "time").chars().take(23).collect();
     let who = word(record, "group").or_else(|| word(record, "interface")).unwrap_or("-");
-    let agent = word(record, "agent").or_else(|| word(record, "flow")).unwrap_or("-");
-    let decision = word(record, "decision").unwrap_or("-");
-    let line = format!("{time}  {who:<12} {agent:<22} {decision:<9} {about}");
+    let [agent, flow, decision] =
+        ["agent", "flow", "decision"].map(|key| word(record, key).unwrap_or("-"));
+    let line = format!("{time}  {who:<12} {agent:<22} {flow:<16} {decision:<9} {about}");
     Some(escaped(line.trim_end()))
 }
 
@@ -207,7 +254,7 @@ fn connection(record: &Value) -> String {
     let given = || record.get("answered")?.get(0)?.as_str();
     let name = named.or_else(given).unwrap_or("no name");
     let mut line = format!("{name} at {}", text(record, "dialled"));
-    add(&mut line, record, &["reason", "end"]);
+    add(&mut line, record, &["reason", "cause", "alert", "end"]);
     let [from, to, millis] =
         ["bytes_from_agent", "bytes_to_agent", "duration_ms"].map(|key| count(record, key));
     line + &format!("  {from} B out, {to} B in, {millis} ms")
@@ -319,10 +366,25 @@ const MAX_LINE_BYTES: u64 = 64 * 1024;
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
 
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: WatchArgs,
+    }
+
+    fn asked(options: &[&str]) -> WatchArgs {
+        let line = ["watch", "-"].iter().chain(options);
+        Line::try_parse_from(line).unwrap().args
+    }
+
     fn args(group: Option<&str>, refused: bool) -> WatchArgs {
-        WatchArgs { file: "-".into(), group: group.map(str::to_owned), refused, all: false }
+        let group = group.map(|group| ["--group", group]).into_iter().flatten();
+        let refused = refused.then_some("--refused");
+        asked(&group.chain(refused).collect::<Vec<_>>())
     }
 
     fn shown(args: &WatchArgs, input: &str) -> String {
@@ -336,23 +398,23 @@ mod tests {
         match kind {
             Kind::Start => (
                 r#""time":"2026-01-02T03:04:05.678901234Z","version":"1""#,
-                "2026-01-02T03:04:05.678  -            -                      -         the gateway starts, version 1",
+                "2026-01-02T03:04:05.678  -            -                      -                -         the gateway starts, version 1",
             ),
             Kind::Connection => (
-                r#""group":"research","agent":"192.0.2.10:4711","sni":"evil.example","dialled":"198.51.100.66:443","decision":"refuse","reason":"sni_denied","bytes_from_agent":517,"bytes_to_agent":7,"duration_ms":3"#,
-                "evil.example at 198.51.100.66:443  sni_denied  517 B out, 7 B in, 3 ms",
+                r#""flow":"a1","group":"research","agent":"192.0.2.10:4711","sni":"evil.example","dialled":"198.51.100.66:443","decision":"refuse","reason":"sni_denied","bytes_from_agent":517,"bytes_to_agent":7,"duration_ms":3"#,
+                "192.0.2.10:4711        a1               refuse    evil.example at 198.51.100.66:443  sni_denied  517 B out, 7 B in, 3 ms",
             ),
             Kind::Connections => (
                 r#""seconds":10,"group":"research","agent":"192.0.2.10","decision":"refuse","reason":"rate_limit","count":40"#,
-                "192.0.2.10             refuse    rate_limit  40 new connections in 10 s",
+                "192.0.2.10             -                refuse    rate_limit  40 new connections in 10 s",
             ),
             Kind::Requests => (
                 r#""seconds":10,"group":"research","agent":"192.0.2.10","decision":"refuse","reason":"rate_limit","count":40"#,
-                "192.0.2.10             refuse    rate_limit  40 requests in 10 s",
+                "192.0.2.10             -                refuse    rate_limit  40 requests in 10 s",
             ),
             Kind::Request => (
-                r#""flow":"a1","group":"operations","decision":"intercept","method":"GET","host":"api.example","path":"/v1","upstream_status":200,"duration_ms":9"#,
-                "GET api.example/v1  200  9 ms",
+                r#""flow":"a1","group":"operations","agent":"[2001:db8:b::10]:4711","decision":"intercept","method":"GET","host":"api.example","path":"/v1","upstream_status":200,"duration_ms":9"#,
+                "[2001:db8:b::10]:4711  a1               intercept GET api.example/v1  200  9 ms",
             ),
             Kind::Dns => (
                 r#""interface":"agents0","group":"research","agent":"192.0.2.10:5353","server":"192.0.2.1","transport":"udp","name":"evil.example","type":"TXT","decision":"refuse","reason":"dns_denied""#,
@@ -429,6 +491,41 @@ mod tests {
         let records = records();
         assert_eq!(shown(&args(Some("operations"), false), &records).lines().count(), 1);
         assert_eq!(shown(&args(Some("operations"), true), &records), "");
+    }
+
+    #[test]
+    fn an_agent_a_flow_and_a_reason_leave_out_the_others() {
+        let records = records();
+        let kinds = |options: &[&str]| {
+            let shown = |kind: &&Kind| !shown(&asked(options), &record(**kind)).is_empty();
+            Kind::ALL.iter().filter(shown).copied().collect::<Vec<_>>()
+        };
+        use Kind::{Connection, Connections, Dns, DnsSummary, Packets, Request, Requests};
+        let of_research = [Connection, Connections, Requests, Dns, DnsSummary, Packets];
+        for agent in ["192.0.2.10", "192.0.2.0/24"] {
+            assert_eq!(kinds(&["--agent", agent]), of_research, "{agent}");
+        }
+        assert_eq!(kinds(&["--agent", "192.0.2.11"]), []);
+        for agent in ["2001:db8:b::10", "2001:db8:b::/64", "2001:db8::/32"] {
+            assert_eq!(kinds(&["--agent", agent]), [Request], "{agent}");
+        }
+        assert_eq!(kinds(&["--flow", "a1"]), [Connection, Request]);
+        assert_eq!(kinds(&["--flow", "a"]), []);
+        assert_eq!(kinds(&["--reason", "rate_limit"]), [Connections, Requests]);
+        let both = ["--agent", "192.0.2.10", "--reason", "dns_rate", "--refused"];
+        assert_eq!(kinds(&both), [DnsSummary]);
+        let prefix = "{\"record\":\"requests\",\"agent\":\"2001:db8:b::/64\",\"count\":1}\n";
+        assert!(!shown(&asked(&["--agent", "2001:db8:b::10"]), prefix).is_empty());
+        assert!(shown(&asked(&["--agent", "2001:db8:c::10"]), prefix).is_empty());
+        assert_eq!(shown(&asked(&[]), &records).lines().count(), Kind::ALL.len());
+    }
+
+    #[test]
+    fn what_cannot_be_an_agent_or_a_reason_is_said_at_once() {
+        for wrong in [["--agent", "research"], ["--agent", "192.0.2.300"], ["--reason", "denied"]] {
+            let line = ["watch", "-"].iter().chain(&wrong);
+            assert!(Line::try_parse_from(line).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]
