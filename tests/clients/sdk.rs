@@ -8,6 +8,7 @@ use lab::{
     net::{ANTHROPIC, GIT, OPENAI},
     sandboxed,
     tools::on_path,
+    wait,
 };
 
 use super::{Family, Scene, Swap};
@@ -54,6 +55,46 @@ answer = fal_client.SyncClient(key="OPENAI_API_KEY").run("v1/models", arguments=
 assert answer["data"][0]["id"] == "lab-1", answer
 "#;
 
+/// What each client prints of a refusal, in its own kind of error.
+const REFUSED_SCRIPT: &str = r#"
+import os, openai, grpc, boto3
+from botocore.exceptions import ClientError
+
+def refused(what, text, *parts):
+    for part in (*parts, "foreign_credential", "flow "):
+        assert part in text, f"{what} does not print {part}: {text}"
+
+client = openai.OpenAI(base_url="https://api.openai.example/v1", api_key="sk-my-own", max_retries=0)
+try:
+    client.models.list()
+    raise SystemExit("openai was answered")
+except openai.PermissionDeniedError as error:
+    refused("openai", str(error), "this credential is not a placeholder for this host")
+    refused("openai", error.message)
+
+os.environ["AWS_BEARER_TOKEN_BEDROCK"] = "my-own"
+bedrock = boto3.client(
+    "bedrock-runtime", region_name="us-east-1", endpoint_url="https://api.openai.example",
+    verify=os.environ["SSL_CERT_FILE"],
+)
+try:
+    bedrock.converse(modelId="lab-1", messages=[{"role": "user", "content": [{"text": "Hello"}]}])
+    raise SystemExit("boto3 was answered")
+except ClientError as error:
+    refused("boto3", str(error), "this credential is not a placeholder for this host")
+
+with open(os.environ["SSL_CERT_FILE"], "rb") as bundle:
+    roots = grpc.ssl_channel_credentials(bundle.read())
+channel = grpc.secure_channel("api.openai.example:443", roots)
+call = channel.unary_unary("/v1/Ask", lambda it: it, lambda it: it)
+try:
+    call(b"", timeout=20, metadata=[("authorization", "Bearer my-own")])
+    raise SystemExit("grpc was answered")
+except grpc.RpcError as error:
+    assert error.code() == grpc.StatusCode.PERMISSION_DENIED, error
+    refused("grpc", error.details(), "this credential is not a placeholder for this host")
+"#;
+
 fn run(scene: &Scene, script: &str) {
     let file = scene.world.lab.write("client.py", script);
     succeed(scene.agent(&python().display().to_string()).arg(file));
@@ -71,6 +112,19 @@ fn anthropic(family: Family) {
     // This package sends its key as a bearer token; `X-Api-Key` is in curl's tests.
     let swap = Swap::bearer(ANTHROPIC, "ANTHROPIC_API_KEY", ANTHROPIC_SECRET);
     scene.assert_swapped(&swap, 2);
+}
+
+#[test]
+fn a_refusal_is_printed_by_the_clients_that_get_it() {
+    sandboxed(|| {
+        let scene = Scene::new(Family::V4);
+        run(&scene, REFUSED_SCRIPT);
+        scene.world.origin.log().assert_no_request();
+        let asked = || Some(scene.world.requests()).filter(|requests| requests.len() == 3);
+        for record in wait::until(wait::SOON, asked).expect("one request of each") {
+            assert_eq!(record["reason"], "foreign_credential", "{record}");
+        }
+    });
 }
 
 #[test]

@@ -30,13 +30,23 @@ fn an_upstream_whose_certificate_is_not_in_order_gets_no_request() {
         let origin = Origin::start(&lab);
         let _dns = Dns::start();
         let gateway = Gateway::usual(&lab);
-        let flaws =
-            [Flaw::WrongName, Flaw::Expired, Flaw::NotYet, Flaw::SelfSigned, Flaw::UnknownIssuer];
-        for flaw in flaws {
+        let flaws = [
+            (Flaw::WrongName, "certificate_wrong_name", "not for this name"),
+            (Flaw::Expired, "certificate_expired", "has expired"),
+            (Flaw::NotYet, "certificate_not_yet_valid", "not valid yet"),
+            (Flaw::SelfSigned, "certificate_self_signed", "signed by itself"),
+            (Flaw::UnknownIssuer, "certificate_unknown_issuer", "no CA that the gateway trusts"),
+            (Flaw::ForgedSignature, "bad_signature", "signature"),
+        ];
+        for (flaw, _, detail) in flaws {
             origin.flaw(&lab, OPENAI.name, flaw);
             let answer = ask(&lab, &gateway, CHAT);
             assert_refused(&answer, 502, "upstream_tls_invalid");
+            assert!(answer.text().contains(detail), "{flaw:?}: {}", answer.text());
         }
+        let log = gateway.stderr();
+        let told = log.contains("cause=certificate_wrong_name") && log.contains(OPENAI.name);
+        assert!(told, "the log says the first cause, and whose: {log}");
         let hello = Hello { alpn: vec![b"h2"], ..hello(&lab, OPENAI) };
         let mut h2 = H2::open(AGENT, OPENAI.port6(443), &hello).expect("a handshake to answer in");
         let request = http::Request::post("https://api.openai.example/v1/chat/completions")
@@ -50,12 +60,16 @@ fn an_upstream_whose_certificate_is_not_in_order_gets_no_request() {
         for connection in origin.log().connections() {
             assert!(connection.bytes.is_empty(), "no byte of a request: {connection:?}");
         }
-        for record in connections(&gateway, flaws.len() + 1) {
+        let causes = || flaws.iter().chain(flaws.last()).map(|(_, cause, _)| *cause);
+        for (record, cause) in connections(&gateway, flaws.len() + 1).iter().zip(causes()) {
             assert_eq!(record["reason"], "upstream_tls_invalid", "{record}");
             assert_eq!(record["decision"], "refuse", "{record}");
+            assert_eq!(record["cause"], cause, "{record}");
         }
-        for record in records(&gateway, "request") {
+        for (record, cause) in records(&gateway, "request").iter().zip(causes()) {
             assert_eq!(record["reason"], "upstream_tls_invalid", "{record}");
+            assert_eq!(record["cause"], cause, "{record}");
+            assert_eq!(record["host"], OPENAI.name, "{record}");
         }
         assert_eq!(records(&gateway, "request").len(), flaws.len() + 1);
 
@@ -94,9 +108,17 @@ fn an_upstream_that_fails_is_an_answer_and_not_a_hang() {
             println!("{name}: {} {:?} in {:?}", answer.status, answer.reason(), begun.elapsed());
             assert_refused(&answer, 502, reason);
             assert!(begun.elapsed() < Duration::from_secs(6), "{name}: {:?}", begun.elapsed());
-            connections(&gateway, number + 1);
+            let connection = &connections(&gateway, number + 1)[number];
             let record = &records(&gateway, "request")[number];
             assert_eq!(record["reason"], reason, "{name}: {record}");
+            assert_eq!(record["host"], OPENAI.name, "{name}: {record}");
+            let said = [&connection["cause"], &connection["alert"]].map(|word| word.as_str());
+            let meant = match name {
+                "speaks something else" => [Some("not_tls"), None],
+                "ends the handshake" => [Some("alert_received"), Some("handshake_failure")],
+                _ => [None, None],
+            };
+            assert_eq!(said, meant, "{name}: {connection}");
         }
         origin.log().assert_untouched();
         dns.set(OPENAI.name, &[OPENAI.v4().into()]);
@@ -168,6 +190,7 @@ fn acts(lab: &Lab) -> Vec<(&'static str, Act, &'static str)> {
         ("closes at once", serves(|stream, _| drop(stream)), "upstream_unreachable"),
         ("never speaks", serves(|stream, _| hold(stream)), "upstream_unreachable"),
         ("speaks something else", serves(banner), "upstream_tls_invalid"),
+        ("ends the handshake", serves(alert), "upstream_tls_invalid"),
         ("closes after the handshake", serves(|s, c| answer(s, c, b"")), "upstream_unreachable"),
         (
             "answers garbage",
@@ -189,6 +212,13 @@ fn hold(mut stream: TcpStream) {
 
 fn banner(mut stream: TcpStream, _: &Arc<ServerConfig>) {
     let _ = stream.write_all(b"SSH-2.0-OpenSSH_9.2p1 Debian\r\n");
+    hold(stream);
+}
+
+/// Reads the beginning of a hello and answers with the alert `handshake_failure`.
+fn alert(mut stream: TcpStream, _: &Arc<ServerConfig>) {
+    let _ = stream.read(&mut [0; 64]);
+    let _ = stream.write_all(&[21, 3, 3, 0, 2, 2, 40]);
     hold(stream);
 }
 

@@ -12,6 +12,7 @@ use time::{Duration, OffsetDateTime};
 /// A certificate authority.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
+    name: String,
     pem: String,
     der: CertificateDer<'static>,
 }
@@ -38,6 +39,8 @@ pub enum Flaw {
     SelfSigned,
     /// Its issuer is unknown to everybody.
     UnknownIssuer,
+    /// It says that the root signed it, and somebody else did.
+    ForgedSignature,
 }
 
 impl Authority {
@@ -52,7 +55,8 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = new_key();
         let root = params.self_signed(&key).expect("the root can be signed");
-        Self { pem: root.pem(), der: root.der().clone(), issuer: Issuer::new(params, key) }
+        let (pem, der) = (root.pem(), root.der().clone());
+        Self { name: name.to_owned(), pem, der, issuer: Issuer::new(params, key) }
     }
 
     /// The root in PEM.
@@ -82,6 +86,7 @@ impl Authority {
             Flaw::UnknownIssuer => {
                 params.signed_by(&key, &Self::new("Somebody else's root").issuer)
             }
+            Flaw::ForgedSignature => params.signed_by(&key, &Self::new(&self.name).issuer),
             _ => params.signed_by(&key, &self.issuer),
         }
         .expect("the leaf can be signed");

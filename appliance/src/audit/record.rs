@@ -18,7 +18,7 @@ use crate::{
     decide::{Permit, Route},
     peek::Peeked,
     policy::{GroupName, InterfaceName, Placeholder},
-    reason::{Reason, SecretCause},
+    reason::{Cause, Reason},
 };
 
 /// Bytes of a flow so far, seen from the agent's side of the gateway.
@@ -149,9 +149,21 @@ impl Record {
         self.ended("closed");
     }
 
-    /// Why there was no issuing CA for the host.
-    pub fn cause(&mut self, cause: SecretCause) {
-        self.line.cause = Some(cause.word());
+    /// What is behind the reason.
+    pub fn cause(&mut self, cause: impl Into<Cause>) {
+        self.line.cause = Some(cause.into().word());
+    }
+
+    /// The TLS alert by which the other side ended a handshake.
+    pub fn alert(&mut self, alert: &'static str) {
+        self.line.alert = Some(alert);
+    }
+
+    /// The agent ended the handshake in which it was shown a leaf. A reason that it had before stays.
+    pub fn agent_tls_failed(&mut self) {
+        if self.line.reason.is_none() {
+            self.refused(Reason::AgentTlsFailed);
+        }
     }
 
     /// How it ended, in a word.
@@ -187,12 +199,18 @@ pub struct RequestRecord {
 
 impl RequestRecord {
     /// Opens the record of a request whose head was just read.
-    pub fn open(slot: Slot, flow: FlowId, group: &GroupName, route: &Route) -> Self {
+    pub fn open(
+        slot: Slot,
+        flow: FlowId,
+        (group, agent): (&GroupName, AgentAddr),
+        route: &Route,
+    ) -> Self {
         let line = RequestLine {
             time: now(),
             record: Kind::Request,
             flow: flow.to_string(),
             group: group.to_string(),
+            agent: agent.0.to_string(),
             decision: "refuse",
             rule: route.rule().to_string(),
             reason: Some(Reason::InternalError.word()),
@@ -230,9 +248,9 @@ impl RequestRecord {
         self.line.reason = Some(reason.word());
     }
 
-    /// Why the secret had no value.
-    pub fn cause(&mut self, cause: SecretCause) {
-        self.line.cause = Some(cause.word());
+    /// What is behind the reason.
+    pub fn cause(&mut self, cause: impl Into<Cause>) {
+        self.line.cause = Some(cause.into().word());
     }
 
     /// The status that the upstream answered with.
@@ -325,6 +343,8 @@ struct ConnectionLine {
     #[serde(skip_serializing_if = "Option::is_none")]
     cause: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    alert: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     upstream: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     end: Option<&'static str>,
@@ -339,6 +359,7 @@ struct RequestLine {
     record: Kind,
     flow: String,
     group: String,
+    agent: String,
     decision: &'static str,
     rule: String,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -84,7 +84,10 @@ pub(super) async fn serve(
     let id = gateway.flow_ids.next();
     let mut record = Record::open(slot, id, &interface, from, dialled);
     let rulebook = Arc::clone(&gateway.rulebook.borrow());
-    let admitted = admit(&gateway, &rulebook, &interface, from, dialled);
+    let admitted = identify(&rulebook, (&interface, from), &mut record).and_then(|group| {
+        let share = admit(&gateway, &rulebook, &group, from, dialled)?;
+        Ok((group, share))
+    });
     let (group, share) = match admitted {
         Ok(admitted) => admitted,
         Err(reason) => {
@@ -92,7 +95,6 @@ pub(super) async fn serve(
             return reset(stream);
         }
     };
-    record.group(&group.name);
     let flow = Flow { id, group, agent: from, dialled, reached: Arc::default() };
     if splice::harden(&stream).is_err() {
         // The kernel refuses these options only for a connection that is already gone.
@@ -152,25 +154,33 @@ async fn look(
     Ok(peek::Read { peeked: Peeked::Unread(names), bytes: Bytes::new() })
 }
 
+/// Whose connection it is, which its record says whatever becomes of it.
+fn identify(
+    rulebook: &Rulebook,
+    (interface, from): (&InterfaceName, AgentAddr),
+    record: &mut Record,
+) -> Result<Arc<Group>, Reason> {
+    let group = rulebook.policy.identify(interface, from.ip()).ok_or(Reason::NoGroup)?;
+    record.group(&group.name);
+    Ok(Arc::clone(group))
+}
+
 fn admit(
     gateway: &Gateway,
     rulebook: &Rulebook,
-    interface: &InterfaceName,
+    group: &Group,
     from: AgentAddr,
     dialled: Dialled,
-) -> Result<(Arc<Group>, Share), Reason> {
-    let policy = &rulebook.policy;
-    let group = policy.identify(interface, from.ip()).ok_or(Reason::NoGroup)?;
+) -> Result<Share, Reason> {
     if dialled.0.port() == gateway.proxy_port || dial::is_own(dialled.0.ip()) {
         return Err(Reason::SelfDestination);
     }
     if gateway.quarantined.holds(&group.name) {
         return Err(Reason::Quarantined);
     }
-    let limits = &policy.limits;
     let agent = AgentKey::of(group, from.ip());
-    let share = gateway.places.share(&agent, limits, policy.groups.len())?;
-    Ok((Arc::clone(group), share))
+    let policy = &rulebook.policy;
+    gateway.places.share(&agent, &policy.limits, policy.groups.len())
 }
 
 #[derive(Clone, Copy)]

@@ -23,12 +23,12 @@ use super::{
     unsent::Unsent,
 };
 use crate::{
-    accept::{FlowId, RequestPlace, Taken},
+    accept::{AgentAddr, FlowId, RequestPlace, Taken},
     audit::{RequestRecord, Sink},
     decide::Route,
     policy::{Api, Binding, Carry, Group, Narrowed, Pass, ResponseRules, permits},
     reason::{Reason, SecretCause},
-    refuse,
+    refuse::{self, Dialect, Refusal},
     rulebook::MaskCache,
     scrub::{self, Masks},
     secrets::{SecretStore, Snapshot},
@@ -41,6 +41,8 @@ pub(super) struct Connection {
     pub flow: FlowId,
     /// Whose it is.
     pub group: Arc<Group>,
+    /// Where it came from.
+    pub agent: AgentAddr,
     /// The one name and port that requests may be for.
     pub site: Site,
     /// How it was permitted.
@@ -118,7 +120,8 @@ impl Connection {
             return Err(Reason::RateLimit);
         }
         let slot = self.audit.reserve().map_err(|_| Reason::AuditUnavailable)?;
-        let mut record = RequestRecord::open(slot, self.flow, &self.group.name, &self.route);
+        let mut record =
+            RequestRecord::open(slot, self.flow, (&self.group.name, self.agent), &self.route);
         let place = self.taken.request().inspect_err(|&reason| record.refused(reason))?;
         Ok(Arc::new(Trace {
             record: Mutex::new(record),
@@ -173,10 +176,10 @@ pub(super) async fn serve(
     request: Request<Incoming>,
     turn: Turn,
 ) -> Result<Response<ResponseBody>, Unsent> {
-    let flow = connection.flow;
+    let (flow, dialect) = (connection.flow, Dialect::of(request.headers()));
     let trace = match connection.begin(turn) {
         Ok(trace) => trace,
-        Err(reason) => return Ok(answer(reason, flow)),
+        Err(reason) => return Ok(answer(reason, flow, dialect)),
     };
     let reason = match forward(&connection, &sender, request, &trace).await {
         Ok(response) => return Ok(response),
@@ -187,28 +190,33 @@ pub(super) async fn serve(
         Err(Failure::Refused(reason)) => reason,
     };
     trace.refused(reason);
-    Ok(answer(reason, flow))
+    Ok(answer(reason, flow, dialect))
 }
 
 /// Serves a connection on which nothing may be sent: every request gets the same answer.
 pub(super) fn serve_refusal(
     connection: &Arc<Connection>,
     request: &Request<Incoming>,
-    reason: Reason,
+    refusal: Refusal,
 ) -> Response<ResponseBody> {
+    let (flow, dialect) = (connection.flow, Dialect::of(request.headers()));
+    let host = connection.site.host.as_str();
     match connection.begin(connection.exchanges.begin()) {
         Ok(trace) => {
-            trace.with(|record| record.asked(request.method(), "", request.uri().path()));
-            trace.refused(reason);
-            answer(reason, connection.flow)
+            trace.with(|record| {
+                record.asked(request.method(), host, request.uri().path());
+                record.refused(refusal.reason);
+                refusal.cause.into_iter().for_each(|cause| record.cause(cause));
+            });
+            answer(refusal, flow, dialect)
         }
-        Err(unavailable) => answer(unavailable, connection.flow),
+        Err(unavailable) => answer(unavailable, flow, dialect),
     }
 }
 
 /// An answer of the gateway's own.
-pub(super) fn answer(reason: Reason, flow: FlowId) -> Response<ResponseBody> {
-    refuse::answer(reason, flow).map(|body| ResponseBody::Own(Full::new(body)))
+fn answer(refusal: impl Into<Refusal>, flow: FlowId, dialect: Dialect) -> Response<ResponseBody> {
+    refuse::answer(refusal, flow, dialect).map(|body| ResponseBody::Own(Full::new(body)))
 }
 
 async fn forward(
@@ -337,8 +345,9 @@ fn receive(
     let (mut head, body) = response.into_parts();
     trace.with(|record| record.upstream_status(head.status));
     connection.exchanges.moved(1);
+    // Nobody asked for it.
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
-        return Err(Reason::UpgradeDenied);
+        return Err(Reason::UpstreamUnreachable);
     }
     // hyper's own bound depends on how much a single read brings.
     if head_bytes(&head.headers) > MAX_RESPONSE_HEAD {

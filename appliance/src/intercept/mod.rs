@@ -55,10 +55,12 @@ use crate::{
     dial::{self, Resolver},
     peek::{Hello, Rewind},
     phase::Phases,
-    reason::Reason,
+    reason::{Reason, TlsCause},
+    refuse::Refusal,
     rulebook::Rulebook,
     secrets::SecretStore,
-    tls::{ClientSettings, Protocol},
+    seldom::Seldom,
+    tls::{ClientSettings, Protocol, TlsFailure, Unverified},
 };
 
 /// What interception needs of the daemon.
@@ -140,10 +142,12 @@ pub async fn run(
     let handshake =
         interception.rulebook.tls.accept(agent, Arc::clone(&interception.leaf), protocol);
     let agent = timeout(limits.head_time, handshake).await;
-    let upstream = upstream.inspect_err(|&reason| record.refused(reason));
-    let Ok(Ok(agent)) = agent else {
-        // The agent does not trust the leaf, went away, or never finished; it knows why.
-        return record.ended("agent_tls_failed");
+    let upstream = upstream.map_err(|unverified| interception.refusal(unverified, record));
+    let agent = match agent {
+        Ok(Ok(agent)) => agent,
+        Ok(Err(error)) => return agent_failed(&error, record),
+        // It never finished.
+        Err(_) => return record.agent_tls_failed(),
     };
     let connection = Arc::new(interception.connection(means));
     match upstream {
@@ -153,7 +157,15 @@ pub async fn run(
         Ok((upstream, Protocol::H2)) => {
             serve::h2(connection, Sides { agent, upstream, reset }, limits, phases, record).await;
         }
-        Err(reason) => serve::refusal(connection, agent, reason, limits, record).await,
+        Err(refusal) => serve::refusal(connection, agent, refusal, limits, record).await,
+    }
+}
+
+/// The agent does not take the leaf, or went away; its alert says which.
+fn agent_failed(error: &io::Error, record: &mut Record) {
+    record.agent_tls_failed();
+    if let Some(alert) = TlsFailure::of(error).and_then(|failure| failure.alert) {
+        record.alert(alert);
     }
 }
 
@@ -162,7 +174,7 @@ impl Interception<'_> {
         &self,
         means: &Means,
         record: &mut Record,
-    ) -> Result<(TlsStream<ReadAhead<TcpStream>>, Protocol), Reason> {
+    ) -> Result<(TlsStream<ReadAhead<TcpStream>>, Protocol), Unverified> {
         let patience = self.rulebook.policy.limits.dial_time;
         let dialled = dial::connect(&self.permit, self.flow, &means.resolver, patience).await?;
         record.upstream(dialled.address);
@@ -178,7 +190,28 @@ impl Interception<'_> {
         };
         let handshake =
             self.rulebook.tls.connect(ReadAhead::new(dialled.stream), self.permit.host(), settings);
-        timeout(patience, handshake).await.unwrap_or(Err(Reason::UpstreamUnreachable))
+        timeout(patience, handshake).await.unwrap_or(Err(Reason::UpstreamUnreachable.into()))
+    }
+
+    /// Notes why there is no upstream, and gives what the agent is told.
+    fn refusal(&self, Unverified { reason, failure }: Unverified, record: &mut Record) -> Refusal {
+        record.refused(reason);
+        if let Some(TlsFailure { cause, alert }) = failure {
+            record.cause(cause);
+            alert.into_iter().for_each(|alert| record.alert(alert));
+            self.warn(cause, alert);
+        }
+        Refusal { reason, cause: failure.map(|failure| failure.cause) }
+    }
+
+    /// Agents decide how often this happens, and must not fill the log: the audit has each case.
+    fn warn(&self, cause: TlsCause, alert: Option<&str>) {
+        static SELDOM: Seldom = Seldom::new();
+        if SELDOM.is_due(SystemTime::now()) {
+            let (rule, host) = (self.permit.route().rule(), self.permit.host());
+            let alert = alert.map(tracing::field::display);
+            tracing::warn!(%rule, %host, %cause, alert, "an upstream did not prove that it is its host");
+        }
     }
 
     fn connection(&self, means: &Means) -> Connection {
@@ -188,6 +221,7 @@ impl Interception<'_> {
         Connection {
             flow: self.flow.id,
             group,
+            agent: self.flow.agent,
             site: Site { host: self.permit.host().clone(), port: self.permit.port() },
             route: route.clone(),
             rules,

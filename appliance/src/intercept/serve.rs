@@ -36,7 +36,12 @@ use super::{
     vigil::{Ended, Vigil},
 };
 use crate::{
-    accept::Windows, audit::Record, phase::Phases, policy::Limits, reason::Reason, refuse,
+    accept::Windows,
+    audit::Record,
+    phase::Phases,
+    policy::Limits,
+    reason::Reason,
+    refuse::{self, Refusal},
 };
 
 /// The agent's side, once TLS is up.
@@ -333,16 +338,16 @@ async fn finish_h2(
 pub(super) async fn refusal(
     connection: Arc<Connection>,
     agent: AgentTls,
-    reason: Reason,
+    refusal: Refusal,
     limits: &Limits,
     record: &mut Record,
 ) {
     let h2 = agent.get_ref().1.alpn_protocol() == Some(b"h2");
     let served = async {
         if h2 {
-            refusal_h2(connection, agent, reason, limits).await
+            refusal_h2(connection, agent, refusal, limits).await
         } else {
-            refusal_h1(connection, agent, reason, limits, record).await
+            refusal_h1(connection, agent, refusal, limits, record).await
         }
     };
     // Whether the agent stayed to hear it changes nothing.
@@ -352,14 +357,14 @@ pub(super) async fn refusal(
 async fn refusal_h1(
     connection: Arc<Connection>,
     agent: AgentTls,
-    reason: Reason,
+    refusal: Refusal,
     limits: &Limits,
     record: &mut Record,
 ) {
     let trailers: Arc<dyn TrailerRule + Send + Sync> = Arc::clone(&connection) as _;
     let guard = Guard::new(agent, limits, trailers, Arc::clone(&connection.exchanges));
     let service = service_fn(|request: Request<Incoming>| {
-        let answer = exchange::serve_refusal(&connection, &request, reason);
+        let answer = exchange::serve_refusal(&connection, &request, refusal);
         ready(Ok::<_, Infallible>(answer))
     });
     let mut builder = server::http1::Builder::new();
@@ -374,14 +379,19 @@ async fn refusal_h1(
     finish_h1(&connection, guard, ended, limits, record).await;
 }
 
-async fn refusal_h2(connection: Arc<Connection>, agent: AgentTls, reason: Reason, limits: &Limits) {
+async fn refusal_h2(
+    connection: Arc<Connection>,
+    agent: AgentTls,
+    refusal: Refusal,
+    limits: &Limits,
+) {
     let spawner = Spawner::default();
     let mut tasks = Tasks::new(spawner.clone());
     let mut builder = server::http2::Builder::new(spawner);
     builder.max_header_list_size(header_list_bytes(limits));
     let (agent, heads) = HeadWatch::new(agent, limits.head_time, Arc::clone(&connection.exchanges));
     let service = service_fn(|request: Request<Incoming>| {
-        let answer = exchange::serve_refusal(&connection, &request, reason);
+        let answer = exchange::serve_refusal(&connection, &request, refusal);
         ready(Ok::<_, Infallible>(answer))
     });
     let mut agent = pin!(builder.serve_connection(TokioIo::new(agent), service));

@@ -1,0 +1,39 @@
+//! Words in the log that agents can cause. They decide how often, and must not fill it.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+/// One kind of word, which is said once in a while at most.
+pub(crate) struct Seldom(AtomicU64);
+
+impl Seldom {
+    /// Not said yet.
+    pub(crate) const fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    /// Whether it may be said now. Whoever is told so says it.
+    pub(crate) fn is_due(&self, now: SystemTime) -> bool {
+        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let last = self.0.load(Relaxed);
+        let due = now.abs_diff(last) >= BETWEEN_WORDS.as_secs();
+        due && self.0.compare_exchange(last, now, Relaxed, Relaxed).is_ok()
+    }
+}
+
+const BETWEEN_WORDS: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_is_said_once_in_a_while_also_where_the_clock_goes_back() {
+        let (seldom, noon) = (Seldom::new(), UNIX_EPOCH + Duration::from_secs(1 << 30));
+        let said = |seconds: u64| seldom.is_due(noon + Duration::from_secs(seconds));
+        let told: Vec<_> = [100, 100, 109, 110, 111, 120, 0, 9].map(said).into();
+        assert_eq!(told, [true, false, false, true, false, true, true, false]);
+    }
+}
