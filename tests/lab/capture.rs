@@ -87,7 +87,7 @@ impl Capture {
     /// Whether `text` was on the wire, within one packet and whatever its capitals: names are asked
     /// for in any.
     pub fn holds(&self, text: &str) -> bool {
-        let text = text.as_bytes();
-        self.bytes().windows(text.len().max(1)).any(|at| at.eq_ignore_ascii_case(text))
+        let (bytes, text) = (self.bytes().to_ascii_lowercase(), text.to_ascii_lowercase());
+        bytes.windows(text.len().max(1)).any(|at| at == text.as_bytes())
     }
 }
