@@ -32,7 +32,10 @@ impl Machine {
             std::env::var("CLOAKROOM_MACHINE").expect("`make test-systemd` says where it is");
         let console = lab.dir.join("console.log");
         let log = fs::File::create(&console).expect("the lab's folder is writable");
-        let unit = tools::repository().join("image/cloakroom.service");
+        let units = ["cloakroom.service", "cloakroom-guard.service"].map(|name| {
+            let unit = tools::repository().join("image").join(name);
+            format!("--bind-ro={}:/etc/systemd/system/{name}", unit.display())
+        });
         let nspawn = Command::new("systemd-nspawn")
             .args(["--quiet", "--boot", "--volatile=overlay", "--console=pipe"])
             .args(["--register=no", "--keep-unit", "--machine=gateway"])
@@ -44,7 +47,7 @@ impl Machine {
             .arg("--capability=CAP_NET_ADMIN")
             .arg(format!("--directory={root}"))
             .arg(format!("--bind-ro={}:/usr/local/bin/cloakroom", tools::cloakroom().display()))
-            .arg(format!("--bind-ro={}:/etc/systemd/system/cloakroom.service", unit.display()))
+            .args(units)
             .arg(format!("--bind={}:/etc/cloakroom", etc.display()))
             .env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1")
             .env("SYSTEMD_NSPAWN_API_VFS_WRITABLE", "network")

@@ -24,7 +24,7 @@ use crate::{
     dns::{self, Desk},
     harden::{Confinement, Enforced, Reach},
     intercept::Means,
-    packets::{self, Capture, Kept, PacketLog},
+    packets::{self, Capture, Kept, PacketLog, PacketsError},
     phase::Phases,
     policy::{Group, Policy},
     quarantine::Quarantine,
@@ -49,9 +49,13 @@ impl Daemon {
         audit::make_folder(&settings.audit).map_err(|error| {
             other(&format!("cannot make the folder of the audit {}", settings.audit), &error)
         })?;
+        let capture = Capture::new(&policy, &settings);
+        // Whoever else answers at port 53 can be named now: Landlock hides what other processes hold.
+        if let Err(error @ PacketsError::PortInUse { .. }) = packets::dns_sockets(&capture) {
+            return Err(error.into());
+        }
         // From here on threads are started.
         let confinement = Arc::new(confine(reach)?);
-        let capture = Capture::new(&policy, &settings);
         packets::prepare(&capture).await?;
         packets::misfits(&capture).iter().for_each(|misfit| tracing::warn!("{misfit}"));
         report_routes(&policy, capture.ipv6);

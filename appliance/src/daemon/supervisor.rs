@@ -81,7 +81,9 @@ impl Supervisor {
     /// Says that connections are carried to whoever looks at the file.
     pub(super) fn write_ready_file(&self) -> io::Result<()> {
         match &self.ready_file {
-            Some(path) if !path.exists() => fs::write(path, "ready\n"),
+            Some(path) if !path.exists() => fs::write(path, "ready\n").map_err(|error| {
+                io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+            }),
             _ => Ok(()),
         }
     }

@@ -31,8 +31,6 @@ pub struct MaskStream {
     known: usize,
     /// How many bytes of the run are with the receiver already.
     released: usize,
-    /// Whether a part of the run was given out because nothing followed it.
-    paused: bool,
     masked: u64,
     near_misses: u64,
 }
@@ -47,7 +45,6 @@ impl MaskStream {
             run: Zeroizing::new(Vec::new()),
             known: 0,
             released: 0,
-            paused: false,
             masked: 0,
             near_misses: 0,
         }
@@ -68,7 +65,6 @@ impl MaskStream {
         let text = if before == 0 { chunk } else { [self.run.as_slice(), &chunk].concat().into() };
         let message_end = message_end.map_or(0, |end| before + end);
         let run = run_begin(&text, text.len().saturating_sub(self.masks.reach()));
-        self.paused &= run == 0;
         self.pass(text, run, run.max(message_end))
     }
 
@@ -81,19 +77,17 @@ impl MaskStream {
 
     /// Whether bytes are kept back that [`Self::release`] would give.
     pub fn can_release(&self) -> bool {
-        !self.paused && self.released < self.run.len()
+        self.released < self.run.len()
     }
 
     /// Gives all that is kept back, for a receiver that has waited: a message of a protocol that
     /// the gateway does not know may have ended here, and both sides would wait for each other.
     ///
-    /// Of one run that happens once. Should a secret have begun in it, its rest is masked, however
-    /// slowly it comes.
+    /// Should a secret have begun in it, its rest is masked when it comes.
     pub fn release(&mut self) -> Bytes {
         if !self.can_release() {
             return Bytes::new();
         }
-        self.paused = true;
         let text = Bytes::copy_from_slice(&self.run);
         let end = text.len();
         self.pass(text, 0, end)
