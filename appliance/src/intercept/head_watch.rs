@@ -28,7 +28,7 @@ use super::{
     exchanges::{Exchanges, Violation},
     frames::{Frame, Frames, HEADERS, RST_STREAM},
 };
-use crate::reason::Reason;
+use crate::{accept::Pace, reason::Reason};
 
 /// Passes `S` through, head by head, and ends it where one takes too long.
 pub(super) struct HeadWatch<S> {
@@ -42,6 +42,7 @@ pub(super) struct HeadWatch<S> {
     behind: Bytes,
     head_time: Duration,
     deadline: Option<Pin<Box<Sleep>>>,
+    resets: Pace,
     exchanges: Arc<Exchanges>,
     heads: Arc<Heads>,
 }
@@ -159,6 +160,7 @@ impl<S> HeadWatch<S> {
             behind: Bytes::new(),
             head_time,
             deadline: None,
+            resets: Pace::new(Instant::now().into_std()),
             exchanges,
             heads: Arc::clone(&heads),
         };
@@ -179,6 +181,7 @@ impl<S> HeadWatch<S> {
             at += taken;
             clear |= !self.read.in_head();
             behind_a_frame |= frame.is_some();
+            self.count_reset(frame);
             if frame.is_some_and(|frame| self.opens(frame)) {
                 break;
             }
@@ -189,6 +192,16 @@ impl<S> HeadWatch<S> {
         }
         self.heads.judged().under_way = self.read.in_block();
         at
+    }
+
+    /// A stream that is opened and reset at once costs its agent next to nothing, and the gateway a
+    /// request: the library counts those alone that it has not handed out.
+    fn count_reset(&mut self, frame: Option<Frame>) {
+        let is_reset = frame.is_some_and(|frame| frame.kind == RST_STREAM);
+        let now = Instant::now().into_std();
+        if is_reset && !self.resets.take(RESETS_A_SECOND, RESETS_AT_ONCE, now) {
+            self.exchanges.break_rule(Violation { reason: Reason::RateLimit, at_head: true });
+        }
     }
 
     /// Whether the frame makes a head whole that opens a stream, which then waits to be asked for.
@@ -274,6 +287,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for HeadWatch<S> {
             watch.exchanges.break_rule(violation);
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
+        if watch.exchanges.violation().is_some_and(|it| it.reason == Reason::RateLimit) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
         read
     }
 }
@@ -320,6 +336,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for HeadWatch<S> {
 
 /// The code for a stream that the library has no room for (RFC 9113, section 7).
 const REFUSED_STREAM: u32 = 7;
+
+/// Streams that an agent may reset on a connection, in the long run and together. A client that
+/// gives up half of what it may have open stays below; one that is beyond it connects again.
+const RESETS_A_SECOND: u32 = 10;
+const RESETS_AT_ONCE: u32 = 50;
 
 #[cfg(test)]
 mod tests;
