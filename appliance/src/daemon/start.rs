@@ -51,9 +51,7 @@ impl Daemon {
         })?;
         let capture = Capture::new(&policy, &settings);
         // Whoever else answers at port 53 can be named now: Landlock hides what other processes hold.
-        if let Err(error @ PacketsError::PortInUse { .. }) = packets::dns_sockets(&capture) {
-            return Err(error.into());
-        }
+        let in_the_way = packets::dns_sockets(&capture).err();
         // From here on threads are started.
         let confinement = Arc::new(confine(reach)?);
         packets::prepare(&capture).await?;
@@ -91,6 +89,9 @@ impl Daemon {
             proxy_port: settings.proxy_port,
         });
         let claim = Arc::new(packets::claim(&kept, &capture)?);
+        if let Some(error @ PacketsError::PortInUse { .. }) = in_the_way {
+            return Err(error.into());
+        }
         let log = PacketLog::open(capture.nflog_group)?;
         let (in_force, places) = (gateway.rulebook.clone(), Arc::clone(&gateway.places));
         let watcher = Watcher::start(log, audit.clone(), in_force, places, capture.ipv6)
