@@ -11,7 +11,7 @@ CARGO ?= cargo
 # demonstration built would be compiled again. Lints look at the benches, too.
 TESTED = --locked --workspace --exclude cloakroom-benches
 # One lab test is a small network with several programs in it, most of the time waiting.
-LAB_THREADS ?= 4
+LAB_THREADS ?= 3
 # Which of them run: those whose name holds this, such as `quarantine::`.
 ONLY ?=
 # The path of the Vault is the last line of what this prints.

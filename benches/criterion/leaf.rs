@@ -3,8 +3,8 @@
 use std::{fs, hint::black_box, time::SystemTime};
 
 use cloakroom::{
-    ca::{IssuingCa, Leaves, Root, issue},
-    policy::{Host, HostPattern},
+    ca::{IssuingCa, Leaves, Root, TlsRule, issue},
+    policy::{Constraints, Host, HostPattern},
 };
 use criterion::{BatchSize, Criterion, criterion_group};
 
@@ -20,7 +20,8 @@ fn leaf(c: &mut Criterion) {
     let names = [HostPattern::Exact(host.clone())];
     let leaves = || {
         let rule = policy(1).apis[0].name.clone();
-        Leaves::new(IssuingCa::load(&scratch.join("ca"), &rule, &names, now).expect("the CA"))
+        let rule = TlsRule { rule, names: names.to_vec(), constraints: Constraints::Critical };
+        Leaves::new(IssuingCa::load(&scratch.join("ca"), &rule, now).expect("the CA"))
     };
     c.bench_function("leaf/cold", |bench| {
         bench.iter_batched(

@@ -27,7 +27,7 @@ pub(crate) mod testing;
 mod vault;
 
 pub use error::{CaError, Fault, FileFault};
-pub use issue::{Issued, Outcome, issue};
+pub use issue::{Issued, Outcome, TlsRule, issue};
 pub use issuing::IssuingCa;
 pub use leaf::Leaves;
 pub use root::{Root, RootCertificate};
@@ -47,7 +47,7 @@ use rcgen::SerialNumber;
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use time::OffsetDateTime;
 
-use self::issue::{TlsRule, rules_that_end_tls};
+use self::issue::rules_that_end_tls;
 use crate::policy::HostPattern;
 
 /// The names that a name constraint must permit, sorted, each once. `None` where no constraint

@@ -89,10 +89,10 @@ impl Daemon {
             proxy_port: settings.proxy_port,
         });
         let claim = Arc::new(packets::claim(&kept, &capture)?);
+        let log = PacketLog::open(capture.nflog_group)?;
         if let Some(error @ PacketsError::PortInUse { .. }) = in_the_way {
             return Err(error.into());
         }
-        let log = PacketLog::open(capture.nflog_group)?;
         let (in_force, places) = (gateway.rulebook.clone(), Arc::clone(&gateway.places));
         let watcher = Watcher::start(log, audit.clone(), in_force, places, capture.ipv6)
             .map_err(|error| other("cannot start a thread", &error))?;

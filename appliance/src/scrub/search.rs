@@ -1,6 +1,6 @@
 //! A search whose work does not tell how far a text agrees with a form.
 //!
-//! Each form has a region of some consecutive bytes near its end, and every window of [`WIDTH`]
+//! Each form has a region of some consecutive bytes near its end, and every window of `WIDTH`
 //! bytes inside it is in a table. The text is looked at in windows of that width at each multiple
 //! of a stride. The region is longer than a window by at least the stride less one, so that one of
 //! the windows that are looked at lies inside it wherever the form stands. A window is hashed under
@@ -49,7 +49,7 @@ struct Standing {
 }
 
 impl<const WIDTH: usize> Search<WIDTH> {
-    /// A search for those of `forms` whose region has room for [`WIDTH`] and less than `below`.
+    /// A search for those of `forms` whose region has room for `WIDTH` and less than `below`.
     /// `None` where there are none.
     pub(super) fn new(forms: &[Form], below: usize) -> Option<Self> {
         let mut search = Self {
