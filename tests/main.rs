@@ -29,6 +29,7 @@ mod kernel_settings;
 mod leased_users;
 mod leases;
 mod methods_and_paths;
+mod metrics;
 mod nameless;
 mod neighbours;
 mod packets;

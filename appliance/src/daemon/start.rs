@@ -10,14 +10,15 @@ use std::{
 
 use rustls::RootCertStore;
 use tokio::{
+    net::TcpListener,
     runtime::Handle,
     sync::{mpsc, oneshot, watch},
 };
 
 use super::{
-    Daemon, DaemonError, control::Control, cut, flow::Gateway, give_back, health::Health, issuing,
-    orders::Orders, other, refused::Watcher, rulebook, supervisor::Supervisor, wanted::Wanted,
-    worker::Worker,
+    Daemon, DaemonError, control::Control, cut, flow::Gateway, give_back, health::Vitals, issuing,
+    metrics, orders::Orders, other, refused::Watcher, rulebook, supervisor::Supervisor,
+    wanted::Wanted, worker::Worker,
 };
 use crate::{
     accept::Places,
@@ -67,6 +68,7 @@ impl Daemon {
         let (audit, writer) = Sink::open(&settings.audit).map_err(|error| {
             other(&format!("cannot write the audit {}", settings.audit), &error)
         })?;
+        let management = open_metrics(&settings, &capture).await?;
         let (phase, phases) = Phases::new();
         let (rulebooks, in_force) = watch::channel(Arc::new(rulebook));
         let means = Means { audit: audit.clone(), secrets: Arc::clone(&secrets), resolver };
@@ -98,15 +100,22 @@ impl Daemon {
         issuing::report(rotation.as_ref());
         let (to_reload, reloads) = mpsc::channel(1);
         let doubt = watch::Sender::default();
-        let health = Health { doubt: doubt.subscribe(), audit: audit.clone() };
+        let vitals = Vitals {
+            gateway: Arc::clone(&gateway),
+            doubt: doubt.subscribe(),
+            claim: Arc::clone(&claim),
+            vault_signs: rotation.is_some(),
+        };
         let orders = Orders {
             gateway,
             quarantine: Arc::new(quarantine),
             wanted: Arc::clone(&wanted),
-            health: health.clone(),
-            claim: Arc::clone(&claim),
+            vitals: vitals.clone(),
             reloads: to_reload,
         };
+        if let Some(listener) = management {
+            tokio::spawn(metrics::serve(listener, vitals.clone(), cut(phases.clone())));
+        }
         let obeying = tokio::spawn(control.serve(orders, cut(phases)));
         Ok(Self {
             config_file: config_file.to_owned(),
@@ -114,7 +123,7 @@ impl Daemon {
             capture,
             control_plane,
             doubt,
-            health,
+            vitals,
             system_roots,
             phase,
             rulebooks,
@@ -178,6 +187,15 @@ fn capture_packets(
         let _ = begin.send(());
     }
     Ok(Captured { workers, dns })
+}
+
+async fn open_metrics(
+    settings: &Settings,
+    capture: &Capture,
+) -> Result<Option<TcpListener>, DaemonError> {
+    let Some(address) = settings.metrics else { return Ok(None) };
+    let bound = metrics::bind(address, &capture.interface_names()).await;
+    bound.map(Some).map_err(|error| other(&format!("metrics on {address}"), &error))
 }
 
 fn workers(settings: &Settings) -> usize {

@@ -111,8 +111,12 @@ impl Narrowing {
         self.paths.as_deref().unwrap_or_default()
     }
 
-    /// Whether anything of what policy grants is left.
-    fn meets(&self, api: &Api, binding: &Binding) -> Result<(), &'static str> {
+    /// Whether the owner's word leaves anything of what the policy grants.
+    ///
+    /// # Errors
+    ///
+    /// What it leaves nothing of.
+    pub fn meets(&self, api: &Api, binding: &Binding) -> Result<(), &'static str> {
         let meets = |hosts: &Vec<Host>| hosts.iter().any(|host| api.hosts.contains(host));
         if !self.hosts.as_ref().is_none_or(meets) {
             return Err("custom_metadata: none of its hosts is one of the API");

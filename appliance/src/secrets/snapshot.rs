@@ -1,6 +1,10 @@
 //! What requests see of the secrets: all of them at one moment, and never anything that waits.
 
-use std::{collections::HashMap, sync::Arc, time::Instant};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{FetchError, SecretValue};
 use crate::{
@@ -46,6 +50,29 @@ impl Snapshot {
             return Err(SecretCause::ValueInvalid);
         }
         Ok(Arc::clone(value))
+    }
+
+    /// Why no newer value came and for how long the held one can still be used, where its source has
+    /// stopped to answer.
+    pub fn stale(
+        &self,
+        group: &GroupName,
+        reference: &SecretRef,
+        now: Instant,
+    ) -> Option<(SecretCause, Duration)> {
+        let entry = self.entry(group, reference)?;
+        let cause = entry.failure?.cause();
+        Some((cause, entry.left(now)?))
+    }
+
+    /// For how long the held value can still be used, if its source does not answer any more.
+    pub fn good_for(
+        &self,
+        group: &GroupName,
+        reference: &SecretRef,
+        now: Instant,
+    ) -> Option<Duration> {
+        self.entry(group, reference)?.left(now)
     }
 
     /// What the owner of a secret allows; `None` where no value is held.
@@ -152,6 +179,11 @@ fn is_long(part: &SecretValue, min_bytes: usize) -> bool {
 impl Entry {
     pub(super) fn new(before: SecretCause) -> Self {
         Self { wanted: false, asked: false, held: None, failure: None, before, retired: vec![] }
+    }
+
+    fn left(&self, now: Instant) -> Option<Duration> {
+        let left = self.held.as_ref()?.good_until.checked_duration_since(now)?;
+        Some(left).filter(|left| !left.is_zero())
     }
 
     fn usable(&self, now: Instant) -> Result<&Arc<SecretValue>, SecretCause> {

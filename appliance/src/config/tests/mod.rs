@@ -166,6 +166,7 @@ fn the_reference_shows_the_true_defaults() {
         "#basic_password",
         "#key_file",
         "#ca_dir",
+        "#metrics",
     ];
     let lines = REFERENCE.lines().map(|line| match line.strip_prefix('#') {
         Some(rest) if no_default.iter().any(|key| line.starts_with(key)) => format!("# {rest}"),
