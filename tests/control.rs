@@ -40,7 +40,16 @@ pub(crate) fn tell(world: &World, arguments: &[&str], exit: i32) -> String {
 /// What `cloakroom status` says.
 #[track_caller]
 pub(crate) fn status(world: &World) -> Value {
-    serde_json::from_str(&tell(world, &["status"], 0)).expect("it is JSON")
+    serde_json::from_str(&tell(world, &["status", "--json"], 0)).expect("it is JSON")
+}
+
+/// Its causes of this kind, in a sentence each.
+#[track_caller]
+pub(crate) fn causes(world: &World, word: &str) -> Vec<String> {
+    let status = status(world);
+    let causes = status["health"]["causes"].as_array().expect("a list").iter();
+    let texts = causes.filter(|it| it["cause"] == word).filter_map(|it| it["text"].as_str());
+    texts.map(str::to_owned).collect()
 }
 
 fn socket(world: &World) -> std::path::PathBuf {
@@ -53,10 +62,13 @@ fn status_tells_how_the_gateway_is_and_no_value() {
         let world = World::usual();
         assert_eq!(world.ask(&get(&[TICKET])).status, 200);
         let _open = world.h1(OPENAI).expect("a connection");
-        let said = tell(&world, &["status"], 0);
+        let words = tell(&world, &["status"], 0);
+        assert!(words.starts_with("healthy\n"), "{words}");
+        assert!(words.contains("4 of 4 have a value") && words.contains("research 1"), "{words}");
+        let said = tell(&world, &["status", "--json"], 0);
         let status: Value = serde_json::from_str(&said).expect("JSON");
         assert_eq!(status["phase"], "run", "{status}");
-        assert_eq!(status["closed"], Value::Null, "{status}");
+        assert_eq!(status["health"]["state"], "healthy", "{status}");
         assert_eq!(status["connections"], 1, "{status}");
         assert_eq!(status["groups"][0]["name"], "research", "{status}");
         assert_eq!(status["secrets"]["available"].as_array().map(Vec::len), Some(4), "{status}");
@@ -69,9 +81,34 @@ fn status_tells_how_the_gateway_is_and_no_value() {
             let missing = status["secrets"]["missing"].as_array().expect("a list");
             missing.len() == 3 && missing.iter().all(|secret| secret["cause"] == "not_in_file")
         });
+        let words = tell(&world, &["status"], 0);
+        assert!(words.starts_with("degraded: some"), "{words}");
+        assert!(words.contains("the file does not hold this name"), "{words}");
+        assert!(words.contains("(and 2 others like it)"), "{words}");
         for secret in SECRETS {
-            assert!(!said.contains(secret), "{said}");
+            assert!(!said.contains(secret) && !words.contains(secret), "{said}");
         }
+
+        // Values that no request can ever have are told as soon as they are there.
+        let all = gateway::SECRETS;
+        let unfit = format!(
+            "openai = {}\nanthropic = short-one\ngit = {}\nops = {}\n",
+            all[0], all[2], all[3]
+        );
+        world.lab.write("secrets.toml", unfit);
+        tell(&world, &["reload"], 0);
+        wait::expect("the value that is too short is told", || {
+            let causes = self::status(&world)["health"]["causes"].clone();
+            let causes = causes.as_array().cloned().unwrap_or_default();
+            causes.len() == 1
+                && causes[0]["cause"] == "secret_unavailable"
+                && causes[0]["why"] == "value_invalid"
+                && causes[0]["rule"] == "anthropic"
+        });
+        tell(&world, &["quarantine", "operations"], 0);
+        let words = tell(&world, &["status"], 0);
+        assert!(words.contains("operations is quarantined"), "{words}");
+        tell(&world, &["release", "operations"], 0);
     });
 }
 

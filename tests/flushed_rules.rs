@@ -21,7 +21,7 @@ use serde_json::Value;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{
-    control::{status, tell},
+    control::{causes, status, tell},
     world::{TICKET, World, get},
 };
 
@@ -56,7 +56,7 @@ fn rules_that_are_flushed_are_back_at_once_and_the_gateway_closed_until_its_guar
 
             gateway::guard();
             wait::expect("it is open", || records(&world, "open").len() == turn);
-            assert_eq!(status(&world)["closed"], Value::Null);
+            assert_eq!(status(&world)["health"]["state"], "healthy");
             assert_eq!(world.ask(&get(&[TICKET])).status, 200);
         }
         assert!(sending.ended() > 500, "the agent sent nothing");
@@ -131,7 +131,7 @@ fn a_storm_of_flushes_keeps_nobody_from_the_gateway_for_longer_than_it_lasts() {
         assert!(asked > 2, "the storm was over at once");
         assert!(world.gateway.is_alive());
         gateway::guard();
-        wait::expect("it is open again", || status(&world)["closed"] == Value::Null);
+        wait::expect("it is open again", || status(&world)["health"]["state"] == "healthy");
         assert_eq!(world.ask(&get(&[TICKET])).status, 200);
         let said = records(&world, "repair").len();
         assert!((1..=150).contains(&said), "{said} records of 150 flushes");
@@ -142,7 +142,8 @@ fn a_storm_of_flushes_keeps_nobody_from_the_gateway_for_longer_than_it_lasts() {
 #[track_caller]
 fn closed(world: &World) {
     let why = "the guard table inet cloakroom_base is not loaded";
-    assert!(status(world)["closed"].as_str().is_some_and(|it| it.contains(why)), "by its status");
+    assert_eq!(status(world)["health"]["state"], "closed", "by its status");
+    assert!(causes(world, "packets_unsure").iter().any(|it| it.contains(why)), "by its status");
     assert!(world.gateway.stderr().contains(&format!("closed to new connections: {why}")));
     let record = records(world, "close").pop().expect("a record");
     assert!(record["cause"].as_str().is_some_and(|it| it.contains(why)), "{record}");

@@ -31,6 +31,7 @@ mod leased_users;
 mod leases;
 mod masking;
 mod methods_and_paths;
+mod metrics;
 mod misfits;
 mod nameless;
 mod neighbours;

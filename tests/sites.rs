@@ -13,10 +13,9 @@ use lab::{
     net::{AGENT, AGENT2, GATEWAY, OPENAI, PYPI},
     sandboxed, tools, wait,
 };
-use serde_json::json;
 
 use crate::{
-    control::{status, tell},
+    control::{causes, tell},
     kernel_settings::READ_ONLY,
     world::{TICKET, World, get},
 };
@@ -177,13 +176,13 @@ fn whoever_else_writes_packet_marks_is_named() {
              chain after { type filter hook output priority -150; meta mark set 0x7; }; }";
         let world =
             World::prepared(&often, |_, _| drop(GATEWAY.shell(&format!("nft '{harmless}'"))));
-        assert_eq!(status(&world)["foreign_marks"], json!([]));
+        assert!(causes(&world, "foreign_marks").is_empty());
         assert_eq!(world.ask(&get(&[TICKET])).status, 200);
         let meddler = "table inet meddler { chain marks { meta mark set 0x7; }; \
              chain enters { type filter hook prerouting priority -149; iifname agents0 jump marks; }; }";
         GATEWAY.shell(&format!("nft '{meddler}'"));
         let named = || {
-            let marks = status(&world)["foreign_marks"].to_string();
+            let marks = causes(&world, "foreign_marks").join("\n");
             ["chain marks of table inet meddler", "chain enters", "-149"]
                 .iter()
                 .all(|it| marks.contains(it))
@@ -193,7 +192,7 @@ fn whoever_else_writes_packet_marks_is_named() {
         assert_eq!(said.matches("table inet meddler").count(), 1, "{said}");
         AGENT.connect(OPENAI.port(443)).expect_err("as it says, nothing works");
         GATEWAY.shell("nft delete table inet meddler");
-        wait::expect("it is forgotten", || status(&world)["foreign_marks"] == json!([]));
+        wait::expect("it is forgotten", || causes(&world, "foreign_marks").is_empty());
         assert_eq!(world.ask(&get(&[TICKET])).status, 200);
     });
 }

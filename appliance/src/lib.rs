@@ -12,6 +12,8 @@
 //! ```
 
 pub mod harden;
+pub mod health;
+pub mod metrics;
 pub mod phase;
 pub mod quarantine;
 pub mod reason;

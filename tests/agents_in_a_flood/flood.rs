@@ -357,7 +357,7 @@ impl Flood {
 
 /// How many connections the gateway says that the first agent's group has open.
 pub(super) fn held(world: &World) -> u64 {
-    let said = order(world, &["status"]).output().map(|it| it.stdout).unwrap_or_default();
+    let said = order(world, &["status", "--json"]).output().map(|it| it.stdout).unwrap_or_default();
     let status: Value = serde_json::from_slice(&said).unwrap_or_default();
     status["groups"][0]["connections"].as_u64().unwrap_or_default()
 }

@@ -33,7 +33,7 @@ use super::{CHAT, ask, assert_unavailable, records, refusal};
 /// What `cloakroom status` says.
 fn status(lab: &Lab) -> serde_json::Value {
     let mut command = gateway::program();
-    command.args(["status", "--control"]).arg(lab.dir.join("control/control.sock"));
+    command.args(["status", "--json", "--control"]).arg(lab.dir.join("control/control.sock"));
     serde_json::from_str(&client::succeed(&mut command)).expect("it is JSON")
 }
 
@@ -87,10 +87,24 @@ fn an_outage_of_vault_is_bridged_for_a_while_and_no_longer() {
         println!("allowed: served after {:?}", until_served(&lab, &gateway));
 
         vault.seal();
+        let begun = Instant::now();
         served("sealed a moment ago");
-        let (after, cause) = until_refused(&lab, &gateway);
+        let health_says = |cause: &str, left: bool| {
+            let health = status(&lab)["health"].clone();
+            let causes = health["causes"].as_array().cloned().unwrap_or_default();
+            let is = |one: &serde_json::Value| {
+                let in_time = one["left"].as_u64().map(|left| left <= 5);
+                (&one["cause"], &one["why"], in_time)
+                    == (&cause.into(), &"vault_sealed".into(), left.then_some(true))
+            };
+            health["state"] == "degraded" && causes.iter().any(is)
+        };
+        wait::expect("the time that is left is told", || health_says("secret_stale", true));
+        let (_, cause) = until_refused(&lab, &gateway);
+        let after = begun.elapsed();
         println!("sealed: 503 after {after:?} ({cause})");
         assert!(after > Duration::from_secs(2), "max_stale is five seconds: {after:?}");
+        assert!(health_says("secret_unavailable", false), "{}", status(&lab));
         assert_eq!(cause, "vault_sealed");
         vault.unseal();
         println!("unsealed: served after {:?}", until_served(&lab, &gateway));

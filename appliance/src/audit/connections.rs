@@ -6,9 +6,14 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{kind::Kind, record::now, writer::Slot};
+use super::{
+    kind::Kind,
+    record::now,
+    writer::{Entry, Slot},
+};
 use crate::{
     accept::{AgentKey, OverRate, Rated},
+    metrics::{Decided, Metrics},
     reason::Reason,
 };
 
@@ -40,4 +45,19 @@ struct Line<'a> {
     decision: &'static str,
     reason: &'static str,
     count: u64,
+}
+
+impl Entry for Line<'_> {
+    fn count(&self, metrics: &Metrics) {
+        let decided = Decided {
+            group: self.group.to_owned(),
+            decision: self.decision.to_owned(),
+            reason: self.reason.to_owned(),
+            ..Decided::default()
+        };
+        match self.record {
+            Kind::Connections => metrics.connections(&decided, self.count),
+            _ => metrics.requests(&decided, self.count),
+        }
+    }
 }

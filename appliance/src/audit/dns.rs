@@ -9,9 +9,10 @@ use serde::Serialize;
 use super::{
     kind::Kind,
     record::{capped, now},
-    writer::Slot,
+    writer::{Entry, Slot},
 };
 use crate::{
+    metrics::Metrics,
     policy::{GroupName, InterfaceName},
     reason::Reason,
 };
@@ -124,6 +125,23 @@ struct SummaryLine<'a> {
     unsent: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'static str>,
+}
+
+impl Entry for RefusedLine<'_> {
+    /// The sum that follows counts it.
+    fn count(&self, _: &Metrics) {}
+}
+
+impl Entry for SummaryLine<'_> {
+    fn count(&self, metrics: &Metrics) {
+        let outcomes = [
+            ("answered", self.answered),
+            ("refused", self.refused),
+            ("limited", self.limited),
+            ("unsent", self.unsent),
+        ];
+        outcomes.into_iter().for_each(|(word, count)| metrics.queries(self.group, word, count));
+    }
 }
 
 /// Bytes of a name; one of 255 octets takes more where it has to be escaped.

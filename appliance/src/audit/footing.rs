@@ -5,8 +5,12 @@ use std::fmt::Display;
 
 use serde::Serialize;
 
-use super::{kind::Kind, record::now, writer::Slot};
-use crate::packets::PacketsError;
+use super::{
+    kind::Kind,
+    record::now,
+    writer::{Entry, Slot},
+};
+use crate::{metrics::Metrics, packets::PacketsError};
 
 /// What became of the ground.
 #[derive(Debug)]
@@ -35,4 +39,9 @@ struct Line {
     record: Kind,
     #[serde(skip_serializing_if = "Option::is_none")]
     cause: Option<String>,
+}
+
+impl Entry for Line {
+    /// Whether the gateway is closed is in its health.
+    fn count(&self, _: &Metrics) {}
 }

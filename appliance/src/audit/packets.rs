@@ -14,9 +14,14 @@ use std::{
 
 use serde::Serialize;
 
-use super::{kind::Kind, record::now, writer::Sink};
+use super::{
+    kind::Kind,
+    record::now,
+    writer::{Entry, Sink},
+};
 use crate::{
     accept::AgentKey,
+    metrics::Metrics,
     packets::{Headers, RefusedPacket},
     policy::{GroupName, InterfaceName, Policy},
     reason::Reason,
@@ -160,7 +165,7 @@ impl Interface {
 }
 
 /// Writes and removes entries for as long as the audit takes them; says whether it took them all.
-fn drain<K, V, L: Serialize>(
+fn drain<K, V, L: Entry>(
     sums: &mut HashMap<K, V>,
     audit: &Sink,
     line: impl Fn(&K, &V) -> L,
@@ -260,6 +265,18 @@ struct UnseenLine {
     reason: Option<&'static str>,
     cause: &'static str,
     count: u64,
+}
+
+impl Entry for PacketsLine {
+    fn count(&self, metrics: &Metrics) {
+        metrics.packets(self.group.as_deref().unwrap_or_default(), self.reason, self.count);
+    }
+}
+
+impl Entry for UnseenLine {
+    fn count(&self, metrics: &Metrics) {
+        metrics.packets("", self.reason.unwrap_or(self.cause), self.count);
+    }
 }
 
 impl UnseenLine {

@@ -12,10 +12,14 @@ use std::{
 use serde::Serialize;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use super::{kind::Kind, writer::Slot};
+use super::{
+    kind::Kind,
+    writer::{Entry, Slot},
+};
 use crate::{
     accept::{AgentAddr, Dialled, FlowId},
     decide::{Permit, Route},
+    metrics::{Carried, Decided, Metrics, Stage},
     peek::Peeked,
     policy::{GroupName, InterfaceName, Placeholder},
     reason::{Cause, Reason},
@@ -50,6 +54,7 @@ impl Traffic {
 pub struct Record {
     slot: Option<Slot>,
     begun: Instant,
+    peeked: Option<Instant>,
     traffic: Arc<Traffic>,
     elsewhere: bool,
     line: ConnectionLine,
@@ -77,7 +82,7 @@ impl Record {
             ..ConnectionLine::default()
         };
         let (begun, traffic) = (Instant::now(), Arc::default());
-        Self { slot: Some(slot), begun, traffic, elsewhere: false, line }
+        Self { slot: Some(slot), begun, peeked: None, traffic, elsewhere: false, line }
     }
 
     /// The live byte counts.
@@ -92,6 +97,8 @@ impl Record {
 
     /// What the first bytes said.
     pub fn peeked(&mut self, peeked: &Peeked) {
+        took(self.slot.as_ref(), Stage::Peek, self.begun);
+        self.peeked = Some(Instant::now());
         match peeked {
             Peeked::Tls(hello) => {
                 self.line.sni = hello.sni.as_ref().map(ToString::to_string);
@@ -120,6 +127,9 @@ impl Record {
 
     /// The address that was dialled in the name of the agent.
     pub fn upstream(&mut self, address: IpAddr) {
+        if let Some(peeked) = self.peeked.take() {
+            took(self.slot.as_ref(), Stage::Dial, peeked);
+        }
         self.line.upstream = Some(address.to_string());
     }
 
@@ -255,6 +265,7 @@ impl RequestRecord {
 
     /// The status that the upstream answered with.
     pub fn upstream_status(&mut self, status: http::StatusCode) {
+        took(self.slot.as_ref(), Stage::Answer, self.begun);
         self.line.upstream_status = Some(status.as_u16());
     }
 
@@ -294,6 +305,7 @@ impl Drop for RequestRecord {
             self.refused(Reason::InternalError);
         }
         self.line.duration_ms = millis(self.begun);
+        took(self.slot.as_ref(), Stage::Request, self.begun);
         if let Some(slot) = self.slot.take() {
             slot.write(&self.line);
         }
@@ -381,6 +393,41 @@ struct RequestLine {
     request_bytes: u64,
     response_bytes: u64,
     duration_ms: u64,
+}
+
+impl Entry for ConnectionLine {
+    fn count(&self, metrics: &Metrics) {
+        let group = self.group.clone().unwrap_or_default();
+        let rule = self.rule.clone().unwrap_or_default();
+        let (decision, reason) = (self.decision.to_owned(), self.reason.unwrap_or_default().into());
+        let directions = [("from_agent", self.bytes_from_agent), ("to_agent", self.bytes_to_agent)];
+        for (direction, bytes) in directions.into_iter().filter(|(_, bytes)| *bytes > 0) {
+            let carried = Carried { group: group.clone(), rule: rule.clone(), direction };
+            metrics.bytes(&carried, bytes);
+        }
+        metrics.connections(&Decided { group, rule, decision, reason }, 1);
+    }
+}
+
+impl Entry for RequestLine {
+    fn count(&self, metrics: &Metrics) {
+        if self.masked > 0 {
+            metrics.masked(&self.group, &self.rule, self.masked);
+        }
+        let decided = Decided {
+            group: self.group.clone(),
+            rule: self.rule.clone(),
+            decision: self.decision.to_owned(),
+            reason: self.reason.unwrap_or_default().into(),
+        };
+        metrics.requests(&decided, 1);
+    }
+}
+
+fn took(slot: Option<&Slot>, stage: Stage, since: Instant) {
+    if let Some(slot) = slot {
+        slot.took(stage, since.elapsed());
+    }
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape that serde calls")]

@@ -3,6 +3,7 @@
 use std::{fmt, io};
 
 use super::output::mib;
+use crate::health::{Cause, State};
 
 /// Something that is wrong with the audit. All but one close the gateway: what cannot be recorded is
 /// not done.
@@ -45,22 +46,27 @@ impl Trouble {
         Self::Unopened(error.to_string())
     }
 
+    /// Its place in the gateway's health.
+    pub fn cause(&self) -> Cause {
+        match self {
+            Self::Reserve { .. } => Cause::AuditReserve,
+            Self::Full(_) => Cause::AuditFull,
+            Self::Unwritten(_) => Cause::AuditUnwritten,
+            Self::Unopened(_) => Cause::AuditUnopened,
+            Self::Behind => Cause::AuditBehind,
+            Self::Ended => Cause::AuditEnded,
+            Self::Unrotated(_) => Cause::AuditUnrotated,
+        }
+    }
+
     /// Its word, for machines.
     pub fn word(&self) -> &'static str {
-        match self {
-            Self::Reserve { .. } => "audit_reserve",
-            Self::Full(_) => "audit_full",
-            Self::Unwritten(_) => "audit_unwritten",
-            Self::Unopened(_) => "audit_unopened",
-            Self::Behind => "audit_behind",
-            Self::Ended => "audit_ended",
-            Self::Unrotated(_) => "audit_unrotated",
-        }
+        self.cause().word()
     }
 
     /// Whether nothing may be done because of it.
     pub fn closes(&self) -> bool {
-        !matches!(self, Self::Unrotated(_))
+        self.cause().state() == State::Closed
     }
 }
 

@@ -9,6 +9,7 @@ use std::{
     fs::DirBuilder,
     io,
     os::unix::fs::DirBuilderExt as _,
+    sync::Arc,
     thread,
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -25,7 +26,11 @@ use tokio::{
 };
 
 use super::{output::Output, record::StartLine, trouble::Trouble};
-use crate::{config::AuditTarget, policy::Limits};
+use crate::{
+    config::AuditTarget,
+    metrics::{Metrics, Stage},
+    policy::Limits,
+};
 
 /// Where flows and requests ask for a slot. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -33,6 +38,13 @@ pub struct Sink {
     queue: Sender<Vec<u8>>,
     asks: Sender<Ask>,
     trouble: watch::Receiver<Option<Trouble>>,
+    metrics: Arc<Metrics>,
+}
+
+/// What can be written: a record that knows how it is counted.
+pub(super) trait Entry: Serialize {
+    /// Counts it.
+    fn count(&self, metrics: &Metrics);
 }
 
 /// The audit cannot take a record now: nothing may be done that would need one.
@@ -41,7 +53,10 @@ pub struct Unavailable;
 
 /// A reserved place in the queue: writing to it cannot fail or wait.
 #[derive(Debug)]
-pub struct Slot(OwnedPermit<Vec<u8>>);
+pub struct Slot {
+    place: OwnedPermit<Vec<u8>>,
+    metrics: Arc<Metrics>,
+}
 
 /// The writer's thread. Ends when every [`Sink`] and [`Slot`] is gone.
 #[derive(Debug)]
@@ -78,7 +93,8 @@ impl Sink {
         let thread = thread::Builder::new()
             .name("audit".into())
             .spawn(move || runtime.block_on(appender.run()))?;
-        Ok((Self { queue, asks, trouble }, Writer(thread)))
+        let metrics = Arc::default();
+        Ok((Self { queue, asks, trouble, metrics }, Writer(thread)))
     }
 
     /// Reserves a place for one record.
@@ -86,7 +102,13 @@ impl Sink {
         if self.trouble.borrow().as_ref().is_some_and(Trouble::closes) {
             return Err(Unavailable);
         }
-        self.queue.clone().try_reserve_owned().map(Slot).map_err(|_| Unavailable)
+        let place = self.queue.clone().try_reserve_owned().map_err(|_| Unavailable)?;
+        Ok(Slot { place, metrics: Arc::clone(&self.metrics) })
+    }
+
+    /// What was recorded so far, in numbers.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// What is wrong with the audit now.
@@ -121,8 +143,15 @@ impl Sink {
 }
 
 impl Slot {
-    pub(super) fn write(self, record: &impl Serialize) {
-        self.0.send(line(record));
+    /// Writes the record, and counts it.
+    pub(super) fn write(self, record: &impl Entry) {
+        record.count(&self.metrics);
+        self.place.send(line(record));
+    }
+
+    /// Notes how long a stage of what the record is about took.
+    pub(super) fn took(&self, stage: Stage, time: Duration) {
+        self.metrics.took(stage, time);
     }
 }
 
@@ -450,6 +479,17 @@ mod tests {
         });
         assert!(came);
     }
+
+    /// Records of these tests, which count as nothing.
+    macro_rules! uncounted {
+        ($($record:ty),+) => {$(
+            impl Entry for $record {
+                fn count(&self, _: &Metrics) {}
+            }
+        )+};
+    }
+
+    uncounted!(i32, &str, String, (u32, String));
 
     struct Folder(PathBuf);
 

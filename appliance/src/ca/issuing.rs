@@ -111,6 +111,12 @@ impl IssuingCa {
         SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
     }
 
+    /// When it began.
+    pub fn begins(&self) -> SystemTime {
+        let seconds = u64::try_from(self.validity.not_before).unwrap_or(0);
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
     /// Whether it may sign for `host`.
     pub fn covers(&self, host: &Host) -> bool {
         self.names.iter().any(|name| name.matches(host))

@@ -39,6 +39,11 @@ impl Leaves {
         self.ca.names()
     }
 
+    /// When the issuing CA began.
+    pub fn begins(&self) -> SystemTime {
+        self.ca.begins()
+    }
+
     /// When the issuing CA ends, and with it the last leaf.
     pub fn ends(&self) -> SystemTime {
         self.ca.ends()

@@ -7,7 +7,7 @@ use std::{
     collections::HashMap,
     fmt,
     sync::{Arc, Mutex, PoisonError},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use arc_swap::ArcSwapOption;
@@ -85,6 +85,20 @@ impl RuleCa {
         self.leaves.load().as_ref().map(|leaves| leaves.ends())
     }
 
+    /// When the CA began and when it ends; `None` where there is none.
+    pub fn life(&self) -> Option<(SystemTime, SystemTime)> {
+        self.leaves.load().as_ref().map(|leaves| (leaves.begins(), leaves.ends()))
+    }
+
+    /// How long the CA has left, where that is less than a third of its life: another one should have
+    /// come before.
+    pub fn nears_its_end(&self, now: SystemTime) -> Option<Duration> {
+        let (begins, ends) = self.life()?;
+        let left = ends.duration_since(now).unwrap_or_default();
+        let life = ends.duration_since(begins).unwrap_or_default();
+        (left < life / 3).then_some(left)
+    }
+
     /// The chain and the key to show to an agent that asks for `host`, where they have been made
     /// already.
     pub fn kept(&self, host: &Host, now: SystemTime) -> Option<Arc<CertifiedKey>> {
@@ -147,3 +161,24 @@ impl fmt::Display for NoLeaf {
 }
 
 impl std::error::Error for NoLeaf {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ca::testing::{Installation, later, now};
+
+    #[test]
+    fn a_ca_counts_down_in_the_last_third_of_its_life_and_then_is_missing() {
+        let (_installation, ca) = Installation::with("openai", &["api.openai.example"]);
+        let (begins, ends) = (ca.begins(), ca.ends());
+        let ca = RuleCa::fixed(ca);
+        assert_eq!(ca.life(), Some((begins, ends)));
+        assert_eq!((ca.nears_its_end(now()), ca.missing(now())), (None, None));
+        let hours = ends.duration_since(begins).unwrap().as_secs() / 3_600;
+        let late = later(hours * 3 / 4);
+        let left = ca.nears_its_end(late).expect("it counts down");
+        assert_eq!(late + left, ends);
+        assert_eq!(ca.missing(late), None, "and is good until then");
+        assert_eq!(ca.missing(ends), Some(SecretCause::LeaseEnded));
+    }
+}

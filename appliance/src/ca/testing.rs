@@ -177,6 +177,7 @@ pub(crate) fn settings(ca_dir: &Path) -> Settings {
         ca_dir: ca_dir.into(),
         state_dir: "/nowhere".into(),
         control: "/nowhere".into(),
+        metrics: None,
         proxy_port: 1,
         mark: 1,
         route_table: 1,

@@ -9,7 +9,7 @@ use clap::Args;
 
 use crate::{
     config::DEFAULT_CONTROL,
-    control::{self, Order},
+    control::{self, Answer, Order},
     policy::GroupName,
 };
 
@@ -19,6 +19,16 @@ pub struct Target {
     /// The daemon's control socket, `control` in its configuration
     #[arg(long, value_name = "PATH", default_value = DEFAULT_CONTROL)]
     control: PathBuf,
+}
+
+/// How the daemon's status is shown.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// All of it, for programs
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    target: Target,
 }
 
 /// A group of the daemon that is spoken to.
@@ -42,13 +52,26 @@ pub enum Said {
 
 /// Tells the daemon.
 pub fn tell(target: &Target, order: &Order) -> Said {
+    say(target, order, |answer| answer.text)
+}
+
+/// Asks the daemon how it is.
+pub fn status(StatusArgs { json, target }: &StatusArgs) -> Said {
+    let as_json = |status| serde_json::to_string_pretty(&status).ok();
+    say(target, &Order::Status, |answer| match json {
+        true => answer.status.and_then(as_json),
+        false => answer.text,
+    })
+}
+
+fn say(target: &Target, order: &Order, show: impl FnOnce(Answer) -> Option<String>) -> Said {
     let answer = match control::tell(&target.control, order) {
         Ok(answer) => answer,
         Err(error) => return Said::Failed(1, unreached(&target.control, &error)),
     };
-    let status = answer.status.and_then(|status| serde_json::to_string_pretty(&status).ok());
-    let text = answer.text.or(status).unwrap_or_default();
-    match answer.exit {
+    let exit = answer.exit;
+    let text = show(answer).unwrap_or_default();
+    match exit {
         0 => Said::Done(text + "\n"),
         exit => Said::Failed(exit, text),
     }

@@ -23,7 +23,7 @@ use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::Subscriber
 
 use self::{
     ca::{CaCommand, CaCommandError},
-    control::{Named, Said, Target},
+    control::{Named, Said, StatusArgs, Target},
     guard::GuardArgs,
     secret::{SecretCommand, SecretCommandError},
     vault::{VaultCommand, VaultCommandError},
@@ -110,9 +110,13 @@ enum Command {
     /// Undo `quarantine`
     #[command(after_help = "Example:\n  cloakroom release research")]
     Release(Named),
-    /// Say how the running gateway is; never a value
-    #[command(after_help = "Example:\n  cloakroom status --control /run/cloakroom/control.sock")]
-    Status(Target),
+    /// Say how the running gateway is, and what to do where it is not well; never a value
+    #[command(after_help = "Examples:\n  cloakroom status\n  \
+        cloakroom status --json | jq .health.causes\n\n\
+        Healthy: agents get what policy says. Degraded: some get less, or will unless somebody\n\
+        acts. Closed: nothing new is carried. Each cause is said, with the time that is left\n\
+        where it gets worse by itself.")]
+    Status(StatusArgs),
     /// Look after the encrypted file of secrets
     #[command(subcommand)]
     Secret(SecretCommand),
@@ -175,7 +179,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Secret(command) => run_secret(command),
         Command::Vault(command) => run_vault(command),
         Command::Reload(target) => say(control::tell(&target, &Order::Reload)),
-        Command::Status(target) => say(control::tell(&target, &Order::Status)),
+        Command::Status(status) => say(control::status(&status)),
         Command::Quarantine(named) => say(control::tell_of(named, Order::Quarantine)),
         Command::Release(named) => say(control::tell_of(named, Order::Release)),
     }

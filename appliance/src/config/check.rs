@@ -46,6 +46,7 @@ impl Draft {
         self.apis.iter().for_each(|api| check_placeholders(api, report));
         self.apis.iter().for_each(|api| check_plain(api, report));
         self.check_ports(report);
+        self.check_metrics(report);
     }
 
     /// Vault's engine makes no constraints that are not critical.
@@ -271,6 +272,23 @@ impl Draft {
             let text =
                 format!("secret: \"{}\" needs {lacks}, which is not there", secret.get_ref());
             report.add(&secret.span(), text);
+        }
+    }
+
+    /// No agent is to reach what is for those who look after the gateway.
+    fn check_metrics(&self, report: &Report<'_>) {
+        let Some(metrics) = self.gateway.as_ref().and_then(|it| it.metrics.as_ref()) else {
+            return;
+        };
+        let mut prefixes = self.groups.iter().flat_map(|group| &group.prefixes);
+        let within = prefixes.find(|prefix| prefix.get_ref().contains(&metrics.get_ref().ip()));
+        if let Some(prefix) = within {
+            let (address, prefix) = (metrics.get_ref().ip(), prefix.get_ref());
+            let text = format!(
+                "metrics: {address} is an agents' address, in \"{prefix}\"; take one that is not on \
+                 their side, such as 127.0.0.1"
+            );
+            report.add(&metrics.span(), text);
         }
     }
 

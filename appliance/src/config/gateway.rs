@@ -1,6 +1,7 @@
 //! How the daemon itself runs: `[gateway]`, `[limits]` and `[secrets]`.
 
 use std::{
+    net::SocketAddr,
     ops::RangeInclusive,
     path::{Path, PathBuf},
     sync::Arc,
@@ -30,6 +31,8 @@ pub(super) struct Gateway {
     ca_dir: Option<Spanned<PathBuf>>,
     state_dir: PathBuf,
     control: PathBuf,
+    /// Where metrics are told.
+    pub(super) metrics: Option<Spanned<SocketAddr>>,
     pub(super) proxy_port: Spanned<u16>,
     mark: u32,
     route_table: u32,
@@ -57,6 +60,7 @@ impl Gateway {
             ca_dir: table.optional("ca_dir", path(base)),
             state_dir: or_default(table.optional("state_dir", path(base)), DEFAULT_STATE_DIR),
             control: or_default(table.optional("control", socket_path(base)), DEFAULT_CONTROL),
+            metrics: table.optional("metrics", management),
             proxy_port: table
                 .optional("proxy_port", port)
                 .unwrap_or_else(|| Spanned::new(table.span().clone(), DEFAULT_PROXY_PORT)),
@@ -98,6 +102,7 @@ impl Gateway {
             ca_dir: inner(self.ca_dir, DEFAULT_CA_DIR.into()),
             state_dir: self.state_dir,
             control: self.control,
+            metrics: self.metrics.map(Spanned::into_inner),
             proxy_port: self.proxy_port.into_inner(),
             mark: self.mark,
             route_table: self.route_table,
@@ -334,6 +339,21 @@ fn rotation(value: &toml::de::DeValue<'_>) -> Result<Option<u64>, String> {
              rotates the file"
         )),
     }
+}
+
+/// One address, and not all of this machine's: agents are behind some of those.
+fn management(value: &toml::de::DeValue<'_>) -> Result<SocketAddr, String> {
+    let word = text(value)?;
+    let one = |address: &SocketAddr| {
+        let ip = address.ip();
+        address.port() != 0 && !ip.is_unspecified() && !ip.is_multicast()
+    };
+    word.parse().ok().filter(one).ok_or_else(|| {
+        format!(
+            "{word:?} is not one address of this machine and a port; write \"127.0.0.1:9464\" or \
+             \"[2001:db8::1]:9464\""
+        )
+    })
 }
 
 /// The kernel takes no longer address of a socket (`unix(7)`, `sun_path`, with its final NUL).

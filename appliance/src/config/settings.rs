@@ -15,6 +15,8 @@ pub struct Settings {
     pub state_dir: PathBuf,
     /// The Unix socket through which `cloakroom` speaks to the running daemon.
     pub control: PathBuf,
+    /// Where metrics and readiness are told; an address that no agent reaches.
+    pub metrics: Option<SocketAddr>,
     /// TCP port of the transparent listeners. Never reachable by its number.
     pub proxy_port: u16,
     /// Packet mark and routing table that deliver captured packets locally.
@@ -59,6 +61,7 @@ impl Settings {
             ca_dir: "ca_dir",
             state_dir: "state_dir",
             control: "control",
+            metrics: "metrics",
             proxy_port: "proxy_port",
             mark: "mark",
             route_table: "route_table",

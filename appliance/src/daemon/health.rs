@@ -1,22 +1,166 @@
-//! What closes the whole gateway: asked by the status, the service manager and the ready file.
+//! How the daemon is, read from what its parts know, each time that somebody asks.
+
+use std::{
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
 
 use tokio::sync::watch;
 
-use crate::audit::{Sink, Trouble};
+use super::flow::Gateway;
+use crate::{
+    audit::Trouble,
+    ca::RuleCa,
+    harden::Enforced,
+    health::{Cause, Finding, Health},
+    packets::Claim,
+    phase::Phase,
+    policy::{Api, Binding, GroupName},
+    reason::SecretCause,
+    rulebook::Rulebook,
+    secrets::{FetchError, Snapshot, unfit},
+};
 
-/// What health is made of. Cheap to clone.
+/// What health is read from. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct Health {
+pub(super) struct Vitals {
+    pub(super) gateway: Arc<Gateway>,
     /// The doubt about the kernel's settings that keeps new connections out, where there is one.
     pub(super) doubt: watch::Receiver<Option<String>>,
-    pub(super) audit: Sink,
+    /// Who else writes packet marks after the gateway's rules, in a sentence each.
+    pub(super) marks: watch::Receiver<Vec<String>>,
+    /// Knows which interfaces nobody listens on.
+    pub(super) claim: Arc<Claim>,
+    /// How far Landlock confines the daemon.
+    pub(super) landlock: Enforced,
+    /// Whether Vault signs the issuing CAs.
+    pub(super) vault_signs: bool,
 }
 
-impl Health {
-    /// Why nothing is carried, where that is so.
-    pub(super) fn closed(&self) -> Option<String> {
-        let audit = self.audit.trouble().filter(Trouble::closes);
-        let audit = audit.map(|trouble| format!("the audit cannot be written: {trouble}"));
-        self.doubt.borrow().clone().or(audit)
+impl Vitals {
+    /// Everything that is not as it should be.
+    pub(super) fn health(&self) -> Health {
+        let rulebook = Arc::clone(&self.gateway.rulebook.borrow());
+        let mut findings: Vec<Finding> = self.of_the_whole().chain(self.of_the_machine()).collect();
+        let quarantined = self.gateway.quarantined.groups();
+        findings.extend(quarantined.iter().map(|group| {
+            let text = format!("{group} is quarantined; `cloakroom release {group}` undoes that");
+            Finding::new(Cause::GroupQuarantined, text).of_group(group)
+        }));
+        let secrets = self.gateway.means.secrets.snapshot();
+        let now = Instant::now();
+        for (group, api, binding) in uses(&rulebook) {
+            if !quarantined.contains(group) {
+                findings.extend(of_secret(&secrets, group, (api, binding), now));
+            }
+        }
+        let now = SystemTime::now();
+        findings.extend(rulebook.cas().filter_map(|ca| self.of_ca(ca, now)));
+        Health::of(findings)
+    }
+
+    /// Whether the daemon can still do its work: nothing that only another one could mend.
+    pub(super) fn is_alive(&self) -> bool {
+        self.gateway.means.audit.trouble() != Some(Trouble::Ended)
+    }
+
+    fn of_the_whole(&self) -> impl Iterator<Item = Finding> {
+        let doubt = self.doubt.borrow().clone();
+        let doubt = doubt.map(|doubt| Finding::new(Cause::PacketsUnsure, doubt));
+        let audit = self.gateway.means.audit.trouble().map(|trouble| {
+            let text = match trouble.closes() {
+                true => format!("the audit cannot be written: {trouble}"),
+                false => format!("the audit: {trouble}"),
+            };
+            Finding::new(trouble.cause(), text)
+        });
+        let ends = self.gateway.phases.now() != Phase::Run;
+        let ends = ends.then(|| Finding::new(Cause::ShuttingDown, "the gateway is about to stop"));
+        doubt.into_iter().chain(audit).chain(ends)
+    }
+
+    fn of_the_machine(&self) -> impl Iterator<Item = Finding> {
+        let unserved = self.claim.unserved().into_iter().map(|interface| {
+            let text = format!(
+                "{interface} was made again and nobody listens on it: its agents are refused; \
+                 restart the daemon"
+            );
+            Finding::new(Cause::InterfaceUnserved, text)
+        });
+        let marks = self.marks.borrow().clone();
+        let marks = marks.into_iter().map(|mark| Finding::new(Cause::ForeignMarks, mark));
+        let open = (self.landlock == Enforced::Not).then(|| {
+            let text = "the kernel has no Landlock, or it is off (lsm=): the file system is open to \
+                        the daemon as its user's permissions say";
+            Finding::new(Cause::Unconfined, text)
+        });
+        unserved.chain(marks).chain(open)
+    }
+
+    fn of_ca(&self, ca: &RuleCa, now: SystemTime) -> Option<Finding> {
+        let rule = ca.rule();
+        let remedy = match self.vault_signs {
+            true => "`cloakroom vault doctor` says what keeps Vault from signing",
+            false => "`cloakroom ca issue`, then `cloakroom reload`",
+        };
+        if let Some(why) = ca.missing(now) {
+            let text = format!("{rule} has no issuing CA, and its hosts are closed: {remedy}");
+            return Some(Finding::new(Cause::CaMissing, text).of_rule(rule).because(why.word()));
+        }
+        let left = ca.nears_its_end(now)?;
+        let text = format!("the issuing CA of {rule} is near its end: {remedy}");
+        Some(Finding::new(Cause::CaEnding, text).of_rule(rule).in_time(left))
+    }
+}
+
+/// Every group with what it may swap, and where.
+pub(super) fn uses(rulebook: &Rulebook) -> impl Iterator<Item = (&GroupName, &Api, &Binding)> {
+    rulebook.policy.apis.iter().flat_map(|api| {
+        api.bindings.iter().flat_map(move |binding| {
+            binding.groups.iter().map(move |group| (group, &**api, &**binding))
+        })
+    })
+}
+
+fn of_secret(
+    secrets: &Snapshot,
+    group: &GroupName,
+    (api, binding): (&Api, &Binding),
+    now: Instant,
+) -> Option<Finding> {
+    let (rule, secret) = (&api.name, &binding.secret);
+    let about =
+        |cause, text| Finding::new(cause, text).of_group(group).of_rule(rule).of_secret(secret);
+    let failure = secrets.failure(group, secret);
+    match usable(secrets, group, (api, binding), now) {
+        Err((why, text)) => {
+            let text = format!("{group} has no value at {rule}, {secret}: {text}");
+            Some(about(Cause::SecretUnavailable, text).because(why.word()))
+        }
+        Ok(()) => {
+            let (failure, left) = (failure?, secrets.good_for(group, secret, now)?);
+            let text = format!("{group} has an old value at {rule}, {secret}: {}", failure.text());
+            Some(about(Cause::SecretStale, text).because(failure.cause().word()).in_time(left))
+        }
+    }
+}
+
+/// Whether any request can get the value. What only some requests cannot have is their refusal.
+fn usable(
+    secrets: &Snapshot,
+    group: &GroupName,
+    (api, binding): (&Api, &Binding),
+    now: Instant,
+) -> Result<(), (SecretCause, &'static str)> {
+    let secret = &binding.secret;
+    // Of any length first: a value that is too short is told apart from none.
+    let value = secrets.current(group, secret, 0, now).map_err(|why| {
+        let failure = secrets.failure(group, secret);
+        (why, failure.map_or("its source has not given it yet", FetchError::text))
+    })?;
+    let narrowing = secrets.narrowing(group, secret);
+    match narrowing.and_then(|narrowing| unfit((api, binding), &value, narrowing)) {
+        Some(text) => Err((SecretCause::ValueInvalid, text)),
+        None => Ok(()),
     }
 }

@@ -12,11 +12,13 @@ mod flow;
 mod ground;
 mod health;
 mod issuing;
+mod metrics;
 mod orders;
 mod reach;
 mod refused;
 mod signals;
 mod start;
+mod status;
 mod supervisor;
 mod wanted;
 mod worker;
@@ -42,7 +44,7 @@ use tokio::{
 pub use self::error::DaemonError;
 use self::{
     ground::Ground,
-    health::Health,
+    health::Vitals,
     orders::Reload,
     refused::Watcher,
     signals::{Signals, Told},
@@ -57,6 +59,7 @@ use crate::{
     dial::OffLimits,
     dns,
     harden::{self, Confinement},
+    health::{Health, State},
     packets::{Capture, Kept},
     phase::{Phase, Phases},
     policy::Policy,
@@ -114,7 +117,7 @@ struct Daemon {
     capture: Capture,
     off_limits: OffLimits,
     ground: Ground,
-    health: Health,
+    vitals: Vitals,
     system_roots: Arc<RootCertStore>,
     phase: watch::Sender<Phase>,
     rulebooks: watch::Sender<Arc<Rulebook>>,
@@ -139,6 +142,9 @@ impl Daemon {
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut signs = supervisor.watchdog.map(tokio::time::interval);
         let mut audit = self.audit.watch();
+        let mut looks = tokio::time::interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut told = Vec::new();
         loop {
             tokio::select! {
                 told = signals.next() => match told {
@@ -152,8 +158,9 @@ impl Daemon {
                     // Whoever asked may be gone.
                     let _ = waiting.send(self.reload(supervisor).await);
                 }
-                () = next_sign(&mut signs) => supervisor.alive(),
+                () = next_sign(&mut signs) => self.give_sign(supervisor),
                 Ok(()) = audit.changed() => self.tell_state(supervisor),
+                _ = looks.tick() => self.tell_news(supervisor, &mut told),
                 turned = self.ground.turned() => {
                     if let Err(error) = turned {
                         tracing::error!("stopping: {error}");
@@ -188,27 +195,43 @@ impl Daemon {
     }
 
     fn tell_state(&self, supervisor: &Supervisor) {
-        supervisor.is(&self.state(), self.health.closed().is_none());
+        let health = self.vitals.health();
+        supervisor.is(&self.line(&health), health.state() != State::Closed);
     }
 
-    /// What keeps agents from something, in one line; what it is in detail, `cloakroom status` says.
+    /// Tells how it is where that is another thing than what was told.
+    fn tell_news(&self, supervisor: &Supervisor, told: &mut Vec<String>) {
+        let health = self.vitals.health();
+        let news = health.kinds_in_words();
+        if news == *told {
+            return;
+        }
+        supervisor.is(&self.line(&health), health.state() != State::Closed);
+        match health.state() {
+            State::Healthy => tracing::info!("{}", self.line(&health)),
+            _ => tracing::warn!("{}; see `cloakroom status`", health.in_words()),
+        }
+        *told = news;
+    }
+
+    /// What only another daemon could mend gives no sign of life, so that there will be one.
+    fn give_sign(&self, supervisor: &Supervisor) {
+        if self.vitals.is_alive() {
+            supervisor.alive();
+        }
+    }
+
+    /// How it is, in one line; what it is in detail, `cloakroom status` says.
     fn state(&self) -> String {
-        if let Some(why) = self.health.closed() {
-            return format!("closed to new connections: {why}");
+        self.line(&self.vitals.health())
+    }
+
+    fn line(&self, health: &Health) -> String {
+        if health.state() != State::Healthy {
+            return health.line();
         }
-        let health = self.secrets.snapshot().health(Instant::now());
-        let missing = health.missing.len();
-        let all = health.available + missing;
-        let unsigned = self.rotation.as_ref().map(Rotation::missing).unwrap_or_default();
-        let closed: usize = unsigned.iter().map(|ca| ca.names().len()).sum();
-        let secrets = match missing {
-            0 => format!("all of {all} secrets have a value"),
-            _ => format!("{missing} of {all} secrets have no value"),
-        };
-        match closed {
-            0 => secrets,
-            _ => format!("{secrets}; closed for {closed} hosts that have no issuing CA"),
-        }
+        let secrets = self.secrets.snapshot().health(Instant::now());
+        format!("healthy: all of {} secrets have a value", secrets.available)
     }
 
     async fn take_new_policy(&mut self) -> Result<(), DaemonError> {
@@ -288,7 +311,7 @@ impl Daemon {
         if timeout(GIVE_BACK_TIME, self.obeying).await.is_err() {
             tracing::error!("the control socket did not close in time");
         }
-        drop((self.audit, self.health, self.rulebooks, self.wanted, self.secrets));
+        drop((self.audit, self.vitals, self.rulebooks, self.wanted, self.secrets));
         self.writer.finish(AUDIT_TIME).await;
         tracing::info!("stopped");
     }
@@ -348,6 +371,8 @@ fn other(what: &str, error: &dyn fmt::Display) -> DaemonError {
     DaemonError::Other(format!("{what}: {error}"))
 }
 
+/// How often health is looked at, beside what tells of itself.
+const LOOK: Duration = Duration::from_secs(1);
 /// Longest pause after a reload.
 const LONGEST_REST: Duration = Duration::from_millis(200);
 /// Time that a reload waits for the values that are new in it.

@@ -3,23 +3,16 @@
 //! A quarantine comes first and is written down afterwards; a release that could not be written
 //! down is not made.
 
-use std::{
-    sync::Arc,
-    time::{Instant, SystemTime},
-};
+use std::sync::Arc;
 
-use serde::Serialize;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
-use super::{DaemonError, flow::Gateway, health::Health, wanted::Wanted};
+use super::{DaemonError, flow::Gateway, health::Vitals, status::status, wanted::Wanted};
 use crate::{
     audit::{Act, ActRecord, Trouble},
     control::{Answer, EX_USAGE, Order},
-    harden::Enforced,
-    packets::Claim,
-    policy::{GroupName, SecretRef},
+    policy::GroupName,
     quarantine::Quarantine,
-    rulebook::Rulebook,
 };
 
 /// Everything that an order can touch. Cheap to clone.
@@ -28,13 +21,7 @@ pub(super) struct Orders {
     pub(super) gateway: Arc<Gateway>,
     pub(super) quarantine: Arc<Quarantine>,
     pub(super) wanted: Arc<Wanted>,
-    pub(super) health: Health,
-    /// Who else writes packet marks after the gateway's rules, in a sentence each.
-    pub(super) marks: watch::Receiver<Vec<String>>,
-    /// Knows which interfaces nobody listens on.
-    pub(super) claim: Arc<Claim>,
-    /// How far Landlock confines the daemon.
-    pub(super) landlock: Enforced,
+    pub(super) vitals: Vitals,
     pub(super) reloads: mpsc::Sender<Reload>,
 }
 
@@ -48,7 +35,7 @@ impl Orders {
             Order::Reload => self.reload().await,
             Order::Quarantine(group) => self.hold(group, uid).await,
             Order::Release(group) => self.release(group, uid).await,
-            Order::Status => self.status(),
+            Order::Status => status(&self.vitals, &self.wanted),
         }
     }
 
@@ -132,116 +119,6 @@ impl Orders {
         let known: Vec<&str> = rulebook.policy.groups.iter().map(|it| it.name.as_str()).collect();
         format!("the policy has no group {group}; it has {}", known.join(", "))
     }
-
-    fn status(&self) -> Answer {
-        let rulebook = Arc::clone(&self.gateway.rulebook.borrow());
-        let quarantined = self.gateway.quarantined.groups();
-        let names = rulebook.policy.groups.iter().map(|group| &group.name);
-        let absent = quarantined.iter().filter(|group| !self.knows(group));
-        let groups: Vec<GroupStatus<'_>> = names
-            .chain(absent)
-            .map(|name| GroupStatus {
-                name: name.as_str(),
-                quarantined: quarantined.contains(name),
-                connections: self.gateway.places.open(name),
-            })
-            .collect();
-        let health = self.gateway.means.secrets.snapshot().health(Instant::now());
-        let missing = |group: &GroupName, secret: &SecretRef| {
-            health.missing.iter().any(|(of, name, _)| of == group && name == secret)
-        };
-        let asked = self.wanted.asked();
-        let available = asked.iter().filter(|(group, secret)| !missing(group, secret));
-        let missing = health.missing.iter();
-        let status = Status {
-            version: env!("CARGO_PKG_VERSION"),
-            phase: self.gateway.phases.now().word(),
-            closed: self.health.closed(),
-            foreign_marks: self.marks.borrow().clone(),
-            unserved: self.claim.unserved().into_iter().map(ToString::to_string).collect(),
-            landlock: self.landlock.word(),
-            connections: groups.iter().map(|group| group.connections).sum(),
-            groups,
-            secrets: SecretsStatus {
-                available: available.map(|(group, secret)| of(group, secret, None)).collect(),
-                missing: missing
-                    .map(|(group, secret, cause)| of(group, secret, Some(cause.word())))
-                    .collect(),
-            },
-            issuing_cas: cas(&rulebook),
-        };
-        Answer { exit: 0, text: None, status: serde_json::to_value(&status).ok() }
-    }
-}
-
-#[derive(Serialize)]
-struct Status<'a> {
-    version: &'static str,
-    phase: &'static str,
-    closed: Option<String>,
-    foreign_marks: Vec<String>,
-    /// Interfaces that were made again since the start.
-    unserved: Vec<String>,
-    /// `fully`, `partly` or `not`: how far Landlock confines the daemon.
-    landlock: &'static str,
-    connections: usize,
-    groups: Vec<GroupStatus<'a>>,
-    secrets: SecretsStatus,
-    issuing_cas: CasStatus<'a>,
-}
-
-#[derive(Serialize)]
-struct GroupStatus<'a> {
-    name: &'a str,
-    quarantined: bool,
-    connections: usize,
-}
-
-#[derive(Serialize)]
-struct SecretsStatus {
-    available: Vec<SecretStatus>,
-    missing: Vec<SecretStatus>,
-}
-
-/// A secret by its reference. Never a value.
-#[derive(Serialize)]
-struct SecretStatus {
-    group: String,
-    secret: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    cause: Option<&'static str>,
-}
-
-/// The rules that end TLS here. The hosts of those that miss their CA are closed.
-#[derive(Serialize)]
-struct CasStatus<'a> {
-    available: Vec<&'a str>,
-    missing: Vec<MissingCa<'a>>,
-}
-
-#[derive(Serialize)]
-struct MissingCa<'a> {
-    rule: &'a str,
-    cause: &'static str,
-}
-
-fn cas(rulebook: &Rulebook) -> CasStatus<'_> {
-    let now = SystemTime::now();
-    let mut status = CasStatus { available: vec![], missing: vec![] };
-    for ca in rulebook.cas() {
-        let rule = ca.rule().as_str();
-        match ca.missing(now) {
-            None => status.available.push(rule),
-            Some(cause) => status.missing.push(MissingCa { rule, cause: cause.word() }),
-        }
-    }
-    status.available.sort_unstable();
-    status.missing.sort_unstable_by_key(|missing| missing.rule);
-    status
-}
-
-fn of(group: &GroupName, secret: &SecretRef, cause: Option<&'static str>) -> SecretStatus {
-    SecretStatus { group: group.to_string(), secret: secret.to_string(), cause }
 }
 
 /// The disk may be slow, and this thread has others to serve.

@@ -9,11 +9,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, oneshot, watch},
+};
 
 use super::{
     Daemon, DaemonError, control::Control, cut, flow::Gateway, give_back, ground::Ground,
-    health::Health, issuing, orders::Orders, other, refused::Watcher, rulebook,
+    health::Vitals, issuing, metrics, orders::Orders, other, refused::Watcher, rulebook,
     supervisor::Supervisor, wanted::Wanted, worker::Worker,
 };
 use crate::{
@@ -75,6 +78,7 @@ impl Daemon {
         let (audit, writer) = Sink::open(&settings.audit).map_err(|error| {
             other(&format!("cannot write the audit {}", settings.audit), &error)
         })?;
+        let management = open_metrics(&settings, &capture).await?;
         let (phase, phases) = Phases::new();
         let (rulebooks, in_force) = watch::channel(Arc::new(rulebook));
         let means = Means { audit: audit.clone(), secrets: Arc::clone(&secrets), resolver };
@@ -119,17 +123,24 @@ impl Daemon {
                 return Err(error);
             }
         };
-        let health = Health { doubt: ground.doubt(), audit: audit.clone() };
+        let vitals = Vitals {
+            gateway: Arc::clone(&gateway),
+            doubt: ground.doubt(),
+            marks: ground.marks(),
+            claim,
+            landlock: confinement.enforced(),
+            vault_signs: rotation.is_some(),
+        };
         let orders = Orders {
             gateway,
             quarantine: Arc::new(quarantine),
             wanted: Arc::clone(&wanted),
-            health: health.clone(),
-            marks: ground.marks(),
-            claim,
-            landlock: confinement.enforced(),
+            vitals: vitals.clone(),
             reloads: to_reload,
         };
+        if let Some(listener) = management {
+            tokio::spawn(metrics::serve(listener, vitals.clone(), cut(phases.clone())));
+        }
         let obeying = tokio::spawn(control.serve(orders, cut(phases)));
         Ok(Self {
             config_file: config_file.to_owned(),
@@ -138,7 +149,7 @@ impl Daemon {
             capture,
             off_limits,
             ground,
-            health,
+            vitals,
             system_roots,
             phase,
             rulebooks,
@@ -218,6 +229,15 @@ fn capture_packets(
         let _ = begin.send(());
     }
     Ok(Captured { workers, dns })
+}
+
+async fn open_metrics(
+    settings: &Settings,
+    capture: &Capture,
+) -> Result<Option<TcpListener>, DaemonError> {
+    let Some(address) = settings.metrics else { return Ok(None) };
+    let bound = metrics::bind(address, &capture.interface_names()).await;
+    bound.map(Some).map_err(|error| other(&format!("metrics on {address}"), &error))
 }
 
 fn workers(settings: &Settings) -> usize {

@@ -400,6 +400,7 @@ mod tests {
             ca_dir: "/nowhere".into(),
             state_dir: "/nowhere".into(),
             control: "/nowhere".into(),
+            metrics: None,
             proxy_port: 8443,
             mark: 1,
             route_table: 100,

@@ -49,14 +49,23 @@ impl Uses {
 
 impl Use {
     fn unfit(&self, value: &SecretValue, narrowing: &Narrowing) -> Option<&'static str> {
-        let bytes = value.expose();
-        let is_user = |place: &Place| matches!(place, Place::BasicUser { .. });
-        if bytes.len() < self.binding.min_value_bytes {
-            return Some("the value is shorter than a binding takes it: see min_value_bytes");
-        }
-        if bytes.contains(&b':') && self.binding.places.iter().all(is_user) {
-            return Some("the value has a ':', and the user of Basic cannot: it ends there");
-        }
-        narrowing.leaves(&self.api, &self.binding).err()
+        unfit((&self.api, &self.binding), value, narrowing)
     }
+}
+
+/// Why no request can have this value where the binding wants it.
+pub fn unfit(
+    (api, binding): (&Api, &Binding),
+    value: &SecretValue,
+    narrowing: &Narrowing,
+) -> Option<&'static str> {
+    let bytes = value.expose();
+    let is_user = |place: &Place| matches!(place, Place::BasicUser { .. });
+    if bytes.len() < binding.min_value_bytes {
+        return Some("the value is shorter than a binding takes it: see min_value_bytes");
+    }
+    if bytes.contains(&b':') && binding.places.iter().all(is_user) {
+        return Some("the value has a ':', and the user of Basic cannot: it ends there");
+    }
+    narrowing.leaves(api, binding).err()
 }

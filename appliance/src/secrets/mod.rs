@@ -25,7 +25,7 @@ mod value;
 mod vault;
 
 pub use file::{FileError, FileSource};
-pub use fit::Uses;
+pub use fit::{Uses, unfit};
 pub use private_file::PrivateFileError;
 pub use sealed_file::{EditError, SealedFile};
 pub use snapshot::{Health, Snapshot};

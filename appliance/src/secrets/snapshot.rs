@@ -1,6 +1,10 @@
 //! What requests see of the secrets: all of them at one moment, and never anything that waits.
 
-use std::{collections::HashMap, sync::Arc, time::Instant};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{FetchError, SecretValue};
 use crate::{
@@ -46,6 +50,21 @@ impl Snapshot {
             return Err(SecretCause::ValueInvalid);
         }
         Ok(Arc::clone(value))
+    }
+
+    /// Why its source gave no value when it was last asked.
+    pub fn failure(&self, group: &GroupName, reference: &SecretRef) -> Option<FetchError> {
+        self.entry(group, reference)?.failure
+    }
+
+    /// For how long the held value can still be used, if its source does not answer any more.
+    pub fn good_for(
+        &self,
+        group: &GroupName,
+        reference: &SecretRef,
+        now: Instant,
+    ) -> Option<Duration> {
+        self.entry(group, reference)?.left(now)
     }
 
     /// What the owner of a secret allows; `None` where no value is held.
@@ -163,6 +182,11 @@ impl Entry {
             before,
             retired: vec![],
         }
+    }
+
+    fn left(&self, now: Instant) -> Option<Duration> {
+        let left = self.held.as_ref()?.good_until.checked_duration_since(now)?;
+        Some(left).filter(|left| !left.is_zero())
     }
 
     fn usable(&self, now: Instant) -> Result<&Arc<SecretValue>, SecretCause> {

@@ -171,6 +171,7 @@ fn the_reference_shows_the_true_defaults() {
         "#key_file",
         "#ca_dir",
         "#nat64_prefixes",
+        "#metrics",
     ];
     let lines = REFERENCE.lines().map(|line| match line.strip_prefix('#') {
         Some(rest) if no_default.iter().any(|key| line.starts_with(key)) => format!("# {rest}"),

@@ -4,7 +4,7 @@ use std::{path::Path, time::Duration};
 
 use super::{GOOD, REFERENCE, accepts, changed, mistakes, no_files, parse_text, refuses};
 use crate::{
-    config::{VaultLogin, explain, parse},
+    config::{AuditTarget, VaultLogin, explain, parse},
     policy::{Constraints, HostPattern, Site},
 };
 
@@ -424,4 +424,27 @@ fn an_upstream_ca_holds_certificates() {
     }
     let unreadable = mistakes(&text);
     assert!(unreadable[0].text.contains("no /etc/cloakroom/internal.pem"), "{unreadable:?}");
+}
+
+#[test]
+fn what_is_said_of_the_audits_file_is_about_a_file() {
+    let with = |keys: &str| format!("[gateway]\n{keys}\n");
+    refuses("[gateway]\n", &with("audit_rotate = 100"), "audit_rotate", &["write 65536 or more"]);
+    refuses("[gateway]\n", &with("audit_keep = 0"), "audit_keep", &["from 1 to 10000"]);
+    let stdout = with("audit = \"stdout\"\naudit_keep = 3");
+    refuses("[gateway]\n", &stdout, "audit_keep", &["standard output"]);
+    let settings = accepts("[gateway]\n", &with("audit_rotate = 0\naudit_reserve = 0")).settings;
+    let AuditTarget::File(file) = settings.audit else { panic!("a file is the default") };
+    assert_eq!((file.rotate, file.reserve, file.keep), (None, 0, 32));
+}
+
+#[test]
+fn metrics_are_at_one_address_that_is_no_agents() {
+    for wrong in ["0.0.0.0:9464", "[::]:9464", "192.0.2.200", "224.0.0.1:9464", "127.0.0.1:0"] {
+        let key = format!("[gateway]\nmetrics = \"{wrong}\"\n");
+        refuses("[gateway]\n", &key, "metrics", &["not one address of this machine and a port"]);
+    }
+    let group = accepts("[gateway]\n", "[gateway]\n").policy.groups[0].prefixes[0].addr();
+    let key = format!("[gateway]\nmetrics = \"{}\"\n", std::net::SocketAddr::new(group, 9464));
+    refuses("[gateway]\n", &key, "metrics", &["is an agents' address"]);
 }

@@ -1,0 +1,249 @@
+//! The management address: `/metrics` for Prometheus and `/ready` for whoever asks whether
+//! connections are carried.
+//!
+//! It is an address that no agent's packet reaches: it lies outside of their prefixes and on none of
+//! their interfaces, or there is no start; the guard and the packet rules refuse them this machine's
+//! own addresses besides. What it says holds no value, no path and no agent's name.
+
+use std::{
+    convert::Infallible,
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header::CONTENT_TYPE};
+use http_body_util::Full;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{family::Family, gauge::Gauge, info::Info},
+    registry::Registry,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+    time::timeout,
+};
+
+use super::health::{Vitals, uses};
+use crate::{
+    health::{Health, State},
+    policy::InterfaceName,
+};
+
+/// Listens there.
+///
+/// # Errors
+///
+/// Where it is an address of an interface that agents are behind, or not one of this machine's.
+pub(super) async fn bind(
+    address: SocketAddr,
+    agents: &[&InterfaceName],
+) -> io::Result<TcpListener> {
+    if let Some(interface) = interface_of(address.ip())?
+        && agents.iter().any(|agents| agents.as_str() == interface)
+    {
+        return Err(io::Error::other(format!(
+            "it is an address of {interface}, which agents are behind; take one of another interface"
+        )));
+    }
+    TcpListener::bind(address).await
+}
+
+/// Answers until `closing`.
+pub(super) async fn serve(
+    listener: TcpListener,
+    vitals: Vitals,
+    closing: impl Future<Output = ()>,
+) {
+    let mut open = JoinSet::new();
+    let mut closing = std::pin::pin!(closing);
+    loop {
+        tokio::select! {
+            () = &mut closing => return,
+            Some(_) = open.join_next() => {}
+            accepted = listener.accept(), if open.len() < MAX_OPEN => match accepted {
+                Ok((stream, _)) => {
+                    open.spawn(answer(stream, vitals.clone()));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "accept failed on the management address; waiting");
+                    tokio::time::sleep(BACK_OFF).await;
+                }
+            },
+        }
+    }
+}
+
+async fn answer(stream: TcpStream, vitals: Vitals) {
+    let respond = service_fn(move |request: Request<Incoming>| {
+        let answer = respond(request.method(), request.uri().path(), &vitals);
+        async move { Ok::<_, Infallible>(answer) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(DEADLINE)
+        .max_buf_size(MAX_HEAD_BYTES)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), respond);
+    // Whoever asked badly, or is gone, asks again.
+    let _ = timeout(DEADLINE, connection).await;
+}
+
+fn respond(method: &Method, path: &str, vitals: &Vitals) -> Response<Full<Bytes>> {
+    match (method, path) {
+        (&Method::GET, "/metrics") => match text(vitals) {
+            Ok(text) => plain(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text),
+            Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, TEXT, "no metrics\n".into()),
+        },
+        (&Method::GET, "/ready") => {
+            let health = vitals.health();
+            let status = match health.state() {
+                State::Closed => StatusCode::SERVICE_UNAVAILABLE,
+                State::Healthy | State::Degraded => StatusCode::OK,
+            };
+            plain(status, TEXT, format!("{}\n", health.state()))
+        }
+        _ => plain(StatusCode::NOT_FOUND, TEXT, "GET /metrics or GET /ready\n".into()),
+    }
+}
+
+fn plain(status: StatusCode, kind: &'static str, text: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static(kind));
+    response
+}
+
+fn text(vitals: &Vitals) -> Result<String, std::fmt::Error> {
+    let mut registry = Registry::with_prefix("cloakroom");
+    let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+    registry.register("build", "The program", build);
+    of_health(&mut registry, &vitals.health());
+    of_groups(&mut registry, vitals);
+    of_secrets(&mut registry, vitals);
+    of_cas(&mut registry, vitals);
+    vitals.gateway.means.audit.metrics().text(&registry)
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct InState {
+    state: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Caused {
+    cause: &'static str,
+    group: String,
+    rule: String,
+    why: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Group {
+    group: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Rule {
+    rule: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Use {
+    group: String,
+    rule: String,
+}
+
+fn of_health(registry: &mut Registry, health: &Health) {
+    let states: Family<InState, Gauge> = Family::default();
+    for state in State::ALL {
+        let is = i64::from(health.state() == state);
+        states.get_or_create(&InState { state: state.word() }).set(is);
+    }
+    let causes: Family<Caused, Gauge> = Family::default();
+    for finding in health.findings() {
+        let caused = Caused {
+            cause: finding.cause.word(),
+            group: finding.group.clone().unwrap_or_default(),
+            rule: finding.rule.clone().unwrap_or_default(),
+            why: finding.why.unwrap_or_default(),
+        };
+        causes.get_or_create(&caused).inc();
+    }
+    registry.register("health", "1 for the state that the gateway is in", states);
+    registry.register("health_cause", "What keeps it from being healthy, how often", causes);
+}
+
+fn of_groups(registry: &mut Registry, vitals: &Vitals) {
+    let open: Family<Group, Gauge> = Family::default();
+    let gateway = &vitals.gateway;
+    for group in &gateway.rulebook.borrow().policy.groups {
+        let connections = gateway.places.open(&group.name);
+        let labels = Group { group: group.name.to_string() };
+        open.get_or_create(&labels).set(i64::try_from(connections).unwrap_or(i64::MAX));
+    }
+    registry.register("open_connections", "Connections that are open", open);
+}
+
+/// Of the values that a group has at a rule, the one that ends first.
+fn of_secrets(registry: &mut Registry, vitals: &Vitals) {
+    let left: Family<Use, Gauge> = Family::default();
+    let rulebook = Arc::clone(&vitals.gateway.rulebook.borrow());
+    let secrets = vitals.gateway.means.secrets.snapshot();
+    let now = Instant::now();
+    let mut first: std::collections::HashMap<Use, Duration> = std::collections::HashMap::new();
+    for (group, api, binding) in uses(&rulebook) {
+        let Some(time) = secrets.good_for(group, &binding.secret, now) else { continue };
+        let labels = Use { group: group.to_string(), rule: api.name.to_string() };
+        first.entry(labels).and_modify(|least| *least = time.min(*least)).or_insert(time);
+    }
+    for (labels, time) in first {
+        left.get_or_create(&labels).set(i64::try_from(time.as_secs()).unwrap_or(i64::MAX));
+    }
+    let help = "Seconds for which a held value can still be used if its source says nothing more";
+    registry.register("secret_left_seconds", help, left);
+}
+
+fn of_cas(registry: &mut Registry, vitals: &Vitals) {
+    let (begins, ends): (Family<Rule, Gauge>, Family<Rule, Gauge>) = Default::default();
+    let rulebook = Arc::clone(&vitals.gateway.rulebook.borrow());
+    for ca in rulebook.cas() {
+        let Some((from, to)) = ca.life() else { continue };
+        let labels = Rule { rule: ca.rule().to_string() };
+        begins.get_or_create(&labels).set(seconds(from));
+        ends.get_or_create(&labels).set(seconds(to));
+    }
+    registry.register("ca_begins_timestamp_seconds", "When an issuing CA began", begins);
+    registry.register("ca_ends_timestamp_seconds", "When an issuing CA ends", ends);
+}
+
+fn seconds(time: SystemTime) -> i64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
+/// The interface that has this address.
+fn interface_of(address: IpAddr) -> io::Result<Option<String>> {
+    let holds = |it: &nix::ifaddrs::InterfaceAddress| {
+        let own = it.address.as_ref();
+        let v4 = own.and_then(|own| own.as_sockaddr_in()).map(|own| IpAddr::from(own.ip()));
+        let v6 = own.and_then(|own| own.as_sockaddr_in6()).map(|own| IpAddr::from(own.ip()));
+        v4.or(v6) == Some(address)
+    };
+    Ok(nix::ifaddrs::getifaddrs()?.find(holds).map(|it| it.interface_name))
+}
+
+const TEXT: &str = "text/plain; charset=utf-8";
+/// Connections at once.
+const MAX_OPEN: usize = 8;
+/// Bytes of a request's head; hyper takes no less.
+const MAX_HEAD_BYTES: usize = 8_192;
+/// Time for a request to arrive and its answer to be taken.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// Pause after an accept that failed for want of something.
+const BACK_OFF: Duration = Duration::from_millis(50);

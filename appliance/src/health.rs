@@ -1,0 +1,337 @@
+//! How the gateway is: one state, and every cause of it, in one closed list of words.
+//!
+//! The same answer is in `cloakroom status`, in the service manager's line, behind the file that says
+//! ready and behind the metrics. It is made from what is, each time that it is asked for, so that
+//! nothing has to remember to take a cause back.
+
+use std::{fmt, time::Duration};
+
+use serde::Serialize;
+
+/// Whether agents get what policy says that they get.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// They do.
+    #[default]
+    Healthy,
+    /// Some get less, or will unless somebody acts.
+    Degraded,
+    /// Nothing new is carried.
+    Closed,
+}
+
+macro_rules! causes {
+    ($($(#[$doc:meta])* $variant:ident = $word:literal $state:ident,)+) => {
+        /// Why the gateway is not healthy.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Cause { $($(#[$doc])* $variant,)+ }
+
+        impl Cause {
+            /// Every cause there is, in the order of this file.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// Its word, in status and metrics.
+            pub const fn word(self) -> &'static str {
+                match self { $(Self::$variant => $word,)+ }
+            }
+
+            /// What it makes of the gateway.
+            pub const fn state(self) -> State {
+                match self { $(Self::$variant => State::$state,)+ }
+            }
+        }
+    };
+}
+
+causes! {
+    /// The kernel's settings or the packet rules are not what the argument leans on, the guard among
+    /// them.
+    PacketsUnsure = "packets_unsure" Closed,
+    /// Less room on the audit's disk than is kept for what is under way.
+    AuditReserve = "audit_reserve" Closed,
+    /// No room on it at all.
+    AuditFull = "audit_full" Closed,
+    /// A write of the audit failed in another way.
+    AuditUnwritten = "audit_unwritten" Closed,
+    /// The audit's file was removed, or is to be opened anew, and cannot be opened.
+    AuditUnopened = "audit_unopened" Closed,
+    /// Records come faster than the audit's disk takes them.
+    AuditBehind = "audit_behind" Closed,
+    /// The audit's thread is gone.
+    AuditEnded = "audit_ended" Closed,
+    /// The gateway is about to stop.
+    ShuttingDown = "shutting_down" Closed,
+    /// The audit's file has reached its size and cannot be moved aside.
+    AuditUnrotated = "audit_unrotated" Degraded,
+    /// An interface was made again after the start, and nobody listens on it.
+    InterfaceUnserved = "interface_unserved" Degraded,
+    /// Another program changes packet marks after the gateway's rules have set theirs.
+    ForeignMarks = "foreign_marks" Degraded,
+    /// The kernel does not confine the daemon to the folders that it needs.
+    Unconfined = "unconfined" Degraded,
+    /// A secret has no value, or one that its binding cannot use.
+    SecretUnavailable = "secret_unavailable" Degraded,
+    /// A secret's source does not answer, and what was read last is used until its time is over.
+    SecretStale = "secret_stale" Degraded,
+    /// A rule has no issuing CA, or it has ended: its hosts are closed.
+    CaMissing = "ca_missing" Degraded,
+    /// Less than a third of the life of a rule's issuing CA is left, and no other has come.
+    CaEnding = "ca_ending" Degraded,
+    /// A group is cut off.
+    GroupQuarantined = "group_quarantined" Degraded,
+}
+
+/// One cause, where it is, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// The cause.
+    pub cause: Cause,
+    /// The group that it is about.
+    pub group: Option<String>,
+    /// The rule that it is about.
+    pub rule: Option<String>,
+    /// The reference of the secret that it is about.
+    pub secret: Option<String>,
+    /// Why, as the audit says it.
+    pub why: Option<&'static str>,
+    /// When it gets worse, if nothing is done: how long from now.
+    pub left: Option<Duration>,
+    /// What is wrong and what to do, for a person.
+    pub text: String,
+}
+
+/// The state, and every cause of it, the worst first.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Health {
+    findings: Vec<Finding>,
+}
+
+impl State {
+    /// Every state there is, from the best to the worst.
+    pub const ALL: [Self; 3] = [Self::Healthy, Self::Degraded, Self::Closed];
+
+    /// Its word.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Healthy => "healthy",
+            Self::Degraded => "degraded",
+            Self::Closed => "closed",
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
+impl Finding {
+    /// About the gateway as a whole.
+    pub fn new(cause: Cause, text: impl Into<String>) -> Self {
+        let text = text.into();
+        Self { cause, group: None, rule: None, secret: None, why: None, left: None, text }
+    }
+
+    /// About this group.
+    pub fn of_group(mut self, group: impl ToString) -> Self {
+        self.group = Some(group.to_string());
+        self
+    }
+
+    /// About this rule.
+    pub fn of_rule(mut self, rule: impl ToString) -> Self {
+        self.rule = Some(rule.to_string());
+        self
+    }
+
+    /// About this secret.
+    pub fn of_secret(mut self, secret: impl ToString) -> Self {
+        self.secret = Some(secret.to_string());
+        self
+    }
+
+    /// Because of this.
+    pub fn because(mut self, why: &'static str) -> Self {
+        self.why = Some(why);
+        self
+    }
+
+    /// It gets worse after this time.
+    pub fn in_time(mut self, left: Duration) -> Self {
+        self.left = Some(left);
+        self
+    }
+}
+
+impl Health {
+    /// The worst comes first, and of one kind what ends first.
+    pub fn of(mut findings: Vec<Finding>) -> Self {
+        let left = |it: &Finding| it.left.unwrap_or(Duration::MAX);
+        findings.sort_by(|one, other| {
+            let worse = other.cause.state().cmp(&one.cause.state());
+            worse.then(one.cause.cmp(&other.cause)).then(left(one).cmp(&left(other)))
+        });
+        Self { findings }
+    }
+
+    /// The worst that any cause makes of it.
+    pub fn state(&self) -> State {
+        self.findings.first().map_or(State::Healthy, |worst| worst.cause.state())
+    }
+
+    /// Every cause.
+    pub fn findings(&self) -> &[Finding] {
+        &self.findings
+    }
+
+    /// The state in one line, with what is worst.
+    pub fn line(&self) -> String {
+        let state = self.state();
+        match self.kinds().as_slice() {
+            [] => state.to_string(),
+            [only] => format!("{state}: {only}"),
+            [worst, others @ ..] => {
+                let words: Vec<&str> = others.iter().map(|kind| kind.first.cause.word()).collect();
+                format!("{state}: {worst}; also {}", words.join(", "))
+            }
+        }
+    }
+
+    /// The state with the words of its causes, for the log: the text of each is there already, where it
+    /// was found.
+    pub fn in_words(&self) -> String {
+        let mut words: Vec<&str> = self.findings.iter().map(|it| it.cause.word()).collect();
+        words.dedup();
+        match words.as_slice() {
+            [] => self.state().to_string(),
+            words => format!("{}: {}", self.state(), words.join(", ")),
+        }
+    }
+
+    /// A line for each kind of cause, for a person.
+    pub fn lines(&self) -> Vec<String> {
+        self.kinds().iter().map(ToString::to_string).collect()
+    }
+
+    /// What there is of kinds of causes, without how long they have: news where it is another.
+    pub fn kinds_in_words(&self) -> Vec<String> {
+        let words = |kind: &Kind<'_>| {
+            format!("{} {:?} {}", kind.first.cause.word(), kind.first.why, kind.more)
+        };
+        self.kinds().iter().map(words).collect()
+    }
+
+    /// Findings with the same cause and the same reason for it are told once: where Vault is sealed
+    /// every secret has the same.
+    fn kinds(&self) -> Vec<Kind<'_>> {
+        let mut kinds: Vec<Kind<'_>> = Vec::new();
+        for finding in &self.findings {
+            let same = |kind: &&mut Kind<'_>| {
+                (kind.first.cause, kind.first.why) == (finding.cause, finding.why)
+            };
+            match kinds.iter_mut().find(same) {
+                Some(kind) => kind.more += 1,
+                None => kinds.push(Kind { first: finding, more: 0 }),
+            }
+        }
+        kinds
+    }
+}
+
+/// A finding, and how many are like it.
+struct Kind<'a> {
+    first: &'a Finding,
+    more: usize,
+}
+
+impl fmt::Display for Kind<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { first, more } = self;
+        f.write_str(&first.text)?;
+        if let Some(left) = first.left {
+            write!(f, " ({} left)", countdown(left))?;
+        }
+        match more {
+            0 => Ok(()),
+            1 => f.write_str(" (and another like it)"),
+            more => write!(f, " (and {more} others like it)"),
+        }
+    }
+}
+
+/// A time as a person reads it: two units at most.
+pub fn countdown(left: Duration) -> String {
+    let seconds = left.as_secs();
+    let units = [("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)];
+    let at = units.iter().position(|(_, unit)| seconds >= *unit).unwrap_or(units.len() - 1);
+    let parts = units.iter().skip(at).take(2).scan(seconds, |rest, (name, unit)| {
+        let count = *rest / unit;
+        *rest %= unit;
+        Some((count, name))
+    });
+    let texts = parts.filter(|(count, name)| *count > 0 || **name == "s" && seconds == 0);
+    texts.map(|(count, name)| format!("{count}{name}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn a_state_is_as_bad_as_the_worst_of_its_causes() {
+        assert_eq!(Health::default().state(), State::Healthy);
+        for &cause in Cause::ALL {
+            let other = Finding::new(Cause::GroupQuarantined, "ops is quarantined").of_group("ops");
+            let health = Health::of(vec![other, Finding::new(cause, "this")]);
+            assert_eq!(health.state(), cause.state().max(State::Degraded), "{cause:?}");
+            assert_ne!(cause.state(), State::Healthy, "a cause is a cause of something");
+        }
+        let words: HashSet<&str> = Cause::ALL.iter().map(|cause| cause.word()).collect();
+        assert_eq!(words.len(), Cause::ALL.len());
+    }
+
+    #[test]
+    fn what_has_one_cause_is_told_once_with_what_ends_first() {
+        let stale = |secret: &str, left| {
+            Finding::new(Cause::SecretStale, format!("Vault is sealed; {secret} is old"))
+                .of_secret(secret)
+                .because("vault_sealed")
+                .in_time(Duration::from_secs(left))
+        };
+        let health = Health::of(vec![
+            stale("later", 300),
+            stale("first", 90),
+            Finding::new(Cause::AuditFull, "the disk is full"),
+            stale("last", 301),
+        ]);
+        assert_eq!(health.line(), "closed: the disk is full; also secret_stale");
+        assert_eq!(health.in_words(), "closed: audit_full, secret_stale");
+        assert_eq!(
+            health.lines(),
+            [
+                "the disk is full",
+                "Vault is sealed; first is old (1m30s left) (and 2 others like it)"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_countdown_has_two_units() {
+        for (seconds, text) in [
+            (0, "0s"),
+            (1, "1s"),
+            (60, "1m"),
+            (61, "1m1s"),
+            (3_599, "59m59s"),
+            (3_601, "1h"),
+            (90_000, "1d1h"),
+            (86_400 * 20, "20d"),
+        ] {
+            assert_eq!(countdown(Duration::from_secs(seconds)), text);
+        }
+    }
+}
