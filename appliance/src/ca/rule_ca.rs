@@ -7,13 +7,13 @@ use std::{
     collections::HashMap,
     fmt,
     sync::{Arc, Mutex, PoisonError},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use arc_swap::ArcSwapOption;
 use rustls::sign::CertifiedKey;
 
-use super::{CaError, IssuingCa, Leaves, TlsRule, issue::rules_that_end_tls};
+use super::{CaError, Fault, IssuingCa, Leaves, TlsRule, issue::rules_that_end_tls};
 use crate::{
     policy::{Host, HostPattern, Policy, RuleName},
     reason::SecretCause,
@@ -53,7 +53,8 @@ impl RuleCa {
         this
     }
 
-    /// Loads the CAs that `cloakroom ca issue` made for `policy` in `dir`.
+    /// Loads the CAs that `cloakroom ca issue` made for `policy` in `dir`. One that has ended is none:
+    /// its rule is closed, and no other.
     ///
     /// # Errors
     ///
@@ -64,8 +65,16 @@ impl RuleCa {
         now: SystemTime,
     ) -> Result<RuleCas, CaError> {
         let load = |rule: TlsRule| {
-            let ca = IssuingCa::load(dir, &rule, now)?;
-            Ok((rule.rule, Arc::new(Self::fixed(ca))))
+            let ca = match IssuingCa::load(dir, &rule, now) {
+                Ok(ca) => Self::fixed(ca),
+                Err(CaError::Issuing { fault: Fault::EndsSoon(_), .. }) => {
+                    let ended = Self::empty(rule.rule.clone(), rule.names);
+                    ended.is_missing(SecretCause::LeaseEnded);
+                    ended
+                }
+                Err(error) => return Err(error),
+            };
+            Ok((rule.rule, Arc::new(ca)))
         };
         rules_that_end_tls(policy)?.into_iter().map(load).collect()
     }
@@ -83,6 +92,13 @@ impl RuleCa {
     /// When the CA ends; `None` where there is none.
     pub fn ends(&self) -> Option<SystemTime> {
         self.leaves.load().as_ref().map(|leaves| leaves.ends())
+    }
+
+    /// How long it still lives, where it should have been made anew for long.
+    pub fn overdue(&self, now: SystemTime) -> Option<Duration> {
+        let leaves = self.leaves.load();
+        let leaves = leaves.as_ref().filter(|leaves| now >= leaves.overdue_from())?;
+        leaves.ends().duration_since(now).ok()
     }
 
     /// The chain and the key to show to an agent that asks for `host`, where they have been made
@@ -147,3 +163,46 @@ impl fmt::Display for NoLeaf {
 }
 
 impl std::error::Error for NoLeaf {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ca::testing::{Installation, api, host, later, now, policy};
+
+    const DAYS: u64 = 24;
+
+    #[test]
+    fn a_ca_that_has_ended_closes_its_own_rule_and_no_other() {
+        let made = Installation::new();
+        let both = |at| {
+            let both = policy(vec![api("old", &["a.test"]), api("new", &["b.test"])]);
+            RuleCa::load_all(&made.dir(), &both, at).unwrap()
+        };
+        made.issue(&policy(vec![api("old", &["a.test"])]), now());
+        made.issue(&policy(vec![api("new", &["b.test"])]), later(50 * DAYS));
+        let at = later(91 * DAYS);
+        let cas = both(at);
+        let leaf = |rule: &str, name: &str| cas[&RuleName(rule.into())].leaf(&host(name), at);
+        let refused = leaf("old", "a.test").unwrap_err();
+        assert!(matches!(refused, NoLeaf::NoCa(SecretCause::LeaseEnded)), "{refused}");
+        assert!(leaf("new", "b.test").is_ok());
+        std::fs::remove_file(made.dir().join("old.pem")).unwrap();
+        let missing = policy(vec![api("old", &["a.test"])]);
+        assert!(RuleCa::load_all(&made.dir(), &missing, at).is_err(), "none is a mistake");
+    }
+
+    #[test]
+    fn a_ca_that_is_not_made_anew_counts_down() {
+        let made = Installation::new();
+        let one = policy(vec![api("api", &["a.test"])]);
+        made.issue(&one, now());
+        let cas = RuleCa::load_all(&made.dir(), &one, now()).unwrap();
+        let overdue = |days: u64| {
+            let left = cas[&RuleName("api".into())].overdue(later(days * DAYS));
+            left.map(|left| left.as_secs() / 86_400)
+        };
+        assert_eq!([overdue(0), overdue(62)], [None, None], "`ca issue` has had two days");
+        assert_eq!([overdue(69), overdue(88)], [Some(20), Some(1)]);
+        assert_eq!(overdue(91), None, "it has ended, which is another matter");
+    }
+}

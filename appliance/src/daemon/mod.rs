@@ -11,11 +11,13 @@ mod error;
 mod flow;
 mod ground;
 mod issuing;
+mod launcher;
 mod orders;
 mod reach;
 mod refused;
 mod signals;
 mod start;
+mod stop;
 mod supervisor;
 mod wanted;
 mod worker;
@@ -27,7 +29,7 @@ use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -38,7 +40,10 @@ use tokio::{
     time::{MissedTickBehavior, timeout},
 };
 
-pub use self::error::DaemonError;
+pub use self::{
+    error::DaemonError,
+    launcher::{LAUNCHER, Launched, launch},
+};
 use self::{
     orders::Reload,
     refused::Watcher,
@@ -57,6 +62,7 @@ use crate::{
     packets::{self, Capture, Claim, Kept},
     phase::{Phase, Phases},
     policy::Policy,
+    quarantine::Quarantine,
     rulebook::Rulebook,
     secrets::SecretStore,
 };
@@ -70,6 +76,8 @@ pub struct Surroundings {
     pub watchdog: Option<Duration>,
     /// The sockets that were handed over (`LISTEN_FDS`, `sd_listen_fds(3)`).
     pub handed: Vec<OwnedFd>,
+    /// Where it was launched: by a process that the service manager takes for the daemon.
+    pub launched: Option<Launched>,
 }
 
 /// Runs the daemon until it is told to stop. `ready_file` is written once packets are captured.
@@ -99,7 +107,7 @@ pub async fn run(
     }
     supervisor.ready(&daemon.state());
     tracing::info!("ready");
-    daemon.live(signals, &supervisor).await;
+    daemon.live(signals, &supervisor, surroundings.launched).await;
     Ok(())
 }
 
@@ -115,8 +123,11 @@ struct Daemon {
     system_roots: Arc<RootCertStore>,
     phase: watch::Sender<Phase>,
     rulebooks: watch::Sender<Arc<Rulebook>>,
+    /// When the log was last told how the issuing CAs are.
+    cas_told: Instant,
     secrets: Arc<SecretStore>,
     wanted: Arc<Wanted>,
+    quarantine: Arc<Quarantine>,
     /// Where Vault signs the issuing CAs.
     rotation: Option<Rotation>,
     refreshing: JoinHandle<()>,
@@ -131,7 +142,12 @@ struct Daemon {
 }
 
 impl Daemon {
-    async fn live(mut self, mut signals: Signals, supervisor: &Supervisor) {
+    async fn live(
+        mut self,
+        mut signals: Signals,
+        supervisor: &Supervisor,
+        launched: Option<Launched>,
+    ) {
         let every = self.settings.assert_every;
         let mut rounds = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -156,11 +172,12 @@ impl Daemon {
                         break;
                     }
                     supervisor.is(&self.state());
+                    self.tell_of_cas();
                 }
             }
         }
         supervisor.stopping();
-        self.stop(signals).await;
+        self.stop(signals, launched).await;
     }
 
     /// Takes a new policy whole, or keeps the old one and says why. However many are told to come
@@ -180,6 +197,14 @@ impl Daemon {
         taken
     }
 
+    /// Once a day.
+    fn tell_of_cas(&mut self) {
+        if self.cas_told.elapsed() >= DAY {
+            self.cas_told = Instant::now();
+            issuing::report(&self.rulebooks.borrow(), self.rotation.is_some());
+        }
+    }
+
     /// What keeps agents from something, in one line; what it is in detail, `cloakroom status` says.
     fn state(&self) -> String {
         if let Some(doubt) = &*self.doubt.borrow() {
@@ -188,14 +213,19 @@ impl Daemon {
         let health = self.secrets.snapshot().health(Instant::now());
         let missing = health.missing.len();
         let all = health.available + missing;
-        let unsigned = self.rotation.as_ref().map(Rotation::missing).unwrap_or_default();
-        let closed: usize = unsigned.iter().map(|ca| ca.names().len()).sum();
+        let (now, rulebook) = (SystemTime::now(), self.rulebooks.borrow());
+        let without = rulebook.cas().filter(|ca| ca.missing(now).is_some());
+        let closed: usize = without.map(|ca| ca.names().len()).sum();
+        let first = rulebook.cas().filter_map(|ca| ca.overdue(now)).min();
         let secrets = match missing {
             0 => format!("all of {all} secrets have a value"),
             _ => format!("{missing} of {all} secrets have no value"),
         };
-        match closed {
-            0 => secrets,
+        match (closed, first) {
+            (0, None) => secrets,
+            (0, Some(left)) => {
+                format!("{secrets}; an issuing CA ends in {} days", left.as_secs() / 86_400)
+            }
             _ => format!("{secrets}; closed for {closed} hosts that have no issuing CA"),
         }
     }
@@ -228,6 +258,8 @@ impl Daemon {
         let rulebook = Arc::new(rulebook);
         self.rulebooks.send_replace(Arc::clone(&rulebook));
         self.wanted.take(&rulebook.policy);
+        self.cas_told = Instant::now();
+        issuing::report(&rulebook, self.rotation.is_some());
         Ok(())
     }
 
@@ -241,40 +273,6 @@ impl Daemon {
             fixed.push("connections in [limits]");
         }
         fixed
-    }
-
-    async fn stop(self, mut signals: Signals) {
-        let drain_time = self.rulebooks.borrow().policy.limits.drain_time;
-        tracing::info!(seconds = drain_time.as_secs(), "draining");
-        self.phase.send_replace(Phase::Drain);
-        let (workers, dns) = (self.workers, self.dns);
-        let mut joined = tokio::task::spawn_blocking(|| {
-            dns.join();
-            for worker in workers {
-                worker.join();
-            }
-        });
-        tokio::select! {
-            _ = &mut joined => {}
-            _ = tokio::time::sleep(drain_time) => tracing::info!("cutting what is still open"),
-            () = signals.stop() => tracing::info!("told twice; cutting what is still open"),
-        }
-        cut_now(&self.phase, self.rotation);
-        if !joined.is_finished() && timeout(CUT_TIME, joined).await.is_err() {
-            tracing::error!("flows did not end; leaving them to the kernel");
-        }
-        given_back(self.refreshing).await;
-        let watcher = self.watcher;
-        if tokio::task::spawn_blocking(|| watcher.end()).await.is_err() {
-            tracing::error!("the last sums of refused packets were not written");
-        }
-        // It holds a sink of the audit.
-        if timeout(GIVE_BACK_TIME, self.obeying).await.is_err() {
-            tracing::error!("the control socket did not close in time");
-        }
-        drop((self.audit, self.rulebooks, self.wanted, self.secrets));
-        self.writer.finish(AUDIT_TIME).await;
-        tracing::info!("stopped");
     }
 }
 
@@ -337,13 +335,11 @@ fn other(what: &str, error: &dyn fmt::Display) -> DaemonError {
     DaemonError::Other(format!("{what}: {error}"))
 }
 
+/// How often the log says which issuing CAs are about to end.
+const DAY: Duration = Duration::from_secs(86_400);
 /// Longest pause after a reload.
 const LONGEST_REST: Duration = Duration::from_millis(200);
 /// Time that a reload waits for the values that are new in it.
 const RELOAD_ROUND: Duration = Duration::from_secs(2);
-/// Time for flows to end once they are cut.
-const CUT_TIME: Duration = Duration::from_secs(5);
 /// Time for the sources of secrets to take back what they lent.
 const GIVE_BACK_TIME: Duration = Duration::from_secs(5);
-/// Time for the last records to be written.
-const AUDIT_TIME: Duration = Duration::from_secs(5);

@@ -206,7 +206,15 @@ struct SecretStatus {
 #[derive(Serialize)]
 struct CasStatus<'a> {
     available: Vec<&'a str>,
+    /// Those that should have been made anew for long.
+    ending: Vec<EndingCa<'a>>,
     missing: Vec<MissingCa<'a>>,
+}
+
+#[derive(Serialize)]
+struct EndingCa<'a> {
+    rule: &'a str,
+    days_left: u64,
 }
 
 #[derive(Serialize)]
@@ -217,7 +225,7 @@ struct MissingCa<'a> {
 
 fn cas(rulebook: &Rulebook) -> CasStatus<'_> {
     let now = SystemTime::now();
-    let mut status = CasStatus { available: vec![], missing: vec![] };
+    let mut status = CasStatus { available: vec![], ending: vec![], missing: vec![] };
     for ca in rulebook.cas() {
         let rule = ca.rule().as_str();
         match ca.missing(now) {
@@ -225,7 +233,12 @@ fn cas(rulebook: &Rulebook) -> CasStatus<'_> {
             Some(cause) => status.missing.push(MissingCa { rule, cause: cause.word() }),
         }
     }
+    status.ending.extend(rulebook.cas().filter_map(|ca| {
+        let days_left = ca.overdue(now)?.as_secs() / 86_400;
+        Some(EndingCa { rule: ca.rule().as_str(), days_left })
+    }));
     status.available.sort_unstable();
+    status.ending.sort_unstable_by_key(|ending| ending.days_left);
     status.missing.sort_unstable_by_key(|missing| missing.rule);
     status
 }

@@ -3,6 +3,8 @@
 //! gets back what it lent.
 
 use std::{
+    io,
+    os::fd::AsFd,
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
@@ -26,7 +28,7 @@ use crate::{
     dns::{self, Desk},
     harden::{Confinement, Enforced, Reach},
     intercept::Means,
-    packets::{self, Capture, Kept, PacketLog},
+    packets::{self, Capture, Kept, PacketLog, PacketsError},
     phase::Phases,
     policy::Group,
     quarantine::Quarantine,
@@ -40,14 +42,16 @@ impl Daemon {
         (config, config_file): (Config, &Path),
         reach: Reach,
         supervisor: &Supervisor,
-        kept: Kept,
+        mut kept: Kept,
     ) -> Result<Self, DaemonError> {
         let Config { settings, policy } = config;
-        let control = Control::bind(&settings.control).map_err(|error| {
+        let control = patiently(|| Control::bind(&settings.control), is_in_use).await;
+        let control = control.map_err(|error| {
             other(&format!("the control socket {}", settings.control.display()), &error)
         })?;
         let quarantine = Quarantine::open(&settings.state_dir)
             .map_err(|error| DaemonError::Other(error.to_string()))?;
+        let quarantine = Arc::new(quarantine);
         audit::make_folder(&settings.audit).map_err(|error| {
             other(&format!("cannot make the folder of the audit {}", settings.audit), &error)
         })?;
@@ -83,29 +87,33 @@ impl Daemon {
             places,
             proxy_port: settings.proxy_port,
         });
-        let claim = Arc::new(packets::claim(&kept, &capture)?);
+        let is_running =
+            |error: &PacketsError| matches!(error, PacketsError::AlreadyRunning { .. });
+        let claim = patiently(|| packets::claim(&kept, &capture), is_running).await;
+        let claim = Arc::new(claim?);
         let log = PacketLog::open(capture.nflog_group)?;
         let (in_force, places) = (gateway.rulebook.clone(), Arc::clone(&gateway.places));
         let watcher = Watcher::start(log, audit.clone(), in_force, places, capture.ipv6)
             .map_err(|error| other("cannot start a thread", &error))?;
+        let dns = start_dns(&capture, &settings, &gateway, (supervisor, &mut kept))?;
         // From here on there are tokens in Vault, which a start that fails has to give back.
         let refreshing = tokio::spawn(Arc::clone(&secrets).run(cut(phases.clone())));
         issuing::first_round(&secrets, rotation.as_ref(), &cas, FIRST_ROUND).await;
-        let captured = capture_packets(&capture, &settings, &gateway, (supervisor, kept));
-        let Captured { workers, dns } = match captured {
-            Ok(captured) => captured,
+        let workers = capture_packets(&capture, &settings, &gateway, (supervisor, kept));
+        let workers = match workers {
+            Ok(workers) => workers,
             Err(error) => {
                 give_back(&phase, rotation, refreshing).await;
                 return Err(error);
             }
         };
         report_secrets(&secrets);
-        issuing::report(rotation.as_ref());
+        issuing::report(&rulebooks.borrow(), rotation.is_some());
         let (to_reload, reloads) = mpsc::channel(1);
         let doubt = watch::Sender::default();
         let orders = Orders {
             gateway,
-            quarantine: Arc::new(quarantine),
+            quarantine: Arc::clone(&quarantine),
             wanted: Arc::clone(&wanted),
             doubt: doubt.subscribe(),
             claim: Arc::clone(&claim),
@@ -123,8 +131,10 @@ impl Daemon {
             system_roots,
             phase,
             rulebooks,
+            cas_told: Instant::now(),
             secrets,
             wanted,
+            quarantine,
             rotation,
             refreshing,
             reloads,
@@ -156,10 +166,45 @@ fn confine(reach: Reach) -> Result<Confinement, DaemonError> {
     Ok(confinement)
 }
 
-/// Whoever the packets are sent to.
-struct Captured {
-    workers: Vec<Worker>,
-    dns: dns::Server,
+/// Tries for a moment: a daemon that was killed with its launcher may still be on its way out.
+async fn patiently<T, E>(
+    mut attempt: impl FnMut() -> Result<T, E>,
+    may_pass: impl Fn(&E) -> bool,
+) -> Result<T, E> {
+    let end = Instant::now() + PREDECESSOR;
+    loop {
+        match attempt() {
+            Err(error) if may_pass(&error) && Instant::now() < end => {
+                tokio::time::sleep(RETRY).await;
+            }
+            done => return done,
+        }
+    }
+}
+
+fn is_in_use(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AddrInUse
+}
+
+/// Names are answered as soon as they can be: whoever asks waits where this is a restart. Elsewhere
+/// nobody is sent here before there are rules.
+fn start_dns(
+    capture: &Capture,
+    settings: &Settings,
+    gateway: &Arc<Gateway>,
+    (supervisor, kept): (&Supervisor, &mut Kept),
+) -> Result<dns::Server, DaemonError> {
+    let desk = Desk::new(
+        gateway.rulebook.clone(),
+        (gateway.means.resolver.clone(), gateway.means.audit.clone()),
+        gateway.phases.clone(),
+        gateway.quarantined.clone(),
+        settings.ipv6,
+    );
+    let sockets = kept.dns(capture)?;
+    supervisor.keep("dns", sockets.iter().flat_map(|it| [it.udp.as_fd(), it.tcp.as_fd()]));
+    dns::Server::start(sockets, desk)
+        .map_err(|error| other("cannot start the agents' resolver", &error))
 }
 
 /// Listeners first, then the rules that send packets to them: in between nothing is lost, only
@@ -169,24 +214,14 @@ fn capture_packets(
     settings: &Settings,
     gateway: &Arc<Gateway>,
     (supervisor, mut kept): (&Supervisor, Kept),
-) -> Result<Captured, DaemonError> {
-    let (begin, begun) = oneshot::channel();
-    let mut begins = vec![begin];
-    let desk = Desk::new(
-        gateway.rulebook.clone(),
-        (gateway.means.resolver.clone(), gateway.means.audit.clone()),
-        gateway.phases.clone(),
-        gateway.quarantined.clone(),
-        settings.ipv6,
-    );
-    let dns = dns::Server::start(packets::dns_sockets(capture)?, desk, begun)
-        .map_err(|error| other("cannot start the agents' resolver", &error))?;
+) -> Result<Vec<Worker>, DaemonError> {
+    let mut begins = Vec::new();
     let count = workers(settings);
     let mut workers = Vec::with_capacity(count);
     for number in 0..count {
         let (begin, begun) = oneshot::channel();
         let listeners = kept.listen(capture)?;
-        supervisor.keep(&listeners);
+        supervisor.keep("proxy", listeners.iter().map(|listener| listener.socket.as_fd()));
         let worker = Worker::start(number, listeners, Arc::clone(gateway), begun)
             .map_err(|error| other("cannot start a worker", &error))?;
         workers.push(worker);
@@ -199,7 +234,7 @@ fn capture_packets(
         // A worker that is gone has said so itself.
         let _ = begin.send(());
     }
-    Ok(Captured { workers, dns })
+    Ok(workers)
 }
 
 fn workers(settings: &Settings) -> usize {
@@ -258,6 +293,9 @@ fn report_secrets(secrets: &SecretStore) {
     }
 }
 
+/// Time for a daemon that was killed to be gone.
+const PREDECESSOR: Duration = Duration::from_secs(1);
+const RETRY: Duration = Duration::from_millis(20);
 /// Time that the start waits for the first values. Without them the gateway comes up all the
 /// same and answers 503 where they are needed.
 const FIRST_ROUND: Duration = Duration::from_secs(5);

@@ -38,7 +38,7 @@ mod kernel_tests;
 
 pub use error::PacketsError;
 pub use kept::Kept;
-pub use listen::{Claim, DnsSockets, Listener, claim, dns_sockets};
+pub use listen::{Claim, DnsSockets, Listener, claim};
 pub use nflog::{Headers, PacketLog, RefusedPacket};
 pub use readback::untold;
 pub use sysctl::check_sysctls;

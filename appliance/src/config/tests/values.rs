@@ -298,8 +298,8 @@ fn what_a_rule_gives_up_for_clients_is_a_word_and_is_warned_of() {
     assert_eq!(config.policy.apis[0].constraints, Constraints::Noted);
     assert!(explain(&config).contains("every name (constraints)"));
     refuses(port, &format!("{port}\nconstraints = \"x\""), "\"x\"", &["\"critical\" or \"noted\""]);
-    let pki = format!("[vault.pki]\nroot_file = \"root.pem\"\n[[api]]\nconstraints = \"noted\"");
-    refuses("[[api]]", &pki, "\"noted\"", &["[vault.pki]", "\"critical\" alone"]);
+    let pki = "[vault.pki]\nroot_file = \"root.pem\"\n[[api]]\nconstraints = \"noted\"";
+    refuses("[[api]]", pki, "\"noted\"", &["[vault.pki]", "\"critical\" alone"]);
 
     let allowed = accepts(hosts, &format!("{hosts}\nech = \"allow\""));
     assert!(allowed.policy.passes[0].carry.allows_ech());
