@@ -79,7 +79,7 @@ lab: build vault clients
 test-systemd: build
 	@echo "== The unit, under systemd as the first process of a machine"
 	CLOAKROOM_BIN=$(CURDIR)/target/debug/cloakroom CLOAKROOM_MACHINE="$$(tests/systemd/root | tail -n 1)" \
-		$(CARGO) test $(TESTED) --test systemd -- --test-threads=2 $(ONLY)
+		$(CARGO) test $(TESTED) --test systemd -- --test-threads=1 $(ONLY)
 
 # Ratios count, not figures: see benches/README.md.
 bench: prerequisites

@@ -9,6 +9,7 @@ mod answers;
 mod attack;
 mod authority;
 mod bound_agents;
+mod browser;
 mod clear_text;
 mod clients;
 mod commands;

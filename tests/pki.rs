@@ -290,7 +290,10 @@ fn without_vault_the_hosts_are_closed_and_open_when_it_is_there() {
         it.refused_because(OPENAI, "vault_unreachable");
         it.world.origin.log().assert_untouched();
         let log = it.world.gateway.stderr();
-        assert!(log.contains("its hosts are closed until Vault signs one"), "{log}");
+        assert!(
+            log.contains("its hosts are closed until there is one: Vault signs another"),
+            "{log}"
+        );
         let cas = || status(&it.world)["issuing_cas"].take();
         let missing = json!({"rule": "openai", "cause": "vault_unreachable"});
         let told = cas();

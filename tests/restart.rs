@@ -7,7 +7,7 @@ use std::{
     net::SocketAddr,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use lab::{
@@ -18,7 +18,7 @@ use lab::{
 
 use crate::{
     control::tell,
-    world::{TICKET, World, get},
+    world::{TICKET, World, first_event, get, get_path},
 };
 
 /// `supervise.py` and the gateway that it starts.
@@ -137,8 +137,10 @@ fn the_service_manager_is_told_how_it_is() {
 fn connections_that_arrive_during_a_restart_wait_and_are_served() {
     sandboxed(|| {
         let mut it = Supervised::start();
-        assert_eq!(it.say("kept"), "8", "two workers, two interfaces, two families");
-        for how in ["term", "kill", "term"] {
+        let all =
+            "for each of two interfaces and families a listener of two workers, and DNS's two";
+        assert_eq!(it.say("kept"), "16", "{all}");
+        for how in ["term", "kill", "abrt", "term"] {
             it.say(how);
             it.world.origin.log().clear();
             let (waiting, world) = (12, &it.world);
@@ -165,8 +167,26 @@ fn connections_that_arrive_during_a_restart_wait_and_are_served() {
             let mut answer = String::new();
             it.answers.read_line(&mut answer).expect("it answers");
             gateway::forward();
-            assert_eq!(it.say("kept"), "8", "none is kept twice");
+            assert_eq!(it.say("kept"), "16", "none is kept twice");
         }
+    });
+}
+
+/// Its orders go to the daemon that came after it.
+#[test]
+fn a_group_that_is_quarantined_is_cut_off_in_the_daemon_that_drains_too() {
+    sandboxed(|| {
+        let mut it = Supervised::start();
+        let request = get_path("/sse?n=1000&ms=100", &[TICKET]);
+        let mut events = first_event(it.world.h1(OPENAI).expect("intercepted"), &request);
+        it.say("term");
+        it.run();
+        assert_eq!(ask(&it.world, OPENAI.port(443)), 200, "the next one serves");
+        assert!(events.read_some(4096).is_ok_and(|more| !more.is_empty()), "the stream goes on");
+        let begun = Instant::now();
+        tell(&it.world, &["quarantine", "research"], 0);
+        events.read_to_end();
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     });
 }
 
@@ -202,7 +222,7 @@ fn somebody_elses_listener_beside_the_kept_ones_is_no_start() {
         output.read_line(&mut on).expect("it listens");
         assert_eq!(on, "on\n");
         let ready = it.world.lab.dir.join("ready");
-        fs::remove_file(&ready).expect("it was there");
+        assert!(!ready.exists(), "nothing is carried");
         it.say("start");
         wait::expect("it says why", || it.world.gateway.stderr().contains("15001"));
         assert!(!ready.exists());

@@ -4,7 +4,7 @@ run (sd_listen_fds(3)).
 
     supervise.py SOCKET LOG PROGRAM [ARGUMENT...]
 
-On standard input, a word a line, each answered with one: "start", "term", "kill", "kept".
+On standard input, a word a line, each answered with one: "start", "term", "kill", "abrt", "kept".
 """
 
 import array
@@ -71,6 +71,7 @@ while True:
             "start": start,
             "term": lambda: end(signal.SIGTERM),
             "kill": lambda: end(signal.SIGKILL),
+            "abrt": lambda: end(signal.SIGABRT),
             "kept": lambda: str(len(kept)),
         }
         print(acts[word](), flush=True)

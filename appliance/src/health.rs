@@ -76,7 +76,7 @@ causes! {
     SecretStale = "secret_stale" Degraded,
     /// A rule has no issuing CA, or it has ended: its hosts are closed.
     CaMissing = "ca_missing" Degraded,
-    /// Less than a third of the life of a rule's issuing CA is left, and no other has come.
+    /// Less than three tenths of the life of a rule's issuing CA are left, and no other has come.
     CaEnding = "ca_ending" Degraded,
     /// A group is cut off.
     GroupQuarantined = "group_quarantined" Degraded,

@@ -96,6 +96,21 @@ impl Quarantine {
         Ok(self.groups.send_if_modified(|groups| Arc::make_mut(groups).remove(group)))
     }
 
+    /// Takes the marks that another daemon has made meanwhile. Whether there were any; what it took away
+    /// stays in force here.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    pub fn take_marks(&self) -> io::Result<bool> {
+        let marked = read(&self.folder)?;
+        Ok(self.groups.send_if_modified(|groups| {
+            let before = groups.len();
+            Arc::make_mut(groups).extend(marked);
+            groups.len() > before
+        }))
+    }
+
     fn insert(&self, group: &GroupName) -> bool {
         self.groups.send_if_modified(|groups| Arc::make_mut(groups).insert(group.clone()))
     }

@@ -47,7 +47,8 @@ reasons! {
     SniMissing = "sni_missing",
     /// A host name that policy does not list for this group.
     SniDenied = "sni_denied",
-    /// A ClientHello that carries Encrypted Client Hello for a listed name.
+    /// A ClientHello that carries Encrypted Client Hello for a listed name whose rule does not say
+    /// `ech = "allow"`.
     EchDenied = "ech_denied",
     /// No application protocol in common.
     AlpnDenied = "alpn_denied",

@@ -32,10 +32,6 @@ impl Machine {
             std::env::var("CLOAKROOM_MACHINE").expect("`make test-systemd` says where it is");
         let console = lab.dir.join("console.log");
         let log = fs::File::create(&console).expect("the lab's folder is writable");
-        let units = ["cloakroom.service", "cloakroom-guard.service"].map(|name| {
-            let unit = tools::repository().join("image").join(name);
-            format!("--bind-ro={}:/etc/systemd/system/{name}", unit.display())
-        });
         let nspawn = Command::new("systemd-nspawn")
             .args(["--quiet", "--boot", "--volatile=overlay", "--console=pipe"])
             .args(["--register=no", "--keep-unit", "--machine=gateway"])
@@ -47,7 +43,10 @@ impl Machine {
             .arg("--capability=CAP_NET_ADMIN")
             .arg(format!("--directory={root}"))
             .arg(format!("--bind-ro={}:/usr/local/bin/cloakroom", tools::cloakroom().display()))
-            .args(units)
+            .args(UNITS.map(|name| {
+                let unit = tools::repository().join("image").join(name);
+                format!("--bind-ro={}:/etc/systemd/system/{name}", unit.display())
+            }))
             .arg(format!("--bind={}:/etc/cloakroom", etc.display()))
             .env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1")
             .env("SYSTEMD_NSPAWN_API_VFS_WRITABLE", "network")
@@ -160,5 +159,11 @@ fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }
 
+const UNITS: [&str; 4] = [
+    "cloakroom-guard.service",
+    "cloakroom.service",
+    "cloakroom-ca.service",
+    "cloakroom-ca.timer",
+];
 /// A boot, on a machine that is busy.
 const LONG: Duration = Duration::from_secs(60);

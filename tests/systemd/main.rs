@@ -1,17 +1,24 @@
 //! The shipped unit under systemd as the first process of a machine: Debian 13 in systemd-nspawn, whose
 //! network is the lab's gateway. `make test-systemd` runs it; it needs root.
 
+mod load;
 mod machine;
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use lab::{
     Lab,
     client::Tls,
     dns::Dns,
     gateway::OPENAI_SECRET,
-    net::{AGENT, OPENAI},
+    net::{AGENT, GATEWAY, OPENAI},
     origin::Origin,
     sandboxed,
 };
+use load::Load;
 
 use machine::{Machine, config, hello};
 
@@ -74,3 +81,110 @@ fn the_shipped_unit_serves_confined_and_again_after_a_restart() {
         assert!(!again.contains("WARN") && !again.contains("ERROR"), "{again}");
     });
 }
+
+/// A stream of events that goes on for longer than any drain, with the first of them read.
+fn stream(lab: &Lab) -> Tls {
+    let mut tls =
+        Tls::open(AGENT, OPENAI.port(443), &hello(lab, OPENAI.name)).expect("intercepted");
+    let request = "GET /sse?n=10000&ms=100 HTTP/1.1\r\nHost: api.openai.example\r\n\
+        Authorization: Bearer OPENAI_API_KEY\r\n\r\n";
+    tls.send(request).expect("sent");
+    let first = tls.read_some(4096).expect("the first bytes");
+    assert!(first.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&first));
+    tls
+}
+
+#[test]
+fn a_restart_costs_nobody_a_connection_a_name_or_a_stream() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let _origin = Origin::start(&lab);
+        let _dns = Dns::start();
+        let machine = Machine::boot(&lab);
+        let limits =
+            "[limits]\nagent_new_connections = 5000\ndns_rate = 5000\ndrain_time = \"12s\"\n";
+        let config = config().replace("ports = [443]\n", "ports = [443, 80]\n");
+        machine.install(&lab, &(config + limits));
+        machine.run("systemctl start cloakroom");
+        let streams: Vec<Tls> = (0..STREAMS).map(|_| stream(&lab)).collect();
+
+        let [connections, lookups] = rates();
+        let load = Load::start(connections, lookups);
+        thread::sleep(Duration::from_secs(2));
+        let begun = Instant::now();
+        machine.run("systemctl restart cloakroom");
+        println!("restarted in {:?}", begun.elapsed());
+        let ends = thread::spawn(move || {
+            let each = streams.into_iter().map(|mut stream| {
+                thread::spawn(move || {
+                    while stream.read_some(65_536).is_ok_and(|bytes| !bytes.is_empty()) {}
+                    begun.elapsed()
+                })
+            });
+            let each: Vec<_> = each.collect();
+            each.into_iter().map(|one| one.join().expect("no panic")).collect::<Vec<_>>()
+        });
+        load.assert_none_waited(Duration::from_secs(1));
+        let ends = ends.join().expect("no panic");
+        let (first, last) = (ends.iter().min(), ends.iter().max());
+        println!("streams ended from {first:?} to {last:?}");
+        assert!(first.is_some_and(|end| *end > Duration::from_secs(11)), "{ends:?}");
+        assert!(last.is_some_and(|end| *end < Duration::from_secs(18)), "{ends:?}");
+        machine.wait_until("only the new daemon is left", || {
+            machine.run("pgrep -c cloakroom").trim() == "2"
+        });
+    });
+}
+
+#[test]
+fn the_timer_has_a_ca_made_anew_and_the_daemon_takes_it() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let origin = Origin::start(&lab);
+        let _dns = Dns::start();
+        let machine = Machine::boot(&lab);
+        machine.install(&lab, &config());
+        machine.run("systemctl start cloakroom cloakroom-ca.timer");
+        assert!(machine.run("systemctl list-timers").contains("cloakroom-ca.service"));
+        let pem = "/var/lib/cloakroom/ca/openai.pem";
+        let before = machine.run(&format!("cat {pem}; rm {pem}"));
+        machine.run("systemctl start cloakroom-ca.service");
+        let after = machine.run(&format!("cat {pem}"));
+        assert_ne!(before, after);
+        let owner = machine.run(&format!("stat -c %U {pem} /var/lib/cloakroom/ca/openai.key"));
+        assert_eq!(owner, "cloakroom\ncloakroom\n");
+        assert!(machine.journal().contains("reloaded"), "{}", machine.journal());
+        assert_served(&lab, &origin);
+    });
+}
+
+/// An interface that is there late must not leave the unit failed for good.
+#[test]
+fn an_interface_that_appears_late_is_waited_for() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let origin = Origin::start(&lab);
+        let _dns = Dns::start();
+        let machine = Machine::boot(&lab);
+        machine.install(&lab, &config());
+        GATEWAY.shell("ip link set agents0 down && ip link set agents0 name late0");
+        machine.run("systemctl start --no-block cloakroom");
+        thread::sleep(Duration::from_secs(12));
+        assert_ne!(machine.property("ActiveState"), "failed", "{}", machine.journal());
+        GATEWAY.shell("ip link set late0 name agents0 && ip link set agents0 up");
+        machine.wait_until("ready", || machine.property("ActiveState") == "active");
+        // The addresses of IPv6 went with the link, and with them nothing that is asked here.
+        assert_served(&lab, &origin);
+    });
+}
+
+/// [`RATES`], or those of a machine that is slower or has others on it: `CLOAKROOM_RATES="100 40"`.
+fn rates() -> [u32; 2] {
+    let Ok(text) = std::env::var("CLOAKROOM_RATES") else { return RATES };
+    let mut rates = text.split(' ').map(|rate| rate.parse().expect("two numbers"));
+    [(); 2].map(|()| rates.next().expect("two numbers"))
+}
+
+const STREAMS: usize = 50;
+/// Connections and look-ups a second.
+const RATES: [u32; 2] = [500, 200];

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::fs::fstatvfs;
+use rustix::fs::{FlockOperation, flock, fstatvfs};
 
 use super::trouble::Trouble;
 use crate::config::{AuditFile, AuditTarget};
@@ -141,6 +141,10 @@ impl LogFile {
     /// Moves the file aside and begins another. Where the second fails, lines still go to the first,
     /// under its new name.
     fn rotate(&mut self) -> io::Result<()> {
+        // After a restart two daemons write to one file until the first has drained. Only one of them
+        // may look for the next number at a time: a rename takes the place of what has the name.
+        let turn = File::open(folder(&self.settings.path))?;
+        flock(&turn, FlockOperation::LockExclusive)?;
         let mut kept = rotated(&self.settings.path)?;
         if self.has_its_name() {
             let next = kept.last().map_or(1, |(number, _)| number.saturating_add(1));
@@ -304,6 +308,30 @@ mod tests {
         assert_eq!(names[..2], ["audit.jsonl", "audit.jsonl.00000008"]);
         assert_eq!(names[2..], [&*numbers[1], &*numbers[2], "audit.jsonl.1"]);
         assert_eq!(fs::read(folder.join(&numbers[2])).unwrap(), b"line 9\n\n");
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    /// As two daemons do while one drains beside the next.
+    #[test]
+    fn two_that_rotate_one_file_lose_no_line() {
+        let folder = folder_of("two");
+        let path = folder.join("audit.jsonl");
+        let settings = AuditFile { rotate: Some(64), keep: 10_000, ..AuditFile::at(&path) };
+        let write = |who: &str| {
+            let mut output = Output::open(&AuditTarget::File(settings.clone())).unwrap();
+            for number in 0..1_000 {
+                output.write(format!("{who} {number}\n").as_bytes(), &mut 0).unwrap();
+                output.tend().unwrap();
+            }
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| write("one"));
+            scope.spawn(|| write("other"));
+        });
+        let files = fs::read_dir(&folder).unwrap().map(|it| fs::read(it.unwrap().path()).unwrap());
+        let text = String::from_utf8(files.collect::<Vec<_>>().concat()).unwrap();
+        let lines: std::collections::HashSet<&str> = text.lines().collect();
+        assert_eq!((text.lines().count(), lines.len()), (2_000, 2_000));
         fs::remove_dir_all(&folder).unwrap();
     }
 

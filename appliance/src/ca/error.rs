@@ -157,7 +157,7 @@ impl fmt::Display for CaError {
                 path.display()
             ),
             Self::Root { dir, fault: Fault::Missing } => {
-                write!(f, "{}: no root here; run `cloakroom ca init`", dir.display())
+                write!(f, "{0}: no root here; run `cloakroom ca init --dir {0}`", dir.display())
             }
             Self::Root { dir, fault } => write!(f, "{}: root: {fault}", dir.display()),
             // Making it anew would not help where the system refuses the file.

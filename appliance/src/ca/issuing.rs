@@ -61,7 +61,7 @@ impl IssuingCa {
     /// # Errors
     ///
     /// Whatever is in doubt is fatal: a key that others may read or that is not the
-    /// certificate's, names that are not exactly those of the rule, less than a day left.
+    /// certificate's, names that are not exactly those of the rule, an end that has come.
     pub fn load(dir: &Path, rule: &TlsRule, now: SystemTime) -> Result<Self, CaError> {
         let now = unix_seconds(now)?;
         let TlsRule { rule, names, constraints } = rule;
@@ -77,7 +77,7 @@ impl IssuingCa {
         let lock = folder.lock_to_read()?;
         let pair = Pair::read(&folder, rule, &wanted, *constraints).map_err(fault)?;
         drop(lock);
-        pair.validity.check(now, DAY).map_err(fault)?;
+        pair.validity.check(now, 1).map_err(fault)?;
         let Pair { certificate, key, validity } = pair;
         Self::assemble((rule.clone(), names.to_vec()), vec![certificate], key, validity)
     }
@@ -115,6 +115,13 @@ impl IssuingCa {
     pub fn begins(&self) -> SystemTime {
         let seconds = u64::try_from(self.validity.not_before).unwrap_or(0);
         SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    /// When it should have been made anew for long: whoever does that does so from the last third of its
+    /// life on.
+    pub fn overdue_from(&self) -> SystemTime {
+        let tenths = u64::try_from(self.validity.life() / 10 * 3).unwrap_or(0);
+        self.ends().checked_sub(Duration::from_secs(tenths)).unwrap_or(SystemTime::UNIX_EPOCH)
     }
 
     /// Whether it may sign for `host`.
@@ -362,7 +369,8 @@ mod tests {
         assert_eq!(parsed.validity().not_after.timestamp(), ca.validity.not_after);
         assert!(leaf.renew_at > near_end, "no leaf is stale at birth");
         assert!(ca.mint(&host("api.test"), ca.validity.not_after + 1).is_err());
-        let loaded = made.load("api", &exact(&["api.test"]), later(89 * 24 + 1));
+        assert!(made.load("api", &exact(&["api.test"]), later(89 * 24 + 1)).is_ok());
+        let loaded = made.load("api", &exact(&["api.test"]), later(90 * 24 + 1));
         assert!(matches!(loaded, Err(CaError::Issuing { fault: Fault::EndsSoon(_), .. })));
         let before = made.load("api", &exact(&["api.test"]), now() - Duration::from_secs(7_200));
         assert!(matches!(before, Err(CaError::Issuing { fault: Fault::NotYetValid, .. })));

@@ -49,6 +49,11 @@ impl Leaves {
         self.ca.ends()
     }
 
+    /// As [`IssuingCa::overdue_from`].
+    pub fn overdue_from(&self) -> SystemTime {
+        self.ca.overdue_from()
+    }
+
     /// The chain (leaf and issuing CA) and the key to show to an agent that asks for `host`:
     /// valid for at most 24 hours in all, with a quarter of its life or more to go.
     ///

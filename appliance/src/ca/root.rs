@@ -67,7 +67,7 @@ impl Root {
     /// Opens the root and its key.
     pub fn open(dir: &Path, now: SystemTime) -> Result<Self, CaError> {
         let now = unix_seconds(now)?;
-        let folder = Folder::open(dir)?;
+        let folder = open_folder(dir)?;
         let lock = folder.lock_to_read()?;
         let certificate = RootCertificate::read(&folder)?;
         let fault = |fault| CaError::Root { dir: dir.into(), fault };
@@ -81,6 +81,15 @@ impl Root {
         let root = Self::assemble(folder, certificate, key)?;
         root.validity.check(now, DAY).map_err(fault)?;
         Ok(root)
+    }
+
+    /// Whole days that are left of its life.
+    ///
+    /// # Errors
+    ///
+    /// The clock says a time that no certificate can.
+    pub fn days_left(&self, now: SystemTime) -> Result<i64, CaError> {
+        Ok(self.validity.left(unix_seconds(now)?) / DAY)
     }
 
     /// The root's certificate.
@@ -111,7 +120,7 @@ impl Root {
 impl RootCertificate {
     /// Reads `root.pem` of `dir`. Does not touch the key.
     pub fn load(dir: &Path) -> Result<Self, CaError> {
-        Self::read(&Folder::open(dir)?)
+        Self::read(&open_folder(dir)?)
     }
 
     /// Reads the one certificate of a file, at most 64 KiB, that the operator names. Whether it is
@@ -171,6 +180,16 @@ impl fmt::Debug for Root {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Root").field("dir", &self.folder.path()).finish_non_exhaustive()
     }
+}
+
+/// A folder that is not there holds no root.
+fn open_folder(dir: &Path) -> Result<Folder, CaError> {
+    Folder::open(dir).map_err(|error| match error {
+        CaError::File { fault: FileFault::Io(e), .. } if e.kind() == io::ErrorKind::NotFound => {
+            CaError::Root { dir: dir.into(), fault: Fault::Missing }
+        }
+        error => error,
+    })
 }
 
 fn params(label: &str, now: i64) -> Result<CertificateParams, CaError> {

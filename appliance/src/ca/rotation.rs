@@ -120,13 +120,6 @@ impl Rotation {
         // What is late stays closed until it is there.
         let _ = tokio::time::timeout_at(deadline.into(), all).await;
     }
-
-    /// The rules that are closed, because they have no CA.
-    pub fn missing(&self) -> Vec<Arc<RuleCa>> {
-        let tended = self.tended.lock().unwrap_or_else(PoisonError::into_inner);
-        let none = tended.iter().filter(|tended| tended.ca.ends().is_none());
-        none.map(|tended| Arc::clone(&tended.ca)).collect()
-    }
 }
 
 impl Tended {

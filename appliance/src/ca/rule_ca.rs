@@ -13,7 +13,7 @@ use std::{
 use arc_swap::ArcSwapOption;
 use rustls::sign::CertifiedKey;
 
-use super::{CaError, IssuingCa, Leaves, TlsRule, issue::rules_that_end_tls};
+use super::{CaError, Fault, IssuingCa, Leaves, TlsRule, issue::rules_that_end_tls};
 use crate::{
     policy::{Host, HostPattern, Policy, RuleName},
     reason::SecretCause,
@@ -53,7 +53,8 @@ impl RuleCa {
         this
     }
 
-    /// Loads the CAs that `cloakroom ca issue` made for `policy` in `dir`.
+    /// Loads the CAs that `cloakroom ca issue` made for `policy` in `dir`. One that has ended is none:
+    /// its rule is closed, and no other.
     ///
     /// # Errors
     ///
@@ -64,8 +65,16 @@ impl RuleCa {
         now: SystemTime,
     ) -> Result<RuleCas, CaError> {
         let load = |rule: TlsRule| {
-            let ca = IssuingCa::load(dir, &rule, now)?;
-            Ok((rule.rule, Arc::new(Self::fixed(ca))))
+            let ca = match IssuingCa::load(dir, &rule, now) {
+                Ok(ca) => Self::fixed(ca),
+                Err(CaError::Issuing { fault: Fault::EndsSoon(_), .. }) => {
+                    let ended = Self::empty(rule.rule.clone(), rule.names);
+                    ended.is_missing(SecretCause::LeaseEnded);
+                    ended
+                }
+                Err(error) => return Err(error),
+            };
+            Ok((rule.rule, Arc::new(ca)))
         };
         rules_that_end_tls(policy)?.into_iter().map(load).collect()
     }
@@ -90,13 +99,11 @@ impl RuleCa {
         self.leaves.load().as_ref().map(|leaves| (leaves.begins(), leaves.ends()))
     }
 
-    /// How long the CA has left, where that is less than a third of its life: another one should have
-    /// come before.
-    pub fn nears_its_end(&self, now: SystemTime) -> Option<Duration> {
-        let (begins, ends) = self.life()?;
-        let left = ends.duration_since(now).unwrap_or_default();
-        let life = ends.duration_since(begins).unwrap_or_default();
-        (left < life / 3).then_some(left)
+    /// How long it still lives, where it should have been made anew for long.
+    pub fn overdue(&self, now: SystemTime) -> Option<Duration> {
+        let leaves = self.leaves.load();
+        let leaves = leaves.as_ref().filter(|leaves| now >= leaves.overdue_from())?;
+        leaves.ends().duration_since(now).ok()
     }
 
     /// The chain and the key to show to an agent that asks for `host`, where they have been made
@@ -165,20 +172,44 @@ impl std::error::Error for NoLeaf {}
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ca::testing::{Installation, later, now};
+    use crate::ca::testing::{Installation, api, host, later, now, policy};
+
+    const DAYS: u64 = 24;
 
     #[test]
-    fn a_ca_counts_down_in_the_last_third_of_its_life_and_then_is_missing() {
-        let (_installation, ca) = Installation::with("openai", &["api.openai.example"]);
-        let (begins, ends) = (ca.begins(), ca.ends());
-        let ca = RuleCa::fixed(ca);
-        assert_eq!(ca.life(), Some((begins, ends)));
-        assert_eq!((ca.nears_its_end(now()), ca.missing(now())), (None, None));
-        let hours = ends.duration_since(begins).unwrap().as_secs() / 3_600;
-        let late = later(hours * 3 / 4);
-        let left = ca.nears_its_end(late).expect("it counts down");
-        assert_eq!(late + left, ends);
-        assert_eq!(ca.missing(late), None, "and is good until then");
-        assert_eq!(ca.missing(ends), Some(SecretCause::LeaseEnded));
+    fn a_ca_that_has_ended_closes_its_own_rule_and_no_other() {
+        let made = Installation::new();
+        let both = |at| {
+            let both = policy(vec![api("old", &["a.test"]), api("new", &["b.test"])]);
+            RuleCa::load_all(&made.dir(), &both, at).unwrap()
+        };
+        made.issue(&policy(vec![api("old", &["a.test"])]), now());
+        made.issue(&policy(vec![api("new", &["b.test"])]), later(50 * DAYS));
+        let at = later(91 * DAYS);
+        let cas = both(at);
+        let leaf = |rule: &str, name: &str| cas[&RuleName(rule.into())].leaf(&host(name), at);
+        let refused = leaf("old", "a.test").unwrap_err();
+        assert!(matches!(refused, NoLeaf::NoCa(SecretCause::LeaseEnded)), "{refused}");
+        assert!(leaf("new", "b.test").is_ok());
+        std::fs::remove_file(made.dir().join("old.pem")).unwrap();
+        let missing = policy(vec![api("old", &["a.test"])]);
+        assert!(RuleCa::load_all(&made.dir(), &missing, at).is_err(), "none is a mistake");
+    }
+
+    #[test]
+    fn a_ca_that_is_not_made_anew_counts_down() {
+        let made = Installation::new();
+        let one = policy(vec![api("api", &["a.test"])]);
+        made.issue(&one, now());
+        let cas = RuleCa::load_all(&made.dir(), &one, now()).unwrap();
+        let life = cas[&RuleName("api".into())].life().expect("a CA");
+        assert_eq!(life.1.duration_since(life.0).unwrap().as_secs() / 86_400, 90);
+        let overdue = |days: u64| {
+            let left = cas[&RuleName("api".into())].overdue(later(days * DAYS));
+            left.map(|left| left.as_secs() / 86_400)
+        };
+        assert_eq!([overdue(0), overdue(62)], [None, None], "`ca issue` has had two days");
+        assert_eq!([overdue(69), overdue(88)], [Some(20), Some(1)]);
+        assert_eq!(overdue(91), None, "it has ended, which is another matter");
     }
 }

@@ -144,8 +144,15 @@ fn issue<E>(
     for issued in ca::issue(&root, &settings.ca_dir, policy, now)? {
         writeln!(out, "{issued}")?;
     }
+    let left = root.days_left(now)?;
+    if left < YEAR {
+        writeln!(out, "the root itself has {left} days left; give agents another one before that")?;
+    }
     Ok(())
 }
+
+/// In days.
+const YEAR: i64 = 365;
 
 fn pki(settings: &Settings) -> Option<&PkiSettings> {
     settings.vault.as_ref()?.pki.as_ref()

@@ -32,7 +32,7 @@ use self::{
 use crate::{
     config::{self, Config},
     control::{EX_USAGE, Order},
-    daemon::{self, DaemonError, Surroundings},
+    daemon::{self, DaemonError, Launched, Surroundings},
     harden,
     packets::{self, Capture},
     tls,
@@ -141,6 +141,8 @@ enum Failure {
     Config(config::Errors),
     /// The running daemon says so, and how the command is to end.
     Told(u8, String),
+    /// The daemon that was launched has said why, and this is how it ended.
+    Said(u8),
     /// Anything else, in one line.
     Other(String),
 }
@@ -193,7 +195,14 @@ fn here(config: &Config) -> String {
 }
 
 fn run(config: &Path, ready_file: Option<&Path>, log: Log) -> Result<(), Failure> {
-    let surroundings = surroundings();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::Other(format!("cannot start a runtime: {error}")))?;
+    if is_launcher() {
+        return launch(&runtime);
+    }
+    let surroundings = surroundings()?;
     tracing_subscriber::fmt()
         .with_writer(io::stderr)
         .with_ansi(false)
@@ -206,10 +215,6 @@ fn run(config: &Path, ready_file: Option<&Path>, log: Log) -> Result<(), Failure
     if rustls::crypto::CryptoProvider::install_default(tls::provider()).is_err() {
         return Err(Failure::Other("the TLS provider was set twice".into()));
     }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::Other(format!("cannot start a runtime: {error}")))?;
     let ran = runtime.block_on(daemon::run(config, ready_file, surroundings));
     // A thread that is stuck, as the audit's is while its pipe is full, has had its time.
     runtime.shutdown_background();
@@ -219,23 +224,49 @@ fn run(config: &Path, ready_file: Option<&Path>, log: Log) -> Result<(), Failure
     })
 }
 
+/// Whether this is what a service manager has started itself.
+fn is_launcher() -> bool {
+    let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    set("NOTIFY_SOCKET") && !set(daemon::LAUNCHER)
+}
+
+fn launch(runtime: &tokio::runtime::Runtime) -> Result<(), Failure> {
+    let arguments = std::env::args_os().skip(1);
+    let launched = std::env::current_exe()
+        .and_then(|program| runtime.block_on(daemon::launch(&program, arguments)));
+    match launched {
+        Ok(0) => Ok(()),
+        Ok(status) => Err(Failure::Said(status)),
+        Err(error) => Err(Failure::Other(format!("cannot start the daemon: {error}"))),
+    }
+}
+
 /// The one place that reads the environment.
-fn surroundings() -> Surroundings {
+fn surroundings() -> Result<Surroundings, Failure> {
     let number = |name| std::env::var_os(name)?.to_str()?.parse::<u64>().ok();
     let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
     let for_this = set("WATCHDOG_PID").is_none()
         || number("WATCHDOG_PID") == Some(u64::from(std::process::id()));
     let watchdog = number("WATCHDOG_USEC").filter(|_| for_this).map(Duration::from_micros);
-    let handed_to_this = number("LISTEN_PID") == Some(u64::from(std::process::id()));
-    let handed = if handed_to_this { handed() } else { Vec::new() };
-    Surroundings { notify_socket: set("NOTIFY_SOCKET"), watchdog, handed }
+    let launcher = number(daemon::LAUNCHER).and_then(|number| u32::try_from(number).ok());
+    let launched = launcher.map(Launched::by).transpose();
+    let launched = launched.map_err(|error| Failure::Other(format!("cannot run: {error}")))?;
+    // The launcher has taken its own number away.
+    let to_launched = launched.is_some() && set("LISTEN_PID").is_none();
+    let to_this = number("LISTEN_PID") == Some(u64::from(std::process::id()));
+    let handed = if to_this || to_launched { handed() } else { Vec::new() };
+    Ok(Surroundings { notify_socket: set("NOTIFY_SOCKET"), watchdog, handed, launched })
 }
 
 /// Every socket of ours among what was handed over. What is something else is not for us.
 fn handed() -> Vec<OwnedFd> {
     let mut all = ListenFd::from_env();
-    let listeners = (0..all.len()).map(|at| all.take_tcp_listener(at));
-    listeners.filter_map(|taken| taken.ok().flatten()).map(OwnedFd::from).collect()
+    let count = all.len();
+    let take = |at| match all.take_tcp_listener(at) {
+        Ok(listener) => listener.map(OwnedFd::from),
+        Err(_) => all.take_udp_socket(at).ok().flatten().map(OwnedFd::from),
+    };
+    (0..count).filter_map(take).collect()
 }
 
 fn guard(args: &GuardArgs) -> Result<(), Failure> {
@@ -305,6 +336,7 @@ fn report(failure: &Failure) -> ExitCode {
     let (text, code): (&dyn Display, u8) = match failure {
         Failure::Config(errors) => (errors, EX_USAGE),
         Failure::Told(exit, text) => (text, *exit),
+        Failure::Said(exit) => return ExitCode::from(*exit),
         Failure::Other(text) => (text, 1),
     };
     // Where standard error is gone the exit status still says it.

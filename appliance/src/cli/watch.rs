@@ -260,8 +260,16 @@ fn connection(record: &Value) -> String {
     add(&mut line, record, &["reason", "cause", "alert", "end"]);
     let [from, to, millis] =
         ["bytes_from_agent", "bytes_to_agent", "duration_ms"].map(|key| count(record, key));
-    line + &format!("  {from} B out, {to} B in, {millis} ms")
+    line += &format!("  {from} B out, {to} B in, {millis} ms");
+    match word(record, "reason") == Some(Reason::EchDenied.word()) {
+        true => line + ECH_REMEDY,
+        false => line,
+    }
 }
+
+/// A refusal before TLS is up has no room for words: the agent cannot be told.
+const ECH_REMEDY: &str =
+    "  (the splice rule may say ech = \"allow\"; or turn it off in the browser: see README.md)";
 
 fn over_rate(record: &Value, what: &str) -> String {
     let [count, seconds] = ["count", "seconds"].map(|key| count(record, key));
@@ -462,6 +470,8 @@ mod tests {
             let line = shown(&args(None, false), &record(*kind));
             assert!(line.contains(example(*kind).1), "{kind:?}\n{line}");
         }
+        let hidden = record(Kind::Connection).replace("sni_denied", "ech_denied");
+        assert!(shown(&args(None, false), &hidden).contains("may say ech = \"allow\""), "{hidden}");
         let unknown = shown(&args(None, false), "{\"record\":\"of_another_version\"}\n");
         assert!(unknown.contains("of_another_version"), "{unknown}");
     }

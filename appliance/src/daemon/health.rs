@@ -7,7 +7,7 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::flow::Gateway;
+use super::{flow::Gateway, issuing};
 use crate::{
     audit::Trouble,
     ca::RuleCa,
@@ -99,16 +99,13 @@ impl Vitals {
 
     fn of_ca(&self, ca: &RuleCa, now: SystemTime) -> Option<Finding> {
         let rule = ca.rule();
-        let remedy = match self.vault_signs {
-            true => "`cloakroom vault doctor` says what keeps Vault from signing",
-            false => "`cloakroom ca issue`, then `cloakroom reload`",
-        };
+        let remedy = issuing::remedy(self.vault_signs);
         if let Some(why) = ca.missing(now) {
             let text = format!("{rule} has no issuing CA, and its hosts are closed: {remedy}");
             return Some(Finding::new(Cause::CaMissing, text).of_rule(rule).because(why.word()));
         }
-        let left = ca.nears_its_end(now)?;
-        let text = format!("the issuing CA of {rule} is near its end: {remedy}");
+        let left = ca.overdue(now)?;
+        let text = format!("the issuing CA of {rule} ends, and its hosts close with it: {remedy}");
         Some(Finding::new(Cause::CaEnding, text).of_rule(rule).in_time(left))
     }
 }

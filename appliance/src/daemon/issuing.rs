@@ -1,7 +1,7 @@
 //! Where the daemon has its issuing CAs from: the folder of `cloakroom ca issue`, or Vault.
 //!
-//! A file that is not right stops the start. A Vault that does not sign does not: the hosts are
-//! closed until it does.
+//! A file that is not right stops the start. One whose CA has ended does not, nor does a Vault that
+//! does not sign: the rule's hosts are closed until there is a CA.
 
 use std::{
     sync::Arc,
@@ -13,6 +13,7 @@ use crate::{
     ca::{Rotation, RuleCa, RuleCas},
     config::Settings,
     policy::Policy,
+    rulebook::Rulebook,
     secrets::{SecretStore, Session},
 };
 
@@ -56,9 +57,25 @@ pub(super) fn open_rotation(
     Rotation::new(Arc::clone(vault) as _, pki).map(Some).map_err(DaemonError::Ca)
 }
 
-/// Says which hosts are closed.
-pub(super) fn report(rotation: Option<&Rotation>) {
-    for ca in rotation.map(Rotation::missing).unwrap_or_default() {
-        tracing::warn!(rule = %ca.rule(), "no issuing CA yet; its hosts are closed until Vault signs one");
+/// Says which hosts are closed, and which will be unless their CA is made anew.
+pub(super) fn report(rulebook: &Rulebook, signed_by_vault: bool) {
+    let now = SystemTime::now();
+    let remedy = remedy(signed_by_vault);
+    for ca in rulebook.cas() {
+        let rule = ca.rule();
+        if let Some(cause) = ca.missing(now) {
+            tracing::warn!(%rule, %cause, "no issuing CA; its hosts are closed until there is one: {remedy}");
+        } else if let Some(left) = ca.overdue(now) {
+            let days = left.as_secs() / 86_400;
+            tracing::warn!(%rule, days, "its issuing CA ends, and its hosts close with it: {remedy}");
+        }
+    }
+}
+
+/// What to do where a CA is missing or about to end.
+pub(super) const fn remedy(signed_by_vault: bool) -> &'static str {
+    match signed_by_vault {
+        true => "Vault signs another; see why it did not (`cloakroom vault doctor`)",
+        false => "run `cloakroom ca issue` and `cloakroom reload`, and enable cloakroom-ca.timer",
     }
 }

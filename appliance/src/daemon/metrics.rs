@@ -40,10 +40,7 @@ use crate::{
 /// # Errors
 ///
 /// Where it is an address of an interface that agents are behind, or not one of this machine's.
-pub(super) async fn bind(
-    address: SocketAddr,
-    agents: &[&InterfaceName],
-) -> io::Result<TcpListener> {
+pub(super) fn bind(address: SocketAddr, agents: &[&InterfaceName]) -> io::Result<TcpListener> {
     if let Some(interface) = interface_of(address.ip())?
         && agents.iter().any(|agents| agents.as_str() == interface)
     {
@@ -51,7 +48,9 @@ pub(super) async fn bind(
             "it is an address of {interface}, which agents are behind; take one of another interface"
         )));
     }
-    TcpListener::bind(address).await
+    let listener = std::net::TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
 }
 
 /// Answers until `closing`.

@@ -12,6 +12,7 @@ mod flow;
 mod ground;
 mod health;
 mod issuing;
+mod launcher;
 mod metrics;
 mod orders;
 mod reach;
@@ -19,6 +20,7 @@ mod refused;
 mod signals;
 mod start;
 mod status;
+mod stop;
 mod supervisor;
 mod wanted;
 mod worker;
@@ -41,7 +43,10 @@ use tokio::{
     time::{MissedTickBehavior, timeout},
 };
 
-pub use self::error::DaemonError;
+pub use self::{
+    error::DaemonError,
+    launcher::{LAUNCHER, Launched, launch},
+};
 use self::{
     ground::Ground,
     health::Vitals,
@@ -63,6 +68,7 @@ use crate::{
     packets::{Capture, Kept},
     phase::{Phase, Phases},
     policy::Policy,
+    quarantine::Quarantine,
     rulebook::Rulebook,
     secrets::SecretStore,
 };
@@ -76,6 +82,8 @@ pub struct Surroundings {
     pub watchdog: Option<Duration>,
     /// The sockets that were handed over (`LISTEN_FDS`, `sd_listen_fds(3)`).
     pub handed: Vec<OwnedFd>,
+    /// Where it was launched: by a process that the service manager takes for the daemon.
+    pub launched: Option<Launched>,
 }
 
 /// Runs the daemon until it is told to stop. `ready_file` is there while connections are carried.
@@ -96,6 +104,9 @@ pub async fn run(
     let signals = Signals::new().map_err(|error| other("cannot handle signals", &error))?;
     let supervisor = Supervisor::of(&surroundings, ready_file)
         .map_err(|error| other("cannot speak to the socket in NOTIFY_SOCKET", &error))?;
+    supervisor
+        .remove_ready_file()
+        .map_err(|error| other("cannot remove the file that says ready", &error))?;
     let daemon =
         Daemon::start((config, config_file), reach, &supervisor, Kept::new(surroundings.handed))
             .await?;
@@ -105,7 +116,7 @@ pub async fn run(
     }
     supervisor.ready(&daemon.state());
     tracing::info!("ready");
-    daemon.live(signals, &supervisor).await;
+    daemon.live(signals, &supervisor, surroundings.launched).await;
     Ok(())
 }
 
@@ -121,13 +132,18 @@ struct Daemon {
     system_roots: Arc<RootCertStore>,
     phase: watch::Sender<Phase>,
     rulebooks: watch::Sender<Arc<Rulebook>>,
+    /// When the log was last told how the issuing CAs are.
+    cas_told: Instant,
     secrets: Arc<SecretStore>,
     wanted: Arc<Wanted>,
+    quarantine: Arc<Quarantine>,
     /// Where Vault signs the issuing CAs.
     rotation: Option<Rotation>,
     refreshing: JoinHandle<()>,
     reloads: mpsc::Receiver<Reload>,
     obeying: JoinHandle<()>,
+    /// Where metrics are told.
+    telling: Option<JoinHandle<()>>,
     audit: Sink,
     writer: Writer,
     workers: Vec<Worker>,
@@ -136,7 +152,12 @@ struct Daemon {
 }
 
 impl Daemon {
-    async fn live(mut self, mut signals: Signals, supervisor: &Supervisor) {
+    async fn live(
+        mut self,
+        mut signals: Signals,
+        supervisor: &Supervisor,
+        launched: Option<Launched>,
+    ) {
         let every = self.settings.assert_every;
         let mut rounds = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -168,11 +189,14 @@ impl Daemon {
                     }
                     self.tell_state(supervisor);
                 }
-                _ = rounds.tick() => self.tell_state(supervisor),
+                _ = rounds.tick() => {
+                    self.tell_state(supervisor);
+                    self.tell_of_cas();
+                }
             }
         }
         supervisor.stopping();
-        self.stop(signals).await;
+        self.stop(signals, launched).await;
     }
 
     /// Takes a new policy whole, or keeps the old one and says why. However many are told to come
@@ -192,6 +216,14 @@ impl Daemon {
         supervisor.ready(&self.state());
         tokio::time::sleep(begun.elapsed().min(LONGEST_REST)).await;
         taken.map(|()| audit)
+    }
+
+    /// Once a day.
+    fn tell_of_cas(&mut self) {
+        if self.cas_told.elapsed() >= DAY {
+            self.cas_told = Instant::now();
+            issuing::report(&self.rulebooks.borrow(), self.rotation.is_some());
+        }
     }
 
     fn tell_state(&self, supervisor: &Supervisor) {
@@ -263,6 +295,8 @@ impl Daemon {
         let rulebook = Arc::new(rulebook);
         self.rulebooks.send_replace(Arc::clone(&rulebook));
         self.wanted.take(&rulebook.policy);
+        self.cas_told = Instant::now();
+        issuing::report(&rulebook, self.rotation.is_some());
         Ok(())
     }
 
@@ -276,44 +310,6 @@ impl Daemon {
             fixed.push("connections in [limits]");
         }
         fixed
-    }
-
-    async fn stop(self, mut signals: Signals) {
-        let drain_time = self.rulebooks.borrow().policy.limits.drain_time;
-        tracing::info!(seconds = drain_time.as_secs(), "draining");
-        self.phase.send_replace(Phase::Drain);
-        let (workers, dns, ground) = (self.workers, self.dns, self.ground);
-        let grounded = tokio::task::spawn_blocking(|| ground.end());
-        let mut joined = tokio::task::spawn_blocking(|| {
-            dns.join();
-            for worker in workers {
-                worker.join();
-            }
-        });
-        tokio::select! {
-            _ = &mut joined => {}
-            _ = tokio::time::sleep(drain_time) => tracing::info!("cutting what is still open"),
-            () = signals.stop() => tracing::info!("told twice; cutting what is still open"),
-        }
-        cut_now(&self.phase, self.rotation);
-        if !joined.is_finished() && timeout(CUT_TIME, joined).await.is_err() {
-            tracing::error!("flows did not end; leaving them to the kernel");
-        }
-        given_back(self.refreshing).await;
-        let watcher = self.watcher;
-        if tokio::task::spawn_blocking(|| watcher.end()).await.is_err() {
-            tracing::error!("the last sums of refused packets were not written");
-        }
-        // Each holds a sink of the audit.
-        if timeout(GIVE_BACK_TIME, grounded).await.is_err() {
-            tracing::error!("the packet rules were still looked at in the end");
-        }
-        if timeout(GIVE_BACK_TIME, self.obeying).await.is_err() {
-            tracing::error!("the control socket did not close in time");
-        }
-        drop((self.audit, self.vitals, self.rulebooks, self.wanted, self.secrets));
-        self.writer.finish(AUDIT_TIME).await;
-        tracing::info!("stopped");
     }
 }
 
@@ -373,13 +369,11 @@ fn other(what: &str, error: &dyn fmt::Display) -> DaemonError {
 
 /// How often health is looked at, beside what tells of itself.
 const LOOK: Duration = Duration::from_secs(1);
+/// How often the log says which issuing CAs are about to end.
+const DAY: Duration = Duration::from_secs(86_400);
 /// Longest pause after a reload.
 const LONGEST_REST: Duration = Duration::from_millis(200);
 /// Time that a reload waits for the values that are new in it.
 const RELOAD_ROUND: Duration = Duration::from_secs(2);
-/// Time for flows to end once they are cut.
-const CUT_TIME: Duration = Duration::from_secs(5);
 /// Time for the sources of secrets to take back what they lent.
 const GIVE_BACK_TIME: Duration = Duration::from_secs(5);
-/// Time for the last records to be written.
-const AUDIT_TIME: Duration = Duration::from_secs(5);

@@ -3,7 +3,9 @@
 //! gets back what it lent.
 
 use std::{
+    io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::fd::AsFd,
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
@@ -27,7 +29,7 @@ use crate::{
     dns::{self, Desk},
     harden::{Confinement, Enforced, Reach},
     intercept::Means,
-    packets::{self, Capture, Kept, PacketLog, PacketsError},
+    packets::{self, Capture, DnsSockets, Kept, PacketLog, PacketsError},
     phase::Phases,
     policy::{Group, Policy},
     quarantine::Quarantine,
@@ -41,20 +43,22 @@ impl Daemon {
         (config, config_file): (Config, &Path),
         reach: Reach,
         supervisor: &Supervisor,
-        kept: Kept,
+        mut kept: Kept,
     ) -> Result<Self, DaemonError> {
         let Config { settings, policy } = config;
-        let control = Control::bind(&settings.control).map_err(|error| {
+        let control = patiently(|| Control::bind(&settings.control), is_in_use).await;
+        let control = control.map_err(|error| {
             other(&format!("the control socket {}", settings.control.display()), &error)
         })?;
         let quarantine = Quarantine::open(&settings.state_dir)
             .map_err(|error| DaemonError::Other(error.to_string()))?;
+        let quarantine = Arc::new(quarantine);
         audit::make_folder(&settings.audit).map_err(|error| {
             other(&format!("cannot make the folder of the audit {}", settings.audit), &error)
         })?;
         let capture = Capture::new(&policy, &settings);
         // Whoever else answers at port 53 can be named now: Landlock hides what other processes hold.
-        let in_the_way = packets::dns_sockets(&capture).err();
+        let sockets = kept.dns(&capture);
         // From here on threads are started.
         let confinement = Arc::new(confine(reach)?);
         packets::prepare(&capture).await?;
@@ -78,7 +82,8 @@ impl Daemon {
         let (audit, writer) = Sink::open(&settings.audit).map_err(|error| {
             other(&format!("cannot write the audit {}", settings.audit), &error)
         })?;
-        let management = open_metrics(&settings, &capture).await?;
+        let management = patiently(|| open_metrics(&settings, &capture), is_in_use).await;
+        let management = management.map_err(|error| other("metrics", &error))?;
         let (phase, phases) = Phases::new();
         let (rulebooks, in_force) = watch::channel(Arc::new(rulebook));
         let means = Means { audit: audit.clone(), secrets: Arc::clone(&secrets), resolver };
@@ -92,27 +97,30 @@ impl Daemon {
                 .map_err(|error| other("cannot make a key to name flows with", &error))?,
             proxy_port: settings.proxy_port,
         });
-        let claim = Arc::new(packets::claim(&kept, &capture)?);
+        let is_running =
+            |error: &PacketsError| matches!(error, PacketsError::AlreadyRunning { .. });
+        let claim = patiently(|| packets::claim(&kept, &capture), is_running).await;
+        let claim = Arc::new(claim?);
         let log = PacketLog::open(capture.nflog_group)?;
-        if let Some(error @ PacketsError::PortInUse { .. }) = in_the_way {
-            return Err(error.into());
-        }
+        // Whoever was in the way may have been a daemon that is gone by now.
+        let sockets = sockets.or_else(|named| kept.dns(&capture).map_err(|_| named))?;
         let (in_force, places) = (gateway.rulebook.clone(), Arc::clone(&gateway.places));
         let watcher = Watcher::start(log, audit.clone(), in_force, places, capture.ipv6)
             .map_err(|error| other("cannot start a thread", &error))?;
+        let dns = start_dns(sockets, &settings, &gateway, supervisor)?;
         // From here on there are tokens in Vault, which a start that fails has to give back.
         let refreshing = tokio::spawn(Arc::clone(&secrets).run(cut(phases.clone())));
         issuing::first_round(&secrets, rotation.as_ref(), &cas, FIRST_ROUND).await;
-        let captured = capture_packets(&capture, &settings, &gateway, (supervisor, kept));
-        let Captured { workers, dns } = match captured {
-            Ok(captured) => captured,
+        let workers = capture_packets(&capture, &settings, &gateway, (supervisor, kept));
+        let workers = match workers {
+            Ok(workers) => workers,
             Err(error) => {
                 give_back(&phase, rotation, refreshing).await;
                 return Err(error);
             }
         };
         report_secrets(&secrets);
-        issuing::report(rotation.as_ref());
+        issuing::report(&rulebooks.borrow(), rotation.is_some());
         let (to_reload, reloads) = mpsc::channel(1);
         let asserted = (settings.assert_every, Arc::clone(&claim), audit.clone());
         let ground = Ground::start(capture.clone(), asserted).await;
@@ -133,14 +141,14 @@ impl Daemon {
         };
         let orders = Orders {
             gateway,
-            quarantine: Arc::new(quarantine),
+            quarantine: Arc::clone(&quarantine),
             wanted: Arc::clone(&wanted),
             vitals: vitals.clone(),
             reloads: to_reload,
         };
-        if let Some(listener) = management {
-            tokio::spawn(metrics::serve(listener, vitals.clone(), cut(phases.clone())));
-        }
+        let telling = management.map(|listener| {
+            tokio::spawn(metrics::serve(listener, vitals.clone(), cut(phases.clone())))
+        });
         let obeying = tokio::spawn(control.serve(orders, cut(phases)));
         Ok(Self {
             config_file: config_file.to_owned(),
@@ -153,12 +161,15 @@ impl Daemon {
             system_roots,
             phase,
             rulebooks,
+            cas_told: Instant::now(),
             secrets,
             wanted,
+            quarantine,
             rotation,
             refreshing,
             reloads,
             obeying,
+            telling,
             audit,
             writer,
             workers,
@@ -185,10 +196,44 @@ fn confine(reach: Reach) -> Result<Confinement, DaemonError> {
     Ok(confinement)
 }
 
-/// Whoever the packets are sent to.
-struct Captured {
-    workers: Vec<Worker>,
-    dns: dns::Server,
+/// Tries for a moment: a daemon that was killed with its launcher may still be on its way out.
+async fn patiently<T, E>(
+    mut attempt: impl FnMut() -> Result<T, E>,
+    may_pass: impl Fn(&E) -> bool,
+) -> Result<T, E> {
+    let end = Instant::now() + PREDECESSOR;
+    loop {
+        match attempt() {
+            Err(error) if may_pass(&error) && Instant::now() < end => {
+                tokio::time::sleep(RETRY).await;
+            }
+            done => return done,
+        }
+    }
+}
+
+fn is_in_use(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AddrInUse
+}
+
+/// Names are answered as soon as they can be: whoever asks waits where this is a restart. Elsewhere
+/// nobody is sent here before there are rules.
+fn start_dns(
+    sockets: Vec<DnsSockets>,
+    settings: &Settings,
+    gateway: &Arc<Gateway>,
+    supervisor: &Supervisor,
+) -> Result<dns::Server, DaemonError> {
+    let desk = Desk::new(
+        gateway.rulebook.clone(),
+        (gateway.means.resolver.clone(), gateway.means.audit.clone()),
+        gateway.phases.clone(),
+        gateway.quarantined.clone(),
+        settings.ipv6,
+    );
+    supervisor.keep("dns", sockets.iter().flat_map(|it| [it.udp.as_fd(), it.tcp.as_fd()]));
+    dns::Server::start(sockets, desk)
+        .map_err(|error| other("cannot start the agents' resolver", &error))
 }
 
 /// Listeners first, then the rules that send packets to them: in between nothing is lost, only
@@ -198,24 +243,14 @@ fn capture_packets(
     settings: &Settings,
     gateway: &Arc<Gateway>,
     (supervisor, mut kept): (&Supervisor, Kept),
-) -> Result<Captured, DaemonError> {
-    let (begin, begun) = oneshot::channel();
-    let mut begins = vec![begin];
-    let desk = Desk::new(
-        gateway.rulebook.clone(),
-        (gateway.means.resolver.clone(), gateway.means.audit.clone()),
-        gateway.phases.clone(),
-        gateway.quarantined.clone(),
-        settings.ipv6,
-    );
-    let dns = dns::Server::start(packets::dns_sockets(capture)?, desk, begun)
-        .map_err(|error| other("cannot start the agents' resolver", &error))?;
+) -> Result<Vec<Worker>, DaemonError> {
+    let mut begins = Vec::new();
     let count = workers(settings);
     let mut workers = Vec::with_capacity(count);
     for number in 0..count {
         let (begin, begun) = oneshot::channel();
         let listeners = kept.listen(capture)?;
-        supervisor.keep(&listeners);
+        supervisor.keep("proxy", listeners.iter().map(|listener| listener.socket.as_fd()));
         let worker = Worker::start(number, listeners, Arc::clone(gateway), begun)
             .map_err(|error| other("cannot start a worker", &error))?;
         workers.push(worker);
@@ -228,16 +263,14 @@ fn capture_packets(
         // A worker that is gone has said so itself.
         let _ = begin.send(());
     }
-    Ok(Captured { workers, dns })
+    Ok(workers)
 }
 
-async fn open_metrics(
-    settings: &Settings,
-    capture: &Capture,
-) -> Result<Option<TcpListener>, DaemonError> {
+fn open_metrics(settings: &Settings, capture: &Capture) -> io::Result<Option<TcpListener>> {
     let Some(address) = settings.metrics else { return Ok(None) };
-    let bound = metrics::bind(address, &capture.interface_names()).await;
-    bound.map(Some).map_err(|error| other(&format!("metrics on {address}"), &error))
+    let bound = metrics::bind(address, &capture.interface_names());
+    let named = |error: io::Error| io::Error::new(error.kind(), format!("{address}: {error}"));
+    bound.map(Some).map_err(named)
 }
 
 fn workers(settings: &Settings) -> usize {
@@ -297,6 +330,9 @@ fn report_secrets(secrets: &SecretStore) {
     }
 }
 
+/// Time for a daemon that was killed to be gone.
+const PREDECESSOR: Duration = Duration::from_secs(1);
+const RETRY: Duration = Duration::from_millis(20);
 /// Time that the start waits for the first values. Without them the gateway comes up all the
 /// same and answers 503 where they are needed.
 const FIRST_ROUND: Duration = Duration::from_secs(5);

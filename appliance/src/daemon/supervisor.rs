@@ -9,7 +9,7 @@ use std::{
     io::{self, IoSlice},
     mem::MaybeUninit,
     os::{
-        fd::{AsFd, BorrowedFd},
+        fd::BorrowedFd,
         linux::net::SocketAddrExt,
         unix::{
             ffi::OsStrExt,
@@ -26,7 +26,6 @@ use rustix::{
 };
 
 use super::Surroundings;
-use crate::packets::Listener;
 
 /// Whoever started the daemon and wants to know how it is.
 #[derive(Debug)]
@@ -88,7 +87,8 @@ impl Supervisor {
         }
     }
 
-    fn remove_ready_file(&self) -> io::Result<()> {
+    /// The file says nothing, as where a daemon that was killed has left it.
+    pub(super) fn remove_ready_file(&self) -> io::Result<()> {
         match &self.ready_file {
             Some(path) if path.exists() => fs::remove_file(path),
             _ => Ok(()),
@@ -102,9 +102,12 @@ impl Supervisor {
         self.tell(&format!("RELOADING=1\nMONOTONIC_USEC={microseconds}"));
     }
 
-    /// It takes nothing new any more.
+    /// It takes nothing new any more. The file is the next daemon's to write.
     pub(super) fn stopping(&self) {
         self.tell("STOPPING=1");
+        if let Err(error) = self.remove_ready_file() {
+            tracing::warn!(%error, "the file that says ready is still there");
+        }
     }
 
     /// It goes round.
@@ -112,13 +115,12 @@ impl Supervisor {
         self.tell("WATCHDOG=1");
     }
 
-    /// Gives it the listeners to keep. One that it keeps already it does not keep twice.
-    pub(super) fn keep(&self, listeners: &[Listener]) {
+    /// Gives it sockets to keep, under this name. One that it keeps already it does not keep twice.
+    pub(super) fn keep<'a>(&self, name: &str, sockets: impl Iterator<Item = BorrowedFd<'a>>) {
         let Some(manager) = &self.socket else { return };
-        for some in listeners.chunks(MAX_SENT) {
-            let sockets: Vec<BorrowedFd<'_>> = some.iter().map(|it| it.socket.as_fd()).collect();
-            if let Err(error) = send(manager, &sockets) {
-                tracing::warn!(%error, "the service manager does not keep the listeners");
+        for some in sockets.collect::<Vec<_>>().chunks(MAX_SENT) {
+            if let Err(error) = send(manager, name, some) {
+                tracing::warn!(%error, "the service manager does not keep the sockets");
             }
         }
     }
@@ -131,14 +133,15 @@ impl Supervisor {
     }
 }
 
-fn send(manager: &UnixDatagram, sockets: &[BorrowedFd<'_>]) -> io::Result<()> {
+fn send(manager: &UnixDatagram, name: &str, sockets: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SENT))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !control.push(SendAncillaryMessage::ScmRights(sockets)) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    let text = IoSlice::new(b"FDSTORE=1\nFDNAME=proxy");
-    sendmsg(manager, &[text], &mut control, SendFlags::NOSIGNAL)?;
+    // Not polled: that something is wrong with a socket is for whoever reads it to find.
+    let text = format!("FDSTORE=1\nFDNAME={name}\nFDPOLL=0");
+    sendmsg(manager, &[IoSlice::new(text.as_bytes())], &mut control, SendFlags::NOSIGNAL)?;
     Ok(())
 }
 

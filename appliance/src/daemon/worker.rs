@@ -1,12 +1,18 @@
 //! A thread that carries flows: one runtime, its own listeners, and every task it started.
 
 use std::{
+    convert::Infallible,
     io,
     sync::Arc,
     thread::{self, JoinHandle},
 };
 
-use tokio::{net::TcpListener, runtime::Builder, sync::oneshot, task::JoinSet};
+use tokio::{
+    net::TcpListener,
+    runtime::Builder,
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+};
 
 use super::flow::{self, Gateway};
 use crate::{accept, packets::Listener, phase::Phase, policy::InterfaceName};
@@ -14,6 +20,8 @@ use crate::{accept, packets::Listener, phase::Phase, policy::InterfaceName};
 /// A thread that carries flows until the daemon is cut.
 pub(super) struct Worker {
     thread: JoinHandle<()>,
+    /// Closed with the last of its listeners.
+    listening: mpsc::Receiver<Infallible>,
 }
 
 impl Worker {
@@ -29,15 +37,22 @@ impl Worker {
             let _entered = runtime.enter();
             listeners.into_iter().map(into_tokio).collect::<io::Result<Vec<_>>>()?
         };
+        let (listens, listening) = mpsc::channel(1);
         let carry = async move {
             if begin.await.is_ok() {
-                accept_on_all(listeners, gateway).await;
+                accept_on_all(listeners, gateway, listens).await;
             }
         };
         let thread = thread::Builder::new()
             .name(format!("worker-{number}"))
             .spawn(move || runtime.block_on(carry))?;
-        Ok(Self { thread })
+        Ok(Self { thread, listening })
+    }
+
+    /// Waits until it accepts nothing any more, and holds no listener: once the daemon drains.
+    pub(super) async fn has_stopped_listening(&mut self) {
+        // Nothing is ever sent.
+        let _ = self.listening.recv().await;
     }
 
     /// Waits for the thread, which ends on its own once the daemon is cut.
@@ -52,16 +67,25 @@ fn into_tokio(listener: Listener) -> io::Result<(InterfaceName, TcpListener)> {
     Ok((listener.interface, TcpListener::from_std(listener.socket)?))
 }
 
-async fn accept_on_all(listeners: Vec<(InterfaceName, TcpListener)>, gateway: Arc<Gateway>) {
+async fn accept_on_all(
+    listeners: Vec<(InterfaceName, TcpListener)>,
+    gateway: Arc<Gateway>,
+    listens: mpsc::Sender<Infallible>,
+) {
     let mut loops = JoinSet::new();
     for (interface, listener) in listeners {
-        loops.spawn(accept_on(interface, listener, Arc::clone(&gateway)));
+        loops.spawn(accept_on(interface, (listener, listens.clone()), Arc::clone(&gateway)));
     }
+    drop(listens);
     while loops.join_next().await.is_some() {}
 }
 
 /// Owns every flow of one listener. Flows that are still open when the daemon is cut end themselves.
-async fn accept_on(interface: InterfaceName, listener: TcpListener, gateway: Arc<Gateway>) {
+async fn accept_on(
+    interface: InterfaceName,
+    (listener, listens): (TcpListener, mpsc::Sender<Infallible>),
+    gateway: Arc<Gateway>,
+) {
     let mut flows = JoinSet::new();
     let mut phases = gateway.phases.clone();
     let mut closing = std::pin::pin!(phases.reached(Phase::Drain));
@@ -81,6 +105,7 @@ async fn accept_on(interface: InterfaceName, listener: TcpListener, gateway: Arc
         }
     }
     drop(listener);
+    drop(listens);
     while let Some(ended) = flows.join_next().await {
         report(ended);
     }

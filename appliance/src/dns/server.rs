@@ -6,7 +6,7 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use tokio::{runtime::Builder, sync::oneshot, task::JoinSet};
+use tokio::{runtime::Builder, task::JoinSet};
 
 use super::{Desk, tcp, udp};
 use crate::{packets::DnsSockets, phase::Phase};
@@ -18,12 +18,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts the thread. It answers once `begin` says so, and not at all if `begin` is dropped.
-    pub fn start(
-        sockets: Vec<DnsSockets>,
-        desk: Arc<Desk>,
-        begin: oneshot::Receiver<()>,
-    ) -> io::Result<Self> {
+    /// Starts the thread, which answers at once.
+    pub fn start(sockets: Vec<DnsSockets>, desk: Arc<Desk>) -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let mut pairs = Vec::with_capacity(sockets.len());
         {
@@ -35,9 +31,6 @@ impl Server {
             }
         }
         let serve = async move {
-            if begin.await.is_err() {
-                return;
-            }
             let mut loops = JoinSet::new();
             for (interface, udp, tcp) in pairs {
                 let (at, name) = (Arc::clone(&desk), interface.clone());

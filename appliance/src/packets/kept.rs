@@ -7,16 +7,19 @@
 use std::{
     fs::File,
     io::{self, BufRead, BufReader},
-    net::Shutdown,
+    net::{Shutdown, SocketAddr},
     os::fd::OwnedFd,
 };
 
 use rustix::fs::fstat;
-use socket2::{Domain, Socket};
+use socket2::{Domain, Socket, Type};
 
 use super::{
     Capture, PacketsError,
-    listen::{Listener, assert_transparent, families, listener},
+    listen::{
+        DnsSockets, Listener, assert_transparent, dns_address, dns_tcp, dns_udp, families,
+        listener, wildcard,
+    },
 };
 use crate::policy::InterfaceName;
 
@@ -45,13 +48,41 @@ impl Kept {
         let mut all = Vec::new();
         for each in &capture.interfaces {
             for &family in families(capture) {
-                all.push(match self.take(capture.proxy_port, &each.name, family) {
+                let at = wildcard(family, capture.proxy_port);
+                let wanted = Wanted { at, kind: Type::STREAM, shared: true };
+                all.push(match self.take(&wanted, &each.name, family)? {
                     Some(socket) => {
-                        assert_transparent(&socket, &each.name, family)?;
                         Listener { interface: each.name.clone(), socket: socket.into() }
                     }
                     None => listener(capture, &each.name, family)?,
                 });
+            }
+        }
+        Ok(all)
+    }
+
+    /// The sockets for DNS, a pair for each interface and family, kept or new. They are shared with
+    /// nobody. Called after [`claim`](super::claim).
+    ///
+    /// # Errors
+    ///
+    /// [`PacketsError::PortInUse`] where another resolver listens at every address there is, and
+    /// whatever else keeps one of them from listening transparently.
+    pub fn dns(&mut self, capture: &Capture) -> Result<Vec<DnsSockets>, PacketsError> {
+        let wanted = |family, kind| Wanted { at: dns_address(family), kind, shared: false };
+        let mut all = Vec::new();
+        for each in &capture.interfaces {
+            for &family in families(capture) {
+                let name = &each.name;
+                let udp = match self.take(&wanted(family, Type::DGRAM), name, family)? {
+                    Some(socket) => socket.into(),
+                    None => dns_udp(name, family)?,
+                };
+                let tcp = match self.take(&wanted(family, Type::STREAM), name, family)? {
+                    Some(socket) => socket.into(),
+                    None => dns_tcp(name, family)?,
+                };
+                all.push(DnsSockets { interface: name.clone(), udp, tcp });
             }
         }
         Ok(all)
@@ -65,10 +96,17 @@ impl Kept {
         Ok(listening.concat().iter().all(|inode| own.contains(inode)))
     }
 
-    fn take(&mut self, port: u16, interface: &InterfaceName, family: Domain) -> Option<Socket> {
-        let fits = |socket: &Socket| fits(socket, port, interface, family).unwrap_or(false);
-        let at = self.0.iter().position(fits)?;
-        Some(self.0.swap_remove(at))
+    fn take(
+        &mut self,
+        wanted: &Wanted,
+        interface: &InterfaceName,
+        family: Domain,
+    ) -> Result<Option<Socket>, PacketsError> {
+        let fits = |socket: &Socket| wanted.is(socket, interface, family).unwrap_or(false);
+        let Some(at) = self.0.iter().position(fits) else { return Ok(None) };
+        let socket = self.0.swap_remove(at);
+        assert_transparent(&socket, interface, family)?;
+        Ok(Some(socket))
     }
 }
 
@@ -81,13 +119,25 @@ impl Drop for Kept {
     }
 }
 
-fn fits(socket: &Socket, port: u16, interface: &InterfaceName, family: Domain) -> io::Result<bool> {
-    let address = socket.local_addr()?.as_socket();
-    let bound = address.is_some_and(|at| at.port() == port && at.ip().is_unspecified());
-    let device = socket.device()?.is_some_and(|name| name == interface.as_str().as_bytes());
-    let shared = socket.is_listener()? && socket.reuse_port()?;
-    let alone = family != Domain::IPV6 || socket.only_v6()?;
-    Ok(bound && device && shared && alone && socket.domain()? == family && socket.nonblocking()?)
+/// What a new socket would be, beside its interface and family.
+struct Wanted {
+    at: SocketAddr,
+    kind: Type,
+    /// Whether the workers share its port.
+    shared: bool,
+}
+
+impl Wanted {
+    fn is(&self, socket: &Socket, interface: &InterfaceName, family: Domain) -> io::Result<bool> {
+        let bound = socket.local_addr()?.as_socket() == Some(self.at);
+        let device = socket.device()?.is_some_and(|name| name == interface.as_str().as_bytes());
+        let kind = socket.r#type()? == self.kind;
+        let listens = socket.is_listener()? == (self.kind == Type::STREAM);
+        let shared = socket.reuse_port()? == self.shared;
+        let alone = family != Domain::IPV6 || socket.only_v6()?;
+        let family = socket.domain()? == family && alone;
+        Ok(bound && device && kind && listens && shared && family && socket.nonblocking()?)
+    }
 }
 
 /// The inodes of the sockets that listen on the port (`proc_net_tcp`, the kernel's document). They

@@ -100,24 +100,10 @@ pub fn claim(kept: &Kept, capture: &Capture) -> Result<Claim, PacketsError> {
     Ok(Claim { lock, devices })
 }
 
-/// The sockets for DNS, a pair for each interface and family. They are shared with nobody.
-///
-/// # Errors
-///
-/// [`PacketsError::PortInUse`] where another resolver listens at every address there is, and
-/// whatever else keeps one of them from listening transparently.
-pub fn dns_sockets(capture: &Capture) -> Result<Vec<DnsSockets>, PacketsError> {
-    let mut all = Vec::new();
-    for each in &capture.interfaces {
-        for &family in families(capture) {
-            let (udp, tcp) = (dns_udp(&each.name, family)?, dns_tcp(&each.name, family)?);
-            all.push(DnsSockets { interface: each.name.clone(), udp, tcp });
-        }
-    }
-    Ok(all)
-}
-
-fn dns_udp(interface: &InterfaceName, family: Domain) -> Result<UdpSocket, PacketsError> {
+pub(super) fn dns_udp(
+    interface: &InterfaceName,
+    family: Domain,
+) -> Result<UdpSocket, PacketsError> {
     let step = |doing| move |source| listen_error(interface, doing, source);
     let socket = open_as(interface, family, Type::DGRAM, Protocol::UDP)?;
     tell_destinations(&socket, family == Domain::IPV6).map_err(step("set IP_PKTINFO"))?;
@@ -128,11 +114,14 @@ fn dns_udp(interface: &InterfaceName, family: Domain) -> Result<UdpSocket, Packe
     Ok(socket.into())
 }
 
-fn dns_address(family: Domain) -> SocketAddr {
+pub(super) fn dns_address(family: Domain) -> SocketAddr {
     SocketAddr::new(dns_at(family == Domain::IPV6), DNS_PORT)
 }
 
-fn dns_tcp(interface: &InterfaceName, family: Domain) -> Result<TcpListener, PacketsError> {
+pub(super) fn dns_tcp(
+    interface: &InterfaceName,
+    family: Domain,
+) -> Result<TcpListener, PacketsError> {
     let step = |doing| move |source| listen_error(interface, doing, source);
     let socket = open(interface, family)?;
     bind(&socket, interface, dns_address(family))?;
@@ -193,7 +182,7 @@ fn open_as(
     Ok(socket)
 }
 
-fn wildcard(family: Domain, port: u16) -> SocketAddr {
+pub(super) fn wildcard(family: Domain, port: u16) -> SocketAddr {
     match family {
         Domain::IPV6 => (Ipv6Addr::UNSPECIFIED, port).into(),
         _ => (Ipv4Addr::UNSPECIFIED, port).into(),

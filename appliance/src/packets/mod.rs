@@ -46,7 +46,7 @@ mod kernel_tests;
 pub use error::PacketsError;
 pub use guard::guard;
 pub use kept::Kept;
-pub use listen::{Claim, DnsSockets, Listener, claim, dns_sockets};
+pub use listen::{Claim, DnsSockets, Listener, claim};
 pub use marks::{ForeignMark, foreign_marks};
 pub use misfit::misfits;
 pub use monitor::Monitor;

@@ -36,7 +36,10 @@ impl PrivateFileError {
     pub const fn text(self) -> &'static str {
         match self {
             Self::Unreadable(io::ErrorKind::NotFound) => "there is no such file",
-            Self::Unreadable(io::ErrorKind::PermissionDenied) => "the daemon may not read it",
+            Self::Unreadable(io::ErrorKind::PermissionDenied) => {
+                "the daemon may not read it; it has to be the daemon's user's (chown), in a folder that \
+                 he may enter"
+            }
             Self::Unreadable(_) => "it cannot be read",
             Self::Symlink => "it is a symbolic link; name the file itself",
             Self::NotRegular => "it is not a regular file",

@@ -10,8 +10,8 @@ use socket2::{Domain, Socket, Type};
 
 use super::{bound, example, interface, listing, load_base, net, only_in_a_namespace, sh};
 use crate::packets::{
-    Capture, CaptureInterface, Kept, PacketsError, apply, assert_settings, claim, dns_sockets,
-    prepare, render, require_guard, verify,
+    Capture, CaptureInterface, Kept, PacketsError, apply, assert_settings, claim, prepare, render,
+    require_guard, verify,
 };
 
 #[test]
@@ -440,28 +440,28 @@ fn a_resolver_in_the_way_is_named() {
     only_in_a_namespace();
     sh("ip link set lo up; ip link add agents0 type veth peer name agents1");
     let capture = example();
-    let sockets = dns_sockets(&capture).unwrap();
+    let sockets = Kept::default().dns(&capture).unwrap();
     assert_eq!(sockets.len(), 4, "two interfaces, two families");
     drop(sockets);
     // Bound to addresses of its own it is not in the way.
     for own in ["127.0.0.53:53", "[::1]:53"] {
         let (_udp, _tcp) = (UdpSocket::bind(own).unwrap(), TcpListener::bind(own).unwrap());
-        assert_eq!(dns_sockets(&capture).unwrap().len(), 4, "{own}");
+        assert_eq!(Kept::default().dns(&capture).unwrap().len(), 4, "{own}");
     }
     for other in ["0.0.0.0:53", "[::]:53"] {
         let udp = UdpSocket::bind(other).unwrap();
-        let error = dns_sockets(&capture).unwrap_err().to_string();
+        let error = Kept::default().dns(&capture).unwrap_err().to_string();
         assert!(error.starts_with("port 53 is in use on agents0 by"), "{error}");
         drop(udp);
         let _tcp = TcpListener::bind(other).unwrap();
-        let error = dns_sockets(&capture).unwrap_err().to_string();
+        let error = Kept::default().dns(&capture).unwrap_err().to_string();
         assert!(error.starts_with("port 53 is in use on agents0 by"), "{error}");
     }
     sh("sysctl -qw net.ipv4.ip_unprivileged_port_start=1024");
     let only = CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW;
     let sets = CapabilitySets { effective: only, permitted: only, inheritable: only };
     set_capabilities(None, sets).unwrap();
-    let error = dns_sockets(&capture).unwrap_err().to_string();
+    let error = Kept::default().dns(&capture).unwrap_err().to_string();
     assert!(error.contains("CAP_NET_BIND_SERVICE"), "{error}");
 }
 

@@ -1,0 +1,148 @@
+//! The process that a service manager knows as the daemon.
+//!
+//! A manager starts the next daemon when the main process of the one before has ended, and the one
+//! before has connections that may finish. So the main process is this small one. It starts the daemon
+//! as its child, hands signals on, and ends as soon as the child says that it holds nothing any more that
+//! the next one needs. The child drains alone (`KillMode=process`, `systemd.kill(5)`).
+//!
+//! It reads no configuration and holds no secret. Until the child has let go, the kernel kills it
+//! together with this process, however that ends.
+
+use std::{
+    ffi::OsString,
+    io::{self, Write},
+    os::{
+        fd::OwnedFd,
+        unix::{net::UnixStream, process::ExitStatusExt},
+    },
+    path::Path,
+    process::{Child, Command, ExitStatus, Stdio},
+};
+
+use rustix::{
+    io::fcntl_dupfd_cloexec,
+    process::{Pid, Signal, getppid, kill_process, set_parent_process_death_signal},
+    stdio::stdin,
+};
+use tokio::{
+    io::AsyncReadExt,
+    signal::unix::{self, SignalKind, signal},
+};
+
+/// The variable by which the child knows that it is one: the number of the process that started it.
+pub const LAUNCHER: &str = "CLOAKROOM_LAUNCHER";
+
+/// Starts the program with these arguments, and stays with it until it lets go or ends. Returns the
+/// status to exit with.
+///
+/// # Errors
+///
+/// It cannot be started, or signals cannot be handled.
+pub async fn launch(program: &Path, arguments: impl Iterator<Item = OsString>) -> io::Result<u8> {
+    let mut signals = Signals::new()?;
+    let (own, childs) = UnixStream::pair()?;
+    own.set_nonblocking(true)?;
+    let mut told = tokio::net::UnixStream::from_std(own)?;
+    let mut child = Command::new(program)
+        .args(arguments)
+        .env(LAUNCHER, std::process::id().to_string())
+        // They name this process, and are meant for the child.
+        .env_remove("LISTEN_PID")
+        .env_remove("WATCHDOG_PID")
+        .stdin(Stdio::from(OwnedFd::from(childs)))
+        .spawn()?;
+    let mut stopping = false;
+    loop {
+        let signal = tokio::select! {
+            Ok(LET_GO) = told.read_u8() => return Ok(0),
+            signal = signals.next() => signal,
+        };
+        match signal {
+            Some(signal) => {
+                stopping |= signal == Signal::TERM;
+                hand_on(&child, signal);
+            }
+            None => {
+                if let Some(status) = child.try_wait()? {
+                    return Ok(exit(status, stopping));
+                }
+            }
+        }
+    }
+}
+
+fn hand_on(child: &Child, signal: Signal) {
+    // One that has ended has nothing to be told.
+    let _ = kill_process(Pid::from_child(child), signal);
+}
+
+/// As a shell has it. A child that was told to stop before it listened to signals has stopped.
+fn exit(status: ExitStatus, stopping: bool) -> u8 {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => u8::try_from(code).unwrap_or(u8::MAX),
+        (None, Some(signal)) if stopping && signal == Signal::TERM.as_raw() => 0,
+        (None, signal) => u8::try_from(128 + signal.unwrap_or_default()).unwrap_or(u8::MAX),
+    }
+}
+
+/// What the launcher hears.
+struct Signals {
+    stop: [unix::Signal; 2],
+    reload: unix::Signal,
+    /// What a watchdog sends: the child does not go round any more.
+    abort: unix::Signal,
+    child: unix::Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            stop: [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?],
+            reload: signal(SignalKind::hangup())?,
+            abort: signal(SignalKind::from_raw(Signal::ABORT.as_raw()))?,
+            child: signal(SignalKind::child())?,
+        })
+    }
+
+    /// What to hand on; `None` where the child may have ended.
+    async fn next(&mut self) -> Option<Signal> {
+        let [terminate, interrupt] = &mut self.stop;
+        tokio::select! {
+            _ = terminate.recv() => Some(Signal::TERM),
+            _ = interrupt.recv() => Some(Signal::TERM),
+            _ = self.reload.recv() => Some(Signal::HUP),
+            _ = self.abort.recv() => Some(Signal::KILL),
+            _ = self.child.recv() => None,
+        }
+    }
+}
+
+/// The daemon's side: it was launched.
+#[derive(Debug)]
+pub struct Launched(UnixStream);
+
+impl Launched {
+    /// From here on the kernel kills this process when its launcher ends.
+    ///
+    /// # Errors
+    ///
+    /// The process `launcher` is not what started this one, or its socket is not there.
+    pub fn by(launcher: u32) -> io::Result<Self> {
+        set_parent_process_death_signal(Some(Signal::KILL))?;
+        let parent = getppid().map(|pid| pid.as_raw_nonzero().get().unsigned_abs());
+        if parent != Some(launcher) {
+            return Err(io::Error::other("the process that started it is gone"));
+        }
+        let own = fcntl_dupfd_cloexec(stdin(), 3)?;
+        Ok(Self(UnixStream::from(own)))
+    }
+
+    /// The launcher ends, and this process lives on without it.
+    pub(super) fn let_go(mut self) -> io::Result<()> {
+        set_parent_process_death_signal(None)?;
+        self.0.write_all(&[LET_GO])
+    }
+}
+
+/// What the child says when it holds nothing any more that the next one needs.
+const LET_GO: u8 = 1;
