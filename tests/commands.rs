@@ -31,12 +31,10 @@ fn a_command_that_dies_leaves_no_core() {
         assert!(usual.contains(plain));
         let config = gateway::install(&lab, &(usual.replace(plain, kept) + VAULT_PART));
         let mut made = gateway::program();
-        lab::client::succeed(made.args(["secret", "init", "--config"]).arg(&config));
+        lab::client::succeed(made.args(["secret", "init"]).arg(&config));
 
-        let set = started(
-            &lab.dir,
-            gateway::program().args(["secret", "set", "openai", "--config"]).arg(&config),
-        );
+        let set =
+            started(&lab.dir, gateway::program().args(["secret", "set", "openai"]).arg(&config));
         let doctor = started(&lab.dir, gateway::program().args(["vault", "doctor"]).arg(&config));
         for mut child in [set, doctor] {
             let pid = child.id();

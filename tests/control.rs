@@ -128,7 +128,13 @@ fn a_reload_says_what_is_wrong_and_takes_new_values_at_once() {
         gateway::install(&world.lab, &usual);
         world.lab.write("secrets.toml", "openai = sk-lab-another-5f9c2e7a1b3d4468\n");
         let begun = Instant::now();
-        tell(&world, &["reload"], 0);
+        let said = tell(&world, &["reload"], 0);
+        assert!(said.contains("no value any more"), "{said}");
+        for gone in ["operations, file:ops", "research, file:git"] {
+            assert!(said.contains(&format!("{gone}: the file does not hold this name")), "{said}");
+        }
+        assert!(!said.contains("file:openai"), "{said}");
+        assert_eq!(tell(&world, &["reload"], 0), "reloaded\n", "that is no news any more");
         wait::expect("the new value goes out", || {
             assert_eq!(world.ask(&get(&[TICKET])).status, 200);
             let requests = world.origin.log().requests();
@@ -136,6 +142,27 @@ fn a_reload_says_what_is_wrong_and_takes_new_values_at_once() {
             last.header("authorization") == ["Bearer sk-lab-another-5f9c2e7a1b3d4468"]
         });
         assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    });
+}
+
+/// Where the daemon listens is in its configuration, whatever else is wrong there.
+#[test]
+fn the_daemon_is_found_by_its_configuration() {
+    sandboxed(|| {
+        let world = World::usual();
+        let config = world.lab.dir.join("cloakroom.toml");
+        let told = |order: &[&str]| {
+            let output = gateway::program().args(order).arg(&config).output().expect("it starts");
+            let said = [output.stdout, output.stderr].concat();
+            (output.status.code(), String::from_utf8_lossy(&said).into_owned())
+        };
+        assert!(told(&["status"]).1.starts_with("healthy\n"));
+        assert_eq!(told(&["quarantine", "operations"]).0, Some(0));
+        assert_eq!(told(&["release", "operations"]).0, Some(0));
+        let wrong = format!("{}\n[[nothing]]\n", gateway::usual_config());
+        gateway::install(&world.lab, &wrong);
+        let (exit, said) = told(&["reload"]);
+        assert!(exit == Some(64) && said.contains("[[nothing]]"), "{said}");
     });
 }
 

@@ -71,6 +71,26 @@ fn a_reference_that_moves_while_vault_is_slow_costs_no_answer() {
     });
 }
 
+#[test]
+fn a_ca_that_the_system_trusts_since_is_trusted_from_a_reload_on() {
+    sandboxed(|| {
+        let trusted = "/etc/ssl/certs/ca-certificates.crt";
+        let before = std::fs::read_to_string(trusted).expect("Debian's CAs");
+        // In this sandbox's own view of the file system.
+        let tmpfs = ["-t", "tmpfs", "tmpfs", "/etc/ssl/certs"];
+        lab::client::succeed(std::process::Command::new("mount").args(tmpfs));
+        std::fs::write(trusted, &before).expect("a file in memory");
+        let by_system = gateway::usual_config().replace("upstream_ca = \"{dir}/public-ca.pem\"", "");
+        let world = World::with(&by_system);
+        let answer = world.ask(&get(&[TICKET]));
+        assert_eq!(answer.reason().as_deref(), Some("upstream_tls_invalid"), "{}", answer.text());
+        let public = std::fs::read_to_string(world.lab.public_ca()).expect("it was made");
+        std::fs::write(trusted, before + &public).expect("a file in memory");
+        tell(&world, &["reload"], 0);
+        assert_eq!(world.ask(&get(&[TICKET])).status, 200);
+    });
+}
+
 /// Landlock: even as root the daemon reads nothing outside of the folders that it named at its start.
 #[test]
 fn a_reload_that_names_a_file_in_another_folder_says_that_it_takes_a_restart() {

@@ -47,7 +47,7 @@ fn prepare(lab: &Lab) -> PathBuf {
 
 fn started(config: &Path, arguments: &[&str]) -> Child {
     let mut command = gateway::program();
-    command.arg("secret").args(arguments).arg("--config").arg(config);
+    command.arg("secret").args(arguments).arg(config);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.spawn().expect("the program starts")
 }
@@ -274,7 +274,7 @@ fn type_in(config: &Path, keys: &str) -> (String, i32, bool) {
         .command("python3")
         .args(["-c", script])
         .arg(lab::tools::cloakroom())
-        .args(["secret", "set", "typed", "--config"])
+        .args(["secret", "set", "typed"])
         .arg(config)
         .arg(keys)
         .output()

@@ -1,7 +1,7 @@
 //! The unit of systemd agrees with the reference of the configuration, and what it leaves the daemon
 //! is enough for it.
 
-use std::{fs, process::Command};
+use std::{fs, os::unix::fs::MetadataExt as _, process::Command};
 
 use lab::{
     Lab,
@@ -95,6 +95,53 @@ fn the_capabilities_of_the_unit_are_enough() {
         daemon.kill().expect("it ends");
         daemon.wait().expect("it ended");
         gateway::guard();
+    });
+}
+
+#[test]
+fn what_the_journal_gets_has_a_priority_and_no_time_of_its_own() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let _origin = Origin::start(&lab);
+        let _dns = Dns::start();
+        Gateway::start(&lab, &usual_config()).kill();
+        let config = lab.dir.join("cloakroom.toml");
+        let logged = |is_journal: bool| {
+            let log = fs::File::create(lab.dir.join("stderr")).expect("writable");
+            let meta = log.metadata().expect("its number");
+            let inode = if is_journal { meta.ino() } else { meta.ino() + 1 };
+            let _ = fs::remove_file(lab.dir.join("ready"));
+            let mut daemon = GATEWAY
+                .command(tools::cloakroom())
+                .args(["run", "--ready-file"])
+                .args([&lab.dir.join("ready"), &config])
+                .env("JOURNAL_STREAM", format!("{}:{inode}", meta.dev()))
+                .stderr(log)
+                .spawn()
+                .expect("it starts");
+            let ended = wait::until(wait::SOON, || {
+                let ready = lab.dir.join("ready").exists();
+                (ready || daemon.try_wait().is_ok_and(|status| status.is_some())).then_some(())
+            });
+            ended.expect("it is ready, or has ended");
+            let _ = daemon.kill();
+            daemon.wait().expect("it ended");
+            fs::read_to_string(lab.dir.join("stderr")).expect("it was written")
+        };
+        let to_journal = logged(true);
+        let year = |line: &str| line.starts_with("20");
+        assert!(to_journal.lines().count() > 1, "{to_journal}");
+        for line in to_journal.lines() {
+            let text = line.strip_prefix("<6>").or_else(|| line.strip_prefix("<4>"));
+            assert!(text.is_some_and(|text| !year(text.trim_start())), "{to_journal}");
+        }
+        let to_file = logged(false);
+        assert!(to_file.lines().count() > 1 && to_file.lines().all(year), "{to_file}");
+
+        fs::write(&config, "[gateway]\nresolvers = 1\n").expect("writable");
+        let failed = logged(true);
+        assert!(failed.lines().count() > 1, "{failed}");
+        assert!(failed.lines().all(|line| line.starts_with("<3>")), "{failed}");
     });
 }
 

@@ -159,11 +159,7 @@ fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }
 
-const UNITS: [&str; 4] = [
-    "cloakroom-guard.service",
-    "cloakroom.service",
-    "cloakroom-ca.service",
-    "cloakroom-ca.timer",
-];
+const UNITS: [&str; 4] =
+    ["cloakroom-guard.service", "cloakroom.service", "cloakroom-ca.service", "cloakroom-ca.timer"];
 /// A boot, on a machine that is busy.
 const LONG: Duration = Duration::from_secs(60);

@@ -14,7 +14,7 @@ use clap::{Args, Subcommand};
 
 use crate::{
     ca::{self, CaError, Root, RootCertificate},
-    config::{PkiSettings, Settings},
+    config::{DEFAULT_CONFIG, PkiSettings, Settings},
     policy::Policy,
 };
 
@@ -67,7 +67,7 @@ pub struct IssueArgs {
     #[arg(long, value_name = "ROOTDIR")]
     pub dir: PathBuf,
     /// The daemon's configuration; it names the folder of the issuing CAs
-    #[arg(value_name = "CONFIG")]
+    #[arg(value_name = "CONFIG", default_value = DEFAULT_CONFIG)]
     pub config: PathBuf,
 }
 
@@ -75,11 +75,11 @@ pub struct IssueArgs {
 #[derive(Debug, Args)]
 pub struct ShowArgs {
     /// Folder of the root; only root.pem is read
-    #[arg(long, value_name = "DIR", required_unless_present = "config")]
+    #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
-    /// A configuration with [vault.pki], whose root_file is read
-    #[arg(value_name = "CONFIG", conflicts_with = "dir")]
-    pub config: Option<PathBuf>,
+    /// Without --dir, a configuration with [vault.pki], whose root_file is read
+    #[arg(value_name = "CONFIG", default_value = DEFAULT_CONFIG, conflicts_with = "dir")]
+    pub config: PathBuf,
     /// Add the CAs that this system trusts
     #[arg(long)]
     pub bundle: bool,
@@ -165,11 +165,10 @@ fn show<E>(
 ) -> Result<(), CaCommandError<E>> {
     let root = match (&args.dir, &args.config) {
         (Some(dir), _) => RootCertificate::load(dir)?,
-        (None, Some(config)) => {
+        (None, config) => {
             let (settings, _) = load(config).map_err(CaCommandError::Config)?;
             RootCertificate::from_file(&pki(&settings).ok_or(CaCommandError::NoRoot)?.root_file)?
         }
-        (None, None) => return Err(CaCommandError::NoRoot),
     };
     let text = match args.bundle {
         // Single certificates that cannot be read are skipped, as TLS libraries do.

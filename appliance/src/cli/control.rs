@@ -8,7 +8,7 @@ use std::{
 use clap::Args;
 
 use crate::{
-    config::DEFAULT_CONTROL,
+    config::{self, DEFAULT_CONFIG},
     control::{self, Answer, Order},
     policy::GroupName,
 };
@@ -16,9 +16,18 @@ use crate::{
 /// Where the running daemon is spoken to.
 #[derive(Debug, Args)]
 pub struct Target {
-    /// The daemon's control socket, `control` in its configuration
-    #[arg(long, value_name = "PATH", default_value = DEFAULT_CONTROL)]
-    control: PathBuf,
+    /// The configuration; `control` in it is where the daemon listens
+    #[arg(value_name = "CONFIG", default_value = DEFAULT_CONFIG)]
+    config: PathBuf,
+    /// The daemon's control socket, whatever the configuration says
+    #[arg(long, value_name = "PATH")]
+    control: Option<PathBuf>,
+}
+
+impl Target {
+    fn socket(&self) -> PathBuf {
+        self.control.clone().unwrap_or_else(|| config::control(&self.config))
+    }
 }
 
 /// How the daemon's status is shown.
@@ -65,9 +74,10 @@ pub fn status(StatusArgs { json, target }: &StatusArgs) -> Said {
 }
 
 fn say(target: &Target, order: &Order, show: impl FnOnce(Answer) -> Option<String>) -> Said {
-    let answer = match control::tell(&target.control, order) {
+    let socket = target.socket();
+    let answer = match control::tell(&socket, order) {
         Ok(answer) => answer,
-        Err(error) => return Said::Failed(1, unreached(&target.control, &error)),
+        Err(error) => return Said::Failed(1, unreached(&socket, &error)),
     };
     let exit = answer.exit;
     let text = show(answer).unwrap_or_default();

@@ -10,6 +10,8 @@ use std::{
 
 use clap::Args;
 
+use crate::config::DEFAULT_CONFIG;
+
 /// What `guard` takes.
 #[derive(Debug, Args)]
 #[command(
@@ -21,7 +23,7 @@ use clap::Args;
 )]
 pub struct GuardArgs {
     /// The configuration
-    #[arg(value_name = "CONFIG")]
+    #[arg(value_name = "CONFIG", default_value = DEFAULT_CONFIG)]
     pub config: PathBuf,
     /// Have nft load it, instead of printing it
     #[arg(long)]

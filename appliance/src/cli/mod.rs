@@ -3,6 +3,7 @@
 pub mod ca;
 pub mod control;
 pub mod guard;
+mod journal;
 pub mod secret;
 pub mod vault;
 pub mod watch;
@@ -19,18 +20,19 @@ use std::{
 use clap::{Parser, Subcommand, ValueEnum};
 use listenfd::ListenFd;
 use tracing::level_filters::LevelFilter;
-use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{Layer, filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
 use self::{
     ca::{CaCommand, CaCommandError},
     control::{Named, Said, StatusArgs, Target},
     guard::GuardArgs,
+    journal::Prioritized,
     secret::{SecretCommand, SecretCommandError},
     vault::{VaultCommand, VaultCommandError},
     watch::WatchArgs,
 };
 use crate::{
-    config::{self, Config},
+    config::{self, Config, DEFAULT_CONFIG},
     control::{EX_USAGE, Order},
     daemon::{self, DaemonError, Launched, Surroundings},
     harden,
@@ -69,7 +71,7 @@ enum Command {
     )]
     Run {
         /// The configuration
-        #[arg(value_name = "CONFIG")]
+        #[arg(value_name = "CONFIG", default_value = DEFAULT_CONFIG)]
         config: PathBuf,
         /// A file that is there while connections are carried, and not while the gateway is closed
         #[arg(long, value_name = "PATH")]
@@ -82,7 +84,7 @@ enum Command {
     #[command(after_help = "Example:\n  cloakroom check /etc/cloakroom/cloakroom.toml")]
     Check {
         /// The configuration
-        #[arg(value_name = "CONFIG")]
+        #[arg(value_name = "CONFIG", default_value = DEFAULT_CONFIG)]
         config: PathBuf,
     },
     /// Print the nftables table that a configuration would install
@@ -91,7 +93,7 @@ enum Command {
     )]
     Rules {
         /// The configuration
-        #[arg(value_name = "CONFIG")]
+        #[arg(value_name = "CONFIG", default_value = DEFAULT_CONFIG)]
         config: PathBuf,
     },
     /// Print or load the static guard, told of the interfaces of a configuration
@@ -203,15 +205,7 @@ fn run(config: &Path, ready_file: Option<&Path>, log: Log) -> Result<(), Failure
         return launch(&runtime);
     }
     let surroundings = surroundings()?;
-    tracing_subscriber::fmt()
-        .with_writer(io::stderr)
-        .with_ansi(false)
-        .with_target(false)
-        .with_max_level(log.level())
-        .finish()
-        // What libraries say is not ours to vouch for, and agents can make them say much.
-        .with(Targets::new().with_target("cloakroom", log.level()))
-        .init();
+    begin_log(log);
     if rustls::crypto::CryptoProvider::install_default(tls::provider()).is_err() {
         return Err(Failure::Other("the TLS provider was set twice".into()));
     }
@@ -222,6 +216,25 @@ fn run(config: &Path, ready_file: Option<&Path>, log: Log) -> Result<(), Failure
         DaemonError::Config(errors) => Failure::Config(errors),
         other => Failure::Other(other.to_string()),
     })
+}
+
+fn begin_log(log: Log) {
+    let format = tracing_subscriber::fmt::format().with_ansi(false).with_target(false);
+    let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    let layer = match is_journal() {
+        true => layer.event_format(Prioritized(format.without_time())).boxed(),
+        false => layer.event_format(format).boxed(),
+    };
+    // What libraries say is not ours to vouch for, and agents can make them say much.
+    let ours = Targets::new().with_target("cloakroom", log.level());
+    tracing_subscriber::registry().with(layer).with(ours).init();
+}
+
+/// Whether standard error leads to the journal (`JOURNAL_STREAM`, `systemd.exec(5)`).
+fn is_journal() -> bool {
+    let Some(stream) = std::env::var_os("JOURNAL_STREAM") else { return false };
+    rustix::fs::fstat(io::stderr())
+        .is_ok_and(|stat| stream == *format!("{}:{}", stat.st_dev, stat.st_ino))
 }
 
 /// Whether this is what a service manager has started itself.
@@ -339,8 +352,10 @@ fn report(failure: &Failure) -> ExitCode {
         Failure::Said(exit) => return ExitCode::from(*exit),
         Failure::Other(text) => (text, 1),
     };
+    let text = format!("cloakroom: {text}\n");
+    let text = if is_journal() { journal::errors(&text) } else { text };
     // Where standard error is gone the exit status still says it.
-    let _ = writeln!(io::stderr(), "cloakroom: {text}");
+    let _ = io::stderr().write_all(text.as_bytes());
     ExitCode::from(code)
 }
 
@@ -352,5 +367,31 @@ impl Log {
             Self::Info => LevelFilter::INFO,
             Self::Debug => LevelFilter::DEBUG,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn every_command_takes_the_configuration_last_and_has_one_default() {
+        let mut looked_at = 0;
+        let mut commands: Vec<clap::Command> = vec![Cli::command()];
+        while let Some(command) = commands.pop() {
+            let name = command.get_name();
+            let below: Vec<_> = command.get_subcommands().cloned().collect();
+            if below.is_empty() && name != "init" {
+                let last = command.get_positionals().last().expect(name);
+                let value = last.get_value_names().map(|names| names[0].as_str());
+                assert_eq!(value, Some("CONFIG"), "{name}");
+                assert_eq!(last.get_default_values(), [DEFAULT_CONFIG], "{name}");
+                looked_at += 1;
+            }
+            commands.extend(below);
+        }
+        assert!(looked_at > 12, "{looked_at}");
     }
 }

@@ -15,7 +15,7 @@ use rustix::termios::{
 use zeroize::Zeroizing;
 
 use crate::{
-    config::{Config, Errors, SecretFile},
+    config::{Config, DEFAULT_CONFIG, Errors, SecretFile},
     policy::{Policy, SecretRef},
     secrets::{EditError, SealedFile, SecretValue},
 };
@@ -60,7 +60,7 @@ pub enum SecretCommand {
 #[derive(Debug, Args)]
 pub struct Named {
     /// The configuration
-    #[arg(long, value_name = "CONFIG", default_value = "/etc/cloakroom/cloakroom.toml")]
+    #[arg(value_name = "CONFIG", default_value = DEFAULT_CONFIG)]
     config: PathBuf,
 }
 

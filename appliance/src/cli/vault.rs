@@ -16,7 +16,7 @@ use ipnet::IpNet;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
-    config::{Config, Errors, Settings, VaultLogin, VaultSettings},
+    config::{Config, DEFAULT_CONFIG, Errors, Settings, VaultLogin, VaultSettings},
     dial::Resolver,
     plan::{Plan, PlanError},
     policy::Site,
@@ -53,7 +53,7 @@ pub enum VaultCommand {
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
     /// The configuration
-    #[arg(value_name = "CONFIG")]
+    #[arg(value_name = "CONFIG", default_value = DEFAULT_CONFIG)]
     config: PathBuf,
     /// Log in with the SecretID in this file, where the gateway's own is wrapped
     #[arg(long, value_name = "FILE")]
@@ -72,7 +72,7 @@ pub struct DoctorArgs {
 #[derive(Debug, Args)]
 pub struct PlanArgs {
     /// The configuration
-    #[arg(value_name = "CONFIG")]
+    #[arg(value_name = "CONFIG", default_value = DEFAULT_CONFIG)]
     config: PathBuf,
     /// As a script for a shell, or for Terraform
     #[arg(long, value_enum, default_value_t = Format::Shell)]

@@ -20,7 +20,7 @@ use serde_json::Value;
 
 use crate::{
     audit::Kind,
-    config::{AuditTarget, Settings},
+    config::{AuditTarget, DEFAULT_CONFIG, Settings},
     reason::Reason,
 };
 
@@ -37,7 +37,7 @@ use crate::{
     Ends with Ctrl-C.")]
 pub struct WatchArgs {
     /// The configuration, or "-" for audit records on standard input
-    #[arg(value_name = "CONFIG", default_value = "/etc/cloakroom/cloakroom.toml")]
+    #[arg(value_name = "CONFIG", default_value = DEFAULT_CONFIG)]
     pub file: PathBuf,
     /// Only records of this agent group
     #[arg(long, value_name = "GROUP")]

@@ -379,6 +379,12 @@ fn route_table(value: &toml::de::DeValue<'_>) -> Result<u32, String> {
     }
 }
 
+/// The control socket of a `[gateway]`, or the default, whatever else is wrong in it.
+pub(super) fn control(table: Option<Table<'_>>, base: &Path) -> PathBuf {
+    let named = table.and_then(|mut table| table.optional("control", socket_path(base)));
+    inner(named, DEFAULT_CONTROL.into())
+}
+
 /// The value, or what holds where there is none.
 pub(super) fn inner<T>(value: Option<Spanned<T>>, default: T) -> T {
     value.map_or(default, Spanned::into_inner)
@@ -387,8 +393,8 @@ pub(super) fn inner<T>(value: Option<Spanned<T>>, default: T) -> T {
 const DEFAULT_CA_DIR: &str = "/var/lib/cloakroom/ca";
 const DEFAULT_AUDIT_FILE: &str = "/var/log/cloakroom/audit.jsonl";
 const DEFAULT_STATE_DIR: &str = "/var/lib/cloakroom";
-/// Where the commands that speak to the daemon look for it.
-pub const DEFAULT_CONTROL: &str = "/run/cloakroom/control.sock";
+/// Where the daemon listens for commands.
+const DEFAULT_CONTROL: &str = "/run/cloakroom/control.sock";
 const MAX_SOCKET_PATH: usize = 107;
 const DEFAULT_PROXY_PORT: u16 = 15_001;
 const DEFAULT_MARK: u32 = 0xc10a;

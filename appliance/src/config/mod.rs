@@ -21,7 +21,6 @@ mod vault;
 
 pub use error::{Errors, Mistake};
 pub use explain::explain;
-pub use gateway::DEFAULT_CONTROL;
 pub use settings::{
     AgentServices, AuditFile, AuditTarget, NameServer, PkiSettings, SecretFile, Settings,
     VaultLogin, VaultSettings,
@@ -30,7 +29,7 @@ pub use settings::{
 use std::{
     fs::File,
     io::{self, Read},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -86,6 +85,21 @@ pub fn interfaces(path: &Path) -> Result<Vec<InterfaceName>, Errors> {
     let interfaces = document.map(|document| interfaces_of(&document, &report)).unwrap_or_default();
     report.into_errors(&name).map_or(Ok(interfaces), Err)
 }
+
+/// The control socket of the daemon with this configuration, and nothing else of the file: the daemon is
+/// spoken to whatever is wrong in it. What cannot be read names none.
+pub fn control(path: &Path) -> PathBuf {
+    let text = read_bounded(path).unwrap_or_default();
+    let report = Report::new(&text);
+    let document = document(&text, &report);
+    let gateway = document
+        .as_ref()
+        .and_then(|document| Table::root(document, &report).table("gateway", "[gateway]"));
+    gateway::control(gateway, path.parent().unwrap_or(Path::new("")))
+}
+
+/// Where every command looks for the configuration, unless it is told.
+pub const DEFAULT_CONFIG: &str = "/etc/cloakroom/cloakroom.toml";
 
 fn interfaces_of(document: &Spanned<DeTable<'_>>, report: &Report<'_>) -> Vec<InterfaceName> {
     let groups = Table::root(document, report).tables("group", "[[group]]");

@@ -50,7 +50,7 @@ pub use self::{
 use self::{
     ground::Ground,
     health::Vitals,
-    orders::Reload,
+    orders::{Reload, Reloaded},
     refused::Watcher,
     signals::{Signals, Told},
     supervisor::Supervisor,
@@ -58,7 +58,7 @@ use self::{
     worker::Worker,
 };
 use crate::{
-    audit::{Sink, Trouble, Writer},
+    audit::{Sink, Writer},
     ca::{Rotation, RuleCas},
     config::{self, Config, Settings},
     dial::OffLimits,
@@ -70,7 +70,8 @@ use crate::{
     policy::Policy,
     quarantine::Quarantine,
     rulebook::Rulebook,
-    secrets::SecretStore,
+    secrets::{FetchError, SecretStore, Snapshot},
+    tls,
 };
 
 /// What the environment says of whoever started the daemon; read by the command line.
@@ -129,7 +130,6 @@ struct Daemon {
     off_limits: OffLimits,
     ground: Ground,
     vitals: Vitals,
-    system_roots: Arc<RootCertStore>,
     phase: watch::Sender<Phase>,
     rulebooks: watch::Sender<Arc<Rulebook>>,
     /// When the log was last told how the issuing CAs are.
@@ -204,8 +204,9 @@ impl Daemon {
     /// else this runtime does: the gateway's own questions for names among it.
     ///
     /// The audit's file is opened anew whatever comes of the policy; what is wrong with it is said.
-    async fn reload(&mut self, supervisor: &Supervisor) -> Result<Option<Trouble>, DaemonError> {
+    async fn reload(&mut self, supervisor: &Supervisor) -> Result<Reloaded, DaemonError> {
         let begun = Instant::now();
+        let before = self.secrets.snapshot();
         supervisor.reloading();
         let audit = self.audit.reopen().await.err();
         let taken = self.take_new_policy().await;
@@ -215,7 +216,19 @@ impl Daemon {
         }
         supervisor.ready(&self.state());
         tokio::time::sleep(begun.elapsed().min(LONGEST_REST)).await;
-        taken.map(|()| audit)
+        taken.map(|()| Reloaded { audit, lost: self.lost_since(&before) })
+    }
+
+    /// The secrets that had a value until a reload; why they have none is a text of their source's.
+    fn lost_since(&self, before: &Snapshot) -> Vec<String> {
+        let now = self.secrets.snapshot();
+        let lost = now.lost_since(before, Instant::now()).into_iter();
+        let told = lost.map(|(group, secret)| {
+            let why = now.failure(&group, &secret).map(FetchError::text);
+            let why = why.unwrap_or("it cannot stand where the policy wants it");
+            format!("{group}, {secret}: {why}")
+        });
+        told.collect()
     }
 
     /// Once a day.
@@ -281,7 +294,9 @@ impl Daemon {
             )));
         }
         let cas = issuing::cas(&policy, &settings, self.rotation.as_ref())?;
-        let rulebook = rulebook(policy, cas.clone(), &self.system_roots)?;
+        // A CA that the system trusts since, or no longer.
+        let system_roots = Arc::new(tls::system_roots());
+        let rulebook = rulebook(policy, cas.clone(), &system_roots)?;
         self.ground.take(capture.clone()).await?;
         self.off_limits.control_plane().take_agents(capture.agents());
         self.off_limits.take_site(rulebook.policy.site.clone());

@@ -25,8 +25,17 @@ pub(super) struct Orders {
     pub(super) reloads: mpsc::Sender<Reload>,
 }
 
-/// A reload that somebody waits for. The policy may be taken and the audit in trouble all the same.
-pub(super) type Reload = oneshot::Sender<Result<Option<Trouble>, DaemonError>>;
+/// A reload that somebody waits for.
+pub(super) type Reload = oneshot::Sender<Result<Reloaded, DaemonError>>;
+
+/// What is wrong although the new policy was taken.
+#[derive(Debug, Default)]
+pub(super) struct Reloaded {
+    /// With the audit.
+    pub(super) audit: Option<Trouble>,
+    /// With secrets that had a value until then, a line for each.
+    pub(super) lost: Vec<String>,
+}
 
 impl Orders {
     /// Carries out an order of the user `uid`.
@@ -44,14 +53,7 @@ impl Orders {
         // A send that fails leaves nobody who could answer either.
         let _ = self.reloads.send(done).await;
         match told.await {
-            Ok(Ok(None)) => Answer::done("reloaded"),
-            Ok(Ok(Some(trouble))) if trouble.closes() => Answer::failed(
-                1,
-                format!("reloaded, but the audit cannot be written and all is refused: {trouble}"),
-            ),
-            Ok(Ok(Some(trouble))) => {
-                Answer::failed(1, format!("reloaded, but the audit: {trouble}"))
-            }
+            Ok(Ok(reloaded)) => reloaded.answer(),
             Ok(Err(error)) => {
                 let exit = if matches!(error, DaemonError::Config(_)) { EX_USAGE } else { 1 };
                 Answer::failed(exit, format!("not reloaded, the old policy stays: {error}"))
@@ -118,6 +120,23 @@ impl Orders {
         let rulebook = self.gateway.rulebook.borrow();
         let known: Vec<&str> = rulebook.policy.groups.iter().map(|it| it.name.as_str()).collect();
         format!("the policy has no group {group}; it has {}", known.join(", "))
+    }
+}
+
+impl Reloaded {
+    fn answer(&self) -> Answer {
+        let lost: String = self.lost.iter().map(|lost| format!("\n  - {lost}")).collect();
+        match &self.audit {
+            None if lost.is_empty() => Answer::done("reloaded"),
+            None => Answer::done(format!("reloaded; these have no value any more:{lost}")),
+            Some(trouble) if trouble.closes() => Answer::failed(
+                1,
+                format!(
+                    "reloaded, but the audit cannot be written and all is refused: {trouble}{lost}"
+                ),
+            ),
+            Some(trouble) => Answer::failed(1, format!("reloaded, but the audit: {trouble}{lost}")),
+        }
     }
 }
 

@@ -158,7 +158,6 @@ impl Daemon {
             off_limits,
             ground,
             vitals,
-            system_roots,
             phase,
             rulebooks,
             cas_told: Instant::now(),

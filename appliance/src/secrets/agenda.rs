@@ -135,7 +135,11 @@ impl Agenda {
 
     /// Makes every read that no lease has made due, due.
     pub(super) fn ask_again(&mut self, now: Instant) {
-        self.plans.values_mut().for_each(|plan| plan.due = now);
+        for ((group, _), plan) in &mut self.plans {
+            plan.due = now;
+            let reads = plan.tenure.is_none().then_some(&plan.references).into_iter().flatten();
+            reads.for_each(|one| self.ledger.await_answer(&(group.clone(), one.clone())));
+        }
     }
 
     /// An API did not take this value. True where it is asked for at once.

@@ -81,6 +81,13 @@ impl Ledger {
         self.forget_old(now);
     }
 
+    /// A source is about to be asked for this one again.
+    pub(super) fn await_answer(&mut self, key: &Key) {
+        if let Some(entry) = self.entries.get_mut(key).filter(|entry| entry.asked) {
+            entry_mut(entry).asked = false;
+        }
+    }
+
     /// Takes where values are wanted. Tells of those held that could not be used there.
     pub(super) fn take_uses(&mut self, uses: Uses) -> Vec<(Key, Change)> {
         self.uses = uses;

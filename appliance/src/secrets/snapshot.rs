@@ -107,10 +107,9 @@ impl Snapshot {
         let mut health = Health::default();
         for (group, of_group) in &self.entries {
             for (reference, entry) in of_group.iter().filter(|(_, entry)| entry.wanted) {
-                let fit = entry.unfit.map_or(Ok(()), |_| Err(SecretCause::ValueInvalid));
-                match entry.usable(now).and(fit) {
-                    Ok(()) => health.available += 1,
-                    Err(cause) => health.missing.push((group.clone(), reference.clone(), cause)),
+                match entry.useless(now) {
+                    None => health.available += 1,
+                    Some(cause) => health.missing.push((group.clone(), reference.clone(), cause)),
                 }
             }
         }
@@ -118,7 +117,19 @@ impl Snapshot {
         health
     }
 
-    /// Whether every wanted secret was asked for at least once.
+    /// The secrets that are wanted and cannot be used at `now`, while they could be in the snapshot
+    /// `before`; sorted.
+    pub fn lost_since(&self, before: &Self, now: Instant) -> Vec<(GroupName, SecretRef)> {
+        let health = self.health(now);
+        let had = |(group, reference, _): &(GroupName, SecretRef, SecretCause)| {
+            let entry = before.entry(group, reference).filter(|entry| entry.wanted);
+            entry.is_some_and(|entry| entry.useless(now).is_none())
+        };
+        let lost = health.missing.into_iter().filter(had);
+        lost.map(|(group, reference, _)| (group, reference)).collect()
+    }
+
+    /// Whether every wanted secret was asked for since it was to be.
     pub(super) fn all_asked(&self) -> bool {
         let mut entries = self.entries.values().flat_map(HashMap::values);
         entries.all(|entry| entry.asked || !entry.wanted)
@@ -187,6 +198,12 @@ impl Entry {
     fn left(&self, now: Instant) -> Option<Duration> {
         let left = self.held.as_ref()?.good_until.checked_duration_since(now)?;
         Some(left).filter(|left| !left.is_zero())
+    }
+
+    /// Why it is of no use, or of none in some place where it is wanted.
+    fn useless(&self, now: Instant) -> Option<SecretCause> {
+        let fit = self.unfit.map_or(Ok(()), |_| Err(SecretCause::ValueInvalid));
+        self.usable(now).and(fit).err()
     }
 
     fn usable(&self, now: Instant) -> Result<&Arc<SecretValue>, SecretCause> {

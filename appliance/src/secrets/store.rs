@@ -114,8 +114,8 @@ impl SecretStore {
         let _ = self.rejected.try_send((group.clone(), secret.clone()));
     }
 
-    /// Waits until every wanted secret was asked for once, whatever the answer, or until
-    /// `deadline`. [`run`](Self::run) must be running.
+    /// Waits until every wanted secret was asked for, once or after [`ask_again`](Self::ask_again),
+    /// whatever the answer, or until `deadline`. [`run`](Self::run) must be running.
     pub async fn first_round(&self, deadline: Instant) {
         let mut ticks = self.ticks.subscribe();
         let all_asked =
