@@ -80,7 +80,8 @@ fn a_ca_that_the_system_trusts_since_is_trusted_from_a_reload_on() {
         let tmpfs = ["-t", "tmpfs", "tmpfs", "/etc/ssl/certs"];
         lab::client::succeed(std::process::Command::new("mount").args(tmpfs));
         std::fs::write(trusted, &before).expect("a file in memory");
-        let by_system = gateway::usual_config().replace("upstream_ca = \"{dir}/public-ca.pem\"", "");
+        let by_system =
+            gateway::usual_config().replace("upstream_ca = \"{dir}/public-ca.pem\"", "");
         let world = World::with(&by_system);
         let answer = world.ask(&get(&[TICKET]));
         assert_eq!(answer.reason().as_deref(), Some("upstream_tls_invalid"), "{}", answer.text());

@@ -79,6 +79,13 @@ fn the_shipped_unit_serves_confined_and_again_after_a_restart() {
         let log = machine.journal();
         let (_, again) = log.rsplit_once("Starting cloakroom").expect("it was restarted");
         assert!(!again.contains("WARN") && !again.contains("ERROR"), "{again}");
+
+        // What an operator looks for by its priority; the journal has the time.
+        machine.run("echo nothing >> /etc/cloakroom/cloakroom.toml");
+        assert!(!machine.says("systemctl reload cloakroom"));
+        let errors = machine.run("journalctl --no-pager -o cat -p err -u cloakroom");
+        assert!(errors.contains("not reloaded, the old policy stays in force"), "{errors}");
+        assert!(!errors.contains("ready") && !errors.trim_start().starts_with("20"), "{errors}");
     });
 }
 

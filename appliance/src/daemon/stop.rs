@@ -9,17 +9,16 @@ use super::{
     Daemon, cut_now, given_back, ground::Ground, health::Vitals, launcher::Launched,
     refused::Watcher, signals::Signals, wanted::Wanted, worker::Worker,
 };
-use crate::{dns, phase::Phase, quarantine::Quarantine};
+use crate::{phase::Phase, quarantine::Quarantine};
 
 /// What only one daemon at a time can have: the control socket, the address of the metrics, the
-/// keeping of the packet rules, the kernel's log of what it refused, port 53, and the right to listen,
-/// which is among the vitals.
+/// keeping of the packet rules, the kernel's log of what it refused, and the right to listen, which is
+/// among the vitals. The listeners and the sockets of DNS are shared: each daemon answers what it took.
 struct Holds {
     obeying: JoinHandle<()>,
     telling: Option<JoinHandle<()>>,
     ground: Ground,
     watcher: Watcher,
-    dns: dns::Server,
     vitals: Vitals,
 }
 
@@ -30,7 +29,7 @@ impl Daemon {
             phase, rulebooks, mut workers, rotation, refreshing, quarantine, wanted, ..
         } = self;
         let Self { obeying, telling, ground, watcher, dns, vitals, .. } = self;
-        let holds = Holds { obeying, telling, ground, watcher, dns, vitals };
+        let holds = Holds { obeying, telling, ground, watcher, vitals };
         let drain_time = rulebooks.borrow().policy.limits.drain_time;
         tracing::info!(seconds = drain_time.as_secs(), "draining");
         let (alone, holds) = match launched {
@@ -44,7 +43,10 @@ impl Daemon {
                 (false, Some(holds))
             }
         };
-        let mut joined = tokio::task::spawn_blocking(|| workers.into_iter().for_each(Worker::join));
+        let mut joined = tokio::task::spawn_blocking(|| {
+            dns.join();
+            workers.into_iter().for_each(Worker::join);
+        });
         tokio::select! {
             _ = &mut joined => {}
             () = tokio::time::sleep(drain_time) => tracing::info!("cutting what is still open"),
@@ -69,7 +71,7 @@ impl Daemon {
 
 impl Holds {
     /// Gives up all of it, and takes no further order. What takes its time comes first, while names and
-    /// connections are served still; they wait from `drain` on.
+    /// connections are served still; new ones wait from `drain` on.
     async fn end_serving<T>(self, drain: impl FnOnce() -> T) {
         for task in [Some(self.obeying), self.telling].into_iter().flatten() {
             task.abort();
@@ -79,13 +81,11 @@ impl Holds {
         end_watcher(self.watcher).await;
         end_ground(self.ground).await;
         drain();
-        end_dns(self.dns).await;
         drop(self.vitals);
     }
 
     /// Waits until all of it has ended by itself.
     async fn end(self) {
-        end_dns(self.dns).await;
         end_watcher(self.watcher).await;
         end_ground(self.ground).await;
         // Each holds a sink of the audit, and so do the vitals.
@@ -122,12 +122,6 @@ async fn follow_marks(quarantine: &Arc<Quarantine>, wanted: &Wanted) {
             Ok(Err(error)) => tracing::error!(%error, "cannot see who is quarantined"),
             Err(_) => tracing::error!("cannot see who is quarantined"),
         }
-    }
-}
-
-async fn end_dns(dns: dns::Server) {
-    if tokio::task::spawn_blocking(|| dns.join()).await.is_err() {
-        tracing::error!("the resolver did not end");
     }
 }
 

@@ -249,7 +249,8 @@ impl Desk {
         }
     }
 
-    fn write_summaries(&self) {
+    /// Records what each agent's queries came to since the last time.
+    pub(super) fn write_summaries(&self) {
         self.agents.sweep(Instant::now(), |group, agent, counts| {
             let Ok(slot) = self.audit.reserve() else { return false };
             let agent = agent.map(AgentKey::text);

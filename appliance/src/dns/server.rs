@@ -4,14 +4,15 @@ use std::{
     io,
     sync::Arc,
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
-use tokio::{runtime::Builder, task::JoinSet};
+use tokio::{runtime::Builder, task::JoinSet, time::timeout};
 
 use super::{Desk, tcp, udp};
 use crate::{packets::DnsSockets, phase::Phase};
 
-/// The thread that answers agents' queries until the daemon drains.
+/// The thread that answers agents' queries until the daemon drains, and then those that it has read.
 #[derive(Debug)]
 pub struct Server {
     thread: JoinHandle<()>,
@@ -44,6 +45,7 @@ impl Server {
             }
             desk.summarise().await;
             while loops.join_next().await.is_some() {}
+            desk.write_summaries();
         };
         let thread =
             thread::Builder::new().name("dns".into()).spawn(move || runtime.block_on(serve))?;
@@ -58,7 +60,7 @@ impl Server {
     }
 }
 
-/// Runs a loop until the daemon drains. One that panics is begun again: the agents' names must not
+/// Runs a loop, which ends on its own soon after the daemon drains. One that panics is begun again: the agents' names must not
 /// hang on one message.
 async fn keep<F>(desk: Arc<Desk>, begin: impl Fn() -> F)
 where
@@ -70,7 +72,11 @@ where
         let mut task = JoinSet::new();
         task.spawn(begin());
         tokio::select! {
-            () = &mut closing => return,
+            () = &mut closing => {
+                // Whoever is not answered by then asks again.
+                let _ = timeout(LAST_ANSWERS, task.join_next()).await;
+                return;
+            }
             ended = task.join_next() => match ended {
                 Some(Err(error)) if error.is_panic() => {
                     tracing::error!("answering a query panicked; going on");
@@ -80,3 +86,6 @@ where
         }
     }
 }
+
+/// Time for the queries that were read before the daemon drains. The next daemon has none of them.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);

@@ -3,7 +3,7 @@
 //! Pipelined queries are answered one after the other, in their order, so that an agent that does
 //! not read its answers holds up nobody but itself.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -17,16 +17,26 @@ use super::{
     Desk,
     desk::{Origin, Outcome},
 };
-use crate::{accept, policy::InterfaceName, splice};
+use crate::{accept, phase::Phase, policy::InterfaceName, splice};
 
-/// Answers the connections of one listener, for ever.
+/// Answers the connections of one listener until the daemon drains, and then what they have asked.
 pub(super) async fn serve(desk: Arc<Desk>, interface: InterfaceName, listener: Arc<TcpListener>) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut open = JoinSet::new();
+    let mut phases = desk.phases();
+    let mut closing = pin!(phases.reached(Phase::Drain));
     loop {
         // A place first: without one, connections wait in the kernel's queue.
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let (stream, from) = accept::accept(&listener).await;
+        let next = async {
+            let place = Arc::clone(&places).acquire_owned().await;
+            (place, accept::accept(&listener).await)
+        };
+        let (Ok(place), (stream, from)) = (tokio::select! {
+            () = &mut closing => break,
+            next = next => next,
+        }) else {
+            return;
+        };
         while open.try_join_next().is_some() {}
         let Some(share) = desk.connection(&interface, from.ip()) else { continue };
         let (desk, interface) = (Arc::clone(&desk), interface.clone());
@@ -36,6 +46,7 @@ pub(super) async fn serve(desk: Arc<Desk>, interface: InterfaceName, listener: A
             drop((share, place));
         });
     }
+    while open.join_next().await.is_some() {}
 }
 
 async fn converse(
@@ -48,8 +59,13 @@ async fn converse(
     let to = accept::canonical(stream.local_addr()?).ip();
     let origin = Origin { interface, from, to, datagram: false };
     let mut query = Vec::new();
+    let mut phases = desk.phases();
+    let mut closing = pin!(phases.reached(Phase::Drain));
     for _ in 0..MAX_QUERIES {
-        timeout(IDLE, read(&mut stream, &mut query)).await??;
+        tokio::select! {
+            () = &mut closing => return Ok(()),
+            read = timeout(IDLE, read(&mut stream, &mut query)) => read??,
+        }
         let mut outcome = desk.consider(&origin, &query);
         if let Outcome::Later(pending) = outcome {
             outcome = desk.resolve(pending).await;

@@ -1,6 +1,6 @@
 //! Queries in datagrams.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, pin::pin, sync::Arc, time::Duration};
 
 use tokio::{
     io::Interest,
@@ -13,15 +13,21 @@ use super::{
     desk::{Origin, Outcome, Pending},
     packet::{self, Datagram},
 };
-use crate::policy::InterfaceName;
+use crate::{phase::Phase, policy::InterfaceName};
 
-/// Answers what comes in on one socket, for ever.
+/// Answers what comes in on one socket until the daemon drains, and then what has come in.
 pub(super) async fn serve(desk: Arc<Desk>, interface: InterfaceName, socket: Arc<UdpSocket>) {
     let mut buffer = vec![0; MAX_QUERY_BYTES];
     // Bounded by what agents may have resolved at once.
     let mut later = JoinSet::new();
+    let mut phases = desk.phases();
+    let mut closing = pin!(phases.reached(Phase::Drain));
     loop {
-        if socket.readable().await.is_err() {
+        let readable = tokio::select! {
+            () = &mut closing => break,
+            readable = socket.readable() => readable,
+        };
+        if readable.is_err() {
             pause("waiting for queries failed").await;
         }
         for _ in 0..AT_A_TIME {
@@ -48,6 +54,7 @@ pub(super) async fn serve(desk: Arc<Desk>, interface: InterfaceName, socket: Arc
         // The other sockets of this thread have their turn, however much waits here.
         yield_now().await;
     }
+    while later.join_next().await.is_some() {}
 }
 
 /// Answers at once where that can be done; else what it has to wait for.
