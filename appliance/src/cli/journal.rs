@@ -1,5 +1,5 @@
 //! Log lines as the journal takes them: a priority before each (`sd-daemon(3)`), and no time, which the
-//! journal has itself.
+//! journal has itself. A text of several lines is as many entries there.
 
 use std::fmt;
 
@@ -24,14 +24,15 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        write!(writer, "<{}>", priority(*event.metadata().level()))?;
-        self.0.format_event(context, writer, event)
+        let mut text = String::new();
+        self.0.format_event(context, Writer::new(&mut text), event)?;
+        writer.write_str(&prioritized(&text, *event.metadata().level()))
     }
 }
 
-/// Each line of a text as an error.
-pub(super) fn errors(text: &str) -> String {
-    text.lines().map(|line| format!("<{}>{line}\n", priority(Level::ERROR))).collect()
+/// Each line of a text with its priority.
+pub(super) fn prioritized(text: &str, level: Level) -> String {
+    text.lines().map(|line| format!("<{}>{line}\n", priority(level))).collect()
 }
 
 /// `syslog(3)`.

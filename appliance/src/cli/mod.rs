@@ -19,7 +19,7 @@ use std::{
 
 use clap::{Parser, Subcommand, ValueEnum};
 use listenfd::ListenFd;
-use tracing::level_filters::LevelFilter;
+use tracing::{Level, level_filters::LevelFilter};
 use tracing_subscriber::{Layer, filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
 use self::{
@@ -353,7 +353,7 @@ fn report(failure: &Failure) -> ExitCode {
         Failure::Other(text) => (text, 1),
     };
     let text = format!("cloakroom: {text}\n");
-    let text = if is_journal() { journal::errors(&text) } else { text };
+    let text = if is_journal() { journal::prioritized(&text, Level::ERROR) } else { text };
     // Where standard error is gone the exit status still says it.
     let _ = io::stderr().write_all(text.as_bytes());
     ExitCode::from(code)
