@@ -96,14 +96,14 @@ fn over_tls_they_do_not_either() {
     });
 }
 
-/// An agent has 64 lookups and 16 connections at once; what is beyond is dropped, and counted.
+/// An agent has 128 lookups and 16 connections at once; what is beyond is dropped, and counted.
 #[test]
 fn queries_and_connections_beyond_an_agents_share_are_in_the_sum() {
     sandboxed(|| {
         let mut world = World::with(&super::config(10_000));
         world.dns.silence(SILENT);
         let socket = AGENT.enter(|| UdpSocket::bind("0.0.0.0:0")).expect("a socket");
-        for number in 0..64 + 9 {
+        for number in 0..128 + 9 {
             let name = format!("n{number}.{SILENT}");
             let query = query(&name, RecordType::A).to_vec().expect("a query");
             AGENT.enter(|| socket.send_to(&query, anywhere())).expect("sent");

@@ -279,8 +279,9 @@ impl Drop for Share {
     }
 }
 
-/// Names that one agent may have resolved at once.
-const MAX_LOOKUPS: usize = 64;
+/// Names that one agent may have resolved at once. While a daemon starts, queries wait, and no name is
+/// remembered: 200 a second for half a second have to fit.
+const MAX_LOOKUPS: usize = 128;
 /// Names that one group may have resolved at once, those that wait for their turn included. A
 /// query that waits holds about 2 KiB.
 const MAX_GROUP_LOOKUPS: usize = 4_096;
