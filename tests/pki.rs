@@ -29,7 +29,7 @@ use rustls_pki_types::CertificateDer;
 use serde_json::{Value, json};
 
 use crate::{
-    control::status,
+    control::{causes, status},
     world::{TICKET, World, get},
 };
 use engine::{Engine, openssl_verify};
@@ -308,8 +308,14 @@ fn without_vault_the_hosts_are_closed_and_open_when_it_is_there() {
         let begun = Instant::now();
         it.engine.vault.stop();
         assert!(it.is_open(OPENAI), "a CA that is there serves on");
-        wait::until(Duration::from_secs(25), || (!it.is_open(OPENAI)).then_some(()))
-            .expect("not beyond its end");
+        let told = |cause: &str| causes(&it.world, cause).iter().any(|it| it.contains("openai"));
+        let mut counts_down = false;
+        wait::until(Duration::from_secs(25), || {
+            counts_down |= told("ca_ending");
+            (!it.is_open(OPENAI)).then_some(())
+        })
+        .expect("not beyond its end");
+        assert!(counts_down && told("ca_missing"), "{}", status(&it.world));
         println!("closed {:?} after Vault had gone", begun.elapsed());
         assert!(begun.elapsed() > Duration::from_secs(5), "as long as it lives");
         it.refused_because(OPENAI, "lease_ended");
