@@ -468,9 +468,17 @@ pub fn succeed(command: &mut Command) -> String {
 /// # Panics
 /// When it has not been made.
 pub fn python() -> std::path::PathBuf {
-    let python = crate::tools::cache().join("python/bin/python");
-    assert!(python.is_file(), "{} is missing: run tests/clients/get", python.display());
-    python
+    tool("python")
+}
+
+/// A program of that environment, which has node and npm, too.
+///
+/// # Panics
+/// When it has not been made.
+pub fn tool(name: &str) -> std::path::PathBuf {
+    let tool = crate::tools::cache().join("python/bin").join(name);
+    assert!(tool.is_file(), "{} is missing: run tests/clients/get", tool.display());
+    tool
 }
 
 const BUNDLE_VARIABLES: [&str; 4] =
