@@ -54,11 +54,11 @@ assert answer["data"][0]["id"] == "lab-1", answer
 
 /// What each client prints of a refusal, in its own kind of error.
 const REFUSED_SCRIPT: &str = r#"
-import os, openai, grpc, boto3
+import os, openai, grpc, boto3, huggingface_hub, postgrest, supabase
 from botocore.exceptions import ClientError
 
-def refused(what, text, *parts):
-    for part in (*parts, "foreign_credential", "flow "):
+def refused(what, text, *parts, word="foreign_credential"):
+    for part in (*parts, word, "flow "):
         assert part in text, f"{what} does not print {part}: {text}"
 
 client = openai.OpenAI(base_url="https://api.openai.example/v1", api_key="sk-my-own", max_retries=0)
@@ -79,6 +79,21 @@ try:
     raise SystemExit("boto3 was answered")
 except ClientError as error:
     refused("boto3", str(error), "this credential is not a placeholder for this host")
+
+hub = huggingface_hub.HfApi(endpoint="https://api.openai.example", token="hf_my_own")
+try:
+    hub.model_info("lab/coat")
+    raise SystemExit("huggingface_hub was answered")
+except huggingface_hub.errors.HfHubHTTPError as error:
+    refused("huggingface_hub", str(error), "this credential is not a placeholder for this host")
+
+try:
+    own = supabase.create_client("https://api.openai.example", "eyJhbGciOiJIUzI1NiJ9.e30.bXktb3du")
+    own.table("coats").select("*").execute()
+    raise SystemExit("supabase was answered")
+except postgrest.APIError as error:
+    # It sends its key in two fields.
+    refused("supabase", error.message, "carries a credential that is none", word="duplicate_credential")
 
 with open(os.environ["SSL_CERT_FILE"], "rb") as bundle:
     roots = grpc.ssl_channel_credentials(bundle.read())
@@ -117,9 +132,10 @@ fn a_refusal_is_printed_by_the_clients_that_get_it() {
         let scene = Scene::new(Family::V4);
         run(&scene, REFUSED_SCRIPT);
         scene.world.origin.log().assert_no_request();
-        let asked = || Some(scene.world.requests()).filter(|requests| requests.len() == 3);
+        let asked = || Some(scene.world.requests()).filter(|requests| requests.len() == 5);
         for record in wait::until(wait::SOON, asked).expect("one request of each") {
-            assert_eq!(record["reason"], "foreign_credential", "{record}");
+            let expected = ["foreign_credential", "duplicate_credential"];
+            assert!(expected.contains(&record["reason"].as_str().unwrap_or_default()), "{record}");
         }
     });
 }
