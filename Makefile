@@ -43,9 +43,10 @@ vault: prerequisites
 	@$(VAULT_PATH)
 
 clients: prerequisites
-	@echo "== The clients: Python packages, in the versions of requirements.txt, and InfluxDB"
+	@echo "== The clients: Python packages and agents, in the versions of tests/clients; InfluxDB and named"
 	@tests/clients/get
 	@tests/influxdb/get
+	@tests/named/get
 
 format:
 	@echo "== Format"

@@ -5,6 +5,7 @@
 //! Each property holds over IPv4 and IPv6; a test that finds no packet of the family it asked for
 //! fails.
 
+mod agents;
 mod curl;
 mod git;
 mod quic;

@@ -213,6 +213,12 @@ fn a_key_of_the_attackers_own_rides_along_in_no_query() {
             "k%65y",
             "a=b;key",
             "api-key[]",
+            "user_key",
+            "license_key",
+            "X-Plex-Token",
+            "feed_token",
+            "id_token",
+            "admin_secret",
         ] {
             let path = format!("/v1/attack?a=b&{name}={OWN_KEY}");
             let beside = Ask::to(OPENAI).good().path(&path);
@@ -240,7 +246,7 @@ fn what_honest_clients_send_beside_their_credential_passes() {
         let scene = Scene::with(&config);
         let mut ask = Ask::to(OPENAI)
             .good()
-            .path("/v1/attack?key=name&page_token=a&next_page_token=b&continuation-token=c");
+            .path("/v1/attack?key=name&page_token=a&continuation-token=c&$skiptoken=d&projectKey=e&code=f");
         for name in [
             "Idempotency-Key",
             "X-CSRF-Token",

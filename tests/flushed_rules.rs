@@ -61,10 +61,11 @@ fn rules_that_are_flushed_are_back_at_once_and_the_gateway_closed_until_its_guar
         }
         assert!(sending.ended() > 500, "the agent sent nothing");
         assert!(origin.reached().is_empty(), "packets reached the origin");
-        // All of them on a machine that does nothing else; here the best of some.
+        // All of them on a machine that does nothing else; here most.
         eprintln!("a service of the gateway's was reached for {open:?}");
-        let shortest = open.iter().min().expect("the rules were gone for a moment");
-        assert!(*shortest < Duration::from_millis(100), "{open:?}");
+        open.sort();
+        let median = open.get(open.len() / 2).expect("the rules were gone for a moment");
+        assert!(*median < Duration::from_millis(100), "{open:?}");
         assert_eq!(records(&world, "repair").len(), FLUSHES);
         world.assert_secrets_untold();
     });

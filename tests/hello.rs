@@ -10,7 +10,7 @@ use std::{
 };
 
 use lab::{
-    client::{Hello, Tls, client_hello, read_response, roots},
+    client::{H2, Hello, Tls, client_hello, read_response, roots},
     gateway::usual_config,
     net::{AGENT, ATTACKER, GIT, OPENAI, PYPI},
     sandboxed,
@@ -345,6 +345,19 @@ fn a_hidden_name_is_refused_where_bytes_pass_and_ignored_where_tls_ends_here() {
         let inner = hello_with(&[server_name(b"pypi.example"), extension(0xfd00, &[1; 40])]);
         refused(&scene, "what only an inner hello has", PYPI.port(443), &inner, MALFORMED);
         // Where TLS ends here the public name is the name: the hidden one is never used.
+        let asked = Ask::to(OPENAI).good().path("/status/200");
+        let hello = Hello { ech: true, ..scene.hello(OPENAI.name) };
+        let mut tls = Tls::open(AGENT, OPENAI.port(443), &hello).expect("served");
+        let me = tls.socket().local_addr().expect("a socket");
+        assert_eq!(tls.ask(asked.h1()).expect("an answer").status, 200);
+        drop(tls);
+        assert_eq!(scene.recorded("ECH over HTTP/1.1", me, &[None])["ech"], true);
+        let hello = Hello { ech: true, ..scene.hello2(OPENAI.name) };
+        let mut h2 = H2::open(AGENT, OPENAI.port6(443), &hello).expect("served");
+        let me = h2.local_addr();
+        assert_eq!(h2.ask(asked.h2(), asked.body).expect("an answer").status, 200);
+        drop(h2);
+        assert_eq!(scene.recorded("ECH over HTTP/2", me, &[None])["ech"], true);
         let hello = hello_with(&[server_name(b"attacker.example"), ech]);
         refused(
             &scene,
@@ -353,6 +366,23 @@ fn a_hidden_name_is_refused_where_bytes_pass_and_ignored_where_tls_ends_here() {
             &hello,
             ("sni_denied", 112),
         );
+        scene.ends_well();
+    });
+}
+
+#[test]
+fn a_hidden_name_is_passed_where_the_rule_allows_it() {
+    sandboxed(|| {
+        let hosts = "hosts = [\"pypi.example\", \"*.cdn.example\"]";
+        let config = usual_config().replace(hosts, &format!("{hosts}\nech = \"allow\""));
+        let scene = Scene::with(&config);
+        let hello = Hello { ech: true, ..scene.hello(PYPI.name) };
+        let mut tls = Tls::open(AGENT, PYPI.port(443), &hello).expect("passed");
+        let me = tls.socket().local_addr().expect("a socket");
+        assert_eq!(tls.ask(Ask::to(PYPI).path("/status/200").h1()).expect("an answer").status, 200);
+        drop(tls);
+        let record = scene.recorded("ECH", me, &[]);
+        assert_eq!((&record["ech"], &record["decision"]), (&true.into(), &"splice".into()));
         scene.ends_well();
     });
 }

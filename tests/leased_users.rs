@@ -243,16 +243,19 @@ fn a_password_that_vault_rotates_is_in_use_when_it_changes() {
             let rotated = lender.lent("database/static-creds/influx");
             rotated.into_iter().map(|(_, password)| password).collect::<HashSet<_>>().len()
         };
-        let (begun, mut asked, mut refused) = (Instant::now(), 0, 0);
-        while rotations() < 4 {
-            assert!(begun.elapsed() < Duration::from_secs(60), "{} passwords", rotations());
+        // A rotation is known by the refusals before the read that finds it.
+        let (begun, mut asked, mut refused) = (Instant::now(), 0, [0; 4]);
+        while let of @ ..4 = rotations() {
+            assert!(begun.elapsed() < Duration::from_secs(60), "{of} passwords");
             asked += 1;
-            refused += usize::from(ask_influx(&lab) != "200");
+            refused[of] += usize::from(ask_influx(&lab) != "200");
             std::thread::sleep(Duration::from_millis(100));
         }
         let took = begun.elapsed();
-        println!("{refused} of {asked} refused in {took:?}");
-        assert!(refused * 8 < asked, "{refused} of {asked} refused in {took:?}");
+        println!("{refused:?} of {asked} refused in {took:?}");
+        assert!(asked > 40, "{asked} in {took:?} are no work");
+        let most = refused.iter().max().expect("four");
+        assert!(*most <= MOST_REFUSED, "{refused:?} of {asked} refused in {took:?}");
         let reads = lender.answers("database/static-creds/influx").len();
         assert!(reads < took.as_secs() as usize, "{reads} reads in {took:?}");
         lender.assert_untold(&gateway, "database/static-creds/influx");
@@ -345,6 +348,10 @@ while time.monotonic() < end:
     time.sleep(0.2)
 print(asked)
 "#;
+
+/// Refused requests of one client, one after the other, at one rotation: the one that shows it, and
+/// those that are asked before what Vault says of it is here.
+const MOST_REFUSED: usize = 3;
 
 const POLICY: &str = r#"
 path "kv/data/agents/*" { capabilities = ["read"] }

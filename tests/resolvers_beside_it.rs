@@ -1,5 +1,5 @@
-//! A resolver that the gateway's machine has for itself (dnsmasq here; systemd-resolved, named and
-//! unbound do the same): the two live side by side, or the one that is in the way is named.
+//! A resolver that the gateway's machine has for itself (dnsmasq and named): the two live side by side,
+//! or the one that is in the way is named.
 
 use std::{
     net::UdpSocket,
@@ -47,6 +47,23 @@ impl Resolver {
         wait::expect("dnsmasq answers", || own(at).is_some());
         resolver
     }
+
+    /// Starts BIND's, as it listens by itself: at each address of the machine.
+    fn named(lab: &Lab) -> Self {
+        let files = tools::cache().join("named");
+        let named = files.join("usr/sbin/named");
+        assert!(named.is_file(), "{} is missing: run tests/named/get", named.display());
+        lab.write("lan.zone", ZONE);
+        let config = lab.write("named.conf", NAMED.replace("{dir}", &lab.dir.to_string_lossy()));
+        let folders = std::fs::read_dir(files.join("usr/lib")).expect("its libraries");
+        let folders = folders.map(|folder| folder.expect("a folder").path());
+        let libraries: Vec<_> = folders.map(|folder| folder.display().to_string()).collect();
+        let mut command: Command = GATEWAY.command(named);
+        command.env("LD_LIBRARY_PATH", libraries.join(":")).args(["-f", "-c"]).arg(config);
+        let resolver = Self(command.spawn().expect("named starts"));
+        wait::expect("named answers", || own("127.0.0.1").is_some());
+        resolver
+    }
 }
 
 impl Drop for Resolver {
@@ -73,25 +90,36 @@ fn own(at: &str) -> Option<Message> {
 #[test]
 fn a_resolver_at_addresses_of_the_machines_own_lives_beside_the_gateway() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let _dns = Dns::start();
         let here = format!("--listen-address=127.0.0.1,::1,{GATEWAY_V4},{GATEWAY_V6}");
-        let _resolver = Resolver::start("127.0.0.1", &["--bind-interfaces", &here]);
-        let _gateway = Gateway::start(&lab, &usual_config());
-        for server in resolvers() {
-            let told = addresses(&ask(server, OPENAI.name, RecordType::A));
-            assert_eq!(told, [std::net::IpAddr::from(OPENAI.v4())], "{server}");
-            let stream = ask_tcp(AGENT, server, &query(OPENAI.name, RecordType::AAAA));
-            assert_eq!(addresses(&stream.expect("an answer")).len(), 1, "{server}");
-            // It is nobody's but the machine's, also where it listens on the agents' own link.
-            let foreign = ask(server, OWN, RecordType::A);
-            assert_eq!(code(&foreign), ResponseCode::NXDomain, "{server}");
-        }
-        for at in ["127.0.0.1", "::1"] {
-            let answer = own(at).expect("the machine has its resolver");
-            assert_eq!(addresses(&answer).len(), 1, "{answer}");
-        }
+        lives_beside(|_| Resolver::start("127.0.0.1", &["--bind-interfaces", &here]));
     });
+}
+
+#[test]
+fn named_as_it_comes_lives_beside_the_gateway() {
+    sandboxed(|| lives_beside(Resolver::named));
+}
+
+/// Both answer, each whom it is for.
+#[track_caller]
+fn lives_beside(start: impl FnOnce(&Lab) -> Resolver) {
+    let lab = Lab::new();
+    let _dns = Dns::start();
+    let _resolver = start(&lab);
+    let _gateway = Gateway::start(&lab, &usual_config());
+    for server in resolvers() {
+        let told = addresses(&ask(server, OPENAI.name, RecordType::A));
+        assert_eq!(told, [std::net::IpAddr::from(OPENAI.v4())], "{server}");
+        let stream = ask_tcp(AGENT, server, &query(OPENAI.name, RecordType::AAAA));
+        assert_eq!(addresses(&stream.expect("an answer")).len(), 1, "{server}");
+        // It is nobody's but the machine's, also where it listens on the agents' own link.
+        let foreign = ask(server, OWN, RecordType::A);
+        assert_eq!(code(&foreign), ResponseCode::NXDomain, "{server}");
+    }
+    for at in ["127.0.0.1", "::1"] {
+        let answer = own(at).expect("the machine has its resolver");
+        assert_eq!(addresses(&answer).len(), 1, "{answer}");
+    }
 }
 
 #[test]
@@ -108,3 +136,21 @@ fn a_resolver_at_every_address_is_named() {
         }
     });
 }
+
+const ZONE: &str = "$TTL 60\n@ SOA localhost. root.localhost. 1 60 60 60 60\n@ NS localhost.\n\
+                    printer A 192.0.2.99\n";
+
+/// Debian's, but for the folder, and without what it asks the internet.
+const NAMED: &str = r#"
+options {
+    directory "{dir}";
+    pid-file none;
+    session-keyfile none;
+    listen-on-v6 { any; };
+    dnssec-validation no;
+    recursion no;
+    managed-keys-directory "{dir}";
+};
+controls { };
+zone "lan" { type primary; file "lan.zone"; };
+"#;

@@ -2,6 +2,7 @@
 //! whatever way an agent comes. Whoever lives there would notice.
 
 use std::{
+    fs,
     io::Read as _,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     time::{Duration, Instant},
@@ -12,7 +13,7 @@ use lab::{
     dns::{Answer, TRANSLATORS},
     gateway,
     net::{AGENT, GATEWAY, GIT, INTERNET, OPENAI, PYPI},
-    sandboxed, wait,
+    sandboxed, tools, wait,
 };
 
 use crate::{
@@ -20,22 +21,6 @@ use crate::{
     nameless::{Speakers, config, reaches, refused},
     world::{TICKET, World, first_event, get, get_path},
 };
-
-/// What clouds document as their own (the wire server, service endpoints, metadata).
-const CLOUDS: [&str; 12] = [
-    "168.63.129.16",
-    "161.26.0.10",
-    "166.9.14.2",
-    "100.100.100.200",
-    "169.254.42.42",
-    "169.254.170.2",
-    "fd00:ec2::254",
-    "fd00:ec2::23",
-    "fd20:ce::254",
-    "fd00:c1::a9fe:a9fe",
-    "fd00:42::42",
-    "fd00:a9fe:a9fe::1",
-];
 
 /// What [`SITE`] closes.
 const OURS: [&str; 5] =
@@ -69,6 +54,39 @@ fn with(keys: &str) -> String {
 
 fn address(text: &str) -> IpAddr {
     text.parse().expect("an address")
+}
+
+/// An address in each prefix that clouds document as their own (the wire server, service endpoints,
+/// metadata), row by row of the program's table. One that is link-local in IPv6 is no address without
+/// its link, and no name leads to it.
+fn clouds() -> Vec<String> {
+    let table = tools::repository().join("appliance/src/policy/special.rs");
+    let table = fs::read_to_string(table).expect("the table");
+    let rows: Vec<_> = table.split("\n    cloud(").skip(1).map(inside).collect();
+    assert!(rows.len() > 12, "the table is written in another way: {rows:?}");
+    let link = |address: &IpAddr| matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    rows.iter().filter(|address| !link(address)).map(IpAddr::to_string).collect()
+}
+
+/// An address in the prefix that a row begins with: `v4([161, 26, 0, 0], 16)` or its like.
+fn inside(row: &str) -> IpAddr {
+    let (maker, rest) = row.split_once("([").expect("a row");
+    let (parts, rest) = rest.split_once(']').expect("an address");
+    let parts = parts.split(", ").map(|part| match part.strip_prefix("0x") {
+        Some(digits) => u16::from_str_radix(digits, 16),
+        None => part.parse(),
+    });
+    let parts: Vec<u16> = parts.collect::<Result<_, _>>().expect("numbers");
+    if maker == "v4" {
+        let octets: Vec<u8> = parts.into_iter().map(|part| part as u8).collect();
+        let first = Ipv4Addr::from(<[u8; 4]>::try_from(octets).expect("four"));
+        let one = rest.starts_with(", 32)");
+        return Ipv4Addr::from(u32::from(first) + if one { 0 } else { 0x0e02 }).into();
+    }
+    let mut segments = [0; 8];
+    segments[..parts.len()].copy_from_slice(&parts);
+    let first = Ipv6Addr::from(segments);
+    Ipv6Addr::from(u128::from(first) + if maker == "one_v6" { 0 } else { 0x254 }).into()
 }
 
 /// Gives this address to the internet.
@@ -135,7 +153,9 @@ fn assert_closed(world: &World, text: &str) {
 fn what_clouds_and_the_site_call_their_own_is_neither_told_nor_dialled() {
     sandboxed(|| {
         let world = World::with(&with(SITE));
-        let all = [&CLOUDS[..], &OURS, &TRANSLATED].concat();
+        let clouds = clouds();
+        let clouds: Vec<_> = clouds.iter().map(String::as_str).collect();
+        let all = [&clouds[..], &OURS, &TRANSLATED].concat();
         let traps = traps(&all);
         for text in all {
             assert_closed(&world, text);

@@ -46,7 +46,9 @@ fn mbed_tls_takes_an_issuing_ca_whose_limit_is_noted_and_no_other() {
         let refused = client(&world, &ask).expect_err("it knows no critical constraints");
         assert!(refused.contains("refused"), "{refused}");
         world.origin.log().assert_no_request();
-        world.gateway.audit.wait_for(|record| record["sni"] == GIT.name);
+        let record = world.gateway.audit.wait_for(|record| record["sni"] == GIT.name);
+        let said = (record["reason"].as_str(), record["alert"].as_str());
+        assert_eq!(said, (Some("agent_tls_failed"), Some("bad_certificate")), "{record}");
 
         world.gateway.kill();
         let hosts = "hosts = [\"git.example\"]";

@@ -9,7 +9,7 @@ use lab::{
     Lab,
     client::Response,
     dns::Dns,
-    gateway::{self, Gateway, OPENAI_SECRET, OPS_SECRET},
+    gateway::{self, GIT_SECRET, Gateway, OPENAI_SECRET, OPS_SECRET},
     net::{AGENT, AGENT2, INTERNET, Ns, OPENAI},
     origin::Origin,
     sandboxed,
@@ -75,22 +75,35 @@ fn a_key_from_a_real_vault_reaches_the_api() {
 #[test]
 fn a_value_that_could_never_be_used_is_said_at_once_and_is_not_called_available() {
     sandboxed(|| {
-        let it = WithVault::start();
-        let missing = || {
+        let it = WithVault::configured(|_, vault| {
+            let password = "places = [\"basic password\"]\nbasic_user = \"agent\"";
+            let config = gateway::vault_config(&vault.config());
+            assert!(config.contains(password), "{config}");
+            config.replace(password, "places = [\"basic user\"]")
+        });
+        let missing = |name: &str| {
             let missing = crate::control::status(&it.world)["secrets"]["missing"].clone();
             missing.as_array().map_or(0, |all| {
-                let of_key = |one: &&Value| one.to_string().contains("agents/openai");
+                let of_key = |one: &&Value| one.to_string().contains(&format!("agents/{name}"));
                 all.iter().filter(of_key).filter(|one| one["cause"] == "value_invalid").count()
             })
         };
-        assert_eq!(missing(), 0);
-        it.vault.put("openai", "8-bytes!");
-        wait::expect("the log says so", || {
-            it.world.gateway.stderr().contains("the value is shorter than a binding takes it")
-        });
-        assert_eq!(missing(), 1);
-        it.vault.put("openai", OPENAI_SECRET);
-        wait::expect("it is available", || missing() == 0);
+        for (name, never, good, says) in [
+            ("openai", "8-bytes!", OPENAI_SECRET, "the value is shorter than a binding takes it"),
+            (
+                "git",
+                "user:and-its-password",
+                GIT_SECRET,
+                "the value has a ':', and the user of Basic",
+            ),
+        ] {
+            assert_eq!(missing(name), 0);
+            it.vault.put(name, never);
+            wait::expect(says, || it.world.gateway.stderr().contains(says));
+            assert_eq!(missing(name), 1);
+            it.vault.put(name, good);
+            wait::expect("it is available", || missing(name) == 0);
+        }
         assert_eq!(it.status(), 200);
     });
 }
@@ -126,6 +139,60 @@ fn a_deleted_key_is_dropped_at_once() {
         it.becomes(503);
         let record = it.world.gateway.audit.wait_reason("secret_unavailable");
         assert_eq!(record["cause"], "vault_denied", "{record}");
+    });
+}
+
+/// A world that reads its values anew only where Vault itself says when, whose key is at `reference`.
+fn read_when_vault_says(reference: &str, prepare: impl FnOnce(&Vault)) -> WithVault {
+    WithVault::configured(|_, vault| {
+        prepare(vault);
+        let often = "refresh = \"1s\"\nmax_stale = \"5s\"";
+        let config = vault.config();
+        assert!(config.contains(often), "{config}");
+        let config = config.replace(often, "refresh = \"1h\"\nmax_stale = \"2h\"");
+        gateway::vault_config(&config).replace("vault:kv/agents/openai#api_key", reference)
+    })
+}
+
+#[test]
+fn a_version_that_ends_in_vault_is_not_used_beyond_its_time() {
+    sandboxed(|| {
+        let lives = Duration::from_secs(5);
+        let written = Instant::now();
+        let it = read_when_vault_says("vault:kv/agents/brief#api_key", |vault| {
+            let life = format!("-delete-version-after={}s", lives.as_secs());
+            vault.cli(&["kv", "metadata", "put", "-mount=kv", &life, "agents/brief"]);
+            vault.put("brief", OPENAI_SECRET);
+        });
+        let asked = it.status();
+        assert!(asked == 200 || written.elapsed() > lives, "{asked}");
+        it.becomes(503);
+        assert!(written.elapsed() > lives, "it ended early: {:?}", written.elapsed());
+        let record = it.world.gateway.audit.wait_reason("secret_unavailable");
+        let causes = ["lease_ended", "vault_denied"];
+        assert!(causes.contains(&record["cause"].as_str().unwrap_or_default()), "{record}");
+    });
+}
+
+#[test]
+fn a_value_of_kv_version_1_is_read_again_when_vault_says() {
+    sandboxed(|| {
+        let life = "ttl=5s";
+        let it = read_when_vault_says("vault-read:kv1/openai#api_key", |vault| {
+            vault.cli(&["secrets", "enable", "-path=kv1", "-version=1", "kv"]);
+            vault.cli(&["write", "kv1/openai", &format!("api_key={OPENAI_SECRET}"), life]);
+            let read = "path \"kv/data/agents/*\" { capabilities = [\"read\"] }\n\
+                        path \"kv1/openai\" { capabilities = [\"read\"] }\n";
+            vault.policy("agents-research", read);
+        });
+        assert_eq!(it.status(), 200);
+        let other = "sk-lab-of-kv-version-1";
+        it.vault.cli(&["write", "kv1/openai", &format!("api_key={other}"), life]);
+        let written = Instant::now();
+        wait::expect("the new one is in use", || {
+            it.status() == 200 && it.world.origin.log().holds(other)
+        });
+        assert!(written.elapsed() < Duration::from_secs(8), "{:?}", written.elapsed());
     });
 }
 

@@ -91,7 +91,12 @@ pub const fn wire(reason: Reason) -> Wire {
         R::TlsMalformed => (DECODE_ERROR, BAD_REQUEST, "the ClientHello is malformed"),
         R::SniMissing => (MISSING_EXTENSION, BAD_REQUEST, "the ClientHello names no host"),
         R::SniDenied => (UNRECOGNIZED_NAME, FORBIDDEN, "this host is not allowed"),
-        R::EchDenied => (ACCESS_DENIED, FORBIDDEN, "Encrypted Client Hello is not allowed"),
+        R::EchDenied => (
+            ACCESS_DENIED,
+            FORBIDDEN,
+            "Encrypted Client Hello is not allowed; the gateway's operator can allow it by ech in the \
+             rule of this host, or turn it off in the client",
+        ),
         R::AlpnDenied => {
             (NO_APPLICATION_PROTOCOL, BAD_REQUEST, "no application protocol in common")
         }

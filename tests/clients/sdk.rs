@@ -1,14 +1,11 @@
 //! The `openai`, `anthropic`, `datadog-api-client` and `fal-client` Python packages, as they come from the
-//! index: the key from the environment, plain and streamed answers; pip; and node and npm where they are
-//! installed.
+//! index: the key from the environment, plain and streamed answers; pip, node and npm.
 
 use lab::{
-    client::{python, succeed},
+    client::{python, succeed, tool},
     gateway::{self, ANTHROPIC_SECRET, GIT_SECRET, OPENAI_SECRET},
     net::{ANTHROPIC, GIT, OPENAI},
-    sandboxed,
-    tools::on_path,
-    wait,
+    sandboxed, wait,
 };
 
 use super::{Family, Scene, Swap};
@@ -57,11 +54,11 @@ assert answer["data"][0]["id"] == "lab-1", answer
 
 /// What each client prints of a refusal, in its own kind of error.
 const REFUSED_SCRIPT: &str = r#"
-import os, openai, grpc, boto3
+import os, openai, grpc, boto3, huggingface_hub, postgrest, supabase
 from botocore.exceptions import ClientError
 
-def refused(what, text, *parts):
-    for part in (*parts, "foreign_credential", "flow "):
+def refused(what, text, *parts, word="foreign_credential"):
+    for part in (*parts, word, "flow "):
         assert part in text, f"{what} does not print {part}: {text}"
 
 client = openai.OpenAI(base_url="https://api.openai.example/v1", api_key="sk-my-own", max_retries=0)
@@ -82,6 +79,21 @@ try:
     raise SystemExit("boto3 was answered")
 except ClientError as error:
     refused("boto3", str(error), "this credential is not a placeholder for this host")
+
+hub = huggingface_hub.HfApi(endpoint="https://api.openai.example", token="hf_my_own")
+try:
+    hub.model_info("lab/coat")
+    raise SystemExit("huggingface_hub was answered")
+except huggingface_hub.errors.HfHubHTTPError as error:
+    refused("huggingface_hub", str(error), "this credential is not a placeholder for this host")
+
+try:
+    own = supabase.create_client("https://api.openai.example", "eyJhbGciOiJIUzI1NiJ9.e30.bXktb3du")
+    own.table("coats").select("*").execute()
+    raise SystemExit("supabase was answered")
+except postgrest.APIError as error:
+    # It sends its key in two fields.
+    refused("supabase", error.message, "carries a credential that is none", word="duplicate_credential")
 
 with open(os.environ["SSL_CERT_FILE"], "rb") as bundle:
     roots = grpc.ssl_channel_credentials(bundle.read())
@@ -120,9 +132,10 @@ fn a_refusal_is_printed_by_the_clients_that_get_it() {
         let scene = Scene::new(Family::V4);
         run(&scene, REFUSED_SCRIPT);
         scene.world.origin.log().assert_no_request();
-        let asked = || Some(scene.world.requests()).filter(|requests| requests.len() == 3);
+        let asked = || Some(scene.world.requests()).filter(|requests| requests.len() == 5);
         for record in wait::until(wait::SOON, asked).expect("one request of each") {
-            assert_eq!(record["reason"], "foreign_credential", "{record}");
+            let expected = ["foreign_credential", "duplicate_credential"];
+            assert!(expected.contains(&record["reason"].as_str().unwrap_or_default()), "{record}");
         }
     });
 }
@@ -190,14 +203,10 @@ fn fal_sends_a_scheme_word_of_its_own() {
     });
 }
 
-/// npm asks for a scoped package with an encoded slash. Debian's base has no npm: without one this
-/// shows nothing, and says so.
+/// npm asks for a scoped package with an encoded slash.
 #[test]
-fn npm_reads_a_scoped_package_where_it_is_installed() {
-    let Some(npm) = on_path(&["npm"]) else {
-        return eprintln!("no npm on PATH: skipped");
-    };
-    sandboxed(move || {
+fn npm_reads_a_scoped_package() {
+    sandboxed(|| {
         let bearer = "places = [\"basic password\", \"header authorization bearer\"]";
         let config = gateway::usual_config().replace("places = [\"basic password\"]", bearer);
         let scene = Scene::with(Family::V4, &config);
@@ -207,7 +216,7 @@ fn npm_reads_a_scoped_package_where_it_is_installed() {
             "registry=https://git.example/\n//git.example/:_authToken=${GIT_TOKEN}\n\
              update-notifier=false\nfetch-retries=0\n",
         );
-        let mut command = scene.agent(&npm.display().to_string());
+        let mut command = scene.agent(&tool("npm").display().to_string());
         // A machine-wide `cafile` of npm's would take the place of NODE_EXTRA_CA_CERTS.
         command.env("NPM_CONFIG_CAFILE", lab.dir.join("agents.pem"));
         command.env("NPM_CONFIG_USERCONFIG", own).env("HOME", &lab.dir);
@@ -247,13 +256,9 @@ fn pip_reads_a_private_index() {
     });
 }
 
-/// Debian's base has no node: without one this shows nothing, and says so.
 #[test]
-fn node_works_where_it_is_installed() {
-    let Some(node) = on_path(&["node"]) else {
-        return eprintln!("no node on PATH: skipped");
-    };
-    sandboxed(move || {
+fn node_works() {
+    sandboxed(|| {
         let scene = Scene::new(Family::V4);
         let script = r#"
             const url = "https://api.openai.example/v1/chat/completions";
@@ -263,7 +268,7 @@ fn node_works_where_it_is_installed() {
                 for await (const part of answer.body) process.stdout.write(part);
             });"#;
         let keys = format!("--tls-keylog={}", scene.wire.keys().display());
-        let mut command = scene.agent(&node.display().to_string());
+        let mut command = scene.agent(&tool("node").display().to_string());
         command.env("NODE_EXTRA_CA_CERTS", scene.world.lab.dir.join("agents.pem"));
         let seen = succeed(command.args([&keys, "-e", script]));
         assert!(seen.contains("[DONE]"), "{seen}");

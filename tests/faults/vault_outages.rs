@@ -106,6 +106,7 @@ fn an_outage_of_vault_is_bridged_for_a_while_and_no_longer() {
         assert!(after > Duration::from_secs(2), "max_stale is five seconds: {after:?}");
         assert!(health_says("secret_unavailable", false), "{}", status(&lab));
         assert_eq!(cause, "vault_sealed");
+        says(&gateway, "Vault is sealed: unseal it");
         vault.unseal();
         println!("unsealed: served after {:?}", until_served(&lab, &gateway));
 
@@ -115,6 +116,7 @@ fn an_outage_of_vault_is_bridged_for_a_while_and_no_longer() {
         println!("stopped: 503 after {after:?} ({cause})");
         assert!(after > Duration::from_secs(2), "max_stale is five seconds: {after:?}");
         assert_eq!(cause, "vault_unreachable");
+        says(&gateway, "nothing listens at its address and port; is it running?");
         vault.resume();
         println!("resumed: served after {:?}", until_served(&lab, &gateway));
 
@@ -300,8 +302,14 @@ fn who_takes_vaults_place_later_gets_no_token_and_sends_it_nowhere() {
         let (after, cause) = until_refused(&lab, &gateway);
         println!("another certificate: 503 after {after:?} ({cause})");
         assert_eq!(cause, "vault_unreachable");
-        let says = "Vault's certificate is of another CA";
-        wait::expect(says, || gateway.stderr().contains(says));
+        says(&gateway, "Vault's certificate is of another CA: put the CA that signed it");
+        assert_eq!(seen(&false_vault), [""; 0]);
+        false_vault.end();
+
+        // With one of the right authority, for another name: neither.
+        let to = format!("https://{there}:8200");
+        let mut false_vault = node_named(&lab.public, OPENAI.name, &here, &to);
+        says(&gateway, "Vault's certificate is for another name: write the name in it");
         assert_eq!(seen(&false_vault), [""; 0]);
         false_vault.end();
 
@@ -311,8 +319,7 @@ fn who_takes_vaults_place_later_gets_no_token_and_sends_it_nowhere() {
             seen(&standby).iter().any(|question| question.contains("x-vault-token: "))
         });
         assert_unavailable(&ask(&lab, &gateway, CHAT));
-        let says = "list the nodes in peers";
-        wait::expect(says, || gateway.stderr().contains(says));
+        says(&gateway, "list the nodes in peers");
         std::thread::sleep(wait::QUIET);
         assert_eq!(seen(&other), [""; 0], "the redirect is not followed");
         standby.end();
@@ -322,6 +329,12 @@ fn who_takes_vaults_place_later_gets_no_token_and_sends_it_nowhere() {
         assert_eq!(seen(&other), [""; 0]);
         assert_told_nothing(&lab, &gateway);
     });
+}
+
+/// Waits until the log says so.
+#[track_caller]
+fn says(gateway: &Gateway, text: &str) {
+    wait::expect(text, || gateway.stderr().contains(text));
 }
 
 /// What a node was asked.
@@ -350,7 +363,12 @@ impl Node {
 /// Something at `address` that calls itself Vault, with a certificate of this authority, and
 /// redirects every question to `to`.
 fn node(authority: &Authority, address: &str, to: &str) -> Node {
-    let key = SingleCertAndKey::from(authority.issue(address).certified());
+    node_named(authority, address, address, to)
+}
+
+/// The same, with a certificate for `name`.
+fn node_named(authority: &Authority, name: &str, address: &str, to: &str) -> Node {
+    let key = SingleCertAndKey::from(authority.issue(name).certified());
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()

@@ -15,8 +15,16 @@ use http::{HeaderMap, Request, StatusCode};
 use rustls::{
     ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme,
     StreamOwned,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature},
+    client::{
+        EchGreaseConfig, EchMode,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
+    crypto::{
+        WebPkiSupportedAlgorithms,
+        aws_lc_rs::{default_provider, hpke::DH_KEM_X25519_HKDF_SHA256_AES_128},
+        hpke::HpkePublicKey,
+        verify_tls12_signature, verify_tls13_signature,
+    },
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject as _};
 
@@ -41,6 +49,8 @@ pub struct Hello {
     pub alpn: Vec<&'static [u8]>,
     /// Whom to believe.
     pub trust: Trust,
+    /// Whether an encrypted ClientHello that means nothing is in it (GREASE), as in a browser's.
+    pub ech: bool,
 }
 
 /// A TLS connection for bytes of one's own making.
@@ -81,7 +91,8 @@ impl Response {
 impl Hello {
     /// An HTTP/1.1 client of `name` that believes anybody.
     pub fn h1(name: &str) -> Self {
-        Self { sni: Some(name.to_owned()), alpn: vec![b"http/1.1"], trust: Trust::Anybody }
+        let (sni, alpn) = (Some(name.to_owned()), vec![&b"http/1.1"[..]]);
+        Self { sni, alpn, trust: Trust::Anybody, ech: false }
     }
 
     /// An HTTP/2 client of `name` that believes anybody.
@@ -106,7 +117,15 @@ impl Hello {
     /// # Errors
     /// When it is to believe what is no certificate.
     pub fn config(&self) -> io::Result<ClientConfig> {
-        let builder = ClientConfig::builder();
+        let builder = match self.ech {
+            true => ClientConfig::builder_with_provider(default_provider().into())
+                .with_ech(EchMode::Grease(EchGreaseConfig::new(
+                    DH_KEM_X25519_HKDF_SHA256_AES_128,
+                    HpkePublicKey(vec![5; 32]),
+                )))
+                .map_err(io::Error::other)?,
+            false => ClientConfig::builder(),
+        };
         let mut config = match &self.trust {
             Trust::Anybody => {
                 let any = Arc::new(Anybody::new());
@@ -449,9 +468,17 @@ pub fn succeed(command: &mut Command) -> String {
 /// # Panics
 /// When it has not been made.
 pub fn python() -> std::path::PathBuf {
-    let python = crate::tools::cache().join("python/bin/python");
-    assert!(python.is_file(), "{} is missing: run tests/clients/get", python.display());
-    python
+    tool("python")
+}
+
+/// A program of that environment, which has node and npm, too.
+///
+/// # Panics
+/// When it has not been made.
+pub fn tool(name: &str) -> std::path::PathBuf {
+    let tool = crate::tools::cache().join("python/bin").join(name);
+    assert!(tool.is_file(), "{} is missing: run tests/clients/get", tool.display());
+    tool
 }
 
 const BUNDLE_VARIABLES: [&str; 4] =

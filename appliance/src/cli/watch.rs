@@ -22,6 +22,7 @@ use crate::{
     audit::Kind,
     config::{AuditTarget, DEFAULT_CONFIG, Settings},
     reason::Reason,
+    refuse::wire,
 };
 
 /// Which records to show.
@@ -258,6 +259,9 @@ fn connection(record: &Value) -> String {
     let name = named.or_else(given).unwrap_or("no name");
     let mut line = format!("{name} at {}", text(record, "dialled"));
     add(&mut line, record, &["reason", "cause", "alert", "end"]);
+    if word(record, "reason") == Some(Reason::EchDenied.word()) {
+        line += &format!("  ({})", wire(Reason::EchDenied).text);
+    }
     let [from, to, millis] =
         ["bytes_from_agent", "bytes_to_agent", "duration_ms"].map(|key| count(record, key));
     line += &format!("  {from} B out, {to} B in, {millis} ms");
@@ -503,6 +507,12 @@ mod tests {
         assert!(of_an_address(",\"answered\":[]").contains("no name at"));
         let refused = of_an_address(",\"answered\":[\"git.example\",\"pypi.example\"]");
         assert!(refused.contains("git.example at 198.51.100.7:22"), "{refused}");
+    }
+
+    #[test]
+    fn a_hidden_name_that_is_refused_by_an_alert_has_its_remedy() {
+        let line = "{\"record\":\"connection\",\"reason\":\"ech_denied\"}\n";
+        assert!(shown(&args(None, false), line).contains("can allow it by ech"));
     }
 
     #[test]

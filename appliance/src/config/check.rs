@@ -7,12 +7,14 @@ use ipnet::IpNet;
 use toml::Spanned;
 
 use super::{
+    credential::NO_CREDENTIAL,
     error::{Report, Span, nearest},
     gateway::Gateway,
     rules::{ApiRule, BindingRule, GroupRule, PassRule, TcpRule, overlap},
 };
 use crate::policy::{
     Constraints, Folded, Host, HostPattern, InterfaceName, Mac, Place, Plain, SecretRef,
+    is_credential_query, queries_of,
 };
 
 /// Everything that a file says, as far as it could be read.
@@ -367,7 +369,7 @@ fn check_placeholders(api: &ApiRule, report: &Report<'_>) {
     }
 }
 
-/// A field where a placeholder stands is no plain one.
+/// A field where a placeholder stands is no plain one, and in a query only what would count is.
 fn check_plain(api: &ApiRule, report: &Report<'_>) {
     let places = || api.bindings.iter().flat_map(|binding| &binding.places);
     let bound = |plain: &Plain, place: &Place| match (plain, place) {
@@ -382,7 +384,21 @@ fn check_plain(api: &ApiRule, report: &Report<'_>) {
             let text = format!("plain: a placeholder stands there by line {line}; list it once");
             report.add(&plain.span(), text);
         }
+        if let Plain::Query(name) = plain.get_ref()
+            && !is_credential_query(name)
+            && !places().any(|place| queries_of_place(place.get_ref()).any(|one| *one == **name))
+        {
+            report.add(&plain.span(), NO_CREDENTIAL);
+        }
     }
+}
+
+fn queries_of_place(place: &Place) -> impl Iterator<Item = Box<str>> {
+    let field = match place {
+        Place::Header { name, .. } => Some(name.as_str()),
+        Place::BasicUser { .. } | Place::BasicPassword { .. } => None,
+    };
+    field.into_iter().flat_map(queries_of)
 }
 
 fn claims_same(one: &BindingRule, other: &BindingRule) -> bool {

@@ -8,7 +8,7 @@ use http::{
 };
 
 use super::value::may_hold_a_credential;
-use crate::policy::{Place, Plain, Scheme, fold_query, is_credential_header, is_credential_query};
+use crate::policy::{Place, Plain, Scheme, fold_query, is_credential_header};
 
 /// The fixed texts that may stand beside a placeholder in Basic.
 pub(super) struct BasicHalves {
@@ -57,11 +57,8 @@ pub(super) fn plain_name(text: &str) -> Result<Plain, String> {
             let counts = is_credential_header(name.as_str().as_bytes());
             counts.then(|| Plain::Header(name)).ok_or_else(|| NO_CREDENTIAL.into())
         }
-        Some(("query", name)) => {
-            let counts = is_credential_query(name);
-            let plain = || Plain::Query(fold_query(name).into());
-            counts.then(plain).ok_or_else(|| NO_CREDENTIAL.into())
-        }
+        // Whether a name in a query counts depends on the bindings too.
+        Some(("query", name)) => Ok(Plain::Query(fold_query(name).into())),
         _ => Err("write \"header NAME\" or \"query NAME\"".into()),
     }
 }
@@ -81,7 +78,7 @@ fn header(text: &str) -> Result<HeaderName, String> {
 
 static ALWAYS_CREDENTIALS: [HeaderName; 2] = [AUTHORIZATION, PROXY_AUTHORIZATION];
 
-const NO_CREDENTIAL: &str =
+pub(super) const NO_CREDENTIAL: &str =
     "a value under this name is no credential anyway; leave it out, or mend the name";
 
 const PLACES: &str = "write \"header NAME bearer\", \"header NAME token\", \"header NAME scheme WORD\", \
@@ -145,8 +142,6 @@ mod tests {
             "header x-note",
             "header x y",
             "header",
-            "query page_token",
-            "query ",
             "cookie session",
             "key",
             "",

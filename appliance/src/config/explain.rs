@@ -15,6 +15,7 @@ use super::{
 use crate::policy::{
     Anonymous, Api, Binding, Carry, CredentialNames, Group, Limits, Part, Pass, Pick, Place,
     Policy, Quota, SecretRef, Site, Tcp, Upstream, VaultLocation, is_credential_header,
+    is_credential_query, queries_of,
 };
 
 /// The whole configuration for a person to read: the gateway, each group with all it may do, and
@@ -221,11 +222,14 @@ impl Page {
             Place::Header { name, .. } => Some(name.as_str()),
             Place::BasicUser { .. } | Place::BasicPassword { .. } => None,
         });
-        let own: BTreeSet<_> =
-            named.filter(|name| !is_credential_header(name.as_bytes())).collect();
-        if !own.is_empty() {
-            self.line("credential", format!("is also what stands in {}", list(own)));
-        }
+        let named: BTreeSet<_> = named.collect();
+        let own = named.iter().filter(|name| !is_credential_header(name.as_bytes()));
+        self.also("in", own.copied().collect());
+        let queries = named.iter().flat_map(|name| queries_of(name));
+        self.also(
+            "in the query under",
+            queries.filter(|name| !is_credential_query(name)).collect(),
+        );
         for plain in &api.plain {
             self.line("plain", format!("is {plain}: what an agent puts there is passed on"));
         }
@@ -234,16 +238,24 @@ impl Page {
         }
     }
 
+    fn also<T: Ord + Display>(&mut self, place: &str, names: BTreeSet<T>) {
+        if !names.is_empty() {
+            self.line("credential", format!("is also what stands {place} {}", list(names)));
+        }
+    }
+
     /// What must be a placeholder in its place, at every API.
     fn credentials(&mut self) {
         self.heading("What counts as a credential at every API");
         let names = CredentialNames::ALL;
-        self.words("headers", "that end in", names.header_endings);
+        self.words("headers", "that end in", names.endings);
         self.words("", "and", names.headers);
         self.words("but not", "", names.plain_headers);
         self.words("", "nor what has in its name", names.plain_parts);
-        self.words("in a query", "", names.queries);
-        self.words("", "and what ends in", names.query_endings);
+        self.words("in a query", "what ends so, and in", names.query_endings);
+        self.words("but not", "", names.plain_queries);
+        self.words("", "nor what ends in", names.plain_query_endings);
+        self.words("", "nor what has in its name", names.plain_parts);
         self.line("", "(case, and all but letters and digits, make no difference there)");
         self.line("cookies", "all, unless the API has keep_cookies");
     }

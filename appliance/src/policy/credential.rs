@@ -11,14 +11,18 @@ use super::name::{Folded, fold};
 /// Whether the value of a header field with this name is a credential. A cookie is one by the rules
 /// of the API.
 pub fn is_credential_header(name: &[u8]) -> bool {
-    let ending = HEADER_ENDINGS.iter().any(|ending| ends_in(name, ending));
+    let ending = ENDINGS.iter().any(|ending| ends_in(name, ending));
     (ending && !is_plain(name)) || is_one_of(name, &HEADERS)
 }
 
 /// Whether a value under this name in a query is a credential. The name is decoded already.
 pub fn is_credential_query(name: &str) -> bool {
     let folded = fold_query(name);
-    QUERIES.contains(&&*folded) || QUERY_ENDINGS.iter().any(|ending| folded.ends_with(ending))
+    let ends_in = |endings: &[&str]| endings.iter().any(|ending| folded.ends_with(ending));
+    let plain = PLAIN_QUERIES.contains(&&*folded)
+        || ends_in(&PLAIN_QUERY_ENDINGS)
+        || PLAIN_PARTS.iter().any(|part| folded.contains(part));
+    !plain && (ends_in(&ENDINGS) || ends_in(&QUERY_ENDINGS))
 }
 
 /// A name in a query without what servers and clients write differently: case, separators, and the
@@ -30,6 +34,14 @@ pub(crate) fn fold_query(name: &str) -> Cow<'_, str> {
     }
     let kept = name.chars().filter(char::is_ascii_alphanumeric);
     Cow::Owned(kept.map(|char| char.to_ascii_lowercase()).collect())
+}
+
+/// The names under which a server may read in a query what it reads in this field, as [`fold_query`]
+/// writes them. Azure Functions have another one there, which at other APIs is a country, a voucher or
+/// what OAuth trades for a token.
+pub(crate) fn queries_of(field: &str) -> impl Iterator<Item = Box<str>> {
+    let azure = (field == "x-functions-key").then_some("code");
+    [fold_query(field).into()].into_iter().chain(azure.map(Box::from))
 }
 
 fn is_plain(name: &[u8]) -> bool {
@@ -52,34 +64,37 @@ fn holds(name: &[u8], part: &str) -> bool {
 /// The names by which credentials are known, in small letters.
 #[derive(Debug, Clone, Copy)]
 pub struct CredentialNames {
-    /// What the names of their header fields end in.
-    pub header_endings: &'static [&'static str],
+    /// What the names of their header fields end in, and their names in a query.
+    pub endings: &'static [&'static str],
     /// Header fields of theirs whose names do not tell.
     pub headers: &'static [&'static str],
     /// Header fields that end so, and are sent by honest clients with something that opens nothing.
     pub plain_headers: &'static [&'static str],
-    /// Parts of the names of such fields.
+    /// Parts of such names, of a field and in a query.
     pub plain_parts: &'static [&'static str],
-    /// Names in a query, without separators.
-    pub queries: &'static [&'static str],
-    /// What longer names in a query end in, without separators.
+    /// What names in a query end in as well, without separators.
     pub query_endings: &'static [&'static str],
+    /// Names in a query that end so, and open nothing.
+    pub plain_queries: &'static [&'static str],
+    /// What such names end in.
+    pub plain_query_endings: &'static [&'static str],
 }
 
 impl CredentialNames {
     /// Those that count at every API.
     pub const ALL: Self = Self {
-        header_endings: &HEADER_ENDINGS,
+        endings: &ENDINGS,
         headers: &HEADERS,
         plain_headers: &PLAIN_HEADERS,
         plain_parts: &PLAIN_PARTS,
-        queries: &QUERIES,
         query_endings: &QUERY_ENDINGS,
+        plain_queries: &PLAIN_QUERIES,
+        plain_query_endings: &PLAIN_QUERY_ENDINGS,
     };
 }
 
 /// What the names of credentials end in.
-const HEADER_ENDINGS: [&str; 13] = [
+const ENDINGS: [&str; 13] = [
     "token",
     "key",
     "secret",
@@ -132,47 +147,50 @@ const PLAIN_HEADERS: [&str; 15] = [
 /// Parts of names whose values guard against requests that are sent twice or by another site.
 const PLAIN_PARTS: [&str; 4] = ["idempotency", "csrf", "xsrf", "xrfkey"];
 
-/// Names of credentials in a query, as [`fold_query`] writes them.
-const QUERIES: [&str; 14] = [
-    "key",
-    "token",
-    "auth",
-    "authorization",
-    "bearer",
-    "secret",
-    "password",
-    "passwd",
-    "passphrase",
-    "pwd",
-    "sig",
-    "hmac",
-    "jwt",
-    "refreshtoken",
-];
+/// What names of credentials in a query end in as well, as [`fold_query`] writes them.
+const QUERY_ENDINGS: [&str; 4] = ["bearer", "hmac", "pwd", "sig"];
 
-/// What longer names of credentials in a query end in. `token` alone is not among them: it would be
-/// `page_token`, `next_page_token` and their like.
-const QUERY_ENDINGS: [&str; 20] = [
-    "apikey",
-    "accesskey",
-    "authkey",
-    "secretkey",
-    "subscriptionkey",
-    "accesstoken",
-    "apitoken",
-    "authtoken",
-    "bearertoken",
-    "deploytoken",
-    "jobtoken",
-    "oauthtoken",
-    "privatetoken",
-    "securitytoken",
-    "usertoken",
-    "apisecret",
-    "appsecret",
-    "clientsecret",
-    "credential",
-    "signature",
+/// Names in a query that end so and open nothing: marks of a request that is sent again (AWS), and of
+/// questions that are counted as one (Google's Places).
+const PLAIN_QUERIES: [&str; 3] = ["clienttoken", "clientrequesttoken", "sessiontoken"];
+
+/// What further such names end in: where a list goes on, and what is asked for. As Google's, Amazon's,
+/// Microsoft's and Meta's APIs, CouchDB, Jira, Confluence, SonarQube, LaunchDarkly and PagerDuty have them.
+const PLAIN_QUERY_ENDINGS: [&str; 34] = [
+    "pagetoken",
+    "pagingtoken",
+    "paginationtoken",
+    "nexttoken",
+    "previoustoken",
+    "prevtoken",
+    "forwardtoken",
+    "backwardtoken",
+    "starttoken",
+    "startingtoken",
+    "continuetoken",
+    "continuationtoken",
+    "cursortoken",
+    "scrolltoken",
+    "resumetoken",
+    "resumptiontoken",
+    "skiptoken",
+    "deltatoken",
+    "synctoken",
+    "changetoken",
+    "authenticitytoken",
+    "sortkey",
+    "startkey",
+    "endkey",
+    "partitionkey",
+    "rowkey",
+    "issuekey",
+    "projectkey",
+    "spacekey",
+    "propertykey",
+    "componentkey",
+    "flagkey",
+    "incidentkey",
+    "dedupkey",
 ];
 
 #[cfg(test)]
@@ -276,13 +294,26 @@ mod tests {
             "hapikey",
             "client_secret",
             "oauth_token",
+            "user_key",
+            "license_key",
+            "app_key",
+            "application-key",
+            "X-Plex-Token",
+            "circle-token",
+            "feed_token",
+            "id_token",
+            "refresh_token",
+            "admin_secret",
+            "api_sig",
+            "assertion_jwt",
+            "db_password",
         ] {
             assert!(is_credential_query(name), "{name}");
         }
     }
 
     #[test]
-    fn where_a_list_goes_on_is_no_credential() {
+    fn where_a_list_goes_on_and_what_is_asked_for_is_no_credential() {
         for name in [
             "",
             "page_token",
@@ -293,14 +324,26 @@ mod tests {
             "continuationToken",
             "syncToken",
             "clientToken",
+            "clientRequestToken",
             "sessiontoken",
+            "$skiptoken",
+            "__paging_token",
+            "exclusiveStartKey",
+            "NextRowKey",
+            "idempotency_key",
+            "csrf_token",
+            "authenticity_token",
             "issueKey",
             "projectKey",
             "sort_key",
             "start_key",
             "keys",
+            "max_tokens",
             "keyword",
             "author",
+            "code",
+            "config",
+            "design",
             "model",
             "api-version",
         ] {

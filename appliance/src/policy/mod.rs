@@ -21,8 +21,8 @@ mod text;
 
 pub use agent::{BoundAgent, Mac, MacError};
 pub use anonymous::{Anonymous, AnonymousError, AnonymousRequest};
-pub(crate) use credential::fold_query;
 pub use credential::{CredentialNames, is_credential_header, is_credential_query};
+pub(crate) use credential::{fold_query, queries_of};
 pub use host::{Host, HostError, HostPattern};
 pub use limits::{Limits, Quota};
 pub use method::{NeverAllowed, USUAL_METHODS, never_allowed};

@@ -12,7 +12,7 @@ use super::Plan;
 use crate::{
     policy::{
         Anonymous, Api, Binding, Folded, GroupName, PathRule, Place, Placeholder, Plain, Policy,
-        fold_query, is_credential_header, is_credential_query,
+        fold_query, is_credential_header, is_credential_query, queries_of,
     },
     reason::Reason,
 };
@@ -133,6 +133,8 @@ fn bindings_of<'a>(api: &'a Api, group: &'a GroupName) -> impl Iterator<Item = &
 struct Names {
     /// The header fields of bindings, of whatever group.
     bound: Vec<HeaderName>,
+    /// The same keys in a query, as [`fold_query`] writes their names.
+    bound_queries: Vec<Box<str>>,
     /// What the API says is plain.
     plain: Vec<Plain>,
     /// Whether cookies pass unlooked at.
@@ -145,7 +147,8 @@ impl Names {
         let mut bound: Vec<_> = places.map(field_of).cloned().collect();
         bound.sort_unstable_by(|one, other| one.as_str().cmp(other.as_str()));
         bound.dedup();
-        Self { bound, plain: api.plain.clone(), cookies: api.response.cookies }
+        let bound_queries = bound.iter().flat_map(|name| queries_of(name.as_str())).collect();
+        Self { bound, bound_queries, plain: api.plain.clone(), cookies: api.response.cookies }
     }
 
     fn is_header(&self, name: &[u8]) -> bool {
@@ -158,8 +161,10 @@ impl Names {
     }
 
     fn is_query(&self, name: &str) -> bool {
-        let is = |plain: &Plain| matches!(plain, Plain::Query(one) if **one == *fold_query(name));
-        is_credential_query(name) && !self.plain.iter().any(is)
+        let name = &*fold_query(name);
+        let plain = |plain: &Plain| matches!(plain, Plain::Query(one) if **one == *name);
+        let bound = || self.bound_queries.iter().any(|one| **one == *name);
+        (is_credential_query(name) || bound()) && !self.plain.iter().any(plain)
     }
 }
 

@@ -329,6 +329,8 @@ fn a_credential_in_the_query_is_one_however_it_is_written() {
         "access_token=",
         "sig",
         "X-Amz-Signature=own",
+        "user_key=own",
+        "app.key=own",
     ] {
         let beside = at(&rules(), query, &[("authorization", &good)]);
         assert_eq!(beside, Err(Reason::DuplicateCredential), "{query}");
@@ -342,9 +344,35 @@ fn a_credential_in_the_query_is_one_however_it_is_written() {
         let encoded = text.replace('_', "%5F");
         assert_eq!(at(&open, &format!("key={encoded}"), &[]), Err(reason));
     }
-    for query in ["page_token=x", "a=key", "monkey=x", "", "&&", "prompt=print%20key%3Dx"] {
+    for query in
+        ["page_token=x", "a=key", "keyword=x", "code=x", "", "&&", "prompt=print%20key%3Dx"]
+    {
         assert_eq!(at(&rules(), query, &[("authorization", &good)]), Ok(()), "{query}");
         assert_eq!(at(&open, query, &[]), Ok(()), "{query}");
+    }
+}
+
+#[test]
+fn a_key_counts_in_the_query_too_under_the_name_of_its_field() {
+    let at = |field: &'static str, query: &str| {
+        let rules = rules_with(|api| {
+            let mut own = api.bindings[0].as_ref().clone();
+            own.places = vec![header(field, "raw")];
+            api.bindings = vec![own.into()];
+        });
+        let target = format!("/v1/chat?{query}");
+        let examined = examine(&rules, &head_to(Method::POST, &target, &[(field, BEARER)]));
+        examined.map(|_| ()).map_err(|denial| denial.reason)
+    };
+    for (field, query) in [
+        ("x-honeycomb-team", "X_Honeycomb_Team=own"),
+        ("x-account", "xaccount[]=own"),
+        ("x-functions-key", "code=own"),
+    ] {
+        assert_eq!(at(field, query), Err(Reason::DuplicateCredential), "{query}");
+    }
+    for query in ["code=us", "account=x"] {
+        assert_eq!(at("x-account", query), Ok(()), "{query}");
     }
 }
 

@@ -156,13 +156,21 @@ fn a_binding_says_where_its_placeholder_stands() {
 #[test]
 fn what_counts_as_a_credential_is_explained() {
     let page = explain(&accepts("", ""));
-    for word in ["that end in token, key, secret", "x-jfrog-art-api", "access", "keep_cookies"] {
+    for word in ["that end in token, key, secret", "x-jfrog-art-api", "pagetoken", "keep_cookies"] {
         assert!(page.contains(word), "{word}\n{page}");
     }
     let places = "places = [\"header authorization bearer\"]";
     let own = "places = [\"header x-place raw\", \"header x-api-key raw\"]";
     let page = explain(&accepts(places, own));
     assert!(page.contains("is also what stands in x-place\n"), "{page}");
+    assert!(page.contains("is also what stands in the query under xplace\n"), "{page}");
+    let own = "places = [\"header x-functions-key raw\"]";
+    let page = explain(&accepts(places, own));
+    assert!(page.contains("is also what stands in the query under code\n"), "{page}");
+    let plain = "plain = [\"query code\"]\n[[api.binding]]";
+    let with_plain = changed(&[("[[api.binding]]", plain), (places, own)]);
+    assert!(parse_text(&with_plain).is_ok());
+    refuses("[[api.binding]]", plain, "query", &["no credential anyway"]);
     let plain =
         "plain = [\"header X-Sort-Key\", \"query key\"]\nkeep_cookies = true\n[[api.binding]]";
     let page = explain(&accepts("[[api.binding]]", plain));
@@ -173,6 +181,7 @@ fn what_counts_as_a_credential_is_explained() {
         ("header authorization", "header", "always a credential"),
         ("header x-note", "header", "no credential anyway"),
         ("query page_token", "query", "no credential anyway"),
+        ("query ", "query", "no credential anyway"),
         ("header cookie", "header", "keep_cookies"),
         ("x-sort-key", "x-sort-key", "write \"header NAME\""),
     ] {

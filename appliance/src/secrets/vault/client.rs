@@ -264,7 +264,7 @@ fn lost(error: &reqwest::Error) -> CallError {
         None if find::<Unresolved>(error).is_some() => UNRESOLVED,
         None if error.is_connect() => unconnected(error),
         None if error.is_timeout() => LATE,
-        None => "the connection to Vault broke",
+        None => BROKEN,
     })
 }
 
@@ -297,12 +297,12 @@ fn unconnected(error: &reqwest::Error) -> &'static str {
             "no connection to Vault: there is no way to its address; check routes and links"
         }
         Some(ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof) => {
-            "no connection to Vault: it was cut while it began"
+            "no connection to Vault: it was cut while it began; look at what stands before it"
         }
         _ if error.is_timeout() => {
             "no connection to Vault: its address does not answer; check address, routes and firewalls"
         }
-        _ => "no connection to Vault",
+        _ => "no connection to Vault: check address, routes and firewalls",
     }
 }
 
@@ -432,7 +432,9 @@ fn build_http(
 const UNRESOLVED: &str =
     "Vault's name does not resolve: [gateway] resolvers or /etc/hosts must have it";
 
-const LATE: &str = "Vault did not answer in time";
+const LATE: &str = "Vault did not answer in time: look at its load, and at the network before it";
+const BROKEN: &str =
+    "the connection to Vault broke: look into its log, and into that of what stands before it";
 
 const UNSENT: CallError = CallError::Transport("the question to Vault could not be made");
 

@@ -1,0 +1,136 @@
+//! Agents themselves, as npm has them: Claude Code and codex, unmodified, under the real names of their
+//! APIs.
+
+use std::{net::IpAddr, process::Command};
+
+use lab::{
+    Lab,
+    client::{agent, python, succeed, tool},
+    dns::Dns,
+    gateway::{self, ANTHROPIC_SECRET, Gateway, OPENAI_SECRET},
+    net::{AGENT, ANTHROPIC, Host, OPENAI, OTHER},
+    origin::Origin,
+    sandboxed, tools, wait,
+};
+
+use crate::world::World;
+
+/// Names that Claude Code and codex have built in, and where they live in the lab.
+const NAMES: [(&str, Host); 3] =
+    [("api.anthropic.com", ANTHROPIC), ("platform.claude.com", OTHER), ("api.openai.com", OPENAI)];
+
+/// A world where these names are real.
+fn world(more: &str) -> World {
+    let lab = Lab::new();
+    let origin = Origin::start(&lab);
+    let dns = Dns::start();
+    for (name, host) in NAMES {
+        origin.identity(name, lab.public.issue(name).certified());
+        dns.set(name, &[host.v4().into()]);
+    }
+    lab.names(&NAMES.map(|(name, host)| (name, vec![IpAddr::from(host.v4())])));
+    let config = gateway::usual_config()
+        .replace("api.anthropic.example", "api.anthropic.com")
+        .replace("api.openai.example", "api.openai.com")
+        .replace(
+            "name = \"anthropic\"\n",
+            "name = \"anthropic\"\nanonymous = [\"GET /api/hello\"]\n",
+        );
+    let gateway = Gateway::start(&lab, &(config + more));
+    World { lab, origin, dns, gateway }
+}
+
+/// `agents.py`, which runs the agent.
+fn command(world: &World, arguments: &[&str]) -> Command {
+    let mut command = agent(&world.lab, AGENT, &python().display().to_string());
+    command.arg(tools::repository().join("tests/clients/agents.py")).args(arguments);
+    command.env_remove("HOME").env("NODE_EXTRA_CA_CERTS", world.lab.dir.join("agents.pem"));
+    command.env("LAB_HOME", world.lab.dir.join("home")).env("LAB_NODE", tool("node"));
+    let agents = tools::cache().join("agents/node_modules");
+    assert!(agents.is_dir(), "{} is missing: run tests/clients/get", agents.display());
+    command.env("LAB_AGENTS", agents);
+    command
+}
+
+/// What Claude Code asks once it has started.
+const FIRST_QUESTION: &str = "Choose the text style";
+
+/// What README.md and image/cloakroom.toml have for it.
+const HELLO: &str = r#"
+[[inspect]]
+name = "claude-code"
+groups = ["research"]
+hosts = ["platform.claude.com"]
+methods = ["GET"]
+paths = ["/v1/oauth/hello"]
+upstream_ca = "{dir}/public-ca.pem"
+"#;
+
+/// It asks two hosts whether they are there, without a credential, and ends unless both are.
+#[test]
+fn claude_code_starts_in_a_terminal_with_the_documented_rules() {
+    sandboxed(|| {
+        let world = world(HELLO);
+        let shown = succeed(&mut command(&world, &["claude"]));
+        assert!(shown.contains(FIRST_QUESTION), "{shown}");
+        for (host, path) in
+            [("api.anthropic.com", "/api/hello"), ("platform.claude.com", "/v1/oauth/hello")]
+        {
+            let asked = |request: &&lab::origin::Received| {
+                request.authority() == host && request.uri.path() == path
+            };
+            let requests = world.origin.log().requests();
+            let request = requests.iter().find(asked).unwrap_or_else(|| panic!("{path}: {shown}"));
+            assert!(request.header("authorization").is_empty(), "{request:?}");
+            assert!(request.header("x-api-key").is_empty(), "{request:?}");
+        }
+        world.assert_secrets_untold();
+    });
+}
+
+#[test]
+fn claude_code_does_not_start_in_a_terminal_where_one_host_of_the_two_is_refused() {
+    sandboxed(|| {
+        let world = world("");
+        let shown = succeed(&mut command(&world, &["claude"]));
+        assert!(shown.contains("Unable to connect") && !shown.contains(FIRST_QUESTION), "{shown}");
+    });
+}
+
+#[test]
+fn claude_code_works_with_a_placeholder() {
+    sandboxed(|| {
+        let world = world(HELLO);
+        let shown = succeed(&mut command(&world, &["claude-print"]));
+        assert!(shown.contains("Hello from the lab"), "{shown}");
+        let requests = world.origin.log().requests();
+        let sent = requests.iter().find(|request| request.uri.path() == "/v1/messages");
+        assert_eq!(sent.expect("a message").header("x-api-key"), [ANTHROPIC_SECRET]);
+        world.assert_secrets_untold();
+    });
+}
+
+/// It tries a WebSocket first. What it is told of that it takes at its word, and asks over HTTP.
+#[test]
+fn codex_is_refused_its_websocket_once_and_asks_over_http() {
+    sandboxed(|| {
+        let world = world("");
+        let mut codex = command(&world, &["codex"]).spawn().expect("python starts");
+        let over_http = || {
+            let requests = world.origin.log().requests();
+            requests.into_iter().find(|request| request.uri.path() == "/v1/responses")
+        };
+        let sent = wait::until(wait::SOON * 3, over_http).expect("it asks over HTTP");
+        // What the lab answers there is no stream of an API's, and it would try again for long.
+        codex.kill().expect("it runs");
+        codex.wait().expect("it ends");
+        let upgrades = || {
+            let requests = world.requests();
+            requests.iter().filter(|record| record["reason"] == "upgrade_denied").count()
+        };
+        wait::expect("its WebSocket is refused", || upgrades() > 0);
+        assert_eq!(upgrades(), 1);
+        assert_eq!(sent.header("authorization"), [format!("Bearer {OPENAI_SECRET}")]);
+        world.assert_secrets_untold();
+    });
+}
