@@ -21,7 +21,7 @@ impl Families {
     const BACKSLASH: Self = Self(2);
     const ENTITY: Self = Self(4);
     const QUOTED: Self = Self(8);
-    const WIDE: Self = Self(16);
+    pub(super) const WIDE: Self = Self(16);
 
     /// Each family by itself.
     pub(super) const EACH: [Self; 5] =
@@ -53,16 +53,106 @@ pub(super) enum Meaning {
 pub(super) struct Escape {
     pub(super) family: Families,
     pub(super) meaning: Meaning,
+    /// So small that an escape fits a register.
+    length: u8,
+}
+
+impl Escape {
     /// Bytes that it takes, at least one and at most [`LONGEST_ESCAPE`].
-    pub(super) length: usize,
+    pub(super) fn length(self) -> usize {
+        usize::from(self.length)
+    }
+}
+
+/// What there is to know of a byte by itself.
+#[derive(Clone, Copy)]
+struct Kind {
+    /// The families of which an escape may have it as its first byte, and as its second.
+    first: u8,
+    second: u8,
+    /// Whether forms hold it and it begins no escape.
+    plain: bool,
+    /// Its worth as a hexadecimal digit, or [`NO_DIGIT`].
+    worth: u8,
+}
+
+impl Kind {
+    #[inline(always)]
+    fn of(byte: u8) -> Self {
+        static KINDS: [Kind; 256] = kinds();
+        KINDS.get(usize::from(byte)).copied().unwrap_or(Self::made(byte))
+    }
+
+    const fn made(byte: u8) -> Self {
+        let first = match byte {
+            b'%' => Families::PERCENT.0,
+            b'\\' => Families::BACKSLASH.0,
+            b'&' => Families::ENTITY.0,
+            b'=' => Families::QUOTED.0,
+            0 => Families::WIDE.0,
+            _ => 0,
+        };
+        let digit = match byte {
+            _ if byte.is_ascii_hexdigit() => Families::PERCENT.0 | Families::QUOTED.0,
+            _ => 0,
+        };
+        let other = match byte {
+            b'u' | b'x' | b'"' | b'\\' | b'/' | b'\'' => Families::BACKSLASH.0,
+            b'#' | b'a' | b'l' | b'g' | b'q' => Families::ENTITY.0,
+            b'\r' | b'\n' => Families::QUOTED.0,
+            _ => 0,
+        };
+        let worth = match byte {
+            b'0'..=b'9' => byte - b'0',
+            b'a'..=b'f' => byte - b'a' + 10,
+            b'A'..=b'F' => byte - b'A' + 10,
+            _ => NO_DIGIT,
+        };
+        let plain = first == 0 && !no_form_holds(byte);
+        Self { first, second: digit | other | Families::WIDE.0, plain, worth }
+    }
+}
+
+const fn kinds() -> [Kind; 256] {
+    let mut kinds = [Kind::made(0); 256];
+    let (mut rest, mut byte): (&mut [Kind], u8) = (&mut kinds, 0);
+    while let Some((kind, others)) = rest.split_first_mut() {
+        *kind = Kind::made(byte);
+        (rest, byte) = (others, byte.wrapping_add(1));
+    }
+    kinds
 }
 
 /// Whether an escape may begin with this byte.
 pub(super) fn begins_escape(byte: u8) -> bool {
-    matches!(byte, b'%' | b'\\' | b'&' | b'=' | 0)
+    Kind::of(byte).first != 0
+}
+
+/// Whether forms hold a byte and it begins no escape.
+#[inline]
+pub(super) fn is_plain(byte: u8) -> bool {
+    Kind::of(byte).plain
+}
+
+/// The escape of one of `families` that `text` has at `at`. Most bytes that look like the beginning
+/// of one are none, and the next byte tells.
+#[inline(always)]
+pub(super) fn escape_at(text: &[u8], at: usize, families: Families) -> Option<Escape> {
+    let rest = text.get(at..)?;
+    let first = Kind::of(*rest.first()?).first & families.0;
+    if first == 0 || rest.get(1).is_some_and(|&byte| Kind::of(byte).second & first == 0) {
+        return None;
+    }
+    escape(rest)
+}
+
+/// Whether a form never holds this byte, raw or inside an escape. A line end after `=` is an escape.
+pub(super) const fn no_form_holds(byte: u8) -> bool {
+    matches!(byte, 1..=0x20 | 0x7f..)
 }
 
 /// The escape that `text` begins with.
+#[inline(always)]
 pub(super) fn escape(text: &[u8]) -> Option<Escape> {
     let (&first, rest) = text.split_first()?;
     match first {
@@ -75,21 +165,6 @@ pub(super) fn escape(text: &[u8]) -> Option<Escape> {
     }
 }
 
-/// Whether the NUL at `at` has a character of UTF-16 or UTF-32 beside it that is one of ASCII, with
-/// a NUL on its other side. Binary data is full of NULs, and nearly none of them stands so.
-pub(super) fn is_wide(text: &[u8], at: usize) -> bool {
-    let (before, after) = text.split_at_checked(at).unwrap_or_default();
-    let nuls = after.iter().take(MOST_NULS).take_while(|byte| **byte == 0).count();
-    let next = match after.get(nuls..).unwrap_or_default() {
-        [next] | [next, 0, ..] => next.is_ascii_graphic(),
-        _ => false,
-    };
-    let nuls_before = before.iter().rev().take(MOST_NULS).take_while(|byte| **byte == 0).count();
-    let before = before.get(..at - nuls_before).unwrap_or_default();
-    let last = matches!(before, [.., 0, last] if last.is_ascii_graphic());
-    nuls > 0 && (next || last)
-}
-
 /// The lengths of escapes that end where `text` does and stand for a byte, with that byte.
 pub(super) fn escapes_before(text: &[u8]) -> impl Iterator<Item = (u8, usize)> {
     let last = text.last().copied().unwrap_or_default();
@@ -97,11 +172,10 @@ pub(super) fn escapes_before(text: &[u8]) -> impl Iterator<Item = (u8, usize)> {
     let longest = if possible { LONGEST_ESCAPE } else { 0 };
     (2..=longest).filter_map(|length| {
         let begin = text.len().checked_sub(length)?;
-        match escape(text.get(begin..)?)? {
-            Escape { meaning: Meaning::Byte(byte), length: found, .. } if found == length => {
-                Some((byte, length))
-            }
-            _ => None,
+        let found = escape(text.get(begin..)?).filter(|found| found.length() == length)?;
+        match found.meaning {
+            Meaning::Byte(byte) => Some((byte, length)),
+            Meaning::Nothing => None,
         }
     })
 }
@@ -116,6 +190,7 @@ pub(super) fn nothing_before(text: &[u8]) -> usize {
     }
 }
 
+#[inline(always)]
 fn backslash(rest: &[u8]) -> Option<Escape> {
     match *rest {
         [b'u', b'0', b'0', ref digits @ ..] => {
@@ -127,24 +202,36 @@ fn backslash(rest: &[u8]) -> Option<Escape> {
     }
 }
 
+#[inline(never)]
 fn entity(rest: &[u8]) -> Option<Escape> {
-    for (name, stands_for) in NAMED {
-        if rest.starts_with(name) {
-            return Some(byte(Families::ENTITY, stands_for, 1 + name.len()));
+    match rest {
+        [b'#', b'x' | b'X', digits @ ..] => number(digits, 16, 3),
+        [b'#', digits @ ..] => number(digits, 10, 2),
+        _ => {
+            let &(_, stands_for, length) =
+                NAMED.iter().find(|(name, ..)| rest.starts_with(name))?;
+            Some(byte(Families::ENTITY, stands_for, length))
         }
     }
-    let (radix, digits, before) = match rest {
-        [b'#', b'x' | b'X', digits @ ..] => (16, digits, 3),
-        [b'#', digits @ ..] => (10, digits, 2),
-        _ => return None,
-    };
-    let end = digits.iter().take(LONGEST_ESCAPE - before).position(|&byte| byte == b';')?;
-    let number = std::str::from_utf8(digits.get(..end)?).ok()?;
-    // `from_str_radix` takes a sign, and no browser does.
-    let number = u32::from_str_radix(number, radix).ok().filter(|_| !number.starts_with('+'))?;
-    Some(byte(Families::ENTITY, u8::try_from(number).ok()?, before + end + 1))
 }
 
+/// The character reference of which `before` bytes stand before its digits.
+fn number(digits: &[u8], radix: u16, before: u8) -> Option<Escape> {
+    let mut value = 0;
+    for (&found, length) in digits.iter().zip(before + 1..=LONGEST_ESCAPE as u8) {
+        let digit = u16::from(Kind::of(found).worth);
+        if digit < radix {
+            value = (value * radix + digit).min(TOO_LARGE);
+        } else if found == b';' && length > before + 1 {
+            return Some(byte(Families::ENTITY, u8::try_from(value).ok()?, length));
+        } else {
+            return None;
+        }
+    }
+    None
+}
+
+#[inline(always)]
 fn quoted(rest: &[u8]) -> Option<Escape> {
     match rest {
         [b'\r', b'\n', ..] => Some(nothing(Families::QUOTED, 3)),
@@ -153,22 +240,35 @@ fn quoted(rest: &[u8]) -> Option<Escape> {
     }
 }
 
-fn byte(family: Families, byte: u8, length: usize) -> Escape {
+#[inline(always)]
+fn byte(family: Families, byte: u8, length: u8) -> Escape {
     Escape { family, meaning: Meaning::Byte(byte), length }
 }
 
-fn nothing(family: Families, length: usize) -> Escape {
+#[inline(always)]
+fn nothing(family: Families, length: u8) -> Escape {
     Escape { family, meaning: Meaning::Nothing, length }
 }
 
+#[inline(always)]
 fn hex_pair(digits: &[u8]) -> Option<u8> {
     let [high, low, ..] = *digits else { return None };
-    let digit = |byte: u8| char::from(byte).to_digit(16);
-    u8::try_from(digit(high)? << 4 | digit(low)?).ok()
+    let (high, low) = (Kind::of(high).worth, Kind::of(low).worth);
+    ((high | low) & NO_DIGIT == 0).then_some(high << 4 | low)
 }
 
-const NAMED: [(&[u8], u8); 5] =
-    [(b"amp;", b'&'), (b"lt;", b'<'), (b"gt;", b'>'), (b"quot;", b'"'), (b"apos;", b'\'')];
+const NO_DIGIT: u8 = 0x80;
+/// More than a byte, and less than what a digit more makes too large for 16 bits.
+const TOO_LARGE: u16 = 0x100;
+
+/// Names, what they stand for, and the length of the escape.
+const NAMED: [(&[u8], u8, u8); 5] = [
+    (b"amp;", b'&', 5),
+    (b"lt;", b'<', 4),
+    (b"gt;", b'>', 4),
+    (b"quot;", b'"', 6),
+    (b"apos;", b'\'', 6),
+];
 
 /// NULs of a character of UTF-32, at most.
 pub(super) const MOST_NULS: usize = 3;
@@ -200,7 +300,7 @@ mod tests {
     fn an_escape_is_read_forwards_and_backwards_alike() {
         for (text, expected) in WRITTEN {
             let found = escape(text).unwrap();
-            assert_eq!((found.meaning, found.length), (Meaning::Byte(expected), text.len()));
+            assert_eq!((found.meaning, found.length()), (Meaning::Byte(expected), text.len()));
             let before: Vec<_> = escapes_before(&[b"x", text].concat()).collect();
             assert!(before.contains(&(expected, text.len())), "{before:?}");
         }

@@ -5,8 +5,9 @@ use std::{ops::Range, sync::Arc};
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use zeroize::Zeroizing;
 
-use super::escape::{
-    LONGEST_ESCAPE, Meaning, begins_escape, escape, escapes_before, nothing_before,
+use super::{
+    escape::{LONGEST_ESCAPE, Meaning, begins_escape, escape, escapes_before, nothing_before},
+    search::SHORT,
 };
 
 /// A text any byte of which may also stand as an escape.
@@ -69,7 +70,7 @@ impl Form {
     /// reads the same wherever the form stands and whichever of its bytes are escaped. The
     /// beginning may be taken for digits of an escape that stands before it, the end for the
     /// beginning of one that goes on, and a value may hold what reads as an escape itself.
-    pub(super) fn stable(&self) -> Range<usize> {
+    fn stable(&self) -> Range<usize> {
         let text = self.text();
         let mut runs: Vec<Range<usize>> = Vec::new();
         for at in swallowed(text).max(1)..text.len() {
@@ -83,6 +84,16 @@ impl Form {
         }
         let long = runs.iter().rev().find(|run| run.len() >= LONG_RUN);
         long.or(runs.iter().max_by_key(|run| run.len())).cloned().unwrap_or_default()
+    }
+
+    /// The part that a search may look for: what is stable, or, where next to nothing is, all of it.
+    /// Such a form is found as it is, and as one encoder writes it.
+    pub(super) fn searchable(&self) -> Range<usize> {
+        if self.is_stable() { self.stable() } else { 0..self.text.len() }
+    }
+
+    pub(super) fn is_stable(&self) -> bool {
+        self.stable().len() >= SHORT
     }
 
     /// The bytes that may stand for this byte of the text.
@@ -111,9 +122,9 @@ impl Form {
             match escape(rest) {
                 None => return,
                 Some(found) => match found.meaning {
-                    Meaning::Nothing => at += found.length,
+                    Meaning::Nothing => at += found.length(),
                     Meaning::Byte(meant) if self.stands_for(meant, byte) => {
-                        return next.add(at + found.length);
+                        return next.add(at + found.length());
                     }
                     Meaning::Byte(_) => return,
                 },
@@ -147,20 +158,24 @@ fn swallowed(text: &[u8]) -> usize {
     let begun = |before: &&[u8]| {
         let head = text.get(..LONGEST_ESCAPE.min(text.len())).unwrap_or_default();
         let found = escape(&[before, head].concat());
-        found.map_or(0, |found| found.length.saturating_sub(before.len()))
+        found.map_or(0, |found| found.length().saturating_sub(before.len()))
     };
     BEGUN.iter().map(begun).max().unwrap_or(0)
 }
 
-/// Whether what stands at `at` may belong to an escape where the text stands by itself.
+/// Whether what stands at `at` may belong to an escape where the text stands by itself, or may be
+/// misread where it is written as one: a backslash before it is then taken together with that of
+/// the escape.
 fn is_unstable(text: &[u8], at: usize) -> bool {
     let first = at.saturating_sub(LONGEST_ESCAPE - 1);
-    (first..=at).any(|begin| {
-        let rest = text.get(begin..).unwrap_or_default();
-        let begins = rest.first().is_some_and(|&byte| begins_escape(byte));
-        let inside = || escape(rest).is_some_and(|found| begin + found.length > at);
-        begins && (inside() || goes_on(rest))
-    })
+    let behind_backslash = at > 0 && text.get(at - 1) == Some(&b'\\');
+    behind_backslash
+        || (first..=at).any(|begin| {
+            let rest = text.get(begin..).unwrap_or_default();
+            let begins = rest.first().is_some_and(|&byte| begins_escape(byte));
+            let inside = || escape(rest).is_some_and(|found| begin + found.length() > at);
+            begins && (inside() || goes_on(rest))
+        })
 }
 
 /// Whether an escape that `rest` begins with may end beyond it.

@@ -3,6 +3,8 @@
 use std::ops::Range;
 
 use super::{
+    decode::{Wanted, parts},
+    escape::Families,
     form::Form,
     search::{LONG, SHORT, Search, Suspect},
 };
@@ -50,6 +52,8 @@ pub(super) struct Scanner {
     forms: Vec<Form>,
     long: Option<Search<LONG>>,
     short: Option<Search<SHORT>>,
+    /// Whether some form is looked for that has no stable part.
+    has_unstable: bool,
 }
 
 /// What a scan found.
@@ -64,7 +68,8 @@ pub(super) struct Scan {
 impl Scanner {
     fn new(forms: Vec<Form>) -> Self {
         let (long, short) = (Search::new(&forms, usize::MAX), Search::new(&forms, LONG));
-        Self { forms, long, short }
+        let has_unstable = forms.iter().any(|form| !form.is_stable());
+        Self { forms, long, short, has_unstable }
     }
 
     /// Finds every occurrence in `text`. Near misses from `counted_to` on are not counted: where
@@ -79,13 +84,49 @@ impl Scanner {
             scan.near_misses += u64::from(scan.covered.len() == before && at < counted_to);
         };
         if let Some(search) = &self.long {
-            search.windows(text, &mut found);
+            search.in_text(text, &mut found);
         }
         if let Some(search) = &self.short {
-            search.windows(text, &mut found);
+            search.in_text(text, &mut found);
         }
+        self.decoded(text, &mut found);
         scan.covered = union(scan.covered);
         scan
+    }
+
+    /// Searches what the escapes of `text` stand for. Forms with a stable part are found where all
+    /// escapes are read. One without may itself read as escapes of another kind than the writer's.
+    fn decoded(&self, text: &[u8], found: &mut impl FnMut(usize, &[Suspect])) {
+        let present = self.in_parts(text, Families::ALL, found);
+        if self.has_unstable && present.is_mixed() {
+            for family in Families::EACH.into_iter().filter(|family| present.has(*family)) {
+                self.in_parts(text, family, found);
+            }
+        }
+    }
+
+    fn in_parts(
+        &self,
+        text: &[u8],
+        families: Families,
+        found: &mut impl FnMut(usize, &[Suspect]),
+    ) -> Families {
+        let (long, short) = (self.long.as_ref(), self.short.as_ref());
+        let regions = [long.map(Search::region_bytes), short.map(Search::region_bytes)];
+        let wanted = Wanted {
+            families,
+            least: if short.is_some() { SHORT } else { LONG },
+            margin: regions.into_iter().flatten().max().unwrap_or(0),
+            joints: self.has_unstable,
+        };
+        parts(text, wanted, |part| {
+            if let Some(search) = long {
+                search.in_part(part, found);
+            }
+            if let Some(search) = short {
+                search.in_part(part, found);
+            }
+        })
     }
 }
 

@@ -22,6 +22,7 @@
 //! of a secret that its outermost base64 characters share with their neighbours, and what came
 //! before an upstream's pause in the middle of a secret.
 
+mod decode;
 mod envelope;
 mod escape;
 mod form;

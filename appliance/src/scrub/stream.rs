@@ -18,6 +18,7 @@ use zeroize::Zeroizing;
 
 use super::{
     envelope::Envelopes,
+    escape::no_form_holds,
     masks::{Masks, Scan, overwrite, union},
 };
 
@@ -138,7 +139,7 @@ impl MaskStream {
 /// Where the run at the end of `text` begins, no earlier than at `least`.
 fn run_begin(text: &[u8], least: usize) -> usize {
     let mut run = text.get(least..).unwrap_or_default();
-    while let Some(at) = run.iter().rposition(|byte| matches!(byte, 1..=0x20 | 0x7f..)) {
+    while let Some(at) = run.iter().rposition(|&byte| no_form_holds(byte)) {
         if breaks_run(text, least + at) {
             return least + at + 1;
         }

@@ -1,0 +1,384 @@
+//! The parts of a text that hold escapes, decoded.
+//!
+//! An escape matters only where a form may stand around it. So what is read is the run of bytes
+//! about it that a form may hold, and no more than a margin from the nearest escape. Prose
+//! has short runs, and binary data has next to none.
+//!
+//! What is read, and at what cost, depends on the text alone.
+
+use super::escape::{Families, MOST_NULS, Meaning, escape_at, is_plain, no_form_holds};
+
+/// Decoded bytes of a part of a text.
+pub(super) struct Part<'a> {
+    text: &'a [u8],
+    wanted: Wanted,
+    /// The decoded bytes, and room for more.
+    buffer: Vec<u8>,
+    length: usize,
+    joints: Vec<Joint>,
+    /// Where the part begins.
+    begin: usize,
+}
+
+/// An escape that was read, and what stands behind it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Joint {
+    /// Where in the text the escape begins.
+    pub(super) begin: usize,
+    /// Where it ends.
+    pub(super) end: usize,
+    /// The number of the decoded byte behind it.
+    pub(super) next: usize,
+}
+
+/// Where the decoded bytes of a part stand.
+pub(super) struct Places<'a> {
+    text: &'a [u8],
+    families: Families,
+    /// The number of a decoded byte, and its place.
+    decoded: usize,
+    at: usize,
+}
+
+/// What is wanted of a text.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wanted {
+    /// Escapes of other families are read as they stand.
+    pub(super) families: Families,
+    /// Parts of fewer decoded bytes are left out.
+    pub(super) least: usize,
+    /// Bytes on either side of an escape that may matter.
+    pub(super) margin: usize,
+    /// Whether the ends of escapes are wanted, too.
+    pub(super) joints: bool,
+}
+
+/// Gives `search` every part of `text` that holds an escape, in order. Returns the families of those
+/// that were read.
+pub(super) fn parts(text: &[u8], wanted: Wanted, mut search: impl FnMut(&Part)) -> Families {
+    let mut part = Part::of(text, wanted);
+    let mut present = Families::NONE;
+    // No escape ends after `floor` and before `at`.
+    let (mut floor, mut at) = (0, 0);
+    let mut marks = Marks::of(text);
+    while let Some(place) = marks.next_from(at) {
+        if let Some(end) = marks.end_of_short_run(place, wanted.least) {
+            (floor, at) = (end, end);
+            continue;
+        }
+        if escape_at(text, place, wanted.families).is_none() {
+            at = place + 1;
+            if let Some(last) = last_of_many_nuls(text, place) {
+                (floor, at) = (last, last);
+            }
+            continue;
+        }
+        let read = part.read(run_begin(text, floor, place, wanted));
+        present = present.and(read.families);
+        (floor, at) = (read.last_escape, read.end.max(place + 1));
+        if part.length >= wanted.least {
+            search(&part);
+        }
+    }
+    present
+}
+
+/// How far a part was read.
+struct Read {
+    families: Families,
+    /// The end of its last escape.
+    last_escape: usize,
+    end: usize,
+}
+
+impl<'a> Part<'a> {
+    fn of(text: &'a [u8], wanted: Wanted) -> Self {
+        let (buffer, joints) = (Vec::new(), Vec::new());
+        Self { text, wanted, buffer, length: 0, joints, begin: 0 }
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        self.buffer.get(..self.length).unwrap_or_default()
+    }
+
+    pub(super) fn text(&self) -> &[u8] {
+        self.text
+    }
+
+    pub(super) fn joints(&self) -> &[Joint] {
+        &self.joints
+    }
+
+    /// The byte that an escape at a place of the text stands for, and the length of the escape.
+    pub(super) fn byte_at(&self, at: usize) -> Option<(u8, usize)> {
+        let escape = escape_at(self.text, at, self.wanted.families)?;
+        match escape.meaning {
+            Meaning::Byte(byte) => Some((byte, escape.length())),
+            Meaning::Nothing => None,
+        }
+    }
+
+    /// The places of the decoded bytes in the text.
+    pub(super) fn places(&self) -> Places<'a> {
+        let Self { text, wanted, begin, .. } = *self;
+        Places { text, families: wanted.families, decoded: 0, at: begin }
+    }
+
+    /// Reads from `begin` to the end of the run, or to where no escape is near any more.
+    #[inline(never)]
+    fn read(&mut self, begin: usize) -> Read {
+        let enough = 2 * self.wanted.margin;
+        let mut read = Read { families: Families::NONE, last_escape: begin, end: begin };
+        let (mut length, mut plain_from) = (0, 0);
+        self.joints.clear();
+        while length - plain_from < enough {
+            let Some(room) = room(&mut self.buffer, length) else { break };
+            let rest = self.text.get(read.end..).unwrap_or_default();
+            let plain = copy_plain(rest, room);
+            (read.end, length) = (read.end + plain, length + plain);
+            let Some(rest) = rest.get(plain..).filter(|_| plain < STRETCH) else { continue };
+            let byte = match (escape_at(rest, 0, self.wanted.families), rest.first()) {
+                (Some(escape), _) => {
+                    read.families = read.families.and(escape.family);
+                    let begin = read.end;
+                    read.end += escape.length();
+                    read.last_escape = read.end;
+                    plain_from = length + usize::from(escape.meaning != Meaning::Nothing);
+                    if self.wanted.joints {
+                        self.joints.push(Joint { begin, end: read.end, next: plain_from });
+                    }
+                    escape.meaning
+                }
+                (None, Some(&byte)) if byte != 0 && !no_form_holds(byte) => {
+                    read.end += 1;
+                    Meaning::Byte(byte)
+                }
+                _ => break,
+            };
+            if let (Meaning::Byte(byte), Some(to)) = (byte, room.get_mut(plain)) {
+                *to = byte;
+                length += 1;
+            }
+        }
+        (self.begin, self.length) = (begin, length.min(plain_from + self.wanted.margin));
+        read
+    }
+}
+
+/// Room behind the first `length` bytes of a buffer, for a stretch and a byte.
+#[inline]
+fn room(buffer: &mut Vec<u8>, length: usize) -> Option<&mut [u8]> {
+    let end = length + STRETCH + 1;
+    if buffer.len() < end {
+        buffer.resize(2 * end, 0);
+    }
+    buffer.get_mut(length..end)
+}
+
+/// Copies what is nothing but itself from the beginning of `text`, at most [`STRETCH`] bytes. Says
+/// how many. A few are looked at one by one, since escapes may stand close together.
+#[inline]
+fn copy_plain(text: &[u8], room: &mut [u8]) -> usize {
+    let mut copied = 0;
+    for (to, &byte) in room.iter_mut().zip(text).take(WORD) {
+        if !is_plain(byte) {
+            return copied;
+        }
+        *to = byte;
+        copied += 1;
+    }
+    while copied < STRETCH
+        && let Some(word) = text.get(copied..).and_then(<[u8]>::first_chunk::<WORD>)
+        && let Some(to) = room.get_mut(copied..copied + WORD)
+    {
+        to.copy_from_slice(word);
+        let special = special(u64::from_le_bytes(*word));
+        copied += special.trailing_zeros() as usize / 8;
+        if special != 0 {
+            break;
+        }
+    }
+    copied
+}
+
+impl Places<'_> {
+    /// Where in the text the decoded byte of this number begins. Is asked for in order, and so
+    /// reads a part no more than once more.
+    pub(super) fn of(&mut self, number: usize) -> usize {
+        loop {
+            match escape_at(self.text, self.at, self.families) {
+                Some(found) if found.meaning == Meaning::Nothing => self.at += found.length(),
+                _ if self.decoded >= number => return self.at,
+                found => {
+                    self.decoded += 1;
+                    self.at += found.map_or(1, |escape| escape.length());
+                }
+            }
+        }
+    }
+}
+
+/// Where the run begins that reaches to `place`, no earlier than at `least`.
+fn run_begin(text: &[u8], least: usize, place: usize, wanted: Wanted) -> usize {
+    let least = least.max(place.saturating_sub(wanted.margin));
+    let before = text.get(least..place).unwrap_or_default();
+    let breaks =
+        |byte: &u8| no_form_holds(*byte) || *byte == 0 && !wanted.families.has(Families::WIDE);
+    before.iter().rposition(breaks).map_or(least, |at| least + at + 1)
+}
+
+/// Where, of more NULs from `at` on than a character has, the last begin that may belong to one.
+#[inline]
+fn last_of_many_nuls(text: &[u8], at: usize) -> Option<usize> {
+    let rest = text.get(at..).filter(|rest| matches!(rest, [0, 0, 0, 0, ..]))?;
+    let blocks = rest.chunks_exact(NULS.len()).take_while(|block| *block == NULS).count();
+    let rest = rest.get(blocks * NULS.len()..).unwrap_or_default();
+    let nuls = rest.iter().take_while(|byte| **byte == 0).count();
+    Some(at + blocks * NULS.len() + nuls - MOST_NULS)
+}
+
+/// The bytes of a text that an escape may begin with.
+struct Marks<'a> {
+    text: &'a [u8],
+    /// Where the block begins that was looked at last.
+    begin: usize,
+    block: Block,
+    /// The bytes that end a run in the block before, if that was looked at.
+    ends_before: u64,
+}
+
+/// What stands in some bytes, a bit for each.
+#[derive(Clone, Copy, Default)]
+struct Block {
+    /// An escape may begin with it.
+    marks: u64,
+    /// No form holds it, and it is no line end, which may belong to an escape.
+    ends: u64,
+}
+
+impl<'a> Marks<'a> {
+    fn of(text: &'a [u8]) -> Self {
+        let block = Block::at(text, 0).unwrap_or_default();
+        Self { text, begin: 0, block, ends_before: 0 }
+    }
+
+    /// The first from `at` on. Is asked for in order.
+    #[inline]
+    fn next_from(&mut self, at: usize) -> Option<usize> {
+        if at - self.begin >= BLOCK {
+            self.go_to(at)?;
+        }
+        let passed = at - self.begin;
+        let mut marks = self.block.marks >> passed << passed;
+        let mut quiet = 0;
+        while marks == 0 {
+            let next = self.begin + BLOCK;
+            self.go_to(if quiet < QUIET { next } else { next_mark(self.text, next)? })?;
+            (quiet, marks) = (quiet + 1, self.block.marks);
+        }
+        Some(self.begin + marks.trailing_zeros() as usize)
+    }
+
+    fn go_to(&mut self, at: usize) -> Option<()> {
+        self.ends_before = if at == self.begin + BLOCK { self.block.ends } else { 0 };
+        (self.begin, self.block) = (at, Block::at(self.text, at)?);
+        Some(())
+    }
+
+    /// The end of the run about the mark at `place`, where one look shows that it has fewer bytes
+    /// than `least`.
+    #[inline]
+    fn end_of_short_run(&self, place: usize, least: usize) -> Option<usize> {
+        let number = (place - self.begin) as u32;
+        let after = (self.block.ends >> number).trailing_zeros();
+        let ends = u128::from(self.block.ends) << u64::BITS | u128::from(self.ends_before);
+        let before = (ends << (u64::BITS - number)).leading_zeros();
+        let is_short = after < u64::BITS && ((before + after) as usize) < least;
+        is_short.then_some(place + after as usize)
+    }
+}
+
+impl Block {
+    /// What stands at `at`. `None` where nothing does.
+    #[inline]
+    fn at(text: &[u8], at: usize) -> Option<Self> {
+        let rest = text.get(at..).filter(|rest| !rest.is_empty())?;
+        Some(rest.first_chunk().map_or_else(|| Self::of(&filled(rest)), Self::of))
+    }
+
+    /// Written so that it is compiled to instructions that take many bytes at once.
+    #[inline(never)]
+    fn of(bytes: &[u8; BLOCK]) -> Self {
+        let (mut marks, mut ends) = ([0; BLOCK], [0; BLOCK]);
+        for ((mark, end), &byte) in marks.iter_mut().zip(&mut ends).zip(bytes) {
+            let is_mark =
+                (byte == 0) | (byte == b'%') | (byte == b'&') | (byte == b'=') | (byte == b'\\');
+            let is_line_end = (byte == b'\n') | (byte == b'\r');
+            *mark = u8::from(is_mark);
+            *end = u8::from(!(0x21..0x7f).contains(&byte) & !is_mark & !is_line_end);
+        }
+        Self { marks: bits(&marks), ends: bits(&ends) }
+    }
+}
+
+/// A block that ends in spaces where the text does.
+fn filled(rest: &[u8]) -> [u8; BLOCK] {
+    let mut block = [b' '; BLOCK];
+    block.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
+    block
+}
+
+/// A bit for each of the flags, the first of them the lowest.
+#[inline]
+fn bits(flags: &[u8; BLOCK]) -> u64 {
+    let (words, _) = flags.as_chunks::<WORD>();
+    words.iter().rev().fold(0, |bits, flags| {
+        // The product has the flag of each byte in a bit of its highest byte.
+        let gathered = u64::from_le_bytes(*flags).wrapping_mul(0x0102_0408_1020_4080) >> 56;
+        bits << WORD | gathered
+    })
+}
+
+/// The next byte from `at` on that an escape may begin with, where none is expected soon: a search
+/// that is dear to begin, and cheap for each byte.
+fn next_mark(text: &[u8], at: usize) -> Option<usize> {
+    let rest = text.get(at..)?;
+    let (mut begin, mut size) = (0, LEAST_SEARCH);
+    while begin < rest.len() {
+        let block = rest.get(begin..rest.len().min(begin + size))?;
+        let found = memchr::memchr3(b'%', b'\\', b'&', block);
+        let before = block.get(..found.unwrap_or(block.len()))?;
+        if let Some(found) = memchr::memchr2(b'=', 0, before).or(found) {
+            return Some(at + begin + found);
+        }
+        begin += block.len();
+        size *= 2;
+    }
+    None
+}
+
+/// Sets the high bit of the first byte of a word that is not simply itself: an escape may begin
+/// with it, or no form holds it. Sets none before it.
+fn special(word: u64) -> u64 {
+    let below = |word: u64, least: u8| word.wrapping_sub(EACH * u64::from(least)) & !word;
+    let is = |byte: u8| below(word ^ (EACH * u64::from(byte)), 1);
+    let high = word | (word & !HIGH).wrapping_add(EACH);
+    let low = below(word, b'!');
+    (high | low | is(b'%') | is(b'&') | is(b'=') | is(b'\\')) & HIGH
+}
+
+/// Bytes that are copied as one.
+const WORD: usize = 8;
+/// Bytes that are looked at as one.
+const BLOCK: usize = 64;
+/// Blocks without a mark after which none is expected soon.
+const QUIET: usize = 3;
+/// Bytes that are searched for some kinds of marks before they are searched for the others, at
+/// first.
+const LEAST_SEARCH: usize = 256;
+/// Bytes that are copied without an escape, at most, before it is seen whether they are enough.
+const STRETCH: usize = 32;
+static NULS: [u8; 32] = [0; 32];
+/// One in each byte of a word; and its high bit.
+const EACH: u64 = 0x0101_0101_0101_0101;
+const HIGH: u64 = 0x8080_8080_8080_8080;
