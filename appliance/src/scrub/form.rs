@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 
 use super::{
     escape::{LONGEST_ESCAPE, Meaning, begins_escape, escape, escapes_before, nothing_before},
-    search::SHORT,
+    search::{BASE64, HEX, LONG, SHORT},
 };
 
 /// A text any byte of which may also stand as an escape.
@@ -18,12 +18,23 @@ pub(super) struct Form {
 
 /// Which other byte may stand for a byte of the text.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Alphabet {
+pub(super) enum Alphabet {
     Exact,
     /// `-` for `+` and `_` for `/` (RFC 4648, section 5).
     Base64,
     /// Upper case for lower case.
     Hex,
+}
+
+impl Alphabet {
+    /// Whether this byte may stand in a form of it.
+    pub(super) fn holds(self, byte: u8) -> bool {
+        match self {
+            Self::Exact => true,
+            Self::Base64 => byte.is_ascii_alphanumeric() || b"+/-_".contains(&byte),
+            Self::Hex => byte.is_ascii_hexdigit(),
+        }
+    }
 }
 
 impl Form {
@@ -90,6 +101,18 @@ impl Form {
     /// Such a form is found as it is, and as one encoder writes it.
     pub(super) fn searchable(&self) -> Range<usize> {
         if self.is_stable() { self.stable() } else { 0..self.text.len() }
+    }
+
+    /// Bytes of the windows in which it is looked for: what twelve of the value take, where there is
+    /// room for so many.
+    pub(super) fn width(&self) -> usize {
+        let widths = match self.alphabet {
+            Alphabet::Exact => [LONG, SHORT].as_slice(),
+            Alphabet::Base64 => &[BASE64, LONG, SHORT],
+            Alphabet::Hex => &[HEX, LONG, SHORT],
+        };
+        let room = self.searchable().len();
+        widths.iter().copied().find(|&width| width <= room).unwrap_or(usize::MAX)
     }
 
     pub(super) fn is_stable(&self) -> bool {
@@ -243,4 +266,4 @@ const BEGUN: [&[u8]; 26] = [
 const MOST_NOTHINGS: usize = 5;
 
 /// A stable part that is as good as a longer one.
-const LONG_RUN: usize = 48;
+const LONG_RUN: usize = 72;

@@ -6,7 +6,7 @@ use super::{
     decode::{Wanted, parts},
     escape::Families,
     form::Form,
-    search::{LONG, SHORT, Search, Suspect},
+    search::{Found, Suspect, Windows, searches},
 };
 use crate::secrets::SecretValue;
 
@@ -50,8 +50,7 @@ impl Masks {
 /// A search for a set of forms.
 pub(super) struct Scanner {
     forms: Vec<Form>,
-    long: Option<Search<LONG>>,
-    short: Option<Search<SHORT>>,
+    searches: Vec<Box<dyn Windows>>,
     /// Whether some form is looked for that has no stable part.
     has_unstable: bool,
 }
@@ -67,9 +66,9 @@ pub(super) struct Scan {
 
 impl Scanner {
     fn new(forms: Vec<Form>) -> Self {
-        let (long, short) = (Search::new(&forms, usize::MAX), Search::new(&forms, LONG));
+        let searches = searches(&forms);
         let has_unstable = forms.iter().any(|form| !form.is_stable());
-        Self { forms, long, short, has_unstable }
+        Self { forms, searches, has_unstable }
     }
 
     /// Finds every occurrence in `text`. Near misses from `counted_to` on are not counted: where
@@ -83,10 +82,7 @@ impl Scanner {
             }));
             scan.near_misses += u64::from(scan.covered.len() == before && at < counted_to);
         };
-        if let Some(search) = &self.long {
-            search.in_text(text, &mut found);
-        }
-        if let Some(search) = &self.short {
+        for search in &self.searches {
             search.in_text(text, &mut found);
         }
         self.decoded(text, &mut found);
@@ -96,7 +92,7 @@ impl Scanner {
 
     /// Searches what the escapes of `text` stand for. Forms with a stable part are found where all
     /// escapes are read. One without may itself read as escapes of another kind than the writer's.
-    fn decoded(&self, text: &[u8], found: &mut impl FnMut(usize, &[Suspect])) {
+    fn decoded(&self, text: &[u8], found: &mut Found<'_>) {
         let present = self.in_parts(text, Families::ALL, found);
         if self.has_unstable && present.is_mixed() {
             for family in Families::EACH.into_iter().filter(|family| present.has(*family)) {
@@ -105,25 +101,15 @@ impl Scanner {
         }
     }
 
-    fn in_parts(
-        &self,
-        text: &[u8],
-        families: Families,
-        found: &mut impl FnMut(usize, &[Suspect]),
-    ) -> Families {
-        let (long, short) = (self.long.as_ref(), self.short.as_ref());
-        let regions = [long.map(Search::region_bytes), short.map(Search::region_bytes)];
+    fn in_parts(&self, text: &[u8], families: Families, found: &mut Found<'_>) -> Families {
         let wanted = Wanted {
             families,
-            least: if short.is_some() { SHORT } else { LONG },
-            margin: regions.into_iter().flatten().max().unwrap_or(0),
+            least: self.searches.iter().map(|search| search.width()).min().unwrap_or(usize::MAX),
+            margin: self.searches.iter().map(|search| search.region_bytes()).max().unwrap_or(0),
             joints: self.has_unstable,
         };
         parts(text, wanted, |part| {
-            if let Some(search) = long {
-                search.in_part(part, found);
-            }
-            if let Some(search) = short {
+            for search in &self.searches {
                 search.in_part(part, found);
             }
         })

@@ -459,6 +459,34 @@ fn much_of_a_secret_without_all_of_it_is_a_near_miss() {
     assert!(near(&percent(&secret[8..], |byte| byte != b'9', true).repeat(20)) > 10);
 }
 
+proptest! {
+    /// Whoever guesses a beginning, an end or a middle learns nothing before it is twelve bytes long, in
+    /// whatever form it is written: of a key of digits six bytes would be a million guesses.
+    #[test]
+    fn fewer_than_twelve_bytes_of_a_secret_are_no_near_miss(
+        secret in "[0-9a-f]{24,64}",
+        begin in 0usize..64,
+        pad in 0usize..3,
+        room in 0usize..50,
+    ) {
+        let guess = &secret.as_bytes()[begin % (secret.len() - 11)..][..11];
+        let mut padded = vec![0; pad];
+        padded.extend(guess);
+        // Without the characters that unknown neighbours are part of.
+        let base64 = STANDARD_NO_PAD.encode(&padded);
+        let base64 = &base64[(pad * 8).div_ceil(6)..padded.len() * 8 / 6];
+        let hex: String = guess.iter().map(|byte| format!("{byte:02x}")).collect();
+        let raw = String::from_utf8_lossy(guess).into_owned();
+        let mut stream = MaskStream::new(masks(&[&secret]), false);
+        let gap = " ".repeat(room + 1);
+        for text in [raw.clone(), hex.to_uppercase(), hex, base64.to_owned(), percent(&raw, |_| true, true)] {
+            stream.push(Bytes::from(format!("{gap}{text}").repeat(40)));
+        }
+        stream.finish();
+        prop_assert_eq!((stream.near_misses(), stream.masked()), (0, 0));
+    }
+}
+
 /// A body that takes newer masks at some place.
 struct Renewal<'a> {
     old: &'a [&'a str],

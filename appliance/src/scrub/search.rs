@@ -1,7 +1,8 @@
 //! A search whose work does not tell how far a text agrees with a form.
 //!
 //! Each form has a region of some consecutive bytes near its end, and every window of `WIDTH`
-//! bytes inside it is in a table. The text is looked at in windows of that width at each multiple
+//! bytes inside it is in a table. A window is what twelve bytes of a value take in the form, so that
+//! nobody learns of fewer: of hexadecimal 24, of base64 16. The text is looked at in windows of that width at each multiple
 //! of a stride. The region is longer than a window by the stride less one, so that one of
 //! the windows that are looked at lies inside it wherever the form stands. A window is hashed under
 //! a random key and held against a filter: the same work for each, whatever it holds, unless all
@@ -22,14 +23,53 @@ use std::{
 
 use zeroize::Zeroizing;
 
-use super::{decode::Part, form::Form};
+use super::{
+    decode::Part,
+    form::{Alphabet, Form},
+};
+
+/// What is told of every window that may be one of a form.
+pub(super) type Found<'a> = dyn FnMut(usize, &[Suspect]) + 'a;
+
+/// A search for windows of some width.
+pub(super) trait Windows: Send + Sync {
+    /// Bytes of a window.
+    fn width(&self) -> usize;
+
+    /// Bytes of a region: enough for one of the windows that are looked at, wherever it stands.
+    fn region_bytes(&self) -> usize;
+
+    /// Calls `found` with the place of every window of `text` that may be one of a form: where it
+    /// begins, and which forms it may be of.
+    fn in_text(&self, text: &[u8], found: &mut Found<'_>);
+
+    /// As [`Self::in_text`], for what was decoded.
+    fn in_part(&self, part: &Part, found: &mut Found<'_>);
+}
+
+/// Searches for all of `forms`.
+pub(super) fn searches(forms: &[Form]) -> Vec<Box<dyn Windows>> {
+    fn boxed<const WIDTH: usize>(
+        forms: &[Form],
+        alphabet: Option<Alphabet>,
+    ) -> Option<Box<dyn Windows>> {
+        let search = Search::<WIDTH>::new(forms, alphabet)?;
+        Some(Box::new(search))
+    }
+    let hex = boxed::<HEX>(forms, Some(Alphabet::Hex));
+    let base64 = boxed::<BASE64>(forms, Some(Alphabet::Base64));
+    let (long, short) = (boxed::<LONG>(forms, None), boxed::<SHORT>(forms, None));
+    [hex, base64, long, short].into_iter().flatten().collect()
+}
 
 /// Every window of the regions of some forms.
-pub(super) struct Search<const WIDTH: usize> {
+struct Search<const WIDTH: usize> {
     key: Key,
     filter: Filter,
     suspects: HashMap<u64, Vec<Suspect>, BuildHasherDefault<AsItIs>>,
     stride: usize,
+    /// Whether each byte may stand in a form at all.
+    letters: [bool; 256],
 }
 
 /// A place in a form that a window of the text may be.
@@ -42,50 +82,32 @@ pub(super) struct Suspect {
 }
 
 impl<const WIDTH: usize> Search<WIDTH> {
-    /// A search for those of `forms` whose region has room for `WIDTH` and less than `below`.
-    /// `None` where there are none.
-    pub(super) fn new(forms: &[Form], below: usize) -> Option<Self> {
+    /// A search for those of `forms` that are looked for in windows of this width. `None` where there
+    /// are none. Where all of them are of one alphabet a window of other bytes is passed over, which
+    /// tells of the text alone.
+    fn new(forms: &[Form], alphabet: Option<Alphabet>) -> Option<Self> {
         let runs = || {
-            let runs = forms.iter().map(Form::searchable).enumerate();
-            runs.filter(|(_, run)| (WIDTH..below).contains(&run.len()))
+            let runs = forms.iter().enumerate().filter(|(_, form)| form.width() == WIDTH);
+            runs.map(|(number, form)| (number, form, form.searchable()))
         };
-        let shortest = runs().map(|(_, run)| run.len()).min()?;
+        let shortest = runs().map(|(_, _, run)| run.len()).min()?;
         let mut search = Self {
             key: Key::random(),
             filter: Filter::default(),
             suspects: HashMap::default(),
-            stride: (shortest + 1 - WIDTH).min(MAX_STRIDE),
+            stride: (shortest + 1).saturating_sub(WIDTH).clamp(1, MAX_STRIDE),
+            letters: std::array::from_fn(|byte| alphabet.is_none_or(|it| it.holds(byte as u8))),
         };
-        for (number, run) in runs() {
-            if let Some(form) = forms.get(number) {
-                search.add(number, form, run);
-            }
+        for (number, form, run) in runs() {
+            search.add(number, form, run);
         }
         search.filter = Filter::of(search.suspects.keys().copied());
         Some(search)
     }
 
-    /// Bytes of a region: enough for one of the windows that are looked at, wherever it stands.
-    pub(super) fn region_bytes(&self) -> usize {
-        WIDTH - 1 + self.stride
-    }
-
-    /// Calls `found` with the place of every window of `text` that may be one of a form: where it
-    /// begins, and which forms it may be of.
-    pub(super) fn in_text(&self, text: &[u8], found: &mut impl FnMut(usize, &[Suspect])) {
-        self.each_hit(text, |at, suspects| found(at, suspects));
-    }
-
-    /// As [`Self::in_text`], for what was decoded.
-    pub(super) fn in_part(&self, part: &Part, found: &mut impl FnMut(usize, &[Suspect])) {
-        let mut places = part.places();
-        self.each_hit(part.bytes(), |at, suspects| found(places.of(at), suspects));
-        self.at_joints(part, found);
-    }
-
     fn each_hit(&self, text: &[u8], mut hit: impl FnMut(usize, &[Suspect])) {
         let mut rest = text;
-        while let Some(window) = rest.first_chunk() {
+        while let Some(window) = rest.first_chunk::<WIDTH>() {
             if let Some(suspects) = self.suspects(window) {
                 hit(text.len() - rest.len(), suspects);
             }
@@ -95,7 +117,7 @@ impl<const WIDTH: usize> Search<WIDTH> {
 
     /// Looks at what begins inside an escape and goes on behind it: the beginning of a form that was
     /// taken for the rest of an escape before it. Only a form without a stable part needs it.
-    fn at_joints(&self, part: &Part, found: &mut impl FnMut(usize, &[Suspect])) {
+    fn at_joints(&self, part: &Part, found: &mut Found<'_>) {
         let mut look = |begin: usize, head: &[u8], next: usize| {
             let mut window = [0; WIDTH];
             let Some((to, tail)) = window.split_at_mut_checked(head.len()) else { return };
@@ -122,8 +144,24 @@ impl<const WIDTH: usize> Search<WIDTH> {
 
     #[inline]
     fn suspects(&self, window: &[u8; WIDTH]) -> Option<&[Suspect]> {
+        if !self.may_be_of_form(window) {
+            return None;
+        }
         let hash = self.hash(window);
         if self.filter.may_hold(hash) { self.known(hash) } else { None }
+    }
+
+    /// Whether some bytes of the window are of the alphabet. Hardly a text has so many digits in a row;
+    /// of base64's letters most texts consist.
+    #[inline]
+    fn may_be_of_form(&self, window: &[u8; WIDTH]) -> bool {
+        let is_letter = |at: usize| {
+            let byte = window.get(at).copied().unwrap_or(0);
+            self.letters.get(usize::from(byte)).copied().unwrap_or(true)
+        };
+        // Not one after the other: each is a guess that a processor gets wrong.
+        WIDTH != HEX
+            || is_letter(0) & is_letter(WIDTH / 3) & is_letter(WIDTH * 2 / 3) & is_letter(WIDTH - 1)
     }
 
     #[cold]
@@ -172,27 +210,54 @@ impl<const WIDTH: usize> Search<WIDTH> {
     }
 }
 
-/// A window as two numbers, with letters in lower case: hexadecimal digits count in either.
-fn words<const WIDTH: usize>(window: &[u8; WIDTH]) -> (u64, u64) {
+impl<const WIDTH: usize> Windows for Search<WIDTH> {
+    fn width(&self) -> usize {
+        WIDTH
+    }
+
+    fn region_bytes(&self) -> usize {
+        WIDTH - 1 + self.stride
+    }
+
+    fn in_text(&self, text: &[u8], found: &mut Found<'_>) {
+        self.each_hit(text, |at, suspects| found(at, suspects));
+    }
+
+    fn in_part(&self, part: &Part, found: &mut Found<'_>) {
+        let mut places = part.places();
+        self.each_hit(part.bytes(), |at, suspects| found(places.of(at), suspects));
+        self.at_joints(part, found);
+    }
+}
+
+/// A window as three numbers, with letters in lower case: hexadecimal digits count in either.
+fn words<const WIDTH: usize>(window: &[u8; WIDTH]) -> [u64; 3] {
     let first = window.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
-    let second = match WIDTH {
-        LONG => window.last_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes)),
-        _ => 0,
-    };
-    (first | FOLD, u64::from(second | FOLD as u32))
+    let last = window.last_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+    let tail = window.last_chunk().map_or(0, |bytes| u64::from(u32::from_le_bytes(*bytes)));
+    let middle = || window.get(8..).and_then(<[u8]>::first_chunk);
+    match WIDTH {
+        SHORT => [first, 0, 0],
+        LONG => [first, tail, 0],
+        BASE64 => [first, last, 0],
+        _ => [first, last, middle().map_or(0, |bytes| u64::from_le_bytes(*bytes))],
+    }
+    .map(|word| word | FOLD)
 }
 
 /// A hash whose collisions nobody without the key can look for: both halves of a product.
-struct Key(u64, u64);
+struct Key([u64; 3]);
 
 impl Key {
     fn random() -> Self {
-        let [one, two] = [RandomState::new(), RandomState::new()].map(|state| state.hash_one(0));
-        Self(one, two | 1)
+        Self(std::array::from_fn(|_| RandomState::new().hash_one(0)))
     }
 
-    fn hash(&self, (first, second): (u64, u64)) -> u64 {
-        let product = u128::from(first ^ self.0) * u128::from(second ^ self.1);
+    fn hash(&self, [first, second, third]: [u64; 3]) -> u64 {
+        let [one, two, three] = self.0;
+        // Rotated, so that the third does not take away what the first one put in.
+        let first = first ^ one ^ (third ^ three).wrapping_mul(SPREAD).rotate_left(32);
+        let product = u128::from(first) * u128::from(second ^ two | 1);
         (product >> 64) as u64 ^ product as u64
     }
 }
@@ -250,11 +315,14 @@ impl Hasher for AsItIs {
     }
 }
 
-/// Bytes of a window, and of one of a form that has no room for such.
+/// Bytes of a window: of a value, of its hexadecimal and base64 forms, and of one that has no room for
+/// such.
 pub(super) const LONG: usize = 12;
+pub(super) const HEX: usize = 2 * LONG;
+pub(super) const BASE64: usize = LONG / 3 * 4;
 pub(super) const SHORT: usize = 8;
 /// The most bytes from one window of the text that is looked at to the next.
-const MAX_STRIDE: usize = 48;
+const MAX_STRIDE: usize = 96;
 /// Bytes from one part of a form that is tried for a region to the next.
 const REGION_STEP: usize = 4;
 /// Forms that may share a window before another region is looked for.
@@ -263,5 +331,7 @@ const CROWD: usize = 4;
 const HASHES_A_WORD: usize = 4;
 /// Words of the smallest filter.
 const LEAST_WORDS: usize = 64;
+/// The golden ratio's, odd.
+const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 /// Sets the bit in which the cases of a letter differ.
 const FOLD: u64 = 0x2020_2020_2020_2020;
