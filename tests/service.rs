@@ -52,7 +52,7 @@ fn systemd_takes_the_units() {
             "cloakroom-ca.timer",
         ];
         let path = |name| {
-            let unit = image(name).replace("/usr/local/bin/cloakroom", &program);
+            let unit = image(name).replace("/usr/bin/cloakroom", &program);
             lab.write(name, unit)
         };
         let output = Command::new("systemd-analyze").arg("verify").args(units.map(path)).output();

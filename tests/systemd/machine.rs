@@ -42,7 +42,7 @@ impl Machine {
             .arg("--network-namespace-path=/run/netns/gateway")
             .arg("--capability=CAP_NET_ADMIN")
             .arg(format!("--directory={root}"))
-            .arg(format!("--bind-ro={}:/usr/local/bin/cloakroom", tools::cloakroom().display()))
+            .arg(format!("--bind-ro={}:/usr/bin/cloakroom", tools::cloakroom().display()))
             .args(UNITS.map(|name| {
                 let unit = tools::repository().join("image").join(name);
                 format!("--bind-ro={}:/etc/systemd/system/{name}", unit.display())

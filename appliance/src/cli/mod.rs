@@ -17,7 +17,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use listenfd::ListenFd;
 use tracing::{Level, level_filters::LevelFilter};
 use tracing_subscriber::{Layer, filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
@@ -128,6 +128,12 @@ enum Command {
     /// Make and show the certificates that agents trust
     #[command(subcommand)]
     Ca(CaCommand),
+}
+
+/// The command line as clap sees it, for the man pages and the completions of the package.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
