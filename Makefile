@@ -2,6 +2,9 @@
 # make test   everything that is promised, on this machine, from nothing
 # make test-systemd  the shipped unit in a Debian 13 that is booted for it; as root
 # make lab    the properties alone; ONLY=FILE:: runs those of one file
+# make deb    the Debian package, in target/debian
+# make image  the router image, in target/image; as root
+# make test-image  the image, booted under emulation, with agents and an API around it; as root
 # make bench  CPU and memory beside HAProxy and nginx, in 20 minutes; QUICK=1: in three
 #
 # Those that run something install what is missing from Debian first (tests/prerequisites), and say so.
@@ -19,7 +22,8 @@ VAULT_PATH = $(if $(CLOAKROOM_VAULT),echo "$(CLOAKROOM_VAULT)",tests/vault/get)
 # Where nft and ip are; an ordinary user's PATH lacks it on Debian.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: help demo test bench prerequisites vault clients format lint dependencies unit lab build test-systemd
+.PHONY: help demo test bench prerequisites vault clients format lint dependencies unit lab build \
+	test-systemd deb image test-image
 # Each step is parallel in itself, and their output is read in this order.
 .NOTPARALLEL:
 
@@ -81,6 +85,22 @@ test-systemd: build
 	@echo "== The unit, under systemd as the first process of a machine"
 	CLOAKROOM_BIN=$(CURDIR)/target/debug/cloakroom CLOAKROOM_MACHINE="$$(tests/systemd/root | tail -n 1)" \
 		$(CARGO) test $(TESTED) --test systemd -- --test-threads=1 $(ONLY)
+
+deb: prerequisites
+	@echo "== The package"
+	$(CARGO) build --locked --release --package cloakroom
+	$(CARGO) run --quiet --locked --release --package cloakroom --example pages -- target/pages
+	CARGO="$(CARGO)" image/package/build
+
+image: deb
+	@echo "== The image"
+	image/build
+
+test-image: image
+	@echo "== The image, booted (ten minutes where there is no KVM)"
+	@tests/prerequisites qemu-system-x86 ovmf qemu-utils dosfstools mtools ethtool
+	CLOAKROOM_IMAGE=$(CURDIR)/target/image \
+		$(CARGO) test $(TESTED) --test image -- --test-threads=1 $(ONLY)
 
 # Ratios count, not figures: see benches/README.md.
 bench: prerequisites

@@ -1,0 +1,283 @@
+//! The built image, booted: its disk under QEMU, its cards plugged into the lab's links in place of the
+//! lab's own gateway.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use lab::{Lab, gateway::SECRETS, net::GATEWAY, tools, wait};
+
+/// What a router is booted from.
+pub struct Disk {
+    lab: PathBuf,
+}
+
+/// A router that runs.
+pub struct Router {
+    qemu: Child,
+    folder: PathBuf,
+}
+
+/// The cards: the trunk with the agents' VLANs, and the uplink.
+const PORTS: [&str; 3] = ["trunk:10:agents0", "trunk:20:agents1", "wan:0:wan0"];
+const TRUNK_MAC: &str = "02:00:00:00:01:01";
+const WAN_MAC: &str = "02:00:00:00:01:02";
+
+/// The network as systemd-networkd is told of it: names by card, two VLANs, a static uplink.
+const NETWORK: [(&str, &str); 7] = [
+    ("trunk.link", "[Match]\nMACAddress=02:00:00:00:01:01\nType=ether\n[Link]\nName=trunk0\n"),
+    ("wan.link", "[Match]\nMACAddress=02:00:00:00:01:02\n[Link]\nName=wan0\n"),
+    (
+        "trunk.network",
+        "[Match]\nName=trunk0\n[Network]\nVLAN=agents0\nVLAN=agents1\nLinkLocalAddressing=no\n",
+    ),
+    ("agents0.netdev", "[NetDev]\nName=agents0\nKind=vlan\n[VLAN]\nId=10\n"),
+    ("agents1.netdev", "[NetDev]\nName=agents1\nKind=vlan\n[VLAN]\nId=20\n"),
+    (
+        "agents.network",
+        "[Match]\nName=agents0\n[Network]\nIPv6AcceptRA=no\nAddress=192.0.2.1/25\nAddress=2001:db8:a::1/64\n",
+    ),
+    (
+        "wan.network",
+        "[Match]\nName=wan0\n[Network]\nAddress=203.0.113.2/24\nAddress=2001:db8:f::2/64\n\
+         Gateway=203.0.113.1\nGateway=2001:db8:f::1\nIPv6AcceptRA=no\n",
+    ),
+];
+const SECOND: (&str, &str) = (
+    "agents1.network",
+    "[Match]\nName=agents1\n[Network]\nIPv6AcceptRA=no\nAddress=192.0.2.129/25\nAddress=2001:db8:b::1/64\n",
+);
+
+/// The files of a router of the lab, with this as its `cloakroom.toml`.
+pub fn files(lab: &Lab, config: &str) -> Vec<(String, String)> {
+    let secrets = ["openai", "anthropic", "git", "ops"].iter().zip(SECRETS);
+    let secrets: String = secrets.map(|(name, value)| format!("{name} = {value}\n")).collect();
+    let mut files: Vec<(String, String)> = NETWORK
+        .iter()
+        .chain([&SECOND])
+        .map(|(name, text)| ((*name).into(), (*text).into()))
+        .collect();
+    files.push(("cloakroom.toml".into(), config.into()));
+    files.push(("secrets.toml".into(), secrets));
+    files.push(("public-ca.pem".into(), lab.public.pem().into()));
+    files
+}
+
+impl Disk {
+    /// A disk of its own above the built image, and the firmware's memory.
+    pub fn new(lab: &Lab) -> Self {
+        let folder = tools::repository().join("target/image");
+        let image = std::env::var("CLOAKROOM_IMAGE").map_or(folder, PathBuf::from);
+        let images = fs::read_dir(&image).expect("`make image` made it");
+        let names = images.flatten().map(|entry| entry.path());
+        let mut disks: Vec<PathBuf> =
+            names.filter(|path| path.extension().is_some_and(|it| it == "qcow2")).collect();
+        disks.sort();
+        let base = disks.pop().expect("`make image` made a disk");
+        let disk = Self { lab: lab.dir.clone() };
+        let made = Command::new("qemu-img")
+            .args(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"])
+            .args([&base, &disk.path("disk.qcow2")])
+            .status();
+        assert!(made.expect("qemu-img starts").success());
+        fs::copy("/usr/share/OVMF/OVMF_VARS_4M.fd", disk.path("firmware.fd")).expect("copied");
+        disk
+    }
+
+    /// Puts the configuration on a FAT disk, as a person would.
+    pub fn configure(&self, files: &[(String, String)]) {
+        let medium = self.path("config.img");
+        let folder = self.path("config");
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).expect("writable");
+        fs::write(&medium, vec![0; 4 << 20]).expect("writable");
+        let made = Command::new("/usr/sbin/mkfs.vfat")
+            .args(["-n", "CLOAKROOM"])
+            .arg(&medium)
+            .stdout(Stdio::null())
+            .status();
+        assert!(made.expect("mkfs.vfat starts").success());
+        for (name, text) in files {
+            fs::write(folder.join(name), text).expect("writable");
+            let copied = Command::new("mcopy")
+                .arg("-i")
+                .args([&medium, &folder.join(name)])
+                .arg(format!("::{name}"))
+                .status();
+            assert!(copied.expect("mcopy starts").success(), "{name}");
+        }
+    }
+
+    /// Switches the machine on.
+    pub fn boot(&self) -> Router {
+        for name in ["console.log", "trunk.router", "wan.router", "shell"] {
+            let _ = fs::remove_file(self.path(name));
+        }
+        let mut qemu = Command::new("qemu-system-x86_64");
+        qemu.args(["-machine", "q35", "-cpu", "max", "-smp", "2", "-m", "1024", "-nodefaults"]);
+        qemu.args(["-accel", "tcg,thread=multi", "-display", "none", "-no-user-config"]);
+        let code = "if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd";
+        let vars = format!("if=pflash,format=raw,file={}", self.path("firmware.fd").display());
+        let disk = format!("if=virtio,format=qcow2,file={}", self.path("disk.qcow2").display());
+        qemu.args(["-drive", code, "-drive", &vars, "-drive", &disk]);
+        let medium = self.path("config.img");
+        if medium.exists() {
+            let medium = format!("if=virtio,format=raw,readonly=on,file={}", medium.display());
+            qemu.args(["-drive", &medium]);
+        }
+        for (nic, mac) in [("trunk", TRUNK_MAC), ("wan", WAN_MAC)] {
+            let (local, remote) = (self.path(nic), self.path(nic));
+            let wire = format!(
+                "dgram,id={nic},local.type=unix,local.path={}.router,remote.type=unix,remote.path={}.switch",
+                local.display(),
+                remote.display()
+            );
+            qemu.args(["-netdev", &wire]);
+            qemu.args(["-device", &format!("virtio-net-pci,netdev={nic},mac={mac}")]);
+        }
+        qemu.args(["-device", "virtio-rng-pci"]);
+        let log = format!("file:{}", self.path("console.log").display());
+        let shell = format!("unix:{},server=on,wait=off", self.path("shell").display());
+        qemu.args(["-serial", &log, "-serial", &shell]);
+        // A way in for the test: whoever owns the firmware's strings owns the machine.
+        let way_in = "type=11,value=io.systemd.stub.kernel-cmdline-extra=systemd.debug_shell=ttyS1";
+        qemu.args(["-smbios", way_in]);
+        let qemu = qemu.stdin(Stdio::null()).spawn().expect("qemu starts");
+        Router { qemu, folder: self.lab.clone() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.lab.join(name)
+    }
+}
+
+impl Router {
+    /// What the serial console has shown.
+    pub fn console(&self) -> String {
+        read(&self.folder.join("console.log"))
+    }
+
+    /// Waits until the console shows this text.
+    #[track_caller]
+    pub fn wait_console(&self, text: &str) {
+        let shown = wait::until(BOOT, || self.console().contains(text).then_some(()));
+        assert!(shown.is_some(), "no {text:?} on the console:\n{}", self.console());
+    }
+
+    /// Runs a command as root in it, and returns what it printed.
+    #[track_caller]
+    pub fn run(&self, command: &str) -> String {
+        self.try_run(command).unwrap_or_else(|| panic!("{command}: no answer\n{}", self.console()))
+    }
+
+    /// [`Router::run`], where there may not be a shell yet.
+    pub fn try_run(&self, command: &str) -> Option<String> {
+        let mut shell = UnixStream::connect(self.folder.join("shell")).ok()?;
+        shell.set_read_timeout(Some(Duration::from_secs(60))).ok()?;
+        // What an earlier command left unread, and the prompt, come before the first mark.
+        let line = format!("\nstty -echo; echo BEGI''N; {command}; echo EN''D\n");
+        shell.write_all(line.as_bytes()).ok()?;
+        let mut said = String::new();
+        let mut lines = BufReader::new(shell).take(1 << 20);
+        let mut begun = false;
+        loop {
+            let mut line = Vec::new();
+            if lines.read_until(b'\n', &mut line).ok()? == 0 {
+                return None;
+            }
+            let line = String::from_utf8_lossy(&line).replace('\r', "");
+            match line.trim_end() {
+                text if text.ends_with("BEGIN") => begun = true,
+                text if begun && text.ends_with("END") => return Some(said),
+                _ if begun => said.push_str(&line),
+                _ => {}
+            }
+        }
+    }
+
+    /// Waits until the daemon is ready.
+    #[track_caller]
+    pub fn wait_ready(&self) {
+        let ready = wait::until(BOOT, || {
+            self.try_run("systemctl is-active cloakroom").filter(|it| it.trim() == "active")
+        });
+        assert!(
+            ready.is_some(),
+            "not ready:\n{}\n{}",
+            self.try_run(
+                "journalctl --no-pager -b -o cat -u 'cloakroom*' -u systemd-networkd | tail -n 60"
+            )
+            .unwrap_or_default(),
+            self.console()
+        );
+    }
+
+    /// Pulls the plug.
+    pub fn cut(mut self) {
+        let _ = self.qemu.kill();
+        let _ = self.qemu.wait();
+    }
+}
+
+impl Drop for Router {
+    fn drop(&mut self) {
+        let _ = self.qemu.kill();
+        let _ = self.qemu.wait();
+    }
+}
+
+/// The switch that the router's cards are plugged into. It ends with the sandbox.
+pub struct Switch {
+    _python: Child,
+}
+
+/// Plugs the lab's links into the router's cards, in place of the lab's own gateway.
+pub fn plug(lab: &Lab) -> Switch {
+    // The lab's gateway is a switch now: no address, and nothing that its kernel would do with packets.
+    GATEWAY.shell("for it in agents0 agents1 wan0; do ip addr flush dev $it; done");
+    GATEWAY.shell(
+        "for it in agents0 agents1 wan0; do sysctl -qw net.ipv6.conf.$it.disable_ipv6=1; done",
+    );
+    GATEWAY.shell("sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0");
+    for (ns, link) in [
+        ("agent", "eth0"),
+        ("agent2", "eth0"),
+        ("internet", "wan0"),
+        ("gateway", "agents0"),
+        ("gateway", "agents1"),
+        ("gateway", "wan0"),
+    ] {
+        let off = Command::new("ip")
+            .args(["netns", "exec", ns, "/usr/sbin/ethtool", "-K", link])
+            .args(["tx", "off", "tso", "off", "gso", "off", "gro", "off"])
+            .stdout(Stdio::null())
+            .status();
+        assert!(off.expect("ip starts").success(), "{ns} {link}");
+    }
+    let script = tools::repository().join("tests/image/switch.py");
+    let mut switch = GATEWAY.command("python3");
+    let mut switch = switch
+        .arg(script)
+        .arg(&lab.dir)
+        .args(PORTS)
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("python starts");
+    let mut line = String::new();
+    let output = switch.stdout.take().expect("it was piped");
+    BufReader::new(output).read_line(&mut line).expect("it says so");
+    assert_eq!(line.trim(), "plugged");
+    Switch { _python: switch }
+}
+
+fn read(path: &Path) -> String {
+    fs::read(path).map_or_else(|_| String::new(), |it| String::from_utf8_lossy(&it).into_owned())
+}
+
+/// A boot under emulation, on a machine that does other work too.
+pub const BOOT: Duration = Duration::from_secs(300);
