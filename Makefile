@@ -2,6 +2,7 @@
 # make test   everything that is promised, on this machine, from nothing
 # make test-systemd  the shipped unit in a Debian 13 that is booted for it; as root
 # make lab    the properties alone; ONLY=FILE:: runs those of one file
+# make fuzz   the parsers that agents feed, under libFuzzer, ten minutes each; MINUTES=1, ONLY=TARGET
 # make bench  CPU and memory beside HAProxy and nginx, in 20 minutes; QUICK=1: in three
 #
 # Those that run something install what is missing from Debian first (tests/prerequisites), and say so.
@@ -12,14 +13,14 @@ CARGO ?= cargo
 TESTED = --locked --workspace --exclude cloakroom-benches
 # One lab test is a small network with several programs in it, most of the time waiting.
 LAB_THREADS ?= 3
-# Which of them run: those whose name holds this, such as `quarantine::`.
+# Which of them run: those whose name holds this, such as `quarantine::`; of `fuzz`, which targets.
 ONLY ?=
 # The path of the Vault is the last line of what this prints.
 VAULT_PATH = $(if $(CLOAKROOM_VAULT),echo "$(CLOAKROOM_VAULT)",tests/vault/get)
 # Where nft and ip are; an ordinary user's PATH lacks it on Debian.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: help demo test bench prerequisites vault clients format lint dependencies unit lab build test-systemd
+.PHONY: help demo test bench fuzz prerequisites vault clients format lint dependencies unit lab build test-systemd
 # Each step is parallel in itself, and their output is read in this order.
 .NOTPARALLEL:
 
@@ -80,6 +81,11 @@ test-systemd: build
 	@echo "== The unit, under systemd as the first process of a machine"
 	CLOAKROOM_BIN=$(CURDIR)/target/debug/cloakroom CLOAKROOM_MACHINE="$$(tests/systemd/root | tail -n 1)" \
 		$(CARGO) test $(TESTED) --test systemd -- --test-threads=2 $(ONLY)
+
+# libFuzzer is C++. See tests/README.md.
+fuzz:
+	@tests/prerequisites g++
+	tests/fuzz/run $(ONLY)
 
 # Ratios count, not figures: see benches/README.md.
 bench: prerequisites

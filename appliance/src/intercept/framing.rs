@@ -13,7 +13,7 @@ use crate::{policy::Limits, reason::Reason};
 
 /// The strict reader's place in the stream.
 #[derive(Debug)]
-pub(super) struct Framing {
+pub struct Framing {
     state: State,
     /// Bytes of the current head, line or trailer section that were already looked at.
     scanned: usize,
@@ -22,7 +22,7 @@ pub(super) struct Framing {
 }
 
 /// Whether trailers may be passed on.
-pub(super) trait TrailerRule {
+pub trait TrailerRule {
     /// Refuses trailers that policy forbids.
     fn check(&self, trailers: &HeaderMap) -> Result<(), Reason>;
 }
@@ -45,7 +45,7 @@ enum BodyKind {
 
 impl Framing {
     /// Begins before the first head of a connection.
-    pub(super) fn new(limits: &Limits) -> Self {
+    pub fn new(limits: &Limits) -> Self {
         Self {
             state: State::Head,
             scanned: 0,
@@ -55,12 +55,12 @@ impl Framing {
     }
 
     /// Whether a head, rather than a body, comes next or is under way.
-    pub(super) fn at_head(&self) -> bool {
+    pub fn at_head(&self) -> bool {
         self.state == State::Head
     }
 
     /// Bytes of a Content-Length body that are still to come and need no look.
-    pub(super) fn opaque(&self) -> u64 {
+    pub fn opaque(&self) -> u64 {
         match self.state {
             State::Fixed(left) => left,
             _ => 0,
@@ -68,7 +68,7 @@ impl Framing {
     }
 
     /// Notes that `bytes` of an opaque body went by.
-    pub(super) fn passed(&mut self, bytes: u64) {
+    pub fn passed(&mut self, bytes: u64) {
         if let State::Fixed(left) = self.state {
             self.enter_fixed(left.saturating_sub(bytes));
         }
@@ -76,11 +76,7 @@ impl Framing {
 
     /// How many of `held`'s first bytes are cleared; none if more must arrive first. The caller
     /// removes what is cleared before the next call.
-    pub(super) fn clear(
-        &mut self,
-        held: &[u8],
-        trailers: &dyn TrailerRule,
-    ) -> Result<usize, Reason> {
+    pub fn clear(&mut self, held: &[u8], trailers: &dyn TrailerRule) -> Result<usize, Reason> {
         match self.state {
             State::Head => self.clear_head(held),
             State::Fixed(left) => {
