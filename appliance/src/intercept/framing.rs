@@ -135,7 +135,9 @@ impl Framing {
 
     fn clear_chunk_size(&mut self, held: &[u8]) -> Result<usize, Reason> {
         let Some(line_feed) = memchr::memchr(b'\n', held) else {
-            return if held.len() > MAX_CHUNK_LINE { Err(Reason::HttpMalformed) } else { Ok(0) };
+            // The carriage return of the longest line may be here already.
+            let too_long = held.len() > MAX_CHUNK_LINE + 1;
+            return if too_long { Err(Reason::HttpMalformed) } else { Ok(0) };
         };
         let line = held.get(..line_feed).and_then(|line| line.strip_suffix(b"\r"));
         let line = line.filter(|line| line.len() <= MAX_CHUNK_LINE).ok_or(Reason::HttpMalformed)?;
@@ -418,6 +420,19 @@ mod tests {
                 let (_, end) = run(stream.as_bytes(), step);
                 assert_eq!(end, Err(*reason), "{stream:?} by {step}");
             }
+        }
+    }
+
+    #[test]
+    fn the_longest_line_of_a_chunk_is_cleared_at_every_split_and_no_longer_one() {
+        let stream = |line: usize| {
+            let extension = "x".repeat(line - "0;".len());
+            format!("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0;{extension}\r\n\r\n")
+        };
+        let (longest, longer) = (stream(MAX_CHUNK_LINE), stream(MAX_CHUNK_LINE + 1));
+        for step in 1..=longest.len() {
+            assert_eq!(run(longest.as_bytes(), step).1, Ok(true), "by {step}");
+            assert_eq!(run(longer.as_bytes(), step).1, Err(Reason::HttpMalformed), "by {step}");
         }
     }
 
