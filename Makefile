@@ -5,6 +5,7 @@
 # make deb    the Debian package, in target/debian
 # make image  the router image, in target/image; as root
 # make test-image  the image, booted under emulation, with agents and an API around it; as root
+# make fuzz   the parsers that agents feed, under libFuzzer, ten minutes each; MINUTES=1, ONLY=TARGET
 # make bench  CPU and memory beside HAProxy and nginx, in 20 minutes; QUICK=1: in three
 #
 # Those that run something install what is missing from Debian first (tests/prerequisites), and say so.
@@ -15,14 +16,14 @@ CARGO ?= cargo
 TESTED = --locked --workspace --exclude cloakroom-benches
 # One lab test is a small network with several programs in it, most of the time waiting.
 LAB_THREADS ?= 3
-# Which of them run: those whose name holds this, such as `quarantine::`.
+# Which of them run: those whose name holds this, such as `quarantine::`; of `fuzz`, which targets.
 ONLY ?=
 # The path of the Vault is the last line of what this prints.
 VAULT_PATH = $(if $(CLOAKROOM_VAULT),echo "$(CLOAKROOM_VAULT)",tests/vault/get)
 # Where nft and ip are; an ordinary user's PATH lacks it on Debian.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: help demo test bench prerequisites vault clients format lint dependencies unit lab build \
+.PHONY: help demo test bench fuzz prerequisites vault clients format lint dependencies unit lab build \
 	test-systemd deb image test-image
 # Each step is parallel in itself, and their output is read in this order.
 .NOTPARALLEL:
@@ -101,6 +102,11 @@ test-image: image
 	@tests/prerequisites qemu-system-x86 ovmf qemu-utils dosfstools mtools ethtool
 	CLOAKROOM_IMAGE=$(CURDIR)/target/image \
 		$(CARGO) test $(TESTED) --test image -- --test-threads=1 $(ONLY)
+
+# libFuzzer is C++. See tests/README.md.
+fuzz:
+	@tests/prerequisites g++
+	tests/fuzz/run $(ONLY)
 
 # Ratios count, not figures: see benches/README.md.
 bench: prerequisites

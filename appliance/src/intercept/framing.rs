@@ -13,7 +13,7 @@ use crate::{policy::Limits, reason::Reason};
 
 /// The strict reader's place in the stream.
 #[derive(Debug)]
-pub(super) struct Framing {
+pub struct Framing {
     state: State,
     /// Bytes of the current head, line or trailer section that were already looked at.
     scanned: usize,
@@ -22,7 +22,7 @@ pub(super) struct Framing {
 }
 
 /// Whether trailers may be passed on.
-pub(super) trait TrailerRule {
+pub trait TrailerRule {
     /// Refuses trailers that policy forbids.
     fn check(&self, trailers: &HeaderMap) -> Result<(), Reason>;
 }
@@ -45,7 +45,7 @@ enum BodyKind {
 
 impl Framing {
     /// Begins before the first head of a connection.
-    pub(super) fn new(limits: &Limits) -> Self {
+    pub fn new(limits: &Limits) -> Self {
         Self {
             state: State::Head,
             scanned: 0,
@@ -55,12 +55,12 @@ impl Framing {
     }
 
     /// Whether a head, rather than a body, comes next or is under way.
-    pub(super) fn at_head(&self) -> bool {
+    pub fn at_head(&self) -> bool {
         self.state == State::Head
     }
 
     /// Bytes of a Content-Length body that are still to come and need no look.
-    pub(super) fn opaque(&self) -> u64 {
+    pub fn opaque(&self) -> u64 {
         match self.state {
             State::Fixed(left) => left,
             _ => 0,
@@ -68,7 +68,7 @@ impl Framing {
     }
 
     /// Notes that `bytes` of an opaque body went by.
-    pub(super) fn passed(&mut self, bytes: u64) {
+    pub fn passed(&mut self, bytes: u64) {
         if let State::Fixed(left) = self.state {
             self.enter_fixed(left.saturating_sub(bytes));
         }
@@ -76,11 +76,7 @@ impl Framing {
 
     /// How many of `held`'s first bytes are cleared; none if more must arrive first. The caller
     /// removes what is cleared before the next call.
-    pub(super) fn clear(
-        &mut self,
-        held: &[u8],
-        trailers: &dyn TrailerRule,
-    ) -> Result<usize, Reason> {
+    pub fn clear(&mut self, held: &[u8], trailers: &dyn TrailerRule) -> Result<usize, Reason> {
         match self.state {
             State::Head => self.clear_head(held),
             State::Fixed(left) => {
@@ -139,7 +135,9 @@ impl Framing {
 
     fn clear_chunk_size(&mut self, held: &[u8]) -> Result<usize, Reason> {
         let Some(line_feed) = memchr::memchr(b'\n', held) else {
-            return if held.len() > MAX_CHUNK_LINE { Err(Reason::HttpMalformed) } else { Ok(0) };
+            // The carriage return of the longest line may be here already.
+            let too_long = held.len() > MAX_CHUNK_LINE + 1;
+            return if too_long { Err(Reason::HttpMalformed) } else { Ok(0) };
         };
         let line = held.get(..line_feed).and_then(|line| line.strip_suffix(b"\r"));
         let line = line.filter(|line| line.len() <= MAX_CHUNK_LINE).ok_or(Reason::HttpMalformed)?;
@@ -422,6 +420,19 @@ mod tests {
                 let (_, end) = run(stream.as_bytes(), step);
                 assert_eq!(end, Err(*reason), "{stream:?} by {step}");
             }
+        }
+    }
+
+    #[test]
+    fn the_longest_line_of_a_chunk_is_cleared_at_every_split_and_no_longer_one() {
+        let stream = |line: usize| {
+            let extension = "x".repeat(line - "0;".len());
+            format!("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0;{extension}\r\n\r\n")
+        };
+        let (longest, longer) = (stream(MAX_CHUNK_LINE), stream(MAX_CHUNK_LINE + 1));
+        for step in 1..=longest.len() {
+            assert_eq!(run(longest.as_bytes(), step).1, Ok(true), "by {step}");
+            assert_eq!(run(longer.as_bytes(), step).1, Err(Reason::HttpMalformed), "by {step}");
         }
     }
 

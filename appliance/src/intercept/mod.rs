@@ -21,6 +21,8 @@ mod tasks;
 mod unsent;
 mod vigil;
 
+pub use framing::{Framing, TrailerRule};
+
 use std::{
     io,
     pin::Pin,

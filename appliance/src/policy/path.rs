@@ -184,17 +184,32 @@ fn decoded(segment: &str) -> Option<String> {
     String::from_utf8(decoded).ok()
 }
 
-/// What an encoded slash and characters that are compatible with a slash, a dot, two, or a backslash
-/// are read as: U+FF0F, U+FF0E, U+2024, U+FE52, U+2025, U+FF3C and U+FE68.
-const READ_AS: [(&str, &str); 8] = [
+/// What an encoded slash is read as, and each character that Unicode calls compatible with nothing but
+/// slashes, dots, backslashes, semicolons, pluses (spaces to some) or a percent sign, which a second
+/// decoding would find.
+const READ_AS: [(&str, &str); 22] = [
     ("%2F", "/"),
     ("%EF%BC%8F", "/"),
     ("%EF%BC%8E", "."),
     ("%E2%80%A4", "."),
     ("%EF%B9%92", "."),
     ("%E2%80%A5", ".."),
+    ("%EF%B8%B0", ".."),
+    ("%E2%80%A6", "..."),
+    ("%EF%B8%99", "..."),
     ("%EF%BC%BC", "\\"),
     ("%EF%B9%A8", "\\"),
+    ("%CD%BE", ";"),
+    ("%EF%B8%94", ";"),
+    ("%EF%B9%94", ";"),
+    ("%EF%BC%9B", ";"),
+    ("%E2%81%BA", "+"),
+    ("%E2%82%8A", "+"),
+    ("%EF%AC%A9", "+"),
+    ("%EF%B9%A2", "+"),
+    ("%EF%BC%8B", "+"),
+    ("%EF%BC%85", "%25"),
+    ("%EF%B9%AA", "%25"),
 ];
 
 impl fmt::Display for PathRule {
@@ -305,6 +320,9 @@ mod tests {
             ("/api/v4/projects/*", "/api/v4/projects/group%2Fproj/issues"),
             ("/v1/*", "/v1/a%EF%BC%8Fb"),
             ("/v1/*", "/v1/a%EF%BC%8Eb"),
+            ("/v1/*", "/v1/a%EF%BC%9Bb"),
+            ("/v1/*", "/v1/a%E2%80%A6"),
+            ("/v1/*", "/v1/a%EF%BC%8Bb"),
         ] {
             assert_eq!(judged(&[rule], path), Ok(()), "{path}");
         }
@@ -330,6 +348,14 @@ mod tests {
             ("/*", "/v1/..%EF%BC%8Fx"),
             ("/*", "/v1/x%EF%BC%BC..%EF%BC%BCy"),
             ("/v1/*", "/v1%EF%BC%8Fx"),
+            ("/*", "/v1/%EF%BC%852e%EF%BC%852e/x"),
+            ("/*", "/v1/%ef%b9%aa2e./x"),
+            ("/*", "/v1/..%EF%BC%9Bx/y"),
+            ("/*", "/v1/..%cd%be/y"),
+            ("/*", "/v1/..%ef%b8%94/y"),
+            ("/*", "/v1/%EF%B8%B0/y"),
+            ("/*", "/v1/%E2%80%A6%20/y"),
+            ("/*", "/v1/..%EF%BC%8B/y"),
         ] {
             assert_eq!(judged(&[rule], path), Err(Reason::PathAmbiguous), "{path}");
         }

@@ -1,0 +1,322 @@
+//! A query of an agent: what is answered is an answer to it, of bounded size, that tells the
+//! addresses that policy and the resolver give and no other.
+//!
+//! The product reads and writes messages with hickory-proto, so here both are read by hand
+//! (RFC 1035, section 4), and the answer by hickory-proto besides, as a client would.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::LazyLock,
+    time::{Duration, Instant},
+};
+
+use cloakroom::{
+    dial::{Found, Unresolved},
+    dns::{Asker, Question, Reply, Verdict, answer},
+    policy::Policy,
+};
+use hickory_proto::op::Message;
+
+use crate::{
+    input::Input,
+    world::{group, policy},
+};
+
+/// A byte of settings, four of what the resolver says, and the query.
+pub(crate) fn any_query(bytes: &[u8]) {
+    let mut input = Input::new(bytes);
+    let settings = input.byte();
+    let resolver = Said::new(&mut input);
+    let query = input.rest();
+    let case = Case {
+        ipv6: settings & 1 == 0,
+        datagram: settings & 2 == 0,
+        group: if settings & 4 == 0 { "red" } else { "blue" },
+        query,
+        asked: Asked::read(query),
+    };
+    let asker = Asker {
+        policy: &POLICY,
+        group: group(&POLICY, case.group),
+        ipv6: case.ipv6,
+        datagram: case.datagram,
+    };
+    match answer(asker, query) {
+        Verdict::Silence => assert!(query.len() < HEADER || query[2] & RESPONSE != 0),
+        Verdict::Answered(reply) => {
+            assert!(reply.given.is_empty(), "an address of a name that nobody resolved");
+            case.check(&reply, &[]);
+        }
+        Verdict::Resolve(question) => case.resolve(&question, &resolver),
+    }
+}
+
+/// One query, and who asks it.
+struct Case<'a> {
+    ipv6: bool,
+    datagram: bool,
+    group: &'a str,
+    query: &'a [u8],
+    asked: Option<Asked>,
+}
+
+impl Case<'_> {
+    fn resolve(&self, question: &Question, resolver: &Said) {
+        let asked = self.asked.as_ref().expect("what is resolved can be read");
+        let name = asked.host().expect("a host name");
+        assert_eq!(question.host().as_str(), name);
+        assert!(lists(self.group, &name), "{name} is asked for {}", self.group);
+        assert_eq!(asked.class, IN);
+        assert!(asked.kind == A || asked.kind == AAAA && self.ipv6, "{}", asked.kind);
+
+        let (now, outcome) = resolver.outcome();
+        let reply = question.reply(&outcome, now, |address| resolver.usable(address));
+        let of_kind = |address: &IpAddr| address.is_ipv4() == (asked.kind == A);
+        let told: Vec<_> = resolver.addresses().into_iter().filter(of_kind).collect();
+        let told: Vec<_> = told.into_iter().filter(|address| resolver.usable(*address)).collect();
+        let told = if outcome.is_ok() { told } else { Vec::new() };
+        assert_eq!(reply.given, told);
+        self.check(&reply, &told);
+    }
+
+    /// That the reply is one to this query, and holds these addresses or is cut.
+    fn check(&self, reply: &Reply, addresses: &[IpAddr]) {
+        let bytes = &reply.bytes;
+        Message::from_vec(bytes).expect("a client can read the answer");
+        assert_eq!(bytes[..2], self.query[..2], "another number");
+        assert_eq!(bytes[2] & 0xf9, self.query[2] & 0x79 | RESPONSE, "another opcode or wish");
+        let cut = bytes[2] & CUT != 0;
+        assert!(!cut || self.datagram, "cut on a stream");
+        let most = self.asked.as_ref().and_then(|asked| asked.payload).unwrap_or(PLAIN);
+        let most = if self.datagram { most.clamp(PLAIN, DATAGRAM) } else { u16::MAX };
+        assert!(bytes.len() <= usize::from(most), "{} bytes of {most}", bytes.len());
+        if bytes.len() == HEADER {
+            assert!(
+                [FORM_ERR, NOT_IMP].contains(&(bytes[3] & 0xf)),
+                "an answer without a question"
+            );
+            assert_eq!(bytes[4..], [0; 8]);
+            return;
+        }
+        let asked = self.asked.as_ref().expect("what is answered can be read");
+        let answered = Asked::read_whole(bytes).expect("a message of our own");
+        let (answered, records) = answered;
+        assert_eq!(
+            (&answered.name, answered.kind, answered.class),
+            (&asked.name, asked.kind, asked.class)
+        );
+        assert_eq!(answered.payload.is_some(), asked.payload.is_some(), "EDNS for whom has it");
+        let told: Vec<_> = records.iter().map(|record| record.address).collect();
+        assert_eq!(told, if cut { &[] } else { addresses });
+        for record in records {
+            assert_eq!((&record.name, record.kind), (&asked.name, asked.kind));
+            assert!((1..=300).contains(&record.ttl), "for {} seconds", record.ttl);
+        }
+    }
+}
+
+/// What the resolver says, and which addresses may be dialled.
+struct Said {
+    kind: u8,
+    count: u8,
+    mask: u8,
+    seconds: u8,
+}
+
+impl Said {
+    fn new(input: &mut Input<'_>) -> Self {
+        let (kind, count) = (input.byte() % 6, input.byte() % 120);
+        Self { kind, count, mask: input.byte(), seconds: input.byte() }
+    }
+
+    fn outcome(&self) -> (Instant, Result<Found, Unresolved>) {
+        let now = Instant::now();
+        let until = now + Duration::from_secs(u64::from(self.seconds) * 2);
+        (
+            now,
+            match self.kind {
+                0 => Err(Unresolved::NoName),
+                1 => Err(Unresolved::NoAddress),
+                2 => Err(Unresolved::Failed),
+                _ => Ok(Found { addresses: self.addresses().into(), until }),
+            },
+        )
+    }
+
+    fn addresses(&self) -> Vec<IpAddr> {
+        let address = |number: u8| match number % 2 {
+            0 => IpAddr::from(Ipv4Addr::new(198, 51, 100, number)),
+            _ => IpAddr::from(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, number.into())),
+        };
+        (0..self.count).map(address).collect()
+    }
+
+    fn usable(&self, address: IpAddr) -> bool {
+        let last = match address {
+            IpAddr::V4(address) => address.octets()[3],
+            IpAddr::V6(address) => address.octets()[15],
+        };
+        self.mask >> (last / 2 % 8) & 1 == 0
+    }
+}
+
+/// The names that the policy lists, said anew.
+fn lists(group: &str, name: &str) -> bool {
+    let below = |zone: &str| name.strip_suffix(zone).is_some_and(|rest| rest.ends_with('.'));
+    group == "red"
+        && (name == "pypi.example" || name == "api.openai.example" || below("cdn.example"))
+}
+
+/// The question of a message.
+struct Asked {
+    name: Vec<Vec<u8>>,
+    kind: u16,
+    class: u16,
+    /// The size of datagrams that an EDNS record tells.
+    payload: Option<u16>,
+}
+
+/// An address that is told.
+struct Told {
+    name: Vec<Vec<u8>>,
+    kind: u16,
+    ttl: u32,
+    address: IpAddr,
+}
+
+impl Asked {
+    fn read(message: &[u8]) -> Option<Self> {
+        Self::read_whole(message).map(|(asked, _)| asked)
+    }
+
+    /// The question and the addresses of a message that holds nothing but these and an EDNS record.
+    fn read_whole(message: &[u8]) -> Option<(Self, Vec<Told>)> {
+        let mut reader = Reader { message, at: HEADER };
+        let counts =
+            message.get(4..HEADER)?.chunks(2).map(|two| u16::from_be_bytes([two[0], two[1]]));
+        let [1, answers, 0, additional] = counts.collect::<Vec<_>>()[..] else { return None };
+        let mut asked =
+            Self { name: reader.name()?, kind: reader.u16()?, class: reader.u16()?, payload: None };
+        let told = (0..answers).map(|_| reader.told()).collect::<Option<Vec<_>>>()?;
+        for _ in 0..additional {
+            reader.name()?;
+            let (kind, class) = (reader.u16()?, reader.u16()?);
+            reader.take(4)?;
+            let length = reader.u16()?;
+            reader.take(length.into())?;
+            if kind == OPT {
+                asked.payload = Some(class);
+            }
+        }
+        (reader.at == message.len()).then_some((asked, told))
+    }
+
+    /// The name as policy writes it.
+    fn host(&self) -> Option<String> {
+        let labels = self.name.iter().map(|label| String::from_utf8(label.to_ascii_lowercase()));
+        let labels = labels.collect::<Result<Vec<_>, _>>().ok()?;
+        labels.iter().all(|label| !label.contains('.')).then(|| labels.join("."))
+    }
+}
+
+struct Reader<'a> {
+    message: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, count: usize) -> Option<&'a [u8]> {
+        let taken = self.message.get(self.at..self.at.checked_add(count)?)?;
+        self.at += count;
+        Some(taken)
+    }
+
+    fn u16(&mut self) -> Option<u16> {
+        self.take(2).map(|bytes| u16::from_be_bytes([bytes[0], bytes[1]]))
+    }
+
+    /// The labels of a name; one may lead to others that stand before it.
+    fn name(&mut self) -> Option<Vec<Vec<u8>>> {
+        let (mut labels, mut behind) = (Vec::new(), None);
+        let mut least = self.at;
+        loop {
+            let length = self.take(1)?[0];
+            match length {
+                0 => break,
+                1..=63 => labels.push(self.take(length.into())?.to_vec()),
+                192.. => {
+                    let low = self.take(1)?[0];
+                    let target = usize::from(length & 0x3f) << 8 | usize::from(low);
+                    behind.get_or_insert(self.at);
+                    if target >= least {
+                        return None;
+                    }
+                    (least, self.at) = (target, target);
+                }
+                _ => return None,
+            }
+        }
+        self.at = behind.unwrap_or(self.at);
+        Some(labels)
+    }
+
+    fn told(&mut self) -> Option<Told> {
+        let (name, kind) = (self.name()?, self.u16()?);
+        let class = self.u16()?;
+        let ttl = u32::from_be_bytes(self.take(4)?.try_into().ok()?);
+        let length = self.u16()?;
+        let data = self.take(length.into())?;
+        let address = match (kind, class) {
+            (A, IN) => IpAddr::from(<[u8; 4]>::try_from(data).ok()?),
+            (AAAA, IN) => IpAddr::from(<[u8; 16]>::try_from(data).ok()?),
+            _ => return None,
+        };
+        Some(Told { name, kind, ttl, address })
+    }
+}
+
+static POLICY: LazyLock<Policy> = LazyLock::new(|| {
+    policy(
+        r#"
+        [gateway]
+        audit = "stdout"
+        ca_dir = "/ca"
+        resolvers = ["203.0.113.53"]
+        [secrets]
+        file = "/secrets"
+        [[group]]
+        name = "red"
+        interface = "a0"
+        prefixes = ["192.0.2.0/25"]
+        [[group]]
+        name = "blue"
+        interface = "b0"
+        prefixes = ["192.0.2.128/25"]
+        [[api]]
+        name = "openai"
+        hosts = ["api.openai.example"]
+        [[api.binding]]
+        groups = ["red"]
+        placeholder = "OPENAI_API_KEY"
+        places = ["header authorization bearer"]
+        secret = "file:openai"
+        [[splice]]
+        name = "pypi"
+        groups = ["red"]
+        hosts = ["pypi.example", "*.cdn.example"]
+        "#,
+    )
+});
+
+const HEADER: usize = 12;
+const RESPONSE: u8 = 0x80;
+const CUT: u8 = 2;
+const FORM_ERR: u8 = 1;
+const NOT_IMP: u8 = 4;
+const A: u16 = 1;
+const AAAA: u16 = 28;
+const OPT: u16 = 41;
+const IN: u16 = 1;
+/// A datagram to whom says nothing of its size, and the longest.
+const PLAIN: u16 = 512;
+const DATAGRAM: u16 = 1_232;

@@ -1,0 +1,36 @@
+//! What an agent can feed to the parsers, and what holds of them whatever it feeds.
+//!
+//! Each target takes any bytes and panics where an invariant is broken: that the answer does not
+//! depend on how the bytes are cut, that another reader of the same bytes understands what ours
+//! did, that nothing of a secret is told. What is expected is said here anew, without the code that
+//! it is expected of. `make fuzz` looks for such bytes, led by coverage; the tests of this crate run
+//! what it found worth keeping.
+
+mod dns;
+mod framing;
+mod hello;
+mod input;
+mod path;
+mod peek;
+mod reader;
+mod scrub;
+mod substitution;
+mod world;
+
+/// Takes any bytes; panics where an invariant is broken.
+pub type Target = fn(&[u8]);
+
+/// Each by its name, which is also that of the folder of its corpus.
+pub static TARGETS: [(&str, Target); 8] = [
+    ("dns", dns::any_query),
+    ("framing", framing::any_stream),
+    ("hello", hello::any_records),
+    ("hello_built", hello::built),
+    ("path", path::any_path),
+    ("peek", peek::any_stream),
+    ("scrub", scrub::any_body),
+    ("substitution", substitution::any_request),
+];
+
+#[cfg(test)]
+mod corpora;

@@ -1,0 +1,166 @@
+//! hyper, which reads behind our parsers: what it understands of a stream.
+
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    convert::Infallible,
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use cloakroom::policy::Limits;
+use http::{HeaderMap, Method, Request, Response, Version, request::Parts};
+use http_body_util::{BodyExt as _, Empty};
+use hyper::{
+    body::Incoming,
+    rt::{Read, ReadBufCursor, Write},
+    server::conn::http1,
+    service::service_fn,
+};
+use tokio::{
+    io::{AsyncRead, ReadBuf},
+    runtime::{Builder, Runtime},
+};
+
+/// A request that was read from a stream.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Message {
+    pub(crate) method: Method,
+    pub(crate) target: String,
+    pub(crate) version: Version,
+    pub(crate) fields: Fields,
+    /// What came of the body.
+    pub(crate) body: Vec<u8>,
+    /// The trailers, once the body has come to its end.
+    pub(crate) end: Option<Fields>,
+}
+
+/// The values of each field, by its name in small letters.
+pub(crate) type Fields = BTreeMap<String, Vec<Vec<u8>>>;
+
+/// Puts a value behind those that the field has.
+pub(crate) fn add(fields: &mut Fields, name: &str, value: &[u8]) {
+    fields.entry(name.to_ascii_lowercase()).or_default().push(value.to_vec());
+}
+
+pub(crate) fn fields_of(headers: &HeaderMap) -> Fields {
+    let mut fields = Fields::new();
+    headers.iter().for_each(|(name, value)| add(&mut fields, name.as_str(), value.as_bytes()));
+    fields
+}
+
+/// The requests that hyper's server makes of a stream that ends, set as the gateway sets it.
+pub(crate) fn requests(stream: &[u8]) -> Vec<Message> {
+    let read = RefCell::new(Vec::new());
+    let service = service_fn(|request: Request<Incoming>| {
+        let (head, body) = request.into_parts();
+        // It counts as read even where hyper never looks at the answer to it.
+        let number = read.borrow().len();
+        read.borrow_mut().push(message(&head));
+        let read = &read;
+        async move {
+            let (body, end) = whole(body).await;
+            let message = &mut read.borrow_mut()[number];
+            (message.body, message.end) = (body, end);
+            Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
+        }
+    });
+    let limits = Limits::default();
+    let mut server = http1::Builder::new();
+    server.max_headers(limits.head_fields).max_buf_size(limits.head_bytes + REQUEST_BUFFER);
+    // The last request is read to its end although the stream ends behind it.
+    server.half_close(true);
+    // How it ends is seen by what was read.
+    let _ = block_on(server.serve_connection(Whole(stream), service));
+    read.into_inner()
+}
+
+fn message(head: &Parts) -> Message {
+    Message {
+        method: head.method.clone(),
+        target: head.uri.to_string(),
+        version: head.version,
+        fields: fields_of(&head.headers),
+        body: Vec::new(),
+        end: None,
+    }
+}
+
+/// What there is of a body, and its trailers where it comes to its end.
+async fn whole(mut incoming: Incoming) -> (Vec<u8>, Option<Fields>) {
+    let (mut body, mut trailers) = (Vec::new(), Fields::new());
+    loop {
+        match incoming.frame().await {
+            None => return (body, Some(trailers)),
+            Some(Err(_)) => return (body, None),
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) => body.extend_from_slice(&data),
+                Err(frame) => trailers = fields_of(&frame.into_trailers().unwrap_or_default()),
+            },
+        }
+    }
+}
+
+/// Runs what waits for nothing but a clock.
+pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
+    thread_local! {
+        static RUNTIME: Runtime =
+            Builder::new_current_thread().enable_time().build().expect("a runtime");
+    }
+    RUNTIME.with(|runtime| runtime.block_on(future))
+}
+
+/// A stream that is there at once; what is written goes nowhere.
+struct Whole<'a>(&'a [u8]);
+
+impl Read for Whole<'_> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        mut out: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        let (taken, rest) = self.0.split_at(self.0.len().min(out.remaining()));
+        out.put_slice(taken);
+        self.0 = rest;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Write for Whole<'_> {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, b: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(b.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// A stream that comes in pieces of so many bytes at most.
+pub(crate) struct Pieces<'a> {
+    pub(crate) left: &'a [u8],
+    pub(crate) most: usize,
+}
+
+impl AsyncRead for Pieces<'_> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let most = self.left.len().min(out.remaining()).min(self.most);
+        let (taken, rest) = self.left.split_at(most);
+        out.put_slice(taken);
+        self.left = rest;
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// What the gateway gives hyper beyond the longest head.
+const REQUEST_BUFFER: usize = 16 * 1024;
