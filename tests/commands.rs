@@ -56,6 +56,21 @@ fn a_command_that_dies_leaves_no_core() {
     });
 }
 
+#[test]
+fn issuing_before_there_is_a_root_says_which_command_comes_first() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let config = gateway::install(&lab, &gateway::usual_config());
+        let root = lab.dir.join("no-root");
+        let mut issue = gateway::program();
+        let issue = issue.args(["ca", "issue", "--dir"]).arg(&root).arg(&config).output();
+        let issue = issue.expect("the program starts");
+        let said = String::from_utf8_lossy(&issue.stderr);
+        assert!(!issue.status.success() && !root.exists(), "{said}");
+        assert!(said.contains(&format!("cloakroom ca init --dir {}", root.display())), "{said}");
+    });
+}
+
 /// A command whose standard input stays open.
 fn started(dir: &Path, command: &mut Command) -> Child {
     command.current_dir(dir).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());

@@ -122,7 +122,8 @@ fn a_reload_says_what_is_wrong_and_takes_new_values_at_once() {
         let line = 1 + usual.lines().position(|it| it.contains("pypi.example")).expect("there");
         assert!(said.contains(&format!("cloakroom.toml:{line}:")), "{said}");
         gateway::install(&world.lab, &usual.replace("ipv6 = true", "ipv6 = false"));
-        assert!(tell(&world, &["reload"], 1).contains("restart"));
+        let said = tell(&world, &["reload"], 1);
+        assert!(said.contains("ipv6") && said.contains("restart"), "{said}");
         assert_eq!(world.ask(&get(&[TICKET])).status, 200, "the old policy serves");
 
         gateway::install(&world.lab, &usual);

@@ -109,6 +109,28 @@ fn a_value_that_could_never_be_used_is_said_at_once_and_is_not_called_available(
 }
 
 #[test]
+fn a_mistyped_field_degrades_the_gateway_and_status_says_which() {
+    sandboxed(|| {
+        let right = "agents/openai#api_key";
+        let it = WithVault::configured(|_, vault| {
+            gateway::vault_config(&vault.config()).replacen(right, "agents/openai#api_kye", 1)
+        });
+        let status = crate::control::status(&it.world);
+        assert_eq!(status["health"]["state"], "degraded", "{status}");
+        let texts = crate::control::causes(&it.world, "secret_unavailable");
+        let [text] = texts.as_slice() else { panic!("{texts:?}") };
+        assert!(text.contains("agents/openai#api_kye") && text.contains("openai"), "{text}");
+        assert!(text.contains("field"), "it says what is wrong: {text}");
+        assert_eq!(it.status(), 503);
+
+        gateway::install(&it.world.lab, &gateway::vault_config(&it.vault.config()));
+        crate::control::tell(&it.world, &["reload"], 0);
+        it.becomes(200);
+        assert_eq!(crate::control::status(&it.world)["health"]["state"], "healthy");
+    });
+}
+
+#[test]
 fn a_quota_of_vaults_is_called_one_and_its_time_is_waited_for() {
     sandboxed(|| {
         let it = WithVault::start();
