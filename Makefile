@@ -15,7 +15,9 @@ CARGO ?= cargo
 # demonstration built would be compiled again. Lints look at the benches, too.
 TESTED = --locked --workspace --exclude cloakroom-benches
 # One lab test is a small network with several programs in it, most of the time waiting.
-LAB_THREADS ?= 3
+LAB_THREADS ?= 5
+# Those that measure a rate or a time, while nothing else runs.
+ALONE = agents_in_a_flood:: faults::floods:: flushed_rules:: restart::
 # Which of them run: those whose name holds this, such as `quarantine::`; of `fuzz`, which targets.
 ONLY ?=
 # The path of the Vault is the last line of what this prints.
@@ -80,7 +82,7 @@ unit: prerequisites
 lab: build vault clients
 	@echo "== Properties, in namespaces, against the built program"
 	CLOAKROOM_BIN=$(CURDIR)/target/debug/cloakroom CLOAKROOM_VAULT="$$($(VAULT_PATH) | tail -n 1)" \
-		$(CARGO) test $(TESTED) --test properties -- --test-threads=$(LAB_THREADS) $(ONLY)
+		CARGO="$(CARGO)" tests/lab/run $(LAB_THREADS) "$(TESTED)" "$(ONLY)" $(ALONE)
 
 test-systemd: build
 	@echo "== The unit, under systemd as the first process of a machine"
