@@ -148,6 +148,26 @@ fn a_reload_says_what_is_wrong_and_takes_new_values_at_once() {
 
 /// Where the daemon listens is in its configuration, whatever else is wrong there.
 #[test]
+fn a_file_of_secrets_that_is_somebody_elses_is_said_and_not_read() {
+    sandboxed(|| {
+        let world = World::usual();
+        let file = world.lab.write("secrets.toml", "openai = sk-lab-another-5f9c2e7a1b3d4468\n");
+        if std::os::unix::fs::chown(&file, Some(4321), None).is_err() {
+            return println!("there is no other user here");
+        }
+        tell(&world, &["reload"], 0);
+        wait::expect("it is said whose it has to be", || {
+            let texts = causes(&world, "secret_stale");
+            texts.iter().any(|text| text.contains("must belong to root or to the daemon's user"))
+        });
+        assert_eq!(world.ask(&get(&[TICKET])).status, 200, "with what was read before");
+        let requests = world.origin.log().requests();
+        let sent = requests.last().expect("one").header("authorization");
+        assert_eq!(sent, [format!("Bearer {}", SECRETS[0])]);
+    });
+}
+
+#[test]
 fn the_daemon_is_found_by_its_configuration() {
     sandboxed(|| {
         let world = World::usual();
