@@ -18,23 +18,12 @@ pub(super) struct Form {
 
 /// Which other byte may stand for a byte of the text.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Alphabet {
+enum Alphabet {
     Exact,
     /// `-` for `+` and `_` for `/` (RFC 4648, section 5).
     Base64,
     /// Upper case for lower case.
     Hex,
-}
-
-impl Alphabet {
-    /// Whether this byte may stand in a form of it.
-    pub(super) fn holds(self, byte: u8) -> bool {
-        match self {
-            Self::Exact => true,
-            Self::Base64 => byte.is_ascii_alphanumeric() || b"+/-_".contains(&byte),
-            Self::Hex => byte.is_ascii_hexdigit(),
-        }
-    }
 }
 
 impl Form {

@@ -23,10 +23,7 @@ use std::{
 
 use zeroize::Zeroizing;
 
-use super::{
-    decode::Part,
-    form::{Alphabet, Form},
-};
+use super::{decode::Part, form::Form};
 
 /// What is told of every window that may be one of a form.
 pub(super) type Found<'a> = dyn FnMut(usize, &[Suspect]) + 'a;
@@ -49,16 +46,12 @@ pub(super) trait Windows: Send + Sync {
 
 /// Searches for all of `forms`.
 pub(super) fn searches(forms: &[Form]) -> Vec<Box<dyn Windows>> {
-    fn boxed<const WIDTH: usize>(
-        forms: &[Form],
-        alphabet: Option<Alphabet>,
-    ) -> Option<Box<dyn Windows>> {
-        let search = Search::<WIDTH>::new(forms, alphabet)?;
+    fn boxed<const WIDTH: usize>(forms: &[Form]) -> Option<Box<dyn Windows>> {
+        let search = Search::<WIDTH>::new(forms)?;
         Some(Box::new(search))
     }
-    let hex = boxed::<HEX>(forms, Some(Alphabet::Hex));
-    let base64 = boxed::<BASE64>(forms, Some(Alphabet::Base64));
-    let (long, short) = (boxed::<LONG>(forms, None), boxed::<SHORT>(forms, None));
+    let (hex, base64) = (boxed::<HEX>(forms), boxed::<BASE64>(forms));
+    let (long, short) = (boxed::<LONG>(forms), boxed::<SHORT>(forms));
     [hex, base64, long, short].into_iter().flatten().collect()
 }
 
@@ -68,8 +61,6 @@ struct Search<const WIDTH: usize> {
     filter: Filter,
     suspects: HashMap<u64, Vec<Suspect>, BuildHasherDefault<AsItIs>>,
     stride: usize,
-    /// Whether each byte may stand in a form at all.
-    letters: [bool; 256],
 }
 
 /// A place in a form that a window of the text may be.
@@ -83,9 +74,8 @@ pub(super) struct Suspect {
 
 impl<const WIDTH: usize> Search<WIDTH> {
     /// A search for those of `forms` that are looked for in windows of this width. `None` where there
-    /// are none. Where all of them are of one alphabet a window of other bytes is passed over, which
-    /// tells of the text alone.
-    fn new(forms: &[Form], alphabet: Option<Alphabet>) -> Option<Self> {
+    /// are none.
+    fn new(forms: &[Form]) -> Option<Self> {
         let runs = || {
             let runs = forms.iter().enumerate().filter(|(_, form)| form.width() == WIDTH);
             runs.map(|(number, form)| (number, form, form.searchable()))
@@ -96,7 +86,6 @@ impl<const WIDTH: usize> Search<WIDTH> {
             filter: Filter::default(),
             suspects: HashMap::default(),
             stride: (shortest + 1).saturating_sub(WIDTH).clamp(1, MAX_STRIDE),
-            letters: std::array::from_fn(|byte| alphabet.is_none_or(|it| it.holds(byte as u8))),
         };
         for (number, form, run) in runs() {
             search.add(number, form, run);
@@ -144,24 +133,21 @@ impl<const WIDTH: usize> Search<WIDTH> {
 
     #[inline]
     fn suspects(&self, window: &[u8; WIDTH]) -> Option<&[Suspect]> {
-        if !self.may_be_of_form(window) {
+        if !Self::may_be_of_form(window) {
             return None;
         }
         let hash = self.hash(window);
         if self.filter.may_hold(hash) { self.known(hash) } else { None }
     }
 
-    /// Whether some bytes of the window are of the alphabet. Hardly a text has so many digits in a row;
-    /// of base64's letters most texts consist.
+    /// Whether some bytes of the window are digits, where it may be hexadecimal: of hardly any text it is
+    /// so. That tells of the text alone.
     #[inline]
-    fn may_be_of_form(&self, window: &[u8; WIDTH]) -> bool {
-        let is_letter = |at: usize| {
-            let byte = window.get(at).copied().unwrap_or(0);
-            self.letters.get(usize::from(byte)).copied().unwrap_or(true)
-        };
+    fn may_be_of_form(window: &[u8; WIDTH]) -> bool {
+        let is_digit = |at: usize| window.get(at).is_some_and(u8::is_ascii_hexdigit);
         // Not one after the other: each is a guess that a processor gets wrong.
         WIDTH != HEX
-            || is_letter(0) & is_letter(WIDTH / 3) & is_letter(WIDTH * 2 / 3) & is_letter(WIDTH - 1)
+            || is_digit(0) & is_digit(WIDTH / 3) & is_digit(WIDTH * 2 / 3) & is_digit(WIDTH - 1)
     }
 
     #[cold]
