@@ -191,6 +191,25 @@ fn a_group_that_is_quarantined_is_cut_off_in_the_daemon_that_drains_too() {
 }
 
 #[test]
+fn a_daemon_that_drains_and_cannot_see_who_is_quarantined_cuts_everybody() {
+    sandboxed(|| {
+        let mut it = Supervised::start();
+        let request = get_path("/sse?n=1000&ms=100", &[TICKET]);
+        let mut events = first_event(it.world.h1(OPENAI).expect("intercepted"), &request);
+        it.say("term");
+        it.run();
+        assert_eq!(ask(&it.world, OPENAI.port(443)), 200, "the next one serves");
+        assert!(events.read_some(4096).is_ok_and(|more| !more.is_empty()), "the stream goes on");
+        let begun = Instant::now();
+        let marks = it.world.lab.dir.join("state/quarantine");
+        std::fs::rename(&marks, it.world.lab.dir.join("away")).expect("it is there");
+        std::fs::write(&marks, "no folder").expect("writable");
+        events.read_to_end();
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    });
+}
+
+#[test]
 fn a_listener_that_no_worker_takes_gets_no_connection() {
     sandboxed(|| {
         let mut it = Supervised::with("workers = 4");

@@ -111,7 +111,8 @@ async fn make_way(workers: &mut [Worker], launched: Launched) {
     }
 }
 
-/// Orders go to the next daemon. A group that it quarantines is cut off here, too.
+/// Orders go to the next daemon. A group that it quarantines is cut off here, too. Returns where that
+/// cannot be seen: then nobody may go on.
 async fn follow_marks(quarantine: &Arc<Quarantine>, wanted: &Wanted) {
     loop {
         tokio::time::sleep(LOOK).await;
@@ -119,8 +120,11 @@ async fn follow_marks(quarantine: &Arc<Quarantine>, wanted: &Wanted) {
         match tokio::task::spawn_blocking(move || marks.take_marks()).await {
             Ok(Ok(true)) => wanted.apply(),
             Ok(Ok(false)) => {}
-            Ok(Err(error)) => tracing::error!(%error, "cannot see who is quarantined"),
-            Err(_) => tracing::error!("cannot see who is quarantined"),
+            Ok(Err(error)) => {
+                tracing::error!(%error, "cannot see who is quarantined; cutting what is still open");
+                return;
+            }
+            Err(_) => return,
         }
     }
 }
