@@ -9,6 +9,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::atomic::{AtomicU16, Ordering},
     thread,
     time::Duration,
 };
@@ -206,12 +207,20 @@ impl Ns {
     }
 
     /// A TCP connection from inside this namespace, with a timeout of two seconds; reads and
-    /// writes on it time out after ten.
+    /// writes on it time out after ten. Its port is no earlier connection's: the audit names an
+    /// agent by address and port, and the kernel gives one port to connections of two targets.
     ///
     /// # Errors
-    /// What `connect` says.
+    /// What `bind` and `connect` say.
     pub fn connect(self, to: SocketAddr) -> io::Result<TcpStream> {
-        self.enter(|| patient(TcpStream::connect_timeout(&to, PATIENCE)?))
+        let any =
+            if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        self.enter(|| {
+            let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+            bind_to_a_fresh_port(&socket, any)?;
+            socket.connect_timeout(&to.into(), PATIENCE)?;
+            patient(socket.into())
+        })
     }
 
     /// [`Ns::connect`] from this address, which has to be one of the namespace's own and of the
@@ -382,6 +391,23 @@ pub fn sysctl(name: &str, value: &str) {
     fs::write(format!("/proc/sys/net/{name}"), value)
         .unwrap_or_else(|error| panic!("sysctl {name} = {value}: {error}"));
 }
+
+/// Binds to the next port that nothing of this test was bound to before.
+fn bind_to_a_fresh_port(socket: &Socket, address: IpAddr) -> io::Result<()> {
+    loop {
+        let port = NEXT_PORT.fetch_add(1, Ordering::Relaxed);
+        assert!(port < EPHEMERAL, "a test opens at most {} connections so", EPHEMERAL - FIRST_PORT);
+        match socket.bind(&SocketAddr::new(address, port).into()) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            bound => return bound,
+        }
+    }
+}
+
+/// The ports of [`Ns::connect`] lie below those that the kernel gives out.
+const FIRST_PORT: u16 = 12_000;
+const EPHEMERAL: u16 = 32_768;
+static NEXT_PORT: AtomicU16 = AtomicU16::new(FIRST_PORT);
 
 /// How long a connection may take to be there.
 const PATIENCE: Duration = Duration::from_secs(2);
