@@ -11,7 +11,7 @@ use std::{
 use hickory_proto::rr::RecordType;
 use lab::{
     gateway,
-    net::{AGENT, Capture, GATEWAY, GATEWAY_V4, INTERNET, Ns, PYPI, VAULT},
+    net::{AGENT, Capture, GATEWAY, GATEWAY_V4, GATEWAY_V6, INTERNET, Ns, PYPI, VAULT},
     sandbox::sandboxed_for,
     wait,
 };
@@ -24,14 +24,26 @@ use serde_json::Value;
 
 use crate::{
     dns::client::{addresses as told_addresses, anywhere, ask},
+    onboarding::onboarding,
     stray_packets::{descriptors, mac},
     world::{TICKET, World, get},
 };
 
 #[test]
 fn no_port_of_any_address_of_the_gateway_answers() {
-    sandboxed_for(LIMIT, || {
-        let mut world = World::usual();
+    sandboxed_for(LIMIT, || only_answer(World::usual(), &[], &[]));
+}
+
+/// With onboarding one more answers, at the two addresses of the agent's own interface and nowhere else.
+#[test]
+fn onboarding_opens_one_port_of_one_interface() {
+    let here = [IpAddr::V4(GATEWAY_V4), IpAddr::V6(GATEWAY_V6)];
+    sandboxed_for(LIMIT, || only_answer(onboarding(), &here, &[80]));
+}
+
+/// Nothing answers at any address but the resolver, and these ports at these addresses.
+fn only_answer(mut world: World, open_at: &[IpAddr], open: &[u16]) {
+    {
         assert_eq!(world.ask(&get(&[TICKET])).status, 200);
         let _management = listen(GATEWAY, &MANAGEMENT.map(|port| ([0; 16], port).into()));
         let before = descriptors(&world);
@@ -42,7 +54,10 @@ fn no_port_of_any_address_of_the_gateway_answers() {
             for ports in (1..=u16::MAX).collect::<Vec<_>>().chunks(BATCH) {
                 let (accepted, refused) = AGENT.enter(|| knock(*address, ports));
                 let resolver = !is_link_local(address) && ports.contains(&53);
-                let expected: &[u16] = if resolver { &[53] } else { &[] };
+                let here: &[u16] = if open_at.contains(&address.ip()) { open } else { &[] };
+                let expected = [if resolver { &[53][..] } else { &[] }, here].concat();
+                let expected: Vec<u16> =
+                    expected.into_iter().filter(|port| ports.contains(port)).collect();
                 assert_eq!(accepted, expected, "{address}");
                 assert!(refused.is_empty(), "{address} refuses {refused:?}, and so answers");
             }
@@ -64,7 +79,7 @@ fn no_port_of_any_address_of_the_gateway_answers() {
             let answered = AGENT.enter(|| udp_answer(*address));
             assert_eq!(answered.map(|from| from.port()), Some(ECHO), "{address}");
         }
-    });
+    }
 }
 
 #[test]

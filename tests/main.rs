@@ -36,6 +36,7 @@ mod metrics;
 mod misfits;
 mod nameless;
 mod neighbours;
+mod onboarding;
 mod packets;
 mod pki;
 mod quarantine;

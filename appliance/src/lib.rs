@@ -8,6 +8,7 @@
 //!                                   ├→ tcp         the same, by the address that DNS told the agent
 //!                                   ├→ intercept   TLS ends here; placeholders become secrets
 //!                                   ├→ inspect     TLS ends here; authority, method, path checked
+//!        └→ onboarding: the gateway's own address tells what to trust, where policy says so
 //!                                   └→ refuse      RST, TLS alert or HTTP answer, with a reason
 //! ```
 
@@ -31,6 +32,7 @@ pub mod dns;
 pub mod rulebook;
 
 pub mod intercept;
+pub mod onboarding;
 pub mod splice;
 
 pub mod refuse;

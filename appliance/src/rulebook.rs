@@ -11,6 +11,7 @@ use rustls::RootCertStore;
 
 use crate::{
     ca::{RuleCa, RuleCas},
+    onboarding::{self, NoPublicCas, Pages},
     policy::{Api, GroupName, Policy, RuleName},
     scrub::Masks,
     secrets::Snapshot,
@@ -27,6 +28,7 @@ pub struct Rulebook {
     /// Compiled masks. They belong to this policy: another may bind other secrets under one name.
     pub masks: Arc<MaskCache>,
     cas: RuleCas,
+    onboarding: HashMap<GroupName, Pages>,
     rules: Mutex<HashMap<(GroupName, RuleName), Arc<Rules>>>,
 }
 
@@ -37,6 +39,8 @@ pub enum RulebookError {
     Tls(rustls::Error),
     /// A rule relies on the system's CAs, and there are none.
     NoSystemRoots(RuleName),
+    /// A group's bundle relies on them.
+    NoPublicCas(NoPublicCas),
 }
 
 impl Rulebook {
@@ -45,10 +49,12 @@ impl Rulebook {
         policy: Policy,
         cas: RuleCas,
         system_roots: Arc<RootCertStore>,
+        public: &[impl AsRef<[u8]>],
     ) -> Result<Self, RulebookError> {
         check_roots(&policy, &system_roots)?;
+        let onboarding = onboarding::pages(&policy, public).map_err(RulebookError::NoPublicCas)?;
         let tls = Tls::new(system_roots).map_err(RulebookError::Tls)?;
-        Ok(Self { policy, tls, masks: Arc::default(), cas, rules: Mutex::default() })
+        Ok(Self { policy, tls, masks: Arc::default(), cas, onboarding, rules: Mutex::default() })
     }
 
     /// The issuing CA of a rule that ends TLS here.
@@ -59,6 +65,11 @@ impl Rulebook {
     /// The issuing CAs of all rules that end TLS here.
     pub fn cas(&self) -> impl Iterator<Item = &RuleCa> {
         self.cas.values().map(Arc::as_ref)
+    }
+
+    /// What the gateway's own address tells agents of a group, where that is anything.
+    pub fn onboarding(&self, group: &GroupName) -> Option<&Pages> {
+        self.onboarding.get(group)
     }
 
     /// What a request of a group must look like at an API.
@@ -134,6 +145,7 @@ impl std::fmt::Display for RulebookError {
                  or set upstream_ca",
                 rule = rule.as_str()
             ),
+            Self::NoPublicCas(error) => error.fmt(f),
         }
     }
 }

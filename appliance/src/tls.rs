@@ -214,8 +214,13 @@ pub fn resolver_client(
 /// elsewhere.
 pub fn system_roots() -> RootCertStore {
     let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    roots.add_parsable_certificates(public_cas());
     roots
+}
+
+/// The same as they are, in DER.
+pub fn public_cas() -> Vec<CertificateDer<'static>> {
+    rustls_native_certs::load_native_certs().certs
 }
 
 /// The one TLS provider, with the suites in the order that the gateway likes them.

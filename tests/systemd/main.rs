@@ -1,6 +1,7 @@
 //! The shipped unit under systemd as the first process of a machine: Debian 13 in systemd-nspawn, whose
 //! network is the lab's gateway. `make test-systemd` runs it; it needs root.
 
+mod addresses;
 mod load;
 mod machine;
 

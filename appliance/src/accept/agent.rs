@@ -121,6 +121,7 @@ mod tests {
             prefixes: vec!["2001:db8::/64".parse().unwrap()],
             vault_role: "cloakroom".into(),
             mtu: None,
+            onboarding: None,
             agents,
         };
         let [one, two] = ["2001:db8::1", "2001:db8::2"].map(|text| text.parse().unwrap());

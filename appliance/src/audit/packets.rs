@@ -324,6 +324,7 @@ mod tests {
             prefixes: prefixes.map(|prefix| prefix.parse().unwrap()).into(),
             vault_role: "cloakroom".into(),
             mtu: None,
+            onboarding: None,
             agents: Vec::new(),
         };
         let mut bound = group("bound", ["198.18.0.0/24", "2001:db8:c::/64"]);

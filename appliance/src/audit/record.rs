@@ -139,6 +139,13 @@ impl Record {
         self.elsewhere = true;
     }
 
+    /// The gateway itself answers, with this page.
+    pub fn onboards(&mut self, path: &'static str) {
+        self.line.decision = "onboard";
+        self.line.path = Some(path);
+        self.line.reason = None;
+    }
+
     /// Why it was cut after it had been permitted: the decision stays what it was, and so does the
     /// reason of a refusal that was being told.
     pub fn cut(&mut self, reason: Reason) {
@@ -348,6 +355,9 @@ struct ConnectionLine {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     ech: bool,
     decision: &'static str,
+    /// The page of onboarding that was told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     rule: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -165,6 +165,12 @@ impl Page {
         if let Some(mtu) = group.mtu {
             self.line("mtu", format!("TCP is held to segments that fit packets of {mtu} bytes"));
         }
+        if group.onboarding.is_some() {
+            self.line(
+                "onboarding",
+                "the gateway's own address offers them the CA, over plain HTTP",
+            );
+        }
         if group.agents.is_empty() {
             self.line("", "on a shared segment every agent in this group is one tenant");
         } else {

@@ -161,7 +161,7 @@ fn read(document: &Spanned<DeTable<'_>>, files: Files<'_>, report: &Report<'_>) 
     let misspelt = root.finish();
     let draft = Draft {
         gateway,
-        groups: groups.into_iter().map(GroupRule::read).collect(),
+        groups: groups.into_iter().map(|table| GroupRule::read(table, files)).collect(),
         apis: apis.into_iter().map(|table| ApiRule::read(table, files)).collect(),
         passes: splices.chain(inspects.map(|table| PassRule::inspect(table, files))).collect(),
         tcp: tcp.into_iter().map(TcpRule::read).collect(),
@@ -227,6 +227,7 @@ impl GroupRule {
             interface: self.interface?.into_inner(),
             prefixes: plain(self.prefixes),
             mtu: self.mtu,
+            onboarding: self.onboarding,
             agents: self.agents.into_iter().map(AgentRule::into_agent).collect::<Option<_>>()?,
         })
     }

@@ -57,6 +57,7 @@ pub(super) struct GroupRule {
     pub(super) prefixes: Vec<Spanned<IpNet>>,
     pub(super) vault_role: Option<Spanned<Arc<str>>>,
     pub(super) mtu: Option<u16>,
+    pub(super) onboarding: Option<Arc<[u8]>>,
     pub(super) agents: Vec<AgentRule>,
 }
 
@@ -120,7 +121,7 @@ pub(super) struct Requests {
 }
 
 impl GroupRule {
-    pub(super) fn read(mut table: Table<'_>) -> Self {
+    pub(super) fn read(mut table: Table<'_>, files: Files<'_>) -> Self {
         let agents = table.tables("agent", "[[group.agent]]");
         let group = Self {
             written: table.as_written("name").map(str::to_owned),
@@ -129,6 +130,7 @@ impl GroupRule {
             prefixes: table.required_list("prefixes", agent_prefix),
             vault_role: table.optional("vault_role", parsed(token_role)),
             mtu: table.optional("mtu", number(MTU)).map(Spanned::into_inner),
+            onboarding: table.optional("onboarding", one_ca(files)).map(Spanned::into_inner),
             agents: agents.into_iter().map(AgentRule::read).collect(),
         };
         table.finish();
@@ -343,6 +345,18 @@ pub(super) fn ca_file(
         let pem = (files.read)(&path).map_err(|error| format!("{}: {error}", path.display()))?;
         check_pem(&pem).map_err(|why| format!("{}: {why}", path.display()))?;
         Ok(Arc::from(pem))
+    }
+}
+
+/// The one certificate of a file, in DER: nothing else of the file gets to whoever is shown it.
+fn one_ca(files: Files<'_>) -> impl Fn(&toml::de::DeValue<'_>) -> Result<Arc<[u8]>, String> {
+    move |value| {
+        let pem = ca_file(files)(value)?;
+        let mut all = CertificateDer::pem_slice_iter(pem.as_bytes());
+        match (all.next(), all.next()) {
+            (Some(Ok(one)), None) => Ok(Arc::from(&*one)),
+            _ => Err("must be the path of a file with one certificate, the agents' CA".to_owned()),
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use tokio::{
     time::timeout,
 };
 
+use super::onboard::{self, Agent};
 use crate::{
     accept::{
         self, AgentAddr, AgentKey, Dialled, Flow, FlowId, FlowIds, Place, Places, Share, reset,
@@ -21,6 +22,7 @@ use crate::{
     decide::{Permit, Route, decide},
     dial::{self, OffLimits},
     intercept::{self, Interception, Means},
+    onboarding::Pages,
     peek::{self, PeekFailure, Peeked, Rewind},
     phase::{Phase, Phases},
     policy::{Group, InterfaceName},
@@ -50,7 +52,7 @@ pub(super) struct Gateway {
 }
 
 /// What the agent understands at this point, and so how it can be refused.
-enum Language {
+pub(super) enum Language {
     /// Nothing yet.
     Tcp,
     /// It sent a ClientHello.
@@ -85,10 +87,11 @@ pub(super) async fn serve(
     let mut record = Record::open(slot, id, &interface, from, dialled);
     let rulebook = Arc::clone(&gateway.rulebook.borrow());
     let admitted = identify(&rulebook, (&interface, from), &mut record).and_then(|group| {
-        let share = admit(&gateway, &rulebook, &group, from, dialled)?;
-        Ok((group, share))
+        let pages = errand(&gateway, &rulebook, &group, dialled)?;
+        let share = admit(&gateway, &rulebook, &group, from)?;
+        Ok((group, share, pages))
     });
-    let (group, share) = match admitted {
+    let (group, share, pages) = match admitted {
         Ok(admitted) => admitted,
         Err(reason) => {
             record.refused(reason);
@@ -99,6 +102,10 @@ pub(super) async fn serve(
     if splice::harden(&stream).is_err() {
         // The kernel refuses these options only for a connection that is already gone.
         return record.nothing_said();
+    }
+    if let Some(pages) = pages {
+        let agent = Agent { stream, flow: &flow, share: &share };
+        return onboard::serve(&gateway, &rulebook.policy.limits, pages, agent, &mut record).await;
     }
     let (mut phases, mut quarantined) = (gateway.phases.clone(), gateway.quarantined.clone());
     let read = tokio::select! {
@@ -165,16 +172,31 @@ fn identify(
     Ok(Arc::clone(group))
 }
 
+/// The pages to tell, where a connection is to the gateway itself and may be; nothing where it leads
+/// elsewhere.
+fn errand<'a>(
+    gateway: &Gateway,
+    rulebook: &'a Rulebook,
+    group: &Group,
+    dialled: Dialled,
+) -> Result<Option<&'a Pages>, Reason> {
+    let (address, port) = (dialled.0.ip(), dialled.0.port());
+    if port == gateway.proxy_port {
+        return Err(Reason::SelfDestination);
+    }
+    if !dial::is_own(address) {
+        return Ok(None);
+    }
+    let pages = rulebook.onboarding(&group.name).filter(|_| port == Group::ONBOARDING_PORT);
+    pages.map(Some).ok_or(Reason::SelfDestination)
+}
+
 fn admit(
     gateway: &Gateway,
     rulebook: &Rulebook,
     group: &Group,
     from: AgentAddr,
-    dialled: Dialled,
 ) -> Result<Share, Reason> {
-    if dialled.0.port() == gateway.proxy_port || dial::is_own(dialled.0.ip()) {
-        return Err(Reason::SelfDestination);
-    }
     if gateway.quarantined.holds(&group.name) {
         return Err(Reason::Quarantined);
     }
@@ -300,7 +322,7 @@ fn still_permitted(
         .is_ok_and(|permit| permit.route() == route && may_stay(&permit))
 }
 
-fn language_of(peeked: &Peeked) -> Language {
+pub(super) fn language_of(peeked: &Peeked) -> Language {
     match peeked {
         Peeked::Tls(_) => Language::Tls,
         Peeked::Http(_) => Language::Http,
@@ -308,7 +330,7 @@ fn language_of(peeked: &Peeked) -> Language {
     }
 }
 
-fn language_of_failure(reason: Reason) -> Language {
+pub(super) fn language_of_failure(reason: Reason) -> Language {
     match reason {
         Reason::TlsMalformed => Language::Tls,
         Reason::HttpMalformed | Reason::HeaderLimit => Language::Http,
@@ -317,7 +339,7 @@ fn language_of_failure(reason: Reason) -> Language {
 }
 
 /// Tells the agent why, in its language, and closes.
-async fn refuse(mut stream: TcpStream, language: Language, reason: Reason, id: FlowId) {
+pub(super) async fn refuse(mut stream: TcpStream, language: Language, reason: Reason, id: FlowId) {
     let farewell = async {
         match language {
             Language::Tcp => return Ok(()),
@@ -335,7 +357,7 @@ async fn refuse(mut stream: TcpStream, language: Language, reason: Reason, id: F
 }
 
 /// Closing a socket with unread bytes resets it, and the farewell would be lost with it.
-async fn drain(stream: &mut TcpStream) -> std::io::Result<()> {
+pub(super) async fn drain(stream: &mut TcpStream) -> std::io::Result<()> {
     let mut sink = [0; 1024];
     for _ in 0..FAREWELL_READS {
         if stream.read(&mut sink).await? == 0 {

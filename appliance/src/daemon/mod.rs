@@ -14,6 +14,7 @@ mod health;
 mod issuing;
 mod launcher;
 mod metrics;
+mod onboard;
 mod orders;
 mod reach;
 mod refused;
@@ -375,7 +376,10 @@ fn rulebook(
     cas: RuleCas,
     system_roots: &Arc<RootCertStore>,
 ) -> Result<Rulebook, DaemonError> {
-    Rulebook::new(policy, cas, Arc::clone(system_roots)).map_err(DaemonError::Rulebook)
+    // Read for whom it is needed, so that nobody else keeps it.
+    let onboards = policy.groups.iter().any(|group| group.onboarding.is_some());
+    let public = if onboards { tls::public_cas() } else { Vec::new() };
+    Rulebook::new(policy, cas, Arc::clone(system_roots), &public).map_err(DaemonError::Rulebook)
 }
 
 fn other(what: &str, error: &dyn fmt::Display) -> DaemonError {

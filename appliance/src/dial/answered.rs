@@ -321,6 +321,7 @@ mod tests {
             prefixes: vec!["192.0.2.0/24".parse().unwrap(), "2001:db8:a::/64".parse().unwrap()],
             vault_role: "cloakroom".into(),
             mtu: None,
+            onboarding: None,
             agents: agents.clone(),
         };
         let answered = Answered::default();

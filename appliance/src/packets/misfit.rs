@@ -116,6 +116,7 @@ mod tests {
                 free: Vec::new(),
                 groups: Vec::new(),
                 narrow: Vec::new(),
+                onboarding: Vec::new(),
             };
             let networks: Vec<_> = networks
                 .iter()

@@ -32,6 +32,7 @@ mod monitor;
 mod narrow;
 mod netlink;
 mod nflog;
+mod onboarding;
 mod plan;
 mod prerouting;
 mod raw_expr;
@@ -121,6 +122,8 @@ pub struct CaptureInterface {
     pub groups: Vec<Vec<IpNet>>,
     /// The source prefixes of those behind a narrower hop, with the largest packet that it carries.
     pub narrow: Vec<(u16, Vec<IpNet>)>,
+    /// The source prefixes of the groups that fetch their CA at the gateway's own address.
+    pub onboarding: Vec<IpNet>,
 }
 
 impl Capture {
@@ -155,7 +158,9 @@ impl Capture {
     /// those that were accepted go on.
     #[must_use]
     pub fn closed(&self) -> Self {
-        Self { ports: Vec::new(), ..self.clone() }
+        let mut closed = Self { ports: Vec::new(), ..self.clone() };
+        closed.interfaces.iter_mut().for_each(|each| each.onboarding.clear());
+        closed
     }
 
     /// The interfaces, which cannot change while the daemon listens on them.
@@ -276,6 +281,9 @@ fn interface(policy: &Policy, name: &InterfaceName) -> CaptureInterface {
     let prefixes: Vec<IpNet> = groups().flat_map(|group| group.prefixes.iter().copied()).collect();
     let free = groups().filter(|group| group.agents.is_empty());
     let free: Vec<IpNet> = free.flat_map(|group| group.prefixes.iter().copied()).collect();
+    let onboarding = groups().filter(|group| group.onboarding.is_some());
+    let onboarding: Vec<IpNet> =
+        onboarding.flat_map(|group| group.prefixes.iter().copied()).collect();
     CaptureInterface {
         name: name.clone(),
         prefixes: aggregate(&prefixes),
@@ -285,6 +293,7 @@ fn interface(policy: &Policy, name: &InterfaceName) -> CaptureInterface {
         narrow: groups()
             .filter_map(|group| Some((group.mtu?, aggregate(&group.prefixes))))
             .collect(),
+        onboarding: aggregate(&onboarding),
     }
 }
 
@@ -390,6 +399,7 @@ mod tests {
             prefixes: nets(prefixes),
             vault_role: "cloakroom".into(),
             mtu: None,
+            onboarding: None,
             agents: Vec::new(),
         })
     }

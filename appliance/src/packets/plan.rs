@@ -8,7 +8,8 @@ use std::{borrow::Cow, net::IpAddr};
 use ipnet::IpNet;
 
 use super::{
-    Capture, DNS_PORT, aggregate, log, lower::interface_key, meters, narrow, octets, prerouting,
+    Capture, DNS_PORT, aggregate, log, lower::interface_key, meters, narrow, octets, onboarding,
+    prerouting,
 };
 use crate::{
     policy::{
@@ -291,6 +292,7 @@ fn sets(capture: &Capture) -> Vec<Set> {
         sets.push(meters::groups(Family::V6, capture));
     }
     sets.extend(narrow::sets(capture));
+    sets.extend(onboarding::sets(capture));
     sets.extend(prerouting::meters(capture));
     sets
 }

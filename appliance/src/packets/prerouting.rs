@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::{
     Capture, DNS_PORT, dns_at, ingress,
     lower::METER_SIZE,
-    meters, narrow,
+    meters, narrow, onboarding,
     plan::{
         Chain, Family, Hook, ICMP4, ICMP6, Key, MANGLE, Rate, Rule, Set, SetKey, Statement, TCP,
         UDP, Value, base, because, fib_type, is_family, is_tcp, is_udp, meter, neighbour_discovery,
@@ -32,6 +32,7 @@ pub(super) fn chain(capture: &Capture) -> Chain {
     rules.extend(narrow::from_agents(capture));
     rules.extend(dns(capture));
     rules.extend(services(capture));
+    rules.extend(onboarding::rules(capture));
     rules.extend(destinations(capture));
     rules.push(divert(capture.mark));
     rules.extend(families(capture).iter().map(|family| deliver(*family, capture)));
@@ -375,7 +376,7 @@ fn for_this_machine() -> Statement {
     Statement::AnyOf(Key::DestinationType, types)
 }
 
-fn to_here() -> Statement {
+pub(super) fn to_here() -> Statement {
     Statement::Is(Key::DestinationTypeHere, fib_type("local", 2))
 }
 

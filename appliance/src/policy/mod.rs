@@ -109,12 +109,18 @@ pub struct Group {
     pub vault_role: Arc<str>,
     /// The largest packet that passes on the way to them, where a hop there is narrower than the link.
     pub mtu: Option<u16>,
+    /// The certificate in DER that these agents are to trust, where the gateway's own address offers
+    /// it to them.
+    pub onboarding: Option<Arc<[u8]>>,
     /// The agents that are bound to their network cards. Where there is one, the group has no
     /// other agents.
     pub agents: Vec<BoundAgent>,
 }
 
 impl Group {
+    /// The TCP port of the gateway's own address at which agents fetch their CA: that of HTTP.
+    pub const ONBOARDING_PORT: u16 = 80;
+
     /// Whether its agents may have an address of the same family as this one.
     pub fn has_family_of(&self, address: IpAddr) -> bool {
         self.prefixes.iter().any(|prefix| prefix.addr().is_ipv4() == address.is_ipv4())

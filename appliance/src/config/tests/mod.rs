@@ -165,6 +165,7 @@ fn the_reference_shows_the_true_defaults() {
         "#plain_http",
         "#any_host",
         "#mtu",
+        "#onboarding",
         "#upstream_ca",
         "#resolver_ca",
         "#basic_password",

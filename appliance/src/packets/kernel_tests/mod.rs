@@ -76,6 +76,7 @@ pub(super) fn example() -> Capture {
                     .map(|group| group.iter().map(|text| net(text)).collect())
                     .into(),
                 narrow: vec![(1400, vec![net("10.21.0.0/16"), net("2001:db8:21::/64")])],
+                onboarding: vec![net("10.23.0.0/24"), net("2001:db8:21::/64")],
                 ..interface("agents1", &["10.21.0.0/16", "10.23.0.0/24", "2001:db8:21::/64"])
             },
         ],
@@ -101,6 +102,7 @@ fn interface(name: &str, prefixes: &[&str]) -> CaptureInterface {
         prefixes,
         bound: Vec::new(),
         narrow: Vec::new(),
+        onboarding: Vec::new(),
     }
 }
 

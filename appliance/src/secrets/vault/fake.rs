@@ -241,6 +241,7 @@ pub(super) fn group(name: &str) -> Arc<Group> {
         agents: Vec::new(),
         vault_role: format!("cloakroom-{name}").into(),
         mtu: None,
+        onboarding: None,
     })
 }
 
