@@ -268,9 +268,11 @@ pub fn onboarding() -> World {
 
 /// The configuration names the root, so that is made before.
 fn prepared(config: &str) -> World {
-    World::prepared(config, |lab, _| {
+    let world = World::prepared(config, |lab, _| {
         succeed(gateway::program().args(["ca", "init", "--dir"]).arg(lab.dir.join("root")));
-    })
+    });
+    world.origin.repository("coat", "a coat\n");
+    world
 }
 
 fn at() -> SocketAddr {
