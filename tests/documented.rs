@@ -178,6 +178,7 @@ fn the_quick_start_brings_the_key_to_the_api() {
         let config = lab.dir.join("etc/cloakroom.toml");
         let gateway = Gateway::run(&lab, &config).unwrap_or_else(|it| panic!("{}", it.stderr));
         let mut agent = AGENT.command("sh");
+        agent.current_dir(lab.dir.join("root"));
         lab::client::succeed(agent.args(["-eu", "-c", &here(&lab, on_agent)]));
         let requests = origin.log().requests();
         let [request] = requests.as_slice() else { panic!("one request: {requests:?}") };
@@ -190,7 +191,8 @@ fn the_quick_start_brings_the_key_to_the_api() {
 fn blocks(text: &str, word: &str) -> Vec<String> {
     let fences = text.split("```").skip(1).step_by(2);
     let of_word = fences.filter_map(|it| it.split_once('\n')).filter(|(first, _)| *first == word);
-    let outdented = |body: &str| body.lines().map(|line| format!("{}\n", line.trim_start())).collect();
+    let outdented =
+        |body: &str| body.lines().map(|line| format!("{}\n", line.trim_start())).collect();
     of_word.map(|(_, body)| outdented(body)).collect()
 }
 

@@ -162,7 +162,8 @@ fn each_key_of_the_reference_is_in_the_configurations_page_with_its_default_and_
         if let Some(heading) = line.strip_prefix("### `") {
             heading.trim_end_matches('`').clone_into(&mut table);
         }
-        let key = |cells: Vec<&str>| (table.clone(), cells[0].replace('`', ""), cells[1].to_owned());
+        let key =
+            |cells: Vec<&str>| (table.clone(), cells[0].replace('`', ""), cells[1].to_owned());
         told.extend(rows(line).map(key).filter(|(table, ..)| !table.is_empty()));
     }
     let keys = keys_of_reference();
@@ -175,7 +176,8 @@ fn each_key_of_the_reference_is_in_the_configurations_page_with_its_default_and_
         let is_required = shown.is_none() && cell.starts_with("required");
         assert!(is_default || is_required || says_default, "{name} of {table}: {cell}");
     }
-    let stands = |table: &str, name: &str| keys.iter().any(|it| it.table == table && it.name == name);
+    let stands =
+        |table: &str, name: &str| keys.iter().any(|it| it.table == table && it.name == name);
     let unknown: Vec<_> = told.iter().filter(|(table, name, _)| !stands(table, name)).collect();
     assert!(unknown.is_empty(), "they do not exist: {unknown:?}");
 }
