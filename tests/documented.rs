@@ -159,7 +159,8 @@ fn the_quick_start_brings_the_key_to_the_api() {
         let commands = blocks(quick_start, "sh run");
         let [on_gateway, on_agent] = commands.as_slice() else { panic!("{commands:?}") };
         let bin = tools::cloakroom();
-        let path = format!("{}:{}", bin.parent().expect("a folder").display(), env!("PATH"));
+        let path = std::env::var("PATH").expect("sh needs one");
+        let path = format!("{}:{path}", bin.parent().expect("a folder").display());
 
         let mut shell = GATEWAY
             .command("sh")
@@ -185,6 +186,15 @@ fn the_quick_start_brings_the_key_to_the_api() {
         assert_eq!(request.header("authorization"), [format!("Bearer {OPENAI_SECRET}")]);
         assert!(!gateway.audit.text().contains(OPENAI_SECRET));
     });
+}
+
+#[test]
+fn no_page_marks_commands_as_run_that_no_test_runs() {
+    let root = tools::repository();
+    let is_marked =
+        |page: &PathBuf| fs::read_to_string(page).is_ok_and(|it| it.contains("```sh run"));
+    let marked: Vec<PathBuf> = pages(root).into_iter().filter(is_marked).collect();
+    assert_eq!(marked, [root.join("README.md")]);
 }
 
 /// The fenced blocks with this word behind the fence, without what they are indented by.
