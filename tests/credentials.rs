@@ -236,6 +236,47 @@ fn a_key_of_the_attackers_own_rides_along_in_no_query() {
 }
 
 #[test]
+fn a_placeholder_in_the_query_is_swapped_under_its_one_name_and_nowhere_else() {
+    sandboxed(|| {
+        let config = usual_config().replacen(
+            "places = [\"header authorization bearer\"]",
+            "places = [\"query key\", \"header authorization bearer\"]",
+            1,
+        );
+        let scene = Scene::with(&config);
+        let asked = |query: &str| Ask::to(OPENAI).path(&format!("/v1/attack?{query}"));
+        let good = asked("a=b%20c&key=OPENAI_API_KEY&d=e;f");
+        for received in scene.forwards("the query", (AGENT, OPENAI), &good) {
+            let expected = format!("a=b%20c&key={OPENAI_SECRET}&d=e;f");
+            assert_eq!(received.uri.query(), Some(&*expected));
+        }
+        for received in scene.forwards("both", (AGENT, OPENAI), &asked("key=OPENAI_API_KEY").good())
+        {
+            assert_eq!(received.uri.query(), Some(&*format!("key={OPENAI_SECRET}")));
+            assert_eq!(received.header("authorization"), [format!("Bearer {OPENAI_SECRET}")]);
+        }
+        for (query, expected) in [
+            (format!("key={OWN_KEY}"), FOREIGN),
+            (format!("key=OPENAI_API_KEY&key={OWN_KEY}"), DUPLICATE),
+            ("key=OPENAI_API_KEY&k%65y=OPENAI_API_KEY".into(), DUPLICATE),
+            ("key=OPENAI_API_KEY;a=b".into(), WRONG_PLACE),
+            ("a=b;key=OPENAI_API_KEY".into(), WRONG_PLACE),
+            ("KEY=OPENAI_API_KEY".into(), WRONG_PLACE),
+            ("token=OPENAI_API_KEY".into(), WRONG_PLACE),
+            ("key=GIT_TOKEN".into(), WRONG_HOST),
+            ("key=OPS_OPENAI_KEY".into(), FOREIGN),
+        ] {
+            scene.refuses(&query, (AGENT, OPENAI), &asked(&query), expected);
+        }
+        // Text that is no credential by its name is not looked at.
+        for received in scene.forwards("text", (AGENT, OPENAI), &asked("q=OPENAI_API_KEY").good()) {
+            assert_eq!(received.uri.query(), Some("q=OPENAI_API_KEY"));
+        }
+        scene.ends_well();
+    });
+}
+
+#[test]
 fn what_honest_clients_send_beside_their_credential_passes() {
     sandboxed(|| {
         let config = usual_config().replacen(

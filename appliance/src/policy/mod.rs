@@ -26,7 +26,7 @@ pub(crate) use credential::{fold_query, queries_of};
 pub use host::{Host, HostError, HostPattern};
 pub use limits::{Limits, Quota};
 pub use method::{NeverAllowed, USUAL_METHODS, never_allowed};
-pub(crate) use name::{Folded, query_pairs};
+pub(crate) use name::{Folded, query_pairs, query_values};
 pub use narrowing::{NARROWING_KEYS, Narrowed, Narrowing, Slot, looks_narrowing};
 pub use path::{PathError, PathRule, permits, permits_path};
 pub(crate) use scheme::after_word;
@@ -280,6 +280,11 @@ pub enum Place {
     BasicPassword {
         /// The only text that may stand as user beside it.
         user: Arc<str>,
+    },
+    /// The whole value under one name in the query, both decoded once.
+    Query {
+        /// The name, byte for byte.
+        name: Arc<str>,
     },
 }
 

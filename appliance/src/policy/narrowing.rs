@@ -25,6 +25,7 @@ enum OwnersPlace {
     Header(http::HeaderName, Scheme),
     BasicUser,
     BasicPassword,
+    Query(Box<str>),
 }
 
 /// Where in a request a value is about to stand.
@@ -36,6 +37,8 @@ pub enum Slot<'a> {
     BasicUser,
     /// The password of Basic.
     BasicPassword,
+    /// Under this name in the query.
+    Query(&'a str),
 }
 
 /// Why an owner's word keeps a value from a request.
@@ -179,6 +182,7 @@ impl OwnersPlace {
                 name == other && scheme == used
             }
             (Self::BasicUser, Slot::BasicUser) | (Self::BasicPassword, Slot::BasicPassword) => true,
+            (Self::Query(name), Slot::Query(other)) => **name == *other,
             _ => false,
         }
     }
@@ -189,6 +193,7 @@ fn slot(place: &Place) -> Slot<'_> {
         Place::Header { name, scheme } => Slot::Header(name, scheme),
         Place::BasicUser { .. } => Slot::BasicUser,
         Place::BasicPassword { .. } => Slot::BasicPassword,
+        Place::Query { name } => Slot::Query(name),
     }
 }
 
@@ -202,6 +207,7 @@ fn place(text: &str) -> Option<OwnersPlace> {
     Some(match words.as_slice() {
         ["basic", "user"] => OwnersPlace::BasicUser,
         ["basic", "password"] => OwnersPlace::BasicPassword,
+        ["query", name] => OwnersPlace::Query((*name).into()),
         ["header", name, scheme @ ..] => {
             let name = http::HeaderName::from_bytes(name.as_bytes()).ok()?;
             OwnersPlace::Header(name, Scheme::parse(scheme).ok()?)

@@ -1,10 +1,10 @@
 //! Writes values into a head, as a [`Plan`] says. A head whose values cannot all be had is left
 //! as it was: it still holds nothing but placeholders.
 //!
-//! The buffers made here are zeroised when the last handle on the header value goes. Copies that
+//! The buffers made here are zeroised when the last handle on the header value or the target goes. Copies that
 //! hyper and rustls make of the head while they send it are theirs, and are not.
 
-use std::sync::Arc;
+use std::{fmt, ops::Range, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
@@ -15,6 +15,7 @@ use http::{
 };
 use zeroize::Zeroizing;
 
+use super::query;
 use crate::{
     policy::{Binding, Placeholder, Scheme, Slot},
     reason::SecretCause,
@@ -27,8 +28,33 @@ pub struct Plan(Vec<Swap>);
 
 #[derive(Debug)]
 pub(super) enum Swap {
-    Header { field: HeaderName, scheme: Scheme, binding: Arc<Binding> },
-    Basic { user: Half, password: Half },
+    Header {
+        field: HeaderName,
+        scheme: Scheme,
+        binding: Arc<Binding>,
+    },
+    Basic {
+        user: Half,
+        password: Half,
+    },
+    /// `at` is where the placeholder stands in the query, as it is on the wire.
+    Query {
+        name: Box<str>,
+        at: Range<usize>,
+        binding: Arc<Binding>,
+    },
+}
+
+/// What a swap writes to. A request has each at most once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Spot<'a> {
+    Header(&'a HeaderName),
+    Query(&'a str),
+}
+
+enum Written {
+    Header(HeaderName, HeaderValue),
+    Query(Range<usize>, Zeroizing<Vec<u8>>),
 }
 
 #[derive(Debug)]
@@ -38,7 +64,7 @@ pub(super) enum Half {
 }
 
 impl Plan {
-    /// No two swaps are for one field.
+    /// No two swaps are for one [`Spot`].
     pub(super) fn new(swaps: Vec<Swap>) -> Self {
         Self(swaps)
     }
@@ -76,9 +102,19 @@ impl Plan {
         mut lookup: impl FnMut(&Binding) -> Result<Arc<SecretValue>, SecretCause>,
     ) -> Result<(), SecretCause> {
         let written = self.0.iter().map(|swap| swap.write(&mut lookup));
-        let written = written.collect::<Result<Vec<_>, _>>()?;
+        let (mut fields, mut queries) = (vec![], vec![]);
+        for written in written {
+            match written? {
+                Written::Header(field, value) => fields.push((field, value)),
+                Written::Query(at, value) => queries.push((at, value)),
+            }
+        }
+        queries.sort_unstable_by_key(|(at, _)| at.start);
+        if !queries.is_empty() {
+            head.uri = query::write(&head.uri, &queries)?;
+        }
         head.headers.remove(PROXY_AUTHORIZATION);
-        for (field, value) in written {
+        for (field, value) in fields {
             head.headers.insert(field, value);
         }
         Ok(())
@@ -86,11 +122,12 @@ impl Plan {
 }
 
 impl Swap {
-    /// The one field that it writes.
-    pub(super) fn field(&self) -> &HeaderName {
+    /// The one thing that it writes.
+    pub(super) fn spot(&self) -> Spot<'_> {
         match self {
-            Self::Header { field, .. } => field,
-            Self::Basic { .. } => &AUTHORIZATION,
+            Self::Header { field, .. } => Spot::Header(field),
+            Self::Basic { .. } => Spot::Header(&AUTHORIZATION),
+            Self::Query { name, .. } => Spot::Query(name),
         }
     }
 
@@ -99,6 +136,7 @@ impl Swap {
             Self::Header { field, scheme, binding } => {
                 [Some((binding, Slot::Header(field, scheme))), None]
             }
+            Self::Query { name, binding, .. } => [Some((binding, Slot::Query(name))), None],
             Self::Basic { user, password } => [
                 user.binding().map(|binding| (binding, Slot::BasicUser)),
                 password.binding().map(|binding| (binding, Slot::BasicPassword)),
@@ -110,14 +148,12 @@ impl Swap {
     fn write(
         &self,
         lookup: &mut impl FnMut(&Binding) -> Result<Arc<SecretValue>, SecretCause>,
-    ) -> Result<(HeaderName, HeaderValue), SecretCause> {
+    ) -> Result<Written, SecretCause> {
         match self {
             Self::Header { field, scheme, binding } => {
                 let value = lookup(binding)?;
-                Ok((
-                    field.clone(),
-                    sensitive(concat(&[scheme.to_string().as_bytes(), value.expose()]))?,
-                ))
+                let text = concat(&[scheme.to_string().as_bytes(), value.expose()]);
+                Ok(Written::Header(field.clone(), sensitive(text)?))
             }
             Self::Basic { user, password } => {
                 let user = user.write(lookup)?;
@@ -127,8 +163,20 @@ impl Swap {
                     return Err(SecretCause::ValueInvalid);
                 }
                 let pair = concat(&[&user, b":", &password]);
-                Ok((AUTHORIZATION, sensitive(basic(&pair)?)?))
+                Ok(Written::Header(AUTHORIZATION, sensitive(basic(&pair)?)?))
             }
+            Self::Query { at, binding, .. } => {
+                Ok(Written::Query(at.clone(), concat(&[lookup(binding)?.expose()])))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Spot<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Header(name) => write!(f, "header {name}"),
+            Self::Query(name) => write!(f, "query {name}"),
         }
     }
 }

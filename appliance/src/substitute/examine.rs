@@ -15,7 +15,7 @@ use http::{
 use super::{
     Plan,
     apply::Swap,
-    basic,
+    basic, query,
     rules::{Owner, Rules, Scope, is},
 };
 use crate::{
@@ -52,7 +52,8 @@ impl From<Reason> for Denial {
 /// `path_denied` and `path_ambiguous`.
 pub fn examine(rules: &Rules, head: &Parts) -> Result<Plan, Denial> {
     check_connection(rules, head)?;
-    let plan = Plan::new(classify_all(rules, &credentials(rules, head))?);
+    let query = head.uri.query().unwrap_or_default();
+    let plan = Plan::new(classify_all(rules, query, &credentials(rules, head))?);
     check_request(rules, &plan, head).map_err(|reason| Denial {
         placeholder: plan.placeholders().next().cloned(),
         ..reason.into()
@@ -108,10 +109,14 @@ fn credentials<'a>(rules: &Rules, head: &'a Parts) -> Vec<Credential<'a>> {
 
 /// Beside others, every credential has to be a placeholder in its place, each in a field of its own:
 /// a server may read any of them, so a foreign key could ride beside a good placeholder.
-fn classify_all(rules: &Rules, credentials: &[Credential<'_>]) -> Result<Vec<Swap>, Denial> {
+fn classify_all(
+    rules: &Rules,
+    query: &str,
+    credentials: &[Credential<'_>],
+) -> Result<Vec<Swap>, Denial> {
     let swaps = credentials.iter().map(|one| {
         let at = |denial| Denial { credential: Some(one.place()), ..denial };
-        classify(rules, one).map_err(at)
+        classify(rules, query, one).map_err(at)
     });
     let swaps = swaps.collect::<Result<Vec<_>, _>>();
     if credentials.len() < 2 {
@@ -119,19 +124,20 @@ fn classify_all(rules: &Rules, credentials: &[Credential<'_>]) -> Result<Vec<Swa
     }
     let duplicate = |credential| Denial { credential, ..Reason::DuplicateCredential.into() };
     let swaps = swaps.map_err(|denial| duplicate(denial.credential))?;
-    let fields = || swaps.iter().map(Swap::field).enumerate();
-    let twice = |&(nth, field): &_| fields().any(|(other, same)| nth != other && field == same);
-    match fields().find(twice) {
-        Some((_, field)) => Err(duplicate(Some(format!("header {field}")))),
+    let spots = || swaps.iter().map(Swap::spot).enumerate();
+    let twice = |&(nth, spot): &_| spots().any(|(other, same)| nth != other && spot == same);
+    match spots().find(twice) {
+        Some((_, spot)) => Err(duplicate(Some(spot.to_string()))),
         None => Ok(swaps),
     }
 }
 
-fn classify(rules: &Rules, credential: &Credential<'_>) -> Result<Swap, Denial> {
+fn classify(rules: &Rules, query: &str, credential: &Credential<'_>) -> Result<Swap, Denial> {
     match credential {
         Credential::Header(field, value) => classify_header(rules, field, value),
         Credential::Cookies(value) => Err(deny_cookies(rules, value)),
-        Credential::Query { value, .. } => Err(deny_credential(rules, value.as_bytes())),
+        Credential::Query { name, value } => query::classify(rules, query, (name, value))
+            .ok_or_else(|| deny_credential(rules, value.as_bytes())),
     }
 }
 

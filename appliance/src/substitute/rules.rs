@@ -133,7 +133,7 @@ fn bindings_of<'a>(api: &'a Api, group: &'a GroupName) -> impl Iterator<Item = &
 struct Names {
     /// The header fields of bindings, of whatever group.
     bound: Vec<HeaderName>,
-    /// The same keys in a query, as [`fold_query`] writes their names.
+    /// The same keys in a query, and those that stand there, as [`fold_query`] writes their names.
     bound_queries: Vec<Box<str>>,
     /// What the API says is plain.
     plain: Vec<Plain>,
@@ -143,11 +143,13 @@ struct Names {
 
 impl Names {
     fn of(api: &Api) -> Self {
-        let places = api.bindings.iter().flat_map(|binding| &binding.places);
-        let mut bound: Vec<_> = places.map(field_of).cloned().collect();
+        let places = || api.bindings.iter().flat_map(|binding| &binding.places);
+        let mut bound: Vec<_> = places().filter_map(field_of).cloned().collect();
         bound.sort_unstable_by(|one, other| one.as_str().cmp(other.as_str()));
         bound.dedup();
-        let bound_queries = bound.iter().flat_map(|name| queries_of(name.as_str())).collect();
+        let queries = places().filter_map(query_of).map(|name| fold_query(name).into());
+        let bound_queries =
+            bound.iter().flat_map(|name| queries_of(name.as_str())).chain(queries).collect();
         Self { bound, bound_queries, plain: api.plain.clone(), cookies: api.response.cookies }
     }
 
@@ -168,9 +170,17 @@ impl Names {
     }
 }
 
-fn field_of(place: &Place) -> &HeaderName {
+fn field_of(place: &Place) -> Option<&HeaderName> {
     match place {
-        Place::Header { name, .. } => name,
-        Place::BasicUser { .. } | Place::BasicPassword { .. } => &AUTHORIZATION,
+        Place::Header { name, .. } => Some(name),
+        Place::BasicUser { .. } | Place::BasicPassword { .. } => Some(&AUTHORIZATION),
+        Place::Query { .. } => None,
+    }
+}
+
+fn query_of(place: &Place) -> Option<&str> {
+    match place {
+        Place::Query { name } => Some(name),
+        Place::Header { .. } | Place::BasicUser { .. } | Place::BasicPassword { .. } => None,
     }
 }
