@@ -1,4 +1,5 @@
-//! The `openai`, `anthropic`, `datadog-api-client`, `fal-client` and `googlemaps` Python packages, as they come from the
+//! The `openai`, `anthropic`, `datadog-api-client`, `fal-client`, `googlemaps` and
+//! `python-telegram-bot` Python packages, as they come from the
 //! index: the key from the environment, plain and streamed answers; pip, node and npm.
 
 use lab::{
@@ -57,6 +58,16 @@ import googlemaps
 client = googlemaps.Client(key="AIza-maps-placeholder", base_url="https://api.openai.example/v1")
 answer = client.geocode("Coat & Hat Street 1; 2nd floor", language="en")
 assert answer[0]["formatted_address"] == "the lab", answer
+"#;
+
+const BOT_SCRIPT: &str = r#"
+import asyncio, telegram
+
+async def main():
+    async with telegram.Bot("TELEGRAM_TOKEN", base_url="https://api.openai.example/v1/bot") as bot:
+        assert bot.username == "coat_bot", bot.username
+
+asyncio.run(main())
 "#;
 
 /// What each client prints of a refusal, in its own kind of error.
@@ -226,6 +237,26 @@ fn google_maps_sends_its_key_in_the_query() {
         assert_eq!(received.uri.query(), Some(&*query));
         assert_eq!(told[0]["placeholders"], serde_json::json!(["AIza-maps-placeholder"]));
         assert_eq!(told[0]["path"], "/v1/maps/api/geocode/json");
+        scene.wire.assert_never(&SECRETS);
+        scene.world.assert_secrets_untold();
+    });
+}
+
+/// `/botTOKEN/`.
+#[test]
+fn telegram_sends_its_token_in_the_path() {
+    sandboxed(|| {
+        let usual = "\"OPENAI_API_KEY\"\nplaces = [\"header authorization bearer\"]";
+        let config = gateway::usual_config()
+            .replace(usual, "\"TELEGRAM_TOKEN\"\nplaces = [\"path /v1/bot{}/\"]")
+            .replace("[\"/v1/*\",", "[\"/v1/botTELEGRAM_TOKEN/*\",");
+        let scene = Scene::with(Family::V4, &config);
+        run(&scene, BOT_SCRIPT);
+        let (_, told) = scene.records(1, 1);
+        let received = &scene.world.origin.log().wait_requests(1)[0];
+        assert_eq!(received.uri.path(), format!("/v1/bot{OPENAI_SECRET}/getMe"));
+        assert_eq!(told[0]["placeholders"], serde_json::json!(["TELEGRAM_TOKEN"]));
+        assert_eq!(told[0]["path"], "/v1/botTELEGRAM_TOKEN/getMe");
         scene.wire.assert_never(&SECRETS);
         scene.world.assert_secrets_untold();
     });

@@ -397,7 +397,7 @@ fn check_plain(api: &ApiRule, report: &Report<'_>) {
 fn queries_of_place(place: &Place) -> impl Iterator<Item = Box<str>> {
     let field = match place {
         Place::Header { name, .. } => Some(name.as_str()),
-        Place::BasicUser { .. } | Place::BasicPassword { .. } | Place::Query { .. } => None,
+        _ => None,
     };
     field.into_iter().flat_map(queries_of)
 }

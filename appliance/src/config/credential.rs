@@ -8,7 +8,7 @@ use http::{
 };
 
 use super::value::may_hold_a_credential;
-use crate::policy::{Place, Plain, Scheme, fold_query, is_credential_header};
+use crate::policy::{PathSlot, Place, Plain, Scheme, fold_query, is_credential_header};
 
 /// The fixed texts that may stand beside a placeholder in Basic.
 pub(super) struct BasicHalves {
@@ -19,7 +19,7 @@ pub(super) struct BasicHalves {
 }
 
 /// Reads a place: `header NAME` with `bearer`, `token`, `scheme WORD` or `raw`, `basic user`, `basic
-/// password` or `query NAME`.
+/// password`, `query NAME` or `path /TEXT{}/TEXT`.
 pub(super) fn place(text: &str, halves: &BasicHalves) -> Result<Place, String> {
     let words: Vec<&str> = text.split(' ').collect();
     match words.as_slice() {
@@ -30,6 +30,9 @@ pub(super) fn place(text: &str, halves: &BasicHalves) -> Result<Place, String> {
             Ok(Place::Header { name: header(name)?, scheme })
         }
         ["query", name] => Ok(Place::Query { name: query_name(name)? }),
+        ["path", place] => {
+            PathSlot::parse(place).map(Place::Path).map_err(|error| error.to_string())
+        }
         _ => Err(format!("this is not a place; {PLACES}")),
     }
 }
@@ -95,7 +98,7 @@ pub(super) const NO_CREDENTIAL: &str =
     "a value under this name is no credential anyway; leave it out, or mend the name";
 
 const PLACES: &str = "write \"header NAME bearer\", \"header NAME token\", \"header NAME scheme WORD\", \
-                      \"header NAME raw\", \"basic user\", \"basic password\" or \"query NAME\"";
+                      \"header NAME raw\", \"basic user\", \"basic password\", \"query NAME\" or \"path /TEXT{}/TEXT\"";
 
 #[cfg(test)]
 mod tests {
@@ -118,6 +121,7 @@ mod tests {
             ("header authorization scheme Key", header("authorization", word("Key"))),
             ("header x-api-key raw", header("x-api-key", Scheme::Raw)),
             ("query key", Place::Query { name: "key".into() }),
+            ("path /bot{}/", Place::Path(PathSlot::parse("/bot{}/").unwrap())),
             ("basic user", Place::BasicUser { password: "".into() }),
             ("basic password", Place::BasicPassword { user: "x-access-token".into() }),
         ] {
@@ -139,6 +143,10 @@ mod tests {
             "body",
             "query",
             "query a b",
+            "path",
+            "path /bot/",
+            "path bot{}",
+            "path /a {}/",
             "query a[]",
             "query a&b",
             "query k%65y",

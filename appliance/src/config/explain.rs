@@ -220,13 +220,20 @@ impl Page {
         let places = || api.bindings.iter().flat_map(|binding| &binding.places);
         let named = places().filter_map(|place| match place {
             Place::Header { name, .. } => Some(name.as_str()),
-            Place::BasicUser { .. } | Place::BasicPassword { .. } | Place::Query { .. } => None,
+            _ => None,
         });
         let named: BTreeSet<_> = named.collect();
         let asked = places().filter_map(|place| match place {
             Place::Query { name } => Some(fold_query(name).into()),
-            Place::Header { .. } | Place::BasicUser { .. } | Place::BasicPassword { .. } => None,
+            _ => None,
         });
+        let slots: BTreeSet<_> = places()
+            .filter_map(|place| match place {
+                Place::Path(place) => Some(place.to_string()),
+                _ => None,
+            })
+            .collect();
+        self.also("for {} in a path like", slots);
         let own = named.iter().filter(|name| !is_credential_header(name.as_bytes()));
         self.also("in", own.copied().collect());
         let queries: BTreeSet<Box<str>> =
@@ -350,6 +357,7 @@ impl Display for PlaceText<'_> {
         match self.0 {
             Place::Header { name, scheme } => write!(f, "{name}: {scheme}{placeholder}"),
             Place::Query { name } => write!(f, "{name}={placeholder} in the query"),
+            Place::Path(place) => write!(f, "the {{}} of the path {place}"),
             Place::BasicUser { password } if password.is_empty() => {
                 write!(f, "the user of Basic, with no password beside it")
             }

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use http::Method;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use super::{Api, Binding, Host, PathRule, Place, Scheme, never_allowed, permits_path};
+use super::{Api, Binding, Host, PathRule, PathSlot, Place, Scheme, never_allowed, permits_path};
 use crate::reason::{Reason, SecretCause};
 
 /// The narrowing of one secret. Empty where its owner says nothing.
@@ -26,6 +26,7 @@ enum OwnersPlace {
     BasicUser,
     BasicPassword,
     Query(Box<str>),
+    Path(PathSlot),
 }
 
 /// Where in a request a value is about to stand.
@@ -39,6 +40,8 @@ pub enum Slot<'a> {
     BasicPassword,
     /// Under this name in the query.
     Query(&'a str),
+    /// In this place of the path.
+    Path(&'a PathSlot),
 }
 
 /// Why an owner's word keeps a value from a request.
@@ -183,6 +186,7 @@ impl OwnersPlace {
             }
             (Self::BasicUser, Slot::BasicUser) | (Self::BasicPassword, Slot::BasicPassword) => true,
             (Self::Query(name), Slot::Query(other)) => **name == *other,
+            (Self::Path(place), Slot::Path(other)) => place == other,
             _ => false,
         }
     }
@@ -194,6 +198,7 @@ fn slot(place: &Place) -> Slot<'_> {
         Place::BasicUser { .. } => Slot::BasicUser,
         Place::BasicPassword { .. } => Slot::BasicPassword,
         Place::Query { name } => Slot::Query(name),
+        Place::Path(place) => Slot::Path(place),
     }
 }
 
@@ -208,6 +213,7 @@ fn place(text: &str) -> Option<OwnersPlace> {
         ["basic", "user"] => OwnersPlace::BasicUser,
         ["basic", "password"] => OwnersPlace::BasicPassword,
         ["query", name] => OwnersPlace::Query((*name).into()),
+        ["path", place] => OwnersPlace::Path(PathSlot::parse(place).ok()?),
         ["header", name, scheme @ ..] => {
             let name = http::HeaderName::from_bytes(name.as_bytes()).ok()?;
             OwnersPlace::Header(name, Scheme::parse(scheme).ok()?)

@@ -15,9 +15,9 @@ use http::{
 };
 use zeroize::Zeroizing;
 
-use super::query;
+use super::target::{self, Part, Piece};
 use crate::{
-    policy::{Binding, Placeholder, Scheme, Slot},
+    policy::{Binding, PathSlot, Placeholder, Scheme, Slot},
     reason::SecretCause,
     secrets::SecretValue,
 };
@@ -43,6 +43,12 @@ pub(super) enum Swap {
         at: Range<usize>,
         binding: Arc<Binding>,
     },
+    /// `at` is where the placeholder stands in the path, as it is on the wire.
+    Path {
+        place: PathSlot,
+        at: Range<usize>,
+        binding: Arc<Binding>,
+    },
 }
 
 /// What a swap writes to. A request has each at most once.
@@ -50,11 +56,12 @@ pub(super) enum Swap {
 pub(super) enum Spot<'a> {
     Header(&'a HeaderName),
     Query(&'a str),
+    Path,
 }
 
 enum Written {
     Header(HeaderName, HeaderValue),
-    Query(Range<usize>, Zeroizing<Vec<u8>>),
+    Target(Piece),
 }
 
 #[derive(Debug)]
@@ -102,16 +109,15 @@ impl Plan {
         mut lookup: impl FnMut(&Binding) -> Result<Arc<SecretValue>, SecretCause>,
     ) -> Result<(), SecretCause> {
         let written = self.0.iter().map(|swap| swap.write(&mut lookup));
-        let (mut fields, mut queries) = (vec![], vec![]);
+        let (mut fields, mut targets) = (vec![], vec![]);
         for written in written {
             match written? {
                 Written::Header(field, value) => fields.push((field, value)),
-                Written::Query(at, value) => queries.push((at, value)),
+                Written::Target(piece) => targets.push(piece),
             }
         }
-        queries.sort_unstable_by_key(|(at, _)| at.start);
-        if !queries.is_empty() {
-            head.uri = query::write(&head.uri, &queries)?;
+        if !targets.is_empty() {
+            head.uri = target::write(&head.uri, targets)?;
         }
         head.headers.remove(PROXY_AUTHORIZATION);
         for (field, value) in fields {
@@ -128,6 +134,7 @@ impl Swap {
             Self::Header { field, .. } => Spot::Header(field),
             Self::Basic { .. } => Spot::Header(&AUTHORIZATION),
             Self::Query { name, .. } => Spot::Query(name),
+            Self::Path { .. } => Spot::Path,
         }
     }
 
@@ -137,6 +144,7 @@ impl Swap {
                 [Some((binding, Slot::Header(field, scheme))), None]
             }
             Self::Query { name, binding, .. } => [Some((binding, Slot::Query(name))), None],
+            Self::Path { place, binding, .. } => [Some((binding, Slot::Path(place))), None],
             Self::Basic { user, password } => [
                 user.binding().map(|binding| (binding, Slot::BasicUser)),
                 password.binding().map(|binding| (binding, Slot::BasicPassword)),
@@ -165,9 +173,8 @@ impl Swap {
                 let pair = concat(&[&user, b":", &password]);
                 Ok(Written::Header(AUTHORIZATION, sensitive(basic(&pair)?)?))
             }
-            Self::Query { at, binding, .. } => {
-                Ok(Written::Query(at.clone(), concat(&[lookup(binding)?.expose()])))
-            }
+            Self::Query { at, binding, .. } => piece(Part::Query, at, &*lookup(binding)?),
+            Self::Path { at, binding, .. } => piece(Part::Path, at, &*lookup(binding)?),
         }
     }
 }
@@ -177,6 +184,7 @@ impl fmt::Display for Spot<'_> {
         match self {
             Self::Header(name) => write!(f, "header {name}"),
             Self::Query(name) => write!(f, "query {name}"),
+            Self::Path => write!(f, "path"),
         }
     }
 }
@@ -208,6 +216,10 @@ fn basic(pair: &[u8]) -> Result<Zeroizing<Vec<u8>>, SecretCause> {
     scheme.copy_from_slice(SCHEME);
     STANDARD.encode_slice(pair, encoded).map_err(|_| SecretCause::ValueInvalid)?;
     Ok(text)
+}
+
+fn piece(part: Part, at: &Range<usize>, value: &SecretValue) -> Result<Written, SecretCause> {
+    Ok(Written::Target(Piece { part, at: at.clone(), value: concat(&[value.expose()]) }))
 }
 
 /// Sized before it is filled, so that no copy is left behind by growth.

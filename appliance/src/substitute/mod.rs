@@ -10,8 +10,8 @@
 mod apply;
 mod basic;
 mod examine;
-mod query;
 mod rules;
+mod target;
 
 pub use apply::Plan;
 pub use examine::{Denial, examine};
@@ -20,8 +20,8 @@ pub use rules::{Rules, Scope, trailers_carry_credential};
 #[cfg(test)]
 mod properties;
 #[cfg(test)]
-mod queries;
-#[cfg(test)]
 mod table;
+#[cfg(test)]
+mod targets;
 #[cfg(test)]
 mod world;

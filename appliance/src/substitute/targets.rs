@@ -1,4 +1,4 @@
-//! A placeholder that stands in the query.
+//! A placeholder that stands in the query or in the path.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 
 use super::{world::*, *};
 use crate::{
-    policy::{Binding, Place, fold_query, query_pairs},
+    policy::{Binding, PathSlot, Place, fold_query, query_pairs},
     reason::{Reason, SecretCause},
     secrets::SecretValue,
 };
@@ -149,6 +149,87 @@ fn a_name_that_no_binding_of_this_api_lists_is_no_place() {
     assert_eq!(refused(&plain, head_to(Method::POST, &text, &[])), Reason::PlaceholderWrongPlace);
     let parts = head_to(Method::POST, "/v1/chat?appid=anything", &[("x-special-key", RAW)]);
     assert!(swapped(&plain, parts).is_ok());
+}
+
+/// A bot's token in the path, beside the places of [`rules`].
+fn with_a_path() -> Rules {
+    rules_with(|api| {
+        let mut own = api.bindings[0].as_ref().clone();
+        own.places.push(Place::Path(PathSlot::parse("/bot{}/").unwrap()));
+        own.places.push(Place::Query { name: "key".into() });
+        api.bindings[0] = own.into();
+    })
+}
+
+fn to(target: &str) -> Parts {
+    head_to(Method::POST, target, &[])
+}
+
+#[test]
+fn a_placeholder_in_its_place_in_the_path_becomes_its_value() {
+    let value = value_of(BEARER);
+    for (target, expected) in [
+        ("/botOPENAI_API_KEY/sendMessage", format!("/bot{value}/sendMessage")),
+        ("/botOPENAI_API_KEY/", format!("/bot{value}/")),
+        ("/botOPENAI_API_KEY/a%20b?c=%2e", format!("/bot{value}/a%20b?c=%2e")),
+        (
+            "/botOPENAI_API_KEY/a?x=1&key=OPENAI_API_KEY&y",
+            format!("/bot{value}/a?x=1&key={value}&y"),
+        ),
+    ] {
+        let (parts, _) =
+            swapped(&with_a_path(), to(target)).unwrap_or_else(|no| panic!("{target}: {no:?}"));
+        assert_eq!(parts.uri.path_and_query().unwrap().as_str(), expected);
+    }
+    let bearer = format!("Bearer {BEARER}");
+    let elsewhere = head_to(Method::POST, "/v1/robot/", &[("authorization", &bearer)]);
+    assert!(swapped(&with_a_path(), elsewhere).is_ok());
+}
+
+#[test]
+fn a_value_in_the_path_is_one_segment_whatever_it_holds() {
+    let mut parts = to("/botOPENAI_API_KEY/a?b");
+    let plan = examine(&with_a_path(), &parts).unwrap();
+    let value = |_: &Binding| {
+        Ok(Arc::new(
+            SecretValue::load(Zeroizing::new(b"123:a/../b?c#d%2f;e".to_vec()), 16).unwrap(),
+        ))
+    };
+    plan.apply(&mut parts, value).unwrap();
+    let expected = "/bot123%3Aa%2F..%2Fb%3Fc%23d%252f%3Be/a?b";
+    assert_eq!(parts.uri.path_and_query().unwrap().as_str(), expected);
+}
+
+#[test]
+fn whatever_servers_could_read_in_two_ways_in_a_path_is_refused() {
+    use Reason::{
+        DuplicateCredential, ForeignCredential, PathAmbiguous, PlaceholderMissing,
+        PlaceholderWrongHost, PlaceholderWrongPlace,
+    };
+    for (target, reason) in [
+        ("/botmine/x", ForeignCredential),
+        ("/BOTmine/x", ForeignCredential),
+        ("/botmine", ForeignCredential),
+        ("/botOPENAI_API_KEYx/x", ForeignCredential),
+        ("/botOTHER_GROUPS_KEY/x", ForeignCredential),
+        ("/botANTHROPIC_API_KEY/x", PlaceholderWrongHost),
+        ("/botX_API_KEY_PLACEHOLDER/x", PlaceholderWrongPlace),
+        ("/botOPENAI_API_KEY", PlaceholderWrongPlace),
+        ("/BotOPENAI_API_KEY/x", PlaceholderWrongPlace),
+        ("/bot/x", PlaceholderMissing),
+        ("//botmine/x", PathAmbiguous),
+        ("/x/../botmine/x", PathAmbiguous),
+        ("/./botmine/x", PathAmbiguous),
+        ("/%62otmine/x", PathAmbiguous),
+        ("/bot%6dine/x", PathAmbiguous),
+        ("/botmine%2fx", PathAmbiguous),
+        ("/x;a/%2e%2e/botmine/", PathAmbiguous),
+        ("/%EF%BD%82otmine/x", PathAmbiguous),
+        ("/botOPENAI_API_KEY/x?key=mine", DuplicateCredential),
+        ("/botmine/x?key=OPENAI_API_KEY", DuplicateCredential),
+    ] {
+        assert_eq!(refused(&with_a_path(), to(target)), reason, "{target}");
+    }
 }
 
 fn piece() -> impl Strategy<Value = String> {
