@@ -52,3 +52,6 @@ pub mod cli;
 
 mod seldom;
 mod straight;
+
+#[cfg(test)]
+mod documented;
