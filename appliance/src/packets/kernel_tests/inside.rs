@@ -61,6 +61,7 @@ fn applying_again_replaces_rules_and_keeps_chains() {
     let other = Capture {
         interfaces: vec![CaptureInterface {
             narrow: vec![(1400, vec![net("10.20.0.0/16"), net("2001:db8:20::/64")])],
+            onboarding: vec![net("10.20.0.0/16"), net("2001:db8:20::/64")],
             ..interface("agents9", &["10.20.0.0/16"])
         }],
         ports: vec![443, 8443],
