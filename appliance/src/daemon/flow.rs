@@ -1,23 +1,16 @@
 //! One accepted connection, from its record to its end.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-    sync::watch,
-    time::timeout,
-};
+use tokio::{net::TcpStream, sync::watch};
 
-use super::onboard::{self, Agent};
+use super::{
+    farewell::{self, Language},
+    onboard::{self, Agent},
+};
 use crate::{
-    accept::{
-        self, AgentAddr, AgentKey, Dialled, Flow, FlowId, FlowIds, Place, Places, Share, reset,
-    },
+    accept::{self, AgentAddr, AgentKey, Dialled, Flow, FlowIds, Place, Places, Share, reset},
     audit::Record,
     decide::{Permit, Route, decide},
     dial::{self, OffLimits},
@@ -28,7 +21,6 @@ use crate::{
     policy::{Group, InterfaceName},
     quarantine::Quarantined,
     reason::Reason,
-    refuse,
     rulebook::Rulebook,
     splice,
 };
@@ -49,16 +41,6 @@ pub(super) struct Gateway {
     pub flow_ids: FlowIds,
     /// The port of the transparent listeners, which is nobody's destination.
     pub proxy_port: u16,
-}
-
-/// What the agent understands at this point, and so how it can be refused.
-pub(super) enum Language {
-    /// Nothing yet.
-    Tcp,
-    /// It sent a ClientHello.
-    Tls,
-    /// It sent an HTTP head.
-    Http,
 }
 
 /// Whether the agent opens connections faster than it may. Such a connection costs no more than to
@@ -105,7 +87,8 @@ pub(super) async fn serve(
     }
     if let Some(pages) = pages {
         let agent = Agent { stream, flow: &flow, share: &share };
-        return onboard::serve(&gateway, &rulebook.policy.limits, pages, agent, &mut record).await;
+        let ends = (gateway.phases.clone(), gateway.quarantined.clone());
+        return onboard::serve(ends, &rulebook.policy.limits, pages, agent, &mut record).await;
     }
     let (mut phases, mut quarantined) = (gateway.phases.clone(), gateway.quarantined.clone());
     let read = tokio::select! {
@@ -122,7 +105,8 @@ pub(super) async fn serve(
         Err(PeekFailure::Closed) => return record.nothing_said(),
         Err(PeekFailure::Refused(reason)) => {
             record.refused(reason);
-            return refuse(stream, language_of_failure(reason), reason, id).await;
+            return farewell::refuse(stream, farewell::language_of_failure(reason), reason, id)
+                .await;
         }
     };
     record.peeked(&peeked);
@@ -138,7 +122,7 @@ pub(super) async fn serve(
         Err(reason) => {
             tracing::debug!(flow = %id, %reason, "refused");
             record.refused(reason);
-            refuse(stream, language_of(&peeked), reason, id).await;
+            farewell::refuse(stream, farewell::language_of(&peeked), reason, id).await;
         }
     }
     drop((share, place));
@@ -254,7 +238,7 @@ async fn carry_on(
                 }
                 Err(reason) => {
                     record.refused(reason);
-                    refuse(agent.into_parts().1, Language::Tls, reason, flow.id).await;
+                    farewell::refuse(agent.into_parts().1, Language::Tls, reason, flow.id).await;
                 }
             }
         }
@@ -284,7 +268,8 @@ async fn carry_splice(
         }
         Err(reason) => {
             record.refused(reason);
-            refuse(agent, language_of(carried.peeked), reason, carried.flow.id).await;
+            farewell::refuse(agent, farewell::language_of(carried.peeked), reason, carried.flow.id)
+                .await;
         }
     }
 }
@@ -321,53 +306,3 @@ fn still_permitted(
     decide(&now.policy, &flow, carried.peeked)
         .is_ok_and(|permit| permit.route() == route && may_stay(&permit))
 }
-
-pub(super) fn language_of(peeked: &Peeked) -> Language {
-    match peeked {
-        Peeked::Tls(_) => Language::Tls,
-        Peeked::Http(_) => Language::Http,
-        Peeked::Other | Peeked::Unread(_) => Language::Tcp,
-    }
-}
-
-pub(super) fn language_of_failure(reason: Reason) -> Language {
-    match reason {
-        Reason::TlsMalformed => Language::Tls,
-        Reason::HttpMalformed | Reason::HeaderLimit => Language::Http,
-        _ => Language::Tcp,
-    }
-}
-
-/// Tells the agent why, in its language, and closes.
-pub(super) async fn refuse(mut stream: TcpStream, language: Language, reason: Reason, id: FlowId) {
-    let farewell = async {
-        match language {
-            Language::Tcp => return Ok(()),
-            Language::Tls => stream.write_all(&refuse::alert_record(reason)).await?,
-            Language::Http => stream.write_all(&refuse::answer_bytes(reason, id)).await?,
-        }
-        stream.shutdown().await?;
-        drain(&mut stream).await
-    };
-    // An agent that does not listen is reset.
-    let heard = timeout(FAREWELL_TIME, farewell).await;
-    if matches!(language, Language::Tcp) || !matches!(heard, Ok(Ok(()))) {
-        reset(stream);
-    }
-}
-
-/// Closing a socket with unread bytes resets it, and the farewell would be lost with it.
-pub(super) async fn drain(stream: &mut TcpStream) -> std::io::Result<()> {
-    let mut sink = [0; 1024];
-    for _ in 0..FAREWELL_READS {
-        if stream.read(&mut sink).await? == 0 {
-            break;
-        }
-    }
-    Ok(())
-}
-
-/// Time for a refused agent to take its refusal.
-const FAREWELL_TIME: Duration = Duration::from_secs(2);
-/// Reads of 1 KiB that a refused agent gets before it is reset.
-const FAREWELL_READS: usize = 64;

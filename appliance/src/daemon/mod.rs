@@ -8,6 +8,7 @@
 
 mod control;
 mod error;
+mod farewell;
 mod flow;
 mod ground;
 mod health;

@@ -7,14 +7,15 @@ use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 use bytes::Bytes;
 use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
 
-use super::flow::{self, Gateway, Language};
+use super::farewell::{self, Language};
 use crate::{
     accept::{Flow, Share, reset},
     audit::Record,
     onboarding::{self, Asked, Pages},
     peek::{self, PeekFailure, Peeked},
-    phase::Phase,
+    phase::{Phase, Phases},
     policy::Limits,
+    quarantine::Quarantined,
     reason::Reason,
 };
 
@@ -27,13 +28,12 @@ pub(super) struct Agent<'a> {
 
 /// Reads a request, answers it, and closes.
 pub(super) async fn serve(
-    gateway: &Gateway,
+    (mut phases, mut quarantined): (Phases, Quarantined),
     limits: &Limits,
     pages: &Pages,
     mut agent: Agent<'_>,
     record: &mut Record,
 ) {
-    let (mut phases, mut quarantined) = (gateway.phases.clone(), gateway.quarantined.clone());
     let cut = tokio::select! {
         biased;
         () = quarantined.reached(&agent.flow.group.name) => Reason::Quarantined,
@@ -42,7 +42,7 @@ pub(super) async fn serve(
             Ok(()) => return,
             Err((language, reason)) => {
                 record.refused(reason);
-                return flow::refuse(agent.stream, language, reason, agent.flow.id).await;
+                return farewell::refuse(agent.stream, language, reason, agent.flow.id).await;
             }
         },
     };
@@ -67,7 +67,7 @@ async fn answer(
             return Ok(());
         }
         Err(PeekFailure::Refused(reason)) => {
-            return Err((flow::language_of_failure(reason), reason));
+            return Err((farewell::language_of_failure(reason), reason));
         }
     };
     record.peeked(&read.peeked);
@@ -77,7 +77,8 @@ async fn answer(
         Peeked::Http(_) => onboarding::asked(&read.bytes, limits.head_fields, dialled),
         Peeked::Tls(_) | Peeked::Other | Peeked::Unread(_) => Err(Reason::ProtocolDenied),
     };
-    let Asked { page, body } = asked.map_err(|reason| (flow::language_of(&read.peeked), reason))?;
+    let Asked { page, body } =
+        asked.map_err(|reason| (farewell::language_of(&read.peeked), reason))?;
     record.onboards(page.path());
     let text = pages.text(page, dialled);
     let head = page.head(text.len());
@@ -92,7 +93,7 @@ async fn tell(stream: &mut TcpStream, head: &[u8], text: &[u8]) -> std::io::Resu
     stream.write_all(head).await?;
     stream.write_all(text).await?;
     stream.shutdown().await?;
-    flow::drain(stream).await
+    farewell::drain(stream).await
 }
 
 fn count(bytes: &std::sync::atomic::AtomicU64, more: usize) {

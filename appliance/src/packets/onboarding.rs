@@ -11,8 +11,8 @@ use super::{
     Capture,
     plan::{
         Element, Family, Key, Rule, Set, SetKey, Statement, is_family, is_tcp, port_is, rule, set,
+        to_here,
     },
-    prerouting::to_here,
 };
 use crate::policy::Group;
 

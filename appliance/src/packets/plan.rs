@@ -393,6 +393,11 @@ pub(super) fn is_udp() -> Statement {
     Statement::Is(Key::L4, Value::byte("udp", UDP))
 }
 
+/// To the address that the gateway has on the interface the packet came in by, and to no other.
+pub(super) fn to_here() -> Statement {
+    Statement::Is(Key::DestinationTypeHere, fib_type("local", 2))
+}
+
 pub(super) fn port_is(number: u16) -> Statement {
     Statement::Is(Key::DestinationPort, port(number))
 }

@@ -12,7 +12,7 @@ use super::{
     plan::{
         Chain, Family, Hook, ICMP4, ICMP6, Key, MANGLE, Rate, Rule, Set, SetKey, Statement, TCP,
         UDP, Value, base, because, fib_type, is_family, is_tcp, is_udp, meter, neighbour_discovery,
-        port_is, rule,
+        port_is, rule, to_here,
     },
 };
 use crate::{policy::Quota, reason::Reason};
@@ -374,10 +374,6 @@ fn echo_request(family: Family) -> Vec<Statement> {
 fn for_this_machine() -> Statement {
     let types = vec![fib_type("local", 2), fib_type("multicast", 5)];
     Statement::AnyOf(Key::DestinationType, types)
-}
-
-pub(super) fn to_here() -> Statement {
-    Statement::Is(Key::DestinationTypeHere, fib_type("local", 2))
 }
 
 /// What the operator names, of one family. DHCP is of IPv4.
