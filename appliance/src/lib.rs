@@ -20,8 +20,7 @@ pub mod intercept;
 pub mod splice;
 
 pub mod rulebook;
-
-pub mod plan;
+pub mod vault;
 
 pub mod audit;
 pub mod packets;
@@ -35,6 +34,9 @@ pub mod decide;
 pub mod peek;
 
 pub mod accept;
+pub mod limits;
+
+pub mod identity;
 
 pub mod scrub;
 pub mod substitute;
@@ -56,5 +58,6 @@ pub mod metrics;
 pub mod phase;
 pub mod reason;
 
+pub mod net;
+
 mod seldom;
-mod straight;

@@ -12,7 +12,8 @@ use super::{
     writer::{Entry, Slot},
 };
 use crate::{
-    accept::{AgentKey, OverRate, Rated},
+    identity::AgentKey,
+    limits::{OverRate, Rated},
     metrics::{Decided, Metrics},
     reason::Reason,
 };

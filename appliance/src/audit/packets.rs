@@ -20,7 +20,7 @@ use super::{
     writer::{Entry, Sink},
 };
 use crate::{
-    accept::AgentKey,
+    identity::AgentKey,
     metrics::Metrics,
     packets::{Headers, RefusedPacket},
     policy::{GroupName, InterfaceName, Policy},

@@ -17,8 +17,8 @@ use super::{
     writer::{Entry, Slot},
 };
 use crate::{
-    accept::{AgentAddr, Dialled, FlowId},
     decide::{Permit, Route},
+    identity::{AgentAddr, Dialled, FlowId},
     metrics::{Carried, Decided, Metrics, Stage},
     peek::Peeked,
     policy::{GroupName, InterfaceName, Placeholder},

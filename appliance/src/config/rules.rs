@@ -31,12 +31,10 @@ use super::{
     },
     vault::token_role,
 };
-use crate::{
-    policy::{
-        Anonymous, Constraints, DialledRule, Ech, GroupName, Host, HostPattern, InterfaceName, Mac,
-        PathRule, Place, Placeholder, Plain, RuleName, SecretRef, USUAL_METHODS, Upstream,
-    },
-    secrets::SecretValue,
+use crate::policy::{
+    Anonymous, Constraints, DialledRule, Ech, FLOOR_VALUE_BYTES, GroupName, Host, HostPattern,
+    InterfaceName, MAX_VALUE_BYTES, MIN_VALUE_BYTES, Mac, PathRule, Place, Placeholder, Plain,
+    RuleName, SecretRef, USUAL_METHODS, Upstream,
 };
 
 /// What a rule may read besides the file itself.
@@ -181,10 +179,7 @@ impl BindingRule {
             placeholder: table.required("placeholder", unquoted(Placeholder::parse)),
             places: table.required_list("places", parsed(|text| place(text, &halves))),
             secret: table.required("secret", unquoted(secret_ref)),
-            min_value_bytes: inner(
-                table.optional("min_value_bytes", value_bytes),
-                SecretValue::MIN_BYTES,
-            ),
+            min_value_bytes: inner(table.optional("min_value_bytes", value_bytes), MIN_VALUE_BYTES),
         };
         binding.check_halves(&table, written);
         table.finish();
@@ -372,7 +367,7 @@ fn check_pem(pem: &str) -> Result<(), &'static str> {
 }
 
 fn value_bytes(value: &toml::de::DeValue<'_>) -> Result<usize, String> {
-    number(SecretValue::FLOOR_BYTES as u64..=SecretValue::MAX_BYTES as u64)(value)
+    number(FLOOR_VALUE_BYTES as u64..=MAX_VALUE_BYTES as u64)(value)
 }
 
 fn dialled(text: &str) -> Result<DialledRule, &'static str> {

@@ -31,7 +31,7 @@ use std::{
 
 use tokio::{net::TcpStream, time::timeout};
 
-use crate::{accept::Flow, decide::Permit, policy::DialledRule, reason::Reason, splice};
+use crate::{decide::Permit, identity::Flow, net, policy::DialledRule, reason::Reason};
 
 /// A connection to a permitted upstream.
 #[derive(Debug)]
@@ -117,7 +117,7 @@ async fn connect_any(
 #[expect(clippy::disallowed_methods, reason = "the one place that may connect")]
 async fn connect_to(address: SocketAddr) -> std::io::Result<TcpStream> {
     let stream = TcpStream::connect(address).await?;
-    splice::harden(&stream)?;
+    net::harden(&stream)?;
     Ok(stream)
 }
 

@@ -38,8 +38,9 @@ use super::{
     upstream::{Addresses, Upstream},
 };
 use crate::{
-    accept::{AgentKey, FairPlace, FairPlaces},
     config::{NameServer, Settings},
+    identity::AgentKey,
+    limits::{FairPlace, FairPlaces},
     policy::{GroupName, Host, Site},
     tls,
 };

@@ -12,7 +12,8 @@ use std::{
 };
 
 use crate::{
-    accept::{AgentKey, AgentTable, Pace},
+    identity::AgentKey,
+    limits::{AgentTable, Pace},
     policy::GroupName,
 };
 
@@ -304,7 +305,7 @@ mod tests {
     use std::{net::IpAddr, time::Duration};
 
     use super::*;
-    use crate::accept::MAX_AGENTS;
+    use crate::limits::MAX_AGENTS;
 
     fn key(address: &str) -> AgentKey {
         AgentKey::new(&GroupName("red".into()), address.parse().unwrap())

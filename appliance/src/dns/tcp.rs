@@ -17,7 +17,7 @@ use super::{
     Desk,
     desk::{Origin, Outcome},
 };
-use crate::{accept, phase::Phase, policy::InterfaceName, splice};
+use crate::{accept, net, phase::Phase, policy::InterfaceName};
 
 /// Answers the connections of one listener until the daemon drains, and then what they have asked.
 pub(super) async fn serve(desk: Arc<Desk>, interface: InterfaceName, listener: Arc<TcpListener>) {
@@ -55,8 +55,8 @@ async fn converse(
     from: SocketAddr,
     mut stream: TcpStream,
 ) -> io::Result<()> {
-    splice::harden(&stream)?;
-    let to = accept::canonical(stream.local_addr()?).ip();
+    net::harden(&stream)?;
+    let to = net::canonical(stream.local_addr()?).ip();
     let origin = Origin { interface, from, to, datagram: false };
     let mut query = Vec::new();
     let mut phases = desk.phases();

@@ -23,9 +23,10 @@ use super::{
     unsent::Unsent,
 };
 use crate::{
-    accept::{AgentAddr, FlowId, RequestPlace, Taken},
     audit::{RequestRecord, Sink},
     decide::Route,
+    identity::{AgentAddr, FlowId},
+    limits::{RequestPlace, Taken},
     policy::{Api, Binding, Carry, Group, Narrowed, Pass, ResponseRules, permits},
     reason::{Reason, SecretCause},
     refuse::{self, Dialect, Refusal},

@@ -50,11 +50,12 @@ use self::{
     serve::Sides,
 };
 use crate::{
-    accept::{Flow, Share},
     audit::{Record, Sink, Traffic},
     ca::NoLeaf,
     decide::Permit,
     dial::{self, Resolver},
+    identity::Flow,
+    limits::Share,
     peek::{Hello, Rewind},
     phase::Phases,
     reason::{Reason, TlsCause},

@@ -36,8 +36,8 @@ use super::{
     vigil::{Ended, Vigil},
 };
 use crate::{
-    accept::Windows,
     audit::Record,
+    limits::Windows,
     phase::Phases,
     policy::Limits,
     reason::Reason,

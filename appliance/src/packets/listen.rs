@@ -19,7 +19,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{Capture, DNS_PORT, Kept, dns_at, error::PacketsError, holder};
 use crate::{
-    dns::{make_room, tell_destinations},
+    net::{make_room, tell_destinations},
     policy::InterfaceName,
 };
 

@@ -1,6 +1,6 @@
 //! How the kernel tells agents apart where it bounds what each of them sends.
 //!
-//! Pure. As [`crate::accept::AgentKey`] does: an agent is an IPv4 address or an IPv6 /64, and one
+//! Pure. As [`crate::identity::AgentKey`] does: an agent is an IPv4 address or an IPv6 /64, and one
 //! that is bound to its card is each of its addresses by itself, so that none of those who share a
 //! /64 takes what is another's. A group is the sources that belong to it: whoever makes up ever new
 //! ones of them is still one group.

@@ -17,6 +17,7 @@ use tokio::{
 };
 
 use super::{buffer::Buffer, pipe::Pipe, relay::Leg, *};
+use crate::net::harden;
 
 const LONG: Duration = Duration::from_secs(30);
 const SHORT: Duration = Duration::from_millis(300);
