@@ -18,8 +18,8 @@ use super::{
     body::{RequestBody, ResponseBody, Scrubbed},
     exchanges::{Exchanges, Turn},
     framing::TrailerRule,
-    message::{self, Site},
-    overrides, owners,
+    message, overrides, owners,
+    site::Site,
     unsent::Unsent,
 };
 use crate::{

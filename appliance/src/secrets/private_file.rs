@@ -186,10 +186,10 @@ pub(crate) mod tests {
     };
 
     /// A folder of one test, removed when dropped.
-    pub(in crate::secrets) struct Folder(pub(in crate::secrets) PathBuf);
+    pub(crate) struct Folder(pub(crate) PathBuf);
 
     impl Folder {
-        pub(in crate::secrets) fn new() -> Self {
+        pub(crate) fn new() -> Self {
             static NEXT: AtomicU32 = AtomicU32::new(0);
             let number = NEXT.fetch_add(1, Ordering::Relaxed);
             let path = std::env::temp_dir()
@@ -198,7 +198,7 @@ pub(crate) mod tests {
             Self(path)
         }
 
-        pub(in crate::secrets) fn write(&self, name: &str, content: &[u8], mode: u32) -> PathBuf {
+        pub(crate) fn write(&self, name: &str, content: &[u8], mode: u32) -> PathBuf {
             let path = self.0.join(name);
             std::fs::write(&path, content).unwrap();
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();

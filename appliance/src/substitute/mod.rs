@@ -9,11 +9,13 @@
 
 mod apply;
 mod basic;
+mod denial;
 mod examine;
 mod rules;
 
 pub use apply::Plan;
-pub use examine::{Denial, examine};
+pub use denial::Denial;
+pub use examine::examine;
 pub use rules::{Rules, Scope, trailers_carry_credential};
 
 #[cfg(test)]

@@ -4,11 +4,13 @@
 mod descriptors;
 
 use std::{
+    io,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
 };
 
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, ReadBuf},
     net::TcpListener,
