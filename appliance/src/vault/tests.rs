@@ -262,7 +262,7 @@ impl Write for Captured {
 /// log up, `tracing` may remember for a place in the code that nobody listens there.
 #[test]
 fn no_log_at_any_level_and_no_error_holds_a_secret() {
-    let name = "secrets::vault::tests::logged_in_a_process_of_its_own";
+    let name = "vault::tests::logged_in_a_process_of_its_own";
     let output = std::process::Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "--ignored", name])
         .output()
