@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use super::{
     kind::Kind,
-    record::now,
+    stamp::now,
     writer::{Entry, Sink},
 };
 use crate::{

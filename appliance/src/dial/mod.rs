@@ -11,6 +11,7 @@ mod answered;
 mod answers;
 mod control_plane;
 mod distrust;
+mod found;
 mod hosts_file;
 mod off_limits;
 mod resolver;
@@ -20,9 +21,10 @@ mod upstream;
 pub use address::{has_route, is_own, unwrapped};
 pub use answered::{Answered, GRACE, NAMELESS_GRACE};
 pub use control_plane::ControlPlane;
+pub use found::{Found, Unresolved};
 pub use off_limits::OffLimits;
 pub(crate) use resolver::MAX_TTL;
-pub use resolver::{Found, Resolver, Unresolved};
+pub use resolver::Resolver;
 
 use std::{
     net::{IpAddr, SocketAddr},

@@ -10,7 +10,7 @@ use std::{
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::PlanError;
+use super::error::PlanError;
 use crate::policy::VaultLocation;
 
 /// One path and the one capability there.

@@ -6,18 +6,21 @@
 //! errs towards refusal: what a Vault policy would read as a pattern is no path here, and what two
 //! groups would have to share is an error and not a wider policy.
 
+mod error;
 mod grant;
+mod names;
 mod shell;
 mod terraform;
 #[cfg(test)]
 mod tests;
 
+pub use error::PlanError;
 pub use grant::Grant;
 pub(crate) use grant::Written;
+pub use names::GATEWAY;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    error, fmt,
     sync::Arc,
 };
 
@@ -25,7 +28,7 @@ use ipnet::IpNet;
 
 use self::grant::{check_path, check_text, hcl, leases, reads};
 use crate::{
-    ca::{self, CaError},
+    ca,
     config::{PkiSettings, Settings, VaultLogin},
     policy::{Group, GroupName, Location, Policy, VaultLocation},
 };
@@ -67,32 +70,6 @@ pub struct RoleRights {
     pub grants: Vec<Grant>,
 }
 
-/// Why there is no plan.
-#[derive(Debug)]
-pub enum PlanError {
-    /// The configuration has no `[vault]`.
-    NoVault,
-    /// No address to bind tokens to.
-    Unbound,
-    /// Vault, HCL or a shell would read more in a text than it says.
-    Pattern {
-        /// What the text is.
-        what: &'static str,
-        /// The text, printable.
-        text: String,
-    },
-    /// The name of a token role is that of a policy which is somebody else's.
-    Reserved(GroupName, Arc<str>),
-    /// Two groups have one token role, whose tokens would read the secrets of both.
-    SharedRole(GroupName, GroupName, Arc<str>),
-    /// There is no policy of that name in the plan.
-    NoPolicy(String),
-    /// The id of the AppRole is not random.
-    Guessable(Arc<str>),
-    /// A rule whose names cannot be put into a name constraint.
-    Ca(CaError),
-}
-
 impl Plan {
     /// The plan for a configuration. All tokens are bound to `bound_cidrs`.
     ///
@@ -122,16 +99,6 @@ impl Plan {
             pki: vault.pki.clone(),
             bound_cidrs,
         })
-    }
-
-    /// A script for a shell in which `vault` is logged in. Running it again changes nothing.
-    pub fn shell(&self) -> String {
-        shell::render(self)
-    }
-
-    /// Resources of the provider `hashicorp/vault`.
-    pub fn terraform(&self) -> String {
-        terraform::render(self)
     }
 
     /// One policy, for `vault policy write NAME -`.
@@ -325,50 +292,6 @@ fn check_login(login: &VaultLogin) -> Result<(), PlanError> {
     check_text("role_id", role)?;
     files.iter().try_for_each(|file| check_text("file", &file.to_string_lossy()))
 }
-
-impl fmt::Display for PlanError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoVault => {
-                f.write_str("the configuration has no [vault]: there is nothing to plan")
-            }
-            Self::Unbound => f.write_str(
-                "no address to bind tokens to: name the gateway's with --from ADDRESS or PREFIX",
-            ),
-            Self::Pattern { what, text } => write!(
-                f,
-                "{what} `{text}`: a Vault policy would read it as more than this one text; use \
-                 another without patterns, quotes and control characters"
-            ),
-            Self::Reserved(group, role) => write!(
-                f,
-                "group `{group}`: a policy named `{role}` is not its own; set another vault_role"
-            ),
-            Self::SharedRole(one, other, role) => write!(
-                f,
-                "groups `{one}` and `{other}` read different secrets with one token role `{role}`, \
-                 which would give each those of both; set another vault_role for one of them"
-            ),
-            Self::NoPolicy(name) => write!(
-                f,
-                "the plan has no policy `{}`; its names are `{GATEWAY}` and each vault_role",
-                name.escape_default()
-            ),
-            Self::Guessable(role_id) => write!(
-                f,
-                "role_id `{}` can be guessed, and whoever knows it can try SecretIDs: write a random \
-                 one, as `uuidgen` or `openssl rand -hex 16` prints it; the plan gives it to the role",
-                role_id.escape_default()
-            ),
-            Self::Ca(error) => error.fmt(f),
-        }
-    }
-}
-
-impl error::Error for PlanError {}
-
-/// The gateway's policy and AppRole.
-pub const GATEWAY: &str = "cloakroom-gateway";
 
 /// Where Vault lists the rules of the token that asks.
 pub const OWN_RULES: &str = "sys/internal/ui/resultant-acl";

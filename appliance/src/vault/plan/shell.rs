@@ -9,7 +9,14 @@ use crate::{
     policy::GroupName,
 };
 
-pub(super) fn render(plan: &Plan) -> String {
+impl Plan {
+    /// A script for a shell in which `vault` is logged in. Running it again changes nothing.
+    pub fn shell(&self) -> String {
+        render(self)
+    }
+}
+
+fn render(plan: &Plan) -> String {
     let mut text = HEAD.to_owned();
     if let Some(namespace) = &plan.namespace {
         push(&mut text, format_args!("export VAULT_NAMESPACE={}", quoted(namespace)));

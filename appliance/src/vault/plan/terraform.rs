@@ -8,7 +8,14 @@ use crate::{
     policy::GroupName,
 };
 
-pub(super) fn render(plan: &Plan) -> String {
+impl Plan {
+    /// Resources of the provider `hashicorp/vault`.
+    pub fn terraform(&self) -> String {
+        render(self)
+    }
+}
+
+fn render(plan: &Plan) -> String {
     let mut out = Out { text: HEAD.to_owned(), namespace: plan.namespace.as_deref() };
     for (name, hcl) in plan.policies() {
         let label = label(&name);
