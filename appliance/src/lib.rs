@@ -61,3 +61,6 @@ pub mod reason;
 pub mod net;
 
 mod seldom;
+
+#[cfg(test)]
+mod documented;
