@@ -40,7 +40,8 @@ fn walk(tokens: TokenStream, depth: usize, contents: &mut Contents) {
     while let Some(token) = tokens.next() {
         match token {
             TokenTree::Punct(sign) if sign.as_char() == '#' => {
-                if attribute(&mut tokens).is_some_and(|text| text == "cfg (test)") {
+                let of_tests = attribute(&mut tokens).is_some_and(|text| text == "cfg (test)");
+                if of_tests {
                     skip_item(&mut tokens);
                 }
             }
@@ -111,7 +112,7 @@ fn use_tree(tree: TokenStream, before: &[String], found: &mut Vec<(Option<String
             }
             TokenTree::Ident(word) if word == "self" && is_leaf => {}
             TokenTree::Ident(word) => {
-                if !(word == "self" && !path.is_empty()) {
+                if word != "self" || path.is_empty() {
                     path.push(word.to_string());
                 }
                 is_leaf = true;
