@@ -87,7 +87,7 @@ pub fn claim(kept: &Kept, capture: &Capture) -> Result<Claim, PacketsError> {
     if !kept.is_empty() {
         let asking = |source| PacketsError::Netlink { doing: "ask who listens", source };
         return match (kept.are_alone(port).map_err(asking)?, capture.interfaces.first()) {
-            (false, Some(first)) => Err(in_use(port, &first.name)),
+            (false, Some(first)) => Err(in_use(wildcard(Domain::IPV4, port), &first.name)),
             _ => Ok(Claim { lock, devices }),
         };
     }
@@ -190,15 +190,15 @@ pub(super) fn wildcard(family: Domain, port: u16) -> SocketAddr {
 }
 
 fn bind(socket: &Socket, interface: &InterfaceName, at: SocketAddr) -> Result<(), PacketsError> {
-    let port = at.port();
     socket.bind(&at.into()).map_err(|source| match source.kind() {
-        io::ErrorKind::AddrInUse => in_use(port, interface),
+        io::ErrorKind::AddrInUse => in_use(at, interface),
         _ => listen_error(interface, "bind", source),
     })
 }
 
-fn in_use(port: u16, interface: &InterfaceName) -> PacketsError {
-    PacketsError::PortInUse { port, interface: interface.clone(), holders: holder::of(port) }
+fn in_use(at: SocketAddr, interface: &InterfaceName) -> PacketsError {
+    let (port, holders) = (at.port(), holder::of(at));
+    PacketsError::PortInUse { port, interface: interface.clone(), holders }
 }
 
 /// Asks the kernel, rather than trusting that setting it has worked.
