@@ -70,8 +70,8 @@ impl Machine {
         Self { _nspawn: nspawn, leader, console }
     }
 
-    /// Puts the configuration into `/etc/cloakroom`, with what it names and the issuing CAs, as the
-    /// README has it.
+    /// Puts the configuration into `/etc/cloakroom`, with what it names and the issuing CAs, as
+    /// `docs/operations.md` has it.
     pub fn install(&self, lab: &Lab, config: &str) {
         put(lab, config);
         self.run("chown cloakroom /etc/cloakroom/secrets.toml");
