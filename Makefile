@@ -84,9 +84,10 @@ lab: build vault clients
 	CLOAKROOM_BIN=$(CURDIR)/target/debug/cloakroom CLOAKROOM_VAULT="$$($(VAULT_PATH) | tail -n 1)" \
 		CARGO="$(CARGO)" tests/lab/run $(LAB_THREADS) "$(TESTED)" "$(ONLY)" $(ALONE)
 
-test-systemd: build
+test-systemd: build vault
 	@echo "== The unit, under systemd as the first process of a machine"
 	CLOAKROOM_BIN=$(CURDIR)/target/debug/cloakroom CLOAKROOM_MACHINE="$$(tests/systemd/root | tail -n 1)" \
+		CLOAKROOM_VAULT="$$($(VAULT_PATH) | tail -n 1)" \
 		$(CARGO) test $(TESTED) --test systemd -- --test-threads=1 $(ONLY)
 
 deb: prerequisites

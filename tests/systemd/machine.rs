@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -26,11 +27,18 @@ impl Machine {
     /// Boots it, with the guard loaded, the daemon's user made and the unit not yet started.
     pub fn boot(lab: &Lab) -> Self {
         gateway::guard();
+        let machine = Self::switch_on(lab, &[]);
+        machine.wait_until("it has booted", || machine.says("systemctl is-system-running --wait"));
+        machine
+    }
+
+    /// Starts it with these files in it, which are said as here and there, and waits for nothing.
+    pub fn switch_on(lab: &Lab, files: &[(PathBuf, String)]) -> Self {
         let etc = lab.dir.join("etc");
         fs::create_dir_all(&etc).expect("the lab's folder is writable");
-        let root =
-            std::env::var("CLOAKROOM_MACHINE").expect("`make test-systemd` says where it is");
+        let root = root();
         let console = lab.dir.join("console.log");
+        let user = tools::repository().join("image/package/sysusers.conf");
         let log = fs::File::create(&console).expect("the lab's folder is writable");
         let nspawn = Command::new("systemd-nspawn")
             .args(["--quiet", "--boot", "--volatile=overlay", "--console=pipe"])
@@ -41,13 +49,15 @@ impl Machine {
             .arg("--system-call-filter=landlock_create_ruleset landlock_add_rule landlock_restrict_self")
             .arg("--network-namespace-path=/run/netns/gateway")
             .arg("--capability=CAP_NET_ADMIN")
-            .arg(format!("--directory={root}"))
+            .arg(format!("--directory={}", root.display()))
             .arg(format!("--bind-ro={}:/usr/bin/cloakroom", tools::cloakroom().display()))
             .args(UNITS.map(|name| {
                 let unit = tools::repository().join("image").join(name);
                 format!("--bind-ro={}:/etc/systemd/system/{name}", unit.display())
             }))
+            .arg(format!("--bind-ro={}:/usr/lib/sysusers.d/cloakroom.conf", user.display()))
             .arg(format!("--bind={}:/etc/cloakroom", etc.display()))
+            .args(files.iter().map(|(here, there)| format!("--bind={}:{there}", here.display())))
             .env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1")
             .env("SYSTEMD_NSPAWN_API_VFS_WRITABLE", "network")
             .stdin(Stdio::null())
@@ -57,25 +67,14 @@ impl Machine {
             .expect("systemd-nspawn starts");
         let leader = wait::until(wait::SOON, || child_of(nspawn.id()));
         let leader = leader.unwrap_or_else(|| panic!("{}", read(&console)));
-        let machine = Self { _nspawn: nspawn, leader, console };
-        machine.wait_until("it has booted", || machine.says("systemctl is-system-running --wait"));
-        machine.run("useradd --system --no-create-home cloakroom");
-        machine
+        Self { _nspawn: nspawn, leader, console }
     }
 
     /// Puts the configuration into `/etc/cloakroom`, with what it names and the issuing CAs, as
     /// `docs/operations.md` has it.
     pub fn install(&self, lab: &Lab, config: &str) {
-        let etc = lab.dir.join("etc");
-        let secrets = ["openai", "anthropic", "git", "ops"].iter().zip(SECRETS);
-        let secrets: String = secrets.map(|(name, value)| format!("{name} = {value}\n")).collect();
-        fs::write(etc.join("secrets.toml"), secrets).expect("writable");
-        fs::copy(lab.public_ca(), etc.join("public-ca.pem")).expect("writable");
-        fs::write(etc.join("cloakroom.toml"), config).expect("writable");
-        self.run("chmod 0755 /etc/cloakroom; chmod 0644 /etc/cloakroom/*");
-        self.run(
-            "chown cloakroom /etc/cloakroom/secrets.toml; chmod 0600 /etc/cloakroom/secrets.toml",
-        );
+        put(lab, config);
+        self.run("chown cloakroom /etc/cloakroom/secrets.toml");
         self.run("test -d /root/cloakroom-root || cloakroom ca init --dir /root/cloakroom-root");
         self.run("cloakroom ca issue --dir /root/cloakroom-root /etc/cloakroom/cloakroom.toml");
         let root = self.run("cloakroom ca show --dir /root/cloakroom-root");
@@ -95,6 +94,15 @@ impl Machine {
     /// Whether a shell command in it succeeds.
     pub fn says(&self, command: &str) -> bool {
         self.command(command).output().is_ok_and(|output| output.status.success())
+    }
+
+    /// More for the unit's `[Service]`, as an operator adds it.
+    pub fn drop_in(&self, lines: &str) {
+        let folder = "/run/systemd/system/cloakroom.service.d";
+        self.run(&format!(
+            "mkdir -p {folder}; printf '[Service]\n{lines}\n' > {folder}/test.conf; \
+             systemctl daemon-reload"
+        ));
     }
 
     /// A shell in it.
@@ -124,9 +132,22 @@ impl Machine {
         shown.trim().to_owned()
     }
 
+    /// Whether another unit is active, in systemd's word.
+    /// Nothing while systemd begins anew.
+    pub fn state(&self, unit: &str) -> String {
+        let shown = self.command(&format!("systemctl show --value -p ActiveState {unit}")).output();
+        let shown = shown.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+        shown.unwrap_or_default()
+    }
+
     /// What the unit has logged.
     pub fn journal(&self) -> String {
-        let output = self.command("journalctl --no-pager -o cat -u cloakroom").output();
+        self.journal_of("-u cloakroom")
+    }
+
+    /// What the journal has for these arguments of journalctl.
+    pub fn journal_of(&self, arguments: &str) -> String {
+        let output = self.command(&format!("journalctl --no-pager -o cat {arguments}")).output();
         output.map_or_else(
             |error| error.to_string(),
             |it| String::from_utf8_lossy(&it.stdout).into_owned(),
@@ -134,9 +155,35 @@ impl Machine {
     }
 }
 
+/// Writes the configuration and what it names, as somebody does who makes a disk for the machine.
+pub fn put(lab: &Lab, config: &str) {
+    let etc = lab.dir.join("etc");
+    fs::create_dir_all(&etc).expect("the lab's folder is writable");
+    let secrets = ["openai", "anthropic", "git", "ops"].iter().zip(SECRETS);
+    let secrets: String = secrets.map(|(name, value)| format!("{name} = {value}\n")).collect();
+    fs::write(etc.join("secrets.toml"), secrets).expect("writable");
+    fs::copy(lab.public_ca(), etc.join("public-ca.pem")).expect("writable");
+    fs::write(etc.join("cloakroom.toml"), config).expect("writable");
+    let modes = [("", 0o755), ("secrets.toml", 0o600), ("public-ca.pem", 0o644)];
+    for (name, mode) in modes.into_iter().chain([("cloakroom.toml", 0o644)]) {
+        let mode = fs::Permissions::from_mode(mode);
+        fs::set_permissions(etc.join(name), mode).expect("ours");
+    }
+}
+
+/// Where the Debian is that is booted.
+pub fn root() -> PathBuf {
+    std::env::var_os("CLOAKROOM_MACHINE").expect("`make test-systemd` says where it is").into()
+}
+
 /// The usual policy with the defaults of the reference for all folders.
 pub fn config() -> String {
-    let usual = gateway::usual_config().replace("{dir}/", "");
+    for_its_folders(&gateway::usual_config())
+}
+
+/// The same for any of the lab's policies.
+pub fn for_its_folders(config: &str) -> String {
+    let usual = config.replace("{dir}/", "");
     let own = ["audit = ", "ca_dir = ", "state_dir = ", "control = "];
     let lines = usual.lines().filter(|line| !own.iter().any(|key| line.starts_with(key)));
     lines.map(|line| format!("{line}\n")).collect()
@@ -159,7 +206,7 @@ fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }
 
-const UNITS: [&str; 4] =
+pub const UNITS: [&str; 4] =
     ["cloakroom-guard.service", "cloakroom.service", "cloakroom-ca.service", "cloakroom-ca.timer"];
 /// A boot, on a machine that is busy.
 const LONG: Duration = Duration::from_secs(60);
