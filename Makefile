@@ -1,6 +1,6 @@
 # make demo   the whole story in a minute: agents, gateway, API, with the real bytes
 # make test   everything that is promised, on this machine, from nothing
-# make test-systemd  the shipped unit in a Debian 13 that is booted for it; as root
+# make test-systemd  the shipped unit and the package in Debians that are booted for it; as root
 # make lab    the properties alone; ONLY=FILE:: runs those of one file
 # make deb    the Debian package, in target/debian
 # make image  the router image, in target/image; as root
@@ -84,9 +84,16 @@ lab: build vault clients
 	CLOAKROOM_BIN=$(CURDIR)/target/debug/cloakroom CLOAKROOM_VAULT="$$($(VAULT_PATH) | tail -n 1)" \
 		CARGO="$(CARGO)" tests/lab/run $(LAB_THREADS) "$(TESTED)" "$(ONLY)" $(ALONE)
 
+# The package here is made as `make deb` makes it, of the build that the other tests have.
 test-systemd: build
-	@echo "== The unit, under systemd as the first process of a machine"
-	CLOAKROOM_BIN=$(CURDIR)/target/debug/cloakroom CLOAKROOM_MACHINE="$$(tests/systemd/root | tail -n 1)" \
+	@echo "== The unit and the package, under systemd as the first process of a machine"
+	@tests/prerequisites lintian
+	$(CARGO) build $(TESTED) --example pages
+	target/debug/examples/pages target/pages
+	CLOAKROOM_BIN=$(CURDIR)/target/debug/cloakroom \
+		CLOAKROOM_DEB="$$(CARGO="$(CARGO)" image/package/build dev target/debug/debian | tail -n 1)" \
+		CLOAKROOM_MACHINE="$$(tests/systemd/root | tail -n 1)" \
+		CLOAKROOM_BOOKWORM="$$(tests/systemd/root bookworm | tail -n 1)" \
 		$(CARGO) test $(TESTED) --test systemd -- --test-threads=1 $(ONLY)
 
 deb: prerequisites

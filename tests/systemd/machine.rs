@@ -23,13 +23,23 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Boots it, with the guard loaded, the daemon's user made and the unit not yet started.
+    /// Boots a Debian 13, with the guard loaded, the daemon's user made and the unit not yet started.
     pub fn boot(lab: &Lab) -> Self {
         gateway::guard();
+        let program = format!("{}:/usr/bin/cloakroom", tools::cloakroom().display());
+        let units = UNITS.map(|name| {
+            let unit = tools::repository().join("image").join(name);
+            format!("{}:/etc/systemd/system/{name}", unit.display())
+        });
+        let machine = Self::with(lab, &told("CLOAKROOM_MACHINE"), [program].iter().chain(&units));
+        machine.run("useradd --system --no-create-home cloakroom; mkdir /etc/cloakroom");
+        machine
+    }
+
+    /// Boots the Debian at `root` as it is, with these of the host's files in it, to be read alone.
+    pub fn with<'a>(lab: &Lab, root: &str, files: impl IntoIterator<Item = &'a String>) -> Self {
         let etc = lab.dir.join("etc");
         fs::create_dir_all(&etc).expect("the lab's folder is writable");
-        let root =
-            std::env::var("CLOAKROOM_MACHINE").expect("`make test-systemd` says where it is");
         let console = lab.dir.join("console.log");
         let log = fs::File::create(&console).expect("the lab's folder is writable");
         let nspawn = Command::new("systemd-nspawn")
@@ -42,12 +52,8 @@ impl Machine {
             .arg("--network-namespace-path=/run/netns/gateway")
             .arg("--capability=CAP_NET_ADMIN")
             .arg(format!("--directory={root}"))
-            .arg(format!("--bind-ro={}:/usr/bin/cloakroom", tools::cloakroom().display()))
-            .args(UNITS.map(|name| {
-                let unit = tools::repository().join("image").join(name);
-                format!("--bind-ro={}:/etc/systemd/system/{name}", unit.display())
-            }))
-            .arg(format!("--bind={}:/etc/cloakroom", etc.display()))
+            .args(files.into_iter().map(|file| format!("--bind-ro={file}")))
+            .arg(format!("--bind-ro={}:/mnt/etc", etc.display()))
             .env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1")
             .env("SYSTEMD_NSPAWN_API_VFS_WRITABLE", "network")
             .stdin(Stdio::null())
@@ -59,7 +65,6 @@ impl Machine {
         let leader = leader.unwrap_or_else(|| panic!("{}", read(&console)));
         let machine = Self { _nspawn: nspawn, leader, console };
         machine.wait_until("it has booted", || machine.says("systemctl is-system-running --wait"));
-        machine.run("useradd --system --no-create-home cloakroom");
         machine
     }
 
@@ -72,10 +77,8 @@ impl Machine {
         fs::write(etc.join("secrets.toml"), secrets).expect("writable");
         fs::copy(lab.public_ca(), etc.join("public-ca.pem")).expect("writable");
         fs::write(etc.join("cloakroom.toml"), config).expect("writable");
-        self.run("chmod 0755 /etc/cloakroom; chmod 0644 /etc/cloakroom/*");
-        self.run(
-            "chown cloakroom /etc/cloakroom/secrets.toml; chmod 0600 /etc/cloakroom/secrets.toml",
-        );
+        self.run("cp /mnt/etc/* /etc/cloakroom/; chmod 0644 /etc/cloakroom/*");
+        self.run("cd /etc/cloakroom; chown cloakroom secrets.toml; chmod 0600 secrets.toml");
         self.run("test -d /root/cloakroom-root || cloakroom ca init --dir /root/cloakroom-root");
         self.run("cloakroom ca issue --dir /root/cloakroom-root /etc/cloakroom/cloakroom.toml");
         let root = self.run("cloakroom ca show --dir /root/cloakroom-root");
@@ -102,7 +105,8 @@ impl Machine {
         let mut nsenter = Command::new("nsenter");
         let leader = self.leader.to_string();
         nsenter.args(["--target", &leader, "--mount", "--uts", "--ipc", "--net", "--pid"]);
-        nsenter.args(["--root", "--wd=/", "--", "sh", "-c", command]);
+        // nsenter's own `--wd` is a folder of the host.
+        nsenter.args(["--root", "--", "sh", "-c", &format!("cd /; {command}")]);
         nsenter.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin");
         nsenter
     }
@@ -146,6 +150,14 @@ pub fn config() -> String {
 pub fn hello(lab: &Lab, name: &str) -> Hello {
     let pem = fs::read_to_string(lab.dir.join("agents.pem")).expect("it was made");
     Hello::h1(name).trusting(&pem)
+}
+
+/// What `make test-systemd` says in a variable.
+///
+/// # Panics
+/// When it does not.
+pub fn told(variable: &str) -> String {
+    std::env::var(variable).unwrap_or_else(|_| panic!("`make test-systemd` says {variable}"))
 }
 
 fn child_of(process: u32) -> Option<u32> {

@@ -1,8 +1,9 @@
-//! The shipped unit under systemd as the first process of a machine: Debian 13 in systemd-nspawn, whose
-//! network is the lab's gateway. `make test-systemd` runs it; it needs root.
+//! The shipped unit and the package under systemd as the first process of a machine: Debian in
+//! systemd-nspawn, whose network is the lab's gateway. `make test-systemd` runs it; it needs root.
 
 mod load;
 mod machine;
+mod package;
 
 use std::{
     thread,
