@@ -1,6 +1,7 @@
 //! The shipped unit and the package under systemd as the first process of a machine: Debian in
 //! systemd-nspawn, whose network is the lab's gateway. `make test-systemd` runs it; it needs root.
 
+mod guide;
 mod load;
 mod machine;
 mod package;
