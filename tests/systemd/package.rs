@@ -173,7 +173,7 @@ fn assert_removed_and_closed(machine: &Machine, lab: &Lab, origin: &Origin) {
 /// Whether an agent's request gets no answer, and reaches nobody.
 fn unanswered(lab: &Lab, origin: &Origin) -> bool {
     let before = origin.log().connections().len();
-    let trusting = Hello::h1(OPENAI.name).trusting(&lab.public.pem().to_string());
+    let trusting = Hello::h1(OPENAI.name).trusting(lab.public.pem());
     let failed = Tls::open(AGENT, OPENAI.port(443), &trusting).is_err();
     failed && origin.log().connections().len() == before
 }
