@@ -50,3 +50,6 @@ pub mod cli;
 
 mod seldom;
 mod straight;
+
+#[cfg(test)]
+mod documented;
