@@ -1,7 +1,12 @@
 //! A machine that is switched on with the units enabled, with systemd-networkd and an uplink that has no
 //! carrier.
 
-use std::{fs, path::PathBuf, process::Command, time::Instant};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Instant,
+};
 
 use lab::{
     Lab,
@@ -99,7 +104,9 @@ fn enabled(lab: &Lab) -> Vec<(PathBuf, String)> {
         fs::copy(tools::repository().join("image").join(name), units.join(name)).expect("writable");
     }
     for name in ENABLED.iter().filter(|name| name.starts_with("systemd-")) {
-        let from = machine::root().join("usr/lib/systemd/system").join(name);
+        let from = Path::new(&machine::told("CLOAKROOM_MACHINE"))
+            .join("usr/lib/systemd/system")
+            .join(name);
         fs::copy(from, vendors.join(name)).expect("Debian's unit");
     }
     fs::write(units.join("waits.service"), WAITS).expect("writable");

@@ -24,21 +24,39 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Boots it, with the guard loaded, the daemon's user made and the unit not yet started.
+    /// Boots a Debian 13, with the guard loaded, the daemon's user made and the unit not yet started.
     pub fn boot(lab: &Lab) -> Self {
         gateway::guard();
-        let machine = Self::switch_on(lab, &[]);
-        machine.wait_until("it has booted", || machine.says("systemctl is-system-running --wait"));
-        machine
+        Self::switch_on(lab, &[]).booted()
     }
 
     /// Starts it with these files in it, which are said as here and there, and waits for nothing.
     pub fn switch_on(lab: &Lab, files: &[(PathBuf, String)]) -> Self {
+        let image = tools::repository().join("image");
         let etc = lab.dir.join("etc");
         fs::create_dir_all(&etc).expect("the lab's folder is writable");
-        let root = root();
+        let units = UNITS.map(|name| (image.join(name), format!("/etc/systemd/system/{name}")));
+        let program = (tools::cloakroom(), "/usr/bin/cloakroom".into());
+        let user =
+            (image.join("package/sysusers.conf"), "/usr/lib/sysusers.d/cloakroom.conf".into());
+        let shipped = units.into_iter().chain([program, user]);
+        let shipped = shipped.map(|(here, there)| bound("bind-ro", &here, &there));
+        let own = [(etc, "/etc/cloakroom".to_owned())];
+        let own = own.iter().chain(files).map(|(here, there)| bound("bind", here, there));
+        Self::start(lab, &told("CLOAKROOM_MACHINE"), shipped.chain(own))
+    }
+
+    /// Boots the Debian at `root` as it is, with this file of the host's in it, to be read alone.
+    pub fn with(lab: &Lab, root: &str, (here, there): (&Path, &str)) -> Self {
+        let etc = lab.dir.join("etc");
+        fs::create_dir_all(&etc).expect("the lab's folder is writable");
+        let files = [(here, there), (&*etc, "/mnt/etc")];
+        let files = files.map(|(here, there)| bound("bind-ro", here, there));
+        Self::start(lab, root, files).booted()
+    }
+
+    fn start(lab: &Lab, root: &str, files: impl IntoIterator<Item = String>) -> Self {
         let console = lab.dir.join("console.log");
-        let user = tools::repository().join("image/package/sysusers.conf");
         let log = fs::File::create(&console).expect("the lab's folder is writable");
         let nspawn = Command::new("systemd-nspawn")
             .args(["--quiet", "--boot", "--volatile=overlay", "--console=pipe"])
@@ -49,15 +67,8 @@ impl Machine {
             .arg("--system-call-filter=landlock_create_ruleset landlock_add_rule landlock_restrict_self")
             .arg("--network-namespace-path=/run/netns/gateway")
             .arg("--capability=CAP_NET_ADMIN")
-            .arg(format!("--directory={}", root.display()))
-            .arg(format!("--bind-ro={}:/usr/bin/cloakroom", tools::cloakroom().display()))
-            .args(UNITS.map(|name| {
-                let unit = tools::repository().join("image").join(name);
-                format!("--bind-ro={}:/etc/systemd/system/{name}", unit.display())
-            }))
-            .arg(format!("--bind-ro={}:/usr/lib/sysusers.d/cloakroom.conf", user.display()))
-            .arg(format!("--bind={}:/etc/cloakroom", etc.display()))
-            .args(files.iter().map(|(here, there)| format!("--bind={}:{there}", here.display())))
+            .arg(format!("--directory={root}"))
+            .args(files)
             .env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1")
             .env("SYSTEMD_NSPAWN_API_VFS_WRITABLE", "network")
             .stdin(Stdio::null())
@@ -70,11 +81,18 @@ impl Machine {
         Self { _nspawn: nspawn, leader, console }
     }
 
+    fn booted(self) -> Self {
+        self.wait_until("it has booted", || self.says("systemctl is-system-running --wait"));
+        self
+    }
+
     /// Puts the configuration into `/etc/cloakroom`, with what it names and the issuing CAs, as
     /// `docs/operations.md` has it.
     pub fn install(&self, lab: &Lab, config: &str) {
         put(lab, config);
-        self.run("chown cloakroom /etc/cloakroom/secrets.toml");
+        // A machine that has its own folder gets a copy.
+        self.run("[ ! -d /mnt/etc ] || cp /mnt/etc/* /etc/cloakroom/; chmod 0644 /etc/cloakroom/*");
+        self.run("cd /etc/cloakroom; chown cloakroom secrets.toml; chmod 0600 secrets.toml");
         self.run("test -d /root/cloakroom-root || cloakroom ca init --dir /root/cloakroom-root");
         self.run("cloakroom ca issue --dir /root/cloakroom-root /etc/cloakroom/cloakroom.toml");
         let root = self.run("cloakroom ca show --dir /root/cloakroom-root");
@@ -110,7 +128,8 @@ impl Machine {
         let mut nsenter = Command::new("nsenter");
         let leader = self.leader.to_string();
         nsenter.args(["--target", &leader, "--mount", "--uts", "--ipc", "--net", "--pid"]);
-        nsenter.args(["--root", "--wd=/", "--", "sh", "-c", command]);
+        // nsenter's own `--wd` is a folder of the host.
+        nsenter.args(["--root", "--", "sh", "-c", &format!("cd /; {command}")]);
         nsenter.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin");
         nsenter
     }
@@ -171,9 +190,16 @@ pub fn put(lab: &Lab, config: &str) {
     }
 }
 
-/// Where the Debian is that is booted.
-pub fn root() -> PathBuf {
-    std::env::var_os("CLOAKROOM_MACHINE").expect("`make test-systemd` says where it is").into()
+/// What `make test-systemd` says in a variable.
+///
+/// # Panics
+/// When it does not.
+pub fn told(variable: &str) -> String {
+    std::env::var(variable).unwrap_or_else(|_| panic!("`make test-systemd` says {variable}"))
+}
+
+fn bound(how: &str, here: &Path, there: &str) -> String {
+    format!("--{how}={}:{there}", here.display())
 }
 
 /// The usual policy with the defaults of the reference for all folders.

@@ -1,12 +1,14 @@
-//! The shipped unit under systemd as the first process of a machine: Debian 13 in systemd-nspawn, whose
-//! network is the lab's gateway. `make test-systemd` runs it; it needs root.
+//! The shipped unit and the package under systemd as the first process of a machine: Debian in
+//! systemd-nspawn, whose network is the lab's gateway. `make test-systemd` runs it; it needs root.
 
 mod beside;
 mod boot;
 mod files;
+mod guide;
 mod health;
 mod load;
 mod machine;
+mod package;
 
 use std::{
     thread,
