@@ -18,9 +18,6 @@ use lab::{
     sandboxed, tools,
 };
 
-/// Pages that a link may name before they are there.
-const ANNOUNCED: [&str; 2] = ["docs/install.md", "docs/vagrant.md"];
-
 #[test]
 fn every_test_that_a_document_names_exists() {
     let tests = tools::repository().join("tests");
@@ -78,8 +75,7 @@ fn every_relative_link_leads_to_a_file_and_a_heading() {
                 "" => page.clone(),
                 target => page.parent().expect("a folder").join(target),
             };
-            let announced = ANNOUNCED.iter().any(|name| is_same(&path, &root.join(name)));
-            let there = path.exists() || announced;
+            let there = path.exists();
             let headed = anchor.is_empty()
                 || fs::read_to_string(&path).is_ok_and(|text| anchors(&text).contains(anchor));
             if !(there && headed) {
@@ -128,12 +124,6 @@ fn anchors(text: &str) -> HashSet<String> {
         text.chars().filter(kept).collect::<String>().replace(' ', "-")
     };
     headings.map(anchor).collect()
-}
-
-/// Whether both are one path once `..` is resolved.
-fn is_same(path: &Path, other: &Path) -> bool {
-    let folder = |path: &Path| path.parent().and_then(|folder| folder.canonicalize().ok());
-    folder(path) == folder(other) && path.file_name() == other.file_name()
 }
 
 #[test]

@@ -8,12 +8,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{
-    accept::{FlowId, reset},
-    peek::Peeked,
-    reason::Reason,
-    refuse,
-};
+use crate::{identity::FlowId, net::reset, peek::Peeked, reason::Reason, refuse};
 
 /// What the agent understands at this point, and so how it can be refused.
 pub(super) enum Language {

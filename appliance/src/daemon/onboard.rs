@@ -9,8 +9,10 @@ use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
 
 use super::farewell::{self, Language};
 use crate::{
-    accept::{Flow, Share, reset},
     audit::Record,
+    identity::Flow,
+    limits::Share,
+    net::reset,
     onboarding::{self, Asked, Pages},
     peek::{self, PeekFailure, Peeked},
     phase::{Phase, Phases},

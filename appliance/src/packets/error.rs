@@ -2,7 +2,9 @@
 
 use std::{fmt, io};
 
-use super::DNS_PORT;
+use nftnl::nftnl_sys::libc;
+
+use super::ruleset::capture::DNS_PORT;
 use crate::policy::InterfaceName;
 
 /// Why packets cannot be captured. Every one of them is fatal at start.
@@ -136,13 +138,13 @@ impl fmt::Display for PacketsError {
                  `interface` in the group"
             ),
             Self::NoBaseTable => f.write_str(
-                "the guard table inet cloakroom_base is not loaded: run `nft -f nft/base.nft` \
-                 before the daemon starts",
+                "the guard table inet cloakroom_base is not loaded: run `cloakroom guard --load`, and \
+                 have it run at boot (cloakroom-guard.service)",
             ),
             Self::NoBaseChain(chain) => write!(
                 f,
                 "the guard table inet cloakroom_base is not whole: its chain {chain} is missing, \
-                 not hooked to {chain} or empty; run `nft -f nft/base.nft`, after `nft delete table \
+                 not hooked to {chain} or empty; run `cloakroom guard --load`, after `nft delete table \
                  inet cloakroom_base` where nft says that the chain exists"
             ),
             Self::Unguarded(names) => {
@@ -151,9 +153,8 @@ impl fmt::Display for PacketsError {
                 write!(
                     f,
                     "the guard table inet cloakroom_base does not close this machine's services to \
-                     {names}: run \
-                     `nft add element inet cloakroom_base agent_interfaces '{{ {names} }}'`, and \
-                     have it run at boot"
+                     {names}: run `cloakroom guard --load`, and have it run at boot \
+                     (cloakroom-guard.service)"
                 )
             }
             Self::Marks { mark, table } => write!(
@@ -260,4 +261,12 @@ impl std::error::Error for PacketsError {
             _ => None,
         }
     }
+}
+
+/// Says plainly that a capability is missing, where that is what it was.
+pub(super) fn netlink_error(doing: &'static str, source: io::Error) -> PacketsError {
+    if source.raw_os_error() == Some(libc::EPERM) {
+        return PacketsError::NoNetAdmin { doing };
+    }
+    PacketsError::Netlink { doing, source }
 }

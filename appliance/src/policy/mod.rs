@@ -35,7 +35,10 @@ pub use path_slot::{PathSlot, PathSlotError};
 pub(crate) use scheme::after_word;
 pub use scheme::{Scheme, SchemeError, SchemeWord};
 pub(crate) use secret::is_plain_parameter_byte;
-pub use secret::{IDENTITY_TOKEN, Location, Part, Pick, SecretRef, VaultLocation};
+pub use secret::{
+    FLOOR_VALUE_BYTES, IDENTITY_TOKEN, Location, MAX_VALUE_BYTES, MIN_VALUE_BYTES, Part, Pick,
+    SecretRef, VaultLocation,
+};
 pub use site::Site;
 pub use text::{InterfaceError, NameError, PlaceholderError};
 

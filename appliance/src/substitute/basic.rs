@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 
 use super::{
     apply::{Half, Swap},
-    examine::{Denial, astray},
+    denial::{Denial, astray},
     rules::{Rules, is},
 };
 use crate::{

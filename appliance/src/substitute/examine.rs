@@ -16,33 +16,16 @@ use super::{
     Plan,
     apply::Swap,
     basic,
-    rules::{Owner, Rules, Scope, is},
-    target,
+    denial::{Denial, astray},
+    locate,
+    rules::{Rules, Scope, is},
 };
 use crate::{
     policy::{
-        Binding, PathSlot, Place, Placeholder, after_word, fold_query, has_one_reading, permits,
-        query_pairs,
+        Binding, PathSlot, Place, after_word, fold_query, has_one_reading, permits, query_pairs,
     },
     reason::Reason,
 };
-
-/// Why a head is not forwarded.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Denial {
-    /// The reason word.
-    pub reason: Reason,
-    /// The placeholder that the request carried, where it is one of this group's.
-    pub placeholder: Option<Placeholder>,
-    /// Where the credential stands that is not good, as in `header x-api-key` or `query key`.
-    pub credential: Option<String>,
-}
-
-impl From<Reason> for Denial {
-    fn from(reason: Reason) -> Self {
-        Self { reason, placeholder: None, credential: None }
-    }
-}
 
 /// Finds the credentials of a request and what is to be done with each.
 ///
@@ -148,10 +131,10 @@ fn classify(rules: &Rules, uri: &Uri, credential: &Credential<'_>) -> Result<Swa
     match credential {
         Credential::Header(field, value) => classify_header(rules, field, value),
         Credential::Cookies(value) => Err(deny_cookies(rules, value)),
-        Credential::Query { name, value } => target::in_query(rules, uri, (name, value))
+        Credential::Query { name, value } => locate::in_query(rules, uri, (name, value))
             .ok_or_else(|| deny_credential(rules, value.as_bytes())),
-        Credential::Path { place, at } => target::in_path(rules, uri, (place, at))
-            .ok_or_else(|| deny_credential(rules, &target::segment(uri, at))),
+        Credential::Path { place, at } => locate::in_path(rules, uri, (place, at))
+            .ok_or_else(|| deny_credential(rules, &locate::segment(uri, at))),
     }
 }
 
@@ -199,24 +182,6 @@ fn deny_cookies(rules: &Rules, value: &HeaderValue) -> Denial {
         let value = pair.iter().position(|&byte| byte == b'=').and_then(|at| pair.get(at + 1..));
         rules.owner(value.unwrap_or(pair).trim_ascii())
     }))
-}
-
-/// The denial for texts that are not where they belong: the most useful word that is true.
-pub(super) fn astray<'a>(owners: impl Iterator<Item = Owner<'a>>) -> Denial {
-    let mut denial = Denial::from(Reason::ForeignCredential);
-    for owner in owners {
-        let (reason, placeholder) = match owner {
-            Owner::Here(placeholder) => (Reason::PlaceholderWrongPlace, placeholder),
-            Owner::Elsewhere(_) if denial.placeholder.is_some() => continue,
-            Owner::Elsewhere(placeholder) => (Reason::PlaceholderWrongHost, placeholder),
-            Owner::Foreign => continue,
-        };
-        denial = Denial { placeholder: Some(placeholder.clone()), ..reason.into() };
-        if denial.reason == Reason::PlaceholderWrongPlace {
-            break;
-        }
-    }
-    denial
 }
 
 fn check_request(rules: &Rules, plan: &Plan, head: &Parts) -> Result<(), Reason> {

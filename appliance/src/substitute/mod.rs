@@ -9,12 +9,15 @@
 
 mod apply;
 mod basic;
+mod denial;
 mod examine;
+mod locate;
 mod rules;
 mod target;
 
 pub use apply::Plan;
-pub use examine::{Denial, examine};
+pub use denial::Denial;
+pub use examine::examine;
 pub use rules::{Rules, Scope, trailers_carry_credential};
 
 #[cfg(test)]
