@@ -31,6 +31,7 @@ const FOREIGN: (u16, &str) = (403, "foreign_credential");
 const DUPLICATE: (u16, &str) = (400, "duplicate_credential");
 const WRONG_HOST: (u16, &str) = (403, "placeholder_wrong_host");
 const WRONG_PLACE: (u16, &str) = (403, "placeholder_wrong_place");
+const AMBIGUOUS: (u16, &str) = (400, "path_ambiguous");
 const MALFORMED: (u16, &str) = (400, "credential_malformed");
 
 #[test]
@@ -231,6 +232,81 @@ fn a_key_of_the_attackers_own_rides_along_in_no_query() {
             let ask = Ask::to(OPENAI).path(&format!("/v1/attack?key={name}"));
             scene.refuses(name, (AGENT, OPENAI), &ask, expected);
         }
+        scene.ends_well();
+    });
+}
+
+#[test]
+fn a_placeholder_in_the_query_is_swapped_under_its_one_name_and_nowhere_else() {
+    sandboxed(|| {
+        let config = usual_config().replacen(
+            "places = [\"header authorization bearer\"]",
+            "places = [\"query key\", \"header authorization bearer\"]",
+            1,
+        );
+        let scene = Scene::with(&config);
+        let asked = |query: &str| Ask::to(OPENAI).path(&format!("/v1/attack?{query}"));
+        let good = asked("a=b%20c&key=OPENAI_API_KEY&d=e;f");
+        for received in scene.forwards("the query", (AGENT, OPENAI), &good) {
+            let expected = format!("a=b%20c&key={OPENAI_SECRET}&d=e;f");
+            assert_eq!(received.uri.query(), Some(&*expected));
+        }
+        for received in scene.forwards("both", (AGENT, OPENAI), &asked("key=OPENAI_API_KEY").good())
+        {
+            assert_eq!(received.uri.query(), Some(&*format!("key={OPENAI_SECRET}")));
+            assert_eq!(received.header("authorization"), [format!("Bearer {OPENAI_SECRET}")]);
+        }
+        for (query, expected) in [
+            (format!("key={OWN_KEY}"), FOREIGN),
+            (format!("key=OPENAI_API_KEY&key={OWN_KEY}"), DUPLICATE),
+            ("key=OPENAI_API_KEY&k%65y=OPENAI_API_KEY".into(), DUPLICATE),
+            ("key=OPENAI_API_KEY;a=b".into(), WRONG_PLACE),
+            ("a=b;key=OPENAI_API_KEY".into(), WRONG_PLACE),
+            ("KEY=OPENAI_API_KEY".into(), WRONG_PLACE),
+            ("token=OPENAI_API_KEY".into(), WRONG_PLACE),
+            ("key=GIT_TOKEN".into(), WRONG_HOST),
+            ("key=OPS_OPENAI_KEY".into(), FOREIGN),
+        ] {
+            scene.refuses(&query, (AGENT, OPENAI), &asked(&query), expected);
+        }
+        // Text that is no credential by its name is not looked at.
+        for received in scene.forwards("text", (AGENT, OPENAI), &asked("q=OPENAI_API_KEY").good()) {
+            assert_eq!(received.uri.query(), Some("q=OPENAI_API_KEY"));
+        }
+        scene.ends_well();
+    });
+}
+
+#[test]
+fn a_placeholder_in_the_path_is_swapped_in_its_one_place_and_nowhere_else() {
+    sandboxed(|| {
+        let config = usual_config().replacen(
+            "places = [\"header authorization bearer\"]",
+            "places = [\"path /v1/bot{}/\", \"header authorization bearer\"]",
+            1,
+        );
+        let scene = Scene::with(&config);
+        let asked = |path: &str| Ask::to(OPENAI).path(path);
+        let good = asked("/v1/botOPENAI_API_KEY/send?a=b");
+        for received in scene.forwards("the path", (AGENT, OPENAI), &good) {
+            let target = received.uri.path_and_query().expect("a target").as_str();
+            assert_eq!(target, format!("/v1/bot{OPENAI_SECRET}/send?a=b"));
+        }
+        for (path, expected) in [
+            (format!("/v1/bot{OWN_KEY}/send"), FOREIGN),
+            (format!("/v1/BOT{OWN_KEY}/send"), FOREIGN),
+            (format!("/v1/bot{OWN_KEY}/send?key=OPENAI_API_KEY"), DUPLICATE),
+            ("/v1/botOPENAI_API_KEY".into(), WRONG_PLACE),
+            ("/v1/BotOPENAI_API_KEY/send".into(), WRONG_PLACE),
+            ("/v1/botGIT_TOKEN/send".into(), WRONG_HOST),
+            (format!("/v1//bot{OWN_KEY}/send"), AMBIGUOUS),
+            (format!("/v1/x/../bot{OWN_KEY}/send"), AMBIGUOUS),
+            (format!("/v1/%62ot{OWN_KEY}/send"), AMBIGUOUS),
+        ] {
+            scene.refuses(&path, (AGENT, OPENAI), &asked(&path), expected);
+        }
+        let beside = asked(&format!("/v1/bot{OWN_KEY}/send")).good();
+        scene.refuses("beside a good one", (AGENT, OPENAI), &beside, DUPLICATE);
         scene.ends_well();
     });
 }

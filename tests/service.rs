@@ -32,9 +32,10 @@ fn the_folders_of_the_unit_are_the_defaults_of_the_reference() {
     for key in ["State", "Logs", "Runtime"] {
         assert_eq!(value(&format!("{key}DirectoryMode")), "0700");
     }
-    let readme = fs::read_to_string(tools::repository().join("README.md")).expect("README.md");
+    let page = tools::repository().join("docs/operations.md");
+    let page = fs::read_to_string(page).expect("docs/operations.md");
     let kept = format!("FileDescriptorStoreMax={}", value("FileDescriptorStoreMax"));
-    assert!(readme.contains(&kept), "{kept}");
+    assert!(page.contains(&kept), "{kept}");
 }
 
 #[test]

@@ -6,7 +6,7 @@
 use std::{net::IpAddr, sync::Arc};
 
 use crate::{
-    accept::Flow,
+    identity::Flow,
     peek::{Hello, Peeked, PlainHead},
     policy::{
         Api, Carry, DialledRule, Group, Host, HostPattern, Pass, Policy, RuleName, Tcp, Upstream,

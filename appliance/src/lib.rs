@@ -1,7 +1,8 @@
 //! Cloakroom: an AI agent carries a claim ticket; the coat stays behind the counter.
 //!
-//! The modules stand in the order in which a connection meets them. `policy`, `decide`,
-//! `substitute`, `scrub` and the parsers of `peek` do no I/O and ask for no clock.
+//! The modules stand in an order, and `tests/floor_plan.rs` keeps it: a module takes only from
+//! modules that stand below it. `policy`, `decide`, `substitute`, `scrub` and the parsers of `peek`
+//! do no I/O and ask for no clock.
 //!
 //! ```text
 //! accept → identify → peek → decide ┬→ splice      opaque, byte for byte
@@ -11,42 +12,55 @@
 //!                                   └→ refuse      RST, TLS alert or HTTP answer, with a reason
 //! ```
 
-pub mod harden;
-pub mod health;
-pub mod metrics;
-pub mod phase;
-pub mod quarantine;
-pub mod reason;
+pub mod cli;
+pub mod daemon;
 
-pub mod config;
-pub mod policy;
-
-pub mod accept;
-pub mod packets;
-pub mod peek;
-
-pub mod decide;
-pub mod dial;
 pub mod dns;
-pub mod rulebook;
-
 pub mod intercept;
 pub mod splice;
 
+pub mod rulebook;
+pub mod vault;
+
+pub mod audit;
+pub mod packets;
+
 pub mod refuse;
+
+pub mod dial;
+
+pub mod decide;
+
+pub mod peek;
+
+pub mod accept;
+pub mod limits;
+
+pub mod identity;
+
 pub mod scrub;
 pub mod substitute;
 
 pub mod ca;
-pub mod plan;
 pub mod secrets;
+
+pub mod config;
+
+pub mod control;
+pub mod quarantine;
 pub mod tls;
 
-pub mod audit;
-pub mod control;
-pub mod daemon;
+pub mod policy;
 
-pub mod cli;
+pub mod harden;
+pub mod health;
+pub mod metrics;
+pub mod phase;
+pub mod reason;
+
+pub mod net;
 
 mod seldom;
-mod straight;
+
+#[cfg(test)]
+mod documented;

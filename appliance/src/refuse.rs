@@ -14,7 +14,7 @@ use http::{
 };
 
 use crate::{
-    accept::FlowId,
+    identity::FlowId,
     reason::{Reason, TlsCause},
 };
 

@@ -3,8 +3,8 @@
 use std::{fmt::Write as _, path::Path, sync::Arc};
 
 use cloakroom::{
-    accept::{AgentAddr, Dialled, Flow, FlowId},
     config,
+    identity::{AgentAddr, Dialled, Flow, FlowId},
     policy::Policy,
 };
 use rustls::{ClientConfig, ClientConnection, RootCertStore, crypto::aws_lc_rs};

@@ -55,7 +55,7 @@ fn command(world: &World, arguments: &[&str]) -> Command {
 /// What Claude Code asks once it has started.
 const FIRST_QUESTION: &str = "Choose the text style";
 
-/// What README.md and image/cloakroom.toml have for it.
+/// What docs/configuration.md and image/cloakroom.toml have for it.
 const HELLO: &str = r#"
 [[inspect]]
 name = "claude-code"

@@ -1,9 +1,10 @@
-//! The `openai`, `anthropic`, `datadog-api-client` and `fal-client` Python packages, as they come from the
+//! The `openai`, `anthropic`, `datadog-api-client`, `fal-client`, `googlemaps` and
+//! `python-telegram-bot` Python packages, as they come from the
 //! index: the key from the environment, plain and streamed answers; pip, node and npm.
 
 use lab::{
     client::{python, succeed, tool},
-    gateway::{self, ANTHROPIC_SECRET, GIT_SECRET, OPENAI_SECRET},
+    gateway::{self, ANTHROPIC_SECRET, GIT_SECRET, OPENAI_SECRET, SECRETS},
     net::{ANTHROPIC, GIT, OPENAI},
     sandboxed, wait,
 };
@@ -50,6 +51,23 @@ os.environ["FAL_RUN_HOST"] = "api.openai.example"
 import fal_client
 answer = fal_client.SyncClient(key="OPENAI_API_KEY").run("v1/models", arguments={"prompt": "Hello"})
 assert answer["data"][0]["id"] == "lab-1", answer
+"#;
+
+const MAPS_SCRIPT: &str = r#"
+import googlemaps
+client = googlemaps.Client(key="AIza-maps-placeholder", base_url="https://api.openai.example/v1")
+answer = client.geocode("Coat & Hat Street 1; 2nd floor", language="en")
+assert answer[0]["formatted_address"] == "the lab", answer
+"#;
+
+const BOT_SCRIPT: &str = r#"
+import asyncio, telegram
+
+async def main():
+    async with telegram.Bot("TELEGRAM_TOKEN", base_url="https://api.openai.example/v1/bot") as bot:
+        assert bot.username == "coat_bot", bot.username
+
+asyncio.run(main())
 "#;
 
 /// What each client prints of a refusal, in its own kind of error.
@@ -200,6 +218,47 @@ fn fal_sends_a_scheme_word_of_its_own() {
             ..Swap::bearer(OPENAI, "OPENAI_API_KEY", OPENAI_SECRET)
         };
         scene.assert_swapped(&swap, 1);
+    });
+}
+
+/// `?key=`, behind other names.
+#[test]
+fn google_maps_sends_its_key_in_the_query() {
+    sandboxed(|| {
+        let usual = "\"OPENAI_API_KEY\"\nplaces = [\"header authorization bearer\"]";
+        let config = gateway::usual_config()
+            .replace(usual, "\"AIza-maps-placeholder\"\nplaces = [\"query key\"]");
+        let scene = Scene::with(Family::V6, &config);
+        run(&scene, MAPS_SCRIPT);
+        let (_, told) = scene.records(1, 1);
+        let received = &scene.world.origin.log().wait_requests(1)[0];
+        let query =
+            format!("address=Coat+%26+Hat+Street+1%3B+2nd+floor&language=en&key={OPENAI_SECRET}");
+        assert_eq!(received.uri.query(), Some(&*query));
+        assert_eq!(told[0]["placeholders"], serde_json::json!(["AIza-maps-placeholder"]));
+        assert_eq!(told[0]["path"], "/v1/maps/api/geocode/json");
+        scene.wire.assert_never(&SECRETS);
+        scene.world.assert_secrets_untold();
+    });
+}
+
+/// `/botTOKEN/`.
+#[test]
+fn telegram_sends_its_token_in_the_path() {
+    sandboxed(|| {
+        let usual = "\"OPENAI_API_KEY\"\nplaces = [\"header authorization bearer\"]";
+        let config = gateway::usual_config()
+            .replace(usual, "\"TELEGRAM_TOKEN\"\nplaces = [\"path /v1/bot{}/\"]")
+            .replace("[\"/v1/*\",", "[\"/v1/botTELEGRAM_TOKEN/*\",");
+        let scene = Scene::with(Family::V4, &config);
+        run(&scene, BOT_SCRIPT);
+        let (_, told) = scene.records(1, 1);
+        let received = &scene.world.origin.log().wait_requests(1)[0];
+        assert_eq!(received.uri.path(), format!("/v1/bot{OPENAI_SECRET}/getMe"));
+        assert_eq!(told[0]["placeholders"], serde_json::json!(["TELEGRAM_TOKEN"]));
+        assert_eq!(told[0]["path"], "/v1/botTELEGRAM_TOKEN/getMe");
+        scene.wire.assert_never(&SECRETS);
+        scene.world.assert_secrets_untold();
     });
 }
 

@@ -63,8 +63,8 @@ impl Machine {
         machine
     }
 
-    /// Puts the configuration into `/etc/cloakroom`, with what it names and the issuing CAs, as the
-    /// README has it.
+    /// Puts the configuration into `/etc/cloakroom`, with what it names and the issuing CAs, as
+    /// `docs/operations.md` has it.
     pub fn install(&self, lab: &Lab, config: &str) {
         let etc = lab.dir.join("etc");
         let secrets = ["openai", "anthropic", "git", "ops"].iter().zip(SECRETS);

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::{
     kind::Kind,
-    record::now,
+    stamp::now,
     writer::{Entry, Slot},
 };
 use crate::{metrics::Metrics, policy::GroupName};

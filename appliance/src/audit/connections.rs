@@ -8,11 +8,12 @@ use serde::Serialize;
 
 use super::{
     kind::Kind,
-    record::now,
+    stamp::now,
     writer::{Entry, Slot},
 };
 use crate::{
-    accept::{AgentKey, OverRate, Rated},
+    identity::AgentKey,
+    limits::{OverRate, Rated},
     metrics::{Decided, Metrics},
     reason::Reason,
 };

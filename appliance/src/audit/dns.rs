@@ -8,7 +8,8 @@ use serde::Serialize;
 
 use super::{
     kind::Kind,
-    record::{capped, now},
+    record::capped,
+    stamp::now,
     writer::{Entry, Slot},
 };
 use crate::{

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{
     kind::Kind,
-    record::now,
+    stamp::now,
     writer::{Entry, Slot},
 };
 use crate::{metrics::Metrics, packets::PacketsError};

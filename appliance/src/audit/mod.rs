@@ -14,6 +14,8 @@ mod kind;
 mod output;
 mod packets;
 mod record;
+mod stamp;
+mod start;
 mod trouble;
 mod writer;
 

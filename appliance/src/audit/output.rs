@@ -223,14 +223,6 @@ fn append_to(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).mode(0o600).open(path)
 }
 
-/// Bytes as people read them.
-pub(super) fn mib(bytes: u64) -> String {
-    match bytes >> 20 {
-        0 => format!("{} KiB", bytes >> 10),
-        mib => format!("{mib} MiB"),
-    }
-}
-
 /// Digits of the number in the name of a file that was moved aside; more than logrotate's have.
 const DIGITS: usize = 8;
 /// Pause after a rotation that failed.

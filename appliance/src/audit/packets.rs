@@ -16,11 +16,11 @@ use serde::Serialize;
 
 use super::{
     kind::Kind,
-    record::now,
+    stamp::now,
     writer::{Entry, Sink},
 };
 use crate::{
-    accept::AgentKey,
+    identity::AgentKey,
     metrics::Metrics,
     packets::{Headers, RefusedPacket},
     policy::{GroupName, InterfaceName, Policy},

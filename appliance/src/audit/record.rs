@@ -6,19 +6,19 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::{Instant, SystemTime},
+    time::Instant,
 };
 
 use serde::Serialize;
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{
     kind::Kind,
+    stamp::now,
     writer::{Entry, Slot},
 };
 use crate::{
-    accept::{AgentAddr, Dialled, FlowId},
     decide::{Permit, Route},
+    identity::{AgentAddr, Dialled, FlowId},
     metrics::{Carried, Decided, Metrics, Stage},
     peek::Peeked,
     policy::{GroupName, InterfaceName, Placeholder},
@@ -312,20 +312,6 @@ impl Drop for RequestRecord {
     }
 }
 
-/// The record of one start of the daemon, the first line that a run writes.
-#[derive(Debug, Serialize)]
-pub(super) struct StartLine {
-    time: String,
-    record: Kind,
-    version: &'static str,
-}
-
-impl StartLine {
-    pub(super) fn now() -> Self {
-        Self { time: now(), record: Kind::Start, version: env!("CARGO_PKG_VERSION") }
-    }
-}
-
 #[derive(Debug, Default, Serialize)]
 struct ConnectionLine {
     time: String,
@@ -433,12 +419,6 @@ fn took(slot: Option<&Slot>, stage: Stage, since: Instant) {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape that serde calls")]
 fn is_zero(count: &u64) -> bool {
     *count == 0
-}
-
-pub(super) fn now() -> String {
-    let now = OffsetDateTime::from(SystemTime::now());
-    // RFC 3339 cannot write years beyond 9999; a clock that far off is told as it is.
-    now.format(&Rfc3339).unwrap_or_else(|_| now.unix_timestamp().to_string())
 }
 
 fn millis(since: Instant) -> u64 {

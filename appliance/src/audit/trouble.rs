@@ -2,7 +2,6 @@
 
 use std::{fmt, io};
 
-use super::output::mib;
 use crate::health::{Cause, State};
 
 /// Something that is wrong with the audit. All but one close the gateway: what cannot be recorded is
@@ -95,5 +94,13 @@ impl fmt::Display for Trouble {
                  must be able to write to its folder"
             ),
         }
+    }
+}
+
+/// Bytes as people read them.
+fn mib(bytes: u64) -> String {
+    match bytes >> 20 {
+        0 => format!("{} KiB", bytes >> 10),
+        mib => format!("{mib} MiB"),
     }
 }

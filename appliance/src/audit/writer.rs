@@ -25,7 +25,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{output::Output, record::StartLine, trouble::Trouble};
+use super::{output::Output, start::StartLine, trouble::Trouble};
 use crate::{
     config::AuditTarget,
     metrics::{Metrics, Stage},

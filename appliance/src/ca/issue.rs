@@ -4,13 +4,13 @@
 use std::{collections::BTreeSet, fmt, path::Path, time::SystemTime};
 
 use super::{
-    CaError, DAY, Fault, FileFault, check, constraint_names,
+    CaError, DAY, Fault, FileFault, TlsRule, check, constraint_names,
     folder::{Access, Folder, Lock, Place},
     issuing::{self, Pair, certificate_file, key_file},
     root::Root,
-    unix_seconds,
+    rules_that_end_tls, unix_seconds,
 };
-use crate::policy::{Carry, Constraints, HostPattern, Policy, RuleName};
+use crate::policy::{Constraints, Policy, RuleName};
 
 /// What was done for one rule.
 #[derive(Debug)]
@@ -56,17 +56,6 @@ pub fn issue(
         .collect::<Result<_, _>>()?;
     issued.extend(orphans(&folder, &wanted)?);
     Ok(issued)
-}
-
-/// A rule that ends TLS.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TlsRule {
-    /// Its name, and that of its CA.
-    pub rule: RuleName,
-    /// The names that it may show a certificate for.
-    pub names: Vec<HostPattern>,
-    /// How its CA is limited to them.
-    pub constraints: Constraints,
 }
 
 /// What the CA of a rule must be.
@@ -151,27 +140,6 @@ pub(super) fn check_count(rule: &RuleName, names: &BTreeSet<&str>) -> Result<(),
     }
 }
 
-/// The rules that end TLS.
-pub(super) fn rules_that_end_tls(policy: &Policy) -> Result<Vec<TlsRule>, CaError> {
-    let apis = policy.apis.iter().map(|api| TlsRule {
-        rule: api.name.clone(),
-        names: api.hosts.iter().cloned().map(HostPattern::Exact).collect(),
-        constraints: api.constraints,
-    });
-    let inspected = policy.passes.iter().filter_map(|pass| match pass.carry {
-        Carry::Splice { .. } => None,
-        Carry::Inspect { constraints, .. } => {
-            Some(TlsRule { rule: pass.name.clone(), names: pass.hosts.clone(), constraints })
-        }
-    });
-    let rules: Vec<TlsRule> = apis.chain(inspected).collect();
-    let mut seen = BTreeSet::new();
-    match rules.iter().find(|rule| !seen.insert(&rule.rule)) {
-        Some(twice) => Err(CaError::SameName(twice.rule.clone())),
-        None => Ok(rules),
-    }
-}
-
 impl fmt::Display for Issued {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.outcome {
@@ -203,7 +171,7 @@ mod tests {
             IssuingCa,
             testing::{Installation, api, exact, host, later, now, policy, tls_rule},
         },
-        policy::{Api, DialledRule, Ech, Pass, Upstream},
+        policy::{Api, Carry, DialledRule, Ech, HostPattern, Pass, Upstream},
     };
 
     fn outcome(installation: &Installation, hosts: &[&str], now: SystemTime) -> String {

@@ -17,8 +17,8 @@ use tokio::{
 };
 
 use super::{
-    CaError, RuleCa, RuleCas, SignIntermediate, Signed, Terms, TlsRule, issue::rules_that_end_tls,
-    random_bytes, vault::Ask,
+    CaError, RuleCa, RuleCas, SignIntermediate, Signed, Terms, TlsRule, random_bytes,
+    tls_rule::rules_that_end_tls, vault::Ask,
 };
 use crate::{config::PkiSettings, policy::Policy, reason::SecretCause, secrets::FetchError};
 

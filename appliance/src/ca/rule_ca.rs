@@ -13,7 +13,7 @@ use std::{
 use arc_swap::ArcSwapOption;
 use rustls::sign::CertifiedKey;
 
-use super::{CaError, Fault, IssuingCa, Leaves, TlsRule, issue::rules_that_end_tls};
+use super::{CaError, Fault, IssuingCa, Leaves, TlsRule, tls_rule::rules_that_end_tls};
 use crate::{
     policy::{Host, HostPattern, Policy, RuleName},
     reason::SecretCause,

@@ -98,11 +98,11 @@ enum Command {
         #[arg(value_name = "CONFIG", default_value = DEFAULT_CONFIG)]
         config: PathBuf,
     },
-    /// Print or load the static guard, told of the interfaces of a configuration
+    /// Print or load the static guard for the interfaces of a configuration
     Guard(GuardArgs),
     /// Show audit records as they are written
     Watch(WatchArgs),
-    /// Have the running gateway take its configuration and its file of secrets anew
+    /// Have the running gateway read its configuration and its file of secrets again
     #[command(after_help = "Example:\n  cloakroom reload\n\n\
         An invalid configuration is not taken; its errors are shown, and the old one stays\n\
         in force.")]
@@ -114,17 +114,17 @@ enum Command {
     /// Undo `quarantine`
     #[command(after_help = "Example:\n  cloakroom release research")]
     Release(Named),
-    /// Say how the running gateway is, and what to do where it is not well; never a value
+    /// Say whether the running gateway is healthy, and what to do where it is not; never a value
     #[command(after_help = "Examples:\n  cloakroom status\n  \
         cloakroom status --json | jq .health.causes\n\n\
         Healthy: agents get what policy says. Degraded: some get less, or will unless somebody\n\
         acts. Closed: nothing new is carried. Each cause is said, with the time that is left\n\
         where it gets worse by itself.")]
     Status(StatusArgs),
-    /// Look after the encrypted file of secrets
+    /// Make, change and list the encrypted file of secrets
     #[command(subcommand)]
     Secret(SecretCommand),
-    /// Say what Vault must be told, and whether it is so
+    /// Print the settings that Vault needs, and check a live Vault against them
     #[command(subcommand)]
     Vault(VaultCommand),
     /// Make and show the certificates that agents trust

@@ -18,10 +18,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::{
     config::{Config, DEFAULT_CONFIG, Errors, Settings, VaultLogin, VaultSettings},
     dial::Resolver,
-    plan::{Plan, PlanError},
     policy::Site,
-    secrets::{DoctorError, VaultHealth, examine_vault},
     tls,
+    vault::{
+        DoctorError, Health, examine,
+        plan::{Plan, PlanError},
+    },
 };
 
 /// What to say about Vault.
@@ -134,7 +136,7 @@ pub fn run(
     }
 }
 
-fn doctor(args: DoctorArgs, mut config: Config) -> Result<VaultHealth, VaultCommandError> {
+fn doctor(args: DoctorArgs, mut config: Config) -> Result<Health, VaultCommandError> {
     if let Some(file) = args.secret_id_file {
         match config.settings.vault.as_mut().map(|vault| &mut vault.login) {
             Some(VaultLogin::AppRole { secret_id_file, wrapped, .. }) => {
@@ -151,7 +153,7 @@ fn doctor(args: DoctorArgs, mut config: Config) -> Result<VaultHealth, VaultComm
         let resolver = open_resolver(settings)?;
         let bound = bound(args.from, settings).await?;
         let reached = (bound.as_slice(), &resolver);
-        let examined = examine_vault(settings, policy, reached, values, interrupted).await;
+        let examined = examine(settings, policy, reached, values, interrupted).await;
         examined.map_err(VaultCommandError::Doctor)
     })
 }

@@ -272,8 +272,7 @@ fn connection(record: &Value) -> String {
 }
 
 /// A refusal before TLS is up has no room for words: the agent cannot be told.
-const ECH_REMEDY: &str =
-    "  (the splice rule may say ech = \"allow\"; or turn it off in the browser: see README.md)";
+const ECH_REMEDY: &str = "  (the splice rule may say ech = \"allow\"; or turn it off in the browser: see docs/network.md)";
 
 fn over_rate(record: &Value, what: &str) -> String {
     let [count, seconds] = ["count", "seconds"].map(|key| count(record, key));

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::policy::{
     Constraints, Folded, Host, HostPattern, InterfaceName, Mac, Place, Plain, SecretRef,
-    is_credential_query, queries_of,
+    fold_query, is_credential_query, queries_of,
 };
 
 /// Everything that a file says, as far as it could be read.
@@ -376,6 +376,7 @@ fn check_plain(api: &ApiRule, report: &Report<'_>) {
         (Plain::Header(name), Place::Header { name: other, .. }) => {
             Folded(name.as_str().as_bytes()) == Folded(other.as_str().as_bytes())
         }
+        (Plain::Query(name), Place::Query { name: other }) => **name == *fold_query(other),
         _ => false,
     };
     for plain in &api.plain {
@@ -396,7 +397,7 @@ fn check_plain(api: &ApiRule, report: &Report<'_>) {
 fn queries_of_place(place: &Place) -> impl Iterator<Item = Box<str>> {
     let field = match place {
         Place::Header { name, .. } => Some(name.as_str()),
-        Place::BasicUser { .. } | Place::BasicPassword { .. } => None,
+        _ => None,
     };
     field.into_iter().flat_map(queries_of)
 }

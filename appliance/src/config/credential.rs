@@ -8,7 +8,7 @@ use http::{
 };
 
 use super::value::may_hold_a_credential;
-use crate::policy::{Place, Plain, Scheme, fold_query, is_credential_header};
+use crate::policy::{PathSlot, Place, Plain, Scheme, fold_query, is_credential_header};
 
 /// The fixed texts that may stand beside a placeholder in Basic.
 pub(super) struct BasicHalves {
@@ -18,8 +18,8 @@ pub(super) struct BasicHalves {
     pub(super) password: Arc<str>,
 }
 
-/// Reads a place: `header NAME` with `bearer`, `token`, `scheme WORD` or `raw`, `basic user` or `basic
-/// password`.
+/// Reads a place: `header NAME` with `bearer`, `token`, `scheme WORD` or `raw`, `basic user`, `basic
+/// password`, `query NAME` or `path /TEXT{}/TEXT`.
 pub(super) fn place(text: &str, halves: &BasicHalves) -> Result<Place, String> {
     let words: Vec<&str> = text.split(' ').collect();
     match words.as_slice() {
@@ -29,9 +29,25 @@ pub(super) fn place(text: &str, halves: &BasicHalves) -> Result<Place, String> {
             let scheme = Scheme::parse(scheme).map_err(|error| error.to_string())?;
             Ok(Place::Header { name: header(name)?, scheme })
         }
+        ["query", name] => Ok(Place::Query { name: query_name(name)? }),
+        ["path", place] => {
+            PathSlot::parse(place).map(Place::Path).map_err(|error| error.to_string())
+        }
         _ => Err(format!("this is not a place; {PLACES}")),
     }
 }
+
+/// A name that stands in a query as it is written here. A list's brackets, and what parts or encodes,
+/// servers read in several ways.
+fn query_name(text: &str) -> Result<Arc<str>, &'static str> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~$".contains(&byte);
+    if !text.bytes().all(plain) || !(1..=MAX_QUERY_NAME).contains(&text.len()) {
+        return Err("the name in a query has 1 to 128 letters, digits, '-', '.', '_', '~' and '$'");
+    }
+    Ok(text.into())
+}
+
+const MAX_QUERY_NAME: usize = 128;
 
 /// One half of a Basic credential that is written in the file and so is no secret.
 pub(super) fn basic_half(text: &str) -> Result<Arc<str>, &'static str> {
@@ -82,7 +98,7 @@ pub(super) const NO_CREDENTIAL: &str =
     "a value under this name is no credential anyway; leave it out, or mend the name";
 
 const PLACES: &str = "write \"header NAME bearer\", \"header NAME token\", \"header NAME scheme WORD\", \
-                      \"header NAME raw\", \"basic user\" or \"basic password\"";
+                      \"header NAME raw\", \"basic user\", \"basic password\", \"query NAME\" or \"path /TEXT{}/TEXT\"";
 
 #[cfg(test)]
 mod tests {
@@ -104,6 +120,8 @@ mod tests {
             ("header Authorization token", header("authorization", word("token"))),
             ("header authorization scheme Key", header("authorization", word("Key"))),
             ("header x-api-key raw", header("x-api-key", Scheme::Raw)),
+            ("query key", Place::Query { name: "key".into() }),
+            ("path /bot{}/", Place::Path(PathSlot::parse("/bot{}/").unwrap())),
             ("basic user", Place::BasicUser { password: "".into() }),
             ("basic password", Place::BasicPassword { user: "x-access-token".into() }),
         ] {
@@ -123,7 +141,17 @@ mod tests {
             "header authorization scheme a b",
             "header  x-api-key raw",
             "body",
-            "query key",
+            "query",
+            "query a b",
+            "path",
+            "path /bot/",
+            "path bot{}",
+            "path /a {}/",
+            "query a[]",
+            "query a&b",
+            "query k%65y",
+            "query a=b",
+            "query a;b",
             "header x:y raw",
         ] {
             assert!(place(text, &halves()).is_err(), "{text}");

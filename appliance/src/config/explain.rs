@@ -14,7 +14,7 @@ use super::{
 };
 use crate::policy::{
     Anonymous, Api, Binding, Carry, CredentialNames, Group, Limits, Part, Pass, Pick, Place,
-    Policy, Quota, SecretRef, Site, Tcp, Upstream, VaultLocation, is_credential_header,
+    Policy, Quota, SecretRef, Site, Tcp, Upstream, VaultLocation, fold_query, is_credential_header,
     is_credential_query, queries_of,
 };
 
@@ -217,19 +217,29 @@ impl Page {
 
     /// Where this API differs from [`Self::credentials`].
     fn own_credentials(&mut self, api: &Api) {
-        let places = api.bindings.iter().flat_map(|binding| &binding.places);
-        let named = places.filter_map(|place| match place {
+        let places = || api.bindings.iter().flat_map(|binding| &binding.places);
+        let named = places().filter_map(|place| match place {
             Place::Header { name, .. } => Some(name.as_str()),
-            Place::BasicUser { .. } | Place::BasicPassword { .. } => None,
+            _ => None,
         });
         let named: BTreeSet<_> = named.collect();
+        let asked = places().filter_map(|place| match place {
+            Place::Query { name } => Some(fold_query(name).into()),
+            _ => None,
+        });
+        let slots: BTreeSet<_> = places()
+            .filter_map(|place| match place {
+                Place::Path(place) => Some(place.to_string()),
+                _ => None,
+            })
+            .collect();
+        self.also("for {} in a path like", slots);
         let own = named.iter().filter(|name| !is_credential_header(name.as_bytes()));
         self.also("in", own.copied().collect());
-        let queries = named.iter().flat_map(|name| queries_of(name));
-        self.also(
-            "in the query under",
-            queries.filter(|name| !is_credential_query(name)).collect(),
-        );
+        let queries: BTreeSet<Box<str>> =
+            named.iter().flat_map(|name| queries_of(name)).chain(asked).collect();
+        let own = queries.into_iter().filter(|name| !is_credential_query(name));
+        self.also("in the query under", own.collect());
         for plain in &api.plain {
             self.line("plain", format!("is {plain}: what an agent puts there is passed on"));
         }
@@ -346,6 +356,8 @@ impl Display for PlaceText<'_> {
         let placeholder = &self.1.placeholder;
         match self.0 {
             Place::Header { name, scheme } => write!(f, "{name}: {scheme}{placeholder}"),
+            Place::Query { name } => write!(f, "{name}={placeholder} in the query"),
+            Place::Path(place) => write!(f, "the {{}} of the path {place}"),
             Place::BasicUser { password } if password.is_empty() => {
                 write!(f, "the user of Basic, with no password beside it")
             }

@@ -12,8 +12,8 @@ use toml::Spanned;
 
 use super::{
     error::Report,
-    plain,
-    rules::{Files, ca_file},
+    fields::{inner, plain},
+    files::{Files, ca_file},
     settings::{
         AgentServices, AuditFile, AuditTarget, NameServer, SecretFile, Settings, VaultSettings,
     },
@@ -383,11 +383,6 @@ fn route_table(value: &toml::de::DeValue<'_>) -> Result<u32, String> {
 pub(super) fn control(table: Option<Table<'_>>, base: &Path) -> PathBuf {
     let named = table.and_then(|mut table| table.optional("control", socket_path(base)));
     inner(named, DEFAULT_CONTROL.into())
-}
-
-/// The value, or what holds where there is none.
-pub(super) fn inner<T>(value: Option<Spanned<T>>, default: T) -> T {
-    value.map_or(default, Spanned::into_inner)
 }
 
 const DEFAULT_CA_DIR: &str = "/var/lib/cloakroom/ca";

@@ -9,6 +9,8 @@ mod check;
 mod credential;
 mod error;
 mod explain;
+mod fields;
+mod files;
 mod gateway;
 mod reference;
 mod rules;
@@ -41,8 +43,10 @@ use crate::policy::{
 };
 use check::Draft;
 use error::Report;
-use gateway::{Gateway, inner};
-use rules::{AgentRule, ApiRule, BindingRule, Files, GroupRule, PassRule, TcpRule};
+use fields::{inner, plain, transpose};
+use files::Files;
+use gateway::Gateway;
+use rules::{AgentRule, ApiRule, BindingRule, GroupRule, PassRule, TcpRule};
 use table::Table;
 use value::parsed;
 
@@ -180,11 +184,6 @@ fn read(document: &Spanned<DeTable<'_>>, files: Files<'_>, report: &Report<'_>) 
     draft.into_config(limits, transpose(vault)?, transpose(secrets)?)
 }
 
-/// `None` where something is there and wrong.
-fn transpose<T>(section: Option<Option<T>>) -> Option<Option<T>> {
-    section.map_or(Some(None), |section| section.map(Some))
-}
-
 impl Draft {
     fn into_config(
         self,
@@ -303,10 +302,6 @@ impl TcpRule {
 
 fn all<R, T>(rules: Vec<R>, into: fn(R) -> Option<T>) -> Option<Vec<Arc<T>>> {
     rules.into_iter().map(|rule| into(rule).map(Arc::new)).collect()
-}
-
-fn plain<T>(values: Vec<Spanned<T>>) -> Vec<T> {
-    values.into_iter().map(Spanned::into_inner).collect()
 }
 
 /// Reads a whole file of at most 4 MiB.

@@ -34,6 +34,12 @@ pub(super) fn secret_ref(text: &str) -> Result<SecretRef, &'static str> {
     Ok(SecretRef::Vault { location: read(location)?, pick: pick(wanted)? })
 }
 
+/// The name of a token role, as it stands in the path that makes a token.
+pub(super) fn token_role(text: &str) -> Result<Arc<str>, &'static str> {
+    let one_segment = text.len() <= 128 && !text.contains('/') && is_path(text);
+    one_segment.then(|| text.into()).ok_or("the name of a token role is one segment of a path")
+}
+
 /// Whether a text is a path in Vault: plain segments, none of which a server could resolve away or a
 /// policy would take for any segment (`+`).
 pub(super) fn is_path(text: &str) -> bool {

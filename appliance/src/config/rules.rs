@@ -2,51 +2,28 @@
 //! `[[splice]]`, `[[inspect]]` and `[[tcp]]`. What is wrong by itself is reported here; what is wrong only
 //! beside another rule is found by `check`.
 
-use std::{
-    io,
-    net::IpAddr,
-    ops::RangeInclusive,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{net::IpAddr, ops::RangeInclusive, sync::Arc};
 
 use http::Method;
 use ipnet::IpNet;
-use rustls::{
-    RootCertStore,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-};
 use toml::Spanned;
 
 use super::{
     credential::{BasicHalves, basic_half, place, plain_name},
     error::Span,
-    gateway::inner,
-    plain,
-    reference::secret_ref,
+    fields::{inner, plain},
+    files::{Files, ca_file},
+    reference::{secret_ref, token_role},
     table::Table,
     value::{
-        anonymous, exact_host, flag, host_pattern, method, number, parsed, path, port, prefix,
-        unquoted,
+        anonymous, exact_host, flag, host_pattern, method, number, parsed, port, prefix, unquoted,
     },
-    vault::token_role,
 };
-use crate::{
-    policy::{
-        Anonymous, Constraints, DialledRule, Ech, GroupName, Host, HostPattern, InterfaceName, Mac,
-        PathRule, Place, Placeholder, Plain, RuleName, SecretRef, USUAL_METHODS, Upstream,
-    },
-    secrets::SecretValue,
+use crate::policy::{
+    Anonymous, Constraints, DialledRule, Ech, FLOOR_VALUE_BYTES, GroupName, Host, HostPattern,
+    InterfaceName, MAX_VALUE_BYTES, MIN_VALUE_BYTES, Mac, PathRule, Place, Placeholder, Plain,
+    RuleName, SecretRef, USUAL_METHODS, Upstream,
 };
-
-/// What a rule may read besides the file itself.
-#[derive(Clone, Copy)]
-pub(super) struct Files<'a> {
-    /// The folder that relative paths start from.
-    pub(super) base: &'a Path,
-    /// Reads a whole file, with a bound on its size.
-    pub(super) read: &'a dyn Fn(&Path) -> io::Result<String>,
-}
 
 /// A `[[group]]`. A field is `None`, and a list lacks an entry, where the file is wrong.
 pub(super) struct GroupRule {
@@ -181,10 +158,7 @@ impl BindingRule {
             placeholder: table.required("placeholder", unquoted(Placeholder::parse)),
             places: table.required_list("places", parsed(|text| place(text, &halves))),
             secret: table.required("secret", unquoted(secret_ref)),
-            min_value_bytes: inner(
-                table.optional("min_value_bytes", value_bytes),
-                SecretValue::MIN_BYTES,
-            ),
+            min_value_bytes: inner(table.optional("min_value_bytes", value_bytes), MIN_VALUE_BYTES),
         };
         binding.check_halves(&table, written);
         table.finish();
@@ -334,45 +308,12 @@ fn upstream(table: &mut Table<'_>, files: Files<'_>) -> Upstream {
     Upstream { ca_pem: ca_pem.map(Spanned::into_inner), private_prefixes: private_prefixes(table) }
 }
 
-/// The content of a file of certificates.
-pub(super) fn ca_file(
-    files: Files<'_>,
-) -> impl Fn(&toml::de::DeValue<'_>) -> Result<Arc<str>, String> {
-    move |value| {
-        let path = path(files.base)(value)?;
-        let pem = (files.read)(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-        check_pem(&pem).map_err(|why| format!("{}: {why}", path.display()))?;
-        Ok(Arc::from(pem))
-    }
-}
-
-/// The path of a file of certificates that is read again when it is used. It is looked into here, so
-/// that a wrong one is a mistake with a line.
-pub(super) fn ca_path(
-    files: Files<'_>,
-) -> impl Fn(&toml::de::DeValue<'_>) -> Result<PathBuf, String> {
-    move |value| ca_file(files)(value).and_then(|_| path(files.base)(value))
-}
-
 fn private_prefixes(table: &mut Table<'_>) -> Vec<IpNet> {
     plain(table.list_or_none("private_prefixes", prefix))
 }
 
-/// A file of trust holds certificates that can be trusted, all of them readable, and no key.
-fn check_pem(pem: &str) -> Result<(), &'static str> {
-    if PrivateKeyDer::from_pem_slice(pem.as_bytes()).is_ok() {
-        return Err("holds a private key; name a file that holds certificates only");
-    }
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
-        let certificate = certificate.map_err(|_| "is not PEM")?;
-        roots.add(certificate).map_err(|_| "has a certificate that cannot be read")?;
-    }
-    if roots.is_empty() { Err("holds no certificate in PEM") } else { Ok(()) }
-}
-
 fn value_bytes(value: &toml::de::DeValue<'_>) -> Result<usize, String> {
-    number(SecretValue::FLOOR_BYTES as u64..=SecretValue::MAX_BYTES as u64)(value)
+    number(FLOOR_VALUE_BYTES as u64..=MAX_VALUE_BYTES as u64)(value)
 }
 
 fn dialled(text: &str) -> Result<DialledRule, &'static str> {

@@ -7,9 +7,9 @@ use http::Uri;
 use toml::Spanned;
 
 use super::{
-    gateway::inner,
+    fields::{inner, transpose},
+    files::{Files, ca_path},
     reference::is_path,
-    rules::{Files, ca_path},
     settings::{PkiSettings, VaultLogin, VaultSettings},
     table::Table,
     value::{duration, flag, parsed, path, time, unquoted},
@@ -40,14 +40,8 @@ pub(super) fn vault(mut table: Table<'_>, files: Files<'_>) -> Option<VaultSetti
         login: login?,
         refresh: inner(refresh, REFRESH),
         max_stale: inner(max_stale, MAX_STALE),
-        pki: super::transpose(pki)?,
+        pki: transpose(pki)?,
     })
-}
-
-/// The name of a token role, as it stands in the path that makes a token.
-pub(super) fn token_role(text: &str) -> Result<Arc<str>, &'static str> {
-    let one_segment = text.len() <= 128 && !text.contains('/') && is_path(text);
-    one_segment.then(|| text.into()).ok_or("the name of a token role is one segment of a path")
 }
 
 /// Reads the login and ends the table.

@@ -38,3 +38,8 @@ impl fmt::Display for DaemonError {
 }
 
 impl std::error::Error for DaemonError {}
+
+/// Something that has no word of its own.
+pub(super) fn other(what: &str, error: &dyn fmt::Display) -> DaemonError {
+    DaemonError::Other(format!("{what}: {error}"))
+}

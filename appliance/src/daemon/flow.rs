@@ -14,13 +14,13 @@ use tokio::{
 };
 
 use crate::{
-    accept::{
-        self, AgentAddr, AgentKey, Dialled, Flow, FlowId, FlowIds, Place, Places, Share, reset,
-    },
     audit::Record,
     decide::{Permit, Route, decide},
     dial::{self, OffLimits},
+    identity::{AgentAddr, AgentKey, Dialled, Flow, FlowId, FlowIds},
     intercept::{self, Interception, Means},
+    limits::{Place, Places, Share},
+    net::{self, reset},
     peek::{self, PeekFailure, Peeked, Rewind},
     phase::{Phase, Phases},
     policy::{Group, InterfaceName},
@@ -77,7 +77,7 @@ pub(super) async fn serve(
     from: AgentAddr,
     interface: InterfaceName,
 ) {
-    let Ok(dialled) = stream.local_addr().map(|address| Dialled(accept::canonical(address))) else {
+    let Ok(dialled) = stream.local_addr().map(|address| Dialled(net::canonical(address))) else {
         return reset(stream);
     };
     let Ok(slot) = gateway.means.audit.reserve() else { return reset(stream) };
@@ -96,7 +96,7 @@ pub(super) async fn serve(
         }
     };
     let flow = Flow { id, group, agent: from, dialled, reached: Arc::default() };
-    if splice::harden(&stream).is_err() {
+    if net::harden(&stream).is_err() {
         // The kernel refuses these options only for a connection that is already gone.
         return record.nothing_said();
     }

@@ -22,7 +22,7 @@ use tokio::{
     time::{Interval, MissedTickBehavior},
 };
 
-use super::{DaemonError, other};
+use super::error::{DaemonError, other};
 use crate::{
     audit::{self, Footing, Sink},
     packets::{self, Capture, Claim, Monitor, PacketsError},

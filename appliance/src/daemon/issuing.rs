@@ -14,7 +14,8 @@ use crate::{
     config::Settings,
     policy::Policy,
     rulebook::Rulebook,
-    secrets::{SecretStore, Session},
+    secrets::SecretStore,
+    vault::Session,
 };
 
 /// From Vault where it signs them, else from the folder.

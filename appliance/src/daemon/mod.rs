@@ -27,9 +27,6 @@ mod worker;
 
 use std::{
     cell::RefCell,
-    ffi::OsString,
-    fmt,
-    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -46,8 +43,10 @@ use tokio::{
 pub use self::{
     error::DaemonError,
     launcher::{LAUNCHER, Launched, launch},
+    supervisor::Surroundings,
 };
 use self::{
+    error::other,
     ground::Ground,
     health::Vitals,
     orders::{Reload, Reloaded},
@@ -73,19 +72,6 @@ use crate::{
     secrets::{FetchError, SecretStore, Snapshot},
     tls,
 };
-
-/// What the environment says of whoever started the daemon; read by the command line.
-#[derive(Debug, Default)]
-pub struct Surroundings {
-    /// The socket of a service manager (`NOTIFY_SOCKET`, `sd_notify(3)`).
-    pub notify_socket: Option<OsString>,
-    /// The time within which it wants signs of life (`WATCHDOG_USEC`, `sd_watchdog_enabled(3)`).
-    pub watchdog: Option<Duration>,
-    /// The sockets that were handed over (`LISTEN_FDS`, `sd_listen_fds(3)`).
-    pub handed: Vec<OwnedFd>,
-    /// Where it was launched: by a process that the service manager takes for the daemon.
-    pub launched: Option<Launched>,
-}
 
 /// Runs the daemon until it is told to stop. `ready_file` is there while connections are carried.
 pub async fn run(
@@ -376,10 +362,6 @@ fn rulebook(
     system_roots: &Arc<RootCertStore>,
 ) -> Result<Rulebook, DaemonError> {
     Rulebook::new(policy, cas, Arc::clone(system_roots)).map_err(DaemonError::Rulebook)
-}
-
-fn other(what: &str, error: &dyn fmt::Display) -> DaemonError {
-    DaemonError::Other(format!("{what}: {error}"))
 }
 
 /// How often health is looked at, beside what tells of itself.

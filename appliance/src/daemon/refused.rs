@@ -18,8 +18,8 @@ use std::{
 use tokio::sync::watch;
 
 use crate::{
-    accept::Places,
     audit::{self, RefusedPackets, Sink},
+    limits::Places,
     packets::{self, PacketLog},
     reason::Reason,
     rulebook::Rulebook,

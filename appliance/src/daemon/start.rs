@@ -22,19 +22,21 @@ use super::{
     supervisor::Supervisor, wanted::Wanted, worker::Worker,
 };
 use crate::{
-    accept::{FlowIds, Places},
     audit::{self, Sink},
     config::{Config, SecretFile, Settings},
     dial::{self, Resolver},
     dns::{self, Desk},
     harden::{Confinement, Enforced, Reach},
+    identity::FlowIds,
     intercept::Means,
+    limits::Places,
     packets::{self, Capture, DnsSockets, Kept, PacketLog, PacketsError},
     phase::Phases,
     policy::{Group, Policy},
     quarantine::Quarantine,
-    secrets::{FileSource, SecretStore, Session, Sources, VaultSource},
+    secrets::{FileSource, SecretStore},
     tls,
+    vault::{Session, Sources, VaultSource},
 };
 
 impl Daemon {

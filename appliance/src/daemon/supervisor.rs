@@ -5,11 +5,12 @@
 //! A file says to others that connections are carried, by being there.
 
 use std::{
+    ffi::OsString,
     fs,
     io::{self, IoSlice},
     mem::MaybeUninit,
     os::{
-        fd::BorrowedFd,
+        fd::{BorrowedFd, OwnedFd},
         linux::net::SocketAddrExt,
         unix::{
             ffi::OsStrExt,
@@ -25,7 +26,20 @@ use rustix::{
     time::{ClockId, clock_gettime},
 };
 
-use super::Surroundings;
+use super::Launched;
+
+/// What the environment says of whoever started the daemon; read by the command line.
+#[derive(Debug, Default)]
+pub struct Surroundings {
+    /// The socket of a service manager (`NOTIFY_SOCKET`, `sd_notify(3)`).
+    pub notify_socket: Option<OsString>,
+    /// The time within which it wants signs of life (`WATCHDOG_USEC`, `sd_watchdog_enabled(3)`).
+    pub watchdog: Option<Duration>,
+    /// The sockets that were handed over (`LISTEN_FDS`, `sd_listen_fds(3)`).
+    pub handed: Vec<OwnedFd>,
+    /// Where it was launched: by a process that the service manager takes for the daemon.
+    pub launched: Option<Launched>,
+}
 
 /// Whoever started the daemon and wants to know how it is.
 #[derive(Debug)]

@@ -12,7 +12,8 @@ use std::{
 use crate::{
     policy::{Group, GroupName, Policy, SecretRef},
     quarantine::Quarantined,
-    secrets::{SecretStore, Session, Uses},
+    secrets::{SecretStore, Uses},
+    vault::Session,
 };
 
 /// A group and what it needs.
@@ -135,7 +136,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
-    use crate::{config, quarantine::Quarantine, secrets::Sources};
+    use crate::{config, quarantine::Quarantine, vault::Sources};
 
     const POLICY: &str = r#"
         [gateway]

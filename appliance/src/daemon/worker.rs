@@ -15,7 +15,9 @@ use tokio::{
 };
 
 use super::flow::{self, Gateway};
-use crate::{accept, packets::Listener, phase::Phase, policy::InterfaceName};
+use crate::{
+    accept, identity, limits, net, packets::Listener, phase::Phase, policy::InterfaceName,
+};
 
 /// A thread that carries flows until the daemon is cut.
 pub(super) struct Worker {
@@ -96,7 +98,7 @@ async fn accept_on(
             Some(ended) = flows.join_next() => report(ended),
             Some((place, (stream, from))) = next(&gateway, &listener) => {
                 if flow::is_over_rate(&gateway, from, &interface) {
-                    accept::reset(stream);
+                    net::reset(stream);
                     continue;
                 }
                 let gateway = Arc::clone(&gateway);
@@ -115,7 +117,7 @@ async fn accept_on(
 async fn next(
     gateway: &Gateway,
     listener: &TcpListener,
-) -> Option<(accept::Place, (tokio::net::TcpStream, accept::AgentAddr))> {
+) -> Option<(limits::Place, (tokio::net::TcpStream, identity::AgentAddr))> {
     let place = gateway.places.take().await?;
     Some((place, accept::accept(listener).await))
 }

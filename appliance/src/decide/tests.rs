@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 
 use super::*;
 use crate::{
-    accept::{AgentAddr, Dialled, FlowId},
     config,
+    identity::{AgentAddr, Dialled, FlowId},
 };
 
 const POLICY: &str = r#"

@@ -22,7 +22,8 @@ use std::{
 };
 
 use crate::{
-    accept::{AgentKey, MAX_AGENTS},
+    identity::AgentKey,
+    limits::MAX_AGENTS,
     policy::{GroupName, Host},
 };
 

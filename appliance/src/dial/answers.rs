@@ -9,7 +9,7 @@ use std::{
     time::Instant,
 };
 
-use super::resolver::Outcome;
+use super::found::Outcome;
 use crate::policy::{GroupName, Host};
 
 /// Answers by name, up to a bound.

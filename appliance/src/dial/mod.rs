@@ -11,6 +11,7 @@ mod answered;
 mod answers;
 mod control_plane;
 mod distrust;
+mod found;
 mod hosts_file;
 mod off_limits;
 mod resolver;
@@ -20,9 +21,10 @@ mod upstream;
 pub use address::{has_route, is_own, unwrapped};
 pub use answered::{Answered, GRACE, NAMELESS_GRACE};
 pub use control_plane::ControlPlane;
+pub use found::{Found, Unresolved};
 pub use off_limits::OffLimits;
 pub(crate) use resolver::MAX_TTL;
-pub use resolver::{Found, Resolver, Unresolved};
+pub use resolver::Resolver;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -31,7 +33,7 @@ use std::{
 
 use tokio::{net::TcpStream, time::timeout};
 
-use crate::{accept::Flow, decide::Permit, policy::DialledRule, reason::Reason, splice};
+use crate::{decide::Permit, identity::Flow, net, policy::DialledRule, reason::Reason};
 
 /// A connection to a permitted upstream.
 #[derive(Debug)]
@@ -117,7 +119,7 @@ async fn connect_any(
 #[expect(clippy::disallowed_methods, reason = "the one place that may connect")]
 async fn connect_to(address: SocketAddr) -> std::io::Result<TcpStream> {
     let stream = TcpStream::connect(address).await?;
-    splice::harden(&stream)?;
+    net::harden(&stream)?;
     Ok(stream)
 }
 

@@ -9,7 +9,6 @@
 
 use std::{
     collections::HashMap,
-    fmt,
     future::ready,
     net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
@@ -32,14 +31,16 @@ use super::{
     answered::Answered,
     answers::Answers,
     control_plane::ControlPlane,
+    found::{Found, Outcome, Unresolved},
     hosts_file,
     off_limits::OffLimits,
     translators,
     upstream::{Addresses, Upstream},
 };
 use crate::{
-    accept::{AgentKey, FairPlace, FairPlaces},
     config::{NameServer, Settings},
+    identity::AgentKey,
+    limits::{FairPlace, FairPlaces},
     policy::{GroupName, Host, Site},
     tls,
 };
@@ -47,39 +48,6 @@ use crate::{
 /// Resolves names to addresses. Cheap to clone; all clones share one cache.
 #[derive(Debug, Clone)]
 pub struct Resolver(Arc<Inner>);
-
-/// What the resolvers said about a name.
-#[derive(Debug, Clone)]
-pub struct Found {
-    /// Every address, IPv4 and IPv6, never none. Not checked: that is done right before each is
-    /// dialled or given away.
-    pub addresses: Arc<[IpAddr]>,
-    /// How long they may be used.
-    pub until: Instant,
-}
-
-/// Why there is no address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unresolved {
-    /// There is no such name.
-    NoName,
-    /// The name has no address.
-    NoAddress,
-    /// No resolver said either, or too many names are being asked for.
-    Failed,
-}
-
-impl fmt::Display for Unresolved {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::NoName => "there is no such name",
-            Self::NoAddress => "the name has no address",
-            Self::Failed => "no resolver answers for the name",
-        })
-    }
-}
-
-impl std::error::Error for Unresolved {}
 
 #[derive(Debug)]
 struct Inner {
@@ -96,7 +64,6 @@ struct Inner {
     told: Mutex<Option<Instant>>,
 }
 
-pub(super) type Outcome = Result<Found, Unresolved>;
 /// An outcome, and the time until which it holds.
 type Asked = Result<(Found, Instant), (Unresolved, Instant)>;
 type Flight = Shared<BoxFuture<'static, Outcome>>;

@@ -12,7 +12,8 @@ use std::{
 };
 
 use crate::{
-    accept::{AgentKey, AgentTable, Pace},
+    identity::AgentKey,
+    limits::{AgentTable, Pace},
     policy::GroupName,
 };
 
@@ -234,7 +235,7 @@ impl Of {
         match self {
             Self::Lookups => (MAX_LOOKUPS, MAX_GROUP_LOOKUPS),
             Self::Connections => {
-                let of_group = super::tcp::MAX_CONNECTIONS / groups.max(1);
+                let of_group = INTERFACE_CONNECTIONS / groups.max(1);
                 let of_group = of_group.max(MIN_GROUP_CONNECTIONS);
                 (MAX_CONNECTIONS.min(of_group / 2), of_group)
             }
@@ -285,6 +286,8 @@ const MAX_LOOKUPS: usize = 128;
 /// Names that one group may have resolved at once, those that wait for their turn included. A
 /// query that waits holds about 2 KiB.
 const MAX_GROUP_LOOKUPS: usize = 4_096;
+/// TCP connections of one interface and family.
+pub(super) const INTERFACE_CONNECTIONS: usize = 256;
 /// TCP connections of one agent.
 const MAX_CONNECTIONS: usize = 16;
 /// TCP connections that every group has, however many groups there are. Up to 32 of them can have
@@ -304,7 +307,7 @@ mod tests {
     use std::{net::IpAddr, time::Duration};
 
     use super::*;
-    use crate::accept::MAX_AGENTS;
+    use crate::limits::MAX_AGENTS;
 
     fn key(address: &str) -> AgentKey {
         AgentKey::new(&GroupName("red".into()), address.parse().unwrap())
@@ -484,7 +487,7 @@ mod tests {
             assert!(0 < of_agent && 2 * of_agent <= of_group, "one agent has all of its group's");
             assert!(of_group >= MIN_GROUP_CONNECTIONS);
             let of_all_but_one = of_group * (groups - 1);
-            let left = crate::dns::tcp::MAX_CONNECTIONS - of_all_but_one;
+            let left = INTERFACE_CONNECTIONS - of_all_but_one;
             assert!(left >= of_group, "{groups} groups, {left} left of {of_group}");
         }
         let (_, of_group) = Of::Connections.most(10_000);

@@ -16,9 +16,9 @@ use super::{
     message::{self, Asker, Question, Refused, Reply, Verdict},
 };
 use crate::{
-    accept::AgentKey,
     audit::{DnsRecord, DnsSummary, Sink},
     dial::{self, Found, Resolver, Unresolved},
+    identity::AgentKey,
     phase::Phases,
     policy::{Group, GroupName, InterfaceName},
     quarantine::Quarantined,

@@ -13,12 +13,10 @@
 mod agents;
 mod desk;
 mod message;
-mod packet;
 mod server;
 mod tcp;
 mod udp;
 
 pub use desk::Desk;
 pub use message::{Asker, Question, Refused, Reply, Verdict, answer};
-pub(crate) use packet::{make_room, tell_destinations};
 pub use server::Server;

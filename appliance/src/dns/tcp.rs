@@ -15,13 +15,14 @@ use tokio::{
 
 use super::{
     Desk,
+    agents::INTERFACE_CONNECTIONS,
     desk::{Origin, Outcome},
 };
-use crate::{accept, phase::Phase, policy::InterfaceName, splice};
+use crate::{accept, net, phase::Phase, policy::InterfaceName};
 
 /// Answers the connections of one listener until the daemon drains, and then what they have asked.
 pub(super) async fn serve(desk: Arc<Desk>, interface: InterfaceName, listener: Arc<TcpListener>) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let places = Arc::new(Semaphore::new(INTERFACE_CONNECTIONS));
     let mut open = JoinSet::new();
     let mut phases = desk.phases();
     let mut closing = pin!(phases.reached(Phase::Drain));
@@ -55,8 +56,8 @@ async fn converse(
     from: SocketAddr,
     mut stream: TcpStream,
 ) -> io::Result<()> {
-    splice::harden(&stream)?;
-    let to = accept::canonical(stream.local_addr()?).ip();
+    net::harden(&stream)?;
+    let to = net::canonical(stream.local_addr()?).ip();
     let origin = Origin { interface, from, to, datagram: false };
     let mut query = Vec::new();
     let mut phases = desk.phases();
@@ -88,8 +89,6 @@ async fn read(stream: &mut TcpStream, query: &mut Vec<u8>) -> io::Result<()> {
     Ok(())
 }
 
-/// Connections of one interface and family.
-pub(super) const MAX_CONNECTIONS: usize = 256;
 /// Queries on one connection.
 const MAX_QUERIES: usize = 1_024;
 /// Longest query, as in a datagram.

@@ -11,9 +11,12 @@ use tokio::{
 use super::{
     Desk,
     desk::{Origin, Outcome, Pending},
-    packet::{self, Datagram},
 };
-use crate::{phase::Phase, policy::InterfaceName};
+use crate::{
+    net::{self, Datagram},
+    phase::Phase,
+    policy::InterfaceName,
+};
 
 /// Answers what comes in on one socket until the daemon drains, and then what has come in.
 pub(super) async fn serve(desk: Arc<Desk>, interface: InterfaceName, socket: Arc<UdpSocket>) {
@@ -84,12 +87,12 @@ async fn finish(desk: &Desk, pending: Pending, back: (&UdpSocket, &Datagram)) {
 }
 
 fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Option<Datagram>> {
-    socket.try_io(Interest::READABLE, || packet::receive(socket, buffer))
+    socket.try_io(Interest::READABLE, || net::receive(socket, buffer))
 }
 
 /// An answer that cannot be sent is lost, as any datagram may be, and counted; the agent asks again.
 fn send(desk: &Desk, origin: &Origin, (socket, asked): (&UdpSocket, &Datagram), answer: &[u8]) {
-    if let Err(error) = packet::send(socket, asked, answer) {
+    if let Err(error) = net::send(socket, asked, answer) {
         tracing::debug!(%error, "answer");
         desk.unsent(origin);
     }

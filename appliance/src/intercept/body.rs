@@ -21,7 +21,7 @@ use super::{
     framing::TrailerRule,
 };
 use crate::{
-    accept::{Taken, Way},
+    limits::{Taken, Way},
     policy::ResponseRules,
     reason::Reason,
     scrub::{self, MaskStream},

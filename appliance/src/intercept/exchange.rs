@@ -18,14 +18,15 @@ use super::{
     body::{RequestBody, ResponseBody, Scrubbed},
     exchanges::{Exchanges, Turn},
     framing::TrailerRule,
-    message::{self, Site},
-    overrides, owners,
+    message, overrides, owners,
+    site::Site,
     unsent::Unsent,
 };
 use crate::{
-    accept::{AgentAddr, FlowId, RequestPlace, Taken},
     audit::{RequestRecord, Sink},
     decide::Route,
+    identity::{AgentAddr, FlowId},
+    limits::{RequestPlace, Taken},
     policy::{Api, Binding, Carry, Group, Narrowed, Pass, ResponseRules, permits},
     reason::{Reason, SecretCause},
     refuse::{self, Dialect, Refusal},

@@ -21,7 +21,7 @@ use super::{
     exchanges::{Exchanges, Violation},
     framing::{Framing, TrailerRule},
 };
-use crate::{policy::Limits, reason::Reason, straight::writes_go_straight_through};
+use crate::{net::writes_go_straight_through, policy::Limits, reason::Reason};
 
 /// Reads from `S` and lets through what [`Framing`] clears; writes go straight to `S`.
 pub(super) struct Guard<S> {

@@ -28,7 +28,7 @@ use super::{
     exchanges::{Exchanges, Violation},
     frames::{Frame, Frames, HEADERS, RST_STREAM},
 };
-use crate::{accept::Pace, reason::Reason};
+use crate::{limits::Pace, reason::Reason};
 
 /// Passes `S` through, head by head, and ends it where one takes too long.
 pub(super) struct HeadWatch<S> {

@@ -12,45 +12,11 @@ use http::{
     uri::{Authority, PathAndQuery, Scheme},
 };
 
-use super::overrides;
+use super::{overrides, site::Site};
 use crate::{
-    policy::{Folded, Host, NeverAllowed, never_allowed},
+    policy::{Folded, NeverAllowed, never_allowed},
     reason::Reason,
 };
-
-/// The one name and port that every request of a connection must be for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Site {
-    /// The SNI, which is also the name that was dialled.
-    pub host: Host,
-    /// The port that the agent dialled and that is dialled upstream.
-    pub port: u16,
-}
-
-impl Site {
-    /// Whether an authority names this host, and this port or, for 443, none.
-    pub(super) fn is(&self, authority: &str) -> bool {
-        let (name, port) = match authority.rsplit_once(':') {
-            Some((name, port)) => (name, Some(port)),
-            None => (authority, None),
-        };
-        let port_fits = match port {
-            Some(port) => *port == *self.port.to_string(),
-            None => self.port == HTTPS,
-        };
-        port_fits && Host::parse(name).is_ok_and(|host| host == self.host)
-    }
-
-    /// The authority as it is sent upstream.
-    pub(super) fn authority(&self) -> String {
-        match self.port {
-            HTTPS => self.host.to_string(),
-            port => format!("{}:{port}", self.host),
-        }
-    }
-}
-
-const HTTPS: u16 = 443;
 
 /// Refuses a head with too many fields, or, of HTTP/2, with a list of them that is too long (RFC 9113,
 /// section 6.5.2). The guard has counted the bytes of HTTP/1 on the wire.
@@ -236,6 +202,7 @@ fn is_misspelt(name: &HeaderName) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::Host;
 
     fn site() -> Site {
         Site { host: Host::parse("api.example").unwrap(), port: 443 }

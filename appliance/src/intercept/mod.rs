@@ -5,6 +5,7 @@
 //! connection that has no upstream at all.
 
 mod body;
+mod counted;
 mod deferred;
 mod exchange;
 mod exchanges;
@@ -17,6 +18,7 @@ mod overrides;
 mod owners;
 mod read_ahead;
 mod serve;
+mod site;
 mod tasks;
 mod unsent;
 mod vigil;
@@ -25,36 +27,28 @@ pub use framing::{Framing, TrailerRule};
 
 use std::{
     io,
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
-    task::{Context, Poll, ready},
-    time::{Duration, SystemTime},
+    sync::{Arc, atomic::AtomicBool},
+    time::SystemTime,
 };
 
 use rustls::sign::CertifiedKey;
-use socket2::SockRef;
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-    time::timeout,
-};
+use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::client::TlsStream;
 
 use self::{
+    counted::Counted,
     exchange::{Connection, RequestRules},
-    message::Site,
     read_ahead::ReadAhead,
     serve::Sides,
+    site::Site,
 };
 use crate::{
-    accept::{Flow, Share},
-    audit::{Record, Sink, Traffic},
+    audit::{Record, Sink},
     ca::NoLeaf,
     decide::Permit,
     dial::{self, Resolver},
+    identity::Flow,
+    limits::Share,
     peek::{Hello, Rewind},
     phase::Phases,
     reason::{Reason, TlsCause},
@@ -236,71 +230,5 @@ impl Interception<'_> {
             idle_time: self.rulebook.policy.limits.idle_time,
             exchanges: Arc::default(),
         }
-    }
-}
-
-/// Counts what goes over the agent's side of the wire, TLS and all.
-pub struct Counted {
-    stream: ReadAhead<Rewind<TcpStream>>,
-    traffic: Arc<Traffic>,
-    /// Whether the connection is reset where it is dropped: an agent that takes nothing would leave
-    /// what it did not take with the kernel for minutes.
-    reset: Arc<AtomicBool>,
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        if self.reset.load(Relaxed) {
-            // Where the option cannot be set the connection is closed all the same.
-            let socket = SockRef::from(self.stream.get_ref().get_ref());
-            let _ = socket.set_linger(Some(Duration::ZERO));
-        }
-    }
-}
-
-impl AsyncRead for Counted {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        out: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = out.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, out))?;
-        self.traffic.from_agent.fetch_add((out.filled().len() - before) as u64, Relaxed);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Counted {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))?;
-        self.traffic.to_agent.fetch_add(written as u64, Relaxed);
-        Poll::Ready(Ok(written))
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, bytes))?;
-        self.traffic.to_agent.fetch_add(written as u64, Relaxed);
-        Poll::Ready(Ok(written))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

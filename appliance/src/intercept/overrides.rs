@@ -6,7 +6,7 @@
 
 use http::{HeaderMap, HeaderName, Method, header::FORWARDED, request};
 
-use super::message::Site;
+use super::site::Site;
 use crate::{
     policy::{Folded, PathRule, query_pairs},
     reason::Reason,

@@ -14,7 +14,7 @@ use std::{
 use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, ReadBuf};
 
-use crate::straight::writes_go_straight_through;
+use crate::net::writes_go_straight_through;
 
 /// Reads ahead of whoever reads from it; writes go straight through.
 pub(super) struct ReadAhead<S> {

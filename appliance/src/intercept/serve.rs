@@ -24,7 +24,7 @@ use tokio::{
 use tokio_rustls::{client::TlsStream as ClientTls, server::TlsStream as ServerTls};
 
 use super::{
-    Counted,
+    counted::Counted,
     deferred::{Deferred, Flusher},
     exchange::{self, Connection, Sender},
     exchanges::Violation,
@@ -36,8 +36,8 @@ use super::{
     vigil::{Ended, Vigil},
 };
 use crate::{
-    accept::Windows,
     audit::Record,
+    limits::Windows,
     phase::Phases,
     policy::Limits,
     reason::Reason,

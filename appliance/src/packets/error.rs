@@ -2,7 +2,9 @@
 
 use std::{fmt, io};
 
-use super::DNS_PORT;
+use nftnl::nftnl_sys::libc;
+
+use super::ruleset::capture::DNS_PORT;
 use crate::policy::InterfaceName;
 
 /// Why packets cannot be captured. Every one of them is fatal at start.
@@ -260,4 +262,12 @@ impl std::error::Error for PacketsError {
             _ => None,
         }
     }
+}
+
+/// Says plainly that a capability is missing, where that is what it was.
+pub(super) fn netlink_error(doing: &'static str, source: io::Error) -> PacketsError {
+    if source.raw_os_error() == Some(libc::EPERM) {
+        return PacketsError::NoNetAdmin { doing };
+    }
+    PacketsError::Netlink { doing, source }
 }

@@ -11,173 +11,36 @@
 //!
 //! It errs towards silence: whatever is in doubt is an error at start, and the static guard table
 //! (`nft/base.nft`), which this module requires and never touches, stays closed. The table is
-//! planned once, in [`plan`]; what is printed and what is sent to the kernel are two renderings of
+//! planned once, in [`ruleset`]; what is printed and what is sent to the kernel are two renderings of
 //! that one plan, and the kernel is asked afterwards what it really holds.
 //! `nft/README.md` is the prose of the same rules.
 
-mod bridge;
 mod error;
-mod guard;
-mod holder;
-mod ingress;
-mod install;
-mod kept;
-mod listen;
-mod log;
-mod lower;
-mod marks;
-mod meters;
-mod misfit;
-mod monitor;
-mod narrow;
-mod netlink;
-mod nflog;
-mod plan;
-mod prerouting;
-mod raw_expr;
-mod readback;
-mod render;
-mod route;
-mod sysctl;
+mod host;
+mod listeners;
+mod nft;
+mod ruleset;
 
 #[cfg(test)]
 mod kernel_tests;
 
 pub use error::PacketsError;
-pub use guard::guard;
-pub use kept::Kept;
-pub use listen::{Claim, DnsSockets, Listener, claim};
-pub use marks::{ForeignMark, foreign_marks};
-pub use misfit::misfits;
-pub use monitor::Monitor;
-pub use nflog::{Headers, PacketLog, RefusedPacket};
-pub use readback::untold;
-pub use sysctl::check_sysctls;
+pub use host::{check_sysctls, misfits};
+pub use listeners::{Claim, DnsSockets, Kept, Listener, claim};
+pub use nft::{ForeignMark, Headers, Monitor, PacketLog, RefusedPacket, foreign_marks, untold};
+pub use ruleset::{Capture, CaptureInterface, guard};
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-
-use ipnet::IpNet;
-
-use crate::{
-    config::{AgentServices, Settings},
-    policy::{BoundAgent, InterfaceName, Policy},
+use self::{
+    host::{bridge, is_there, misfit, route, sysctl},
+    nft::{install, readback},
+    ruleset::tables,
 };
-
-/// The port of DNS, over UDP and TCP.
-const DNS_PORT: u16 = 53;
-
-/// Where the resolver's sockets are bound, at dummy addresses that no machine has (RFC 7600, section
-/// 4.8; RFC 9780). Another resolver of this machine that is bound to addresses of its own is not in the
-/// way then, and no packet gets there but by the rules.
-const fn dns_at(ipv6: bool) -> IpAddr {
-    if ipv6 {
-        IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 1, 0, 0, 0, 53))
-    } else {
-        IpAddr::V4(Ipv4Addr::new(192, 0, 0, 8))
-    }
-}
-
-/// What is captured, from whom, and where it is delivered.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Capture {
-    /// The interfaces agents sit behind, in the order of their names; no name twice.
-    pub interfaces: Vec<CaptureInterface>,
-    /// The TCP ports that reach the proxy; every other one is reset. Sorted.
-    pub ports: Vec<u16>,
-    /// Special prefixes, those of this site among them, which nobody may dial.
-    pub special: Vec<IpNet>,
-    /// The part of them that policy lists as homes of an upstream. An agent may dial it; what is
-    /// connected to is decided by name in [`crate::dial`] all the same.
-    pub homes: Vec<IpNet>,
-    /// TCP port of the transparent listeners.
-    pub proxy_port: u16,
-    /// The mark that captured packets carry. Never 0.
-    pub mark: u32,
-    /// The routing table that the mark selects.
-    pub route_table: u32,
-    /// The NFLOG group that is told what was refused.
-    pub nflog_group: u16,
-    /// Whether IPv6 is captured; where false, every IPv6 packet of an agent is dropped.
-    pub ipv6: bool,
-    /// What the gateway's own address answers besides DNS.
-    pub services: AgentServices,
-    /// DNS queries a second of one agent, as policy bounds them.
-    pub dns_rate: u32,
-}
-
-/// One interface that agents sit behind, with the sources of all groups on it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CaptureInterface {
-    /// Its name.
-    pub name: InterfaceName,
-    /// The source prefixes that may arrive on it, aggregated and sorted.
-    pub prefixes: Vec<IpNet>,
-    /// The agents that are bound to their network cards. Where there is one, nothing arrives but
-    /// from them and from `free`, untagged.
-    pub bound: Vec<BoundAgent>,
-    /// The source prefixes of the groups on it that bind nobody.
-    pub free: Vec<IpNet>,
-    /// The source prefixes of each group on it, aggregated and sorted. No two overlap.
-    pub groups: Vec<Vec<IpNet>>,
-    /// The source prefixes of those behind a narrower hop, with the largest packet that it carries.
-    pub narrow: Vec<(u16, Vec<IpNet>)>,
-}
-
-impl Capture {
-    /// Gathers from policy and settings what the kernel has to know.
-    pub fn new(policy: &Policy, settings: &Settings) -> Self {
-        let upstreams = policy.apis.iter().map(|api| &api.upstream);
-        let upstreams = upstreams.chain(policy.passes.iter().map(|pass| &pass.upstream));
-        let upstreams = upstreams.chain(policy.tcp.iter().map(|tcp| &tcp.upstream));
-        let homes: Vec<IpNet> =
-            upstreams.flat_map(|upstream| upstream.private_prefixes.iter().copied()).collect();
-        let mut ports = policy.ports.clone();
-        ports.sort_unstable();
-        ports.dedup();
-        Self {
-            interfaces: interfaces(policy),
-            ports,
-            special: aggregate(&policy.site.special()),
-            homes: aggregate(&policy.site.homes(&homes)),
-            proxy_port: settings.proxy_port,
-            mark: settings.mark,
-            route_table: settings.route_table,
-            nflog_group: settings.nflog_group,
-            ipv6: settings.ipv6,
-            services: settings.agent_services,
-            dns_rate: policy.limits.dns_rate,
-        }
-    }
-}
-
-impl Capture {
-    /// The same agents, with no port that reaches the proxy: every new connection is reset, and
-    /// those that were accepted go on.
-    #[must_use]
-    pub fn closed(&self) -> Self {
-        Self { ports: Vec::new(), ..self.clone() }
-    }
-
-    /// The interfaces, which cannot change while the daemon listens on them.
-    pub fn interface_names(&self) -> Vec<&InterfaceName> {
-        self.interfaces.iter().map(|interface| &interface.name).collect()
-    }
-
-    /// Every prefix that agents may send from.
-    pub fn agents(&self) -> Vec<IpNet> {
-        self.interfaces.iter().flat_map(|each| each.prefixes.iter().copied()).collect()
-    }
-
-    /// How many listeners each worker has: one for each interface and family.
-    pub fn listeners(&self) -> usize {
-        self.interfaces.len() * if self.ipv6 { 2 } else { 1 }
-    }
-}
+use crate::policy::InterfaceName;
 
 /// The daemon's tables in the syntax of nft, as [`apply`] installs them. They can be loaded with
 /// `nft -f`, and checked with `nft -c -f`.
 pub fn render(capture: &Capture) -> String {
-    tables(capture, |_| true).iter().map(render::text).collect()
+    tables(capture, |_| true).iter().map(ruleset::text).collect()
 }
 
 /// Makes the ground ready: interfaces there, guard table loaded and told of them, sysctls set,
@@ -246,15 +109,6 @@ pub fn apply(capture: &Capture) -> Result<(), PacketsError> {
     readback::verify(&tables)
 }
 
-/// The tables for a capture; a device that is not there has no chain.
-fn tables(capture: &Capture, is_there: impl Fn(&InterfaceName) -> bool) -> Vec<plan::Table> {
-    [plan::table(capture)].into_iter().chain(ingress::table(capture, is_there)).collect()
-}
-
-fn is_there(name: &InterfaceName) -> bool {
-    sysctl::check_interfaces(&[name]).is_ok()
-}
-
 fn check_marks(capture: &Capture) -> Result<(), PacketsError> {
     // Mark 0 is every unmarked packet, and tables 253 to 255 are the kernel's own.
     if capture.mark == 0 || matches!(capture.route_table, 0 | 253..=255) {
@@ -263,54 +117,18 @@ fn check_marks(capture: &Capture) -> Result<(), PacketsError> {
     Ok(())
 }
 
-fn interfaces(policy: &Policy) -> Vec<CaptureInterface> {
-    let mut names: Vec<&InterfaceName> =
-        policy.groups.iter().map(|group| &group.interface).collect();
-    names.sort();
-    names.dedup();
-    names.into_iter().map(|name| interface(policy, name)).collect()
-}
-
-fn interface(policy: &Policy, name: &InterfaceName) -> CaptureInterface {
-    let groups = || policy.groups.iter().filter(|group| group.interface == *name);
-    let prefixes: Vec<IpNet> = groups().flat_map(|group| group.prefixes.iter().copied()).collect();
-    let free = groups().filter(|group| group.agents.is_empty());
-    let free: Vec<IpNet> = free.flat_map(|group| group.prefixes.iter().copied()).collect();
-    CaptureInterface {
-        name: name.clone(),
-        prefixes: aggregate(&prefixes),
-        bound: groups().flat_map(|group| group.agents.iter().cloned()).collect(),
-        free: aggregate(&free),
-        groups: groups().map(|group| aggregate(&group.prefixes)).collect(),
-        narrow: groups()
-            .filter_map(|group| Some((group.mtu?, aggregate(&group.prefixes))))
-            .collect(),
-    }
-}
-
-/// The same addresses in the fewest prefixes: the kernel refuses intervals that overlap.
-fn aggregate(prefixes: &[IpNet]) -> Vec<IpNet> {
-    let mut fewest = IpNet::aggregate(&prefixes.to_vec());
-    fewest.sort();
-    fewest
-}
-
-fn octets(address: IpAddr) -> Vec<u8> {
-    match address {
-        IpAddr::V4(address) => address.octets().to_vec(),
-        IpAddr::V6(address) => address.octets().to_vec(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
-    use super::*;
+    use ipnet::IpNet;
+
+    use super::{ruleset::capture::aggregate, *};
     use crate::{
-        config::AuditTarget,
+        config::{AgentServices, AuditTarget, Settings},
         policy::{
-            Carry, DialledRule, Ech, Group, GroupName, Limits, Pass, RuleName, Site, Tcp, Upstream,
+            Carry, DialledRule, Ech, Group, GroupName, Limits, Pass, Policy, RuleName, Site, Tcp,
+            Upstream,
         },
     };
 

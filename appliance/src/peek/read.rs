@@ -7,7 +7,7 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 use super::{Peeked, Progress, Protocol, Scan};
-use crate::{accept, policy::Limits, reason::Reason};
+use crate::{limits, policy::Limits, reason::Reason};
 
 /// What was peeked, and the bytes it was peeked from.
 #[derive(Debug)]
@@ -85,7 +85,7 @@ where
             Progress::Done(peeked) => {
                 let bytes = bytes.freeze();
                 let bytes = match larger {
-                    Some(room) => accept::held(bytes, room),
+                    Some(room) => limits::held(bytes, room),
                     None => bytes,
                 };
                 return Ok(Read { peeked, bytes });

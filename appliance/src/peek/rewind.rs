@@ -10,7 +10,7 @@ use std::{
 use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, ReadBuf};
 
-use crate::straight::writes_go_straight_through;
+use crate::net::writes_go_straight_through;
 
 /// Yields `prefix`, then what `inner` yields. Writes go straight to `inner`.
 #[derive(Debug)]

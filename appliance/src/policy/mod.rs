@@ -13,6 +13,7 @@ mod name;
 mod narrowing;
 pub(crate) mod nat64;
 mod path;
+mod path_slot;
 mod scheme;
 mod secret;
 mod site;
@@ -26,13 +27,18 @@ pub(crate) use credential::{fold_query, queries_of};
 pub use host::{Host, HostError, HostPattern};
 pub use limits::{Limits, Quota};
 pub use method::{NeverAllowed, USUAL_METHODS, never_allowed};
-pub(crate) use name::{Folded, query_pairs};
+pub(crate) use name::{Folded, query_pairs, query_values};
 pub use narrowing::{NARROWING_KEYS, Narrowed, Narrowing, Slot, looks_narrowing};
+pub(crate) use path::has_one_reading;
 pub use path::{PathError, PathRule, permits, permits_path};
+pub use path_slot::{PathSlot, PathSlotError};
 pub(crate) use scheme::after_word;
 pub use scheme::{Scheme, SchemeError, SchemeWord};
 pub(crate) use secret::is_plain_parameter_byte;
-pub use secret::{IDENTITY_TOKEN, Location, Part, Pick, SecretRef, VaultLocation};
+pub use secret::{
+    FLOOR_VALUE_BYTES, IDENTITY_TOKEN, Location, MAX_VALUE_BYTES, MIN_VALUE_BYTES, Part, Pick,
+    SecretRef, VaultLocation,
+};
 pub use site::Site;
 pub use text::{InterfaceError, NameError, PlaceholderError};
 
@@ -281,6 +287,13 @@ pub enum Place {
         /// The only text that may stand as user beside it.
         user: Arc<str>,
     },
+    /// The whole value under one name in the query, both decoded once.
+    Query {
+        /// The name, byte for byte.
+        name: Arc<str>,
+    },
+    /// One whole segment of the path, decoded once, with fixed text around it.
+    Path(PathSlot),
 }
 
 /// Hosts that some groups may reach without any placeholder.

@@ -2,7 +2,7 @@
 //! (RFC 3875, section 4.1.18), and some servers map every byte that is neither letter nor digit alike,
 //! so that a field under another spelling would ride on the rule for the first.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, ops::Range};
 
 /// A byte of a name, with all that some server takes for the same made the same.
 pub(super) fn fold(byte: u8) -> u8 {
@@ -23,6 +23,24 @@ impl PartialEq<Folded<'_>> for Folded<'_> {
 /// The pairs of a query, decoded once. A `;` parts two of them as well: older servers take it so.
 pub(crate) fn query_pairs(query: &str) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, str>)> {
     query.split(';').flat_map(|part| form_urlencoded::parse(part.as_bytes()))
+}
+
+/// The value that stands under `name` in a query: where it is in the text, and decoded once. Only
+/// pairs that every server finds alike: parted from others by `&`, and without a `;`.
+pub(crate) fn query_values<'a>(
+    query: &'a str,
+    name: &'a str,
+) -> impl Iterator<Item = (Range<usize>, Cow<'a, str>)> {
+    let starts = query.split('&').scan(0, |next, part| {
+        let start = *next;
+        *next += part.len() + 1;
+        Some((start, part))
+    });
+    starts.filter(|(_, part)| !part.contains(';')).filter_map(move |(start, part)| {
+        let (found, value) = form_urlencoded::parse(part.as_bytes()).next()?;
+        let at = start + part.find('=')? + 1;
+        (found == name).then_some((at..start + part.len(), value))
+    })
 }
 
 #[cfg(test)]
@@ -46,5 +64,16 @@ mod tests {
         let expected = expected.map(|(name, value)| (name.into(), value.into()));
         assert_eq!(pairs("a=b+c;k%65y=x&=y&z"), expected);
         assert_eq!(pairs("&&;"), []);
+    }
+
+    #[test]
+    fn a_value_in_a_query_is_found_where_it_stands() {
+        let found = |query| query_values(query, "key").collect::<Vec<_>>();
+        assert_eq!(found("a=b&k%65y=x%2dy&c"), [(10..15, "x-y".into())]);
+        assert_eq!(found("key="), [(4..4, "".into())]);
+        assert_eq!(found("key=1&key=2"), [(4..5, "1".into()), (10..11, "2".into())]);
+        for query in ["", "key", "KEY=x", "key[]=x", "a=b;key=x", "key=x;a=b", "akey=x"] {
+            assert_eq!(found(query), [], "{query}");
+        }
     }
 }

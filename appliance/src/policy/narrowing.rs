@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use http::Method;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use super::{Api, Binding, Host, PathRule, Place, Scheme, never_allowed, permits_path};
+use super::{Api, Binding, Host, PathRule, PathSlot, Place, Scheme, never_allowed, permits_path};
 use crate::reason::{Reason, SecretCause};
 
 /// The narrowing of one secret. Empty where its owner says nothing.
@@ -25,6 +25,8 @@ enum OwnersPlace {
     Header(http::HeaderName, Scheme),
     BasicUser,
     BasicPassword,
+    Query(Box<str>),
+    Path(PathSlot),
 }
 
 /// Where in a request a value is about to stand.
@@ -36,6 +38,10 @@ pub enum Slot<'a> {
     BasicUser,
     /// The password of Basic.
     BasicPassword,
+    /// Under this name in the query.
+    Query(&'a str),
+    /// In this place of the path.
+    Path(&'a PathSlot),
 }
 
 /// Why an owner's word keeps a value from a request.
@@ -179,6 +185,8 @@ impl OwnersPlace {
                 name == other && scheme == used
             }
             (Self::BasicUser, Slot::BasicUser) | (Self::BasicPassword, Slot::BasicPassword) => true,
+            (Self::Query(name), Slot::Query(other)) => **name == *other,
+            (Self::Path(place), Slot::Path(other)) => place == other,
             _ => false,
         }
     }
@@ -189,6 +197,8 @@ fn slot(place: &Place) -> Slot<'_> {
         Place::Header { name, scheme } => Slot::Header(name, scheme),
         Place::BasicUser { .. } => Slot::BasicUser,
         Place::BasicPassword { .. } => Slot::BasicPassword,
+        Place::Query { name } => Slot::Query(name),
+        Place::Path(place) => Slot::Path(place),
     }
 }
 
@@ -202,6 +212,8 @@ fn place(text: &str) -> Option<OwnersPlace> {
     Some(match words.as_slice() {
         ["basic", "user"] => OwnersPlace::BasicUser,
         ["basic", "password"] => OwnersPlace::BasicPassword,
+        ["query", name] => OwnersPlace::Query((*name).into()),
+        ["path", place] => OwnersPlace::Path(PathSlot::parse(place).ok()?),
         ["header", name, scheme @ ..] => {
             let name = http::HeaderName::from_bytes(name.as_bytes()).ok()?;
             OwnersPlace::Header(name, Scheme::parse(scheme).ok()?)

@@ -99,6 +99,23 @@ pub fn permits_path(rules: &[PathRule], path: &str) -> Result<(), Reason> {
     }
 }
 
+/// Whether every server parts the path into the same segments, and every one spells them so. Stricter
+/// than rules are: where a segment is a credential, no other spelling may hide one.
+pub(crate) fn has_one_reading(path: &str) -> bool {
+    let opened = opened(path);
+    let slashes = |path: &str| path.bytes().filter(|&byte| byte == b'/').count();
+    let needless = |pair: &str| {
+        u8::from_str_radix(pair, 16).map_or(true, |byte| {
+            byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) || !byte.is_ascii()
+        })
+    };
+    let escapes = path.split('%').skip(1).map(|after| after.get(..2).unwrap_or_default());
+    check(path).is_ok()
+        && check(&opened).is_ok()
+        && slashes(path) == slashes(&opened)
+        && !escapes.into_iter().any(needless)
+}
+
 fn falls_under(path: &str, rule: &str) -> bool {
     match rule.strip_suffix('*') {
         Some(folder) => path.starts_with(folder),

@@ -3,6 +3,13 @@
 
 use std::{fmt, sync::Arc};
 
+/// Fewest bytes of a value without the operator's word: shorter values cannot be masked well.
+pub const MIN_VALUE_BYTES: usize = 16;
+/// Fewest bytes of a value whatever the operator says.
+pub const FLOOR_VALUE_BYTES: usize = 8;
+/// Most bytes of a value.
+pub const MAX_VALUE_BYTES: usize = 8_192;
+
 /// Where a secret's value comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum SecretRef {

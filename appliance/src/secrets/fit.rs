@@ -4,8 +4,11 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use super::{SecretValue, ledger::Key};
+use super::SecretValue;
 use crate::policy::{Api, Binding, GroupName, Narrowing, Place, Policy, SecretRef};
+
+/// Whose value, and which.
+pub(crate) type Key = (GroupName, SecretRef);
 
 /// Where a policy wants each value.
 #[derive(Default)]
@@ -37,7 +40,7 @@ impl Uses {
     }
 
     /// Why the value cannot be used in some place where it is wanted.
-    pub(super) fn unfit(
+    pub(crate) fn unfit(
         &self,
         key: &Key,
         value: &SecretValue,

@@ -16,11 +16,12 @@ use zeroize::Zeroizing;
 
 use super::{
     FetchError, Picked, SecretValue, Snapshot, Uses,
+    fit::Key,
     sleep::moved_back,
     snapshot::{Entry, Held, Retired, not_asked_yet},
 };
 use crate::{
-    policy::{GroupName, Narrowing, SecretRef},
+    policy::{GroupName, Narrowing},
     reason::SecretCause,
 };
 
@@ -54,9 +55,6 @@ pub(super) struct Fresh {
     pub(super) lease_ends: Option<Instant>,
     pub(super) narrowing: Arc<Narrowing>,
 }
-
-/// Whose value, and which.
-pub(super) type Key = (GroupName, SecretRef);
 
 impl Ledger {
     pub(super) fn new(max_stale: Duration) -> Self {

@@ -1,7 +1,7 @@
 //! What answers, refusals and time do to what is held and to what is masked.
 
 use super::{super::Health, *};
-use crate::policy::{Part, Pick, VaultLocation};
+use crate::policy::{Part, Pick, SecretRef, VaultLocation};
 
 const STALE: Duration = Duration::from_secs(300);
 const OUTAGE: FetchError = FetchError::Outage(SecretCause::VaultSealed, "sealed");

@@ -6,33 +6,31 @@
 //! agent group and reference, so that Vault can give two groups two values for one reference.
 //! Every doubt is resolved towards "no value": the request is then answered 503.
 
-mod agenda;
 mod file;
 mod fit;
 mod lanes;
+mod lease;
 mod ledger;
+mod lines;
 mod pace;
-mod private_file;
-mod returns;
+pub(crate) mod private_file;
+mod revocation;
+mod scheduler;
 mod seal;
 mod sealed_file;
 mod sleep;
 mod snapshot;
 mod source;
 mod store;
-mod tenure;
-mod value;
-mod vault;
+pub(crate) mod timing;
+pub(crate) mod value;
 
-pub use file::{FileError, FileSource};
+pub use file::FileSource;
 pub use fit::{Uses, unfit};
+pub use lines::FileError;
 pub use private_file::PrivateFileError;
 pub use sealed_file::{EditError, SealedFile};
 pub use snapshot::{Health, Snapshot};
-pub use source::{Answer, FetchError, Lease, Picked, Prolonged, SecretSource, Sources, Standing};
+pub use source::{Answer, FetchError, Lease, Picked, Prolonged, SecretSource, Standing};
 pub use store::SecretStore;
 pub use value::{SecretError, SecretValue};
-pub(crate) use vault::Session;
-pub use vault::{
-    DoctorError, Health as VaultHealth, VaultSource, VaultSourceError, examine as examine_vault,
-};

@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::store::jittered;
+use super::timing::jittered;
 
 /// The haste of one location.
 #[derive(Debug, Default)]

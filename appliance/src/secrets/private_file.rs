@@ -61,7 +61,7 @@ impl std::fmt::Display for PrivateFileError {
 impl std::error::Error for PrivateFileError {}
 
 /// The content of `path`, at most `max_bytes` of it, if nobody but root and this user can read it.
-pub(super) fn read_private(
+pub(crate) fn read_private(
     path: &Path,
     max_bytes: usize,
 ) -> Result<Zeroizing<Vec<u8>>, PrivateFileError> {
@@ -70,7 +70,7 @@ pub(super) fn read_private(
 
 /// The same of a file that others may read, and that may be behind links: it is a regular file, and
 /// nothing here waits for a writer.
-pub(super) fn read_regular(
+pub(crate) fn read_regular(
     path: &Path,
     max_bytes: usize,
 ) -> Result<Zeroizing<Vec<u8>>, PrivateFileError> {
@@ -81,7 +81,7 @@ pub(super) fn read_regular(
 
 /// [`read_private`] for root who edits a file in another user's name: it may belong to the owner
 /// of its folder too, if only that user and root can put files there.
-pub(super) fn read_to_edit(
+pub(crate) fn read_to_edit(
     path: &Path,
     max_bytes: usize,
 ) -> Result<Zeroizing<Vec<u8>>, PrivateFileError> {
@@ -91,7 +91,7 @@ pub(super) fn read_to_edit(
 
 /// The user and group of the folder that holds `path`, where this process is root and nobody but
 /// that user and root can write there.
-pub(super) fn folder_owner(path: &Path) -> io::Result<Option<(u32, u32)>> {
+pub(crate) fn folder_owner(path: &Path) -> io::Result<Option<(u32, u32)>> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let meta = std::fs::metadata(folder.unwrap_or(Path::new(".")))?;
     let counts = rustix::process::geteuid().is_root() && meta.mode() & 0o022 == 0;
@@ -177,7 +177,7 @@ fn read_full(mut file: &File, buffer: &mut [u8]) -> Result<usize, PrivateFileErr
 const IN_MEMORY: [FsWord; 2] = [0x8584_58f6, 0x0102_1994];
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
     use std::{
         os::unix::fs::{PermissionsExt, symlink},
@@ -186,10 +186,10 @@ pub(super) mod tests {
     };
 
     /// A folder of one test, removed when dropped.
-    pub(in crate::secrets) struct Folder(pub(in crate::secrets) PathBuf);
+    pub(crate) struct Folder(pub(crate) PathBuf);
 
     impl Folder {
-        pub(in crate::secrets) fn new() -> Self {
+        pub(crate) fn new() -> Self {
             static NEXT: AtomicU32 = AtomicU32::new(0);
             let number = NEXT.fetch_add(1, Ordering::Relaxed);
             let path = std::env::temp_dir()
@@ -198,7 +198,7 @@ pub(super) mod tests {
             Self(path)
         }
 
-        pub(in crate::secrets) fn write(&self, name: &str, content: &[u8], mode: u32) -> PathBuf {
+        pub(crate) fn write(&self, name: &str, content: &[u8], mode: u32) -> PathBuf {
             let path = self.0.join(name);
             std::fs::write(&path, content).unwrap();
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();

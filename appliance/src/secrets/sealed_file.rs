@@ -16,8 +16,8 @@ use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags, flock, renameat_with}
 use zeroize::Zeroizing;
 
 use super::{
-    FileError, FileSource, PrivateFileError, SecretError, SecretValue,
-    file::{Entry, parse, parse_line},
+    FileError, PrivateFileError, SecretError, SecretValue,
+    lines::{self, Entry, parse, parse_line},
     private_file::{folder_owner, read_private, read_to_edit},
     seal::{SealKey, is_sealed},
 };
@@ -43,7 +43,7 @@ pub enum EditError {
     Value(SecretError),
     /// There is no secret with this name.
     Absent,
-    /// The file would be larger than [`FileSource::MAX_BYTES`].
+    /// The file would be larger than [`FileSource::MAX_BYTES`](super::FileSource::MAX_BYTES).
     Full,
     /// There is a file of secrets, and no key for it.
     KeyLost,
@@ -201,7 +201,7 @@ fn owner_beside(path: &Path) -> Result<Option<(u32, u32)>, EditError> {
 /// Lines that [`parse`] reads as these entries.
 fn render(entries: &[Entry<'_>]) -> Result<Zeroizing<Vec<u8>>, EditError> {
     let bytes = entries.iter().map(|(name, value)| name.len() + value.len() + 4).sum();
-    if bytes > FileSource::MAX_BYTES {
+    if bytes > lines::MAX_BYTES {
         return Err(EditError::Full);
     }
     let mut lines = Zeroizing::new(Vec::with_capacity(bytes));
@@ -291,12 +291,15 @@ impl fmt::Display for EditError {
 impl std::error::Error for EditError {}
 
 /// The largest file's header, nonce and tag, and some room.
-const MAX_FILE_BYTES: usize = FileSource::MAX_BYTES + 128;
+const MAX_FILE_BYTES: usize = lines::MAX_BYTES + 128;
 const MAX_KEY_BYTES: usize = 4_096;
 
 #[cfg(test)]
 mod tests {
-    use super::{super::private_file::tests::Folder, *};
+    use super::{
+        super::{FileSource, private_file::tests::Folder},
+        *,
+    };
 
     const VALUE: &[u8] = b"sk-0123456789abcdef";
 

@@ -10,7 +10,7 @@ use std::{sync::Arc, time::Duration};
 use futures_util::future::BoxFuture;
 use zeroize::Zeroizing;
 
-use super::{FileSource, SecretValue, VaultSource};
+use super::SecretValue;
 use crate::{
     policy::{GroupName, Location, Narrowing, Pick},
     reason::SecretCause,
@@ -99,7 +99,7 @@ pub struct Picked {
 
 impl Picked {
     /// Whether any binding could use it.
-    pub(super) fn is_usable(&self) -> bool {
+    pub(crate) fn is_usable(&self) -> bool {
         SecretValue::check(&self.whole, SecretValue::FLOOR_BYTES).is_ok()
     }
 }
@@ -192,107 +192,6 @@ impl FetchError {
     pub(super) fn is_like(self, other: Self) -> bool {
         (self.is_gone(), self.cause(), self.text())
             == (other.is_gone(), other.cause(), other.text())
-    }
-}
-
-/// The sources of one gateway; either may be absent.
-#[derive(Default)]
-pub struct Sources {
-    /// Answers for [`Location::Vault`].
-    pub vault: Option<VaultSource>,
-    /// Answers for [`Location::File`].
-    pub file: Option<FileSource>,
-}
-
-impl Sources {
-    fn of(&self, location: &Location) -> Result<&dyn SecretSource, FetchError> {
-        match location {
-            Location::Vault(_) => self.lender(),
-            Location::File(_) => match &self.file {
-                Some(file) => Ok(file),
-                None => Err(FetchError::Gone(SecretCause::NotInFile, "no secret file is set")),
-            },
-        }
-    }
-
-    /// Only Vault lends.
-    fn lender(&self) -> Result<&dyn SecretSource, FetchError> {
-        match &self.vault {
-            Some(vault) => Ok(vault),
-            None => Err(FetchError::Gone(SecretCause::VaultUnreachable, "no Vault is set")),
-        }
-    }
-}
-
-impl SecretSource for Sources {
-    fn fetch<'a>(
-        &'a self,
-        group: &'a GroupName,
-        location: &'a Location,
-        picks: &'a [Pick],
-    ) -> BoxFuture<'a, Result<Answer, FetchError>> {
-        match self.of(location) {
-            Ok(source) => source.fetch(group, location, picks),
-            Err(error) => Box::pin(std::future::ready(Err(error))),
-        }
-    }
-
-    fn renew<'a>(
-        &'a self,
-        group: &'a GroupName,
-        lease: &'a Lease,
-    ) -> BoxFuture<'a, Result<Prolonged, FetchError>> {
-        match self.lender() {
-            Ok(source) => source.renew(group, lease),
-            Err(error) => Box::pin(std::future::ready(Err(error))),
-        }
-    }
-
-    fn check<'a>(
-        &'a self,
-        group: &'a GroupName,
-        location: &'a Location,
-        lease: &'a Lease,
-    ) -> BoxFuture<'a, Result<Standing, FetchError>> {
-        match self.of(location) {
-            Ok(source) => source.check(group, location, lease),
-            Err(error) => Box::pin(std::future::ready(Err(error))),
-        }
-    }
-
-    fn revoke<'a>(
-        &'a self,
-        group: &'a GroupName,
-        lease: &'a Lease,
-    ) -> BoxFuture<'a, Result<(), FetchError>> {
-        match self.lender() {
-            Ok(source) => source.revoke(group, lease),
-            Err(error) => Box::pin(std::future::ready(Err(error))),
-        }
-    }
-
-    fn generation(&self, group: &GroupName) -> u64 {
-        self.lender().map_or(0, |source| source.generation(group))
-    }
-
-    fn try_again(&self) {
-        if let Some(vault) = &self.vault {
-            vault.try_again();
-        }
-    }
-
-    fn tend(&self) -> BoxFuture<'_, ()> {
-        match &self.vault {
-            Some(vault) => vault.tend(),
-            None => Box::pin(std::future::pending()),
-        }
-    }
-
-    fn close(&self) -> BoxFuture<'_, ()> {
-        match &self.vault {
-            Some(vault) => vault.close(),
-            None => Box::pin(std::future::ready(())),
-        }
     }
 }
 

@@ -7,7 +7,6 @@
 //! the last [`Snapshot`].
 
 use std::{
-    hash::{BuildHasher, RandomState},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -18,9 +17,10 @@ use tokio::sync::{Mutex as Turns, Notify, mpsc, watch};
 
 use super::{
     FetchError, SecretSource, Snapshot, Uses,
-    agenda::{About, Agenda, Changes, Outcome, Question},
-    ledger::{Change, Key},
-    returns::Return,
+    fit::Key,
+    ledger::Change,
+    revocation::Return,
+    scheduler::{About, Agenda, Changes, Outcome, Question},
     sleep::{Slept, suspended},
 };
 use crate::policy::{GroupName, SecretRef};
@@ -284,25 +284,6 @@ fn log(group: &GroupName, changes: Changes) {
     }
 }
 
-/// How long to wait after so many outages in a row.
-pub(super) fn back_off(outages: u32) -> Duration {
-    let doublings = outages.saturating_sub(1).min(5);
-    (FIRST_RETRY * 2_u32.pow(doublings)).min(LAST_RETRY)
-}
-
-/// Between 80 % and all of `time`, so that gateways do not ask in step, and what began together does
-/// not go on together.
-pub(super) fn jittered(time: Duration) -> Duration {
-    time.mul_f64(0.8) + spread(time.mul_f64(0.2))
-}
-
-/// Between nothing and all of `time`. Spreads load, and is not fit for anything that must be hard
-/// to guess.
-pub(super) fn spread(time: Duration) -> Duration {
-    let random = RandomState::new().hash_one(()) % 1_000;
-    time.mul_f64(random as f64 / 1_000.0)
-}
-
 const MIN_REFRESH: Duration = Duration::from_secs(1);
 
 /// A year. Keeps sums of instants in range.
@@ -313,9 +294,6 @@ const MAX_REJECTIONS: usize = 256;
 
 /// How soon it is seen that the machine was suspended, in which instants stand still.
 const LOOK_FOR_SLEEP: Duration = Duration::from_secs(2);
-
-const FIRST_RETRY: Duration = Duration::from_secs(1);
-const LAST_RETRY: Duration = Duration::from_secs(30);
 
 /// Time for all leases to be given back at shutdown.
 const GIVE_BACK_TIME: Duration = Duration::from_secs(2);

@@ -1,6 +1,11 @@
 //! The store's task against a source that can be down, slow or silent.
 
-use super::super::{lanes::QUESTIONS_AT_ONCE, ledger::Key, source::Answer};
+use super::super::{
+    fit::Key,
+    lanes::QUESTIONS_AT_ONCE,
+    source::Answer,
+    timing::{back_off, jittered},
+};
 use super::*;
 use crate::{
     policy::{Location, Part, Pick, VaultLocation},

@@ -2,6 +2,8 @@
 
 use zeroize::Zeroizing;
 
+use crate::policy::{FLOOR_VALUE_BYTES, MAX_VALUE_BYTES, MIN_VALUE_BYTES};
+
 /// The bytes of a credential: 8 to 8,192 of 0x21 to 0x7E.
 ///
 /// There is no Clone, Debug, Display or Serialize on purpose: share it through an `Arc`, and
@@ -21,11 +23,11 @@ pub enum SecretError {
 
 impl SecretValue {
     /// Fewest bytes without the operator's word: shorter values cannot be masked well.
-    pub const MIN_BYTES: usize = 16;
+    pub const MIN_BYTES: usize = MIN_VALUE_BYTES;
     /// Fewest bytes whatever the operator says.
-    pub const FLOOR_BYTES: usize = 8;
+    pub const FLOOR_BYTES: usize = FLOOR_VALUE_BYTES;
     /// Most bytes.
-    pub const MAX_BYTES: usize = 8_192;
+    pub const MAX_BYTES: usize = MAX_VALUE_BYTES;
 
     /// Checks a value as its source delivered it; one trailing LF or CRLF is trimmed first.
     pub fn load(bytes: Zeroizing<Vec<u8>>, min_bytes: usize) -> Result<Self, SecretError> {
@@ -54,7 +56,7 @@ impl SecretValue {
 }
 
 /// Without one LF or CRLF at the end.
-pub(super) fn without_line_end(bytes: &[u8]) -> &[u8] {
+pub(crate) fn without_line_end(bytes: &[u8]) -> &[u8] {
     match bytes.strip_suffix(b"\n") {
         Some(line) => line.strip_suffix(b"\r").unwrap_or(line),
         None => bytes,

@@ -14,63 +14,26 @@
 //! Rust's runtime has it do.
 
 mod buffer;
+mod end;
 mod pipe;
 mod relay;
 
-use std::{io, time::Duration};
+pub use end::{Side, SpliceEnd};
+
+use std::time::Duration;
 
 use bytes::Bytes;
-use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
 use crate::audit::Traffic;
 use relay::{Bounds, Relay};
-
-/// One of the two ends of a flow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Side {
-    /// Who connected to the gateway.
-    Agent,
-    /// Whom the gateway connected to.
-    Upstream,
-}
-
-/// How a flow ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum SpliceEnd {
-    /// Both sides sent their end, and all that came before it was delivered.
-    BothClosed,
-    /// This side reset its connection, or could not be written to any more.
-    Reset(Side),
-    /// This side no longer answers: keepalive or the user timeout ran out.
-    TimedOut(Side),
-    /// Nothing moved for the idle time.
-    Idle,
-    /// One side had ended, and nothing moved for [`HALF_OPEN_TIME`].
-    HalfOpen,
-}
-
-impl SpliceEnd {
-    /// The word that the audit uses.
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::BothClosed => "closed",
-            Self::Reset(Side::Agent) => "reset_by_agent",
-            Self::Reset(Side::Upstream) => "reset_by_upstream",
-            Self::TimedOut(Side::Agent) => "agent_timed_out",
-            Self::TimedOut(Side::Upstream) => "upstream_timed_out",
-            Self::Idle => "idle",
-            Self::HalfOpen => "half_open",
-        }
-    }
-}
 
 /// How long a flow of which one side has ended may stand still. Without this bound, a peer that
 /// never closes would hold a socket in CLOSE_WAIT for the whole idle time.
 pub const HALF_OPEN_TIME: Duration = Duration::from_secs(120);
 
 /// Carries a flow until it ends. `from_agent_first` (what was peeked) goes to the upstream
-/// before anything else. Both sockets should be [`harden`]ed before.
+/// before anything else. Both sockets should be [`harden`](crate::net::harden)ed before.
 pub async fn run(
     agent: TcpStream,
     upstream: TcpStream,
@@ -81,33 +44,6 @@ pub async fn run(
     let bounds = Bounds { idle, half_open: HALF_OPEN_TIME.min(idle) };
     Relay::new(agent, upstream, traffic, bounds).run(from_agent_first).await
 }
-
-/// Makes a socket notice a peer that is gone, and send small messages at once.
-///
-/// # Errors
-///
-/// What the kernel answers; on a connected TCP socket it takes all of these.
-pub fn harden(stream: &TcpStream) -> io::Result<()> {
-    let socket = SockRef::from(stream);
-    socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(
-        &TcpKeepalive::new()
-            .with_time(KEEPALIVE_AFTER)
-            .with_interval(KEEPALIVE_EVERY)
-            .with_retries(KEEPALIVE_TRIES),
-    )?;
-    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))
-}
-
-/// A silent peer is asked for a sign of life after this time, and given up [`USER_TIMEOUT`] after
-/// its last one.
-const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
-const KEEPALIVE_EVERY: Duration = Duration::from_secs(20);
-const KEEPALIVE_TRIES: u32 = 6;
-
-/// How long sent data may stay unacknowledged (RFC 5482; tcp(7)). It also bounds how long a
-/// living peer may keep its window shut, so it must not be short.
-const USER_TIMEOUT: Duration = Duration::from_secs(180);
 
 #[cfg(test)]
 mod tests;

@@ -17,7 +17,11 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
-use super::{Side, SpliceEnd, buffer::Buffer, pipe::Pipe};
+use super::{
+    buffer::Buffer,
+    end::{Side, SpliceEnd},
+    pipe::Pipe,
+};
 use crate::audit::Traffic;
 
 /// What one side of a relay can do. It must not keep written bytes to itself until a flush.

@@ -1,10 +1,10 @@
 //! Writes values into a head, as a [`Plan`] says. A head whose values cannot all be had is left
 //! as it was: it still holds nothing but placeholders.
 //!
-//! The buffers made here are zeroised when the last handle on the header value goes. Copies that
+//! The buffers made here are zeroised when the last handle on the header value or the target goes. Copies that
 //! hyper and rustls make of the head while they send it are theirs, and are not.
 
-use std::sync::Arc;
+use std::{fmt, ops::Range, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
@@ -15,8 +15,9 @@ use http::{
 };
 use zeroize::Zeroizing;
 
+use super::target::{self, Part, Piece};
 use crate::{
-    policy::{Binding, Placeholder, Scheme, Slot},
+    policy::{Binding, PathSlot, Placeholder, Scheme, Slot},
     reason::SecretCause,
     secrets::SecretValue,
 };
@@ -27,8 +28,40 @@ pub struct Plan(Vec<Swap>);
 
 #[derive(Debug)]
 pub(super) enum Swap {
-    Header { field: HeaderName, scheme: Scheme, binding: Arc<Binding> },
-    Basic { user: Half, password: Half },
+    Header {
+        field: HeaderName,
+        scheme: Scheme,
+        binding: Arc<Binding>,
+    },
+    Basic {
+        user: Half,
+        password: Half,
+    },
+    /// `at` is where the placeholder stands in the query, as it is on the wire.
+    Query {
+        name: Box<str>,
+        at: Range<usize>,
+        binding: Arc<Binding>,
+    },
+    /// `at` is where the placeholder stands in the path, as it is on the wire.
+    Path {
+        place: PathSlot,
+        at: Range<usize>,
+        binding: Arc<Binding>,
+    },
+}
+
+/// What a swap writes to. A request has each at most once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Spot<'a> {
+    Header(&'a HeaderName),
+    Query(&'a str),
+    Path,
+}
+
+enum Written {
+    Header(HeaderName, HeaderValue),
+    Target(Piece),
 }
 
 #[derive(Debug)]
@@ -38,7 +71,7 @@ pub(super) enum Half {
 }
 
 impl Plan {
-    /// No two swaps are for one field.
+    /// No two swaps are for one [`Spot`].
     pub(super) fn new(swaps: Vec<Swap>) -> Self {
         Self(swaps)
     }
@@ -76,9 +109,18 @@ impl Plan {
         mut lookup: impl FnMut(&Binding) -> Result<Arc<SecretValue>, SecretCause>,
     ) -> Result<(), SecretCause> {
         let written = self.0.iter().map(|swap| swap.write(&mut lookup));
-        let written = written.collect::<Result<Vec<_>, _>>()?;
+        let (mut fields, mut targets) = (vec![], vec![]);
+        for written in written {
+            match written? {
+                Written::Header(field, value) => fields.push((field, value)),
+                Written::Target(piece) => targets.push(piece),
+            }
+        }
+        if !targets.is_empty() {
+            head.uri = target::write(&head.uri, targets)?;
+        }
         head.headers.remove(PROXY_AUTHORIZATION);
-        for (field, value) in written {
+        for (field, value) in fields {
             head.headers.insert(field, value);
         }
         Ok(())
@@ -86,11 +128,13 @@ impl Plan {
 }
 
 impl Swap {
-    /// The one field that it writes.
-    pub(super) fn field(&self) -> &HeaderName {
+    /// The one thing that it writes.
+    pub(super) fn spot(&self) -> Spot<'_> {
         match self {
-            Self::Header { field, .. } => field,
-            Self::Basic { .. } => &AUTHORIZATION,
+            Self::Header { field, .. } => Spot::Header(field),
+            Self::Basic { .. } => Spot::Header(&AUTHORIZATION),
+            Self::Query { name, .. } => Spot::Query(name),
+            Self::Path { .. } => Spot::Path,
         }
     }
 
@@ -99,6 +143,8 @@ impl Swap {
             Self::Header { field, scheme, binding } => {
                 [Some((binding, Slot::Header(field, scheme))), None]
             }
+            Self::Query { name, binding, .. } => [Some((binding, Slot::Query(name))), None],
+            Self::Path { place, binding, .. } => [Some((binding, Slot::Path(place))), None],
             Self::Basic { user, password } => [
                 user.binding().map(|binding| (binding, Slot::BasicUser)),
                 password.binding().map(|binding| (binding, Slot::BasicPassword)),
@@ -110,14 +156,12 @@ impl Swap {
     fn write(
         &self,
         lookup: &mut impl FnMut(&Binding) -> Result<Arc<SecretValue>, SecretCause>,
-    ) -> Result<(HeaderName, HeaderValue), SecretCause> {
+    ) -> Result<Written, SecretCause> {
         match self {
             Self::Header { field, scheme, binding } => {
                 let value = lookup(binding)?;
-                Ok((
-                    field.clone(),
-                    sensitive(concat(&[scheme.to_string().as_bytes(), value.expose()]))?,
-                ))
+                let text = concat(&[scheme.to_string().as_bytes(), value.expose()]);
+                Ok(Written::Header(field.clone(), sensitive(text)?))
             }
             Self::Basic { user, password } => {
                 let user = user.write(lookup)?;
@@ -127,8 +171,20 @@ impl Swap {
                     return Err(SecretCause::ValueInvalid);
                 }
                 let pair = concat(&[&user, b":", &password]);
-                Ok((AUTHORIZATION, sensitive(basic(&pair)?)?))
+                Ok(Written::Header(AUTHORIZATION, sensitive(basic(&pair)?)?))
             }
+            Self::Query { at, binding, .. } => piece(Part::Query, at, &*lookup(binding)?),
+            Self::Path { at, binding, .. } => piece(Part::Path, at, &*lookup(binding)?),
+        }
+    }
+}
+
+impl fmt::Display for Spot<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Header(name) => write!(f, "header {name}"),
+            Self::Query(name) => write!(f, "query {name}"),
+            Self::Path => write!(f, "path"),
         }
     }
 }
@@ -160,6 +216,10 @@ fn basic(pair: &[u8]) -> Result<Zeroizing<Vec<u8>>, SecretCause> {
     scheme.copy_from_slice(SCHEME);
     STANDARD.encode_slice(pair, encoded).map_err(|_| SecretCause::ValueInvalid)?;
     Ok(text)
+}
+
+fn piece(part: Part, at: &Range<usize>, value: &SecretValue) -> Result<Written, SecretCause> {
+    Ok(Written::Target(Piece { part, at: at.clone(), value: concat(&[value.expose()]) }))
 }
 
 /// Sized before it is filled, so that no copy is left behind by growth.

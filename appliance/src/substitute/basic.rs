@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 
 use super::{
     apply::{Half, Swap},
-    examine::{Denial, astray},
+    denial::{Denial, astray},
     rules::{Rules, is},
 };
 use crate::{
@@ -67,14 +67,14 @@ fn listed<'a>(
 fn beside_user(place: &Place) -> Option<&Arc<str>> {
     match place {
         Place::BasicUser { password } => Some(password),
-        Place::BasicPassword { .. } | Place::Header { .. } => None,
+        _ => None,
     }
 }
 
 fn beside_password(place: &Place) -> Option<&Arc<str>> {
     match place {
         Place::BasicPassword { user } => Some(user),
-        Place::BasicUser { .. } | Place::Header { .. } => None,
+        _ => None,
     }
 }
 

@@ -4,10 +4,10 @@
 //! path, so that only the holder of a good placeholder learns which of those are listed, and an
 //! operator reads `method_denied` only where the method is what is wrong.
 
-use std::{borrow::Cow, sync::Arc};
+use std::{borrow::Cow, ops::Range, sync::Arc};
 
 use http::{
-    HeaderName, HeaderValue, Method,
+    HeaderName, HeaderValue, Method, Uri,
     header::{AUTHORIZATION, CONNECTION, COOKIE, PROXY_AUTHORIZATION},
     request::Parts,
 };
@@ -16,29 +16,16 @@ use super::{
     Plan,
     apply::Swap,
     basic,
-    rules::{Owner, Rules, Scope, is},
+    denial::{Denial, astray},
+    rules::{Rules, Scope, is},
+    target,
 };
 use crate::{
-    policy::{Binding, Place, Placeholder, after_word, fold_query, permits, query_pairs},
+    policy::{
+        Binding, PathSlot, Place, after_word, fold_query, has_one_reading, permits, query_pairs,
+    },
     reason::Reason,
 };
-
-/// Why a head is not forwarded.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Denial {
-    /// The reason word.
-    pub reason: Reason,
-    /// The placeholder that the request carried, where it is one of this group's.
-    pub placeholder: Option<Placeholder>,
-    /// Where the credential stands that is not good, as in `header x-api-key` or `query key`.
-    pub credential: Option<String>,
-}
-
-impl From<Reason> for Denial {
-    fn from(reason: Reason) -> Self {
-        Self { reason, placeholder: None, credential: None }
-    }
-}
 
 /// Finds the credentials of a request and what is to be done with each.
 ///
@@ -52,7 +39,10 @@ impl From<Reason> for Denial {
 /// `path_denied` and `path_ambiguous`.
 pub fn examine(rules: &Rules, head: &Parts) -> Result<Plan, Denial> {
     check_connection(rules, head)?;
-    let plan = Plan::new(classify_all(rules, &credentials(rules, head))?);
+    if !rules.path_slots().is_empty() && !has_one_reading(head.uri.path()) {
+        return Err(Reason::PathAmbiguous.into());
+    }
+    let plan = Plan::new(classify_all(rules, &head.uri, &credentials(rules, head))?);
     check_request(rules, &plan, head).map_err(|reason| Denial {
         placeholder: plan.placeholders().next().cloned(),
         ..reason.into()
@@ -78,6 +68,8 @@ enum Credential<'a> {
     Cookies(&'a HeaderValue),
     /// In the query, both decoded.
     Query { name: Cow<'a, str>, value: Cow<'a, str> },
+    /// In the path, as it is on the wire.
+    Path { place: &'a PathSlot, at: Range<usize> },
 }
 
 impl Credential<'_> {
@@ -88,30 +80,38 @@ impl Credential<'_> {
             Self::Header(name, _) => format!("header {name}"),
             Self::Cookies(_) => "cookies".to_owned(),
             Self::Query { name, .. } => format!("query {}", fold_query(name)),
+            Self::Path { place, .. } => format!("path {place}"),
         }
     }
 }
 
-fn credentials<'a>(rules: &Rules, head: &'a Parts) -> Vec<Credential<'a>> {
+fn credentials<'a>(rules: &'a Rules, head: &'a Parts) -> Vec<Credential<'a>> {
     let other = |name: &HeaderName| *name != PROXY_AUTHORIZATION && *name != COOKIE;
     let counts = |name: &HeaderName| rules.is_credential_field(name) && other(name);
     let headers = head.headers.iter().filter(|(name, _)| counts(name));
     let cookies = head.headers.get(COOKIE).filter(|_| rules.is_credential_field(&COOKIE));
     let pairs = query_pairs(head.uri.query().unwrap_or_default());
     let queries = pairs.filter(|(name, _)| rules.is_credential_query(name));
+    let slots = rules.path_slots().iter();
+    let paths = slots.filter_map(|place| Some((place, place.find(head.uri.path())?)));
     headers
         .map(|(name, value)| Credential::Header(name, value))
         .chain(cookies.map(Credential::Cookies))
         .chain(queries.map(|(name, value)| Credential::Query { name, value }))
+        .chain(paths.map(|(place, at)| Credential::Path { place, at }))
         .collect()
 }
 
 /// Beside others, every credential has to be a placeholder in its place, each in a field of its own:
 /// a server may read any of them, so a foreign key could ride beside a good placeholder.
-fn classify_all(rules: &Rules, credentials: &[Credential<'_>]) -> Result<Vec<Swap>, Denial> {
+fn classify_all(
+    rules: &Rules,
+    uri: &Uri,
+    credentials: &[Credential<'_>],
+) -> Result<Vec<Swap>, Denial> {
     let swaps = credentials.iter().map(|one| {
         let at = |denial| Denial { credential: Some(one.place()), ..denial };
-        classify(rules, one).map_err(at)
+        classify(rules, uri, one).map_err(at)
     });
     let swaps = swaps.collect::<Result<Vec<_>, _>>();
     if credentials.len() < 2 {
@@ -119,19 +119,22 @@ fn classify_all(rules: &Rules, credentials: &[Credential<'_>]) -> Result<Vec<Swa
     }
     let duplicate = |credential| Denial { credential, ..Reason::DuplicateCredential.into() };
     let swaps = swaps.map_err(|denial| duplicate(denial.credential))?;
-    let fields = || swaps.iter().map(Swap::field).enumerate();
-    let twice = |&(nth, field): &_| fields().any(|(other, same)| nth != other && field == same);
-    match fields().find(twice) {
-        Some((_, field)) => Err(duplicate(Some(format!("header {field}")))),
+    let spots = || swaps.iter().map(Swap::spot).enumerate();
+    let twice = |&(nth, spot): &_| spots().any(|(other, same)| nth != other && spot == same);
+    match spots().find(twice) {
+        Some((_, spot)) => Err(duplicate(Some(spot.to_string()))),
         None => Ok(swaps),
     }
 }
 
-fn classify(rules: &Rules, credential: &Credential<'_>) -> Result<Swap, Denial> {
+fn classify(rules: &Rules, uri: &Uri, credential: &Credential<'_>) -> Result<Swap, Denial> {
     match credential {
         Credential::Header(field, value) => classify_header(rules, field, value),
         Credential::Cookies(value) => Err(deny_cookies(rules, value)),
-        Credential::Query { value, .. } => Err(deny_credential(rules, value.as_bytes())),
+        Credential::Query { name, value } => target::in_query(rules, uri, (name, value))
+            .ok_or_else(|| deny_credential(rules, value.as_bytes())),
+        Credential::Path { place, at } => target::in_path(rules, uri, (place, at))
+            .ok_or_else(|| deny_credential(rules, &target::segment(uri, at))),
     }
 }
 
@@ -179,24 +182,6 @@ fn deny_cookies(rules: &Rules, value: &HeaderValue) -> Denial {
         let value = pair.iter().position(|&byte| byte == b'=').and_then(|at| pair.get(at + 1..));
         rules.owner(value.unwrap_or(pair).trim_ascii())
     }))
-}
-
-/// The denial for texts that are not where they belong: the most useful word that is true.
-pub(super) fn astray<'a>(owners: impl Iterator<Item = Owner<'a>>) -> Denial {
-    let mut denial = Denial::from(Reason::ForeignCredential);
-    for owner in owners {
-        let (reason, placeholder) = match owner {
-            Owner::Here(placeholder) => (Reason::PlaceholderWrongPlace, placeholder),
-            Owner::Elsewhere(_) if denial.placeholder.is_some() => continue,
-            Owner::Elsewhere(placeholder) => (Reason::PlaceholderWrongHost, placeholder),
-            Owner::Foreign => continue,
-        };
-        denial = Denial { placeholder: Some(placeholder.clone()), ..reason.into() };
-        if denial.reason == Reason::PlaceholderWrongPlace {
-            break;
-        }
-    }
-    denial
 }
 
 fn check_request(rules: &Rules, plan: &Plan, head: &Parts) -> Result<(), Reason> {

@@ -11,8 +11,8 @@ use http::{
 use super::Plan;
 use crate::{
     policy::{
-        Anonymous, Api, Binding, Folded, GroupName, PathRule, Place, Placeholder, Plain, Policy,
-        fold_query, is_credential_header, is_credential_query, queries_of,
+        Anonymous, Api, Binding, Folded, GroupName, PathRule, PathSlot, Place, Placeholder, Plain,
+        Policy, fold_query, is_credential_header, is_credential_query, queries_of,
     },
     reason::Reason,
 };
@@ -101,6 +101,11 @@ impl Rules {
         self.names.is_query(name)
     }
 
+    /// The places where a segment of the path is a credential.
+    pub(super) fn path_slots(&self) -> &[PathSlot] {
+        &self.names.bound_paths
+    }
+
     pub(super) fn owner(&self, text: &[u8]) -> Owner<'_> {
         let here = self.own.iter().find(|binding| is(&binding.placeholder, text));
         if let Some(binding) = here {
@@ -133,8 +138,10 @@ fn bindings_of<'a>(api: &'a Api, group: &'a GroupName) -> impl Iterator<Item = &
 struct Names {
     /// The header fields of bindings, of whatever group.
     bound: Vec<HeaderName>,
-    /// The same keys in a query, as [`fold_query`] writes their names.
+    /// The same keys in a query, and those that stand there, as [`fold_query`] writes their names.
     bound_queries: Vec<Box<str>>,
+    /// The places in a path, of whatever group.
+    bound_paths: Vec<PathSlot>,
     /// What the API says is plain.
     plain: Vec<Plain>,
     /// Whether cookies pass unlooked at.
@@ -143,12 +150,22 @@ struct Names {
 
 impl Names {
     fn of(api: &Api) -> Self {
-        let places = api.bindings.iter().flat_map(|binding| &binding.places);
-        let mut bound: Vec<_> = places.map(field_of).cloned().collect();
+        let places = || api.bindings.iter().flat_map(|binding| &binding.places);
+        let mut bound: Vec<_> = places().filter_map(field_of).cloned().collect();
         bound.sort_unstable_by(|one, other| one.as_str().cmp(other.as_str()));
         bound.dedup();
-        let bound_queries = bound.iter().flat_map(|name| queries_of(name.as_str())).collect();
-        Self { bound, bound_queries, plain: api.plain.clone(), cookies: api.response.cookies }
+        let queries = places().filter_map(query_of).map(|name| fold_query(name).into());
+        let bound_queries =
+            bound.iter().flat_map(|name| queries_of(name.as_str())).chain(queries).collect();
+        let mut bound_paths: Vec<_> = places().filter_map(path_of).cloned().collect();
+        bound_paths.dedup();
+        Self {
+            bound,
+            bound_queries,
+            bound_paths,
+            plain: api.plain.clone(),
+            cookies: api.response.cookies,
+        }
     }
 
     fn is_header(&self, name: &[u8]) -> bool {
@@ -168,9 +185,24 @@ impl Names {
     }
 }
 
-fn field_of(place: &Place) -> &HeaderName {
+fn field_of(place: &Place) -> Option<&HeaderName> {
     match place {
-        Place::Header { name, .. } => name,
-        Place::BasicUser { .. } | Place::BasicPassword { .. } => &AUTHORIZATION,
+        Place::Header { name, .. } => Some(name),
+        Place::BasicUser { .. } | Place::BasicPassword { .. } => Some(&AUTHORIZATION),
+        Place::Query { .. } | Place::Path(_) => None,
+    }
+}
+
+fn query_of(place: &Place) -> Option<&str> {
+    match place {
+        Place::Query { name } => Some(name),
+        _ => None,
+    }
+}
+
+fn path_of(place: &Place) -> Option<&PathSlot> {
+    match place {
+        Place::Path(place) => Some(place),
+        _ => None,
     }
 }

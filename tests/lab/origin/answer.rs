@@ -106,6 +106,8 @@ async fn route(request: &Received) -> Answer {
         "/trailers" => with_trailers(),
         "/redirect" => redirect(request),
         "/@lab%2fcoat" => package(),
+        "/v1/maps/api/geocode/json" => models::place(),
+        _ if path.starts_with("/v1/bot") => models::bot(),
         _ if path.starts_with("/simple/") => index(request),
         _ if path.starts_with("/status/") => status(path),
         _ if path.contains(".git/") => git::answer(request),

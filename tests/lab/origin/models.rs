@@ -29,6 +29,17 @@ pub(super) fn answer(request: &Received) -> Answer {
     }
 }
 
+/// What Telegram says of a bot.
+pub(super) fn bot() -> Answer {
+    json_answer(&json!({"ok": true, "result": {
+        "id": 1, "is_bot": true, "first_name": "Coat", "username": "coat_bot"}}))
+}
+
+/// What a geocoder says of any address.
+pub(super) fn place() -> Answer {
+    json_answer(&json!({"status": "OK", "results": [{"formatted_address": "the lab"}]}))
+}
+
 fn json_answer(value: &Value) -> Answer {
     whole("application/json", value.to_string())
 }

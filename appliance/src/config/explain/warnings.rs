@@ -5,10 +5,9 @@ use ipnet::IpNet;
 use crate::{
     config::{Config, Settings, rules::overlap},
     policy::{
-        Anonymous, Api, Carry, Constraints, DialledRule, Ech, Group, HostPattern, Pass, Policy,
-        RuleName, SecretRef, Upstream, VaultLocation, special,
+        Anonymous, Api, Carry, Constraints, DialledRule, Ech, Group, HostPattern, MIN_VALUE_BYTES,
+        Pass, Policy, RuleName, SecretRef, Upstream, VaultLocation, special,
     },
-    secrets::SecretValue,
 };
 
 /// What deserves a second look, each in one line.
@@ -63,7 +62,7 @@ fn api_warnings(api: &Api) -> Vec<String> {
     if api.constraints == Constraints::Noted {
         add(NOTED);
     }
-    for binding in api.bindings.iter().filter(|one| one.min_value_bytes < SecretValue::MIN_BYTES) {
+    for binding in api.bindings.iter().filter(|one| one.min_value_bytes < MIN_VALUE_BYTES) {
         let (least, placeholder) = (binding.min_value_bytes, &binding.placeholder);
         add(&format!(
             "takes values of {least} bytes for {placeholder}: masking gets weaker, and who guesses all \

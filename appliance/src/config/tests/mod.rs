@@ -131,18 +131,20 @@ fn the_reference_loads() {
 }
 
 #[test]
-fn the_configuration_of_the_readme_loads() {
+fn the_configurations_of_the_documents_load() {
     let readme = include_str!("../../../../README.md");
-    let (_, rest) = readme.split_once("```toml\n").expect("a configuration");
-    let (block, _) = rest.split_once("```").expect("its end");
-    let text: String = block
-        .lines()
-        .map(|line| line.strip_prefix("   ").unwrap_or(line).to_owned() + "\n")
-        .collect();
-    let config = parse_text(&text).unwrap_or_else(|errors| panic!("{errors}"));
-    assert_eq!((config.policy.apis.len(), config.policy.tcp.len()), (2, 1));
-    // Nothing in it means something that is warned of.
-    assert!(!explain(&config).contains("Look twice"), "{}", explain(&config));
+    let page = include_str!("../../../../docs/configuration.md");
+    for (document, rules) in [(readme, (1, 1, 0)), (page, (2, 2, 1))] {
+        let (_, rest) = document.split_once("```toml\n").expect("a configuration");
+        let (block, _) = rest.split_once("```").expect("its end");
+        let outdented = |line: &str| line.trim_start().to_owned() + "\n";
+        let text: String = block.lines().map(outdented).collect();
+        let config = parse_text(&text).unwrap_or_else(|errors| panic!("{errors}"));
+        let policy = &config.policy;
+        assert_eq!((policy.apis.len(), policy.passes.len(), policy.tcp.len()), rules);
+        // Nothing in it means something that is warned of.
+        assert!(!explain(&config).contains("Look twice"), "{}", explain(&config));
+    }
 }
 
 #[test]

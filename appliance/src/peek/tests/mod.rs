@@ -16,6 +16,7 @@ use tokio::{
 
 use self::{clients::*, head::HEAD};
 use super::*;
+use crate::policy::Host;
 
 const SNI: u16 = 0;
 const TLS_MALFORMED: Progress = Progress::Malformed(Reason::TlsMalformed);

@@ -4,11 +4,13 @@
 mod descriptors;
 
 use std::{
+    io,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
 };
 
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, ReadBuf},
     net::TcpListener,
@@ -17,6 +19,7 @@ use tokio::{
 };
 
 use super::{buffer::Buffer, pipe::Pipe, relay::Leg, *};
+use crate::net::harden;
 
 const LONG: Duration = Duration::from_secs(30);
 const SHORT: Duration = Duration::from_millis(300);

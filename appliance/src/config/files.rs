@@ -1,0 +1,56 @@
+//! The files that a configuration names.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use rustls::{
+    RootCertStore,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+};
+
+use super::value::path;
+
+/// What a rule may read besides the file itself.
+#[derive(Clone, Copy)]
+pub(super) struct Files<'a> {
+    /// The folder that relative paths start from.
+    pub(super) base: &'a Path,
+    /// Reads a whole file, with a bound on its size.
+    pub(super) read: &'a dyn Fn(&Path) -> io::Result<String>,
+}
+
+/// The content of a file of certificates.
+pub(super) fn ca_file(
+    files: Files<'_>,
+) -> impl Fn(&toml::de::DeValue<'_>) -> Result<Arc<str>, String> {
+    move |value| {
+        let path = path(files.base)(value)?;
+        let pem = (files.read)(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+        check_pem(&pem).map_err(|why| format!("{}: {why}", path.display()))?;
+        Ok(Arc::from(pem))
+    }
+}
+
+/// The path of a file of certificates that is read again when it is used. It is looked into here, so
+/// that a wrong one is a mistake with a line.
+pub(super) fn ca_path(
+    files: Files<'_>,
+) -> impl Fn(&toml::de::DeValue<'_>) -> Result<PathBuf, String> {
+    move |value| ca_file(files)(value).and_then(|_| path(files.base)(value))
+}
+
+/// A file of trust holds certificates that can be trusted, all of them readable, and no key.
+fn check_pem(pem: &str) -> Result<(), &'static str> {
+    if PrivateKeyDer::from_pem_slice(pem.as_bytes()).is_ok() {
+        return Err("holds a private key; name a file that holds certificates only");
+    }
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+        let certificate = certificate.map_err(|_| "is not PEM")?;
+        roots.add(certificate).map_err(|_| "has a certificate that cannot be read")?;
+    }
+    if roots.is_empty() { Err("holds no certificate in PEM") } else { Ok(()) }
+}

@@ -1,0 +1,183 @@
+//! The documents that operators read agree with the code: `docs/audit.md` with the closed lists of
+//! words and the fields of records, `docs/troubleshooting.md` with the causes of health, and
+//! `docs/configuration.md` with the reference of the configuration.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use crate::{
+    audit::Kind,
+    health,
+    reason::{Reason, SecretCause, TlsCause},
+    refuse::wire,
+};
+
+const AUDIT: &str = include_str!("../../docs/audit.md");
+const TROUBLESHOOTING: &str = include_str!("../../docs/troubleshooting.md");
+const CONFIGURATION: &str = include_str!("../../docs/configuration.md");
+const REFERENCE: &str = include_str!("../../image/cloakroom.toml");
+
+/// Below this heading, up to the next one of the same level or a higher one.
+fn section<'a>(document: &'a str, heading: &str) -> &'a str {
+    let level = heading.len() - heading.trim_start_matches('#').len();
+    let start = document.find(&format!("\n{heading}\n"));
+    let start = start.unwrap_or_else(|| panic!("no heading {heading}")) + heading.len() + 2;
+    let rest = &document[start..];
+    let ends = |depth| rest.find(&format!("\n{} ", "#".repeat(depth))).unwrap_or(rest.len());
+    &rest[..(1..=level).map(ends).min().unwrap_or(rest.len())]
+}
+
+/// The cells of each row of the tables in this text, without the rows that head them.
+fn rows(text: &str) -> impl Iterator<Item = Vec<&str>> {
+    let rows = text.lines().filter(|line| line.starts_with("| `") || line.starts_with("| absent"));
+    rows.map(|row| row.trim_matches('|').split(" | ").map(str::trim).collect())
+}
+
+/// What stands in backquotes.
+fn quoted(cell: &str) -> impl Iterator<Item = &str> {
+    cell.split('`').skip(1).step_by(2)
+}
+
+fn first_cells(text: &str) -> Vec<&str> {
+    rows(text).flat_map(|cells| quoted(cells[0]).collect::<Vec<_>>()).collect()
+}
+
+#[test]
+fn each_reason_is_in_the_audits_page_with_its_answer_and_a_remedy() {
+    let reasons = section(AUDIT, "## Reasons");
+    let words: Vec<&str> = Reason::ALL.iter().map(|reason| reason.word()).collect();
+    assert_eq!(first_cells(reasons), words);
+    for (cells, reason) in rows(reasons).zip(Reason::ALL) {
+        assert!(cells.len() == 4 && cells.iter().all(|cell| !cell.is_empty()), "{cells:?}");
+        let status = wire(*reason).status.as_u16().to_string();
+        assert!([&status, "none", "DNS"].contains(&cells[1]), "{cells:?} is {status}");
+    }
+}
+
+#[test]
+fn each_cause_is_in_the_audits_page_once() {
+    let mut words: Vec<&str> = SecretCause::ALL.iter().map(|cause| cause.word()).collect();
+    words.extend(TlsCause::ALL.iter().map(|cause| cause.word()));
+    let mut told = first_cells(section(AUDIT, "## Causes"));
+    words.sort_unstable();
+    told.sort_unstable();
+    assert_eq!(told, words);
+}
+
+#[test]
+fn each_kind_of_record_is_in_the_audits_page() {
+    let kind = |kind: &Kind| serde_json::to_string(kind).unwrap().trim_matches('"').to_owned();
+    let kinds: Vec<String> = Kind::ALL.iter().map(kind).collect();
+    assert_eq!(first_cells(section(AUDIT, "## Records")), kinds);
+}
+
+/// What the structs of the audit that are serialized have, as serde names it.
+fn fields_of_records() -> BTreeSet<String> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/audit");
+    let mut fields = BTreeSet::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let text = fs::read_to_string(entry.unwrap().path()).unwrap();
+        let derived = text.split("#[derive(").skip(1);
+        let lines = derived.filter(|it| it.split(')').next().unwrap().contains("Serialize"));
+        for line in lines.filter(|it| it.contains("struct ")) {
+            let (_, body) = line.split_once("struct ").unwrap();
+            let body = body.split_once("\n}").unwrap().0;
+            let mut renamed = None;
+            for line in body.lines().map(str::trim).skip(1) {
+                if let Some((_, name)) = line.split_once("rename = \"") {
+                    renamed = name.split('"').next().map(str::to_owned);
+                } else if let Some((name, _)) = line.split_once(": ").filter(|_| !is_other(line)) {
+                    let name = name.trim_start_matches("pub(super) ").trim_start_matches("pub ");
+                    fields.insert(renamed.take().unwrap_or_else(|| name.to_owned()));
+                }
+            }
+        }
+    }
+    assert!(fields.len() > 30, "they are read: {fields:?}");
+    fields
+}
+
+fn is_other(line: &str) -> bool {
+    line.starts_with("//") || line.starts_with('#')
+}
+
+#[test]
+fn each_field_of_a_record_is_in_the_audits_page_and_no_other() {
+    let mut told: BTreeSet<String> =
+        first_cells(section(AUDIT, "## Fields")).into_iter().map(str::to_owned).collect();
+    for cells in rows(section(AUDIT, "## Records")) {
+        told.extend(quoted(cells[2]).map(str::to_owned));
+    }
+    told.extend(["time", "record"].map(str::to_owned));
+    assert_eq!(told, fields_of_records());
+}
+
+#[test]
+fn each_cause_of_health_is_in_the_troubleshooting_page_with_its_state() {
+    let causes = section(TROUBLESHOOTING, "## What status says");
+    let told: Vec<(&str, &str)> =
+        rows(causes).map(|cells| (quoted(cells[0]).next().unwrap(), cells[1])).collect();
+    let all = health::Cause::ALL.iter();
+    assert_eq!(told, all.map(|it| (it.word(), it.state().word())).collect::<Vec<_>>());
+}
+
+/// A key of the reference.
+struct Key {
+    table: String,
+    name: String,
+    /// What stands after it, where the line is commented out: its default, or an example.
+    shown: Option<String>,
+    /// Whether the comment above speaks of a default: then an example may be shown.
+    says_default: bool,
+}
+
+fn keys_of_reference() -> Vec<Key> {
+    let (mut table, mut keys, mut says_default) = (String::new(), Vec::<Key>::new(), false);
+    for line in REFERENCE.lines() {
+        let shown = line.strip_prefix('#');
+        let key = shown.unwrap_or(line).split_once(" = ").filter(|(key, _)| is_key(key));
+        match key {
+            _ if line.starts_with('[') => line.clone_into(&mut table),
+            Some((name, value)) => {
+                if !keys.iter().any(|key| key.table == table && key.name == name) {
+                    let shown = shown.map(|_| value.to_owned());
+                    keys.push(Key { table: table.clone(), name: name.into(), shown, says_default });
+                }
+            }
+            None => says_default = shown.is_some_and(|it| says_default || it.contains(" default")),
+        }
+    }
+    assert!(keys.len() > 80, "they are read: {}", keys.len());
+    keys
+}
+
+fn is_key(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
+}
+
+#[test]
+fn each_key_of_the_reference_is_in_the_configurations_page_with_its_default_and_no_other() {
+    let mut table = String::new();
+    let mut told = Vec::new();
+    for line in CONFIGURATION.lines() {
+        if let Some(heading) = line.strip_prefix("### `") {
+            heading.trim_end_matches('`').clone_into(&mut table);
+        }
+        let key =
+            |cells: Vec<&str>| (table.clone(), cells[0].replace('`', ""), cells[1].to_owned());
+        told.extend(rows(line).map(key).filter(|(table, ..)| !table.is_empty()));
+    }
+    let keys = keys_of_reference();
+    for Key { table, name, shown, .. } in &keys {
+        let row = told.iter().find(|(of, key, _)| of == table && key == name);
+        let (.., cell) = row.unwrap_or_else(|| panic!("{name} of {table} is not there"));
+        // One table refers to another for what its keys mean.
+        let says_default = keys.iter().any(|key| key.name == *name && key.says_default);
+        let is_default = shown.as_ref().is_some_and(|value| *cell == format!("`{value}`"));
+        let is_required = shown.is_none() && cell.starts_with("required");
+        assert!(is_default || is_required || says_default, "{name} of {table}: {cell}");
+    }
+    let stands =
+        |table: &str, name: &str| keys.iter().any(|it| it.table == table && it.name == name);
+    let unknown: Vec<_> = told.iter().filter(|(table, name, _)| !stands(table, name)).collect();
+    assert!(unknown.is_empty(), "they do not exist: {unknown:?}");
+}

@@ -1,0 +1,97 @@
+//! Who an agent is, wherever something is shared out between agents.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use crate::policy::{Group, GroupName, Mac};
+
+/// An agent: an IPv4 address or an IPv6 /64 of its group. Within a /64 it can take any address,
+/// unless it is bound to its network card: then each address is by itself.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct AgentKey {
+    group: GroupName,
+    prefix: IpAddr,
+    /// The card, where the group binds its agents to theirs.
+    card: Option<Mac>,
+}
+
+impl AgentKey {
+    /// The agent of this group that has this address.
+    pub fn of(group: &Group, address: IpAddr) -> Self {
+        if group.agents.is_empty() {
+            return Self::new(&group.name, address);
+        }
+        let bound = group.agents.iter().find(|agent| agent.addresses.contains(&address));
+        Self { group: group.name.clone(), prefix: address, card: bound.map(|agent| agent.mac) }
+    }
+
+    /// The agent that has this address, of a group that binds nobody.
+    pub fn new(group: &GroupName, address: IpAddr) -> Self {
+        let prefix = match address {
+            IpAddr::V4(_) => address,
+            IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
+        };
+        Self { group: group.clone(), prefix, card: None }
+    }
+
+    /// This address in place of the agent's, on its card where that is known.
+    pub fn at(&self, address: IpAddr) -> Self {
+        Self { prefix: address, ..self.clone() }
+    }
+
+    /// Its group.
+    pub fn group(&self) -> &GroupName {
+        &self.group
+    }
+
+    /// The first address of those that it may have.
+    pub fn prefix(&self) -> IpAddr {
+        self.prefix
+    }
+
+    /// As the audit names the agent.
+    pub fn text(&self) -> String {
+        match self.prefix {
+            IpAddr::V6(v6) if v6.to_bits() << 64 == 0 => format!("{v6}/64"),
+            address => address.to_string(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::policy::{BoundAgent, InterfaceName, Mac};
+
+    fn key(address: &str) -> AgentKey {
+        AgentKey::new(&GroupName(Arc::from("red")), address.parse().unwrap())
+    }
+
+    #[test]
+    fn within_a_64_there_is_one_agent() {
+        assert_eq!(key("2001:db8::1"), key("2001:db8::ffff:2"));
+        assert_ne!(key("2001:db8::1"), key("2001:db8:0:1::1"));
+        assert_ne!(key("192.0.2.1"), key("192.0.2.2"));
+        assert_eq!(key("2001:db8::1").text(), "2001:db8::/64");
+    }
+
+    #[test]
+    fn bound_agents_of_a_64_are_apart() {
+        let group = |agents| Group {
+            name: GroupName(Arc::from("red")),
+            interface: InterfaceName(Arc::from("agents0")),
+            prefixes: vec!["2001:db8::/64".parse().unwrap()],
+            vault_role: "cloakroom".into(),
+            mtu: None,
+            agents,
+        };
+        let [one, two] = ["2001:db8::1", "2001:db8::2"].map(|text| text.parse().unwrap());
+        let mac = Mac::parse("02:00:00:00:00:01").unwrap();
+        let bound = group(vec![BoundAgent { mac, addresses: vec![one, two] }]);
+        assert_ne!(AgentKey::of(&bound, one), AgentKey::of(&bound, two));
+        assert_eq!(AgentKey::of(&bound, one).text(), "2001:db8::1");
+        assert_eq!(AgentKey::of(&bound, one).at(two), AgentKey::of(&bound, two), "one card");
+        assert_eq!(AgentKey::of(&group(Vec::new()), one), key("2001:db8::2"));
+    }
+}

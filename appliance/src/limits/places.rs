@@ -1,0 +1,410 @@
+//! What every agent may hold at once and take in a second, so that neither one agent nor one group,
+//! whose hosts may use many addresses, can take what the others need.
+//!
+//! A count is given back by whoever holds it, by being dropped. The table of agents is bounded for
+//! each group; where a group's is full, one that is at rest makes room for a new one.
+//!
+//! What all agents together may hold is divided into equal parts, one for each group, so that all
+//! groups but one leave the last its own; and no agent has more than half of its group's part. But
+//! for bytes of bodies, it has no more than its group has left, either: a host that is two agents, by
+//! an address of each family, leaves the others of its group a quarter. Of what waits in large
+//! pieces, with the default limits and all of it used up:
+//!
+//! | what | bound | MiB |
+//! |---|---|---|
+//! | bodies between the two sides | `buffers` each way | 192 |
+//! | long beginnings of undecided connections | `peeks` | 16 |
+//! | large HTTP/2 windows, two for each connection | 1 MiB of [`Limits::LARGE_WINDOWS`] | 96 |
+//!
+//! Beside that a connection and a request hold little each, unless their agent does all it can, and
+//! what all of them hold grows with `connections` and `requests`:
+//!
+//! | what of each | bound | KiB |
+//! |---|---|---|
+//! | an undecided connection | its first bytes | 4 |
+//! | a spliced connection, while bytes wait | 64 KiB each way, or a pipe | 128 |
+//! | an intercepted one: TLS records on both sides | as much as both have under way | 160 |
+//! | its HTTP/2 windows | 64 KiB each way | 128 |
+//! | a request: its head | `head_bytes` | 64 |
+//! | a part of each body that waits for room | 16 KiB each way | 32 |
+//!
+//! The kernel's socket buffers are the kernel's to bound (`tcp_mem`).
+
+mod tally;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
+    time::Instant,
+};
+
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use self::tally::Tally;
+pub use self::tally::{Room, Way, held};
+use super::{Pace, agent_table::AgentTable};
+use crate::{
+    identity::AgentKey,
+    policy::{GroupName, Limits, Quota},
+    reason::Reason,
+};
+
+/// Hands out the places that connections, requests and their bytes take.
+#[derive(Debug)]
+pub struct Places {
+    all: Arc<Semaphore>,
+    groups: Mutex<HashMap<GroupName, GroupTable>>,
+}
+
+/// A place for one connection, whoever it will be from. Taken before `accept`, so that a gateway
+/// without places leaves connections to the kernel's queue instead of to EMFILE.
+#[derive(Debug)]
+pub struct Place {
+    _all: OwnedSemaphorePermit,
+}
+
+/// The share that one connection takes of its agent's and its group's places. Given back when
+/// dropped.
+#[derive(Debug)]
+pub struct Share(Arc<Taken>);
+
+/// What the requests and bytes of one connection are counted against.
+#[derive(Debug)]
+pub struct Taken {
+    agent: Tally,
+    group: Tally,
+}
+
+/// The place of one request. Given back when dropped.
+#[derive(Debug)]
+pub struct RequestPlace(Arc<Taken>);
+
+/// The windows that an HTTP/2 connection may open. Given back when dropped.
+#[derive(Debug)]
+pub struct Windows {
+    /// Whether they are large.
+    pub large: bool,
+    taken: Arc<Taken>,
+}
+
+/// What an agent does at a rate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rated {
+    /// It opens connections.
+    Connections,
+    /// It makes requests on them.
+    Requests,
+}
+
+/// What one agent did over its rate, since the last time it was asked.
+#[derive(Debug, PartialEq, Eq)]
+pub struct OverRate {
+    /// Its group.
+    pub group: GroupName,
+    /// The agent; `None` for all those beyond the bound on agents.
+    pub agent: Option<AgentKey>,
+    /// What of.
+    pub rated: Rated,
+    /// How many.
+    pub count: u64,
+}
+
+#[derive(Debug)]
+struct GroupTable {
+    /// Made when somebody first takes a part of it.
+    tally: Option<Tally>,
+    agents: AgentTable<Agent>,
+    /// Of agents that made room for others, or found none.
+    nameless: Over,
+}
+
+#[derive(Debug)]
+struct Agent {
+    connecting: Pace,
+    over: Over,
+    tally: Option<Tally>,
+}
+
+/// What was over a rate and is not told yet.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Over {
+    connections: u64,
+    requests: u64,
+}
+
+impl Places {
+    /// `connections` places in all.
+    pub fn new(connections: usize) -> Arc<Self> {
+        Arc::new(Self {
+            all: Arc::new(Semaphore::new(connections.min(Semaphore::MAX_PERMITS))),
+            groups: Mutex::default(),
+        })
+    }
+
+    /// Waits for a place. `None` only once the gateway closes.
+    pub async fn take(&self) -> Option<Place> {
+        let permit = Arc::clone(&self.all).acquire_owned().await.ok()?;
+        Some(Place { _all: permit })
+    }
+
+    /// Whether the agent may open a connection now: `agent_new_connections` a second, twice as many
+    /// at once. One that may not is counted, and has no record of its own.
+    pub fn may_connect(&self, key: &AgentKey, limits: &Limits, now: Instant) -> bool {
+        let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        let table = groups.entry(key.group().clone()).or_insert_with(GroupTable::new);
+        let Some(agent) = table.agent(key, now) else {
+            table.nameless.connections += 1;
+            return false;
+        };
+        let rate = limits.agent_new_connections;
+        let may = agent.connecting.take(rate, rate.saturating_mul(2), now);
+        agent.over.connections += u64::from(!may);
+        may
+    }
+
+    /// Connections of the group that are open now.
+    pub fn open(&self, group: &GroupName) -> usize {
+        let groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        let tally = groups.get(group).and_then(|table| table.tally.as_ref());
+        tally.map_or(0, |tally| tally.counts.connections.load(Relaxed))
+    }
+
+    /// Counts a connection against its agent and against its group, one of so many. What it and its
+    /// requests may hold is what these limits say for as long as it is open.
+    ///
+    /// # Errors
+    ///
+    /// [`Reason::ConnectionLimit`], where one of the two has none left.
+    pub fn share(&self, key: &AgentKey, limits: &Limits, groups: usize) -> Result<Share, Reason> {
+        let quota = Quota::of_group(limits, groups);
+        let now = Instant::now();
+        let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        let table = groups.entry(key.group().clone()).or_insert_with(GroupTable::new);
+        let group = known(&mut table.tally, quota, now);
+        let agent = table.agent(key, now).ok_or(Reason::ConnectionLimit)?;
+        let agent = known(&mut agent.tally, quota.of_agent(limits), now);
+        if !Tally::add_connection(&agent, &group) {
+            return Err(Reason::ConnectionLimit);
+        }
+        Ok(Share(Arc::new(Taken { agent, group })))
+    }
+
+    /// What was over its agent's rate since the last time. Agents at rest are forgotten.
+    pub fn over_rate(&self, now: Instant) -> Vec<OverRate> {
+        let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = Vec::new();
+        for (group, table) in groups.iter_mut() {
+            let agents = table.agents.iter_mut().map(|(key, agent)| (Some(key), agent.over()));
+            for (key, over) in agents.chain([(None, &mut table.nameless)]) {
+                for rated in [Rated::Connections, Rated::Requests] {
+                    let count = std::mem::take(over.of(rated));
+                    if count > 0 {
+                        let agent = key.cloned();
+                        all.push(OverRate { group: group.clone(), agent, rated, count });
+                    }
+                }
+            }
+            table.sweep(now);
+        }
+        groups.retain(|_, table| !table.is_at_rest());
+        all
+    }
+
+    /// Counts again what could not be told, for the next time.
+    pub fn not_told(&self, over_rate: &OverRate) {
+        let OverRate { group, agent, rated, count } = over_rate;
+        let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        let table = groups.entry(group.clone()).or_insert_with(GroupTable::new);
+        let agent = agent.as_ref().and_then(|key| table.agents.known(key));
+        let over = agent.map_or(&mut table.nameless, |agent| &mut agent.over);
+        *over.of(*rated) += count;
+    }
+}
+
+impl GroupTable {
+    fn new() -> Self {
+        Self { tally: None, agents: AgentTable::default(), nameless: Over::default() }
+    }
+
+    fn agent(&mut self, key: &AgentKey, now: Instant) -> Option<&mut Agent> {
+        let Self { agents, nameless, .. } = self;
+        let rests = |other: &mut Agent| other.leaves_only_counts(now, nameless);
+        agents.agent(key, || Agent::new(now), rests)
+    }
+
+    fn sweep(&mut self, now: Instant) {
+        self.tally.take_if(|tally| tally.is_at_rest(now));
+        self.agents.retain(|agent| !agent.is_at_rest(now));
+    }
+
+    /// Whether nothing has to be told of it, nor kept.
+    fn is_at_rest(&self) -> bool {
+        self.agents.is_empty() && self.nameless == Over::default()
+    }
+}
+
+impl Agent {
+    fn new(now: Instant) -> Self {
+        Self { connecting: Pace::new(now), over: Over::default(), tally: None }
+    }
+
+    /// What is to be told of it, requests included that its connections have counted.
+    fn over(&mut self) -> &mut Over {
+        if let Some(tally) = &self.tally {
+            self.over.requests += tally.counts.over_rate.swap(0, Relaxed);
+        }
+        &mut self.over
+    }
+
+    fn is_at_rest(&self, now: Instant) -> bool {
+        self.over == Over::default() && self.is_idle(now)
+    }
+
+    /// Whether nothing is known of it but what was over its rate. That goes to `nameless` then.
+    fn leaves_only_counts(&mut self, now: Instant, nameless: &mut Over) -> bool {
+        let over = std::mem::take(self.over());
+        let idle = self.is_idle(now);
+        let to = if idle { nameless } else { &mut self.over };
+        to.add(over);
+        idle
+    }
+
+    fn is_idle(&self, now: Instant) -> bool {
+        self.tally.as_ref().is_none_or(|tally| tally.is_at_rest(now))
+            && self.connecting.is_full(now)
+    }
+}
+
+impl Over {
+    fn add(&mut self, other: Self) {
+        self.connections += other.connections;
+        self.requests += other.requests;
+    }
+
+    fn of(&mut self, rated: Rated) -> &mut u64 {
+        match rated {
+            Rated::Connections => &mut self.connections,
+            Rated::Requests => &mut self.requests,
+        }
+    }
+}
+
+fn known(tally: &mut Option<Tally>, quota: Quota, now: Instant) -> Tally {
+    tally.get_or_insert_with(|| Tally::new(quota, now)).with_quota(quota)
+}
+
+impl Share {
+    /// What the connection's requests and bytes are counted against.
+    pub fn taken(&self) -> Arc<Taken> {
+        Arc::clone(&self.0)
+    }
+
+    /// Whether the agent may have a leaf made for it now.
+    pub fn may_mint(&self, limits: &Limits) -> bool {
+        let minting = &self.0.agent.counts.minting;
+        let mut minting = minting.lock().unwrap_or_else(PoisonError::into_inner);
+        let rate = limits.agent_leaves;
+        minting.take(rate, rate.saturating_mul(2), Instant::now())
+    }
+
+    /// Room for so many more bytes of what is read before a decision, while the agent and its group
+    /// have it.
+    pub fn peek(&self, bytes: usize) -> Option<Room> {
+        let bytes = u32::try_from(bytes).ok()?;
+        Tally::try_peek(&self.0.agent, &self.0.group, bytes)
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        for tally in [&self.0.agent, &self.0.group] {
+            tally.counts.connections.fetch_sub(1, Relaxed);
+        }
+    }
+}
+
+impl Taken {
+    /// Whether the agent may make a request now: `agent_new_requests` a second, twice as many at
+    /// once, and all agents of its group together [`Quota::GROUP_RATE`] times that. One that may not
+    /// is counted, and has no record of its own.
+    pub fn may_ask(&self, now: Instant) -> bool {
+        let may = self.agent.may_ask(now) && self.group.may_ask(now);
+        self.agent.counts.over_rate.fetch_add(u64::from(!may), Relaxed);
+        may
+    }
+
+    /// Whether responses to the agent may have so many more places that hold much of a secret and
+    /// not all of it. Each costs the gateway some time, and that time tells of the secret.
+    pub fn may_probe(&self, near_misses: u64, now: Instant) -> bool {
+        let count = u32::try_from(near_misses).unwrap_or(u32::MAX);
+        self.agent.may_probe(count, 1, now) && self.group.may_probe(count, Quota::GROUP_RATE, now)
+    }
+
+    /// Takes a place for one request. Each request under way holds a place in the audit's queue
+    /// and buffers, which all agents share.
+    pub fn request(self: &Arc<Self>) -> Result<RequestPlace, Reason> {
+        // Counted first, so that whatever happens it is given back.
+        let place = RequestPlace(Arc::clone(self));
+        let within = Tally::add_request(&self.agent, &self.group);
+        if within { Ok(place) } else { Err(Reason::RateLimit) }
+    }
+
+    /// Windows for one more HTTP/2 connection: large ones while the agent and its group have few of
+    /// them.
+    pub fn windows(self: &Arc<Self>) -> Windows {
+        let large = Tally::add_large_windows(&self.agent, &self.group);
+        Windows { large, taken: Arc::clone(self) }
+    }
+
+    /// Counts bytes of a body for as long as they are held anywhere, where the agent and its group
+    /// have room.
+    ///
+    /// # Errors
+    ///
+    /// The same bytes, where it has none now.
+    pub fn try_hold(&self, way: Way, bytes: Bytes) -> Result<Bytes, Bytes> {
+        let room = |tally: &Tally| {
+            let (left, count) = tally.body(way, &bytes);
+            left.try_acquire_many_owned(count).ok()
+        };
+        match room(&self.agent).zip(room(&self.group)) {
+            Some((own, common)) => Ok(held(bytes, Room::new(own, common))),
+            None => Err(bytes),
+        }
+    }
+
+    /// [`Taken::try_hold`] that waits until there is room.
+    pub async fn hold(self: Arc<Self>, way: Way, bytes: Bytes) -> Bytes {
+        // Its own first, in which it waits behind nobody else.
+        let (own, count) = self.agent.body(way, &bytes);
+        let own = own.acquire_many_owned(count).await;
+        let (common, count) = self.group.body(way, &bytes);
+        match (own, common.acquire_many_owned(count).await) {
+            (Ok(own), Ok(common)) => held(bytes, Room::new(own, common)),
+            // Nobody closes a budget.
+            _ => bytes,
+        }
+    }
+}
+
+impl Drop for RequestPlace {
+    fn drop(&mut self) {
+        for tally in [&self.0.agent, &self.0.group] {
+            tally.counts.requests.fetch_sub(1, Relaxed);
+        }
+    }
+}
+
+impl Drop for Windows {
+    fn drop(&mut self) {
+        if self.large {
+            for tally in [&self.taken.agent, &self.taken.group] {
+                tally.counts.large_windows.fetch_sub(1, Relaxed);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

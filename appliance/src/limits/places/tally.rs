@@ -1,0 +1,207 @@
+//! What an agent or a group holds, counted against its quota.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Instant,
+};
+
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::super::Pace;
+use crate::policy::Quota;
+
+/// What one agent or one group holds now, and how much of it a connection of its may add to.
+///
+/// The counts are the same for all its connections. The budget is that of the policy which a
+/// connection began under: one that begins after a reload has the new one at once, and what older
+/// ones still hold of the old budget goes with them.
+#[derive(Debug, Clone)]
+pub(super) struct Tally {
+    pub(super) counts: Arc<Counts>,
+    budget: Arc<Budget>,
+}
+
+/// What is held now, but for bytes.
+#[derive(Debug)]
+pub(super) struct Counts {
+    pub(super) connections: AtomicUsize,
+    pub(super) requests: AtomicUsize,
+    pub(super) large_windows: AtomicUsize,
+    pub(super) minting: Mutex<Pace>,
+    asking: Mutex<Pace>,
+    probing: Mutex<Pace>,
+    /// Requests that came too fast and are not told yet.
+    pub(super) over_rate: AtomicU64,
+}
+
+/// How much may be held, and what is left of it in bytes.
+#[derive(Debug)]
+struct Budget {
+    quota: Quota,
+    /// Bytes of bodies, each way.
+    bodies: [Arc<Semaphore>; 2],
+    peeks: Arc<Semaphore>,
+}
+
+/// Where bytes are on their way to. Each way has its budget: an agent that takes no answers can
+/// still finish what it sends, and the other way round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// To the upstream.
+    Out,
+    /// To the agent.
+    Back,
+}
+
+/// Bytes that an agent and its group hold. Given back when dropped.
+#[derive(Debug)]
+pub struct Room {
+    _held: [OwnedSemaphorePermit; 2],
+}
+
+impl Room {
+    pub(super) fn new(own: OwnedSemaphorePermit, common: OwnedSemaphorePermit) -> Self {
+        Self { _held: [own, common] }
+    }
+}
+
+impl Tally {
+    pub(super) fn new(quota: Quota, now: Instant) -> Self {
+        let counts = Counts {
+            connections: AtomicUsize::new(0),
+            requests: AtomicUsize::new(0),
+            large_windows: AtomicUsize::new(0),
+            minting: Mutex::new(Pace::new(now)),
+            asking: Mutex::new(Pace::new(now)),
+            probing: Mutex::new(Pace::new(now)),
+            over_rate: AtomicU64::new(0),
+        };
+        Self { counts: Arc::new(counts), budget: Arc::new(Budget::new(quota)) }
+    }
+
+    /// The tally as a connection that begins now is to know it.
+    pub(super) fn with_quota(&mut self, quota: Quota) -> Self {
+        if self.budget.quota != quota {
+            self.budget = Arc::new(Budget::new(quota));
+        }
+        self.clone()
+    }
+
+    /// Whether nobody holds anything of it, and nothing is known that a new one would not say.
+    pub(super) fn is_at_rest(&self, now: Instant) -> bool {
+        let is_full =
+            |pace: &Mutex<Pace>| pace.lock().unwrap_or_else(PoisonError::into_inner).is_full(now);
+        Arc::strong_count(&self.counts) == 1
+            && [&self.counts.minting, &self.counts.asking, &self.counts.probing]
+                .into_iter()
+                .all(is_full)
+            && self.counts.over_rate.load(Relaxed) == 0
+    }
+
+    pub(super) fn may_ask(&self, now: Instant) -> bool {
+        let rate = self.budget.quota.new_requests;
+        let mut asking = self.counts.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        asking.take(rate, rate.saturating_mul(2), now)
+    }
+
+    /// Whether responses may come so much nearer to a secret: a few in the long run.
+    pub(super) fn may_probe(&self, near_misses: u32, times: u32, now: Instant) -> bool {
+        let mut probing = self.counts.probing.lock().unwrap_or_else(PoisonError::into_inner);
+        probing.take_all(near_misses, times * PROBES_A_SECOND, times * PROBES_AT_ONCE, now)
+    }
+
+    /// Counts a connection against the agent and its group, where both have one left.
+    pub(super) fn add_connection(agent: &Self, group: &Self) -> bool {
+        let count = |tally: &Self| tally.counts.connections.load(Relaxed);
+        let may = agent.may_have(group, count, |quota| quota.connections);
+        for tally in [agent, group] {
+            tally.counts.connections.fetch_add(usize::from(may), Relaxed);
+        }
+        may
+    }
+
+    /// Counts a request against the agent and its group, whatever they have. Says whether there was
+    /// a place for it.
+    pub(super) fn add_request(agent: &Self, group: &Self) -> bool {
+        let count = |tally: &Self| tally.counts.requests.fetch_add(1, Relaxed);
+        agent.may_have(group, count, |quota| quota.requests)
+    }
+
+    /// Counts large windows against the agent and its group, where both have them left.
+    pub(super) fn add_large_windows(agent: &Self, group: &Self) -> bool {
+        let count = |tally: &Self| tally.counts.large_windows.fetch_add(1, Relaxed);
+        let may = agent.may_have(group, count, |quota| quota.large_windows);
+        for tally in [agent, group] {
+            tally.counts.large_windows.fetch_sub(usize::from(!may), Relaxed);
+        }
+        may
+    }
+
+    /// Whether the agent may have one more, beside as many as both have: no more than its quota, nor
+    /// than its group has left. So there is always something for the next agent of the group.
+    fn may_have(
+        &self,
+        group: &Self,
+        count: impl Fn(&Self) -> usize,
+        most: impl Fn(&Quota) -> usize,
+    ) -> bool {
+        let [own, of_group] = [self, group].map(count);
+        let left = most(&group.budget.quota).saturating_sub(of_group);
+        own < most(&self.budget.quota) && own < left
+    }
+
+    /// Where the bytes of a body are counted, and how many of them.
+    pub(super) fn body(&self, way: Way, bytes: &Bytes) -> (Arc<Semaphore>, u32) {
+        let [out, back] = &self.budget.bodies;
+        let left = Arc::clone(if way == Way::Out { out } else { back });
+        let count = bytes.len().min(self.budget.quota.bodies);
+        (left, u32::try_from(count).unwrap_or(u32::MAX))
+    }
+
+    /// Room for so many more bytes of undecided connections, where the agent holds less than its
+    /// group has left.
+    pub(super) fn try_peek(agent: &Self, group: &Self, bytes: u32) -> Option<Room> {
+        let left = |tally: &Self| tally.budget.peeks.available_permits();
+        let held = agent.budget.quota.peeks.saturating_sub(left(agent));
+        if held >= left(group) {
+            return None;
+        }
+        let take =
+            |tally: &Self| Arc::clone(&tally.budget.peeks).try_acquire_many_owned(bytes).ok();
+        Some(Room::new(take(agent)?, take(group)?))
+    }
+}
+
+impl Budget {
+    fn new(quota: Quota) -> Self {
+        let bytes = |count: usize| Arc::new(Semaphore::new(count.min(Semaphore::MAX_PERMITS)));
+        Self {
+            bodies: [bytes(quota.bodies), bytes(quota.bodies)],
+            peeks: bytes(quota.peeks),
+            quota,
+        }
+    }
+}
+
+/// Near misses of an agent in the long run. Of a value at random there are none by chance; of one
+/// that ends in words, such as a name with a domain, there may be.
+const PROBES_A_SECOND: u32 = 16;
+/// Near misses of an agent together. What so many of them cost is lost in the noise of any network. More
+/// at once are refused and not counted: with a budget that stays used up the next single one would be
+/// told from none.
+const PROBES_AT_ONCE: u32 = 1024;
+
+/// The same bytes, which take up this room until the last handle to them is gone.
+pub fn held<R: Send + 'static>(bytes: Bytes, room: R) -> Bytes {
+    struct Held<R>(Bytes, R);
+    impl<R> AsRef<[u8]> for Held<R> {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+    Bytes::from_owner(Held(bytes, room))
+}

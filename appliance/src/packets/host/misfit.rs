@@ -1,0 +1,145 @@
+//! What of this machine does not fit the configuration, and would keep agents out without a word.
+//!
+//! Nothing of it opens anything: what does not fit is dropped. So it is said, and no reason not to
+//! start; but for IPv6 that is to be carried and is off where captured packets are delivered.
+
+use std::{fs, net::IpAddr};
+
+use ipnet::IpNet;
+use nix::ifaddrs::getifaddrs;
+
+use super::{
+    super::{
+        error::PacketsError,
+        ruleset::capture::{Capture, CaptureInterface},
+    },
+    sysctl::is_there,
+};
+
+/// Each misfit in one line: what, where, what to do. None where no interface of the agents is on
+/// this machine, which is another one's then.
+pub fn misfits(capture: &Capture) -> Vec<String> {
+    if !capture.interface_names().into_iter().any(is_there) {
+        return Vec::new();
+    }
+    let kernel = require_ipv6(capture).err().map(|error| error.to_string());
+    let networks = networks();
+    let each = capture.interfaces.iter();
+    let each = each.flat_map(|each| {
+        ipv6_off(each, capture.ipv6).into_iter().chain(elsewhere(each, &networks))
+    });
+    kernel.into_iter().chain(each).collect()
+}
+
+/// Fails where IPv6 is to be captured and the kernel has none, or none where captured packets are
+/// delivered.
+pub(crate) fn require_ipv6(capture: &Capture) -> Result<(), PacketsError> {
+    if !capture.ipv6 {
+        return Ok(());
+    }
+    if !fs::exists("/proc/sys/net/ipv6").unwrap_or(true) {
+        return Err(PacketsError::NoIpv6);
+    }
+    if is_off("lo") { Err(PacketsError::Ipv6OffAtLoopback) } else { Ok(()) }
+}
+
+fn ipv6_off(each: &CaptureInterface, ipv6: bool) -> Option<String> {
+    let (name, wanted) = (&each.name, each.prefixes.iter().any(|it| matches!(it, IpNet::V6(_))));
+    (ipv6 && wanted && is_off(name.as_str())).then(|| {
+        format!(
+            "IPv6 is off on {name}, where agents have IPv6 prefixes, and no IPv6 packet of theirs gets \
+             in: run `sysctl -w net.ipv6.conf.{name}.disable_ipv6=0`"
+        )
+    })
+}
+
+fn is_off(interface: &str) -> bool {
+    let switch = fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6"));
+    switch.is_ok_and(|value| value.trim() == "1")
+}
+
+/// The agents' prefixes that lie in the network of another interface, so that the way back to them
+/// leads there: by rule, whoever sends from them is dropped as spoofed.
+fn elsewhere(each: &CaptureInterface, networks: &[(String, IpNet)]) -> Vec<String> {
+    let own = |prefix: &IpNet, other: &IpNet| {
+        let closer = |net: &IpNet| overlap(net, prefix) && net.prefix_len() >= other.prefix_len();
+        networks.iter().any(|(name, net)| *name == each.name.as_str() && closer(net))
+    };
+    let others = networks.iter().filter(|(name, _)| *name != each.name.as_str() && name != "lo");
+    let lost = others.flat_map(|(name, net)| {
+        let lost = each.prefixes.iter().filter(|prefix| overlap(prefix, net) && !own(prefix, net));
+        lost.map(move |prefix| (name, net, prefix))
+    });
+    let text = |(name, net, prefix): (&String, &IpNet, &IpNet)| {
+        format!(
+            "agents on {} have addresses in {prefix}, and {net} is the network of {name}: the way back \
+             to them leads there, and what they send is dropped as spoofed_source; correct the \
+             prefixes of the group, or the address of {name}",
+            each.name
+        )
+    };
+    lost.map(text).collect()
+}
+
+fn overlap(one: &IpNet, other: &IpNet) -> bool {
+    one.contains(other) || other.contains(one)
+}
+
+/// The networks that this machine's interfaces are in; none where the kernel does not say.
+fn networks() -> Vec<(String, IpNet)> {
+    let Ok(addresses) = getifaddrs() else { return Vec::new() };
+    let network = |each: nix::ifaddrs::InterfaceAddress| {
+        let (address, mask) = (ip(each.address.as_ref()?)?, ip(each.netmask.as_ref()?)?);
+        let net = IpNet::with_netmask(address, mask).ok()?.trunc();
+        // Every interface has those.
+        let link_local = matches!(net, IpNet::V6(net) if net.addr().is_unicast_link_local());
+        (!link_local).then_some((each.interface_name, net))
+    };
+    addresses.filter_map(network).collect()
+}
+
+fn ip(address: &nix::sys::socket::SockaddrStorage) -> Option<IpAddr> {
+    let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+    v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::InterfaceName;
+
+    fn nets(texts: &[&str]) -> Vec<IpNet> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_prefix_that_another_interface_has_a_closer_network_for_is_said_to_be_lost() {
+        let said = |prefix: &str, networks: &[(&str, &str)]| {
+            let interface = CaptureInterface {
+                name: InterfaceName("agents0".into()),
+                prefixes: nets(&[prefix]),
+                bound: Vec::new(),
+                free: Vec::new(),
+                groups: Vec::new(),
+                narrow: Vec::new(),
+            };
+            let networks: Vec<_> = networks
+                .iter()
+                .map(|(name, net)| ((*name).to_owned(), net.parse().unwrap()))
+                .collect();
+            elsewhere(&interface, &networks)
+        };
+        let wan = ("wan0", "203.0.113.0/24");
+        for lost in ["203.0.113.0/24", "203.0.113.128/25", "203.0.112.0/20"] {
+            let said = said(lost, &[wan, ("agents0", "192.0.2.0/24")]);
+            assert!(
+                said.len() == 1 && said[0].contains("wan0") && said[0].contains(lost),
+                "{said:?}"
+            );
+        }
+        assert!(said("192.0.2.0/25", &[wan, ("agents0", "192.0.2.0/25")]).is_empty());
+        // A network of its own that is as close as the other's, or closer.
+        assert!(said("203.0.113.128/25", &[wan, ("agents0", "203.0.113.128/25")]).is_empty());
+        assert!(said("127.0.0.0/8", &[("lo", "127.0.0.0/8")]).is_empty());
+    }
+}

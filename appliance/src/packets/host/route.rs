@@ -1,0 +1,130 @@
+//! Policy routing: a marked packet is delivered here, whatever its destination.
+//!
+//! One rule (mark to table) and one route (everything in that table is local) for each family. Both
+//! outlive the daemon and are harmless without it: no packet carries the mark unless a listener
+//! took it.
+
+use std::{
+    future::Future,
+    io,
+    net::{Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
+
+use nftnl::nftnl_sys::libc;
+use rtnetlink::{
+    Error, Handle, RouteMessageBuilder,
+    packet_route::{
+        route::{RouteAttribute, RouteMessage, RouteScope, RouteType},
+        rule::{RuleAction, RuleAttribute, RuleMessage},
+    },
+};
+
+use tokio::time::timeout;
+
+use super::super::{error::PacketsError, ruleset::capture::Capture};
+
+/// Installs rule and route of each captured family; what is there already is left alone.
+pub(crate) async fn install(capture: &Capture) -> Result<(), PacketsError> {
+    ask(async |handle| install_with(handle, capture).await).await
+}
+
+/// Has a conversation with rtnetlink.
+pub(crate) async fn ask(
+    conversation: impl AsyncFnOnce(&Handle) -> Result<(), PacketsError>,
+) -> Result<(), PacketsError> {
+    let (connection, handle, _) =
+        rtnetlink::new_connection().map_err(|source| route_error("open rtnetlink", source))?;
+    // The connection ends by itself when the last handle is dropped, at the end of this function.
+    let driver = tokio::spawn(connection);
+    let result = timeout(DEADLINE, conversation(&handle)).await;
+    drop(handle);
+    driver.abort();
+    let late = || route_error("hear from rtnetlink", io::Error::from(io::ErrorKind::TimedOut));
+    result.unwrap_or_else(|_| Err(late()))
+}
+
+async fn install_with(handle: &Handle, capture: &Capture) -> Result<(), PacketsError> {
+    let mut rule = handle.rule().add().v4();
+    complete(rule.message_mut(), capture);
+    settle("add the IPv4 rule of the mark", rule.execute()).await?;
+    let route = RouteMessageBuilder::<Ipv4Addr>::new()
+        .destination_prefix(Ipv4Addr::UNSPECIFIED, 0)
+        .output_interface(LOOPBACK);
+    let route = local(route.build(), capture);
+    settle("add the IPv4 route of the mark", handle.route().add(route).execute()).await?;
+    if !capture.ipv6 {
+        return Ok(());
+    }
+    let mut rule = handle.rule().add().v6();
+    complete(rule.message_mut(), capture);
+    settle("add the IPv6 rule of the mark", rule.execute()).await?;
+    let route = RouteMessageBuilder::<Ipv6Addr>::new()
+        .destination_prefix(Ipv6Addr::UNSPECIFIED, 0)
+        .output_interface(LOOPBACK);
+    let route = local(route.build(), capture);
+    settle("add the IPv6 route of the mark", handle.route().add(route).execute()).await
+}
+
+/// rtnetlink knows neither the mask of a mark nor, in its header, a table above 255.
+fn complete(rule: &mut RuleMessage, capture: &Capture) {
+    rule.header.action = RuleAction::ToTable;
+    rule.header.table = table_byte(capture.route_table);
+    rule.attributes.extend([
+        RuleAttribute::Priority(RULE_PRIORITY),
+        RuleAttribute::FwMark(capture.mark),
+        RuleAttribute::FwMask(u32::MAX),
+        RuleAttribute::Table(capture.route_table),
+    ]);
+}
+
+fn local(mut route: RouteMessage, capture: &Capture) -> RouteMessage {
+    route.header.kind = RouteType::Local;
+    route.header.scope = RouteScope::Host;
+    route.header.table = table_byte(capture.route_table);
+    route.attributes.push(RouteAttribute::Table(capture.route_table));
+    route
+}
+
+/// The header holds one byte; where the number is larger, the attribute alone says it.
+fn table_byte(table: u32) -> u8 {
+    u8::try_from(table).unwrap_or_default()
+}
+
+/// Takes "it exists" for success, so that a restart finds its own.
+async fn settle(
+    doing: &'static str,
+    request: impl Future<Output = Result<(), Error>>,
+) -> Result<(), PacketsError> {
+    let Err(error) = request.await else { return Ok(()) };
+    let source = io_error(error);
+    if source.raw_os_error() == Some(libc::EEXIST) {
+        return Ok(());
+    }
+    Err(route_error(doing, source))
+}
+
+/// What the kernel says, where it was the kernel.
+pub(crate) fn io_error(error: Error) -> io::Error {
+    match error {
+        Error::NetlinkError(message) => message.to_io(),
+        other => io::Error::other(other),
+    }
+}
+
+pub(crate) fn route_error(doing: &'static str, source: io::Error) -> PacketsError {
+    match source.raw_os_error() {
+        Some(libc::EPERM) => PacketsError::NoNetAdmin { doing },
+        Some(libc::ENETDOWN) => PacketsError::LoopbackDown,
+        _ => PacketsError::Route { doing, source },
+    }
+}
+
+/// Before the main table (32766), and after the local one (0), which answers for our addresses.
+const RULE_PRIORITY: u32 = 1000;
+
+/// The kernel answers each request at once.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// The index of `lo`, the same in every network namespace.
+const LOOPBACK: u32 = 1;

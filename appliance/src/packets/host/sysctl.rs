@@ -1,0 +1,209 @@
+//! Kernel settings that the argument of the rules leans on.
+//!
+//! The image sets them at boot (`image/99-cloakroom.conf`); the daemon sets what differs where it
+//! may, reads each one back, and refuses to start on a wrong one, and to go on with new connections
+//! where one becomes wrong later. Only the rates of ICMP answers, which protect nothing, may stay as
+//! they are; and what some kernels do not show in a user's own network namespace, what waits for a
+//! neighbour, is left there, with a warning.
+
+use std::{fs, io, path::PathBuf};
+
+use super::super::error::PacketsError;
+use crate::policy::InterfaceName;
+
+/// Sets and asserts the settings, for the machine and for each agent interface.
+///
+/// # Errors
+///
+/// [`PacketsError::Sysctl`] names the first one that is wrong and could not be set.
+pub fn check_sysctls(interfaces: &[&InterfaceName]) -> Result<(), PacketsError> {
+    // First, because the kernel resets redirects to their defaults when it changes.
+    for (name, wanted) in MACHINE {
+        hold(name, wanted)?;
+    }
+    for interface in interfaces {
+        for (name, wanted) in INTERFACE_4 {
+            hold(&format!("net/ipv4/conf/{interface}/{name}"), wanted)?;
+        }
+        reverse_path(interface)?;
+        unknown_neighbours("ipv4", interface)?;
+        if has_ipv6(interface) {
+            for (name, wanted) in INTERFACE_6 {
+                hold(&format!("net/ipv6/conf/{interface}/{name}"), wanted)?;
+            }
+            for name in YOUNG_6 {
+                hold_where_it_is(&format!("net/ipv6/conf/{interface}/{name}"), "0")?;
+            }
+            unknown_neighbours("ipv6", interface)?;
+        }
+    }
+    for (name, wanted) in RATES {
+        if let Err(error) = hold(name, wanted) {
+            tracing::warn!("{error}: agents may wait for timeouts where a refusal would be faster");
+        }
+    }
+    Ok(())
+}
+
+/// Fails on the first interface that does not exist.
+pub(crate) fn check_interfaces(interfaces: &[&InterfaceName]) -> Result<(), PacketsError> {
+    // /proc/sys/net shows the network namespace of the reader; /sys that of whoever mounted it.
+    let missing = interfaces.iter().find(|name| !file(&format!("net/ipv4/conf/{name}")).is_dir());
+    missing.map_or(Ok(()), |name| Err(PacketsError::NoInterface((*name).clone())))
+}
+
+/// The kernel takes the larger of this and `all`, and 2, the loose check, is larger than 1, the
+/// strict one. Loose is enough here: `fib saddr . iif` in our own table is the strict check, for
+/// both families.
+fn reverse_path(interface: &InterfaceName) -> Result<(), PacketsError> {
+    let name = format!("net/ipv4/conf/{interface}/rp_filter");
+    if read(&name)? == "2" { Ok(()) } else { hold(&name, "1") }
+}
+
+/// What waits for an agent that does not say which card it has takes room of a socket that all
+/// agents share, so it has to be little for each.
+fn unknown_neighbours(family: &str, interface: &InterfaceName) -> Result<(), PacketsError> {
+    let name = format!("net/{family}/neigh/{interface}/unres_qlen_bytes");
+    // Older kernels (6.1) show it in the machine's own namespaces alone; a user's is no gateway's.
+    if file(&name).exists() {
+        return hold(&name, UNKNOWN_NEIGHBOUR_BYTES);
+    }
+    tracing::warn!("{} cannot be held: one agent may keep DNS from others", dotted(&name));
+    Ok(())
+}
+
+fn has_ipv6(interface: &InterfaceName) -> bool {
+    file(&format!("net/ipv6/conf/{interface}")).is_dir()
+}
+
+/// Makes a setting have this value, or says which value it has.
+fn hold(name: &str, wanted: &str) -> Result<(), PacketsError> {
+    if name.starts_with("net/ipv6/") && !file("net/ipv6").exists() {
+        // A kernel without IPv6 has nothing to protect.
+        return Ok(());
+    }
+    let before = read(name)?;
+    if before == wanted {
+        return Ok(());
+    }
+    // Whether writing worked is told by reading.
+    let _ = fs::write(file(name), wanted);
+    let found = read(name)?;
+    if found == wanted {
+        tracing::warn!("{} was {before}; set to {wanted}", dotted(name));
+        return Ok(());
+    }
+    Err(PacketsError::Sysctl { name: dotted(name), wanted: wanted.to_owned(), found })
+}
+
+/// Holds a setting that not every kernel has; one without it never does what it is for.
+pub(crate) fn hold_where_it_is(name: &str, wanted: &str) -> Result<(), PacketsError> {
+    if file(name).exists() { hold(name, wanted) } else { Ok(()) }
+}
+
+fn read(name: &str) -> Result<String, PacketsError> {
+    let text = fs::read_to_string(file(name));
+    text.map(|text| text.trim().to_owned())
+        .map_err(|source: io::Error| PacketsError::SysctlUnreadable { name: dotted(name), source })
+}
+
+fn file(name: &str) -> PathBuf {
+    PathBuf::from("/proc/sys").join(name)
+}
+
+/// As sysctl(8) writes it: a dot inside an interface's name becomes a slash.
+fn dotted(name: &str) -> String {
+    let swap = |letter| match letter {
+        '/' => '.',
+        '.' => '/',
+        other => other,
+    };
+    name.chars().map(swap).collect()
+}
+
+/// For the machine, because the kernel joins `all` with the interface's own by "or", or because
+/// the setting has no interface.
+const MACHINE: &[(&str, &str)] = &[
+    // This machine carries bytes; it never routes packets.
+    ("net/ipv4/ip_forward", "0"),
+    ("net/ipv6/conf/all/forwarding", "0"),
+    // An interface with this or its own above 0 gives its address up to whoever claims it.
+    ("net/ipv6/conf/all/accept_dad", "0"),
+    ("net/ipv4/conf/all/accept_redirects", "0"),
+    ("net/ipv4/conf/all/send_redirects", "0"),
+    ("net/ipv4/conf/all/route_localnet", "0"),
+    // With it the check of the way back would follow our mark, and find every source local.
+    ("net/ipv4/conf/all/src_valid_mark", "0"),
+    // We answer ARP and solicitations for ourselves alone.
+    ("net/ipv4/conf/all/proxy_arp", "0"),
+    ("net/ipv4/conf/all/proxy_arp_pvlan", "0"),
+    ("net/ipv6/conf/all/proxy_ndp", "0"),
+    // Either would send our answers to a marked packet back to ourselves.
+    ("net/ipv4/tcp_fwmark_accept", "0"),
+    ("net/ipv4/fwmark_reflect", "0"),
+    ("net/ipv6/fwmark_reflect", "0"),
+];
+
+/// For each agent interface, IPv4.
+const INTERFACE_4: &[(&str, &str)] = &[
+    ("forwarding", "0"),
+    ("accept_redirects", "0"),
+    ("send_redirects", "0"),
+    ("accept_source_route", "0"),
+    ("route_localnet", "0"),
+    ("src_valid_mark", "0"),
+    ("proxy_arp", "0"),
+    ("proxy_arp_pvlan", "0"),
+    // Answer for addresses of this interface only, and name no other in a question.
+    ("arp_ignore", "1"),
+    ("arp_announce", "2"),
+];
+
+/// For each agent interface, IPv6.
+const INTERFACE_6: &[(&str, &str)] = &[
+    // Whoever answers the probe for the gateway's own address would take IPv6 from the interface.
+    ("accept_dad", "0"),
+    ("accept_ra", "0"),
+    ("accept_redirects", "0"),
+    // Not even routing header type 2 (kernel, ip-sysctl.rst).
+    ("accept_source_route", "-1"),
+    // An advertisement in pieces (RFC 6980): its target is not in the piece that the table of
+    // frames looks at.
+    ("suppress_frag_ndisc", "1"),
+    ("proxy_ndp", "0"),
+];
+
+/// The same, from Linux 6.17 on: forwards what comes in there whatever the machine's switch says.
+const YOUNG_6: &[&str] = &["force_forwarding"];
+
+/// Refusals are not rate-limited, all else is as before. In IPv4 a bit for each type: source quench
+/// (4), time exceeded (11) and parameter problem (12). In IPv6 the types themselves: 0 and 3 to 127,
+/// which are all errors but destination unreachable (1) and packet too big (2).
+const RATES: &[(&str, &str)] =
+    &[("net/ipv4/icmp_ratemask", "6160"), ("net/ipv6/icmp/ratemask", "0,3-127")];
+
+/// As the kernel counts them: five short answers, or one long one.
+const UNKNOWN_NEIGHBOUR_BYTES: &str = "4096";
+
+/// Whether the machine has the interface.
+pub(crate) fn is_there(name: &InterfaceName) -> bool {
+    check_interfaces(&[name]).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_setting_that_the_kernel_does_not_have_is_not_held() {
+        assert!(hold("net/ipv4/conf/lo/no_such_setting", "0").is_err());
+        let ipv6 = file("net/ipv6").exists();
+        assert_eq!(hold("net/ipv6/conf/lo/no_such_setting", "0").is_err(), ipv6);
+        assert!(hold_where_it_is("net/ipv6/conf/lo/no_such_setting", "0").is_ok());
+    }
+
+    #[test]
+    fn a_vlan_interface_is_written_as_sysctl_writes_it() {
+        assert_eq!(dotted("net/ipv4/conf/eth0.10/rp_filter"), "net.ipv4.conf.eth0/10.rp_filter");
+    }
+}

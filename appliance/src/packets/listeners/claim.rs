@@ -1,0 +1,79 @@
+//! The right to listen, which one daemon at a time has.
+
+use std::{
+    io,
+    os::{
+        linux::net::SocketAddrExt,
+        unix::net::{SocketAddr as UnixAddr, UnixDatagram},
+    },
+};
+
+use rustix::net::netdevice::name_to_index;
+
+use super::{
+    super::{error::PacketsError, ruleset::capture::Capture},
+    kept::Kept,
+    listen::{bind, families, in_use, open, wildcard},
+};
+use crate::policy::InterfaceName;
+
+/// The right to listen in this network namespace. Held for as long as the daemon listens.
+#[derive(Debug)]
+pub struct Claim {
+    lock: UnixDatagram,
+    /// The interfaces as they were when it began, with their numbers.
+    devices: Vec<(InterfaceName, u32)>,
+}
+
+impl Claim {
+    /// Interfaces that were made again since, so that nobody listens on them: a socket stays bound
+    /// to the device that is gone, whatever another one is called.
+    pub fn unserved(&self) -> Vec<&InterfaceName> {
+        let made_again = self.devices.iter().filter(|(name, number)| {
+            name_to_index(&self.lock, name.as_str()).is_ok_and(|now| now != *number)
+        });
+        made_again.map(|(name, _)| name).collect()
+    }
+}
+
+/// Makes sure that nobody else is behind the proxy port.
+///
+/// Workers share the port through `SO_REUSEPORT`, and the kernel would let any process of the
+/// same user share it too and take a part of the connections. Two things stop that: a lock, an
+/// abstract unix address, which belongs to one network namespace as ports do and falls with its
+/// process; and a probe that binds the port without sharing it. Where an earlier daemon's listeners
+/// are kept, which such a probe would meet, the kernel is asked who listens: they, and nobody else.
+///
+/// # Errors
+///
+/// [`PacketsError::AlreadyRunning`] where the lock is held, [`PacketsError::PortInUse`] where
+/// somebody else is found.
+pub fn claim(kept: &Kept, capture: &Capture) -> Result<Claim, PacketsError> {
+    let port = capture.proxy_port;
+    let lock = lock(port).map_err(|source| match source.kind() {
+        io::ErrorKind::AddrInUse => PacketsError::AlreadyRunning { port },
+        _ => PacketsError::Netlink { doing: "claim the proxy port", source },
+    })?;
+    let names = capture.interfaces.iter().map(|each| each.name.clone());
+    let number = |name: &InterfaceName| name_to_index(&lock, name.as_str()).ok();
+    let devices = names.filter_map(|name| Some((name.clone(), number(&name)?))).collect();
+    if !kept.is_empty() {
+        let asking = |source| PacketsError::Netlink { doing: "ask who listens", source };
+        return match (kept.are_alone(port).map_err(asking)?, capture.interfaces.first()) {
+            (false, Some(first)) => Err(in_use(port, &first.name)),
+            _ => Ok(Claim { lock, devices }),
+        };
+    }
+    for each in &capture.interfaces {
+        for &family in families(capture) {
+            let probe = open(&each.name, family)?;
+            bind(&probe, &each.name, wildcard(family, port))?;
+        }
+    }
+    Ok(Claim { lock, devices })
+}
+
+fn lock(port: u16) -> io::Result<UnixDatagram> {
+    let address = UnixAddr::from_abstract_name(format!("cloakroom/proxy-port/{port}"))?;
+    UnixDatagram::bind_addr(&address)
+}

@@ -1,0 +1,195 @@
+//! The transparent listeners: the only sockets agents ever reach.
+//!
+//! Each is bound to one interface and one family, shares its port with the other workers of this
+//! daemon alone, and is asked, after it was made, whether it is transparent: one that is not
+//! would receive nothing while agents' connections went elsewhere.
+
+use std::{
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
+};
+
+use nftnl::nftnl_sys::libc;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::{
+    super::{
+        error::PacketsError,
+        ruleset::capture::{Capture, DNS_PORT, dns_at},
+    },
+    holder,
+};
+use crate::{
+    net::{make_room, tell_destinations},
+    policy::InterfaceName,
+};
+
+/// A listener and the interface it answers for.
+#[derive(Debug)]
+pub struct Listener {
+    /// Where its connections come from: an agent's group is looked up below this interface.
+    pub interface: InterfaceName,
+    /// Non-blocking. `local_addr` of what it accepts is the address that the agent dialled.
+    pub socket: TcpListener,
+}
+
+/// The sockets that agents' DNS queries reach, of one interface and family.
+#[derive(Debug)]
+pub struct DnsSockets {
+    /// Where their queries come from.
+    pub interface: InterfaceName,
+    /// Non-blocking, on port 53: answers have to come from there. The kernel tells beside each
+    /// datagram where it was sent to.
+    pub udp: UdpSocket,
+    /// Non-blocking. `local_addr` of what it accepts is the address that the agent dialled.
+    pub tcp: TcpListener,
+}
+
+pub(crate) fn dns_udp(
+    interface: &InterfaceName,
+    family: Domain,
+) -> Result<UdpSocket, PacketsError> {
+    let step = |doing| move |source| listen_error(interface, doing, source);
+    let socket = open_as(interface, family, Type::DGRAM, Protocol::UDP)?;
+    tell_destinations(&socket, family == Domain::IPV6).map_err(step("set IP_PKTINFO"))?;
+    make_room(&socket);
+    bind(&socket, interface, dns_address(family))?;
+    socket.set_nonblocking(true).map_err(step("set O_NONBLOCK"))?;
+    assert_transparent(&socket, interface, family)?;
+    Ok(socket.into())
+}
+
+pub(crate) fn dns_address(family: Domain) -> SocketAddr {
+    SocketAddr::new(dns_at(family == Domain::IPV6), DNS_PORT)
+}
+
+pub(crate) fn dns_tcp(
+    interface: &InterfaceName,
+    family: Domain,
+) -> Result<TcpListener, PacketsError> {
+    let step = |doing| move |source| listen_error(interface, doing, source);
+    let socket = open(interface, family)?;
+    bind(&socket, interface, dns_address(family))?;
+    socket.listen(BACKLOG).map_err(step("listen"))?;
+    socket.set_nonblocking(true).map_err(step("set O_NONBLOCK"))?;
+    assert_transparent(&socket, interface, family)?;
+    Ok(socket.into())
+}
+
+/// The families that are carried.
+pub(crate) fn families(capture: &Capture) -> &'static [Domain] {
+    if capture.ipv6 { &[Domain::IPV4, Domain::IPV6] } else { &[Domain::IPV4] }
+}
+
+/// A new listener.
+pub(crate) fn listener(
+    capture: &Capture,
+    interface: &InterfaceName,
+    family: Domain,
+) -> Result<Listener, PacketsError> {
+    let socket = open(interface, family)?;
+    let step = |doing| move |source| listen_error(interface, doing, source);
+    socket.set_reuse_port(true).map_err(step("set SO_REUSEPORT"))?;
+    bind(&socket, interface, wildcard(family, capture.proxy_port))?;
+    socket.listen(BACKLOG).map_err(step("listen"))?;
+    socket.set_nonblocking(true).map_err(step("set O_NONBLOCK"))?;
+    assert_transparent(&socket, interface, family)?;
+    Ok(Listener { interface: interface.clone(), socket: socket.into() })
+}
+
+/// A transparent TCP socket of one interface, not bound to a port yet.
+pub(super) fn open(interface: &InterfaceName, family: Domain) -> Result<Socket, PacketsError> {
+    let socket = open_as(interface, family, Type::STREAM, Protocol::TCP)?;
+    // Lets a restart bind while old connections are in TIME_WAIT; not beside a listener.
+    let reuse = socket.set_reuse_address(true);
+    reuse.map_err(|source| listen_error(interface, "set SO_REUSEADDR", source))?;
+    Ok(socket)
+}
+
+/// A transparent socket of one interface, not bound to a port yet.
+fn open_as(
+    interface: &InterfaceName,
+    family: Domain,
+    kind: Type,
+    protocol: Protocol,
+) -> Result<Socket, PacketsError> {
+    let step = |doing| move |source| listen_error(interface, doing, source);
+    let socket = Socket::new(family, kind, Some(protocol)).map_err(step("open a socket"))?;
+    if family == Domain::IPV6 {
+        // Without it the socket would take IPv4 as well, under mapped addresses.
+        socket.set_only_v6(true).map_err(step("set IPV6_V6ONLY"))?;
+        socket.set_ip_transparent_v6(true).map_err(step("set IPV6_TRANSPARENT"))?;
+    } else {
+        socket.set_ip_transparent_v4(true).map_err(step("set IP_TRANSPARENT"))?;
+    }
+    let name = interface.as_str().as_bytes();
+    socket.bind_device(Some(name)).map_err(step("set SO_BINDTODEVICE"))?;
+    Ok(socket)
+}
+
+pub(crate) fn wildcard(family: Domain, port: u16) -> SocketAddr {
+    match family {
+        Domain::IPV6 => (Ipv6Addr::UNSPECIFIED, port).into(),
+        _ => (Ipv4Addr::UNSPECIFIED, port).into(),
+    }
+}
+
+pub(super) fn bind(
+    socket: &Socket,
+    interface: &InterfaceName,
+    at: SocketAddr,
+) -> Result<(), PacketsError> {
+    let port = at.port();
+    socket.bind(&at.into()).map_err(|source| match source.kind() {
+        io::ErrorKind::AddrInUse => in_use(port, interface),
+        _ => listen_error(interface, "bind", source),
+    })
+}
+
+pub(super) fn in_use(port: u16, interface: &InterfaceName) -> PacketsError {
+    PacketsError::PortInUse { port, interface: interface.clone(), holders: holder::of(port) }
+}
+
+/// Asks the kernel, rather than trusting that setting it has worked.
+pub(crate) fn assert_transparent(
+    socket: &Socket,
+    interface: &InterfaceName,
+    family: Domain,
+) -> Result<(), PacketsError> {
+    let transparent = match family {
+        Domain::IPV6 => socket.ip_transparent_v6(),
+        _ => socket.ip_transparent_v4(),
+    };
+    match transparent {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(PacketsError::NotTransparent(interface.clone())),
+        Err(source) => Err(listen_error(interface, "ask for transparency", source)),
+    }
+}
+
+fn listen_error(interface: &InterfaceName, doing: &'static str, source: io::Error) -> PacketsError {
+    match source.raw_os_error() {
+        Some(libc::EACCES) if doing == "bind" => PacketsError::NoBindService,
+        Some(libc::EPERM) => PacketsError::NoNetAdmin { doing: "listen transparently" },
+        Some(libc::ENODEV) => PacketsError::NoInterface(interface.clone()),
+        _ => PacketsError::Listen { interface: interface.clone(), doing, source },
+    }
+}
+
+/// Connections that wait to be accepted; the kernel caps it at net.core.somaxconn (4096).
+const BACKLOG: i32 = 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listener_that_is_not_transparent_is_refused() {
+        let interface = InterfaceName("agents0".into());
+        for family in [Domain::IPV4, Domain::IPV6] {
+            let socket = Socket::new(family, Type::STREAM, Some(Protocol::TCP)).unwrap();
+            let refused = assert_transparent(&socket, &interface, family).unwrap_err();
+            assert!(matches!(refused, PacketsError::NotTransparent(_)), "{refused}");
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! What the kernel really holds, compared with what was meant.
+//!
+//! Compared are the chains with hook, priority and policy, the rules by chain and order with
+//! every constant, and the sets with every element. A difference is an error, because somebody
+//! else is writing to our table.
+
+mod elements;
+mod guard;
+mod rules;
+
+use std::collections::{BTreeMap, HashMap};
+
+use nftnl::nftnl_sys::libc;
+
+use self::elements::{
+    NFTA_CHAIN_HOOK, NFTA_CHAIN_NAME, NFTA_CHAIN_POLICY, NFTA_COUNTER_PACKETS, NFTA_HOOK_DEV,
+    NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY, NFTA_OBJ_DATA, NFTA_OBJ_NAME, NFTA_SET_NAME, NFTA_TABLE,
+    elements,
+};
+pub(crate) use self::{
+    guard::{BASE_TABLE, require as require_guard},
+    rules::found as rules,
+};
+use super::{
+    super::{
+        error::{PacketsError, netlink_error},
+        ruleset::language::{self, Base, Hook, TABLE, TableFamily},
+    },
+    lower,
+    netlink::{Netfilter, attribute, number, text},
+};
+use crate::reason::Reason;
+
+/// Names in the daemon's table that are not in the plan: left by another version, or by hand.
+#[derive(Debug, Default)]
+pub(crate) struct Strangers {
+    pub(crate) chains: Vec<String>,
+    pub(crate) sets: Vec<String>,
+    pub(crate) counters: Vec<String>,
+}
+
+/// What an earlier table left behind. Empty where there is no table yet.
+pub(crate) fn strangers(table: &language::Table) -> Result<Strangers, PacketsError> {
+    let family = table.family;
+    if !has_table(family)? {
+        return Ok(Strangers::default());
+    }
+    let failed = |source| netlink_error("look at the packet rules", source);
+    let mut netfilter = Netfilter::open().map_err(failed)?;
+    let mut chains: Vec<String> =
+        chains(&mut netfilter, family, TABLE).map_err(failed)?.into_keys().collect();
+    chains.retain(|name| table.chains.iter().all(|chain| chain.name != *name));
+    let mut sets = sets(&mut netfilter, family).map_err(failed)?;
+    sets.retain(|name| table.sets.iter().all(|set| set.name != *name));
+    let counters = counters(&mut netfilter, family).map_err(failed)?.into_keys();
+    let counters = counters.filter(|name| !table.counters.contains(name)).collect();
+    Ok(Strangers { chains, sets, counters })
+}
+
+/// Whether the kernel has a table of ours in this family.
+pub(crate) fn has_table(family: TableFamily) -> Result<bool, PacketsError> {
+    let failed = |source| netlink_error("look for the packet rules", source);
+    let mut netfilter = Netfilter::open().map_err(failed)?;
+    Ok(tables(&mut netfilter, family).map_err(failed)?.iter().any(|table| table == TABLE))
+}
+
+/// The names of all tables of a family, whoever's they are.
+pub(crate) fn tables(
+    netfilter: &mut Netfilter,
+    family: TableFamily,
+) -> std::io::Result<Vec<String>> {
+    let answers = netfilter.dump(family, libc::NFT_MSG_GETTABLE, &[])?;
+    Ok(answers.iter().filter_map(|answer| text(answer, NFTA_TABLE)).map(str::to_owned).collect())
+}
+
+/// Fails unless the kernel holds exactly these tables.
+pub(crate) fn verify(tables: &[language::Table]) -> Result<(), PacketsError> {
+    let frames = tables.iter().any(|table| table.family == TableFamily::Netdev);
+    same("the table of frames", &has_table(TableFamily::Netdev)?, &frames)?;
+    tables.iter().try_for_each(verify_table)
+}
+
+fn verify_table(table: &language::Table) -> Result<(), PacketsError> {
+    let failed = |source| netlink_error("read back the packet rules", source);
+    let family = table.family;
+    let mut netfilter = Netfilter::open().map_err(failed)?;
+    let found = chains(&mut netfilter, family, TABLE).map_err(failed)?;
+    let meant = table
+        .chains
+        .iter()
+        .map(|chain| (chain.name.clone().into_owned(), chain.base.as_ref().map(facts)));
+    same("chains", &found, &meant.collect())?;
+    for chain in &table.chains {
+        self::rules::verify(&mut netfilter, family, chain)?;
+    }
+    let found = sets(&mut netfilter, family).map_err(failed)?;
+    let mut meant: Vec<String> =
+        table.sets.iter().map(|set| set.name.clone().into_owned()).collect();
+    meant.sort();
+    same("sets", &found, &meant)?;
+    let found: Vec<String> =
+        counters(&mut netfilter, family).map_err(failed)?.into_keys().collect();
+    let mut meant = table.counters.clone();
+    meant.sort();
+    same("counters", &found, &meant)?;
+    // What is in a meter was put there by packets.
+    for set in table.sets.iter().filter(|set| !set.meter) {
+        let found = elements(&mut netfilter, family, TABLE, &set.name).map_err(failed)?;
+        let mut meant = lower::elements(set);
+        meant.sort();
+        same(&format!("elements of set {}", set.name), &found, &meant)?;
+    }
+    Ok(())
+}
+
+/// How many packets of each reason were refused without being told, because they were too many,
+/// since the tables were made. Installing rules does not set these counters back.
+///
+/// # Errors
+///
+/// Where the kernel cannot be asked.
+pub fn untold() -> Result<HashMap<Reason, u64>, PacketsError> {
+    let failed = |source| netlink_error("count what was not told", source);
+    let mut netfilter = Netfilter::open().map_err(failed)?;
+    let mut untold = HashMap::new();
+    for family in [TableFamily::Inet, TableFamily::Netdev] {
+        for (name, packets) in counters(&mut netfilter, family).map_err(failed)? {
+            if let Some(reason) = super::super::ruleset::log::reason(&name) {
+                *untold.entry(reason).or_default() += packets;
+            }
+        }
+    }
+    Ok(untold)
+}
+
+/// How a base chain is hooked.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct ChainFacts {
+    pub(crate) hook: u32,
+    pub(crate) priority: i32,
+    policy: u32,
+    /// The device, at ingress.
+    device: Option<String>,
+}
+
+fn same<T: PartialEq>(place: &str, found: &T, meant: &T) -> Result<(), PacketsError> {
+    if found == meant {
+        return Ok(());
+    }
+    Err(PacketsError::ReadBack { place: place.to_owned() })
+}
+
+fn facts(base: &Base) -> ChainFacts {
+    let (hook, device) = match &base.hook {
+        Hook::Ingress(device) => (NF_NETDEV_INGRESS, Some(device.to_string())),
+        Hook::Prerouting => (libc::NF_INET_PRE_ROUTING, None),
+        Hook::Input => (libc::NF_INET_LOCAL_IN, None),
+        Hook::Forward => (libc::NF_INET_FORWARD, None),
+        Hook::Output => (libc::NF_INET_LOCAL_OUT, None),
+    };
+    let policy = if base.drop { libc::NF_DROP } else { libc::NF_ACCEPT };
+    ChainFacts { hook: hook as u32, priority: base.priority, policy: policy as u32, device }
+}
+
+pub(crate) fn chains(
+    netfilter: &mut Netfilter,
+    family: TableFamily,
+    table: &str,
+) -> std::io::Result<BTreeMap<String, Option<ChainFacts>>> {
+    let answers = netfilter.dump(family, libc::NFT_MSG_GETCHAIN, &[])?;
+    let ours = answers.iter().filter(|answer| text(answer, NFTA_TABLE) == Some(table));
+    Ok(ours
+        .filter_map(|answer| {
+            let name = text(answer, NFTA_CHAIN_NAME)?.to_owned();
+            let facts = attribute(answer, NFTA_CHAIN_HOOK).and_then(|hook| {
+                Some(ChainFacts {
+                    hook: number(hook, NFTA_HOOK_HOOKNUM)?,
+                    priority: number(hook, NFTA_HOOK_PRIORITY)?.cast_signed(),
+                    policy: number(answer, NFTA_CHAIN_POLICY)?,
+                    device: text(hook, NFTA_HOOK_DEV).map(str::to_owned),
+                })
+            });
+            Some((name, facts))
+        })
+        .collect())
+}
+
+/// The named counters and what they have counted, in packets.
+fn counters(
+    netfilter: &mut Netfilter,
+    family: TableFamily,
+) -> std::io::Result<BTreeMap<String, u64>> {
+    let answers = netfilter.dump(family, libc::NFT_MSG_GETOBJ, &[(NFTA_TABLE, TABLE)])?;
+    let ours = answers.iter().filter(|answer| text(answer, NFTA_TABLE) == Some(TABLE));
+    Ok(ours
+        .filter_map(|answer| {
+            let name = text(answer, NFTA_OBJ_NAME)?.to_owned();
+            let packets = attribute(answer, NFTA_OBJ_DATA)
+                .and_then(|data| attribute(data, NFTA_COUNTER_PACKETS))
+                .and_then(|packets| packets.first_chunk::<8>());
+            Some((name, packets.map_or(0, |packets| u64::from_be_bytes(*packets))))
+        })
+        .collect())
+}
+
+fn sets(netfilter: &mut Netfilter, family: TableFamily) -> std::io::Result<Vec<String>> {
+    let answers = netfilter.dump(family, libc::NFT_MSG_GETSET, &[(NFTA_TABLE, TABLE)])?;
+    let ours = answers.iter().filter(|answer| text(answer, NFTA_TABLE) == Some(TABLE));
+    let names = ours.filter_map(|answer| text(answer, NFTA_SET_NAME));
+    // Anonymous sets come and go with their rules.
+    let mut named: Vec<String> =
+        names.filter(|name| !name.starts_with("__set")).map(str::to_owned).collect();
+    named.sort();
+    Ok(named)
+}
+
+/// linux/netfilter.h.
+const NF_NETDEV_INGRESS: i32 = 0;

@@ -1,0 +1,153 @@
+//! What is captured, from whom, and where it is delivered: what the rules are made of.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+
+use crate::{
+    config::{AgentServices, Settings},
+    policy::{BoundAgent, InterfaceName, Policy},
+};
+
+/// The port of DNS, over UDP and TCP.
+pub(crate) const DNS_PORT: u16 = 53;
+
+/// Where the resolver's sockets are bound, at dummy addresses that no machine has (RFC 7600, section
+/// 4.8; RFC 9780). Another resolver of this machine that is bound to addresses of its own is not in the
+/// way then, and no packet gets there but by the rules.
+pub(crate) const fn dns_at(ipv6: bool) -> IpAddr {
+    if ipv6 {
+        IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 1, 0, 0, 0, 53))
+    } else {
+        IpAddr::V4(Ipv4Addr::new(192, 0, 0, 8))
+    }
+}
+
+/// What is captured, from whom, and where it is delivered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Capture {
+    /// The interfaces agents sit behind, in the order of their names; no name twice.
+    pub interfaces: Vec<CaptureInterface>,
+    /// The TCP ports that reach the proxy; every other one is reset. Sorted.
+    pub ports: Vec<u16>,
+    /// Special prefixes, those of this site among them, which nobody may dial.
+    pub special: Vec<IpNet>,
+    /// The part of them that policy lists as homes of an upstream. An agent may dial it; what is
+    /// connected to is decided by name in [`crate::dial`] all the same.
+    pub homes: Vec<IpNet>,
+    /// TCP port of the transparent listeners.
+    pub proxy_port: u16,
+    /// The mark that captured packets carry. Never 0.
+    pub mark: u32,
+    /// The routing table that the mark selects.
+    pub route_table: u32,
+    /// The NFLOG group that is told what was refused.
+    pub nflog_group: u16,
+    /// Whether IPv6 is captured; where false, every IPv6 packet of an agent is dropped.
+    pub ipv6: bool,
+    /// What the gateway's own address answers besides DNS.
+    pub services: AgentServices,
+    /// DNS queries a second of one agent, as policy bounds them.
+    pub dns_rate: u32,
+}
+
+/// One interface that agents sit behind, with the sources of all groups on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CaptureInterface {
+    /// Its name.
+    pub name: InterfaceName,
+    /// The source prefixes that may arrive on it, aggregated and sorted.
+    pub prefixes: Vec<IpNet>,
+    /// The agents that are bound to their network cards. Where there is one, nothing arrives but
+    /// from them and from `free`, untagged.
+    pub bound: Vec<BoundAgent>,
+    /// The source prefixes of the groups on it that bind nobody.
+    pub free: Vec<IpNet>,
+    /// The source prefixes of each group on it, aggregated and sorted. No two overlap.
+    pub groups: Vec<Vec<IpNet>>,
+    /// The source prefixes of those behind a narrower hop, with the largest packet that it carries.
+    pub narrow: Vec<(u16, Vec<IpNet>)>,
+}
+
+impl Capture {
+    /// Gathers from policy and settings what the kernel has to know.
+    pub fn new(policy: &Policy, settings: &Settings) -> Self {
+        let upstreams = policy.apis.iter().map(|api| &api.upstream);
+        let upstreams = upstreams.chain(policy.passes.iter().map(|pass| &pass.upstream));
+        let upstreams = upstreams.chain(policy.tcp.iter().map(|tcp| &tcp.upstream));
+        let homes: Vec<IpNet> =
+            upstreams.flat_map(|upstream| upstream.private_prefixes.iter().copied()).collect();
+        let mut ports = policy.ports.clone();
+        ports.sort_unstable();
+        ports.dedup();
+        Self {
+            interfaces: interfaces(policy),
+            ports,
+            special: aggregate(&policy.site.special()),
+            homes: aggregate(&policy.site.homes(&homes)),
+            proxy_port: settings.proxy_port,
+            mark: settings.mark,
+            route_table: settings.route_table,
+            nflog_group: settings.nflog_group,
+            ipv6: settings.ipv6,
+            services: settings.agent_services,
+            dns_rate: policy.limits.dns_rate,
+        }
+    }
+}
+
+impl Capture {
+    /// The same agents, with no port that reaches the proxy: every new connection is reset, and
+    /// those that were accepted go on.
+    #[must_use]
+    pub fn closed(&self) -> Self {
+        Self { ports: Vec::new(), ..self.clone() }
+    }
+
+    /// The interfaces, which cannot change while the daemon listens on them.
+    pub fn interface_names(&self) -> Vec<&InterfaceName> {
+        self.interfaces.iter().map(|interface| &interface.name).collect()
+    }
+
+    /// Every prefix that agents may send from.
+    pub fn agents(&self) -> Vec<IpNet> {
+        self.interfaces.iter().flat_map(|each| each.prefixes.iter().copied()).collect()
+    }
+
+    /// How many listeners each worker has: one for each interface and family.
+    pub fn listeners(&self) -> usize {
+        self.interfaces.len() * if self.ipv6 { 2 } else { 1 }
+    }
+}
+
+fn interfaces(policy: &Policy) -> Vec<CaptureInterface> {
+    let mut names: Vec<&InterfaceName> =
+        policy.groups.iter().map(|group| &group.interface).collect();
+    names.sort();
+    names.dedup();
+    names.into_iter().map(|name| interface(policy, name)).collect()
+}
+
+fn interface(policy: &Policy, name: &InterfaceName) -> CaptureInterface {
+    let groups = || policy.groups.iter().filter(|group| group.interface == *name);
+    let prefixes: Vec<IpNet> = groups().flat_map(|group| group.prefixes.iter().copied()).collect();
+    let free = groups().filter(|group| group.agents.is_empty());
+    let free: Vec<IpNet> = free.flat_map(|group| group.prefixes.iter().copied()).collect();
+    CaptureInterface {
+        name: name.clone(),
+        prefixes: aggregate(&prefixes),
+        bound: groups().flat_map(|group| group.agents.iter().cloned()).collect(),
+        free: aggregate(&free),
+        groups: groups().map(|group| aggregate(&group.prefixes)).collect(),
+        narrow: groups()
+            .filter_map(|group| Some((group.mtu?, aggregate(&group.prefixes))))
+            .collect(),
+    }
+}
+
+/// The same addresses in the fewest prefixes: the kernel refuses intervals that overlap.
+pub(crate) fn aggregate(prefixes: &[IpNet]) -> Vec<IpNet> {
+    let mut fewest = IpNet::aggregate(&prefixes.to_vec());
+    fewest.sort();
+    fewest
+}

@@ -1,0 +1,15 @@
+//! The static guard as text for nft: the table of `nft/base.nft`, told of the agents' interfaces.
+
+use crate::policy::InterfaceName;
+
+/// What `nft -f` loads, in one transaction: the guard, and these interfaces in its set. Loaded again
+/// it replaces rules and takes no interface away.
+pub fn guard(interfaces: &[InterfaceName]) -> String {
+    let mut names: Vec<String> = interfaces.iter().map(|name| format!("\"{name}\"")).collect();
+    names.sort();
+    names.dedup();
+    let names = names.join(", ");
+    format!("{BASE}\nadd element inet cloakroom_base agent_interfaces {{ {names} }}\n")
+}
+
+const BASE: &str = include_str!("../../../../nft/base.nft");

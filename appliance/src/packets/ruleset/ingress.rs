@@ -1,0 +1,254 @@
+//! The table that binds agents to their network cards: which frames an interface takes at all.
+//!
+//! Pure. An interface with a bound agent gets a chain where its device hands frames over, with
+//! policy drop. What it admits is marked as proven, and prerouting takes nothing without that
+//! proof from such an interface: where the chain is missing, for whatever reason, nothing passes.
+//! `nft/README.md` explains rule by rule.
+
+use ipnet::IpNet;
+
+use super::{
+    capture::{Capture, CaptureInterface},
+    language::{
+        Chain, Element, Family, Hook, ICMP6, Key, Rule, Set, SetKey, Statement, Table, TableFamily,
+        Value, base, because, meter, prefixes, proof, rule, set,
+    },
+    log::finished,
+    prerouting::{DISCOVERS, SERVICE_RATE, SOLICITATIONS, discover, solicitation},
+};
+use crate::{
+    policy::{InterfaceName, special::LINK_6},
+    reason::Reason,
+};
+
+/// The table of frames; `None` where no agent is bound. An interface that is not there gets no
+/// chain, because the kernel does not make one.
+pub(crate) fn table(capture: &Capture, is_there: impl Fn(&InterfaceName) -> bool) -> Option<Table> {
+    let bound: Vec<&CaptureInterface> =
+        capture.interfaces.iter().filter(|each| !each.bound.is_empty()).collect();
+    if bound.is_empty() {
+        return None;
+    }
+    let mut chains = vec![admit(capture)];
+    if capture.ipv6 {
+        chains.extend([adverts(&bound), admit_6(capture)]);
+    }
+    chains.extend(bound.iter().filter(|each| is_there(&each.name)).map(|each| door(&each.name)));
+    Some(finished(TableFamily::Netdev, sets(&bound, capture), chains, capture))
+}
+
+/// The chain of one device. Its name has the device's, so that it never moves to another.
+fn door(device: &InterfaceName) -> Chain {
+    Chain {
+        name: format!("on_{device}").into(),
+        base: Some(base(Hook::Ingress(device.clone()), FIRST, true)),
+        rules: vec![rule(&[Statement::Goto("admit")])],
+    }
+}
+
+fn admit(capture: &Capture) -> Chain {
+    use Statement::{Count, Drop, Goto, In, Is, NotIn, NotOneOf};
+    let kinds = vec![Value::pair("ip", IP), Value::pair("arp", ARP), Value::pair("ip6", IP6)];
+    // The type in the frame's own header: that of a tag, wherever the tag itself is by now.
+    let other = [is_ethernet(), NotOneOf(Key::EtherType, kinds), Count, Drop];
+    let mut rules = vec![because(Reason::SpoofedSource, &other)];
+
+    let from_bound = In(Key::InterfaceMacAndSource(Family::V4), "bound_4".into());
+    rules.push(admitted(&[holds("ip", IP), is_ethernet(), from_bound]));
+    let from_free = [
+        holds("ip", IP),
+        is_ethernet(),
+        NotIn(Key::InterfaceAndMac, "bound"),
+        In(Key::InterfaceAndSource(Family::V4), "free_4".into()),
+    ];
+    rules.push(admitted(&from_free));
+    if capture.services.dhcp {
+        rules.extend(dhcp());
+    }
+
+    // An address has one MAC, so the frame's and the one that ARP tells are the same.
+    let arp = [
+        holds("arp", ARP),
+        is_ethernet(),
+        In(Key::InterfaceMacAndArpSource, "bound_4".into()),
+        In(Key::InterfaceArpMacAndArpSource, "bound_4".into()),
+    ];
+    rules.push(admitted(&arp));
+    // Is this address taken? (RFC 5227, section 2.1.1). Nobody learns anything from it.
+    let probe = [
+        holds("arp", ARP),
+        is_ethernet(),
+        In(Key::InterfaceAndMac, "bound".into()),
+        In(Key::InterfaceAndArpMac, "bound".into()),
+        Is(Key::ArpSource, Value::address(std::net::Ipv4Addr::UNSPECIFIED.into())),
+    ];
+    rules.push(admitted(&probe));
+    let free_arp = [
+        holds("arp", ARP),
+        is_ethernet(),
+        NotIn(Key::InterfaceAndMac, "bound"),
+        NotIn(Key::InterfaceAndArpMac, "bound"),
+        In(Key::InterfaceAndArpSource, "free_4".into()),
+    ];
+    rules.push(admitted(&free_arp));
+
+    if capture.ipv6 {
+        let advert = [
+            holds("ip6", IP6),
+            is_icmp6(),
+            Is(Key::Icmp6Type, Value::byte("nd-neighbor-advert", 136)),
+            Goto("adverts"),
+        ];
+        rules.push(rule(&advert));
+        rules.push(rule(&[holds("ip6", IP6), Goto("admit_6")]));
+    } else {
+        rules.push(because(Reason::ProtocolDenied, &[holds("ip6", IP6), Count, Drop]));
+    }
+    rules.push(because(Reason::SpoofedSource, &[Count, Drop]));
+    Chain { name: "admit".into(), base: None, rules }
+}
+
+/// Nobody says for another's address which MAC it has.
+fn adverts(bound: &[&CaptureInterface]) -> Chain {
+    let mut rules = Vec::new();
+    for interface in bound {
+        for agent in &interface.bound {
+            let mine = agent.addresses.iter().filter(|address| address.is_ipv6());
+            rules.extend(mine.map(|address| {
+                let mut target = Value::address(*address);
+                let std::net::IpAddr::V6(number) = address else { return rule(&[]) };
+                target.text = format!("{:#034x}", u128::from(*number)).into();
+                because(
+                    Reason::SpoofedSource,
+                    &[
+                        Statement::Is(Key::NeighbourTarget, target),
+                        Statement::Is(Key::Interface, Value::interface(&interface.name)),
+                        is_ethernet(),
+                        Statement::IsNot(Key::Mac, Value::mac(agent.mac)),
+                        Statement::Count,
+                        Statement::Drop,
+                    ],
+                )
+            }));
+        }
+    }
+    rules.push(rule(&[Statement::Goto("admit_6")]));
+    Chain { name: "adverts".into(), base: None, rules }
+}
+
+fn admit_6(capture: &Capture) -> Chain {
+    use Statement::{Count, Drop, In, Is, NotIn};
+    let from_bound = In(Key::InterfaceMacAndSource(Family::V6), "bound_6".into());
+    let card = [holds("ip6", IP6), is_ethernet(), In(Key::InterfaceAndMac, "bound".into())];
+    let mut rules = vec![too_many(&[&card[..], &solicitation()].concat(), SOLICITATIONS)];
+    rules.push(admitted(&[holds("ip6", IP6), is_ethernet(), from_bound]));
+    rules.push(admitted(&[
+        holds("ip6", IP6),
+        is_ethernet(),
+        NotIn(Key::InterfaceAndMac, "bound"),
+        In(Key::InterfaceAndSource(Family::V6), "free_6".into()),
+    ]));
+    let discovery = |who: &[Statement]| {
+        let types =
+            vec![Value::byte("nd-neighbor-solicit", 135), Value::byte("nd-neighbor-advert", 136)];
+        let found = [
+            holds("ip6", IP6),
+            is_icmp6(),
+            Is(Key::HopLimit, Value::byte("255", 255)),
+            Statement::AnyOf(Key::Icmp6Type, types),
+            In(Key::Source(Family::V6), "link_6".into()),
+        ];
+        admitted(&[&found[..], who].concat())
+    };
+    rules.push(discovery(&[is_ethernet(), In(Key::InterfaceAndMac, "bound".into())]));
+    if capture.interfaces.iter().any(|each| !each.bound.is_empty() && !each.free.is_empty()) {
+        rules.push(discovery(&[In(Key::Interface, "mixed".into())]));
+    }
+    // Dropped here as later on, and told to nobody.
+    for mut unasked in super::prerouting::said_unasked() {
+        if let Some(family) = unasked.first_mut() {
+            *family = holds("ip6", IP6);
+        }
+        unasked.extend([Count, Drop]);
+        rules.push(rule(&unasked));
+    }
+    rules.push(because(Reason::SpoofedSource, &[Count, Drop]));
+    Chain { name: "admit_6".into(), base: None, rules }
+}
+
+/// A bound card that has no address yet.
+fn dhcp() -> [Rule; 2] {
+    let card =
+        [holds("ip", IP), is_ethernet(), Statement::In(Key::InterfaceAndMac, "bound".into())];
+    let statements = [&card[..], &discover()].concat();
+    [too_many(&statements, DISCOVERS), admitted(&statements)]
+}
+
+/// What is too much of one card, so that none takes all that its interface may send.
+fn too_many(of_a_card: &[Statement], meter: &'static str) -> Rule {
+    let over = Statement::Over(Key::InterfaceAndMac, meter.into(), SERVICE_RATE.into());
+    rule(&[of_a_card, &[over, Statement::Count, Statement::Drop]].concat())
+}
+
+fn admitted(statements: &[Statement]) -> Rule {
+    let end = [Statement::SetPriority(proof()), Statement::Accept];
+    rule(&[statements, &end[..]].concat())
+}
+
+fn sets(bound: &[&CaptureInterface], capture: &Capture) -> Vec<Set> {
+    let mut cards = Vec::new();
+    let (mut pairs_4, mut pairs_6) = (Vec::new(), Vec::new());
+    let (mut free_4, mut free_6) = (Vec::new(), Vec::new());
+    for interface in bound {
+        let name = interface.name.to_string();
+        for agent in &interface.bound {
+            cards.push(Element::InterfaceAndMac(name.clone(), agent.mac));
+            for address in &agent.addresses {
+                let pairs = if address.is_ipv4() { &mut pairs_4 } else { &mut pairs_6 };
+                pairs.push(Element::InterfaceMacAndAddress(name.clone(), agent.mac, *address));
+            }
+        }
+        for prefix in &interface.free {
+            let free = if matches!(prefix, IpNet::V4(_)) { &mut free_4 } else { &mut free_6 };
+            free.push(Element::InterfaceAndPrefix(name.clone(), *prefix));
+        }
+    }
+    let mixed = bound.iter().filter(|each| !each.free.is_empty());
+    let mixed = mixed.map(|each| Element::Interface(each.name.to_string())).collect();
+    let mut sets = vec![
+        set("bound", SetKey::InterfaceAndMac, cards),
+        set("bound_4", SetKey::InterfaceMacAndAddress(Family::V4), pairs_4),
+        set("bound_6", SetKey::InterfaceMacAndAddress(Family::V6), pairs_6),
+        set("free_4", SetKey::InterfaceAndAddress(Family::V4), free_4),
+        set("free_6", SetKey::InterfaceAndAddress(Family::V6), free_6),
+        set("link_6", SetKey::Address(Family::V6), prefixes(LINK_6, Family::V6)),
+        set("mixed", SetKey::Interface, mixed),
+    ];
+    let meters = [(capture.ipv6, SOLICITATIONS), (capture.services.dhcp, DISCOVERS)];
+    let meters = meters.into_iter().filter(|(used, _)| *used);
+    sets.extend(meters.map(|(_, name)| meter(name, SetKey::InterfaceAndMac)));
+    sets
+}
+
+fn is_ethernet() -> Statement {
+    Statement::Is(Key::InterfaceType, Value { text: "ether".into(), bytes: ARPHRD_ETHER.into() })
+}
+
+fn is_icmp6() -> Statement {
+    Statement::Is(Key::L4, Value::byte("icmpv6", ICMP6))
+}
+
+fn holds(text: &'static str, kind: u16) -> Statement {
+    Statement::Is(Key::Protocol, Value::pair(text, kind))
+}
+
+// linux/if_ether.h.
+const IP: u16 = 0x0800;
+const ARP: u16 = 0x0806;
+const IP6: u16 = 0x86dd;
+
+/// `ARPHRD_ETHER`, linux/if_arp.h.
+const ARPHRD_ETHER: [u8; 2] = 1u16.to_ne_bytes();
+
+/// Before whatever else is hooked to a device.
+const FIRST: i32 = -500;

@@ -1,0 +1,69 @@
+//! How the kernel tells agents apart where it bounds what each of them sends.
+//!
+//! Pure. As [`crate::identity::AgentKey`] does: an agent is an IPv4 address or an IPv6 /64, and one
+//! that is bound to its card is each of its addresses by itself, so that none of those who share a
+//! /64 takes what is another's. A group is the sources that belong to it: whoever makes up ever new
+//! ones of them is still one group.
+
+use ipnet::IpNet;
+
+use super::{
+    capture::Capture,
+    language::{Element, Family, Key, Set, SetKey, Statement, is_family, set},
+};
+
+/// What tells the agents of a family apart: conditions of which exactly one holds for each of its
+/// packets, and the key that counts then.
+pub(crate) fn agents(family: Family, capture: &Capture) -> Vec<(Vec<Statement>, Key)> {
+    let is = is_family(family);
+    let shared = Key::InterfaceAndAgent(family);
+    if family == Family::V4 || bound_6(capture).elements.is_empty() {
+        return vec![(vec![is], shared)];
+    }
+    let own = Key::InterfaceAndSource(family);
+    vec![
+        (vec![is.clone(), Statement::In(own, BOUND_6.into())], own),
+        (vec![is, Statement::NotIn(own, BOUND_6)], shared),
+    ]
+}
+
+/// The IPv6 addresses that are bound to cards, each on its interface.
+pub(crate) fn bound_6(capture: &Capture) -> Set {
+    let mut elements = Vec::new();
+    for interface in &capture.interfaces {
+        let addresses = interface.bound.iter().flat_map(|agent| &agent.addresses);
+        let of_6 = addresses.filter(|address| address.is_ipv6());
+        let name = interface.name.to_string();
+        elements
+            .extend(of_6.map(|each| Element::InterfaceAndPrefix(name.clone(), IpNet::from(*each))));
+    }
+    set(BOUND_6, SetKey::InterfaceAndAddress(Family::V6), elements)
+}
+
+/// The name of that set.
+pub(crate) const BOUND_6: &str = "bound_6";
+
+/// The number of the group that each source belongs to, as a mark. It is written over before the
+/// packet is delivered.
+pub(crate) fn groups(family: Family, capture: &Capture) -> Set {
+    let of_interfaces = capture
+        .interfaces
+        .iter()
+        .flat_map(|interface| interface.groups.iter().map(move |group| (interface, group)));
+    let numbered = (1..).zip(of_interfaces);
+    let elements = numbered.flat_map(|(number, (interface, prefixes))| {
+        let name = interface.name.to_string();
+        let of_family =
+            prefixes.iter().filter(move |net| net.addr().is_ipv4() == (family == Family::V4));
+        of_family.map(move |net| Element::MarkOfInterfaceAndPrefix(name.clone(), *net, number))
+    });
+    set(groups_name(family), SetKey::MarkOfInterfaceAndAddress(family), elements.collect())
+}
+
+/// The name of that map.
+pub(crate) fn groups_name(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "groups_4",
+        Family::V6 => "groups_6",
+    }
+}

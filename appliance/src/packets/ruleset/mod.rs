@@ -1,0 +1,24 @@
+//! What the rules are: the daemon's tables as data, made of what is captured. Pure.
+
+pub(crate) mod capture;
+mod guard;
+mod ingress;
+pub(crate) mod language;
+pub(crate) mod log;
+mod meters;
+mod narrow;
+mod prerouting;
+pub(crate) mod render;
+mod table;
+
+pub use capture::{Capture, CaptureInterface};
+pub use guard::guard;
+pub(crate) use render::text;
+
+use self::language::Table;
+use crate::policy::InterfaceName;
+
+/// The tables for a capture; a device that is not there has no chain.
+pub(crate) fn tables(capture: &Capture, is_there: impl Fn(&InterfaceName) -> bool) -> Vec<Table> {
+    [table::table(capture)].into_iter().chain(ingress::table(capture, is_there)).collect()
+}

@@ -1,0 +1,93 @@
+//! Agents behind a hop that is narrower than their own link: a VPN, an overlay.
+//!
+//! What is too large for such a hop is lost there, and nobody hears of it: ICMP from agents is refused.
+//! The kernel finds out by itself what passes, after seven seconds of each connection. So both ends are
+//! told a smaller largest segment (RFC 9293, section 3.7.1) in the packets that open a connection; the
+//! kernel only ever makes that number smaller.
+//!
+//! Pure.
+
+use std::borrow::Cow;
+
+use ipnet::IpNet;
+
+use super::{
+    capture::Capture,
+    language::{
+        Element, Family, Key, Rule, Set, SetKey, Statement, Value, is_family, is_tcp, rule,
+    },
+};
+
+/// The agents behind each width, in a set for each family.
+pub(crate) fn sets(capture: &Capture) -> Vec<Set> {
+    let set = |(mtu, family)| Set {
+        name: name(mtu, family),
+        key: SetKey::InterfaceAndAddress(family),
+        elements: elements(mtu, family, capture),
+        meter: false,
+    };
+    widths(capture).into_iter().map(set).collect()
+}
+
+/// What agents are told in their own name: how much the gateway may send them at once.
+pub(crate) fn from_agents(capture: &Capture) -> Vec<Rule> {
+    clamps(capture, Key::InterfaceAndSource)
+}
+
+/// What the gateway tells agents: how much they may send at once.
+pub(crate) fn to_agents(capture: &Capture) -> Vec<Rule> {
+    clamps(capture, Key::InterfaceAndDestination)
+}
+
+fn clamps(capture: &Capture, agent: fn(Family) -> Key) -> Vec<Rule> {
+    let clamp = |(mtu, family): (u16, Family)| {
+        let opens = Statement::Is(Key::OpeningFlags, Value::byte("syn", SYN));
+        let segment = Statement::MaxSegment(mtu.saturating_sub(headers(family)));
+        let is_agent = Statement::In(agent(family), name(mtu, family));
+        rule(&[is_family(family), is_tcp(), opens, is_agent, segment])
+    };
+    widths(capture).into_iter().map(clamp).collect()
+}
+
+fn name(mtu: u16, family: Family) -> Cow<'static, str> {
+    match family {
+        Family::V4 => format!("narrow_{mtu}_4").into(),
+        Family::V6 => format!("narrow_{mtu}_6").into(),
+    }
+}
+
+/// Each width with each family that has agents behind it.
+fn widths(capture: &Capture) -> Vec<(u16, Family)> {
+    let narrow = capture.interfaces.iter().flat_map(|each| &each.narrow);
+    let mut widths: Vec<u16> = narrow.map(|(mtu, _)| *mtu).collect();
+    widths.sort_unstable();
+    widths.dedup();
+    let families: &[Family] = if capture.ipv6 { &[Family::V4, Family::V6] } else { &[Family::V4] };
+    let of = |mtu: u16| families.iter().map(move |family| (mtu, *family));
+    let widths = widths.into_iter().flat_map(of);
+    widths.filter(|(mtu, family)| !elements(*mtu, *family, capture).is_empty()).collect()
+}
+
+fn elements(mtu: u16, family: Family, capture: &Capture) -> Vec<Element> {
+    let mut elements = Vec::new();
+    for interface in &capture.interfaces {
+        let narrow = interface.narrow.iter().filter(|(width, _)| *width == mtu);
+        let prefixes = narrow.flat_map(|(_, prefixes)| prefixes);
+        let prefixes =
+            prefixes.filter(|prefix| matches!(prefix, IpNet::V4(_)) == (family == Family::V4));
+        let name = interface.name.to_string();
+        elements.extend(prefixes.map(|net| Element::InterfaceAndPrefix(name.clone(), *net)));
+    }
+    elements
+}
+
+/// Bytes of the headers that stand before a segment, without options (RFC 6691).
+fn headers(family: Family) -> u16 {
+    match family {
+        Family::V4 => 20 + 20,
+        Family::V6 => 40 + 20,
+    }
+}
+
+/// The flags of TCP that begin a connection, RFC 9293, section 3.1.
+const SYN: u8 = 2;

@@ -1,0 +1,441 @@
+//! The chain that decides about every packet of an agent, in the order that is the argument.
+//!
+//! Pure. It errs towards dropping: what no rule takes is refused by the last two, and everything
+//! that is answered comes after the checks of its source. `nft/README.md` explains rule by rule.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::{
+    capture::{Capture, DNS_PORT, dns_at},
+    language::{
+        Chain, Family, Hook, ICMP4, ICMP6, Key, MANGLE, METER_SIZE, Rate, Rule, Set, SetKey,
+        Statement, TCP, UDP, Value, base, because, fib_type, is_family, is_tcp, is_udp, meter,
+        neighbour_discovery, port_is, proof, rule,
+    },
+    meters, narrow,
+};
+use crate::{policy::Quota, reason::Reason};
+
+/// Something that the gateway's own address answers besides DNS.
+struct Service {
+    /// What holds of a packet that asks for it.
+    asked: Vec<Statement>,
+    /// The set that counts it by agent.
+    meter: &'static str,
+}
+
+/// The base chain at prerouting.
+pub(crate) fn chain(capture: &Capture) -> Chain {
+    let mut rules = others(capture);
+    rules.extend(identity(capture));
+    rules.extend(narrow::from_agents(capture));
+    rules.extend(dns(capture));
+    rules.extend(services(capture));
+    rules.extend(destinations(capture));
+    rules.push(divert(capture.mark));
+    rules.extend(families(capture).iter().map(|family| deliver(*family, capture)));
+    // The closing rules. Without them a packet that no listener takes would be routed.
+    let end = [Statement::Count, Statement::Goto("refuse")];
+    rules.push(because(Reason::PortDenied, &[&[is_tcp()], &end[..]].concat()));
+    rules.push(because(Reason::ProtocolDenied, &end));
+    Chain { name: "prerouting".into(), base: Some(base(Hook::Prerouting, MANGLE, false)), rules }
+}
+
+/// What ends a packet that is refused, whatever the reason: at once, but for an agent that has had
+/// its refusals of this second, which is told nothing more.
+pub(crate) fn refuse(capture: &Capture) -> Chain {
+    use Statement::{Count, Drop, Over, RejectProhibited, RejectReset};
+    let mut rules = vec![rule(&[is_tcp(), Count, RejectReset])];
+    for &family in families(capture) {
+        for (mut who, key) in meters::agents(family, capture) {
+            let rate = match key {
+                Key::InterfaceAndAgent(Family::V6) => REFUSALS_OF_MANY,
+                _ => REFUSALS,
+            };
+            let over = Over(key, of(family, "refusals_4", "refusals_6").into(), rate);
+            who.extend([over, Count, Drop]);
+            rules.push(rule(&who));
+        }
+    }
+    rules.push(rule(&[Count, RejectProhibited]));
+    Chain { name: "refuse".into(), base: None, rules }
+}
+
+/// The sets that the meters of these chains count in.
+pub(crate) fn meters(capture: &Capture) -> Vec<Set> {
+    let mut meters = Vec::new();
+    if capture.ipv6 {
+        meters.push(meter(SOLICITATIONS, SetKey::Interface));
+    }
+    for family in families(capture) {
+        let key = SetKey::InterfaceAndAddress(*family);
+        meters.push(meter(of(*family, "dns_4", "dns_6"), key));
+        meters.push(meter(of(*family, "refusals_4", "refusals_6"), key));
+        meters.extend(services_of(*family, capture).iter().map(|each| meter(each.meter, key)));
+    }
+    meters.push(meter(DNS_GROUPS, SetKey::Mark));
+    if capture.services.dhcp {
+        meters.push(meter(DISCOVERS, SetKey::Interface));
+    }
+    if families(capture).iter().any(|family| !services_of(*family, capture).is_empty()) {
+        meters.push(meter(SERVICES, SetKey::Interface));
+    }
+    meters
+}
+
+/// What the input hook lets through to the gateway's services: what this chain has marked.
+pub(crate) fn admitted_services(capture: &Capture) -> Vec<Rule> {
+    let marked = || Statement::Is(Key::Mark, Value::mark(capture.mark));
+    let services = families(capture).iter().flat_map(|family| services_of(*family, capture));
+    let admit =
+        |service: Service| rule(&[service.asked, vec![marked(), Statement::Accept]].concat());
+    services.map(admit).collect()
+}
+
+/// What is not about agents. Where it says that it comes from one, this machine's answer to it would
+/// carry somebody else's bytes to that agent, and only IPv4 has a check of the way back.
+///
+/// A rule for each interface: nft 1.0.6 cannot load a look-up of this in a set of interfaces again.
+fn others(capture: &Capture) -> Vec<Rule> {
+    use Statement::{Accept, Count, Drop, Is, NotIn};
+    let others = || NotIn(Key::Interface, "agents");
+    let forged = capture.interfaces.iter().map(|each| {
+        let agents = Is(Key::WayBackInterface, Value::interface(&each.name));
+        rule(&[others(), agents, Count, Drop])
+    });
+    forged.chain([rule(&[others(), Accept])]).collect()
+}
+
+/// Who may send at all: rules whose order is that of the checks, each before what relies on it.
+fn identity(capture: &Capture) -> Vec<Rule> {
+    use Statement::{Accept, Count, Drop, In, Is, IsNot, NotIn};
+    let mut rules = Vec::new();
+    if capture.interfaces.iter().any(|each| !each.bound.is_empty()) {
+        let unproven = IsNot(Key::Priority, proof());
+        let unproven = [In(Key::Interface, "bound".into()), unproven, Count, Drop];
+        rules.push(because(Reason::SpoofedSource, &unproven));
+    }
+    if capture.services.dhcp {
+        rules.extend(for_others());
+        rules.push(discovers());
+        rules.push(dhcp_from_nowhere(capture.mark));
+    }
+    if capture.ipv6 {
+        rules.push(solicitations(capture));
+        let mut discovery = neighbour_discovery();
+        discovery.extend([
+            In(Key::Source(Family::V6), "link_6".into()),
+            for_this_machine(),
+            Accept,
+        ]);
+        rules.push(rule(&discovery));
+        for mut unasked in said_unasked() {
+            unasked.extend([In(Key::Source(Family::V6), "link_6".into()), Count, Drop]);
+            rules.push(rule(&unasked));
+        }
+    } else {
+        rules.push(because(Reason::ProtocolDenied, &[is_family(Family::V6), Count, Drop]));
+    }
+
+    // Never an answer to any of these: a reject quotes the sender's bytes to the sender's choice.
+    for &family in families(capture) {
+        let martian = In(Key::Source(family), of(family, "martian_4", "martian_6").into());
+        rules.push(because(Reason::SpoofedSource, &[is_family(family), martian, Count, Drop]));
+        let sources = of(family, "sources_4", "sources_6");
+        let foreign = NotIn(Key::InterfaceAndSource(family), sources);
+        rules.push(because(Reason::SpoofedSource, &[is_family(family), foreign, Count, Drop]));
+    }
+    let ours = [IsNot(Key::SourceType, fib_type("unicast", 1)), Count, Drop];
+    rules.push(because(Reason::SpoofedSource, &ours));
+    // The kernel says present or missing in one byte and clears the rest of the four.
+    let missing = Value { text: "missing".into(), bytes: 0u32.to_ne_bytes().to_vec() };
+    rules.push(because(Reason::SpoofedSource, &[Is(Key::WayBack, missing), Count, Drop]));
+
+    if capture.ipv6 {
+        let mut discovery = neighbour_discovery();
+        discovery.extend([for_this_machine(), Accept]);
+        rules.push(rule(&discovery));
+    }
+    let many = vec![fib_type("broadcast", 3), fib_type("anycast", 4), fib_type("multicast", 5)];
+    let many = [Statement::AnyOf(Key::DestinationType, many), Count, Drop];
+    rules.push(because(Reason::SelfDestination, &many));
+    rules
+}
+
+/// DNS to any address, our own included, and what of it nobody took.
+fn dns(capture: &Capture) -> Vec<Rule> {
+    use Statement::{AnyOf, Count, Drop, Goto, Over, SetMarkOf};
+    let query = || [is_udp(), port_is(DNS_PORT)];
+    let mut rules = Vec::new();
+    // One socket serves the interface, so no agent may fill its buffer, and no group.
+    let rate = capture.dns_rate.saturating_mul(DNS_HEADROOM);
+    for &family in families(capture) {
+        for (who, key) in meters::agents(family, capture) {
+            let over = Over(key, of(family, "dns_4", "dns_6").into(), rate.into());
+            let flood = [&query()[..], &who[..], &[over, Count, Drop]].concat();
+            rules.push(because(Reason::DnsRate, &flood));
+        }
+    }
+    for &family in families(capture) {
+        let group = SetMarkOf(Key::InterfaceAndSource(family), meters::groups_name(family));
+        rules.push(rule(&[&query()[..], &[is_family(family), group]].concat()));
+    }
+    let rate = capture.dns_rate.saturating_mul(Quota::GROUP_RATE);
+    let over = Over(Key::Mark, DNS_GROUPS.into(), rate.into());
+    rules.push(because(Reason::DnsRate, &[&query()[..], &[over, Count, Drop]].concat()));
+    for &family in families(capture) {
+        rules.push(deliver_dns(family, is_tcp(), capture));
+        rules.push(deliver_dns(family, is_udp(), capture));
+    }
+    let tcp_and_udp = vec![Value::byte("tcp", TCP), Value::byte("udp", UDP)];
+    let nobody = [AnyOf(Key::L4, tcp_and_udp), port_is(DNS_PORT), Count, Goto("refuse")];
+    rules.push(because(Reason::DnsDenied, &nobody));
+    rules
+}
+
+/// What the operator lets the gateway answer besides DNS, at the address that it has on the
+/// interface the packet came in by, and at no other.
+fn services(capture: &Capture) -> Vec<Rule> {
+    use Statement::{Accept, Count, Drop, Over, SetMark};
+    let mut rules = Vec::new();
+    for &family in families(capture) {
+        for service in services_of(family, capture) {
+            let here = [service.asked, vec![to_here()]].concat();
+            for (who, key) in meters::agents(family, capture) {
+                let over = Over(key, service.meter.into(), SERVICE_RATE.into());
+                let flood = [&here[..], &who, &[over, Count, Drop]].concat();
+                rules.push(because(Reason::RateLimit, &flood));
+            }
+            // Also where a meter is full, and takes no new agent.
+            let over = Over(Key::Interface, SERVICES.into(), SERVICES_RATE.into());
+            let flood = [&here[..], &[over, Count, Drop]].concat();
+            rules.push(because(Reason::RateLimit, &flood));
+            rules.push(rule(&[here, vec![SetMark(capture.mark), Accept]].concat()));
+        }
+    }
+    rules
+}
+
+/// Where nobody may connect: our own addresses, and special ones that policy does not list.
+fn destinations(capture: &Capture) -> Vec<Rule> {
+    use Statement::{Count, Drop, Goto, In, NotIn};
+    let own = [Statement::Is(Key::DestinationType, fib_type("local", 2)), Count, Drop];
+    let mut rules = vec![because(Reason::SelfDestination, &own)];
+    for &family in families(capture) {
+        let to = Key::Destination(family);
+        let special = In(to, of(family, "special_4", "special_6").into());
+        let elsewhere = NotIn(to, of(family, "homes_4", "homes_6"));
+        let statements = [is_family(family), special, elsewhere, Count, Goto("refuse")];
+        rules.push(because(Reason::DestinationDenied, &statements));
+    }
+    rules
+}
+
+/// Packets of connections that our listeners accepted already.
+fn divert(mark: u32) -> Rule {
+    rule(&[
+        is_tcp(),
+        Statement::Is(Key::SocketTransparent, Value::byte("1", 1)),
+        Statement::Is(Key::SocketWildcard, Value::byte("0", 0)),
+        Statement::SetMark(mark),
+        Statement::Accept,
+    ])
+}
+
+/// New connections to listed ports.
+fn deliver(family: Family, capture: &Capture) -> Rule {
+    rule(&[
+        is_family(family),
+        is_tcp(),
+        Statement::In(Key::DestinationPort, "ports".into()),
+        Statement::Tproxy(family, None, capture.proxy_port),
+        Statement::SetMark(capture.mark),
+        Statement::Accept,
+    ])
+}
+
+/// DNS to any address, our own included. It takes the packets of open connections too.
+fn deliver_dns(family: Family, transport: Statement, capture: &Capture) -> Rule {
+    rule(&[
+        is_family(family),
+        transport,
+        port_is(DNS_PORT),
+        Statement::Tproxy(family, Some(dns_at(family == Family::V6)), DNS_PORT),
+        Statement::SetMark(capture.mark),
+        Statement::Accept,
+    ])
+}
+
+/// One who has no address yet, to whoever may give it one.
+fn dhcp_from_nowhere(mark: u32) -> Rule {
+    let mut statements = vec![is_family(Family::V4)];
+    statements.extend(discover());
+    statements.extend([Statement::SetMark(mark), Statement::Accept]);
+    rule(&statements)
+}
+
+/// DHCP that asks a server to answer elsewhere: at a relay, of which agents are none, or where
+/// somebody who has no address says that he has one. A server believes either, and its answer would
+/// carry the agent's bytes there.
+fn for_others() -> [Rule; 2] {
+    use Statement::{Count, Drop, IsNot};
+    let nobody = || Value { text: "0x0".into(), bytes: vec![0; 4] };
+    let relayed = [is_family(Family::V4), is_udp(), port_is(DHCP_PORT)];
+    let relayed = [&relayed[..], &[IsNot(Key::DhcpRelay, nobody()), Count, Drop]].concat();
+    let elsewhere = [&[is_family(Family::V4)], &discover()[..]].concat();
+    let elsewhere = [&elsewhere[..], &[IsNot(Key::DhcpClient, nobody()), Count, Drop]].concat();
+    [relayed, elsewhere].map(|statements| because(Reason::SpoofedSource, &statements))
+}
+
+/// They all have the same source, so nothing but the interface tells them apart here.
+fn discovers() -> Rule {
+    let mut statements = vec![is_family(Family::V4)];
+    statements.extend(discover());
+    let over = Statement::Over(Key::Interface, DISCOVERS.into(), INTERFACE_RATE.into());
+    statements.extend([over, Statement::Count, Statement::Drop]);
+    rule(&statements)
+}
+
+/// What a DHCP client sends that has no address (RFC 2131, section 4.1), over IPv4.
+pub(crate) fn discover() -> [Statement; 4] {
+    let any = Value::address(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+    let everybody = Value::address(IpAddr::V4(Ipv4Addr::BROADCAST));
+    [
+        is_udp(),
+        Statement::Is(Key::Source(Family::V4), any),
+        Statement::Is(Key::Destination(Family::V4), everybody),
+        port_is(DHCP_PORT),
+    ]
+}
+
+/// The gateway remembers whoever asks for its address, in one table of the kernel for all
+/// interfaces, and takes nobody new while that is full of new ones. So no interface may fill it;
+/// but for its bound addresses, which are not many, and which nobody may take this from.
+fn solicitations(capture: &Capture) -> Rule {
+    let mut statements = vec![is_family(Family::V6)];
+    statements.extend(solicitation());
+    if !meters::bound_6(capture).elements.is_empty() {
+        let source = Key::InterfaceAndSource(Family::V6);
+        statements.push(Statement::NotIn(source, meters::BOUND_6));
+    }
+    let over = Statement::Over(Key::Interface, SOLICITATIONS.into(), INTERFACE_RATE.into());
+    statements.extend([over, Statement::Count, Statement::Drop]);
+    rule(&statements)
+}
+
+/// A question for the MAC of a neighbour (RFC 4861, section 4.3), over IPv6.
+pub(crate) fn solicitation() -> [Statement; 2] {
+    [
+        Statement::Is(Key::L4, Value::byte("icmpv6", ICMP6)),
+        Statement::Is(Key::Icmp6Type, Value::byte("nd-neighbor-solicit", 135)),
+    ]
+}
+
+/// What every IPv6 host says unasked: about the groups it listens to (RFC 2710, section 3; RFC 3810,
+/// section 5.2), and that it looks for a router (RFC 4861, section 4.1).
+pub(crate) fn said_unasked() -> [Vec<Statement>; 2] {
+    let icmp = || [is_family(Family::V6), Statement::Is(Key::L4, Value::byte("icmpv6", ICMP6))];
+    let reports = vec![
+        Value::byte("mld-listener-report", 131),
+        Value::byte("mld-listener-done", 132),
+        Value::byte("mld2-listener-report", 143),
+    ];
+    let reports = [
+        Statement::Is(Key::HopLimit, Value::byte("1", 1)),
+        Statement::AnyOf(Key::Icmp6Type, reports),
+    ];
+    let routers = IpAddr::V6(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2));
+    let solicits = [
+        Statement::Is(Key::Destination(Family::V6), Value::address(routers)),
+        Statement::Is(Key::HopLimit, Value::byte("255", 255)),
+        Statement::Is(Key::Icmp6Type, Value::byte("nd-router-solicit", 133)),
+    ];
+    [[&icmp()[..], &reports].concat(), [&icmp()[..], &solicits].concat()]
+}
+
+fn echo_request(family: Family) -> Vec<Statement> {
+    let (protocol, kind) = match family {
+        Family::V4 => (
+            Value::byte("icmp", ICMP4),
+            Statement::Is(Key::Icmp4Type, Value::byte("echo-request", 8)),
+        ),
+        Family::V6 => (
+            Value::byte("icmpv6", ICMP6),
+            Statement::Is(Key::Icmp6Type, Value::byte("echo-request", 128)),
+        ),
+    };
+    vec![is_family(family), Statement::Is(Key::L4, protocol), kind]
+}
+
+/// Neighbours speak to this machine or to all: what is for another one would be routed, and refused
+/// with an error to whoever it says that it comes from.
+fn for_this_machine() -> Statement {
+    let types = vec![fib_type("local", 2), fib_type("multicast", 5)];
+    Statement::AnyOf(Key::DestinationType, types)
+}
+
+fn to_here() -> Statement {
+    Statement::Is(Key::DestinationTypeHere, fib_type("local", 2))
+}
+
+/// What the operator names, of one family. DHCP is of IPv4.
+fn services_of(family: Family, capture: &Capture) -> Vec<Service> {
+    let (wanted, mut services) = (capture.services, Vec::new());
+    let udp = |port| vec![is_family(family), is_udp(), port_is(port)];
+    if wanted.ping {
+        let asked = echo_request(family);
+        services.push(Service { asked, meter: of(family, "pings_4", "pings_6") });
+    }
+    if wanted.ntp {
+        services.push(Service { asked: udp(NTP_PORT), meter: of(family, "ntp_4", "ntp_6") });
+    }
+    if wanted.dhcp && family == Family::V4 {
+        services.push(Service { asked: udp(DHCP_PORT), meter: "dhcp_4" });
+    }
+    services
+}
+
+fn families(capture: &Capture) -> &'static [Family] {
+    if capture.ipv6 { &[Family::V4, Family::V6] } else { &[Family::V4] }
+}
+
+fn of(family: Family, v4: &'static str, v6: &'static str) -> &'static str {
+    match family {
+        Family::V4 => v4,
+        Family::V6 => v6,
+    }
+}
+
+/// Packets of one agent that each service takes in a second; and of one bound card, where the
+/// source does not say whose they are.
+pub(crate) const SERVICE_RATE: u32 = 10;
+/// Packets of all agents of one interface that all services together take in a second: one of each
+/// agent that a meter has room for.
+const SERVICES_RATE: u32 = METER_SIZE;
+const SERVICES: &str = "services";
+
+/// ICMP refusals that one agent gets in a second, and at once. One to an address whose card is not
+/// known waits for three seconds, charged to a socket of the kernel that all interfaces share and
+/// that has room for 132 KiB on each CPU; `unres_qlen_bytes` bounds what waits for one address. So
+/// many, because a browser tries many hosts at once over QUIC, and waits where it is not refused.
+const REFUSALS: Rate = Rate { a_second: 50, at_once: 50 };
+/// The same, where one agent may have every address of a /64, so that nothing else bounds what
+/// waits: 40 at once and 15 in the three seconds are 55 of 2,304 bytes, the largest.
+const REFUSALS_OF_MANY: Rate = Rate { a_second: 5, at_once: 40 };
+
+/// Of packets whose source does not say whose they are, those of one interface that are taken in a
+/// second: two thousand hosts solicit the gateway twice a minute.
+const INTERFACE_RATE: u32 = 100;
+pub(crate) const SOLICITATIONS: &str = "solicitations";
+pub(crate) const DISCOVERS: &str = "discovers";
+
+/// How many times an agent's own rate may come in before the kernel drops the rest. What is above
+/// the rate and below this the resolver drops itself: by its own measure, which forgives a burst.
+const DNS_HEADROOM: u32 = 4;
+/// What all agents of a group together send. At the default rate, answers to as many that say no card
+/// wait in a half of what the socket has room for.
+const DNS_GROUPS: &str = "dns_groups";
+
+const NTP_PORT: u16 = 123;
+/// Of a server, RFC 2131, section 4.1.
+pub(crate) const DHCP_PORT: u16 = 67;

@@ -1,0 +1,135 @@
+//! A place in a path: one whole segment with fixed text around it.
+
+use std::{fmt, ops::Range, sync::Arc};
+
+use super::path::has_one_reading;
+
+/// Where a credential stands in a path, as in `/bot{}/`: one whole segment, with fixed text before and
+/// behind it. Where the text behind holds a slash, whatever follows is the API's; where not, the path
+/// ends with the segment.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PathSlot {
+    before: Arc<str>,
+    /// What ends the segment.
+    ending: Arc<str>,
+    /// Empty, or begins with a slash.
+    behind: Arc<str>,
+}
+
+/// Why a text is not a [`PathSlot`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PathSlotError {
+    /// Does not begin with a slash, or has no `{}` or more than one.
+    Shape,
+    /// Its fixed text is read differently by different servers, or holds what only a template would.
+    Ambiguous,
+}
+
+impl PathSlot {
+    /// Reads a place as policy writes it.
+    ///
+    /// # Errors
+    ///
+    /// Where it is none.
+    pub fn parse(text: &str) -> Result<Self, PathSlotError> {
+        let (before, after) = text.split_once("{}").ok_or(PathSlotError::Shape)?;
+        if !before.starts_with('/') {
+            return Err(PathSlotError::Shape);
+        }
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~:@!$'(),+=".contains(&byte);
+        let fixed = format!("{before}x{after}");
+        if !fixed.bytes().all(plain) || !has_one_reading(&fixed) {
+            return Err(PathSlotError::Ambiguous);
+        }
+        let (ending, behind) = after.split_at(after.find('/').unwrap_or(after.len()));
+        Ok(Self { before: before.into(), ending: ending.into(), behind: behind.into() })
+    }
+
+    /// Where a server that is lenient about case, and about what follows, would find a credential.
+    pub fn find(&self, path: &str) -> Option<Range<usize>> {
+        let start = self.before.len();
+        let rest = path.get(start..)?;
+        let segment = rest.split('/').next()?;
+        let fixed = path.get(..start)?.eq_ignore_ascii_case(&self.before);
+        let length = segment.len().checked_sub(self.ending.len()).filter(|&length| length > 0)?;
+        let ends = segment.get(length..)?.eq_ignore_ascii_case(&self.ending);
+        (fixed && ends).then_some(start..start + length)
+    }
+
+    /// Whether the fixed text around a credential that was [found](Self::find) is there, byte for byte.
+    pub fn fits(&self, path: &str, at: &Range<usize>) -> bool {
+        let after = path.get(at.end..).and_then(|after| after.strip_prefix(&*self.ending));
+        let ends = after.is_some_and(|after| {
+            after == &*self.behind || !self.behind.is_empty() && after.starts_with(&*self.behind)
+        });
+        ends && path.get(..at.start) == Some(&*self.before)
+    }
+}
+
+impl fmt::Display for PathSlot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{{}}{}{}", self.before, self.ending, self.behind)
+    }
+}
+
+impl fmt::Display for PathSlotError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Shape => "a place in a path begins with '/' and has one {}, as in /bot{}/",
+            Self::Ambiguous => {
+                "the text around {} is a plain path: no '%', no dots as a segment, no \
+                                empty segment, no second {}"
+            }
+        })
+    }
+}
+
+impl std::error::Error for PathSlotError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slot(text: &str) -> PathSlot {
+        PathSlot::parse(text).unwrap()
+    }
+
+    #[test]
+    fn a_place_in_a_path_is_one_segment_with_plain_text_around_it() {
+        for text in ["/bot{}/", "/{}", "/{}/", "/v1/keys/{}/use", "/file/bot{}/", "/a-{}.json"] {
+            assert_eq!(slot(text).to_string(), text);
+        }
+        for text in ["", "{}", "bot{}/", "/bot/", "/{", "/}{"] {
+            assert_eq!(PathSlot::parse(text), Err(PathSlotError::Shape), "{text}");
+        }
+        for text in
+            ["/{}{}", "/{}/{}", "//{}", "/../{}", "/%2e/{}", "/{}//", "/a b/{}", "/{}?", "/{}/../"]
+        {
+            assert_eq!(PathSlot::parse(text), Err(PathSlotError::Ambiguous), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_credential_is_found_as_a_lenient_server_would_and_fits_exactly() {
+        for (place, path, found, fits) in [
+            ("/bot{}/", "/botTOKEN/sendMessage", Some("TOKEN"), true),
+            ("/bot{}/", "/botTOKEN/", Some("TOKEN"), true),
+            ("/bot{}/", "/botTOKEN", Some("TOKEN"), false),
+            ("/bot{}/", "/BOTTOKEN/x", Some("TOKEN"), false),
+            ("/bot{}/", "/bot/x", None, false),
+            ("/bot{}/", "/robot/x", None, false),
+            ("/bot{}/", "/", None, false),
+            ("/{}", "/TOKEN", Some("TOKEN"), true),
+            ("/{}", "/TOKEN/x", Some("TOKEN"), false),
+            ("/a-{}.json", "/a-TOKEN.json", Some("TOKEN"), true),
+            ("/a-{}.json", "/a-TOKEN.JSON", Some("TOKEN"), false),
+            ("/a-{}.json", "/a-TOKEN.xml", None, false),
+            ("/keys/{}/use", "/keys/TOKEN/use", Some("TOKEN"), true),
+            ("/keys/{}/use", "/keys/TOKEN/drop", Some("TOKEN"), false),
+        ] {
+            let at = slot(place).find(path);
+            assert_eq!(at.clone().map(|at| &path[at]), found, "{place} {path}");
+            assert_eq!(at.is_some_and(|at| slot(place).fits(path, &at)), fits, "{place} {path}");
+        }
+    }
+}

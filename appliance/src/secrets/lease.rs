@@ -1,0 +1,225 @@
+//! The life of one lease: when it is prolonged, when it is replaced, when it ends. Pure: the time
+//! is an argument.
+//!
+//! It errs towards ending early: what counts is the time at which a question was asked, not
+//! the time at which Vault answered it.
+
+use std::time::{Duration, Instant};
+
+use super::{
+    sleep::moved_back,
+    source::{Lease, Prolonged},
+    timing::jittered,
+};
+
+/// A lease, and what is planned for it.
+#[derive(Clone)]
+pub(super) struct Tenure {
+    pub(super) lease: Lease,
+    /// The value is not used from then on.
+    pub(super) ends: Instant,
+    turn: Turn,
+    turn_at: Instant,
+    check_at: Instant,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    Renew,
+    /// It cannot go on: another is read before it ends.
+    Replace,
+}
+
+/// What is to be done about a lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Errand {
+    /// Ask for another full life.
+    Renew,
+    /// Read anew, for another lease.
+    Read,
+    /// Ask whether it still stands.
+    Check,
+}
+
+impl Tenure {
+    /// The tenure of a lease that was asked for at `asked`.
+    pub(super) fn new(lease: Lease, asked: Instant, check_every: Duration) -> Self {
+        let life = lease.life.min(MAX_LIFE);
+        let turn = if lease.renewable { Turn::Renew } else { Turn::Replace };
+        Self {
+            ends: asked + life,
+            turn,
+            turn_at: asked + two_thirds(life),
+            check_at: asked + jittered(check_every),
+            lease: Lease { life, ..lease },
+        }
+    }
+
+    /// What is next, and when.
+    pub(super) fn next(&self) -> (Instant, Errand) {
+        let turn = match self.turn {
+            Turn::Renew => Errand::Renew,
+            Turn::Replace => Errand::Read,
+        };
+        if self.check_at < self.turn_at {
+            (self.check_at, Errand::Check)
+        } else {
+            (self.turn_at, turn)
+        }
+    }
+
+    /// Enters a renewal that was asked for at `asked`. One that gives less than was asked for
+    /// means that the lease is near its longest life. What has to be replaced by now, still has to.
+    pub(super) fn prolong(&mut self, by: Prolonged, asked: Instant) {
+        let life = by.life.min(MAX_LIFE);
+        let whole = life + ROUNDING >= self.lease.life;
+        let turn_at = asked + two_thirds(life);
+        (self.turn, self.turn_at) = match self.turn {
+            Turn::Renew if by.renewable && whole => (Turn::Renew, turn_at),
+            Turn::Renew => (Turn::Replace, turn_at),
+            Turn::Replace => (Turn::Replace, turn_at.min(self.turn_at)),
+        };
+        self.ends = asked + life;
+    }
+
+    /// When to ask whether it still stands.
+    pub(super) fn look_at(&self) -> Instant {
+        self.check_at
+    }
+
+    /// An API did not take its value: its source is asked about it at once, or for another where it
+    /// cannot tell.
+    pub(super) fn reject(&mut self, now: Instant) {
+        match self.lease.id.is_empty() {
+            true => self.replace_now(now),
+            false => self.check_at = self.check_at.min(now),
+        }
+    }
+
+    /// It was looked at.
+    pub(super) fn look_later(&mut self, now: Instant, check_every: Duration) {
+        self.check_at = now + jittered(check_every);
+    }
+
+    /// It was ended, cannot be prolonged, or died with its token: read anew at once.
+    pub(super) fn replace_now(&mut self, now: Instant) {
+        self.turn = Turn::Replace;
+        self.turn_at = now;
+        self.check_at = self.check_at.max(now);
+    }
+
+    /// The source cannot tell now: everything that was due waits for `wait`.
+    pub(super) fn put_off(&mut self, now: Instant, wait: Duration) {
+        self.turn_at = self.turn_at.max(now + wait);
+        self.check_at = self.check_at.max(now + wait);
+    }
+
+    /// The machine was suspended for `slept`, which counts for everything.
+    pub(super) fn slept(&mut self, slept: Duration, now: Instant) {
+        for at in [&mut self.ends, &mut self.turn_at, &mut self.check_at] {
+            *at = moved_back(*at, slept, now);
+        }
+    }
+
+    pub(super) fn has_ended(&self, now: Instant) -> bool {
+        self.ends <= now
+    }
+}
+
+/// Two thirds of a life, less some jitter.
+fn two_thirds(life: Duration) -> Duration {
+    jittered(life * 2 / 3)
+}
+
+/// A year. Keeps sums of instants in range.
+const MAX_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// Vault counts whole seconds, and may have counted one by the time it answers.
+const ROUNDING: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::sync::Arc;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn lease(seconds: u64, renewable: bool) -> Lease {
+        let life = Duration::from_secs(seconds);
+        Lease { id: Arc::new("l".to_owned().into()), life, renewable, generation: 0 }
+    }
+
+    fn prolonged(seconds: u64, renewable: bool) -> Prolonged {
+        Prolonged { life: Duration::from_secs(seconds), renewable }
+    }
+
+    #[test]
+    fn a_lease_is_renewed_at_two_thirds_and_replaced_where_that_cannot_be() {
+        let now = Instant::now();
+        for (renewable, errand) in [(true, Errand::Renew), (false, Errand::Read)] {
+            let (at, next) = Tenure::new(lease(30, renewable), now, MINUTE).next();
+            assert_eq!(next, errand);
+            let seconds = (at - now).as_secs_f64();
+            assert!((16.0..=20.0).contains(&seconds), "{seconds}");
+        }
+    }
+
+    #[test]
+    fn a_renewal_cut_short_is_the_last_one() {
+        let now = Instant::now();
+        let mut tenure = Tenure::new(lease(30, true), now, MINUTE);
+        tenure.prolong(prolonged(29, true), now);
+        assert_eq!(tenure.next().1, Errand::Renew, "a second is rounding");
+        tenure.prolong(prolonged(20, true), now);
+        let (at, errand) = tenure.next();
+        assert_eq!(errand, Errand::Read);
+        assert!(at < tenure.ends, "another is read before this one ends");
+        tenure.prolong(prolonged(0, false), now);
+        assert_eq!((tenure.next(), tenure.has_ended(now)), ((now, Errand::Read), true));
+    }
+
+    #[test]
+    fn a_long_lease_is_looked_at_each_refresh() {
+        let now = Instant::now();
+        let mut tenure = Tenure::new(lease(3_600, true), now, MINUTE);
+        let (at, errand) = tenure.next();
+        assert_eq!(errand, Errand::Check);
+        assert!(at <= now + MINUTE);
+        tenure.look_later(at, MINUTE);
+        assert!(tenure.next().0 > at);
+        tenure.replace_now(at);
+        assert_eq!(tenure.next(), (at, Errand::Read));
+    }
+
+    #[test]
+    fn a_lease_ends_in_a_suspended_machine_as_in_any_other() {
+        let now = Instant::now();
+        let mut tenure = Tenure::new(lease(30, true), now, MINUTE);
+        let (next, errand) = tenure.next();
+        tenure.slept(Duration::from_secs(10), now);
+        assert_eq!(tenure.next(), (next - Duration::from_secs(10), errand));
+        assert!(!tenure.has_ended(now));
+        tenure.slept(Duration::from_secs(20), now);
+        assert!(tenure.has_ended(now));
+    }
+
+    proptest! {
+        /// However a lease is treated, its end follows from what Vault said last, and the next
+        /// errand comes before it unless the source could not tell.
+        #[test]
+        fn no_errand_moves_the_end(life in 0_u64..100_000, short in 0_u64..100_000, wait in 0_u64..60) {
+            let now = Instant::now();
+            let mut tenure = Tenure::new(lease(life, true), now, MINUTE);
+            prop_assert_eq!(tenure.ends, now + Duration::from_secs(life));
+            prop_assert!(tenure.next().0 <= tenure.ends);
+            tenure.put_off(now, Duration::from_secs(wait));
+            tenure.look_later(now, MINUTE);
+            tenure.replace_now(now);
+            prop_assert_eq!(tenure.ends, now + Duration::from_secs(life));
+            tenure.prolong(prolonged(short, true), now);
+            prop_assert_eq!(tenure.ends, now + Duration::from_secs(short));
+            prop_assert!(tenure.next().0 <= tenure.ends);
+        }
+    }
+}

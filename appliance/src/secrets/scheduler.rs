@@ -1,0 +1,504 @@
+//! What is asked of the sources and when, and what their answers mean. Pure: the time is an
+//! argument.
+//!
+//! What shares a location is read at once: one question, one lease, and values that change
+//! together. A value that is not lent is read each `refresh`; a lent one only when its lease has
+//! to be replaced, for each read of it makes another user somewhere. A lease with no value in it that
+//! can be used is given back, and read anew each `refresh`. Every lease that is known is
+//! either held by a plan or about to be given back: no path drops one in between.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use super::{
+    FetchError, Snapshot, Uses,
+    fit::Key,
+    lanes::{Kind, Lane, QUESTIONS_AT_ONCE, QUESTIONS_IN_ALL, kind, lane},
+    lease::{Errand, Tenure},
+    ledger::{Change, Fresh, Ledger},
+    pace::Pace,
+    revocation::Returns,
+    sleep::moved_back,
+    source::{Answer, Lease, Picked, Prolonged, Standing},
+    timing::{back_off, jittered, spread},
+};
+use crate::policy::{GroupName, Location, SecretRef};
+
+/// Everything wanted, held and planned.
+pub(super) struct Agenda {
+    refresh: Duration,
+    ledger: Ledger,
+    plans: HashMap<Site, Plan>,
+    pub(super) returns: Returns,
+    tickets: u64,
+    /// How long the machine was suspended, in all.
+    slept: Duration,
+}
+
+/// Who reads, and what.
+pub(super) type Site = (GroupName, Location);
+
+/// A question to a source.
+#[derive(Clone)]
+pub(super) struct Question {
+    pub(super) site: Site,
+    pub(super) references: Vec<SecretRef>,
+    pub(super) about: About,
+    asked: Instant,
+    /// What of the agenda's had been slept by then.
+    slept: Duration,
+    ticket: u64,
+}
+
+/// What a question is about.
+#[derive(Clone)]
+pub(super) enum About {
+    Read,
+    Renew(Lease),
+    Check(Lease),
+}
+
+/// What a source answered.
+pub(super) enum Outcome {
+    Read(Result<Answer, FetchError>),
+    Renewed(Result<Prolonged, FetchError>),
+    Checked(Result<Standing, FetchError>),
+}
+
+/// What changed, for the log.
+pub(super) type Changes = Vec<(SecretRef, Change)>;
+
+/// What is planned for a site.
+struct Plan {
+    /// Tells this plan from an earlier one for the same site, whose answers may still come.
+    ticket: u64,
+    references: Vec<SecretRef>,
+    /// When it is read next, where nothing is lent.
+    due: Instant,
+    outages: u32,
+    asking: bool,
+    tenure: Option<Tenure>,
+    /// When a lease was last asked for.
+    lent: Option<Instant>,
+    doubt: Doubt,
+    pace: Pace,
+}
+
+/// Whether the group may still have what it was lent, where the source does not say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Doubt {
+    No,
+    /// A read has to tell.
+    Open,
+    /// A read with the token of this generation succeeded, which may have it and may not ask.
+    Settled(u64),
+}
+
+impl Agenda {
+    pub(super) fn new(refresh: Duration, max_stale: Duration) -> Self {
+        Self {
+            refresh,
+            ledger: Ledger::new(max_stale),
+            plans: HashMap::new(),
+            returns: Returns::default(),
+            tickets: 0,
+            slept: Duration::ZERO,
+        }
+    }
+
+    /// Takes `wanted` in place of what was wanted before. Leases that nothing needs any more are
+    /// given back at once.
+    pub(super) fn want(&mut self, wanted: &[Key], now: Instant) {
+        self.ledger.want(wanted, now);
+        let mut sites: HashMap<Site, Vec<SecretRef>> = HashMap::new();
+        for (group, reference) in wanted {
+            let site = (group.clone(), reference.location());
+            sites.entry(site).or_default().push(reference.clone());
+        }
+        for ((group, _), plan) in self.plans.extract_if(|site, _| !sites.contains_key(site)) {
+            if let Some(tenure) = plan.tenure {
+                self.returns.add(&group, tenure.lease, now, tenure.ends);
+            }
+        }
+        for (site, references) in sites {
+            self.tickets += 1;
+            let fresh = || Plan::new(self.tickets, now);
+            self.plans.entry(site).or_insert_with(fresh).take_references(references, now);
+        }
+    }
+
+    /// Takes where values are wanted. Tells of those held that could not be used there.
+    pub(super) fn take_uses(&mut self, uses: Uses) -> Vec<(Key, Change)> {
+        self.ledger.take_uses(uses)
+    }
+
+    /// Makes every read that no lease has made due, due.
+    pub(super) fn ask_again(&mut self, now: Instant) {
+        for ((group, _), plan) in &mut self.plans {
+            plan.due = now;
+            let reads = plan.tenure.is_none().then_some(&plan.references).into_iter().flatten();
+            reads.for_each(|one| self.ledger.await_answer(&(group.clone(), one.clone())));
+        }
+    }
+
+    /// An API did not take this value. True where it is asked for at once.
+    pub(super) fn reject(&mut self, (group, reference): &Key, now: Instant) -> bool {
+        let plan = self.plans.get_mut(&(group.clone(), reference.location()));
+        plan.is_some_and(|plan| plan.reject(self.refresh, now))
+    }
+
+    /// The machine was suspended for `slept`: everything that ends or is due, is so by that much
+    /// earlier, and what is asked now was asked by that much earlier.
+    pub(super) fn slept(&mut self, slept: Duration, now: Instant) {
+        self.slept += slept;
+        self.ledger.slept(slept, now);
+        for plan in self.plans.values_mut() {
+            plan.due = moved_back(plan.due, slept, now);
+            plan.tenure.iter_mut().for_each(|tenure| tenure.slept(slept, now));
+        }
+    }
+
+    /// Forgets what is too old to be masked.
+    pub(super) fn forget_old(&mut self, now: Instant) {
+        self.ledger.forget_old(now);
+    }
+
+    pub(super) fn snapshot(&self) -> Snapshot {
+        self.ledger.snapshot()
+    }
+
+    /// What is due now, as far as the bound on questions at once allows, and when to look again.
+    ///
+    /// What is due and has to wait for its turn is woken by an answer, and not by the clock.
+    pub(super) fn take_due(
+        &mut self,
+        now: Instant,
+        generation: impl Fn(&GroupName) -> u64,
+    ) -> (Vec<Question>, Instant) {
+        let mut asking: HashMap<Lane, usize> = HashMap::new();
+        let mut in_all: HashMap<Kind, usize> = HashMap::new();
+        for (site, plan) in &self.plans {
+            *asking.entry(lane(site)).or_default() += usize::from(plan.asking);
+            *in_all.entry(kind(&site.1)).or_default() += usize::from(plan.asking);
+        }
+        let lanes = |of: Kind| asking.keys().filter(|(kind, _)| *kind == of).count().max(1);
+        let share = |of: Kind| (QUESTIONS_IN_ALL / lanes(of)).clamp(1, QUESTIONS_AT_ONCE);
+        let shares = [Kind::Vault, Kind::File].map(|of| (of, share(of)));
+        let shares = HashMap::from(shares);
+        for ((group, _), plan) in &mut self.plans {
+            if let Some(lease) = plan.notice(generation(group), now) {
+                let until = now + lease.life;
+                self.returns.add(group, lease, now, until);
+            }
+        }
+        let mut look_again = now + IDLE;
+        let mut due: Vec<(Instant, &Site, &mut Plan)> = Vec::new();
+        for (site, plan) in self.plans.iter_mut().filter(|(_, plan)| !plan.asking) {
+            let at = plan.next().0;
+            if at <= now {
+                due.push((at, site, plan));
+            } else {
+                look_again = look_again.min(at);
+            }
+        }
+        due.sort_by_key(|(at, ..)| *at);
+        let mut questions = Vec::new();
+        for (_, site, plan) in due {
+            let share = shares.get(&kind(&site.1)).copied().unwrap_or(1);
+            let asking = asking.entry(lane(site)).or_default();
+            let in_all = in_all.entry(kind(&site.1)).or_default();
+            if *asking < share && *in_all < QUESTIONS_IN_ALL {
+                *asking += 1;
+                *in_all += 1;
+                questions.push(Question { slept: self.slept, ..plan.ask(site, now) });
+            }
+        }
+        if self.plans.values().any(|plan| plan.tenure.is_some()) {
+            look_again = look_again.min(now + LOOK_EVERY);
+        }
+        (questions, look_again)
+    }
+
+    /// Enters what a source answered to `question`.
+    pub(super) fn enter(&mut self, question: &Question, outcome: Outcome, now: Instant) -> Changes {
+        let slept = self.slept.saturating_sub(question.slept);
+        let question =
+            &Question { asked: moved_back(question.asked, slept, now), ..question.clone() };
+        let group = &question.site.0;
+        let plan = self.plans.get_mut(&question.site);
+        let Some(plan) = plan.filter(|plan| plan.ticket == question.ticket) else {
+            if let Outcome::Read(Ok(Answer { lease: Some(lease), .. })) = outcome {
+                self.returns.add(group, lease, now, now);
+            }
+            return vec![];
+        };
+        plan.asking = false;
+        match outcome {
+            Outcome::Read(Ok(answer)) => self.take(question, answer, now),
+            Outcome::Renewed(Ok(prolonged)) => {
+                plan.outages = 0;
+                let Some(tenure) = &mut plan.tenure else {
+                    // It had ended by our clock, and lives on by Vault's.
+                    if let About::Renew(lease) = &question.about {
+                        self.returns.add(group, lease.clone(), now, now + prolonged.life);
+                    }
+                    plan.due = now;
+                    return vec![];
+                };
+                tenure.prolong(prolonged, question.asked);
+                let ends = tenure.ends;
+                self.each(question, |ledger, key| ledger.prolong(key, ends))
+            }
+            Outcome::Renewed(Err(FetchError::Gone(..))) | Outcome::Checked(Ok(Standing::Ended)) => {
+                plan.replace_now(now);
+                plan.look_later(now, self.refresh);
+                vec![]
+            }
+            Outcome::Checked(Ok(Standing::Doubtful)) => {
+                plan.settle(now);
+                plan.look_later(now, self.refresh);
+                vec![]
+            }
+            Outcome::Checked(Ok(Standing::Good)) => {
+                plan.outages = 0;
+                plan.doubt = Doubt::No;
+                plan.look_later(now, self.refresh);
+                vec![]
+            }
+            Outcome::Read(Err(error @ FetchError::Gone(..)))
+            | Outcome::Checked(Err(error @ FetchError::Gone(..))) => {
+                plan.outages = 0;
+                plan.doubt = Doubt::No;
+                plan.due = now + jittered(self.refresh);
+                if let Some(tenure) = plan.tenure.take() {
+                    self.returns.add(group, tenure.lease, now, tenure.ends);
+                }
+                self.each(question, |ledger, key| ledger.record(key, Err(error), now))
+            }
+            Outcome::Checked(Err(error)) => {
+                plan.outages = plan.outages.saturating_add(1);
+                let wait = back_off(plan.outages).min(self.refresh).max(error.asks_for());
+                plan.look_later(now, wait);
+                vec![]
+            }
+            Outcome::Read(Err(error)) | Outcome::Renewed(Err(error)) => {
+                plan.put_off(self.refresh, error, now);
+                self.each(question, |ledger, key| ledger.record(key, Err(error), now))
+            }
+        }
+    }
+
+    /// Every lease that is held or was not given back yet; they are forgotten here.
+    pub(super) fn take_leases(&mut self) -> Vec<(GroupName, Lease)> {
+        let held = self.plans.iter_mut().filter_map(|((group, _), plan)| {
+            plan.tenure.take().map(|tenure| (group.clone(), tenure.lease))
+        });
+        let mut leases: Vec<_> = held.collect();
+        leases.extend(self.returns.take_all());
+        leases
+    }
+
+    fn take(&mut self, question: &Question, answer: Answer, now: Instant) -> Changes {
+        let (group, refresh) = (&question.site.0, self.refresh);
+        let Some(plan) = self.plans.get_mut(&question.site) else { return vec![] };
+        let recovered = std::mem::take(&mut plan.outages) > 0;
+        plan.due = plan.pace.next_read(refresh, answer.changes_in, question.asked, now);
+        plan.lent = answer.lease.is_some().then_some(question.asked);
+        if let (Doubt::Open, Some(lease)) = (plan.doubt, &answer.lease) {
+            plan.doubt = Doubt::Settled(lease.generation);
+        }
+        let mut tenure = answer.lease.map(|lease| Tenure::new(lease, question.asked, refresh));
+        // Held, it would be prolonged to its longest life, and what repairs it seen only then.
+        let usable = |value: &Result<Picked, _>| value.as_ref().is_ok_and(Picked::is_usable);
+        if !answer.values.iter().any(usable)
+            && let Some(useless) = tenure.take()
+        {
+            self.returns.add(group, useless.lease, now, useless.ends);
+        }
+        let ends = tenure.as_ref().map(|tenure| tenure.ends);
+        if let Some(old) = std::mem::replace(&mut plan.tenure, tenure) {
+            // Requests that began with the old value may still be on their way.
+            self.returns.add(group, old.lease, now + GRACE, old.ends);
+        }
+        if plan.references.iter().any(|wanted| !question.references.contains(wanted)) {
+            plan.replace_now(now);
+        }
+        if recovered {
+            self.wake(kind(&question.site.1), now);
+        }
+        let narrowing = answer.narrowing;
+        let mut values = answer.values.into_iter();
+        let changes = self.each(question, |ledger, key| {
+            let fresh = values.next().unwrap_or(Err(NO_ANSWER)).map(|picked| Fresh {
+                picked,
+                asked: question.asked,
+                lease_ends: ends,
+                narrowing: narrowing.clone(),
+            });
+            ledger.record(key, fresh, now)
+        });
+        if changes.iter().any(|(_, change)| matches!(change, Change::Rotated)) {
+            self.plans.get_mut(&question.site).into_iter().for_each(|plan| plan.pace.changed());
+        }
+        changes
+    }
+
+    fn each(
+        &mut self,
+        question: &Question,
+        mut edit: impl FnMut(&mut Ledger, &Key) -> Change,
+    ) -> Changes {
+        let group = &question.site.0;
+        let mut changes = Vec::new();
+        for reference in &question.references {
+            let key = (group.clone(), reference.clone());
+            changes.push((reference.clone(), edit(&mut self.ledger, &key)));
+        }
+        changes
+    }
+
+    fn wake(&mut self, of: Kind, now: Instant) {
+        for (_, plan) in self.plans.iter_mut().filter(|((_, location), _)| kind(location) == of) {
+            if plan.outages > 0 {
+                // Not all at once: the source has only just come back.
+                plan.due = plan.due.min(now + spread(WAKE_TIME));
+            }
+        }
+    }
+}
+
+impl Plan {
+    fn new(ticket: u64, now: Instant) -> Self {
+        Self {
+            ticket,
+            references: vec![],
+            due: now,
+            outages: 0,
+            asking: false,
+            tenure: None,
+            lent: None,
+            doubt: Doubt::No,
+            pace: Pace::default(),
+        }
+    }
+
+    /// What no earlier read picked is read at once.
+    fn take_references(&mut self, references: Vec<SecretRef>, now: Instant) {
+        let more = references.iter().any(|one| !self.references.contains(one));
+        self.references = references;
+        if more {
+            self.replace_now(now);
+        }
+    }
+
+    /// A lease that was lent to an older token ends with that one. Gives back the lease that has
+    /// ended by our clock: a renewal whose answer was lost lets it live on by Vault's. Another is
+    /// read at once, or when the source is asked again that did not answer.
+    fn notice(&mut self, generation: u64, now: Instant) -> Option<Lease> {
+        let ended = self.tenure.take_if(|tenure| tenure.has_ended(now));
+        if ended.is_some() && self.outages == 0 {
+            self.due = now;
+        }
+        if let Some(tenure) = &mut self.tenure
+            && tenure.lease.generation != generation
+        {
+            tenure.lease.generation = generation;
+            tenure.replace_now(now);
+        }
+        ended.map(|tenure| tenure.lease)
+    }
+
+    fn next(&self) -> (Instant, Errand) {
+        let (at, errand) = match &self.tenure {
+            Some(tenure) => tenure.next(),
+            None => (self.due, Errand::Read),
+        };
+        let (Errand::Read, Some(lent)) = (errand, self.lent) else { return (at, errand) };
+        let at = at.max(lent + BETWEEN_LEASES);
+        // A right that is taken meanwhile is not to wait for that.
+        let look_at = self.tenure.as_ref().map(Tenure::look_at).filter(|look_at| *look_at < at);
+        look_at.map_or((at, errand), |look_at| (look_at, Errand::Check))
+    }
+
+    fn ask(&mut self, site: &Site, now: Instant) -> Question {
+        self.asking = true;
+        let about = match (self.next().1, &self.tenure) {
+            (Errand::Renew, Some(tenure)) => About::Renew(tenure.lease.clone()),
+            (Errand::Check, Some(tenure)) => About::Check(tenure.lease.clone()),
+            _ => About::Read,
+        };
+        Question {
+            site: site.clone(),
+            references: self.references.clone(),
+            about,
+            asked: now,
+            slept: Duration::ZERO,
+            ticket: self.ticket,
+        }
+    }
+
+    fn replace_now(&mut self, now: Instant) {
+        self.due = now;
+        self.tenure.iter_mut().for_each(|tenure| tenure.replace_now(now));
+    }
+
+    /// Reads anew at once, however young the lease is; but once for each token where that succeeds,
+    /// or each look would make another lease.
+    fn settle(&mut self, now: Instant) {
+        let generation = self.tenure.as_ref().map(|tenure| tenure.lease.generation);
+        if generation.is_some_and(|it| self.doubt == Doubt::Settled(it)) {
+            return;
+        }
+        self.doubt = Doubt::Open;
+        self.lent = None;
+        self.replace_now(now);
+    }
+
+    /// A lease is looked at, anything else is read, unless the source is away: that it is asked for
+    /// as soon as it can be.
+    fn reject(&mut self, refresh: Duration, now: Instant) -> bool {
+        let now_is_news = self.outages == 0 && self.pace.reject(refresh, now);
+        if now_is_news {
+            self.due = self.due.min(now);
+            self.tenure.iter_mut().for_each(|tenure| tenure.reject(now));
+        }
+        now_is_news
+    }
+
+    /// Its lease was looked at.
+    fn look_later(&mut self, now: Instant, wait: Duration) {
+        self.tenure.iter_mut().for_each(|tenure| tenure.look_later(now, wait));
+    }
+
+    fn put_off(&mut self, refresh: Duration, error: FetchError, now: Instant) {
+        self.outages = self.outages.saturating_add(1);
+        let wait = jittered(back_off(self.outages).min(refresh)).max(error.asks_for());
+        self.due = now + wait;
+        self.tenure.iter_mut().for_each(|tenure| tenure.put_off(now, wait));
+    }
+}
+
+const NO_ANSWER: FetchError =
+    FetchError::Outage(crate::reason::SecretCause::VaultUnreachable, "the answer lacks a value");
+
+/// Within how long everything that waits for a source is asked, once it answers again.
+const WAKE_TIME: Duration = Duration::from_secs(2);
+
+/// What a request that began with an old value has to reach its service and be let in.
+const GRACE: Duration = Duration::from_secs(60);
+
+/// Least time between two leases of one location: a lease with hardly any life must not become a
+/// user each moment.
+const BETWEEN_LEASES: Duration = Duration::from_secs(5);
+
+/// How often the token's generation is looked at while anything is lent.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Sleep of an agenda with nothing to ask; any change wakes it sooner.
+const IDLE: Duration = Duration::from_secs(3600);
+
+#[cfg(test)]
+#[path = "scheduler_tests.rs"]
+mod tests;

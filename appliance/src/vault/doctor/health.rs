@@ -1,0 +1,106 @@
+//! What the doctor found, as lines for people. Carries no secret: paths, names and our own words.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    error, fmt,
+};
+
+use super::super::{VaultSourceError, plan::PlanError};
+use crate::{ca::CaError, policy::GroupName};
+
+/// What was found.
+#[derive(Debug, Default)]
+pub struct Health {
+    pub(super) checks: Vec<Check>,
+    /// What each group can read, as far as it was asked.
+    pub(super) reads: BTreeMap<GroupName, BTreeSet<String>>,
+}
+
+#[derive(Debug)]
+pub(super) struct Check {
+    pub(super) verdict: Verdict,
+    pub(super) whose: String,
+    pub(super) text: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Ok,
+    Missing,
+    TooWide,
+    Unanswered,
+}
+
+/// Why nothing could be looked at.
+#[derive(Debug)]
+pub enum DoctorError {
+    /// The configuration asks for something that no Vault can be told.
+    Plan(PlanError),
+    /// The files for Vault cannot be used.
+    Source(VaultSourceError),
+    /// The issuing CAs cannot be asked for.
+    Ca(CaError),
+    /// The SecretID is wrapped, and opening it would take it from the gateway.
+    Wrapped,
+    /// It was to end before it was done.
+    Interrupted,
+}
+
+impl Health {
+    /// Whether nothing is missing, too wide or unanswered.
+    pub fn is_good(&self) -> bool {
+        self.checks.iter().all(|check| check.verdict == Verdict::Ok)
+    }
+}
+
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for Check { verdict, whose, text } in &self.checks {
+            writeln!(f, "{:<9} {whose}: {text}", verdict.word())?;
+        }
+        for (group, paths) in &self.reads {
+            writeln!(f, "\ngroup {group} can read:")?;
+            paths.iter().try_for_each(|path| writeln!(f, "  {path}"))?;
+        }
+        let count = |verdict| self.checks.iter().filter(|it| it.verdict == verdict).count();
+        write!(f, "\n{} checks: ", self.checks.len())?;
+        match self.is_good() {
+            true => f.write_str("healthy\n"),
+            false => writeln!(
+                f,
+                "{} missing, {} too wide, {} unanswered",
+                count(Verdict::Missing),
+                count(Verdict::TooWide),
+                count(Verdict::Unanswered)
+            ),
+        }
+    }
+}
+
+impl Verdict {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Missing => "missing",
+            Self::TooWide => "too wide",
+            Self::Unanswered => "unknown",
+        }
+    }
+}
+
+impl fmt::Display for DoctorError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Plan(error) => error.fmt(f),
+            Self::Source(error) => error.fmt(f),
+            Self::Ca(error) => error.fmt(f),
+            Self::Wrapped => f.write_str(
+                "the SecretID is wrapped and opens once, for the gateway; make another one and give \
+                 it with --secret-id-file",
+            ),
+            Self::Interrupted => f.write_str("interrupted before everything was looked at"),
+        }
+    }
+}
+
+impl error::Error for DoctorError {}

@@ -1,0 +1,134 @@
+//! What can keep the gateway from logging in again: a role that others can lock out, and a SecretID
+//! that does not last.
+
+use rustify::{
+    endpoint::Endpoint,
+    enums::{RequestMethod, RequestType, ResponseType},
+};
+
+use super::{
+    super::{
+        pick::{Picked, pick},
+        plan::{GATEWAY, is_guessable},
+        token::TokenClient,
+    },
+    Doctor, Verdict,
+};
+use crate::config::VaultLogin;
+
+impl Doctor<'_> {
+    pub(super) async fn look_at_login(&mut self, gateway: &TokenClient) {
+        let VaultLogin::AppRole { mount, role_id, .. } = &self.vault.login else { return };
+        let whose = "gateway";
+        match is_guessable(role_id) {
+            true => self.add(Verdict::TooWide, whose, GUESSABLE),
+            false => self.add(Verdict::Ok, whose, "its role_id is random"),
+        }
+        let mount = gateway.call(Mount(mount)).await;
+        match mount.map(|body| pick(&body, &LOCKOUT_DISABLE)) {
+            Ok(Some(Picked::Bool(true))) => {
+                self.add(Verdict::Ok, whose, "wrong SecretIDs do not lock its role out");
+            }
+            Ok(_) => self.add(Verdict::TooWide, whose, LOCKABLE),
+            Err(_) => self.add(Verdict::Unanswered, whose, UNTOLD_MOUNT),
+        }
+        self.look_at_secret_id(whose, gateway).await;
+    }
+
+    /// After a login, which is a use of the SecretID.
+    async fn look_at_secret_id(&mut self, whose: &str, gateway: &TokenClient) {
+        let Some(role) = self.session.login.approle() else { return };
+        let looked = role.look_up(GATEWAY, gateway).await;
+        let (verdict, text) = match looked.map(|body| secret_id(&body)) {
+            Ok(SecretId::Lasting) => (Verdict::Ok, "its SecretID lasts"),
+            Ok(SecretId::UsedUp) => (Verdict::Missing, USED_UP),
+            Ok(SecretId::Counted) => (Verdict::Missing, COUNTED),
+            Ok(SecretId::Ending) => (Verdict::Missing, ENDING),
+            Err(_) => (Verdict::Unanswered, UNTOLD_SECRET_ID),
+        };
+        self.add(verdict, whose, text);
+    }
+}
+
+enum SecretId {
+    Lasting,
+    /// Good for some more logins.
+    Counted,
+    /// Vault knows it no longer.
+    UsedUp,
+    /// Good for some time.
+    Ending,
+}
+
+fn secret_id(looked: &[u8]) -> SecretId {
+    let number = |field| match pick(looked, &["data", field]) {
+        Some(Picked::Number(number)) => number,
+        _ => 0,
+    };
+    match pick(looked, &["data"]) {
+        None => SecretId::UsedUp,
+        Some(_) if number("secret_id_num_uses") > 0 => SecretId::Counted,
+        Some(_) if number("secret_id_ttl") > 0 => SecretId::Ending,
+        Some(_) => SecretId::Lasting,
+    }
+}
+
+/// What Vault says of a mount to whoever has some right below it.
+struct Mount<'a>(&'a str);
+
+impl Endpoint for Mount<'_> {
+    type Response = ();
+    const REQUEST_BODY_TYPE: RequestType = RequestType::JSON;
+    const RESPONSE_BODY_TYPE: ResponseType = ResponseType::JSON;
+
+    fn path(&self) -> String {
+        format!("sys/internal/ui/mounts/auth/{}", self.0)
+    }
+
+    fn method(&self) -> RequestMethod {
+        RequestMethod::GET
+    }
+}
+
+const LOCKOUT_DISABLE: [&str; 4] =
+    ["data", "config", "user_lockout_config", "user_lockout_disable"];
+
+const GUESSABLE: &str = "its role_id can be guessed: write a random one, as `uuidgen` prints it, \
+    and apply the plan again";
+
+const LOCKABLE: &str = "whoever knows its role_id can lock it out with a few wrong SecretIDs: set \
+    `vault auth tune -user-lockout-disable=true` on the mount";
+
+const UNTOLD_MOUNT: &str = "Vault does not say whether wrong SecretIDs lock its role out: it needs \
+    some right below the mount of the login";
+
+const USED_UP: &str = "its SecretID was good for this login and is gone now: set \
+    secret_id_num_uses=0 on the role and make a new one";
+
+const COUNTED: &str = "its SecretID is good for a few more logins, of which each start and each \
+    examination is one: set secret_id_num_uses=0 on the role and make a new one";
+
+const ENDING: &str = "its SecretID ends at a time: set secret_id_ttl=0 on the role and make a new \
+    one, or put a new one into secret_id_file before that";
+
+const UNTOLD_SECRET_ID: &str = "Vault does not say how long its SecretID lasts: it needs update on \
+    secret-id/lookup of its role";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_id_lasts_where_neither_uses_nor_time_end_it() {
+        let of = |uses: u64, ttl: u64| {
+            let data = format!(
+                r#"{{"data":{{"secret_id_num_uses":{uses},"secret_id_ttl":{ttl},"metadata":{{}}}}}}"#
+            );
+            secret_id(data.as_bytes())
+        };
+        assert!(matches!(of(0, 0), SecretId::Lasting));
+        assert!(matches!(of(3, 60), SecretId::Counted));
+        assert!(matches!(of(0, 60), SecretId::Ending));
+        assert!(matches!(secret_id(b""), SecretId::UsedUp));
+    }
+}

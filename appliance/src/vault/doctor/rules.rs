@@ -1,0 +1,204 @@
+//! The rules of a token, as Vault lists them: of all its policies together, wherever they lead.
+//!
+//! No question about a path finds a right to another engine, and this list has it. Vault calls it
+//! internal and may change its form: what is not understood is a finding.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rustify::{
+    endpoint::Endpoint,
+    enums::{RequestMethod, RequestType, ResponseType},
+};
+use serde::Deserialize;
+
+use super::{
+    super::{
+        plan::{Grant, OWN_RULES, Written},
+        token::TokenClient,
+    },
+    Doctor, Verdict,
+};
+use crate::ca::SAID;
+
+#[derive(Deserialize)]
+struct Listed {
+    data: Rules,
+}
+
+#[derive(Deserialize)]
+struct Rules {
+    exact_paths: BTreeMap<String, Rule>,
+    /// Those with an asterisk at the end, which Vault leaves out, and those with a plus inside.
+    glob_paths: BTreeMap<String, Rule>,
+}
+
+#[derive(Deserialize)]
+struct Rule {
+    capabilities: BTreeSet<String>,
+    #[serde(flatten)]
+    written: Written,
+}
+
+impl Doctor<'_> {
+    /// Whether a token has the rules that `grants` come to, and no others but at `signing`, where it
+    /// has to say all that limits a CA. Returns what the others show.
+    pub(super) async fn look_at_rules(
+        &mut self,
+        whose: &str,
+        client: &TokenClient,
+        grants: &[Grant],
+        signing: &[String],
+    ) -> Vec<String> {
+        let Some(rules) = self.rules(client).await else {
+            let text =
+                format!("Vault does not list its token's rules: it needs read on {OWN_RULES}");
+            self.add(Verdict::Unanswered, whose, &text);
+            return Vec::new();
+        };
+        for grant in grants {
+            let rule = rules.iter().find(|(path, _)| *path == grant.path);
+            if rule.is_some_and(|(_, rule)| !grant.limits(&rule.written)) {
+                let text = format!(
+                    "may say more to {} than it needs: set the plan's allowed_parameters",
+                    grant.path
+                );
+                self.add(Verdict::TooWide, whose, &text);
+            }
+        }
+        for path in signing {
+            let rule = rules.iter().find(|(other, _)| other == path);
+            if rule.is_some_and(|(_, rule)| !rule.written.holds_to(&SAID)) {
+                let text = format!(
+                    "may leave limits out at {path}, or say more than it needs: set the plan's \
+                     required_parameters and allowed_parameters"
+                );
+                self.add(Verdict::TooWide, whose, &text);
+            }
+        }
+        let needed = |path: &String| {
+            grants.iter().any(|grant| grant.path == *path) || signing.contains(path)
+        };
+        let others = rules.into_iter().filter(|(path, rule)| !needed(path) && !rule.is_usual(path));
+        let others = others.map(|(path, rule)| (path, rule.capabilities)).collect();
+        let text = ["its policies have no rule beside the plan's", "its policies have more rules"];
+        self.open(whose, text, others)
+    }
+
+    /// Every rule that allows something, by its path as a policy says it.
+    async fn rules(&self, client: &TokenClient) -> Option<Vec<(String, Rule)>> {
+        let body = client.call(OwnRules).await.ok()?;
+        let Listed { data } = serde_json::from_slice(&body).ok()?;
+        let globs = data.glob_paths.into_iter().map(|(path, rule)| (as_written(path), rule));
+        let rules = data.exact_paths.into_iter().chain(globs);
+        let allows = |rule: &Rule| !rule.capabilities.contains("deny");
+        let rules = rules.filter(|(_, rule)| allows(rule));
+        Some(rules.map(|(path, rule)| (self.within_namespace(path), rule)).collect())
+    }
+
+    /// The path as the namespace of the configuration knows it; a path elsewhere stays whole.
+    fn within_namespace(&self, path: String) -> String {
+        let Some(namespace) = &self.vault.namespace else { return path };
+        let within = path.strip_prefix(namespace.trim_matches('/'));
+        match within.and_then(|path| path.strip_prefix('/')) {
+            Some(within) => within.to_owned(),
+            None => format!("/{path}"),
+        }
+    }
+}
+
+impl Rule {
+    /// Whether Vault's own default policy has it, with which a token reaches itself alone.
+    fn is_usual(&self, path: &str) -> bool {
+        let own = |(start, held): &(&str, &[&str])| {
+            let same = path.strip_prefix(start).is_some_and(|id| !id.contains(['*', '+', '/']));
+            (path == *start || start.ends_with('/') && same)
+                && self.capabilities.iter().all(|one| held.contains(&&**one))
+        };
+        path == CUBBYHOLE || USUAL.iter().any(own)
+    }
+}
+
+fn as_written(path: String) -> String {
+    match path.split('/').any(|segment| segment == "+") {
+        true => path,
+        false => path + "*",
+    }
+}
+
+struct OwnRules;
+
+impl Endpoint for OwnRules {
+    type Response = ();
+    const REQUEST_BODY_TYPE: RequestType = RequestType::JSON;
+    const RESPONSE_BODY_TYPE: ResponseType = ResponseType::JSON;
+
+    fn path(&self) -> String {
+        OWN_RULES.to_owned()
+    }
+
+    fn method(&self) -> RequestMethod {
+        RequestMethod::GET
+    }
+}
+
+/// Each token has one of its own.
+const CUBBYHOLE: &str = "cubbyhole/*";
+
+/// The other rules of Vault's default policy that no plan has. What ends in a slash has one more
+/// segment, the token's own identity.
+/// <https://developer.hashicorp.com/vault/docs/concepts/policies#default-policy>
+const USUAL: [(&str, &[&str]); 12] = [
+    ("identity/entity/id/", &["read"]),
+    ("identity/entity/name/", &["read"]),
+    ("identity/oidc/provider/+/authorize", &["read", "update"]),
+    ("sys/control-group/request", &["update"]),
+    ("sys/leases/lookup", &["update"]),
+    ("sys/leases/renew", &["update"]),
+    ("sys/renew", &["update"]),
+    ("sys/tools/hash", &["update"]),
+    ("sys/tools/hash/*", &["update"]),
+    ("sys/wrapping/lookup", &["update"]),
+    ("sys/wrapping/unwrap", &["update"]),
+    ("sys/wrapping/wrap", &["update"]),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(held: &[&str]) -> Rule {
+        let capabilities = held.iter().map(|it| (*it).to_owned()).collect();
+        Rule { capabilities, written: Written::default() }
+    }
+
+    #[test]
+    fn only_what_the_default_policy_has_is_usual() {
+        for (path, held) in [
+            ("cubbyhole/*", &["read", "delete"][..]),
+            ("identity/entity/id/7c9e", &["read"]),
+            ("sys/tools/hash/*", &["update"]),
+        ] {
+            assert!(rule(held).is_usual(path), "{path}");
+        }
+        for (path, held) in [
+            ("identity/entity/id/*", &["read"][..]),
+            ("identity/entity/id/+", &["read"]),
+            ("identity/entity/id/7c9e/x", &["read"]),
+            ("identity/entity/id/7c9e", &["read", "update"]),
+            ("sys/renew*", &["update"]),
+            ("sys/renew", &["update", "sudo"]),
+            ("*", &["read"]),
+        ] {
+            assert!(!rule(held).is_usual(path), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_rule_is_said_as_its_policy_says_it() {
+        for (listed, written) in
+            [("finance/", "finance/*"), ("", "*"), ("kv/data/+/ops", "kv/data/+/ops")]
+        {
+            assert_eq!(as_written(listed.to_owned()), written);
+        }
+    }
+}

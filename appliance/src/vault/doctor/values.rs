@@ -1,0 +1,42 @@
+//! Whether each group's values could be used: read as the gateway reads them, and dropped. What is
+//! lent for that is given back with the tokens of the examination.
+
+use super::{super::read, Doctor, Verdict};
+use crate::{
+    policy::{GroupName, Location, SecretRef},
+    reason::SecretCause,
+    secrets::{Answer, FetchError, Picked, SecretValue, Uses},
+};
+
+impl Doctor<'_> {
+    pub(super) async fn look_at_values(&mut self, uses: &Uses) {
+        let mut wanted: Vec<_> = uses.keys().collect();
+        wanted.sort_unstable();
+        for one @ (group, secret) in wanted {
+            let Location::Vault(location) = secret.location() else { continue };
+            let answer = read::fetch(&self.session, group, &location, &[secret.pick()]).await;
+            let (verdict, text) = match answer.and_then(|answer| fits(one, answer, uses)) {
+                Ok(()) => (Verdict::Ok, format!("could use {secret}")),
+                Err(error @ FetchError::Gone(..)) => {
+                    (Verdict::Missing, format!("{secret}: {}", error.text()))
+                }
+                Err(error) => (Verdict::Unanswered, format!("{secret}: {}", error.text())),
+            };
+            self.add(verdict, &format!("group {group}"), &text);
+        }
+    }
+}
+
+fn fits(
+    wanted: &(GroupName, SecretRef),
+    mut answer: Answer,
+    uses: &Uses,
+) -> Result<(), FetchError> {
+    let invalid = |text| FetchError::Gone(SecretCause::ValueInvalid, text);
+    let Some(Picked { whole, .. }) = answer.values.pop().transpose()? else {
+        return Err(invalid("the answer lacks a value"));
+    };
+    let value = SecretValue::load(whole, SecretValue::FLOOR_BYTES);
+    let value = value.map_err(|error| invalid(error.text()))?;
+    uses.unfit(wanted, &value, &answer.narrowing).map_or(Ok(()), |text| Err(invalid(text)))
+}

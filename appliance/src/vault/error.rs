@@ -1,0 +1,167 @@
+//! What can be wrong with a Vault, in our own words: nothing here carries what Vault said.
+
+use std::{path::PathBuf, time::Duration};
+
+use crate::{
+    reason::SecretCause,
+    secrets::{FetchError, PrivateFileError},
+};
+
+/// Why Vault cannot be used at all. Found at the start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VaultSourceError {
+    /// The address is not `https://host:port`, or `http` to somewhere else than loopback.
+    Address(&'static str),
+    /// The CA file cannot be used.
+    CaFile(PathBuf, &'static str),
+    /// A file that the login needs cannot be used.
+    LoginFile(PathBuf, PrivateFileError),
+    /// A file that the login needs holds something else.
+    LoginContent(PathBuf, &'static str),
+    /// A path or name has bytes that cannot be sent.
+    Setting(&'static str),
+}
+
+/// Why a question has no answer. Carries nothing that Vault said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CallError {
+    /// An answer that is no success.
+    Status {
+        /// The HTTP status.
+        code: u16,
+        /// What its text says beyond that.
+        says: Says,
+        /// How long it asks to be left alone.
+        retry_after: Option<Duration>,
+    },
+    /// No answer.
+    Transport(&'static str),
+}
+
+/// What the text of an answer says, as far as it is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Says {
+    /// That Vault is sealed.
+    Sealed,
+    /// That there is no such token.
+    UnknownToken,
+    /// That role and SecretID do not belong together. Vault counts these, and locks the role out.
+    WrongCredentials,
+    /// That the token has no entity.
+    NoEntity,
+    /// Something else.
+    Other,
+}
+
+impl CallError {
+    /// What Vault's policies do not allow.
+    pub(crate) const DENIED: Self =
+        Self::Status { code: 403, says: Says::Other, retry_after: None };
+
+    /// Of a token that Vault does not know.
+    pub(crate) const fn is_unknown_token(self) -> bool {
+        matches!(self, Self::Status { says: Says::UnknownToken, .. })
+    }
+
+    /// The error where the status is not about the question itself.
+    pub(crate) const fn outage(self) -> FetchError {
+        use SecretCause::{VaultSealed, VaultUnreachable};
+        match self {
+            Self::Status { code: 503, says: Says::Sealed, .. } => {
+                FetchError::Outage(VaultSealed, "Vault is sealed: unseal it")
+            }
+            // https://developer.hashicorp.com/vault/api-docs#http-status-codes
+            Self::Status { code: 429, retry_after, .. } => FetchError::Busy(match retry_after {
+                Some(time) => time,
+                None => Duration::ZERO,
+            }),
+            // https://developer.hashicorp.com/vault/api-docs/system/health
+            Self::Status { code: 472 | 473 | 501, .. } => FetchError::Outage(
+                VaultSealed,
+                "Vault is in standby or not initialised: list the other nodes in peers, or \
+                 initialise it",
+            ),
+            Self::Status { code: 300..=399, .. } => FetchError::Outage(
+                VaultUnreachable,
+                "Vault answered with a redirect to no node of its cluster; list the nodes in peers",
+            ),
+            Self::Status { .. } => FetchError::Outage(
+                VaultUnreachable,
+                "Vault answered with an error of its own: look into its log",
+            ),
+            Self::Transport(text) => FetchError::Outage(VaultUnreachable, text),
+        }
+    }
+
+    /// Whether another node of the cluster may know better.
+    pub(super) const fn is_about_the_node(self) -> bool {
+        matches!(
+            self,
+            Self::Status { code: 472 | 473 | 501, .. }
+                | Self::Status { code: 503, says: Says::Sealed, .. }
+        )
+    }
+
+    /// Whether the question was refused, and not just left unanswered. A timeout, a node that is
+    /// behind, "too early" and a quota (408, 412, 425, 429) ask for it again.
+    pub(super) const fn is_refusal(self) -> bool {
+        match self {
+            Self::Status { code: 408 | 412 | 425 | 429 | 472 | 473, .. } => false,
+            Self::Status { code, .. } => matches!(code, 400..=499),
+            Self::Transport(_) => false,
+        }
+    }
+}
+
+impl std::fmt::Display for VaultSourceError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Address(what) => write!(f, "vault address: {what}"),
+            Self::CaFile(path, what) => write!(f, "vault ca_file {}: {what}", path.display()),
+            Self::LoginFile(path, error) => write!(f, "vault login, {}: {error}", path.display()),
+            Self::LoginContent(path, what) => {
+                write!(f, "vault login, {}: {what}", path.display())
+            }
+            Self::Setting(what) => write!(f, "vault: {what}"),
+        }
+    }
+}
+
+impl std::error::Error for VaultSourceError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(code: u16, says: Says) -> CallError {
+        CallError::Status { code, says, retry_after: None }
+    }
+
+    #[test]
+    fn a_status_that_is_not_about_the_question_is_an_outage_with_its_cause() {
+        let cause = |code, says| status(code, says).outage().cause();
+        assert_eq!(cause(503, Says::Sealed), SecretCause::VaultSealed);
+        assert_eq!(cause(503, Says::Other), SecretCause::VaultUnreachable);
+        for (codes, expected) in [
+            (&[472, 473, 501][..], SecretCause::VaultSealed),
+            (&[429], SecretCause::VaultQuota),
+            (&[301, 307, 408, 412, 425, 500, 502, 504], SecretCause::VaultUnreachable),
+        ] {
+            for &code in codes {
+                assert_eq!(cause(code, Says::Other), expected, "{code}");
+                assert!(!status(code, Says::Other).is_refusal(), "{code}");
+            }
+        }
+        for code in [400, 403, 404, 405, 413] {
+            assert!(status(code, Says::Other).is_refusal(), "{code}");
+        }
+    }
+
+    #[test]
+    fn a_quota_says_how_long_to_wait() {
+        let second = Duration::from_secs(1);
+        let busy = CallError::Status { code: 429, says: Says::Other, retry_after: Some(second) };
+        assert_eq!(busy.outage(), FetchError::Busy(second));
+        assert!(!busy.is_about_the_node(), "each node has the same quota");
+    }
+}

@@ -1,0 +1,150 @@
+//! Whoever has a token, the token, and what went wrong with it.
+
+use std::{
+    sync::{
+        Arc, Mutex as Lock, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::sync::Mutex;
+use vaultrs::api::token::requests::LookupTokenSelfRequest;
+
+use super::token::TokenClient;
+use crate::{policy::GroupName, reason::SecretCause, secrets::FetchError};
+
+/// Whoever has a token: the gateway, or one group.
+#[derive(Default)]
+pub(super) struct Holder {
+    /// Where its tokens come from; `None` for the gateway.
+    pub(super) role: Option<Role>,
+    pub(super) slot: Mutex<Slot>,
+    /// When the token is to be renewed; apart from the slot, which is locked during a login.
+    pub(super) renew_at: Lock<Option<Instant>>,
+    /// The generation of the token in the slot; 0 for none yet.
+    generation: AtomicU64,
+    /// That of the gateway's token that made it; 0 for the gateway's own.
+    parent: AtomicU64,
+}
+
+/// The token role of one group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Role {
+    pub(super) group: GroupName,
+    pub(super) name: Arc<str>,
+    /// Whether its tokens have an entity of the group's own in Vault. Without it they have the
+    /// gateway's.
+    pub(super) has_entity: bool,
+}
+
+#[derive(Default)]
+pub(super) struct Slot {
+    pub(super) live: Option<Live>,
+    pub(super) failed: Option<(Instant, FetchError)>,
+    /// When a token was last replaced because of a 403 that might have meant the question.
+    pub(super) replaced: Option<Instant>,
+    /// Whether the group left the policy or its role: nothing comes in here any more.
+    pub(super) closed: bool,
+}
+
+pub(super) struct Live {
+    pub(super) client: Arc<TokenClient>,
+    /// How long a renewed token should be good for.
+    pub(super) full_life: Duration,
+    /// `None` for a token that does not end.
+    pub(super) ends: Option<Instant>,
+    /// The generation of the gateway's token that made this one; 0 for the gateway's own.
+    pub(super) parent: u64,
+    pub(super) policies: Vec<String>,
+}
+
+impl Holder {
+    /// Without a token yet.
+    pub(super) fn of(role: Option<Role>) -> Self {
+        Self { role, ..Self::default() }
+    }
+
+    pub(super) fn plan(&self, renew_at: Option<Instant>) {
+        *lock(&self.renew_at) = renew_at;
+    }
+
+    /// Tells whoever does not wait for the slot which token is in it now.
+    pub(super) fn tell(&self, live: Option<&Live>) {
+        let (generation, parent) = live.map_or((0, 0), |it| (it.client.generation(), it.parent));
+        // The parent first: a new token under an old parent would be taken for an orphan.
+        self.parent.store(parent, Ordering::Release);
+        self.generation.store(generation, Ordering::Release);
+    }
+
+    /// The generation of the token in the slot; 0 for none, and for one whose parent is older than
+    /// the `gateway`'s token: it ends with that.
+    pub(super) fn generation(&self, gateway: u64) -> u64 {
+        let generation = self.generation.load(Ordering::Acquire);
+        let is_own = self.role.is_none();
+        if is_own || self.parent.load(Ordering::Acquire) >= gateway { generation } else { 0 }
+    }
+
+    pub(super) fn renewal(&self) -> Option<Instant> {
+        *lock(&self.renew_at)
+    }
+}
+
+impl Slot {
+    /// The token, if it has not ended and its parent was not replaced.
+    pub(super) fn usable(&self, gateway: u64) -> Option<Arc<TokenClient>> {
+        let live = self.live.as_ref()?;
+        let ended = live.ends.is_some_and(|ends| Instant::now() >= ends);
+        let is_own = live.client.group().is_none();
+        let orphaned = !is_own && live.parent < gateway;
+        (!ended && !orphaned && !live.client.is_unknown()).then(|| Arc::clone(&live.client))
+    }
+
+    /// Whether Vault still takes the token, as far as can be told.
+    pub(super) async fn is_alive(&mut self, used: &TokenClient) -> bool {
+        if used.is_unknown() {
+            return false;
+        }
+        // A role without the default policy may not look itself up, and is then taken for dead:
+        // not more often than this, or each refused secret would cost a token.
+        if self.replaced.is_some_and(|then| then.elapsed() < REPLACE_EVERY) {
+            return true;
+        }
+        match used.call(LookupTokenSelfRequest {}).await {
+            Ok(_) => true,
+            Err(error) if error.is_refusal() => {
+                self.replaced = Some(Instant::now());
+                false
+            }
+            // Making another token will say that Vault cannot be reached.
+            Err(_) => false,
+        }
+    }
+
+    /// An error where there is nothing to try: no group, or a failure of a moment ago.
+    pub(super) fn check_open(&self) -> Result<(), FetchError> {
+        if self.closed {
+            return Err(NO_GROUP);
+        }
+        match self.failed {
+            Some((then, error)) if then.elapsed() < FAILURE_COUNTS => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn fail(&mut self, error: FetchError) -> FetchError {
+        self.failed = Some((Instant::now(), error));
+        error
+    }
+}
+
+pub(super) fn lock<T>(mutex: &Lock<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(super) const NO_GROUP: FetchError =
+    FetchError::Gone(SecretCause::VaultDenied, "the group is not in the policy");
+
+const FAILURE_COUNTS: Duration = Duration::from_secs(1);
+
+const REPLACE_EVERY: Duration = Duration::from_secs(30);

@@ -1,0 +1,322 @@
+//! What Vault must be told for a configuration to work, and nothing beyond that: policies, token
+//! roles and the gateway's login. Pure; it asks Vault nothing.
+//!
+//! The gateway's policy lets it make its groups' tokens, look after its own, and read no secret.
+//! A group's policy lists the group's paths one by one, each with the one right that it needs. It
+//! errs towards refusal: what a Vault policy would read as a pattern is no path here, and what two
+//! groups would have to share is an error and not a wider policy.
+
+mod error;
+mod grant;
+mod names;
+mod shell;
+mod terraform;
+#[cfg(test)]
+mod tests;
+
+pub use error::PlanError;
+pub use grant::Grant;
+pub(crate) use grant::Written;
+pub use names::GATEWAY;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+
+use self::grant::{check_path, check_text, hcl, leases, reads};
+use crate::{
+    ca,
+    config::{PkiSettings, Settings, VaultLogin},
+    policy::{Group, GroupName, Location, Policy, VaultLocation},
+};
+
+/// Everything that Vault must be told.
+#[derive(Debug)]
+pub struct Plan {
+    rights: Rights,
+    login: VaultLogin,
+    namespace: Option<Arc<str>>,
+    pki: Option<PkiSettings>,
+    /// What every token is bound to. Never empty.
+    bound_cidrs: Vec<IpNet>,
+}
+
+/// Who may do what.
+#[derive(Debug)]
+pub struct Rights {
+    /// The gateway's own, for the policy [`GATEWAY`].
+    pub gateway: Vec<Grant>,
+    /// One for each token role, by its name.
+    pub roles: Vec<RoleRights>,
+    /// What lets the gateway have its issuing CAs signed; empty without `[vault.pki]`.
+    pki: String,
+    /// The path of that, if any.
+    pub signing: Option<String>,
+}
+
+/// A token role, and the policy of the same name.
+#[derive(Debug, PartialEq, Eq)]
+pub struct RoleRights {
+    /// The token role.
+    pub role: Arc<str>,
+    /// Whose tokens it makes. Never empty.
+    pub groups: Vec<GroupName>,
+    /// What they read. Never empty.
+    pub locations: BTreeSet<VaultLocation>,
+    /// What their tokens may do, these reads among it.
+    pub grants: Vec<Grant>,
+}
+
+impl Plan {
+    /// The plan for a configuration. All tokens are bound to `bound_cidrs`.
+    ///
+    /// # Errors
+    ///
+    /// No `[vault]`, no address, or a text that a Vault policy would read as more than it says.
+    pub fn new(
+        settings: &Settings,
+        policy: &Policy,
+        mut bound_cidrs: Vec<IpNet>,
+    ) -> Result<Self, PlanError> {
+        let vault = settings.vault.as_ref().ok_or(PlanError::NoVault)?;
+        bound_cidrs.sort_unstable();
+        bound_cidrs.dedup();
+        if bound_cidrs.is_empty() {
+            return Err(PlanError::Unbound);
+        }
+        check_login(&vault.login)?;
+        vault.namespace.iter().try_for_each(|text| check_path("namespace", text))?;
+        if let Some(pki) = &vault.pki {
+            check_text("root_file", &pki.root_file.to_string_lossy())?;
+        }
+        Ok(Self {
+            rights: Rights::new(settings, policy)?,
+            login: vault.login.clone(),
+            namespace: vault.namespace.clone(),
+            pki: vault.pki.clone(),
+            bound_cidrs,
+        })
+    }
+
+    /// One policy, for `vault policy write NAME -`.
+    ///
+    /// # Errors
+    ///
+    /// None has that name.
+    pub fn policy(&self, name: &str) -> Result<String, PlanError> {
+        let mut policies = self.policies();
+        let found = policies.find(|(other, _)| other == name);
+        found.map(|(_, hcl)| hcl).ok_or_else(|| PlanError::NoPolicy(name.to_owned()))
+    }
+
+    /// Names and texts, the gateway's first.
+    fn policies(&self) -> impl Iterator<Item = (String, String)> {
+        let gateway = hcl(&self.rights.gateway) + &self.rights.pki;
+        let roles = self.rights.roles.iter();
+        std::iter::once((GATEWAY.to_owned(), gateway))
+            .chain(roles.map(|role| (role.policy(), hcl(&role.grants))))
+    }
+
+    fn bound(&self) -> impl Iterator<Item = String> {
+        self.bound_cidrs.iter().map(IpNet::to_string)
+    }
+}
+
+impl Rights {
+    /// What a configuration needs.
+    ///
+    /// # Errors
+    ///
+    /// As [`Plan::new`].
+    pub fn new(settings: &Settings, policy: &Policy) -> Result<Self, PlanError> {
+        let vault = settings.vault.as_ref().ok_or(PlanError::NoVault)?;
+        let mut roles: BTreeMap<String, RoleRights> = BTreeMap::new();
+        for group in &policy.groups {
+            let Some(own) = RoleRights::new(group, locations(policy, &group.name))? else {
+                continue;
+            };
+            // Vault has one policy for names that differ in case alone.
+            match roles.get_mut(&own.policy()) {
+                None => drop(roles.insert(own.policy(), own)),
+                Some(other) if other.role == own.role && other.locations == own.locations => {
+                    other.groups.extend(own.groups);
+                }
+                Some(other) => return Err(shared(other, group)),
+            }
+        }
+        let roles: Vec<_> = roles.into_values().collect();
+        let pki = match &vault.pki {
+            None => String::new(),
+            Some(pki) => {
+                check_path("mount", &pki.mount)?;
+                ca::policy_hcl(pki, policy).map_err(PlanError::Ca)?
+            }
+        };
+        let create = |role: &RoleRights| Grant::new(create_path(&role.role), "update");
+        let gateway = roles.iter().map(create).chain(own_token()).chain([
+            // A group's token that may not end itself is ended by what Vault calls it.
+            Grant::new("auth/token/revoke-accessor", "update"),
+        ]);
+        let gateway = gateway.chain(own_login(&vault.login)?);
+        let mount = vault.pki.as_ref().map(|pki| &pki.mount).filter(|_| !pki.is_empty());
+        let signing = mount.map(|mount| ca::signing_path(mount));
+        Ok(Self { gateway: gateway.collect(), roles, pki, signing })
+    }
+}
+
+impl RoleRights {
+    /// `None` for a group that has nothing from Vault.
+    fn new(group: &Group, locations: BTreeSet<VaultLocation>) -> Result<Option<Self>, PlanError> {
+        if locations.is_empty() {
+            return Ok(None);
+        }
+        check_path("vault_role", &group.vault_role)?;
+        if RESERVED.iter().any(|name| group.vault_role.eq_ignore_ascii_case(name)) {
+            return Err(PlanError::Reserved(group.name.clone(), Arc::clone(&group.vault_role)));
+        }
+        let mut grants = reads(&locations)?;
+        grants.extend(own_token());
+        grants.extend(leases(&locations));
+        let role = Arc::clone(&group.vault_role);
+        Ok(Some(Self { role, groups: vec![group.name.clone()], locations, grants }))
+    }
+
+    /// The groups that have an entity of their own: those that Vault signs something about.
+    pub(crate) fn entities(&self) -> impl Iterator<Item = &GroupName> {
+        let signed = self.locations.iter().any(VaultLocation::is_identity_token);
+        self.groups.iter().filter(move |_| signed)
+    }
+
+    /// The name of the policy, as Vault keeps it.
+    pub fn policy(&self) -> String {
+        self.role.to_ascii_lowercase()
+    }
+}
+
+/// How Vault knows a group apart: the name of its tokens, and of its entity where it has one.
+pub fn entity(group: &GroupName) -> String {
+    format!("cloakroom-{group}")
+}
+
+/// Where the gateway has a role make a token.
+pub fn create_path(role: &str) -> String {
+    format!("auth/token/create/{role}")
+}
+
+/// An engine of logins by signed tokens, and whom its role names. That is not in the gateway's
+/// configuration, so that the operator is asked for it.
+struct Bearers {
+    engine: &'static str,
+    /// Fields of the role that are always so.
+    fixed: &'static [(&'static str, &'static str)],
+    /// Fields of the role, the variable for each, and whether it is one of a list.
+    asked: &'static [(&'static str, &'static str, bool)],
+}
+
+impl Bearers {
+    /// Kubernetes has an engine of its own, which its mount is named after.
+    fn at(mount: &str) -> &'static Self {
+        if mount.rsplit('/').next() == Some(KUBERNETES.engine) { &KUBERNETES } else { &JWT }
+    }
+}
+
+/// What a token needs for itself: whether it lives, to live on, to end, and what it may.
+fn own_token() -> [Grant; 5] {
+    [
+        Grant::new(OWN_RULES, "read"),
+        Grant::new("auth/token/lookup-self", "read"),
+        Grant::new("auth/token/renew-self", "update"),
+        Grant::new("auth/token/revoke-self", "update"),
+        Grant::new("sys/capabilities-self", "update"),
+    ]
+}
+
+/// How long its SecretID lasts, and, with that, whether wrong ones lock its role out.
+fn own_login(login: &VaultLogin) -> Result<Option<Grant>, PlanError> {
+    let VaultLogin::AppRole { mount, .. } = login else { return Ok(None) };
+    check_path("mount", mount)?;
+    let path = format!("auth/{mount}/role/{GATEWAY}/secret-id/lookup");
+    Ok(Some(Grant::new(path, "update")))
+}
+
+/// Whether somebody could come upon the id of a role. Random ones are 32 hexadecimal digits or more;
+/// so few different ones are no chance: one in ten million has them.
+pub fn is_guessable(role_id: &str) -> bool {
+    let digits = || role_id.bytes().filter(u8::is_ascii_hexdigit).map(|it| it.to_ascii_lowercase());
+    let others = role_id.bytes().any(|byte| !byte.is_ascii_hexdigit() && byte != b'-');
+    others || digits().count() < 32 || digits().collect::<BTreeSet<_>>().len() < 8
+}
+
+/// Everything in Vault that the group's bindings name.
+fn locations(policy: &Policy, group: &GroupName) -> BTreeSet<VaultLocation> {
+    let bindings = policy.apis.iter().flat_map(|api| &api.bindings);
+    let own = bindings.filter(|binding| binding.groups.contains(group));
+    own.filter_map(|binding| match binding.secret.location() {
+        Location::Vault(location) => Some(location),
+        Location::File(_) => None,
+    })
+    .collect()
+}
+
+fn shared(other: &RoleRights, group: &Group) -> PlanError {
+    let role = Arc::clone(&group.vault_role);
+    match other.groups.first() {
+        Some(first) => PlanError::SharedRole(first.clone(), group.name.clone(), role),
+        None => PlanError::Reserved(group.name.clone(), role),
+    }
+}
+
+fn check_login(login: &VaultLogin) -> Result<(), PlanError> {
+    if let VaultLogin::AppRole { role_id, .. } = login
+        && is_guessable(role_id)
+    {
+        return Err(PlanError::Guessable(Arc::clone(role_id)));
+    }
+    let (mount, role, files) = match login {
+        VaultLogin::AppRole { mount, role_id, secret_id_file, .. } => {
+            (mount, role_id, vec![secret_id_file])
+        }
+        VaultLogin::Cert { mount, role, certificate_file, key_file } => {
+            check_path("role", role)?;
+            (mount, role, vec![certificate_file, key_file])
+        }
+        VaultLogin::Jwt { mount, role, token_file } => {
+            check_path("role", role)?;
+            (mount, role, vec![token_file])
+        }
+    };
+    check_path("mount", mount)?;
+    check_text("role_id", role)?;
+    files.iter().try_for_each(|file| check_text("file", &file.to_string_lossy()))
+}
+
+/// Where Vault lists the rules of the token that asks.
+pub const OWN_RULES: &str = "sys/internal/ui/resultant-acl";
+
+/// Policies that Vault has by itself, and the gateway's.
+const RESERVED: [&str; 5] = ["root", "default", "response-wrapping", "control-group", GATEWAY];
+
+/// <https://developer.hashicorp.com/vault/api-docs/auth/jwt#create-update-role>
+const JWT: Bearers = Bearers {
+    engine: "jwt",
+    fixed: &[("role_type", "jwt"), ("user_claim", "sub")],
+    asked: &[("bound_subject", "SUBJECT", false), ("bound_audiences", "AUDIENCE", true)],
+};
+
+/// <https://developer.hashicorp.com/vault/api-docs/auth/kubernetes#create-update-role>
+const KUBERNETES: Bearers = Bearers {
+    engine: "kubernetes",
+    fixed: &[],
+    asked: &[
+        ("bound_service_account_names", "SERVICE_ACCOUNT", true),
+        ("bound_service_account_namespaces", "SERVICE_ACCOUNT_NAMESPACE", true),
+        ("audience", "AUDIENCE", false),
+    ],
+};
+
+/// Life of every token between two renewals.
+const PERIOD: &str = "1h";
+const PERIOD_SECONDS: u32 = 3_600;

@@ -1,0 +1,170 @@
+//! The modules have an order, the one of `lib.rs`: a module takes only from modules that stand below
+//! it. Inside a folder no order is written down, but its files form no circle.
+//!
+//! Both are read off the sources: `use` lines, and paths in code that begin with `crate`, `super` or
+//! a child module. Code for tests may take from anywhere.
+
+#![allow(clippy::expect_used, clippy::panic)]
+
+mod floor_plan {
+    pub(crate) mod crate_map;
+    pub(crate) mod graph;
+    pub(crate) mod paths;
+}
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+use floor_plan::{crate_map::CrateMap, graph};
+
+/// What a file still takes from a module above its own: the file and the module. Nothing is added.
+const STILL_UPWARD: &[(&str, &str)] = &[];
+
+/// Files that still form a circle, by their folder. Nothing is added.
+const STILL_CIRCLES: &[(&str, &[&str])] = &[
+    ("intercept", &["body", "exchange"]),
+    ("scrub", &["form", "search"]),
+    ("substitute", &["apply", "rules", "target"]),
+];
+
+#[test]
+fn a_module_takes_only_from_modules_below_it() {
+    let found = upward(&CrateMap::read(&sources()));
+    let known = STILL_UPWARD.iter().map(|(file, module)| edge(file, module)).collect();
+    agree(&found, &known);
+}
+
+#[test]
+fn the_files_of_a_folder_form_no_circle() {
+    let found = circles(&CrateMap::read(&sources()));
+    let known = STILL_CIRCLES.iter().map(|(folder, files)| circle(folder, files)).collect();
+    agree(&found, &known);
+}
+
+#[test]
+fn an_edge_upwards_is_seen_however_it_is_written() {
+    for planted in [
+        "use crate::top::Thing;",
+        "use crate::{bottom, top};",
+        "use crate::{top::{self as up, Thing}, bottom::*};",
+        "pub(crate) use super::super::top::Thing;",
+        "fn f() { let _ = crate::top::thing(); }",
+        "fn f() { vec![1, super::super::top::ONE]; }",
+        "mod inner { fn f(_: super::super::super::top::Thing) {} }",
+        "#[cfg(not(test))] use crate::top::Thing;",
+    ] {
+        let map = CrateMap::read(&house(planted));
+        let expected = BTreeSet::from([edge("bottom/left.rs", "top")]);
+        assert_eq!(upward(&map), expected, "{planted}");
+    }
+}
+
+#[test]
+fn a_path_that_is_no_edge_upwards_is_none() {
+    for planted in [
+        "use std::top::Thing;",
+        "// use crate::top::Thing;",
+        "const TEXT: &str = \"use crate::top::Thing;\";",
+        "use crate::bottom::right::Thing;",
+        "#[cfg(test)] use crate::top::Thing;",
+        "#[cfg(test)] mod tests { use crate::top::Thing; }",
+        "#[cfg(test)] fn f() -> crate::top::Thing { crate::top::thing() } fn g() {}",
+    ] {
+        let map = CrateMap::read(&house(planted));
+        assert_eq!(upward(&map), BTreeSet::new(), "{planted}");
+    }
+}
+
+#[test]
+fn a_circle_of_files_is_seen_however_it_is_written() {
+    for (planted, files) in [
+        ("use super::right::Right;", ["left", "right"]),
+        ("use crate::bottom::right;", ["left", "right"]),
+        ("use super::Right;", ["left", "right"]),
+        ("use crate::bottom::Right as Other;", ["left", "right"]),
+        ("fn f() { super::right::right(); }", ["left", "right"]),
+        ("use super::floor;", ["left", "mod"]),
+    ] {
+        let map = CrateMap::read(&house(planted));
+        let found = circles(&map);
+        let files: BTreeSet<String> = files.map(str::to_owned).into();
+        let seen = |line: &String| files.iter().all(|file| line.contains(file.as_str()));
+        assert!(found.len() == 1 && found.iter().all(seen), "{planted}: {found:?}");
+    }
+    assert_eq!(circles(&CrateMap::read(&house(""))), BTreeSet::new());
+}
+
+/// A crate of two modules. `bottom/right.rs` takes from `bottom/left.rs`, which begins as `left`.
+fn house(left: &str) -> BTreeMap<PathBuf, String> {
+    [
+        ("lib.rs", "pub mod top; pub mod bottom;"),
+        ("top.rs", "use crate::bottom::Left;"),
+        (
+            "bottom/mod.rs",
+            "mod left; mod right; pub use {left::Left, right::Right}; fn floor() { left::go(); }",
+        ),
+        ("bottom/left.rs", left),
+        ("bottom/right.rs", "use super::left::Left;"),
+    ]
+    .map(|(file, text)| (PathBuf::from(file), text.to_owned()))
+    .into()
+}
+
+/// Every file that takes from a module above its own, with that module.
+fn upward(map: &CrateMap) -> BTreeSet<String> {
+    let floor = |module: &str| map.order().iter().position(|listed| listed == module);
+    let above = |(file, own, taken): (String, String, String)| {
+        (floor(&taken) < floor(&own)).then(|| edge(&file, &taken))
+    };
+    map.top_edges().into_iter().filter_map(above).collect()
+}
+
+/// Every set of files of one folder that take from each other in a circle.
+fn circles(map: &CrateMap) -> BTreeSet<String> {
+    let of_folder = |(folder, edges): (String, graph::Edges)| {
+        graph::circles(&edges).into_iter().map(move |files| {
+            circle(&folder, &files.iter().map(String::as_str).collect::<Vec<_>>())
+        })
+    };
+    map.folder_edges().into_iter().flat_map(of_folder).collect()
+}
+
+fn edge(file: &str, module: &str) -> String {
+    format!("{file} takes from {module}")
+}
+
+fn circle(folder: &str, files: &[&str]) -> String {
+    format!("{folder}: {}", files.join(" "))
+}
+
+/// What is found is what is known: a new fault fails, and so does a known one that is mended.
+fn agree(found: &BTreeSet<String>, known: &BTreeSet<String>) {
+    let lines = |sign, lines: Vec<&String>| -> String {
+        lines.iter().map(|line| format!("{sign} {line}\n")).collect()
+    };
+    let new = lines("new:", found.difference(known).collect());
+    let mended = lines("no longer true:", known.difference(found).collect());
+    assert!(found == known, "\n{new}{mended}");
+}
+
+/// The sources of the crate, by their path below `src`.
+fn sources() -> BTreeMap<PathBuf, String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut sources = BTreeMap::new();
+    let mut folders = vec![root.clone()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).expect("a folder of sources") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(&path).expect("a source");
+                sources.insert(path.strip_prefix(&root).expect("below src").into(), text);
+            }
+        }
+    }
+    sources
+}
