@@ -1,9 +1,11 @@
 # make demo   the whole story in a minute: agents, gateway, API, with the real bytes
 # make test   everything that is promised, on this machine, from nothing
-# make test-systemd  the shipped unit in a Debian 13 that is booted for it; as root
+# make test-systemd  the shipped unit and the package in Debians that are booted for it; as root
 # make lab    the properties alone; ONLY=FILE:: runs those of one file
 # make deb    the Debian package, in target/debian
 # make image  the router image, in target/image; as root
+# make box    the boxes of the Vagrantfile, from the image; then `vagrant up` (docs/vagrant.md); as root
+# make test-vagrant  the Vagrantfile is valid; its story and docs/vagrant.md, in namespaces; as root
 # make test-image  the image, booted under emulation, with agents and an API around it; as root
 # make fuzz   the parsers that agents feed, under libFuzzer, ten minutes each; MINUTES=1, ONLY=TARGET
 # make bench  CPU and memory beside HAProxy and nginx, in 20 minutes; QUICK=1: in three
@@ -28,7 +30,7 @@ NEXT = $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml | head -n 1).2
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .PHONY: help demo test bench fuzz prerequisites vault clients format lint dependencies unit lab build \
-	test-systemd deb image test-image
+	test-systemd test-vagrant deb image box test-image
 # Each step is parallel in itself, and their output is read in this order.
 .NOTPARALLEL:
 
@@ -86,9 +88,17 @@ lab: build vault clients
 	CLOAKROOM_BIN=$(CURDIR)/target/debug/cloakroom CLOAKROOM_VAULT="$$($(VAULT_PATH) | tail -n 1)" \
 		CARGO="$(CARGO)" tests/lab/run $(LAB_THREADS) "$(TESTED)" "$(ONLY)" $(ALONE)
 
-test-systemd: build
-	@echo "== The unit, under systemd as the first process of a machine"
-	CLOAKROOM_BIN=$(CURDIR)/target/debug/cloakroom CLOAKROOM_MACHINE="$$(tests/systemd/root | tail -n 1)" \
+# The package here is made as `make deb` makes it, of the build that the other tests have.
+test-systemd: build vault
+	@echo "== The unit and the package, under systemd as the first process of a machine"
+	@tests/prerequisites lintian
+	$(CARGO) build $(TESTED) --example pages
+	target/debug/examples/pages target/pages
+	CLOAKROOM_BIN=$(CURDIR)/target/debug/cloakroom \
+		CLOAKROOM_DEB="$$(CARGO="$(CARGO)" image/package/build dev target/debug/debian | tail -n 1)" \
+		CLOAKROOM_MACHINE="$$(tests/systemd/root | tail -n 1)" \
+		CLOAKROOM_VAULT="$$($(VAULT_PATH) | tail -n 1)" \
+		CLOAKROOM_BOOKWORM="$$(tests/systemd/root bookworm | tail -n 1)" \
 		$(CARGO) test $(TESTED) --test systemd -- --test-threads=1 $(ONLY)
 
 deb: prerequisites
@@ -100,6 +110,17 @@ deb: prerequisites
 image: deb
 	@echo "== The image"
 	image/build
+
+box: vault
+	@echo "== The boxes"
+	@tests/prerequisites qemu-utils dosfstools mtools
+	tests/vagrant/box
+
+test-vagrant: build vault
+	@echo "== The Vagrantfile, and its story without machines"
+	@tests/prerequisites vagrant vagrant-libvirt dosfstools mtools
+	VAGRANT_DEFAULT_PROVIDER=libvirt vagrant validate
+	CLOAKROOM=$(CURDIR)/target/debug/cloakroom CLOAKROOM_VAULT="$$($(VAULT_PATH) | tail -n 1)" tests/vagrant/rehearse
 
 test-image: image
 	@echo "== Another version of the image, for updates"

@@ -96,14 +96,14 @@ fn over_tls_they_do_not_either() {
     });
 }
 
-/// An agent has 128 lookups and 16 connections at once; what is beyond is dropped, and counted.
+/// An agent has 256 lookups and 16 connections at once; what is beyond is dropped, and counted.
 #[test]
 fn queries_and_connections_beyond_an_agents_share_are_in_the_sum() {
     sandboxed(|| {
         let mut world = World::with(&super::config(10_000));
         world.dns.silence(SILENT);
         let socket = AGENT.enter(|| UdpSocket::bind("0.0.0.0:0")).expect("a socket");
-        for number in 0..128 + 9 {
+        for number in 0..256 + 9 {
             let name = format!("n{number}.{SILENT}");
             let query = query(&name, RecordType::A).to_vec().expect("a query");
             AGENT.enter(|| socket.send_to(&query, anywhere())).expect("sent");
@@ -231,6 +231,80 @@ fn one_host_with_many_addresses_leaves_the_other_groups_the_socket_that_they_sha
     });
 }
 
+/// The resolvers are slow, and no name was asked for before: each look-up is under way for a while.
+#[test]
+fn two_hundred_new_names_a_second_of_both_families_fit_one_agent_and_a_group_of_64() {
+    sandboxed(|| {
+        let mut world = World::usual();
+        world.dns.answer_after(Duration::from_millis(500));
+        let others = (0..64).map(|number| IpAddr::from([192, 0, 2, 32 + number]));
+        let others: Vec<IpAddr> = others.collect();
+        for other in &others {
+            AGENT.shell(&format!("ip addr add {other}/25 dev eth0"));
+        }
+        let groups = [vec![IpAddr::from(AGENT_V4)], others];
+        for (number, agents) in groups.iter().enumerate() {
+            let (answered, of) = ask_for_new_names(agents, &format!("g{number}"));
+            assert_eq!(answered, of, "{} agents", agents.len());
+        }
+        world.gateway.terminate(Duration::from_secs(10));
+        assert_not_limited(&world);
+    });
+}
+
+/// For three seconds, 200 names and connections a second in turn from each of these. Returns how many of
+/// the questions had an answer, and how many there were.
+fn ask_for_new_names(agents: &[IpAddr], label: &str) -> (usize, usize) {
+    let begun = Instant::now();
+    let sockets: Vec<UdpSocket> = agents.iter().map(|own| patient(*own)).collect();
+    let (mut sent, mut answered) = (vec![0_usize; agents.len()], vec![0_usize; agents.len()]);
+    let take = |from: usize| sockets[from].recv(&mut [0; 512]).is_ok();
+    AGENT.enter(|| {
+        for number in 0..600_u32 {
+            let due = begun + Duration::from_millis(5) * number;
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+            let from = number as usize % agents.len();
+            // What waits to be read has not much room.
+            sockets[from].set_nonblocking(true).expect("a socket");
+            answered[from] += (0..).take_while(|_| take(from)).count();
+            for kind in [RecordType::A, RecordType::AAAA] {
+                let query = query(&format!("{label}n{number}.cdn.example"), kind);
+                sockets[from].send(&query.to_vec().expect("a query")).expect("sent");
+                sent[from] += 1;
+            }
+            let to = PYPI.port(443);
+            AGENT.connect_from(agents[from], to).expect("a connection");
+        }
+    });
+    println!("{} agents in {:?}", agents.len(), begun.elapsed());
+    for from in 0..agents.len() {
+        sockets[from].set_nonblocking(false).expect("a socket");
+        answered[from] += (answered[from]..sent[from]).take_while(|_| take(from)).count();
+    }
+    (answered.iter().sum(), sent.iter().sum())
+}
+
+/// A socket of the first agent that asks the gateway and waits for as long as clients do.
+fn patient(own: IpAddr) -> UdpSocket {
+    AGENT.enter(|| {
+        let socket = UdpSocket::bind((own, 0)).expect("a socket");
+        socket.connect(anywhere()).expect("a route");
+        socket.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+        socket
+    })
+}
+
+/// Nothing was cut off for its rate or its share.
+#[track_caller]
+fn assert_not_limited(world: &World) {
+    let records = world.gateway.audit.records();
+    let limited = |it: &&serde_json::Value| {
+        ["rate_limit", "dns_rate", "connection_limit"].iter().any(|word| it["reason"] == *word)
+    };
+    let limited: Vec<_> = records.iter().filter(limited).collect();
+    assert!(limited.is_empty(), "{limited:#?}");
+}
+
 #[test]
 fn two_hundred_connections_a_second_to_names_of_both_families_are_within_an_agents_rates() {
     sandboxed(|| {
@@ -258,11 +332,6 @@ fn two_hundred_connections_a_second_to_names_of_both_families_are_within_an_agen
         println!("{connections} connections in {:?}", begun.elapsed());
         assert_eq!(answered, 2 * connections as usize);
         world.gateway.terminate(Duration::from_secs(10));
-        let records = world.gateway.audit.records();
-        let limited = |it: &&serde_json::Value| {
-            ["rate_limit", "dns_rate", "connection_limit"].iter().any(|word| it["reason"] == *word)
-        };
-        let limited: Vec<_> = records.iter().filter(limited).collect();
-        assert!(limited.is_empty(), "{limited:#?}");
+        assert_not_limited(&world);
     });
 }

@@ -88,14 +88,13 @@ fn without_the_guard_or_the_capability_nothing_starts() {
 
         GATEWAY.shell("nft flush set inet cloakroom_base agent_interfaces");
         let output = run_with(&lab, "");
-        let command = "nft add element inet cloakroom_base agent_interfaces \
-                       '{ \"agents0\", \"agents1\" }'";
-        assert_one_line(&failed(&output), &["services", command]);
+        let named = "\"agents0\", \"agents1\": run `cloakroom guard --load`";
+        assert_one_line(&failed(&output), &["services", named]);
         assert!(!lab.dir.join("ready").exists(), "it said it was ready");
 
         GATEWAY.shell("nft delete table inet cloakroom_base");
         let output = run_with(&lab, "");
-        assert_one_line(&failed(&output), &["cloakroom_base", "nft -f"]);
+        assert_one_line(&failed(&output), &["cloakroom_base", "cloakroom guard --load"]);
         assert!(!lab.dir.join("ready").exists(), "it said it was ready");
     });
 }

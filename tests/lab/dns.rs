@@ -5,6 +5,7 @@ use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use hickory_proto::{
@@ -104,6 +105,8 @@ struct State {
     asked: Vec<Question>,
     datagrams: Vec<Datagram>,
     manner: Manner,
+    /// Datagrams are answered so much later.
+    late: Duration,
     /// Streams are closed as soon as they are opened.
     no_streams: bool,
     turns: BTreeMap<(String, String), usize>,
@@ -174,6 +177,11 @@ impl Dns {
         self.state().manner = manner;
     }
 
+    /// From now on it answers datagrams after this time, each by itself.
+    pub fn answer_after(&self, time: Duration) {
+        self.state().late = time;
+    }
+
     /// From now on it answers in datagrams alone.
     pub fn close_streams(&self) {
         self.state().no_streams = true;
@@ -224,12 +232,14 @@ impl Dns {
     }
 
     async fn serve_udp(&self, socket: UdpSocket) {
+        let socket = Arc::new(socket);
         let mut buffer = [0; 4096];
         loop {
             let Ok((length, from)) = socket.recv_from(&mut buffer).await else { continue };
             let query = &buffer[..length];
             self.note(query, from.port());
             let manner = self.state().manner;
+            let late = self.state().late;
             let forged = match manner {
                 Manner::Forged(forgery) => forged(query, forgery),
                 _ => None,
@@ -242,9 +252,19 @@ impl Dns {
             {
                 rest.make_ascii_lowercase();
             }
-            for reply in forged.into_iter().chain(reply) {
-                // A client that went away is not the server's concern.
-                let _ = socket.send_to(&reply, from).await;
+            let (socket, replies) = (Arc::clone(&socket), forged.into_iter().chain(reply));
+            let send = async move {
+                for reply in replies {
+                    // A client that went away is not the server's concern.
+                    let _ = socket.send_to(&reply, from).await;
+                }
+            };
+            match late.is_zero() {
+                true => send.await,
+                false => drop(tokio::spawn(async move {
+                    tokio::time::sleep(late).await;
+                    send.await;
+                })),
             }
         }
     }

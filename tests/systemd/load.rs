@@ -94,6 +94,15 @@ async fn connection() -> io::Result<()> {
     }
 }
 
+/// Whether an agent is answered.
+pub fn lookup_once() -> bool {
+    let (told, answer) = std::sync::mpsc::channel();
+    AGENT.spawn(async move || {
+        let _ = told.send(timeout(GIVEN_UP, lookup()).await.is_ok_and(|it| it.is_ok()));
+    });
+    answer.recv().unwrap_or(false)
+}
+
 /// A question for the address of a listed name (RFC 1035, section 4.1).
 async fn lookup() -> io::Result<()> {
     let socket = UdpSocket::bind("0.0.0.0:0").await?;

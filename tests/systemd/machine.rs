@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -23,13 +24,38 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Boots it, with the guard loaded, the daemon's user made and the unit not yet started.
+    /// Boots a Debian 13, with the guard loaded, the daemon's user made and the unit not yet started.
     pub fn boot(lab: &Lab) -> Self {
         gateway::guard();
+        Self::switch_on(lab, &[]).booted()
+    }
+
+    /// Starts it with these files in it, which are said as here and there, and waits for nothing.
+    pub fn switch_on(lab: &Lab, files: &[(PathBuf, String)]) -> Self {
+        let image = tools::repository().join("image");
         let etc = lab.dir.join("etc");
         fs::create_dir_all(&etc).expect("the lab's folder is writable");
-        let root =
-            std::env::var("CLOAKROOM_MACHINE").expect("`make test-systemd` says where it is");
+        let units = UNITS.map(|name| (image.join(name), format!("/etc/systemd/system/{name}")));
+        let program = (tools::cloakroom(), "/usr/bin/cloakroom".into());
+        let user =
+            (image.join("package/sysusers.conf"), "/usr/lib/sysusers.d/cloakroom.conf".into());
+        let shipped = units.into_iter().chain([program, user]);
+        let shipped = shipped.map(|(here, there)| bound("bind-ro", &here, &there));
+        let own = [(etc, "/etc/cloakroom".to_owned())];
+        let own = own.iter().chain(files).map(|(here, there)| bound("bind", here, there));
+        Self::start(lab, &told("CLOAKROOM_MACHINE"), shipped.chain(own))
+    }
+
+    /// Boots the Debian at `root` as it is, with this file of the host's in it, to be read alone.
+    pub fn with(lab: &Lab, root: &str, (here, there): (&Path, &str)) -> Self {
+        let etc = lab.dir.join("etc");
+        fs::create_dir_all(&etc).expect("the lab's folder is writable");
+        let files = [(here, there), (&*etc, "/mnt/etc")];
+        let files = files.map(|(here, there)| bound("bind-ro", here, there));
+        Self::start(lab, root, files).booted()
+    }
+
+    fn start(lab: &Lab, root: &str, files: impl IntoIterator<Item = String>) -> Self {
         let console = lab.dir.join("console.log");
         let log = fs::File::create(&console).expect("the lab's folder is writable");
         let nspawn = Command::new("systemd-nspawn")
@@ -42,12 +68,7 @@ impl Machine {
             .arg("--network-namespace-path=/run/netns/gateway")
             .arg("--capability=CAP_NET_ADMIN")
             .arg(format!("--directory={root}"))
-            .arg(format!("--bind-ro={}:/usr/bin/cloakroom", tools::cloakroom().display()))
-            .args(UNITS.map(|name| {
-                let unit = tools::repository().join("image").join(name);
-                format!("--bind-ro={}:/etc/systemd/system/{name}", unit.display())
-            }))
-            .arg(format!("--bind={}:/etc/cloakroom", etc.display()))
+            .args(files)
             .env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1")
             .env("SYSTEMD_NSPAWN_API_VFS_WRITABLE", "network")
             .stdin(Stdio::null())
@@ -57,25 +78,21 @@ impl Machine {
             .expect("systemd-nspawn starts");
         let leader = wait::until(wait::SOON, || child_of(nspawn.id()));
         let leader = leader.unwrap_or_else(|| panic!("{}", read(&console)));
-        let machine = Self { _nspawn: nspawn, leader, console };
-        machine.wait_until("it has booted", || machine.says("systemctl is-system-running --wait"));
-        machine.run("useradd --system --no-create-home cloakroom");
-        machine
+        Self { _nspawn: nspawn, leader, console }
+    }
+
+    fn booted(self) -> Self {
+        self.wait_until("it has booted", || self.says("systemctl is-system-running --wait"));
+        self
     }
 
     /// Puts the configuration into `/etc/cloakroom`, with what it names and the issuing CAs, as
     /// `docs/operations.md` has it.
     pub fn install(&self, lab: &Lab, config: &str) {
-        let etc = lab.dir.join("etc");
-        let secrets = ["openai", "anthropic", "git", "ops"].iter().zip(SECRETS);
-        let secrets: String = secrets.map(|(name, value)| format!("{name} = {value}\n")).collect();
-        fs::write(etc.join("secrets.toml"), secrets).expect("writable");
-        fs::copy(lab.public_ca(), etc.join("public-ca.pem")).expect("writable");
-        fs::write(etc.join("cloakroom.toml"), config).expect("writable");
-        self.run("chmod 0755 /etc/cloakroom; chmod 0644 /etc/cloakroom/*");
-        self.run(
-            "chown cloakroom /etc/cloakroom/secrets.toml; chmod 0600 /etc/cloakroom/secrets.toml",
-        );
+        put(lab, config);
+        // A machine that has its own folder gets a copy.
+        self.run("[ ! -d /mnt/etc ] || cp /mnt/etc/* /etc/cloakroom/; chmod 0644 /etc/cloakroom/*");
+        self.run("cd /etc/cloakroom; chown cloakroom secrets.toml; chmod 0600 secrets.toml");
         self.run("test -d /root/cloakroom-root || cloakroom ca init --dir /root/cloakroom-root");
         self.run("cloakroom ca issue --dir /root/cloakroom-root /etc/cloakroom/cloakroom.toml");
         let root = self.run("cloakroom ca show --dir /root/cloakroom-root");
@@ -97,12 +114,22 @@ impl Machine {
         self.command(command).output().is_ok_and(|output| output.status.success())
     }
 
+    /// More for the unit's `[Service]`, as an operator adds it.
+    pub fn drop_in(&self, lines: &str) {
+        let folder = "/run/systemd/system/cloakroom.service.d";
+        self.run(&format!(
+            "mkdir -p {folder}; printf '[Service]\n{lines}\n' > {folder}/test.conf; \
+             systemctl daemon-reload"
+        ));
+    }
+
     /// A shell in it.
     pub fn command(&self, command: &str) -> Command {
         let mut nsenter = Command::new("nsenter");
         let leader = self.leader.to_string();
         nsenter.args(["--target", &leader, "--mount", "--uts", "--ipc", "--net", "--pid"]);
-        nsenter.args(["--root", "--wd=/", "--", "sh", "-c", command]);
+        // nsenter's own `--wd` is a folder of the host.
+        nsenter.args(["--root", "--", "sh", "-c", &format!("cd /; {command}")]);
         nsenter.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin");
         nsenter
     }
@@ -124,9 +151,22 @@ impl Machine {
         shown.trim().to_owned()
     }
 
+    /// Whether another unit is active, in systemd's word.
+    /// Nothing while systemd begins anew.
+    pub fn state(&self, unit: &str) -> String {
+        let shown = self.command(&format!("systemctl show --value -p ActiveState {unit}")).output();
+        let shown = shown.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+        shown.unwrap_or_default()
+    }
+
     /// What the unit has logged.
     pub fn journal(&self) -> String {
-        let output = self.command("journalctl --no-pager -o cat -u cloakroom").output();
+        self.journal_of("-u cloakroom")
+    }
+
+    /// What the journal has for these arguments of journalctl.
+    pub fn journal_of(&self, arguments: &str) -> String {
+        let output = self.command(&format!("journalctl --no-pager -o cat {arguments}")).output();
         output.map_or_else(
             |error| error.to_string(),
             |it| String::from_utf8_lossy(&it.stdout).into_owned(),
@@ -134,9 +174,42 @@ impl Machine {
     }
 }
 
+/// Writes the configuration and what it names, as somebody does who makes a disk for the machine.
+pub fn put(lab: &Lab, config: &str) {
+    let etc = lab.dir.join("etc");
+    fs::create_dir_all(&etc).expect("the lab's folder is writable");
+    let secrets = ["openai", "anthropic", "git", "ops"].iter().zip(SECRETS);
+    let secrets: String = secrets.map(|(name, value)| format!("{name} = {value}\n")).collect();
+    fs::write(etc.join("secrets.toml"), secrets).expect("writable");
+    fs::copy(lab.public_ca(), etc.join("public-ca.pem")).expect("writable");
+    fs::write(etc.join("cloakroom.toml"), config).expect("writable");
+    let modes = [("", 0o755), ("secrets.toml", 0o600), ("public-ca.pem", 0o644)];
+    for (name, mode) in modes.into_iter().chain([("cloakroom.toml", 0o644)]) {
+        let mode = fs::Permissions::from_mode(mode);
+        fs::set_permissions(etc.join(name), mode).expect("ours");
+    }
+}
+
+/// What `make test-systemd` says in a variable.
+///
+/// # Panics
+/// When it does not.
+pub fn told(variable: &str) -> String {
+    std::env::var(variable).unwrap_or_else(|_| panic!("`make test-systemd` says {variable}"))
+}
+
+fn bound(how: &str, here: &Path, there: &str) -> String {
+    format!("--{how}={}:{there}", here.display())
+}
+
 /// The usual policy with the defaults of the reference for all folders.
 pub fn config() -> String {
-    let usual = gateway::usual_config().replace("{dir}/", "");
+    for_its_folders(&gateway::usual_config())
+}
+
+/// The same for any of the lab's policies.
+pub fn for_its_folders(config: &str) -> String {
+    let usual = config.replace("{dir}/", "");
     let own = ["audit = ", "ca_dir = ", "state_dir = ", "control = "];
     let lines = usual.lines().filter(|line| !own.iter().any(|key| line.starts_with(key)));
     lines.map(|line| format!("{line}\n")).collect()
@@ -159,7 +232,7 @@ fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }
 
-const UNITS: [&str; 4] =
+pub const UNITS: [&str; 4] =
     ["cloakroom-guard.service", "cloakroom.service", "cloakroom-ca.service", "cloakroom-ca.timer"];
 /// A boot, on a machine that is busy.
 const LONG: Duration = Duration::from_secs(60);

@@ -281,8 +281,8 @@ impl Drop for Share {
 }
 
 /// Names that one agent may have resolved at once. While a daemon starts, queries wait, and no name is
-/// remembered: 200 a second for half a second have to fit.
-const MAX_LOOKUPS: usize = 128;
+/// remembered: 200 names a second, each asked for in both families, for half a second have to fit.
+const MAX_LOOKUPS: usize = 256;
 /// Names that one group may have resolved at once, those that wait for their turn included. A
 /// query that waits holds about 2 KiB.
 const MAX_GROUP_LOOKUPS: usize = 4_096;

@@ -138,13 +138,13 @@ impl fmt::Display for PacketsError {
                  `interface` in the group"
             ),
             Self::NoBaseTable => f.write_str(
-                "the guard table inet cloakroom_base is not loaded: run `nft -f nft/base.nft` \
-                 before the daemon starts",
+                "the guard table inet cloakroom_base is not loaded: run `cloakroom guard --load`, and \
+                 have it run at boot (cloakroom-guard.service)",
             ),
             Self::NoBaseChain(chain) => write!(
                 f,
                 "the guard table inet cloakroom_base is not whole: its chain {chain} is missing, \
-                 not hooked to {chain} or empty; run `nft -f nft/base.nft`, after `nft delete table \
+                 not hooked to {chain} or empty; run `cloakroom guard --load`, after `nft delete table \
                  inet cloakroom_base` where nft says that the chain exists"
             ),
             Self::Unguarded(names) => {
@@ -153,9 +153,8 @@ impl fmt::Display for PacketsError {
                 write!(
                     f,
                     "the guard table inet cloakroom_base does not close this machine's services to \
-                     {names}: run \
-                     `nft add element inet cloakroom_base agent_interfaces '{{ {names} }}'`, and \
-                     have it run at boot"
+                     {names}: run `cloakroom guard --load`, and have it run at boot \
+                     (cloakroom-guard.service)"
                 )
             }
             Self::Marks { mark, table } => write!(

@@ -17,8 +17,8 @@ use super::{
     apply::Swap,
     basic,
     denial::{Denial, astray},
+    locate,
     rules::{Rules, Scope, is},
-    target,
 };
 use crate::{
     policy::{
@@ -131,10 +131,10 @@ fn classify(rules: &Rules, uri: &Uri, credential: &Credential<'_>) -> Result<Swa
     match credential {
         Credential::Header(field, value) => classify_header(rules, field, value),
         Credential::Cookies(value) => Err(deny_cookies(rules, value)),
-        Credential::Query { name, value } => target::in_query(rules, uri, (name, value))
+        Credential::Query { name, value } => locate::in_query(rules, uri, (name, value))
             .ok_or_else(|| deny_credential(rules, value.as_bytes())),
-        Credential::Path { place, at } => target::in_path(rules, uri, (place, at))
-            .ok_or_else(|| deny_credential(rules, &target::segment(uri, at))),
+        Credential::Path { place, at } => locate::in_path(rules, uri, (place, at))
+            .ok_or_else(|| deny_credential(rules, &locate::segment(uri, at))),
     }
 }
 

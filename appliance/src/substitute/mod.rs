@@ -11,6 +11,7 @@ mod apply;
 mod basic;
 mod denial;
 mod examine;
+mod locate;
 mod rules;
 mod target;
 

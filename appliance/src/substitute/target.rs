@@ -1,62 +1,12 @@
-//! A value in the target of a request, which is path and query: where its placeholder stands, and the
-//! target that has the value there.
+//! The target of a request, which is path and query, with values in it.
 
-use std::{borrow::Cow, ops::Range, sync::Arc};
+use std::ops::Range;
 
 use bytes::Bytes;
 use http::{Uri, uri::PathAndQuery};
-use percent_encoding::percent_decode_str;
 use zeroize::Zeroizing;
 
-use super::{
-    apply::Swap,
-    rules::{Rules, is},
-};
-use crate::{
-    policy::{Binding, PathSlot, Place, query_values},
-    reason::SecretCause,
-};
-
-/// The swap for the one credential in the query whose decoded name is `name` and value `value`, where a
-/// binding lists that place for that placeholder. A server may cut a query at `;` or not, and read
-/// the first or the last of two values of one name: where that could matter there is no swap.
-pub(super) fn in_query(rules: &Rules, uri: &Uri, (name, value): (&str, &str)) -> Option<Swap> {
-    let lists = |place: &Place| matches!(place, Place::Query { name: own } if **own == *name);
-    let binding = listed(rules, value.as_bytes(), lists)?;
-    let query = uri.query().unwrap_or_default();
-    let mut values = query_values(query, name);
-    let ((at, found), None) = (values.next()?, values.next()) else { return None };
-    (found == value).then(|| Swap::Query { name: name.into(), at, binding: Arc::clone(binding) })
-}
-
-/// The swap for the segment of the path, of which there is one reading, where a binding lists that place
-/// for the placeholder there.
-pub(super) fn in_path(
-    rules: &Rules,
-    uri: &Uri,
-    (place, at): (&PathSlot, &Range<usize>),
-) -> Option<Swap> {
-    let lists = |one: &Place| matches!(one, Place::Path(own) if own == place);
-    let binding = listed(rules, &segment(uri, at), lists)?;
-    let swap = || Swap::Path { place: place.clone(), at: at.clone(), binding: Arc::clone(binding) };
-    place.fits(uri.path(), at).then(swap)
-}
-
-/// What stands there in the path, decoded once.
-pub(super) fn segment<'a>(uri: &'a Uri, at: &Range<usize>) -> Cow<'a, [u8]> {
-    percent_decode_str(uri.path().get(at.clone()).unwrap_or_default()).into()
-}
-
-fn listed<'a>(
-    rules: &'a Rules,
-    text: &[u8],
-    lists: impl Fn(&Place) -> bool,
-) -> Option<&'a Arc<Binding>> {
-    let good = |binding: &&Arc<Binding>| {
-        is(&binding.placeholder, text) && binding.places.iter().any(&lists)
-    };
-    rules.own.iter().find(good)
-}
+use crate::reason::SecretCause;
 
 /// The two parts of a target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

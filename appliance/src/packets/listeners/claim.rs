@@ -9,6 +9,7 @@ use std::{
 };
 
 use rustix::net::netdevice::name_to_index;
+use socket2::Domain;
 
 use super::{
     super::{error::PacketsError, ruleset::capture::Capture},
@@ -60,7 +61,7 @@ pub fn claim(kept: &Kept, capture: &Capture) -> Result<Claim, PacketsError> {
     if !kept.is_empty() {
         let asking = |source| PacketsError::Netlink { doing: "ask who listens", source };
         return match (kept.are_alone(port).map_err(asking)?, capture.interfaces.first()) {
-            (false, Some(first)) => Err(in_use(port, &first.name)),
+            (false, Some(first)) => Err(in_use(wildcard(Domain::IPV4, port), &first.name)),
             _ => Ok(Claim { lock, devices }),
         };
     }

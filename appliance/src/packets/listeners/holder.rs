@@ -1,11 +1,13 @@
 //! Who has a port that is in use: for the operator who has to do something about it.
 //!
-//! It is told as far as it can be seen. Without the right to look into the processes of others it is
-//! the user whose socket it is (`proc_pid_fd(5)`, `proc_net_tcp`).
+//! It is told as far as it can be seen. Without the right to look into the processes of others, as under
+//! the unit, it is the user whose socket it is (`proc_pid_fd(5)`, `proc_net_tcp`): services that answer
+//! DNS have one of their own.
 
 use std::{
     fs::{self, File},
     io::{BufRead, BufReader},
+    net::SocketAddr,
     path::Path,
 };
 
@@ -16,35 +18,51 @@ struct Holding {
     user: String,
 }
 
-/// The programs that have a socket on the port, over UDP or listening over TCP, other than this one.
-pub(crate) fn of(port: u16) -> Vec<String> {
+/// The programs that have a socket in the way of one at this address, over UDP or listening over TCP,
+/// other than this one.
+pub(crate) fn of(at: SocketAddr) -> Vec<String> {
     let tables = ["udp", "udp6", "tcp", "tcp6"].map(|table| format!("/proc/net/{table}"));
     let sockets: Vec<Holding> =
-        tables.iter().flat_map(|table| holdings(Path::new(table), port)).collect();
+        tables.iter().flat_map(|table| holdings(Path::new(table), at)).collect();
     let mut holders = processes(&sockets);
     if holders.is_empty() {
         let own = rustix::process::geteuid().as_raw().to_string();
         let others = sockets.into_iter().map(|socket| socket.user).filter(|user| *user != own);
-        holders = others.map(|user| format!("a program of the user {user}")).collect();
+        let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
+        let named =
+            others.map(|user| user_name(&passwd, &user).map_or(user.clone(), str::to_owned));
+        holders = named.map(|user| format!("a program of the user {user}")).collect();
     }
     holders.sort();
     holders.dedup();
     holders
 }
 
-fn holdings(table: &Path, port: u16) -> Vec<Holding> {
+/// What a user of this number is called (`passwd(5)`).
+fn user_name<'a>(passwd: &'a str, number: &str) -> Option<&'a str> {
+    passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)? == number).then_some(name)
+    })
+}
+
+fn holdings(table: &Path, at: SocketAddr) -> Vec<Holding> {
     let Ok(file) = File::open(table) else { return Vec::new() };
     let lines = BufReader::new(file).lines().skip(1).map_while(Result::ok);
-    lines.filter_map(|line| holding(&line, port)).collect()
+    lines.filter_map(|line| holding(&line, at)).collect()
 }
 
 /// Local address and port, state, user and inode are the second, fourth, eighth and tenth field.
-fn holding(line: &str, port: u16) -> Option<Holding> {
+/// Somebody at an address of their own is in the way of no other address.
+fn holding(line: &str, at: SocketAddr) -> Option<Holding> {
     let fields: Vec<&str> = line.split_ascii_whitespace().collect();
     let [_, local, _, state, _, _, _, user, _, inode, ..] = fields[..] else { return None };
-    let at = local.rsplit(':').next().and_then(|port| u16::from_str_radix(port, 16).ok())?;
+    let (address, port) = local.rsplit_once(':')?;
+    let anywhere = at.ip().is_unspecified() || address.bytes().all(|digit| digit == b'0');
+    let same = u16::from_str_radix(port, 16).is_ok_and(|port| port == at.port());
     let open = matches!(state, LISTENING | UNCONNECTED);
-    (at == port && open).then(|| Holding { inode: inode.into(), user: user.into() })
+    (same && anywhere && open).then(|| Holding { inode: inode.into(), user: user.into() })
 }
 
 /// `NAME (process NUMBER)` of each process that has one of the sockets.
@@ -84,15 +102,27 @@ mod tests {
     #[test]
     fn a_socket_on_the_port_is_found_in_the_kernels_tables() {
         let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let tcp = TcpListener::bind("[::1]:0").unwrap();
+        let tcp = TcpListener::bind("[::]:0").unwrap();
         let user = rustix::process::geteuid().as_raw().to_string();
-        for (table, port) in [
-            ("/proc/net/udp", udp.local_addr().unwrap().port()),
-            ("/proc/net/tcp6", tcp.local_addr().unwrap().port()),
+        let user = &user;
+        for (table, port, everywhere) in [
+            ("/proc/net/udp", udp.local_addr().unwrap().port(), false),
+            ("/proc/net/tcp6", tcp.local_addr().unwrap().port(), true),
         ] {
-            let found = holdings(Path::new(table), port);
-            assert!(matches!(&found[..], [only] if only.user == user), "{table}: {found:?}");
-            assert!(of(port).is_empty(), "this process is nobody else");
+            let at = |address: [u8; 4]| SocketAddr::from((address, port));
+            let found = holdings(Path::new(table), at([0; 4]));
+            assert!(matches!(&found[..], [only] if only.user == *user), "{table}: {found:?}");
+            let beside = holdings(Path::new(table), at([192, 0, 2, 1]));
+            assert_eq!(!beside.is_empty(), everywhere, "{table}: {beside:?}");
+            assert!(of(at([0; 4])).is_empty(), "this process is nobody else");
         }
+    }
+
+    #[test]
+    fn a_users_number_has_the_name_that_the_machine_gives_it() {
+        let passwd =
+            "root:x:0:0:root:/root:/bin/sh\nsystemd-resolve:x:996:996::/:/usr/sbin/nologin\n";
+        assert_eq!(user_name(passwd, "996"), Some("systemd-resolve"));
+        assert_eq!(user_name(passwd, "99"), None);
     }
 }

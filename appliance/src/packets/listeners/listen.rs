@@ -139,15 +139,15 @@ pub(super) fn bind(
     interface: &InterfaceName,
     at: SocketAddr,
 ) -> Result<(), PacketsError> {
-    let port = at.port();
     socket.bind(&at.into()).map_err(|source| match source.kind() {
-        io::ErrorKind::AddrInUse => in_use(port, interface),
+        io::ErrorKind::AddrInUse => in_use(at, interface),
         _ => listen_error(interface, "bind", source),
     })
 }
 
-pub(super) fn in_use(port: u16, interface: &InterfaceName) -> PacketsError {
-    PacketsError::PortInUse { port, interface: interface.clone(), holders: holder::of(port) }
+pub(super) fn in_use(at: SocketAddr, interface: &InterfaceName) -> PacketsError {
+    let (port, holders) = (at.port(), holder::of(at));
+    PacketsError::PortInUse { port, interface: interface.clone(), holders }
 }
 
 /// Asks the kernel, rather than trusting that setting it has worked.

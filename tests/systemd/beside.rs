@@ -1,0 +1,97 @@
+//! What else a machine has, or has not: a resolver of its own, a kernel without Landlock, a filter that
+//! lets nobody take descriptors of another process.
+
+use std::{net::UdpSocket, time::Duration};
+
+use lab::{Lab, dns::Dns, net::GATEWAY, origin::Origin, sandboxed};
+
+use crate::{
+    assert_served,
+    load::lookup_once,
+    machine::{Machine, config},
+};
+
+#[test]
+fn on_a_kernel_without_landlock_it_serves_and_says_so_once() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let origin = Origin::start(&lab);
+        let _dns = Dns::start();
+        let machine = Machine::boot(&lab);
+        machine.install(&lab, &config());
+        // Not built in; not among those of lsm=; kept from the unit by a container around it.
+        for error in ["ENOSYS", "EOPNOTSUPP", "EPERM"] {
+            machine.run("journalctl --rotate -q; journalctl --vacuum-time=1us -q");
+            machine.drop_in(&format!(
+                "SystemCallFilter=~landlock_create_ruleset\\nSystemCallErrorNumber={error}"
+            ));
+            machine.run("systemctl restart cloakroom");
+            assert_served(&lab, &origin);
+            let line = machine.property("StatusText");
+            assert!(line.starts_with("degraded: the kernel has no Landlock"), "{error}: {line}");
+            let log = machine.journal();
+            let said: Vec<_> = log.lines().filter(|line| line.contains("Landlock")).collect();
+            assert_eq!(said.len(), 1, "{error}: {log}");
+            let warnings = machine.journal_of("-p warning -u cloakroom");
+            assert!(warnings.contains(said[0]), "{error}: {warnings}");
+            assert_eq!(machine.property("NRestarts"), "0", "{error}: {log}");
+        }
+    });
+}
+
+/// The stub of systemd-resolved is on the machine's loopback.
+#[test]
+fn systemd_resolved_lives_beside_it_and_is_named_where_it_is_in_the_way() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let origin = Origin::start(&lab);
+        let _dns = Dns::start();
+        let machine = Machine::boot(&lab);
+        machine.install(&lab, &config());
+        machine.run("systemctl is-active systemd-resolved");
+        machine.run("echo 192.0.2.99 printer.lan >> /etc/hosts; systemctl start cloakroom");
+        assert_served(&lab, &origin);
+        assert!(agents_are_answered());
+        assert!(stub_answers(), "the machine has its resolver: {}", machine.journal_of(RESOLVED));
+        machine.run("systemctl restart systemd-resolved cloakroom");
+        assert!(agents_are_answered() && stub_answers());
+
+        machine.run("systemctl stop cloakroom; mkdir -p /run/systemd/resolved.conf.d");
+        machine.run(
+            "printf '[Resolve]\\nDNSStubListenerExtra=0.0.0.0\\n' \
+             > /run/systemd/resolved.conf.d/extra.conf; systemctl restart systemd-resolved",
+        );
+        // The kept sockets are closed with the unit; it starts as after a boot.
+        machine.run("systemctl clean --what=fdstore cloakroom || true");
+        machine.run("systemctl start --no-block cloakroom");
+        let said = || machine.journal_of("-p err -u cloakroom");
+        machine.wait_until("it says why", || said().contains("port 53 is in use on agents0 by"));
+        assert!(said().contains("systemd-resolve"), "{}", said());
+        machine
+            .run("rm /run/systemd/resolved.conf.d/extra.conf; systemctl restart systemd-resolved");
+        machine.wait_until("ready", || machine.property("ActiveState") == "active");
+        assert_served(&lab, &origin);
+    });
+}
+
+const RESOLVED: &str = "-u systemd-resolved";
+
+fn agents_are_answered() -> bool {
+    lookup_once()
+}
+
+/// Whether the stub answers a program of the machine.
+fn stub_answers() -> bool {
+    GATEWAY.enter(|| {
+        let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        socket.set_read_timeout(Some(Duration::from_secs(3))).expect("a timeout");
+        let header = [0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+        let question = b"\x07printer\x03lan\x00\x00\x01\x00\x01";
+        let sent = socket.send_to(&[&header[..], question].concat(), "127.0.0.53:53");
+        let mut answer = [0; 512];
+        sent.is_ok()
+            && socket
+                .recv(&mut answer)
+                .is_ok_and(|length| answer[..length].ends_with(&[192, 0, 2, 99]))
+    })
+}
