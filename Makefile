@@ -24,6 +24,8 @@ ALONE = agents_in_a_flood:: faults::floods:: flushed_rules:: restart::
 ONLY ?=
 # The path of the Vault is the last line of what this prints.
 VAULT_PATH = $(if $(CLOAKROOM_VAULT),echo "$(CLOAKROOM_VAULT)",tests/vault/get)
+# What the booted image is updated to: a version above the package's.
+NEXT = $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml | head -n 1).2
 # Where nft and ip are; an ordinary user's PATH lacks it on Debian.
 export PATH := $(PATH):/usr/sbin:/sbin
 
@@ -121,9 +123,11 @@ test-vagrant: build vault
 	CLOAKROOM=$(CURDIR)/target/debug/cloakroom CLOAKROOM_VAULT="$$($(VAULT_PATH) | tail -n 1)" tests/vagrant/rehearse
 
 test-image: image
-	@echo "== The image, booted (ten minutes where there is no KVM)"
-	@tests/prerequisites qemu-system-x86 ovmf qemu-utils dosfstools mtools ethtool
-	CLOAKROOM_IMAGE=$(CURDIR)/target/image \
+	@echo "== Another version of the image, for updates"
+	@tests/prerequisites qemu-system-x86 ovmf qemu-utils dosfstools mtools ethtool gpg
+	IMAGE_VERSION=$(NEXT) IMAGE_OUTPUT=$(CURDIR)/target/image-next image/build
+	@echo "== The image, booted (an hour where there is no KVM)"
+	CLOAKROOM_IMAGE=$(CURDIR)/target/image CLOAKROOM_NEXT=$(CURDIR)/target/image-next \
 		$(CARGO) test $(TESTED) --test image -- --test-threads=1 $(ONLY)
 
 # libFuzzer is C++. See tests/README.md.

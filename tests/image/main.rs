@@ -2,6 +2,7 @@
 //! the resolver on its uplink. `make test-image` runs it; it needs root.
 
 mod router;
+mod update;
 
 use std::{fs, thread};
 
@@ -10,7 +11,7 @@ use lab::{
     client::{Hello, Tls},
     dns::Dns,
     gateway::{self, OPENAI_SECRET},
-    net::{AGENT, ATTACKER, INTERNET, OPENAI, PYPI},
+    net::{AGENT, ATTACKER, INTERNET, OPENAI, PYPI, VAULT},
     origin::Origin,
     sandbox, wait,
 };
@@ -22,7 +23,12 @@ const CHAT: &str = "POST /v1/chat HTTP/1.1\r\nHost: api.openai.example\r\n\
 
 /// The usual policy with the defaults of the reference for all folders.
 fn config() -> String {
-    let usual = gateway::usual_config().replace("{dir}/", "");
+    shipped(&gateway::usual_config())
+}
+
+/// This configuration with those defaults.
+fn shipped(config: &str) -> String {
+    let usual = config.replace("{dir}/", "");
     let own = ["audit = ", "ca_dir = ", "state_dir = ", "control = "];
     let lines = usual.lines().filter(|line| !own.iter().any(|key| line.starts_with(key)));
     lines.map(|line| format!("{line}\n")).collect()
@@ -107,5 +113,47 @@ fn a_wrong_or_missing_configuration_leaves_it_closed_and_said_on_the_console() {
         assert!(router.console().contains("grup"), "{}", router.console());
         assert!(Tls::open(AGENT, PYPI.port(443), &Hello::h1(PYPI.name)).is_err());
         assert!(origin.log().connections().is_empty());
+    });
+}
+
+#[test]
+fn a_missing_interface_and_a_vault_out_of_reach_leave_it_closed_and_said_on_the_console() {
+    sandbox::sandboxed_for(3 * BOOT, || {
+        let lab = Lab::new();
+        let origin = Origin::start(&lab);
+        let _dns = Dns::start();
+        let _switch = plug(&lab);
+        // Nothing answers at this address.
+        let vault = format!(
+            "[vault]\naddress = \"https://{VAULT}:8200\"\nca_file = \"public-ca.pem\"\n\
+             [vault.approle]\nrole_id = \"gateway\"\nsecret_id_file = \"secret-id\"\n"
+        );
+        let third = "\n[[group]]\nname = \"third\"\ninterface = \"agents2\"\n\
+            prefixes = [\"198.51.100.0/24\"]\n";
+        let config = shipped(&gateway::vault_config(&vault)) + third;
+        let mut given = files(&lab, &config);
+        given.push(("secret-id".into(), "0b8ef6f1-35ac-4a0c-8c1c-6d1d1a0c1a55\n".into()));
+        let disk = Disk::new(&lab);
+        disk.configure(&given);
+        let router = disk.boot();
+        router.wait_console("interface agents2 of an agent group does not exist");
+        router.wait_console("closed: the gateway does not run");
+        let public = Hello::h1(PYPI.name).trusting(lab.public.pem());
+        assert!(Tls::open(AGENT, PYPI.port(443), &public).is_err());
+        assert!(origin.log().connections().is_empty());
+
+        // The interface comes, and the rest is Vault.
+        router.run(
+            "ip link add agents2 type dummy && ip addr add 198.51.100.1/24 dev agents2 && \
+             ip link set agents2 up",
+        );
+        router.wait_ready();
+        router.wait_console("no connection to Vault");
+        let hello = hello(&lab, &router, OPENAI.name);
+        let mut tls = wait::until(BOOT, || Tls::open(AGENT, OPENAI.port(443), &hello).ok())
+            .expect("intercepted");
+        let answer = tls.ask(CHAT).expect("an answer");
+        assert_eq!(answer.status, 503, "{}", answer.text());
+        assert!(origin.log().requests().is_empty());
     });
 }

@@ -7,6 +7,7 @@ use std::{
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    thread,
     time::Duration,
 };
 
@@ -68,17 +69,25 @@ pub fn files(lab: &Lab, config: &str) -> Vec<(String, String)> {
     files
 }
 
+/// The folder of the image.
+pub fn image() -> PathBuf {
+    let folder = tools::repository().join("target/image");
+    std::env::var_os("CLOAKROOM_IMAGE").map_or(folder, PathBuf::from)
+}
+
+/// The files in this folder whose names end so.
+pub fn artefacts(folder: &Path, end: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).expect("`make test-image` made it");
+    let paths = entries.flatten().map(|entry| entry.path());
+    let mut paths: Vec<_> = paths.filter(|path| path.to_string_lossy().ends_with(end)).collect();
+    paths.sort();
+    paths
+}
+
 impl Disk {
     /// A disk of its own above the built image, and the firmware's memory.
     pub fn new(lab: &Lab) -> Self {
-        let folder = tools::repository().join("target/image");
-        let image = std::env::var("CLOAKROOM_IMAGE").map_or(folder, PathBuf::from);
-        let images = fs::read_dir(&image).expect("`make image` made it");
-        let names = images.flatten().map(|entry| entry.path());
-        let mut disks: Vec<PathBuf> =
-            names.filter(|path| path.extension().is_some_and(|it| it == "qcow2")).collect();
-        disks.sort();
-        let base = disks.pop().expect("`make image` made a disk");
+        let base = artefacts(&image(), ".qcow2").pop().expect("`make image` made a disk");
         let disk = Self { lab: lab.dir.clone() };
         let made = Command::new("qemu-img")
             .args(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"])
@@ -123,7 +132,10 @@ impl Disk {
         qemu.args(["-accel", "tcg,thread=multi", "-display", "none", "-no-user-config"]);
         let code = "if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd";
         let vars = format!("if=pflash,format=raw,file={}", self.path("firmware.fd").display());
-        let disk = format!("if=virtio,format=qcow2,file={}", self.path("disk.qcow2").display());
+        let disk = format!(
+            "if=virtio,format=qcow2,cache=unsafe,file={}",
+            self.path("disk.qcow2").display()
+        );
         qemu.args(["-drive", code, "-drive", &vars, "-drive", &disk]);
         let medium = self.path("config.img");
         if medium.exists() {
@@ -140,12 +152,13 @@ impl Disk {
             qemu.args(["-netdev", &wire]);
             qemu.args(["-device", &format!("virtio-net-pci,netdev={nic},mac={mac}")]);
         }
-        qemu.args(["-device", "virtio-rng-pci"]);
+        // The machine's id is the firmware's, and the journal is kept by it.
+        qemu.args(["-uuid", "3d0b0c3e-7a54-4d3a-9f52-6d1f6d2b8f11", "-device", "virtio-rng-pci"]);
         let log = format!("file:{}", self.path("console.log").display());
         let shell = format!("unix:{},server=on,wait=off", self.path("shell").display());
         qemu.args(["-serial", &log, "-serial", &shell]);
         // A way in for the test: whoever owns the firmware's strings owns the machine.
-        let way_in = "type=11,value=io.systemd.stub.kernel-cmdline-extra=systemd.debug_shell=ttyS1";
+        let way_in = "type=11,value=io.systemd.stub.kernel-cmdline-extra=systemd.debug_shell=ttyS1 systemd.default_device_timeout_sec=200";
         qemu.args(["-smbios", way_in]);
         let qemu = qemu.stdin(Stdio::null()).spawn().expect("qemu starts");
         Router { qemu, folder: self.lab.clone() }
@@ -169,6 +182,22 @@ impl Router {
         assert!(shown.is_some(), "no {text:?} on the console:\n{}", self.console());
     }
 
+    /// How often a kernel has been started since the machine was switched on.
+    pub fn boots(&self) -> usize {
+        self.console().matches("Linux version ").count()
+    }
+
+    /// Waits until so many have been.
+    #[track_caller]
+    pub fn wait_boots(&self, count: usize) {
+        let started = wait::until(BOOTS, || {
+            thread::sleep(wait::QUIET);
+            (self.boots() >= count).then_some(())
+        });
+        assert!(started.is_some(), "{} boots:\n{}", self.boots(), self.console());
+        assert_eq!(self.boots(), count);
+    }
+
     /// Runs a command as root in it, and returns what it printed.
     #[track_caller]
     pub fn run(&self, command: &str) -> String {
@@ -180,7 +209,8 @@ impl Router {
         let mut shell = UnixStream::connect(self.folder.join("shell")).ok()?;
         shell.set_read_timeout(Some(Duration::from_secs(60))).ok()?;
         // What an earlier command left unread, and the prompt, come before the first mark.
-        let line = format!("\nstty -echo; echo BEGI''N; {command}; echo EN''D\n");
+        let line =
+            format!("\nstty -echo; export SYSTEMD_COLORS=0; echo BEGI''N; {command}; echo EN''D\n");
         shell.write_all(line.as_bytes()).ok()?;
         let mut said = String::new();
         let mut lines = BufReader::new(shell).take(1 << 20);
@@ -280,4 +310,7 @@ fn read(path: &Path) -> String {
 }
 
 /// A boot under emulation, on a machine that does other work too.
-pub const BOOT: Duration = Duration::from_secs(300);
+pub const BOOT: Duration = Duration::from_secs(600);
+
+/// Several of them, those that fail among them.
+const BOOTS: Duration = Duration::from_secs(1800);

@@ -5,7 +5,7 @@
 use std::{
     fmt,
     io::{self, Read},
-    path::Path,
+    path::{Path, PathBuf},
     time::SystemTime,
 };
 
@@ -42,10 +42,8 @@ impl Root {
         let params = params(label, unix_seconds(now)?)?;
         let folder = Folder::open_or_make(dir)?;
         let lock = folder.lock_to_write()?;
-        for name in [KEY_FILE, CERTIFICATE_FILE] {
-            if rustix::fs::lstat(dir.join(name)).is_ok() {
-                return Err(CaError::RootExists(dir.join(name)));
-            }
+        if let Some(there) = there(dir) {
+            return Err(CaError::RootExists(there));
         }
         let key = Key::generate()?;
         let certificate = params.self_signed(&key)?;
@@ -62,6 +60,12 @@ impl Root {
         put(CERTIFICATE_FILE, certificate.to_pem().as_bytes(), Access::Public)?;
         drop(lock);
         Self::assemble(folder, certificate, key)
+    }
+
+    /// Whether `dir` has a root, or a part of one.
+    #[must_use]
+    pub fn is_in(dir: &Path) -> bool {
+        there(dir).is_some()
     }
 
     /// Opens the root and its key.
@@ -222,6 +226,12 @@ pub(super) fn pem(der: &CertificateDer<'_>) -> String {
     }
     pem.push_str("-----END CERTIFICATE-----\n");
     pem
+}
+
+/// A file of a root in `dir`.
+fn there(dir: &Path) -> Option<PathBuf> {
+    let mut files = [KEY_FILE, CERTIFICATE_FILE].into_iter().map(|name| dir.join(name));
+    files.find(|path| rustix::fs::lstat(path).is_ok())
 }
 
 const KEY_FILE: &str = "root.key";

@@ -33,7 +33,9 @@ pub enum CaCommand {
         after_help = "Example:\n  cloakroom ca issue --dir /root/cloakroom-root /etc/cloakroom/cloakroom.toml\n\n\
         Each is limited to the names of its rule. One is made where there is none, its names \
         changed,\nanother root signed it, or a third of its life or less is left. Then reload the daemon.\n\
-        Not for a configuration with [vault.pki]: there Vault signs them, for the daemon itself."
+        Not for a configuration with [vault.pki]: there Vault signs them, for the daemon itself.\n\
+        With --init the root is made, too, where there is none; and there is nothing to do, and no \
+        error,\nwhere Vault signs them. For a machine that keeps its own root, such as the router image."
     )]
     Issue(IssueArgs),
     /// Print the root, or a bundle with the system's CAs, for the agents' trust stores.
@@ -56,7 +58,7 @@ pub struct InitArgs {
     #[arg(long, value_name = "DIR")]
     pub dir: PathBuf,
     /// What people see in their trust stores; a random id is added
-    #[arg(long, value_name = "TEXT", default_value = "Cloakroom root")]
+    #[arg(long, value_name = "TEXT", default_value = ROOT_NAME)]
     pub name: String,
 }
 
@@ -66,6 +68,9 @@ pub struct IssueArgs {
     /// Folder of the root
     #[arg(long, value_name = "ROOTDIR")]
     pub dir: PathBuf,
+    /// Make the root where there is none, and do nothing where Vault signs the issuing CAs
+    #[arg(long)]
+    pub init: bool,
     /// The daemon's configuration; it names the folder of the issuing CAs
     #[arg(value_name = "CONFIG", default_value = DEFAULT_CONFIG)]
     pub config: PathBuf,
@@ -112,7 +117,7 @@ pub fn run<E>(
         CaCommand::Init(args) => init(&args, now, out),
         CaCommand::Issue(args) => {
             let (settings, policy) = load(&args.config).map_err(CaCommandError::Config)?;
-            issue(&args.dir, &settings, &policy, now, out)
+            issue(&args, &settings, &policy, now, out)
         }
         CaCommand::Show(args) => show(&args, load, out),
     }
@@ -123,24 +128,41 @@ fn init<E>(
     now: SystemTime,
     out: &mut impl Write,
 ) -> Result<(), CaCommandError<E>> {
-    let root = Root::init(&args.dir, &args.name, now)?;
-    let dir = args.dir.display();
-    writeln!(out, "made `{}`: {dir}/root.pem, its key {dir}/root.key", root.certificate().name())?;
-    writeln!(out, "next: cloakroom ca issue --dir {dir} CONFIG")?;
+    make_root(&args.dir, &args.name, now, out)?;
+    writeln!(out, "next: cloakroom ca issue --dir {} CONFIG", args.dir.display())?;
     Ok(())
 }
 
-fn issue<E>(
+fn make_root<E>(
     dir: &Path,
+    name: &str,
+    now: SystemTime,
+    out: &mut impl Write,
+) -> Result<Root, CaCommandError<E>> {
+    let root = Root::init(dir, name, now)?;
+    let dir = dir.display();
+    writeln!(out, "made `{}`: {dir}/root.pem, its key {dir}/root.key", root.certificate().name())?;
+    Ok(root)
+}
+
+/// What people see of a root in their trust stores.
+const ROOT_NAME: &str = "Cloakroom root";
+
+fn issue<E>(
+    args: &IssueArgs,
     settings: &Settings,
     policy: &Policy,
     now: SystemTime,
     out: &mut impl Write,
 ) -> Result<(), CaCommandError<E>> {
     if let Some(pki) = pki(settings) {
-        return Err(CaCommandError::SignedByVault(Arc::clone(&pki.mount)));
+        let by_vault = CaCommandError::SignedByVault(Arc::clone(&pki.mount));
+        return if args.init { Ok(()) } else { Err(by_vault) };
     }
-    let root = Root::open(dir, now)?;
+    let root = match args.init && !Root::is_in(&args.dir) {
+        true => make_root(&args.dir, ROOT_NAME, now, out)?,
+        false => Root::open(&args.dir, now)?,
+    };
     for issued in ca::issue(&root, &settings.ca_dir, policy, now)? {
         writeln!(out, "{issued}")?;
     }
@@ -250,6 +272,25 @@ mod tests {
     }
 
     #[test]
+    fn a_machine_that_keeps_its_root_makes_it_once() {
+        let scratch = Scratch::new();
+        let dir = scratch.path("root");
+        let issue = ["issue", "--init", "--dir", dir.to_str().unwrap(), "x.toml"];
+        let loaded =
+            || (settings(&scratch.path("state/ca")), policy(vec![api("openai", &["a.test"])]));
+        let first = ca(&issue, Some(loaded())).unwrap();
+        assert!(first.starts_with("made `Cloakroom root "), "{first}");
+        let root = std::fs::read(dir.join("root.pem")).unwrap();
+        assert_eq!(ca(&issue, Some(loaded())).unwrap(), "openai: kept, 90 days left\n");
+        assert_eq!(std::fs::read(dir.join("root.pem")).unwrap(), root);
+
+        // A root that is damaged is never replaced: agents trust it.
+        std::fs::remove_file(dir.join("root.pem")).unwrap();
+        assert!(ca(&issue, Some(loaded())).is_err());
+        assert!(!dir.join("root.pem").exists());
+    }
+
+    #[test]
     fn show_never_opens_the_key() {
         let scratch = Scratch::new();
         let dir = scratch.path("root");
@@ -280,6 +321,10 @@ mod tests {
         };
         let error = ca(&["issue", "--dir", dir, "x.toml"], Some(loaded())).unwrap_err();
         assert!(error.contains("signed by Vault at pki/"), "{error}");
+        let kept = scratch.path("none");
+        let init = ["issue", "--init", "--dir", kept.to_str().unwrap(), "x.toml"];
+        assert_eq!(ca(&init, Some(loaded())).unwrap(), "");
+        assert!(!kept.exists());
         let shown = ca(&["show", "x.toml"], Some(loaded())).unwrap();
         assert_eq!(shown, ca(&["show", "--dir", dir], None).unwrap());
         let without = (settings(&scratch.path("ca")), policy(vec![]));

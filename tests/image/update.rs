@@ -1,0 +1,278 @@
+//! Updates: what a router takes, and what it falls back from without a hand.
+
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use lab::{
+    Lab,
+    client::{Hello, Tls},
+    dns::Dns,
+    net::{AGENT, DNS, INTERNET, PYPI},
+    origin::Origin,
+    sandbox, tools, wait,
+};
+
+use crate::{
+    config,
+    router::{BOOT, Disk, Router, artefacts, files, image, plug},
+};
+
+#[test]
+fn an_update_is_kept_where_it_is_well_and_fallen_back_from_where_it_is_not() {
+    sandbox::sandboxed_for(12 * BOOT, || {
+        let lab = Lab::new();
+        let _origin = Origin::start(&lab);
+        let _dns = Dns::start();
+        let _switch = plug(&lab);
+        let first = version(&image());
+        let other = other();
+        let next = version(&other);
+        let shop = Shop::open(&lab);
+        let mut given = files(&lab, &config());
+        given.push(("update.url".into(), format!("http://{DNS}:8000/\n")));
+        given.push(("update.gpg".into(), shop.key()));
+        let disk = Disk::new(&lab);
+        disk.configure(&given);
+        let router = disk.boot();
+        router.wait_ready();
+        confined(&router);
+
+        // What the key has not signed is not taken; what is well is kept.
+        shop.offer(&other, &next, |kernel| kernel);
+        shop.forge();
+        let said = update(&router);
+        assert!(said.contains("is not signed by update.gpg"), "{said}");
+        shop.sign();
+        start_update(&router);
+        router.wait_boots(2);
+        router.wait_ready();
+        assert_eq!(running(&router), next);
+        let kept = format!("cloakroom_{next}.efi");
+        let blessed = || router.try_run("ls /boot/EFI/Linux").filter(|it| it.contains(&kept));
+        wait::until(BOOT, blessed).expect("it is blessed");
+        router.wait_console(&format!("Cloakroom {next}"));
+        router.wait_console(&format!("version {first} is kept beside it"));
+        let public = Hello::h1(PYPI.name).trusting(lab.public.pem());
+        wait::until(BOOT, || Tls::open(AGENT, PYPI.port(443), &public).ok()).expect("spliced");
+
+        // A version whose daemon cannot start, because its kernel is told to leave it out: after three
+        // tries the one before it is back, which tells of it.
+        let bad = newest(&first);
+        shop.offer(&image(), &bad, without_daemon);
+        shop.sign();
+        start_update(&router);
+        router.wait_boots(2 + 3 + 1);
+        router.wait_ready();
+        assert_eq!(running(&router), next);
+        let failed = format!("cloakroom_{bad}+0-3.efi");
+        let kernels = router.run("ls /boot/EFI/Linux");
+        assert!(kernels.contains(&failed), "{kernels}");
+        router.wait_console(&format!("version {bad} FAILED"));
+        let journal = router.run("journalctl --no-pager -o cat -u cloakroom-well");
+        assert_eq!(journal.matches("there is no daemon to start").count(), 3, "{journal}");
+        let said = update(&router);
+        assert!(said.contains("nothing at"), "{said}");
+
+        // Tried again with a flipped byte in its slot; and a kernel whose root is nowhere.
+        router.run(&format!(
+            "printf x | dd of=/dev/disk/by-partlabel/cloakroom_{bad} bs=1 seek=1024 conv=notrunc; \
+             cd /boot/EFI/Linux; mv {failed} cloakroom_{bad}+1-2.efi; export LC_ALL=C; \
+             sed 's/roothash=......../roothash=00000000/; s/IMAGE_VERSION=\\(\"*\\)./IMAGE_VERSION=\\18/' \
+             {kept} >lost; mv lost cloakroom_8{rest}+1.efi; sync; systemctl --no-block reboot",
+            rest = &next[1..]
+        ));
+        router.wait_boots(6 + 2 + 1);
+        router.wait_ready();
+        assert_eq!(running(&router), next);
+        assert_eq!(router.boots(), 9);
+        assert!(router.console().contains("this slot cannot be started"), "{}", router.console());
+        let journal = router.run("cat /var/log/initrd-that-failed.log");
+        assert!(journal.contains("roothash=00000000"), "{journal}");
+
+        // One that is damaged before it is written is not even tried, whoever has signed it.
+        let damaged = format!("{bad}.1");
+        shop.offer(&image(), &damaged, |kernel| kernel);
+        shop.damage();
+        shop.sign();
+        let said = update(&router);
+        assert!(said.contains("is not what its root hash says"), "{said}");
+        let kernels = router.run("ls /boot/EFI/Linux");
+        assert!(!kernels.contains(&damaged), "{kernels}");
+    });
+}
+
+/// What the daemon may do, and what it is kept from, as systemd of the image counts it.
+fn confined(router: &Router) {
+    let rated = router.run("systemd-analyze security --no-pager cloakroom.service | tail -n 1");
+    let exposure = rated.split_whitespace().find_map(|word| word.parse::<f32>().ok());
+    assert!(exposure.is_some_and(|it| it <= 2.0), "{rated}");
+    let sets = router.run(
+        "cat /sys/fs/cgroup/system.slice/cloakroom.service/cgroup.procs | \
+         while read it; do grep ^Cap /proc/$it/status; done",
+    );
+    // CAP_NET_BIND_SERVICE is 10 and CAP_NET_ADMIN is 12.
+    let all: u64 = 1 << 10 | 1 << 12;
+    let mut seen = 0;
+    for line in sets.lines() {
+        let (name, set) = line.split_once(':').expect("a line of /proc/PID/status");
+        let set = u64::from_str_radix(set.trim(), 16).expect("a number");
+        seen |= if name == "CapEff" { set } else { 0 };
+        assert_eq!(set & !all, 0, "{sets}");
+    }
+    assert_eq!(seen, all, "{sets}");
+}
+
+/// The version that runs, as its root says.
+fn running(router: &Router) -> String {
+    let text = router.run("sed -n 's/^IMAGE_VERSION=//p' /usr/lib/os-release");
+    text.trim().trim_matches('"').to_owned()
+}
+
+fn start_update(router: &Router) {
+    router.run("systemctl start --no-block cloakroom-update");
+}
+
+/// Has it look for an update that it is not to start, and returns what it said.
+fn update(router: &Router) -> String {
+    let boots = router.boots();
+    start_update(router);
+    let ended = || {
+        let state = router.try_run("systemctl show -P ActiveState cloakroom-update")?;
+        ["inactive", "failed"].contains(&state.trim()).then_some(())
+    };
+    wait::until(BOOT, ended).expect("it ends");
+    assert_eq!(router.boots(), boots);
+    router.run("journalctl --no-pager -b -o cat -u cloakroom-update | tail -n 40")
+}
+
+/// The folder of the other version.
+fn other() -> PathBuf {
+    let folder = tools::repository().join("target/image-next");
+    std::env::var_os("CLOAKROOM_NEXT").map_or(folder, PathBuf::from)
+}
+
+fn version(folder: &Path) -> String {
+    let kernels = artefacts(&folder.join("update"), ".efi.gz");
+    let name = kernels[0].file_name().and_then(|name| name.to_str()).expect("UTF-8");
+    name.trim_start_matches("cloakroom_").trim_end_matches(".efi.gz").to_owned()
+}
+
+/// Who has updates, on the uplink: a folder served over HTTP, and the operator's key.
+struct Shop {
+    folder: PathBuf,
+    keys: PathBuf,
+    _server: Child,
+}
+
+impl Shop {
+    fn open(lab: &Lab) -> Self {
+        let folder = lab.dir.join("shop");
+        let keys = lab.dir.join("keys");
+        fs::create_dir_all(&folder).expect("writable");
+        fs::create_dir_all(&keys).expect("writable");
+        shell(&format!("chmod 700 {}", keys.display()));
+        let server = INTERNET
+            .command("python3")
+            .args(["-m", "http.server", "8000", "--bind", &DNS.to_string(), "--directory"])
+            .arg(&folder)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("python starts");
+        let shop = Self { folder, keys, _server: server };
+        shop.gpg("--quiet --passphrase '' --quick-gen-key update@example.org ed25519 sign never");
+        shop
+    }
+
+    /// The public key, as people send it.
+    fn key(&self) -> String {
+        self.gpg("--armor --export")
+    }
+
+    fn gpg(&self, arguments: &str) -> String {
+        shell(&format!("gpg --homedir {} --batch {arguments}", self.keys.display()))
+    }
+
+    /// Puts this image on offer by this name, with its kernel changed; nothing is signed yet.
+    fn offer(&self, image: &Path, version: &str, change: fn(Vec<u8>) -> Vec<u8>) {
+        let _ = fs::remove_dir_all(&self.folder);
+        fs::create_dir_all(&self.folder).expect("writable");
+        let from = image.join("update");
+        for file in artefacts(&from, ".raw.gz") {
+            let name = file.file_name().and_then(|name| name.to_str()).expect("UTF-8");
+            let rest = name.find(".root.").or_else(|| name.find(".verity.")).expect("a partition");
+            symlink(&file, self.folder.join(format!("cloakroom_{version}{}", &name[rest..])))
+                .expect("writable");
+        }
+        let kernel = artefacts(&from, ".efi.gz").remove(0);
+        let plain = Command::new("gzip").arg("-dc").arg(kernel).output().expect("gzip starts");
+        let plain_path = self.folder.join(format!("cloakroom_{version}.efi"));
+        fs::write(&plain_path, change(plain.stdout)).expect("writable");
+        shell(&format!("gzip -1 {}", plain_path.display()));
+    }
+
+    /// Flips a byte in the middle of the root.
+    fn damage(&self) {
+        let mut parts = artefacts(&self.folder, ".raw.gz").into_iter();
+        let root = parts.find(|it| it.to_string_lossy().contains(".root.")).expect("a root");
+        let path = root.display();
+        shell(&format!(
+            "gzip -dc {path} >{path}.plain && rm {path} && \
+             printf '\\377' | dd of={path}.plain bs=1 seek=50000000 conv=notrunc status=none && \
+             gzip -1 <{path}.plain >{path} && rm {path}.plain"
+        ));
+    }
+
+    fn sign(&self) {
+        let folder = self.folder.display();
+        shell(&format!("cd {folder} && rm -f SHA256SUMS* && sha256sum *.gz >SHA256SUMS"));
+        self.gpg(&format!("--detach-sign --output {folder}/SHA256SUMS.gpg {folder}/SHA256SUMS"));
+    }
+
+    /// A list that somebody else wrote, beside the signature of another one.
+    fn forge(&self) {
+        self.sign();
+        shell(&format!(
+            "cd {} && sed -i '1s/^./f/' SHA256SUMS && sed -i '2s/^./e/' SHA256SUMS",
+            self.folder.display()
+        ));
+    }
+}
+
+/// This version, made the newest of all without a change of its length.
+fn newest(version: &str) -> String {
+    format!("9{}", &version[1..])
+}
+
+fn find(kernel: &[u8], mark: &[u8]) -> usize {
+    kernel.windows(mark.len()).position(|it| it == mark).expect("it is in the kernel")
+}
+
+/// The kernel of the newest version, with a command line, as long as before, that leaves the daemon out.
+fn without_daemon(mut kernel: Vec<u8>) -> Vec<u8> {
+    let mark = b"IMAGE_VERSION=";
+    let version = find(&kernel, mark) + mark.len();
+    let version = version + usize::from(kernel[version] == b'"');
+    kernel[version] = b'9';
+    let begin = find(&kernel, b"roothash=");
+    let line = kernel.get_mut(begin..begin + 400).expect("a section");
+    let end = line.iter().position(|byte| !(b' '..=b'~').contains(byte)).expect("it ends");
+    let text = String::from_utf8_lossy(&line[..end]).into_owned();
+    let spared = ["console=tty0 ", "audit=0 ", "panic=10"];
+    let shorter = spared.iter().fold(text, |text, word| text.replacen(word, "", 1));
+    let changed = format!("{} systemd.mask=cloakroom", shorter.trim_end());
+    assert!(changed.len() <= end, "{changed}");
+    line[..end].copy_from_slice(format!("{changed:end$}").as_bytes());
+    kernel
+}
+
+#[track_caller]
+fn shell(line: &str) -> String {
+    let output = Command::new("sh").args(["-euc", line]).output().expect("sh starts");
+    assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
