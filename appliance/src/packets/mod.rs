@@ -208,6 +208,7 @@ mod tests {
             prefixes: nets(prefixes),
             vault_role: "cloakroom".into(),
             mtu: None,
+            onboarding: None,
             agents: Vec::new(),
         })
     }
