@@ -262,7 +262,12 @@ mod tests {
         Binding {
             groups: vec![],
             placeholder: Placeholder("OPENAI_API_KEY".into()),
-            places: vec![bearer, Place::BasicPassword { user: "agent".into() }],
+            places: vec![
+                bearer,
+                Place::BasicPassword { user: "agent".into() },
+                Place::Query { name: "key".into() },
+                Place::Path(PathSlot::parse("/bot{}/").unwrap()),
+            ],
             secret: SecretRef::File { name: "openai".into() },
             min_value_bytes: 16,
         }
@@ -335,6 +340,18 @@ mod tests {
         let raw = HeaderName::from_static("authorization");
         let raw = asked(&basic, "b.example", Slot::Header(&raw, &Scheme::Raw), "/v1/x");
         assert_eq!(raw, Err(Narrowed::Refused(Reason::PlaceholderWrongPlace)));
+        let place = PathSlot::parse("/bot{}/").unwrap();
+        for (text, slot) in
+            [("query key", Slot::Query("key")), ("path /bot{}/", Slot::Path(&place))]
+        {
+            let target = narrowing("places", text);
+            assert_eq!(asked(&target, "b.example", slot, "/v1/x"), Ok(()), "{text}");
+            assert_eq!(
+                usual(&target),
+                Err(Narrowed::Refused(Reason::PlaceholderWrongPlace)),
+                "{text}"
+            );
+        }
     }
 
     #[test]

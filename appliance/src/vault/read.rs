@@ -402,7 +402,7 @@ mod tests {
             r#"{"hosts":""}"#,
             r#"{"hosts":"*.example.com"}"#,
             r#"{"hosts":"a.example,,b.example"}"#,
-            r#"{"places":"query key"}"#,
+            r#"{"places":"query"}"#,
             r#"{"methods":"get"}"#,
             r#"{"methods":"CONNECT"}"#,
             r#"{"paths":"v1"}"#,
