@@ -91,7 +91,8 @@ impl Machine {
     pub fn install(&self, lab: &Lab, config: &str) {
         put(lab, config);
         // A machine that has its own folder gets a copy.
-        self.run("[ ! -d /mnt/etc ] || cp /mnt/etc/* /etc/cloakroom/; chmod 0644 /etc/cloakroom/*");
+        self.run("[ ! -d /mnt/etc ] || cp /mnt/etc/* /etc/cloakroom/");
+        self.run("cd /etc/cloakroom; chmod 0644 cloakroom.toml public-ca.pem");
         self.run("cd /etc/cloakroom; chown cloakroom secrets.toml; chmod 0600 secrets.toml");
         self.run("test -d /root/cloakroom-root || cloakroom ca init --dir /root/cloakroom-root");
         self.run("cloakroom ca issue --dir /root/cloakroom-root /etc/cloakroom/cloakroom.toml");
