@@ -119,8 +119,9 @@ box: vault
 test-vagrant: build vault
 	@echo "== The Vagrantfile, and its story without machines"
 	@tests/prerequisites vagrant vagrant-libvirt dosfstools mtools
-	VAGRANT_DEFAULT_PROVIDER=libvirt vagrant validate
 	CLOAKROOM=$(CURDIR)/target/debug/cloakroom CLOAKROOM_VAULT="$$($(VAULT_PATH) | tail -n 1)" tests/vagrant/rehearse
+	@# It wants the files there that the rehearsal has made.
+	VAGRANT_DEFAULT_PROVIDER=libvirt vagrant validate
 
 test-image: image
 	@echo "== Another version of the image, for updates"
