@@ -80,8 +80,8 @@ build: prerequisites
 	$(CARGO) build $(TESTED) --bins
 
 unit: prerequisites
-	@echo "== Unit tests"
-	$(CARGO) test $(TESTED) --lib --bins
+	@echo "== Unit tests, and which module takes from which"
+	$(CARGO) test $(TESTED) --lib --bins --test floor_plan
 
 lab: build vault clients
 	@echo "== Properties, in namespaces, against the built program"
