@@ -1,8 +1,9 @@
 //! Writes values into a head, as a [`Plan`] says. A head whose values cannot all be had is left
 //! as it was: it still holds nothing but placeholders.
 //!
-//! The buffers made here are zeroised when the last handle on the header value or the target goes. Copies that
-//! hyper and rustls make of the head while they send it are theirs, and are not.
+//! The buffers made here are zeroised when the last handle on the header value or the target goes.
+//! Copies that hyper and rustls make of the head while they send it are theirs, and are not. A target
+//! is not marked as sensitive, as header values are: nothing prints one after this.
 
 use std::{fmt, ops::Range, sync::Arc};
 
@@ -184,7 +185,7 @@ impl fmt::Display for Spot<'_> {
         match self {
             Self::Header(name) => write!(f, "header {name}"),
             Self::Query(name) => write!(f, "query {name}"),
-            Self::Path => write!(f, "path"),
+            Self::Path => f.write_str("path"),
         }
     }
 }

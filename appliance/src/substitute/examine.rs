@@ -73,8 +73,7 @@ enum Credential<'a> {
 }
 
 impl Credential<'_> {
-    /// Its kind and its name, never its value. Nothing but small letters, digits and what stands in
-    /// names of fields.
+    /// Its kind and its name, never its value: a name that is folded, or a place as policy has it.
     fn place(&self) -> String {
         match self {
             Self::Header(name, _) => format!("header {name}"),

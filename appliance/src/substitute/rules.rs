@@ -157,8 +157,13 @@ impl Names {
         let queries = places().filter_map(query_of).map(|name| fold_query(name).into());
         let bound_queries =
             bound.iter().flat_map(|name| queries_of(name.as_str())).chain(queries).collect();
-        let mut bound_paths: Vec<_> = places().filter_map(path_of).cloned().collect();
-        bound_paths.dedup();
+        let mut bound_paths: Vec<PathSlot> = Vec::new();
+        for place in places().filter_map(path_of) {
+            // Bindings of several groups list the same place.
+            if !bound_paths.contains(place) {
+                bound_paths.push(place.clone());
+            }
+        }
         Self {
             bound,
             bound_queries,

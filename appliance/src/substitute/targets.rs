@@ -187,6 +187,23 @@ fn a_placeholder_in_its_place_in_the_path_becomes_its_value() {
 }
 
 #[test]
+fn groups_share_the_places_of_an_api() {
+    let rules = rules_with(|api| {
+        for at in [0, api.bindings.len() - 1] {
+            let mut own = api.bindings[at].as_ref().clone();
+            own.places = ["/bot{}/", "/file/bot{}/"]
+                .map(|place| Place::Path(PathSlot::parse(place).unwrap()))
+                .to_vec();
+            api.bindings[at] = own.into();
+        }
+    });
+    for target in ["/botOPENAI_API_KEY/x", "/file/botOPENAI_API_KEY/x"] {
+        assert!(swapped(&rules, to(target)).is_ok(), "{target}");
+    }
+    assert_eq!(refused(&rules, to("/botOTHER_GROUPS_KEY/x")), Reason::ForeignCredential);
+}
+
+#[test]
 fn a_value_in_the_path_is_one_segment_whatever_it_holds() {
     let mut parts = to("/botOPENAI_API_KEY/a?b");
     let plan = examine(&with_a_path(), &parts).unwrap();
