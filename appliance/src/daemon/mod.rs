@@ -100,7 +100,8 @@ pub async fn run(
         Daemon::start((config, config_file), reach, &supervisor, Kept::new(surroundings.handed))
             .await?;
     if let Err(error) = supervisor.write_ready_file() {
-        give_back(&daemon.phase, daemon.rotation, daemon.refreshing).await;
+        let Leases { rotation, refreshing, .. } = daemon.leases;
+        give_back(&daemon.phase, rotation, refreshing).await;
         return Err(other("cannot write the file that says ready", &error));
     }
     supervisor.ready(&daemon.state());
@@ -111,32 +112,57 @@ pub async fn run(
 
 /// Everything that lives as long as the daemon.
 struct Daemon {
-    config_file: PathBuf,
-    confinement: Arc<Confinement>,
-    settings: Settings,
-    capture: Capture,
+    host: Host,
     off_limits: OffLimits,
-    ground: Ground,
     vitals: Vitals,
     phase: watch::Sender<Phase>,
     rulebooks: watch::Sender<Arc<Rulebook>>,
     /// When the log was last told how the issuing CAs are.
     cas_told: Instant,
+    leases: Leases,
+    obeying: Obeying,
+    records: Records,
+    serving: Serving,
+}
+
+/// What the operator said, and what of this machine the daemon uses.
+struct Host {
+    config_file: PathBuf,
+    settings: Settings,
+    capture: Capture,
+    confinement: Arc<Confinement>,
+    quarantine: Arc<Quarantine>,
+}
+
+/// What is had for a time.
+struct Leases {
     secrets: Arc<SecretStore>,
     wanted: Arc<Wanted>,
-    quarantine: Arc<Quarantine>,
     /// Where Vault signs the issuing CAs.
     rotation: Option<Rotation>,
     refreshing: JoinHandle<()>,
+}
+
+/// Where operators are listened to.
+struct Obeying {
     reloads: mpsc::Receiver<Reload>,
     obeying: JoinHandle<()>,
     /// Where metrics are told.
     telling: Option<JoinHandle<()>>,
-    audit: Sink,
+}
+
+/// The audit.
+struct Records {
+    sink: Sink,
     writer: Writer,
+}
+
+/// What serves agents, and what watches their packets.
+struct Serving {
     workers: Vec<Worker>,
     dns: dns::Server,
     watcher: Watcher,
+    ground: Ground,
 }
 
 impl Daemon {
@@ -146,11 +172,11 @@ impl Daemon {
         supervisor: &Supervisor,
         launched: Option<Launched>,
     ) {
-        let every = self.settings.assert_every;
+        let every = self.host.settings.assert_every;
         let mut rounds = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut signs = supervisor.watchdog.map(tokio::time::interval);
-        let mut audit = self.audit.watch();
+        let mut audit = self.records.sink.watch();
         let mut looks = tokio::time::interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut told = Vec::new();
@@ -163,14 +189,14 @@ impl Daemon {
                     }
                     Told::Stop => break,
                 },
-                Some(waiting) = self.reloads.recv() => {
+                Some(waiting) = self.obeying.reloads.recv() => {
                     // Whoever asked may be gone.
                     let _ = waiting.send(self.reload(supervisor).await);
                 }
                 () = next_sign(&mut signs) => self.give_sign(supervisor),
                 Ok(()) = audit.changed() => self.tell_state(supervisor),
                 _ = looks.tick() => self.tell_news(supervisor, &mut told),
-                turned = self.ground.turned() => {
+                turned = self.serving.ground.turned() => {
                     if let Err(error) = turned {
                         tracing::error!("stopping: {error}");
                         break;
@@ -194,9 +220,9 @@ impl Daemon {
     /// The audit's file is opened anew whatever comes of the policy; what is wrong with it is said.
     async fn reload(&mut self, supervisor: &Supervisor) -> Result<Reloaded, DaemonError> {
         let begun = Instant::now();
-        let before = self.secrets.snapshot();
+        let before = self.leases.secrets.snapshot();
         supervisor.reloading();
-        let audit = self.audit.reopen().await.err();
+        let audit = self.records.sink.reopen().await.err();
         let taken = self.take_new_policy().await;
         match &taken {
             Ok(()) => tracing::info!("reloaded"),
@@ -209,7 +235,7 @@ impl Daemon {
 
     /// The secrets that had a value until a reload; why they have none is a text of their source's.
     fn lost_since(&self, before: &Snapshot) -> Vec<String> {
-        let now = self.secrets.snapshot();
+        let now = self.leases.secrets.snapshot();
         let lost = now.lost_since(before, Instant::now()).into_iter();
         let told = lost.map(|(group, secret)| {
             let why = now.failure(&group, &secret).map(FetchError::text);
@@ -223,7 +249,7 @@ impl Daemon {
     fn tell_of_cas(&mut self) {
         if self.cas_told.elapsed() >= DAY {
             self.cas_told = Instant::now();
-            issuing::report(&self.rulebooks.borrow(), self.rotation.is_some());
+            issuing::report(&self.rulebooks.borrow(), self.leases.rotation.is_some());
         }
     }
 
@@ -263,16 +289,16 @@ impl Daemon {
         if health.state() != State::Healthy {
             return health.line();
         }
-        let secrets = self.secrets.snapshot().health(Instant::now());
+        let secrets = self.leases.secrets.snapshot().health(Instant::now());
         format!("healthy: all of {} secrets have a value", secrets.available)
     }
 
     async fn take_new_policy(&mut self) -> Result<(), DaemonError> {
         let reading = |path: &Path| {
-            config::read_bounded(path).map_err(|error| self.confinement.explain(path, error))
+            config::read_bounded(path).map_err(|error| self.host.confinement.explain(path, error))
         };
         let Config { settings, policy } =
-            config::load_by(&self.config_file, &reading).map_err(DaemonError::Config)?;
+            config::load_by(&self.host.config_file, &reading).map_err(DaemonError::Config)?;
         let capture = Capture::new(&policy, &settings);
         let fixed = self.fixed(&settings, &capture, &policy);
         if !fixed.is_empty() {
@@ -281,32 +307,38 @@ impl Daemon {
                 "a reload cannot change {fixed}; restart the daemon, or put back what was there"
             )));
         }
-        let cas = issuing::cas(&policy, &settings, self.rotation.as_ref())?;
+        let cas = issuing::cas(&policy, &settings, self.leases.rotation.as_ref())?;
         // A CA that the system trusts since, or no longer.
         let system_roots = Arc::new(tls::system_roots());
         let rulebook = rulebook(policy, cas.clone(), &system_roots)?;
-        self.ground.take(capture.clone()).await?;
+        self.serving.ground.take(capture.clone()).await?;
         self.off_limits.control_plane().take_agents(capture.agents());
         self.off_limits.take_site(rulebook.policy.site.clone());
-        self.capture = capture;
+        self.host.capture = capture;
         // A binding or a CA that is new is there before the first request can ask for it; until
         // then requests are judged by the old policy, and have what that names, unless a group's
         // new token role may not read it.
-        self.wanted.add(&rulebook.policy);
-        self.secrets.ask_again();
-        issuing::first_round(&self.secrets, self.rotation.as_ref(), &cas, RELOAD_ROUND).await;
+        self.leases.wanted.add(&rulebook.policy);
+        self.leases.secrets.ask_again();
+        issuing::first_round(
+            &self.leases.secrets,
+            self.leases.rotation.as_ref(),
+            &cas,
+            RELOAD_ROUND,
+        )
+        .await;
         let rulebook = Arc::new(rulebook);
         self.rulebooks.send_replace(Arc::clone(&rulebook));
-        self.wanted.take(&rulebook.policy);
+        self.leases.wanted.take(&rulebook.policy);
         self.cas_told = Instant::now();
-        issuing::report(&rulebook, self.rotation.is_some());
+        issuing::report(&rulebook, self.leases.rotation.is_some());
         Ok(())
     }
 
     /// What a new configuration has changed that holds for as long as the daemon lives.
     fn fixed(&self, settings: &Settings, capture: &Capture, policy: &Policy) -> Vec<&'static str> {
-        let mut fixed = self.settings.differences(settings);
-        if capture.interface_names() != self.capture.interface_names() {
+        let mut fixed = self.host.settings.differences(settings);
+        if capture.interface_names() != self.host.capture.interface_names() {
             fixed.push("the interfaces of [[group]]");
         }
         if policy.limits.connections != self.rulebooks.borrow().policy.limits.connections {

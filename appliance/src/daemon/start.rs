@@ -1,6 +1,9 @@
 //! The start: everything that could fail, then the secrets, then the listeners, then the packets
 //! that are sent to them. Any doubt is fatal, and what was made before it is closed with it: Vault
 //! gets back what it lent.
+//!
+//! `prepared → equipped → answering → leasing → serving`: each stage is made of the one before, and
+//! holds what is there by then.
 
 use std::{
     io,
@@ -14,26 +17,29 @@ use std::{
 use tokio::{
     net::TcpListener,
     sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
 };
 
 use super::{
-    Daemon, DaemonError, control::Control, cut, flow::Gateway, give_back, ground::Ground,
-    health::Vitals, issuing, metrics, orders::Orders, other, refused::Watcher, rulebook,
-    supervisor::Supervisor, wanted::Wanted, worker::Worker,
+    Daemon, DaemonError, Host, Leases, Obeying, Records, Serving, control::Control, cut,
+    flow::Gateway, give_back, ground::Ground, health::Vitals, issuing, metrics, orders::Orders,
+    other, refused::Watcher, rulebook, supervisor::Supervisor, wanted::Wanted, worker::Worker,
 };
 use crate::{
     audit::{self, Sink},
+    ca::{Rotation, RuleCas},
     config::{Config, SecretFile, Settings},
-    dial::{self, Resolver},
+    dial::{self, OffLimits, Resolver},
     dns::{self, Desk},
     harden::{Confinement, Enforced, Reach},
     identity::FlowIds,
     intercept::Means,
     limits::Places,
-    packets::{self, Capture, DnsSockets, Kept, PacketLog, PacketsError},
-    phase::Phases,
+    packets::{self, Capture, Claim, DnsSockets, Kept, PacketLog, PacketsError},
+    phase::{Phase, Phases},
     policy::{Group, Policy},
     quarantine::Quarantine,
+    rulebook::Rulebook,
     secrets::{FileSource, SecretStore},
     tls,
     vault::{Session, Sources, VaultSource},
@@ -42,9 +48,70 @@ use crate::{
 impl Daemon {
     /// Comes up with everything it owns, or not at all. Packets are captured once it is there.
     pub(super) async fn start(
-        (config, config_file): (Config, &Path),
+        config: (Config, &Path),
         reach: Reach,
         supervisor: &Supervisor,
+        kept: Kept,
+    ) -> Result<Self, DaemonError> {
+        let prepared = Prepared::new(config, reach, kept).await?;
+        let equipped = prepared.equip().await?;
+        let answering = equipped.answer(supervisor).await?;
+        let leasing = answering.lease().await;
+        leasing.serve(supervisor).await
+    }
+}
+
+/// The machine can do what the gateway needs. From here on threads are started.
+struct Prepared {
+    host: Host,
+    policy: Policy,
+    control: Control,
+    kept: Kept,
+    sockets: Result<Vec<DnsSockets>, PacketsError>,
+}
+
+/// There is all that a connection is judged and carried with, and nobody is served.
+struct Equipped {
+    host: Host,
+    core: Core,
+    kept: Kept,
+    sockets: Result<Vec<DnsSockets>, PacketsError>,
+}
+
+/// Names are answered. No secret was asked for.
+struct Answering {
+    host: Host,
+    core: Core,
+    kept: Kept,
+    claim: Arc<Claim>,
+    dns: dns::Server,
+    watcher: Watcher,
+}
+
+/// There are tokens in Vault, which a start that fails has to give back.
+struct Leasing {
+    answering: Answering,
+    refreshing: JoinHandle<()>,
+}
+
+/// What serves as long as the daemon, made before anybody is served.
+struct Core {
+    gateway: Arc<Gateway>,
+    off_limits: OffLimits,
+    phase: watch::Sender<Phase>,
+    rulebooks: watch::Sender<Arc<Rulebook>>,
+    wanted: Arc<Wanted>,
+    rotation: Option<Rotation>,
+    cas: RuleCas,
+    records: Records,
+    control: Control,
+    management: Option<TcpListener>,
+}
+
+impl Prepared {
+    async fn new(
+        (config, config_file): (Config, &Path),
+        reach: Reach,
         mut kept: Kept,
     ) -> Result<Self, DaemonError> {
         let Config { settings, policy } = config;
@@ -54,134 +121,200 @@ impl Daemon {
         })?;
         let quarantine = Quarantine::open(&settings.state_dir)
             .map_err(|error| DaemonError::Other(error.to_string()))?;
-        let quarantine = Arc::new(quarantine);
         audit::make_folder(&settings.audit).map_err(|error| {
             other(&format!("cannot make the folder of the audit {}", settings.audit), &error)
         })?;
         let capture = Capture::new(&policy, &settings);
         // Whoever else answers at port 53 can be named now: Landlock hides what other processes hold.
         let sockets = kept.dns(&capture);
-        // From here on threads are started.
-        let confinement = Arc::new(confine(reach)?);
+        let confinement = confine(reach)?;
         packets::prepare(&capture).await?;
         packets::misfits(&capture).iter().for_each(|misfit| tracing::warn!("{misfit}"));
         report_routes(&policy, capture.ipv6);
+        let host = Host {
+            config_file: config_file.to_owned(),
+            settings,
+            capture,
+            confinement,
+            quarantine: Arc::new(quarantine),
+        };
+        Ok(Self { host, policy, control, kept, sockets })
+    }
+
+    async fn equip(self) -> Result<Equipped, DaemonError> {
+        let Self { host, policy, control, kept, sockets } = self;
+        let Host { settings, capture, quarantine, .. } = &host;
         let system_roots = Arc::new(tls::system_roots());
         // A listener holds a place while it waits for the connection that will take it.
-        let waiting = workers(&settings) * capture.listeners();
+        let waiting = workers(settings) * capture.listeners();
         let places = Places::new(policy.limits.connections + waiting);
-        let resolver = Resolver::open(&settings, &policy.site, &system_roots);
+        let resolver = Resolver::open(settings, &policy.site, &system_roots);
         let resolver = resolver.map_err(DaemonError::Other)?;
         let off_limits = resolver.off_limits().clone();
         off_limits.control_plane().take_agents(capture.agents());
-        let (secrets, vault) = open_secrets(&settings, &policy.groups, &resolver)?;
+        let (secrets, vault) = open_secrets(settings, &policy.groups, &resolver)?;
         let sources = (Arc::clone(&secrets), vault.clone());
-        let wanted = Wanted::new(sources, quarantine.watch(), &policy);
-        let wanted = Arc::new(wanted);
-        let rotation = issuing::open_rotation(&settings, vault.as_ref())?;
-        let cas = issuing::cas(&policy, &settings, rotation.as_ref())?;
+        let wanted = Arc::new(Wanted::new(sources, quarantine.watch(), &policy));
+        let rotation = issuing::open_rotation(settings, vault.as_ref())?;
+        let cas = issuing::cas(&policy, settings, rotation.as_ref())?;
         let rulebook = rulebook(policy, cas.clone(), &system_roots)?;
-        let (audit, writer) = Sink::open(&settings.audit).map_err(|error| {
-            other(&format!("cannot write the audit {}", settings.audit), &error)
-        })?;
-        let management = patiently(|| open_metrics(&settings, &capture), is_in_use).await;
+        let records = Records::open(settings)?;
+        let management = patiently(|| open_metrics(settings, capture), is_in_use).await;
         let management = management.map_err(|error| other("metrics", &error))?;
         let (phase, phases) = Phases::new();
         let (rulebooks, in_force) = watch::channel(Arc::new(rulebook));
-        let means = Means { audit: audit.clone(), secrets: Arc::clone(&secrets), resolver };
         let gateway = Arc::new(Gateway {
-            means,
+            means: Means { audit: records.sink.clone(), secrets, resolver },
             rulebook: in_force,
-            phases: phases.clone(),
+            phases,
             quarantined: quarantine.watch(),
             places,
             flow_ids: FlowIds::new()
                 .map_err(|error| other("cannot make a key to name flows with", &error))?,
             proxy_port: settings.proxy_port,
         });
+        let core = Core {
+            gateway,
+            off_limits,
+            phase,
+            rulebooks,
+            wanted,
+            rotation,
+            cas,
+            records,
+            control,
+            management,
+        };
+        Ok(Equipped { host, core, kept, sockets })
+    }
+}
+
+impl Equipped {
+    async fn answer(self, supervisor: &Supervisor) -> Result<Answering, DaemonError> {
+        let Self { host, core, mut kept, sockets } = self;
+        let (capture, gateway) = (&host.capture, &core.gateway);
         let is_running =
             |error: &PacketsError| matches!(error, PacketsError::AlreadyRunning { .. });
-        let claim = patiently(|| packets::claim(&kept, &capture), is_running).await;
+        let claim = patiently(|| packets::claim(&kept, capture), is_running).await;
         let claim = Arc::new(claim?);
         let log = PacketLog::open(capture.nflog_group)?;
         // Whoever was in the way may have been a daemon that is gone by now.
-        let sockets = sockets.or_else(|named| kept.dns(&capture).map_err(|_| named))?;
+        let sockets = sockets.or_else(|named| kept.dns(capture).map_err(|_| named))?;
         let (in_force, places) = (gateway.rulebook.clone(), Arc::clone(&gateway.places));
-        let watcher = Watcher::start(log, audit.clone(), in_force, places, capture.ipv6)
-            .map_err(|error| other("cannot start a thread", &error))?;
-        let dns = start_dns(sockets, &settings, &gateway, supervisor)?;
-        // From here on there are tokens in Vault, which a start that fails has to give back.
-        let refreshing = tokio::spawn(Arc::clone(&secrets).run(cut(phases.clone())));
-        issuing::first_round(&secrets, rotation.as_ref(), &cas, FIRST_ROUND).await;
-        let workers = capture_packets(&capture, &settings, &gateway, (supervisor, kept));
-        let workers = match workers {
-            Ok(workers) => workers,
+        let watcher =
+            Watcher::start(log, core.records.sink.clone(), in_force, places, capture.ipv6)
+                .map_err(|error| other("cannot start a thread", &error))?;
+        let dns = start_dns(sockets, &host.settings, gateway, supervisor)?;
+        Ok(Answering { host, core, kept, claim, dns, watcher })
+    }
+}
+
+impl Answering {
+    /// Asks for the secrets, and waits a while for those that can be had at once.
+    async fn lease(self) -> Leasing {
+        let Core { gateway, rotation, cas, .. } = &self.core;
+        let secrets = &gateway.means.secrets;
+        let refreshing = tokio::spawn(Arc::clone(secrets).run(cut(gateway.phases.clone())));
+        issuing::first_round(secrets, rotation.as_ref(), cas, FIRST_ROUND).await;
+        Leasing { answering: self, refreshing }
+    }
+}
+
+impl Leasing {
+    /// Captures packets and takes orders, or gives back what was leased.
+    async fn serve(self, supervisor: &Supervisor) -> Result<Daemon, DaemonError> {
+        let Self { answering: Answering { host, core, kept, claim, dns, watcher }, refreshing } =
+            self;
+        let captured = Captured::new((&host, &core), &claim, (supervisor, kept)).await;
+        let Captured { workers, ground } = match captured {
+            Ok(captured) => captured,
             Err(error) => {
-                give_back(&phase, rotation, refreshing).await;
+                give_back(&core.phase, core.rotation, refreshing).await;
                 return Err(error);
             }
         };
-        report_secrets(&secrets);
-        issuing::report(&rulebooks.borrow(), rotation.is_some());
-        let (to_reload, reloads) = mpsc::channel(1);
-        let asserted = (settings.assert_every, Arc::clone(&claim), audit.clone());
-        let ground = Ground::start(capture.clone(), asserted).await;
-        let ground = match ground {
-            Ok(ground) => ground,
-            Err(error) => {
-                give_back(&phase, rotation, refreshing).await;
-                return Err(error);
-            }
-        };
+        let Core { gateway, off_limits, phase, rulebooks, wanted, rotation, records, .. } = core;
         let vitals = Vitals {
             gateway: Arc::clone(&gateway),
             doubt: ground.doubt(),
             marks: ground.marks(),
             claim,
-            landlock: confinement.enforced(),
+            landlock: host.confinement.enforced(),
             vault_signs: rotation.is_some(),
         };
+        let obeying =
+            Obeying::start((&host, &gateway, &wanted, &vitals), (core.control, core.management));
+        let secrets = Arc::clone(&gateway.means.secrets);
+        Ok(Daemon {
+            host,
+            off_limits,
+            vitals,
+            phase,
+            rulebooks,
+            cas_told: Instant::now(),
+            leases: Leases { secrets, wanted, rotation, refreshing },
+            obeying,
+            records,
+            serving: Serving { workers, dns, watcher, ground },
+        })
+    }
+}
+
+/// Agents' packets come here.
+struct Captured {
+    workers: Vec<Worker>,
+    ground: Ground,
+}
+
+impl Captured {
+    async fn new(
+        (host, core): (&Host, &Core),
+        claim: &Arc<Claim>,
+        handed: (&Supervisor, Kept),
+    ) -> Result<Self, DaemonError> {
+        let Host { settings, capture, .. } = host;
+        let workers = capture_packets(capture, settings, &core.gateway, handed)?;
+        report_secrets(&core.gateway.means.secrets);
+        issuing::report(&core.rulebooks.borrow(), core.rotation.is_some());
+        let asserted = (settings.assert_every, Arc::clone(claim), core.records.sink.clone());
+        let ground = Ground::start(capture.clone(), asserted).await?;
+        Ok(Self { workers, ground })
+    }
+}
+
+impl Records {
+    fn open(settings: &Settings) -> Result<Self, DaemonError> {
+        let (sink, writer) = Sink::open(&settings.audit).map_err(|error| {
+            other(&format!("cannot write the audit {}", settings.audit), &error)
+        })?;
+        Ok(Self { sink, writer })
+    }
+}
+
+impl Obeying {
+    fn start(
+        (host, gateway, wanted, vitals): (&Host, &Arc<Gateway>, &Arc<Wanted>, &Vitals),
+        (control, management): (Control, Option<TcpListener>),
+    ) -> Self {
+        let phases = &gateway.phases;
+        let (to_reload, reloads) = mpsc::channel(1);
         let orders = Orders {
-            gateway,
-            quarantine: Arc::clone(&quarantine),
-            wanted: Arc::clone(&wanted),
+            gateway: Arc::clone(gateway),
+            quarantine: Arc::clone(&host.quarantine),
+            wanted: Arc::clone(wanted),
             vitals: vitals.clone(),
             reloads: to_reload,
         };
         let telling = management.map(|listener| {
             tokio::spawn(metrics::serve(listener, vitals.clone(), cut(phases.clone())))
         });
-        let obeying = tokio::spawn(control.serve(orders, cut(phases)));
-        Ok(Self {
-            config_file: config_file.to_owned(),
-            confinement,
-            settings,
-            capture,
-            off_limits,
-            ground,
-            vitals,
-            phase,
-            rulebooks,
-            cas_told: Instant::now(),
-            secrets,
-            wanted,
-            quarantine,
-            rotation,
-            refreshing,
-            reloads,
-            obeying,
-            telling,
-            audit,
-            writer,
-            workers,
-            dns,
-            watcher,
-        })
+        let obeying = tokio::spawn(control.serve(orders, cut(phases.clone())));
+        Self { reloads, obeying, telling }
     }
 }
 
 /// Gives up what the daemon has no use for. A kernel without Landlock is no reason not to run.
-fn confine(reach: Reach) -> Result<Confinement, DaemonError> {
+fn confine(reach: Reach) -> Result<Arc<Confinement>, DaemonError> {
     let confinement = Confinement::enter(reach)
         .map_err(|error| other("cannot be confined by Landlock", &error))?;
     match confinement.enforced() {
@@ -194,7 +327,7 @@ fn confine(reach: Reach) -> Result<Confinement, DaemonError> {
              as its user's permissions say"
         ),
     }
-    Ok(confinement)
+    Ok(Arc::new(confinement))
 }
 
 /// Tries for a moment: a daemon that was killed with its launcher may still be on its way out.

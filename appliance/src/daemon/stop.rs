@@ -6,8 +6,8 @@ use std::{sync::Arc, time::Duration};
 use tokio::{task::JoinHandle, time::timeout};
 
 use super::{
-    Daemon, cut_now, given_back, ground::Ground, health::Vitals, launcher::Launched,
-    refused::Watcher, signals::Signals, wanted::Wanted, worker::Worker,
+    Daemon, Leases, Obeying, Records, Serving, cut_now, given_back, ground::Ground, health::Vitals,
+    launcher::Launched, refused::Watcher, signals::Signals, wanted::Wanted, worker::Worker,
 };
 use crate::{phase::Phase, quarantine::Quarantine};
 
@@ -15,8 +15,7 @@ use crate::{phase::Phase, quarantine::Quarantine};
 /// keeping of the packet rules, the kernel's log of what it refused, and the right to listen, which is
 /// among the vitals. The listeners and the sockets of DNS are shared: each daemon answers what it took.
 struct Holds {
-    obeying: JoinHandle<()>,
-    telling: Option<JoinHandle<()>>,
+    obeying: Obeying,
     ground: Ground,
     watcher: Watcher,
     vitals: Vitals,
@@ -25,11 +24,10 @@ struct Holds {
 impl Daemon {
     /// Drains and ends.
     pub(super) async fn stop(self, mut signals: Signals, launched: Option<Launched>) {
-        let Self {
-            phase, rulebooks, mut workers, rotation, refreshing, quarantine, wanted, ..
-        } = self;
-        let Self { obeying, telling, ground, watcher, dns, vitals, .. } = self;
-        let holds = Holds { obeying, telling, ground, watcher, vitals };
+        let Self { host, phase, rulebooks, leases, obeying, records, serving, vitals, .. } = self;
+        let Leases { secrets, wanted, rotation, refreshing } = leases;
+        let Serving { mut workers, dns, watcher, ground } = serving;
+        let holds = Holds { obeying, ground, watcher, vitals };
         let drain_time = rulebooks.borrow().policy.limits.drain_time;
         tracing::info!(seconds = drain_time.as_secs(), "draining");
         let (alone, holds) = match launched {
@@ -53,7 +51,7 @@ impl Daemon {
             () = signals.stop(), if !alone => {
                 tracing::info!("told twice; cutting what is still open");
             }
-            () = follow_marks(&quarantine, &wanted), if alone => {}
+            () = follow_marks(&host.quarantine, &wanted), if alone => {}
         }
         cut_now(&phase, rotation);
         if !joined.is_finished() && timeout(CUT_TIME, joined).await.is_err() {
@@ -63,8 +61,9 @@ impl Daemon {
         if let Some(holds) = holds {
             holds.end().await;
         }
-        drop((self.audit, rulebooks, wanted, self.secrets));
-        self.writer.finish(AUDIT_TIME).await;
+        let Records { sink, writer } = records;
+        drop((sink, rulebooks, wanted, secrets));
+        writer.finish(AUDIT_TIME).await;
         tracing::info!("stopped");
     }
 }
@@ -73,7 +72,7 @@ impl Holds {
     /// Gives up all of it, and takes no further order. What takes its time comes first, while names and
     /// connections are served still; new ones wait from `drain` on.
     async fn end_serving<T>(self, drain: impl FnOnce() -> T) {
-        for task in [Some(self.obeying), self.telling].into_iter().flatten() {
+        for task in self.obeying.tasks() {
             task.abort();
             // It was told to.
             let _ = task.await;
@@ -89,7 +88,7 @@ impl Holds {
         end_watcher(self.watcher).await;
         end_ground(self.ground).await;
         // Each holds a sink of the audit, and so do the vitals.
-        for task in [Some(self.obeying), self.telling].into_iter().flatten() {
+        for task in self.obeying.tasks() {
             if timeout(GIVE_BACK_TIME, task).await.is_err() {
                 tracing::error!(
                     "the control socket or the management address did not close in time"
@@ -97,6 +96,12 @@ impl Holds {
             }
         }
         drop(self.vitals);
+    }
+}
+
+impl Obeying {
+    fn tasks(self) -> impl Iterator<Item = JoinHandle<()>> {
+        [Some(self.obeying), self.telling].into_iter().flatten()
     }
 }
 
