@@ -5,9 +5,8 @@ use std::{ops::Range, sync::Arc};
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use zeroize::Zeroizing;
 
-use super::{
-    escape::{LONGEST_ESCAPE, Meaning, begins_escape, escape, escapes_before, nothing_before},
-    search::{BASE64, HEX, LONG, SHORT},
+use super::escape::{
+    LONGEST_ESCAPE, Meaning, begins_escape, escape, escapes_before, nothing_before,
 };
 
 /// A text any byte of which may also stand as an escape.
@@ -254,5 +253,11 @@ const BEGUN: [&[u8]; 26] = [
 /// may stand beside them.
 const MOST_NOTHINGS: usize = 5;
 
+/// Bytes of a window in which a form is looked for: of a value, of its hexadecimal and base64 forms,
+/// and of one that has no room for such.
+pub(super) const LONG: usize = 12;
+pub(super) const HEX: usize = 2 * LONG;
+pub(super) const BASE64: usize = LONG / 3 * 4;
+pub(super) const SHORT: usize = 8;
 /// A stable part that is as good as a longer one.
 const LONG_RUN: usize = 72;

@@ -23,7 +23,10 @@ use std::{
 
 use zeroize::Zeroizing;
 
-use super::{decode::Part, form::Form};
+use super::{
+    decode::Part,
+    form::{BASE64, Form, HEX, LONG, SHORT},
+};
 
 /// What is told of every window that may be one of a form.
 pub(super) type Found<'a> = dyn FnMut(usize, &[Suspect]) + 'a;
@@ -324,12 +327,6 @@ impl Hasher for AsItIs {
     }
 }
 
-/// Bytes of a window: of a value, of its hexadecimal and base64 forms, and of one that has no room for
-/// such.
-pub(super) const LONG: usize = 12;
-pub(super) const HEX: usize = 2 * LONG;
-pub(super) const BASE64: usize = LONG / 3 * 4;
-pub(super) const SHORT: usize = 8;
 /// The most bytes from one window of the text that is looked at to the next.
 const MAX_STRIDE: usize = 96;
 /// Bytes from one part of a form that is tried for a region to the next.
