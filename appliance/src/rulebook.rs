@@ -4,13 +4,14 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, RwLock},
 };
 
 use rustls::RootCertStore;
 
 use crate::{
     ca::{RuleCa, RuleCas},
+    locks::{lock, read, write},
     onboarding::{self, NoPublicCas, Pages},
     policy::{Api, GroupName, Policy, RuleName},
     scrub::Masks,
@@ -74,7 +75,7 @@ impl Rulebook {
 
     /// What a request of a group must look like at an API.
     pub fn rules(&self, group: &GroupName, api: &Arc<Api>) -> Arc<Rules> {
-        let mut rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rules = lock(&self.rules);
         let compiled = rules
             .entry((group.clone(), api.name.clone()))
             .or_insert_with(|| Arc::new(Rules::new(&self.policy, group, api)));
@@ -119,7 +120,7 @@ impl MaskCache {
     pub fn of(&self, group: &GroupName, api: &Api, snapshot: &Snapshot) -> Arc<Masks> {
         let key = (group.clone(), api.name.clone());
         let generation = snapshot.generation();
-        let compiled = self.compiled.read().unwrap_or_else(PoisonError::into_inner);
+        let compiled = read(&self.compiled);
         match compiled.get(&key) {
             Some((made, masks)) if *made == generation => return Arc::clone(masks),
             _ => drop(compiled),
@@ -129,7 +130,7 @@ impl MaskCache {
             .flat_map(|binding| snapshot.known(group, &binding.secret, binding.min_value_bytes));
         let values = values.chain(snapshot.left(group));
         let masks = Arc::new(Masks::new(values.map(|value| &**value)));
-        let mut compiled = self.compiled.write().unwrap_or_else(PoisonError::into_inner);
+        let mut compiled = write(&self.compiled);
         compiled.insert(key, (generation, Arc::clone(&masks)));
         masks
     }

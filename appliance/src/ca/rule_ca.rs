@@ -6,7 +6,7 @@
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::{Duration, SystemTime},
 };
 
@@ -15,6 +15,7 @@ use rustls::sign::CertifiedKey;
 
 use super::{CaError, Fault, IssuingCa, Leaves, TlsRule, tls_rule::rules_that_end_tls};
 use crate::{
+    locks::lock,
     policy::{Host, HostPattern, Policy, RuleName},
     reason::SecretCause,
 };
@@ -137,7 +138,7 @@ impl RuleCa {
         match leaves {
             Some(leaves) if now < leaves.ends() => Ok(leaves),
             Some(_) => Err(SecretCause::LeaseEnded),
-            None => Err(*self.missing.lock().unwrap_or_else(PoisonError::into_inner)),
+            None => Err(*lock(&self.missing)),
         }
     }
 
@@ -148,7 +149,7 @@ impl RuleCa {
 
     /// Why there is none yet. One that is there stays until it ends.
     pub(super) fn is_missing(&self, cause: SecretCause) {
-        *self.missing.lock().unwrap_or_else(PoisonError::into_inner) = cause;
+        *lock(&self.missing) = cause;
     }
 }
 
