@@ -34,7 +34,8 @@ type Groups = BTreeSet<GroupName>;
 pub struct Quarantined(watch::Receiver<Arc<Groups>>);
 
 /// The marks cannot be read for certain.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: cannot tell which groups are quarantined: {what}")]
 pub struct QuarantineError {
     path: PathBuf,
     what: String,
@@ -167,15 +168,6 @@ fn read(folder: &Path) -> io::Result<Groups> {
 fn sync(folder: &Path) -> io::Result<()> {
     fs::File::open(folder)?.sync_all()
 }
-
-impl fmt::Display for QuarantineError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (path, what) = (self.path.display(), &self.what);
-        write!(f, "{path}: cannot tell which groups are quarantined: {what}")
-    }
-}
-
-impl std::error::Error for QuarantineError {}
 
 /// For whoever finds the file. What counts is that it is there.
 const MARK: &[u8] = b"This group is quarantined. Undo it with: cloakroom release GROUP\n";

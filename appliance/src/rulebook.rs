@@ -34,13 +34,20 @@ pub struct Rulebook {
 }
 
 /// Why a policy cannot be put in force.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum RulebookError {
     /// The TLS provider lacks what the gateway needs.
+    #[error("the TLS provider cannot be used: {0}")]
     Tls(rustls::Error),
     /// A rule relies on the system's CAs, and there are none.
+    #[error(
+        "rule {:?} trusts the system's CAs, and there are none; install ca-certificates or set \
+         upstream_ca",
+        .0.as_str()
+    )]
     NoSystemRoots(RuleName),
     /// A group's bundle relies on them.
+    #[error(transparent)]
     NoPublicCas(NoPublicCas),
 }
 
@@ -135,20 +142,3 @@ impl MaskCache {
         masks
     }
 }
-
-impl std::fmt::Display for RulebookError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Tls(error) => write!(f, "the TLS provider cannot be used: {error}"),
-            Self::NoSystemRoots(rule) => write!(
-                f,
-                "rule {rule:?} trusts the system's CAs, and there are none; install ca-certificates \
-                 or set upstream_ca",
-                rule = rule.as_str()
-            ),
-            Self::NoPublicCas(error) => error.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for RulebookError {}

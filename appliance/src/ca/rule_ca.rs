@@ -32,11 +32,13 @@ pub struct RuleCa {
 }
 
 /// Why there is no leaf to show.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum NoLeaf {
     /// There is no issuing CA, or it has ended, because of this.
+    #[error("no issuing CA: {0}")]
     NoCa(SecretCause),
     /// There is one, and no leaf could be made.
+    #[error("{0}")]
     Ca(CaError),
 }
 
@@ -158,17 +160,6 @@ impl fmt::Debug for RuleCa {
         f.debug_struct("RuleCa").field("rule", &self.rule).finish_non_exhaustive()
     }
 }
-
-impl fmt::Display for NoLeaf {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoCa(cause) => write!(f, "no issuing CA: {cause}"),
-            Self::Ca(error) => error.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for NoLeaf {}
 
 #[cfg(test)]
 mod tests {
