@@ -64,6 +64,7 @@ pub mod reason;
 
 pub mod net;
 
+mod locks;
 mod seldom;
 
 #[cfg(test)]

@@ -11,12 +11,12 @@ use std::{
     io::{self, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use tokio::sync::watch;
 
-use crate::policy::GroupName;
+use crate::{locks::lock, policy::GroupName};
 
 /// The marks, and who may set and remove them: one for the daemon.
 #[derive(Debug)]
@@ -34,7 +34,8 @@ type Groups = BTreeSet<GroupName>;
 pub struct Quarantined(watch::Receiver<Arc<Groups>>);
 
 /// The marks cannot be read for certain.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: cannot tell which groups are quarantined: {what}")]
 pub struct QuarantineError {
     path: PathBuf,
     what: String,
@@ -73,7 +74,7 @@ impl Quarantine {
         // Before the turn is waited for: somebody else's may be with a disk that hangs. And again
         // with it, because a release may have had it.
         let before = self.insert(group);
-        let _acting = self.acting.lock().unwrap_or_else(PoisonError::into_inner);
+        let _acting = lock(&self.acting);
         let new = self.insert(group) || before;
         match self.mark(group) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
@@ -88,7 +89,7 @@ impl Quarantine {
     ///
     /// Where the mark cannot be taken away for certain. The group stays quarantined.
     pub fn release(&self, group: &GroupName) -> io::Result<bool> {
-        let _acting = self.acting.lock().unwrap_or_else(PoisonError::into_inner);
+        let _acting = lock(&self.acting);
         match fs::remove_file(self.folder.join(group.as_str())) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => sync(&self.folder)?,
@@ -167,15 +168,6 @@ fn read(folder: &Path) -> io::Result<Groups> {
 fn sync(folder: &Path) -> io::Result<()> {
     fs::File::open(folder)?.sync_all()
 }
-
-impl fmt::Display for QuarantineError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (path, what) = (self.path.display(), &self.what);
-        write!(f, "{path}: cannot tell which groups are quarantined: {what}")
-    }
-}
-
-impl std::error::Error for QuarantineError {}
 
 /// For whoever finds the file. What counts is that it is there.
 const MARK: &[u8] = b"This group is quarantined. Undo it with: cloakroom release GROUP\n";

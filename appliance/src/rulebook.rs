@@ -4,13 +4,14 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, RwLock},
 };
 
 use rustls::RootCertStore;
 
 use crate::{
     ca::{RuleCa, RuleCas},
+    locks::{lock, read, write},
     onboarding::{self, NoPublicCas, Pages},
     policy::{Api, GroupName, Policy, RuleName},
     scrub::Masks,
@@ -33,13 +34,20 @@ pub struct Rulebook {
 }
 
 /// Why a policy cannot be put in force.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum RulebookError {
     /// The TLS provider lacks what the gateway needs.
+    #[error("the TLS provider cannot be used: {0}")]
     Tls(rustls::Error),
     /// A rule relies on the system's CAs, and there are none.
+    #[error(
+        "rule {:?} trusts the system's CAs, and there are none; install ca-certificates or set \
+         upstream_ca",
+        .0.as_str()
+    )]
     NoSystemRoots(RuleName),
     /// A group's bundle relies on them.
+    #[error(transparent)]
     NoPublicCas(NoPublicCas),
 }
 
@@ -74,7 +82,7 @@ impl Rulebook {
 
     /// What a request of a group must look like at an API.
     pub fn rules(&self, group: &GroupName, api: &Arc<Api>) -> Arc<Rules> {
-        let mut rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rules = lock(&self.rules);
         let compiled = rules
             .entry((group.clone(), api.name.clone()))
             .or_insert_with(|| Arc::new(Rules::new(&self.policy, group, api)));
@@ -119,7 +127,7 @@ impl MaskCache {
     pub fn of(&self, group: &GroupName, api: &Api, snapshot: &Snapshot) -> Arc<Masks> {
         let key = (group.clone(), api.name.clone());
         let generation = snapshot.generation();
-        let compiled = self.compiled.read().unwrap_or_else(PoisonError::into_inner);
+        let compiled = read(&self.compiled);
         match compiled.get(&key) {
             Some((made, masks)) if *made == generation => return Arc::clone(masks),
             _ => drop(compiled),
@@ -129,25 +137,8 @@ impl MaskCache {
             .flat_map(|binding| snapshot.known(group, &binding.secret, binding.min_value_bytes));
         let values = values.chain(snapshot.left(group));
         let masks = Arc::new(Masks::new(values.map(|value| &**value)));
-        let mut compiled = self.compiled.write().unwrap_or_else(PoisonError::into_inner);
+        let mut compiled = write(&self.compiled);
         compiled.insert(key, (generation, Arc::clone(&masks)));
         masks
     }
 }
-
-impl std::fmt::Display for RulebookError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Tls(error) => write!(f, "the TLS provider cannot be used: {error}"),
-            Self::NoSystemRoots(rule) => write!(
-                f,
-                "rule {rule:?} trusts the system's CAs, and there are none; install ca-certificates \
-                 or set upstream_ca",
-                rule = rule.as_str()
-            ),
-            Self::NoPublicCas(error) => error.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for RulebookError {}

@@ -9,7 +9,7 @@ mod cause;
 use std::{
     collections::HashMap,
     io,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use rustls::{
@@ -25,6 +25,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 pub use self::cause::TlsFailure;
 use self::cause::Verifier;
 use crate::{
+    locks::lock,
     policy::{GroupName, Host, RuleName, Upstream},
     reason::Reason,
 };
@@ -151,7 +152,7 @@ impl Tls {
 
     fn client_config(&self, settings: &ClientSettings<'_>) -> Result<Arc<ClientConfig>, Reason> {
         let key = (settings.group.clone(), settings.rule.clone(), settings.offer.to_vec());
-        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut clients = lock(&self.clients);
         if let Some(config) = clients.get(&key) {
             return Ok(Arc::clone(config));
         }

@@ -147,6 +147,7 @@ impl From<rustix::io::Errno> for FileFault {
     }
 }
 
+// Not derived: the source of `File` is inside its fault, where no attribute can point.
 impl fmt::Display for CaError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

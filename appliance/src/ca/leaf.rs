@@ -8,7 +8,7 @@ use std::{
     collections::HashMap,
     fmt,
     hash::{BuildHasher, RandomState},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::SystemTime,
 };
 
@@ -19,7 +19,10 @@ use super::{
     issuing::{IssuingCa, Leaf},
     unix_seconds,
 };
-use crate::policy::{Host, HostPattern};
+use crate::{
+    locks::lock,
+    policy::{Host, HostPattern},
+};
 
 /// The leaves of one rule: at most 512, the oldest make room.
 pub struct Leaves {
@@ -91,11 +94,10 @@ impl Leaves {
         shard.insert(host.clone(), leaf);
     }
 
-    /// A thread that panicked while it held the lock leaves a whole map behind.
     fn shard(&self, host: &Host) -> Option<MutexGuard<'_, HashMap<Host, Leaf>>> {
         let index = self.hasher.hash_one(host) % SHARDS as u64;
         let shard = self.shards.get(usize::try_from(index).ok()?)?;
-        Some(shard.lock().unwrap_or_else(PoisonError::into_inner))
+        Some(lock(shard))
     }
 }
 

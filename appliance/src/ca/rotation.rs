@@ -6,7 +6,7 @@
 //! at once, so that a start with many rules is no burst.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -20,7 +20,9 @@ use super::{
     CaError, RuleCa, RuleCas, SignIntermediate, Signed, Terms, TlsRule, random_bytes,
     tls_rule::rules_that_end_tls, vault::Ask,
 };
-use crate::{config::PkiSettings, policy::Policy, reason::SecretCause, secrets::FetchError};
+use crate::{
+    config::PkiSettings, locks::lock, policy::Policy, reason::SecretCause, secrets::FetchError,
+};
 
 /// Whoever signs issuing CAs: Vault's PKI engine.
 pub trait Signer: Send + Sync + 'static {
@@ -77,7 +79,7 @@ impl Rotation {
     ///
     /// A rule whose names cannot be put into a name constraint.
     pub fn cas(&self, policy: &Policy) -> Result<RuleCas, CaError> {
-        let tended = self.tended.lock().unwrap_or_else(PoisonError::into_inner);
+        let tended = lock(&self.tended);
         let mut cas = RuleCas::new();
         for TlsRule { rule, names, .. } in rules_that_end_tls(policy)? {
             let same = |ca: &RuleCa| *ca.rule() == rule && ca.names() == names;
@@ -97,7 +99,7 @@ impl Rotation {
 
     /// Keeps exactly these good from now on. Needs a runtime.
     pub fn tend(&self, cas: &RuleCas) {
-        let mut tended = self.tended.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tended = lock(&self.tended);
         let is_in = |ca: &Arc<RuleCa>| cas.values().any(|other| Arc::ptr_eq(ca, other));
         tended.retain(|tended| is_in(&tended.ca));
         for ca in cas.values() {
@@ -110,7 +112,7 @@ impl Rotation {
     /// Waits until Vault was asked once for each, or `deadline`.
     pub async fn first_round(&self, deadline: Instant) {
         let tried: Vec<_> = {
-            let tended = self.tended.lock().unwrap_or_else(PoisonError::into_inner);
+            let tended = lock(&self.tended);
             tended.iter().map(|tended| tended.tried.clone()).collect()
         };
         let all = join_all(tried.into_iter().map(|mut tried| async move {

@@ -6,7 +6,7 @@
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::{Duration, SystemTime},
 };
 
@@ -15,6 +15,7 @@ use rustls::sign::CertifiedKey;
 
 use super::{CaError, Fault, IssuingCa, Leaves, TlsRule, tls_rule::rules_that_end_tls};
 use crate::{
+    locks::lock,
     policy::{Host, HostPattern, Policy, RuleName},
     reason::SecretCause,
 };
@@ -31,11 +32,13 @@ pub struct RuleCa {
 }
 
 /// Why there is no leaf to show.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum NoLeaf {
     /// There is no issuing CA, or it has ended, because of this.
+    #[error("no issuing CA: {0}")]
     NoCa(SecretCause),
     /// There is one, and no leaf could be made.
+    #[error("{0}")]
     Ca(CaError),
 }
 
@@ -137,7 +140,7 @@ impl RuleCa {
         match leaves {
             Some(leaves) if now < leaves.ends() => Ok(leaves),
             Some(_) => Err(SecretCause::LeaseEnded),
-            None => Err(*self.missing.lock().unwrap_or_else(PoisonError::into_inner)),
+            None => Err(*lock(&self.missing)),
         }
     }
 
@@ -148,7 +151,7 @@ impl RuleCa {
 
     /// Why there is none yet. One that is there stays until it ends.
     pub(super) fn is_missing(&self, cause: SecretCause) {
-        *self.missing.lock().unwrap_or_else(PoisonError::into_inner) = cause;
+        *lock(&self.missing) = cause;
     }
 }
 
@@ -157,17 +160,6 @@ impl fmt::Debug for RuleCa {
         f.debug_struct("RuleCa").field("rule", &self.rule).finish_non_exhaustive()
     }
 }
-
-impl fmt::Display for NoLeaf {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoCa(cause) => write!(f, "no issuing CA: {cause}"),
-            Self::Ca(error) => error.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for NoLeaf {}
 
 #[cfg(test)]
 mod tests {

@@ -3,8 +3,7 @@
 //! The only command that opens the root's key, and only `init` and `issue` do.
 
 use std::{
-    error, fmt, io,
-    io::Write,
+    io::{self, Write},
     path::{Path, PathBuf},
     sync::Arc,
     time::SystemTime,
@@ -91,17 +90,25 @@ pub struct ShowArgs {
 }
 
 /// Why the command failed; `E` is why the configuration could not be loaded.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum CaCommandError<E> {
     /// The configuration.
+    #[error("{0}")]
     Config(E),
     /// The certificates.
+    #[error("{0}")]
     Ca(CaError),
     /// Vault's engine at this mount signs the issuing CAs, and no root of ours.
+    #[error(
+        "the issuing CAs of this configuration are signed by Vault at {0}/, for the daemon itself \
+         ([vault.pki]); there is nothing to issue"
+    )]
     SignedByVault(Arc<str>),
     /// The configuration does not name the root.
+    #[error("this configuration has no [vault.pki]; say --dir DIR")]
     NoRoot,
     /// The output.
+    #[error("cannot write the output: {0}")]
     Output(io::Error),
 }
 
@@ -211,24 +218,6 @@ impl<E> From<io::Error> for CaCommandError<E> {
         Self::Output(error)
     }
 }
-
-impl<E: fmt::Display> fmt::Display for CaCommandError<E> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Config(error) => error.fmt(f),
-            Self::Ca(error) => error.fmt(f),
-            Self::SignedByVault(mount) => write!(
-                f,
-                "the issuing CAs of this configuration are signed by Vault at {mount}/, for the \
-                 daemon itself ([vault.pki]); there is nothing to issue"
-            ),
-            Self::NoRoot => f.write_str("this configuration has no [vault.pki]; say --dir DIR"),
-            Self::Output(error) => write!(f, "cannot write the output: {error}"),
-        }
-    }
-}
-
-impl<E: fmt::Debug + fmt::Display> error::Error for CaCommandError<E> {}
 
 #[cfg(test)]
 mod tests {

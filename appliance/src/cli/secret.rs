@@ -2,7 +2,6 @@
 //! never go out.
 
 use std::{
-    fmt,
     io::{self, IsTerminal, Write},
     os::fd::AsFd,
     path::{Path, PathBuf},
@@ -65,17 +64,25 @@ pub struct Named {
 }
 
 /// Why nothing came of it. Carries no part of any secret.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum SecretCommandError {
     /// The configuration is wrong.
+    #[error(transparent)]
     Config(Errors),
     /// It names no encrypted file of secrets.
+    #[error(
+        "the configuration names no encrypted file of secrets: set file and key_file in [secrets], \
+         then run `cloakroom secret init`"
+    )]
     NotEncrypted,
     /// The file of secrets could not be used or changed.
+    #[error("{0}: {1}")]
     Edit(PathBuf, EditError),
     /// The value could not be read.
+    #[error("cannot read the value: {0}")]
     Input(io::Error),
     /// The output could not be written.
+    #[error("cannot write the output: {0}")]
     Output(io::Error),
 }
 
@@ -206,23 +213,6 @@ impl Drop for Silent {
         let _ = tcsetattr(io::stdin(), OptionalActions::Flush, &self.shown);
     }
 }
-
-impl fmt::Display for SecretCommandError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Config(errors) => errors.fmt(f),
-            Self::NotEncrypted => f.write_str(
-                "the configuration names no encrypted file of secrets: set file and key_file in \
-                 [secrets], then run `cloakroom secret init`",
-            ),
-            Self::Edit(path, error) => write!(f, "{}: {error}", path.display()),
-            Self::Input(error) => write!(f, "cannot read the value: {error}"),
-            Self::Output(error) => write!(f, "cannot write the output: {error}"),
-        }
-    }
-}
-
-impl std::error::Error for SecretCommandError {}
 
 /// Bytes of the longest line that a terminal passes on, with its end; what is longer is cut without
 /// a word (`termios(3)`, canonical mode).

@@ -2,7 +2,6 @@
 //! Neither changes anything in Vault, nor shows a secret.
 
 use std::{
-    fmt,
     io::{self, Write},
     net::{IpAddr, SocketAddr, UdpSocket},
     path::{Path, PathBuf},
@@ -95,23 +94,33 @@ enum Format {
 }
 
 /// Why nothing came of it. Carries no part of any secret.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum VaultCommandError {
     /// The configuration is wrong.
+    #[error(transparent)]
     Config(Errors),
     /// There is no plan for it.
+    #[error(transparent)]
     Plan(PlanError),
     /// Nothing could be looked at.
+    #[error(transparent)]
     Doctor(DoctorError),
     /// There is no runtime.
+    #[error("cannot start a runtime: {0}")]
     Runtime(io::Error),
     /// The settings' resolvers cannot be asked.
+    #[error("{0}")]
     Resolver(String),
     /// There is no AppRole to log in with.
+    #[error("--secret-id-file is for a login by [vault.approle]")]
     NoAppRole,
     /// Something is wrong with Vault; what has been written.
+    #[error(
+        "Vault is not as the configuration needs it; `cloakroom vault plan` prints how it should be"
+    )]
     Unhealthy,
     /// The output could not be written.
+    #[error("cannot write the output: {0}")]
     Output(io::Error),
 }
 
@@ -243,23 +252,3 @@ fn prefix(text: &str) -> Result<IpNet, &'static str> {
         _ => Ok(prefix.trunc()),
     }
 }
-
-impl fmt::Display for VaultCommandError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Config(errors) => errors.fmt(f),
-            Self::Plan(error) => error.fmt(f),
-            Self::Doctor(error) => error.fmt(f),
-            Self::Resolver(error) => f.write_str(error),
-            Self::Runtime(error) => write!(f, "cannot start a runtime: {error}"),
-            Self::NoAppRole => f.write_str("--secret-id-file is for a login by [vault.approle]"),
-            Self::Unhealthy => f.write_str(
-                "Vault is not as the configuration needs it; `cloakroom vault plan` prints how it \
-                 should be",
-            ),
-            Self::Output(error) => write!(f, "cannot write the output: {error}"),
-        }
-    }
-}
-
-impl std::error::Error for VaultCommandError {}

@@ -4,18 +4,26 @@ use std::fmt;
 
 use crate::{ca::CaError, config, packets::PacketsError, rulebook::RulebookError};
 
+// The text of a `PacketsError` or a `CaError` has that of its source in it. So what wraps one has no
+// source, and `{0}` instead of `transparent`: a chain would say the same twice.
+
 /// Why the daemon did not start, or a reload was not taken.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
     /// The configuration, with every error in it.
+    #[error(transparent)]
     Config(config::Errors),
     /// Packets, routes or listeners.
+    #[error("{0}")]
     Packets(PacketsError),
     /// Issuing CAs.
+    #[error("{0}")]
     Ca(CaError),
     /// Certificates.
+    #[error(transparent)]
     Rulebook(RulebookError),
     /// Anything else, said in one line.
+    #[error("{0}")]
     Other(String),
 }
 
@@ -24,20 +32,6 @@ impl From<PacketsError> for DaemonError {
         Self::Packets(error)
     }
 }
-
-impl fmt::Display for DaemonError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Config(errors) => errors.fmt(f),
-            Self::Packets(error) => error.fmt(f),
-            Self::Ca(error) => error.fmt(f),
-            Self::Rulebook(error) => error.fmt(f),
-            Self::Other(text) => f.write_str(text),
-        }
-    }
-}
-
-impl std::error::Error for DaemonError {}
 
 /// Something that has no word of its own.
 pub(super) fn other(what: &str, error: &dyn fmt::Display) -> DaemonError {

@@ -6,10 +6,11 @@
 
 use std::{
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 use crate::{
+    locks::lock,
     policy::{Group, GroupName, Policy, SecretRef},
     quarantine::Quarantined,
     secrets::{SecretStore, Uses},
@@ -114,7 +115,7 @@ impl Wanted {
     }
 
     fn lock(&self) -> MutexGuard<'_, Named> {
-        self.named.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.named)
     }
 }
 

@@ -17,13 +17,14 @@
 use std::{
     collections::{HashMap, VecDeque},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
 use crate::{
     identity::AgentKey,
     limits::MAX_AGENTS,
+    locks::lock,
     policy::{GroupName, Host},
 };
 
@@ -109,7 +110,7 @@ impl Answered {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<GroupName, OfGroup>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

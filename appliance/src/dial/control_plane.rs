@@ -8,12 +8,13 @@
 use std::{
     collections::VecDeque,
     net::IpAddr,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, RwLock},
 };
 
 use ipnet::IpNet;
 
 use super::address::unwrapped;
+use crate::locks::{read, write};
 
 /// Addresses that are never dialled for an agent, nor given to one. Cheap to clone; all clones hold
 /// the same.
@@ -37,7 +38,7 @@ impl ControlPlane {
     /// Takes in addresses that the name of such a machine was found to have. The oldest go once
     /// there are [`MAX_LEARNED`].
     pub fn learn(&self, addresses: impl IntoIterator<Item = IpAddr>) {
-        let mut learned = self.0.learned.write().unwrap_or_else(PoisonError::into_inner);
+        let mut learned = write(&self.0.learned);
         for address in addresses.into_iter().map(unwrapped) {
             learned.retain(|known| *known != address);
             learned.push_back(address);
@@ -48,14 +49,14 @@ impl ControlPlane {
 
     /// Takes the prefixes of all agents, in place of those that it had.
     pub fn take_agents(&self, prefixes: Vec<IpNet>) {
-        *self.0.agents.write().unwrap_or_else(PoisonError::into_inner) = prefixes;
+        *write(&self.0.agents) = prefixes;
     }
 
     /// Whether it holds the address, in whatever form that is written.
     pub fn holds(&self, address: IpAddr) -> bool {
         let address = unwrapped(address);
-        let learned = || self.0.learned.read().unwrap_or_else(PoisonError::into_inner);
-        let agents = || self.0.agents.read().unwrap_or_else(PoisonError::into_inner);
+        let learned = || read(&self.0.learned);
+        let agents = || read(&self.0.agents);
         self.0.named.contains(&address)
             || learned().contains(&address)
             || agents().iter().any(|prefix| prefix.contains(&address))

@@ -17,7 +17,7 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU32, Ordering::Relaxed},
     },
     task::{Context, Poll, ready},
@@ -28,6 +28,8 @@ use hickory_resolver::net::runtime::{
     DnsUdpSocket, RuntimeProvider, TokioHandle, TokioRuntimeProvider, TokioTime,
 };
 use tokio::{io::ReadBuf, net::UdpSocket};
+
+use crate::locks::lock;
 
 /// tokio, with sockets that distrust what they receive.
 #[derive(Clone)]
@@ -120,7 +122,7 @@ impl DnsUdpSocket for Socket {
             if (from.ip().to_canonical(), from.port()) != (self.address.ip(), self.address.port()) {
                 continue;
             }
-            let query = self.query.lock().unwrap_or_else(PoisonError::into_inner);
+            let query = lock(&self.query);
             return Poll::Ready(Ok((
                 self.server.weigh(&query, buffer, length, self.address),
                 from,
@@ -134,7 +136,7 @@ impl DnsUdpSocket for Socket {
         query: &[u8],
         to: SocketAddr,
     ) -> Poll<io::Result<usize>> {
-        query.clone_into(&mut self.query.lock().unwrap_or_else(PoisonError::into_inner));
+        query.clone_into(&mut lock(&self.query));
         self.socket.poll_send_to(cx, query, to)
     }
 }
@@ -172,7 +174,7 @@ impl Server {
 
     /// Somebody who can send in the resolver's name has found the port of a query. Said now and then.
     fn tell_forgery(&self, address: SocketAddr) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = lock(&self.told);
         if told.is_none_or(|last| last.elapsed() >= TELL_EVERY) {
             *told = Some(Instant::now());
             tracing::warn!(

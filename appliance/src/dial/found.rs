@@ -1,6 +1,6 @@
 //! What resolvers say about a name.
 
-use std::{fmt, net::IpAddr, sync::Arc, time::Instant};
+use std::{net::IpAddr, sync::Arc, time::Instant};
 
 /// What the resolvers said about a name.
 #[derive(Debug, Clone)]
@@ -13,27 +13,18 @@ pub struct Found {
 }
 
 /// Why there is no address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Unresolved {
     /// There is no such name.
+    #[error("there is no such name")]
     NoName,
     /// The name has no address.
+    #[error("the name has no address")]
     NoAddress,
     /// No resolver said either, or too many names are being asked for.
+    #[error("no resolver answers for the name")]
     Failed,
 }
-
-impl fmt::Display for Unresolved {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::NoName => "there is no such name",
-            Self::NoAddress => "the name has no address",
-            Self::Failed => "no resolver answers for the name",
-        })
-    }
-}
-
-impl std::error::Error for Unresolved {}
 
 /// What is known of a name.
 pub(super) type Outcome = Result<Found, Unresolved>;

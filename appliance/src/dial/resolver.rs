@@ -11,7 +11,7 @@ use std::{
     collections::HashMap,
     future::ready,
     net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -41,6 +41,7 @@ use crate::{
     config::{NameServer, Settings},
     identity::AgentKey,
     limits::{FairPlace, FairPlaces},
+    locks::lock,
     policy::{GroupName, Host, Site},
     tls,
 };
@@ -157,7 +158,7 @@ impl Resolver {
 
     /// What is known about the name without asking anybody.
     pub fn remembered(&self, host: &Host) -> Option<Result<Found, Unresolved>> {
-        let answers = self.0.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        let answers = lock(&self.0.answers);
         answers.get(host, Instant::now())
     }
 
@@ -166,7 +167,7 @@ impl Resolver {
         if let Some(outcome) = self.remembered(host) {
             return Some(ready(outcome).boxed().shared());
         }
-        let under_way = self.0.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        let under_way = lock(&self.0.under_way);
         under_way.get(host).cloned()
     }
 
@@ -184,7 +185,7 @@ impl Resolver {
 impl Inner {
     /// The query that is under way for the name, or a new one, which keeps the place.
     fn flight(self: &Arc<Self>, host: &Host, group: &GroupName, place: FairPlace) -> Flight {
-        let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut under_way = lock(&self.under_way);
         if let Some(flight) = under_way.get(host) {
             return flight.clone();
         }
@@ -244,7 +245,7 @@ impl Inner {
     /// gone. Said now and then, however many ask.
     fn tell_failure(&self, error: &NetError) {
         let now = Instant::now();
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = lock(&self.told);
         if told.is_none_or(|last| now.duration_since(last) >= TELL_EVERY) {
             *told = Some(now);
             tracing::warn!(
@@ -260,7 +261,7 @@ impl Inner {
             Ok((found, until)) => (Ok(found), until),
             Err((why, until)) => (Err(why), until),
         };
-        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut answers = lock(&self.answers);
         answers.put(of, (outcome.clone(), until), Instant::now());
         outcome
     }
@@ -274,8 +275,7 @@ struct Landing {
 
 impl Drop for Landing {
     fn drop(&mut self) {
-        let under_way = &self.inner.under_way;
-        under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.host);
+        lock(&self.inner.under_way).remove(&self.host);
     }
 }
 

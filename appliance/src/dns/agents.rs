@@ -7,13 +7,14 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Instant,
 };
 
 use crate::{
     identity::AgentKey,
     limits::{AgentTable, Pace},
+    locks::lock,
     policy::GroupName,
 };
 
@@ -145,7 +146,7 @@ impl Agents {
         now: Instant,
         mut tell: impl FnMut(&GroupName, Option<&AgentKey>, Counts) -> bool,
     ) {
-        let mut groups = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut groups = lock(&self.0);
         groups.retain(|name, group| {
             group.sweep(now, |agent, counts| tell(name, agent, counts));
             !group.is_at_rest(now)
@@ -153,7 +154,7 @@ impl Agents {
     }
 
     fn count_without_room(&self, key: &AgentKey) {
-        let mut groups = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut groups = lock(&self.0);
         if let Some(group) = groups.get_mut(key.group()) {
             group.common.rest.limited += 1;
         }
@@ -165,7 +166,7 @@ impl Agents {
         now: Instant,
         on: impl FnOnce(&mut Agent, &mut Common) -> T,
     ) -> Option<T> {
-        let mut groups = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut groups = lock(&self.0);
         if !groups.contains_key(key.group()) {
             groups.insert(key.group().clone(), OfGroup::new(now));
         }

@@ -28,7 +28,8 @@ use crate::{
 };
 
 /// A body whose exchange was refused or broke on the way.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
 pub(super) struct BodyError(&'static str);
 
 /// What the agent sends, on its way upstream.
@@ -345,14 +346,6 @@ impl Body for ResponseBody {
         }
     }
 }
-
-impl std::fmt::Display for BodyError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.0)
-    }
-}
-
-impl std::error::Error for BodyError {}
 
 /// How long the end of what came is kept back while nothing follows it: longer than an upstream
 /// that sends an answer in several flights takes from one to the next, and hardly noticed by a

@@ -9,12 +9,14 @@ use std::{
     future::poll_fn,
     io,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, Weak},
     task::{Context, Poll, ready},
 };
 
 use bytes::{Buf as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::locks::lock;
 
 /// A stream whose writes wait for the task's [`Flusher`].
 pub(super) struct Deferred<S>(Arc<Mutex<Held<S>>>);
@@ -37,7 +39,7 @@ impl<S> Deferred<S> {
 
     /// Only ever contended if two tasks shared one connection.
     fn held(&self) -> MutexGuard<'_, Held<S>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 
@@ -46,7 +48,7 @@ impl<S: AsyncWrite + Unpin> Flusher<S> {
     /// is to call this again. A stream that broke will say so to its reader.
     pub(super) fn poll(&self, cx: &mut Context<'_>) {
         let Some(held) = self.0.upgrade() else { return };
-        let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = lock(&held);
         if !held.waiting.is_empty()
             && let Poll::Ready(Err(_)) = held.poll_send(cx)
         {
@@ -59,7 +61,7 @@ impl<S: AsyncWrite + Unpin> Flusher<S> {
     /// Sends these bytes behind what waits, whoever else would write no more.
     pub(super) async fn say(&self, bytes: &[u8]) -> io::Result<()> {
         let held = self.0.upgrade().ok_or(io::ErrorKind::NotConnected)?;
-        let locked = || held.lock().unwrap_or_else(PoisonError::into_inner);
+        let locked = || lock(&held);
         locked().waiting.extend_from_slice(bytes);
         poll_fn(|cx| locked().poll_send(cx)).await
     }

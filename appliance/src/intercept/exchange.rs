@@ -5,7 +5,7 @@
 //! Whatever fails on the way is answered here, and nothing is sent.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -27,6 +27,7 @@ use crate::{
     decide::Route,
     identity::{AgentAddr, FlowId},
     limits::{RequestPlace, Taken},
+    locks::lock,
     policy::{Api, Binding, Carry, Group, Narrowed, Pass, ResponseRules, permits},
     reason::{Reason, SecretCause},
     refuse::{self, Dialect, Refusal},
@@ -381,7 +382,7 @@ const MAX_RESPONSE_HEAD: usize = 256 * 1024;
 impl Trace {
     /// Writes into the record.
     pub(super) fn with<T>(&self, write: impl FnOnce(&mut RequestRecord) -> T) -> T {
-        write(&mut self.record.lock().unwrap_or_else(PoisonError::into_inner))
+        write(&mut lock(&self.record))
     }
 
     /// Why the exchange was refused.
@@ -413,7 +414,7 @@ impl Trace {
 
     /// Why a body was ended before its time. The first reason stays.
     pub(super) fn refuse_body(&self, reason: Reason) {
-        self.refused_body.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
+        lock(&self.refused_body).get_or_insert(reason);
         self.refused(reason);
     }
 
@@ -424,7 +425,7 @@ impl Trace {
     }
 
     fn body_refusal(&self) -> Option<Reason> {
-        *self.refused_body.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.refused_body)
     }
 
     /// Newer masks, where values have changed since `masking` was made. Cheap where they have not.

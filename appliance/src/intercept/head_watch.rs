@@ -13,7 +13,7 @@
 use std::{
     io,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -28,7 +28,7 @@ use super::{
     exchanges::{Exchanges, Violation},
     frames::{Frame, Frames, HEADERS, RST_STREAM},
 };
-use crate::{limits::Pace, reason::Reason};
+use crate::{limits::Pace, locks::lock, reason::Reason};
 
 /// Passes `S` through, head by head, and ends it where one takes too long.
 pub(super) struct HeadWatch<S> {
@@ -127,7 +127,7 @@ impl Heads {
     }
 
     fn judged(&self) -> MutexGuard<'_, Judged> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

@@ -6,12 +6,14 @@
 
 use std::{
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     task::{Context, Poll, Waker},
 };
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use hyper::rt::Executor;
+
+use crate::locks::lock;
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -49,7 +51,7 @@ impl Tasks {
     }
 
     fn take_new(&self, cx: &Context<'_>) {
-        let mut incoming = self.spawner.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut incoming = lock(&self.spawner.0);
         for task in incoming.tasks.drain(..) {
             self.running.push(task);
         }
@@ -65,7 +67,7 @@ where
     F: Future + Send + 'static,
 {
     fn execute(&self, future: F) {
-        let mut incoming = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut incoming = lock(&self.0);
         incoming.tasks.push(Box::pin(async {
             future.await;
         }));

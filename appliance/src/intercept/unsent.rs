@@ -4,11 +4,12 @@
 //! HTTP/2 has a word for it, REFUSED_STREAM, after which clients ask again on a new connection
 //! (RFC 9113, section 8.7). In doubt a request counts as sent.
 
-use std::{error::Error, fmt};
+use std::error::Error;
 
 /// The word for the agent. hyper resets a stream with the reason that it finds in here.
-#[derive(Debug)]
-pub(super) struct Unsent(h2::Error);
+#[derive(Debug, thiserror::Error)]
+#[error("the request was not sent")]
+pub(super) struct Unsent(#[source] h2::Error);
 
 impl Unsent {
     /// Whether `error`, of sending over HTTP/2, says that the upstream has not looked at it.
@@ -22,17 +23,5 @@ impl Unsent {
             })
         };
         (queued || refused()).then(|| Self(h2::Reason::REFUSED_STREAM.into()))
-    }
-}
-
-impl fmt::Display for Unsent {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str("the request was not sent")
-    }
-}
-
-impl Error for Unsent {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(&self.0)
     }
 }

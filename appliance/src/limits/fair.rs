@@ -8,12 +8,12 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use tokio::sync::oneshot;
 
-use crate::{identity::AgentKey, policy::GroupName};
+use crate::{identity::AgentKey, locks::lock, policy::GroupName};
 
 /// The places. Cheap to clone; all clones share them.
 #[derive(Debug, Clone)]
@@ -62,7 +62,7 @@ impl FairPlaces {
     /// Waits for a place. `None` where too many of the group wait already.
     pub async fn take(&self, key: &AgentKey) -> Option<FairPlace> {
         let turn = {
-            let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut table = lock(&self.0);
             if table.take(key) {
                 return Some(self.place(key));
             }
@@ -76,7 +76,7 @@ impl FairPlaces {
     }
 
     fn give_back(&self, key: &AgentKey) {
-        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut table = lock(&self.0);
         table.give_back(key);
         let mut unwanted = Vec::new();
         while let Some((key, waiting)) = table.next() {

@@ -34,7 +34,7 @@ mod tally;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
+    sync::{Arc, Mutex, atomic::Ordering::Relaxed},
     time::Instant,
 };
 
@@ -46,6 +46,7 @@ pub use self::tally::{Room, Way, held};
 use super::{Pace, agent_table::AgentTable};
 use crate::{
     identity::AgentKey,
+    locks::lock,
     policy::{GroupName, Limits, Quota},
     reason::Reason,
 };
@@ -151,7 +152,7 @@ impl Places {
     /// Whether the agent may open a connection now: `agent_new_connections` a second, twice as many
     /// at once. One that may not is counted, and has no record of its own.
     pub fn may_connect(&self, key: &AgentKey, limits: &Limits, now: Instant) -> bool {
-        let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut groups = lock(&self.groups);
         let table = groups.entry(key.group().clone()).or_insert_with(GroupTable::new);
         let Some(agent) = table.agent(key, now) else {
             table.nameless.connections += 1;
@@ -165,7 +166,7 @@ impl Places {
 
     /// Connections of the group that are open now.
     pub fn open(&self, group: &GroupName) -> usize {
-        let groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        let groups = lock(&self.groups);
         let tally = groups.get(group).and_then(|table| table.tally.as_ref());
         tally.map_or(0, |tally| tally.counts.connections.load(Relaxed))
     }
@@ -179,7 +180,7 @@ impl Places {
     pub fn share(&self, key: &AgentKey, limits: &Limits, groups: usize) -> Result<Share, Reason> {
         let quota = Quota::of_group(limits, groups);
         let now = Instant::now();
-        let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut groups = lock(&self.groups);
         let table = groups.entry(key.group().clone()).or_insert_with(GroupTable::new);
         let group = known(&mut table.tally, quota, now);
         let agent = table.agent(key, now).ok_or(Reason::ConnectionLimit)?;
@@ -192,7 +193,7 @@ impl Places {
 
     /// What was over its agent's rate since the last time. Agents at rest are forgotten.
     pub fn over_rate(&self, now: Instant) -> Vec<OverRate> {
-        let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut groups = lock(&self.groups);
         let mut all = Vec::new();
         for (group, table) in groups.iter_mut() {
             let agents = table.agents.iter_mut().map(|(key, agent)| (Some(key), agent.over()));
@@ -214,7 +215,7 @@ impl Places {
     /// Counts again what could not be told, for the next time.
     pub fn not_told(&self, over_rate: &OverRate) {
         let OverRate { group, agent, rated, count } = over_rate;
-        let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut groups = lock(&self.groups);
         let table = groups.entry(group.clone()).or_insert_with(GroupTable::new);
         let agent = agent.as_ref().and_then(|key| table.agents.known(key));
         let over = agent.map_or(&mut table.nameless, |agent| &mut agent.over);
@@ -302,8 +303,7 @@ impl Share {
 
     /// Whether the agent may have a leaf made for it now.
     pub fn may_mint(&self, limits: &Limits) -> bool {
-        let minting = &self.0.agent.counts.minting;
-        let mut minting = minting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut minting = lock(&self.0.agent.counts.minting);
         let rate = limits.agent_leaves;
         minting.take(rate, rate.saturating_mul(2), Instant::now())
     }

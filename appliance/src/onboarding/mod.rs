@@ -47,7 +47,11 @@ pub struct Asked {
 
 /// There are no public CAs on this machine, and a bundle without them would cut agents off from every
 /// host that shows a certificate of its own.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "a group has onboarding, and there are no public CAs here for its bundle; install \
+     ca-certificates"
+)]
 pub struct NoPublicCas;
 
 /// The pages of each group that has some, with the public CAs in DER.
@@ -190,17 +194,6 @@ fn fingerprint(der: &[u8]) -> String {
     }
     text
 }
-
-impl std::fmt::Display for NoPublicCas {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(
-            "a group has onboarding, and there are no public CAs here for its bundle; install \
-             ca-certificates",
-        )
-    }
-}
-
-impl std::error::Error for NoPublicCas {}
 
 const SCRIPT: &str = include_str!("install.sh");
 /// Fields with which a request is more than its head (RFC 9112, section 6; RFC 9110, sections 7.8 and

@@ -8,25 +8,49 @@ use super::ruleset::capture::DNS_PORT;
 use crate::policy::InterfaceName;
 
 /// Why packets cannot be captured. Every one of them is fatal at start.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum PacketsError {
     /// The process may not change the network.
+    #[error("not permitted to {doing}: run as root or give the daemon CAP_NET_ADMIN")]
     NoNetAdmin {
         /// What was tried.
         doing: &'static str,
     },
     /// The process may not listen on the port of DNS.
+    #[error("cannot listen on port 53 for the agents' DNS: the daemon needs CAP_NET_BIND_SERVICE")]
     NoBindService,
     /// An interface of an agent group does not exist.
+    #[error(
+        "interface {0} of an agent group does not exist: create it first, or correct `interface` in \
+         the group"
+    )]
     NoInterface(InterfaceName),
     /// The static guard table is not loaded, or is not the guard.
+    #[error(
+        "the guard table inet cloakroom_base is not loaded: run `cloakroom guard --load`, and have \
+         it run at boot (cloakroom-guard.service)"
+    )]
     NoBaseTable,
     /// The guard does not close this machine's services: its input chain is missing, not hooked to
     /// input, or empty.
+    #[error(
+        "the guard table inet cloakroom_base is not whole: its chain {0} is missing, not hooked to \
+         {0} or empty; run `cloakroom guard --load`, after `nft delete table inet cloakroom_base` \
+         where nft says that the chain exists"
+    )]
     NoBaseChain(&'static str),
     /// Interfaces of agent groups that the guard does not know.
+    #[error(
+        "the guard table inet cloakroom_base does not close this machine's services to {}: run \
+         `cloakroom guard --load`, and have it run at boot (cloakroom-guard.service)",
+        quoted(.0)
+    )]
     Unguarded(Vec<InterfaceName>),
     /// A mark or a routing table that means something else already.
+    #[error(
+        "mark {mark:#x} with routing table {table} cannot be used: the mark must not be 0, the \
+         table not 0 or 253 to 255"
+    )]
     Marks {
         /// The mark in the settings.
         mark: u32,
@@ -34,11 +58,13 @@ pub enum PacketsError {
         table: u32,
     },
     /// Another daemon holds this network namespace.
+    #[error("another cloakroom holds proxy port {port} in this network namespace: stop it first")]
     AlreadyRunning {
         /// The proxy port that both want.
         port: u16,
     },
     /// Another program listens on the proxy port, or on that of DNS.
+    #[error(fmt = port_in_use)]
     PortInUse {
         /// The port.
         port: u16,
@@ -48,6 +74,7 @@ pub enum PacketsError {
         holders: Vec<String>,
     },
     /// A listener could not be made.
+    #[error("cannot {doing} for the listener on {interface}: {source}")]
     Listen {
         /// The interface it was for.
         interface: InterfaceName,
@@ -57,8 +84,16 @@ pub enum PacketsError {
         source: io::Error,
     },
     /// A listener without transparency: its connections would pass by the proxy.
+    #[error(
+        "the listener on {0} is not transparent, so it would receive nothing: the kernel lacks \
+         IP_TRANSPARENT or took it back"
+    )]
     NotTransparent(InterfaceName),
     /// A kernel setting that the rules lean on has another value.
+    #[error(
+        "{name} is {found} and has to be {wanted}, and cannot be set from here: run \
+         `sysctl -w {name}={wanted}`"
+    )]
     Sysctl {
         /// Its name, with dots.
         name: String,
@@ -68,6 +103,11 @@ pub enum PacketsError {
         found: String,
     },
     /// A bridge below an agents' interface takes packets through the hooks of IP.
+    #[error(
+        "bridge {bridge} takes agents' packets through the hooks of IP, where those that are \
+         captured get lost, and that cannot be turned off from here ({source}): run \
+         `ip link set {bridge} type bridge nf_call_iptables 0 nf_call_ip6tables 0`"
+    )]
     Filtered {
         /// The bridge.
         bridge: String,
@@ -75,6 +115,7 @@ pub enum PacketsError {
         source: io::Error,
     },
     /// A kernel setting that cannot be read.
+    #[error("cannot read {name}: {source}; is /proc/sys mounted?")]
     SysctlUnreadable {
         /// Its name, with dots.
         name: String,
@@ -82,6 +123,10 @@ pub enum PacketsError {
         source: io::Error,
     },
     /// A rule or route of policy routing was refused.
+    #[error(
+        "cannot {doing}: {source}; the kernel needs policy routing (CONFIG_IP_MULTIPLE_TABLES, \
+         CONFIG_IPV6_MULTIPLE_TABLES)"
+    )]
     Route {
         /// What was added.
         doing: &'static str,
@@ -89,12 +134,29 @@ pub enum PacketsError {
         source: io::Error,
     },
     /// `lo` is down, and with it every local delivery of captured packets.
+    #[error(
+        "interface lo is down, and captured packets are delivered through it: run \
+         `ip link set lo up`"
+    )]
     LoopbackDown,
     /// IPv6 is to be captured and the kernel has none.
+    #[error(
+        "IPv6 is off in this kernel (ipv6.disable=1, or built without): boot it with IPv6, or write \
+         `ipv6 = false` in [gateway]"
+    )]
     NoIpv6,
     /// IPv6 is to be captured and is off where captured packets are delivered.
+    #[error(
+        "IPv6 is off on lo, and captured packets are delivered through it: run \
+         `sysctl -w net.ipv6.conf.lo.disable_ipv6=0`, or write `ipv6 = false` in [gateway]"
+    )]
     Ipv6OffAtLoopback,
     /// No subscription to what the kernel refuses.
+    #[error(
+        "cannot be told what is refused through NFLOG group {group}: {source}; another program may \
+         have the group (choose another nflog_group), the daemon may lack CAP_NET_ADMIN, or the \
+         kernel nfnetlink_log"
+    )]
     PacketLog {
         /// The NFLOG group.
         group: u16,
@@ -102,6 +164,7 @@ pub enum PacketsError {
         source: io::Error,
     },
     /// No conversation with nf_tables.
+    #[error("cannot {doing}: {source}; the kernel needs nf_tables (CONFIG_NF_TABLES_INET)")]
     Netlink {
         /// What was tried.
         doing: &'static str,
@@ -109,6 +172,11 @@ pub enum PacketsError {
         source: io::Error,
     },
     /// nf_tables refused one message, and with it the whole transaction.
+    #[error(
+        "nf_tables refused {object}: {source}; if the kernel lacks one of its expressions, load \
+         nft_tproxy, nft_socket, nft_fib_inet, nft_reject_inet, nft_log, nft_limit and \
+         nfnetlink_log"
+    )]
     Transaction {
         /// The object it refused.
         object: String,
@@ -116,151 +184,45 @@ pub enum PacketsError {
         source: io::Error,
     },
     /// The kernel holds something else than what was sent.
+    #[error(
+        "nf_tables does not hold what was sent: {place}; something else edits table inet cloakroom"
+    )]
     ReadBack {
         /// Where they differ.
         place: String,
     },
 }
 
-impl fmt::Display for PacketsError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoNetAdmin { doing } => {
-                write!(f, "not permitted to {doing}: run as root or give the daemon CAP_NET_ADMIN")
-            }
-            Self::NoBindService => f.write_str(
-                "cannot listen on port 53 for the agents' DNS: the daemon needs \
-                 CAP_NET_BIND_SERVICE",
-            ),
-            Self::NoInterface(name) => write!(
-                f,
-                "interface {name} of an agent group does not exist: create it first, or correct \
-                 `interface` in the group"
-            ),
-            Self::NoBaseTable => f.write_str(
-                "the guard table inet cloakroom_base is not loaded: run `cloakroom guard --load`, and \
-                 have it run at boot (cloakroom-guard.service)",
-            ),
-            Self::NoBaseChain(chain) => write!(
-                f,
-                "the guard table inet cloakroom_base is not whole: its chain {chain} is missing, \
-                 not hooked to {chain} or empty; run `cloakroom guard --load`, after `nft delete table \
-                 inet cloakroom_base` where nft says that the chain exists"
-            ),
-            Self::Unguarded(names) => {
-                let names: Vec<String> = names.iter().map(|name| format!("\"{name}\"")).collect();
-                let names = names.join(", ");
-                write!(
-                    f,
-                    "the guard table inet cloakroom_base does not close this machine's services to \
-                     {names}: run `cloakroom guard --load`, and have it run at boot \
-                     (cloakroom-guard.service)"
-                )
-            }
-            Self::Marks { mark, table } => write!(
-                f,
-                "mark {mark:#x} with routing table {table} cannot be used: the mark must not be 0, \
-                 the table not 0 or 253 to 255"
-            ),
-            Self::AlreadyRunning { port } => write!(
-                f,
-                "another cloakroom holds proxy port {port} in this network namespace: stop it \
-                 first"
-            ),
-            Self::PortInUse { port: DNS_PORT, interface, holders } => write!(
-                f,
-                "port 53 is in use on {interface} by {}, at every address of this machine: have it \
-                 listen at addresses of its own (dnsmasq: bind-interfaces and listen-address; \
-                 unbound: interface), or stop it; the gateway answers the agents' DNS itself",
-                who(holders, "another resolver")
-            ),
-            Self::PortInUse { port, interface, holders } => write!(
-                f,
-                "proxy port {port} is in use on {interface} by {}: stop it, or choose another \
-                 proxy_port",
-                who(holders, "another program")
-            ),
-            Self::Listen { interface, doing, source } => {
-                write!(f, "cannot {doing} for the listener on {interface}: {source}")
-            }
-            Self::NotTransparent(interface) => write!(
-                f,
-                "the listener on {interface} is not transparent, so it would receive nothing: the \
-                 kernel lacks IP_TRANSPARENT or took it back"
-            ),
-            Self::Sysctl { name, wanted, found } => write!(
-                f,
-                "{name} is {found} and has to be {wanted}, and cannot be set from here: run \
-                 `sysctl -w {name}={wanted}`"
-            ),
-            Self::Filtered { bridge, source } => write!(
-                f,
-                "bridge {bridge} takes agents' packets through the hooks of IP, where those that are \
-                 captured get lost, and that cannot be turned off from here ({source}): run \
-                 `ip link set {bridge} type bridge nf_call_iptables 0 nf_call_ip6tables 0`"
-            ),
-            Self::SysctlUnreadable { name, source } => {
-                write!(f, "cannot read {name}: {source}; is /proc/sys mounted?")
-            }
-            Self::Route { doing, source } => write!(
-                f,
-                "cannot {doing}: {source}; the kernel needs policy routing \
-                 (CONFIG_IP_MULTIPLE_TABLES, CONFIG_IPV6_MULTIPLE_TABLES)"
-            ),
-            Self::LoopbackDown => f.write_str(
-                "interface lo is down, and captured packets are delivered through it: run \
-                 `ip link set lo up`",
-            ),
-            Self::NoIpv6 => f.write_str(
-                "IPv6 is off in this kernel (ipv6.disable=1, or built without): boot it with IPv6, or \
-                 write `ipv6 = false` in [gateway]",
-            ),
-            Self::Ipv6OffAtLoopback => f.write_str(
-                "IPv6 is off on lo, and captured packets are delivered through it: run `sysctl -w \
-                 net.ipv6.conf.lo.disable_ipv6=0`, or write `ipv6 = false` in [gateway]",
-            ),
-            Self::PacketLog { group, source } => write!(
-                f,
-                "cannot be told what is refused through NFLOG group {group}: {source}; another \
-                 program may have the group (choose another nflog_group), the daemon may lack \
-                 CAP_NET_ADMIN, or the kernel nfnetlink_log"
-            ),
-            Self::Netlink { doing, source } => write!(
-                f,
-                "cannot {doing}: {source}; the kernel needs nf_tables (CONFIG_NF_TABLES_INET)"
-            ),
-            Self::Transaction { object, source } => write!(
-                f,
-                "nf_tables refused {object}: {source}; if the kernel lacks one of its expressions, \
-                 load nft_tproxy, nft_socket, nft_fib_inet, nft_reject_inet, nft_log, nft_limit \
-                 and nfnetlink_log"
-            ),
-            Self::ReadBack { place } => write!(
-                f,
-                "nf_tables does not hold what was sent: {place}; something else edits table inet \
-                 cloakroom"
-            ),
-        }
+fn quoted(names: &[InterfaceName]) -> String {
+    let names: Vec<String> = names.iter().map(|name| format!("\"{name}\"")).collect();
+    names.join(", ")
+}
+
+fn port_in_use(
+    port: &u16,
+    interface: &InterfaceName,
+    holders: &[String],
+    f: &mut fmt::Formatter<'_>,
+) -> fmt::Result {
+    match *port {
+        DNS_PORT => write!(
+            f,
+            "port 53 is in use on {interface} by {}, at every address of this machine: have it \
+             listen at addresses of its own (dnsmasq: bind-interfaces and listen-address; \
+             unbound: interface), or stop it; the gateway answers the agents' DNS itself",
+            who(holders, "another resolver")
+        ),
+        port => write!(
+            f,
+            "proxy port {port} is in use on {interface} by {}: stop it, or choose another \
+             proxy_port",
+            who(holders, "another program")
+        ),
     }
 }
 
 fn who(holders: &[String], otherwise: &str) -> String {
     if holders.is_empty() { otherwise.to_owned() } else { holders.join(" and ") }
-}
-
-impl std::error::Error for PacketsError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Listen { source, .. }
-            | Self::Filtered { source, .. }
-            | Self::SysctlUnreadable { source, .. }
-            | Self::Route { source, .. }
-            | Self::PacketLog { source, .. }
-            | Self::Netlink { source, .. }
-            | Self::Transaction { source, .. } => Some(source),
-            _ => None,
-        }
-    }
 }
 
 /// Says plainly that a capability is missing, where that is what it was.

@@ -7,7 +7,8 @@ use std::{fmt, net::IpAddr};
 pub struct Mac([u8; 6]);
 
 /// A text is not the address of one Ethernet card.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("is not the address of one Ethernet card; write it as in \"02:00:00:00:00:01\"")]
 pub struct MacError;
 
 /// An agent of a group whose frames must come from its own card.
@@ -52,14 +53,6 @@ impl fmt::Display for Mac {
         write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
     }
 }
-
-impl fmt::Display for MacError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("is not the address of one Ethernet card; write it as in \"02:00:00:00:00:01\"")
-    }
-}
-
-impl std::error::Error for MacError {}
 
 #[cfg(test)]
 mod tests {

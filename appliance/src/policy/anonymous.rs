@@ -26,13 +26,16 @@ pub struct AnonymousRequest {
 }
 
 /// Why a text is no [`AnonymousRequest`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum AnonymousError {
     /// Not a method, a space and a path.
+    #[error("write a method and a path, as in \"GET /api/hello\"")]
     Shape,
     /// Not a method in capital letters, or one that is never allowed.
+    #[error("it begins with a method that may be used, as in \"GET\"")]
     Method,
     /// Not a path.
+    #[error(transparent)]
     Path(PathError),
 }
 
@@ -71,18 +74,6 @@ impl fmt::Display for AnonymousRequest {
         write!(f, "{method} {path}")
     }
 }
-
-impl fmt::Display for AnonymousError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Shape => f.write_str("write a method and a path, as in \"GET /api/hello\""),
-            Self::Method => f.write_str("it begins with a method that may be used, as in \"GET\""),
-            Self::Path(error) => error.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for AnonymousError {}
 
 #[cfg(test)]
 mod tests {

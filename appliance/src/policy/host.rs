@@ -7,15 +7,19 @@ use std::fmt;
 pub struct Host(Box<str>);
 
 /// Why a text is not a [`Host`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum HostError {
     /// Nothing, or an empty label.
+    #[error("a host name has no empty label")]
     Empty,
     /// Above 253 bytes, or a label above 63 (RFC 1035, section 2.3.4).
+    #[error("a host name has at most 253 bytes, and 63 in each label")]
     TooLong,
     /// A byte outside letters, digits, hyphen and underscore, or a hyphen at a label's end.
+    #[error("a host name has only letters, digits, '-' (not at a label's end) and '_'")]
     BadByte,
     /// An IP address, or a name whose last label is a number and could be read as one.
+    #[error("an IP address is not a host name")]
     IpAddress,
 }
 
@@ -75,21 +79,6 @@ impl fmt::Display for Host {
         f.write_str(&self.0)
     }
 }
-
-impl fmt::Display for HostError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Empty => "a host name has no empty label",
-            Self::TooLong => "a host name has at most 253 bytes, and 63 in each label",
-            Self::BadByte => {
-                "a host name has only letters, digits, '-' (not at a label's end) and '_'"
-            }
-            Self::IpAddress => "an IP address is not a host name",
-        })
-    }
-}
-
-impl std::error::Error for HostError {}
 
 /// Which names a rule means.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

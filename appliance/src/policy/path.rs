@@ -19,14 +19,17 @@ pub struct PathRule {
 }
 
 /// Why a text is not a [`PathRule`], or a path cannot be held against one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PathError {
     /// Does not begin with a slash.
+    #[error("a path begins with '/'")]
     NotAbsolute,
     /// A `*` anywhere but as the whole last segment.
+    #[error("'*' stands only for everything below a folder, as in '/v1/*'")]
     StarInside,
     /// A dot segment, an encoded dot or backslash, an empty segment or a raw backslash: origins
     /// disagree on what such a path means.
+    #[error("a path has no dot segments, empty segments, encoded dots or backslashes")]
     Ambiguous,
 }
 
@@ -234,20 +237,6 @@ impl fmt::Display for PathRule {
         f.write_str(&self.text)
     }
 }
-
-impl fmt::Display for PathError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::NotAbsolute => "a path begins with '/'",
-            Self::StarInside => "'*' stands only for everything below a folder, as in '/v1/*'",
-            Self::Ambiguous => {
-                "a path has no dot segments, empty segments, encoded dots or backslashes"
-            }
-        })
-    }
-}
-
-impl std::error::Error for PathError {}
 
 #[cfg(test)]
 mod tests {

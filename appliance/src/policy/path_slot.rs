@@ -17,11 +17,16 @@ pub struct PathSlot {
 }
 
 /// Why a text is not a [`PathSlot`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PathSlotError {
     /// Does not begin with a slash, or has no `{}` or more than one.
+    #[error("a place in a path begins with '/' and has one {{}}, as in /bot{{}}/")]
     Shape,
     /// Its fixed text is read differently by different servers, or holds what only a template would.
+    #[error(
+        "the text around {{}} is a plain path: no '%', no dots as a segment, no empty segment, no \
+         second {{}}"
+    )]
     Ambiguous,
 }
 
@@ -71,20 +76,6 @@ impl fmt::Display for PathSlot {
         write!(f, "{}{{}}{}{}", self.before, self.ending, self.behind)
     }
 }
-
-impl fmt::Display for PathSlotError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Shape => "a place in a path begins with '/' and has one {}, as in /bot{}/",
-            Self::Ambiguous => {
-                "the text around {} is a plain path: no '%', no dots as a segment, no \
-                                empty segment, no second {}"
-            }
-        })
-    }
-}
-
-impl std::error::Error for PathSlotError {}
 
 #[cfg(test)]
 mod tests {

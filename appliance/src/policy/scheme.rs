@@ -21,13 +21,16 @@ pub enum Scheme {
 pub struct SchemeWord(Arc<str>);
 
 /// Why words are no scheme.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SchemeError {
     /// None of the ways in which a scheme is written.
+    #[error("say how the placeholder stands there: bearer, token, scheme WORD or raw")]
     Unknown,
     /// Not a token of RFC 9110, section 5.6.2, or longer than [`SchemeWord::MAX_BYTES`].
+    #[error("after \"scheme\" stands a word of letters, digits and \"-._~+\"")]
     NotAToken,
     /// Basic, whose credential has two halves with places of their own.
+    #[error("for Basic write \"basic user\" or \"basic password\"")]
     Basic,
 }
 
@@ -95,20 +98,6 @@ impl fmt::Display for Scheme {
         }
     }
 }
-
-impl fmt::Display for SchemeError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Unknown => {
-                "say how the placeholder stands there: bearer, token, scheme WORD or raw"
-            }
-            Self::NotAToken => "after \"scheme\" stands a word of letters, digits and \"-._~+\"",
-            Self::Basic => "for Basic write \"basic user\" or \"basic password\"",
-        })
-    }
-}
-
-impl std::error::Error for SchemeError {}
 
 #[cfg(test)]
 mod tests {

@@ -1,34 +1,40 @@
 //! How the names and texts of a policy are read. What does not fit is refused, never repaired.
 
-use std::fmt;
-
 use super::{GroupName, InterfaceName, Placeholder, RuleName};
 
 /// A text is not 1 to 64 bytes of `[a-z0-9_-]`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a name has 1 to 64 of the characters a-z, 0-9, '_' and '-'")]
 pub struct NameError;
 
 /// A text is not the name of an interface that agents can be behind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum InterfaceError {
     /// Not 1 to 15 bytes.
+    #[error("the name of an interface has 1 to 15 bytes")]
     Length,
     /// A byte outside letters, digits, `.`, `_` and `-`, or no letter or digit at all.
+    #[error("the name of an interface has letters, digits, '.', '_' and '-'")]
     BadByte,
     /// A name that means something else: `lo`, `all` or `default`.
+    #[error("'lo', 'all' and 'default' are not interfaces with agents behind")]
     Reserved,
 }
 
 /// Why a text is not a [`Placeholder`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PlaceholderError {
     /// Fewer than [`Placeholder::MIN_BYTES`].
+    #[error("a placeholder has at least 8 bytes")]
     TooShort,
     /// More than [`Placeholder::MAX_BYTES`].
+    #[error("a placeholder has at most 256 bytes")]
     TooLong,
     /// A byte outside 0x21 to 0x7E.
+    #[error("a placeholder has only visible ASCII characters, no space")]
     BadByte,
     /// A colon, which would end the user of a Basic credential (RFC 7617, section 2).
+    #[error("a placeholder has no ':', which would split a Basic credential")]
     Colon,
 }
 
@@ -98,37 +104,6 @@ fn check_name(text: &str) -> Result<(), NameError> {
 }
 
 const MAX_NAME_BYTES: usize = 64;
-
-impl fmt::Display for NameError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a name has 1 to 64 of the characters a-z, 0-9, '_' and '-'")
-    }
-}
-
-impl fmt::Display for InterfaceError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Length => "the name of an interface has 1 to 15 bytes",
-            Self::BadByte => "the name of an interface has letters, digits, '.', '_' and '-'",
-            Self::Reserved => "'lo', 'all' and 'default' are not interfaces with agents behind",
-        })
-    }
-}
-
-impl fmt::Display for PlaceholderError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::TooShort => "a placeholder has at least 8 bytes",
-            Self::TooLong => "a placeholder has at most 256 bytes",
-            Self::BadByte => "a placeholder has only visible ASCII characters, no space",
-            Self::Colon => "a placeholder has no ':', which would split a Basic credential",
-        })
-    }
-}
-
-impl std::error::Error for NameError {}
-impl std::error::Error for InterfaceError {}
-impl std::error::Error for PlaceholderError {}
 
 #[cfg(test)]
 mod tests {

@@ -18,7 +18,7 @@
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use futures_util::future::BoxFuture;
@@ -31,6 +31,7 @@ use super::{
     seal::is_sealed,
 };
 use crate::{
+    locks::lock,
     policy::{GroupName, Location, Pick},
     reason::SecretCause,
 };
@@ -62,7 +63,7 @@ impl FileSource {
 
     /// Tells the log of lines that are wrong, once.
     fn tell(&self, wrong: &[WrongLine]) {
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut said = lock(&self.said);
         if *said == wrong {
             return;
         }

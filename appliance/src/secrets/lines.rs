@@ -5,11 +5,14 @@ use std::collections::HashSet;
 use super::PrivateFileError;
 
 /// Why a file of secrets is not used. Carries no part of its content.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{}", self.text())]
 pub enum FileError {
     /// It cannot be read, or others can.
+    #[error(transparent)]
     File(PrivateFileError),
     /// The file of its key cannot be read, or others can.
+    #[error("its key_file: {0}")]
     Key(PrivateFileError),
     /// The file of its key holds none.
     NoKey,
@@ -20,6 +23,7 @@ pub enum FileError {
     /// It was encrypted with another key, or altered, or cut.
     NotOpened,
     /// A line is not `name = value`. Counted from 1.
+    #[error("line {0}: {1}")]
     Line(usize, &'static str),
 }
 
@@ -37,19 +41,6 @@ impl FileError {
         }
     }
 }
-
-impl std::fmt::Display for FileError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::File(error) => error.fmt(f),
-            Self::Key(error) => write!(f, "its key_file: {error}"),
-            Self::Line(line, what) => write!(f, "line {line}: {what}"),
-            other => f.write_str(other.text()),
-        }
-    }
-}
-
-impl std::error::Error for FileError {}
 
 /// A name and its value.
 pub(super) type Entry<'a> = (&'a [u8], &'a [u8]);

@@ -15,7 +15,8 @@ use rustix::fs::{FsWord, OFlags, fstatfs};
 use zeroize::Zeroizing;
 
 /// Why a file is not used. Carries no part of its content.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{}", self.text())]
 pub enum PrivateFileError {
     /// It cannot be opened or read.
     Unreadable(io::ErrorKind),
@@ -51,14 +52,6 @@ impl PrivateFileError {
         }
     }
 }
-
-impl std::fmt::Display for PrivateFileError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.text())
-    }
-}
-
-impl std::error::Error for PrivateFileError {}
 
 /// The content of `path`, at most `max_bytes` of it, if nobody but root and this user can read it.
 pub(crate) fn read_private(

@@ -33,23 +33,34 @@ pub struct SealedFile {
 type Read = fn(&Path, usize) -> Result<Zeroizing<Vec<u8>>, PrivateFileError>;
 
 /// Why a file of secrets was not changed. Carries no part of its content.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum EditError {
     /// It cannot be used as it is.
+    #[error("{}{}", .0, remedy(.0))]
     File(FileError),
     /// The name of a secret is not one.
+    #[error("{0}")]
     Name(&'static str),
     /// The value is not one.
+    #[error(fmt = wrong_value)]
     Value(SecretError),
     /// There is no secret with this name.
+    #[error("there is no secret with this name")]
     Absent,
     /// The file would be larger than [`FileSource::MAX_BYTES`](super::FileSource::MAX_BYTES).
+    #[error("the file would be larger than 1 MiB")]
     Full,
     /// There is a file of secrets, and no key for it.
+    #[error(
+        "the file of secrets is there and its key is not: bring the key back, or move the file \
+         away and set its secrets anew"
+    )]
     KeyLost,
     /// The system's random numbers or the cipher failed.
+    #[error("the system gives no random numbers")]
     Cipher,
     /// It cannot be written.
+    #[error("cannot write {0}: {1}")]
     Unwritable(PathBuf, io::Error),
 }
 
@@ -262,33 +273,23 @@ fn is_absent(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound
 }
 
-impl fmt::Display for EditError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::File(error @ FileError::File(PrivateFileError::Unreadable(kind)))
-                if *kind == io::ErrorKind::NotFound =>
-            {
-                write!(f, "{error}; make it with `cloakroom secret init`")
-            }
-            Self::File(error) => error.fmt(f),
-            Self::Name(what) => f.write_str(what),
-            Self::Value(SecretError::TooShort) => {
-                write!(f, "the value has fewer than {} bytes", SecretValue::FLOOR_BYTES)
-            }
-            Self::Value(error) => error.fmt(f),
-            Self::Absent => f.write_str("there is no secret with this name"),
-            Self::Full => f.write_str("the file would be larger than 1 MiB"),
-            Self::KeyLost => f.write_str(
-                "the file of secrets is there and its key is not: bring the key back, or move the \
-                 file away and set its secrets anew",
-            ),
-            Self::Cipher => f.write_str("the system gives no random numbers"),
-            Self::Unwritable(path, error) => write!(f, "cannot write {}: {error}", path.display()),
+fn remedy(error: &FileError) -> &'static str {
+    match error {
+        FileError::File(PrivateFileError::Unreadable(io::ErrorKind::NotFound)) => {
+            "; make it with `cloakroom secret init`"
         }
+        _ => "",
     }
 }
 
-impl std::error::Error for EditError {}
+fn wrong_value(error: &SecretError, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    match error {
+        SecretError::TooShort => {
+            write!(f, "the value has fewer than {} bytes", SecretValue::FLOOR_BYTES)
+        }
+        _ => write!(f, "{error}"),
+    }
+}
 
 /// The largest file's header, nonce and tag, and some room.
 const MAX_FILE_BYTES: usize = lines::MAX_BYTES + 128;

@@ -7,7 +7,7 @@
 //! the last [`Snapshot`].
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -23,7 +23,10 @@ use super::{
     scheduler::{About, Agenda, Changes, Outcome, Question},
     sleep::{Slept, suspended},
 };
-use crate::policy::{GroupName, SecretRef};
+use crate::{
+    locks::lock,
+    policy::{GroupName, SecretRef},
+};
 
 /// The values of all wanted secrets, kept fresh by [`run`](Self::run).
 pub struct SecretStore {
@@ -176,7 +179,7 @@ impl SecretStore {
 
     /// Takes into account that the machine was `suspended` in all, where that is news.
     fn notice_sleep(&self, suspended: Duration) {
-        let mut known = self.slept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&self.slept);
         if let Some(slept) = known.since(suspended) {
             tracing::info!(seconds = slept.as_secs(), "the machine was suspended");
             self.change(|agenda| agenda.slept(slept, Instant::now()));
@@ -265,7 +268,7 @@ impl SecretStore {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Agenda> {
-        self.agenda.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.agenda)
     }
 }
 

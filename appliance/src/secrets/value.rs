@@ -11,7 +11,8 @@ use crate::policy::{FLOOR_VALUE_BYTES, MAX_VALUE_BYTES, MIN_VALUE_BYTES};
 pub struct SecretValue(Zeroizing<Box<[u8]>>);
 
 /// Why bytes are not a [`SecretValue`]. Carries no part of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{}", self.text())]
 pub enum SecretError {
     /// Fewer bytes than the binding demands.
     TooShort,
@@ -73,14 +74,6 @@ impl SecretError {
         }
     }
 }
-
-impl std::fmt::Display for SecretError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.text())
-    }
-}
-
-impl std::error::Error for SecretError {}
 
 #[cfg(test)]
 mod tests {

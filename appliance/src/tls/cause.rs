@@ -1,6 +1,6 @@
 //! Why a TLS handshake failed, in words that say what to do about it.
 
-use std::{error, fmt, io, sync::Arc};
+use std::{io, sync::Arc};
 
 use rustls::{
     AlertDescription, CertificateError, DigitallySignedStruct, Error, InvalidMessage, OtherError,
@@ -107,16 +107,9 @@ const fn alert_word(alert: AlertDescription) -> &'static str {
 pub(super) struct Verifier(pub(super) Arc<WebPkiServerVerifier>);
 
 /// The certificate names itself as its issuer.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("the certificate is signed by itself")]
 struct SelfSigned;
-
-impl fmt::Display for SelfSigned {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the certificate is signed by itself")
-    }
-}
-
-impl error::Error for SelfSigned {}
 
 impl ServerCertVerifier for Verifier {
     fn verify_server_cert(

@@ -8,17 +8,22 @@ use crate::{
 };
 
 /// Why Vault cannot be used at all. Found at the start.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum VaultSourceError {
     /// The address is not `https://host:port`, or `http` to somewhere else than loopback.
+    #[error("vault address: {0}")]
     Address(&'static str),
     /// The CA file cannot be used.
+    #[error("vault ca_file {0}: {1}")]
     CaFile(PathBuf, &'static str),
     /// A file that the login needs cannot be used.
+    #[error("vault login, {0}: {1}")]
     LoginFile(PathBuf, PrivateFileError),
     /// A file that the login needs holds something else.
+    #[error("vault login, {0}: {1}")]
     LoginContent(PathBuf, &'static str),
     /// A path or name has bytes that cannot be sent.
+    #[error("vault: {0}")]
     Setting(&'static str),
 }
 
@@ -112,22 +117,6 @@ impl CallError {
         }
     }
 }
-
-impl std::fmt::Display for VaultSourceError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Address(what) => write!(f, "vault address: {what}"),
-            Self::CaFile(path, what) => write!(f, "vault ca_file {}: {what}", path.display()),
-            Self::LoginFile(path, error) => write!(f, "vault login, {}: {error}", path.display()),
-            Self::LoginContent(path, what) => {
-                write!(f, "vault login, {}: {what}", path.display())
-            }
-            Self::Setting(what) => write!(f, "vault: {what}"),
-        }
-    }
-}
-
-impl std::error::Error for VaultSourceError {}
 
 #[cfg(test)]
 mod tests {

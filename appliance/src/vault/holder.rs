@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex as Lock, MutexGuard, PoisonError,
+        Arc, Mutex as Lock,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -12,7 +12,7 @@ use tokio::sync::Mutex;
 use vaultrs::api::token::requests::LookupTokenSelfRequest;
 
 use super::token::TokenClient;
-use crate::{policy::GroupName, reason::SecretCause, secrets::FetchError};
+use crate::{locks::lock, policy::GroupName, reason::SecretCause, secrets::FetchError};
 
 /// Whoever has a token: the gateway, or one group.
 #[derive(Default)]
@@ -136,10 +136,6 @@ impl Slot {
         self.failed = Some((Instant::now(), error));
         error
     }
-}
-
-pub(super) fn lock<T>(mutex: &Lock<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 pub(super) const NO_GROUP: FetchError =

@@ -26,13 +26,13 @@ use zeroize::Zeroizing;
 use super::{
     client::{ClientIdentity, Transport},
     error::{CallError, Says, VaultSourceError},
-    holder::lock,
     path::is_plain_path,
     pick::pick_text,
     token::{MAX_TOKEN_BYTES, Post, TokenClient},
 };
 use crate::{
     config::{VaultLogin, VaultSettings},
+    locks::lock,
     reason::SecretCause,
     secrets::{
         FetchError,

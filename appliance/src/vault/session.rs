@@ -26,13 +26,14 @@ use tokio::sync::Notify;
 use super::{
     client::Transport,
     error::{CallError, VaultSourceError},
-    holder::{Holder, Live, NO_GROUP, Role, Slot, lock},
+    holder::{Holder, Live, NO_GROUP, Role, Slot},
     login::Login,
     plan::{self, entity},
     token::{Grant, Post, TokenClient},
 };
 use crate::{
     config::VaultSettings,
+    locks::lock,
     policy::{Group, GroupName},
     reason::SecretCause,
     secrets::{FetchError, timing::jittered},

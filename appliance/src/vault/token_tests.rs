@@ -7,10 +7,10 @@ use std::{
 
 use super::{
     fake::*,
-    holder::lock,
     session::{MAX_RETIRED, Retired},
     *,
 };
+use crate::locks::lock;
 
 /// A Vault that numbers its tokens. `dead` says which ones it no longer takes.
 fn numbering(

@@ -13,11 +13,12 @@ use vaultrs::api::token::requests::{
 
 use super::{
     error::CallError,
-    holder::{Holder, Live, Slot, lock},
+    holder::{Holder, Live, Slot},
     session::{Left, RETIRED_TIME, Retired, Session},
     token::{Grant, TokenClient},
 };
 use crate::{
+    locks::lock,
     policy::GroupName,
     secrets::timing::{back_off, jittered},
 };

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Instant,
@@ -12,7 +12,7 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::super::Pace;
-use crate::policy::Quota;
+use crate::{locks::lock, policy::Quota};
 
 /// What one agent or one group holds now, and how much of it a connection of its may add to.
 ///
@@ -93,8 +93,7 @@ impl Tally {
 
     /// Whether nobody holds anything of it, and nothing is known that a new one would not say.
     pub(super) fn is_at_rest(&self, now: Instant) -> bool {
-        let is_full =
-            |pace: &Mutex<Pace>| pace.lock().unwrap_or_else(PoisonError::into_inner).is_full(now);
+        let is_full = |pace: &Mutex<Pace>| lock(pace).is_full(now);
         Arc::strong_count(&self.counts) == 1
             && [&self.counts.minting, &self.counts.asking, &self.counts.probing]
                 .into_iter()
@@ -104,13 +103,13 @@ impl Tally {
 
     pub(super) fn may_ask(&self, now: Instant) -> bool {
         let rate = self.budget.quota.new_requests;
-        let mut asking = self.counts.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut asking = lock(&self.counts.asking);
         asking.take(rate, rate.saturating_mul(2), now)
     }
 
     /// Whether responses may come so much nearer to a secret: a few in the long run.
     pub(super) fn may_probe(&self, near_misses: u32, times: u32, now: Instant) -> bool {
-        let mut probing = self.counts.probing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut probing = lock(&self.counts.probing);
         probing.take_all(near_misses, times * PROBES_A_SECOND, times * PROBES_AT_ONCE, now)
     }
 

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    error, fmt,
+    fmt,
 };
 
 use super::super::{VaultSourceError, plan::PlanError};
@@ -32,17 +32,25 @@ pub(super) enum Verdict {
 }
 
 /// Why nothing could be looked at.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum DoctorError {
     /// The configuration asks for something that no Vault can be told.
+    #[error(transparent)]
     Plan(PlanError),
     /// The files for Vault cannot be used.
+    #[error(transparent)]
     Source(VaultSourceError),
     /// The issuing CAs cannot be asked for.
+    #[error("{0}")]
     Ca(CaError),
     /// The SecretID is wrapped, and opening it would take it from the gateway.
+    #[error(
+        "the SecretID is wrapped and opens once, for the gateway; make another one and give it with \
+         --secret-id-file"
+    )]
     Wrapped,
     /// It was to end before it was done.
+    #[error("interrupted before everything was looked at")]
     Interrupted,
 }
 
@@ -87,20 +95,3 @@ impl Verdict {
         }
     }
 }
-
-impl fmt::Display for DoctorError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Plan(error) => error.fmt(f),
-            Self::Source(error) => error.fmt(f),
-            Self::Ca(error) => error.fmt(f),
-            Self::Wrapped => f.write_str(
-                "the SecretID is wrapped and opens once, for the gateway; make another one and give \
-                 it with --secret-id-file",
-            ),
-            Self::Interrupted => f.write_str("interrupted before everything was looked at"),
-        }
-    }
-}
-
-impl error::Error for DoctorError {}

@@ -1,18 +1,24 @@
 //! Why there is no plan.
 
-use std::{error, fmt, sync::Arc};
+use std::sync::Arc;
 
 use super::names::GATEWAY;
 use crate::{ca::CaError, policy::GroupName};
 
 /// Why there is no plan.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum PlanError {
     /// The configuration has no `[vault]`.
+    #[error("the configuration has no [vault]: there is nothing to plan")]
     NoVault,
     /// No address to bind tokens to.
+    #[error("no address to bind tokens to: name the gateway's with --from ADDRESS or PREFIX")]
     Unbound,
     /// Vault, HCL or a shell would read more in a text than it says.
+    #[error(
+        "{what} `{text}`: a Vault policy would read it as more than this one text; use another \
+         without patterns, quotes and control characters"
+    )]
     Pattern {
         /// What the text is.
         what: &'static str,
@@ -20,54 +26,29 @@ pub enum PlanError {
         text: String,
     },
     /// The name of a token role is that of a policy which is somebody else's.
+    #[error("group `{0}`: a policy named `{1}` is not its own; set another vault_role")]
     Reserved(GroupName, Arc<str>),
     /// Two groups have one token role, whose tokens would read the secrets of both.
+    #[error(
+        "groups `{0}` and `{1}` read different secrets with one token role `{2}`, which would give \
+         each those of both; set another vault_role for one of them"
+    )]
     SharedRole(GroupName, GroupName, Arc<str>),
     /// There is no policy of that name in the plan.
+    #[error(
+        "the plan has no policy `{}`; its names are `{}` and each vault_role",
+        .0.escape_default(),
+        GATEWAY
+    )]
     NoPolicy(String),
     /// The id of the AppRole is not random.
+    #[error(
+        "role_id `{}` can be guessed, and whoever knows it can try SecretIDs: write a random one, \
+         as `uuidgen` or `openssl rand -hex 16` prints it; the plan gives it to the role",
+        .0.escape_default()
+    )]
     Guessable(Arc<str>),
     /// A rule whose names cannot be put into a name constraint.
+    #[error("{0}")]
     Ca(CaError),
 }
-
-impl fmt::Display for PlanError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoVault => {
-                f.write_str("the configuration has no [vault]: there is nothing to plan")
-            }
-            Self::Unbound => f.write_str(
-                "no address to bind tokens to: name the gateway's with --from ADDRESS or PREFIX",
-            ),
-            Self::Pattern { what, text } => write!(
-                f,
-                "{what} `{text}`: a Vault policy would read it as more than this one text; use \
-                 another without patterns, quotes and control characters"
-            ),
-            Self::Reserved(group, role) => write!(
-                f,
-                "group `{group}`: a policy named `{role}` is not its own; set another vault_role"
-            ),
-            Self::SharedRole(one, other, role) => write!(
-                f,
-                "groups `{one}` and `{other}` read different secrets with one token role `{role}`, \
-                 which would give each those of both; set another vault_role for one of them"
-            ),
-            Self::NoPolicy(name) => write!(
-                f,
-                "the plan has no policy `{}`; its names are `{GATEWAY}` and each vault_role",
-                name.escape_default()
-            ),
-            Self::Guessable(role_id) => write!(
-                f,
-                "role_id `{}` can be guessed, and whoever knows it can try SecretIDs: write a random \
-                 one, as `uuidgen` or `openssl rand -hex 16` prints it; the plan gives it to the role",
-                role_id.escape_default()
-            ),
-            Self::Ca(error) => error.fmt(f),
-        }
-    }
-}
-
-impl error::Error for PlanError {}
