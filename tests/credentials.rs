@@ -177,6 +177,11 @@ fn a_key_of_the_attackers_own_rides_along_in_no_field_named_like_a_credential() 
             "X-Goog-IAM-Authorization-Token",
             "X-JFrog-Art-Api",
             "X-Consul-Token",
+            "X-ApiKeys",
+            "X-Ops-Authorization-1",
+            "Cf-Access-Jwt-Assertion",
+            "X-NITRO-PASS",
+            "X-OVH-Consumer",
             "X_Hasura_Admin_Secret",
             "X-Anything-Password",
             "X-Anything-Credential",
@@ -220,6 +225,8 @@ fn a_key_of_the_attackers_own_rides_along_in_no_query() {
             "feed_token",
             "id_token",
             "admin_secret",
+            "alf_ticket",
+            "client_assertion",
         ] {
             let path = format!("/v1/attack?a=b&{name}={OWN_KEY}");
             let beside = Ask::to(OPENAI).good().path(&path);

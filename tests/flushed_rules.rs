@@ -3,18 +3,15 @@
 //! the kernel told of the change.
 
 use std::{
-    net::{IpAddr, SocketAddr, UdpSocket},
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    net::SocketAddr,
     thread,
     time::{Duration, Instant, SystemTime},
 };
 
 use lab::{
+    datagrams::{SERVICE, Sending, Target},
     gateway,
-    net::{AGENT, AGENT2, GATEWAY, GATEWAY_V4, GATEWAY_V6, INTERNET, Ns, OPENAI, OTHER, sysctl},
+    net::{AGENT, AGENT2, GATEWAY, GATEWAY_V4, GATEWAY_V6, INTERNET, OPENAI, OTHER, sysctl},
     sandboxed, wait,
 };
 use serde_json::Value;
@@ -181,78 +178,7 @@ fn routes_nothing() {
     });
 }
 
-/// Whoever takes datagrams, and when they came.
-struct Target {
-    addresses: [IpAddr; 2],
-    came: Arc<Mutex<Vec<Instant>>>,
-}
-
-impl Target {
-    fn of(ns: Ns, addresses: [IpAddr; 2]) -> Self {
-        let came = Arc::new(Mutex::new(Vec::new()));
-        for address in addresses {
-            let socket = ns.enter(|| UdpSocket::bind((address, SERVICE)).expect("bound"));
-            let came = Arc::clone(&came);
-            thread::spawn(move || {
-                while socket.recv_from(&mut [0; 16]).is_ok() {
-                    came.lock().expect("no panic").push(Instant::now());
-                }
-            });
-        }
-        Self { addresses, came }
-    }
-
-    fn reached(&self) -> Vec<Instant> {
-        self.came.lock().expect("no panic").clone()
-    }
-
-    fn take(&self) -> Vec<Instant> {
-        std::mem::take(&mut self.came.lock().expect("no panic"))
-    }
-}
-
-/// An agent that sends datagrams all the while, one to each address every few milliseconds.
-struct Sending {
-    thread: thread::JoinHandle<usize>,
-    ending: Arc<AtomicBool>,
-}
-
-impl Sending {
-    fn to(targets: &[&Target]) -> Self {
-        let to: Vec<_> = targets.iter().flat_map(|target| target.addresses).collect();
-        let (v4, v6) = AGENT.enter(|| {
-            let bind = |any| UdpSocket::bind((any, 0)).expect("bound");
-            (bind("0.0.0.0"), bind("::"))
-        });
-        let ending = Arc::new(AtomicBool::new(false));
-        let told = Arc::clone(&ending);
-        let thread = thread::spawn(move || {
-            let mut sent = 0;
-            while !told.load(Relaxed) && sent < MOST_SENT {
-                for address in &to {
-                    let socket = if address.is_ipv4() { &v4 } else { &v6 };
-                    // A refusal of the one before is told here.
-                    let _ = socket.send_to(b"anybody?", (*address, SERVICE));
-                    sent += 1;
-                }
-                thread::sleep(Duration::from_millis(2));
-            }
-            sent
-        });
-        Self { thread, ending }
-    }
-
-    /// Stops, and says how many datagrams left.
-    fn ended(self) -> usize {
-        self.ending.store(true, Relaxed);
-        self.thread.join().expect("no panic")
-    }
-}
-
 const OURS: &str = "table inet cloakroom\n";
-/// A port of the gateway's own, and of the origin's, that policy knows nothing of.
-const SERVICE: u16 = 8200;
 const FLUSHES: usize = 5;
 /// What a machine that does much else may take longer.
 const GENEROUS: Duration = Duration::from_secs(2);
-const MOST_SENT: usize = 100_000;

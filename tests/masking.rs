@@ -3,6 +3,11 @@
 //! The agent stores guesses at an API and reads them back. Each comes at the end of a piece of the
 //! answer, where a gateway that masks has to wait for what follows.
 
+mod guesses;
+mod seen;
+mod shapes;
+mod spellings;
+
 use std::thread;
 
 use lab::{gateway::OPENAI_SECRET, net::OPENAI, sandboxed};

@@ -69,16 +69,29 @@ fn nothing_in_a_request_replaces_its_method_or_its_path() {
             ("X-Original-URI", "/admin", AMBIGUOUS),
             ("X.Rewrite.Url", "/admin", AMBIGUOUS),
             ("X-Forwarded-Prefix", "/admin", AMBIGUOUS),
+            ("X-WAWS-Unencoded-URL", "/admin", AMBIGUOUS),
+            ("X_Replaced_Path", "/admin", AMBIGUOUS),
+            ("X-HTTP-Verb-Override", "delete", METHOD),
+            ("X-Method", "TRACE", METHOD),
         ] {
             let ask = Ask::to(OPENAI).good().field(name, value);
             scene.refuses(name, (AGENT, OPENAI), &ask, expected);
         }
-        for query in ["_method=DELETE", "a=b;_method=DELETE", "%5Fmethod=delete"] {
+        for query in [
+            "_method=DELETE",
+            "a=b;_method=DELETE",
+            "%5Fmethod=delete",
+            "_HttpMethod=PATCH",
+            "method=delete",
+            "m%65thod=put",
+        ] {
             let ask = Ask::to(OPENAI).good().path(&format!("/v1/x?{query}"));
             scene.refuses(query, (AGENT, OPENAI), &ask, METHOD);
         }
         let same = Ask::to(OPENAI).good().field("X-HTTP-Method-Override", "GET");
         scene.forwards("an override to a listed method", (AGENT, OPENAI), &same);
+        let call = Ask::to(OPENAI).good().path("/v1/x?method=photos.search");
+        scene.forwards("a method of a remote call", (AGENT, OPENAI), &call);
         scene.ends_well();
     });
 }

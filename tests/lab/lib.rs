@@ -17,6 +17,7 @@
 
 mod capture;
 pub mod client;
+pub mod datagrams;
 pub mod dns;
 pub mod gateway;
 pub mod influx;

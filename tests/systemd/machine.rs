@@ -39,7 +39,8 @@ impl Machine {
         let program = (tools::cloakroom(), "/usr/bin/cloakroom".into());
         let user =
             (image.join("package/sysusers.conf"), "/usr/lib/sysusers.d/cloakroom.conf".into());
-        let shipped = units.into_iter().chain([program, user]);
+        let beside = (image.join(BESIDE), format!("/etc/systemd/system/{BESIDE}"));
+        let shipped = units.into_iter().chain([program, user, beside]);
         let shipped = shipped.map(|(here, there)| bound("bind-ro", &here, &there));
         let own = [(etc, "/etc/cloakroom".to_owned())];
         let own = own.iter().chain(files).map(|(here, there)| bound("bind", here, there));
@@ -235,5 +236,7 @@ fn read(path: &Path) -> String {
 
 pub const UNITS: [&str; 4] =
     ["cloakroom-guard.service", "cloakroom.service", "cloakroom-ca.service", "cloakroom-ca.timer"];
+/// What the package adds to a unit of Debian's.
+const BESIDE: &str = "nftables.service.d/cloakroom-guard.conf";
 /// A boot, on a machine that is busy.
 const LONG: Duration = Duration::from_secs(60);

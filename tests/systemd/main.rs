@@ -5,6 +5,7 @@ mod addresses;
 mod beside;
 mod boot;
 mod files;
+mod flushed;
 mod guide;
 mod health;
 mod load;

@@ -265,6 +265,7 @@ impl Page {
         self.heading("What counts as a credential at every API");
         let names = CredentialNames::ALL;
         self.words("headers", "that end in", names.endings);
+        self.words("", "or, of headers alone, in", names.header_endings);
         self.words("", "and", names.headers);
         self.words("but not", "", names.plain_headers);
         self.words("", "nor what has in its name", names.plain_parts);

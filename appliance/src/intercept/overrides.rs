@@ -4,11 +4,15 @@
 //! Errs to refusal: an override passes only where it says what the rules allow anyway. Bodies are not
 //! searched, so an origin that takes `_method` from a form has to be limited by paths.
 
-use http::{HeaderMap, HeaderName, Method, header::FORWARDED, request};
+use http::{
+    HeaderMap, HeaderName, Method,
+    header::{ACCESS_CONTROL_REQUEST_METHOD, FORWARDED},
+    request,
+};
 
 use super::site::Site;
 use crate::{
-    policy::{Folded, PathRule, query_pairs},
+    policy::{Folded, PathRule, fold_query, query_pairs},
     reason::Reason,
 };
 
@@ -22,7 +26,7 @@ pub(super) fn check_host(headers: &HeaderMap, site: &Site) -> Result<(), Reason>
         let named = |text: &str| text.split(',').all(|host| site.is(host.trim_ascii()));
         let forwarded = |text: &str| hosts_of(text).all(|host| site.is(host));
         let says_so = |says: &dyn Fn(&str) -> bool| value.to_str().is_ok_and(says);
-        is_one_of(name, &HOSTS) && !says_so(&named) || *name == FORWARDED && !says_so(&forwarded)
+        replaces_host(name) && !says_so(&named) || *name == FORWARDED && !says_so(&forwarded)
     };
     if headers.iter().any(elsewhere) { Err(Reason::HostMismatch) } else { Ok(()) }
 }
@@ -41,17 +45,29 @@ pub(super) fn check(
     let listed = |method: &[u8]| {
         methods.is_none_or(|list| list.iter().any(|one| one.as_str().as_bytes() == method))
     };
+    // Under a name that may mean something else, what is no method replaces none.
+    let may_be_listed = |value: &[u8]| {
+        let value = value.trim_ascii().to_ascii_uppercase();
+        listed(&value) || !METHODS.contains(&&*value)
+    };
     for (name, value) in &head.headers {
-        if is_one_of(name, &METHODS) && !listed(value.as_bytes()) {
+        let value = value.as_bytes();
+        let denied = is_one_of(name, &METHOD_FIELDS) && !listed(value)
+            || may_replace_method(name) && !may_be_listed(value);
+        if denied {
             return Err(Reason::MethodDenied);
         }
-        if !paths.is_empty() && is_one_of(name, &PATHS) {
+        if !paths.is_empty() && replaces_path(name) {
             return Err(Reason::PathAmbiguous);
         }
     }
     let mut pairs = query_pairs(head.uri.query().unwrap_or_default());
-    let other = pairs.any(|(name, value)| replaces_method(&name) && !listed(value.as_bytes()));
-    if other { Err(Reason::MethodDenied) } else { Ok(()) }
+    let denied = pairs.any(|(name, value)| {
+        replaces_method(&name) && !listed(value.as_bytes())
+            || MAYBE_QUERY_METHODS.contains(&&*fold_query(&name))
+                && !may_be_listed(value.as_bytes())
+    });
+    if denied { Err(Reason::MethodDenied) } else { Ok(()) }
 }
 
 /// The hosts that a Forwarded field names (RFC 7239, section 4).
@@ -68,10 +84,36 @@ fn is_one_of(name: &HeaderName, names: &[&str]) -> bool {
 
 fn replaces_method(name: &str) -> bool {
     let name = Folded(name.as_bytes());
-    METHODS.iter().chain(&QUERY_METHODS).any(|one| Folded(one.as_bytes()) == name)
+    METHOD_FIELDS.iter().chain(&QUERY_METHODS).any(|one| Folded(one.as_bytes()) == name)
 }
 
-const METHODS: [&str; 6] = [
+/// Whether a field speaks of a method. That of CORS asks for leave and does nothing.
+fn may_replace_method(name: &HeaderName) -> bool {
+    let speaks = |word: &str| word.ends_with("method") || word.ends_with("verb");
+    words(name).any(speaks) && *name != ACCESS_CONTROL_REQUEST_METHOD
+}
+
+fn replaces_path(name: &HeaderName) -> bool {
+    is_one_of(name, &PATHS) || replaces(name, &["url", "uri", "path", "prefix"])
+}
+
+fn replaces_host(name: &HeaderName) -> bool {
+    is_one_of(name, &HOSTS) || replaces(name, &["host", "server", "authority"])
+}
+
+/// Whether a field is named like one that replaces what its last word says (`X-Original-URL`,
+/// `X-Forwarded-Path`, `X-WAWS-Unencoded-URL`).
+fn replaces(name: &HeaderName, what: &[&str]) -> bool {
+    let mut words = words(name);
+    words.next_back().is_some_and(|last| what.contains(&last))
+        && words.any(|word| REPLACING.contains(&word))
+}
+
+fn words(name: &HeaderName) -> impl DoubleEndedIterator<Item = &str> {
+    name.as_str().split(|char: char| !char.is_ascii_alphanumeric())
+}
+
+const METHOD_FIELDS: [&str; 6] = [
     "x-http-method-override",
     "x-http-method",
     "x-method-override",
@@ -80,32 +122,47 @@ const METHODS: [&str; 6] = [
     "http-method-override",
 ];
 
-/// Further names in the query: of Rails, Symfony, Laravel and Express; and of Google's APIs.
+/// Further names in the query: of Rails, Symfony, Laravel and Express; of Google's APIs and Salesforce's.
 const QUERY_METHODS: [&str; 2] = ["_method", "$httpMethod"];
 
-const PATHS: [&str; 12] = [
-    "x-original-url",
-    "x-original-uri",
-    "x-original-path",
-    "x-rewrite-url",
-    "x-rewrite-uri",
-    "x-override-url",
-    "x-request-uri",
-    "x-forwarded-uri",
-    "x-forwarded-path",
-    "x-forwarded-prefix",
-    "x-envoy-original-path",
-    "x-script-name",
+/// Names in the query that replace the method at some APIs (`method=delete` of Meta's Graph API), and at
+/// others are that of a remote call, as [`fold_query`] writes them.
+const MAYBE_QUERY_METHODS: [&str; 7] = [
+    "method",
+    "httpmethod",
+    "requestmethod",
+    "methodoverride",
+    "httpmethodoverride",
+    "verb",
+    "httpverb",
 ];
 
-const HOSTS: [&str; 6] = [
-    "x-forwarded-host",
-    "x-forwarded-server",
-    "x-original-host",
-    "x-host",
-    "x-http-host-override",
-    "x-rewrite-host",
+/// What is a method wherever it stands: the usual ones, and what is never allowed.
+const METHODS: [&[u8]; 10] = [
+    b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS", b"CONNECT", b"TRACE",
+    b"TRACK",
 ];
+
+/// Words of fields by which one server tells another what a request was before, or is to be.
+const REPLACING: [&str; 11] = [
+    "original",
+    "rewrite",
+    "rewritten",
+    "override",
+    "forwarded",
+    "replaced",
+    "request",
+    "unencoded",
+    "raw",
+    "real",
+    "proxy",
+];
+
+/// Fields that replace the path and whose names do not tell.
+const PATHS: [&str; 1] = ["x-script-name"];
+
+/// The same of the host.
+const HOSTS: [&str; 2] = ["x-host", "x-http-host-override"];
 
 #[cfg(test)]
 mod tests {
@@ -143,6 +200,21 @@ mod tests {
     }
 
     #[test]
+    fn a_field_that_speaks_of_a_method_holds_none_that_is_not_listed() {
+        let with = |name, value| check(&head("", &[(name, value)]), Some(&LISTED), &[]);
+        for name in ["X-Method", "X-HttpMethod", "X_HTTP_Verb_Override", "X-Verb", "Request-Method"]
+        {
+            for value in ["DELETE", " delete", "Trace", "TRACK"] {
+                assert_eq!(with(name, value), Err(Reason::MethodDenied), "{name}: {value}");
+            }
+            for value in ["POST", "get", "tools/call", ""] {
+                assert_eq!(with(name, value), Ok(()), "{name}: {value}");
+            }
+        }
+        assert_eq!(with("Access-Control-Request-Method", "DELETE"), Ok(()));
+    }
+
+    #[test]
     fn no_name_in_the_query_replaces_the_method_by_one_that_is_not_listed() {
         let with = |query: &str| check(&head(query, &[]), Some(&LISTED), &[]);
         for query in [
@@ -155,10 +227,16 @@ mod tests {
             "X-HTTP-Method-Override=DELETE",
             "_method=GET&_method=DELETE",
             "_method",
+            "_HttpMethod=PATCH",
+            "method=delete",
+            "a=b&http_method=PUT",
+            "verb=TRACE",
         ] {
             assert_eq!(with(query), Err(Reason::MethodDenied), "{query}");
         }
-        for query in ["_method=POST", "method=flickr.test", "q=_method=DELETE", ""] {
+        for query in
+            ["_method=POST", "method=flickr.test", "method=post", "q=_method=DELETE", "verb=go", ""]
+        {
             assert_eq!(with(query), Ok(()), "{query}");
         }
     }
@@ -172,10 +250,19 @@ mod tests {
             "x_rewrite_url",
             "X.Rewrite.URL",
             "X-Forwarded-Prefix",
+            "X-Replaced-Path",
+            "x_waws_unencoded_url",
+            "X-Envoy-Original-Path",
+            "Request-Uri",
+            "X-Forwarded-Uri",
+            "X.Script.Name",
         ] {
             let head = head("", &[(name, "/v1/a")]);
             assert_eq!(check(&head, None, &paths), Err(Reason::PathAmbiguous), "{name}");
             assert_eq!(check(&head, None, &[]), Ok(()), "{name}");
+        }
+        for name in ["X-Url", "X-Amz-Copy-Source", "Callback-Url", "X-Request-Id", "HTTP-Referer"] {
+            assert_eq!(check(&head("", &[(name, "/v1/a")]), None, &paths), Ok(()), "{name}");
         }
     }
 
@@ -191,6 +278,10 @@ mod tests {
             ("X-Forwarded-Host", ""),
             ("X-Original-Host", "evil.example"),
             ("X.Host", "evil.example"),
+            ("X-Forwarded-Server", "evil.example"),
+            ("X-Real-Host", "evil.example"),
+            ("Proxy_Host", "evil.example"),
+            ("X-HTTP-Host-Override", "evil.example"),
             ("Forwarded", "for=192.0.2.1;host=evil.example"),
             ("Forwarded", "host=api.example, HOST = \"evil.example\""),
         ] {
@@ -202,6 +293,7 @@ mod tests {
             ("X-Forwarded-Proto", "https"),
             ("Forwarded", "for=\"[2001:db8::1]\";proto=https;host=\"api.example:443\""),
             ("Forwarded", "for=192.0.2.1"),
+            ("X-Client-Host", "laptop"),
         ] {
             assert_eq!(with(name, value), Ok(()), "{name}: {value}");
         }

@@ -11,8 +11,20 @@ use super::name::{Folded, fold};
 /// Whether the value of a header field with this name is a credential. A cookie is one by the rules
 /// of the API.
 pub fn is_credential_header(name: &[u8]) -> bool {
-    let ending = ENDINGS.iter().any(|ending| ends_in(name, ending));
+    let name = without_number(name);
+    let mut endings = ENDINGS.iter().chain(&HEADER_ENDINGS);
+    let ending = endings.any(|ending| ends_in(name, ending));
     (ending && !is_plain(name)) || is_one_of(name, &HEADERS)
+}
+
+/// A name without a number at its end: some credentials stand in several fields, one part in each
+/// (Chef's `X-Ops-Authorization-1`).
+fn without_number(name: &[u8]) -> &[u8] {
+    let digits = name.iter().rev().take_while(|byte| byte.is_ascii_digit()).count();
+    match name.split_at_checked(name.len() - digits) {
+        Some(([before @ .., last], _)) if digits > 0 && fold(*last) == b'-' => before,
+        _ => name,
+    }
 }
 
 /// Whether a value under this name in a query is a credential. The name is decoded already.
@@ -66,6 +78,8 @@ fn holds(name: &[u8], part: &str) -> bool {
 pub struct CredentialNames {
     /// What the names of their header fields end in, and their names in a query.
     pub endings: &'static [&'static str],
+    /// What the names of their header fields end in as well.
+    pub header_endings: &'static [&'static str],
     /// Header fields of theirs whose names do not tell.
     pub headers: &'static [&'static str],
     /// Header fields that end so, and are sent by honest clients with something that opens nothing.
@@ -84,6 +98,7 @@ impl CredentialNames {
     /// Those that count at every API.
     pub const ALL: Self = Self {
         endings: &ENDINGS,
+        header_endings: &HEADER_ENDINGS,
         headers: &HEADERS,
         plain_headers: &PLAIN_HEADERS,
         plain_parts: &PLAIN_PARTS,
@@ -94,7 +109,7 @@ impl CredentialNames {
 }
 
 /// What the names of credentials end in.
-const ENDINGS: [&str; 13] = [
+const ENDINGS: [&str; 15] = [
     "token",
     "key",
     "secret",
@@ -108,16 +123,23 @@ const ENDINGS: [&str; 13] = [
     "credentials",
     "signature",
     "jwt",
+    "assertion",
+    "apikeys",
 ];
 
+/// What the names of header fields end in as well.
+const HEADER_ENDINGS: [&str; 3] = ["bearer", "passcode", "-pass"];
+
 /// Credentials whose names do not tell: of Artifactory, Azure (tokens for further tenants), Docker's
-/// engine, Honeycomb and Metabase.
-const HEADERS: [&str; 5] = [
+/// engine, Honeycomb, Metabase and OVH; and what lets a request past the protection of a site at Vercel.
+const HEADERS: [&str; 7] = [
     "x-jfrog-art-api",
     "x-ms-authorization-auxiliary",
     "x-registry-config",
     "x-honeycomb-team",
     "x-metabase-session",
+    "x-ovh-consumer",
+    "x-vercel-protection-bypass",
 ];
 
 /// Names that end so and are sent by honest clients with something that opens nothing: seen in
@@ -148,7 +170,7 @@ const PLAIN_HEADERS: [&str; 15] = [
 const PLAIN_PARTS: [&str; 4] = ["idempotency", "csrf", "xsrf", "xrfkey"];
 
 /// What names of credentials in a query end in as well, as [`fold_query`] writes them.
-const QUERY_ENDINGS: [&str; 4] = ["bearer", "hmac", "pwd", "sig"];
+const QUERY_ENDINGS: [&str; 6] = ["bearer", "hmac", "passcode", "pwd", "sig", "alfticket"];
 
 /// Names in a query that end so and open nothing: marks of a request that is sent again (AWS), and of
 /// questions that are counted as one (Google's Places).
@@ -228,6 +250,15 @@ mod tests {
             "x-ms-copy-source-authorization",
             "X-Amz-Bucket-Token",
             "X-Client-Token",
+            "X-ApiKeys",
+            "X-Ops-Authorization-1",
+            "x_ops_authorization_12",
+            "Cf-Access-Jwt-Assertion",
+            "X-Goog-Iap-Jwt-Assertion",
+            "X-NITRO-PASS",
+            "X-Bearer",
+            "X-OVH-Consumer",
+            "x-vercel-protection-bypass",
             "token",
             "key",
         ] {
@@ -262,6 +293,9 @@ mod tests {
             "mcp-session-id",
             "keys",
             "x-monkey-business",
+            "x-cache-bypass",
+            "x-part-1",
+            "1",
         ] {
             assert!(!is_credential_header(name.as_bytes()), "{name}");
         }
@@ -306,6 +340,9 @@ mod tests {
             "admin_secret",
             "api_sig",
             "assertion_jwt",
+            "client_assertion",
+            "alf_ticket",
+            "X-ApiKeys",
             "db_password",
         ] {
             assert!(is_credential_query(name), "{name}");

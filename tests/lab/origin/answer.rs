@@ -6,6 +6,7 @@
 //! | `/reflect` | the credential in a header field and in the body |
 //! | `/reflect-split` | the credential in the body, one byte a chunk |
 //! | `/v1/pieces?bytes=N&ms=M` | the request's body, N bytes at a time, with a pause after each |
+//! | `/v1/scripted/N` | what the test has written beforehand: [`super::Script`] |
 //! | `/gzip` | the credential in a compressed body |
 //! | `/sse?n=5&ms=100` | events with a pause between them |
 //! | `/gated?n=5` | events, each when the test asks for it: [`super::Origin::release`] |
@@ -42,6 +43,7 @@ use tokio::sync::{Semaphore, mpsc};
 use super::{
     git, live, models,
     record::{Log, Received},
+    scripted,
 };
 
 /// A body made while it is sent.
@@ -93,6 +95,7 @@ async fn route(request: &Received) -> Answer {
         "/reflect" => reflect(request),
         "/reflect-split" => split(credential(request)),
         "/v1/pieces" => pieces(request),
+        _ if path.starts_with("/v1/scripted/") => scripted::answer(request),
         "/gzip" => gzip(request),
         "/sse" => events(request),
         "/gated" => gated(number(request, "n").unwrap_or(5)),

@@ -9,6 +9,7 @@ mod git;
 mod live;
 mod models;
 mod record;
+mod scripted;
 
 use std::{
     collections::BTreeMap,
@@ -37,6 +38,7 @@ use crate::{
 
 pub use answer::pattern;
 pub use record::{Connection, Log, Received};
+pub use scripted::{Script, Step};
 
 /// All origins of a lab.
 pub struct Origin {
@@ -85,6 +87,14 @@ impl Origin {
     /// When git fails.
     pub fn repository(&self, name: &str, content: &str) {
         git::create(name, content).expect("git is installed");
+    }
+
+    /// Writes an answer down, and returns the path at which it is given.
+    ///
+    /// # Panics
+    /// Never, unless another thread did.
+    pub fn script(&self, script: Script) -> String {
+        scripted::add(script)
     }
 
     /// Lets `/gated` send one event more.

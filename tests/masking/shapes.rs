@@ -1,0 +1,180 @@
+//! Two agents read the same answer, for whom different secrets are masked, and measure all that can
+//! be measured of it. Neither learns which of the two secrets its guesses come near to.
+
+use std::{collections::BTreeMap, io, thread};
+
+use lab::{
+    Lab, gateway,
+    net::{AGENT, AGENT2, ANTHROPIC, CDN, GIT, Host, OPENAI, OTHER},
+    origin::Script,
+    sandboxed,
+};
+
+use super::{
+    guesses::{Chance, Pair, script, seed},
+    seen::{End, Question, Seen},
+};
+use crate::{attack::raw_h2::DATA, world::World};
+
+/// One pair of secrets for each of these hosts.
+const APIS: [Host; 5] = [OPENAI, ANTHROPIC, GIT, OTHER, CDN];
+
+#[test]
+fn what_an_agent_measures_of_an_answer_is_the_same_whichever_secret_it_comes_near_to() {
+    sandboxed(|| {
+        let seed = seed();
+        let mut chance = Chance::of(seed);
+        let pairs = APIS.map(|_| Pair::random(&mut chance));
+        let world = World::prepared(&policy(), |lab, _| secrets(lab, &pairs));
+        let mut held = 0;
+        for round in 0..ROUNDS {
+            let mut asked = Vec::new();
+            for (at, pair) in pairs.iter().enumerate() {
+                asked.push((at, script(pair, &mut chance)));
+            }
+            held += thread::scope(|scope| {
+                let mut asking = Vec::new();
+                for (at, script) in &asked {
+                    for protocol in [Protocol::H1, Protocol::H2] {
+                        let (world, pairs) = (&world, &pairs);
+                        asking.push(scope.spawn(move || {
+                            let about = format!("CLOAKROOM_SEED={seed} round {round} API {at}");
+                            same(world, *at, protocol, script, &pairs[*at], &about)
+                        }));
+                    }
+                }
+                let held = asking.into_iter().map(|it| it.join().expect("no panic"));
+                held.filter(|held| *held).count()
+            });
+        }
+        assert!(held > ROUNDS * APIS.len(), "CLOAKROOM_SEED={seed}: little was kept back");
+        let cut = world.requests().into_iter().filter(|it| it["reason"].is_string()).count();
+        assert_eq!(cut, 0, "CLOAKROOM_SEED={seed}: an answer was refused");
+    });
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Protocol {
+    H1,
+    H2,
+}
+
+/// Requires that both see the same: at once, or in several attempts. On a machine with much to do,
+/// pieces that left the API one by one may arrive together, and what ended between them is not seen.
+/// What depends on a secret is seen by one of the two nearly every time, and never by the other.
+///
+/// Says whether the pieces came in other sizes than they left: some of each kept back.
+fn same(
+    world: &World,
+    at: usize,
+    protocol: Protocol,
+    script: &Script,
+    pair: &Pair,
+    about: &str,
+) -> bool {
+    let path = world.origin.script(script.clone());
+    let sent: Vec<u8> = script.steps.iter().flat_map(|step| step.bytes.clone()).collect();
+    let mut tallies: [Tally; 2] = Default::default();
+    for _ in 0..ATTEMPTS {
+        let [one, other] = thread::scope(|scope| {
+            [0, 1]
+                .map(|side| (side, path.as_str()))
+                .map(|(side, path)| scope.spawn(move || ask(world, at, side, protocol, path)))
+                .map(|asking| asking.join().expect("no panic"))
+        })
+        .map(|seen| seen.unwrap_or_else(|error| panic!("{about} {protocol:?}: {error}")));
+        assert_eq!(one.body, sent, "{about} {protocol:?}: no secret is whole in it");
+        assert_eq!((&one.body, &one.fields), (&other.body, &other.fields), "{about} {protocol:?}");
+        tallies[0].add(&one);
+        tallies[1].add(&other);
+        if one == other || !tallies[0].differs(&tallies[1]) && !tallies[1].differs(&tallies[0]) {
+            let sizes = one.parts.iter().filter(|(kind, ..)| *kind == DATA).map(|part| part.2);
+            return sizes.ne(script.steps.iter().map(|step| step.bytes.len()));
+        }
+    }
+    panic!(
+        "{about} {protocol:?}: of {pair:?} one sees\n{:?}\nthe other\n{:?}",
+        tallies[0], tallies[1]
+    );
+}
+
+/// How often something ended where, in some attempts.
+#[derive(Debug, Default)]
+struct Tally {
+    attempts: usize,
+    ends: BTreeMap<End, usize>,
+}
+
+impl Tally {
+    fn add(&mut self, seen: &Seen) {
+        self.attempts += 1;
+        for end in seen.ends() {
+            *self.ends.entry(end).or_default() += 1;
+        }
+    }
+
+    /// Whether most attempts had an end that the other never had.
+    fn differs(&self, other: &Self) -> bool {
+        let most = |count: &usize| count * 2 > self.attempts;
+        self.ends.iter().any(|(end, count)| most(count) && !other.ends.contains_key(end))
+    }
+}
+
+fn ask(world: &World, at: usize, side: usize, protocol: Protocol, path: &str) -> io::Result<Seen> {
+    let host = APIS[at];
+    let alpn = match protocol {
+        Protocol::H1 => &b"http/1.1"[..],
+        Protocol::H2 => b"h2",
+    };
+    let placeholder = placeholder(at, side);
+    let question = Question {
+        from: [AGENT, AGENT2][side],
+        to: host.port(443),
+        hello: lab::client::Hello { alpn: vec![alpn], ..world.hello(host.name) },
+        path,
+        placeholder: &placeholder,
+    };
+    match protocol {
+        Protocol::H1 => question.h1(),
+        Protocol::H2 => question.h2(),
+    }
+}
+
+/// The lab's groups, and an API with two secrets for each host.
+fn policy() -> String {
+    let usual = gateway::usual_config().replace("secrets.toml", "pairs.toml");
+    let (groups, _) = usual.split_once("[[api]]").expect("the policy has APIs");
+    let binding = |at: usize, side: usize| {
+        let (group, placeholder) = (["research", "operations"][side], placeholder(at, side));
+        format!(
+            "[[api.binding]]\ngroups = [\"{group}\"]\nplaceholder = \"{placeholder}\"\n\
+             places = [\"header authorization bearer\"]\nsecret = \"file:{placeholder}\"\n"
+        )
+    };
+    let api = |(at, host): (usize, Host)| {
+        format!(
+            "[[api]]\nname = \"api{at}\"\nhosts = [\"{}\"]\nmethods = [\"GET\"]\n\
+             paths = [\"/v1/scripted/*\"]\nupstream_ca = \"{{dir}}/public-ca.pem\"\n{}{}",
+            host.name,
+            binding(at, 0),
+            binding(at, 1)
+        )
+    };
+    groups.to_owned() + &APIS.into_iter().enumerate().map(api).collect::<String>()
+}
+
+fn secrets(lab: &Lab, pairs: &[Pair]) {
+    let line = |at: usize, side: usize, pair: &Pair| {
+        format!("{} = {}\n", placeholder(at, side), pair.0[side])
+    };
+    let lines = pairs.iter().enumerate();
+    let lines = lines.flat_map(|(at, pair)| [line(at, 0, pair), line(at, 1, pair)]);
+    lab.write("pairs.toml", lines.collect::<String>());
+}
+
+fn placeholder(at: usize, side: usize) -> String {
+    format!("PLACEHOLDER_{at}_{side}")
+}
+
+const ROUNDS: usize = 3;
+const ATTEMPTS: usize = 8;
