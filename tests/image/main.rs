@@ -2,21 +2,25 @@
 //! the resolver on its uplink. `make test-image` runs it; it needs root.
 
 mod router;
+mod story;
 mod update;
 
-use std::{fs, thread};
+use std::{thread, time::Instant};
 
 use lab::{
     Lab,
     client::{Hello, Tls},
     dns::Dns,
-    gateway::{self, OPENAI_SECRET},
-    net::{AGENT, ATTACKER, INTERNET, OPENAI, PYPI, VAULT},
+    gateway,
+    net::{AGENT, INTERNET, OPENAI, PYPI, VAULT},
     origin::Origin,
-    sandbox, wait,
+    sandbox,
+    vault::Vault,
+    wait,
+    wire::Wire,
 };
 
-use router::{BOOT, Disk, Router, files, plug};
+use router::{BOOT, Disk, Router, WAN_ADDRESS, files, plug};
 
 const CHAT: &str = "POST /v1/chat HTTP/1.1\r\nHost: api.openai.example\r\n\
     Authorization: Bearer OPENAI_API_KEY\r\nContent-Length: 0\r\n\r\n";
@@ -35,63 +39,86 @@ fn shipped(config: &str) -> String {
 }
 
 fn hello(lab: &Lab, router: &Router, name: &str) -> Hello {
-    let root = router.run("cat /var/lib/cloakroom-root/ca/root.pem");
-    let pem = [root, lab.public.pem().to_owned()].concat();
-    fs::write(lab.dir.join("agents.pem"), &pem).expect("writable");
-    Hello::h1(name).trusting(&pem)
+    Hello::h1(name).trusting(&story::trust(lab, router))
 }
 
 #[test]
 fn the_image_is_the_gateway_of_two_vlans_from_power_on_to_power_off() {
-    sandbox::sandboxed_for(3 * BOOT, || {
+    sandbox::sandboxed_for(4 * BOOT, || {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let _dns = Dns::start();
+        let vault = Vault::start(&lab);
         let _switch = plug(&lab);
-        let wan = lab.capture(INTERNET);
+        let uplink = lab.capture(INTERNET);
+        let wire = Wire::tap(&lab, AGENT);
         let disk = Disk::new(&lab);
-        disk.configure(&files(&lab, &config()));
-        let begun = std::time::Instant::now();
+        disk.configure(&story::told(&lab, &vault));
+        let begun = Instant::now();
         let router = disk.boot();
         router.wait_ready();
         println!("ready after {:?}", begun.elapsed());
+        story::trust(&lab, &router);
+        story::tell(&lab, &router, &origin, &wire);
 
-        let hello = hello(&lab, &router, OPENAI.name);
-        // Under emulation an address may come seconds after the daemon, and a handshake takes one.
-        let mut tls = wait::until(BOOT, || Tls::open(AGENT, OPENAI.port(443), &hello).ok())
-            .expect("intercepted");
-        let answer = tls.ask(CHAT).expect("an answer");
-        assert_eq!(answer.status, 200, "{}", answer.text());
-        let requests = origin.log().requests();
-        assert_eq!(requests[0].header("authorization"), [format!("Bearer {OPENAI_SECRET}")]);
-
-        // Let through, and refused.
-        let public = Hello::h1(PYPI.name).trusting(lab.public.pem());
-        wait::until(BOOT, || Tls::open(AGENT, PYPI.port(443), &public).ok()).expect("spliced");
-        let attacker = Hello::h1(ATTACKER.name).trusting(lab.public.pem());
-        assert!(Tls::open(AGENT, ATTACKER.port(443), &attacker).is_err());
-
-        // The guard was there before any link was up.
+        // The guard was there before any link was up, and the daemon was ready after it.
         let journal = router.run("journalctl --no-pager -b -o short-monotonic");
         let at = |text: &str| journal.lines().position(|line| line.contains(text));
         let guard = at("Finished cloakroom-guard.service").expect("it is in the journal");
         let link = at("Gained carrier").or_else(|| at("Link UP")).expect("it is in the journal");
-        assert!(guard < link, "{journal}");
+        let ready = at("Started cloakroom.service").expect("it is in the journal");
+        assert!(guard < link && link < ready, "{journal}");
 
         // Killed: nothing gets out.
         router.run("systemctl kill --signal=KILL cloakroom; systemctl stop cloakroom");
         let before = origin.log().connections().len();
-        assert!(Tls::open(AGENT, PYPI.port(443), &public).is_err());
+        let refused = || story::agent(&lab, &wire, "curl -sS --max-time 3 https://pypi.example/");
+        assert!(refused().contains("curl: "));
         thread::sleep(wait::QUIET);
         assert_eq!(origin.log().connections().len(), before);
+
+        // Started anew, while the agent goes on asking: closed, and then open again.
+        router.run("systemctl --no-block reboot");
+        let again = wait::until(BOOT, || {
+            (router.boots() == 2).then_some(()).or_else(|| {
+                assert!(refused().contains("curl: "));
+                None
+            })
+        });
+        again.expect("it starts anew");
+        router.wait_ready();
+        let open = || story::agent(&lab, &wire, story::SPLICED).contains("Lab public root");
+        wait::until(BOOT, || open().then_some(())).expect("it is the gateway again");
         router.cut();
-        // Of what crossed the uplink nothing had an agent's address.
-        for packet in wan.packets() {
-            let agents: [&[u8]; 2] = [&[192, 0, 2, 10], &[192, 0, 2, 140]];
-            let carried = packet.get(26..30).filter(|_| packet.get(12..14) == Some(&[8, 0]));
-            assert!(!agents.contains(&carried.unwrap_or_default()), "{packet:?}");
-        }
+        originated(&uplink.packets());
     });
+}
+
+/// What crossed the uplink is the router's own: nothing has the address of an agent, and what its card
+/// sent has its address.
+fn originated(packets: &[Vec<u8>]) {
+    let agents: [&[u8]; 2] = [&[192, 0, 2, 10], &[192, 0, 2, 140]];
+    let networks: [&[u8]; 2] = [&[0x20, 1, 0xd, 0xb8, 0, 0xa], &[0x20, 1, 0xd, 0xb8, 0, 0xb]];
+    let mut sent = 0;
+    for packet in packets {
+        let kind = packet.get(12..14).unwrap_or_default();
+        let from = match kind {
+            [8, 0] => packet.get(26..30),
+            [8, 6] => packet.get(28..32),
+            [0x86, 0xdd] => packet.get(22..38),
+            _ => None,
+        };
+        let from = from.unwrap_or_default();
+        assert!(!agents.contains(&from), "{packet:?}");
+        assert!(!networks.iter().any(|it| from.starts_with(it)), "{packet:?}");
+        if packet.get(6..12) == Some(&WAN_ADDRESS) {
+            sent += 1;
+            let own: [&[u8]; 4] =
+                [&[203, 0, 113, 2], &[0x20, 1, 0xd, 0xb8, 0, 0xf], &[0xfe, 0x80], &[0, 0]];
+            assert!(own.iter().any(|it| from.starts_with(it)), "{packet:?}");
+        }
+    }
+    assert!(sent > 0);
 }
 
 #[test]
@@ -144,8 +171,8 @@ fn a_missing_interface_and_a_vault_out_of_reach_leave_it_closed_and_said_on_the_
 
         // The interface comes, and the rest is Vault.
         router.run(
-            "ip link add agents2 type dummy && ip addr add 198.51.100.1/24 dev agents2 && \
-             ip link set agents2 up",
+            "ip link add link trunk0 name agents2 type vlan id 30 && \
+             ip addr add 198.51.100.1/24 dev agents2 && ip link set agents2 up",
         );
         router.wait_ready();
         router.wait_console("no connection to Vault");

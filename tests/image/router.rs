@@ -28,6 +28,8 @@ pub struct Router {
 const PORTS: [&str; 3] = ["trunk:10:agents0", "trunk:20:agents1", "wan:0:wan0"];
 const TRUNK_MAC: &str = "02:00:00:00:01:01";
 const WAN_MAC: &str = "02:00:00:00:01:02";
+/// The same as it is in a frame.
+pub const WAN_ADDRESS: [u8; 6] = [2, 0, 0, 0, 1, 2];
 
 /// The network as systemd-networkd is told of it: names by card, two VLANs, a static uplink.
 const NETWORK: [(&str, &str); 7] = [
@@ -206,11 +208,13 @@ impl Router {
 
     /// [`Router::run`], where there may not be a shell yet.
     pub fn try_run(&self, command: &str) -> Option<String> {
+        thread::sleep(PAUSE);
         let mut shell = UnixStream::connect(self.folder.join("shell")).ok()?;
         shell.set_read_timeout(Some(Duration::from_secs(60))).ok()?;
         // What an earlier command left unread, and the prompt, come before the first mark.
-        let line =
-            format!("\nstty -echo; export SYSTEMD_COLORS=0; echo BEGI''N; {command}; echo EN''D\n");
+        let line = format!(
+            "\nstty -echo; export SYSTEMD_COLORS=0 SYSTEMD_PAGER=cat; echo BEGI''N; {command}; echo EN''D\n"
+        );
         shell.write_all(line.as_bytes()).ok()?;
         let mut said = String::new();
         let mut lines = BufReader::new(shell).take(1 << 20);
@@ -308,6 +312,9 @@ pub fn plug(lab: &Lab) -> Switch {
 fn read(path: &Path) -> String {
     fs::read(path).map_or_else(|_| String::new(), |it| String::from_utf8_lossy(&it).into_owned())
 }
+
+/// Before each command in a router: whoever waits asks again and again, and leaves it time for its work.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// A boot under emulation, on a machine that does other work too.
 pub const BOOT: Duration = Duration::from_secs(600);
