@@ -77,6 +77,8 @@ reasons! {
     HttpTimeout = "http_timeout",
     /// A head beyond the bounds on size or number of fields.
     HeaderLimit = "header_limit",
+    /// A body that has to be read whole is beyond the bound on its size.
+    BodyLimit = "body_limit",
     /// CONNECT inside an intercepted connection.
     ConnectDenied = "connect_denied",
     /// An Upgrade that the gateway does not carry.

@@ -130,6 +130,11 @@ pub const fn wire(reason: Reason) -> Wire {
         R::HttpMalformed => (ACCESS_DENIED, BAD_REQUEST, "the request is malformed or ambiguous"),
         R::HttpTimeout => (ACCESS_DENIED, TIMEOUT, "the request did not arrive in time"),
         R::HeaderLimit => (ACCESS_DENIED, HEADERS_TOO_LARGE, "the request head is too large"),
+        R::BodyLimit => (
+            ACCESS_DENIED,
+            BODY_TOO_LARGE,
+            "the request body is too large to look for a placeholder",
+        ),
         R::ConnectDenied => (ACCESS_DENIED, FORBIDDEN, "CONNECT is not allowed"),
         R::UpgradeDenied => {
             (ACCESS_DENIED, UPGRADE_REQUIRED, "no upgrade to another protocol is carried here")
@@ -149,7 +154,7 @@ pub const fn wire(reason: Reason) -> Wire {
         R::PlaceholderWrongPlace => (
             ACCESS_DENIED,
             FORBIDDEN,
-            "this placeholder may not stand in this field, scheme or half of Basic",
+            "this placeholder may not stand in this place; see where its binding has it",
         ),
         R::PlaintextPlaceholder => {
             (ACCESS_DENIED, FORBIDDEN, "a placeholder may not travel in the clear; use https")
@@ -162,7 +167,11 @@ pub const fn wire(reason: Reason) -> Wire {
             BAD_REQUEST,
             "beside its placeholder the request carries a credential that is none, or one twice",
         ),
-        R::CredentialMalformed => (ACCESS_DENIED, BAD_REQUEST, "the credential does not decode"),
+        R::CredentialMalformed => (
+            ACCESS_DENIED,
+            BAD_REQUEST,
+            "the credential, or the cookies or the body that it stands in, cannot be read in one way",
+        ),
         R::SecretUnavailable => (
             INTERNAL_ERROR,
             UNAVAILABLE,
@@ -264,7 +273,7 @@ fn grpc_status(status: StatusCode) -> u16 {
         BAD_REQUEST => 3,
         TIMEOUT => 4,
         FORBIDDEN => 7,
-        TOO_MANY | HEADERS_TOO_LARGE => 8,
+        TOO_MANY | HEADERS_TOO_LARGE | BODY_TOO_LARGE => 8,
         MISDIRECTED => 9,
         UPGRADE_REQUIRED => 12,
         BAD_GATEWAY | UNAVAILABLE => 14,
@@ -353,6 +362,7 @@ const TIMEOUT: StatusCode = StatusCode::REQUEST_TIMEOUT;
 const MISDIRECTED: StatusCode = StatusCode::MISDIRECTED_REQUEST;
 const UPGRADE_REQUIRED: StatusCode = StatusCode::UPGRADE_REQUIRED;
 const TOO_MANY: StatusCode = StatusCode::TOO_MANY_REQUESTS;
+const BODY_TOO_LARGE: StatusCode = StatusCode::PAYLOAD_TOO_LARGE;
 const HEADERS_TOO_LARGE: StatusCode = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
 const BAD_GATEWAY: StatusCode = StatusCode::BAD_GATEWAY;
 const UNAVAILABLE: StatusCode = StatusCode::SERVICE_UNAVAILABLE;

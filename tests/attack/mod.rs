@@ -115,7 +115,13 @@ impl Scene {
 
     /// Another policy.
     pub(crate) fn with(config: &str) -> Self {
+        Self::with_files(config, &[])
+    }
+
+    /// Another policy, and files beside it by their names.
+    pub(crate) fn with_files(config: &str, files: &[(&str, &str)]) -> Self {
         let lab = Lab::new();
+        files.iter().for_each(|(name, text)| _ = lab.write(name, text));
         let (origin, dns) = (Origin::start(&lab), Dns::start());
         let gateway = Gateway::start(&lab, config);
         let bundle = std::fs::read_to_string(lab.dir.join("agents.pem")).expect("a bundle");

@@ -1,5 +1,5 @@
-//! The `openai`, `anthropic`, `datadog-api-client`, `fal-client`, `googlemaps` and
-//! `python-telegram-bot` Python packages, as they come from the
+//! The `openai`, `anthropic`, `datadog-api-client`, `fal-client`, `googlemaps`,
+//! `python-telegram-bot`, `authlib` and `hvac` Python packages, as they come from the
 //! index: the key from the environment, plain and streamed answers; pip, node and npm.
 
 use lab::{
@@ -68,6 +68,21 @@ async def main():
         assert bot.username == "coat_bot", bot.username
 
 asyncio.run(main())
+"#;
+
+const OAUTH_SCRIPT: &str = r#"
+from authlib.integrations.requests_client import OAuth2Session
+session = OAuth2Session("coat", "OAUTH_CLIENT_SECRET", token_endpoint_auth_method="client_secret_post")
+url = "https://api.openai.example/v1/oauth/token"
+token = session.fetch_token(url, grant_type="client_credentials", scope="read write")
+assert token["access_token"] == "lab-token", token
+"#;
+
+const LOGIN_SCRIPT: &str = r#"
+import hvac, os
+client = hvac.Client(url="https://api.openai.example", verify=os.environ["SSL_CERT_FILE"])
+client.auth.userpass.login(username="agent", password="VAULT_PASSWORD")
+assert client.token == "lab-token", client.token
 "#;
 
 /// What each client prints of a refusal, in its own kind of error.
@@ -260,6 +275,51 @@ fn telegram_sends_its_token_in_the_path() {
         scene.wire.assert_never(&SECRETS);
         scene.world.assert_secrets_untold();
     });
+}
+
+/// `client_secret` in a form (RFC 6749, section 2.3.1).
+#[test]
+fn authlib_sends_its_client_secret_in_a_form() {
+    sandboxed(|| {
+        let usual = "\"OPENAI_API_KEY\"\nplaces = [\"header authorization bearer\"]";
+        let place = "form client_secret in POST /v1/oauth/token";
+        let config = gateway::usual_config()
+            .replace(usual, &format!("\"OAUTH_CLIENT_SECRET\"\nplaces = [\"{place}\"]"));
+        let scene = Scene::with(Family::V4, &config);
+        run(&scene, OAUTH_SCRIPT);
+        let received = &scene.world.origin.log().wait_requests(1)[0];
+        let body = String::from_utf8_lossy(&received.body).into_owned();
+        assert_eq!(body.matches(&format!("client_secret={OPENAI_SECRET}")).count(), 1, "{body}");
+        assert!(body.contains("grant_type=client_credentials"), "{body}");
+        assert_eq!(received.header("content-length"), [received.body.len().to_string()]);
+        swapped_in_a_body(&scene, "OAUTH_CLIENT_SECRET");
+    });
+}
+
+/// A password in JSON.
+#[test]
+fn hvac_sends_its_password_in_json() {
+    sandboxed(|| {
+        let usual = "\"OPENAI_API_KEY\"\nplaces = [\"header authorization bearer\"]";
+        let place = "json /password in POST /v1/auth/userpass/login/agent";
+        let config = gateway::usual_config()
+            .replace(usual, &format!("\"VAULT_PASSWORD\"\nplaces = [\"{place}\"]"));
+        let scene = Scene::with(Family::V6, &config);
+        run(&scene, LOGIN_SCRIPT);
+        let received = &scene.world.origin.log().wait_requests(1)[0];
+        let body: serde_json::Value = serde_json::from_slice(&received.body).expect("JSON");
+        assert_eq!(body, serde_json::json!({"password": OPENAI_SECRET}));
+        assert_eq!(received.header("content-length"), [received.body.len().to_string()]);
+        swapped_in_a_body(&scene, "VAULT_PASSWORD");
+    });
+}
+
+#[track_caller]
+fn swapped_in_a_body(scene: &Scene, placeholder: &str) {
+    let (_, told) = scene.records(scene.wire.sessions().len(), 1);
+    assert_eq!(told[0]["placeholders"], serde_json::json!([placeholder]));
+    scene.wire.assert_never(&SECRETS);
+    scene.world.assert_secrets_untold();
 }
 
 /// npm asks for a scoped package with an encoded slash.

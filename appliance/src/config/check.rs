@@ -13,8 +13,8 @@ use super::{
     rules::{ApiRule, BindingRule, GroupRule, PassRule, TcpRule, overlap},
 };
 use crate::policy::{
-    Constraints, Folded, Host, HostPattern, InterfaceName, Mac, Place, Plain, SecretRef,
-    fold_query, is_credential_query, queries_of,
+    BodyPlace, Constraints, Folded, Host, HostPattern, InterfaceName, Mac, PathSlot, Place, Plain,
+    SecretRef, fold_query, is_credential_query, permits, queries_of,
 };
 
 /// Everything that a file says, as far as it could be read.
@@ -46,6 +46,8 @@ impl Draft {
         self.check_tcp_ports(report);
         self.check_secrets(report);
         self.apis.iter().for_each(|api| check_placeholders(api, report));
+        self.apis.iter().for_each(|api| check_paths_apart(api, report));
+        self.apis.iter().for_each(|api| check_bodies(api, report));
         self.apis.iter().for_each(|api| check_plain(api, report));
         self.check_ports(report);
         self.check_metrics(report);
@@ -369,6 +371,73 @@ fn check_placeholders(api: &ApiRule, report: &Report<'_>) {
     }
 }
 
+/// A segment that two places claim is two credentials, and a request with one of them is refused for the
+/// other.
+fn check_paths_apart(api: &ApiRule, report: &Report<'_>) {
+    let slots: Vec<_> = places_with_texts(api)
+        .filter_map(|(place, text)| match place.get_ref() {
+            Place::Path(slot) => Some((place, slot, text)),
+            _ => None,
+        })
+        .collect();
+    for (nth, (place, slot, text)) in slots.iter().enumerate() {
+        let meets = |(_, other, beside): &&(_, &PathSlot, &str)| {
+            other != slot
+                && (other.is_found_beside(slot, text) || slot.is_found_beside(other, beside))
+        };
+        if let Some((first, other, _)) = slots.iter().take(nth).find(meets) {
+            let line = report.line(&first.span());
+            let text = format!(
+                "places: \"path {slot}\" and \"path {other}\" in line {line} are found in the same \
+                 paths, so each has the requests of the other refused; keep one"
+            );
+            report.add(&place.span(), text);
+        }
+    }
+}
+
+/// A place in a body is of a request that the API allows, and no other place is in it.
+fn check_bodies(api: &ApiRule, report: &Report<'_>) {
+    let bodies: Vec<_> = places_with_texts(api)
+        .filter_map(|(place, _)| match place.get_ref() {
+            Place::Body(body) => Some((place, body)),
+            _ => None,
+        })
+        .collect();
+    for (nth, (place, body)) in bodies.iter().enumerate() {
+        let (method, path) = (body.method(), body.path());
+        let allowed =
+            permits(&api.requests.methods, &api.requests.paths, method, &path.to_string());
+        if allowed.is_err() {
+            let text = format!(
+                "places: \"{body}\" is of a request that the API does not allow; add {method} to its \
+                 methods and {path} to its paths"
+            );
+            report.add(&place.span(), text);
+        }
+        let within = |(_, other): &&(_, &BodyPlace)| {
+            let (own, theirs) = (body.spot(), other.spot());
+            own != theirs
+                && body.shares_requests_with(other)
+                && (own.holds(theirs) || theirs.holds(own))
+        };
+        if let Some((first, other)) = bodies.iter().take(nth).find(within) {
+            let line = report.line(&first.span());
+            let text = format!(
+                "places: of \"{body}\" and \"{other}\" in line {line} one is in the other; keep one"
+            );
+            report.add(&place.span(), text);
+        }
+    }
+}
+
+fn places_with_texts(api: &ApiRule) -> impl Iterator<Item = (&Spanned<Place>, &str)> {
+    api.bindings.iter().flat_map(|binding| {
+        let text = binding.placeholder.as_ref().map_or("x", |text| text.get_ref().as_str());
+        binding.places.iter().map(move |place| (place, text))
+    })
+}
+
 /// A field where a placeholder stands is no plain one, and in a query only what would count is.
 fn check_plain(api: &ApiRule, report: &Report<'_>) {
     let places = || api.bindings.iter().flat_map(|binding| &binding.places);
@@ -395,11 +464,12 @@ fn check_plain(api: &ApiRule, report: &Report<'_>) {
 }
 
 fn queries_of_place(place: &Place) -> impl Iterator<Item = Box<str>> {
-    let field = match place {
-        Place::Header { name, .. } => Some(name.as_str()),
-        _ => None,
+    let (field, query) = match place {
+        Place::Header { name, .. } => (Some(name.as_str()), None),
+        Place::Body(place) => (None, place.spot().query()),
+        _ => (None, None),
     };
-    field.into_iter().flat_map(queries_of)
+    field.into_iter().flat_map(queries_of).chain(query.map(|name| fold_query(name).into()))
 }
 
 fn claims_same(one: &BindingRule, other: &BindingRule) -> bool {

@@ -8,7 +8,9 @@ use http::{
 };
 
 use super::value::may_hold_a_credential;
-use crate::policy::{PathSlot, Place, Plain, Scheme, fold_query, is_credential_header};
+use crate::policy::{
+    BodyPlace, PathSlot, Place, Plain, Scheme, fold_query, is_credential_header, is_plain_name,
+};
 
 /// The fixed texts that may stand beside a placeholder in Basic.
 pub(super) struct BasicHalves {
@@ -19,7 +21,8 @@ pub(super) struct BasicHalves {
 }
 
 /// Reads a place: `header NAME` with `bearer`, `token`, `scheme WORD` or `raw`, `basic user`, `basic
-/// password`, `query NAME` or `path /TEXT{}/TEXT`.
+/// password`, `query NAME`, `path /TEXT{}/TEXT`, `cookie NAME`, `json POINTER in METHOD PATH` or `form
+/// FIELD in METHOD PATH`.
 pub(super) fn place(text: &str, halves: &BasicHalves) -> Result<Place, String> {
     let words: Vec<&str> = text.split(' ').collect();
     match words.as_slice() {
@@ -30,6 +33,10 @@ pub(super) fn place(text: &str, halves: &BasicHalves) -> Result<Place, String> {
             Ok(Place::Header { name: header(name)?, scheme })
         }
         ["query", name] => Ok(Place::Query { name: query_name(name)? }),
+        ["cookie", name] => Ok(Place::Cookie { name: cookie_name(name)? }),
+        ["json" | "form", ..] => {
+            BodyPlace::parse(&words).map(Place::Body).map_err(|error| error.to_string())
+        }
         ["path", place] => {
             PathSlot::parse(place).map(Place::Path).map_err(|error| error.to_string())
         }
@@ -40,14 +47,23 @@ pub(super) fn place(text: &str, halves: &BasicHalves) -> Result<Place, String> {
 /// A name that stands in a query as it is written here. A list's brackets, and what parts or encodes,
 /// servers read in several ways.
 fn query_name(text: &str) -> Result<Arc<str>, &'static str> {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~$".contains(&byte);
-    if !text.bytes().all(plain) || !(1..=MAX_QUERY_NAME).contains(&text.len()) {
+    if !is_plain_name(text) {
         return Err("the name in a query has 1 to 128 letters, digits, '-', '.', '_', '~' and '$'");
     }
     Ok(text.into())
 }
 
-const MAX_QUERY_NAME: usize = 128;
+/// A name of the letters that a cookie's may have (RFC 6265, section 4.1.1), of which servers make no
+/// others.
+fn cookie_name(text: &str) -> Result<Arc<str>, &'static str> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    if !text.bytes().all(plain) || !(1..=MAX_COOKIE_NAME).contains(&text.len()) {
+        return Err("the name of a cookie has 1 to 128 letters, digits, '-', '.' and '_'");
+    }
+    Ok(text.into())
+}
+
+const MAX_COOKIE_NAME: usize = 128;
 
 /// One half of a Basic credential that is written in the file and so is no secret.
 pub(super) fn basic_half(text: &str) -> Result<Arc<str>, &'static str> {
@@ -98,7 +114,8 @@ pub(super) const NO_CREDENTIAL: &str =
     "a value under this name is no credential anyway; leave it out, or mend the name";
 
 const PLACES: &str = "write \"header NAME bearer\", \"header NAME token\", \"header NAME scheme WORD\", \
-                      \"header NAME raw\", \"basic user\", \"basic password\", \"query NAME\" or \"path /TEXT{}/TEXT\"";
+                      \"header NAME raw\", \"basic user\", \"basic password\", \"query NAME\", \"path /TEXT{}/TEXT\", \
+                      \"cookie NAME\", \"json POINTER in METHOD PATH\" or \"form FIELD in METHOD PATH\"";
 
 #[cfg(test)]
 mod tests {
@@ -115,6 +132,7 @@ mod tests {
             scheme,
         };
         let word = |word| Scheme::parse(&["scheme", word]).unwrap();
+        let body = |words: &[&str]| Place::Body(BodyPlace::parse(words).unwrap());
         for (text, place_meant) in [
             ("header authorization bearer", header("authorization", word("Bearer"))),
             ("header Authorization token", header("authorization", word("token"))),
@@ -122,6 +140,9 @@ mod tests {
             ("header x-api-key raw", header("x-api-key", Scheme::Raw)),
             ("query key", Place::Query { name: "key".into() }),
             ("path /bot{}/", Place::Path(PathSlot::parse("/bot{}/").unwrap())),
+            ("cookie SESSION", Place::Cookie { name: "SESSION".into() }),
+            ("json /a in POST /b", body(&["json", "/a", "in", "POST", "/b"])),
+            ("form a in PUT /b", body(&["form", "a", "in", "PUT", "/b"])),
             ("basic user", Place::BasicUser { password: "".into() }),
             ("basic password", Place::BasicPassword { user: "x-access-token".into() }),
         ] {
@@ -153,6 +174,14 @@ mod tests {
             "query a=b",
             "query a;b",
             "header x:y raw",
+            "cookie",
+            "cookie a b",
+            "cookie a=b",
+            "cookie a;b",
+            "cookie \"a\"",
+            "json /a",
+            "json /a in GET /b",
+            "form a in POST /b/*",
         ] {
             assert!(place(text, &halves()).is_err(), "{text}");
         }

@@ -231,8 +231,23 @@ impl Page {
         let named: BTreeSet<_> = named.collect();
         let asked = places().filter_map(|place| match place {
             Place::Query { name } => Some(fold_query(name).into()),
+            Place::Body(place) => place.spot().query().map(|name| fold_query(name).into()),
             _ => None,
         });
+        let cookies: BTreeSet<_> = places()
+            .filter_map(|place| match place {
+                Place::Cookie { name } if api.response.cookies => Some(name),
+                _ => None,
+            })
+            .collect();
+        self.also("in the cookie", cookies);
+        let bodies: BTreeSet<_> = places()
+            .filter_map(|place| match place {
+                Place::Body(place) => Some(place.to_string()),
+                _ => None,
+            })
+            .collect();
+        self.also("in the body as", bodies);
         let slots: BTreeSet<_> = places()
             .filter_map(|place| match place {
                 Place::Path(place) => Some(place.to_string()),
@@ -365,6 +380,10 @@ impl Display for PlaceText<'_> {
             Place::Header { name, scheme } => write!(f, "{name}: {scheme}{placeholder}"),
             Place::Query { name } => write!(f, "{name}={placeholder} in the query"),
             Place::Path(place) => write!(f, "the {{}} of the path {place}"),
+            Place::Cookie { name } => write!(f, "the cookie {name}={placeholder}"),
+            Place::Body(place) => {
+                write!(f, "the {} of the body of {} {}", place.spot(), place.method(), place.path())
+            }
             Place::BasicUser { password } if password.is_empty() => {
                 write!(f, "the user of Basic, with no password beside it")
             }

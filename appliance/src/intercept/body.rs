@@ -1,4 +1,5 @@
-//! Bodies on their way through an exchange: counted, checked and masked, never gathered.
+//! Bodies on their way through an exchange: counted, checked and masked, and but for those in which a
+//! place is, never gathered.
 
 use std::{
     pin::Pin,
@@ -33,7 +34,15 @@ use crate::{
 pub(super) struct BodyError(&'static str);
 
 /// What the agent sends, on its way upstream.
-pub(super) struct RequestBody {
+pub(super) enum RequestBody {
+    /// As it comes.
+    Passing(Passing),
+    /// What has been read whole, counted and looked at.
+    Whole(Full<Bytes>),
+}
+
+/// A body that goes on as it comes.
+pub(super) struct Passing {
     inner: Incoming,
     room: Room,
     trailers: Arc<dyn TrailerRule + Send + Sync>,
@@ -79,9 +88,16 @@ impl RequestBody {
         trace: Arc<Trace>,
     ) -> Self {
         let room = Room::new(Way::Out, &trace);
-        Self { inner, room, trailers, trace }
+        Self::Passing(Passing { inner, room, trailers, trace })
     }
 
+    /// One that has been read.
+    pub(super) fn whole(bytes: Bytes) -> Self {
+        Self::Whole(Full::new(bytes))
+    }
+}
+
+impl Passing {
     fn pass(&self, frame: Frame<Bytes>) -> Result<Frame<Bytes>, BodyError> {
         if let Some(data) = frame.data_ref() {
             self.trace.request_bytes(data.len());
@@ -94,14 +110,9 @@ impl RequestBody {
         }
         Ok(frame)
     }
-}
-
-impl Body for RequestBody {
-    type Data = Bytes;
-    type Error = BodyError;
 
     fn poll_frame(
-        mut self: Pin<&mut Self>,
+        &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if let Some(data) = ready!(self.room.poll_waiting(cx)) {
@@ -119,13 +130,34 @@ impl Body for RequestBody {
             None => Poll::Ready(None),
         }
     }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.get_mut() {
+            Self::Passing(body) => body.poll_frame(cx),
+            Self::Whole(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
+        }
+    }
 
     fn is_end_stream(&self) -> bool {
-        self.room.waiting.is_none() && self.inner.is_end_stream()
+        match self {
+            Self::Passing(body) => body.room.waiting.is_none() && body.inner.is_end_stream(),
+            Self::Whole(body) => body.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        match self {
+            Self::Passing(body) => body.inner.size_hint(),
+            Self::Whole(body) => body.size_hint(),
+        }
     }
 }
 

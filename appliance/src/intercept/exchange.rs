@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode, request};
 use http_body_util::Full;
 use hyper::{body::Incoming, client::conn};
@@ -21,6 +22,7 @@ use super::{
     message, overrides, owners,
     site::Site,
     unsent::Unsent,
+    whole::{self, Unread, Whole},
 };
 use crate::{
     audit::{RequestRecord, Sink},
@@ -63,6 +65,8 @@ pub(super) struct Connection {
     /// that counts them.
     pub(super) head_fields: usize,
     pub(super) head_bytes: usize,
+    /// How long a body may take that is read whole.
+    pub(super) head_time: Duration,
     /// How long an upstream may say nothing to a request of which nothing moves.
     pub(super) idle_time: Duration,
     /// Exchanges under way.
@@ -227,17 +231,31 @@ async fn forward(
     request: Request<Incoming>,
     trace: &Arc<Trace>,
 ) -> Result<Response<ResponseBody>, Failure> {
-    let (mut head, body) = request.into_parts();
+    let (mut head, mut body) = request.into_parts();
     trace.with(|record| {
         record.asked(&head.method, connection.site.host.as_str(), head.uri.path());
     });
     message::check_size(&head, connection.head_fields, connection.head_bytes)?;
     message::check(&head, &connection.site)?;
+    let whole = match connection.rules.reads_body(&head) {
+        true => Some(read_whole(connection, &mut body, trace).await?),
+        false => None,
+    };
     let snapshot = connection.secrets.snapshot();
-    let (masking, used) = prepare(connection, &mut head, &snapshot, trace)?;
+    let Prepared { masking, used, body: swapped } =
+        prepare(connection, &mut head, whole.as_ref(), &snapshot, trace)?;
     message::address(&mut head, &connection.site)?;
-    let trailers: Arc<dyn TrailerRule + Send + Sync> = Arc::clone(connection) as _;
-    let body = RequestBody::new(body, trailers, Arc::clone(trace));
+    let body = match (whole, swapped) {
+        (Some(whole), Some(bytes)) => {
+            whole::frame(&mut head, &bytes);
+            RequestBody::whole(whole.becomes(bytes))
+        }
+        (None, None) => {
+            let trailers: Arc<dyn TrailerRule + Send + Sync> = Arc::clone(connection) as _;
+            RequestBody::new(body, trailers, Arc::clone(trace))
+        }
+        _ => return Err(Reason::InternalError.into()),
+    };
     trace.with(|record| record.forwarded(&connection.route));
     let response = send(sender, Request::from_parts(head, body), trace).await?;
     if response.status() == StatusCode::UNAUTHORIZED {
@@ -247,30 +265,59 @@ async fn forward(
     Ok(receive(connection, response, masking, trace)?)
 }
 
-/// Checks the request against its rules and puts the values in. Gives the masks for the answer, and
-/// the bindings whose values are in the request.
+async fn read_whole(
+    connection: &Connection,
+    body: &mut Incoming,
+    trace: &Trace,
+) -> Result<Whole, Reason> {
+    let count = |bytes| trace.request_bytes(bytes);
+    let read = whole::read(body, &connection.taken, count, connection.head_time).await;
+    read.map_err(|unread| match unread {
+        Unread::Refused(reason) => reason,
+        Unread::BrokenOff => trace.broken_off(),
+    })
+}
+
+/// What a request that may be sent has become.
+struct Prepared {
+    /// The masks for the answer.
+    masking: Masking,
+    /// The bindings whose values are in the request.
+    used: Vec<Arc<Binding>>,
+    /// The body, where it has been read.
+    body: Option<Bytes>,
+}
+
+/// Checks the request against its rules and puts the values in.
 fn prepare(
     connection: &Connection,
     head: &mut request::Parts,
+    whole: Option<&Whole>,
     snapshot: &Snapshot,
     trace: &Trace,
-) -> Result<(Masking, Vec<Arc<Binding>>), Reason> {
+) -> Result<Prepared, Reason> {
     match (&connection.rules, &connection.route) {
         (RequestRules::Substitute(rules), Route::Intercept(api)) => {
-            let plan = substitute::examine(rules, head).map_err(|denial| trace.denied(denial))?;
+            let plan = match whole {
+                Some(whole) => substitute::examine_whole(rules, head, &whole.bytes),
+                None => substitute::examine(rules, head),
+            };
+            let plan = plan.map_err(|denial| trace.denied(denial))?;
             trace.with(|record| record.placeholders(plan.placeholders()));
             let scope = rules.scope(&plan, head)?;
             overrides::check(head, Some(scope.methods), scope.paths)?;
             let site = (&connection.group.name, api.as_ref(), &connection.site.host);
             owners::admit(site, head, snapshot, &plan).map_err(|word| trace.narrowed(word))?;
             scrub::request_encodings(&api.response, &mut head.headers);
-            swap(connection, head, snapshot, &plan)
+            let body = swap(connection, head, snapshot, &plan)
                 .map_err(|cause| trace.secret_unavailable(cause))?;
-            Ok((connection.masking(api, snapshot), plan.bindings().cloned().collect()))
+            let used = plan.bindings().cloned().collect();
+            Ok(Prepared { masking: connection.masking(api, snapshot), used, body })
         }
         (RequestRules::Inspect, Route::Inspect(pass)) => {
             inspect(pass, head)?;
-            Ok((Masking { masks: connection.masks.none(), generation: 0 }, vec![]))
+            let masking = Masking { masks: connection.masks.none(), generation: 0 };
+            Ok(Prepared { masking, used: vec![], body: None })
         }
         _ => Err(Reason::InternalError),
     }
@@ -281,7 +328,7 @@ fn swap(
     head: &mut request::Parts,
     snapshot: &Snapshot,
     plan: &Plan,
-) -> Result<(), SecretCause> {
+) -> Result<Option<Bytes>, SecretCause> {
     let group = &connection.group.name;
     let now = Instant::now();
     plan.apply(head, |binding: &Binding| {
@@ -418,10 +465,13 @@ impl Trace {
         self.refused(reason);
     }
 
-    /// The agent's body ended before its time: by a broken rule, or because the agent left off.
-    pub(super) fn broken_off(&self) {
+    /// The agent's body ended before its time: by a broken rule, or because the agent left off. Gives
+    /// the reason.
+    pub(super) fn broken_off(&self) -> Reason {
         let violation = self.connection.exchanges.violation();
-        self.refuse_body(violation.map_or(Reason::HttpMalformed, |violation| violation.reason));
+        let reason = violation.map_or(Reason::HttpMalformed, |violation| violation.reason);
+        self.refuse_body(reason);
+        reason
     }
 
     fn body_refusal(&self) -> Option<Reason> {
@@ -482,6 +532,14 @@ impl Trace {
 
 /// The rules for a group at an API, or for inspection.
 impl RequestRules {
+    /// Whether the body of such a request is read whole.
+    fn reads_body(&self, head: &request::Parts) -> bool {
+        match self {
+            Self::Substitute(rules) => rules.reads_body(head),
+            Self::Inspect => false,
+        }
+    }
+
     /// Whether the API's rules are in here; for a route that carries none there is nothing.
     pub(super) fn of(route: &Route, rules: impl FnOnce(&Arc<Api>) -> Arc<Rules>) -> Self {
         match route {

@@ -22,6 +22,7 @@ mod site;
 mod tasks;
 mod unsent;
 mod vigil;
+mod whole;
 
 pub use framing::{Framing, TrailerRule};
 
@@ -227,6 +228,7 @@ impl Interception<'_> {
             masks: Arc::clone(&self.rulebook.masks),
             head_fields: self.rulebook.policy.limits.head_fields,
             head_bytes: self.rulebook.policy.limits.head_bytes,
+            head_time: self.rulebook.policy.limits.head_time,
             idle_time: self.rulebook.policy.limits.idle_time,
             exchanges: Arc::default(),
         }

@@ -365,7 +365,7 @@ impl Taken {
     /// The same bytes, where it has none now.
     pub fn try_hold(&self, way: Way, bytes: Bytes) -> Result<Bytes, Bytes> {
         let room = |tally: &Tally| {
-            let (left, count) = tally.body(way, &bytes);
+            let (left, count) = tally.body(way, bytes.len());
             left.try_acquire_many_owned(count).ok()
         };
         match room(&self.agent).zip(room(&self.group)) {
@@ -376,15 +376,20 @@ impl Taken {
 
     /// [`Taken::try_hold`] that waits until there is room.
     pub async fn hold(self: Arc<Self>, way: Way, bytes: Bytes) -> Bytes {
-        // Its own first, in which it waits behind nobody else.
-        let (own, count) = self.agent.body(way, &bytes);
-        let own = own.acquire_many_owned(count).await;
-        let (common, count) = self.group.body(way, &bytes);
-        match (own, common.acquire_many_owned(count).await) {
-            (Ok(own), Ok(common)) => held(bytes, Room::new(own, common)),
-            // Nobody closes a budget.
-            _ => bytes,
+        match self.room(way, bytes.len()).await {
+            Some(room) => held(bytes, room),
+            None => bytes,
         }
+    }
+
+    /// Waits for room for so many bytes of a body, as soon as the agent and its group have it.
+    /// Nothing only where somebody had closed a budget, which nobody does.
+    pub async fn room(&self, way: Way, bytes: usize) -> Option<Room> {
+        // Its own first, in which it waits behind nobody else.
+        let (own, count) = self.agent.body(way, bytes);
+        let own = own.acquire_many_owned(count).await.ok()?;
+        let (common, count) = self.group.body(way, bytes);
+        Some(Room::new(own, common.acquire_many_owned(count).await.ok()?))
     }
 }
 

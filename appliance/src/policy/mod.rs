@@ -5,6 +5,7 @@
 
 mod agent;
 mod anonymous;
+mod body_place;
 mod credential;
 mod host;
 mod limits;
@@ -22,12 +23,13 @@ mod text;
 
 pub use agent::{BoundAgent, Mac, MacError};
 pub use anonymous::{Anonymous, AnonymousError, AnonymousRequest};
+pub use body_place::{BodyPlace, BodyPlaceError, BodySpot, JsonPointer};
 pub use credential::{CredentialNames, is_credential_header, is_credential_query};
 pub(crate) use credential::{fold_query, queries_of};
 pub use host::{Host, HostError, HostPattern};
 pub use limits::{Limits, Quota};
 pub use method::{NeverAllowed, USUAL_METHODS, never_allowed};
-pub(crate) use name::{Folded, query_pairs, query_values};
+pub(crate) use name::{Folded, is_plain_name, only_value, query_pairs};
 pub use narrowing::{NARROWING_KEYS, Narrowed, Narrowing, Slot, looks_narrowing};
 pub(crate) use path::has_one_reading;
 pub use path::{PathError, PathRule, permits, permits_path};
@@ -300,6 +302,13 @@ pub enum Place {
     },
     /// One whole segment of the path, decoded once, with fixed text around it.
     Path(PathSlot),
+    /// The whole value of one cookie.
+    Cookie {
+        /// Its name, byte for byte.
+        name: Arc<str>,
+    },
+    /// One whole value in the body of one request, decoded once.
+    Body(BodyPlace),
 }
 
 /// Hosts that some groups may reach without any placeholder.

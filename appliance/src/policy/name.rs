@@ -20,12 +20,21 @@ impl PartialEq<Folded<'_>> for Folded<'_> {
     }
 }
 
-/// The pairs of a query, decoded once. A `;` parts two of them as well: older servers take it so.
+/// Whether a name in a query or a form stands there as it is written: nothing in it parts, encodes, or
+/// makes a list.
+pub(crate) fn is_plain_name(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~$".contains(&byte);
+    text.bytes().all(plain) && (1..=MAX_NAME).contains(&text.len())
+}
+
+const MAX_NAME: usize = 128;
+
+/// The pairs of a query or a form, decoded once. A `;` parts two of them as well: older servers take it so.
 pub(crate) fn query_pairs(query: &str) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, str>)> {
     query.split(';').flat_map(|part| form_urlencoded::parse(part.as_bytes()))
 }
 
-/// The value that stands under `name` in a query: where it is in the text, and decoded once. Only
+/// The value that stands under `name` in a query or a form: where it is in the text, and decoded once. Only
 /// pairs that every server finds alike: parted from others by `&`, and without a `;`.
 pub(crate) fn query_values<'a>(
     query: &'a str,
@@ -41,6 +50,13 @@ pub(crate) fn query_values<'a>(
         let at = start + part.find('=')? + 1;
         (found == name).then_some((at..start + part.len(), value))
     })
+}
+
+/// Where the value of a name stands, where it is the only one of that name that every server finds.
+pub(crate) fn only_value(text: &str, name: &str, value: &str) -> Option<Range<usize>> {
+    let mut values = query_values(text, name);
+    let ((at, found), None) = (values.next()?, values.next()) else { return None };
+    (found == value).then_some(at)
 }
 
 #[cfg(test)]

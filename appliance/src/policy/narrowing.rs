@@ -6,7 +6,9 @@ use std::time::SystemTime;
 use http::Method;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use super::{Api, Binding, Host, PathRule, PathSlot, Place, Scheme, never_allowed, permits_path};
+use super::{
+    Api, Binding, BodyPlace, Host, PathRule, PathSlot, Place, Scheme, never_allowed, permits_path,
+};
 use crate::reason::{Reason, SecretCause};
 
 /// The narrowing of one secret. Empty where its owner says nothing.
@@ -27,6 +29,8 @@ enum OwnersPlace {
     BasicPassword,
     Query(Box<str>),
     Path(PathSlot),
+    Cookie(Box<str>),
+    Body(BodyPlace),
 }
 
 /// Where in a request a value is about to stand.
@@ -42,6 +46,10 @@ pub enum Slot<'a> {
     Query(&'a str),
     /// In this place of the path.
     Path(&'a PathSlot),
+    /// In the cookie of this name.
+    Cookie(&'a str),
+    /// In this place of the body.
+    Body(&'a BodyPlace),
 }
 
 /// Why an owner's word keeps a value from a request.
@@ -187,6 +195,8 @@ impl OwnersPlace {
             (Self::BasicUser, Slot::BasicUser) | (Self::BasicPassword, Slot::BasicPassword) => true,
             (Self::Query(name), Slot::Query(other)) => **name == *other,
             (Self::Path(place), Slot::Path(other)) => place == other,
+            (Self::Cookie(name), Slot::Cookie(other)) => **name == *other,
+            (Self::Body(place), Slot::Body(other)) => place == other,
             _ => false,
         }
     }
@@ -199,6 +209,8 @@ fn slot(place: &Place) -> Slot<'_> {
         Place::BasicPassword { .. } => Slot::BasicPassword,
         Place::Query { name } => Slot::Query(name),
         Place::Path(place) => Slot::Path(place),
+        Place::Cookie { name } => Slot::Cookie(name),
+        Place::Body(place) => Slot::Body(place),
     }
 }
 
@@ -214,6 +226,8 @@ fn place(text: &str) -> Option<OwnersPlace> {
         ["basic", "password"] => OwnersPlace::BasicPassword,
         ["query", name] => OwnersPlace::Query((*name).into()),
         ["path", place] => OwnersPlace::Path(PathSlot::parse(place).ok()?),
+        ["cookie", name] => OwnersPlace::Cookie((*name).into()),
+        ["json" | "form", ..] => OwnersPlace::Body(BodyPlace::parse(&words).ok()?),
         ["header", name, scheme @ ..] => {
             let name = http::HeaderName::from_bytes(name.as_bytes()).ok()?;
             OwnersPlace::Header(name, Scheme::parse(scheme).ok()?)
@@ -267,10 +281,16 @@ mod tests {
                 Place::BasicPassword { user: "agent".into() },
                 Place::Query { name: "key".into() },
                 Place::Path(PathSlot::parse("/bot{}/").unwrap()),
+                Place::Cookie { name: "session".into() },
+                Place::Body(login()),
             ],
             secret: SecretRef::File { name: "openai".into() },
             min_value_bytes: 16,
         }
+    }
+
+    fn login() -> BodyPlace {
+        BodyPlace::parse(&["json", "/password", "in", "POST", "/v1/login"]).unwrap()
     }
 
     fn api() -> Api {
@@ -341,9 +361,13 @@ mod tests {
         let raw = asked(&basic, "b.example", Slot::Header(&raw, &Scheme::Raw), "/v1/x");
         assert_eq!(raw, Err(Narrowed::Refused(Reason::PlaceholderWrongPlace)));
         let place = PathSlot::parse("/bot{}/").unwrap();
-        for (text, slot) in
-            [("query key", Slot::Query("key")), ("path /bot{}/", Slot::Path(&place))]
-        {
+        let login = login();
+        for (text, slot) in [
+            ("query key", Slot::Query("key")),
+            ("path /bot{}/", Slot::Path(&place)),
+            ("cookie session", Slot::Cookie("session")),
+            ("json /password in POST /v1/login", Slot::Body(&login)),
+        ] {
             let target = narrowing("places", text);
             assert_eq!(asked(&target, "b.example", slot, "/v1/x"), Ok(()), "{text}");
             assert_eq!(

@@ -3,6 +3,9 @@
 //! Origins disagree on what `%2F` is: a byte of a segment, or the end of one. Both readings are held
 //! against the rules, and a path passes where they agree. What leads out of a folder in either
 //! reading never passes.
+//!
+//! A path that begins with two slashes is another with one to some. It passes where a rule begins so,
+//! whose author means that path.
 
 use std::{borrow::Cow, fmt, sync::Arc};
 
@@ -13,9 +16,12 @@ use crate::reason::Reason;
 /// A path that may be used: exact (`/v1/models`), or everything below a folder (`/v1/*`).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct PathRule {
+    /// Without the first of two slashes that it begins with.
     text: Arc<str>,
     /// The same with its encoded slashes as slashes.
     opened: Arc<str>,
+    /// Whether it begins with two.
+    doubled: bool,
 }
 
 /// Why a text is not a [`PathRule`], or a path cannot be held against one.
@@ -39,27 +45,35 @@ impl PathRule {
         if !text.starts_with('/') {
             return Err(PathError::NotAbsolute);
         }
+        let (doubled, text) = undoubled(text);
         let fixed = text.strip_suffix("/*").unwrap_or(text);
         if fixed.contains('*') {
             return Err(PathError::StarInside);
         }
         let opened = opened(text);
         check(text).and_then(|()| check(&opened))?;
-        Ok(Self { text: closed(text).into(), opened: opened.into() })
+        Ok(Self { text: closed(text).into(), opened: opened.into(), doubled })
+    }
+
+    /// Whether it means one path, not all below a folder.
+    pub fn is_exact(&self) -> bool {
+        !self.text.ends_with('*')
     }
 
     /// Whether `path` (without query), of which there is one reading, falls under the rule.
     pub fn matches(&self, path: &str) -> bool {
-        falls_under(path, &self.text)
+        let (doubled, path) = undoubled(path);
+        doubled == self.doubled && falls_under(path, &self.text)
     }
 
     /// Whether some path falls under both rules.
     pub fn overlaps(&self, other: &Self) -> bool {
-        match (self.text.strip_suffix('*'), other.text.strip_suffix('*')) {
+        let within = match (self.text.strip_suffix('*'), other.text.strip_suffix('*')) {
             (Some(one), Some(other)) => one.starts_with(other) || other.starts_with(one),
-            (Some(_), None) => self.matches(&other.text),
-            (None, _) => other.matches(&self.text),
-        }
+            (Some(_), None) => falls_under(&other.text, &self.text),
+            (None, _) => falls_under(&self.text, &other.text),
+        };
+        self.doubled == other.doubled && within
     }
 }
 
@@ -91,11 +105,20 @@ pub fn permits_path(rules: &[PathRule], path: &str) -> Result<(), Reason> {
     if rules.is_empty() {
         return Ok(());
     }
+    let (doubled, path) = undoubled(path);
+    let mut rules = rules.iter().filter(|rule| rule.doubled == doubled).peekable();
+    if doubled && rules.peek().is_none() {
+        return Err(Reason::PathAmbiguous);
+    }
     let opened = opened(path);
     check(path).and_then(|()| check(&opened)).map_err(|_| Reason::PathAmbiguous)?;
     let closed = closed(path);
-    let closed = rules.iter().any(|rule| falls_under(&closed, &rule.text));
-    match (closed, rules.iter().any(|rule| falls_under(&opened, &rule.opened))) {
+    let mut readings = (false, false);
+    for rule in rules {
+        readings.0 |= falls_under(&closed, &rule.text);
+        readings.1 |= falls_under(&opened, &rule.opened);
+    }
+    match readings {
         (true, true) => Ok(()),
         (false, false) => Err(Reason::PathDenied),
         _ => Err(Reason::PathAmbiguous),
@@ -117,6 +140,14 @@ pub(crate) fn has_one_reading(path: &str) -> bool {
         && check(&opened).is_ok()
         && slashes(path) == slashes(&opened)
         && !escapes.into_iter().any(needless)
+}
+
+/// Whether a path begins with two slashes, and the path without the first of them.
+fn undoubled(path: &str) -> (bool, &str) {
+    match path.strip_prefix('/') {
+        Some(rest) if rest.starts_with('/') => (true, rest),
+        _ => (false, path),
+    }
 }
 
 fn falls_under(path: &str, rule: &str) -> bool {
@@ -234,7 +265,8 @@ const READ_AS: [(&str, &str); 22] = [
 
 impl fmt::Display for PathRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
+        let slash = if self.doubled { "/" } else { "" };
+        write!(f, "{slash}{}", self.text)
     }
 }
 
@@ -314,6 +346,32 @@ mod tests {
     fn judged(rules: &[&str], path: &str) -> Result<(), Reason> {
         let rules: Vec<_> = rules.iter().map(|rule| PathRule::parse(rule).unwrap()).collect();
         permits_path(&rules, path)
+    }
+
+    #[test]
+    fn two_slashes_at_the_beginning_pass_where_a_rule_begins_so() {
+        for (rules, path, verdict) in [
+            (&["//ws/*"][..], "//ws/a.b/C", Ok(())),
+            (&["//ws/*"], "//ws/a%2Fb", Ok(())),
+            (&["//ws/*"], "/ws/a", Err(Reason::PathDenied)),
+            (&["//ws/*"], "//wsx/a", Err(Reason::PathDenied)),
+            (&["/ws/*"], "//ws/a", Err(Reason::PathAmbiguous)),
+            (&["/*"], "//ws/a", Err(Reason::PathAmbiguous)),
+            (&["//ws/*"], "///ws/a", Err(Reason::PathAmbiguous)),
+            (&["//ws/*"], "//ws//a", Err(Reason::PathAmbiguous)),
+            (&["//ws/*"], "//ws/../a", Err(Reason::PathAmbiguous)),
+            (&["//ws/*"], "//../ws/a", Err(Reason::PathAmbiguous)),
+            (&["//ws/*", "/v1/*"], "/v1/a", Ok(())),
+        ] {
+            assert_eq!(judged(rules, path), verdict, "{rules:?} {path}");
+        }
+        let rule = PathRule::parse("//ws/*").unwrap();
+        assert_eq!(rule.to_string(), "//ws/*");
+        assert!(rule.matches("//ws/a") && !rule.matches("/ws/a"));
+        assert!(!rule.overlaps(&PathRule::parse("/ws/*").unwrap()));
+        for text in ["///ws", "//ws//*", "//../ws", "//*/"] {
+            assert!(PathRule::parse(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -69,6 +69,13 @@ impl PathSlot {
         });
         ends && path.get(..at.start) == Some(&*self.before)
     }
+
+    /// Whether a credential is found here in the shortest path that has `credential` in the other
+    /// place, so that a request with that one is refused for what stands here.
+    pub fn is_found_beside(&self, other: &Self, credential: &str) -> bool {
+        let Self { before, ending, behind } = other;
+        self.find(&format!("{before}{credential}{ending}{behind}")).is_some()
+    }
 }
 
 impl fmt::Display for PathSlot {

@@ -1,9 +1,9 @@
-//! Writes values into a head, as a [`Plan`] says. A head whose values cannot all be had is left
+//! Writes values into a request, as a [`Plan`] says. A head whose values cannot all be had is left
 //! as it was: it still holds nothing but placeholders.
 //!
-//! The buffers made here are zeroised when the last handle on the header value or the target goes.
-//! Copies that hyper and rustls make of the head while they send it are theirs, and are not. A target
-//! is not marked as sensitive, as header values are: nothing prints one after this.
+//! The buffers made here are zeroised when the last handle on the header value, the target or the body
+//! goes. Copies that hyper and rustls make of them while they send them are theirs, and are not. A
+//! target is not marked as sensitive, as header values are: nothing prints one after this.
 
 use std::{fmt, ops::Range, sync::Arc};
 
@@ -11,21 +11,30 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use http::{
     HeaderName, HeaderValue,
-    header::{AUTHORIZATION, PROXY_AUTHORIZATION},
+    header::{AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION},
     request::Parts,
 };
 use zeroize::Zeroizing;
 
-use super::target::{self, Part, Piece};
+use super::{
+    cookies,
+    splice::{Piece, json_string, percent, splice},
+    target::{self, Part},
+};
 use crate::{
-    policy::{Binding, PathSlot, Placeholder, Scheme, Slot},
+    policy::{Binding, BodyPlace, BodySpot, PathSlot, Placeholder, Scheme, Slot},
     reason::SecretCause,
     secrets::SecretValue,
 };
 
-/// What to put where in a head that has been examined. Only [`super::examine()`] makes one.
+/// What to put where in a request that has been examined. Only [`super::examine()`] and
+/// [`super::examine_whole()`] make one.
 #[derive(Debug)]
-pub struct Plan(Vec<Swap>);
+pub struct Plan {
+    swaps: Vec<Swap>,
+    /// The body, where it was looked at.
+    body: Option<Bytes>,
+}
 
 #[derive(Debug)]
 pub(super) enum Swap {
@@ -50,6 +59,17 @@ pub(super) enum Swap {
         at: Range<usize>,
         binding: Arc<Binding>,
     },
+    Cookie {
+        name: Box<str>,
+        at: cookies::At,
+        binding: Arc<Binding>,
+    },
+    /// `at` is what the value takes the place of, of JSON a string with its quotes.
+    Body {
+        place: BodyPlace,
+        at: Range<usize>,
+        binding: Arc<Binding>,
+    },
 }
 
 /// What a swap writes to. A request has each at most once.
@@ -58,11 +78,15 @@ pub(super) enum Spot<'a> {
     Header(&'a HeaderName),
     Query(&'a str),
     Path,
+    Cookie(&'a str),
+    Body(&'a BodySpot),
 }
 
 enum Written {
     Header(HeaderName, HeaderValue),
-    Target(Piece),
+    Target(Part, Piece),
+    Cookie(usize, Piece),
+    Body(Piece),
 }
 
 #[derive(Debug)]
@@ -73,13 +97,13 @@ pub(super) enum Half {
 
 impl Plan {
     /// No two swaps are for one [`Spot`].
-    pub(super) fn new(swaps: Vec<Swap>) -> Self {
-        Self(swaps)
+    pub(super) fn new(swaps: Vec<Swap>, body: Option<Bytes>) -> Self {
+        Self { swaps, body }
     }
 
     /// Whether the request has no credential and goes out without one.
     pub fn is_anonymous(&self) -> bool {
-        self.0.is_empty()
+        self.swaps.is_empty()
     }
 
     /// The bindings whose values are needed: one for each placeholder.
@@ -89,7 +113,7 @@ impl Plan {
 
     /// Where in the request the value of each binding is about to stand.
     pub fn slots(&self) -> impl Iterator<Item = (&Arc<Binding>, Slot<'_>)> {
-        self.0.iter().flat_map(Swap::slots)
+        self.swaps.iter().flat_map(Swap::slots)
     }
 
     /// The placeholders that stand in the request, for the audit.
@@ -97,8 +121,9 @@ impl Plan {
         self.bindings().map(|binding| &binding.placeholder)
     }
 
-    /// Replaces the placeholders of the head that was examined, and removes
-    /// `Proxy-Authorization`. Schemes are written anew, and values are marked as sensitive.
+    /// Replaces the placeholders of the request that was examined, and removes
+    /// `Proxy-Authorization`. Schemes are written anew, and values are marked as sensitive. Gives the
+    /// body as it is to be sent, where it was looked at.
     ///
     /// # Errors
     ///
@@ -108,15 +133,22 @@ impl Plan {
         &self,
         head: &mut Parts,
         mut lookup: impl FnMut(&Binding) -> Result<Arc<SecretValue>, SecretCause>,
-    ) -> Result<(), SecretCause> {
-        let written = self.0.iter().map(|swap| swap.write(&mut lookup));
-        let (mut fields, mut targets) = (vec![], vec![]);
+    ) -> Result<Option<Bytes>, SecretCause> {
+        let written = self.swaps.iter().map(|swap| swap.write(&mut lookup));
+        let (mut fields, mut targets, mut crumbs, mut pieces) = (vec![], vec![], vec![], vec![]);
         for written in written {
             match written? {
                 Written::Header(field, value) => fields.push((field, value)),
-                Written::Target(piece) => targets.push(piece),
+                Written::Target(part, piece) => targets.push((part, piece)),
+                Written::Cookie(field, piece) => crumbs.push((field, piece)),
+                Written::Body(piece) => pieces.push(piece),
             }
         }
+        let body = self.write_body(pieces)?;
+        let cookies = match crumbs.is_empty() {
+            true => None,
+            false => Some(cookies::write(&head.headers, crumbs)?),
+        };
         if !targets.is_empty() {
             head.uri = target::write(&head.uri, targets)?;
         }
@@ -124,7 +156,19 @@ impl Plan {
         for (field, value) in fields {
             head.headers.insert(field, value);
         }
-        Ok(())
+        if let Some(cookies) = cookies {
+            head.headers.remove(COOKIE);
+            cookies.into_iter().for_each(|value| _ = head.headers.append(COOKIE, value));
+        }
+        Ok(body)
+    }
+
+    fn write_body(&self, pieces: Vec<Piece>) -> Result<Option<Bytes>, SecretCause> {
+        let Some(body) = self.body.as_ref().filter(|_| !pieces.is_empty()) else {
+            return Ok(self.body.clone());
+        };
+        let text = splice(body, pieces).ok_or(SecretCause::ValueInvalid)?;
+        Ok(Some(Bytes::from_owner(text)))
     }
 }
 
@@ -136,6 +180,8 @@ impl Swap {
             Self::Basic { .. } => Spot::Header(&AUTHORIZATION),
             Self::Query { name, .. } => Spot::Query(name),
             Self::Path { .. } => Spot::Path,
+            Self::Cookie { name, .. } => Spot::Cookie(name),
+            Self::Body { place, .. } => Spot::Body(place.spot()),
         }
     }
 
@@ -146,6 +192,8 @@ impl Swap {
             }
             Self::Query { name, binding, .. } => [Some((binding, Slot::Query(name))), None],
             Self::Path { place, binding, .. } => [Some((binding, Slot::Path(place))), None],
+            Self::Cookie { name, binding, .. } => [Some((binding, Slot::Cookie(name))), None],
+            Self::Body { place, binding, .. } => [Some((binding, Slot::Body(place))), None],
             Self::Basic { user, password } => [
                 user.binding().map(|binding| (binding, Slot::BasicUser)),
                 password.binding().map(|binding| (binding, Slot::BasicPassword)),
@@ -174,8 +222,23 @@ impl Swap {
                 let pair = concat(&[&user, b":", &password]);
                 Ok(Written::Header(AUTHORIZATION, sensitive(basic(&pair)?)?))
             }
-            Self::Query { at, binding, .. } => piece(Part::Query, at, &*lookup(binding)?),
-            Self::Path { at, binding, .. } => piece(Part::Path, at, &*lookup(binding)?),
+            Self::Query { at, binding, .. } => {
+                Ok(Written::Target(Part::Query, piece(at, percent, &*lookup(binding)?)))
+            }
+            Self::Path { at, binding, .. } => {
+                Ok(Written::Target(Part::Path, piece(at, percent, &*lookup(binding)?)))
+            }
+            Self::Cookie { at, binding, .. } => {
+                let (field, piece) = cookies::piece(at, lookup(binding)?.expose())?;
+                Ok(Written::Cookie(field, piece))
+            }
+            Self::Body { place, at, binding } => {
+                let escape = match place.spot() {
+                    BodySpot::Json(_) => json_string,
+                    BodySpot::Form(_) => percent,
+                };
+                Ok(Written::Body(piece(at, escape, &*lookup(binding)?)))
+            }
         }
     }
 }
@@ -186,6 +249,8 @@ impl fmt::Display for Spot<'_> {
             Self::Header(name) => write!(f, "header {name}"),
             Self::Query(name) => write!(f, "query {name}"),
             Self::Path => f.write_str("path"),
+            Self::Cookie(name) => write!(f, "cookie {name}"),
+            Self::Body(spot) => spot.fmt(f),
         }
     }
 }
@@ -219,8 +284,12 @@ fn basic(pair: &[u8]) -> Result<Zeroizing<Vec<u8>>, SecretCause> {
     Ok(text)
 }
 
-fn piece(part: Part, at: &Range<usize>, value: &SecretValue) -> Result<Written, SecretCause> {
-    Ok(Written::Target(Piece { part, at: at.clone(), value: concat(&[value.expose()]) }))
+fn piece(
+    at: &Range<usize>,
+    escape: impl Fn(&[u8]) -> Zeroizing<Vec<u8>>,
+    value: &SecretValue,
+) -> Piece {
+    Piece { at: at.clone(), text: escape(value.expose()) }
 }
 
 /// Sized before it is filled, so that no copy is left behind by growth.

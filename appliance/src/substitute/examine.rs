@@ -1,4 +1,4 @@
-//! Reads a request head against [`Rules`]; changes nothing. Every doubt is a denial.
+//! Reads a request against [`Rules`]; changes nothing. Every doubt is a denial.
 //!
 //! The order is fixed: Connection, credentials, method, path. Credentials come before method and
 //! path, so that only the holder of a good placeholder learns which of those are listed, and an
@@ -6,6 +6,7 @@
 
 use std::{borrow::Cow, ops::Range, sync::Arc};
 
+use bytes::Bytes;
 use http::{
     HeaderName, HeaderValue, Method, Uri,
     header::{AUTHORIZATION, CONNECTION, COOKIE, PROXY_AUTHORIZATION},
@@ -15,7 +16,7 @@ use http::{
 use super::{
     Plan,
     apply::Swap,
-    basic,
+    basic, body, cookies,
     denial::{Denial, astray},
     locate,
     rules::{Rules, Scope, is},
@@ -27,7 +28,7 @@ use crate::{
     reason::Reason,
 };
 
-/// Finds the credentials of a request and what is to be done with each.
+/// Finds the credentials of a request in whose body no place is, and what is to be done with each.
 ///
 /// `Proxy-Authorization` counts for nothing here, neither as a credential nor as a second one:
 /// it is addressed to a proxy, and [`Plan::apply`] removes it whatever it holds.
@@ -36,13 +37,35 @@ use crate::{
 ///
 /// `http_malformed` where Connection names a credential field, which would have a later hop
 /// strip it; then the words of substitution; then `connect_denied`, `method_denied`,
-/// `path_denied` and `path_ambiguous`.
+/// `path_denied` and `path_ambiguous`. `internal_error` where a place is in the body.
 pub fn examine(rules: &Rules, head: &Parts) -> Result<Plan, Denial> {
+    if rules.reads_body(head) {
+        return Err(Reason::InternalError.into());
+    }
+    examine_both(rules, head, None)
+}
+
+/// The same of any request, with its whole body.
+///
+/// # Errors
+///
+/// As [`examine`], and `credential_malformed` where what stands in the places of the body cannot be
+/// told.
+pub fn examine_whole(rules: &Rules, head: &Parts, body: &Bytes) -> Result<Plan, Denial> {
+    examine_both(rules, head, Some(body))
+}
+
+fn examine_both(rules: &Rules, head: &Parts, body: Option<&Bytes>) -> Result<Plan, Denial> {
     check_connection(rules, head)?;
     if !rules.path_slots().is_empty() && !has_one_reading(head.uri.path()) {
         return Err(Reason::PathAmbiguous.into());
     }
-    let plan = Plan::new(classify_all(rules, &head.uri, &credentials(rules, head))?);
+    let mut credentials = credentials(rules, head);
+    credentials.extend(cookies(rules, head)?);
+    let body_bytes = body.map(|body| &**body).unwrap_or_default();
+    let found = body::read(rules.body_places(head), &head.headers, body_bytes)?;
+    credentials.extend(found.into_iter().map(Credential::Body));
+    let plan = Plan::new(classify_all(rules, &head.uri, &credentials)?, body.cloned());
     check_request(rules, &plan, head).map_err(|reason| Denial {
         placeholder: plan.placeholders().next().cloned(),
         ..reason.into()
@@ -64,8 +87,12 @@ fn check_connection(rules: &Rules, head: &Parts) -> Result<(), Denial> {
 enum Credential<'a> {
     /// In a header field.
     Header(&'a HeaderName, &'a HeaderValue),
-    /// In cookies, which HTTP/2 may part into several fields (RFC 9113, section 8.2.3).
+    /// In cookies of which none is a place.
     Cookies(&'a HeaderValue),
+    /// In a cookie, with the name of the place that it might be taken for.
+    Cookie(cookies::Cookie<'a>, Option<&'a str>),
+    /// In the body.
+    Body(body::Found<'a>),
     /// In the query, both decoded.
     Query { name: Cow<'a, str>, value: Cow<'a, str> },
     /// In the path, as it is on the wire.
@@ -77,7 +104,9 @@ impl Credential<'_> {
     fn place(&self) -> String {
         match self {
             Self::Header(name, _) => format!("header {name}"),
-            Self::Cookies(_) => "cookies".to_owned(),
+            Self::Cookies(_) | Self::Cookie(_, None) => "cookies".to_owned(),
+            Self::Cookie(_, Some(place)) => format!("cookie {place}"),
+            Self::Body(found) => found.place.spot().to_string(),
             Self::Query { name, .. } => format!("query {}", fold_query(name)),
             Self::Path { place, .. } => format!("path {place}"),
         }
@@ -88,17 +117,31 @@ fn credentials<'a>(rules: &'a Rules, head: &'a Parts) -> Vec<Credential<'a>> {
     let other = |name: &HeaderName| *name != PROXY_AUTHORIZATION && *name != COOKIE;
     let counts = |name: &HeaderName| rules.is_credential_field(name) && other(name);
     let headers = head.headers.iter().filter(|(name, _)| counts(name));
-    let cookies = head.headers.get(COOKIE).filter(|_| rules.is_credential_field(&COOKIE));
     let pairs = query_pairs(head.uri.query().unwrap_or_default());
     let queries = pairs.filter(|(name, _)| rules.is_credential_query(name));
     let slots = rules.path_slots().iter();
     let paths = slots.filter_map(|place| Some((place, place.find(head.uri.path())?)));
     headers
         .map(|(name, value)| Credential::Header(name, value))
-        .chain(cookies.map(Credential::Cookies))
         .chain(queries.map(|(name, value)| Credential::Query { name, value }))
         .chain(paths.map(|(place, at)| Credential::Path { place, at }))
         .collect()
+}
+
+/// Where one cookie is a place, each is looked at by itself; where none is, they are one credential,
+/// or none.
+fn cookies<'a>(rules: &'a Rules, head: &'a Parts) -> Result<Vec<Credential<'a>>, Denial> {
+    if !rules.looks_into_cookies() {
+        let all = head.headers.get(COOKIE).filter(|_| rules.is_credential_field(&COOKIE));
+        return Ok(all.map(Credential::Cookies).into_iter().collect());
+    }
+    let denied = |reason: Reason| Denial { credential: Some("cookies".into()), ..reason.into() };
+    let all = cookies::read(head).map_err(denied)?.into_iter().map(|cookie| {
+        let place = rules.cookie_place(cookie.name);
+        (cookie, place)
+    });
+    let counts = all.filter(|(_, place)| place.is_some() || rules.refuses_cookies());
+    Ok(counts.map(|(cookie, place)| Credential::Cookie(cookie, place)).collect())
 }
 
 /// Beside others, every credential has to be a placeholder in its place, each in a field of its own:
@@ -132,6 +175,10 @@ fn classify(rules: &Rules, uri: &Uri, credential: &Credential<'_>) -> Result<Swa
         Credential::Cookies(value) => Err(deny_cookies(rules, value)),
         Credential::Query { name, value } => locate::in_query(rules, uri, (name, value))
             .ok_or_else(|| deny_credential(rules, value.as_bytes())),
+        Credential::Cookie(cookie, _) => locate::in_cookie(rules, cookie)
+            .ok_or_else(|| deny_credential(rules, cookie.value.trim_matches('"').as_bytes())),
+        Credential::Body(found) => locate::in_body(rules, found)
+            .ok_or_else(|| deny_credential(rules, found.text.as_bytes())),
         Credential::Path { place, at } => locate::in_path(rules, uri, (place, at))
             .ok_or_else(|| deny_credential(rules, &locate::segment(uri, at))),
     }
@@ -174,7 +221,7 @@ fn deny_credential(rules: &Rules, text: &[u8]) -> Denial {
     astray(candidates.into_iter().flatten().map(|candidate| rules.owner(candidate)))
 }
 
-/// No cookie is a place. They stand in pairs with `;` between two (RFC 6265, section 4.2.1).
+/// Where no cookie is a place. They stand in pairs with `;` between two (RFC 6265, section 4.2.1).
 fn deny_cookies(rules: &Rules, value: &HeaderValue) -> Denial {
     let pairs = value.as_bytes().split(|&byte| byte == b';');
     astray(pairs.map(|pair| {

@@ -1,4 +1,4 @@
-//! Where a placeholder stands in the target of a request.
+//! Where a placeholder stands in the target, the cookies and the body of a request.
 
 use std::{borrow::Cow, ops::Range, sync::Arc};
 
@@ -7,9 +7,11 @@ use percent_encoding::percent_decode_str;
 
 use super::{
     apply::Swap,
+    body,
+    cookies::Cookie,
     rules::{Rules, is},
 };
-use crate::policy::{Binding, PathSlot, Place, query_values};
+use crate::policy::{Binding, PathSlot, Place, only_value};
 
 /// The swap for the one credential in the query whose decoded name is `name` and value `value`, where a
 /// binding lists that place for that placeholder. A server may cut a query at `;` or not, and read
@@ -17,10 +19,25 @@ use crate::policy::{Binding, PathSlot, Place, query_values};
 pub(super) fn in_query(rules: &Rules, uri: &Uri, (name, value): (&str, &str)) -> Option<Swap> {
     let lists = |place: &Place| matches!(place, Place::Query { name: own } if **own == *name);
     let binding = listed(rules, value.as_bytes(), lists)?;
-    let query = uri.query().unwrap_or_default();
-    let mut values = query_values(query, name);
-    let ((at, found), None) = (values.next()?, values.next()) else { return None };
-    (found == value).then(|| Swap::Query { name: name.into(), at, binding: Arc::clone(binding) })
+    let at = only_value(uri.query().unwrap_or_default(), name, value)?;
+    Some(Swap::Query { name: name.into(), at, binding: Arc::clone(binding) })
+}
+
+/// The swap for a cookie, where a binding lists that place for the placeholder there.
+pub(super) fn in_cookie(rules: &Rules, cookie: &Cookie<'_>) -> Option<Swap> {
+    let lists = |place: &Place| matches!(place, Place::Cookie { name } if **name == *cookie.name);
+    let binding = listed(rules, cookie.value.as_bytes(), lists)?;
+    let at = cookie.at.clone();
+    Some(Swap::Cookie { name: cookie.name.into(), at, binding: Arc::clone(binding) })
+}
+
+/// The swap for what stands in a place of the body, where a binding lists that place for the placeholder
+/// there.
+pub(super) fn in_body(rules: &Rules, found: &body::Found<'_>) -> Option<Swap> {
+    let lists = |place: &Place| matches!(place, Place::Body(own) if own == found.place);
+    let binding = listed(rules, found.text.as_bytes(), lists)?;
+    let at = found.at.clone()?;
+    Some(Swap::Body { place: found.place.clone(), at, binding: Arc::clone(binding) })
 }
 
 /// The swap for the segment of the path, of which there is one reading, where a binding lists that place

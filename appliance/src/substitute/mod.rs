@@ -1,25 +1,33 @@
-//! Placeholders in a request head become secrets.
+//! Placeholders in a request become secrets: in its head, and in the body where a binding names a place
+//! there.
 //!
-//! [`Rules`] are what one group's placeholders mean at one API; [`examine()`] reads a head against
-//! them without changing it; [`Plan::apply`] writes the values. A value can only reach a head
-//! through a plan, and a plan is only made of a head in which every credential is, byte for byte,
+//! [`Rules`] are what one group's placeholders mean at one API; [`examine()`] reads a head, and
+//! [`examine_whole()`] a head with its body, against them without changing it; [`Plan::apply`] writes
+//! the values. A value can only reach a request
+//! through a plan, and a plan is only made of one in which every credential is, byte for byte,
 //! a placeholder in a place that its binding lists, each in a field or under a name of its own. Everything else is a
 //! denial: a credential that is unknown, altered or embedded is refused, never forwarded, alone or
 //! beside a good one. Text that is no credential by its name is not looked at.
 
 mod apply;
 mod basic;
+mod body;
+mod cookies;
 mod denial;
 mod examine;
+mod json;
 mod locate;
 mod rules;
+mod splice;
 mod target;
 
 pub use apply::Plan;
 pub use denial::Denial;
-pub use examine::examine;
+pub use examine::{examine, examine_whole};
 pub use rules::{Rules, Scope, trailers_carry_credential};
 
+#[cfg(test)]
+mod bodies;
 #[cfg(test)]
 mod properties;
 #[cfg(test)]

@@ -11,8 +11,9 @@ use http::{
 use super::Plan;
 use crate::{
     policy::{
-        Anonymous, Api, Binding, Folded, GroupName, PathRule, PathSlot, Place, Placeholder, Plain,
-        Policy, fold_query, is_credential_header, is_credential_query, queries_of,
+        Anonymous, Api, Binding, BodyPlace, Folded, GroupName, PathRule, PathSlot, Place,
+        Placeholder, Plain, Policy, fold_query, is_credential_header, is_credential_query,
+        queries_of,
     },
     reason::Reason,
 };
@@ -106,6 +107,36 @@ impl Rules {
         &self.names.bound_paths
     }
 
+    /// The name of the place that some server takes a cookie of this name for.
+    pub(super) fn cookie_place(&self, name: &str) -> Option<&str> {
+        let same = |own: &&Arc<str>| Folded(own.as_bytes()) == Folded(name.as_bytes());
+        self.names.bound_cookies.iter().find(same).map(|own| &**own)
+    }
+
+    /// Whether single cookies are looked at.
+    pub(super) fn looks_into_cookies(&self) -> bool {
+        !self.names.bound_cookies.is_empty()
+    }
+
+    /// Whether cookies that are no place's are credentials, too.
+    pub(super) fn refuses_cookies(&self) -> bool {
+        !self.names.cookies
+    }
+
+    /// The places in the body of such a request, of whatever group.
+    pub(super) fn body_places<'a>(
+        &'a self,
+        head: &'a Parts,
+    ) -> impl Iterator<Item = &'a BodyPlace> {
+        let places = self.names.bound_bodies.iter();
+        places.filter(|place| place.is_of(&head.method, head.uri.path()))
+    }
+
+    /// Whether the body of such a request is to be read whole, and [examined](super::examine_whole).
+    pub fn reads_body(&self, head: &Parts) -> bool {
+        self.body_places(head).next().is_some()
+    }
+
     pub(super) fn owner(&self, text: &[u8]) -> Owner<'_> {
         let here = self.own.iter().find(|binding| is(&binding.placeholder, text));
         if let Some(binding) = here {
@@ -142,6 +173,10 @@ struct Names {
     bound_queries: Vec<Box<str>>,
     /// The places in a path, of whatever group.
     bound_paths: Vec<PathSlot>,
+    /// The cookies that are places, of whatever group.
+    bound_cookies: Vec<Arc<str>>,
+    /// The places in bodies, of whatever group.
+    bound_bodies: Vec<BodyPlace>,
     /// What the API says is plain.
     plain: Vec<Plain>,
     /// Whether cookies pass unlooked at.
@@ -157,17 +192,12 @@ impl Names {
         let queries = places().filter_map(query_of).map(|name| fold_query(name).into());
         let bound_queries =
             bound.iter().flat_map(|name| queries_of(name.as_str())).chain(queries).collect();
-        let mut bound_paths: Vec<PathSlot> = Vec::new();
-        for place in places().filter_map(path_of) {
-            // Bindings of several groups list the same place.
-            if !bound_paths.contains(place) {
-                bound_paths.push(place.clone());
-            }
-        }
         Self {
             bound,
             bound_queries,
-            bound_paths,
+            bound_paths: once(places().filter_map(path_of)),
+            bound_cookies: once(places().filter_map(cookie_of)),
+            bound_bodies: once(places().filter_map(body_of)),
             plain: api.plain.clone(),
             cookies: api.response.cookies,
         }
@@ -175,7 +205,7 @@ impl Names {
 
     fn is_header(&self, name: &[u8]) -> bool {
         if name.eq_ignore_ascii_case(COOKIE.as_str().as_bytes()) {
-            return !self.cookies;
+            return !self.cookies || !self.bound_cookies.is_empty();
         }
         let is = |field: &HeaderName| Folded(field.as_str().as_bytes()) == Folded(name);
         let plain = |plain: &Plain| matches!(plain, Plain::Header(field) if is(field));
@@ -194,13 +224,15 @@ fn field_of(place: &Place) -> Option<&HeaderName> {
     match place {
         Place::Header { name, .. } => Some(name),
         Place::BasicUser { .. } | Place::BasicPassword { .. } => Some(&AUTHORIZATION),
-        Place::Query { .. } | Place::Path(_) => None,
+        Place::Query { .. } | Place::Path(_) | Place::Cookie { .. } | Place::Body(_) => None,
     }
 }
 
+/// The name in a query under which a server may read what stands in the place.
 fn query_of(place: &Place) -> Option<&str> {
     match place {
         Place::Query { name } => Some(name),
+        Place::Body(place) => place.spot().query(),
         _ => None,
     }
 }
@@ -210,4 +242,29 @@ fn path_of(place: &Place) -> Option<&PathSlot> {
         Place::Path(place) => Some(place),
         _ => None,
     }
+}
+
+fn cookie_of(place: &Place) -> Option<&Arc<str>> {
+    match place {
+        Place::Cookie { name } => Some(name),
+        _ => None,
+    }
+}
+
+fn body_of(place: &Place) -> Option<&BodyPlace> {
+    match place {
+        Place::Body(place) => Some(place),
+        _ => None,
+    }
+}
+
+/// Each once: bindings of several groups list the same place.
+fn once<'a, T: Clone + PartialEq + 'a>(places: impl Iterator<Item = &'a T>) -> Vec<T> {
+    let mut all: Vec<T> = Vec::new();
+    for place in places {
+        if !all.contains(place) {
+            all.push(place.clone());
+        }
+    }
+    all
 }

@@ -12,6 +12,7 @@ mod hello;
 mod input;
 mod path;
 mod peek;
+mod places;
 mod reader;
 mod scrub;
 mod substitution;
@@ -21,13 +22,14 @@ mod world;
 pub type Target = fn(&[u8]);
 
 /// Each by its name, which is also that of the folder of its corpus.
-pub static TARGETS: [(&str, Target); 8] = [
+pub static TARGETS: [(&str, Target); 9] = [
     ("dns", dns::any_query),
     ("framing", framing::any_stream),
     ("hello", hello::any_records),
     ("hello_built", hello::built),
     ("path", path::any_path),
     ("peek", peek::any_stream),
+    ("places", places::any_place),
     ("scrub", scrub::any_body),
     ("substitution", substitution::any_request),
 ];

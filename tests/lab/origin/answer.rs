@@ -93,6 +93,9 @@ async fn route(request: &Received) -> Answer {
     match path {
         "/v1/chat/completions" | "/v1/messages" | "/v1/models" => models::answer(request),
         "/reflect" => reflect(request),
+        "/v1/mirror" => mirror(request),
+        "/v1/oauth/token" => models::token(),
+        "/v1/auth/userpass/login/agent" => models::login(),
         "/reflect-split" => split(credential(request)),
         "/v1/pieces" => pieces(request),
         _ if path.starts_with("/v1/scripted/") => scripted::answer(request),
@@ -175,6 +178,19 @@ fn reflect(request: &Received) -> Answer {
         answer.headers_mut().insert("x-reflected", value);
     }
     answer
+}
+
+/// The request as it came, with nothing escaped.
+fn mirror(request: &Received) -> Answer {
+    let target = request.uri.path_and_query().map_or("", |target| target.as_str());
+    let mut seen = format!("{} {target}\n", request.method).into_bytes();
+    for (name, value) in &request.headers {
+        seen.extend_from_slice(name.as_str().as_bytes());
+        seen.extend_from_slice(&[b": ", value.as_bytes(), b"\n"].concat());
+    }
+    seen.extend_from_slice(b"\n");
+    seen.extend_from_slice(&request.body);
+    text(seen)
 }
 
 fn split(credential: String) -> Answer {

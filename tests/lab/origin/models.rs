@@ -40,6 +40,16 @@ pub(super) fn place() -> Answer {
     json_answer(&json!({"status": "OK", "results": [{"formatted_address": "the lab"}]}))
 }
 
+/// What an OAuth 2 server says to a client that it knows.
+pub(super) fn token() -> Answer {
+    json_answer(&json!({"access_token": "lab-token", "token_type": "Bearer", "expires_in": 300}))
+}
+
+/// What Vault says to a user that it knows.
+pub(super) fn login() -> Answer {
+    json_answer(&json!({"auth": {"client_token": "lab-token", "policies": ["default"]}}))
+}
+
 fn json_answer(value: &Value) -> Answer {
     whole("application/json", value.to_string())
 }

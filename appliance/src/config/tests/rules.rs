@@ -154,6 +154,48 @@ fn a_binding_says_where_its_placeholder_stands() {
 }
 
 #[test]
+fn places_that_refuse_each_other_are_a_mistake() {
+    let usual = "[\"header authorization bearer\"]";
+    for (places, why) in [
+        ("[\"path /a{}\", \"path /a{}/\"]", "in the same paths"),
+        ("[\"path /v1/{}/\", \"path /{}/\"]", "in the same paths"),
+        ("[\"path /bot{}/\", \"path /Bot{}/x\"]", "in the same paths"),
+        ("[\"json /a in POST /v1/a\", \"json /a/b in POST /v1/a\"]", "one is in the other"),
+    ] {
+        refuses(usual, places, "places", &[why, "line 19"]);
+    }
+    for places in [
+        "[\"path /bot{}/\", \"path /file/bot{}/\"]",
+        "[\"json /a in POST /v1/a\", \"json /b in POST /v1/a\", \"form a in POST /v1/a\"]",
+        "[\"json /a in POST /v1/a\", \"json /a/b in POST /v1/b\"]",
+        "[\"cookie session\", \"query key\", \"header authorization bearer\"]",
+    ] {
+        accepts(usual, places);
+    }
+}
+
+#[test]
+fn a_place_in_a_body_is_of_a_request_that_the_api_allows() {
+    let usual = "[\"header authorization bearer\"]";
+    refuses(usual, "[\"json /a in POST /login\"]", "places", &["does not allow", "/login"]);
+    refuses(usual, "[\"form a in PATCH /v1/*\"]", "places", &["one path"]);
+    refuses(usual, "[\"form a in GET /v1/a\"]", "places", &["POST, PUT or PATCH"]);
+    refuses(usual, "[\"form a\"]", "places", &["of one request"]);
+    let get = "paths = [\"/v1/*\"]\nmethods = [\"GET\"]";
+    let text = changed(&[("paths = [\"/v1/*\"]", get), (usual, "[\"form a in POST /v1/a\"]")]);
+    assert!(mistakes(&text)[0].text.contains("add POST"), "{:?}", mistakes(&text));
+    let page = explain(&accepts(usual, "[\"form client_id in POST /v1/token\", \"cookie sid\"]"));
+    for words in [
+        "form client_id of the body of POST /v1/token",
+        "the cookie sid=OPENAI_API_KEY",
+        "stands in the body as form client_id in POST /v1/token\n",
+        "stands in the query under clientid\n",
+    ] {
+        assert!(page.contains(words), "{words}\n{page}");
+    }
+}
+
+#[test]
 fn what_counts_as_a_credential_is_explained() {
     let page = explain(&accepts("", ""));
     for word in ["that end in token, key, secret", "x-jfrog-art-api", "pagetoken", "keep_cookies"] {

@@ -154,10 +154,10 @@ impl Tally {
     }
 
     /// Where the bytes of a body are counted, and how many of them.
-    pub(super) fn body(&self, way: Way, bytes: &Bytes) -> (Arc<Semaphore>, u32) {
+    pub(super) fn body(&self, way: Way, bytes: usize) -> (Arc<Semaphore>, u32) {
         let [out, back] = &self.budget.bodies;
         let left = Arc::clone(if way == Way::Out { out } else { back });
-        let count = bytes.len().min(self.budget.quota.bodies);
+        let count = bytes.min(self.budget.quota.bodies);
         (left, u32::try_from(count).unwrap_or(u32::MAX))
     }
 

@@ -1,0 +1,90 @@
+//! A body that is read whole before anything is sent: one of a login or a token exchange, in which a
+//! binding names a place.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, header::CONTENT_LENGTH, request};
+use http_body::Body;
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use tokio::time::timeout;
+
+use crate::{
+    limits::{Room, Taken, Way, held},
+    policy::BodyPlace,
+    reason::Reason,
+};
+
+/// A whole body, and the room that it takes up among those of its agent.
+pub(super) struct Whole {
+    pub(super) bytes: Bytes,
+    room: Option<Room>,
+}
+
+/// Why there is no whole body.
+pub(super) enum Unread {
+    /// It is not taken.
+    Refused(Reason),
+    /// The agent left off, or broke a rule.
+    BrokenOff,
+}
+
+impl From<Reason> for Unread {
+    fn from(reason: Reason) -> Self {
+        Self::Refused(reason)
+    }
+}
+
+/// Reads a body within the bound on its size and before its deadline, and counts its bytes.
+///
+/// # Errors
+///
+/// `body_limit`, `http_timeout`, and `trailer_denied` for any trailers, since a body of a known length
+/// has none.
+pub(super) async fn read(
+    body: &mut Incoming,
+    taken: &Taken,
+    count: impl Fn(usize),
+    deadline: Duration,
+) -> Result<Whole, Unread> {
+    if body.size_hint().lower() > BodyPlace::MAX_BYTES as u64 {
+        return Err(Reason::BodyLimit.into());
+    }
+    timeout(deadline, gather(body, taken, count)).await.unwrap_or(Err(Reason::HttpTimeout.into()))
+}
+
+async fn gather(
+    body: &mut Incoming,
+    taken: &Taken,
+    count: impl Fn(usize),
+) -> Result<Whole, Unread> {
+    let most = body.size_hint().upper().and_then(|most| usize::try_from(most).ok());
+    let most = most.unwrap_or(BodyPlace::MAX_BYTES).min(BodyPlace::MAX_BYTES);
+    let room = taken.room(Way::Out, most).await;
+    let mut all = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|_| Unread::BrokenOff)?;
+        let data = frame.into_data().map_err(|_| Reason::TrailerDenied)?;
+        count(data.len());
+        if all.len() + data.len() > BodyPlace::MAX_BYTES {
+            return Err(Reason::BodyLimit.into());
+        }
+        all.extend_from_slice(&data);
+    }
+    Ok(Whole { bytes: all.into(), room })
+}
+
+impl Whole {
+    /// The body as it is to be sent, in the room of the one that was read.
+    pub(super) fn becomes(self, bytes: Bytes) -> Bytes {
+        held(bytes, self.room)
+    }
+}
+
+/// Says how long the body is, whatever the agent's own framing was.
+pub(super) fn frame(head: &mut request::Parts, body: &Bytes) {
+    if !body.is_empty() || head.headers.contains_key(CONTENT_LENGTH) {
+        head.headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+    }
+}

@@ -1,0 +1,266 @@
+//! A place in the body of one request: a member of JSON, or a field of a form.
+//!
+//! Bodies are not searched otherwise: what an agent writes to a model is its own affair. So such a
+//! place names one method and one path, that of a login or a token exchange.
+
+use std::{fmt, sync::Arc};
+
+use http::Method;
+
+use super::{
+    name::is_plain_name,
+    path::{PathRule, permits},
+};
+
+/// Where a credential stands in a body, and of which request.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct BodyPlace {
+    spot: BodySpot,
+    method: [Method; 1],
+    path: [PathRule; 1],
+}
+
+/// Where a credential stands in a body. The body is in the one format that has such a spot.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum BodySpot {
+    /// The whole string that this names.
+    Json(JsonPointer),
+    /// The whole value of a field of this name, of `application/x-www-form-urlencoded`.
+    Form(Arc<str>),
+}
+
+/// Names a value in JSON (RFC 6901).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct JsonPointer(Arc<[Box<str>]>);
+
+/// Why a text is not a [`BodyPlace`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BodyPlaceError {
+    /// Not a spot, `in`, a method and a path.
+    Shape,
+    /// A method of which a body means nothing.
+    Method,
+    /// No path, or more than one.
+    Path,
+    /// Not a pointer that is read in one way.
+    Pointer,
+    /// Not the name of a field that is read in one way.
+    Field,
+}
+
+impl BodyPlace {
+    /// Bytes of a body in which there is such a place. A login or a token exchange has a few hundred,
+    /// and a signed assertion some thousand.
+    pub const MAX_BYTES: usize = 64 * 1024;
+
+    /// Reads the words of a place, as in `json /password in POST /login`.
+    ///
+    /// # Errors
+    ///
+    /// Where it is none.
+    pub fn parse(words: &[&str]) -> Result<Self, BodyPlaceError> {
+        let [kind, spot, "in", method, path] = words else { return Err(BodyPlaceError::Shape) };
+        let spot = match *kind {
+            "json" => BodySpot::Json(JsonPointer::parse(spot).ok_or(BodyPlaceError::Pointer)?),
+            "form"
+                if is_plain_name(spot) && spot.bytes().any(|byte| byte.is_ascii_alphanumeric()) =>
+            {
+                BodySpot::Form((*spot).into())
+            }
+            "form" => return Err(BodyPlaceError::Field),
+            _ => return Err(BodyPlaceError::Shape),
+        };
+        let methods = [Method::POST, Method::PUT, Method::PATCH];
+        let method = methods.into_iter().find(|one| one.as_str() == *method);
+        let path = PathRule::parse(path).ok().filter(PathRule::is_exact);
+        Ok(Self {
+            spot,
+            method: [method.ok_or(BodyPlaceError::Method)?],
+            path: [path.ok_or(BodyPlaceError::Path)?],
+        })
+    }
+
+    /// Where in the body it is.
+    pub fn spot(&self) -> &BodySpot {
+        &self.spot
+    }
+
+    /// The one method of the requests that have it.
+    pub fn method(&self) -> &Method {
+        let [method] = &self.method;
+        method
+    }
+
+    /// Their one path.
+    pub fn path(&self) -> &PathRule {
+        let [path] = &self.path;
+        path
+    }
+
+    /// Whether it is in the body of such a request.
+    pub fn is_of(&self, method: &Method, path: &str) -> bool {
+        permits(&self.method, &self.path, method, path).is_ok()
+    }
+
+    /// Whether both are in the bodies of the same requests.
+    pub fn shares_requests_with(&self, other: &Self) -> bool {
+        (&self.method, &self.path) == (&other.method, &other.path)
+    }
+}
+
+impl BodySpot {
+    /// The names under which a server that reads bodies and queries alike would look for it there.
+    pub fn query(&self) -> Option<&str> {
+        match self {
+            Self::Form(field) => Some(field),
+            Self::Json(JsonPointer(tokens)) => match &**tokens {
+                [one] => Some(one),
+                _ => None,
+            },
+        }
+    }
+
+    /// Whether one of two is in the other.
+    pub fn holds(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Json(one), Self::Json(other)) => other.0.starts_with(&one.0),
+            _ => false,
+        }
+    }
+}
+
+impl JsonPointer {
+    fn parse(text: &str) -> Option<Self> {
+        let tokens = text.strip_prefix('/')?.split('/').map(token);
+        let tokens: Arc<[Box<str>]> = tokens.collect::<Option<_>>()?;
+        (tokens.len() <= MAX_TOKENS).then_some(Self(tokens))
+    }
+
+    /// The names of members, each in the one before.
+    pub fn tokens(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|token| &**token)
+    }
+}
+
+/// A name of a pointer, in which `~0` is `~` and `~1` is `/`. Each has a letter or a digit, since
+/// names that differ in others only are taken for the same.
+fn token(text: &str) -> Option<Box<str>> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~$@:".contains(&byte);
+    let escaped = text.split('~').skip(1).all(|after| after.starts_with(['0', '1']));
+    let named = text.bytes().any(|byte| byte.is_ascii_alphanumeric());
+    let good = text.bytes().all(plain) && named && escaped;
+    good.then(|| text.replace("~1", "/").replace("~0", "~").into())
+}
+
+impl fmt::Display for JsonPointer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.tokens()
+            .try_for_each(|token| write!(f, "/{}", token.replace('~', "~0").replace('/', "~1")))
+    }
+}
+
+impl fmt::Display for BodySpot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Json(pointer) => write!(f, "json {pointer}"),
+            Self::Form(field) => write!(f, "form {field}"),
+        }
+    }
+}
+
+impl fmt::Display for BodyPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} in {} {}", self.spot, self.method(), self.path())
+    }
+}
+
+impl fmt::Display for BodyPlaceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Shape => {
+                "a place in a body is of one request: \"json POINTER in METHOD PATH\" or \"form FIELD in \
+                 METHOD PATH\""
+            }
+            Self::Method => "a body in which a credential stands is sent with POST, PUT or PATCH",
+            Self::Path => "a place in a body is of one path, without a '*'",
+            Self::Pointer => {
+                "a pointer has up to 16 names, each behind a '/', with a letter or a digit and otherwise \
+                 '-', '.', '_', '$', '@', ':', \"~0\" for '~' and \"~1\" for '/'"
+            }
+            Self::Field => {
+                "the name of a form's field has 1 to 128 letters, digits, '-', '.', '_', '~' and '$', and a \
+                 letter or a digit among them"
+            }
+        })
+    }
+}
+
+impl std::error::Error for BodyPlaceError {}
+
+const MAX_TOKENS: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<BodyPlace, BodyPlaceError> {
+        BodyPlace::parse(&text.split(' ').collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn a_place_in_a_body_is_of_one_method_and_one_path() {
+        for text in [
+            "json /password in POST /login",
+            "json /auth/0/a~1b~0c in PUT /v1/users/me",
+            "form client_secret in POST /oauth/token",
+        ] {
+            assert_eq!(parse(text).unwrap().to_string(), text);
+        }
+        let login = parse("json /password in POST /login").unwrap();
+        assert!(login.is_of(&Method::POST, "/login"));
+        for (method, path) in [
+            (Method::PUT, "/login"),
+            (Method::POST, "/login/"),
+            (Method::POST, "/Login"),
+            (Method::POST, "//login"),
+            (Method::POST, "/x/../login"),
+        ] {
+            assert!(!login.is_of(&method, path), "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_place_in_a_body_is_refused() {
+        for (text, error) in [
+            ("json /password", BodyPlaceError::Shape),
+            ("json /password in POST", BodyPlaceError::Shape),
+            ("json /password of POST /login", BodyPlaceError::Shape),
+            ("xml /password in POST /login", BodyPlaceError::Shape),
+            ("json password in POST /login", BodyPlaceError::Pointer),
+            ("json / in POST /login", BodyPlaceError::Pointer),
+            ("json /a//b in POST /login", BodyPlaceError::Pointer),
+            ("json /a~2 in POST /login", BodyPlaceError::Pointer),
+            ("json /a\"b in POST /login", BodyPlaceError::Pointer),
+            ("json /- in POST /login", BodyPlaceError::Pointer),
+            ("form a&b in POST /login", BodyPlaceError::Field),
+            ("form a[] in POST /login", BodyPlaceError::Field),
+            ("form _ in POST /login", BodyPlaceError::Field),
+            ("form  in POST /login", BodyPlaceError::Field),
+            ("form a in GET /login", BodyPlaceError::Method),
+            ("form a in post /login", BodyPlaceError::Method),
+            ("form a in CONNECT /login", BodyPlaceError::Method),
+            ("form a in POST /login/*", BodyPlaceError::Path),
+            ("form a in POST login", BodyPlaceError::Path),
+            ("form a in POST /a/../login", BodyPlaceError::Path),
+        ] {
+            assert_eq!(parse(text), Err(error), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_pointer_in_another_is_told() {
+        let spot = |text| parse(&format!("json {text} in POST /x")).unwrap().spot;
+        assert!(spot("/a").holds(&spot("/a/b")) && spot("/a").holds(&spot("/a")));
+        assert!(!spot("/a/b").holds(&spot("/a")) && !spot("/a").holds(&spot("/ab")));
+    }
+}

@@ -1,0 +1,180 @@
+//! What stands in the places of a body.
+//!
+//! A body with such a place is in the format that has it, whole, and in plain UTF-8, or is refused: a
+//! server that guesses would find a credential that was not looked at.
+
+use std::{borrow::Cow, ops::Range};
+
+use http::{
+    HeaderMap, HeaderName,
+    header::{CONTENT_ENCODING, CONTENT_TYPE},
+};
+
+use super::{
+    denial::Denial,
+    json::{Document, Fault},
+};
+use crate::{
+    policy::{BodyPlace, BodySpot, fold_query, only_value, query_pairs},
+    reason::Reason,
+};
+
+/// What stands in a place, or where some server would find what belongs there.
+#[derive(Debug)]
+pub(super) struct Found<'a> {
+    pub(super) place: &'a BodyPlace,
+    /// What is there, decoded once. Nothing where it is no text.
+    pub(super) text: Cow<'a, str>,
+    /// Where to put a value; nothing where it is not exactly in the place.
+    pub(super) at: Option<Range<usize>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Json,
+    Form,
+}
+
+/// What stands in these places of one request, whose body this is.
+///
+/// # Errors
+///
+/// `credential_malformed` where the body cannot be read in one way, and `duplicate_credential` where it
+/// has two of one place.
+pub(super) fn read<'a>(
+    places: impl Iterator<Item = &'a BodyPlace>,
+    headers: &HeaderMap,
+    body: &'a [u8],
+) -> Result<Vec<Found<'a>>, Denial> {
+    let places: Vec<_> = places.collect();
+    let Some(first) = places.first().filter(|_| !body.is_empty()) else { return Ok(vec![]) };
+    let denied = |place: &BodyPlace, reason: Reason| Denial {
+        credential: Some(place.spot().to_string()),
+        ..reason.into()
+    };
+    let malformed = || denied(first, Reason::CredentialMalformed);
+    let format = format(headers).ok_or_else(malformed)?;
+    let mut places = places.iter().copied().filter(|place| of(place.spot()) == format).peekable();
+    places.peek().ok_or_else(malformed)?;
+    let text = std::str::from_utf8(body).map_err(|_| malformed())?;
+    match format {
+        Format::Form if text.bytes().any(|byte| byte.is_ascii_control()) => Err(malformed()),
+        Format::Form => Ok(places.flat_map(|place| in_form(place, text)).collect()),
+        Format::Json => {
+            let document = Document::read(text).map_err(|_| malformed())?;
+            let found = places
+                .map(|place| in_json(place, &document).map_err(|reason| denied(place, reason)));
+            Ok(found.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
+        }
+    }
+}
+
+fn in_json<'a>(place: &'a BodyPlace, document: &Document<'_>) -> Result<Option<Found<'a>>, Reason> {
+    let BodySpot::Json(pointer) = place.spot() else { return Ok(None) };
+    let found = document.find(pointer).map_err(|fault| match fault {
+        Fault::Malformed => Reason::CredentialMalformed,
+        Fault::Twice => Reason::DuplicateCredential,
+    })?;
+    Ok(found.map(|found| Found {
+        place,
+        at: Some(found.at).filter(|_| found.exact && found.text.is_some()),
+        text: found.text.unwrap_or_default().into(),
+    }))
+}
+
+/// Each field that some server takes for the one of the place.
+fn in_form<'a>(place: &'a BodyPlace, body: &'a str) -> impl Iterator<Item = Found<'a>> {
+    let field = match place.spot() {
+        BodySpot::Form(field) => Some(&**field),
+        BodySpot::Json(_) => None,
+    };
+    field.into_iter().flat_map(move |field| {
+        let same = move |name: &str| fold_query(name) == fold_query(field);
+        query_pairs(body).filter(move |(name, _)| same(name)).map(move |(name, value)| {
+            // Only one that is spelt so is looked for, which ends at a second.
+            let at = if name == field { only_value(body, field, &value) } else { None };
+            Found { place, text: value, at }
+        })
+    })
+}
+
+fn of(spot: &BodySpot) -> Format {
+    match spot {
+        BodySpot::Json(_) => Format::Json,
+        BodySpot::Form(_) => Format::Form,
+    }
+}
+
+/// What the fields say that the body is, where they say it in one way, and nothing else of it.
+fn format(headers: &HeaderMap) -> Option<Format> {
+    let one = |name: HeaderName| {
+        let mut values = headers.get_all(name).iter();
+        let first = values.next().map(|value| value.to_str().ok());
+        (values.next().is_none()).then_some(first)
+    };
+    let plain = |coding: Option<&str>| coding.is_some_and(|it| it.eq_ignore_ascii_case("identity"));
+    if !one(CONTENT_ENCODING)?.is_none_or(plain) {
+        return None;
+    }
+    let (kind, parameters) = match one(CONTENT_TYPE)??? {
+        text if text.contains(';') => text.split_once(';')?,
+        text => (text, "charset=utf-8"),
+    };
+    let (name, charset) = parameters.trim_ascii().split_once('=')?;
+    let utf8 = charset.trim_matches('"').eq_ignore_ascii_case("utf-8");
+    let kind = kind.trim_ascii().to_ascii_lowercase();
+    let format = match &*kind {
+        "application/x-www-form-urlencoded" => Format::Form,
+        "application/json" => Format::Json,
+        other if other.starts_with("application/") && other.ends_with("+json") => Format::Json,
+        _ => return None,
+    };
+    (utf8 && name.eq_ignore_ascii_case("charset")).then_some(format)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_format_is_what_the_fields_plainly_say() {
+        let of = |fields: &[(&'static str, &'static str)]| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in fields {
+                headers.append(*name, value.parse().unwrap());
+            }
+            format(&headers)
+        };
+        let kind = |value| of(&[("content-type", value)]);
+        for (text, format) in [
+            ("application/json", Format::Json),
+            ("Application/JSON; charset=UTF-8", Format::Json),
+            ("application/json;charset=\"utf-8\"", Format::Json),
+            ("application/vnd.api+json", Format::Json),
+            ("application/x-www-form-urlencoded", Format::Form),
+            ("application/x-www-form-urlencoded; charset=utf-8", Format::Form),
+        ] {
+            assert_eq!(kind(text), Some(format), "{text}");
+        }
+        for text in [
+            "",
+            "text/plain",
+            "text/json",
+            "application/json; charset=utf-16",
+            "application/json; boundary=x",
+            "application/json; charset=utf-8; charset=utf-16",
+            "application/json, text/plain",
+            "application/json;",
+            "multipart/form-data; boundary=x",
+        ] {
+            assert_eq!(kind(text), None, "{text}");
+        }
+        let json = ("content-type", "application/json");
+        assert_eq!(of(&[json, ("content-encoding", "identity")]), Some(Format::Json));
+        assert_eq!(of(&[]), None);
+        assert_eq!(of(&[json, json]), None);
+        for coding in ["gzip", "zstd", "identity, gzip", ""] {
+            assert_eq!(of(&[json, ("content-encoding", coding)]), None, "{coding}");
+        }
+    }
+}
