@@ -17,13 +17,13 @@ use hyper::body::Incoming;
 use tokio::time::{Sleep, sleep};
 
 use super::{
+    decoded::Source,
     exchange::{Masking, Trace},
     framing::TrailerRule,
 };
 use crate::{
     limits::{Taken, Way},
     policy::ResponseRules,
-    reason::Reason,
     scrub::{self, MaskStream},
 };
 
@@ -58,7 +58,7 @@ pub(super) enum ResponseBody {
 /// The upstream's answer with every known secret masked, also those that came to be known since it
 /// began. What it keeps back, and for how long, does not depend on them.
 pub(super) struct Scrubbed {
-    inner: Incoming,
+    inner: Source,
     room: Room,
     masking: Masking,
     rules: ResponseRules,
@@ -166,7 +166,7 @@ impl Room {
 impl Scrubbed {
     /// The body of a response whose head has been masked.
     pub(super) fn new(
-        inner: Incoming,
+        inner: Source,
         masking: Masking,
         rules: ResponseRules,
         in_envelopes: bool,
@@ -202,7 +202,11 @@ impl Scrubbed {
     fn give(&mut self, give: impl FnOnce(&mut MaskStream) -> Bytes) -> Result<Bytes, BodyError> {
         let before = (self.stream.masked(), self.stream.near_misses());
         let out = give(&mut self.stream);
-        self.trace.response_bytes(out.len(), self.stream.masked() - before.0);
+        let masked = self.stream.masked() - before.0;
+        if masked > 0 {
+            self.inner.holds_secret();
+        }
+        self.trace.response_bytes(out.len(), masked);
         match self.trace.near_misses(self.stream.near_misses() - before.1) {
             Ok(()) => Ok(out),
             Err(reason) => {
@@ -227,7 +231,7 @@ impl Scrubbed {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         while !self.drained {
-            match Pin::new(&mut self.inner).poll_frame(cx) {
+            match self.inner.poll_frame(cx) {
                 Poll::Pending => return self.poll_release(cx).map(Some),
                 Poll::Ready(Some(Ok(frame))) => {
                     self.release = None;
@@ -235,8 +239,8 @@ impl Scrubbed {
                         return Poll::Ready(Some(out));
                     }
                 }
-                Poll::Ready(Some(Err(_))) => {
-                    self.trace.refuse_body(Reason::UpstreamUnreachable);
+                Poll::Ready(Some(Err(reason))) => {
+                    self.trace.refuse_body(reason);
                     return Poll::Ready(Some(Err(BodyError("the upstream's body broke off"))));
                 }
                 Poll::Ready(None) => self.drained = true,
@@ -248,13 +252,18 @@ impl Scrubbed {
     /// What may be the end of a message must not wait for the next one: both sides could be waiting
     /// for each other. After a pause it is given out.
     fn poll_release(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame<Bytes>, BodyError>> {
-        if !self.stream.can_release() {
+        let has_some = self.stream.can_release() || self.inner.has_rest();
+        if !has_some || !self.inner.rests() {
+            self.release = None;
             return Poll::Pending;
         }
         let release = self.release.get_or_insert_with(|| Box::pin(sleep(RELEASE_AFTER)));
         ready!(release.as_mut().poll(cx));
         self.release = None;
-        Poll::Ready(self.give(MaskStream::release).map(Frame::data))
+        let rest = self.inner.rest();
+        let pushed = self.give(|stream| stream.push(rest))?;
+        let released = self.give(MaskStream::release)?;
+        Poll::Ready(Ok(Frame::data(joined(pushed, released))))
     }
 
     /// Once the upstream has no more: what was kept back, then the trailers, then nothing.
@@ -308,11 +317,15 @@ impl Scrubbed {
         self.drained = true;
         self.ended = true;
         self.trace.complete();
-        match (out.is_empty(), rest.is_empty()) {
-            (true, _) => Ok(rest),
-            (_, true) => Ok(out),
-            _ => Ok([out, rest].concat().into()),
-        }
+        Ok(joined(out, rest))
+    }
+}
+
+fn joined(one: Bytes, two: Bytes) -> Bytes {
+    match (one.is_empty(), two.is_empty()) {
+        (true, _) => two,
+        (_, true) => one,
+        _ => [one, two].concat().into(),
     }
 }
 

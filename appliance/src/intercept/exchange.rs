@@ -9,13 +9,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{HeaderMap, Request, Response, StatusCode, request};
+use http::{HeaderMap, Request, Response, StatusCode, request, response};
+use http_body::Body as _;
 use http_body_util::Full;
 use hyper::{body::Incoming, client::conn};
 use tokio::time::timeout;
 
 use super::{
     body::{RequestBody, ResponseBody, Scrubbed},
+    decoded::{Reading, Source},
     exchanges::{Exchanges, Turn},
     framing::TrailerRule,
     message, overrides, owners,
@@ -26,12 +28,12 @@ use crate::{
     audit::{RequestRecord, Sink},
     decide::Route,
     identity::{AgentAddr, FlowId},
-    limits::{RequestPlace, Taken},
+    limits::{Coded, CodedPlace, RequestPlace, Taken},
     policy::{Api, Binding, Carry, Group, Narrowed, Pass, ResponseRules, permits},
     reason::{Reason, SecretCause},
     refuse::{self, Dialect, Refusal},
     rulebook::MaskCache,
-    scrub::{self, Masks},
+    scrub::{self, Accepted, Masks},
     secrets::{SecretStore, Snapshot},
     substitute::{self, Denial, Plan, Rules},
 };
@@ -58,6 +60,8 @@ pub(super) struct Connection {
     pub secrets: Arc<SecretStore>,
     /// Compiled masks, shared between connections.
     pub masks: Arc<MaskCache>,
+    /// Compressed answers to its group.
+    pub coded: Arc<Coded>,
     /// Fields that a head may have, and the bytes of a list of them; HTTP/2 has no reader of ours
     /// that counts them.
     pub(super) head_fields: usize,
@@ -80,6 +84,12 @@ pub(super) enum RequestRules {
 pub(super) struct Masking {
     pub(super) masks: Arc<Masks>,
     generation: u64,
+}
+
+/// What is done with the answer to a request.
+struct Answering {
+    masking: Masking,
+    reading: Reading,
 }
 
 /// The one upstream connection behind an agent's connection.
@@ -144,6 +154,18 @@ impl Connection {
         let Route::Intercept(api) = &self.route else { return None };
         let changed = self.secrets.generation() != masking.generation;
         changed.then(|| self.masking(api, &self.secrets.snapshot()))
+    }
+
+    /// A place for a compressed answer.
+    pub(super) fn coded_place(&self) -> Option<CodedPlace> {
+        self.coded.place()
+    }
+
+    /// How the answer to a request with these fields is read.
+    fn reading(&self, api: &Api, masking: &Masking, headers: &HeaderMap) -> Reading {
+        let bound = api.bindings.iter().any(|binding| binding.groups.contains(&self.group.name));
+        let unread = !bound && masking.masks.is_empty();
+        if unread { Reading::Unread } else { Reading::of(self, headers) }
     }
 
     fn response_rules(&self) -> ResponseRules {
@@ -233,7 +255,7 @@ async fn forward(
     message::check_size(&head, connection.head_fields, connection.head_bytes)?;
     message::check(&head, &connection.site)?;
     let snapshot = connection.secrets.snapshot();
-    let (masking, used) = prepare(connection, &mut head, &snapshot, trace)?;
+    let (Answering { masking, reading }, used) = prepare(connection, &mut head, &snapshot, trace)?;
     message::address(&mut head, &connection.site)?;
     let trailers: Arc<dyn TrailerRule + Send + Sync> = Arc::clone(connection) as _;
     let body = RequestBody::new(body, trailers, Arc::clone(trace));
@@ -243,7 +265,7 @@ async fn forward(
         let group = &connection.group.name;
         used.iter().for_each(|binding| connection.secrets.reject(group, &binding.secret));
     }
-    Ok(receive(connection, response, masking, trace)?)
+    Ok(receive(connection, response, Answering { masking, reading }, trace)?)
 }
 
 /// Checks the request against its rules and puts the values in. Gives the masks for the answer, and
@@ -253,7 +275,7 @@ fn prepare(
     head: &mut request::Parts,
     snapshot: &Snapshot,
     trace: &Trace,
-) -> Result<(Masking, Vec<Arc<Binding>>), Reason> {
+) -> Result<(Answering, Vec<Arc<Binding>>), Reason> {
     match (&connection.rules, &connection.route) {
         (RequestRules::Substitute(rules), Route::Intercept(api)) => {
             let plan = substitute::examine(rules, head).map_err(|denial| trace.denied(denial))?;
@@ -262,14 +284,17 @@ fn prepare(
             overrides::check(head, Some(scope.methods), scope.paths)?;
             let site = (&connection.group.name, api.as_ref(), &connection.site.host);
             owners::admit(site, head, snapshot, &plan).map_err(|word| trace.narrowed(word))?;
-            scrub::request_encodings(&api.response, &mut head.headers);
+            let masking = connection.masking(api, snapshot);
+            let reading = connection.reading(api, &masking, &head.headers);
+            scrub::request_encodings(&api.response, reading.accepted(), &mut head.headers);
             swap(connection, head, snapshot, &plan)
                 .map_err(|cause| trace.secret_unavailable(cause))?;
-            Ok((connection.masking(api, snapshot), plan.bindings().cloned().collect()))
+            Ok((Answering { masking, reading }, plan.bindings().cloned().collect()))
         }
         (RequestRules::Inspect, Route::Inspect(pass)) => {
             inspect(pass, head)?;
-            Ok((Masking { masks: connection.masks.none(), generation: 0 }, vec![]))
+            let masking = Masking { masks: connection.masks.none(), generation: 0 };
+            Ok((Answering { masking, reading: Reading::Unread }, vec![]))
         }
         _ => Err(Reason::InternalError),
     }
@@ -340,7 +365,7 @@ async fn send(
 fn receive(
     connection: &Connection,
     response: Response<Incoming>,
-    masking: Masking,
+    Answering { masking, reading }: Answering,
     trace: &Arc<Trace>,
 ) -> Result<Response<ResponseBody>, Reason> {
     let (mut head, body) = response.into_parts();
@@ -358,6 +383,7 @@ fn receive(
     // The answer may have taken its time.
     let masking = connection.newer(&masking).unwrap_or(masking);
     message::remove_hop_by_hop(&mut head.headers);
+    let body = source(connection, reading, &mut head, body)?;
     if matches!(connection.route, Route::Intercept(_)) {
         let rules = connection.response_rules();
         let report = scrub::mask_head(&masking.masks, &rules, &head.status, &mut head.headers)?;
@@ -369,6 +395,29 @@ fn receive(
     let in_envelopes = scrub::in_envelopes(&head.headers);
     let body = Scrubbed::new(body, masking, rules, in_envelopes, Arc::clone(trace));
     Ok(Response::from_parts(head, ResponseBody::Upstream(Box::new(body))))
+}
+
+/// Where the body comes from. Makes the head of one that is decoded that of a plain one.
+fn source(
+    connection: &Connection,
+    reading: Reading,
+    head: &mut response::Parts,
+    body: Incoming,
+) -> Result<Source, Reason> {
+    let accepted = reading.accepted();
+    if accepted == Accepted::Unread {
+        return Ok(Source::Plain(body));
+    }
+    let coding = scrub::content_coding(head.status, &head.headers)?;
+    // That of the answer which the agent has, and which may have been compressed.
+    if coding.is_some() || accepted != Accepted::Identity && head.status == StatusCode::NOT_MODIFIED
+    {
+        scrub::decoded_head(&mut head.headers);
+    }
+    match coding {
+        Some(coding) if !body.is_end_stream() => reading.decode(connection, coding, body),
+        _ => Ok(Source::Plain(body)),
+    }
 }
 
 fn head_bytes(headers: &HeaderMap) -> usize {
