@@ -12,6 +12,7 @@ mod bound_agents;
 mod browser;
 mod clear_text;
 mod clients;
+mod coded;
 mod commands;
 mod connections;
 mod control;

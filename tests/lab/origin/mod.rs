@@ -5,6 +5,7 @@
 //! them. What they answer depends on the path and is listed in [`answer`].
 
 mod answer;
+mod coded;
 mod git;
 mod live;
 mod models;
@@ -36,6 +37,7 @@ use crate::{
 };
 
 pub use answer::pattern;
+pub use coded::{TEXT, forms};
 pub use record::{Connection, Log, Received};
 
 /// All origins of a lab.
