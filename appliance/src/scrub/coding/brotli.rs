@@ -13,27 +13,31 @@ pub(super) struct Brotli {
     ended: bool,
     /// The last byte that was read.
     last: u8,
+    /// Whether the stretch is all that came.
+    is_all: bool,
 }
 
 impl Brotli {
     pub(super) fn new() -> Self {
         let alloc = StandardAlloc::default;
         let state = Box::new(State::new_strict(alloc(), alloc(), alloc()));
-        Self { state, began: false, ended: false, last: 0xff }
+        Self { state, began: false, ended: false, last: 0xff, is_all: false }
     }
 }
 
 impl Codec for Brotli {
     /// To the next place that may be the end of an empty meta-block, by which a compressor fills its
     /// last byte where it flushes (RFC 7932, section 9.2). The first byte has the window's size.
-    fn stretch(&mut self, input: &[u8]) -> usize {
+    fn stretch(&mut self, input: &[u8], is_all: bool) -> usize {
         if !self.began {
             return 1;
         }
         let before = std::iter::once(self.last).chain(input.iter().copied());
         let mut pairs = before.zip(input.iter().copied());
         let end = pairs.position(|(before, byte)| may_end_empty_block(before, byte));
-        end.map_or(input.len(), |end| end + 1)
+        let end = end.map_or(input.len(), |end| end + 1);
+        self.is_all = is_all && end == input.len();
+        end
     }
 
     fn decode(&mut self, input: &[u8], out: &mut [u8]) -> Result<Step, Undecodable> {
@@ -72,7 +76,9 @@ impl Codec for Brotli {
     /// that is also one of a byte counts too, where the input leaves off. By chance that is so of one
     /// in eight.
     fn mark(&mut self) -> Mark {
-        if self.ended || is_between_blocks(&self.state) { Mark::Flush } else { Mark::None }
+        let is_empty_block = self.state.is_metadata != 0 && is_between_blocks(&self.state);
+        let may_be_flushed = || self.is_all && is_between_blocks(&self.state);
+        if self.ended || is_empty_block || may_be_flushed() { Mark::Flush } else { Mark::None }
     }
 
     fn is_whole(&self) -> bool {

@@ -97,7 +97,7 @@ impl Deflate {
 }
 
 impl Codec for Deflate {
-    fn stretch(&mut self, input: &[u8]) -> usize {
+    fn stretch(&mut self, input: &[u8], _: bool) -> usize {
         self.inflate.as_ref().map_or(1, |inflate| inflate.stretch(input))
     }
 

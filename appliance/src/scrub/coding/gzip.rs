@@ -74,7 +74,7 @@ impl Gzip {
 }
 
 impl Codec for Gzip {
-    fn stretch(&mut self, input: &[u8]) -> usize {
+    fn stretch(&mut self, input: &[u8], _: bool) -> usize {
         if self.at == At::Text { self.inflate.stretch(input) } else { 1 }
     }
 

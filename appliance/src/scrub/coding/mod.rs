@@ -113,8 +113,8 @@ enum Mark {
 /// One kind of stream.
 trait Codec: Send {
     /// How many bytes of `input`, at least one and no more than there are, to decode before
-    /// [`Self::mark`] is asked.
-    fn stretch(&mut self, input: &[u8]) -> usize;
+    /// [`Self::mark`] is asked. `is_all` where more has not come yet.
+    fn stretch(&mut self, input: &[u8], is_all: bool) -> usize;
 
     /// Decodes.
     fn decode(&mut self, input: &[u8], out: &mut [u8]) -> Result<Step, Undecodable>;
@@ -213,7 +213,8 @@ impl Decoder {
     fn step(&mut self) -> Result<Mark, Undecodable> {
         if self.stretch.left == 0 && !self.stretch.ends {
             let input = self.input.get(..self.input.len().min(BUSY)).unwrap_or_default();
-            self.stretch.left = self.codec.stretch(input).clamp(1, input.len());
+            let is_all = input.len() == self.input.len();
+            self.stretch.left = self.codec.stretch(input, is_all).clamp(1, input.len());
         }
         let input = self.input.get(..self.stretch.left).unwrap_or_default();
         let begin = self.piece.len();

@@ -23,7 +23,7 @@ impl Zstd {
 }
 
 impl Codec for Zstd {
-    fn stretch(&mut self, input: &[u8]) -> usize {
+    fn stretch(&mut self, input: &[u8], _: bool) -> usize {
         self.frame.stretch(input)
     }
 
