@@ -41,6 +41,7 @@ mod onboarding;
 mod packets;
 mod pki;
 mod quarantine;
+mod ranges;
 mod refused_packets;
 mod relay;
 mod reloads;

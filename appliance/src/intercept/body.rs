@@ -24,7 +24,7 @@ use super::{
 use crate::{
     limits::{Taken, Way},
     policy::ResponseRules,
-    scrub::{self, MaskStream},
+    scrub::{self, MaskStream, Window},
 };
 
 /// A body whose exchange was refused or broke on the way.
@@ -67,6 +67,7 @@ pub(super) struct Scrubbed {
     trailers: Option<HeaderMap>,
     drained: bool,
     ended: bool,
+    window: Option<Window>,
     trace: Arc<Trace>,
 }
 
@@ -187,8 +188,14 @@ impl Scrubbed {
             trailers: None,
             drained: ended,
             ended,
+            window: None,
             trace,
         }
+    }
+
+    /// Passes on what is in the window, and nothing behind it.
+    pub(super) fn within(self, window: Option<Window>) -> Self {
+        Self { window, ..self }
     }
 
     fn renew_masks(&mut self) {
@@ -220,10 +227,34 @@ impl Scrubbed {
         if let Some(data) = ready!(self.room.poll_waiting(cx)) {
             return Poll::Ready(Some(Ok(data)));
         }
-        match ready!(self.poll_inner(cx)) {
+        match ready!(self.poll_part(cx)) {
             Some(Ok(frame)) => self.room.poll_take(frame, cx).map(|frame| Some(Ok(frame))),
             other => Poll::Ready(other),
         }
+    }
+
+    fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        loop {
+            match ready!(self.poll_inner(cx)) {
+                Some(Ok(frame)) => {
+                    if let Some(frame) = self.in_window(frame) {
+                        return Poll::Ready(Some(Ok(frame)));
+                    }
+                }
+                other => return Poll::Ready(other),
+            }
+        }
+    }
+
+    /// What of a frame is in the window. Behind it nobody reads on.
+    fn in_window(&mut self, frame: Frame<Bytes>) -> Option<Frame<Bytes>> {
+        let Some(window) = &mut self.window else { return Some(frame) };
+        let data = window.cut(frame.into_data().ok()?);
+        if window.left() == 0 && !self.ended {
+            (self.drained, self.ended) = (true, true);
+            self.trace.complete();
+        }
+        (!data.is_empty()).then(|| Frame::data(data))
     }
 
     fn poll_inner(
@@ -353,6 +384,9 @@ impl Body for ResponseBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Own(body) => body.size_hint(),
+            Self::Upstream(body) if body.window.is_some() => {
+                SizeHint::with_exact(body.window.map_or(0, |window| window.left()))
+            }
             // Masks keep every length, so what the upstream announced still holds.
             Self::Upstream(body) => body.inner.size_hint(),
         }

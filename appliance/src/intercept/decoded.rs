@@ -17,12 +17,19 @@ use crate::{
     scrub::{Accepted, Coding, Decoder, Progress, asked_codings},
 };
 
-/// How the answer to a request is read, and the places that it may take for that.
+/// How the answer to a request is read.
 pub(super) enum Reading {
-    /// It holds nothing to mask, and is passed on as it is.
+    /// Nothing is masked at such a host, and it is passed on as it is.
     Unread,
     /// It is decoded, where it is compressed.
-    Decoded(Option<CodedPlace>, Option<LargeDecoder>),
+    Decoded(Places),
+}
+
+/// The places that a compressed answer may take.
+#[derive(Default)]
+pub(super) struct Places {
+    coded: Option<CodedPlace>,
+    large: Option<LargeDecoder>,
 }
 
 /// What an upstream sends.
@@ -45,22 +52,31 @@ pub(super) struct Coded {
 }
 
 impl Reading {
-    /// Takes the places for what this request asks for, as far as there are any.
+    /// What the API may be asked for.
+    pub(super) fn accepted(&self) -> Accepted {
+        match self {
+            Self::Unread => Accepted::Identity,
+            Self::Decoded(places) => places.accepted(),
+        }
+    }
+}
+
+impl Places {
+    /// Takes those for what a request asks for, as far as there are any.
     pub(super) fn of(connection: &Connection, headers: &HeaderMap) -> Self {
         let asked = asked_codings(headers.get_all(ACCEPT_ENCODING).iter());
-        let place = (asked != Accepted::Identity).then(|| connection.coded_place()).flatten();
-        let large = place.as_ref().filter(|_| asked == Accepted::All);
-        let large = large.and_then(|_| connection.taken.large_decoder());
-        Self::Decoded(place, large)
+        let coded = (asked != Accepted::Identity).then(|| connection.coded.place()).flatten();
+        let is_large = coded.is_some() && asked == Accepted::All;
+        let large = is_large.then(|| connection.taken.large_decoder()).flatten();
+        Self { coded, large }
     }
 
     /// What the API may be asked for.
     pub(super) fn accepted(&self) -> Accepted {
-        match self {
-            Self::Unread => Accepted::Unread,
-            Self::Decoded(None, _) => Accepted::Identity,
-            Self::Decoded(Some(_), None) => Accepted::Small,
-            Self::Decoded(Some(_), Some(_)) => Accepted::All,
+        match (&self.coded, &self.large) {
+            (None, _) => Accepted::Identity,
+            (Some(_), None) => Accepted::Small,
+            (Some(_), Some(_)) => Accepted::All,
         }
     }
 
@@ -71,16 +87,12 @@ impl Reading {
         coding: Coding,
         inner: Incoming,
     ) -> Result<Source, Reason> {
-        let (place, large) = match self {
-            Self::Unread => (None, None),
-            Self::Decoded(place, large) => (place, large),
-        };
-        let place = place.or_else(|| connection.coded_place());
+        let place = self.coded.or_else(|| connection.coded.place());
         let place = place.ok_or(Reason::ResponseUnscannable)?;
         let large = match coding {
             Coding::Gzip | Coding::Deflate => None,
             Coding::Brotli | Coding::Zstd => {
-                let large = large.or_else(|| connection.taken.large_decoder());
+                let large = self.large.or_else(|| connection.taken.large_decoder());
                 Some(large.ok_or(Reason::ResponseUnscannable)?)
             }
         };

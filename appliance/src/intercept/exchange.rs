@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use super::{
     body::{RequestBody, ResponseBody, Scrubbed},
-    decoded::{Reading, Source},
+    decoded::{Places, Reading, Source},
     exchanges::{Exchanges, Turn},
     framing::TrailerRule,
     message, overrides, owners,
@@ -28,12 +28,12 @@ use crate::{
     audit::{RequestRecord, Sink},
     decide::Route,
     identity::{AgentAddr, FlowId},
-    limits::{Coded, CodedPlace, RequestPlace, Taken},
+    limits::{Coded, RequestPlace, Taken},
     policy::{Api, Binding, Carry, Group, Narrowed, Pass, ResponseRules, permits},
     reason::{Reason, SecretCause},
     refuse::{self, Dialect, Refusal},
     rulebook::MaskCache,
-    scrub::{self, Accepted, Masks},
+    scrub::{self, Accepted, Masks, Part},
     secrets::{SecretStore, Snapshot},
     substitute::{self, Denial, Plan, Rules},
 };
@@ -61,7 +61,7 @@ pub(super) struct Connection {
     /// Compiled masks, shared between connections.
     pub masks: Arc<MaskCache>,
     /// Compressed answers to its group.
-    pub coded: Arc<Coded>,
+    pub(super) coded: Arc<Coded>,
     /// Fields that a head may have, and the bytes of a list of them; HTTP/2 has no reader of ours
     /// that counts them.
     pub(super) head_fields: usize,
@@ -90,6 +90,7 @@ pub(super) struct Masking {
 struct Answering {
     masking: Masking,
     reading: Reading,
+    part: Option<Part>,
 }
 
 /// The one upstream connection behind an agent's connection.
@@ -154,18 +155,6 @@ impl Connection {
         let Route::Intercept(api) = &self.route else { return None };
         let changed = self.secrets.generation() != masking.generation;
         changed.then(|| self.masking(api, &self.secrets.snapshot()))
-    }
-
-    /// A place for a compressed answer.
-    pub(super) fn coded_place(&self) -> Option<CodedPlace> {
-        self.coded.place()
-    }
-
-    /// How the answer to a request with these fields is read.
-    fn reading(&self, api: &Api, masking: &Masking, headers: &HeaderMap) -> Reading {
-        let bound = api.bindings.iter().any(|binding| binding.groups.contains(&self.group.name));
-        let unread = !bound && masking.masks.is_empty();
-        if unread { Reading::Unread } else { Reading::of(self, headers) }
     }
 
     fn response_rules(&self) -> ResponseRules {
@@ -255,7 +244,7 @@ async fn forward(
     message::check_size(&head, connection.head_fields, connection.head_bytes)?;
     message::check(&head, &connection.site)?;
     let snapshot = connection.secrets.snapshot();
-    let (Answering { masking, reading }, used) = prepare(connection, &mut head, &snapshot, trace)?;
+    let (answering, used) = prepare(connection, &mut head, &snapshot, trace)?;
     message::address(&mut head, &connection.site)?;
     let trailers: Arc<dyn TrailerRule + Send + Sync> = Arc::clone(connection) as _;
     let body = RequestBody::new(body, trailers, Arc::clone(trace));
@@ -265,7 +254,7 @@ async fn forward(
         let group = &connection.group.name;
         used.iter().for_each(|binding| connection.secrets.reject(group, &binding.secret));
     }
-    Ok(receive(connection, response, Answering { masking, reading }, trace)?)
+    Ok(receive(connection, response, answering, trace)?)
 }
 
 /// Checks the request against its rules and puts the values in. Gives the masks for the answer, and
@@ -285,16 +274,22 @@ fn prepare(
             let site = (&connection.group.name, api.as_ref(), &connection.site.host);
             owners::admit(site, head, snapshot, &plan).map_err(|word| trace.narrowed(word))?;
             let masking = connection.masking(api, snapshot);
-            let reading = connection.reading(api, &masking, &head.headers);
-            scrub::request_encodings(&api.response, reading.accepted(), &mut head.headers);
+            let part = Part::of(&head.method, &head.headers).filter(|_| !api.response.ranges);
+            let reading = match part {
+                // It is cut out of an answer of a known length.
+                Some(_) => Reading::Decoded(Places::default()),
+                None => Reading::Decoded(Places::of(connection, &head.headers)),
+            };
+            let accepted = reading.accepted();
+            scrub::request_encodings(&api.response, accepted, &mut head.headers);
             swap(connection, head, snapshot, &plan)
                 .map_err(|cause| trace.secret_unavailable(cause))?;
-            Ok((Answering { masking, reading }, plan.bindings().cloned().collect()))
+            Ok((Answering { masking, reading, part }, plan.bindings().cloned().collect()))
         }
         (RequestRules::Inspect, Route::Inspect(pass)) => {
             inspect(pass, head)?;
             let masking = Masking { masks: connection.masks.none(), generation: 0 };
-            Ok((Answering { masking, reading: Reading::Unread }, vec![]))
+            Ok((Answering { masking, reading: Reading::Unread, part: None }, vec![]))
         }
         _ => Err(Reason::InternalError),
     }
@@ -365,7 +360,7 @@ async fn send(
 fn receive(
     connection: &Connection,
     response: Response<Incoming>,
-    Answering { masking, reading }: Answering,
+    Answering { masking, reading, part }: Answering,
     trace: &Arc<Trace>,
 ) -> Result<Response<ResponseBody>, Reason> {
     let (mut head, body) = response.into_parts();
@@ -390,10 +385,11 @@ fn receive(
         trace.with(|record| record.masked(report.masked));
         trace.near_misses(report.near_misses)?;
     }
+    let window = part.and_then(|part| part.cut(&mut head.status, &mut head.headers));
     head.extensions.clear();
     let rules = connection.response_rules();
     let in_envelopes = scrub::in_envelopes(&head.headers);
-    let body = Scrubbed::new(body, masking, rules, in_envelopes, Arc::clone(trace));
+    let body = Scrubbed::new(body, masking, rules, in_envelopes, Arc::clone(trace)).within(window);
     Ok(Response::from_parts(head, ResponseBody::Upstream(Box::new(body))))
 }
 
@@ -404,10 +400,8 @@ fn source(
     head: &mut response::Parts,
     body: Incoming,
 ) -> Result<Source, Reason> {
-    let accepted = reading.accepted();
-    if accepted == Accepted::Unread {
-        return Ok(Source::Plain(body));
-    }
+    let Reading::Decoded(places) = reading else { return Ok(Source::Plain(body)) };
+    let accepted = places.accepted();
     let coding = scrub::content_coding(head.status, &head.headers)?;
     // That of the answer which the agent has, and which may have been compressed.
     if coding.is_some() || accepted != Accepted::Identity && head.status == StatusCode::NOT_MODIFIED
@@ -415,7 +409,7 @@ fn source(
         scrub::decoded_head(&mut head.headers);
     }
     match coding {
-        Some(coding) if !body.is_end_stream() => reading.decode(connection, coding, body),
+        Some(coding) if !body.is_end_stream() => places.decode(connection, coding, body),
         _ => Ok(Source::Plain(body)),
     }
 }

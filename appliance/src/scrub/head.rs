@@ -63,11 +63,9 @@ pub fn mask_trailers(masks: &Masks, rules: &ResponseRules, trailers: &mut Header
 /// read. `TE` keeps `trailers` alone, which gRPC needs.
 pub fn request_encodings(rules: &ResponseRules, accepted: Accepted, headers: &mut HeaderMap) {
     let in_part = rules.ranges && headers.contains_key(RANGE);
-    if accepted != Accepted::Unread {
-        let accepted = if in_part { Accepted::Identity } else { accepted };
-        let codings = accept(accepted, headers.get_all(ACCEPT_ENCODING).iter());
-        headers.insert(ACCEPT_ENCODING, codings);
-    }
+    let accepted = if in_part { Accepted::Identity } else { accepted };
+    let codings = accept(accepted, headers.get_all(ACCEPT_ENCODING).iter());
+    headers.insert(ACCEPT_ENCODING, codings);
     for name in &MESSAGE_CODINGS_ACCEPTED {
         if headers.contains_key(name) {
             headers.insert(name, IDENTITY);

@@ -29,6 +29,7 @@ mod escape;
 mod form;
 mod head;
 mod masks;
+mod range;
 mod search;
 mod stream;
 
@@ -38,6 +39,7 @@ pub use coding::{
 };
 pub use head::{HeadReport, in_envelopes, mask_head, mask_trailers, request_encodings};
 pub use masks::Masks;
+pub use range::{Part, Window};
 pub use stream::MaskStream;
 
 #[cfg(test)]

@@ -20,8 +20,6 @@ pub enum Accepted {
     Small,
     /// All that can be decoded.
     All,
-    /// Whatever the agent asks for: nobody reads the answer.
-    Unread,
 }
 
 /// What is left of what an agent accepts, cut to what may be asked for. Each coding has the weight that
