@@ -11,6 +11,7 @@ use rustls::RootCertStore;
 
 use crate::{
     ca::{RuleCa, RuleCas},
+    limits::CodedAnswers,
     locks::{lock, read, write},
     onboarding::{self, NoPublicCas, Pages},
     policy::{Api, GroupName, Policy, RuleName},
@@ -28,6 +29,8 @@ pub struct Rulebook {
     pub tls: Tls,
     /// Compiled masks. They belong to this policy: another may bind other secrets under one name.
     pub masks: Arc<MaskCache>,
+    /// Compressed answers under way.
+    pub coded: CodedAnswers,
     cas: RuleCas,
     onboarding: HashMap<GroupName, Pages>,
     rules: Mutex<HashMap<(GroupName, RuleName), Arc<Rules>>>,
@@ -62,7 +65,15 @@ impl Rulebook {
         check_roots(&policy, &system_roots)?;
         let onboarding = onboarding::pages(&policy, public).map_err(RulebookError::NoPublicCas)?;
         let tls = Tls::new(system_roots).map_err(RulebookError::Tls)?;
-        Ok(Self { policy, tls, masks: Arc::default(), cas, onboarding, rules: Mutex::default() })
+        Ok(Self {
+            policy,
+            tls,
+            masks: Arc::default(),
+            coded: CodedAnswers::default(),
+            cas,
+            onboarding,
+            rules: Mutex::default(),
+        })
     }
 
     /// The issuing CA of a rule that ends TLS here.

@@ -420,7 +420,7 @@ prefixes = ["192.0.2.128/25", "2001:db8:b::/64"]
 name = "openai"
 hosts = ["api.openai.example"]
 methods = ["GET", "POST"]
-paths = ["/v1/*", "/reflect", "/reflect-split", "/gzip", "/sse", "/big", "/slow", "/cut",
+paths = ["/v1/*", "/reflect", "/reflect-split", "/sse", "/big", "/slow", "/cut",
          "/trailers", "/redirect", "/status/*"]
 upstream_ca = "{dir}/public-ca.pem"
 

@@ -18,14 +18,14 @@ use hyper::body::Incoming;
 use tokio::time::{Sleep, sleep};
 
 use super::{
+    decoded::Source,
     exchange::{Masking, Trace},
     framing::TrailerRule,
 };
 use crate::{
     limits::{Taken, Way},
     policy::ResponseRules,
-    reason::Reason,
-    scrub::{self, MaskStream},
+    scrub::{self, MaskStream, Window},
 };
 
 /// A body whose exchange was refused or broke on the way.
@@ -68,7 +68,7 @@ pub(super) enum ResponseBody {
 /// The upstream's answer with every known secret masked, also those that came to be known since it
 /// began. What it keeps back, and for how long, does not depend on them.
 pub(super) struct Scrubbed {
-    inner: Incoming,
+    inner: Source,
     room: Room,
     masking: Masking,
     rules: ResponseRules,
@@ -77,6 +77,7 @@ pub(super) struct Scrubbed {
     trailers: Option<HeaderMap>,
     drained: bool,
     ended: bool,
+    window: Option<Window>,
     trace: Arc<Trace>,
 }
 
@@ -199,7 +200,7 @@ impl Room {
 impl Scrubbed {
     /// The body of a response whose head has been masked.
     pub(super) fn new(
-        inner: Incoming,
+        inner: Source,
         masking: Masking,
         rules: ResponseRules,
         in_envelopes: bool,
@@ -220,8 +221,14 @@ impl Scrubbed {
             trailers: None,
             drained: ended,
             ended,
+            window: None,
             trace,
         }
+    }
+
+    /// Passes on what is in the window, and nothing behind it.
+    pub(super) fn within(self, window: Option<Window>) -> Self {
+        Self { window, ..self }
     }
 
     fn renew_masks(&mut self) {
@@ -235,7 +242,11 @@ impl Scrubbed {
     fn give(&mut self, give: impl FnOnce(&mut MaskStream) -> Bytes) -> Result<Bytes, BodyError> {
         let before = (self.stream.masked(), self.stream.near_misses());
         let out = give(&mut self.stream);
-        self.trace.response_bytes(out.len(), self.stream.masked() - before.0);
+        let masked = self.stream.masked() - before.0;
+        if masked > 0 {
+            self.inner.holds_secret();
+        }
+        self.trace.response_bytes(out.len(), masked);
         match self.trace.near_misses(self.stream.near_misses() - before.1) {
             Ok(()) => Ok(out),
             Err(reason) => {
@@ -249,10 +260,34 @@ impl Scrubbed {
         if let Some(data) = ready!(self.room.poll_waiting(cx)) {
             return Poll::Ready(Some(Ok(data)));
         }
-        match ready!(self.poll_inner(cx)) {
+        match ready!(self.poll_part(cx)) {
             Some(Ok(frame)) => self.room.poll_take(frame, cx).map(|frame| Some(Ok(frame))),
             other => Poll::Ready(other),
         }
+    }
+
+    fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        loop {
+            match ready!(self.poll_inner(cx)) {
+                Some(Ok(frame)) => {
+                    if let Some(frame) = self.in_window(frame) {
+                        return Poll::Ready(Some(Ok(frame)));
+                    }
+                }
+                other => return Poll::Ready(other),
+            }
+        }
+    }
+
+    /// What of a frame is in the window. Behind it nobody reads on.
+    fn in_window(&mut self, frame: Frame<Bytes>) -> Option<Frame<Bytes>> {
+        let Some(window) = &mut self.window else { return Some(frame) };
+        let data = window.cut(frame.into_data().ok()?);
+        if window.left() == 0 && !self.ended {
+            (self.drained, self.ended) = (true, true);
+            self.trace.complete();
+        }
+        (!data.is_empty()).then(|| Frame::data(data))
     }
 
     fn poll_inner(
@@ -260,7 +295,7 @@ impl Scrubbed {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         while !self.drained {
-            match Pin::new(&mut self.inner).poll_frame(cx) {
+            match self.inner.poll_frame(cx) {
                 Poll::Pending => return self.poll_release(cx).map(Some),
                 Poll::Ready(Some(Ok(frame))) => {
                     self.release = None;
@@ -268,8 +303,8 @@ impl Scrubbed {
                         return Poll::Ready(Some(out));
                     }
                 }
-                Poll::Ready(Some(Err(_))) => {
-                    self.trace.refuse_body(Reason::UpstreamUnreachable);
+                Poll::Ready(Some(Err(reason))) => {
+                    self.trace.refuse_body(reason);
                     return Poll::Ready(Some(Err(BodyError("the upstream's body broke off"))));
                 }
                 Poll::Ready(None) => self.drained = true,
@@ -281,13 +316,18 @@ impl Scrubbed {
     /// What may be the end of a message must not wait for the next one: both sides could be waiting
     /// for each other. After a pause it is given out.
     fn poll_release(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame<Bytes>, BodyError>> {
-        if !self.stream.can_release() {
+        let has_some = self.stream.can_release() || self.inner.has_rest();
+        if !has_some || !self.inner.rests() {
+            self.release = None;
             return Poll::Pending;
         }
         let release = self.release.get_or_insert_with(|| Box::pin(sleep(RELEASE_AFTER)));
         ready!(release.as_mut().poll(cx));
         self.release = None;
-        Poll::Ready(self.give(MaskStream::release).map(Frame::data))
+        let rest = self.inner.rest();
+        let pushed = self.give(|stream| stream.push(rest))?;
+        let released = self.give(MaskStream::release)?;
+        Poll::Ready(Ok(Frame::data(joined(pushed, released))))
     }
 
     /// Once the upstream has no more: what was kept back, then the trailers, then nothing.
@@ -341,11 +381,15 @@ impl Scrubbed {
         self.drained = true;
         self.ended = true;
         self.trace.complete();
-        match (out.is_empty(), rest.is_empty()) {
-            (true, _) => Ok(rest),
-            (_, true) => Ok(out),
-            _ => Ok([out, rest].concat().into()),
-        }
+        Ok(joined(out, rest))
+    }
+}
+
+fn joined(one: Bytes, two: Bytes) -> Bytes {
+    match (one.is_empty(), two.is_empty()) {
+        (true, _) => two,
+        (_, true) => one,
+        _ => [one, two].concat().into(),
     }
 }
 
@@ -373,6 +417,9 @@ impl Body for ResponseBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Own(body) => body.size_hint(),
+            Self::Upstream(body) if body.window.is_some() => {
+                SizeHint::with_exact(body.window.map_or(0, |window| window.left()))
+            }
             // Masks keep every length, so what the upstream announced still holds.
             Self::Upstream(body) => body.inner.size_hint(),
         }

@@ -10,13 +10,15 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, StatusCode, request};
+use http::{HeaderMap, Request, Response, StatusCode, request, response};
+use http_body::Body as _;
 use http_body_util::Full;
 use hyper::{body::Incoming, client::conn};
 use tokio::time::timeout;
 
 use super::{
     body::{RequestBody, ResponseBody, Scrubbed},
+    decoded::{Places, Reading, Source},
     exchanges::{Exchanges, Turn},
     framing::TrailerRule,
     message, overrides, owners,
@@ -28,13 +30,13 @@ use crate::{
     audit::{RequestRecord, Sink},
     decide::Route,
     identity::{AgentAddr, FlowId},
-    limits::{RequestPlace, Taken},
+    limits::{Coded, RequestPlace, Taken},
     locks::lock,
     policy::{Api, Binding, Carry, Group, Narrowed, Pass, ResponseRules, permits},
     reason::{Reason, SecretCause},
     refuse::{self, Dialect, Refusal},
     rulebook::MaskCache,
-    scrub::{self, Masks},
+    scrub::{self, Accepted, Masks, Part},
     secrets::{SecretStore, Snapshot},
     substitute::{self, Denial, Plan, Rules},
 };
@@ -61,6 +63,8 @@ pub(super) struct Connection {
     pub secrets: Arc<SecretStore>,
     /// Compiled masks, shared between connections.
     pub masks: Arc<MaskCache>,
+    /// Compressed answers to its group.
+    pub(super) coded: Arc<Coded>,
     /// Fields that a head may have, and the bytes of a list of them; HTTP/2 has no reader of ours
     /// that counts them.
     pub(super) head_fields: usize,
@@ -85,6 +89,13 @@ pub(super) enum RequestRules {
 pub(super) struct Masking {
     pub(super) masks: Arc<Masks>,
     generation: u64,
+}
+
+/// What is done with the answer to a request.
+struct Answering {
+    masking: Masking,
+    reading: Reading,
+    part: Option<Part>,
 }
 
 /// The one upstream connection behind an agent's connection.
@@ -242,7 +253,7 @@ async fn forward(
         false => None,
     };
     let snapshot = connection.secrets.snapshot();
-    let Prepared { masking, used, body: swapped } =
+    let Prepared { answering, used, body: swapped } =
         prepare(connection, &mut head, whole.as_ref(), &snapshot, trace)?;
     message::address(&mut head, &connection.site)?;
     let body = match (whole, swapped) {
@@ -262,7 +273,7 @@ async fn forward(
         let group = &connection.group.name;
         used.iter().for_each(|binding| connection.secrets.reject(group, &binding.secret));
     }
-    Ok(receive(connection, response, masking, trace)?)
+    Ok(receive(connection, response, answering, trace)?)
 }
 
 async fn read_whole(
@@ -280,8 +291,8 @@ async fn read_whole(
 
 /// What a request that may be sent has become.
 struct Prepared {
-    /// The masks for the answer.
-    masking: Masking,
+    /// How its answer is read.
+    answering: Answering,
     /// The bindings whose values are in the request.
     used: Vec<Arc<Binding>>,
     /// The body, where it has been read.
@@ -308,16 +319,25 @@ fn prepare(
             overrides::check(head, Some(scope.methods), scope.paths)?;
             let site = (&connection.group.name, api.as_ref(), &connection.site.host);
             owners::admit(site, head, snapshot, &plan).map_err(|word| trace.narrowed(word))?;
-            scrub::request_encodings(&api.response, &mut head.headers);
+            let masking = connection.masking(api, snapshot);
+            let part = Part::of(&head.method, &head.headers).filter(|_| !api.response.ranges);
+            let reading = match part {
+                // It is cut out of an answer of a known length.
+                Some(_) => Reading::Decoded(Places::default()),
+                None => Reading::Decoded(Places::of(connection, &head.headers)),
+            };
+            let accepted = reading.accepted();
+            scrub::request_encodings(&api.response, accepted, &mut head.headers);
             let body = swap(connection, head, snapshot, &plan)
                 .map_err(|cause| trace.secret_unavailable(cause))?;
             let used = plan.bindings().cloned().collect();
-            Ok(Prepared { masking: connection.masking(api, snapshot), used, body })
+            Ok(Prepared { answering: Answering { masking, reading, part }, used, body })
         }
         (RequestRules::Inspect, Route::Inspect(pass)) => {
             inspect(pass, head)?;
             let masking = Masking { masks: connection.masks.none(), generation: 0 };
-            Ok(Prepared { masking, used: vec![], body: None })
+            let answering = Answering { masking, reading: Reading::Unread, part: None };
+            Ok(Prepared { answering, used: vec![], body: None })
         }
         _ => Err(Reason::InternalError),
     }
@@ -388,7 +408,7 @@ async fn send(
 fn receive(
     connection: &Connection,
     response: Response<Incoming>,
-    masking: Masking,
+    Answering { masking, reading, part }: Answering,
     trace: &Arc<Trace>,
 ) -> Result<Response<ResponseBody>, Reason> {
     let (mut head, body) = response.into_parts();
@@ -406,17 +426,40 @@ fn receive(
     // The answer may have taken its time.
     let masking = connection.newer(&masking).unwrap_or(masking);
     message::remove_hop_by_hop(&mut head.headers);
+    let body = source(connection, reading, &mut head, body)?;
     if matches!(connection.route, Route::Intercept(_)) {
         let rules = connection.response_rules();
         let report = scrub::mask_head(&masking.masks, &rules, &head.status, &mut head.headers)?;
         trace.with(|record| record.masked(report.masked));
         trace.near_misses(report.near_misses)?;
     }
+    let window = part.and_then(|part| part.cut(&mut head.status, &mut head.headers));
     head.extensions.clear();
     let rules = connection.response_rules();
     let in_envelopes = scrub::in_envelopes(&head.headers);
-    let body = Scrubbed::new(body, masking, rules, in_envelopes, Arc::clone(trace));
+    let body = Scrubbed::new(body, masking, rules, in_envelopes, Arc::clone(trace)).within(window);
     Ok(Response::from_parts(head, ResponseBody::Upstream(Box::new(body))))
+}
+
+/// Where the body comes from. Makes the head of one that is decoded that of a plain one.
+fn source(
+    connection: &Connection,
+    reading: Reading,
+    head: &mut response::Parts,
+    body: Incoming,
+) -> Result<Source, Reason> {
+    let Reading::Decoded(places) = reading else { return Ok(Source::Plain(body)) };
+    let accepted = places.accepted();
+    let coding = scrub::content_coding(head.status, &head.headers)?;
+    // That of the answer which the agent has, and which may have been compressed.
+    if coding.is_some() || accepted != Accepted::Identity && head.status == StatusCode::NOT_MODIFIED
+    {
+        scrub::decoded_head(&mut head.headers);
+    }
+    match coding {
+        Some(coding) if !body.is_end_stream() => places.decode(connection, coding, body),
+        _ => Ok(Source::Plain(body)),
+    }
 }
 
 fn head_bytes(headers: &HeaderMap) -> usize {

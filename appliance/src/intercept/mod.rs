@@ -6,6 +6,7 @@
 
 mod body;
 mod counted;
+mod decoded;
 mod deferred;
 mod exchange;
 mod exchanges;
@@ -217,7 +218,7 @@ impl Interception<'_> {
         let rules = RequestRules::of(route, |api| self.rulebook.rules(&group.name, api));
         Connection {
             flow: self.flow.id,
-            group,
+            group: Arc::clone(&group),
             agent: self.flow.agent,
             site: Site { host: self.permit.host().clone(), port: self.permit.port() },
             route: route.clone(),
@@ -226,6 +227,7 @@ impl Interception<'_> {
             audit: means.audit.clone(),
             secrets: Arc::clone(&means.secrets),
             masks: Arc::clone(&self.rulebook.masks),
+            coded: self.rulebook.coded.of(&group.name, route.rule()),
             head_fields: self.rulebook.policy.limits.head_fields,
             head_bytes: self.rulebook.policy.limits.head_bytes,
             head_time: self.rulebook.policy.limits.head_time,

@@ -15,6 +15,7 @@
 //! | bodies between the two sides | `buffers` each way | 192 |
 //! | long beginnings of undecided connections | `peeks` | 16 |
 //! | large HTTP/2 windows, two for each connection | 1 MiB of [`Limits::LARGE_WINDOWS`] | 96 |
+//! | windows of brotli and zstd | 8 MiB of [`Limits::LARGE_DECODERS`] | 128 |
 //!
 //! Beside that a connection and a request hold little each, unless their agent does all it can, and
 //! what all of them hold grows with `connections` and `requests`:
@@ -26,6 +27,7 @@
 //! | an intercepted one: TLS records on both sides | as much as both have under way | 160 |
 //! | its HTTP/2 windows | 64 KiB each way | 128 |
 //! | a request: its head | `head_bytes` | 64 |
+//! | a decoder of gzip, and a piece of its text | | 64 |
 //! | a part of each body that waits for room | 16 KiB each way | 32 |
 //!
 //! The kernel's socket buffers are the kernel's to bound (`tcp_mem`).
@@ -88,6 +90,10 @@ pub struct Windows {
     pub large: bool,
     taken: Arc<Taken>,
 }
+
+/// A decoder with a window of megabytes. Given back when dropped.
+#[derive(Debug)]
+pub struct LargeDecoder(Arc<Taken>);
 
 /// What an agent does at a rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -357,6 +363,12 @@ impl Taken {
         Windows { large, taken: Arc::clone(self) }
     }
 
+    /// A place for a decoder with a large window, where the agent and its group have one left.
+    pub fn large_decoder(self: &Arc<Self>) -> Option<LargeDecoder> {
+        let may = Tally::add_large_decoder(&self.agent, &self.group);
+        may.then(|| LargeDecoder(Arc::clone(self)))
+    }
+
     /// Counts bytes of a body for as long as they are held anywhere, where the agent and its group
     /// have room.
     ///
@@ -397,6 +409,14 @@ impl Drop for RequestPlace {
     fn drop(&mut self) {
         for tally in [&self.0.agent, &self.0.group] {
             tally.counts.requests.fetch_sub(1, Relaxed);
+        }
+    }
+}
+
+impl Drop for LargeDecoder {
+    fn drop(&mut self) {
+        for tally in [&self.0.agent, &self.0.group] {
+            tally.counts.large_decoders.fetch_sub(1, Relaxed);
         }
     }
 }

@@ -65,6 +65,8 @@ impl Limits {
     pub const LARGE_WINDOWS: usize = 48;
     /// The same, of one agent.
     pub const AGENT_LARGE_WINDOWS: usize = 16;
+    /// Decoders with a window of up to 8 MiB, for the answers to all agents.
+    pub const LARGE_DECODERS: usize = 16;
     /// Requests under way that every group may have, however many groups there are.
     pub const LEAST_REQUESTS: usize = 32;
     /// Bytes of bodies each way that every group may hold, however many groups there are.
@@ -114,6 +116,8 @@ pub struct Quota {
     pub peeks: usize,
     /// HTTP/2 connections with large windows.
     pub large_windows: usize,
+    /// Decoders with large windows.
+    pub large_decoders: usize,
     /// Requests a second.
     pub new_requests: u32,
 }
@@ -132,6 +136,7 @@ impl Quota {
             peeks: (limits.peeks / groups).max(limits.peek_bytes),
             requests: (limits.requests / groups).max(Limits::LEAST_REQUESTS),
             large_windows: (Limits::LARGE_WINDOWS / groups).max(1),
+            large_decoders: (Limits::LARGE_DECODERS / groups).max(1),
             new_requests: limits.agent_new_requests.saturating_mul(Self::GROUP_RATE),
         }
     }
@@ -146,6 +151,7 @@ impl Quota {
             peeks: limits.agent_peeks.min(half(self.peeks).max(limits.peek_bytes)),
             requests: limits.agent_requests.min(half(self.requests)),
             large_windows: Limits::AGENT_LARGE_WINDOWS.min(half(self.large_windows)),
+            large_decoders: half(self.large_decoders),
             new_requests: limits.agent_new_requests,
         }
     }
@@ -173,6 +179,7 @@ mod tests {
             assert!(2 * own.connections <= part.connections, "{groups}");
             assert!(2 * own.requests <= part.requests, "{groups}");
             assert!(2 * own.large_windows <= part.large_windows.max(2), "{groups}");
+            assert!(2 * own.large_decoders <= part.large_decoders.max(2), "{groups}");
             assert!(2 * own.peeks <= part.peeks && own.peeks >= limits.peek_bytes, "{groups}");
         }
         let many = Quota::of_group(&limits, 10_000);
@@ -184,8 +191,9 @@ mod tests {
     fn what_waits_in_large_pieces_is_less_than_the_memory_that_is_promised() {
         let (limits, mib) = (Limits::default(), 1024 * 1024);
         let large_windows = Limits::LARGE_WINDOWS * 2 * mib;
-        let together = 2 * limits.buffers + limits.peeks + large_windows;
-        assert_eq!(together, 304 * mib);
+        let decoders = Limits::LARGE_DECODERS * 8 * mib;
+        let together = 2 * limits.buffers + limits.peeks + large_windows + decoders;
+        assert_eq!(together, 432 * mib);
         assert!(together < 512 * mib);
     }
 }

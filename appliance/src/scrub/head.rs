@@ -1,6 +1,7 @@
 //! Response heads and trailers, and what a request may ask for so that its response can be read.
 //!
-//! Errs on the side of refusal: an encoding or a part that cannot be scanned is no response.
+//! Errs on the side of refusal: an encoding or a part that cannot be scanned is no response. Where a
+//! body is decoded on the way, [`super::decoded_head`] has made the head one without a coding before.
 
 use std::ops::Not as _;
 
@@ -13,7 +14,10 @@ use http::{
     },
 };
 
-use super::masks::{Masks, overwrite};
+use super::{
+    coding::{Accepted, accept},
+    masks::{Masks, overwrite},
+};
 use crate::{policy::ResponseRules, reason::Reason};
 
 /// What was done to a head or to trailers.
@@ -53,11 +57,15 @@ pub fn mask_trailers(masks: &Masks, rules: &ResponseRules, trailers: &mut Header
     report
 }
 
-/// Makes a request ask for a response that can be read: no coding, no character set by choice, no
-/// delta, no compressed messages inside gRPC, Connect or WebSocket, and no part of a whole unless ranges are allowed.
-/// `TE` keeps `trailers` alone, which gRPC needs.
-pub fn request_encodings(rules: &ResponseRules, headers: &mut HeaderMap) {
-    headers.insert(ACCEPT_ENCODING, IDENTITY);
+/// Makes a request ask for a response that can be read: no coding but those `accepted` that it asks
+/// for, no character set by choice, no delta, no compressed messages inside gRPC, Connect or
+/// WebSocket, and no part of a whole unless ranges are allowed. A part that is compressed could not be
+/// read. `TE` keeps `trailers` alone, which gRPC needs.
+pub fn request_encodings(rules: &ResponseRules, accepted: Accepted, headers: &mut HeaderMap) {
+    let in_part = rules.ranges && headers.contains_key(RANGE);
+    let accepted = if in_part { Accepted::Identity } else { accepted };
+    let codings = accept(accepted, headers.get_all(ACCEPT_ENCODING).iter());
+    headers.insert(ACCEPT_ENCODING, codings);
     for name in &MESSAGE_CODINGS_ACCEPTED {
         if headers.contains_key(name) {
             headers.insert(name, IDENTITY);
@@ -99,7 +107,7 @@ fn is_encoded(headers: &HeaderMap) -> bool {
 }
 
 /// The members of a comma-separated list.
-fn options(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
+pub(super) fn options(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
     value.as_bytes().split(|&byte| byte == b',').map(<[u8]>::trim_ascii)
 }
 
@@ -140,7 +148,7 @@ fn mask_value(masks: &Masks, value: &mut HeaderValue, report: &mut HeadReport) {
     value.set_sensitive(sensitive);
 }
 
-const IDENTITY: HeaderValue = HeaderValue::from_static("identity");
+pub(super) const IDENTITY: HeaderValue = HeaderValue::from_static("identity");
 const A_IM: HeaderName = HeaderName::from_static("a-im");
 const SET_COOKIE2: HeaderName = HeaderName::from_static("set-cookie2");
 
@@ -159,7 +167,7 @@ static CODINGS: [HeaderName; 3] = [
 ];
 
 /// A digest tells whether a guess at what was masked is right (RFC 9530 and its forerunners).
-static DIGESTS: [HeaderName; 4] = [
+pub(super) static DIGESTS: [HeaderName; 4] = [
     HeaderName::from_static("content-md5"),
     HeaderName::from_static("digest"),
     HeaderName::from_static("content-digest"),
@@ -291,7 +299,7 @@ mod tests {
             ("sec-websocket-extensions", "permessage-deflate"),
         ];
         let mut headers = fields(&request);
-        request_encodings(&CLOSED, &mut headers);
+        request_encodings(&CLOSED, Accepted::Identity, &mut headers);
         assert_eq!(names(&headers), ["accept-encoding", "grpc-accept-encoding", "te"]);
         assert_eq!(headers.len(), 3);
         assert_eq!(
@@ -301,7 +309,7 @@ mod tests {
         assert_eq!(headers["grpc-accept-encoding"], "identity");
 
         let mut headers = fields(&[("range", "bytes=0-1"), ("te", "deflate")]);
-        request_encodings(&OPEN, &mut headers);
+        request_encodings(&OPEN, Accepted::Identity, &mut headers);
         assert_eq!(names(&headers), ["accept-encoding", "range"]);
     }
 }

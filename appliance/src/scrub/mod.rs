@@ -17,22 +17,29 @@
 //! A whole match does tell, since that is what masks are for: whoever guesses all of a value sees
 //! it masked. Values that can be guessed are no secrets.
 //!
-//! Whatever cannot be read (an encoding that was not asked for, a range that may cut a secret in
-//! two) is refused rather than passed. Transforms beyond this list pass; so do the up to six bits
+//! A compressed body is decoded first ([`Decoder`]). Whatever cannot be read (an encoding that is not
+//! known, a range that may cut a secret in two) is refused rather than passed. Transforms beyond this list pass; so do the up to six bits
 //! of a secret that its outermost base64 characters share with their neighbours, and what came
 //! before an upstream's pause in the middle of a secret.
 
+mod coding;
 mod decode;
 mod envelope;
 mod escape;
 mod form;
 mod head;
 mod masks;
+mod range;
 mod search;
 mod stream;
 
+pub use coding::{
+    Accepted, Coding, Decoder, PIECE, Progress, Undecodable, asked_codings, content_coding,
+    decoded_head,
+};
 pub use head::{HeadReport, in_envelopes, mask_head, mask_trailers, request_encodings};
 pub use masks::Masks;
+pub use range::{Part, Window};
 pub use stream::MaskStream;
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! it is expected of. `make fuzz` looks for such bytes, led by coverage; the tests of this crate run
 //! what it found worth keeping.
 
+mod coded;
 mod dns;
 mod framing;
 mod hello;
@@ -22,7 +23,8 @@ mod world;
 pub type Target = fn(&[u8]);
 
 /// Each by its name, which is also that of the folder of its corpus.
-pub static TARGETS: [(&str, Target); 9] = [
+pub static TARGETS: [(&str, Target); 10] = [
+    ("coded", coded::any_stream),
     ("dns", dns::any_query),
     ("framing", framing::any_stream),
     ("hello", hello::any_records),

@@ -7,7 +7,7 @@
 //! | `/reflect-split` | the credential in the body, one byte a chunk |
 //! | `/v1/pieces?bytes=N&ms=M` | the request's body, N bytes at a time, with a pause after each |
 //! | `/v1/scripted/N` | what the test has written beforehand: [`super::Script`] |
-//! | `/gzip` | the credential in a compressed body |
+//! | `/v1/coded`, `/v1/coded-events` | see [`coded`] |
 //! | `/sse?n=5&ms=100` | events with a pause between them |
 //! | `/gated?n=5` | events, each when the test asks for it: [`super::Origin::release`] |
 //! | `/big?bytes=N` | N bytes |
@@ -24,9 +24,8 @@
 //! | anything else | the request as it arrived, in JSON |
 
 use std::{
-    io::{self, Write as _},
+    io,
     pin::Pin,
-    process::{Command, Stdio},
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
     task::{Context, Poll},
     time::Duration,
@@ -41,7 +40,7 @@ use serde_json::json;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::{
-    git, live, models,
+    coded, git, live, models,
     record::{Log, Received},
     scripted,
 };
@@ -99,7 +98,8 @@ async fn route(request: &Received) -> Answer {
         "/reflect-split" => split(credential(request)),
         "/v1/pieces" => pieces(request),
         _ if path.starts_with("/v1/scripted/") => scripted::answer(request),
-        "/gzip" => gzip(request),
+        "/v1/coded" => coded::answer(request),
+        "/v1/coded-events" => coded::events(request),
         "/sse" => events(request),
         "/gated" => gated(number(request, "n").unwrap_or(5)),
         "/big" => big(number(request, "bytes").unwrap_or(1 << 20)),
@@ -217,21 +217,6 @@ fn pieces(request: &Received) -> Answer {
             tokio::time::sleep(pause).await;
         }
     })
-}
-
-fn gzip(request: &Received) -> Answer {
-    let packed = pack(credential(request).as_bytes()).unwrap_or_default();
-    let mut answer = whole("text/plain", packed);
-    answer.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-    answer
-}
-
-fn pack(bytes: &[u8]) -> io::Result<Vec<u8>> {
-    let mut gzip = Command::new("gzip").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-    if let Some(mut stdin) = gzip.stdin.take() {
-        stdin.write_all(bytes)?;
-    }
-    Ok(gzip.wait_with_output()?.stdout)
 }
 
 fn events(request: &Received) -> Answer {
@@ -380,11 +365,11 @@ pub(super) static GATE: Semaphore = Semaphore::const_new(0);
 /// Answers of `/gated` that were given up.
 pub(super) static ABANDONED: AtomicUsize = AtomicUsize::new(0);
 
-fn pause(request: &Received) -> Duration {
+pub(super) fn pause(request: &Received) -> Duration {
     Duration::from_millis(number(request, "ms").unwrap_or(100))
 }
 
-fn number(request: &Received, name: &str) -> Option<u64> {
+pub(super) fn number(request: &Received, name: &str) -> Option<u64> {
     number_in(&request.uri, name)
 }
 
@@ -393,7 +378,7 @@ pub(super) fn number_in(uri: &Uri, name: &str) -> Option<u64> {
     parameter(uri, name)?.parse().ok()
 }
 
-fn parameter<'r>(uri: &'r Uri, name: &str) -> Option<&'r str> {
+pub(super) fn parameter<'r>(uri: &'r Uri, name: &str) -> Option<&'r str> {
     let pairs = uri.query()?.split('&').filter_map(|pair| pair.split_once('='));
     pairs.filter(|(key, _)| *key == name).map(|(_, value)| value).next()
 }

@@ -5,6 +5,7 @@
 //! them. What they answer depends on the path and is listed in [`answer`].
 
 mod answer;
+mod coded;
 mod git;
 mod live;
 mod models;
@@ -37,6 +38,7 @@ use crate::{
 };
 
 pub use answer::pattern;
+pub use coded::{TEXT, forms};
 pub use record::{Connection, Log, Received};
 pub use scripted::{Script, Step};
 

@@ -31,6 +31,7 @@ pub(super) struct Counts {
     pub(super) connections: AtomicUsize,
     pub(super) requests: AtomicUsize,
     pub(super) large_windows: AtomicUsize,
+    pub(super) large_decoders: AtomicUsize,
     pub(super) minting: Mutex<Pace>,
     asking: Mutex<Pace>,
     probing: Mutex<Pace>,
@@ -75,6 +76,7 @@ impl Tally {
             connections: AtomicUsize::new(0),
             requests: AtomicUsize::new(0),
             large_windows: AtomicUsize::new(0),
+            large_decoders: AtomicUsize::new(0),
             minting: Mutex::new(Pace::new(now)),
             asking: Mutex::new(Pace::new(now)),
             probing: Mutex::new(Pace::new(now)),
@@ -136,6 +138,16 @@ impl Tally {
         let may = agent.may_have(group, count, |quota| quota.large_windows);
         for tally in [agent, group] {
             tally.counts.large_windows.fetch_sub(usize::from(!may), Relaxed);
+        }
+        may
+    }
+
+    /// Counts a decoder with a large window against the agent and its group, where both have one left.
+    pub(super) fn add_large_decoder(agent: &Self, group: &Self) -> bool {
+        let count = |tally: &Self| tally.counts.large_decoders.fetch_add(1, Relaxed);
+        let may = agent.may_have(group, count, |quota| quota.large_decoders);
+        for tally in [agent, group] {
+            tally.counts.large_decoders.fetch_sub(usize::from(!may), Relaxed);
         }
         may
     }

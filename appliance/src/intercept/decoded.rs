@@ -1,0 +1,218 @@
+//! The body that comes from an upstream, decoded where it is compressed.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, header::ACCEPT_ENCODING};
+use http_body::{Body as _, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use super::exchange::Connection;
+use crate::{
+    limits::{CodedPlace, LargeDecoder},
+    reason::Reason,
+    scrub::{Accepted, Coding, Decoder, Progress, asked_codings},
+};
+
+/// How the answer to a request is read.
+pub(super) enum Reading {
+    /// Nothing is masked at such a host, and it is passed on as it is.
+    Unread,
+    /// It is decoded, where it is compressed.
+    Decoded(Places),
+}
+
+/// The places that a compressed answer may take.
+#[derive(Default)]
+pub(super) struct Places {
+    coded: Option<CodedPlace>,
+    large: Option<LargeDecoder>,
+}
+
+/// What an upstream sends.
+pub(super) enum Source {
+    /// As it is.
+    Plain(Incoming),
+    /// Compressed.
+    Coded(Box<Coded>),
+}
+
+/// A compressed body.
+pub(super) struct Coded {
+    inner: Incoming,
+    decoder: Decoder,
+    trailers: Option<HeaderMap>,
+    drained: bool,
+    ended: bool,
+    place: CodedPlace,
+    _large: Option<LargeDecoder>,
+}
+
+impl Reading {
+    /// What the API may be asked for.
+    pub(super) fn accepted(&self) -> Accepted {
+        match self {
+            Self::Unread => Accepted::Identity,
+            Self::Decoded(places) => places.accepted(),
+        }
+    }
+}
+
+impl Places {
+    /// Takes those for what a request asks for, as far as there are any.
+    pub(super) fn of(connection: &Connection, headers: &HeaderMap) -> Self {
+        let asked = asked_codings(headers.get_all(ACCEPT_ENCODING).iter());
+        let coded = (asked != Accepted::Identity).then(|| connection.coded.place()).flatten();
+        let is_large = coded.is_some() && asked == Accepted::All;
+        let large = is_large.then(|| connection.taken.large_decoder()).flatten();
+        Self { coded, large }
+    }
+
+    /// What the API may be asked for.
+    pub(super) fn accepted(&self) -> Accepted {
+        match (&self.coded, &self.large) {
+            (None, _) => Accepted::Identity,
+            (Some(_), None) => Accepted::Small,
+            (Some(_), Some(_)) => Accepted::All,
+        }
+    }
+
+    /// The source of a body that is compressed. One that nobody asked for takes its places now.
+    pub(super) fn decode(
+        self,
+        connection: &Connection,
+        coding: Coding,
+        inner: Incoming,
+    ) -> Result<Source, Reason> {
+        let place = self.coded.or_else(|| connection.coded.place());
+        let place = place.ok_or(Reason::ResponseUnscannable)?;
+        let large = match coding {
+            Coding::Gzip | Coding::Deflate => None,
+            Coding::Brotli | Coding::Zstd => {
+                let large = self.large.or_else(|| connection.taken.large_decoder());
+                Some(large.ok_or(Reason::ResponseUnscannable)?)
+            }
+        };
+        Ok(Source::Coded(Box::new(Coded {
+            inner,
+            decoder: Decoder::new(coding),
+            trailers: None,
+            drained: false,
+            ended: false,
+            place,
+            _large: large,
+        })))
+    }
+}
+
+impl Source {
+    pub(super) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Reason>>> {
+        match self {
+            Self::Plain(body) => Pin::new(body)
+                .poll_frame(cx)
+                .map(|frame| frame.map(|it| it.map_err(|_| Reason::UpstreamUnreachable))),
+            Self::Coded(body) => body.poll_frame(cx),
+        }
+    }
+
+    /// Whether it is known that no frame follows. Of a compressed body it never is, so that what
+    /// belongs to its end comes by itself, whatever the upstream's last bytes came with.
+    pub(super) fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Plain(body) => body.is_end_stream(),
+            Self::Coded(_) => false,
+        }
+    }
+
+    pub(super) fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Plain(body) => body.size_hint(),
+            Self::Coded(_) => SizeHint::default(),
+        }
+    }
+
+    /// Whether the upstream may be waiting for an answer to all that came.
+    pub(super) fn rests(&self) -> bool {
+        match self {
+            Self::Plain(_) => true,
+            Self::Coded(body) => body.decoder.rests(),
+        }
+    }
+
+    /// Whether it rests, and [`Self::rest`] has something to give.
+    pub(super) fn has_rest(&self) -> bool {
+        matches!(self, Self::Coded(body) if body.decoder.has_rest())
+    }
+
+    /// What came and was in no frame yet, where it [rests](Self::rests).
+    pub(super) fn rest(&mut self) -> Bytes {
+        match self {
+            Self::Plain(_) => Bytes::new(),
+            Self::Coded(body) => body.decoder.rest(),
+        }
+    }
+
+    /// A secret was seen in it.
+    pub(super) fn holds_secret(&self) {
+        if let Self::Coded(body) = self {
+            body.place.close();
+        }
+    }
+}
+
+impl Coded {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Reason>>> {
+        loop {
+            match self.decoder.advance() {
+                Ok(Progress::Piece(piece)) => return Poll::Ready(Some(Ok(Frame::data(piece)))),
+                Ok(Progress::Busy) => {
+                    // Others have their turn.
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                Ok(Progress::Hungry) if self.drained => return Poll::Ready(self.end()),
+                Ok(Progress::Hungry) => {}
+                Err(why) => {
+                    tracing::debug!(%why, "a compressed answer");
+                    return Poll::Ready(Some(Err(Reason::ResponseUnscannable)));
+                }
+            }
+            match ready!(Pin::new(&mut self.inner).poll_frame(cx)) {
+                Some(Ok(frame)) => self.take(frame),
+                Some(Err(_)) => return Poll::Ready(Some(Err(Reason::UpstreamUnreachable))),
+                None => self.drained = true,
+            }
+        }
+    }
+
+    fn take(&mut self, frame: Frame<Bytes>) {
+        match frame.into_data() {
+            Ok(data) => self.decoder.push(data),
+            Err(frame) => {
+                self.trailers = frame.into_trailers().ok();
+                self.drained = true;
+            }
+        }
+    }
+
+    fn end(&mut self) -> Option<Result<Frame<Bytes>, Reason>> {
+        if !self.ended {
+            self.ended = true;
+            match self.decoder.finish() {
+                Ok(rest) if !rest.is_empty() => return Some(Ok(Frame::data(rest))),
+                Ok(_) => {}
+                Err(why) => {
+                    tracing::debug!(%why, "a compressed answer");
+                    return Some(Err(Reason::ResponseUnscannable));
+                }
+            }
+        }
+        self.trailers.take().map(|trailers| Ok(Frame::trailers(trailers)))
+    }
+}

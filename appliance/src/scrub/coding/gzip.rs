@@ -1,0 +1,202 @@
+//! The frame of gzip: any number of members, each with a head, a deflate stream and a sum.
+
+use flate2::Crc;
+
+use super::{Codec, Mark, Step, Undecodable, deflate::Inflate};
+
+/// A body of gzip members.
+pub(super) struct Gzip {
+    at: At,
+    head: Head,
+    inflate: Inflate,
+    sum: Crc,
+}
+
+/// Where in a member the next byte is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum At {
+    /// Before any.
+    Begin,
+    Head,
+    Text,
+    /// The sum and the length, of which so many bytes were read.
+    Foot(usize, u64),
+    /// Behind one, where another may begin.
+    End,
+}
+
+impl Gzip {
+    pub(super) fn new() -> Self {
+        let (head, inflate) = (Head::default(), Inflate::raw());
+        Self { at: At::Begin, head, inflate, sum: Crc::new() }
+    }
+
+    fn text(&mut self, input: &[u8], out: &mut [u8]) -> Result<Step, Undecodable> {
+        let step = self.inflate.decode(input, out)?;
+        self.sum.update(out.get(..step.written).unwrap_or_default());
+        if self.inflate.has_ended() {
+            self.at = At::Foot(0, 0);
+        }
+        Ok(step)
+    }
+
+    /// Everything but the text goes byte by byte.
+    fn frame(&mut self, byte: u8) -> Result<(), Undecodable> {
+        match self.at {
+            At::Begin | At::End => {
+                (self.head, self.sum) = (Head::default(), Crc::new());
+                self.inflate.reset();
+                self.at = At::Head;
+                self.head(byte)
+            }
+            At::Head => self.head(byte),
+            At::Foot(count, foot) => self.foot(count + 1, foot >> 8 | u64::from(byte) << 56),
+            At::Text => Ok(()),
+        }
+    }
+
+    fn head(&mut self, byte: u8) -> Result<(), Undecodable> {
+        if self.head.take(byte)? {
+            self.at = At::Text;
+        }
+        Ok(())
+    }
+
+    fn foot(&mut self, count: usize, foot: u64) -> Result<(), Undecodable> {
+        let said = u64::from(self.sum.amount()) << 32 | u64::from(self.sum.sum());
+        self.at = match count == FOOT {
+            true if said == foot => At::End,
+            true => return Err(Undecodable::Malformed),
+            false => At::Foot(count, foot),
+        };
+        Ok(())
+    }
+}
+
+impl Codec for Gzip {
+    fn stretch(&mut self, input: &[u8], _: bool) -> usize {
+        if self.at == At::Text { self.inflate.stretch(input) } else { 1 }
+    }
+
+    fn decode(&mut self, input: &[u8], out: &mut [u8]) -> Result<Step, Undecodable> {
+        if self.at == At::Text {
+            return self.text(input, out);
+        }
+        match input.first() {
+            Some(&byte) => self.frame(byte).map(|()| Step { read: 1, ..Step::default() }),
+            None => Ok(Step::default()),
+        }
+    }
+
+    fn mark(&mut self) -> Mark {
+        match self.at {
+            At::Text => self.inflate.mark(),
+            At::End => Mark::Flush,
+            _ => Mark::None,
+        }
+    }
+
+    fn is_whole(&self) -> bool {
+        self.at == At::End
+    }
+}
+
+/// The head of a member (RFC 1952, section 2.3), as far as it was read.
+#[derive(Default)]
+struct Head {
+    part: Part,
+    flags: u8,
+    sum: Crc,
+    /// Bytes of the part that were read.
+    count: usize,
+    /// The last two bytes.
+    last: u16,
+    length: usize,
+}
+
+#[derive(Default, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    #[default]
+    Fixed,
+    ExtraLength,
+    Extra(u16),
+    Name,
+    Comment,
+    Sum(u16),
+    Done,
+}
+
+impl Head {
+    /// Takes a byte, and says whether it was the last.
+    fn take(&mut self, byte: u8) -> Result<bool, Undecodable> {
+        self.length += 1;
+        self.count += 1;
+        self.last = self.last >> 8 | u16::from(byte) << 8;
+        if self.length > LONGEST_HEAD || !self.may_be(byte) {
+            return Err(Undecodable::Malformed);
+        }
+        self.sum.update(&[byte]);
+        if self.ends(byte) {
+            self.count = 0;
+            self.part = self.next();
+        }
+        Ok(self.part == Part::Done)
+    }
+
+    fn may_be(&mut self, byte: u8) -> bool {
+        match (self.part, self.count) {
+            (Part::Fixed, 1) => byte == 0x1f,
+            (Part::Fixed, 2) => byte == 0x8b,
+            (Part::Fixed, 3) => byte == DEFLATE,
+            (Part::Fixed, 4) => {
+                self.flags = byte;
+                byte & RESERVED == 0
+            }
+            (Part::Sum(sum), 2) => self.last == sum,
+            _ => true,
+        }
+    }
+
+    fn ends(&self, byte: u8) -> bool {
+        match self.part {
+            Part::Fixed => self.count == FIXED,
+            Part::ExtraLength | Part::Sum(_) => self.count == 2,
+            Part::Extra(length) => self.count == usize::from(length),
+            Part::Name | Part::Comment => byte == 0,
+            Part::Done => true,
+        }
+    }
+
+    /// The part behind one that has ended.
+    fn next(&self) -> Part {
+        let has = |flag: u8| self.flags & flag != 0;
+        let behind = |part: u8| match part {
+            0 if has(EXTRA) => Part::ExtraLength,
+            0 | 1 if has(NAME) => Part::Name,
+            0..=2 if has(COMMENT) => Part::Comment,
+            0..=3 if has(SUM) => Part::Sum(self.sum.sum() as u16),
+            _ => Part::Done,
+        };
+        match self.part {
+            Part::Fixed => behind(0),
+            Part::ExtraLength if self.last > 0 => Part::Extra(self.last),
+            Part::ExtraLength | Part::Extra(_) => behind(1),
+            Part::Name => behind(2),
+            Part::Comment => behind(3),
+            Part::Sum(_) | Part::Done => Part::Done,
+        }
+    }
+}
+
+/// Bytes before what is optional.
+const FIXED: usize = 10;
+/// Bytes of the sum and the length.
+const FOOT: usize = 8;
+/// Bytes of a head. Nobody fills one up.
+const LONGEST_HEAD: usize = 8 * 1024;
+const DEFLATE: u8 = 8;
+const SUM: u8 = 2;
+const EXTRA: u8 = 4;
+const NAME: u8 = 8;
+const COMMENT: u8 = 16;
+const RESERVED: u8 = 0xe0;

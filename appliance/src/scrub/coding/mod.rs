@@ -1,0 +1,269 @@
+//! A compressed body is decoded before it is searched, and goes on as plain text.
+//!
+//! It goes on plain, and is not compressed anew: what the gateway compressed, with a secret masked in
+//! it or not, would have a length for agents to measure, and the network between agents and their
+//! gateway is a fast one.
+//!
+//! A length is dangerous. Where an origin compresses what an agent wrote and a secret together, the
+//! compressed text is shorter the more both agree. So nothing that an agent receives is cut where
+//! compressed bytes were cut: [`Decoder`] gives decoded text in pieces of [`PIECE`] bytes, and where
+//! the origin flushed its compressor, which it does where a message of its protocol ends. Sizes are a
+//! function of the text and of these places. Times are another matter: see [`crate::limits`].
+//!
+//! What decodes, and why:
+//!
+//! - gzip and deflate: `flate2` over `miniz_oxide`, the Rust project's own and without `unsafe` in the
+//!   decoder. The gzip frame is read here, byte by byte, because flate2 has it over a reader alone.
+//! - br: `brotli-decompressor`, which forbids `unsafe`, and whose state tells where meta-blocks end.
+//! - zstd: `zstd-safe`, which is libzstd, fuzzed without pause, with a bound for its window. The
+//!   decoder in Rust (`ruzstd`) gives a byte only after a window of others has followed it, so that
+//!   an event stream would never arrive.
+//!
+//! A stream that is cut, damaged or followed by something else is an error, never an end.
+
+mod brotli;
+mod deflate;
+mod gzip;
+mod head;
+mod zstd;
+
+use bytes::{Buf as _, Bytes, BytesMut};
+
+pub(super) use head::accept;
+pub use head::{Accepted, asked_codings, content_coding, decoded_head};
+
+/// How a body is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Coding {
+    /// `gzip`, RFC 1952.
+    Gzip,
+    /// `deflate`: RFC 1950, and RFC 1951 without the frame that it should have.
+    Deflate,
+    /// `br`, RFC 7932.
+    Brotli,
+    /// `zstd`, RFC 8878.
+    Zstd,
+}
+
+/// Why a body cannot be decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Undecodable {
+    /// It is no such stream, it is damaged, or something follows it.
+    Malformed,
+    /// It ended in the middle.
+    Cut,
+    /// It wants more memory than a decoder may have.
+    Window,
+    /// It grows too much.
+    Ratio,
+}
+
+/// What a decoder has to say.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// The next piece of the text.
+    Piece(Bytes),
+    /// Much was read and nothing came of it yet. There is more to be read.
+    Busy,
+    /// All input was read.
+    Hungry,
+}
+
+/// Decodes one body.
+pub struct Decoder {
+    codec: Box<dyn Codec>,
+    input: Bytes,
+    stretch: Stretch,
+    piece: BytesMut,
+    read: u64,
+    written: u64,
+    rests: bool,
+    broken: Option<Undecodable>,
+}
+
+/// A part of the input that is decoded before the decoder is asked whether the stream was flushed.
+#[derive(Debug, Clone, Copy, Default)]
+struct Stretch {
+    left: usize,
+    /// All of it was read, but some of what it stands for may still be in the decoder: the last call
+    /// wrote something.
+    ends: bool,
+}
+
+/// What one call of a codec did.
+#[derive(Debug, Clone, Copy, Default)]
+struct Step {
+    read: usize,
+    written: usize,
+    /// Whether the stretch ends here, since something else begins.
+    turns: bool,
+}
+
+/// Where the text of a stream may be cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mark {
+    /// In the middle of something.
+    None,
+    /// A whole number of the compressor's blocks. What is before is all that it has been given, or not.
+    Block,
+    /// The compressor was told to give all that it had.
+    Flush,
+}
+
+/// One kind of stream.
+trait Codec: Send {
+    /// How many bytes of `input`, at least one and no more than there are, to decode before
+    /// [`Self::mark`] is asked. `is_all` where more has not come yet.
+    fn stretch(&mut self, input: &[u8], is_all: bool) -> usize;
+
+    /// Decodes.
+    fn decode(&mut self, input: &[u8], out: &mut [u8]) -> Result<Step, Undecodable>;
+
+    /// What the end of a stretch is, once all that it stands for was given.
+    fn mark(&mut self) -> Mark;
+
+    /// Whether the input may end here.
+    fn is_whole(&self) -> bool;
+}
+
+impl Decoder {
+    /// A decoder at the beginning of a body.
+    pub fn new(coding: Coding) -> Self {
+        let codec: Box<dyn Codec> = match coding {
+            Coding::Gzip => Box::new(gzip::Gzip::new()),
+            Coding::Deflate => Box::new(deflate::Deflate::new()),
+            Coding::Brotli => Box::new(brotli::Brotli::new()),
+            Coding::Zstd => Box::new(zstd::Zstd::new()),
+        };
+        Self {
+            codec,
+            input: Bytes::new(),
+            stretch: Stretch::default(),
+            piece: BytesMut::new(),
+            read: 0,
+            written: 0,
+            rests: true,
+            broken: None,
+        }
+    }
+
+    /// Takes more input. Everything before should have been read, or both are joined.
+    pub fn push(&mut self, input: Bytes) {
+        self.input =
+            if self.input.is_empty() { input } else { [&*self.input, &*input].concat().into() };
+    }
+
+    /// Goes on decoding, for a bounded time.
+    ///
+    /// # Errors
+    ///
+    /// The body cannot be decoded. It stays so.
+    pub fn advance(&mut self) -> Result<Progress, Undecodable> {
+        match self.broken {
+            Some(why) => Err(why),
+            None => self.steps().inspect_err(|&why| self.broken = Some(why)),
+        }
+    }
+
+    /// What is left of the text once there is no more input.
+    ///
+    /// # Errors
+    ///
+    /// The stream has not come to its end.
+    pub fn finish(&mut self) -> Result<Bytes, Undecodable> {
+        match self.broken {
+            Some(why) => Err(why),
+            // No stream at all stands for an empty body, as it does for other readers.
+            None if self.read == 0 || self.codec.is_whole() => Ok(self.piece.split().freeze()),
+            None => Err(Undecodable::Cut),
+        }
+    }
+
+    /// Whether all input was read, and ended where the compressor may have been told to give all it
+    /// had. An origin that now waits for an answer may be waiting for one to what came before.
+    pub fn rests(&self) -> bool {
+        self.rests && self.input.is_empty() && self.broken.is_none()
+    }
+
+    /// Whether it rests, and [`Self::rest`] has something to give.
+    pub fn has_rest(&self) -> bool {
+        self.rests() && !self.piece.is_empty()
+    }
+
+    /// What was decoded and is in no piece yet, where the decoder [rests](Self::rests).
+    pub fn rest(&mut self) -> Bytes {
+        if self.rests() { self.piece.split().freeze() } else { Bytes::new() }
+    }
+
+    fn steps(&mut self) -> Result<Progress, Undecodable> {
+        let before = self.read;
+        while !self.input.is_empty() || self.stretch.ends {
+            if self.read - before >= BUSY as u64 {
+                return Ok(Progress::Busy);
+            }
+            let mark = self.step()?;
+            self.rests = mark != Mark::None;
+            if self.piece.len() == PIECE || mark == Mark::Flush && !self.piece.is_empty() {
+                return Ok(Progress::Piece(self.piece.split().freeze()));
+            }
+        }
+        Ok(Progress::Hungry)
+    }
+
+    fn step(&mut self) -> Result<Mark, Undecodable> {
+        if self.stretch.left == 0 && !self.stretch.ends {
+            let input = self.input.get(..self.input.len().min(BUSY)).unwrap_or_default();
+            let is_all = input.len() == self.input.len();
+            self.stretch.left = self.codec.stretch(input, is_all).clamp(1, input.len());
+        }
+        let input = self.input.get(..self.stretch.left).unwrap_or_default();
+        let begin = self.piece.len();
+        self.piece.resize(PIECE, 0);
+        let room = self.piece.get_mut(begin..).unwrap_or_default();
+        let step = self.codec.decode(input, room)?;
+        self.piece.truncate(begin + step.written);
+        self.input.advance(step.read);
+        self.count(step)?;
+        self.stretch.left = if step.turns { 0 } else { self.stretch.left - step.read };
+        self.stretch.ends = self.stretch.left == 0 && step.written > 0;
+        if self.stretch.left > 0 || self.stretch.ends {
+            let stands = step.read == 0 && step.written == 0;
+            return if stands { Err(Undecodable::Malformed) } else { Ok(Mark::None) };
+        }
+        Ok(self.codec.mark())
+    }
+
+    fn count(&mut self, step: Step) -> Result<(), Undecodable> {
+        self.read += step.read as u64;
+        self.written += step.written as u64;
+        let too_much = self.written > FREE && self.written / RATIO > self.read;
+        if too_much { Err(Undecodable::Ratio) } else { Ok(()) }
+    }
+}
+
+impl std::fmt::Display for Undecodable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Malformed => "the body is not what its coding says",
+            Self::Cut => "the compressed body ended in the middle",
+            Self::Window => "the compressed body wants too much memory",
+            Self::Ratio => "the compressed body grows too much",
+        })
+    }
+}
+
+/// Bytes of text that go on together.
+pub const PIECE: usize = 16 * 1024;
+/// Bytes of input that are read without a pause.
+const BUSY: usize = 16 * 1024;
+/// How often longer than its input the text may be, beyond the first [`FREE`] bytes: what web servers
+/// allow by default. A text without a bound for its length costs what any long text does.
+const RATIO: u64 = 200;
+/// Bytes of text that may be of any ratio.
+const FREE: u64 = 4 * 1024 * 1024;
+/// The largest window: 8 MiB, the most that RFC 9659 lets zstd have in HTTP, and half of what brotli
+/// could.
+const WINDOW_BITS: u32 = 23;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,186 @@
+//! Zstandard streams: any number of frames, and of those that are skipped.
+
+use zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer};
+
+use super::{Codec, Mark, Step, Undecodable, WINDOW_BITS};
+
+/// A body of zstd frames.
+pub(super) struct Zstd {
+    /// `None` where there was no memory for it.
+    context: Option<DCtx<'static>>,
+    frame: Frame,
+    /// Bytes of text since the last end of a block.
+    block: usize,
+}
+
+impl Zstd {
+    pub(super) fn new() -> Self {
+        let context = DCtx::try_create().and_then(|mut context| {
+            context.set_parameter(DParameter::WindowLogMax(WINDOW_BITS)).ok().map(|_| context)
+        });
+        Self { context, frame: Frame::default(), block: 0 }
+    }
+}
+
+impl Codec for Zstd {
+    fn stretch(&mut self, input: &[u8], _: bool) -> usize {
+        self.frame.stretch(input)
+    }
+
+    fn decode(&mut self, input: &[u8], out: &mut [u8]) -> Result<Step, Undecodable> {
+        if self.frame.at == At::Wrong {
+            return Err(Undecodable::Malformed);
+        }
+        let context = self.context.as_mut().ok_or(Undecodable::Window)?;
+        let (mut from, mut to) = (InBuffer::around(input), OutBuffer::around(out));
+        if let Err(code) = context.decompress_stream(&mut to, &mut from) {
+            let window = zstd_safe::get_error_name(code).contains("too much memory");
+            return Err(if window { Undecodable::Window } else { Undecodable::Malformed });
+        }
+        let step = Step { read: from.pos(), written: to.pos(), turns: false };
+        self.block += step.written;
+        Ok(step)
+    }
+
+    /// A compressor that flushes ends a block. One that divides a long text by itself does so at
+    /// multiples of [`DIVISION`], and where may depend on the text.
+    fn mark(&mut self) -> Mark {
+        match self.frame.at {
+            At::Block | At::Frame if self.frame.count == 0 => {
+                let block = std::mem::take(&mut self.block);
+                let divided = self.frame.at == At::Block && block > 0 && block % DIVISION == 0;
+                if divided { Mark::Block } else { Mark::Flush }
+            }
+            _ => Mark::None,
+        }
+    }
+
+    fn is_whole(&self) -> bool {
+        self.frame.at == At::Frame && self.frame.count == 0 && self.frame.any
+    }
+}
+
+/// Follows the frames, to know where blocks end (RFC 8878, section 3.1.1). What is wrong with them
+/// otherwise is for the decoder to say.
+#[derive(Default)]
+struct Frame {
+    at: At,
+    /// Bytes of the head of a frame or block that were read.
+    count: usize,
+    head: [u8; 8],
+    has_sum: bool,
+    /// Whether there has been a frame.
+    any: bool,
+}
+
+/// What the next byte belongs to.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum At {
+    /// The head of a frame: what says how long it is.
+    #[default]
+    Frame,
+    /// So many bytes of the rest of the head of a frame.
+    FrameHead(usize),
+    /// The head of a block.
+    Block,
+    /// So many bytes of a block, the last or not.
+    Body(usize, bool),
+    /// So many bytes of the sum, or of a frame that is skipped.
+    Tail(usize),
+    /// No frame that may be here.
+    Wrong,
+}
+
+impl Frame {
+    /// Goes to the next change, and says how many bytes there are to it.
+    fn stretch(&mut self, input: &[u8]) -> usize {
+        match self.at {
+            At::Frame | At::Block => {
+                let Some(&byte) = input.first() else { return 0 };
+                self.take(byte);
+                1
+            }
+            At::FrameHead(left) => self.pass(left, input, At::FrameHead, At::Block),
+            At::Body(left, false) => self.pass(left, input, |it| At::Body(it, false), At::Block),
+            At::Body(left, true) => {
+                let then = self.behind_last();
+                self.pass(left, input, |it| At::Body(it, true), then)
+            }
+            At::Tail(left) => self.pass(left, input, At::Tail, At::Frame),
+            At::Wrong => input.len(),
+        }
+    }
+
+    fn pass(&mut self, left: usize, input: &[u8], rest: fn(usize) -> At, then: At) -> usize {
+        let passed = left.min(input.len());
+        self.at = if passed == left { then } else { rest(left - passed) };
+        passed
+    }
+
+    fn take(&mut self, byte: u8) {
+        if let Some(place) = self.head.get_mut(self.count) {
+            *place = byte;
+        }
+        self.count += 1;
+        let next = if self.at == At::Block { self.block() } else { self.frame() };
+        if let Some(at) = next {
+            (self.at, self.count) = (at, 0);
+        }
+    }
+
+    fn frame(&mut self) -> Option<At> {
+        let [a, b, c, d, e, f, g, h] = self.head;
+        self.any = true;
+        match (self.count, u32::from_le_bytes([a, b, c, d])) {
+            (0..5, _) => None,
+            (5, MAGIC) => {
+                self.has_sum = e & 4 != 0;
+                let (single, dictionary) = (e & 0x20 != 0, [0, 1, 2, 4][usize::from(e & 3)]);
+                let size = [usize::from(single), 2, 4, 8][usize::from(e >> 6)];
+                // Nobody agreed on a dictionary (RFC 9842 would).
+                Some(match dictionary {
+                    0 => At::FrameHead(usize::from(!single) + size),
+                    _ => At::Wrong,
+                })
+            }
+            (count, SKIPPED..=SKIPPED_END) if count < 8 => None,
+            (_, SKIPPED..=SKIPPED_END) => {
+                let length = u32::from_le_bytes([e, f, g, h]);
+                Some(if length == 0 { At::Frame } else { At::Tail(length as usize) })
+            }
+            _ => Some(At::Wrong),
+        }
+    }
+
+    fn block(&mut self) -> Option<At> {
+        let [a, b, c, ..] = self.head;
+        if self.count < 3 {
+            return None;
+        }
+        let head = u32::from_le_bytes([a, b, c, 0]);
+        let (is_last, size) = (head & 1 != 0, (head >> 3) as usize);
+        Some(match (head >> 1 & 3, size) {
+            (RESERVED, _) => At::Wrong,
+            (RUN, _) => At::Body(1, is_last),
+            (_, 0) if is_last => self.behind_last(),
+            (_, 0) => At::Block,
+            _ => At::Body(size, is_last),
+        })
+    }
+
+    fn behind_last(&self) -> At {
+        if self.has_sum { At::Tail(SUM) } else { At::Frame }
+    }
+}
+
+const MAGIC: u32 = 0xfd2f_b528;
+const SKIPPED: u32 = 0x184d_2a50;
+const SKIPPED_END: u32 = 0x184d_2a5f;
+/// Kinds of blocks: one byte many times, and none yet.
+const RUN: u32 = 1;
+const RESERVED: u32 = 3;
+/// Bytes of the sum behind a frame.
+const SUM: usize = 4;
+/// Bytes of which a compressor that looks for places to divide a block takes a whole number, as it
+/// does where a block is full.
+const DIVISION: usize = 8 * 1024;

@@ -1,0 +1,198 @@
+//! A part of an answer, cut out of the whole after it was masked.
+//!
+//! Where an API would send a part, a secret could be read in two halves, of which neither is one.
+//! So the whole is asked for, and the part that the agent wanted is cut out of what was masked: a
+//! download that broke off goes on where it was. To ask the API for a wider part would be cheaper; but
+//! whether its bytes may be joined with those of before is the API's to say, and what a mask needs
+//! around it (64 KiB and all that came before an escape) not always known. One plain range is cut;
+//! for any other the whole comes, which RFC 9110 (section 14.2) leaves to servers.
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderValue, Method, StatusCode,
+    header::{
+        CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, IF_RANGE, LAST_MODIFIED, RANGE,
+    },
+};
+
+/// The part of an answer that a request asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    first: u64,
+    last: Option<u64>,
+    condition: Option<HeaderValue>,
+}
+
+/// What is left of a body of which a part is passed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    skip: u64,
+    take: u64,
+}
+
+impl Part {
+    /// What a request asks for, where it is one range of bytes that says where it begins.
+    pub fn of(method: &Method, headers: &HeaderMap) -> Option<Self> {
+        let only = |name| {
+            let mut values = headers.get_all(name).iter();
+            values.next().filter(|_| values.next().is_none())
+        };
+        let range = only(RANGE).filter(|_| method == Method::GET)?.to_str().ok()?;
+        let (first, last) = range.strip_prefix("bytes=")?.split_once('-')?;
+        let last = if last.is_empty() { None } else { Some(number(last)?) };
+        let condition = only(IF_RANGE).cloned();
+        let is_plain = headers.contains_key(IF_RANGE) == condition.is_some();
+        let part = Self { first: number(first)?, last, condition };
+        (is_plain && part.last.is_none_or(|last| last >= part.first)).then_some(part)
+    }
+
+    /// Makes the head of a whole answer that of the part. `None`, and the head as it was, where the
+    /// whole is to be passed on: it is no such answer, it is another one than the agent has a part of,
+    /// or too much would have to be skipped.
+    pub fn cut(&self, status: &mut StatusCode, headers: &mut HeaderMap) -> Option<Window> {
+        let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+        let length = number(lengths.next()?.to_str().ok()?)?;
+        let is_whole = *status == StatusCode::OK
+            && lengths.next().is_none()
+            && !headers.contains_key(CONTENT_ENCODING)
+            && !headers.contains_key(CONTENT_RANGE);
+        if !is_whole || self.first >= length || self.first > MOST_SKIPPED || !self.fits(headers) {
+            return None;
+        }
+        let last = self.last.unwrap_or(u64::MAX).min(length - 1);
+        let window = Window { skip: self.first, take: last - self.first + 1 };
+        let range = format!("bytes {}-{last}/{length}", self.first);
+        headers.insert(CONTENT_RANGE, HeaderValue::try_from(range).ok()?);
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(window.take));
+        *status = StatusCode::PARTIAL_CONTENT;
+        Some(window)
+    }
+
+    /// Whether the agent has a part of this very answer (RFC 9110, section 13.1.5).
+    fn fits(&self, headers: &HeaderMap) -> bool {
+        let Some(condition) = &self.condition else { return true };
+        let is_tag = condition.as_bytes().starts_with(b"\"");
+        let name = if is_tag { ETAG } else { LAST_MODIFIED };
+        !condition.as_bytes().starts_with(b"W/") && headers.get(name) == Some(condition)
+    }
+}
+
+impl Window {
+    /// What is in the window of the next bytes of the body.
+    pub fn cut(&mut self, bytes: Bytes) -> Bytes {
+        let length = |count: u64| usize::try_from(count).unwrap_or(usize::MAX).min(bytes.len());
+        let begin = length(self.skip);
+        let end = length(self.skip.saturating_add(self.take));
+        self.skip -= begin as u64;
+        self.take -= (end - begin) as u64;
+        bytes.slice(begin..end)
+    }
+
+    /// Bytes that are still to come.
+    pub fn left(&self) -> u64 {
+        self.take
+    }
+}
+
+/// As HTTP writes it: digits alone.
+fn number(text: &str) -> Option<u64> {
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|_| digits)
+}
+
+/// Bytes that are fetched and not passed on, at most.
+const MOST_SKIPPED: u64 = 4 << 30;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fields(list: &[(&'static str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in list {
+            headers.append(*name, value.parse().unwrap());
+        }
+        headers
+    }
+
+    fn cut(
+        request: &[(&'static str, &str)],
+        answer: &[(&'static str, &str)],
+    ) -> Option<(String, Window)> {
+        let part = Part::of(&Method::GET, &fields(request))?;
+        let (mut status, mut headers) = (StatusCode::OK, fields(answer));
+        let before = headers.clone();
+        let Some(window) = part.cut(&mut status, &mut headers) else {
+            assert_eq!((status, headers), (StatusCode::OK, before), "the head stays");
+            return None;
+        };
+        assert_eq!(status, 206);
+        assert_eq!(headers["content-length"], window.take.to_string());
+        Some((headers["content-range"].to_str().unwrap().to_owned(), window))
+    }
+
+    #[test]
+    fn one_range_is_cut_and_any_other_is_the_whole() {
+        let of = |range: &str| {
+            cut(&[("range", range)], &[("content-length", "10")]).map(|(text, _)| text)
+        };
+        for (range, expected) in [
+            ("bytes=0-", "bytes 0-9/10"),
+            ("bytes=3-", "bytes 3-9/10"),
+            ("bytes=3-3", "bytes 3-3/10"),
+            ("bytes=3-99", "bytes 3-9/10"),
+        ] {
+            assert_eq!(of(range).as_deref(), Some(expected), "{range}");
+        }
+        for whole in [
+            "bytes=10-",
+            "bytes=5-4",
+            "bytes=-5",
+            "bytes=0-1,3-4",
+            "bytes=",
+            "bytes=+1-",
+            "bytes=1",
+            "lines=1-2",
+            "bytes= 1-2",
+            "bytes=99999999999999999999-",
+            "bytes=0x1-",
+        ] {
+            assert_eq!(of(whole), None, "{whole}");
+        }
+    }
+
+    #[test]
+    fn a_part_is_cut_out_of_the_answer_that_the_agent_has_the_beginning_of() {
+        let answer = [
+            ("content-length", "10"),
+            ("etag", "\"a\""),
+            ("last-modified", "Mon, 01 Jan 2024 00:00:00 GMT"),
+        ];
+        let with =
+            |condition: &str| cut(&[("range", "bytes=1-"), ("if-range", condition)], &answer);
+        assert!(with("\"a\"").is_some());
+        assert!(with("Mon, 01 Jan 2024 00:00:00 GMT").is_some());
+        for other in ["\"b\"", "W/\"a\"", "Mon, 01 Jan 2024 00:00:01 GMT", ""] {
+            assert_eq!(with(other), None, "{other}");
+        }
+        let twice = [("range", "bytes=1-"), ("if-range", "\"a\""), ("if-range", "\"a\"")];
+        assert_eq!(cut(&twice, &answer), None);
+        assert_eq!(cut(&[("range", "bytes=1-")], &[("etag", "\"a\"")]), None, "no length");
+        let coded = [("content-length", "10"), ("content-encoding", "gzip")];
+        assert_eq!(cut(&[("range", "bytes=1-")], &coded), None);
+    }
+
+    #[test]
+    fn a_window_is_the_same_bytes_however_the_body_comes() {
+        let body: Vec<u8> = (0..40).collect();
+        for (skip, take) in [(0, 40), (7, 12), (39, 1), (0, 1)] {
+            for size in 1..=40 {
+                let mut window = Window { skip, take };
+                let cut = body.chunks(size).flat_map(|it| window.cut(Bytes::copy_from_slice(it)));
+                let expected = &body[skip as usize..(skip + take) as usize];
+                assert_eq!(cut.collect::<Vec<_>>(), expected, "{skip} {take} {size}");
+                assert_eq!(window.left(), 0);
+            }
+        }
+    }
+}
