@@ -37,10 +37,9 @@ fn what_an_agent_measures_of_an_answer_is_the_same_whichever_secret_it_comes_nea
                 for (at, script) in &asked {
                     for protocol in [Protocol::H1, Protocol::H2] {
                         let (world, pairs) = (&world, &pairs);
-                        asking.push(scope.spawn(move || {
-                            let about = format!("CLOAKROOM_SEED={seed} round {round} API {at}");
-                            same(world, *at, protocol, script, &pairs[*at], &about)
-                        }));
+                        let about = format!("CLOAKROOM_SEED={seed} round {round} API {at}");
+                        let case = Case { at: *at, protocol, script, about };
+                        asking.push(scope.spawn(move || same(world, &pairs[case.at], &case)));
                     }
                 }
                 let held = asking.into_iter().map(|it| it.join().expect("no panic"));
@@ -51,6 +50,14 @@ fn what_an_agent_measures_of_an_answer_is_the_same_whichever_secret_it_comes_nea
         let cut = world.requests().into_iter().filter(|it| it["reason"].is_string()).count();
         assert_eq!(cut, 0, "CLOAKROOM_SEED={seed}: an answer was refused");
     });
+}
+
+/// An answer of the API with this number, and how to say which it was.
+struct Case<'a> {
+    at: usize,
+    protocol: Protocol,
+    script: &'a Script,
+    about: String,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -64,14 +71,8 @@ enum Protocol {
 /// What depends on a secret is seen by one of the two nearly every time, and never by the other.
 ///
 /// Says whether the pieces came in other sizes than they left: some of each kept back.
-fn same(
-    world: &World,
-    at: usize,
-    protocol: Protocol,
-    script: &Script,
-    pair: &Pair,
-    about: &str,
-) -> bool {
+fn same(world: &World, pair: &Pair, case: &Case<'_>) -> bool {
+    let Case { at, protocol, script, ref about } = *case;
     let path = world.origin.script(script.clone());
     let sent: Vec<u8> = script.steps.iter().flat_map(|step| step.bytes.clone()).collect();
     let mut tallies: [Tally; 2] = Default::default();
