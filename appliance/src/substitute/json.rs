@@ -270,7 +270,7 @@ mod tests {
             let found = find(&text, "/password").unwrap().unwrap();
             assert_eq!((found.1.as_deref(), found.2), (Some("x"), false), "{name}");
         }
-        assert_eq!(find("{\"to\u{212a}en\":1}", "/token").unwrap().unwrap().2, false);
+        assert!(!find("{\"to\u{212a}en\":1}", "/token").unwrap().unwrap().2);
         assert_eq!(find(r#"{"passwords":"x"}"#, "/password"), Ok(None));
     }
 
