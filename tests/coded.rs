@@ -67,7 +67,7 @@ fn coding(name: &str, on_the_wire: &str, first: fn(&World, &str, &str) -> Respon
             assert_eq!(asked(&world), expected, "{about}");
         }
     }
-    let path = format!("/v1/coded?coding={name}&secret=1&bytes=1");
+    let path = format!("/v1/coded?coding={name}&echo=1&bytes=1");
     let answer = first(&world, &path, on_the_wire);
     assert_plain(&answer, name);
     assert_masked(&answer, name);

@@ -5,7 +5,7 @@ use lab::{client::Response, gateway::OPENAI_SECRET, net::OPENAI, sandboxed};
 
 use crate::world::{TICKET, World, get_path};
 
-const PATH: &str = "/v1/coded?secret=1";
+const PATH: &str = "/v1/coded?echo=1";
 
 fn ask_h1(world: &World, fields: &[(&str, &str)]) -> Response {
     let lines: Vec<String> =

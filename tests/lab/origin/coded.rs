@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `/v1/coded?coding=C` | a text in gzip, deflate, raw (deflate without its frame), br or zstd, where the request accepts it |
 //! | `&unasked=1` | in that coding whatever it accepts |
-//! | `&secret=1` | the credential in [`forms`] |
+//! | `&echo=1` | the credential in [`forms`] |
 //! | `&bytes=N` | N bytes a chunk |
 //! | `&cut=N` | without the last N bytes |
 //! | `&more=1` | with something behind it |
@@ -94,7 +94,7 @@ fn text(request: &Received) -> Vec<u8> {
     if let Some(zeros) = number(request, "zeros") {
         return vec![0; usize::try_from(zeros).unwrap_or(0)];
     }
-    if !has(request, "secret") {
+    if !has(request, "echo") {
         return TEXT.into();
     }
     let credential = credential(request);
