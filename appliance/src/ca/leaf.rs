@@ -133,6 +133,7 @@ mod tests {
             carry: Carry::Inspect {
                 methods: Vec::new(),
                 paths: Vec::new(),
+                websocket: false,
                 constraints: Constraints::Critical,
             },
             groups: Vec::new(),

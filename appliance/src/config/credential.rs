@@ -8,7 +8,7 @@ use http::{
 };
 
 use super::value::may_hold_a_credential;
-use crate::policy::{PathSlot, Place, Plain, Scheme, fold_query, is_credential_header};
+use crate::policy::{PathSlot, Place, Plain, Scheme, SubprotocolPrefix, fold_query, is_credential_header};
 
 /// The fixed texts that may stand beside a placeholder in Basic.
 pub(super) struct BasicHalves {
@@ -19,7 +19,7 @@ pub(super) struct BasicHalves {
 }
 
 /// Reads a place: `header NAME` with `bearer`, `token`, `scheme WORD` or `raw`, `basic user`, `basic
-/// password`, `query NAME` or `path /TEXT{}/TEXT`.
+/// password`, `query NAME`, `path /TEXT{}/TEXT` or `websocket subprotocol PREFIX`.
 pub(super) fn place(text: &str, halves: &BasicHalves) -> Result<Place, String> {
     let words: Vec<&str> = text.split(' ').collect();
     match words.as_slice() {
@@ -33,6 +33,9 @@ pub(super) fn place(text: &str, halves: &BasicHalves) -> Result<Place, String> {
         ["path", place] => {
             PathSlot::parse(place).map(Place::Path).map_err(|error| error.to_string())
         }
+        ["websocket", "subprotocol", prefix] => SubprotocolPrefix::parse(prefix)
+            .map(Place::Subprotocol)
+            .map_err(|error| error.to_string()),
         _ => Err(format!("this is not a place; {PLACES}")),
     }
 }
@@ -98,7 +101,8 @@ pub(super) const NO_CREDENTIAL: &str =
     "a value under this name is no credential anyway; leave it out, or mend the name";
 
 const PLACES: &str = "write \"header NAME bearer\", \"header NAME token\", \"header NAME scheme WORD\", \
-                      \"header NAME raw\", \"basic user\", \"basic password\", \"query NAME\" or \"path /TEXT{}/TEXT\"";
+                      \"header NAME raw\", \"basic user\", \"basic password\", \"query NAME\", \"path /TEXT{}/TEXT\" or \
+                      \"websocket subprotocol PREFIX\"";
 
 #[cfg(test)]
 mod tests {
@@ -122,6 +126,10 @@ mod tests {
             ("header x-api-key raw", header("x-api-key", Scheme::Raw)),
             ("query key", Place::Query { name: "key".into() }),
             ("path /bot{}/", Place::Path(PathSlot::parse("/bot{}/").unwrap())),
+            (
+                "websocket subprotocol openai-insecure-api-key.",
+                Place::Subprotocol(SubprotocolPrefix::parse("openai-insecure-api-key.").unwrap()),
+            ),
             ("basic user", Place::BasicUser { password: "".into() }),
             ("basic password", Place::BasicPassword { user: "x-access-token".into() }),
         ] {
@@ -147,6 +155,10 @@ mod tests {
             "path /bot/",
             "path bot{}",
             "path /a {}/",
+            "websocket",
+            "websocket subprotocol",
+            "websocket subprotocol key",
+            "websocket subprotocol a. b.",
             "query a[]",
             "query a&b",
             "query k%65y",

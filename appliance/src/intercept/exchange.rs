@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{HeaderMap, Request, Response, StatusCode, request};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header::CONNECTION, request};
 use http_body_util::Full;
 use hyper::{body::Incoming, client::conn};
 use tokio::time::timeout;
@@ -21,12 +21,13 @@ use super::{
     message, overrides, owners,
     site::Site,
     unsent::Unsent,
+    websocket::{self, Asked, Switch, Switched},
 };
 use crate::{
     audit::{RequestRecord, Sink},
     decide::Route,
     identity::{AgentAddr, FlowId},
-    limits::{RequestPlace, Taken},
+    limits::{RequestPlace, Taken, Way},
     policy::{Api, Binding, Carry, Group, Narrowed, Pass, ResponseRules, permits},
     reason::{Reason, SecretCause},
     refuse::{self, Dialect, Refusal},
@@ -84,8 +85,8 @@ pub(super) struct Masking {
 
 /// The one upstream connection behind an agent's connection.
 pub(super) enum Sender {
-    /// HTTP/1.1: one request at a time.
-    H1(tokio::sync::Mutex<conn::http1::SendRequest<RequestBody>>),
+    /// HTTP/1.1: one request at a time, until one of them makes a WebSocket of the connection.
+    H1(tokio::sync::Mutex<conn::http1::SendRequest<RequestBody>>, Arc<Switch>),
     /// HTTP/2: many at once.
     H2(conn::http2::SendRequest<RequestBody>),
 }
@@ -146,6 +147,15 @@ impl Connection {
         changed.then(|| self.masking(api, &self.secrets.snapshot()))
     }
 
+    /// Whether one of its requests may become a WebSocket.
+    fn allows_websocket(&self) -> bool {
+        match &self.route {
+            Route::Intercept(api) => api.websocket,
+            Route::Inspect(pass) => matches!(pass.carry, Carry::Inspect { websocket: true, .. }),
+            Route::Splice(_) | Route::Tcp(_) => false,
+        }
+    }
+
     fn response_rules(&self) -> ResponseRules {
         match &self.route {
             Route::Intercept(api) => api.response,
@@ -183,7 +193,7 @@ pub(super) async fn serve(
         Err(reason) => return Ok(answer(reason, flow, dialect)),
     };
     let reason = match forward(&connection, &sender, request, &trace).await {
-        Ok(response) => return Ok(response),
+        Ok(response) => return Ok(sender.last(response)),
         Err(Failure::Unsent(unsent)) => {
             trace.refused(Reason::UpstreamUnreachable);
             return Err(unsent);
@@ -191,7 +201,27 @@ pub(super) async fn serve(
         Err(Failure::Refused(reason)) => reason,
     };
     trace.refused(reason);
-    Ok(answer(reason, flow, dialect))
+    Ok(sender.last(answer(reason, flow, dialect)))
+}
+
+impl Sender {
+    /// An answer to a handshake is the last one of its connection, unless a WebSocket follows: what an
+    /// agent has sent behind it is answered by nobody.
+    fn last(&self, mut response: Response<ResponseBody>) -> Response<ResponseBody> {
+        let asked = matches!(self, Self::H1(_, switch) if switch.is_asked());
+        if asked && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+
+    /// Where a WebSocket can be made.
+    fn switch(&self) -> Option<&Switch> {
+        match self {
+            Self::H1(_, switch) => Some(switch),
+            Self::H2(_) => None,
+        }
+    }
 }
 
 /// Serves a connection on which nothing may be sent: every request gets the same answer.
@@ -231,10 +261,14 @@ async fn forward(
         record.asked(&head.method, connection.site.host.as_str(), head.uri.path());
     });
     message::check_size(&head, connection.head_fields, connection.head_bytes)?;
-    message::check(&head, &connection.site)?;
+    let mut asked = message::check(&head, &connection.site, connection.allows_websocket())?;
     let snapshot = connection.secrets.snapshot();
     let (masking, used) = prepare(connection, &mut head, &snapshot, trace)?;
     message::address(&mut head, &connection.site)?;
+    if let Some(asked) = &mut asked {
+        sender.switch().ok_or(Reason::UpgradeDenied)?.ask();
+        asked.write(&mut head.headers);
+    }
     let trailers: Arc<dyn TrailerRule + Send + Sync> = Arc::clone(connection) as _;
     let body = RequestBody::new(body, trailers, Arc::clone(trace));
     trace.with(|record| record.forwarded(&connection.route));
@@ -243,7 +277,7 @@ async fn forward(
         let group = &connection.group.name;
         used.iter().for_each(|binding| connection.secrets.reject(group, &binding.secret));
     }
-    Ok(receive(connection, response, masking, trace)?)
+    Ok(receive(connection, response, masking, (asked, sender.switch()), trace)?)
 }
 
 /// Checks the request against its rules and puts the values in. Gives the masks for the answer, and
@@ -304,7 +338,7 @@ async fn send(
     trace: &Trace,
 ) -> Result<Response<Incoming>, Failure> {
     let sent = match sender {
-        Sender::H1(sender) => {
+        Sender::H1(sender, _) => {
             let mut sender = sender.lock().await;
             match sender.ready().await {
                 Ok(()) => {
@@ -341,15 +375,19 @@ fn receive(
     connection: &Connection,
     response: Response<Incoming>,
     masking: Masking,
+    (asked, switch): (Option<Asked>, Option<&Switch>),
     trace: &Arc<Trace>,
 ) -> Result<Response<ResponseBody>, Reason> {
     let (mut head, body) = response.into_parts();
     trace.with(|record| record.upstream_status(head.status));
     connection.exchanges.moved(1);
-    // Nobody asked for it.
-    if head.status == StatusCode::SWITCHING_PROTOCOLS {
-        return Err(Reason::UpstreamUnreachable);
-    }
+    let switched = head.status == StatusCode::SWITCHING_PROTOCOLS;
+    let answered = match (asked, switch) {
+        (Some(asked), Some(switch)) if switched => Some((asked.answered(&head.headers)?, switch)),
+        // Nobody asked for it.
+        _ if switched => return Err(Reason::UpstreamUnreachable),
+        _ => None,
+    };
     // hyper's own bound depends on how much a single read brings.
     if head_bytes(&head.headers) > MAX_RESPONSE_HEAD {
         return Err(Reason::UpstreamUnreachable);
@@ -365,6 +403,11 @@ fn receive(
         trace.near_misses(report.near_misses)?;
     }
     head.extensions.clear();
+    if let Some((answered, switch)) = answered {
+        answered.write(&mut head.headers);
+        switch.make(Switched { trace: Arc::clone(trace), masking });
+        return Ok(Response::from_parts(head, ResponseBody::Own(Full::default())));
+    }
     let rules = connection.response_rules();
     let in_envelopes = scrub::in_envelopes(&head.headers);
     let body = Scrubbed::new(body, masking, rules, in_envelopes, Arc::clone(trace));
@@ -447,6 +490,24 @@ impl Trace {
     pub(super) fn response_bytes(&self, bytes: usize, masked: u64) {
         self.connection.exchanges.moved(bytes as u64);
         self.with(|record| record.response_bytes(bytes as u64, masked));
+    }
+
+    /// Counts what of a WebSocket passes.
+    pub(super) fn message(&self, way: Way, passed: &websocket::Passed) {
+        self.connection.exchanges.moved(passed.bytes as u64);
+        self.with(|record| match way {
+            Way::Out => {
+                record.request_bytes(passed.bytes as u64);
+                record.messages(u64::from(passed.message), 0);
+            }
+            Way::Back => {
+                record.response_bytes(passed.bytes as u64, passed.masked);
+                record.messages(0, u64::from(passed.message));
+            }
+        });
+        if let Some(code) = passed.close {
+            self.with(|record| record.closed(code));
+        }
     }
 
     /// Waits for an answer for as long as the request's body moves, and then for the idle time. An

@@ -22,6 +22,7 @@ mod site;
 mod tasks;
 mod unsent;
 mod vigil;
+pub mod websocket;
 
 pub use framing::{Framing, TrailerRule};
 

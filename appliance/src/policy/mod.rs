@@ -17,6 +17,7 @@ mod path_slot;
 mod scheme;
 mod secret;
 mod site;
+mod subprotocol;
 pub(crate) mod special;
 mod text;
 
@@ -40,6 +41,8 @@ pub use secret::{
     SecretRef, VaultLocation,
 };
 pub use site::Site;
+pub(crate) use subprotocol::{is_credential_subprotocol, is_token};
+pub use subprotocol::{SubprotocolError, SubprotocolPrefix};
 pub use text::{InterfaceError, NameError, PlaceholderError};
 
 use std::{fmt, net::IpAddr, sync::Arc};
@@ -205,6 +208,8 @@ pub struct Api {
     pub upstream: Upstream,
     /// What is kept of a response that is removed otherwise.
     pub response: ResponseRules,
+    /// Whether a request may become a WebSocket.
+    pub websocket: bool,
     /// How its issuing CA is limited to its names.
     pub constraints: Constraints,
     /// The placeholders, each for some groups. A group without one has no use of this API.
@@ -300,6 +305,8 @@ pub enum Place {
     },
     /// One whole segment of the path, decoded once, with fixed text around it.
     Path(PathSlot),
+    /// What follows this text in one of the subprotocols that a WebSocket offers.
+    Subprotocol(SubprotocolPrefix),
 }
 
 /// Hosts that some groups may reach without any placeholder.
@@ -358,6 +365,8 @@ pub enum Carry {
         methods: Vec<Method>,
         /// The paths that may be used; empty means every one.
         paths: Vec<PathRule>,
+        /// Whether a request may become a WebSocket.
+        websocket: bool,
         /// How its issuing CA is limited to its names.
         constraints: Constraints,
     },

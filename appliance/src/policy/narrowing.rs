@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use http::Method;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use super::{Api, Binding, Host, PathRule, PathSlot, Place, Scheme, never_allowed, permits_path};
+use super::{Api, Binding, Host, PathRule, PathSlot, Place, Scheme, SubprotocolPrefix, never_allowed, permits_path};
 use crate::reason::{Reason, SecretCause};
 
 /// The narrowing of one secret. Empty where its owner says nothing.
@@ -27,6 +27,7 @@ enum OwnersPlace {
     BasicPassword,
     Query(Box<str>),
     Path(PathSlot),
+    Subprotocol(SubprotocolPrefix),
 }
 
 /// Where in a request a value is about to stand.
@@ -42,6 +43,8 @@ pub enum Slot<'a> {
     Query(&'a str),
     /// In this place of the path.
     Path(&'a PathSlot),
+    /// Behind this text in a subprotocol of a WebSocket.
+    Subprotocol(&'a SubprotocolPrefix),
 }
 
 /// Why an owner's word keeps a value from a request.
@@ -187,6 +190,7 @@ impl OwnersPlace {
             (Self::BasicUser, Slot::BasicUser) | (Self::BasicPassword, Slot::BasicPassword) => true,
             (Self::Query(name), Slot::Query(other)) => **name == *other,
             (Self::Path(place), Slot::Path(other)) => place == other,
+            (Self::Subprotocol(prefix), Slot::Subprotocol(other)) => prefix == other,
             _ => false,
         }
     }
@@ -199,6 +203,7 @@ fn slot(place: &Place) -> Slot<'_> {
         Place::BasicPassword { .. } => Slot::BasicPassword,
         Place::Query { name } => Slot::Query(name),
         Place::Path(place) => Slot::Path(place),
+        Place::Subprotocol(prefix) => Slot::Subprotocol(prefix),
     }
 }
 
@@ -214,6 +219,9 @@ fn place(text: &str) -> Option<OwnersPlace> {
         ["basic", "password"] => OwnersPlace::BasicPassword,
         ["query", name] => OwnersPlace::Query((*name).into()),
         ["path", place] => OwnersPlace::Path(PathSlot::parse(place).ok()?),
+        ["websocket", "subprotocol", prefix] => {
+            OwnersPlace::Subprotocol(SubprotocolPrefix::parse(prefix).ok()?)
+        }
         ["header", name, scheme @ ..] => {
             let name = http::HeaderName::from_bytes(name.as_bytes()).ok()?;
             OwnersPlace::Header(name, Scheme::parse(scheme).ok()?)
@@ -284,6 +292,7 @@ mod tests {
             anonymous: crate::policy::Anonymous::Never,
             upstream: Default::default(),
             response: Default::default(),
+            websocket: false,
             constraints: Default::default(),
             bindings: vec![],
         }

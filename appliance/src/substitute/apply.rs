@@ -11,14 +11,14 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use http::{
     HeaderName, HeaderValue,
-    header::{AUTHORIZATION, PROXY_AUTHORIZATION},
+    header::{AUTHORIZATION, PROXY_AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL},
     request::Parts,
 };
 use zeroize::Zeroizing;
 
 use super::target::{self, Part, Piece};
 use crate::{
-    policy::{Binding, PathSlot, Placeholder, Scheme, Slot},
+    policy::{Binding, PathSlot, Placeholder, Scheme, Slot, SubprotocolPrefix, is_token},
     reason::SecretCause,
     secrets::SecretValue,
 };
@@ -47,6 +47,13 @@ pub(super) enum Swap {
     /// `at` is where the placeholder stands in the path, as it is on the wire.
     Path {
         place: PathSlot,
+        at: Range<usize>,
+        binding: Arc<Binding>,
+    },
+    /// `at` is where the placeholder stands in the one field of offers.
+    Subprotocol {
+        prefix: SubprotocolPrefix,
+        value: HeaderValue,
         at: Range<usize>,
         binding: Arc<Binding>,
     },
@@ -136,6 +143,7 @@ impl Swap {
             Self::Basic { .. } => Spot::Header(&AUTHORIZATION),
             Self::Query { name, .. } => Spot::Query(name),
             Self::Path { .. } => Spot::Path,
+            Self::Subprotocol { .. } => Spot::Header(&SEC_WEBSOCKET_PROTOCOL),
         }
     }
 
@@ -146,6 +154,9 @@ impl Swap {
             }
             Self::Query { name, binding, .. } => [Some((binding, Slot::Query(name))), None],
             Self::Path { place, binding, .. } => [Some((binding, Slot::Path(place))), None],
+            Self::Subprotocol { prefix, binding, .. } => {
+                [Some((binding, Slot::Subprotocol(prefix))), None]
+            }
             Self::Basic { user, password } => [
                 user.binding().map(|binding| (binding, Slot::BasicUser)),
                 password.binding().map(|binding| (binding, Slot::BasicPassword)),
@@ -176,6 +187,7 @@ impl Swap {
             }
             Self::Query { at, binding, .. } => piece(Part::Query, at, &*lookup(binding)?),
             Self::Path { at, binding, .. } => piece(Part::Path, at, &*lookup(binding)?),
+            Self::Subprotocol { value, at, binding, .. } => offer(value, at, &*lookup(binding)?),
         }
     }
 }
@@ -221,6 +233,18 @@ fn basic(pair: &[u8]) -> Result<Zeroizing<Vec<u8>>, SecretCause> {
 
 fn piece(part: Part, at: &Range<usize>, value: &SecretValue) -> Result<Written, SecretCause> {
     Ok(Written::Target(Piece { part, at: at.clone(), value: concat(&[value.expose()]) }))
+}
+
+/// A value that is no token would make other offers of the rest.
+fn offer(offers: &HeaderValue, at: &Range<usize>, value: &SecretValue) -> Result<Written, SecretCause> {
+    let offers = offers.as_bytes();
+    let before = offers.get(..at.start).ok_or(SecretCause::ValueInvalid)?;
+    let behind = offers.get(at.end..).ok_or(SecretCause::ValueInvalid)?;
+    if !is_token(value.expose()) {
+        return Err(SecretCause::ValueInvalid);
+    }
+    let text = concat(&[before, value.expose(), behind]);
+    Ok(Written::Header(SEC_WEBSOCKET_PROTOCOL, sensitive(text)?))
 }
 
 /// Sized before it is filled, so that no copy is left behind by growth.

@@ -13,6 +13,7 @@ mod denial;
 mod examine;
 mod locate;
 mod rules;
+mod subprotocol;
 mod target;
 
 pub use apply::Plan;

@@ -12,7 +12,7 @@ use super::Plan;
 use crate::{
     policy::{
         Anonymous, Api, Binding, Folded, GroupName, PathRule, PathSlot, Place, Placeholder, Plain,
-        Policy, fold_query, is_credential_header, is_credential_query, queries_of,
+        Policy, SubprotocolPrefix, fold_query, is_credential_header, is_credential_query, queries_of,
     },
     reason::Reason,
 };
@@ -106,6 +106,11 @@ impl Rules {
         &self.names.bound_paths
     }
 
+    /// What stands before a credential in an offered subprotocol.
+    pub(super) fn subprotocols(&self) -> &[SubprotocolPrefix] {
+        &self.names.bound_subprotocols
+    }
+
     pub(super) fn owner(&self, text: &[u8]) -> Owner<'_> {
         let here = self.own.iter().find(|binding| is(&binding.placeholder, text));
         if let Some(binding) = here {
@@ -142,6 +147,8 @@ struct Names {
     bound_queries: Vec<Box<str>>,
     /// The places in a path, of whatever group.
     bound_paths: Vec<PathSlot>,
+    /// The texts before those in a subprotocol, of whatever group.
+    bound_subprotocols: Vec<SubprotocolPrefix>,
     /// What the API says is plain.
     plain: Vec<Plain>,
     /// Whether cookies pass unlooked at.
@@ -168,6 +175,7 @@ impl Names {
             bound,
             bound_queries,
             bound_paths,
+            bound_subprotocols: places().filter_map(prefix_of).cloned().collect(),
             plain: api.plain.clone(),
             cookies: api.response.cookies,
         }
@@ -194,7 +202,7 @@ fn field_of(place: &Place) -> Option<&HeaderName> {
     match place {
         Place::Header { name, .. } => Some(name),
         Place::BasicUser { .. } | Place::BasicPassword { .. } => Some(&AUTHORIZATION),
-        Place::Query { .. } | Place::Path(_) => None,
+        Place::Query { .. } | Place::Path(_) | Place::Subprotocol(_) => None,
     }
 }
 
@@ -208,6 +216,13 @@ fn query_of(place: &Place) -> Option<&str> {
 fn path_of(place: &Place) -> Option<&PathSlot> {
     match place {
         Place::Path(place) => Some(place),
+        _ => None,
+    }
+}
+
+fn prefix_of(place: &Place) -> Option<&SubprotocolPrefix> {
+    match place {
+        Place::Subprotocol(prefix) => Some(prefix),
         _ => None,
     }
 }

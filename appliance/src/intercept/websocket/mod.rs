@@ -1,0 +1,68 @@
+//! WebSocket over HTTP/1.1 (RFC 6455), where a rule says so.
+//!
+//! The handshake is a request like any other until its answer: held against the same rules, with values
+//! put in at the same places and at one more, a subprotocol. An answer that is not the one to this
+//! request, by its key and its protocol, is refused. From then on no byte passes as it came: each side's
+//! frames are read, checked and made anew ([`lane`]), so that neither can say to the other what
+//! the gateway did not read.
+//!
+//! Frame headers are read and written by `tungstenite`: the codec that most of Rust's WebSocket stacks
+//! stand on, kept up for years by a company that lives of it, MIT or Apache-2.0, and with a header
+//! parser that stands by itself. `fastwebsockets` has its parser inside of its own streams, which gather a frame
+//! whole. Without its default features it brings no handshake, no TLS and no hash.
+//!
+//! No extension is offered to either side: what `permessage-deflate` compresses would have to be
+//! decoded to be masked. HTTP/2 carries none (RFC 8441): it is not announced.
+
+mod carry;
+mod handshake;
+mod lane;
+
+pub(super) use carry::{Ends, carry};
+pub(super) use handshake::{Asked, asked};
+pub use lane::{Fault, Lane, MAX_FRAGMENTS, MAX_MESSAGE, Passed, Sender, WHOLE_FRAME};
+
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicBool, Ordering::SeqCst},
+};
+
+use super::exchange::{Masking, Trace};
+
+/// What the exchanges of a connection and its owner tell each other of a WebSocket.
+#[derive(Default)]
+pub(super) struct Switch {
+    asked: AtomicBool,
+    made: Mutex<Option<Switched>>,
+}
+
+/// An exchange that became a WebSocket.
+pub(super) struct Switched {
+    /// Its record, which counts on.
+    pub(super) trace: Arc<Trace>,
+    /// The masks for what the upstream sends.
+    pub(super) masking: Masking,
+}
+
+impl Switch {
+    /// A handshake goes upstream. It is the connection's last request, whatever its answer: nothing
+    /// that follows it can be taken for another one.
+    pub(super) fn ask(&self) {
+        self.asked.store(true, SeqCst);
+    }
+
+    /// Whether one went upstream.
+    pub(super) fn is_asked(&self) -> bool {
+        self.asked.load(SeqCst)
+    }
+
+    /// The upstream has agreed.
+    pub(super) fn make(&self, switched: Switched) {
+        *self.made.lock().unwrap_or_else(PoisonError::into_inner) = Some(switched);
+    }
+
+    /// What the connection has become, once.
+    pub(super) fn take(&self) -> Option<Switched> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
