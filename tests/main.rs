@@ -64,4 +64,5 @@ mod vault_identity;
 mod vault_lockout;
 mod vault_logins;
 mod vault_plan;
+mod websocket;
 mod world;

@@ -48,7 +48,10 @@ impl Draft {
         self.apis.iter().for_each(|api| check_placeholders(api, report));
         self.apis.iter().for_each(|api| check_plain(api, report));
         self.apis.iter().for_each(|api| check_websocket(api, report));
-        let inspected = self.passes.iter().filter_map(|it| Some((it.websocket.as_ref()?, it.inspect.as_ref()?)));
+        let inspected = self
+            .passes
+            .iter()
+            .filter_map(|it| Some((it.websocket.as_ref()?, it.inspect.as_ref()?)));
         inspected.for_each(|(flag, requests)| check_handshake(flag, requests, report));
         self.check_ports(report);
         self.check_metrics(report);

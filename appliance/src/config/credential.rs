@@ -8,7 +8,9 @@ use http::{
 };
 
 use super::value::may_hold_a_credential;
-use crate::policy::{PathSlot, Place, Plain, Scheme, SubprotocolPrefix, fold_query, is_credential_header};
+use crate::policy::{
+    PathSlot, Place, Plain, Scheme, SubprotocolPrefix, fold_query, is_credential_header,
+};
 
 /// The fixed texts that may stand beside a placeholder in Basic.
 pub(super) struct BasicHalves {

@@ -257,7 +257,8 @@ mod tests {
 
     #[test]
     fn a_second_authority_on_an_h2_connection_is_refused() {
-        let to = |uri, fields| check(&head(Version::HTTP_2, uri, fields), &site(), true).map(|_| ());
+        let to =
+            |uri, fields| check(&head(Version::HTTP_2, uri, fields), &site(), true).map(|_| ());
         assert_eq!(to("https://api.example/v1", &[]), Ok(()));
         assert_eq!(to("https://api.example/v1", &[("host", "api.example")]), Ok(()));
         assert_eq!(to("https://evil.example/v1", &[]), Err(Reason::HostMismatch));

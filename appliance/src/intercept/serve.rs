@@ -115,15 +115,15 @@ pub(super) async fn h1(
     .await;
     let parts = agent.into_parts();
     let guard = parts.io.into_inner();
-    if let (Ended::Closed, Some(switched), Some((upstream, first))) = (ended, switch.take(), left) {
+    let left = left.or_else(|| upstream.map(left_of));
+    if let (Ended::Closed, Some(switched), Some(upstream)) = (ended, switch.take(), left) {
         let (agent, held) = guard.into_parts();
         // Frames that came before the answer, if they are any.
         let early = [parts.read_buf, held.freeze()].concat().into();
-        let ends = Ends { agent: (agent, early), upstream: (upstream, first) };
-        let end = websocket::carry(ends, switched, vigil).await;
-        record.ended(end.ended.word());
-        end.cut.into_iter().for_each(|reason| record.cut(reason));
-        return reset.store(!end.heard, Relaxed);
+        let ends = Ends { agent: (agent, early), upstream, reset };
+        let (ended, cut) = websocket::carry(ends, switched, vigil).await;
+        record.ended(ended.word());
+        return cut.into_iter().for_each(|reason| record.cut(reason));
     }
     let heard = finish_h1(&connection, guard, ended, limits, record).await;
     reset.store(matches!(ended, Ended::Idle) && !heard, Relaxed);
@@ -435,16 +435,20 @@ fn poll_left(
 ) -> bool {
     let Some(open) = upstream else { return false };
     let asked = switch.is_asked();
-    let ended =
-        if asked { open.poll_without_shutdown(cx) } else { Pin::new(&mut *open).poll(cx) };
+    let ended = if asked { open.poll_without_shutdown(cx) } else { Pin::new(&mut *open).poll(cx) };
     if ended.is_pending() {
         return false;
     }
-    let parts = upstream.take().map(client::http1::Connection::into_parts);
+    let parts = upstream.take().map(left_of);
     if asked {
-        *left = parts.map(|parts| (parts.io.into_inner(), parts.read_buf));
+        *left = parts;
     }
     !asked
+}
+
+fn left_of(upstream: Upstream) -> Left {
+    let parts = upstream.into_parts();
+    (parts.io.into_inner(), parts.read_buf)
 }
 
 /// True once, when the upstream connection takes no more requests. It is dropped then: done but

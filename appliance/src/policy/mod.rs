@@ -17,8 +17,8 @@ mod path_slot;
 mod scheme;
 mod secret;
 mod site;
-mod subprotocol;
 pub(crate) mod special;
+mod subprotocol;
 mod text;
 
 pub use agent::{BoundAgent, Mac, MacError};
@@ -41,8 +41,8 @@ pub use secret::{
     SecretRef, VaultLocation,
 };
 pub use site::Site;
-pub(crate) use subprotocol::{is_credential_subprotocol, is_token};
 pub use subprotocol::{SubprotocolError, SubprotocolPrefix};
+pub(crate) use subprotocol::{is_credential_subprotocol, is_token};
 pub use text::{InterfaceError, NameError, PlaceholderError};
 
 use std::{fmt, net::IpAddr, sync::Arc};

@@ -6,7 +6,10 @@ use std::time::SystemTime;
 use http::Method;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use super::{Api, Binding, Host, PathRule, PathSlot, Place, Scheme, SubprotocolPrefix, never_allowed, permits_path};
+use super::{
+    Api, Binding, Host, PathRule, PathSlot, Place, Scheme, SubprotocolPrefix, never_allowed,
+    permits_path,
+};
 use crate::reason::{Reason, SecretCause};
 
 /// The narrowing of one secret. Empty where its owner says nothing.

@@ -236,7 +236,11 @@ fn piece(part: Part, at: &Range<usize>, value: &SecretValue) -> Result<Written, 
 }
 
 /// A value that is no token would make other offers of the rest.
-fn offer(offers: &HeaderValue, at: &Range<usize>, value: &SecretValue) -> Result<Written, SecretCause> {
+fn offer(
+    offers: &HeaderValue,
+    at: &Range<usize>,
+    value: &SecretValue,
+) -> Result<Written, SecretCause> {
     let offers = offers.as_bytes();
     let before = offers.get(..at.start).ok_or(SecretCause::ValueInvalid)?;
     let behind = offers.get(at.end..).ok_or(SecretCause::ValueInvalid)?;

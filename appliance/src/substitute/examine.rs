@@ -102,7 +102,10 @@ fn credentials<'a>(rules: &'a Rules, head: &'a Parts) -> Vec<Credential<'a>> {
         .chain(cookies.map(Credential::Cookies))
         .chain(queries.map(|(name, value)| Credential::Query { name, value }))
         .chain(paths.map(|(place, at)| Credential::Path { place, at }))
-        .chain(subprotocol::find(rules, head).map(|(offers, at)| Credential::Subprotocol { offers, at }))
+        .chain(
+            subprotocol::find(rules, head)
+                .map(|(offers, at)| Credential::Subprotocol { offers, at }),
+        )
         .collect()
 }
 

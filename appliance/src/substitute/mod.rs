@@ -22,6 +22,8 @@ pub use examine::examine;
 pub use rules::{Rules, Scope, trailers_carry_credential};
 
 #[cfg(test)]
+mod offers;
+#[cfg(test)]
 mod properties;
 #[cfg(test)]
 mod table;

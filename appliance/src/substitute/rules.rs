@@ -12,7 +12,8 @@ use super::Plan;
 use crate::{
     policy::{
         Anonymous, Api, Binding, Folded, GroupName, PathRule, PathSlot, Place, Placeholder, Plain,
-        Policy, SubprotocolPrefix, fold_query, is_credential_header, is_credential_query, queries_of,
+        Policy, SubprotocolPrefix, fold_query, is_credential_header, is_credential_query,
+        queries_of,
     },
     reason::Reason,
 };

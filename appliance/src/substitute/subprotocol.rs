@@ -28,7 +28,11 @@ pub(super) fn find<'a>(
 
 /// The swap for one offer, where a binding lists that place for the placeholder there. Only a handshake
 /// has offers, and of those only one with a single field, which every server reads alike.
-pub(super) fn swap(rules: &Rules, head: &Parts, (value, at): (&HeaderValue, &Range<usize>)) -> Option<Swap> {
+pub(super) fn swap(
+    rules: &Rules,
+    head: &Parts,
+    (value, at): (&HeaderValue, &Range<usize>),
+) -> Option<Swap> {
     let fields = head.headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().count();
     if fields != 1 || !head.headers.contains_key(UPGRADE) {
         return None;
@@ -38,10 +42,7 @@ pub(super) fn swap(rules: &Rules, head: &Parts, (value, at): (&HeaderValue, &Ran
 
 /// What in an offer could be a placeholder gone astray: all of it, what follows its last dot, and what
 /// follows a prefix.
-pub(super) fn candidates<'a>(
-    rules: &'a Rules,
-    offer: &'a [u8],
-) -> impl Iterator<Item = &'a [u8]> {
+pub(super) fn candidates<'a>(rules: &'a Rules, offer: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
     let after_dot = offer.rsplit(|&byte| byte == b'.').next();
     let prefixes = rules.subprotocols().iter();
     let after = prefixes.filter_map(|prefix| offer.get(prefix.find(offer)?..));

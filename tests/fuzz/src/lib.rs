@@ -15,13 +15,14 @@ mod peek;
 mod reader;
 mod scrub;
 mod substitution;
+mod websocket;
 mod world;
 
 /// Takes any bytes; panics where an invariant is broken.
 pub type Target = fn(&[u8]);
 
 /// Each by its name, which is also that of the folder of its corpus.
-pub static TARGETS: [(&str, Target); 8] = [
+pub static TARGETS: [(&str, Target); 9] = [
     ("dns", dns::any_query),
     ("framing", framing::any_stream),
     ("hello", hello::any_records),
@@ -30,6 +31,7 @@ pub static TARGETS: [(&str, Target); 8] = [
     ("peek", peek::any_stream),
     ("scrub", scrub::any_body),
     ("substitution", substitution::any_request),
+    ("websocket", websocket::any_frames),
 ];
 
 #[cfg(test)]

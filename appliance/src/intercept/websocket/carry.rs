@@ -4,13 +4,18 @@ use std::{
     future::poll_fn,
     io,
     pin::pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf, split},
+    io::{
+        AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf, split,
+    },
     time::timeout,
 };
 
@@ -30,16 +35,8 @@ pub(in crate::intercept) struct Ends<A, U> {
     pub(in crate::intercept) agent: (A, Bytes),
     /// The upstream's.
     pub(in crate::intercept) upstream: (U, Bytes),
-}
-
-/// How it ended, and whether the agent took the last word.
-pub(in crate::intercept) struct Heard {
-    /// The word for the connection's record.
-    pub(in crate::intercept) ended: Ended,
-    /// Why the gateway ended it.
-    pub(in crate::intercept) cut: Option<Reason>,
-    /// Whether the agent closed its side.
-    pub(in crate::intercept) heard: bool,
+    /// Whether the agent's is reset where it is dropped.
+    pub(in crate::intercept) reset: Arc<AtomicBool>,
 }
 
 /// Why a direction stopped.
@@ -82,12 +79,12 @@ struct Outlet<W> {
     trace: Arc<Trace>,
 }
 
-/// Carries a WebSocket to its end.
+/// Carries a WebSocket to its end: how that was, and why the gateway made it, if it did.
 pub(in crate::intercept) async fn carry<A, U>(
     ends: Ends<A, U>,
     Switched { trace, masking }: Switched,
     mut vigil: Vigil,
-) -> Heard
+) -> (Ended, Option<Reason>)
 where
     A: AsyncRead + AsyncWrite + Unpin,
     U: AsyncRead + AsyncWrite + Unpin,
@@ -110,7 +107,8 @@ where
         trace.refused(cut.reason);
     }
     let heard = last_words(&mut up, &mut down, &stops, cut).await;
-    Heard { ended: ended.unwrap_or(Ended::Broken), cut: cut.map(|cut| cut.reason), heard }
+    ends.reset.store(!heard, Relaxed);
+    (ended.unwrap_or(Ended::Broken), cut.map(|cut| cut.reason))
 }
 
 /// Both directions until they stop: the agent's first. `None` for one that the other's end has stopped,

@@ -64,7 +64,7 @@ pub enum Fault {
     Malformed,
     /// A message beyond [`MAX_MESSAGE`] or [`MAX_FRAGMENTS`].
     TooLarge,
-    /// More control frames than [`CONTROL_A_SECOND`].
+    /// More pings, pongs and the like than a connection needs.
     TooMany,
     /// There is no randomness, or what cannot be.
     Failed,
@@ -338,9 +338,9 @@ pub const MAX_MESSAGE: u64 = 64 * 1024 * 1024;
 /// Frames of a message.
 pub const MAX_FRAGMENTS: u32 = 64 * 1024;
 /// Pings, pongs and the like that a side may send in the long run.
-pub const CONTROL_A_SECOND: u32 = 50;
+pub(super) const CONTROL_A_SECOND: u32 = 50;
 /// Those that it may send together.
-pub const CONTROL_AT_ONCE: u32 = 200;
+pub(super) const CONTROL_AT_ONCE: u32 = 200;
 /// Bytes of a control frame (RFC 6455, section 5.5).
 const MAX_CONTROL: u64 = 125;
 /// Bytes of the code in a close frame.

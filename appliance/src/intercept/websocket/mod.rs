@@ -17,6 +17,8 @@
 mod carry;
 mod handshake;
 mod lane;
+#[cfg(test)]
+mod tests;
 
 pub(super) use carry::{Ends, carry};
 pub(super) use handshake::{Asked, asked};
