@@ -84,9 +84,9 @@ impl Live {
     fn with(more: &str, said: Vec<Vec<u8>>) -> Self {
         let mut api = None;
         let world = World::prepared(&(usual_config() + POLICY + more), |lab, dns| {
-            for name in [NAME, CLOSED, SEEN] {
-                dns.set(name, &[ADDRESS.parse().expect("an address")]);
-            }
+            let address = || vec![ADDRESS.parse().expect("an address")];
+            [NAME, CLOSED, SEEN].iter().for_each(|name| dns.set(name, &address()));
+            lab.names(&[(NAME, address())]);
             api = Some(Api::start(lab, &[NAME, CLOSED, SEEN], said));
         });
         Self { world, api: api.expect("it was started") }

@@ -133,7 +133,8 @@ where
 /// The end of the other direction, which has some time once one has come to its own.
 async fn then(first: Stop, other: impl Future<Output = Stop>) -> Option<Stop> {
     match first {
-        Stop::Closed | Stop::Left => timeout(CLOSING_TIME, other).await.ok(),
+        Stop::Closed => timeout(CLOSING_TIME, other).await.ok(),
+        Stop::Left => timeout(LEAVING_TIME, other).await.ok(),
         Stop::Broken | Stop::Cut(_) => None,
     }
 }
@@ -345,8 +346,10 @@ const POLICY: u16 = 1008;
 const TOO_LARGE: u16 = 1009;
 const INTERNAL_ERROR: u16 = 1011;
 
-/// Time for the other side once one has said or done that it is at its end.
+/// Time for the other side's close frame once one has sent its own.
 const CLOSING_TIME: Duration = Duration::from_secs(10);
+/// Time for what is under way once one has left without: a WebSocket knows no half of a connection.
+const LEAVING_TIME: Duration = Duration::from_secs(2);
 /// Time for both to take a last word.
 const LAST_WORD_TIME: Duration = Duration::from_secs(2);
 /// Bytes that are read meanwhile, and thrown away.
