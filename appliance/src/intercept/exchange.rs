@@ -21,7 +21,7 @@ use super::{
     message, overrides, owners,
     site::Site,
     unsent::Unsent,
-    websocket::{self, Asked, Switch, Switched},
+    websocket::{self, Asked, Begun, Switch},
 };
 use crate::{
     audit::{RequestRecord, Sink},
@@ -405,7 +405,7 @@ fn receive(
     head.extensions.clear();
     if let Some((answered, switch)) = answered {
         answered.write(&mut head.headers);
-        switch.make(Switched { trace: Arc::clone(trace), masking });
+        switch.make(Arc::new(Opened { trace: Arc::clone(trace), masking: Mutex::new(masking) }));
         return Ok(Response::from_parts(head, ResponseBody::Own(Full::default())));
     }
     let rules = connection.response_rules();
@@ -492,24 +492,6 @@ impl Trace {
         self.with(|record| record.response_bytes(bytes as u64, masked));
     }
 
-    /// Counts what of a WebSocket passes.
-    pub(super) fn message(&self, way: Way, passed: &websocket::Passed) {
-        self.connection.exchanges.moved(passed.bytes as u64);
-        self.with(|record| match way {
-            Way::Out => {
-                record.request_bytes(passed.bytes as u64);
-                record.messages(u64::from(passed.message), 0);
-            }
-            Way::Back => {
-                record.response_bytes(passed.bytes as u64, passed.masked);
-                record.messages(0, u64::from(passed.message));
-            }
-        });
-        if let Some(code) = passed.close {
-            self.with(|record| record.closed(code));
-        }
-    }
-
     /// Waits for an answer for as long as the request's body moves, and then for the idle time. An
     /// HTTP/1.1 connection is watched as a whole; here other streams may be what keeps it alive.
     async fn unless_idle<F: Future>(&self, answer: F) -> Option<F::Output> {
@@ -537,6 +519,58 @@ impl Trace {
     /// The response came to its end.
     pub(super) fn complete(&self) {
         self.with(RequestRecord::complete);
+    }
+}
+
+/// An exchange that became a WebSocket: its record counts on.
+struct Opened {
+    trace: Arc<Trace>,
+    masking: Mutex<Masking>,
+}
+
+impl Begun for Opened {
+    fn masks(&self) -> Arc<Masks> {
+        Arc::clone(&self.masking.lock().unwrap_or_else(PoisonError::into_inner).masks)
+    }
+
+    fn newer_masks(&self) -> Option<Arc<Masks>> {
+        let mut masking = self.masking.lock().unwrap_or_else(PoisonError::into_inner);
+        *masking = self.trace.newer(&masking)?;
+        Some(Arc::clone(&masking.masks))
+    }
+
+    fn passed(&self, way: Way, passed: &websocket::Passed) {
+        let (bytes, messages) = (passed.bytes as u64, u64::from(passed.message));
+        self.trace.connection.exchanges.moved(bytes);
+        self.trace.with(|record| {
+            match way {
+                Way::Out => {
+                    record.request_bytes(bytes);
+                    record.messages(messages, 0);
+                }
+                Way::Back => {
+                    record.response_bytes(bytes, passed.masked);
+                    record.messages(0, messages);
+                }
+            }
+            passed.close.into_iter().for_each(|code| record.closed(code));
+        });
+    }
+
+    fn near_misses(&self, count: u64) -> Result<(), Reason> {
+        self.trace.near_misses(count)
+    }
+
+    fn taken(&self) -> Arc<Taken> {
+        self.trace.taken()
+    }
+
+    fn refused(&self, reason: Reason) {
+        self.trace.refused(reason);
+    }
+
+    fn complete(&self) {
+        self.trace.complete();
     }
 }
 

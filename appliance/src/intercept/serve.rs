@@ -116,12 +116,12 @@ pub(super) async fn h1(
     let parts = agent.into_parts();
     let guard = parts.io.into_inner();
     let left = left.or_else(|| upstream.map(left_of));
-    if let (Ended::Closed, Some(switched), Some(upstream)) = (ended, switch.take(), left) {
+    if let (Ended::Closed, Some(begun), Some(upstream)) = (ended, switch.take(), left) {
         let (agent, held) = guard.into_parts();
         // Frames that came before the answer, if they are any.
         let early = [parts.read_buf, held.freeze()].concat().into();
         let ends = Ends { agent: (agent, early), upstream, reset };
-        let (ended, cut) = websocket::carry(ends, switched, vigil).await;
+        let (ended, cut) = websocket::carry(ends, begun, vigil).await;
         record.ended(ended.word());
         return cut.into_iter().for_each(|reason| record.cut(reason));
     }

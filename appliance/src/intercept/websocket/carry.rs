@@ -20,12 +20,9 @@ use tokio::{
 };
 
 use super::{
-    super::{
-        exchange::{Masking, Trace},
-        vigil::{Ended, Vigil},
-    },
-    Switched,
+    super::vigil::{Ended, Vigil},
     lane::{Fault, Lane, Passed, Sender, close_frame},
+    switch::Begun,
 };
 use crate::{limits::Way, reason::Reason};
 
@@ -65,9 +62,9 @@ struct Direction<R, W> {
     lane: Lane,
     read: ReadHalf<R>,
     out: Outlet<W>,
-    /// The masks that the lane has; of the agent's direction none.
-    masking: Option<Masking>,
-    trace: Arc<Trace>,
+    /// Whether it is the upstream that sends.
+    upstream: bool,
+    begun: Arc<dyn Begun>,
 }
 
 /// Where frames leave. What was begun is remembered, so that a last word never stands inside a frame.
@@ -76,13 +73,13 @@ struct Outlet<W> {
     waiting: BytesMut,
     leaving: Bytes,
     way: Way,
-    trace: Arc<Trace>,
+    begun: Arc<dyn Begun>,
 }
 
 /// Carries a WebSocket to its end: how that was, and why the gateway made it, if it did.
 pub(in crate::intercept) async fn carry<A, U>(
     ends: Ends<A, U>,
-    Switched { trace, masking }: Switched,
+    begun: Arc<dyn Begun>,
     mut vigil: Vigil,
 ) -> (Ended, Option<Reason>)
 where
@@ -92,19 +89,17 @@ where
     let ((agent, early), (upstream, first)) = (ends.agent, ends.upstream);
     let (from_agent, to_agent) = split(agent);
     let (from_upstream, to_upstream) = split(upstream);
-    let masks = Arc::clone(&masking.masks);
-    let out = Outlet::new(to_upstream, Way::Out, &trace);
-    let mut up = Direction::new(Sender::Agent(new_key), early, (from_agent, out), None);
-    let out = Outlet::new(to_agent, Way::Back, &trace);
-    let streams = (from_upstream, out);
-    let mut down = Direction::new(Sender::Upstream(masks), first, streams, Some(masking));
+    let out = Outlet::new(to_upstream, Way::Out, &begun);
+    let mut up = Direction::new(Sender::Agent(new_key), early, (from_agent, out));
+    let out = Outlet::new(to_agent, Way::Back, &begun);
+    let mut down = Direction::new(Sender::Upstream(begun.masks()), first, (from_upstream, out));
     let stops = run(&mut up, &mut down, &mut vigil).await;
     let (ended, cut) = judge(&stops);
     if ended == Some(Ended::Closed) {
-        trace.complete();
+        begun.complete();
     }
     if let Some(cut) = cut {
-        trace.refused(cut.reason);
+        begun.refused(cut.reason);
     }
     let heard = last_words(&mut up, &mut down, &stops, cut).await;
     ends.reset.store(!heard, Relaxed);
@@ -213,16 +208,12 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    fn new(
-        from: Sender,
-        read_already: Bytes,
-        (read, out): (ReadHalf<R>, Outlet<W>),
-        masking: Option<Masking>,
-    ) -> Self {
+    fn new(from: Sender, read_already: Bytes, (read, out): (ReadHalf<R>, Outlet<W>)) -> Self {
+        let upstream = matches!(from, Sender::Upstream(_));
         let mut lane = Lane::new(from, Instant::now());
         lane.room().extend_from_slice(&read_already);
-        let trace = Arc::clone(&out.trace);
-        Self { lane, read, out, masking, trace }
+        let begun = Arc::clone(&out.begun);
+        Self { lane, read, out, upstream, begun }
     }
 
     async fn run(&mut self) -> Stop {
@@ -267,18 +258,18 @@ where
     }
 
     fn renew_masks(&mut self) {
-        let Some(masking) = &mut self.masking else { return };
-        if let Some(newer) = self.trace.newer(masking) {
-            self.lane.renew(Arc::clone(&newer.masks));
-            *masking = newer;
+        if self.upstream
+            && let Some(newer) = self.begun.newer_masks()
+        {
+            self.lane.renew(newer);
         }
     }
 
     /// Counts what passes, and gives it to the outlet.
     fn note(&mut self, passed: Passed) -> Result<Option<Stop>, Stop> {
-        self.trace.message(self.out.way, &passed);
-        let upstream = self.masking.is_some();
-        self.trace
+        self.begun.passed(self.out.way, &passed);
+        let upstream = self.upstream;
+        self.begun
             .near_misses(passed.near_misses)
             .map_err(|reason| Stop::Cut(Cut { code: POLICY, reason, upstream }))?;
         self.out.waiting.extend_from_slice(&passed.frames);
@@ -292,21 +283,21 @@ where
             Fault::TooMany => (POLICY, Reason::WebsocketLimit),
             Fault::Failed => (INTERNAL_ERROR, Reason::InternalError),
         };
-        Cut { code, reason, upstream: self.masking.is_some() }
+        Cut { code, reason, upstream: self.upstream }
     }
 }
 
 impl<W: AsyncWrite + Unpin> Outlet<W> {
-    fn new(stream: WriteHalf<W>, way: Way, trace: &Arc<Trace>) -> Self {
-        let trace = Arc::clone(trace);
-        Self { stream, waiting: BytesMut::new(), leaving: Bytes::new(), way, trace }
+    fn new(stream: WriteHalf<W>, way: Way, begun: &Arc<dyn Begun>) -> Self {
+        let begun = Arc::clone(begun);
+        Self { stream, waiting: BytesMut::new(), leaving: Bytes::new(), way, begun }
     }
 
     /// Sends what waits, once there is room for it among what the agent's bodies may hold.
     async fn drain(&mut self) -> Result<(), Stop> {
         if self.leaving.is_empty() && !self.waiting.is_empty() {
             let waiting = std::mem::take(&mut self.waiting).freeze();
-            self.leaving = self.trace.taken().hold(self.way, waiting).await;
+            self.leaving = self.begun.taken().hold(self.way, waiting).await;
         }
         self.send().await.map_err(|_| Stop::Broken)
     }

@@ -17,54 +17,11 @@
 mod carry;
 mod handshake;
 mod lane;
+mod switch;
 #[cfg(test)]
 mod tests;
 
 pub(super) use carry::{Ends, carry};
 pub(super) use handshake::{Asked, asked};
 pub use lane::{Fault, Lane, MAX_FRAGMENTS, MAX_MESSAGE, Passed, Sender, WHOLE_FRAME};
-
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicBool, Ordering::SeqCst},
-};
-
-use super::exchange::{Masking, Trace};
-
-/// What the exchanges of a connection and its owner tell each other of a WebSocket.
-#[derive(Default)]
-pub(super) struct Switch {
-    asked: AtomicBool,
-    made: Mutex<Option<Switched>>,
-}
-
-/// An exchange that became a WebSocket.
-pub(super) struct Switched {
-    /// Its record, which counts on.
-    pub(super) trace: Arc<Trace>,
-    /// The masks for what the upstream sends.
-    pub(super) masking: Masking,
-}
-
-impl Switch {
-    /// A handshake goes upstream. It is the connection's last request, whatever its answer: nothing
-    /// that follows it can be taken for another one.
-    pub(super) fn ask(&self) {
-        self.asked.store(true, SeqCst);
-    }
-
-    /// Whether one went upstream.
-    pub(super) fn is_asked(&self) -> bool {
-        self.asked.load(SeqCst)
-    }
-
-    /// The upstream has agreed.
-    pub(super) fn make(&self, switched: Switched) {
-        *self.made.lock().unwrap_or_else(PoisonError::into_inner) = Some(switched);
-    }
-
-    /// What the connection has become, once.
-    pub(super) fn take(&self) -> Option<Switched> {
-        self.made.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-}
+pub(super) use switch::{Begun, Switch};
