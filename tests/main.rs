@@ -68,4 +68,5 @@ mod vault_identity;
 mod vault_lockout;
 mod vault_logins;
 mod vault_plan;
+mod websocket;
 mod world;

@@ -83,6 +83,10 @@ reasons! {
     ConnectDenied = "connect_denied",
     /// An Upgrade that the gateway does not carry.
     UpgradeDenied = "upgrade_denied",
+    /// A frame of a WebSocket that its protocol forbids, of the agent's or the upstream's.
+    WebsocketMalformed = "websocket_malformed",
+    /// A message of a WebSocket, or a rate of its control frames, beyond the bounds.
+    WebsocketLimit = "websocket_limit",
     /// The method is not listed for this host.
     MethodDenied = "method_denied",
     /// The path is not listed for this host.

@@ -139,6 +139,14 @@ pub const fn wire(reason: Reason) -> Wire {
         R::UpgradeDenied => {
             (ACCESS_DENIED, UPGRADE_REQUIRED, "no upgrade to another protocol is carried here")
         }
+        R::WebsocketMalformed => {
+            (ACCESS_DENIED, BAD_REQUEST, "a frame of the WebSocket breaks its protocol")
+        }
+        R::WebsocketLimit => (
+            ACCESS_DENIED,
+            TOO_MANY,
+            "a message of the WebSocket, or a rate of control frames, is too large",
+        ),
         R::MethodDenied => (ACCESS_DENIED, FORBIDDEN, "this method is not allowed on this host"),
         R::PathDenied => (ACCESS_DENIED, FORBIDDEN, "this path is not allowed on this host"),
         R::PathAmbiguous => (ACCESS_DENIED, BAD_REQUEST, "the path could be read in two ways"),

@@ -300,6 +300,18 @@ impl RequestRecord {
         }
     }
 
+    /// Messages of a WebSocket that the agent sent, and that it was sent.
+    pub fn messages(&mut self, from_agent: u64, to_agent: u64) {
+        let [out, back] = self.line.websocket_mut();
+        *out += from_agent;
+        *back += to_agent;
+    }
+
+    /// The code of a WebSocket's first close frame, if it has one.
+    pub fn closed(&mut self, code: Option<u16>) {
+        self.line.close_code = self.line.close_code.or(code);
+    }
+
     /// Whether the response came to its end.
     pub fn complete(&mut self) {
         self.line.complete = true;
@@ -388,7 +400,20 @@ struct RequestLine {
     complete: bool,
     request_bytes: u64,
     response_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    messages_from_agent: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    messages_to_agent: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    close_code: Option<u16>,
     duration_ms: u64,
+}
+
+impl RequestLine {
+    fn websocket_mut(&mut self) -> [&mut u64; 2] {
+        [&mut self.messages_from_agent, &mut self.messages_to_agent]
+            .map(|count| count.get_or_insert_default())
+    }
 }
 
 impl Entry for ConnectionLine {

@@ -334,7 +334,12 @@ mod tests {
             })
         };
         let constraints = Constraints::Noted;
-        let inspect = || Carry::Inspect { methods: Vec::new(), paths: Vec::new(), constraints };
+        let inspect = || Carry::Inspect {
+            methods: Vec::new(),
+            paths: Vec::new(),
+            websocket: false,
+            constraints,
+        };
         let suffix = vec![HostPattern::Suffix(host("a.test"))];
         let mut policy = policy(vec![]);
         policy.passes = vec![

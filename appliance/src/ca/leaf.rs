@@ -135,6 +135,7 @@ mod tests {
             carry: Carry::Inspect {
                 methods: Vec::new(),
                 paths: Vec::new(),
+                websocket: false,
                 constraints: Constraints::Critical,
             },
             groups: Vec::new(),

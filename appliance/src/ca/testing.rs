@@ -154,6 +154,7 @@ pub(crate) fn api(name: &str, hosts: &[&str]) -> Api {
         anonymous: crate::policy::Anonymous::Never,
         upstream: Upstream::default(),
         response: ResponseRules { cookies: false, ranges: false },
+        websocket: false,
         constraints: Constraints::Critical,
         bindings: Vec::new(),
     }

@@ -10,7 +10,7 @@ use super::{
     credential::NO_CREDENTIAL,
     error::{Report, Span, nearest},
     gateway::Gateway,
-    rules::{ApiRule, BindingRule, GroupRule, PassRule, TcpRule, overlap},
+    rules::{ApiRule, BindingRule, GroupRule, PassRule, Requests, TcpRule, overlap},
 };
 use crate::policy::{
     BodyPlace, Constraints, Folded, Host, HostPattern, InterfaceName, Mac, PathSlot, Place, Plain,
@@ -49,6 +49,12 @@ impl Draft {
         self.apis.iter().for_each(|api| check_paths_apart(api, report));
         self.apis.iter().for_each(|api| check_bodies(api, report));
         self.apis.iter().for_each(|api| check_plain(api, report));
+        self.apis.iter().for_each(|api| check_websocket(api, report));
+        let inspected = self
+            .passes
+            .iter()
+            .filter_map(|it| Some((it.websocket.as_ref()?, it.inspect.as_ref()?)));
+        inspected.for_each(|(flag, requests)| check_handshake(flag, requests, report));
         self.check_ports(report);
         self.check_metrics(report);
     }
@@ -460,6 +466,29 @@ fn check_plain(api: &ApiRule, report: &Report<'_>) {
         {
             report.add(&plain.span(), NO_CREDENTIAL);
         }
+    }
+}
+
+/// A place in the handshake means something only where there is one.
+fn check_websocket(api: &ApiRule, report: &Report<'_>) {
+    let allowed = api.websocket.as_ref().is_some_and(|flag| *flag.get_ref());
+    let places = api.bindings.iter().flat_map(|binding| &binding.places);
+    for place in places.filter(|place| matches!(place.get_ref(), Place::Subprotocol(_))) {
+        if !allowed {
+            let text = "places: this one is in the handshake of a WebSocket; write websocket = true \
+                        in the API";
+            report.add(&place.span(), text);
+        }
+    }
+    if let Some(flag) = &api.websocket {
+        check_handshake(flag, &api.requests, report);
+    }
+}
+
+/// A handshake is a GET (RFC 6455, section 4.1).
+fn check_handshake(flag: &Spanned<bool>, requests: &Requests, report: &Report<'_>) {
+    if *flag.get_ref() && !requests.methods.contains(&http::Method::GET) {
+        report.add(&flag.span(), "websocket: its handshake is a GET, which methods does not list");
     }
 }
 

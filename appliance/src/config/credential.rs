@@ -9,7 +9,8 @@ use http::{
 
 use super::value::may_hold_a_credential;
 use crate::policy::{
-    BodyPlace, PathSlot, Place, Plain, Scheme, fold_query, is_credential_header, is_plain_name,
+    BodyPlace, PathSlot, Place, Plain, Scheme, SubprotocolPrefix, fold_query, is_credential_header,
+    is_plain_name,
 };
 
 /// The fixed texts that may stand beside a placeholder in Basic.
@@ -21,8 +22,8 @@ pub(super) struct BasicHalves {
 }
 
 /// Reads a place: `header NAME` with `bearer`, `token`, `scheme WORD` or `raw`, `basic user`, `basic
-/// password`, `query NAME`, `path /TEXT{}/TEXT`, `cookie NAME`, `json POINTER in METHOD PATH` or `form
-/// FIELD in METHOD PATH`.
+/// password`, `query NAME`, `path /TEXT{}/TEXT`, `cookie NAME`, `json POINTER in METHOD PATH`, `form FIELD
+/// in METHOD PATH` or `websocket subprotocol PREFIX`.
 pub(super) fn place(text: &str, halves: &BasicHalves) -> Result<Place, String> {
     let words: Vec<&str> = text.split(' ').collect();
     match words.as_slice() {
@@ -40,6 +41,9 @@ pub(super) fn place(text: &str, halves: &BasicHalves) -> Result<Place, String> {
         ["path", place] => {
             PathSlot::parse(place).map(Place::Path).map_err(|error| error.to_string())
         }
+        ["websocket", "subprotocol", prefix] => SubprotocolPrefix::parse(prefix)
+            .map(Place::Subprotocol)
+            .map_err(|error| error.to_string()),
         _ => Err(format!("this is not a place; {PLACES}")),
     }
 }
@@ -115,7 +119,8 @@ pub(super) const NO_CREDENTIAL: &str =
 
 const PLACES: &str = "write \"header NAME bearer\", \"header NAME token\", \"header NAME scheme WORD\", \
                       \"header NAME raw\", \"basic user\", \"basic password\", \"query NAME\", \"path /TEXT{}/TEXT\", \
-                      \"cookie NAME\", \"json POINTER in METHOD PATH\" or \"form FIELD in METHOD PATH\"";
+                      \"cookie NAME\", \"json POINTER in METHOD PATH\", \"form FIELD in METHOD PATH\" or \
+                      \"websocket subprotocol PREFIX\"";
 
 #[cfg(test)]
 mod tests {
@@ -143,6 +148,10 @@ mod tests {
             ("cookie SESSION", Place::Cookie { name: "SESSION".into() }),
             ("json /a in POST /b", body(&["json", "/a", "in", "POST", "/b"])),
             ("form a in PUT /b", body(&["form", "a", "in", "PUT", "/b"])),
+            (
+                "websocket subprotocol openai-insecure-api-key.",
+                Place::Subprotocol(SubprotocolPrefix::parse("openai-insecure-api-key.").unwrap()),
+            ),
             ("basic user", Place::BasicUser { password: "".into() }),
             ("basic password", Place::BasicPassword { user: "x-access-token".into() }),
         ] {
@@ -168,6 +177,10 @@ mod tests {
             "path /bot/",
             "path bot{}",
             "path /a {}/",
+            "websocket",
+            "websocket subprotocol",
+            "websocket subprotocol key",
+            "websocket subprotocol a. b.",
             "query a[]",
             "query a&b",
             "query k%65y",

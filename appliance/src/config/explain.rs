@@ -204,6 +204,7 @@ impl Page {
             self.binding(binding);
         }
         self.requests(&api.methods, &api.paths);
+        self.websocket(api.websocket);
         self.own_credentials(api);
         self.line(
             "without",
@@ -255,6 +256,13 @@ impl Page {
             })
             .collect();
         self.also("for {} in a path like", slots);
+        let prefixes: BTreeSet<_> = places()
+            .filter_map(|place| match place {
+                Place::Subprotocol(prefix) => Some(prefix.to_string()),
+                _ => None,
+            })
+            .collect();
+        self.also("in a WebSocket's subprotocol behind", prefixes);
         let own = named.iter().filter(|name| !is_credential_header(name.as_bytes()));
         self.also("in", own.copied().collect());
         let queries: BTreeSet<Box<str>> =
@@ -323,10 +331,11 @@ impl Page {
                 self.rule(format_args!("Splice {}: may reach {hosts}", pass.name));
                 self.line("on", format!("TCP port {ports}, byte for byte; nobody looks inside"));
             }
-            Carry::Inspect { methods, paths, .. } => {
+            Carry::Inspect { methods, paths, websocket, .. } => {
                 self.rule(format_args!("Inspect {}: may call {hosts}", pass.name));
                 self.line("on", format!("TCP port {ports}; TLS ends here, no secret is put in"));
                 self.requests(methods, paths);
+                self.websocket(*websocket);
             }
         }
         for (host, api) in won_by_apis(pass, policy) {
@@ -347,6 +356,12 @@ impl Page {
     fn requests(&mut self, methods: &[http::Method], paths: &[crate::policy::PathRule]) {
         self.line("methods", list(methods));
         self.line("paths", if paths.is_empty() { "all".into() } else { list(paths) });
+    }
+
+    fn websocket(&mut self, allowed: bool) {
+        if allowed {
+            self.line("WebSocket", "yes, over HTTP/1.1; a message is masked as a body is");
+        }
     }
 
     fn upstream(&mut self, upstream: &Upstream) {
@@ -383,6 +398,9 @@ impl Display for PlaceText<'_> {
             Place::Cookie { name } => write!(f, "the cookie {name}={placeholder}"),
             Place::Body(place) => {
                 write!(f, "the {} of the body of {} {}", place.spot(), place.method(), place.path())
+            }
+            Place::Subprotocol(prefix) => {
+                write!(f, "{prefix}{placeholder} among a WebSocket's subprotocols")
             }
             Place::BasicUser { password } if password.is_empty() => {
                 write!(f, "the user of Basic, with no password beside it")

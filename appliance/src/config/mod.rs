@@ -250,6 +250,7 @@ impl ApiRule {
             anonymous: self.anonymous,
             upstream: self.upstream,
             response: ResponseRules { cookies: self.cookies, ranges: self.ranges },
+            websocket: inner(self.websocket, false),
             constraints: inner(self.constraints, Constraints::Critical),
             bindings: all(self.bindings, BindingRule::into_binding)?,
         })
@@ -277,6 +278,7 @@ impl PassRule {
                 Some(requests) => Carry::Inspect {
                     methods: requests.methods,
                     paths: requests.paths,
+                    websocket: inner(self.websocket, false),
                     constraints: inner(self.constraints, Constraints::Critical),
                 },
             },

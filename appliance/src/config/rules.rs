@@ -55,6 +55,7 @@ pub(super) struct ApiRule {
     pub(super) upstream: Upstream,
     pub(super) cookies: bool,
     pub(super) ranges: bool,
+    pub(super) websocket: Option<Spanned<bool>>,
     pub(super) constraints: Option<Spanned<Constraints>>,
     pub(super) bindings: Vec<BindingRule>,
 }
@@ -79,6 +80,8 @@ pub(super) struct PassRule {
     pub(super) ech: Ech,
     /// What may be asked for, where the connection is inspected.
     pub(super) inspect: Option<Requests>,
+    /// Whether one of its requests may become a WebSocket.
+    pub(super) websocket: Option<Spanned<bool>>,
     pub(super) constraints: Option<Spanned<Constraints>>,
 }
 
@@ -140,6 +143,7 @@ impl ApiRule {
             upstream: upstream(&mut table, files),
             cookies: inner(table.optional("keep_cookies", flag), false),
             ranges: inner(table.optional("keep_ranges", flag), false),
+            websocket: table.optional("websocket", flag),
             constraints: table.optional("constraints", parsed(constraints)),
             bindings: bindings.into_iter().map(BindingRule::read).collect(),
         };
@@ -206,6 +210,7 @@ impl PassRule {
         let mut pass = Self::common(&mut table);
         pass.upstream = upstream(&mut table, files);
         pass.inspect = Some(Requests::read(&mut table));
+        pass.websocket = table.optional("websocket", flag);
         pass.constraints = table.optional("constraints", parsed(constraints));
         pass.finish(table)
     }
@@ -220,6 +225,7 @@ impl PassRule {
             dialled: DialledRule::Answered,
             ech: Ech::Refuse,
             inspect: None,
+            websocket: None,
             constraints: None,
         }
     }

@@ -10,7 +10,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, StatusCode, request, response};
+use http::{
+    HeaderMap, HeaderValue, Request, Response, StatusCode, header::CONNECTION, request, response,
+};
 use http_body::Body as _;
 use http_body_util::Full;
 use hyper::{body::Incoming, client::conn};
@@ -24,13 +26,14 @@ use super::{
     message, overrides, owners,
     site::Site,
     unsent::Unsent,
+    websocket::{self, Asked, Begun, Switch},
     whole::{self, Unread, Whole},
 };
 use crate::{
     audit::{RequestRecord, Sink},
     decide::Route,
     identity::{AgentAddr, FlowId},
-    limits::{Coded, RequestPlace, Taken},
+    limits::{Coded, RequestPlace, Taken, Way},
     locks::lock,
     policy::{Api, Binding, Carry, Group, Narrowed, Pass, ResponseRules, permits},
     reason::{Reason, SecretCause},
@@ -100,8 +103,8 @@ struct Answering {
 
 /// The one upstream connection behind an agent's connection.
 pub(super) enum Sender {
-    /// HTTP/1.1: one request at a time.
-    H1(tokio::sync::Mutex<conn::http1::SendRequest<RequestBody>>),
+    /// HTTP/1.1: one request at a time, until one of them makes a WebSocket of the connection.
+    H1(tokio::sync::Mutex<conn::http1::SendRequest<RequestBody>>, Arc<Switch>),
     /// HTTP/2: many at once.
     H2(conn::http2::SendRequest<RequestBody>),
 }
@@ -162,6 +165,15 @@ impl Connection {
         changed.then(|| self.masking(api, &self.secrets.snapshot()))
     }
 
+    /// Whether one of its requests may become a WebSocket.
+    fn allows_websocket(&self) -> bool {
+        match &self.route {
+            Route::Intercept(api) => api.websocket,
+            Route::Inspect(pass) => matches!(pass.carry, Carry::Inspect { websocket: true, .. }),
+            Route::Splice(_) | Route::Tcp(_) => false,
+        }
+    }
+
     fn response_rules(&self) -> ResponseRules {
         match &self.route {
             Route::Intercept(api) => api.response,
@@ -199,7 +211,7 @@ pub(super) async fn serve(
         Err(reason) => return Ok(answer(reason, flow, dialect)),
     };
     let reason = match forward(&connection, &sender, request, &trace).await {
-        Ok(response) => return Ok(response),
+        Ok(response) => return Ok(sender.last(response)),
         Err(Failure::Unsent(unsent)) => {
             trace.refused(Reason::UpstreamUnreachable);
             return Err(unsent);
@@ -207,7 +219,27 @@ pub(super) async fn serve(
         Err(Failure::Refused(reason)) => reason,
     };
     trace.refused(reason);
-    Ok(answer(reason, flow, dialect))
+    Ok(sender.last(answer(reason, flow, dialect)))
+}
+
+impl Sender {
+    /// An answer to a handshake is the last one of its connection, unless a WebSocket follows: what an
+    /// agent has sent behind it is answered by nobody.
+    fn last(&self, mut response: Response<ResponseBody>) -> Response<ResponseBody> {
+        let asked = matches!(self, Self::H1(_, switch) if switch.is_asked());
+        if asked && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+
+    /// Where a WebSocket can be made.
+    fn switch(&self) -> Option<&Switch> {
+        match self {
+            Self::H1(_, switch) => Some(switch),
+            Self::H2(_) => None,
+        }
+    }
 }
 
 /// Serves a connection on which nothing may be sent: every request gets the same answer.
@@ -247,7 +279,7 @@ async fn forward(
         record.asked(&head.method, connection.site.host.as_str(), head.uri.path());
     });
     message::check_size(&head, connection.head_fields, connection.head_bytes)?;
-    message::check(&head, &connection.site)?;
+    let mut asked = message::check(&head, &connection.site, connection.allows_websocket())?;
     let whole = match connection.rules.reads_body(&head) {
         true => Some(read_whole(connection, &mut body, trace).await?),
         false => None,
@@ -256,6 +288,10 @@ async fn forward(
     let Prepared { answering, used, body: swapped } =
         prepare(connection, &mut head, whole.as_ref(), &snapshot, trace)?;
     message::address(&mut head, &connection.site)?;
+    if let Some(asked) = &mut asked {
+        sender.switch().ok_or(Reason::UpgradeDenied)?.ask();
+        asked.write(&mut head.headers);
+    }
     let body = match (whole, swapped) {
         (Some(whole), Some(bytes)) => {
             whole::frame(&mut head, &bytes);
@@ -273,7 +309,7 @@ async fn forward(
         let group = &connection.group.name;
         used.iter().for_each(|binding| connection.secrets.reject(group, &binding.secret));
     }
-    Ok(receive(connection, response, answering, trace)?)
+    Ok(receive(connection, response, answering, (asked, sender.switch()), trace)?)
 }
 
 async fn read_whole(
@@ -372,7 +408,7 @@ async fn send(
     trace: &Trace,
 ) -> Result<Response<Incoming>, Failure> {
     let sent = match sender {
-        Sender::H1(sender) => {
+        Sender::H1(sender, _) => {
             let mut sender = sender.lock().await;
             match sender.ready().await {
                 Ok(()) => {
@@ -409,15 +445,19 @@ fn receive(
     connection: &Connection,
     response: Response<Incoming>,
     Answering { masking, reading, part }: Answering,
+    (asked, switch): (Option<Asked>, Option<&Switch>),
     trace: &Arc<Trace>,
 ) -> Result<Response<ResponseBody>, Reason> {
     let (mut head, body) = response.into_parts();
     trace.with(|record| record.upstream_status(head.status));
     connection.exchanges.moved(1);
-    // Nobody asked for it.
-    if head.status == StatusCode::SWITCHING_PROTOCOLS {
-        return Err(Reason::UpstreamUnreachable);
-    }
+    let switched = head.status == StatusCode::SWITCHING_PROTOCOLS;
+    let answered = match (asked, switch) {
+        (Some(asked), Some(switch)) if switched => Some((asked.answered(&head.headers)?, switch)),
+        // Nobody asked for it.
+        _ if switched => return Err(Reason::UpstreamUnreachable),
+        _ => None,
+    };
     // hyper's own bound depends on how much a single read brings.
     if head_bytes(&head.headers) > MAX_RESPONSE_HEAD {
         return Err(Reason::UpstreamUnreachable);
@@ -435,6 +475,11 @@ fn receive(
     }
     let window = part.and_then(|part| part.cut(&mut head.status, &mut head.headers));
     head.extensions.clear();
+    if let Some((answered, switch)) = answered {
+        answered.write(&mut head.headers);
+        switch.make(Arc::new(Opened { trace: Arc::clone(trace), masking: Mutex::new(masking) }));
+        return Ok(Response::from_parts(head, ResponseBody::Own(Full::default())));
+    }
     let rules = connection.response_rules();
     let in_envelopes = scrub::in_envelopes(&head.headers);
     let body = Scrubbed::new(body, masking, rules, in_envelopes, Arc::clone(trace)).within(window);
@@ -570,6 +615,58 @@ impl Trace {
     /// The response came to its end.
     pub(super) fn complete(&self) {
         self.with(RequestRecord::complete);
+    }
+}
+
+/// An exchange that became a WebSocket: its record counts on.
+struct Opened {
+    trace: Arc<Trace>,
+    masking: Mutex<Masking>,
+}
+
+impl Begun for Opened {
+    fn masks(&self) -> Arc<Masks> {
+        Arc::clone(&lock(&self.masking).masks)
+    }
+
+    fn newer_masks(&self) -> Option<Arc<Masks>> {
+        let mut masking = lock(&self.masking);
+        *masking = self.trace.newer(&masking)?;
+        Some(Arc::clone(&masking.masks))
+    }
+
+    fn passed(&self, way: Way, passed: &websocket::Passed) {
+        let (bytes, messages) = (passed.bytes as u64, u64::from(passed.message));
+        self.trace.connection.exchanges.moved(bytes);
+        self.trace.with(|record| {
+            match way {
+                Way::Out => {
+                    record.request_bytes(bytes);
+                    record.messages(messages, 0);
+                }
+                Way::Back => {
+                    record.response_bytes(bytes, passed.masked);
+                    record.messages(0, messages);
+                }
+            }
+            passed.close.into_iter().for_each(|code| record.closed(code));
+        });
+    }
+
+    fn near_misses(&self, count: u64) -> Result<(), Reason> {
+        self.trace.near_misses(count)
+    }
+
+    fn taken(&self) -> Arc<Taken> {
+        self.trace.taken()
+    }
+
+    fn refused(&self, reason: Reason) {
+        self.trace.refused(reason);
+    }
+
+    fn complete(&self) {
+        self.trace.complete();
     }
 }
 

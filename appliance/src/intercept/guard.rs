@@ -55,6 +55,11 @@ impl<S> Guard<S> {
         }
     }
 
+    /// The stream, and what was read of it that no reader has had.
+    pub(super) fn into_parts(self) -> (S, BytesMut) {
+        (self.stream, self.held)
+    }
+
     /// The stream, for a last word to the agent.
     pub(super) fn into_inner(self) -> S {
         self.stream

@@ -12,7 +12,11 @@ use http::{
     uri::{Authority, PathAndQuery, Scheme},
 };
 
-use super::{overrides, site::Site};
+use super::{
+    overrides,
+    site::Site,
+    websocket::{self, Asked},
+};
 use crate::{
     policy::{Folded, NeverAllowed, never_allowed},
     reason::Reason,
@@ -35,20 +39,24 @@ fn list_bytes(head: &request::Parts) -> usize {
 /// Bytes that RFC 9113 counts for a field beside its name and value.
 const FIELD_OVERHEAD: usize = 32;
 
-/// Refuses a request that is not plainly one for `site`.
-pub(super) fn check(head: &request::Parts, site: &Site) -> Result<(), Reason> {
+/// Refuses a request that is not plainly one for `site`. Gives the handshake of a WebSocket, where the
+/// request is one and the rule allows it.
+pub(super) fn check(
+    head: &request::Parts,
+    site: &Site,
+    websocket: bool,
+) -> Result<Option<Asked>, Reason> {
     match never_allowed(head.method.as_str()) {
         Some(NeverAllowed::Tunnel) => return Err(Reason::ConnectDenied),
         Some(NeverAllowed::Echo) => return Err(Reason::MethodDenied),
         None => {}
     }
-    if head.headers.contains_key(UPGRADE) || names_upgrade(&head.headers) {
-        return Err(Reason::UpgradeDenied);
-    }
+    let asked = websocket::asked(head, websocket)?;
     check_authority(head, site)?;
     overrides::check_host(&head.headers, site)?;
     check_framing(head)?;
-    check_path(&head.uri)
+    check_path(&head.uri)?;
+    Ok(asked)
 }
 
 /// HTTP/1: exactly one Host, origin-form. HTTP/2: an `:authority`, `https`, and a Host that says
@@ -171,10 +179,6 @@ pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap) {
     headers.remove(PROXY_AUTHENTICATE);
 }
 
-fn names_upgrade(headers: &HeaderMap) -> bool {
-    connection_names(headers).any(|name| name.is_ok_and(|name| name == UPGRADE))
-}
-
 /// The field names and options of every Connection field; an error where one is no token.
 fn connection_names(headers: &HeaderMap) -> impl Iterator<Item = Result<HeaderName, Reason>> {
     let listed =
@@ -217,7 +221,7 @@ mod tests {
     }
 
     fn h1(fields: &[(&str, &str)]) -> Result<(), Reason> {
-        check(&head(Version::HTTP_11, "/v1", fields), &site())
+        check(&head(Version::HTTP_11, "/v1", fields), &site(), false).map(|_| ())
     }
 
     #[test]
@@ -248,12 +252,13 @@ mod tests {
     #[test]
     fn absolute_form_is_refused_whatever_it_names() {
         let head = head(Version::HTTP_11, "https://api.example/v1", &[("host", "api.example")]);
-        assert_eq!(check(&head, &site()), Err(Reason::HostMismatch));
+        assert_eq!(check(&head, &site(), false).err(), Some(Reason::HostMismatch));
     }
 
     #[test]
     fn a_second_authority_on_an_h2_connection_is_refused() {
-        let to = |uri, fields| check(&head(Version::HTTP_2, uri, fields), &site());
+        let to =
+            |uri, fields| check(&head(Version::HTTP_2, uri, fields), &site(), true).map(|_| ());
         assert_eq!(to("https://api.example/v1", &[]), Ok(()));
         assert_eq!(to("https://api.example/v1", &[("host", "api.example")]), Ok(()));
         assert_eq!(to("https://evil.example/v1", &[]), Err(Reason::HostMismatch));
@@ -295,10 +300,10 @@ mod tests {
         );
         let mut connect = head(Version::HTTP_11, "/", &[("host", "api.example")]);
         connect.method = http::Method::CONNECT;
-        assert_eq!(check(&connect, &site()), Err(Reason::ConnectDenied));
+        assert_eq!(check(&connect, &site(), true).err(), Some(Reason::ConnectDenied));
         for echo in ["TRACE", "trace", "TRACK", "Track"] {
             connect.method = http::Method::from_bytes(echo.as_bytes()).unwrap();
-            assert_eq!(check(&connect, &site()), Err(Reason::MethodDenied), "{echo}");
+            assert_eq!(check(&connect, &site(), true).err(), Some(Reason::MethodDenied), "{echo}");
         }
     }
 

@@ -23,6 +23,7 @@ mod site;
 mod tasks;
 mod unsent;
 mod vigil;
+pub mod websocket;
 mod whole;
 
 pub use framing::{Framing, TrailerRule};

@@ -12,6 +12,7 @@ use std::{
     task::{Context, Poll},
 };
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::Request;
 use hyper::{body::Incoming, client::conn as client, server::conn as server, service::service_fn};
@@ -24,6 +25,7 @@ use tokio::{
 use tokio_rustls::{client::TlsStream as ClientTls, server::TlsStream as ServerTls};
 
 use super::{
+    body::RequestBody,
     counted::Counted,
     deferred::{Deferred, Flusher},
     exchange::{self, Connection, Sender},
@@ -34,6 +36,7 @@ use super::{
     read_ahead::ReadAhead,
     tasks::{Spawner, Tasks},
     vigil::{Ended, Vigil},
+    websocket::{self, Ends, Switch},
 };
 use crate::{
     audit::Record,
@@ -71,7 +74,8 @@ pub(super) async fn h1(
     let Ok((sender, upstream)) = builder.handshake(TokioIo::new(upstream)).await else {
         return record.ended("upstream_closed");
     };
-    let sender = Arc::new(Sender::H1(tokio::sync::Mutex::new(sender)));
+    let switch = Arc::<Switch>::default();
+    let sender = Arc::new(Sender::H1(tokio::sync::Mutex::new(sender), Arc::clone(&switch)));
     let trailers: Arc<dyn TrailerRule + Send + Sync> = Arc::clone(&connection) as _;
     let guard = Guard::new(agent, limits, trailers, Arc::clone(&connection.exchanges));
     let service = service_fn({
@@ -86,14 +90,14 @@ pub(super) async fn h1(
         .max_headers(limits.head_fields)
         .max_buf_size(limits.head_bytes + REQUEST_BUFFER)
         .serve_connection(TokioIo::new(guard), service);
-    let mut upstream = pin!(Some(upstream));
+    let (mut upstream, mut left) = (Some(upstream), None);
     let traffic = Arc::clone(record.traffic());
     let mut vigil = Vigil::new(limits, phases, move || traffic.total());
     let ended = poll_fn(|cx| {
         if vigil.poll_drain(cx) {
             Pin::new(&mut agent).graceful_shutdown();
         }
-        if poll_ended(upstream.as_mut(), cx) {
+        if poll_left(&mut upstream, &mut left, &switch, cx) {
             // Nothing can be sent any more. hyper finishes the answer under way, then closes.
             Pin::new(&mut agent).graceful_shutdown();
         }
@@ -109,7 +113,18 @@ pub(super) async fn h1(
         }
     })
     .await;
-    let guard = agent.into_parts().io.into_inner();
+    let parts = agent.into_parts();
+    let guard = parts.io.into_inner();
+    let left = left.or_else(|| upstream.map(left_of));
+    if let (Ended::Closed, Some(begun), Some(upstream)) = (ended, switch.take(), left) {
+        let (agent, held) = guard.into_parts();
+        // Frames that came before the answer, if they are any.
+        let early = [parts.read_buf, held.freeze()].concat().into();
+        let ends = Ends { agent: (agent, early), upstream, reset };
+        let (ended, cut) = websocket::carry(ends, begun, vigil).await;
+        record.ended(ended.word());
+        return cut.into_iter().for_each(|reason| record.cut(reason));
+    }
     let heard = finish_h1(&connection, guard, ended, limits, record).await;
     reset.store(matches!(ended, Ended::Idle) && !heard, Relaxed);
 }
@@ -402,6 +417,38 @@ async fn refusal_h2(
         polled
     })
     .await;
+}
+
+/// An HTTP/1.1 connection.
+type Upstream = client::http1::Connection<TokioIo<ClientTls<ReadAhead<TcpStream>>>, RequestBody>;
+
+/// What is left of an HTTP/1.1 connection that became something else.
+type Left = (ClientTls<ReadAhead<TcpStream>>, Bytes);
+
+/// As [`poll_ended`], for HTTP/1.1. Once a handshake went out the connection's end may be a beginning:
+/// the stream is kept for it, and the agent's side ends by its answer.
+fn poll_left(
+    upstream: &mut Option<Upstream>,
+    left: &mut Option<Left>,
+    switch: &Switch,
+    cx: &mut Context<'_>,
+) -> bool {
+    let Some(open) = upstream else { return false };
+    let asked = switch.is_asked();
+    let ended = if asked { open.poll_without_shutdown(cx) } else { Pin::new(&mut *open).poll(cx) };
+    if ended.is_pending() {
+        return false;
+    }
+    let parts = upstream.take().map(left_of);
+    if asked {
+        *left = parts;
+    }
+    !asked
+}
+
+fn left_of(upstream: Upstream) -> Left {
+    let parts = upstream.into_parts();
+    (parts.io.into_inner(), parts.read_buf)
 }
 
 /// True once, when the upstream connection takes no more requests. It is dropped then: done but

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// How a connection ended.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ended {
     /// Both sides were done.
     Closed,

@@ -10,12 +10,15 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
 };
 
-use crate::policy::{GroupName, RuleName};
+use crate::{
+    locks::lock,
+    policy::{GroupName, RuleName},
+};
 
 /// The compressed answers of every API to every group.
 #[derive(Debug, Default)]
@@ -37,7 +40,7 @@ pub struct CodedPlace(Arc<Coded>);
 impl CodedAnswers {
     /// Those of an API to a group.
     pub fn of(&self, group: &GroupName, api: &RuleName) -> Arc<Coded> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = lock(&self.0);
         let coded = all.entry((group.clone(), api.clone())).or_insert_with(|| {
             let (group, api) = (group.clone(), api.clone());
             let (under_way, closed) = (AtomicUsize::new(0), AtomicBool::new(false));

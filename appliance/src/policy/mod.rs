@@ -19,6 +19,7 @@ mod scheme;
 mod secret;
 mod site;
 pub(crate) mod special;
+mod subprotocol;
 mod text;
 
 pub use agent::{BoundAgent, Mac, MacError};
@@ -42,6 +43,8 @@ pub use secret::{
     SecretRef, VaultLocation,
 };
 pub use site::Site;
+pub use subprotocol::{SubprotocolError, SubprotocolPrefix};
+pub(crate) use subprotocol::{is_credential_subprotocol, is_token};
 pub use text::{InterfaceError, NameError, PlaceholderError};
 
 use std::{fmt, net::IpAddr, sync::Arc};
@@ -207,6 +210,8 @@ pub struct Api {
     pub upstream: Upstream,
     /// What is kept of a response that is removed otherwise.
     pub response: ResponseRules,
+    /// Whether a request may become a WebSocket.
+    pub websocket: bool,
     /// How its issuing CA is limited to its names.
     pub constraints: Constraints,
     /// The placeholders, each for some groups. A group without one has no use of this API.
@@ -309,6 +314,8 @@ pub enum Place {
     },
     /// One whole value in the body of one request, decoded once.
     Body(BodyPlace),
+    /// What follows this text in one of the subprotocols that a WebSocket offers.
+    Subprotocol(SubprotocolPrefix),
 }
 
 /// Hosts that some groups may reach without any placeholder.
@@ -367,6 +374,8 @@ pub enum Carry {
         methods: Vec<Method>,
         /// The paths that may be used; empty means every one.
         paths: Vec<PathRule>,
+        /// Whether a request may become a WebSocket.
+        websocket: bool,
         /// How its issuing CA is limited to its names.
         constraints: Constraints,
     },

@@ -7,7 +7,8 @@ use http::Method;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{
-    Api, Binding, BodyPlace, Host, PathRule, PathSlot, Place, Scheme, never_allowed, permits_path,
+    Api, Binding, BodyPlace, Host, PathRule, PathSlot, Place, Scheme, SubprotocolPrefix,
+    never_allowed, permits_path,
 };
 use crate::reason::{Reason, SecretCause};
 
@@ -31,6 +32,7 @@ enum OwnersPlace {
     Path(PathSlot),
     Cookie(Box<str>),
     Body(BodyPlace),
+    Subprotocol(SubprotocolPrefix),
 }
 
 /// Where in a request a value is about to stand.
@@ -50,6 +52,8 @@ pub enum Slot<'a> {
     Cookie(&'a str),
     /// In this place of the body.
     Body(&'a BodyPlace),
+    /// Behind this text in a subprotocol of a WebSocket.
+    Subprotocol(&'a SubprotocolPrefix),
 }
 
 /// Why an owner's word keeps a value from a request.
@@ -197,6 +201,7 @@ impl OwnersPlace {
             (Self::Path(place), Slot::Path(other)) => place == other,
             (Self::Cookie(name), Slot::Cookie(other)) => **name == *other,
             (Self::Body(place), Slot::Body(other)) => place == other,
+            (Self::Subprotocol(prefix), Slot::Subprotocol(other)) => prefix == other,
             _ => false,
         }
     }
@@ -211,6 +216,7 @@ fn slot(place: &Place) -> Slot<'_> {
         Place::Path(place) => Slot::Path(place),
         Place::Cookie { name } => Slot::Cookie(name),
         Place::Body(place) => Slot::Body(place),
+        Place::Subprotocol(prefix) => Slot::Subprotocol(prefix),
     }
 }
 
@@ -228,6 +234,9 @@ fn place(text: &str) -> Option<OwnersPlace> {
         ["path", place] => OwnersPlace::Path(PathSlot::parse(place).ok()?),
         ["cookie", name] => OwnersPlace::Cookie((*name).into()),
         ["json" | "form", ..] => OwnersPlace::Body(BodyPlace::parse(&words).ok()?),
+        ["websocket", "subprotocol", prefix] => {
+            OwnersPlace::Subprotocol(SubprotocolPrefix::parse(prefix).ok()?)
+        }
         ["header", name, scheme @ ..] => {
             let name = http::HeaderName::from_bytes(name.as_bytes()).ok()?;
             OwnersPlace::Header(name, Scheme::parse(scheme).ok()?)
@@ -304,6 +313,7 @@ mod tests {
             anonymous: crate::policy::Anonymous::Never,
             upstream: Default::default(),
             response: Default::default(),
+            websocket: false,
             constraints: Default::default(),
             bindings: vec![],
         }

@@ -11,7 +11,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use http::{
     HeaderName, HeaderValue,
-    header::{AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION},
+    header::{AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL},
     request::Parts,
 };
 use zeroize::Zeroizing;
@@ -22,7 +22,10 @@ use super::{
     target::{self, Part},
 };
 use crate::{
-    policy::{Binding, BodyPlace, BodySpot, PathSlot, Placeholder, Scheme, Slot},
+    policy::{
+        Binding, BodyPlace, BodySpot, PathSlot, Placeholder, Scheme, Slot, SubprotocolPrefix,
+        is_token,
+    },
     reason::SecretCause,
     secrets::SecretValue,
 };
@@ -56,6 +59,13 @@ pub(super) enum Swap {
     /// `at` is where the placeholder stands in the path, as it is on the wire.
     Path {
         place: PathSlot,
+        at: Range<usize>,
+        binding: Arc<Binding>,
+    },
+    /// `at` is where the placeholder stands in the one field of offers.
+    Subprotocol {
+        prefix: SubprotocolPrefix,
+        value: HeaderValue,
         at: Range<usize>,
         binding: Arc<Binding>,
     },
@@ -182,6 +192,7 @@ impl Swap {
             Self::Path { .. } => Spot::Path,
             Self::Cookie { name, .. } => Spot::Cookie(name),
             Self::Body { place, .. } => Spot::Body(place.spot()),
+            Self::Subprotocol { .. } => Spot::Header(&SEC_WEBSOCKET_PROTOCOL),
         }
     }
 
@@ -194,6 +205,9 @@ impl Swap {
             Self::Path { place, binding, .. } => [Some((binding, Slot::Path(place))), None],
             Self::Cookie { name, binding, .. } => [Some((binding, Slot::Cookie(name))), None],
             Self::Body { place, binding, .. } => [Some((binding, Slot::Body(place))), None],
+            Self::Subprotocol { prefix, binding, .. } => {
+                [Some((binding, Slot::Subprotocol(prefix))), None]
+            }
             Self::Basic { user, password } => [
                 user.binding().map(|binding| (binding, Slot::BasicUser)),
                 password.binding().map(|binding| (binding, Slot::BasicPassword)),
@@ -239,6 +253,7 @@ impl Swap {
                 };
                 Ok(Written::Body(piece(at, escape, &*lookup(binding)?)))
             }
+            Self::Subprotocol { value, at, binding, .. } => offer(value, at, &*lookup(binding)?),
         }
     }
 }
@@ -290,6 +305,22 @@ fn piece(
     value: &SecretValue,
 ) -> Piece {
     Piece { at: at.clone(), text: escape(value.expose()) }
+}
+
+/// A value that is no token would make other offers of the rest.
+fn offer(
+    offers: &HeaderValue,
+    at: &Range<usize>,
+    value: &SecretValue,
+) -> Result<Written, SecretCause> {
+    let offers = offers.as_bytes();
+    let before = offers.get(..at.start).ok_or(SecretCause::ValueInvalid)?;
+    let behind = offers.get(at.end..).ok_or(SecretCause::ValueInvalid)?;
+    if !is_token(value.expose()) {
+        return Err(SecretCause::ValueInvalid);
+    }
+    let text = concat(&[before, value.expose(), behind]);
+    Ok(Written::Header(SEC_WEBSOCKET_PROTOCOL, sensitive(text)?))
 }
 
 /// Sized before it is filled, so that no copy is left behind by growth.

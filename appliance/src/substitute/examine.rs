@@ -8,7 +8,7 @@ use std::{borrow::Cow, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use http::{
-    HeaderName, HeaderValue, Method, Uri,
+    HeaderName, HeaderValue, Method,
     header::{AUTHORIZATION, CONNECTION, COOKIE, PROXY_AUTHORIZATION},
     request::Parts,
 };
@@ -20,6 +20,7 @@ use super::{
     denial::{Denial, astray},
     locate,
     rules::{Rules, Scope, is},
+    subprotocol,
 };
 use crate::{
     policy::{
@@ -65,7 +66,7 @@ fn examine_both(rules: &Rules, head: &Parts, body: Option<&Bytes>) -> Result<Pla
     let body_bytes = body.map(|body| &**body).unwrap_or_default();
     let found = body::read(rules.body_places(head), &head.headers, body_bytes)?;
     credentials.extend(found.into_iter().map(Credential::Body));
-    let plan = Plan::new(classify_all(rules, &head.uri, &credentials)?, body.cloned());
+    let plan = Plan::new(classify_all(rules, head, &credentials)?, body.cloned());
     check_request(rules, &plan, head).map_err(|reason| Denial {
         placeholder: plan.placeholders().next().cloned(),
         ..reason.into()
@@ -97,6 +98,8 @@ enum Credential<'a> {
     Query { name: Cow<'a, str>, value: Cow<'a, str> },
     /// In the path, as it is on the wire.
     Path { place: &'a PathSlot, at: Range<usize> },
+    /// In an offered subprotocol.
+    Subprotocol { offers: &'a HeaderValue, at: Range<usize> },
 }
 
 impl Credential<'_> {
@@ -109,6 +112,7 @@ impl Credential<'_> {
             Self::Body(found) => found.place.spot().to_string(),
             Self::Query { name, .. } => format!("query {}", fold_query(name)),
             Self::Path { place, .. } => format!("path {place}"),
+            Self::Subprotocol { .. } => "websocket subprotocol".to_owned(),
         }
     }
 }
@@ -125,6 +129,10 @@ fn credentials<'a>(rules: &'a Rules, head: &'a Parts) -> Vec<Credential<'a>> {
         .map(|(name, value)| Credential::Header(name, value))
         .chain(queries.map(|(name, value)| Credential::Query { name, value }))
         .chain(paths.map(|(place, at)| Credential::Path { place, at }))
+        .chain(
+            subprotocol::find(rules, head)
+                .map(|(offers, at)| Credential::Subprotocol { offers, at }),
+        )
         .collect()
 }
 
@@ -148,12 +156,12 @@ fn cookies<'a>(rules: &'a Rules, head: &'a Parts) -> Result<Vec<Credential<'a>>,
 /// a server may read any of them, so a foreign key could ride beside a good placeholder.
 fn classify_all(
     rules: &Rules,
-    uri: &Uri,
+    head: &Parts,
     credentials: &[Credential<'_>],
 ) -> Result<Vec<Swap>, Denial> {
     let swaps = credentials.iter().map(|one| {
         let at = |denial| Denial { credential: Some(one.place()), ..denial };
-        classify(rules, uri, one).map_err(at)
+        classify(rules, head, one).map_err(at)
     });
     let swaps = swaps.collect::<Result<Vec<_>, _>>();
     if credentials.len() < 2 {
@@ -169,7 +177,8 @@ fn classify_all(
     }
 }
 
-fn classify(rules: &Rules, uri: &Uri, credential: &Credential<'_>) -> Result<Swap, Denial> {
+fn classify(rules: &Rules, head: &Parts, credential: &Credential<'_>) -> Result<Swap, Denial> {
+    let uri = &head.uri;
     match credential {
         Credential::Header(field, value) => classify_header(rules, field, value),
         Credential::Cookies(value) => Err(deny_cookies(rules, value)),
@@ -181,6 +190,8 @@ fn classify(rules: &Rules, uri: &Uri, credential: &Credential<'_>) -> Result<Swa
             .ok_or_else(|| deny_credential(rules, found.text.as_bytes())),
         Credential::Path { place, at } => locate::in_path(rules, uri, (place, at))
             .ok_or_else(|| deny_credential(rules, &locate::segment(uri, at))),
+        Credential::Subprotocol { offers, at } => subprotocol::swap(rules, head, (*offers, at))
+            .ok_or_else(|| deny_offer(rules, offers, at)),
     }
 }
 
@@ -219,6 +230,11 @@ fn deny_credential(rules: &Rules, text: &[u8]) -> Denial {
     let after_word = text.iter().position(|&byte| byte == b' ').and_then(|at| text.get(at + 1..));
     let candidates = [Some(text), after_word];
     astray(candidates.into_iter().flatten().map(|candidate| rules.owner(candidate)))
+}
+
+fn deny_offer(rules: &Rules, offers: &HeaderValue, at: &Range<usize>) -> Denial {
+    let offer = offers.as_bytes().get(at.clone()).unwrap_or_default();
+    astray(subprotocol::candidates(rules, offer).map(|candidate| rules.owner(candidate)))
 }
 
 /// Where no cookie is a place. They stand in pairs with `;` between two (RFC 6265, section 4.2.1).

@@ -19,6 +19,7 @@ mod json;
 mod locate;
 mod rules;
 mod splice;
+mod subprotocol;
 mod target;
 
 pub use apply::Plan;
@@ -28,6 +29,8 @@ pub use rules::{Rules, Scope, trailers_carry_credential};
 
 #[cfg(test)]
 mod bodies;
+#[cfg(test)]
+mod offers;
 #[cfg(test)]
 mod properties;
 #[cfg(test)]

@@ -12,8 +12,8 @@ use super::Plan;
 use crate::{
     policy::{
         Anonymous, Api, Binding, BodyPlace, Folded, GroupName, PathRule, PathSlot, Place,
-        Placeholder, Plain, Policy, fold_query, is_credential_header, is_credential_query,
-        queries_of,
+        Placeholder, Plain, Policy, SubprotocolPrefix, fold_query, is_credential_header,
+        is_credential_query, queries_of,
     },
     reason::Reason,
 };
@@ -137,6 +137,11 @@ impl Rules {
         self.body_places(head).next().is_some()
     }
 
+    /// What stands before a credential in an offered subprotocol.
+    pub(super) fn subprotocols(&self) -> &[SubprotocolPrefix] {
+        &self.names.bound_subprotocols
+    }
+
     pub(super) fn owner(&self, text: &[u8]) -> Owner<'_> {
         let here = self.own.iter().find(|binding| is(&binding.placeholder, text));
         if let Some(binding) = here {
@@ -177,6 +182,8 @@ struct Names {
     bound_cookies: Vec<Arc<str>>,
     /// The places in bodies, of whatever group.
     bound_bodies: Vec<BodyPlace>,
+    /// The texts before those in a subprotocol, of whatever group.
+    bound_subprotocols: Vec<SubprotocolPrefix>,
     /// What the API says is plain.
     plain: Vec<Plain>,
     /// Whether cookies pass unlooked at.
@@ -198,6 +205,7 @@ impl Names {
             bound_paths: once(places().filter_map(path_of)),
             bound_cookies: once(places().filter_map(cookie_of)),
             bound_bodies: once(places().filter_map(body_of)),
+            bound_subprotocols: once(places().filter_map(prefix_of)),
             plain: api.plain.clone(),
             cookies: api.response.cookies,
         }
@@ -224,7 +232,11 @@ fn field_of(place: &Place) -> Option<&HeaderName> {
     match place {
         Place::Header { name, .. } => Some(name),
         Place::BasicUser { .. } | Place::BasicPassword { .. } => Some(&AUTHORIZATION),
-        Place::Query { .. } | Place::Path(_) | Place::Cookie { .. } | Place::Body(_) => None,
+        Place::Query { .. }
+        | Place::Path(_)
+        | Place::Subprotocol(_)
+        | Place::Cookie { .. }
+        | Place::Body(_) => None,
     }
 }
 
@@ -240,6 +252,13 @@ fn query_of(place: &Place) -> Option<&str> {
 fn path_of(place: &Place) -> Option<&PathSlot> {
     match place {
         Place::Path(place) => Some(place),
+        _ => None,
+    }
+}
+
+fn prefix_of(place: &Place) -> Option<&SubprotocolPrefix> {
+    match place {
+        Place::Subprotocol(prefix) => Some(prefix),
         _ => None,
     }
 }

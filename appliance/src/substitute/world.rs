@@ -56,6 +56,7 @@ fn api(name: &str, bindings: Vec<Arc<Binding>>) -> Api {
         anonymous: Anonymous::Never,
         upstream: Upstream::default(),
         response: ResponseRules::default(),
+        websocket: false,
         constraints: Constraints::default(),
         bindings,
     }

@@ -17,13 +17,14 @@ mod places;
 mod reader;
 mod scrub;
 mod substitution;
+mod websocket;
 mod world;
 
 /// Takes any bytes; panics where an invariant is broken.
 pub type Target = fn(&[u8]);
 
 /// Each by its name, which is also that of the folder of its corpus.
-pub static TARGETS: [(&str, Target); 10] = [
+pub static TARGETS: [(&str, Target); 11] = [
     ("coded", coded::any_stream),
     ("dns", dns::any_query),
     ("framing", framing::any_stream),
@@ -34,6 +35,7 @@ pub static TARGETS: [(&str, Target); 10] = [
     ("places", places::any_place),
     ("scrub", scrub::any_body),
     ("substitution", substitution::any_request),
+    ("websocket", websocket::any_frames),
 ];
 
 #[cfg(test)]

@@ -180,7 +180,7 @@ impl Body {
     }
 }
 
-fn masks(secrets: &[&[u8]]) -> Arc<Masks> {
+pub(crate) fn masks(secrets: &[&[u8]]) -> Arc<Masks> {
     let load = |secret: &&[u8]| SecretValue::load(Zeroizing::new(secret.to_vec()), 8);
     let values = secrets.iter().map(load).collect::<Result<Vec<_>, _>>().expect("values");
     Arc::new(Masks::new(&values))

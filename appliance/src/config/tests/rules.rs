@@ -334,3 +334,29 @@ fn the_gateways_services_are_named_or_off() {
     let wrong = "[gateway]\nagent_services = [\"ssh\"]";
     refuses("[gateway]", wrong, "\"ssh\"", &["is none of"]);
 }
+
+#[test]
+fn a_place_in_a_handshake_needs_one_that_is_allowed() {
+    let place = "websocket subprotocol openai-insecure-api-key.";
+    let places = format!("places = [\"{place}\"]");
+    let old = "places = [\"header authorization bearer\"]";
+    refuses(old, &places, place, &["handshake of a WebSocket", "websocket = true"]);
+    let allowed = |more: &str| {
+        changed(&[(old, &places), ("[[api.binding]]", &format!("{more}\n[[api.binding]]"))])
+    };
+    let config = parse_text(&allowed("websocket = true")).expect("it loads");
+    assert!(config.policy.apis[0].websocket);
+    let said = explain(&config);
+    for text in ["WebSocket", "among a WebSocket's subprotocols", "openai-insecure-api-key."] {
+        assert!(said.contains(text), "{said}");
+    }
+    assert_eq!(mistakes(&allowed("websocket = false")).len(), 1);
+}
+
+#[test]
+fn a_handshake_is_a_get() {
+    let post = "websocket = true\nmethods = [\"POST\"]\n[[api.binding]]";
+    let get = "websocket = true\nmethods = [\"GET\"]\n[[api.binding]]";
+    refuses("[[api.binding]]", post, "websocket = true", &["GET", "methods"]);
+    accepts("[[api.binding]]", get);
+}

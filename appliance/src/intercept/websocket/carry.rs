@@ -1,0 +1,351 @@
+//! Both directions of a WebSocket, from the end of its handshake to its own.
+
+use std::{
+    future::poll_fn,
+    io,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use tokio::{
+    io::{
+        AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf, split,
+    },
+    time::timeout,
+};
+
+use super::{
+    super::vigil::{Ended, Vigil},
+    lane::{Fault, Lane, Passed, Sender, close_frame},
+    switch::Begun,
+};
+use crate::{limits::Way, reason::Reason};
+
+/// Both streams, each behind the bytes that were read of it already.
+pub(in crate::intercept) struct Ends<A, U> {
+    /// The agent's.
+    pub(in crate::intercept) agent: (A, Bytes),
+    /// The upstream's.
+    pub(in crate::intercept) upstream: (U, Bytes),
+    /// Whether the agent's is reset where it is dropped.
+    pub(in crate::intercept) reset: Arc<AtomicBool>,
+}
+
+/// Why a direction stopped.
+#[derive(Debug, Clone, Copy)]
+enum Stop {
+    /// Its close frame passed.
+    Closed,
+    /// Its sender left without one.
+    Left,
+    /// A stream broke.
+    Broken,
+    /// The gateway ends it.
+    Cut(Cut),
+}
+
+/// Why the gateway ends a WebSocket, and with what code (RFC 6455, section 7.4.1).
+#[derive(Debug, Clone, Copy)]
+struct Cut {
+    code: u16,
+    reason: Reason,
+    /// Whether it is for what the upstream sent.
+    upstream: bool,
+}
+
+struct Direction<R, W> {
+    lane: Lane,
+    read: ReadHalf<R>,
+    out: Outlet<W>,
+    /// Whether it is the upstream that sends.
+    upstream: bool,
+    begun: Arc<dyn Begun>,
+}
+
+/// Where frames leave. What was begun is remembered, so that a last word never stands inside a frame.
+struct Outlet<W> {
+    stream: WriteHalf<W>,
+    waiting: BytesMut,
+    leaving: Bytes,
+    way: Way,
+    begun: Arc<dyn Begun>,
+}
+
+/// Carries a WebSocket to its end: how that was, and why the gateway made it, if it did.
+pub(in crate::intercept) async fn carry<A, U>(
+    ends: Ends<A, U>,
+    begun: Arc<dyn Begun>,
+    mut vigil: Vigil,
+) -> (Ended, Option<Reason>)
+where
+    A: AsyncRead + AsyncWrite + Unpin,
+    U: AsyncRead + AsyncWrite + Unpin,
+{
+    let ((agent, early), (upstream, first)) = (ends.agent, ends.upstream);
+    let (from_agent, to_agent) = split(agent);
+    let (from_upstream, to_upstream) = split(upstream);
+    let out = Outlet::new(to_upstream, Way::Out, &begun);
+    let mut up = Direction::new(Sender::Agent(new_key), early, (from_agent, out));
+    let out = Outlet::new(to_agent, Way::Back, &begun);
+    let mut down = Direction::new(Sender::Upstream(begun.masks()), first, (from_upstream, out));
+    let stops = run(&mut up, &mut down, &mut vigil).await;
+    let (ended, cut) = judge(&stops);
+    if ended == Some(Ended::Closed) {
+        begun.complete();
+    }
+    if let Some(cut) = cut {
+        begun.refused(cut.reason);
+    }
+    let heard = last_words(&mut up, &mut down, &stops, cut).await;
+    ends.reset.store(!heard, Relaxed);
+    (ended.unwrap_or(Ended::Broken), cut.map(|cut| cut.reason))
+}
+
+/// Both directions until they stop: the agent's first. `None` for one that the other's end has stopped,
+/// and for both where nothing moved for too long.
+async fn run<A, U>(
+    up: &mut Direction<A, U>,
+    down: &mut Direction<U, A>,
+    vigil: &mut Vigil,
+) -> [Option<Stop>; 2]
+where
+    A: AsyncRead + AsyncWrite + Unpin,
+    U: AsyncRead + AsyncWrite + Unpin,
+{
+    let (mut up, mut down) = (pin!(up.run()), pin!(down.run()));
+    tokio::select! {
+        stop = &mut up => [Some(stop), then(stop, down).await],
+        stop = &mut down => [then(stop, up).await, Some(stop)],
+        _ = poll_fn(|cx| vigil.poll_idle(cx)) => [None, None],
+    }
+}
+
+/// The end of the other direction, which has some time once one has come to its own.
+async fn then(first: Stop, other: impl Future<Output = Stop>) -> Option<Stop> {
+    match first {
+        Stop::Closed => timeout(CLOSING_TIME, other).await.ok(),
+        Stop::Left => timeout(LEAVING_TIME, other).await.ok(),
+        Stop::Broken | Stop::Cut(_) => None,
+    }
+}
+
+/// How it ended, and why the gateway ended it.
+fn judge(stops: &[Option<Stop>; 2]) -> (Option<Ended>, Option<Cut>) {
+    let cut = stops.iter().find_map(|stop| match stop {
+        Some(Stop::Cut(cut)) => Some(*cut),
+        _ => None,
+    });
+    let closed = || stops.iter().any(|stop| matches!(stop, Some(Stop::Closed)));
+    match stops {
+        _ if cut.is_some() => (None, cut),
+        [None, None] => (Some(Ended::Idle), None),
+        _ if closed() => (Some(Ended::Closed), None),
+        _ => (Some(Ended::Broken), None),
+    }
+}
+
+/// Says goodbye where nobody did, and closes both sides. Whether the agent closed its own.
+async fn last_words<A, U>(
+    up: &mut Direction<A, U>,
+    down: &mut Direction<U, A>,
+    stops: &[Option<Stop>; 2],
+    cut: Option<Cut>,
+) -> bool
+where
+    A: AsyncRead + AsyncWrite + Unpin,
+    U: AsyncRead + AsyncWrite + Unpin,
+{
+    let idle = matches!(stops, [None, None]);
+    let broken = stops.iter().any(|stop| matches!(stop, Some(Stop::Broken)));
+    if broken {
+        return true;
+    }
+    let to_agent = match cut {
+        Some(cut) => Some((cut.code, cut.reason.word())),
+        None => idle.then_some((GOING_AWAY, "idle")),
+    };
+    // Whoever is not at fault only learns that there is no more.
+    let to_upstream = match cut {
+        Some(cut) if cut.upstream => Some((cut.code, "")),
+        _ => to_agent.map(|_| (GOING_AWAY, "")),
+    };
+    let to_agent = to_agent.map(|(code, word)| close_frame(code, word, None));
+    let to_upstream =
+        to_upstream.and_then(|(code, word)| Some(close_frame(code, word, Some(new_key()?))));
+    let agent = async {
+        down.out.finish(to_agent).await?;
+        linger(&mut up.read).await
+    };
+    let upstream = up.out.finish(to_upstream);
+    let (agent, _) = tokio::join!(
+        timeout(LAST_WORD_TIME, agent),
+        // Whether the upstream takes it changes nothing.
+        timeout(LAST_WORD_TIME, upstream),
+    );
+    matches!(agent, Ok(Ok(())))
+}
+
+/// A socket that is closed with bytes unread is reset, and a last word on its way would be lost.
+async fn linger<R: AsyncRead>(read: &mut ReadHalf<R>) -> io::Result<()> {
+    let mut sink = [0; 4096];
+    let mut left = LINGER_BYTES;
+    while left > 0 {
+        match read.read(&mut sink).await? {
+            0 => break,
+            bytes => left = left.saturating_sub(bytes),
+        }
+    }
+    Ok(())
+}
+
+impl<R, W> Direction<R, W>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    fn new(from: Sender, read_already: Bytes, (read, out): (ReadHalf<R>, Outlet<W>)) -> Self {
+        let upstream = matches!(from, Sender::Upstream(_));
+        let mut lane = Lane::new(from, Instant::now());
+        lane.room().extend_from_slice(&read_already);
+        let begun = Arc::clone(&out.begun);
+        Self { lane, read, out, upstream, begun }
+    }
+
+    async fn run(&mut self) -> Stop {
+        loop {
+            match self.pass_all().await {
+                Ok(None) => {}
+                Ok(Some(stop)) | Err(stop) => return stop,
+            }
+            let room = self.lane.room();
+            room.reserve(READ_BYTES);
+            match self.read.read_buf(room).await {
+                Ok(0) => {
+                    // The other side hears of it; where that fails, it is gone too.
+                    let _ = self.out.stream.shutdown().await;
+                    return Stop::Left;
+                }
+                Ok(_) => {}
+                Err(_) => return Stop::Broken,
+            }
+        }
+    }
+
+    /// Sends on all that may be: nothing waits for what is read next.
+    async fn pass_all(&mut self) -> Result<Option<Stop>, Stop> {
+        loop {
+            self.renew_masks();
+            let stop = match self.lane.next(Instant::now()) {
+                Ok(Some(passed)) => self.note(passed)?,
+                Ok(None) => {
+                    self.out.drain().await?;
+                    return Ok(None);
+                }
+                Err(fault) => Some(Stop::Cut(self.fault(fault))),
+            };
+            if stop.is_some() || self.out.waiting.len() >= BATCH {
+                self.out.drain().await?;
+            }
+            if stop.is_some() {
+                return Ok(stop);
+            }
+        }
+    }
+
+    fn renew_masks(&mut self) {
+        if self.upstream
+            && let Some(newer) = self.begun.newer_masks()
+        {
+            self.lane.renew(newer);
+        }
+    }
+
+    /// Counts what passes, and gives it to the outlet.
+    fn note(&mut self, passed: Passed) -> Result<Option<Stop>, Stop> {
+        self.begun.passed(self.out.way, &passed);
+        let upstream = self.upstream;
+        self.begun
+            .near_misses(passed.near_misses)
+            .map_err(|reason| Stop::Cut(Cut { code: POLICY, reason, upstream }))?;
+        self.out.waiting.extend_from_slice(&passed.frames);
+        Ok(passed.close.map(|_| Stop::Closed))
+    }
+
+    fn fault(&self, fault: Fault) -> Cut {
+        let (code, reason) = match fault {
+            Fault::Malformed => (PROTOCOL_ERROR, Reason::WebsocketMalformed),
+            Fault::TooLarge => (TOO_LARGE, Reason::WebsocketLimit),
+            Fault::TooMany => (POLICY, Reason::WebsocketLimit),
+            Fault::Failed => (INTERNAL_ERROR, Reason::InternalError),
+        };
+        Cut { code, reason, upstream: self.upstream }
+    }
+}
+
+impl<W: AsyncWrite + Unpin> Outlet<W> {
+    fn new(stream: WriteHalf<W>, way: Way, begun: &Arc<dyn Begun>) -> Self {
+        let begun = Arc::clone(begun);
+        Self { stream, waiting: BytesMut::new(), leaving: Bytes::new(), way, begun }
+    }
+
+    /// Sends what waits, once there is room for it among what the agent's bodies may hold.
+    async fn drain(&mut self) -> Result<(), Stop> {
+        if self.leaving.is_empty() && !self.waiting.is_empty() {
+            let waiting = std::mem::take(&mut self.waiting).freeze();
+            self.leaving = self.begun.taken().hold(self.way, waiting).await;
+        }
+        self.send().await.map_err(|_| Stop::Broken)
+    }
+
+    async fn send(&mut self) -> io::Result<()> {
+        while !self.leaving.is_empty() {
+            let written = self.stream.write(&self.leaving).await?;
+            if written == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            self.leaving.advance(written);
+        }
+        // Counted for as long as it is held, and no longer.
+        self.leaving = Bytes::new();
+        self.stream.flush().await
+    }
+
+    /// Sends the rest of a frame that was begun, a last one, and the end.
+    async fn finish(&mut self, last: Option<Vec<u8>>) -> io::Result<()> {
+        self.send().await?;
+        if let Some(last) = last {
+            self.stream.write_all(&last).await?;
+        }
+        self.stream.shutdown().await
+    }
+}
+
+/// A key that nobody can foretell (RFC 6455, section 10.3).
+fn new_key() -> Option<[u8; 4]> {
+    let mut key = [0; 4];
+    aws_lc_rs::rand::fill(&mut key).ok().map(|()| key)
+}
+
+const GOING_AWAY: u16 = 1001;
+const PROTOCOL_ERROR: u16 = 1002;
+const POLICY: u16 = 1008;
+const TOO_LARGE: u16 = 1009;
+const INTERNAL_ERROR: u16 = 1011;
+
+/// Time for the other side's close frame once one has sent its own.
+const CLOSING_TIME: Duration = Duration::from_secs(10);
+/// Time for what is under way once one has left without: a WebSocket knows no half of a connection.
+const LEAVING_TIME: Duration = Duration::from_secs(2);
+/// Time for both to take a last word.
+const LAST_WORD_TIME: Duration = Duration::from_secs(2);
+/// Bytes that are read meanwhile, and thrown away.
+const LINGER_BYTES: usize = 1024 * 1024;
+/// Bytes of room that are made for one read: a TLS record.
+const READ_BYTES: usize = 16 * 1024;
+/// Bytes of frames that leave together while more are at hand.
+const BATCH: usize = 64 * 1024;
