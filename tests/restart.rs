@@ -35,11 +35,16 @@ impl Supervised {
     }
 
     fn with(workers: &str) -> Self {
+        Self::with_limits(workers, "drain_time = \"20s\"")
+    }
+
+    fn with_limits(workers: &str, limits: &str) -> Self {
         let mut world = World::usual();
         // It has made the certificates; from here on the other one starts it.
         world.gateway.kill();
-        install(&world, workers);
-        let log = fs::File::create(world.lab.dir.join("gateway.log")).expect("writable");
+        install_with(&world, workers, limits);
+        let log = world.lab.dir.join("gateway.log");
+        let log = fs::File::options().create(true).append(true).open(log).expect("writable");
         let mut process = python("supervise.py")
             .arg(world.lab.dir.join("notify"))
             .arg(world.lab.dir.join("notified"))
@@ -75,6 +80,14 @@ impl Supervised {
         gateway::forward();
     }
 
+    fn log(&self) -> String {
+        fs::read_to_string(self.world.lab.dir.join("gateway.log")).expect("readable")
+    }
+
+    fn forget_the_log(&self) {
+        fs::write(self.world.lab.dir.join("gateway.log"), "").expect("writable");
+    }
+
     fn notified(&self) -> Vec<String> {
         let text = fs::read_to_string(self.world.lab.dir.join("notified")).unwrap_or_default();
         text.lines().map(str::to_owned).collect()
@@ -92,10 +105,17 @@ fn python(script: &str) -> Command {
 }
 
 fn install(world: &World, workers: &str) {
+    install_with(world, workers, "");
+}
+
+fn install_with(world: &World, workers: &str, limits: &str) {
     let config = gateway::usual_config();
     let config = config.replace("ipv6 = true", &format!("ipv6 = true\n{workers}"));
-    gateway::install(&world.lab, &config);
+    gateway::install(&world.lab, &format!("{config}\n[limits]\n{limits}\n"));
 }
+
+/// What the log says once new connections wait.
+const NOBODY_COMES: &str = "no other daemon serves yet";
 
 fn ask(world: &World, to: SocketAddr) -> u16 {
     let mut tls = world.h1_from(AGENT, to, OPENAI.name).expect("it is not refused");
@@ -136,12 +156,18 @@ fn the_service_manager_is_told_how_it_is() {
 #[test]
 fn connections_that_arrive_during_a_restart_wait_and_are_served() {
     sandboxed(|| {
-        let mut it = Supervised::start();
+        let mut it = Supervised::with_limits("workers = 2", "drain_time = \"2s\"");
         let all =
             "for each of two interfaces and families a listener of two workers, and DNS's two";
         assert_eq!(it.say("kept"), "16", "{all}");
         for how in ["term", "kill", "abrt", "term"] {
+            it.forget_the_log();
             it.say(how);
+            if how == "term" {
+                assert_eq!(ask(&it.world, OPENAI.port(443)), 200, "by the one that goes");
+                assert!(!it.log().contains("draining"), "it goes on for as long as it drains");
+                wait::expect("it gives up", || it.log().contains(NOBODY_COMES));
+            }
             it.world.origin.log().clear();
             let (waiting, world) = (12, &it.world);
             thread::scope(|scope| {
@@ -168,6 +194,32 @@ fn connections_that_arrive_during_a_restart_wait_and_are_served() {
             it.answers.read_line(&mut answer).expect("it answers");
             gateway::forward();
             assert_eq!(it.say("kept"), "16", "none is kept twice");
+        }
+    });
+}
+
+/// What the next one takes to start is nobody's time.
+#[test]
+fn the_daemon_that_goes_serves_until_the_next_one_does_and_not_beside_it() {
+    sandboxed(|| {
+        let mut it = Supervised::start();
+        for _ in 0..3 {
+            it.forget_the_log();
+            it.say("term");
+            for port in [OPENAI.port(443), OPENAI.port6(443)] {
+                assert_eq!(ask(&it.world, port), 200, "nobody waits");
+            }
+            assert!(!it.log().contains("draining"));
+            it.run();
+            let log = it.log();
+            assert!(
+                log.contains("draining"),
+                "it accepts nothing once the next one is ready: {log}"
+            );
+            for unheard in [NOBODY_COMES, "accepts connections still", "cannot tell a daemon"] {
+                assert!(!log.contains(unheard), "{log}");
+            }
+            assert_eq!(ask(&it.world, OPENAI.port(443)), 200, "the next one serves");
         }
     });
 }

@@ -66,7 +66,7 @@ use crate::{
     dns,
     harden::{self, Confinement},
     health::{Health, State},
-    packets::{Capture, Kept},
+    packets::{Capture, Held, Kept},
     phase::{Phase, Phases},
     policy::Policy,
     quarantine::Quarantine,
@@ -137,6 +137,8 @@ struct Daemon {
     workers: Vec<Worker>,
     dns: dns::Server,
     watcher: Watcher,
+    /// Tells one that was before it that this one accepts.
+    serves: Option<Held>,
 }
 
 impl Daemon {

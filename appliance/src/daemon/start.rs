@@ -30,7 +30,7 @@ use crate::{
     identity::FlowIds,
     intercept::Means,
     limits::Places,
-    packets::{self, Capture, DnsSockets, Kept, PacketLog, PacketsError},
+    packets::{self, Capture, DnsSockets, Held, Kept, PacketLog, PacketsError, Says},
     phase::Phases,
     policy::{Group, Policy},
     quarantine::Quarantine,
@@ -99,9 +99,9 @@ impl Daemon {
                 .map_err(|error| other("cannot make a key to name flows with", &error))?,
             proxy_port: settings.proxy_port,
         });
-        let is_running =
-            |error: &PacketsError| matches!(error, PacketsError::AlreadyRunning { .. });
-        let claim = patiently(|| packets::claim(&kept, &capture), is_running).await;
+        // One that drains has what was not handed over, and gives it up when it hears this.
+        let early = if kept.is_empty() { say_serves(settings.proxy_port).await } else { None };
+        let claim = patiently(|| packets::claim(&kept, &capture), is_in_the_way).await;
         let claim = Arc::new(claim?);
         let log = PacketLog::open(capture.nflog_group)?;
         // Whoever was in the way may have been a daemon that is gone by now.
@@ -121,6 +121,11 @@ impl Daemon {
                 return Err(error);
             }
         };
+        let serves = match early {
+            Some(held) => Some(held),
+            None => say_serves(settings.proxy_port).await,
+        };
+        is_left_alone(settings.proxy_port).await;
         report_secrets(&secrets);
         issuing::report(&rulebooks.borrow(), rotation.is_some());
         let (to_reload, reloads) = mpsc::channel(1);
@@ -176,6 +181,7 @@ impl Daemon {
             workers,
             dns,
             watcher,
+            serves,
         })
     }
 }
@@ -211,6 +217,27 @@ async fn patiently<T, E>(
             done => return done,
         }
     }
+}
+
+/// Tells one that was before that this one accepts. Without it that one goes on for a while.
+async fn say_serves(port: u16) -> Option<Held> {
+    let held = patiently(|| Says::Serves.hold(port), is_in_use).await;
+    if let Err(error) = &held {
+        tracing::warn!(%error, "cannot tell a daemon that drains that this one serves");
+    }
+    held.ok()
+}
+
+/// Waits until one that was before accepts nothing any more: the policy that holds is this one's.
+async fn is_left_alone(port: u16) {
+    let gone = || if Says::AcceptsStill.is_said(port) { Err(()) } else { Ok(()) };
+    if patiently(gone, |()| true).await.is_err() {
+        tracing::warn!("the daemon that was before this one accepts connections still");
+    }
+}
+
+fn is_in_the_way(error: &PacketsError) -> bool {
+    matches!(error, PacketsError::AlreadyRunning { .. } | PacketsError::PortInUse { .. })
 }
 
 fn is_in_use(error: &io::Error) -> bool {

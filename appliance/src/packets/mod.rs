@@ -26,7 +26,7 @@ mod kernel_tests;
 
 pub use error::PacketsError;
 pub use host::{check_sysctls, misfits};
-pub use listeners::{Claim, DnsSockets, Kept, Listener, claim};
+pub use listeners::{Claim, DnsSockets, Held, Kept, Listener, Says, claim};
 pub use nft::{ForeignMark, Headers, Monitor, PacketLog, RefusedPacket, foreign_marks, untold};
 pub use ruleset::{Capture, CaptureInterface, guard};
 
