@@ -95,13 +95,33 @@ impl<const WIDTH: usize> Search<WIDTH> {
     }
 
     fn each_hit(&self, text: &[u8], mut hit: impl FnMut(usize, &[Suspect])) {
-        let mut rest = text;
-        while let Some(window) = rest.first_chunk::<WIDTH>() {
-            if let Some(suspects) = self.suspects(window) {
-                hit(text.len() - rest.len(), suspects);
+        let mut at = 0;
+        while let Some(number) = text.get(at..).and_then(|rest| self.first_candidate(rest)) {
+            at += number * self.stride;
+            let window = text.get(at..).and_then(<[u8]>::first_chunk);
+            if let Some(suspects) = window.and_then(|window| self.suspects(window)) {
+                hit(at, suspects);
             }
-            rest = rest.get(self.stride..).unwrap_or_default();
+            at += self.stride;
         }
+    }
+
+    /// The number of the first window that the filter lets pass. Most of what a search costs is in
+    /// here, so the loop holds nothing else.
+    #[inline(never)]
+    fn first_candidate(&self, text: &[u8]) -> Option<usize> {
+        let may_be_of_form = |part: &[u8]| {
+            part.first_chunk().is_some_and(|window| {
+                Self::may_be_of_form(window) && self.filter.may_hold(self.hash(window))
+            })
+        };
+        if self.stride < WIDTH {
+            return text.windows(WIDTH).step_by(self.stride).position(may_be_of_form);
+        }
+        let mut parts = text.chunks_exact(self.stride);
+        let last = parts.remainder();
+        let found = parts.position(may_be_of_form);
+        found.or_else(|| may_be_of_form(last).then_some(text.len() / self.stride))
     }
 
     /// Looks at what begins inside an escape and goes on behind it: the beginning of a form that was
@@ -133,21 +153,16 @@ impl<const WIDTH: usize> Search<WIDTH> {
 
     #[inline]
     fn suspects(&self, window: &[u8; WIDTH]) -> Option<&[Suspect]> {
-        if !Self::may_be_of_form(window) {
-            return None;
-        }
         let hash = self.hash(window);
         if self.filter.may_hold(hash) { self.known(hash) } else { None }
     }
 
-    /// Whether some bytes of the window are digits, where it may be hexadecimal: of hardly any text it is
-    /// so. That tells of the text alone.
+    /// Whether the first bytes of the window may be digits, where it may be hexadecimal: of hardly any
+    /// text they are. That tells of the text alone.
     #[inline]
     fn may_be_of_form(window: &[u8; WIDTH]) -> bool {
-        let is_digit = |at: usize| window.get(at).is_some_and(u8::is_ascii_hexdigit);
-        // Not one after the other: each is a guess that a processor gets wrong.
         WIDTH != HEX
-            || is_digit(0) & is_digit(WIDTH / 3) & is_digit(WIDTH * 2 / 3) & is_digit(WIDTH - 1)
+            || window.first_chunk().is_none_or(|word| may_be_digits(u64::from_le_bytes(*word)))
     }
 
     #[cold]
@@ -155,6 +170,7 @@ impl<const WIDTH: usize> Search<WIDTH> {
         self.suspects.get(&hash).map(Vec::as_slice)
     }
 
+    #[inline]
     fn hash(&self, window: &[u8; WIDTH]) -> u64 {
         self.key.hash(words(window))
     }
@@ -216,7 +232,16 @@ impl<const WIDTH: usize> Windows for Search<WIDTH> {
     }
 }
 
+/// Whether eight letters may be hexadecimal digits. Of the letters, those have neither this bit set nor
+/// the next lower one with one of the lowest three.
+#[inline]
+fn may_be_digits(word: u64) -> bool {
+    let letters = word >> 6 & EACH;
+    word & (letters << 4 | letters << 3) == 0
+}
+
 /// A window as three numbers, with letters in lower case: hexadecimal digits count in either.
+#[inline]
 fn words<const WIDTH: usize>(window: &[u8; WIDTH]) -> [u64; 3] {
     let first = window.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
     let last = window.last_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
@@ -239,11 +264,12 @@ impl Key {
         Self(std::array::from_fn(|_| RandomState::new().hash_one(0)))
     }
 
+    #[inline]
     fn hash(&self, [first, second, third]: [u64; 3]) -> u64 {
         let [one, two, three] = self.0;
         // Rotated, so that the third does not take away what the first one put in.
-        let first = first ^ one ^ (third ^ three).wrapping_mul(SPREAD).rotate_left(32);
-        let product = u128::from(first) * u128::from(second ^ two | 1);
+        let first = first ^ one ^ third.wrapping_mul(three | 1).rotate_left(32);
+        let product = u128::from(first) * u128::from(second ^ two);
         (product >> 64) as u64 ^ product as u64
     }
 }
@@ -256,29 +282,26 @@ struct Filter {
 
 impl Filter {
     fn of(hashes: impl ExactSizeIterator<Item = u64>) -> Self {
-        let words = (hashes.len() / HASHES_A_WORD).max(LEAST_WORDS).next_power_of_two();
+        let words = hashes.len().div_ceil(HASHES_A_WORD).max(LEAST_WORDS).next_power_of_two();
         let mut filter = Self { words: vec![0; words] };
         for hash in hashes {
             let place = filter.place(hash);
             if let Some(word) = filter.words.get_mut(place) {
-                *word |= bits(hash);
+                *word |= 1 << (hash & 63);
             }
         }
         filter
     }
 
+    #[inline]
     fn may_hold(&self, hash: u64) -> bool {
-        let bits = bits(hash);
-        self.words.get(self.place(hash)).is_some_and(|word| word & bits == bits)
+        self.words.get(self.place(hash)).is_some_and(|word| word >> (hash & 63) & 1 != 0)
     }
 
+    #[inline]
     fn place(&self, hash: u64) -> usize {
-        (hash >> 12) as usize & (self.words.len().wrapping_sub(1))
+        (hash >> 6) as usize & (self.words.len().wrapping_sub(1))
     }
-}
-
-fn bits(hash: u64) -> u64 {
-    1 << (hash & 63) | 1 << (hash >> 6 & 63)
 }
 
 /// Takes a hash for itself.
@@ -313,11 +336,11 @@ const MAX_STRIDE: usize = 96;
 const REGION_STEP: usize = 4;
 /// Forms that may share a window before another region is looked for.
 const CROWD: usize = 4;
-/// With two to four hashes in a word of the filter, one window in 100 to 250 passes it by chance.
-const HASHES_A_WORD: usize = 4;
+/// With half a hash to one in a word of the filter, one window in 64 to 128 passes it by chance.
+const HASHES_A_WORD: usize = 1;
 /// Words of the smallest filter.
 const LEAST_WORDS: usize = 64;
-/// The golden ratio's, odd.
-const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 /// Sets the bit in which the cases of a letter differ.
 const FOLD: u64 = 0x2020_2020_2020_2020;
+/// One in each byte of a word.
+const EACH: u64 = 0x0101_0101_0101_0101;
