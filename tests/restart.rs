@@ -15,6 +15,7 @@ use lab::{
     net::{AGENT, GATEWAY, OPENAI},
     sandboxed, tools, wait,
 };
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
     control::tell,
@@ -222,6 +223,34 @@ fn the_daemon_that_goes_serves_until_the_next_one_does_and_not_beside_it() {
             assert_eq!(ask(&it.world, OPENAI.port(443)), 200, "the next one serves");
         }
     });
+}
+
+/// What `systemctl kill` sends after a stop.
+#[test]
+fn a_daemon_that_drains_alone_and_is_told_again_cuts_everybody() {
+    sandboxed(|| {
+        let mut it = Supervised::start();
+        let request = get_path("/sse?n=1000&ms=100", &[TICKET]);
+        let mut events = first_event(it.world.h1(OPENAI).expect("intercepted"), &request);
+        it.say("term");
+        let begun = Instant::now();
+        kill_process(only_daemon(), Signal::TERM).expect("it is there");
+        events.read_to_end();
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    });
+}
+
+/// The process of the program that is left, once its launcher has ended.
+fn only_daemon() -> Pid {
+    let is_ours = |number: &i32| {
+        let name = fs::read_to_string(format!("/proc/{number}/comm"));
+        name.is_ok_and(|name| name.trim() == "cloakroom")
+    };
+    let all = fs::read_dir("/proc").expect("readable").flatten();
+    let numbers = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let ours: Vec<i32> = numbers.filter(is_ours).collect();
+    assert_eq!(ours.len(), 1, "{ours:?}");
+    Pid::from_raw(ours[0]).expect("a process")
 }
 
 /// Its orders go to the daemon that came after it.

@@ -10,6 +10,7 @@ mod health;
 mod load;
 mod machine;
 mod package;
+mod watch;
 
 use std::{
     thread,
