@@ -15,6 +15,7 @@ use lab::{
     net::{AGENT, GATEWAY, OPENAI},
     sandboxed, tools, wait,
 };
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
     control::tell,
@@ -35,11 +36,16 @@ impl Supervised {
     }
 
     fn with(workers: &str) -> Self {
+        Self::with_limits(workers, "drain_time = \"20s\"")
+    }
+
+    fn with_limits(workers: &str, limits: &str) -> Self {
         let mut world = World::usual();
         // It has made the certificates; from here on the other one starts it.
         world.gateway.kill();
-        install(&world, workers);
-        let log = fs::File::create(world.lab.dir.join("gateway.log")).expect("writable");
+        install_with(&world, workers, limits);
+        let log = world.lab.dir.join("gateway.log");
+        let log = fs::File::options().create(true).append(true).open(log).expect("writable");
         let mut process = python("supervise.py")
             .arg(world.lab.dir.join("notify"))
             .arg(world.lab.dir.join("notified"))
@@ -75,6 +81,14 @@ impl Supervised {
         gateway::forward();
     }
 
+    fn log(&self) -> String {
+        fs::read_to_string(self.world.lab.dir.join("gateway.log")).expect("readable")
+    }
+
+    fn forget_the_log(&self) {
+        fs::write(self.world.lab.dir.join("gateway.log"), "").expect("writable");
+    }
+
     fn notified(&self) -> Vec<String> {
         let text = fs::read_to_string(self.world.lab.dir.join("notified")).unwrap_or_default();
         text.lines().map(str::to_owned).collect()
@@ -92,10 +106,17 @@ fn python(script: &str) -> Command {
 }
 
 fn install(world: &World, workers: &str) {
+    install_with(world, workers, "");
+}
+
+fn install_with(world: &World, workers: &str, limits: &str) {
     let config = gateway::usual_config();
     let config = config.replace("ipv6 = true", &format!("ipv6 = true\n{workers}"));
-    gateway::install(&world.lab, &config);
+    gateway::install(&world.lab, &format!("{config}\n[limits]\n{limits}\n"));
 }
+
+/// What the log says once new connections wait.
+const NOBODY_COMES: &str = "no other daemon serves yet";
 
 fn ask(world: &World, to: SocketAddr) -> u16 {
     let mut tls = world.h1_from(AGENT, to, OPENAI.name).expect("it is not refused");
@@ -136,12 +157,18 @@ fn the_service_manager_is_told_how_it_is() {
 #[test]
 fn connections_that_arrive_during_a_restart_wait_and_are_served() {
     sandboxed(|| {
-        let mut it = Supervised::start();
+        let mut it = Supervised::with_limits("workers = 2", "drain_time = \"2s\"");
         let all =
             "for each of two interfaces and families a listener of two workers, and DNS's two";
         assert_eq!(it.say("kept"), "16", "{all}");
         for how in ["term", "kill", "abrt", "term"] {
+            it.forget_the_log();
             it.say(how);
+            if how == "term" {
+                assert_eq!(ask(&it.world, OPENAI.port(443)), 200, "by the one that goes");
+                assert!(!it.log().contains("draining"), "it goes on for as long as it drains");
+                wait::expect("it gives up", || it.log().contains(NOBODY_COMES));
+            }
             it.world.origin.log().clear();
             let (waiting, world) = (12, &it.world);
             thread::scope(|scope| {
@@ -170,6 +197,60 @@ fn connections_that_arrive_during_a_restart_wait_and_are_served() {
             assert_eq!(it.say("kept"), "16", "none is kept twice");
         }
     });
+}
+
+/// What the next one takes to start is nobody's time.
+#[test]
+fn the_daemon_that_goes_serves_until_the_next_one_does_and_not_beside_it() {
+    sandboxed(|| {
+        let mut it = Supervised::start();
+        for _ in 0..3 {
+            it.forget_the_log();
+            it.say("term");
+            for port in [OPENAI.port(443), OPENAI.port6(443)] {
+                assert_eq!(ask(&it.world, port), 200, "nobody waits");
+            }
+            assert!(!it.log().contains("draining"));
+            it.run();
+            let log = it.log();
+            assert!(
+                log.contains("draining"),
+                "it accepts nothing once the next one is ready: {log}"
+            );
+            for unheard in [NOBODY_COMES, "accepts connections still", "cannot tell a daemon"] {
+                assert!(!log.contains(unheard), "{log}");
+            }
+            assert_eq!(ask(&it.world, OPENAI.port(443)), 200, "the next one serves");
+        }
+    });
+}
+
+/// What `systemctl kill` sends after a stop.
+#[test]
+fn a_daemon_that_drains_alone_and_is_told_again_cuts_everybody() {
+    sandboxed(|| {
+        let mut it = Supervised::start();
+        let request = get_path("/sse?n=1000&ms=100", &[TICKET]);
+        let mut events = first_event(it.world.h1(OPENAI).expect("intercepted"), &request);
+        it.say("term");
+        let begun = Instant::now();
+        kill_process(only_daemon(), Signal::TERM).expect("it is there");
+        events.read_to_end();
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    });
+}
+
+/// The process of the program that is left, once its launcher has ended.
+fn only_daemon() -> Pid {
+    let is_ours = |number: &i32| {
+        let name = fs::read_to_string(format!("/proc/{number}/comm"));
+        name.is_ok_and(|name| name.trim() == "cloakroom")
+    };
+    let all = fs::read_dir("/proc").expect("readable").flatten();
+    let numbers = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let ours: Vec<i32> = numbers.filter(is_ours).collect();
+    assert_eq!(ours.len(), 1, "{ours:?}");
+    Pid::from_raw(ours[0]).expect("a process")
 }
 
 /// Its orders go to the daemon that came after it.

@@ -1,6 +1,8 @@
 //! The lab is what it says it is. A test that finds nothing at an origin proves something only if
 //! what does arrive there is seen.
 
+use std::process::Command;
+
 use lab::{
     Lab,
     client::{self, H2, Hello, Tls},
@@ -8,7 +10,7 @@ use lab::{
     net::{AGENT, AGENT2, ATTACKER, GATEWAY, GIT, INTERNET, OPENAI, OTHER, sysctl},
     origin::Origin,
     pki::Flaw,
-    sandboxed,
+    sandbox, sandboxed,
     vault::{self, Vault},
     wait,
 };
@@ -31,6 +33,35 @@ fn without_packet_rules_agents_reach_every_origin() {
         });
     });
 }
+
+/// Of a job that a shell starts with `&`, for one.
+#[test]
+fn a_test_has_the_usual_signals_whatever_its_parent_ignores() {
+    if !sandbox::inside() && std::env::var_os(IGNORED).is_none() {
+        let mut again = Command::new("sh");
+        let own = std::env::current_exe().expect("the test knows where it is");
+        again.args(["-c", "trap '' INT QUIT; exec \"$@\"", "sh"]).arg(own);
+        let name = "the_lab_itself::a_test_has_the_usual_signals_whatever_its_parent_ignores";
+        client::succeed(again.args(["--exact", name]).env(IGNORED, "1"));
+        return;
+    }
+    if !sandbox::inside() {
+        assert_eq!(ignored() & INT_AND_QUIT, INT_AND_QUIT, "the question is a fair one");
+    }
+    sandboxed(|| assert_eq!(ignored() & INT_AND_QUIT, 0));
+}
+
+/// The signals that this process ignores (`proc_pid_status(5)`).
+fn ignored() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("readable");
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:\t"));
+    u64::from_str_radix(mask.expect("a mask"), 16).expect("hexadecimal")
+}
+
+/// Set where this test was started once more.
+const IGNORED: &str = "CLOAKROOM_TEST_SIGNALS_IGNORED";
+/// SIGINT is 2, SIGQUIT 3.
+const INT_AND_QUIT: u64 = 1 << 1 | 1 << 2;
 
 #[test]
 fn without_forwarding_agents_reach_nothing() {

@@ -231,6 +231,55 @@ fn one_host_with_many_addresses_leaves_the_other_groups_the_socket_that_they_sha
     });
 }
 
+/// Nobody can make up a card, so that a group that binds many has the rate of each.
+#[test]
+fn each_card_that_a_group_binds_has_its_rate() {
+    sandboxed(|| {
+        let own = |card: u8| format!("10.7.1.{card}");
+        let mac = |card: u8| format!("02:00:00:00:01:{card:02x}");
+        let bind = |card| {
+            format!("\n[[group.agent]]\nmac = \"{}\"\naddresses = [\"{}\"]", mac(card), own(card))
+        };
+        let prefixes = "prefixes = [\"10.7.0.0/16\"]";
+        let bound = CARDS.map(bind).collect::<String>();
+        let config = with_a_large_group().replace(prefixes, &format!("{prefixes}{bound}"));
+        let world = World::with(&format!("{config}\n[limits]\ndns_rate = 20\n"));
+        world.dns.set_ttl(60);
+        GATEWAY.shell("ip addr add 10.7.0.1/16 dev agents0");
+        AGENT.shell("sysctl -qw net.ipv4.conf.all.arp_ignore=1");
+        for card in CARDS {
+            let (name, own, mac, table) =
+                (format!("card{card}"), own(card), mac(card), 1_000 + u32::from(card));
+            AGENT.shell(&format!(
+                "set -e; ip link add link eth0 name {name} type macvlan mode bridge; \
+                 ip link set {name} address {mac} up; ip addr add {own}/32 dev {name}; \
+                 ip rule add from {own} lookup {table}; ip route add 10.7.0.1 dev {name} table {table}; \
+                 ip route add default via 10.7.0.1 dev {name} table {table}"
+            ));
+        }
+        let sockets: Vec<UdpSocket> =
+            CARDS.map(|card| patient(own(card).parse().expect("an address"))).collect();
+        let question = query(CDN.name, RecordType::A).to_vec().expect("a query");
+        let begun = Instant::now();
+        for round in 0..ROUNDS {
+            for socket in &sockets {
+                socket.send(&question).expect("sent");
+            }
+            let due = Duration::from_millis(u64::from(round) * 62);
+            thread::sleep(due.saturating_sub(begun.elapsed()));
+        }
+        let answered = |socket: &UdpSocket| {
+            (0..ROUNDS).take_while(|_| socket.recv(&mut [0; 512]).is_ok()).count()
+        };
+        let answered: Vec<usize> = sockets.iter().map(answered).collect();
+        assert!(answered.iter().all(|it| *it == usize::from(ROUNDS)), "{answered:?}");
+    });
+}
+
+/// Sixteen questions a second of each, which is more than twice what a group has that binds none.
+const CARDS: std::ops::Range<u8> = 10..34;
+const ROUNDS: u16 = 48;
+
 /// The resolvers are slow, and no name was asked for before: each look-up is under way for a while.
 #[test]
 fn two_hundred_new_names_a_second_of_both_families_fit_one_agent_and_a_group_of_64() {

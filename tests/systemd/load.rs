@@ -18,8 +18,8 @@ use tokio::{
     time::{MissedTickBehavior, interval, timeout},
 };
 
-/// What became of each: how long it took, or why it failed.
-type Ended = Arc<Mutex<Vec<Result<Duration, String>>>>;
+/// What became of each: when it began, and how long it took, or why it failed.
+type Ended = Arc<Mutex<Vec<(Instant, Result<Duration, String>)>>>;
 
 /// Running load of the first agent.
 pub struct Load {
@@ -40,17 +40,25 @@ impl Load {
         load
     }
 
-    /// Ends, and requires that none failed and none waited longer than this.
+    /// Ends, and requires that none failed and none waited longer than this. What is told of the slowest
+    /// counts from `restart`.
     #[track_caller]
-    pub fn assert_none_waited(self, most: Duration) {
+    pub fn assert_none_waited(self, most: Duration, restart: Instant) {
         std::thread::sleep(GIVEN_UP);
         self.stop.store(true, SeqCst);
         std::thread::sleep(GIVEN_UP);
         for (what, ended) in [("connection", self.connections), ("look-up", self.lookups)] {
             let ended = ended.lock().unwrap_or_else(PoisonError::into_inner);
-            let failed: Vec<_> = ended.iter().filter_map(|one| one.as_ref().err()).collect();
-            let slowest = ended.iter().filter_map(|one| one.as_ref().ok()).max().copied();
+            let failed: Vec<_> = ended.iter().filter_map(|(_, one)| one.as_ref().err()).collect();
+            let took = |(_, one): &(Instant, Result<Duration, String>)| one.clone().ok();
+            let slowest = ended.iter().filter_map(took).max();
             println!("{} of {what}, slowest {slowest:?}, {} failed", ended.len(), failed.len());
+            let slow = ended.iter().filter(|one| took(one).is_none_or(|took| took > most / 2));
+            for (begun, end) in slow.take(SHOWN) {
+                let at = begun.duration_since(restart).as_secs_f32()
+                    - restart.duration_since(*begun).as_secs_f32();
+                println!("  begun {at:+.3} s after the restart: {end:?}");
+            }
             assert!(failed.is_empty(), "{} of {what} failed: {:?}", failed.len(), failed.first());
             assert!(slowest.is_some_and(|it| it < most), "a {what} waited {slowest:?}");
         }
@@ -78,7 +86,7 @@ async fn repeat<F: Future<Output = io::Result<()>> + Send + 'static>(
                 Ok(Err(error)) => Err(format!("{error}")),
                 Err(_) => Err("given up".to_owned()),
             };
-            ended.lock().unwrap_or_else(PoisonError::into_inner).push(done);
+            ended.lock().unwrap_or_else(PoisonError::into_inner).push((begun, done));
         });
     }
 }
@@ -118,5 +126,7 @@ async fn lookup() -> io::Result<()> {
     }
 }
 
+/// How many of the slow ones are told.
+const SHOWN: usize = 20;
 /// Longer than any may wait, so that those are seen that waited too long.
 const GIVEN_UP: Duration = Duration::from_secs(4);

@@ -66,7 +66,7 @@ use crate::{
     dns,
     harden::{self, Confinement},
     health::{Health, State},
-    packets::{Capture, Kept},
+    packets::{Capture, Held, Kept},
     phase::{Phase, Phases},
     policy::Policy,
     quarantine::Quarantine,
@@ -163,6 +163,8 @@ struct Serving {
     dns: dns::Server,
     watcher: Watcher,
     ground: Ground,
+    /// Tells one that was before it that this one accepts.
+    serves: Option<Held>,
 }
 
 impl Daemon {

@@ -35,7 +35,7 @@ use crate::{
     identity::FlowIds,
     intercept::Means,
     limits::Places,
-    packets::{self, Capture, Claim, DnsSockets, Kept, PacketLog, PacketsError},
+    packets::{self, Capture, Claim, DnsSockets, Held, Kept, PacketLog, PacketsError, Says},
     phase::{Phase, Phases},
     policy::{Group, Policy},
     quarantine::Quarantine,
@@ -83,6 +83,7 @@ struct Answering {
     host: Host,
     core: Core,
     kept: Kept,
+    serves: Option<Held>,
     claim: Arc<Claim>,
     dns: dns::Server,
     watcher: Watcher,
@@ -193,9 +194,10 @@ impl Equipped {
     async fn answer(self, supervisor: &Supervisor) -> Result<Answering, DaemonError> {
         let Self { host, core, mut kept, sockets } = self;
         let (capture, gateway) = (&host.capture, &core.gateway);
-        let is_running =
-            |error: &PacketsError| matches!(error, PacketsError::AlreadyRunning { .. });
-        let claim = patiently(|| packets::claim(&kept, capture), is_running).await;
+        let port = host.settings.proxy_port;
+        // One that drains has what was not handed over, and gives it up when it hears this.
+        let serves = if kept.is_empty() { say_serves(port).await } else { None };
+        let claim = patiently(|| packets::claim(&kept, capture), is_in_the_way).await;
         let claim = Arc::new(claim?);
         let log = PacketLog::open(capture.nflog_group)?;
         // Whoever was in the way may have been a daemon that is gone by now.
@@ -205,7 +207,7 @@ impl Equipped {
             Watcher::start(log, core.records.sink.clone(), in_force, places, capture.ipv6)
                 .map_err(|error| other("cannot start a thread", &error))?;
         let dns = start_dns(sockets, &host.settings, gateway, supervisor)?;
-        Ok(Answering { host, core, kept, claim, dns, watcher })
+        Ok(Answering { host, core, kept, serves, claim, dns, watcher })
     }
 }
 
@@ -223,10 +225,10 @@ impl Answering {
 impl Leasing {
     /// Captures packets and takes orders, or gives back what was leased.
     async fn serve(self, supervisor: &Supervisor) -> Result<Daemon, DaemonError> {
-        let Self { answering: Answering { host, core, kept, claim, dns, watcher }, refreshing } =
-            self;
-        let captured = Captured::new((&host, &core), &claim, (supervisor, kept)).await;
-        let Captured { workers, ground } = match captured {
+        let Self { answering, refreshing } = self;
+        let Answering { host, core, kept, serves, claim, dns, watcher } = answering;
+        let captured = Captured::new((&host, &core), &claim, (supervisor, kept, serves)).await;
+        let Captured { workers, ground, serves } = match captured {
             Ok(captured) => captured,
             Err(error) => {
                 give_back(&core.phase, core.rotation, refreshing).await;
@@ -255,7 +257,7 @@ impl Leasing {
             leases: Leases { secrets, wanted, rotation, refreshing },
             obeying,
             records,
-            serving: Serving { workers, dns, watcher, ground },
+            serving: Serving { workers, dns, watcher, ground, serves },
         })
     }
 }
@@ -264,21 +266,27 @@ impl Leasing {
 struct Captured {
     workers: Vec<Worker>,
     ground: Ground,
+    serves: Option<Held>,
 }
 
 impl Captured {
     async fn new(
         (host, core): (&Host, &Core),
         claim: &Arc<Claim>,
-        handed: (&Supervisor, Kept),
+        (supervisor, kept, serves): (&Supervisor, Kept, Option<Held>),
     ) -> Result<Self, DaemonError> {
         let Host { settings, capture, .. } = host;
-        let workers = capture_packets(capture, settings, &core.gateway, handed)?;
+        let workers = capture_packets(capture, settings, &core.gateway, (supervisor, kept))?;
+        let serves = match serves {
+            Some(held) => Some(held),
+            None => say_serves(settings.proxy_port).await,
+        };
+        is_left_alone(settings.proxy_port).await;
         report_secrets(&core.gateway.means.secrets);
         issuing::report(&core.rulebooks.borrow(), core.rotation.is_some());
         let asserted = (settings.assert_every, Arc::clone(claim), core.records.sink.clone());
         let ground = Ground::start(capture.clone(), asserted).await?;
-        Ok(Self { workers, ground })
+        Ok(Self { workers, ground, serves })
     }
 }
 
@@ -344,6 +352,27 @@ async fn patiently<T, E>(
             done => return done,
         }
     }
+}
+
+/// Tells one that was before that this one accepts. Without it that one goes on for a while.
+async fn say_serves(port: u16) -> Option<Held> {
+    let held = patiently(|| Says::Serves.hold(port), is_in_use).await;
+    if let Err(error) = &held {
+        tracing::warn!(%error, "cannot tell a daemon that drains that this one serves");
+    }
+    held.ok()
+}
+
+/// Waits until one that was before accepts nothing any more: the policy that holds is this one's.
+async fn is_left_alone(port: u16) {
+    let gone = || if Says::AcceptsStill.is_said(port) { Err(()) } else { Ok(()) };
+    if patiently(gone, |()| true).await.is_err() {
+        tracing::warn!("the daemon that was before this one accepts connections still");
+    }
+}
+
+fn is_in_the_way(error: &PacketsError) -> bool {
+    matches!(error, PacketsError::AlreadyRunning { .. } | PacketsError::PortInUse { .. })
 }
 
 fn is_in_use(error: &io::Error) -> bool {

@@ -1,5 +1,6 @@
 //! The end: nothing new, then what is open may finish, then it is cut. Where another daemon may follow
-//! at once, what only one can have is given up first, and the drain goes on beside it.
+//! at once, what only one can have is given up first; this one accepts until that one does, and drains
+//! beside it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,7 +10,7 @@ use super::{
     Daemon, Leases, Obeying, Records, Serving, cut_now, given_back, ground::Ground, health::Vitals,
     launcher::Launched, refused::Watcher, signals::Signals, wanted::Wanted, worker::Worker,
 };
-use crate::{phase::Phase, quarantine::Quarantine};
+use crate::{packets::Says, phase::Phase, quarantine::Quarantine};
 
 /// What only one daemon at a time can have: the control socket, the address of the metrics, the
 /// keeping of the packet rules, the kernel's log of what it refused, and the right to listen, which is
@@ -26,14 +27,26 @@ impl Daemon {
     pub(super) async fn stop(self, mut signals: Signals, launched: Option<Launched>) {
         let Self { host, phase, rulebooks, leases, obeying, records, serving, vitals, .. } = self;
         let Leases { secrets, wanted, rotation, refreshing } = leases;
-        let Serving { mut workers, dns, watcher, ground } = serving;
+        let Serving { mut workers, dns, watcher, ground, serves } = serving;
         let holds = Holds { obeying, ground, watcher, vitals };
-        let drain_time = rulebooks.borrow().policy.limits.drain_time;
-        tracing::info!(seconds = drain_time.as_secs(), "draining");
+        let proxy_port = host.settings.proxy_port;
+        let mut drain_time = rulebooks.borrow().policy.limits.drain_time;
         let (alone, holds) = match launched {
             Some(launched) => {
-                holds.end_serving(|| phase.send_replace(Phase::Drain)).await;
-                make_way(&mut workers, launched).await;
+                holds.give_up().await;
+                drop(serves);
+                // Where a stranger holds the name, the next one does not wait for this.
+                let still = Says::AcceptsStill.hold(proxy_port);
+                tokio::select! {
+                    () = make_way(proxy_port, drain_time, launched) => {}
+                    () = follow_marks(&host.quarantine, &wanted) => {}
+                    () = signals.stop() => drain_time = Duration::ZERO,
+                }
+                phase.send_replace(Phase::Drain);
+                for worker in &mut workers {
+                    worker.has_stopped_listening().await;
+                }
+                drop(still);
                 (true, None)
             }
             None => {
@@ -41,6 +54,7 @@ impl Daemon {
                 (false, Some(holds))
             }
         };
+        tracing::info!(seconds = drain_time.as_secs(), "draining");
         let mut joined = tokio::task::spawn_blocking(|| {
             dns.join();
             workers.into_iter().for_each(Worker::join);
@@ -48,9 +62,7 @@ impl Daemon {
         tokio::select! {
             _ = &mut joined => {}
             () = tokio::time::sleep(drain_time) => tracing::info!("cutting what is still open"),
-            () = signals.stop(), if !alone => {
-                tracing::info!("told twice; cutting what is still open");
-            }
+            () = signals.stop() => tracing::info!("told twice; cutting what is still open"),
             () = follow_marks(&host.quarantine, &wanted), if alone => {}
         }
         cut_now(&phase, rotation);
@@ -69,9 +81,8 @@ impl Daemon {
 }
 
 impl Holds {
-    /// Gives up all of it, and takes no further order. What takes its time comes first, while names and
-    /// connections are served still; new ones wait from `drain` on.
-    async fn end_serving<T>(self, drain: impl FnOnce() -> T) {
+    /// Gives up all of it, and takes no further order. Names and connections are served still.
+    async fn give_up(self) {
         for task in self.obeying.tasks() {
             task.abort();
             // It was told to.
@@ -79,7 +90,6 @@ impl Holds {
         }
         end_watcher(self.watcher).await;
         end_ground(self.ground).await;
-        drain();
         drop(self.vitals);
     }
 
@@ -105,14 +115,20 @@ impl Obeying {
     }
 }
 
-/// The next daemon may come from here on.
-async fn make_way(workers: &mut [Worker], launched: Launched) {
-    for worker in workers {
-        worker.has_stopped_listening().await;
+/// The next daemon may come from here on. Until it accepts this one does, which takes the start of the
+/// next one from nobody's time; whether one comes at all is not known.
+async fn make_way(port: u16, drain_time: Duration, launched: Launched) {
+    if let Err(error) = launched.let_go() {
+        return tracing::error!(%error, "cannot tell the launcher; the next daemon waits");
     }
-    match launched.let_go() {
-        Ok(()) => tracing::info!("the next daemon may start; draining beside it"),
-        Err(error) => tracing::error!(%error, "cannot tell the launcher; the next daemon waits"),
+    tracing::info!("the next daemon may start");
+    let comes = async {
+        while !Says::Serves.is_said(port) {
+            tokio::time::sleep(LISTEN_EVERY).await;
+        }
+    };
+    if timeout(SUCCESSOR.min(drain_time), comes).await.is_err() {
+        tracing::info!("no other daemon serves yet; new connections wait for one");
     }
 }
 
@@ -147,6 +163,11 @@ async fn end_watcher(watcher: Watcher) {
     }
 }
 
+/// Time for the next daemon to come, the first round of its secrets among it. After a stop, for which
+/// none does, new connections are served for as long.
+const SUCCESSOR: Duration = Duration::from_secs(10);
+/// How often it is asked for.
+const LISTEN_EVERY: Duration = Duration::from_millis(10);
 /// How often the marks are looked at.
 const LOOK: Duration = Duration::from_millis(500);
 /// Time for flows to end once they are cut.

@@ -26,7 +26,7 @@ mod kernel_tests;
 
 pub use error::PacketsError;
 pub use host::{check_sysctls, misfits};
-pub use listeners::{Claim, DnsSockets, Kept, Listener, claim};
+pub use listeners::{Claim, DnsSockets, Held, Kept, Listener, Says, claim};
 pub use nft::{ForeignMark, Headers, Monitor, PacketLog, RefusedPacket, foreign_marks, untold};
 pub use ruleset::{Capture, CaptureInterface, guard};
 
@@ -127,8 +127,8 @@ mod tests {
     use crate::{
         config::{AgentServices, AuditTarget, Settings},
         policy::{
-            Carry, DialledRule, Ech, Group, GroupName, Limits, Pass, Policy, RuleName, Site, Tcp,
-            Upstream,
+            BoundAgent, Carry, DialledRule, Ech, Group, GroupName, Limits, Mac, Pass, Policy,
+            RuleName, Site, Tcp, Upstream,
         },
     };
 
@@ -174,6 +174,48 @@ mod tests {
         let first = nets(&["10.1.0.0/24", "10.3.0.0/24", "2001:db8:1::/64"]);
         assert_eq!(seen, [("eth1", &first), ("eth2", &nets(&["10.2.0.0/24"]))]);
         assert_eq!((capture.ports, capture.homes), (vec![80, 443], nets(&["10.9.0.0/23"])));
+    }
+
+    #[test]
+    fn a_group_asks_for_names_as_fast_as_it_has_cards_that_nobody_can_make_up() {
+        let of_cards = |name, third, cards: u16| {
+            let mut of_cards = group(name, "eth1", &[&format!("10.{third}.0.0/16")]);
+            let bound = (1..=cards).map(|number| {
+                let [high, low] = number.to_be_bytes();
+                BoundAgent {
+                    mac: Mac::parse(&format!("02:00:00:{third:02x}:{high:02x}:{low:02x}")).unwrap(),
+                    // One card is one host, however many addresses it has.
+                    addresses: vec![
+                        [10, third, high, low].into(),
+                        [10, third, high + 9, low].into(),
+                    ],
+                }
+            });
+            Arc::get_mut(&mut of_cards).unwrap().agents = bound.collect();
+            of_cards
+        };
+        let none = group("none", "eth1", &["10.9.0.0/16"]);
+        let groups = vec![of_cards("a", 1, 8), of_cards("b", 2, 64), of_cards("c", 3, 1_000), none];
+        let policy = Policy {
+            groups,
+            apis: Vec::new(),
+            passes: Vec::new(),
+            tcp: Vec::new(),
+            ports: vec![443],
+            limits: Limits { dns_rate: 600, ..Limits::default() },
+            site: Site::default(),
+        };
+        let rules = render(&Capture::new(&policy, &settings()));
+        let rules: Vec<_> = rules.lines().filter(|line| line.contains("@dns_groups")).collect();
+        let expected = [
+            ("mark 0x00000002 update", "over 38400/second"),
+            ("mark 0x00000003 update", "over 47000/second"),
+            ("mark != 0x00000002 meta mark != 0x00000003 update", "over 4800/second"),
+        ];
+        assert_eq!(rules.len(), expected.len(), "{rules:#?}");
+        for (rule, (who, rate)) in rules.iter().zip(expected) {
+            assert!(rule.contains(who) && rule.contains(rate), "{rule}");
+        }
     }
 
     #[test]

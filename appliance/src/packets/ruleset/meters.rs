@@ -5,10 +5,12 @@
 //! /64 takes what is another's. A group is the sources that belong to it: whoever makes up ever new
 //! ones of them is still one group.
 
+use std::net::IpAddr;
+
 use ipnet::IpNet;
 
 use super::{
-    capture::Capture,
+    capture::{Capture, CaptureInterface},
     language::{Element, Family, Key, Set, SetKey, Statement, is_family, set},
 };
 
@@ -46,18 +48,30 @@ pub(crate) const BOUND_6: &str = "bound_6";
 /// The number of the group that each source belongs to, as a mark. It is written over before the
 /// packet is delivered.
 pub(crate) fn groups(family: Family, capture: &Capture) -> Set {
-    let of_interfaces = capture
-        .interfaces
-        .iter()
-        .flat_map(|interface| interface.groups.iter().map(move |group| (interface, group)));
-    let numbered = (1..).zip(of_interfaces);
-    let elements = numbered.flat_map(|(number, (interface, prefixes))| {
+    let elements = numbered(capture).flat_map(|(number, interface, prefixes)| {
         let name = interface.name.to_string();
         let of_family =
             prefixes.iter().filter(move |net| net.addr().is_ipv4() == (family == Family::V4));
         of_family.map(move |net| Element::MarkOfInterfaceAndPrefix(name.clone(), *net, number))
     });
     set(groups_name(family), SetKey::MarkOfInterfaceAndAddress(family), elements.collect())
+}
+
+/// How many network cards each group binds, by its number in that map.
+pub(crate) fn cards(capture: &Capture) -> impl Iterator<Item = (u32, usize)> {
+    numbered(capture).map(|(number, interface, prefixes)| {
+        let is_its = |address: &IpAddr| prefixes.iter().any(|prefix| prefix.contains(address));
+        let its = interface.bound.iter().filter(|agent| agent.addresses.iter().any(is_its));
+        (number, its.count())
+    })
+}
+
+/// Each group with its interface and its prefixes.
+fn numbered(capture: &Capture) -> impl Iterator<Item = (u32, &CaptureInterface, &[IpNet])> {
+    let groups = capture.interfaces.iter().flat_map(|interface| {
+        interface.groups.iter().map(move |prefixes| (interface, prefixes.as_slice()))
+    });
+    (1..).zip(groups).map(|(number, (interface, prefixes))| (number, interface, prefixes))
 }
 
 /// The name of that map.

@@ -181,9 +181,11 @@ fn dns(capture: &Capture) -> Vec<Rule> {
         let group = SetMarkOf(Key::InterfaceAndSource(family), meters::groups_name(family));
         rules.push(rule(&[&query()[..], &[is_family(family), group]].concat()));
     }
-    let rate = capture.dns_rate.saturating_mul(Quota::GROUP_RATE);
-    let over = Over(Key::Mark, DNS_GROUPS.into(), rate.into());
-    rules.push(because(Reason::DnsRate, &[&query()[..], &[over, Count, Drop]].concat()));
+    for (which, rate) in group_rates(capture) {
+        let over = Over(Key::Mark, DNS_GROUPS.into(), rate.into());
+        let flood = [&query()[..], &which[..], &[over, Count, Drop]].concat();
+        rules.push(because(Reason::DnsRate, &flood));
+    }
     for &family in families(capture) {
         rules.push(deliver_dns(family, is_tcp(), capture));
         rules.push(deliver_dns(family, is_udp(), capture));
@@ -192,6 +194,24 @@ fn dns(capture: &Capture) -> Vec<Rule> {
     let nobody = [AnyOf(Key::L4, tcp_and_udp), port_is(DNS_PORT), Count, Goto("refuse")];
     rules.push(because(Reason::DnsDenied, &nobody));
     rules
+}
+
+/// Queries a second of all agents of a group, with what holds of the mark of those that it is for. A
+/// group that binds more cards than the usual allows for has the rate of each: nobody can make them up.
+fn group_rates(capture: &Capture) -> Vec<(Vec<Statement>, u32)> {
+    let (mut rates, mut others) = (Vec::new(), Vec::new());
+    let usual = capture.dns_rate.saturating_mul(Quota::GROUP_RATE);
+    for (number, cards) in meters::cards(capture) {
+        let cards = u32::try_from(cards).unwrap_or(u32::MAX);
+        let rate = capture.dns_rate.saturating_mul(cards).min(DNS_OF_ONE_THREAD);
+        if rate > usual {
+            let mark = Value::mark(number);
+            rates.push((vec![Statement::Is(Key::Mark, mark.clone())], rate));
+            others.push(Statement::IsNot(Key::Mark, mark));
+        }
+    }
+    rates.push((others, usual));
+    rates
 }
 
 /// What the operator lets the gateway answer besides DNS, at the address that it has on the
@@ -430,8 +450,10 @@ pub(crate) const DISCOVERS: &str = "discovers";
 /// the rate and below this the resolver drops itself: by its own measure, which forgives a burst.
 const DNS_HEADROOM: u32 = 4;
 /// What all agents of a group together send. At the default rate, answers to as many that say no card
-/// wait in a half of what the socket has room for.
+/// wait in a half of what the socket has room for. Of bound cards, `unres_qlen_bytes` bounds what waits.
 const DNS_GROUPS: &str = "dns_groups";
+/// No group has more, whatever it binds: a half of what the one thread answers (`benches/README.md`).
+const DNS_OF_ONE_THREAD: u32 = 47_000;
 
 const NTP_PORT: u16 = 123;
 /// Of a server, RFC 2131, section 4.1.

@@ -1,0 +1,72 @@
+//! How one daemon hands over to the next, so that there is no moment in which nobody accepts: the one
+//! that goes accepts until the next one does, and that one is not ready before the other has stopped.
+//!
+//! Each says so by holding a name, an abstract unix address of the network namespace: confined as both
+//! are, neither may connect to a socket of the other (`landlock(7)`, `LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET`).
+//! A name that a stranger holds costs time, and opens nothing.
+
+use std::{
+    io,
+    os::{
+        linux::net::SocketAddrExt,
+        unix::net::{SocketAddr, UnixDatagram},
+    },
+};
+
+/// A name that is held until this is dropped.
+#[derive(Debug)]
+pub struct Held {
+    _socket: UnixDatagram,
+}
+
+/// What a daemon says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Says {
+    /// It accepts, or has to begin without what an earlier one has: that one stops accepting.
+    Serves,
+    /// It is on its way out, and accepts still: the next one is not ready.
+    AcceptsStill,
+}
+
+impl Says {
+    /// Holds the name of those behind this proxy port.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::AddrInUse`] where somebody holds it.
+    pub fn hold(self, port: u16) -> io::Result<Held> {
+        let address = SocketAddr::from_abstract_name(format!("cloakroom/{}/{port}", self.word()))?;
+        Ok(Held { _socket: UnixDatagram::bind_addr(&address)? })
+    }
+
+    /// Whether another process says so.
+    pub fn is_said(self, port: u16) -> bool {
+        self.hold(port).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+    }
+
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Serves => "serves",
+            Self::AcceptsStill => "accepts-still",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_is_heard_for_as_long_as_it_is_held() {
+        // Nobody's port: this test shares the network of whoever runs it.
+        let port = 0;
+        for says in [Says::Serves, Says::AcceptsStill] {
+            assert!(!says.is_said(port));
+            let held = says.hold(port).unwrap();
+            assert!(says.is_said(port) && !says.is_said(port + 1));
+            assert_eq!(says.hold(port).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+            drop(held);
+            assert!(!says.is_said(port));
+        }
+    }
+}
