@@ -2,6 +2,7 @@
 
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -10,9 +11,8 @@ use http::{HeaderMap, header::ACCEPT_ENCODING};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use super::exchange::Connection;
 use crate::{
-    limits::{CodedPlace, LargeDecoder},
+    limits::{self, CodedPlace, LargeDecoder, Taken},
     reason::Reason,
     scrub::{Accepted, Coding, Decoder, Progress, asked_codings},
 };
@@ -31,6 +31,9 @@ pub(super) struct Places {
     coded: Option<CodedPlace>,
     large: Option<LargeDecoder>,
 }
+
+/// Where places come from.
+type Limits<'a> = (&'a Arc<limits::Coded>, &'a Arc<Taken>);
 
 /// What an upstream sends.
 pub(super) enum Source {
@@ -63,11 +66,11 @@ impl Reading {
 
 impl Places {
     /// Takes those for what a request asks for, as far as there are any.
-    pub(super) fn of(connection: &Connection, headers: &HeaderMap) -> Self {
+    pub(super) fn of((all, taken): Limits<'_>, headers: &HeaderMap) -> Self {
         let asked = asked_codings(headers.get_all(ACCEPT_ENCODING).iter());
-        let coded = (asked != Accepted::Identity).then(|| connection.coded.place()).flatten();
+        let coded = (asked != Accepted::Identity).then(|| all.place()).flatten();
         let is_large = coded.is_some() && asked == Accepted::All;
-        let large = is_large.then(|| connection.taken.large_decoder()).flatten();
+        let large = is_large.then(|| taken.large_decoder()).flatten();
         Self { coded, large }
     }
 
@@ -83,16 +86,16 @@ impl Places {
     /// The source of a body that is compressed. One that nobody asked for takes its places now.
     pub(super) fn decode(
         self,
-        connection: &Connection,
+        (all, taken): Limits<'_>,
         coding: Coding,
         inner: Incoming,
     ) -> Result<Source, Reason> {
-        let place = self.coded.or_else(|| connection.coded.place());
+        let place = self.coded.or_else(|| all.place());
         let place = place.ok_or(Reason::ResponseUnscannable)?;
         let large = match coding {
             Coding::Gzip | Coding::Deflate => None,
             Coding::Brotli | Coding::Zstd => {
-                let large = self.large.or_else(|| connection.taken.large_decoder());
+                let large = self.large.or_else(|| taken.large_decoder());
                 Some(large.ok_or(Reason::ResponseUnscannable)?)
             }
         };

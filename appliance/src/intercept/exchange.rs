@@ -360,7 +360,10 @@ fn prepare(
             let reading = match part {
                 // It is cut out of an answer of a known length.
                 Some(_) => Reading::Decoded(Places::default()),
-                None => Reading::Decoded(Places::of(connection, &head.headers)),
+                None => Reading::Decoded(Places::of(
+                    (&connection.coded, &connection.taken),
+                    &head.headers,
+                )),
             };
             let accepted = reading.accepted();
             scrub::request_encodings(&api.response, accepted, &mut head.headers);
@@ -502,7 +505,9 @@ fn source(
         scrub::decoded_head(&mut head.headers);
     }
     match coding {
-        Some(coding) if !body.is_end_stream() => places.decode(connection, coding, body),
+        Some(coding) if !body.is_end_stream() => {
+            places.decode((&connection.coded, &connection.taken), coding, body)
+        }
         _ => Ok(Source::Plain(body)),
     }
 }

@@ -2,7 +2,7 @@
 
 use brotli_decompressor::{BrotliDecompressStream, BrotliResult, BrotliState, StandardAlloc};
 
-use super::{Codec, Mark, Step, Undecodable, WINDOW_BITS};
+use super::codec::{Codec, Mark, Step, Undecodable, WINDOW_BITS};
 
 type State = BrotliState<StandardAlloc, StandardAlloc, StandardAlloc>;
 

@@ -3,7 +3,7 @@
 use flate2::{Decompress, FlushDecompress, Status};
 use memchr::memmem;
 
-use super::{Codec, Mark, Step, Undecodable};
+use super::codec::{Codec, Mark, Step, Undecodable};
 
 /// One deflate stream.
 pub(super) struct Inflate {

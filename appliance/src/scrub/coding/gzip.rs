@@ -2,7 +2,10 @@
 
 use flate2::Crc;
 
-use super::{Codec, Mark, Step, Undecodable, deflate::Inflate};
+use super::{
+    codec::{Codec, Mark, Step, Undecodable},
+    deflate::Inflate,
+};
 
 /// A body of gzip members.
 pub(super) struct Gzip {

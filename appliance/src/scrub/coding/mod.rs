@@ -22,12 +22,15 @@
 //! A stream that is cut, damaged or followed by something else is an error, never an end.
 
 mod brotli;
+mod codec;
 mod deflate;
 mod gzip;
 mod head;
 mod zstd;
 
 use bytes::{Buf as _, Bytes, BytesMut};
+pub use codec::Undecodable;
+use codec::{Codec, Mark, Step};
 
 pub(super) use head::accept;
 pub use head::{Accepted, asked_codings, content_coding, decoded_head};
@@ -43,19 +46,6 @@ pub enum Coding {
     Brotli,
     /// `zstd`, RFC 8878.
     Zstd,
-}
-
-/// Why a body cannot be decoded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Undecodable {
-    /// It is no such stream, it is damaged, or something follows it.
-    Malformed,
-    /// It ended in the middle.
-    Cut,
-    /// It wants more memory than a decoder may have.
-    Window,
-    /// It grows too much.
-    Ratio,
 }
 
 /// What a decoder has to say.
@@ -88,42 +78,6 @@ struct Stretch {
     /// All of it was read, but some of what it stands for may still be in the decoder: the last call
     /// wrote something.
     ends: bool,
-}
-
-/// What one call of a codec did.
-#[derive(Debug, Clone, Copy, Default)]
-struct Step {
-    read: usize,
-    written: usize,
-    /// Whether the stretch ends here, since something else begins.
-    turns: bool,
-}
-
-/// Where the text of a stream may be cut.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mark {
-    /// In the middle of something.
-    None,
-    /// A whole number of the compressor's blocks. What is before is all that it has been given, or not.
-    Block,
-    /// The compressor was told to give all that it had.
-    Flush,
-}
-
-/// One kind of stream.
-trait Codec: Send {
-    /// How many bytes of `input`, at least one and no more than there are, to decode before
-    /// [`Self::mark`] is asked. `is_all` where more has not come yet.
-    fn stretch(&mut self, input: &[u8], is_all: bool) -> usize;
-
-    /// Decodes.
-    fn decode(&mut self, input: &[u8], out: &mut [u8]) -> Result<Step, Undecodable>;
-
-    /// What the end of a stretch is, once all that it stands for was given.
-    fn mark(&mut self) -> Mark;
-
-    /// Whether the input may end here.
-    fn is_whole(&self) -> bool;
 }
 
 impl Decoder {
@@ -261,9 +215,5 @@ const BUSY: usize = 16 * 1024;
 const RATIO: u64 = 200;
 /// Bytes of text that may be of any ratio.
 const FREE: u64 = 4 * 1024 * 1024;
-/// The largest window: 8 MiB, the most that RFC 9659 lets zstd have in HTTP, and half of what brotli
-/// could.
-const WINDOW_BITS: u32 = 23;
-
 #[cfg(test)]
 mod tests;

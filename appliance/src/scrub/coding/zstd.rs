@@ -2,7 +2,7 @@
 
 use zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer};
 
-use super::{Codec, Mark, Step, Undecodable, WINDOW_BITS};
+use super::codec::{Codec, Mark, Step, Undecodable, WINDOW_BITS};
 
 /// A body of zstd frames.
 pub(super) struct Zstd {
