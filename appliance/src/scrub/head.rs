@@ -16,6 +16,7 @@ use http::{
 
 use super::{
     coding::{Accepted, accept},
+    fields::{DIGESTS, IDENTITY, options},
     masks::{Masks, overwrite},
 };
 use crate::{policy::ResponseRules, reason::Reason};
@@ -106,11 +107,6 @@ fn is_encoded(headers: &HeaderMap) -> bool {
     CODINGS.iter().any(coded) || headers.contains_key(SEC_WEBSOCKET_EXTENSIONS)
 }
 
-/// The members of a comma-separated list.
-pub(super) fn options(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
-    value.as_bytes().split(|&byte| byte == b',').map(<[u8]>::trim_ascii)
-}
-
 fn remove_unlisted(rules: &ResponseRules, headers: &mut HeaderMap) {
     // An alternative service would lead the agent around the gateway (RFC 7838).
     headers.remove(ALT_SVC);
@@ -148,7 +144,6 @@ fn mask_value(masks: &Masks, value: &mut HeaderValue, report: &mut HeadReport) {
     value.set_sensitive(sensitive);
 }
 
-pub(super) const IDENTITY: HeaderValue = HeaderValue::from_static("identity");
 const A_IM: HeaderName = HeaderName::from_static("a-im");
 const SET_COOKIE2: HeaderName = HeaderName::from_static("set-cookie2");
 
@@ -164,14 +159,6 @@ static CODINGS: [HeaderName; 3] = [
     CONTENT_ENCODING,
     HeaderName::from_static("grpc-encoding"),
     HeaderName::from_static("connect-content-encoding"),
-];
-
-/// A digest tells whether a guess at what was masked is right (RFC 9530 and its forerunners).
-pub(super) static DIGESTS: [HeaderName; 4] = [
-    HeaderName::from_static("content-md5"),
-    HeaderName::from_static("digest"),
-    HeaderName::from_static("content-digest"),
-    HeaderName::from_static("repr-digest"),
 ];
 
 #[cfg(test)]

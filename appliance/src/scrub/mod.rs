@@ -26,6 +26,7 @@ mod coding;
 mod decode;
 mod envelope;
 mod escape;
+mod fields;
 mod form;
 mod head;
 mod masks;

@@ -118,10 +118,13 @@ fn pass(from: Sender, stream: &[u8], sizes: &[usize]) -> (Out, Result<(), Fault>
     (out, Ok(()))
 }
 
+/// An opcode and a payload.
+type Whole = (u8, Vec<u8>);
+
 /// Messages put together, and the frames that control the connection, each in its order.
-fn messages(frames: &[Seen]) -> (Vec<(u8, Vec<u8>)>, Vec<(u8, Vec<u8>)>) {
+fn messages(frames: &[Seen]) -> (Vec<Whole>, Vec<Whole>) {
     let (mut messages, mut control) = (vec![], vec![]);
-    let mut open: Option<(u8, Vec<u8>)> = None;
+    let mut open: Option<Whole> = None;
     for Seen { last, opcode, payload, .. } in frames {
         if *opcode >= 8 {
             assert!(*last);

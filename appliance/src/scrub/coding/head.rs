@@ -6,7 +6,7 @@ use http::{
 };
 
 use super::{
-    super::head::{DIGESTS, IDENTITY, options},
+    super::fields::{DIGESTS, IDENTITY, options},
     Coding,
 };
 use crate::reason::Reason;

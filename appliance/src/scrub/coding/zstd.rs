@@ -48,7 +48,8 @@ impl Codec for Zstd {
         match self.frame.at {
             At::Block | At::Frame if self.frame.count == 0 => {
                 let block = std::mem::take(&mut self.block);
-                let divided = self.frame.at == At::Block && block > 0 && block % DIVISION == 0;
+                let divided =
+                    self.frame.at == At::Block && block > 0 && block.is_multiple_of(DIVISION);
                 if divided { Mark::Block } else { Mark::Flush }
             }
             _ => Mark::None,
@@ -135,12 +136,15 @@ impl Frame {
             (0..5, _) => None,
             (5, MAGIC) => {
                 self.has_sum = e & 4 != 0;
-                let (single, dictionary) = (e & 0x20 != 0, [0, 1, 2, 4][usize::from(e & 3)]);
-                let size = [usize::from(single), 2, 4, 8][usize::from(e >> 6)];
+                let (single, has_dictionary) = (e & 0x20 != 0, e & 3 != 0);
+                let size = match e >> 6 {
+                    0 => usize::from(single),
+                    power => 1 << power,
+                };
                 // Nobody agreed on a dictionary (RFC 9842 would).
-                Some(match dictionary {
-                    0 => At::FrameHead(usize::from(!single) + size),
-                    _ => At::Wrong,
+                Some(match has_dictionary {
+                    false => At::FrameHead(usize::from(!single) + size),
+                    true => At::Wrong,
                 })
             }
             (count, SKIPPED..=SKIPPED_END) if count < 8 => None,
