@@ -14,7 +14,7 @@ mod limits;
 mod memory;
 mod no_secret;
 mod packets;
-mod untold;
+mod undisclosed;
 mod upstreams;
 mod vault_answers;
 mod vault_outages;

@@ -116,11 +116,11 @@ fn under_a_flood_every_packet_is_in_a_sum() {
             records.iter().filter(wanted).map(count).sum()
         };
         let lost: u64 = records.iter().filter(|it| it["cause"] == "lost").map(count).sum();
-        let (told, untold) =
+        let (logged, unlogged) =
             (of("packets", "protocol_denied"), of("packets_unseen", "protocol_denied"));
         assert!(counted > 3_000, "no flood: {counted}");
-        assert!(untold > 0, "the rate has a limit: {counted} counted, {told} told");
-        assert_eq!(told + untold + lost, counted, "{told} told, {untold} not, {lost} lost");
+        assert!(unlogged > 0, "the rate has a limit: {counted} counted, {logged} told");
+        assert_eq!(logged + unlogged + lost, counted, "{logged} told, {unlogged} not, {lost} lost");
         assert!(of("packets", "port_denied") > 0);
     });
 }
@@ -223,16 +223,17 @@ fn a_flood_of_dns_is_cut_before_it_fills_the_socket_that_agents_share() {
         assert!(cut > 1_000, "no flood: {cut}");
         world.gateway.terminate(Duration::from_secs(10));
         let sums = sums(&world.gateway);
-        let told = sums.iter().any(|it| it["reason"] == "dns_rate" && it["agent"] == "192.0.2.10");
-        assert!(told, "{sums:#?}");
+        let logged =
+            sums.iter().any(|it| it["reason"] == "dns_rate" && it["agent"] == "192.0.2.10");
+        assert!(logged, "{sums:#?}");
     });
 }
 
 #[test]
 fn what_every_ipv6_host_says_unasked_is_dropped_without_a_record() {
     sandboxed(|| {
-        let told = sums_beside_what_hosts_say(World::usual(), "inet cloakroom prerouting");
-        assert!(told.iter().all(|it| it["reason"] != "spoofed_source"), "{told:#?}");
+        let logged = sums_beside_what_hosts_say(World::usual(), "inet cloakroom prerouting");
+        assert!(logged.iter().all(|it| it["reason"] != "spoofed_source"), "{logged:#?}");
     });
 }
 
@@ -240,8 +241,8 @@ fn what_every_ipv6_host_says_unasked_is_dropped_without_a_record() {
 fn a_bound_agent_says_it_without_a_record_too() {
     sandboxed(|| {
         let world = crate::bound_agents::bound("");
-        let told = sums_beside_what_hosts_say(world, "netdev cloakroom admit_6");
-        assert!(told.iter().all(|it| it["reason"] != "spoofed_source"), "{told:#?}");
+        let logged = sums_beside_what_hosts_say(world, "netdev cloakroom admit_6");
+        assert!(logged.iter().all(|it| it["reason"] != "spoofed_source"), "{logged:#?}");
     });
 }
 
@@ -334,12 +335,12 @@ fn watch_shows_refused_packets_as_they_are_recorded() {
         AGENT2.connect(OTHER.port(25)).expect_err("closed");
         AGENT.connect(OPENAI.port(22)).expect_err("closed");
         let output = std::io::BufReader::new(watch.stdout.take().expect("piped"));
-        let (tell, told) = std::sync::mpsc::channel();
+        let (tell, logged) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             std::io::BufRead::lines(output).map_while(|line| tell.send(line).ok()).count()
         });
         // By itself, at the end of the interval: the daemon goes on.
-        let line = told.recv_timeout(INTERVAL + wait::SOON).expect("in time").expect("a line");
+        let line = logged.recv_timeout(INTERVAL + wait::SOON).expect("in time").expect("a line");
         let words = ["research", "192.0.2.10", "refuse", "port_denied", "tcp port 22"];
         assert!(words.iter().all(|word| line.contains(word)), "{line}");
         assert!(world.gateway.is_alive());

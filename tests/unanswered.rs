@@ -143,8 +143,8 @@ fn answered(from: IpAddr, server: SocketAddr, questions: usize) -> usize {
     AGENT2.enter(|| {
         let socket = UdpSocket::bind((from, 0)).expect("a socket");
         let mut answered = 0;
-        let mut read = |patience: Duration| {
-            let end = Instant::now() + patience;
+        let mut read = |timeout: Duration| {
+            let end = Instant::now() + timeout;
             while let left @ 1.. = end.saturating_duration_since(Instant::now()).as_millis() {
                 let left = Duration::from_millis(left.try_into().expect("short"));
                 socket.set_read_timeout(Some(left)).expect("a socket");

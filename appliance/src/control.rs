@@ -30,7 +30,7 @@ pub enum Order {
 
 /// What the daemon says to an order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Answer {
+pub struct OrderReply {
     /// The exit status that the command is to have: 0 done, 64 the configuration or the order is
     /// wrong, 1 anything else.
     pub exit: u8,
@@ -74,7 +74,7 @@ impl fmt::Display for Order {
     }
 }
 
-impl Answer {
+impl OrderReply {
     /// Done, in a sentence.
     pub fn done(text: impl Into<String>) -> Self {
         Self { exit: 0, text: Some(text.into()), status: None }
@@ -92,14 +92,14 @@ impl Answer {
 ///
 /// Where no daemon answers there, or where it does not answer in time ([`io::ErrorKind::TimedOut`])
 /// or in full. An order that was heard may still be carried out.
-pub fn tell(path: &Path, order: &Order) -> io::Result<Answer> {
-    tell_within(PATIENCE, path, order)
+pub fn tell(path: &Path, order: &Order) -> io::Result<OrderReply> {
+    tell_within(TIMEOUT, path, order)
 }
 
-fn tell_within(patience: Duration, path: &Path, order: &Order) -> io::Result<Answer> {
+fn tell_within(timeout: Duration, path: &Path, order: &Order) -> io::Result<OrderReply> {
     let mut stream = UnixStream::connect(path)?;
-    stream.set_write_timeout(Some(patience))?;
-    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(timeout))?;
+    stream.set_read_timeout(Some(timeout))?;
     stream.write_all(format!("{order}\n").as_bytes())?;
     let mut answer = Vec::new();
     stream.take(MAX_ANSWER_BYTES).read_to_end(&mut answer).map_err(in_words)?;
@@ -118,7 +118,7 @@ fn in_words(error: io::Error) -> io::Error {
 pub const EX_USAGE: u8 = 64;
 
 /// A reload waits for values that are new in it.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// Room for the state of every group and secret that a policy of 4 MiB can name.
 const MAX_ANSWER_BYTES: u64 = 16 << 20;
 

@@ -86,7 +86,7 @@ impl Permit {
 
 impl Route {
     /// The word that the audit uses.
-    pub fn word(&self) -> &'static str {
+    pub fn as_str(&self) -> &'static str {
         match self {
             Self::Splice(_) => "splice",
             Self::Tcp(_) => "tcp",

@@ -5,7 +5,7 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 use crate::{
-    audit::Kind,
+    audit::RecordKind,
     health,
     reason::{Reason, SecretCause, TlsCause},
     refuse::wire,
@@ -44,7 +44,7 @@ fn first_cells(text: &str) -> Vec<&str> {
 #[test]
 fn each_reason_is_in_the_audits_page_with_its_answer_and_a_remedy() {
     let reasons = section(AUDIT, "## Reasons");
-    let words: Vec<&str> = Reason::ALL.iter().map(|reason| reason.word()).collect();
+    let words: Vec<&str> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
     assert_eq!(first_cells(reasons), words);
     for (cells, reason) in rows(reasons).zip(Reason::ALL) {
         assert!(cells.len() == 4 && cells.iter().all(|cell| !cell.is_empty()), "{cells:?}");
@@ -55,8 +55,8 @@ fn each_reason_is_in_the_audits_page_with_its_answer_and_a_remedy() {
 
 #[test]
 fn each_cause_is_in_the_audits_page_once() {
-    let mut words: Vec<&str> = SecretCause::ALL.iter().map(|cause| cause.word()).collect();
-    words.extend(TlsCause::ALL.iter().map(|cause| cause.word()));
+    let mut words: Vec<&str> = SecretCause::ALL.iter().map(|cause| cause.as_str()).collect();
+    words.extend(TlsCause::ALL.iter().map(|cause| cause.as_str()));
     let mut told = first_cells(section(AUDIT, "## Causes"));
     words.sort_unstable();
     told.sort_unstable();
@@ -65,8 +65,9 @@ fn each_cause_is_in_the_audits_page_once() {
 
 #[test]
 fn each_kind_of_record_is_in_the_audits_page() {
-    let kind = |kind: &Kind| serde_json::to_string(kind).unwrap().trim_matches('"').to_owned();
-    let kinds: Vec<String> = Kind::ALL.iter().map(kind).collect();
+    let kind =
+        |kind: &RecordKind| serde_json::to_string(kind).unwrap().trim_matches('"').to_owned();
+    let kinds: Vec<String> = RecordKind::ALL.iter().map(kind).collect();
     assert_eq!(first_cells(section(AUDIT, "## Records")), kinds);
 }
 
@@ -116,8 +117,8 @@ fn each_cause_of_health_is_in_the_troubleshooting_page_with_its_state() {
     let causes = section(TROUBLESHOOTING, "## What status says");
     let told: Vec<(&str, &str)> =
         rows(causes).map(|cells| (quoted(cells[0]).next().unwrap(), cells[1])).collect();
-    let all = health::Cause::ALL.iter();
-    assert_eq!(told, all.map(|it| (it.word(), it.state().word())).collect::<Vec<_>>());
+    let all = health::HealthCause::ALL.iter();
+    assert_eq!(told, all.map(|it| (it.as_str(), it.state().as_str())).collect::<Vec<_>>());
 }
 
 /// A key of the reference.

@@ -11,7 +11,7 @@ use serde::Serialize;
 /// Whether agents get what policy says that they get.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum State {
+pub enum HealthState {
     /// They do.
     #[default]
     Healthy,
@@ -25,20 +25,20 @@ macro_rules! causes {
     ($($(#[$doc:meta])* $variant:ident = $word:literal $state:ident,)+) => {
         /// Why the gateway is not healthy.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum Cause { $($(#[$doc])* $variant,)+ }
+        pub enum HealthCause { $($(#[$doc])* $variant,)+ }
 
-        impl Cause {
+        impl HealthCause {
             /// Every cause there is, in the order of this file.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
 
             /// Its word, in status and metrics.
-            pub const fn word(self) -> &'static str {
+            pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $word,)+ }
             }
 
             /// What it makes of the gateway.
-            pub const fn state(self) -> State {
-                match self { $(Self::$variant => State::$state,)+ }
+            pub const fn state(self) -> HealthState {
+                match self { $(Self::$variant => HealthState::$state,)+ }
             }
         }
     };
@@ -86,7 +86,7 @@ causes! {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
     /// The cause.
-    pub cause: Cause,
+    pub cause: HealthCause,
     /// The group that it is about.
     pub group: Option<String>,
     /// The rule that it is about.
@@ -107,12 +107,12 @@ pub struct Health {
     findings: Vec<Finding>,
 }
 
-impl State {
+impl HealthState {
     /// Every state there is, from the best to the worst.
     pub const ALL: [Self; 3] = [Self::Healthy, Self::Degraded, Self::Closed];
 
     /// Its word.
-    pub const fn word(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Healthy => "healthy",
             Self::Degraded => "degraded",
@@ -121,15 +121,15 @@ impl State {
     }
 }
 
-impl fmt::Display for State {
+impl fmt::Display for HealthState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.word())
+        f.write_str(self.as_str())
     }
 }
 
 impl Finding {
     /// About the gateway as a whole.
-    pub fn new(cause: Cause, text: impl Into<String>) -> Self {
+    pub fn new(cause: HealthCause, text: impl Into<String>) -> Self {
         let text = text.into();
         Self { cause, group: None, rule: None, secret: None, why: None, left: None, text }
     }
@@ -177,8 +177,8 @@ impl Health {
     }
 
     /// The worst that any cause makes of it.
-    pub fn state(&self) -> State {
-        self.findings.first().map_or(State::Healthy, |worst| worst.cause.state())
+    pub fn state(&self) -> HealthState {
+        self.findings.first().map_or(HealthState::Healthy, |worst| worst.cause.state())
     }
 
     /// Every cause.
@@ -193,7 +193,8 @@ impl Health {
             [] => state.to_string(),
             [only] => format!("{state}: {only}"),
             [worst, others @ ..] => {
-                let words: Vec<&str> = others.iter().map(|kind| kind.first.cause.word()).collect();
+                let words: Vec<&str> =
+                    others.iter().map(|kind| kind.first.cause.as_str()).collect();
                 format!("{state}: {worst}; also {}", words.join(", "))
             }
         }
@@ -202,7 +203,7 @@ impl Health {
     /// The state with the words of its causes, for the log: the text of each is there already, where it
     /// was found.
     pub fn in_words(&self) -> String {
-        let mut words: Vec<&str> = self.findings.iter().map(|it| it.cause.word()).collect();
+        let mut words: Vec<&str> = self.findings.iter().map(|it| it.cause.as_str()).collect();
         words.dedup();
         match words.as_slice() {
             [] => self.state().to_string(),
@@ -217,23 +218,23 @@ impl Health {
 
     /// What there is of kinds of causes, without how long they have: news where it is another.
     pub fn kinds_in_words(&self) -> Vec<String> {
-        let words = |kind: &Kind<'_>| {
-            format!("{} {:?} {}", kind.first.cause.word(), kind.first.why, kind.more)
+        let words = |kind: &SimilarFindings<'_>| {
+            format!("{} {:?} {}", kind.first.cause.as_str(), kind.first.why, kind.more)
         };
         self.kinds().iter().map(words).collect()
     }
 
     /// Findings with the same cause and the same reason for it are told once: where Vault is sealed
     /// every secret has the same.
-    fn kinds(&self) -> Vec<Kind<'_>> {
-        let mut kinds: Vec<Kind<'_>> = Vec::new();
+    fn kinds(&self) -> Vec<SimilarFindings<'_>> {
+        let mut kinds: Vec<SimilarFindings<'_>> = Vec::new();
         for finding in &self.findings {
-            let same = |kind: &&mut Kind<'_>| {
+            let same = |kind: &&mut SimilarFindings<'_>| {
                 (kind.first.cause, kind.first.why) == (finding.cause, finding.why)
             };
             match kinds.iter_mut().find(same) {
                 Some(kind) => kind.more += 1,
-                None => kinds.push(Kind { first: finding, more: 0 }),
+                None => kinds.push(SimilarFindings { first: finding, more: 0 }),
             }
         }
         kinds
@@ -241,12 +242,12 @@ impl Health {
 }
 
 /// A finding, and how many are like it.
-struct Kind<'a> {
+struct SimilarFindings<'a> {
     first: &'a Finding,
     more: usize,
 }
 
-impl fmt::Display for Kind<'_> {
+impl fmt::Display for SimilarFindings<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { first, more } = self;
         f.write_str(&first.text)?;
@@ -283,21 +284,22 @@ mod tests {
 
     #[test]
     fn a_state_is_as_bad_as_the_worst_of_its_causes() {
-        assert_eq!(Health::default().state(), State::Healthy);
-        for &cause in Cause::ALL {
-            let other = Finding::new(Cause::GroupQuarantined, "ops is quarantined").of_group("ops");
+        assert_eq!(Health::default().state(), HealthState::Healthy);
+        for &cause in HealthCause::ALL {
+            let other =
+                Finding::new(HealthCause::GroupQuarantined, "ops is quarantined").of_group("ops");
             let health = Health::of(vec![other, Finding::new(cause, "this")]);
-            assert_eq!(health.state(), cause.state().max(State::Degraded), "{cause:?}");
-            assert_ne!(cause.state(), State::Healthy, "a cause is a cause of something");
+            assert_eq!(health.state(), cause.state().max(HealthState::Degraded), "{cause:?}");
+            assert_ne!(cause.state(), HealthState::Healthy, "a cause is a cause of something");
         }
-        let words: HashSet<&str> = Cause::ALL.iter().map(|cause| cause.word()).collect();
-        assert_eq!(words.len(), Cause::ALL.len());
+        let words: HashSet<&str> = HealthCause::ALL.iter().map(|cause| cause.as_str()).collect();
+        assert_eq!(words.len(), HealthCause::ALL.len());
     }
 
     #[test]
     fn what_has_one_cause_is_told_once_with_what_ends_first() {
         let stale = |secret: &str, left| {
-            Finding::new(Cause::SecretStale, format!("Vault is sealed; {secret} is old"))
+            Finding::new(HealthCause::SecretStale, format!("Vault is sealed; {secret} is old"))
                 .of_secret(secret)
                 .because("vault_sealed")
                 .in_time(Duration::from_secs(left))
@@ -305,7 +307,7 @@ mod tests {
         let health = Health::of(vec![
             stale("later", 300),
             stale("first", 90),
-            Finding::new(Cause::AuditFull, "the disk is full"),
+            Finding::new(HealthCause::AuditFull, "the disk is full"),
             stale("last", 301),
         ]);
         assert_eq!(health.line(), "closed: the disk is full; also secret_stale");

@@ -20,7 +20,7 @@ pub mod dns;
 pub mod intercept;
 pub mod splice;
 
-pub mod rulebook;
+pub mod policy_snapshot;
 
 pub mod onboarding;
 

@@ -22,10 +22,10 @@ pub struct Metrics {
     registry: Registry,
     connections: Family<Decided, Counter>,
     requests: Family<Decided, Counter>,
-    bytes: Family<Carried, Counter>,
-    masked: Family<Ruled, Counter>,
-    queries: Family<Asked, Counter>,
-    packets: Family<Dropped, Counter>,
+    bytes: Family<CarriedLabels, Counter>,
+    masked: Family<GroupRuleLabels, Counter>,
+    queries: Family<QueryLabels, Counter>,
+    packets: Family<DropLabels, Counter>,
     stages: [Histogram; Stage::ALL.len()],
 }
 
@@ -44,7 +44,7 @@ pub struct Decided {
 
 /// Bytes of connections.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct Carried {
+pub struct CarriedLabels {
     /// Whose they were.
     pub group: String,
     /// The rule that let them pass.
@@ -54,19 +54,19 @@ pub struct Carried {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Ruled {
+struct GroupRuleLabels {
     group: String,
     rule: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Asked {
+struct QueryLabels {
     group: String,
     outcome: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Dropped {
+struct DropLabels {
     group: String,
     reason: &'static str,
 }
@@ -88,7 +88,7 @@ impl Stage {
     /// Every stage, in the order in which they come.
     pub const ALL: [Self; 4] = [Self::Peek, Self::Dial, Self::Answer, Self::Request];
 
-    const fn word(self) -> &'static str {
+    const fn as_str(self) -> &'static str {
         match self {
             Self::Peek => "peek",
             Self::Dial => "dial",
@@ -102,7 +102,7 @@ impl Default for Metrics {
     fn default() -> Self {
         let stages: Family<[(&'static str, &'static str); 1], Histogram> =
             Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.0005, 2.0, 17)));
-        let of = |stage: Stage| stages.get_or_create_owned(&[("stage", stage.word())]);
+        let of = |stage: Stage| stages.get_or_create_owned(&[("stage", stage.as_str())]);
         let mut this = Self {
             registry: Registry::with_prefix("cloakroom"),
             connections: Family::default(),
@@ -141,7 +141,7 @@ impl Metrics {
     }
 
     /// Counts the bytes of a connection.
-    pub fn bytes(&self, carried: &Carried, count: u64) {
+    pub fn bytes(&self, carried: &CarriedLabels, count: u64) {
         self.bytes.get_or_create(carried).inc_by(count);
     }
 
@@ -152,19 +152,19 @@ impl Metrics {
 
     /// Counts bytes that were masked in a response.
     pub fn masked(&self, group: &str, rule: &str, count: u64) {
-        let ruled = Ruled { group: group.to_owned(), rule: rule.to_owned() };
+        let ruled = GroupRuleLabels { group: group.to_owned(), rule: rule.to_owned() };
         self.masked.get_or_create(&ruled).inc_by(count);
     }
 
     /// Counts DNS queries with one outcome.
     pub fn queries(&self, group: &str, outcome: &'static str, count: u64) {
-        let asked = Asked { group: group.to_owned(), outcome };
+        let asked = QueryLabels { group: group.to_owned(), outcome };
         self.queries.get_or_create(&asked).inc_by(count);
     }
 
     /// Counts packets that the kernel refused for one reason.
     pub fn packets(&self, group: &str, reason: &'static str, count: u64) {
-        let dropped = Dropped { group: group.to_owned(), reason };
+        let dropped = DropLabels { group: group.to_owned(), reason };
         self.packets.get_or_create(&dropped).inc_by(count);
     }
 
@@ -199,7 +199,7 @@ impl fmt::Debug for Metrics {
 mod tests {
     use super::*;
     use crate::{
-        health::{Cause, State},
+        health::{HealthCause, HealthState},
         reason::{Reason, SecretCause},
     };
 
@@ -210,11 +210,11 @@ mod tests {
             include_str!("../../docs/monitoring/dashboard.json"),
         ];
         let known = |label: &str, word: &str| match label {
-            "cause" => Cause::ALL.iter().any(|cause| cause.word() == word),
-            "reason" => Reason::ALL.iter().any(|reason| reason.word() == word),
-            "why" => SecretCause::ALL.iter().any(|cause| cause.word() == word),
-            "state" => State::ALL.iter().any(|state| state.word() == word),
-            "stage" => Stage::ALL.iter().any(|stage| stage.word() == word),
+            "cause" => HealthCause::ALL.iter().any(|cause| cause.as_str() == word),
+            "reason" => Reason::ALL.iter().any(|reason| reason.as_str() == word),
+            "why" => SecretCause::ALL.iter().any(|cause| cause.as_str() == word),
+            "state" => HealthState::ALL.iter().any(|state| state.as_str() == word),
+            "stage" => Stage::ALL.iter().any(|stage| stage.as_str() == word),
             "decision" => word == "refuse",
             // Those of the configuration, and Prometheus' own.
             _ => word.starts_with('$'),

@@ -19,7 +19,7 @@ pub struct Phases(watch::Receiver<Phase>);
 
 impl Phase {
     /// The word for it.
-    pub const fn word(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Run => "run",
             Self::Drain => "drain",

@@ -17,7 +17,7 @@ macro_rules! reasons {
             pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
 
             /// The word that audit, answers and packet rules share.
-            pub const fn word(self) -> &'static str {
+            pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $word,)+ }
             }
         }
@@ -135,7 +135,7 @@ reasons! {
 
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.word())
+        f.write_str(self.as_str())
     }
 }
 
@@ -172,7 +172,7 @@ impl SecretCause {
     ];
 
     /// The word that the audit uses.
-    pub const fn word(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::VaultDenied => "vault_denied",
             Self::VaultUnreachable => "vault_unreachable",
@@ -187,7 +187,7 @@ impl SecretCause {
 
 impl fmt::Display for SecretCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.word())
+        f.write_str(self.as_str())
     }
 }
 
@@ -235,7 +235,7 @@ impl TlsCause {
     ];
 
     /// The word that the audit uses.
-    pub const fn word(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Expired => "certificate_expired",
             Self::NotYetValid => "certificate_not_yet_valid",
@@ -254,7 +254,7 @@ impl TlsCause {
 
 impl fmt::Display for TlsCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.word())
+        f.write_str(self.as_str())
     }
 }
 
@@ -269,10 +269,10 @@ pub enum Cause {
 
 impl Cause {
     /// The word that the audit uses.
-    pub const fn word(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
-            Self::Secret(cause) => cause.word(),
-            Self::Tls(cause) => cause.word(),
+            Self::Secret(cause) => cause.as_str(),
+            Self::Tls(cause) => cause.as_str(),
         }
     }
 }

@@ -330,7 +330,7 @@ fn fields(reason: Reason) -> impl Iterator<Item = (HeaderName, &'static str)> {
 /// The last frame of an HTTP/2 connection that ends for this reason: GOAWAY, with the reason's word
 /// where RFC 9113, section 6.8, leaves room for one. It says of no stream that it may be tried again.
 pub fn goaway(reason: Reason) -> Vec<u8> {
-    let word = reason.word().as_bytes();
+    let word = reason.as_str().as_bytes();
     let [.., length] = (word.len() + 8).to_be_bytes();
     let frame = [0, 0, length, GOAWAY, 0, 0, 0, 0, 0];
     [&frame, &LAST_STREAM.to_be_bytes()[..], &PROTOCOL_ERROR.to_be_bytes(), word].concat()
@@ -405,7 +405,7 @@ mod tests {
             let answer = answer(refusal, FlowId(0xabc), Dialect::Http);
             assert!(answer.status().is_client_error() || answer.status().is_server_error());
             let json: serde_json::Value = serde_json::from_slice(answer.body()).unwrap();
-            assert_eq!(json["reason"], refusal.reason.word());
+            assert_eq!(json["reason"], refusal.reason.as_str());
             assert_eq!(json["flow"], "0000000000000abc");
             assert_eq!(json["status"], answer.status().as_u16());
         }
@@ -418,13 +418,13 @@ mod tests {
             let answer = answer(refusal, FlowId(0xabc), Dialect::Http);
             let json: serde_json::Value = serde_json::from_slice(answer.body()).unwrap();
             let message = json["message"].as_str().unwrap();
-            for part in [refusal.reason.word(), refusal.text(), "0000000000000abc", "gateway"] {
+            for part in [refusal.reason.as_str(), refusal.text(), "0000000000000abc", "gateway"] {
                 assert!(message.contains(part), "{message}");
             }
             let error = &json["error"];
             assert_eq!(error["message"], message);
             assert_eq!(error["code"], answer.status().as_u16());
-            assert_eq!(error["status"], refusal.reason.word());
+            assert_eq!(error["status"], refusal.reason.as_str());
         }
     }
 
@@ -465,7 +465,7 @@ mod tests {
             let code: u16 = answer.headers()["grpc-status"].to_str().unwrap().parse().unwrap();
             assert!([3, 4, 7, 8, 9, 12, 14].contains(&code), "{refusal:?}: {code}");
             let message = answer.headers()["grpc-message"].to_str().unwrap();
-            assert!(message.contains(refusal.reason.word()) && message.contains("0abc"));
+            assert!(message.contains(refusal.reason.as_str()) && message.contains("0abc"));
         }
         assert_eq!(grpc_message("100% \u{e9}\n ~"), "100%25 %C3%A9%0A ~");
     }
@@ -494,13 +494,13 @@ mod tests {
             let (header, payload) = frame.split_at(9);
             assert_eq!(header, [0, 0, payload.len() as u8, 7, 0, 0, 0, 0, 0]);
             assert_eq!(&payload[..8], [0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 1]);
-            assert_eq!(&payload[8..], reason.word().as_bytes());
+            assert_eq!(&payload[8..], reason.as_str().as_bytes());
         }
     }
 
     #[test]
     fn the_words_are_distinct() {
-        let mut words: Vec<_> = Reason::ALL.iter().map(|reason| reason.word()).collect();
+        let mut words: Vec<_> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
         words.sort_unstable();
         words.dedup();
         assert_eq!(words.len(), Reason::ALL.len());

@@ -240,7 +240,7 @@ fn server_base(provider: &Arc<CryptoProvider>) -> Result<ServerConfig, rustls::E
     let mut config = ServerConfig::builder_with_provider(Arc::clone(provider))
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
-        .with_cert_resolver(Arc::new(NoLeaf));
+        .with_cert_resolver(Arc::new(UnsetLeaf));
     config.ignore_client_order = true;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
@@ -250,9 +250,9 @@ fn server_base(provider: &Arc<CryptoProvider>) -> Result<ServerConfig, rustls::E
 
 /// Stands in the shared settings until a connection's own leaf takes its place.
 #[derive(Debug)]
-struct NoLeaf;
+struct UnsetLeaf;
 
-impl ResolvesServerCert for NoLeaf {
+impl ResolvesServerCert for UnsetLeaf {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         None
     }

@@ -7,8 +7,8 @@ use std::{
 };
 
 use cloakroom::{
-    dial::Found,
-    dns::{Asker, Verdict, answer},
+    dial::Resolved,
+    dns::{Asker, QueryVerdict, answer},
 };
 use criterion::{Criterion, criterion_group};
 
@@ -19,14 +19,14 @@ fn bench(c: &mut Criterion) {
     let asker = Asker { policy: &policy, group: &policy.groups[0], ipv6: true, datagram: true };
     let now = Instant::now();
     let addresses = [IpAddr::from([198, 51, 100, 10]), IpAddr::from([198, 51, 100, 11])];
-    let found = Ok(Found { addresses: addresses.into(), until: now + Duration::from_secs(60) });
+    let found = Ok(Resolved { addresses: addresses.into(), until: now + Duration::from_secs(60) });
     for (what, name) in [("a listed name", "api.openai.example"), ("no name", "unlisted.example")] {
         let query = query(name);
         c.bench_function(&format!("dns/{what}"), |bench| {
             bench.iter(|| match answer(black_box(asker), black_box(&query)) {
-                Verdict::Resolve(question) => question.reply(&found, now, |_| true).bytes,
-                Verdict::Answered(reply) => reply.bytes,
-                Verdict::Silence => Vec::new(),
+                QueryVerdict::Resolve(question) => question.reply(&found, now, |_| true).bytes,
+                QueryVerdict::Answered(reply) => reply.bytes,
+                QueryVerdict::Silence => Vec::new(),
             });
         });
     }

@@ -4,7 +4,7 @@ use std::{hint::black_box, sync::Arc};
 
 use cloakroom::{
     secrets::SecretValue,
-    substitute::{Rules, examine},
+    substitute::{SubstitutionRules, examine},
 };
 use criterion::{BatchSize, Criterion, criterion_group};
 use http::request::Parts;
@@ -15,7 +15,7 @@ use crate::world::policy;
 fn substitute(c: &mut Criterion) {
     let policy = policy(10);
     let group = policy.groups[0].name.clone();
-    let rules = Rules::new(&policy, &group, &policy.apis[0]);
+    let rules = SubstitutionRules::new(&policy, &group, &policy.apis[0]);
     let value = Zeroizing::new(b"sk-bench-0123456789abcdef0123456789".to_vec());
     let value = Arc::new(SecretValue::load(value, 16).expect("a value"));
     c.bench_function("substitute/examine", |bench| {
@@ -26,8 +26,8 @@ fn substitute(c: &mut Criterion) {
         bench.iter_batched_ref(
             head,
             |head| {
-                let plan = examine(&rules, head).expect("a good request");
-                plan.apply(head, |_| Ok(Arc::clone(&value))).expect("a value");
+                let substitution = examine(&rules, head).expect("a good request");
+                substitution.apply(head, |_| Ok(Arc::clone(&value))).expect("a value");
             },
             BatchSize::SmallInput,
         );

@@ -32,9 +32,9 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{
+    load::{Done, Load, Outcome, open_loop},
     measure::Meter,
     origin::{BODY, Order, head_end},
-    pace::{Done, Load, Outcome, open_loop},
 };
 
 /// How the agent speaks TLS.
@@ -323,7 +323,7 @@ async fn stream(sender: SendRequest<Bytes>) -> Done {
 }
 
 async fn within(work: impl Future<Output = Done>) -> Done {
-    timeout(PATIENCE, work).await.unwrap_or_else(|_| Err("timed out".into()))
+    timeout(TIMEOUT, work).await.unwrap_or_else(|_| Err("timed out".into()))
 }
 
 fn client_hello(config: Arc<ClientConfig>) -> Vec<u8> {
@@ -340,6 +340,6 @@ fn text(error: impl std::fmt::Display) -> String {
 
 const REQUEST: &str = "GET /v1/models HTTP/1.1\r\nHost: api.openai.example\r\n\
     Authorization: Bearer {credential}\r\nAccept: */*\r\nUser-Agent: bench/1\r\n\r\n";
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 const CHUNK: usize = 256 * 1024;
 const GIB: f64 = (1_u64 << 30) as f64;

@@ -27,7 +27,7 @@ pub struct Server {
 
 /// How queries are offered.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Pace {
+pub enum Arrivals {
     /// So many a second, whatever becomes of them.
     Offered(f64),
     /// Always so many on the way on each socket: the most that the server answers.
@@ -53,7 +53,7 @@ pub struct Question {
     /// Whether the name is on the list.
     pub listed: bool,
     /// How it is asked.
-    pub pace: Pace,
+    pub arrivals: Arrivals,
 }
 
 /// Asks from [`SOCKETS`] sockets for as long as `warm` and `span` say, and measures the latter.
@@ -84,9 +84,9 @@ pub fn print(rows: &[(Question, Vec<(Server, Answers)>)]) {
     println!("| DNS | offered | server | answers/s | CPU µs for each | a CPU's worth | lost |");
     println!("|---|---|---|---|---|---|---|");
     for (question, servers) in rows {
-        let offered = match question.pace {
-            Pace::Offered(rate) => format!("{rate}/s"),
-            Pace::Kept(window) => format!("{} on the way", window * SOCKETS),
+        let offered = match question.arrivals {
+            Arrivals::Offered(rate) => format!("{rate}/s"),
+            Arrivals::Kept(window) => format!("{} on the way", window * SOCKETS),
         };
         for (server, Answers { rate, cost, lost }) in servers {
             let (work, name, lost) = (question.work, server.name, lost * 100.0);
@@ -102,7 +102,7 @@ struct Asker {
     sockets: Vec<(UdpSocket, usize)>,
     query: Vec<u8>,
     listed: bool,
-    pace: Pace,
+    arrivals: Arrivals,
     sent: usize,
     answered: usize,
 }
@@ -119,7 +119,7 @@ impl Asker {
             sockets: (0..SOCKETS).map(socket).collect(),
             query: query(if question.listed { OPENAI.name } else { "unlisted.attacker.example" }),
             listed: question.listed,
-            pace: question.pace,
+            arrivals: question.arrivals,
             sent: 0,
             answered: 0,
         }
@@ -129,9 +129,9 @@ impl Asker {
         let begun = Instant::now();
         let (mut offered, mut progress) = (0_usize, (begun, self.answered));
         while begun.elapsed() < span {
-            match self.pace {
-                Pace::Kept(window) => (0..SOCKETS).for_each(|index| self.fill(index, window)),
-                Pace::Offered(rate) => {
+            match self.arrivals {
+                Arrivals::Kept(window) => (0..SOCKETS).for_each(|index| self.fill(index, window)),
+                Arrivals::Offered(rate) => {
                     let due = (begun.elapsed().as_secs_f64() * rate) as usize;
                     for number in offered..due {
                         self.send(number % SOCKETS);
@@ -222,8 +222,12 @@ const LOST: Duration = Duration::from_millis(200);
 
 /// The rows.
 pub const QUESTIONS: [Question; 4] = [
-    Question { work: "a listed name, cached", listed: true, pace: Pace::Offered(10_000.0) },
-    Question { work: "a name that is not listed", listed: false, pace: Pace::Offered(10_000.0) },
-    Question { work: "the most, listed", listed: true, pace: Pace::Kept(16) },
-    Question { work: "the most, not listed", listed: false, pace: Pace::Kept(16) },
+    Question { work: "a listed name, cached", listed: true, arrivals: Arrivals::Offered(10_000.0) },
+    Question {
+        work: "a name that is not listed",
+        listed: false,
+        arrivals: Arrivals::Offered(10_000.0),
+    },
+    Question { work: "the most, listed", listed: true, arrivals: Arrivals::Kept(16) },
+    Question { work: "the most, not listed", listed: false, arrivals: Arrivals::Kept(16) },
 ];

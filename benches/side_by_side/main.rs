@@ -13,10 +13,10 @@
 mod client;
 mod dns;
 mod gateways;
+mod load;
 mod measure;
 mod names;
 mod origin;
-mod pace;
 mod table;
 
 use std::{process::Command, time::Duration};
@@ -31,8 +31,8 @@ use crate::{
     client::Agent,
     dns::{Answers, Question, Server},
     gateways::{Gateway, Gateways},
+    load::{Load, Outcome},
     measure::Meter,
-    pace::{Load, Outcome},
     table::{NAMES, Row, Samples},
 };
 

@@ -109,8 +109,8 @@ fn unread(world: &World, to: SocketAddr) -> io::Result<Tls> {
 
 fn open(world: &World, from: Ns, to: SocketAddr) -> io::Result<Tls> {
     let tls = Tls::open(from, to, &world.hello(OPENAI.name))?;
-    tls.socket().set_read_timeout(Some(PATIENCE))?;
-    tls.socket().set_write_timeout(Some(PATIENCE))?;
+    tls.socket().set_read_timeout(Some(TIMEOUT))?;
+    tls.socket().set_write_timeout(Some(TIMEOUT))?;
     Ok(tls)
 }
 
@@ -126,6 +126,6 @@ const BODY: usize = 3_000_000;
 /// Connections with a request that is not read; each holds some hundred KiB in the gateway.
 const UNREAD: usize = 8;
 /// How long a client waits for the next byte to move.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 /// How long connections are looked after before they stand still.
 const SERVED: Duration = Duration::from_millis(500);

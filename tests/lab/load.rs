@@ -109,12 +109,12 @@ async fn stuck(
     let turn = turns.acquire().await.map_err(io::Error::other)?;
     let socket = if ask.from.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.bind((ask.from, 0).into())?;
-    let stream = timeout(PATIENCE, socket.connect(ask.to)).await??;
-    let stream = timeout(PATIENCE, connector.connect(name, stream)).await??;
+    let stream = timeout(TIMEOUT, socket.connect(ask.to)).await??;
+    let stream = timeout(TIMEOUT, connector.connect(name, stream)).await??;
     let mut builder = h2::client::Builder::new();
     builder.initial_window_size(WINDOW).initial_connection_window_size(WINDOW);
     let (mut requests, mut connection) =
-        timeout(PATIENCE, builder.handshake(stream)).await?.map_err(io::Error::other)?;
+        timeout(TIMEOUT, builder.handshake(stream)).await?.map_err(io::Error::other)?;
     drop(turn);
     let mut streams = Vec::new();
     for _ in 0..ask.streams {
@@ -139,6 +139,6 @@ async fn stuck(
 /// Handshakes at once.
 const HANDSHAKES: usize = 16;
 /// How long one step of them may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 /// All that HTTP/2 lets a peer send unasked (RFC 9113, section 6.9.1).
 const WINDOW: u32 = (1 << 31) - 1;

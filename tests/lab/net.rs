@@ -218,7 +218,7 @@ impl Ns {
         self.enter(|| {
             let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
             bind_to_a_fresh_port(&socket, any)?;
-            socket.connect_timeout(&to.into(), PATIENCE)?;
+            socket.connect_timeout(&to.into(), TIMEOUT)?;
             patient(socket.into())
         })
     }
@@ -232,7 +232,7 @@ impl Ns {
         self.enter(|| {
             let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
             socket.bind(&SocketAddr::new(from, 0).into())?;
-            socket.connect_timeout(&to.into(), PATIENCE)?;
+            socket.connect_timeout(&to.into(), TIMEOUT)?;
             patient(socket.into())
         })
     }
@@ -410,7 +410,7 @@ const EPHEMERAL: u16 = 32_768;
 static NEXT_PORT: AtomicU16 = AtomicU16::new(FIRST_PORT);
 
 /// How long a connection may take to be there.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Inside the sandbox's own `/run`.
 const DIR: &str = "/run/lab";

@@ -3,9 +3,9 @@
 use serde::Serialize;
 
 use super::{
-    kind::Kind,
+    kind::RecordKind,
     stamp::now,
-    writer::{Entry, Slot},
+    writer::{AuditEntry, RecordSlot},
 };
 use crate::{metrics::Metrics, policy::GroupName};
 
@@ -31,10 +31,10 @@ pub struct ActRecord<'a> {
 
 impl ActRecord<'_> {
     /// Writes it.
-    pub fn write(self, slot: Slot) {
+    pub fn write(self, slot: RecordSlot) {
         let record = match self.act {
-            Act::Quarantine => Kind::Quarantine,
-            Act::Release => Kind::Release,
+            Act::Quarantine => RecordKind::Quarantine,
+            Act::Release => RecordKind::Release,
         };
         let (group, uid) = (self.group.as_str(), self.uid);
         slot.write(&ActLine { time: now(), record, group, uid });
@@ -44,12 +44,12 @@ impl ActRecord<'_> {
 #[derive(Serialize)]
 struct ActLine<'a> {
     time: String,
-    record: Kind,
+    record: RecordKind,
     group: &'a str,
     uid: u32,
 }
 
-impl Entry for ActLine<'_> {
+impl AuditEntry for ActLine<'_> {
     /// Whether a group is quarantined is in the gateway's health.
     fn count(&self, _: &Metrics) {}
 }

@@ -7,9 +7,9 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::{
-    kind::Kind,
+    kind::RecordKind,
     stamp::now,
-    writer::{Entry, Slot},
+    writer::{AuditEntry, RecordSlot},
 };
 use crate::{
     identity::AgentKey,
@@ -19,26 +19,26 @@ use crate::{
 };
 
 /// Writes the record of what one agent had over its rate in this time.
-pub fn over_rate(slot: Slot, over_rate: &OverRate, within: Duration) {
-    slot.write(&Line {
+pub fn over_rate(slot: RecordSlot, over_rate: &OverRate, within: Duration) {
+    slot.write(&OverRateLine {
         time: now(),
         record: match over_rate.rated {
-            Rated::Connections => Kind::Connections,
-            Rated::Requests => Kind::Requests,
+            Rated::Connections => RecordKind::Connections,
+            Rated::Requests => RecordKind::Requests,
         },
         seconds: within.as_secs(),
         group: over_rate.group.as_str(),
         agent: over_rate.agent.as_ref().map(AgentKey::text),
         decision: "refuse",
-        reason: Reason::RateLimit.word(),
+        reason: Reason::RateLimit.as_str(),
         count: over_rate.count,
     });
 }
 
 #[derive(Serialize)]
-struct Line<'a> {
+struct OverRateLine<'a> {
     time: String,
-    record: Kind,
+    record: RecordKind,
     seconds: u64,
     group: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -48,7 +48,7 @@ struct Line<'a> {
     count: u64,
 }
 
-impl Entry for Line<'_> {
+impl AuditEntry for OverRateLine<'_> {
     fn count(&self, metrics: &Metrics) {
         let decided = Decided {
             group: self.group.to_owned(),
@@ -57,7 +57,7 @@ impl Entry for Line<'_> {
             ..Decided::default()
         };
         match self.record {
-            Kind::Connections => metrics.connections(&decided, self.count),
+            RecordKind::Connections => metrics.connections(&decided, self.count),
             _ => metrics.requests(&decided, self.count),
         }
     }

@@ -7,10 +7,10 @@ use std::net::{IpAddr, SocketAddr};
 use serde::Serialize;
 
 use super::{
-    kind::Kind,
+    kind::RecordKind,
     record::capped,
     stamp::now,
-    writer::{Entry, Slot},
+    writer::{AuditEntry, RecordSlot},
 };
 use crate::{
     metrics::Metrics,
@@ -62,10 +62,10 @@ pub struct DnsSummary<'a> {
 
 impl DnsRecord<'_> {
     /// Writes it.
-    pub fn write(self, slot: Slot) {
+    pub fn write(self, slot: RecordSlot) {
         slot.write(&RefusedLine {
             time: now(),
-            record: Kind::Dns,
+            record: RecordKind::Dns,
             interface: self.interface.as_str(),
             group: self.group.as_str(),
             agent: self.agent.to_string(),
@@ -74,24 +74,24 @@ impl DnsRecord<'_> {
             name: self.name.map(|name| capped(name, MAX_NAME_BYTES)),
             kind: self.kind,
             decision: "refuse",
-            reason: self.reason.word(),
+            reason: self.reason.as_str(),
         });
     }
 }
 
 impl DnsSummary<'_> {
     /// Writes it.
-    pub fn write(self, slot: Slot) {
+    pub fn write(self, slot: RecordSlot) {
         slot.write(&SummaryLine {
             time: now(),
-            record: Kind::DnsSummary,
+            record: RecordKind::DnsSummary,
             group: self.group.as_str(),
             agent: self.agent,
             answered: self.answered,
             refused: self.refused,
             limited: self.limited,
             unsent: self.unsent,
-            reason: self.reason.map(Reason::word),
+            reason: self.reason.map(Reason::as_str),
         });
     }
 }
@@ -99,7 +99,7 @@ impl DnsSummary<'_> {
 #[derive(Serialize)]
 struct RefusedLine<'a> {
     time: String,
-    record: Kind,
+    record: RecordKind,
     interface: &'a str,
     group: &'a str,
     agent: String,
@@ -116,7 +116,7 @@ struct RefusedLine<'a> {
 #[derive(Serialize)]
 struct SummaryLine<'a> {
     time: String,
-    record: Kind,
+    record: RecordKind,
     group: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     agent: Option<&'a str>,
@@ -128,12 +128,12 @@ struct SummaryLine<'a> {
     reason: Option<&'static str>,
 }
 
-impl Entry for RefusedLine<'_> {
+impl AuditEntry for RefusedLine<'_> {
     /// The sum that follows counts it.
     fn count(&self, _: &Metrics) {}
 }
 
-impl Entry for SummaryLine<'_> {
+impl AuditEntry for SummaryLine<'_> {
     fn count(&self, metrics: &Metrics) {
         let outcomes = [
             ("answered", self.answered),

@@ -8,9 +8,9 @@ macro_rules! kinds {
         /// The kind of a record, its field `record`.
         #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
         #[serde(rename_all = "snake_case")]
-        pub enum Kind { $($(#[$doc])* $variant,)+ }
+        pub enum RecordKind { $($(#[$doc])* $variant,)+ }
 
-        impl Kind {
+        impl RecordKind {
             /// Every kind there is, in the order of this file.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
         }

@@ -336,7 +336,7 @@ mod tests {
         output.write(b"one\n", &mut 0).unwrap();
         fs::create_dir(folder.join("audit.jsonl.18446744073709551615")).unwrap();
         let told = output.tend().unwrap_err();
-        assert_eq!((told.word(), told.closes()), ("audit_unrotated", false));
+        assert_eq!((told.as_str(), told.closes()), ("audit_unrotated", false));
         output.write(b"two\n", &mut 0).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"one\ntwo\n");
         fs::remove_dir_all(&folder).unwrap();

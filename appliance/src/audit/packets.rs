@@ -15,9 +15,9 @@ use std::{
 use serde::Serialize;
 
 use super::{
-    kind::Kind,
+    kind::RecordKind,
     stamp::now,
-    writer::{Entry, Sink},
+    writer::{AuditEntry, Sink},
 };
 use crate::{
     identity::AgentKey,
@@ -48,13 +48,13 @@ enum Unseen {
 
 #[derive(Debug, Default)]
 struct Interface {
-    groups: HashMap<GroupName, OfGroup>,
+    groups: HashMap<GroupName, GroupSums>,
     /// Of sources that are nobody's.
     anybody: Rows,
 }
 
 #[derive(Debug, Default)]
-struct OfGroup {
+struct GroupSums {
     agents: HashMap<AgentKey, Rows>,
     /// Of agents beyond the bound.
     others: Rows,
@@ -165,7 +165,7 @@ impl Interface {
 }
 
 /// Writes and removes entries for as long as the audit takes them; says whether it took them all.
-fn drain<K, V, L: Entry>(
+fn drain<K, V, L: AuditEntry>(
     sums: &mut HashMap<K, V>,
     audit: &Sink,
     line: impl Fn(&K, &V) -> L,
@@ -196,13 +196,13 @@ impl Whose<'_> {
         let source = source.filter(|source| self.agent.map(AgentKey::prefix) != Some(*source));
         PacketsLine {
             time: now(),
-            record: Kind::Packets,
+            record: RecordKind::Packets,
             seconds: self.seconds.as_secs(),
             interface: self.name.map(ToString::to_string),
             group: self.group.map(ToString::to_string),
             agent: self.agent.map(AgentKey::text),
             decision: "refuse",
-            reason: row.reason.word(),
+            reason: row.reason.as_str(),
             protocol: row.kind.map(|(protocol, _)| protocol_name(protocol)),
             port: row.kind.and_then(|(_, port)| port),
             count: sum.count,
@@ -234,7 +234,7 @@ fn protocol_name(protocol: u8) -> String {
 #[derive(Debug, Serialize)]
 struct PacketsLine {
     time: String,
-    record: Kind,
+    record: RecordKind,
     seconds: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     interface: Option<String>,
@@ -258,7 +258,7 @@ struct PacketsLine {
 #[derive(Debug, Serialize)]
 struct UnseenLine {
     time: String,
-    record: Kind,
+    record: RecordKind,
     seconds: u64,
     decision: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -267,13 +267,13 @@ struct UnseenLine {
     count: u64,
 }
 
-impl Entry for PacketsLine {
+impl AuditEntry for PacketsLine {
     fn count(&self, metrics: &Metrics) {
         metrics.packets(self.group.as_deref().unwrap_or_default(), self.reason, self.count);
     }
 }
 
-impl Entry for UnseenLine {
+impl AuditEntry for UnseenLine {
     fn count(&self, metrics: &Metrics) {
         metrics.packets("", self.reason.unwrap_or(self.cause), self.count);
     }
@@ -282,12 +282,12 @@ impl Entry for UnseenLine {
 impl UnseenLine {
     fn new(seconds: Duration, why: Unseen, count: u64) -> Self {
         let (reason, cause) = match why {
-            Unseen::TooMany(reason) => (Some(reason.word()), "too_many"),
+            Unseen::TooMany(reason) => (Some(reason.as_str()), "too_many"),
             Unseen::Lost => (None, "lost"),
         };
         Self {
             time: now(),
-            record: Kind::PacketsUnseen,
+            record: RecordKind::PacketsUnseen,
             seconds: seconds.as_secs(),
             decision: "refuse",
             reason,

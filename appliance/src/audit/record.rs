@@ -12,14 +12,14 @@ use std::{
 use serde::Serialize;
 
 use super::{
-    kind::Kind,
+    kind::RecordKind,
     stamp::now,
-    writer::{Entry, Slot},
+    writer::{AuditEntry, RecordSlot},
 };
 use crate::{
     decide::{Permit, Route},
     identity::{AgentAddr, Dialled, FlowId},
-    metrics::{Carried, Decided, Metrics, Stage},
+    metrics::{CarriedLabels, Decided, Metrics, Stage},
     peek::Peeked,
     policy::{GroupName, InterfaceName, Placeholder},
     reason::{Cause, Reason},
@@ -52,7 +52,7 @@ impl Traffic {
 /// The record of one connection.
 #[derive(Debug)]
 pub struct Record {
-    slot: Option<Slot>,
+    slot: Option<RecordSlot>,
     begun: Instant,
     peeked: Option<Instant>,
     traffic: Arc<Traffic>,
@@ -64,7 +64,7 @@ impl Record {
     /// Opens the record of a connection that was just accepted. Until it is told otherwise it
     /// says that the gateway failed, which is what a panic leaves behind.
     pub fn open(
-        slot: Slot,
+        slot: RecordSlot,
         flow: FlowId,
         interface: &InterfaceName,
         from: AgentAddr,
@@ -72,13 +72,13 @@ impl Record {
     ) -> Self {
         let line = ConnectionLine {
             time: now(),
-            record: Kind::Connection,
+            record: RecordKind::Connection,
             flow: flow.to_string(),
             interface: interface.to_string(),
             agent: from.0.to_string(),
             dialled: to.0.to_string(),
             decision: "refuse",
-            reason: Some(Reason::InternalError.word()),
+            reason: Some(Reason::InternalError.as_str()),
             ..ConnectionLine::default()
         };
         let (begun, traffic) = (Instant::now(), Arc::default());
@@ -120,7 +120,7 @@ impl Record {
         if matches!(route, Route::Tcp(_)) {
             self.line.host = Some(permit.host().to_string());
         }
-        self.line.decision = route.word();
+        self.line.decision = route.as_str();
         self.line.rule = Some(route.rule().to_string());
         self.line.reason = None;
     }
@@ -149,14 +149,14 @@ impl Record {
     /// Why it was cut after it had been permitted: the decision stays what it was, and so does the
     /// reason of a refusal that was being told.
     pub fn cut(&mut self, reason: Reason) {
-        self.line.reason.get_or_insert(reason.word());
+        self.line.reason.get_or_insert(reason.as_str());
         self.ended("cut");
     }
 
     /// Why it was refused.
     pub fn refused(&mut self, reason: Reason) {
         self.line.decision = "refuse";
-        self.line.reason = Some(reason.word());
+        self.line.reason = Some(reason.as_str());
     }
 
     /// The agent closed before it had said enough to decide on. Nothing was refused.
@@ -168,7 +168,7 @@ impl Record {
 
     /// What is behind the reason.
     pub fn cause(&mut self, cause: impl Into<Cause>) {
-        self.line.cause = Some(cause.into().word());
+        self.line.cause = Some(cause.into().as_str());
     }
 
     /// The TLS alert by which the other side ended a handshake.
@@ -195,7 +195,7 @@ impl Drop for Record {
             self.refused(Reason::InternalError);
         }
         if self.elsewhere {
-            self.line.reason.get_or_insert(Reason::DialledElsewhere.word());
+            self.line.reason.get_or_insert(Reason::DialledElsewhere.as_str());
         }
         self.line.bytes_from_agent = self.traffic.from_agent();
         self.line.bytes_to_agent = self.traffic.to_agent();
@@ -209,7 +209,7 @@ impl Drop for Record {
 /// The record of one request on an intercepted or inspected connection.
 #[derive(Debug)]
 pub struct RequestRecord {
-    slot: Option<Slot>,
+    slot: Option<RecordSlot>,
     begun: Instant,
     line: RequestLine,
 }
@@ -217,20 +217,20 @@ pub struct RequestRecord {
 impl RequestRecord {
     /// Opens the record of a request whose head was just read.
     pub fn open(
-        slot: Slot,
+        slot: RecordSlot,
         flow: FlowId,
         (group, agent): (&GroupName, AgentAddr),
         route: &Route,
     ) -> Self {
         let line = RequestLine {
             time: now(),
-            record: Kind::Request,
+            record: RecordKind::Request,
             flow: flow.to_string(),
             group: group.to_string(),
             agent: agent.0.to_string(),
             decision: "refuse",
             rule: route.rule().to_string(),
-            reason: Some(Reason::InternalError.word()),
+            reason: Some(Reason::InternalError.as_str()),
             ..RequestLine::default()
         };
         Self { slot: Some(slot), begun: Instant::now(), line }
@@ -255,19 +255,19 @@ impl RequestRecord {
 
     /// The request goes upstream.
     pub fn forwarded(&mut self, route: &Route) {
-        self.line.decision = route.word();
+        self.line.decision = route.as_str();
         self.line.reason = None;
     }
 
     /// Why it was refused, or cut.
     pub fn refused(&mut self, reason: Reason) {
         self.line.decision = "refuse";
-        self.line.reason = Some(reason.word());
+        self.line.reason = Some(reason.as_str());
     }
 
     /// What is behind the reason.
     pub fn cause(&mut self, cause: impl Into<Cause>) {
-        self.line.cause = Some(cause.into().word());
+        self.line.cause = Some(cause.into().as_str());
     }
 
     /// The status that the upstream answered with.
@@ -296,7 +296,7 @@ impl RequestRecord {
     pub fn masked(&mut self, masked: u64) {
         self.line.masked += masked;
         if self.line.masked > 0 && self.line.reason.is_none() {
-            self.line.reason = Some(Reason::ResponseMasked.word());
+            self.line.reason = Some(Reason::ResponseMasked.as_str());
         }
     }
 
@@ -334,7 +334,7 @@ impl Drop for RequestRecord {
 #[derive(Debug, Default, Serialize)]
 struct ConnectionLine {
     time: String,
-    record: Kind,
+    record: RecordKind,
     flow: String,
     interface: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -376,7 +376,7 @@ struct ConnectionLine {
 #[derive(Debug, Default, Serialize)]
 struct RequestLine {
     time: String,
-    record: Kind,
+    record: RecordKind,
     flow: String,
     group: String,
     agent: String,
@@ -416,21 +416,21 @@ impl RequestLine {
     }
 }
 
-impl Entry for ConnectionLine {
+impl AuditEntry for ConnectionLine {
     fn count(&self, metrics: &Metrics) {
         let group = self.group.clone().unwrap_or_default();
         let rule = self.rule.clone().unwrap_or_default();
         let (decision, reason) = (self.decision.to_owned(), self.reason.unwrap_or_default().into());
         let directions = [("from_agent", self.bytes_from_agent), ("to_agent", self.bytes_to_agent)];
         for (direction, bytes) in directions.into_iter().filter(|(_, bytes)| *bytes > 0) {
-            let carried = Carried { group: group.clone(), rule: rule.clone(), direction };
+            let carried = CarriedLabels { group: group.clone(), rule: rule.clone(), direction };
             metrics.bytes(&carried, bytes);
         }
         metrics.connections(&Decided { group, rule, decision, reason }, 1);
     }
 }
 
-impl Entry for RequestLine {
+impl AuditEntry for RequestLine {
     fn count(&self, metrics: &Metrics) {
         if self.masked > 0 {
             metrics.masked(&self.group, &self.rule, self.masked);
@@ -445,7 +445,7 @@ impl Entry for RequestLine {
     }
 }
 
-fn took(slot: Option<&Slot>, stage: Stage, since: Instant) {
+fn took(slot: Option<&RecordSlot>, stage: Stage, since: Instant) {
     if let Some(slot) = slot {
         slot.took(stage, since.elapsed());
     }

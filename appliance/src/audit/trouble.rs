@@ -2,7 +2,7 @@
 
 use std::{fmt, io};
 
-use crate::health::{Cause, State};
+use crate::health::{HealthCause, HealthState};
 
 /// Something that is wrong with the audit. All but one close the gateway: what cannot be recorded is
 /// not done.
@@ -46,26 +46,26 @@ impl Trouble {
     }
 
     /// Its place in the gateway's health.
-    pub fn cause(&self) -> Cause {
+    pub fn cause(&self) -> HealthCause {
         match self {
-            Self::Reserve { .. } => Cause::AuditReserve,
-            Self::Full(_) => Cause::AuditFull,
-            Self::Unwritten(_) => Cause::AuditUnwritten,
-            Self::Unopened(_) => Cause::AuditUnopened,
-            Self::Behind => Cause::AuditBehind,
-            Self::Ended => Cause::AuditEnded,
-            Self::Unrotated(_) => Cause::AuditUnrotated,
+            Self::Reserve { .. } => HealthCause::AuditReserve,
+            Self::Full(_) => HealthCause::AuditFull,
+            Self::Unwritten(_) => HealthCause::AuditUnwritten,
+            Self::Unopened(_) => HealthCause::AuditUnopened,
+            Self::Behind => HealthCause::AuditBehind,
+            Self::Ended => HealthCause::AuditEnded,
+            Self::Unrotated(_) => HealthCause::AuditUnrotated,
         }
     }
 
     /// Its word, for machines.
-    pub fn word(&self) -> &'static str {
-        self.cause().word()
+    pub fn as_str(&self) -> &'static str {
+        self.cause().as_str()
     }
 
     /// Whether nothing may be done because of it.
     pub fn closes(&self) -> bool {
-        self.cause().state() == State::Closed
+        self.cause().state() == HealthState::Closed
     }
 }
 

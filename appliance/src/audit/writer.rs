@@ -36,13 +36,13 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Sink {
     queue: Sender<Vec<u8>>,
-    asks: Sender<Ask>,
+    asks: Sender<ReopenRequest>,
     trouble: watch::Receiver<Option<Trouble>>,
     metrics: Arc<Metrics>,
 }
 
 /// What can be written: a record that knows how it is counted.
-pub(super) trait Entry: Serialize {
+pub(super) trait AuditEntry: Serialize {
     /// Counts it.
     fn count(&self, metrics: &Metrics);
 }
@@ -53,17 +53,17 @@ pub struct Unavailable;
 
 /// A reserved place in the queue: writing to it cannot fail or wait.
 #[derive(Debug)]
-pub struct Slot {
+pub struct RecordSlot {
     place: OwnedPermit<Vec<u8>>,
     metrics: Arc<Metrics>,
 }
 
-/// The writer's thread. Ends when every [`Sink`] and [`Slot`] is gone.
+/// The writer's thread. Ends when every [`Sink`] and [`RecordSlot`] is gone.
 #[derive(Debug)]
 pub struct Writer(JoinHandle<()>);
 
 /// Somebody who waits for the file to be opened anew.
-type Ask = oneshot::Sender<Result<(), Trouble>>;
+type ReopenRequest = oneshot::Sender<Result<(), Trouble>>;
 
 impl Sink {
     /// Opens the target, writes the record of this start into it and starts the writer.
@@ -98,12 +98,12 @@ impl Sink {
     }
 
     /// Reserves a place for one record.
-    pub fn reserve(&self) -> Result<Slot, Unavailable> {
+    pub fn reserve(&self) -> Result<RecordSlot, Unavailable> {
         if self.trouble.borrow().as_ref().is_some_and(Trouble::closes) {
             return Err(Unavailable);
         }
         let place = self.queue.clone().try_reserve_owned().map_err(|_| Unavailable)?;
-        Ok(Slot { place, metrics: Arc::clone(&self.metrics) })
+        Ok(RecordSlot { place, metrics: Arc::clone(&self.metrics) })
     }
 
     /// What was recorded so far, in numbers.
@@ -138,13 +138,13 @@ impl Sink {
             self.asks.send(ask).await.map_err(|_| Trouble::Ended)?;
             answer.await.map_err(|_| Trouble::Ended)?
         };
-        timeout(PATIENCE, asked).await.unwrap_or(Err(Trouble::Behind))
+        timeout(TIMEOUT, asked).await.unwrap_or(Err(Trouble::Behind))
     }
 }
 
-impl Slot {
+impl RecordSlot {
     /// Writes the record, and counts it.
-    pub(super) fn write(self, record: &impl Entry) {
+    pub(super) fn write(self, record: &impl AuditEntry) {
         record.count(&self.metrics);
         self.place.send(line(record));
     }
@@ -156,13 +156,13 @@ impl Slot {
 }
 
 impl Writer {
-    /// Waits for the last line, at most `patience`.
-    pub async fn finish(self, patience: Duration) {
+    /// Waits for the last line, at most `time_limit`.
+    pub async fn finish(self, time_limit: Duration) {
         let joined = tokio::task::spawn_blocking(move || {
             // A writer that panicked has already been reported by its failing sinks.
             let _ = self.0.join();
         });
-        let _ = timeout(patience, joined).await;
+        let _ = timeout(time_limit, joined).await;
     }
 }
 
@@ -174,7 +174,7 @@ struct Appender {
     /// Bytes of them that are out.
     from: usize,
     lines: Receiver<Vec<u8>>,
-    asks: Receiver<Ask>,
+    asks: Receiver<ReopenRequest>,
     trouble: watch::Sender<Option<Trouble>>,
 }
 
@@ -237,7 +237,7 @@ impl Appender {
     }
 
     /// Does what somebody asked for, and says how the audit is then.
-    fn reopen(&mut self, ask: Ask) {
+    fn reopen(&mut self, ask: ReopenRequest) {
         let opened = self.output.reopen(&self.batch, &mut self.from);
         if let Err(error) = &opened {
             tracing::error!(%error, "the audit file cannot be opened anew; keeping the old one");
@@ -269,7 +269,7 @@ impl Appender {
     }
 
     fn report(&self, trouble: Option<Trouble>) {
-        let word = |trouble: &Option<Trouble>| trouble.as_ref().map(Trouble::word);
+        let word = |trouble: &Option<Trouble>| trouble.as_ref().map(Trouble::as_str);
         self.trouble.send_if_modified(|told| {
             let changed = word(told) != word(&trouble);
             if changed {
@@ -322,7 +322,7 @@ const _: () = assert!(Limits::MAX_CONNECTIONS + Limits::MAX_REQUESTS + FREE_LINE
 /// Orders to open the file anew that may wait.
 const MAX_ASKS: usize = 4;
 /// Time for such an order to be carried out.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause before what did not work is tried again.
 const RETRY: Duration = Duration::from_millis(250);
 /// How often the file and its disk are looked at while nothing is written.
@@ -422,8 +422,8 @@ mod tests {
         let (sink, writer) = Sink::start(Output::open(&target).unwrap()).unwrap();
         let under_way = sink.reserve().unwrap();
         until(|| sink.reserve() == Err(Unavailable));
-        assert_eq!(sink.trouble().map(|trouble| trouble.word()), Some("audit_reserve"));
-        assert_eq!(reopen(&sink).map_err(|trouble| trouble.word()), Err("audit_reserve"));
+        assert_eq!(sink.trouble().map(|trouble| trouble.as_str()), Some("audit_reserve"));
+        assert_eq!(reopen(&sink).map_err(|trouble| trouble.as_str()), Err("audit_reserve"));
         under_way.write(&7);
         until(|| folder.numbers() == [7]);
         end(sink, writer);
@@ -437,12 +437,12 @@ mod tests {
         let (sink, writer) = Sink::start(output).unwrap();
         sink.reserve().unwrap().write(&1);
         until(|| sink.reserve() == Err(Unavailable));
-        assert_eq!(reopen(&sink).map_err(|trouble| trouble.word()), Err("audit_full"));
+        assert_eq!(reopen(&sink).map_err(|trouble| trouble.as_str()), Err("audit_full"));
 
         // Nothing that can be written to takes its place.
         std::fs::remove_file(folder.0.join("audit.jsonl")).unwrap();
         std::fs::create_dir(folder.0.join("audit.jsonl")).unwrap();
-        assert_eq!(reopen(&sink).map_err(|trouble| trouble.word()), Err("audit_unopened"));
+        assert_eq!(reopen(&sink).map_err(|trouble| trouble.as_str()), Err("audit_unopened"));
         std::fs::remove_dir(folder.0.join("audit.jsonl")).unwrap();
         assert_eq!(reopen(&sink), Ok(()));
         assert!(sink.reserve().is_ok());
@@ -483,7 +483,7 @@ mod tests {
     /// Records of these tests, which count as nothing.
     macro_rules! uncounted {
         ($($record:ty),+) => {$(
-            impl Entry for $record {
+            impl AuditEntry for $record {
                 fn count(&self, _: &Metrics) {}
             }
         )+};
@@ -533,7 +533,7 @@ mod tests {
         }
     }
 
-    impl PartialEq for Slot {
+    impl PartialEq for RecordSlot {
         fn eq(&self, _: &Self) -> bool {
             false
         }

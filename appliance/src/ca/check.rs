@@ -11,7 +11,7 @@ use x509_parser::{
     parse_x509_certificate,
 };
 
-use super::{BACKDATE, Fault, key::Key, name_constraints::EVERY_ADDRESS};
+use super::{BACKDATE, Fault, key::CaKey, name_constraints::EVERY_ADDRESS};
 use crate::policy::Constraints;
 
 /// When a certificate is valid: seconds since 1970, both ends included.
@@ -69,7 +69,7 @@ pub(super) fn check_anchor(der: &CertificateDer<'_>) -> Result<Validity, Fault> 
 
 /// Whether an issuing CA must exclude every IP address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Addresses {
+pub(super) enum AddressExclusion {
     Excluded,
     /// The operator accepts one that excludes none.
     ExcludedOrFree,
@@ -80,7 +80,7 @@ pub(super) enum Addresses {
 pub(super) fn check_signed(
     der: &CertificateDer<'_>,
     names: &BTreeSet<&str>,
-    addresses: Addresses,
+    addresses: AddressExclusion,
 ) -> Result<Validity, Fault> {
     let certificate = parse(der)?;
     check_ca(&certificate, Some(0))?;
@@ -105,7 +105,7 @@ pub(super) fn check_issuing(
     let certificate = parse(der)?;
     check_ca(&certificate, Some(0))?;
     check_purpose(&certificate)?;
-    check_names(&certificate, (names, constraints), Addresses::Excluded)?;
+    check_names(&certificate, (names, constraints), AddressExclusion::Excluded)?;
     Ok(validity(&certificate))
 }
 
@@ -121,7 +121,7 @@ pub(super) fn check_order(der: &CertificateDer<'_>) -> Result<(), Fault> {
 }
 
 /// Whether the certificate carries this key.
-pub(super) fn check_key(der: &CertificateDer<'_>, key: &Key) -> Result<(), Fault> {
+pub(super) fn check_key(der: &CertificateDer<'_>, key: &CaKey) -> Result<(), Fault> {
     if parse(der)?.public_key().raw != key.subject_public_key_info() {
         return Err(Fault::KeyMismatch);
     }
@@ -212,7 +212,7 @@ fn check_purpose(certificate: &X509Certificate<'_>) -> Result<(), Fault> {
 fn check_names(
     certificate: &X509Certificate<'_>,
     (names, wanted): (&BTreeSet<&str>, Constraints),
-    allowed: Addresses,
+    allowed: AddressExclusion,
 ) -> Result<(), Fault> {
     let constraints = certificate.name_constraints().ok().flatten();
     let constraints = constraints.ok_or(Fault::Shape("no name constraints"))?;
@@ -227,7 +227,7 @@ fn check_names(
     }
     match addresses(constraints.value.excluded_subtrees.as_deref()) {
         Some(excluded) if excluded == BTreeSet::from(EVERY_ADDRESS) => {}
-        Some(none) if none.is_empty() && allowed == Addresses::ExcludedOrFree => {}
+        Some(none) if none.is_empty() && allowed == AddressExclusion::ExcludedOrFree => {}
         _ => return Err(Fault::AddressesFree),
     }
     match dns_names(constraints.value.permitted_subtrees.as_deref()) {

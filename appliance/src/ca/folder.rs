@@ -25,7 +25,7 @@ use zeroize::Zeroizing;
 use super::{CaError, FileFault};
 
 /// An open folder that only its owner may write to.
-pub(super) struct Folder {
+pub(super) struct CaFolder {
     fd: OwnedFd,
     path: PathBuf,
     stat: Stat,
@@ -42,7 +42,7 @@ pub(super) enum Access {
 
 /// Whether a file may take the place of another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum Overwrite {
     /// There must be none of that name.
     New,
     /// It replaces one of that name.
@@ -50,9 +50,9 @@ pub(super) enum Place {
 }
 
 /// The folder's lock, released when dropped.
-pub(super) struct Lock<'a>(&'a Folder);
+pub(super) struct Lock<'a>(&'a CaFolder);
 
-impl Folder {
+impl CaFolder {
     /// Opens a folder that exists.
     pub(super) fn open(path: &Path) -> Result<Self, CaError> {
         let fault = |fault| CaError::File { path: path.into(), fault };
@@ -130,12 +130,12 @@ impl Folder {
         _lock: &Lock<'_>,
         name: &str,
         bytes: &[u8],
-        (access, place): (Access, Place),
+        (access, overwrite): (Access, Overwrite),
     ) -> Result<(), FileFault> {
         let temporary = format!(".{name}.new");
         let written = self
             .write_temporary(&temporary, bytes, access)
-            .and_then(|()| self.put_in_place(&temporary, name, place));
+            .and_then(|()| self.put_in_place(&temporary, name, overwrite));
         if written.is_err() {
             // It may hold a key; where it cannot be removed either, the first error says more.
             let _ = unlinkat(&self.fd, &temporary, AtFlags::empty());
@@ -198,10 +198,15 @@ impl Folder {
         Ok(())
     }
 
-    fn put_in_place(&self, temporary: &str, name: &str, place: Place) -> Result<(), FileFault> {
-        let flags = match place {
-            Place::New => RenameFlags::NOREPLACE,
-            Place::Any => RenameFlags::empty(),
+    fn put_in_place(
+        &self,
+        temporary: &str,
+        name: &str,
+        overwrite: Overwrite,
+    ) -> Result<(), FileFault> {
+        let flags = match overwrite {
+            Overwrite::New => RenameFlags::NOREPLACE,
+            Overwrite::Any => RenameFlags::empty(),
         };
         renameat_with(&self.fd, temporary, &self.fd, name, flags)?;
         fsync(&self.fd)?;

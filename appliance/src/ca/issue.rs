@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fmt, path::Path, time::SystemTime};
 
 use super::{
     CaError, DAY, Fault, FileFault, TlsRule, check, constraint_names,
-    folder::{Access, Folder, Lock, Place},
+    folder::{Access, CaFolder, Lock, Overwrite},
     issuing::{self, Pair, certificate_file, key_file},
     root::Root,
     rules_that_end_tls, unix_seconds,
@@ -18,12 +18,12 @@ pub struct Issued {
     /// The rule.
     pub rule: RuleName,
     /// What was done.
-    pub outcome: Outcome,
+    pub outcome: IssueOutcome,
 }
 
 /// What was done for a rule, and why.
 #[derive(Debug)]
-pub enum Outcome {
+pub enum IssueOutcome {
     /// It was right: this many seconds are left.
     Kept(i64),
     /// It was made anew, with a new key, because of this.
@@ -44,28 +44,28 @@ pub fn issue(
 ) -> Result<Vec<Issued>, CaError> {
     let now = unix_seconds(now)?;
     let rules = rules_that_end_tls(policy)?;
-    let wanted = rules.iter().map(Wanted::read).collect::<Result<Vec<_>, _>>()?;
-    let folder = Folder::open_or_make(dir)?;
+    let required = rules.iter().map(RequiredCa::read).collect::<Result<Vec<_>, _>>()?;
+    let folder = CaFolder::open_or_make(dir)?;
     if folder.is_same(root.folder()) {
         return Err(CaError::SameFolder(dir.into()));
     }
     let lock = folder.lock_to_write()?;
-    let mut issued: Vec<_> = wanted
+    let mut issued: Vec<_> = required
         .iter()
-        .map(|wanted| wanted.issue(root, &folder, &lock, now))
+        .map(|required| required.issue(root, &folder, &lock, now))
         .collect::<Result<_, _>>()?;
-    issued.extend(orphans(&folder, &wanted)?);
+    issued.extend(orphans(&folder, &required)?);
     Ok(issued)
 }
 
 /// What the CA of a rule must be.
-struct Wanted<'a> {
+struct RequiredCa<'a> {
     rule: &'a RuleName,
     names: BTreeSet<&'a str>,
     constraints: Constraints,
 }
 
-impl<'a> Wanted<'a> {
+impl<'a> RequiredCa<'a> {
     fn read(rule: &'a TlsRule) -> Result<Self, CaError> {
         let TlsRule { rule, names, constraints } = rule;
         let names =
@@ -77,25 +77,25 @@ impl<'a> Wanted<'a> {
     fn issue(
         &self,
         root: &Root,
-        folder: &Folder,
+        folder: &CaFolder,
         lock: &Lock<'_>,
         now: i64,
     ) -> Result<Issued, CaError> {
         let outcome = match self.examine(root, folder, now) {
-            Ok(left) => Outcome::Kept(left),
+            Ok(left) => IssueOutcome::Kept(left),
             Err(Fault::File { name, fault: fault @ FileFault::Io(_) }) => {
                 return Err(folder.error(&name, fault));
             }
             Err(fault) => {
                 self.make(root, folder, lock, now)?;
-                Outcome::Made(fault)
+                IssueOutcome::Made(fault)
             }
         };
         Ok(Issued { rule: self.rule.clone(), outcome })
     }
 
     /// The seconds that are left of a CA that needs nothing.
-    fn examine(&self, root: &Root, folder: &Folder, now: i64) -> Result<i64, Fault> {
+    fn examine(&self, root: &Root, folder: &CaFolder, now: i64) -> Result<i64, Fault> {
         let pair = Pair::read(folder, self.rule, &self.names, self.constraints)?;
         check::check_order(&pair.certificate)?;
         check::check_signed_by(&pair.certificate, root.certificate().der())?;
@@ -110,12 +110,18 @@ impl<'a> Wanted<'a> {
 
     /// The key goes first: where the machine stops between the two, what is left does not match
     /// and is made again.
-    fn make(&self, root: &Root, folder: &Folder, lock: &Lock<'_>, now: i64) -> Result<(), CaError> {
+    fn make(
+        &self,
+        root: &Root,
+        folder: &CaFolder,
+        lock: &Lock<'_>,
+        now: i64,
+    ) -> Result<(), CaError> {
         let (key, certificate) =
             issuing::make(root, self.rule, (&self.names, self.constraints), now)?;
         let put = |name: String, bytes: &[u8], access| {
             folder
-                .write(lock, &name, bytes, (access, Place::Any))
+                .write(lock, &name, bytes, (access, Overwrite::Any))
                 .map_err(|fault| folder.error(&name, fault))
         };
         put(key_file(self.rule), key.to_pem().as_bytes(), Access::Private)?;
@@ -124,12 +130,13 @@ impl<'a> Wanted<'a> {
 }
 
 /// The keys of rules that are gone.
-fn orphans(folder: &Folder, wanted: &[Wanted<'_>]) -> Result<Vec<Issued>, CaError> {
+fn orphans(folder: &CaFolder, required: &[RequiredCa<'_>]) -> Result<Vec<Issued>, CaError> {
     let names = folder.names().map_err(|fault| folder.error("", fault))?;
     let stems = names.iter().filter_map(|name| name.strip_suffix(".key"));
-    let gone = stems.filter(|stem| !wanted.iter().any(|wanted| wanted.rule.as_str() == *stem));
+    let gone =
+        stems.filter(|stem| !required.iter().any(|required| required.rule.as_str() == *stem));
     Ok(gone
-        .map(|stem| Issued { rule: RuleName(stem.into()), outcome: Outcome::Orphaned })
+        .map(|stem| Issued { rule: RuleName(stem.into()), outcome: IssueOutcome::Orphaned })
         .collect())
 }
 
@@ -143,9 +150,9 @@ pub(super) fn check_count(rule: &RuleName, names: &BTreeSet<&str>) -> Result<(),
 impl fmt::Display for Issued {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.outcome {
-            Outcome::Kept(left) => write!(f, "{}: kept, {} days left", self.rule, left / DAY),
-            Outcome::Made(fault) => write!(f, "{}: made, because {fault}", self.rule),
-            Outcome::Orphaned => write!(
+            IssueOutcome::Kept(left) => write!(f, "{}: kept, {} days left", self.rule, left / DAY),
+            IssueOutcome::Made(fault) => write!(f, "{}: made, because {fault}", self.rule),
+            IssueOutcome::Orphaned => write!(
                 f,
                 "{0}: no rule that ends TLS has this name; delete {0}.key and {0}.pem",
                 self.rule
@@ -205,7 +212,7 @@ mod tests {
         outcome(&made, &["a.test"], now());
         let issued =
             issue(&other.root, &made.dir(), &policy(vec![api("api", &["a.test"])]), now()).unwrap();
-        assert!(matches!(issued[0].outcome, Outcome::Made(Fault::OtherRoot)));
+        assert!(matches!(issued[0].outcome, IssueOutcome::Made(Fault::OtherRoot)));
     }
 
     #[test]

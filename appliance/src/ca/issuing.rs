@@ -19,8 +19,8 @@ use super::{
     BACKDATE, CaError, DAY, Fault, FileFault, HOUR, TlsRule,
     check::{self, Validity},
     constraint_names, date,
-    folder::{Access, Folder},
-    key::Key,
+    folder::{Access, CaFolder},
+    key::CaKey,
     name_constraints::NameConstraints,
     one_certificate, random_serial,
     root::Root,
@@ -35,13 +35,13 @@ pub struct IssuingCa {
     /// Its certificate, and those between it and the root.
     chain: Vec<CertificateDer<'static>>,
     validity: Validity,
-    issuer: Issuer<'static, Key>,
+    issuer: Issuer<'static, CaKey>,
 }
 
 /// A certificate and its key as they stand in the folder.
 pub(super) struct Pair {
     pub(super) certificate: CertificateDer<'static>,
-    pub(super) key: Key,
+    pub(super) key: CaKey,
     pub(super) validity: Validity,
 }
 
@@ -68,7 +68,7 @@ impl IssuingCa {
         let fault = |fault| CaError::Issuing { rule: rule.clone(), fault };
         let wanted =
             constraint_names(names).ok_or_else(|| CaError::Unconstrainable(rule.clone()))?;
-        let folder = Folder::open(dir).map_err(|error| match error {
+        let folder = CaFolder::open(dir).map_err(|error| match error {
             CaError::File { fault: FileFault::Io(e), .. } if e.kind() == ErrorKind::NotFound => {
                 fault(Fault::Missing)
             }
@@ -86,7 +86,7 @@ impl IssuingCa {
     pub(super) fn assemble(
         (rule, names): (RuleName, Vec<HostPattern>),
         chain: Vec<CertificateDer<'static>>,
-        key: Key,
+        key: CaKey,
         validity: Validity,
     ) -> Result<Self, CaError> {
         let none = || CaError::Issuing { rule: rule.clone(), fault: Fault::Missing };
@@ -144,7 +144,7 @@ impl IssuingCa {
     pub(super) fn sign_leaf(&self, host: &Host, now: i64) -> Result<Leaf, CaError> {
         let not_before = now.saturating_sub(BACKDATE);
         let not_after = not_before.saturating_add(LEAF_SPAN).min(self.validity.not_after);
-        let key = Key::generate()?;
+        let key = CaKey::generate()?;
         let leaf = leaf_params(host, not_before, not_after)?.signed_by(&key, &self.issuer)?;
         let chain = std::iter::once(leaf.der()).chain(&self.chain).cloned().collect();
         let key = Arc::new(CertifiedKey::new(chain, key.to_rustls().map_err(CaError::Key)?));
@@ -156,7 +156,7 @@ impl IssuingCa {
 impl Pair {
     /// Reads a pair and holds it against the names. The folder is locked.
     pub(super) fn read(
-        folder: &Folder,
+        folder: &CaFolder,
         rule: &RuleName,
         names: &BTreeSet<&str>,
         constraints: Constraints,
@@ -167,7 +167,7 @@ impl Pair {
         };
         let pem = read(certificate_file(rule), Access::Public, CERTIFICATE_BYTES)?;
         let key = read(key_file(rule), Access::Private, KEY_BYTES)?;
-        let (certificate, key) = (one_certificate(&pem)?, Key::from_pem(&key)?);
+        let (certificate, key) = (one_certificate(&pem)?, CaKey::from_pem(&key)?);
         check::check_key(&certificate, &key)?;
         let validity = check::check_issuing(&certificate, names, constraints)?;
         Ok(Self { certificate, key, validity })
@@ -186,8 +186,8 @@ pub(super) fn make(
     rule: &RuleName,
     (names, constraints): (&BTreeSet<&str>, Constraints),
     now: i64,
-) -> Result<(Key, String), CaError> {
-    let key = Key::generate()?;
+) -> Result<(CaKey, String), CaError> {
+    let key = CaKey::generate()?;
     let not_after = now.saturating_add(LIFE).min(root.validity().not_after);
     let mut params = ca_params(rule)?;
     params.custom_extensions.push(NameConstraints::only(names).extension(constraints));
@@ -274,7 +274,7 @@ mod tests {
         let mut params = leaf_params(&host("any.test"), now - 60, now + 60).unwrap();
         params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names = vec![san];
-        let key = Key::generate().unwrap();
+        let key = CaKey::generate().unwrap();
         let leaf: Certificate = params.signed_by(&key, &ca.issuer).unwrap();
         vec![leaf.der().clone(), ca.chain[0].clone()]
     }
@@ -395,7 +395,7 @@ mod tests {
             permitted_subtrees: vec![rcgen::GeneralSubtree::DnsName("api.test".into())],
             excluded_subtrees: Vec::new(),
         });
-        let early = params.signed_by(&Key::generate().unwrap(), made.root.issuer()).unwrap();
+        let early = params.signed_by(&CaKey::generate().unwrap(), made.root.issuer()).unwrap();
         assert!(matches!(check::check_order(early.der()), Err(Fault::Shape(_))));
     }
 
@@ -430,7 +430,7 @@ mod tests {
             change(&mut params, &mut constraints);
             let constraints = constraints.map(|it| it.extension(Constraints::Critical));
             params.custom_extensions.extend(constraints);
-            let key = Key::generate().unwrap();
+            let key = CaKey::generate().unwrap();
             let certificate = params.signed_by(&key, made.root.issuer()).unwrap();
             std::fs::write(made.dir().join("api.pem"), certificate.pem()).unwrap();
             std::fs::write(made.dir().join("api.key"), key.to_pem().as_bytes()).unwrap();

@@ -7,9 +7,9 @@ use zeroize::{Zeroize, Zeroizing};
 use super::Fault;
 
 /// A P-256 key that can sign certificates. There is no Clone, Debug or Display on purpose.
-pub(super) struct Key(Zeroizing<KeyPair>);
+pub(super) struct CaKey(Zeroizing<KeyPair>);
 
-impl Key {
+impl CaKey {
     pub(super) fn generate() -> Result<Self, rcgen::Error> {
         KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map(|pair| Self(Zeroizing::new(pair)))
     }
@@ -44,7 +44,7 @@ impl Key {
     }
 }
 
-impl PublicKeyData for Key {
+impl PublicKeyData for CaKey {
     fn der_bytes(&self) -> &[u8] {
         self.0.der_bytes()
     }
@@ -54,7 +54,7 @@ impl PublicKeyData for Key {
     }
 }
 
-impl SigningKey for Key {
+impl SigningKey for CaKey {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
         self.0.sign(message)
     }
@@ -66,18 +66,18 @@ mod tests {
 
     #[test]
     fn a_key_survives_its_file() {
-        let key = Key::generate().unwrap();
-        let again = Key::from_pem(key.to_pem().as_bytes()).unwrap();
+        let key = CaKey::generate().unwrap();
+        let again = CaKey::from_pem(key.to_pem().as_bytes()).unwrap();
         assert_eq!(key.subject_public_key_info(), again.subject_public_key_info());
     }
 
     #[test]
     fn what_is_not_exactly_one_p256_key_is_refused() {
-        let pem = Key::generate().unwrap().to_pem();
+        let pem = CaKey::generate().unwrap().to_pem();
         let p384 = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap().serialize_pem();
         let cut = &pem[..pem.len() / 2];
         for text in ["", cut, &p384, &format!("{}{}", *pem, *pem)] {
-            assert!(matches!(Key::from_pem(text.as_bytes()), Err(Fault::NotOneKey)));
+            assert!(matches!(CaKey::from_pem(text.as_bytes()), Err(Fault::NotOneKey)));
         }
     }
 }

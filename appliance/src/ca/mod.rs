@@ -29,15 +29,15 @@ mod tls_rule;
 mod vault;
 
 pub use error::{CaError, Fault, FileFault};
-pub use issue::{Issued, Outcome, issue};
+pub use issue::{IssueOutcome, Issued, issue};
 pub use issuing::IssuingCa;
 pub use leaf::Leaves;
 pub use root::{Root, RootCertificate};
 pub use rotation::{Rotation, Signer};
-pub use rule_ca::{NoLeaf, RuleCa, RuleCas};
+pub use rule_ca::{LeafError, RuleCa, RuleCas};
 pub use tls_rule::TlsRule;
 #[cfg(test)]
-pub(crate) use vault::tests::{Change, Engine};
+pub(crate) use vault::tests::{Engine, EngineChange};
 pub(crate) use vault::{Probes, probes};
 pub use vault::{SAID, SignIntermediate, Signed, Terms, policy_hcl, signing_path};
 

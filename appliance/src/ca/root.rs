@@ -17,17 +17,17 @@ use super::{
     BACKDATE, CaError, DAY, Fault, FileFault,
     check::{self, Validity},
     date,
-    folder::{Access, Folder, Place},
-    key::Key,
+    folder::{Access, CaFolder, Overwrite},
+    key::CaKey,
     one_certificate, random_bytes, random_serial, unix_seconds,
 };
 
 /// The root with its key: for `cloakroom ca init` and `cloakroom ca issue`, never the daemon.
 pub struct Root {
-    folder: Folder,
+    folder: CaFolder,
     certificate: RootCertificate,
     validity: Validity,
-    issuer: Issuer<'static, Key>,
+    issuer: Issuer<'static, CaKey>,
 }
 
 /// The root without its key.
@@ -40,21 +40,23 @@ impl Root {
     /// random hexadecimal digits, so that agents of two installations can tell them apart.
     pub fn init(dir: &Path, label: &str, now: SystemTime) -> Result<Self, CaError> {
         let params = params(label, unix_seconds(now)?)?;
-        let folder = Folder::open_or_make(dir)?;
+        let folder = CaFolder::open_or_make(dir)?;
         let lock = folder.lock_to_write()?;
         if let Some(there) = there(dir) {
             return Err(CaError::RootExists(there));
         }
-        let key = Key::generate()?;
+        let key = CaKey::generate()?;
         let certificate = params.self_signed(&key)?;
         let certificate = RootCertificate(certificate.der().clone());
         let put = |name: &str, bytes: &[u8], access| {
-            folder.write(&lock, name, bytes, (access, Place::New)).map_err(|fault| match fault {
-                FileFault::Io(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                    CaError::RootExists(dir.join(name))
-                }
-                fault => folder.error(name, fault),
-            })
+            folder.write(&lock, name, bytes, (access, Overwrite::New)).map_err(
+                |fault| match fault {
+                    FileFault::Io(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                        CaError::RootExists(dir.join(name))
+                    }
+                    fault => folder.error(name, fault),
+                },
+            )
         };
         put(KEY_FILE, key.to_pem().as_bytes(), Access::Private)?;
         put(CERTIFICATE_FILE, certificate.to_pem().as_bytes(), Access::Public)?;
@@ -79,7 +81,7 @@ impl Root {
             .read(KEY_FILE, Access::Private, KEY_BYTES)
             .map_err(|fault| folder.error(KEY_FILE, fault))?
             .ok_or(fault(Fault::Missing))?;
-        let key = Key::from_pem(&pem).map_err(fault)?;
+        let key = CaKey::from_pem(&pem).map_err(fault)?;
         drop(lock);
         check::check_key(&certificate.0, &key).map_err(fault)?;
         let root = Self::assemble(folder, certificate, key)?;
@@ -101,7 +103,7 @@ impl Root {
         &self.certificate
     }
 
-    pub(super) fn folder(&self) -> &Folder {
+    pub(super) fn folder(&self) -> &CaFolder {
         &self.folder
     }
 
@@ -109,11 +111,15 @@ impl Root {
         self.validity
     }
 
-    pub(super) fn issuer(&self) -> &Issuer<'static, Key> {
+    pub(super) fn issuer(&self) -> &Issuer<'static, CaKey> {
         &self.issuer
     }
 
-    fn assemble(folder: Folder, certificate: RootCertificate, key: Key) -> Result<Self, CaError> {
+    fn assemble(
+        folder: CaFolder,
+        certificate: RootCertificate,
+        key: CaKey,
+    ) -> Result<Self, CaError> {
         let validity = check::check_root(&certificate.0)
             .map_err(|fault| CaError::Root { dir: folder.path().into(), fault })?;
         let issuer = Issuer::from_ca_cert_der(&certificate.0, key)?;
@@ -142,7 +148,7 @@ impl RootCertificate {
         certificate.map(Self).map_err(|fault| CaError::Anchor { path: path.into(), fault })
     }
 
-    fn read(folder: &Folder) -> Result<Self, CaError> {
+    fn read(folder: &CaFolder) -> Result<Self, CaError> {
         let fault = |fault| CaError::Root { dir: folder.path().into(), fault };
         let pem = folder
             .read(CERTIFICATE_FILE, Access::Public, CERTIFICATE_BYTES)
@@ -187,8 +193,8 @@ impl fmt::Debug for Root {
 }
 
 /// A folder that is not there holds no root.
-fn open_folder(dir: &Path) -> Result<Folder, CaError> {
-    Folder::open(dir).map_err(|error| match error {
+fn open_folder(dir: &Path) -> Result<CaFolder, CaError> {
+    CaFolder::open(dir).map_err(|error| match error {
         CaError::File { fault: FileFault::Io(e), .. } if e.kind() == io::ErrorKind::NotFound => {
             CaError::Root { dir: dir.into(), fault: Fault::Missing }
         }

@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{
     CaError, RuleCa, RuleCas, SignIntermediate, Signed, Terms, TlsRule, random_bytes,
-    tls_rule::rules_that_end_tls, vault::Ask,
+    tls_rule::rules_that_end_tls, vault::SigningRequest,
 };
 use crate::{
     config::PkiSettings, locks::lock, policy::Policy, reason::SecretCause, secrets::FetchError,
@@ -36,11 +36,11 @@ pub trait Signer: Send + Sync + 'static {
 
 /// The issuing CAs of a gateway whose Vault signs them.
 pub struct Rotation {
-    means: Arc<Means>,
+    services: Arc<RenewalServices>,
     tended: Mutex<Vec<Tended>>,
 }
 
-struct Means {
+struct RenewalServices {
     signer: Arc<dyn Signer>,
     terms: Terms,
     at_once: Semaphore,
@@ -55,7 +55,7 @@ struct Tended {
 }
 
 /// Why there is no new CA.
-enum Failure {
+enum RenewalError {
     Vault(FetchError),
     Ca(CaError),
 }
@@ -68,8 +68,8 @@ impl Rotation {
     /// The file of the root cannot be used.
     pub fn new(signer: Arc<dyn Signer>, settings: &PkiSettings) -> Result<Self, CaError> {
         let terms = Terms::read(settings)?;
-        let means = Means { signer, terms, at_once: Semaphore::new(AT_ONCE) };
-        Ok(Self { means: Arc::new(means), tended: Mutex::default() })
+        let services = RenewalServices { signer, terms, at_once: Semaphore::new(AT_ONCE) };
+        Ok(Self { services: Arc::new(services), tended: Mutex::default() })
     }
 
     /// The CAs of a policy: those that are there for rules whose names are the same, and empty
@@ -88,7 +88,7 @@ impl Rotation {
                 Some(tended) => Arc::clone(&tended.ca),
                 None => {
                     // What Vault will be asked for is sure to be sayable.
-                    Ask::new(&rule, &names, &self.means.terms)?;
+                    SigningRequest::new(&rule, &names, &self.services.terms)?;
                     Arc::new(RuleCa::empty(rule.clone(), names))
                 }
             };
@@ -104,7 +104,7 @@ impl Rotation {
         tended.retain(|tended| is_in(&tended.ca));
         for ca in cas.values() {
             if !tended.iter().any(|tended| Arc::ptr_eq(&tended.ca, ca)) {
-                tended.push(Tended::start(Arc::clone(ca), Arc::clone(&self.means)));
+                tended.push(Tended::start(Arc::clone(ca), Arc::clone(&self.services)));
             }
         }
     }
@@ -125,9 +125,9 @@ impl Rotation {
 }
 
 impl Tended {
-    fn start(ca: Arc<RuleCa>, means: Arc<Means>) -> Self {
+    fn start(ca: Arc<RuleCa>, services: Arc<RenewalServices>) -> Self {
         let (told, tried) = watch::channel(false);
-        let task = tokio::spawn(keep_good(Arc::clone(&ca), means, told));
+        let task = tokio::spawn(keep_good(Arc::clone(&ca), services, told));
         Self { ca, tried, task }
     }
 }
@@ -139,11 +139,11 @@ impl Drop for Tended {
 }
 
 /// Never ends by itself.
-async fn keep_good(ca: Arc<RuleCa>, means: Arc<Means>, told: watch::Sender<bool>) {
+async fn keep_good(ca: Arc<RuleCa>, services: Arc<RenewalServices>, told: watch::Sender<bool>) {
     let mut failures = 0;
     loop {
         let asked = SystemTime::now();
-        let renewed = means.renew(&ca, asked).await;
+        let renewed = services.renew(&ca, asked).await;
         told.send_replace(true);
         match renewed {
             Ok(ends) => {
@@ -161,15 +161,16 @@ async fn keep_good(ca: Arc<RuleCa>, means: Arc<Means>, told: watch::Sender<bool>
     }
 }
 
-impl Means {
+impl RenewalServices {
     /// Puts a new CA in the place of the one that is there, and says when it ends.
-    async fn renew(&self, ca: &RuleCa, now: SystemTime) -> Result<SystemTime, Failure> {
+    async fn renew(&self, ca: &RuleCa, now: SystemTime) -> Result<SystemTime, RenewalError> {
         // The semaphore is never closed.
         let _turn = self.at_once.acquire().await;
-        let ask = Ask::new(ca.rule(), ca.names(), &self.terms).map_err(Failure::Ca)?;
+        let ask =
+            SigningRequest::new(ca.rule(), ca.names(), &self.terms).map_err(RenewalError::Ca)?;
         let signed = self.signer.sign(self.terms.mount(), &ask.request).await;
-        let made = ask.take(&signed.map_err(Failure::Vault)?, &self.terms, SystemTime::now());
-        let made = made.map_err(Failure::Ca)?;
+        let made = ask.take(&signed.map_err(RenewalError::Vault)?, &self.terms, SystemTime::now());
+        let made = made.map_err(RenewalError::Ca)?;
         let (rule, ends) = (ca.rule(), made.ends());
         let seconds = ends.duration_since(now).unwrap_or_default().as_secs();
         ca.put(made);
@@ -178,12 +179,12 @@ impl Means {
     }
 }
 
-fn report(ca: &RuleCa, failure: &Failure) {
+fn report(ca: &RuleCa, failure: &RenewalError) {
     let (rule, cause) = (ca.rule(), failure.cause());
     let left = ca.ends().and_then(|ends| ends.duration_since(SystemTime::now()).ok());
     let text = match failure {
-        Failure::Vault(error) => error.text().to_owned(),
-        Failure::Ca(error) => error.to_string(),
+        RenewalError::Vault(error) => error.text().to_owned(),
+        RenewalError::Ca(error) => error.to_string(),
     };
     match left {
         Some(left) => {
@@ -194,7 +195,7 @@ fn report(ca: &RuleCa, failure: &Failure) {
     }
 }
 
-impl Failure {
+impl RenewalError {
     const fn cause(&self) -> SecretCause {
         match self {
             Self::Vault(error) => error.cause(),

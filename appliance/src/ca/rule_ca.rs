@@ -33,7 +33,7 @@ pub struct RuleCa {
 
 /// Why there is no leaf to show.
 #[derive(Debug, thiserror::Error)]
-pub enum NoLeaf {
+pub enum LeafError {
     /// There is no issuing CA, or it has ended, because of this.
     #[error("no issuing CA: {0}")]
     NoCa(SecretCause),
@@ -121,10 +121,10 @@ impl RuleCa {
     /// # Errors
     ///
     /// There is no CA, it has ended, or it is not for `host`.
-    pub fn leaf(&self, host: &Host, now: SystemTime) -> Result<Arc<CertifiedKey>, NoLeaf> {
+    pub fn leaf(&self, host: &Host, now: SystemTime) -> Result<Arc<CertifiedKey>, LeafError> {
         let leaves = self.leaves.load();
-        let leaves = self.usable(leaves.as_deref(), now).map_err(NoLeaf::NoCa)?;
-        leaves.leaf(host, now).map_err(NoLeaf::Ca)
+        let leaves = self.usable(leaves.as_deref(), now).map_err(LeafError::NoCa)?;
+        leaves.leaf(host, now).map_err(LeafError::Ca)
     }
 
     /// Why the rule's hosts are closed; `None` where there is a CA.
@@ -181,7 +181,7 @@ mod tests {
         let cas = both(at);
         let leaf = |rule: &str, name: &str| cas[&RuleName(rule.into())].leaf(&host(name), at);
         let refused = leaf("old", "a.test").unwrap_err();
-        assert!(matches!(refused, NoLeaf::NoCa(SecretCause::LeaseEnded)), "{refused}");
+        assert!(matches!(refused, LeafError::NoCa(SecretCause::LeaseEnded)), "{refused}");
         assert!(leaf("new", "b.test").is_ok());
         std::fs::remove_file(made.dir().join("old.pem")).unwrap();
         let missing = policy(vec![api("old", &["a.test"])]);

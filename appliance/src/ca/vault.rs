@@ -30,10 +30,10 @@ use serde::Serialize;
 
 use super::{
     BACKDATE, CaError, Fault, TlsRule,
-    check::{self, Addresses, Validity},
+    check::{self, AddressExclusion, Validity},
     constraint_names,
     issuing::IssuingCa,
-    key::Key,
+    key::CaKey,
     one_certificate,
     root::RootCertificate,
     rules_that_end_tls, unix_seconds,
@@ -50,7 +50,7 @@ pub struct Terms {
     root_validity: Validity,
     /// Seconds.
     ttl: i64,
-    addresses: Addresses,
+    addresses: AddressExclusion,
 }
 
 /// The body of a request to `MOUNT/root/sign-intermediate`.
@@ -59,7 +59,7 @@ pub struct Terms {
 pub struct SignIntermediate {
     csr: String,
     #[serde(flatten)]
-    limits: Limits,
+    limits: SigningParameters,
     /// What a probe says beside that.
     #[serde(flatten)]
     more: BTreeMap<&'static str, &'static str>,
@@ -67,7 +67,7 @@ pub struct SignIntermediate {
 
 /// What a Vault policy can hold the request against: everything but the CSR.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-struct Limits {
+struct SigningParameters {
     common_name: String,
     permitted_dns_domains: Vec<String>,
     excluded_ip_ranges: &'static str,
@@ -87,16 +87,16 @@ pub struct Signed {
 }
 
 /// A question that is out, with the key that the answer must be for.
-pub(super) struct Ask {
+pub(super) struct SigningRequest {
     rule: RuleName,
     names: Vec<HostPattern>,
-    key: Key,
+    key: CaKey,
     /// What goes to Vault.
     pub(super) request: SignIntermediate,
 }
 
 impl SignIntermediate {
-    fn new(limits: Limits, key: &Key) -> Result<Self, CaError> {
+    fn new(limits: SigningParameters, key: &CaKey) -> Result<Self, CaError> {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, limits.common_name.as_str());
@@ -114,8 +114,8 @@ impl Terms {
     pub fn read(settings: &PkiSettings) -> Result<Self, CaError> {
         let (root, root_validity) = read_root(&settings.root_file)?;
         let addresses = match settings.accept_without_ip_exclusion {
-            true => Addresses::ExcludedOrFree,
-            false => Addresses::Excluded,
+            true => AddressExclusion::ExcludedOrFree,
+            false => AddressExclusion::Excluded,
         };
         let mount = Arc::clone(&settings.mount);
         Ok(Self { mount, root, root_validity, ttl: seconds(settings), addresses })
@@ -127,15 +127,15 @@ impl Terms {
     }
 }
 
-impl Ask {
+impl SigningRequest {
     /// Makes a key and the question for its certificate.
     pub(super) fn new(
         rule: &RuleName,
         names: &[HostPattern],
         terms: &Terms,
     ) -> Result<Self, CaError> {
-        let limits = Limits::new(rule, names, terms.ttl)?;
-        let key = Key::generate()?;
+        let limits = SigningParameters::new(rule, names, terms.ttl)?;
+        let key = CaKey::generate()?;
         let request = SignIntermediate::new(limits, &key)?;
         Ok(Self { rule: rule.clone(), names: names.to_vec(), key, request })
     }
@@ -193,14 +193,16 @@ impl Ask {
 /// A rule whose names cannot be put into a name constraint.
 pub fn policy_hcl(settings: &PkiSettings, policy: &Policy) -> Result<String, CaError> {
     let rules = rules_that_end_tls(policy)?;
-    let limits =
-        rules.iter().map(|TlsRule { rule, names, .. }| Limits::new(rule, names, seconds(settings)));
+    let limits = rules
+        .iter()
+        .map(|TlsRule { rule, names, .. }| SigningParameters::new(rule, names, seconds(settings)));
     let limits = limits.collect::<Result<Vec<_>, _>>()?;
     if limits.is_empty() {
         return Ok(String::new());
     }
-    let each =
-        |value: fn(&Limits) -> String| -> BTreeSet<String> { limits.iter().map(value).collect() };
+    let each = |value: fn(&SigningParameters) -> String| -> BTreeSet<String> {
+        limits.iter().map(value).collect()
+    };
     let allowed = [
         ("common_name", each(|limits| quoted(&limits.common_name))),
         ("permitted_dns_domains", each(|limits| list(&limits.permitted_dns_domains))),
@@ -259,7 +261,7 @@ fn list<T: AsRef<str>>(items: impl IntoIterator<Item = T>) -> String {
     format!("[{}]", items.join(", "))
 }
 
-impl Limits {
+impl SigningParameters {
     fn new(rule: &RuleName, names: &[HostPattern], ttl: i64) -> Result<Self, CaError> {
         let names =
             constraint_names(names).ok_or_else(|| CaError::Unconstrainable(rule.clone()))?;

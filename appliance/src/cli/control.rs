@@ -9,7 +9,7 @@ use clap::Args;
 
 use crate::{
     config::{self, DEFAULT_CONFIG},
-    control::{self, Answer, Order},
+    control::{self, Order, OrderReply},
     policy::GroupName,
 };
 
@@ -42,7 +42,7 @@ pub struct StatusArgs {
 
 /// A group of the daemon that is spoken to.
 #[derive(Debug, Args)]
-pub struct Named {
+pub struct GroupArgs {
     /// The group
     #[arg(value_name = "GROUP", value_parser = GroupName::parse)]
     group: GroupName,
@@ -52,7 +52,7 @@ pub struct Named {
 
 /// What the daemon said, or why nothing came of it.
 #[derive(Debug)]
-pub enum Said {
+pub enum OrderOutcome {
     /// This, and it is done.
     Done(String),
     /// This, and the command ends with this status.
@@ -60,12 +60,12 @@ pub enum Said {
 }
 
 /// Tells the daemon.
-pub fn tell(target: &Target, order: &Order) -> Said {
+pub fn tell(target: &Target, order: &Order) -> OrderOutcome {
     say(target, order, |answer| answer.text)
 }
 
 /// Asks the daemon how it is.
-pub fn status(StatusArgs { json, target }: &StatusArgs) -> Said {
+pub fn status(StatusArgs { json, target }: &StatusArgs) -> OrderOutcome {
     let as_json = |status| serde_json::to_string_pretty(&status).ok();
     say(target, &Order::Status, |answer| match json {
         true => answer.status.and_then(as_json),
@@ -73,22 +73,29 @@ pub fn status(StatusArgs { json, target }: &StatusArgs) -> Said {
     })
 }
 
-fn say(target: &Target, order: &Order, show: impl FnOnce(Answer) -> Option<String>) -> Said {
+fn say(
+    target: &Target,
+    order: &Order,
+    show: impl FnOnce(OrderReply) -> Option<String>,
+) -> OrderOutcome {
     let socket = target.socket();
     let answer = match control::tell(&socket, order) {
         Ok(answer) => answer,
-        Err(error) => return Said::Failed(1, unreached(&socket, &error)),
+        Err(error) => return OrderOutcome::Failed(1, unreached(&socket, &error)),
     };
     let exit = answer.exit;
     let text = show(answer).unwrap_or_default();
     match exit {
-        0 => Said::Done(text + "\n"),
-        exit => Said::Failed(exit, text),
+        0 => OrderOutcome::Done(text + "\n"),
+        exit => OrderOutcome::Failed(exit, text),
     }
 }
 
 /// Tells the daemon something about a group.
-pub fn tell_of(Named { group, target }: Named, order: fn(GroupName) -> Order) -> Said {
+pub fn tell_of(
+    GroupArgs { group, target }: GroupArgs,
+    order: fn(GroupName) -> Order,
+) -> OrderOutcome {
     tell(&target, &order(group))
 }
 

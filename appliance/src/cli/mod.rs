@@ -24,7 +24,7 @@ use tracing_subscriber::{Layer, filter::Targets, layer::SubscriberExt, util::Sub
 
 use self::{
     ca::{CaCommand, CaCommandError},
-    control::{Named, Said, StatusArgs, Target},
+    control::{GroupArgs, OrderOutcome, StatusArgs, Target},
     guard::GuardArgs,
     journal::Prioritized,
     secret::{SecretCommand, SecretCommandError},
@@ -110,10 +110,10 @@ enum Command {
     /// Cut a group off at once: its connections, its DNS and its secrets
     #[command(after_help = "Example:\n  cloakroom quarantine research\n\n\
         Holds over restarts and reloads, until `cloakroom release GROUP`.")]
-    Quarantine(Named),
+    Quarantine(GroupArgs),
     /// Undo `quarantine`
     #[command(after_help = "Example:\n  cloakroom release research")]
-    Release(Named),
+    Release(GroupArgs),
     /// Say whether the running gateway is healthy, and what to do where it is not; never a value
     #[command(after_help = "Examples:\n  cloakroom status\n  \
         cloakroom status --json | jq .health.causes\n\n\
@@ -146,7 +146,7 @@ enum Log {
     Debug,
 }
 
-enum Failure {
+enum CliError {
     /// The configuration is wrong; the text has a line for each error.
     Config(config::Errors),
     /// The running daemon says so, and how the command is to end.
@@ -168,13 +168,13 @@ pub fn main() -> ExitCode {
         }
     };
     // Not the daemon alone: tokens of Vault, values and keys of CAs are in the others' memory too.
-    match harden::process().map_err(Failure::Other).and_then(|()| dispatch(cli.command)) {
+    match harden::process().map_err(CliError::Other).and_then(|()| dispatch(cli.command)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => report(&failure),
     }
 }
 
-fn dispatch(command: Command) -> Result<(), Failure> {
+fn dispatch(command: Command) -> Result<(), CliError> {
     match command {
         Command::Run { config, ready_file, log } => run(&config, ready_file.as_deref(), log),
         Command::Check { config } => {
@@ -204,25 +204,25 @@ fn here(config: &Config) -> String {
     if lines.is_empty() { lines } else { format!("\nOn this machine\n{lines}") }
 }
 
-fn run(config: &Path, ready_file: Option<&Path>, log: Log) -> Result<(), Failure> {
+fn run(config: &Path, ready_file: Option<&Path>, log: Log) -> Result<(), CliError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| Failure::Other(format!("cannot start a runtime: {error}")))?;
+        .map_err(|error| CliError::Other(format!("cannot start a runtime: {error}")))?;
     if is_launcher() {
         return launch(&runtime);
     }
     let surroundings = surroundings()?;
     begin_log(log);
     if rustls::crypto::CryptoProvider::install_default(tls::provider()).is_err() {
-        return Err(Failure::Other("the TLS provider was set twice".into()));
+        return Err(CliError::Other("the TLS provider was set twice".into()));
     }
     let ran = runtime.block_on(daemon::run(config, ready_file, surroundings));
     // A thread that is stuck, as the audit's is while its pipe is full, has had its time.
     runtime.shutdown_background();
     ran.map_err(|error| match error {
-        DaemonError::Config(errors) => Failure::Config(errors),
-        other => Failure::Other(other.to_string()),
+        DaemonError::Config(errors) => CliError::Config(errors),
+        other => CliError::Other(other.to_string()),
     })
 }
 
@@ -251,19 +251,19 @@ fn is_launcher() -> bool {
     set("NOTIFY_SOCKET") && !set(daemon::LAUNCHER)
 }
 
-fn launch(runtime: &tokio::runtime::Runtime) -> Result<(), Failure> {
+fn launch(runtime: &tokio::runtime::Runtime) -> Result<(), CliError> {
     let arguments = std::env::args_os().skip(1);
     let launched = std::env::current_exe()
         .and_then(|program| runtime.block_on(daemon::launch(&program, arguments)));
     match launched {
         Ok(0) => Ok(()),
-        Ok(status) => Err(Failure::Said(status)),
-        Err(error) => Err(Failure::Other(format!("cannot start the daemon: {error}"))),
+        Ok(status) => Err(CliError::Said(status)),
+        Err(error) => Err(CliError::Other(format!("cannot start the daemon: {error}"))),
     }
 }
 
 /// The one place that reads the environment.
-fn surroundings() -> Result<Surroundings, Failure> {
+fn surroundings() -> Result<Surroundings, CliError> {
     let number = |name| std::env::var_os(name)?.to_str()?.parse::<u64>().ok();
     let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
     let for_this = set("WATCHDOG_PID").is_none()
@@ -271,7 +271,7 @@ fn surroundings() -> Result<Surroundings, Failure> {
     let watchdog = number("WATCHDOG_USEC").filter(|_| for_this).map(Duration::from_micros);
     let launcher = number(daemon::LAUNCHER).and_then(|number| u32::try_from(number).ok());
     let launched = launcher.map(Launched::by).transpose();
-    let launched = launched.map_err(|error| Failure::Other(format!("cannot run: {error}")))?;
+    let launched = launched.map_err(|error| CliError::Other(format!("cannot run: {error}")))?;
     // The launcher has taken its own number away.
     let to_launched = launched.is_some() && set("LISTEN_PID").is_none();
     let to_this = number("LISTEN_PID") == Some(u64::from(std::process::id()));
@@ -290,75 +290,75 @@ fn handed() -> Vec<OwnedFd> {
     (0..count).filter_map(take).collect()
 }
 
-fn guard(args: &GuardArgs) -> Result<(), Failure> {
-    let interfaces = config::interfaces(&args.config).map_err(Failure::Config)?;
+fn guard(args: &GuardArgs) -> Result<(), CliError> {
+    let interfaces = config::interfaces(&args.config).map_err(CliError::Config)?;
     let text = packets::guard(&interfaces);
     if !args.load {
         return print(&text);
     }
     guard::load(&text).map_err(|error| {
-        Failure::Other(format!(
+        CliError::Other(format!(
             "the guard is not loaded: {error}; install nftables, and run as root"
         ))
     })
 }
 
-fn run_ca(command: CaCommand) -> Result<(), Failure> {
+fn run_ca(command: CaCommand) -> Result<(), CliError> {
     let load = |path: &Path| config::load(path).map(|config| (config.settings, config.policy));
     let mut out = io::stdout().lock();
     ca::run(command, load, SystemTime::now(), &mut out).map_err(|error| match error {
-        CaCommandError::Config(errors) => Failure::Config(errors),
-        other => Failure::Other(other.to_string()),
+        CaCommandError::Config(errors) => CliError::Config(errors),
+        other => CliError::Other(other.to_string()),
     })
 }
 
-fn run_secret(command: SecretCommand) -> Result<(), Failure> {
+fn run_secret(command: SecretCommand) -> Result<(), CliError> {
     let mut out = io::stdout().lock();
     secret::run(command, config::load, &mut out).map_err(|error| match error {
-        SecretCommandError::Config(errors) => Failure::Config(errors),
-        other => Failure::Other(other.to_string()),
+        SecretCommandError::Config(errors) => CliError::Config(errors),
+        other => CliError::Other(other.to_string()),
     })
 }
 
-fn run_vault(command: VaultCommand) -> Result<(), Failure> {
+fn run_vault(command: VaultCommand) -> Result<(), CliError> {
     let mut out = io::stdout().lock();
     vault::run(command, config::load, &mut out).map_err(|error| match error {
-        VaultCommandError::Config(errors) => Failure::Config(errors),
-        other => Failure::Other(other.to_string()),
+        VaultCommandError::Config(errors) => CliError::Config(errors),
+        other => CliError::Other(other.to_string()),
     })
 }
 
-fn say(said: Said) -> Result<(), Failure> {
+fn say(said: OrderOutcome) -> Result<(), CliError> {
     match said {
-        Said::Done(text) => print(&text),
-        Said::Failed(exit, text) => Err(Failure::Told(exit, text)),
+        OrderOutcome::Done(text) => print(&text),
+        OrderOutcome::Failed(exit, text) => Err(CliError::Told(exit, text)),
     }
 }
 
-fn watch(args: &WatchArgs) -> Result<(), Failure> {
+fn watch(args: &WatchArgs) -> Result<(), CliError> {
     let standard_input = args.file.as_os_str() == "-";
     let config = if standard_input { None } else { Some(load(&args.file)?) };
     let settings = config.as_ref().map(|config| &config.settings);
     watch::run(args, settings, &mut io::stdout().lock())
-        .map_err(|error| Failure::Other(error.to_string()))
+        .map_err(|error| CliError::Other(error.to_string()))
 }
 
-fn load(path: &Path) -> Result<Config, Failure> {
-    config::load(path).map_err(Failure::Config)
+fn load(path: &Path) -> Result<Config, CliError> {
+    config::load(path).map_err(CliError::Config)
 }
 
-fn print(text: &str) -> Result<(), Failure> {
+fn print(text: &str) -> Result<(), CliError> {
     io::stdout()
         .write_all(text.as_bytes())
-        .map_err(|error| Failure::Other(format!("cannot write the output: {error}")))
+        .map_err(|error| CliError::Other(format!("cannot write the output: {error}")))
 }
 
-fn report(failure: &Failure) -> ExitCode {
+fn report(failure: &CliError) -> ExitCode {
     let (text, code): (&dyn Display, u8) = match failure {
-        Failure::Config(errors) => (errors, EX_USAGE),
-        Failure::Told(exit, text) => (text, *exit),
-        Failure::Said(exit) => return ExitCode::from(*exit),
-        Failure::Other(text) => (text, 1),
+        CliError::Config(errors) => (errors, EX_USAGE),
+        CliError::Told(exit, text) => (text, *exit),
+        CliError::Said(exit) => return ExitCode::from(*exit),
+        CliError::Other(text) => (text, 1),
     };
     let text = format!("cloakroom: {text}\n");
     let text = if is_journal() { journal::prioritized(&text, Level::ERROR) } else { text };

@@ -27,7 +27,7 @@ pub enum SecretCommand {
         With systemd the key can stay sealed to the machine:\n  \
         systemd-creds encrypt --name=cloakroom-key /etc/cloakroom/secrets.key \\\n    \
         /etc/cloakroom/cloakroom-key.cred")]
-    Init(Named),
+    Init(SecretFileArgs),
     /// Set a secret; its value is asked for, or read from standard input
     #[command(after_help = "Examples:\n  cloakroom secret set openai\n  \
         vault kv get -field=api_key kv/openai | cloakroom secret set openai\n  \
@@ -39,11 +39,11 @@ pub enum SecretCommand {
         name: String,
         /// Where it is
         #[command(flatten)]
-        of: Named,
+        of: SecretFileArgs,
     },
     /// Show the names of the secrets, and those that a binding names and that are missing
     #[command(after_help = "Example:\n  cloakroom secret list")]
-    List(Named),
+    List(SecretFileArgs),
     /// Take a secret out
     #[command(after_help = "Example:\n  cloakroom secret rm openai && cloakroom reload")]
     Rm {
@@ -51,13 +51,13 @@ pub enum SecretCommand {
         name: String,
         /// Where it is
         #[command(flatten)]
-        of: Named,
+        of: SecretFileArgs,
     },
 }
 
 /// The configuration that names the file of secrets and its key.
 #[derive(Debug, Args)]
-pub struct Named {
+pub struct SecretFileArgs {
     /// The configuration
     #[arg(value_name = "CONFIG", default_value = DEFAULT_CONFIG)]
     config: PathBuf,

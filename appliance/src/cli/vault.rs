@@ -20,8 +20,8 @@ use crate::{
     policy::Site,
     tls,
     vault::{
-        DoctorError, Health, examine,
-        plan::{Plan, PlanError},
+        DoctorError, DoctorReport, examine,
+        plan::{PlanError, VaultPlan},
     },
 };
 
@@ -145,7 +145,7 @@ pub fn run(
     }
 }
 
-fn doctor(args: DoctorArgs, mut config: Config) -> Result<Health, VaultCommandError> {
+fn doctor(args: DoctorArgs, mut config: Config) -> Result<DoctorReport, VaultCommandError> {
     if let Some(file) = args.secret_id_file {
         match config.settings.vault.as_mut().map(|vault| &mut vault.login) {
             Some(VaultLogin::AppRole { secret_id_file, wrapped, .. }) => {
@@ -194,7 +194,7 @@ fn runtime() -> Result<tokio::runtime::Runtime, VaultCommandError> {
 fn plan(args: PlanArgs, config: &Config) -> Result<String, VaultCommandError> {
     let Config { settings, policy } = config;
     let bound = runtime()?.block_on(bound(args.from, settings))?;
-    let plan = Plan::new(settings, policy, bound).map_err(VaultCommandError::Plan)?;
+    let plan = VaultPlan::new(settings, policy, bound).map_err(VaultCommandError::Plan)?;
     match (args.policy, args.format) {
         (Some(name), _) => plan.policy(&name).map_err(VaultCommandError::Plan),
         (None, Format::Shell) => Ok(plan.shell()),

@@ -19,7 +19,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::{
-    audit::Kind,
+    audit::RecordKind,
     config::{AuditTarget, DEFAULT_CONFIG, Settings},
     reason::Reason,
     refuse::wire,
@@ -61,7 +61,7 @@ pub struct WatchArgs {
 }
 
 fn words() -> PossibleValuesParser {
-    PossibleValuesParser::new(Reason::ALL.iter().map(|reason| reason.word()))
+    PossibleValuesParser::new(Reason::ALL.iter().map(|reason| reason.as_str()))
 }
 
 fn prefix(text: &str) -> Result<IpNet, String> {
@@ -220,7 +220,7 @@ fn open(path: &Path) -> io::Result<Option<BufReader<File>>> {
 /// its word alone.
 fn readable(record: &Value) -> Option<String> {
     let word_of_kind = word(record, "record")?;
-    let about = match Kind::deserialize(record.get("record")?) {
+    let about = match RecordKind::deserialize(record.get("record")?) {
         Ok(kind) => about(kind, record),
         Err(_) => word_of_kind.to_owned(),
     };
@@ -233,22 +233,22 @@ fn readable(record: &Value) -> Option<String> {
     Some(escaped(line.trim_end()))
 }
 
-fn about(kind: Kind, record: &Value) -> String {
+fn about(kind: RecordKind, record: &Value) -> String {
     match kind {
-        Kind::Start => format!("the gateway starts, version {}", text(record, "version")),
-        Kind::Connection => connection(record),
-        Kind::Connections => over_rate(record, "new connections"),
-        Kind::Requests => over_rate(record, "requests"),
-        Kind::Request => request(record),
-        Kind::Dns => query(record),
-        Kind::DnsSummary => queries(record),
-        Kind::Packets => packets(record),
-        Kind::PacketsUnseen => unseen(record),
-        Kind::Quarantine => act("quarantined", record),
-        Kind::Release => act("released", record),
-        Kind::Close => format!("closed to new connections: {}", text(record, "cause")),
-        Kind::Open => "open again".to_owned(),
-        Kind::Repair => format!("packet rules installed again: {}", text(record, "cause")),
+        RecordKind::Start => format!("the gateway starts, version {}", text(record, "version")),
+        RecordKind::Connection => connection(record),
+        RecordKind::Connections => over_rate(record, "new connections"),
+        RecordKind::Requests => over_rate(record, "requests"),
+        RecordKind::Request => request(record),
+        RecordKind::Dns => query(record),
+        RecordKind::DnsSummary => queries(record),
+        RecordKind::Packets => packets(record),
+        RecordKind::PacketsUnseen => unseen(record),
+        RecordKind::Quarantine => act("quarantined", record),
+        RecordKind::Release => act("released", record),
+        RecordKind::Close => format!("closed to new connections: {}", text(record, "cause")),
+        RecordKind::Open => "open again".to_owned(),
+        RecordKind::Repair => format!("packet rules installed again: {}", text(record, "cause")),
     }
 }
 
@@ -259,13 +259,13 @@ fn connection(record: &Value) -> String {
     let name = named.or_else(given).unwrap_or("no name");
     let mut line = format!("{name} at {}", text(record, "dialled"));
     add(&mut line, record, &["reason", "cause", "alert", "end"]);
-    if word(record, "reason") == Some(Reason::EchDenied.word()) {
+    if word(record, "reason") == Some(Reason::EchDenied.as_str()) {
         line += &format!("  ({})", wire(Reason::EchDenied).text);
     }
     let [from, to, millis] =
         ["bytes_from_agent", "bytes_to_agent", "duration_ms"].map(|key| count(record, key));
     line += &format!("  {from} B out, {to} B in, {millis} ms");
-    match word(record, "reason") == Some(Reason::EchDenied.word()) {
+    match word(record, "reason") == Some(Reason::EchDenied.as_str()) {
         true => line + ECH_REMEDY,
         false => line,
     }
@@ -408,72 +408,72 @@ mod tests {
     }
 
     /// A record of this kind, and what a person has to find in its line.
-    fn example(kind: Kind) -> (&'static str, &'static str) {
+    fn example(kind: RecordKind) -> (&'static str, &'static str) {
         match kind {
-            Kind::Start => (
+            RecordKind::Start => (
                 r#""time":"2026-01-02T03:04:05.678901234Z","version":"1""#,
                 "2026-01-02T03:04:05.678  -            -                      -                -         the gateway starts, version 1",
             ),
-            Kind::Connection => (
+            RecordKind::Connection => (
                 r#""flow":"a1","group":"research","agent":"192.0.2.10:4711","sni":"evil.example","dialled":"198.51.100.66:443","decision":"refuse","reason":"sni_denied","bytes_from_agent":517,"bytes_to_agent":7,"duration_ms":3"#,
                 "192.0.2.10:4711        a1               refuse    evil.example at 198.51.100.66:443  sni_denied  517 B out, 7 B in, 3 ms",
             ),
-            Kind::Connections => (
+            RecordKind::Connections => (
                 r#""seconds":10,"group":"research","agent":"192.0.2.10","decision":"refuse","reason":"rate_limit","count":40"#,
                 "192.0.2.10             -                refuse    rate_limit  40 new connections in 10 s",
             ),
-            Kind::Requests => (
+            RecordKind::Requests => (
                 r#""seconds":10,"group":"research","agent":"192.0.2.10","decision":"refuse","reason":"rate_limit","count":40"#,
                 "192.0.2.10             -                refuse    rate_limit  40 requests in 10 s",
             ),
-            Kind::Request => (
+            RecordKind::Request => (
                 r#""flow":"a1","group":"operations","agent":"[2001:db8:b::10]:4711","decision":"intercept","method":"GET","host":"api.example","path":"/v1","upstream_status":200,"duration_ms":9"#,
                 "[2001:db8:b::10]:4711  a1               intercept GET api.example/v1  200  9 ms",
             ),
-            Kind::Dns => (
+            RecordKind::Dns => (
                 r#""interface":"agents0","group":"research","agent":"192.0.2.10:5353","server":"192.0.2.1","transport":"udp","name":"evil.example","type":"TXT","decision":"refuse","reason":"dns_denied""#,
                 "evil.example TXT asked of 192.0.2.1 over udp  dns_denied",
             ),
-            Kind::DnsSummary => (
+            RecordKind::DnsSummary => (
                 r#""group":"research","agent":"192.0.2.10","answered":5,"refused":1,"limited":70,"reason":"dns_rate""#,
                 "DNS queries: 5 answered, 1 refused, 70 dropped  dns_rate",
             ),
-            Kind::Packets => (
+            RecordKind::Packets => (
                 r#""seconds":10,"interface":"agents0","group":"research","agent":"192.0.2.10","decision":"refuse","reason":"protocol_denied","protocol":"udp","port":443,"count":7,"first_destination":"198.51.100.10""#,
                 "protocol_denied  7 packets in 10 s: udp port 443 to 198.51.100.10",
             ),
-            Kind::PacketsUnseen => (
+            RecordKind::PacketsUnseen => (
                 r#""seconds":10,"decision":"refuse","cause":"lost","count":3"#,
                 "any reason  3 packets in 10 s that were only counted (lost)",
             ),
-            Kind::Quarantine => (r#""group":"research","uid":7"#, "quarantined by user 7"),
-            Kind::Release => (r#""group":"research","uid":7"#, "released by user 7"),
-            Kind::Close => (
+            RecordKind::Quarantine => (r#""group":"research","uid":7"#, "quarantined by user 7"),
+            RecordKind::Release => (r#""group":"research","uid":7"#, "released by user 7"),
+            RecordKind::Close => (
                 r#""cause":"the guard table is not loaded""#,
                 "closed to new connections: the guard table is not loaded",
             ),
-            Kind::Open => (r#""time":"t""#, "open again"),
-            Kind::Repair => (r#""cause":"chains""#, "packet rules installed again: chains"),
+            RecordKind::Open => (r#""time":"t""#, "open again"),
+            RecordKind::Repair => (r#""cause":"chains""#, "packet rules installed again: chains"),
         }
     }
 
-    fn record(kind: Kind) -> String {
+    fn record(kind: RecordKind) -> String {
         let word = serde_json::to_string(&kind).unwrap();
         format!("{{\"record\":{word},{}}}\n", example(kind).0)
     }
 
     fn records() -> String {
-        Kind::ALL.iter().map(|kind| record(*kind)).collect::<String>() + "no record\n"
+        RecordKind::ALL.iter().map(|kind| record(*kind)).collect::<String>() + "no record\n"
     }
 
     #[test]
     fn every_kind_of_record_is_one_line_that_says_what_it_is_about() {
-        assert_eq!(shown(&args(None, false), &records()).lines().count(), Kind::ALL.len());
-        for kind in Kind::ALL {
+        assert_eq!(shown(&args(None, false), &records()).lines().count(), RecordKind::ALL.len());
+        for kind in RecordKind::ALL {
             let line = shown(&args(None, false), &record(*kind));
             assert!(line.contains(example(*kind).1), "{kind:?}\n{line}");
         }
-        let hidden = record(Kind::Connection).replace("sni_denied", "ech_denied");
+        let hidden = record(RecordKind::Connection).replace("sni_denied", "ech_denied");
         assert!(shown(&args(None, false), &hidden).contains("may say ech = \"allow\""), "{hidden}");
         let unknown = shown(&args(None, false), "{\"record\":\"of_another_version\"}\n");
         assert!(unknown.contains("of_another_version"), "{unknown}");
@@ -482,16 +482,19 @@ mod tests {
     #[test]
     fn refused_is_what_was_refused_also_where_a_sum_has_no_decision() {
         let refused = |line: &str| !shown(&args(None, true), line).is_empty();
-        let kinds: Vec<_> = Kind::ALL.iter().filter(|kind| refused(&record(**kind))).collect();
-        use Kind::{Connection, Connections, Dns, DnsSummary, Packets, PacketsUnseen, Requests};
+        let kinds: Vec<_> =
+            RecordKind::ALL.iter().filter(|kind| refused(&record(**kind))).collect();
+        use RecordKind::{
+            Connection, Connections, Dns, DnsSummary, Packets, PacketsUnseen, Requests,
+        };
         let meant =
             [&Connection, &Connections, &Requests, &Dns, &DnsSummary, &Packets, &PacketsUnseen];
         assert_eq!(kinds, meant);
         let sum = |rest: &str| format!("{{\"record\":\"dns_summary\",\"answered\":5{rest}}}\n");
         assert!(refused(&sum(",\"refused\":60,\"limited\":0")), "beyond the rate of records");
         assert!(!refused(&sum(",\"refused\":0,\"limited\":0")));
-        let cut =
-            record(Kind::Request).replace("\"flow\"", "\"reason\":\"response_masked\",\"flow\"");
+        let cut = record(RecordKind::Request)
+            .replace("\"flow\"", "\"reason\":\"response_masked\",\"flow\"");
         assert!(!refused(&cut), "a reason beside a decision that passes");
     }
 
@@ -525,10 +528,10 @@ mod tests {
     fn an_agent_a_flow_and_a_reason_leave_out_the_others() {
         let records = records();
         let kinds = |options: &[&str]| {
-            let shown = |kind: &&Kind| !shown(&asked(options), &record(**kind)).is_empty();
-            Kind::ALL.iter().filter(shown).copied().collect::<Vec<_>>()
+            let shown = |kind: &&RecordKind| !shown(&asked(options), &record(**kind)).is_empty();
+            RecordKind::ALL.iter().filter(shown).copied().collect::<Vec<_>>()
         };
-        use Kind::{Connection, Connections, Dns, DnsSummary, Packets, Request, Requests};
+        use RecordKind::{Connection, Connections, Dns, DnsSummary, Packets, Request, Requests};
         let of_research = [Connection, Connections, Requests, Dns, DnsSummary, Packets];
         for agent in ["192.0.2.10", "192.0.2.0/24"] {
             assert_eq!(kinds(&["--agent", agent]), of_research, "{agent}");
@@ -545,7 +548,7 @@ mod tests {
         let prefix = "{\"record\":\"requests\",\"agent\":\"2001:db8:b::/64\",\"count\":1}\n";
         assert!(!shown(&asked(&["--agent", "2001:db8:b::10"]), prefix).is_empty());
         assert!(shown(&asked(&["--agent", "2001:db8:c::10"]), prefix).is_empty());
-        assert_eq!(shown(&asked(&[]), &records).lines().count(), Kind::ALL.len());
+        assert_eq!(shown(&asked(&[]), &records).lines().count(), RecordKind::ALL.len());
     }
 
     #[test]

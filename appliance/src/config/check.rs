@@ -9,7 +9,7 @@ use toml::Spanned;
 use super::{
     credential::NO_CREDENTIAL,
     error::{Report, Span, nearest},
-    gateway::Gateway,
+    gateway::GatewaySection,
     rules::{ApiRule, BindingRule, GroupRule, PassRule, Requests, TcpRule, overlap},
 };
 use crate::policy::{
@@ -19,7 +19,7 @@ use crate::policy::{
 
 /// Everything that a file says, as far as it could be read.
 pub(super) struct Draft {
-    pub(super) gateway: Option<Gateway>,
+    pub(super) gateway: Option<GatewaySection>,
     pub(super) groups: Vec<GroupRule>,
     pub(super) apis: Vec<ApiRule>,
     pub(super) passes: Vec<PassRule>,

@@ -13,7 +13,7 @@ use super::{
     value::duration,
 };
 use crate::policy::{
-    Anonymous, Api, Binding, Carry, CredentialNames, Group, Limits, Part, Pass, Pick, Place,
+    Anonymous, Api, Binding, Carry, CredentialNames, Group, Limits, Pass, Pick, PickPart, Place,
     Policy, Quota, SecretRef, Site, Tcp, Upstream, VaultLocation, fold_query, is_credential_header,
     is_credential_query, queries_of,
 };
@@ -21,7 +21,7 @@ use crate::policy::{
 /// The whole configuration for a person to read: the gateway, each group with all it may do, and
 /// what deserves a second look. Ends with a line end.
 pub fn explain(config: &Config) -> String {
-    let mut page = Page(String::new());
+    let mut page = Explanation(String::new());
     page.gateway(config);
     config.policy.groups.iter().for_each(|group| page.group(group, &config.policy));
     if !config.policy.apis.is_empty() {
@@ -32,9 +32,9 @@ pub fn explain(config: &Config) -> String {
 }
 
 /// Text under construction. Writing to a string cannot fail.
-struct Page(String);
+struct Explanation(String);
 
-impl Page {
+impl Explanation {
     fn heading(&mut self, text: impl Display) {
         let blank = if self.0.is_empty() { "" } else { "\n" };
         let _ = writeln!(self.0, "{blank}{text}");
@@ -432,7 +432,7 @@ impl Display for SecretText<'_> {
 
 fn vault_text(f: &mut fmt::Formatter<'_>, location: &VaultLocation, pick: &Pick) -> fmt::Result {
     match &*pick.0 {
-        [Part::Field(field)] => write!(f, "the field {field} of ")?,
+        [PickPart::Field(field)] => write!(f, "the field {field} of ")?,
         _ => write!(f, "{pick}, with the fields of ")?,
     }
     match location {

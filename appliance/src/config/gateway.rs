@@ -17,7 +17,7 @@ use super::{
     settings::{
         AgentServices, AuditFile, AuditTarget, NameServer, SecretFile, Settings, VaultSettings,
     },
-    table::Table,
+    table::TomlTable,
     value::{
         flag, nat64_prefix, number, path, port, prefix_or_address, resolver, size, text, time,
         unicast,
@@ -26,7 +26,7 @@ use super::{
 use crate::policy::{Limits, Site};
 
 /// What `[gateway]` says. A field is `None` where it is wrong.
-pub(super) struct Gateway {
+pub(super) struct GatewaySection {
     audit: AuditTarget,
     ca_dir: Option<Spanned<PathBuf>>,
     state_dir: PathBuf,
@@ -48,8 +48,8 @@ pub(super) struct Gateway {
     pub(super) site: Site,
 }
 
-impl Gateway {
-    pub(super) fn read(mut table: Table<'_>, files: Files<'_>) -> Self {
+impl GatewaySection {
+    pub(super) fn read(mut table: TomlTable<'_>, files: Files<'_>) -> Self {
         let base = files.base;
         let or_default = |path: Option<Spanned<PathBuf>>, default: &str| {
             path.map_or_else(|| default.into(), Spanned::into_inner)
@@ -120,7 +120,7 @@ impl Gateway {
 }
 
 /// What is special about addresses here.
-fn site(table: &mut Table<'_>) -> Site {
+fn site(table: &mut TomlTable<'_>) -> Site {
     // An empty list says that there is no translator, and none that nobody knows.
     let stated = table.has("nat64_prefixes");
     let nat64_prefixes = plain(table.list_or_none("nat64_prefixes", nat64_prefix));
@@ -131,7 +131,7 @@ fn site(table: &mut Table<'_>) -> Site {
     }
 }
 
-fn agent_services(table: &mut Table<'_>) -> AgentServices {
+fn agent_services(table: &mut TomlTable<'_>) -> AgentServices {
     let mut services = AgentServices::default();
     let words = table.list_or_none("agent_services", |value| match text(value)?.as_str() {
         word @ ("ping" | "ntp" | "dhcp") => Ok(word.to_owned()),
@@ -148,7 +148,7 @@ fn agent_services(table: &mut Table<'_>) -> AgentServices {
 }
 
 /// Reads `[limits]`; a limit that is not there has its default.
-pub(super) fn limits(mut table: Table<'_>) -> Limits {
+pub(super) fn limits(mut table: TomlTable<'_>) -> Limits {
     let default = Limits::default();
     let defaults = (default.connections, default.agent_connections);
     let names = ["connections", "agent_connections"];
@@ -213,7 +213,7 @@ pub(super) fn limits(mut table: Table<'_>) -> Limits {
 
 /// Reads how many of something all agents together may have at once, and how many one may.
 fn places(
-    table: &mut Table<'_>,
+    table: &mut TomlTable<'_>,
     names: [&'static str; 2],
     most: usize,
     defaults: (usize, usize),
@@ -226,7 +226,7 @@ fn places(
 
 /// Reads how many bytes all agents together may hold, and how many one may.
 fn room(
-    table: &mut Table<'_>,
+    table: &mut TomlTable<'_>,
     names: [&'static str; 2],
     of_one: RangeInclusive<usize>,
     defaults: (usize, usize),
@@ -240,7 +240,7 @@ fn room(
 /// What all agents together may have, and what one may; where only the latter is there, the former
 /// is enough for one group to let an agent have it, which is half of the group's.
 fn whole_and_part(
-    table: &mut Table<'_>,
+    table: &mut TomlTable<'_>,
     [all, own]: [&'static str; 2],
     [of_all, of_one]: [Option<Spanned<usize>>; 2],
     (default_all, default_own): (usize, usize),
@@ -259,7 +259,7 @@ fn whole_and_part(
 }
 
 /// Reads `[secrets]`; `None` where its file is missing or wrong.
-pub(super) fn secret_file(mut table: Table<'_>, base: &Path) -> Option<SecretFile> {
+pub(super) fn secret_file(mut table: TomlTable<'_>, base: &Path) -> Option<SecretFile> {
     let file = table.required("file", path(base));
     let key = table.optional("key_file", path(base));
     if let (Some(file), Some(key)) = (&file, &key)
@@ -274,7 +274,7 @@ pub(super) fn secret_file(mut table: Table<'_>, base: &Path) -> Option<SecretFil
 
 /// All resolvers are asked over TLS, or none: one plain server among the others would be where the
 /// names go as soon as the others are kept from answering.
-fn resolvers(table: &mut Table<'_>, files: Files<'_>) -> (Vec<NameServer>, Option<Arc<str>>) {
+fn resolvers(table: &mut TomlTable<'_>, files: Files<'_>) -> (Vec<NameServer>, Option<Arc<str>>) {
     let servers = table.required_list("resolvers", resolver);
     let over_tls = servers.iter().filter(|server| server.get_ref().tls_name.is_some()).count();
     if let Some(plain) = servers.iter().find(|server| server.get_ref().tls_name.is_none())
@@ -296,7 +296,7 @@ fn resolvers(table: &mut Table<'_>, files: Files<'_>) -> (Vec<NameServer>, Optio
     (servers.into_iter().map(Spanned::into_inner).collect(), ca.map(Spanned::into_inner))
 }
 
-fn audit(table: &mut Table<'_>, base: &Path) -> AuditTarget {
+fn audit(table: &mut TomlTable<'_>, base: &Path) -> AuditTarget {
     let target = table.optional("audit", |value| {
         let word = text(value)?;
         match word.as_str() {
@@ -380,7 +380,7 @@ fn route_table(value: &toml::de::DeValue<'_>) -> Result<u32, String> {
 }
 
 /// The control socket of a `[gateway]`, or the default, whatever else is wrong in it.
-pub(super) fn control(table: Option<Table<'_>>, base: &Path) -> PathBuf {
+pub(super) fn control(table: Option<TomlTable<'_>>, base: &Path) -> PathBuf {
     let named = table.and_then(|mut table| table.optional("control", socket_path(base)));
     inner(named, DEFAULT_CONTROL.into())
 }

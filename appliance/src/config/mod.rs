@@ -45,9 +45,9 @@ use check::Draft;
 use error::Report;
 use fields::{inner, plain, transpose};
 use files::Files;
-use gateway::Gateway;
+use gateway::GatewaySection;
 use rules::{AgentRule, ApiRule, BindingRule, GroupRule, PassRule, TcpRule};
-use table::Table;
+use table::TomlTable;
 use value::parsed;
 
 /// What one file says.
@@ -98,7 +98,7 @@ pub fn control(path: &Path) -> PathBuf {
     let document = document(&text, &report);
     let gateway = document
         .as_ref()
-        .and_then(|document| Table::root(document, &report).table("gateway", "[gateway]"));
+        .and_then(|document| TomlTable::root(document, &report).table("gateway", "[gateway]"));
     gateway::control(gateway, path.parent().unwrap_or(Path::new("")))
 }
 
@@ -106,11 +106,11 @@ pub fn control(path: &Path) -> PathBuf {
 pub const DEFAULT_CONFIG: &str = "/etc/cloakroom/cloakroom.toml";
 
 fn interfaces_of(document: &Spanned<DeTable<'_>>, report: &Report<'_>) -> Vec<InterfaceName> {
-    let groups = Table::root(document, report).tables("group", "[[group]]");
+    let groups = TomlTable::root(document, report).tables("group", "[[group]]");
     if groups.is_empty() {
         report.add(&(0..0), "there is no [[group]], so no interface that agents are behind");
     }
-    let interface = |mut group: Table<'_>| {
+    let interface = |mut group: TomlTable<'_>| {
         if !group.has("interface") {
             report.add(group.span(), "[[group]] has no interface");
         }
@@ -149,10 +149,11 @@ pub fn parse(
 }
 
 fn read(document: &Spanned<DeTable<'_>>, files: Files<'_>, report: &Report<'_>) -> Option<Config> {
-    let mut root = Table::root(document, report);
+    let mut root = TomlTable::root(document, report);
     root.require("gateway");
     root.require("group");
-    let gateway = root.table("gateway", "[gateway]").map(|table| Gateway::read(table, files));
+    let gateway =
+        root.table("gateway", "[gateway]").map(|table| GatewaySection::read(table, files));
     let limits = root.table("limits", "[limits]").map_or_else(Limits::default, gateway::limits);
     let vault = root.table("vault", "[vault]");
     let secrets = root.table("secrets", "[secrets]");

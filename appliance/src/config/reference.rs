@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use crate::policy::{
-    IDENTITY_TOKEN, Part, Pick, SecretRef, VaultLocation, is_plain_parameter_byte,
+    IDENTITY_TOKEN, Pick, PickPart, SecretRef, VaultLocation, is_plain_parameter_byte,
 };
 
 /// Reads where a value is:
@@ -139,23 +139,23 @@ fn hex(digit: u8) -> Option<u8> {
 /// A field, or a template with fields in braces.
 fn pick(text: &str) -> Result<Pick, &'static str> {
     if !text.contains(['{', '}']) {
-        return Ok(Pick([Part::Field(field(text)?)].into()));
+        return Ok(Pick([PickPart::Field(field(text)?)].into()));
     }
     let mut parts = Vec::new();
     let mut rest = text;
     while !rest.is_empty() {
         let (before, opened) = rest.split_once('{').unwrap_or((rest, ""));
         if !before.is_empty() {
-            parts.push(Part::Text(visible(before)?));
+            parts.push(PickPart::Text(visible(before)?));
         }
         if before.len() == rest.len() {
             break;
         }
         let (name, after) = opened.split_once('}').ok_or(BAD_TEMPLATE)?;
-        parts.push(Part::Field(field(name)?));
+        parts.push(PickPart::Field(field(name)?));
         rest = after;
     }
-    let fields = parts.iter().filter(|part| matches!(part, Part::Field(_))).count();
+    let fields = parts.iter().filter(|part| matches!(part, PickPart::Field(_))).count();
     if fields == 0 || parts.len() > MAX_PARTS {
         return Err(BAD_TEMPLATE);
     }

@@ -14,7 +14,7 @@ use super::{
     fields::{inner, plain},
     files::{Files, ca_file, one_ca},
     reference::{secret_ref, token_role},
-    table::Table,
+    table::TomlTable,
     value::{
         anonymous, exact_host, flag, host_pattern, method, number, parsed, port, prefix, unquoted,
     },
@@ -101,7 +101,7 @@ pub(super) struct Requests {
 }
 
 impl GroupRule {
-    pub(super) fn read(mut table: Table<'_>, files: Files<'_>) -> Self {
+    pub(super) fn read(mut table: TomlTable<'_>, files: Files<'_>) -> Self {
         let agents = table.tables("agent", "[[group.agent]]");
         let group = Self {
             written: table.as_written("name").map(str::to_owned),
@@ -119,7 +119,7 @@ impl GroupRule {
 }
 
 impl AgentRule {
-    fn read(mut table: Table<'_>) -> Self {
+    fn read(mut table: TomlTable<'_>) -> Self {
         let agent = Self {
             mac: table.required("mac", parsed(Mac::parse)),
             addresses: table.required_list("addresses", parsed(agent_address)),
@@ -130,7 +130,7 @@ impl AgentRule {
 }
 
 impl ApiRule {
-    pub(super) fn read(mut table: Table<'_>, files: Files<'_>) -> Self {
+    pub(super) fn read(mut table: TomlTable<'_>, files: Files<'_>) -> Self {
         table.require("binding");
         let bindings = table.tables("binding", "[[api.binding]]");
         let api = Self {
@@ -153,7 +153,7 @@ impl ApiRule {
 }
 
 impl BindingRule {
-    fn read(mut table: Table<'_>) -> Self {
+    fn read(mut table: TomlTable<'_>) -> Self {
         let user = table.optional("basic_user", parsed(basic_half));
         let password = table.optional("basic_password", unquoted(basic_half));
         let written = (user.as_ref().map(Spanned::span), password.as_ref().map(Spanned::span));
@@ -172,7 +172,7 @@ impl BindingRule {
     }
 
     /// A fixed half beside no placeholder is a slip, and most often one about which half is which.
-    fn check_halves(&self, table: &Table<'_>, (user, password): (Option<Span>, Option<Span>)) {
+    fn check_halves(&self, table: &TomlTable<'_>, (user, password): (Option<Span>, Option<Span>)) {
         if self.places.is_empty() {
             return; // The places themselves are wrong, which is said already.
         }
@@ -197,7 +197,7 @@ impl BindingRule {
 
 impl PassRule {
     /// Reads a `[[splice]]`.
-    pub(super) fn splice(mut table: Table<'_>) -> Self {
+    pub(super) fn splice(mut table: TomlTable<'_>) -> Self {
         let mut pass = Self::common(&mut table);
         pass.upstream.private_prefixes = private_prefixes(&mut table);
         pass.dialled = inner(table.optional("dialled", parsed(dialled)), DialledRule::Answered);
@@ -206,7 +206,7 @@ impl PassRule {
     }
 
     /// Reads an `[[inspect]]`.
-    pub(super) fn inspect(mut table: Table<'_>, files: Files<'_>) -> Self {
+    pub(super) fn inspect(mut table: TomlTable<'_>, files: Files<'_>) -> Self {
         let mut pass = Self::common(&mut table);
         pass.upstream = upstream(&mut table, files);
         pass.inspect = Some(Requests::read(&mut table));
@@ -215,7 +215,7 @@ impl PassRule {
         pass.finish(table)
     }
 
-    fn common(table: &mut Table<'_>) -> Self {
+    fn common(table: &mut TomlTable<'_>) -> Self {
         Self {
             name: table.required("name", parsed(RuleName::parse)),
             groups: table.required_list("groups", parsed(GroupName::parse)),
@@ -230,7 +230,7 @@ impl PassRule {
         }
     }
 
-    fn finish(self, mut table: Table<'_>) -> Self {
+    fn finish(self, mut table: TomlTable<'_>) -> Self {
         let report = table.report();
         let present = table.has("any_host");
         let word = table.optional("any_host", parsed(any_host));
@@ -263,7 +263,7 @@ impl PassRule {
 }
 
 impl TcpRule {
-    pub(super) fn read(mut table: Table<'_>) -> Self {
+    pub(super) fn read(mut table: TomlTable<'_>) -> Self {
         let tcp = Self {
             name: table.required("name", parsed(RuleName::parse)),
             groups: table.required_list("groups", parsed(GroupName::parse)),
@@ -280,7 +280,7 @@ impl TcpRule {
 }
 
 impl Requests {
-    fn read(table: &mut Table<'_>) -> Self {
+    fn read(table: &mut TomlTable<'_>) -> Self {
         let methods = table.list("methods", method);
         let paths = table.list("paths", parsed(PathRule::parse)).unwrap_or_default();
         Self { methods: methods.map_or_else(|| USUAL_METHODS.to_vec(), plain), paths: plain(paths) }
@@ -311,12 +311,12 @@ pub(super) fn overlap(one: &IpNet, other: &IpNet) -> bool {
     one.contains(other) || other.contains(one)
 }
 
-fn upstream(table: &mut Table<'_>, files: Files<'_>) -> Upstream {
+fn upstream(table: &mut TomlTable<'_>, files: Files<'_>) -> Upstream {
     let ca_pem = table.optional("upstream_ca", ca_file(files));
     Upstream { ca_pem: ca_pem.map(Spanned::into_inner), private_prefixes: private_prefixes(table) }
 }
 
-fn private_prefixes(table: &mut Table<'_>) -> Vec<IpNet> {
+fn private_prefixes(table: &mut TomlTable<'_>) -> Vec<IpNet> {
     plain(table.list_or_none("private_prefixes", prefix))
 }
 
@@ -352,7 +352,7 @@ fn any_host(text: &str) -> Result<(), String> {
     if text == ANY_HOST { Ok(()) } else { Err(format!("the word is {ANY_HOST:?}")) }
 }
 
-fn default_port(table: &Table<'_>) -> Spanned<u16> {
+fn default_port(table: &TomlTable<'_>) -> Spanned<u16> {
     Spanned::new(table.span().clone(), 443)
 }
 

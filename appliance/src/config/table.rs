@@ -9,8 +9,8 @@ use toml::{
 
 use super::error::{Report, Span, nearest};
 
-/// A table under inspection. Call [`Table::finish`] when every key has been asked for.
-pub(super) struct Table<'a> {
+/// A table under inspection. Call [`TomlTable::finish`] when every key has been asked for.
+pub(super) struct TomlTable<'a> {
     name: &'static str,
     span: Span,
     entries: &'a DeTable<'a>,
@@ -31,7 +31,7 @@ impl Misspelt {
     }
 }
 
-impl<'a> Table<'a> {
+impl<'a> TomlTable<'a> {
     /// The file itself.
     pub(super) fn root(document: &'a Spanned<DeTable<'a>>, report: &'a Report<'a>) -> Self {
         Self::new("the file", 0..0, document.get_ref(), report)
@@ -76,7 +76,7 @@ impl<'a> Table<'a> {
         self.read(key, value, &read)
     }
 
-    /// Like [`Table::optional`], and an error where the key is not there.
+    /// Like [`TomlTable::optional`], and an error where the key is not there.
     pub(super) fn required<T>(
         &mut self,
         key: &'static str,
@@ -100,7 +100,7 @@ impl<'a> Table<'a> {
         Some(items.iter().filter_map(|item| self.read(key, item, &read)).collect())
     }
 
-    /// Like [`Table::list`], and an error where the key is not there.
+    /// Like [`TomlTable::list`], and an error where the key is not there.
     pub(super) fn required_list<T>(
         &mut self,
         key: &'static str,
@@ -110,7 +110,7 @@ impl<'a> Table<'a> {
         self.list(key, read).unwrap_or_default()
     }
 
-    /// Like [`Table::list`], where an empty list says the same as none.
+    /// Like [`TomlTable::list`], where an empty list says the same as none.
     pub(super) fn list_or_none<T>(
         &mut self,
         key: &'static str,
@@ -121,10 +121,12 @@ impl<'a> Table<'a> {
     }
 
     /// The table at `key`, which error messages call `name`.
-    pub(super) fn table(&mut self, key: &'static str, name: &'static str) -> Option<Table<'a>> {
+    pub(super) fn table(&mut self, key: &'static str, name: &'static str) -> Option<TomlTable<'a>> {
         let value = self.get(key)?;
         match value.get_ref() {
-            DeValue::Table(entries) => Some(Table::new(name, value.span(), entries, self.report)),
+            DeValue::Table(entries) => {
+                Some(TomlTable::new(name, value.span(), entries, self.report))
+            }
             _ => {
                 let text = format!("{key} is one table; write {name}, with single brackets");
                 self.report.add(&value.span(), text);
@@ -134,7 +136,7 @@ impl<'a> Table<'a> {
     }
 
     /// The tables at `key`, each of which error messages call `name`.
-    pub(super) fn tables(&mut self, key: &'static str, name: &'static str) -> Vec<Table<'a>> {
+    pub(super) fn tables(&mut self, key: &'static str, name: &'static str) -> Vec<TomlTable<'a>> {
         let Some(value) = self.get(key) else { return Vec::new() };
         match value.get_ref() {
             DeValue::Array(items) => {
@@ -143,7 +145,7 @@ impl<'a> Table<'a> {
             DeValue::Table(entries) => {
                 let text = format!("there can be several; write {name} with two brackets");
                 self.report.add(&value.span(), text);
-                vec![Table::new(name, value.span(), entries, self.report)]
+                vec![TomlTable::new(name, value.span(), entries, self.report)]
             }
             _ => {
                 self.report.add(&value.span(), format!("{key} is a table; write {name} above it"));
@@ -201,9 +203,9 @@ impl<'a> Table<'a> {
         key: &str,
         name: &'static str,
         item: &'a Spanned<DeValue<'a>>,
-    ) -> Option<Table<'a>> {
+    ) -> Option<TomlTable<'a>> {
         if let DeValue::Table(entries) = item.get_ref() {
-            return Some(Table::new(name, item.span(), entries, self.report));
+            return Some(TomlTable::new(name, item.span(), entries, self.report));
         }
         self.report
             .add(&item.span(), format!("{key} is a list of tables; write {name} above each"));

@@ -11,12 +11,12 @@ use super::{
     files::{Files, ca_path},
     reference::is_path,
     settings::{PkiSettings, VaultLogin, VaultSettings},
-    table::Table,
+    table::TomlTable,
     value::{duration, flag, parsed, path, time, unquoted},
 };
 
 /// Reads `[vault]`; `None` where something needed is missing or wrong.
-pub(super) fn vault(mut table: Table<'_>, files: Files<'_>) -> Option<VaultSettings> {
+pub(super) fn vault(mut table: TomlTable<'_>, files: Files<'_>) -> Option<VaultSettings> {
     let base = files.base;
     let address = table.required("address", unquoted(vault_address));
     let peers = table.list("peers", unquoted(vault_address)).unwrap_or_default();
@@ -45,7 +45,7 @@ pub(super) fn vault(mut table: Table<'_>, files: Files<'_>) -> Option<VaultSetti
 }
 
 /// Reads the login and ends the table.
-fn login(mut table: Table<'_>, base: &Path) -> Option<VaultLogin> {
+fn login(mut table: TomlTable<'_>, base: &Path) -> Option<VaultLogin> {
     let report = table.report();
     let span = table.span().clone();
     let named = LOGINS.iter().filter(|login| table.has(login)).count();
@@ -70,7 +70,7 @@ fn login(mut table: Table<'_>, base: &Path) -> Option<VaultLogin> {
     logins.into_iter().flatten().next().flatten()
 }
 
-fn approle(mut table: Table<'_>, base: &Path) -> Option<VaultLogin> {
+fn approle(mut table: TomlTable<'_>, base: &Path) -> Option<VaultLogin> {
     let mount = table.optional("mount", parsed(vault_path));
     let role_id = table.required("role_id", unquoted(role_id));
     let secret_id_file = table.required("secret_id_file", path(base));
@@ -84,7 +84,7 @@ fn approle(mut table: Table<'_>, base: &Path) -> Option<VaultLogin> {
     })
 }
 
-fn cert(mut table: Table<'_>, base: &Path) -> Option<VaultLogin> {
+fn cert(mut table: TomlTable<'_>, base: &Path) -> Option<VaultLogin> {
     let mount = table.optional("mount", parsed(vault_path));
     let role = table.required("role", unquoted(role_id));
     let certificate_file = table.required("certificate_file", path(base));
@@ -98,7 +98,7 @@ fn cert(mut table: Table<'_>, base: &Path) -> Option<VaultLogin> {
     })
 }
 
-fn jwt(mut table: Table<'_>, base: &Path) -> Option<VaultLogin> {
+fn jwt(mut table: TomlTable<'_>, base: &Path) -> Option<VaultLogin> {
     let mount = table.optional("mount", parsed(vault_path));
     let role = table.required("role", unquoted(role_id));
     let token_file = table.required("token_file", path(base));
@@ -110,7 +110,7 @@ fn jwt(mut table: Table<'_>, base: &Path) -> Option<VaultLogin> {
     })
 }
 
-fn pki(mut table: Table<'_>, base: &Path) -> Option<PkiSettings> {
+fn pki(mut table: TomlTable<'_>, base: &Path) -> Option<PkiSettings> {
     let root_file = table.required("root_file", path(base));
     let mount = table.optional("mount", parsed(vault_path));
     let ttl = table.optional("ttl", whole_seconds(10 * SECOND..=365 * DAY));
@@ -136,7 +136,7 @@ fn whole_seconds(
 
 /// A value is read twice within its time, or one read that is late would end it.
 fn check_times(
-    table: &Table<'_>,
+    table: &TomlTable<'_>,
     refresh: Option<&Spanned<Duration>>,
     max_stale: Option<&Spanned<Duration>>,
 ) {
@@ -166,7 +166,7 @@ fn check_times(
 
 /// Every node is reached as the first, and without TLS only where a word says so.
 fn check_plain_http(
-    table: &Table<'_>,
+    table: &TomlTable<'_>,
     word: Option<Spanned<bool>>,
     address: Option<&Spanned<Arc<str>>>,
     peers: &[Spanned<Arc<str>>],

@@ -22,7 +22,7 @@ use tokio::{
 };
 
 use super::orders::Orders;
-use crate::control::{Answer, EX_USAGE, Order};
+use crate::control::{EX_USAGE, Order, OrderReply};
 
 /// The socket, bound and listening. Removed when dropped.
 pub(super) struct Control {
@@ -90,7 +90,7 @@ async fn answer(mut stream: UnixStream, orders: Orders) {
     let answer = match timeout(DEADLINE, read(&mut stream)).await {
         Ok(Ok(line)) => match Order::parse(&line) {
             Some(order) => orders.carry_out(order, peer.uid()).await,
-            None => Answer::failed(EX_USAGE, "no such order"),
+            None => OrderReply::failed(EX_USAGE, "no such order"),
         },
         // Nobody is there any more, or nobody who speaks this.
         Ok(Err(_)) | Err(_) => return,

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::{ca::CaError, config, packets::PacketsError, rulebook::RulebookError};
+use crate::{ca::CaError, config, packets::PacketsError, policy_snapshot::PolicySnapshotError};
 
 // The text of a `PacketsError` or a `CaError` has that of its source in it. So what wraps one has no
 // source, and `{0}` instead of `transparent`: a chain would say the same twice.
@@ -21,7 +21,7 @@ pub enum DaemonError {
     Ca(CaError),
     /// Certificates.
     #[error(transparent)]
-    Rulebook(RulebookError),
+    PolicySnapshot(PolicySnapshotError),
     /// Anything else, said in one line.
     #[error("{0}")]
     Other(String),

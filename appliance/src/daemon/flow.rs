@@ -7,38 +7,38 @@ use tokio::{net::TcpStream, sync::watch};
 
 use super::{
     farewell::{self, Language},
-    onboard::{self, Agent},
+    onboard::{self, OnboardingAgent},
 };
 use crate::{
     audit::Record,
     decide::{Permit, Route, decide},
     dial::{self, OffLimits},
     identity::{AgentAddr, AgentKey, Dialled, Flow, FlowIds},
-    intercept::{self, Interception, Means},
-    limits::{Place, Places, Share},
+    intercept::{self, Interception, Services},
+    limits::{AgentShare, Capacity, ConnectionSlot},
     net::{self, reset},
     onboarding::Pages,
     peek::{self, PeekFailure, Peeked, Rewind},
     phase::{Phase, Phases},
     policy::{Group, InterfaceName},
+    policy_snapshot::PolicySnapshot,
     quarantine::Quarantined,
     reason::Reason,
-    rulebook::Rulebook,
     splice,
 };
 
 /// What every flow shares.
 pub(super) struct Gateway {
     /// What interception needs.
-    pub means: Means,
+    pub services: Services,
     /// The policy in force.
-    pub rulebook: watch::Receiver<Arc<Rulebook>>,
+    pub policy_snapshot: watch::Receiver<Arc<PolicySnapshot>>,
     /// How far the daemon is from its end.
     pub phases: Phases,
     /// The groups that get nothing through.
     pub quarantined: Quarantined,
-    /// The places that connections take.
-    pub places: Arc<Places>,
+    /// The slots that connections take.
+    pub capacity: Arc<Capacity>,
     /// What names them.
     pub flow_ids: FlowIds,
     /// The port of the transparent listeners, which is nobody's destination.
@@ -48,17 +48,17 @@ pub(super) struct Gateway {
 /// Whether the agent opens connections faster than it may. Such a connection costs no more than to
 /// say so; it is in a sum instead of in a record of its own.
 pub(super) fn is_over_rate(gateway: &Gateway, from: AgentAddr, interface: &InterfaceName) -> bool {
-    let rulebook = Arc::clone(&gateway.rulebook.borrow());
-    rulebook.policy.identify(interface, from.ip()).is_some_and(|group| {
+    let policy_snapshot = Arc::clone(&gateway.policy_snapshot.borrow());
+    policy_snapshot.policy.identify(interface, from.ip()).is_some_and(|group| {
         let agent = AgentKey::of(group, from.ip());
-        !gateway.places.may_connect(&agent, &rulebook.policy.limits, Instant::now())
+        !gateway.capacity.may_connect(&agent, &policy_snapshot.policy.limits, Instant::now())
     })
 }
 
 /// Carries one connection to its end and leaves one record of it.
 pub(super) async fn serve(
     gateway: Arc<Gateway>,
-    place: Place,
+    connection_slot: ConnectionSlot,
     mut stream: TcpStream,
     from: AgentAddr,
     interface: InterfaceName,
@@ -66,13 +66,13 @@ pub(super) async fn serve(
     let Ok(dialled) = stream.local_addr().map(|address| Dialled(net::canonical(address))) else {
         return reset(stream);
     };
-    let Ok(slot) = gateway.means.audit.reserve() else { return reset(stream) };
+    let Ok(slot) = gateway.services.audit.reserve() else { return reset(stream) };
     let id = gateway.flow_ids.next();
     let mut record = Record::open(slot, id, &interface, from, dialled);
-    let rulebook = Arc::clone(&gateway.rulebook.borrow());
-    let admitted = identify(&rulebook, (&interface, from), &mut record).and_then(|group| {
-        let pages = errand(&gateway, &rulebook, &group, dialled)?;
-        let share = admit(&gateway, &rulebook, &group, from)?;
+    let policy_snapshot = Arc::clone(&gateway.policy_snapshot.borrow());
+    let admitted = identify(&policy_snapshot, (&interface, from), &mut record).and_then(|group| {
+        let pages = onboarding_pages(&gateway, &policy_snapshot, &group, dialled)?;
+        let share = admit(&gateway, &policy_snapshot, &group, from)?;
         Ok((group, share, pages))
     });
     let (group, share, pages) = match admitted {
@@ -88,9 +88,10 @@ pub(super) async fn serve(
         return record.nothing_said();
     }
     if let Some(pages) = pages {
-        let agent = Agent { stream, flow: &flow, share: &share };
+        let agent = OnboardingAgent { stream, flow: &flow, share: &share };
         let ends = (gateway.phases.clone(), gateway.quarantined.clone());
-        return onboard::serve(ends, &rulebook.policy.limits, pages, agent, &mut record).await;
+        return onboard::serve(ends, &policy_snapshot.policy.limits, pages, agent, &mut record)
+            .await;
     }
     let (mut phases, mut quarantined) = (gateway.phases.clone(), gateway.quarantined.clone());
     let read = tokio::select! {
@@ -100,7 +101,7 @@ pub(super) async fn serve(
             return reset(stream);
         }
         () = phases.reached(Phase::Cut) => Err(PeekFailure::Refused(Reason::ShuttingDown)),
-        read = look(&gateway, &rulebook, &flow, &share, &mut stream) => read,
+        read = look(&gateway, &policy_snapshot, &flow, &share, &mut stream) => read,
     };
     let (peeked, bytes) = match read {
         Ok(read) => (read.peeked, read.bytes),
@@ -112,13 +113,17 @@ pub(super) async fn serve(
         }
     };
     record.peeked(&peeked);
-    match decide(&rulebook.policy, &flow, &peeked) {
+    match decide(&policy_snapshot.policy, &flow, &peeked) {
         Ok(permit) => {
-            tracing::debug!(flow = %id, route = permit.route().word(), host = %permit.host(), "permitted");
+            tracing::debug!(flow = %id, route = permit.route().as_str(), host = %permit.host(), "permitted");
             record.permitted(&permit);
             let agent = Rewind::new(bytes, stream);
-            let carried =
-                Carried { rulebook: &rulebook, flow: &flow, share: &share, peeked: &peeked };
+            let carried = CarriedFlow {
+                policy_snapshot: &policy_snapshot,
+                flow: &flow,
+                share: &share,
+                peeked: &peeked,
+            };
             carry(&gateway, carried, permit, agent, &mut record).await;
         }
         Err(reason) => {
@@ -127,42 +132,42 @@ pub(super) async fn serve(
             farewell::refuse(stream, farewell::language_of(&peeked), reason, id).await;
         }
     }
-    drop((share, place));
+    drop((share, connection_slot));
 }
 
 /// Reads the first bytes, or asks what else is known where they would not name a host.
 async fn look(
     gateway: &Gateway,
-    rulebook: &Rulebook,
+    policy_snapshot: &PolicySnapshot,
     flow: &Flow,
-    share: &Share,
+    share: &AgentShare,
     stream: &mut TcpStream,
-) -> Result<peek::Read, PeekFailure> {
-    let policy = &rulebook.policy;
+) -> Result<peek::PeekedBytes, PeekFailure> {
+    let policy = &policy_snapshot.policy;
     if !policy.names_no_host(flow.dialled.0.port()) {
         return peek::read(stream, &policy.limits, |bytes| share.peek(bytes)).await;
     }
-    let answered = gateway.means.resolver.answered();
+    let answered = gateway.services.resolver.answered();
     let names = answered.names(&flow.agent_key(), flow.dialled.0.ip());
-    Ok(peek::Read { peeked: Peeked::Unread(names), bytes: Bytes::new() })
+    Ok(peek::PeekedBytes { peeked: Peeked::Unread(names), bytes: Bytes::new() })
 }
 
 /// Whose connection it is, which its record says whatever becomes of it.
 fn identify(
-    rulebook: &Rulebook,
+    policy_snapshot: &PolicySnapshot,
     (interface, from): (&InterfaceName, AgentAddr),
     record: &mut Record,
 ) -> Result<Arc<Group>, Reason> {
-    let group = rulebook.policy.identify(interface, from.ip()).ok_or(Reason::NoGroup)?;
+    let group = policy_snapshot.policy.identify(interface, from.ip()).ok_or(Reason::NoGroup)?;
     record.group(&group.name);
     Ok(Arc::clone(group))
 }
 
 /// The pages to tell, where a connection is to the gateway itself and may be; nothing where it leads
 /// elsewhere.
-fn errand<'a>(
+fn onboarding_pages<'a>(
     gateway: &Gateway,
-    rulebook: &'a Rulebook,
+    policy_snapshot: &'a PolicySnapshot,
     group: &Group,
     dialled: Dialled,
 ) -> Result<Option<&'a Pages>, Reason> {
@@ -173,35 +178,35 @@ fn errand<'a>(
     if !dial::is_own(address) {
         return Ok(None);
     }
-    let pages = rulebook.onboarding(&group.name).filter(|_| port == Group::ONBOARDING_PORT);
+    let pages = policy_snapshot.onboarding(&group.name).filter(|_| port == Group::ONBOARDING_PORT);
     pages.map(Some).ok_or(Reason::SelfDestination)
 }
 
 fn admit(
     gateway: &Gateway,
-    rulebook: &Rulebook,
+    policy_snapshot: &PolicySnapshot,
     group: &Group,
     from: AgentAddr,
-) -> Result<Share, Reason> {
+) -> Result<AgentShare, Reason> {
     if gateway.quarantined.holds(&group.name) {
         return Err(Reason::Quarantined);
     }
     let agent = AgentKey::of(group, from.ip());
-    let policy = &rulebook.policy;
-    gateway.places.share(&agent, &policy.limits, policy.groups.len())
+    let policy = &policy_snapshot.policy;
+    gateway.capacity.share(&agent, &policy.limits, policy.groups.len())
 }
 
 #[derive(Clone, Copy)]
-struct Carried<'a> {
-    rulebook: &'a Rulebook,
+struct CarriedFlow<'a> {
+    policy_snapshot: &'a PolicySnapshot,
     flow: &'a Flow,
-    share: &'a Share,
+    share: &'a AgentShare,
     peeked: &'a Peeked,
 }
 
 async fn carry(
     gateway: &Gateway,
-    carried: Carried<'_>,
+    carried: CarriedFlow<'_>,
     permit: Permit,
     agent: Rewind<TcpStream>,
     record: &mut Record,
@@ -220,23 +225,24 @@ async fn carry(
 
 async fn carry_on(
     gateway: &Gateway,
-    carried: Carried<'_>,
+    carried: CarriedFlow<'_>,
     permit: Permit,
     agent: Rewind<TcpStream>,
     record: &mut Record,
 ) {
-    let Carried { rulebook, flow, share, peeked } = carried;
+    let CarriedFlow { policy_snapshot, flow, share, peeked } = carried;
     match (permit.route(), peeked) {
         (Route::Splice(_) | Route::Tcp(_), _) => {
             let (bytes, stream) = agent.into_parts();
             carry_splice(gateway, carried, &permit, (stream, bytes), record).await;
         }
         (Route::Intercept(_) | Route::Inspect(_), Peeked::Tls(hello)) => {
-            match intercept::leaf(rulebook, share, &permit, record) {
+            match intercept::leaf(policy_snapshot, share, &permit, record) {
                 Ok(leaf) => {
-                    let interception = Interception { rulebook, flow, share, permit, hello, leaf };
+                    let interception =
+                        Interception { policy_snapshot, flow, share, permit, hello, leaf };
                     let phases = gateway.phases.clone();
-                    intercept::run(&gateway.means, interception, agent, phases, record).await;
+                    intercept::run(&gateway.services, interception, agent, phases, record).await;
                 }
                 Err(reason) => {
                     record.refused(reason);
@@ -251,13 +257,13 @@ async fn carry_on(
 
 async fn carry_splice(
     gateway: &Gateway,
-    carried: Carried<'_>,
+    carried: CarriedFlow<'_>,
     permit: &Permit,
     (agent, bytes): (TcpStream, Bytes),
     record: &mut Record,
 ) {
-    let limits = &carried.rulebook.policy.limits;
-    let resolver = &gateway.means.resolver;
+    let limits = &carried.policy_snapshot.policy.limits;
+    let resolver = &gateway.services.resolver;
     match dial::connect(permit, carried.flow, resolver, limits.dial_time).await {
         Ok(upstream) => {
             record.upstream(upstream.address);
@@ -266,7 +272,7 @@ async fn carry_splice(
             }
             let traffic = Arc::clone(record.traffic());
             let end = splice::run(agent, upstream.stream, bytes, &traffic, limits.idle_time).await;
-            record.ended(end.word());
+            record.ended(end.as_str());
         }
         Err(reason) => {
             record.refused(reason);
@@ -277,15 +283,15 @@ async fn carry_splice(
 }
 
 /// Ends when a new policy no longer says about this flow what the old one said.
-async fn revoked(gateway: &Gateway, carried: Carried<'_>, route: Route) -> Reason {
-    let (mut rulebooks, off_limits) =
-        (gateway.rulebook.clone(), gateway.means.resolver.off_limits());
+async fn revoked(gateway: &Gateway, carried: CarriedFlow<'_>, route: Route) -> Reason {
+    let (mut policy_snapshots, off_limits) =
+        (gateway.policy_snapshot.clone(), gateway.services.resolver.off_limits());
     loop {
-        if rulebooks.changed().await.is_err() {
+        if policy_snapshots.changed().await.is_err() {
             // The daemon is going; the phase will say so.
             std::future::pending::<()>().await;
         }
-        let now = Arc::clone(&rulebooks.borrow_and_update());
+        let now = Arc::clone(&policy_snapshots.borrow_and_update());
         if !still_permitted(&now, off_limits, carried, &route) {
             return Reason::PolicyRevoked;
         }
@@ -293,9 +299,9 @@ async fn revoked(gateway: &Gateway, carried: Carried<'_>, route: Route) -> Reaso
 }
 
 fn still_permitted(
-    now: &Rulebook,
+    now: &PolicySnapshot,
     off_limits: &OffLimits,
-    carried: Carried<'_>,
+    carried: CarriedFlow<'_>,
     route: &Route,
 ) -> bool {
     let flow = carried.flow;

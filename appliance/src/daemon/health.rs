@@ -12,13 +12,13 @@ use crate::{
     audit::Trouble,
     ca::RuleCa,
     harden::Enforced,
-    health::{Cause, Finding, Health},
+    health::{Finding, Health, HealthCause},
     packets::Claim,
     phase::Phase,
     policy::{Api, Binding, GroupName},
+    policy_snapshot::PolicySnapshot,
     reason::SecretCause,
-    rulebook::Rulebook,
-    secrets::{FetchError, Snapshot, unfit},
+    secrets::{FetchError, SecretSnapshot, unfit},
 };
 
 /// What health is read from. Cheap to clone.
@@ -40,34 +40,34 @@ pub(super) struct Vitals {
 impl Vitals {
     /// Everything that is not as it should be.
     pub(super) fn health(&self) -> Health {
-        let rulebook = Arc::clone(&self.gateway.rulebook.borrow());
+        let policy_snapshot = Arc::clone(&self.gateway.policy_snapshot.borrow());
         let mut findings: Vec<Finding> = self.of_the_whole().chain(self.of_the_machine()).collect();
         let quarantined = self.gateway.quarantined.groups();
         findings.extend(quarantined.iter().map(|group| {
             let text = format!("{group} is quarantined; `cloakroom release {group}` undoes that");
-            Finding::new(Cause::GroupQuarantined, text).of_group(group)
+            Finding::new(HealthCause::GroupQuarantined, text).of_group(group)
         }));
-        let secrets = self.gateway.means.secrets.snapshot();
+        let secrets = self.gateway.services.secrets.snapshot();
         let now = Instant::now();
-        for (group, api, binding) in uses(&rulebook) {
+        for (group, api, binding) in uses(&policy_snapshot) {
             if !quarantined.contains(group) {
                 findings.extend(of_secret(&secrets, group, (api, binding), now));
             }
         }
         let now = SystemTime::now();
-        findings.extend(rulebook.cas().filter_map(|ca| self.of_ca(ca, now)));
+        findings.extend(policy_snapshot.cas().filter_map(|ca| self.of_ca(ca, now)));
         Health::of(findings)
     }
 
     /// Whether the daemon can still do its work: nothing that only another one could mend.
     pub(super) fn is_alive(&self) -> bool {
-        self.gateway.means.audit.trouble() != Some(Trouble::Ended)
+        self.gateway.services.audit.trouble() != Some(Trouble::Ended)
     }
 
     fn of_the_whole(&self) -> impl Iterator<Item = Finding> {
         let doubt = self.doubt.borrow().clone();
-        let doubt = doubt.map(|doubt| Finding::new(Cause::PacketsUnsure, doubt));
-        let audit = self.gateway.means.audit.trouble().map(|trouble| {
+        let doubt = doubt.map(|doubt| Finding::new(HealthCause::PacketsUnsure, doubt));
+        let audit = self.gateway.services.audit.trouble().map(|trouble| {
             let text = match trouble.closes() {
                 true => format!("the audit cannot be written: {trouble}"),
                 false => format!("the audit: {trouble}"),
@@ -75,7 +75,8 @@ impl Vitals {
             Finding::new(trouble.cause(), text)
         });
         let ends = self.gateway.phases.now() != Phase::Run;
-        let ends = ends.then(|| Finding::new(Cause::ShuttingDown, "the gateway is about to stop"));
+        let ends =
+            ends.then(|| Finding::new(HealthCause::ShuttingDown, "the gateway is about to stop"));
         doubt.into_iter().chain(audit).chain(ends)
     }
 
@@ -85,14 +86,14 @@ impl Vitals {
                 "{interface} was made again and nobody listens on it: its agents are refused; \
                  restart the daemon"
             );
-            Finding::new(Cause::InterfaceUnserved, text)
+            Finding::new(HealthCause::InterfaceUnserved, text)
         });
         let marks = self.marks.borrow().clone();
-        let marks = marks.into_iter().map(|mark| Finding::new(Cause::ForeignMarks, mark));
+        let marks = marks.into_iter().map(|mark| Finding::new(HealthCause::ForeignMarks, mark));
         let open = (self.landlock == Enforced::Not).then(|| {
             let text = "the kernel has no Landlock, or it is off (lsm=): the file system is open to \
                         the daemon as its user's permissions say";
-            Finding::new(Cause::Unconfined, text)
+            Finding::new(HealthCause::Unconfined, text)
         });
         unserved.chain(marks).chain(open)
     }
@@ -102,17 +103,21 @@ impl Vitals {
         let remedy = issuing::remedy(self.vault_signs);
         if let Some(why) = ca.missing(now) {
             let text = format!("{rule} has no issuing CA, and its hosts are closed: {remedy}");
-            return Some(Finding::new(Cause::CaMissing, text).of_rule(rule).because(why.word()));
+            return Some(
+                Finding::new(HealthCause::CaMissing, text).of_rule(rule).because(why.as_str()),
+            );
         }
         let left = ca.overdue(now)?;
         let text = format!("the issuing CA of {rule} ends, and its hosts close with it: {remedy}");
-        Some(Finding::new(Cause::CaEnding, text).of_rule(rule).in_time(left))
+        Some(Finding::new(HealthCause::CaEnding, text).of_rule(rule).in_time(left))
     }
 }
 
 /// Every group with what it may swap, and where.
-pub(super) fn uses(rulebook: &Rulebook) -> impl Iterator<Item = (&GroupName, &Api, &Binding)> {
-    rulebook.policy.apis.iter().flat_map(|api| {
+pub(super) fn uses(
+    policy_snapshot: &PolicySnapshot,
+) -> impl Iterator<Item = (&GroupName, &Api, &Binding)> {
+    policy_snapshot.policy.apis.iter().flat_map(|api| {
         api.bindings.iter().flat_map(move |binding| {
             binding.groups.iter().map(move |group| (group, &**api, &**binding))
         })
@@ -120,7 +125,7 @@ pub(super) fn uses(rulebook: &Rulebook) -> impl Iterator<Item = (&GroupName, &Ap
 }
 
 fn of_secret(
-    secrets: &Snapshot,
+    secrets: &SecretSnapshot,
     group: &GroupName,
     (api, binding): (&Api, &Binding),
     now: Instant,
@@ -132,19 +137,23 @@ fn of_secret(
     match usable(secrets, group, (api, binding), now) {
         Err((why, text)) => {
             let text = format!("{group} has no value at {rule}, {secret}: {text}");
-            Some(about(Cause::SecretUnavailable, text).because(why.word()))
+            Some(about(HealthCause::SecretUnavailable, text).because(why.as_str()))
         }
         Ok(()) => {
             let (failure, left) = (failure?, secrets.good_for(group, secret, now)?);
             let text = format!("{group} has an old value at {rule}, {secret}: {}", failure.text());
-            Some(about(Cause::SecretStale, text).because(failure.cause().word()).in_time(left))
+            Some(
+                about(HealthCause::SecretStale, text)
+                    .because(failure.cause().as_str())
+                    .in_time(left),
+            )
         }
     }
 }
 
 /// Whether any request can get the value. What only some requests cannot have is their refusal.
 fn usable(
-    secrets: &Snapshot,
+    secrets: &SecretSnapshot,
     group: &GroupName,
     (api, binding): (&Api, &Binding),
     now: Instant,

@@ -13,7 +13,7 @@ use crate::{
     ca::{Rotation, RuleCa, RuleCas},
     config::Settings,
     policy::Policy,
-    rulebook::Rulebook,
+    policy_snapshot::PolicySnapshot,
     secrets::SecretStore,
     vault::Session,
 };
@@ -36,9 +36,9 @@ pub(super) async fn first_round(
     secrets: &SecretStore,
     rotation: Option<&Rotation>,
     cas: &RuleCas,
-    patience: Duration,
+    timeout: Duration,
 ) {
-    let deadline = Instant::now() + patience;
+    let deadline = Instant::now() + timeout;
     let signed = async {
         if let Some(rotation) = rotation {
             rotation.tend(cas);
@@ -59,10 +59,10 @@ pub(super) fn open_rotation(
 }
 
 /// Says which hosts are closed, and which will be unless their CA is made anew.
-pub(super) fn report(rulebook: &Rulebook, signed_by_vault: bool) {
+pub(super) fn report(policy_snapshot: &PolicySnapshot, signed_by_vault: bool) {
     let now = SystemTime::now();
     let remedy = remedy(signed_by_vault);
-    for ca in rulebook.cas() {
+    for ca in policy_snapshot.cas() {
         let rule = ca.rule();
         if let Some(cause) = ca.missing(now) {
             tracing::warn!(%rule, %cause, "no issuing CA; its hosts are closed until there is one: {remedy}");

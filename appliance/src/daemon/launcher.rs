@@ -39,7 +39,7 @@ pub const LAUNCHER: &str = "CLOAKROOM_LAUNCHER";
 ///
 /// It cannot be started, or signals cannot be handled.
 pub async fn launch(program: &Path, arguments: impl Iterator<Item = OsString>) -> io::Result<u8> {
-    let mut signals = Signals::new()?;
+    let mut signals = LauncherSignals::new()?;
     let (own, childs) = UnixStream::pair()?;
     own.set_nonblocking(true)?;
     let mut told = tokio::net::UnixStream::from_std(own)?;
@@ -86,7 +86,7 @@ fn exit(status: ExitStatus, stopping: bool) -> u8 {
 }
 
 /// What the launcher hears.
-struct Signals {
+struct LauncherSignals {
     stop: [unix::Signal; 2],
     reload: unix::Signal,
     /// What a watchdog sends: the child does not go round any more.
@@ -94,7 +94,7 @@ struct Signals {
     child: unix::Signal,
 }
 
-impl Signals {
+impl LauncherSignals {
     fn new() -> io::Result<Self> {
         Ok(Self {
             stop: [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?],

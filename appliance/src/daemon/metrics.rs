@@ -31,7 +31,7 @@ use tokio::{
 
 use super::health::{Vitals, uses};
 use crate::{
-    health::{Health, State},
+    health::{Health, HealthState},
     policy::InterfaceName,
 };
 
@@ -102,8 +102,8 @@ fn respond(method: &Method, path: &str, vitals: &Vitals) -> Response<Full<Bytes>
         (&Method::GET, "/ready") => {
             let health = vitals.health();
             let status = match health.state() {
-                State::Closed => StatusCode::SERVICE_UNAVAILABLE,
-                State::Healthy | State::Degraded => StatusCode::OK,
+                HealthState::Closed => StatusCode::SERVICE_UNAVAILABLE,
+                HealthState::Healthy | HealthState::Degraded => StatusCode::OK,
             };
             plain(status, TEXT, format!("{}\n", health.state()))
         }
@@ -126,16 +126,16 @@ fn text(vitals: &Vitals) -> Result<String, std::fmt::Error> {
     of_groups(&mut registry, vitals);
     of_secrets(&mut registry, vitals);
     of_cas(&mut registry, vitals);
-    vitals.gateway.means.audit.metrics().text(&registry)
+    vitals.gateway.services.audit.metrics().text(&registry)
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct InState {
+struct StateLabels {
     state: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Caused {
+struct CauseLabels {
     cause: &'static str,
     group: String,
     rule: String,
@@ -143,31 +143,31 @@ struct Caused {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Group {
+struct GroupLabels {
     group: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Rule {
+struct RuleLabels {
     rule: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Use {
+struct UseLabels {
     group: String,
     rule: String,
 }
 
 fn of_health(registry: &mut Registry, health: &Health) {
-    let states: Family<InState, Gauge> = Family::default();
-    for state in State::ALL {
+    let states: Family<StateLabels, Gauge> = Family::default();
+    for state in HealthState::ALL {
         let is = i64::from(health.state() == state);
-        states.get_or_create(&InState { state: state.word() }).set(is);
+        states.get_or_create(&StateLabels { state: state.as_str() }).set(is);
     }
-    let causes: Family<Caused, Gauge> = Family::default();
+    let causes: Family<CauseLabels, Gauge> = Family::default();
     for finding in health.findings() {
-        let caused = Caused {
-            cause: finding.cause.word(),
+        let caused = CauseLabels {
+            cause: finding.cause.as_str(),
             group: finding.group.clone().unwrap_or_default(),
             rule: finding.rule.clone().unwrap_or_default(),
             why: finding.why.unwrap_or_default(),
@@ -179,11 +179,11 @@ fn of_health(registry: &mut Registry, health: &Health) {
 }
 
 fn of_groups(registry: &mut Registry, vitals: &Vitals) {
-    let open: Family<Group, Gauge> = Family::default();
+    let open: Family<GroupLabels, Gauge> = Family::default();
     let gateway = &vitals.gateway;
-    for group in &gateway.rulebook.borrow().policy.groups {
-        let connections = gateway.places.open(&group.name);
-        let labels = Group { group: group.name.to_string() };
+    for group in &gateway.policy_snapshot.borrow().policy.groups {
+        let connections = gateway.capacity.open(&group.name);
+        let labels = GroupLabels { group: group.name.to_string() };
         open.get_or_create(&labels).set(i64::try_from(connections).unwrap_or(i64::MAX));
     }
     registry.register("open_connections", "Connections that are open", open);
@@ -191,14 +191,15 @@ fn of_groups(registry: &mut Registry, vitals: &Vitals) {
 
 /// Of the values that a group has at a rule, the one that ends first.
 fn of_secrets(registry: &mut Registry, vitals: &Vitals) {
-    let left: Family<Use, Gauge> = Family::default();
-    let rulebook = Arc::clone(&vitals.gateway.rulebook.borrow());
-    let secrets = vitals.gateway.means.secrets.snapshot();
+    let left: Family<UseLabels, Gauge> = Family::default();
+    let policy_snapshot = Arc::clone(&vitals.gateway.policy_snapshot.borrow());
+    let secrets = vitals.gateway.services.secrets.snapshot();
     let now = Instant::now();
-    let mut first: std::collections::HashMap<Use, Duration> = std::collections::HashMap::new();
-    for (group, api, binding) in uses(&rulebook) {
+    let mut first: std::collections::HashMap<UseLabels, Duration> =
+        std::collections::HashMap::new();
+    for (group, api, binding) in uses(&policy_snapshot) {
         let Some(time) = secrets.good_for(group, &binding.secret, now) else { continue };
-        let labels = Use { group: group.to_string(), rule: api.name.to_string() };
+        let labels = UseLabels { group: group.to_string(), rule: api.name.to_string() };
         first.entry(labels).and_modify(|least| *least = time.min(*least)).or_insert(time);
     }
     for (labels, time) in first {
@@ -209,11 +210,11 @@ fn of_secrets(registry: &mut Registry, vitals: &Vitals) {
 }
 
 fn of_cas(registry: &mut Registry, vitals: &Vitals) {
-    let (begins, ends): (Family<Rule, Gauge>, Family<Rule, Gauge>) = Default::default();
-    let rulebook = Arc::clone(&vitals.gateway.rulebook.borrow());
-    for ca in rulebook.cas() {
+    let (begins, ends): (Family<RuleLabels, Gauge>, Family<RuleLabels, Gauge>) = Default::default();
+    let policy_snapshot = Arc::clone(&vitals.gateway.policy_snapshot.borrow());
+    for ca in policy_snapshot.cas() {
         let Some((from, to)) = ca.life() else { continue };
-        let labels = Rule { rule: ca.rule().to_string() };
+        let labels = RuleLabels { rule: ca.rule().to_string() };
         begins.get_or_create(&labels).set(seconds(from));
         ends.get_or_create(&labels).set(seconds(to));
     }

@@ -10,8 +10,8 @@ mod control;
 mod error;
 mod farewell;
 mod flow;
-mod ground;
 mod health;
+mod host_checks;
 mod issuing;
 mod launcher;
 mod metrics;
@@ -19,12 +19,12 @@ mod onboard;
 mod orders;
 mod reach;
 mod refused;
+mod secret_demand;
 mod signals;
 mod start;
 mod status;
 mod stop;
 mod supervisor;
-mod wanted;
 mod worker;
 
 use std::{
@@ -49,13 +49,13 @@ pub use self::{
 };
 use self::{
     error::other,
-    ground::Ground,
     health::Vitals,
+    host_checks::HostChecks,
     orders::{Reload, Reloaded},
     refused::Watcher,
-    signals::{Signals, Told},
+    secret_demand::SecretDemand,
+    signals::{DaemonSignals, SignalMeaning},
     supervisor::Supervisor,
-    wanted::Wanted,
     worker::Worker,
 };
 use crate::{
@@ -65,13 +65,13 @@ use crate::{
     dial::OffLimits,
     dns,
     harden::{self, Confinement},
-    health::{Health, State},
-    packets::{Capture, Held, Kept},
+    health::{Health, HealthState},
+    packets::{Capture, HeldName, InheritedListeners},
     phase::{Phase, Phases},
     policy::Policy,
+    policy_snapshot::PolicySnapshot,
     quarantine::Quarantine,
-    rulebook::Rulebook,
-    secrets::{FetchError, SecretStore, Snapshot},
+    secrets::{FetchError, SecretSnapshot, SecretStore},
     tls,
 };
 
@@ -90,15 +90,19 @@ pub async fn run(
     };
     let config = config::load_by(config_file, &noting).map_err(DaemonError::Config)?;
     let reach = reach::reach(&config.settings, &named.into_inner(), ready_file);
-    let signals = Signals::new().map_err(|error| other("cannot handle signals", &error))?;
+    let signals = DaemonSignals::new().map_err(|error| other("cannot handle signals", &error))?;
     let supervisor = Supervisor::of(&surroundings, ready_file)
         .map_err(|error| other("cannot speak to the socket in NOTIFY_SOCKET", &error))?;
     supervisor
         .remove_ready_file()
         .map_err(|error| other("cannot remove the file that says ready", &error))?;
-    let daemon =
-        Daemon::start((config, config_file), reach, &supervisor, Kept::new(surroundings.handed))
-            .await?;
+    let daemon = Daemon::start(
+        (config, config_file),
+        reach,
+        &supervisor,
+        InheritedListeners::new(surroundings.handed),
+    )
+    .await?;
     if let Err(error) = supervisor.write_ready_file() {
         let Leases { rotation, refreshing, .. } = daemon.leases;
         give_back(&daemon.phase, rotation, refreshing).await;
@@ -112,11 +116,11 @@ pub async fn run(
 
 /// Everything that lives as long as the daemon.
 struct Daemon {
-    host: Host,
+    host: HostSetup,
     off_limits: OffLimits,
     vitals: Vitals,
     phase: watch::Sender<Phase>,
-    rulebooks: watch::Sender<Arc<Rulebook>>,
+    policy_snapshots: watch::Sender<Arc<PolicySnapshot>>,
     /// When the log was last told how the issuing CAs are.
     cas_told: Instant,
     leases: Leases,
@@ -126,7 +130,7 @@ struct Daemon {
 }
 
 /// What the operator said, and what of this machine the daemon uses.
-struct Host {
+struct HostSetup {
     config_file: PathBuf,
     settings: Settings,
     capture: Capture,
@@ -137,7 +141,7 @@ struct Host {
 /// What is had for a time.
 struct Leases {
     secrets: Arc<SecretStore>,
-    wanted: Arc<Wanted>,
+    demand: Arc<SecretDemand>,
     /// Where Vault signs the issuing CAs.
     rotation: Option<Rotation>,
     refreshing: JoinHandle<()>,
@@ -160,17 +164,17 @@ struct Records {
 /// What serves agents, and what watches their packets.
 struct Serving {
     workers: Vec<Worker>,
-    dns: dns::Server,
+    dns: dns::DnsServer,
     watcher: Watcher,
-    ground: Ground,
+    host_checks: HostChecks,
     /// Tells one that was before it that this one accepts.
-    serves: Option<Held>,
+    serves: Option<HeldName>,
 }
 
 impl Daemon {
     async fn live(
         mut self,
-        mut signals: Signals,
+        mut signals: DaemonSignals,
         supervisor: &Supervisor,
         launched: Option<Launched>,
     ) {
@@ -185,11 +189,11 @@ impl Daemon {
         loop {
             tokio::select! {
                 told = signals.next() => match told {
-                    Told::Reload => {
+                    SignalMeaning::Reload => {
                         // The log has said it.
                         let _ = self.reload(supervisor).await;
                     }
-                    Told::Stop => break,
+                    SignalMeaning::Stop => break,
                 },
                 Some(waiting) = self.obeying.reloads.recv() => {
                     // Whoever asked may be gone.
@@ -198,7 +202,7 @@ impl Daemon {
                 () = next_sign(&mut signs) => self.give_sign(supervisor),
                 Ok(()) = audit.changed() => self.tell_state(supervisor),
                 _ = looks.tick() => self.tell_news(supervisor, &mut told),
-                turned = self.serving.ground.turned() => {
+                turned = self.serving.host_checks.turned() => {
                     if let Err(error) = turned {
                         tracing::error!("stopping: {error}");
                         break;
@@ -236,7 +240,7 @@ impl Daemon {
     }
 
     /// The secrets that had a value until a reload; why they have none is a text of their source's.
-    fn lost_since(&self, before: &Snapshot) -> Vec<String> {
+    fn lost_since(&self, before: &SecretSnapshot) -> Vec<String> {
         let now = self.leases.secrets.snapshot();
         let lost = now.lost_since(before, Instant::now()).into_iter();
         let told = lost.map(|(group, secret)| {
@@ -251,13 +255,13 @@ impl Daemon {
     fn tell_of_cas(&mut self) {
         if self.cas_told.elapsed() >= DAY {
             self.cas_told = Instant::now();
-            issuing::report(&self.rulebooks.borrow(), self.leases.rotation.is_some());
+            issuing::report(&self.policy_snapshots.borrow(), self.leases.rotation.is_some());
         }
     }
 
     fn tell_state(&self, supervisor: &Supervisor) {
         let health = self.vitals.health();
-        supervisor.is(&self.line(&health), health.state() != State::Closed);
+        supervisor.is(&self.line(&health), health.state() != HealthState::Closed);
     }
 
     /// Tells how it is where that is another thing than what was told.
@@ -267,9 +271,9 @@ impl Daemon {
         if news == *told {
             return;
         }
-        supervisor.is(&self.line(&health), health.state() != State::Closed);
+        supervisor.is(&self.line(&health), health.state() != HealthState::Closed);
         match health.state() {
-            State::Healthy => tracing::info!("{}", self.line(&health)),
+            HealthState::Healthy => tracing::info!("{}", self.line(&health)),
             _ => tracing::warn!("{}; see `cloakroom status`", health.in_words()),
         }
         *told = news;
@@ -288,7 +292,7 @@ impl Daemon {
     }
 
     fn line(&self, health: &Health) -> String {
-        if health.state() != State::Healthy {
+        if health.state() != HealthState::Healthy {
             return health.line();
         }
         let secrets = self.leases.secrets.snapshot().health(Instant::now());
@@ -312,15 +316,15 @@ impl Daemon {
         let cas = issuing::cas(&policy, &settings, self.leases.rotation.as_ref())?;
         // A CA that the system trusts since, or no longer.
         let system_roots = Arc::new(tls::system_roots());
-        let rulebook = rulebook(policy, cas.clone(), &system_roots)?;
-        self.serving.ground.take(capture.clone()).await?;
+        let policy_snapshot = policy_snapshot(policy, cas.clone(), &system_roots)?;
+        self.serving.host_checks.take(capture.clone()).await?;
         self.off_limits.control_plane().take_agents(capture.agents());
-        self.off_limits.take_site(rulebook.policy.site.clone());
+        self.off_limits.take_site(policy_snapshot.policy.site.clone());
         self.host.capture = capture;
         // A binding or a CA that is new is there before the first request can ask for it; until
         // then requests are judged by the old policy, and have what that names, unless a group's
         // new token role may not read it.
-        self.leases.wanted.add(&rulebook.policy);
+        self.leases.demand.add(&policy_snapshot.policy);
         self.leases.secrets.ask_again();
         issuing::first_round(
             &self.leases.secrets,
@@ -329,11 +333,11 @@ impl Daemon {
             RELOAD_ROUND,
         )
         .await;
-        let rulebook = Arc::new(rulebook);
-        self.rulebooks.send_replace(Arc::clone(&rulebook));
-        self.leases.wanted.take(&rulebook.policy);
+        let policy_snapshot = Arc::new(policy_snapshot);
+        self.policy_snapshots.send_replace(Arc::clone(&policy_snapshot));
+        self.leases.demand.take(&policy_snapshot.policy);
         self.cas_told = Instant::now();
-        issuing::report(&rulebook, self.leases.rotation.is_some());
+        issuing::report(&policy_snapshot, self.leases.rotation.is_some());
         Ok(())
     }
 
@@ -343,7 +347,7 @@ impl Daemon {
         if capture.interface_names() != self.host.capture.interface_names() {
             fixed.push("the interfaces of [[group]]");
         }
-        if policy.limits.connections != self.rulebooks.borrow().policy.limits.connections {
+        if policy.limits.connections != self.policy_snapshots.borrow().policy.limits.connections {
             fixed.push("connections in [limits]");
         }
         fixed
@@ -392,15 +396,16 @@ fn raise_descriptors() -> rustix::io::Result<()> {
     setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most })
 }
 
-fn rulebook(
+fn policy_snapshot(
     policy: Policy,
     cas: RuleCas,
     system_roots: &Arc<RootCertStore>,
-) -> Result<Rulebook, DaemonError> {
+) -> Result<PolicySnapshot, DaemonError> {
     // Read for whom it is needed, so that nobody else keeps it.
     let onboards = policy.groups.iter().any(|group| group.onboarding.is_some());
     let public = if onboards { tls::public_cas() } else { Vec::new() };
-    Rulebook::new(policy, cas, Arc::clone(system_roots), &public).map_err(DaemonError::Rulebook)
+    PolicySnapshot::new(policy, cas, Arc::clone(system_roots), &public)
+        .map_err(DaemonError::PolicySnapshot)
 }
 
 /// How often health is looked at, beside what tells of itself.

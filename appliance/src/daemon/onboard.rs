@@ -11,9 +11,9 @@ use super::farewell::{self, Language};
 use crate::{
     audit::Record,
     identity::Flow,
-    limits::Share,
+    limits::AgentShare,
     net::reset,
-    onboarding::{self, Asked, Pages},
+    onboarding::{self, PageRequest, Pages},
     peek::{self, PeekFailure, Peeked},
     phase::{Phase, Phases},
     policy::Limits,
@@ -22,10 +22,10 @@ use crate::{
 };
 
 /// Who is connected, and by what right.
-pub(super) struct Agent<'a> {
+pub(super) struct OnboardingAgent<'a> {
     pub stream: TcpStream,
     pub flow: &'a Flow,
-    pub share: &'a Share,
+    pub share: &'a AgentShare,
 }
 
 /// Reads a request, answers it, and closes.
@@ -33,7 +33,7 @@ pub(super) async fn serve(
     (mut phases, mut quarantined): (Phases, Quarantined),
     limits: &Limits,
     pages: &Pages,
-    mut agent: Agent<'_>,
+    mut agent: OnboardingAgent<'_>,
     record: &mut Record,
 ) {
     let cut = tokio::select! {
@@ -53,14 +53,14 @@ pub(super) async fn serve(
 }
 
 /// Why a request is refused, and the language in which that can be said.
-type Refused = (Language, Reason);
+type OnboardingRefusal = (Language, Reason);
 
 async fn answer(
     limits: &Limits,
     pages: &Pages,
-    agent: &mut Agent<'_>,
+    agent: &mut OnboardingAgent<'_>,
     record: &mut Record,
-) -> Result<(), Refused> {
+) -> Result<(), OnboardingRefusal> {
     let share = agent.share;
     let read = match peek::read(&mut agent.stream, limits, |bytes| share.peek(bytes)).await {
         Ok(read) => read,
@@ -79,7 +79,7 @@ async fn answer(
         Peeked::Http(_) => onboarding::asked(&read.bytes, limits.head_fields, dialled),
         Peeked::Tls(_) | Peeked::Other | Peeked::Unread(_) => Err(Reason::ProtocolDenied),
     };
-    let Asked { page, body } =
+    let PageRequest { page, body } =
         asked.map_err(|reason| (farewell::language_of(&read.peeked), reason))?;
     record.onboards(page.path());
     let text = pages.text(page, dialled);

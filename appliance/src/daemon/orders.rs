@@ -7,10 +7,12 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::{DaemonError, flow::Gateway, health::Vitals, status::status, wanted::Wanted};
+use super::{
+    DaemonError, flow::Gateway, health::Vitals, secret_demand::SecretDemand, status::status,
+};
 use crate::{
     audit::{Act, ActRecord, Trouble},
-    control::{Answer, EX_USAGE, Order},
+    control::{EX_USAGE, Order, OrderReply},
     policy::GroupName,
     quarantine::Quarantine,
 };
@@ -20,7 +22,7 @@ use crate::{
 pub(super) struct Orders {
     pub(super) gateway: Arc<Gateway>,
     pub(super) quarantine: Arc<Quarantine>,
-    pub(super) wanted: Arc<Wanted>,
+    pub(super) demand: Arc<SecretDemand>,
     pub(super) vitals: Vitals,
     pub(super) reloads: mpsc::Sender<Reload>,
 }
@@ -39,16 +41,16 @@ pub(super) struct Reloaded {
 
 impl Orders {
     /// Carries out an order of the user `uid`.
-    pub(super) async fn carry_out(&self, order: Order, uid: u32) -> Answer {
+    pub(super) async fn carry_out(&self, order: Order, uid: u32) -> OrderReply {
         match order {
             Order::Reload => self.reload().await,
             Order::Quarantine(group) => self.hold(group, uid).await,
             Order::Release(group) => self.release(group, uid).await,
-            Order::Status => status(&self.vitals, &self.wanted),
+            Order::Status => status(&self.vitals, &self.demand),
         }
     }
 
-    async fn reload(&self) -> Answer {
+    async fn reload(&self) -> OrderReply {
         let (done, told) = oneshot::channel();
         // A send that fails leaves nobody who could answer either.
         let _ = self.reloads.send(done).await;
@@ -56,86 +58,90 @@ impl Orders {
             Ok(Ok(reloaded)) => reloaded.answer(),
             Ok(Err(error)) => {
                 let exit = if matches!(error, DaemonError::Config(_)) { EX_USAGE } else { 1 };
-                Answer::failed(exit, format!("not reloaded, the old policy stays: {error}"))
+                OrderReply::failed(exit, format!("not reloaded, the old policy stays: {error}"))
             }
-            Err(_) => Answer::failed(1, "the gateway is stopping"),
+            Err(_) => OrderReply::failed(1, "the gateway is stopping"),
         }
     }
 
-    async fn hold(&self, group: GroupName, uid: u32) -> Answer {
+    async fn hold(&self, group: GroupName, uid: u32) -> OrderReply {
         if !self.knows(&group) {
-            return Answer::failed(EX_USAGE, self.unknown(&group));
+            return OrderReply::failed(EX_USAGE, self.unknown(&group));
         }
         let (quarantine, name) = (Arc::clone(&self.quarantine), group.clone());
         let holding = blocking(move || quarantine.hold(&name));
-        let held = self.wanted.follow(&group, holding).await;
+        let held = self.demand.follow(&group, holding).await;
         tracing::warn!(%group, uid, "quarantined");
         let recorded = self.record(Act::Quarantine, &group, uid);
         match (held, recorded) {
-            (Ok(_), true) => Answer::done(format!("{group} is quarantined")),
-            (Ok(_), false) => {
-                Answer::failed(1, format!("{group} is quarantined, but the audit takes no record"))
-            }
-            (Err(error), _) => Answer::failed(
+            (Ok(_), true) => OrderReply::done(format!("{group} is quarantined")),
+            (Ok(_), false) => OrderReply::failed(
+                1,
+                format!("{group} is quarantined, but the audit takes no record"),
+            ),
+            (Err(error), _) => OrderReply::failed(
                 1,
                 format!("{group} is quarantined until the gateway restarts: no mark: {error}"),
             ),
         }
     }
 
-    async fn release(&self, group: GroupName, uid: u32) -> Answer {
+    async fn release(&self, group: GroupName, uid: u32) -> OrderReply {
         if !self.gateway.quarantined.holds(&group) {
             return if self.knows(&group) {
-                Answer::done(format!("{group} was not quarantined"))
+                OrderReply::done(format!("{group} was not quarantined"))
             } else {
-                Answer::failed(EX_USAGE, self.unknown(&group))
+                OrderReply::failed(EX_USAGE, self.unknown(&group))
             };
         }
-        let Ok(slot) = self.gateway.means.audit.reserve() else {
-            return Answer::failed(1, format!("{group} stays quarantined: no audit record"));
+        let Ok(slot) = self.gateway.services.audit.reserve() else {
+            return OrderReply::failed(1, format!("{group} stays quarantined: no audit record"));
         };
         let (quarantine, name) = (Arc::clone(&self.quarantine), group.clone());
         match blocking(move || quarantine.release(&name)).await {
             Ok(_) => {
-                self.wanted.apply();
+                self.demand.apply();
                 tracing::warn!(%group, uid, "released");
                 ActRecord { act: Act::Release, group: &group, uid }.write(slot);
-                Answer::done(format!("{group} is released"))
+                OrderReply::done(format!("{group} is released"))
             }
-            Err(error) => Answer::failed(1, format!("{group} stays quarantined: {error}")),
+            Err(error) => OrderReply::failed(1, format!("{group} stays quarantined: {error}")),
         }
     }
 
     fn record(&self, act: Act, group: &GroupName, uid: u32) -> bool {
-        let slot = self.gateway.means.audit.reserve();
+        let slot = self.gateway.services.audit.reserve();
         slot.map(|slot| ActRecord { act, group, uid }.write(slot)).is_ok()
     }
 
     fn knows(&self, group: &GroupName) -> bool {
-        let rulebook = self.gateway.rulebook.borrow();
-        rulebook.policy.groups.iter().any(|known| known.name == *group)
+        let policy_snapshot = self.gateway.policy_snapshot.borrow();
+        policy_snapshot.policy.groups.iter().any(|known| known.name == *group)
     }
 
     fn unknown(&self, group: &GroupName) -> String {
-        let rulebook = self.gateway.rulebook.borrow();
-        let known: Vec<&str> = rulebook.policy.groups.iter().map(|it| it.name.as_str()).collect();
+        let policy_snapshot = self.gateway.policy_snapshot.borrow();
+        let known: Vec<&str> =
+            policy_snapshot.policy.groups.iter().map(|it| it.name.as_str()).collect();
         format!("the policy has no group {group}; it has {}", known.join(", "))
     }
 }
 
 impl Reloaded {
-    fn answer(&self) -> Answer {
+    fn answer(&self) -> OrderReply {
         let lost: String = self.lost.iter().map(|lost| format!("\n  - {lost}")).collect();
         match &self.audit {
-            None if lost.is_empty() => Answer::done("reloaded"),
-            None => Answer::done(format!("reloaded; these have no value any more:{lost}")),
-            Some(trouble) if trouble.closes() => Answer::failed(
+            None if lost.is_empty() => OrderReply::done("reloaded"),
+            None => OrderReply::done(format!("reloaded; these have no value any more:{lost}")),
+            Some(trouble) if trouble.closes() => OrderReply::failed(
                 1,
                 format!(
                     "reloaded, but the audit cannot be written and all is refused: {trouble}{lost}"
                 ),
             ),
-            Some(trouble) => Answer::failed(1, format!("reloaded, but the audit: {trouble}{lost}")),
+            Some(trouble) => {
+                OrderReply::failed(1, format!("reloaded, but the audit: {trouble}{lost}"))
+            }
         }
     }
 }

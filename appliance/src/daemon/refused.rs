@@ -19,10 +19,10 @@ use tokio::sync::watch;
 
 use crate::{
     audit::{self, RefusedPackets, Sink},
-    limits::Places,
+    limits::Capacity,
     packets::{self, PacketLog},
+    policy_snapshot::PolicySnapshot,
     reason::Reason,
-    rulebook::Rulebook,
 };
 
 /// The thread. It ends when it is told to, after a last round of records.
@@ -36,14 +36,14 @@ impl Watcher {
     pub(super) fn start(
         log: PacketLog,
         audit: Sink,
-        rulebook: watch::Receiver<Arc<Rulebook>>,
-        places: Arc<Places>,
+        policy_snapshot: watch::Receiver<Arc<PolicySnapshot>>,
+        capacity: Arc<Capacity>,
         ipv6: bool,
     ) -> io::Result<Self> {
         let ending = Arc::new(AtomicBool::new(false));
         // What was counted before this start is nobody's to record any more.
-        let untold = packets::untold().unwrap_or_default();
-        let round = Round { log, audit, rulebook, places, ipv6, untold };
+        let unlogged = packets::unlogged().unwrap_or_default();
+        let round = Round { log, audit, policy_snapshot, capacity, ipv6, unlogged };
         let told_to_end = Arc::clone(&ending);
         let thread =
             thread::Builder::new().name("refused".into()).spawn(move || round.run(&told_to_end))?;
@@ -62,11 +62,11 @@ impl Watcher {
 struct Round {
     log: PacketLog,
     audit: Sink,
-    rulebook: watch::Receiver<Arc<Rulebook>>,
-    places: Arc<Places>,
+    policy_snapshot: watch::Receiver<Arc<PolicySnapshot>>,
+    capacity: Arc<Capacity>,
     ipv6: bool,
     /// The kernel's counters at their last reading.
-    untold: HashMap<Reason, u64>,
+    unlogged: HashMap<Reason, u64>,
 }
 
 impl Round {
@@ -77,8 +77,8 @@ impl Round {
         loop {
             let ends = ending.load(Relaxed);
             let until = due.min(Instant::now() + STEP);
-            let rulebook = Arc::clone(&self.rulebook.borrow());
-            match self.log.read(until, |packet| sums.count(packet, &rulebook.policy)) {
+            let policy_snapshot = Arc::clone(&self.policy_snapshot.borrow());
+            match self.log.read(until, |packet| sums.count(packet, &policy_snapshot.policy)) {
                 Ok(lost) => sums.lost(lost),
                 Err(error) => self.pause(&error),
             }
@@ -103,25 +103,25 @@ impl Round {
 
     fn tell_over_rate(&self, since: Instant) {
         let now = Instant::now();
-        for over_rate in self.places.over_rate(now) {
+        for over_rate in self.capacity.over_rate(now) {
             match self.audit.reserve() {
                 Ok(slot) => audit::over_rate(slot, &over_rate, now - since),
-                Err(_) => self.places.not_told(&over_rate),
+                Err(_) => self.capacity.not_logged(&over_rate),
             }
         }
     }
 
     /// A counter that went back was started anew: somebody removed the table.
     fn count_untold(&mut self, sums: &mut RefusedPackets) {
-        let counters = match packets::untold() {
+        let counters = match packets::unlogged() {
             Ok(counters) => counters,
             Err(error) => return tracing::error!("{error}"),
         };
         for (reason, now) in &counters {
-            let before = self.untold.get(reason).copied().unwrap_or_default();
+            let before = self.unlogged.get(reason).copied().unwrap_or_default();
             sums.too_many(*reason, now.checked_sub(before).unwrap_or(*now));
         }
-        self.untold = counters;
+        self.unlogged = counters;
     }
 }
 

@@ -3,13 +3,13 @@
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// The signals that the daemon obeys.
-pub(super) struct Signals {
+pub(super) struct DaemonSignals {
     reload: Signal,
     terminate: Signal,
     interrupt: Signal,
 }
 
-impl Signals {
+impl DaemonSignals {
     pub(super) fn new() -> std::io::Result<Self> {
         Ok(Self {
             reload: signal(SignalKind::hangup())?,
@@ -19,23 +19,23 @@ impl Signals {
     }
 
     /// The next one.
-    pub(super) async fn next(&mut self) -> Told {
+    pub(super) async fn next(&mut self) -> SignalMeaning {
         tokio::select! {
-            _ = self.reload.recv() => Told::Reload,
-            _ = self.terminate.recv() => Told::Stop,
-            _ = self.interrupt.recv() => Told::Stop,
+            _ = self.reload.recv() => SignalMeaning::Reload,
+            _ = self.terminate.recv() => SignalMeaning::Stop,
+            _ = self.interrupt.recv() => SignalMeaning::Stop,
         }
     }
 
     /// Ends when the daemon is told to stop.
     pub(super) async fn stop(&mut self) {
-        while self.next().await != Told::Stop {}
+        while self.next().await != SignalMeaning::Stop {}
     }
 }
 
 /// What a signal says.
 #[derive(PartialEq, Eq)]
-pub(super) enum Told {
+pub(super) enum SignalMeaning {
     /// Take the configuration anew.
     Reload,
     /// End.

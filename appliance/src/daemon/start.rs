@@ -21,25 +21,29 @@ use tokio::{
 };
 
 use super::{
-    Daemon, DaemonError, Host, Leases, Obeying, Records, Serving, control::Control, cut,
-    flow::Gateway, give_back, ground::Ground, health::Vitals, issuing, metrics, orders::Orders,
-    other, refused::Watcher, rulebook, supervisor::Supervisor, wanted::Wanted, worker::Worker,
+    Daemon, DaemonError, HostSetup, Leases, Obeying, Records, Serving, control::Control, cut,
+    flow::Gateway, give_back, health::Vitals, host_checks::HostChecks, issuing, metrics,
+    orders::Orders, other, policy_snapshot, refused::Watcher, secret_demand::SecretDemand,
+    supervisor::Supervisor, worker::Worker,
 };
 use crate::{
     audit::{self, Sink},
     ca::{Rotation, RuleCas},
     config::{Config, SecretFile, Settings},
     dial::{self, OffLimits, Resolver},
-    dns::{self, Desk},
+    dns::{self, QueryHandler},
     harden::{Confinement, Enforced, Reach},
     identity::FlowIds,
-    intercept::Means,
-    limits::Places,
-    packets::{self, Capture, Claim, DnsSockets, Held, Kept, PacketLog, PacketsError, Says},
+    intercept::Services,
+    limits::Capacity,
+    packets::{
+        self, Capture, Claim, DaemonState, DnsSockets, HeldName, InheritedListeners, PacketLog,
+        PacketsError,
+    },
     phase::{Phase, Phases},
     policy::{Group, Policy},
+    policy_snapshot::PolicySnapshot,
     quarantine::Quarantine,
-    rulebook::Rulebook,
     secrets::{FileSource, SecretStore},
     tls,
     vault::{Session, Sources, VaultSource},
@@ -51,9 +55,9 @@ impl Daemon {
         config: (Config, &Path),
         reach: Reach,
         supervisor: &Supervisor,
-        kept: Kept,
+        inherited: InheritedListeners,
     ) -> Result<Self, DaemonError> {
-        let prepared = Prepared::new(config, reach, kept).await?;
+        let prepared = Prepared::new(config, reach, inherited).await?;
         let equipped = prepared.equip().await?;
         let answering = equipped.answer(supervisor).await?;
         let leasing = answering.lease().await;
@@ -63,29 +67,29 @@ impl Daemon {
 
 /// The machine can do what the gateway needs. From here on threads are started.
 struct Prepared {
-    host: Host,
+    host: HostSetup,
     policy: Policy,
     control: Control,
-    kept: Kept,
+    inherited: InheritedListeners,
     sockets: Result<Vec<DnsSockets>, PacketsError>,
 }
 
 /// There is all that a connection is judged and carried with, and nobody is served.
 struct Equipped {
-    host: Host,
+    host: HostSetup,
     core: Core,
-    kept: Kept,
+    inherited: InheritedListeners,
     sockets: Result<Vec<DnsSockets>, PacketsError>,
 }
 
 /// Names are answered. No secret was asked for.
 struct Answering {
-    host: Host,
+    host: HostSetup,
     core: Core,
-    kept: Kept,
-    serves: Option<Held>,
+    inherited: InheritedListeners,
+    serves: Option<HeldName>,
     claim: Arc<Claim>,
-    dns: dns::Server,
+    dns: dns::DnsServer,
     watcher: Watcher,
 }
 
@@ -100,8 +104,8 @@ struct Core {
     gateway: Arc<Gateway>,
     off_limits: OffLimits,
     phase: watch::Sender<Phase>,
-    rulebooks: watch::Sender<Arc<Rulebook>>,
-    wanted: Arc<Wanted>,
+    policy_snapshots: watch::Sender<Arc<PolicySnapshot>>,
+    demand: Arc<SecretDemand>,
     rotation: Option<Rotation>,
     cas: RuleCas,
     records: Records,
@@ -113,7 +117,7 @@ impl Prepared {
     async fn new(
         (config, config_file): (Config, &Path),
         reach: Reach,
-        mut kept: Kept,
+        mut inherited: InheritedListeners,
     ) -> Result<Self, DaemonError> {
         let Config { settings, policy } = config;
         let control = patiently(|| Control::bind(&settings.control), is_in_use).await;
@@ -127,49 +131,49 @@ impl Prepared {
         })?;
         let capture = Capture::new(&policy, &settings);
         // Whoever else answers at port 53 can be named now: Landlock hides what other processes hold.
-        let sockets = kept.dns(&capture);
+        let sockets = inherited.dns(&capture);
         let confinement = confine(reach)?;
         packets::prepare(&capture).await?;
         packets::misfits(&capture).iter().for_each(|misfit| tracing::warn!("{misfit}"));
         report_routes(&policy, capture.ipv6);
-        let host = Host {
+        let host = HostSetup {
             config_file: config_file.to_owned(),
             settings,
             capture,
             confinement,
             quarantine: Arc::new(quarantine),
         };
-        Ok(Self { host, policy, control, kept, sockets })
+        Ok(Self { host, policy, control, inherited, sockets })
     }
 
     async fn equip(self) -> Result<Equipped, DaemonError> {
-        let Self { host, policy, control, kept, sockets } = self;
-        let Host { settings, capture, quarantine, .. } = &host;
+        let Self { host, policy, control, inherited, sockets } = self;
+        let HostSetup { settings, capture, quarantine, .. } = &host;
         let system_roots = Arc::new(tls::system_roots());
         // A listener holds a place while it waits for the connection that will take it.
         let waiting = workers(settings) * capture.listeners();
-        let places = Places::new(policy.limits.connections + waiting);
+        let capacity = Capacity::new(policy.limits.connections + waiting);
         let resolver = Resolver::open(settings, &policy.site, &system_roots);
         let resolver = resolver.map_err(DaemonError::Other)?;
         let off_limits = resolver.off_limits().clone();
         off_limits.control_plane().take_agents(capture.agents());
         let (secrets, vault) = open_secrets(settings, &policy.groups, &resolver)?;
         let sources = (Arc::clone(&secrets), vault.clone());
-        let wanted = Arc::new(Wanted::new(sources, quarantine.watch(), &policy));
+        let demand = Arc::new(SecretDemand::new(sources, quarantine.watch(), &policy));
         let rotation = issuing::open_rotation(settings, vault.as_ref())?;
         let cas = issuing::cas(&policy, settings, rotation.as_ref())?;
-        let rulebook = rulebook(policy, cas.clone(), &system_roots)?;
+        let policy_snapshot = policy_snapshot(policy, cas.clone(), &system_roots)?;
         let records = Records::open(settings)?;
         let management = patiently(|| open_metrics(settings, capture), is_in_use).await;
         let management = management.map_err(|error| other("metrics", &error))?;
         let (phase, phases) = Phases::new();
-        let (rulebooks, in_force) = watch::channel(Arc::new(rulebook));
+        let (policy_snapshots, in_force) = watch::channel(Arc::new(policy_snapshot));
         let gateway = Arc::new(Gateway {
-            means: Means { audit: records.sink.clone(), secrets, resolver },
-            rulebook: in_force,
+            services: Services { audit: records.sink.clone(), secrets, resolver },
+            policy_snapshot: in_force,
             phases,
             quarantined: quarantine.watch(),
-            places,
+            capacity,
             flow_ids: FlowIds::new()
                 .map_err(|error| other("cannot make a key to name flows with", &error))?,
             proxy_port: settings.proxy_port,
@@ -178,36 +182,36 @@ impl Prepared {
             gateway,
             off_limits,
             phase,
-            rulebooks,
-            wanted,
+            policy_snapshots,
+            demand,
             rotation,
             cas,
             records,
             control,
             management,
         };
-        Ok(Equipped { host, core, kept, sockets })
+        Ok(Equipped { host, core, inherited, sockets })
     }
 }
 
 impl Equipped {
     async fn answer(self, supervisor: &Supervisor) -> Result<Answering, DaemonError> {
-        let Self { host, core, mut kept, sockets } = self;
+        let Self { host, core, mut inherited, sockets } = self;
         let (capture, gateway) = (&host.capture, &core.gateway);
         let port = host.settings.proxy_port;
         // One that drains has what was not handed over, and gives it up when it hears this.
-        let serves = if kept.is_empty() { say_serves(port).await } else { None };
-        let claim = patiently(|| packets::claim(&kept, capture), is_in_the_way).await;
+        let serves = if inherited.is_empty() { say_serves(port).await } else { None };
+        let claim = patiently(|| packets::claim(&inherited, capture), is_in_the_way).await;
         let claim = Arc::new(claim?);
         let log = PacketLog::open(capture.nflog_group)?;
         // Whoever was in the way may have been a daemon that is gone by now.
-        let sockets = sockets.or_else(|named| kept.dns(capture).map_err(|_| named))?;
-        let (in_force, places) = (gateway.rulebook.clone(), Arc::clone(&gateway.places));
+        let sockets = sockets.or_else(|named| inherited.dns(capture).map_err(|_| named))?;
+        let (in_force, capacity) = (gateway.policy_snapshot.clone(), Arc::clone(&gateway.capacity));
         let watcher =
-            Watcher::start(log, core.records.sink.clone(), in_force, places, capture.ipv6)
+            Watcher::start(log, core.records.sink.clone(), in_force, capacity, capture.ipv6)
                 .map_err(|error| other("cannot start a thread", &error))?;
         let dns = start_dns(sockets, &host.settings, gateway, supervisor)?;
-        Ok(Answering { host, core, kept, serves, claim, dns, watcher })
+        Ok(Answering { host, core, inherited, serves, claim, dns, watcher })
     }
 }
 
@@ -215,7 +219,7 @@ impl Answering {
     /// Asks for the secrets, and waits a while for those that can be had at once.
     async fn lease(self) -> Leasing {
         let Core { gateway, rotation, cas, .. } = &self.core;
-        let secrets = &gateway.means.secrets;
+        let secrets = &gateway.services.secrets;
         let refreshing = tokio::spawn(Arc::clone(secrets).run(cut(gateway.phases.clone())));
         issuing::first_round(secrets, rotation.as_ref(), cas, FIRST_ROUND).await;
         Leasing { answering: self, refreshing }
@@ -226,38 +230,40 @@ impl Leasing {
     /// Captures packets and takes orders, or gives back what was leased.
     async fn serve(self, supervisor: &Supervisor) -> Result<Daemon, DaemonError> {
         let Self { answering, refreshing } = self;
-        let Answering { host, core, kept, serves, claim, dns, watcher } = answering;
-        let captured = Captured::new((&host, &core), &claim, (supervisor, kept, serves)).await;
-        let Captured { workers, ground, serves } = match captured {
+        let Answering { host, core, inherited, serves, claim, dns, watcher } = answering;
+        let captured = Captured::new((&host, &core), &claim, (supervisor, inherited, serves)).await;
+        let Captured { workers, host_checks, serves } = match captured {
             Ok(captured) => captured,
             Err(error) => {
                 give_back(&core.phase, core.rotation, refreshing).await;
                 return Err(error);
             }
         };
-        let Core { gateway, off_limits, phase, rulebooks, wanted, rotation, records, .. } = core;
+        let Core {
+            gateway, off_limits, phase, policy_snapshots, demand, rotation, records, ..
+        } = core;
         let vitals = Vitals {
             gateway: Arc::clone(&gateway),
-            doubt: ground.doubt(),
-            marks: ground.marks(),
+            doubt: host_checks.doubt(),
+            marks: host_checks.marks(),
             claim,
             landlock: host.confinement.enforced(),
             vault_signs: rotation.is_some(),
         };
         let obeying =
-            Obeying::start((&host, &gateway, &wanted, &vitals), (core.control, core.management));
-        let secrets = Arc::clone(&gateway.means.secrets);
+            Obeying::start((&host, &gateway, &demand, &vitals), (core.control, core.management));
+        let secrets = Arc::clone(&gateway.services.secrets);
         Ok(Daemon {
             host,
             off_limits,
             vitals,
             phase,
-            rulebooks,
+            policy_snapshots,
             cas_told: Instant::now(),
-            leases: Leases { secrets, wanted, rotation, refreshing },
+            leases: Leases { secrets, demand, rotation, refreshing },
             obeying,
             records,
-            serving: Serving { workers, dns, watcher, ground, serves },
+            serving: Serving { workers, dns, watcher, host_checks, serves },
         })
     }
 }
@@ -265,28 +271,28 @@ impl Leasing {
 /// Agents' packets come here.
 struct Captured {
     workers: Vec<Worker>,
-    ground: Ground,
-    serves: Option<Held>,
+    host_checks: HostChecks,
+    serves: Option<HeldName>,
 }
 
 impl Captured {
     async fn new(
-        (host, core): (&Host, &Core),
+        (host, core): (&HostSetup, &Core),
         claim: &Arc<Claim>,
-        (supervisor, kept, serves): (&Supervisor, Kept, Option<Held>),
+        (supervisor, inherited, serves): (&Supervisor, InheritedListeners, Option<HeldName>),
     ) -> Result<Self, DaemonError> {
-        let Host { settings, capture, .. } = host;
-        let workers = capture_packets(capture, settings, &core.gateway, (supervisor, kept))?;
+        let HostSetup { settings, capture, .. } = host;
+        let workers = capture_packets(capture, settings, &core.gateway, (supervisor, inherited))?;
         let serves = match serves {
             Some(held) => Some(held),
             None => say_serves(settings.proxy_port).await,
         };
         is_left_alone(settings.proxy_port).await;
-        report_secrets(&core.gateway.means.secrets);
-        issuing::report(&core.rulebooks.borrow(), core.rotation.is_some());
+        report_secrets(&core.gateway.services.secrets);
+        issuing::report(&core.policy_snapshots.borrow(), core.rotation.is_some());
         let asserted = (settings.assert_every, Arc::clone(claim), core.records.sink.clone());
-        let ground = Ground::start(capture.clone(), asserted).await?;
-        Ok(Self { workers, ground, serves })
+        let host_checks = HostChecks::start(capture.clone(), asserted).await?;
+        Ok(Self { workers, host_checks, serves })
     }
 }
 
@@ -301,7 +307,7 @@ impl Records {
 
 impl Obeying {
     fn start(
-        (host, gateway, wanted, vitals): (&Host, &Arc<Gateway>, &Arc<Wanted>, &Vitals),
+        (host, gateway, demand, vitals): (&HostSetup, &Arc<Gateway>, &Arc<SecretDemand>, &Vitals),
         (control, management): (Control, Option<TcpListener>),
     ) -> Self {
         let phases = &gateway.phases;
@@ -309,7 +315,7 @@ impl Obeying {
         let orders = Orders {
             gateway: Arc::clone(gateway),
             quarantine: Arc::clone(&host.quarantine),
-            wanted: Arc::clone(wanted),
+            demand: Arc::clone(demand),
             vitals: vitals.clone(),
             reloads: to_reload,
         };
@@ -355,8 +361,8 @@ async fn patiently<T, E>(
 }
 
 /// Tells one that was before that this one accepts. Without it that one goes on for a while.
-async fn say_serves(port: u16) -> Option<Held> {
-    let held = patiently(|| Says::Serves.hold(port), is_in_use).await;
+async fn say_serves(port: u16) -> Option<HeldName> {
+    let held = patiently(|| DaemonState::Serves.hold(port), is_in_use).await;
     if let Err(error) = &held {
         tracing::warn!(%error, "cannot tell a daemon that drains that this one serves");
     }
@@ -365,7 +371,7 @@ async fn say_serves(port: u16) -> Option<Held> {
 
 /// Waits until one that was before accepts nothing any more: the policy that holds is this one's.
 async fn is_left_alone(port: u16) {
-    let gone = || if Says::AcceptsStill.is_said(port) { Err(()) } else { Ok(()) };
+    let gone = || if DaemonState::AcceptsStill.is_said(port) { Err(()) } else { Ok(()) };
     if patiently(gone, |()| true).await.is_err() {
         tracing::warn!("the daemon that was before this one accepts connections still");
     }
@@ -386,16 +392,16 @@ fn start_dns(
     settings: &Settings,
     gateway: &Arc<Gateway>,
     supervisor: &Supervisor,
-) -> Result<dns::Server, DaemonError> {
-    let desk = Desk::new(
-        gateway.rulebook.clone(),
-        (gateway.means.resolver.clone(), gateway.means.audit.clone()),
+) -> Result<dns::DnsServer, DaemonError> {
+    let handler = QueryHandler::new(
+        gateway.policy_snapshot.clone(),
+        (gateway.services.resolver.clone(), gateway.services.audit.clone()),
         gateway.phases.clone(),
         gateway.quarantined.clone(),
         settings.ipv6,
     );
     supervisor.keep("dns", sockets.iter().flat_map(|it| [it.udp.as_fd(), it.tcp.as_fd()]));
-    dns::Server::start(sockets, desk)
+    dns::DnsServer::start(sockets, handler)
         .map_err(|error| other("cannot start the agents' resolver", &error))
 }
 
@@ -405,14 +411,14 @@ fn capture_packets(
     capture: &Capture,
     settings: &Settings,
     gateway: &Arc<Gateway>,
-    (supervisor, mut kept): (&Supervisor, Kept),
+    (supervisor, mut inherited): (&Supervisor, InheritedListeners),
 ) -> Result<Vec<Worker>, DaemonError> {
     let mut begins = Vec::new();
     let count = workers(settings);
     let mut workers = Vec::with_capacity(count);
     for number in 0..count {
         let (begin, begun) = oneshot::channel();
-        let listeners = kept.listen(capture)?;
+        let listeners = inherited.listen(capture)?;
         supervisor.keep("proxy", listeners.iter().map(|listener| listener.socket.as_fd()));
         let worker = Worker::start(number, listeners, Arc::clone(gateway), begun)
             .map_err(|error| other("cannot start a worker", &error))?;
@@ -420,7 +426,7 @@ fn capture_packets(
         begins.push(begin);
     }
     // What nobody took must not be sent a connection.
-    drop(kept);
+    drop(inherited);
     packets::apply(capture)?;
     for begin in begins {
         // A worker that is gone has said so itself.

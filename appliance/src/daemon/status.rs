@@ -8,40 +8,40 @@ use std::{
 
 use serde::Serialize;
 
-use super::{health::Vitals, wanted::Wanted};
+use super::{health::Vitals, secret_demand::SecretDemand};
 use crate::{
-    control::Answer,
-    health::{Finding, Health, State},
+    control::OrderReply,
+    health::{Finding, Health, HealthState},
     policy::{GroupName, SecretRef},
-    rulebook::Rulebook,
+    policy_snapshot::PolicySnapshot,
 };
 
 /// How the gateway is at this moment.
-pub(super) fn status(vitals: &Vitals, wanted: &Wanted) -> Answer {
+pub(super) fn status(vitals: &Vitals, demand: &SecretDemand) -> OrderReply {
     let gateway = &vitals.gateway;
-    let rulebook = Arc::clone(&gateway.rulebook.borrow());
+    let policy_snapshot = Arc::clone(&gateway.policy_snapshot.borrow());
     let health = vitals.health();
-    let groups = groups(vitals, &rulebook);
+    let groups = groups(vitals, &policy_snapshot);
     let status = Status {
         version: env!("CARGO_PKG_VERSION"),
-        phase: gateway.phases.now().word(),
+        phase: gateway.phases.now().as_str(),
         health: HealthStatus::of(&health),
-        landlock: vitals.landlock.word(),
+        landlock: vitals.landlock.as_str(),
         connections: groups.iter().map(|group| group.connections).sum(),
         groups,
-        secrets: secrets(vitals, wanted),
-        issuing_cas: cas(&rulebook),
+        secrets: secrets(vitals, demand),
+        issuing_cas: cas(&policy_snapshot),
     };
     let text = Some(words(&health, &status));
-    Answer { exit: 0, text, status: serde_json::to_value(&status).ok() }
+    OrderReply { exit: 0, text, status: serde_json::to_value(&status).ok() }
 }
 
 fn words(health: &Health, status: &Status<'_>) -> String {
     let mut text = health.state().to_string();
     match health.state() {
-        State::Closed => text += ": nothing new is carried",
-        State::Degraded => text += ": some requests or agents get less than the policy says",
-        State::Healthy => {}
+        HealthState::Closed => text += ": nothing new is carried",
+        HealthState::Degraded => text += ": some requests or agents get less than the policy says",
+        HealthState::Healthy => {}
     }
     for line in health.lines() {
         // A text cannot fail to grow.
@@ -67,31 +67,31 @@ fn words(health: &Health, status: &Status<'_>) -> String {
     text
 }
 
-fn groups<'a>(vitals: &Vitals, rulebook: &'a Rulebook) -> Vec<GroupStatus> {
+fn groups<'a>(vitals: &Vitals, policy_snapshot: &'a PolicySnapshot) -> Vec<GroupStatus> {
     let quarantined = vitals.gateway.quarantined.groups();
     let known: Vec<&'a GroupName> =
-        rulebook.policy.groups.iter().map(|group| &group.name).collect();
+        policy_snapshot.policy.groups.iter().map(|group| &group.name).collect();
     let absent = quarantined.iter().filter(|group| !known.contains(group));
     let status = |name: &GroupName| GroupStatus {
         name: name.to_string(),
         quarantined: quarantined.contains(name),
-        connections: vitals.gateway.places.open(name),
+        connections: vitals.gateway.capacity.open(name),
     };
     known.iter().copied().chain(absent).map(status).collect()
 }
 
-fn secrets(vitals: &Vitals, wanted: &Wanted) -> SecretsStatus {
-    let health = vitals.gateway.means.secrets.snapshot().health(Instant::now());
+fn secrets(vitals: &Vitals, demand: &SecretDemand) -> SecretsStatus {
+    let health = vitals.gateway.services.secrets.snapshot().health(Instant::now());
     let missing = |group: &GroupName, secret: &SecretRef| {
         health.missing.iter().any(|(of, name, _)| of == group && name == secret)
     };
-    let asked = wanted.asked();
+    let asked = demand.asked();
     let available = asked.iter().filter(|(group, secret)| !missing(group, secret));
     let missing = health.missing.iter();
     SecretsStatus {
         available: available.map(|(group, secret)| of(group, secret, None)).collect(),
         missing: missing
-            .map(|(group, secret, cause)| of(group, secret, Some(cause.word())))
+            .map(|(group, secret, cause)| of(group, secret, Some(cause.as_str())))
             .collect(),
     }
 }
@@ -111,14 +111,14 @@ struct Status<'a> {
 
 #[derive(Serialize)]
 struct HealthStatus<'a> {
-    state: State,
+    state: HealthState,
     causes: Vec<CauseStatus<'a>>,
 }
 
 #[derive(Serialize)]
 struct CauseStatus<'a> {
     cause: &'static str,
-    state: State,
+    state: HealthState,
     #[serde(skip_serializing_if = "Option::is_none")]
     group: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -136,7 +136,7 @@ struct CauseStatus<'a> {
 impl<'a> HealthStatus<'a> {
     fn of(health: &'a Health) -> Self {
         let cause = |finding: &'a Finding| CauseStatus {
-            cause: finding.cause.word(),
+            cause: finding.cause.as_str(),
             state: finding.cause.state(),
             group: finding.group.as_deref(),
             rule: finding.rule.as_deref(),
@@ -191,14 +191,14 @@ struct MissingCa<'a> {
     cause: &'static str,
 }
 
-fn cas(rulebook: &Rulebook) -> CasStatus<'_> {
+fn cas(policy_snapshot: &PolicySnapshot) -> CasStatus<'_> {
     let now = SystemTime::now();
     let mut status = CasStatus { available: vec![], missing: vec![] };
-    for ca in rulebook.cas() {
+    for ca in policy_snapshot.cas() {
         let rule = ca.rule().as_str();
         match ca.missing(now) {
             None => status.available.push(rule),
-            Some(cause) => status.missing.push(MissingCa { rule, cause: cause.word() }),
+            Some(cause) => status.missing.push(MissingCa { rule, cause: cause.as_str() }),
         }
     }
     status.available.sort_unstable();

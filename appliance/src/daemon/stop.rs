@@ -7,39 +7,42 @@ use std::{sync::Arc, time::Duration};
 use tokio::{task::JoinHandle, time::timeout};
 
 use super::{
-    Daemon, Leases, Obeying, Records, Serving, cut_now, given_back, ground::Ground, health::Vitals,
-    launcher::Launched, refused::Watcher, signals::Signals, wanted::Wanted, worker::Worker,
+    Daemon, Leases, Obeying, Records, Serving, cut_now, given_back, health::Vitals,
+    host_checks::HostChecks, launcher::Launched, refused::Watcher, secret_demand::SecretDemand,
+    signals::DaemonSignals, worker::Worker,
 };
-use crate::{packets::Says, phase::Phase, quarantine::Quarantine};
+use crate::{packets::DaemonState, phase::Phase, quarantine::Quarantine};
 
 /// What only one daemon at a time can have: the control socket, the address of the metrics, the
 /// keeping of the packet rules, the kernel's log of what it refused, and the right to listen, which is
 /// among the vitals. The listeners and the sockets of DNS are shared: each daemon answers what it took.
 struct Holds {
     obeying: Obeying,
-    ground: Ground,
+    host_checks: HostChecks,
     watcher: Watcher,
     vitals: Vitals,
 }
 
 impl Daemon {
     /// Drains and ends.
-    pub(super) async fn stop(self, mut signals: Signals, launched: Option<Launched>) {
-        let Self { host, phase, rulebooks, leases, obeying, records, serving, vitals, .. } = self;
-        let Leases { secrets, wanted, rotation, refreshing } = leases;
-        let Serving { mut workers, dns, watcher, ground, serves } = serving;
-        let holds = Holds { obeying, ground, watcher, vitals };
+    pub(super) async fn stop(self, mut signals: DaemonSignals, launched: Option<Launched>) {
+        let Self {
+            host, phase, policy_snapshots, leases, obeying, records, serving, vitals, ..
+        } = self;
+        let Leases { secrets, demand, rotation, refreshing } = leases;
+        let Serving { mut workers, dns, watcher, host_checks, serves } = serving;
+        let holds = Holds { obeying, host_checks, watcher, vitals };
         let proxy_port = host.settings.proxy_port;
-        let mut drain_time = rulebooks.borrow().policy.limits.drain_time;
+        let mut drain_time = policy_snapshots.borrow().policy.limits.drain_time;
         let (alone, holds) = match launched {
             Some(launched) => {
                 holds.give_up().await;
                 drop(serves);
                 // Where a stranger holds the name, the next one does not wait for this.
-                let still = Says::AcceptsStill.hold(proxy_port);
+                let still = DaemonState::AcceptsStill.hold(proxy_port);
                 tokio::select! {
                     () = make_way(proxy_port, drain_time, launched) => {}
-                    () = follow_marks(&host.quarantine, &wanted) => {}
+                    () = follow_marks(&host.quarantine, &demand) => {}
                     () = signals.stop() => drain_time = Duration::ZERO,
                 }
                 phase.send_replace(Phase::Drain);
@@ -63,7 +66,7 @@ impl Daemon {
             _ = &mut joined => {}
             () = tokio::time::sleep(drain_time) => tracing::info!("cutting what is still open"),
             () = signals.stop() => tracing::info!("told twice; cutting what is still open"),
-            () = follow_marks(&host.quarantine, &wanted), if alone => {}
+            () = follow_marks(&host.quarantine, &demand), if alone => {}
         }
         cut_now(&phase, rotation);
         if !joined.is_finished() && timeout(CUT_TIME, joined).await.is_err() {
@@ -74,7 +77,7 @@ impl Daemon {
             holds.end().await;
         }
         let Records { sink, writer } = records;
-        drop((sink, rulebooks, wanted, secrets));
+        drop((sink, policy_snapshots, demand, secrets));
         writer.finish(AUDIT_TIME).await;
         tracing::info!("stopped");
     }
@@ -89,14 +92,14 @@ impl Holds {
             let _ = task.await;
         }
         end_watcher(self.watcher).await;
-        end_ground(self.ground).await;
+        end_host_checks(self.host_checks).await;
         drop(self.vitals);
     }
 
     /// Waits until all of it has ended by itself.
     async fn end(self) {
         end_watcher(self.watcher).await;
-        end_ground(self.ground).await;
+        end_host_checks(self.host_checks).await;
         // Each holds a sink of the audit, and so do the vitals.
         for task in self.obeying.tasks() {
             if timeout(GIVE_BACK_TIME, task).await.is_err() {
@@ -123,7 +126,7 @@ async fn make_way(port: u16, drain_time: Duration, launched: Launched) {
     }
     tracing::info!("the next daemon may start");
     let comes = async {
-        while !Says::Serves.is_said(port) {
+        while !DaemonState::Serves.is_said(port) {
             tokio::time::sleep(LISTEN_EVERY).await;
         }
     };
@@ -134,12 +137,12 @@ async fn make_way(port: u16, drain_time: Duration, launched: Launched) {
 
 /// Orders go to the next daemon. A group that it quarantines is cut off here, too. Returns where that
 /// cannot be seen: then nobody may go on.
-async fn follow_marks(quarantine: &Arc<Quarantine>, wanted: &Wanted) {
+async fn follow_marks(quarantine: &Arc<Quarantine>, demand: &SecretDemand) {
     loop {
         tokio::time::sleep(LOOK).await;
         let marks = Arc::clone(quarantine);
         match tokio::task::spawn_blocking(move || marks.take_marks()).await {
-            Ok(Ok(true)) => wanted.apply(),
+            Ok(Ok(true)) => demand.apply(),
             Ok(Ok(false)) => {}
             Ok(Err(error)) => {
                 tracing::error!(%error, "cannot see who is quarantined; cutting what is still open");
@@ -150,8 +153,8 @@ async fn follow_marks(quarantine: &Arc<Quarantine>, wanted: &Wanted) {
     }
 }
 
-async fn end_ground(ground: Ground) {
-    let ended = tokio::task::spawn_blocking(|| ground.end());
+async fn end_host_checks(host_checks: HostChecks) {
+    let ended = tokio::task::spawn_blocking(|| host_checks.end());
     if timeout(GIVE_BACK_TIME, ended).await.is_err() {
         tracing::error!("the packet rules were still looked at in the end");
     }

@@ -70,7 +70,7 @@ impl Supervisor {
         let socket = UnixDatagram::unbound()?;
         socket.connect_addr(&address)?;
         // A manager that does not read holds up nobody for long.
-        socket.set_write_timeout(Some(PATIENCE))?;
+        socket.set_write_timeout(Some(TIMEOUT))?;
         // Half of it, so that one that is late is still in time.
         let watchdog = surroundings.watchdog.map(|limit| limit / 2).filter(|half| !half.is_zero());
         Ok(Self { socket: Some(socket), ready_file, watchdog })
@@ -160,6 +160,6 @@ fn send(manager: &UnixDatagram, name: &str, sockets: &[BorrowedFd<'_>]) -> io::R
 }
 
 /// Time for the manager to take a message.
-const PATIENCE: Duration = Duration::from_secs(1);
+const TIMEOUT: Duration = Duration::from_secs(1);
 /// Sockets in one message; the kernel takes at most 253 (`SCM_MAX_FD`).
 const MAX_SENT: usize = 64;

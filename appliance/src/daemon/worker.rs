@@ -96,13 +96,13 @@ async fn accept_on(
             biased;
             () = &mut closing => break,
             Some(ended) = flows.join_next() => report(ended),
-            Some((place, (stream, from))) = next(&gateway, &listener) => {
+            Some((connection_slot, (stream, from))) = next(&gateway, &listener) => {
                 if flow::is_over_rate(&gateway, from, &interface) {
                     net::reset(stream);
                     continue;
                 }
                 let gateway = Arc::clone(&gateway);
-                flows.spawn(flow::serve(gateway, place, stream, from, interface.clone()));
+                flows.spawn(flow::serve(gateway, connection_slot, stream, from, interface.clone()));
             }
         }
     }
@@ -117,9 +117,9 @@ async fn accept_on(
 async fn next(
     gateway: &Gateway,
     listener: &TcpListener,
-) -> Option<(limits::Place, (tokio::net::TcpStream, identity::AgentAddr))> {
-    let place = gateway.places.take().await?;
-    Some((place, accept::accept(listener).await))
+) -> Option<(limits::ConnectionSlot, (tokio::net::TcpStream, identity::AgentAddr))> {
+    let connection_slot = gateway.capacity.take().await?;
+    Some((connection_slot, accept::accept(listener).await))
 }
 
 /// A flow that panicked has written its record and closed its sockets. The others go on.

@@ -104,7 +104,7 @@ fn hello(sni: Option<&str>, alpn: &[&str], ech: bool) -> Peeked {
 fn outcome(group: &str, dialled: &str, peeked: &Peeked) -> Result<String, Reason> {
     let policy = policy();
     let permit = decide(&policy, &flow(&policy, group, dialled), peeked)?;
-    Ok(format!("{} {} {}", permit.route.word(), permit.route.rule(), permit.host))
+    Ok(format!("{} {} {}", permit.route.as_str(), permit.route.rule(), permit.host))
 }
 
 fn tls(group: &str, sni: &str) -> Result<String, Reason> {

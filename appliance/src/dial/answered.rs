@@ -30,11 +30,11 @@ use crate::{
 
 /// The names for which each agent was given each address.
 #[derive(Debug, Default)]
-pub struct Answered(Mutex<HashMap<GroupName, OfGroup>>);
+pub struct Answered(Mutex<HashMap<GroupName, GroupAnswers>>);
 
 /// `held` counts the pairs of an address and a name. Each agent is in one of the two queues.
 #[derive(Debug, Default)]
-struct OfGroup {
+struct GroupAnswers {
     agents: HashMap<AgentKey, Given>,
     held: usize,
     /// In the order in which they first asked. Some have dialled since.
@@ -46,14 +46,14 @@ struct OfGroup {
 /// What one agent was given.
 #[derive(Debug, Default)]
 struct Given {
-    names: HashMap<IpAddr, Names>,
+    names: HashMap<IpAddr, NameExpiries>,
     held: usize,
     /// Whether the agent made a connection to one of these addresses.
     dialled: bool,
 }
 
 /// The names of one address and how long they are good, sorted by name.
-type Names = Vec<(Host, Instant)>;
+type NameExpiries = Vec<(Host, Instant)>;
 
 impl Answered {
     /// The agent was given these addresses for the name, good until `until`. They are held for
@@ -61,7 +61,7 @@ impl Answered {
     pub fn remember(&self, agent: &AgentKey, host: &Host, addresses: &[IpAddr], until: Instant) {
         let mut groups = self.lock();
         if !groups.contains_key(agent.group()) {
-            groups.insert(agent.group().clone(), OfGroup::default());
+            groups.insert(agent.group().clone(), GroupAnswers::default());
         }
         let Some(group) = groups.get_mut(agent.group()) else { return };
         for address in addresses.iter().map(IpAddr::to_canonical) {
@@ -109,12 +109,12 @@ impl Answered {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<GroupName, OfGroup>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<GroupName, GroupAnswers>> {
         lock(&self.0)
     }
 }
 
-impl OfGroup {
+impl GroupAnswers {
     fn remember(&mut self, agent: AgentKey, host: &Host, address: IpAddr, until: Instant) {
         while self.held >= MAX_OF_GROUP && self.forget_one() {}
         if !self.agents.contains_key(&agent) {

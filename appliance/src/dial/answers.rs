@@ -9,21 +9,21 @@ use std::{
     time::Instant,
 };
 
-use super::found::Outcome;
+use super::found::LookupOutcome;
 use crate::policy::{GroupName, Host};
 
 /// Answers by name, up to a bound.
 #[derive(Debug)]
 pub(super) struct Answers {
-    names: HashMap<Host, Answer>,
+    names: HashMap<Host, CachedAnswer>,
     /// The names of each group that has some, in the order in which they are forgotten.
     groups: HashMap<GroupName, BTreeSet<(Instant, Host)>>,
     most: usize,
 }
 
 #[derive(Debug)]
-struct Answer {
-    outcome: Outcome,
+struct CachedAnswer {
+    outcome: LookupOutcome,
     until: Instant,
     group: GroupName,
 }
@@ -35,7 +35,7 @@ impl Answers {
     }
 
     /// What holds for the name now.
-    pub(super) fn get(&self, host: &Host, now: Instant) -> Option<Outcome> {
+    pub(super) fn get(&self, host: &Host, now: Instant) -> Option<LookupOutcome> {
         let answer = self.names.get(host).filter(|answer| answer.until > now)?;
         Some(answer.outcome.clone())
     }
@@ -44,7 +44,7 @@ impl Answers {
     pub(super) fn put(
         &mut self,
         (host, group): (&Host, &GroupName),
-        (outcome, until): (Outcome, Instant),
+        (outcome, until): (LookupOutcome, Instant),
         now: Instant,
     ) {
         self.remove(host);
@@ -55,11 +55,11 @@ impl Answers {
             self.make_room(group, now);
         }
         self.groups.entry(group.clone()).or_default().insert((until, host.clone()));
-        self.names.insert(host.clone(), Answer { outcome, until, group: group.clone() });
+        self.names.insert(host.clone(), CachedAnswer { outcome, until, group: group.clone() });
     }
 
     fn remove(&mut self, host: &Host) {
-        let Some(Answer { until, group, .. }) = self.names.remove(host) else { return };
+        let Some(CachedAnswer { until, group, .. }) = self.names.remove(host) else { return };
         if let Some(names) = self.groups.get_mut(&group) {
             names.remove(&(until, host.clone()));
             if names.is_empty() {

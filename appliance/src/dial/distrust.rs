@@ -35,12 +35,12 @@ use crate::locks::lock;
 #[derive(Clone)]
 pub(super) struct Distrustful {
     tokio: TokioRuntimeProvider,
-    servers: Arc<HashMap<SocketAddr, Arc<Server>>>,
+    servers: Arc<HashMap<SocketAddr, Arc<ResolverState>>>,
 }
 
 /// What is known of one resolver.
 #[derive(Default)]
-pub(super) struct Server {
+pub(super) struct ResolverState {
     /// Answers in a row that did not keep the capitals.
     folded: AtomicU32,
     /// When it was last told that somebody answers in its place.
@@ -51,13 +51,13 @@ pub(super) struct Server {
 pub(super) struct Socket {
     socket: UdpSocket,
     address: SocketAddr,
-    server: Arc<Server>,
+    server: Arc<ResolverState>,
     query: Mutex<Vec<u8>>,
 }
 
 /// What a datagram is to the query that was sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Answer {
+enum DatagramMatch {
     /// To this very query.
     Exact,
     /// To it, but for its capitals.
@@ -88,9 +88,9 @@ impl RuntimeProvider for Distrustful {
         &self,
         server: SocketAddr,
         local: Option<SocketAddr>,
-        patience: Option<Duration>,
+        timeout: Option<Duration>,
     ) -> Pin<Box<dyn Send + Future<Output = io::Result<Self::Tcp>>>> {
-        self.tokio.connect_tcp(server, local, patience)
+        self.tokio.connect_tcp(server, local, timeout)
     }
 
     fn bind_udp(
@@ -141,21 +141,21 @@ impl DnsUdpSocket for Socket {
     }
 }
 
-impl Server {
+impl ResolverState {
     /// Leaves in the buffer what is to be made of the datagram in it, and says how long that is: the
     /// answer, or one that says to ask over TCP.
     fn weigh(&self, query: &[u8], buffer: &mut [u8], length: usize, address: SocketAddr) -> usize {
-        match Answer::is(query, buffer.get(..length).unwrap_or_default()) {
-            Answer::Exact => {
+        match DatagramMatch::is(query, buffer.get(..length).unwrap_or_default()) {
+            DatagramMatch::Exact => {
                 self.folded.store(0, Relaxed);
                 length
             }
-            Answer::Folded if self.keeps_no_capitals(address) => {
+            DatagramMatch::Folded if self.keeps_no_capitals(address) => {
                 write(buffer, HEADER_BYTES, question(query));
                 length
             }
-            Answer::Folded => ask_over_tcp(query, buffer),
-            Answer::Forged => {
+            DatagramMatch::Folded => ask_over_tcp(query, buffer),
+            DatagramMatch::Forged => {
                 self.tell_forgery(address);
                 ask_over_tcp(query, buffer)
             }
@@ -185,7 +185,7 @@ impl Server {
     }
 }
 
-impl Answer {
+impl DatagramMatch {
     fn is(query: &[u8], answer: &[u8]) -> Self {
         let asked = question(query);
         let to_us = answer.get(..NUMBER_BYTES) == query.get(..NUMBER_BYTES)
@@ -270,7 +270,7 @@ mod tests {
     }
 
     /// What is made of an answer.
-    fn weighed(server: &Server, query: &[u8], answer: &[u8]) -> Message {
+    fn weighed(server: &ResolverState, query: &[u8], answer: &[u8]) -> Message {
         let mut buffer = vec![0xff; 1_232];
         buffer[..answer.len()].copy_from_slice(answer);
         let length = server.weigh(query, &mut buffer, answer.len(), ADDRESS);
@@ -283,16 +283,16 @@ mod tests {
         let asked = HEADER_BYTES..HEADER_BYTES + question(&query).len();
         assert_eq!(asked.len(), "3api6openai7example0".len() + 4);
         let good = answer(&query);
-        assert_eq!(Answer::is(&query, &good), Answer::Exact);
+        assert_eq!(DatagramMatch::is(&query, &good), DatagramMatch::Exact);
         for byte in (0..2).chain(4..6).chain(asked) {
             for bit in 0..8 {
                 let mut changed = good.clone();
                 changed[byte] ^= 1 << bit;
-                let found = Answer::is(&query, &changed);
+                let found = DatagramMatch::is(&query, &changed);
                 let case = changed.eq_ignore_ascii_case(&good) && byte >= HEADER_BYTES;
-                let wanted = if case { Answer::Folded } else { Answer::Forged };
+                let wanted = if case { DatagramMatch::Folded } else { DatagramMatch::Forged };
                 assert_eq!(found, wanted, "byte {byte}, bit {bit}");
-                let made = weighed(&Server::default(), &query, &changed);
+                let made = weighed(&ResolverState::default(), &query, &changed);
                 assert!(made.metadata.truncation && made.answers.is_empty());
                 assert_eq!(made.metadata.message_type, MessageType::Response);
                 let original = Message::from_vec(&query).unwrap();
@@ -301,14 +301,22 @@ mod tests {
             }
         }
         for length in 0..HEADER_BYTES + question(&query).len() {
-            assert_eq!(Answer::is(&query, &good[..length]), Answer::Forged, "{length}");
+            assert_eq!(
+                DatagramMatch::is(&query, &good[..length]),
+                DatagramMatch::Forged,
+                "{length}"
+            );
         }
-        assert_eq!(Answer::is(&query, &query), Answer::Forged, "a query is no answer");
+        assert_eq!(
+            DatagramMatch::is(&query, &query),
+            DatagramMatch::Forged,
+            "a query is no answer"
+        );
     }
 
     #[test]
     fn who_writes_in_small_letters_by_habit_is_taken_as_it_is_until_it_keeps_them_again() {
-        let (server, query) = (Server::default(), query());
+        let (server, query) = (ResolverState::default(), query());
         let good = answer(&query);
         let mut small = good.clone();
         small[HEADER_BYTES..].make_ascii_lowercase();

@@ -4,7 +4,7 @@ use std::{net::IpAddr, sync::Arc, time::Instant};
 
 /// What the resolvers said about a name.
 #[derive(Debug, Clone)]
-pub struct Found {
+pub struct Resolved {
     /// Every address, IPv4 and IPv6, never none. Not checked: that is done right before each is
     /// dialled or given away.
     pub addresses: Arc<[IpAddr]>,
@@ -27,4 +27,4 @@ pub enum Unresolved {
 }
 
 /// What is known of a name.
-pub(super) type Outcome = Result<Found, Unresolved>;
+pub(super) type LookupOutcome = Result<Resolved, Unresolved>;

@@ -13,15 +13,15 @@ mod control_plane;
 mod distrust;
 mod found;
 mod hosts_file;
+mod name_servers;
 mod off_limits;
 mod resolver;
 mod translators;
-mod upstream;
 
 pub use address::{has_route, is_own, unwrapped};
 pub use answered::{Answered, GRACE, NAMELESS_GRACE};
 pub use control_plane::ControlPlane;
-pub use found::{Found, Unresolved};
+pub use found::{Resolved, Unresolved};
 pub use off_limits::OffLimits;
 pub(crate) use resolver::MAX_TTL;
 pub use resolver::Resolver;
@@ -37,7 +37,7 @@ use crate::{decide::Permit, identity::Flow, net, policy::DialledRule, reason::Re
 
 /// A connection to a permitted upstream.
 #[derive(Debug)]
-pub struct Dialled {
+pub struct UpstreamConnection {
     /// The connection.
     pub stream: TcpStream,
     /// The address it goes to.
@@ -47,13 +47,13 @@ pub struct Dialled {
 }
 
 /// Dials what the permit names: each checked address in turn until one answers, all of it within
-/// `patience`.
+/// `time_limit`.
 pub async fn connect(
     permit: &Permit,
     flow: &Flow,
     resolver: &Resolver,
-    patience: Duration,
-) -> Result<Dialled, Reason> {
+    time_limit: Duration,
+) -> Result<UpstreamConnection, Reason> {
     let dialling = async {
         if let Some(given) = permit.given() {
             // The decision rests on it, and here is the last place where it can be seen.
@@ -61,7 +61,7 @@ pub async fn connect(
                 return Err(Reason::DialledElsewhere);
             }
             let (stream, address) = connect_any(permit, resolver, &[given]).await?;
-            return Ok(Dialled { stream, address, elsewhere: false });
+            return Ok(UpstreamConnection { stream, address, elsewhere: false });
         }
         let found = resolver.resolve(permit.host(), &flow.agent_key()).await;
         let found = found.map_err(|_| Reason::ResolveFailed)?;
@@ -70,9 +70,10 @@ pub async fn connect(
             return Err(refusal_of_elsewhere(permit, resolver, &found));
         }
         let (stream, address) = connect_any(permit, resolver, &found.addresses).await?;
-        Ok(Dialled { stream, address, elsewhere })
+        Ok(UpstreamConnection { stream, address, elsewhere })
     };
-    let dialled = timeout(patience, dialling).await.unwrap_or(Err(Reason::UpstreamUnreachable))?;
+    let dialled =
+        timeout(time_limit, dialling).await.unwrap_or(Err(Reason::UpstreamUnreachable))?;
     // A flow is carried to one place.
     let _ = flow.reached.set(dialled.address);
     Ok(dialled)
@@ -80,7 +81,7 @@ pub async fn connect(
 
 /// Whether the dialled address is neither one of the name's today nor one that the agent was given
 /// for it and may still use.
-fn is_elsewhere(permit: &Permit, flow: &Flow, resolver: &Resolver, found: &Found) -> bool {
+fn is_elsewhere(permit: &Permit, flow: &Flow, resolver: &Resolver, found: &Resolved) -> bool {
     let dialled = flow.dialled.0.ip();
     // Always asked: who dials what it was given is remembered longest.
     let given = resolver.answered().holds(&flow.agent_key(), permit.host(), dialled);
@@ -88,7 +89,7 @@ fn is_elsewhere(permit: &Permit, flow: &Flow, resolver: &Resolver, found: &Found
 }
 
 /// A name that leads nowhere but inside is refused for that, wherever the agent dialled.
-fn refusal_of_elsewhere(permit: &Permit, resolver: &Resolver, found: &Found) -> Reason {
+fn refusal_of_elsewhere(permit: &Permit, resolver: &Resolver, found: &Resolved) -> Reason {
     let allowed = |&address: &IpAddr| resolver.off_limits().allows(address, permit.upstream());
     if found.addresses.iter().any(allowed) {
         Reason::DialledElsewhere

@@ -4,7 +4,7 @@
 //! the agents' resolver and from flows alike, and no answer leads to a question for another name.
 //! Where a rule begins with `*.`, agents choose what stands in the star's place, and that leaves in a
 //! query. One cache serves both, and however many ask for a name at once, one query is under way.
-//! Agents and groups share out by [`FairPlaces`] how many names are asked for at once, so that names
+//! Agents and groups share out by [`FairSemaphore`] how many names are asked for at once, so that names
 //! which nobody answers take no other group's turn.
 
 use std::{
@@ -31,16 +31,16 @@ use super::{
     answered::Answered,
     answers::Answers,
     control_plane::ControlPlane,
-    found::{Found, Outcome, Unresolved},
+    found::{LookupOutcome, Resolved, Unresolved},
     hosts_file,
+    name_servers::{NameServers, ResolvedAddresses},
     off_limits::OffLimits,
     translators,
-    upstream::{Addresses, Upstream},
 };
 use crate::{
     config::{NameServer, Settings},
     identity::AgentKey,
-    limits::{FairPlace, FairPlaces},
+    limits::{FairSemaphore, FairSlot},
     locks::lock,
     policy::{GroupName, Host, Site},
     tls,
@@ -52,9 +52,9 @@ pub struct Resolver(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    upstream: Arc<Upstream>,
+    upstream: Arc<NameServers>,
     /// A name holds one while the servers are asked for it.
-    places: FairPlaces,
+    places: FairSemaphore,
     /// The runtime whose tasks carry the queries, so that they outlive a single worker's flow.
     home: Handle,
     answers: Mutex<Answers>,
@@ -66,8 +66,8 @@ struct Inner {
 }
 
 /// An outcome, and the time until which it holds.
-type Asked = Result<(Found, Instant), (Unresolved, Instant)>;
-type Flight = Shared<BoxFuture<'static, Outcome>>;
+type TimedOutcome = Result<(Resolved, Instant), (Unresolved, Instant)>;
+type Flight = Shared<BoxFuture<'static, LookupOutcome>>;
 
 impl Resolver {
     /// A resolver that asks the servers of the settings. Those over TLS are verified by their
@@ -103,13 +103,13 @@ impl Resolver {
         let places = if tls.is_some() { MAX_OVER_TLS } else { MAX_UNDER_WAY };
         let control_plane = ControlPlane::new(servers.iter().map(|server| server.address.ip()));
         let servers = servers.iter().map(name_server).collect();
-        let upstream = Upstream::new(servers, options(), tls);
+        let upstream = NameServers::new(servers, options(), tls);
         let upstream = Arc::new(upstream.map_err(|error| format!("resolver: {error}"))?);
         let off_limits = OffLimits::new(control_plane, site);
         home.spawn(translators::follow(Arc::downgrade(&upstream), off_limits.clone()));
         Ok(Self(Arc::new(Inner {
             upstream,
-            places: FairPlaces::new(places),
+            places: FairSemaphore::new(places),
             home,
             answers: Mutex::new(Answers::new(MAX_NAMES)),
             under_way: Mutex::default(),
@@ -121,7 +121,7 @@ impl Resolver {
 
     /// Every address of the name, as the resolvers answered. The agent is whom the query is for:
     /// it waits for its turn for no longer than a query takes.
-    pub async fn resolve(&self, host: &Host, agent: &AgentKey) -> Result<Found, Unresolved> {
+    pub async fn resolve(&self, host: &Host, agent: &AgentKey) -> Result<Resolved, Unresolved> {
         if let Some(known) = self.known(host) {
             return known.await;
         }
@@ -157,7 +157,7 @@ impl Resolver {
     }
 
     /// What is known about the name without asking anybody.
-    pub fn remembered(&self, host: &Host) -> Option<Result<Found, Unresolved>> {
+    pub fn remembered(&self, host: &Host) -> Option<Result<Resolved, Unresolved>> {
         let answers = lock(&self.0.answers);
         answers.get(host, Instant::now())
     }
@@ -184,7 +184,7 @@ impl Resolver {
 
 impl Inner {
     /// The query that is under way for the name, or a new one, which keeps the place.
-    fn flight(self: &Arc<Self>, host: &Host, group: &GroupName, place: FairPlace) -> Flight {
+    fn flight(self: &Arc<Self>, host: &Host, group: &GroupName, place: FairSlot) -> Flight {
         let mut under_way = lock(&self.under_way);
         if let Some(flight) = under_way.get(host) {
             return flight.clone();
@@ -204,12 +204,12 @@ impl Inner {
     }
 
     /// Asks the resolvers.
-    async fn ask(&self, host: &Host) -> Asked {
+    async fn ask(&self, host: &Host) -> TimedOutcome {
         let latest = |until: Instant, most| until.min(Instant::now() + most);
         let name = format!("{host}.");
         let lookup = timeout(LOOKUP_TIME, self.upstream.addresses(&name));
         let lookup = lookup.await.unwrap_or(Err(NetError::Timeout));
-        let Addresses { addresses, ttl } = lookup.map_err(|error| {
+        let ResolvedAddresses { addresses, ttl } = lookup.map_err(|error| {
             tracing::debug!(%host, %error, "resolve");
             let (why, holds) = unresolved(&error);
             if why == Unresolved::Failed {
@@ -223,7 +223,7 @@ impl Inner {
         }
         let addresses: Arc<[IpAddr]> = addresses.into_iter().take(MAX_ADDRESSES).collect();
         let until = latest(Instant::now() + ttl, MAX_TTL);
-        Ok((Found { addresses, until }, until))
+        Ok((Resolved { addresses, until }, until))
     }
 
     /// Without the IPv6 addresses, and not to be remembered, while nobody knows which of them stand
@@ -256,7 +256,7 @@ impl Inner {
         }
     }
 
-    fn remember(&self, of: (&Host, &GroupName), outcome: Asked) -> Outcome {
+    fn remember(&self, of: (&Host, &GroupName), outcome: TimedOutcome) -> LookupOutcome {
         let (outcome, until) = match outcome {
             Ok((found, until)) => (Ok(found), until),
             Err((why, until)) => (Err(why), until),

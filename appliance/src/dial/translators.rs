@@ -14,12 +14,12 @@ use hickory_resolver::net::NetError;
 use ipnet::Ipv6Net;
 use tokio::time::{sleep, timeout};
 
-use super::{off_limits::OffLimits, upstream::Upstream};
+use super::{name_servers::NameServers, off_limits::OffLimits};
 use crate::policy::{nat64, special};
 
 /// Asks from time to time for as long as there are servers to ask, unless the operator says which
 /// translators there are.
-pub(super) async fn follow(upstream: Weak<Upstream>, off_limits: OffLimits) {
+pub(super) async fn follow(upstream: Weak<NameServers>, off_limits: OffLimits) {
     let (mut site, mut failed) = (off_limits.watch(), 0);
     loop {
         let stated = site.borrow_and_update().is_stated();
@@ -43,11 +43,11 @@ pub(super) async fn follow(upstream: Weak<Upstream>, off_limits: OffLimits) {
 pub(super) async fn are_known(off_limits: &OffLimits) -> bool {
     let mut site = off_limits.watch();
     let known = site.wait_for(|site| site.knows_translators());
-    timeout(PATIENCE, known).await.is_ok_and(|known| known.is_ok())
+    timeout(TIMEOUT, known).await.is_ok_and(|known| known.is_ok())
 }
 
 /// Asks once, and says after what time to ask again.
-async fn ask(servers: &Arc<Upstream>, off_limits: &OffLimits, failed: &mut u32) -> Duration {
+async fn ask(servers: &Arc<NameServers>, off_limits: &OffLimits, failed: &mut u32) -> Duration {
     let answer = timeout(ROUND, servers.made_up(nat64::ASKED_FOR)).await;
     match answer.unwrap_or(Err(NetError::Timeout)) {
         Ok((records, ttl)) => {
@@ -91,7 +91,7 @@ fn take(off_limits: &OffLimits, found: Vec<Ipv6Net>) {
 }
 
 /// Time that a name waits for this to be known, once the name itself is resolved.
-const PATIENCE: Duration = Duration::from_millis(500);
+const TIMEOUT: Duration = Duration::from_millis(500);
 /// Time for all tries of one round.
 const ROUND: Duration = Duration::from_secs(6);
 /// Time after which a failed round is followed by another; twice as long after each.

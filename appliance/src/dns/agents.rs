@@ -13,34 +13,34 @@ use std::{
 
 use crate::{
     identity::AgentKey,
-    limits::{AgentTable, Pace},
+    limits::{AgentTable, RateLimiter},
     locks::lock,
     policy::GroupName,
 };
 
 /// Every agent that asked lately.
 #[derive(Debug, Default)]
-pub(super) struct Agents(Mutex<HashMap<GroupName, OfGroup>>);
+pub(super) struct Agents(Mutex<HashMap<GroupName, GroupQueries>>);
 
 #[derive(Debug)]
-struct OfGroup {
-    agents: AgentTable<Agent>,
+struct GroupQueries {
+    agents: AgentTable<AgentQueries>,
     common: Common,
 }
 
 /// What all agents of a group have in common.
 #[derive(Debug)]
 struct Common {
-    held: Held,
-    records: Pace,
+    held: SharesInUse,
+    records: RateLimiter,
     /// Of agents that made room for others or found none, and of those that were too many to be told
     /// apart.
-    rest: Counts,
+    rest: QueryCounts,
 }
 
 /// What an agent's queries came to in a while.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Counts {
+pub(super) struct QueryCounts {
     /// Got an answer, a negative one included.
     pub(super) answered: u64,
     /// Were refused, whether a record of their own says so or not.
@@ -53,7 +53,7 @@ pub(super) struct Counts {
 
 /// What an agent holds: a lookup or a connection. Given back when dropped.
 #[derive(Debug)]
-pub(super) struct Share {
+pub(super) struct DnsShare {
     agents: Arc<Agents>,
     key: AgentKey,
     of: Of,
@@ -69,15 +69,15 @@ pub(super) enum Of {
 }
 
 #[derive(Debug)]
-struct Agent {
-    queries: Pace,
-    records: Pace,
-    held: Held,
-    counts: Counts,
+struct AgentQueries {
+    queries: RateLimiter,
+    records: RateLimiter,
+    held: SharesInUse,
+    counts: QueryCounts,
 }
 
 #[derive(Debug, Default)]
-struct Held {
+struct SharesInUse {
     lookups: usize,
     connections: usize,
 }
@@ -126,7 +126,12 @@ impl Agents {
 
     /// A share of something, while the agent and its group have one left; the group is one of so
     /// many that share it.
-    pub(super) fn share(self: &Arc<Self>, key: &AgentKey, of: Of, groups: usize) -> Option<Share> {
+    pub(super) fn share(
+        self: &Arc<Self>,
+        key: &AgentKey,
+        of: Of,
+        groups: usize,
+    ) -> Option<DnsShare> {
         let may = self.with(key, Instant::now(), |agent, group| {
             let (of_agent, of_group) = of.most(groups);
             let (own, all) = (agent.held.of(of), group.held.of(of));
@@ -135,7 +140,7 @@ impl Agents {
             *all += usize::from(may);
             may
         });
-        may.unwrap_or(false).then(|| Share { agents: Arc::clone(self), key: key.clone(), of })
+        may.unwrap_or(false).then(|| DnsShare { agents: Arc::clone(self), key: key.clone(), of })
     }
 
     /// Tells what every agent's queries came to since the last time, where there were any, and
@@ -144,7 +149,7 @@ impl Agents {
     pub(super) fn sweep(
         &self,
         now: Instant,
-        mut tell: impl FnMut(&GroupName, Option<&AgentKey>, Counts) -> bool,
+        mut tell: impl FnMut(&GroupName, Option<&AgentKey>, QueryCounts) -> bool,
     ) {
         let mut groups = lock(&self.0);
         groups.retain(|name, group| {
@@ -164,55 +169,62 @@ impl Agents {
         &self,
         key: &AgentKey,
         now: Instant,
-        on: impl FnOnce(&mut Agent, &mut Common) -> T,
+        on: impl FnOnce(&mut AgentQueries, &mut Common) -> T,
     ) -> Option<T> {
         let mut groups = lock(&self.0);
         if !groups.contains_key(key.group()) {
-            groups.insert(key.group().clone(), OfGroup::new(now));
+            groups.insert(key.group().clone(), GroupQueries::new(now));
         }
-        let OfGroup { agents, common } = groups.get_mut(key.group())?;
+        let GroupQueries { agents, common } = groups.get_mut(key.group())?;
         let Common { rest, .. } = common;
-        let rests = |other: &mut Agent| other.leaves_only_counts(now, rest);
-        let agent = agents.agent(key, || Agent::new(now), rests)?;
+        let rests = |other: &mut AgentQueries| other.leaves_only_counts(now, rest);
+        let agent = agents.agent(key, || AgentQueries::new(now), rests)?;
         Some(on(agent, common))
     }
 }
 
-impl OfGroup {
+impl GroupQueries {
     fn new(now: Instant) -> Self {
-        let common =
-            Common { held: Held::default(), records: Pace::new(now), rest: Counts::default() };
+        let common = Common {
+            held: SharesInUse::default(),
+            records: RateLimiter::new(now),
+            rest: QueryCounts::default(),
+        };
         Self { agents: AgentTable::default(), common }
     }
 
-    fn sweep(&mut self, now: Instant, mut tell: impl FnMut(Option<&AgentKey>, Counts) -> bool) {
+    fn sweep(
+        &mut self,
+        now: Instant,
+        mut tell: impl FnMut(Option<&AgentKey>, QueryCounts) -> bool,
+    ) {
         let mut told = 0;
         for (key, agent) in self.agents.iter_mut() {
-            if agent.counts == Counts::default() {
+            if agent.counts == QueryCounts::default() {
                 continue;
             }
             if told >= MAX_SUMS {
                 self.common.rest.add(std::mem::take(&mut agent.counts));
             } else if tell(Some(key), agent.counts) {
-                agent.counts = Counts::default();
+                agent.counts = QueryCounts::default();
                 told += 1;
             }
         }
         let rest = &mut self.common.rest;
-        if *rest != Counts::default() && tell(None, *rest) {
-            *rest = Counts::default();
+        if *rest != QueryCounts::default() && tell(None, *rest) {
+            *rest = QueryCounts::default();
         }
         self.agents.retain(|agent| !agent.is_at_rest(now));
     }
 
     fn is_at_rest(&self, now: Instant) -> bool {
         self.agents.is_empty()
-            && self.common.rest == Counts::default()
+            && self.common.rest == QueryCounts::default()
             && self.common.records.is_full(now)
     }
 }
 
-impl Counts {
+impl QueryCounts {
     fn add(&mut self, other: Self) {
         self.answered += other.answered;
         self.refused += other.refused;
@@ -221,7 +233,7 @@ impl Counts {
     }
 }
 
-impl Held {
+impl SharesInUse {
     fn of(&mut self, of: Of) -> &mut usize {
         match of {
             Of::Lookups => &mut self.lookups,
@@ -244,18 +256,23 @@ impl Of {
     }
 }
 
-impl Agent {
+impl AgentQueries {
     fn new(now: Instant) -> Self {
-        let pace = Pace::new(now);
-        Self { queries: pace, records: pace, held: Held::default(), counts: Counts::default() }
+        let limiter = RateLimiter::new(now);
+        Self {
+            queries: limiter,
+            records: limiter,
+            held: SharesInUse::default(),
+            counts: QueryCounts::default(),
+        }
     }
 
     fn is_at_rest(&self, now: Instant) -> bool {
-        self.counts == Counts::default() && self.is_idle(now)
+        self.counts == QueryCounts::default() && self.is_idle(now)
     }
 
     /// Whether nothing but its counts is known of it. They go to `rest` then.
-    fn leaves_only_counts(&mut self, now: Instant, rest: &mut Counts) -> bool {
+    fn leaves_only_counts(&mut self, now: Instant, rest: &mut QueryCounts) -> bool {
         let idle = self.is_idle(now);
         if idle {
             rest.add(std::mem::take(&mut self.counts));
@@ -270,7 +287,7 @@ impl Agent {
     }
 }
 
-impl Drop for Share {
+impl Drop for DnsShare {
     fn drop(&mut self) {
         self.agents.with(&self.key, Instant::now(), |agent, group| {
             for held in [&mut agent.held, &mut group.held] {
@@ -343,7 +360,7 @@ mod tests {
     }
 
     /// What a sweep tells, where all of it can be.
-    fn swept(agents: &Agents, now: Instant) -> Vec<(Option<AgentKey>, Counts)> {
+    fn swept(agents: &Agents, now: Instant) -> Vec<(Option<AgentKey>, QueryCounts)> {
         let mut told = Vec::new();
         agents.sweep(now, |_, agent, counts| {
             told.push((agent.cloned(), counts));
@@ -385,7 +402,7 @@ mod tests {
         agents.sweep(later, |_, _, _| false);
         agents.answered(&key("192.0.2.1"), later);
         agents.unsent(&key("192.0.2.1"), later);
-        let both = Counts { answered: 2, unsent: 1, ..Counts::default() };
+        let both = QueryCounts { answered: 2, unsent: 1, ..QueryCounts::default() };
         assert_eq!(swept(&agents, later), [(Some(key("192.0.2.1")), both)]);
     }
 
@@ -445,7 +462,7 @@ mod tests {
         }
         let end = start + Duration::from_secs(20);
         let told = swept(&agents, end);
-        let sum = |of: fn(&Counts) -> u64| told.iter().map(|(_, it)| of(it)).sum::<u64>();
+        let sum = |of: fn(&QueryCounts) -> u64| told.iter().map(|(_, it)| of(it)).sum::<u64>();
         assert_eq!(sum(|it| it.refused), u64::from(flood), "nobody was told no");
         assert_eq!((sum(|it| it.answered), sum(|it| it.limited)), (u64::from(honest), 0));
     }

@@ -16,7 +16,7 @@ use hickory_resolver::proto::{
 };
 
 use crate::{
-    dial::{Found, MAX_TTL, Unresolved},
+    dial::{MAX_TTL, Resolved, Unresolved},
     policy::{Group, Host, Policy},
     reason::Reason,
 };
@@ -36,29 +36,29 @@ pub struct Asker<'a> {
 
 /// What becomes of a query.
 #[derive(Debug)]
-pub enum Verdict {
+pub enum QueryVerdict {
     /// Not a query: nothing is sent back, or two servers could answer each other for ever.
     Silence,
     /// Answered at once.
-    Answered(Reply),
+    Answered(DnsReply),
     /// A listed name: it is to be resolved, and [`Question::reply`] told what came of it.
     Resolve(Box<Question>),
 }
 
 /// The answer to one query.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reply {
+pub struct DnsReply {
     /// The message, without the length that precedes it in a stream.
     pub bytes: Vec<u8>,
     /// Why the agent did not get what it asked for.
-    pub refused: Option<Refused>,
+    pub refused: Option<RefusedQuery>,
     /// The addresses in it.
     pub given: Vec<IpAddr>,
 }
 
 /// What was refused and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refused {
+pub struct RefusedQuery {
     /// Why.
     pub reason: Reason,
     /// The name and type that were asked for, where they could be read. The agent chose both.
@@ -74,30 +74,30 @@ pub struct Question {
 }
 
 /// Answers a query, or says which name has to be resolved for it.
-pub fn answer(asker: Asker<'_>, query: &[u8]) -> Verdict {
+pub fn answer(asker: Asker<'_>, query: &[u8]) -> QueryVerdict {
     consider(query, |message| judge(asker, message))
 }
 
 /// Refuses a query of somebody who gets no answers, whatever it asks for.
-pub(super) fn refuse(query: &[u8], datagram: bool, reason: Reason) -> Verdict {
+pub(super) fn refuse(query: &[u8], datagram: bool, reason: Reason) -> QueryVerdict {
     consider(query, |message| {
         let most_bytes = most_bytes(datagram, &message);
         let why = Some((PROHIBITED, reason));
-        Verdict::Answered(refusal(&message, ResponseCode::Refused, why, most_bytes))
+        QueryVerdict::Answered(refusal(&message, ResponseCode::Refused, why, most_bytes))
     })
 }
 
-fn consider(query: &[u8], judge: impl FnOnce(Message) -> Verdict) -> Verdict {
-    let Some(header) = RawHeader::of(query) else { return Verdict::Silence };
+fn consider(query: &[u8], judge: impl FnOnce(Message) -> QueryVerdict) -> QueryVerdict {
+    let Some(header) = RawHeader::of(query) else { return QueryVerdict::Silence };
     if header.is_response {
-        return Verdict::Silence;
+        return QueryVerdict::Silence;
     }
     if header.opcode != 0 {
-        return Verdict::Answered(header.error(ResponseCode::NotImp));
+        return QueryVerdict::Answered(header.error(ResponseCode::NotImp));
     }
     match read(&header, query) {
         Some(message) => judge(message),
-        None => Verdict::Answered(header.error(ResponseCode::FormErr)),
+        None => QueryVerdict::Answered(header.error(ResponseCode::FormErr)),
     }
 }
 
@@ -111,10 +111,10 @@ impl Question {
     /// 1 to 300 seconds.
     pub fn reply(
         &self,
-        outcome: &Result<Found, Unresolved>,
+        outcome: &Result<Resolved, Unresolved>,
         now: Instant,
         usable: impl Fn(IpAddr) -> bool,
-    ) -> Reply {
+    ) -> DnsReply {
         let found = match outcome {
             Ok(found) => found,
             Err(Unresolved::NoName) => return self.empty(ResponseCode::NXDomain, None),
@@ -139,11 +139,11 @@ impl Question {
     }
 
     /// The refusal of a query that was fit to be answered when it came.
-    pub fn refused(&self, reason: Reason) -> Reply {
+    pub fn refused(&self, reason: Reason) -> DnsReply {
         self.empty(ResponseCode::Refused, Some((PROHIBITED, reason)))
     }
 
-    fn addresses(&self, given: Vec<IpAddr>, ttl: Duration) -> Reply {
+    fn addresses(&self, given: Vec<IpAddr>, ttl: Duration) -> DnsReply {
         let mut message = response(&self.query, ResponseCode::NoError);
         let ttl = u32::try_from(ttl.as_secs()).unwrap_or(1);
         if let Some(query) = self.query.queries.first() {
@@ -151,10 +151,10 @@ impl Question {
             let records = given.iter().map(|address| record(name.clone(), ttl, *address));
             message.add_answers(records);
         }
-        Reply { bytes: encode(&message, self.most_bytes), refused: None, given }
+        DnsReply { bytes: encode(&message, self.most_bytes), refused: None, given }
     }
 
-    fn empty(&self, code: ResponseCode, why: Option<(u16, Reason)>) -> Reply {
+    fn empty(&self, code: ResponseCode, why: Option<(u16, Reason)>) -> DnsReply {
         refusal(&self.query, code, why, self.most_bytes)
     }
 }
@@ -183,12 +183,12 @@ impl RawHeader {
     }
 
     /// An answer to a query of which no more than the header is understood.
-    fn error(&self, code: ResponseCode) -> Reply {
+    fn error(&self, code: ResponseCode) -> DnsReply {
         let [i, d] = self.id;
         let mut bytes = vec![i, d, 0x80 | self.echoed, RECURSION_AVAILABLE | code.low()];
         bytes.resize(HEADER_BYTES, 0);
-        let refused = Some(Refused { reason: Reason::DnsDenied, asked: None });
-        Reply { bytes, refused, given: Vec::new() }
+        let refused = Some(RefusedQuery { reason: Reason::DnsDenied, asked: None });
+        DnsReply { bytes, refused, given: Vec::new() }
     }
 }
 
@@ -205,11 +205,11 @@ fn read(header: &RawHeader, query: &[u8]) -> Option<Message> {
     decoder.is_empty().then_some(message)
 }
 
-fn judge(asker: Asker<'_>, message: Message) -> Verdict {
-    let Some(query) = message.queries.first() else { return Verdict::Silence };
+fn judge(asker: Asker<'_>, message: Message) -> QueryVerdict {
+    let Some(query) = message.queries.first() else { return QueryVerdict::Silence };
     let (class, kind) = (query.query_class(), query.query_type());
     let most_bytes = most_bytes(asker.datagram, &message);
-    let done = |code, why| Verdict::Answered(refusal(&message, code, Some(why), most_bytes));
+    let done = |code, why| QueryVerdict::Answered(refusal(&message, code, Some(why), most_bytes));
     if message.edns.as_ref().is_some_and(|edns| edns.version() != 0) {
         return done(ResponseCode::BADVERS, (NOT_SUPPORTED, Reason::DnsDenied));
     }
@@ -225,9 +225,9 @@ fn judge(asker: Asker<'_>, message: Message) -> Verdict {
         || (kind == RecordType::AAAA && !asker.ipv6)
     {
         let reply = refusal(&message, ResponseCode::NoError, None, most_bytes);
-        return Verdict::Answered(reply);
+        return QueryVerdict::Answered(reply);
     }
-    Verdict::Resolve(Box::new(Question { query: message, host, most_bytes }))
+    QueryVerdict::Resolve(Box::new(Question { query: message, host, most_bytes }))
 }
 
 fn is_answered(kind: RecordType) -> bool {
@@ -269,14 +269,14 @@ fn refusal(
     code: ResponseCode,
     why: Option<(u16, Reason)>,
     most_bytes: usize,
-) -> Reply {
+) -> DnsReply {
     let mut message = response(query, code);
     if let (Some(edns), Some((info, reason))) = (message.edns.as_mut(), why) {
-        let text = [info.to_be_bytes().as_slice(), reason.word().as_bytes()].concat();
+        let text = [info.to_be_bytes().as_slice(), reason.as_str().as_bytes()].concat();
         edns.options_mut().insert(EdnsOption::Unknown(EXTENDED_ERROR, text));
     }
-    let refused = why.map(|(_, reason)| Refused { reason, asked: asked(query) });
-    Reply { bytes: encode(&message, most_bytes), refused, given: Vec::new() }
+    let refused = why.map(|(_, reason)| RefusedQuery { reason, asked: asked(query) });
+    DnsReply { bytes: encode(&message, most_bytes), refused, given: Vec::new() }
 }
 
 fn asked(query: &Message) -> Option<(String, String)> {

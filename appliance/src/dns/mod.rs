@@ -11,12 +11,12 @@
 //! queries takes no time from the flows.
 
 mod agents;
-mod desk;
 mod message;
+mod query_handler;
 mod server;
 mod tcp;
 mod udp;
 
-pub use desk::Desk;
-pub use message::{Asker, Question, Refused, Reply, Verdict, answer};
-pub use server::Server;
+pub use message::{Asker, DnsReply, QueryVerdict, Question, RefusedQuery, answer};
+pub use query_handler::QueryHandler;
+pub use server::DnsServer;

@@ -9,18 +9,18 @@ use std::{
 
 use tokio::{runtime::Builder, task::JoinSet, time::timeout};
 
-use super::{Desk, tcp, udp};
+use super::{QueryHandler, tcp, udp};
 use crate::{packets::DnsSockets, phase::Phase};
 
 /// The thread that answers agents' queries until the daemon drains, and then those that it has read.
 #[derive(Debug)]
-pub struct Server {
+pub struct DnsServer {
     thread: JoinHandle<()>,
 }
 
-impl Server {
+impl DnsServer {
     /// Starts the thread, which answers at once.
-    pub fn start(sockets: Vec<DnsSockets>, desk: Arc<Desk>) -> io::Result<Self> {
+    pub fn start(sockets: Vec<DnsSockets>, handler: Arc<QueryHandler>) -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let mut pairs = Vec::with_capacity(sockets.len());
         {
@@ -34,18 +34,18 @@ impl Server {
         let serve = async move {
             let mut loops = JoinSet::new();
             for (interface, udp, tcp) in pairs {
-                let (at, name) = (Arc::clone(&desk), interface.clone());
-                loops.spawn(keep(Arc::clone(&desk), move || {
+                let (at, name) = (Arc::clone(&handler), interface.clone());
+                loops.spawn(keep(Arc::clone(&handler), move || {
                     udp::serve(Arc::clone(&at), name.clone(), Arc::clone(&udp))
                 }));
-                let (at, name) = (Arc::clone(&desk), interface);
-                loops.spawn(keep(Arc::clone(&desk), move || {
+                let (at, name) = (Arc::clone(&handler), interface);
+                loops.spawn(keep(Arc::clone(&handler), move || {
                     tcp::serve(Arc::clone(&at), name.clone(), Arc::clone(&tcp))
                 }));
             }
-            desk.summarise().await;
+            handler.summarise().await;
             while loops.join_next().await.is_some() {}
-            desk.write_summaries();
+            handler.write_summaries();
         };
         let thread =
             thread::Builder::new().name("dns".into()).spawn(move || runtime.block_on(serve))?;
@@ -62,11 +62,11 @@ impl Server {
 
 /// Runs a loop, which ends on its own soon after the daemon drains. One that panics is begun again: the agents' names must not
 /// hang on one message.
-async fn keep<F>(desk: Arc<Desk>, begin: impl Fn() -> F)
+async fn keep<F>(handler: Arc<QueryHandler>, begin: impl Fn() -> F)
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    let mut phases = desk.phases();
+    let mut phases = handler.phases();
     let mut closing = std::pin::pin!(phases.reached(Phase::Drain));
     loop {
         let mut task = JoinSet::new();

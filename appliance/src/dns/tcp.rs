@@ -14,17 +14,21 @@ use tokio::{
 };
 
 use super::{
-    Desk,
+    QueryHandler,
     agents::INTERFACE_CONNECTIONS,
-    desk::{Origin, Outcome},
+    query_handler::{Origin, QueryOutcome},
 };
 use crate::{accept, net, phase::Phase, policy::InterfaceName};
 
 /// Answers the connections of one listener until the daemon drains, and then what they have asked.
-pub(super) async fn serve(desk: Arc<Desk>, interface: InterfaceName, listener: Arc<TcpListener>) {
+pub(super) async fn serve(
+    handler: Arc<QueryHandler>,
+    interface: InterfaceName,
+    listener: Arc<TcpListener>,
+) {
     let places = Arc::new(Semaphore::new(INTERFACE_CONNECTIONS));
     let mut open = JoinSet::new();
-    let mut phases = desk.phases();
+    let mut phases = handler.phases();
     let mut closing = pin!(phases.reached(Phase::Drain));
     loop {
         // A place first: without one, connections wait in the kernel's queue.
@@ -39,11 +43,11 @@ pub(super) async fn serve(desk: Arc<Desk>, interface: InterfaceName, listener: A
             return;
         };
         while open.try_join_next().is_some() {}
-        let Some(share) = desk.connection(&interface, from.ip()) else { continue };
-        let (desk, interface) = (Arc::clone(&desk), interface.clone());
+        let Some(share) = handler.connection(&interface, from.ip()) else { continue };
+        let (handler, interface) = (Arc::clone(&handler), interface.clone());
         open.spawn(async move {
             // An agent that goes away in the middle has nobody left to tell.
-            let _ = converse(&desk, interface, from.0, stream).await;
+            let _ = converse(&handler, interface, from.0, stream).await;
             drop((share, place));
         });
     }
@@ -51,7 +55,7 @@ pub(super) async fn serve(desk: Arc<Desk>, interface: InterfaceName, listener: A
 }
 
 async fn converse(
-    desk: &Desk,
+    handler: &QueryHandler,
     interface: InterfaceName,
     from: SocketAddr,
     mut stream: TcpStream,
@@ -60,18 +64,18 @@ async fn converse(
     let to = net::canonical(stream.local_addr()?).ip();
     let origin = Origin { interface, from, to, datagram: false };
     let mut query = Vec::new();
-    let mut phases = desk.phases();
+    let mut phases = handler.phases();
     let mut closing = pin!(phases.reached(Phase::Drain));
     for _ in 0..MAX_QUERIES {
         tokio::select! {
             () = &mut closing => return Ok(()),
             read = timeout(IDLE, read(&mut stream, &mut query)) => read??,
         }
-        let mut outcome = desk.consider(&origin, &query);
-        if let Outcome::Later(pending) = outcome {
-            outcome = desk.resolve(pending).await;
+        let mut outcome = handler.consider(&origin, &query);
+        if let QueryOutcome::Later(pending) = outcome {
+            outcome = handler.resolve(pending).await;
         }
-        let Outcome::Answer(answer) = outcome else { return Ok(()) };
+        let QueryOutcome::Answer(answer) = outcome else { return Ok(()) };
         let Ok(length) = u16::try_from(answer.len()) else { return Ok(()) };
         let whole = [length.to_be_bytes().as_slice(), &answer].concat();
         timeout(IDLE, stream.write_all(&whole)).await??;

@@ -9,8 +9,8 @@ use tokio::{
 };
 
 use super::{
-    Desk,
-    desk::{Origin, Outcome, Pending},
+    QueryHandler,
+    query_handler::{Origin, Pending, QueryOutcome},
 };
 use crate::{
     net::{self, Datagram},
@@ -19,11 +19,15 @@ use crate::{
 };
 
 /// Answers what comes in on one socket until the daemon drains, and then what has come in.
-pub(super) async fn serve(desk: Arc<Desk>, interface: InterfaceName, socket: Arc<UdpSocket>) {
+pub(super) async fn serve(
+    handler: Arc<QueryHandler>,
+    interface: InterfaceName,
+    socket: Arc<UdpSocket>,
+) {
     let mut buffer = vec![0; MAX_QUERY_BYTES];
     // Bounded by what agents may have resolved at once.
     let mut later = JoinSet::new();
-    let mut phases = desk.phases();
+    let mut phases = handler.phases();
     let mut closing = pin!(phases.reached(Phase::Drain));
     loop {
         let readable = tokio::select! {
@@ -37,10 +41,11 @@ pub(super) async fn serve(desk: Arc<Desk>, interface: InterfaceName, socket: Arc
             match receive(&socket, &mut buffer) {
                 Ok(Some(datagram)) => {
                     let query = buffer.get(..datagram.bytes).unwrap_or_default();
-                    if let Some(pending) = begin(&desk, &interface, (&socket, &datagram), query) {
-                        let (desk, socket) = (Arc::clone(&desk), Arc::clone(&socket));
+                    if let Some(pending) = begin(&handler, &interface, (&socket, &datagram), query)
+                    {
+                        let (handler, socket) = (Arc::clone(&handler), Arc::clone(&socket));
                         later.spawn(async move {
-                            finish(&desk, pending, (&socket, &datagram)).await;
+                            finish(&handler, pending, (&socket, &datagram)).await;
                         });
                     }
                 }
@@ -62,27 +67,27 @@ pub(super) async fn serve(desk: Arc<Desk>, interface: InterfaceName, socket: Arc
 
 /// Answers at once where that can be done; else what it has to wait for.
 fn begin(
-    desk: &Desk,
+    handler: &QueryHandler,
     interface: &InterfaceName,
     (socket, asked): (&UdpSocket, &Datagram),
     query: &[u8],
 ) -> Option<Pending> {
     let &Datagram { from, to, .. } = asked;
     let origin = Origin { interface: interface.clone(), from, to, datagram: true };
-    match desk.consider(&origin, query) {
-        Outcome::Silence => None,
-        Outcome::Answer(answer) => {
-            send(desk, &origin, (socket, asked), &answer);
+    match handler.consider(&origin, query) {
+        QueryOutcome::Silence => None,
+        QueryOutcome::Answer(answer) => {
+            send(handler, &origin, (socket, asked), &answer);
             None
         }
-        Outcome::Later(pending) => Some(pending),
+        QueryOutcome::Later(pending) => Some(pending),
     }
 }
 
-async fn finish(desk: &Desk, pending: Pending, back: (&UdpSocket, &Datagram)) {
+async fn finish(handler: &QueryHandler, pending: Pending, back: (&UdpSocket, &Datagram)) {
     let origin = pending.origin().clone();
-    if let Outcome::Answer(answer) = desk.resolve(pending).await {
-        send(desk, &origin, back, &answer);
+    if let QueryOutcome::Answer(answer) = handler.resolve(pending).await {
+        send(handler, &origin, back, &answer);
     }
 }
 
@@ -91,10 +96,15 @@ fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Option<Datagram>
 }
 
 /// An answer that cannot be sent is lost, as any datagram may be, and counted; the agent asks again.
-fn send(desk: &Desk, origin: &Origin, (socket, asked): (&UdpSocket, &Datagram), answer: &[u8]) {
+fn send(
+    handler: &QueryHandler,
+    origin: &Origin,
+    (socket, asked): (&UdpSocket, &Datagram),
+    answer: &[u8],
+) {
     if let Err(error) = net::send(socket, asked, answer) {
         tracing::debug!(%error, "answer");
-        desk.unsent(origin);
+        handler.unsent(origin);
     }
 }
 

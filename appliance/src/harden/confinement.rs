@@ -126,7 +126,7 @@ impl Enforced {
     }
 
     /// The word for it.
-    pub const fn word(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Fully => "fully",
             Self::Partly => "partly",
@@ -137,7 +137,7 @@ impl Enforced {
 
 impl fmt::Display for Enforced {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.word())
+        f.write_str(self.as_str())
     }
 }
 

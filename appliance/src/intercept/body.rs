@@ -44,14 +44,14 @@ pub(super) enum RequestBody {
 /// A body that goes on as it comes.
 pub(super) struct Passing {
     inner: Incoming,
-    room: Room,
+    room: BodyRoom,
     trailers: Arc<dyn TrailerRule + Send + Sync>,
     trace: Arc<Trace>,
 }
 
 /// Room for data among what the agent's bodies may hold. Data that has none waits here, and the
 /// body is read no further.
-struct Room {
+struct BodyRoom {
     way: Way,
     taken: Arc<Taken>,
     waiting: Option<BoxFuture<'static, Bytes>>,
@@ -69,7 +69,7 @@ pub(super) enum ResponseBody {
 /// began. What it keeps back, and for how long, does not depend on them.
 pub(super) struct Scrubbed {
     inner: Source,
-    room: Room,
+    room: BodyRoom,
     masking: Masking,
     rules: ResponseRules,
     stream: MaskStream,
@@ -88,7 +88,7 @@ impl RequestBody {
         trailers: Arc<dyn TrailerRule + Send + Sync>,
         trace: Arc<Trace>,
     ) -> Self {
-        let room = Room::new(Way::Out, &trace);
+        let room = BodyRoom::new(Way::Out, &trace);
         Self::Passing(Passing { inner, room, trailers, trace })
     }
 
@@ -162,7 +162,7 @@ impl Body for RequestBody {
     }
 }
 
-impl Room {
+impl BodyRoom {
     fn new(way: Way, trace: &Trace) -> Self {
         Self { way, taken: trace.taken(), waiting: None }
     }
@@ -213,7 +213,7 @@ impl Scrubbed {
         }
         Self {
             inner,
-            room: Room::new(Way::Back, &trace),
+            room: BodyRoom::new(Way::Back, &trace),
             masking,
             rules,
             stream,

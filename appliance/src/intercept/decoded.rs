@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use crate::{
     limits::{self, CodedPlace, LargeDecoder, Taken},
     reason::Reason,
-    scrub::{Accepted, Coding, Decoder, Progress, asked_codings},
+    scrub::{Accepted, Coding, Decoder, DecoderProgress, asked_codings},
 };
 
 /// How the answer to a request is read.
@@ -40,11 +40,11 @@ pub(super) enum Source {
     /// As it is.
     Plain(Incoming),
     /// Compressed.
-    Coded(Box<Coded>),
+    Coded(Box<CompressedBody>),
 }
 
 /// A compressed body.
-pub(super) struct Coded {
+pub(super) struct CompressedBody {
     inner: Incoming,
     decoder: Decoder,
     trailers: Option<HeaderMap>,
@@ -99,7 +99,7 @@ impl Places {
                 Some(large.ok_or(Reason::ResponseUnscannable)?)
             }
         };
-        Ok(Source::Coded(Box::new(Coded {
+        Ok(Source::Coded(Box::new(CompressedBody {
             inner,
             decoder: Decoder::new(coding),
             trailers: None,
@@ -169,18 +169,20 @@ impl Source {
     }
 }
 
-impl Coded {
+impl CompressedBody {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Reason>>> {
         loop {
             match self.decoder.advance() {
-                Ok(Progress::Piece(piece)) => return Poll::Ready(Some(Ok(Frame::data(piece)))),
-                Ok(Progress::Busy) => {
+                Ok(DecoderProgress::Piece(piece)) => {
+                    return Poll::Ready(Some(Ok(Frame::data(piece))));
+                }
+                Ok(DecoderProgress::Busy) => {
                     // Others have their turn.
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
                 }
-                Ok(Progress::Hungry) if self.drained => return Poll::Ready(self.end()),
-                Ok(Progress::Hungry) => {}
+                Ok(DecoderProgress::Hungry) if self.drained => return Poll::Ready(self.end()),
+                Ok(DecoderProgress::Hungry) => {}
                 Err(why) => {
                     tracing::debug!(%why, "a compressed answer");
                     return Poll::Ready(Some(Err(Reason::ResponseUnscannable)));

@@ -19,12 +19,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::locks::lock;
 
 /// A stream whose writes wait for the task's [`Flusher`].
-pub(super) struct Deferred<S>(Arc<Mutex<Held<S>>>);
+pub(super) struct Deferred<S>(Arc<Mutex<DeferredWrites<S>>>);
 
 /// Sends what waits in a [`Deferred`]. Does not keep the stream open.
-pub(super) struct Flusher<S>(Weak<Mutex<Held<S>>>);
+pub(super) struct Flusher<S>(Weak<Mutex<DeferredWrites<S>>>);
 
-struct Held<S> {
+struct DeferredWrites<S> {
     stream: S,
     waiting: BytesMut,
 }
@@ -32,13 +32,13 @@ struct Held<S> {
 impl<S> Deferred<S> {
     /// A stream, and what sends its writes.
     pub(super) fn new(stream: S) -> (Self, Flusher<S>) {
-        let held = Arc::new(Mutex::new(Held { stream, waiting: BytesMut::new() }));
+        let held = Arc::new(Mutex::new(DeferredWrites { stream, waiting: BytesMut::new() }));
         let flusher = Flusher(Arc::downgrade(&held));
         (Self(held), flusher)
     }
 
     /// Only ever contended if two tasks shared one connection.
-    fn held(&self) -> MutexGuard<'_, Held<S>> {
+    fn held(&self) -> MutexGuard<'_, DeferredWrites<S>> {
         lock(&self.0)
     }
 }
@@ -67,7 +67,7 @@ impl<S: AsyncWrite + Unpin> Flusher<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> Held<S> {
+impl<S: AsyncWrite + Unpin> DeferredWrites<S> {
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.waiting.is_empty() {
             let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.waiting))?;

@@ -1,7 +1,7 @@
 //! One request and its answer on a connection whose TLS ends here.
 //!
-//! The order is the argument: a place in the audit, then a message with one meaning for this one
-//! site, then the policy's methods, paths and credentials, then the values, then the upstream.
+//! The order is the argument: a slot in the audit, then a message with one meaning for the one
+//! pinned authority, then the policy's methods, paths and credentials, then the values, then the upstream.
 //! Whatever fails on the way is answered here, and nothing is sent.
 
 use std::{
@@ -21,27 +21,27 @@ use tokio::time::timeout;
 use super::{
     body::{RequestBody, ResponseBody, Scrubbed},
     decoded::{Places, Reading, Source},
-    exchanges::{Exchanges, Turn},
+    exchanges::{ActiveExchange, Exchanges},
     framing::TrailerRule,
-    message, overrides, owners,
-    site::Site,
-    unsent::Unsent,
+    message, overrides, owner_restrictions,
+    pinned_authority::PinnedAuthority,
+    retryable::Retryable,
     websocket::{self, Asked, Begun, Switch},
-    whole::{self, Unread, Whole},
+    whole::{self, Unread, WholeBody},
 };
 use crate::{
     audit::{RequestRecord, Sink},
     decide::Route,
     identity::{AgentAddr, FlowId},
-    limits::{Coded, RequestPlace, Taken, Way},
+    limits::{Coded, RequestSlot, Taken, Way},
     locks::lock,
     policy::{Api, Binding, Carry, Group, Narrowed, Pass, ResponseRules, permits},
+    policy_snapshot::MaskCache,
     reason::{Reason, SecretCause},
     refuse::{self, Dialect, Refusal},
-    rulebook::MaskCache,
     scrub::{self, Accepted, Masks, Part},
-    secrets::{SecretStore, Snapshot},
-    substitute::{self, Denial, Plan, Rules},
+    secrets::{SecretSnapshot, SecretStore},
+    substitute::{self, Denial, Substitution, SubstitutionRules},
 };
 
 /// What every exchange of one connection shares.
@@ -53,7 +53,7 @@ pub(super) struct Connection {
     /// Where it came from.
     pub agent: AgentAddr,
     /// The one name and port that requests may be for.
-    pub site: Site,
+    pub pinned: PinnedAuthority,
     /// How it was permitted.
     pub route: Route,
     /// What a request must look like.
@@ -83,7 +83,7 @@ pub(super) struct Connection {
 /// What is asked of a request, by how the connection was permitted.
 pub(super) enum RequestRules {
     /// Placeholders become secrets.
-    Substitute(Arc<Rules>),
+    Substitute(Arc<SubstitutionRules>),
     /// Method and path only.
     Inspect,
 }
@@ -95,7 +95,7 @@ pub(super) struct Masking {
 }
 
 /// What is done with the answer to a request.
-struct Answering {
+struct ResponseHandling {
     masking: Masking,
     reading: Reading,
     part: Option<Part>,
@@ -110,14 +110,14 @@ pub(super) enum Sender {
 }
 
 /// Why an exchange has no answer of the upstream's.
-enum Failure {
+enum ExchangeError {
     /// The gateway answers with this.
     Refused(Reason),
     /// Nobody has looked at the request.
-    Unsent(Unsent),
+    Retryable(Retryable),
 }
 
-impl From<Reason> for Failure {
+impl From<Reason> for ExchangeError {
     fn from(reason: Reason) -> Self {
         Self::Refused(reason)
     }
@@ -128,32 +128,32 @@ pub(super) struct Trace {
     record: Mutex<RequestRecord>,
     connection: Arc<Connection>,
     refused_body: Mutex<Option<Reason>>,
-    _turn: Turn,
-    _place: RequestPlace,
+    _active: ActiveExchange,
+    _slot: RequestSlot,
 }
 
 impl Connection {
     /// Opens the record of one more exchange. One that comes too fast has none, so that no agent
     /// takes the audit from the others; it is in a sum.
-    pub(super) fn begin(self: &Arc<Self>, turn: Turn) -> Result<Arc<Trace>, Reason> {
+    pub(super) fn begin(self: &Arc<Self>, active: ActiveExchange) -> Result<Arc<Trace>, Reason> {
         if !self.taken.may_ask(Instant::now()) {
             return Err(Reason::RateLimit);
         }
         let slot = self.audit.reserve().map_err(|_| Reason::AuditUnavailable)?;
         let mut record =
             RequestRecord::open(slot, self.flow, (&self.group.name, self.agent), &self.route);
-        let place = self.taken.request().inspect_err(|&reason| record.refused(reason))?;
+        let slot = self.taken.request().inspect_err(|&reason| record.refused(reason))?;
         Ok(Arc::new(Trace {
             record: Mutex::new(record),
             connection: Arc::clone(self),
             refused_body: Mutex::default(),
-            _turn: turn,
-            _place: place,
+            _active: active,
+            _slot: slot,
         }))
     }
 
     /// Masks for the values as they are now.
-    fn masking(&self, api: &Api, snapshot: &Snapshot) -> Masking {
+    fn masking(&self, api: &Api, snapshot: &SecretSnapshot) -> Masking {
         let masks = self.masks.of(&self.group.name, api, snapshot);
         Masking { masks, generation: snapshot.generation() }
     }
@@ -197,26 +197,26 @@ impl TrailerRule for Connection {
     }
 }
 
-/// Serves one request, whose turn began when its head was read. Every failure is an answer, but
+/// Serves one request, whose exchange began when its head was read. Every failure is an answer, but
 /// for a request that the agent may send again.
 pub(super) async fn serve(
     connection: Arc<Connection>,
     sender: Arc<Sender>,
     request: Request<Incoming>,
-    turn: Turn,
-) -> Result<Response<ResponseBody>, Unsent> {
+    active: ActiveExchange,
+) -> Result<Response<ResponseBody>, Retryable> {
     let (flow, dialect) = (connection.flow, Dialect::of(request.headers()));
-    let trace = match connection.begin(turn) {
+    let trace = match connection.begin(active) {
         Ok(trace) => trace,
         Err(reason) => return Ok(answer(reason, flow, dialect)),
     };
     let reason = match forward(&connection, &sender, request, &trace).await {
         Ok(response) => return Ok(sender.last(response)),
-        Err(Failure::Unsent(unsent)) => {
+        Err(ExchangeError::Retryable(retryable)) => {
             trace.refused(Reason::UpstreamUnreachable);
-            return Err(unsent);
+            return Err(retryable);
         }
-        Err(Failure::Refused(reason)) => reason,
+        Err(ExchangeError::Refused(reason)) => reason,
     };
     trace.refused(reason);
     Ok(sender.last(answer(reason, flow, dialect)))
@@ -249,7 +249,7 @@ pub(super) fn serve_refusal(
     refusal: Refusal,
 ) -> Response<ResponseBody> {
     let (flow, dialect) = (connection.flow, Dialect::of(request.headers()));
-    let host = connection.site.host.as_str();
+    let host = connection.pinned.host.as_str();
     match connection.begin(connection.exchanges.begin()) {
         Ok(trace) => {
             trace.with(|record| {
@@ -273,21 +273,21 @@ async fn forward(
     sender: &Sender,
     request: Request<Incoming>,
     trace: &Arc<Trace>,
-) -> Result<Response<ResponseBody>, Failure> {
+) -> Result<Response<ResponseBody>, ExchangeError> {
     let (mut head, mut body) = request.into_parts();
     trace.with(|record| {
-        record.asked(&head.method, connection.site.host.as_str(), head.uri.path());
+        record.asked(&head.method, connection.pinned.host.as_str(), head.uri.path());
     });
     message::check_size(&head, connection.head_fields, connection.head_bytes)?;
-    let mut asked = message::check(&head, &connection.site, connection.allows_websocket())?;
+    let mut asked = message::check(&head, &connection.pinned, connection.allows_websocket())?;
     let whole = match connection.rules.reads_body(&head) {
         true => Some(read_whole(connection, &mut body, trace).await?),
         false => None,
     };
     let snapshot = connection.secrets.snapshot();
-    let Prepared { answering, used, body: swapped } =
+    let PreparedRequest { answering, used, body: swapped } =
         prepare(connection, &mut head, whole.as_ref(), &snapshot, trace)?;
-    message::address(&mut head, &connection.site)?;
+    message::address(&mut head, &connection.pinned)?;
     if let Some(asked) = &mut asked {
         sender.switch().ok_or(Reason::UpgradeDenied)?.ask();
         asked.write(&mut head.headers);
@@ -316,7 +316,7 @@ async fn read_whole(
     connection: &Connection,
     body: &mut Incoming,
     trace: &Trace,
-) -> Result<Whole, Reason> {
+) -> Result<WholeBody, Reason> {
     let count = |bytes| trace.request_bytes(bytes);
     let read = whole::read(body, &connection.taken, count, connection.head_time).await;
     read.map_err(|unread| match unread {
@@ -326,9 +326,9 @@ async fn read_whole(
 }
 
 /// What a request that may be sent has become.
-struct Prepared {
+struct PreparedRequest {
     /// How its answer is read.
-    answering: Answering,
+    answering: ResponseHandling,
     /// The bindings whose values are in the request.
     used: Vec<Arc<Binding>>,
     /// The body, where it has been read.
@@ -339,22 +339,23 @@ struct Prepared {
 fn prepare(
     connection: &Connection,
     head: &mut request::Parts,
-    whole: Option<&Whole>,
-    snapshot: &Snapshot,
+    whole: Option<&WholeBody>,
+    snapshot: &SecretSnapshot,
     trace: &Trace,
-) -> Result<Prepared, Reason> {
+) -> Result<PreparedRequest, Reason> {
     match (&connection.rules, &connection.route) {
         (RequestRules::Substitute(rules), Route::Intercept(api)) => {
-            let plan = match whole {
+            let substitution = match whole {
                 Some(whole) => substitute::examine_whole(rules, head, &whole.bytes),
                 None => substitute::examine(rules, head),
             };
-            let plan = plan.map_err(|denial| trace.denied(denial))?;
-            trace.with(|record| record.placeholders(plan.placeholders()));
-            let scope = rules.scope(&plan, head)?;
+            let substitution = substitution.map_err(|denial| trace.denied(denial))?;
+            trace.with(|record| record.placeholders(substitution.placeholders()));
+            let scope = rules.scope(&substitution, head)?;
             overrides::check(head, Some(scope.methods), scope.paths)?;
-            let site = (&connection.group.name, api.as_ref(), &connection.site.host);
-            owners::admit(site, head, snapshot, &plan).map_err(|word| trace.narrowed(word))?;
+            let target = (&connection.group.name, api.as_ref(), &connection.pinned.host);
+            owner_restrictions::admit(target, head, snapshot, &substitution)
+                .map_err(|word| trace.narrowed(word))?;
             let masking = connection.masking(api, snapshot);
             let part = Part::of(&head.method, &head.headers).filter(|_| !api.response.ranges);
             let reading = match part {
@@ -367,16 +368,20 @@ fn prepare(
             };
             let accepted = reading.accepted();
             scrub::request_encodings(&api.response, accepted, &mut head.headers);
-            let body = swap(connection, head, snapshot, &plan)
+            let body = swap(connection, head, snapshot, &substitution)
                 .map_err(|cause| trace.secret_unavailable(cause))?;
-            let used = plan.bindings().cloned().collect();
-            Ok(Prepared { answering: Answering { masking, reading, part }, used, body })
+            let used = substitution.bindings().cloned().collect();
+            Ok(PreparedRequest {
+                answering: ResponseHandling { masking, reading, part },
+                used,
+                body,
+            })
         }
         (RequestRules::Inspect, Route::Inspect(pass)) => {
             inspect(pass, head)?;
             let masking = Masking { masks: connection.masks.none(), generation: 0 };
-            let answering = Answering { masking, reading: Reading::Unread, part: None };
-            Ok(Prepared { answering, used: vec![], body: None })
+            let answering = ResponseHandling { masking, reading: Reading::Unread, part: None };
+            Ok(PreparedRequest { answering, used: vec![], body: None })
         }
         _ => Err(Reason::InternalError),
     }
@@ -385,12 +390,12 @@ fn prepare(
 fn swap(
     connection: &Connection,
     head: &mut request::Parts,
-    snapshot: &Snapshot,
-    plan: &Plan,
+    snapshot: &SecretSnapshot,
+    substitution: &Substitution,
 ) -> Result<Option<Bytes>, SecretCause> {
     let group = &connection.group.name;
     let now = Instant::now();
-    plan.apply(head, |binding: &Binding| {
+    substitution.apply(head, |binding: &Binding| {
         snapshot.current(group, &binding.secret, binding.min_value_bytes, now)
     })
 }
@@ -409,7 +414,7 @@ async fn send(
     sender: &Sender,
     request: Request<RequestBody>,
     trace: &Trace,
-) -> Result<Response<Incoming>, Failure> {
+) -> Result<Response<Incoming>, ExchangeError> {
     let sent = match sender {
         Sender::H1(sender, _) => {
             let mut sender = sender.lock().await;
@@ -430,16 +435,16 @@ async fn send(
             };
             match trace.unless_idle(answer).await {
                 Some(answer) => answer,
-                None => return Err(Failure::Refused(Reason::UpstreamUnreachable)),
+                None => return Err(ExchangeError::Refused(Reason::UpstreamUnreachable)),
             }
         }
     };
     sent.map_err(|error| {
         tracing::debug!(%error, "upstream");
         let h2 = matches!(sender, Sender::H2(_));
-        match (trace.body_refusal(), Unsent::of(&error)) {
-            (None, Some(unsent)) if h2 => Failure::Unsent(unsent),
-            (refusal, _) => Failure::Refused(refusal.unwrap_or(Reason::UpstreamUnreachable)),
+        match (trace.body_refusal(), Retryable::of(&error)) {
+            (None, Some(retryable)) if h2 => ExchangeError::Retryable(retryable),
+            (refusal, _) => ExchangeError::Refused(refusal.unwrap_or(Reason::UpstreamUnreachable)),
         }
     })
 }
@@ -447,7 +452,7 @@ async fn send(
 fn receive(
     connection: &Connection,
     response: Response<Incoming>,
-    Answering { masking, reading, part }: Answering,
+    ResponseHandling { masking, reading, part }: ResponseHandling,
     (asked, switch): (Option<Asked>, Option<&Switch>),
     trace: &Arc<Trace>,
 ) -> Result<Response<ResponseBody>, Reason> {
@@ -686,7 +691,10 @@ impl RequestRules {
     }
 
     /// Whether the API's rules are in here; for a route that carries none there is nothing.
-    pub(super) fn of(route: &Route, rules: impl FnOnce(&Arc<Api>) -> Arc<Rules>) -> Self {
+    pub(super) fn of(
+        route: &Route,
+        rules: impl FnOnce(&Arc<Api>) -> Arc<SubstitutionRules>,
+    ) -> Self {
         match route {
             Route::Intercept(api) => Self::Substitute(rules(api)),
             Route::Splice(_) | Route::Tcp(_) | Route::Inspect(_) => Self::Inspect,

@@ -40,9 +40,9 @@ pub(super) struct Violation {
 }
 
 /// One exchange that is under way.
-pub(super) struct Turn(Arc<Exchanges>);
+pub(super) struct ActiveExchange(Arc<Exchanges>);
 
-impl Drop for Turn {
+impl Drop for ActiveExchange {
     fn drop(&mut self) {
         self.0.under_way.fetch_sub(1, SeqCst);
         self.0.ended.wake();
@@ -51,11 +51,11 @@ impl Drop for Turn {
 
 impl Exchanges {
     /// One more is under way, until its turn is dropped.
-    pub(super) fn begin(self: &Arc<Self>) -> Turn {
+    pub(super) fn begin(self: &Arc<Self>) -> ActiveExchange {
         self.under_way.fetch_add(1, SeqCst);
         self.begun.fetch_add(1, Relaxed);
         self.moved(1);
-        Turn(Arc::clone(self))
+        ActiveExchange(Arc::clone(self))
     }
 
     /// How many have begun, those that have ended included.

@@ -14,7 +14,7 @@ use crate::{policy::Limits, reason::Reason};
 /// The strict reader's place in the stream.
 #[derive(Debug)]
 pub struct Framing {
-    state: State,
+    state: FramingState,
     /// Bytes of the current head, line or trailer section that were already looked at.
     scanned: usize,
     head_bytes: usize,
@@ -28,7 +28,7 @@ pub trait TrailerRule {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum FramingState {
     Head,
     Fixed(u64),
     ChunkSize,
@@ -47,7 +47,7 @@ impl Framing {
     /// Begins before the first head of a connection.
     pub fn new(limits: &Limits) -> Self {
         Self {
-            state: State::Head,
+            state: FramingState::Head,
             scanned: 0,
             head_bytes: limits.head_bytes,
             head_fields: limits.head_fields,
@@ -56,20 +56,20 @@ impl Framing {
 
     /// Whether a head, rather than a body, comes next or is under way.
     pub fn at_head(&self) -> bool {
-        self.state == State::Head
+        self.state == FramingState::Head
     }
 
     /// Bytes of a Content-Length body that are still to come and need no look.
     pub fn opaque(&self) -> u64 {
         match self.state {
-            State::Fixed(left) => left,
+            FramingState::Fixed(left) => left,
             _ => 0,
         }
     }
 
     /// Notes that `bytes` of an opaque body went by.
     pub fn passed(&mut self, bytes: u64) {
-        if let State::Fixed(left) = self.state {
+        if let FramingState::Fixed(left) = self.state {
             self.enter_fixed(left.saturating_sub(bytes));
         }
     }
@@ -78,21 +78,22 @@ impl Framing {
     /// removes what is cleared before the next call.
     pub fn clear(&mut self, held: &[u8], trailers: &dyn TrailerRule) -> Result<usize, Reason> {
         match self.state {
-            State::Head => self.clear_head(held),
-            State::Fixed(left) => {
+            FramingState::Head => self.clear_head(held),
+            FramingState::Fixed(left) => {
                 let cleared = held.len().min(usize::try_from(left).unwrap_or(usize::MAX));
                 self.passed(cleared as u64);
                 Ok(cleared)
             }
-            State::ChunkSize => self.clear_chunk_size(held),
-            State::ChunkData(left) => {
+            FramingState::ChunkSize => self.clear_chunk_size(held),
+            FramingState::ChunkData(left) => {
                 let cleared = held.len().min(usize::try_from(left).unwrap_or(usize::MAX));
                 let left = left - cleared as u64;
-                self.state = if left == 0 { State::ChunkEnd } else { State::ChunkData(left) };
+                self.state =
+                    if left == 0 { FramingState::ChunkEnd } else { FramingState::ChunkData(left) };
                 Ok(cleared)
             }
-            State::ChunkEnd => self.clear_chunk_end(held),
-            State::Trailers => self.clear_trailers(held, trailers),
+            FramingState::ChunkEnd => self.clear_chunk_end(held),
+            FramingState::Trailers => self.clear_trailers(held, trailers),
         }
     }
 
@@ -100,9 +101,9 @@ impl Framing {
         let Some(end) = self.find_section_end(held)? else { return Ok(0) };
         let head = held.get(..end).unwrap_or_default();
         self.state = match read_head(head, self.head_fields)? {
-            BodyKind::None => State::Head,
-            BodyKind::Fixed(length) => State::Fixed(length),
-            BodyKind::Chunked => State::ChunkSize,
+            BodyKind::None => FramingState::Head,
+            BodyKind::Fixed(length) => FramingState::Fixed(length),
+            BodyKind::Chunked => FramingState::ChunkSize,
         };
         Ok(end)
     }
@@ -142,8 +143,8 @@ impl Framing {
         let line = held.get(..line_feed).and_then(|line| line.strip_suffix(b"\r"));
         let line = line.filter(|line| line.len() <= MAX_CHUNK_LINE).ok_or(Reason::HttpMalformed)?;
         self.state = match chunk_size(line)? {
-            0 => State::Trailers,
-            size => State::ChunkData(size),
+            0 => FramingState::Trailers,
+            size => FramingState::ChunkData(size),
         };
         Ok(line_feed + 1)
     }
@@ -151,7 +152,7 @@ impl Framing {
     fn clear_chunk_end(&mut self, held: &[u8]) -> Result<usize, Reason> {
         match held {
             [b'\r', b'\n', ..] => {
-                self.state = State::ChunkSize;
+                self.state = FramingState::ChunkSize;
                 Ok(2)
             }
             [] | [b'\r'] => Ok(0),
@@ -161,7 +162,7 @@ impl Framing {
 
     fn clear_trailers(&mut self, held: &[u8], rule: &dyn TrailerRule) -> Result<usize, Reason> {
         if held.starts_with(b"\r\n") {
-            self.state = State::Head;
+            self.state = FramingState::Head;
             return Ok(2);
         }
         if held == b"\r" || held.is_empty() {
@@ -169,12 +170,12 @@ impl Framing {
         }
         let Some(end) = self.find_section_end(held)? else { return Ok(0) };
         rule.check(&read_trailers(held.get(..end).unwrap_or_default(), self.head_fields)?)?;
-        self.state = State::Head;
+        self.state = FramingState::Head;
         Ok(end)
     }
 
     fn enter_fixed(&mut self, left: u64) {
-        self.state = if left == 0 { State::Head } else { State::Fixed(left) };
+        self.state = if left == 0 { FramingState::Head } else { FramingState::Fixed(left) };
     }
 }
 

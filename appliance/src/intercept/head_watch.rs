@@ -28,7 +28,7 @@ use super::{
     exchanges::{Exchanges, Violation},
     frames::{Frame, Frames, HEADERS, RST_STREAM},
 };
-use crate::{limits::Pace, locks::lock, reason::Reason};
+use crate::{limits::RateLimiter, locks::lock, reason::Reason};
 
 /// Passes `S` through, head by head, and ends it where one takes too long.
 pub(super) struct HeadWatch<S> {
@@ -42,7 +42,7 @@ pub(super) struct HeadWatch<S> {
     behind: Bytes,
     head_time: Duration,
     deadline: Option<Pin<Box<Sleep>>>,
-    resets: Pace,
+    resets: RateLimiter,
     exchanges: Arc<Exchanges>,
     heads: Arc<Heads>,
 }
@@ -65,19 +65,19 @@ struct Whole {
     stream: u32,
     /// Exchanges that had begun before it.
     begun: u64,
-    reply: Option<Reply>,
+    reply: Option<LibraryReply>,
 }
 
 /// What the library itself has said to a head.
 #[derive(Clone, Copy)]
-enum Reply {
+enum LibraryReply {
     Answer,
     Reset(u32),
 }
 
 /// What became of a head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum HeadVerdict {
     /// It is a request, or came after the end of the connection was told.
     Passed,
     /// The library refused it.
@@ -87,14 +87,14 @@ pub(super) enum Verdict {
 impl Heads {
     /// What became of the last head, given how many exchanges have begun. `None` where no head
     /// waits for this; what follows one is handed out from here on.
-    pub(super) fn settle(&self, begun: u64) -> Option<Verdict> {
+    pub(super) fn settle(&self, begun: u64) -> Option<HeadVerdict> {
         let mut judged = self.judged();
         let head = judged.whole.take()?;
         let ignored = judged.closing && head.reply.is_none();
         Some(if begun > head.begun || ignored {
-            Verdict::Passed
+            HeadVerdict::Passed
         } else {
-            Verdict::Refused(head.reply.map_or(Reason::HttpMalformed, Reply::reason))
+            HeadVerdict::Refused(head.reply.map_or(Reason::HttpMalformed, LibraryReply::reason))
         })
     }
 
@@ -116,8 +116,8 @@ impl Heads {
     /// The first thing that is said to a head counts.
     fn replied(&self, frame: Frame) {
         let reply = match frame.kind {
-            RST_STREAM => Reply::Reset(frame.code.unwrap_or_default()),
-            HEADERS => Reply::Answer,
+            RST_STREAM => LibraryReply::Reset(frame.code.unwrap_or_default()),
+            HEADERS => LibraryReply::Answer,
             _ => return,
         };
         let mut judged = self.judged();
@@ -131,7 +131,7 @@ impl Heads {
     }
 }
 
-impl Reply {
+impl LibraryReply {
     const fn reason(self) -> Reason {
         match self {
             // 431 is the one answer that the library gives.
@@ -160,7 +160,7 @@ impl<S> HeadWatch<S> {
             behind: Bytes::new(),
             head_time,
             deadline: None,
-            resets: Pace::new(Instant::now().into_std()),
+            resets: RateLimiter::new(Instant::now().into_std()),
             exchanges,
             heads: Arc::clone(&heads),
         };

@@ -14,7 +14,7 @@ use http::{
 
 use super::{
     overrides,
-    site::Site,
+    pinned_authority::PinnedAuthority,
     websocket::{self, Asked},
 };
 use crate::{
@@ -39,11 +39,11 @@ fn list_bytes(head: &request::Parts) -> usize {
 /// Bytes that RFC 9113 counts for a field beside its name and value.
 const FIELD_OVERHEAD: usize = 32;
 
-/// Refuses a request that is not plainly one for `site`. Gives the handshake of a WebSocket, where the
+/// Refuses a request that is not plainly one for `pinned`. Gives the handshake of a WebSocket, where the
 /// request is one and the rule allows it.
 pub(super) fn check(
     head: &request::Parts,
-    site: &Site,
+    pinned: &PinnedAuthority,
     websocket: bool,
 ) -> Result<Option<Asked>, Reason> {
     match never_allowed(head.method.as_str()) {
@@ -52,8 +52,8 @@ pub(super) fn check(
         None => {}
     }
     let asked = websocket::asked(head, websocket)?;
-    check_authority(head, site)?;
-    overrides::check_host(&head.headers, site)?;
+    check_authority(head, pinned)?;
+    overrides::check_host(&head.headers, pinned)?;
     check_framing(head)?;
     check_path(&head.uri)?;
     Ok(asked)
@@ -61,17 +61,17 @@ pub(super) fn check(
 
 /// HTTP/1: exactly one Host, origin-form. HTTP/2: an `:authority`, `https`, and a Host that says
 /// the same where there is one (RFC 9113, section 8.3.1).
-fn check_authority(head: &request::Parts, site: &Site) -> Result<(), Reason> {
+fn check_authority(head: &request::Parts, pinned: &PinnedAuthority) -> Result<(), Reason> {
     let mut hosts = head.headers.get_all(HOST).iter();
     let host = hosts.next();
     if hosts.next().is_some() {
         return Err(Reason::HttpMalformed);
     }
-    let fits = |host: &HeaderValue| host.to_str().is_ok_and(|text| site.is(text));
+    let fits = |host: &HeaderValue| host.to_str().is_ok_and(|text| pinned.is(text));
     match head.version {
         Version::HTTP_2 => {
             let authority = head.uri.authority().ok_or(Reason::HostMismatch)?;
-            if head.uri.scheme() != Some(&Scheme::HTTPS) || !site.is(authority.as_str()) {
+            if head.uri.scheme() != Some(&Scheme::HTTPS) || !pinned.is(authority.as_str()) {
                 return Err(Reason::HostMismatch);
             }
             if host.is_some_and(|host| !fits(host)) {
@@ -127,12 +127,12 @@ fn check_path(uri: &Uri) -> Result<(), Reason> {
 
 /// Makes the head one that the gateway sends in its own name: hop-by-hop fields out, the target in
 /// the form of the version, no trace of a proxy.
-pub(super) fn address(head: &mut request::Parts, site: &Site) -> Result<(), Reason> {
+pub(super) fn address(head: &mut request::Parts, pinned: &PinnedAuthority) -> Result<(), Reason> {
     let trailers = head.headers.get_all(TE).iter().any(|value| value.as_bytes() == b"trailers");
     remove_hop_by_hop(&mut head.headers);
     head.headers.remove(EXPECT);
     let path = head.uri.path_and_query().cloned().ok_or(Reason::HttpMalformed)?;
-    let authority = site.authority();
+    let authority = pinned.authority();
     if head.version == Version::HTTP_2 {
         head.headers.remove(HOST);
         // The one hop-by-hop field of HTTP/2, without which gRPC servers refuse to answer.
@@ -208,8 +208,8 @@ mod tests {
     use super::*;
     use crate::policy::Host;
 
-    fn site() -> Site {
-        Site { host: Host::parse("api.example").unwrap(), port: 443 }
+    fn pinned() -> PinnedAuthority {
+        PinnedAuthority { host: Host::parse("api.example").unwrap(), port: 443 }
     }
 
     fn head(version: Version, uri: &str, fields: &[(&str, &str)]) -> request::Parts {
@@ -221,7 +221,7 @@ mod tests {
     }
 
     fn h1(fields: &[(&str, &str)]) -> Result<(), Reason> {
-        check(&head(Version::HTTP_11, "/v1", fields), &site(), false).map(|_| ())
+        check(&head(Version::HTTP_11, "/v1", fields), &pinned(), false).map(|_| ())
     }
 
     #[test]
@@ -252,13 +252,13 @@ mod tests {
     #[test]
     fn absolute_form_is_refused_whatever_it_names() {
         let head = head(Version::HTTP_11, "https://api.example/v1", &[("host", "api.example")]);
-        assert_eq!(check(&head, &site(), false).err(), Some(Reason::HostMismatch));
+        assert_eq!(check(&head, &pinned(), false).err(), Some(Reason::HostMismatch));
     }
 
     #[test]
     fn a_second_authority_on_an_h2_connection_is_refused() {
         let to =
-            |uri, fields| check(&head(Version::HTTP_2, uri, fields), &site(), true).map(|_| ());
+            |uri, fields| check(&head(Version::HTTP_2, uri, fields), &pinned(), true).map(|_| ());
         assert_eq!(to("https://api.example/v1", &[]), Ok(()));
         assert_eq!(to("https://api.example/v1", &[("host", "api.example")]), Ok(()));
         assert_eq!(to("https://evil.example/v1", &[]), Err(Reason::HostMismatch));
@@ -300,10 +300,14 @@ mod tests {
         );
         let mut connect = head(Version::HTTP_11, "/", &[("host", "api.example")]);
         connect.method = http::Method::CONNECT;
-        assert_eq!(check(&connect, &site(), true).err(), Some(Reason::ConnectDenied));
+        assert_eq!(check(&connect, &pinned(), true).err(), Some(Reason::ConnectDenied));
         for echo in ["TRACE", "trace", "TRACK", "Track"] {
             connect.method = http::Method::from_bytes(echo.as_bytes()).unwrap();
-            assert_eq!(check(&connect, &site(), true).err(), Some(Reason::MethodDenied), "{echo}");
+            assert_eq!(
+                check(&connect, &pinned(), true).err(),
+                Some(Reason::MethodDenied),
+                "{echo}"
+            );
         }
     }
 
@@ -345,14 +349,14 @@ mod tests {
             ("expect", "100-continue"),
         ];
         let mut h1 = head(Version::HTTP_11, "/v1?q=1", &fields);
-        address(&mut h1, &site()).unwrap();
+        address(&mut h1, &pinned()).unwrap();
         assert_eq!(h1.uri, "/v1?q=1");
         let names: Vec<_> =
             h1.headers.iter().map(|(n, v)| (n.as_str(), v.to_str().unwrap())).collect();
         assert_eq!(names, [("host", "api.example")]);
         let fields = [("host", "api.example"), ("te", "trailers")];
         let mut h2 = head(Version::HTTP_2, "https://api.example:443/v1", &fields);
-        address(&mut h2, &Site { port: 8443, ..site() }).unwrap();
+        address(&mut h2, &PinnedAuthority { port: 8443, ..pinned() }).unwrap();
         assert_eq!(h2.uri, "https://api.example:8443/v1");
         assert_eq!(h2.headers.len(), 1);
         assert_eq!(h2.headers["te"], "trailers");

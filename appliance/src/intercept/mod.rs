@@ -14,15 +14,15 @@ mod frames;
 mod framing;
 mod guard;
 mod head_watch;
+mod idle_timer;
 mod message;
 mod overrides;
-mod owners;
+mod owner_restrictions;
+mod pinned_authority;
 mod read_ahead;
+mod retryable;
 mod serve;
-mod site;
 mod tasks;
-mod unsent;
-mod vigil;
 pub mod websocket;
 mod whole;
 
@@ -41,22 +41,22 @@ use tokio_rustls::client::TlsStream;
 use self::{
     counted::Counted,
     exchange::{Connection, RequestRules},
+    pinned_authority::PinnedAuthority,
     read_ahead::ReadAhead,
     serve::Sides,
-    site::Site,
 };
 use crate::{
     audit::{Record, Sink},
-    ca::NoLeaf,
+    ca::LeafError,
     decide::Permit,
     dial::{self, Resolver},
     identity::Flow,
-    limits::Share,
+    limits::AgentShare,
     peek::{Hello, Rewind},
     phase::Phases,
+    policy_snapshot::PolicySnapshot,
     reason::{Reason, TlsCause},
     refuse::Refusal,
-    rulebook::Rulebook,
     secrets::SecretStore,
     seldom::Seldom,
     tls::{ClientSettings, Protocol, TlsFailure, Unverified},
@@ -64,7 +64,7 @@ use crate::{
 
 /// What interception needs of the daemon.
 #[derive(Clone)]
-pub struct Means {
+pub struct Services {
     /// Where records go.
     pub audit: Sink,
     /// Where values come from.
@@ -76,11 +76,11 @@ pub struct Means {
 /// One connection to intercept or inspect.
 pub struct Interception<'a> {
     /// The policy it was decided under.
-    pub rulebook: &'a Rulebook,
+    pub policy_snapshot: &'a PolicySnapshot,
     /// Whose it is.
     pub flow: &'a Flow,
     /// Where its requests are counted.
-    pub share: &'a Share,
+    pub share: &'a AgentShare,
     /// What it may become.
     pub permit: Permit,
     /// What its first bytes said.
@@ -99,25 +99,25 @@ pub struct Interception<'a> {
 /// the same causes. Or the agent has asked for too many new leaves, or no leaf can be made, which
 /// is a fault of the gateway's own.
 pub fn leaf(
-    rulebook: &Rulebook,
-    share: &Share,
+    policy_snapshot: &PolicySnapshot,
+    share: &AgentShare,
     permit: &Permit,
     record: &mut Record,
 ) -> Result<Arc<CertifiedKey>, Reason> {
     let (rule, host, now) = (permit.route().rule(), permit.host(), SystemTime::now());
-    let ca = rulebook.ca(rule).ok_or(Reason::InternalError)?;
+    let ca = policy_snapshot.ca(rule).ok_or(Reason::InternalError)?;
     if let Some(kept) = ca.kept(host, now) {
         return Ok(kept);
     }
-    if !share.may_mint(&rulebook.policy.limits) {
+    if !share.may_mint(&policy_snapshot.policy.limits) {
         return Err(Reason::RateLimit);
     }
     ca.leaf(host, now).map_err(|error| match error {
-        NoLeaf::NoCa(cause) => {
+        LeafError::NoCa(cause) => {
             record.cause(cause);
             Reason::SecretUnavailable
         }
-        NoLeaf::Ca(error) => {
+        LeafError::Ca(error) => {
             tracing::error!(%rule, %error, "no leaf");
             Reason::InternalError
         }
@@ -126,20 +126,20 @@ pub fn leaf(
 
 /// Carries the connection to its end.
 pub async fn run(
-    means: &Means,
+    services: &Services,
     interception: Interception<'_>,
     agent: Rewind<TcpStream>,
     phases: Phases,
     record: &mut Record,
 ) {
-    let upstream = interception.connect(means, record).await;
+    let upstream = interception.connect(services, record).await;
     let protocol = upstream.as_ref().ok().map(|(_, protocol)| *protocol);
     let (stream, traffic) = (ReadAhead::new(agent), Arc::clone(record.traffic()));
     let reset = Arc::new(AtomicBool::new(false));
     let agent = Counted { stream, traffic, reset: Arc::clone(&reset) };
-    let limits = &interception.rulebook.policy.limits;
+    let limits = &interception.policy_snapshot.policy.limits;
     let handshake =
-        interception.rulebook.tls.accept(agent, Arc::clone(&interception.leaf), protocol);
+        interception.policy_snapshot.tls.accept(agent, Arc::clone(&interception.leaf), protocol);
     let agent = timeout(limits.head_time, handshake).await;
     let upstream = upstream.map_err(|unverified| interception.refusal(unverified, record));
     let agent = match agent {
@@ -148,7 +148,7 @@ pub async fn run(
         // It never finished.
         Err(_) => return record.agent_tls_failed(),
     };
-    let connection = Arc::new(interception.connection(means));
+    let connection = Arc::new(interception.connection(services));
     match upstream {
         Ok((upstream, Protocol::H1)) => {
             serve::h1(connection, Sides { agent, upstream, reset }, limits, phases, record).await;
@@ -171,11 +171,12 @@ fn agent_failed(error: &io::Error, record: &mut Record) {
 impl Interception<'_> {
     async fn connect(
         &self,
-        means: &Means,
+        services: &Services,
         record: &mut Record,
     ) -> Result<(TlsStream<ReadAhead<TcpStream>>, Protocol), Unverified> {
-        let patience = self.rulebook.policy.limits.dial_time;
-        let dialled = dial::connect(&self.permit, self.flow, &means.resolver, patience).await?;
+        let time_limit = self.policy_snapshot.policy.limits.dial_time;
+        let dialled =
+            dial::connect(&self.permit, self.flow, &services.resolver, time_limit).await?;
         record.upstream(dialled.address);
         if dialled.elsewhere {
             record.dialled_elsewhere();
@@ -187,9 +188,12 @@ impl Interception<'_> {
             upstream: self.permit.upstream(),
             offer: &offer,
         };
-        let handshake =
-            self.rulebook.tls.connect(ReadAhead::new(dialled.stream), self.permit.host(), settings);
-        timeout(patience, handshake).await.unwrap_or(Err(Reason::UpstreamUnreachable.into()))
+        let handshake = self.policy_snapshot.tls.connect(
+            ReadAhead::new(dialled.stream),
+            self.permit.host(),
+            settings,
+        );
+        timeout(time_limit, handshake).await.unwrap_or(Err(Reason::UpstreamUnreachable.into()))
     }
 
     /// Notes why there is no upstream, and gives what the agent is told.
@@ -213,26 +217,26 @@ impl Interception<'_> {
         }
     }
 
-    fn connection(&self, means: &Means) -> Connection {
+    fn connection(&self, services: &Services) -> Connection {
         let group = Arc::clone(&self.flow.group);
         let route = self.permit.route();
-        let rules = RequestRules::of(route, |api| self.rulebook.rules(&group.name, api));
+        let rules = RequestRules::of(route, |api| self.policy_snapshot.rules(&group.name, api));
         Connection {
             flow: self.flow.id,
             group: Arc::clone(&group),
             agent: self.flow.agent,
-            site: Site { host: self.permit.host().clone(), port: self.permit.port() },
+            pinned: PinnedAuthority { host: self.permit.host().clone(), port: self.permit.port() },
             route: route.clone(),
             rules,
             taken: self.share.taken(),
-            audit: means.audit.clone(),
-            secrets: Arc::clone(&means.secrets),
-            masks: Arc::clone(&self.rulebook.masks),
-            coded: self.rulebook.coded.of(&group.name, route.rule()),
-            head_fields: self.rulebook.policy.limits.head_fields,
-            head_bytes: self.rulebook.policy.limits.head_bytes,
-            head_time: self.rulebook.policy.limits.head_time,
-            idle_time: self.rulebook.policy.limits.idle_time,
+            audit: services.audit.clone(),
+            secrets: Arc::clone(&services.secrets),
+            masks: Arc::clone(&self.policy_snapshot.masks),
+            coded: self.policy_snapshot.coded.of(&group.name, route.rule()),
+            head_fields: self.policy_snapshot.policy.limits.head_fields,
+            head_bytes: self.policy_snapshot.policy.limits.head_bytes,
+            head_time: self.policy_snapshot.policy.limits.head_time,
+            idle_time: self.policy_snapshot.policy.limits.idle_time,
             exchanges: Arc::default(),
         }
     }

@@ -10,21 +10,21 @@ use http::{
     request,
 };
 
-use super::site::Site;
+use super::pinned_authority::PinnedAuthority;
 use crate::{
     policy::{Folded, PathRule, fold_query, query_pairs},
     reason::Reason,
 };
 
-/// Refuses a field that names another host than the site, to an origin that routes by it.
+/// Refuses a field that names another host than the pinned authority, to an origin that routes by it.
 ///
 /// # Errors
 ///
 /// `host_mismatch`.
-pub(super) fn check_host(headers: &HeaderMap, site: &Site) -> Result<(), Reason> {
+pub(super) fn check_host(headers: &HeaderMap, pinned: &PinnedAuthority) -> Result<(), Reason> {
     let elsewhere = |(name, value): (&HeaderName, &http::HeaderValue)| {
-        let named = |text: &str| text.split(',').all(|host| site.is(host.trim_ascii()));
-        let forwarded = |text: &str| hosts_of(text).all(|host| site.is(host));
+        let named = |text: &str| text.split(',').all(|host| pinned.is(host.trim_ascii()));
+        let forwarded = |text: &str| hosts_of(text).all(|host| pinned.is(host));
         let says_so = |says: &dyn Fn(&str) -> bool| value.to_str().is_ok_and(says);
         replaces_host(name) && !says_so(&named) || *name == FORWARDED && !says_so(&forwarded)
     };
@@ -268,8 +268,8 @@ mod tests {
 
     #[test]
     fn no_field_names_another_host() {
-        let site = Site { host: Host::parse("api.example").unwrap(), port: 443 };
-        let with = |name, value| check_host(&head("", &[(name, value)]).headers, &site);
+        let pinned = PinnedAuthority { host: Host::parse("api.example").unwrap(), port: 443 };
+        let with = |name, value| check_host(&head("", &[(name, value)]).headers, &pinned);
         for (name, value) in [
             ("X-Forwarded-Host", "evil.example"),
             ("x_forwarded_host", "evil.example"),

@@ -32,15 +32,15 @@ use super::{
     exchanges::Violation,
     framing::TrailerRule,
     guard::Guard,
-    head_watch::{HeadWatch, Heads, Verdict},
+    head_watch::{HeadVerdict, HeadWatch, Heads},
+    idle_timer::{Ended, IdleTimer},
     read_ahead::ReadAhead,
     tasks::{Spawner, Tasks},
-    vigil::{Ended, Vigil},
-    websocket::{self, Ends, Switch},
+    websocket::{self, Switch, WebSocketEnds},
 };
 use crate::{
     audit::Record,
-    limits::Windows,
+    limits::H2Windows,
     phase::Phases,
     policy::Limits,
     reason::Reason,
@@ -82,8 +82,8 @@ pub(super) async fn h1(
         let connection = Arc::clone(&connection);
         move |request: Request<Incoming>| -> BoxFuture<'static, _> {
             // Not in the future: it runs later, and the reader must know of it at once.
-            let turn = connection.exchanges.begin();
-            Box::pin(exchange::serve(Arc::clone(&connection), Arc::clone(&sender), request, turn))
+            let active = connection.exchanges.begin();
+            Box::pin(exchange::serve(Arc::clone(&connection), Arc::clone(&sender), request, active))
         }
     });
     let mut agent = server::http1::Builder::new()
@@ -92,9 +92,9 @@ pub(super) async fn h1(
         .serve_connection(TokioIo::new(guard), service);
     let (mut upstream, mut left) = (Some(upstream), None);
     let traffic = Arc::clone(record.traffic());
-    let mut vigil = Vigil::new(limits, phases, move || traffic.total());
+    let mut idle_timer = IdleTimer::new(limits, phases, move || traffic.total());
     let ended = poll_fn(|cx| {
-        if vigil.poll_drain(cx) {
+        if idle_timer.poll_drain(cx) {
             Pin::new(&mut agent).graceful_shutdown();
         }
         if poll_left(&mut upstream, &mut left, &switch, cx) {
@@ -109,7 +109,7 @@ pub(super) async fn h1(
                 }
                 Poll::Ready(Ended::Broken)
             }
-            Poll::Pending => vigil.poll_idle(cx),
+            Poll::Pending => idle_timer.poll_idle(cx),
         }
     })
     .await;
@@ -120,9 +120,9 @@ pub(super) async fn h1(
         let (agent, held) = guard.into_parts();
         // Frames that came before the answer, if they are any.
         let early = [parts.read_buf, held.freeze()].concat().into();
-        let ends = Ends { agent: (agent, early), upstream, reset };
-        let (ended, cut) = websocket::carry(ends, begun, vigil).await;
-        record.ended(ended.word());
+        let ends = WebSocketEnds { agent: (agent, early), upstream, reset };
+        let (ended, cut) = websocket::carry(ends, begun, idle_timer).await;
+        record.ended(ended.as_str());
         return cut.into_iter().for_each(|reason| record.cut(reason));
     }
     let heard = finish_h1(&connection, guard, ended, limits, record).await;
@@ -138,7 +138,7 @@ async fn finish_h1(
     limits: &Limits,
     record: &mut Record,
 ) -> bool {
-    record.ended(ended.word());
+    record.ended(ended.as_str());
     let mut agent = guard.into_inner();
     let last_word = async {
         if let Some(Violation { reason, at_head }) = connection.exchanges.violation() {
@@ -229,8 +229,8 @@ pub(super) async fn h2(
     let service = service_fn({
         let connection = Arc::clone(&connection);
         move |request: Request<Incoming>| {
-            let turn = connection.exchanges.begin();
-            exchange::serve(Arc::clone(&connection), Arc::clone(&sender), request, turn)
+            let active = connection.exchanges.begin();
+            exchange::serve(Arc::clone(&connection), Arc::clone(&sender), request, active)
         }
     });
     let mut builder = server::http2::Builder::new(spawner);
@@ -246,14 +246,14 @@ pub(super) async fn h2(
     let mut agent = pin!(builder.serve_connection(TokioIo::new(agent), service));
     let mut upstream = pin!(Some(upstream));
     let exchanges = Arc::clone(&connection.exchanges);
-    let mut vigil = Vigil::new(limits, phases, move || exchanges.progress());
+    let mut idle_timer = IdleTimer::new(limits, phases, move || exchanges.progress());
     let mut last_word: Option<Pin<Box<Sleep>>> = None;
     let (ended, heard) = poll_fn(|cx| {
-        if vigil.poll_drain(cx) {
+        if idle_timer.poll_drain(cx) {
             heads.close();
             agent.as_mut().graceful_shutdown();
         }
-        if last_word.is_none() && vigil.poll_idle(cx).is_ready() {
+        if last_word.is_none() && idle_timer.poll_idle(cx).is_ready() {
             heads.close();
             agent.as_mut().graceful_shutdown();
             last_word = Some(Box::pin(sleep(LAST_WORD_TIME)));
@@ -276,7 +276,7 @@ pub(super) async fn h2(
         }
     })
     .await;
-    record.ended(ended.word());
+    record.ended(ended.as_str());
     match connection.exchanges.violation() {
         Some(violation) => {
             let heard = finish_h2(&connection, violation, &to_agent, record).await;
@@ -300,12 +300,12 @@ where
     loop {
         let polled = agent.as_mut().poll(cx);
         let verdict = heads.settle(exchanges.begun());
-        let head = matches!(verdict, Some(Verdict::Refused(_))) || heads.under_way();
+        let head = matches!(verdict, Some(HeadVerdict::Refused(_))) || heads.under_way();
         let ended = match &polled {
             Poll::Ready(Err(error)) => refused_by_library(error, head),
             _ => None,
         };
-        if let Some(Verdict::Refused(reason)) = verdict {
+        if let Some(HeadVerdict::Refused(reason)) = verdict {
             let reason = ended.unwrap_or(reason);
             note_violation(connection, reason);
             if polled.is_ready() {
@@ -420,16 +420,16 @@ async fn refusal_h2(
 }
 
 /// An HTTP/1.1 connection.
-type Upstream = client::http1::Connection<TokioIo<ClientTls<ReadAhead<TcpStream>>>, RequestBody>;
+type UpstreamH1 = client::http1::Connection<TokioIo<ClientTls<ReadAhead<TcpStream>>>, RequestBody>;
 
 /// What is left of an HTTP/1.1 connection that became something else.
-type Left = (ClientTls<ReadAhead<TcpStream>>, Bytes);
+type LeftStream = (ClientTls<ReadAhead<TcpStream>>, Bytes);
 
 /// As [`poll_ended`], for HTTP/1.1. Once a handshake went out the connection's end may be a beginning:
 /// the stream is kept for it, and the agent's side ends by its answer.
 fn poll_left(
-    upstream: &mut Option<Upstream>,
-    left: &mut Option<Left>,
+    upstream: &mut Option<UpstreamH1>,
+    left: &mut Option<LeftStream>,
     switch: &Switch,
     cx: &mut Context<'_>,
 ) -> bool {
@@ -446,7 +446,7 @@ fn poll_left(
     !asked
 }
 
-fn left_of(upstream: Upstream) -> Left {
+fn left_of(upstream: UpstreamH1) -> LeftStream {
     let parts = upstream.into_parts();
     (parts.io.into_inner(), parts.read_buf)
 }
@@ -474,7 +474,7 @@ struct H2Bounds {
 impl H2Bounds {
     /// The small ones are what HTTP/2 begins with, and it knows no smaller ones for a connection
     /// (RFC 9113, section 6.9.2).
-    const fn of(windows: &Windows) -> Self {
+    const fn of(windows: &H2Windows) -> Self {
         if windows.large {
             Self { stream: 256 * 1024, connection: 1024 * 1024, send_buffer: 128 * 1024 }
         } else {

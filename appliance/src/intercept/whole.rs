@@ -11,15 +11,15 @@ use hyper::body::Incoming;
 use tokio::time::timeout;
 
 use crate::{
-    limits::{Room, Taken, Way, held},
+    limits::{HeldBytes, Taken, Way, held},
     policy::BodyPlace,
     reason::Reason,
 };
 
 /// A whole body, and the room that it takes up among those of its agent.
-pub(super) struct Whole {
+pub(super) struct WholeBody {
     pub(super) bytes: Bytes,
-    room: Option<Room>,
+    room: Option<HeldBytes>,
 }
 
 /// Why there is no whole body.
@@ -47,7 +47,7 @@ pub(super) async fn read(
     taken: &Taken,
     count: impl Fn(usize),
     deadline: Duration,
-) -> Result<Whole, Unread> {
+) -> Result<WholeBody, Unread> {
     if body.size_hint().lower() > BodyPlace::MAX_BYTES as u64 {
         return Err(Reason::BodyLimit.into());
     }
@@ -58,7 +58,7 @@ async fn gather(
     body: &mut Incoming,
     taken: &Taken,
     count: impl Fn(usize),
-) -> Result<Whole, Unread> {
+) -> Result<WholeBody, Unread> {
     let most = body.size_hint().upper().and_then(|most| usize::try_from(most).ok());
     let most = most.unwrap_or(BodyPlace::MAX_BYTES).min(BodyPlace::MAX_BYTES);
     let room = taken.room(Way::Out, most).await;
@@ -72,10 +72,10 @@ async fn gather(
         }
         all.extend_from_slice(&data);
     }
-    Ok(Whole { bytes: all.into(), room })
+    Ok(WholeBody { bytes: all.into(), room })
 }
 
-impl Whole {
+impl WholeBody {
     /// The body as it is to be sent, in the room of the one that was read.
     pub(super) fn becomes(self, bytes: Bytes) -> Bytes {
         held(bytes, self.room)

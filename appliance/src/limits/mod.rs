@@ -1,18 +1,18 @@
 //! What every agent and every group may hold at once and do in a second.
 
 mod agent_table;
+mod capacity;
 mod coded;
-mod fair;
-mod pace;
-mod places;
+mod fair_semaphore;
+mod rate_limiter;
 
 pub use self::{
     agent_table::{AgentTable, MAX_AGENTS},
-    coded::{Coded, CodedAnswers, CodedPlace},
-    fair::{FairPlace, FairPlaces},
-    pace::Pace,
-    places::{
-        LargeDecoder, OverRate, Place, Places, Rated, RequestPlace, Room, Share, Taken, Way,
-        Windows, held,
+    capacity::{
+        AgentShare, Capacity, ConnectionSlot, H2Windows, HeldBytes, LargeDecoder, OverRate, Rated,
+        RequestSlot, Taken, Way, held,
     },
+    coded::{Coded, CodedAnswers, CodedPlace},
+    fair_semaphore::{FairSemaphore, FairSlot},
+    rate_limiter::RateLimiter,
 };

@@ -38,7 +38,7 @@ pub enum Page {
 
 /// What was asked for in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Asked {
+pub struct PageRequest {
     /// The page.
     pub page: Page,
     /// Whether it is wanted itself, and not only its head.
@@ -126,7 +126,7 @@ impl Page {
 /// # Errors
 ///
 /// Why it is refused.
-pub fn asked(bytes: &[u8], max_fields: usize, dialled: IpAddr) -> Result<Asked, Reason> {
+pub fn asked(bytes: &[u8], max_fields: usize, dialled: IpAddr) -> Result<PageRequest, Reason> {
     let mut fields = vec![EMPTY_HEADER; max_fields];
     let mut request = Request::new(&mut fields);
     match request.parse(bytes) {
@@ -153,7 +153,7 @@ pub fn asked(bytes: &[u8], max_fields: usize, dialled: IpAddr) -> Result<Asked, 
         _ => return Err(Reason::MethodDenied),
     };
     let page = Page::ALL.into_iter().find(|page| request.path == Some(page.path()));
-    Ok(Asked { page: page.ok_or(Reason::PathDenied)?, body })
+    Ok(PageRequest { page: page.ok_or(Reason::PathDenied)?, body })
 }
 
 /// Whether a field says that something follows the head, or that something else is to be spoken.
@@ -210,7 +210,7 @@ mod tests {
 
     const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
 
-    fn ask(request: &str) -> Result<Asked, Reason> {
+    fn ask(request: &str) -> Result<PageRequest, Reason> {
         asked(request.as_bytes(), 16, HERE)
     }
 
@@ -221,13 +221,13 @@ mod tests {
                 let path = page.path();
                 for host in ["192.0.2.1", "192.0.2.1:80"] {
                     let request = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\n\r\n");
-                    assert_eq!(ask(&request), Ok(Asked { page, body }));
+                    assert_eq!(ask(&request), Ok(PageRequest { page, body }));
                 }
             }
         }
         let v6 = "2001:db8::1".parse().unwrap();
         let request = b"GET /ca.pem HTTP/1.1\r\nHost: [2001:db8::1]\r\n\r\n";
-        assert_eq!(asked(request, 16, v6), Ok(Asked { page: Page::Ca, body: true }));
+        assert_eq!(asked(request, 16, v6), Ok(PageRequest { page: Page::Ca, body: true }));
     }
 
     #[test]

@@ -26,8 +26,10 @@ mod kernel_tests;
 
 pub use error::PacketsError;
 pub use host::{check_sysctls, misfits};
-pub use listeners::{Claim, DnsSockets, Held, Kept, Listener, Says, claim};
-pub use nft::{ForeignMark, Headers, Monitor, PacketLog, RefusedPacket, foreign_marks, untold};
+pub use listeners::{
+    Claim, DaemonState, DnsSockets, HeldName, InheritedListeners, Listener, claim,
+};
+pub use nft::{ForeignMark, Headers, Monitor, PacketLog, RefusedPacket, foreign_marks, unlogged};
 pub use ruleset::{Capture, CaptureInterface, guard};
 
 use self::{
@@ -43,7 +45,7 @@ pub fn render(capture: &Capture) -> String {
     tables(capture, |_| true).iter().map(ruleset::text).collect()
 }
 
-/// Makes the ground ready: interfaces there, guard table loaded and told of them, sysctls set,
+/// Prepares the host: interfaces there, guard table loaded and told of them, sysctls set,
 /// routes in place. Can be repeated.
 ///
 /// # Errors

@@ -16,16 +16,16 @@ use crate::{
 
 /// Where in a head the reading stands.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Scan {
+pub(super) struct HeadScan {
     /// Bytes of the stream that were read.
     at: usize,
     /// The byte before.
     last: u8,
-    part: Part,
+    part: HeadPart,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum Part {
+enum HeadPart {
     #[default]
     Method,
     RequestLine,
@@ -33,14 +33,14 @@ enum Part {
     Field(usize),
 }
 
-impl Scan {
+impl HeadScan {
     /// Goes on with the whole stream so far.
     pub(super) fn advance(&mut self, bytes: &[u8], max_fields: usize) -> Progress {
         while let Some(&byte) = bytes.get(self.at) {
             self.at += 1;
-            if self.part == Part::Method {
+            if self.part == HeadPart::Method {
                 if byte == b' ' {
-                    self.part = Part::RequestLine;
+                    self.part = HeadPart::RequestLine;
                 } else if !is_token(byte) || self.at > MAX_METHOD {
                     return Progress::Done(Peeked::Other);
                 }
@@ -49,11 +49,11 @@ impl Scan {
             } else if byte == b'\n' {
                 let head = bytes.get(..self.at).unwrap_or_default();
                 match self.part {
-                    Part::Field(1) => return parse(head, max_fields),
-                    Part::RequestLine if !names_version(head) => return without_version(head),
-                    _ => self.part = Part::Field(0),
+                    HeadPart::Field(1) => return parse(head, max_fields),
+                    HeadPart::RequestLine if !names_version(head) => return without_version(head),
+                    _ => self.part = HeadPart::Field(0),
                 }
-            } else if let Part::Field(len) = &mut self.part {
+            } else if let HeadPart::Field(len) = &mut self.part {
                 *len += 1;
             }
             self.last = byte;

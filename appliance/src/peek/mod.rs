@@ -12,61 +12,61 @@ mod rewind;
 mod tls;
 
 pub use found::{Hello, Peeked, PlainHead, Progress};
-pub use read::{PeekFailure, Read, read};
+pub use read::{PeekFailure, PeekedBytes, read};
 pub use rewind::Rewind;
 
 use crate::{policy::Limits, reason::Reason};
 
 /// Reads a prefix of a stream, with the default bound on header fields.
 pub fn parse(bytes: &[u8]) -> Progress {
-    Scan::new(Limits::default().head_fields).advance(bytes)
+    PrefixScan::new(Limits::default().head_fields).advance(bytes)
 }
 
 /// Remembers how far a growing prefix was read, so that a stream which arrives byte by byte
 /// costs no more than one that arrives at once.
 #[derive(Debug)]
-struct Scan {
-    protocol: Protocol,
+struct PrefixScan {
+    protocol: FirstProtocol,
     head_fields: usize,
 }
 
 /// What the first byte chose.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Protocol {
+enum FirstProtocol {
     Unknown,
-    Tls(tls::Scan),
-    Http(http_head::Scan),
+    Tls(tls::HelloScan),
+    Http(http_head::HeadScan),
 }
 
-impl Scan {
+impl PrefixScan {
     fn new(head_fields: usize) -> Self {
-        Self { protocol: Protocol::Unknown, head_fields }
+        Self { protocol: FirstProtocol::Unknown, head_fields }
     }
 
     /// Goes on with `bytes`, the whole stream so far: what was given before, and more.
     fn advance(&mut self, bytes: &[u8]) -> Progress {
-        if self.protocol == Protocol::Unknown {
+        if self.protocol == FirstProtocol::Unknown {
             self.protocol = match bytes.first() {
                 None => return Progress::NeedMore,
-                Some(&tls::HANDSHAKE) => Protocol::Tls(tls::Scan::default()),
+                Some(&tls::HANDSHAKE) => FirstProtocol::Tls(tls::HelloScan::default()),
                 Some(&byte) if http_head::is_token(byte) => {
-                    Protocol::Http(http_head::Scan::default())
+                    FirstProtocol::Http(http_head::HeadScan::default())
                 }
                 Some(_) => return Progress::Done(Peeked::Other),
             };
         }
         match &mut self.protocol {
-            Protocol::Unknown => Progress::NeedMore,
-            Protocol::Tls(scan) => scan.advance(bytes),
-            Protocol::Http(scan) => scan.advance(bytes, self.head_fields),
+            FirstProtocol::Unknown => Progress::NeedMore,
+            FirstProtocol::Tls(scan) => scan.advance(bytes),
+            FirstProtocol::Http(scan) => scan.advance(bytes, self.head_fields),
         }
     }
 
     /// What to say when the bound on bytes is reached without an answer.
     fn overrun(&self) -> Reason {
         match self.protocol {
-            Protocol::Http(_) => Reason::HeaderLimit,
-            Protocol::Unknown | Protocol::Tls(_) => Reason::TlsMalformed,
+            FirstProtocol::Http(_) => Reason::HeaderLimit,
+            FirstProtocol::Unknown | FirstProtocol::Tls(_) => Reason::TlsMalformed,
         }
     }
 }

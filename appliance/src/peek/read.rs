@@ -6,12 +6,12 @@ use std::io;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
-use super::{Peeked, Progress, Protocol, Scan};
+use super::{FirstProtocol, Peeked, PrefixScan, Progress};
 use crate::{limits, policy::Limits, reason::Reason};
 
 /// What was peeked, and the bytes it was peeked from.
 #[derive(Debug)]
-pub struct Read {
+pub struct PeekedBytes {
     /// What the first bytes are.
     pub peeked: Peeked,
     /// Everything read so far, which may go beyond what was peeked. It must reach whoever
@@ -41,7 +41,7 @@ pub async fn read<S, R>(
     stream: &mut S,
     limits: &Limits,
     room: impl Fn(usize) -> Option<R>,
-) -> Result<Read, PeekFailure>
+) -> Result<PeekedBytes, PeekFailure>
 where
     S: AsyncRead + Unpin,
     R: Send + 'static,
@@ -55,12 +55,12 @@ async fn read_on<S, R>(
     stream: &mut S,
     limits: &Limits,
     room: impl Fn(usize) -> Option<R>,
-) -> Result<Read, PeekFailure>
+) -> Result<PeekedBytes, PeekFailure>
 where
     S: AsyncRead + Unpin,
     R: Send + 'static,
 {
-    let mut scan = Scan::new(limits.head_fields);
+    let mut scan = PrefixScan::new(limits.head_fields);
     let mut bytes = BytesMut::with_capacity(FIRST_READ.min(limits.peek_bytes));
     let mut larger = None;
     loop {
@@ -88,17 +88,17 @@ where
                     Some(room) => limits::held(bytes, room),
                     None => bytes,
                 };
-                return Ok(Read { peeked, bytes });
+                return Ok(PeekedBytes { peeked, bytes });
             }
             Progress::Malformed(reason) => return Err(PeekFailure::Refused(reason)),
         }
     }
 }
 
-fn bound(scan: &Scan, limits: &Limits) -> usize {
+fn bound(scan: &PrefixScan, limits: &Limits) -> usize {
     match scan.protocol {
-        Protocol::Http(_) => limits.peek_bytes.min(limits.head_bytes),
-        Protocol::Unknown | Protocol::Tls(_) => limits.peek_bytes,
+        FirstProtocol::Http(_) => limits.peek_bytes.min(limits.head_bytes),
+        FirstProtocol::Unknown | FirstProtocol::Tls(_) => limits.peek_bytes,
     }
 }
 

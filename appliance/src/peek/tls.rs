@@ -12,7 +12,7 @@ use crate::{policy::Host, reason::Reason};
 
 /// Where in the records of a ClientHello the reading stands.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Scan {
+pub(super) struct HelloScan {
     /// Bytes of the stream that were read.
     at: usize,
     /// Payload bytes that the current record still owes.
@@ -23,18 +23,18 @@ pub(super) struct Scan {
     body_len: usize,
 }
 
-impl Scan {
+impl HelloScan {
     /// Goes on with the whole stream so far.
     pub(super) fn advance(&mut self, bytes: &[u8]) -> Progress {
         match self.find_end(bytes) {
             Ok(None) => Progress::NeedMore,
             Ok(Some(end)) => judge(bytes.get(..end).unwrap_or_default()),
-            Err(Broken) => MALFORMED,
+            Err(TlsViolation) => MALFORMED,
         }
     }
 
     /// The offset just after the record that completes the hello.
-    fn find_end(&mut self, bytes: &[u8]) -> Result<Option<usize>, Broken> {
+    fn find_end(&mut self, bytes: &[u8]) -> Result<Option<usize>, TlsViolation> {
         loop {
             if self.record_left == 0 {
                 let Some(header) = bytes.get(self.at..).and_then(|rest| rest.first_chunk()) else {
@@ -56,7 +56,7 @@ impl Scan {
             }
             let whole = MESSAGE_HEADER + self.body_len;
             if self.seen + self.record_left > whole {
-                return Err(Broken); // RFC 8446, section 5.1: nothing may follow in this record
+                return Err(TlsViolation); // RFC 8446, section 5.1: nothing may follow in this record
             }
             if self.seen == whole {
                 return Ok(Some(self.at));
@@ -65,32 +65,34 @@ impl Scan {
     }
 
     /// Type and length (RFC 8446, section 4), from the first four bytes of the message.
-    fn read_message_header(&mut self, payload: &[u8]) -> Result<(), Broken> {
+    fn read_message_header(&mut self, payload: &[u8]) -> Result<(), TlsViolation> {
         for (index, &byte) in (self.seen..MESSAGE_HEADER).zip(payload) {
             match index {
-                0 if byte != CLIENT_HELLO => return Err(Broken),
+                0 if byte != CLIENT_HELLO => return Err(TlsViolation),
                 0 => {}
                 _ => self.body_len = self.body_len << 8 | usize::from(byte),
             }
         }
-        if self.body_len > MAX_BODY { Err(Broken) } else { Ok(()) }
+        if self.body_len > MAX_BODY { Err(TlsViolation) } else { Ok(()) }
     }
 }
 
 /// The stream breaks a rule of TLS, or one of ours.
-struct Broken;
+struct TlsViolation;
 
-fn record_len([kind, major, _minor, high, low]: [u8; RECORD_HEADER]) -> Result<usize, Broken> {
+fn record_len(
+    [kind, major, _minor, high, low]: [u8; RECORD_HEADER],
+) -> Result<usize, TlsViolation> {
     let len = usize::from(u16::from_be_bytes([high, low]));
     let plain = kind == HANDSHAKE && major == 3 && (1..=MAX_FRAGMENT).contains(&len);
-    if plain { Ok(len) } else { Err(Broken) }
+    if plain { Ok(len) } else { Err(TlsViolation) }
 }
 
 /// Refuses what is no record header at its first byte, so that nobody waits for the rest.
-fn check_partial_header(header: &[u8]) -> Result<Option<usize>, Broken> {
+fn check_partial_header(header: &[u8]) -> Result<Option<usize>, TlsViolation> {
     let kind = header.first().is_none_or(|&kind| kind == HANDSHAKE);
     let major = header.get(1).is_none_or(|&major| major == 3);
-    if kind && major { Ok(None) } else { Err(Broken) }
+    if kind && major { Ok(None) } else { Err(TlsViolation) }
 }
 
 /// Reads the records of one complete hello with both parsers.

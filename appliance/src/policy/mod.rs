@@ -31,7 +31,7 @@ pub use host::{Host, HostError, HostPattern};
 pub use limits::{Limits, Quota};
 pub use method::{NeverAllowed, USUAL_METHODS, never_allowed};
 pub(crate) use name::{Folded, is_plain_name, only_value, query_pairs};
-pub use narrowing::{NARROWING_KEYS, Narrowed, Narrowing, Slot, looks_narrowing};
+pub use narrowing::{NARROWING_KEYS, Narrowed, Narrowing, ValuePlace, looks_narrowing};
 pub(crate) use path::has_one_reading;
 pub use path::{PathError, PathRule, permits, permits_path};
 pub use path_slot::{PathSlot, PathSlotError};
@@ -39,7 +39,7 @@ pub(crate) use scheme::after_word;
 pub use scheme::{Scheme, SchemeError, SchemeWord};
 pub(crate) use secret::is_plain_parameter_byte;
 pub use secret::{
-    FLOOR_VALUE_BYTES, IDENTITY_TOKEN, Location, MAX_VALUE_BYTES, MIN_VALUE_BYTES, Part, Pick,
+    FLOOR_VALUE_BYTES, IDENTITY_TOKEN, Location, MAX_VALUE_BYTES, MIN_VALUE_BYTES, Pick, PickPart,
     SecretRef, VaultLocation,
 };
 pub use site::Site;

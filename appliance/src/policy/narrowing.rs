@@ -16,7 +16,7 @@ use crate::reason::{Reason, SecretCause};
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Narrowing {
     hosts: Option<Vec<Host>>,
-    places: Option<Vec<OwnersPlace>>,
+    places: Option<Vec<OwnerPlace>>,
     methods: Option<Vec<Method>>,
     paths: Option<Vec<PathRule>>,
     expires: Option<SystemTime>,
@@ -24,7 +24,7 @@ pub struct Narrowing {
 
 /// A place as an owner writes it. What may stand beside a half of Basic is the operator's part.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum OwnersPlace {
+enum OwnerPlace {
     Header(http::HeaderName, Scheme),
     BasicUser,
     BasicPassword,
@@ -37,7 +37,7 @@ enum OwnersPlace {
 
 /// Where in a request a value is about to stand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Slot<'a> {
+pub enum ValuePlace<'a> {
     /// In this field, after this scheme.
     Header(&'a http::HeaderName, &'a Scheme),
     /// The user of Basic.
@@ -114,7 +114,7 @@ impl Narrowing {
     pub fn admits(
         &self,
         (api, binding): (&Api, &Binding),
-        (host, slot): (&Host, Slot<'_>),
+        (host, value_place): (&Host, ValuePlace<'_>),
         (method, path): (&Method, &str),
         now: SystemTime,
     ) -> Result<(), Narrowed> {
@@ -128,7 +128,8 @@ impl Narrowing {
         if self.hosts.as_ref().is_some_and(|hosts| !hosts.contains(host)) {
             return refused(Reason::PlaceholderWrongHost);
         }
-        if self.places.as_ref().is_some_and(|places| !places.iter().any(|one| one.is(slot))) {
+        if self.places.as_ref().is_some_and(|places| !places.iter().any(|one| one.is(value_place)))
+        {
             return refused(Reason::PlaceholderWrongPlace);
         }
         if self.methods().is_some_and(|methods| !methods.contains(method)) {
@@ -157,7 +158,8 @@ impl Narrowing {
         if !self.hosts.as_ref().is_none_or(meets) {
             return Err("custom_metadata: none of its hosts is one of the API");
         }
-        let bound = |place: &OwnersPlace| binding.places.iter().any(|one| place.is(slot(one)));
+        let bound =
+            |place: &OwnerPlace| binding.places.iter().any(|one| place.is(value_place(one)));
         if !self.places.as_ref().is_none_or(|places| places.iter().any(bound)) {
             return Err("custom_metadata: none of its places is one of the binding");
         }
@@ -190,33 +192,34 @@ fn endings(word: &str) -> impl Iterator<Item = &str> {
     ["", "s", "es"].into_iter().filter_map(|ending| word.strip_suffix(ending))
 }
 
-impl OwnersPlace {
-    fn is(&self, slot: Slot<'_>) -> bool {
-        match (self, slot) {
-            (Self::Header(name, scheme), Slot::Header(other, used)) => {
+impl OwnerPlace {
+    fn is(&self, value_place: ValuePlace<'_>) -> bool {
+        match (self, value_place) {
+            (Self::Header(name, scheme), ValuePlace::Header(other, used)) => {
                 name == other && scheme == used
             }
-            (Self::BasicUser, Slot::BasicUser) | (Self::BasicPassword, Slot::BasicPassword) => true,
-            (Self::Query(name), Slot::Query(other)) => **name == *other,
-            (Self::Path(place), Slot::Path(other)) => place == other,
-            (Self::Cookie(name), Slot::Cookie(other)) => **name == *other,
-            (Self::Body(place), Slot::Body(other)) => place == other,
-            (Self::Subprotocol(prefix), Slot::Subprotocol(other)) => prefix == other,
+            (Self::BasicUser, ValuePlace::BasicUser)
+            | (Self::BasicPassword, ValuePlace::BasicPassword) => true,
+            (Self::Query(name), ValuePlace::Query(other)) => **name == *other,
+            (Self::Path(place), ValuePlace::Path(other)) => place == other,
+            (Self::Cookie(name), ValuePlace::Cookie(other)) => **name == *other,
+            (Self::Body(place), ValuePlace::Body(other)) => place == other,
+            (Self::Subprotocol(prefix), ValuePlace::Subprotocol(other)) => prefix == other,
             _ => false,
         }
     }
 }
 
-fn slot(place: &Place) -> Slot<'_> {
+fn value_place(place: &Place) -> ValuePlace<'_> {
     match place {
-        Place::Header { name, scheme } => Slot::Header(name, scheme),
-        Place::BasicUser { .. } => Slot::BasicUser,
-        Place::BasicPassword { .. } => Slot::BasicPassword,
-        Place::Query { name } => Slot::Query(name),
-        Place::Path(place) => Slot::Path(place),
-        Place::Cookie { name } => Slot::Cookie(name),
-        Place::Body(place) => Slot::Body(place),
-        Place::Subprotocol(prefix) => Slot::Subprotocol(prefix),
+        Place::Header { name, scheme } => ValuePlace::Header(name, scheme),
+        Place::BasicUser { .. } => ValuePlace::BasicUser,
+        Place::BasicPassword { .. } => ValuePlace::BasicPassword,
+        Place::Query { name } => ValuePlace::Query(name),
+        Place::Path(place) => ValuePlace::Path(place),
+        Place::Cookie { name } => ValuePlace::Cookie(name),
+        Place::Body(place) => ValuePlace::Body(place),
+        Place::Subprotocol(prefix) => ValuePlace::Subprotocol(prefix),
     }
 }
 
@@ -225,21 +228,21 @@ fn list<T>(text: &str, parse: impl Fn(&str) -> Option<T>) -> Option<Vec<T>> {
     text.split(',').map(|entry| parse(entry.trim_matches([' ', '\t']))).collect()
 }
 
-fn place(text: &str) -> Option<OwnersPlace> {
+fn place(text: &str) -> Option<OwnerPlace> {
     let words: Vec<&str> = text.split(' ').collect();
     Some(match words.as_slice() {
-        ["basic", "user"] => OwnersPlace::BasicUser,
-        ["basic", "password"] => OwnersPlace::BasicPassword,
-        ["query", name] => OwnersPlace::Query((*name).into()),
-        ["path", place] => OwnersPlace::Path(PathSlot::parse(place).ok()?),
-        ["cookie", name] => OwnersPlace::Cookie((*name).into()),
-        ["json" | "form", ..] => OwnersPlace::Body(BodyPlace::parse(&words).ok()?),
+        ["basic", "user"] => OwnerPlace::BasicUser,
+        ["basic", "password"] => OwnerPlace::BasicPassword,
+        ["query", name] => OwnerPlace::Query((*name).into()),
+        ["path", place] => OwnerPlace::Path(PathSlot::parse(place).ok()?),
+        ["cookie", name] => OwnerPlace::Cookie((*name).into()),
+        ["json" | "form", ..] => OwnerPlace::Body(BodyPlace::parse(&words).ok()?),
         ["websocket", "subprotocol", prefix] => {
-            OwnersPlace::Subprotocol(SubprotocolPrefix::parse(prefix).ok()?)
+            OwnerPlace::Subprotocol(SubprotocolPrefix::parse(prefix).ok()?)
         }
         ["header", name, scheme @ ..] => {
             let name = http::HeaderName::from_bytes(name.as_bytes()).ok()?;
-            OwnersPlace::Header(name, Scheme::parse(scheme).ok()?)
+            OwnerPlace::Header(name, Scheme::parse(scheme).ok()?)
         }
         _ => return None,
     })
@@ -271,9 +274,9 @@ mod tests {
         Scheme::parse(&text.split(' ').collect::<Vec<_>>()).unwrap()
     }
 
-    fn bearer() -> Slot<'static> {
+    fn bearer() -> ValuePlace<'static> {
         static BEARER: LazyLock<Scheme> = LazyLock::new(|| scheme("bearer"));
-        Slot::Header(&http::header::AUTHORIZATION, &BEARER)
+        ValuePlace::Header(&http::header::AUTHORIZATION, &BEARER)
     }
 
     fn host(name: &str) -> Host {
@@ -330,9 +333,14 @@ mod tests {
         asked(narrowing, "a.example", bearer(), "/v1/models")
     }
 
-    fn asked(narrowing: &Narrowing, at: &str, slot: Slot<'_>, path: &str) -> Result<(), Narrowed> {
+    fn asked(
+        narrowing: &Narrowing,
+        at: &str,
+        value_place: ValuePlace<'_>,
+        path: &str,
+    ) -> Result<(), Narrowed> {
         let (api, binding, now) = (api(), binding(), SystemTime::now());
-        narrowing.admits((&api, &binding), (&host(at), slot), (&Method::GET, path), now)
+        narrowing.admits((&api, &binding), (&host(at), value_place), (&Method::GET, path), now)
     }
 
     #[test]
@@ -366,20 +374,20 @@ mod tests {
             assert_eq!(usual(&narrowing(key, text)), Ok(()), "{key} = {text}");
         }
         let basic = narrowing("places", "basic password");
-        assert_eq!(asked(&basic, "b.example", Slot::BasicPassword, "/v1/x"), Ok(()));
+        assert_eq!(asked(&basic, "b.example", ValuePlace::BasicPassword, "/v1/x"), Ok(()));
         let raw = HeaderName::from_static("authorization");
-        let raw = asked(&basic, "b.example", Slot::Header(&raw, &Scheme::Raw), "/v1/x");
+        let raw = asked(&basic, "b.example", ValuePlace::Header(&raw, &Scheme::Raw), "/v1/x");
         assert_eq!(raw, Err(Narrowed::Refused(Reason::PlaceholderWrongPlace)));
         let place = PathSlot::parse("/bot{}/").unwrap();
         let login = login();
-        for (text, slot) in [
-            ("query key", Slot::Query("key")),
-            ("path /bot{}/", Slot::Path(&place)),
-            ("cookie session", Slot::Cookie("session")),
-            ("json /password in POST /v1/login", Slot::Body(&login)),
+        for (text, value_place) in [
+            ("query key", ValuePlace::Query("key")),
+            ("path /bot{}/", ValuePlace::Path(&place)),
+            ("cookie session", ValuePlace::Cookie("session")),
+            ("json /password in POST /v1/login", ValuePlace::Body(&login)),
         ] {
             let target = narrowing("places", text);
-            assert_eq!(asked(&target, "b.example", slot, "/v1/x"), Ok(()), "{text}");
+            assert_eq!(asked(&target, "b.example", value_place, "/v1/x"), Ok(()), "{text}");
             assert_eq!(
                 usual(&target),
                 Err(Narrowed::Refused(Reason::PlaceholderWrongPlace)),

@@ -65,11 +65,11 @@ pub enum VaultLocation {
 /// What is taken of an answer: one field, or fields with fixed text around them. Never empty for
 /// Vault; empty for the file of secrets, which has no fields.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Pick(pub Arc<[Part]>);
+pub struct Pick(pub Arc<[PickPart]>);
 
 /// A part of a [`Pick`].
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Part {
+pub enum PickPart {
     /// Fixed text.
     Text(Arc<str>),
     /// A field of the answer.
@@ -165,12 +165,12 @@ impl fmt::Display for VaultLocation {
 
 impl fmt::Display for Pick {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let [Part::Field(field)] = &*self.0 {
+        if let [PickPart::Field(field)] = &*self.0 {
             return f.write_str(field);
         }
         self.0.iter().try_for_each(|part| match part {
-            Part::Text(text) => f.write_str(text),
-            Part::Field(field) => write!(f, "{{{field}}}"),
+            PickPart::Text(text) => f.write_str(text),
+            PickPart::Field(field) => write!(f, "{{{field}}}"),
         })
     }
 }

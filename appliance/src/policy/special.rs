@@ -20,12 +20,12 @@ pub(crate) struct Special {
     pub(crate) purpose: &'static str,
     /// Who says so: an RFC, or a page of the cloud's own documentation.
     pub(crate) source: &'static str,
-    pub(crate) kind: Kind,
+    pub(crate) kind: SpecialKind,
 }
 
 /// What a listed prefix has to look like to open a special one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum SpecialKind {
     /// Whatever holds the address opens it.
     Registered,
     /// A service of a cloud, such as one that hands out credentials. It is opened by a prefix that lies
@@ -107,7 +107,7 @@ pub(crate) const SPECIAL: &[Special] = &[
 
 /// The services of clouds.
 pub(crate) fn cloud_services() -> impl Iterator<Item = &'static Special> {
-    SPECIAL.iter().filter(|special| special.kind == Kind::Cloud)
+    SPECIAL.iter().filter(|special| special.kind == SpecialKind::Cloud)
 }
 
 /// Whether an address is anything but public unicast: it is in [`SPECIAL`], or it is IPv6 outside of
@@ -174,11 +174,11 @@ pub(crate) const MARTIAN_6: &[IpNet] = &[
 pub(crate) const LINK_6: &[IpNet] = &[v6([0, 0, 0, 0, 0, 0], 128), v6([0xfe80, 0, 0, 0, 0, 0], 10)];
 
 const fn registered(prefix: IpNet, purpose: &'static str, source: &'static str) -> Special {
-    Special { prefix, purpose, source, kind: Kind::Registered }
+    Special { prefix, purpose, source, kind: SpecialKind::Registered }
 }
 
 const fn cloud(prefix: IpNet, purpose: &'static str, source: &'static str) -> Special {
-    Special { prefix, purpose, source, kind: Kind::Cloud }
+    Special { prefix, purpose, source, kind: SpecialKind::Cloud }
 }
 
 const fn v4(octets: [u8; 4], length: u8) -> IpNet {
@@ -218,7 +218,10 @@ mod tests {
         for (at, row) in SPECIAL.iter().enumerate() {
             assert_eq!(row.prefix, row.prefix.trunc());
             let rfc = row.source.starts_with("RFC ");
-            assert!(!row.purpose.is_empty() && rfc == (row.kind == Kind::Registered), "{row:?}");
+            assert!(
+                !row.purpose.is_empty() && rfc == (row.kind == SpecialKind::Registered),
+                "{row:?}"
+            );
             assert!(rfc || row.source.contains('/'), "a page: {row:?}");
             assert!(SPECIAL[at + 1..].iter().all(|other| other.prefix != row.prefix), "{row:?}");
         }

@@ -9,9 +9,9 @@
 use super::escape::{Families, MOST_NULS, Meaning, escape_at, is_plain, no_form_holds};
 
 /// Decoded bytes of a part of a text.
-pub(super) struct Part<'a> {
+pub(super) struct DecodedPart<'a> {
     text: &'a [u8],
-    wanted: Wanted,
+    options: DecodeOptions,
     /// The decoded bytes, and room for more.
     buffer: Vec<u8>,
     length: usize,
@@ -32,7 +32,7 @@ pub(super) struct Joint {
 }
 
 /// Where the decoded bytes of a part stand.
-pub(super) struct Places<'a> {
+pub(super) struct DecodedPositions<'a> {
     text: &'a [u8],
     families: Families,
     /// The number of a decoded byte, and its place.
@@ -42,7 +42,7 @@ pub(super) struct Places<'a> {
 
 /// What is wanted of a text.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Wanted {
+pub(super) struct DecodeOptions {
     /// Escapes of other families are read as they stand.
     pub(super) families: Families,
     /// Parts of fewer decoded bytes are left out.
@@ -55,28 +55,32 @@ pub(super) struct Wanted {
 
 /// Gives `search` every part of `text` that holds an escape, in order. Returns the families of those
 /// that were read.
-pub(super) fn parts(text: &[u8], wanted: Wanted, mut search: impl FnMut(&Part)) -> Families {
-    let mut part = Part::of(text, wanted);
+pub(super) fn parts(
+    text: &[u8],
+    options: DecodeOptions,
+    mut search: impl FnMut(&DecodedPart),
+) -> Families {
+    let mut part = DecodedPart::of(text, options);
     let mut present = Families::NONE;
     // No escape ends after `floor` and before `at`.
     let (mut floor, mut at) = (0, 0);
     let mut marks = Marks::of(text);
     while let Some(place) = marks.next_from(at) {
-        if let Some(end) = marks.end_of_short_run(place, wanted.least) {
+        if let Some(end) = marks.end_of_short_run(place, options.least) {
             (floor, at) = (end, end);
             continue;
         }
-        if escape_at(text, place, wanted.families).is_none() {
+        if escape_at(text, place, options.families).is_none() {
             at = place + 1;
             if let Some(last) = last_of_many_nuls(text, place) {
                 (floor, at) = (last, last);
             }
             continue;
         }
-        let read = part.read(run_begin(text, floor, place, wanted));
+        let read = part.read(run_begin(text, floor, place, options));
         present = present.and(read.families);
         (floor, at) = (read.last_escape, read.end.max(place + 1));
-        if part.length >= wanted.least {
+        if part.length >= options.least {
             search(&part);
         }
     }
@@ -84,17 +88,17 @@ pub(super) fn parts(text: &[u8], wanted: Wanted, mut search: impl FnMut(&Part)) 
 }
 
 /// How far a part was read.
-struct Read {
+struct ReadExtent {
     families: Families,
     /// The end of its last escape.
     last_escape: usize,
     end: usize,
 }
 
-impl<'a> Part<'a> {
-    fn of(text: &'a [u8], wanted: Wanted) -> Self {
+impl<'a> DecodedPart<'a> {
+    fn of(text: &'a [u8], options: DecodeOptions) -> Self {
         let (buffer, joints) = (Vec::new(), Vec::new());
-        Self { text, wanted, buffer, length: 0, joints, begin: 0 }
+        Self { text, options, buffer, length: 0, joints, begin: 0 }
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
@@ -111,7 +115,7 @@ impl<'a> Part<'a> {
 
     /// The byte that an escape at a place of the text stands for, and the length of the escape.
     pub(super) fn byte_at(&self, at: usize) -> Option<(u8, usize)> {
-        let escape = escape_at(self.text, at, self.wanted.families)?;
+        let escape = escape_at(self.text, at, self.options.families)?;
         match escape.meaning {
             Meaning::Byte(byte) => Some((byte, escape.length())),
             Meaning::Nothing => None,
@@ -119,16 +123,16 @@ impl<'a> Part<'a> {
     }
 
     /// The places of the decoded bytes in the text.
-    pub(super) fn places(&self) -> Places<'a> {
-        let Self { text, wanted, begin, .. } = *self;
-        Places { text, families: wanted.families, decoded: 0, at: begin }
+    pub(super) fn places(&self) -> DecodedPositions<'a> {
+        let Self { text, options, begin, .. } = *self;
+        DecodedPositions { text, families: options.families, decoded: 0, at: begin }
     }
 
     /// Reads from `begin` to the end of the run, or to where no escape is near any more.
     #[inline(never)]
-    fn read(&mut self, begin: usize) -> Read {
-        let enough = 2 * self.wanted.margin;
-        let mut read = Read { families: Families::NONE, last_escape: begin, end: begin };
+    fn read(&mut self, begin: usize) -> ReadExtent {
+        let enough = 2 * self.options.margin;
+        let mut read = ReadExtent { families: Families::NONE, last_escape: begin, end: begin };
         let (mut length, mut plain_from) = (0, 0);
         self.joints.clear();
         while length - plain_from < enough {
@@ -137,14 +141,14 @@ impl<'a> Part<'a> {
             let plain = copy_plain(rest, room);
             (read.end, length) = (read.end + plain, length + plain);
             let Some(rest) = rest.get(plain..).filter(|_| plain < STRETCH) else { continue };
-            let byte = match (escape_at(rest, 0, self.wanted.families), rest.first()) {
+            let byte = match (escape_at(rest, 0, self.options.families), rest.first()) {
                 (Some(escape), _) => {
                     read.families = read.families.and(escape.family);
                     let begin = read.end;
                     read.end += escape.length();
                     read.last_escape = read.end;
                     plain_from = length + usize::from(escape.meaning != Meaning::Nothing);
-                    if self.wanted.joints {
+                    if self.options.joints {
                         self.joints.push(Joint { begin, end: read.end, next: plain_from });
                     }
                     escape.meaning
@@ -160,7 +164,7 @@ impl<'a> Part<'a> {
                 length += 1;
             }
         }
-        (self.begin, self.length) = (begin, length.min(plain_from + self.wanted.margin));
+        (self.begin, self.length) = (begin, length.min(plain_from + self.options.margin));
         read
     }
 }
@@ -201,7 +205,7 @@ fn copy_plain(text: &[u8], room: &mut [u8]) -> usize {
     copied
 }
 
-impl Places<'_> {
+impl DecodedPositions<'_> {
     /// Where in the text the decoded byte of this number begins. Is asked for in order, and so
     /// reads a part no more than once more.
     pub(super) fn of(&mut self, number: usize) -> usize {
@@ -219,11 +223,11 @@ impl Places<'_> {
 }
 
 /// Where the run begins that reaches to `place`, no earlier than at `least`.
-fn run_begin(text: &[u8], least: usize, place: usize, wanted: Wanted) -> usize {
-    let least = least.max(place.saturating_sub(wanted.margin));
+fn run_begin(text: &[u8], least: usize, place: usize, options: DecodeOptions) -> usize {
+    let least = least.max(place.saturating_sub(options.margin));
     let before = text.get(least..place).unwrap_or_default();
     let breaks =
-        |byte: &u8| no_form_holds(*byte) || *byte == 0 && !wanted.families.has(Families::WIDE);
+        |byte: &u8| no_form_holds(*byte) || *byte == 0 && !options.families.has(Families::WIDE);
     before.iter().rposition(breaks).map_or(least, |at| least + at + 1)
 }
 

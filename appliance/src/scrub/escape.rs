@@ -66,7 +66,7 @@ impl Escape {
 
 /// What there is to know of a byte by itself.
 #[derive(Clone, Copy)]
-struct Kind {
+struct ByteClass {
     /// The families of which an escape may have it as its first byte, and as its second.
     first: u8,
     second: u8,
@@ -76,10 +76,10 @@ struct Kind {
     worth: u8,
 }
 
-impl Kind {
+impl ByteClass {
     #[inline(always)]
     fn of(byte: u8) -> Self {
-        static KINDS: [Kind; 256] = kinds();
+        static KINDS: [ByteClass; 256] = kinds();
         KINDS.get(usize::from(byte)).copied().unwrap_or(Self::made(byte))
     }
 
@@ -113,11 +113,11 @@ impl Kind {
     }
 }
 
-const fn kinds() -> [Kind; 256] {
-    let mut kinds = [Kind::made(0); 256];
-    let (mut rest, mut byte): (&mut [Kind], u8) = (&mut kinds, 0);
+const fn kinds() -> [ByteClass; 256] {
+    let mut kinds = [ByteClass::made(0); 256];
+    let (mut rest, mut byte): (&mut [ByteClass], u8) = (&mut kinds, 0);
     while let Some((kind, others)) = rest.split_first_mut() {
-        *kind = Kind::made(byte);
+        *kind = ByteClass::made(byte);
         (rest, byte) = (others, byte.wrapping_add(1));
     }
     kinds
@@ -125,13 +125,13 @@ const fn kinds() -> [Kind; 256] {
 
 /// Whether an escape may begin with this byte.
 pub(super) fn begins_escape(byte: u8) -> bool {
-    Kind::of(byte).first != 0
+    ByteClass::of(byte).first != 0
 }
 
 /// Whether forms hold a byte and it begins no escape.
 #[inline]
 pub(super) fn is_plain(byte: u8) -> bool {
-    Kind::of(byte).plain
+    ByteClass::of(byte).plain
 }
 
 /// The escape of one of `families` that `text` has at `at`. Most bytes that look like the beginning
@@ -139,8 +139,8 @@ pub(super) fn is_plain(byte: u8) -> bool {
 #[inline(always)]
 pub(super) fn escape_at(text: &[u8], at: usize, families: Families) -> Option<Escape> {
     let rest = text.get(at..)?;
-    let first = Kind::of(*rest.first()?).first & families.0;
-    if first == 0 || rest.get(1).is_some_and(|&byte| Kind::of(byte).second & first == 0) {
+    let first = ByteClass::of(*rest.first()?).first & families.0;
+    if first == 0 || rest.get(1).is_some_and(|&byte| ByteClass::of(byte).second & first == 0) {
         return None;
     }
     escape(rest)
@@ -219,7 +219,7 @@ fn entity(rest: &[u8]) -> Option<Escape> {
 fn number(digits: &[u8], radix: u16, before: u8) -> Option<Escape> {
     let mut value = 0;
     for (&found, length) in digits.iter().zip(before + 1..=LONGEST_ESCAPE as u8) {
-        let digit = u16::from(Kind::of(found).worth);
+        let digit = u16::from(ByteClass::of(found).worth);
         if digit < radix {
             value = (value * radix + digit).min(TOO_LARGE);
         } else if found == b';' && length > before + 1 {
@@ -253,7 +253,7 @@ fn nothing(family: Families, length: u8) -> Escape {
 #[inline(always)]
 fn hex_pair(digits: &[u8]) -> Option<u8> {
     let [high, low, ..] = *digits else { return None };
-    let (high, low) = (Kind::of(high).worth, Kind::of(low).worth);
+    let (high, low) = (ByteClass::of(high).worth, ByteClass::of(low).worth);
     ((high | low) & NO_DIGIT == 0).then_some(high << 4 | low)
 }
 

@@ -54,11 +54,11 @@ impl Form {
     /// The longest occurrence whose byte number `offset` begins at `at`.
     pub(super) fn around(&self, text: &[u8], at: usize, offset: usize) -> Option<Range<usize>> {
         let (before, after) = self.text.split_at_checked(offset)?;
-        let mut ends = Places::one(at);
+        let mut ends = Positions::one(at);
         for &byte in after {
             ends = ends.each(|end, next| self.step(byte, text, end, next))?;
         }
-        let mut begins = Places::one(at);
+        let mut begins = Positions::one(at);
         for &byte in before.iter().rev() {
             begins = begins.each(|begin, next| self.step_back(byte, text, begin, next))?;
         }
@@ -123,7 +123,7 @@ impl Form {
     }
 
     /// Where `byte` may end that begins at `at`.
-    fn step(&self, byte: u8, text: &[u8], mut at: usize, next: &mut Places) {
+    fn step(&self, byte: u8, text: &[u8], mut at: usize, next: &mut Positions) {
         for _ in 0..=MOST_NOTHINGS {
             let rest = text.get(at..).unwrap_or_default();
             let Some(&first) = rest.first() else { return };
@@ -144,7 +144,7 @@ impl Form {
     }
 
     /// Where `byte` may begin that ends at `end`.
-    fn step_back(&self, byte: u8, text: &[u8], mut end: usize, next: &mut Places) {
+    fn step_back(&self, byte: u8, text: &[u8], mut end: usize, next: &mut Positions) {
         for _ in 0..=MOST_NOTHINGS {
             let before = text.get(..end).unwrap_or_default();
             let Some(&last) = before.last() else { return };
@@ -196,9 +196,9 @@ fn goes_on(rest: &[u8]) -> bool {
 }
 
 /// Places in a text: nearly always one, more only where a secret holds what reads as an escape.
-struct Places(Vec<usize>);
+struct Positions(Vec<usize>);
 
-impl Places {
+impl Positions {
     fn one(place: usize) -> Self {
         Self(vec![place])
     }

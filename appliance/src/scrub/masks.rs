@@ -3,10 +3,10 @@
 use std::ops::Range;
 
 use super::{
-    decode::{Wanted, parts},
+    decode::{DecodeOptions, parts},
     escape::Families,
     form::Form,
-    search::{Found, Suspect, Windows, searches},
+    search::{OnWindow, Suspect, WindowSearch, searches},
 };
 use crate::secrets::SecretValue;
 
@@ -50,14 +50,14 @@ impl Masks {
 /// A search for a set of forms.
 pub(super) struct Scanner {
     forms: Vec<Form>,
-    searches: Vec<Box<dyn Windows>>,
+    searches: Vec<Box<dyn WindowSearch>>,
     /// Whether some form is looked for that has no stable part.
     has_unstable: bool,
 }
 
 /// What a scan found.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Scan {
+pub(super) struct ScanResult {
     /// The bytes that belong to an occurrence, in order and apart from each other.
     pub(super) covered: Vec<Range<usize>>,
     /// Places where a window of a form stands, and not the form.
@@ -73,8 +73,8 @@ impl Scanner {
 
     /// Finds every occurrence in `text`. Near misses from `counted_to` on are not counted: where
     /// the text goes on, an occurrence may have begun there.
-    pub(super) fn scan(&self, text: &[u8], counted_to: usize) -> Scan {
-        let mut scan = Scan::default();
+    pub(super) fn scan(&self, text: &[u8], counted_to: usize) -> ScanResult {
+        let mut scan = ScanResult::default();
         let mut found = |at: usize, suspects: &[Suspect]| {
             let before = scan.covered.len();
             scan.covered.extend(suspects.iter().filter_map(|suspect| {
@@ -92,7 +92,7 @@ impl Scanner {
 
     /// Searches what the escapes of `text` stand for. Forms with a stable part are found where all
     /// escapes are read. One without may itself read as escapes of another kind than the writer's.
-    fn decoded(&self, text: &[u8], found: &mut Found<'_>) {
+    fn decoded(&self, text: &[u8], found: &mut OnWindow<'_>) {
         let present = self.in_parts(text, Families::ALL, found);
         if self.has_unstable && present.is_mixed() {
             for family in Families::EACH.into_iter().filter(|family| present.has(*family)) {
@@ -101,14 +101,14 @@ impl Scanner {
         }
     }
 
-    fn in_parts(&self, text: &[u8], families: Families, found: &mut Found<'_>) -> Families {
-        let wanted = Wanted {
+    fn in_parts(&self, text: &[u8], families: Families, found: &mut OnWindow<'_>) -> Families {
+        let options = DecodeOptions {
             families,
             least: self.searches.iter().map(|search| search.width()).min().unwrap_or(usize::MAX),
             margin: self.searches.iter().map(|search| search.region_bytes()).max().unwrap_or(0),
             joints: self.has_unstable,
         };
-        parts(text, wanted, |part| {
+        parts(text, options, |part| {
             for search in &self.searches {
                 search.in_part(part, found);
             }

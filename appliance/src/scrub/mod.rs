@@ -35,7 +35,7 @@ mod search;
 mod stream;
 
 pub use coding::{
-    Accepted, Coding, Decoder, PIECE, Progress, Undecodable, asked_codings, content_coding,
+    Accepted, Coding, Decoder, DecoderProgress, PIECE, Undecodable, asked_codings, content_coding,
     decoded_head,
 };
 pub use head::{HeadReport, in_envelopes, mask_head, mask_trailers, request_encodings};

@@ -24,15 +24,15 @@ use std::{
 use zeroize::Zeroizing;
 
 use super::{
-    decode::Part,
+    decode::DecodedPart,
     form::{BASE64, Form, HEX, LONG, SHORT},
 };
 
 /// What is told of every window that may be one of a form.
-pub(super) type Found<'a> = dyn FnMut(usize, &[Suspect]) + 'a;
+pub(super) type OnWindow<'a> = dyn FnMut(usize, &[Suspect]) + 'a;
 
 /// A search for windows of some width.
-pub(super) trait Windows: Send + Sync {
+pub(super) trait WindowSearch: Send + Sync {
     /// Bytes of a window.
     fn width(&self) -> usize;
 
@@ -41,15 +41,15 @@ pub(super) trait Windows: Send + Sync {
 
     /// Calls `found` with the place of every window of `text` that may be one of a form: where it
     /// begins, and which forms it may be of.
-    fn in_text(&self, text: &[u8], found: &mut Found<'_>);
+    fn in_text(&self, text: &[u8], found: &mut OnWindow<'_>);
 
     /// As [`Self::in_text`], for what was decoded.
-    fn in_part(&self, part: &Part, found: &mut Found<'_>);
+    fn in_part(&self, part: &DecodedPart, found: &mut OnWindow<'_>);
 }
 
 /// Searches for all of `forms`.
-pub(super) fn searches(forms: &[Form]) -> Vec<Box<dyn Windows>> {
-    fn boxed<const WIDTH: usize>(forms: &[Form]) -> Option<Box<dyn Windows>> {
+pub(super) fn searches(forms: &[Form]) -> Vec<Box<dyn WindowSearch>> {
+    fn boxed<const WIDTH: usize>(forms: &[Form]) -> Option<Box<dyn WindowSearch>> {
         let search = Search::<WIDTH>::new(forms)?;
         Some(Box::new(search))
     }
@@ -60,7 +60,7 @@ pub(super) fn searches(forms: &[Form]) -> Vec<Box<dyn Windows>> {
 
 /// Every window of the regions of some forms.
 struct Search<const WIDTH: usize> {
-    key: Key,
+    key: HashKey,
     filter: Filter,
     suspects: HashMap<u64, Vec<Suspect>, BuildHasherDefault<AsItIs>>,
     stride: usize,
@@ -85,7 +85,7 @@ impl<const WIDTH: usize> Search<WIDTH> {
         };
         let shortest = runs().map(|(_, _, run)| run.len()).min()?;
         let mut search = Self {
-            key: Key::random(),
+            key: HashKey::random(),
             filter: Filter::default(),
             suspects: HashMap::default(),
             stride: (shortest + 1).saturating_sub(WIDTH).clamp(1, MAX_STRIDE),
@@ -129,7 +129,7 @@ impl<const WIDTH: usize> Search<WIDTH> {
 
     /// Looks at what begins inside an escape and goes on behind it: the beginning of a form that was
     /// taken for the rest of an escape before it. Only a form without a stable part needs it.
-    fn at_joints(&self, part: &Part, found: &mut Found<'_>) {
+    fn at_joints(&self, part: &DecodedPart, found: &mut OnWindow<'_>) {
         let mut look = |begin: usize, head: &[u8], next: usize| {
             let mut window = [0; WIDTH];
             let Some((to, tail)) = window.split_at_mut_checked(head.len()) else { return };
@@ -215,7 +215,7 @@ impl<const WIDTH: usize> Search<WIDTH> {
     }
 }
 
-impl<const WIDTH: usize> Windows for Search<WIDTH> {
+impl<const WIDTH: usize> WindowSearch for Search<WIDTH> {
     fn width(&self) -> usize {
         WIDTH
     }
@@ -224,11 +224,11 @@ impl<const WIDTH: usize> Windows for Search<WIDTH> {
         WIDTH - 1 + self.stride
     }
 
-    fn in_text(&self, text: &[u8], found: &mut Found<'_>) {
+    fn in_text(&self, text: &[u8], found: &mut OnWindow<'_>) {
         self.each_hit(text, |at, suspects| found(at, suspects));
     }
 
-    fn in_part(&self, part: &Part, found: &mut Found<'_>) {
+    fn in_part(&self, part: &DecodedPart, found: &mut OnWindow<'_>) {
         let mut places = part.places();
         self.each_hit(part.bytes(), |at, suspects| found(places.of(at), suspects));
         self.at_joints(part, found);
@@ -260,9 +260,9 @@ fn words<const WIDTH: usize>(window: &[u8; WIDTH]) -> [u64; 3] {
 }
 
 /// A hash whose collisions nobody without the key can look for: both halves of a product.
-struct Key([u64; 3]);
+struct HashKey([u64; 3]);
 
-impl Key {
+impl HashKey {
     fn random() -> Self {
         Self(std::array::from_fn(|_| RandomState::new().hash_one(0)))
     }

@@ -25,7 +25,7 @@ use futures_util::future::BoxFuture;
 use zeroize::Zeroizing;
 
 use super::{
-    Answer, FetchError, FileError, SealedFile, SecretSource,
+    FetchError, Fetched, FileError, SealedFile, SecretSource,
     lines::{self, Lines, WrongLine, read_lines},
     private_file::read_private,
     seal::is_sealed,
@@ -104,7 +104,7 @@ impl SecretSource for FileSource {
         _group: &'a GroupName,
         location: &'a Location,
         picks: &'a [Pick],
-    ) -> BoxFuture<'a, Result<Answer, FetchError>> {
+    ) -> BoxFuture<'a, Result<Fetched, FetchError>> {
         Box::pin(async move {
             let Location::File(name) = location else {
                 return Err(FetchError::Gone(SecretCause::NotInFile, "not a name in a file"));
@@ -115,7 +115,7 @@ impl SecretSource for FileSource {
             let value = read.unwrap_or(Err(failed))?;
             // A line has no fields: every pick is the whole of it.
             let values = picks.iter().map(|_| Ok(value.clone().into())).collect();
-            Ok(Answer { values, lease: None, changes_in: None, narrowing: Arc::default() })
+            Ok(Fetched { values, lease: None, changes_in: None, narrowing: Arc::default() })
         })
     }
 }
@@ -129,13 +129,13 @@ const MAX_TOLD: usize = 16;
 #[cfg(test)]
 mod tests {
     use super::{
-        super::{PrivateFileError, private_file::tests::Folder},
+        super::{PrivateFileError, private_file::tests::TestFolder},
         *,
     };
 
     #[tokio::test]
     async fn the_file_is_read_again_for_each_question() {
-        let folder = Folder::new();
+        let folder = TestFolder::new();
         let path = folder.write("s", b"key = one\n", 0o600);
         let source = FileSource::new(path, None);
         let group = GroupName("agents".into());

@@ -8,11 +8,11 @@ use super::SecretValue;
 use crate::policy::{Api, Binding, GroupName, Narrowing, Place, Policy, SecretRef};
 
 /// Whose value, and which.
-pub(crate) type Key = (GroupName, SecretRef);
+pub(crate) type GroupSecret = (GroupName, SecretRef);
 
 /// Where a policy wants each value.
 #[derive(Default)]
-pub struct Uses(HashMap<Key, Vec<Use>>);
+pub struct Uses(HashMap<GroupSecret, Vec<Use>>);
 
 struct Use {
     api: Arc<Api>,
@@ -42,7 +42,7 @@ impl Uses {
     /// Why the value cannot be used in some place where it is wanted.
     pub(crate) fn unfit(
         &self,
-        key: &Key,
+        key: &GroupSecret,
         value: &SecretValue,
         narrowing: &Narrowing,
     ) -> Option<&'static str> {

@@ -4,10 +4,10 @@ use crate::policy::{GroupName, Location};
 
 /// Questions of one group to one kind of source have a bound of their own: neither a slow Vault
 /// may hold up the file, nor one group another.
-pub(super) type Lane = (Kind, GroupName);
+pub(super) type Lane = (SourceKind, GroupName);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Kind {
+pub(super) enum SourceKind {
     Vault,
     File,
 }
@@ -16,17 +16,17 @@ pub(super) fn lane((group, location): &(GroupName, Location)) -> Lane {
     (kind(location), group.clone())
 }
 
-pub(super) const fn kind(location: &Location) -> Kind {
+pub(super) const fn kind(location: &Location) -> SourceKind {
     match location {
-        Location::Vault(_) => Kind::Vault,
-        Location::File(_) => Kind::File,
+        Location::Vault(_) => SourceKind::Vault,
+        Location::File(_) => SourceKind::File,
     }
 }
 
 /// Questions of one [`Lane`] at once; fewer where there are so many lanes that these would fill all
-/// of [`QUESTIONS_IN_ALL`].
-pub(super) const QUESTIONS_AT_ONCE: usize = 8;
+/// of [`REQUESTS_IN_ALL`].
+pub(super) const REQUESTS_AT_ONCE: usize = 8;
 
 /// Questions of all groups to one kind of source at once. The longest due go first, and groups whose
 /// questions hang leave the others room.
-pub(super) const QUESTIONS_IN_ALL: usize = 64;
+pub(super) const REQUESTS_IN_ALL: usize = 64;

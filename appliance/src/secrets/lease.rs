@@ -14,17 +14,17 @@ use super::{
 
 /// A lease, and what is planned for it.
 #[derive(Clone)]
-pub(super) struct Tenure {
+pub(super) struct LeaseSchedule {
     pub(super) lease: Lease,
     /// The value is not used from then on.
     pub(super) ends: Instant,
-    turn: Turn,
-    turn_at: Instant,
+    renewal: LeaseRenewal,
+    renewal_at: Instant,
     check_at: Instant,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Turn {
+enum LeaseRenewal {
     Renew,
     /// It cannot go on: another is read before it ends.
     Replace,
@@ -32,7 +32,7 @@ enum Turn {
 
 /// What is to be done about a lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Errand {
+pub(super) enum NextStep {
     /// Ask for another full life.
     Renew,
     /// Read anew, for another lease.
@@ -41,30 +41,30 @@ pub(super) enum Errand {
     Check,
 }
 
-impl Tenure {
-    /// The tenure of a lease that was asked for at `asked`.
+impl LeaseSchedule {
+    /// The schedule of a lease that was asked for at `asked`.
     pub(super) fn new(lease: Lease, asked: Instant, check_every: Duration) -> Self {
         let life = lease.life.min(MAX_LIFE);
-        let turn = if lease.renewable { Turn::Renew } else { Turn::Replace };
+        let renewal = if lease.renewable { LeaseRenewal::Renew } else { LeaseRenewal::Replace };
         Self {
             ends: asked + life,
-            turn,
-            turn_at: asked + two_thirds(life),
+            renewal,
+            renewal_at: asked + two_thirds(life),
             check_at: asked + jittered(check_every),
             lease: Lease { life, ..lease },
         }
     }
 
     /// What is next, and when.
-    pub(super) fn next(&self) -> (Instant, Errand) {
-        let turn = match self.turn {
-            Turn::Renew => Errand::Renew,
-            Turn::Replace => Errand::Read,
+    pub(super) fn next(&self) -> (Instant, NextStep) {
+        let renewal = match self.renewal {
+            LeaseRenewal::Renew => NextStep::Renew,
+            LeaseRenewal::Replace => NextStep::Read,
         };
-        if self.check_at < self.turn_at {
-            (self.check_at, Errand::Check)
+        if self.check_at < self.renewal_at {
+            (self.check_at, NextStep::Check)
         } else {
-            (self.turn_at, turn)
+            (self.renewal_at, renewal)
         }
     }
 
@@ -73,11 +73,11 @@ impl Tenure {
     pub(super) fn prolong(&mut self, by: Prolonged, asked: Instant) {
         let life = by.life.min(MAX_LIFE);
         let whole = life + ROUNDING >= self.lease.life;
-        let turn_at = asked + two_thirds(life);
-        (self.turn, self.turn_at) = match self.turn {
-            Turn::Renew if by.renewable && whole => (Turn::Renew, turn_at),
-            Turn::Renew => (Turn::Replace, turn_at),
-            Turn::Replace => (Turn::Replace, turn_at.min(self.turn_at)),
+        let renewal_at = asked + two_thirds(life);
+        (self.renewal, self.renewal_at) = match self.renewal {
+            LeaseRenewal::Renew if by.renewable && whole => (LeaseRenewal::Renew, renewal_at),
+            LeaseRenewal::Renew => (LeaseRenewal::Replace, renewal_at),
+            LeaseRenewal::Replace => (LeaseRenewal::Replace, renewal_at.min(self.renewal_at)),
         };
         self.ends = asked + life;
     }
@@ -103,20 +103,20 @@ impl Tenure {
 
     /// It was ended, cannot be prolonged, or died with its token: read anew at once.
     pub(super) fn replace_now(&mut self, now: Instant) {
-        self.turn = Turn::Replace;
-        self.turn_at = now;
+        self.renewal = LeaseRenewal::Replace;
+        self.renewal_at = now;
         self.check_at = self.check_at.max(now);
     }
 
     /// The source cannot tell now: everything that was due waits for `wait`.
     pub(super) fn put_off(&mut self, now: Instant, wait: Duration) {
-        self.turn_at = self.turn_at.max(now + wait);
+        self.renewal_at = self.renewal_at.max(now + wait);
         self.check_at = self.check_at.max(now + wait);
     }
 
     /// The machine was suspended for `slept`, which counts for everything.
     pub(super) fn slept(&mut self, slept: Duration, now: Instant) {
-        for at in [&mut self.ends, &mut self.turn_at, &mut self.check_at] {
+        for at in [&mut self.ends, &mut self.renewal_at, &mut self.check_at] {
             *at = moved_back(*at, slept, now);
         }
     }
@@ -157,9 +157,9 @@ mod tests {
     #[test]
     fn a_lease_is_renewed_at_two_thirds_and_replaced_where_that_cannot_be() {
         let now = Instant::now();
-        for (renewable, errand) in [(true, Errand::Renew), (false, Errand::Read)] {
-            let (at, next) = Tenure::new(lease(30, renewable), now, MINUTE).next();
-            assert_eq!(next, errand);
+        for (renewable, step) in [(true, NextStep::Renew), (false, NextStep::Read)] {
+            let (at, next) = LeaseSchedule::new(lease(30, renewable), now, MINUTE).next();
+            assert_eq!(next, step);
             let seconds = (at - now).as_secs_f64();
             assert!((16.0..=20.0).contains(&seconds), "{seconds}");
         }
@@ -168,58 +168,58 @@ mod tests {
     #[test]
     fn a_renewal_cut_short_is_the_last_one() {
         let now = Instant::now();
-        let mut tenure = Tenure::new(lease(30, true), now, MINUTE);
-        tenure.prolong(prolonged(29, true), now);
-        assert_eq!(tenure.next().1, Errand::Renew, "a second is rounding");
-        tenure.prolong(prolonged(20, true), now);
-        let (at, errand) = tenure.next();
-        assert_eq!(errand, Errand::Read);
-        assert!(at < tenure.ends, "another is read before this one ends");
-        tenure.prolong(prolonged(0, false), now);
-        assert_eq!((tenure.next(), tenure.has_ended(now)), ((now, Errand::Read), true));
+        let mut schedule = LeaseSchedule::new(lease(30, true), now, MINUTE);
+        schedule.prolong(prolonged(29, true), now);
+        assert_eq!(schedule.next().1, NextStep::Renew, "a second is rounding");
+        schedule.prolong(prolonged(20, true), now);
+        let (at, step) = schedule.next();
+        assert_eq!(step, NextStep::Read);
+        assert!(at < schedule.ends, "another is read before this one ends");
+        schedule.prolong(prolonged(0, false), now);
+        assert_eq!((schedule.next(), schedule.has_ended(now)), ((now, NextStep::Read), true));
     }
 
     #[test]
     fn a_long_lease_is_looked_at_each_refresh() {
         let now = Instant::now();
-        let mut tenure = Tenure::new(lease(3_600, true), now, MINUTE);
-        let (at, errand) = tenure.next();
-        assert_eq!(errand, Errand::Check);
+        let mut schedule = LeaseSchedule::new(lease(3_600, true), now, MINUTE);
+        let (at, step) = schedule.next();
+        assert_eq!(step, NextStep::Check);
         assert!(at <= now + MINUTE);
-        tenure.look_later(at, MINUTE);
-        assert!(tenure.next().0 > at);
-        tenure.replace_now(at);
-        assert_eq!(tenure.next(), (at, Errand::Read));
+        schedule.look_later(at, MINUTE);
+        assert!(schedule.next().0 > at);
+        schedule.replace_now(at);
+        assert_eq!(schedule.next(), (at, NextStep::Read));
     }
 
     #[test]
     fn a_lease_ends_in_a_suspended_machine_as_in_any_other() {
         let now = Instant::now();
-        let mut tenure = Tenure::new(lease(30, true), now, MINUTE);
-        let (next, errand) = tenure.next();
-        tenure.slept(Duration::from_secs(10), now);
-        assert_eq!(tenure.next(), (next - Duration::from_secs(10), errand));
-        assert!(!tenure.has_ended(now));
-        tenure.slept(Duration::from_secs(20), now);
-        assert!(tenure.has_ended(now));
+        let mut schedule = LeaseSchedule::new(lease(30, true), now, MINUTE);
+        let (next, step) = schedule.next();
+        schedule.slept(Duration::from_secs(10), now);
+        assert_eq!(schedule.next(), (next - Duration::from_secs(10), step));
+        assert!(!schedule.has_ended(now));
+        schedule.slept(Duration::from_secs(20), now);
+        assert!(schedule.has_ended(now));
     }
 
     proptest! {
         /// However a lease is treated, its end follows from what Vault said last, and the next
-        /// errand comes before it unless the source could not tell.
+        /// step comes before it unless the source could not tell.
         #[test]
         fn no_errand_moves_the_end(life in 0_u64..100_000, short in 0_u64..100_000, wait in 0_u64..60) {
             let now = Instant::now();
-            let mut tenure = Tenure::new(lease(life, true), now, MINUTE);
-            prop_assert_eq!(tenure.ends, now + Duration::from_secs(life));
-            prop_assert!(tenure.next().0 <= tenure.ends);
-            tenure.put_off(now, Duration::from_secs(wait));
-            tenure.look_later(now, MINUTE);
-            tenure.replace_now(now);
-            prop_assert_eq!(tenure.ends, now + Duration::from_secs(life));
-            tenure.prolong(prolonged(short, true), now);
-            prop_assert_eq!(tenure.ends, now + Duration::from_secs(short));
-            prop_assert!(tenure.next().0 <= tenure.ends);
+            let mut schedule = LeaseSchedule::new(lease(life, true), now, MINUTE);
+            prop_assert_eq!(schedule.ends, now + Duration::from_secs(life));
+            prop_assert!(schedule.next().0 <= schedule.ends);
+            schedule.put_off(now, Duration::from_secs(wait));
+            schedule.look_later(now, MINUTE);
+            schedule.replace_now(now);
+            prop_assert_eq!(schedule.ends, now + Duration::from_secs(life));
+            schedule.prolong(prolonged(short, true), now);
+            prop_assert_eq!(schedule.ends, now + Duration::from_secs(short));
+            prop_assert!(schedule.next().0 <= schedule.ends);
         }
     }
 }

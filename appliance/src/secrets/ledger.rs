@@ -15,10 +15,10 @@ use std::{
 use zeroize::Zeroizing;
 
 use super::{
-    FetchError, Picked, SecretValue, Snapshot, Uses,
-    fit::Key,
+    FetchError, PickedValue, SecretSnapshot, SecretValue, Uses,
+    fit::GroupSecret,
     sleep::moved_back,
-    snapshot::{Entry, Held, Retired, not_asked_yet},
+    snapshot::{HeldValue, RetiredValue, SecretEntry, not_asked_yet},
 };
 use crate::{
     policy::{GroupName, Narrowing},
@@ -27,7 +27,7 @@ use crate::{
 
 /// What an answer changed, for the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Change {
+pub(super) enum LedgerChange {
     /// Nothing that an operator needs to hear of again.
     Same,
     /// The first value, or one after a failure.
@@ -42,13 +42,13 @@ pub(super) enum Change {
 pub(super) struct Ledger {
     max_stale: Duration,
     generation: u64,
-    entries: HashMap<Key, Arc<Entry>>,
+    entries: HashMap<GroupSecret, Arc<SecretEntry>>,
     uses: Uses,
 }
 
 /// A value as it was read just now, before any check.
 pub(super) struct Fresh {
-    pub(super) picked: Picked,
+    pub(super) picked: PickedValue,
     /// When the source was asked. It may have looked at any time from then on.
     pub(super) asked: Instant,
     /// `None` for a value that is not lent.
@@ -62,36 +62,38 @@ impl Ledger {
     }
 
     /// Takes `wanted` in place of what was wanted before.
-    pub(super) fn want(&mut self, wanted: &[Key], now: Instant) {
-        let wanted: HashSet<&Key> = wanted.iter().collect();
+    pub(super) fn want(&mut self, wanted: &[GroupSecret], now: Instant) {
+        let wanted: HashSet<&GroupSecret> = wanted.iter().collect();
         for &key in &wanted {
-            let fresh = || Arc::new(Entry::new(not_asked_yet(&key.1)));
+            let fresh = || Arc::new(SecretEntry::new(not_asked_yet(&key.1)));
             entry_mut(self.entries.entry(key.clone()).or_insert_with(fresh)).wanted = true;
         }
         for (key, entry) in &mut self.entries {
             if entry.wanted && !wanted.contains(key) {
                 let entry = entry_mut(entry);
                 self.generation += u64::from(entry.held.is_some());
-                *entry =
-                    Entry { retired: entry.retire_held(now), ..Entry::new(not_asked_yet(&key.1)) };
+                *entry = SecretEntry {
+                    retired: entry.retire_held(now),
+                    ..SecretEntry::new(not_asked_yet(&key.1))
+                };
             }
         }
         self.forget_old(now);
     }
 
     /// A source is about to be asked for this one again.
-    pub(super) fn await_answer(&mut self, key: &Key) {
+    pub(super) fn await_answer(&mut self, key: &GroupSecret) {
         if let Some(entry) = self.entries.get_mut(key).filter(|entry| entry.asked) {
             entry_mut(entry).asked = false;
         }
     }
 
     /// Takes where values are wanted. Tells of those held that could not be used there.
-    pub(super) fn take_uses(&mut self, uses: Uses) -> Vec<(Key, Change)> {
+    pub(super) fn take_uses(&mut self, uses: Uses) -> Vec<(GroupSecret, LedgerChange)> {
         self.uses = uses;
         let mut changes = Vec::new();
         for (key, entry) in self.entries.iter_mut().filter(|(_, entry)| entry.held.is_some()) {
-            changes.push((key.clone(), entry_mut(entry).fit(key, &self.uses, Change::Same)));
+            changes.push((key.clone(), entry_mut(entry).fit(key, &self.uses, LedgerChange::Same)));
         }
         changes
     }
@@ -99,13 +101,13 @@ impl Ledger {
     /// Enters what a source answered. An answer for what is no longer wanted is dropped.
     pub(super) fn record(
         &mut self,
-        key: &Key,
+        key: &GroupSecret,
         answer: Result<Fresh, FetchError>,
         now: Instant,
-    ) -> Change {
+    ) -> LedgerChange {
         let max_stale = self.max_stale;
         let Some(entry) = self.entries.get_mut(key).filter(|entry| entry.wanted) else {
-            return Change::Same;
+            return LedgerChange::Same;
         };
         let entry = entry_mut(entry);
         entry.asked = true;
@@ -113,7 +115,7 @@ impl Ledger {
             let good_until = fresh.lease_ends.unwrap_or(fresh.asked + max_stale);
             let value = Arc::new(check(fresh.picked.whole)?);
             let parts = fresh.picked.parts.into_iter().filter_map(maskable).collect();
-            Ok(Held { value, parts, good_until, narrowing: fresh.narrowing })
+            Ok(HeldValue { value, parts, good_until, narrowing: fresh.narrowing })
         });
         let (change, changed_values) = match held {
             Ok(held) => {
@@ -127,13 +129,13 @@ impl Ledger {
     }
 
     /// Lets a held value live as long as its lease, which was prolonged.
-    pub(super) fn prolong(&mut self, key: &Key, lease_ends: Instant) -> Change {
+    pub(super) fn prolong(&mut self, key: &GroupSecret, lease_ends: Instant) -> LedgerChange {
         let Some(entry) = self.entries.get_mut(key).filter(|entry| entry.held.is_some()) else {
-            return Change::Same;
+            return LedgerChange::Same;
         };
         let entry = entry_mut(entry);
         entry.held.iter_mut().for_each(|held| held.good_until = lease_ends);
-        if entry.failure.take().is_some() { Change::Arrived } else { Change::Same }
+        if entry.failure.take().is_some() { LedgerChange::Arrived } else { LedgerChange::Same }
     }
 
     /// The machine was suspended for `slept`: held values are older by that much. How long a version
@@ -145,13 +147,13 @@ impl Ledger {
         }
     }
 
-    pub(super) fn snapshot(&self) -> Snapshot {
+    pub(super) fn snapshot(&self) -> SecretSnapshot {
         let mut entries: HashMap<GroupName, HashMap<_, _>> = HashMap::new();
         for ((group, reference), entry) in &self.entries {
             let of_group = entries.entry(group.clone()).or_default();
             of_group.insert(reference.clone(), Arc::clone(entry));
         }
-        Snapshot { generation: self.generation, entries }
+        SecretSnapshot { generation: self.generation, entries }
     }
 
     /// Forgets the versions whose time to be masked has passed.
@@ -166,16 +168,17 @@ impl Ledger {
     }
 }
 
-impl Entry {
-    fn take(&mut self, fresh: Held, now: Instant) -> (Change, bool) {
+impl SecretEntry {
+    fn take(&mut self, fresh: HeldValue, now: Instant) -> (LedgerChange, bool) {
         let recovered = self.failure.take().is_some();
         if let Some(held) = self.held.as_mut().filter(|held| held.is_made_like(&fresh)) {
             // The value itself stays: masks are made for it already.
             held.good_until = fresh.good_until;
             held.narrowing = fresh.narrowing;
-            return (if recovered { Change::Arrived } else { Change::Same }, false);
+            return (if recovered { LedgerChange::Arrived } else { LedgerChange::Same }, false);
         }
-        let change = if self.held.is_some() { Change::Rotated } else { Change::Arrived };
+        let change =
+            if self.held.is_some() { LedgerChange::Rotated } else { LedgerChange::Arrived };
         self.retired = self.retire_held(now);
         self.retired.retain(|retired| !same(&retired.value, &fresh.value));
         self.held = Some(fresh);
@@ -183,22 +186,22 @@ impl Entry {
     }
 
     /// The change where what is held can be used, and what is wrong where that is news.
-    fn fit(&mut self, key: &Key, uses: &Uses, change: Change) -> Change {
+    fn fit(&mut self, key: &GroupSecret, uses: &Uses, change: LedgerChange) -> LedgerChange {
         let held = self.held.as_ref();
         let unfit = held.and_then(|held| uses.unfit(key, &held.value, &held.narrowing));
         let known = std::mem::replace(&mut self.unfit, unfit);
         match unfit {
-            Some(text) if known != unfit || change != Change::Same => {
-                Change::Failed(FetchError::Gone(SecretCause::ValueInvalid, text))
+            Some(text) if known != unfit || change != LedgerChange::Same => {
+                LedgerChange::Failed(FetchError::Gone(SecretCause::ValueInvalid, text))
             }
-            None if known.is_some() && change == Change::Same => Change::Arrived,
+            None if known.is_some() && change == LedgerChange::Same => LedgerChange::Arrived,
             _ => change,
         }
     }
 
-    fn fail(&mut self, error: FetchError, now: Instant) -> (Change, bool) {
+    fn fail(&mut self, error: FetchError, now: Instant) -> (LedgerChange, bool) {
         let known = self.failure.is_some_and(|failure| failure.is_like(error));
-        let change = if known { Change::Same } else { Change::Failed(error) };
+        let change = if known { LedgerChange::Same } else { LedgerChange::Failed(error) };
         self.failure = Some(error);
         if error.is_gone() {
             self.unfit = None;
@@ -212,13 +215,13 @@ impl Entry {
     }
 
     /// The retired versions with the held one among them; nothing is held any more.
-    fn retire_held(&mut self, now: Instant) -> Vec<Retired> {
+    fn retire_held(&mut self, now: Instant) -> Vec<RetiredValue> {
         let mut retired = std::mem::take(&mut self.retired);
         if let Some(held) = self.held.take() {
             let until = now + KNOWN_FOR;
             let parts = held.parts.into_iter().map(|value| (value, true));
             let values = [(held.value, false)].into_iter().chain(parts);
-            retired.extend(values.map(|(value, is_part)| Retired { value, is_part, until }));
+            retired.extend(values.map(|(value, is_part)| RetiredValue { value, is_part, until }));
         }
         let surplus = retired.len().saturating_sub(MAX_RETIRED);
         if retired.drain(..surplus).any(|retired| retired.until > now) {
@@ -231,7 +234,7 @@ impl Entry {
     }
 }
 
-impl Held {
+impl HeldValue {
     /// Whether the value, and every field that it was made of, are the other's.
     fn is_made_like(&self, other: &Self) -> bool {
         let mut parts = self.parts.iter().zip(&other.parts);
@@ -241,7 +244,7 @@ impl Held {
     }
 }
 
-fn entry_mut(entry: &mut Arc<Entry>) -> &mut Entry {
+fn entry_mut(entry: &mut Arc<SecretEntry>) -> &mut SecretEntry {
     Arc::make_mut(entry)
 }
 

@@ -1,7 +1,7 @@
 //! What answers, refusals and time do to what is held and to what is masked.
 
-use super::{super::Health, *};
-use crate::policy::{Part, Pick, SecretRef, VaultLocation};
+use super::{super::SecretsHealth, *};
+use crate::policy::{Pick, PickPart, SecretRef, VaultLocation};
 
 const STALE: Duration = Duration::from_secs(300);
 const OUTAGE: FetchError = FetchError::Outage(SecretCause::VaultSealed, "sealed");
@@ -11,7 +11,7 @@ const TWO: &str = "sk-two-0123456789";
 
 struct Scene {
     ledger: Ledger,
-    key: Key,
+    key: GroupSecret,
     start: Instant,
 }
 
@@ -20,7 +20,7 @@ impl Scene {
         let (mount, path) = ("secret".into(), "openai".into());
         let reference = SecretRef::Vault {
             location: VaultLocation::Kv2 { mount, path, version: None },
-            pick: Pick([Part::Field("key".into())].into()),
+            pick: Pick([PickPart::Field("key".into())].into()),
         };
         let (key, start) = ((GroupName("agents".into()), reference), Instant::now());
         let mut ledger = Ledger::new(STALE);
@@ -28,12 +28,12 @@ impl Scene {
         Self { ledger, key, start }
     }
 
-    fn value(&mut self, at: u64, value: &str) -> Change {
+    fn value(&mut self, at: u64, value: &str) -> LedgerChange {
         self.lent(at, value, None)
     }
 
     /// Enters a value that is lent until `ends`.
-    fn lent(&mut self, at: u64, value: &str, ends: Option<u64>) -> Change {
+    fn lent(&mut self, at: u64, value: &str, ends: Option<u64>) -> LedgerChange {
         let bytes = Zeroizing::new(value.as_bytes().to_vec());
         let lease_ends = ends.map(|ends| self.at(ends));
         let (picked, asked) = (bytes.into(), self.at(at));
@@ -43,7 +43,7 @@ impl Scene {
         change
     }
 
-    fn error(&mut self, at: u64, error: FetchError) -> Change {
+    fn error(&mut self, at: u64, error: FetchError) -> LedgerChange {
         self.ledger.record(&self.key, Err(error), self.at(at))
     }
 
@@ -79,15 +79,15 @@ fn text(value: Arc<SecretValue>) -> String {
 fn an_outage_keeps_a_value_until_it_is_too_old() {
     let mut scene = Scene::new();
     assert_eq!(scene.current(0), Err(SecretCause::VaultUnreachable));
-    assert_eq!(scene.error(0, OUTAGE), Change::Failed(OUTAGE));
+    assert_eq!(scene.error(0, OUTAGE), LedgerChange::Failed(OUTAGE));
     assert_eq!(scene.current(0), Err(SecretCause::VaultSealed));
-    assert_eq!(scene.value(10, ONE), Change::Arrived);
-    assert_eq!(scene.error(20, OUTAGE), Change::Failed(OUTAGE));
-    assert_eq!(scene.error(30, OUTAGE), Change::Same);
+    assert_eq!(scene.value(10, ONE), LedgerChange::Arrived);
+    assert_eq!(scene.error(20, OUTAGE), LedgerChange::Failed(OUTAGE));
+    assert_eq!(scene.error(30, OUTAGE), LedgerChange::Same);
     assert_eq!(scene.current(309).as_deref(), Ok(ONE));
     assert_eq!(scene.current(310), Err(SecretCause::VaultSealed), "what keeps a newer one away");
     assert_eq!(scene.known(), [ONE], "what has ended is still masked");
-    assert_eq!(scene.value(400, ONE), Change::Arrived);
+    assert_eq!(scene.value(400, ONE), LedgerChange::Arrived);
     assert_eq!(scene.current(699).as_deref(), Ok(ONE));
 }
 
@@ -95,7 +95,7 @@ fn an_outage_keeps_a_value_until_it_is_too_old() {
 fn a_refusal_drops_a_value_at_once_but_not_its_mask() {
     let mut scene = Scene::new();
     scene.value(0, ONE);
-    assert_eq!(scene.error(1, DENIED), Change::Failed(DENIED));
+    assert_eq!(scene.error(1, DENIED), LedgerChange::Failed(DENIED));
     assert_eq!(scene.current(1), Err(SecretCause::VaultDenied));
     assert_eq!(scene.known(), [ONE]);
     scene.error(2, OUTAGE);
@@ -125,7 +125,7 @@ fn a_value_shorter_than_its_binding_demands_is_not_used() {
 fn every_version_of_the_last_day_is_known_and_no_older_one() {
     let mut scene = Scene::new();
     scene.value(0, ONE);
-    assert_eq!(scene.value(60, TWO), Change::Rotated);
+    assert_eq!(scene.value(60, TWO), LedgerChange::Rotated);
     assert_eq!(scene.current(60).as_deref(), Ok(TWO));
     assert_eq!(scene.known(), [TWO, ONE]);
     scene.value(120, ONE);
@@ -163,7 +163,7 @@ fn what_policy_no_longer_names_is_dropped_and_still_masked_for_a_day() {
     assert_eq!(scene.known(), [ONE]);
     let left = |group: &str| scene.ledger.snapshot().left(&GroupName(group.into())).count();
     assert_eq!((left("agents"), left("others")), (1, 0));
-    assert_eq!(scene.value(2, TWO), Change::Same, "a late answer is dropped");
+    assert_eq!(scene.value(2, TWO), LedgerChange::Same, "a late answer is dropped");
     assert_eq!(scene.known(), [ONE]);
     scene.ledger.want(&[], scene.at(1 + 86_400));
     assert!(scene.known().is_empty() && scene.ledger.entries.is_empty());
@@ -192,7 +192,7 @@ fn health_counts_what_is_wanted() {
     scene.value(1, ONE);
     let snapshot = scene.ledger.snapshot();
     assert!(snapshot.all_asked());
-    assert_eq!(snapshot.health(scene.at(1)), Health { available: 1, missing: vec![] });
+    assert_eq!(snapshot.health(scene.at(1)), SecretsHealth { available: 1, missing: vec![] });
     assert_eq!(snapshot.health(scene.at(301)).available, 0);
 }
 
@@ -221,7 +221,7 @@ fn another_word_of_the_owner_changes_no_mask() {
     let (key, now) = (scene.key.clone(), scene.at(1));
     let (picked, narrowing) = (bytes.into(), Arc::new(narrowing));
     let fresh = Fresh { picked, asked: now, lease_ends: None, narrowing };
-    assert_eq!(scene.ledger.record(&key, Ok(fresh), now), Change::Same);
+    assert_eq!(scene.ledger.record(&key, Ok(fresh), now), LedgerChange::Same);
     assert_eq!(scene.generation(), before);
     let snapshot = scene.ledger.snapshot();
     assert_ne!(**snapshot.narrowing(&key.0, &key.1).unwrap(), Narrowing::default());
@@ -245,7 +245,7 @@ fn the_fields_of_a_template_are_masked_like_the_whole() {
     let [user, password] =
         ["agent", "password-0123456"].map(|text| Zeroizing::new(text.as_bytes().to_vec()));
     let whole = Zeroizing::new(b"agent:password-0123456".to_vec());
-    let picked = Picked { whole, parts: vec![user, password] };
+    let picked = PickedValue { whole, parts: vec![user, password] };
     let (key, now) = (scene.key.clone(), scene.at(0));
     let fresh = Fresh { picked, asked: now, lease_ends: None, narrowing: Arc::default() };
     scene.ledger.record(&key, Ok(fresh), now);
@@ -261,7 +261,7 @@ fn a_field_is_masked_by_itself_from_the_length_that_its_binding_takes() {
     let bytes = |text: &str| Zeroizing::new(text.as_bytes().to_vec());
     let fields = ["seven-7", "eight--8", "fifteen------15"];
     let whole = fields.join(":");
-    let picked = Picked { whole: bytes(&whole), parts: fields.map(bytes).into() };
+    let picked = PickedValue { whole: bytes(&whole), parts: fields.map(bytes).into() };
     let (key, now) = (scene.key.clone(), scene.at(0));
     let fresh = Fresh { picked, asked: now, lease_ends: None, narrowing: Arc::default() };
     scene.ledger.record(&key, Ok(fresh), now);
@@ -285,9 +285,11 @@ fn other_fields_that_make_the_same_value_are_masked_too() {
     let (key, now) = (scene.key.clone(), scene.at(0));
     let bytes = |text: &str| Zeroizing::new(text.as_bytes().to_vec());
     let whole = "0123456789abcdefghijklmnopqrstuv-xyz";
-    for (at, change) in [(17, Change::Arrived), (18, Change::Rotated), (18, Change::Same)] {
+    for (at, change) in
+        [(17, LedgerChange::Arrived), (18, LedgerChange::Rotated), (18, LedgerChange::Same)]
+    {
         let (one, other) = whole.split_at(at);
-        let picked = Picked { whole: bytes(whole), parts: vec![bytes(one), bytes(other)] };
+        let picked = PickedValue { whole: bytes(whole), parts: vec![bytes(one), bytes(other)] };
         let fresh = Fresh { picked, asked: now, lease_ends: None, narrowing: Arc::default() };
         assert_eq!(scene.ledger.record(&key, Ok(fresh), now), change);
     }

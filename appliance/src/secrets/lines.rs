@@ -43,19 +43,19 @@ impl FileError {
 }
 
 /// A name and its value.
-pub(super) type Entry<'a> = (&'a [u8], &'a [u8]);
+pub(super) type SecretLine<'a> = (&'a [u8], &'a [u8]);
 
 /// The number of a line, counted from 1, and what is wrong with it.
 pub(super) type WrongLine = (usize, &'static str);
 
 /// What the lines of a file say.
 pub(super) struct Lines<'a> {
-    pub(super) entries: Vec<Entry<'a>>,
+    pub(super) entries: Vec<SecretLine<'a>>,
     pub(super) wrong: Vec<WrongLine>,
 }
 
 /// The entries of a whole file that has nothing wrong.
-pub(super) fn parse(content: &[u8]) -> Result<Vec<Entry<'_>>, FileError> {
+pub(super) fn parse(content: &[u8]) -> Result<Vec<SecretLine<'_>>, FileError> {
     let Lines { entries, wrong } = read_lines(content);
     wrong.first().map_or(Ok(entries), |(line, what)| Err(FileError::Line(*line, what)))
 }
@@ -63,7 +63,7 @@ pub(super) fn parse(content: &[u8]) -> Result<Vec<Entry<'_>>, FileError> {
 /// All lines of a file.
 pub(super) fn read_lines(content: &[u8]) -> Lines<'_> {
     let content = content.strip_prefix(BYTE_ORDER_MARK).unwrap_or(content);
-    let (mut entries, mut wrong): (Vec<Entry<'_>>, Vec<WrongLine>) = Default::default();
+    let (mut entries, mut wrong): (Vec<SecretLine<'_>>, Vec<WrongLine>) = Default::default();
     let (mut names, mut twice): (HashSet<&[u8]>, HashSet<&[u8]>) = Default::default();
     for (index, line) in content.split(|byte| *byte == b'\n').enumerate() {
         let line = line.strip_suffix(b"\r").unwrap_or(line).trim_ascii();
@@ -88,7 +88,7 @@ pub(super) fn read_lines(content: &[u8]) -> Lines<'_> {
 }
 
 /// The entry of one line, without the space around it.
-pub(super) fn parse_line(line: &[u8]) -> Result<Entry<'_>, &'static str> {
+pub(super) fn parse_line(line: &[u8]) -> Result<SecretLine<'_>, &'static str> {
     let at = line.iter().position(|byte| *byte == b'=').ok_or("expected NAME = VALUE")?;
     let (name, rest) = line.split_at(at);
     let name = name.trim_ascii();

@@ -1,7 +1,7 @@
 //! The values behind the placeholders: how they are held, where they come from, how long they
 //! are good.
 //!
-//! A [`SecretStore`] asks a [`SecretSource`] in the background and publishes a [`Snapshot`]. A
+//! A [`SecretStore`] asks a [`SecretSource`] in the background and publishes a [`SecretSnapshot`]. A
 //! request keeps the snapshot it began with and never waits for Vault. Everything is keyed by
 //! agent group and reference, so that Vault can give two groups two values for one reference.
 //! Every doubt is resolved towards "no value": the request is then answered 503.
@@ -12,8 +12,8 @@ mod lanes;
 mod lease;
 mod ledger;
 mod lines;
-mod pace;
 pub(crate) mod private_file;
+mod refresh_rate;
 mod revocation;
 mod scheduler;
 mod seal;
@@ -30,7 +30,7 @@ pub use fit::{Uses, unfit};
 pub use lines::FileError;
 pub use private_file::PrivateFileError;
 pub use sealed_file::{EditError, SealedFile};
-pub use snapshot::{Health, Snapshot};
-pub use source::{Answer, FetchError, Lease, Picked, Prolonged, SecretSource, Standing};
+pub use snapshot::{SecretSnapshot, SecretsHealth};
+pub use source::{FetchError, Fetched, Lease, PickedValue, Prolonged, SecretSource, Standing};
 pub use store::SecretStore;
 pub use value::{SecretError, SecretValue};

@@ -179,9 +179,9 @@ pub(crate) mod tests {
     };
 
     /// A folder of one test, removed when dropped.
-    pub(crate) struct Folder(pub(crate) PathBuf);
+    pub(crate) struct TestFolder(pub(crate) PathBuf);
 
-    impl Folder {
+    impl TestFolder {
         pub(crate) fn new() -> Self {
             static NEXT: AtomicU32 = AtomicU32::new(0);
             let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -199,7 +199,7 @@ pub(crate) mod tests {
         }
     }
 
-    impl Drop for Folder {
+    impl Drop for TestFolder {
         fn drop(&mut self) {
             let _ = std::fs::remove_dir_all(&self.0);
         }
@@ -207,7 +207,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_private_file_is_read_up_to_its_bound() {
-        let folder = Folder::new();
+        let folder = TestFolder::new();
         for mode in [0o600, 0o400] {
             let path = folder.write("f", b"12345678", mode);
             assert_eq!(read_private(&path, 8).map(|read| read.to_vec()), Ok(b"12345678".to_vec()));
@@ -218,7 +218,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_file_that_others_could_touch_is_refused() {
-        let folder = Folder::new();
+        let folder = TestFolder::new();
         for bit in [0o040, 0o020, 0o010, 0o004, 0o002, 0o001] {
             let path = folder.write("f", b"x", 0o600 | bit);
             let error = read_private(&path, 8).err();
@@ -247,7 +247,7 @@ pub(crate) mod tests {
 
     #[test]
     fn what_is_not_a_regular_file_is_refused_without_waiting() {
-        let folder = Folder::new();
+        let folder = TestFolder::new();
         let target = folder.write("f", b"x", 0o600);
         let link = folder.0.join("link");
         symlink(target, &link).unwrap();
@@ -273,7 +273,7 @@ pub(crate) mod tests {
 
     #[test]
     fn another_users_file_is_refused() {
-        let folder = Folder::new();
+        let folder = TestFolder::new();
         let path = folder.write("f", b"x", 0o600);
         if std::os::unix::fs::chown(&path, Some(12_345), None).is_ok() {
             assert_eq!(read_private(&path, 8).err(), Some(PrivateFileError::WrongOwner));
@@ -282,7 +282,7 @@ pub(crate) mod tests {
 
     #[test]
     fn root_edits_what_belongs_to_the_one_user_of_a_folder() {
-        let folder = Folder::new();
+        let folder = TestFolder::new();
         let path = folder.write("f", b"x", 0o600);
         let own = |path: &Path, user| std::os::unix::fs::chown(path, Some(user), None).is_ok();
         if !own(&path, 12_345) {

@@ -10,14 +10,14 @@ use crate::policy::GroupName;
 
 /// The leases that are to be given back.
 #[derive(Default)]
-pub(super) struct Returns {
-    waiting: Vec<Return>,
+pub(super) struct RevocationQueue {
+    waiting: Vec<Revocation>,
     tickets: u64,
 }
 
 /// One lease that is being given back.
 #[derive(Clone)]
-pub(super) struct Return {
+pub(super) struct Revocation {
     pub(super) group: GroupName,
     pub(super) lease: Lease,
     ticket: u64,
@@ -28,7 +28,7 @@ pub(super) struct Return {
     asking: bool,
 }
 
-impl Returns {
+impl RevocationQueue {
     /// Plans the return of a lease at `due`. `ends` may be too early; it is known at least as
     /// long as it takes to try.
     pub(super) fn add(&mut self, group: &GroupName, lease: Lease, due: Instant, ends: Instant) {
@@ -42,11 +42,11 @@ impl Returns {
         let least = if lease.life.is_zero() { LEAST_TRY } else { lease.life.min(LEAST_TRY) };
         let ends = ends.max(due + least);
         let (group, ticket) = (group.clone(), self.tickets);
-        self.waiting.push(Return { group, lease, ticket, due, ends, tries: 0, asking: false });
+        self.waiting.push(Revocation { group, lease, ticket, due, ends, tries: 0, asking: false });
     }
 
     /// What is due now, as far as the bound on questions at once allows, and when the next is.
-    pub(super) fn take_due(&mut self, now: Instant) -> (Vec<Return>, Option<Instant>) {
+    pub(super) fn take_due(&mut self, now: Instant) -> (Vec<Revocation>, Option<Instant>) {
         self.waiting.retain(|one| one.asking || now < one.ends || one.tries == 0);
         let asking = self.waiting.iter().filter(|one| one.asking).count();
         let free = AT_ONCE.saturating_sub(asking);
@@ -63,7 +63,7 @@ impl Returns {
     /// Enters what the source said. `true` where the lease has to end by itself.
     pub(super) fn enter(
         &mut self,
-        returned: &Return,
+        returned: &Revocation,
         answer: Result<(), FetchError>,
         now: Instant,
     ) -> bool {
@@ -119,63 +119,63 @@ mod tests {
 
     #[test]
     fn a_lease_is_tried_until_it_has_ended_by_itself() {
-        let (mut returns, start) = (Returns::default(), Instant::now());
-        returns.add(&agents(), lease(1), start, start + after(40));
+        let (mut revocations, start) = (RevocationQueue::default(), Instant::now());
+        revocations.add(&agents(), lease(1), start, start + after(40));
         let (mut now, mut tries) = (start, 0);
         loop {
-            let (due, next) = returns.take_due(now);
+            let (due, next) = revocations.take_due(now);
             for one in due {
                 tries += 1;
-                returns.enter(&one, Err(DOWN), now);
+                revocations.enter(&one, Err(DOWN), now);
             }
-            match next.or_else(|| returns.take_due(now).1) {
+            match next.or_else(|| revocations.take_due(now).1) {
                 Some(next) => now = next,
                 None => break,
             }
         }
         assert!(tries >= 5, "{tries}");
-        assert!(returns.waiting.is_empty() && now <= start + after(120));
+        assert!(revocations.waiting.is_empty() && now <= start + after(120));
     }
 
     #[test]
     fn a_lease_that_says_no_life_is_tried_for_a_minute() {
-        let (mut returns, start) = (Returns::default(), Instant::now());
+        let (mut revocations, start) = (RevocationQueue::default(), Instant::now());
         let lease = Lease { life: Duration::ZERO, ..lease(1) };
-        returns.add(&agents(), lease, start, start);
+        revocations.add(&agents(), lease, start, start);
         for seconds in 0..3 {
-            let (due, _) = returns.take_due(start + after(20 * seconds));
+            let (due, _) = revocations.take_due(start + after(20 * seconds));
             assert_eq!(due.len(), 1, "after {seconds} times 20 seconds");
-            returns.enter(&due[0], Err(DOWN), start + after(20 * seconds));
+            revocations.enter(&due[0], Err(DOWN), start + after(20 * seconds));
         }
     }
 
     #[test]
     fn a_refused_return_is_given_up_and_told() {
-        let (mut returns, now) = (Returns::default(), Instant::now());
-        returns.add(&agents(), lease(1), now, now + after(40));
-        let (due, _) = returns.take_due(now);
-        assert!(returns.take_due(now).0.is_empty(), "not asked twice at once");
-        assert!(returns.enter(&due[0], Err(REFUSED), now));
-        assert!(returns.waiting.is_empty());
+        let (mut revocations, now) = (RevocationQueue::default(), Instant::now());
+        revocations.add(&agents(), lease(1), now, now + after(40));
+        let (due, _) = revocations.take_due(now);
+        assert!(revocations.take_due(now).0.is_empty(), "not asked twice at once");
+        assert!(revocations.enter(&due[0], Err(REFUSED), now));
+        assert!(revocations.waiting.is_empty());
     }
 
     #[test]
     fn a_return_waits_for_its_time_and_few_go_at_once() {
-        let (mut returns, now) = (Returns::default(), Instant::now());
+        let (mut revocations, now) = (RevocationQueue::default(), Instant::now());
         for number in 0..10 {
-            returns.add(&agents(), lease(number), now + after(60), now + after(600));
+            revocations.add(&agents(), lease(number), now + after(60), now + after(600));
         }
-        assert_eq!(returns.take_due(now).1, Some(now + after(60)));
-        assert_eq!(returns.take_due(now + after(60)).0.len(), AT_ONCE);
-        assert_eq!(returns.take_all().count(), 10);
+        assert_eq!(revocations.take_due(now).1, Some(now + after(60)));
+        assert_eq!(revocations.take_due(now + after(60)).0.len(), AT_ONCE);
+        assert_eq!(revocations.take_all().count(), 10);
     }
 
     #[test]
     fn the_table_is_bounded() {
-        let (mut returns, now) = (Returns::default(), Instant::now());
+        let (mut revocations, now) = (RevocationQueue::default(), Instant::now());
         for number in 0..MAX_WAITING + 5 {
-            returns.add(&agents(), lease(number), now, now + after(60 + number as u64));
+            revocations.add(&agents(), lease(number), now, now + after(60 + number as u64));
         }
-        assert_eq!(returns.waiting.len(), MAX_WAITING);
+        assert_eq!(revocations.waiting.len(), MAX_WAITING);
     }
 }

@@ -13,41 +13,41 @@ use std::{
 };
 
 use super::{
-    FetchError, Snapshot, Uses,
-    fit::Key,
-    lanes::{Kind, Lane, QUESTIONS_AT_ONCE, QUESTIONS_IN_ALL, kind, lane},
-    lease::{Errand, Tenure},
-    ledger::{Change, Fresh, Ledger},
-    pace::Pace,
-    revocation::Returns,
+    FetchError, SecretSnapshot, Uses,
+    fit::GroupSecret,
+    lanes::{Lane, REQUESTS_AT_ONCE, REQUESTS_IN_ALL, SourceKind, kind, lane},
+    lease::{LeaseSchedule, NextStep},
+    ledger::{Fresh, Ledger, LedgerChange},
+    refresh_rate::RefreshRate,
+    revocation::RevocationQueue,
     sleep::moved_back,
-    source::{Answer, Lease, Picked, Prolonged, Standing},
+    source::{Fetched, Lease, PickedValue, Prolonged, Standing},
     timing::{back_off, jittered, spread},
 };
 use crate::policy::{GroupName, Location, SecretRef};
 
 /// Everything wanted, held and planned.
-pub(super) struct Agenda {
+pub(super) struct RefreshScheduler {
     refresh: Duration,
     ledger: Ledger,
-    plans: HashMap<Site, Plan>,
-    pub(super) returns: Returns,
+    plans: HashMap<ReadTarget, TargetPlan>,
+    pub(super) revocations: RevocationQueue,
     tickets: u64,
     /// How long the machine was suspended, in all.
     slept: Duration,
 }
 
 /// Who reads, and what.
-pub(super) type Site = (GroupName, Location);
+pub(super) type ReadTarget = (GroupName, Location);
 
 /// A question to a source.
 #[derive(Clone)]
-pub(super) struct Question {
-    pub(super) site: Site,
+pub(super) struct SourceRequest {
+    pub(super) target: ReadTarget,
     pub(super) references: Vec<SecretRef>,
     pub(super) about: About,
     asked: Instant,
-    /// What of the agenda's had been slept by then.
+    /// How long the machine had been suspended by then.
     slept: Duration,
     ticket: u64,
 }
@@ -61,29 +61,29 @@ pub(super) enum About {
 }
 
 /// What a source answered.
-pub(super) enum Outcome {
-    Read(Result<Answer, FetchError>),
+pub(super) enum SourceReply {
+    Read(Result<Fetched, FetchError>),
     Renewed(Result<Prolonged, FetchError>),
     Checked(Result<Standing, FetchError>),
 }
 
 /// What changed, for the log.
-pub(super) type Changes = Vec<(SecretRef, Change)>;
+pub(super) type Changes = Vec<(SecretRef, LedgerChange)>;
 
-/// What is planned for a site.
-struct Plan {
-    /// Tells this plan from an earlier one for the same site, whose answers may still come.
+/// What is planned for a target.
+struct TargetPlan {
+    /// Tells this plan from an earlier one for the same target, whose answers may still come.
     ticket: u64,
     references: Vec<SecretRef>,
     /// When it is read next, where nothing is lent.
     due: Instant,
     outages: u32,
     asking: bool,
-    tenure: Option<Tenure>,
+    schedule: Option<LeaseSchedule>,
     /// When a lease was last asked for.
     lent: Option<Instant>,
     doubt: Doubt,
-    pace: Pace,
+    rate: RefreshRate,
 }
 
 /// Whether the group may still have what it was lent, where the source does not say.
@@ -96,13 +96,13 @@ enum Doubt {
     Settled(u64),
 }
 
-impl Agenda {
+impl RefreshScheduler {
     pub(super) fn new(refresh: Duration, max_stale: Duration) -> Self {
         Self {
             refresh,
             ledger: Ledger::new(max_stale),
             plans: HashMap::new(),
-            returns: Returns::default(),
+            revocations: RevocationQueue::default(),
             tickets: 0,
             slept: Duration::ZERO,
         }
@@ -110,27 +110,27 @@ impl Agenda {
 
     /// Takes `wanted` in place of what was wanted before. Leases that nothing needs any more are
     /// given back at once.
-    pub(super) fn want(&mut self, wanted: &[Key], now: Instant) {
+    pub(super) fn want(&mut self, wanted: &[GroupSecret], now: Instant) {
         self.ledger.want(wanted, now);
-        let mut sites: HashMap<Site, Vec<SecretRef>> = HashMap::new();
+        let mut targets: HashMap<ReadTarget, Vec<SecretRef>> = HashMap::new();
         for (group, reference) in wanted {
-            let site = (group.clone(), reference.location());
-            sites.entry(site).or_default().push(reference.clone());
+            let target = (group.clone(), reference.location());
+            targets.entry(target).or_default().push(reference.clone());
         }
-        for ((group, _), plan) in self.plans.extract_if(|site, _| !sites.contains_key(site)) {
-            if let Some(tenure) = plan.tenure {
-                self.returns.add(&group, tenure.lease, now, tenure.ends);
+        for ((group, _), plan) in self.plans.extract_if(|target, _| !targets.contains_key(target)) {
+            if let Some(schedule) = plan.schedule {
+                self.revocations.add(&group, schedule.lease, now, schedule.ends);
             }
         }
-        for (site, references) in sites {
+        for (target, references) in targets {
             self.tickets += 1;
-            let fresh = || Plan::new(self.tickets, now);
-            self.plans.entry(site).or_insert_with(fresh).take_references(references, now);
+            let fresh = || TargetPlan::new(self.tickets, now);
+            self.plans.entry(target).or_insert_with(fresh).take_references(references, now);
         }
     }
 
     /// Takes where values are wanted. Tells of those held that could not be used there.
-    pub(super) fn take_uses(&mut self, uses: Uses) -> Vec<(Key, Change)> {
+    pub(super) fn take_uses(&mut self, uses: Uses) -> Vec<(GroupSecret, LedgerChange)> {
         self.ledger.take_uses(uses)
     }
 
@@ -138,13 +138,13 @@ impl Agenda {
     pub(super) fn ask_again(&mut self, now: Instant) {
         for ((group, _), plan) in &mut self.plans {
             plan.due = now;
-            let reads = plan.tenure.is_none().then_some(&plan.references).into_iter().flatten();
+            let reads = plan.schedule.is_none().then_some(&plan.references).into_iter().flatten();
             reads.for_each(|one| self.ledger.await_answer(&(group.clone(), one.clone())));
         }
     }
 
     /// An API did not take this value. True where it is asked for at once.
-    pub(super) fn reject(&mut self, (group, reference): &Key, now: Instant) -> bool {
+    pub(super) fn reject(&mut self, (group, reference): &GroupSecret, now: Instant) -> bool {
         let plan = self.plans.get_mut(&(group.clone(), reference.location()));
         plan.is_some_and(|plan| plan.reject(self.refresh, now))
     }
@@ -156,7 +156,7 @@ impl Agenda {
         self.ledger.slept(slept, now);
         for plan in self.plans.values_mut() {
             plan.due = moved_back(plan.due, slept, now);
-            plan.tenure.iter_mut().for_each(|tenure| tenure.slept(slept, now));
+            plan.schedule.iter_mut().for_each(|schedule| schedule.slept(slept, now));
         }
     }
 
@@ -165,7 +165,7 @@ impl Agenda {
         self.ledger.forget_old(now);
     }
 
-    pub(super) fn snapshot(&self) -> Snapshot {
+    pub(super) fn snapshot(&self) -> SecretSnapshot {
         self.ledger.snapshot()
     }
 
@@ -176,116 +176,122 @@ impl Agenda {
         &mut self,
         now: Instant,
         generation: impl Fn(&GroupName) -> u64,
-    ) -> (Vec<Question>, Instant) {
+    ) -> (Vec<SourceRequest>, Instant) {
         let mut asking: HashMap<Lane, usize> = HashMap::new();
-        let mut in_all: HashMap<Kind, usize> = HashMap::new();
-        for (site, plan) in &self.plans {
-            *asking.entry(lane(site)).or_default() += usize::from(plan.asking);
-            *in_all.entry(kind(&site.1)).or_default() += usize::from(plan.asking);
+        let mut in_all: HashMap<SourceKind, usize> = HashMap::new();
+        for (target, plan) in &self.plans {
+            *asking.entry(lane(target)).or_default() += usize::from(plan.asking);
+            *in_all.entry(kind(&target.1)).or_default() += usize::from(plan.asking);
         }
-        let lanes = |of: Kind| asking.keys().filter(|(kind, _)| *kind == of).count().max(1);
-        let share = |of: Kind| (QUESTIONS_IN_ALL / lanes(of)).clamp(1, QUESTIONS_AT_ONCE);
-        let shares = [Kind::Vault, Kind::File].map(|of| (of, share(of)));
+        let lanes = |of: SourceKind| asking.keys().filter(|(kind, _)| *kind == of).count().max(1);
+        let share = |of: SourceKind| (REQUESTS_IN_ALL / lanes(of)).clamp(1, REQUESTS_AT_ONCE);
+        let shares = [SourceKind::Vault, SourceKind::File].map(|of| (of, share(of)));
         let shares = HashMap::from(shares);
         for ((group, _), plan) in &mut self.plans {
             if let Some(lease) = plan.notice(generation(group), now) {
                 let until = now + lease.life;
-                self.returns.add(group, lease, now, until);
+                self.revocations.add(group, lease, now, until);
             }
         }
         let mut look_again = now + IDLE;
-        let mut due: Vec<(Instant, &Site, &mut Plan)> = Vec::new();
-        for (site, plan) in self.plans.iter_mut().filter(|(_, plan)| !plan.asking) {
+        let mut due: Vec<(Instant, &ReadTarget, &mut TargetPlan)> = Vec::new();
+        for (target, plan) in self.plans.iter_mut().filter(|(_, plan)| !plan.asking) {
             let at = plan.next().0;
             if at <= now {
-                due.push((at, site, plan));
+                due.push((at, target, plan));
             } else {
                 look_again = look_again.min(at);
             }
         }
         due.sort_by_key(|(at, ..)| *at);
-        let mut questions = Vec::new();
-        for (_, site, plan) in due {
-            let share = shares.get(&kind(&site.1)).copied().unwrap_or(1);
-            let asking = asking.entry(lane(site)).or_default();
-            let in_all = in_all.entry(kind(&site.1)).or_default();
-            if *asking < share && *in_all < QUESTIONS_IN_ALL {
+        let mut requests = Vec::new();
+        for (_, target, plan) in due {
+            let share = shares.get(&kind(&target.1)).copied().unwrap_or(1);
+            let asking = asking.entry(lane(target)).or_default();
+            let in_all = in_all.entry(kind(&target.1)).or_default();
+            if *asking < share && *in_all < REQUESTS_IN_ALL {
                 *asking += 1;
                 *in_all += 1;
-                questions.push(Question { slept: self.slept, ..plan.ask(site, now) });
+                requests.push(SourceRequest { slept: self.slept, ..plan.ask(target, now) });
             }
         }
-        if self.plans.values().any(|plan| plan.tenure.is_some()) {
+        if self.plans.values().any(|plan| plan.schedule.is_some()) {
             look_again = look_again.min(now + LOOK_EVERY);
         }
-        (questions, look_again)
+        (requests, look_again)
     }
 
-    /// Enters what a source answered to `question`.
-    pub(super) fn enter(&mut self, question: &Question, outcome: Outcome, now: Instant) -> Changes {
-        let slept = self.slept.saturating_sub(question.slept);
-        let question =
-            &Question { asked: moved_back(question.asked, slept, now), ..question.clone() };
-        let group = &question.site.0;
-        let plan = self.plans.get_mut(&question.site);
-        let Some(plan) = plan.filter(|plan| plan.ticket == question.ticket) else {
-            if let Outcome::Read(Ok(Answer { lease: Some(lease), .. })) = outcome {
-                self.returns.add(group, lease, now, now);
+    /// Enters what a source answered to `request`.
+    pub(super) fn enter(
+        &mut self,
+        request: &SourceRequest,
+        outcome: SourceReply,
+        now: Instant,
+    ) -> Changes {
+        let slept = self.slept.saturating_sub(request.slept);
+        let request =
+            &SourceRequest { asked: moved_back(request.asked, slept, now), ..request.clone() };
+        let group = &request.target.0;
+        let plan = self.plans.get_mut(&request.target);
+        let Some(plan) = plan.filter(|plan| plan.ticket == request.ticket) else {
+            if let SourceReply::Read(Ok(Fetched { lease: Some(lease), .. })) = outcome {
+                self.revocations.add(group, lease, now, now);
             }
             return vec![];
         };
         plan.asking = false;
         match outcome {
-            Outcome::Read(Ok(answer)) => self.take(question, answer, now),
-            Outcome::Renewed(Ok(prolonged)) => {
+            SourceReply::Read(Ok(answer)) => self.take(request, answer, now),
+            SourceReply::Renewed(Ok(prolonged)) => {
                 plan.outages = 0;
-                let Some(tenure) = &mut plan.tenure else {
+                let Some(schedule) = &mut plan.schedule else {
                     // It had ended by our clock, and lives on by Vault's.
-                    if let About::Renew(lease) = &question.about {
-                        self.returns.add(group, lease.clone(), now, now + prolonged.life);
+                    if let About::Renew(lease) = &request.about {
+                        self.revocations.add(group, lease.clone(), now, now + prolonged.life);
                     }
                     plan.due = now;
                     return vec![];
                 };
-                tenure.prolong(prolonged, question.asked);
-                let ends = tenure.ends;
-                self.each(question, |ledger, key| ledger.prolong(key, ends))
+                schedule.prolong(prolonged, request.asked);
+                let ends = schedule.ends;
+                self.each(request, |ledger, key| ledger.prolong(key, ends))
             }
-            Outcome::Renewed(Err(FetchError::Gone(..))) | Outcome::Checked(Ok(Standing::Ended)) => {
+            SourceReply::Renewed(Err(FetchError::Gone(..)))
+            | SourceReply::Checked(Ok(Standing::Ended)) => {
                 plan.replace_now(now);
                 plan.look_later(now, self.refresh);
                 vec![]
             }
-            Outcome::Checked(Ok(Standing::Doubtful)) => {
+            SourceReply::Checked(Ok(Standing::Doubtful)) => {
                 plan.settle(now);
                 plan.look_later(now, self.refresh);
                 vec![]
             }
-            Outcome::Checked(Ok(Standing::Good)) => {
+            SourceReply::Checked(Ok(Standing::Good)) => {
                 plan.outages = 0;
                 plan.doubt = Doubt::No;
                 plan.look_later(now, self.refresh);
                 vec![]
             }
-            Outcome::Read(Err(error @ FetchError::Gone(..)))
-            | Outcome::Checked(Err(error @ FetchError::Gone(..))) => {
+            SourceReply::Read(Err(error @ FetchError::Gone(..)))
+            | SourceReply::Checked(Err(error @ FetchError::Gone(..))) => {
                 plan.outages = 0;
                 plan.doubt = Doubt::No;
                 plan.due = now + jittered(self.refresh);
-                if let Some(tenure) = plan.tenure.take() {
-                    self.returns.add(group, tenure.lease, now, tenure.ends);
+                if let Some(schedule) = plan.schedule.take() {
+                    self.revocations.add(group, schedule.lease, now, schedule.ends);
                 }
-                self.each(question, |ledger, key| ledger.record(key, Err(error), now))
+                self.each(request, |ledger, key| ledger.record(key, Err(error), now))
             }
-            Outcome::Checked(Err(error)) => {
+            SourceReply::Checked(Err(error)) => {
                 plan.outages = plan.outages.saturating_add(1);
                 let wait = back_off(plan.outages).min(self.refresh).max(error.asks_for());
                 plan.look_later(now, wait);
                 vec![]
             }
-            Outcome::Read(Err(error)) | Outcome::Renewed(Err(error)) => {
+            SourceReply::Read(Err(error)) | SourceReply::Renewed(Err(error)) => {
                 plan.put_off(self.refresh, error, now);
-                self.each(question, |ledger, key| ledger.record(key, Err(error), now))
+                self.each(request, |ledger, key| ledger.record(key, Err(error), now))
             }
         }
     }
@@ -293,73 +299,75 @@ impl Agenda {
     /// Every lease that is held or was not given back yet; they are forgotten here.
     pub(super) fn take_leases(&mut self) -> Vec<(GroupName, Lease)> {
         let held = self.plans.iter_mut().filter_map(|((group, _), plan)| {
-            plan.tenure.take().map(|tenure| (group.clone(), tenure.lease))
+            plan.schedule.take().map(|schedule| (group.clone(), schedule.lease))
         });
         let mut leases: Vec<_> = held.collect();
-        leases.extend(self.returns.take_all());
+        leases.extend(self.revocations.take_all());
         leases
     }
 
-    fn take(&mut self, question: &Question, answer: Answer, now: Instant) -> Changes {
-        let (group, refresh) = (&question.site.0, self.refresh);
-        let Some(plan) = self.plans.get_mut(&question.site) else { return vec![] };
+    fn take(&mut self, request: &SourceRequest, answer: Fetched, now: Instant) -> Changes {
+        let (group, refresh) = (&request.target.0, self.refresh);
+        let Some(plan) = self.plans.get_mut(&request.target) else { return vec![] };
         let recovered = std::mem::take(&mut plan.outages) > 0;
-        plan.due = plan.pace.next_read(refresh, answer.changes_in, question.asked, now);
-        plan.lent = answer.lease.is_some().then_some(question.asked);
+        plan.due = plan.rate.next_read(refresh, answer.changes_in, request.asked, now);
+        plan.lent = answer.lease.is_some().then_some(request.asked);
         if let (Doubt::Open, Some(lease)) = (plan.doubt, &answer.lease) {
             plan.doubt = Doubt::Settled(lease.generation);
         }
-        let mut tenure = answer.lease.map(|lease| Tenure::new(lease, question.asked, refresh));
+        let mut schedule =
+            answer.lease.map(|lease| LeaseSchedule::new(lease, request.asked, refresh));
         // Held, it would be prolonged to its longest life, and what repairs it seen only then.
-        let usable = |value: &Result<Picked, _>| value.as_ref().is_ok_and(Picked::is_usable);
+        let usable =
+            |value: &Result<PickedValue, _>| value.as_ref().is_ok_and(PickedValue::is_usable);
         if !answer.values.iter().any(usable)
-            && let Some(useless) = tenure.take()
+            && let Some(useless) = schedule.take()
         {
-            self.returns.add(group, useless.lease, now, useless.ends);
+            self.revocations.add(group, useless.lease, now, useless.ends);
         }
-        let ends = tenure.as_ref().map(|tenure| tenure.ends);
-        if let Some(old) = std::mem::replace(&mut plan.tenure, tenure) {
+        let ends = schedule.as_ref().map(|schedule| schedule.ends);
+        if let Some(old) = std::mem::replace(&mut plan.schedule, schedule) {
             // Requests that began with the old value may still be on their way.
-            self.returns.add(group, old.lease, now + GRACE, old.ends);
+            self.revocations.add(group, old.lease, now + GRACE, old.ends);
         }
-        if plan.references.iter().any(|wanted| !question.references.contains(wanted)) {
+        if plan.references.iter().any(|wanted| !request.references.contains(wanted)) {
             plan.replace_now(now);
         }
         if recovered {
-            self.wake(kind(&question.site.1), now);
+            self.wake(kind(&request.target.1), now);
         }
         let narrowing = answer.narrowing;
         let mut values = answer.values.into_iter();
-        let changes = self.each(question, |ledger, key| {
+        let changes = self.each(request, |ledger, key| {
             let fresh = values.next().unwrap_or(Err(NO_ANSWER)).map(|picked| Fresh {
                 picked,
-                asked: question.asked,
+                asked: request.asked,
                 lease_ends: ends,
                 narrowing: narrowing.clone(),
             });
             ledger.record(key, fresh, now)
         });
-        if changes.iter().any(|(_, change)| matches!(change, Change::Rotated)) {
-            self.plans.get_mut(&question.site).into_iter().for_each(|plan| plan.pace.changed());
+        if changes.iter().any(|(_, change)| matches!(change, LedgerChange::Rotated)) {
+            self.plans.get_mut(&request.target).into_iter().for_each(|plan| plan.rate.changed());
         }
         changes
     }
 
     fn each(
         &mut self,
-        question: &Question,
-        mut edit: impl FnMut(&mut Ledger, &Key) -> Change,
+        request: &SourceRequest,
+        mut edit: impl FnMut(&mut Ledger, &GroupSecret) -> LedgerChange,
     ) -> Changes {
-        let group = &question.site.0;
+        let group = &request.target.0;
         let mut changes = Vec::new();
-        for reference in &question.references {
+        for reference in &request.references {
             let key = (group.clone(), reference.clone());
             changes.push((reference.clone(), edit(&mut self.ledger, &key)));
         }
         changes
     }
 
-    fn wake(&mut self, of: Kind, now: Instant) {
+    fn wake(&mut self, of: SourceKind, now: Instant) {
         for (_, plan) in self.plans.iter_mut().filter(|((_, location), _)| kind(location) == of) {
             if plan.outages > 0 {
                 // Not all at once: the source has only just come back.
@@ -369,7 +377,7 @@ impl Agenda {
     }
 }
 
-impl Plan {
+impl TargetPlan {
     fn new(ticket: u64, now: Instant) -> Self {
         Self {
             ticket,
@@ -377,10 +385,10 @@ impl Plan {
             due: now,
             outages: 0,
             asking: false,
-            tenure: None,
+            schedule: None,
             lent: None,
             doubt: Doubt::No,
-            pace: Pace::default(),
+            rate: RefreshRate::default(),
         }
     }
 
@@ -397,40 +405,41 @@ impl Plan {
     /// ended by our clock: a renewal whose answer was lost lets it live on by Vault's. Another is
     /// read at once, or when the source is asked again that did not answer.
     fn notice(&mut self, generation: u64, now: Instant) -> Option<Lease> {
-        let ended = self.tenure.take_if(|tenure| tenure.has_ended(now));
+        let ended = self.schedule.take_if(|schedule| schedule.has_ended(now));
         if ended.is_some() && self.outages == 0 {
             self.due = now;
         }
-        if let Some(tenure) = &mut self.tenure
-            && tenure.lease.generation != generation
+        if let Some(schedule) = &mut self.schedule
+            && schedule.lease.generation != generation
         {
-            tenure.lease.generation = generation;
-            tenure.replace_now(now);
+            schedule.lease.generation = generation;
+            schedule.replace_now(now);
         }
-        ended.map(|tenure| tenure.lease)
+        ended.map(|schedule| schedule.lease)
     }
 
-    fn next(&self) -> (Instant, Errand) {
-        let (at, errand) = match &self.tenure {
-            Some(tenure) => tenure.next(),
-            None => (self.due, Errand::Read),
+    fn next(&self) -> (Instant, NextStep) {
+        let (at, step) = match &self.schedule {
+            Some(schedule) => schedule.next(),
+            None => (self.due, NextStep::Read),
         };
-        let (Errand::Read, Some(lent)) = (errand, self.lent) else { return (at, errand) };
+        let (NextStep::Read, Some(lent)) = (step, self.lent) else { return (at, step) };
         let at = at.max(lent + BETWEEN_LEASES);
         // A right that is taken meanwhile is not to wait for that.
-        let look_at = self.tenure.as_ref().map(Tenure::look_at).filter(|look_at| *look_at < at);
-        look_at.map_or((at, errand), |look_at| (look_at, Errand::Check))
+        let look_at =
+            self.schedule.as_ref().map(LeaseSchedule::look_at).filter(|look_at| *look_at < at);
+        look_at.map_or((at, step), |look_at| (look_at, NextStep::Check))
     }
 
-    fn ask(&mut self, site: &Site, now: Instant) -> Question {
+    fn ask(&mut self, target: &ReadTarget, now: Instant) -> SourceRequest {
         self.asking = true;
-        let about = match (self.next().1, &self.tenure) {
-            (Errand::Renew, Some(tenure)) => About::Renew(tenure.lease.clone()),
-            (Errand::Check, Some(tenure)) => About::Check(tenure.lease.clone()),
+        let about = match (self.next().1, &self.schedule) {
+            (NextStep::Renew, Some(schedule)) => About::Renew(schedule.lease.clone()),
+            (NextStep::Check, Some(schedule)) => About::Check(schedule.lease.clone()),
             _ => About::Read,
         };
-        Question {
-            site: site.clone(),
+        SourceRequest {
+            target: target.clone(),
             references: self.references.clone(),
             about,
             asked: now,
@@ -441,13 +450,13 @@ impl Plan {
 
     fn replace_now(&mut self, now: Instant) {
         self.due = now;
-        self.tenure.iter_mut().for_each(|tenure| tenure.replace_now(now));
+        self.schedule.iter_mut().for_each(|schedule| schedule.replace_now(now));
     }
 
     /// Reads anew at once, however young the lease is; but once for each token where that succeeds,
     /// or each look would make another lease.
     fn settle(&mut self, now: Instant) {
-        let generation = self.tenure.as_ref().map(|tenure| tenure.lease.generation);
+        let generation = self.schedule.as_ref().map(|schedule| schedule.lease.generation);
         if generation.is_some_and(|it| self.doubt == Doubt::Settled(it)) {
             return;
         }
@@ -459,24 +468,24 @@ impl Plan {
     /// A lease is looked at, anything else is read, unless the source is away: that it is asked for
     /// as soon as it can be.
     fn reject(&mut self, refresh: Duration, now: Instant) -> bool {
-        let now_is_news = self.outages == 0 && self.pace.reject(refresh, now);
+        let now_is_news = self.outages == 0 && self.rate.reject(refresh, now);
         if now_is_news {
             self.due = self.due.min(now);
-            self.tenure.iter_mut().for_each(|tenure| tenure.reject(now));
+            self.schedule.iter_mut().for_each(|schedule| schedule.reject(now));
         }
         now_is_news
     }
 
     /// Its lease was looked at.
     fn look_later(&mut self, now: Instant, wait: Duration) {
-        self.tenure.iter_mut().for_each(|tenure| tenure.look_later(now, wait));
+        self.schedule.iter_mut().for_each(|schedule| schedule.look_later(now, wait));
     }
 
     fn put_off(&mut self, refresh: Duration, error: FetchError, now: Instant) {
         self.outages = self.outages.saturating_add(1);
         let wait = jittered(back_off(self.outages).min(refresh)).max(error.asks_for());
         self.due = now + wait;
-        self.tenure.iter_mut().for_each(|tenure| tenure.put_off(now, wait));
+        self.schedule.iter_mut().for_each(|schedule| schedule.put_off(now, wait));
     }
 }
 
@@ -496,7 +505,7 @@ const BETWEEN_LEASES: Duration = Duration::from_secs(5);
 /// How often the token's generation is looked at while anything is lent.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Sleep of an agenda with nothing to ask; any change wakes it sooner.
+/// Sleep of a scheduler with nothing to ask; any change wakes it sooner.
 const IDLE: Duration = Duration::from_secs(3600);
 
 #[cfg(test)]

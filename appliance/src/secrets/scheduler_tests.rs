@@ -6,11 +6,11 @@ use std::{collections::HashMap, sync::Arc};
 use zeroize::Zeroizing;
 
 use super::{
-    super::{Health, SecretValue},
+    super::{SecretValue, SecretsHealth},
     *,
 };
 use crate::{
-    policy::{Part, Pick, VaultLocation},
+    policy::{Pick, PickPart, VaultLocation},
     reason::SecretCause,
 };
 
@@ -42,7 +42,7 @@ struct Lender {
     reads: usize,
     renewals: usize,
     checks: usize,
-    agenda: Agenda,
+    scheduler: RefreshScheduler,
 }
 
 impl Lender {
@@ -62,17 +62,17 @@ impl Lender {
             reads: 0,
             renewals: 0,
             checks: 0,
-            agenda: Agenda::new(REFRESH, STALE),
+            scheduler: RefreshScheduler::new(REFRESH, STALE),
         };
-        lender.agenda.want(&[user(), password()], lender.now);
+        lender.scheduler.want(&[user(), password()], lender.now);
         lender
     }
 
     /// With a long lease that was just made.
     fn looking_each_second() -> Self {
         let mut lender = Self::new(3_600, 36_000);
-        lender.agenda = Agenda::new(Duration::from_secs(1), STALE);
-        lender.agenda.want(&[user(), password()], lender.now);
+        lender.scheduler = RefreshScheduler::new(Duration::from_secs(1), STALE);
+        lender.scheduler.want(&[user(), password()], lender.now);
         lender.pass(0);
         assert_eq!(lender.in_use(), Some(0));
         lender
@@ -89,50 +89,50 @@ impl Lender {
 
     fn serve(&mut self) {
         let generation = self.generation;
-        for question in self.agenda.take_due(self.now, |_| generation).0 {
-            let outcome = self.answer(&question);
-            self.agenda.enter(&question, outcome, self.now);
+        for request in self.scheduler.take_due(self.now, |_| generation).0 {
+            let outcome = self.answer(&request);
+            self.scheduler.enter(&request, outcome, self.now);
         }
-        for returned in self.agenda.returns.take_due(self.now).0 {
+        for returned in self.scheduler.revocations.take_due(self.now).0 {
             let answer = if self.down { Err(DOWN) } else { Ok(()) };
             if answer.is_ok() {
                 self.revoke(&returned.lease);
             }
-            self.agenda.returns.enter(&returned, answer, self.now);
+            self.scheduler.revocations.enter(&returned, answer, self.now);
         }
     }
 
     /// Lets time pass until a renewal is asked for, which has no answer yet.
-    fn pass_until_renewal(&mut self) -> Question {
+    fn pass_until_renewal(&mut self) -> SourceRequest {
         loop {
             let generation = self.generation;
-            for question in self.agenda.take_due(self.now, |_| generation).0 {
-                if matches!(question.about, About::Renew(_)) {
-                    return question;
+            for request in self.scheduler.take_due(self.now, |_| generation).0 {
+                if matches!(request.about, About::Renew(_)) {
+                    return request;
                 }
-                let outcome = self.answer(&question);
-                self.agenda.enter(&question, outcome, self.now);
+                let outcome = self.answer(&request);
+                self.scheduler.enter(&request, outcome, self.now);
             }
             self.now += Duration::from_millis(250);
         }
     }
 
-    fn answer(&mut self, question: &Question) -> Outcome {
-        self.checks += usize::from(matches!(question.about, About::Check(_)));
-        match &question.about {
-            About::Read => Outcome::Read(self.lend(question.references.len())),
-            About::Renew(lease) => Outcome::Renewed(self.renew(lease)),
-            About::Check(_) if self.down => Outcome::Checked(Err(DOWN)),
-            About::Check(_) if self.doubtful => Outcome::Checked(Ok(Standing::Doubtful)),
-            About::Check(_) if self.denied => Outcome::Checked(Err(DENIED)),
-            About::Check(lease) => Outcome::Checked(Ok(match self.stands(number(lease)) {
+    fn answer(&mut self, request: &SourceRequest) -> SourceReply {
+        self.checks += usize::from(matches!(request.about, About::Check(_)));
+        match &request.about {
+            About::Read => SourceReply::Read(self.lend(request.references.len())),
+            About::Renew(lease) => SourceReply::Renewed(self.renew(lease)),
+            About::Check(_) if self.down => SourceReply::Checked(Err(DOWN)),
+            About::Check(_) if self.doubtful => SourceReply::Checked(Ok(Standing::Doubtful)),
+            About::Check(_) if self.denied => SourceReply::Checked(Err(DENIED)),
+            About::Check(lease) => SourceReply::Checked(Ok(match self.stands(number(lease)) {
                 true => Standing::Good,
                 false => Standing::Ended,
             })),
         }
     }
 
-    fn lend(&mut self, picks: usize) -> Result<Answer, FetchError> {
+    fn lend(&mut self, picks: usize) -> Result<Fetched, FetchError> {
         self.reads += 1;
         if self.down {
             return Err(DOWN);
@@ -157,7 +157,7 @@ impl Lender {
             generation: self.generation,
         };
         let values = (0..picks).map(value).collect();
-        Ok(Answer { values, lease: Some(lease), changes_in: None, narrowing: Arc::default() })
+        Ok(Fetched { values, lease: Some(lease), changes_in: None, narrowing: Arc::default() })
     }
 
     fn renew(&mut self, lease: &Lease) -> Result<Prolonged, FetchError> {
@@ -183,9 +183,9 @@ impl Lender {
         !self.revoked.contains_key(&number) && self.now < self.made[number].1
     }
 
-    fn text(&self, key: &Key) -> Result<String, SecretCause> {
+    fn text(&self, key: &GroupSecret) -> Result<String, SecretCause> {
         let text = |value: Arc<SecretValue>| String::from_utf8(value.expose().to_vec()).unwrap();
-        self.agenda.snapshot().current(&key.0, &key.1, 8, self.now).map(text)
+        self.scheduler.snapshot().current(&key.0, &key.1, 8, self.now).map(text)
     }
 
     /// The lease whose values are in use now; both must be of one.
@@ -202,7 +202,7 @@ impl Lender {
 
     fn known(&self) -> usize {
         let key = user();
-        self.agenda.snapshot().known(&key.0, &key.1, 16).count()
+        self.scheduler.snapshot().known(&key.0, &key.1, 16).count()
     }
 }
 
@@ -210,17 +210,17 @@ fn number(lease: &Lease) -> usize {
     lease.id.parse().unwrap()
 }
 
-fn reference(field: &str) -> Key {
+fn reference(field: &str) -> GroupSecret {
     let location = VaultLocation::Read { path: "database/creds/reader".into() };
-    let pick = Pick([Part::Field(field.into())].into());
+    let pick = Pick([PickPart::Field(field.into())].into());
     (GroupName("agents".into()), SecretRef::Vault { location, pick })
 }
 
-fn user() -> Key {
+fn user() -> GroupSecret {
     reference("username")
 }
 
-fn password() -> Key {
+fn password() -> GroupSecret {
     reference("password")
 }
 
@@ -360,9 +360,9 @@ fn a_new_token_means_a_new_lease_at_once() {
 fn what_is_not_wanted_any_more_is_dropped_and_given_back_at_once() {
     let mut lender = Lender::new(3_600, 36_000);
     lender.pass(10);
-    let before = lender.agenda.snapshot();
+    let before = lender.scheduler.snapshot();
     let (group, reference) = user();
-    lender.agenda.want(&[], lender.now);
+    lender.scheduler.want(&[], lender.now);
     assert_eq!(lender.in_use(), None);
     assert_eq!(lender.known(), 1, "what it had stays masked");
     assert!(
@@ -372,7 +372,7 @@ fn what_is_not_wanted_any_more_is_dropped_and_given_back_at_once() {
     lender.pass(100);
     assert!(lender.revoked.contains_key(&0));
     assert_eq!(lender.made.len(), 1);
-    lender.agenda.want(&[user(), password()], lender.now);
+    lender.scheduler.want(&[user(), password()], lender.now);
     lender.pass(1);
     assert_eq!(lender.in_use(), Some(1));
 }
@@ -380,13 +380,13 @@ fn what_is_not_wanted_any_more_is_dropped_and_given_back_at_once() {
 #[test]
 fn a_late_answer_gives_its_lease_back() {
     let mut lender = Lender::new(3_600, 36_000);
-    let (questions, _) = lender.agenda.take_due(lender.now, |_| 1);
-    lender.agenda.want(&[], lender.now);
-    let outcome = lender.answer(&questions[0]);
-    assert!(lender.agenda.enter(&questions[0], outcome, lender.now).is_empty());
+    let (requests, _) = lender.scheduler.take_due(lender.now, |_| 1);
+    lender.scheduler.want(&[], lender.now);
+    let outcome = lender.answer(&requests[0]);
+    assert!(lender.scheduler.enter(&requests[0], outcome, lender.now).is_empty());
     lender.pass(1);
     assert!(lender.revoked.contains_key(&0));
-    assert_eq!(lender.agenda.snapshot().health(lender.now), Health::default());
+    assert_eq!(lender.scheduler.snapshot().health(lender.now), SecretsHealth::default());
 }
 
 #[test]
@@ -394,7 +394,7 @@ fn a_return_that_is_lost_is_tried_again() {
     let mut lender = Lender::new(3_600, 36_000);
     lender.pass(1);
     lender.down = true;
-    lender.agenda.want(&[], lender.now);
+    lender.scheduler.want(&[], lender.now);
     lender.pass(20);
     assert!(lender.revoked.is_empty());
     lender.down = false;
@@ -408,7 +408,7 @@ fn shutdown_takes_every_lease_that_is_not_back_yet() {
     while lender.made.len() < 2 {
         lender.pass(1);
     }
-    let leases = lender.agenda.take_leases();
+    let leases = lender.scheduler.take_leases();
     let mut numbers: Vec<usize> = leases.iter().map(|(_, lease)| number(lease)).collect();
     numbers.sort_unstable();
     assert_eq!(numbers, [0, 1]);
@@ -417,10 +417,10 @@ fn shutdown_takes_every_lease_that_is_not_back_yet() {
 #[test]
 fn one_more_field_of_a_lent_answer_makes_one_more_lease_for_all() {
     let mut lender = Lender::new(3_600, 36_000);
-    lender.agenda.want(&[user()], lender.now);
+    lender.scheduler.want(&[user()], lender.now);
     lender.pass(10);
     assert_eq!(lender.made.len(), 1);
-    lender.agenda.want(&[user(), password()], lender.now);
+    lender.scheduler.want(&[user(), password()], lender.now);
     lender.pass(1);
     assert_eq!(lender.in_use(), Some(1));
     lender.pass(100);
@@ -431,16 +431,17 @@ fn one_more_field_of_a_lent_answer_makes_one_more_lease_for_all() {
 #[test]
 fn what_has_to_be_replaced_while_a_renewal_is_out_is_replaced() {
     type Meanwhile = fn(&mut Lender);
-    let another_field: Meanwhile = |lender| lender.agenda.want(&[user(), password()], lender.now);
+    let another_field: Meanwhile =
+        |lender| lender.scheduler.want(&[user(), password()], lender.now);
     let another_token: Meanwhile = |lender| lender.generation += 1;
     for meanwhile in [another_field, another_token] {
         let mut lender = Lender::new(30, 36_000);
-        lender.agenda.want(&[user()], lender.now);
-        let question = lender.pass_until_renewal();
+        lender.scheduler.want(&[user()], lender.now);
+        let request = lender.pass_until_renewal();
         meanwhile(&mut lender);
         lender.pass(1);
-        let outcome = lender.answer(&question);
-        lender.agenda.enter(&question, outcome, lender.now);
+        let outcome = lender.answer(&request);
+        lender.scheduler.enter(&request, outcome, lender.now);
         lender.pass(10);
         assert_eq!(lender.made.len(), 2);
         assert!(lender.text(&user()).unwrap().starts_with("lease-0001"));
@@ -450,11 +451,11 @@ fn what_has_to_be_replaced_while_a_renewal_is_out_is_replaced() {
 #[test]
 fn a_lease_whose_renewal_comes_after_its_end_is_given_back() {
     let mut lender = Lender::new(30, 36_000);
-    let question = lender.pass_until_renewal();
-    let outcome = lender.answer(&question);
+    let request = lender.pass_until_renewal();
+    let outcome = lender.answer(&request);
     lender.pass(30);
     assert_eq!(lender.text(&user()), Err(SecretCause::LeaseEnded));
-    lender.agenda.enter(&question, outcome, lender.now);
+    lender.scheduler.enter(&request, outcome, lender.now);
     lender.pass(5);
     assert_eq!(lender.in_use(), Some(1));
     assert!(lender.revoked.contains_key(&0), "Vault let it live on");
@@ -463,10 +464,10 @@ fn a_lease_whose_renewal_comes_after_its_end_is_given_back() {
 #[test]
 fn a_lease_whose_renewal_had_no_answer_is_given_back_at_its_end() {
     let mut lender = Lender::new(30, 36_000);
-    let question = lender.pass_until_renewal();
+    let request = lender.pass_until_renewal();
     // Vault renews it, and the answer is lost.
-    lender.answer(&question);
-    lender.agenda.enter(&question, Outcome::Renewed(Err(DOWN)), lender.now);
+    lender.answer(&request);
+    lender.scheduler.enter(&request, SourceReply::Renewed(Err(DOWN)), lender.now);
     lender.down = true;
     lender.pass(15);
     assert_eq!(lender.text(&user()), Err(SecretCause::VaultUnreachable));
@@ -480,9 +481,9 @@ fn a_lease_whose_renewal_had_no_answer_is_given_back_at_its_end() {
 fn a_lease_that_ended_while_the_machine_slept_is_not_used_and_replaced_at_once() {
     let mut lender = Lender::new(3_600, 36_000);
     lender.pass(10);
-    lender.agenda.slept(Duration::from_secs(3_000), lender.now);
+    lender.scheduler.slept(Duration::from_secs(3_000), lender.now);
     assert_eq!(lender.in_use(), Some(0), "it has some time left");
-    lender.agenda.slept(Duration::from_secs(600), lender.now);
+    lender.scheduler.slept(Duration::from_secs(600), lender.now);
     assert_eq!(lender.text(&user()), Err(SecretCause::LeaseEnded));
     lender.pass(1);
     assert_eq!(lender.in_use(), Some(1));
@@ -491,10 +492,10 @@ fn a_lease_that_ended_while_the_machine_slept_is_not_used_and_replaced_at_once()
 #[test]
 fn an_answer_that_was_asked_for_before_the_machine_slept_is_older_by_that() {
     let mut lender = Lender::new(30, 36_000);
-    let question = lender.pass_until_renewal();
-    let outcome = lender.answer(&question);
-    lender.agenda.slept(Duration::from_secs(31), lender.now);
-    lender.agenda.enter(&question, outcome, lender.now);
+    let request = lender.pass_until_renewal();
+    let outcome = lender.answer(&request);
+    lender.scheduler.slept(Duration::from_secs(31), lender.now);
+    lender.scheduler.enter(&request, outcome, lender.now);
     assert_eq!(lender.text(&user()), Err(SecretCause::LeaseEnded));
     lender.pass(1);
     assert_eq!(lender.in_use(), Some(1));
@@ -544,55 +545,55 @@ fn a_lease_without_a_usable_value_is_given_back_and_read_anew_at_refresh() {
     }
 }
 
-fn of(group: &str, number: usize) -> Key {
+fn of(group: &str, number: usize) -> GroupSecret {
     let location = VaultLocation::Read { path: format!("kv1/{number}").into() };
-    let pick = Pick([Part::Field("key".into())].into());
+    let pick = Pick([PickPart::Field("key".into())].into());
     (GroupName(group.into()), SecretRef::Vault { location, pick })
 }
 
 #[test]
 fn one_group_is_not_held_up_by_the_questions_of_another() {
-    let mut agenda = Agenda::new(REFRESH, STALE);
+    let mut scheduler = RefreshScheduler::new(REFRESH, STALE);
     let now = Instant::now();
-    let slow: Vec<Key> = (0..20).map(|number| of("slow", number)).collect();
-    agenda.want(&slow, now);
-    assert_eq!(agenda.take_due(now, |_| 0).0.len(), QUESTIONS_AT_ONCE);
-    agenda.want(&[slow, vec![of("quick", 0)]].concat(), now);
-    let questions = agenda.take_due(now, |_| 0).0;
-    assert_eq!(questions.len(), 1);
-    assert_eq!(questions[0].site.0.as_str(), "quick");
+    let slow: Vec<GroupSecret> = (0..20).map(|number| of("slow", number)).collect();
+    scheduler.want(&slow, now);
+    assert_eq!(scheduler.take_due(now, |_| 0).0.len(), REQUESTS_AT_ONCE);
+    scheduler.want(&[slow, vec![of("quick", 0)]].concat(), now);
+    let requests = scheduler.take_due(now, |_| 0).0;
+    assert_eq!(requests.len(), 1);
+    assert_eq!(requests[0].target.0.as_str(), "quick");
 }
 
 #[test]
 fn nine_groups_whose_questions_hang_leave_the_tenth_its_turn() {
-    let mut agenda = Agenda::new(REFRESH, STALE);
+    let mut scheduler = RefreshScheduler::new(REFRESH, STALE);
     let now = Instant::now();
     let groups: Vec<String> = (0..9).map(|number| format!("slow-{number}")).collect();
     let slow = groups.iter().flat_map(|group| (0..20).map(|number| of(group, number)));
-    let slow: Vec<Key> = slow.collect();
-    agenda.want(&slow, now);
-    assert!(agenda.take_due(now, |_| 0).0.len() < QUESTIONS_IN_ALL);
-    agenda.want(&[slow, vec![of("quick", 0)]].concat(), now);
-    let questions = agenda.take_due(now, |_| 0).0;
-    assert_eq!(questions.iter().map(|it| it.site.0.as_str()).collect::<Vec<_>>(), ["quick"]);
+    let slow: Vec<GroupSecret> = slow.collect();
+    scheduler.want(&slow, now);
+    assert!(scheduler.take_due(now, |_| 0).0.len() < REQUESTS_IN_ALL);
+    scheduler.want(&[slow, vec![of("quick", 0)]].concat(), now);
+    let requests = scheduler.take_due(now, |_| 0).0;
+    assert_eq!(requests.iter().map(|it| it.target.0.as_str()).collect::<Vec<_>>(), ["quick"]);
 }
 
 #[test]
 fn many_groups_together_do_not_flood_the_source_and_each_has_its_turn() {
-    let mut agenda = Agenda::new(REFRESH, STALE);
+    let mut scheduler = RefreshScheduler::new(REFRESH, STALE);
     let mut now = Instant::now();
     let groups: Vec<String> = (0..50).map(|number| format!("group-{number}")).collect();
     let wanted = groups.iter().flat_map(|group| (0..10).map(|number| of(group, number)));
-    agenda.want(&wanted.collect::<Vec<_>>(), now);
+    scheduler.want(&wanted.collect::<Vec<_>>(), now);
     let mut asked = HashMap::new();
     for round in 0..10 {
-        let questions = agenda.take_due(now, |_| 0).0;
-        assert!(questions.len() <= QUESTIONS_IN_ALL, "{} in round {round}", questions.len());
-        assert!(agenda.take_due(now, |_| 0).0.is_empty(), "none is answered yet");
+        let requests = scheduler.take_due(now, |_| 0).0;
+        assert!(requests.len() <= REQUESTS_IN_ALL, "{} in round {round}", requests.len());
+        assert!(scheduler.take_due(now, |_| 0).0.is_empty(), "none is answered yet");
         now += Duration::from_millis(10);
-        for question in questions {
-            *asked.entry(question.site.clone()).or_insert(0) += 1;
-            agenda.enter(&question, Outcome::Read(Err(DENIED)), now);
+        for request in requests {
+            *asked.entry(request.target.clone()).or_insert(0) += 1;
+            scheduler.enter(&request, SourceReply::Read(Err(DENIED)), now);
         }
     }
     assert_eq!(asked.len(), 500);
@@ -601,45 +602,45 @@ fn many_groups_together_do_not_flood_the_source_and_each_has_its_turn() {
 
 #[test]
 fn what_waited_for_a_source_is_asked_soon_after_it_is_back_and_not_all_at_once() {
-    let mut agenda = Agenda::new(REFRESH, STALE);
+    let mut scheduler = RefreshScheduler::new(REFRESH, STALE);
     let mut now = Instant::now();
     let key = |number: usize| of(&format!("group-{number}"), 0);
-    agenda.want(&(0..50).map(key).collect::<Vec<_>>(), now);
+    scheduler.want(&(0..50).map(key).collect::<Vec<_>>(), now);
     for _ in 0..10 {
-        for question in agenda.take_due(now, |_| 0).0 {
-            agenda.enter(&question, Outcome::Read(Err(DOWN)), now);
+        for request in scheduler.take_due(now, |_| 0).0 {
+            scheduler.enter(&request, SourceReply::Read(Err(DOWN)), now);
         }
         now += REFRESH;
     }
-    let mut questions = agenda.take_due(now, |_| 0).0;
-    let first = questions.remove(0);
-    for question in questions {
-        agenda.enter(&question, Outcome::Read(Err(DOWN)), now);
+    let mut requests = scheduler.take_due(now, |_| 0).0;
+    let first = requests.remove(0);
+    for request in requests {
+        scheduler.enter(&request, SourceReply::Read(Err(DOWN)), now);
     }
     let values = vec![Ok(Zeroizing::new(b"value-0123456789".to_vec()).into())];
-    let answer = Answer { values, lease: None, changes_in: None, narrowing: Arc::default() };
-    agenda.enter(&first, Outcome::Read(Ok(answer)), now);
-    let at_once = agenda.take_due(now + Duration::from_millis(100), |_| 0).0.len();
-    let after = agenda.take_due(now + WAKE_TIME, |_| 0).0.len();
+    let answer = Fetched { values, lease: None, changes_in: None, narrowing: Arc::default() };
+    scheduler.enter(&first, SourceReply::Read(Ok(answer)), now);
+    let at_once = scheduler.take_due(now + Duration::from_millis(100), |_| 0).0.len();
+    let after = scheduler.take_due(now + WAKE_TIME, |_| 0).0.len();
     assert!(at_once < 25 && at_once + after == 49, "{at_once} at once, {after} after");
 }
 
 #[test]
 fn a_value_that_is_not_lent_is_as_old_as_the_question() {
-    let (mut agenda, now, second) =
-        (Agenda::new(REFRESH, STALE), Instant::now(), Duration::from_secs(1));
-    agenda.want(&[user()], now);
-    let question = agenda.take_due(now, |_| 0).0.remove(0);
+    let (mut scheduler, now, second) =
+        (RefreshScheduler::new(REFRESH, STALE), Instant::now(), Duration::from_secs(1));
+    scheduler.want(&[user()], now);
+    let request = scheduler.take_due(now, |_| 0).0.remove(0);
     let value = Zeroizing::new(b"sk-live-0123456789abcdef".to_vec());
-    let answer = Answer {
+    let answer = Fetched {
         values: vec![Ok(value.into())],
         lease: None,
         changes_in: None,
         narrowing: Arc::default(),
     };
-    agenda.enter(&question, Outcome::Read(Ok(answer)), now + 10 * second);
+    scheduler.enter(&request, SourceReply::Read(Ok(answer)), now + 10 * second);
     let (group, reference) = user();
-    let usable = |at| agenda.snapshot().current(&group, &reference, 8, at).is_ok();
+    let usable = |at| scheduler.snapshot().current(&group, &reference, 8, at).is_ok();
     assert!(usable(now + STALE - second));
     assert!(!usable(now + STALE));
 }

@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 
 use super::{
     FileError, PrivateFileError, SecretError, SecretValue,
-    lines::{self, Entry, parse, parse_line},
+    lines::{self, SecretLine, parse, parse_line},
     private_file::{folder_owner, read_private, read_to_edit},
     seal::{SealKey, is_sealed},
 };
@@ -30,7 +30,7 @@ pub struct SealedFile {
 }
 
 /// How a file is read: as the daemon does, or as its editor does.
-type Read = fn(&Path, usize) -> Result<Zeroizing<Vec<u8>>, PrivateFileError>;
+type FileReader = fn(&Path, usize) -> Result<Zeroizing<Vec<u8>>, PrivateFileError>;
 
 /// Why a file of secrets was not changed. Carries no part of its content.
 #[derive(Debug, thiserror::Error)]
@@ -138,7 +138,7 @@ impl SealedFile {
         self.read_with(read_private)
     }
 
-    fn read_with(&self, read: Read) -> Result<Zeroizing<Vec<u8>>, FileError> {
+    fn read_with(&self, read: FileReader) -> Result<Zeroizing<Vec<u8>>, FileError> {
         let key = self.read_key(read)?;
         let file = read(&self.path, MAX_FILE_BYTES).map_err(FileError::File)?;
         if !is_sealed(&file) {
@@ -147,7 +147,7 @@ impl SealedFile {
         key.open(&file).ok_or(FileError::NotOpened)
     }
 
-    fn read_key(&self, read: Read) -> Result<SealKey, FileError> {
+    fn read_key(&self, read: FileReader) -> Result<SealKey, FileError> {
         let text = read(&self.key, MAX_KEY_BYTES).map_err(FileError::Key)?;
         SealKey::parse(&text).ok_or(FileError::NoKey)
     }
@@ -210,7 +210,7 @@ fn owner_beside(path: &Path) -> Result<Option<(u32, u32)>, EditError> {
 }
 
 /// Lines that [`parse`] reads as these entries.
-fn render(entries: &[Entry<'_>]) -> Result<Zeroizing<Vec<u8>>, EditError> {
+fn render(entries: &[SecretLine<'_>]) -> Result<Zeroizing<Vec<u8>>, EditError> {
     let bytes = entries.iter().map(|(name, value)| name.len() + value.len() + 4).sum();
     if bytes > lines::MAX_BYTES {
         return Err(EditError::Full);
@@ -298,13 +298,13 @@ const MAX_KEY_BYTES: usize = 4_096;
 #[cfg(test)]
 mod tests {
     use super::{
-        super::{FileSource, private_file::tests::Folder},
+        super::{FileSource, private_file::tests::TestFolder},
         *,
     };
 
     const VALUE: &[u8] = b"sk-0123456789abcdef";
 
-    fn file(folder: &Folder) -> SealedFile {
+    fn file(folder: &TestFolder) -> SealedFile {
         let file = SealedFile::new(folder.0.join("secrets"), folder.0.join("key"));
         assert!(file.init().unwrap());
         file
@@ -320,7 +320,7 @@ mod tests {
 
     #[test]
     fn what_is_set_is_there_and_the_file_does_not_show_it() {
-        let folder = Folder::new();
+        let folder = TestFolder::new();
         let file = file(&folder);
         assert_eq!(file.names().unwrap(), [""; 0]);
         assert!(set(&file, "openai", &[VALUE, b"\n"].concat()).unwrap());
@@ -340,7 +340,7 @@ mod tests {
 
     #[test]
     fn bad_input_changes_nothing() {
-        let folder = Folder::new();
+        let folder = TestFolder::new();
         let file = file(&folder);
         set(&file, "openai", VALUE).unwrap();
         let before = fs::read(&file.path).unwrap();
@@ -358,7 +358,7 @@ mod tests {
 
     #[test]
     fn nothing_that_is_there_is_made_anew() {
-        let folder = Folder::new();
+        let folder = TestFolder::new();
         let file = file(&folder);
         set(&file, "openai", VALUE).unwrap();
         assert!(!file.init().unwrap());
@@ -373,7 +373,7 @@ mod tests {
 
     #[test]
     fn a_key_is_there_whole_or_not_at_all() {
-        let folder = Folder::new();
+        let folder = TestFolder::new();
         let file = SealedFile::new(folder.0.join("secrets"), folder.0.join("key"));
         // What an `init` that broke off leaves behind is in nobody's way.
         folder.write("key.new", b"cloakroom-ke", 0o600);
@@ -388,7 +388,7 @@ mod tests {
 
     #[test]
     fn a_plain_file_and_an_encrypted_one_are_never_taken_for_each_other() {
-        let folder = Folder::new();
+        let folder = TestFolder::new();
         let file = file(&folder);
         let plainly = FileSource::new(file.path.clone(), None);
         assert_eq!(plainly.check(), Err(FileError::Sealed));
@@ -400,7 +400,7 @@ mod tests {
 
     #[test]
     fn a_key_that_others_can_read_or_that_is_another_one_opens_nothing() {
-        let folder = Folder::new();
+        let folder = TestFolder::new();
         let file = file(&folder);
         let key = fs::read(&file.key).unwrap();
         folder.write("key", &key, 0o640);
@@ -414,7 +414,7 @@ mod tests {
 
     #[test]
     fn changes_at_the_same_time_are_all_kept() {
-        let folder = Folder::new();
+        let folder = TestFolder::new();
         let file = file(&folder);
         // What a change that broke off leaves behind is in nobody's way.
         folder.write("secrets.new", b"half", 0o600);
@@ -434,7 +434,7 @@ mod tests {
 
     #[test]
     fn a_lock_that_somebody_else_put_there_is_neither_followed_nor_waited_for() {
-        let folder = Folder::new();
+        let folder = TestFolder::new();
         let file = file(&folder);
         let (lock, elsewhere) = (folder.0.join("secrets.lock"), folder.0.join("elsewhere"));
         for target in ["elsewhere", "secrets"] {
@@ -453,7 +453,7 @@ mod tests {
 
     #[test]
     fn root_edits_the_files_of_a_user_in_that_users_name() {
-        let folder = Folder::new();
+        let folder = TestFolder::new();
         if std::os::unix::fs::chown(&folder.0, Some(12_345), Some(12_345)).is_err() {
             return;
         }
@@ -469,7 +469,7 @@ mod tests {
 
     #[test]
     fn the_files_are_for_their_owner_alone_and_stay_his() {
-        let folder = Folder::new();
+        let folder = TestFolder::new();
         let file = file(&folder);
         for path in [&file.path, &file.key] {
             assert_eq!(fs::metadata(path).unwrap().mode() & 0o777, 0o600);

@@ -14,21 +14,21 @@ use crate::{
 
 /// All values at one moment. Immutable: a request keeps the one it began with.
 #[derive(Default)]
-pub struct Snapshot {
+pub struct SecretSnapshot {
     pub(super) generation: u64,
-    pub(super) entries: HashMap<GroupName, HashMap<SecretRef, Arc<Entry>>>,
+    pub(super) entries: HashMap<GroupName, HashMap<SecretRef, Arc<SecretEntry>>>,
 }
 
 /// How many of the wanted secrets can be used.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Health {
+pub struct SecretsHealth {
     /// Secrets with a usable value.
     pub available: usize,
     /// The others, and why; sorted.
     pub missing: Vec<(GroupName, SecretRef, SecretCause)>,
 }
 
-impl Snapshot {
+impl SecretSnapshot {
     /// A number that grows whenever any value or known version changes, and only then.
     pub fn generation(&self) -> u64 {
         self.generation
@@ -103,8 +103,8 @@ impl Snapshot {
     /// How many secrets can be used at `now`, for readiness.
     ///
     /// A value that could never be used in some place where it is wanted does not count.
-    pub fn health(&self, now: Instant) -> Health {
-        let mut health = Health::default();
+    pub fn health(&self, now: Instant) -> SecretsHealth {
+        let mut health = SecretsHealth::default();
         for (group, of_group) in &self.entries {
             for (reference, entry) in of_group.iter().filter(|(_, entry)| entry.wanted) {
                 match entry.useless(now) {
@@ -135,27 +135,27 @@ impl Snapshot {
         entries.all(|entry| entry.asked || !entry.wanted)
     }
 
-    fn entry(&self, group: &GroupName, reference: &SecretRef) -> Option<&Entry> {
+    fn entry(&self, group: &GroupName, reference: &SecretRef) -> Option<&SecretEntry> {
         self.entries.get(group)?.get(reference).map(Arc::as_ref)
     }
 }
 
 /// One secret of one group.
 #[derive(Clone)]
-pub(super) struct Entry {
+pub(super) struct SecretEntry {
     pub(super) wanted: bool,
     pub(super) asked: bool,
-    pub(super) held: Option<Held>,
+    pub(super) held: Option<HeldValue>,
     /// Why nothing is held, or why the last question failed.
     pub(super) failure: Option<FetchError>,
     /// Why what is held cannot be used in some place where it is wanted.
     pub(super) unfit: Option<&'static str>,
     pub(super) before: SecretCause,
-    pub(super) retired: Vec<Retired>,
+    pub(super) retired: Vec<RetiredValue>,
 }
 
 #[derive(Clone)]
-pub(super) struct Held {
+pub(super) struct HeldValue {
     pub(super) value: Arc<SecretValue>,
     /// The fields that it was made of, where some binding may have them masked by themselves.
     pub(super) parts: Vec<Arc<SecretValue>>,
@@ -164,14 +164,14 @@ pub(super) struct Held {
 }
 
 #[derive(Clone)]
-pub(super) struct Retired {
+pub(super) struct RetiredValue {
     pub(super) value: Arc<SecretValue>,
     /// A field of a template, and not the whole of it.
     pub(super) is_part: bool,
     pub(super) until: Instant,
 }
 
-impl Retired {
+impl RetiredValue {
     fn masked(&self, min_bytes: usize) -> Option<&Arc<SecretValue>> {
         (!self.is_part || is_long(&self.value, min_bytes)).then_some(&self.value)
     }
@@ -182,7 +182,7 @@ fn is_long(part: &SecretValue, min_bytes: usize) -> bool {
     part.expose().len() >= min_bytes
 }
 
-impl Entry {
+impl SecretEntry {
     pub(super) fn new(before: SecretCause) -> Self {
         Self {
             wanted: false,

@@ -26,7 +26,7 @@ pub trait SecretSource: Send + Sync + 'static {
         group: &'a GroupName,
         location: &'a Location,
         picks: &'a [Pick],
-    ) -> BoxFuture<'a, Result<Answer, FetchError>>;
+    ) -> BoxFuture<'a, Result<Fetched, FetchError>>;
 
     /// Asks for a lease to go on for another full life.
     fn renew<'a>(
@@ -77,9 +77,9 @@ pub trait SecretSource: Send + Sync + 'static {
 }
 
 /// What one read brought.
-pub struct Answer {
+pub struct Fetched {
     /// What each pick made of it, before any check of the value.
-    pub values: Vec<Result<Picked, FetchError>>,
+    pub values: Vec<Result<PickedValue, FetchError>>,
     /// Set where the values are lent.
     pub lease: Option<Lease>,
     /// In how long others take their place, where the source says so and they are not lent.
@@ -89,7 +89,7 @@ pub struct Answer {
 }
 
 /// What a pick made of an answer.
-pub struct Picked {
+pub struct PickedValue {
     /// The value.
     pub whole: Zeroizing<Vec<u8>>,
     /// The fields that it was made of, where they are not all of it: they are as secret, and are
@@ -97,14 +97,14 @@ pub struct Picked {
     pub parts: Vec<Zeroizing<Vec<u8>>>,
 }
 
-impl Picked {
+impl PickedValue {
     /// Whether any binding could use it.
     pub(crate) fn is_usable(&self) -> bool {
         SecretValue::check(&self.whole, SecretValue::FLOOR_BYTES).is_ok()
     }
 }
 
-impl From<Zeroizing<Vec<u8>>> for Picked {
+impl From<Zeroizing<Vec<u8>>> for PickedValue {
     fn from(whole: Zeroizing<Vec<u8>>) -> Self {
         Self { whole, parts: vec![] }
     }

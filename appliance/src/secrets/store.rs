@@ -1,10 +1,10 @@
 //! The task that keeps values fresh.
 //!
-//! It carries out what the [`Agenda`] plans: every location is read at the start and again each
+//! It carries out what the [`RefreshScheduler`] plans: every location is read at the start and again each
 //! `refresh`, and what was lent is prolonged, replaced and given back. A source that cannot answer
 //! is asked again after one second, then ever more slowly, up to half a minute; the first answer
 //! wakes everything that waits for the same source, spread over two seconds. Requests never reach the source: they read
-//! the last [`Snapshot`].
+//! the last [`SecretSnapshot`].
 
 use std::{
     sync::{Arc, Mutex},
@@ -16,11 +16,11 @@ use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnord
 use tokio::sync::{Mutex as Turns, Notify, mpsc, watch};
 
 use super::{
-    FetchError, SecretSource, Snapshot, Uses,
-    fit::Key,
-    ledger::Change,
-    revocation::Return,
-    scheduler::{About, Agenda, Changes, Outcome, Question},
+    FetchError, SecretSnapshot, SecretSource, Uses,
+    fit::GroupSecret,
+    ledger::LedgerChange,
+    revocation::Revocation,
+    scheduler::{About, Changes, RefreshScheduler, SourceReply, SourceRequest},
     sleep::{Slept, suspended},
 };
 use crate::{
@@ -31,21 +31,21 @@ use crate::{
 /// The values of all wanted secrets, kept fresh by [`run`](Self::run).
 pub struct SecretStore {
     source: Arc<dyn SecretSource>,
-    agenda: Mutex<Agenda>,
+    scheduler: Mutex<RefreshScheduler>,
     slept: Mutex<Slept>,
-    published: ArcSwap<Snapshot>,
+    published: ArcSwap<SecretSnapshot>,
     /// Ticks with each snapshot.
     ticks: watch::Sender<()>,
     /// Rings when what is wanted changes.
     rewanted: Notify,
     /// What an API did not take.
-    rejected: mpsc::Sender<Key>,
-    rejections: Turns<mpsc::Receiver<Key>>,
+    rejected: mpsc::Sender<GroupSecret>,
+    rejections: Turns<mpsc::Receiver<GroupSecret>>,
 }
 
 enum Event {
-    Answered(Question, Outcome),
-    Returned(Return, Result<(), FetchError>),
+    Answered(SourceRequest, SourceReply),
+    Returned(Revocation, Result<(), FetchError>),
 }
 
 impl SecretStore {
@@ -65,7 +65,7 @@ impl SecretStore {
         let (rejected, rejections) = mpsc::channel(MAX_REJECTIONS);
         let store = Self {
             source,
-            agenda: Mutex::new(Agenda::new(refresh, max_stale)),
+            scheduler: Mutex::new(RefreshScheduler::new(refresh, max_stale)),
             slept: Mutex::new(Slept::new(suspended())),
             published: ArcSwap::default(),
             ticks: watch::Sender::default(),
@@ -78,11 +78,11 @@ impl SecretStore {
     }
 
     /// The values as they are now.
-    pub fn snapshot(&self) -> Arc<Snapshot> {
+    pub fn snapshot(&self) -> Arc<SecretSnapshot> {
         self.published.load_full()
     }
 
-    /// The generation of the values as they are now: [`Snapshot::generation`] for the price of a
+    /// The generation of the values as they are now: [`SecretSnapshot::generation`] for the price of a
     /// look.
     pub fn generation(&self) -> u64 {
         self.published.load().generation()
@@ -91,13 +91,13 @@ impl SecretStore {
     /// Takes the secrets of a new policy: values of the old one that it does not name are
     /// dropped and their leases given back, and what is new is asked for at once.
     pub fn set_wanted(&self, wanted: &[(GroupName, SecretRef)]) {
-        self.change(|agenda| agenda.want(wanted, Instant::now()));
+        self.change(|scheduler| scheduler.want(wanted, Instant::now()));
         self.rewanted.notify_one();
     }
 
     /// Takes where the policy wants values, to tell of those that could never stand there.
     pub fn set_uses(&self, uses: Uses) {
-        for ((group, secret), change) in self.change(|agenda| agenda.take_uses(uses)) {
+        for ((group, secret), change) in self.change(|scheduler| scheduler.take_uses(uses)) {
             log(&group, vec![(secret, change)]);
         }
     }
@@ -145,9 +145,9 @@ impl SecretStore {
         let mut asked: FuturesUnordered<BoxFuture<'_, Event>> = FuturesUnordered::new();
         loop {
             self.notice_sleep(suspended());
-            let (questions, returns, next) = self.take_due();
-            asked.extend(questions.into_iter().map(|one| self.ask(one)));
-            asked.extend(returns.into_iter().map(|one| self.give_back(one)));
+            let (requests, revocations, next) = self.take_due();
+            asked.extend(requests.into_iter().map(|one| self.ask(one)));
+            asked.extend(revocations.into_iter().map(|one| self.give_back(one)));
             // The timer sleeps with the machine.
             let wake = next.min(Instant::now() + LOOK_FOR_SLEEP);
             tokio::select! {
@@ -182,36 +182,36 @@ impl SecretStore {
         let mut known = lock(&self.slept);
         if let Some(slept) = known.since(suspended) {
             tracing::info!(seconds = slept.as_secs(), "the machine was suspended");
-            self.change(|agenda| agenda.slept(slept, Instant::now()));
+            self.change(|scheduler| scheduler.slept(slept, Instant::now()));
         }
     }
 
-    fn take_due(&self) -> (Vec<Question>, Vec<Return>, Instant) {
+    fn take_due(&self) -> (Vec<SourceRequest>, Vec<Revocation>, Instant) {
         let now = Instant::now();
-        let mut agenda = self.lock();
-        let (questions, next) = agenda.take_due(now, |group| self.source.generation(group));
-        let (returns, next_return) = agenda.returns.take_due(now);
-        (questions, returns, next_return.map_or(next, |other| next.min(other)))
+        let mut scheduler = self.lock();
+        let (requests, next) = scheduler.take_due(now, |group| self.source.generation(group));
+        let (revocations, next_return) = scheduler.revocations.take_due(now);
+        (requests, revocations, next_return.map_or(next, |other| next.min(other)))
     }
 
-    fn ask(&self, question: Question) -> BoxFuture<'_, Event> {
+    fn ask(&self, request: SourceRequest) -> BoxFuture<'_, Event> {
         Box::pin(async move {
-            let (group, location) = &question.site;
-            let outcome = match &question.about {
+            let (group, location) = &request.target;
+            let outcome = match &request.about {
                 About::Read => {
-                    let picks: Vec<_> = question.references.iter().map(SecretRef::pick).collect();
-                    Outcome::Read(self.source.fetch(group, location, &picks).await)
+                    let picks: Vec<_> = request.references.iter().map(SecretRef::pick).collect();
+                    SourceReply::Read(self.source.fetch(group, location, &picks).await)
                 }
-                About::Renew(lease) => Outcome::Renewed(self.source.renew(group, lease).await),
+                About::Renew(lease) => SourceReply::Renewed(self.source.renew(group, lease).await),
                 About::Check(lease) => {
-                    Outcome::Checked(self.source.check(group, location, lease).await)
+                    SourceReply::Checked(self.source.check(group, location, lease).await)
                 }
             };
-            Event::Answered(question, outcome)
+            Event::Answered(request, outcome)
         })
     }
 
-    fn give_back(&self, returned: Return) -> BoxFuture<'_, Event> {
+    fn give_back(&self, returned: Revocation) -> BoxFuture<'_, Event> {
         Box::pin(async move {
             let answer = self.source.revoke(&returned.group, &returned.lease).await;
             Event::Returned(returned, answer)
@@ -228,18 +228,18 @@ impl SecretStore {
 
     fn enter(&self, events: Vec<Event>) {
         let now = Instant::now();
-        let (mut answers, mut returns) = (vec![], vec![]);
+        let (mut answers, mut revocations) = (vec![], vec![]);
         for event in events {
             match event {
-                Event::Answered(question, outcome) => answers.push((question, outcome)),
-                Event::Returned(returned, answer) => returns.push((returned, answer)),
+                Event::Answered(request, outcome) => answers.push((request, outcome)),
+                Event::Returned(returned, answer) => revocations.push((returned, answer)),
             }
         }
         if !answers.is_empty() {
-            let changes = self.change(|agenda| {
-                let answers = answers.into_iter().map(|(question, outcome)| {
-                    let changes = agenda.enter(&question, outcome, now);
-                    (question.site.0, changes)
+            let changes = self.change(|scheduler| {
+                let answers = answers.into_iter().map(|(request, outcome)| {
+                    let changes = scheduler.enter(&request, outcome, now);
+                    (request.target.0, changes)
                 });
                 answers.collect::<Vec<_>>()
             });
@@ -247,8 +247,8 @@ impl SecretStore {
                 log(&group, changes);
             }
         }
-        for (returned, answer) in returns {
-            if self.lock().returns.enter(&returned, answer, now) {
+        for (returned, answer) in revocations {
+            if self.lock().revocations.enter(&returned, answer, now) {
                 let group = returned.group.as_str();
                 let text = answer.err().map(FetchError::text);
                 tracing::warn!(group, text, "a lease is left to end by itself");
@@ -256,19 +256,19 @@ impl SecretStore {
         }
     }
 
-    fn change<T>(&self, edit: impl FnOnce(&mut Agenda) -> T) -> T {
-        let mut agenda = self.lock();
-        let result = edit(&mut agenda);
-        agenda.forget_old(Instant::now());
+    fn change<T>(&self, edit: impl FnOnce(&mut RefreshScheduler) -> T) -> T {
+        let mut scheduler = self.lock();
+        let result = edit(&mut scheduler);
+        scheduler.forget_old(Instant::now());
         // Published under the lock, or an older snapshot could overtake a newer one.
-        self.published.store(Arc::new(agenda.snapshot()));
-        drop(agenda);
+        self.published.store(Arc::new(scheduler.snapshot()));
+        drop(scheduler);
         self.ticks.send_replace(());
         result
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Agenda> {
-        lock(&self.agenda)
+    fn lock(&self) -> std::sync::MutexGuard<'_, RefreshScheduler> {
+        lock(&self.scheduler)
     }
 }
 
@@ -276,11 +276,11 @@ fn log(group: &GroupName, changes: Changes) {
     let group = group.as_str();
     for (secret, change) in changes {
         match change {
-            Change::Same => {}
-            Change::Arrived => tracing::info!(group, %secret, "a secret is available"),
-            Change::Rotated => tracing::info!(group, %secret, "a secret has a new value"),
-            Change::Failed(error) => {
-                let (cause, text) = (error.cause().word(), error.text());
+            LedgerChange::Same => {}
+            LedgerChange::Arrived => tracing::info!(group, %secret, "a secret is available"),
+            LedgerChange::Rotated => tracing::info!(group, %secret, "a secret has a new value"),
+            LedgerChange::Failed(error) => {
+                let (cause, text) = (error.cause().as_str(), error.text());
                 tracing::warn!(group, %secret, cause, text, "a secret cannot be used");
             }
         }

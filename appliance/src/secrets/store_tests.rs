@@ -1,14 +1,14 @@
 //! The store's task against a source that can be down, slow or silent.
 
 use super::super::{
-    fit::Key,
-    lanes::QUESTIONS_AT_ONCE,
-    source::Answer,
+    fit::GroupSecret,
+    lanes::REQUESTS_AT_ONCE,
+    source::Fetched,
     timing::{back_off, jittered},
 };
 use super::*;
 use crate::{
-    policy::{Location, Part, Pick, VaultLocation},
+    policy::{Location, Pick, PickPart, VaultLocation},
     reason::SecretCause,
 };
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
@@ -35,7 +35,7 @@ impl SecretSource for Scripted {
         group: &'a GroupName,
         location: &'a Location,
         picks: &'a [Pick],
-    ) -> BoxFuture<'a, Result<Answer, FetchError>> {
+    ) -> BoxFuture<'a, Result<Fetched, FetchError>> {
         Box::pin(async move {
             self.asked.fetch_add(1, SeqCst);
             let at_once = self.at_once.fetch_add(1, SeqCst) + 1;
@@ -56,7 +56,7 @@ impl SecretSource for Scripted {
                     .into())
             };
             let values = picks.iter().map(value).collect();
-            Ok(Answer { values, lease: None, changes_in: None, narrowing: Arc::default() })
+            Ok(Fetched { values, lease: None, changes_in: None, narrowing: Arc::default() })
         })
     }
 
@@ -66,17 +66,17 @@ impl SecretSource for Scripted {
     }
 }
 
-fn in_file(name: &str) -> Key {
+fn in_file(name: &str) -> GroupSecret {
     (GroupName("agents".into()), SecretRef::File { name: name.into() })
 }
 
-fn in_vault(path: &str) -> Key {
+fn in_vault(path: &str) -> GroupSecret {
     let location = VaultLocation::Kv2 { mount: "kv".into(), path: path.into(), version: None };
-    let pick = Pick([Part::Field("key".into())].into());
+    let pick = Pick([PickPart::Field("key".into())].into());
     (GroupName("agents".into()), SecretRef::Vault { location, pick })
 }
 
-fn started(source: &Arc<Scripted>, wanted: &[Key]) -> Arc<SecretStore> {
+fn started(source: &Arc<Scripted>, wanted: &[GroupSecret]) -> Arc<SecretStore> {
     let store =
         SecretStore::new(Arc::clone(source) as Arc<dyn SecretSource>, wanted, LONG, 5 * LONG);
     tokio::spawn(Arc::clone(&store).run(std::future::pending()));
@@ -102,12 +102,12 @@ async fn until(what: impl Fn() -> bool) {
 #[tokio::test]
 async fn every_wanted_secret_is_asked_once_and_few_at_a_time() {
     let source = Arc::new(Scripted::default());
-    let wanted: Vec<Key> = (0..50).map(|number| in_vault(&number.to_string())).collect();
+    let wanted: Vec<GroupSecret> = (0..50).map(|number| in_vault(&number.to_string())).collect();
     let store = started(&source, &wanted);
     store.first_round(soon()).await;
     assert_eq!(available(&store), 50);
     assert_eq!(source.asked.load(SeqCst), 50);
-    assert!(source.most_at_once.load(SeqCst) <= QUESTIONS_AT_ONCE);
+    assert!(source.most_at_once.load(SeqCst) <= REQUESTS_AT_ONCE);
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(source.asked.load(SeqCst), 50, "nothing is asked again before refresh");
 }
@@ -117,7 +117,7 @@ async fn answers_that_come_together_are_published_together() {
     let source = Arc::new(Scripted::default());
     source.at_one_time.store(true, SeqCst);
     let store = Arc::clone(&source) as Arc<dyn SecretSource>;
-    let wanted: Vec<Key> = (0..8).map(|number| in_vault(&number.to_string())).collect();
+    let wanted: Vec<GroupSecret> = (0..8).map(|number| in_vault(&number.to_string())).collect();
     let store = SecretStore::new(store, &wanted, LONG, 5 * LONG);
     let mut ticks = store.ticks.subscribe();
     tokio::spawn(Arc::clone(&store).run(std::future::pending()));
@@ -129,7 +129,7 @@ async fn answers_that_come_together_are_published_together() {
 async fn a_source_down_at_the_start_is_seen_again_within_seconds() {
     let source = Arc::new(Scripted::default());
     source.down.store(true, SeqCst);
-    let wanted: Vec<Key> = (0..10).map(|number| in_vault(&number.to_string())).collect();
+    let wanted: Vec<GroupSecret> = (0..10).map(|number| in_vault(&number.to_string())).collect();
     let store = started(&source, &wanted);
     store.first_round(soon()).await;
     let health = store.snapshot().health(Instant::now());
@@ -142,12 +142,13 @@ async fn a_source_down_at_the_start_is_seen_again_within_seconds() {
 async fn a_vault_that_hangs_holds_up_neither_the_file_nor_the_start() {
     let source = Arc::new(Scripted::default());
     source.vault_hangs.store(true, SeqCst);
-    let mut wanted: Vec<Key> = (0..20).map(|number| in_vault(&number.to_string())).collect();
+    let mut wanted: Vec<GroupSecret> =
+        (0..20).map(|number| in_vault(&number.to_string())).collect();
     wanted.push(in_file("openai"));
     let store = started(&source, &wanted);
     until(|| available(&store) == 1).await;
     store.first_round(Instant::now() + Duration::from_millis(50)).await;
-    assert_eq!(source.at_once.load(SeqCst), QUESTIONS_AT_ONCE, "no question is doubled");
+    assert_eq!(source.at_once.load(SeqCst), REQUESTS_AT_ONCE, "no question is doubled");
 }
 
 #[tokio::test]
@@ -160,7 +161,9 @@ async fn a_new_policy_is_asked_for_at_once_and_the_old_value_goes() {
     store.set_wanted(std::slice::from_ref(&new));
     until(|| available(&store) == 1).await;
     let now = Instant::now();
-    let current = |snapshot: &Snapshot, key: &Key| snapshot.current(&key.0, &key.1, 8, now).is_ok();
+    let current = |snapshot: &SecretSnapshot, key: &GroupSecret| {
+        snapshot.current(&key.0, &key.1, 8, now).is_ok()
+    };
     assert!(current(&store.snapshot(), &new) && !current(&store.snapshot(), &old));
     assert!(current(&before, &old), "a request keeps the snapshot it began with");
 }

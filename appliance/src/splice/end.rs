@@ -26,7 +26,7 @@ pub enum SpliceEnd {
 
 impl SpliceEnd {
     /// The word that the audit uses.
-    pub const fn word(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::BothClosed => "closed",
             Self::Reset(Side::Agent) => "reset_by_agent",

@@ -32,7 +32,7 @@ struct Ends {
     read: OwnedFd,
     write: OwnedFd,
     capacity: usize,
-    _place: Place,
+    _slot: PipeSlot,
 }
 
 impl Pipe {
@@ -89,7 +89,7 @@ impl Drop for Pipe {
 
 impl Ends {
     fn open() -> Option<Self> {
-        let place = Place::take()?;
+        let slot = PipeSlot::take()?;
         let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok()?;
         let grown = SIZES.iter().find_map(|&size| fcntl_setpipe_size(&write, size).ok());
         let capacity = grown.or_else(|| fcntl_getpipe_size(&write).ok())?;
@@ -97,21 +97,21 @@ impl Ends {
         if capacity < MIN_BYTES {
             return None;
         }
-        Some(Self { read, write, capacity, _place: place })
+        Some(Self { read, write, capacity, _slot: slot })
     }
 }
 
 /// One of the [`MAX_PIPES`].
-struct Place;
+struct PipeSlot;
 
-impl Place {
+impl PipeSlot {
     fn take() -> Option<Self> {
         let room = |open: usize| (open < MAX_PIPES).then_some(open + 1);
         OPEN.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).ok().map(|_| Self)
     }
 }
 
-impl Drop for Place {
+impl Drop for PipeSlot {
     fn drop(&mut self) {
         OPEN.fetch_sub(1, Ordering::Relaxed);
     }

@@ -82,7 +82,7 @@ impl<'a, A: Leg, U: Leg> Relay<'a, A, U> {
     }
 
     pub(super) async fn run(mut self, from_agent_first: Bytes) -> SpliceEnd {
-        self.up.held = Held::First(from_agent_first);
+        self.up.held = Unwritten::First(from_agent_first);
         let mut timer = pin!(sleep(self.bounds.idle));
         poll_fn(|cx| self.poll(cx, timer.as_mut())).await
     }
@@ -147,8 +147,8 @@ impl<A: Leg, U: Leg> Drop for Relay<'_, A, U> {
 /// One direction of a flow.
 #[derive(Default)]
 struct Direction {
-    stage: Stage,
-    held: Held,
+    stage: DirectionStage,
+    held: Unwritten,
     /// Bytes delivered.
     delivered: u64,
     /// Bytes that the last read brought.
@@ -160,7 +160,7 @@ struct Direction {
 }
 
 #[derive(Default, Clone, Copy, PartialEq, Eq)]
-enum Stage {
+enum DirectionStage {
     #[default]
     Open,
     /// The source has ended; the sink is to be told once it has everything.
@@ -170,7 +170,7 @@ enum Stage {
 
 /// Bytes that were read and not yet written. Nothing is read while there are any.
 #[derive(Default)]
-enum Held {
+enum Unwritten {
     #[default]
     Nothing,
     First(Bytes),
@@ -179,12 +179,12 @@ enum Held {
 }
 
 /// Which end of a direction failed, and how.
-enum Broken {
+enum DirectionFailure {
     Source(io::Error),
     Sink(io::Error),
 }
 
-impl Broken {
+impl DirectionFailure {
     fn end(&self, source: Side, sink: Side) -> SpliceEnd {
         let (side, error) = match self {
             Self::Source(error) => (source, error),
@@ -210,25 +210,25 @@ impl Direction {
         from: &mut R,
         to: &mut W,
         count: &AtomicU64,
-    ) -> Poll<Result<(), Broken>> {
+    ) -> Poll<Result<(), DirectionFailure>> {
         let pause_at = self.delivered.saturating_add(POLL_BYTES);
-        while self.stage == Stage::Open {
-            ready!(self.poll_write(cx, to, count)).map_err(Broken::Sink)?;
+        while self.stage == DirectionStage::Open {
+            ready!(self.poll_write(cx, to, count)).map_err(DirectionFailure::Sink)?;
             if self.delivered >= pause_at {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            if ready!(self.poll_read(cx, from, to)).map_err(Broken::Source)? == 0 {
-                self.stage = Stage::Ending;
+            if ready!(self.poll_read(cx, from, to)).map_err(DirectionFailure::Source)? == 0 {
+                self.stage = DirectionStage::Ending;
             }
         }
-        if self.stage == Stage::Ending {
+        if self.stage == DirectionStage::Ending {
             match ready!(Pin::new(to).poll_shutdown(cx)) {
                 // The peer has reset since: it has no use for an end, and nothing was lost.
                 Err(error) if error.kind() != io::ErrorKind::NotConnected => {
-                    return Poll::Ready(Err(Broken::Sink(error)));
+                    return Poll::Ready(Err(DirectionFailure::Sink(error)));
                 }
-                _ => self.stage = Stage::Ended,
+                _ => self.stage = DirectionStage::Ended,
             }
         }
         Poll::Ready(Ok(()))
@@ -243,23 +243,23 @@ impl Direction {
     ) -> Poll<io::Result<()>> {
         loop {
             let written = match &mut self.held {
-                Held::Nothing => return Poll::Ready(Ok(())),
+                Unwritten::Nothing => return Poll::Ready(Ok(())),
                 held if held.len() == 0 => {
-                    *held = Held::Nothing;
+                    *held = Unwritten::Nothing;
                     continue;
                 }
-                Held::First(bytes) => {
+                Unwritten::First(bytes) => {
                     let written = ready!(Pin::new(&mut *to).poll_write(cx, bytes))?;
                     bytes.advance(written.min(bytes.len()));
                     written
                 }
-                Held::Copied(buffer, range) => {
+                Unwritten::Copied(buffer, range) => {
                     let bytes = buffer.bytes().get(range.clone()).unwrap_or_default();
                     let written = ready!(Pin::new(&mut *to).poll_write(cx, bytes))?;
                     range.start += written;
                     written
                 }
-                Held::Piped(pipe) => {
+                Unwritten::Piped(pipe) => {
                     let Some(socket) = to.socket() else { return Poll::Ready(Err(gone())) };
                     ready!(socket.poll_write_ready(cx))?;
                     match socket.try_io(Interest::WRITABLE, || pipe.drain(socket)) {
@@ -309,7 +309,7 @@ impl Direction {
         ready!(Pin::new(from).poll_read(cx, &mut room))?;
         let read = room.filled().len();
         if read > 0 {
-            self.held = Held::Copied(buffer, 0..read);
+            self.held = Unwritten::Copied(buffer, 0..read);
         }
         Poll::Ready(Ok(read))
     }
@@ -326,7 +326,7 @@ impl Direction {
             match from.try_io(Interest::READABLE, || pipe.fill(from)) {
                 Ok(0) => return Poll::Ready(Ok(Some(0))),
                 Ok(read) => {
-                    self.held = Held::Piped(pipe);
+                    self.held = Unwritten::Piped(pipe);
                     return Poll::Ready(Ok(Some(read)));
                 }
                 Err(error) if is_transient(&error) => {}
@@ -340,7 +340,7 @@ impl Direction {
     }
 }
 
-impl Held {
+impl Unwritten {
     fn len(&self) -> usize {
         match self {
             Self::Nothing => 0,

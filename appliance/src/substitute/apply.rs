@@ -1,4 +1,4 @@
-//! Writes values into a request, as a [`Plan`] says. A head whose values cannot all be had is left
+//! Writes values into a request, as a [`Substitution`] says. A head whose values cannot all be had is left
 //! as it was: it still holds nothing but placeholders.
 //!
 //! The buffers made here are zeroised when the last handle on the header value, the target or the body
@@ -19,11 +19,11 @@ use zeroize::Zeroizing;
 use super::{
     cookies,
     splice::{Piece, json_string, percent, splice},
-    target::{self, Part},
+    target::{self, TargetPart},
 };
 use crate::{
     policy::{
-        Binding, BodyPlace, BodySpot, PathSlot, Placeholder, Scheme, Slot, SubprotocolPrefix,
+        Binding, BodyPlace, BodySpot, PathSlot, Placeholder, Scheme, SubprotocolPrefix, ValuePlace,
         is_token,
     },
     reason::SecretCause,
@@ -33,7 +33,7 @@ use crate::{
 /// What to put where in a request that has been examined. Only [`super::examine()`] and
 /// [`super::examine_whole()`] make one.
 #[derive(Debug)]
-pub struct Plan {
+pub struct Substitution {
     swaps: Vec<Swap>,
     /// The body, where it was looked at.
     body: Option<Bytes>,
@@ -71,7 +71,7 @@ pub(super) enum Swap {
     },
     Cookie {
         name: Box<str>,
-        at: cookies::At,
+        at: cookies::CookieSpan,
         binding: Arc<Binding>,
     },
     /// `at` is what the value takes the place of, of JSON a string with its quotes.
@@ -92,9 +92,9 @@ pub(super) enum Spot<'a> {
     Body(&'a BodySpot),
 }
 
-enum Written {
+enum WrittenField {
     Header(HeaderName, HeaderValue),
-    Target(Part, Piece),
+    Target(TargetPart, Piece),
     Cookie(usize, Piece),
     Body(Piece),
 }
@@ -105,7 +105,7 @@ pub(super) enum Half {
     Text(Arc<str>),
 }
 
-impl Plan {
+impl Substitution {
     /// No two swaps are for one [`Spot`].
     pub(super) fn new(swaps: Vec<Swap>, body: Option<Bytes>) -> Self {
         Self { swaps, body }
@@ -118,12 +118,12 @@ impl Plan {
 
     /// The bindings whose values are needed: one for each placeholder.
     pub fn bindings(&self) -> impl Iterator<Item = &Arc<Binding>> {
-        self.slots().map(|(binding, _)| binding)
+        self.value_places().map(|(binding, _)| binding)
     }
 
     /// Where in the request the value of each binding is about to stand.
-    pub fn slots(&self) -> impl Iterator<Item = (&Arc<Binding>, Slot<'_>)> {
-        self.swaps.iter().flat_map(Swap::slots)
+    pub fn value_places(&self) -> impl Iterator<Item = (&Arc<Binding>, ValuePlace<'_>)> {
+        self.swaps.iter().flat_map(Swap::value_places)
     }
 
     /// The placeholders that stand in the request, for the audit.
@@ -148,10 +148,10 @@ impl Plan {
         let (mut fields, mut targets, mut crumbs, mut pieces) = (vec![], vec![], vec![], vec![]);
         for written in written {
             match written? {
-                Written::Header(field, value) => fields.push((field, value)),
-                Written::Target(part, piece) => targets.push((part, piece)),
-                Written::Cookie(field, piece) => crumbs.push((field, piece)),
-                Written::Body(piece) => pieces.push(piece),
+                WrittenField::Header(field, value) => fields.push((field, value)),
+                WrittenField::Target(part, piece) => targets.push((part, piece)),
+                WrittenField::Cookie(field, piece) => crumbs.push((field, piece)),
+                WrittenField::Body(piece) => pieces.push(piece),
             }
         }
         let body = self.write_body(pieces)?;
@@ -196,21 +196,21 @@ impl Swap {
         }
     }
 
-    fn slots(&self) -> impl Iterator<Item = (&Arc<Binding>, Slot<'_>)> {
+    fn value_places(&self) -> impl Iterator<Item = (&Arc<Binding>, ValuePlace<'_>)> {
         let pair = match self {
             Self::Header { field, scheme, binding } => {
-                [Some((binding, Slot::Header(field, scheme))), None]
+                [Some((binding, ValuePlace::Header(field, scheme))), None]
             }
-            Self::Query { name, binding, .. } => [Some((binding, Slot::Query(name))), None],
-            Self::Path { place, binding, .. } => [Some((binding, Slot::Path(place))), None],
-            Self::Cookie { name, binding, .. } => [Some((binding, Slot::Cookie(name))), None],
-            Self::Body { place, binding, .. } => [Some((binding, Slot::Body(place))), None],
+            Self::Query { name, binding, .. } => [Some((binding, ValuePlace::Query(name))), None],
+            Self::Path { place, binding, .. } => [Some((binding, ValuePlace::Path(place))), None],
+            Self::Cookie { name, binding, .. } => [Some((binding, ValuePlace::Cookie(name))), None],
+            Self::Body { place, binding, .. } => [Some((binding, ValuePlace::Body(place))), None],
             Self::Subprotocol { prefix, binding, .. } => {
-                [Some((binding, Slot::Subprotocol(prefix))), None]
+                [Some((binding, ValuePlace::Subprotocol(prefix))), None]
             }
             Self::Basic { user, password } => [
-                user.binding().map(|binding| (binding, Slot::BasicUser)),
-                password.binding().map(|binding| (binding, Slot::BasicPassword)),
+                user.binding().map(|binding| (binding, ValuePlace::BasicUser)),
+                password.binding().map(|binding| (binding, ValuePlace::BasicPassword)),
             ],
         };
         pair.into_iter().flatten()
@@ -219,12 +219,12 @@ impl Swap {
     fn write(
         &self,
         lookup: &mut impl FnMut(&Binding) -> Result<Arc<SecretValue>, SecretCause>,
-    ) -> Result<Written, SecretCause> {
+    ) -> Result<WrittenField, SecretCause> {
         match self {
             Self::Header { field, scheme, binding } => {
                 let value = lookup(binding)?;
                 let text = concat(&[scheme.to_string().as_bytes(), value.expose()]);
-                Ok(Written::Header(field.clone(), sensitive(text)?))
+                Ok(WrittenField::Header(field.clone(), sensitive(text)?))
             }
             Self::Basic { user, password } => {
                 let user = user.write(lookup)?;
@@ -234,24 +234,24 @@ impl Swap {
                     return Err(SecretCause::ValueInvalid);
                 }
                 let pair = concat(&[&user, b":", &password]);
-                Ok(Written::Header(AUTHORIZATION, sensitive(basic(&pair)?)?))
+                Ok(WrittenField::Header(AUTHORIZATION, sensitive(basic(&pair)?)?))
             }
             Self::Query { at, binding, .. } => {
-                Ok(Written::Target(Part::Query, piece(at, percent, &*lookup(binding)?)))
+                Ok(WrittenField::Target(TargetPart::Query, piece(at, percent, &*lookup(binding)?)))
             }
             Self::Path { at, binding, .. } => {
-                Ok(Written::Target(Part::Path, piece(at, percent, &*lookup(binding)?)))
+                Ok(WrittenField::Target(TargetPart::Path, piece(at, percent, &*lookup(binding)?)))
             }
             Self::Cookie { at, binding, .. } => {
                 let (field, piece) = cookies::piece(at, lookup(binding)?.expose())?;
-                Ok(Written::Cookie(field, piece))
+                Ok(WrittenField::Cookie(field, piece))
             }
             Self::Body { place, at, binding } => {
                 let escape = match place.spot() {
                     BodySpot::Json(_) => json_string,
                     BodySpot::Form(_) => percent,
                 };
-                Ok(Written::Body(piece(at, escape, &*lookup(binding)?)))
+                Ok(WrittenField::Body(piece(at, escape, &*lookup(binding)?)))
             }
             Self::Subprotocol { value, at, binding, .. } => offer(value, at, &*lookup(binding)?),
         }
@@ -312,7 +312,7 @@ fn offer(
     offers: &HeaderValue,
     at: &Range<usize>,
     value: &SecretValue,
-) -> Result<Written, SecretCause> {
+) -> Result<WrittenField, SecretCause> {
     let offers = offers.as_bytes();
     let before = offers.get(..at.start).ok_or(SecretCause::ValueInvalid)?;
     let behind = offers.get(at.end..).ok_or(SecretCause::ValueInvalid)?;
@@ -320,7 +320,7 @@ fn offer(
         return Err(SecretCause::ValueInvalid);
     }
     let text = concat(&[before, value.expose(), behind]);
-    Ok(Written::Header(SEC_WEBSOCKET_PROTOCOL, sensitive(text)?))
+    Ok(WrittenField::Header(SEC_WEBSOCKET_PROTOCOL, sensitive(text)?))
 }
 
 /// Sized before it is filled, so that no copy is left behind by growth.

@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 use super::{
     apply::{Half, Swap},
     denial::{Denial, astray},
-    rules::{Rules, is},
+    rules::{SubstitutionRules, is},
 };
 use crate::{
     policy::{Binding, Place},
@@ -20,7 +20,7 @@ use crate::{
 /// A half is good if it is a placeholder that its binding lists for that half. The other half
 /// must then be empty, be the text that the same place lists, or be good by another binding.
 /// One binding cannot fill both halves: that would be its value twice.
-pub(super) fn classify(rules: &Rules, encoded: &[u8]) -> Result<Swap, Denial> {
+pub(super) fn classify(rules: &SubstitutionRules, encoded: &[u8]) -> Result<Swap, Denial> {
     let decoded = Zeroizing::new(
         STANDARD.decode(encoded).map_err(|_| Denial::from(Reason::CredentialMalformed))?,
     );
@@ -50,15 +50,15 @@ pub(super) fn classify(rules: &Rules, encoded: &[u8]) -> Result<Swap, Denial> {
     }
 }
 
-type Listed<'a> = (&'a Arc<Binding>, &'a Arc<str>);
+type ListedBinding<'a> = (&'a Arc<Binding>, &'a Arc<str>);
 
 /// The bindings whose placeholder is `half` and that list it there, each with the text that it
 /// lists for the other half.
 fn listed<'a>(
-    rules: &'a Rules,
+    rules: &'a SubstitutionRules,
     half: &'a [u8],
     beside: fn(&Place) -> Option<&Arc<str>>,
-) -> impl Iterator<Item = Listed<'a>> {
+) -> impl Iterator<Item = ListedBinding<'a>> {
     rules.own.iter().filter(|binding| is(&binding.placeholder, half)).flat_map(move |binding| {
         binding.places.iter().filter_map(beside).map(move |text| (binding, text))
     })
@@ -78,7 +78,7 @@ fn beside_password(place: &Place) -> Option<&Arc<str>> {
     }
 }
 
-fn both(users: &[Listed<'_>], passwords: &[Listed<'_>]) -> Result<Swap, Denial> {
+fn both(users: &[ListedBinding<'_>], passwords: &[ListedBinding<'_>]) -> Result<Swap, Denial> {
     let pairs = users.iter().flat_map(|user| passwords.iter().map(move |other| (user.0, other.0)));
     pairs
         .filter(|(user, password)| !Arc::ptr_eq(user, password))
@@ -90,7 +90,7 @@ fn both(users: &[Listed<'_>], passwords: &[Listed<'_>]) -> Result<Swap, Denial> 
         .ok_or(Denial::from(Reason::DuplicateCredential))
 }
 
-fn beside(listed: &[Listed<'_>], other: &[u8]) -> Option<(Arc<Binding>, Arc<str>)> {
+fn beside(listed: &[ListedBinding<'_>], other: &[u8]) -> Option<(Arc<Binding>, Arc<str>)> {
     listed.iter().find_map(|(binding, text)| {
         if other == text.as_bytes() {
             return Some(((*binding).clone(), (*text).clone()));

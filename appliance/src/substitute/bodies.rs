@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
-use super::{world::*, *};
+use super::{testing::*, *};
 use crate::{
     policy::{Binding, BodyPlace, Place, Placeholder},
     reason::{Reason, SecretCause},
@@ -27,7 +27,7 @@ fn place(text: &str) -> Place {
     }
 }
 
-fn rules_keeping(cookies: bool) -> Rules {
+fn rules_keeping(cookies: bool) -> SubstitutionRules {
     rules_with(|api| {
         api.response.cookies = cookies;
         for (at, placeholder, places) in [
@@ -46,7 +46,7 @@ fn rules_keeping(cookies: bool) -> Rules {
     })
 }
 
-fn rules() -> Rules {
+fn rules() -> SubstitutionRules {
     rules_keeping(false)
 }
 
@@ -71,11 +71,11 @@ fn a_placeholder_in_its_cookie_becomes_its_value_and_every_other_byte_stays() {
         (vec![format!("a=b; {own};c=\"d\"")], vec![format!("a=b; session={value};c=\"d\"")]),
     ] {
         let fields: Vec<_> = fields.iter().map(|field| &**field).collect();
-        let (parts, plan) =
+        let (parts, substitution) =
             swapped(&rules_keeping(true), cookies(Version::HTTP_11, &fields)).unwrap();
         assert_eq!(values(&parts.headers), expected);
         assert!(parts.headers[COOKIE].is_sensitive());
-        assert_eq!(plan.placeholders().count(), 1);
+        assert_eq!(substitution.placeholders().count(), 1);
     }
     let crumbs = ["a=b", &own, "c=d"];
     let (parts, _) = swapped(&rules_keeping(true), cookies(Version::HTTP_2, &crumbs)).unwrap();
@@ -137,10 +137,10 @@ fn a_value_that_cannot_stand_in_a_cookie_is_not_sent() {
         "a-value-with-\\-in",
     ] {
         let mut parts = cookies(Version::HTTP_11, &[&own]);
-        let plan = examine(&rules(), &parts).unwrap();
+        let substitution = examine(&rules(), &parts).unwrap();
         let value =
             |_: &Binding| Ok(Arc::new(SecretValue::load(Zeroizing::new(bad.into()), 16).unwrap()));
-        assert_eq!(plan.apply(&mut parts, value), Err(SecretCause::ValueInvalid), "{bad}");
+        assert_eq!(substitution.apply(&mut parts, value), Err(SecretCause::ValueInvalid), "{bad}");
         assert_eq!(values(&parts.headers), [&*own]);
     }
 }
@@ -156,8 +156,8 @@ fn asked(path: &str, kind: &str, fields: &[(&str, &str)]) -> Parts {
 /// The body that goes out.
 fn sent(path: &str, kind: &str, body: impl Into<Bytes>) -> Result<Bytes, Reason> {
     let (mut parts, body) = (asked(path, kind, &[]), body.into());
-    let plan = examine_whole(&rules(), &parts, &body).map_err(|denial| denial.reason)?;
-    Ok(plan.apply(&mut parts, lookup).unwrap().expect("the body was read"))
+    let substitution = examine_whole(&rules(), &parts, &body).map_err(|denial| denial.reason)?;
+    Ok(substitution.apply(&mut parts, lookup).unwrap().expect("the body was read"))
 }
 
 #[test]
@@ -188,8 +188,8 @@ fn a_value_in_a_body_is_escaped_as_its_format_has_it() {
     let text = String::from_utf8(every.clone()).unwrap();
     let go = |path, kind, body: String| {
         let mut parts = asked(path, kind, &[]);
-        let plan = examine_whole(&rules(), &parts, &body.into()).unwrap();
-        plan.apply(&mut parts, value).unwrap().unwrap()
+        let substitution = examine_whole(&rules(), &parts, &body.into()).unwrap();
+        substitution.apply(&mut parts, value).unwrap().unwrap()
     };
     let login = json!({"auth": {"password": LOGIN}, "z": 1});
     let seen: Value = serde_json::from_slice(&go("/login", JSON, login.to_string())).unwrap();
@@ -296,7 +296,7 @@ fn a_credential_in_a_body_counts_beside_others() {
         |password: &str| Bytes::from(format!("{{\"auth\":{{\"password\":\"{password}\"}}}}"));
     let at = |fields: &[(&str, &str)], path: &str, body: &Bytes| {
         examine_whole(&rules(), &asked(path, JSON, fields), body)
-            .map(|plan| plan.placeholders().count())
+            .map(|substitution| substitution.placeholders().count())
             .map_err(|denial| denial.reason)
     };
     let good = [("authorization", &*bearer)];

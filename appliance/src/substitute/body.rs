@@ -12,7 +12,7 @@ use http::{
 
 use super::{
     denial::Denial,
-    json::{Document, Fault},
+    json::{Document, PointerFault},
 };
 use crate::{
     policy::{BodyPlace, BodySpot, fold_query, only_value, query_pairs},
@@ -21,7 +21,7 @@ use crate::{
 
 /// What stands in a place, or where some server would find what belongs there.
 #[derive(Debug)]
-pub(super) struct Found<'a> {
+pub(super) struct BodyValue<'a> {
     pub(super) place: &'a BodyPlace,
     /// What is there, decoded once. Nothing where it is no text.
     pub(super) text: Cow<'a, str>,
@@ -30,7 +30,7 @@ pub(super) struct Found<'a> {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Format {
+enum BodyFormat {
     Json,
     Form,
 }
@@ -45,7 +45,7 @@ pub(super) fn read<'a>(
     places: impl Iterator<Item = &'a BodyPlace>,
     headers: &HeaderMap,
     body: &'a [u8],
-) -> Result<Vec<Found<'a>>, Denial> {
+) -> Result<Vec<BodyValue<'a>>, Denial> {
     let places: Vec<_> = places.collect();
     let Some(first) = places.first().filter(|_| !body.is_empty()) else { return Ok(vec![]) };
     let denied = |place: &BodyPlace, reason: Reason| Denial {
@@ -58,9 +58,9 @@ pub(super) fn read<'a>(
     places.peek().ok_or_else(malformed)?;
     let text = std::str::from_utf8(body).map_err(|_| malformed())?;
     match format {
-        Format::Form if text.bytes().any(|byte| byte.is_ascii_control()) => Err(malformed()),
-        Format::Form => Ok(places.flat_map(|place| in_form(place, text)).collect()),
-        Format::Json => {
+        BodyFormat::Form if text.bytes().any(|byte| byte.is_ascii_control()) => Err(malformed()),
+        BodyFormat::Form => Ok(places.flat_map(|place| in_form(place, text)).collect()),
+        BodyFormat::Json => {
             let document = Document::read(text).map_err(|_| malformed())?;
             let found = places
                 .map(|place| in_json(place, &document).map_err(|reason| denied(place, reason)));
@@ -69,13 +69,16 @@ pub(super) fn read<'a>(
     }
 }
 
-fn in_json<'a>(place: &'a BodyPlace, document: &Document<'_>) -> Result<Option<Found<'a>>, Reason> {
+fn in_json<'a>(
+    place: &'a BodyPlace,
+    document: &Document<'_>,
+) -> Result<Option<BodyValue<'a>>, Reason> {
     let BodySpot::Json(pointer) = place.spot() else { return Ok(None) };
     let found = document.find(pointer).map_err(|fault| match fault {
-        Fault::Malformed => Reason::CredentialMalformed,
-        Fault::Twice => Reason::DuplicateCredential,
+        PointerFault::Malformed => Reason::CredentialMalformed,
+        PointerFault::Twice => Reason::DuplicateCredential,
     })?;
-    Ok(found.map(|found| Found {
+    Ok(found.map(|found| BodyValue {
         place,
         at: Some(found.at).filter(|_| found.exact && found.text.is_some()),
         text: found.text.unwrap_or_default().into(),
@@ -83,7 +86,7 @@ fn in_json<'a>(place: &'a BodyPlace, document: &Document<'_>) -> Result<Option<F
 }
 
 /// Each field that some server takes for the one of the place.
-fn in_form<'a>(place: &'a BodyPlace, body: &'a str) -> impl Iterator<Item = Found<'a>> {
+fn in_form<'a>(place: &'a BodyPlace, body: &'a str) -> impl Iterator<Item = BodyValue<'a>> {
     let field = match place.spot() {
         BodySpot::Form(field) => Some(&**field),
         BodySpot::Json(_) => None,
@@ -93,20 +96,20 @@ fn in_form<'a>(place: &'a BodyPlace, body: &'a str) -> impl Iterator<Item = Foun
         query_pairs(body).filter(move |(name, _)| same(name)).map(move |(name, value)| {
             // Only one that is spelt so is looked for, which ends at a second.
             let at = if name == field { only_value(body, field, &value) } else { None };
-            Found { place, text: value, at }
+            BodyValue { place, text: value, at }
         })
     })
 }
 
-fn of(spot: &BodySpot) -> Format {
+fn of(spot: &BodySpot) -> BodyFormat {
     match spot {
-        BodySpot::Json(_) => Format::Json,
-        BodySpot::Form(_) => Format::Form,
+        BodySpot::Json(_) => BodyFormat::Json,
+        BodySpot::Form(_) => BodyFormat::Form,
     }
 }
 
 /// What the fields say that the body is, where they say it in one way, and nothing else of it.
-fn format(headers: &HeaderMap) -> Option<Format> {
+fn format(headers: &HeaderMap) -> Option<BodyFormat> {
     let one = |name: HeaderName| {
         let mut values = headers.get_all(name).iter();
         let first = values.next().map(|value| value.to_str().ok());
@@ -124,9 +127,9 @@ fn format(headers: &HeaderMap) -> Option<Format> {
     let utf8 = charset.trim_matches('"').eq_ignore_ascii_case("utf-8");
     let kind = kind.trim_ascii().to_ascii_lowercase();
     let format = match &*kind {
-        "application/x-www-form-urlencoded" => Format::Form,
-        "application/json" => Format::Json,
-        other if other.starts_with("application/") && other.ends_with("+json") => Format::Json,
+        "application/x-www-form-urlencoded" => BodyFormat::Form,
+        "application/json" => BodyFormat::Json,
+        other if other.starts_with("application/") && other.ends_with("+json") => BodyFormat::Json,
         _ => return None,
     };
     (utf8 && name.eq_ignore_ascii_case("charset")).then_some(format)
@@ -147,12 +150,12 @@ mod tests {
         };
         let kind = |value| of(&[("content-type", value)]);
         for (text, format) in [
-            ("application/json", Format::Json),
-            ("Application/JSON; charset=UTF-8", Format::Json),
-            ("application/json;charset=\"utf-8\"", Format::Json),
-            ("application/vnd.api+json", Format::Json),
-            ("application/x-www-form-urlencoded", Format::Form),
-            ("application/x-www-form-urlencoded; charset=utf-8", Format::Form),
+            ("application/json", BodyFormat::Json),
+            ("Application/JSON; charset=UTF-8", BodyFormat::Json),
+            ("application/json;charset=\"utf-8\"", BodyFormat::Json),
+            ("application/vnd.api+json", BodyFormat::Json),
+            ("application/x-www-form-urlencoded", BodyFormat::Form),
+            ("application/x-www-form-urlencoded; charset=utf-8", BodyFormat::Form),
         ] {
             assert_eq!(kind(text), Some(format), "{text}");
         }
@@ -170,7 +173,7 @@ mod tests {
             assert_eq!(kind(text), None, "{text}");
         }
         let json = ("content-type", "application/json");
-        assert_eq!(of(&[json, ("content-encoding", "identity")]), Some(Format::Json));
+        assert_eq!(of(&[json, ("content-encoding", "identity")]), Some(BodyFormat::Json));
         assert_eq!(of(&[]), None);
         assert_eq!(of(&[json, json]), None);
         for coding in ["gzip", "zstd", "identity, gzip", ""] {

@@ -17,12 +17,12 @@ use crate::reason::{Reason, SecretCause};
 pub(super) struct Cookie<'a> {
     pub(super) name: &'a str,
     pub(super) value: &'a str,
-    pub(super) at: At,
+    pub(super) at: CookieSpan,
 }
 
 /// Where the value of a cookie stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct At {
+pub(super) struct CookieSpan {
     /// In which of the Cookie fields.
     field: usize,
     bytes: Range<usize>,
@@ -58,7 +58,7 @@ fn cookie(pair: &str, field: usize, start: usize) -> Option<Cookie<'_>> {
     let bare = value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value);
     let good = !name.is_empty() && name.bytes().all(is_token) && bare.bytes().all(is_octet);
     let from = start + name.len() + 1;
-    good.then(|| Cookie { name, value, at: At { field, bytes: from..from + value.len() } })
+    good.then(|| Cookie { name, value, at: CookieSpan { field, bytes: from..from + value.len() } })
 }
 
 /// A byte of a cookie's value that no server takes for an end, a quote or an escape.
@@ -72,7 +72,7 @@ fn is_token(byte: u8) -> bool {
 }
 
 /// A value in the place of a cookie's. There is no way to escape what cannot stand there.
-pub(super) fn piece(at: &At, value: &[u8]) -> Result<(usize, Piece), SecretCause> {
+pub(super) fn piece(at: &CookieSpan, value: &[u8]) -> Result<(usize, Piece), SecretCause> {
     if !value.iter().all(|&byte| is_octet(byte)) {
         return Err(SecretCause::ValueInvalid);
     }

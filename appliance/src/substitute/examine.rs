@@ -1,4 +1,4 @@
-//! Reads a request against [`Rules`]; changes nothing. Every doubt is a denial.
+//! Reads a request against [`SubstitutionRules`]; changes nothing. Every doubt is a denial.
 //!
 //! The order is fixed: Connection, credentials, method, path. Credentials come before method and
 //! path, so that only the holder of a good placeholder learns which of those are listed, and an
@@ -14,12 +14,12 @@ use http::{
 };
 
 use super::{
-    Plan,
+    Substitution,
     apply::Swap,
     basic, body, cookies,
     denial::{Denial, astray},
     locate,
-    rules::{Rules, Scope, is},
+    rules::{Scope, SubstitutionRules, is},
     subprotocol,
 };
 use crate::{
@@ -32,14 +32,14 @@ use crate::{
 /// Finds the credentials of a request in whose body no place is, and what is to be done with each.
 ///
 /// `Proxy-Authorization` counts for nothing here, neither as a credential nor as a second one:
-/// it is addressed to a proxy, and [`Plan::apply`] removes it whatever it holds.
+/// it is addressed to a proxy, and [`Substitution::apply`] removes it whatever it holds.
 ///
 /// # Errors
 ///
 /// `http_malformed` where Connection names a credential field, which would have a later hop
 /// strip it; then the words of substitution; then `connect_denied`, `method_denied`,
 /// `path_denied` and `path_ambiguous`. `internal_error` where a place is in the body.
-pub fn examine(rules: &Rules, head: &Parts) -> Result<Plan, Denial> {
+pub fn examine(rules: &SubstitutionRules, head: &Parts) -> Result<Substitution, Denial> {
     if rules.reads_body(head) {
         return Err(Reason::InternalError.into());
     }
@@ -52,11 +52,19 @@ pub fn examine(rules: &Rules, head: &Parts) -> Result<Plan, Denial> {
 ///
 /// As [`examine`], and `credential_malformed` where what stands in the places of the body cannot be
 /// told.
-pub fn examine_whole(rules: &Rules, head: &Parts, body: &Bytes) -> Result<Plan, Denial> {
+pub fn examine_whole(
+    rules: &SubstitutionRules,
+    head: &Parts,
+    body: &Bytes,
+) -> Result<Substitution, Denial> {
     examine_both(rules, head, Some(body))
 }
 
-fn examine_both(rules: &Rules, head: &Parts, body: Option<&Bytes>) -> Result<Plan, Denial> {
+fn examine_both(
+    rules: &SubstitutionRules,
+    head: &Parts,
+    body: Option<&Bytes>,
+) -> Result<Substitution, Denial> {
     check_connection(rules, head)?;
     if !rules.path_slots().is_empty() && !has_one_reading(head.uri.path()) {
         return Err(Reason::PathAmbiguous.into());
@@ -66,15 +74,15 @@ fn examine_both(rules: &Rules, head: &Parts, body: Option<&Bytes>) -> Result<Pla
     let body_bytes = body.map(|body| &**body).unwrap_or_default();
     let found = body::read(rules.body_places(head), &head.headers, body_bytes)?;
     credentials.extend(found.into_iter().map(Credential::Body));
-    let plan = Plan::new(classify_all(rules, head, &credentials)?, body.cloned());
-    check_request(rules, &plan, head).map_err(|reason| Denial {
-        placeholder: plan.placeholders().next().cloned(),
+    let substitution = Substitution::new(classify_all(rules, head, &credentials)?, body.cloned());
+    check_request(rules, &substitution, head).map_err(|reason| Denial {
+        placeholder: substitution.placeholders().next().cloned(),
         ..reason.into()
     })?;
-    Ok(plan)
+    Ok(substitution)
 }
 
-fn check_connection(rules: &Rules, head: &Parts) -> Result<(), Denial> {
+fn check_connection(rules: &SubstitutionRules, head: &Parts) -> Result<(), Denial> {
     let nominated = head
         .headers
         .get_all(CONNECTION)
@@ -93,7 +101,7 @@ enum Credential<'a> {
     /// In a cookie, with the name of the place that it might be taken for.
     Cookie(cookies::Cookie<'a>, Option<&'a str>),
     /// In the body.
-    Body(body::Found<'a>),
+    Body(body::BodyValue<'a>),
     /// In the query, both decoded.
     Query { name: Cow<'a, str>, value: Cow<'a, str> },
     /// In the path, as it is on the wire.
@@ -117,7 +125,7 @@ impl Credential<'_> {
     }
 }
 
-fn credentials<'a>(rules: &'a Rules, head: &'a Parts) -> Vec<Credential<'a>> {
+fn credentials<'a>(rules: &'a SubstitutionRules, head: &'a Parts) -> Vec<Credential<'a>> {
     let other = |name: &HeaderName| *name != PROXY_AUTHORIZATION && *name != COOKIE;
     let counts = |name: &HeaderName| rules.is_credential_field(name) && other(name);
     let headers = head.headers.iter().filter(|(name, _)| counts(name));
@@ -138,7 +146,10 @@ fn credentials<'a>(rules: &'a Rules, head: &'a Parts) -> Vec<Credential<'a>> {
 
 /// Where one cookie is a place, each is looked at by itself; where none is, they are one credential,
 /// or none.
-fn cookies<'a>(rules: &'a Rules, head: &'a Parts) -> Result<Vec<Credential<'a>>, Denial> {
+fn cookies<'a>(
+    rules: &'a SubstitutionRules,
+    head: &'a Parts,
+) -> Result<Vec<Credential<'a>>, Denial> {
     if !rules.looks_into_cookies() {
         let all = head.headers.get(COOKIE).filter(|_| rules.is_credential_field(&COOKIE));
         return Ok(all.map(Credential::Cookies).into_iter().collect());
@@ -155,7 +166,7 @@ fn cookies<'a>(rules: &'a Rules, head: &'a Parts) -> Result<Vec<Credential<'a>>,
 /// Beside others, every credential has to be a placeholder in its place, each in a field of its own:
 /// a server may read any of them, so a foreign key could ride beside a good placeholder.
 fn classify_all(
-    rules: &Rules,
+    rules: &SubstitutionRules,
     head: &Parts,
     credentials: &[Credential<'_>],
 ) -> Result<Vec<Swap>, Denial> {
@@ -177,7 +188,11 @@ fn classify_all(
     }
 }
 
-fn classify(rules: &Rules, head: &Parts, credential: &Credential<'_>) -> Result<Swap, Denial> {
+fn classify(
+    rules: &SubstitutionRules,
+    head: &Parts,
+    credential: &Credential<'_>,
+) -> Result<Swap, Denial> {
     let uri = &head.uri;
     match credential {
         Credential::Header(field, value) => classify_header(rules, field, value),
@@ -195,7 +210,11 @@ fn classify(rules: &Rules, head: &Parts, credential: &Credential<'_>) -> Result<
     }
 }
 
-fn classify_header(rules: &Rules, field: &HeaderName, value: &HeaderValue) -> Result<Swap, Denial> {
+fn classify_header(
+    rules: &SubstitutionRules,
+    field: &HeaderName,
+    value: &HeaderValue,
+) -> Result<Swap, Denial> {
     let text = value.as_bytes();
     if !text.iter().all(|&byte| byte == b' ' || byte.is_ascii_graphic()) {
         return Err(Reason::CredentialMalformed.into());
@@ -226,19 +245,19 @@ fn swap_at(binding: &Arc<Binding>, field: &HeaderName, text: &[u8]) -> Option<Sw
 
 /// The word for a credential that stands in no listed place: the whole value, or what follows
 /// its first space, decides whether it is one of this group's placeholders gone astray.
-fn deny_credential(rules: &Rules, text: &[u8]) -> Denial {
+fn deny_credential(rules: &SubstitutionRules, text: &[u8]) -> Denial {
     let after_word = text.iter().position(|&byte| byte == b' ').and_then(|at| text.get(at + 1..));
     let candidates = [Some(text), after_word];
     astray(candidates.into_iter().flatten().map(|candidate| rules.owner(candidate)))
 }
 
-fn deny_offer(rules: &Rules, offers: &HeaderValue, at: &Range<usize>) -> Denial {
+fn deny_offer(rules: &SubstitutionRules, offers: &HeaderValue, at: &Range<usize>) -> Denial {
     let offer = offers.as_bytes().get(at.clone()).unwrap_or_default();
     astray(subprotocol::candidates(rules, offer).map(|candidate| rules.owner(candidate)))
 }
 
 /// Where no cookie is a place. They stand in pairs with `;` between two (RFC 6265, section 4.2.1).
-fn deny_cookies(rules: &Rules, value: &HeaderValue) -> Denial {
+fn deny_cookies(rules: &SubstitutionRules, value: &HeaderValue) -> Denial {
     let pairs = value.as_bytes().split(|&byte| byte == b';');
     astray(pairs.map(|pair| {
         let value = pair.iter().position(|&byte| byte == b'=').and_then(|at| pair.get(at + 1..));
@@ -246,8 +265,12 @@ fn deny_cookies(rules: &Rules, value: &HeaderValue) -> Denial {
     }))
 }
 
-fn check_request(rules: &Rules, plan: &Plan, head: &Parts) -> Result<(), Reason> {
-    let Scope { methods, paths } = rules.scope(plan, head)?;
+fn check_request(
+    rules: &SubstitutionRules,
+    substitution: &Substitution,
+    head: &Parts,
+) -> Result<(), Reason> {
+    let Scope { methods, paths } = rules.scope(substitution, head)?;
     if head.method == Method::CONNECT {
         return Err(Reason::ConnectDenied);
     }

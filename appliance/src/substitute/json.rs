@@ -17,7 +17,7 @@ pub(super) struct Document<'a> {
 
 /// What stands where a pointer leads.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Found {
+pub(super) struct PointedValue {
     /// The whole value, a string with its quotes.
     pub(super) at: Range<usize>,
     /// What it says; nothing where it is no string.
@@ -29,7 +29,7 @@ pub(super) struct Found {
 
 /// Why there is no one place where a pointer leads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fault {
+pub(super) enum PointerFault {
     /// It is no JSON, or two readers disagree.
     Malformed,
     /// Two members have one name, or names that some server takes for one.
@@ -39,32 +39,36 @@ pub(super) enum Fault {
 impl<'a> Document<'a> {
     /// Reads a text, which is the whole of it: nothing stands before or behind but spaces. What is nested
     /// deeper than the library goes is none.
-    pub(super) fn read(text: &'a str) -> Result<Self, Fault> {
-        let value = serde_json::from_str(text).map_err(|_| Fault::Malformed)?;
+    pub(super) fn read(text: &'a str) -> Result<Self, PointerFault> {
+        let value = serde_json::from_str(text).map_err(|_| PointerFault::Malformed)?;
         Ok(Self { text, value })
     }
 
     /// What stands where the pointer leads, if anything does.
-    pub(super) fn find(&self, pointer: &JsonPointer) -> Result<Option<Found>, Fault> {
-        let mut at = Scan::new(self.text, 0).value().ok_or(Fault::Malformed)?;
+    pub(super) fn find(&self, pointer: &JsonPointer) -> Result<Option<PointedValue>, PointerFault> {
+        let mut at = Scan::new(self.text, 0).value().ok_or(PointerFault::Malformed)?;
         let mut exact = true;
         for token in pointer.tokens() {
             let Some((next, spelt)) = self.member(at, token)? else { return Ok(None) };
             at = next;
             exact &= spelt;
         }
-        let text = self.text.get(at.clone()).ok_or(Fault::Malformed)?;
-        let seen: Value = serde_json::from_str(text).map_err(|_| Fault::Malformed)?;
+        let text = self.text.get(at.clone()).ok_or(PointerFault::Malformed)?;
+        let seen: Value = serde_json::from_str(text).map_err(|_| PointerFault::Malformed)?;
         if exact && self.value.pointer(&pointer.to_string()) != Some(&seen) {
-            return Err(Fault::Malformed);
+            return Err(PointerFault::Malformed);
         }
         let text = seen.as_str().map(str::to_owned);
-        Ok(Some(Found { at, text, exact }))
+        Ok(Some(PointedValue { at, text, exact }))
     }
 
     /// Where the member of that name stands in the object or the array there, and whether its name is
     /// spelt so.
-    fn member(&self, of: Range<usize>, token: &str) -> Result<Option<(Range<usize>, bool)>, Fault> {
+    fn member(
+        &self,
+        of: Range<usize>,
+        token: &str,
+    ) -> Result<Option<(Range<usize>, bool)>, PointerFault> {
         let mut found = None;
         let mut scan = Scan::new(self.text, of.start);
         let array = match scan.next() {
@@ -79,20 +83,20 @@ impl<'a> Document<'a> {
             let (named, spelt) = if array {
                 (nth.to_string() == token, true)
             } else {
-                self.name(scan.name().ok_or(Fault::Malformed)?, token)?
+                self.name(scan.name().ok_or(PointerFault::Malformed)?, token)?
             };
-            let at = scan.value().ok_or(Fault::Malformed)?;
+            let at = scan.value().ok_or(PointerFault::Malformed)?;
             if named && found.replace((at, spelt)).is_some() {
-                return Err(Fault::Twice);
+                return Err(PointerFault::Twice);
             }
         }
         Ok(found)
     }
 
     /// Whether some server takes the name there for that one, and whether it is written so.
-    fn name(&self, at: Range<usize>, token: &str) -> Result<(bool, bool), Fault> {
-        let written = self.text.get(at).ok_or(Fault::Malformed)?;
-        let name: String = serde_json::from_str(written).map_err(|_| Fault::Malformed)?;
+    fn name(&self, at: Range<usize>, token: &str) -> Result<(bool, bool), PointerFault> {
+        let written = self.text.get(at).ok_or(PointerFault::Malformed)?;
+        let name: String = serde_json::from_str(written).map_err(|_| PointerFault::Malformed)?;
         let spelt = name == token && !written.contains('\\');
         Ok((folded(&name).eq(folded(token)), spelt))
     }
@@ -223,7 +227,7 @@ mod tests {
         }
     }
 
-    fn find(text: &str, at: &str) -> Result<Option<(String, Option<String>, bool)>, Fault> {
+    fn find(text: &str, at: &str) -> Result<Option<(String, Option<String>, bool)>, PointerFault> {
         let found = Document::read(text)?.find(&pointer(at))?;
         Ok(found.map(|it| (text[it.at].to_owned(), it.text, it.exact)))
     }
@@ -282,7 +286,7 @@ mod tests {
             r#"{"a":{"b":"x","\u0062":"y"}}"#,
             r#"{"a":{"b":"x","B":null}}"#,
         ] {
-            assert_eq!(find(text, "/a/b"), Err(Fault::Twice), "{text}");
+            assert_eq!(find(text, "/a/b"), Err(PointerFault::Twice), "{text}");
         }
         says(r#"{"c":1,"a":{"b":"x","c":1,"c":2},"c":2}"#, "/a/b", r#""x""#, "x");
     }
@@ -310,7 +314,7 @@ mod tests {
             "// x\n{}",
             &deep(200),
         ] {
-            assert_eq!(find(text, "/a"), Err(Fault::Malformed), "{text}");
+            assert_eq!(find(text, "/a"), Err(PointerFault::Malformed), "{text}");
         }
         assert_eq!(find(&deep(100), "/a"), Ok(None));
     }
@@ -349,15 +353,15 @@ mod tests {
                     prop_assert_eq!(says.as_deref(), known.as_str());
                 }
                 Ok(None) => prop_assert_eq!(value.pointer(&at), None),
-                Ok(Some((_, _, false))) | Err(Fault::Twice) => {}
-                Err(Fault::Malformed) => prop_assert!(false, "{text}"),
+                Ok(Some((_, _, false))) | Err(PointerFault::Twice) => {}
+                Err(PointerFault::Malformed) => prop_assert!(false, "{text}"),
             }
         }
 
         #[test]
         fn no_text_panics(text in "[\\[\\]{}\",:\\\\a0 ]{0,24}") {
             let read = find(&text, "/a/0");
-            prop_assert_eq!(read == Err(Fault::Malformed), serde_json::from_str::<Value>(&text).is_err());
+            prop_assert_eq!(read == Err(PointerFault::Malformed), serde_json::from_str::<Value>(&text).is_err());
         }
     }
 }

@@ -9,14 +9,18 @@ use super::{
     apply::Swap,
     body,
     cookies::Cookie,
-    rules::{Rules, is},
+    rules::{SubstitutionRules, is},
 };
 use crate::policy::{Binding, PathSlot, Place, only_value};
 
 /// The swap for the one credential in the query whose decoded name is `name` and value `value`, where a
 /// binding lists that place for that placeholder. A server may cut a query at `;` or not, and read
 /// the first or the last of two values of one name: where that could matter there is no swap.
-pub(super) fn in_query(rules: &Rules, uri: &Uri, (name, value): (&str, &str)) -> Option<Swap> {
+pub(super) fn in_query(
+    rules: &SubstitutionRules,
+    uri: &Uri,
+    (name, value): (&str, &str),
+) -> Option<Swap> {
     let lists = |place: &Place| matches!(place, Place::Query { name: own } if **own == *name);
     let binding = listed(rules, value.as_bytes(), lists)?;
     let at = only_value(uri.query().unwrap_or_default(), name, value)?;
@@ -24,7 +28,7 @@ pub(super) fn in_query(rules: &Rules, uri: &Uri, (name, value): (&str, &str)) ->
 }
 
 /// The swap for a cookie, where a binding lists that place for the placeholder there.
-pub(super) fn in_cookie(rules: &Rules, cookie: &Cookie<'_>) -> Option<Swap> {
+pub(super) fn in_cookie(rules: &SubstitutionRules, cookie: &Cookie<'_>) -> Option<Swap> {
     let lists = |place: &Place| matches!(place, Place::Cookie { name } if **name == *cookie.name);
     let binding = listed(rules, cookie.value.as_bytes(), lists)?;
     let at = cookie.at.clone();
@@ -33,7 +37,7 @@ pub(super) fn in_cookie(rules: &Rules, cookie: &Cookie<'_>) -> Option<Swap> {
 
 /// The swap for what stands in a place of the body, where a binding lists that place for the placeholder
 /// there.
-pub(super) fn in_body(rules: &Rules, found: &body::Found<'_>) -> Option<Swap> {
+pub(super) fn in_body(rules: &SubstitutionRules, found: &body::BodyValue<'_>) -> Option<Swap> {
     let lists = |place: &Place| matches!(place, Place::Body(own) if own == found.place);
     let binding = listed(rules, found.text.as_bytes(), lists)?;
     let at = found.at.clone()?;
@@ -43,7 +47,7 @@ pub(super) fn in_body(rules: &Rules, found: &body::Found<'_>) -> Option<Swap> {
 /// The swap for the segment of the path, of which there is one reading, where a binding lists that place
 /// for the placeholder there.
 pub(super) fn in_path(
-    rules: &Rules,
+    rules: &SubstitutionRules,
     uri: &Uri,
     (place, at): (&PathSlot, &Range<usize>),
 ) -> Option<Swap> {
@@ -59,7 +63,7 @@ pub(super) fn segment<'a>(uri: &'a Uri, at: &Range<usize>) -> Cow<'a, [u8]> {
 }
 
 fn listed<'a>(
-    rules: &'a Rules,
+    rules: &'a SubstitutionRules,
     text: &[u8],
     lists: impl Fn(&Place) -> bool,
 ) -> Option<&'a Arc<Binding>> {

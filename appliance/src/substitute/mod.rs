@@ -1,8 +1,8 @@
 //! Placeholders in a request become secrets: in its head, and in the body where a binding names a place
 //! there.
 //!
-//! [`Rules`] are what one group's placeholders mean at one API; [`examine()`] reads a head, and
-//! [`examine_whole()`] a head with its body, against them without changing it; [`Plan::apply`] writes
+//! [`SubstitutionRules`] are what one group's placeholders mean at one API; [`examine()`] reads a head, and
+//! [`examine_whole()`] a head with its body, against them without changing it; [`Substitution::apply`] writes
 //! the values. A value can only reach a request
 //! through a plan, and a plan is only made of one in which every credential is, byte for byte,
 //! a placeholder in a place that its binding lists, each in a field or under a name of its own. Everything else is a
@@ -22,10 +22,10 @@ mod splice;
 mod subprotocol;
 mod target;
 
-pub use apply::Plan;
+pub use apply::Substitution;
 pub use denial::Denial;
 pub use examine::{examine, examine_whole};
-pub use rules::{Rules, Scope, trailers_carry_credential};
+pub use rules::{Scope, SubstitutionRules, trailers_carry_credential};
 
 #[cfg(test)]
 mod bodies;
@@ -34,8 +34,8 @@ mod offers;
 #[cfg(test)]
 mod properties;
 #[cfg(test)]
-mod table;
-#[cfg(test)]
 mod targets;
 #[cfg(test)]
-mod world;
+mod testing;
+#[cfg(test)]
+mod tests;

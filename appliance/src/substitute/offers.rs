@@ -6,7 +6,7 @@ use http::request::Parts;
 use proptest::prelude::*;
 use zeroize::Zeroizing;
 
-use super::{world::*, *};
+use super::{testing::*, *};
 use crate::{
     policy::{Binding, Place, SubprotocolPrefix},
     reason::{Reason, SecretCause},
@@ -16,7 +16,7 @@ use crate::{
 const PREFIX: &str = "openai-insecure-api-key.";
 
 /// The key of the first binding in a subprotocol too.
-fn rules() -> Rules {
+fn rules() -> SubstitutionRules {
     rules_with(|api| {
         let mut own = api.bindings[0].as_ref().clone();
         own.places.push(Place::Subprotocol(SubprotocolPrefix::parse(PREFIX).unwrap()));
@@ -38,10 +38,10 @@ fn a_placeholder_behind_its_prefix_becomes_its_value_and_other_offers_stay() {
             format!("realtime,  {PREFIX}{value} ,openai-project.proj_1"),
         ),
     ] {
-        let (parts, plan) = swapped(&rules(), offered(offers)).unwrap();
+        let (parts, substitution) = swapped(&rules(), offered(offers)).unwrap();
         assert_eq!(parts.headers["sec-websocket-protocol"], expected);
         assert!(parts.headers["sec-websocket-protocol"].is_sensitive());
-        assert_eq!(plan.placeholders().count(), 1);
+        assert_eq!(substitution.placeholders().count(), 1);
     }
 }
 
@@ -88,7 +88,7 @@ fn only_a_handshake_with_one_field_of_offers_has_the_place() {
         ("sec-websocket-protocol", "a"),
     ];
     assert_eq!(refused(&rules(), head(&two)), Reason::PlaceholderWrongPlace);
-    let bound_elsewhere = super::world::rules();
+    let bound_elsewhere = super::testing::rules();
     assert_eq!(refused(&bound_elsewhere, offered(&offer)), Reason::PlaceholderWrongPlace);
 }
 
@@ -107,13 +107,13 @@ fn a_placeholder_may_stand_in_a_field_and_in_an_offer() {
 fn a_value_that_is_no_token_is_not_put_in() {
     for text in ["secret-with-a,comma-in-it", "secret/with:a-slash", "secret=with=equals"] {
         let mut parts = offered(&format!("{PREFIX}{BEARER}"));
-        let plan = examine(&rules(), &parts).unwrap();
+        let substitution = examine(&rules(), &parts).unwrap();
         let before = parts.headers.clone();
         let value = |_: &Binding| {
             let bytes = Zeroizing::new(text.as_bytes().to_vec());
             Ok(Arc::new(SecretValue::load(bytes, 16).ok().unwrap()))
         };
-        assert_eq!(plan.apply(&mut parts, value), Err(SecretCause::ValueInvalid), "{text}");
+        assert_eq!(substitution.apply(&mut parts, value), Err(SecretCause::ValueInvalid), "{text}");
         assert_eq!(parts.headers, before);
     }
 }
@@ -132,9 +132,9 @@ proptest! {
         space in " {0,2}",
     ) {
         let text = offers.join(&format!("{space},{space}"));
-        let Ok((after, plan)) = swapped(&rules(), offered(&text)) else { return Ok(()) };
+        let Ok((after, substitution)) = swapped(&rules(), offered(&text)) else { return Ok(()) };
         let after = after.headers["sec-websocket-protocol"].to_str().unwrap();
-        prop_assert_eq!(after.matches(&value_of(BEARER)).count(), plan.placeholders().count());
+        prop_assert_eq!(after.matches(&value_of(BEARER)).count(), substitution.placeholders().count());
         prop_assert_eq!(after.replace(&value_of(BEARER), BEARER), text);
         prop_assert!(!after.contains("mine"));
     }

@@ -3,7 +3,7 @@
 use http::request::Parts;
 use proptest::prelude::*;
 
-use super::{world::*, *};
+use super::{testing::*, *};
 use crate::reason::Reason;
 
 const PLACEHOLDERS: [&str; 8] =
@@ -56,9 +56,9 @@ proptest! {
         let rules = rules();
         let fields: Vec<_> = fields.iter().map(|(name, value)| (&**name, &**value)).collect();
         let before = head(&fields);
-        let Ok((after, plan)) = swapped(&rules, before.clone()) else { return Ok(()) };
-        let planned: Vec<_> = plan.placeholders().map(|name| name.as_str()).collect();
-        prop_assert_eq!(planned.is_empty(), plan.is_anonymous());
+        let Ok((after, substitution)) = swapped(&rules, before.clone()) else { return Ok(()) };
+        let planned: Vec<_> = substitution.placeholders().map(|name| name.as_str()).collect();
+        prop_assert_eq!(planned.is_empty(), substitution.is_anonymous());
         for placeholder in PLACEHOLDERS {
             let expected = planned.iter().filter(|name| **name == placeholder).count();
             prop_assert_eq!(occurrences(&after, placeholder), expected);

@@ -8,7 +8,7 @@ use http::{
     request::Parts,
 };
 
-use super::Plan;
+use super::Substitution;
 use crate::{
     policy::{
         Anonymous, Api, Binding, BodyPlace, Folded, GroupName, PathRule, PathSlot, Place,
@@ -20,13 +20,13 @@ use crate::{
 
 /// What a request of one group to one API is held against. Immutable; made once per policy.
 #[derive(Debug)]
-pub struct Rules {
+pub struct SubstitutionRules {
     methods: Vec<Method>,
     paths: Vec<PathRule>,
     anonymous: Anonymous,
     pub(super) own: Vec<Arc<Binding>>,
     elsewhere: HashSet<Placeholder>,
-    names: Names,
+    names: CredentialFields,
 }
 
 /// The methods and paths that one request is held against.
@@ -49,7 +49,7 @@ pub(super) enum Owner<'a> {
     Foreign,
 }
 
-impl Rules {
+impl SubstitutionRules {
     /// Compiles what `group` may do at `api`, which is one of `policy.apis`.
     pub fn new(policy: &Policy, group: &GroupName, api: &Arc<Api>) -> Self {
         let elsewhere = policy.apis.iter().flat_map(|api| bindings_of(api, group));
@@ -59,7 +59,7 @@ impl Rules {
             anonymous: api.anonymous.clone(),
             own: bindings_of(api, group).cloned().collect(),
             elsewhere: elsewhere.map(|binding| binding.placeholder.clone()).collect(),
-            names: Names::of(api),
+            names: CredentialFields::of(api),
         }
     }
 
@@ -68,10 +68,10 @@ impl Rules {
     /// # Errors
     ///
     /// `placeholder_missing` where this one has to have a credential.
-    pub fn scope(&self, plan: &Plan, head: &Parts) -> Result<Scope<'_>, Reason> {
+    pub fn scope(&self, substitution: &Substitution, head: &Parts) -> Result<Scope<'_>, Reason> {
         let usual = Scope { methods: &self.methods, paths: &self.paths };
         match &self.anonymous {
-            _ if !plan.is_anonymous() => Ok(usual),
+            _ if !substitution.is_anonymous() => Ok(usual),
             Anonymous::Never => Err(Reason::PlaceholderMissing),
             Anonymous::Always => Ok(usual),
             Anonymous::Listed(requests) => {
@@ -156,7 +156,7 @@ impl Rules {
 
 /// Whether request trailers carry a credential field: that is refused, since a server that
 /// merges trailers into the head (RFC 9110, section 6.5.1) would read a second credential.
-pub fn trailers_carry_credential(rules: &Rules, trailers: &HeaderMap) -> bool {
+pub fn trailers_carry_credential(rules: &SubstitutionRules, trailers: &HeaderMap) -> bool {
     trailers.keys().any(|name| rules.is_credential_field(name))
 }
 
@@ -171,7 +171,7 @@ fn bindings_of<'a>(api: &'a Api, group: &'a GroupName) -> impl Iterator<Item = &
 
 /// The names under which credentials stand at one API.
 #[derive(Debug)]
-struct Names {
+struct CredentialFields {
     /// The header fields of bindings, of whatever group.
     bound: Vec<HeaderName>,
     /// The same keys in a query, and those that stand there, as [`fold_query`] writes their names.
@@ -190,7 +190,7 @@ struct Names {
     cookies: bool,
 }
 
-impl Names {
+impl CredentialFields {
     fn of(api: &Api) -> Self {
         let places = || api.bindings.iter().flat_map(|binding| &binding.places);
         let mut bound: Vec<_> = places().filter_map(field_of).cloned().collect();

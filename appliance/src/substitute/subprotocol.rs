@@ -11,13 +11,13 @@ use http::{
 
 use super::{
     apply::Swap,
-    rules::{Rules, is},
+    rules::{SubstitutionRules, is},
 };
 use crate::policy::{Binding, Place, is_credential_subprotocol};
 
 /// Every offer that carries a credential, and where it stands in its field.
 pub(super) fn find<'a>(
-    rules: &'a Rules,
+    rules: &'a SubstitutionRules,
     head: &'a Parts,
 ) -> impl Iterator<Item = (&'a HeaderValue, Range<usize>)> {
     head.headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().flat_map(move |value| {
@@ -29,7 +29,7 @@ pub(super) fn find<'a>(
 /// The swap for one offer, where a binding lists that place for the placeholder there. Only a handshake
 /// has offers, and of those only one with a single field, which every server reads alike.
 pub(super) fn swap(
-    rules: &Rules,
+    rules: &SubstitutionRules,
     head: &Parts,
     (value, at): (&HeaderValue, &Range<usize>),
 ) -> Option<Swap> {
@@ -42,7 +42,10 @@ pub(super) fn swap(
 
 /// What in an offer could be a placeholder gone astray: all of it, what follows its last dot, and what
 /// follows a prefix.
-pub(super) fn candidates<'a>(rules: &'a Rules, offer: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
+pub(super) fn candidates<'a>(
+    rules: &'a SubstitutionRules,
+    offer: &'a [u8],
+) -> impl Iterator<Item = &'a [u8]> {
     let after_dot = offer.rsplit(|&byte| byte == b'.').next();
     let prefixes = rules.subprotocols().iter();
     let after = prefixes.filter_map(|prefix| offer.get(prefix.find(offer)?..));
@@ -63,7 +66,7 @@ fn text<'a>(value: &'a HeaderValue, at: &Range<usize>) -> &'a [u8] {
     value.as_bytes().get(at.clone()).unwrap_or_default()
 }
 
-fn counts(rules: &Rules, offer: &[u8]) -> bool {
+fn counts(rules: &SubstitutionRules, offer: &[u8]) -> bool {
     is_credential_subprotocol(offer)
         || rules.subprotocols().iter().any(|prefix| prefix.find(offer).is_some())
         || candidates(rules, offer).any(|candidate| rules.is_placeholder(candidate))

@@ -8,16 +8,16 @@ use crate::reason::SecretCause;
 
 /// The two parts of a target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Part {
+pub(super) enum TargetPart {
     Path,
     Query,
 }
 
 /// The target with each piece in its place in its part.
-pub(super) fn write(uri: &Uri, pieces: Vec<(Part, Piece)>) -> Result<Uri, SecretCause> {
+pub(super) fn write(uri: &Uri, pieces: Vec<(TargetPart, Piece)>) -> Result<Uri, SecretCause> {
     let query = uri.path().len() + "?".len();
     let pieces = pieces.into_iter().map(|(part, Piece { at, text })| {
-        let start = if part == Part::Query { query } else { 0 };
+        let start = if part == TargetPart::Query { query } else { 0 };
         Piece { at: start + at.start..start + at.end, text }
     });
     let before = uri.path_and_query().map_or("", PathAndQuery::as_str);

@@ -6,7 +6,7 @@ use http::{Method, request::Parts};
 use proptest::prelude::*;
 use zeroize::Zeroizing;
 
-use super::{world::*, *};
+use super::{testing::*, *};
 use crate::{
     policy::{Binding, PathSlot, Place, fold_query, query_pairs},
     reason::{Reason, SecretCause},
@@ -17,7 +17,7 @@ const GEMINI: &str = "GEMINI_API_KEY";
 const WEATHER: &str = "WEATHER_ID";
 
 /// Two placeholders in the query, one of them under a name that is a credential's nowhere else.
-fn rules() -> Rules {
+fn rules() -> SubstitutionRules {
     rules_with(|api| {
         for (at, placeholder, name) in [(0, GEMINI, "key"), (1, WEATHER, "appid")] {
             let mut own = api.bindings[at].as_ref().clone();
@@ -57,10 +57,10 @@ fn a_placeholder_under_its_listed_name_becomes_its_value_and_all_else_stays() {
 fn a_value_in_the_query_is_percent_encoded_but_for_unreserved_bytes() {
     let every: Vec<u8> = (0x21..=0x7e).collect();
     let mut parts = asked("z=1&key=GEMINI_API_KEY&a=2");
-    let plan = examine(&rules(), &parts).unwrap();
+    let substitution = examine(&rules(), &parts).unwrap();
     let value =
         |_: &Binding| Ok(Arc::new(SecretValue::load(Zeroizing::new(every.clone()), 16).unwrap()));
-    plan.apply(&mut parts, value).unwrap();
+    substitution.apply(&mut parts, value).unwrap();
     let query = parts.uri.query().unwrap();
     assert!(query.starts_with("z=1&key=%21%22%23%24%25%26%27%28%29%2A%2B%2C-.%2F0"), "{query}");
     let pairs: Vec<_> = query_pairs(query).collect();
@@ -75,12 +75,12 @@ fn a_value_in_the_query_is_percent_encoded_but_for_unreserved_bytes() {
 fn a_value_that_is_not_there_leaves_the_target_as_it_was() {
     let mut parts = asked("appid=WEATHER_ID&key=GEMINI_API_KEY");
     let before = parts.clone();
-    let plan = examine(&rules(), &parts).unwrap();
+    let substitution = examine(&rules(), &parts).unwrap();
     let only_one = |binding: &Binding| match binding.placeholder.as_str() {
         WEATHER => lookup(binding),
         _ => Err(SecretCause::VaultSealed),
     };
-    assert_eq!(plan.apply(&mut parts, only_one), Err(SecretCause::VaultSealed));
+    assert_eq!(substitution.apply(&mut parts, only_one), Err(SecretCause::VaultSealed));
     assert_eq!(parts.uri, before.uri);
 }
 
@@ -88,11 +88,11 @@ fn a_value_that_is_not_there_leaves_the_target_as_it_was() {
 fn a_target_that_would_grow_beyond_a_uri_is_not_sent() {
     let padding = "a".repeat(60_000);
     let mut parts = asked(&format!("key=GEMINI_API_KEY&pad={padding}"));
-    let plan = examine(&rules(), &parts).unwrap();
+    let substitution = examine(&rules(), &parts).unwrap();
     let long = |_: &Binding| {
         Ok(Arc::new(SecretValue::load(Zeroizing::new(vec![b'%'; 4096]), 16).unwrap()))
     };
-    assert_eq!(plan.apply(&mut parts, long), Err(SecretCause::ValueInvalid));
+    assert_eq!(substitution.apply(&mut parts, long), Err(SecretCause::ValueInvalid));
 }
 
 #[test]
@@ -136,15 +136,15 @@ fn whatever_servers_could_read_in_two_ways_is_refused() {
 fn one_placeholder_stands_in_a_field_and_in_the_query() {
     let text = format!("Bearer {GEMINI}");
     let parts = head_to(Method::POST, "/v1/chat?key=GEMINI_API_KEY", &[("authorization", &text)]);
-    let (parts, plan) = swapped(&rules(), parts).unwrap();
+    let (parts, substitution) = swapped(&rules(), parts).unwrap();
     assert_eq!(parts.headers["authorization"], format!("Bearer {}", value_of(GEMINI)));
     assert_eq!(parts.uri.query(), Some(&*format!("key={}", value_of(GEMINI))));
-    assert_eq!(plan.placeholders().count(), 2);
+    assert_eq!(substitution.placeholders().count(), 2);
 }
 
 #[test]
 fn a_name_that_no_binding_of_this_api_lists_is_no_place() {
-    let plain = super::world::rules();
+    let plain = super::testing::rules();
     let text = format!("/v1/chat?key={BEARER}");
     assert_eq!(refused(&plain, head_to(Method::POST, &text, &[])), Reason::PlaceholderWrongPlace);
     let parts = head_to(Method::POST, "/v1/chat?appid=anything", &[("x-special-key", RAW)]);
@@ -152,7 +152,7 @@ fn a_name_that_no_binding_of_this_api_lists_is_no_place() {
 }
 
 /// A bot's token in the path, beside the places of [`rules`].
-fn with_a_path() -> Rules {
+fn with_a_path() -> SubstitutionRules {
     rules_with(|api| {
         let mut own = api.bindings[0].as_ref().clone();
         own.places.push(Place::Path(PathSlot::parse("/bot{}/").unwrap()));
@@ -206,13 +206,13 @@ fn groups_share_the_places_of_an_api() {
 #[test]
 fn a_value_in_the_path_is_one_segment_whatever_it_holds() {
     let mut parts = to("/botOPENAI_API_KEY/a?b");
-    let plan = examine(&with_a_path(), &parts).unwrap();
+    let substitution = examine(&with_a_path(), &parts).unwrap();
     let value = |_: &Binding| {
         Ok(Arc::new(
             SecretValue::load(Zeroizing::new(b"123:a/../b?c#d%2f;e".to_vec()), 16).unwrap(),
         ))
     };
-    plan.apply(&mut parts, value).unwrap();
+    substitution.apply(&mut parts, value).unwrap();
     let expected = "/bot123%3Aa%2F..%2Fb%3Fc%23d%252f%3Be/a?b";
     assert_eq!(parts.uri.path_and_query().unwrap().as_str(), expected);
 }
@@ -267,7 +267,7 @@ proptest! {
         mark in prop::sample::select(vec!["&", "&", ";"]),
     ) {
         let query = pieces.join(mark);
-        let Ok((after, plan)) = swapped(&rules(), asked(&query)) else { return Ok(()) };
+        let Ok((after, substitution)) = swapped(&rules(), asked(&query)) else { return Ok(()) };
         let after = after.uri.query().unwrap();
         let back = |text: &str| text.replace(&value_of(GEMINI), GEMINI).replace(&value_of(WEATHER), WEATHER);
         let before: Vec<_> = query_pairs(&query).collect();
@@ -275,7 +275,7 @@ proptest! {
         prop_assert!(before.iter().map(|(n, v)| (&**n, &**v)).eq(now.iter().map(|(n, v)| (&**n, &**v))));
         for (placeholder, name) in [(GEMINI, "key"), (WEATHER, "appid")] {
             let value = value_of(placeholder);
-            let planned = plan.placeholders().filter(|one| one.as_str() == placeholder).count();
+            let planned = substitution.placeholders().filter(|one| one.as_str() == placeholder).count();
             prop_assert_eq!(after.matches(&value).count(), planned);
             let under = query_pairs(after).filter(|pair| pair.1 == *value);
             under.for_each(|pair| assert_eq!(fold_query(&pair.0), name));

@@ -64,7 +64,7 @@ pub(super) struct ClientIdentity {
 }
 
 /// What one node said.
-enum Said {
+enum NodeReply {
     Body(Zeroizing<Vec<u8>>),
     /// To ask this node instead.
     Ask(usize),
@@ -139,18 +139,18 @@ impl Transport {
         let mut others = (1..self.nodes.len()).map(|step| (first + step) % self.nodes.len());
         loop {
             let error = match self.ask(node, endpoint).await {
-                Said::Body(body) => {
+                NodeReply::Body(body) => {
                     self.active.store(node, Ordering::Relaxed);
                     return Ok(body);
                 }
-                Said::Failed(error) => return Err(error),
-                Said::Ask(other) if hops < MAX_HOPS => {
+                NodeReply::Failed(error) => return Err(error),
+                NodeReply::Ask(other) if hops < MAX_HOPS => {
                     hops += 1;
                     node = other;
                     continue;
                 }
-                Said::Ask(_) => CallError::Transport("Vault's nodes point at one another"),
-                Said::AskAnother(error) => error,
+                NodeReply::Ask(_) => CallError::Transport("Vault's nodes point at one another"),
+                NodeReply::AskAnother(error) => error,
             };
             match others.next() {
                 Some(other) => node = other,
@@ -161,39 +161,45 @@ impl Transport {
 
     /// rustify builds the request and no more: its way of sending has no bound on the answer,
     /// copies bodies into its errors and logs each status but 2xx as an error.
-    async fn ask(&self, node: usize, endpoint: &impl Endpoint) -> Said {
-        let Some(base) = self.nodes.get(node) else { return Said::Failed(UNSENT) };
-        let Ok(mut request) = endpoint.request(base.as_str()) else { return Said::Failed(UNSENT) };
+    async fn ask(&self, node: usize, endpoint: &impl Endpoint) -> NodeReply {
+        let Some(base) = self.nodes.get(node) else { return NodeReply::Failed(UNSENT) };
+        let Ok(mut request) = endpoint.request(base.as_str()) else {
+            return NodeReply::Failed(UNSENT);
+        };
         if let Some(token) = request.headers_mut().get_mut("x-vault-token") {
             token.set_sensitive(true);
         }
         // The body may hold the SecretID: it is wiped when it was sent.
         let request = request.map(|body| Bytes::from_owner(Zeroizing::new(body)));
         let Ok(request) = reqwest::Request::try_from(request) else {
-            return Said::Failed(UNSENT);
+            return NodeReply::Failed(UNSENT);
         };
         let target = request.url().clone();
         let http = self.http.load_full();
         let response = match http.execute(request).await {
             Ok(response) => response,
-            Err(error) if error.is_connect() => return Said::AskAnother(lost(&error)),
-            Err(error) => return Said::Failed(lost(&error)),
+            Err(error) if error.is_connect() => return NodeReply::AskAnother(lost(&error)),
+            Err(error) => return NodeReply::Failed(lost(&error)),
         };
         let status = response.status();
         if let Some(other) = self.redirected(&response, &target) {
-            return Said::Ask(other);
+            return NodeReply::Ask(other);
         }
         let retry_after = retry_after(response.headers());
         let body = match read_body(response).await {
             Ok(body) => body,
-            Err(error) => return Said::Failed(error),
+            Err(error) => return NodeReply::Failed(error),
         };
         if status.is_success() {
-            return Said::Body(body);
+            return NodeReply::Body(body);
         }
         let code = status.as_u16();
         let error = CallError::Status { code, says: understood(code, &body), retry_after };
-        if error.is_about_the_node() { Said::AskAnother(error) } else { Said::Failed(error) }
+        if error.is_about_the_node() {
+            NodeReply::AskAnother(error)
+        } else {
+            NodeReply::Failed(error)
+        }
     }
 
     /// The node that is to be asked the same question instead.
@@ -368,9 +374,9 @@ fn literal(address: &Url) -> Option<IpAddr> {
 
 /// Looks Vault's name up as the gateway looks up every name, and not as the system would: whoever
 /// has the wire is not told where the gateway's secrets are.
-struct Names(Resolver);
+struct GatewayNames(Resolver);
 
-impl Resolve for Names {
+impl Resolve for GatewayNames {
     fn resolve(&self, name: Name) -> Resolving {
         let resolver = self.0.clone();
         Box::pin(async move {
@@ -416,7 +422,7 @@ fn build_http(
     };
     reqwest::Client::builder()
         .tls_backend_preconfigured(tls)
-        .dns_resolver(Arc::new(Names(resolver.clone())))
+        .dns_resolver(Arc::new(GatewayNames(resolver.clone())))
         .https_only(https)
         .redirect(reqwest::redirect::Policy::none())
         .referer(false)

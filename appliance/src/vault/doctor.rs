@@ -22,7 +22,7 @@ mod tests;
 mod tokens;
 mod values;
 
-pub use health::{DoctorError, Health};
+pub use health::{DoctorError, DoctorReport};
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -34,7 +34,7 @@ use std::{
 use ipnet::IpNet;
 
 use self::{
-    health::{Check, Verdict},
+    health::{Check, CheckVerdict},
     paths::{BELOW, ENGINE, EXACT, around, ask, needs, neighbours},
 };
 use super::{
@@ -64,7 +64,7 @@ struct Doctor<'a> {
     unused: String,
     /// Whom Vault signs something about, and who that is to it.
     entities: Vec<(String, String)>,
-    health: Health,
+    health: DoctorReport,
 }
 
 /// Looks at everything, or until `interrupted`, and gives every token back. Tokens must be good at
@@ -80,7 +80,7 @@ pub async fn examine(
     (bound, resolver): (&[IpNet], &Resolver),
     values: bool,
     interrupted: impl Future<Output = ()>,
-) -> Result<Health, DoctorError> {
+) -> Result<DoctorReport, DoctorError> {
     let rights = Rights::new(settings, policy).map_err(DoctorError::Plan)?;
     let Some(vault) = &settings.vault else { return Err(DoctorError::Plan(PlanError::NoVault)) };
     if matches!(vault.login, VaultLogin::AppRole { wrapped: true, .. }) {
@@ -93,7 +93,7 @@ pub async fn examine(
     let entities: Vec<_> = rights.roles.iter().flat_map(RoleRights::entities).cloned().collect();
     session.set_groups(&policy.groups, &entities);
     let unused = format!("cloakroom-doctor-{:016x}", RandomState::new().hash_one(()));
-    let health = Health::default();
+    let health = DoctorReport::default();
     let entities = Vec::new();
     let mut doctor = Doctor { session, vault, rights: &rights, bound, unused, entities, health };
     let whole = tokio::select! {
@@ -103,7 +103,7 @@ pub async fn examine(
     if !doctor.session.close().await {
         let text = "Vault did not take back all the tokens of this examination; they end by \
                     themselves";
-        doctor.add(Verdict::Unanswered, "gateway", text);
+        doctor.add(CheckVerdict::Unanswered, "gateway", text);
     }
     if whole { Ok(doctor.health) } else { Err(DoctorError::Interrupted) }
 }
@@ -115,7 +115,7 @@ impl Doctor<'_> {
             // Nothing can be asked without it.
             Err(error) => return self.refused("gateway", error),
         };
-        self.add(Verdict::Ok, "gateway", "logs in");
+        self.add(CheckVerdict::Ok, "gateway", "logs in");
         self.look_at_login(&gateway).await;
         self.look_at_gateway(&gateway).await;
         if let (Some(questions), Some(pki)) = (questions, &self.vault.pki) {
@@ -164,11 +164,11 @@ impl Doctor<'_> {
                     "Vault makes no token by the role {}: it is not there, or it allows root",
                     role.role
                 );
-                return self.add(Verdict::Missing, whose, &text);
+                return self.add(CheckVerdict::Missing, whose, &text);
             }
             Err(error) => return self.refused(whose, error),
         };
-        self.add(Verdict::Ok, whose, &format!("gets a token by the role {}", role.role));
+        self.add(CheckVerdict::Ok, whose, &format!("gets a token by the role {}", role.role));
         let entity = self.look_at_token(whose, &client, &role.policy()).await;
         if role.entities().any(|other| other == group) {
             self.look_at_entity(whose, entity);
@@ -217,15 +217,15 @@ impl Doctor<'_> {
             let more: Vec<_> = held.difference(wanted).copied().collect();
             let needs: Vec<_> = wanted.iter().copied().collect();
             if !lacks.is_empty() && !held.contains("root") {
-                self.add(Verdict::Missing, whose, &format!("may not {}", text(&lacks)));
+                self.add(CheckVerdict::Missing, whose, &format!("may not {}", text(&lacks)));
             } else {
                 has.push(path.clone());
             }
             if !more.is_empty() {
                 let text = format!("may {}, and needs {} there", text(&more), needs.join(" and "));
-                self.add(Verdict::TooWide, whose, &text);
+                self.add(CheckVerdict::TooWide, whose, &text);
             } else if lacks.is_empty() {
-                self.add(Verdict::Ok, whose, &format!("may {}", text(&needs)));
+                self.add(CheckVerdict::Ok, whose, &format!("may {}", text(&needs)));
             }
         }
         has
@@ -268,7 +268,7 @@ impl Doctor<'_> {
         mut open: Vec<(String, BTreeSet<String>)>,
     ) -> Vec<String> {
         if open.is_empty() {
-            self.add(Verdict::Ok, whose, good);
+            self.add(CheckVerdict::Ok, whose, good);
             return Vec::new();
         }
         // What is open near the root says most.
@@ -281,7 +281,7 @@ impl Doctor<'_> {
         if open.len() > MAX_SHOWN {
             let _ = write!(text, " and {} more", open.len() - MAX_SHOWN);
         }
-        self.add(Verdict::TooWide, whose, &format!("{wide}: {text}"));
+        self.add(CheckVerdict::TooWide, whose, &format!("{wide}: {text}"));
         let readable =
             open.into_iter().filter(|(_, held)| held.iter().any(|it| READS.contains(&&**it)));
         readable.map(|(path, _)| path).collect()
@@ -292,13 +292,15 @@ impl Doctor<'_> {
         let whose = "gateway";
         for (rule, question) in &questions.good {
             match self.session.sign(&pki.mount, question).await {
-                Ok(_) => self.add(Verdict::Ok, whose, &format!("has the CA of `{rule}` signed")),
+                Ok(_) => {
+                    self.add(CheckVerdict::Ok, whose, &format!("has the CA of `{rule}` signed"))
+                }
                 Err(FetchError::Gone(_, text)) => {
-                    self.add(Verdict::Missing, whose, &format!("the CA of `{rule}`: {text}"));
+                    self.add(CheckVerdict::Missing, whose, &format!("the CA of `{rule}`: {text}"));
                 }
                 Err(error) => {
                     let text = format!("the CA of `{rule}`: {}", error.text());
-                    self.add(Verdict::Unanswered, whose, &text);
+                    self.add(CheckVerdict::Unanswered, whose, &text);
                 }
             }
         }
@@ -313,10 +315,10 @@ impl Doctor<'_> {
                 Err(error) => format!("a CA for {how}: no policy refuses it; {}", error.text()),
             };
             wider = true;
-            self.add(Verdict::TooWide, whose, &text);
+            self.add(CheckVerdict::TooWide, whose, &text);
         }
         if !wider {
-            self.add(Verdict::Ok, whose, "Vault signs no CA that is wider");
+            self.add(CheckVerdict::Ok, whose, "Vault signs no CA that is wider");
         }
     }
 
@@ -359,7 +361,7 @@ impl Doctor<'_> {
                 Err(_) => {
                     let text = "Vault does not say what its token may do: it needs update on \
                                 sys/capabilities-self";
-                    self.add(Verdict::Unanswered, whose, text);
+                    self.add(CheckVerdict::Unanswered, whose, text);
                     return None;
                 }
             }
@@ -369,15 +371,15 @@ impl Doctor<'_> {
 
     fn refused(&mut self, whose: &str, error: FetchError) {
         let verdict = match error {
-            FetchError::Gone(_, REFUSED | WRONG_SECRET_ID | NO_TOKEN) => Verdict::Missing,
-            FetchError::Gone(..) => Verdict::TooWide,
-            FetchError::Outage(SecretCause::VaultDenied, _) => Verdict::Missing,
-            FetchError::Outage(..) | FetchError::Busy(_) => Verdict::Unanswered,
+            FetchError::Gone(_, REFUSED | WRONG_SECRET_ID | NO_TOKEN) => CheckVerdict::Missing,
+            FetchError::Gone(..) => CheckVerdict::TooWide,
+            FetchError::Outage(SecretCause::VaultDenied, _) => CheckVerdict::Missing,
+            FetchError::Outage(..) | FetchError::Busy(_) => CheckVerdict::Unanswered,
         };
         self.add(verdict, whose, error.text());
     }
 
-    fn add(&mut self, verdict: Verdict, whose: &str, text: &str) {
+    fn add(&mut self, verdict: CheckVerdict, whose: &str, text: &str) {
         let check = Check { verdict, whose: whose.to_owned(), text: text.to_owned() };
         self.health.checks.push(check);
     }

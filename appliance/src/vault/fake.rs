@@ -13,8 +13,8 @@ use super::*;
 use crate::{
     config::VaultLogin,
     dial::Resolver,
-    policy::{InterfaceName, Part, Site},
-    secrets::private_file::tests::Folder,
+    policy::{InterfaceName, PickPart, Site},
+    secrets::private_file::tests::TestFolder,
 };
 
 pub(super) const SECRET_ID: &str = "secret-id-4b1d2e3f";
@@ -31,7 +31,7 @@ pub(super) struct Received {
 }
 
 /// What the fake does with a request.
-pub(super) enum Reply {
+pub(super) enum FakeReply {
     Json(u16, String),
     Redirect(String),
     Hang,
@@ -39,12 +39,12 @@ pub(super) enum Reply {
     Bytes(usize),
 }
 
-pub(super) type Respond = dyn Fn(&Received) -> Reply + Send + Sync;
+pub(super) type Respond = dyn Fn(&Received) -> FakeReply + Send + Sync;
 
 pub(super) struct Fake {
     pub(super) address: String,
     pub(super) received: Arc<Mutex<Vec<Received>>>,
-    pub(super) folder: Folder,
+    pub(super) folder: TestFolder,
     pub(super) task: tokio::task::JoinHandle<()>,
 }
 
@@ -56,9 +56,9 @@ impl Drop for Fake {
 
 impl Fake {
     pub(super) async fn start(
-        respond: impl Fn(&Received) -> Reply + Send + Sync + 'static,
+        respond: impl Fn(&Received) -> FakeReply + Send + Sync + 'static,
     ) -> Self {
-        let folder = Folder::new();
+        let folder = TestFolder::new();
         folder.write("secret-id", format!("{SECRET_ID}\n").as_bytes(), 0o600);
         folder.write("ca.pem", authority().0.as_bytes(), 0o644);
         let acceptor = acceptor();
@@ -175,11 +175,11 @@ async fn serve(
     };
     log.lock().unwrap().push(received.clone());
     let answer = match respond(&received) {
-        Reply::Json(status, body) => http(status, "", body.as_bytes()),
-        Reply::Redirect(to) => http(307, &format!("Location: {to}\r\n"), b""),
-        Reply::Bytes(count) => http(200, "", &vec![b' '; count]),
-        Reply::Cut => b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{\"data\"".to_vec(),
-        Reply::Hang => std::future::pending().await,
+        FakeReply::Json(status, body) => http(status, "", body.as_bytes()),
+        FakeReply::Redirect(to) => http(307, &format!("Location: {to}\r\n"), b""),
+        FakeReply::Bytes(count) => http(200, "", &vec![b' '; count]),
+        FakeReply::Cut => b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{\"data\"".to_vec(),
+        FakeReply::Hang => std::future::pending().await,
     };
     stream.write_all(&answer).await.ok()?;
     stream.shutdown().await.ok()
@@ -194,37 +194,40 @@ fn http(status: u16, fields: &str, body: &[u8]) -> Vec<u8> {
 }
 
 /// The gateway's own token.
-pub(super) fn grant(token: &str, seconds: u64) -> Reply {
+pub(super) fn grant(token: &str, seconds: u64) -> FakeReply {
     granted(token, seconds, r#""policies":["default","gateway"]"#)
 }
 
 /// A group's token.
-pub(super) fn child(token: &str, seconds: u64) -> Reply {
+pub(super) fn child(token: &str, seconds: u64) -> FakeReply {
     granted(token, seconds, r#""policies":["agents"],"orphan":false,"token_type":"service""#)
 }
 
-pub(super) fn granted(token: &str, seconds: u64, rest: &str) -> Reply {
+pub(super) fn granted(token: &str, seconds: u64, rest: &str) -> FakeReply {
     let auth = format!(r#""client_token":"{token}","lease_duration":{seconds},"renewable":true"#);
-    Reply::Json(200, format!(r#"{{"auth":{{{auth},"accessor":"accessor-of-{token}",{rest}}}}}"#))
+    FakeReply::Json(
+        200,
+        format!(r#"{{"auth":{{{auth},"accessor":"accessor-of-{token}",{rest}}}}}"#),
+    )
 }
 
-pub(super) fn value() -> Reply {
-    Reply::Json(200, format!(r#"{{"data":{{"data":{{"key":"{VALUE}"}}}}}}"#))
+pub(super) fn value() -> FakeReply {
+    FakeReply::Json(200, format!(r#"{{"data":{{"data":{{"key":"{VALUE}"}}}}}}"#))
 }
 
-pub(super) fn refused() -> Reply {
-    Reply::Json(403, r#"{"errors":["permission denied"]}"#.to_owned())
+pub(super) fn refused() -> FakeReply {
+    FakeReply::Json(403, r#"{"errors":["permission denied"]}"#.to_owned())
 }
 
 /// A healthy Vault but for what `read` says about reads.
 pub(super) fn healthy(
-    read: impl Fn() -> Reply + Send + Sync + 'static,
-) -> impl Fn(&Received) -> Reply {
+    read: impl Fn() -> FakeReply + Send + Sync + 'static,
+) -> impl Fn(&Received) -> FakeReply {
     move |request| match request.target.as_str() {
         LOGIN => grant(TOKEN, 3600),
         CHILD => child(CHILD_TOKEN, 3600),
         READ => read(),
-        LOOKUP | REVOKE => Reply::Json(200, "{}".to_owned()),
+        LOOKUP | REVOKE => FakeReply::Json(200, "{}".to_owned()),
         other => panic!("unexpected {other}"),
     }
 }
@@ -260,7 +263,7 @@ pub(super) async fn fetch(source: &VaultSource) -> Result<String, FetchError> {
 
 /// The field `key` of a KV v2 secret.
 pub(super) async fn fetch_at(source: &VaultSource, path: &str) -> Result<String, FetchError> {
-    let pick = Pick([Part::Field("key".into())].into());
+    let pick = Pick([PickPart::Field("key".into())].into());
     let mut answer = source.fetch(&agents(), &location(path), &[pick]).await?;
     answer.values.remove(0).map(|value| String::from_utf8(value.whole.to_vec()).unwrap())
 }

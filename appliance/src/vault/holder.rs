@@ -19,7 +19,7 @@ use crate::{locks::lock, policy::GroupName, reason::SecretCause, secrets::FetchE
 pub(super) struct Holder {
     /// Where its tokens come from; `None` for the gateway.
     pub(super) role: Option<Role>,
-    pub(super) slot: Mutex<Slot>,
+    pub(super) slot: Mutex<TokenState>,
     /// When the token is to be renewed; apart from the slot, which is locked during a login.
     pub(super) renew_at: Lock<Option<Instant>>,
     /// The generation of the token in the slot; 0 for none yet.
@@ -39,7 +39,7 @@ pub(super) struct Role {
 }
 
 #[derive(Default)]
-pub(super) struct Slot {
+pub(super) struct TokenState {
     pub(super) live: Option<Live>,
     pub(super) failed: Option<(Instant, FetchError)>,
     /// When a token was last replaced because of a 403 that might have meant the question.
@@ -90,7 +90,7 @@ impl Holder {
     }
 }
 
-impl Slot {
+impl TokenState {
     /// The token, if it has not ended and its parent was not replaced.
     pub(super) fn usable(&self, gateway: u64) -> Option<Arc<TokenClient>> {
         let live = self.live.as_ref()?;

@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 
 use super::{
     CallError, Session,
-    pick::{Picked, pick},
+    pick::{PickedJson, pick},
     read::MAX_LIFE_SECONDS,
 };
 use crate::{
@@ -32,14 +32,14 @@ pub(super) async fn renew(
     group: &GroupName,
     lease: &Lease,
 ) -> Result<Prolonged, FetchError> {
-    let question = Question::Renew { lease_id: &lease.id, increment: lease.life.as_secs() };
-    let body = as_group_or_gateway(session, group, question).await?.map_err(lost)?;
-    let Some(Picked::Number(seconds)) = pick(&body, &["lease_duration"]) else {
+    let request = LeaseRequest::Renew { lease_id: &lease.id, increment: lease.life.as_secs() };
+    let body = as_group_or_gateway(session, group, request).await?.map_err(lost)?;
+    let Some(PickedJson::Number(seconds)) = pick(&body, &["lease_duration"]) else {
         return Err(CallError::Transport("the answer is not one of Vault's").outage());
     };
     Ok(Prolonged {
         life: Duration::from_secs(seconds.min(MAX_LIFE_SECONDS)),
-        renewable: matches!(pick(&body, &["renewable"]), Some(Picked::Bool(true))),
+        renewable: matches!(pick(&body, &["renewable"]), Some(PickedJson::Bool(true))),
     })
 }
 
@@ -52,9 +52,9 @@ pub(super) async fn check(
 ) -> Result<Standing, FetchError> {
     let path = location.api_path();
     let client = session.group(group).await?;
-    let question = Question::Capabilities { paths: [&path] };
+    let request = LeaseRequest::Capabilities { paths: [&path] };
     let mut standing = Standing::Good;
-    match client.call(question).await {
+    match client.call(request).await {
         Ok(body) if pick(&body, &["capabilities"]).is_some() && may_not(&body, location) => {
             let text = "Vault's policies no longer let the group have this secret";
             return Err(FetchError::Gone(SecretCause::VaultDenied, text));
@@ -71,7 +71,7 @@ pub(super) async fn check(
     if lease.id.is_empty() {
         return Ok(standing);
     }
-    match as_group_or_gateway(session, group, Question::Lookup { lease_id: &lease.id }).await? {
+    match as_group_or_gateway(session, group, LeaseRequest::Lookup { lease_id: &lease.id }).await? {
         // Vault says 400 for a lease that it does not know.
         Err(CallError::Status { code: 400 | 404, .. }) => Ok(Standing::Ended),
         Ok(_) | Err(CallError::Status { code: 401..=499, .. }) => Ok(standing),
@@ -89,7 +89,7 @@ pub(super) async fn revoke(
     if lease.id.is_empty() || !session.knows(group) {
         return Ok(());
     }
-    match as_group_or_gateway(session, group, Question::Revoke { lease_id: &lease.id }).await? {
+    match as_group_or_gateway(session, group, LeaseRequest::Revoke { lease_id: &lease.id }).await? {
         // Vault says 400 for a lease that it does not know: it has ended.
         Ok(_) | Err(CallError::Status { code: 400 | 404, .. }) => Ok(()),
         Err(CallError::Status { code: 403, .. }) => {
@@ -103,15 +103,15 @@ pub(super) async fn revoke(
 async fn as_group_or_gateway(
     session: &Session,
     group: &GroupName,
-    question: Question<'_>,
+    request: LeaseRequest<'_>,
 ) -> Result<Result<Zeroizing<Vec<u8>>, CallError>, FetchError> {
     if let Ok(client) = session.group(group).await {
-        match client.call(question).await {
+        match client.call(request).await {
             Err(CallError::Status { code: 403, .. }) => {}
             other => return Ok(other),
         }
     }
-    Ok(session.gateway().await?.call(question).await)
+    Ok(session.gateway().await?.call(request).await)
 }
 
 /// Whether Vault says clearly that the path may not be read.
@@ -142,14 +142,14 @@ fn lost(error: CallError) -> FetchError {
 /// A question about a lease, as it is sent.
 #[derive(Clone, Copy, Serialize)]
 #[serde(untagged)]
-enum Question<'a> {
+enum LeaseRequest<'a> {
     Renew { lease_id: &'a str, increment: u64 },
     Lookup { lease_id: &'a str },
     Revoke { lease_id: &'a str },
     Capabilities { paths: [&'a str; 1] },
 }
 
-impl Endpoint for Question<'_> {
+impl Endpoint for LeaseRequest<'_> {
     type Response = ();
     const REQUEST_BODY_TYPE: RequestType = RequestType::JSON;
     const RESPONSE_BODY_TYPE: ResponseType = ResponseType::JSON;

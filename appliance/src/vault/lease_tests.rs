@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{fake::*, *};
-use crate::policy::Part;
+use crate::policy::PickPart;
 
 const RENEW_LEASE: &str = "/v1/sys/leases/renew";
 const LOOKUP_LEASE: &str = "/v1/sys/leases/lookup";
@@ -20,8 +20,8 @@ fn lease() -> Lease {
     Lease { id, life: Duration::from_secs(30), renewable: true, generation: 1 }
 }
 
-fn json(status: u16, body: &str) -> Reply {
-    Reply::Json(status, body.to_owned())
+fn json(status: u16, body: &str) -> FakeReply {
+    FakeReply::Json(status, body.to_owned())
 }
 
 /// The body of the last question to `target`.
@@ -32,7 +32,7 @@ fn body(fake: &Fake, target: &str) -> String {
 }
 
 /// A Vault that answers to everything but `target` as it should.
-async fn but_for(target: &'static str, reply: fn() -> Reply) -> Fake {
+async fn but_for(target: &'static str, reply: fn() -> FakeReply) -> Fake {
     Fake::start(move |request| match request.target.as_str() {
         LOGIN => grant(TOKEN, 3600),
         CHILD => child(CHILD_TOKEN, 3600),
@@ -52,7 +52,7 @@ async fn fields_of_one_location_are_one_read() {
         json(200, &format!(r#"{{{lent},"data":{{"username":"u","password":"p"}}}}"#))
     })
     .await;
-    let picks = ["username", "password"].map(|name| Pick([Part::Field(name.into())].into()));
+    let picks = ["username", "password"].map(|name| Pick([PickPart::Field(name.into())].into()));
     let answer = fake.source().fetch(&agents(), &creds(), &picks).await.unwrap();
     let values: Vec<_> =
         answer.values.into_iter().map(|value| value.ok().unwrap().whole.to_vec()).collect();
@@ -67,7 +67,7 @@ async fn what_issues_on_a_write_gets_its_parameters() {
     let parameters = [("ip".into(), "192.0.2.1".into()), ("username".into(), "a b".into())];
     let location =
         VaultLocation::Write { path: "ssh/creds/otp".into(), parameters: parameters.into() };
-    let picks = [Pick([Part::Field("key".into())].into())];
+    let picks = [Pick([PickPart::Field("key".into())].into())];
     let answer = fake.source().fetch(&agents(), &Location::Vault(location), &picks).await.unwrap();
     assert!(answer.lease.is_none());
     assert_eq!(body(&fake, "/v1/ssh/creds/otp"), r#"{"ip":"192.0.2.1","username":"a b"}"#);
@@ -77,7 +77,7 @@ async fn what_issues_on_a_write_gets_its_parameters() {
 async fn a_pinned_version_is_asked_for() {
     let fake = but_for("/v1/kv/data/a?version=3", value).await;
     let location = VaultLocation::Kv2 { mount: "kv".into(), path: "a".into(), version: Some(3) };
-    let picks = [Pick([Part::Field("key".into())].into())];
+    let picks = [Pick([PickPart::Field("key".into())].into())];
     let answer = fake.source().fetch(&agents(), &Location::Vault(location), &picks).await.unwrap();
     assert!(answer.values[0].is_ok());
 }
@@ -96,13 +96,13 @@ async fn a_renewal_asks_for_a_full_life_and_tells_what_it_got() {
 #[tokio::test]
 async fn a_refused_renewal_is_final_and_a_lost_one_is_not() {
     for (reply, gone) in [
-        ((|| json(400, r#"{"errors":["lease not found"]}"#)) as fn() -> Reply, true),
+        ((|| json(400, r#"{"errors":["lease not found"]}"#)) as fn() -> FakeReply, true),
         (refused, true),
         (|| json(404, "{}"), true),
         (|| json(500, "{}"), false),
         (|| json(503, "{}"), false),
         (|| json(200, "{}"), false),
-        (|| Reply::Cut, false),
+        (|| FakeReply::Cut, false),
     ] {
         let fake = but_for(RENEW_LEASE, reply).await;
         let error = fake.source().renew(&agents(), &lease()).await.unwrap_err();
@@ -112,7 +112,7 @@ async fn a_refused_renewal_is_final_and_a_lost_one_is_not() {
 
 #[tokio::test]
 async fn only_a_clear_word_ends_a_lease() {
-    type Case = (&'static str, fn() -> Reply, Option<Standing>);
+    type Case = (&'static str, fn() -> FakeReply, Option<Standing>);
     let good = Some(Standing::Good);
     let cases: [Case; 8] = [
         ("", || json(500, "{}"), good),
@@ -165,7 +165,7 @@ async fn a_token_that_is_not_told_its_rights_leaves_a_doubt_and_costs_no_other_t
 #[tokio::test]
 async fn a_lease_that_is_unknown_has_been_given_back() {
     for (reply, settled) in [
-        ((|| json(204, "")) as fn() -> Reply, true),
+        ((|| json(204, "")) as fn() -> FakeReply, true),
         (|| json(400, r#"{"errors":["invalid lease"]}"#), true),
         (refused, false),
         (|| json(500, "{}"), false),

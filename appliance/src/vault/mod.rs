@@ -32,7 +32,7 @@ mod token;
 mod token_tests;
 mod upkeep;
 
-pub use doctor::{DoctorError, Health, examine};
+pub use doctor::{DoctorError, DoctorReport, examine};
 pub(crate) use error::CallError;
 pub use error::VaultSourceError;
 pub(crate) use session::Session;
@@ -49,7 +49,7 @@ use crate::{
     dial::Resolver,
     policy::{Group, GroupName, Location, Pick, VaultLocation},
     reason::SecretCause,
-    secrets::{Answer, FetchError, Lease, Prolonged, SecretSource, Standing},
+    secrets::{FetchError, Fetched, Lease, Prolonged, SecretSource, Standing},
 };
 
 /// A Vault to read from, with the gateway's session there.
@@ -95,7 +95,7 @@ impl SecretSource for VaultSource {
         group: &'a GroupName,
         location: &'a Location,
         picks: &'a [Pick],
-    ) -> BoxFuture<'a, Result<Answer, FetchError>> {
+    ) -> BoxFuture<'a, Result<Fetched, FetchError>> {
         Box::pin(async move { read::fetch(&self.session, group, in_vault(location)?, picks).await })
     }
 

@@ -8,7 +8,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Seq
 use zeroize::Zeroizing;
 
 /// What stands at a path.
-pub(super) enum Picked {
+pub(super) enum PickedJson {
     /// A string.
     Text(Zeroizing<Vec<u8>>),
     /// A whole number that is not negative.
@@ -24,7 +24,7 @@ pub(super) enum Picked {
 /// What stands in `json` below the keys of `path`; `None` for nothing, `null`, and no JSON.
 ///
 /// Of repeated keys the last counts, as it does for Vault.
-pub(super) fn pick(json: &[u8], path: &[&str]) -> Option<Picked> {
+pub(super) fn pick(json: &[u8], path: &[&str]) -> Option<PickedJson> {
     let mut parser = serde_json::Deserializer::from_slice(json);
     let picked = Seed { path }.deserialize(&mut parser).ok()?;
     parser.end().ok()?;
@@ -34,7 +34,7 @@ pub(super) fn pick(json: &[u8], path: &[&str]) -> Option<Picked> {
 /// The text at `path`, if it is one.
 pub(super) fn pick_text(json: &[u8], path: &[&str]) -> Option<Zeroizing<Vec<u8>>> {
     match pick(json, path) {
-        Some(Picked::Text(text)) => Some(text),
+        Some(PickedJson::Text(text)) => Some(text),
         _ => None,
     }
 }
@@ -44,7 +44,7 @@ struct Seed<'p> {
 }
 
 impl<'de> DeserializeSeed<'de> for Seed<'_> {
-    type Value = Option<Picked>;
+    type Value = Option<PickedJson>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         deserializer.deserialize_any(self)
@@ -53,13 +53,13 @@ impl<'de> DeserializeSeed<'de> for Seed<'_> {
 
 impl Seed<'_> {
     /// A scalar counts only where the path ends.
-    fn leaf<E>(&self, value: Picked) -> Result<Option<Picked>, E> {
+    fn leaf<E>(&self, value: PickedJson) -> Result<Option<PickedJson>, E> {
         Ok(self.path.is_empty().then_some(value))
     }
 }
 
 impl<'de> Visitor<'de> for Seed<'_> {
-    type Value = Option<Picked>;
+    type Value = Option<PickedJson>;
 
     fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("JSON")
@@ -68,7 +68,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let Some((key, path)) = self.path.split_first() else {
             while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-            return Ok(Some(Picked::Map));
+            return Ok(Some(PickedJson::Map));
         };
         let mut picked = None;
         while let Some(found) = map.next_key_seed(KeyIs(key))? {
@@ -83,27 +83,27 @@ impl<'de> Visitor<'de> for Seed<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
         while seq.next_element::<IgnoredAny>()?.is_some() {}
-        self.leaf(Picked::Other)
+        self.leaf(PickedJson::Other)
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
-        self.leaf(Picked::Text(Zeroizing::new(text.as_bytes().to_vec())))
+        self.leaf(PickedJson::Text(Zeroizing::new(text.as_bytes().to_vec())))
     }
 
     fn visit_u64<E: Error>(self, number: u64) -> Result<Self::Value, E> {
-        self.leaf(Picked::Number(number))
+        self.leaf(PickedJson::Number(number))
     }
 
     fn visit_i64<E: Error>(self, _: i64) -> Result<Self::Value, E> {
-        self.leaf(Picked::Other)
+        self.leaf(PickedJson::Other)
     }
 
     fn visit_f64<E: Error>(self, _: f64) -> Result<Self::Value, E> {
-        self.leaf(Picked::Other)
+        self.leaf(PickedJson::Other)
     }
 
     fn visit_bool<E: Error>(self, value: bool) -> Result<Self::Value, E> {
-        self.leaf(Picked::Bool(value))
+        self.leaf(PickedJson::Bool(value))
     }
 
     fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {

@@ -58,7 +58,7 @@ async fn ask_once(
     mount: &str,
     request: &SignIntermediate,
 ) -> Result<Zeroizing<Vec<u8>>, CallError> {
-    client.call(Question { mount, request }).await
+    client.call(SignRequest { mount, request }).await
 }
 
 fn failed(error: CallError) -> FetchError {
@@ -76,12 +76,12 @@ fn failed(error: CallError) -> FetchError {
 }
 
 /// vaultrs has the endpoint too, without the constraints on addresses.
-struct Question<'a> {
+struct SignRequest<'a> {
     mount: &'a str,
     request: &'a SignIntermediate,
 }
 
-impl Endpoint for Question<'_> {
+impl Endpoint for SignRequest<'_> {
     type Response = ();
     const REQUEST_BODY_TYPE: RequestType = RequestType::JSON;
     const RESPONSE_BODY_TYPE: ResponseType = ResponseType::JSON;
@@ -101,12 +101,12 @@ impl Endpoint for Question<'_> {
 }
 
 fn parse(body: &[u8]) -> Option<Signed> {
-    let Answer { data } = serde_json::from_slice(body).ok()?;
+    let SignResponse { data } = serde_json::from_slice(body).ok()?;
     Some(Signed { certificate: data.certificate, chain: data.ca_chain.unwrap_or_default() })
 }
 
 #[derive(Deserialize)]
-struct Answer {
+struct SignResponse {
     data: Data,
 }
 

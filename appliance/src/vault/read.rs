@@ -19,13 +19,15 @@ use super::{
     CallError, Session, TokenClient,
     error::Says,
     path::is_plain_path,
-    pick::{Picked, pick, pick_text},
+    pick::{PickedJson, pick, pick_text},
 };
 use crate::{
-    policy::{GroupName, NARROWING_KEYS, Narrowing, Part, Pick, VaultLocation, looks_narrowing},
+    policy::{
+        GroupName, NARROWING_KEYS, Narrowing, Pick, PickPart, VaultLocation, looks_narrowing,
+    },
     reason::SecretCause,
     secrets::{
-        Answer, FetchError, Lease, Picked as FromAnswer, SecretValue, value::without_line_end,
+        FetchError, Fetched, Lease, PickedValue as FromAnswer, SecretValue, value::without_line_end,
     },
 };
 
@@ -35,7 +37,7 @@ pub(super) async fn fetch(
     group: &GroupName,
     location: &VaultLocation,
     picks: &[Pick],
-) -> Result<Answer, FetchError> {
+) -> Result<Fetched, FetchError> {
     if !is_plain_path(&location.api_path()) {
         let text = "mount and path must not have empty, '.' or '..' segments";
         return Err(FetchError::Gone(SecretCause::VaultDenied, text));
@@ -57,15 +59,15 @@ async fn ask(
     client: &TokenClient,
     location: &VaultLocation,
 ) -> Result<Zeroizing<Vec<u8>>, CallError> {
-    let body = client.call(Question(location)).await?;
+    let body = client.call(ReadRequest(location)).await?;
     // What is no JSON object did not come from Vault, or came broken.
     match pick(&body, &["data"]) {
-        Some(Picked::Map) => Ok(body),
+        Some(PickedJson::Map) => Ok(body),
         _ => Err(CallError::Transport("the answer is not one of Vault's")),
     }
 }
 
-fn answer(body: &[u8], location: &VaultLocation, picks: &[Pick], generation: u64) -> Answer {
+fn answer(body: &[u8], location: &VaultLocation, picks: &[Pick], generation: u64) -> Fetched {
     let data: &[&str] = match location {
         VaultLocation::Kv2 { .. } => &["data", "data"],
         VaultLocation::Read { .. } | VaultLocation::Write { .. } => &["data"],
@@ -84,12 +86,12 @@ fn answer(body: &[u8], location: &VaultLocation, picks: &[Pick], generation: u64
         VaultLocation::Kv2 { .. } => None,
         VaultLocation::Read { .. } | VaultLocation::Write { .. } => changes_in(body),
     };
-    Answer { values, lease, changes_in, narrowing: Arc::new(narrowing.unwrap_or_default()) }
+    Fetched { values, lease, changes_in, narrowing: Arc::new(narrowing.unwrap_or_default()) }
 }
 
 /// The value that a pick makes of the fields below `data`.
 fn take(body: &[u8], data: &[&str], wanted: &Pick) -> Result<FromAnswer, FetchError> {
-    if let [Part::Field(field)] = &*wanted.0 {
+    if let [PickPart::Field(field)] = &*wanted.0 {
         return take_field(body, data, field).map(FromAnswer::from);
     }
     // Sized before it is filled, so that no copy is left behind by growth.
@@ -97,8 +99,8 @@ fn take(body: &[u8], data: &[&str], wanted: &Pick) -> Result<FromAnswer, FetchEr
     let mut parts = Vec::new();
     for part in wanted.0.iter() {
         match part {
-            Part::Text(text) => append(&mut whole, text.as_bytes())?,
-            Part::Field(field) => {
+            PickPart::Text(text) => append(&mut whole, text.as_bytes())?,
+            PickPart::Field(field) => {
                 let field = take_field(body, data, field)?;
                 append(&mut whole, without_line_end(&field))?;
                 parts.push(field);
@@ -118,7 +120,7 @@ fn append(whole: &mut Vec<u8>, text: &[u8]) -> Result<(), FetchError> {
 
 fn take_field(body: &[u8], data: &[&str], field: &str) -> Result<Zeroizing<Vec<u8>>, FetchError> {
     match pick(body, &[data, &[field]].concat()) {
-        Some(Picked::Text(value)) => Ok(value),
+        Some(PickedJson::Text(value)) => Ok(value),
         Some(_) => invalid("the field is not a string"),
         None => invalid("the secret has no such field"),
     }
@@ -149,15 +151,15 @@ fn narrowing(body: &[u8]) -> Result<Narrowing, &'static str> {
     let mut narrowing = Narrowing::default();
     match pick(body, &["data", "metadata", "deletion_time"]) {
         None => {}
-        Some(Picked::Text(text)) if text.is_empty() => {}
-        Some(Picked::Text(text)) => {
+        Some(PickedJson::Text(text)) if text.is_empty() => {}
+        Some(PickedJson::Text(text)) => {
             narrowing.end_at(std::str::from_utf8(&text).map_err(|_| NO_TIME)?)?;
         }
         Some(_) => return Err(NO_TIME),
     }
     match pick(body, &METADATA) {
         None => return Ok(narrowing),
-        Some(Picked::Map) => {}
+        Some(PickedJson::Map) => {}
         Some(_) => return Err("custom_metadata: it is no object"),
     }
     let Envelope { data } = serde_json::from_slice(body).map_err(|_| STRANGE)?;
@@ -169,7 +171,7 @@ fn narrowing(body: &[u8]) -> Result<Narrowing, &'static str> {
     for key in NARROWING_KEYS {
         match pick(body, &[&METADATA[..], &[key]].concat()) {
             None => {}
-            Some(Picked::Text(text)) => {
+            Some(PickedJson::Text(text)) => {
                 let text = std::str::from_utf8(&text).map_err(|_| NO_TEXT)?;
                 narrowing.set(key, text)?;
             }
@@ -195,7 +197,9 @@ fn changes_in(body: &[u8]) -> Option<Duration> {
 
 fn seconds(body: &[u8], path: &[&str]) -> Option<Duration> {
     match pick(body, path) {
-        Some(Picked::Number(seconds)) => Some(Duration::from_secs(seconds.min(MAX_LIFE_SECONDS))),
+        Some(PickedJson::Number(seconds)) => {
+            Some(Duration::from_secs(seconds.min(MAX_LIFE_SECONDS)))
+        }
         _ => None,
     }
 }
@@ -205,7 +209,7 @@ fn lease(body: &[u8], generation: u64) -> Option<Lease> {
     let id = pick_text(body, &["lease_id"]).filter(|id| !id.is_empty())?;
     let id = Zeroizing::new(std::str::from_utf8(&id).ok()?.to_owned());
     let life = seconds(body, &["lease_duration"]).unwrap_or_default();
-    let renewable = matches!(pick(body, &["renewable"]), Some(Picked::Bool(true)));
+    let renewable = matches!(pick(body, &["renewable"]), Some(PickedJson::Bool(true)));
     Some(Lease { id: Arc::new(id), life, renewable, generation })
 }
 
@@ -234,18 +238,18 @@ fn read_failed(error: CallError) -> FetchError {
 }
 
 /// A read as it is sent.
-struct Question<'a>(&'a VaultLocation);
+struct ReadRequest<'a>(&'a VaultLocation);
 
 /// The parameters of a write as a JSON object.
-struct Parameters<'a>(&'a [(Arc<str>, Arc<str>)]);
+struct WriteBody<'a>(&'a [(Arc<str>, Arc<str>)]);
 
-impl Serialize for Parameters<'_> {
+impl Serialize for WriteBody<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_map(self.0.iter().map(|(key, value)| (&**key, &**value)))
     }
 }
 
-impl Endpoint for Question<'_> {
+impl Endpoint for ReadRequest<'_> {
     type Response = ();
     const REQUEST_BODY_TYPE: RequestType = RequestType::JSON;
     const RESPONSE_BODY_TYPE: ResponseType = ResponseType::JSON;
@@ -270,7 +274,7 @@ impl Endpoint for Question<'_> {
 
     fn body(&self) -> Result<Option<Vec<u8>>, ClientError> {
         let VaultLocation::Write { parameters, .. } = self.0 else { return Ok(None) };
-        serde_json::to_vec(&Parameters(parameters))
+        serde_json::to_vec(&WriteBody(parameters))
             .map(Some)
             .map_err(|error| ClientError::DataParseError { source: error.into() })
     }
@@ -294,15 +298,15 @@ mod tests {
         VaultLocation::Kv2 { mount: "kv".into(), path: "a".into(), version: None }
     }
 
-    fn field(name: &str) -> Part {
-        Part::Field(name.into())
+    fn field(name: &str) -> PickPart {
+        PickPart::Field(name.into())
     }
 
-    fn pick_of<const N: usize>(parts: [Part; N]) -> Pick {
+    fn pick_of<const N: usize>(parts: [PickPart; N]) -> Pick {
         Pick(parts.into())
     }
 
-    fn texts(answer: &Answer) -> Vec<Result<String, FetchError>> {
+    fn texts(answer: &Fetched) -> Vec<Result<String, FetchError>> {
         let text = |value: &FromAnswer| String::from_utf8(value.whole.to_vec()).unwrap();
         answer.values.iter().map(|value| value.as_ref().map(text).map_err(|error| *error)).collect()
     }
@@ -313,7 +317,7 @@ mod tests {
     #[test]
     fn fields_and_templates_are_made_of_one_answer() {
         let location = VaultLocation::Read { path: "database/creds/r".into() };
-        let both = [field("username"), Part::Text(":".into()), field("password")];
+        let both = [field("username"), PickPart::Text(":".into()), field("password")];
         let picks = [pick_of([field("password")]), pick_of(both), pick_of([field("number")])];
         let answer = answer(LENT.as_bytes(), &location, &picks, 7);
         let invalid = FetchError::Gone(SecretCause::ValueInvalid, "the field is not a string");
@@ -445,7 +449,7 @@ mod tests {
                     wrap: None,
                     namespace: Some("team".to_owned()),
                 };
-                let question = Question(&location).with_middleware(&middleware);
+                let question = ReadRequest(&location).with_middleware(&middleware);
                 let request = question.request("https://vault.example:8200/").unwrap();
                 prop_assert_eq!(request.uri().path(), format!("/v1/{}", location.api_path()));
                 let query = match &location {

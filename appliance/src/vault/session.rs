@@ -26,10 +26,10 @@ use tokio::sync::Notify;
 use super::{
     client::Transport,
     error::{CallError, VaultSourceError},
-    holder::{Holder, Live, NO_GROUP, Role, Slot},
+    holder::{Holder, Live, NO_GROUP, Role, TokenState},
     login::Login,
     plan::{self, entity},
-    token::{Grant, Post, TokenClient},
+    token::{Post, TokenClient, TokenGrant},
 };
 use crate::{
     config::VaultSettings,
@@ -46,7 +46,7 @@ pub(crate) struct Session {
     pub(super) gateway: Holder,
     groups: Lock<HashMap<GroupName, Arc<Holder>>>,
     /// Tokens that nobody asks for any more, and holders that are not asked any more.
-    pub(super) retired: Lock<Vec<Retired>>,
+    pub(super) retired: Lock<Vec<RetiredToken>>,
     pub(super) left: Lock<Vec<Left>>,
     /// The token of a planned login that has not taken over yet.
     pub(super) coming: Lock<Option<Arc<TokenClient>>>,
@@ -64,7 +64,7 @@ pub(super) enum Left {
     Role(Arc<Holder>),
 }
 
-pub(super) struct Retired {
+pub(super) struct RetiredToken {
     pub(super) client: Arc<TokenClient>,
     pub(super) revoke_at: Instant,
     /// When it ends by itself; `None` for never. Until then its revocation is asked for.
@@ -193,7 +193,7 @@ impl Session {
         }
     }
 
-    async fn log_in(&self, slot: &mut Slot) -> Result<Arc<TokenClient>, FetchError> {
+    async fn log_in(&self, slot: &mut TokenState) -> Result<Arc<TokenClient>, FetchError> {
         slot.check_open()?;
         match self.ask_for_own().await {
             Ok(live) => Ok(self.put(&self.gateway, slot, live)),
@@ -205,7 +205,7 @@ impl Session {
         let now = Instant::now();
         let body = self.login.ask(&self.transport).await?;
         let strange = CallError::Transport("Vault's answer to the login holds no usable token");
-        let grant = Grant::parse(&body).ok_or(strange.outage())?;
+        let grant = TokenGrant::parse(&body).ok_or(strange.outage())?;
         if let Some(unfit) = grant.unfit_for_gateway() {
             return Err(FetchError::Gone(SecretCause::VaultDenied, unfit));
         }
@@ -217,7 +217,7 @@ impl Session {
     pub(super) async fn make_child(
         &self,
         holder: &Holder,
-        slot: &mut Slot,
+        slot: &mut TokenState,
     ) -> Result<Arc<TokenClient>, FetchError> {
         slot.check_open()?;
         match self.ask_for_child_twice(holder).await {
@@ -289,7 +289,7 @@ impl Session {
         Ok((client, policies.unwrap_or_default()))
     }
 
-    fn live(&self, grant: Grant, now: Instant, group: Option<GroupName>, parent: u64) -> Live {
+    fn live(&self, grant: TokenGrant, now: Instant, group: Option<GroupName>, parent: u64) -> Live {
         let generation = self.tokens.fetch_add(1, Ordering::Relaxed) + 1;
         let transport = Arc::clone(&self.transport);
         Live {
@@ -302,7 +302,12 @@ impl Session {
     }
 
     /// Puts a token where everybody takes it from, and retires the one before.
-    pub(super) fn put(&self, holder: &Holder, slot: &mut Slot, live: Live) -> Arc<TokenClient> {
+    pub(super) fn put(
+        &self,
+        holder: &Holder,
+        slot: &mut TokenState,
+        live: Live,
+    ) -> Arc<TokenClient> {
         let now = Instant::now();
         let client = Arc::clone(&live.client);
         let renew_at = live.ends.map(|_| now + jittered(live.full_life * 2 / 3));
@@ -320,11 +325,11 @@ impl Session {
         if !client.is_revocable() {
             return;
         }
-        self.push_retired(Retired { client, revoke_at, ends, tries: 0 });
+        self.push_retired(RetiredToken { client, revoke_at, ends, tries: 0 });
         self.replanned.notify_one();
     }
 
-    pub(super) fn push_retired(&self, token: Retired) {
+    pub(super) fn push_retired(&self, token: RetiredToken) {
         let mut retired = lock(&self.retired);
         if retired.len() >= MAX_RETIRED {
             // One that never ends goes last.
@@ -355,7 +360,7 @@ async fn ask_role(
     own: &TokenClient,
     holder: &Holder,
     policy: Option<&str>,
-) -> Result<Grant, CallError> {
+) -> Result<TokenGrant, CallError> {
     let Some(Role { group, name: role, has_entity }) = &holder.role else {
         return Err(CallError::DENIED);
     };
@@ -369,7 +374,7 @@ async fn ask_role(
     let room = 3 * name.len() + policy.map_or(0, str::len);
     let answer = own.call(Post::new(plan::create_path(role), &body, room)?).await?;
     let strange = CallError::Transport("Vault's answer holds no usable token for the group");
-    Grant::parse(&answer).ok_or(strange)
+    TokenGrant::parse(&answer).ok_or(strange)
 }
 
 /// Why a group has no token.

@@ -6,7 +6,7 @@ use super::VaultSource;
 use crate::{
     policy::{GroupName, Location, Pick},
     reason::SecretCause,
-    secrets::{Answer, FetchError, FileSource, Lease, Prolonged, SecretSource, Standing},
+    secrets::{FetchError, Fetched, FileSource, Lease, Prolonged, SecretSource, Standing},
 };
 
 /// The sources of one gateway; either may be absent.
@@ -44,7 +44,7 @@ impl SecretSource for Sources {
         group: &'a GroupName,
         location: &'a Location,
         picks: &'a [Pick],
-    ) -> BoxFuture<'a, Result<Answer, FetchError>> {
+    ) -> BoxFuture<'a, Result<Fetched, FetchError>> {
         match self.of(location) {
             Ok(source) => source.fetch(group, location, picks),
             Err(error) => Box::pin(std::future::ready(Err(error))),

@@ -32,7 +32,7 @@ async fn a_value_is_read_with_one_login() {
 async fn a_hundred_questions_make_one_login_also_when_it_fails() {
     for status in [200, 500] {
         let fake = Fake::start(move |request| match (request.target.as_str(), status) {
-            (LOGIN, 500) => Reply::Json(500, "{}".to_owned()),
+            (LOGIN, 500) => FakeReply::Json(500, "{}".to_owned()),
             (LOGIN, _) => grant(TOKEN, 3600),
             (CHILD, _) => child(CHILD_TOKEN, 3600),
             _ => value(),
@@ -48,22 +48,30 @@ async fn a_hundred_questions_make_one_login_also_when_it_fails() {
 #[tokio::test]
 async fn each_refusal_and_each_fault_has_its_cause() {
     use SecretCause::{ValueInvalid, VaultDenied, VaultQuota, VaultSealed, VaultUnreachable};
-    type Case = (fn() -> Reply, SecretCause, bool);
+    type Case = (fn() -> FakeReply, SecretCause, bool);
     let cases: [Case; 14] = [
         (refused, VaultDenied, true),
-        (|| Reply::Json(404, r#"{"errors":[]}"#.to_owned()), VaultDenied, true),
-        (|| Reply::Json(503, r#"{"errors":["Vault is sealed"]}"#.to_owned()), VaultSealed, false),
-        (|| Reply::Json(503, "<html>busy</html>".to_owned()), VaultUnreachable, false),
-        (|| Reply::Json(501, "{}".to_owned()), VaultSealed, false),
-        (|| Reply::Json(473, "{}".to_owned()), VaultSealed, false),
-        (|| Reply::Json(429, "{}".to_owned()), VaultQuota, false),
-        (|| Reply::Json(500, r#"{"errors":["1 error"]}"#.to_owned()), VaultUnreachable, false),
-        (|| Reply::Json(200, "<html>welcome</html>".to_owned()), VaultUnreachable, false),
-        (|| Reply::Json(200, r#"{"data":{"data":{"ke"#.to_owned()), VaultUnreachable, false),
-        (|| Reply::Cut, VaultUnreachable, false),
-        (|| Reply::Bytes(2 * 1024 * 1024), VaultUnreachable, false),
-        (|| Reply::Json(200, r#"{"data":{"data":{"other":"v"}}}"#.to_owned()), ValueInvalid, true),
-        (|| Reply::Json(200, r#"{"data":{"data":{"key":17}}}"#.to_owned()), ValueInvalid, true),
+        (|| FakeReply::Json(404, r#"{"errors":[]}"#.to_owned()), VaultDenied, true),
+        (
+            || FakeReply::Json(503, r#"{"errors":["Vault is sealed"]}"#.to_owned()),
+            VaultSealed,
+            false,
+        ),
+        (|| FakeReply::Json(503, "<html>busy</html>".to_owned()), VaultUnreachable, false),
+        (|| FakeReply::Json(501, "{}".to_owned()), VaultSealed, false),
+        (|| FakeReply::Json(473, "{}".to_owned()), VaultSealed, false),
+        (|| FakeReply::Json(429, "{}".to_owned()), VaultQuota, false),
+        (|| FakeReply::Json(500, r#"{"errors":["1 error"]}"#.to_owned()), VaultUnreachable, false),
+        (|| FakeReply::Json(200, "<html>welcome</html>".to_owned()), VaultUnreachable, false),
+        (|| FakeReply::Json(200, r#"{"data":{"data":{"ke"#.to_owned()), VaultUnreachable, false),
+        (|| FakeReply::Cut, VaultUnreachable, false),
+        (|| FakeReply::Bytes(2 * 1024 * 1024), VaultUnreachable, false),
+        (
+            || FakeReply::Json(200, r#"{"data":{"data":{"other":"v"}}}"#.to_owned()),
+            ValueInvalid,
+            true,
+        ),
+        (|| FakeReply::Json(200, r#"{"data":{"data":{"key":17}}}"#.to_owned()), ValueInvalid, true),
     ];
     for (index, (read, cause, gone)) in cases.into_iter().enumerate() {
         let fake = Fake::start(healthy(read)).await;
@@ -82,7 +90,7 @@ async fn a_refused_login_is_a_refusal_and_a_sealed_vault_an_outage() {
     ];
     for (status, cause) in cases {
         let body = r#"{"errors":["Vault is sealed"]}"#;
-        let fake = Fake::start(move |_| Reply::Json(status, body.to_owned())).await;
+        let fake = Fake::start(move |_| FakeReply::Json(status, body.to_owned())).await;
         assert_eq!(fetch(&fake.source()).await.unwrap_err().cause(), cause);
         assert_eq!(fake.targets(), [LOGIN]);
     }
@@ -90,7 +98,7 @@ async fn a_refused_login_is_a_refusal_and_a_sealed_vault_an_outage() {
 
 #[tokio::test]
 async fn a_slow_vault_is_given_up_in_time() {
-    let fake = Fake::start(healthy(|| Reply::Hang)).await;
+    let fake = Fake::start(healthy(|| FakeReply::Hang)).await;
     let (groups, resolver) = (groups(), resolver());
     let second = Duration::from_secs(1);
     let source = VaultSource::with_call_time(&fake.settings(), &groups, &resolver, second).unwrap();
@@ -103,7 +111,7 @@ async fn a_slow_vault_is_given_up_in_time() {
 
 #[tokio::test]
 async fn a_vault_that_cuts_an_answer_off_says_where_to_look() {
-    let fake = Fake::start(healthy(|| Reply::Cut)).await;
+    let fake = Fake::start(healthy(|| FakeReply::Cut)).await;
     let error = fetch(&fake.source()).await.unwrap_err();
     assert!(error.text().contains("broke: look into its log"), "{error:?}");
 }
@@ -114,7 +122,7 @@ async fn a_redirect_is_not_followed_and_the_token_goes_nowhere_else() {
         let thief = Fake::start(|_| value()).await;
         let to = format!("{}{redirected}", thief.address);
         let fake = Fake::start(move |request| match request.target.as_str() {
-            target if target == redirected => Reply::Redirect(to.clone()),
+            target if target == redirected => FakeReply::Redirect(to.clone()),
             LOGIN => grant(TOKEN, 3600),
             _ => child(CHILD_TOKEN, 3600),
         })
@@ -170,7 +178,7 @@ async fn a_secret_id_that_vault_refused_is_not_shown_again_before_it_changes() {
     let fake = Fake::start(|request| match request.target.as_str() {
         LOGIN if !request.body.contains(OTHER) => {
             let text = r#"{"errors":["invalid role or secret ID"]}"#;
-            Reply::Json(400, text.to_owned())
+            FakeReply::Json(400, text.to_owned())
         }
         _ => healthy(value)(request),
     })
@@ -284,7 +292,7 @@ async fn logged_in_a_process_of_its_own() {
     let echo = |status| {
         move |request: &Received| {
             let said = format!("{:?} {:?} {VALUE}", request.token, request.body).replace('"', "'");
-            Reply::Json(status, format!(r#"{{"errors":["{said}"],"warnings":["{said}"]}}"#))
+            FakeReply::Json(status, format!(r#"{{"errors":["{said}"],"warnings":["{said}"]}}"#))
         }
     };
     let mut errors = String::new();

@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 use super::{
     client::Transport,
     error::CallError,
-    pick::{Picked, pick, pick_text},
+    pick::{PickedJson, pick, pick_text},
 };
 use crate::policy::GroupName;
 
@@ -39,7 +39,7 @@ pub(crate) struct TokenClient {
 impl TokenClient {
     pub(super) fn new(
         transport: Arc<Transport>,
-        grant: Grant,
+        grant: TokenGrant,
         group: Option<GroupName>,
         generation: u64,
     ) -> Self {
@@ -95,7 +95,7 @@ impl TokenClient {
 }
 
 /// What Vault says about a token that it made or renewed.
-pub(super) struct Grant {
+pub(super) struct TokenGrant {
     token: Zeroizing<String>,
     accessor: Option<String>,
     /// Zero for a token that does not end.
@@ -122,7 +122,7 @@ struct Auth {
     token_type: Option<String>,
 }
 
-impl Grant {
+impl TokenGrant {
     /// `None` for what is no grant of a token.
     pub(super) fn parse(body: &[u8]) -> Option<Self> {
         let token = pick_text(body, &["auth", "client_token"])?;
@@ -134,10 +134,10 @@ impl Grant {
             return None;
         }
         let life = match pick(body, &["auth", "lease_duration"]) {
-            Some(Picked::Number(seconds)) => Duration::from_secs(seconds.min(MAX_LIFE_SECONDS)),
+            Some(PickedJson::Number(seconds)) => Duration::from_secs(seconds.min(MAX_LIFE_SECONDS)),
             _ => return None,
         };
-        let renewable = matches!(pick(body, &["auth", "renewable"]), Some(Picked::Bool(true)));
+        let renewable = matches!(pick(body, &["auth", "renewable"]), Some(PickedJson::Bool(true)));
         let Envelope { auth } = serde_json::from_slice(body).ok()?;
         let lists = [auth.policies, auth.token_policies, auth.identity_policies];
         let mut policies: Vec<String> = lists.into_iter().flatten().flatten().collect();

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     fake::*,
-    session::{MAX_RETIRED, Retired},
+    session::{MAX_RETIRED, RetiredToken},
     *,
 };
 use crate::locks::lock;
@@ -17,16 +17,16 @@ fn numbering(
     life: u64,
     dead: impl Fn(&str) -> bool + Send + Sync + 'static,
     unknown: &'static str,
-) -> impl Fn(&Received) -> Reply + Send + Sync {
+) -> impl Fn(&Received) -> FakeReply + Send + Sync {
     let made = AtomicUsize::new(0);
     move |request| {
         if request.token.as_deref().is_some_and(&dead) {
-            return Reply::Json(403, format!(r#"{{"errors":["permission denied{unknown}"]}}"#));
+            return FakeReply::Json(403, format!(r#"{{"errors":["permission denied{unknown}"]}}"#));
         }
         match request.target.as_str() {
             LOGIN => grant(&format!("{TOKEN}-{}", made.fetch_add(1, SeqCst)), life),
             CHILD => child(&format!("{CHILD_TOKEN}-{}", made.fetch_add(1, SeqCst)), life),
-            LOOKUP | REVOKE => Reply::Json(200, "{}".to_owned()),
+            LOOKUP | REVOKE => FakeReply::Json(200, "{}".to_owned()),
             RENEW => refused(),
             _ => value(),
         }
@@ -89,8 +89,8 @@ async fn a_group_whose_role_is_refused_is_refused_alone() {
     for status in [400, 403, 404] {
         let fake = Fake::start(move |request| match request.target.as_str() {
             LOGIN => grant(TOKEN, 3600),
-            CHILD => Reply::Json(status, "{}".to_owned()),
-            LOOKUP => Reply::Json(200, "{}".to_owned()),
+            CHILD => FakeReply::Json(status, "{}".to_owned()),
+            LOOKUP => FakeReply::Json(200, "{}".to_owned()),
             target if target.starts_with("/v1/auth/token/create/") => child(CHILD_TOKEN, 3600),
             _ => value(),
         })
@@ -147,7 +147,7 @@ async fn a_token_that_could_do_more_since_its_last_renewal_is_given_back() {
             LOGIN => grant(TOKEN, 3600),
             CHILD => child(CHILD_TOKEN, 3600),
             RENEW => granted(token, 3600, rest),
-            REVOKE => Reply::Json(204, String::new()),
+            REVOKE => FakeReply::Json(204, String::new()),
             _ => value(),
         })
         .await;
@@ -220,7 +220,7 @@ async fn a_group_that_a_new_login_left_behind_leases_anew_before_its_old_token_g
         let children = AtomicUsize::new(0);
         let fake = Fake::start(move |request| match request.target.as_str() {
             LOGIN => grant(TOKEN, 3600),
-            CHILD if children.fetch_add(1, SeqCst) == 1 => Reply::Json(500, "{}".to_owned()),
+            CHILD if children.fetch_add(1, SeqCst) == 1 => FakeReply::Json(500, "{}".to_owned()),
             CHILD => child(CHILD_TOKEN, 3600),
             LOOKUP => refused(),
             _ => value(),
@@ -251,9 +251,9 @@ async fn a_new_login_that_shutdown_interrupts_leaves_no_token() {
     let (logins, children) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let fake = Fake::start(move |request| match request.target.as_str() {
         LOGIN => grant(&format!("{TOKEN}-{}", logins.fetch_add(1, SeqCst)), 3600),
-        CHILD if children.fetch_add(1, SeqCst) > 0 => Reply::Hang,
+        CHILD if children.fetch_add(1, SeqCst) > 0 => FakeReply::Hang,
         CHILD => child(CHILD_TOKEN, 3600),
-        REVOKE => Reply::Json(204, String::new()),
+        REVOKE => FakeReply::Json(204, String::new()),
         _ => value(),
     })
     .await;
@@ -276,7 +276,7 @@ async fn the_token_of_a_group_that_left_is_revoked_and_no_other() {
         LOGIN => grant(TOKEN, 3600),
         CHILD => child(CHILD_TOKEN, 3600),
         target if target.starts_with("/v1/auth/token/create/") => child("hvs.other", 3600),
-        REVOKE => Reply::Json(204, String::new()),
+        REVOKE => FakeReply::Json(204, String::new()),
         _ => value(),
     })
     .await;
@@ -306,9 +306,11 @@ async fn a_wrapped_secret_id_is_opened_once_and_only_where_it_is_one() {
         let logins = AtomicUsize::new(0);
         let fake = Fake::start(move |request| match request.target.as_str() {
             LOOKUP_WRAP => {
-                Reply::Json(200, format!(r#"{{"data":{{"creation_path":"{made_at}"}}}}"#))
+                FakeReply::Json(200, format!(r#"{{"data":{{"creation_path":"{made_at}"}}}}"#))
             }
-            UNWRAP => Reply::Json(200, r#"{"data":{"secret_id":"inner-secret-id"}}"#.to_owned()),
+            UNWRAP => {
+                FakeReply::Json(200, r#"{"data":{"secret_id":"inner-secret-id"}}"#.to_owned())
+            }
             LOGIN => {
                 logins.fetch_add(1, SeqCst);
                 grant(TOKEN, 1)
@@ -339,8 +341,8 @@ async fn a_redirect_is_followed_to_a_peer_and_a_standby_is_passed_over() {
         let active = Fake::start(healthy(value)).await;
         let to = active.address.clone();
         let first = Fake::start(move |request| match standby {
-            307 => Reply::Redirect(format!("{to}{}", request.target)),
-            status => Reply::Json(status, "{}".to_owned()),
+            307 => FakeReply::Redirect(format!("{to}{}", request.target)),
+            status => FakeReply::Json(status, "{}".to_owned()),
         })
         .await;
         if standby == 0 {
@@ -363,9 +365,10 @@ async fn nodes_that_point_at_one_another_or_change_the_question_are_an_outage() 
     for path in [LOGIN, READ] {
         let redirect = Arc::new(std::sync::OnceLock::new());
         let to = Arc::clone(&redirect);
-        let first = Fake::start(move |_| Reply::Redirect(String::clone(to.get().unwrap()))).await;
+        let first =
+            Fake::start(move |_| FakeReply::Redirect(String::clone(to.get().unwrap()))).await;
         let back = format!("{}{LOGIN}", first.address);
-        let second = Fake::start(move |_| Reply::Redirect(back.clone())).await;
+        let second = Fake::start(move |_| FakeReply::Redirect(back.clone())).await;
         redirect.set(format!("{}{path}", second.address)).unwrap();
         let mut settings = first.settings();
         settings.peers = vec![second.address.as_str().into()];
@@ -411,7 +414,7 @@ async fn no_earlier_token_of_a_group_that_left_stays() {
 async fn a_token_that_vault_did_not_revoke_for_an_outage_is_revoked_after_it() {
     let outages = AtomicUsize::new(0);
     let fake = Fake::start(move |request| match request.target.as_str() {
-        REVOKE if outages.fetch_add(1, SeqCst) < 1 => Reply::Json(503, "{}".to_owned()),
+        REVOKE if outages.fetch_add(1, SeqCst) < 1 => FakeReply::Json(503, "{}".to_owned()),
         LOGIN => grant(TOKEN, 3600),
         CHILD => child(CHILD_TOKEN, 3600),
         _ => value(),
@@ -429,7 +432,7 @@ async fn a_token_that_vault_did_not_revoke_for_an_outage_is_revoked_after_it() {
 async fn still_waits(status: u16, of_accessor: bool, ends: Option<Instant>) -> bool {
     let fake = Fake::start(move |request| match request.target.as_str() {
         REVOKE if of_accessor => refused(),
-        REVOKE | REVOKE_ACCESSOR => Reply::Json(status, "{}".to_owned()),
+        REVOKE | REVOKE_ACCESSOR => FakeReply::Json(status, "{}".to_owned()),
         LOGIN => grant(TOKEN, 3600),
         CHILD => child(CHILD_TOKEN, 3600),
         _ => value(),
@@ -440,7 +443,7 @@ async fn still_waits(status: u16, of_accessor: bool, ends: Option<Instant>) -> b
     let (session, now) = (source.session(), Instant::now());
     let client = session.group(&agents()).await.unwrap();
     // So often that nobody would bother any more.
-    session.push_retired(Retired { client, revoke_at: now, ends, tries: 1_000 });
+    session.push_retired(RetiredToken { client, revoke_at: now, ends, tries: 1_000 });
     let _ = tokio::time::timeout(Duration::from_millis(300), source.tend()).await;
     assert_eq!(fake.count(REVOKE), 1, "{:?}", fake.targets());
     let waits = lock(&session.retired).pop();
@@ -471,7 +474,7 @@ async fn however_many_tokens_wait_to_be_revoked_a_new_one_is_among_them() {
     for number in 0..MAX_RETIRED + 2 {
         let ends = (number > 0).then(|| at(number));
         let client = Arc::clone(&client);
-        session.push_retired(Retired { client, revoke_at: at(number), ends, tries: 0 });
+        session.push_retired(RetiredToken { client, revoke_at: at(number), ends, tries: 0 });
     }
     let waiting: Vec<_> = lock(&session.retired).iter().map(|one| one.revoke_at).collect();
     assert_eq!(waiting.len(), MAX_RETIRED);

@@ -13,9 +13,9 @@ use vaultrs::api::token::requests::{
 
 use super::{
     error::CallError,
-    holder::{Holder, Live, Slot},
-    session::{Left, RETIRED_TIME, Retired, Session},
-    token::{Grant, TokenClient},
+    holder::{Holder, Live, TokenState},
+    session::{Left, RETIRED_TIME, RetiredToken, Session},
+    token::{TokenClient, TokenGrant},
 };
 use crate::{
     locks::lock,
@@ -86,7 +86,7 @@ impl Session {
         let now = Instant::now();
         let renewed = used.call(RenewTokenSelfRequest { increment: None }).await;
         let outage = matches!(renewed, Err(error) if !error.is_refusal());
-        let grant = renewed.ok().and_then(|body| Grant::parse(&body));
+        let grant = renewed.ok().and_then(|body| TokenGrant::parse(&body));
         // A renewal shows what the token's identity was given since.
         let unfit = match (&grant, &holder.role) {
             (Some(grant), Some(_)) => grant.may_too_much(&self.own_policies().await),
@@ -123,7 +123,7 @@ impl Session {
 
     /// Takes a token from use and revokes it, and what was leased with it, at once. The next
     /// question asks for another one, which is examined like any new one.
-    fn withdraw(&self, holder: &Holder, slot: &mut Slot, unfit: &'static str) {
+    fn withdraw(&self, holder: &Holder, slot: &mut TokenState, unfit: &'static str) {
         let group = holder.role.as_ref().map(|role| role.group.as_str());
         tracing::error!(group, "a token is withdrawn: {unfit}");
         if let Some(live) = slot.live.take() {
@@ -192,7 +192,7 @@ impl Session {
             }
         }
         let now = Instant::now();
-        let due = |retired: &mut Retired| retired.revoke_at <= now;
+        let due = |retired: &mut RetiredToken| retired.revoke_at <= now;
         let due: Vec<_> =
             lock(&self.retired).extract_if(.., due).take(REVOCATIONS_A_ROUND).collect();
         futures_util::stream::iter(due)
@@ -211,7 +211,7 @@ impl Session {
     }
 
     /// Revokes a token. Where Vault does not answer it is asked again until the token has ended.
-    async fn revoke(&self, retired: Retired) {
+    async fn revoke(&self, retired: RetiredToken) {
         if retired.client.is_unknown() {
             return;
         }
@@ -241,7 +241,7 @@ impl Session {
         }
     }
 
-    fn revoke_later(&self, retired: Retired) {
+    fn revoke_later(&self, retired: RetiredToken) {
         let now = Instant::now();
         if retired.ends.is_some_and(|ends| ends <= now) {
             return;
@@ -251,7 +251,7 @@ impl Session {
             tracing::warn!(group, "a token is not revoked yet; Vault is asked until it ends");
         }
         let tries = retired.tries.saturating_add(1);
-        self.push_retired(Retired { revoke_at: now + back_off(tries), tries, ..retired });
+        self.push_retired(RetiredToken { revoke_at: now + back_off(tries), tries, ..retired });
     }
 
     fn next_due(&self) -> Option<Instant> {

@@ -2,7 +2,7 @@
 //! depend on how the bytes are cut.
 
 use bytes::Bytes;
-use cloakroom::scrub::{Coding, Decoder, PIECE, Progress, Undecodable};
+use cloakroom::scrub::{Coding, Decoder, DecoderProgress, PIECE, Undecodable};
 
 use crate::input::Input;
 
@@ -51,14 +51,14 @@ fn decoded(coding: Coding, chunks: &[&[u8]]) -> Result<Vec<Bytes>, Undecodable> 
         decoder.push(Bytes::copy_from_slice(chunk));
         loop {
             match decoder.advance() {
-                Ok(Progress::Piece(piece)) => {
+                Ok(DecoderProgress::Piece(piece)) => {
                     assert!(!piece.is_empty() && piece.len() <= PIECE, "a piece has a size");
                     written += piece.len();
                     assert!(written <= MOST_FREE || written <= read * RATIO + PIECE, "a bomb");
                     pieces.push(piece);
                 }
-                Ok(Progress::Busy) => {}
-                Ok(Progress::Hungry) => break,
+                Ok(DecoderProgress::Busy) => {}
+                Ok(DecoderProgress::Hungry) => break,
                 Err(why) => {
                     assert_eq!(decoder.advance(), Err(why), "an error stays one");
                     assert_eq!(decoder.finish(), Err(why), "an error stays one");

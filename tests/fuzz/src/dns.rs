@@ -11,8 +11,8 @@ use std::{
 };
 
 use cloakroom::{
-    dial::{Found, Unresolved},
-    dns::{Asker, Question, Reply, Verdict, answer},
+    dial::{Resolved, Unresolved},
+    dns::{Asker, DnsReply, QueryVerdict, Question, answer},
     policy::Policy,
 };
 use hickory_proto::op::Message;
@@ -42,12 +42,12 @@ pub(crate) fn any_query(bytes: &[u8]) {
         datagram: case.datagram,
     };
     match answer(asker, query) {
-        Verdict::Silence => assert!(query.len() < HEADER || query[2] & RESPONSE != 0),
-        Verdict::Answered(reply) => {
+        QueryVerdict::Silence => assert!(query.len() < HEADER || query[2] & RESPONSE != 0),
+        QueryVerdict::Answered(reply) => {
             assert!(reply.given.is_empty(), "an address of a name that nobody resolved");
             case.check(&reply, &[]);
         }
-        Verdict::Resolve(question) => case.resolve(&question, &resolver),
+        QueryVerdict::Resolve(question) => case.resolve(&question, &resolver),
     }
 }
 
@@ -80,7 +80,7 @@ impl Case<'_> {
     }
 
     /// That the reply is one to this query, and holds these addresses or is cut.
-    fn check(&self, reply: &Reply, addresses: &[IpAddr]) {
+    fn check(&self, reply: &DnsReply, addresses: &[IpAddr]) {
         let bytes = &reply.bytes;
         Message::from_vec(bytes).expect("a client can read the answer");
         assert_eq!(bytes[..2], self.query[..2], "another number");
@@ -129,7 +129,7 @@ impl Said {
         Self { kind, count, mask: input.byte(), seconds: input.byte() }
     }
 
-    fn outcome(&self) -> (Instant, Result<Found, Unresolved>) {
+    fn outcome(&self) -> (Instant, Result<Resolved, Unresolved>) {
         let now = Instant::now();
         let until = now + Duration::from_secs(u64::from(self.seconds) * 2);
         (
@@ -138,7 +138,7 @@ impl Said {
                 0 => Err(Unresolved::NoName),
                 1 => Err(Unresolved::NoAddress),
                 2 => Err(Unresolved::Failed),
-                _ => Ok(Found { addresses: self.addresses().into(), until }),
+                _ => Ok(Resolved { addresses: self.addresses().into(), until }),
             },
         )
     }

@@ -6,7 +6,7 @@ use base64::{
     engine::general_purpose::{STANDARD, URL_SAFE},
 };
 use cloakroom::{
-    peek::{PeekFailure, Peeked, PlainHead, Progress, Read, parse, read},
+    peek::{PeekFailure, Peeked, PeekedBytes, PlainHead, Progress, parse, read},
     policy::{Limits, is_credential_header},
 };
 
@@ -53,7 +53,7 @@ pub(crate) fn check_pieces(stream: &[u8], most: usize, whole: &Progress) -> Opti
     }
     let mut pieces = Pieces { left: stream, most };
     match (block_on(read(&mut pieces, &limits, |_| Some(()))), whole) {
-        (Ok(Read { peeked, bytes }), Progress::Done(meant)) => {
+        (Ok(PeekedBytes { peeked, bytes }), Progress::Done(meant)) => {
             assert_eq!(peeked, *meant);
             assert_eq!(bytes, stream[..bytes.len()], "other bytes are replayed than were read");
             assert_eq!(bytes.len() + pieces.left.len(), stream.len(), "bytes are lost");

@@ -8,7 +8,7 @@ use cloakroom::{
     policy::{Binding, Policy},
     reason::SecretCause,
     secrets::SecretValue,
-    substitute::{Rules, examine, examine_whole},
+    substitute::{SubstitutionRules, examine, examine_whole},
 };
 use http::{HeaderValue, Request, Version, header::COOKIE, request::Parts};
 use serde_json::Value;
@@ -180,9 +180,9 @@ fn decoded(text: &[u8]) -> String {
     String::from_utf8_lossy(&decoded).into_owned()
 }
 
-static RULES: LazyLock<Rules> = LazyLock::new(|| {
+static RULES: LazyLock<SubstitutionRules> = LazyLock::new(|| {
     let policy = &POLICY;
-    Rules::new(policy, &policy.groups[0].name, &policy.apis[0])
+    SubstitutionRules::new(policy, &policy.groups[0].name, &policy.apis[0])
 });
 
 static POLICY: LazyLock<Policy> = LazyLock::new(|| {

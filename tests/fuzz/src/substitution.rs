@@ -8,7 +8,7 @@ use cloakroom::{
     policy::{Binding, Policy, is_credential_header, is_credential_query},
     reason::SecretCause,
     secrets::SecretValue,
-    substitute::{Plan, Rules, examine},
+    substitute::{Substitution, SubstitutionRules, examine},
 };
 use http::{HeaderName, HeaderValue, Request, request::Parts};
 use zeroize::Zeroizing;
@@ -22,19 +22,19 @@ use crate::{
 pub(crate) fn any_request(bytes: &[u8]) {
     let Some(before) = head(bytes) else { return };
     let wanted = wanted(&before);
-    let Ok(plan) = examine(&RULES, &before) else {
+    let Ok(substitution) = examine(&RULES, &before) else {
         assert!(!is_plainly_good(&before, wanted.as_ref()), "{before:?} is refused");
         return;
     };
     let wanted = wanted.unwrap_or_else(|foreign| panic!("{foreign} goes out, {before:?}"));
     let mut after = before.clone();
-    plan.apply(&mut after, lookup).expect("every value is there");
+    substitution.apply(&mut after, lookup).expect("every value is there");
     assert_eq!(fields_of(&after.headers), wanted.fields);
-    assert_eq!(plan.placeholders().count(), wanted.placeholders, "{before:?}");
+    assert_eq!(substitution.placeholders().count(), wanted.placeholders, "{before:?}");
     let same = |parts: &Parts| (parts.method.clone(), parts.uri.clone(), parts.version);
     assert_eq!(same(&after), same(&before));
-    check_secrets(&after, &plan);
-    check_failure(&before, &plan);
+    check_secrets(&after, &substitution);
+    check_failure(&before, &substitution);
 }
 
 fn head(bytes: &[u8]) -> Option<Parts> {
@@ -167,7 +167,7 @@ fn is_plainly_good(head: &Parts, wanted: Result<&Wanted, &String>) -> bool {
 }
 
 /// The value of each placeholder stands there as often as the placeholder did, and no other value.
-fn check_secrets(head: &Parts, plan: &Plan) {
+fn check_secrets(head: &Parts, substitution: &Substitution) {
     let mut text = Vec::new();
     for value in head.headers.values() {
         text.extend_from_slice(value.as_bytes());
@@ -177,20 +177,20 @@ fn check_secrets(head: &Parts, plan: &Plan) {
     }
     let text = String::from_utf8_lossy(&text);
     for placeholder in [BEARER, RAW, TOKEN, PASSWORD, USER, EITHER, OTHER_HOST, OTHER_GROUP] {
-        let planned = plan.placeholders().filter(|one| one.as_str() == placeholder).count();
+        let planned = substitution.placeholders().filter(|one| one.as_str() == placeholder).count();
         assert_eq!(text.matches(&value_of(placeholder)).count(), planned, "{placeholder}");
     }
 }
 
 /// Where a value is missing, the head stays as it was.
-fn check_failure(before: &Parts, plan: &Plan) {
-    for missing in 0..plan.bindings().count() {
+fn check_failure(before: &Parts, substitution: &Substitution) {
+    for missing in 0..substitution.bindings().count() {
         let (mut head, mut asked) = (before.clone(), 0);
         let lookup = |binding: &Binding| {
             asked += 1;
             if asked > missing { Err(SecretCause::VaultDenied) } else { lookup(binding) }
         };
-        assert_eq!(plan.apply(&mut head, lookup), Err(SecretCause::VaultDenied));
+        assert_eq!(substitution.apply(&mut head, lookup), Err(SecretCause::VaultDenied));
         assert_eq!(head.headers, before.headers, "half a request");
     }
 }
@@ -226,9 +226,9 @@ fn decoded(name: &str) -> Vec<u8> {
     decoded
 }
 
-static RULES: LazyLock<Rules> = LazyLock::new(|| {
+static RULES: LazyLock<SubstitutionRules> = LazyLock::new(|| {
     let policy = &POLICY;
-    Rules::new(policy, &policy.groups[0].name, &policy.apis[0])
+    SubstitutionRules::new(policy, &policy.groups[0].name, &policy.apis[0])
 });
 
 static POLICY: LazyLock<Policy> = LazyLock::new(|| {

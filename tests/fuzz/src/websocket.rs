@@ -8,7 +8,7 @@ use std::{
 };
 
 use cloakroom::{
-    intercept::websocket::{Fault, Lane, MAX_MESSAGE, Sender, WHOLE_FRAME},
+    intercept::websocket::{FrameFault, FrameSender, MAX_MESSAGE, WHOLE_FRAME, WebSocketLane},
     scrub::Masks,
 };
 
@@ -46,7 +46,7 @@ struct Frame {
 /// What an independent reader makes of a stream.
 struct Expected {
     frames: Vec<Frame>,
-    fault: Option<Fault>,
+    fault: Option<FrameFault>,
 }
 
 impl Expected {
@@ -68,17 +68,17 @@ impl Expected {
                 _ => false,
             };
             if first & 0x70 != 0 || (second & 0x80 != 0) != from_agent || !shortest || !order {
-                break Some(Fault::Malformed);
+                break Some(FrameFault::Malformed);
             }
             if opcode >= 8 {
                 control += 1;
                 if control > AT_ONCE {
-                    break Some(Fault::TooMany);
+                    break Some(FrameFault::TooMany);
                 }
             } else {
                 let bytes = open.unwrap_or(0) + length;
                 if bytes > MAX_MESSAGE {
-                    break Some(Fault::TooLarge);
+                    break Some(FrameFault::TooLarge);
                 }
                 open = Some(bytes);
             }
@@ -87,7 +87,7 @@ impl Expected {
             let payload: Vec<u8> =
                 payload.iter().enumerate().map(|(nth, byte)| byte ^ key[nth % 4]).collect();
             if opcode == 8 && !is_close(&payload) {
-                break Some(Fault::Malformed);
+                break Some(FrameFault::Malformed);
             }
             if opcode < 8 && last {
                 open = None;
@@ -128,7 +128,7 @@ fn is_close(payload: &[u8]) -> bool {
 struct Passed {
     frames: Vec<Frame>,
     steps: Vec<usize>,
-    fault: Option<Fault>,
+    fault: Option<FrameFault>,
     messages: usize,
     bytes: usize,
 }
@@ -137,10 +137,10 @@ impl Passed {
     fn of(stream: &[u8], from_agent: bool, masks: &Arc<Masks>, size: usize) -> Self {
         let now = Instant::now();
         let from = match from_agent {
-            true => Sender::Agent(|| Some(KEY)),
-            false => Sender::Upstream(Arc::clone(masks)),
+            true => FrameSender::Agent(|| Some(KEY)),
+            false => FrameSender::Upstream(Arc::clone(masks)),
         };
-        let mut lane = Lane::new(from, now);
+        let mut lane = WebSocketLane::new(from, now);
         let (mut out, mut steps, mut fault) = (vec![], vec![], None);
         let (mut messages, mut bytes) = (0, 0);
         'stream: for piece in stream.chunks(size) {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Key, Limits, SignIntermediate, TlsRule, rules_that_end_tls, seconds};
+use super::{CaKey, SignIntermediate, SigningParameters, TlsRule, rules_that_end_tls, seconds};
 use crate::{
     ca::CaError,
     config::PkiSettings,
@@ -25,9 +25,9 @@ pub(crate) struct Probes {
 /// A rule whose names cannot be put into a name constraint, or no random numbers.
 pub(crate) fn probes(settings: &PkiSettings, policy: &Policy) -> Result<Probes, CaError> {
     let mut good = Vec::new();
-    let mut all: Vec<Limits> = Vec::new();
+    let mut all: Vec<SigningParameters> = Vec::new();
     for TlsRule { rule, names, .. } in rules_that_end_tls(policy)? {
-        let limits = Limits::new(&rule, &names, seconds(settings))?;
+        let limits = SigningParameters::new(&rule, &names, seconds(settings))?;
         all.push(limits.clone());
         good.push((rule, question(limits)?));
     }
@@ -43,16 +43,16 @@ pub(crate) fn probes(settings: &PkiSettings, policy: &Policy) -> Result<Probes, 
     Ok(Probes { good, wider })
 }
 
-fn question(limits: Limits) -> Result<SignIntermediate, CaError> {
-    SignIntermediate::new(limits, &Key::generate()?)
+fn question(limits: SigningParameters) -> Result<SignIntermediate, CaError> {
+    SignIntermediate::new(limits, &CaKey::generate()?)
 }
 
 /// In which way a question is wider, and what makes it so.
-type Change = (&'static str, fn(&mut Limits));
+type Widening = (&'static str, fn(&mut SigningParameters));
 
 /// A policy compares each value by itself, so that one at a time is enough.
-fn limits_that_are_wider(limits: &Limits) -> [(&'static str, Limits); 9] {
-    let changes: [Change; 9] = [
+fn limits_that_are_wider(limits: &SigningParameters) -> [(&'static str, SigningParameters); 9] {
+    let changes: [Widening; 9] = [
         ("a name outside of the configuration", |it| {
             it.permitted_dns_domains = vec![OUTSIDE.to_owned()];
         }),
@@ -77,7 +77,7 @@ fn limits_that_are_wider(limits: &Limits) -> [(&'static str, Limits); 9] {
 }
 
 /// The names of two rules in one CA, where two rules have different names.
-fn mixture(all: &[Limits]) -> Option<(&'static str, Limits)> {
+fn mixture(all: &[SigningParameters]) -> Option<(&'static str, SigningParameters)> {
     let mut mixed = all.first()?.clone();
     let other = all.iter().find(|it| it.permitted_dns_domains != mixed.permitted_dns_domains)?;
     let names = &mut mixed.permitted_dns_domains;

@@ -20,7 +20,7 @@ pub(crate) struct Engine {
 }
 
 /// What an engine does differently.
-pub(crate) type Change<'a> = &'a dyn Fn(&mut CertificateParams);
+pub(crate) type EngineChange<'a> = &'a dyn Fn(&mut CertificateParams);
 
 impl Engine {
     pub(crate) fn new() -> Self {
@@ -47,7 +47,7 @@ impl Engine {
     }
 
     /// Signs what a request body asks for, and `change`.
-    pub(crate) fn sign(&self, body: &str, change: Change<'_>) -> Signed {
+    pub(crate) fn sign(&self, body: &str, change: EngineChange<'_>) -> Signed {
         let body: serde_json::Value = serde_json::from_str(body).unwrap();
         let text = |key: &str| body[key].as_str().unwrap().to_owned();
         let mut csr = CertificateSigningRequestParams::from_pem(&text("csr")).unwrap();
@@ -97,16 +97,16 @@ fn dns(name: &str) -> GeneralSubtree {
 fn asked(
     engine: &Engine,
     settings: &PkiSettings,
-    change: Change<'_>,
+    change: EngineChange<'_>,
 ) -> Result<IssuingCa, CaError> {
     let terms = Terms::read(settings).unwrap();
     let names = exact(&["api.test", "b.test"]);
-    let ask = Ask::new(&RuleName("api".into()), &names, &terms).unwrap();
+    let ask = SigningRequest::new(&RuleName("api".into()), &names, &terms).unwrap();
     let signed = engine.sign(&serde_json::to_string(&ask.request).unwrap(), change);
     ask.take(&signed, &terms, now())
 }
 
-fn fault(engine: &Engine, change: Change<'_>) -> String {
+fn fault(engine: &Engine, change: EngineChange<'_>) -> String {
     asked(engine, &engine.settings(), change).map(|_| "taken").unwrap_err().to_string()
 }
 
@@ -115,7 +115,7 @@ fn what_is_asked_for_can_be_held_against_a_policy() {
     let engine = Engine::new();
     let terms = Terms::read(&engine.settings()).unwrap();
     let names = [exact(&["b.test"]), vec![HostPattern::Suffix(host("a.test"))]].concat();
-    let ask = Ask::new(&RuleName("api".into()), &names, &terms).unwrap();
+    let ask = SigningRequest::new(&RuleName("api".into()), &names, &terms).unwrap();
     let mut body = serde_json::to_value(&ask.request).unwrap();
     let csr = body["csr"].take();
     assert!(csr.as_str().unwrap().starts_with("-----BEGIN CERTIFICATE REQUEST-----"));
@@ -130,7 +130,7 @@ fn what_is_asked_for_can_be_held_against_a_policy() {
     });
     assert_eq!(body, expected);
     for names in [vec![], vec![HostPattern::Any]] {
-        assert!(Ask::new(&RuleName("api".into()), &names, &terms).is_err());
+        assert!(SigningRequest::new(&RuleName("api".into()), &names, &terms).is_err());
     }
 }
 
@@ -141,7 +141,7 @@ fn a_ca_that_is_what_was_asked_for_signs_leaves_that_agents_believe() {
     let leaf = ca.mint(&host("b.test"), unix_seconds(now()).unwrap()).unwrap();
     assert_eq!(leaf.key.cert.len(), 2, "the root is not shown");
     assert_eq!(verify(&engine.root(), &leaf.key.cert, "b.test", now()), Ok(()));
-    let servers_only: Change<'_> =
+    let servers_only: EngineChange<'_> =
         &|p| p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     assert!(asked(&engine, &engine.settings(), servers_only).is_ok(), "narrower");
 }
@@ -149,7 +149,7 @@ fn a_ca_that_is_what_was_asked_for_signs_leaves_that_agents_believe() {
 #[test]
 fn a_ca_that_differs_from_the_question_is_refused() {
     let engine = Engine::new();
-    let changes: [(Change<'_>, &str); 16] = [
+    let changes: [(EngineChange<'_>, &str); 16] = [
         (&|p| p.name_constraints = None, "no name constraints"),
         (&|p| p.name_constraints.as_mut().unwrap().excluded_subtrees.clear(), "every IP address"),
         (&|p| drop(p.name_constraints.as_mut().unwrap().excluded_subtrees.pop()), "every IP"),
@@ -191,11 +191,13 @@ fn a_ca_that_differs_from_the_question_is_refused() {
 fn only_the_lack_of_the_ip_exclusion_can_be_accepted() {
     let engine = Engine::new();
     let settings = PkiSettings { accept_without_ip_exclusion: true, ..engine.settings() };
-    let free: Change<'_> = &|p| p.name_constraints.as_mut().unwrap().excluded_subtrees.clear();
+    let free: EngineChange<'_> =
+        &|p| p.name_constraints.as_mut().unwrap().excluded_subtrees.clear();
     assert!(asked(&engine, &settings, free).is_ok());
     assert!(asked(&engine, &settings, &|_| {}).is_ok(), "narrower is welcome");
-    let half: Change<'_> = &|p| drop(p.name_constraints.as_mut().unwrap().excluded_subtrees.pop());
-    let wider: Change<'_> = &|p| {
+    let half: EngineChange<'_> =
+        &|p| drop(p.name_constraints.as_mut().unwrap().excluded_subtrees.pop());
+    let wider: EngineChange<'_> = &|p| {
         let constraints = p.name_constraints.as_mut().unwrap();
         constraints.excluded_subtrees.clear();
         constraints.permitted_subtrees.push(dns("c.test"));
@@ -218,7 +220,7 @@ fn constraints_that_are_not_critical_are_refused() {
     let at = der.windows(critical.len()).position(|bytes| bytes == critical).unwrap();
     der[at + critical.len() - 1] = 0;
     let names = BTreeSet::from(["api.test", "b.test"]);
-    let said = check::check_signed(&der.into(), &names, Addresses::Excluded).unwrap_err();
+    let said = check::check_signed(&der.into(), &names, AddressExclusion::Excluded).unwrap_err();
     assert!(said.to_string().contains("critical"), "{said}");
 }
 
@@ -227,9 +229,10 @@ fn another_key_another_root_and_garbage_are_refused() {
     let (engine, other) = (Engine::new(), Engine::new());
     let terms = Terms::read(&engine.settings()).unwrap();
     let names = exact(&["api.test"]);
-    let ask = || Ask::new(&RuleName("api".into()), &names, &terms).unwrap();
-    let body = |ask: &Ask| serde_json::to_string(&ask.request).unwrap();
-    let refused = |signed: &Signed, ask: Ask| ask.take(signed, &terms, now()).unwrap_err();
+    let ask = || SigningRequest::new(&RuleName("api".into()), &names, &terms).unwrap();
+    let body = |ask: &SigningRequest| serde_json::to_string(&ask.request).unwrap();
+    let refused =
+        |signed: &Signed, ask: SigningRequest| ask.take(signed, &terms, now()).unwrap_err();
 
     let (one, two) = (ask(), ask());
     let said = refused(&engine.sign(&body(&one), &|_| {}), two).to_string();
@@ -261,7 +264,8 @@ fn a_chain_of_cas_leads_up_to_the_root() {
     };
     let ask = |engine: &Engine, chain: &dyn Fn(Vec<String>) -> Vec<String>| {
         let terms = Terms::read(&root.settings()).unwrap();
-        let ask = Ask::new(&RuleName("api".into()), &exact(&["api.test"]), &terms).unwrap();
+        let ask =
+            SigningRequest::new(&RuleName("api".into()), &exact(&["api.test"]), &terms).unwrap();
         let signed = engine.sign(&serde_json::to_string(&ask.request).unwrap(), &|_| {});
         let signed = Signed { chain: chain(signed.chain), ..signed };
         ask.take(&signed, &terms, now())

@@ -219,7 +219,7 @@ fn a_private_prefix_deserves_a_second_look_for_the_services_of_clouds_in_it() {
 fn a_resolver_is_asked_over_tls_or_in_the_clear_and_never_both() {
     let list = "resolvers = [\"192.0.2.53\"]";
     let with = |text: &str| format!("resolvers = [{text}]");
-    for (text, means) in [
+    for (text, services) in [
         ("tls://dns.example@192.0.2.53", "tls://dns.example@192.0.2.53:853"),
         ("tls://DNS.example.@192.0.2.53:8853", "tls://dns.example@192.0.2.53:8853"),
         ("tls://dns.example@2001:db8::53", "tls://dns.example@[2001:db8::53]:853"),
@@ -228,8 +228,8 @@ fn a_resolver_is_asked_over_tls_or_in_the_clear_and_never_both() {
         ("[2001:db8::53]", "[2001:db8::53]:53"),
     ] {
         let config = accepts(list, &with(&format!("\"{text}\"")));
-        assert_eq!(config.settings.resolvers[0].to_string(), means, "{text}");
-        assert!(explain(&config).contains(means), "{text}");
+        assert_eq!(config.settings.resolvers[0].to_string(), services, "{text}");
+        assert!(explain(&config).contains(services), "{text}");
     }
     for (text, why) in [
         ("tls://192.0.2.53", "lacks a name or an address"),

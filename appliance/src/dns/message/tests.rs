@@ -32,13 +32,13 @@ fn policy() -> Policy {
         .policy
 }
 
-fn asked_by(group: &str, query: &[u8], datagram: bool) -> Verdict {
+fn asked_by(group: &str, query: &[u8], datagram: bool) -> QueryVerdict {
     let policy = policy();
     let group = policy.groups.iter().find(|one| one.name.as_str() == group).unwrap();
     answer(Asker { policy: &policy, group, ipv6: true, datagram }, query)
 }
 
-fn ask(query: &[u8]) -> Verdict {
+fn ask(query: &[u8]) -> QueryVerdict {
     asked_by("red", query, true)
 }
 
@@ -60,16 +60,16 @@ fn bytes(name: &str, kind: RecordType) -> Vec<u8> {
     query(name, kind).to_vec().unwrap()
 }
 
-fn at_once(verdict: Verdict) -> (Message, Option<Refused>) {
+fn at_once(verdict: QueryVerdict) -> (Message, Option<RefusedQuery>) {
     match verdict {
-        Verdict::Answered(reply) => (Message::from_vec(&reply.bytes).unwrap(), reply.refused),
+        QueryVerdict::Answered(reply) => (Message::from_vec(&reply.bytes).unwrap(), reply.refused),
         other => panic!("{other:?}"),
     }
 }
 
-fn to_resolve(verdict: Verdict) -> Question {
+fn to_resolve(verdict: QueryVerdict) -> Question {
     match verdict {
-        Verdict::Resolve(question) => *question,
+        QueryVerdict::Resolve(question) => *question,
         other => panic!("{other:?}"),
     }
 }
@@ -78,10 +78,10 @@ fn code(query: &[u8]) -> ResponseCode {
     at_once(ask(query)).0.metadata.response_code
 }
 
-fn found(addresses: &[&str], seconds: u64) -> (Result<Found, Unresolved>, Instant) {
+fn found(addresses: &[&str], seconds: u64) -> (Result<Resolved, Unresolved>, Instant) {
     let now = Instant::now();
     let addresses: Arc<[IpAddr]> = addresses.iter().map(|text| text.parse().unwrap()).collect();
-    (Ok(Found { addresses, until: now + Duration::from_secs(seconds) }), now)
+    (Ok(Resolved { addresses, until: now + Duration::from_secs(seconds) }), now)
 }
 
 #[test]
@@ -218,10 +218,10 @@ fn an_answer_is_never_answered() {
     for third in 0x80..=0xff {
         let mut bytes = good.clone();
         bytes[2] = third;
-        assert!(matches!(ask(&bytes), Verdict::Silence));
+        assert!(matches!(ask(&bytes), QueryVerdict::Silence));
     }
     for length in 0..HEADER_BYTES {
-        assert!(matches!(ask(&good[..length]), Verdict::Silence));
+        assert!(matches!(ask(&good[..length]), QueryVerdict::Silence));
     }
 }
 
@@ -266,16 +266,16 @@ fn a_later_edns_is_told_which_one_there_is() {
 /// Whatever comes in, what goes out is an answer to it that a client can read.
 fn check(query: &[u8]) {
     match ask(query) {
-        Verdict::Silence => {}
-        Verdict::Answered(reply) => check_reply(query, &reply),
-        Verdict::Resolve(question) => {
+        QueryVerdict::Silence => {}
+        QueryVerdict::Answered(reply) => check_reply(query, &reply),
+        QueryVerdict::Resolve(question) => {
             let (outcome, now) = found(&["198.51.100.30", "2001:db8::30"], 60);
             check_reply(query, &question.reply(&outcome, now, |_| true));
         }
     }
 }
 
-fn check_reply(query: &[u8], reply: &Reply) {
+fn check_reply(query: &[u8], reply: &DnsReply) {
     let message = Message::from_vec(&reply.bytes).unwrap();
     assert_eq!(message.metadata.message_type, MessageType::Response);
     assert_eq!(reply.bytes[..2], query[..2]);

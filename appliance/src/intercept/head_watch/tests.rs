@@ -115,7 +115,7 @@ fn head(stream: u32, sent: Sent, pieces: usize) -> Vec<u8> {
 
 /// Lets hyper serve these bytes, which come in pieces of these sizes, and gives the verdicts, and how
 /// many requests there were.
-async fn served(bytes: &[u8], splits: &[usize]) -> (Vec<Verdict>, u64) {
+async fn served(bytes: &[u8], splits: &[usize]) -> (Vec<HeadVerdict>, u64) {
     let (mut agent, gateway) = tokio::io::duplex(1 << 20);
     let exchanges = Arc::<Exchanges>::default();
     let (watch, heads) = HeadWatch::new(gateway, Duration::from_secs(10), Arc::clone(&exchanges));
@@ -175,12 +175,12 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let (verdicts, begun) = runtime.block_on(served(&bytes, &splits));
         let meant: Vec<_> = sent.iter().filter_map(|(sent, _)| match sent {
-            Sent::Good => Some(Verdict::Passed),
-            Sent::Malformed => Some(Verdict::Refused(Reason::HttpMalformed)),
-            Sent::TooLarge => Some(Verdict::Refused(Reason::HeaderLimit)),
+            Sent::Good => Some(HeadVerdict::Passed),
+            Sent::Malformed => Some(HeadVerdict::Refused(Reason::HttpMalformed)),
+            Sent::TooLarge => Some(HeadVerdict::Refused(Reason::HeaderLimit)),
             Sent::Ping => None,
         }).collect();
-        prop_assert_eq!(begun as usize, meant.iter().filter(|it| **it == Verdict::Passed).count());
+        prop_assert_eq!(begun as usize, meant.iter().filter(|it| **it == HeadVerdict::Passed).count());
         prop_assert_eq!(verdicts, meant);
     }
 }
@@ -205,7 +205,7 @@ async fn a_head_that_ends_the_connection_has_its_verdict_too() {
             frame(HEADERS, WHOLE, 3, &last),
         ];
         let (verdicts, begun) = served(&frames.concat(), &[usize::MAX >> 1]).await;
-        let refused = Verdict::Refused(Reason::HttpMalformed);
-        assert_eq!((verdicts, begun), (vec![Verdict::Passed, refused], 1));
+        let refused = HeadVerdict::Refused(Reason::HttpMalformed);
+        assert_eq!((verdicts, begun), (vec![HeadVerdict::Passed, refused], 1));
     }
 }

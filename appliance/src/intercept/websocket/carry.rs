@@ -20,14 +20,14 @@ use tokio::{
 };
 
 use super::{
-    super::vigil::{Ended, Vigil},
-    lane::{Fault, Lane, Passed, Sender, close_frame},
+    super::idle_timer::{Ended, IdleTimer},
+    lane::{FrameFault, FrameSender, Passed, WebSocketLane, close_frame},
     switch::Begun,
 };
 use crate::{limits::Way, reason::Reason};
 
 /// Both streams, each behind the bytes that were read of it already.
-pub(in crate::intercept) struct Ends<A, U> {
+pub(in crate::intercept) struct WebSocketEnds<A, U> {
     /// The agent's.
     pub(in crate::intercept) agent: (A, Bytes),
     /// The upstream's.
@@ -58,8 +58,8 @@ struct Cut {
     upstream: bool,
 }
 
-struct Direction<R, W> {
-    lane: Lane,
+struct LaneRelay<R, W> {
+    lane: WebSocketLane,
     read: ReadHalf<R>,
     out: Outlet<W>,
     /// Whether it is the upstream that sends.
@@ -78,9 +78,9 @@ struct Outlet<W> {
 
 /// Carries a WebSocket to its end: how that was, and why the gateway made it, if it did.
 pub(in crate::intercept) async fn carry<A, U>(
-    ends: Ends<A, U>,
+    ends: WebSocketEnds<A, U>,
     begun: Arc<dyn Begun>,
-    mut vigil: Vigil,
+    mut idle_timer: IdleTimer,
 ) -> (Ended, Option<Reason>)
 where
     A: AsyncRead + AsyncWrite + Unpin,
@@ -90,10 +90,11 @@ where
     let (from_agent, to_agent) = split(agent);
     let (from_upstream, to_upstream) = split(upstream);
     let out = Outlet::new(to_upstream, Way::Out, &begun);
-    let mut up = Direction::new(Sender::Agent(new_key), early, (from_agent, out));
+    let mut up = LaneRelay::new(FrameSender::Agent(new_key), early, (from_agent, out));
     let out = Outlet::new(to_agent, Way::Back, &begun);
-    let mut down = Direction::new(Sender::Upstream(begun.masks()), first, (from_upstream, out));
-    let stops = run(&mut up, &mut down, &mut vigil).await;
+    let mut down =
+        LaneRelay::new(FrameSender::Upstream(begun.masks()), first, (from_upstream, out));
+    let stops = run(&mut up, &mut down, &mut idle_timer).await;
     let (ended, cut) = judge(&stops);
     if ended == Some(Ended::Closed) {
         begun.complete();
@@ -109,9 +110,9 @@ where
 /// Both directions until they stop: the agent's first. `None` for one that the other's end has stopped,
 /// and for both where nothing moved for too long.
 async fn run<A, U>(
-    up: &mut Direction<A, U>,
-    down: &mut Direction<U, A>,
-    vigil: &mut Vigil,
+    up: &mut LaneRelay<A, U>,
+    down: &mut LaneRelay<U, A>,
+    idle_timer: &mut IdleTimer,
 ) -> [Option<Stop>; 2]
 where
     A: AsyncRead + AsyncWrite + Unpin,
@@ -121,7 +122,7 @@ where
     tokio::select! {
         stop = &mut up => [Some(stop), then(stop, down).await],
         stop = &mut down => [then(stop, up).await, Some(stop)],
-        _ = poll_fn(|cx| vigil.poll_idle(cx)) => [None, None],
+        _ = poll_fn(|cx| idle_timer.poll_idle(cx)) => [None, None],
     }
 }
 
@@ -151,8 +152,8 @@ fn judge(stops: &[Option<Stop>; 2]) -> (Option<Ended>, Option<Cut>) {
 
 /// Says goodbye where nobody did, and closes both sides. Whether the agent closed its own.
 async fn last_words<A, U>(
-    up: &mut Direction<A, U>,
-    down: &mut Direction<U, A>,
+    up: &mut LaneRelay<A, U>,
+    down: &mut LaneRelay<U, A>,
     stops: &[Option<Stop>; 2],
     cut: Option<Cut>,
 ) -> bool
@@ -166,7 +167,7 @@ where
         return true;
     }
     let to_agent = match cut {
-        Some(cut) => Some((cut.code, cut.reason.word())),
+        Some(cut) => Some((cut.code, cut.reason.as_str())),
         None => idle.then_some((GOING_AWAY, "idle")),
     };
     // Whoever is not at fault only learns that there is no more.
@@ -203,14 +204,14 @@ async fn linger<R: AsyncRead>(read: &mut ReadHalf<R>) -> io::Result<()> {
     Ok(())
 }
 
-impl<R, W> Direction<R, W>
+impl<R, W> LaneRelay<R, W>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    fn new(from: Sender, read_already: Bytes, (read, out): (ReadHalf<R>, Outlet<W>)) -> Self {
-        let upstream = matches!(from, Sender::Upstream(_));
-        let mut lane = Lane::new(from, Instant::now());
+    fn new(from: FrameSender, read_already: Bytes, (read, out): (ReadHalf<R>, Outlet<W>)) -> Self {
+        let upstream = matches!(from, FrameSender::Upstream(_));
+        let mut lane = WebSocketLane::new(from, Instant::now());
         lane.room().extend_from_slice(&read_already);
         let begun = Arc::clone(&out.begun);
         Self { lane, read, out, upstream, begun }
@@ -276,12 +277,12 @@ where
         Ok(passed.close.map(|_| Stop::Closed))
     }
 
-    fn fault(&self, fault: Fault) -> Cut {
+    fn fault(&self, fault: FrameFault) -> Cut {
         let (code, reason) = match fault {
-            Fault::Malformed => (PROTOCOL_ERROR, Reason::WebsocketMalformed),
-            Fault::TooLarge => (TOO_LARGE, Reason::WebsocketLimit),
-            Fault::TooMany => (POLICY, Reason::WebsocketLimit),
-            Fault::Failed => (INTERNAL_ERROR, Reason::InternalError),
+            FrameFault::Malformed => (PROTOCOL_ERROR, Reason::WebsocketMalformed),
+            FrameFault::TooLarge => (TOO_LARGE, Reason::WebsocketLimit),
+            FrameFault::TooMany => (POLICY, Reason::WebsocketLimit),
+            FrameFault::Failed => (INTERNAL_ERROR, Reason::InternalError),
         };
         Cut { code, reason, upstream: self.upstream }
     }

@@ -29,7 +29,7 @@ pub(in crate::intercept) struct Asked {
 }
 
 /// An answer that fits the request.
-pub(in crate::intercept) struct Answered {
+pub(in crate::intercept) struct UpgradeAnswer {
     accept: HeaderValue,
     protocol: Option<HeaderValue>,
 }
@@ -82,7 +82,10 @@ impl Asked {
     /// # Errors
     ///
     /// `response_unscannable` for an extension, which nobody offered; else `upstream_unreachable`.
-    pub(in crate::intercept) fn answered(&self, headers: &HeaderMap) -> Result<Answered, Reason> {
+    pub(in crate::intercept) fn answered(
+        &self,
+        headers: &HeaderMap,
+    ) -> Result<UpgradeAnswer, Reason> {
         if headers.contains_key(SEC_WEBSOCKET_EXTENSIONS) {
             return Err(Reason::ResponseUnscannable);
         }
@@ -97,7 +100,7 @@ impl Asked {
             true => Some(self.chosen(headers).ok_or(Reason::UpstreamUnreachable)?),
             false => None,
         };
-        Ok(Answered { accept: self.accept.clone(), protocol })
+        Ok(UpgradeAnswer { accept: self.accept.clone(), protocol })
     }
 
     /// The agent's own words for the protocol that the upstream chose: where that is one with a
@@ -109,7 +112,7 @@ impl Asked {
     }
 }
 
-impl Answered {
+impl UpgradeAnswer {
     /// Writes the answer into a head that was masked.
     pub(in crate::intercept) fn write(self, headers: &mut HeaderMap) {
         for name in [CONTENT_LENGTH, CONTENT_TYPE, SEC_WEBSOCKET_PROTOCOL] {

@@ -6,7 +6,7 @@
 //! depends on the bytes that no form of a secret holds and on the upstream's own frames, and not on how far it agrees
 //! with a secret; masks keep every length. What an agent sends is no template: nothing is put in.
 //!
-//! Errs to the end of the connection: whatever the protocol forbids is a [`Fault`].
+//! Errs to the end of the connection: whatever the protocol forbids is a [`FrameFault`].
 
 use std::{sync::Arc, time::Instant};
 
@@ -17,22 +17,22 @@ use tungstenite::protocol::frame::{
 };
 
 use crate::{
-    limits::Pace,
+    limits::RateLimiter,
     scrub::{MaskStream, Masks},
 };
 
 /// One direction of a WebSocket.
-pub struct Lane {
-    from: Sender,
+pub struct WebSocketLane {
+    from: FrameSender,
     held: BytesMut,
     frame: Option<Under>,
-    message: Option<Message>,
-    control: Pace,
+    message: Option<MessageState>,
+    control: RateLimiter,
     closed: bool,
 }
 
 /// Who sends in a direction, and what is done to it.
-pub enum Sender {
+pub enum FrameSender {
     /// The agent: its frames are masked in the protocol's sense, and so are those that are made of them,
     /// each with a new key (RFC 6455, section 5.3). `None` where there is no randomness.
     Agent(fn() -> Option<[u8; 4]>),
@@ -59,7 +59,7 @@ pub struct Passed {
 
 /// Why nothing more may be sent on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
+pub enum FrameFault {
     /// A frame that the protocol forbids.
     Malformed,
     /// A message beyond [`MAX_MESSAGE`] or [`MAX_FRAGMENTS`].
@@ -79,7 +79,7 @@ struct Under {
 }
 
 /// A message under way.
-struct Message {
+struct MessageState {
     kind: Data,
     /// Whether a frame of it was sent on.
     begun: bool,
@@ -88,15 +88,15 @@ struct Message {
     stream: Option<MaskStream>,
 }
 
-impl Lane {
+impl WebSocketLane {
     /// A direction at its beginning.
-    pub fn new(from: Sender, now: Instant) -> Self {
+    pub fn new(from: FrameSender, now: Instant) -> Self {
         Self {
             from,
             held: BytesMut::new(),
             frame: None,
             message: None,
-            control: Pace::new(now),
+            control: RateLimiter::new(now),
             closed: false,
         }
     }
@@ -111,7 +111,7 @@ impl Lane {
         if let Some(stream) = self.message.as_mut().and_then(|it| it.stream.as_mut()) {
             stream.renew(Arc::clone(&masks));
         }
-        if let Sender::Upstream(own) = &mut self.from {
+        if let FrameSender::Upstream(own) = &mut self.from {
             *own = masks;
         }
     }
@@ -120,8 +120,8 @@ impl Lane {
     ///
     /// # Errors
     ///
-    /// A [`Fault`], after which the direction is of no use.
-    pub fn next(&mut self, now: Instant) -> Result<Option<Passed>, Fault> {
+    /// A [`FrameFault`], after which the direction is of no use.
+    pub fn next(&mut self, now: Instant) -> Result<Option<Passed>, FrameFault> {
         while !self.closed {
             let Some(under) = self.begin(now)? else { return Ok(None) };
             let (header, payload, ended) = match self.take(under) {
@@ -143,21 +143,21 @@ impl Lane {
     }
 
     /// The frame that is under way, or the next one.
-    fn begin(&mut self, now: Instant) -> Result<Option<Under>, Fault> {
+    fn begin(&mut self, now: Instant) -> Result<Option<Under>, FrameFault> {
         if let Some(under) = self.frame.take() {
             return Ok(Some(under));
         }
         let mut cursor = std::io::Cursor::new(self.held.as_ref());
-        let parsed = FrameHeader::parse(&mut cursor).map_err(|_| Fault::Malformed)?;
+        let parsed = FrameHeader::parse(&mut cursor).map_err(|_| FrameFault::Malformed)?;
         let Some((header, length)) = parsed else { return Ok(None) };
-        let bytes = usize::try_from(cursor.position()).map_err(|_| Fault::Failed)?;
+        let bytes = usize::try_from(cursor.position()).map_err(|_| FrameFault::Failed)?;
         self.check(&header, length, bytes)?;
         self.held.advance(bytes);
         match header.opcode {
             OpCode::Data(kind) => self.count(kind, length)?,
             OpCode::Control(_) => {
                 if !self.control.take(CONTROL_A_SECOND, CONTROL_AT_ONCE, now) {
-                    return Err(Fault::TooMany);
+                    return Err(FrameFault::TooMany);
                 }
             }
         }
@@ -165,8 +165,8 @@ impl Lane {
     }
 
     /// RFC 6455, sections 5.1, 5.2, 5.4 and 5.5. The library has refused unknown opcodes.
-    fn check(&self, header: &FrameHeader, length: u64, bytes: usize) -> Result<(), Fault> {
-        let masked = matches!(self.from, Sender::Agent(_));
+    fn check(&self, header: &FrameHeader, length: u64, bytes: usize) -> Result<(), FrameFault> {
+        let masked = matches!(self.from, FrameSender::Agent(_));
         let shortest = header.len(length) == bytes && length <= i64::MAX as u64;
         let plain = !(header.rsv1 || header.rsv2 || header.rsv3);
         let in_order = match header.opcode {
@@ -175,25 +175,25 @@ impl Lane {
             OpCode::Data(_) => self.message.is_none(),
         };
         let good = header.mask.is_some() == masked && shortest && plain && in_order;
-        if good { Ok(()) } else { Err(Fault::Malformed) }
+        if good { Ok(()) } else { Err(FrameFault::Malformed) }
     }
 
     /// Counts a frame of a message before any of it is taken.
-    fn count(&mut self, kind: Data, length: u64) -> Result<(), Fault> {
-        let message = self.message.get_or_insert_with(|| Message {
+    fn count(&mut self, kind: Data, length: u64) -> Result<(), FrameFault> {
+        let message = self.message.get_or_insert_with(|| MessageState {
             kind,
             begun: false,
             bytes: 0,
             fragments: 0,
             stream: match &self.from {
-                Sender::Agent(_) => None,
-                Sender::Upstream(masks) => Some(MaskStream::new(Arc::clone(masks), false)),
+                FrameSender::Agent(_) => None,
+                FrameSender::Upstream(masks) => Some(MaskStream::new(Arc::clone(masks), false)),
             },
         });
         message.bytes = message.bytes.saturating_add(length);
         message.fragments = message.fragments.saturating_add(1);
         let good = message.bytes <= MAX_MESSAGE && message.fragments <= MAX_FRAGMENTS;
-        if good { Ok(()) } else { Err(Fault::TooLarge) }
+        if good { Ok(()) } else { Err(FrameFault::TooLarge) }
     }
 
     /// Some of a frame, unmasked in the protocol's sense, and whether it is the last of it; the frame
@@ -222,9 +222,9 @@ impl Lane {
         header: &FrameHeader,
         payload: Bytes,
         ended: bool,
-    ) -> Result<Option<Passed>, Fault> {
+    ) -> Result<Option<Passed>, FrameFault> {
         let last = header.is_final && ended;
-        let message = self.message.as_mut().ok_or(Fault::Failed)?;
+        let message = self.message.as_mut().ok_or(FrameFault::Failed)?;
         let (payload, masked, near_misses) = message.mask(payload, last);
         let kind = if message.begun { Data::Continue } else { message.kind };
         let silent = payload.is_empty() && !last;
@@ -243,7 +243,7 @@ impl Lane {
         Ok(Some(Passed { frames, message: last, bytes, masked, near_misses, close: None }))
     }
 
-    fn control(&mut self, kind: Control, payload: Bytes) -> Result<Passed, Fault> {
+    fn control(&mut self, kind: Control, payload: Bytes) -> Result<Passed, FrameFault> {
         let close = match kind {
             Control::Close => Some(close_code(&payload)?),
             _ => None,
@@ -253,24 +253,26 @@ impl Lane {
         let mut text = payload;
         let code = text.split_to(code);
         let (text, masked, near_misses) = match &self.from {
-            Sender::Agent(_) => (text, 0, 0),
-            Sender::Upstream(masks) => mask_all(MaskStream::new(Arc::clone(masks), false), text),
+            FrameSender::Agent(_) => (text, 0, 0),
+            FrameSender::Upstream(masks) => {
+                mask_all(MaskStream::new(Arc::clone(masks), false), text)
+            }
         };
         let payload = if code.is_empty() { text } else { [code, text].concat().into() };
         let frames = self.frame(OpCode::Control(kind), true, payload)?;
         Ok(Passed { frames, masked, near_misses, close, ..Passed::default() })
     }
 
-    fn frame(&self, opcode: OpCode, is_final: bool, payload: Bytes) -> Result<Vec<u8>, Fault> {
+    fn frame(&self, opcode: OpCode, is_final: bool, payload: Bytes) -> Result<Vec<u8>, FrameFault> {
         let mask = match &self.from {
-            Sender::Agent(key) => Some(key().ok_or(Fault::Failed)?),
-            Sender::Upstream(_) => None,
+            FrameSender::Agent(key) => Some(key().ok_or(FrameFault::Failed)?),
+            FrameSender::Upstream(_) => None,
         };
         write(FrameHeader { is_final, opcode, mask, ..FrameHeader::default() }, payload)
     }
 }
 
-impl Message {
+impl MessageState {
     /// What of a part of the message may be sent on, and what was masked in it.
     fn mask(&mut self, payload: Bytes, last: bool) -> (Bytes, u64, u64) {
         let Some(stream) = &mut self.stream else { return (payload, 0, 0) };
@@ -290,10 +292,10 @@ pub(super) fn close_frame(code: u16, reason: &str, key: Option<[u8; 4]>) -> Vec<
     write(header, payload.into()).unwrap_or_default()
 }
 
-fn write(header: FrameHeader, payload: Bytes) -> Result<Vec<u8>, Fault> {
+fn write(header: FrameHeader, payload: Bytes) -> Result<Vec<u8>, FrameFault> {
     let mut frame = Vec::with_capacity(header.len(payload.len() as u64) + payload.len());
     // Writing into memory does not fail.
-    Frame::from_payload(header, payload).format(&mut frame).map_err(|_| Fault::Failed)?;
+    Frame::from_payload(header, payload).format(&mut frame).map_err(|_| FrameFault::Failed)?;
     Ok(frame)
 }
 
@@ -312,15 +314,15 @@ fn joined(one: Bytes, other: Bytes) -> Bytes {
 }
 
 /// The code of a close frame, if it has one (RFC 6455, sections 5.5.1 and 7.4).
-fn close_code(payload: &[u8]) -> Result<Option<u16>, Fault> {
+fn close_code(payload: &[u8]) -> Result<Option<u16>, FrameFault> {
     let Some((code, reason)) = payload.split_first_chunk::<CODE_BYTES>() else {
-        return if payload.is_empty() { Ok(None) } else { Err(Fault::Malformed) };
+        return if payload.is_empty() { Ok(None) } else { Err(FrameFault::Malformed) };
     };
     let code = u16::from_be_bytes(*code);
     // 1014 was registered later, for gateways.
     let known = CloseCode::from(code).is_allowed() || code == BAD_GATEWAY;
     let good = known && std::str::from_utf8(reason).is_ok();
-    if good { Ok(Some(code)) } else { Err(Fault::Malformed) }
+    if good { Ok(Some(code)) } else { Err(FrameFault::Malformed) }
 }
 
 /// Undoes, or does, what the protocol calls masking (RFC 6455, section 5.3), from a place in the frame.

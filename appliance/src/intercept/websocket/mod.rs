@@ -21,7 +21,9 @@ mod switch;
 #[cfg(test)]
 mod tests;
 
-pub(super) use carry::{Ends, carry};
+pub(super) use carry::{WebSocketEnds, carry};
 pub(super) use handshake::{Asked, asked};
-pub use lane::{Fault, Lane, MAX_FRAGMENTS, MAX_MESSAGE, Passed, Sender, WHOLE_FRAME};
+pub use lane::{
+    FrameFault, FrameSender, MAX_FRAGMENTS, MAX_MESSAGE, Passed, WHOLE_FRAME, WebSocketLane,
+};
 pub(super) use switch::{Begun, Switch};

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use zeroize::Zeroizing;
 
 use super::{
-    Fault, Lane, MAX_FRAGMENTS, MAX_MESSAGE, Passed, Sender, WHOLE_FRAME, asked,
+    FrameFault, FrameSender, MAX_FRAGMENTS, MAX_MESSAGE, Passed, WHOLE_FRAME, WebSocketLane, asked,
     lane::{CONTROL_AT_ONCE, close_frame},
 };
 use crate::{reason::Reason, scrub::Masks, secrets::SecretValue};
@@ -72,12 +72,12 @@ fn masks(secrets: &[&str]) -> Arc<Masks> {
     Arc::new(Masks::new(&values))
 }
 
-fn agent() -> Sender {
-    Sender::Agent(|| Some([1, 2, 3, 4]))
+fn agent() -> FrameSender {
+    FrameSender::Agent(|| Some([1, 2, 3, 4]))
 }
 
-fn upstream() -> Sender {
-    Sender::Upstream(masks(&[SECRET]))
+fn upstream() -> FrameSender {
+    FrameSender::Upstream(masks(&[SECRET]))
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -92,9 +92,9 @@ struct Out {
 }
 
 /// What comes of `stream` in pieces of these sizes, over and over.
-fn pass(from: Sender, stream: &[u8], sizes: &[usize]) -> (Out, Result<(), Fault>) {
+fn pass(from: FrameSender, stream: &[u8], sizes: &[usize]) -> (Out, Result<(), FrameFault>) {
     let now = Instant::now();
-    let (mut lane, mut out) = (Lane::new(from, now), Out::default());
+    let (mut lane, mut out) = (WebSocketLane::new(from, now), Out::default());
     let (mut rest, mut sizes) = (stream, sizes.iter().cycle());
     while !rest.is_empty() {
         let (piece, later) = rest.split_at((*sizes.next().unwrap()).clamp(1, rest.len()));
@@ -268,24 +268,24 @@ fn what_the_protocol_forbids_ends_the_connection() {
     ] {
         for size in [1, 1000] {
             let (out, end) = pass(agent(), &stream, &[size]);
-            assert_eq!(end, Err(Fault::Malformed), "{what}");
+            assert_eq!(end, Err(FrameFault::Malformed), "{what}");
             assert!(out.frames.len() <= frame(false, 1, true, b"x").len(), "{what}");
         }
     }
-    assert_eq!(pass(upstream(), &text(true), &[9]).1, Err(Fault::Malformed));
+    assert_eq!(pass(upstream(), &text(true), &[9]).1, Err(FrameFault::Malformed));
 }
 
 #[test]
 fn a_message_beyond_the_bounds_ends_the_connection_before_it_is_read() {
     let huge = [&[0x82, 0x7f][..], &(MAX_MESSAGE + 1).to_be_bytes()].concat();
-    assert_eq!(pass(upstream(), &huge, &[99]), (Out::default(), Err(Fault::TooLarge)));
+    assert_eq!(pass(upstream(), &huge, &[99]), (Out::default(), Err(FrameFault::TooLarge)));
     let rest = [&[0x80, 0x7f][..], &MAX_MESSAGE.to_be_bytes()].concat();
     let parts = [frame(false, 2, false, b"x"), rest].concat();
-    assert_eq!(pass(upstream(), &parts, &[99]).1, Err(Fault::TooLarge));
+    assert_eq!(pass(upstream(), &parts, &[99]).1, Err(FrameFault::TooLarge));
     let mut empty = frame(false, 2, false, b"");
     empty.extend(frame(false, 0, false, b"").repeat(MAX_FRAGMENTS as usize));
     let (out, end) = pass(upstream(), &empty, &[4096]);
-    assert_eq!((out.frames.len(), end), (0, Err(Fault::TooLarge)));
+    assert_eq!((out.frames.len(), end), (0, Err(FrameFault::TooLarge)));
 }
 
 #[test]
@@ -293,13 +293,13 @@ fn a_flood_of_control_frames_ends_the_connection() {
     let ping = frame(true, 9, true, b"");
     let most = ping.repeat(CONTROL_AT_ONCE as usize);
     assert_eq!(pass(agent(), &most, &[512]).1, Ok(()));
-    assert_eq!(pass(agent(), &[most, ping].concat(), &[512]).1, Err(Fault::TooMany));
+    assert_eq!(pass(agent(), &[most, ping].concat(), &[512]).1, Err(FrameFault::TooMany));
 }
 
 #[test]
 fn newer_masks_count_for_the_rest_of_a_message() {
     let now = Instant::now();
-    let mut lane = Lane::new(Sender::Upstream(masks(&[OTHER])), now);
+    let mut lane = WebSocketLane::new(FrameSender::Upstream(masks(&[OTHER])), now);
     let (one, two) = SECRET.split_at(9);
     lane.room().extend_from_slice(&frame(false, 1, false, one.as_bytes()));
     assert_eq!(lane.next(now), Ok(None));
@@ -357,7 +357,7 @@ proptest! {
         let text = format!("{before}{}{after}", &SECRET[..shown]);
         let stream = fragments(false, 1, text.as_bytes(), &cuts);
         let [one, two] = [SECRET, OTHER].map(|secret| {
-            pass(Sender::Upstream(masks(&[secret])), &stream, &[size]).0
+            pass(FrameSender::Upstream(masks(&[secret])), &stream, &[size]).0
         });
         prop_assert_eq!(one.steps, two.steps);
         let sizes = |out: &[u8]| read(out).iter().map(|it| (it.last, it.opcode, it.payload.len())).collect::<Vec<_>>();

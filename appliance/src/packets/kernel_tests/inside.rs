@@ -10,8 +10,8 @@ use socket2::{Domain, Socket, Type};
 
 use super::{bound, example, interface, listing, load_base, net, only_in_a_namespace, sh};
 use crate::packets::{
-    Capture, CaptureInterface, Kept, PacketsError, apply, assert_settings, claim, prepare, render,
-    require_guard, verify,
+    Capture, CaptureInterface, InheritedListeners, PacketsError, apply, assert_settings, claim,
+    prepare, render, require_guard, verify,
 };
 
 #[test]
@@ -51,8 +51,8 @@ fn applying_again_replaces_rules_and_keeps_chains() {
     only_in_a_namespace();
     let handles = || {
         let listing = sh("nft -a list table inet cloakroom");
-        let kept = |line: &&str| line.starts_with("\tset") || line.starts_with("\tchain");
-        listing.lines().filter(kept).map(str::to_owned).collect::<Vec<_>>()
+        let inherited = |line: &&str| line.starts_with("\tset") || line.starts_with("\tchain");
+        listing.lines().filter(inherited).map(str::to_owned).collect::<Vec<_>>()
     };
     apply(&example()).unwrap();
     let before = (listing(), handles());
@@ -355,7 +355,7 @@ fn a_missing_interface_is_named() {
     load_base();
     let error = prepare_now(&example()).unwrap_err().to_string();
     assert!(error.starts_with("interface agents0 of an agent group does not exist"), "{error}");
-    let error = Kept::default().listen(&example()).unwrap_err();
+    let error = InheritedListeners::default().listen(&example()).unwrap_err();
     assert!(matches!(error, PacketsError::NoInterface(_)), "{error}");
 }
 
@@ -395,9 +395,11 @@ fn every_listener_is_transparent_and_workers_share_the_port() {
     only_in_a_namespace();
     sh("ip link add agents0 type veth peer name agents1");
     let capture = example();
-    let _claim = claim(&Kept::default(), &capture).unwrap();
-    let workers =
-        [Kept::default().listen(&capture).unwrap(), Kept::default().listen(&capture).unwrap()];
+    let _claim = claim(&InheritedListeners::default(), &capture).unwrap();
+    let workers = [
+        InheritedListeners::default().listen(&capture).unwrap(),
+        InheritedListeners::default().listen(&capture).unwrap(),
+    ];
     for listener in workers.iter().flatten() {
         let socket = socket2::SockRef::from(&listener.socket);
         let v6 = listener.socket.local_addr().unwrap().is_ipv6();
@@ -415,9 +417,9 @@ fn a_second_daemon_and_a_sharing_stranger_are_found() {
     only_in_a_namespace();
     sh("ip link add agents0 type veth peer name agents1");
     let capture = example();
-    let first = claim(&Kept::default(), &capture).unwrap();
+    let first = claim(&InheritedListeners::default(), &capture).unwrap();
     assert!(matches!(
-        claim(&Kept::default(), &capture),
+        claim(&InheritedListeners::default(), &capture),
         Err(PacketsError::AlreadyRunning { port: 8443 })
     ));
     drop(first);
@@ -427,13 +429,13 @@ fn a_second_daemon_and_a_sharing_stranger_are_found() {
     stranger.bind(&"[::]:8443".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
     stranger.listen(1).unwrap();
     assert!(matches!(
-        claim(&Kept::default(), &capture),
+        claim(&InheritedListeners::default(), &capture),
         Err(PacketsError::PortInUse { port: 8443, .. })
     ));
     drop(stranger);
 
     let _plain = TcpListener::bind("0.0.0.0:8443").unwrap();
-    let error = claim(&Kept::default(), &capture).unwrap_err().to_string();
+    let error = claim(&InheritedListeners::default(), &capture).unwrap_err().to_string();
     assert!(error.starts_with("proxy port 8443 is in use on agents0"), "{error}");
 }
 
@@ -443,28 +445,28 @@ fn a_resolver_in_the_way_is_named() {
     only_in_a_namespace();
     sh("ip link set lo up; ip link add agents0 type veth peer name agents1");
     let capture = example();
-    let sockets = Kept::default().dns(&capture).unwrap();
+    let sockets = InheritedListeners::default().dns(&capture).unwrap();
     assert_eq!(sockets.len(), 4, "two interfaces, two families");
     drop(sockets);
     // Bound to addresses of its own it is not in the way.
     for own in ["127.0.0.53:53", "[::1]:53"] {
         let (_udp, _tcp) = (UdpSocket::bind(own).unwrap(), TcpListener::bind(own).unwrap());
-        assert_eq!(Kept::default().dns(&capture).unwrap().len(), 4, "{own}");
+        assert_eq!(InheritedListeners::default().dns(&capture).unwrap().len(), 4, "{own}");
     }
     for other in ["0.0.0.0:53", "[::]:53"] {
         let udp = UdpSocket::bind(other).unwrap();
-        let error = Kept::default().dns(&capture).unwrap_err().to_string();
+        let error = InheritedListeners::default().dns(&capture).unwrap_err().to_string();
         assert!(error.starts_with("port 53 is in use on agents0 by"), "{error}");
         drop(udp);
         let _tcp = TcpListener::bind(other).unwrap();
-        let error = Kept::default().dns(&capture).unwrap_err().to_string();
+        let error = InheritedListeners::default().dns(&capture).unwrap_err().to_string();
         assert!(error.starts_with("port 53 is in use on agents0 by"), "{error}");
     }
     sh("sysctl -qw net.ipv4.ip_unprivileged_port_start=1024");
     let only = CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW;
     let sets = CapabilitySets { effective: only, permitted: only, inheritable: only };
     set_capabilities(None, sets).unwrap();
-    let error = Kept::default().dns(&capture).unwrap_err().to_string();
+    let error = InheritedListeners::default().dns(&capture).unwrap_err().to_string();
     assert!(error.contains("CAP_NET_BIND_SERVICE"), "{error}");
 }
 
@@ -481,8 +483,8 @@ fn without_net_admin_each_step_says_so() {
     let capture = example();
     let errors = [
         prepare_now(&capture).unwrap_err(),
-        claim(&Kept::default(), &capture).unwrap_err(),
-        Kept::default().listen(&capture).unwrap_err(),
+        claim(&InheritedListeners::default(), &capture).unwrap_err(),
+        InheritedListeners::default().listen(&capture).unwrap_err(),
         apply(&capture).unwrap_err(),
     ];
     for error in errors {

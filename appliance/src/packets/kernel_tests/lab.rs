@@ -21,7 +21,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use socket2::{Domain, Socket, Type};
 
 use super::{address, example, interface, load_base, only_in_a_namespace, sh};
-use crate::packets::{Capture, Kept, Listener, apply, claim, prepare};
+use crate::packets::{Capture, InheritedListeners, Listener, apply, claim, prepare};
 
 pub(super) const ORIGIN: [&str; 2] = ["203.0.113.5", "2001:db8:5::5"];
 pub(super) const AGENT: [&str; 2] = ["10.20.0.2", "2001:db8:20::2"];
@@ -29,7 +29,7 @@ pub(super) const GATEWAY: [&str; 2] = ["10.20.0.1", "2001:db8:20::1"];
 
 /// How a connection attempt of the agent ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub(super) enum ConnectOutcome {
     /// Our listener answered, and saw the address that was dialled.
     Captured,
     /// Somebody else answered.
@@ -73,32 +73,32 @@ impl Lab {
 
     /// What the daemon does, in its order. The listeners answer with what was dialled.
     pub(super) fn start(&self) -> Answering {
-        let _claim = claim(&Kept::default(), &self.capture).unwrap();
+        let _claim = claim(&InheritedListeners::default(), &self.capture).unwrap();
         let listeners = [
-            Kept::default().listen(&self.capture).unwrap(),
-            Kept::default().listen(&self.capture).unwrap(),
+            InheritedListeners::default().listen(&self.capture).unwrap(),
+            InheritedListeners::default().listen(&self.capture).unwrap(),
         ];
         apply(&self.capture).unwrap();
         Answering::new(listeners.into_iter().flatten())
     }
 
-    pub(super) fn dial(&self, to: &str, port: u16) -> Outcome {
+    pub(super) fn dial(&self, to: &str, port: u16) -> ConnectOutcome {
         let from = if to.contains(':') { AGENT[1] } else { AGENT[0] };
         self.dial_from(from, to, port)
     }
 
-    pub(super) fn dial_from(&self, from: &str, to: &str, port: u16) -> Outcome {
+    pub(super) fn dial_from(&self, from: &str, to: &str, port: u16) -> ConnectOutcome {
         let (from, to) = (address(from), SocketAddr::new(address(to), port));
         self.agent.run(move || dial(from, to))
     }
 
-    pub(super) fn send_udp(&self, to: &str, port: u16) -> Outcome {
+    pub(super) fn send_udp(&self, to: &str, port: u16) -> ConnectOutcome {
         let to = SocketAddr::new(address(to), port);
         self.agent.run(move || {
             let any = if to.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" };
             let socket = UdpSocket::bind(any).unwrap();
             socket.connect(to).unwrap();
-            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            socket.set_read_timeout(Some(TIMEOUT)).unwrap();
             socket.send(b"through?").unwrap();
             outcome(socket.recv(&mut [0; 8]).unwrap_err())
         })
@@ -121,7 +121,7 @@ impl Lab {
     }
 
     /// Connections to a port that every policy here lists, until told to stop.
-    pub(super) fn dial_on(&self, stop: Arc<AtomicBool>) -> thread::JoinHandle<Vec<Outcome>> {
+    pub(super) fn dial_on(&self, stop: Arc<AtomicBool>) -> thread::JoinHandle<Vec<ConnectOutcome>> {
         let namespace = self.agent.path();
         thread::spawn(move || {
             enter(&namespace);
@@ -152,7 +152,7 @@ impl Lab {
     /// A connection of the agent that stays open.
     pub(super) fn connect(&self, to: &str, port: u16) -> TcpStream {
         let to = SocketAddr::new(address(to), port);
-        self.agent.run(move || TcpStream::connect_timeout(&to, PATIENCE).unwrap())
+        self.agent.run(move || TcpStream::connect_timeout(&to, TIMEOUT).unwrap())
     }
 
     /// ICMP errors and resets that the gateway has sent so far.
@@ -306,31 +306,31 @@ fn enter(path: &str) {
     move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
 }
 
-fn dial(from: IpAddr, to: SocketAddr) -> Outcome {
+fn dial(from: IpAddr, to: SocketAddr) -> ConnectOutcome {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::new(from, 0).into()).unwrap();
-    if let Err(error) = socket.connect_timeout(&to.into(), PATIENCE) {
+    if let Err(error) = socket.connect_timeout(&to.into(), TIMEOUT) {
         return outcome(error);
     }
     let mut stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     let mut answer = String::new();
     let _ = stream.read_to_string(&mut answer);
-    if answer == to.to_string() { Outcome::Captured } else { Outcome::Answered }
+    if answer == to.to_string() { ConnectOutcome::Captured } else { ConnectOutcome::Answered }
 }
 
-fn outcome(error: std::io::Error) -> Outcome {
+fn outcome(error: std::io::Error) -> ConnectOutcome {
     use std::io::ErrorKind::{
         ConnectionRefused, HostUnreachable, NetworkUnreachable, PermissionDenied, TimedOut,
         WouldBlock,
     };
     match error.kind() {
-        TimedOut | WouldBlock => Outcome::Silence,
-        ConnectionRefused => Outcome::Refused,
-        HostUnreachable | NetworkUnreachable | PermissionDenied => Outcome::Unreachable,
+        TimedOut | WouldBlock => ConnectOutcome::Silence,
+        ConnectionRefused => ConnectOutcome::Refused,
+        HostUnreachable | NetworkUnreachable | PermissionDenied => ConnectOutcome::Unreachable,
         _ => panic!("{error}"),
     }
 }
 
 /// Long enough for a slow machine to answer, short enough to wait out each silence.
-pub(super) const PATIENCE: Duration = Duration::from_millis(700);
+pub(super) const TIMEOUT: Duration = Duration::from_millis(700);

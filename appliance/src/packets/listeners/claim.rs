@@ -13,7 +13,7 @@ use socket2::Domain;
 
 use super::{
     super::{error::PacketsError, ruleset::capture::Capture},
-    kept::Kept,
+    inherited::InheritedListeners,
     listen::{bind, families, in_use, open, wildcard},
 };
 use crate::policy::InterfaceName;
@@ -49,7 +49,7 @@ impl Claim {
 ///
 /// [`PacketsError::AlreadyRunning`] where the lock is held, [`PacketsError::PortInUse`] where
 /// somebody else is found.
-pub fn claim(kept: &Kept, capture: &Capture) -> Result<Claim, PacketsError> {
+pub fn claim(inherited: &InheritedListeners, capture: &Capture) -> Result<Claim, PacketsError> {
     let port = capture.proxy_port;
     let lock = lock(port).map_err(|source| match source.kind() {
         io::ErrorKind::AddrInUse => PacketsError::AlreadyRunning { port },
@@ -58,9 +58,9 @@ pub fn claim(kept: &Kept, capture: &Capture) -> Result<Claim, PacketsError> {
     let names = capture.interfaces.iter().map(|each| each.name.clone());
     let number = |name: &InterfaceName| name_to_index(&lock, name.as_str()).ok();
     let devices = names.filter_map(|name| Some((name.clone(), number(&name)?))).collect();
-    if !kept.is_empty() {
+    if !inherited.is_empty() {
         let asking = |source| PacketsError::Netlink { doing: "ask who listens", source };
-        return match (kept.are_alone(port).map_err(asking)?, capture.interfaces.first()) {
+        return match (inherited.are_alone(port).map_err(asking)?, capture.interfaces.first()) {
             (false, Some(first)) => Err(in_use(wildcard(Domain::IPV4, port), &first.name)),
             _ => Ok(Claim { lock, devices }),
         };

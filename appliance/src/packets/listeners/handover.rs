@@ -15,28 +15,29 @@ use std::{
 
 /// A name that is held until this is dropped.
 #[derive(Debug)]
-pub struct Held {
+pub struct HeldName {
     _socket: UnixDatagram,
 }
 
 /// What a daemon says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Says {
+pub enum DaemonState {
     /// It accepts, or has to begin without what an earlier one has: that one stops accepting.
     Serves,
     /// It is on its way out, and accepts still: the next one is not ready.
     AcceptsStill,
 }
 
-impl Says {
+impl DaemonState {
     /// Holds the name of those behind this proxy port.
     ///
     /// # Errors
     ///
     /// [`io::ErrorKind::AddrInUse`] where somebody holds it.
-    pub fn hold(self, port: u16) -> io::Result<Held> {
-        let address = SocketAddr::from_abstract_name(format!("cloakroom/{}/{port}", self.word()))?;
-        Ok(Held { _socket: UnixDatagram::bind_addr(&address)? })
+    pub fn hold(self, port: u16) -> io::Result<HeldName> {
+        let address =
+            SocketAddr::from_abstract_name(format!("cloakroom/{}/{port}", self.as_str()))?;
+        Ok(HeldName { _socket: UnixDatagram::bind_addr(&address)? })
     }
 
     /// Whether another process says so.
@@ -44,7 +45,7 @@ impl Says {
         self.hold(port).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
     }
 
-    const fn word(self) -> &'static str {
+    const fn as_str(self) -> &'static str {
         match self {
             Self::Serves => "serves",
             Self::AcceptsStill => "accepts-still",
@@ -60,7 +61,7 @@ mod tests {
     fn what_is_said_is_heard_for_as_long_as_it_is_held() {
         // Nobody's port: this test shares the network of whoever runs it.
         let port = 0;
-        for says in [Says::Serves, Says::AcceptsStill] {
+        for says in [DaemonState::Serves, DaemonState::AcceptsStill] {
             assert!(!says.is_said(port));
             let held = says.hold(port).unwrap();
             assert!(says.is_said(port) && !says.is_said(port + 1));

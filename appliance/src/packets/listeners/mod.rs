@@ -3,10 +3,10 @@
 mod claim;
 mod handover;
 mod holder;
-pub(crate) mod kept;
+pub(crate) mod inherited;
 mod listen;
 
 pub use claim::{Claim, claim};
-pub use handover::{Held, Says};
-pub use kept::Kept;
+pub use handover::{DaemonState, HeldName};
+pub use inherited::InheritedListeners;
 pub use listen::{DnsSockets, Listener};

@@ -20,7 +20,7 @@ use super::{
 };
 
 /// Sends the tables and waits until the kernel has acknowledged every message about them.
-pub(crate) fn send(tables: &[language::Table]) -> Result<(), PacketsError> {
+pub(crate) fn send(tables: &[language::NftTable]) -> Result<(), PacketsError> {
     let mut transaction = Transaction { batch: Batch::new(), objects: Vec::new() };
     let mut ids = 1..;
     for table in tables {
@@ -37,7 +37,7 @@ pub(crate) fn send(tables: &[language::Table]) -> Result<(), PacketsError> {
 }
 
 fn add_table(
-    table: &language::Table,
+    table: &language::NftTable,
     strangers: &Strangers,
     ids: &mut impl Iterator<Item = u32>,
     transaction: &mut Transaction,
@@ -127,7 +127,7 @@ fn refused(errno: i32, sequence: u32, first: u32, objects: &[String]) -> Packets
     }
 }
 
-fn declare(table: &language::Table, transaction: &mut Transaction) {
+fn declare(table: &language::NftTable, transaction: &mut Transaction) {
     for name in &table.counters {
         let raw = RawCounter::new(TABLE_C, table.family, &c_string(name));
         transaction.add(&raw, &format!("counter {name}"));
@@ -163,7 +163,7 @@ fn remove(
     }
 }
 
-fn fill_sets(table: &language::Table, transaction: &mut Transaction) {
+fn fill_sets(table: &language::NftTable, transaction: &mut Transaction) {
     // What a meter holds was put there by packets, and goes by itself.
     for set in table.sets.iter().filter(|set| !set.meter) {
         let declaration = lower::declaration(set, table.family);
@@ -180,7 +180,7 @@ fn fill_sets(table: &language::Table, transaction: &mut Transaction) {
 }
 
 fn add_rule(
-    rule: &language::Rule,
+    rule: &language::NftRule,
     family: TableFamily,
     chain: &Chain<'_>,
     ids: &mut impl Iterator<Item = u32>,
@@ -201,7 +201,7 @@ fn add_rule(
     }
     if let Some(reason) = rule.reason {
         // The words are short; nft takes 128 bytes. A comment that does not fit is only missing.
-        let _ = raw.set_comment(c_string(reason.word()));
+        let _ = raw.set_comment(c_string(reason.as_str()));
     }
     transaction.add(&raw, &object);
 }

@@ -11,8 +11,8 @@ use nftnl::nftnl_sys::libc;
 
 use super::{
     super::ruleset::language::{
-        Element, Family, Key, METER_MILLISECONDS, METER_SIZE, NAME_BYTES, Rule, SNAPLEN, Set,
-        SetKey, Statement, TableFamily, Value, interface_key, octets,
+        Element, Family, METER_MILLISECONDS, METER_SIZE, MatchKey, NAME_BYTES, NftRule, SNAPLEN,
+        Set, SetKey, Statement, TableFamily, Value, interface_key, octets,
     },
     raw_expr::{Declaration, REGISTER, RawElement, RawExpr, SET_CONCAT},
 };
@@ -27,7 +27,7 @@ pub(crate) struct LoweredRule {
 
 /// Translates one rule. `ids` hands out numbers for anonymous sets.
 pub(crate) fn rule(
-    rule: &Rule,
+    rule: &NftRule,
     family: TableFamily,
     ids: &mut impl Iterator<Item = u32>,
 ) -> LoweredRule {
@@ -130,7 +130,7 @@ fn lower(statement: &Statement, to: &mut LoweredRule, ids: &mut impl Iterator<It
         }
         Statement::Above(rate) => to.expressions.push(RawExpr::limit_over((*rate).into())),
         Statement::Tell(reason, group) => {
-            to.expressions.push(RawExpr::log(&c_string(reason.word()), *group, SNAPLEN));
+            to.expressions.push(RawExpr::log(&c_string(reason.as_str()), *group, SNAPLEN));
         }
         Statement::SetMark(mark) => to.expressions.extend([
             RawExpr::immediate(&mark.to_ne_bytes()),
@@ -171,18 +171,18 @@ fn lower(statement: &Statement, to: &mut LoweredRule, ids: &mut impl Iterator<It
     }
 }
 
-fn compare(key: Key, operator: i32, value: &Value, to: &mut LoweredRule) {
+fn compare(key: MatchKey, operator: i32, value: &Value, to: &mut LoweredRule) {
     load(key, &mut to.expressions);
     to.expressions.push(RawExpr::compare(operator as u32, &value.bytes));
 }
 
-fn look_up(key: Key, set: &str, invert: bool, to: &mut LoweredRule) {
+fn look_up(key: MatchKey, set: &str, invert: bool, to: &mut LoweredRule) {
     load(key, &mut to.expressions);
     to.expressions.push(RawExpr::lookup(&c_string(set), 0, invert));
 }
 
 fn any_of(
-    key: Key,
+    key: MatchKey,
     values: &[Value],
     invert: bool,
     to: &mut LoweredRule,
@@ -192,10 +192,10 @@ fn any_of(
     let id = ids.next().unwrap_or_default();
     to.expressions.push(RawExpr::lookup(ANONYMOUS, id, invert));
     let (key_type, bytes) = match key {
-        Key::L4 => (TYPE_INET_PROTOCOL, 1),
-        Key::Icmp4Type => (TYPE_ICMP_TYPE, 1),
-        Key::Icmp6Type => (TYPE_ICMP6_TYPE, 1),
-        Key::EtherType => (TYPE_ETHER_TYPE, 2),
+        MatchKey::L4 => (TYPE_INET_PROTOCOL, 1),
+        MatchKey::Icmp4Type => (TYPE_ICMP_TYPE, 1),
+        MatchKey::Icmp6Type => (TYPE_ICMP6_TYPE, 1),
+        MatchKey::EtherType => (TYPE_ETHER_TYPE, 2),
         _ => (TYPE_FIB_ADDRTYPE, 4),
     };
     let flags = (libc::NFT_SET_ANONYMOUS | libc::NFT_SET_CONSTANT) as u32;

@@ -12,4 +12,4 @@ pub(crate) mod readback;
 pub use marks::{ForeignMark, foreign_marks};
 pub use monitor::Monitor;
 pub use nflog::{Headers, PacketLog, RefusedPacket};
-pub use readback::untold;
+pub use readback::unlogged;

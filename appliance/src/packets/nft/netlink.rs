@@ -68,8 +68,8 @@ impl Netfilter {
     }
 
     /// How long a read waits.
-    pub(crate) fn set_patience(&self, patience: Duration) -> io::Result<()> {
-        self.socket.set_read_timeout(Some(patience))
+    pub(crate) fn set_timeout(&self, timeout: Duration) -> io::Result<()> {
+        self.socket.set_read_timeout(Some(timeout))
     }
 
     /// The name of an interface by its number in this network namespace.

@@ -67,11 +67,11 @@ impl PacketLog {
             netfilter.send(&request(group, &body)).map_err(failed)?;
             acknowledged(&mut netfilter).map_err(failed)?;
         }
-        netfilter.set_patience(PATIENCE).map_err(failed)?;
+        netfilter.set_timeout(TIMEOUT).map_err(failed)?;
         Ok(Self { netfilter, next: 0, names: HashMap::new() })
     }
 
-    /// Hands every packet that is told before `until` to `take`, and returns how many were told
+    /// Hands every packet that is logged before `until` to `take`, and returns how many were logged
     /// but did not arrive. It may return up to a quarter of a second late.
     ///
     /// # Errors
@@ -124,7 +124,7 @@ fn missing(next: &mut u32, body: &[u8]) -> u64 {
 /// Reads the word that our rule gave, and the packet. Another program's log has another word.
 fn refused(body: &[u8]) -> Option<(Reason, Option<Headers>)> {
     let word = text(body, libc::NFULA_PREFIX as u16)?;
-    let reason = Reason::ALL.iter().find(|reason| reason.word() == word)?;
+    let reason = Reason::ALL.iter().find(|reason| reason.as_str() == word)?;
     let packet = attribute(body, libc::NFULA_PAYLOAD as u16).unwrap_or_default();
     Some((*reason, headers(packet)))
 }
@@ -198,7 +198,7 @@ fn configuration() -> Vec<u8> {
 const LOG_SUBSYSTEM: u16 = (libc::NFNL_SUBSYS_ULOG as u16) << 8;
 const PACKET: u16 = LOG_SUBSYSTEM | libc::NFULNL_MSG_PACKET as u16;
 /// How long one read waits.
-const PATIENCE: Duration = Duration::from_millis(250);
+const TIMEOUT: Duration = Duration::from_millis(250);
 /// What the kernel may keep for us: some ten thousand packets.
 const BUFFER_BYTES: usize = 4 * 1024 * 1024;
 /// The kernel hands packets over by the batch: so many bytes or packets, or after so long.

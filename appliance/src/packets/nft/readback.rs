@@ -40,7 +40,7 @@ pub(crate) struct Strangers {
 }
 
 /// What an earlier table left behind. Empty where there is no table yet.
-pub(crate) fn strangers(table: &language::Table) -> Result<Strangers, PacketsError> {
+pub(crate) fn strangers(table: &language::NftTable) -> Result<Strangers, PacketsError> {
     let family = table.family;
     if !has_table(family)? {
         return Ok(Strangers::default());
@@ -74,13 +74,13 @@ pub(crate) fn tables(
 }
 
 /// Fails unless the kernel holds exactly these tables.
-pub(crate) fn verify(tables: &[language::Table]) -> Result<(), PacketsError> {
+pub(crate) fn verify(tables: &[language::NftTable]) -> Result<(), PacketsError> {
     let frames = tables.iter().any(|table| table.family == TableFamily::Netdev);
     same("the table of frames", &has_table(TableFamily::Netdev)?, &frames)?;
     tables.iter().try_for_each(verify_table)
 }
 
-fn verify_table(table: &language::Table) -> Result<(), PacketsError> {
+fn verify_table(table: &language::NftTable) -> Result<(), PacketsError> {
     let failed = |source| netlink_error("read back the packet rules", source);
     let family = table.family;
     let mut netfilter = Netfilter::open().map_err(failed)?;
@@ -113,24 +113,24 @@ fn verify_table(table: &language::Table) -> Result<(), PacketsError> {
     Ok(())
 }
 
-/// How many packets of each reason were refused without being told, because they were too many,
+/// How many packets of each reason were refused without being logged, because they were too many,
 /// since the tables were made. Installing rules does not set these counters back.
 ///
 /// # Errors
 ///
 /// Where the kernel cannot be asked.
-pub fn untold() -> Result<HashMap<Reason, u64>, PacketsError> {
-    let failed = |source| netlink_error("count what was not told", source);
+pub fn unlogged() -> Result<HashMap<Reason, u64>, PacketsError> {
+    let failed = |source| netlink_error("count what was not logged", source);
     let mut netfilter = Netfilter::open().map_err(failed)?;
-    let mut untold = HashMap::new();
+    let mut unlogged = HashMap::new();
     for family in [TableFamily::Inet, TableFamily::Netdev] {
         for (name, packets) in counters(&mut netfilter, family).map_err(failed)? {
             if let Some(reason) = super::super::ruleset::log::reason(&name) {
-                *untold.entry(reason).or_default() += packets;
+                *unlogged.entry(reason).or_default() += packets;
             }
         }
     }
-    Ok(untold)
+    Ok(unlogged)
 }
 
 /// How a base chain is hooked.

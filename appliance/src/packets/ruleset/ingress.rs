@@ -10,8 +10,8 @@ use ipnet::IpNet;
 use super::{
     capture::{Capture, CaptureInterface},
     language::{
-        Chain, Element, Family, Hook, ICMP6, Key, Rule, Set, SetKey, Statement, Table, TableFamily,
-        Value, base, because, meter, prefixes, proof, rule, set,
+        Chain, Element, Family, Hook, ICMP6, MatchKey, NftRule, NftTable, Set, SetKey, Statement,
+        TableFamily, Value, base, because, meter, prefixes, proof, rule, set,
     },
     log::finished,
     prerouting::{DISCOVERS, SERVICE_RATE, SOLICITATIONS, discover, solicitation},
@@ -23,7 +23,10 @@ use crate::{
 
 /// The table of frames; `None` where no agent is bound. An interface that is not there gets no
 /// chain, because the kernel does not make one.
-pub(crate) fn table(capture: &Capture, is_there: impl Fn(&InterfaceName) -> bool) -> Option<Table> {
+pub(crate) fn table(
+    capture: &Capture,
+    is_there: impl Fn(&InterfaceName) -> bool,
+) -> Option<NftTable> {
     let bound: Vec<&CaptureInterface> =
         capture.interfaces.iter().filter(|each| !each.bound.is_empty()).collect();
     if bound.is_empty() {
@@ -50,16 +53,16 @@ fn admit(capture: &Capture) -> Chain {
     use Statement::{Count, Drop, Goto, In, Is, NotIn, NotOneOf};
     let kinds = vec![Value::pair("ip", IP), Value::pair("arp", ARP), Value::pair("ip6", IP6)];
     // The type in the frame's own header: that of a tag, wherever the tag itself is by now.
-    let other = [is_ethernet(), NotOneOf(Key::EtherType, kinds), Count, Drop];
+    let other = [is_ethernet(), NotOneOf(MatchKey::EtherType, kinds), Count, Drop];
     let mut rules = vec![because(Reason::SpoofedSource, &other)];
 
-    let from_bound = In(Key::InterfaceMacAndSource(Family::V4), "bound_4".into());
+    let from_bound = In(MatchKey::InterfaceMacAndSource(Family::V4), "bound_4".into());
     rules.push(admitted(&[holds("ip", IP), is_ethernet(), from_bound]));
     let from_free = [
         holds("ip", IP),
         is_ethernet(),
-        NotIn(Key::InterfaceAndMac, "bound"),
-        In(Key::InterfaceAndSource(Family::V4), "free_4".into()),
+        NotIn(MatchKey::InterfaceAndMac, "bound"),
+        In(MatchKey::InterfaceAndSource(Family::V4), "free_4".into()),
     ];
     rules.push(admitted(&from_free));
     if capture.services.dhcp {
@@ -70,25 +73,25 @@ fn admit(capture: &Capture) -> Chain {
     let arp = [
         holds("arp", ARP),
         is_ethernet(),
-        In(Key::InterfaceMacAndArpSource, "bound_4".into()),
-        In(Key::InterfaceArpMacAndArpSource, "bound_4".into()),
+        In(MatchKey::InterfaceMacAndArpSource, "bound_4".into()),
+        In(MatchKey::InterfaceArpMacAndArpSource, "bound_4".into()),
     ];
     rules.push(admitted(&arp));
     // Is this address taken? (RFC 5227, section 2.1.1). Nobody learns anything from it.
     let probe = [
         holds("arp", ARP),
         is_ethernet(),
-        In(Key::InterfaceAndMac, "bound".into()),
-        In(Key::InterfaceAndArpMac, "bound".into()),
-        Is(Key::ArpSource, Value::address(std::net::Ipv4Addr::UNSPECIFIED.into())),
+        In(MatchKey::InterfaceAndMac, "bound".into()),
+        In(MatchKey::InterfaceAndArpMac, "bound".into()),
+        Is(MatchKey::ArpSource, Value::address(std::net::Ipv4Addr::UNSPECIFIED.into())),
     ];
     rules.push(admitted(&probe));
     let free_arp = [
         holds("arp", ARP),
         is_ethernet(),
-        NotIn(Key::InterfaceAndMac, "bound"),
-        NotIn(Key::InterfaceAndArpMac, "bound"),
-        In(Key::InterfaceAndArpSource, "free_4".into()),
+        NotIn(MatchKey::InterfaceAndMac, "bound"),
+        NotIn(MatchKey::InterfaceAndArpMac, "bound"),
+        In(MatchKey::InterfaceAndArpSource, "free_4".into()),
     ];
     rules.push(admitted(&free_arp));
 
@@ -96,7 +99,7 @@ fn admit(capture: &Capture) -> Chain {
         let advert = [
             holds("ip6", IP6),
             is_icmp6(),
-            Is(Key::Icmp6Type, Value::byte("nd-neighbor-advert", 136)),
+            Is(MatchKey::Icmp6Type, Value::byte("nd-neighbor-advert", 136)),
             Goto("adverts"),
         ];
         rules.push(rule(&advert));
@@ -121,10 +124,10 @@ fn adverts(bound: &[&CaptureInterface]) -> Chain {
                 because(
                     Reason::SpoofedSource,
                     &[
-                        Statement::Is(Key::NeighbourTarget, target),
-                        Statement::Is(Key::Interface, Value::interface(&interface.name)),
+                        Statement::Is(MatchKey::NeighbourTarget, target),
+                        Statement::Is(MatchKey::Interface, Value::interface(&interface.name)),
                         is_ethernet(),
-                        Statement::IsNot(Key::Mac, Value::mac(agent.mac)),
+                        Statement::IsNot(MatchKey::Mac, Value::mac(agent.mac)),
                         Statement::Count,
                         Statement::Drop,
                     ],
@@ -138,15 +141,15 @@ fn adverts(bound: &[&CaptureInterface]) -> Chain {
 
 fn admit_6(capture: &Capture) -> Chain {
     use Statement::{Count, Drop, In, Is, NotIn};
-    let from_bound = In(Key::InterfaceMacAndSource(Family::V6), "bound_6".into());
-    let card = [holds("ip6", IP6), is_ethernet(), In(Key::InterfaceAndMac, "bound".into())];
+    let from_bound = In(MatchKey::InterfaceMacAndSource(Family::V6), "bound_6".into());
+    let card = [holds("ip6", IP6), is_ethernet(), In(MatchKey::InterfaceAndMac, "bound".into())];
     let mut rules = vec![too_many(&[&card[..], &solicitation()].concat(), SOLICITATIONS)];
     rules.push(admitted(&[holds("ip6", IP6), is_ethernet(), from_bound]));
     rules.push(admitted(&[
         holds("ip6", IP6),
         is_ethernet(),
-        NotIn(Key::InterfaceAndMac, "bound"),
-        In(Key::InterfaceAndSource(Family::V6), "free_6".into()),
+        NotIn(MatchKey::InterfaceAndMac, "bound"),
+        In(MatchKey::InterfaceAndSource(Family::V6), "free_6".into()),
     ]));
     let discovery = |who: &[Statement]| {
         let types =
@@ -154,17 +157,17 @@ fn admit_6(capture: &Capture) -> Chain {
         let found = [
             holds("ip6", IP6),
             is_icmp6(),
-            Is(Key::HopLimit, Value::byte("255", 255)),
-            Statement::AnyOf(Key::Icmp6Type, types),
-            In(Key::Source(Family::V6), "link_6".into()),
+            Is(MatchKey::HopLimit, Value::byte("255", 255)),
+            Statement::AnyOf(MatchKey::Icmp6Type, types),
+            In(MatchKey::Source(Family::V6), "link_6".into()),
         ];
         admitted(&[&found[..], who].concat())
     };
-    rules.push(discovery(&[is_ethernet(), In(Key::InterfaceAndMac, "bound".into())]));
+    rules.push(discovery(&[is_ethernet(), In(MatchKey::InterfaceAndMac, "bound".into())]));
     if capture.interfaces.iter().any(|each| !each.bound.is_empty() && !each.free.is_empty()) {
-        rules.push(discovery(&[In(Key::Interface, "mixed".into())]));
+        rules.push(discovery(&[In(MatchKey::Interface, "mixed".into())]));
     }
-    // Dropped here as later on, and told to nobody.
+    // Dropped here as later on, and not logged.
     for mut unasked in super::prerouting::said_unasked() {
         if let Some(family) = unasked.first_mut() {
             *family = holds("ip6", IP6);
@@ -177,20 +180,20 @@ fn admit_6(capture: &Capture) -> Chain {
 }
 
 /// A bound card that has no address yet.
-fn dhcp() -> [Rule; 2] {
+fn dhcp() -> [NftRule; 2] {
     let card =
-        [holds("ip", IP), is_ethernet(), Statement::In(Key::InterfaceAndMac, "bound".into())];
+        [holds("ip", IP), is_ethernet(), Statement::In(MatchKey::InterfaceAndMac, "bound".into())];
     let statements = [&card[..], &discover()].concat();
     [too_many(&statements, DISCOVERS), admitted(&statements)]
 }
 
 /// What is too much of one card, so that none takes all that its interface may send.
-fn too_many(of_a_card: &[Statement], meter: &'static str) -> Rule {
-    let over = Statement::Over(Key::InterfaceAndMac, meter.into(), SERVICE_RATE.into());
+fn too_many(of_a_card: &[Statement], meter: &'static str) -> NftRule {
+    let over = Statement::Over(MatchKey::InterfaceAndMac, meter.into(), SERVICE_RATE.into());
     rule(&[of_a_card, &[over, Statement::Count, Statement::Drop]].concat())
 }
 
-fn admitted(statements: &[Statement]) -> Rule {
+fn admitted(statements: &[Statement]) -> NftRule {
     let end = [Statement::SetPriority(proof()), Statement::Accept];
     rule(&[statements, &end[..]].concat())
 }
@@ -231,15 +234,18 @@ fn sets(bound: &[&CaptureInterface], capture: &Capture) -> Vec<Set> {
 }
 
 fn is_ethernet() -> Statement {
-    Statement::Is(Key::InterfaceType, Value { text: "ether".into(), bytes: ARPHRD_ETHER.into() })
+    Statement::Is(
+        MatchKey::InterfaceType,
+        Value { text: "ether".into(), bytes: ARPHRD_ETHER.into() },
+    )
 }
 
 fn is_icmp6() -> Statement {
-    Statement::Is(Key::L4, Value::byte("icmpv6", ICMP6))
+    Statement::Is(MatchKey::L4, Value::byte("icmpv6", ICMP6))
 }
 
 fn holds(text: &'static str, kind: u16) -> Statement {
-    Statement::Is(Key::Protocol, Value::pair(text, kind))
+    Statement::Is(MatchKey::Protocol, Value::pair(text, kind))
 }
 
 // linux/if_ether.h.

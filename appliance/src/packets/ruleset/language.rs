@@ -18,7 +18,7 @@ pub(crate) const TABLE: &str = "cloakroom";
 
 /// One of the tables that the daemon installs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Table {
+pub(crate) struct NftTable {
     pub(crate) family: TableFamily,
     /// Named counters. They are never set back while the table stands.
     pub(crate) counters: Vec<String>,
@@ -89,7 +89,7 @@ pub(crate) struct Chain {
     pub(crate) name: Cow<'static, str>,
     /// Where the kernel enters it; `None` for a chain that rules go to.
     pub(crate) base: Option<Base>,
-    pub(crate) rules: Vec<Rule>,
+    pub(crate) rules: Vec<NftRule>,
 }
 
 /// How a base chain is hooked. Always of type `filter`.
@@ -114,7 +114,7 @@ pub(crate) enum Hook {
 
 /// Statements that are taken in order until one does not match or one decides.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Rule {
+pub(crate) struct NftRule {
     pub(crate) statements: Vec<Statement>,
     /// The reason that the audit would give.
     pub(crate) reason: Option<Reason>,
@@ -124,17 +124,17 @@ pub(crate) struct Rule {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Statement {
     /// Go on only where the key equals the value.
-    Is(Key, Value),
+    Is(MatchKey, Value),
     /// Go on only where the key differs from the value.
-    IsNot(Key, Value),
+    IsNot(MatchKey, Value),
     /// Go on only where the key is one of the values.
-    AnyOf(Key, Vec<Value>),
+    AnyOf(MatchKey, Vec<Value>),
     /// Go on only where the key is none of the values.
-    NotOneOf(Key, Vec<Value>),
+    NotOneOf(MatchKey, Vec<Value>),
     /// Go on only where the key is in the named set.
-    In(Key, Cow<'static, str>),
+    In(MatchKey, Cow<'static, str>),
     /// Go on only where the key is not in the named set.
-    NotIn(Key, &'static str),
+    NotIn(MatchKey, &'static str),
     Count,
     /// Count into the named counter.
     CountAs(String),
@@ -142,12 +142,12 @@ pub(crate) enum Statement {
     Above(u32),
     /// Go on only above so many packets a second that share this key. The set is of bounded size;
     /// where it is full, a new key does not go on.
-    Over(Key, Cow<'static, str>, Rate),
+    Over(MatchKey, Cow<'static, str>, Rate),
     /// Copy the packet's head, under the reason's word, to this NFLOG group.
     Tell(Reason, u16),
     SetMark(u32),
     /// Set the mark to what the named map has for the key; go on only where it has something.
-    SetMarkOf(Key, &'static str),
+    SetMarkOf(MatchKey, &'static str),
     SetPriority(Value),
     /// Make the largest segment that a packet announces no larger than this.
     MaxSegment(u16),
@@ -170,7 +170,7 @@ pub(crate) struct Rate {
 
 /// What a packet is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Key {
+pub(crate) enum MatchKey {
     Interface,
     /// The interface that a packet leaves by.
     OutInterface,
@@ -241,31 +241,31 @@ pub(crate) fn neighbour_discovery() -> Vec<Statement> {
         vec![Value::byte("nd-neighbor-solicit", 135), Value::byte("nd-neighbor-advert", 136)];
     vec![
         is_family(Family::V6),
-        Statement::Is(Key::L4, Value::byte("icmpv6", ICMP6)),
-        Statement::Is(Key::HopLimit, Value::byte("255", 255)),
-        Statement::AnyOf(Key::Icmp6Type, types),
+        Statement::Is(MatchKey::L4, Value::byte("icmpv6", ICMP6)),
+        Statement::Is(MatchKey::HopLimit, Value::byte("255", 255)),
+        Statement::AnyOf(MatchKey::Icmp6Type, types),
     ]
 }
 
 pub(crate) fn is_family(family: Family) -> Statement {
-    Statement::Is(Key::Family, family.value())
+    Statement::Is(MatchKey::Family, family.value())
 }
 
 pub(crate) fn is_tcp() -> Statement {
-    Statement::Is(Key::L4, Value::byte("tcp", TCP))
+    Statement::Is(MatchKey::L4, Value::byte("tcp", TCP))
 }
 
 pub(crate) fn is_udp() -> Statement {
-    Statement::Is(Key::L4, Value::byte("udp", UDP))
+    Statement::Is(MatchKey::L4, Value::byte("udp", UDP))
 }
 
 /// To the address that the gateway has on the interface the packet came in by, and to no other.
 pub(super) fn to_here() -> Statement {
-    Statement::Is(Key::DestinationTypeHere, fib_type("local", 2))
+    Statement::Is(MatchKey::DestinationTypeHere, fib_type("local", 2))
 }
 
 pub(crate) fn port_is(number: u16) -> Statement {
-    Statement::Is(Key::DestinationPort, port(number))
+    Statement::Is(MatchKey::DestinationPort, port(number))
 }
 
 pub(crate) fn port(number: u16) -> Value {
@@ -284,12 +284,12 @@ pub(crate) fn meter(name: impl Into<Cow<'static, str>>, key: SetKey) -> Set {
     Set { name: name.into(), key, elements: Vec::new(), meter: true }
 }
 
-pub(crate) fn rule(statements: &[Statement]) -> Rule {
-    Rule { statements: statements.to_vec(), reason: None }
+pub(crate) fn rule(statements: &[Statement]) -> NftRule {
+    NftRule { statements: statements.to_vec(), reason: None }
 }
 
-pub(crate) fn because(reason: Reason, statements: &[Statement]) -> Rule {
-    Rule { statements: statements.to_vec(), reason: Some(reason) }
+pub(crate) fn because(reason: Reason, statements: &[Statement]) -> NftRule {
+    NftRule { statements: statements.to_vec(), reason: Some(reason) }
 }
 
 pub(crate) fn base(hook: Hook, priority: i32, drop: bool) -> Base {
@@ -384,7 +384,7 @@ pub(crate) const UDP: u8 = 17;
 pub(crate) const ICMP4: u8 = 1;
 pub(crate) const ICMP6: u8 = 58;
 
-/// Bytes of a packet that are told: the headers of IPv6 with some extensions, and the ports.
+/// Bytes of a packet that are logged: the headers of IPv6 with some extensions, and the ports.
 pub(crate) const SNAPLEN: u32 = 128;
 
 /// Agents that one meter tells apart: about a megabyte of the kernel's memory.

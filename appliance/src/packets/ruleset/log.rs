@@ -1,33 +1,35 @@
 //! Sends what a rule ends to the audit before it ends it, at a rate that no flood can exceed.
 //!
 //! Pure. Every rule with a reason goes to a chain of that reason, which ends the packet as the rule
-//! would have. Above its rate a packet is ended without being told, and counted: the counter is
+//! would have. Above its rate a packet is ended without being logged, and counted: the counter is
 //! read for the audit, so that nothing is missing from the sums. Each agent has a rate of its own,
 //! so that one does not hide another; a source that is nobody's shares that of its interface.
 
 use super::{
     capture::Capture,
-    language::{Chain, Family, Key, Rule, Set, SetKey, Statement, Table, TableFamily, meter},
+    language::{
+        Chain, Family, MatchKey, NftRule, NftTable, Set, SetKey, Statement, TableFamily, meter,
+    },
     meters,
 };
 use crate::reason::Reason;
 
-/// Packets of one reason that are told in a second of one agent, and that may be told at once.
+/// Packets of one reason that are logged in a second of one agent, and that may be logged at once.
 pub(crate) const AGENT_RATE: u32 = 200;
 
 /// The same for all packets of one reason; and, where the source proves nothing, for an interface.
 pub(crate) const RATE: u32 = 2_000;
 
-/// Chains in which what is refused is told, and what they need.
-pub(crate) struct Told {
+/// Chains in which what is refused is logged, and what they need.
+pub(crate) struct Logged {
     pub(crate) chains: Vec<Chain>,
     pub(crate) meters: Vec<Set>,
     pub(crate) counters: Vec<String>,
 }
 
-/// The same chains, in which what is refused is told; the new ones stand after the first, which
+/// The same chains, in which what is refused is logged; the new ones stand after the first, which
 /// they go to.
-pub(crate) fn told(mut chains: Vec<Chain>, capture: &Capture) -> Told {
+pub(crate) fn logged(mut chains: Vec<Chain>, capture: &Capture) -> Logged {
     let (mut endings, mut meters, mut counters) = (Vec::<Chain>::new(), Vec::new(), Vec::new());
     for rule in chains.iter_mut().flat_map(|chain| &mut chain.rules) {
         let Some(reason) = rule.reason else { continue };
@@ -41,23 +43,23 @@ pub(crate) fn told(mut chains: Vec<Chain>, capture: &Capture) -> Told {
         }
     }
     chains.splice(1.min(chains.len())..1.min(chains.len()), endings);
-    Told { chains, meters, counters }
+    Logged { chains, meters, counters }
 }
 
 /// The reason of the packets that a named counter counts.
 pub(crate) fn reason(counter: &str) -> Option<Reason> {
-    let chain = counter.strip_prefix(UNTOLD)?;
+    let chain = counter.strip_prefix(UNLOGGED)?;
     if chain == IPV6_OFF {
         return Some(Reason::ProtocolDenied);
     }
-    Reason::ALL.iter().copied().find(|reason| reason.word() == chain)
+    Reason::ALL.iter().copied().find(|reason| reason.as_str() == chain)
 }
 
 fn ending(name: &'static str, reason: Reason, end: &Statement, capture: &Capture) -> Chain {
-    let rule = |statements: &[Statement]| Rule { statements: statements.to_vec(), reason: None };
-    let untold = [Statement::CountAs(counter(name)), end.clone()];
-    let over = |before: &[Statement]| rule(&[before, &untold[..]].concat());
-    let mut rules: Vec<Rule> = own_meters(name, reason, capture)
+    let rule = |statements: &[Statement]| NftRule { statements: statements.to_vec(), reason: None };
+    let unlogged = [Statement::CountAs(counter(name)), end.clone()];
+    let over = |before: &[Statement]| rule(&[before, &unlogged[..]].concat());
+    let mut rules: Vec<NftRule> = own_meters(name, reason, capture)
         .into_iter()
         .flat_map(|meter| match meter.key {
             SetKey::InterfaceAndAddress(family) => {
@@ -68,7 +70,7 @@ fn ending(name: &'static str, reason: Reason, end: &Statement, capture: &Capture
                 })
                 .collect()
             }
-            _ => vec![over(&[Statement::Over(Key::Interface, meter.name, RATE.into())])],
+            _ => vec![over(&[Statement::Over(MatchKey::Interface, meter.name, RATE.into())])],
         })
         .collect();
     // Also where a meter is full, and takes no new agent.
@@ -95,30 +97,30 @@ fn own_meters(name: &'static str, reason: Reason, capture: &Capture) -> Vec<Set>
 }
 
 fn counter(chain: &str) -> String {
-    format!("{UNTOLD}{chain}")
+    format!("{UNLOGGED}{chain}")
 }
 
 /// One chain for each reason. The one reason that ends in two ways has two.
 fn chain_name(reason: Reason, end: &Statement) -> &'static str {
     match (reason, end) {
         (Reason::ProtocolDenied, Statement::Drop) => IPV6_OFF,
-        _ => reason.word(),
+        _ => reason.as_str(),
     }
 }
 
 const IPV6_OFF: &str = "ipv6_off";
-const UNTOLD: &str = "untold_";
+const UNLOGGED: &str = "untold_";
 
-/// A table in which what is refused is told, with the counters and meters that this takes.
+/// A table in which what is refused is logged, with the counters and meters that this takes.
 pub(crate) fn finished(
     family: TableFamily,
     mut sets: Vec<Set>,
     chains: Vec<Chain>,
     capture: &Capture,
-) -> Table {
-    let told = told(chains, capture);
-    sets.extend(told.meters);
-    Table { family, counters: told.counters, sets, chains: told.chains }
+) -> NftTable {
+    let logged = logged(chains, capture);
+    sets.extend(logged.meters);
+    NftTable { family, counters: logged.counters, sets, chains: logged.chains }
 }
 
 #[cfg(test)]
@@ -131,7 +133,7 @@ mod tests {
         for ipv6 in [true, false] {
             let capture = Capture { ipv6, ..example() };
             let (before, after) = (table::chains(&capture), table::table(&capture).chains);
-            let mut told = 0;
+            let mut logged = 0;
             for chain in &before {
                 let same = after.iter().find(|other| other.name == chain.name).unwrap();
                 for (old, new) in chain.rules.iter().zip(&same.rules) {
@@ -139,13 +141,13 @@ mod tests {
                         assert_eq!(old, new);
                         continue;
                     }
-                    told += 1;
+                    logged += 1;
                     let Some(Statement::Goto(name)) = new.statements.last() else { panic!() };
                     let end = after.iter().find(|chain| chain.name == *name).unwrap();
-                    let last = |rule: &Rule| rule.statements.last().cloned();
+                    let last = |rule: &NftRule| rule.statements.last().cloned();
                     let (ends, tells): (Vec<_>, Vec<_>) =
                         end.rules.iter().partition(|rule| last(rule) == last(old));
-                    assert!(ends.len() >= 3, "{name} is told without bound");
+                    assert!(ends.len() >= 3, "{name} is logged without bound");
                     assert_eq!(end.rules.last().unwrap().statements.len(), 1, "{name} has no end");
                     let tell = Statement::Tell(old.reason.unwrap(), capture.nflog_group);
                     assert_eq!(tells.len(), 1, "{name}");
@@ -153,7 +155,7 @@ mod tests {
                 }
                 assert_eq!(chain.rules.len(), same.rules.len());
             }
-            assert!(told > 5);
+            assert!(logged > 5);
         }
     }
 }

@@ -11,18 +11,18 @@ use ipnet::IpNet;
 
 use super::{
     capture::{Capture, CaptureInterface},
-    language::{Element, Family, Key, Set, SetKey, Statement, is_family, set},
+    language::{Element, Family, MatchKey, Set, SetKey, Statement, is_family, set},
 };
 
 /// What tells the agents of a family apart: conditions of which exactly one holds for each of its
 /// packets, and the key that counts then.
-pub(crate) fn agents(family: Family, capture: &Capture) -> Vec<(Vec<Statement>, Key)> {
+pub(crate) fn agents(family: Family, capture: &Capture) -> Vec<(Vec<Statement>, MatchKey)> {
     let is = is_family(family);
-    let shared = Key::InterfaceAndAgent(family);
+    let shared = MatchKey::InterfaceAndAgent(family);
     if family == Family::V4 || bound_6(capture).elements.is_empty() {
         return vec![(vec![is], shared)];
     }
-    let own = Key::InterfaceAndSource(family);
+    let own = MatchKey::InterfaceAndSource(family);
     vec![
         (vec![is.clone(), Statement::In(own, BOUND_6.into())], own),
         (vec![is, Statement::NotIn(own, BOUND_6)], shared),

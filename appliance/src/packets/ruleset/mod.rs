@@ -16,10 +16,13 @@ pub use capture::{Capture, CaptureInterface};
 pub use guard::guard;
 pub(crate) use render::text;
 
-use self::language::Table;
+use self::language::NftTable;
 use crate::policy::InterfaceName;
 
 /// The tables for a capture; a device that is not there has no chain.
-pub(crate) fn tables(capture: &Capture, is_there: impl Fn(&InterfaceName) -> bool) -> Vec<Table> {
+pub(crate) fn tables(
+    capture: &Capture,
+    is_there: impl Fn(&InterfaceName) -> bool,
+) -> Vec<NftTable> {
     [table::table(capture)].into_iter().chain(ingress::table(capture, is_there)).collect()
 }

@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use super::{
     capture::Capture,
     language::{
-        Element, Family, Key, Rule, Set, SetKey, Statement, Value, is_family, is_tcp, rule,
+        Element, Family, MatchKey, NftRule, Set, SetKey, Statement, Value, is_family, is_tcp, rule,
     },
 };
 
@@ -30,18 +30,18 @@ pub(crate) fn sets(capture: &Capture) -> Vec<Set> {
 }
 
 /// What agents are told in their own name: how much the gateway may send them at once.
-pub(crate) fn from_agents(capture: &Capture) -> Vec<Rule> {
-    clamps(capture, Key::InterfaceAndSource)
+pub(crate) fn from_agents(capture: &Capture) -> Vec<NftRule> {
+    clamps(capture, MatchKey::InterfaceAndSource)
 }
 
 /// What the gateway tells agents: how much they may send at once.
-pub(crate) fn to_agents(capture: &Capture) -> Vec<Rule> {
-    clamps(capture, Key::InterfaceAndDestination)
+pub(crate) fn to_agents(capture: &Capture) -> Vec<NftRule> {
+    clamps(capture, MatchKey::InterfaceAndDestination)
 }
 
-fn clamps(capture: &Capture, agent: fn(Family) -> Key) -> Vec<Rule> {
+fn clamps(capture: &Capture, agent: fn(Family) -> MatchKey) -> Vec<NftRule> {
     let clamp = |(mtu, family): (u16, Family)| {
-        let opens = Statement::Is(Key::OpeningFlags, Value::byte("syn", SYN));
+        let opens = Statement::Is(MatchKey::OpeningFlags, Value::byte("syn", SYN));
         let segment = Statement::MaxSegment(mtu.saturating_sub(headers(family)));
         let is_agent = Statement::In(agent(family), name(mtu, family));
         rule(&[is_family(family), is_tcp(), opens, is_agent, segment])

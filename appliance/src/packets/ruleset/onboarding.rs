@@ -10,8 +10,8 @@ use ipnet::IpNet;
 use super::{
     capture::Capture,
     language::{
-        Element, Family, Key, Rule, Set, SetKey, Statement, is_family, is_tcp, port_is, rule, set,
-        to_here,
+        Element, Family, MatchKey, NftRule, Set, SetKey, Statement, is_family, is_tcp, port_is,
+        rule, set, to_here,
     },
 };
 use crate::policy::Group;
@@ -27,14 +27,14 @@ pub(super) fn sets(capture: &Capture) -> Vec<Set> {
 
 /// One rule for each family. tproxy looks for an open connection before it looks for a listener, so
 /// it takes the packets of those too.
-pub(super) fn rules(capture: &Capture) -> Vec<Rule> {
+pub(super) fn rules(capture: &Capture) -> Vec<NftRule> {
     let deliver = |family| {
         rule(&[
             is_family(family),
             is_tcp(),
             port_is(Group::ONBOARDING_PORT),
             to_here(),
-            Statement::In(Key::InterfaceAndSource(family), name(family).into()),
+            Statement::In(MatchKey::InterfaceAndSource(family), name(family).into()),
             Statement::Tproxy(family, None, capture.proxy_port),
             Statement::SetMark(capture.mark),
             Statement::Accept,

@@ -8,9 +8,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::{
     capture::{Capture, DNS_PORT, dns_at},
     language::{
-        Chain, Family, Hook, ICMP4, ICMP6, Key, MANGLE, METER_SIZE, Rate, Rule, Set, SetKey,
-        Statement, TCP, UDP, Value, base, because, fib_type, is_family, is_tcp, is_udp, meter,
-        neighbour_discovery, port_is, proof, rule, to_here,
+        Chain, Family, Hook, ICMP4, ICMP6, MANGLE, METER_SIZE, MatchKey, NftRule, Rate, Set,
+        SetKey, Statement, TCP, UDP, Value, base, because, fib_type, is_family, is_tcp, is_udp,
+        meter, neighbour_discovery, port_is, proof, rule, to_here,
     },
     meters, narrow, onboarding,
 };
@@ -43,14 +43,14 @@ pub(crate) fn chain(capture: &Capture) -> Chain {
 }
 
 /// What ends a packet that is refused, whatever the reason: at once, but for an agent that has had
-/// its refusals of this second, which is told nothing more.
+/// its refusals of this second, of which nothing more is logged.
 pub(crate) fn refuse(capture: &Capture) -> Chain {
     use Statement::{Count, Drop, Over, RejectProhibited, RejectReset};
     let mut rules = vec![rule(&[is_tcp(), Count, RejectReset])];
     for &family in families(capture) {
         for (mut who, key) in meters::agents(family, capture) {
             let rate = match key {
-                Key::InterfaceAndAgent(Family::V6) => REFUSALS_OF_MANY,
+                MatchKey::InterfaceAndAgent(Family::V6) => REFUSALS_OF_MANY,
                 _ => REFUSALS,
             };
             let over = Over(key, of(family, "refusals_4", "refusals_6").into(), rate);
@@ -85,8 +85,8 @@ pub(crate) fn meters(capture: &Capture) -> Vec<Set> {
 }
 
 /// What the input hook lets through to the gateway's services: what this chain has marked.
-pub(crate) fn admitted_services(capture: &Capture) -> Vec<Rule> {
-    let marked = || Statement::Is(Key::Mark, Value::mark(capture.mark));
+pub(crate) fn admitted_services(capture: &Capture) -> Vec<NftRule> {
+    let marked = || Statement::Is(MatchKey::Mark, Value::mark(capture.mark));
     let services = families(capture).iter().flat_map(|family| services_of(*family, capture));
     let admit =
         |service: Service| rule(&[service.asked, vec![marked(), Statement::Accept]].concat());
@@ -97,23 +97,23 @@ pub(crate) fn admitted_services(capture: &Capture) -> Vec<Rule> {
 /// carry somebody else's bytes to that agent, and only IPv4 has a check of the way back.
 ///
 /// A rule for each interface: nft 1.0.6 cannot load a look-up of this in a set of interfaces again.
-fn others(capture: &Capture) -> Vec<Rule> {
+fn others(capture: &Capture) -> Vec<NftRule> {
     use Statement::{Accept, Count, Drop, Is, NotIn};
-    let others = || NotIn(Key::Interface, "agents");
+    let others = || NotIn(MatchKey::Interface, "agents");
     let forged = capture.interfaces.iter().map(|each| {
-        let agents = Is(Key::WayBackInterface, Value::interface(&each.name));
+        let agents = Is(MatchKey::WayBackInterface, Value::interface(&each.name));
         rule(&[others(), agents, Count, Drop])
     });
     forged.chain([rule(&[others(), Accept])]).collect()
 }
 
 /// Who may send at all: rules whose order is that of the checks, each before what relies on it.
-fn identity(capture: &Capture) -> Vec<Rule> {
+fn identity(capture: &Capture) -> Vec<NftRule> {
     use Statement::{Accept, Count, Drop, In, Is, IsNot, NotIn};
     let mut rules = Vec::new();
     if capture.interfaces.iter().any(|each| !each.bound.is_empty()) {
-        let unproven = IsNot(Key::Priority, proof());
-        let unproven = [In(Key::Interface, "bound".into()), unproven, Count, Drop];
+        let unproven = IsNot(MatchKey::Priority, proof());
+        let unproven = [In(MatchKey::Interface, "bound".into()), unproven, Count, Drop];
         rules.push(because(Reason::SpoofedSource, &unproven));
     }
     if capture.services.dhcp {
@@ -125,13 +125,13 @@ fn identity(capture: &Capture) -> Vec<Rule> {
         rules.push(solicitations(capture));
         let mut discovery = neighbour_discovery();
         discovery.extend([
-            In(Key::Source(Family::V6), "link_6".into()),
+            In(MatchKey::Source(Family::V6), "link_6".into()),
             for_this_machine(),
             Accept,
         ]);
         rules.push(rule(&discovery));
         for mut unasked in said_unasked() {
-            unasked.extend([In(Key::Source(Family::V6), "link_6".into()), Count, Drop]);
+            unasked.extend([In(MatchKey::Source(Family::V6), "link_6".into()), Count, Drop]);
             rules.push(rule(&unasked));
         }
     } else {
@@ -140,17 +140,17 @@ fn identity(capture: &Capture) -> Vec<Rule> {
 
     // Never an answer to any of these: a reject quotes the sender's bytes to the sender's choice.
     for &family in families(capture) {
-        let martian = In(Key::Source(family), of(family, "martian_4", "martian_6").into());
+        let martian = In(MatchKey::Source(family), of(family, "martian_4", "martian_6").into());
         rules.push(because(Reason::SpoofedSource, &[is_family(family), martian, Count, Drop]));
         let sources = of(family, "sources_4", "sources_6");
-        let foreign = NotIn(Key::InterfaceAndSource(family), sources);
+        let foreign = NotIn(MatchKey::InterfaceAndSource(family), sources);
         rules.push(because(Reason::SpoofedSource, &[is_family(family), foreign, Count, Drop]));
     }
-    let ours = [IsNot(Key::SourceType, fib_type("unicast", 1)), Count, Drop];
+    let ours = [IsNot(MatchKey::SourceType, fib_type("unicast", 1)), Count, Drop];
     rules.push(because(Reason::SpoofedSource, &ours));
     // The kernel says present or missing in one byte and clears the rest of the four.
     let missing = Value { text: "missing".into(), bytes: 0u32.to_ne_bytes().to_vec() };
-    rules.push(because(Reason::SpoofedSource, &[Is(Key::WayBack, missing), Count, Drop]));
+    rules.push(because(Reason::SpoofedSource, &[Is(MatchKey::WayBack, missing), Count, Drop]));
 
     if capture.ipv6 {
         let mut discovery = neighbour_discovery();
@@ -158,13 +158,13 @@ fn identity(capture: &Capture) -> Vec<Rule> {
         rules.push(rule(&discovery));
     }
     let many = vec![fib_type("broadcast", 3), fib_type("anycast", 4), fib_type("multicast", 5)];
-    let many = [Statement::AnyOf(Key::DestinationType, many), Count, Drop];
+    let many = [Statement::AnyOf(MatchKey::DestinationType, many), Count, Drop];
     rules.push(because(Reason::SelfDestination, &many));
     rules
 }
 
 /// DNS to any address, our own included, and what of it nobody took.
-fn dns(capture: &Capture) -> Vec<Rule> {
+fn dns(capture: &Capture) -> Vec<NftRule> {
     use Statement::{AnyOf, Count, Drop, Goto, Over, SetMarkOf};
     let query = || [is_udp(), port_is(DNS_PORT)];
     let mut rules = Vec::new();
@@ -178,11 +178,11 @@ fn dns(capture: &Capture) -> Vec<Rule> {
         }
     }
     for &family in families(capture) {
-        let group = SetMarkOf(Key::InterfaceAndSource(family), meters::groups_name(family));
+        let group = SetMarkOf(MatchKey::InterfaceAndSource(family), meters::groups_name(family));
         rules.push(rule(&[&query()[..], &[is_family(family), group]].concat()));
     }
     for (which, rate) in group_rates(capture) {
-        let over = Over(Key::Mark, DNS_GROUPS.into(), rate.into());
+        let over = Over(MatchKey::Mark, DNS_GROUPS.into(), rate.into());
         let flood = [&query()[..], &which[..], &[over, Count, Drop]].concat();
         rules.push(because(Reason::DnsRate, &flood));
     }
@@ -191,7 +191,7 @@ fn dns(capture: &Capture) -> Vec<Rule> {
         rules.push(deliver_dns(family, is_udp(), capture));
     }
     let tcp_and_udp = vec![Value::byte("tcp", TCP), Value::byte("udp", UDP)];
-    let nobody = [AnyOf(Key::L4, tcp_and_udp), port_is(DNS_PORT), Count, Goto("refuse")];
+    let nobody = [AnyOf(MatchKey::L4, tcp_and_udp), port_is(DNS_PORT), Count, Goto("refuse")];
     rules.push(because(Reason::DnsDenied, &nobody));
     rules
 }
@@ -206,8 +206,8 @@ fn group_rates(capture: &Capture) -> Vec<(Vec<Statement>, u32)> {
         let rate = capture.dns_rate.saturating_mul(cards).min(DNS_OF_ONE_THREAD);
         if rate > usual {
             let mark = Value::mark(number);
-            rates.push((vec![Statement::Is(Key::Mark, mark.clone())], rate));
-            others.push(Statement::IsNot(Key::Mark, mark));
+            rates.push((vec![Statement::Is(MatchKey::Mark, mark.clone())], rate));
+            others.push(Statement::IsNot(MatchKey::Mark, mark));
         }
     }
     rates.push((others, usual));
@@ -216,7 +216,7 @@ fn group_rates(capture: &Capture) -> Vec<(Vec<Statement>, u32)> {
 
 /// What the operator lets the gateway answer besides DNS, at the address that it has on the
 /// interface the packet came in by, and at no other.
-fn services(capture: &Capture) -> Vec<Rule> {
+fn services(capture: &Capture) -> Vec<NftRule> {
     use Statement::{Accept, Count, Drop, Over, SetMark};
     let mut rules = Vec::new();
     for &family in families(capture) {
@@ -228,7 +228,7 @@ fn services(capture: &Capture) -> Vec<Rule> {
                 rules.push(because(Reason::RateLimit, &flood));
             }
             // Also where a meter is full, and takes no new agent.
-            let over = Over(Key::Interface, SERVICES.into(), SERVICES_RATE.into());
+            let over = Over(MatchKey::Interface, SERVICES.into(), SERVICES_RATE.into());
             let flood = [&here[..], &[over, Count, Drop]].concat();
             rules.push(because(Reason::RateLimit, &flood));
             rules.push(rule(&[here, vec![SetMark(capture.mark), Accept]].concat()));
@@ -238,12 +238,12 @@ fn services(capture: &Capture) -> Vec<Rule> {
 }
 
 /// Where nobody may connect: our own addresses, and special ones that policy does not list.
-fn destinations(capture: &Capture) -> Vec<Rule> {
+fn destinations(capture: &Capture) -> Vec<NftRule> {
     use Statement::{Count, Drop, Goto, In, NotIn};
-    let own = [Statement::Is(Key::DestinationType, fib_type("local", 2)), Count, Drop];
+    let own = [Statement::Is(MatchKey::DestinationType, fib_type("local", 2)), Count, Drop];
     let mut rules = vec![because(Reason::SelfDestination, &own)];
     for &family in families(capture) {
-        let to = Key::Destination(family);
+        let to = MatchKey::Destination(family);
         let special = In(to, of(family, "special_4", "special_6").into());
         let elsewhere = NotIn(to, of(family, "homes_4", "homes_6"));
         let statements = [is_family(family), special, elsewhere, Count, Goto("refuse")];
@@ -253,22 +253,22 @@ fn destinations(capture: &Capture) -> Vec<Rule> {
 }
 
 /// Packets of connections that our listeners accepted already.
-fn divert(mark: u32) -> Rule {
+fn divert(mark: u32) -> NftRule {
     rule(&[
         is_tcp(),
-        Statement::Is(Key::SocketTransparent, Value::byte("1", 1)),
-        Statement::Is(Key::SocketWildcard, Value::byte("0", 0)),
+        Statement::Is(MatchKey::SocketTransparent, Value::byte("1", 1)),
+        Statement::Is(MatchKey::SocketWildcard, Value::byte("0", 0)),
         Statement::SetMark(mark),
         Statement::Accept,
     ])
 }
 
 /// New connections to listed ports.
-fn deliver(family: Family, capture: &Capture) -> Rule {
+fn deliver(family: Family, capture: &Capture) -> NftRule {
     rule(&[
         is_family(family),
         is_tcp(),
-        Statement::In(Key::DestinationPort, "ports".into()),
+        Statement::In(MatchKey::DestinationPort, "ports".into()),
         Statement::Tproxy(family, None, capture.proxy_port),
         Statement::SetMark(capture.mark),
         Statement::Accept,
@@ -276,7 +276,7 @@ fn deliver(family: Family, capture: &Capture) -> Rule {
 }
 
 /// DNS to any address, our own included. It takes the packets of open connections too.
-fn deliver_dns(family: Family, transport: Statement, capture: &Capture) -> Rule {
+fn deliver_dns(family: Family, transport: Statement, capture: &Capture) -> NftRule {
     rule(&[
         is_family(family),
         transport,
@@ -288,7 +288,7 @@ fn deliver_dns(family: Family, transport: Statement, capture: &Capture) -> Rule 
 }
 
 /// One who has no address yet, to whoever may give it one.
-fn dhcp_from_nowhere(mark: u32) -> Rule {
+fn dhcp_from_nowhere(mark: u32) -> NftRule {
     let mut statements = vec![is_family(Family::V4)];
     statements.extend(discover());
     statements.extend([Statement::SetMark(mark), Statement::Accept]);
@@ -298,21 +298,22 @@ fn dhcp_from_nowhere(mark: u32) -> Rule {
 /// DHCP that asks a server to answer elsewhere: at a relay, of which agents are none, or where
 /// somebody who has no address says that he has one. A server believes either, and its answer would
 /// carry the agent's bytes there.
-fn for_others() -> [Rule; 2] {
+fn for_others() -> [NftRule; 2] {
     use Statement::{Count, Drop, IsNot};
     let nobody = || Value { text: "0x0".into(), bytes: vec![0; 4] };
     let relayed = [is_family(Family::V4), is_udp(), port_is(DHCP_PORT)];
-    let relayed = [&relayed[..], &[IsNot(Key::DhcpRelay, nobody()), Count, Drop]].concat();
+    let relayed = [&relayed[..], &[IsNot(MatchKey::DhcpRelay, nobody()), Count, Drop]].concat();
     let elsewhere = [&[is_family(Family::V4)], &discover()[..]].concat();
-    let elsewhere = [&elsewhere[..], &[IsNot(Key::DhcpClient, nobody()), Count, Drop]].concat();
+    let elsewhere =
+        [&elsewhere[..], &[IsNot(MatchKey::DhcpClient, nobody()), Count, Drop]].concat();
     [relayed, elsewhere].map(|statements| because(Reason::SpoofedSource, &statements))
 }
 
 /// They all have the same source, so nothing but the interface tells them apart here.
-fn discovers() -> Rule {
+fn discovers() -> NftRule {
     let mut statements = vec![is_family(Family::V4)];
     statements.extend(discover());
-    let over = Statement::Over(Key::Interface, DISCOVERS.into(), INTERFACE_RATE.into());
+    let over = Statement::Over(MatchKey::Interface, DISCOVERS.into(), INTERFACE_RATE.into());
     statements.extend([over, Statement::Count, Statement::Drop]);
     rule(&statements)
 }
@@ -323,8 +324,8 @@ pub(crate) fn discover() -> [Statement; 4] {
     let everybody = Value::address(IpAddr::V4(Ipv4Addr::BROADCAST));
     [
         is_udp(),
-        Statement::Is(Key::Source(Family::V4), any),
-        Statement::Is(Key::Destination(Family::V4), everybody),
+        Statement::Is(MatchKey::Source(Family::V4), any),
+        Statement::Is(MatchKey::Destination(Family::V4), everybody),
         port_is(DHCP_PORT),
     ]
 }
@@ -332,14 +333,14 @@ pub(crate) fn discover() -> [Statement; 4] {
 /// The gateway remembers whoever asks for its address, in one table of the kernel for all
 /// interfaces, and takes nobody new while that is full of new ones. So no interface may fill it;
 /// but for its bound addresses, which are not many, and which nobody may take this from.
-fn solicitations(capture: &Capture) -> Rule {
+fn solicitations(capture: &Capture) -> NftRule {
     let mut statements = vec![is_family(Family::V6)];
     statements.extend(solicitation());
     if !meters::bound_6(capture).elements.is_empty() {
-        let source = Key::InterfaceAndSource(Family::V6);
+        let source = MatchKey::InterfaceAndSource(Family::V6);
         statements.push(Statement::NotIn(source, meters::BOUND_6));
     }
-    let over = Statement::Over(Key::Interface, SOLICITATIONS.into(), INTERFACE_RATE.into());
+    let over = Statement::Over(MatchKey::Interface, SOLICITATIONS.into(), INTERFACE_RATE.into());
     statements.extend([over, Statement::Count, Statement::Drop]);
     rule(&statements)
 }
@@ -347,29 +348,30 @@ fn solicitations(capture: &Capture) -> Rule {
 /// A question for the MAC of a neighbour (RFC 4861, section 4.3), over IPv6.
 pub(crate) fn solicitation() -> [Statement; 2] {
     [
-        Statement::Is(Key::L4, Value::byte("icmpv6", ICMP6)),
-        Statement::Is(Key::Icmp6Type, Value::byte("nd-neighbor-solicit", 135)),
+        Statement::Is(MatchKey::L4, Value::byte("icmpv6", ICMP6)),
+        Statement::Is(MatchKey::Icmp6Type, Value::byte("nd-neighbor-solicit", 135)),
     ]
 }
 
 /// What every IPv6 host says unasked: about the groups it listens to (RFC 2710, section 3; RFC 3810,
 /// section 5.2), and that it looks for a router (RFC 4861, section 4.1).
 pub(crate) fn said_unasked() -> [Vec<Statement>; 2] {
-    let icmp = || [is_family(Family::V6), Statement::Is(Key::L4, Value::byte("icmpv6", ICMP6))];
+    let icmp =
+        || [is_family(Family::V6), Statement::Is(MatchKey::L4, Value::byte("icmpv6", ICMP6))];
     let reports = vec![
         Value::byte("mld-listener-report", 131),
         Value::byte("mld-listener-done", 132),
         Value::byte("mld2-listener-report", 143),
     ];
     let reports = [
-        Statement::Is(Key::HopLimit, Value::byte("1", 1)),
-        Statement::AnyOf(Key::Icmp6Type, reports),
+        Statement::Is(MatchKey::HopLimit, Value::byte("1", 1)),
+        Statement::AnyOf(MatchKey::Icmp6Type, reports),
     ];
     let routers = IpAddr::V6(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2));
     let solicits = [
-        Statement::Is(Key::Destination(Family::V6), Value::address(routers)),
-        Statement::Is(Key::HopLimit, Value::byte("255", 255)),
-        Statement::Is(Key::Icmp6Type, Value::byte("nd-router-solicit", 133)),
+        Statement::Is(MatchKey::Destination(Family::V6), Value::address(routers)),
+        Statement::Is(MatchKey::HopLimit, Value::byte("255", 255)),
+        Statement::Is(MatchKey::Icmp6Type, Value::byte("nd-router-solicit", 133)),
     ];
     [[&icmp()[..], &reports].concat(), [&icmp()[..], &solicits].concat()]
 }
@@ -378,21 +380,21 @@ fn echo_request(family: Family) -> Vec<Statement> {
     let (protocol, kind) = match family {
         Family::V4 => (
             Value::byte("icmp", ICMP4),
-            Statement::Is(Key::Icmp4Type, Value::byte("echo-request", 8)),
+            Statement::Is(MatchKey::Icmp4Type, Value::byte("echo-request", 8)),
         ),
         Family::V6 => (
             Value::byte("icmpv6", ICMP6),
-            Statement::Is(Key::Icmp6Type, Value::byte("echo-request", 128)),
+            Statement::Is(MatchKey::Icmp6Type, Value::byte("echo-request", 128)),
         ),
     };
-    vec![is_family(family), Statement::Is(Key::L4, protocol), kind]
+    vec![is_family(family), Statement::Is(MatchKey::L4, protocol), kind]
 }
 
 /// Neighbours speak to this machine or to all: what is for another one would be routed, and refused
 /// with an error to whoever it says that it comes from.
 fn for_this_machine() -> Statement {
     let types = vec![fib_type("local", 2), fib_type("multicast", 5)];
-    Statement::AnyOf(Key::DestinationType, types)
+    Statement::AnyOf(MatchKey::DestinationType, types)
 }
 
 /// What the operator names, of one family. DHCP is of IPv4.

@@ -6,12 +6,12 @@
 use std::{fmt::Write, net::SocketAddr};
 
 use super::language::{
-    Base, Chain, Element, Family, Hook, Key, METER_MILLISECONDS, METER_SIZE, Rate, Rule, SNAPLEN,
-    Set, SetKey, Statement, Table, TableFamily, Value,
+    Base, Chain, Element, Family, Hook, METER_MILLISECONDS, METER_SIZE, MatchKey, NftRule,
+    NftTable, Rate, SNAPLEN, Set, SetKey, Statement, TableFamily, Value,
 };
 
 /// A whole table. Its name is [`super::language::TABLE`].
-pub(crate) fn text(table: &Table) -> String {
+pub(crate) fn text(table: &NftTable) -> String {
     let mut text = format!("table {} {} {{\n", family(table.family), super::language::TABLE);
     let counters = table.counters.iter().map(|name| format!("\tcounter {name} {{\n\t}}\n"));
     let sets = counters.chain(table.sets.iter().map(set));
@@ -22,10 +22,10 @@ pub(crate) fn text(table: &Table) -> String {
 }
 
 /// One rule, without its line's indent and end.
-pub(crate) fn rule(rule: &Rule) -> String {
+pub(crate) fn rule(rule: &NftRule) -> String {
     let mut words: Vec<String> = rule.statements.iter().map(statement).collect();
     if let Some(reason) = rule.reason {
-        words.push(format!("comment \"{}\"", reason.word()));
+        words.push(format!("comment \"{}\"", reason.as_str()));
     }
     words.join(" ")
 }
@@ -126,7 +126,7 @@ fn statement(statement: &Statement) -> String {
             format!("limit rate over {rate}/second burst {rate} packets")
         }
         Statement::Tell(reason, group) => {
-            format!("log prefix \"{}\" group {group} snaplen {SNAPLEN}", reason.word())
+            format!("log prefix \"{}\" group {group} snaplen {SNAPLEN}", reason.as_str())
         }
         Statement::SetMark(mark) => format!("meta mark set {mark:#010x}"),
         Statement::SetMarkOf(each, map) => format!("meta mark set {} map @{map}", key(*each)),
@@ -150,53 +150,53 @@ fn list(values: &[Value]) -> String {
     values.join(", ")
 }
 
-fn key(key: Key) -> &'static str {
+fn key(key: MatchKey) -> &'static str {
     match key {
-        Key::Interface => "iifname",
-        Key::OutInterface => "oifname",
-        Key::Family => "meta nfproto",
-        Key::L4 => "meta l4proto",
-        Key::Mark => "meta mark",
-        Key::Source(Family::V4) => "ip saddr",
-        Key::Source(Family::V6) => "ip6 saddr",
-        Key::Destination(Family::V4) => "ip daddr",
-        Key::Destination(Family::V6) => "ip6 daddr",
-        Key::InterfaceAndSource(Family::V4) => "iifname . ip saddr",
-        Key::InterfaceAndSource(Family::V6) => "iifname . ip6 saddr",
-        Key::InterfaceAndDestination(Family::V4) => "oifname . ip daddr",
-        Key::InterfaceAndDestination(Family::V6) => "oifname . ip6 daddr",
-        Key::OpeningFlags => "tcp flags & (syn | rst) ==",
-        Key::HopLimit => "ip6 hoplimit",
-        Key::Icmp6Type => "icmpv6 type",
-        Key::DestinationPort => "th dport",
-        Key::WayBack => "fib saddr . iif oif",
-        Key::SourceType => "fib saddr type",
-        Key::DestinationType => "fib daddr type",
-        Key::SocketTransparent => "socket transparent",
-        Key::SocketWildcard => "socket wildcard",
-        Key::Icmp4Type => "icmp type",
-        Key::Icmp4Code => "icmp code",
-        Key::Icmp6Code => "icmpv6 code",
-        Key::SourcePort => "th sport",
-        Key::WayBackInterface => "fib saddr oifname",
-        Key::DhcpClient => "@th,160,32",
-        Key::DhcpRelay => "@th,256,32",
-        Key::DestinationTypeHere => "fib daddr . iif type",
-        Key::InterfaceAndAgent(Family::V4) => "iifname . ip saddr",
-        Key::InterfaceAndAgent(Family::V6) => "iifname . ip6 saddr & ffff:ffff:ffff:ffff::",
-        Key::Priority => "meta priority",
-        Key::InterfaceType => "meta iiftype",
-        Key::EtherType => "ether type",
-        Key::Protocol => "meta protocol",
-        Key::Mac => "ether saddr",
-        Key::ArpSource => "arp saddr ip",
-        Key::InterfaceAndMac => "iifname . ether saddr",
-        Key::InterfaceAndArpMac => "iifname . arp saddr ether",
-        Key::InterfaceAndArpSource => "iifname . arp saddr ip",
-        Key::InterfaceMacAndSource(Family::V4) => "iifname . ether saddr . ip saddr",
-        Key::InterfaceMacAndSource(Family::V6) => "iifname . ether saddr . ip6 saddr",
-        Key::InterfaceMacAndArpSource => "iifname . ether saddr . arp saddr ip",
-        Key::InterfaceArpMacAndArpSource => "iifname . arp saddr ether . arp saddr ip",
-        Key::NeighbourTarget => "@th,64,128",
+        MatchKey::Interface => "iifname",
+        MatchKey::OutInterface => "oifname",
+        MatchKey::Family => "meta nfproto",
+        MatchKey::L4 => "meta l4proto",
+        MatchKey::Mark => "meta mark",
+        MatchKey::Source(Family::V4) => "ip saddr",
+        MatchKey::Source(Family::V6) => "ip6 saddr",
+        MatchKey::Destination(Family::V4) => "ip daddr",
+        MatchKey::Destination(Family::V6) => "ip6 daddr",
+        MatchKey::InterfaceAndSource(Family::V4) => "iifname . ip saddr",
+        MatchKey::InterfaceAndSource(Family::V6) => "iifname . ip6 saddr",
+        MatchKey::InterfaceAndDestination(Family::V4) => "oifname . ip daddr",
+        MatchKey::InterfaceAndDestination(Family::V6) => "oifname . ip6 daddr",
+        MatchKey::OpeningFlags => "tcp flags & (syn | rst) ==",
+        MatchKey::HopLimit => "ip6 hoplimit",
+        MatchKey::Icmp6Type => "icmpv6 type",
+        MatchKey::DestinationPort => "th dport",
+        MatchKey::WayBack => "fib saddr . iif oif",
+        MatchKey::SourceType => "fib saddr type",
+        MatchKey::DestinationType => "fib daddr type",
+        MatchKey::SocketTransparent => "socket transparent",
+        MatchKey::SocketWildcard => "socket wildcard",
+        MatchKey::Icmp4Type => "icmp type",
+        MatchKey::Icmp4Code => "icmp code",
+        MatchKey::Icmp6Code => "icmpv6 code",
+        MatchKey::SourcePort => "th sport",
+        MatchKey::WayBackInterface => "fib saddr oifname",
+        MatchKey::DhcpClient => "@th,160,32",
+        MatchKey::DhcpRelay => "@th,256,32",
+        MatchKey::DestinationTypeHere => "fib daddr . iif type",
+        MatchKey::InterfaceAndAgent(Family::V4) => "iifname . ip saddr",
+        MatchKey::InterfaceAndAgent(Family::V6) => "iifname . ip6 saddr & ffff:ffff:ffff:ffff::",
+        MatchKey::Priority => "meta priority",
+        MatchKey::InterfaceType => "meta iiftype",
+        MatchKey::EtherType => "ether type",
+        MatchKey::Protocol => "meta protocol",
+        MatchKey::Mac => "ether saddr",
+        MatchKey::ArpSource => "arp saddr ip",
+        MatchKey::InterfaceAndMac => "iifname . ether saddr",
+        MatchKey::InterfaceAndArpMac => "iifname . arp saddr ether",
+        MatchKey::InterfaceAndArpSource => "iifname . arp saddr ip",
+        MatchKey::InterfaceMacAndSource(Family::V4) => "iifname . ether saddr . ip saddr",
+        MatchKey::InterfaceMacAndSource(Family::V6) => "iifname . ether saddr . ip6 saddr",
+        MatchKey::InterfaceMacAndArpSource => "iifname . ether saddr . arp saddr ip",
+        MatchKey::InterfaceArpMacAndArpSource => "iifname . arp saddr ether . arp saddr ip",
+        MatchKey::NeighbourTarget => "@th,64,128",
     }
 }

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use super::{
     capture::{Capture, DNS_PORT},
     language::{
-        Chain, Element, Family, Hook, ICMP4, ICMP6, Key, Set, SetKey, Statement, Table,
+        Chain, Element, Family, Hook, ICMP4, ICMP6, MatchKey, NftTable, Set, SetKey, Statement,
         TableFamily, Value, base, because, interface_key, is_family, is_tcp, is_udp,
         neighbour_discovery, port, port_is, prefixes, rule, set,
     },
@@ -19,11 +19,11 @@ use crate::{
 };
 
 /// The table of IP packets for one capture.
-pub(crate) fn table(capture: &Capture) -> Table {
+pub(crate) fn table(capture: &Capture) -> NftTable {
     finished(TableFamily::Inet, sets(capture), chains(capture), capture)
 }
 
-/// The chains before anything is told to the audit.
+/// The chains before anything is logged.
 pub(crate) fn chains(capture: &Capture) -> Vec<Chain> {
     let refuse = prerouting::refuse(capture);
     vec![refuse, prerouting::chain(capture), input(capture), forward(), output(capture)]
@@ -66,9 +66,9 @@ fn sets(capture: &Capture) -> Vec<Set> {
 fn input(capture: &Capture) -> Chain {
     use Statement::{Accept, Count, Drop, Is, NotIn};
     let mut rules = vec![
-        rule(&[NotIn(Key::Interface, "agents"), Accept]),
-        rule(&[is_tcp(), Is(Key::Mark, Value::mark(capture.mark)), Accept]),
-        rule(&[is_udp(), port_is(DNS_PORT), Is(Key::Mark, Value::mark(capture.mark)), Accept]),
+        rule(&[NotIn(MatchKey::Interface, "agents"), Accept]),
+        rule(&[is_tcp(), Is(MatchKey::Mark, Value::mark(capture.mark)), Accept]),
+        rule(&[is_udp(), port_is(DNS_PORT), Is(MatchKey::Mark, Value::mark(capture.mark)), Accept]),
     ];
     if capture.ipv6 {
         let mut discovery = neighbour_discovery();
@@ -97,8 +97,8 @@ fn output(capture: &Capture) -> Chain {
     use Statement::{Accept, AnyOf, Count, Drop, Is, IsNot, NotIn};
     let to_itself = Value { text: "\"lo\"".into(), bytes: interface_key("lo") };
     let families = [
-        (icmp(Family::V4), Key::Icmp4Type, Key::Icmp4Code, FORGED_4, (3, 13)),
-        (icmp(Family::V6), Key::Icmp6Type, Key::Icmp6Code, FORGED_6, (1, 1)),
+        (icmp(Family::V4), MatchKey::Icmp4Type, MatchKey::Icmp4Code, FORGED_4, (3, 13)),
+        (icmp(Family::V6), MatchKey::Icmp6Type, MatchKey::Icmp6Code, FORGED_6, (1, 1)),
     ];
     let each =
         |icmp: &[Statement], rest: &[Statement]| rule(&[icmp, rest, &[Count, Drop]].concat());
@@ -107,19 +107,19 @@ fn output(capture: &Capture) -> Chain {
         let forged = forged.iter().map(|(text, number)| Value::byte(text, *number)).collect();
         rules.push(each(icmp, &[AnyOf(*kind, forged)]));
     }
-    rules.push(rule(&[Is(Key::OutInterface, to_itself), Accept]));
+    rules.push(rule(&[Is(MatchKey::OutInterface, to_itself), Accept]));
     let [_, (icmp_6, kind, ..)] = &families;
     // Said by routers, and this machine is none.
     rules.push(each(icmp_6, &[Is(*kind, Value::byte("packet-too-big", 2))]));
     for (icmp, kind, code, _, (unreachable, prohibited)) in &families {
         let unreachable = || Is(*kind, Value::byte("destination-unreachable", *unreachable));
         let prohibited = Value::byte("admin-prohibited", *prohibited);
-        rules.push(each(icmp, &[unreachable(), NotIn(Key::OutInterface, "agents")]));
+        rules.push(each(icmp, &[unreachable(), NotIn(MatchKey::OutInterface, "agents")]));
         rules.push(each(icmp, &[unreachable(), IsNot(*code, prohibited)]));
     }
     if capture.services.dhcp {
-        let answer = [is_udp(), Is(Key::SourcePort, port(prerouting::DHCP_PORT))];
-        let elsewhere = NotIn(Key::OutInterface, "agents");
+        let answer = [is_udp(), Is(MatchKey::SourcePort, port(prerouting::DHCP_PORT))];
+        let elsewhere = NotIn(MatchKey::OutInterface, "agents");
         rules.push(each(&[is_family(Family::V4)], &[&answer[..], &[elsewhere]].concat()));
     }
     rules.extend(narrow::to_agents(capture));
@@ -131,7 +131,7 @@ fn icmp(family: Family) -> [Statement; 2] {
         Family::V4 => Value::byte("icmp", ICMP4),
         Family::V6 => Value::byte("icmpv6", ICMP6),
     };
-    [is_family(family), Statement::Is(Key::L4, protocol)]
+    [is_family(family), Statement::Is(MatchKey::L4, protocol)]
 }
 
 fn sources(capture: &Capture, family: fn(&IpNet) -> bool) -> Vec<Element> {

@@ -23,7 +23,7 @@ const TLS_MALFORMED: Progress = Progress::Malformed(Reason::TlsMalformed);
 
 /// What a stream that arrives in `cuts` leads to, and after how many bytes.
 fn in_pieces(bytes: &[u8], cuts: impl IntoIterator<Item = usize>) -> (Progress, usize) {
-    let mut scan = Scan::new(100);
+    let mut scan = PrefixScan::new(100);
     for end in cuts {
         match scan.advance(&bytes[..end]) {
             Progress::NeedMore => {}
@@ -42,7 +42,7 @@ fn room(bytes: usize) -> Option<OwnedSemaphorePermit> {
     Arc::new(Semaphore::new(bytes)).try_acquire_owned().ok()
 }
 
-async fn read_all(bytes: &[u8], cut: usize) -> Result<Read, PeekFailure> {
+async fn read_all(bytes: &[u8], cut: usize) -> Result<PeekedBytes, PeekFailure> {
     let (mut agent, mut gateway) = tokio::io::duplex(64);
     let write = async {
         for piece in bytes.chunks(cut) {

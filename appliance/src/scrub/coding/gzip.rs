@@ -9,7 +9,7 @@ use super::{
 
 /// A body of gzip members.
 pub(super) struct Gzip {
-    at: At,
+    at: GzipState,
     head: Head,
     inflate: Inflate,
     sum: Crc,
@@ -17,7 +17,7 @@ pub(super) struct Gzip {
 
 /// Where in a member the next byte is.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum At {
+enum GzipState {
     /// Before any.
     Begin,
     Head,
@@ -31,14 +31,14 @@ enum At {
 impl Gzip {
     pub(super) fn new() -> Self {
         let (head, inflate) = (Head::default(), Inflate::raw());
-        Self { at: At::Begin, head, inflate, sum: Crc::new() }
+        Self { at: GzipState::Begin, head, inflate, sum: Crc::new() }
     }
 
     fn text(&mut self, input: &[u8], out: &mut [u8]) -> Result<Step, Undecodable> {
         let step = self.inflate.decode(input, out)?;
         self.sum.update(out.get(..step.written).unwrap_or_default());
         if self.inflate.has_ended() {
-            self.at = At::Foot(0, 0);
+            self.at = GzipState::Foot(0, 0);
         }
         Ok(step)
     }
@@ -46,21 +46,21 @@ impl Gzip {
     /// Everything but the text goes byte by byte.
     fn frame(&mut self, byte: u8) -> Result<(), Undecodable> {
         match self.at {
-            At::Begin | At::End => {
+            GzipState::Begin | GzipState::End => {
                 (self.head, self.sum) = (Head::default(), Crc::new());
                 self.inflate.reset();
-                self.at = At::Head;
+                self.at = GzipState::Head;
                 self.head(byte)
             }
-            At::Head => self.head(byte),
-            At::Foot(count, foot) => self.foot(count + 1, foot >> 8 | u64::from(byte) << 56),
-            At::Text => Ok(()),
+            GzipState::Head => self.head(byte),
+            GzipState::Foot(count, foot) => self.foot(count + 1, foot >> 8 | u64::from(byte) << 56),
+            GzipState::Text => Ok(()),
         }
     }
 
     fn head(&mut self, byte: u8) -> Result<(), Undecodable> {
         if self.head.take(byte)? {
-            self.at = At::Text;
+            self.at = GzipState::Text;
         }
         Ok(())
     }
@@ -68,9 +68,9 @@ impl Gzip {
     fn foot(&mut self, count: usize, foot: u64) -> Result<(), Undecodable> {
         let said = u64::from(self.sum.amount()) << 32 | u64::from(self.sum.sum());
         self.at = match count == FOOT {
-            true if said == foot => At::End,
+            true if said == foot => GzipState::End,
             true => return Err(Undecodable::Malformed),
-            false => At::Foot(count, foot),
+            false => GzipState::Foot(count, foot),
         };
         Ok(())
     }
@@ -78,11 +78,11 @@ impl Gzip {
 
 impl Codec for Gzip {
     fn stretch(&mut self, input: &[u8], _: bool) -> usize {
-        if self.at == At::Text { self.inflate.stretch(input) } else { 1 }
+        if self.at == GzipState::Text { self.inflate.stretch(input) } else { 1 }
     }
 
     fn decode(&mut self, input: &[u8], out: &mut [u8]) -> Result<Step, Undecodable> {
-        if self.at == At::Text {
+        if self.at == GzipState::Text {
             return self.text(input, out);
         }
         match input.first() {
@@ -93,14 +93,14 @@ impl Codec for Gzip {
 
     fn mark(&mut self) -> Mark {
         match self.at {
-            At::Text => self.inflate.mark(),
-            At::End => Mark::Flush,
+            GzipState::Text => self.inflate.mark(),
+            GzipState::End => Mark::Flush,
             _ => Mark::None,
         }
     }
 
     fn is_whole(&self) -> bool {
-        self.at == At::End
+        self.at == GzipState::End
     }
 }
 

@@ -50,7 +50,7 @@ pub enum Coding {
 
 /// What a decoder has to say.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Progress {
+pub enum DecoderProgress {
     /// The next piece of the text.
     Piece(Bytes),
     /// Much was read and nothing came of it yet. There is more to be read.
@@ -112,7 +112,7 @@ impl Decoder {
     /// # Errors
     ///
     /// The body cannot be decoded. It stays so.
-    pub fn advance(&mut self) -> Result<Progress, Undecodable> {
+    pub fn advance(&mut self) -> Result<DecoderProgress, Undecodable> {
         match self.broken {
             Some(why) => Err(why),
             None => self.steps().inspect_err(|&why| self.broken = Some(why)),
@@ -149,19 +149,19 @@ impl Decoder {
         if self.rests() { self.piece.split().freeze() } else { Bytes::new() }
     }
 
-    fn steps(&mut self) -> Result<Progress, Undecodable> {
+    fn steps(&mut self) -> Result<DecoderProgress, Undecodable> {
         let before = self.read;
         while !self.input.is_empty() || self.stretch.ends {
             if self.read - before >= BUSY as u64 {
-                return Ok(Progress::Busy);
+                return Ok(DecoderProgress::Busy);
             }
             let mark = self.step()?;
             self.rests = mark != Mark::None;
             if self.piece.len() == PIECE || mark == Mark::Flush && !self.piece.is_empty() {
-                return Ok(Progress::Piece(self.piece.split().freeze()));
+                return Ok(DecoderProgress::Piece(self.piece.split().freeze()));
             }
         }
-        Ok(Progress::Hungry)
+        Ok(DecoderProgress::Hungry)
     }
 
     fn step(&mut self) -> Result<Mark, Undecodable> {

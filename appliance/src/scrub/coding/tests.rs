@@ -163,9 +163,9 @@ fn pieces(coding: Coding, chunks: &[&[u8]]) -> Result<Vec<Bytes>, Undecodable> {
 fn drain(decoder: &mut Decoder, pieces: &mut Vec<Bytes>) -> Result<(), Undecodable> {
     loop {
         match decoder.advance()? {
-            Progress::Piece(piece) => pieces.push(piece),
-            Progress::Busy => {}
-            Progress::Hungry => return Ok(()),
+            DecoderProgress::Piece(piece) => pieces.push(piece),
+            DecoderProgress::Busy => {}
+            DecoderProgress::Hungry => return Ok(()),
         }
     }
 }

@@ -8,7 +8,7 @@ use super::codec::{Codec, Mark, Step, Undecodable, WINDOW_BITS};
 pub(super) struct Zstd {
     /// `None` where there was no memory for it.
     context: Option<DCtx<'static>>,
-    frame: Frame,
+    frame: FrameReader,
     /// Bytes of text since the last end of a block.
     block: usize,
 }
@@ -18,7 +18,7 @@ impl Zstd {
         let context = DCtx::try_create().and_then(|mut context| {
             context.set_parameter(DParameter::WindowLogMax(WINDOW_BITS)).ok().map(|_| context)
         });
-        Self { context, frame: Frame::default(), block: 0 }
+        Self { context, frame: FrameReader::default(), block: 0 }
     }
 }
 
@@ -28,7 +28,7 @@ impl Codec for Zstd {
     }
 
     fn decode(&mut self, input: &[u8], out: &mut [u8]) -> Result<Step, Undecodable> {
-        if self.frame.at == At::Wrong {
+        if self.frame.at == ZstdState::Wrong {
             return Err(Undecodable::Malformed);
         }
         let context = self.context.as_mut().ok_or(Undecodable::Window)?;
@@ -46,10 +46,11 @@ impl Codec for Zstd {
     /// multiples of [`DIVISION`], and where may depend on the text.
     fn mark(&mut self) -> Mark {
         match self.frame.at {
-            At::Block | At::Frame if self.frame.count == 0 => {
+            ZstdState::Block | ZstdState::Frame if self.frame.count == 0 => {
                 let block = std::mem::take(&mut self.block);
-                let divided =
-                    self.frame.at == At::Block && block > 0 && block.is_multiple_of(DIVISION);
+                let divided = self.frame.at == ZstdState::Block
+                    && block > 0
+                    && block.is_multiple_of(DIVISION);
                 if divided { Mark::Block } else { Mark::Flush }
             }
             _ => Mark::None,
@@ -57,15 +58,15 @@ impl Codec for Zstd {
     }
 
     fn is_whole(&self) -> bool {
-        self.frame.at == At::Frame && self.frame.count == 0 && self.frame.any
+        self.frame.at == ZstdState::Frame && self.frame.count == 0 && self.frame.any
     }
 }
 
 /// Follows the frames, to know where blocks end (RFC 8878, section 3.1.1). What is wrong with them
 /// otherwise is for the decoder to say.
 #[derive(Default)]
-struct Frame {
-    at: At,
+struct FrameReader {
+    at: ZstdState,
     /// Bytes of the head of a frame or block that were read.
     count: usize,
     head: [u8; 8],
@@ -76,7 +77,7 @@ struct Frame {
 
 /// What the next byte belongs to.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
-enum At {
+enum ZstdState {
     /// The head of a frame: what says how long it is.
     #[default]
     Frame,
@@ -92,27 +93,37 @@ enum At {
     Wrong,
 }
 
-impl Frame {
+impl FrameReader {
     /// Goes to the next change, and says how many bytes there are to it.
     fn stretch(&mut self, input: &[u8]) -> usize {
         match self.at {
-            At::Frame | At::Block => {
+            ZstdState::Frame | ZstdState::Block => {
                 let Some(&byte) = input.first() else { return 0 };
                 self.take(byte);
                 1
             }
-            At::FrameHead(left) => self.pass(left, input, At::FrameHead, At::Block),
-            At::Body(left, false) => self.pass(left, input, |it| At::Body(it, false), At::Block),
-            At::Body(left, true) => {
-                let then = self.behind_last();
-                self.pass(left, input, |it| At::Body(it, true), then)
+            ZstdState::FrameHead(left) => {
+                self.pass(left, input, ZstdState::FrameHead, ZstdState::Block)
             }
-            At::Tail(left) => self.pass(left, input, At::Tail, At::Frame),
-            At::Wrong => input.len(),
+            ZstdState::Body(left, false) => {
+                self.pass(left, input, |it| ZstdState::Body(it, false), ZstdState::Block)
+            }
+            ZstdState::Body(left, true) => {
+                let then = self.behind_last();
+                self.pass(left, input, |it| ZstdState::Body(it, true), then)
+            }
+            ZstdState::Tail(left) => self.pass(left, input, ZstdState::Tail, ZstdState::Frame),
+            ZstdState::Wrong => input.len(),
         }
     }
 
-    fn pass(&mut self, left: usize, input: &[u8], rest: fn(usize) -> At, then: At) -> usize {
+    fn pass(
+        &mut self,
+        left: usize,
+        input: &[u8],
+        rest: fn(usize) -> ZstdState,
+        then: ZstdState,
+    ) -> usize {
         let passed = left.min(input.len());
         self.at = if passed == left { then } else { rest(left - passed) };
         passed
@@ -123,13 +134,13 @@ impl Frame {
             *place = byte;
         }
         self.count += 1;
-        let next = if self.at == At::Block { self.block() } else { self.frame() };
+        let next = if self.at == ZstdState::Block { self.block() } else { self.frame() };
         if let Some(at) = next {
             (self.at, self.count) = (at, 0);
         }
     }
 
-    fn frame(&mut self) -> Option<At> {
+    fn frame(&mut self) -> Option<ZstdState> {
         let [a, b, c, d, e, f, g, h] = self.head;
         self.any = true;
         match (self.count, u32::from_le_bytes([a, b, c, d])) {
@@ -143,20 +154,20 @@ impl Frame {
                 };
                 // Nobody agreed on a dictionary (RFC 9842 would).
                 Some(match has_dictionary {
-                    false => At::FrameHead(usize::from(!single) + size),
-                    true => At::Wrong,
+                    false => ZstdState::FrameHead(usize::from(!single) + size),
+                    true => ZstdState::Wrong,
                 })
             }
             (count, SKIPPED..=SKIPPED_END) if count < 8 => None,
             (_, SKIPPED..=SKIPPED_END) => {
                 let length = u32::from_le_bytes([e, f, g, h]);
-                Some(if length == 0 { At::Frame } else { At::Tail(length as usize) })
+                Some(if length == 0 { ZstdState::Frame } else { ZstdState::Tail(length as usize) })
             }
-            _ => Some(At::Wrong),
+            _ => Some(ZstdState::Wrong),
         }
     }
 
-    fn block(&mut self) -> Option<At> {
+    fn block(&mut self) -> Option<ZstdState> {
         let [a, b, c, ..] = self.head;
         if self.count < 3 {
             return None;
@@ -164,16 +175,16 @@ impl Frame {
         let head = u32::from_le_bytes([a, b, c, 0]);
         let (is_last, size) = (head & 1 != 0, (head >> 3) as usize);
         Some(match (head >> 1 & 3, size) {
-            (RESERVED, _) => At::Wrong,
-            (RUN, _) => At::Body(1, is_last),
+            (RESERVED, _) => ZstdState::Wrong,
+            (RUN, _) => ZstdState::Body(1, is_last),
             (_, 0) if is_last => self.behind_last(),
-            (_, 0) => At::Block,
-            _ => At::Body(size, is_last),
+            (_, 0) => ZstdState::Block,
+            _ => ZstdState::Body(size, is_last),
         })
     }
 
-    fn behind_last(&self) -> At {
-        if self.has_sum { At::Tail(SUM) } else { At::Frame }
+    fn behind_last(&self) -> ZstdState {
+        if self.has_sum { ZstdState::Tail(SUM) } else { ZstdState::Frame }
     }
 }
 

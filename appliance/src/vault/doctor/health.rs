@@ -10,7 +10,7 @@ use crate::{ca::CaError, policy::GroupName};
 
 /// What was found.
 #[derive(Debug, Default)]
-pub struct Health {
+pub struct DoctorReport {
     pub(super) checks: Vec<Check>,
     /// What each group can read, as far as it was asked.
     pub(super) reads: BTreeMap<GroupName, BTreeSet<String>>,
@@ -18,13 +18,13 @@ pub struct Health {
 
 #[derive(Debug)]
 pub(super) struct Check {
-    pub(super) verdict: Verdict,
+    pub(super) verdict: CheckVerdict,
     pub(super) whose: String,
     pub(super) text: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum CheckVerdict {
     Ok,
     Missing,
     TooWide,
@@ -54,17 +54,17 @@ pub enum DoctorError {
     Interrupted,
 }
 
-impl Health {
+impl DoctorReport {
     /// Whether nothing is missing, too wide or unanswered.
     pub fn is_good(&self) -> bool {
-        self.checks.iter().all(|check| check.verdict == Verdict::Ok)
+        self.checks.iter().all(|check| check.verdict == CheckVerdict::Ok)
     }
 }
 
-impl fmt::Display for Health {
+impl fmt::Display for DoctorReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for Check { verdict, whose, text } in &self.checks {
-            writeln!(f, "{:<9} {whose}: {text}", verdict.word())?;
+            writeln!(f, "{:<9} {whose}: {text}", verdict.as_str())?;
         }
         for (group, paths) in &self.reads {
             writeln!(f, "\ngroup {group} can read:")?;
@@ -77,16 +77,16 @@ impl fmt::Display for Health {
             false => writeln!(
                 f,
                 "{} missing, {} too wide, {} unanswered",
-                count(Verdict::Missing),
-                count(Verdict::TooWide),
-                count(Verdict::Unanswered)
+                count(CheckVerdict::Missing),
+                count(CheckVerdict::TooWide),
+                count(CheckVerdict::Unanswered)
             ),
         }
     }
 }
 
-impl Verdict {
-    const fn word(self) -> &'static str {
+impl CheckVerdict {
+    const fn as_str(self) -> &'static str {
         match self {
             Self::Ok => "ok",
             Self::Missing => "missing",

@@ -8,11 +8,11 @@ use rustify::{
 
 use super::{
     super::{
-        pick::{Picked, pick},
+        pick::{PickedJson, pick},
         plan::{GATEWAY, is_guessable},
         token::TokenClient,
     },
-    Doctor, Verdict,
+    CheckVerdict, Doctor,
 };
 use crate::config::VaultLogin;
 
@@ -21,16 +21,16 @@ impl Doctor<'_> {
         let VaultLogin::AppRole { mount, role_id, .. } = &self.vault.login else { return };
         let whose = "gateway";
         match is_guessable(role_id) {
-            true => self.add(Verdict::TooWide, whose, GUESSABLE),
-            false => self.add(Verdict::Ok, whose, "its role_id is random"),
+            true => self.add(CheckVerdict::TooWide, whose, GUESSABLE),
+            false => self.add(CheckVerdict::Ok, whose, "its role_id is random"),
         }
         let mount = gateway.call(Mount(mount)).await;
         match mount.map(|body| pick(&body, &LOCKOUT_DISABLE)) {
-            Ok(Some(Picked::Bool(true))) => {
-                self.add(Verdict::Ok, whose, "wrong SecretIDs do not lock its role out");
+            Ok(Some(PickedJson::Bool(true))) => {
+                self.add(CheckVerdict::Ok, whose, "wrong SecretIDs do not lock its role out");
             }
-            Ok(_) => self.add(Verdict::TooWide, whose, LOCKABLE),
-            Err(_) => self.add(Verdict::Unanswered, whose, UNTOLD_MOUNT),
+            Ok(_) => self.add(CheckVerdict::TooWide, whose, LOCKABLE),
+            Err(_) => self.add(CheckVerdict::Unanswered, whose, UNTOLD_MOUNT),
         }
         self.look_at_secret_id(whose, gateway).await;
     }
@@ -40,17 +40,17 @@ impl Doctor<'_> {
         let Some(role) = self.session.login.approle() else { return };
         let looked = role.look_up(GATEWAY, gateway).await;
         let (verdict, text) = match looked.map(|body| secret_id(&body)) {
-            Ok(SecretId::Lasting) => (Verdict::Ok, "its SecretID lasts"),
-            Ok(SecretId::UsedUp) => (Verdict::Missing, USED_UP),
-            Ok(SecretId::Counted) => (Verdict::Missing, COUNTED),
-            Ok(SecretId::Ending) => (Verdict::Missing, ENDING),
-            Err(_) => (Verdict::Unanswered, UNTOLD_SECRET_ID),
+            Ok(SecretIdState::Lasting) => (CheckVerdict::Ok, "its SecretID lasts"),
+            Ok(SecretIdState::UsedUp) => (CheckVerdict::Missing, USED_UP),
+            Ok(SecretIdState::Counted) => (CheckVerdict::Missing, COUNTED),
+            Ok(SecretIdState::Ending) => (CheckVerdict::Missing, ENDING),
+            Err(_) => (CheckVerdict::Unanswered, UNTOLD_SECRET_ID),
         };
         self.add(verdict, whose, text);
     }
 }
 
-enum SecretId {
+enum SecretIdState {
     Lasting,
     /// Good for some more logins.
     Counted,
@@ -60,16 +60,16 @@ enum SecretId {
     Ending,
 }
 
-fn secret_id(looked: &[u8]) -> SecretId {
+fn secret_id(looked: &[u8]) -> SecretIdState {
     let number = |field| match pick(looked, &["data", field]) {
-        Some(Picked::Number(number)) => number,
+        Some(PickedJson::Number(number)) => number,
         _ => 0,
     };
     match pick(looked, &["data"]) {
-        None => SecretId::UsedUp,
-        Some(_) if number("secret_id_num_uses") > 0 => SecretId::Counted,
-        Some(_) if number("secret_id_ttl") > 0 => SecretId::Ending,
-        Some(_) => SecretId::Lasting,
+        None => SecretIdState::UsedUp,
+        Some(_) if number("secret_id_num_uses") > 0 => SecretIdState::Counted,
+        Some(_) if number("secret_id_ttl") > 0 => SecretIdState::Ending,
+        Some(_) => SecretIdState::Lasting,
     }
 }
 
@@ -126,9 +126,9 @@ mod tests {
             );
             secret_id(data.as_bytes())
         };
-        assert!(matches!(of(0, 0), SecretId::Lasting));
-        assert!(matches!(of(3, 60), SecretId::Counted));
-        assert!(matches!(of(0, 60), SecretId::Ending));
-        assert!(matches!(secret_id(b""), SecretId::UsedUp));
+        assert!(matches!(of(0, 0), SecretIdState::Lasting));
+        assert!(matches!(of(3, 60), SecretIdState::Counted));
+        assert!(matches!(of(0, 60), SecretIdState::Ending));
+        assert!(matches!(secret_id(b""), SecretIdState::UsedUp));
     }
 }

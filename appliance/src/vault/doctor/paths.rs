@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::{
     error::CallError,
-    plan::Grant,
+    plan::PathGrant,
     token::{Post, TokenClient},
 };
 use crate::policy::VaultLocation;
@@ -53,7 +53,7 @@ pub(super) fn around(location: &VaultLocation) -> Vec<String> {
 }
 
 /// The capabilities that each path needs.
-pub(super) fn needs(grants: &[Grant]) -> BTreeMap<String, BTreeSet<&'static str>> {
+pub(super) fn needs(grants: &[PathGrant]) -> BTreeMap<String, BTreeSet<&'static str>> {
     let mut needs: BTreeMap<String, BTreeSet<&'static str>> = BTreeMap::new();
     for grant in grants {
         needs.entry(grant.path.clone()).or_default().insert(grant.capability);

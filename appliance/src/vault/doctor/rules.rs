@@ -13,15 +13,15 @@ use serde::Deserialize;
 
 use super::{
     super::{
-        plan::{Grant, OWN_RULES, Written},
+        plan::{OWN_RULES, PathGrant, WritableParameters},
         token::TokenClient,
     },
-    Doctor, Verdict,
+    CheckVerdict, Doctor,
 };
 use crate::ca::SAID;
 
 #[derive(Deserialize)]
-struct Listed {
+struct ListedRules {
     data: Rules,
 }
 
@@ -36,7 +36,7 @@ struct Rules {
 struct Rule {
     capabilities: BTreeSet<String>,
     #[serde(flatten)]
-    written: Written,
+    written: WritableParameters,
 }
 
 impl Doctor<'_> {
@@ -46,13 +46,13 @@ impl Doctor<'_> {
         &mut self,
         whose: &str,
         client: &TokenClient,
-        grants: &[Grant],
+        grants: &[PathGrant],
         signing: &[String],
     ) -> Vec<String> {
         let Some(rules) = self.rules(client).await else {
             let text =
                 format!("Vault does not list its token's rules: it needs read on {OWN_RULES}");
-            self.add(Verdict::Unanswered, whose, &text);
+            self.add(CheckVerdict::Unanswered, whose, &text);
             return Vec::new();
         };
         for grant in grants {
@@ -62,7 +62,7 @@ impl Doctor<'_> {
                     "may say more to {} than it needs: set the plan's allowed_parameters",
                     grant.path
                 );
-                self.add(Verdict::TooWide, whose, &text);
+                self.add(CheckVerdict::TooWide, whose, &text);
             }
         }
         for path in signing {
@@ -72,7 +72,7 @@ impl Doctor<'_> {
                     "may leave limits out at {path}, or say more than it needs: set the plan's \
                      required_parameters and allowed_parameters"
                 );
-                self.add(Verdict::TooWide, whose, &text);
+                self.add(CheckVerdict::TooWide, whose, &text);
             }
         }
         let needed = |path: &String| {
@@ -87,7 +87,7 @@ impl Doctor<'_> {
     /// Every rule that allows something, by its path as a policy says it.
     async fn rules(&self, client: &TokenClient) -> Option<Vec<(String, Rule)>> {
         let body = client.call(OwnRules).await.ok()?;
-        let Listed { data } = serde_json::from_slice(&body).ok()?;
+        let ListedRules { data } = serde_json::from_slice(&body).ok()?;
         let globs = data.glob_paths.into_iter().map(|(path, rule)| (as_written(path), rule));
         let rules = data.exact_paths.into_iter().chain(globs);
         let allows = |rule: &Rule| !rule.capabilities.contains("deny");
@@ -168,7 +168,7 @@ mod tests {
 
     fn rule(held: &[&str]) -> Rule {
         let capabilities = held.iter().map(|it| (*it).to_owned()).collect();
-        Rule { capabilities, written: Written::default() }
+        Rule { capabilities, written: WritableParameters::default() }
     }
 
     #[test]

@@ -9,7 +9,9 @@ use super::{super::fake::*, *};
 use crate::config::{self, Config};
 
 /// What is found in a fake that answers so.
-async fn found(respond: impl Fn(&Received) -> Reply + Send + Sync + 'static) -> (Health, Fake) {
+async fn found(
+    respond: impl Fn(&Received) -> FakeReply + Send + Sync + 'static,
+) -> (DoctorReport, Fake) {
     let fake = Fake::start(respond).await;
     (examined(&fake, pending()).await.unwrap(), fake)
 }
@@ -17,7 +19,7 @@ async fn found(respond: impl Fn(&Received) -> Reply + Send + Sync + 'static) -> 
 async fn examined(
     fake: &Fake,
     interrupted: impl Future<Output = ()>,
-) -> Result<Health, DoctorError> {
+) -> Result<DoctorReport, DoctorError> {
     let folder = fake.folder.0.display().to_string();
     let text = CONFIG.replace("ADDRESS", &fake.address).replace("FOLDER", &folder);
     fake.folder.write("cloakroom.toml", text.as_bytes(), 0o600);
@@ -27,12 +29,12 @@ async fn examined(
     examine(&settings, &policy, (&bound, &resolver()), false, interrupted).await
 }
 
-fn bound(cidrs: &str, ttl: u64) -> Reply {
+fn bound(cidrs: &str, ttl: u64) -> FakeReply {
     looked(&format!(r#""bound_cidrs":{cidrs},"ttl":{ttl},"policies":["default"]"#))
 }
 
-fn looked(rest: &str) -> Reply {
-    Reply::Json(200, format!(r#"{{"data":{{"id":"{TOKEN}",{rest}}}}}"#))
+fn looked(rest: &str) -> FakeReply {
+    FakeReply::Json(200, format!(r#"{{"data":{{"id":"{TOKEN}",{rest}}}}}"#))
 }
 
 /// What each path that is needed needs.
@@ -55,55 +57,55 @@ fn rights(token: Option<&str>) -> BTreeMap<&'static str, &'static str> {
 }
 
 /// Each path that is needed has what it needs, and no other has anything.
-fn capabilities(request: &Received) -> Reply {
+fn capabilities(request: &Received) -> FakeReply {
     let asked: serde_json::Value = serde_json::from_str(&request.body).unwrap();
     let rights = rights(request.token.as_deref());
     let may = |path: &str| rights.get(path).copied().unwrap_or("deny");
     let paths = asked["paths"].as_array().unwrap().iter().filter_map(|path| path.as_str());
     let data: BTreeMap<&str, [&str; 1]> = paths.map(|path| (path, [may(path)])).collect();
-    Reply::Json(200, serde_json::json!({ "data": data }).to_string())
+    FakeReply::Json(200, serde_json::json!({ "data": data }).to_string())
 }
 
 /// A rule for each right of the token, and these beside them.
-fn rules(token: Option<&str>, exact: Value, globs: Value) -> Reply {
+fn rules(token: Option<&str>, exact: Value, globs: Value) -> FakeReply {
     let rule = |may: &str| json!({ "capabilities": [may] });
     let own = rights(token).into_iter().map(|(path, may)| (path.to_owned(), rule(may)));
     let more = exact.as_object().unwrap().clone();
     let exact: serde_json::Map<_, _> = own.chain(more).collect();
     let data = json!({ "root": false, "exact_paths": exact, "glob_paths": globs });
-    Reply::Json(200, json!({ "data": data }).to_string())
+    FakeReply::Json(200, json!({ "data": data }).to_string())
 }
 
-fn healthy(request: &Received) -> Reply {
+fn healthy(request: &Received) -> FakeReply {
     match request.target.as_str() {
         LOGIN => grant(TOKEN, 3600),
-        CHILD if request.body.contains("policies") => Reply::Json(400, "{}".to_owned()),
+        CHILD if request.body.contains("policies") => FakeReply::Json(400, "{}".to_owned()),
         CHILD => child(CHILD_TOKEN, 3600),
         LOOKUP => bound(r#"["192.0.2.1"]"#, 3600),
         CAPABILITIES => capabilities(request),
         RULES => rules(request.token.as_deref(), json!({}), json!({})),
-        REVOKE => Reply::Json(204, String::new()),
+        REVOKE => FakeReply::Json(204, String::new()),
         MOUNT => mount("true"),
         SECRET_ID_LOOKUP => secret_id(0, 0),
         other => panic!("unexpected {other}"),
     }
 }
 
-fn mount(lockout_disable: &str) -> Reply {
+fn mount(lockout_disable: &str) -> FakeReply {
     let config =
         format!(r#"{{"user_lockout_config":{{"user_lockout_disable":{lockout_disable}}}}}"#);
-    Reply::Json(200, format!(r#"{{"data":{{"type":"approle","config":{config}}}}}"#))
+    FakeReply::Json(200, format!(r#"{{"data":{{"type":"approle","config":{config}}}}}"#))
 }
 
-fn secret_id(uses: u64, ttl: u64) -> Reply {
+fn secret_id(uses: u64, ttl: u64) -> FakeReply {
     let data = format!(r#"{{"secret_id_num_uses":{uses},"secret_id_ttl":{ttl}}}"#);
-    Reply::Json(200, format!(r#"{{"data":{data}}}"#))
+    FakeReply::Json(200, format!(r#"{{"data":{data}}}"#))
 }
 
 /// The one finding where the fake answers `target` so.
 async fn finding(
     target: &'static str,
-    reply: impl Fn() -> Reply + Send + Sync + 'static,
+    reply: impl Fn() -> FakeReply + Send + Sync + 'static,
 ) -> String {
     let (health, _fake) = found(move |request| match request.target == target {
         true => reply(),
@@ -133,7 +135,7 @@ async fn an_examination_that_is_interrupted_gives_its_tokens_back_too() {
     let fake = Fake::start(move |request| match request.target.as_str() {
         CAPABILITIES => {
             told.notify_one();
-            Reply::Hang
+            FakeReply::Hang
         }
         _ => healthy(request),
     })
@@ -241,7 +243,7 @@ async fn a_role_that_hands_on_any_policy_is_too_wide_and_what_it_made_is_given_b
 
 #[tokio::test]
 async fn what_vault_does_not_answer_is_a_finding() {
-    let broken = || Reply::Json(500, "{}".to_owned());
+    let broken = || FakeReply::Json(500, "{}".to_owned());
     for (target, says) in [
         (LOGIN, "unknown   gateway: "),
         (CHILD, "unknown   group agents: "),
@@ -256,14 +258,14 @@ async fn what_vault_does_not_answer_is_a_finding() {
     let said = finding(LOOKUP, silent).await;
     assert!(said.contains("unknown   group agents: Vault does not say how"), "{said}");
     for answer in ["{}", r#"{"data":{}}"#, r#"{"data":{"kv/data/team/openai":"read"}}"#] {
-        let said = finding(CAPABILITIES, move || Reply::Json(200, answer.to_owned())).await;
+        let said = finding(CAPABILITIES, move || FakeReply::Json(200, answer.to_owned())).await;
         assert!(said.contains("unknown   gateway: Vault does not say what"), "{said}");
     }
     for answer in ["{}", r#"{"data":{"root":true}}"#, r#"{"data":{"exact_paths":{}}}"#] {
-        let said = finding(RULES, move || Reply::Json(200, answer.to_owned())).await;
+        let said = finding(RULES, move || FakeReply::Json(200, answer.to_owned())).await;
         assert!(said.contains("unknown   gateway: Vault does not list"), "{answer}: {said}");
     }
-    let said = finding(LOGIN, || Reply::Json(400, "{}".to_owned())).await;
+    let said = finding(LOGIN, || FakeReply::Json(400, "{}".to_owned())).await;
     assert!(said.contains("missing   gateway: Vault refused the login"), "{said}");
 }
 
@@ -277,13 +279,13 @@ async fn what_would_keep_the_gateway_from_logging_in_again_is_a_finding() {
     assert!(said.contains("missing   gateway: its SecretID is good for a few more"), "{said}");
     let said = finding(SECRET_ID_LOOKUP, || secret_id(0, 60)).await;
     assert!(said.contains("missing   gateway: its SecretID ends at a time"), "{said}");
-    let said = finding(SECRET_ID_LOOKUP, || Reply::Json(204, String::new())).await;
+    let said = finding(SECRET_ID_LOOKUP, || FakeReply::Json(204, String::new())).await;
     assert!(said.contains("missing   gateway: its SecretID was good for this login"), "{said}");
     for target in [MOUNT, SECRET_ID_LOOKUP] {
-        let said = finding(target, || Reply::Json(403, "{}".to_owned())).await;
+        let said = finding(target, || FakeReply::Json(403, "{}".to_owned())).await;
         assert!(said.contains("unknown   gateway: Vault does not say"), "{said}");
     }
-    let said = finding(LOGIN, || Reply::Json(403, "{}".to_owned())).await;
+    let said = finding(LOGIN, || FakeReply::Json(403, "{}".to_owned())).await;
     assert!(said.contains("missing   gateway: locked out"), "{said}");
 }
 

@@ -9,7 +9,7 @@ use vaultrs::api::token::requests::LookupTokenSelfRequest;
 
 use super::{
     super::token::{DEFAULT_POLICY, TokenClient},
-    Doctor, Verdict,
+    CheckVerdict, Doctor,
 };
 use crate::policy::GroupName;
 
@@ -46,26 +46,28 @@ impl Doctor<'_> {
         let Some(Looked { data }) = asked.ok().and_then(|body| serde_json::from_slice(&body).ok())
         else {
             let text = "Vault does not say how its token is bound";
-            self.add(Verdict::Unanswered, whose, text);
+            self.add(CheckVerdict::Unanswered, whose, text);
             return None;
         };
         self.look_at_bound(whose, &data.bound_cidrs.unwrap_or_default());
         match data.ttl {
-            0 => self.add(Verdict::TooWide, whose, "its token never ends: set token_period"),
-            _ => self.add(Verdict::Ok, whose, "its token ends unless it is renewed"),
+            0 => self.add(CheckVerdict::TooWide, whose, "its token never ends: set token_period"),
+            _ => self.add(CheckVerdict::Ok, whose, "its token ends unless it is renewed"),
         }
         let all = data.policies.into_iter().chain(data.identity_policies.unwrap_or_default());
         let mut more: Vec<_> = all.filter(|it| it != policy && it != DEFAULT_POLICY).collect();
         more.sort_unstable();
         more.dedup();
         match more.is_empty() {
-            true => self.add(Verdict::Ok, whose, &format!("its token has no policy but {policy}")),
+            true => {
+                self.add(CheckVerdict::Ok, whose, &format!("its token has no policy but {policy}"))
+            }
             false => {
                 let text = format!(
                     "its token has the policies {}, and needs {policy} alone",
                     more.join(", ")
                 );
-                self.add(Verdict::TooWide, whose, &text);
+                self.add(CheckVerdict::TooWide, whose, &text);
             }
         }
         Some(data.entity_id)
@@ -77,11 +79,12 @@ impl Doctor<'_> {
         let Some(entity) = entity else { return };
         let other = self.entities.iter().find(|(_, other)| *other == entity).map(|(of, _)| of);
         let (verdict, text) = match other {
-            _ if entity.is_empty() => (Verdict::Missing, NO_ENTITY.to_owned()),
-            Some(other) => {
-                (Verdict::TooWide, format!("Vault signs the same sub for it as for the {other}"))
-            }
-            None => (Verdict::Ok, format!("the sub of what Vault signs about it is {entity}")),
+            _ if entity.is_empty() => (CheckVerdict::Missing, NO_ENTITY.to_owned()),
+            Some(other) => (
+                CheckVerdict::TooWide,
+                format!("Vault signs the same sub for it as for the {other}"),
+            ),
+            None => (CheckVerdict::Ok, format!("the sub of what Vault signs about it is {entity}")),
         };
         self.add(verdict, whose, &text);
         self.entities.push((whose.to_owned(), entity));
@@ -97,11 +100,11 @@ impl Doctor<'_> {
         let wide: Vec<_> = bound.iter().filter(|cidr| !is_own(cidr)).cloned().collect();
         if bound.is_empty() || bound.iter().any(|cidr| cidr.ends_with("/0")) {
             let text = "its token is good from everywhere: set token_bound_cidrs";
-            self.add(Verdict::TooWide, whose, text);
+            self.add(CheckVerdict::TooWide, whose, text);
         } else if own.is_empty() {
             let text = "its token is bound, and to whom it should be is not known: name the \
                         gateway's address towards Vault with --from";
-            self.add(Verdict::Unanswered, whose, text);
+            self.add(CheckVerdict::Unanswered, whose, text);
         } else if !wide.is_empty() {
             let text = format!(
                 "its token is good at {}, and needs {} alone: set token_bound_cidrs, or name the \
@@ -109,21 +112,22 @@ impl Doctor<'_> {
                 list(wide),
                 list(own.iter().map(IpNet::to_string).collect())
             );
-            self.add(Verdict::TooWide, whose, &text);
+            self.add(CheckVerdict::TooWide, whose, &text);
         } else {
             let text = format!("its token is bound to {}", list(bound.to_vec()));
-            self.add(Verdict::Ok, whose, &text);
+            self.add(CheckVerdict::Ok, whose, &text);
         }
     }
 
     /// Whether the role of a group would hand on a policy that is not its own.
     pub(super) async fn look_at_role(&mut self, whose: &str, group: &GroupName) {
         let (verdict, text) = match self.session.hands_on(group, &self.unused).await {
-            Ok(false) => (Verdict::Ok, "its role hands on no other policy"),
-            Ok(true) => {
-                (Verdict::TooWide, "its role hands on any policy: set allowed_policies_glob=\"\"")
-            }
-            Err(error) => (Verdict::Unanswered, error.text()),
+            Ok(false) => (CheckVerdict::Ok, "its role hands on no other policy"),
+            Ok(true) => (
+                CheckVerdict::TooWide,
+                "its role hands on any policy: set allowed_policies_glob=\"\"",
+            ),
+            Err(error) => (CheckVerdict::Unanswered, error.text()),
         };
         self.add(verdict, whose, text);
     }

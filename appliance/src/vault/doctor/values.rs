@@ -1,11 +1,11 @@
 //! Whether each group's values could be used: read as the gateway reads them, and dropped. What is
 //! lent for that is given back with the tokens of the examination.
 
-use super::{super::read, Doctor, Verdict};
+use super::{super::read, CheckVerdict, Doctor};
 use crate::{
     policy::{GroupName, Location, SecretRef},
     reason::SecretCause,
-    secrets::{Answer, FetchError, Picked, SecretValue, Uses},
+    secrets::{FetchError, Fetched, PickedValue, SecretValue, Uses},
 };
 
 impl Doctor<'_> {
@@ -16,11 +16,11 @@ impl Doctor<'_> {
             let Location::Vault(location) = secret.location() else { continue };
             let answer = read::fetch(&self.session, group, &location, &[secret.pick()]).await;
             let (verdict, text) = match answer.and_then(|answer| fits(one, answer, uses)) {
-                Ok(()) => (Verdict::Ok, format!("could use {secret}")),
+                Ok(()) => (CheckVerdict::Ok, format!("could use {secret}")),
                 Err(error @ FetchError::Gone(..)) => {
-                    (Verdict::Missing, format!("{secret}: {}", error.text()))
+                    (CheckVerdict::Missing, format!("{secret}: {}", error.text()))
                 }
-                Err(error) => (Verdict::Unanswered, format!("{secret}: {}", error.text())),
+                Err(error) => (CheckVerdict::Unanswered, format!("{secret}: {}", error.text())),
             };
             self.add(verdict, &format!("group {group}"), &text);
         }
@@ -29,11 +29,11 @@ impl Doctor<'_> {
 
 fn fits(
     wanted: &(GroupName, SecretRef),
-    mut answer: Answer,
+    mut answer: Fetched,
     uses: &Uses,
 ) -> Result<(), FetchError> {
     let invalid = |text| FetchError::Gone(SecretCause::ValueInvalid, text);
-    let Some(Picked { whole, .. }) = answer.values.pop().transpose()? else {
+    let Some(PickedValue { whole, .. }) = answer.values.pop().transpose()? else {
         return Err(invalid("the answer lacks a value"));
     };
     let value = SecretValue::load(whole, SecretValue::FLOOR_BYTES);

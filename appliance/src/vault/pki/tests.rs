@@ -6,10 +6,10 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use super::super::fake::{Fake, LOGIN, LOOKUP, REVOKE, Reply, TOKEN, grant, refused};
+use super::super::fake::{Fake, FakeReply, LOGIN, LOOKUP, REVOKE, TOKEN, grant, refused};
 use crate::{
     ca::{
-        Change, Engine, NoLeaf, Rotation, RuleCa, Signed,
+        Engine, EngineChange, LeafError, Rotation, RuleCa, Signed,
         testing::{api, policy},
     },
     policy::{Host, Policy, RuleName},
@@ -19,19 +19,19 @@ use crate::{
 const SIGN: &str = "/v1/pki/root/sign-intermediate";
 
 /// A Vault that logs in, and answers each request to sign with what `sign` says.
-async fn vault(sign: impl Fn(&str) -> Reply + Send + Sync + 'static) -> Fake {
+async fn vault(sign: impl Fn(&str) -> FakeReply + Send + Sync + 'static) -> Fake {
     Fake::start(move |request| match request.target.as_str() {
         LOGIN => grant(TOKEN, 3600),
         SIGN => sign(&request.body),
-        LOOKUP | REVOKE => Reply::Json(200, "{}".to_owned()),
+        LOOKUP | REVOKE => FakeReply::Json(200, "{}".to_owned()),
         other => panic!("unexpected {other}"),
     })
     .await
 }
 
-fn answer(signed: &Signed) -> Reply {
+fn answer(signed: &Signed) -> FakeReply {
     let data = serde_json::json!({"certificate": signed.certificate, "ca_chain": signed.chain});
-    Reply::Json(200, serde_json::json!({ "data": data }).to_string())
+    FakeReply::Json(200, serde_json::json!({ "data": data }).to_string())
 }
 
 fn one_api(hosts: &[&str]) -> Policy {
@@ -52,7 +52,7 @@ async fn tended(rotation: &Rotation, policy: &Policy) -> Arc<RuleCa> {
     Arc::clone(&cas[&RuleName("api".into())])
 }
 
-fn shown(ca: &RuleCa, host: &str) -> Result<usize, NoLeaf> {
+fn shown(ca: &RuleCa, host: &str) -> Result<usize, LeafError> {
     let host = Host::parse(host).unwrap();
     ca.leaf(&host, SystemTime::now()).map(|leaf| leaf.cert.len())
 }
@@ -64,7 +64,7 @@ async fn a_rule_opens_with_the_ca_that_vault_signs() {
     let fake = vault(move |body| answer(&signer.sign(body, &|_| {}))).await;
     let (_rotation, ca) = started(&fake, &engine, &one_api(&["a.test"])).await;
     assert_eq!(shown(&ca, "a.test").unwrap(), 2);
-    assert!(matches!(shown(&ca, "b.test"), Err(NoLeaf::Ca(_))));
+    assert!(matches!(shown(&ca, "b.test"), Err(LeafError::Ca(_))));
     let asked = fake.received.lock().unwrap();
     let asked: Vec<_> = asked.iter().filter(|one| one.target == SIGN).collect();
     assert_eq!(asked.len(), 1);
@@ -89,7 +89,7 @@ async fn names_that_change_get_a_ca_at_once_and_names_that_stay_keep_theirs() {
 
 #[tokio::test]
 async fn what_is_wider_than_the_question_keeps_the_host_closed() {
-    let changes: [fn() -> Change<'static>; 3] = [
+    let changes: [fn() -> EngineChange<'static>; 3] = [
         || &|p| p.name_constraints = None,
         || &|p| p.name_constraints.as_mut().unwrap().excluded_subtrees.clear(),
         || &|p| p.not_after = p.not_before,
@@ -99,7 +99,7 @@ async fn what_is_wider_than_the_question_keeps_the_host_closed() {
         let signer = Arc::clone(&engine);
         let fake = vault(move |body| answer(&signer.sign(body, change()))).await;
         let (_rotation, ca) = started(&fake, &engine, &one_api(&["a.test"])).await;
-        assert!(matches!(shown(&ca, "a.test"), Err(NoLeaf::NoCa(SecretCause::ValueInvalid))));
+        assert!(matches!(shown(&ca, "a.test"), Err(LeafError::NoCa(SecretCause::ValueInvalid))));
         assert!(ca.missing(SystemTime::now()).is_some());
     }
 }
@@ -107,14 +107,14 @@ async fn what_is_wider_than_the_question_keeps_the_host_closed() {
 #[tokio::test]
 async fn what_is_no_answer_keeps_the_host_closed_with_its_cause() {
     use SecretCause::{ValueInvalid, VaultDenied, VaultSealed, VaultUnreachable};
-    let json = |status, text: &str| Reply::Json(status, text.to_owned());
-    let answers: [(&dyn Fn() -> Reply, SecretCause); 9] = [
+    let json = |status, text: &str| FakeReply::Json(status, text.to_owned());
+    let answers: [(&dyn Fn() -> FakeReply, SecretCause); 9] = [
         (&|| json(200, "garbage"), ValueInvalid),
         (&|| json(200, r#"{"data":{"certificate":7}}"#), ValueInvalid),
         (&|| json(200, r#"{"data":{"certificate":"x","ca_chain":[]}}"#), ValueInvalid),
-        (&|| Reply::Bytes(2 << 20), VaultUnreachable),
-        (&|| Reply::Cut, VaultUnreachable),
-        (&|| Reply::Redirect("https://127.0.0.1:1/".into()), VaultUnreachable),
+        (&|| FakeReply::Bytes(2 << 20), VaultUnreachable),
+        (&|| FakeReply::Cut, VaultUnreachable),
+        (&|| FakeReply::Redirect("https://127.0.0.1:1/".into()), VaultUnreachable),
         (&refused, VaultDenied),
         (&|| json(400, r#"{"errors":["unable to fetch the CA"]}"#), VaultDenied),
         (&|| json(503, r#"{"errors":["Vault is sealed"]}"#), VaultSealed),
@@ -125,7 +125,10 @@ async fn what_is_no_answer_keeps_the_host_closed_with_its_cause() {
         let fake = vault(move |_| prepared.lock().unwrap().pop().unwrap()).await;
         let (_rotation, ca) = started(&fake, &engine, &one_api(&["a.test"])).await;
         let shown = shown(&ca, "a.test");
-        assert!(matches!(shown, Err(NoLeaf::NoCa(found)) if found == cause), "{number}: {shown:?}");
+        assert!(
+            matches!(shown, Err(LeafError::NoCa(found)) if found == cause),
+            "{number}: {shown:?}"
+        );
     }
 }
 
@@ -134,7 +137,7 @@ async fn a_vault_that_was_away_is_asked_again_until_it_signs() {
     let engine = Arc::new(Engine::new());
     let (signer, asked) = (Arc::clone(&engine), AtomicUsize::new(0));
     let fake = vault(move |body| match asked.fetch_add(1, SeqCst) {
-        0 => Reply::Cut,
+        0 => FakeReply::Cut,
         _ => answer(&signer.sign(body, &|_| {})),
     })
     .await;
@@ -162,7 +165,7 @@ async fn a_ca_that_has_ended_is_not_shown_and_a_rotation_that_is_dropped_asks_no
     assert!(ca.leaf(&host, at_end - Duration::from_secs(5)).is_ok());
     for late in [0, 1, 1_000_000] {
         let shown = ca.leaf(&host, at_end + Duration::from_secs(late));
-        assert!(matches!(shown, Err(NoLeaf::NoCa(SecretCause::LeaseEnded))), "{late}");
+        assert!(matches!(shown, Err(LeafError::NoCa(SecretCause::LeaseEnded))), "{late}");
     }
     assert_eq!(fake.count(SIGN), 1);
 }

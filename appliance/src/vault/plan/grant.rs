@@ -15,32 +15,32 @@ use crate::policy::VaultLocation;
 
 /// One path and the one capability there.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Grant {
+pub struct PathGrant {
     /// Below `/v1/`. No pattern.
     pub path: String,
     /// As Vault names it.
     pub capability: &'static str,
     /// All that may be written there; `None` where that is not limited.
-    parameters: Option<Parameters>,
+    parameters: Option<AllowedParameters>,
 }
 
 /// The values that each parameter may have, none for any value, and which are always there. A value
 /// that ends in an asterisk stands for all that begin so.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
-struct Parameters {
+struct AllowedParameters {
     allowed: BTreeMap<Arc<str>, BTreeSet<Arc<str>>>,
     required: BTreeSet<Arc<str>>,
 }
 
 /// What may be written where a token has a right, as a live Vault says it.
 #[derive(Debug, Default, Deserialize)]
-pub(crate) struct Written {
+pub(crate) struct WritableParameters {
     allowed_parameters: Option<BTreeMap<String, Option<Vec<Value>>>>,
     denied_parameters: Option<BTreeMap<String, Option<Vec<Value>>>>,
     required_parameters: Option<Vec<String>>,
 }
 
-impl Written {
+impl WritableParameters {
     /// Whether all of `names` has to be said, and nothing else may.
     pub(crate) fn holds_to(&self, names: &[&str]) -> bool {
         let required: Vec<&str> =
@@ -53,20 +53,20 @@ impl Written {
     }
 }
 
-impl Grant {
+impl PathGrant {
     pub(super) fn new(path: impl Into<String>, capability: &'static str) -> Self {
         Self { path: path.into(), capability, parameters: None }
     }
 
     /// Whether a right with what `live` says lets nobody write more than this one.
-    pub(crate) fn limits(&self, live: &Written) -> bool {
+    pub(crate) fn limits(&self, live: &WritableParameters) -> bool {
         self.parameters.as_ref().is_none_or(|parameters| parameters.limit(live))
     }
 }
 
 /// What a group asks about its leases. Their ids begin with the path that lent them, so that a token
 /// can ask about no others, whoever told it their ids.
-pub(super) fn leases(locations: &BTreeSet<VaultLocation>) -> Vec<Grant> {
+pub(super) fn leases(locations: &BTreeSet<VaultLocation>) -> Vec<PathGrant> {
     let lends = |location: &&VaultLocation| {
         !matches!(location, VaultLocation::Kv2 { .. }) && !location.is_identity_token()
     };
@@ -78,18 +78,18 @@ pub(super) fn leases(locations: &BTreeSet<VaultLocation>) -> Vec<Grant> {
     let grant = |(path, parameter): (&str, Option<&str>)| {
         let any = parameter.map(|name| (name.into(), BTreeSet::new()));
         let own = (LEASE_ID.into(), ids.clone());
-        let parameters = Parameters {
+        let parameters = AllowedParameters {
             allowed: any.into_iter().chain([own]).collect(),
             required: [LEASE_ID.into()].into(),
         };
-        Grant { parameters: Some(parameters), ..Grant::new(path, "update") }
+        PathGrant { parameters: Some(parameters), ..PathGrant::new(path, "update") }
     };
     LEASES.into_iter().map(grant).collect()
 }
 
 /// One grant for each path and capability: versions of one secret share theirs, and so do writes
 /// that differ in their parameters alone.
-pub(super) fn reads(locations: &BTreeSet<VaultLocation>) -> Result<Vec<Grant>, PlanError> {
+pub(super) fn reads(locations: &BTreeSet<VaultLocation>) -> Result<Vec<PathGrant>, PlanError> {
     let mut paths: BTreeMap<String, Vec<&VaultLocation>> = BTreeMap::new();
     for location in locations {
         let path = location.api_path();
@@ -105,21 +105,21 @@ pub(super) fn reads(locations: &BTreeSet<VaultLocation>) -> Result<Vec<Grant>, P
         let written: Vec<_> = written.collect();
         let is_read = written.len() < locations.len();
         if is_read {
-            grants.push(Grant::new(path.clone(), "read"));
+            grants.push(PathGrant::new(path.clone(), "read"));
         }
         if !written.is_empty() {
-            let mut parameters = Parameters::new(&written)?;
+            let mut parameters = AllowedParameters::new(&written)?;
             if is_read {
                 // Vault would require them of the read too.
                 parameters.required.clear();
             }
-            grants.push(Grant { path, capability: "update", parameters: Some(parameters) });
+            grants.push(PathGrant { path, capability: "update", parameters: Some(parameters) });
         }
     }
     Ok(grants)
 }
 
-impl Parameters {
+impl AllowedParameters {
     fn new(written: &[&[(Arc<str>, Arc<str>)]]) -> Result<Self, PlanError> {
         let mut parameters = Self::default();
         for (key, value) in written.iter().copied().flatten() {
@@ -138,7 +138,7 @@ impl Parameters {
     }
 
     /// Vault's own order: what is required, what is denied, what is allowed.
-    fn limit(&self, live: &Written) -> bool {
+    fn limit(&self, live: &WritableParameters) -> bool {
         let required = live.required_parameters.iter().flatten();
         let required: BTreeSet<_> = required.map(|name| name.to_ascii_lowercase()).collect();
         if !self.required.iter().all(|name| required.contains(&**name)) {
@@ -198,8 +198,8 @@ impl Parameters {
 
 /// A policy in Vault's language. The rights on one path stand in one stanza: of two, Vault would
 /// take the last.
-pub(super) fn hcl(grants: &[Grant]) -> String {
-    let mut paths: BTreeMap<&str, Vec<&Grant>> = BTreeMap::new();
+pub(super) fn hcl(grants: &[PathGrant]) -> String {
+    let mut paths: BTreeMap<&str, Vec<&PathGrant>> = BTreeMap::new();
     for grant in grants {
         paths.entry(&grant.path).or_default().push(grant);
     }

@@ -15,8 +15,8 @@ mod terraform;
 mod tests;
 
 pub use error::PlanError;
-pub use grant::Grant;
-pub(crate) use grant::Written;
+pub use grant::PathGrant;
+pub(crate) use grant::WritableParameters;
 pub use names::GATEWAY;
 
 use std::{
@@ -35,7 +35,7 @@ use crate::{
 
 /// Everything that Vault must be told.
 #[derive(Debug)]
-pub struct Plan {
+pub struct VaultPlan {
     rights: Rights,
     login: VaultLogin,
     namespace: Option<Arc<str>>,
@@ -48,7 +48,7 @@ pub struct Plan {
 #[derive(Debug)]
 pub struct Rights {
     /// The gateway's own, for the policy [`GATEWAY`].
-    pub gateway: Vec<Grant>,
+    pub gateway: Vec<PathGrant>,
     /// One for each token role, by its name.
     pub roles: Vec<RoleRights>,
     /// What lets the gateway have its issuing CAs signed; empty without `[vault.pki]`.
@@ -67,10 +67,10 @@ pub struct RoleRights {
     /// What they read. Never empty.
     pub locations: BTreeSet<VaultLocation>,
     /// What their tokens may do, these reads among it.
-    pub grants: Vec<Grant>,
+    pub grants: Vec<PathGrant>,
 }
 
-impl Plan {
+impl VaultPlan {
     /// The plan for a configuration. All tokens are bound to `bound_cidrs`.
     ///
     /// # Errors
@@ -130,7 +130,7 @@ impl Rights {
     ///
     /// # Errors
     ///
-    /// As [`Plan::new`].
+    /// As [`VaultPlan::new`].
     pub fn new(settings: &Settings, policy: &Policy) -> Result<Self, PlanError> {
         let vault = settings.vault.as_ref().ok_or(PlanError::NoVault)?;
         let mut roles: BTreeMap<String, RoleRights> = BTreeMap::new();
@@ -155,10 +155,10 @@ impl Rights {
                 ca::policy_hcl(pki, policy).map_err(PlanError::Ca)?
             }
         };
-        let create = |role: &RoleRights| Grant::new(create_path(&role.role), "update");
+        let create = |role: &RoleRights| PathGrant::new(create_path(&role.role), "update");
         let gateway = roles.iter().map(create).chain(own_token()).chain([
             // A group's token that may not end itself is ended by what Vault calls it.
-            Grant::new("auth/token/revoke-accessor", "update"),
+            PathGrant::new("auth/token/revoke-accessor", "update"),
         ]);
         let gateway = gateway.chain(own_login(&vault.login)?);
         let mount = vault.pki.as_ref().map(|pki| &pki.mount).filter(|_| !pki.is_empty());
@@ -224,22 +224,22 @@ impl Bearers {
 }
 
 /// What a token needs for itself: whether it lives, to live on, to end, and what it may.
-fn own_token() -> [Grant; 5] {
+fn own_token() -> [PathGrant; 5] {
     [
-        Grant::new(OWN_RULES, "read"),
-        Grant::new("auth/token/lookup-self", "read"),
-        Grant::new("auth/token/renew-self", "update"),
-        Grant::new("auth/token/revoke-self", "update"),
-        Grant::new("sys/capabilities-self", "update"),
+        PathGrant::new(OWN_RULES, "read"),
+        PathGrant::new("auth/token/lookup-self", "read"),
+        PathGrant::new("auth/token/renew-self", "update"),
+        PathGrant::new("auth/token/revoke-self", "update"),
+        PathGrant::new("sys/capabilities-self", "update"),
     ]
 }
 
 /// How long its SecretID lasts, and, with that, whether wrong ones lock its role out.
-fn own_login(login: &VaultLogin) -> Result<Option<Grant>, PlanError> {
+fn own_login(login: &VaultLogin) -> Result<Option<PathGrant>, PlanError> {
     let VaultLogin::AppRole { mount, .. } = login else { return Ok(None) };
     check_path("mount", mount)?;
     let path = format!("auth/{mount}/role/{GATEWAY}/secret-id/lookup");
-    Ok(Some(Grant::new(path, "update")))
+    Ok(Some(PathGrant::new(path, "update")))
 }
 
 /// Whether somebody could come upon the id of a role. Random ones are 32 hexadecimal digits or more;

@@ -3,20 +3,20 @@
 
 use std::{fmt::Write as _, path::Path};
 
-use super::{Bearers, GATEWAY, PERIOD, Plan, RoleRights, entity};
+use super::{Bearers, GATEWAY, PERIOD, RoleRights, VaultPlan, entity};
 use crate::{
     config::{PkiSettings, VaultLogin},
     policy::GroupName,
 };
 
-impl Plan {
+impl VaultPlan {
     /// A script for a shell in which `vault` is logged in. Running it again changes nothing.
     pub fn shell(&self) -> String {
         render(self)
     }
 }
 
-fn render(plan: &Plan) -> String {
+fn render(plan: &VaultPlan) -> String {
     let mut text = HEAD.to_owned();
     if let Some(namespace) = &plan.namespace {
         push(&mut text, format_args!("export VAULT_NAMESPACE={}", quoted(namespace)));

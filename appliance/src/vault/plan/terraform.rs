@@ -2,20 +2,20 @@
 
 use std::fmt::Write as _;
 
-use super::{Bearers, GATEWAY, PERIOD_SECONDS, Plan, RoleRights, entity};
+use super::{Bearers, GATEWAY, PERIOD_SECONDS, RoleRights, VaultPlan, entity};
 use crate::{
     config::{PkiSettings, VaultLogin},
     policy::GroupName,
 };
 
-impl Plan {
+impl VaultPlan {
     /// Resources of the provider `hashicorp/vault`.
     pub fn terraform(&self) -> String {
         render(self)
     }
 }
 
-fn render(plan: &Plan) -> String {
+fn render(plan: &VaultPlan) -> String {
     let mut out = Out { text: HEAD.to_owned(), namespace: plan.namespace.as_deref() };
     for (name, hcl) in plan.policies() {
         let label = label(&name);

@@ -49,13 +49,13 @@ fn config(text: &str) -> Config {
 }
 
 /// The plan where the second group's secret is this.
-fn plan_with(secret: &str, change: (&str, &str)) -> Result<Plan, PlanError> {
+fn plan_with(secret: &str, change: (&str, &str)) -> Result<VaultPlan, PlanError> {
     let text = BOTH.replace("SECRET", secret).replace(change.0, change.1);
     let Config { settings, policy } = config(&text);
-    Plan::new(&settings, &policy, vec!["192.0.2.1/32".parse().unwrap()])
+    VaultPlan::new(&settings, &policy, vec!["192.0.2.1/32".parse().unwrap()])
 }
 
-fn plan(secret: &str) -> Plan {
+fn plan(secret: &str) -> VaultPlan {
     plan_with(secret, ("", "")).unwrap_or_else(|error| panic!("{error}"))
 }
 
@@ -135,7 +135,7 @@ fn a_live_right_to_say_more_than_the_plan_is_seen() {
     let role = plan.rights.roles.iter().find(|role| &*role.role == "cloakroom-operations");
     let limits = |path: &str, live: serde_json::Value| {
         let grant = role.unwrap().grants.iter().find(|grant| grant.path == path);
-        grant.unwrap().limits(&serde_json::from_value::<Written>(live).unwrap())
+        grant.unwrap().limits(&serde_json::from_value::<WritableParameters>(live).unwrap())
     };
     let good = || {
         serde_json::json!({
@@ -181,7 +181,7 @@ fn a_live_right_to_say_more_than_the_plan_is_seen() {
 #[test]
 fn a_limit_that_may_be_left_out_and_a_parameter_that_may_be_added_are_too_much() {
     let holds = |live: serde_json::Value| {
-        serde_json::from_value::<Written>(live).unwrap().holds_to(&["csr", "ttl"])
+        serde_json::from_value::<WritableParameters>(live).unwrap().holds_to(&["csr", "ttl"])
     };
     let good = || {
         serde_json::json!({
@@ -251,7 +251,7 @@ fn a_token_role_is_one_groups_or_reads_the_same() {
 #[test]
 fn tokens_are_bound_or_there_is_no_plan() {
     let Config { settings, policy } = config(&BOTH.replace("SECRET", "vault:kv/a#k"));
-    assert!(matches!(Plan::new(&settings, &policy, vec![]), Err(PlanError::Unbound)));
+    assert!(matches!(VaultPlan::new(&settings, &policy, vec![]), Err(PlanError::Unbound)));
     let shell = plan("vault:kv/a#k").shell();
     assert_eq!(shell.matches("token_bound_cidrs='192.0.2.1/32'").count(), 3, "{shell}");
     assert!(shell.contains(" secret_id_bound_cidrs='192.0.2.1/32'"), "{shell}");
@@ -362,7 +362,8 @@ fn every_other_login_is_bound_too() {
         let approle = text.find("[vault.approle]").unwrap()..text.find("[[group]]").unwrap();
         let text = text.replace(&text[approle], &format!("{login}\n"));
         let Config { settings, policy } = config(&text);
-        let plan = Plan::new(&settings, &policy, vec!["2001:db8::/64".parse().unwrap()]).unwrap();
+        let plan =
+            VaultPlan::new(&settings, &policy, vec!["2001:db8::/64".parse().unwrap()]).unwrap();
         let shell = plan.shell();
         assert!(shell.contains(says), "{shell}");
         assert_eq!(shell.matches("token_bound_cidrs='2001:db8::/64'").count(), 2, "{shell}");

@@ -6,86 +6,88 @@
 use nftnl::nftnl_sys::libc;
 
 use super::super::raw_expr::{REGISTER, RawExpr};
-use crate::packets::ruleset::language::{Family, Key};
+use crate::packets::ruleset::language::{Family, MatchKey};
 
 /// The expressions that load a key, the first field into the register that is compared.
-pub(super) fn load(key: Key, expressions: &mut Vec<RawExpr>) {
+pub(super) fn load(key: MatchKey, expressions: &mut Vec<RawExpr>) {
     let meta = |key: i32| RawExpr::meta_load(key as u32, REGISTER);
     match key {
-        Key::Interface => expressions.push(meta(libc::NFT_META_IIFNAME)),
-        Key::OutInterface => expressions.push(meta(libc::NFT_META_OIFNAME)),
-        Key::Family => expressions.push(meta(libc::NFT_META_NFPROTO)),
-        Key::L4 => expressions.push(meta(libc::NFT_META_L4PROTO)),
-        Key::Mark => expressions.push(meta(libc::NFT_META_MARK)),
-        Key::Source(family) => expressions.push(source(family, REGISTER)),
-        Key::Destination(family) => expressions.push(destination(family, REGISTER)),
-        Key::InterfaceAndSource(family) => {
+        MatchKey::Interface => expressions.push(meta(libc::NFT_META_IIFNAME)),
+        MatchKey::OutInterface => expressions.push(meta(libc::NFT_META_OIFNAME)),
+        MatchKey::Family => expressions.push(meta(libc::NFT_META_NFPROTO)),
+        MatchKey::L4 => expressions.push(meta(libc::NFT_META_L4PROTO)),
+        MatchKey::Mark => expressions.push(meta(libc::NFT_META_MARK)),
+        MatchKey::Source(family) => expressions.push(source(family, REGISTER)),
+        MatchKey::Destination(family) => expressions.push(destination(family, REGISTER)),
+        MatchKey::InterfaceAndSource(family) => {
             // The name takes sixteen bytes, one whole register, so the address starts the next.
             expressions.extend([meta(libc::NFT_META_IIFNAME), source(family, REGISTER + 1)]);
         }
-        Key::InterfaceAndDestination(family) => {
+        MatchKey::InterfaceAndDestination(family) => {
             expressions.extend([meta(libc::NFT_META_OIFNAME), destination(family, REGISTER + 1)]);
         }
-        Key::OpeningFlags => {
+        MatchKey::OpeningFlags => {
             expressions.push(RawExpr::payload(TRANSPORT, 13, 1, REGISTER));
             expressions.push(RawExpr::mask(REGISTER, &[SYN_AND_RST]));
         }
-        Key::HopLimit => expressions.push(RawExpr::payload(NETWORK, 7, 1, REGISTER)),
-        Key::Icmp6Type => expressions.push(RawExpr::payload(TRANSPORT, 0, 1, REGISTER)),
-        Key::SourcePort => expressions.push(RawExpr::payload(TRANSPORT, 0, 2, REGISTER)),
-        Key::DestinationPort => expressions.push(RawExpr::payload(TRANSPORT, 2, 2, REGISTER)),
-        Key::WayBack => expressions.push(RawExpr::fib(FIB_SADDR | FIB_IIF | FIB_PRESENT, FIB_OIF)),
-        Key::WayBackInterface => expressions.push(RawExpr::fib(FIB_SADDR, FIB_OIFNAME)),
-        Key::SourceType => expressions.push(RawExpr::fib(FIB_SADDR, FIB_ADDRTYPE)),
-        Key::DestinationType => expressions.push(RawExpr::fib(FIB_DADDR, FIB_ADDRTYPE)),
-        Key::SocketTransparent => expressions.push(RawExpr::socket(SOCKET_TRANSPARENT)),
-        Key::SocketWildcard => expressions.push(RawExpr::socket(SOCKET_WILDCARD)),
-        Key::Icmp4Type => expressions.push(RawExpr::payload(TRANSPORT, 0, 1, REGISTER)),
-        Key::Icmp4Code | Key::Icmp6Code => {
+        MatchKey::HopLimit => expressions.push(RawExpr::payload(NETWORK, 7, 1, REGISTER)),
+        MatchKey::Icmp6Type => expressions.push(RawExpr::payload(TRANSPORT, 0, 1, REGISTER)),
+        MatchKey::SourcePort => expressions.push(RawExpr::payload(TRANSPORT, 0, 2, REGISTER)),
+        MatchKey::DestinationPort => expressions.push(RawExpr::payload(TRANSPORT, 2, 2, REGISTER)),
+        MatchKey::WayBack => {
+            expressions.push(RawExpr::fib(FIB_SADDR | FIB_IIF | FIB_PRESENT, FIB_OIF))
+        }
+        MatchKey::WayBackInterface => expressions.push(RawExpr::fib(FIB_SADDR, FIB_OIFNAME)),
+        MatchKey::SourceType => expressions.push(RawExpr::fib(FIB_SADDR, FIB_ADDRTYPE)),
+        MatchKey::DestinationType => expressions.push(RawExpr::fib(FIB_DADDR, FIB_ADDRTYPE)),
+        MatchKey::SocketTransparent => expressions.push(RawExpr::socket(SOCKET_TRANSPARENT)),
+        MatchKey::SocketWildcard => expressions.push(RawExpr::socket(SOCKET_WILDCARD)),
+        MatchKey::Icmp4Type => expressions.push(RawExpr::payload(TRANSPORT, 0, 1, REGISTER)),
+        MatchKey::Icmp4Code | MatchKey::Icmp6Code => {
             expressions.push(RawExpr::payload(TRANSPORT, 1, 1, REGISTER));
         }
-        Key::DestinationTypeHere => {
+        MatchKey::DestinationTypeHere => {
             expressions.push(RawExpr::fib(FIB_DADDR | FIB_IIF, FIB_ADDRTYPE));
         }
-        Key::InterfaceAndAgent(family) => {
+        MatchKey::InterfaceAndAgent(family) => {
             expressions.extend([meta(libc::NFT_META_IIFNAME), source(family, REGISTER + 1)]);
             if family == Family::V6 {
                 expressions.push(RawExpr::mask(REGISTER + 1, &AGENT_6));
             }
         }
-        Key::Priority => expressions.push(meta(libc::NFT_META_PRIORITY)),
-        Key::InterfaceType => expressions.push(meta(libc::NFT_META_IIFTYPE)),
-        Key::EtherType => expressions.push(RawExpr::payload(LINK, 12, 2, REGISTER)),
-        Key::Protocol => expressions.push(meta(libc::NFT_META_PROTOCOL)),
-        Key::Mac => expressions.push(mac(REGISTER)),
-        Key::ArpSource => expressions.push(arp_source(REGISTER)),
-        Key::InterfaceAndMac => {
+        MatchKey::Priority => expressions.push(meta(libc::NFT_META_PRIORITY)),
+        MatchKey::InterfaceType => expressions.push(meta(libc::NFT_META_IIFTYPE)),
+        MatchKey::EtherType => expressions.push(RawExpr::payload(LINK, 12, 2, REGISTER)),
+        MatchKey::Protocol => expressions.push(meta(libc::NFT_META_PROTOCOL)),
+        MatchKey::Mac => expressions.push(mac(REGISTER)),
+        MatchKey::ArpSource => expressions.push(arp_source(REGISTER)),
+        MatchKey::InterfaceAndMac => {
             expressions.extend([meta(libc::NFT_META_IIFNAME), mac(REGISTER + 1)]);
         }
-        Key::InterfaceAndArpMac => {
+        MatchKey::InterfaceAndArpMac => {
             expressions.extend([meta(libc::NFT_META_IIFNAME), arp_mac(REGISTER + 1)]);
         }
-        Key::InterfaceAndArpSource => {
+        MatchKey::InterfaceAndArpSource => {
             expressions.extend([meta(libc::NFT_META_IIFNAME), arp_source(REGISTER + 1)]);
         }
-        Key::InterfaceMacAndSource(family) => expressions.extend([
+        MatchKey::InterfaceMacAndSource(family) => expressions.extend([
             meta(libc::NFT_META_IIFNAME),
             mac(REGISTER + 1),
             source(family, AFTER_MAC),
         ]),
-        Key::InterfaceMacAndArpSource => expressions.extend([
+        MatchKey::InterfaceMacAndArpSource => expressions.extend([
             meta(libc::NFT_META_IIFNAME),
             mac(REGISTER + 1),
             arp_source(AFTER_MAC),
         ]),
-        Key::InterfaceArpMacAndArpSource => expressions.extend([
+        MatchKey::InterfaceArpMacAndArpSource => expressions.extend([
             meta(libc::NFT_META_IIFNAME),
             arp_mac(REGISTER + 1),
             arp_source(AFTER_MAC),
         ]),
-        Key::NeighbourTarget => expressions.push(RawExpr::payload(TRANSPORT, 8, 16, REGISTER)),
-        Key::DhcpClient => expressions.push(RawExpr::payload(TRANSPORT, 8 + 12, 4, REGISTER)),
-        Key::DhcpRelay => expressions.push(RawExpr::payload(TRANSPORT, 8 + 24, 4, REGISTER)),
+        MatchKey::NeighbourTarget => expressions.push(RawExpr::payload(TRANSPORT, 8, 16, REGISTER)),
+        MatchKey::DhcpClient => expressions.push(RawExpr::payload(TRANSPORT, 8 + 12, 4, REGISTER)),
+        MatchKey::DhcpRelay => expressions.push(RawExpr::payload(TRANSPORT, 8 + 24, 4, REGISTER)),
     }
 }
 

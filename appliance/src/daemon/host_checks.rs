@@ -24,14 +24,14 @@ use tokio::{
 
 use super::error::{DaemonError, other};
 use crate::{
-    audit::{self, Footing, Sink},
+    audit::{self, HostCheckEvent, Sink},
     packets::{self, Capture, Claim, Monitor, PacketsError},
 };
 
 /// The thread, as the daemon has it.
 #[derive(Debug)]
-pub(super) struct Ground {
-    orders: mpsc::Sender<Order>,
+pub(super) struct HostChecks {
+    orders: mpsc::Sender<InstallRequest>,
     doubt: watch::Receiver<Option<String>>,
     marks: watch::Receiver<Vec<String>>,
     failed: oneshot::Receiver<PacketsError>,
@@ -39,9 +39,9 @@ pub(super) struct Ground {
 }
 
 /// What a new policy captures, and where it is told whether that is in force.
-type Order = (Capture, oneshot::Sender<Result<(), PacketsError>>);
+type InstallRequest = (Capture, oneshot::Sender<Result<(), PacketsError>>);
 
-impl Ground {
+impl HostChecks {
     /// Starts to assert the rules of this capture, which are in force. It looks at them first, so
     /// that no change is missed.
     pub(super) async fn start(
@@ -153,7 +153,7 @@ impl Keeper {
     async fn keep(
         mut self,
         mut monitor: Monitor,
-        mut orders: mpsc::Receiver<Order>,
+        mut orders: mpsc::Receiver<InstallRequest>,
         every: Duration,
     ) -> Result<(), PacketsError> {
         let mut rounds = rounds(every);
@@ -243,7 +243,7 @@ impl Keeper {
         self.uninstalled = None;
         if let Some(error) = &changed {
             tracing::error!("{error}; the packet rules are installed again");
-            self.record(&Footing::Repaired(error));
+            self.record(&HostCheckEvent::Repaired(error));
         }
         self.settle();
         Ok(())
@@ -260,19 +260,19 @@ impl Keeper {
         match doubt {
             Some(doubt) if is_new => {
                 tracing::error!("closed to new connections: {doubt}");
-                self.record(&Footing::Closed(&doubt));
+                self.record(&HostCheckEvent::Closed(&doubt));
             }
             None if is_new => {
                 tracing::info!("open again: what the packet rules lean on is as it has to be");
-                self.record(&Footing::Open);
+                self.record(&HostCheckEvent::Open);
             }
             _ => {}
         }
     }
 
-    fn record(&self, footing: &Footing<'_>) {
+    fn record(&self, host_check: &HostCheckEvent<'_>) {
         match self.audit.reserve() {
-            Ok(slot) => audit::footing(slot, footing),
+            Ok(slot) => audit::host_check(slot, host_check),
             // Without an audit everything is refused, and the log has it.
             Err(_) => tracing::warn!("the audit takes no record of that"),
         }

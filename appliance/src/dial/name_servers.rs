@@ -32,19 +32,19 @@ use tokio::time::timeout;
 use super::distrust::Distrustful;
 
 /// The servers that are asked.
-pub(super) struct Upstream {
+pub(super) struct NameServers {
     servers: RetryDnsHandle<NameServerPool<Distrustful>>,
     options: DnsRequestOptions,
 }
 
 /// What a name leads to: never no address, and for how long.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Addresses {
+pub(super) struct ResolvedAddresses {
     pub(super) addresses: Vec<IpAddr>,
     pub(super) ttl: Duration,
 }
 
-impl Upstream {
+impl NameServers {
     /// Asks these servers, those over TLS by the settings in `tls`.
     ///
     /// # Errors
@@ -77,7 +77,7 @@ impl Upstream {
     /// # Errors
     ///
     /// Where no server answers; [`DnsError::NoRecordsFound`] where one says that there is no address.
-    pub(super) async fn addresses(&self, name: &str) -> Result<Addresses, NetError> {
+    pub(super) async fn addresses(&self, name: &str) -> Result<ResolvedAddresses, NetError> {
         let name = Name::from_ascii(name)?;
         let v4 = pin!(self.family(Query::query(name.clone(), RecordType::A)));
         let v6 = pin!(self.family(Query::query(name.clone(), RecordType::AAAA)));
@@ -108,7 +108,7 @@ impl Upstream {
     pub(super) async fn made_up(&self, name: &str) -> Result<(Vec<Ipv6Addr>, Duration), NetError> {
         let query = Query::query(Name::from_ascii(name)?, RecordType::AAAA);
         match self.family(query).await {
-            Ok(Addresses { addresses, ttl }) => {
+            Ok(ResolvedAddresses { addresses, ttl }) => {
                 let v6 = addresses.into_iter().filter_map(|address| match address {
                     IpAddr::V6(v6) => Some(v6),
                     IpAddr::V4(_) => None,
@@ -122,7 +122,7 @@ impl Upstream {
         }
     }
 
-    async fn family(&self, query: Query) -> Result<Addresses, NetError> {
+    async fn family(&self, query: Query) -> Result<ResolvedAddresses, NetError> {
         let answer = self.servers.lookup(query.clone(), self.options).first_answer().await?;
         let answer = DnsError::from_response(answer)?;
         // Of a stream hickory looks at the number alone.
@@ -135,16 +135,16 @@ impl Upstream {
 
 /// The other family's answer, for which there is no more than a moment where one has addresses.
 async fn beside(
-    one: &Result<Addresses, NetError>,
-    other: impl Future<Output = Result<Addresses, NetError>>,
-) -> Result<Addresses, NetError> {
+    one: &Result<ResolvedAddresses, NetError>,
+    other: impl Future<Output = Result<ResolvedAddresses, NetError>>,
+) -> Result<ResolvedAddresses, NetError> {
     match one {
         Ok(_) => timeout(MOMENT, other).await.unwrap_or(Err(NetError::Timeout)),
         Err(_) => other.await,
     }
 }
 
-impl Addresses {
+impl ResolvedAddresses {
     /// Without a family that may have some, too: it is asked for again soon.
     fn for_now(self) -> Self {
         Self { ttl: self.ttl.min(SOON), ..self }
@@ -156,14 +156,14 @@ impl Addresses {
     }
 }
 
-impl std::fmt::Debug for Upstream {
+impl std::fmt::Debug for NameServers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Upstream").finish_non_exhaustive()
     }
 }
 
 /// The addresses of the asked kind to which the asked name leads within these records.
-fn led_to(query: &Query, records: &[Record]) -> Option<Addresses> {
+fn led_to(query: &Query, records: &[Record]) -> Option<ResolvedAddresses> {
     let (mut name, mut ttl) = (query.name(), u32::MAX);
     for _ in 0..=MAX_ALIASES {
         let of_name = || records.iter().filter(|record| record.name == *name);
@@ -171,7 +171,10 @@ fn led_to(query: &Query, records: &[Record]) -> Option<Addresses> {
         let wanted = wanted.filter_map(|record| Some((record.data.ip_addr()?, record.ttl)));
         let (addresses, ttls): (Vec<_>, Vec<_>) = wanted.unzip();
         if let Some(least) = ttls.into_iter().min() {
-            return Some(Addresses { addresses, ttl: Duration::from_secs(ttl.min(least).into()) });
+            return Some(ResolvedAddresses {
+                addresses,
+                ttl: Duration::from_secs(ttl.min(least).into()),
+            });
         }
         let alias = of_name().find_map(|record| match &record.data {
             RData::CNAME(target) => Some((&target.0, record.ttl)),
@@ -216,13 +219,13 @@ mod tests {
         Record::from_rdata(name(of), ttl, RData::A(A::new(198, 51, 100, last)))
     }
 
-    fn asked(records: &[Record]) -> Option<Addresses> {
+    fn asked(records: &[Record]) -> Option<ResolvedAddresses> {
         led_to(&Query::query(name("a.example."), RecordType::A), records)
     }
 
-    fn found(last: &[u8], ttl: u64) -> Option<Addresses> {
+    fn found(last: &[u8], ttl: u64) -> Option<ResolvedAddresses> {
         let addresses = last.iter().map(|last| IpAddr::from([198, 51, 100, *last])).collect();
-        Some(Addresses { addresses, ttl: Duration::from_secs(ttl) })
+        Some(ResolvedAddresses { addresses, ttl: Duration::from_secs(ttl) })
     }
 
     #[test]

@@ -7,23 +7,24 @@ use http::request;
 use super::overrides;
 use crate::{
     policy::{Api, GroupName, Host, Narrowed},
-    secrets::Snapshot,
+    secrets::SecretSnapshot,
     seldom::Seldom,
-    substitute::Plan,
+    substitute::Substitution,
 };
 
 /// Holds a request against what the owners of its secrets allow.
 pub(super) fn admit(
     (group, api, host): (&GroupName, &Api, &Host),
     head: &request::Parts,
-    snapshot: &Snapshot,
-    plan: &Plan,
+    snapshot: &SecretSnapshot,
+    substitution: &Substitution,
 ) -> Result<(), Narrowed> {
-    for (binding, slot) in plan.slots() {
+    for (binding, value_place) in substitution.value_places() {
         // Where no value is held, there is nothing to put in.
         let Some(narrowing) = snapshot.narrowing(group, &binding.secret) else { continue };
         let request = (&head.method, head.uri.path());
-        let admitted = narrowing.admits((api, binding), (host, slot), request, SystemTime::now());
+        let admitted =
+            narrowing.admits((api, binding), (host, value_place), request, SystemTime::now());
         if let Err(Narrowed::Unavailable(_, text)) = admitted
             && SELDOM.is_due(SystemTime::now())
         {

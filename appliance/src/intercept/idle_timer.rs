@@ -29,7 +29,7 @@ pub(super) enum Ended {
 
 impl Ended {
     /// The word that the audit uses.
-    pub(super) const fn word(self) -> &'static str {
+    pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::Closed => "closed",
             Self::Broken => "broken",
@@ -39,7 +39,7 @@ impl Ended {
 }
 
 /// Watches a connection for the two things that end it from outside: a drain, and silence.
-pub(super) struct Vigil {
+pub(super) struct IdleTimer {
     drain: Pin<Box<dyn Future<Output = ()> + Send>>,
     draining: bool,
     progress: Box<dyn Fn() -> u64 + Send>,
@@ -48,7 +48,7 @@ pub(super) struct Vigil {
     timer: Pin<Box<Sleep>>,
 }
 
-impl Vigil {
+impl IdleTimer {
     /// `progress` grows with what keeps a connection alive.
     pub(super) fn new(
         limits: &Limits,

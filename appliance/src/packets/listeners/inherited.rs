@@ -1,7 +1,7 @@
 //! Listeners that outlive the daemon: the service manager keeps them while it restarts, and
 //! connections that arrive meanwhile wait in their queues instead of being refused.
 //!
-//! A kept listener is taken only where it is what a new one would be. What nobody takes is shut
+//! An inherited listener is taken only where it is what a new one would be. What nobody takes is shut
 //! down: the kernel would go on giving it a part of the connections, and nobody would answer them.
 
 use std::{
@@ -25,9 +25,9 @@ use crate::policy::InterfaceName;
 
 /// Listeners of an earlier daemon. Shut down when dropped.
 #[derive(Debug, Default)]
-pub struct Kept(Vec<Socket>);
+pub struct InheritedListeners(Vec<Socket>);
 
-impl Kept {
+impl InheritedListeners {
     /// What was handed over. Anything that is not a listener of ours is never taken.
     pub fn new(handed: Vec<OwnedFd>) -> Self {
         Self(handed.into_iter().map(Socket::from).collect())
@@ -38,7 +38,7 @@ impl Kept {
         self.0.is_empty()
     }
 
-    /// One listener for each interface and family, kept or new. Called once for every worker, after
+    /// One listener for each interface and family, inherited or new. Called once for every worker, after
     /// [`claim`](super::super::claim).
     ///
     /// # Errors
@@ -49,8 +49,8 @@ impl Kept {
         for each in &capture.interfaces {
             for &family in families(capture) {
                 let at = wildcard(family, capture.proxy_port);
-                let wanted = Wanted { at, kind: Type::STREAM, shared: true };
-                all.push(match self.take(&wanted, &each.name, family)? {
+                let shape = SocketShape { at, kind: Type::STREAM, shared: true };
+                all.push(match self.take(&shape, &each.name, family)? {
                     Some(socket) => {
                         Listener { interface: each.name.clone(), socket: socket.into() }
                     }
@@ -61,7 +61,7 @@ impl Kept {
         Ok(all)
     }
 
-    /// The sockets for DNS, a pair for each interface and family, kept or new. They are shared with
+    /// The sockets for DNS, a pair for each interface and family, inherited or new. They are shared with
     /// nobody. Called after [`claim`](super::super::claim).
     ///
     /// # Errors
@@ -69,16 +69,16 @@ impl Kept {
     /// [`PacketsError::PortInUse`] where another resolver listens at every address there is, and
     /// whatever else keeps one of them from listening transparently.
     pub fn dns(&mut self, capture: &Capture) -> Result<Vec<DnsSockets>, PacketsError> {
-        let wanted = |family, kind| Wanted { at: dns_address(family), kind, shared: false };
+        let shape = |family, kind| SocketShape { at: dns_address(family), kind, shared: false };
         let mut all = Vec::new();
         for each in &capture.interfaces {
             for &family in families(capture) {
                 let name = &each.name;
-                let udp = match self.take(&wanted(family, Type::DGRAM), name, family)? {
+                let udp = match self.take(&shape(family, Type::DGRAM), name, family)? {
                     Some(socket) => socket.into(),
                     None => dns_udp(name, family)?,
                 };
-                let tcp = match self.take(&wanted(family, Type::STREAM), name, family)? {
+                let tcp = match self.take(&shape(family, Type::STREAM), name, family)? {
                     Some(socket) => socket.into(),
                     None => dns_tcp(name, family)?,
                 };
@@ -98,11 +98,11 @@ impl Kept {
 
     fn take(
         &mut self,
-        wanted: &Wanted,
+        shape: &SocketShape,
         interface: &InterfaceName,
         family: Domain,
     ) -> Result<Option<Socket>, PacketsError> {
-        let fits = |socket: &Socket| wanted.is(socket, interface, family).unwrap_or(false);
+        let fits = |socket: &Socket| shape.is(socket, interface, family).unwrap_or(false);
         let Some(at) = self.0.iter().position(fits) else { return Ok(None) };
         let socket = self.0.swap_remove(at);
         assert_transparent(&socket, interface, family)?;
@@ -110,7 +110,7 @@ impl Kept {
     }
 }
 
-impl Drop for Kept {
+impl Drop for InheritedListeners {
     fn drop(&mut self) {
         for socket in &self.0 {
             // One that does not listen has nobody waiting.
@@ -120,14 +120,14 @@ impl Drop for Kept {
 }
 
 /// What a new socket would be, beside its interface and family.
-struct Wanted {
+struct SocketShape {
     at: SocketAddr,
     kind: Type,
     /// Whether the workers share its port.
     shared: bool,
 }
 
-impl Wanted {
+impl SocketShape {
     fn is(&self, socket: &Socket, interface: &InterfaceName, family: Domain) -> io::Result<bool> {
         let bound = socket.local_addr()?.as_socket() == Some(self.at);
         let device = socket.device()?.is_some_and(|name| name == interface.as_str().as_bytes());

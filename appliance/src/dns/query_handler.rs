@@ -12,23 +12,23 @@ use tokio::{
 };
 
 use super::{
-    agents::{Agents, Of, Share},
-    message::{self, Asker, Question, Refused, Reply, Verdict},
+    agents::{Agents, DnsShare, Of},
+    message::{self, Asker, DnsReply, QueryVerdict, Question, RefusedQuery},
 };
 use crate::{
     audit::{DnsRecord, DnsSummary, Sink},
-    dial::{self, Found, Resolver, Unresolved},
+    dial::{self, Resolved, Resolver, Unresolved},
     identity::AgentKey,
     phase::Phases,
     policy::{Group, GroupName, InterfaceName},
+    policy_snapshot::PolicySnapshot,
     quarantine::Quarantined,
     reason::Reason,
-    rulebook::Rulebook,
 };
 
 /// What answering takes. One for the daemon.
-pub struct Desk {
-    rulebook: watch::Receiver<Arc<Rulebook>>,
+pub struct QueryHandler {
+    policy_snapshot: watch::Receiver<Arc<PolicySnapshot>>,
     resolver: Resolver,
     audit: Sink,
     phases: Phases,
@@ -48,7 +48,7 @@ pub(super) struct Origin {
 }
 
 /// What becomes of a query.
-pub(super) enum Outcome {
+pub(super) enum QueryOutcome {
     /// Nothing is sent back.
     Silence,
     /// This is sent back.
@@ -59,13 +59,13 @@ pub(super) enum Outcome {
 
 /// A query whose name is being resolved.
 pub(super) struct Pending {
-    asked: Asked,
-    share: Share,
+    asked: ListedQuery,
+    share: DnsShare,
 }
 
 /// A query for a listed name.
-struct Asked {
-    rulebook: Arc<Rulebook>,
+struct ListedQuery {
+    policy_snapshot: Arc<PolicySnapshot>,
     group: Arc<Group>,
     key: AgentKey,
     question: Box<Question>,
@@ -78,17 +78,17 @@ impl Pending {
     }
 }
 
-impl Desk {
+impl QueryHandler {
     /// Answers by the policy in force, from the cache and through the servers of `resolver`.
     pub fn new(
-        rulebook: watch::Receiver<Arc<Rulebook>>,
+        policy_snapshot: watch::Receiver<Arc<PolicySnapshot>>,
         (resolver, audit): (Resolver, Sink),
         phases: Phases,
         quarantined: Quarantined,
         ipv6: bool,
     ) -> Arc<Self> {
         Arc::new(Self {
-            rulebook,
+            policy_snapshot,
             resolver,
             audit,
             phases,
@@ -104,10 +104,11 @@ impl Desk {
 
     /// A share of the connections, for an agent that has one left. One that is refused counts as a
     /// query that came too fast: it would have had one at least.
-    pub(super) fn connection(&self, interface: &InterfaceName, from: IpAddr) -> Option<Share> {
-        let rulebook = Arc::clone(&self.rulebook.borrow());
-        let group = rulebook.policy.identify(interface, from)?;
-        let groups = rulebook.policy.groups.iter().filter(|each| each.interface == *interface);
+    pub(super) fn connection(&self, interface: &InterfaceName, from: IpAddr) -> Option<DnsShare> {
+        let policy_snapshot = Arc::clone(&self.policy_snapshot.borrow());
+        let group = policy_snapshot.policy.identify(interface, from)?;
+        let groups =
+            policy_snapshot.policy.groups.iter().filter(|each| each.interface == *interface);
         let groups = groups.count();
         let key = AgentKey::of(group, from);
         let share = self.agents.share(&key, Of::Connections, groups);
@@ -118,20 +119,21 @@ impl Desk {
     }
 
     /// What is to be done about a query. Waits for nothing.
-    pub(super) fn consider(&self, origin: &Origin, query: &[u8]) -> Outcome {
-        let rulebook = Arc::clone(&self.rulebook.borrow());
-        let Some(group) = rulebook.policy.identify(&origin.interface, origin.from.ip()) else {
-            return Outcome::Silence;
+    pub(super) fn consider(&self, origin: &Origin, query: &[u8]) -> QueryOutcome {
+        let policy_snapshot = Arc::clone(&self.policy_snapshot.borrow());
+        let Some(group) = policy_snapshot.policy.identify(&origin.interface, origin.from.ip())
+        else {
+            return QueryOutcome::Silence;
         };
         let group = Arc::clone(group);
         let key = AgentKey::of(&group, origin.from.ip());
-        let rate = rulebook.policy.limits.dns_rate;
+        let rate = policy_snapshot.policy.limits.dns_rate;
         // Without the audit nothing is answered, so that nothing goes unseen.
         if !self.agents.may_ask(&key, rate, Instant::now()) || self.audit.reserve().is_err() {
-            return Outcome::Silence;
+            return QueryOutcome::Silence;
         }
         let asker = Asker {
-            policy: &rulebook.policy,
+            policy: &policy_snapshot.policy,
             group: &group,
             ipv6: self.ipv6,
             datagram: origin.datagram,
@@ -142,54 +144,55 @@ impl Desk {
             message::answer(asker, query)
         };
         let question = match verdict {
-            Verdict::Silence => return Outcome::Silence,
-            Verdict::Answered(reply) => return self.tell(&key, origin, reply),
-            Verdict::Resolve(question) => question,
+            QueryVerdict::Silence => return QueryOutcome::Silence,
+            QueryVerdict::Answered(reply) => return self.tell(&key, origin, reply),
+            QueryVerdict::Resolve(question) => question,
         };
-        let asked = Asked { rulebook, group, key, question, origin: origin.clone() };
+        let asked = ListedQuery { policy_snapshot, group, key, question, origin: origin.clone() };
         if let Some(found) = self.resolver.remembered(asked.question.host()) {
             return self.conclude(&asked, &found);
         }
-        let groups = asked.rulebook.policy.groups.len();
+        let groups = asked.policy_snapshot.policy.groups.len();
         match self.agents.share(&asked.key, Of::Lookups, groups) {
-            Some(share) => Outcome::Later(Pending { asked, share }),
+            Some(share) => QueryOutcome::Later(Pending { asked, share }),
             None => {
                 self.agents.limited(&asked.key, Instant::now());
-                Outcome::Silence
+                QueryOutcome::Silence
             }
         }
     }
 
     /// Waits for the name. The answer is there in time for a client that waits five seconds.
-    pub(super) async fn resolve(&self, pending: Pending) -> Outcome {
+    pub(super) async fn resolve(&self, pending: Pending) -> QueryOutcome {
         let Pending { asked, share: _share } = pending;
         let lookup = self.resolver.resolve(asked.question.host(), &asked.key);
-        let found = timeout(PATIENCE, lookup).await.unwrap_or(Err(Unresolved::Failed));
+        let found = timeout(TIMEOUT, lookup).await.unwrap_or(Err(Unresolved::Failed));
         self.conclude(&asked, &found)
     }
 
     /// Counts an answer that the kernel did not take.
     pub(super) fn unsent(&self, origin: &Origin) {
-        let rulebook = Arc::clone(&self.rulebook.borrow());
+        let policy_snapshot = Arc::clone(&self.policy_snapshot.borrow());
         let address = origin.from.ip();
-        if let Some(group) = rulebook.policy.identify(&origin.interface, address) {
+        if let Some(group) = policy_snapshot.policy.identify(&origin.interface, address) {
             self.agents.unsent(&AgentKey::of(group, address), Instant::now());
         }
     }
 
-    fn conclude(&self, asked: &Asked, found: &Result<Found, Unresolved>) -> Outcome {
-        let Asked { rulebook, group, key, question, origin } = asked;
+    fn conclude(&self, asked: &ListedQuery, found: &Result<Resolved, Unresolved>) -> QueryOutcome {
+        let ListedQuery { policy_snapshot, group, key, question, origin } = asked;
         if self.quarantined.holds(&group.name) {
             return self.tell(key, origin, question.refused(Reason::Quarantined));
         }
         let usable = |address| {
-            let mut upstreams = rulebook.policy.upstreams(group, question.host());
+            let mut upstreams = policy_snapshot.policy.upstreams(group, question.host());
             upstreams.any(|upstream| self.resolver.off_limits().allows(address, upstream))
         };
-        let found = &found.clone().map(|found| match names_no_host(rulebook, group, question) {
-            true => routed(group, found, usable),
-            false => found,
-        });
+        let found =
+            &found.clone().map(|found| match names_no_host(policy_snapshot, group, question) {
+                true => routed(group, found, usable),
+                false => found,
+            });
         let reply = question.reply(found, Instant::now(), usable);
         if let Ok(found) = found
             && !reply.given.is_empty()
@@ -200,7 +203,7 @@ impl Desk {
         self.tell(key, origin, reply)
     }
 
-    fn tell(&self, key: &AgentKey, origin: &Origin, reply: Reply) -> Outcome {
+    fn tell(&self, key: &AgentKey, origin: &Origin, reply: DnsReply) -> QueryOutcome {
         let now = Instant::now();
         match &reply.refused {
             None => self.agents.answered(key, now),
@@ -209,10 +212,10 @@ impl Desk {
             }
             Some(_) => {}
         }
-        Outcome::Answer(reply.bytes)
+        QueryOutcome::Answer(reply.bytes)
     }
 
-    fn record(&self, group: &GroupName, origin: &Origin, refused: &Refused) {
+    fn record(&self, group: &GroupName, origin: &Origin, refused: &RefusedQuery) {
         // Reserved a moment ago; the summary counts what is lost in between.
         let Ok(slot) = self.audit.reserve() else { return };
         let (name, kind) = refused.asked.as_ref().map(|(name, kind)| (&**name, &**kind)).unzip();
@@ -273,23 +276,23 @@ impl Desk {
 /// made its own, to the very address that was dialled, so an agent that is told one without a way gets
 /// a reset after its connect and does not try the next. One is told all the same where the agents of
 /// the group could use none in its place.
-fn routed(group: &Group, found: Found, usable: impl Fn(IpAddr) -> bool) -> Found {
+fn routed(group: &Group, found: Resolved, usable: impl Fn(IpAddr) -> bool) -> Resolved {
     let (with, without): (Vec<IpAddr>, Vec<IpAddr>) =
         found.addresses.iter().partition(|address| dial::has_route(**address));
     let in_place = |other: &IpAddr| group.has_family_of(*other) && usable(*other);
     if without.is_empty() || !with.iter().any(in_place) {
         return found;
     }
-    Found { addresses: with.into(), ..found }
+    Resolved { addresses: with.into(), ..found }
 }
 
-fn names_no_host(rulebook: &Rulebook, group: &Group, question: &Question) -> bool {
-    let tcp = rulebook.policy.tcp.iter();
+fn names_no_host(policy_snapshot: &PolicySnapshot, group: &Group, question: &Question) -> bool {
+    let tcp = policy_snapshot.policy.tcp.iter();
     tcp.filter(|tcp| tcp.groups.contains(&group.name))
         .any(|tcp| tcp.hosts.contains(question.host()))
 }
 
 /// Time for a name to be resolved. glibc and musl wait five seconds.
-const PATIENCE: Duration = Duration::from_millis(4_500);
+const TIMEOUT: Duration = Duration::from_millis(4_500);
 /// How often an agent's queries are summed up in the audit.
 const SUMMARY_EVERY: Duration = Duration::from_secs(10);

@@ -16,13 +16,13 @@ use crate::{
     onboarding::{self, NoPublicCas, Pages},
     policy::{Api, GroupName, Policy, RuleName},
     scrub::Masks,
-    secrets::Snapshot,
-    substitute::Rules,
+    secrets::SecretSnapshot,
+    substitute::SubstitutionRules,
     tls::Tls,
 };
 
 /// A policy in force.
-pub struct Rulebook {
+pub struct PolicySnapshot {
     /// What the operator said.
     pub policy: Policy,
     /// Settings of every TLS handshake under it.
@@ -33,12 +33,12 @@ pub struct Rulebook {
     pub coded: CodedAnswers,
     cas: RuleCas,
     onboarding: HashMap<GroupName, Pages>,
-    rules: Mutex<HashMap<(GroupName, RuleName), Arc<Rules>>>,
+    rules: Mutex<HashMap<(GroupName, RuleName), Arc<SubstitutionRules>>>,
 }
 
 /// Why a policy cannot be put in force.
 #[derive(Debug, thiserror::Error)]
-pub enum RulebookError {
+pub enum PolicySnapshotError {
     /// The TLS provider lacks what the gateway needs.
     #[error("the TLS provider cannot be used: {0}")]
     Tls(rustls::Error),
@@ -54,17 +54,18 @@ pub enum RulebookError {
     NoPublicCas(NoPublicCas),
 }
 
-impl Rulebook {
+impl PolicySnapshot {
     /// Puts a policy in force, with the issuing CAs of its rules.
     pub fn new(
         policy: Policy,
         cas: RuleCas,
         system_roots: Arc<RootCertStore>,
         public: &[impl AsRef<[u8]>],
-    ) -> Result<Self, RulebookError> {
+    ) -> Result<Self, PolicySnapshotError> {
         check_roots(&policy, &system_roots)?;
-        let onboarding = onboarding::pages(&policy, public).map_err(RulebookError::NoPublicCas)?;
-        let tls = Tls::new(system_roots).map_err(RulebookError::Tls)?;
+        let onboarding =
+            onboarding::pages(&policy, public).map_err(PolicySnapshotError::NoPublicCas)?;
+        let tls = Tls::new(system_roots).map_err(PolicySnapshotError::Tls)?;
         Ok(Self {
             policy,
             tls,
@@ -92,22 +93,22 @@ impl Rulebook {
     }
 
     /// What a request of a group must look like at an API.
-    pub fn rules(&self, group: &GroupName, api: &Arc<Api>) -> Arc<Rules> {
+    pub fn rules(&self, group: &GroupName, api: &Arc<Api>) -> Arc<SubstitutionRules> {
         let mut rules = lock(&self.rules);
         let compiled = rules
             .entry((group.clone(), api.name.clone()))
-            .or_insert_with(|| Arc::new(Rules::new(&self.policy, group, api)));
+            .or_insert_with(|| Arc::new(SubstitutionRules::new(&self.policy, group, api)));
         Arc::clone(compiled)
     }
 }
 
-fn check_roots(policy: &Policy, system_roots: &RootCertStore) -> Result<(), RulebookError> {
+fn check_roots(policy: &Policy, system_roots: &RootCertStore) -> Result<(), PolicySnapshotError> {
     let apis = policy.apis.iter().map(|api| (&api.name, &api.upstream));
     let inspected = policy.passes.iter().filter(|pass| !pass.carry.is_splice());
     let mut rules = apis.chain(inspected.map(|pass| (&pass.name, &pass.upstream)));
     let rootless = rules.find(|(_, upstream)| upstream.ca_pem.is_none() && system_roots.is_empty());
     match rootless {
-        Some((rule, _)) => Err(RulebookError::NoSystemRoots(rule.clone())),
+        Some((rule, _)) => Err(PolicySnapshotError::NoSystemRoots(rule.clone())),
         None => Ok(()),
     }
 }
@@ -135,7 +136,7 @@ impl MaskCache {
 
     /// Masks for every known version of every secret that the group has at the API, and of those
     /// that it had anywhere before the policy changed.
-    pub fn of(&self, group: &GroupName, api: &Api, snapshot: &Snapshot) -> Arc<Masks> {
+    pub fn of(&self, group: &GroupName, api: &Api, snapshot: &SecretSnapshot) -> Arc<Masks> {
         let key = (group.clone(), api.name.clone());
         let generation = snapshot.generation();
         let compiled = read(&self.compiled);

@@ -6,7 +6,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::{HeaderName, Method, Request, request::Parts};
 use zeroize::Zeroizing;
 
-use super::{Denial, Plan, Rules, examine};
+use super::{Denial, Substitution, SubstitutionRules, examine};
 use crate::{
     policy::{
         Anonymous, Api, Binding, Constraints, GroupName, Host, Limits, PathRule, Place,
@@ -82,7 +82,7 @@ fn bindings() -> Vec<Arc<Binding>> {
 }
 
 /// The rules of `agents` at the first API, after `change` to it.
-pub(super) fn rules_with(change: impl FnOnce(&mut Api)) -> Rules {
+pub(super) fn rules_with(change: impl FnOnce(&mut Api)) -> SubstitutionRules {
     let mut first = api("first", bindings());
     change(&mut first);
     let place = header("authorization", "bearer");
@@ -96,15 +96,15 @@ pub(super) fn rules_with(change: impl FnOnce(&mut Api)) -> Rules {
         limits: Limits::default(),
         site: Site::default(),
     };
-    Rules::new(&policy, &group("agents"), &policy.apis[0])
+    SubstitutionRules::new(&policy, &group("agents"), &policy.apis[0])
 }
 
-pub(super) fn rules() -> Rules {
+pub(super) fn rules() -> SubstitutionRules {
     rules_with(|_| ())
 }
 
 /// Rules that list one method and one folder.
-pub(super) fn narrow() -> Rules {
+pub(super) fn narrow() -> SubstitutionRules {
     rules_with(|api| {
         api.methods = vec![Method::POST];
         api.paths = vec![PathRule::parse("/v1/*").unwrap()];
@@ -139,18 +139,21 @@ pub(super) fn lookup(binding: &Binding) -> Result<Arc<SecretValue>, SecretCause>
         .map_err(|_| SecretCause::ValueInvalid)
 }
 
-pub(super) fn swapped(rules: &Rules, mut parts: Parts) -> Result<(Parts, Plan), Denial> {
-    let plan = examine(rules, &parts)?;
-    plan.apply(&mut parts, lookup).expect("every value is there");
-    Ok((parts, plan))
+pub(super) fn swapped(
+    rules: &SubstitutionRules,
+    mut parts: Parts,
+) -> Result<(Parts, Substitution), Denial> {
+    let substitution = examine(rules, &parts)?;
+    substitution.apply(&mut parts, lookup).expect("every value is there");
+    Ok((parts, substitution))
 }
 
-pub(super) fn refused(rules: &Rules, parts: Parts) -> Reason {
+pub(super) fn refused(rules: &SubstitutionRules, parts: Parts) -> Reason {
     examine(rules, &parts).expect_err("refused").reason
 }
 
 /// The one value of a field of a request that is forwarded.
-pub(super) fn sent(rules: &Rules, fields: &[(&str, &str)], field: &str) -> String {
+pub(super) fn sent(rules: &SubstitutionRules, fields: &[(&str, &str)], field: &str) -> String {
     let (parts, _) = swapped(rules, head(fields)).unwrap_or_else(|no| panic!("{fields:?}: {no:?}"));
     let values: Vec<_> = parts.headers.get_all(field).iter().collect();
     assert_eq!(values.len(), 1, "{fields:?}");

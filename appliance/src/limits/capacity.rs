@@ -44,8 +44,8 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use self::tally::Tally;
-pub use self::tally::{Room, Way, held};
-use super::{Pace, agent_table::AgentTable};
+pub use self::tally::{HeldBytes, Way, held};
+use super::{RateLimiter, agent_table::AgentTable};
 use crate::{
     identity::AgentKey,
     locks::lock,
@@ -53,24 +53,24 @@ use crate::{
     reason::Reason,
 };
 
-/// Hands out the places that connections, requests and their bytes take.
+/// Hands out the slots that connections, requests and their bytes take.
 #[derive(Debug)]
-pub struct Places {
+pub struct Capacity {
     all: Arc<Semaphore>,
     groups: Mutex<HashMap<GroupName, GroupTable>>,
 }
 
-/// A place for one connection, whoever it will be from. Taken before `accept`, so that a gateway
-/// without places leaves connections to the kernel's queue instead of to EMFILE.
+/// A slot for one connection, whoever it will be from. Taken before `accept`, so that a gateway
+/// without slots leaves connections to the kernel's queue instead of to EMFILE.
 #[derive(Debug)]
-pub struct Place {
+pub struct ConnectionSlot {
     _all: OwnedSemaphorePermit,
 }
 
-/// The share that one connection takes of its agent's and its group's places. Given back when
+/// The share that one connection takes of its agent's and its group's slots. Given back when
 /// dropped.
 #[derive(Debug)]
-pub struct Share(Arc<Taken>);
+pub struct AgentShare(Arc<Taken>);
 
 /// What the requests and bytes of one connection are counted against.
 #[derive(Debug)]
@@ -81,11 +81,11 @@ pub struct Taken {
 
 /// The place of one request. Given back when dropped.
 #[derive(Debug)]
-pub struct RequestPlace(Arc<Taken>);
+pub struct RequestSlot(Arc<Taken>);
 
 /// The windows that an HTTP/2 connection may open. Given back when dropped.
 #[derive(Debug)]
-pub struct Windows {
+pub struct H2Windows {
     /// Whether they are large.
     pub large: bool,
     taken: Arc<Taken>,
@@ -121,14 +121,14 @@ pub struct OverRate {
 struct GroupTable {
     /// Made when somebody first takes a part of it.
     tally: Option<Tally>,
-    agents: AgentTable<Agent>,
+    agents: AgentTable<AgentState>,
     /// Of agents that made room for others, or found none.
     nameless: Over,
 }
 
 #[derive(Debug)]
-struct Agent {
-    connecting: Pace,
+struct AgentState {
+    connecting: RateLimiter,
     over: Over,
     tally: Option<Tally>,
 }
@@ -140,8 +140,8 @@ struct Over {
     requests: u64,
 }
 
-impl Places {
-    /// `connections` places in all.
+impl Capacity {
+    /// `connections` slots in all.
     pub fn new(connections: usize) -> Arc<Self> {
         Arc::new(Self {
             all: Arc::new(Semaphore::new(connections.min(Semaphore::MAX_PERMITS))),
@@ -149,10 +149,10 @@ impl Places {
         })
     }
 
-    /// Waits for a place. `None` only once the gateway closes.
-    pub async fn take(&self) -> Option<Place> {
+    /// Waits for a slot. `None` only once the gateway closes.
+    pub async fn take(&self) -> Option<ConnectionSlot> {
         let permit = Arc::clone(&self.all).acquire_owned().await.ok()?;
-        Some(Place { _all: permit })
+        Some(ConnectionSlot { _all: permit })
     }
 
     /// Whether the agent may open a connection now: `agent_new_connections` a second, twice as many
@@ -183,7 +183,12 @@ impl Places {
     /// # Errors
     ///
     /// [`Reason::ConnectionLimit`], where one of the two has none left.
-    pub fn share(&self, key: &AgentKey, limits: &Limits, groups: usize) -> Result<Share, Reason> {
+    pub fn share(
+        &self,
+        key: &AgentKey,
+        limits: &Limits,
+        groups: usize,
+    ) -> Result<AgentShare, Reason> {
         let quota = Quota::of_group(limits, groups);
         let now = Instant::now();
         let mut groups = lock(&self.groups);
@@ -194,7 +199,7 @@ impl Places {
         if !Tally::add_connection(&agent, &group) {
             return Err(Reason::ConnectionLimit);
         }
-        Ok(Share(Arc::new(Taken { agent, group })))
+        Ok(AgentShare(Arc::new(Taken { agent, group })))
     }
 
     /// What was over its agent's rate since the last time. Agents at rest are forgotten.
@@ -219,7 +224,7 @@ impl Places {
     }
 
     /// Counts again what could not be told, for the next time.
-    pub fn not_told(&self, over_rate: &OverRate) {
+    pub fn not_logged(&self, over_rate: &OverRate) {
         let OverRate { group, agent, rated, count } = over_rate;
         let mut groups = lock(&self.groups);
         let table = groups.entry(group.clone()).or_insert_with(GroupTable::new);
@@ -234,10 +239,10 @@ impl GroupTable {
         Self { tally: None, agents: AgentTable::default(), nameless: Over::default() }
     }
 
-    fn agent(&mut self, key: &AgentKey, now: Instant) -> Option<&mut Agent> {
+    fn agent(&mut self, key: &AgentKey, now: Instant) -> Option<&mut AgentState> {
         let Self { agents, nameless, .. } = self;
-        let rests = |other: &mut Agent| other.leaves_only_counts(now, nameless);
-        agents.agent(key, || Agent::new(now), rests)
+        let rests = |other: &mut AgentState| other.leaves_only_counts(now, nameless);
+        agents.agent(key, || AgentState::new(now), rests)
     }
 
     fn sweep(&mut self, now: Instant) {
@@ -251,9 +256,9 @@ impl GroupTable {
     }
 }
 
-impl Agent {
+impl AgentState {
     fn new(now: Instant) -> Self {
-        Self { connecting: Pace::new(now), over: Over::default(), tally: None }
+        Self { connecting: RateLimiter::new(now), over: Over::default(), tally: None }
     }
 
     /// What is to be told of it, requests included that its connections have counted.
@@ -301,7 +306,7 @@ fn known(tally: &mut Option<Tally>, quota: Quota, now: Instant) -> Tally {
     tally.get_or_insert_with(|| Tally::new(quota, now)).with_quota(quota)
 }
 
-impl Share {
+impl AgentShare {
     /// What the connection's requests and bytes are counted against.
     pub fn taken(&self) -> Arc<Taken> {
         Arc::clone(&self.0)
@@ -316,13 +321,13 @@ impl Share {
 
     /// Room for so many more bytes of what is read before a decision, while the agent and its group
     /// have it.
-    pub fn peek(&self, bytes: usize) -> Option<Room> {
+    pub fn peek(&self, bytes: usize) -> Option<HeldBytes> {
         let bytes = u32::try_from(bytes).ok()?;
         Tally::try_peek(&self.0.agent, &self.0.group, bytes)
     }
 }
 
-impl Drop for Share {
+impl Drop for AgentShare {
     fn drop(&mut self) {
         for tally in [&self.0.agent, &self.0.group] {
             tally.counts.connections.fetch_sub(1, Relaxed);
@@ -349,18 +354,18 @@ impl Taken {
 
     /// Takes a place for one request. Each request under way holds a place in the audit's queue
     /// and buffers, which all agents share.
-    pub fn request(self: &Arc<Self>) -> Result<RequestPlace, Reason> {
+    pub fn request(self: &Arc<Self>) -> Result<RequestSlot, Reason> {
         // Counted first, so that whatever happens it is given back.
-        let place = RequestPlace(Arc::clone(self));
+        let slot = RequestSlot(Arc::clone(self));
         let within = Tally::add_request(&self.agent, &self.group);
-        if within { Ok(place) } else { Err(Reason::RateLimit) }
+        if within { Ok(slot) } else { Err(Reason::RateLimit) }
     }
 
     /// Windows for one more HTTP/2 connection: large ones while the agent and its group have few of
     /// them.
-    pub fn windows(self: &Arc<Self>) -> Windows {
+    pub fn windows(self: &Arc<Self>) -> H2Windows {
         let large = Tally::add_large_windows(&self.agent, &self.group);
-        Windows { large, taken: Arc::clone(self) }
+        H2Windows { large, taken: Arc::clone(self) }
     }
 
     /// A place for a decoder with a large window, where the agent and its group have one left.
@@ -381,7 +386,7 @@ impl Taken {
             left.try_acquire_many_owned(count).ok()
         };
         match room(&self.agent).zip(room(&self.group)) {
-            Some((own, common)) => Ok(held(bytes, Room::new(own, common))),
+            Some((own, common)) => Ok(held(bytes, HeldBytes::new(own, common))),
             None => Err(bytes),
         }
     }
@@ -396,16 +401,16 @@ impl Taken {
 
     /// Waits for room for so many bytes of a body, as soon as the agent and its group have it.
     /// Nothing only where somebody had closed a budget, which nobody does.
-    pub async fn room(&self, way: Way, bytes: usize) -> Option<Room> {
+    pub async fn room(&self, way: Way, bytes: usize) -> Option<HeldBytes> {
         // Its own first, in which it waits behind nobody else.
         let (own, count) = self.agent.body(way, bytes);
         let own = own.acquire_many_owned(count).await.ok()?;
         let (common, count) = self.group.body(way, bytes);
-        Some(Room::new(own, common.acquire_many_owned(count).await.ok()?))
+        Some(HeldBytes::new(own, common.acquire_many_owned(count).await.ok()?))
     }
 }
 
-impl Drop for RequestPlace {
+impl Drop for RequestSlot {
     fn drop(&mut self) {
         for tally in [&self.0.agent, &self.0.group] {
             tally.counts.requests.fetch_sub(1, Relaxed);
@@ -421,7 +426,7 @@ impl Drop for LargeDecoder {
     }
 }
 
-impl Drop for Windows {
+impl Drop for H2Windows {
     fn drop(&mut self) {
         if self.large {
             for tally in [&self.taken.agent, &self.taken.group] {

@@ -9,9 +9,9 @@ use std::error::Error;
 /// The word for the agent. hyper resets a stream with the reason that it finds in here.
 #[derive(Debug, thiserror::Error)]
 #[error("the request was not sent")]
-pub(super) struct Unsent(#[source] h2::Error);
+pub(super) struct Retryable(#[source] h2::Error);
 
-impl Unsent {
+impl Retryable {
     /// Whether `error`, of sending over HTTP/2, says that the upstream has not looked at it.
     pub(super) fn of(error: &hyper::Error) -> Option<Self> {
         // Taken back from the queue of a connection that ended, or never put in.

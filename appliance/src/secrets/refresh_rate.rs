@@ -10,7 +10,7 @@ use super::timing::jittered;
 
 /// The haste of one location.
 #[derive(Debug, Default)]
-pub(super) struct Pace {
+pub(super) struct RefreshRate {
     /// Reads in a row that came when the value should have been another.
     overdue: u32,
     rejected: Option<Instant>,
@@ -18,7 +18,7 @@ pub(super) struct Pace {
     changed: bool,
 }
 
-impl Pace {
+impl RefreshRate {
     /// When to read next, after a read at `asked` that brought what changes in `changes_in`.
     pub(super) fn next_read(
         &mut self,
@@ -78,8 +78,8 @@ mod tests {
 
     #[test]
     fn a_value_that_changes_is_read_when_it_does_and_not_without_end_where_it_does_not() {
-        let (mut pace, now) = (Pace::default(), Instant::now());
-        let mut next = |changes_in| pace.next_read(REFRESH, changes_in, now, now) - now;
+        let (mut rate, now) = (RefreshRate::default(), Instant::now());
+        let mut next = |changes_in| rate.next_read(REFRESH, changes_in, now, now) - now;
         assert_eq!(next(Some(seconds(17))), seconds(17));
         assert!(next(Some(seconds(3_600))) > seconds(40));
         assert!(next(None) > seconds(40));
@@ -92,23 +92,23 @@ mod tests {
 
     #[test]
     fn a_refusal_counts_at_once_and_then_once_a_refresh_or_after_a_change() {
-        let (mut pace, now) = (Pace::default(), Instant::now());
-        assert!(pace.reject(REFRESH, now));
-        assert!(!pace.reject(REFRESH, now + seconds(59)));
-        pace.changed();
-        assert!(!pace.reject(REFRESH, now + seconds(4)));
-        assert!(pace.reject(REFRESH, now + seconds(5)));
-        assert!(!pace.reject(REFRESH, now + seconds(64)));
-        assert!(pace.reject(REFRESH, now + seconds(65)));
+        let (mut rate, now) = (RefreshRate::default(), Instant::now());
+        assert!(rate.reject(REFRESH, now));
+        assert!(!rate.reject(REFRESH, now + seconds(59)));
+        rate.changed();
+        assert!(!rate.reject(REFRESH, now + seconds(4)));
+        assert!(rate.reject(REFRESH, now + seconds(5)));
+        assert!(!rate.reject(REFRESH, now + seconds(64)));
+        assert!(rate.reject(REFRESH, now + seconds(65)));
     }
 
     #[test]
     fn a_refusal_after_a_read_was_asked_for_is_not_answered_by_it() {
-        let (mut pace, now) = (Pace::default(), Instant::now());
-        pace.reject(REFRESH, now + seconds(1));
+        let (mut rate, now) = (RefreshRate::default(), Instant::now());
+        rate.reject(REFRESH, now + seconds(1));
         let answered = now + seconds(2);
-        assert_eq!(pace.next_read(REFRESH, None, now, answered), answered);
-        assert!(pace.next_read(REFRESH, None, answered, answered) > answered + seconds(40));
+        assert_eq!(rate.next_read(REFRESH, None, now, answered), answered);
+        assert!(rate.next_read(REFRESH, None, answered, answered) > answered + seconds(40));
     }
 
     proptest! {
@@ -117,11 +117,11 @@ mod tests {
         fn an_agent_does_not_make_the_gateway_ask_more_than_twice_as_often(
             steps in prop::collection::vec(0_u64..30, 1..200),
         ) {
-            let (mut pace, begun) = (Pace::default(), Instant::now());
+            let (mut rate, begun) = (RefreshRate::default(), Instant::now());
             let (mut now, mut reads) = (begun, 0);
             for step in steps {
                 now += seconds(step);
-                reads += u64::from(pace.reject(REFRESH, now));
+                reads += u64::from(rate.reject(REFRESH, now));
             }
             prop_assert!(reads <= 1 + (now - begun).as_secs() / 60);
         }

@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::super::Pace;
+use super::super::RateLimiter;
 use crate::{locks::lock, policy::Quota};
 
 /// What one agent or one group holds now, and how much of it a connection of its may add to.
@@ -21,20 +21,20 @@ use crate::{locks::lock, policy::Quota};
 /// ones still hold of the old budget goes with them.
 #[derive(Debug, Clone)]
 pub(super) struct Tally {
-    pub(super) counts: Arc<Counts>,
+    pub(super) counts: Arc<HeldCounts>,
     budget: Arc<Budget>,
 }
 
 /// What is held now, but for bytes.
 #[derive(Debug)]
-pub(super) struct Counts {
+pub(super) struct HeldCounts {
     pub(super) connections: AtomicUsize,
     pub(super) requests: AtomicUsize,
     pub(super) large_windows: AtomicUsize,
     pub(super) large_decoders: AtomicUsize,
-    pub(super) minting: Mutex<Pace>,
-    asking: Mutex<Pace>,
-    probing: Mutex<Pace>,
+    pub(super) minting: Mutex<RateLimiter>,
+    asking: Mutex<RateLimiter>,
+    probing: Mutex<RateLimiter>,
     /// Requests that came too fast and are not told yet.
     pub(super) over_rate: AtomicU64,
 }
@@ -60,11 +60,11 @@ pub enum Way {
 
 /// Bytes that an agent and its group hold. Given back when dropped.
 #[derive(Debug)]
-pub struct Room {
+pub struct HeldBytes {
     _held: [OwnedSemaphorePermit; 2],
 }
 
-impl Room {
+impl HeldBytes {
     pub(super) fn new(own: OwnedSemaphorePermit, common: OwnedSemaphorePermit) -> Self {
         Self { _held: [own, common] }
     }
@@ -72,14 +72,14 @@ impl Room {
 
 impl Tally {
     pub(super) fn new(quota: Quota, now: Instant) -> Self {
-        let counts = Counts {
+        let counts = HeldCounts {
             connections: AtomicUsize::new(0),
             requests: AtomicUsize::new(0),
             large_windows: AtomicUsize::new(0),
             large_decoders: AtomicUsize::new(0),
-            minting: Mutex::new(Pace::new(now)),
-            asking: Mutex::new(Pace::new(now)),
-            probing: Mutex::new(Pace::new(now)),
+            minting: Mutex::new(RateLimiter::new(now)),
+            asking: Mutex::new(RateLimiter::new(now)),
+            probing: Mutex::new(RateLimiter::new(now)),
             over_rate: AtomicU64::new(0),
         };
         Self { counts: Arc::new(counts), budget: Arc::new(Budget::new(quota)) }
@@ -95,7 +95,7 @@ impl Tally {
 
     /// Whether nobody holds anything of it, and nothing is known that a new one would not say.
     pub(super) fn is_at_rest(&self, now: Instant) -> bool {
-        let is_full = |pace: &Mutex<Pace>| lock(pace).is_full(now);
+        let is_full = |limiter: &Mutex<RateLimiter>| lock(limiter).is_full(now);
         Arc::strong_count(&self.counts) == 1
             && [&self.counts.minting, &self.counts.asking, &self.counts.probing]
                 .into_iter()
@@ -175,7 +175,7 @@ impl Tally {
 
     /// Room for so many more bytes of undecided connections, where the agent holds less than its
     /// group has left.
-    pub(super) fn try_peek(agent: &Self, group: &Self, bytes: u32) -> Option<Room> {
+    pub(super) fn try_peek(agent: &Self, group: &Self, bytes: u32) -> Option<HeldBytes> {
         let left = |tally: &Self| tally.budget.peeks.available_permits();
         let held = agent.budget.quota.peeks.saturating_sub(left(agent));
         if held >= left(group) {
@@ -183,7 +183,7 @@ impl Tally {
         }
         let take =
             |tally: &Self| Arc::clone(&tally.budget.peeks).try_acquire_many_owned(bytes).ok();
-        Some(Room::new(take(agent)?, take(group)?))
+        Some(HeldBytes::new(take(agent)?, take(group)?))
     }
 }
 

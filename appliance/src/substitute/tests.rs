@@ -2,7 +2,7 @@
 
 use http::{HeaderMap, HeaderValue, Method};
 
-use super::{world::*, *};
+use super::{testing::*, *};
 use crate::{
     policy::{Anonymous, AnonymousRequest, Plain},
     reason::{Reason, SecretCause},
@@ -62,8 +62,8 @@ fn basic_is_decoded_and_encoded_anew() {
 #[test]
 fn a_plan_names_what_it_swaps() {
     let pair = basic(&format!("{USER}:{PASSWORD}"));
-    let (_, plan) = swapped(&rules(), head(&[("authorization", &pair)])).unwrap();
-    let names: Vec<_> = plan.placeholders().map(|name| name.as_str()).collect();
+    let (_, substitution) = swapped(&rules(), head(&[("authorization", &pair)])).unwrap();
+    let names: Vec<_> = substitution.placeholders().map(|name| name.as_str()).collect();
     assert_eq!(names, [USER, PASSWORD]);
 }
 
@@ -112,9 +112,9 @@ fn basic_that_does_not_decode_is_malformed() {
 fn no_credential_is_refused_unless_the_api_is_anonymous() {
     let request = || head(&[("accept", "*/*"), ("proxy-authorization", "Basic Zm9vOmJhcg==")]);
     assert_eq!(refused(&rules(), request()), Reason::PlaceholderMissing);
-    let (parts, plan) =
+    let (parts, substitution) =
         swapped(&rules_with(|api| api.anonymous = Anonymous::Always), request()).unwrap();
-    assert!(plan.is_anonymous());
+    assert!(substitution.is_anonymous());
     assert!(!parts.headers.contains_key("proxy-authorization"));
 }
 
@@ -302,9 +302,9 @@ fn placeholders_each_in_its_own_place_are_all_swapped() {
             assert_eq!(sent(&rules, &fields, "x-second"), sent_raw);
         }
     }
-    let (_, plan) =
+    let (_, substitution) =
         swapped(&rules, head(&[("authorization", &both), ("x-special-key", RAW)])).unwrap();
-    let mut names: Vec<_> = plan.placeholders().map(|name| name.as_str()).collect();
+    let mut names: Vec<_> = substitution.placeholders().map(|name| name.as_str()).collect();
     names.sort_unstable();
     assert_eq!(names, [PASSWORD, USER, RAW]);
 }
@@ -312,7 +312,7 @@ fn placeholders_each_in_its_own_place_are_all_swapped() {
 #[test]
 fn a_credential_in_the_query_is_one_however_it_is_written() {
     let good = format!("Bearer {BEARER}");
-    let at = |rules: &Rules, query: &str, fields: &[(&str, &str)]| {
+    let at = |rules: &SubstitutionRules, query: &str, fields: &[(&str, &str)]| {
         examine(rules, &head_to(Method::POST, &format!("/v1/chat?{query}"), fields))
             .map(|_| ())
             .map_err(|denial| denial.reason)
@@ -461,8 +461,8 @@ fn placeholder_text_outside_credential_fields_is_ordinary_text() {
 fn without_a_value_the_head_keeps_nothing_but_placeholders() {
     let pair = basic(&format!("{USER}:{PASSWORD}"));
     let mut parts = head(&[("authorization", &pair)]);
-    let plan = examine(&rules(), &parts).unwrap();
-    let outcome = plan.apply(&mut parts, |binding| match binding.placeholder.as_str() {
+    let substitution = examine(&rules(), &parts).unwrap();
+    let outcome = substitution.apply(&mut parts, |binding| match binding.placeholder.as_str() {
         PASSWORD => Err(SecretCause::VaultSealed),
         _ => lookup(binding),
     });
@@ -473,10 +473,10 @@ fn without_a_value_the_head_keeps_nothing_but_placeholders() {
 #[test]
 fn a_user_value_with_a_colon_cannot_spill_into_the_password() {
     let mut parts = head(&[("authorization", &basic(&format!("{USER}:")))]);
-    let plan = examine(&rules(), &parts).unwrap();
+    let substitution = examine(&rules(), &parts).unwrap();
     let colon = zeroize::Zeroizing::new(b"a-value:with-a-colon".to_vec());
     let value = std::sync::Arc::new(crate::secrets::SecretValue::load(colon, 16).ok().unwrap());
-    let outcome = plan.apply(&mut parts, |_| Ok(value.clone()));
+    let outcome = substitution.apply(&mut parts, |_| Ok(value.clone()));
     assert_eq!(outcome, Err(SecretCause::ValueInvalid));
 }
 

@@ -1,4 +1,4 @@
-//! What the audit says about the ground that the packet rules lean on: the kernel's settings, the
+//! What the audit says about what the packet rules lean on: the kernel's settings, the
 //! guard, and the rules themselves.
 
 use std::fmt::Display;
@@ -6,15 +6,15 @@ use std::fmt::Display;
 use serde::Serialize;
 
 use super::{
-    kind::Kind,
+    kind::RecordKind,
     stamp::now,
-    writer::{Entry, Slot},
+    writer::{AuditEntry, RecordSlot},
 };
 use crate::{metrics::Metrics, packets::PacketsError};
 
-/// What became of the ground.
+/// What a check of the host found.
 #[derive(Debug)]
-pub enum Footing<'a> {
+pub enum HostCheckEvent<'a> {
     /// Something is missing that the daemon may not set right: new connections are reset.
     Closed(&'a str),
     /// All is there again.
@@ -24,24 +24,24 @@ pub enum Footing<'a> {
 }
 
 /// Writes its record, with what was missing or changed as the cause.
-pub fn footing(slot: Slot, footing: &Footing<'_>) {
-    let (record, cause): (_, Option<&dyn Display>) = match footing {
-        Footing::Closed(doubt) => (Kind::Close, Some(doubt)),
-        Footing::Open => (Kind::Open, None),
-        Footing::Repaired(error) => (Kind::Repair, Some(error)),
+pub fn host_check(slot: RecordSlot, host_check: &HostCheckEvent<'_>) {
+    let (record, cause): (_, Option<&dyn Display>) = match host_check {
+        HostCheckEvent::Closed(doubt) => (RecordKind::Close, Some(doubt)),
+        HostCheckEvent::Open => (RecordKind::Open, None),
+        HostCheckEvent::Repaired(error) => (RecordKind::Repair, Some(error)),
     };
-    slot.write(&Line { time: now(), record, cause: cause.map(ToString::to_string) });
+    slot.write(&HostCheckLine { time: now(), record, cause: cause.map(ToString::to_string) });
 }
 
 #[derive(Serialize)]
-struct Line {
+struct HostCheckLine {
     time: String,
-    record: Kind,
+    record: RecordKind,
     #[serde(skip_serializing_if = "Option::is_none")]
     cause: Option<String>,
 }
 
-impl Entry for Line {
+impl AuditEntry for HostCheckLine {
     /// Whether the gateway is closed is in its health.
     fn count(&self, _: &Metrics) {}
 }

@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 /// A token bucket, as the time at which it will be full again (the generic cell rate algorithm).
 #[derive(Debug, Clone, Copy)]
-pub struct Pace {
+pub struct RateLimiter {
     full_at: Instant,
 }
 
-impl Pace {
+impl RateLimiter {
     /// A full bucket.
     pub fn new(now: Instant) -> Self {
         Self { full_at: now }
@@ -41,13 +41,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pace_gives_its_burst_at_once_and_then_its_rate() {
+    fn a_rate_limiter_gives_its_burst_at_once_and_then_its_rate() {
         let start = Instant::now();
-        let mut pace = Pace::new(start);
-        assert_eq!((0..100).filter(|_| pace.take(10, 20, start)).count(), 20);
+        let mut limiter = RateLimiter::new(start);
+        assert_eq!((0..100).filter(|_| limiter.take(10, 20, start)).count(), 20);
         let later = |ms| start + Duration::from_millis(ms);
-        let allowed = (1..=10_000).filter(|ms| pace.take(10, 20, later(*ms))).count();
+        let allowed = (1..=10_000).filter(|ms| limiter.take(10, 20, later(*ms))).count();
         assert!((99..=101).contains(&allowed), "{allowed}");
-        assert!(!pace.is_full(later(10_000)) && pace.is_full(later(12_001)));
+        assert!(!limiter.is_full(later(10_000)) && limiter.is_full(later(12_001)));
     }
 }

@@ -12,28 +12,28 @@ fn key(last: u8, group: &str) -> AgentKey {
     AgentKey::new(&GroupName(group.into()), IpAddr::from([192, 0, 2, last]))
 }
 
-/// Later than anything that the test makes, so that every pace is full then.
+/// Later than anything that the test makes, so that every rate limiter is full then.
 fn soon() -> Instant {
     Instant::now() + Duration::from_secs(10)
 }
 
 #[test]
 fn one_agent_cannot_take_anothers_places() {
-    let places = Places::new(10);
-    let share = |last| places.share(&key(last, "red"), &limits(3), 1);
+    let capacity = Capacity::new(10);
+    let share = |last| capacity.share(&key(last, "red"), &limits(3), 1);
     let held: Vec<_> = (0..3).map(|_| share(1).unwrap()).collect();
     assert_eq!(share(1).err(), Some(Reason::ConnectionLimit));
     assert!(share(2).is_ok());
     drop(held);
     assert!(share(1).is_ok());
-    assert_eq!(places.over_rate(Instant::now()), []);
-    assert!(places.groups.lock().unwrap().is_empty());
+    assert_eq!(capacity.over_rate(Instant::now()), []);
+    assert!(capacity.groups.lock().unwrap().is_empty());
 }
 
 #[test]
 fn one_group_cannot_take_anothers_places_however_many_addresses_it_uses() {
-    let places = Places::new(10);
-    let share = |last, group| places.share(&key(last, group), &limits(3), 2);
+    let capacity = Capacity::new(10);
+    let share = |last, group| capacity.share(&key(last, group), &limits(3), 2);
     let _held: Vec<_> = (0..5).map(|last| share(last, "red").unwrap()).collect();
     assert_eq!(share(9, "red").err(), Some(Reason::ConnectionLimit));
     assert!(share(9, "blue").is_ok());
@@ -41,8 +41,8 @@ fn one_group_cannot_take_anothers_places_however_many_addresses_it_uses() {
 
 #[test]
 fn all_groups_but_one_leave_the_last_its_places() {
-    let places = Places::new(10);
-    let share = |last, group| places.share(&key(last, group), &limits(3), 3);
+    let capacity = Capacity::new(10);
+    let share = |last, group| capacity.share(&key(last, group), &limits(3), 3);
     let taken = |group| (0..20).filter_map(|last| share(last, group).ok()).collect::<Vec<_>>();
     let held = [taken("red"), taken("green")];
     assert_eq!(held.each_ref().map(Vec::len), [3, 3]);
@@ -51,11 +51,11 @@ fn all_groups_but_one_leave_the_last_its_places() {
 
 #[test]
 fn a_connection_has_the_limits_that_it_began_under_and_the_next_has_the_new_ones() {
-    let places = Places::new(10);
-    let share = |limits: &Limits, groups| places.share(&key(1, "red"), limits, groups).unwrap();
+    let capacity = Capacity::new(10);
+    let share = |limits: &Limits, groups| capacity.share(&key(1, "red"), limits, groups).unwrap();
     let wide = Limits { agent_requests: 5, agent_buffers: 100, agent_peeks: 1, ..limits(9) };
     let narrow = Limits { agent_requests: 3, agent_buffers: 50, ..wide.clone() };
-    let hold = |share: &Share, bytes: usize| {
+    let hold = |share: &AgentShare, bytes: usize| {
         share.taken().try_hold(Way::Out, Bytes::from(vec![7; bytes])).is_ok()
     };
     let old = share(&wide, 1);
@@ -66,17 +66,18 @@ fn a_connection_has_the_limits_that_it_began_under_and_the_next_has_the_new_ones
     let _kept = new.taken().try_hold(Way::Out, Bytes::from_static(&[7; 10])).unwrap();
     assert!(!hold(&new, 50) && hold(&old, 100));
     let last = Limits { connections: 4, ..narrow };
-    assert_eq!(places.share(&key(1, "red"), &last, 1).err(), Some(Reason::ConnectionLimit));
+    assert_eq!(capacity.share(&key(1, "red"), &last, 1).err(), Some(Reason::ConnectionLimit));
     drop(old);
-    assert!(places.share(&key(1, "red"), &last, 1).is_ok());
-    assert!(places.share(&key(2, "red"), &last, 4).is_err(), "more groups, smaller parts");
+    assert!(capacity.share(&key(1, "red"), &last, 1).is_ok());
+    assert!(capacity.share(&key(2, "red"), &last, 4).is_err(), "more groups, smaller parts");
 }
 
 #[test]
 fn one_agents_requests_are_bounded_over_all_its_connections() {
-    let places = Places::new(10);
+    let capacity = Capacity::new(10);
     let few = Limits { agent_requests: 5, ..limits(3) };
-    let [one, two, other] = [1, 1, 2].map(|last| places.share(&key(last, "red"), &few, 2).unwrap());
+    let [one, two, other] =
+        [1, 1, 2].map(|last| capacity.share(&key(last, "red"), &few, 2).unwrap());
     let held: Vec<_> = (0..5).map(|_| one.taken().request().unwrap()).collect();
     for _ in 0..10 {
         assert_eq!(two.taken().request().err(), Some(Reason::RateLimit));
@@ -89,14 +90,14 @@ fn one_agents_requests_are_bounded_over_all_its_connections() {
 #[test]
 fn however_many_agents_take_all_they_can_the_next_of_their_group_has_something() {
     let limits = Limits { connections: 64, requests: 64, ..Limits::default() };
-    let places = Places::new(64);
+    let capacity = Capacity::new(64);
     let all = [1, 2, 3, 4].map(|last| {
-        let agent = || places.share(&key(last, "red"), &limits, 2);
+        let agent = || capacity.share(&key(last, "red"), &limits, 2);
         let connections: Vec<_> = (0..64).map_while(|_| agent().ok()).collect();
         let one = connections.first().unwrap();
         let requests: Vec<_> = (0..64).map_while(|_| one.taken().request().ok()).collect();
         let peeks: Vec<_> = (0..1_000).map_while(|_| one.peek(limits.peek_bytes)).collect();
-        let large = |windows: &Windows| windows.large;
+        let large = |windows: &H2Windows| windows.large;
         let windows: Vec<_> = (0..64).map(|_| one.taken().windows()).take_while(large).collect();
         (connections, requests, peeks, windows)
     });
@@ -108,37 +109,37 @@ fn however_many_agents_take_all_they_can_the_next_of_their_group_has_something()
     assert_eq!(counts[2], [4, 4, 16, 3]);
     assert!(counts[3].iter().all(|count| *count > 0), "{counts:?}");
     drop(all);
-    let again = places.share(&key(4, "red"), &limits, 2).unwrap();
+    let again = capacity.share(&key(4, "red"), &limits, 2).unwrap();
     let requests: Vec<_> = (0..64).map_while(|_| again.taken().request().ok()).collect();
     assert_eq!(requests.len(), 16, "all of it comes back");
 }
 
 #[test]
 fn what_is_over_an_agents_rate_is_counted_once_and_the_others_connect() {
-    let (places, now) = (Places::new(10), Instant::now());
+    let (capacity, now) = (Capacity::new(10), Instant::now());
     let slow = Limits { agent_new_connections: 5, ..Limits::default() };
     let greedy = key(1, "red");
-    let allowed = (0..100).filter(|_| places.may_connect(&greedy, &slow, now)).count();
+    let allowed = (0..100).filter(|_| capacity.may_connect(&greedy, &slow, now)).count();
     assert_eq!(allowed, 10);
-    assert!(places.may_connect(&key(2, "red"), &slow, now));
+    assert!(capacity.may_connect(&key(2, "red"), &slow, now));
     let told = OverRate {
         group: greedy.group().clone(),
         agent: Some(greedy),
         rated: Rated::Connections,
         count: 90,
     };
-    assert_eq!(places.over_rate(now), [told]);
-    assert_eq!(places.over_rate(now), []);
-    assert_eq!(places.over_rate(now + Duration::from_secs(9)), []);
-    assert!(places.groups.lock().unwrap().is_empty());
+    assert_eq!(capacity.over_rate(now), [told]);
+    assert_eq!(capacity.over_rate(now), []);
+    assert_eq!(capacity.over_rate(now + Duration::from_secs(9)), []);
+    assert!(capacity.groups.lock().unwrap().is_empty());
 }
 
 #[test]
 fn requests_over_an_agents_rate_are_counted_once_whatever_connections_they_are_on() {
-    let (places, now) = (Places::new(10), soon());
+    let (capacity, now) = (Capacity::new(10), soon());
     let slow = Limits { agent_new_requests: 5, ..Limits::default() };
     let greedy = key(1, "red");
-    let share = |key: &AgentKey| places.share(key, &slow, 2).unwrap().taken();
+    let share = |key: &AgentKey| capacity.share(key, &slow, 2).unwrap().taken();
     let on_two = [share(&greedy), share(&greedy)];
     let asked = (0..100).filter(|number| on_two[number % 2].may_ask(now)).count();
     assert_eq!(asked, 10);
@@ -150,22 +151,22 @@ fn requests_over_an_agents_rate_are_counted_once_whatever_connections_they_are_o
         rated: Rated::Requests,
         count: 90,
     };
-    assert_eq!(places.over_rate(now), [told]);
+    assert_eq!(capacity.over_rate(now), [told]);
     assert!(!share(&greedy).may_ask(now), "a new connection changes nothing");
-    let told = places.over_rate(now);
-    places.not_told(&told[0]);
-    assert_eq!(places.over_rate(now), told, "told the next time");
-    places.over_rate(now + Duration::from_secs(20));
-    assert!(places.groups.lock().unwrap().is_empty());
+    let told = capacity.over_rate(now);
+    capacity.not_logged(&told[0]);
+    assert_eq!(capacity.over_rate(now), told, "told the next time");
+    capacity.over_rate(now + Duration::from_secs(20));
+    assert!(capacity.groups.lock().unwrap().is_empty());
 }
 
 #[test]
 fn a_groups_agents_together_have_a_rate_of_requests_too() {
-    let (places, now) = (Places::new(1_000), soon());
+    let (capacity, now) = (Capacity::new(1_000), soon());
     let slow = Limits { agent_new_requests: 5, connections: 4_000, ..Limits::default() };
     let asked = |group: &str, agents: u8| -> usize {
         let of_one = |number| {
-            let taken = places.share(&key(number, group), &slow, 2).unwrap().taken();
+            let taken = capacity.share(&key(number, group), &slow, 2).unwrap().taken();
             (0..100).filter(|_| taken.may_ask(now)).count()
         };
         (0..agents).map(of_one).sum()
@@ -176,40 +177,40 @@ fn a_groups_agents_together_have_a_rate_of_requests_too() {
 
 #[test]
 fn what_could_not_be_told_is_told_the_next_time() {
-    let (places, now) = (Places::new(10), Instant::now());
+    let (capacity, now) = (Capacity::new(10), Instant::now());
     let slow = Limits { agent_new_connections: 1, ..Limits::default() };
     for _ in 0..5 {
-        places.may_connect(&key(1, "red"), &slow, now);
+        capacity.may_connect(&key(1, "red"), &slow, now);
     }
-    let told = places.over_rate(now);
-    places.not_told(&told[0]);
-    assert_eq!(places.over_rate(now), told);
+    let told = capacity.over_rate(now);
+    capacity.not_logged(&told[0]);
+    assert_eq!(capacity.over_rate(now), told);
 }
 
 #[test]
 fn agents_without_number_do_not_fill_the_memory_and_leave_other_groups_alone() {
-    let (places, now) = (Places::new(10), Instant::now());
+    let (capacity, now) = (Capacity::new(10), Instant::now());
     let red = GroupName("red".into());
     for number in 0..20_000u32 {
         let address = IpAddr::from((0x0a00_0000 + number).to_be_bytes());
-        places.may_connect(&AgentKey::new(&red, address), &Limits::default(), now);
+        capacity.may_connect(&AgentKey::new(&red, address), &Limits::default(), now);
     }
-    assert_eq!(places.groups.lock().unwrap()[&red].agents.len(), MAX_AGENTS);
-    assert!(places.may_connect(&key(1, "blue"), &Limits::default(), now));
+    assert_eq!(capacity.groups.lock().unwrap()[&red].agents.len(), MAX_AGENTS);
+    assert!(capacity.may_connect(&key(1, "blue"), &Limits::default(), now));
     let nameless = 20_000 - MAX_AGENTS as u64;
     assert_eq!(
-        places.over_rate(now),
+        capacity.over_rate(now),
         [OverRate { group: red.clone(), agent: None, rated: Rated::Connections, count: nameless }]
     );
     let later = now + Duration::from_secs(10);
-    assert!(places.may_connect(&key(1, "red"), &Limits::default(), later), "the idle go");
+    assert!(capacity.may_connect(&key(1, "red"), &Limits::default(), later), "the idle go");
 }
 
 #[test]
 fn bytes_wait_for_room_which_comes_back_with_the_last_handle() {
-    let places = Places::new(10);
+    let capacity = Capacity::new(10);
     let tight = Limits { agent_buffers: 100, ..Limits::default() };
-    let share = places.share(&key(1, "red"), &tight, 2).unwrap();
+    let share = capacity.share(&key(1, "red"), &tight, 2).unwrap();
     let hold = |way, bytes: &'static [u8]| {
         let held = share.taken().hold(way, Bytes::from_static(bytes));
         futures_util::FutureExt::now_or_never(held)
@@ -227,9 +228,9 @@ fn bytes_wait_for_room_which_comes_back_with_the_last_handle() {
 
 #[test]
 fn leaves_large_peeks_and_large_windows_are_an_agents_own() {
-    let places = Places::new(10);
+    let capacity = Capacity::new(10);
     let few = Limits { agent_leaves: 2, agent_peeks: 100, ..Limits::default() };
-    let [one, other] = [1, 2].map(|last| places.share(&key(last, "red"), &few, 2).unwrap());
+    let [one, other] = [1, 2].map(|last| capacity.share(&key(last, "red"), &few, 2).unwrap());
     assert_eq!((0..100).filter(|_| one.may_mint(&few)).count(), 4);
     assert!(other.may_mint(&few));
     let held = one.peek(90);
@@ -245,9 +246,9 @@ fn leaves_large_peeks_and_large_windows_are_an_agents_own() {
 
 #[test]
 fn one_groups_requests_leave_another_group_its_own_however_many_addresses_it_uses() {
-    let places = Places::new(1_000);
+    let capacity = Capacity::new(1_000);
     let few = Limits { requests: 200, ..Limits::default() };
-    let share = |last, group| places.share(&key(last, group), &few, 2).unwrap();
+    let share = |last, group| capacity.share(&key(last, group), &few, 2).unwrap();
     let red: Vec<_> = (0..100).map(|last| share(last, "red")).collect();
     let requests = red.iter().cycle().take(1_000).map(|share| share.taken().request());
     let (held, refused): (Vec<_>, Vec<_>) = requests.partition(Result::is_ok);
@@ -259,10 +260,10 @@ fn one_groups_requests_leave_another_group_its_own_however_many_addresses_it_use
 
 #[test]
 fn a_groups_agents_together_hold_no_more_than_its_part_and_another_group_has_its_own() {
-    let places = Places::new(1_000);
+    let capacity = Capacity::new(1_000);
     let few = Limits { buffers: 8 * Limits::LEAST_BODIES, peeks: 4 * 65_536, ..Limits::default() };
     let piece = Bytes::from(vec![7; 65_536]);
-    let share = |last, group| places.share(&key(last, group), &few, 2).unwrap();
+    let share = |last, group| capacity.share(&key(last, group), &few, 2).unwrap();
     let red: Vec<_> = (0..100).map(|last| share(last, "red")).collect();
     let mut held = Vec::new();
     for share in red.iter().cycle().take(1_000) {

@@ -21,31 +21,31 @@ use crate::{
 pub(super) type Need = (GroupName, SecretRef);
 
 /// What the store is told to ask for, and Vault's session to have tokens for.
-pub(super) struct Wanted {
+pub(super) struct SecretDemand {
     secrets: Arc<SecretStore>,
     vault: Option<Arc<Session>>,
     quarantined: Quarantined,
     /// What the policy in force names. Held while the others are told, so that the last one to
     /// tell them has seen the last policy and the last quarantine.
-    named: Mutex<Named>,
+    named: Mutex<NamedByPolicy>,
 }
 
 #[derive(Default)]
-struct Named {
+struct NamedByPolicy {
     groups: Vec<Arc<Group>>,
     needs: Vec<Need>,
 }
 
-impl Wanted {
+impl SecretDemand {
     /// Tells `secrets` and `vault` what the policy names.
     pub(super) fn new(
         (secrets, vault): (Arc<SecretStore>, Option<Arc<Session>>),
         quarantined: Quarantined,
         policy: &Policy,
     ) -> Self {
-        let wanted = Self { secrets, vault, quarantined, named: Mutex::default() };
-        wanted.take(policy);
-        wanted
+        let demand = Self { secrets, vault, quarantined, named: Mutex::default() };
+        demand.take(policy);
+        demand
     }
 
     /// Takes what the next policy names beside what the one in force does, so that both can be
@@ -59,14 +59,14 @@ impl Wanted {
         let mut both = [&named.needs[..], &needs(next)].concat();
         both.sort_unstable();
         both.dedup();
-        *named = Named { groups, needs: both };
+        *named = NamedByPolicy { groups, needs: both };
         self.tell(&named);
     }
 
     /// Takes what a new policy names, and nothing else any more.
     pub(super) fn take(&self, policy: &Policy) {
         let mut named = self.lock();
-        *named = Named { groups: policy.groups.clone(), needs: needs(policy) };
+        *named = NamedByPolicy { groups: policy.groups.clone(), needs: needs(policy) };
         self.secrets.set_uses(Uses::of(policy));
         self.tell(&named);
     }
@@ -100,7 +100,7 @@ impl Wanted {
         self.allowed(&self.lock().needs)
     }
 
-    fn tell(&self, named: &Named) {
+    fn tell(&self, named: &NamedByPolicy) {
         // The groups first: what is new is asked for at once, and needs a token.
         if let Some(vault) = &self.vault {
             let counts = |group: &&Arc<Group>| !self.quarantined.holds(&group.name);
@@ -114,7 +114,7 @@ impl Wanted {
         needs.iter().filter(|(group, _)| !self.quarantined.holds(group)).cloned().collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Named> {
+    fn lock(&self) -> MutexGuard<'_, NamedByPolicy> {
         lock(&self.named)
     }
 }
@@ -171,7 +171,7 @@ mod tests {
             .policy;
         let day = Duration::from_secs(86_400);
         let secrets = SecretStore::new(Arc::new(Sources::default()), &[], day, day);
-        let wanted = Wanted::new((Arc::clone(&secrets), None), quarantine.watch(), &policy);
+        let demand = SecretDemand::new((Arc::clone(&secrets), None), quarantine.watch(), &policy);
         let asked = || secrets.snapshot().health(Instant::now()).missing.len();
         assert_eq!(asked(), 1);
 
@@ -183,11 +183,11 @@ mod tests {
                 tokio::task::yield_now().await;
             }
             quarantine.release(&red).unwrap();
-            wanted.apply();
+            demand.apply();
             assert_eq!(asked(), 1);
             quarantine.hold(&red).unwrap();
         };
-        wanted.follow(&red, holding).await;
+        demand.follow(&red, holding).await;
         assert_eq!(asked(), 0, "its secrets are still asked for");
         std::fs::remove_dir_all(folder).unwrap();
     }

@@ -1,9 +1,9 @@
-//! Places that groups and their agents share by one rule, so that whoever comes has one.
+//! Slots that groups and their agents share by one rule, so that whoever comes has one.
 //!
-//! A group may hold no more places than are free, and an agent no more than its group might still
+//! A group may hold no more slots than are free, and an agent no more than its group might still
 //! take. So a group that takes all it can leaves as many for the others as it has, two leave a
 //! third, and within a group it is the same for its agents. Who may not take one now waits, behind
-//! nobody but the agent's own: a place that comes back goes to the groups in turn, and in a group to
+//! nobody but the agent's own: a slot that comes back goes to the groups in turn, and in a group to
 //! its agents in turn.
 
 use std::{
@@ -15,29 +15,29 @@ use tokio::sync::oneshot;
 
 use crate::{identity::AgentKey, locks::lock, policy::GroupName};
 
-/// The places. Cheap to clone; all clones share them.
+/// The slots. Cheap to clone; all clones share them.
 #[derive(Debug, Clone)]
-pub struct FairPlaces(Arc<Mutex<Table>>);
+pub struct FairSemaphore(Arc<Mutex<Queues>>);
 
 /// One of them. Given back when dropped.
 #[derive(Debug)]
-pub struct FairPlace {
-    places: FairPlaces,
+pub struct FairSlot {
+    semaphore: FairSemaphore,
     key: AgentKey,
 }
 
 #[derive(Debug)]
-struct Table {
+struct Queues {
     free: usize,
-    groups: HashMap<GroupName, OfGroup>,
+    groups: HashMap<GroupName, GroupQueue>,
     /// Groups with somebody who waits; the first is next.
     turns: VecDeque<GroupName>,
 }
 
 #[derive(Debug, Default)]
-struct OfGroup {
+struct GroupQueue {
     held: usize,
-    agents: HashMap<AgentKey, OfAgent>,
+    agents: HashMap<AgentKey, AgentQueue>,
     /// Agents with somebody who waits; the first is next.
     turns: VecDeque<AgentKey>,
     /// All who wait, some of whom may have gone away.
@@ -45,34 +45,34 @@ struct OfGroup {
 }
 
 #[derive(Debug, Default)]
-struct OfAgent {
+struct AgentQueue {
     held: usize,
     waiting: VecDeque<Waiting>,
 }
 
-type Waiting = oneshot::Sender<FairPlace>;
+type Waiting = oneshot::Sender<FairSlot>;
 
-impl FairPlaces {
-    /// So many places in all.
-    pub fn new(places: usize) -> Self {
+impl FairSemaphore {
+    /// So many slots in all.
+    pub fn new(semaphore: usize) -> Self {
         let (groups, turns) = (HashMap::new(), VecDeque::new());
-        Self(Arc::new(Mutex::new(Table { free: places, groups, turns })))
+        Self(Arc::new(Mutex::new(Queues { free: semaphore, groups, turns })))
     }
 
-    /// Waits for a place. `None` where too many of the group wait already.
-    pub async fn take(&self, key: &AgentKey) -> Option<FairPlace> {
+    /// Waits for a slot. `None` where too many of the group wait already.
+    pub async fn take(&self, key: &AgentKey) -> Option<FairSlot> {
         let turn = {
             let mut table = lock(&self.0);
             if table.take(key) {
-                return Some(self.place(key));
+                return Some(self.slot(key));
             }
             table.queue(key)?
         };
         turn.await.ok()
     }
 
-    fn place(&self, key: &AgentKey) -> FairPlace {
-        FairPlace { places: self.clone(), key: key.clone() }
+    fn slot(&self, key: &AgentKey) -> FairSlot {
+        FairSlot { semaphore: self.clone(), key: key.clone() }
     }
 
     fn give_back(&self, key: &AgentKey) {
@@ -80,22 +80,22 @@ impl FairPlaces {
         table.give_back(key);
         let mut unwanted = Vec::new();
         while let Some((key, waiting)) = table.next() {
-            // Who went away this moment drops the place, which must not be while the table is held.
-            unwanted.extend(waiting.send(self.place(&key)).err());
+            // Who went away this moment drops the slot, which must not be while the table is held.
+            unwanted.extend(waiting.send(self.slot(&key)).err());
         }
         drop(table);
         drop(unwanted);
     }
 }
 
-impl Drop for FairPlace {
+impl Drop for FairSlot {
     fn drop(&mut self) {
-        self.places.give_back(&self.key);
+        self.semaphore.give_back(&self.key);
     }
 }
 
-impl Table {
-    /// Counts one more place for the agent, where it may have one now.
+impl Queues {
+    /// Counts one more slot for the agent, where it may have one now.
     fn take(&mut self, key: &AgentKey) -> bool {
         let group = self.groups.entry(key.group().clone()).or_default();
         let may = group.may_take(key, self.free);
@@ -107,7 +107,7 @@ impl Table {
         may
     }
 
-    fn queue(&mut self, key: &AgentKey) -> Option<oneshot::Receiver<FairPlace>> {
+    fn queue(&mut self, key: &AgentKey) -> Option<oneshot::Receiver<FairSlot>> {
         let group = self.groups.get_mut(key.group())?;
         if group.waiting >= MAX_WAITING {
             group.forget_the_gone();
@@ -162,7 +162,7 @@ impl Table {
     }
 }
 
-impl OfGroup {
+impl GroupQueue {
     fn may_take(&self, key: &AgentKey, free: usize) -> bool {
         let of_agent = self.agents.get(key).map_or(0, |agent| agent.held);
         of_agent < free.saturating_sub(self.held)
@@ -206,7 +206,7 @@ impl OfGroup {
     }
 }
 
-impl OfAgent {
+impl AgentQueue {
     /// Takes those at the head of the queue off it who no longer wait, and says how many.
     fn drop_the_gone(&mut self) -> usize {
         let before = self.waiting.len();
@@ -236,57 +236,61 @@ mod tests {
         AgentKey::new(&GroupName(group.into()), IpAddr::from([192, 0, 2, number]))
     }
 
-    type Taking = Pin<Box<dyn Future<Output = Option<FairPlace>>>>;
+    type Taking = Pin<Box<dyn Future<Output = Option<FairSlot>>>>;
 
-    fn take(places: &FairPlaces, key: AgentKey) -> Taking {
-        let places = places.clone();
-        Box::pin(async move { places.take(&key).await })
+    fn take(semaphore: &FairSemaphore, key: AgentKey) -> Taking {
+        let semaphore = semaphore.clone();
+        Box::pin(async move { semaphore.take(&key).await })
     }
 
-    fn now(taking: &mut Taking) -> Option<FairPlace> {
+    fn now(taking: &mut Taking) -> Option<FairSlot> {
         match taking.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(place) => place,
+            Poll::Ready(slot) => slot,
             Poll::Pending => None,
         }
     }
 
     /// As many as the agents, in turn, can have at once.
-    fn all(places: &FairPlaces, keys: &[AgentKey]) -> Vec<FairPlace> {
+    fn all(semaphore: &FairSemaphore, keys: &[AgentKey]) -> Vec<FairSlot> {
         let keys = (0..1_000).flat_map(|_| keys.iter().cloned());
-        keys.filter_map(|key| now(&mut take(places, key))).collect()
+        keys.filter_map(|key| now(&mut take(semaphore, key))).collect()
     }
 
-    fn is_as_new(places: &FairPlaces, most: usize) -> bool {
-        let table = places.0.lock().unwrap();
+    fn is_as_new(semaphore: &FairSemaphore, most: usize) -> bool {
+        let table = semaphore.0.lock().unwrap();
         table.free == most && table.groups.values().all(|group| group.held == 0)
     }
 
     #[test]
     fn greedy_groups_and_agents_leave_as_much_as_they_take() {
-        let places = FairPlaces::new(120);
+        let semaphore = FairSemaphore::new(120);
         let agents: Vec<_> = (0..100).map(|number| key("red", number)).collect();
-        let red = all(&places, &agents);
+        let red = all(&semaphore, &agents);
         assert_eq!(red.len(), 60, "a group has half");
-        assert_eq!(all(&places, &[key("blue", 1)]).len(), 20, "its one agent a third of the rest");
+        assert_eq!(
+            all(&semaphore, &[key("blue", 1)]).len(),
+            20,
+            "its one agent a third of the rest"
+        );
         drop(red);
-        assert!(is_as_new(&places, 120));
-        assert_eq!(all(&places, &[key("red", 1)]).len(), 40, "one agent, of one group");
+        assert!(is_as_new(&semaphore, 120));
+        assert_eq!(all(&semaphore, &[key("red", 1)]).len(), 40, "one agent, of one group");
         let both: Vec<_> =
             (0..200).map(|number| key(["red", "blue"][number % 2], number as u8)).collect();
-        assert_eq!(all(&places, &both).len(), 80, "two groups have two thirds");
+        assert_eq!(all(&semaphore, &both).len(), 80, "two groups have two thirds");
     }
 
     #[test]
     fn who_waits_is_behind_its_own_agent_only() {
-        let places = FairPlaces::new(8);
-        let mut held = all(&places, &[key("red", 1), key("red", 2)]);
-        let mut greedy: Vec<_> = (0..100).map(|_| take(&places, key("red", 1))).collect();
+        let semaphore = FairSemaphore::new(8);
+        let mut held = all(&semaphore, &[key("red", 1), key("red", 2)]);
+        let mut greedy: Vec<_> = (0..100).map(|_| take(&semaphore, key("red", 1))).collect();
         assert!(greedy.iter_mut().all(|taking| now(taking).is_none()));
-        let mut other = take(&places, key("red", 3));
+        let mut other = take(&semaphore, key("red", 3));
         assert!(now(&mut other).is_none());
         let mut others = Vec::new();
-        while now(&mut take(&places, key("blue", others.len() as u8))).is_some_and(|place| {
-            others.push(place);
+        while now(&mut take(&semaphore, key("blue", others.len() as u8))).is_some_and(|slot| {
+            others.push(slot);
             true
         }) {}
         assert!(!others.is_empty());
@@ -300,19 +304,20 @@ mod tests {
 
     #[test]
     fn no_more_wait_than_may_and_those_who_went_away_do_not_count() {
-        let places = FairPlaces::new(1);
-        let held = all(&places, &[key("red", 1)]);
-        let mut waiting: Vec<_> = (0..MAX_WAITING).map(|_| take(&places, key("red", 2))).collect();
+        let semaphore = FairSemaphore::new(1);
+        let held = all(&semaphore, &[key("red", 1)]);
+        let mut waiting: Vec<_> =
+            (0..MAX_WAITING).map(|_| take(&semaphore, key("red", 2))).collect();
         assert!(waiting.iter_mut().all(|taking| now(taking).is_none()));
-        let mut beyond = take(&places, key("red", 3));
+        let mut beyond = take(&semaphore, key("red", 3));
         let context = &mut Context::from_waker(Waker::noop());
         assert!(matches!(beyond.as_mut().poll(context), Poll::Ready(None)));
         waiting.clear();
-        let mut again = take(&places, key("red", 3));
+        let mut again = take(&semaphore, key("red", 3));
         assert!(now(&mut again).is_none());
         drop(held);
         assert!(now(&mut again).is_some());
-        assert!(is_as_new(&places, 1));
+        assert!(is_as_new(&semaphore, 1));
     }
 
     proptest! {
@@ -323,16 +328,16 @@ mod tests {
             most in 1_usize..20,
             steps in prop::collection::vec((0..4_u8, 0..3_u8, 0..64_usize), 0..200),
         ) {
-            let places = FairPlaces::new(most);
+            let semaphore = FairSemaphore::new(most);
             let (mut held, mut waiting) = (Vec::new(), Vec::new());
             for (group, agent, which) in steps {
                 match which % 4 {
                     0 if !held.is_empty() => drop(held.swap_remove(which % held.len())),
                     1 if !waiting.is_empty() => drop(waiting.swap_remove(which % waiting.len())),
-                    _ => waiting.push(take(&places, key(&group.to_string(), agent))),
+                    _ => waiting.push(take(&semaphore, key(&group.to_string(), agent))),
                 }
-                waiting.retain_mut(|taking| now(taking).map(|place| held.push(place)).is_none());
-                let table = places.0.lock().unwrap();
+                waiting.retain_mut(|taking| now(taking).map(|slot| held.push(slot)).is_none());
+                let table = semaphore.0.lock().unwrap();
                 prop_assert_eq!(table.free + held.len(), most);
                 for group in table.groups.values() {
                     prop_assert!(group.held > 0 || group.waiting > 0);
@@ -346,7 +351,7 @@ mod tests {
             }
             waiting.clear();
             held.clear();
-            prop_assert!(is_as_new(&places, most));
+            prop_assert!(is_as_new(&semaphore, most));
         }
     }
 }

@@ -1,17 +1,17 @@
-//! The one place that a connection is for.
+//! The one authority that a connection is for.
 
 use crate::policy::Host;
 
 /// The one name and port that every request of a connection must be for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Site {
+pub(super) struct PinnedAuthority {
     /// The SNI, which is also the name that was dialled.
     pub host: Host,
     /// The port that the agent dialled and that is dialled upstream.
     pub port: u16,
 }
 
-impl Site {
+impl PinnedAuthority {
     /// Whether an authority names this host, and this port or, for 443, none.
     pub(super) fn is(&self, authority: &str) -> bool {
         let (name, port) = match authority.rsplit_once(':') {
