@@ -51,8 +51,8 @@ fn assert_masked(answer: &Response, about: &str) {
     assert!(text.starts_with("*****"), "{about}: {text}");
 }
 
-/// In one coding, as it is asked for and as it is not, whole and byte by byte, over both versions; then
-/// with the secret in it, after which plain answers are asked for.
+/// In one coding, as it is asked for and as it is not, whole and byte by byte, over both versions;
+/// then with the secret in it, after which plain answers are asked for.
 fn coding(name: &str, on_the_wire: &str, first: fn(&World, &str, &str) -> Response) {
     let world = World::usual();
     let versions = [("h1", ask_h1 as fn(&World, &str, &str) -> Response), ("h2", ask_h2)];

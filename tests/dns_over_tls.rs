@@ -1,5 +1,5 @@
-//! The gateway asks its resolvers over TLS: names leave it encrypted, to a server that was verified,
-//! or not at all.
+//! The gateway asks its resolvers over TLS: names leave it encrypted, to a server that was
+//! verified, or not at all.
 
 use std::time::{Duration, Instant};
 

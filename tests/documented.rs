@@ -196,7 +196,8 @@ fn blocks(text: &str, word: &str) -> Vec<String> {
     of_word.map(|(_, body)| outdented(body)).collect()
 }
 
-/// The text for the lab: its folder in place of the machine's, and its API in place of the real one.
+/// The text for the lab: its folder in place of the machine's, and its API in place of the real
+/// one.
 fn here(lab: &Lab, text: &str) -> String {
     let dir = lab.dir.display();
     let folders = format!(

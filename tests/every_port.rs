@@ -34,7 +34,8 @@ fn no_port_of_any_address_of_the_gateway_answers() {
     sandboxed_for(LIMIT, || only_answer(World::usual(), &[], &[]));
 }
 
-/// With onboarding one more answers, at the two addresses of the agent's own interface and nowhere else.
+/// With onboarding one more answers, at the two addresses of the agent's own interface and nowhere
+/// else.
 #[test]
 fn onboarding_opens_one_port_of_one_interface() {
     let here = [IpAddr::V4(GATEWAY_V4), IpAddr::V6(GATEWAY_V6)];
@@ -262,8 +263,8 @@ fn is_link_local(address: &SocketAddr) -> bool {
     matches!(address.ip(), IpAddr::V6(v6) if v6.is_unicast_link_local())
 }
 
-/// How many TCP packets went to one of these, but for those to Vault's API, which the gateway itself
-/// talks to: that an agent's connection there is refused is told by its end.
+/// How many TCP packets went to one of these, but for those to Vault's API, which the gateway
+/// itself talks to: that an agent's connection there is refused is told by its end.
 fn to(outside: &Capture, addresses: &[SocketAddr]) -> usize {
     let api = 8200_u16.to_be_bytes();
     let to = |frame: &Vec<u8>| match [frame[12], frame[13]] {

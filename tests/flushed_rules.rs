@@ -1,6 +1,6 @@
-//! Packet rules that somebody else changed are back at once, and the gateway is closed until its guard
-//! is. The daemon asserts them once a minute in all of these, so what is back sooner is back because
-//! the kernel told of the change.
+//! Packet rules that somebody else changed are back at once, and the gateway is closed until its
+//! guard is. The daemon asserts them once a minute in all of these, so what is back sooner is back
+//! because the kernel told of the change.
 
 use std::{
     net::SocketAddr,

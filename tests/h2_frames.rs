@@ -509,7 +509,8 @@ fn a_secret_is_never_indexed_on_the_way_upstream() {
         for request in &requests {
             assert_eq!(request.header("authorization"), [format!("Bearer {OPENAI_SECRET}")]);
         }
-        // A literal that is never indexed, of name 23 in the static table (RFC 7541, section 6.2.3).
+        // A literal that is never indexed, of name 23 in the static table (RFC 7541, section
+        // 6.2.3).
         let bytes = &scene.origin.log().connections()[0].bytes;
         assert_eq!(bytes.windows(2).filter(|pair| *pair == [0x1f, 0x08]).count(), 2);
         scene.ends_well();

@@ -1,4 +1,5 @@
-//! What the packet rules lean on does not drift: it is repaired, or the gateway closes and says why.
+//! What the packet rules lean on does not drift: it is repaired, or the gateway closes and says
+//! why.
 
 use std::{path::Path, time::Duration};
 

@@ -148,7 +148,8 @@ fn a_new_login_brings_another_user_and_the_agent_goes_on() {
     });
 }
 
-/// Before a token of the gateway's comes to its longest life, another takes over, and leases with it.
+/// Before a token of the gateway's comes to its longest life, another takes over, and leases with
+/// it.
 #[test]
 fn a_planned_new_login_costs_no_request_of_who_works_with_a_lent_user() {
     sandboxed(|| {

@@ -1,7 +1,7 @@
 //! One file per group of properties; each test runs in namespaces of its own.
 //!
-//! They are one program, so that the lab is linked once. Tests begin in the order of their names, and
-//! those that take minutes are named so that none is left alone at the end.
+//! They are one program, so that the lab is linked once. Tests begin in the order of their names,
+//! and those that take minutes are named so that none is left alone at the end.
 
 mod agent_services;
 mod agents_in_a_flood;

@@ -1,6 +1,6 @@
-//! Every placeholder, and one credential that is none, at every host, in every kind of place, by either
-//! group, in HTTP/1.1 and HTTP/2: the secret arrives in the cells in which the configuration says so, and
-//! in no other.
+//! Every placeholder, and one credential that is none, at every host, in every kind of place, by
+//! either group, in HTTP/1.1 and HTTP/2: the secret arrives in the cells in which the configuration
+//! says so, and in no other.
 //!
 //! [`expected`] says anew what the table of answers says, from the same [`BINDINGS`] that the
 //! configuration is written from, and without the code of the gateway.

@@ -1,4 +1,5 @@
-//! Health and metrics: one answer everywhere, for those who look after the gateway and for no agent.
+//! Health and metrics: one answer everywhere, for those who look after the gateway and for no
+//! agent.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -352,8 +352,8 @@ fn tree(folder: &Path) -> Vec<(String, Vec<u8>)> {
 const CURL: &str = "curl -fsS -o /dev/null -w '%{http_code}\\n' https://api.openai.example/v1/models \
                     -H 'Authorization: Bearer OPENAI_API_KEY'";
 
-/// Root of a machine of its own, as far as the script can tell: what it writes goes to layers above the
-/// real folders, and what is left there after undo is told.
+/// Root of a machine of its own, as far as the script can tell: what it writes goes to layers above
+/// the real folders, and what is left there after undo is told.
 const SYSTEM: &str = r#"
 set -eu
 mount -t tmpfs tmpfs "$1"

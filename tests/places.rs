@@ -1,5 +1,5 @@
-//! Placeholders in cookies, in JSON and in forms: swapped in their one place, in HTTP/1.1 and HTTP/2,
-//! however the body is framed, and nowhere else.
+//! Placeholders in cookies, in JSON and in forms: swapped in their one place, in HTTP/1.1 and
+//! HTTP/2, however the body is framed, and nowhere else.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use lab::{

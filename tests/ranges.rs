@@ -1,4 +1,5 @@
-//! Parts of an answer: cut out of the whole after it was masked, so that nobody reads a key in halves.
+//! Parts of an answer: cut out of the whole after it was masked, so that nobody reads a key in
+//! halves.
 
 use http::Request;
 use lab::{client::Response, gateway::OPENAI_SECRET, net::OPENAI, sandboxed};

@@ -246,8 +246,9 @@ fn a_bound_agent_says_it_without_a_record_too() {
     });
 }
 
-/// Has the first agent join a group by both versions of MLD, and look for a router as a host does whose
-/// link comes up. Requires that this chain has dropped all three, and returns the sums of the rest.
+/// Has the first agent join a group by both versions of MLD, and look for a router as a host does
+/// whose link comes up. Requires that this chain has dropped all three, and returns the sums of the
+/// rest.
 fn sums_beside_what_hosts_say(mut world: World, chain: &str) -> Vec<Value> {
     AGENT.shell(
         "sysctl -qw net.ipv6.conf.eth0.accept_ra=1 net.ipv6.conf.eth0.router_solicitation_delay=0",

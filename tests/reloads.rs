@@ -1,4 +1,5 @@
-//! A reload while agents work: until the new policy is in force the old one is, with all its values.
+//! A reload while agents work: until the new policy is in force the old one is, with all its
+//! values.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering::SeqCst},
@@ -92,7 +93,8 @@ fn a_ca_that_the_system_trusts_since_is_trusted_from_a_reload_on() {
     });
 }
 
-/// Landlock: even as root the daemon reads nothing outside of the folders that it named at its start.
+/// Landlock: even as root the daemon reads nothing outside of the folders that it named at its
+/// start.
 #[test]
 fn a_reload_that_names_a_file_in_another_folder_says_that_it_takes_a_restart() {
     sandboxed(|| {

@@ -1,5 +1,5 @@
-//! A resolver that the gateway's machine has for itself (dnsmasq and named): the two live side by side,
-//! or the one that is in the way is named.
+//! A resolver that the gateway's machine has for itself (dnsmasq and named): the two live side by
+//! side, or the one that is in the way is named.
 
 use std::{
     net::UdpSocket,

@@ -48,8 +48,8 @@ fn start() -> (World, Vault) {
     (World { lab, origin, dns, gateway }, vault)
 }
 
-/// An API that refuses a key is what tells first that it was replaced. An agent can have it refuse as
-/// often as it likes, which costs Vault one read.
+/// An API that refuses a key is what tells first that it was replaced. An agent can have it refuse
+/// as often as it likes, which costs Vault one read.
 #[test]
 fn a_key_that_an_api_refuses_is_read_again_at_once_and_not_again_for_each_refusal() {
     sandboxed(|| {

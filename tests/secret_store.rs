@@ -254,8 +254,8 @@ fn a_lock_that_was_put_there_leads_root_nowhere_and_holds_nobody_up() {
     });
 }
 
-/// What comes of typing this at the prompt of `cloakroom secret set typed`: what the terminal shows,
-/// the exit status, and whether the terminal shows what is typed again.
+/// What comes of typing this at the prompt of `cloakroom secret set typed`: what the terminal
+/// shows, the exit status, and whether the terminal shows what is typed again.
 fn type_in(config: &Path, keys: &str) -> (String, i32, bool) {
     let script = "import pty,os,sys,termios\n\
         pid,fd=pty.fork()\n\

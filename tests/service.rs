@@ -1,5 +1,5 @@
-//! The unit of systemd agrees with the reference of the configuration, and what it leaves the daemon
-//! is enough for it.
+//! The unit of systemd agrees with the reference of the configuration, and what it leaves the
+//! daemon is enough for it.
 
 use std::{fs, os::unix::fs::MetadataExt as _, process::Command};
 

@@ -131,8 +131,8 @@ fn behind_a_narrower_hop_nobody_waits_where_the_group_says_how_narrow() {
     });
 }
 
-/// Puts a router between the gateway and the first agent. Its link to the agent takes 1300 bytes, and
-/// the agent, whose own takes 1500, does not know.
+/// Puts a router between the gateway and the first agent. Its link to the agent takes 1300 bytes,
+/// and the agent, whose own takes 1500, does not know.
 fn narrow_hop() {
     let made = Command::new("sh").args(["-ec", NARROW_HOP]).output().expect("sh starts");
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));

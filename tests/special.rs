@@ -57,8 +57,8 @@ fn address(text: &str) -> IpAddr {
 }
 
 /// An address in each prefix that clouds document as their own (the wire server, service endpoints,
-/// metadata), row by row of the program's table. One that is link-local in IPv6 is no address without
-/// its link, and no name leads to it.
+/// metadata), row by row of the program's table. One that is link-local in IPv6 is no address
+/// without its link, and no name leads to it.
 fn clouds() -> Vec<String> {
     let table = tools::repository().join("appliance/src/policy/special.rs");
     let table = fs::read_to_string(table).expect("the table");
@@ -264,7 +264,8 @@ fn what_the_resolvers_make_up_is_judged_by_the_ipv4_address_in_it() {
         assert_eq!(told(GIT.name), [open]);
         reaches(AGENT, SocketAddr::new(open, 22));
 
-        // Where the operator says that it is this site's, it is; and the other is an address like any.
+        // Where the operator says that it is this site's, it is; and the other is an address like
+        // any.
         drop(traps);
         gateway::install(&world.lab, &with("nat64_prefixes = [\"fd64::/96\"]"));
         world.gateway.reload();

@@ -175,7 +175,8 @@ fn what_comes_from_outside_in_an_agents_name_is_answered_to_nobody() {
     });
 }
 
-/// Everything that makes errors has a rate or waits; and the loose check of the way back is allowed.
+/// Everything that makes errors has a rate or waits; and the loose check of the way back is
+/// allowed.
 fn hasten_errors() {
     GATEWAY.shell(
         "sysctl -qw net.ipv4.icmp_ratelimit=0 net.ipv6.icmp.ratelimit=0 net.ipv4.ipfrag_time=1 \

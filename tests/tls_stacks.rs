@@ -1,5 +1,5 @@
-//! TLS libraries that read an issuing CA in their own way: wolfSSL, which wants its extensions in one
-//! order, and mbed TLS, which knows no critical name constraints.
+//! TLS libraries that read an issuing CA in their own way: wolfSSL, which wants its extensions in
+//! one order, and mbed TLS, which knows no critical name constraints.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use lab::{

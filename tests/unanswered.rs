@@ -104,8 +104,8 @@ fn ask_until(end: Instant, from: IpAddr, server: SocketAddr) {
     }
 }
 
-/// Sends what the gateway refuses, from these addresses in no order: each refusal that is allowed is
-/// about another one.
+/// Sends what the gateway refuses, from these addresses in no order: each refusal that is allowed
+/// is about another one.
 fn be_refused_until(end: Instant, own: &[IpAddr]) {
     let bind = |from: &IpAddr| UdpSocket::bind((*from, 0)).expect("a socket");
     let sockets: Vec<UdpSocket> = own.iter().map(bind).collect();

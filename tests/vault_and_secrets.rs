@@ -164,7 +164,8 @@ fn a_deleted_key_is_dropped_at_once() {
     });
 }
 
-/// A world that reads its values anew only where Vault itself says when, whose key is at `reference`.
+/// A world that reads its values anew only where Vault itself says when, whose key is at
+/// `reference`.
 fn read_when_vault_says(reference: &str, prepare: impl FnOnce(&Vault)) -> WithVault {
     WithVault::configured(|_, vault| {
         prepare(vault);

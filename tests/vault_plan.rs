@@ -96,7 +96,8 @@ impl Planned {
         self.assert_healthy();
     }
 
-    /// Requires of a plan for Terraform that `terraform fmt` would change nothing, where there is one.
+    /// Requires of a plan for Terraform that `terraform fmt` would change nothing, where there is
+    /// one.
     #[track_caller]
     fn assert_formatted(&self, plan: &str) {
         let file = self.lab.write("formatted.tf", plan);

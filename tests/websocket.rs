@@ -1,5 +1,5 @@
-//! WebSockets: the key stands in the handshake and nowhere else, no form of it comes back, and no byte
-//! passes that is not of a frame in order.
+//! WebSockets: the key stands in the handshake and nowhere else, no form of it comes back, and no
+//! byte passes that is not of a frame in order.
 
 mod api;
 mod clients;

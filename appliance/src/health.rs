@@ -1,8 +1,8 @@
 //! How the gateway is: one state, and every cause of it, in one closed list of words.
 //!
-//! The same answer is in `cloakroom status`, in the service manager's line, behind the file that says
-//! ready and behind the metrics. It is made from what is, each time that it is asked for, so that
-//! nothing has to remember to take a cause back.
+//! The same answer is in `cloakroom status`, in the service manager's line, behind the file that
+//! says ready and behind the metrics. It is made from what is, each time that it is asked for, so
+//! that nothing has to remember to take a cause back.
 
 use std::{fmt, time::Duration};
 
@@ -45,8 +45,8 @@ macro_rules! causes {
 }
 
 causes! {
-    /// The kernel's settings or the packet rules are not what the argument leans on, the guard among
-    /// them.
+    /// The kernel's settings or the packet rules are not what the argument leans on, the guard
+    /// among them.
     PacketsUnsure = "packets_unsure" Closed,
     /// Less room on the audit's disk than is kept for what is under way.
     AuditReserve = "audit_reserve" Closed,
@@ -200,8 +200,8 @@ impl Health {
         }
     }
 
-    /// The state with the words of its causes, for the log: the text of each is there already, where it
-    /// was found.
+    /// The state with the words of its causes, for the log: the text of each is there already,
+    /// where it was found.
     pub fn in_words(&self) -> String {
         let mut words: Vec<&str> = self.findings.iter().map(|it| it.cause.as_str()).collect();
         words.dedup();

@@ -1,5 +1,5 @@
-//! Numbers about what was done, in the words of the audit: for each group and rule, never for a path,
-//! an agent or a name, so that no agent decides how many series there are.
+//! Numbers about what was done, in the words of the audit: for each group and rule, never for a
+//! path, an agent or a name, so that no agent decides how many series there are.
 //!
 //! Every record counts itself where it is written, so that the two cannot disagree. Text is made by
 //! `prometheus-client`, the client library of the Prometheus project: escaping and the format of

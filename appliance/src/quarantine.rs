@@ -42,7 +42,8 @@ pub struct QuarantineError {
 }
 
 impl Quarantine {
-    /// Reads the marks in the folder `quarantine` of `state_dir`, which is made where it is missing.
+    /// Reads the marks in the folder `quarantine` of `state_dir`, which is made where it is
+    /// missing.
     ///
     /// # Errors
     ///
@@ -97,8 +98,8 @@ impl Quarantine {
         Ok(self.groups.send_if_modified(|groups| Arc::make_mut(groups).remove(group)))
     }
 
-    /// Takes the marks that another daemon has made meanwhile. Whether there were any; what it took away
-    /// stays in force here.
+    /// Takes the marks that another daemon has made meanwhile. Whether there were any; what it took
+    /// away stays in force here.
     ///
     /// # Errors
     ///

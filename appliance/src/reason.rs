@@ -58,8 +58,8 @@ reasons! {
     ResolveFailed = "resolve_failed",
     /// The name resolves to an address that must not be dialled.
     PrivateAddress = "private_address",
-    /// No connection to the upstream, or no answer over it that can be passed on: it ended early, or
-    /// its head is larger than the gateway takes.
+    /// No connection to the upstream, or no answer over it that can be passed on: it ended early,
+    /// or its head is larger than the gateway takes.
     UpstreamUnreachable = "upstream_unreachable",
     /// The upstream's certificate did not verify for the exact name.
     UpstreamTlsInvalid = "upstream_tls_invalid",

@@ -328,7 +328,8 @@ fn fields(reason: Reason) -> impl Iterator<Item = (HeaderName, &'static str)> {
 }
 
 /// The last frame of an HTTP/2 connection that ends for this reason: GOAWAY, with the reason's word
-/// where RFC 9113, section 6.8, leaves room for one. It says of no stream that it may be tried again.
+/// where RFC 9113, section 6.8, leaves room for one. It says of no stream that it may be tried
+/// again.
 pub fn goaway(reason: Reason) -> Vec<u8> {
     let word = reason.as_str().as_bytes();
     let [.., length] = (word.len() + 8).to_be_bytes();
@@ -336,8 +337,8 @@ pub fn goaway(reason: Reason) -> Vec<u8> {
     [&frame, &LAST_STREAM.to_be_bytes()[..], &PROTOCOL_ERROR.to_be_bytes(), word].concat()
 }
 
-/// `message` and `error` are what clients print: they look where their own API tells an error, and a
-/// number is the code that all of them can read.
+/// `message` and `error` are what clients print: they look where their own API tells an error, and
+/// a number is the code that all of them can read.
 fn problem(refusal: Refusal, flow: FlowId) -> Bytes {
     let (code, reason) = (wire(refusal.reason).status.as_u16(), refusal.reason);
     let (text, message) = (refusal.text(), message(refusal, flow));
@@ -375,7 +376,8 @@ const HEADERS_TOO_LARGE: StatusCode = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARG
 const BAD_GATEWAY: StatusCode = StatusCode::BAD_GATEWAY;
 const UNAVAILABLE: StatusCode = StatusCode::SERVICE_UNAVAILABLE;
 
-/// A frame's type, an error code and the highest stream there is (RFC 9113, sections 6.8, 7 and 5.1.1).
+/// A frame's type, an error code and the highest stream there is (RFC 9113, sections 6.8, 7 and
+/// 5.1.1).
 const GOAWAY: u8 = 7;
 const PROTOCOL_ERROR: u32 = 1;
 const LAST_STREAM: u32 = (1 << 31) - 1;

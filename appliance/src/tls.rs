@@ -185,7 +185,8 @@ impl Tls {
     }
 }
 
-/// Settings for asking DNS servers over TLS (RFC 7858): each is verified for its name, by the CAs in
+/// Settings for asking DNS servers over TLS (RFC 7858): each is verified for its name, by the CAs
+/// in
 /// `ca_pem` alone where that is given, else by `system_roots`.
 ///
 /// # Errors

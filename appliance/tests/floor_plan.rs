@@ -1,8 +1,8 @@
-//! The modules have an order, the one of `lib.rs`: a module takes only from modules that stand below
-//! it. Inside a folder no order is written down, but its files form no circle.
+//! The modules have an order, the one of `lib.rs`: a module takes only from modules that stand
+//! below it. Inside a folder no order is written down, but its files form no circle.
 //!
-//! Both are read off the sources: `use` lines, and paths in code that begin with `crate`, `super` or
-//! a child module. Code for tests may take from anywhere.
+//! Both are read off the sources: `use` lines, and paths in code that begin with `crate`, `super`
+//! or a child module. Code for tests may take from anywhere.
 
 #![allow(clippy::expect_used, clippy::panic)]
 

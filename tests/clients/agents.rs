@@ -1,5 +1,5 @@
-//! Agents themselves, as npm has them: Claude Code and codex, unmodified, under the real names of their
-//! APIs.
+//! Agents themselves, as npm has them: Claude Code and codex, unmodified, under the real names of
+//! their APIs.
 
 use std::{net::IpAddr, process::Command};
 

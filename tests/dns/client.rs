@@ -15,8 +15,8 @@ use lab::{
     net::{AGENT, ATTACKER, GATEWAY_V4, GATEWAY_V6, Ns, VAULT},
 };
 
-/// Resolvers that agents like to ask: the gateway, the one it asks itself, and everybody else's, one
-/// of which seems to be on the agent's own link.
+/// Resolvers that agents like to ask: the gateway, the one it asks itself, and everybody else's,
+/// one of which seems to be on the agent's own link.
 pub(crate) fn resolvers() -> Vec<SocketAddr> {
     let foreign = ["8.8.8.8", "10.1.2.3", "169.254.169.254", "2001:4860:4860::8888", "fd00::53"];
     let foreign = foreign.map(|address| address.parse().expect("an address"));

@@ -301,8 +301,8 @@ fn two_hundred_new_names_a_second_of_both_families_fit_one_agent_and_a_group_of_
     });
 }
 
-/// For three seconds, 200 names and connections a second in turn from each of these. Returns how many of
-/// the questions had an answer, and how many there were.
+/// For three seconds, 200 names and connections a second in turn from each of these. Returns how
+/// many of the questions had an answer, and how many there were.
 fn ask_for_new_names(agents: &[IpAddr], label: &str) -> (usize, usize) {
     let begun = Instant::now();
     let sockets: Vec<UdpSocket> = agents.iter().map(|own| patient(*own)).collect();

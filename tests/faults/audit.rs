@@ -226,7 +226,8 @@ fn whatever_ends_a_connection_it_has_one_record() {
         }
         connections(&gateway, count(4));
 
-        // A client that does not trust the leaf; a reset in the middle of a head, a body, an answer.
+        // A client that does not trust the leaf; a reset in the middle of a head, a body, an
+        // answer.
         let distrusting = Hello::h1(OPENAI.name).trusting(lab.public.pem());
         Tls::open(AGENT, OPENAI.port(443), &distrusting).map(drop).expect_err("another root");
         let upload = "POST /v1/x HTTP/1.1\r\nHost: api.openai.example\r\n\

@@ -94,7 +94,8 @@ fn a_daemon_that_dies_a_hundred_times_under_a_flood_lets_no_packet_past() {
 }
 
 /// A gateway with the usual policy whose kernel forwards, whatever the daemon wants. It holds its
-/// settings at the start and every minute: behind a switch that is off the rules would show nothing.
+/// settings at the start and every minute: behind a switch that is off the rules would show
+/// nothing.
 fn start_forwarding(lab: &Lab) -> Gateway {
     Gateway::usual(lab).kill();
     let config = lab.dir.join("cloakroom.toml");

@@ -1,5 +1,5 @@
-//! The router image, booted under emulation with the lab around it: agents behind two VLANs, the API and
-//! the resolver on its uplink. `make test-image` runs it; it needs root.
+//! The router image, booted under emulation with the lab around it: agents behind two VLANs, the
+//! API and the resolver on its uplink. `make test-image` runs it; it needs root.
 
 mod router;
 mod story;
@@ -94,8 +94,8 @@ fn the_image_is_the_gateway_of_two_vlans_from_power_on_to_power_off() {
     });
 }
 
-/// What crossed the uplink is the router's own: nothing has the address of an agent, and what its card
-/// sent has its address.
+/// What crossed the uplink is the router's own: nothing has the address of an agent, and what its
+/// card sent has its address.
 fn originated(packets: &[Vec<u8>]) {
     let agents: [&[u8]; 2] = [&[192, 0, 2, 10], &[192, 0, 2, 140]];
     let networks: [&[u8]; 2] = [&[0x20, 1, 0xd, 0xb8, 0, 0xa], &[0x20, 1, 0xd, 0xb8, 0, 0xb]];

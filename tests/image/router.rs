@@ -1,5 +1,5 @@
-//! The built image, booted: its disk under QEMU, its cards plugged into the lab's links in place of the
-//! lab's own gateway.
+//! The built image, booted: its disk under QEMU, its cards plugged into the lab's links in place of
+//! the lab's own gateway.
 
 use std::{
     fs,
@@ -272,7 +272,8 @@ pub struct Switch {
 
 /// Plugs the lab's links into the router's cards, in place of the lab's own gateway.
 pub fn plug(lab: &Lab) -> Switch {
-    // The lab's gateway is a switch now: no address, and nothing that its kernel would do with packets.
+    // The lab's gateway is a switch now: no address, and nothing that its kernel would do with
+    // packets.
     GATEWAY.shell("for it in agents0 agents1 wan0; do ip addr flush dev $it; done");
     GATEWAY.shell(
         "for it in agents0 agents1 wan0; do sysctl -qw net.ipv6.conf.$it.disable_ipv6=1; done",
@@ -313,7 +314,8 @@ fn read(path: &Path) -> String {
     fs::read(path).map_or_else(|_| String::new(), |it| String::from_utf8_lossy(&it).into_owned())
 }
 
-/// Before each command in a router: whoever waits asks again and again, and leaves it time for its work.
+/// Before each command in a router: whoever waits asks again and again, and leaves it time for its
+/// work.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// A boot under emulation, on a machine that does other work too.

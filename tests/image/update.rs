@@ -59,8 +59,8 @@ fn an_update_is_kept_where_it_is_well_and_fallen_back_from_where_it_is_not() {
         let public = Hello::h1(PYPI.name).trusting(lab.public.pem());
         wait::until(BOOT, || Tls::open(AGENT, PYPI.port(443), &public).ok()).expect("spliced");
 
-        // A version whose daemon cannot start, because its kernel is told to leave it out: after three
-        // tries the one before it is back, which tells of it.
+        // A version whose daemon cannot start, because its kernel is told to leave it out: after
+        // three tries the one before it is back, which tells of it.
         let bad = newest(&first);
         shop.offer(&image(), &bad, without_daemon);
         shop.sign();
@@ -252,7 +252,8 @@ fn find(kernel: &[u8], mark: &[u8]) -> usize {
     kernel.windows(mark.len()).position(|it| it == mark).expect("it is in the kernel")
 }
 
-/// The kernel of the newest version, with a command line, as long as before, that leaves the daemon out.
+/// The kernel of the newest version, with a command line, as long as before, that leaves the daemon
+/// out.
 fn without_daemon(mut kernel: Vec<u8>) -> Vec<u8> {
     let mark = b"IMAGE_VERSION=";
     let version = find(&kernel, mark) + mark.len();

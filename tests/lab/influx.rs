@@ -68,7 +68,8 @@ impl Influx {
         ]);
     }
 
-    /// Has Vault replace the password of the user `agents-application` each `period`: `database/static-creds/influx`.
+    /// Has Vault replace the password of the user `agents-application` each `period`:
+    /// `database/static-creds/influx`.
     pub fn rotated_by(&self, vault: &Vault, period: &str) {
         self.told("CREATE USER \"agents-application\" WITH PASSWORD 'until-vault-rotates-it' WITH ALL PRIVILEGES");
         self.administered_by(vault);

@@ -50,7 +50,8 @@ pub fn sandboxed_for<F: FnOnce()>(limit: Duration, body: F) {
 /// Enters new namespaces and runs `program` there, for what is not a test: the demonstration.
 pub fn command(program: &std::path::Path) -> Command {
     let mut command = Command::new("env");
-    // A job that a shell starts with `&` ignores SIGINT and SIGQUIT, and so would all that it starts.
+    // A job that a shell starts with `&` ignores SIGINT and SIGQUIT, and so would all that it
+    // starts.
     command.args(["--default-signal", "setpriv"]);
     // The namespaces end with whoever asked for them, also when that is killed.
     command.args(["--pdeathsig", "KILL", "unshare"]);

@@ -1,8 +1,8 @@
 //! An SSH server (Dropbear) on the internet with one user, `git`, who is let in by a key, and what
 //! OpenSSH's client needs to reach it.
 //!
-//! It runs as that user, in a user namespace of its own, so that it is the same whether the lab runs
-//! as root or not. Its user, its keys and its port are nobody's outside of the lab.
+//! It runs as that user, in a user namespace of its own, so that it is the same whether the lab
+//! runs as root or not. Its user, its keys and its port are nobody's outside of the lab.
 
 use std::{net::SocketAddr, process::Child};
 

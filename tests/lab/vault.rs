@@ -2,8 +2,8 @@
 //! device, a KV v2 engine at `kv`, an AppRole for the gateway that may make tokens through the two
 //! groups' token roles and read nothing, and for each group a policy that may read `kv/agents/*`.
 //!
-//! It keeps its data (raft: what every build of both has) so that it can be stopped and started. It is spoken to
-//! through its own command line.
+//! It keeps its data (raft: what every build of both has) so that it can be stopped and started. It
+//! is spoken to through its own command line.
 
 use std::{
     fs,

@@ -209,8 +209,8 @@ fn pieces(pair: &Pair, kind: &str, chance: &mut Chance) -> Vec<Step> {
     steps.filter(|step| !step.bytes.is_empty()).collect()
 }
 
-/// What stands between two guesses: little, more than is ever kept back without a byte that no secret
-/// holds, or as much as a TLS record and a frame take. It completes no guess by chance.
+/// What stands between two guesses: little, more than is ever kept back without a byte that no
+/// secret holds, or as much as a TLS record and a frame take. It completes no guess by chance.
 fn noise(begin: usize, chance: &mut Chance) -> Vec<u8> {
     let letters = b"abcdefghijklmnopqrstuvwxyz0123456789=+/-";
     let more = match chance.below(12) {

@@ -67,8 +67,9 @@ enum Protocol {
 }
 
 /// Requires that both see the same: at once, or in several attempts. On a machine with much to do,
-/// pieces that left the API one by one may arrive together, and what ended between them is not seen.
-/// What depends on a secret is seen by one of the two nearly every time, and never by the other.
+/// pieces that left the API one by one may arrive together, and what ended between them is not
+/// seen. What depends on a secret is seen by one of the two nearly every time, and never by the
+/// other.
 ///
 /// Says whether the pieces came in other sizes than they left: some of each kept back.
 fn same(world: &World, pair: &Pair, case: &Case<'_>) -> bool {

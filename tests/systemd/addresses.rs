@@ -1,5 +1,5 @@
-//! systemd-networkd with the files of `image/examples/two-vlans` beside the running gateway: a client of
-//! each family has an address, a way out and a resolver from it.
+//! systemd-networkd with the files of `image/examples/two-vlans` beside the running gateway: a
+//! client of each family has an address, a way out and a resolver from it.
 
 use std::{fs, net::Ipv6Addr};
 

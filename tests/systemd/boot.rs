@@ -1,5 +1,5 @@
-//! A machine that is switched on with the units enabled, with systemd-networkd and an uplink that has no
-//! carrier.
+//! A machine that is switched on with the units enabled, with systemd-networkd and an uplink that
+//! has no carrier.
 
 use std::{
     fs,
@@ -92,8 +92,8 @@ fn the_guard_comes_before_any_link_and_an_uplink_without_carrier_holds_up_nothin
     });
 }
 
-/// What `systemctl enable` makes of the units' own `[Install]`, and the settings of the uplink: here, and
-/// where they belong in the machine.
+/// What `systemctl enable` makes of the units' own `[Install]`, and the settings of the uplink:
+/// here, and where they belong in the machine.
 fn enabled(lab: &Lab) -> Vec<(PathBuf, String)> {
     let units = lab.dir.join("enabled/etc/systemd/system");
     let vendors = lab.dir.join("enabled/usr/lib/systemd/system");

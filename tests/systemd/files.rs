@@ -1,5 +1,5 @@
-//! Files that the daemon reads under the shipped unit: whose they have to be, what a file of secrets may
-//! look like, and what a reload takes of them.
+//! Files that the daemon reads under the shipped unit: whose they have to be, what a file of
+//! secrets may look like, and what a reload takes of them.
 
 use lab::{
     Lab,

@@ -41,7 +41,8 @@ fn debians_own_unit_flushes_all_rules_and_both_tables_are_back_at_once() {
             assert!(guarded(&machine), "after {order}");
             machine.wait_until("healthy again", || health(&machine) == "healthy");
             machine.wait_until("repaired", || records(&machine, "repair").len() > turn);
-            // A restart flushes twice, and this is the time from the first to the end of the second.
+            // A restart flushes twice, and this is the time from the first to the end of the
+            // second.
             let reached = service.take();
             let (first, last) = (reached.iter().min(), reached.iter().max());
             open.extend(first.zip(last).map(|(first, last)| *last - *first));

@@ -1,5 +1,6 @@
-//! `docs/install.md`, followed in a Debian that is booted: its configuration is written where it says,
-//! and every line with the prompt of root on the gateway, or on an agent, is run there, in its order.
+//! `docs/install.md`, followed in a Debian that is booted: its configuration is written where it
+//! says, and every line with the prompt of root on the gateway, or on an agent, is run there, in
+//! its order.
 
 use std::{
     fs,

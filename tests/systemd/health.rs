@@ -1,5 +1,5 @@
-//! How the daemon is, as the service manager's line, readiness and the watchdog have it, for each thing
-//! that can go wrong with it.
+//! How the daemon is, as the service manager's line, readiness and the watchdog have it, for each
+//! thing that can go wrong with it.
 
 use std::{
     fs,
@@ -87,7 +87,8 @@ fn whatever_is_wrong_is_in_the_managers_line_at_once_and_behind_readiness() {
     });
 }
 
-/// The daemon has its secrets from Vault, a small disk for its audit and a watchdog without patience.
+/// The daemon has its secrets from Vault, a small disk for its audit and a watchdog without
+/// patience.
 fn start(lab: &Lab, machine: &Machine, vault: &Vault) {
     let of_vault = format!("{}/vault/", lab.dir.display());
     let config = machine::for_its_folders(&gateway::vault_config(&vault.config()));
@@ -131,8 +132,8 @@ fn of_a_sealed_vault(machine: &Machine, vault: &Vault) {
     assert_healthy(machine);
 }
 
-/// One that ends counts down; one that has ended closes its rule and nothing else; the timer's service
-/// mends both.
+/// One that ends counts down; one that has ended closes its rule and nothing else; the timer's
+/// service mends both.
 fn of_old_cas(lab: &Lab, machine: &Machine) {
     for (made, line) in [
         ("-75d", "degraded: the issuing CA of openai ends, and its hosts close with it"),

@@ -1,5 +1,5 @@
-//! New connections and look-ups at a steady rate, whatever becomes of those before, and how long each
-//! of them waited.
+//! New connections and look-ups at a steady rate, whatever becomes of those before, and how long
+//! each of them waited.
 
 use std::{
     io,
@@ -40,8 +40,8 @@ impl Load {
         load
     }
 
-    /// Ends, and requires that none failed and none waited longer than this. What is told of the slowest
-    /// counts from `restart`.
+    /// Ends, and requires that none failed and none waited longer than this. What is told of the
+    /// slowest counts from `restart`.
     #[track_caller]
     pub fn assert_none_waited(self, most: Duration, restart: Instant) {
         std::thread::sleep(GIVEN_UP);

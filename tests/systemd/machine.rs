@@ -24,7 +24,8 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Boots a Debian 13, with the guard loaded, the daemon's user made and the unit not yet started.
+    /// Boots a Debian 13, with the guard loaded, the daemon's user made and the unit not yet
+    /// started.
     pub fn boot(lab: &Lab) -> Self {
         gateway::guard();
         Self::switch_on(lab, &[]).booted()
@@ -63,8 +64,8 @@ impl Machine {
             .args(["--quiet", "--boot", "--volatile=overlay", "--console=pipe"])
             .args(["--register=no", "--keep-unit", "--machine=gateway"])
             .args(["--resolv-conf=off", "--timezone=off", "--link-journal=no"])
-            // What the unit may ask of its kernel where there is no container around it. pidfd_getfd
-            // stays filtered, as it is in every container of this kind.
+            // What the unit may ask of its kernel where there is no container around it.
+            // pidfd_getfd stays filtered, as it is in every container of this kind.
             .arg("--system-call-filter=landlock_create_ruleset landlock_add_rule landlock_restrict_self")
             .arg("--network-namespace-path=/run/netns/gateway")
             .arg("--capability=CAP_NET_ADMIN")

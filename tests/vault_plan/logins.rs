@@ -39,8 +39,8 @@ fn the_plan_for_a_login_by_signed_token_is_all_that_vault_has_to_be_told() {
     });
 }
 
-/// Requires that the doctor is content, that applying the plan again, with `asked` before it, changes
-/// nothing at `role`, that a wider token is found, and that requests get their secrets.
+/// Requires that the doctor is content, that applying the plan again, with `asked` before it,
+/// changes nothing at `role`, that a wider token is found, and that requests get their secrets.
 #[track_caller]
 fn works_and_stays_as_it_is(it: Planned, asked: &str, role: &str) {
     it.assert_healthy();

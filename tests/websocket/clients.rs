@@ -1,4 +1,5 @@
-//! Clients as they come from their indexes: the key stands in a field, in a subprotocol, or in the query.
+//! Clients as they come from their indexes: the key stands in a field, in a subprotocol, or in the
+//! query.
 
 use lab::{
     client::{agent, python, succeed, tool},
@@ -53,7 +54,8 @@ socket.onmessage = (event) => {
 };
 "#;
 
-/// Runs a program, and gives the head of the one request that arrived, in which the key stands once.
+/// Runs a program, and gives the head of the one request that arrived, in which the key stands
+/// once.
 #[track_caller]
 fn run(live: &Live, program: &std::path::Path, arguments: &[&str]) -> String {
     let mut command = agent(&live.world.lab, AGENT, program.to_str().expect("a path"));

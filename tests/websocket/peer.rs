@@ -1,5 +1,5 @@
-//! One end of a WebSocket, either one: frames by the letter of RFC 6455, with no code of the gateway's
-//! or of its codec. It says whatever it is told to, and reads only what is in order.
+//! One end of a WebSocket, either one: frames by the letter of RFC 6455, with no code of the
+//! gateway's or of its codec. It says whatever it is told to, and reads only what is in order.
 
 use std::io::{self, Read, Write};
 

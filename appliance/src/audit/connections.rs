@@ -1,6 +1,6 @@
 //! What the audit says about connections and requests that came faster than their agent may open
-//! and make them: a sum for each agent and interval, so that refusing them costs next to nothing and
-//! every one is counted.
+//! and make them: a sum for each agent and interval, so that refusing them costs next to nothing
+//! and every one is counted.
 
 use std::time::Duration;
 

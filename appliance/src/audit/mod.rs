@@ -1,4 +1,5 @@
-//! The record: exactly one for each connection and each intercepted request, after one of the start.
+//! The record: exactly one for each connection and each intercepted request, after one of the
+//! start.
 //!
 //! A slot in the writer's queue is reserved before anything is done, and a record that is dropped
 //! writes itself, so no path escapes it, a panic included. Where no slot can be had, nothing is

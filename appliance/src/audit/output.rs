@@ -1,9 +1,9 @@
 //! Where lines go: standard output, or a file that keeps to its size and leaves room on its disk.
 //!
-//! A file that has reached its size is moved aside under the next number, `audit.jsonl.00000001` and
-//! so on, between two writes of whole lines, so that each line is in exactly one file and whole. The
-//! oldest of those go where there are too many. Whatever else moves the file away and has it opened
-//! anew, as logrotate does, finds names of its own.
+//! A file that has reached its size is moved aside under the next number, `audit.jsonl.00000001`
+//! and so on, between two writes of whole lines, so that each line is in exactly one file and
+//! whole. The oldest of those go where there are too many. Whatever else moves the file away and
+//! has it opened anew, as logrotate does, finds names of its own.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
@@ -43,8 +43,8 @@ impl Output {
     }
 
     /// Opens the file that has the name now, or makes it. Where that is another one than before,
-    /// `from` goes back to the beginning of a line of which a part is out, so that the line is whole
-    /// in the new file; in the old one that part is taken back.
+    /// `from` goes back to the beginning of a line of which a part is out, so that the line is
+    /// whole in the new file; in the old one that part is taken back.
     pub(super) fn reopen(&mut self, lines: &[u8], from: &mut usize) -> io::Result<()> {
         let Self::File(log) = self else { return Ok(()) };
         let torn = torn(lines, *from);
@@ -138,11 +138,12 @@ impl LogFile {
         })
     }
 
-    /// Moves the file aside and begins another. Where the second fails, lines still go to the first,
-    /// under its new name.
+    /// Moves the file aside and begins another. Where the second fails, lines still go to the
+    /// first, under its new name.
     fn rotate(&mut self) -> io::Result<()> {
-        // After a restart two daemons write to one file until the first has drained. Only one of them
-        // may look for the next number at a time: a rename takes the place of what has the name.
+        // After a restart two daemons write to one file until the first has drained. Only one of
+        // them may look for the next number at a time: a rename takes the place of what has the
+        // name.
         let turn = File::open(folder(&self.settings.path))?;
         flock(&turn, FlockOperation::LockExclusive)?;
         let mut kept = rotated(&self.settings.path)?;

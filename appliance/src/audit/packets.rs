@@ -4,8 +4,8 @@
 //! Every packet is in exactly one sum, so counts add up, but the table is bounded: when an agent
 //! has filled its rows, what else it sends is summed by reason alone; when a group has filled its
 //! agents, so are the further ones of that group. No agent takes another's row, and no group
-//! another's agents. A source that is refused as spoofed, or is of no group, is nobody's and makes no
-//! row of its own. Where the audit takes no record, sums wait for the next interval.
+//! another's agents. A source that is refused as spoofed, or is of no group, is nobody's and makes
+//! no row of its own. Where the audit takes no record, sums wait for the next interval.
 
 use std::{
     collections::HashMap,
@@ -301,7 +301,8 @@ impl UnseenLine {
 const MAX_AGENTS: usize = 64;
 /// Protocols, ports and reasons of one agent that are told apart in one interval.
 const MAX_ROWS: usize = 16;
-/// The same for all those of a group that are too many, and for all of an interface that are nobody.
+/// The same for all those of a group that are too many, and for all of an interface that are
+/// nobody.
 const MAX_ROWS_OF_MANY: usize = 64;
 
 #[cfg(test)]

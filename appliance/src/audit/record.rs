@@ -176,7 +176,8 @@ impl Record {
         self.line.alert = Some(alert);
     }
 
-    /// The agent ended the handshake in which it was shown a leaf. A reason that it had before stays.
+    /// The agent ended the handshake in which it was shown a leaf. A reason that it had before
+    /// stays.
     pub fn agent_tls_failed(&mut self) {
         if self.line.reason.is_none() {
             self.refused(Reason::AgentTlsFailed);

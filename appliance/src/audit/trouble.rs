@@ -4,8 +4,8 @@ use std::{fmt, io};
 
 use crate::health::{HealthCause, HealthState};
 
-/// Something that is wrong with the audit. All but one close the gateway: what cannot be recorded is
-/// not done.
+/// Something that is wrong with the audit. All but one close the gateway: what cannot be recorded
+/// is not done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trouble {
     /// Its file system has less room, in bytes, than is kept for the records of what is under way.

@@ -126,8 +126,8 @@ impl Sink {
         self.trouble.clone()
     }
 
-    /// Opens the file anew, after something else has moved or removed it; at the end nothing more is
-    /// written to the old one.
+    /// Opens the file anew, after something else has moved or removed it; at the end nothing more
+    /// is written to the old one.
     ///
     /// # Errors
     ///

@@ -117,8 +117,8 @@ impl IssuingCa {
         SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
     }
 
-    /// When it should have been made anew for long: whoever does that does so from the last third of its
-    /// life on.
+    /// When it should have been made anew for long: whoever does that does so from the last third
+    /// of its life on.
     pub fn overdue_from(&self) -> SystemTime {
         let tenths = u64::try_from(self.validity.life() / 10 * 3).unwrap_or(0);
         self.ends().checked_sub(Duration::from_secs(tenths)).unwrap_or(SystemTime::UNIX_EPOCH)

@@ -56,8 +56,8 @@ impl RuleCa {
         this
     }
 
-    /// Loads the CAs that `cloakroom ca issue` made for `policy` in `dir`. One that has ended is none:
-    /// its rule is closed, and no other.
+    /// Loads the CAs that `cloakroom ca issue` made for `policy` in `dir`. One that has ended is
+    /// none: its rule is closed, and no other.
     ///
     /// # Errors
     ///

@@ -1,5 +1,5 @@
-//! Log lines as the journal takes them: a priority before each (`sd-daemon(3)`), and no time, which the
-//! journal has itself. A text of several lines is as many entries there.
+//! Log lines as the journal takes them: a priority before each (`sd-daemon(3)`), and no time, which
+//! the journal has itself. A text of several lines is as many entries there.
 
 use std::fmt;
 

@@ -38,7 +38,8 @@ pub enum VaultCommand {
         Engines and the values in them are yours to set up."
     )]
     Plan(PlanArgs),
-    /// Log in as the gateway, and say what is missing in Vault and what is too wide; shows no secret
+    /// Log in as the gateway, and say what is missing in Vault and what is too wide; shows no
+    /// secret
     #[command(after_help = "Examples:\n  cloakroom vault doctor /etc/cloakroom/cloakroom.toml\n  \
         cloakroom vault doctor --secret-id-file ./another-secret-id CONFIG\n  \
         cloakroom vault doctor --from 192.0.2.10 CONFIG\n  \
@@ -63,8 +64,8 @@ pub struct DoctorArgs {
     /// for another; by default what this machine would use
     #[arg(long, value_name = "ADDRESS|PREFIX", value_parser = prefix)]
     from: Vec<IpNet>,
-    /// Read each secret, too, as its group does, and say which could not be used; none is shown, and
-    /// what Vault lends for it is given back
+    /// Read each secret, too, as its group does, and say which could not be used; none is shown,
+    /// and what Vault lends for it is given back
     #[arg(long)]
     values: bool,
 }

@@ -131,8 +131,8 @@ impl WatchArgs {
     }
 }
 
-/// Whether an agent in the prefix is meant: a record names one with its port, alone, or, of IPv6, by
-/// the prefix that it may choose addresses of.
+/// Whether an agent in the prefix is meant: a record names one with its port, alone, or, of IPv6,
+/// by the prefix that it may choose addresses of.
 fn is_of_agent(record: &Value, wanted: IpNet) -> bool {
     let Some(agent) = word(record, "agent") else { return false };
     let address = agent.parse::<SocketAddr>().map(|address| address.ip());

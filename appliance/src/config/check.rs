@@ -377,8 +377,8 @@ fn check_placeholders(api: &ApiRule, report: &Report<'_>) {
     }
 }
 
-/// A segment that two places claim is two credentials, and a request with one of them is refused for the
-/// other.
+/// A segment that two places claim is two credentials, and a request with one of them is refused
+/// for the other.
 fn check_paths_apart(api: &ApiRule, report: &Report<'_>) {
     let slots: Vec<_> = places_with_texts(api)
         .filter_map(|(place, text)| match place.get_ref() {

@@ -21,9 +21,9 @@ pub(super) struct BasicHalves {
     pub(super) password: Arc<str>,
 }
 
-/// Reads a place: `header NAME` with `bearer`, `token`, `scheme WORD` or `raw`, `basic user`, `basic
-/// password`, `query NAME`, `path /TEXT{}/TEXT`, `cookie NAME`, `json POINTER in METHOD PATH`, `form FIELD
-/// in METHOD PATH` or `websocket subprotocol PREFIX`.
+/// Reads a place: `header NAME` with `bearer`, `token`, `scheme WORD` or `raw`, `basic user`,
+/// `basic password`, `query NAME`, `path /TEXT{}/TEXT`, `cookie NAME`, `json POINTER in METHOD
+/// PATH`, `form FIELD in METHOD PATH` or `websocket subprotocol PREFIX`.
 pub(super) fn place(text: &str, halves: &BasicHalves) -> Result<Place, String> {
     let words: Vec<&str> = text.split(' ').collect();
     match words.as_slice() {
@@ -48,8 +48,8 @@ pub(super) fn place(text: &str, halves: &BasicHalves) -> Result<Place, String> {
     }
 }
 
-/// A name that stands in a query as it is written here. A list's brackets, and what parts or encodes,
-/// servers read in several ways.
+/// A name that stands in a query as it is written here. A list's brackets, and what parts or
+/// encodes, servers read in several ways.
 fn query_name(text: &str) -> Result<Arc<str>, &'static str> {
     if !is_plain_name(text) {
         return Err("the name in a query has 1 to 128 letters, digits, '-', '.', '_', '~' and '$'");
@@ -57,8 +57,8 @@ fn query_name(text: &str) -> Result<Arc<str>, &'static str> {
     Ok(text.into())
 }
 
-/// A name of the letters that a cookie's may have (RFC 6265, section 4.1.1), of which servers make no
-/// others.
+/// A name of the letters that a cookie's may have (RFC 6265, section 4.1.1), of which servers make
+/// no others.
 fn cookie_name(text: &str) -> Result<Arc<str>, &'static str> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
     if !text.bytes().all(plain) || !(1..=MAX_COOKIE_NAME).contains(&text.len()) {
@@ -78,8 +78,8 @@ pub(super) fn basic_half(text: &str) -> Result<Arc<str>, &'static str> {
     Ok(text.into())
 }
 
-/// Reads what looks like a credential and is none: `header NAME` or `query NAME`. A name that counts
-/// for nothing anyway is a slip.
+/// Reads what looks like a credential and is none: `header NAME` or `query NAME`. A name that
+/// counts for nothing anyway is a slip.
 pub(super) fn plain_name(text: &str) -> Result<Plain, String> {
     match text.split_once(' ') {
         Some(("header", name)) => {

@@ -48,8 +48,8 @@ pub(super) fn one_ca(
     }
 }
 
-/// The path of a file of certificates that is read again when it is used. It is looked into here, so
-/// that a wrong one is a mistake with a line.
+/// The path of a file of certificates that is read again when it is used. It is looked into here,
+/// so that a wrong one is a mistake with a line.
 pub(super) fn ca_path(
     files: Files<'_>,
 ) -> impl Fn(&toml::de::DeValue<'_>) -> Result<PathBuf, String> {

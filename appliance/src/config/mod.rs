@@ -75,12 +75,13 @@ pub fn load_by(
     parse(&text, path.parent(), &name, read_file)
 }
 
-/// The interfaces of the agent groups, and nothing else of a file: the guard is loaded at boot whatever
-/// else is wrong in it.
+/// The interfaces of the agent groups, and nothing else of a file: the guard is loaded at boot
+/// whatever else is wrong in it.
 ///
 /// # Errors
 ///
-/// Where the file cannot be read or is not TOML, where it has no group, and where one has no interface.
+/// Where the file cannot be read or is not TOML, where it has no group, and where one has no
+/// interface.
 pub fn interfaces(path: &Path) -> Result<Vec<InterfaceName>, Errors> {
     let name = path.display().to_string();
     let text = read_bounded(path).map_err(|error| Errors::whole_file(&name, error.to_string()))?;
@@ -90,8 +91,8 @@ pub fn interfaces(path: &Path) -> Result<Vec<InterfaceName>, Errors> {
     report.into_errors(&name).map_or(Ok(interfaces), Err)
 }
 
-/// The control socket of the daemon with this configuration, and nothing else of the file: the daemon is
-/// spoken to whatever is wrong in it. What cannot be read names none.
+/// The control socket of the daemon with this configuration, and nothing else of the file: the
+/// daemon is spoken to whatever is wrong in it. What cannot be read names none.
 pub fn control(path: &Path) -> PathBuf {
     let text = read_bounded(path).unwrap_or_default();
     let report = Report::new(&text);
@@ -119,8 +120,8 @@ fn interfaces_of(document: &Spanned<DeTable<'_>>, report: &Report<'_>) -> Vec<In
     groups.into_iter().filter_map(interface).collect()
 }
 
-/// What the file is as TOML, where it is that at all: what a broken one seems to say would only raise
-/// errors about what it does not say.
+/// What the file is as TOML, where it is that at all: what a broken one seems to say would only
+/// raise errors about what it does not say.
 fn document<'a>(text: &'a str, report: &Report<'_>) -> Option<Spanned<DeTable<'a>>> {
     let (document, syntax) = DeTable::parse_recoverable(text);
     for error in &syntax {

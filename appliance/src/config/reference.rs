@@ -40,8 +40,8 @@ pub(super) fn token_role(text: &str) -> Result<Arc<str>, &'static str> {
     one_segment.then(|| text.into()).ok_or("the name of a token role is one segment of a path")
 }
 
-/// Whether a text is a path in Vault: plain segments, none of which a server could resolve away or a
-/// policy would take for any segment (`+`).
+/// Whether a text is a path in Vault: plain segments, none of which a server could resolve away or
+/// a policy would take for any segment (`+`).
 pub(super) fn is_path(text: &str) -> bool {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'@' | b'+');
     text.len() <= MAX_PATH_BYTES

@@ -4,8 +4,8 @@ use std::fmt;
 
 use crate::{ca::CaError, config, packets::PacketsError, policy_snapshot::PolicySnapshotError};
 
-// The text of a `PacketsError` or a `CaError` has that of its source in it. So what wraps one has no
-// source, and `{0}` instead of `transparent`: a chain would say the same twice.
+// The text of a `PacketsError` or a `CaError` has that of its source in it. So what wraps one has
+// no source, and `{0}` instead of `transparent`: a chain would say the same twice.
 
 /// Why the daemon did not start, or a reload was not taken.
 #[derive(Debug, thiserror::Error)]

@@ -163,8 +163,8 @@ fn identify(
     Ok(Arc::clone(group))
 }
 
-/// The pages to tell, where a connection is to the gateway itself and may be; nothing where it leads
-/// elsewhere.
+/// The pages to tell, where a connection is to the gateway itself and may be; nothing where it
+/// leads elsewhere.
 fn onboarding_pages<'a>(
     gateway: &Gateway,
     policy_snapshot: &'a PolicySnapshot,

@@ -1,5 +1,5 @@
-//! What the packet rules lean on, asserted for as long as the daemon runs: rules and guard after each
-//! change that nf_tables tells of, and all of it every `assert_every`.
+//! What the packet rules lean on, asserted for as long as the daemon runs: rules and guard after
+//! each change that nf_tables tells of, and all of it every `assert_every`.
 //!
 //! Somebody may change a kernel setting or a rule under a running gateway. What may be set right is
 //! set right and said; where it may not, the gateway closes to new connections, because an
@@ -230,8 +230,8 @@ impl Keeper {
         if failing > UNINSTALLED_TIME { Err(error) } else { Ok(()) }
     }
 
-    /// Where something is missing that may not be set right the gateway closes: no port is captured,
-    /// so every new connection is reset. It opens again by itself.
+    /// Where something is missing that may not be set right the gateway closes: no port is
+    /// captured, so every new connection is reset. It opens again by itself.
     fn assert_rules(&mut self) -> Result<(), PacketsError> {
         let changed = packets::verify(&self.in_force).err();
         let guarded = packets::require_guard(&self.capture);

@@ -1,9 +1,10 @@
 //! The process that a service manager knows as the daemon.
 //!
 //! A manager starts the next daemon when the main process of the one before has ended, and the one
-//! before has connections that may finish. So the main process is this small one. It starts the daemon
-//! as its child, hands signals on, and ends as soon as the child says that it holds nothing any more that
-//! the next one needs. The child drains alone (`KillMode=process`, `systemd.kill(5)`).
+//! before has connections that may finish. So the main process is this small one. It starts the
+//! daemon as its child, hands signals on, and ends as soon as the child says that it holds nothing
+//! any more that the next one needs. The child drains alone (`KillMode=process`,
+//! `systemd.kill(5)`).
 //!
 //! It reads no configuration and holds no secret. Until the child has let go, the kernel kills it
 //! together with this process, however that ends.

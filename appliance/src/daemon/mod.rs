@@ -4,7 +4,8 @@
 //! packets that are sent to them, then ready. Any doubt is fatal, and what was installed before
 //! it is closed: rules without listeners refuse everything, and Vault gets its tokens back.
 //!
-//! Stop: nothing new, then what is open may finish, then it is cut. The rules stay, so that the gateway is closed after the daemon.
+//! Stop: nothing new, then what is open may finish, then it is cut. The rules stay, so that the
+//! gateway is closed after the daemon.
 
 mod control;
 mod error;

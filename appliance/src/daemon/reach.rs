@@ -1,5 +1,5 @@
-//! What the daemon needs of the file system once it is up: what its configuration names, and what the
-//! system keeps for every program.
+//! What the daemon needs of the file system once it is up: what its configuration names, and what
+//! the system keeps for every program.
 
 use std::path::{Path, PathBuf};
 
@@ -44,9 +44,9 @@ fn of_vault(reach: &mut Reach, vault: &VaultSettings) {
     }
 }
 
-/// What the C library reads to resolve a name, with its modules; the CAs that the system trusts; and
-/// what the kernel tells of itself. Every user may read what is public there, and permissions of files
-/// hold beside Landlock.
+/// What the C library reads to resolve a name, with its modules; the CAs that the system trusts;
+/// and what the kernel tells of itself. Every user may read what is public there, and permissions
+/// of files hold beside Landlock.
 const SYSTEM: [&str; 9] = [
     "/etc",
     "/run/systemd/resolve",

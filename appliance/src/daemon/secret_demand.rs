@@ -76,9 +76,10 @@ impl SecretDemand {
         self.tell(&self.lock());
     }
 
-    /// Waits for a quarantine of `group` that is on its way, and takes it as soon as it is in force:
-    /// a disk that is slow with the mark does not keep the group's secrets here. And once more when
-    /// it is done: a release that had its turn before may have told of the group meanwhile.
+    /// Waits for a quarantine of `group` that is on its way, and takes it as soon as it is in
+    /// force: a disk that is slow with the mark does not keep the group's secrets here. And once
+    /// more when it is done: a release that had its turn before may have told of the group
+    /// meanwhile.
     pub(super) async fn follow<T>(&self, group: &GroupName, holding: impl Future<Output = T>) -> T {
         let mut in_force = self.quarantined.clone();
         let mut holding = pin!(holding);

@@ -130,7 +130,8 @@ impl Prepared {
             other(&format!("cannot make the folder of the audit {}", settings.audit), &error)
         })?;
         let capture = Capture::new(&policy, &settings);
-        // Whoever else answers at port 53 can be named now: Landlock hides what other processes hold.
+        // Whoever else answers at port 53 can be named now: Landlock hides what other processes
+        // hold.
         let sockets = inherited.dns(&capture);
         let confinement = confine(reach)?;
         packets::prepare(&capture).await?;
@@ -473,8 +474,8 @@ fn open_secrets(
     Ok((SecretStore::new(Arc::new(sources), &[], refresh, max_stale), session))
 }
 
-/// Says where a family leads nowhere, and what of it agents will see. It is looked at again with each
-/// answer, so that nothing has to be started again when there is a route.
+/// Says where a family leads nowhere, and what of it agents will see. It is looked at again with
+/// each answer, so that nothing has to be started again when there is a route.
 fn report_routes(policy: &Policy, ipv6: bool) {
     let anywhere: [(&str, IpAddr); 2] = [("IPv4", ANYWHERE_4.into()), ("IPv6", ANYWHERE_6.into())];
     for (family, address) in anywhere.into_iter().filter(|(_, it)| ipv6 || it.is_ipv4()) {

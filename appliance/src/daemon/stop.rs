@@ -1,6 +1,6 @@
-//! The end: nothing new, then what is open may finish, then it is cut. Where another daemon may follow
-//! at once, what only one can have is given up first; this one accepts until that one does, and drains
-//! beside it.
+//! The end: nothing new, then what is open may finish, then it is cut. Where another daemon may
+//! follow at once, what only one can have is given up first; this one accepts until that one does,
+//! and drains beside it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,8 +14,9 @@ use super::{
 use crate::{packets::DaemonState, phase::Phase, quarantine::Quarantine};
 
 /// What only one daemon at a time can have: the control socket, the address of the metrics, the
-/// keeping of the packet rules, the kernel's log of what it refused, and the right to listen, which is
-/// among the vitals. The listeners and the sockets of DNS are shared: each daemon answers what it took.
+/// keeping of the packet rules, the kernel's log of what it refused, and the right to listen, which
+/// is among the vitals. The listeners and the sockets of DNS are shared: each daemon answers what
+/// it took.
 struct Holds {
     obeying: Obeying,
     host_checks: HostChecks,
@@ -118,8 +119,8 @@ impl Obeying {
     }
 }
 
-/// The next daemon may come from here on. Until it accepts this one does, which takes the start of the
-/// next one from nobody's time; whether one comes at all is not known.
+/// The next daemon may come from here on. Until it accepts this one does, which takes the start of
+/// the next one from nobody's time; whether one comes at all is not known.
 async fn make_way(port: u16, drain_time: Duration, launched: Launched) {
     if let Err(error) = launched.let_go() {
         return tracing::error!(%error, "cannot tell the launcher; the next daemon waits");
@@ -135,8 +136,8 @@ async fn make_way(port: u16, drain_time: Duration, launched: Launched) {
     }
 }
 
-/// Orders go to the next daemon. A group that it quarantines is cut off here, too. Returns where that
-/// cannot be seen: then nobody may go on.
+/// Orders go to the next daemon. A group that it quarantines is cut off here, too. Returns where
+/// that cannot be seen: then nobody may go on.
 async fn follow_marks(quarantine: &Arc<Quarantine>, demand: &SecretDemand) {
     loop {
         tokio::time::sleep(LOOK).await;
@@ -166,8 +167,8 @@ async fn end_watcher(watcher: Watcher) {
     }
 }
 
-/// Time for the next daemon to come, the first round of its secrets among it. After a stop, for which
-/// none does, new connections are served for as long.
+/// Time for the next daemon to come, the first round of its secrets among it. After a stop, for
+/// which none does, new connections are served for as long.
 const SUCCESSOR: Duration = Duration::from_secs(10);
 /// How often it is asked for.
 const LISTEN_EVERY: Duration = Duration::from_millis(10);

@@ -82,7 +82,8 @@ async fn accept_on_all(
     while loops.join_next().await.is_some() {}
 }
 
-/// Owns every flow of one listener. Flows that are still open when the daemon is cut end themselves.
+/// Owns every flow of one listener. Flows that are still open when the daemon is cut end
+/// themselves.
 async fn accept_on(
     interface: InterfaceName,
     (listener, listens): (TcpListener, mpsc::Sender<Infallible>),

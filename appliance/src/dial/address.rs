@@ -28,8 +28,8 @@ pub fn is_own(address: IpAddr) -> bool {
     }
 }
 
-/// Whether the kernel knows a way to the address. Nothing is sent: to connect a datagram socket only
-/// looks the way up. Errs to yes.
+/// Whether the kernel knows a way to the address. Nothing is sent: to connect a datagram socket
+/// only looks the way up. Errs to yes.
 pub fn has_route(address: IpAddr) -> bool {
     let any: IpAddr = match address {
         IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
@@ -39,8 +39,8 @@ pub fn has_route(address: IpAddr) -> bool {
         .and_then(|socket| socket.connect(SocketAddr::new(address, DISCARD)));
     match looked_up.map_err(|error| error.raw_os_error()) {
         Ok(()) => true,
-        // No route, or one that is unreachable, prohibited or a black hole; no address of that family
-        // to come from; no such family.
+        // No route, or one that is unreachable, prohibited or a black hole; no address of that
+        // family to come from; no such family.
         Err(Some(code)) => !NO_ROUTE.iter().any(|errno| errno.raw_os_error() == code),
         Err(None) => true,
     }

@@ -6,13 +6,13 @@
 //!
 //! An agent is known by its address, so that a host which asks over IPv4 and connects over IPv6
 //! looks like two. An address that was given over the other family is therefore held for all
-//! addresses of the card that asked, where the group binds its agents to theirs, and for all agents of
-//! the group where it does not: which of them will dial it cannot be told then. It counts only where
-//! the agent was not given that address itself.
+//! addresses of the card that asked, where the group binds its agents to theirs, and for all agents
+//! of the group where it does not: which of them will dial it cannot be told then. It counts only
+//! where the agent was not given that address itself.
 //!
-//! Whoever asks over UDP can make up sources without number. A connection proves its source, so where a
-//! group has no room left, whoever asked longest ago and never dialled what it was given is forgotten
-//! first, and those who did only where there is nobody else.
+//! Whoever asks over UDP can make up sources without number. A connection proves its source, so
+//! where a group has no room left, whoever asked longest ago and never dialled what it was given is
+//! forgotten first, and those who did only where there is nobody else.
 
 use std::{
     collections::{HashMap, VecDeque},

@@ -1,8 +1,9 @@
 //! What resolvers said about names, for as long as it holds.
 //!
-//! A name counts for the group that last had it asked for. In a full table a new name takes the place
-//! of one of the group that has the most, the one that would be forgotten first: whatever a group asks
-//! for, another keeps its names while they are no more than an equal part. It errs towards asking again.
+//! A name counts for the group that last had it asked for. In a full table a new name takes the
+//! place of one of the group that has the most, the one that would be forgotten first: whatever a
+//! group asks for, another keeps its names while they are no more than an equal part. It errs
+//! towards asking again.
 
 use std::{
     collections::{BTreeSet, HashMap},

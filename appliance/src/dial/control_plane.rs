@@ -1,9 +1,9 @@
 //! The machines that the gateway itself depends on, its DNS servers and its Vault; and the agents.
 //!
 //! No name leads an agent to one of them, whatever policy lists: a name is its owner's to point
-//! anywhere, what decides about agents is not theirs to talk to through the gateway, and neither are
-//! the agents of another group. It errs
-//! towards no: a machine that is one of these and an upstream as well is refused as an upstream.
+//! anywhere, what decides about agents is not theirs to talk to through the gateway, and neither
+//! are the agents of another group. It errs towards no: a machine that is one of these and an
+//! upstream as well is refused as an upstream.
 
 use std::{
     collections::VecDeque,

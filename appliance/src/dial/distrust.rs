@@ -1,14 +1,14 @@
 //! Datagrams from the resolvers, each of which may be somebody else's (RFC 5452).
 //!
-//! A query has a port, a number and a mixture of capitals (draft-vixie-dnsext-dns0x20) that nobody can
-//! guess, and hickory makes all three. Here an answer is held against them. One that differs in any
-//! is not believed, and the question is asked again over TCP, where nobody can answer in another's
-//! place. hickory only waits on where the number or the question is wrong, so that whoever guesses
-//! could go on guessing.
+//! A query has a port, a number and a mixture of capitals (draft-vixie-dnsext-dns0x20) that nobody
+//! can guess, and hickory makes all three. Here an answer is held against them. One that differs in
+//! any is not believed, and the question is asked again over TCP, where nobody can answer in
+//! another's place. hickory only waits on where the number or the question is wrong, so that
+//! whoever guesses could go on guessing.
 //!
 //! Some resolvers write every name in small letters. One that has done so several times, with the
-//! right port and number and with nothing else in between, is believed without the capitals from then
-//! on, until it keeps them again.
+//! right port and number and with nothing else in between, is believed without the capitals from
+//! then on, until it keeps them again.
 
 use std::{
     collections::HashMap,
@@ -142,8 +142,8 @@ impl DnsUdpSocket for Socket {
 }
 
 impl ResolverState {
-    /// Leaves in the buffer what is to be made of the datagram in it, and says how long that is: the
-    /// answer, or one that says to ask over TCP.
+    /// Leaves in the buffer what is to be made of the datagram in it, and says how long that is:
+    /// the answer, or one that says to ask over TCP.
     fn weigh(&self, query: &[u8], buffer: &mut [u8], length: usize, address: SocketAddr) -> usize {
         match DatagramMatch::is(query, buffer.get(..length).unwrap_or_default()) {
             DatagramMatch::Exact => {
@@ -172,7 +172,8 @@ impl ResolverState {
         before >= FOLDS_BY_HABIT
     }
 
-    /// Somebody who can send in the resolver's name has found the port of a query. Said now and then.
+    /// Somebody who can send in the resolver's name has found the port of a query. Said now and
+    /// then.
     fn tell_forgery(&self, address: SocketAddr) {
         let mut told = lock(&self.told);
         if told.is_none_or(|last| last.elapsed() >= TELL_EVERY) {

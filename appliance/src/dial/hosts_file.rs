@@ -1,7 +1,7 @@
 //! The names that this machine's `/etc/hosts` gives addresses to.
 //!
-//! For the gateway alone, where it looks for its Vault: no agent is told of them. A file that is not
-//! there gives none, and so does one that cannot be read.
+//! For the gateway alone, where it looks for its Vault: no agent is told of them. A file that is
+//! not there gives none, and so does one that cannot be read.
 
 use std::{io, net::IpAddr};
 

@@ -1,10 +1,10 @@
 //! A question to the configured resolvers, and the addresses that its answer gives.
 //!
 //! Nothing that an answer says leads to another question, so the owner of a listed zone cannot have
-//! the gateway ask for a name of its choosing. Resolvers follow aliases themselves; an alias without
-//! the addresses that it leads to is no address. Of an answer only that counts to which the asked
-//! name leads, alias by alias, in whatever order the records stand. Over UDP names are asked for in a
-//! mixture of capitals, and [`distrust`](super::distrust) says which answers count.
+//! the gateway ask for a name of its choosing. Resolvers follow aliases themselves; an alias
+//! without the addresses that it leads to is no address. Of an answer only that counts to which the
+//! asked name leads, alias by alias, in whatever order the records stand. Over UDP names are asked
+//! for in a mixture of capitals, and [`distrust`](super::distrust) says which answers count.
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
@@ -71,12 +71,14 @@ impl NameServers {
     }
 
     /// Every address of the name, which ends with a dot: IPv4 before IPv6. Where only one family
-    /// has an answer, that is it. Once one family has addresses the other has a moment left: a server
-    /// that never answers for it (RFC 8305, section 3; RFC 4074, section 4.1) costs no more than that.
+    /// has an answer, that is it. Once one family has addresses the other has a moment left: a
+    /// server that never answers for it (RFC 8305, section 3; RFC 4074, section 4.1) costs no more
+    /// than that.
     ///
     /// # Errors
     ///
-    /// Where no server answers; [`DnsError::NoRecordsFound`] where one says that there is no address.
+    /// Where no server answers; [`DnsError::NoRecordsFound`] where one says that there is no
+    /// address.
     pub(super) async fn addresses(&self, name: &str) -> Result<ResolvedAddresses, NetError> {
         let name = Name::from_ascii(name)?;
         let v4 = pin!(self.family(Query::query(name.clone(), RecordType::A)));

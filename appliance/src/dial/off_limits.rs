@@ -1,7 +1,8 @@
-//! What no name leads an agent to: the one place that says whether an address may be dialled, or told.
+//! What no name leads an agent to: the one place that says whether an address may be dialled, or
+//! told.
 //!
-//! Every reading of an address is judged, also where only this site's translators (NAT64) read it so.
-//! It errs towards no: what can be read in two ways has to pass in both.
+//! Every reading of an address is judged, also where only this site's translators (NAT64) read it
+//! so. It errs towards no: what can be read in two ways has to pass in both.
 
 use std::{
     net::{IpAddr, Ipv6Addr},
@@ -67,9 +68,9 @@ impl OffLimits {
 
     /// Whether an address may be dialled for an agent, or given to one, as one of this upstream's.
     ///
-    /// The gateway's own addresses and those of the machines it depends on are refused whatever policy
-    /// lists: that would be a loop, or a way to the control plane. So is what the site says is never
-    /// dialled. A special address is refused unless the upstream may live there.
+    /// The gateway's own addresses and those of the machines it depends on are refused whatever
+    /// policy lists: that would be a loop, or a way to the control plane. So is what the site says
+    /// is never dialled. A special address is refused unless the upstream may live there.
     pub(crate) fn allows(&self, address: IpAddr, upstream: &Upstream) -> bool {
         let (known, address) = (self.known(), address.to_canonical());
         let barred = |each: &IpAddr| {
@@ -105,8 +106,8 @@ impl Known {
         self.discovered.as_deref()
     }
 
-    /// Whether an upstream may live there: it is public in every reading, or listed. What is below the
-    /// prefix of a translator is no more than what is inside of it.
+    /// Whether an upstream may live there: it is public in every reading, or listed. What is below
+    /// the prefix of a translator is no more than what is inside of it.
     fn is_home(&self, address: IpAddr, listed: &[IpNet]) -> bool {
         let open = |it| !special::is_special(it) || special::is_opened(it, listed);
         let IpAddr::V6(v6) = address else { return open(address) };

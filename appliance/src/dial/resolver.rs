@@ -2,10 +2,10 @@
 //!
 //! Hosts files and search domains are never read. Only names that policy lists get here, from
 //! the agents' resolver and from flows alike, and no answer leads to a question for another name.
-//! Where a rule begins with `*.`, agents choose what stands in the star's place, and that leaves in a
-//! query. One cache serves both, and however many ask for a name at once, one query is under way.
-//! Agents and groups share out by [`FairSemaphore`] how many names are asked for at once, so that names
-//! which nobody answers take no other group's turn.
+//! Where a rule begins with `*.`, agents choose what stands in the star's place, and that leaves in
+//! a query. One cache serves both, and however many ask for a name at once, one query is under way.
+//! Agents and groups share out by [`FairSemaphore`] how many names are asked for at once, so that
+//! names which nobody answers take no other group's turn.
 
 use std::{
     collections::HashMap,
@@ -137,9 +137,9 @@ impl Resolver {
         }
     }
 
-    /// Every address of a machine that the gateway itself depends on: those that `/etc/hosts` has for
-    /// the name, or else what the resolvers say. They join the control plane. No agent's query is
-    /// waited for, and nothing is remembered.
+    /// Every address of a machine that the gateway itself depends on: those that `/etc/hosts` has
+    /// for the name, or else what the resolvers say. They join the control plane. No agent's query
+    /// is waited for, and nothing is remembered.
     ///
     /// # Errors
     /// There is no such name or no address, or no resolver says either.

@@ -2,8 +2,9 @@
 //! (RFC 7050): whoever makes up IPv6 addresses for names that have none does so for a name that is
 //! known to have none, too.
 //!
-//! Until a resolver has answered, which IPv6 addresses stand for somebody's IPv4 address is not known,
-//! and none is used. It errs towards no: an answer that can be read in two ways is read in both.
+//! Until a resolver has answered, which IPv6 addresses stand for somebody's IPv4 address is not
+//! known, and none is used. It errs towards no: an answer that can be read in two ways is read in
+//! both.
 
 use std::{
     sync::{Arc, Weak},

@@ -2,8 +2,8 @@
 //!
 //! Every agent has its own share of queries, lookups, connections and audit records, so that one
 //! at its limits leaves the others theirs. A group, whose hosts may use many addresses, has a share
-//! too. Where it has too many agents to keep apart, one that is at rest makes room for a new one, and
-//! what it asked stays in the group's sum.
+//! too. Where it has too many agents to keep apart, one that is at rest makes room for a new one,
+//! and what it asked stays in the group's sum.
 
 use std::{
     collections::HashMap,
@@ -33,8 +33,8 @@ struct GroupQueries {
 struct Common {
     held: SharesInUse,
     records: RateLimiter,
-    /// Of agents that made room for others or found none, and of those that were too many to be told
-    /// apart.
+    /// Of agents that made room for others or found none, and of those that were too many to be
+    /// told apart.
     rest: QueryCounts,
 }
 
@@ -298,8 +298,9 @@ impl Drop for DnsShare {
     }
 }
 
-/// Names that one agent may have resolved at once. While a daemon starts, queries wait, and no name is
-/// remembered: 200 names a second, each asked for in both families, for half a second have to fit.
+/// Names that one agent may have resolved at once. While a daemon starts, queries wait, and no name
+/// is remembered: 200 names a second, each asked for in both families, for half a second have to
+/// fit.
 const MAX_LOOKUPS: usize = 256;
 /// Names that one group may have resolved at once, those that wait for their turn included. A
 /// query that waits holds about 2 KiB.

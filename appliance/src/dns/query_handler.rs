@@ -272,10 +272,10 @@ impl QueryHandler {
     }
 }
 
-/// What there is a way to. Where a protocol names no host the gateway takes a connection before it has
-/// made its own, to the very address that was dialled, so an agent that is told one without a way gets
-/// a reset after its connect and does not try the next. One is told all the same where the agents of
-/// the group could use none in its place.
+/// What there is a way to. Where a protocol names no host the gateway takes a connection before it
+/// has made its own, to the very address that was dialled, so an agent that is told one without a
+/// way gets a reset after its connect and does not try the next. One is told all the same where the
+/// agents of the group could use none in its place.
 fn routed(group: &Group, found: Resolved, usable: impl Fn(IpAddr) -> bool) -> Resolved {
     let (with, without): (Vec<IpAddr>, Vec<IpAddr>) =
         found.addresses.iter().partition(|address| dial::has_route(**address));

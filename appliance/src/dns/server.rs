@@ -12,7 +12,8 @@ use tokio::{runtime::Builder, task::JoinSet, time::timeout};
 use super::{QueryHandler, tcp, udp};
 use crate::{packets::DnsSockets, phase::Phase};
 
-/// The thread that answers agents' queries until the daemon drains, and then those that it has read.
+/// The thread that answers agents' queries until the daemon drains, and then those that it has
+/// read.
 #[derive(Debug)]
 pub struct DnsServer {
     thread: JoinHandle<()>,
@@ -60,8 +61,8 @@ impl DnsServer {
     }
 }
 
-/// Runs a loop, which ends on its own soon after the daemon drains. One that panics is begun again: the agents' names must not
-/// hang on one message.
+/// Runs a loop, which ends on its own soon after the daemon drains. One that panics is begun again:
+/// the agents' names must not hang on one message.
 async fn keep<F>(handler: Arc<QueryHandler>, begin: impl Fn() -> F)
 where
     F: Future<Output = ()> + Send + 'static,

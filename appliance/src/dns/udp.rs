@@ -95,7 +95,8 @@ fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Option<Datagram>
     socket.try_io(Interest::READABLE, || net::receive(socket, buffer))
 }
 
-/// An answer that cannot be sent is lost, as any datagram may be, and counted; the agent asks again.
+/// An answer that cannot be sent is lost, as any datagram may be, and counted; the agent asks
+/// again.
 fn send(
     handler: &QueryHandler,
     origin: &Origin,

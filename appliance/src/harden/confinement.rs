@@ -1,9 +1,9 @@
 //! What the daemon may touch of the file system, and whom it may signal, once it is up: Landlock
-//! (`landlock(7)`). Whoever takes the daemon over reads and writes in these folders and nowhere else,
-//! and starts no program.
+//! (`landlock(7)`). Whoever takes the daemon over reads and writes in these folders and nowhere
+//! else, and starts no program.
 //!
-//! The kernel holds each rule against a folder and everything below it. Folders, and not files: a file
-//! that is replaced by another one of its name is another file to the kernel.
+//! The kernel holds each rule against a folder and everything below it. Folders, and not files: a
+//! file that is replaced by another one of its name is another file to the kernel.
 
 use std::{
     collections::BTreeSet,
@@ -84,7 +84,8 @@ impl Confinement {
     ///
     /// # Errors
     ///
-    /// The kernel has Landlock and refuses, a folder cannot be opened, or there are threads already.
+    /// The kernel has Landlock and refuses, a folder cannot be opened, or there are threads
+    /// already.
     pub fn enter(reach: Reach) -> io::Result<Self> {
         if fs::read_dir("/proc/self/task")?.count() != 1 {
             return Err(io::Error::other("there are threads already, which it would not hold for"));

@@ -1,8 +1,8 @@
 //! One request and its answer on a connection whose TLS ends here.
 //!
 //! The order is the argument: a slot in the audit, then a message with one meaning for the one
-//! pinned authority, then the policy's methods, paths and credentials, then the values, then the upstream.
-//! Whatever fails on the way is answered here, and nothing is sent.
+//! pinned authority, then the policy's methods, paths and credentials, then the values, then the
+//! upstream. Whatever fails on the way is answered here, and nothing is sent.
 
 use std::{
     sync::{Arc, Mutex},
@@ -223,8 +223,8 @@ pub(super) async fn serve(
 }
 
 impl Sender {
-    /// An answer to a handshake is the last one of its connection, unless a WebSocket follows: what an
-    /// agent has sent behind it is answered by nobody.
+    /// An answer to a handshake is the last one of its connection, unless a WebSocket follows: what
+    /// an agent has sent behind it is answered by nobody.
     fn last(&self, mut response: Response<ResponseBody>) -> Response<ResponseBody> {
         let asked = matches!(self, Self::H1(_, switch) if switch.is_asked());
         if asked && response.status() != StatusCode::SWITCHING_PROTOCOLS {
@@ -563,8 +563,8 @@ impl Trace {
         self.refused(reason);
     }
 
-    /// The agent's body ended before its time: by a broken rule, or because the agent left off. Gives
-    /// the reason.
+    /// The agent's body ended before its time: by a broken rule, or because the agent left off.
+    /// Gives the reason.
     pub(super) fn broken_off(&self) -> Reason {
         let violation = self.connection.exchanges.violation();
         let reason = violation.map_or(Reason::HttpMalformed, |violation| violation.reason);

@@ -1,5 +1,5 @@
-//! Where the frames of an HTTP/2 connection begin and end, in one direction (RFC 9113, section 4.1).
-//! Pure.
+//! Where the frames of an HTTP/2 connection begin and end, in one direction (RFC 9113, section
+//! 4.1). Pure.
 
 /// Where the next byte belongs.
 #[derive(Debug)]

@@ -1,4 +1,5 @@
-//! What the HTTP/2 library does not do for a head: a deadline, and a word about each that it refuses.
+//! What the HTTP/2 library does not do for a head: a deadline, and a word about each that it
+//! refuses.
 //!
 //! It looks at frames as they pass (RFC 9113, section 4.1) and changes none. From the first byte of
 //! the preface, of a header block, or of any frame that is not DATA, the whole of it must arrive
@@ -186,7 +187,8 @@ impl<S> HeadWatch<S> {
                 break;
             }
         }
-        // A head that is whole ends its deadline; one that has begun has one, from its own beginning.
+        // A head that is whole ends its deadline; one that has begun has one, from its own
+        // beginning.
         if clear {
             self.deadline = None;
         }

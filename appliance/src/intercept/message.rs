@@ -22,8 +22,8 @@ use crate::{
     reason::Reason,
 };
 
-/// Refuses a head with too many fields, or, of HTTP/2, with a list of them that is too long (RFC 9113,
-/// section 6.5.2). The guard has counted the bytes of HTTP/1 on the wire.
+/// Refuses a head with too many fields, or, of HTTP/2, with a list of them that is too long (RFC
+/// 9113, section 6.5.2). The guard has counted the bytes of HTTP/1 on the wire.
 pub(super) fn check_size(head: &request::Parts, fields: usize, bytes: usize) -> Result<(), Reason> {
     let too_long = || head.version == Version::HTTP_2 && list_bytes(head) > bytes;
     if head.headers.len() > fields || too_long() { Err(Reason::HeaderLimit) } else { Ok(()) }
@@ -39,8 +39,8 @@ fn list_bytes(head: &request::Parts) -> usize {
 /// Bytes that RFC 9113 counts for a field beside its name and value.
 const FIELD_OVERHEAD: usize = 32;
 
-/// Refuses a request that is not plainly one for `pinned`. Gives the handshake of a WebSocket, where the
-/// request is one and the rule allows it.
+/// Refuses a request that is not plainly one for `pinned`. Gives the handshake of a WebSocket,
+/// where the request is one and the rule allows it.
 pub(super) fn check(
     head: &request::Parts,
     pinned: &PinnedAuthority,
@@ -195,8 +195,8 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 static HOP_BY_HOP: [HeaderName; 8] =
     [CLOSE, KEEP_ALIVE, CONNECTION, PROXY_CONNECTION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE];
 
-/// Whether a server that cannot tell `_` from `-` would take a field for one that frames the message,
-/// and give it a second length.
+/// Whether a server that cannot tell `_` from `-` would take a field for one that frames the
+/// message, and give it a second length.
 fn is_misspelt(name: &HeaderName) -> bool {
     let framing = [CONTENT_LENGTH, TRANSFER_ENCODING];
     let folded = Folded(name.as_str().as_bytes());

@@ -1,8 +1,8 @@
 //! Fields by which some origins replace the method, the path or the host of the request line, in
 //! whatever spelling they read them, and names in the query that do the same.
 //!
-//! Errs to refusal: an override passes only where it says what the rules allow anyway. Bodies are not
-//! searched, so an origin that takes `_method` from a form has to be limited by paths.
+//! Errs to refusal: an override passes only where it says what the rules allow anyway. Bodies are
+//! not searched, so an origin that takes `_method` from a form has to be limited by paths.
 
 use http::{
     HeaderMap, HeaderName, Method,
@@ -16,7 +16,8 @@ use crate::{
     reason::Reason,
 };
 
-/// Refuses a field that names another host than the pinned authority, to an origin that routes by it.
+/// Refuses a field that names another host than the pinned authority, to an origin that routes by
+/// it.
 ///
 /// # Errors
 ///
@@ -122,11 +123,12 @@ const METHOD_FIELDS: [&str; 6] = [
     "http-method-override",
 ];
 
-/// Further names in the query: of Rails, Symfony, Laravel and Express; of Google's APIs and Salesforce's.
+/// Further names in the query: of Rails, Symfony, Laravel and Express; of Google's APIs and
+/// Salesforce's.
 const QUERY_METHODS: [&str; 2] = ["_method", "$httpMethod"];
 
-/// Names in the query that replace the method at some APIs (`method=delete` of Meta's Graph API), and at
-/// others are that of a remote call, as [`fold_query`] writes them.
+/// Names in the query that replace the method at some APIs (`method=delete` of Meta's Graph API),
+/// and at others are that of a remote call, as [`fold_query`] writes them.
 const MAYBE_QUERY_METHODS: [&str; 7] = [
     "method",
     "httpmethod",

@@ -425,8 +425,8 @@ type UpstreamH1 = client::http1::Connection<TokioIo<ClientTls<ReadAhead<TcpStrea
 /// What is left of an HTTP/1.1 connection that became something else.
 type LeftStream = (ClientTls<ReadAhead<TcpStream>>, Bytes);
 
-/// As [`poll_ended`], for HTTP/1.1. Once a handshake went out the connection's end may be a beginning:
-/// the stream is kept for it, and the agent's side ends by its answer.
+/// As [`poll_ended`], for HTTP/1.1. Once a handshake went out the connection's end may be a
+/// beginning: the stream is kept for it, and the agent's side ends by its answer.
 fn poll_left(
     upstream: &mut Option<UpstreamH1>,
     left: &mut Option<LeftStream>,
@@ -487,8 +487,8 @@ fn header_list_bytes(limits: &Limits) -> u32 {
     u32::try_from(limits.head_bytes).unwrap_or(u32::MAX)
 }
 
-/// What hyper refuses of HTTP/1 although the guard has let it through. There is no such head that we
-/// know of; this one would have its record.
+/// What hyper refuses of HTTP/1 although the guard has let it through. There is no such head that
+/// we know of; this one would have its record.
 const MALFORMED_HEAD: Violation = Violation { reason: Reason::HttpMalformed, at_head: true };
 /// Bytes of an HTTP/2 head beyond `head_bytes` that the library takes, so that the answer is ours.
 const BEYOND_THE_LIMIT: u32 = 16 * 1024;

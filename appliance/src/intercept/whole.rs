@@ -1,5 +1,5 @@
-//! A body that is read whole before anything is sent: one of a login or a token exchange, in which a
-//! binding names a place.
+//! A body that is read whole before anything is sent: one of a login or a token exchange, in which
+//! a binding names a place.
 
 use std::time::Duration;
 

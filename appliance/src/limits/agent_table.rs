@@ -1,9 +1,10 @@
 //! What is known of each agent of a group, up to a bound.
 //!
-//! Whoever is on the wire can send from addresses without number, each of which looks like an agent.
-//! So in a full table a new agent takes the place of one that is at rest: of which nothing is known
-//! that a new one would not say. The look for one takes a few steps and goes on where the last ended.
-//! Where all who are looked at do something, there is no place, and whoever asked is told no.
+//! Whoever is on the wire can send from addresses without number, each of which looks like an
+//! agent. So in a full table a new agent takes the place of one that is at rest: of which nothing
+//! is known that a new one would not say. The look for one takes a few steps and goes on where the
+//! last ended. Where all who are looked at do something, there is no place, and whoever asked is
+//! told no.
 
 use indexmap::IndexMap;
 
@@ -25,8 +26,8 @@ impl<T> Default for AgentTable<T> {
 
 impl<T> AgentTable<T> {
     /// The agent, as a `new` one where it is not known. `rests` says of another whether it is at
-    /// rest, and takes from it what is to be kept; that one is then forgotten. `None` where the table
-    /// is full of others.
+    /// rest, and takes from it what is to be kept; that one is then forgotten. `None` where the
+    /// table is full of others.
     pub fn agent(
         &mut self,
         key: &AgentKey,

@@ -6,8 +6,8 @@
 //!
 //! What all agents together may hold is divided into equal parts, one for each group, so that all
 //! groups but one leave the last its own; and no agent has more than half of its group's part. But
-//! for bytes of bodies, it has no more than its group has left, either: a host that is two agents, by
-//! an address of each family, leaves the others of its group a quarter. Of what waits in large
+//! for bytes of bodies, it has no more than its group has left, either: a host that is two agents,
+//! by an address of each family, leaves the others of its group a quarter. Of what waits in large
 //! pieces, with the default limits and all of it used up:
 //!
 //! | what | bound | MiB |
@@ -337,8 +337,8 @@ impl Drop for AgentShare {
 
 impl Taken {
     /// Whether the agent may make a request now: `agent_new_requests` a second, twice as many at
-    /// once, and all agents of its group together [`Quota::GROUP_RATE`] times that. One that may not
-    /// is counted, and has no record of its own.
+    /// once, and all agents of its group together [`Quota::GROUP_RATE`] times that. One that may
+    /// not is counted, and has no record of its own.
     pub fn may_ask(&self, now: Instant) -> bool {
         let may = self.agent.may_ask(now) && self.group.may_ask(now);
         self.agent.counts.over_rate.fetch_add(u64::from(!may), Relaxed);

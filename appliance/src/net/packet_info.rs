@@ -1,8 +1,8 @@
 //! Datagrams with the address that they were sent to, and answers that come from there.
 //!
 //! The socket is bound to an address that nobody asks, so the kernel tells the destination of each
-//! datagram beside it (`IP_PKTINFO`, `IPV6_PKTINFO`) and takes the source of each answer the same way. A
-//! source that is not the machine's own is possible because the socket is transparent.
+//! datagram beside it (`IP_PKTINFO`, `IPV6_PKTINFO`) and takes the source of each answer the same
+//! way. A source that is not the machine's own is possible because the socket is transparent.
 
 use std::{
     io::{self, IoSlice, IoSliceMut},

@@ -3,7 +3,8 @@
 //! Vectored writes are passed on as such: a wrapper that forgets them makes two system calls or a
 //! copy out of one.
 
-/// `AsyncWrite` for `$wrapper<S>`, done by its field `$stream`, for each `S` that can be written to.
+/// `AsyncWrite` for `$wrapper<S>`, done by its field `$stream`, for each `S` that can be written
+/// to.
 macro_rules! writes_go_straight_through {
     ($wrapper:ident, $stream:ident) => {
         impl<S: tokio::io::AsyncWrite + Unpin> tokio::io::AsyncWrite for $wrapper<S> {

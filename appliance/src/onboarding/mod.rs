@@ -1,9 +1,9 @@
-//! What agents of a group fetch at the gateway's own address to trust it: its CA, a bundle of that and
-//! the public CAs, and a script that installs them.
+//! What agents of a group fetch at the gateway's own address to trust it: its CA, a bundle of that
+//! and the public CAs, and a script that installs them.
 //!
-//! Pure. There is no secret in any page, and nothing an agent says gets into one. Errs towards refusal:
-//! a request is one of three paths by GET or HEAD at the very address that was dialled, with no
-//! query, no body and nothing behind it.
+//! Pure. There is no secret in any page, and nothing an agent says gets into one. Errs towards
+//! refusal: a request is one of three paths by GET or HEAD at the very address that was dialled,
+//! with no query, no body and nothing behind it.
 
 use std::{collections::HashMap, fmt::Write as _, net::IpAddr};
 
@@ -45,8 +45,8 @@ pub struct PageRequest {
     pub body: bool,
 }
 
-/// There are no public CAs on this machine, and a bundle without them would cut agents off from every
-/// host that shows a certificate of its own.
+/// There are no public CAs on this machine, and a bundle without them would cut agents off from
+/// every host that shows a certificate of its own.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "a group has onboarding, and there are no public CAs here for its bundle; install \
@@ -196,7 +196,8 @@ fn fingerprint(der: &[u8]) -> String {
 }
 
 const SCRIPT: &str = include_str!("install.sh");
-/// Fields with which a request is more than its head (RFC 9112, section 6; RFC 9110, sections 7.8 and
+/// Fields with which a request is more than its head (RFC 9112, section 6; RFC 9110, sections 7.8
+/// and
 /// 10.1.1).
 const MORE: [&str; 4] = ["content-length", "transfer-encoding", "upgrade", "expect"];
 /// Characters of a line of PEM.

@@ -11,8 +11,8 @@
 //!
 //! It errs towards silence: whatever is in doubt is an error at start, and the static guard table
 //! (`nft/base.nft`), which this module requires and never touches, stays closed. The table is
-//! planned once, in [`ruleset`]; what is printed and what is sent to the kernel are two renderings of
-//! that one plan, and the kernel is asked afterwards what it really holds.
+//! planned once, in [`ruleset`]; what is printed and what is sent to the kernel are two renderings
+//! of that one plan, and the kernel is asked afterwards what it really holds.
 //! `nft/README.md` is the prose of the same rules.
 
 mod error;
@@ -72,9 +72,9 @@ pub fn require_guard(capture: &Capture) -> Result<(), PacketsError> {
     readback::require_guard(&capture.interface_names())
 }
 
-/// Asserts, while the daemon runs, what the rules lean on beside the guard: the kernel's settings and
-/// the routes. What differs is set right where it may be, and said. An interface that is gone is
-/// passed over: nothing arrives on it.
+/// Asserts, while the daemon runs, what the rules lean on beside the guard: the kernel's settings
+/// and the routes. What differs is set right where it may be, and said. An interface that is gone
+/// is passed over: nothing arrives on it.
 ///
 /// # Errors
 ///

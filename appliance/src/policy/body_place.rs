@@ -49,8 +49,8 @@ pub enum BodyPlaceError {
 }
 
 impl BodyPlace {
-    /// Bytes of a body in which there is such a place. A login or a token exchange has a few hundred,
-    /// and a signed assertion some thousand.
+    /// Bytes of a body in which there is such a place. A login or a token exchange has a few
+    /// hundred, and a signed assertion some thousand.
     pub const MAX_BYTES: usize = 64 * 1024;
 
     /// Reads the words of a place, as in `json /password in POST /login`.

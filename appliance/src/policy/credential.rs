@@ -48,9 +48,9 @@ pub(crate) fn fold_query(name: &str) -> Cow<'_, str> {
     Cow::Owned(kept.map(|char| char.to_ascii_lowercase()).collect())
 }
 
-/// The names under which a server may read in a query what it reads in this field, as [`fold_query`]
-/// writes them. Azure Functions have another one there, which at other APIs is a country, a voucher or
-/// what OAuth trades for a token.
+/// The names under which a server may read in a query what it reads in this field, as
+/// [`fold_query`] writes them. Azure Functions have another one there, which at other APIs is a
+/// country, a voucher or what OAuth trades for a token.
 pub(crate) fn queries_of(field: &str) -> impl Iterator<Item = Box<str>> {
     let azure = (field == "x-functions-key").then_some("code");
     [fold_query(field).into()].into_iter().chain(azure.map(Box::from))
@@ -130,8 +130,9 @@ const ENDINGS: [&str; 15] = [
 /// What the names of header fields end in as well.
 const HEADER_ENDINGS: [&str; 3] = ["bearer", "passcode", "-pass"];
 
-/// Credentials whose names do not tell: of Artifactory, Azure (tokens for further tenants), Docker's
-/// engine, Honeycomb, Metabase and OVH; and what lets a request past the protection of a site at Vercel.
+/// Credentials whose names do not tell: of Artifactory, Azure (tokens for further tenants),
+/// Docker's engine, Honeycomb, Metabase and OVH; and what lets a request past the protection of a
+/// site at Vercel.
 const HEADERS: [&str; 7] = [
     "x-jfrog-art-api",
     "x-ms-authorization-auxiliary",
@@ -172,12 +173,13 @@ const PLAIN_PARTS: [&str; 4] = ["idempotency", "csrf", "xsrf", "xrfkey"];
 /// What names of credentials in a query end in as well, as [`fold_query`] writes them.
 const QUERY_ENDINGS: [&str; 6] = ["bearer", "hmac", "passcode", "pwd", "sig", "alfticket"];
 
-/// Names in a query that end so and open nothing: marks of a request that is sent again (AWS), and of
-/// questions that are counted as one (Google's Places).
+/// Names in a query that end so and open nothing: marks of a request that is sent again (AWS), and
+/// of questions that are counted as one (Google's Places).
 const PLAIN_QUERIES: [&str; 3] = ["clienttoken", "clientrequesttoken", "sessiontoken"];
 
-/// What further such names end in: where a list goes on, and what is asked for. As Google's, Amazon's,
-/// Microsoft's and Meta's APIs, CouchDB, Jira, Confluence, SonarQube, LaunchDarkly and PagerDuty have them.
+/// What further such names end in: where a list goes on, and what is asked for. As Google's,
+/// Amazon's, Microsoft's and Meta's APIs, CouchDB, Jira, Confluence, SonarQube, LaunchDarkly and
+/// PagerDuty have them.
 const PLAIN_QUERY_ENDINGS: [&str; 34] = [
     "pagetoken",
     "pagingtoken",

@@ -21,8 +21,8 @@ pub struct Limits {
     pub requests: usize,
     /// The same, of one agent on all its connections; no more than half of what its group has.
     pub agent_requests: usize,
-    /// Bytes of all agents' requests that may wait in the gateway, and as many of their answers. Each
-    /// group has an equal part.
+    /// Bytes of all agents' requests that may wait in the gateway, and as many of their answers.
+    /// Each group has an equal part.
     pub buffers: usize,
     /// The same, of one agent; no more than half of what its group has.
     pub agent_buffers: usize,
@@ -49,15 +49,16 @@ pub struct Limits {
     pub idle_time: Duration,
     /// Streams at once on one HTTP/2 connection.
     pub h2_streams: u32,
-    /// DNS queries a second, of one agent; twice as many may come at once. All agents of a group may
-    /// send [`Quota::GROUP_RATE`] times as many.
+    /// DNS queries a second, of one agent; twice as many may come at once. All agents of a group
+    /// may send [`Quota::GROUP_RATE`] times as many.
     pub dns_rate: u32,
     /// Time that flows get to finish at shutdown before they are cut.
     pub drain_time: Duration,
 }
 
 impl Limits {
-    /// The highest that `connections` may be: so many fit into the audit's queue beside the requests.
+    /// The highest that `connections` may be: so many fit into the audit's queue beside the
+    /// requests.
     pub const MAX_CONNECTIONS: usize = 40_960;
     /// The highest that `requests` may be, for the same reason.
     pub const MAX_REQUESTS: usize = 16_384;
@@ -73,8 +74,8 @@ impl Limits {
     pub const LEAST_BODIES: usize = 1024 * 1024;
 }
 
-/// An agent that opens 200 connections a second, each to a name that it looks up in both families, is
-/// within its rates.
+/// An agent that opens 200 connections a second, each to a name that it looks up in both families,
+/// is within its rates.
 impl Default for Limits {
     fn default() -> Self {
         Self {

@@ -2,8 +2,8 @@
 
 use http::Method;
 
-/// What a rule without a list of methods allows: the methods of RFC 9110, section 9.3, but for CONNECT
-/// and TRACE, and PATCH (RFC 5789). Whatever else an origin knows has to be listed.
+/// What a rule without a list of methods allows: the methods of RFC 9110, section 9.3, but for
+/// CONNECT and TRACE, and PATCH (RFC 5789). Whatever else an origin knows has to be listed.
 pub const USUAL_METHODS: [Method; 7] = [
     Method::GET,
     Method::HEAD,

@@ -118,10 +118,11 @@ pub struct Group {
     pub prefixes: Vec<IpNet>,
     /// The token role in Vault that says which secrets it may have.
     pub vault_role: Arc<str>,
-    /// The largest packet that passes on the way to them, where a hop there is narrower than the link.
+    /// The largest packet that passes on the way to them, where a hop there is narrower than the
+    /// link.
     pub mtu: Option<u16>,
-    /// The certificate in DER that these agents are to trust, where the gateway's own address offers
-    /// it to them.
+    /// The certificate in DER that these agents are to trust, where the gateway's own address
+    /// offers it to them.
     pub onboarding: Option<Arc<[u8]>>,
     /// The agents that are bound to their network cards. Where there is one, the group has no
     /// other agents.
@@ -234,8 +235,8 @@ pub struct Upstream {
     pub private_prefixes: Vec<IpNet>,
 }
 
-/// How an issuing CA says that it is good for its rule's names alone. It is the client that holds it
-/// to that, either way.
+/// How an issuing CA says that it is good for its rule's names alone. It is the client that holds
+/// it to that, either way.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Constraints {
     /// A client that does not know the limit refuses the CA.

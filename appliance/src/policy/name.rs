@@ -1,6 +1,7 @@
-//! Names of fields and in queries as servers may read them. Behind CGI-like interfaces `_` cannot be told from `-`
-//! (RFC 3875, section 4.1.18), and some servers map every byte that is neither letter nor digit alike,
-//! so that a field under another spelling would ride on the rule for the first.
+//! Names of fields and in queries as servers may read them. Behind CGI-like interfaces `_` cannot
+//! be told from `-` (RFC 3875, section 4.1.18), and some servers map every byte that is neither
+//! letter nor digit alike, so that a field under another spelling would ride on the rule for the
+//! first.
 
 use std::{borrow::Cow, ops::Range};
 
@@ -20,8 +21,8 @@ impl PartialEq<Folded<'_>> for Folded<'_> {
     }
 }
 
-/// Whether a name in a query or a form stands there as it is written: nothing in it parts, encodes, or
-/// makes a list.
+/// Whether a name in a query or a form stands there as it is written: nothing in it parts, encodes,
+/// or makes a list.
 pub(crate) fn is_plain_name(text: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~$".contains(&byte);
     text.bytes().all(plain) && (1..=MAX_NAME).contains(&text.len())
@@ -29,13 +30,14 @@ pub(crate) fn is_plain_name(text: &str) -> bool {
 
 const MAX_NAME: usize = 128;
 
-/// The pairs of a query or a form, decoded once. A `;` parts two of them as well: older servers take it so.
+/// The pairs of a query or a form, decoded once. A `;` parts two of them as well: older servers
+/// take it so.
 pub(crate) fn query_pairs(query: &str) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, str>)> {
     query.split(';').flat_map(|part| form_urlencoded::parse(part.as_bytes()))
 }
 
-/// The value that stands under `name` in a query or a form: where it is in the text, and decoded once. Only
-/// pairs that every server finds alike: parted from others by `&`, and without a `;`.
+/// The value that stands under `name` in a query or a form: where it is in the text, and decoded
+/// once. Only pairs that every server finds alike: parted from others by `&`, and without a `;`.
 pub(crate) fn query_values<'a>(
     query: &'a str,
     name: &'a str,

@@ -12,14 +12,15 @@ pub(crate) const LENGTHS: [u8; 6] = [32, 40, 48, 56, 64, 96];
 pub(crate) const WELL_KNOWN: Ipv6Net =
     Ipv6Net::new_assert(Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0), 96);
 
-/// The name whose AAAA records only a translator's resolver has (RFC 7050, section 3). With its dot.
+/// The name whose AAAA records only a translator's resolver has (RFC 7050, section 3). With its
+/// dot.
 pub(crate) const ASKED_FOR: &str = "ipv4only.arpa.";
 
 /// What that name's A records are (RFC 7050, section 8.2).
 const KNOWN: [Ipv4Addr; 2] = [Ipv4Addr::new(192, 0, 0, 170), Ipv4Addr::new(192, 0, 0, 171)];
 
-/// The IPv4 address that a translator with this prefix takes the address for. The byte that has to be
-/// zero (bits 64 to 71) is passed over: not every translator looks at it.
+/// The IPv4 address that a translator with this prefix takes the address for. The byte that has to
+/// be zero (bits 64 to 71) is passed over: not every translator looks at it.
 ///
 /// `None` where the address is not below the prefix, or the prefix has a length that none has.
 pub(crate) fn embedded(prefix: &Ipv6Net, address: Ipv6Addr) -> Option<Ipv4Addr> {
@@ -29,8 +30,8 @@ pub(crate) fn embedded(prefix: &Ipv6Net, address: Ipv6Addr) -> Option<Ipv4Addr> 
     Some(Ipv4Addr::new(a, b, c, d))
 }
 
-/// The IPv6 prefix whose addresses a translator takes for those of the IPv4 prefix. `None` where the
-/// translator's prefix has a length that none has.
+/// The IPv6 prefix whose addresses a translator takes for those of the IPv4 prefix. `None` where
+/// the translator's prefix has a length that none has.
 pub(crate) fn translated(prefix: &Ipv6Net, inner: &Ipv4Net) -> Option<Ipv6Net> {
     let places = places(prefix.prefix_len())?;
     let mut octets = prefix.network().octets();

@@ -1,11 +1,11 @@
 //! Rules on request paths, and the paths that no rule can be applied to safely.
 //!
-//! Origins disagree on what `%2F` is: a byte of a segment, or the end of one. Both readings are held
-//! against the rules, and a path passes where they agree. What leads out of a folder in either
+//! Origins disagree on what `%2F` is: a byte of a segment, or the end of one. Both readings are
+//! held against the rules, and a path passes where they agree. What leads out of a folder in either
 //! reading never passes.
 //!
-//! A path that begins with two slashes is another with one to some. It passes where a rule begins so,
-//! whose author means that path.
+//! A path that begins with two slashes is another with one to some. It passes where a rule begins
+//! so, whose author means that path.
 
 use std::{borrow::Cow, fmt, sync::Arc};
 
@@ -94,8 +94,8 @@ pub fn permits(
     permits_path(paths, path)
 }
 
-/// Whether a rule's paths permit a request. Where there is none, every path is permitted, and none is
-/// judged.
+/// Whether a rule's paths permit a request. Where there is none, every path is permitted, and none
+/// is judged.
 ///
 /// # Errors
 ///
@@ -125,8 +125,8 @@ pub fn permits_path(rules: &[PathRule], path: &str) -> Result<(), Reason> {
     }
 }
 
-/// Whether every server parts the path into the same segments, and every one spells them so. Stricter
-/// than rules are: where a segment is a credential, no other spelling may hide one.
+/// Whether every server parts the path into the same segments, and every one spells them so.
+/// Stricter than rules are: where a segment is a credential, no other spelling may hide one.
 pub(crate) fn has_one_reading(path: &str) -> bool {
     let opened = opened(path);
     let slashes = |path: &str| path.bytes().filter(|&byte| byte == b'/').count();
@@ -162,8 +162,8 @@ fn closed(path: &str) -> Cow<'_, str> {
     if path.contains("%2f") { path.replace("%2f", "%2F").into() } else { path.into() }
 }
 
-/// The path as an origin reads it that decodes slashes before it parts segments, and takes characters
-/// for what Unicode calls compatible with them (NFKC).
+/// The path as an origin reads it that decodes slashes before it parts segments, and takes
+/// characters for what Unicode calls compatible with them (NFKC).
 fn opened(path: &str) -> Cow<'_, str> {
     if !path.contains('%') {
         return path.into();
@@ -235,9 +235,9 @@ fn decoded(segment: &str) -> Option<String> {
     String::from_utf8(decoded).ok()
 }
 
-/// What an encoded slash is read as, and each character that Unicode calls compatible with nothing but
-/// slashes, dots, backslashes, semicolons, pluses (spaces to some) or a percent sign, which a second
-/// decoding would find.
+/// What an encoded slash is read as, and each character that Unicode calls compatible with nothing
+/// but slashes, dots, backslashes, semicolons, pluses (spaces to some) or a percent sign, which a
+/// second decoding would find.
 const READ_AS: [(&str, &str); 22] = [
     ("%2F", "/"),
     ("%EF%BC%8F", "/"),
@@ -439,8 +439,8 @@ mod tests {
     }
 
     proptest! {
-        /// Decoding slashes and then resolving dots, in whatever order an origin does it, never leads
-        /// out of the folder of a rule.
+        /// Decoding slashes and then resolving dots, in whatever order an origin does it, never
+        /// leads out of the folder of a rule.
         #[test]
         fn no_reading_of_a_path_that_passes_leaves_its_folder(
             path in "/v1(/|%2[fF]|\\.|%20|;|a|%EF%BC%8[EF]){0,12}",

@@ -4,9 +4,9 @@ use std::{fmt, ops::Range, sync::Arc};
 
 use super::path::has_one_reading;
 
-/// Where a credential stands in a path, as in `/bot{}/`: one whole segment, with fixed text before and
-/// behind it. Where the text behind holds a slash, whatever follows is the API's; where not, the path
-/// ends with the segment.
+/// Where a credential stands in a path, as in `/bot{}/`: one whole segment, with fixed text before
+/// and behind it. Where the text behind holds a slash, whatever follows is the API's; where not,
+/// the path ends with the segment.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct PathSlot {
     before: Arc<str>,
@@ -22,7 +22,8 @@ pub enum PathSlotError {
     /// Does not begin with a slash, or has no `{}` or more than one.
     #[error("a place in a path begins with '/' and has one {{}}, as in /bot{{}}/")]
     Shape,
-    /// Its fixed text is read differently by different servers, or holds what only a template would.
+    /// Its fixed text is read differently by different servers, or holds what only a template
+    /// would.
     #[error(
         "the text around {{}} is a plain path: no '%', no dots as a segment, no empty segment, no \
          second {{}}"
@@ -61,7 +62,8 @@ impl PathSlot {
         (fixed && ends).then_some(start..start + length)
     }
 
-    /// Whether the fixed text around a credential that was [found](Self::find) is there, byte for byte.
+    /// Whether the fixed text around a credential that was [found](Self::find) is there, byte for
+    /// byte.
     pub fn fits(&self, path: &str, at: &Range<usize>) -> bool {
         let after = path.get(at.end..).and_then(|after| after.strip_prefix(&*self.ending));
         let ends = after.is_some_and(|after| {

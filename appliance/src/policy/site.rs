@@ -41,8 +41,8 @@ impl Site {
         self.never_dial.iter().copied().chain(own).collect()
     }
 
-    /// The destinations that nobody may dial unless a rule opens them: [`special::SPECIAL`], the same
-    /// where translators write it, and what is closed here.
+    /// The destinations that nobody may dial unless a rule opens them: [`special::SPECIAL`], the
+    /// same where translators write it, and what is closed here.
     pub(crate) fn special(&self) -> Vec<IpNet> {
         let translators: Vec<IpNet> = self.translators().copied().map(IpNet::V6).collect();
         let rows: Vec<IpNet> = special::SPECIAL.iter().map(|row| row.prefix).collect();
@@ -58,8 +58,8 @@ impl Site {
         [special::without(&rows, &translators), translated, closed].concat()
     }
 
-    /// What of the listed prefixes is open at the door: not what is closed here, nor the services of
-    /// clouds that a prefix holds and does not mean.
+    /// What of the listed prefixes is open at the door: not what is closed here, nor the services
+    /// of clouds that a prefix holds and does not mean.
     pub(crate) fn homes(&self, listed: &[IpNet]) -> Vec<IpNet> {
         let services: Vec<IpNet> = special::cloud_services().map(|row| row.prefix).collect();
         let opened = listed.iter().flat_map(|prefix| {

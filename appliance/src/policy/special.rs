@@ -28,8 +28,8 @@ pub(crate) struct Special {
 pub(crate) enum SpecialKind {
     /// Whatever holds the address opens it.
     Registered,
-    /// A service of a cloud, such as one that hands out credentials. It is opened by a prefix that lies
-    /// within its own: a wider one was written for something else.
+    /// A service of a cloud, such as one that hands out credentials. It is opened by a prefix that
+    /// lies within its own: a wider one was written for something else.
     Cloud,
 }
 
@@ -110,8 +110,8 @@ pub(crate) fn cloud_services() -> impl Iterator<Item = &'static Special> {
     SPECIAL.iter().filter(|special| special.kind == SpecialKind::Cloud)
 }
 
-/// Whether an address is anything but public unicast: it is in [`SPECIAL`], or it is IPv6 outside of
-/// the one block that is assigned to public unicast (RFC 4291, section 2.4).
+/// Whether an address is anything but public unicast: it is in [`SPECIAL`], or it is IPv6 outside
+/// of the one block that is assigned to public unicast (RFC 4291, section 2.4).
 pub(crate) fn is_special(address: IpAddr) -> bool {
     let assigned = match address {
         IpAddr::V4(_) => true,

@@ -1,5 +1,5 @@
-//! A place in a WebSocket's handshake: behind fixed text in one of the subprotocols that are offered.
-//! Browsers let a page set no other field there, so APIs take keys in this one.
+//! A place in a WebSocket's handshake: behind fixed text in one of the subprotocols that are
+//! offered. Browsers let a page set no other field there, so APIs take keys in this one.
 
 use std::{fmt, sync::Arc};
 
@@ -38,8 +38,8 @@ impl SubprotocolPrefix {
 }
 
 /// Whether an offer that no binding knows carries a credential: one of its words is the name of one
-/// (`openai-insecure-api-key.…`, `base64url.bearer.authorization.k8s.io.…`, `token`), or it is longer
-/// than the names of protocols are. Errs to refusal.
+/// (`openai-insecure-api-key.…`, `base64url.bearer.authorization.k8s.io.…`, `token`), or it is
+/// longer than the names of protocols are. Errs to refusal.
 pub(crate) fn is_credential_subprotocol(offer: &[u8]) -> bool {
     let text = String::from_utf8_lossy(offer);
     let mut words = text.split(|char: char| !char.is_ascii_alphanumeric());

@@ -53,8 +53,8 @@ pub(super) struct DecodeOptions {
     pub(super) joints: bool,
 }
 
-/// Gives `search` every part of `text` that holds an escape, in order. Returns the families of those
-/// that were read.
+/// Gives `search` every part of `text` that holds an escape, in order. Returns the families of
+/// those that were read.
 pub(super) fn parts(
     text: &[u8],
     options: DecodeOptions,

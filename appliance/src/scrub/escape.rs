@@ -146,7 +146,8 @@ pub(super) fn escape_at(text: &[u8], at: usize, families: Families) -> Option<Es
     escape(rest)
 }
 
-/// Whether a form never holds this byte, raw or inside an escape. A line end after `=` is an escape.
+/// Whether a form never holds this byte, raw or inside an escape. A line end after `=` is an
+/// escape.
 pub(super) const fn no_form_holds(byte: u8) -> bool {
     matches!(byte, 1..=0x20 | 0x7f..)
 }

@@ -85,14 +85,14 @@ impl Form {
         long.or(runs.iter().max_by_key(|run| run.len())).cloned().unwrap_or_default()
     }
 
-    /// The part that a search may look for: what is stable, or, where next to nothing is, all of it.
-    /// Such a form is found as it is, and as one encoder writes it.
+    /// The part that a search may look for: what is stable, or, where next to nothing is, all of
+    /// it. Such a form is found as it is, and as one encoder writes it.
     pub(super) fn searchable(&self) -> Range<usize> {
         if self.is_stable() { self.stable() } else { 0..self.text.len() }
     }
 
-    /// Bytes of the windows in which it is looked for: what twelve of the value take, where there is
-    /// room for so many.
+    /// Bytes of the windows in which it is looked for: what twelve of the value take, where there
+    /// is room for so many.
     pub(super) fn width(&self) -> usize {
         let widths = match self.alphabet {
             Alphabet::Exact => [LONG, SHORT].as_slice(),
@@ -253,8 +253,8 @@ const BEGUN: [&[u8]; 26] = [
 /// may stand beside them.
 const MOST_NOTHINGS: usize = 5;
 
-/// Bytes of a window in which a form is looked for: of a value, of its hexadecimal and base64 forms,
-/// and of one that has no room for such.
+/// Bytes of a window in which a form is looked for: of a value, of its hexadecimal and base64
+/// forms, and of one that has no room for such.
 pub(super) const LONG: usize = 12;
 pub(super) const HEX: usize = 2 * LONG;
 pub(super) const BASE64: usize = LONG / 3 * 4;

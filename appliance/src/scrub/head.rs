@@ -1,7 +1,8 @@
 //! Response heads and trailers, and what a request may ask for so that its response can be read.
 //!
-//! Errs on the side of refusal: an encoding or a part that cannot be scanned is no response. Where a
-//! body is decoded on the way, [`super::decoded_head`] has made the head one without a coding before.
+//! Errs on the side of refusal: an encoding or a part that cannot be scanned is no response. Where
+//! a body is decoded on the way, [`super::decoded_head`] has made the head one without a coding
+//! before.
 
 use std::ops::Not as _;
 
@@ -60,8 +61,8 @@ pub fn mask_trailers(masks: &Masks, rules: &ResponseRules, trailers: &mut Header
 
 /// Makes a request ask for a response that can be read: no coding but those `accepted` that it asks
 /// for, no character set by choice, no delta, no compressed messages inside gRPC, Connect or
-/// WebSocket, and no part of a whole unless ranges are allowed. A part that is compressed could not be
-/// read. `TE` keeps `trailers` alone, which gRPC needs.
+/// WebSocket, and no part of a whole unless ranges are allowed. A part that is compressed could not
+/// be read. `TE` keeps `trailers` alone, which gRPC needs.
 pub fn request_encodings(rules: &ResponseRules, accepted: Accepted, headers: &mut HeaderMap) {
     let in_part = rules.ranges && headers.contains_key(RANGE);
     let accepted = if in_part { Accepted::Identity } else { accepted };

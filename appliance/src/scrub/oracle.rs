@@ -283,8 +283,8 @@ fn a_short_value_is_masked_with_any_byte_escaped_whatever_stands_before_it() {
 /// What may end an escape that a value's last bytes begin.
 const ENDED: [&str; 9] = ["", "1", "41", "5;", "t;", "u0041", "\"", "\n", "x41"];
 
-/// Values whose last bytes begin an escape, and what it begins with. An encoder of that family leaves
-/// none of them as it is; of a value below twelve bytes, one that did would not be read.
+/// Values whose last bytes begin an escape, and what it begins with. An encoder of that family
+/// leaves none of them as it is; of a value below twelve bytes, one that did would not be read.
 const OPEN: [(&str, &str); 11] = [
     ("abcdefg%4", "%"),
     ("abcdefgh%", "%"),
@@ -504,8 +504,9 @@ fn much_of_a_secret_without_all_of_it_is_a_near_miss() {
 }
 
 proptest! {
-    /// Whoever guesses a beginning, an end or a middle learns nothing before it is twelve bytes long, in
-    /// whatever form it is written: of a key of digits six bytes would be a million guesses.
+    /// Whoever guesses a beginning, an end or a middle learns nothing before it is twelve bytes
+    /// long, in whatever form it is written: of a key of digits six bytes would be a million
+    /// guesses.
     #[test]
     fn fewer_than_twelve_bytes_of_a_secret_are_no_near_miss(
         secret in "[0-9a-f]{24,64}",

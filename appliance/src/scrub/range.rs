@@ -2,10 +2,10 @@
 //!
 //! Where an API would send a part, a secret could be read in two halves, of which neither is one.
 //! So the whole is asked for, and the part that the agent wanted is cut out of what was masked: a
-//! download that broke off goes on where it was. To ask the API for a wider part would be cheaper; but
-//! whether its bytes may be joined with those of before is the API's to say, and what a mask needs
-//! around it (64 KiB and all that came before an escape) not always known. One plain range is cut;
-//! for any other the whole comes, which RFC 9110 (section 14.2) leaves to servers.
+//! download that broke off goes on where it was. To ask the API for a wider part would be cheaper;
+//! but whether its bytes may be joined with those of before is the API's to say, and what a mask
+//! needs around it (64 KiB and all that came before an escape) not always known. One plain range is
+//! cut; for any other the whole comes, which RFC 9110 (section 14.2) leaves to servers.
 
 use bytes::Bytes;
 use http::{
@@ -47,8 +47,8 @@ impl Part {
     }
 
     /// Makes the head of a whole answer that of the part. `None`, and the head as it was, where the
-    /// whole is to be passed on: it is no such answer, it is another one than the agent has a part of,
-    /// or too much would have to be skipped.
+    /// whole is to be passed on: it is no such answer, it is another one than the agent has a part
+    /// of, or too much would have to be skipped.
     pub fn cut(&self, status: &mut StatusCode, headers: &mut HeaderMap) -> Option<Window> {
         let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
         let length = number(lengths.next()?.to_str().ok()?)?;

@@ -1,14 +1,14 @@
 //! A search whose work does not tell how far a text agrees with a form.
 //!
 //! Each form has a region of some consecutive bytes near its end, and every window of `WIDTH`
-//! bytes inside it is in a table. A window is what twelve bytes of a value take in the form, so that
-//! nobody learns of fewer: of hexadecimal 24, of base64 16. The text is looked at in windows of that width at each multiple
-//! of a stride. The region is longer than a window by the stride less one, so that one of
-//! the windows that are looked at lies inside it wherever the form stands. A window is hashed under
-//! a random key and held against a filter: the same work for each, whatever it holds, unless all
-//! its bytes agree. Only then is the form itself compared. So whoever learns of a form by the time
-//! that a search takes has had a whole window of it before; and such a place that turns out not to
-//! be an occurrence is reported as a near miss.
+//! bytes inside it is in a table. A window is what twelve bytes of a value take in the form, so
+//! that nobody learns of fewer: of hexadecimal 24, of base64 16. The text is looked at in windows
+//! of that width at each multiple of a stride. The region is longer than a window by the stride
+//! less one, so that one of the windows that are looked at lies inside it wherever the form stands.
+//! A window is hashed under a random key and held against a filter: the same work for each,
+//! whatever it holds, unless all its bytes agree. Only then is the form itself compared. So whoever
+//! learns of a form by the time that a search takes has had a whole window of it before; and such a
+//! place that turns out not to be an occurrence is reported as a near miss.
 //!
 //! Where the text holds escapes, it is searched in the same way once more around them, decoded
 //! ([`super::decode`]).
@@ -76,8 +76,8 @@ pub(super) struct Suspect {
 }
 
 impl<const WIDTH: usize> Search<WIDTH> {
-    /// A search for those of `forms` that are looked for in windows of this width. `None` where there
-    /// are none.
+    /// A search for those of `forms` that are looked for in windows of this width. `None` where
+    /// there are none.
     fn new(forms: &[Form]) -> Option<Self> {
         let runs = || {
             let runs = forms.iter().enumerate().filter(|(_, form)| form.width() == WIDTH);
@@ -127,8 +127,8 @@ impl<const WIDTH: usize> Search<WIDTH> {
         found.or_else(|| may_be_of_form(last).then_some(text.len() / self.stride))
     }
 
-    /// Looks at what begins inside an escape and goes on behind it: the beginning of a form that was
-    /// taken for the rest of an escape before it. Only a form without a stable part needs it.
+    /// Looks at what begins inside an escape and goes on behind it: the beginning of a form that
+    /// was taken for the rest of an escape before it. Only a form without a stable part needs it.
     fn at_joints(&self, part: &DecodedPart, found: &mut OnWindow<'_>) {
         let mut look = |begin: usize, head: &[u8], next: usize| {
             let mut window = [0; WIDTH];
@@ -160,8 +160,8 @@ impl<const WIDTH: usize> Search<WIDTH> {
         if self.filter.may_hold(hash) { self.known(hash) } else { None }
     }
 
-    /// Whether the first bytes of the window may be digits, where it may be hexadecimal: of hardly any
-    /// text they are. That tells of the text alone.
+    /// Whether the first bytes of the window may be digits, where it may be hexadecimal: of hardly
+    /// any text they are. That tells of the text alone.
     #[inline]
     fn may_be_of_form(window: &[u8; WIDTH]) -> bool {
         WIDTH != HEX
@@ -235,8 +235,8 @@ impl<const WIDTH: usize> WindowSearch for Search<WIDTH> {
     }
 }
 
-/// Whether eight letters may be hexadecimal digits. Of the letters, those have neither this bit set nor
-/// the next lower one with one of the lowest three.
+/// Whether eight letters may be hexadecimal digits. Of the letters, those have neither this bit set
+/// nor the next lower one with one of the lowest three.
 #[inline]
 fn may_be_digits(word: u64) -> bool {
     let letters = word >> 6 & EACH;

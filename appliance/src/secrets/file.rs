@@ -11,10 +11,10 @@
 //! are not part of them; nothing else is taken away, and there are no quotes and no escapes.
 //! Empty lines and lines that begin with `#` are skipped; a `#` further on belongs to the value. A
 //! byte order mark at the beginning is not part of the first line. A line that is none of these is
-//! passed over, and the log names it. What it was to say is not known: a name that no other line has
-//! may stand there, so that what is held for it is not taken for withdrawn. A name on two lines has no
-//! value.
-//! Every group that policy lets use a name gets the same value: only Vault can tell them apart.
+//! passed over, and the log names it. What it was to say is not known: a name that no other line
+//! has may stand there, so that what is held for it is not taken for withdrawn. A name on two lines
+//! has no value. Every group that policy lets use a name gets the same value: only Vault can tell
+//! them apart.
 
 use std::{
     path::PathBuf,

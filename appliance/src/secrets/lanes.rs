@@ -27,6 +27,6 @@ pub(super) const fn kind(location: &Location) -> SourceKind {
 /// of [`REQUESTS_IN_ALL`].
 pub(super) const REQUESTS_AT_ONCE: usize = 8;
 
-/// Questions of all groups to one kind of source at once. The longest due go first, and groups whose
-/// questions hang leave the others room.
+/// Questions of all groups to one kind of source at once. The longest due go first, and groups
+/// whose questions hang leave the others room.
 pub(super) const REQUESTS_IN_ALL: usize = 64;

@@ -2,9 +2,9 @@
 //! time is an argument.
 //!
 //! A value is usable until `max_stale` after the source was last asked for it with success, and a
-//! lent one until its lease ends. A source that says "none" takes it away at once; a source that cannot answer leaves it
-//! until then. A value that is replaced, taken away or too old stays known for a day, so that it
-//! is still masked in responses.
+//! lent one until its lease ends. A source that says "none" takes it away at once; a source that
+//! cannot answer leaves it until then. A value that is replaced, taken away or too old stays known
+//! for a day, so that it is still masked in responses.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -138,8 +138,8 @@ impl Ledger {
         if entry.failure.take().is_some() { LedgerChange::Arrived } else { LedgerChange::Same }
     }
 
-    /// The machine was suspended for `slept`: held values are older by that much. How long a version
-    /// stays known is not as exact.
+    /// The machine was suspended for `slept`: held values are older by that much. How long a
+    /// version stays known is not as exact.
     pub(super) fn slept(&mut self, slept: Duration, now: Instant) {
         for entry in self.entries.values_mut().filter(|entry| entry.held.is_some()) {
             let held = entry_mut(entry).held.iter_mut();

@@ -2,7 +2,8 @@
 //! an API that does not take it any more. Pure: the time is an argument.
 //!
 //! An agent can bring about as many refusals of an API as it likes. So they count once a `refresh`
-//! for a value that stays, and not more often than each [`LEAST`] for one that changes with each read.
+//! for a value that stays, and not more often than each [`LEAST`] for one that changes with each
+//! read.
 
 use std::time::{Duration, Instant};
 

@@ -3,8 +3,8 @@
 //!
 //! What shares a location is read at once: one question, one lease, and values that change
 //! together. A value that is not lent is read each `refresh`; a lent one only when its lease has
-//! to be replaced, for each read of it makes another user somewhere. A lease with no value in it that
-//! can be used is given back, and read anew each `refresh`. Every lease that is known is
+//! to be replaced, for each read of it makes another user somewhere. A lease with no value in it
+//! that can be used is given back, and read anew each `refresh`. Every lease that is known is
 //! either held by a plan or about to be given back: no path drops one in between.
 
 use std::{

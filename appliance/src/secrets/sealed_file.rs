@@ -1,8 +1,8 @@
 //! The embedded store: a file of secrets that is encrypted at rest, and how it is changed.
 //!
-//! Every change is made on the whole: read, checked, changed, checked, encrypted, written beside the
-//! file and moved over it. Whatever goes wrong, and whenever the machine stops, the file is as it
-//! was or as it was to be. Changes are made one after the other, under a lock beside the file.
+//! Every change is made on the whole: read, checked, changed, checked, encrypted, written beside
+//! the file and moved over it. Whatever goes wrong, and whenever the machine stops, the file is as
+//! it was or as it was to be. Changes are made one after the other, under a lock beside the file.
 
 use std::{
     fmt,

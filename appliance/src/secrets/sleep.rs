@@ -1,7 +1,8 @@
 //! The time that the machine was suspended for.
 //!
-//! Instants stand still meanwhile, and leases and the world do not. What ends at an instant is moved
-//! back by that time. It errs towards ending early: where an instant cannot be moved, it is now.
+//! Instants stand still meanwhile, and leases and the world do not. What ends at an instant is
+//! moved back by that time. It errs towards ending early: where an instant cannot be moved, it is
+//! now.
 
 use std::time::{Duration, Instant};
 

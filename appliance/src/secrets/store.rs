@@ -1,10 +1,11 @@
 //! The task that keeps values fresh.
 //!
-//! It carries out what the [`RefreshScheduler`] plans: every location is read at the start and again each
+//! It carries out what the [`RefreshScheduler`] plans: every location is read at the start and
+//! again each
 //! `refresh`, and what was lent is prolonged, replaced and given back. A source that cannot answer
 //! is asked again after one second, then ever more slowly, up to half a minute; the first answer
-//! wakes everything that waits for the same source, spread over two seconds. Requests never reach the source: they read
-//! the last [`SecretSnapshot`].
+//! wakes everything that waits for the same source, spread over two seconds. Requests never reach
+//! the source: they read the last [`SecretSnapshot`].
 
 use std::{
     sync::{Arc, Mutex},
@@ -82,8 +83,8 @@ impl SecretStore {
         self.published.load_full()
     }
 
-    /// The generation of the values as they are now: [`SecretSnapshot::generation`] for the price of a
-    /// look.
+    /// The generation of the values as they are now: [`SecretSnapshot::generation`] for the price
+    /// of a look.
     pub fn generation(&self) -> u64 {
         self.published.load().generation()
     }
@@ -110,8 +111,8 @@ impl SecretStore {
         self.rewanted.notify_one();
     }
 
-    /// An API did not take the value of a secret: it may have been replaced, and is asked for again,
-    /// at once the first time. Neither waits nor tells the caller anything.
+    /// An API did not take the value of a secret: it may have been replaced, and is asked for
+    /// again, at once the first time. Neither waits nor tells the caller anything.
     pub fn reject(&self, group: &GroupName, secret: &SecretRef) {
         // What does not fit is said again by the next request.
         let _ = self.rejected.try_send((group.clone(), secret.clone()));

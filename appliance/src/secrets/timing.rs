@@ -11,8 +11,8 @@ pub(crate) fn back_off(outages: u32) -> Duration {
     (FIRST_RETRY * 2_u32.pow(doublings)).min(LAST_RETRY)
 }
 
-/// Between 80 % and all of `time`, so that gateways do not ask in step, and what began together does
-/// not go on together.
+/// Between 80 % and all of `time`, so that gateways do not ask in step, and what began together
+/// does not go on together.
 pub(crate) fn jittered(time: Duration) -> Duration {
     time.mul_f64(0.8) + spread(time.mul_f64(0.2))
 }

@@ -1,9 +1,9 @@
-//! Writes values into a request, as a [`Substitution`] says. A head whose values cannot all be had is left
-//! as it was: it still holds nothing but placeholders.
+//! Writes values into a request, as a [`Substitution`] says. A head whose values cannot all be had
+//! is left as it was: it still holds nothing but placeholders.
 //!
-//! The buffers made here are zeroised when the last handle on the header value, the target or the body
-//! goes. Copies that hyper and rustls make of them while they send them are theirs, and are not. A
-//! target is not marked as sensitive, as header values are: nothing prints one after this.
+//! The buffers made here are zeroised when the last handle on the header value, the target or the
+//! body goes. Copies that hyper and rustls make of them while they send them are theirs, and are
+//! not. A target is not marked as sensitive, as header values are: nothing prints one after this.
 
 use std::{fmt, ops::Range, sync::Arc};
 
@@ -132,8 +132,8 @@ impl Substitution {
     }
 
     /// Replaces the placeholders of the request that was examined, and removes
-    /// `Proxy-Authorization`. Schemes are written anew, and values are marked as sensitive. Gives the
-    /// body as it is to be sent, where it was looked at.
+    /// `Proxy-Authorization`. Schemes are written anew, and values are marked as sensitive. Gives
+    /// the body as it is to be sent, where it was looked at.
     ///
     /// # Errors
     ///

@@ -1,7 +1,7 @@
 //! What stands in the places of a body.
 //!
-//! A body with such a place is in the format that has it, whole, and in plain UTF-8, or is refused: a
-//! server that guesses would find a credential that was not looked at.
+//! A body with such a place is in the format that has it, whole, and in plain UTF-8, or is refused:
+//! a server that guesses would find a credential that was not looked at.
 
 use std::{borrow::Cow, ops::Range};
 
@@ -39,8 +39,8 @@ enum BodyFormat {
 ///
 /// # Errors
 ///
-/// `credential_malformed` where the body cannot be read in one way, and `duplicate_credential` where it
-/// has two of one place.
+/// `credential_malformed` where the body cannot be read in one way, and `duplicate_credential`
+/// where it has two of one place.
 pub(super) fn read<'a>(
     places: impl Iterator<Item = &'a BodyPlace>,
     headers: &HeaderMap,

@@ -1,7 +1,7 @@
 //! The cookies of a request (RFC 6265, section 4.2.1), where one of them is a place.
 //!
-//! Servers read more than this grammar, each in a way of its own: quotes around a `;`, commas between
-//! cookies, several fields. Whatever they could read in two ways is refused.
+//! Servers read more than this grammar, each in a way of its own: quotes around a `;`, commas
+//! between cookies, several fields. Whatever they could read in two ways is refused.
 
 use std::ops::Range;
 

@@ -144,8 +144,8 @@ fn credentials<'a>(rules: &'a SubstitutionRules, head: &'a Parts) -> Vec<Credent
         .collect()
 }
 
-/// Where one cookie is a place, each is looked at by itself; where none is, they are one credential,
-/// or none.
+/// Where one cookie is a place, each is looked at by itself; where none is, they are one
+/// credential, or none.
 fn cookies<'a>(
     rules: &'a SubstitutionRules,
     head: &'a Parts,
@@ -163,8 +163,8 @@ fn cookies<'a>(
     Ok(counts.map(|(cookie, place)| Credential::Cookie(cookie, place)).collect())
 }
 
-/// Beside others, every credential has to be a placeholder in its place, each in a field of its own:
-/// a server may read any of them, so a foreign key could ride beside a good placeholder.
+/// Beside others, every credential has to be a placeholder in its place, each in a field of its
+/// own: a server may read any of them, so a foreign key could ride beside a good placeholder.
 fn classify_all(
     rules: &SubstitutionRules,
     head: &Parts,

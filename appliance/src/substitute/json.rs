@@ -22,8 +22,8 @@ pub(super) struct PointedValue {
     pub(super) at: Range<usize>,
     /// What it says; nothing where it is no string.
     pub(super) text: Option<String>,
-    /// Whether every name on the way is written as the pointer has it. Some servers would take other
-    /// ones for it.
+    /// Whether every name on the way is written as the pointer has it. Some servers would take
+    /// other ones for it.
     pub(super) exact: bool,
 }
 
@@ -37,8 +37,8 @@ pub(super) enum PointerFault {
 }
 
 impl<'a> Document<'a> {
-    /// Reads a text, which is the whole of it: nothing stands before or behind but spaces. What is nested
-    /// deeper than the library goes is none.
+    /// Reads a text, which is the whole of it: nothing stands before or behind but spaces. What is
+    /// nested deeper than the library goes is none.
     pub(super) fn read(text: &'a str) -> Result<Self, PointerFault> {
         let value = serde_json::from_str(text).map_err(|_| PointerFault::Malformed)?;
         Ok(Self { text, value })
@@ -62,8 +62,8 @@ impl<'a> Document<'a> {
         Ok(Some(PointedValue { at, text, exact }))
     }
 
-    /// Where the member of that name stands in the object or the array there, and whether its name is
-    /// spelt so.
+    /// Where the member of that name stands in the object or the array there, and whether its name
+    /// is spelt so.
     fn member(
         &self,
         of: Range<usize>,
@@ -138,7 +138,8 @@ impl<'a> Scan<'a> {
         byte
     }
 
-    /// Whether the object or array that this is in ends here; a comma before the next member is passed.
+    /// Whether the object or array that this is in ends here; a comma before the next member is
+    /// passed.
     fn ends(&mut self) -> bool {
         match self.peek() {
             Some(b',') => {
@@ -337,7 +338,8 @@ mod tests {
     }
 
     proptest! {
-        /// Where no two names fold to one, each string that the library knows by a pointer is found.
+        /// Where no two names fold to one, each string that the library knows by a pointer is
+        /// found.
         #[test]
         fn what_the_library_reads_is_found_and_nothing_else(
             value in value(),

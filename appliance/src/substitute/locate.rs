@@ -13,9 +13,10 @@ use super::{
 };
 use crate::policy::{Binding, PathSlot, Place, only_value};
 
-/// The swap for the one credential in the query whose decoded name is `name` and value `value`, where a
-/// binding lists that place for that placeholder. A server may cut a query at `;` or not, and read
-/// the first or the last of two values of one name: where that could matter there is no swap.
+/// The swap for the one credential in the query whose decoded name is `name` and value `value`,
+/// where a binding lists that place for that placeholder. A server may cut a query at `;` or not,
+/// and read the first or the last of two values of one name: where that could matter there is no
+/// swap.
 pub(super) fn in_query(
     rules: &SubstitutionRules,
     uri: &Uri,
@@ -35,8 +36,8 @@ pub(super) fn in_cookie(rules: &SubstitutionRules, cookie: &Cookie<'_>) -> Optio
     Some(Swap::Cookie { name: cookie.name.into(), at, binding: Arc::clone(binding) })
 }
 
-/// The swap for what stands in a place of the body, where a binding lists that place for the placeholder
-/// there.
+/// The swap for what stands in a place of the body, where a binding lists that place for the
+/// placeholder there.
 pub(super) fn in_body(rules: &SubstitutionRules, found: &body::BodyValue<'_>) -> Option<Swap> {
     let lists = |place: &Place| matches!(place, Place::Body(own) if own == found.place);
     let binding = listed(rules, found.text.as_bytes(), lists)?;
@@ -44,8 +45,8 @@ pub(super) fn in_body(rules: &SubstitutionRules, found: &body::BodyValue<'_>) ->
     Some(Swap::Body { place: found.place.clone(), at, binding: Arc::clone(binding) })
 }
 
-/// The swap for the segment of the path, of which there is one reading, where a binding lists that place
-/// for the placeholder there.
+/// The swap for the segment of the path, of which there is one reading, where a binding lists that
+/// place for the placeholder there.
 pub(super) fn in_path(
     rules: &SubstitutionRules,
     uri: &Uri,

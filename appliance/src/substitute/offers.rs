@@ -119,8 +119,8 @@ fn a_value_that_is_no_token_is_not_put_in() {
 }
 
 proptest! {
-    /// Whatever is offered: what goes out is what came in with the value in the place of each planned
-    /// placeholder, and nothing that was foreign goes out with it.
+    /// Whatever is offered: what goes out is what came in with the value in the place of each
+    /// planned placeholder, and nothing that was foreign goes out with it.
     #[test]
     fn offers_are_the_same_but_for_the_value(
         offers in prop::collection::vec(prop_oneof![

@@ -132,7 +132,8 @@ impl SubstitutionRules {
         places.filter(|place| place.is_of(&head.method, head.uri.path()))
     }
 
-    /// Whether the body of such a request is to be read whole, and [examined](super::examine_whole).
+    /// Whether the body of such a request is to be read whole, and
+    /// [examined](super::examine_whole).
     pub fn reads_body(&self, head: &Parts) -> bool {
         self.body_places(head).next().is_some()
     }

@@ -10,8 +10,8 @@ pub(super) struct Piece {
     pub(super) text: Zeroizing<Vec<u8>>,
 }
 
-/// The text with each piece in its place; every other byte stays. Nothing where two places overlap or
-/// one is outside of the text.
+/// The text with each piece in its place; every other byte stays. Nothing where two places overlap
+/// or one is outside of the text.
 pub(super) fn splice(before: &[u8], mut pieces: Vec<Piece>) -> Option<Zeroizing<Vec<u8>>> {
     pieces.sort_unstable_by_key(|piece| piece.at.start);
     let added: usize = pieces.iter().map(|piece| piece.text.len()).sum();

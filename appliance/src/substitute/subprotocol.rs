@@ -26,8 +26,8 @@ pub(super) fn find<'a>(
     })
 }
 
-/// The swap for one offer, where a binding lists that place for the placeholder there. Only a handshake
-/// has offers, and of those only one with a single field, which every server reads alike.
+/// The swap for one offer, where a binding lists that place for the placeholder there. Only a
+/// handshake has offers, and of those only one with a single field, which every server reads alike.
 pub(super) fn swap(
     rules: &SubstitutionRules,
     head: &Parts,
@@ -40,8 +40,8 @@ pub(super) fn swap(
     rules.own.iter().find_map(|binding| swap_at(binding, value, at))
 }
 
-/// What in an offer could be a placeholder gone astray: all of it, what follows its last dot, and what
-/// follows a prefix.
+/// What in an offer could be a placeholder gone astray: all of it, what follows its last dot, and
+/// what follows a prefix.
 pub(super) fn candidates<'a>(
     rules: &'a SubstitutionRules,
     offer: &'a [u8],

@@ -259,8 +259,8 @@ fn piece() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    /// Whoever cuts the query, at `&` alone or at `;` too, reads what was asked, with each value in the
-    /// place of its placeholder, once, under its own name, and nowhere else.
+    /// Whoever cuts the query, at `&` alone or at `;` too, reads what was asked, with each value in
+    /// the place of its placeholder, once, under its own name, and nowhere else.
     #[test]
     fn a_query_is_the_same_but_for_the_values(
         pieces in prop::collection::vec(piece(), 0..5),

@@ -101,8 +101,9 @@ const fn alert_word(alert: AlertDescription) -> &'static str {
     }
 }
 
-/// Verifies as `WebPkiServerVerifier` does, and tells a certificate that signs itself apart from one
-/// whose issuer is unknown: the first is repaired by trusting it, the second often by its server.
+/// Verifies as `WebPkiServerVerifier` does, and tells a certificate that signs itself apart from
+/// one whose issuer is unknown: the first is repaired by trusting it, the second often by its
+/// server.
 #[derive(Debug)]
 pub(super) struct Verifier(pub(super) Arc<WebPkiServerVerifier>);
 

@@ -3,15 +3,15 @@
 //! It logs in as the gateway does, takes each group's token as the gateway does, and asks Vault
 //! what those tokens may do: at the paths that are needed, beside them, and where the gateway's
 //! and the groups' rights must end. How policies are written is not looked at, because only their
-//! sum counts: Vault lists each token's rules, and each must be one of the plan's. A token must have
-//! the plan's policy alone all the same, for another one may change without a word, and each role is
-//! asked for a policy that it must not hand on. No secret is read unless that is asked for. It errs towards alarm: what Vault
-//! does not answer is a finding.
+//! sum counts: Vault lists each token's rules, and each must be one of the plan's. A token must
+//! have the plan's policy alone all the same, for another one may change without a word, and each
+//! role is asked for a policy that it must not hand on. No secret is read unless that is asked for.
+//! It errs towards alarm: what Vault does not answer is a finding.
 //!
 //! Patterns are also found by asking for paths that nobody has, beside each path at each of its
 //! levels. A role's glob that no made-up policy fits stays unseen, and so does where a SecretID is
-//! good: only who may read the role learns that. The examination is a login like any other, so it is a
-//! use of the SecretID.
+//! good: only who may read the role learns that. The examination is a login like any other, so it
+//! is a use of the SecretID.
 
 mod health;
 mod login;
@@ -68,8 +68,8 @@ struct Doctor<'a> {
 }
 
 /// Looks at everything, or until `interrupted`, and gives every token back. Tokens must be good at
-/// `bound` alone. Vault is where `resolver` says. With `values` each secret is read, too, as its group
-/// reads it.
+/// `bound` alone. Vault is where `resolver` says. With `values` each secret is read, too, as its
+/// group reads it.
 ///
 /// # Errors
 ///

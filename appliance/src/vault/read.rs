@@ -215,7 +215,8 @@ fn lease(body: &[u8], generation: u64) -> Option<Lease> {
 
 fn read_failed(error: CallError) -> FetchError {
     match error {
-        // Of a token that died while it was made, with the one that made it: says nothing of the secret.
+        // Of a token that died while it was made, with the one that made it: says nothing of the
+        // secret.
         error if error.is_unknown_token() => error.outage(),
         CallError::Status { code: 403, .. } => {
             let text = "Vault's policies do not let the group read this secret";

@@ -258,7 +258,8 @@ impl Session {
         Err(ChildError::Unfit(unfit))
     }
 
-    /// Whether the role of `group` would make a token with `policy`. One that is made is given back.
+    /// Whether the role of `group` would make a token with `policy`. One that is made is given
+    /// back.
     pub(super) async fn hands_on(
         &self,
         group: &GroupName,

@@ -202,7 +202,8 @@ fn next_group(tokens: &mut Peekable<IntoIter>, delimiter: Delimiter) -> Option<G
     }
 }
 
-/// A path inside `depth` inline modules, as their file would write it. `None` where it stays inside.
+/// A path inside `depth` inline modules, as their file would write it. `None` where it stays
+/// inside.
 fn outside(mut path: Vec<String>, depth: usize) -> Option<Vec<String>> {
     let supers = path.iter().take_while(|word| *word == "super").count();
     if depth == 0 || path.first().is_some_and(|word| word == "crate") {

@@ -1,5 +1,5 @@
-//! Decoding: whatever the bytes, there is a text or an error, and the pieces in which it comes do not
-//! depend on how the bytes are cut.
+//! Decoding: whatever the bytes, there is a text or an error, and the pieces in which it comes do
+//! not depend on how the bytes are cut.
 
 use bytes::Bytes;
 use cloakroom::scrub::{Coding, Decoder, DecoderProgress, PIECE, Undecodable};
@@ -37,7 +37,8 @@ pub(crate) fn any_stream(bytes: &[u8]) {
     if whole.is_ok() && !stream.is_empty() {
         let shorter = stream.split_last().map(|(_, rest)| rest).unwrap_or_default();
         let is_end = shorter.is_empty() || decoded(coding, &[shorter]).is_err();
-        // Any number of members or frames may stand one behind the other, and no other stream goes on.
+        // Any number of members or frames may stand one behind the other, and no other stream goes
+        // on.
         assert!(is_end || matches!(coding, Coding::Gzip | Coding::Zstd), "a cut stream is whole");
         assert!(decoded(coding, &[stream, b"\0"]).is_err(), "garbage may follow");
     }

@@ -1,5 +1,5 @@
-//! A ClientHello, which rustls reads again behind our parser: both see one name, the same protocols,
-//! or we refuse. A hello that is built here shows what was built into it.
+//! A ClientHello, which rustls reads again behind our parser: both see one name, the same
+//! protocols, or we refuse. A hello that is built here shows what was built into it.
 
 use cloakroom::{
     peek::{Hello, Peeked, Progress, parse},

@@ -1,5 +1,5 @@
-//! The first bytes of a connection: one answer, whatever they are cut into, and of a plain HTTP head
-//! the host and the credentials that hyper would find.
+//! The first bytes of a connection: one answer, whatever they are cut into, and of a plain HTTP
+//! head the host and the credentials that hyper would find.
 
 use base64::{
     Engine as _,

@@ -1,5 +1,5 @@
-//! A request of an agent with a placeholder in a cookie or in its body: what goes out says the same to
-//! another reader but for the value in its one place, and is the same byte for byte beside it.
+//! A request of an agent with a placeholder in a cookie or in its body: what goes out says the same
+//! to another reader but for the value in its one place, and is the same byte for byte beside it.
 
 use std::sync::{Arc, LazyLock};
 
@@ -213,6 +213,6 @@ static POLICY: LazyLock<Policy> = LazyLock::new(|| {
 });
 
 const PLACEHOLDER: &str = "PLACEHOLDER";
-/// With bytes that no input of this length holds by chance, and that each format takes as they are or
-/// escapes in its own way.
+/// With bytes that no input of this length holds by chance, and that each format takes as they are
+/// or escapes in its own way.
 const VALUE: &str = "the/value+of&the=one%place";

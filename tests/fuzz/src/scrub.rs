@@ -1,5 +1,5 @@
-//! Masking: no form of a secret that is written into a body comes out, whatever the chunks, and what
-//! is given out when has sizes that do not depend on the secret.
+//! Masking: no form of a secret that is written into a body comes out, whatever the chunks, and
+//! what is given out when has sizes that do not depend on the secret.
 
 use std::{
     ops::Range,
@@ -186,7 +186,8 @@ pub(crate) fn masks(secrets: &[&[u8]]) -> Arc<Masks> {
     Arc::new(Masks::new(&values))
 }
 
-/// A secret as others write it, with what its writer puts before and behind that is not of it alone.
+/// A secret as others write it, with what its writer puts before and behind that is not of it
+/// alone.
 fn written(secret: &[u8], input: &mut Input<'_>) -> (Vec<u8>, Vec<u8>, Vec<u8>) {
     let none = Vec::new;
     let text = match input.below(6) {

@@ -1,6 +1,6 @@
-//! WebSocket frames: what passes is what a reader by the letter of RFC 6455 reads, up to the first frame
-//! that is out of order, however the bytes are cut; and no secret in a message of an upstream's comes
-//! out, nor does the size of anything tell of one.
+//! WebSocket frames: what passes is what a reader by the letter of RFC 6455 reads, up to the first
+//! frame that is out of order, however the bytes are cut; and no secret in a message of an
+//! upstream's comes out, nor does the size of anything tell of one.
 
 use std::{
     sync::{Arc, LazyLock},
@@ -14,8 +14,8 @@ use cloakroom::{
 
 use crate::{input::Input, scrub::masks};
 
-/// Whose stream, the size of pieces, and the stream: as it is, or built of frames that hold much of two
-/// secrets.
+/// Whose stream, the size of pieces, and the stream: as it is, or built of frames that hold much of
+/// two secrets.
 pub(crate) fn any_frames(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     let (from_agent, built, most) = (input.flag(), input.flag(), input.up_to(256));

@@ -113,8 +113,8 @@ fn head(stream: u32, sent: Sent, pieces: usize) -> Vec<u8> {
     frames
 }
 
-/// Lets hyper serve these bytes, which come in pieces of these sizes, and gives the verdicts, and how
-/// many requests there were.
+/// Lets hyper serve these bytes, which come in pieces of these sizes, and gives the verdicts, and
+/// how many requests there were.
 async fn served(bytes: &[u8], splits: &[usize]) -> (Vec<HeadVerdict>, u64) {
     let (mut agent, gateway) = tokio::io::duplex(1 << 20);
     let exchanges = Arc::<Exchanges>::default();

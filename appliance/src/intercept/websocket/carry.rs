@@ -67,7 +67,8 @@ struct LaneRelay<R, W> {
     begun: Arc<dyn Begun>,
 }
 
-/// Where frames leave. What was begun is remembered, so that a last word never stands inside a frame.
+/// Where frames leave. What was begun is remembered, so that a last word never stands inside a
+/// frame.
 struct Outlet<W> {
     stream: WriteHalf<W>,
     waiting: BytesMut,
@@ -107,8 +108,8 @@ where
     (ended.unwrap_or(Ended::Broken), cut.map(|cut| cut.reason))
 }
 
-/// Both directions until they stop: the agent's first. `None` for one that the other's end has stopped,
-/// and for both where nothing moved for too long.
+/// Both directions until they stop: the agent's first. `None` for one that the other's end has
+/// stopped, and for both where nothing moved for too long.
 async fn run<A, U>(
     up: &mut LaneRelay<A, U>,
     down: &mut LaneRelay<U, A>,

@@ -1,5 +1,6 @@
-//! The opening handshake (RFC 6455, sections 4.1 and 4.2): what makes a request one, and an answer the
-//! one to it. Pure. Errs to refusal: a handshake that two readers could take for two things is none.
+//! The opening handshake (RFC 6455, sections 4.1 and 4.2): what makes a request one, and an answer
+//! the one to it. Pure. Errs to refusal: a handshake that two readers could take for two things is
+//! none.
 
 use std::collections::HashSet;
 
@@ -66,8 +67,9 @@ pub(in crate::intercept) fn asked(
 }
 
 impl Asked {
-    /// Writes the handshake into a head from which everything that concerns one connection was taken,
-    /// and in which the values are. No extension is offered: what a codec hides, no mask finds.
+    /// Writes the handshake into a head from which everything that concerns one connection was
+    /// taken, and in which the values are. No extension is offered: what a codec hides, no mask
+    /// finds.
     pub(in crate::intercept) fn write(&mut self, headers: &mut HeaderMap) {
         headers.remove(SEC_WEBSOCKET_EXTENSIONS);
         headers.remove(CONTENT_LENGTH);

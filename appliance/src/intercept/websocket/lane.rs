@@ -1,10 +1,11 @@
 //! One direction of a WebSocket: bytes in, frames checked and made anew, bytes out. Pure.
 //!
-//! What an upstream sends is masked, one message after the other: across the fragments of a message as
-//! across the chunks of a body, and with no byte kept back beyond its end. A message in one frame of at
-//! most [`WHOLE_FRAME`] bytes leaves in one frame, a larger one in pieces as it comes. How it is cut
-//! depends on the bytes that no form of a secret holds and on the upstream's own frames, and not on how far it agrees
-//! with a secret; masks keep every length. What an agent sends is no template: nothing is put in.
+//! What an upstream sends is masked, one message after the other: across the fragments of a message
+//! as across the chunks of a body, and with no byte kept back beyond its end. A message in one
+//! frame of at most [`WHOLE_FRAME`] bytes leaves in one frame, a larger one in pieces as it comes.
+//! How it is cut depends on the bytes that no form of a secret holds and on the upstream's own
+//! frames, and not on how far it agrees with a secret; masks keep every length. What an agent sends
+//! is no template: nothing is put in.
 //!
 //! Errs to the end of the connection: whatever the protocol forbids is a [`FrameFault`].
 
@@ -33,8 +34,8 @@ pub struct WebSocketLane {
 
 /// Who sends in a direction, and what is done to it.
 pub enum FrameSender {
-    /// The agent: its frames are masked in the protocol's sense, and so are those that are made of them,
-    /// each with a new key (RFC 6455, section 5.3). `None` where there is no randomness.
+    /// The agent: its frames are masked in the protocol's sense, and so are those that are made of
+    /// them, each with a new key (RFC 6455, section 5.3). `None` where there is no randomness.
     Agent(fn() -> Option<[u8; 4]>),
     /// The upstream: secrets are masked.
     Upstream(Arc<Masks>),
@@ -196,8 +197,8 @@ impl WebSocketLane {
         if good { Ok(()) } else { Err(FrameFault::TooLarge) }
     }
 
-    /// Some of a frame, unmasked in the protocol's sense, and whether it is the last of it; the frame
-    /// itself where more has to come first.
+    /// Some of a frame, unmasked in the protocol's sense, and whether it is the last of it; the
+    /// frame itself where more has to come first.
     fn take(&mut self, mut under: Under) -> Result<(FrameHeader, Bytes, bool), Under> {
         let left = usize::try_from(under.left).unwrap_or(usize::MAX);
         let whole = under.length <= WHOLE_FRAME as u64;
@@ -325,7 +326,8 @@ fn close_code(payload: &[u8]) -> Result<Option<u16>, FrameFault> {
     if good { Ok(Some(code)) } else { Err(FrameFault::Malformed) }
 }
 
-/// Undoes, or does, what the protocol calls masking (RFC 6455, section 5.3), from a place in the frame.
+/// Undoes, or does, what the protocol calls masking (RFC 6455, section 5.3), from a place in the
+/// frame.
 fn apply(mut key: [u8; 4], place: u64, payload: &mut [u8]) {
     key.rotate_left((place % 4) as usize);
     for four in payload.chunks_mut(4) {

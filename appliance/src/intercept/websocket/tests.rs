@@ -344,8 +344,8 @@ proptest! {
         prop_assert_eq!(out.bytes, texts.iter().map(|it| it.0.len()).sum::<usize>());
     }
 
-    /// The sizes of all that an agent receives, and when, are the same whichever secret is held: one
-    /// that the message holds all of, half of, or nothing of.
+    /// The sizes of all that an agent receives, and when, are the same whichever secret is held:
+    /// one that the message holds all of, half of, or nothing of.
     #[test]
     fn frames_have_the_same_sizes_however_much_of_a_secret_is_in_them(
         before in "[a-z é]{0,40}",

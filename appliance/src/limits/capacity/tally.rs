@@ -142,7 +142,8 @@ impl Tally {
         may
     }
 
-    /// Counts a decoder with a large window against the agent and its group, where both have one left.
+    /// Counts a decoder with a large window against the agent and its group, where both have one
+    /// left.
     pub(super) fn add_large_decoder(agent: &Self, group: &Self) -> bool {
         let count = |tally: &Self| tally.counts.large_decoders.fetch_add(1, Relaxed);
         let may = agent.may_have(group, count, |quota| quota.large_decoders);
@@ -152,8 +153,8 @@ impl Tally {
         may
     }
 
-    /// Whether the agent may have one more, beside as many as both have: no more than its quota, nor
-    /// than its group has left. So there is always something for the next agent of the group.
+    /// Whether the agent may have one more, beside as many as both have: no more than its quota,
+    /// nor than its group has left. So there is always something for the next agent of the group.
     fn may_have(
         &self,
         group: &Self,
@@ -201,9 +202,9 @@ impl Budget {
 /// Near misses of an agent in the long run. Of a value at random there are none by chance; of one
 /// that ends in words, such as a name with a domain, there may be.
 const PROBES_A_SECOND: u32 = 16;
-/// Near misses of an agent together. What so many of them cost is lost in the noise of any network. More
-/// at once are refused and not counted: with a budget that stays used up the next single one would be
-/// told from none.
+/// Near misses of an agent together. What so many of them cost is lost in the noise of any network.
+/// More at once are refused and not counted: with a budget that stays used up the next single one
+/// would be told from none.
 const PROBES_AT_ONCE: u32 = 1024;
 
 /// The same bytes, which take up this room until the last handle to them is gone.

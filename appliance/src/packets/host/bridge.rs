@@ -1,10 +1,10 @@
 //! Agents behind a bridge of this machine.
 //!
-//! Where the kernel has br_netfilter (Docker and Kubernetes load it), a bridge may take what it carries
-//! through the hooks of IP itself, and IP then does not ask them again. A packet that tproxy captured
-//! there has lost its socket by the time that it comes up: every connection waits, and nobody is told.
-//! So no bridge below an agents' interface may do it: not by the switches of the network namespace
-//! (kernel, ip-sysctl.rst, `bridge-nf-call-*`), nor by its own.
+//! Where the kernel has br_netfilter (Docker and Kubernetes load it), a bridge may take what it
+//! carries through the hooks of IP itself, and IP then does not ask them again. A packet that
+//! tproxy captured there has lost its socket by the time that it comes up: every connection waits,
+//! and nobody is told. So no bridge below an agents' interface may do it: not by the switches of
+//! the network namespace (kernel, ip-sysctl.rst, `bridge-nf-call-*`), nor by its own.
 
 use std::pin::pin;
 
@@ -56,8 +56,8 @@ async fn unfilter(handle: &Handle, bridge: &LinkMessage) -> Result<(), PacketsEr
     Ok(())
 }
 
-/// The bridge that carries what arrives on this interface: itself, or what it stands on. The other end
-/// of a veth pair may be a port of one, where it is in this network namespace.
+/// The bridge that carries what arrives on this interface: itself, or what it stands on. The other
+/// end of a veth pair may be a port of one, where it is in this network namespace.
 async fn below(
     handle: &Handle,
     interface: &InterfaceName,

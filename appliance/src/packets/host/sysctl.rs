@@ -2,9 +2,9 @@
 //!
 //! The image sets them at boot (`image/99-cloakroom.conf`); the daemon sets what differs where it
 //! may, reads each one back, and refuses to start on a wrong one, and to go on with new connections
-//! where one becomes wrong later. Only the rates of ICMP answers, which protect nothing, may stay as
-//! they are; and what some kernels do not show in a user's own network namespace, what waits for a
-//! neighbour, is left there, with a warning.
+//! where one becomes wrong later. Only the rates of ICMP answers, which protect nothing, may stay
+//! as they are; and what some kernels do not show in a user's own network namespace, what waits for
+//! a neighbour, is left there, with a warning.
 
 use std::{fs, io, path::PathBuf};
 
@@ -177,8 +177,8 @@ const INTERFACE_6: &[(&str, &str)] = &[
 const YOUNG_6: &[&str] = &["force_forwarding"];
 
 /// Refusals are not rate-limited, all else is as before. In IPv4 a bit for each type: source quench
-/// (4), time exceeded (11) and parameter problem (12). In IPv6 the types themselves: 0 and 3 to 127,
-/// which are all errors but destination unreachable (1) and packet too big (2).
+/// (4), time exceeded (11) and parameter problem (12). In IPv6 the types themselves: 0 and 3 to
+/// 127, which are all errors but destination unreachable (1) and packet too big (2).
 const RATES: &[(&str, &str)] =
     &[("net/ipv4/icmp_ratemask", "6160"), ("net/ipv6/icmp/ratemask", "0,3-127")];
 

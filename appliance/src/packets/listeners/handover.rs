@@ -1,9 +1,11 @@
-//! How one daemon hands over to the next, so that there is no moment in which nobody accepts: the one
-//! that goes accepts until the next one does, and that one is not ready before the other has stopped.
+//! How one daemon hands over to the next, so that there is no moment in which nobody accepts: the
+//! one that goes accepts until the next one does, and that one is not ready before the other has
+//! stopped.
 //!
-//! Each says so by holding a name, an abstract unix address of the network namespace: confined as both
-//! are, neither may connect to a socket of the other (`landlock(7)`, `LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET`).
-//! A name that a stranger holds costs time, and opens nothing.
+//! Each says so by holding a name, an abstract unix address of the network namespace: confined as
+//! both are, neither may connect to a socket of the other (`landlock(7)`,
+//! `LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET`). A name that a stranger holds costs time, and opens
+//! nothing.
 
 use std::{
     io,

@@ -1,8 +1,8 @@
 //! Who has a port that is in use: for the operator who has to do something about it.
 //!
-//! It is told as far as it can be seen. Without the right to look into the processes of others, as under
-//! the unit, it is the user whose socket it is (`proc_pid_fd(5)`, `proc_net_tcp`): services that answer
-//! DNS have one of their own.
+//! It is told as far as it can be seen. Without the right to look into the processes of others, as
+//! under the unit, it is the user whose socket it is (`proc_pid_fd(5)`, `proc_net_tcp`): services
+//! that answer DNS have one of their own.
 
 use std::{
     fs::{self, File},
@@ -18,8 +18,8 @@ struct Holding {
     user: String,
 }
 
-/// The programs that have a socket in the way of one at this address, over UDP or listening over TCP,
-/// other than this one.
+/// The programs that have a socket in the way of one at this address, over UDP or listening over
+/// TCP, other than this one.
 pub(crate) fn of(at: SocketAddr) -> Vec<String> {
     let tables = ["udp", "udp6", "tcp", "tcp6"].map(|table| format!("/proc/net/{table}"));
     let sockets: Vec<Holding> =

@@ -1,8 +1,9 @@
 //! Listeners that outlive the daemon: the service manager keeps them while it restarts, and
 //! connections that arrive meanwhile wait in their queues instead of being refused.
 //!
-//! An inherited listener is taken only where it is what a new one would be. What nobody takes is shut
-//! down: the kernel would go on giving it a part of the connections, and nobody would answer them.
+//! An inherited listener is taken only where it is what a new one would be. What nobody takes is
+//! shut down: the kernel would go on giving it a part of the connections, and nobody would answer
+//! them.
 
 use std::{
     fs::File,
@@ -38,7 +39,8 @@ impl InheritedListeners {
         self.0.is_empty()
     }
 
-    /// One listener for each interface and family, inherited or new. Called once for every worker, after
+    /// One listener for each interface and family, inherited or new. Called once for every worker,
+    /// after
     /// [`claim`](super::super::claim).
     ///
     /// # Errors
@@ -61,8 +63,8 @@ impl InheritedListeners {
         Ok(all)
     }
 
-    /// The sockets for DNS, a pair for each interface and family, inherited or new. They are shared with
-    /// nobody. Called after [`claim`](super::super::claim).
+    /// The sockets for DNS, a pair for each interface and family, inherited or new. They are shared
+    /// with nobody. Called after [`claim`](super::super::claim).
     ///
     /// # Errors
     ///

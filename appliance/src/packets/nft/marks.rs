@@ -1,9 +1,9 @@
 //! Who else writes packet marks.
 //!
-//! A captured packet finds its listener by the mark that the daemon's rules give it. A chain of another
-//! table that comes after them at prerouting and writes a mark of its own takes that away, and what
-//! was captured ends as if it were for the gateway itself. Nothing is open by that, and nothing works,
-//! so whoever looks for the reason is told.
+//! A captured packet finds its listener by the mark that the daemon's rules give it. A chain of
+//! another table that comes after them at prerouting and writes a mark of its own takes that away,
+//! and what was captured ends as if it were for the gateway itself. Nothing is open by that, and
+//! nothing works, so whoever looks for the reason is told.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,5 +1,5 @@
-//! Expressions that the `nftnl` crate does not know, built through libnftnl itself; and, in [`set`],
-//! sets and named counters.
+//! Expressions that the `nftnl` crate does not know, built through libnftnl itself; and, in
+//! [`set`], sets and named counters.
 //!
 //! The one place of unsafe code in this crate. Two shapes cover everything: an expression is a name
 //! and numbered attributes, a set is a declaration and elements. Which attributes an expression
@@ -110,8 +110,8 @@ impl RawExpr {
             .u32(sys::NFTNL_EXPR_TPROXY_REG_PORT, REGISTER + 1)
     }
 
-    /// Takes the size, in network order, from the register, and writes it into the option of TCP that
-    /// announces the largest segment (RFC 9293, section 3.7.1), where that says more.
+    /// Takes the size, in network order, from the register, and writes it into the option of TCP
+    /// that announces the largest segment (RFC 9293, section 3.7.1), where that says more.
     pub(crate) fn max_segment() -> Self {
         Self::new(c"exthdr")
             .u32(sys::NFTNL_EXPR_EXTHDR_SREG, REGISTER)

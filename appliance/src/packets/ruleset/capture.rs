@@ -12,7 +12,8 @@ use crate::{
 /// The port of DNS, over UDP and TCP.
 pub(crate) const DNS_PORT: u16 = 53;
 
-/// Where the resolver's sockets are bound, at dummy addresses that no machine has (RFC 7600, section
+/// Where the resolver's sockets are bound, at dummy addresses that no machine has (RFC 7600,
+/// section
 /// 4.8; RFC 9780). Another resolver of this machine that is bound to addresses of its own is not in the
 /// way then, and no packet gets there but by the rules.
 pub(crate) const fn dns_at(ipv6: bool) -> IpAddr {

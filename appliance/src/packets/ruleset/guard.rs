@@ -2,8 +2,8 @@
 
 use crate::policy::InterfaceName;
 
-/// What `nft -f` loads, in one transaction: the guard, and these interfaces in its set. Loaded again
-/// it replaces rules and takes no interface away.
+/// What `nft -f` loads, in one transaction: the guard, and these interfaces in its set. Loaded
+/// again it replaces rules and takes no interface away.
 pub fn guard(interfaces: &[InterfaceName]) -> String {
     let mut names: Vec<String> = interfaces.iter().map(|name| format!("\"{name}\"")).collect();
     names.sort();

@@ -1,7 +1,7 @@
 //! The words that tables are written in: sets, chains, rules and their statements.
 //!
-//! Pure. [`super::render`](mod@super::render) writes it down and [`crate::packets::nft`] translates it
-//! for the kernel; what neither can express does not exist here.
+//! Pure. [`super::render`](mod@super::render) writes it down and [`crate::packets::nft`] translates
+//! it for the kernel; what neither can express does not exist here.
 
 use std::{borrow::Cow, net::IpAddr};
 
@@ -39,8 +39,8 @@ pub(crate) enum TableFamily {
     Ip6,
 }
 
-/// A named set, or a map from its keys to marks. Its key never changes; its elements are replaced on
-/// every apply, but for a meter's, which packets make.
+/// A named set, or a map from its keys to marks. Its key never changes; its elements are replaced
+/// on every apply, but for a meter's, which packets make.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Set {
     pub(crate) name: Cow<'static, str>,

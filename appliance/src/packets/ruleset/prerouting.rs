@@ -93,8 +93,8 @@ pub(crate) fn admitted_services(capture: &Capture) -> Vec<NftRule> {
     services.map(admit).collect()
 }
 
-/// What is not about agents. Where it says that it comes from one, this machine's answer to it would
-/// carry somebody else's bytes to that agent, and only IPv4 has a check of the way back.
+/// What is not about agents. Where it says that it comes from one, this machine's answer to it
+/// would carry somebody else's bytes to that agent, and only IPv4 has a check of the way back.
 ///
 /// A rule for each interface: nft 1.0.6 cannot load a look-up of this in a set of interfaces again.
 fn others(capture: &Capture) -> Vec<NftRule> {
@@ -196,8 +196,9 @@ fn dns(capture: &Capture) -> Vec<NftRule> {
     rules
 }
 
-/// Queries a second of all agents of a group, with what holds of the mark of those that it is for. A
-/// group that binds more cards than the usual allows for has the rate of each: nobody can make them up.
+/// Queries a second of all agents of a group, with what holds of the mark of those that it is for.
+/// A group that binds more cards than the usual allows for has the rate of each: nobody can make
+/// them up.
 fn group_rates(capture: &Capture) -> Vec<(Vec<Statement>, u32)> {
     let (mut rates, mut others) = (Vec::new(), Vec::new());
     let usual = capture.dns_rate.saturating_mul(Quota::GROUP_RATE);
@@ -353,8 +354,8 @@ pub(crate) fn solicitation() -> [Statement; 2] {
     ]
 }
 
-/// What every IPv6 host says unasked: about the groups it listens to (RFC 2710, section 3; RFC 3810,
-/// section 5.2), and that it looks for a router (RFC 4861, section 4.1).
+/// What every IPv6 host says unasked: about the groups it listens to (RFC 2710, section 3; RFC
+/// 3810, section 5.2), and that it looks for a router (RFC 4861, section 4.1).
 pub(crate) fn said_unasked() -> [Vec<Statement>; 2] {
     let icmp =
         || [is_family(Family::V6), Statement::Is(MatchKey::L4, Value::byte("icmpv6", ICMP6))];
@@ -451,10 +452,12 @@ pub(crate) const DISCOVERS: &str = "discovers";
 /// How many times an agent's own rate may come in before the kernel drops the rest. What is above
 /// the rate and below this the resolver drops itself: by its own measure, which forgives a burst.
 const DNS_HEADROOM: u32 = 4;
-/// What all agents of a group together send. At the default rate, answers to as many that say no card
-/// wait in a half of what the socket has room for. Of bound cards, `unres_qlen_bytes` bounds what waits.
+/// What all agents of a group together send. At the default rate, answers to as many that say no
+/// card wait in a half of what the socket has room for. Of bound cards, `unres_qlen_bytes` bounds
+/// what waits.
 const DNS_GROUPS: &str = "dns_groups";
-/// No group has more, whatever it binds: a half of what the one thread answers (`benches/README.md`).
+/// No group has more, whatever it binds: a half of what the one thread answers
+/// (`benches/README.md`).
 const DNS_OF_ONE_THREAD: u32 = 47_000;
 
 const NTP_PORT: u16 = 123;

@@ -88,9 +88,9 @@ fn forward() -> Chain {
 /// An ICMP error quotes the packet that it is about, and goes to that packet's source. The kernel
 /// makes some before any rule has seen the packet: of a hop-by-hop header while it reads the header
 /// (RFC 8200, section 4.2), of fragments when the rest is overdue (section 4.5). So what errors may
-/// leave is decided here, however they came about: only what a rule of ours refuses with, and only to
-/// agents, whose source was looked at by then. What may go to this machine itself are words about its
-/// own packets: none of those that an agent could have had made.
+/// leave is decided here, however they came about: only what a rule of ours refuses with, and only
+/// to agents, whose source was looked at by then. What may go to this machine itself are words
+/// about its own packets: none of those that an agent could have had made.
 ///
 /// A DHCP server answers where the question says. It is for agents.
 fn output(capture: &Capture) -> Chain {
@@ -146,8 +146,8 @@ fn sources(capture: &Capture, family: fn(&IpNet) -> bool) -> Vec<Element> {
 
 const FILTER: i32 = 0;
 
-/// Errors of ICMP (RFC 792) and of ICMPv6 (RFC 4443, RFC 4861) that this machine makes of packets that
-/// it received, and has no use for: a forged one could be about a connection of its own.
+/// Errors of ICMP (RFC 792) and of ICMPv6 (RFC 4443, RFC 4861) that this machine makes of packets
+/// that it received, and has no use for: a forged one could be about a connection of its own.
 const FORGED_4: &[(&str, u8)] =
     &[("source-quench", 4), ("redirect", 5), ("time-exceeded", 11), ("parameter-problem", 12)];
 const FORGED_6: &[(&str, u8)] =

@@ -26,8 +26,9 @@ impl Brotli {
 }
 
 impl Codec for Brotli {
-    /// To the next place that may be the end of an empty meta-block, by which a compressor fills its
-    /// last byte where it flushes (RFC 7932, section 9.2). The first byte has the window's size.
+    /// To the next place that may be the end of an empty meta-block, by which a compressor fills
+    /// its last byte where it flushes (RFC 7932, section 9.2). The first byte has the window's
+    /// size.
     fn stretch(&mut self, input: &[u8], is_all: bool) -> usize {
         if !self.began {
             return 1;
@@ -72,9 +73,9 @@ impl Codec for Brotli {
         Ok(Step { read, written, turns: self.ended })
     }
 
-    /// A compressor whose last byte is full needs no empty meta-block to flush. So an end of any other
-    /// that is also one of a byte counts too, where the input leaves off. By chance that is so of one
-    /// in eight.
+    /// A compressor whose last byte is full needs no empty meta-block to flush. So an end of any
+    /// other that is also one of a byte counts too, where the input leaves off. By chance that is
+    /// so of one in eight.
     fn mark(&mut self) -> Mark {
         let is_empty_block = self.state.is_metadata != 0 && is_between_blocks(&self.state);
         let may_be_flushed = || self.is_all && is_between_blocks(&self.state);
@@ -92,8 +93,8 @@ fn is_between_blocks(state: &State) -> bool {
     state.meta_block_remaining_len == 0 && state.br.bit_pos_ == 0 && state.buffer_length == 0
 }
 
-/// Whether an empty meta-block, six bits of which are 0, 1, 1, 0, 0 and 0, may end with `byte`. They
-/// begin at any bit, and the rest of the last byte is 0.
+/// Whether an empty meta-block, six bits of which are 0, 1, 1, 0, 0 and 0, may end with `byte`.
+/// They begin at any bit, and the rest of the last byte is 0.
 fn may_end_empty_block(before: u8, byte: u8) -> bool {
     const BLOCK: u16 = 0b00_0110;
     let both = u16::from(byte) << 8 | u16::from(before);

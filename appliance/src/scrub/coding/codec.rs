@@ -27,7 +27,8 @@ pub(super) struct Step {
 pub(super) enum Mark {
     /// In the middle of something.
     None,
-    /// A whole number of the compressor's blocks. What is before is all that it has been given, or not.
+    /// A whole number of the compressor's blocks. What is before is all that it has been given, or
+    /// not.
     Block,
     /// The compressor was told to give all that it had.
     Flush,
@@ -49,6 +50,6 @@ pub(super) trait Codec: Send {
     fn is_whole(&self) -> bool;
 }
 
-/// The largest window: 8 MiB, the most that RFC 9659 lets zstd have in HTTP, and half of what brotli
-/// could.
+/// The largest window: 8 MiB, the most that RFC 9659 lets zstd have in HTTP, and half of what
+/// brotli could.
 pub(super) const WINDOW_BITS: u32 = 23;

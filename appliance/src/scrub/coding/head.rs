@@ -22,8 +22,8 @@ pub enum Accepted {
     All,
 }
 
-/// What is left of what an agent accepts, cut to what may be asked for. Each coding has the weight that
-/// it had first; a wildcard and what is no list is left out.
+/// What is left of what an agent accepts, cut to what may be asked for. Each coding has the weight
+/// that it had first; a wildcard and what is no list is left out.
 pub(in crate::scrub) fn accept<'a>(
     accepted: Accepted,
     asked: impl Iterator<Item = &'a HeaderValue>,
@@ -71,11 +71,11 @@ pub fn content_coding(status: StatusCode, headers: &HeaderMap) -> Result<Option<
     }
 }
 
-/// Makes the head of a compressed answer that of the same answer without its coding. What `Vary` says
-/// stays true: another request may have a compressed answer that cannot be read.
+/// Makes the head of a compressed answer that of the same answer without its coding. What `Vary`
+/// says stays true: another request may have a compressed answer that cannot be read.
 ///
-/// The tag of the compressed form is none of the plain form's: it becomes a weak one, by which an API
-/// still knows its answer again (RFC 9110, section 8.8.3).
+/// The tag of the compressed form is none of the plain form's: it becomes a weak one, by which an
+/// API still knows its answer again (RFC 9110, section 8.8.3).
 pub fn decoded_head(headers: &mut HeaderMap) {
     headers.remove(CONTENT_ENCODING);
     headers.remove(CONTENT_LENGTH);
@@ -102,7 +102,8 @@ impl Name {
     }
 }
 
-/// A member of a list that names a coding which is known, and its weight (RFC 9110, section 12.4.2).
+/// A member of a list that names a coding which is known, and its weight (RFC 9110, section
+/// 12.4.2).
 fn member_of(member: &[u8]) -> Option<(Name, &str)> {
     let mut parts = std::str::from_utf8(member).ok()?.split(';').map(str::trim);
     let name = parts.next()?;

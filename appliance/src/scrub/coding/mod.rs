@@ -1,14 +1,15 @@
 //! A compressed body is decoded before it is searched, and goes on as plain text.
 //!
-//! It goes on plain, and is not compressed anew: what the gateway compressed, with a secret masked in
-//! it or not, would have a length for agents to measure, and the network between agents and their
-//! gateway is a fast one.
+//! It goes on plain, and is not compressed anew: what the gateway compressed, with a secret masked
+//! in it or not, would have a length for agents to measure, and the network between agents and
+//! their gateway is a fast one.
 //!
 //! A length is dangerous. Where an origin compresses what an agent wrote and a secret together, the
 //! compressed text is shorter the more both agree. So nothing that an agent receives is cut where
-//! compressed bytes were cut: [`Decoder`] gives decoded text in pieces of [`PIECE`] bytes, and where
-//! the origin flushed its compressor, which it does where a message of its protocol ends. Sizes are a
-//! function of the text and of these places. Times are another matter: see [`crate::limits`].
+//! compressed bytes were cut: [`Decoder`] gives decoded text in pieces of [`PIECE`] bytes, and
+//! where the origin flushed its compressor, which it does where a message of its protocol ends.
+//! Sizes are a function of the text and of these places. Times are another matter: see
+//! [`crate::limits`].
 //!
 //! What decodes, and why:
 //!
@@ -75,8 +76,8 @@ pub struct Decoder {
 #[derive(Debug, Clone, Copy, Default)]
 struct Stretch {
     left: usize,
-    /// All of it was read, but some of what it stands for may still be in the decoder: the last call
-    /// wrote something.
+    /// All of it was read, but some of what it stands for may still be in the decoder: the last
+    /// call wrote something.
     ends: bool,
 }
 
@@ -210,8 +211,8 @@ impl std::fmt::Display for Undecodable {
 pub const PIECE: usize = 16 * 1024;
 /// Bytes of input that are read without a pause.
 const BUSY: usize = 16 * 1024;
-/// How often longer than its input the text may be, beyond the first [`FREE`] bytes: what web servers
-/// allow by default. A text without a bound for its length costs what any long text does.
+/// How often longer than its input the text may be, beyond the first [`FREE`] bytes: what web
+/// servers allow by default. A text without a bound for its length costs what any long text does.
 const RATIO: u64 = 200;
 /// Bytes of text that may be of any ratio.
 const FREE: u64 = 4 * 1024 * 1024;

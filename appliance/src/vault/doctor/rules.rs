@@ -40,8 +40,8 @@ struct Rule {
 }
 
 impl Doctor<'_> {
-    /// Whether a token has the rules that `grants` come to, and no others but at `signing`, where it
-    /// has to say all that limits a CA. Returns what the others show.
+    /// Whether a token has the rules that `grants` come to, and no others but at `signing`, where
+    /// it has to say all that limits a CA. Returns what the others show.
     pub(super) async fn look_at_rules(
         &mut self,
         whose: &str,

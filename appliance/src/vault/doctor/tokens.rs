@@ -34,8 +34,8 @@ struct LookedData {
 }
 
 impl Doctor<'_> {
-    /// Whether a token ends, is good at the gateway's addresses alone, and has `policy` alone. Returns
-    /// its entity.
+    /// Whether a token ends, is good at the gateway's addresses alone, and has `policy` alone.
+    /// Returns its entity.
     pub(super) async fn look_at_token(
         &mut self,
         whose: &str,

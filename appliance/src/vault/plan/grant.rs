@@ -64,8 +64,8 @@ impl PathGrant {
     }
 }
 
-/// What a group asks about its leases. Their ids begin with the path that lent them, so that a token
-/// can ask about no others, whoever told it their ids.
+/// What a group asks about its leases. Their ids begin with the path that lent them, so that a
+/// token can ask about no others, whoever told it their ids.
 pub(super) fn leases(locations: &BTreeSet<VaultLocation>) -> Vec<PathGrant> {
     let lends = |location: &&VaultLocation| {
         !matches!(location, VaultLocation::Kv2 { .. }) && !location.is_identity_token()

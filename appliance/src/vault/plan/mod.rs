@@ -242,8 +242,8 @@ fn own_login(login: &VaultLogin) -> Result<Option<PathGrant>, PlanError> {
     Ok(Some(PathGrant::new(path, "update")))
 }
 
-/// Whether somebody could come upon the id of a role. Random ones are 32 hexadecimal digits or more;
-/// so few different ones are no chance: one in ten million has them.
+/// Whether somebody could come upon the id of a role. Random ones are 32 hexadecimal digits or
+/// more; so few different ones are no chance: one in ten million has them.
 pub fn is_guessable(role_id: &str) -> bool {
     let digits = || role_id.bytes().filter(u8::is_ascii_hexdigit).map(|it| it.to_ascii_lowercase());
     let others = role_id.bytes().any(|byte| !byte.is_ascii_hexdigit() && byte != b'-');

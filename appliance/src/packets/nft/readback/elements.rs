@@ -19,7 +19,8 @@ pub(super) fn elements(
     let narrowed = [(NFTA_TABLE, table), (NFTA_SET_ELEM_LIST_SET, set)];
     let answers = netfilter.dump(family, libc::NFT_MSG_GETSETELEM, &narrowed)?;
     let lists = answers.iter().filter_map(|answer| attribute(answer, NFTA_SET_ELEM_LIST_ELEMENTS));
-    // nft opens an interval set by ending, at zero, what is before its first one; that says nothing.
+    // nft opens an interval set by ending, at zero, what is before its first one; that says
+    // nothing.
     let opening =
         |element: &RawElement| element.ends_interval && element.key.iter().all(|byte| *byte == 0);
     let mut elements: Vec<RawElement> = lists
