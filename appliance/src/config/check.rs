@@ -495,10 +495,10 @@ fn check_handshake(flag: &Spanned<bool>, requests: &Requests, report: &Report<'_
 fn queries_of_place(place: &Place) -> impl Iterator<Item = Box<str>> {
     let (field, query) = match place {
         Place::Header { name, .. } => (Some(name.as_str()), None),
-        Place::Body(place) => (None, place.spot().query()),
+        Place::Body(place) => (None, Some(place.spot().query())),
         _ => (None, None),
     };
-    field.into_iter().flat_map(queries_of).chain(query.map(|name| fold_query(name).into()))
+    field.into_iter().flat_map(queries_of).chain(query.map(|name| fold_query(&name).into()))
 }
 
 fn claims_same(one: &BindingRule, other: &BindingRule) -> bool {

@@ -232,7 +232,7 @@ impl Explanation {
         let named: BTreeSet<_> = named.collect();
         let asked = places().filter_map(|place| match place {
             Place::Query { name } => Some(fold_query(name).into()),
-            Place::Body(place) => place.spot().query().map(|name| fold_query(name).into()),
+            Place::Body(place) => Some(fold_query(&place.spot().query()).into()),
             _ => None,
         });
         let cookies: BTreeSet<_> = places()

@@ -5,6 +5,7 @@
 //! upstream. Whatever fails on the way is answered here, and nothing is sent.
 
 use std::{
+    slice,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -353,6 +354,11 @@ fn prepare(
             trace.with(|record| record.placeholders(substitution.placeholders()));
             let scope = rules.scope(&substitution, head)?;
             overrides::check(head, Some(scope.methods), scope.paths)?;
+            if let Some(path) = rules.body_path() {
+                // A value in a body is for one method and one path, whatever else the API allows.
+                let (method, path) = (slice::from_ref(&head.method), slice::from_ref(path));
+                overrides::check(head, Some(method), path)?;
+            }
             let target = (&connection.group.name, api.as_ref(), &connection.pinned.host);
             owner_restrictions::admit(target, head, snapshot, &substitution)
                 .map_err(|word| trace.narrowed(word))?;

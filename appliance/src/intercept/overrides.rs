@@ -12,7 +12,7 @@ use http::{
 
 use super::pinned_authority::PinnedAuthority;
 use crate::{
-    policy::{Folded, PathRule, fold_query, query_pairs},
+    policy::{Folded, PathRule, is_method, names_method, query_pairs, query_readings},
     reason::Reason,
 };
 
@@ -49,7 +49,7 @@ pub(super) fn check(
     // Under a name that may mean something else, what is no method replaces none.
     let may_be_listed = |value: &[u8]| {
         let value = value.trim_ascii().to_ascii_uppercase();
-        listed(&value) || !METHODS.contains(&&*value)
+        listed(&value) || !is_method(&value)
     };
     for (name, value) in &head.headers {
         let value = value.as_bytes();
@@ -64,8 +64,8 @@ pub(super) fn check(
     }
     let mut pairs = query_pairs(head.uri.query().unwrap_or_default());
     let denied = pairs.any(|(name, value)| {
-        replaces_method(&name) && !listed(value.as_bytes())
-            || MAYBE_QUERY_METHODS.contains(&&*fold_query(&name))
+        replaces_method(name.split('\0').next().unwrap_or_default()) && !listed(value.as_bytes())
+            || query_readings(&name).any(|name| names_method(&name))
                 && !may_be_listed(value.as_bytes())
     });
     if denied { Err(Reason::MethodDenied) } else { Ok(()) }
@@ -126,24 +126,6 @@ const METHOD_FIELDS: [&str; 6] = [
 /// Further names in the query: of Rails, Symfony, Laravel and Express; of Google's APIs and
 /// Salesforce's.
 const QUERY_METHODS: [&str; 2] = ["_method", "$httpMethod"];
-
-/// Names in the query that replace the method at some APIs (`method=delete` of Meta's Graph API),
-/// and at others are that of a remote call, as [`fold_query`] writes them.
-const MAYBE_QUERY_METHODS: [&str; 7] = [
-    "method",
-    "httpmethod",
-    "requestmethod",
-    "methodoverride",
-    "httpmethodoverride",
-    "verb",
-    "httpverb",
-];
-
-/// What is a method wherever it stands: the usual ones, and what is never allowed.
-const METHODS: [&[u8]; 10] = [
-    b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS", b"CONNECT", b"TRACE",
-    b"TRACK",
-];
 
 /// Words of fields by which one server tells another what a request was before, or is to be.
 const REPLACING: [&str; 11] = [

@@ -3,13 +3,14 @@
 //! Bodies are not searched otherwise: what an agent writes to a model is its own affair. So such a
 //! place names one method and one path, that of a login or a token exchange.
 
-use std::{fmt, sync::Arc};
+use std::{borrow::Cow, fmt, sync::Arc};
 
 use http::Method;
+use percent_encoding::percent_decode_str;
 
 use super::{
     name::is_plain_name,
-    path::{PathRule, permits},
+    path::{PathRule, permits, permits_path},
 };
 
 /// Where a credential stands in a body, and of which request.
@@ -102,21 +103,45 @@ impl BodyPlace {
         permits(&self.method, &self.path, method, path).is_ok()
     }
 
+    /// Whether some server takes this path for that of the place, though it is spelt otherwise.
+    pub fn is_resembled_by(&self, path: &str) -> bool {
+        permits_path(&self.path, path).is_err()
+            && loosely_read(path) == loosely_read(&self.path().to_string())
+    }
+
     /// Whether both are in the bodies of the same requests.
     pub fn shares_requests_with(&self, other: &Self) -> bool {
         (&self.method, &self.path) == (&other.method, &other.path)
     }
 }
 
+/// The segments of a path as servers take them that are lax in every way: decoded, in lower case,
+/// without parameters (Servlet), empty and dot segments and the last one's ending (Rails).
+fn loosely_read(path: &str) -> Vec<String> {
+    let text = percent_decode_str(path).decode_utf8_lossy().to_lowercase();
+    let mut segments: Vec<String> = Vec::new();
+    for segment in text.split(['/', '\\']) {
+        match segment.split(';').next().unwrap_or_default().trim() {
+            "" | "." => {}
+            ".." => drop(segments.pop()),
+            name => segments.push(name.to_owned()),
+        }
+    }
+    if let Some(last) = segments.last_mut()
+        && let Some(at) = last.find('.').filter(|&at| at > 0)
+    {
+        last.truncate(at);
+    }
+    segments
+}
+
 impl BodySpot {
-    /// The names under which a server that reads bodies and queries alike would look for it there.
-    pub fn query(&self) -> Option<&str> {
+    /// The name under which a server that reads bodies and queries alike would look for it there. That
+    /// of a nested one is written in brackets there.
+    pub fn query(&self) -> Cow<'_, str> {
         match self {
-            Self::Form(field) => Some(field),
-            Self::Json(JsonPointer(tokens)) => match &**tokens {
-                [one] => Some(one),
-                _ => None,
-            },
+            Self::Form(field) => Cow::Borrowed(field),
+            Self::Json(JsonPointer(tokens)) => Cow::Owned(tokens.join(".")),
         }
     }
 

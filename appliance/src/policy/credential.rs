@@ -48,6 +48,33 @@ pub(crate) fn fold_query(name: &str) -> Cow<'_, str> {
     Cow::Owned(kept.map(|char| char.to_ascii_lowercase()).collect())
 }
 
+/// Every name that some server makes of one in a query or a form, as [`fold_query`] writes them: what
+/// stands before its first bracket; what stands behind brackets that it begins with (Rack, qs); all of
+/// it where a bracket stays open, which PHP writes as `_`; and each as far as its first NUL (PHP).
+pub(crate) fn query_readings(name: &str) -> impl Iterator<Item = Cow<'_, str>> {
+    let odd = name.contains(['[', ']', '\0']).then(|| odd_readings(name));
+    std::iter::once(fold_query(name)).chain(odd.into_iter().flatten())
+}
+
+fn odd_readings(name: &str) -> Vec<Cow<'_, str>> {
+    let to_nul = name.split('\0').next().unwrap_or_default();
+    let mut readings = Vec::new();
+    for name in [name, to_nul] {
+        readings.push(fold_query(name));
+        readings.push(fold_query(name.trim_start_matches(['[', ']'])));
+        if name.split_once('[').is_some_and(|(_, rest)| !rest.contains(']')) {
+            readings.push(nested_name(name));
+        }
+    }
+    readings
+}
+
+/// A name with what stands in its brackets (`user[key]`), as [`fold_query`] would write it.
+pub(crate) fn nested_name(name: &str) -> Cow<'_, str> {
+    let kept = name.chars().filter(char::is_ascii_alphanumeric);
+    Cow::Owned(kept.map(|char| char.to_ascii_lowercase()).collect())
+}
+
 /// The names under which a server may read in a query what it reads in this field, as
 /// [`fold_query`] writes them. Azure Functions have another one there, which at other APIs is a
 /// country, a voucher or what OAuth trades for a token.

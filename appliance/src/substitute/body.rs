@@ -6,7 +6,7 @@
 use std::{borrow::Cow, ops::Range};
 
 use http::{
-    HeaderMap, HeaderName,
+    HeaderMap, HeaderName, Method,
     header::{CONTENT_ENCODING, CONTENT_TYPE},
 };
 
@@ -15,7 +15,10 @@ use super::{
     json::{Document, PointerFault},
 };
 use crate::{
-    policy::{BodyPlace, BodySpot, fold_query, only_value, query_pairs},
+    policy::{
+        BodyPlace, BodySpot, fold_query, is_method, names_method, only_value, query_pairs,
+        query_readings,
+    },
     reason::Reason,
 };
 
@@ -58,7 +61,7 @@ pub(super) fn read<'a>(
     places.peek().ok_or_else(malformed)?;
     let text = std::str::from_utf8(body).map_err(|_| malformed())?;
     match format {
-        BodyFormat::Form if text.bytes().any(|byte| byte.is_ascii_control()) => Err(malformed()),
+        BodyFormat::Form if !has_one_reading(text, first.method()) => Err(malformed()),
         BodyFormat::Form => Ok(places.flat_map(|place| in_form(place, text)).collect()),
         BodyFormat::Json => {
             let document = Document::read(text).map_err(|_| malformed())?;
@@ -67,6 +70,24 @@ pub(super) fn read<'a>(
             Ok(found.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
         }
     }
+}
+
+/// Whether every server decodes a form alike, and none takes it for another method's.
+fn has_one_reading(form: &str, method: &Method) -> bool {
+    let is_digit = |byte: u8| byte.is_ascii_hexdigit();
+    // Some take `%uXXXX` for an escape, and some end a text at a NUL.
+    let is_escape =
+        |pair: &[u8]| pair.len() == 2 && pair.iter().copied().all(is_digit) && pair != b"00";
+    let escapes = form.as_bytes().split(|&byte| byte == b'%').skip(1);
+    let another_method = |value: &str| {
+        let value = value.trim().to_ascii_uppercase();
+        is_method(value.as_bytes()) && value != method.as_str()
+    };
+    !form.bytes().any(|byte| byte.is_ascii_control())
+        && escapes.map(|after| after.get(..2).unwrap_or_default()).all(is_escape)
+        && !query_pairs(form).any(|(name, value)| {
+            query_readings(&name).any(|name| names_method(&name)) && another_method(&value)
+        })
 }
 
 fn in_json<'a>(
@@ -92,7 +113,7 @@ fn in_form<'a>(place: &'a BodyPlace, body: &'a str) -> impl Iterator<Item = Body
         BodySpot::Json(_) => None,
     };
     field.into_iter().flat_map(move |field| {
-        let same = move |name: &str| fold_query(name) == fold_query(field);
+        let same = move |name: &str| query_readings(name).any(|one| one == fold_query(field));
         query_pairs(body).filter(move |(name, _)| same(name)).map(move |(name, value)| {
             // Only one that is spelt so is looked for, which ends at a second.
             let at = if name == field { only_value(body, field, &value) } else { None };
@@ -129,6 +150,8 @@ fn format(headers: &HeaderMap) -> Option<BodyFormat> {
     let format = match &*kind {
         "application/x-www-form-urlencoded" => BodyFormat::Form,
         "application/json" => BodyFormat::Json,
+        // Some servers know a form by the beginning of its type.
+        other if other.starts_with("application/x-www-form-urlencoded") => return None,
         other if other.starts_with("application/") && other.ends_with("+json") => BodyFormat::Json,
         _ => return None,
     };

@@ -66,9 +66,9 @@ fn is_octet(byte: u8) -> bool {
     byte.is_ascii_graphic() && !matches!(byte, b'"' | b',' | b';' | b'\\')
 }
 
-/// A byte of a cookie's name (RFC 9110, section 5.6.2).
+/// A byte of a cookie's name (RFC 9110, section 5.6.2), but for `%`, which some servers decode.
 fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+    byte.is_ascii_alphanumeric() || b"!#$&'*+-.^_`|~".contains(&byte)
 }
 
 /// A value in the place of a cookie's. There is no way to escape what cannot stand there.

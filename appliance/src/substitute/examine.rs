@@ -69,6 +69,9 @@ fn examine_both(
     if !rules.path_slots().is_empty() && !has_one_reading(head.uri.path()) {
         return Err(Reason::PathAmbiguous.into());
     }
+    if !rules.reads_body(head) && rules.resembles_one_with_body(head) {
+        return Err(Reason::PathAmbiguous.into());
+    }
     let mut credentials = credentials(rules, head);
     credentials.extend(cookies(rules, head)?);
     let body_bytes = body.map(|body| &**body).unwrap_or_default();

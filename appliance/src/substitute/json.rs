@@ -111,6 +111,8 @@ fn folded(name: &str) -> impl Iterator<Item = char> {
         'ı' | 'İ' => 'i',
         other => other.to_ascii_lowercase(),
     };
+    // Some servers end a text at a NUL.
+    let name = name.split('\0').next().unwrap_or_default();
     name.chars().map(fold).filter(char::is_ascii_alphanumeric)
 }
 

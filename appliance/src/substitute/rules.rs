@@ -1,6 +1,6 @@
 //! What one group's placeholders mean at one API, compiled once per policy.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{borrow::Cow, collections::HashSet, sync::Arc};
 
 use http::{
     HeaderMap, HeaderName, Method,
@@ -13,7 +13,7 @@ use crate::{
     policy::{
         Anonymous, Api, Binding, BodyPlace, Folded, GroupName, PathRule, PathSlot, Place,
         Placeholder, Plain, Policy, SubprotocolPrefix, fold_query, is_credential_header,
-        is_credential_query, queries_of,
+        is_credential_query, nested_name, queries_of, query_readings,
     },
     reason::Reason,
 };
@@ -132,6 +132,17 @@ impl SubstitutionRules {
         places.filter(|place| place.is_of(&head.method, head.uri.path()))
     }
 
+    /// Whether some server takes a request for one whose body is to be read whole, though its path is
+    /// spelt otherwise.
+    pub(super) fn resembles_one_with_body(&self, head: &Parts) -> bool {
+        self.names.bound_bodies.iter().any(|place| place.is_resembled_by(head.uri.path()))
+    }
+
+    /// A path whose bodies are read whole, if there is one.
+    pub fn body_path(&self) -> Option<&PathRule> {
+        self.names.bound_bodies.first().map(BodyPlace::path)
+    }
+
     /// Whether the body of such a request is to be read whole, and
     /// [examined](super::examine_whole).
     pub fn reads_body(&self, head: &Parts) -> bool {
@@ -197,7 +208,7 @@ impl CredentialFields {
         let mut bound: Vec<_> = places().filter_map(field_of).cloned().collect();
         bound.sort_unstable_by(|one, other| one.as_str().cmp(other.as_str()));
         bound.dedup();
-        let queries = places().filter_map(query_of).map(|name| fold_query(name).into());
+        let queries = places().filter_map(query_of).map(|name| fold_query(&name).into());
         let bound_queries =
             bound.iter().flat_map(|name| queries_of(name.as_str())).chain(queries).collect();
         Self {
@@ -222,10 +233,13 @@ impl CredentialFields {
     }
 
     fn is_query(&self, name: &str) -> bool {
-        let name = &*fold_query(name);
-        let plain = |plain: &Plain| matches!(plain, Plain::Query(one) if **one == *name);
-        let bound = || self.bound_queries.iter().any(|one| **one == *name);
-        (is_credential_query(name) || bound()) && !self.plain.iter().any(plain)
+        let bound = |name: &str| self.bound_queries.iter().any(|one| **one == *name);
+        let is = |name: &str| {
+            let plain = |plain: &Plain| matches!(plain, Plain::Query(one) if **one == *name);
+            (is_credential_query(name) || bound(name)) && !self.plain.iter().any(plain)
+        };
+        query_readings(name).any(|name| is(&name))
+            || name.contains('[') && bound(&nested_name(name))
     }
 }
 
@@ -242,10 +256,10 @@ fn field_of(place: &Place) -> Option<&HeaderName> {
 }
 
 /// The name in a query under which a server may read what stands in the place.
-fn query_of(place: &Place) -> Option<&str> {
+fn query_of(place: &Place) -> Option<Cow<'_, str>> {
     match place {
-        Place::Query { name } => Some(name),
-        Place::Body(place) => place.spot().query(),
+        Place::Query { name } => Some(Cow::Borrowed(name)),
+        Place::Body(place) => Some(place.spot().query()),
         _ => None,
     }
 }
