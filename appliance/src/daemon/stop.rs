@@ -48,7 +48,11 @@ impl Daemon {
                 }
                 phase.send_replace(Phase::Drain);
                 for worker in &mut workers {
-                    worker.has_stopped_listening().await;
+                    // One that is too busy to hear of it has its cut like the others.
+                    if timeout(GIVE_BACK_TIME, worker.has_stopped_listening()).await.is_err() {
+                        tracing::error!("a worker did not stop listening in time");
+                        break;
+                    }
                 }
                 drop(still);
                 (true, None)

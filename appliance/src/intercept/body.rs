@@ -340,6 +340,7 @@ impl Scrubbed {
             return Ok(Some(Frame::data(rest)));
         }
         self.ended = true;
+        self.inner.was_seen();
         self.trace.complete();
         Ok(self.trailers.take().map(Frame::trailers))
     }

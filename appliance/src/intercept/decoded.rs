@@ -50,6 +50,8 @@ pub(super) struct CompressedBody {
     trailers: Option<HeaderMap>,
     drained: bool,
     ended: bool,
+    /// Pieces that were given since others had their turn.
+    given: u32,
     place: CodedPlace,
     _large: Option<LargeDecoder>,
 }
@@ -60,6 +62,13 @@ impl Reading {
         match self {
             Self::Unread => Accepted::Identity,
             Self::Decoded(places) => places.accepted(),
+        }
+    }
+
+    /// Whether the answer may be on its way, compressed.
+    pub(super) fn on_its_way(&mut self, is: bool) {
+        if let Self::Decoded(Places { coded: Some(place), .. }) = self {
+            place.unseen(is);
         }
     }
 }
@@ -91,7 +100,7 @@ impl Places {
         inner: Incoming,
     ) -> Result<Source, Reason> {
         let place = self.coded.or_else(|| all.place());
-        let place = place.ok_or(Reason::ResponseUnscannable)?;
+        let mut place = place.ok_or(Reason::ResponseUnscannable)?;
         let large = match coding {
             Coding::Gzip | Coding::Deflate => None,
             Coding::Brotli | Coding::Zstd => {
@@ -99,12 +108,14 @@ impl Places {
                 Some(large.ok_or(Reason::ResponseUnscannable)?)
             }
         };
+        place.unseen(true);
         Ok(Source::Coded(Box::new(CompressedBody {
             inner,
             decoder: Decoder::new(coding),
             trailers: None,
             drained: false,
             ended: false,
+            given: 0,
             place,
             _large: large,
         })))
@@ -161,6 +172,13 @@ impl Source {
         }
     }
 
+    /// All of it was seen.
+    pub(super) fn was_seen(&mut self) {
+        if let Self::Coded(body) = self {
+            body.place.unseen(false);
+        }
+    }
+
     /// A secret was seen in it.
     pub(super) fn holds_secret(&self) {
         if let Self::Coded(body) = self {
@@ -172,8 +190,14 @@ impl Source {
 impl CompressedBody {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Reason>>> {
         loop {
+            if self.given >= PIECES_A_TURN {
+                self.given = 0;
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             match self.decoder.advance() {
                 Ok(DecoderProgress::Piece(piece)) => {
+                    self.given += 1;
                     return Poll::Ready(Some(Ok(Frame::data(piece))));
                 }
                 Ok(DecoderProgress::Busy) => {
@@ -188,7 +212,11 @@ impl CompressedBody {
                     return Poll::Ready(Some(Err(Reason::ResponseUnscannable)));
                 }
             }
-            match ready!(Pin::new(&mut self.inner).poll_frame(cx)) {
+            let frame = Pin::new(&mut self.inner).poll_frame(cx);
+            if frame.is_pending() {
+                self.given = 0;
+            }
+            match ready!(frame) {
                 Some(Ok(frame)) => self.take(frame),
                 Some(Err(_)) => return Poll::Ready(Some(Err(Reason::UpstreamUnreachable))),
                 None => self.drained = true,
@@ -221,3 +249,6 @@ impl CompressedBody {
         self.trailers.take().map(|trailers| Ok(Frame::trailers(trailers)))
     }
 }
+
+/// Pieces that are given before others have their turn.
+const PIECES_A_TURN: u32 = 32;

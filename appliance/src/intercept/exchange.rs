@@ -286,7 +286,7 @@ async fn forward(
         false => None,
     };
     let snapshot = connection.secrets.snapshot();
-    let PreparedRequest { answering, used, body: swapped } =
+    let PreparedRequest { mut answering, used, body: swapped } =
         prepare(connection, &mut head, whole.as_ref(), &snapshot, trace)?;
     message::address(&mut head, &connection.pinned)?;
     if let Some(asked) = &mut asked {
@@ -305,7 +305,11 @@ async fn forward(
         _ => return Err(Reason::InternalError.into()),
     };
     trace.with(|record| record.forwarded(&connection.route));
-    let response = send(sender, Request::from_parts(head, body), trace).await?;
+    // Whoever gives up waiting here could have measured what was on its way.
+    answering.reading.on_its_way(true);
+    let response = send(sender, Request::from_parts(head, body), trace).await;
+    answering.reading.on_its_way(false);
+    let response = response?;
     if response.status() == StatusCode::UNAUTHORIZED {
         let group = &connection.group.name;
         used.iter().for_each(|binding| connection.secrets.reject(group, &binding.secret));

@@ -5,8 +5,9 @@
 use http::{
     HeaderMap, HeaderName, HeaderValue, Uri, Version,
     header::{
-        CONNECTION, CONTENT_LENGTH, EXPECT, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
-        TRAILER, TRANSFER_ENCODING, UPGRADE,
+        CONNECTION, CONTENT_LENGTH, EXPECT, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
+        SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, TE, TRAILER,
+        TRANSFER_ENCODING, UPGRADE,
     },
     request,
     uri::{Authority, PathAndQuery, Scheme},
@@ -196,11 +197,18 @@ static HOP_BY_HOP: [HeaderName; 8] =
     [CLOSE, KEEP_ALIVE, CONNECTION, PROXY_CONNECTION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE];
 
 /// Whether a server that cannot tell `_` from `-` would take a field for one that frames the
-/// message, and give it a second length.
+/// message, and give it a second length, or for one of a WebSocket's handshake, whose offers may
+/// hold a credential.
 fn is_misspelt(name: &HeaderName) -> bool {
-    let framing = [CONTENT_LENGTH, TRANSFER_ENCODING];
+    let exact = [
+        CONTENT_LENGTH,
+        TRANSFER_ENCODING,
+        SEC_WEBSOCKET_PROTOCOL,
+        SEC_WEBSOCKET_EXTENSIONS,
+        SEC_WEBSOCKET_KEY,
+    ];
     let folded = Folded(name.as_str().as_bytes());
-    framing.iter().any(|one| one != name && Folded(one.as_str().as_bytes()) == folded)
+    exact.iter().any(|one| one != name && Folded(one.as_str().as_bytes()) == folded)
 }
 
 #[cfg(test)]
@@ -284,7 +292,14 @@ mod tests {
 
     #[test]
     fn no_field_gives_a_message_a_second_length_by_another_spelling() {
-        for name in ["content_length", "Content.Length", "transfer_encoding", "Transfer~Encoding"] {
+        for name in [
+            "content_length",
+            "Content.Length",
+            "transfer_encoding",
+            "Transfer~Encoding",
+            "sec_websocket_protocol",
+            "Sec.WebSocket.Protocol",
+        ] {
             let result = h1(&[("host", "api.example"), (name, "5")]);
             assert_eq!(result, Err(Reason::HttpMalformed), "{name}");
         }

@@ -125,7 +125,9 @@ pub(super) async fn h1(
         record.ended(ended.as_str());
         return cut.into_iter().for_each(|reason| record.cut(reason));
     }
-    let heard = finish_h1(&connection, guard, ended, limits, record).await;
+    // What stands behind a handshake is no request, so that nothing answers it.
+    let violation = connection.exchanges.violation().filter(|_| !switch.is_asked());
+    let heard = finish_h1(&connection, guard, (ended, violation), limits, record).await;
     reset.store(matches!(ended, Ended::Idle) && !heard, Relaxed);
 }
 
@@ -134,14 +136,14 @@ pub(super) async fn h1(
 async fn finish_h1(
     connection: &Arc<Connection>,
     guard: Guard<AgentTls>,
-    ended: Ended,
+    (ended, violation): (Ended, Option<Violation>),
     limits: &Limits,
     record: &mut Record,
 ) -> bool {
     record.ended(ended.as_str());
     let mut agent = guard.into_inner();
     let last_word = async {
-        if let Some(Violation { reason, at_head }) = connection.exchanges.violation() {
+        if let Some(Violation { reason, at_head }) = violation {
             record.cut(reason);
             if at_head && connection.exchanges.is_empty() {
                 let reason = note_violation(connection, reason);
@@ -391,7 +393,8 @@ async fn refusal_h1(
         Err(_) => Ended::Broken,
     };
     let guard = agent.into_parts().io.into_inner();
-    finish_h1(&connection, guard, ended, limits, record).await;
+    let violation = connection.exchanges.violation();
+    finish_h1(&connection, guard, (ended, violation), limits, record).await;
 }
 
 async fn refusal_h2(

@@ -34,9 +34,13 @@ pub struct Coded {
     closed: AtomicBool,
 }
 
-/// The place of one compressed answer. Given back when dropped.
+/// The place of one compressed answer. Given back when dropped, unless nobody knows what the answer
+/// held: whoever gives one up in the middle could have measured it.
 #[derive(Debug)]
-pub struct CodedPlace(Arc<Coded>);
+pub struct CodedPlace {
+    coded: Arc<Coded>,
+    unseen: bool,
+}
 
 impl CodedAnswers {
     /// Those of an API to a group.
@@ -56,15 +60,20 @@ impl Coded {
     pub fn place(self: &Arc<Self>) -> Option<CodedPlace> {
         // Counted first, so that whatever happens it is given back.
         let before = self.under_way.fetch_add(1, Relaxed);
-        let place = CodedPlace(Arc::clone(self));
+        let place = CodedPlace { coded: Arc::clone(self), unseen: false };
         (before < AT_ONCE && !self.closed.load(Relaxed)).then_some(place)
     }
 }
 
 impl CodedPlace {
+    /// Whether a compressed answer may be on its way that was not seen to its end.
+    pub fn unseen(&mut self, unseen: bool) {
+        self.unseen = unseen;
+    }
+
     /// A secret was seen in the answer: there are no more places.
     pub fn close(&self) {
-        let Coded { group, api, closed, .. } = &*self.0;
+        let Coded { group, api, closed, .. } = &*self.coded;
         if !closed.swap(true, Relaxed) {
             tracing::warn!(
                 %group,
@@ -78,7 +87,9 @@ impl CodedPlace {
 
 impl Drop for CodedPlace {
     fn drop(&mut self) {
-        self.0.under_way.fetch_sub(1, Relaxed);
+        if !self.unseen {
+            self.coded.under_way.fetch_sub(1, Relaxed);
+        }
     }
 }
 
@@ -102,6 +113,15 @@ mod tests {
         assert_eq!(places.len(), AT_ONCE);
         places.pop();
         assert!(coded.place().is_some());
+    }
+
+    #[test]
+    fn the_place_of_an_answer_that_was_given_up_does_not_come_back() {
+        let coded = coded();
+        for _ in 0..AT_ONCE {
+            coded.place().unwrap().unseen(true);
+        }
+        assert!(coded.place().is_none());
     }
 
     #[test]

@@ -249,6 +249,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_name_in_a_query_is_read_in_every_way_that_some_server_reads_it() {
+        for name in ["api_key", "apiKey[]", "api[key", "[api_key]", "api_key\0x", "[[api-key]"] {
+            assert!(query_readings(name).any(|it| it == "apikey"), "{name:?}");
+        }
+        for name in ["filter[key]", "api", "x[api_key]"] {
+            assert!(query_readings(name).all(|it| it != "apikey"), "{name:?}");
+        }
+    }
+
+    #[test]
     fn a_header_that_is_named_like_a_credential_is_one() {
         for name in [
             "authorization",

@@ -125,8 +125,11 @@ impl MaskStream {
         self.released = self.released.max(ready) - run;
         self.run = kept;
 
+        let held = text.len();
         text.truncate(ready);
         let given = text.split_off(begin);
+        // A few bytes must not keep all of a run in memory.
+        let given = if given.len() < held / 2 { Bytes::copy_from_slice(&given) } else { given };
         if covered.iter().all(|range| range.end <= begin || range.start >= ready) {
             return given;
         }

@@ -251,12 +251,35 @@ fn bodies_that_servers_could_read_in_two_ways_are_refused() {
         (format!("a=b;client_secret={CLIENT}"), PlaceholderWrongPlace),
         (format!("client_secret={CLIENT}&client_secret={CLIENT}"), DuplicateCredential),
         (format!("client_secret={CLIENT}&Client_Secret=mine"), DuplicateCredential),
+        (format!("client_secret={CLIENT}&client[secret=mine"), DuplicateCredential),
+        (format!("client_secret={CLIENT}&client%5Bsecret=mine"), DuplicateCredential),
+        (format!("client_secret={CLIENT}&[client_secret]=mine"), DuplicateCredential),
+        ("[client_secret]=mine".into(), ForeignCredential),
+        (format!("client_secret={CLIENT}&client_secret%00x=mine"), CredentialMalformed),
+        (format!("client_secret={CLIENT}&client%u005Fsecret=mine"), CredentialMalformed),
+        (format!("client_secret={CLIENT}&_method=PUT"), CredentialMalformed),
         (format!("client_secret={CLIENT}\r\n"), CredentialMalformed),
         (format!("\0client_secret={CLIENT}"), CredentialMalformed),
     ] {
         assert_eq!(sent("/token", FORM, body.clone()).unwrap_err(), reason, "{body}");
     }
     assert_eq!(sent("/token", JSON, "{}").unwrap_err(), CredentialMalformed);
+    let named_alike = "application/x-www-form-urlencoded+json";
+    assert_eq!(sent("/login", named_alike, good).unwrap_err(), CredentialMalformed);
+}
+
+#[test]
+fn a_path_that_some_server_takes_for_one_with_a_body_is_ambiguous() {
+    for path in
+        ["/tok%65n", "/Token", "/token/", "/token;x", "/token.json", "//token", "/x/../token"]
+    {
+        let denied = refused(&rules(), asked(path, FORM, &[("authorization", "Bearer mine")]));
+        assert_eq!(denied, Reason::PathAmbiguous, "{path}");
+    }
+    for path in ["/tokens", "/v1/chat", "/token/x"] {
+        let denied = refused(&rules(), asked(path, FORM, &[("authorization", "Bearer mine")]));
+        assert_eq!(denied, Reason::ForeignCredential, "{path}");
+    }
 }
 
 #[test]

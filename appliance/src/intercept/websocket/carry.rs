@@ -225,6 +225,10 @@ where
                 Ok(Some(stop)) | Err(stop) => return stop,
             }
             let room = self.lane.room();
+            if room.is_empty() {
+                // What a large frame took is not kept by a connection that is silent.
+                *room = BytesMut::new();
+            }
             room.reserve(READ_BYTES);
             match self.read.read_buf(room).await {
                 Ok(0) => {

@@ -277,6 +277,10 @@ impl MessageState {
     /// What of a part of the message may be sent on, and what was masked in it.
     fn mask(&mut self, payload: Bytes, last: bool) -> (Bytes, u64, u64) {
         let Some(stream) = &mut self.stream else { return (payload, 0, 0) };
+        // What is kept back was searched when it came.
+        if payload.is_empty() && !last {
+            return (payload, 0, 0);
+        }
         let before = (stream.masked(), stream.near_misses());
         let mut given = stream.push(payload);
         if last {

@@ -170,7 +170,7 @@ impl Tally {
     pub(super) fn body(&self, way: Way, bytes: usize) -> (Arc<Semaphore>, u32) {
         let [out, back] = &self.budget.bodies;
         let left = Arc::clone(if way == Way::Out { out } else { back });
-        let count = bytes.min(self.budget.quota.bodies);
+        let count = bytes.max(LEAST_COUNTED).min(self.budget.quota.bodies);
         (left, u32::try_from(count).unwrap_or(u32::MAX))
     }
 
@@ -217,3 +217,6 @@ pub fn held<R: Send + 'static>(bytes: Bytes, room: R) -> Bytes {
     }
     Bytes::from_owner(Held(bytes, room))
 }
+
+/// What a frame of a body takes at least: its place in queues, and who counts it.
+const LEAST_COUNTED: usize = 512;

@@ -29,7 +29,7 @@ mod gzip;
 mod head;
 mod zstd;
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Buf as _, Bytes};
 pub use codec::Undecodable;
 use codec::{Codec, Mark, Step};
 
@@ -65,7 +65,11 @@ pub struct Decoder {
     codec: Box<dyn Codec>,
     input: Bytes,
     stretch: Stretch,
-    piece: BytesMut,
+    /// Room for a piece, and how much of it is filled. What is given is a copy, so that no few bytes
+    /// hold a whole piece.
+    room: Vec<u8>,
+    filled: usize,
+    cuts: u64,
     read: u64,
     written: u64,
     rests: bool,
@@ -94,7 +98,9 @@ impl Decoder {
             codec,
             input: Bytes::new(),
             stretch: Stretch::default(),
-            piece: BytesMut::new(),
+            room: Vec::new(),
+            filled: 0,
+            cuts: 0,
             read: 0,
             written: 0,
             rests: true,
@@ -129,7 +135,7 @@ impl Decoder {
         match self.broken {
             Some(why) => Err(why),
             // No stream at all stands for an empty body, as it does for other readers.
-            None if self.read == 0 || self.codec.is_whole() => Ok(self.piece.split().freeze()),
+            None if self.read == 0 || self.codec.is_whole() => Ok(self.give()),
             None => Err(Undecodable::Cut),
         }
     }
@@ -142,12 +148,12 @@ impl Decoder {
 
     /// Whether it rests, and [`Self::rest`] has something to give.
     pub fn has_rest(&self) -> bool {
-        self.rests() && !self.piece.is_empty()
+        self.rests() && self.filled > 0
     }
 
     /// What was decoded and is in no piece yet, where the decoder [rests](Self::rests).
     pub fn rest(&mut self) -> Bytes {
-        if self.rests() { self.piece.split().freeze() } else { Bytes::new() }
+        if self.rests() { self.give() } else { Bytes::new() }
     }
 
     fn steps(&mut self) -> Result<DecoderProgress, Undecodable> {
@@ -158,11 +164,20 @@ impl Decoder {
             }
             let mark = self.step()?;
             self.rests = mark != Mark::None;
-            if self.piece.len() == PIECE || mark == Mark::Flush && !self.piece.is_empty() {
-                return Ok(DecoderProgress::Piece(self.piece.split().freeze()));
+            let may_cut = self.cuts < FREE_CUTS + self.written / TEXT_A_CUT;
+            let is_flushed = mark == Mark::Flush && self.filled > 0 && may_cut;
+            if self.filled == PIECE || is_flushed {
+                self.cuts += u64::from(is_flushed);
+                return Ok(DecoderProgress::Piece(self.give()));
             }
         }
         Ok(DecoderProgress::Hungry)
+    }
+
+    fn give(&mut self) -> Bytes {
+        let given = Bytes::copy_from_slice(self.room.get(..self.filled).unwrap_or_default());
+        self.filled = 0;
+        given
     }
 
     fn step(&mut self) -> Result<Mark, Undecodable> {
@@ -172,11 +187,10 @@ impl Decoder {
             self.stretch.left = self.codec.stretch(input, is_all).clamp(1, input.len());
         }
         let input = self.input.get(..self.stretch.left).unwrap_or_default();
-        let begin = self.piece.len();
-        self.piece.resize(PIECE, 0);
-        let room = self.piece.get_mut(begin..).unwrap_or_default();
+        self.room.resize(PIECE, 0);
+        let room = self.room.get_mut(self.filled..).unwrap_or_default();
         let step = self.codec.decode(input, room)?;
-        self.piece.truncate(begin + step.written);
+        self.filled += step.written;
         self.input.advance(step.read);
         self.count(step)?;
         self.stretch.left = if step.turns { 0 } else { self.stretch.left - step.read };
@@ -209,6 +223,11 @@ impl std::fmt::Display for Undecodable {
 
 /// Bytes of text that go on together.
 pub const PIECE: usize = 16 * 1024;
+/// Flushes at which a text is cut whatever there is between them, and bytes of text for each one
+/// beyond: every cut costs a search of what is kept back. A text that is not cut comes with the next
+/// piece, or after a pause.
+const FREE_CUTS: u64 = 1024;
+const TEXT_A_CUT: u64 = 64;
 /// Bytes of input that are read without a pause.
 const BUSY: usize = 16 * 1024;
 /// How often longer than its input the text may be, beyond the first [`FREE`] bytes: what web
