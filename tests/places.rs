@@ -190,6 +190,14 @@ fn a_body_that_servers_could_read_in_two_ways_is_refused() {
         scene.refuses("a second credential", (AGENT, OPENAI), &beside, DUPLICATE);
         let gzip = login(LOGIN).field("content-encoding", "gzip");
         scene.refuses("a coding", (AGENT, OPENAI), &gzip, MALFORMED);
+        let overridden = login(LOGIN).field("x-http-method-override", "PUT");
+        scene.refuses("another method", (AGENT, OPENAI), &overridden, (403, "method_denied"));
+        let overridden = login(LOGIN).path("/v1/login?_method=PATCH");
+        scene.refuses("another method", (AGENT, OPENAI), &overridden, (403, "method_denied"));
+        let elsewhere = login(LOGIN).field("x-original-url", "/v1/notes");
+        scene.refuses("another path", (AGENT, OPENAI), &elsewhere, (400, "path_ambiguous"));
+        let spelt = login("{\"auth\":{\"password\":\"mine\"}}").path("/v1/log%69n").good();
+        scene.refuses("another spelling", (AGENT, OPENAI), &spelt, (400, "path_ambiguous"));
         let mut kind = login(LOGIN);
         kind.fields = vec![("content-type".into(), "text/plain".into())];
         scene.refuses("another type", (AGENT, OPENAI), &kind, MALFORMED);

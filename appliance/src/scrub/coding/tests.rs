@@ -295,6 +295,18 @@ fn what_was_flushed_is_there_at_once() {
     }
 }
 
+/// Each cut costs a search of what is kept back, and a frame.
+#[test]
+fn a_text_that_is_flushed_at_every_byte_is_cut_so_often_and_no_more() {
+    let text = vec![b'\n'; 4 * FREE_CUTS as usize];
+    let messages: Vec<&[u8]> = text.chunks(1).collect();
+    let (stream, _) = Writer::Zstd.flushed(&messages, 1);
+    let pieces = pieces(Coding::Zstd, &[&stream]).unwrap();
+    assert_eq!(pieces.concat(), text);
+    let most = FREE_CUTS as usize + text.len() / TEXT_A_CUT as usize + 1;
+    assert!((2..=most + 1).contains(&pieces.len()), "{} pieces", pieces.len());
+}
+
 #[test]
 fn a_secret_is_masked_in_every_coding_at_every_split() {
     let text = sample();
