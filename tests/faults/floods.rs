@@ -247,8 +247,7 @@ fn assert_they_would_count() {
 }
 
 const REWRITES: usize = 300;
-/// The time that one of them has: a little less than a fifth of a second, of which there are to be
-/// five a second at least.
+/// The time that one of them has on a machine that does nothing else: they are five a second there.
 const EACH: Duration = Duration::from_millis(190);
 /// Rewrites a second that are dense enough for a flood to find a gap between two of them, on a machine
 /// that does other work.
