@@ -249,8 +249,8 @@ fn assert_they_would_count() {
 const REWRITES: usize = 300;
 /// The time that one of them has on a machine that does nothing else: they are five a second there.
 const EACH: Duration = Duration::from_millis(190);
-/// Rewrites a second that are dense enough for a flood to find a gap between two of them, on a machine
-/// that does other work.
+/// Rewrites a second that are dense enough for a flood to find a gap between two of them, on a
+/// machine that does other work.
 const LEAST_RATE: f64 = 2.5;
 /// Longest time for one of these, on a machine with other work. They take about a minute.
 const LIMIT: Duration = Duration::from_secs(240);

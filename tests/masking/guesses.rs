@@ -52,7 +52,8 @@ impl Pair {
         // As often as not of one length: only what they hold differs then.
         let lengths = [long, if chance.one_in(2) { long } else { short }];
         let least = lengths[0].min(lengths[1]);
-        // The base64 of one that differs in its last byte alone may hold all that is known of the other.
+        // The base64 of one that differs in its last byte alone may hold all that is known of the
+        // other.
         let most = least - 2;
         let agreed = chance.one_of(&[0, 1, 7, 8, 11, 12, 13, least / 2, most]).min(most);
         let one = chance.letters(alphabet, lengths[0]);

@@ -235,33 +235,20 @@ impl Explanation {
             Place::Body(place) => Some(fold_query(&place.spot().query()).into()),
             _ => None,
         });
-        let cookies: BTreeSet<_> = places()
-            .filter_map(|place| match place {
-                Place::Cookie { name } if api.response.cookies => Some(name),
-                _ => None,
-            })
-            .collect();
+        let (mut cookies, mut bodies) = (BTreeSet::new(), BTreeSet::new());
+        let (mut slots, mut prefixes) = (BTreeSet::new(), BTreeSet::new());
+        for place in places() {
+            match place {
+                Place::Cookie { name } if api.response.cookies => cookies.insert(name.to_string()),
+                Place::Body(place) => bodies.insert(place.to_string()),
+                Place::Path(place) => slots.insert(place.to_string()),
+                Place::Subprotocol(prefix) => prefixes.insert(prefix.to_string()),
+                _ => continue,
+            };
+        }
         self.also("in the cookie", cookies);
-        let bodies: BTreeSet<_> = places()
-            .filter_map(|place| match place {
-                Place::Body(place) => Some(place.to_string()),
-                _ => None,
-            })
-            .collect();
         self.also("in the body as", bodies);
-        let slots: BTreeSet<_> = places()
-            .filter_map(|place| match place {
-                Place::Path(place) => Some(place.to_string()),
-                _ => None,
-            })
-            .collect();
         self.also("for {} in a path like", slots);
-        let prefixes: BTreeSet<_> = places()
-            .filter_map(|place| match place {
-                Place::Subprotocol(prefix) => Some(prefix.to_string()),
-                _ => None,
-            })
-            .collect();
         self.also("in a WebSocket's subprotocol behind", prefixes);
         let own = named.iter().filter(|name| !is_credential_header(name.as_bytes()));
         self.also("in", own.copied().collect());

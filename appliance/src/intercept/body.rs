@@ -25,7 +25,7 @@ use super::{
 use crate::{
     limits::{Taken, Way},
     policy::ResponseRules,
-    scrub::{self, MaskStream, Window},
+    scrub::{self, MaskStream, Window, joined},
 };
 
 /// A body whose exchange was refused or broke on the way.
@@ -383,14 +383,6 @@ impl Scrubbed {
         self.ended = true;
         self.trace.complete();
         Ok(joined(out, rest))
-    }
-}
-
-fn joined(one: Bytes, two: Bytes) -> Bytes {
-    match (one.is_empty(), two.is_empty()) {
-        (true, _) => two,
-        (_, true) => one,
-        _ => [one, two].concat().into(),
     }
 }
 

@@ -136,8 +136,8 @@ fn loosely_read(path: &str) -> Vec<String> {
 }
 
 impl BodySpot {
-    /// The name under which a server that reads bodies and queries alike would look for it there. That
-    /// of a nested one is written in brackets there.
+    /// The name under which a server that reads bodies and queries alike would look for it there.
+    /// That of a nested one is written in brackets there.
     pub fn query(&self) -> Cow<'_, str> {
         match self {
             Self::Form(field) => Cow::Borrowed(field),

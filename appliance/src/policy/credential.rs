@@ -48,9 +48,10 @@ pub(crate) fn fold_query(name: &str) -> Cow<'_, str> {
     Cow::Owned(kept.map(|char| char.to_ascii_lowercase()).collect())
 }
 
-/// Every name that some server makes of one in a query or a form, as [`fold_query`] writes them: what
-/// stands before its first bracket; what stands behind brackets that it begins with (Rack, qs); all of
-/// it where a bracket stays open, which PHP writes as `_`; and each as far as its first NUL (PHP).
+/// Every name that some server makes of one in a query or a form, as [`fold_query`] writes them:
+/// what stands before its first bracket; what stands behind brackets that it begins with (Rack,
+/// qs); all of it where a bracket stays open, which PHP writes as `_`; and each as far as its first
+/// NUL (PHP).
 pub(crate) fn query_readings(name: &str) -> impl Iterator<Item = Cow<'_, str>> {
     let odd = name.contains(['[', ']', '\0']).then(|| odd_readings(name));
     std::iter::once(fold_query(name)).chain(odd.into_iter().flatten())

@@ -36,7 +36,8 @@ pub fn never_allowed(method: &str) -> Option<NeverAllowed> {
 /// TRACE, and what IIS and others answer alike.
 const ECHOES: [&str; 2] = ["TRACE", "TRACK"];
 
-/// Whether a server may take the value of this name in a query or a form for the method; the name as
+/// Whether a server may take the value of this name in a query or a form for the method; the name
+/// as
 /// [`super::fold_query`] writes it.
 pub(crate) fn names_method(name: &str) -> bool {
     METHOD_NAMES.contains(&name)
@@ -47,8 +48,8 @@ pub(crate) fn is_method(value: &[u8]) -> bool {
     ALL_METHODS.contains(&value)
 }
 
-/// Names in a query or a form that replace the method at some APIs (`method=delete` of Meta's Graph API),
-/// and at others are that of a remote call, as [`super::fold_query`] writes them.
+/// Names in a query or a form that replace the method at some APIs (`method=delete` of Meta's Graph
+/// API), and at others are that of a remote call, as [`super::fold_query`] writes them.
 const METHOD_NAMES: [&str; 7] = [
     "method",
     "httpmethod",

@@ -41,7 +41,7 @@ pub use coding::{
 pub use head::{HeadReport, in_envelopes, mask_head, mask_trailers, request_encodings};
 pub use masks::Masks;
 pub use range::{Part, Window};
-pub use stream::MaskStream;
+pub use stream::{MaskStream, joined};
 
 #[cfg(test)]
 mod oracle;

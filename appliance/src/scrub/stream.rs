@@ -139,6 +139,15 @@ impl MaskStream {
     }
 }
 
+/// Two parts of what a stream gave as one. Copies nothing where one of them is empty.
+pub fn joined(one: Bytes, two: Bytes) -> Bytes {
+    match (one.is_empty(), two.is_empty()) {
+        (true, _) => two,
+        (_, true) => one,
+        _ => [one, two].concat().into(),
+    }
+}
+
 /// Where the run at the end of `text` begins, no earlier than at `least`.
 fn run_begin(text: &[u8], least: usize) -> usize {
     let mut run = text.get(least..).unwrap_or_default();

@@ -132,8 +132,8 @@ impl SubstitutionRules {
         places.filter(|place| place.is_of(&head.method, head.uri.path()))
     }
 
-    /// Whether some server takes a request for one whose body is to be read whole, though its path is
-    /// spelt otherwise.
+    /// Whether some server takes a request for one whose body is to be read whole, though its path
+    /// is spelt otherwise.
     pub(super) fn resembles_one_with_body(&self, head: &Parts) -> bool {
         self.names.bound_bodies.iter().any(|place| place.is_resembled_by(head.uri.path()))
     }

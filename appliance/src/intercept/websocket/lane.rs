@@ -19,7 +19,7 @@ use tungstenite::protocol::frame::{
 
 use crate::{
     limits::RateLimiter,
-    scrub::{MaskStream, Masks},
+    scrub::{MaskStream, Masks, joined},
 };
 
 /// One direction of a WebSocket.
@@ -308,14 +308,6 @@ fn mask_all(mut stream: MaskStream, text: Bytes) -> (Bytes, u64, u64) {
     let given = stream.push(text);
     let given = joined(given, stream.finish());
     (given, stream.masked(), stream.near_misses())
-}
-
-fn joined(one: Bytes, other: Bytes) -> Bytes {
-    match (one.is_empty(), other.is_empty()) {
-        (true, _) => other,
-        (_, true) => one,
-        _ => [one, other].concat().into(),
-    }
 }
 
 /// The code of a close frame, if it has one (RFC 6455, sections 5.5.1 and 7.4).

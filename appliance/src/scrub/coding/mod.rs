@@ -65,8 +65,8 @@ pub struct Decoder {
     codec: Box<dyn Codec>,
     input: Bytes,
     stretch: Stretch,
-    /// Room for a piece, and how much of it is filled. What is given is a copy, so that no few bytes
-    /// hold a whole piece.
+    /// Room for a piece, and how much of it is filled. What is given is a copy, so that no few
+    /// bytes hold a whole piece.
     room: Vec<u8>,
     filled: usize,
     cuts: u64,
@@ -224,8 +224,8 @@ impl std::fmt::Display for Undecodable {
 /// Bytes of text that go on together.
 pub const PIECE: usize = 16 * 1024;
 /// Flushes at which a text is cut whatever there is between them, and bytes of text for each one
-/// beyond: every cut costs a search of what is kept back. A text that is not cut comes with the next
-/// piece, or after a pause.
+/// beyond: every cut costs a search of what is kept back. A text that is not cut comes with the
+/// next piece, or after a pause.
 const FREE_CUTS: u64 = 1024;
 const TEXT_A_CUT: u64 = 64;
 /// Bytes of input that are read without a pause.
