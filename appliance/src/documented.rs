@@ -6,6 +6,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 use crate::{
     audit::RecordKind,
+    catalogue::{Provider, providers},
     health,
     reason::{Reason, SecretCause, TlsCause},
     refuse::wire,
@@ -181,4 +182,41 @@ fn each_key_of_the_reference_is_in_the_configurations_page_with_its_default_and_
         |table: &str, name: &str| keys.iter().any(|it| it.table == table && it.name == name);
     let unknown: Vec<_> = told.iter().filter(|(table, name, _)| !stands(table, name)).collect();
     assert!(unknown.is_empty(), "they do not exist: {unknown:?}");
+}
+
+/// A row of `docs/providers.md`.
+fn row_of(provider: &Provider) -> String {
+    let cell = |items: Vec<String>| items.join(", ");
+    let quoted = |key| provider.texts(key).iter().map(|it| format!("`{it}`")).collect::<Vec<_>>();
+    let hosts = quoted("hosts");
+    let hosts = if hosts.is_empty() { "your own".to_owned() } else { cell(hosts) };
+    let ran = if provider.ran().is_empty() { "-".to_owned() } else { provider.ran().join(", ") };
+    let (name, title) = (provider.name, provider.title());
+    let (variables, places) = (cell(quoted("variables")), cell(quoted("places")));
+    format!("| `{name}` | {title} | {hosts} | {variables} | {places} | {ran} |")
+}
+
+/// `UPDATE=1 cargo test documented` writes the page anew.
+#[test]
+fn the_page_of_providers_is_what_the_program_knows() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/providers.md");
+    let page = fs::read_to_string(&path).unwrap();
+    let (before, _) = page.split_once("\n| name |").unwrap();
+    let mut written = format!(
+        "{before}\n| name | API | hosts | variables | places | clients that a test runs |\n\
+         |---|---|---|---|---|---|\n"
+    );
+    for provider in providers() {
+        written += &(row_of(provider) + "\n");
+    }
+    written += "\n## What to know of each\n\n";
+    for provider in providers() {
+        if let Some(note) = provider.note() {
+            written += &format!("- `{}`: {note}\n", provider.name);
+        }
+    }
+    if std::env::var_os("UPDATE").is_some() {
+        fs::write(&path, &written).unwrap();
+    }
+    assert_eq!(page, written, "write it anew: UPDATE=1 cargo test documented");
 }

@@ -50,6 +50,8 @@ pub mod secrets;
 
 pub mod config;
 
+pub mod catalogue;
+
 pub mod control;
 pub mod quarantine;
 pub mod tls;

@@ -2,8 +2,10 @@
 
 pub mod ca;
 pub mod control;
+pub mod env;
 pub mod guard;
 mod journal;
+pub mod providers;
 pub mod secret;
 pub mod vault;
 pub mod watch;
@@ -25,8 +27,10 @@ use tracing_subscriber::{Layer, filter::Targets, layer::SubscriberExt, util::Sub
 use self::{
     ca::{CaCommand, CaCommandError},
     control::{GroupArgs, OrderOutcome, StatusArgs, Target},
+    env::EnvArgs,
     guard::GuardArgs,
     journal::Prioritized,
+    providers::ProvidersArgs,
     secret::{SecretCommand, SecretCommandError},
     vault::{VaultCommand, VaultCommandError},
     watch::WatchArgs,
@@ -50,6 +54,7 @@ use crate::{
     cloakroom ca issue --dir /root/cloakroom-root /etc/cloakroom/cloakroom.toml\n  \
     cloakroom run /etc/cloakroom/cloakroom.toml\n  \
     cloakroom watch --refused /etc/cloakroom/cloakroom.toml\n  \
+    cloakroom env research\n  \
     cloakroom secret set openai\n  \
     cloakroom vault plan /etc/cloakroom/cloakroom.toml\n  \
     cloakroom quarantine research\n\n\
@@ -121,6 +126,10 @@ enum Command {
         acts. Closed: nothing new is carried. Each cause is said, with the time that is left\n\
         where it gets worse by itself.")]
     Status(StatusArgs),
+    /// Print the environment of a group's agents: their placeholders, and what they are to trust
+    Env(EnvArgs),
+    /// List the providers that the configuration knows by name, or print what one stands for
+    Providers(ProvidersArgs),
     /// Make, change and list the encrypted file of secrets
     #[command(subcommand)]
     Secret(SecretCommand),
@@ -185,6 +194,11 @@ fn dispatch(command: Command) -> Result<(), CliError> {
             let Config { settings, policy } = load(&config)?;
             print(&packets::render(&Capture::new(&policy, &settings)))
         }
+        Command::Env(args) => {
+            let policy = load(&args.config)?.policy;
+            print(&env::environment(&args, &policy).map_err(CliError::Other)?)
+        }
+        Command::Providers(args) => print(&providers::shown(&args).map_err(CliError::Other)?),
         Command::Guard(args) => guard(&args),
         Command::Watch(args) => watch(&args),
         Command::Ca(command) => run_ca(command),
@@ -391,7 +405,7 @@ mod tests {
         while let Some(command) = commands.pop() {
             let name = command.get_name();
             let below: Vec<_> = command.get_subcommands().cloned().collect();
-            if below.is_empty() && name != "init" {
+            if below.is_empty() && !["init", "providers"].contains(&name) {
                 let last = command.get_positionals().last().expect(name);
                 let value = last.get_value_names().map(|names| names[0].as_str());
                 assert_eq!(value, Some("CONFIG"), "{name}");

@@ -261,10 +261,13 @@ impl ApiRule {
 
 impl BindingRule {
     fn into_binding(self) -> Option<Binding> {
+        let placeholder = self.placeholder?.into_inner();
+        let own = Some(placeholder.as_str()).filter(|own| rules::is_variable(own)).map(Arc::from);
         Some(Binding {
             groups: plain(self.groups),
-            placeholder: self.placeholder?.into_inner(),
+            placeholder,
             places: plain(self.places),
+            variables: self.variables.unwrap_or_else(|| own.into_iter().collect()),
             secret: self.secret?.into_inner(),
             min_value_bytes: self.min_value_bytes,
         })

@@ -6,11 +6,11 @@ use std::{net::IpAddr, ops::RangeInclusive, sync::Arc};
 
 use http::Method;
 use ipnet::IpNet;
-use toml::Spanned;
+use toml::{Spanned, de::DeTable};
 
 use super::{
     credential::{BasicHalves, basic_half, place, plain_name},
-    error::Span,
+    error::{Span, nearest},
     fields::{inner, plain},
     files::{Files, ca_file, one_ca},
     reference::{secret_ref, token_role},
@@ -19,10 +19,13 @@ use super::{
         anonymous, exact_host, flag, host_pattern, method, number, parsed, port, prefix, unquoted,
     },
 };
-use crate::policy::{
-    Anonymous, Constraints, DialledRule, Ech, FLOOR_VALUE_BYTES, GroupName, Host, HostPattern,
-    InterfaceName, MAX_VALUE_BYTES, MIN_VALUE_BYTES, Mac, PathRule, Place, Placeholder, Plain,
-    RuleName, SecretRef, USUAL_METHODS, Upstream,
+use crate::{
+    catalogue::{self, Provider},
+    policy::{
+        Anonymous, Constraints, DialledRule, Ech, FLOOR_VALUE_BYTES, GroupName, Host, HostPattern,
+        InterfaceName, MAX_VALUE_BYTES, MIN_VALUE_BYTES, Mac, PathRule, Place, Placeholder, Plain,
+        RuleName, SecretRef, USUAL_METHODS, Upstream,
+    },
 };
 
 /// A `[[group]]`. A field is `None`, and a list lacks an entry, where the file is wrong.
@@ -65,6 +68,7 @@ pub(super) struct BindingRule {
     pub(super) groups: Vec<Spanned<GroupName>>,
     pub(super) placeholder: Option<Spanned<Placeholder>>,
     pub(super) places: Vec<Spanned<Place>>,
+    pub(super) variables: Option<Vec<Arc<str>>>,
     pub(super) secret: Option<Spanned<SecretRef>>,
     pub(super) min_value_bytes: usize,
 }
@@ -131,8 +135,10 @@ impl AgentRule {
 
 impl ApiRule {
     pub(super) fn read(mut table: TomlTable<'_>, files: Files<'_>) -> Self {
+        let provider = NamedProvider::read(&mut table);
+        provider.default_to(&mut table, Provider::api);
         table.require("binding");
-        let bindings = table.tables("binding", "[[api.binding]]");
+        let bindings = table.tables("binding", "[[api.binding]]").into_iter();
         let api = Self {
             name: table.required("name", parsed(RuleName::parse)),
             hosts: table.required_list("hosts", exact_host("an API")),
@@ -145,24 +151,55 @@ impl ApiRule {
             ranges: inner(table.optional("keep_ranges", flag), false),
             websocket: table.optional("websocket", flag),
             constraints: table.optional("constraints", parsed(constraints)),
-            bindings: bindings.into_iter().map(BindingRule::read).collect(),
+            bindings: bindings.map(|table| BindingRule::read(table, &provider)).collect(),
         };
         table.finish();
         api
     }
 }
 
+/// What `provider` in an `[[api]]` says.
+enum NamedProvider {
+    Nothing,
+    Known(Spanned<&'static Provider>),
+    Unknown,
+}
+
+impl NamedProvider {
+    fn read(table: &mut TomlTable<'_>) -> Self {
+        match table.optional("provider", parsed(provider)) {
+            Some(provider) => Self::Known(provider),
+            None if table.has("provider") => Self::Unknown,
+            None => Self::Nothing,
+        }
+    }
+
+    fn default_to(&self, table: &mut TomlTable<'_>, of: fn(&Provider) -> &DeTable<'static>) {
+        match self {
+            Self::Nothing => {}
+            Self::Known(provider) => table.default_to(of(provider.get_ref()), provider.span()),
+            Self::Unknown => table.excuse_missing(),
+        }
+    }
+}
+
 impl BindingRule {
-    fn read(mut table: TomlTable<'_>) -> Self {
+    fn read(mut table: TomlTable<'_>, provider: &NamedProvider) -> Self {
+        provider.default_to(&mut table, Provider::binding);
         let user = table.optional("basic_user", parsed(basic_half));
         let password = table.optional("basic_password", unquoted(basic_half));
-        let written = (user.as_ref().map(Spanned::span), password.as_ref().map(Spanned::span));
+        // Those of a provider are no slip where places of its own leave them out.
+        let written = |half: &Option<Spanned<Arc<str>>>, key| {
+            half.as_ref().filter(|_| table.has(key)).map(Spanned::span)
+        };
+        let written = (written(&user, "basic_user"), written(&password, "basic_password"));
         let halves =
             BasicHalves { user: inner(user, "".into()), password: inner(password, "".into()) };
         let binding = Self {
             groups: table.required_list("groups", parsed(GroupName::parse)),
             placeholder: table.required("placeholder", unquoted(Placeholder::parse)),
             places: table.required_list("places", parsed(|text| place(text, &halves))),
+            variables: table.list("variables", parsed(variable)).map(plain),
             secret: table.required("secret", unquoted(secret_ref)),
             min_value_bytes: inner(table.optional("min_value_bytes", value_bytes), MIN_VALUE_BYTES),
         };
@@ -348,6 +385,28 @@ fn constraints(text: &str) -> Result<Constraints, &'static str> {
     }
 }
 
+fn provider(text: &str) -> Result<&'static Provider, String> {
+    catalogue::provider(text).ok_or_else(|| {
+        let names = catalogue::providers().iter().map(|provider| provider.name);
+        let meant = nearest(text, names).map(|name| format!("did you mean {name:?}? "));
+        let meant = meant.unwrap_or_default();
+        format!("no provider has this name; {meant}`cloakroom providers` lists them")
+    })
+}
+
+fn variable(text: &str) -> Result<Arc<str>, &'static str> {
+    is_variable(text)
+        .then(|| text.into())
+        .ok_or("the name of a variable has 1 to 64 letters, digits and '_', and no digit first")
+}
+
+/// Whether this is the name of an environment variable that a shell can set (POSIX, 8.1).
+pub(super) fn is_variable(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    let begins = text.bytes().next().is_some_and(|byte| !byte.is_ascii_digit());
+    begins && text.bytes().all(plain) && text.len() <= MAX_VARIABLE
+}
+
 fn any_host(text: &str) -> Result<(), String> {
     if text == ANY_HOST { Ok(()) } else { Err(format!("the word is {ANY_HOST:?}")) }
 }
@@ -361,6 +420,8 @@ pub(super) const ANY_HOST: &str = "i-know-that-agents-can-send-anything-anywhere
 
 /// From the least that IPv6 asks of a link (RFC 8200, section 5) to what Ethernet carries at most.
 const MTU: RangeInclusive<u64> = 1_280..=9_000;
+
+const MAX_VARIABLE: usize = 64;
 
 /// A group wider than this is a slip.
 const SHORTEST_AGENT_PREFIX: u8 = 8;

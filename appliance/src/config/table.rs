@@ -14,9 +14,36 @@ pub(super) struct TomlTable<'a> {
     name: &'static str,
     span: Span,
     entries: &'a DeTable<'a>,
+    defaults: Option<Defaults<'a>>,
     report: &'a Report<'a>,
     known: Vec<&'static str>,
     missing: Vec<&'static str>,
+    excused: bool,
+}
+
+/// What a table has where it does not say otherwise.
+struct Defaults<'a> {
+    entries: &'a DeTable<'a>,
+    /// The place in the file that asks for them.
+    span: Span,
+}
+
+/// What stands at a key, and the place in the file that says so.
+struct Entry<'a> {
+    value: &'a Spanned<DeValue<'a>>,
+    /// Where it is a default, which has no place of its own.
+    span: Option<Span>,
+}
+
+impl<'a> Entry<'a> {
+    fn span(&self) -> Span {
+        self.span.clone().unwrap_or_else(|| self.value.span())
+    }
+
+    /// Another value of the same origin.
+    fn beside(&self, value: &'a Spanned<DeValue<'a>>) -> Self {
+        Self { value, span: self.span.clone() }
+    }
 }
 
 /// The keys that a table's unknown keys were probably meant to be. An error that only says that
@@ -43,7 +70,19 @@ impl<'a> TomlTable<'a> {
         entries: &'a DeTable<'a>,
         report: &'a Report<'a>,
     ) -> Self {
-        Self { name, span, entries, report, known: Vec::new(), missing: Vec::new() }
+        let (known, missing) = (Vec::new(), Vec::new());
+        Self { name, span, entries, defaults: None, report, known, missing, excused: false }
+    }
+
+    /// Where its defaults are unknown, which has been reported, no key counts as missing.
+    pub(super) fn excuse_missing(&mut self) {
+        self.excused = true;
+    }
+
+    /// From here on a key that is not there has the value that it has in `entries`, for which the
+    /// file asks at `span`.
+    pub(super) fn default_to(&mut self, entries: &'a DeTable<'a>, span: Span) {
+        self.defaults = Some(Defaults { entries, span });
     }
 
     /// Where the table begins.
@@ -56,14 +95,14 @@ impl<'a> TomlTable<'a> {
         self.report
     }
 
-    /// Whether `key` is there, right or wrong.
+    /// Whether `key` is in the file, right or wrong.
     pub(super) fn has(&self, key: &str) -> bool {
         self.entries.contains_key(key)
     }
 
     /// The text at `key`, right or wrong, without asking for the key.
     pub(super) fn as_written(&self, key: &str) -> Option<&'a str> {
-        self.entries.get(key).and_then(|value| value.get_ref().as_str())
+        self.find(key).and_then(|entry| entry.value.get_ref().as_str())
     }
 
     /// Reads the value of `key`; `None` where it is not there or is wrong.
@@ -72,8 +111,8 @@ impl<'a> TomlTable<'a> {
         key: &'static str,
         read: impl Fn(&DeValue<'_>) -> Result<T, String>,
     ) -> Option<Spanned<T>> {
-        let value = self.get(key)?;
-        self.read(key, value, &read)
+        let entry = self.get(key)?;
+        self.read(key, &entry, &read)
     }
 
     /// Like [`TomlTable::optional`], and an error where the key is not there.
@@ -93,8 +132,9 @@ impl<'a> TomlTable<'a> {
         key: &'static str,
         read: impl Fn(&DeValue<'_>) -> Result<T, String>,
     ) -> Option<Vec<Spanned<T>>> {
-        let (span, items) = self.items(key)?;
+        let items = self.items(key)?;
         if items.is_empty() {
+            let span = self.find(key).map(|entry| entry.span()).unwrap_or_default();
             self.report.add(&span, format!("{key}: the list is empty; {EMPTY_LIST}"));
         }
         Some(items.iter().filter_map(|item| self.read(key, item, &read)).collect())
@@ -116,13 +156,13 @@ impl<'a> TomlTable<'a> {
         key: &'static str,
         read: impl Fn(&DeValue<'_>) -> Result<T, String>,
     ) -> Vec<Spanned<T>> {
-        let Some((_, items)) = self.items(key) else { return Vec::new() };
+        let Some(items) = self.items(key) else { return Vec::new() };
         items.iter().filter_map(|item| self.read(key, item, &read)).collect()
     }
 
     /// The table at `key`, which error messages call `name`.
     pub(super) fn table(&mut self, key: &'static str, name: &'static str) -> Option<TomlTable<'a>> {
-        let value = self.get(key)?;
+        let value = self.get(key)?.value;
         match value.get_ref() {
             DeValue::Table(entries) => {
                 Some(TomlTable::new(name, value.span(), entries, self.report))
@@ -137,7 +177,7 @@ impl<'a> TomlTable<'a> {
 
     /// The tables at `key`, each of which error messages call `name`.
     pub(super) fn tables(&mut self, key: &'static str, name: &'static str) -> Vec<TomlTable<'a>> {
-        let Some(value) = self.get(key) else { return Vec::new() };
+        let Some(Entry { value, .. }) = self.get(key) else { return Vec::new() };
         match value.get_ref() {
             DeValue::Array(items) => {
                 items.iter().filter_map(|item| self.entry(key, name, item)).collect()
@@ -156,7 +196,7 @@ impl<'a> TomlTable<'a> {
 
     /// Notes that the key must be there.
     pub(super) fn require(&mut self, key: &'static str) {
-        if !self.has(key) {
+        if self.find(key).is_none() {
             self.missing.push(key);
         }
     }
@@ -171,28 +211,37 @@ impl<'a> TomlTable<'a> {
                 misspelt.0.extend(meant);
             }
         }
-        for key in self.missing.iter().filter(|key| !misspelt.has(key)) {
+        for key in self.missing.iter().filter(|key| !self.excused && !misspelt.has(key)) {
             self.report.add(&self.span, self.lacks(key));
         }
         misspelt
     }
 
-    fn get(&mut self, key: &'static str) -> Option<&'a Spanned<DeValue<'a>>> {
+    fn get(&mut self, key: &'static str) -> Option<Entry<'a>> {
         self.known.push(key);
-        self.entries.get(key)
+        self.find(key)
     }
 
-    fn items(&mut self, key: &'static str) -> Option<(Span, &'a [Spanned<DeValue<'a>>])> {
-        let value = self.get(key)?;
-        match value.get_ref() {
-            DeValue::Array(items) => Some((value.span(), items)),
+    fn find(&self, key: &str) -> Option<Entry<'a>> {
+        if let Some(value) = self.entries.get(key) {
+            return Some(Entry { value, span: None });
+        }
+        let defaults = self.defaults.as_ref()?;
+        let value = defaults.entries.get(key)?;
+        Some(Entry { value, span: Some(defaults.span.clone()) })
+    }
+
+    fn items(&mut self, key: &'static str) -> Option<Vec<Entry<'a>>> {
+        let entry = self.get(key)?;
+        match entry.value.get_ref() {
+            DeValue::Array(items) => Some(items.iter().map(|item| entry.beside(item)).collect()),
             DeValue::Table(_) => {
-                self.report.add(&value.span(), format!("{key}: write a list in [ ]"));
+                self.report.add(&entry.span(), format!("{key}: write a list in [ ]"));
                 None
             }
             other => {
                 let text = format!("{key}: {} stands alone; write a list in [ ]", describe(other));
-                self.report.add(&value.span(), text);
+                self.report.add(&entry.span(), text);
                 None
             }
         }
@@ -215,13 +264,13 @@ impl<'a> TomlTable<'a> {
     fn read<T>(
         &self,
         key: &str,
-        value: &Spanned<DeValue<'_>>,
+        entry: &Entry<'_>,
         read: impl Fn(&DeValue<'_>) -> Result<T, String>,
     ) -> Option<Spanned<T>> {
-        match read(value.get_ref()) {
-            Ok(read) => Some(Spanned::new(value.span(), read)),
+        match read(entry.value.get_ref()) {
+            Ok(read) => Some(Spanned::new(entry.span(), read)),
             Err(text) => {
-                self.report.add(&value.span(), format!("{key}: {text}"));
+                self.report.add(&entry.span(), format!("{key}: {text}"));
                 None
             }
         }

@@ -265,6 +265,8 @@ pub struct Binding {
     pub placeholder: Placeholder,
     /// The places in a request where it is recognised. Never empty.
     pub places: Vec<Place>,
+    /// The environment variables in which agents hold it. Nothing is decided by them.
+    pub variables: Vec<Arc<str>>,
     /// Where the value comes from.
     pub secret: SecretRef,
     /// Fewest bytes that the value may have: 16, or down to 8 where the operator says so.

@@ -297,6 +297,7 @@ mod tests {
                 Place::Body(login()),
             ],
             secret: SecretRef::File { name: "openai".into() },
+            variables: Vec::new(),
             min_value_bytes: 16,
         }
     }

@@ -41,6 +41,7 @@ fn binding(placeholder: &str, groups: &[&str], places: Vec<Place>) -> Arc<Bindin
         placeholder: Placeholder(placeholder.into()),
         places,
         secret: SecretRef::File { name: placeholder.into() },
+        variables: Vec::new(),
         min_value_bytes: SecretValue::MIN_BYTES,
     })
 }

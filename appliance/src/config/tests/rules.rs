@@ -1,7 +1,11 @@
 //! Rules of the file beside one another: names, groups, hosts and placeholders.
 
 use super::{GOOD, accepts, changed, mistakes, parse_text, refuses};
-use crate::config::{SecretFile, explain};
+use crate::{
+    catalogue,
+    config::{SecretFile, explain},
+    policy::Host,
+};
 
 #[test]
 fn a_name_is_given_once() {
@@ -359,4 +363,63 @@ fn a_handshake_is_a_get() {
     let get = "websocket = true\nmethods = [\"GET\"]\n[[api.binding]]";
     refuses("[[api.binding]]", post, "websocket = true", &["GET", "methods"]);
     accepts("[[api.binding]]", get);
+}
+
+/// The good file with this in place of its API.
+fn with_api(api: &str) -> String {
+    let (before, rest) = GOOD.split_once("[[api]]").unwrap();
+    let (_, after) = rest.split_once("[[splice]]").unwrap();
+    format!("{before}{api}\n[[splice]]{after}")
+}
+
+const BY_NAME: &str = "[[api]]\nprovider = \"github-git\"\n[[api.binding]]\ngroups = [\"research\"]\n\
+    secret = \"vault:kv/git#token\"\n";
+
+#[test]
+fn a_provider_stands_for_the_lines_that_are_printed_of_it() {
+    for provider in catalogue::providers() {
+        let hosts = r#"hosts = ["api.example.com"]"#;
+        let written = provider.as_toml().replace(r#"hosts = ["..."]"#, hosts);
+        let written = written.replace(r#"groups = ["..."]"#, r#"groups = ["research"]"#);
+        let written = written.replace("vault:MOUNT/PATH#FIELD", "vault:kv/git#token");
+        let mut by_name = BY_NAME.replace("github-git", provider.name);
+        if written.contains(hosts) {
+            by_name = by_name.replace("[[api.binding]]", &format!("{hosts}\n[[api.binding]]"));
+        }
+        let written = parse_text(&with_api(&written)).map_err(|errors| errors.to_string());
+        let by_name = parse_text(&with_api(&by_name)).map_err(|errors| errors.to_string());
+        assert_eq!(by_name, written, "{}", provider.name);
+        assert!(by_name.is_ok(), "{by_name:?}");
+    }
+}
+
+#[test]
+fn what_stands_beside_a_provider_counts_instead_of_its_own() {
+    let narrowed = BY_NAME.replace(
+        "[[api.binding]]",
+        "name = \"mine\"\npaths = [\"/lab/*\"]\n[[api.binding]]\nplaces = [\"header x-key raw\"]",
+    );
+    let config = parse_text(&with_api(&narrowed)).unwrap();
+    let [api] = config.policy.apis.as_slice() else { panic!("{:?}", config.policy.apis) };
+    assert_eq!(api.name.as_str(), "mine");
+    assert_eq!(api.paths.len(), 1);
+    assert_eq!(api.hosts, [Host::parse("github.com").unwrap()]);
+    assert_eq!(api.bindings[0].placeholder.as_str(), "GITHUB_TOKEN");
+    assert_eq!(api.bindings[0].places.len(), 1);
+}
+
+#[test]
+fn what_is_wrong_with_a_provider_is_said_where_its_name_stands() {
+    for (from, to, at, words) in [
+        ("github-git", "github-gti", 13, "did you mean \"github-git\""),
+        ("github-git", "jira", 12, "lacks \"hosts\""),
+        ("github-git", "github-git\"\nnmae = \"x", 14, "did you mean \"name\""),
+    ] {
+        let found = mistakes(&with_api(&BY_NAME.replace(from, to)));
+        let said = found.iter().any(|it| it.line == at && it.text.contains(words));
+        assert!(said && found.len() == 1, "{words}: {found:?}");
+    }
+    let twice = format!("{BY_NAME}{BY_NAME}");
+    let found = mistakes(&with_api(&twice));
+    assert!(found.iter().any(|it| it.line == 18 && it.text.contains("github.com")), "{found:?}");
 }

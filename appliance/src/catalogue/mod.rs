@@ -1,0 +1,165 @@
+//! What is known of APIs that agents use: for each provider the hosts, the places of its key, and the
+//! environment variables in which clients look for it. A configuration takes it by
+//! `provider = "NAME"` in an `[[api]]`, and whatever else stands there counts instead.
+//!
+//! Each provider is a file of `providers/`, in the words of a configuration, so that one parser reads
+//! both.
+
+use std::sync::LazyLock;
+
+use serde::Deserialize;
+use toml::de::{DeTable, DeValue};
+
+/// What is known of one API.
+pub struct Provider {
+    /// The name in a configuration.
+    pub name: &'static str,
+    about: About,
+    text: &'static str,
+    api: DeTable<'static>,
+    binding: DeTable<'static>,
+}
+
+/// The table `[provider]`: what is for people.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct About {
+    title: String,
+    note: Option<String>,
+    #[serde(default)]
+    ran: Vec<String>,
+}
+
+impl Provider {
+    /// What the provider calls itself.
+    #[must_use]
+    pub fn title(&self) -> &str {
+        &self.about.title
+    }
+
+    /// What to know before one uses it, in some sentences.
+    #[must_use]
+    pub fn note(&self) -> Option<String> {
+        self.about.note.as_ref().map(|note| note.replace('\n', " "))
+    }
+
+    /// The clients, each with its version, that a test of this project runs with these settings.
+    #[must_use]
+    pub fn ran(&self) -> &[String] {
+        &self.about.ran
+    }
+
+    /// What an `[[api]]` has where it does not say otherwise.
+    pub(crate) fn api(&self) -> &DeTable<'static> {
+        &self.api
+    }
+
+    /// What an `[[api.binding]]` has where it does not say otherwise.
+    pub(crate) fn binding(&self) -> &DeTable<'static> {
+        &self.binding
+    }
+
+    /// The list of texts at a key of either table, for people.
+    #[cfg(test)]
+    pub(crate) fn texts(&self, key: &str) -> Vec<&str> {
+        let value = self.api.get(key).or_else(|| self.binding.get(key));
+        let items = value.and_then(|value| value.get_ref().as_array());
+        let texts = items.into_iter().flatten().filter_map(|item| item.get_ref().as_str());
+        texts.collect()
+    }
+
+    /// The lines of the file below this heading.
+    fn lines(&self, heading: &str) -> &'static str {
+        let text = self.text.split_once(heading).map_or("", |(_, rest)| rest);
+        text.split("\n[").next().unwrap_or_default().trim()
+    }
+
+    /// What `provider = "NAME"` stands for, as a configuration has it: everything but which groups
+    /// hold a placeholder, and where its value is.
+    #[must_use]
+    pub fn as_toml(&self) -> String {
+        let hosts = if self.api.contains_key("hosts") { "" } else { "hosts = [\"...\"]\n" };
+        format!(
+            "[[api]]\n{}\n{hosts}\n[[api.binding]]\ngroups = [\"...\"]\n{}\n\
+             secret = \"vault:MOUNT/PATH#FIELD\"\n",
+            self.lines("[api]"),
+            self.lines("[binding]"),
+        )
+    }
+}
+
+/// All of them, in the order of their names.
+pub fn providers() -> &'static [Provider] {
+    &PROVIDERS
+}
+
+/// The one of this name.
+#[must_use]
+pub fn provider(name: &str) -> Option<&'static Provider> {
+    providers().iter().find(|provider| provider.name == name)
+}
+
+static PROVIDERS: LazyLock<Vec<Provider>> =
+    LazyLock::new(|| FILES.iter().filter_map(|(name, text)| read(name, text)).collect());
+
+/// `None` where the file is wrong, which a test rules out.
+fn read(name: &'static str, text: &'static str) -> Option<Provider> {
+    let mut file = DeTable::parse(text).ok()?.into_inner();
+    let mut table = |key: &str| match file.remove(key)?.into_inner() {
+        DeValue::Table(table) => Some(table),
+        _ => None,
+    };
+    let about = About::deserialize(toml::de::Deserializer::from(toml::Spanned::new(
+        0..text.len(),
+        table("provider")?,
+    )));
+    let (api, binding) = (table("api")?, table("binding")?);
+    Some(Provider { name, about: about.ok()?, text, api, binding })
+}
+
+macro_rules! files {
+    ($($name:literal)*) => {
+        &[$(($name, include_str!(concat!("providers/", $name, ".toml")))),*]
+    };
+}
+
+const FILES: &[(&str, &str)] = files![
+    "anthropic" "azure-openai" "bedrock" "brave" "cohere" "datadog" "deepseek" "discord" "elevenlabs"
+    "fal" "gemini" "github" "github-copilot" "github-git" "gitlab" "groq" "huggingface" "jira" "linear"
+    "mistral" "notion" "npm" "openai" "openrouter" "pypi-upload" "replicate" "sentry" "slack" "stripe"
+    "tavily" "telegram" "twilio" "vertex-express" "xai"
+];
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, fs, path::Path};
+
+    use super::*;
+
+    #[test]
+    fn every_file_is_read_and_in_order() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/catalogue/providers");
+        let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let files: BTreeSet<String> =
+            entries.map(|path| path.file_stem().unwrap().to_str().unwrap().into()).collect();
+        let names: Vec<&str> = providers().iter().map(|provider| provider.name).collect();
+        assert_eq!(names, files.iter().map(String::as_str).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn each_has_its_file_as_the_name_of_the_rule_and_a_client_that_ran_is_pinned() {
+        let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/clients");
+        let python = fs::read_to_string(tests.join("requirements.txt")).unwrap();
+        let node = fs::read_to_string(tests.join("package.json")).unwrap();
+        for provider in providers() {
+            let name = provider.api.get("name").and_then(|name| name.get_ref().as_str());
+            assert_eq!(name, Some(provider.name));
+            for client in provider.ran() {
+                let (client, version) = client.split_once(' ').unwrap();
+                let pinned = python.lines().any(|line| line == format!("{client}=={version}"))
+                    || node.contains(&format!("\"{client}\": \"{version}\""));
+                assert!(pinned, "{}: {client} {version}", provider.name);
+            }
+        }
+    }
+}

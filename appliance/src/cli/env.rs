@@ -1,0 +1,244 @@
+//! `cloakroom env`: what the agents of a group are given, so that clients find their placeholders and
+//! trust the gateway. It is made from the policy alone, and no secret is read.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    path::{Path, PathBuf},
+};
+
+use clap::{Args, ValueEnum};
+
+use crate::{
+    config::DEFAULT_CONFIG,
+    policy::{Api, Binding, GroupName, Policy},
+};
+
+/// Whose environment, and for what.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  cloakroom env research\n  \
+    cloakroom env --format docker research >agent.env && docker run --env-file agent.env ...\n  \
+    cloakroom env --format kubernetes research | kubectl apply -f -\n\n\
+    The two files are what `cloakroom ca show --bundle` and `cloakroom ca show` print; where they lie\n\
+    elsewhere at the agents, --bundle and --ca say so.")]
+pub struct EnvArgs {
+    /// The group of the agents
+    #[arg(value_name = "GROUP", value_parser = GroupName::parse)]
+    group: GroupName,
+    /// What it is for
+    #[arg(long, value_enum, default_value_t = Format::Shell)]
+    format: Format,
+    /// Where the agents have the gateway's CA together with the public ones
+    #[arg(long, value_name = "PATH", default_value = "/usr/local/share/cloakroom/bundle.pem")]
+    bundle: PathBuf,
+    /// Where the agents have the gateway's CA alone
+    #[arg(long, value_name = "PATH", default_value = "/usr/local/share/cloakroom/ca.pem")]
+    ca: PathBuf,
+    /// The configuration
+    #[arg(value_name = "CONFIG", default_value = DEFAULT_CONFIG)]
+    pub(super) config: PathBuf,
+}
+
+/// Who reads the variables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// `export` lines for a POSIX shell
+    Shell,
+    /// A .env file
+    Dotenv,
+    /// One JSON object
+    Json,
+    /// `Environment=` lines of a unit
+    Systemd,
+    /// A file for `docker run --env-file`
+    Docker,
+    /// A ConfigMap, for `envFrom`
+    Kubernetes,
+}
+
+/// The environment of that group.
+///
+/// # Errors
+///
+/// Where there is no such group, and where one variable would need two values.
+pub fn environment(args: &EnvArgs, policy: &Policy) -> Result<String, String> {
+    if !policy.groups.iter().any(|group| group.name == args.group) {
+        let groups: Vec<String> = policy.groups.iter().map(|it| it.name.to_string()).collect();
+        return Err(format!("no group is named {:?}; there are {}", args.group, groups.join(", ")));
+    }
+    let mut environment = Environment::default();
+    for api in &policy.apis {
+        for binding in api.bindings.iter().filter(|it| it.groups.contains(&args.group)) {
+            environment.add(api, binding)?;
+        }
+    }
+    environment.trust(&args.bundle, &args.ca)?;
+    Ok(environment.text(args.format, &args.group))
+}
+
+#[derive(Default)]
+struct Environment {
+    variables: BTreeMap<String, String>,
+    /// Placeholders that no variable is known for.
+    unnamed: Vec<String>,
+}
+
+impl Environment {
+    fn add(&mut self, api: &Api, binding: &Binding) -> Result<(), String> {
+        let placeholder = binding.placeholder.as_str();
+        if binding.variables.is_empty() {
+            let api = &api.name;
+            self.unnamed.push(format!("{placeholder}, of {api}: no variable is known"));
+        }
+        let mut variables = binding.variables.iter();
+        variables.try_for_each(|variable| self.set(variable, placeholder, &api.name))
+    }
+
+    fn trust(&mut self, bundle: &Path, ca: &Path) -> Result<(), String> {
+        for (variable, file) in BUNDLES.map(|it| (it, bundle)).into_iter().chain([(EXTRA, ca)]) {
+            let file = file.to_str().ok_or("a path is not UTF-8")?;
+            self.set(variable, file, "what agents are to trust")?;
+        }
+        Ok(())
+    }
+
+    fn set(&mut self, key: &str, value: &str, by: impl std::fmt::Display) -> Result<(), String> {
+        match self.variables.get(key) {
+            Some(other) if other != value => Err(format!(
+                "{key} would hold {other} and, by {by}, {value}; give them one placeholder, or write \
+                 variables = [...] in an [[api.binding]]"
+            )),
+            _ => {
+                self.variables.insert(key.into(), value.into());
+                Ok(())
+            }
+        }
+    }
+
+    fn text(&self, format: Format, group: &GroupName) -> String {
+        let mut text = String::new();
+        if format == Format::Json {
+            return format!("{:#}\n", serde_json::json!(self.variables));
+        }
+        if format == Format::Kubernetes {
+            let name = group.to_string().replace('_', "-");
+            let _ = write!(
+                text,
+                "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: cloakroom-{name}\ndata:\n"
+            );
+        }
+        for line in &self.unnamed {
+            let _ = writeln!(text, "# {line}");
+        }
+        for (key, value) in &self.variables {
+            let _ = match format {
+                Format::Shell => writeln!(text, "export {key}='{}'", value.replace('\'', r"'\''")),
+                Format::Dotenv => writeln!(text, "{key}=\"{}\"", escaped(value, &['"', '\\', '$'])),
+                Format::Systemd => {
+                    let value = escaped(value, &['"', '\\']).replace('%', "%%");
+                    writeln!(text, "Environment=\"{key}={value}\"")
+                }
+                Format::Docker => writeln!(text, "{key}={value}"),
+                Format::Kubernetes | Format::Json => {
+                    writeln!(text, "  {key}: {}", serde_json::json!(value))
+                }
+            };
+        }
+        text
+    }
+}
+
+/// With a backslash before each of these.
+fn escaped(value: &str, special: &[char]) -> String {
+    value.chars().fold(String::new(), |mut text, letter| {
+        if special.contains(&letter) {
+            text.push('\\');
+        }
+        text.push(letter);
+        text
+    })
+}
+
+/// Read by OpenSSL, requests, curl and git in place of all other CAs.
+const BUNDLES: [&str; 4] =
+    ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO"];
+
+/// Read by Node beside its own CAs.
+const EXTRA: &str = "NODE_EXTRA_CA_CERTS";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+
+    const CONFIG: &str = r#"
+        [gateway]
+        resolvers = ["192.0.2.53"]
+        [secrets]
+        file = "secrets"
+        [[group]]
+        name = "research_1"
+        interface = "agents0"
+        prefixes = ["192.0.2.0/28"]
+        [[api]]
+        provider = "gemini"
+        [[api.binding]]
+        groups = ["research_1"]
+        secret = "file:gemini"
+        [[api]]
+        name = "odd"
+        hosts = ["odd.example"]
+        [[api.binding]]
+        groups = ["research_1"]
+        placeholder = "it's-$%odd"
+        variables = ["ODD"]
+        places = ["header authorization bearer"]
+        secret = "file:odd"
+        [[api.binding]]
+        groups = ["research_1"]
+        placeholder = "no-name-of-a-variable"
+        places = ["query key"]
+        secret = "file:odd"
+    "#;
+
+    fn shown(text: &str, format: Format) -> Result<String, String> {
+        let config = config::parse(text, None, "test", &|_| Ok(String::new()));
+        let policy = config.map_err(|errors| errors.to_string())?.policy;
+        let group = policy.groups[0].name.clone();
+        let (bundle, ca, config) = ("/b.pem".into(), "/c.pem".into(), PathBuf::new());
+        environment(&EnvArgs { group, format, bundle, ca, config }, &policy)
+    }
+
+    #[test]
+    fn every_format_holds_each_variable_in_its_own_quotes() {
+        for (format, line) in [
+            (Format::Shell, r"export ODD='it'\''s-$%odd'"),
+            (Format::Dotenv, r#"ODD="it's-\$%odd""#),
+            (Format::Json, r#""ODD": "it's-$%odd","#),
+            (Format::Systemd, r#"Environment="ODD=it's-$%%odd""#),
+            (Format::Docker, "ODD=it's-$%odd"),
+            (Format::Kubernetes, r#"ODD: "it's-$%odd""#),
+        ] {
+            let text = shown(CONFIG, format).unwrap();
+            assert!(text.lines().any(|it| it.trim() == line), "{format:?}: {text}");
+            for key in ["GEMINI_API_KEY", "GOOGLE_API_KEY", "SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS"]
+            {
+                assert!(text.contains(key), "{format:?}: {text}");
+            }
+            let told = text.contains("# no-name-of-a-variable, of odd");
+            assert_eq!(told, format != Format::Json, "{format:?}: {text}");
+        }
+        assert!(
+            shown(CONFIG, Format::Kubernetes).unwrap().contains("name: cloakroom-research-1\n")
+        );
+    }
+
+    #[test]
+    fn one_variable_with_two_values_is_an_error_that_names_both() {
+        let twice = CONFIG.replace(r#"["ODD"]"#, r#"["GOOGLE_API_KEY"]"#);
+        let error = shown(&twice, Format::Shell).unwrap_err();
+        for part in ["GOOGLE_API_KEY", "GEMINI_API_KEY", "by odd", "variables = [...]"] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
+}
