@@ -10,6 +10,7 @@ use std::{
 
 use hickory_proto::rr::RecordType;
 use lab::{
+    client::{Hello, Tls},
     dns::{Answer, TRANSLATORS},
     gateway,
     net::{AGENT, GATEWAY, GIT, INTERNET, OPENAI, PYPI},
@@ -17,6 +18,7 @@ use lab::{
 };
 
 use crate::{
+    control::tell,
     dns::client::{addresses, anywhere, ask},
     nameless::{Speakers, config, reaches, refused},
     world::{TICKET, World, first_event, get, get_path},
@@ -225,6 +227,38 @@ fn an_address_that_a_reload_closes_is_left_by_all_who_are_there() {
         drop(other);
         reaches(AGENT, GIT.port6(22));
         assert_eq!(revoked(), 3, "nobody else was");
+    });
+}
+
+/// Drops what would open a connection to port 443 of the internet, until it is taken away.
+const HELD: &str = "nft -f - <<'END'
+table inet held {
+    chain in {
+        type filter hook input priority 0;
+        tcp dport 443 tcp flags & (syn | ack) == syn counter drop
+    }
+}
+END";
+
+#[test]
+fn an_address_that_a_reload_closes_is_left_by_who_is_on_the_way_there() {
+    sandboxed(|| {
+        let world = World::with(&config());
+        INTERNET.shell(HELD);
+        let hello = Hello::h1(PYPI.name).trusting(world.lab.public.pem());
+        let dialling =
+            std::thread::spawn(move || Tls::open(AGENT, PYPI.port(443), &hello).map(drop));
+        wait::expect("the gateway dials", || {
+            !INTERNET.shell("nft list table inet held").contains("packets 0 ")
+        });
+        let closed = format!("\"{}\", \"{}\"", PYPI.v4(), PYPI.v6());
+        gateway::install(&world.lab, &with(&format!("never_dial = [{closed}]")));
+        tell(&world, &["reload"], 0);
+        INTERNET.shell("nft delete table inet held");
+        assert!(dialling.join().expect("it returns").is_err());
+        wait::expect("the record says why", || {
+            world.connections().iter().any(|it| it["reason"] == "private_address")
+        });
     });
 }
 
