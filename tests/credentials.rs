@@ -314,6 +314,8 @@ fn a_placeholder_in_the_path_is_swapped_in_its_one_place_and_nowhere_else() {
         }
         let beside = asked(&format!("/v1/bot{OWN_KEY}/send")).good();
         scene.refuses("beside a good one", (AGENT, OPENAI), &beside, DUPLICATE);
+        let written = scene.gateway.audit.text();
+        assert!(!written.contains(OWN_KEY) && written.contains("/v1/bot{}/send"), "{written}");
         scene.ends_well();
     });
 }

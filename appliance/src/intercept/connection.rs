@@ -1,8 +1,8 @@
 //! An intercepted connection, as each of its exchanges sees it.
 
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
-use http::{HeaderMap, request};
+use http::{HeaderMap, Uri, request};
 
 use super::{exchanges::Exchanges, pinned_authority::PinnedAuthority, wire::TrailerRule};
 use crate::{
@@ -68,6 +68,14 @@ impl Connection {
             Route::Intercept(api) => api.websocket,
             Route::Inspect(pass) => matches!(pass.carry, Carry::Inspect { websocket: true, .. }),
             Route::Splice(_) | Route::Tcp(_) => false,
+        }
+    }
+
+    /// The path of a request as its record shows it.
+    pub(super) fn shown_path<'a>(&self, uri: &'a Uri) -> Cow<'a, str> {
+        match &self.rules {
+            RequestRules::Substitute(rules) => rules.shown_path(uri.path()),
+            RequestRules::Inspect => Cow::Borrowed(uri.path()),
         }
     }
 

@@ -65,7 +65,7 @@ pub(super) fn serve_refusal(
     match Trace::begin(connection, connection.exchanges.begin()) {
         Ok(trace) => {
             trace.with(|record| {
-                record.asked(request.method(), host, request.uri().path());
+                record.asked(request.method(), host, &connection.shown_path(request.uri()));
                 record.refused(refusal.reason);
                 refusal.cause.into_iter().for_each(|cause| record.cause(cause));
             });
@@ -88,7 +88,8 @@ async fn forward(
 ) -> Result<Response<ResponseBody>, ExchangeError> {
     let (mut head, mut body) = request.into_parts();
     trace.with(|record| {
-        record.asked(&head.method, connection.pinned.host.as_str(), head.uri.path());
+        let path = connection.shown_path(&head.uri);
+        record.asked(&head.method, connection.pinned.host.as_str(), &path);
     });
     message::check_size(&head, connection.head_fields, connection.head_bytes)?;
     let mut asked = message::check(&head, &connection.pinned, connection.allows_websocket())?;

@@ -1,19 +1,20 @@
 //! What one group's placeholders mean at one API, compiled once per policy.
 
-use std::{borrow::Cow, collections::HashSet, sync::Arc};
+use std::{borrow::Cow, collections::HashSet, ops::Range, sync::Arc};
 
 use http::{
     HeaderMap, HeaderName, Method,
     header::{AUTHORIZATION, COOKIE},
     request::Parts,
 };
+use percent_encoding::percent_decode_str;
 
 use super::Substitution;
 use crate::{
     policy::{
         Anonymous, Api, Binding, BodyPlace, Folded, GroupName, PathRule, PathSlot, Place,
-        Placeholder, Plain, Policy, SubprotocolPrefix, fold_query, is_credential_header,
-        is_credential_query, nested_name, queries_of, query_readings,
+        Placeholder, Plain, Policy, SubprotocolPrefix, fold_query, has_one_reading,
+        is_credential_header, is_credential_query, nested_name, queries_of, query_readings,
     },
     reason::Reason,
 };
@@ -102,6 +103,31 @@ impl SubstitutionRules {
         self.names.is_query(name)
     }
 
+    /// A path as a record may show it: what stands in a place of the path is `{}` there, unless it
+    /// is a placeholder of this group, and so is a whole path that servers read in several ways.
+    pub fn shown_path<'a>(&self, path: &'a str) -> Cow<'a, str> {
+        if self.path_slots().is_empty() {
+            return Cow::Borrowed(path);
+        }
+        if !has_one_reading(path) {
+            return Cow::Borrowed(HIDDEN);
+        }
+        let found = self.path_slots().iter().filter_map(|slot| slot.find(path));
+        let mut hidden: Vec<_> = found.filter(|at| !self.holds_placeholder(path, at)).collect();
+        // From the last to the first, so that those before keep their places.
+        hidden.sort_unstable_by_key(|at| std::cmp::Reverse(at.start));
+        let mut shown = Cow::Borrowed(path);
+        for at in hidden.into_iter().filter(|at| at.end <= path.len()) {
+            shown.to_mut().replace_range(at, HIDDEN);
+        }
+        shown
+    }
+
+    fn holds_placeholder(&self, path: &str, at: &Range<usize>) -> bool {
+        let segment = path.get(at.clone()).unwrap_or_default();
+        self.is_placeholder(&Cow::from(percent_decode_str(segment)))
+    }
+
     /// The places where a segment of the path is a credential.
     pub(super) fn path_slots(&self) -> &[PathSlot] {
         &self.names.bound_paths
@@ -165,6 +191,9 @@ impl SubstitutionRules {
         }
     }
 }
+
+/// What stands for a credential of the agent's own in a record.
+const HIDDEN: &str = "{}";
 
 /// Whether request trailers carry a credential field: that is refused, since a server that
 /// merges trailers into the head (RFC 9110, section 6.5.1) would read a second credential.

@@ -187,6 +187,22 @@ fn a_placeholder_in_its_place_in_the_path_becomes_its_value() {
 }
 
 #[test]
+fn a_record_shows_no_segment_of_a_place_but_a_placeholder_of_the_group() {
+    for (path, shown) in [
+        ("/botOPENAI_API_KEY/send", "/botOPENAI_API_KEY/send"),
+        ("/bot123:abc/send/botx/", "/bot{}/send/botx/"),
+        ("/BOT123:abc/send", "/BOT{}/send"),
+        ("/bot%4fPENAI_API_KEY/send", "{}"),
+        ("/x/../bot123:abc/", "{}"),
+        ("//bot123:abc/", "{}"),
+        ("/v1/chat", "/v1/chat"),
+    ] {
+        assert_eq!(with_a_path().shown_path(path), shown, "{path}");
+    }
+    assert_eq!(super::testing::rules().shown_path("/x/../bot123:abc/"), "/x/../bot123:abc/");
+}
+
+#[test]
 fn groups_share_the_places_of_an_api() {
     let rules = rules_with(|api| {
         for at in [0, api.bindings.len() - 1] {
