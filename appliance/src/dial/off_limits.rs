@@ -5,8 +5,10 @@
 //! so. It errs towards no: what can be read in two ways has to pass in both.
 
 use std::{
+    collections::HashMap,
     net::{IpAddr, Ipv6Addr},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use ipnet::{IpNet, Ipv6Net};
@@ -32,9 +34,9 @@ struct Inner {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Known {
     site: Site,
-    /// The prefixes of translators that the resolvers' answers have shown. `None` until one has
-    /// answered.
-    discovered: Option<Vec<Ipv6Net>>,
+    /// The prefixes of translators that the resolvers' answers have shown, and when they last did.
+    /// `None` until one has answered.
+    discovered: Option<HashMap<Ipv6Net, Instant>>,
 }
 
 impl OffLimits {
@@ -54,11 +56,16 @@ impl OffLimits {
         self.learn(|known| known.site = site);
     }
 
-    /// Takes the prefixes of translators that the resolvers' answers show, in place of those that
-    /// they showed before. What is discovered refuses more and opens nothing, because whoever can
-    /// forge an answer could say it.
-    pub(super) fn discover(&self, prefixes: Vec<Ipv6Net>) {
-        self.learn(|known| known.discovered = Some(prefixes));
+    /// Takes the prefixes of translators that a resolver's answer shows, beside those that answers
+    /// have shown for a day: of two resolvers one may know of a translator and the other not. What
+    /// is discovered refuses more and opens nothing, because whoever can forge an answer could say
+    /// it.
+    pub(super) fn discover(&self, prefixes: &[Ipv6Net], now: Instant) {
+        self.learn(|known| {
+            let discovered = known.discovered.get_or_insert_default();
+            discovered.retain(|_, seen| now.saturating_duration_since(*seen) < DISCOVERED);
+            discovered.extend(prefixes.iter().map(|prefix| (*prefix, now)));
+        });
     }
 
     /// What is known now, and what changes in it.
@@ -101,18 +108,23 @@ impl Known {
         self.is_stated() || self.discovered.is_some()
     }
 
-    /// What the resolvers' answers have shown.
-    pub(super) fn discovered(&self) -> Option<&[Ipv6Net]> {
-        self.discovered.as_deref()
+    /// Whether an answer of the resolvers has shown this prefix.
+    pub(super) fn is_discovered(&self, prefix: &Ipv6Net) -> bool {
+        self.discovered.as_ref().is_some_and(|known| known.contains_key(prefix))
     }
 
     /// Whether an upstream may live there: it is public in every reading, or listed. What is below
-    /// the prefix of a translator is no more than what is inside of it.
+    /// the prefix of a translator is no more than what is inside of it. While it is not known which
+    /// translators there are, no IPv6 address is public.
     fn is_home(&self, address: IpAddr, listed: &[IpNet]) -> bool {
         let open = |it| !special::is_special(it) || special::is_opened(it, listed);
         let IpAddr::V6(v6) = address else { return open(address) };
         let stated = self.site.translates(v6);
-        let outer = stated || nat64::WELL_KNOWN.contains(&v6) || open(address);
+        let public = self.knows_translators() && open(address);
+        let outer = stated
+            || nat64::WELL_KNOWN.contains(&v6)
+            || public
+            || special::is_opened(address, listed);
         let inner =
             |inner: &IpAddr| if stated { open(*inner) } else { !special::is_special(*inner) };
         outer && self.inner(address).iter().all(inner)
@@ -126,11 +138,15 @@ impl Known {
     }
 
     fn translated(&self, address: Ipv6Addr) -> impl Iterator<Item = IpAddr> {
-        let discovered = self.discovered.iter().flatten().filter(|_| !self.is_stated());
+        let discovered = self.discovered.iter().flat_map(HashMap::keys);
+        let discovered = discovered.filter(|_| !self.is_stated());
         let prefixes = self.site.translators().chain(discovered);
         prefixes.filter_map(move |prefix| nat64::embedded(prefix, address)).map(IpAddr::V4)
     }
 }
+
+/// How long a prefix counts after an answer has last shown it.
+const DISCOVERED: Duration = Duration::from_secs(86_400);
 
 #[cfg(test)]
 mod tests {
@@ -151,9 +167,10 @@ mod tests {
         OffLimits::new(ControlPlane::new([address("198.51.100.53")]), site)
     }
 
-    /// Asks about one address of an upstream that may live in these prefixes, with no site.
+    /// Asks about one address of an upstream that may live in these prefixes, with no site and no
+    /// translator.
     fn allows(text: &str, prefixes: &[&str]) -> bool {
-        off_limits(Site::default()).allows(address(text), &upstream(prefixes))
+        off_limits(nat64(&[])).allows(address(text), &upstream(prefixes))
     }
 
     fn nat64(prefixes: &[&str]) -> Site {
@@ -310,7 +327,7 @@ mod tests {
         for open in ["198.51.100.63", "198.51.100.128", "203.0.113.8", "2001:db8:64::203.0.113.8"] {
             assert!(off_limits.allows(address(open), &upstream(&[])), "{open}");
         }
-        off_limits.take_site(Site::default());
+        off_limits.take_site(nat64(&[]));
         assert!(
             off_limits.allows(address("198.51.100.64"), &upstream(&[])),
             "a reload takes it back"
@@ -343,14 +360,24 @@ mod tests {
     fn a_discovered_translator_refuses_more_and_opens_nothing() {
         let off_limits = off_limits(Site::default());
         let allows = |text| off_limits.allows(address(text), &upstream(&["10.1.0.0/16"]));
-        assert!(allows("2001:db8:64::10.9.9.9") && !off_limits.known().knows_translators());
+        let later = |seconds| Instant::now() + Duration::from_secs(seconds);
+        assert!(!off_limits.known().knows_translators());
+        for unknown in ["2001:db8:64::10.9.9.9", "2001:db8:64::198.51.100.9", "2001:db8::1"] {
+            assert!(!allows(unknown), "nobody has said which translators there are: {unknown}");
+        }
+        off_limits.discover(&[], later(0));
+        assert!(allows("2001:db8:64::10.9.9.9"), "the only answer shows none");
         let found = ["2001:db8:64::/96", "fd64::/96"].map(|text| text.parse().unwrap());
-        off_limits.discover(found.into());
+        off_limits.discover(&found, later(0));
         assert!(off_limits.known().knows_translators());
         assert!(allows("2001:db8:64::198.51.100.9"));
         for closed in ["2001:db8:64::10.9.9.9", "2001:db8:64::10.1.2.3", "fd64::198.51.100.9"] {
             assert!(!allows(closed), "{closed}");
         }
+        off_limits.discover(&[], later(86_000));
+        assert!(!allows("2001:db8:64::10.9.9.9"), "another resolver shows none");
+        off_limits.discover(&[], later(87_000));
+        assert!(allows("2001:db8:64::10.9.9.9"), "nobody has shown it for a day");
         off_limits.take_site(nat64(&[]));
         assert!(
             off_limits.allows(address("2001:db8:64::10.9.9.9"), &upstream(&[])),

@@ -8,7 +8,7 @@
 
 use std::{
     sync::{Arc, Weak},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use hickory_resolver::net::NetError;
@@ -53,7 +53,7 @@ async fn ask(servers: &Arc<NameServers>, off_limits: &OffLimits, failed: &mut u3
     match answer.unwrap_or(Err(NetError::Timeout)) {
         Ok((records, ttl)) => {
             *failed = 0;
-            take(off_limits, nat64::prefixes(records));
+            take(off_limits, &nat64::prefixes(records));
             ttl.clamp(LEAST, MOST)
         }
         Err(error) => {
@@ -71,13 +71,11 @@ async fn ask(servers: &Arc<NameServers>, off_limits: &OffLimits, failed: &mut u3
     }
 }
 
-fn take(off_limits: &OffLimits, found: Vec<Ipv6Net>) {
-    let before = off_limits.watch().borrow().discovered().map(<[_]>::to_vec);
-    if before.as_ref() == Some(&found) {
-        return;
-    }
-    for prefix in &found {
-        let usable = *prefix == nat64::WELL_KNOWN || !special::is_special(prefix.addr().into());
+fn take(off_limits: &OffLimits, found: &[Ipv6Net]) {
+    let before = Arc::clone(&off_limits.watch().borrow());
+    off_limits.discover(found, Instant::now());
+    for &prefix in found.iter().filter(|prefix| !before.is_discovered(prefix)) {
+        let usable = prefix == nat64::WELL_KNOWN || !special::is_special(prefix.addr().into());
         if usable {
             tracing::info!(%prefix, "NAT64: an address below it is judged by the IPv4 address in it");
         } else {
@@ -88,7 +86,6 @@ fn take(off_limits: &OffLimits, found: Vec<Ipv6Net>) {
             );
         }
     }
-    off_limits.discover(found);
 }
 
 /// Time that a name waits for this to be known, once the name itself is resolved.
