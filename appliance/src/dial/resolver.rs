@@ -25,7 +25,11 @@ use hickory_resolver::{
     net::{DnsError, NetError, NoRecords},
 };
 use rustls::{ClientConfig, RootCertStore};
-use tokio::{runtime::Handle, time::timeout};
+use tokio::{
+    runtime::Handle,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 
 use super::{
     answered::Answered,
@@ -154,6 +158,24 @@ impl Resolver {
         }
         self.0.off_limits.control_plane().learn(found.iter().copied());
         Ok(found)
+    }
+
+    /// Asks for the addresses of such machines at once and then every minute, whether or not anybody
+    /// connects to them, until what it returns is dropped. Otherwise one that the gateway has not
+    /// needed yet could be dialled for an agent.
+    pub fn keep_learning(&self, names: Vec<String>) -> JoinSet<()> {
+        let (resolver, mut learning) = (self.clone(), JoinSet::new());
+        let learn = async move {
+            loop {
+                for name in &names {
+                    // Whoever connects to it says what is wrong.
+                    let _ = resolver.own(name).await;
+                }
+                sleep(LEARN_EVERY).await;
+            }
+        };
+        learning.spawn_on(learn, &self.0.home);
+        learning
     }
 
     /// What is known about the name without asking anybody.
@@ -333,6 +355,8 @@ const TELL_EVERY: Duration = Duration::from_secs(60);
 const QUERY_TIME: Duration = Duration::from_secs(2);
 /// Time for all tries together, handshakes included.
 const LOOKUP_TIME: Duration = Duration::from_secs(6);
+/// How often the addresses of machines that the gateway depends on are asked for.
+const LEARN_EVERY: Duration = Duration::from_secs(60);
 /// Tries beyond the first.
 const ATTEMPTS: usize = 2;
 

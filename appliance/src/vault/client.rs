@@ -35,6 +35,7 @@ use rustls::{
     sign::{CertifiedKey, SingleCertAndKey},
 };
 use rustls_pki_types::pem::PemObject;
+use tokio::task::JoinSet;
 use vaultrs::api::EndpointMiddleware;
 use zeroize::{Zeroize, Zeroizing};
 
@@ -55,6 +56,8 @@ pub(super) struct Transport {
     resolver: Resolver,
     call_time: Duration,
     http: ArcSwap<reqwest::Client>,
+    /// Learns where the nodes are that are not asked.
+    _learning: Option<JoinSet<()>>,
 }
 
 /// What the gateway shows of itself in the handshake.
@@ -85,6 +88,10 @@ impl Transport {
             addresses.map(|text| parse_address(text)).collect::<Result<_, _>>()?;
         let https = nodes.iter().any(|node| node.scheme() == "https");
         resolver.off_limits().control_plane().learn(nodes.iter().filter_map(literal));
+        let named = nodes.iter().filter(|node| literal(node).is_none());
+        let names: Vec<String> = named.filter_map(|node| Some(node.host_str()?.into())).collect();
+        // The only one is asked whenever anything is.
+        let learning = (nodes.len() > 1).then(|| resolver.keep_learning(names));
         let roots = match &settings.ca_file {
             Some(path) => read_roots(path)?,
             None if https => return Err(VaultSourceError::Address("https needs a ca_file")),
@@ -103,6 +110,7 @@ impl Transport {
             resolver: resolver.clone(),
             call_time,
             http: ArcSwap::from_pointee(http),
+            _learning: learning,
         })
     }
 
