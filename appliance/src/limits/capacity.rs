@@ -96,6 +96,10 @@ pub struct H2Windows {
 #[derive(Debug)]
 pub struct LargeDecoder(Arc<Taken>);
 
+/// The place of a pipe with bytes of an agent's in it. Given back when dropped.
+#[derive(Debug)]
+pub struct PipeSlot(Arc<Taken>);
+
 /// What an agent does at a rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rated {
@@ -375,6 +379,12 @@ impl Taken {
         may.then(|| LargeDecoder(Arc::clone(self)))
     }
 
+    /// A place for a pipe, where the agent and its group have one left.
+    pub fn pipe(self: &Arc<Self>) -> Option<PipeSlot> {
+        let may = Tally::add_pipe(&self.agent, &self.group);
+        may.then(|| PipeSlot(Arc::clone(self)))
+    }
+
     /// Counts bytes of a body for as long as they are held anywhere, where the agent and its group
     /// have room.
     ///
@@ -423,6 +433,14 @@ impl Drop for LargeDecoder {
     fn drop(&mut self) {
         for tally in [&self.0.agent, &self.0.group] {
             tally.counts.large_decoders.fetch_sub(1, Relaxed);
+        }
+    }
+}
+
+impl Drop for PipeSlot {
+    fn drop(&mut self) {
+        for tally in [&self.0.agent, &self.0.group] {
+            tally.counts.pipes.fetch_sub(1, Relaxed);
         }
     }
 }

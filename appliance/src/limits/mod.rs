@@ -9,8 +9,8 @@ mod rate_limiter;
 pub use self::{
     agent_table::{AgentTable, MAX_AGENTS},
     capacity::{
-        AgentShare, Capacity, ConnectionSlot, H2Windows, HeldBytes, LargeDecoder, OverRate, Rated,
-        RequestSlot, Taken, Way, held,
+        AgentShare, Capacity, ConnectionSlot, H2Windows, HeldBytes, LargeDecoder, OverRate,
+        PipeSlot, Rated, RequestSlot, Taken, Way, held,
     },
     coded::{Coded, CodedAnswers, CodedPlace},
     fair_semaphore::{FairSemaphore, FairSlot},

@@ -68,6 +68,8 @@ impl Limits {
     pub const AGENT_LARGE_WINDOWS: usize = 16;
     /// Decoders with a window of up to 8 MiB, for the answers to all agents.
     pub const LARGE_DECODERS: usize = 16;
+    /// Pipes that bytes of all agents' flows are moved through, with up to 1 MiB in each.
+    pub const PIPES: usize = 128;
     /// Requests under way that every group may have, however many groups there are.
     pub const LEAST_REQUESTS: usize = 32;
     /// Bytes of bodies each way that every group may hold, however many groups there are.
@@ -119,6 +121,8 @@ pub struct Quota {
     pub large_windows: usize,
     /// Decoders with large windows.
     pub large_decoders: usize,
+    /// Pipes with bytes in them.
+    pub pipes: usize,
     /// Requests a second.
     pub new_requests: u32,
 }
@@ -138,6 +142,7 @@ impl Quota {
             requests: (limits.requests / groups).max(Limits::LEAST_REQUESTS),
             large_windows: (Limits::LARGE_WINDOWS / groups).max(1),
             large_decoders: (Limits::LARGE_DECODERS / groups).max(1),
+            pipes: (Limits::PIPES / groups).max(1),
             new_requests: limits.agent_new_requests.saturating_mul(Self::GROUP_RATE),
         }
     }
@@ -153,6 +158,7 @@ impl Quota {
             requests: limits.agent_requests.min(half(self.requests)),
             large_windows: Limits::AGENT_LARGE_WINDOWS.min(half(self.large_windows)),
             large_decoders: half(self.large_decoders),
+            pipes: half(self.pipes),
             new_requests: limits.agent_new_requests,
         }
     }
@@ -181,6 +187,7 @@ mod tests {
             assert!(2 * own.requests <= part.requests, "{groups}");
             assert!(2 * own.large_windows <= part.large_windows.max(2), "{groups}");
             assert!(2 * own.large_decoders <= part.large_decoders.max(2), "{groups}");
+            assert!(2 * own.pipes <= part.pipes.max(2), "{groups}");
             assert!(2 * own.peeks <= part.peeks && own.peeks >= limits.peek_bytes, "{groups}");
         }
         let many = Quota::of_group(&limits, 10_000);

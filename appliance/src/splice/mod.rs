@@ -20,12 +20,12 @@ mod relay;
 
 pub use end::{Side, SpliceEnd};
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::net::TcpStream;
 
-use crate::audit::Traffic;
+use crate::{audit::Traffic, limits::Taken};
 use relay::{Bounds, Relay};
 
 /// How long a flow of which one side has ended may stand still. Without this bound, a peer that
@@ -33,16 +33,17 @@ use relay::{Bounds, Relay};
 pub const HALF_OPEN_TIME: Duration = Duration::from_secs(120);
 
 /// Carries a flow until it ends. `from_agent_first` (what was peeked) goes to the upstream
-/// before anything else. Both sockets should be [`harden`](crate::net::harden)ed before.
+/// before anything else. Both sockets should be [`harden`](crate::net::harden)ed before. Pipes with
+/// bytes in them are counted as the agent's.
 pub async fn run(
     agent: TcpStream,
     upstream: TcpStream,
     from_agent_first: Bytes,
-    traffic: &Traffic,
+    (traffic, taken): (&Traffic, &Arc<Taken>),
     idle: Duration,
 ) -> SpliceEnd {
     let bounds = Bounds { idle, half_open: HALF_OPEN_TIME.min(idle) };
-    Relay::new(agent, upstream, traffic, bounds).run(from_agent_first).await
+    Relay::new(agent, upstream, traffic, bounds).counted(taken).run(from_agent_first).await
 }
 
 #[cfg(test)]

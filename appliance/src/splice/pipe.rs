@@ -18,6 +18,8 @@ use rustix::{
     pipe::{PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, splice},
 };
 
+use crate::policy::Limits;
+
 /// A pipe on loan.
 ///
 /// It is filled only when it is empty and the caller empties it before filling it again. That
@@ -127,7 +129,7 @@ const SIZES: [usize; 2] = [1024 * 1024, 256 * 1024];
 const MIN_BYTES: usize = 64 * 1024;
 
 /// Most pipes of the process. With bytes in all of them they pin 128 MiB.
-const MAX_PIPES: usize = 128;
+const MAX_PIPES: usize = Limits::PIPES;
 
 /// Most free pipes of one thread.
 const MAX_FREE: usize = 8;

@@ -5,7 +5,10 @@ use std::{
     io,
     ops::Range,
     pin::{Pin, pin},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -22,7 +25,10 @@ use super::{
     end::{Side, SpliceEnd},
     pipe::Pipe,
 };
-use crate::audit::Traffic;
+use crate::{
+    audit::Traffic,
+    limits::{PipeSlot, Taken},
+};
 
 /// What one side of a relay can do. It must not keep written bytes to itself until a flush.
 pub(super) trait Leg: AsyncRead + AsyncWrite + Unpin {
@@ -79,6 +85,14 @@ impl<'a, A: Leg, U: Leg> Relay<'a, A, U> {
             half_open: false,
             closed: false,
         }
+    }
+
+    /// Has the pipes that it uses counted there.
+    pub(super) fn counted(mut self, taken: &Arc<Taken>) -> Self {
+        for direction in [&mut self.up, &mut self.down] {
+            direction.pipes = Some(Arc::clone(taken));
+        }
+        self
     }
 
     pub(super) async fn run(mut self, from_agent_first: Bytes) -> SpliceEnd {
@@ -157,6 +171,8 @@ struct Direction {
     moved: bool,
     /// splice(2) does not work on these sockets.
     copy_only: bool,
+    /// Where its pipes are counted, if anywhere.
+    pipes: Option<Arc<Taken>>,
 }
 
 #[derive(Default, Clone, Copy, PartialEq, Eq)]
@@ -175,7 +191,10 @@ enum Unwritten {
     Nothing,
     First(Bytes),
     Copied(Buffer, Range<usize>),
-    Piped(Pipe),
+    Piped {
+        pipe: Pipe,
+        _slot: Option<PipeSlot>,
+    },
 }
 
 /// Which end of a direction failed, and how.
@@ -259,7 +278,7 @@ impl Direction {
                     range.start += written;
                     written
                 }
-                Unwritten::Piped(pipe) => {
+                Unwritten::Piped { pipe, .. } => {
                     let Some(socket) = to.socket() else { return Poll::Ready(Err(gone())) };
                     ready!(socket.poll_write_ready(cx))?;
                     match socket.try_io(Interest::WRITABLE, || pipe.drain(socket)) {
@@ -322,11 +341,15 @@ impl Direction {
     ) -> Poll<io::Result<Option<usize>>> {
         loop {
             ready!(from.poll_read_ready(cx))?;
+            let slot = match self.pipes.as_ref().map(Taken::pipe) {
+                Some(None) => return Poll::Ready(Ok(None)),
+                slot => slot.flatten(),
+            };
             let Some(mut pipe) = Pipe::take() else { return Poll::Ready(Ok(None)) };
             match from.try_io(Interest::READABLE, || pipe.fill(from)) {
                 Ok(0) => return Poll::Ready(Ok(Some(0))),
                 Ok(read) => {
-                    self.held = Unwritten::Piped(pipe);
+                    self.held = Unwritten::Piped { pipe, _slot: slot };
                     return Poll::Ready(Ok(Some(read)));
                 }
                 Err(error) if is_transient(&error) => {}
@@ -346,7 +369,7 @@ impl Unwritten {
             Self::Nothing => 0,
             Self::First(bytes) => bytes.len(),
             Self::Copied(_, range) => range.len(),
-            Self::Piped(pipe) => pipe.held(),
+            Self::Piped { pipe, .. } => pipe.held(),
         }
     }
 }

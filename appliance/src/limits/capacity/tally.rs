@@ -32,6 +32,7 @@ pub(super) struct HeldCounts {
     pub(super) requests: AtomicUsize,
     pub(super) large_windows: AtomicUsize,
     pub(super) large_decoders: AtomicUsize,
+    pub(super) pipes: AtomicUsize,
     pub(super) minting: Mutex<RateLimiter>,
     asking: Mutex<RateLimiter>,
     probing: Mutex<RateLimiter>,
@@ -77,6 +78,7 @@ impl Tally {
             requests: AtomicUsize::new(0),
             large_windows: AtomicUsize::new(0),
             large_decoders: AtomicUsize::new(0),
+            pipes: AtomicUsize::new(0),
             minting: Mutex::new(RateLimiter::new(now)),
             asking: Mutex::new(RateLimiter::new(now)),
             probing: Mutex::new(RateLimiter::new(now)),
@@ -149,6 +151,16 @@ impl Tally {
         let may = agent.may_have(group, count, |quota| quota.large_decoders);
         for tally in [agent, group] {
             tally.counts.large_decoders.fetch_sub(usize::from(!may), Relaxed);
+        }
+        may
+    }
+
+    /// Counts a pipe against the agent and its group, where both have one left.
+    pub(super) fn add_pipe(agent: &Self, group: &Self) -> bool {
+        let count = |tally: &Self| tally.counts.pipes.fetch_add(1, Relaxed);
+        let may = agent.may_have(group, count, |quota| quota.pipes);
+        for tally in [agent, group] {
+            tally.counts.pipes.fetch_sub(usize::from(!may), Relaxed);
         }
         may
     }

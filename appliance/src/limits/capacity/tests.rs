@@ -242,6 +242,11 @@ fn leaves_large_peeks_and_large_windows_are_an_agents_own() {
     assert!(other.taken().windows().large);
     drop(windows);
     assert!(one.taken().windows().large);
+    let pipes: Vec<_> = std::iter::from_fn(|| one.taken().pipe()).take(1_000).collect();
+    assert_eq!(pipes.len(), Limits::PIPES / 4);
+    assert!(other.taken().pipe().is_some());
+    drop(pipes);
+    assert!(one.taken().pipe().is_some());
 }
 
 #[test]

@@ -19,7 +19,12 @@ use tokio::{
 };
 
 use super::{buffer::Buffer, pipe::Pipe, relay::Leg, *};
-use crate::net::harden;
+use crate::{
+    identity::AgentKey,
+    limits::Capacity,
+    net::harden,
+    policy::{GroupName, Limits},
+};
 
 const LONG: Duration = Duration::from_secs(30);
 const SHORT: Duration = Duration::from_millis(300);
@@ -383,6 +388,9 @@ async fn a_flow_that_is_dropped_is_reset_on_both_sides() {
 async fn a_flow_takes_little_memory() {
     let ((agent, _a), (upstream, _u)) = tokio::join!(connection(), connection());
     let traffic = Traffic::default();
-    let flow = run(agent, upstream, Bytes::new(), &traffic, LONG);
+    let agent_key = AgentKey::new(&GroupName("red".into()), [192, 0, 2, 1].into());
+    let share = Capacity::new(1).share(&agent_key, &Limits::default(), 1).expect("room");
+    let taken = share.taken();
+    let flow = run(agent, upstream, Bytes::new(), (&traffic, &taken), LONG);
     assert!(size_of_val(&flow) <= 1024, "{}", size_of_val(&flow));
 }
