@@ -272,6 +272,33 @@ fn a_group_that_is_quarantined_is_cut_off_in_the_daemon_that_drains_too() {
 }
 
 #[test]
+fn what_the_next_daemons_policy_forbids_is_cut_in_the_one_that_drains_too() {
+    sandboxed(|| {
+        let mut it = Supervised::start();
+        let stream = |it: &Supervised, host| {
+            let request = get_path("/sse?n=1000&ms=100", &[TICKET]);
+            first_event(it.world.h1(host).expect("a connection"), &request)
+        };
+        let mut events = stream(&it, OPENAI);
+        it.say("term");
+        it.run();
+        assert_eq!(ask(&it.world, OPENAI.port(443)), 200, "the next one serves");
+        tell(&it.world, &["reload"], 0);
+        thread::sleep(2 * Duration::from_millis(500));
+        assert!(events.read_some(4096).is_ok_and(|more| !more.is_empty()), "nothing is forbidden");
+        let path = it.world.lab.dir.join("cloakroom.toml");
+        let usual = fs::read_to_string(&path).expect("it was written");
+        let stricter = usual.replacen("\"/sse\", ", "", 1);
+        assert_ne!(usual, stricter);
+        fs::write(&path, stricter).expect("writable");
+        let begun = Instant::now();
+        tell(&it.world, &["reload"], 0);
+        events.read_to_end();
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    });
+}
+
+#[test]
 fn a_daemon_that_drains_and_cannot_see_who_is_quarantined_cuts_everybody() {
     sandboxed(|| {
         let mut it = Supervised::start();

@@ -14,7 +14,7 @@ use crate::{
     limits::CodedAnswers,
     locks::{lock, read, write},
     onboarding::{self, NoPublicCas, Pages},
-    policy::{Api, GroupName, Policy, RuleName},
+    policy::{Api, GroupName, Host, Policy, RuleName, Upstream},
     scrub::Masks,
     secrets::SecretSnapshot,
     substitute::SubstitutionRules,
@@ -31,6 +31,8 @@ pub struct PolicySnapshot {
     pub masks: Arc<MaskCache>,
     /// Compressed answers under way.
     pub coded: CodedAnswers,
+    /// How often the system has lost a CA since the daemon began.
+    lost_roots: u64,
     cas: RuleCas,
     onboarding: HashMap<GroupName, Pages>,
     rules: Mutex<HashMap<(GroupName, RuleName), Arc<SubstitutionRules>>>,
@@ -67,14 +69,30 @@ impl PolicySnapshot {
             onboarding::pages(&policy, public).map_err(PolicySnapshotError::NoPublicCas)?;
         let tls = Tls::new(system_roots).map_err(PolicySnapshotError::Tls)?;
         Ok(Self {
+            masks: Arc::new(MaskCache::new(&policy.apis)),
             policy,
             tls,
-            masks: Arc::default(),
             coded: CodedAnswers::default(),
+            lost_roots: 0,
             cas,
             onboarding,
             rules: Mutex::default(),
         })
+    }
+
+    /// This one, where it comes after `older`.
+    #[must_use]
+    pub fn after(self, older: &Self) -> Self {
+        let lost = self.tls.has_lost_a_root_of(&older.tls);
+        Self { lost_roots: older.lost_roots + u64::from(lost), ..self }
+    }
+
+    /// Whether the certificate of an upstream that was verified under `older` would be under this:
+    /// no CA that may have vouched for it has gone. Where the rule has CAs of its own, they are in
+    /// the rule.
+    #[must_use]
+    pub fn trusts_as(&self, older: &Self, upstream: &Upstream) -> bool {
+        upstream.ca_pem.is_some() || self.lost_roots == older.lost_roots
     }
 
     /// The issuing CA of a rule that ends TLS here.
@@ -113,38 +131,45 @@ fn check_roots(policy: &Policy, system_roots: &RootCertStore) -> Result<(), Poli
     }
 }
 
-/// Compiled masks for each group and API of one policy, made anew when any value has changed.
+/// Compiled masks for each group and host of one policy, made anew when any value has changed.
 pub struct MaskCache {
     none: Arc<Masks>,
-    compiled: RwLock<HashMap<(GroupName, RuleName), Compiled>>,
+    /// The APIs of a host: it has one for each of its ports, and what one is told another may know.
+    apis: HashMap<Host, Vec<Arc<Api>>>,
+    compiled: RwLock<HashMap<(GroupName, Host), Compiled>>,
 }
 
 /// Masks, and the generation of the values that they were made for.
 type Compiled = (u64, Arc<Masks>);
 
-impl Default for MaskCache {
-    fn default() -> Self {
-        Self { none: Arc::new(Masks::new([])), compiled: RwLock::default() }
-    }
-}
-
 impl MaskCache {
+    fn new(apis: &[Arc<Api>]) -> Self {
+        let mut of_host: HashMap<Host, Vec<Arc<Api>>> = HashMap::new();
+        for api in apis {
+            for host in &api.hosts {
+                of_host.entry(host.clone()).or_default().push(Arc::clone(api));
+            }
+        }
+        Self { none: Arc::new(Masks::new([])), apis: of_host, compiled: RwLock::default() }
+    }
+
     /// Masks that mask nothing.
     pub fn none(&self) -> Arc<Masks> {
         Arc::clone(&self.none)
     }
 
-    /// Masks for every known version of every secret that the group has at the API, and of those
-    /// that it had anywhere before the policy changed.
-    pub fn of(&self, group: &GroupName, api: &Api, snapshot: &SecretSnapshot) -> Arc<Masks> {
-        let key = (group.clone(), api.name.clone());
+    /// Masks for every known version of every secret that the group has at an API of the host, and
+    /// of those that it had anywhere before the policy changed.
+    pub fn of(&self, group: &GroupName, host: &Host, snapshot: &SecretSnapshot) -> Arc<Masks> {
+        let key = (group.clone(), host.clone());
         let generation = snapshot.generation();
         let compiled = read(&self.compiled);
         match compiled.get(&key) {
             Some((made, masks)) if *made == generation => return Arc::clone(masks),
             _ => drop(compiled),
         }
-        let bindings = api.bindings.iter().filter(|binding| binding.groups.contains(group));
+        let bindings = self.apis.get(host).into_iter().flatten().flat_map(|api| &api.bindings);
+        let bindings = bindings.filter(|binding| binding.groups.contains(group));
         let values = bindings
             .flat_map(|binding| snapshot.known(group, &binding.secret, binding.min_value_bytes));
         let values = values.chain(snapshot.left(group));

@@ -97,6 +97,11 @@ impl Protocol {
 }
 
 impl Tls {
+    /// Whether a CA that the system vouched for under `older` is none of its own under this.
+    pub(crate) fn has_lost_a_root_of(&self, older: &Self) -> bool {
+        older.system_roots.roots.iter().any(|root| !self.system_roots.roots.contains(root))
+    }
+
     /// Settings that trust `system_roots` for every upstream without a CA of its own.
     pub fn new(system_roots: Arc<RootCertStore>) -> Result<Self, rustls::Error> {
         let provider = Arc::new(provider());

@@ -271,7 +271,9 @@ async fn carry_splice(
                 record.dialled_elsewhere();
             }
             let traffic = Arc::clone(record.traffic());
-            let end = splice::run(agent, upstream.stream, bytes, &traffic, limits.idle_time).await;
+            let taken = carried.share.taken();
+            let (upstream, counted) = (upstream.stream, (&*traffic, &taken));
+            let end = splice::run(agent, upstream, bytes, counted, limits.idle_time).await;
             record.ended(end.as_str());
         }
         Err(reason) => {
@@ -308,8 +310,11 @@ fn still_permitted(
     let group = now.policy.identify(&flow.group.interface, flow.agent.ip());
     let Some(group) = group.filter(|group| group.name == flow.group.name) else { return false };
     let flow = Flow { group: Arc::clone(group), ..flow.clone() };
+    let ends_here = matches!(route, Route::Intercept(_) | Route::Inspect(_));
     let may_stay = |permit: &Permit| {
-        flow.reached.get().is_none_or(|at| off_limits.allows(*at, permit.upstream()))
+        let upstream = permit.upstream();
+        flow.reached.get().is_none_or(|at| off_limits.allows(*at, upstream))
+            && (!ends_here || now.trusts_as(carried.policy_snapshot, upstream))
     };
     decide(&now.policy, &flow, carried.peeked)
         .is_ok_and(|permit| permit.route() == route && may_stay(&permit))

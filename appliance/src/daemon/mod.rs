@@ -18,6 +18,7 @@ mod launcher;
 mod metrics;
 mod onboard;
 mod orders;
+mod policy_mark;
 mod reach;
 mod refused;
 mod secret_demand;
@@ -53,6 +54,7 @@ use self::{
     health::Vitals,
     host_checks::HostChecks,
     orders::{Reload, Reloaded},
+    policy_mark::PolicyMark,
     refused::Watcher,
     secret_demand::SecretDemand,
     signals::{DaemonSignals, SignalMeaning},
@@ -97,7 +99,7 @@ pub async fn run(
     supervisor
         .remove_ready_file()
         .map_err(|error| other("cannot remove the file that says ready", &error))?;
-    let daemon = Daemon::start(
+    let mut daemon = Daemon::start(
         (config, config_file),
         reach,
         &supervisor,
@@ -111,6 +113,7 @@ pub async fn run(
     }
     supervisor.ready(&daemon.state());
     tracing::info!("ready");
+    daemon.host.mark_policy();
     daemon.live(signals, &supervisor, surroundings.launched).await;
     Ok(())
 }
@@ -137,6 +140,7 @@ struct HostSetup {
     capture: Capture,
     confinement: Arc<Confinement>,
     quarantine: Arc<Quarantine>,
+    policy_mark: PolicyMark,
 }
 
 /// What is had for a time.
@@ -170,6 +174,26 @@ struct Serving {
     host_checks: HostChecks,
     /// Tells one that was before it that this one accepts.
     serves: Option<HeldName>,
+}
+
+impl HostSetup {
+    /// What the operator says now.
+    fn load(&self) -> Result<Config, config::Errors> {
+        let reading = |path: &Path| {
+            config::read_bounded(path).map_err(|error| self.confinement.explain(path, error))
+        };
+        config::load_by(&self.config_file, &reading)
+    }
+
+    /// Tells a daemon that drains beside this one that a policy was put in force.
+    fn mark_policy(&mut self) {
+        if let Err(error) = self.policy_mark.renew() {
+            tracing::error!(
+                %error,
+                "state_dir cannot be written; a daemon that still drains goes by the policy before"
+            );
+        }
+    }
 }
 
 impl Daemon {
@@ -301,11 +325,7 @@ impl Daemon {
     }
 
     async fn take_new_policy(&mut self) -> Result<(), DaemonError> {
-        let reading = |path: &Path| {
-            config::read_bounded(path).map_err(|error| self.host.confinement.explain(path, error))
-        };
-        let Config { settings, policy } =
-            config::load_by(&self.host.config_file, &reading).map_err(DaemonError::Config)?;
+        let Config { settings, policy } = self.host.load().map_err(DaemonError::Config)?;
         let capture = Capture::new(&policy, &settings);
         let fixed = self.fixed(&settings, &capture, &policy);
         if !fixed.is_empty() {
@@ -318,6 +338,7 @@ impl Daemon {
         // A CA that the system trusts since, or no longer.
         let system_roots = Arc::new(tls::system_roots());
         let policy_snapshot = policy_snapshot(policy, cas.clone(), &system_roots)?;
+        let policy_snapshot = policy_snapshot.after(&self.policy_snapshots.borrow());
         self.serving.host_checks.take(capture.clone()).await?;
         self.off_limits.control_plane().take_agents(capture.agents());
         self.off_limits.take_site(policy_snapshot.policy.site.clone());
@@ -337,6 +358,7 @@ impl Daemon {
         let policy_snapshot = Arc::new(policy_snapshot);
         self.policy_snapshots.send_replace(Arc::clone(&policy_snapshot));
         self.leases.demand.take(&policy_snapshot.policy);
+        self.host.mark_policy();
         self.cas_told = Instant::now();
         issuing::report(&policy_snapshot, self.leases.rotation.is_some());
         Ok(())

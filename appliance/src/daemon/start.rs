@@ -23,8 +23,8 @@ use tokio::{
 use super::{
     Daemon, DaemonError, HostSetup, Leases, Obeying, Records, Serving, control::Control, cut,
     flow::Gateway, give_back, health::Vitals, host_checks::HostChecks, issuing, metrics,
-    orders::Orders, other, policy_snapshot, refused::Watcher, secret_demand::SecretDemand,
-    supervisor::Supervisor, worker::Worker,
+    orders::Orders, other, policy_mark::PolicyMark, policy_snapshot, refused::Watcher,
+    secret_demand::SecretDemand, supervisor::Supervisor, worker::Worker,
 };
 use crate::{
     audit::{self, Sink},
@@ -124,6 +124,7 @@ impl Prepared {
         let control = control.map_err(|error| {
             other(&format!("the control socket {}", settings.control.display()), &error)
         })?;
+        let policy_mark = PolicyMark::of(&settings.state_dir);
         let quarantine = Quarantine::open(&settings.state_dir)
             .map_err(|error| DaemonError::Other(error.to_string()))?;
         audit::make_folder(&settings.audit).map_err(|error| {
@@ -142,6 +143,7 @@ impl Prepared {
             settings,
             capture,
             confinement,
+            policy_mark,
             quarantine: Arc::new(quarantine),
         };
         Ok(Self { host, policy, control, inherited, sockets })

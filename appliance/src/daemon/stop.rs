@@ -4,14 +4,17 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{task::JoinHandle, time::timeout};
+use tokio::{sync::watch, task::JoinHandle, time::timeout};
 
 use super::{
-    Daemon, Leases, Obeying, Records, Serving, cut_now, given_back, health::Vitals,
-    host_checks::HostChecks, launcher::Launched, refused::Watcher, secret_demand::SecretDemand,
-    signals::DaemonSignals, worker::Worker,
+    Daemon, DaemonError, HostSetup, Leases, Obeying, Records, Serving, cut_now, given_back,
+    health::Vitals, host_checks::HostChecks, launcher::Launched, other, policy_snapshot,
+    refused::Watcher, secret_demand::SecretDemand, signals::DaemonSignals, worker::Worker,
 };
-use crate::{packets::DaemonState, phase::Phase, quarantine::Quarantine};
+use crate::{
+    ca::RuleCas, dial::OffLimits, packets::DaemonState, phase::Phase,
+    policy_snapshot::PolicySnapshot, tls,
+};
 
 /// What only one daemon at a time can have: the control socket, the address of the metrics, the
 /// keeping of the packet rules, the kernel's log of what it refused, and the right to listen, which
@@ -28,12 +31,27 @@ impl Daemon {
     /// Drains and ends.
     pub(super) async fn stop(self, mut signals: DaemonSignals, launched: Option<Launched>) {
         let Self {
-            host, phase, policy_snapshots, leases, obeying, records, serving, vitals, ..
+            mut host,
+            off_limits,
+            phase,
+            policy_snapshots,
+            leases,
+            obeying,
+            records,
+            serving,
+            vitals,
+            ..
         } = self;
         let Leases { secrets, demand, rotation, refreshing } = leases;
         let Serving { mut workers, dns, watcher, host_checks, serves } = serving;
         let holds = Holds { obeying, host_checks, watcher, vitals };
         let proxy_port = host.settings.proxy_port;
+        let mut successor = Successor {
+            host: &mut host,
+            off_limits: &off_limits,
+            policy_snapshots: &policy_snapshots,
+            demand: &demand,
+        };
         let mut drain_time = policy_snapshots.borrow().policy.limits.drain_time;
         let (alone, holds) = match launched {
             Some(launched) => {
@@ -43,7 +61,7 @@ impl Daemon {
                 let still = DaemonState::AcceptsStill.hold(proxy_port);
                 tokio::select! {
                     () = make_way(proxy_port, drain_time, launched) => {}
-                    () = follow_marks(&host.quarantine, &demand) => {}
+                    () = successor.follow() => {}
                     () = signals.stop() => drain_time = Duration::ZERO,
                 }
                 phase.send_replace(Phase::Drain);
@@ -71,7 +89,7 @@ impl Daemon {
             _ = &mut joined => {}
             () = tokio::time::sleep(drain_time) => tracing::info!("cutting what is still open"),
             () = signals.stop() => tracing::info!("told twice; cutting what is still open"),
-            () = follow_marks(&host.quarantine, &demand), if alone => {}
+            () = successor.follow(), if alone => {}
         }
         cut_now(&phase, rotation);
         if !joined.is_finished() && timeout(CUT_TIME, joined).await.is_err() {
@@ -140,21 +158,54 @@ async fn make_way(port: u16, drain_time: Duration, launched: Launched) {
     }
 }
 
-/// Orders go to the next daemon. A group that it quarantines is cut off here, too. Returns where
-/// that cannot be seen: then nobody may go on.
-async fn follow_marks(quarantine: &Arc<Quarantine>, demand: &SecretDemand) {
-    loop {
-        tokio::time::sleep(LOOK).await;
-        let marks = Arc::clone(quarantine);
-        match tokio::task::spawn_blocking(move || marks.take_marks()).await {
-            Ok(Ok(true)) => demand.apply(),
-            Ok(Ok(false)) => {}
-            Ok(Err(error)) => {
-                tracing::error!(%error, "cannot see who is quarantined; cutting what is still open");
+/// The next daemon, which takes the orders, as one that drains beside it sees it.
+struct Successor<'a> {
+    host: &'a mut HostSetup,
+    off_limits: &'a OffLimits,
+    policy_snapshots: &'a watch::Sender<Arc<PolicySnapshot>>,
+    demand: &'a SecretDemand,
+}
+
+impl Successor<'_> {
+    /// A group that it quarantines is cut off here, too, and so is what its policy forbids. Returns
+    /// where that cannot be seen: then nobody may go on.
+    async fn follow(&mut self) {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            if let Err(error) = self.look().await {
+                tracing::error!("cutting what is still open: {error}");
                 return;
             }
-            Err(_) => return,
         }
+    }
+
+    async fn look(&mut self) -> Result<(), DaemonError> {
+        let marks = Arc::clone(&self.host.quarantine);
+        let marked = tokio::task::spawn_blocking(move || marks.take_marks()).await;
+        let marked = marked.map_err(|error| other("nobody looked who is quarantined", &error))?;
+        if marked.map_err(|error| other("cannot see who is quarantined", &error))? {
+            self.demand.apply();
+        }
+        let mark = self.host.policy_mark.is_new();
+        if mark.map_err(|error| other("cannot see whether there is another policy", &error))? {
+            self.take_policy()?;
+        }
+        Ok(())
+    }
+
+    /// Takes its policy for what is open here. It opens nothing, because nothing new begins here.
+    fn take_policy(&self) -> Result<(), DaemonError> {
+        let policy = self.host.load().map_err(DaemonError::Config)?.policy;
+        let before = Arc::clone(&self.policy_snapshots.borrow());
+        if policy == before.policy {
+            return Ok(());
+        }
+        let roots = Arc::new(tls::system_roots());
+        let now = policy_snapshot(policy, RuleCas::new(), &roots)?.after(&before);
+        self.off_limits.take_site(now.policy.site.clone());
+        self.policy_snapshots.send_replace(Arc::new(now));
+        tracing::info!("the next daemon has another policy; what it forbids is cut here, too");
+        Ok(())
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::connection::Connection;
-use crate::{decide::Route, policy::Api, scrub::Masks, secrets::SecretSnapshot};
+use crate::{decide::Route, scrub::Masks, secrets::SecretSnapshot};
 
 /// Masks, and the generation of the values that they were made for.
 pub(super) struct Masking {
@@ -12,9 +12,10 @@ pub(super) struct Masking {
 }
 
 impl Masking {
-    /// Masks for the values of an API in a snapshot.
-    pub(super) fn of(connection: &Connection, api: &Api, snapshot: &SecretSnapshot) -> Self {
-        let masks = connection.masks.of(&connection.group.name, api, snapshot);
+    /// Masks for the values of an API's host in a snapshot.
+    pub(super) fn of(connection: &Connection, snapshot: &SecretSnapshot) -> Self {
+        let host = &connection.pinned.host;
+        let masks = connection.masks.of(&connection.group.name, host, snapshot);
         Self { masks, generation: snapshot.generation() }
     }
 
@@ -25,8 +26,8 @@ impl Masking {
 
     /// Others, where values have changed since these were made. Cheap where they have not.
     pub(super) fn newer(&self, connection: &Connection) -> Option<Self> {
-        let Route::Intercept(api) = &connection.route else { return None };
+        let Route::Intercept(_) = &connection.route else { return None };
         let changed = connection.secrets.generation() != self.generation;
-        changed.then(|| Self::of(connection, api, &connection.secrets.snapshot()))
+        changed.then(|| Self::of(connection, &connection.secrets.snapshot()))
     }
 }

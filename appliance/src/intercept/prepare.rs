@@ -59,7 +59,7 @@ pub(super) fn prepare(
             let target = (&connection.group.name, api.as_ref(), &connection.pinned.host);
             owner_restrictions::admit(target, head, snapshot, &substitution)
                 .map_err(|word| trace.narrowed(word))?;
-            let masking = Masking::of(connection, api, snapshot);
+            let masking = Masking::of(connection, snapshot);
             let part = Part::of(&head.method, &head.headers).filter(|_| !api.response.ranges);
             let reading = match part {
                 // It is cut out of an answer of a known length.
