@@ -29,15 +29,26 @@ fn world(more: &str) -> World {
         dns.set(name, &[host.v4().into()]);
     }
     lab.names(&NAMES.map(|(name, host)| (name, vec![IpAddr::from(host.v4())])));
-    let config = gateway::usual_config()
-        .replace("api.anthropic.example", "api.anthropic.com")
-        .replace("api.openai.example", "api.openai.com")
-        .replace(
-            "name = \"anthropic\"\n",
-            "name = \"anthropic\"\nanonymous = [\"GET /api/hello\"]\n",
-        );
+    let config = by_provider(&gateway::usual_config(), "anthropic", "ANTHROPIC_API_KEY");
+    let config = by_provider(&config, "openai", "OPENAI_API_KEY").replacen(
+        "provider = \"openai\"",
+        "provider = \"openai\"\nwebsocket = false",
+        1,
+    );
     let gateway = Gateway::start(&lab, &(config + more));
     World { lab, origin, dns, gateway }
+}
+
+/// With nothing but the provider's name about what this API is, and where its placeholder stands.
+fn by_provider(config: &str, name: &str, placeholder: &str) -> String {
+    let cut = |text: &str, from: &str, to: &str| {
+        let (before, rest) = text.split_once(from).expect("it begins");
+        let (_, after) = rest.split_once(to).expect("it ends");
+        (before.to_owned(), format!("{to}{after}"))
+    };
+    let (before, after) = cut(config, &format!("name = \"{name}\"\n"), "upstream_ca");
+    let (between, after) = cut(&after, &format!("placeholder = \"{placeholder}\"\n"), "secret = ");
+    format!("{before}provider = \"{name}\"\n{between}{after}")
 }
 
 /// `agents.py`, which runs the agent.
