@@ -29,6 +29,8 @@ reasons! {
     NoGroup = "no_group",
     /// The source address is not one that its interface may use.
     SpoofedSource = "spoofed_source",
+    /// Multicast or broadcast, which reaches nobody beyond the link of who sends it.
+    MulticastDenied = "multicast_denied",
     /// The dialled address may not be reached by policy.
     DestinationDenied = "destination_denied",
     /// The dialled port may not be reached by policy.

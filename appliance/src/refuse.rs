@@ -82,6 +82,9 @@ pub const fn wire(reason: Reason) -> Wire {
     let (alert, status, text) = match reason {
         R::NoGroup => (ACCESS_DENIED, FORBIDDEN, "this address belongs to no agent group"),
         R::SpoofedSource => (ACCESS_DENIED, FORBIDDEN, "this source address is not allowed here"),
+        R::MulticastDenied => {
+            (ACCESS_DENIED, FORBIDDEN, "multicast and broadcast go no further than the link")
+        }
         R::DestinationDenied => (ACCESS_DENIED, FORBIDDEN, "this destination is not allowed"),
         R::PortDenied => (ACCESS_DENIED, FORBIDDEN, "this port is not allowed"),
         R::ProtocolDenied => (ACCESS_DENIED, FORBIDDEN, "this protocol is not allowed"),

@@ -42,7 +42,7 @@ pub(crate) struct Ask {
 #[derive(Clone, Copy)]
 pub(crate) struct Before {
     connections: usize,
-    requests: usize,
+    pub(crate) requests: usize,
 }
 
 impl Ask {

@@ -1,6 +1,8 @@
 //! Placeholders in cookies, in JSON and in forms: swapped in their one place, in HTTP/1.1 and
 //! HTTP/2, however the body is framed, and nowhere else.
 
+mod pairs;
+
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use lab::{
     gateway::{OPENAI_SECRET, usual_config},

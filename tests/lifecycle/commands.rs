@@ -1,4 +1,5 @@
-//! The commands beside the daemon have secrets in their memory too, and keep them there.
+//! The commands beside the daemon have secrets in their memory too, and keep them there. What they
+//! print can be used where it is said to be.
 
 use std::{
     fs,
@@ -10,7 +11,7 @@ use std::{
 
 use lab::{
     Lab, gateway,
-    net::{INTERNET, VAULT},
+    net::{GATEWAY, INTERNET, VAULT},
     sandboxed, wait,
 };
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, setrlimit};
@@ -68,6 +69,42 @@ fn issuing_before_there_is_a_root_says_which_command_comes_first() {
         let said = String::from_utf8_lossy(&issue.stderr);
         assert!(!issue.status.success() && !root.exists(), "{said}");
         assert!(said.contains(&format!("cloakroom ca init --dir {}", root.display())), "{said}");
+    });
+}
+
+/// Debian's nft takes the names of protocols and ports from a package of their own (netbase), but
+/// for those that it knows itself.
+#[test]
+fn rules_and_guard_are_what_nft_takes_where_no_other_name_is_known() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let prefixes = "prefixes = [\"192.0.2.0/25\", \"2001:db8:a::/64\"]";
+        let bound = format!(
+            "{prefixes}\nmtu = 1400\n[[group.agent]]\nmac = \"02:00:00:00:00:10\"\n\
+             addresses = [\"192.0.2.10\", \"2001:db8:a::10\"]\n"
+        );
+        let every = "ipv6 = true\nagent_services = [\"ping\", \"ntp\", \"dhcp\"]";
+        let config = gateway::usual_config().replace(prefixes, &bound);
+        let config = gateway::install(&lab, &config.replace("ipv6 = true", every));
+        // In this sandbox's own view of the file system.
+        for names in ["/etc/protocols", "/etc/services"] {
+            let hidden = ["--bind", "/dev/null", names];
+            lab::client::succeed(Command::new("mount").args(hidden));
+        }
+        let ruled = |protocol: &str| {
+            let table = "table inet t { chain c { meta l4proto";
+            let nft =
+                format!("echo '{table} {protocol} accept; }}; }}' | nft -c -f - 2>&1 || true");
+            GATEWAY.shell(&nft)
+        };
+        assert_eq!(ruled("tcp"), "");
+        assert!(ruled("ospf").contains("protocol name"), "the names are hidden: {}", ruled("ospf"));
+        for command in ["rules", "guard"] {
+            let told = lab::client::succeed(gateway::program().arg(command).arg(&config));
+            assert!(told.contains("chain"), "{told}");
+            let file = lab.write("rules.nft", told);
+            GATEWAY.shell(&format!("nft -c -f {}", file.display()));
+        }
     });
 }
 

@@ -225,6 +225,25 @@ fn the_daemon_that_goes_serves_until_the_next_one_does_and_not_beside_it() {
     });
 }
 
+/// A stop after which no other daemon is to come.
+#[test]
+fn a_daemon_that_no_other_follows_takes_nothing_new_and_lets_what_is_open_go_on() {
+    sandboxed(|| {
+        let mut it = Supervised::start();
+        let request = get_path("/sse?n=1000&ms=100", &[TICKET]);
+        let mut events = first_event(it.world.h1(OPENAI).expect("intercepted"), &request);
+        it.say("int");
+        wait::expect("it drains", || it.log().contains("draining"));
+        assert!(!it.log().contains(NOBODY_COMES), "it waits for nobody: {}", it.log());
+        // The manager here keeps its copies of the sockets, so that this one waits.
+        let late = it.world.h1_from(AGENT, OPENAI.port(443), OPENAI.name);
+        assert!(late.is_err(), "it takes nothing new");
+        assert!(events.read_some(4096).is_ok_and(|more| !more.is_empty()), "the stream goes on");
+        kill_process(only_daemon(), Signal::TERM).expect("it is there");
+        events.read_to_end();
+    });
+}
+
 /// What `systemctl kill` sends after a stop.
 #[test]
 fn a_daemon_that_drains_alone_and_is_told_again_cuts_everybody() {

@@ -12,6 +12,24 @@ use lab::{
     sandboxed, tools, wait,
 };
 
+/// A namespace of a container lacks some of them.
+#[test]
+fn the_kernels_settings_load_in_a_namespace_by_the_documented_command() {
+    sandboxed(|| {
+        let _lab = Lab::new();
+        let page = tools::repository().join("docs/operations.md");
+        let page = fs::read_to_string(page).expect("docs/operations.md");
+        let file = "image/99-cloakroom.conf";
+        assert!(page.contains(&format!("`sysctl -e -p {file}`")));
+        let mut load = GATEWAY.command("sysctl");
+        load.args(["-q", "-e", "-p"]).arg(tools::repository().join(file));
+        let loaded = load.output().expect("sysctl starts");
+        let said = String::from_utf8_lossy(&loaded.stderr);
+        assert!(loaded.status.success() && said.is_empty(), "{said}");
+        assert_eq!(GATEWAY.shell("sysctl -n net.ipv4.tcp_mtu_probing").trim(), "1");
+    });
+}
+
 #[test]
 fn the_folders_of_the_unit_are_the_defaults_of_the_reference() {
     let reference = image("cloakroom.toml");

@@ -4,7 +4,7 @@ run (sd_listen_fds(3)).
 
     supervise.py SOCKET LOG PROGRAM [ARGUMENT...]
 
-On standard input, a word a line, each answered with one: "start", "term", "kill", "abrt", "kept".
+On standard input, a word a line, each answered with one: "start", "term", "int", "kill", "abrt", "kept".
 """
 
 import array
@@ -70,6 +70,7 @@ while True:
         acts = {
             "start": start,
             "term": lambda: end(signal.SIGTERM),
+            "int": lambda: end(signal.SIGINT),
             "kill": lambda: end(signal.SIGKILL),
             "abrt": lambda: end(signal.SIGABRT),
             "kept": lambda: str(len(kept)),

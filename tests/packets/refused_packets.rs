@@ -1,7 +1,7 @@
 //! What the kernel refuses is seen: in the audit, summed up, with nothing missing from the sums.
 
 use std::{
-    net::UdpSocket,
+    net::{Ipv4Addr, SocketAddrV6, UdpSocket},
     path::Path,
     time::{Duration, Instant},
 };
@@ -10,12 +10,15 @@ use lab::{
     Lab,
     dns::Dns,
     gateway::{self, Gateway},
-    net::{AGENT, AGENT2, GATEWAY, GATEWAY_V4, OPENAI, OTHER},
+    net::{AGENT, AGENT_V4, AGENT2, GATEWAY, GATEWAY_V4, OPENAI, OTHER},
     sandboxed, wait,
 };
 use serde_json::Value;
 
-use crate::world::{TICKET, World, get};
+use crate::{
+    agent_services,
+    world::{TICKET, World, get},
+};
 
 #[test]
 fn what_is_refused_before_it_is_a_connection_is_in_the_audit() {
@@ -230,51 +233,62 @@ fn a_flood_of_dns_is_cut_before_it_fills_the_socket_that_agents_share() {
 }
 
 #[test]
-fn what_every_ipv6_host_says_unasked_is_dropped_without_a_record() {
+fn what_every_host_says_unasked_has_a_word_of_its_own() {
     sandboxed(|| {
-        let logged = sums_beside_what_hosts_say(World::usual(), "inet cloakroom prerouting");
+        let logged = sums_of_what_hosts_say(World::usual());
         assert!(logged.iter().all(|it| it["reason"] != "spoofed_source"), "{logged:#?}");
     });
 }
 
 #[test]
-fn a_bound_agent_says_it_without_a_record_too() {
+fn what_a_bound_agent_says_unasked_has_that_word_too() {
     sandboxed(|| {
-        let world = crate::packets::bound_agents::bound("");
-        let logged = sums_beside_what_hosts_say(world, "netdev cloakroom admit_6");
+        let logged = sums_of_what_hosts_say(crate::packets::bound_agents::bound(""));
         assert!(logged.iter().all(|it| it["reason"] != "spoofed_source"), "{logged:#?}");
     });
 }
 
-/// Has the first agent join a group by both versions of MLD, and look for a router as a host does
-/// whose link comes up. Requires that this chain has dropped all three, and returns the sums of the
-/// rest.
-fn sums_beside_what_hosts_say(mut world: World, chain: &str) -> Vec<Value> {
+/// Has the first agent join groups by both versions of MLD and by IGMP, look for names by mDNS, for
+/// an address by DHCP, and for a router as a host does whose link comes up. Requires that each is
+/// in a sum of `multicast_denied`, and returns all sums.
+fn sums_of_what_hosts_say(mut world: World) -> Vec<Value> {
     AGENT.shell(
         "sysctl -qw net.ipv6.conf.eth0.accept_ra=1 net.ipv6.conf.eth0.router_solicitation_delay=0",
     );
+    let link = AGENT.shell("cat /sys/class/net/eth0/ifindex");
+    let link: u32 = link.trim().parse().expect("a number");
     let join = |group: &str| {
-        let link = AGENT.shell("cat /sys/class/net/eth0/ifindex");
         let group = group.parse().expect("a group");
         AGENT.enter(|| {
             let socket = UdpSocket::bind("[::]:0").expect("a socket");
-            socket
-                .join_multicast_v6(&group, link.trim().parse().expect("a number"))
-                .expect("joined");
+            socket.join_multicast_v6(&group, link).expect("joined");
             std::thread::sleep(Duration::from_secs(1));
         });
     };
     join("ff02::1234:5678");
     AGENT.shell("sysctl -qw net.ipv6.conf.eth0.force_mld_version=1");
     join("ff02::1234:5679");
+    AGENT.enter(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+        socket.join_multicast_v4(&Ipv4Addr::new(239, 1, 2, 3), &AGENT_V4).expect("joined");
+        let names = SocketAddrV6::new("ff02::fb".parse().expect("mDNS"), 5353, 0, link);
+        UdpSocket::bind("[::]:0").expect("a socket").send_to(b"names", names).expect("sent");
+        std::thread::sleep(Duration::from_secs(1));
+    });
+    agent_services::script(&world, "discover");
     AGENT.shell("ip link set eth0 down; ip link set eth0 up");
-    let dropped = |word: &str| {
-        let listed = GATEWAY.shell(&format!("nft list chain {chain}"));
-        let mut rules = listed.lines().filter(|line| line.contains(word));
-        rules.any(|line| line.contains("counter packets ") && !line.contains("packets 0 "))
+    let told = |protocol: &str, port: Option<u16>| -> u64 {
+        let sums = sums(&world.gateway).into_iter();
+        let ours = sums.filter(|it| it["reason"] == "multicast_denied");
+        let ours = ours.filter(|it| it["protocol"] == protocol && it["port"] == Value::from(port));
+        ours.filter_map(|it| it["count"].as_u64()).sum()
     };
-    for word in ["mld-listener-report", "nd-router-solicit"] {
-        wait::expect(word, || dropped(word));
+    let all =
+        [("icmpv6", None, 3), ("igmp", None, 1), ("udp", Some(5353), 1), ("udp", Some(67), 1)];
+    for (protocol, port, least) in all {
+        let enough = || (told(protocol, port) >= least).then_some(());
+        let told = wait::until(Duration::from_secs(30), enough);
+        assert!(told.is_some(), "{protocol} {port:?}: {:#?}", sums(&world.gateway));
     }
     world.gateway.terminate(Duration::from_secs(10));
     sums(&world.gateway)

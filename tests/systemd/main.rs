@@ -164,6 +164,43 @@ fn a_restart_costs_nobody_a_connection_a_name_or_a_stream() {
     });
 }
 
+/// The daemon is told which of the two it is: no other follows a stop.
+#[test]
+fn a_stop_takes_nothing_new_and_lets_what_is_open_finish() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let origin = Origin::start(&lab);
+        let _dns = Dns::start();
+        let machine = Machine::boot(&lab);
+        machine.install(&lab, &(config() + "[limits]\ndrain_time = \"6s\"\n"));
+        machine.run("systemctl start cloakroom");
+        let mut open = stream(&lab);
+        machine.run("systemctl restart cloakroom");
+        assert!(!machine.journal().contains(NONE_FOLLOWS), "{}", machine.journal());
+        assert_served(&lab, &origin);
+        while open.read_some(65_536).is_ok_and(|bytes| !bytes.is_empty()) {}
+
+        let mut open = stream(&lab);
+        let begun = Instant::now();
+        machine.run("systemctl stop cloakroom");
+        machine.wait_until("nobody listens", || AGENT.connect(OPENAI.port(443)).is_err());
+        assert!(!load::lookup_once(), "no name is answered");
+        let taken = begun.elapsed();
+        assert!(taken < Duration::from_secs(6), "{taken:?}: while it drains");
+        assert!(machine.journal().contains(NONE_FOLLOWS), "{}", machine.journal());
+        assert!(open.read_some(4096).is_ok_and(|bytes| !bytes.is_empty()), "it goes on");
+        while open.read_some(65_536).is_ok_and(|bytes| !bytes.is_empty()) {}
+        machine.wait_until("nothing is left of it", || !machine.says("pgrep cloakroom"));
+        assert!(begun.elapsed() > Duration::from_secs(5), "it was let finish");
+        assert_eq!(machine.property("Result"), "success");
+        machine.run("systemctl start cloakroom");
+        assert_served(&lab, &origin);
+    });
+}
+
+/// What the log says at a stop.
+const NONE_FOLLOWS: &str = "no other daemon is to follow";
+
 #[test]
 fn the_timer_has_a_ca_made_anew_and_the_daemon_takes_it() {
     sandboxed(|| {

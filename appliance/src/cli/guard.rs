@@ -43,9 +43,6 @@ pub fn load(text: &str) -> io::Result<()> {
     written?;
     match status.success() {
         true => Ok(()),
-        false => Err(io::Error::other(
-            "nft refused it, as it says above; where it does not know a protocol by its name, install \
-             netbase",
-        )),
+        false => Err(io::Error::other("nft refused it, as it says above")),
     }
 }

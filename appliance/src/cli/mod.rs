@@ -94,9 +94,7 @@ enum Command {
     },
     /// Print the nftables table that a configuration would install
     #[command(
-        after_help = "Example:\n  cloakroom rules /etc/cloakroom/cloakroom.toml | nft -c -f -\n\n\
-        nft knows protocols and ports by the names in /etc/protocols and /etc/services, which Debian\n\
-        has in the package netbase."
+        after_help = "Example:\n  cloakroom rules /etc/cloakroom/cloakroom.toml | nft -c -f -"
     )]
     Rules {
         /// The configuration

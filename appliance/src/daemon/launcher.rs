@@ -53,14 +53,18 @@ pub async fn launch(program: &Path, arguments: impl Iterator<Item = OsString>) -
         .stdin(Stdio::from(OwnedFd::from(childs)))
         .spawn()?;
     let mut stopping = false;
+    let mut ending = false;
     loop {
         let signal = tokio::select! {
             Ok(LET_GO) = told.read_u8() => return Ok(0),
             signal = signals.next() => signal,
         };
         match signal {
+            // A manager that has had this process end it sends its own signal all the same.
+            Some(Signal::TERM) if ending => {}
             Some(signal) => {
-                stopping |= signal == Signal::TERM;
+                ending |= signal == Signal::INT;
+                stopping |= ending || signal == Signal::TERM;
                 hand_on(&child, signal);
             }
             None => {
@@ -81,10 +85,12 @@ fn hand_on(child: &Child, signal: Signal) {
 fn exit(status: ExitStatus, stopping: bool) -> u8 {
     match (status.code(), status.signal()) {
         (Some(code), _) => u8::try_from(code).unwrap_or(u8::MAX),
-        (None, Some(signal)) if stopping && signal == Signal::TERM.as_raw() => 0,
+        (None, Some(signal)) if stopping && STOPS.map(Signal::as_raw).contains(&signal) => 0,
         (None, signal) => u8::try_from(128 + signal.unwrap_or_default()).unwrap_or(u8::MAX),
     }
 }
+
+const STOPS: [Signal; 2] = [Signal::TERM, Signal::INT];
 
 /// What the launcher hears.
 struct LauncherSignals {
@@ -110,7 +116,7 @@ impl LauncherSignals {
         let [terminate, interrupt] = &mut self.stop;
         tokio::select! {
             _ = terminate.recv() => Some(Signal::TERM),
-            _ = interrupt.recv() => Some(Signal::TERM),
+            _ = interrupt.recv() => Some(Signal::INT),
             _ = self.reload.recv() => Some(Signal::HUP),
             _ = self.abort.recv() => Some(Signal::KILL),
             _ = self.child.recv() => None,

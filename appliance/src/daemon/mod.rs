@@ -211,14 +211,14 @@ impl Daemon {
         let mut looks = tokio::time::interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut told = Vec::new();
-        loop {
+        let last = loop {
             tokio::select! {
                 told = signals.next() => match told {
                     SignalMeaning::Reload => {
                         // The log has said it.
                         let _ = self.reload(supervisor).await;
                     }
-                    SignalMeaning::Stop => break,
+                    last => break last,
                 },
                 Some(waiting) = self.obeying.reloads.recv() => {
                     // Whoever asked may be gone.
@@ -230,7 +230,7 @@ impl Daemon {
                 turned = self.serving.host_checks.turned() => {
                     if let Err(error) = turned {
                         tracing::error!("stopping: {error}");
-                        break;
+                        break SignalMeaning::Stop;
                     }
                     self.tell_state(supervisor);
                 }
@@ -239,9 +239,9 @@ impl Daemon {
                     self.tell_of_cas();
                 }
             }
-        }
+        };
         supervisor.stopping();
-        self.stop(signals, launched).await;
+        self.stop(signals, last, launched).await;
     }
 
     /// Takes a new policy whole, or keeps the old one and says why. However many are told to come

@@ -1,4 +1,4 @@
-//! SIGHUP reloads; SIGTERM and SIGINT stop.
+//! SIGHUP reloads; SIGTERM stops, and another daemon may follow; SIGINT stops, and none does.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -23,13 +23,13 @@ impl DaemonSignals {
         tokio::select! {
             _ = self.reload.recv() => SignalMeaning::Reload,
             _ = self.terminate.recv() => SignalMeaning::Stop,
-            _ = self.interrupt.recv() => SignalMeaning::Stop,
+            _ = self.interrupt.recv() => SignalMeaning::End,
         }
     }
 
-    /// Ends when the daemon is told to stop.
+    /// Ends when the daemon is told to stop, in either way.
     pub(super) async fn stop(&mut self) {
-        while self.next().await != SignalMeaning::Stop {}
+        while self.next().await == SignalMeaning::Reload {}
     }
 }
 
@@ -38,6 +38,8 @@ impl DaemonSignals {
 pub(super) enum SignalMeaning {
     /// Take the configuration anew.
     Reload,
-    /// End.
+    /// Stop; another daemon may follow.
     Stop,
+    /// Stop; no other daemon follows.
+    End,
 }

@@ -8,8 +8,14 @@ use tokio::{sync::watch, task::JoinHandle, time::timeout};
 
 use super::{
     Daemon, DaemonError, HostSetup, Leases, Obeying, Records, Serving, cut_now, given_back,
-    health::Vitals, host_checks::HostChecks, launcher::Launched, other, policy_snapshot,
-    refused::Watcher, secret_demand::SecretDemand, signals::DaemonSignals, worker::Worker,
+    health::Vitals,
+    host_checks::HostChecks,
+    launcher::Launched,
+    other, policy_snapshot,
+    refused::Watcher,
+    secret_demand::SecretDemand,
+    signals::{DaemonSignals, SignalMeaning},
+    worker::Worker,
 };
 use crate::{
     ca::RuleCas, dial::OffLimits, packets::DaemonState, phase::Phase,
@@ -29,7 +35,12 @@ struct Holds {
 
 impl Daemon {
     /// Drains and ends.
-    pub(super) async fn stop(self, mut signals: DaemonSignals, launched: Option<Launched>) {
+    pub(super) async fn stop(
+        self,
+        mut signals: DaemonSignals,
+        told: SignalMeaning,
+        launched: Option<Launched>,
+    ) {
         let Self {
             mut host,
             off_limits,
@@ -59,8 +70,12 @@ impl Daemon {
                 drop(serves);
                 // Where a stranger holds the name, the next one does not wait for this.
                 let still = DaemonState::AcceptsStill.hold(proxy_port);
+                let patience = match told {
+                    SignalMeaning::End => Duration::ZERO,
+                    _ => SUCCESSOR.min(drain_time),
+                };
                 tokio::select! {
-                    () = make_way(proxy_port, drain_time, launched) => {}
+                    () = make_way(proxy_port, patience, launched) => {}
                     () = successor.follow() => {}
                     () = signals.stop() => drain_time = Duration::ZERO,
                 }
@@ -142,10 +157,13 @@ impl Obeying {
 }
 
 /// The next daemon may come from here on. Until it accepts this one does, which takes the start of
-/// the next one from nobody's time; whether one comes at all is not known.
-async fn make_way(port: u16, drain_time: Duration, launched: Launched) {
+/// the next one from nobody's time; whether one comes at all is not known, so this has an end.
+async fn make_way(port: u16, patience: Duration, launched: Launched) {
     if let Err(error) = launched.let_go() {
         return tracing::error!(%error, "cannot tell the launcher; the next daemon waits");
+    }
+    if patience.is_zero() {
+        return tracing::info!("no other daemon is to follow");
     }
     tracing::info!("the next daemon may start");
     let comes = async {
@@ -153,7 +171,7 @@ async fn make_way(port: u16, drain_time: Duration, launched: Launched) {
             tokio::time::sleep(LISTEN_EVERY).await;
         }
     };
-    if timeout(SUCCESSOR.min(drain_time), comes).await.is_err() {
+    if timeout(patience, comes).await.is_err() {
         tracing::info!("no other daemon serves yet; new connections wait for one");
     }
 }
@@ -222,8 +240,7 @@ async fn end_watcher(watcher: Watcher) {
     }
 }
 
-/// Time for the next daemon to come, the first round of its secrets among it. After a stop, for
-/// which none does, new connections are served for as long.
+/// Time for the next daemon to come, the first round of its secrets among it.
 const SUCCESSOR: Duration = Duration::from_secs(10);
 /// How often it is asked for.
 const LISTEN_EVERY: Duration = Duration::from_millis(10);

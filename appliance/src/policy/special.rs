@@ -170,8 +170,18 @@ pub(crate) const MARTIAN_6: &[IpNet] = &[
     v6([0xff00, 0, 0, 0, 0, 0], 8),
 ];
 
+/// IPv4 sources of hosts that have no real address yet: none, and one that they gave themselves
+/// (RFC 3927).
+pub(crate) const LINK_4: &[IpNet] = &[v4([0, 0, 0, 0], 32), v4([169, 254, 0, 0], 16)];
+
 /// IPv6 sources of neighbour discovery before and beside a real address (RFC 4861, section 4.3).
 pub(crate) const LINK_6: &[IpNet] = &[v6([0, 0, 0, 0, 0, 0], 128), v6([0xfe80, 0, 0, 0, 0, 0], 10)];
+
+/// IPv4 destinations that are many hosts, on whatever network (RFC 1112, RFC 919).
+pub(crate) const MANY_4: &[IpNet] = &[v4([224, 0, 0, 0], 4), v4([255, 255, 255, 255], 32)];
+
+/// IPv6 destinations that are many hosts (RFC 4291, section 2.7).
+pub(crate) const MANY_6: &[IpNet] = &[v6([0xff00, 0, 0, 0, 0, 0], 8)];
 
 const fn registered(prefix: IpNet, purpose: &'static str, source: &'static str) -> Special {
     Special { prefix, purpose, source, kind: SpecialKind::Registered }
@@ -212,7 +222,7 @@ mod tests {
 
     #[test]
     fn no_prefix_has_host_bits_and_each_row_says_what_it_is_and_who_says_so() {
-        for net in [MARTIAN_4, MARTIAN_6, LINK_6].concat() {
+        for net in [MARTIAN_4, MARTIAN_6, LINK_4, LINK_6, MANY_4, MANY_6].concat() {
             assert_eq!(net, net.trunc());
         }
         for (at, row) in SPECIAL.iter().enumerate() {

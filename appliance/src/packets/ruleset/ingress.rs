@@ -11,15 +11,13 @@ use super::{
     capture::{Capture, CaptureInterface},
     language::{
         Chain, Element, Family, Hook, ICMP6, MatchKey, NftRule, NftTable, Set, SetKey, Statement,
-        TableFamily, Value, base, because, meter, prefixes, proof, rule, set,
+        TableFamily, Value, base, because, meter, proof, rule, set,
     },
     log::finished,
+    multicast,
     prerouting::{DISCOVERS, SERVICE_RATE, SOLICITATIONS, discover, solicitation},
 };
-use crate::{
-    policy::{InterfaceName, special::LINK_6},
-    reason::Reason,
-};
+use crate::{policy::InterfaceName, reason::Reason};
 
 /// The table of frames; `None` where no agent is bound. An interface that is not there gets no
 /// chain, because the kernel does not make one.
@@ -68,6 +66,8 @@ fn admit(capture: &Capture) -> Chain {
     if capture.services.dhcp {
         rules.extend(dhcp());
     }
+
+    rules.extend(multicast::from_link(Family::V4, &holds("ip", IP)));
 
     // An address has one MAC, so the frame's and the one that ARP tells are the same.
     let arp = [
@@ -167,14 +167,7 @@ fn admit_6(capture: &Capture) -> Chain {
     if capture.interfaces.iter().any(|each| !each.bound.is_empty() && !each.free.is_empty()) {
         rules.push(discovery(&[In(MatchKey::Interface, "mixed".into())]));
     }
-    // Dropped here as later on, and not logged.
-    for mut unasked in super::prerouting::said_unasked() {
-        if let Some(family) = unasked.first_mut() {
-            *family = holds("ip6", IP6);
-        }
-        unasked.extend([Count, Drop]);
-        rules.push(rule(&unasked));
-    }
+    rules.extend(multicast::from_link(Family::V6, &holds("ip6", IP6)));
     rules.push(because(Reason::SpoofedSource, &[Count, Drop]));
     Chain { name: "admit_6".into(), base: None, rules }
 }
@@ -224,9 +217,9 @@ fn sets(bound: &[&CaptureInterface], capture: &Capture) -> Vec<Set> {
         set("bound_6", SetKey::InterfaceMacAndAddress(Family::V6), pairs_6),
         set("free_4", SetKey::InterfaceAndAddress(Family::V4), free_4),
         set("free_6", SetKey::InterfaceAndAddress(Family::V6), free_6),
-        set("link_6", SetKey::Address(Family::V6), prefixes(LINK_6, Family::V6)),
         set("mixed", SetKey::Interface, mixed),
     ];
+    sets.extend(multicast::sets());
     let meters = [(capture.ipv6, SOLICITATIONS), (capture.services.dhcp, DISCOVERS)];
     let meters = meters.into_iter().filter(|(used, _)| *used);
     sets.extend(meters.map(|(_, name)| meter(name, SetKey::InterfaceAndMac)));

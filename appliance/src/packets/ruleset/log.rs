@@ -84,7 +84,8 @@ fn ending(name: &'static str, reason: Reason, end: &Statement, capture: &Capture
 /// What counts the packets of each agent. Whoever's source is in doubt could fill such a set with
 /// others' addresses, so there the interfaces are counted.
 fn own_meters(name: &'static str, reason: Reason, capture: &Capture) -> Vec<Set> {
-    if reason == Reason::SpoofedSource || name == IPV6_OFF {
+    let in_doubt = matches!(reason, Reason::SpoofedSource | Reason::MulticastDenied);
+    if in_doubt || name == IPV6_OFF {
         return vec![meter(format!("told_{name}"), SetKey::Interface)];
     }
     let families = [(Family::V4, "4"), (Family::V6, "6")];

@@ -6,6 +6,7 @@ mod ingress;
 pub(crate) mod language;
 pub(crate) mod log;
 mod meters;
+mod multicast;
 mod narrow;
 mod onboarding;
 mod prerouting;

@@ -3,7 +3,7 @@
 //! Pure. It errs towards dropping: what no rule takes is refused by the last two, and everything
 //! that is answered comes after the checks of its source. `nft/README.md` explains rule by rule.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 
 use super::{
     capture::{Capture, DNS_PORT, dns_at},
@@ -12,7 +12,7 @@ use super::{
         SetKey, Statement, TCP, UDP, Value, base, because, fib_type, is_family, is_tcp, is_udp,
         meter, neighbour_discovery, port_is, proof, rule, to_here,
     },
-    meters, narrow, onboarding,
+    meters, multicast, narrow, onboarding,
 };
 use crate::{policy::Quota, reason::Reason};
 
@@ -130,14 +130,13 @@ fn identity(capture: &Capture) -> Vec<NftRule> {
             Accept,
         ]);
         rules.push(rule(&discovery));
-        for mut unasked in said_unasked() {
-            unasked.extend([In(MatchKey::Source(Family::V6), "link_6".into()), Count, Drop]);
-            rules.push(rule(&unasked));
-        }
     } else {
         rules.push(because(Reason::ProtocolDenied, &[is_family(Family::V6), Count, Drop]));
     }
 
+    for &family in families(capture) {
+        rules.extend(multicast::from_link(family, &is_family(family)));
+    }
     // Never an answer to any of these: a reject quotes the sender's bytes to the sender's choice.
     for &family in families(capture) {
         let martian = In(MatchKey::Source(family), of(family, "martian_4", "martian_6").into());
@@ -157,9 +156,11 @@ fn identity(capture: &Capture) -> Vec<NftRule> {
         discovery.extend([for_this_machine(), Accept]);
         rules.push(rule(&discovery));
     }
-    let many = vec![fib_type("broadcast", 3), fib_type("anycast", 4), fib_type("multicast", 5)];
+    let many = vec![fib_type("broadcast", 3), fib_type("multicast", 5)];
     let many = [Statement::AnyOf(MatchKey::DestinationType, many), Count, Drop];
-    rules.push(because(Reason::SelfDestination, &many));
+    rules.push(because(Reason::MulticastDenied, &many));
+    let nearest = [Is(MatchKey::DestinationType, fib_type("anycast", 4)), Count, Drop];
+    rules.push(because(Reason::SelfDestination, &nearest));
     rules
 }
 
@@ -352,29 +353,6 @@ pub(crate) fn solicitation() -> [Statement; 2] {
         Statement::Is(MatchKey::L4, Value::byte("icmpv6", ICMP6)),
         Statement::Is(MatchKey::Icmp6Type, Value::byte("nd-neighbor-solicit", 135)),
     ]
-}
-
-/// What every IPv6 host says unasked: about the groups it listens to (RFC 2710, section 3; RFC
-/// 3810, section 5.2), and that it looks for a router (RFC 4861, section 4.1).
-pub(crate) fn said_unasked() -> [Vec<Statement>; 2] {
-    let icmp =
-        || [is_family(Family::V6), Statement::Is(MatchKey::L4, Value::byte("icmpv6", ICMP6))];
-    let reports = vec![
-        Value::byte("mld-listener-report", 131),
-        Value::byte("mld-listener-done", 132),
-        Value::byte("mld2-listener-report", 143),
-    ];
-    let reports = [
-        Statement::Is(MatchKey::HopLimit, Value::byte("1", 1)),
-        Statement::AnyOf(MatchKey::Icmp6Type, reports),
-    ];
-    let routers = IpAddr::V6(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2));
-    let solicits = [
-        Statement::Is(MatchKey::Destination(Family::V6), Value::address(routers)),
-        Statement::Is(MatchKey::HopLimit, Value::byte("255", 255)),
-        Statement::Is(MatchKey::Icmp6Type, Value::byte("nd-router-solicit", 133)),
-    ];
-    [[&icmp()[..], &reports].concat(), [&icmp()[..], &solicits].concat()]
 }
 
 fn echo_request(family: Family) -> Vec<Statement> {

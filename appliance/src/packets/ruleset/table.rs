@@ -11,10 +11,10 @@ use super::{
         neighbour_discovery, port, port_is, prefixes, rule, set,
     },
     log::finished,
-    meters, narrow, onboarding, prerouting,
+    meters, multicast, narrow, onboarding, prerouting,
 };
 use crate::{
-    policy::special::{LINK_6, MARTIAN_4, MARTIAN_6},
+    policy::special::{MARTIAN_4, MARTIAN_6},
     reason::Reason,
 };
 
@@ -45,7 +45,6 @@ fn sets(capture: &Capture) -> Vec<Set> {
         set("sources_6", from_6, sources(capture, |net| matches!(net, IpNet::V6(_)))),
         set("martian_4", v4, prefixes(MARTIAN_4, Family::V4)),
         set("martian_6", v6, prefixes(MARTIAN_6, Family::V6)),
-        set("link_6", v6, prefixes(LINK_6, Family::V6)),
         set("special_4", v4, prefixes(&capture.special, Family::V4)),
         set("special_6", v6, prefixes(&capture.special, Family::V6)),
         set("homes_4", v4, prefixes(&capture.homes, Family::V4)),
@@ -57,6 +56,7 @@ fn sets(capture: &Capture) -> Vec<Set> {
     if capture.ipv6 {
         sets.push(meters::groups(Family::V6, capture));
     }
+    sets.extend(multicast::sets());
     sets.extend(narrow::sets(capture));
     sets.extend(onboarding::sets(capture));
     sets.extend(prerouting::meters(capture));

@@ -1,0 +1,66 @@
+//! What honest hosts send to all on their link before they have an address that says whose it is, or
+//! beside it: that they listen to groups (MLD, IGMP), that they look for a router, for an address
+//! (DHCP) or for names (mDNS). Nobody here answers it, and it is no forgery, so it has a reason of
+//! its own.
+//!
+//! Pure. What speaks for a neighbour or a router is believed elsewhere, or is a forgery.
+
+use super::language::{
+    Family, ICMP6, MatchKey, NftRule, Set, SetKey, Statement, Value, because, is_udp, prefixes, set,
+};
+use crate::{
+    policy::special::{LINK_4, LINK_6, MANY_4, MANY_6},
+    reason::Reason,
+};
+
+/// The sets of the rules below, and of those about neighbour discovery.
+pub(crate) fn sets() -> [Set; 4] {
+    let of = |name, family, nets| set(name, SetKey::Address(family), prefixes(nets, family));
+    [
+        of("link_4", Family::V4, LINK_4),
+        of("link_6", Family::V6, LINK_6),
+        of("many_4", Family::V4, MANY_4),
+        of("many_6", Family::V6, MANY_6),
+    ]
+}
+
+/// Rules for what comes from sources that mean something on their link alone, and goes to many. They
+/// stand behind those that let some of it through; `of_family` says which packets are of this
+/// family.
+pub(crate) fn from_link(family: Family, of_family: &Statement) -> Vec<NftRule> {
+    use Statement::{Count, Drop, In};
+    let (link, many) = match family {
+        Family::V4 => ("link_4", "many_4"),
+        Family::V6 => ("link_6", "many_6"),
+    };
+    let from = In(MatchKey::Source(family), link.into());
+    let to = In(MatchKey::Destination(family), many.into());
+    let denied = |said: Vec<Statement>| {
+        let whole = [&[of_family.clone()], &said[..], &[from.clone(), to.clone(), Count, Drop]];
+        because(Reason::MulticastDenied, &whole.concat())
+    };
+    said(family).map(denied).into()
+}
+
+/// What hosts say so. No word about who is where is among it (RFC 4861), and no piece of one.
+fn said(family: Family) -> [Vec<Statement>; 2] {
+    use Statement::{AnyOf, Is};
+    let about_links = match family {
+        Family::V4 => vec![Is(MatchKey::L4, Value::byte("igmp", IGMP))],
+        Family::V6 => {
+            let types = vec![
+                Value::byte("mld-listener-query", 130),
+                Value::byte("mld-listener-report", 131),
+                Value::byte("mld-listener-done", 132),
+                Value::byte("nd-router-solicit", 133),
+                Value::byte("mld2-listener-report", 143),
+            ];
+            let icmp6 = Is(MatchKey::L4, Value::byte("icmpv6", ICMP6));
+            vec![icmp6, AnyOf(MatchKey::Icmp6Type, types)]
+        }
+    };
+    [about_links, vec![is_udp()]]
+}
+
+/// IANA, protocol numbers.
+const IGMP: u8 = 2;
