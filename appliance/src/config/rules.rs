@@ -13,6 +13,7 @@ use super::{
     error::Span,
     fields::{inner, plain},
     files::{Files, ca_file, one_ca},
+    mint::MintRule,
     reference::{secret_ref, token_role},
     table::TomlTable,
     value::{
@@ -58,6 +59,9 @@ pub(super) struct ApiRule {
     pub(super) websocket: Option<Spanned<bool>>,
     pub(super) constraints: Option<Spanned<Constraints>>,
     pub(super) bindings: Vec<BindingRule>,
+    pub(super) mints: Vec<MintRule>,
+    /// Where it stands, if it has no binding.
+    pub(super) unbound: Option<Span>,
 }
 
 /// An `[[api.binding]]`.
@@ -131,9 +135,10 @@ impl AgentRule {
 
 impl ApiRule {
     pub(super) fn read(mut table: TomlTable<'_>, files: Files<'_>) -> Self {
-        table.require("binding");
         let bindings = table.tables("binding", "[[api.binding]]");
-        let api = Self {
+        let mints = table.tables("mint", "[[api.mint]]");
+        let unbound = (!table.has("binding")).then(|| table.span().clone());
+        let mut api = Self {
             name: table.required("name", parsed(RuleName::parse)),
             hosts: table.required_list("hosts", exact_host("an API")),
             port: table.optional("port", port).unwrap_or_else(|| default_port(&table)),
@@ -146,8 +151,12 @@ impl ApiRule {
             websocket: table.optional("websocket", flag),
             constraints: table.optional("constraints", parsed(constraints)),
             bindings: bindings.into_iter().map(BindingRule::read).collect(),
+            mints: mints.into_iter().map(MintRule::read).collect(),
+            unbound,
         };
-        table.finish();
+        if table.finish().has("binding") {
+            api.unbound = None;
+        }
         api
     }
 }
@@ -320,7 +329,7 @@ fn private_prefixes(table: &mut TomlTable<'_>) -> Vec<IpNet> {
     plain(table.list_or_none("private_prefixes", prefix))
 }
 
-fn value_bytes(value: &toml::de::DeValue<'_>) -> Result<usize, String> {
+pub(super) fn value_bytes(value: &toml::de::DeValue<'_>) -> Result<usize, String> {
     number(FLOOR_VALUE_BYTES as u64..=MAX_VALUE_BYTES as u64)(value)
 }
 

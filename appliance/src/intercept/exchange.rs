@@ -24,7 +24,9 @@ use super::{
     decoded::{Places, Reading, Source},
     exchanges::{ActiveExchange, Exchanges},
     framing::TrailerRule,
-    message, overrides, owner_restrictions,
+    message,
+    minting::{Minting, Receiver},
+    overrides, owner_restrictions,
     pinned_authority::PinnedAuthority,
     retryable::Retryable,
     websocket::{self, Asked, Begun, Switch},
@@ -33,16 +35,17 @@ use super::{
 use crate::{
     audit::{RequestRecord, Sink},
     decide::Route,
-    identity::{AgentAddr, FlowId},
+    identity::{AgentAddr, AgentKey, FlowId},
     limits::{Coded, RequestSlot, Taken, Way},
     locks::lock,
     policy::{Api, Binding, Carry, Group, Narrowed, Pass, ResponseRules, permits},
-    policy_snapshot::MaskCache,
+    policy_snapshot::{Generations, MaskCache},
     reason::{Reason, SecretCause},
     refuse::{self, Dialect, Refusal},
     scrub::{self, Accepted, Masks, Part},
     secrets::{SecretSnapshot, SecretStore},
-    substitute::{self, Denial, Substitution, SubstitutionRules},
+    substitute::{self, Denial, Desk, Substitution, SubstitutionRules, TicketsAt},
+    tickets::Tickets,
 };
 
 /// What every exchange of one connection shares.
@@ -65,6 +68,8 @@ pub(super) struct Connection {
     pub audit: Sink,
     /// Where values come from.
     pub secrets: Arc<SecretStore>,
+    /// What agents hold for what APIs have minted.
+    pub tickets: Arc<Tickets>,
     /// Compiled masks, shared between connections.
     pub masks: Arc<MaskCache>,
     /// Compressed answers to its group.
@@ -92,7 +97,7 @@ pub(super) enum RequestRules {
 /// Masks, and the generation of the values that they were made for.
 pub(super) struct Masking {
     pub(super) masks: Arc<Masks>,
-    generation: u64,
+    generations: Generations,
 }
 
 /// What is done with the answer to a request.
@@ -100,6 +105,7 @@ struct ResponseHandling {
     masking: Masking,
     reading: Reading,
     part: Option<Part>,
+    minting: Option<Minting>,
 }
 
 /// The one upstream connection behind an agent's connection.
@@ -155,15 +161,27 @@ impl Connection {
 
     /// Masks for the values as they are now.
     fn masking(&self, api: &Api, snapshot: &SecretSnapshot) -> Masking {
-        let masks = self.masks.of(&self.group.name, api, snapshot);
-        Masking { masks, generation: snapshot.generation() }
+        let (masks, generations) = self.masks.of(&self.group.name, api, (snapshot, &self.tickets));
+        Masking { masks, generations }
     }
 
     /// Others than `masking`, where values have changed since it was made.
     fn newer(&self, masking: &Masking) -> Option<Masking> {
         let Route::Intercept(api) = &self.route else { return None };
-        let changed = self.secrets.generation() != masking.generation;
+        let now = (self.secrets.generation(), self.tickets.generation());
+        let changed = now != masking.generations;
         changed.then(|| self.masking(api, &self.secrets.snapshot()))
+    }
+
+    /// Who gets the tickets of an answer.
+    fn receiver(&self) -> Receiver<'_> {
+        Receiver {
+            tickets: &self.tickets,
+            group: &self.group.name,
+            agent: AgentKey::of(&self.group, self.agent.ip()).prefix(),
+            taken: &self.taken,
+            deadline: self.head_time,
+        }
     }
 
     /// Whether one of its requests may become a WebSocket.
@@ -314,7 +332,7 @@ async fn forward(
         let group = &connection.group.name;
         used.iter().for_each(|binding| connection.secrets.reject(group, &binding.secret));
     }
-    Ok(receive(connection, response, answering, (asked, sender.switch()), trace)?)
+    Ok(receive(connection, response, answering, (asked, sender.switch()), trace).await?)
 }
 
 async fn read_whole(
@@ -350,9 +368,12 @@ fn prepare(
 ) -> Result<PreparedRequest, Reason> {
     match (&connection.rules, &connection.route) {
         (RequestRules::Substitute(rules), Route::Intercept(api)) => {
+            let (all, host) = (&connection.tickets, &connection.pinned.host);
+            let tickets = TicketsAt { all, host, now: Instant::now() };
+            let desk = Desk::new(rules, tickets);
             let substitution = match whole {
-                Some(whole) => substitute::examine_whole(rules, head, &whole.bytes),
-                None => substitute::examine(rules, head),
+                Some(whole) => substitute::examine_whole(desk, head, &whole.bytes),
+                None => substitute::examine(desk, head),
             };
             let substitution = substitution.map_err(|denial| trace.denied(denial))?;
             trace.with(|record| record.placeholders(substitution.placeholders()));
@@ -366,12 +387,13 @@ fn prepare(
             let target = (&connection.group.name, api.as_ref(), &connection.pinned.host);
             owner_restrictions::admit(target, head, snapshot, &substitution)
                 .map_err(|word| trace.narrowed(word))?;
+            let minting = Minting::of(rules, head, &connection.taken)?;
             let masking = connection.masking(api, snapshot);
             let part = Part::of(&head.method, &head.headers).filter(|_| !api.response.ranges);
-            let reading = match part {
-                // It is cut out of an answer of a known length.
-                Some(_) => Reading::Decoded(Places::default()),
-                None => Reading::Decoded(Places::of(
+            let reading = match (&part, &minting) {
+                // It is cut out of an answer of a known length, or read whole.
+                (Some(_), _) | (_, Some(_)) => Reading::Decoded(Places::default()),
+                (None, None) => Reading::Decoded(Places::of(
                     (&connection.coded, &connection.taken),
                     &head.headers,
                 )),
@@ -382,15 +404,16 @@ fn prepare(
                 .map_err(|cause| trace.secret_unavailable(cause))?;
             let used = substitution.bindings().cloned().collect();
             Ok(PreparedRequest {
-                answering: ResponseHandling { masking, reading, part },
+                answering: ResponseHandling { masking, reading, part, minting },
                 used,
                 body,
             })
         }
         (RequestRules::Inspect, Route::Inspect(pass)) => {
             inspect(pass, head)?;
-            let masking = Masking { masks: connection.masks.none(), generation: 0 };
-            let answering = ResponseHandling { masking, reading: Reading::Unread, part: None };
+            let masking = Masking { masks: connection.masks.none(), generations: (0, 0) };
+            let answering =
+                ResponseHandling { masking, reading: Reading::Unread, part: None, minting: None };
             Ok(PreparedRequest { answering, used: vec![], body: None })
         }
         _ => Err(Reason::InternalError),
@@ -459,10 +482,10 @@ async fn send(
     })
 }
 
-fn receive(
+async fn receive(
     connection: &Connection,
     response: Response<Incoming>,
-    ResponseHandling { masking, reading, part }: ResponseHandling,
+    ResponseHandling { masking, reading, part, minting }: ResponseHandling,
     (asked, switch): (Option<Asked>, Option<&Switch>),
     trace: &Arc<Trace>,
 ) -> Result<Response<ResponseBody>, Reason> {
@@ -481,10 +504,13 @@ fn receive(
         return Err(Reason::UpstreamUnreachable);
     }
     message::check_codings(&head.headers)?;
-    // The answer may have taken its time.
-    let masking = connection.newer(&masking).unwrap_or(masking);
     message::remove_hop_by_hop(&mut head.headers);
-    let body = source(connection, reading, &mut head, body)?;
+    let mut body = source(connection, reading, &mut head, body)?;
+    if let Some(minting) = minting {
+        body = minting.rewrite(body, &mut head, &connection.receiver()).await?;
+    }
+    // The answer may have taken its time, or brought what is to be masked.
+    let masking = connection.newer(&masking).unwrap_or(masking);
     if matches!(connection.route, Route::Intercept(_)) {
         let rules = connection.response_rules();
         let report = scrub::mask_head(&masking.masks, &rules, &head.status, &mut head.headers)?;

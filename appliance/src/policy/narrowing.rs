@@ -319,6 +319,8 @@ mod tests {
             websocket: false,
             constraints: Default::default(),
             bindings: vec![],
+            mints: vec![],
+            redeems: vec![],
         }
     }
 
