@@ -8,6 +8,7 @@
 mod agents;
 mod curl;
 mod git;
+mod minted;
 mod quic;
 mod sdk;
 mod spliced;

@@ -35,6 +35,7 @@ mod masking;
 mod matrix;
 mod methods_and_paths;
 mod metrics;
+mod minted;
 mod misfits;
 mod nameless;
 mod neighbours;

@@ -3,12 +3,7 @@
 //!
 //! Errs to refusal: what is too large, breaks off, takes too long or cannot be read is no answer.
 
-use std::{
-    future::poll_fn,
-    net::IpAddr,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{future::poll_fn, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use http::{
@@ -22,14 +17,14 @@ use http::{
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
-use super::{decoded::Source, overrides};
+use super::{connection::Connection, decoded::Source, overrides};
 use crate::{
+    identity::AgentKey,
     limits::{HeldBytes, Taken, Way, held},
-    policy::{GroupName, Mint, MintedAt},
+    policy::{Mint, MintedAt},
     reason::Reason,
     scrub::decoded_head,
     substitute::{SubstitutionRules, find_minted},
-    tickets::Tickets,
 };
 
 /// What the answer to one request may hold.
@@ -37,15 +32,6 @@ pub(super) struct Minting {
     mints: Vec<Arc<Mint>>,
     path: String,
     is_head: bool,
-}
-
-/// Who gets the tickets, and within which bounds the answer is read.
-pub(super) struct Receiver<'a> {
-    pub(super) tickets: &'a Tickets,
-    pub(super) group: &'a GroupName,
-    pub(super) agent: IpAddr,
-    pub(super) taken: &'a Taken,
-    pub(super) deadline: Duration,
 }
 
 impl Minting {
@@ -88,19 +74,20 @@ impl Minting {
         &self,
         source: Source,
         head: &mut response::Parts,
-        receiver: &Receiver<'_>,
+        connection: &Connection,
     ) -> Result<Source, Reason> {
         let switches = head.status == StatusCode::SWITCHING_PROTOCOLS;
         if switches || head.status == StatusCode::PARTIAL_CONTENT {
             return Err(Reason::ResponseUnscannable);
         }
-        let (body, room) = timeout(receiver.deadline, read(source, receiver.taken))
+        let (body, room) = timeout(connection.head_time, read(source, &connection.taken))
             .await
             .unwrap_or(Err(Reason::UpstreamUnreachable))?;
         let answer = (head.status, &head.headers, body.as_slice());
         let (found, minted) = find_minted(self.mints.iter(), &self.path, answer)?;
-        let Receiver { tickets, group, agent, .. } = *receiver;
-        let issued = tickets.issue(group, agent, minted, Instant::now());
+        let agent = AgentKey::of(&connection.group, connection.agent.ip()).prefix();
+        let group = &connection.group.name;
+        let issued = connection.tickets.issue(group, agent, minted, Instant::now());
         let issued = issued.map_err(|_| Reason::TicketLimit)?;
         let body = found.write(&issued, &mut head.headers, &body)?;
         self.frame(head, &body);

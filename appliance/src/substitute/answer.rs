@@ -292,3 +292,222 @@ fn members(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::IpAddr,
+        time::{Duration, Instant},
+    };
+
+    use proptest::prelude::*;
+    use serde_json::Value;
+
+    use super::*;
+    use crate::{
+        policy::{GroupName, RuleName, TicketShape},
+        tickets::Tickets,
+    };
+
+    const SECRET: &str = "minted-0123456789abcdef";
+
+    fn mint(answers: &[&str]) -> Arc<Mint> {
+        let name = RuleName("session".into());
+        let at = |text: &&str| MintedAt::parse(&text.split(' ').collect::<Vec<_>>()).unwrap();
+        Arc::new(Mint {
+            label: Mint::label_of(&name),
+            name,
+            groups: vec![],
+            answers: answers.iter().map(at).collect(),
+            hosts: vec![],
+            places: vec![],
+            life: Duration::from_secs(60),
+            min_value_bytes: 16,
+            shape: TicketShape::Opaque,
+        })
+    }
+
+    fn usual() -> Arc<Mint> {
+        mint(&[
+            "json /token in /token",
+            "json /objects/*/actions/*/header/Authorization scheme RemoteAuth in /token",
+            "json /objects/*/actions/*/header/Authorization basic password in /token",
+            "header x-session bearer in /token",
+        ])
+    }
+
+    /// The status, the fields and the body with tickets in them, and the values that these are for.
+    fn rewritten(
+        status: u16,
+        fields: &[(&'static str, &str)],
+        body: &[u8],
+    ) -> Result<(HeaderMap, Vec<u8>, Vec<String>), Reason> {
+        let mut headers: HeaderMap = fields
+            .iter()
+            .map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap()))
+            .collect();
+        let status = StatusCode::from_u16(status).unwrap();
+        let (found, minted) =
+            find_minted([&usual()].into_iter(), "/token", (status, &headers, body))?;
+        let values = minted.iter().map(|one| text_of(&one.value)).collect();
+        let (group, agent) = (GroupName("agents".into()), IpAddr::from([192, 0, 2, 1]));
+        let issued = Tickets::default().issue(&group, agent, minted, Instant::now()).unwrap();
+        let body = found.write(&issued, &mut headers, body)?;
+        Ok((headers, body.to_vec(), values))
+    }
+
+    fn text_of(value: &SecretValue) -> String {
+        String::from_utf8(value.expose().to_vec()).unwrap()
+    }
+
+    fn body(text: &str) -> (String, Vec<String>) {
+        let (_, body, values) = rewritten(200, &[], text.as_bytes()).unwrap();
+        (String::from_utf8(body).unwrap(), values)
+    }
+
+    #[test]
+    fn every_string_in_its_place_becomes_a_ticket_and_every_other_byte_stays() {
+        let (after, values) = body(&format!(r#"{{"a" : 1, "token":  "{SECRET}","b":"x"}} "#));
+        assert_eq!(values, [SECRET]);
+        let ticket = after.split('"').nth(5).unwrap();
+        assert!(crate::tickets::looks_like_ticket(ticket.as_bytes()), "{after}");
+        assert_eq!(after.replace(ticket, ""), r#"{"a" : 1, "token":  "","b":"x"} "#);
+        for escaped in [SECRET.replace('m', r"\u006d"), SECRET.replace('0', r"\u0030")] {
+            let (after, values) = body(&format!(r#"{{"token":"{escaped}"}}"#));
+            assert_eq!(values, [SECRET]);
+            assert!(!after.contains("123456789"), "{after}");
+        }
+    }
+
+    #[test]
+    fn each_object_of_a_batch_has_a_ticket_of_its_own_behind_its_scheme() {
+        let basic = STANDARD.encode(format!("user:{SECRET}"));
+        let text = format!(
+            r#"{{"objects":[{{"actions":{{"download":{{"header":{{"Authorization":"RemoteAuth {SECRET}"}}}},
+            "verify":{{"header":{{"Authorization":"Basic {basic}"}}}}}}}},{{"oid":"x"}},
+            {{"actions":{{"upload":{{"header":{{"Authorization":"remoteauth {SECRET}","X":"y"}}}}}}}}]}}"#
+        );
+        let (after, values) = body(&text);
+        assert_eq!(values, [SECRET; 3]);
+        let read: Value = serde_json::from_str(&after).unwrap();
+        let at = |pointer: &str| read.pointer(pointer).unwrap().as_str().unwrap().to_owned();
+        let first = at("/objects/0/actions/download/header/Authorization");
+        let second = at("/objects/2/actions/upload/header/Authorization");
+        assert!(
+            first.starts_with("RemoteAuth ticket_") && second.starts_with("remoteauth ticket_")
+        );
+        assert_ne!(first[11..], second[11..], "equal credentials do not show");
+        let basic = at("/objects/0/actions/verify/header/Authorization");
+        let pair = STANDARD.decode(basic.strip_prefix("Basic ").unwrap()).unwrap();
+        assert!(pair.starts_with(b"user:ticket_"));
+    }
+
+    #[test]
+    fn a_member_that_is_there_twice_or_spelt_otherwise_is_taken_each_time() {
+        for text in [
+            format!(r#"{{"token":"{SECRET}","token":"{SECRET}"}}"#),
+            format!(r#"{{"token":"{SECRET}","Token":"{SECRET}"}}"#),
+            format!(r#"{{"token":"{SECRET}","tok\u0065n":"{SECRET}"}}"#),
+            format!(r#"{{"token":null,"to_ken":"{SECRET}","TOKEN":"{SECRET}"}}"#),
+        ] {
+            let (after, values) = body(&text);
+            assert_eq!(values, [SECRET; 2]);
+            assert!(!after.contains(SECRET), "{after}");
+        }
+    }
+
+    #[test]
+    fn a_field_becomes_a_ticket_as_often_as_it_is_there() {
+        let text = format!("Bearer {SECRET}");
+        let fields = [("x-session", &*text), ("x-other", "y"), ("x-session", &text)];
+        let (headers, body, values) = rewritten(401, &fields, b"").unwrap();
+        assert_eq!(values, [SECRET; 2]);
+        assert!(body.is_empty());
+        let shown: Vec<_> = headers.get_all("x-session").iter().collect();
+        assert!(shown.iter().all(|it| it.to_str().unwrap().starts_with("Bearer ticket_")));
+        assert_ne!(shown[0], shown[1]);
+        assert_eq!(rewritten(200, &[("x-session", SECRET)], b"").err(), REFUSED);
+    }
+
+    const REFUSED: Option<Reason> = Some(Reason::ResponseUnscannable);
+
+    #[test]
+    fn what_cannot_be_a_credential_that_is_masked_is_refused() {
+        for text in [
+            "",
+            "x",
+            "[",
+            "{} {}",
+            "\u{feff}{}",
+            r#"{"token":5}"#,
+            r#"{"token":{"a":"b"}}"#,
+            r#"{"token":"short"}"#,
+            r#"{"token":"with a space in the middle"}"#,
+            r#"{"token":"minted-0123456789abcdef\n"}"#,
+            r#"{"token":"minted-0123456789abcd\u00e9"}"#,
+            r#"{"token":"minted-0123456789abcd\ud800"}"#,
+            r#"{"objects":[{"actions":{"a":{"header":{"Authorization":"Digest 0123456789abcdef"}}}}]}"#,
+            r#"{"objects":[{"actions":{"a":{"header":{"Authorization":"Basic bm8tY29sb24="}}}}]}"#,
+        ] {
+            if !text.is_empty() {
+                assert_eq!(rewritten(200, &[], text.as_bytes()).err(), REFUSED, "{text}");
+            }
+        }
+        let utf16: Vec<u8> = format!(r#"{{"token":"{SECRET}"}}"#)
+            .encode_utf16()
+            .flat_map(u16::to_le_bytes)
+            .collect();
+        assert_eq!(rewritten(200, &[], &utf16).err(), REFUSED);
+        let long = format!(r#"{{"token":"{}"}}"#, "x".repeat(9_000));
+        assert_eq!(rewritten(200, &[], long.as_bytes()).err(), REFUSED);
+    }
+
+    #[test]
+    fn an_answer_that_holds_nothing_passes_and_an_error_that_cannot_be_read_has_no_body() {
+        for text in
+            ["{}", r#"{"token":null}"#, r#"{"token":""}"#, r#"{"error":"denied"}"#, "[1]", "\"x\""]
+        {
+            assert_eq!(body(text), (text.to_owned(), vec![]));
+        }
+        let (_, after, _) = rewritten(401, &[], br#"{"error":"denied"}"#).unwrap();
+        assert_eq!(after, br#"{"error":"denied"}"#);
+        for status in [302, 401, 503] {
+            let (_, after, _) = rewritten(status, &[], b"<html>denied</html>").unwrap();
+            assert!(after.is_empty());
+        }
+        let text = format!(r#"{{"token":"{SECRET}"}}"#);
+        let (_, after, values) = rewritten(400, &[], text.as_bytes()).unwrap();
+        assert!(values == [SECRET] && !after.is_empty());
+    }
+
+    proptest! {
+        /// Whatever a server sends: what an agent gets holds no credential that stood in a place,
+        /// or is nothing. All prefixes of an answer are answers that broke off.
+        #[test]
+        fn no_text_shows_what_stood_in_a_place(
+            before in "[ {}\\[\\]\",:a\\\\]{0,6}",
+            name in prop::sample::select(vec!["token", "Token", "tok\\u0065n", "to-ken"]),
+            again in any::<bool>(),
+            behind in "[ {}\\[\\]\",:a\\\\]{0,6}",
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let twice = if again { format!(r#","{name}":"{SECRET}""#) } else { String::new() };
+            let text = format!(r#"{before}{{"{name}":"{SECRET}"{twice}}}{behind}"#);
+            for part in [&text[..], text.get(..cut.index(text.len())).unwrap_or_default()] {
+                if let Ok((_, after, values)) = rewritten(200, &[], part.as_bytes()) {
+                    let after = String::from_utf8(after).unwrap();
+                    // Where the text around makes another place of it, it is none.
+                    let is_in_place = !values.is_empty();
+                    prop_assert!(!is_in_place || !after.contains(SECRET), "{part} {after}");
+                    let whole = before.trim().is_empty() && behind.trim().is_empty();
+                    prop_assert!(!whole || is_in_place || part.len() < text.len(), "{part}");
+                }
+            }
+        }
+
+        #[test]
+        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..64), status in 200_u16..600) {
+            let _ = rewritten(status, &[], &bytes);
+        }
+    }
+}

@@ -38,6 +38,8 @@ mod offers;
 #[cfg(test)]
 mod properties;
 #[cfg(test)]
+mod redeemed;
+#[cfg(test)]
 mod targets;
 #[cfg(test)]
 mod testing;

@@ -259,3 +259,6 @@ const GROUP_VALUES: usize = 512;
 /// How long a credential is masked after the last of its tickets has ended, where there is room: as
 /// long as one of Vault's that was replaced.
 const MASKED_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+
+#[cfg(test)]
+mod tests;

@@ -18,13 +18,13 @@ use tokio::{
 };
 
 use super::{
-    exchanges::{Exchanges, Violation},
+    super::exchanges::{Exchanges, Violation},
     framing::{Framing, TrailerRule},
 };
 use crate::{net::writes_go_straight_through, policy::Limits, reason::Reason};
 
 /// Reads from `S` and lets through what [`Framing`] clears; writes go straight to `S`.
-pub(super) struct Guard<S> {
+pub(in crate::intercept) struct Guard<S> {
     stream: S,
     framing: Framing,
     trailers: Arc<dyn TrailerRule + Send + Sync>,
@@ -37,7 +37,7 @@ pub(super) struct Guard<S> {
 
 impl<S> Guard<S> {
     /// Guards a stream from its first byte on.
-    pub(super) fn new(
+    pub(in crate::intercept) fn new(
         stream: S,
         limits: &Limits,
         trailers: Arc<dyn TrailerRule + Send + Sync>,
@@ -56,12 +56,12 @@ impl<S> Guard<S> {
     }
 
     /// The stream, and what was read of it that no reader has had.
-    pub(super) fn into_parts(self) -> (S, BytesMut) {
+    pub(in crate::intercept) fn into_parts(self) -> (S, BytesMut) {
         (self.stream, self.held)
     }
 
     /// The stream, for a last word to the agent.
-    pub(super) fn into_inner(self) -> S {
+    pub(in crate::intercept) fn into_inner(self) -> S {
         self.stream
     }
 

@@ -19,10 +19,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::locks::lock;
 
 /// A stream whose writes wait for the task's [`Flusher`].
-pub(super) struct Deferred<S>(Arc<Mutex<DeferredWrites<S>>>);
+pub(in crate::intercept) struct Deferred<S>(Arc<Mutex<DeferredWrites<S>>>);
 
 /// Sends what waits in a [`Deferred`]. Does not keep the stream open.
-pub(super) struct Flusher<S>(Weak<Mutex<DeferredWrites<S>>>);
+pub(in crate::intercept) struct Flusher<S>(Weak<Mutex<DeferredWrites<S>>>);
 
 struct DeferredWrites<S> {
     stream: S,
@@ -31,7 +31,7 @@ struct DeferredWrites<S> {
 
 impl<S> Deferred<S> {
     /// A stream, and what sends its writes.
-    pub(super) fn new(stream: S) -> (Self, Flusher<S>) {
+    pub(in crate::intercept) fn new(stream: S) -> (Self, Flusher<S>) {
         let held = Arc::new(Mutex::new(DeferredWrites { stream, waiting: BytesMut::new() }));
         let flusher = Flusher(Arc::downgrade(&held));
         (Self(held), flusher)
@@ -46,7 +46,7 @@ impl<S> Deferred<S> {
 impl<S: AsyncWrite + Unpin> Flusher<S> {
     /// Sends what waits. Where the stream takes no more now, the task is woken when it does, and
     /// is to call this again. A stream that broke will say so to its reader.
-    pub(super) fn poll(&self, cx: &mut Context<'_>) {
+    pub(in crate::intercept) fn poll(&self, cx: &mut Context<'_>) {
         let Some(held) = self.0.upgrade() else { return };
         let mut held = lock(&held);
         if !held.waiting.is_empty()
@@ -59,7 +59,7 @@ impl<S: AsyncWrite + Unpin> Flusher<S> {
 
 impl<S: AsyncWrite + Unpin> Flusher<S> {
     /// Sends these bytes behind what waits, whoever else would write no more.
-    pub(super) async fn say(&self, bytes: &[u8]) -> io::Result<()> {
+    pub(in crate::intercept) async fn say(&self, bytes: &[u8]) -> io::Result<()> {
         let held = self.0.upgrade().ok_or(io::ErrorKind::NotConnected)?;
         let locked = || lock(&held);
         locked().waiting.extend_from_slice(bytes);

@@ -21,12 +21,12 @@ use super::read_ahead::ReadAhead;
 use crate::{audit::Traffic, peek::Rewind};
 
 /// Counts what goes over the agent's side of the wire, TLS and all.
-pub(super) struct Counted {
-    pub(super) stream: ReadAhead<Rewind<TcpStream>>,
-    pub(super) traffic: Arc<Traffic>,
+pub(in crate::intercept) struct Counted {
+    pub(in crate::intercept) stream: ReadAhead<Rewind<TcpStream>>,
+    pub(in crate::intercept) traffic: Arc<Traffic>,
     /// Whether the connection is reset where it is dropped: an agent that takes nothing would leave
     /// what it did not take with the kernel for minutes.
-    pub(super) reset: Arc<AtomicBool>,
+    pub(in crate::intercept) reset: Arc<AtomicBool>,
 }
 
 impl Drop for Counted {

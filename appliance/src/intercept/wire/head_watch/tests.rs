@@ -9,11 +9,11 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::{
     super::{
+        super::tasks::{Spawner, Tasks},
         frames::{
             CONTINUATION,
             tests::{WHOLE, frame, preface},
         },
-        tasks::{Spawner, Tasks},
     },
     *,
 };

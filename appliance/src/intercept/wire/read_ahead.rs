@@ -17,19 +17,19 @@ use tokio::io::{AsyncRead, ReadBuf};
 use crate::net::writes_go_straight_through;
 
 /// Reads ahead of whoever reads from it; writes go straight through.
-pub(super) struct ReadAhead<S> {
+pub(in crate::intercept) struct ReadAhead<S> {
     stream: S,
     ahead: Bytes,
 }
 
 impl<S> ReadAhead<S> {
     /// Nothing is read yet.
-    pub(super) fn new(stream: S) -> Self {
+    pub(in crate::intercept) fn new(stream: S) -> Self {
         Self { stream, ahead: Bytes::new() }
     }
 
     /// The stream below, for its options.
-    pub(super) fn get_ref(&self) -> &S {
+    pub(in crate::intercept) fn get_ref(&self) -> &S {
         &self.stream
     }
 }

@@ -26,13 +26,13 @@ use tokio::{
 };
 
 use super::{
-    exchanges::{Exchanges, Violation},
+    super::exchanges::{Exchanges, Violation},
     frames::{Frame, Frames, HEADERS, RST_STREAM},
 };
 use crate::{limits::RateLimiter, locks::lock, reason::Reason};
 
 /// Passes `S` through, head by head, and ends it where one takes too long.
-pub(super) struct HeadWatch<S> {
+pub(in crate::intercept) struct HeadWatch<S> {
     stream: S,
     read: Frames,
     written: Frames,
@@ -50,7 +50,7 @@ pub(super) struct HeadWatch<S> {
 
 /// What the watch and the owner of a connection tell each other of its heads.
 #[derive(Default)]
-pub(super) struct Heads(Mutex<Judged>);
+pub(in crate::intercept) struct Heads(Mutex<Judged>);
 
 #[derive(Default)]
 struct Judged {
@@ -78,7 +78,7 @@ enum LibraryReply {
 
 /// What became of a head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum HeadVerdict {
+pub(in crate::intercept) enum HeadVerdict {
     /// It is a request, or came after the end of the connection was told.
     Passed,
     /// The library refused it.
@@ -88,7 +88,7 @@ pub(super) enum HeadVerdict {
 impl Heads {
     /// What became of the last head, given how many exchanges have begun. `None` where no head
     /// waits for this; what follows one is handed out from here on.
-    pub(super) fn settle(&self, begun: u64) -> Option<HeadVerdict> {
+    pub(in crate::intercept) fn settle(&self, begun: u64) -> Option<HeadVerdict> {
         let mut judged = self.judged();
         let head = judged.whole.take()?;
         let ignored = judged.closing && head.reply.is_none();
@@ -100,13 +100,13 @@ impl Heads {
     }
 
     /// Whether a head has begun and is not whole.
-    pub(super) fn under_way(&self) -> bool {
+    pub(in crate::intercept) fn under_way(&self) -> bool {
         self.judged().under_way
     }
 
     /// The connection is told to end: the library passes over heads from here on (RFC 9113, section
     /// 6.8), which are no requests.
-    pub(super) fn close(&self) {
+    pub(in crate::intercept) fn close(&self) {
         self.judged().closing = true;
     }
 
@@ -146,7 +146,7 @@ impl LibraryReply {
 impl<S> HeadWatch<S> {
     /// Watches a stream from its first byte on. Its owner asks [`Heads`] after each turn that the
     /// library had, and gives it another one wherever a head had waited.
-    pub(super) fn new(
+    pub(in crate::intercept) fn new(
         stream: S,
         head_time: Duration,
         exchanges: Arc<Exchanges>,

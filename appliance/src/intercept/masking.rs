@@ -1,0 +1,36 @@
+//! The masks of one exchange, which go with the values as they change.
+
+use std::sync::Arc;
+
+use super::connection::Connection;
+use crate::{
+    decide::Route, policy::Api, policy_snapshot::Generations, scrub::Masks, secrets::SecretSnapshot,
+};
+
+/// Masks, and the generations of the values that they were made for.
+pub(super) struct Masking {
+    pub(super) masks: Arc<Masks>,
+    generations: Generations,
+}
+
+impl Masking {
+    /// Masks for the values of an API in a snapshot.
+    pub(super) fn of(connection: &Connection, api: &Api, snapshot: &SecretSnapshot) -> Self {
+        let values = (snapshot, &*connection.tickets);
+        let (masks, generations) = connection.masks.of(&connection.group.name, api, values);
+        Self { masks, generations }
+    }
+
+    /// Masks nothing.
+    pub(super) fn none(connection: &Connection) -> Self {
+        Self { masks: connection.masks.none(), generations: (0, 0) }
+    }
+
+    /// Others, where values have changed since these were made. Cheap where they have not.
+    pub(super) fn newer(&self, connection: &Connection) -> Option<Self> {
+        let Route::Intercept(api) = &connection.route else { return None };
+        let now = (connection.secrets.generation(), connection.tickets.generation());
+        let changed = now != self.generations;
+        changed.then(|| Self::of(connection, api, &connection.secrets.snapshot()))
+    }
+}
