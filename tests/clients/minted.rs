@@ -93,8 +93,7 @@ fn to(path: &str) -> impl Fn(&Received) -> bool + '_ {
     move |request| request.uri.path().starts_with(path)
 }
 
-/// libcurl's keys are those of git alone: git-lfs speaks by itself, and writes none down. Its object is
-/// fetched in TLS that the tap cannot read, so what it was told is asked for with curl once more.
+/// A program in Go writes no keys of its TLS down. Git-lfs says itself what it was told.
 #[test]
 fn git_lfs_fetches_an_object_from_its_storage_host_with_a_ticket() {
     sandboxed(|| {
@@ -102,7 +101,9 @@ fn git_lfs_fetches_an_object_from_its_storage_host_with_a_ticket() {
         scene.world.origin.lfs_repository("coat");
         let script = "set -e; cd /run/lab; export HOME=/run/lab/home; \
             git clone -q https://agent:$GIT_TOKEN@git.example/coat.git clone; cd clone; \
-            git lfs install --local >&2; git lfs fetch >&2; git lfs smudge < README";
+            git lfs install --local >&2; \
+            GIT_TRACE=1 GIT_CURL_VERBOSE=1 git lfs fetch >/run/lab/told 2>&1; \
+            git lfs smudge < README";
         let mut git = lab::client::agent(&scene.world.lab, lab::net::AGENT, "sh");
         let out = succeed(git.args(["-c", script]));
         assert_eq!(out.as_bytes(), STORED);
@@ -112,6 +113,8 @@ fn git_lfs_fetches_an_object_from_its_storage_host_with_a_ticket() {
         assert_eq!(fetched[0].header("authorization"), [format!("RemoteAuth {MINTED}-lfs")]);
         assert_eq!(fetched[0].count(MINTED), 1);
         assert!(!scene.world.gateway.audit.text().contains(MINTED));
+        let told = fs::read_to_string("/run/lab/told").expect("a trace");
+        assert!(told.contains("RemoteAuth ticket_") && !told.contains(MINTED), "{told}");
         let found = succeed(lab::net::AGENT.command("sh").args([
             "-c",
             &format!("grep -rlF {MINTED} /run/lab/clone /run/lab/home || echo none"),
@@ -197,10 +200,14 @@ fn oauth_refreshes_with_refresh_tokens_that_rotate() {
 
 const XET_SCRIPT: &str = r#"
 import requests
-from huggingface_hub.utils._xet import XetTokenType, fetch_xet_connection_info_from_repo_info
-info = fetch_xet_connection_info_from_repo_info(
-    token_type=XetTokenType.READ, repo_id="lab/coat", repo_type="model", revision="main",
-    headers={"authorization": "Bearer OPENAI_API_KEY"}, endpoint="https://api.openai.example",
+from huggingface_hub.utils import _xet
+url = _xet.xet_connection_info_refresh_url(
+    token_type=_xet.XetTokenType.READ, repo_id="lab/coat", repo_type="model", revision="main",
+    endpoint="https://api.openai.example",
+)
+info = _xet.refresh_xet_connection_info(
+    file_data=_xet.XetFileData(file_hash="0" * 64, refresh_route=url),
+    headers={"authorization": "Bearer OPENAI_API_KEY"},
 )
 assert info.access_token.startswith("ticket_") and len(info.access_token) == 50, info
 assert info.expiration_unix_epoch == 4000000000, info

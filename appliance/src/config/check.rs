@@ -10,7 +10,6 @@ use super::{
     credential::NO_CREDENTIAL,
     error::{Report, Span, nearest},
     gateway::GatewaySection,
-    mint,
     rules::{ApiRule, BindingRule, GroupRule, PassRule, Requests, TcpRule, overlap},
 };
 use crate::policy::{
@@ -49,11 +48,11 @@ impl Draft {
         let mints = self.apis.iter().flat_map(|api| &api.mints);
         let names = mints.filter_map(|mint| mint.name.as_ref());
         unique("a mint", names.map(|name| (name.get_ref().as_str(), name.span())), report);
-        mint::check(&self.apis, report);
+        check_mints(&self.apis, report);
         for api in &self.apis {
             check_placeholders(api, report);
             let places = self.places(api);
-            check_unbound(api, &places, report);
+            self.check_unbound(api, report);
             check_paths_apart(&places, report);
             check_bodies(api, &places, report);
             check_plain(api, &places, report);
@@ -99,6 +98,15 @@ impl Draft {
         apis.chain(passes).chain(tcp).map(|name| (name.get_ref().as_str(), name.span()))
     }
 
+    /// An API that takes nothing has no use.
+    fn check_unbound(&self, api: &ApiRule, report: &Report<'_>) {
+        let mut mints = self.apis.iter().flat_map(|api| &api.mints);
+        let takes_tickets = mints.any(|mint| mint.is_redeemed_at(&api.hosts));
+        if let Some(span) = api.unbound.as_ref().filter(|_| !takes_tickets) {
+            report.add(span, "[[api]] lacks \"binding\"; write [[api.binding]] below it");
+        }
+    }
+
     /// The places at an API, each with a text that stands there.
     fn places<'a>(&'a self, api: &'a ApiRule) -> Vec<PlaceWithText<'a>> {
         let bound = api.bindings.iter().flat_map(|binding| {
@@ -106,7 +114,8 @@ impl Draft {
             binding.places.iter().map(move |place| (place, text))
         });
         let mints = self.apis.iter().flat_map(|other| &other.mints);
-        let minted = mints.filter(|mint| mint.is_redeemed_at(api)).flat_map(|mint| &mint.places);
+        let minted =
+            mints.filter(|mint| mint.is_redeemed_at(&api.hosts)).flat_map(|mint| &mint.places);
         bound.chain(minted.map(|place| (place, "ticket"))).collect()
     }
 
@@ -371,6 +380,43 @@ fn one_agents<'a, T: PartialEq + Display>(
     seen.push((interface, value));
 }
 
+/// What is minted goes to APIs that there are, and in requests that they allow.
+fn check_mints(apis: &[ApiRule], report: &Report<'_>) {
+    for mint in apis.iter().flat_map(|api| &api.mints) {
+        let takers: Vec<_> = apis.iter().filter(|api| mint.is_redeemed_at(&api.hosts)).collect();
+        for host in &mint.hosts {
+            if !takers.iter().any(|api| api.hosts.iter().any(|own| own.get_ref() == host.get_ref()))
+            {
+                let text = format!(
+                    "hosts: \"{}\" is a host of no [[api]], and TLS has to end here where a ticket is \
+                     taken back; add one, which needs no binding",
+                    host.get_ref()
+                );
+                report.add(&host.span(), text);
+            }
+        }
+        mint.places.iter().for_each(|place| check_mint_body(place, &takers, report));
+    }
+}
+
+fn check_mint_body(place: &Spanned<Place>, takers: &[&ApiRule], report: &Report<'_>) {
+    let Place::Body(body) = place.get_ref() else { return };
+    let allows = |api: &&ApiRule| {
+        let requests = &api.requests;
+        let path = body.path().to_string();
+        permits(&requests.methods, &requests.paths, body.method(), &path).is_ok()
+    };
+    if !takers.is_empty() && !takers.iter().any(allows) {
+        let text = format!(
+            "places: \"{body}\" is of a request that no API of these hosts allows; add {} to its \
+             methods and {} to its paths",
+            body.method(),
+            body.path()
+        );
+        report.add(&place.span(), text);
+    }
+}
+
 /// One placeholder of one group in one place must mean one secret.
 fn check_placeholders(api: &ApiRule, report: &Report<'_>) {
     let mut seen: Vec<(&BindingRule, &Spanned<Place>)> = Vec::new();
@@ -463,13 +509,6 @@ fn check_bodies(api: &ApiRule, places: &[PlaceWithText<'_>], report: &Report<'_>
 
 /// A place, and a text that stands there.
 type PlaceWithText<'a> = (&'a Spanned<Place>, &'a str);
-
-/// An API that takes nothing has no use.
-fn check_unbound(api: &ApiRule, places: &[PlaceWithText<'_>], report: &Report<'_>) {
-    if let Some(span) = api.unbound.as_ref().filter(|_| places.is_empty()) {
-        report.add(span, "[[api]] lacks \"binding\"; write [[api.binding]] below it");
-    }
-}
 
 /// A field where a placeholder stands is no plain one, and in a query only what would count is.
 fn check_plain(api: &ApiRule, places: &[PlaceWithText<'_>], report: &Report<'_>) {

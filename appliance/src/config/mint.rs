@@ -1,5 +1,4 @@
-//! `[[api.mint]]`: what an API mints and wants back. What is wrong by itself is reported where it
-//! is read; what is wrong only beside other rules is found here.
+//! `[[api.mint]]`: what an API mints and wants back.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,11 +6,9 @@ use toml::Spanned;
 
 use super::{
     credential::{BasicHalves, basic_half, place},
-    error::Report,
     fields::{inner, plain},
-    rules::{ApiRule, value_bytes},
     table::TomlTable,
-    value::{exact_host, may_hold_a_credential, parsed, time, unquoted},
+    value::{exact_host, may_hold_a_credential, parsed, time, unquoted, value_bytes},
 };
 use crate::policy::{
     AnswerSpot, Api, GroupName, Host, MIN_VALUE_BYTES, Mint, MintedAt, Place, RuleName,
@@ -49,10 +46,10 @@ impl MintRule {
     }
 
     /// Whether the API takes back what is minted.
-    pub(super) fn is_redeemed_at(&self, api: &ApiRule) -> bool {
-        let is_own =
-            |host: &Spanned<Host>| api.hosts.iter().any(|other| other.get_ref() == host.get_ref());
-        self.hosts.iter().any(is_own)
+    pub(super) fn is_redeemed_at(&self, hosts: &[Spanned<Host>]) -> bool {
+        let is_listed =
+            |host: &Spanned<Host>| hosts.iter().any(|it| it.get_ref() == host.get_ref());
+        self.hosts.iter().any(is_listed)
     }
 
     pub(super) fn into_mint(self) -> Option<Mint> {
@@ -68,43 +65,6 @@ impl MintRule {
             min_value_bytes: self.min_value_bytes,
             shape: self.shape,
         })
-    }
-}
-
-/// Reports what does not fit together.
-pub(super) fn check(apis: &[ApiRule], report: &Report<'_>) {
-    for mint in apis.iter().flat_map(|api| &api.mints) {
-        let takers: Vec<_> = apis.iter().filter(|api| mint.is_redeemed_at(api)).collect();
-        for host in &mint.hosts {
-            if !takers.iter().any(|api| api.hosts.iter().any(|own| own.get_ref() == host.get_ref()))
-            {
-                let text = format!(
-                    "hosts: \"{}\" is a host of no [[api]], and TLS has to end here where a ticket is \
-                     taken back; add one, which needs no binding",
-                    host.get_ref()
-                );
-                report.add(&host.span(), text);
-            }
-        }
-        mint.places.iter().for_each(|place| check_body(place, &takers, report));
-    }
-}
-
-fn check_body(place: &Spanned<Place>, takers: &[&ApiRule], report: &Report<'_>) {
-    let Place::Body(body) = place.get_ref() else { return };
-    let allows = |api: &&ApiRule| {
-        let requests = &api.requests;
-        let path = body.path().to_string();
-        permits(&requests.methods, &requests.paths, body.method(), &path).is_ok()
-    };
-    if !takers.is_empty() && !takers.iter().any(allows) {
-        let text = format!(
-            "places: \"{body}\" is of a request that no API of these hosts allows; add {} to its \
-             methods and {} to its paths",
-            body.method(),
-            body.path()
-        );
-        report.add(&place.span(), text);
     }
 }
 

@@ -18,12 +18,13 @@ use super::{
     table::TomlTable,
     value::{
         anonymous, exact_host, flag, host_pattern, method, number, parsed, port, prefix, unquoted,
+        value_bytes,
     },
 };
 use crate::policy::{
-    Anonymous, Constraints, DialledRule, Ech, FLOOR_VALUE_BYTES, GroupName, Host, HostPattern,
-    InterfaceName, MAX_VALUE_BYTES, MIN_VALUE_BYTES, Mac, PathRule, Place, Placeholder, Plain,
-    RuleName, SecretRef, USUAL_METHODS, Upstream,
+    Anonymous, Constraints, DialledRule, Ech, GroupName, Host, HostPattern, InterfaceName,
+    MIN_VALUE_BYTES, Mac, PathRule, Place, Placeholder, Plain, RuleName, SecretRef, USUAL_METHODS,
+    Upstream,
 };
 
 /// A `[[group]]`. A field is `None`, and a list lacks an entry, where the file is wrong.
@@ -327,10 +328,6 @@ fn upstream(table: &mut TomlTable<'_>, files: Files<'_>) -> Upstream {
 
 fn private_prefixes(table: &mut TomlTable<'_>) -> Vec<IpNet> {
     plain(table.list_or_none("private_prefixes", prefix))
-}
-
-pub(super) fn value_bytes(value: &toml::de::DeValue<'_>) -> Result<usize, String> {
-    number(FLOOR_VALUE_BYTES as u64..=MAX_VALUE_BYTES as u64)(value)
 }
 
 fn dialled(text: &str) -> Result<DialledRule, &'static str> {

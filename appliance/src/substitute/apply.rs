@@ -17,8 +17,8 @@ use http::{
 use zeroize::Zeroizing;
 
 use super::{
+    claim::Claim,
     cookies,
-    desk::Claim,
     splice::{Piece, json_string, percent, splice},
     target::{self, TargetPart},
 };

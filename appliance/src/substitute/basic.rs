@@ -7,8 +7,9 @@ use zeroize::Zeroizing;
 
 use super::{
     apply::{Half, Swap},
+    claim::Claim,
     denial::{Denial, astray},
-    desk::{Claim, Desk},
+    desk::Desk,
 };
 use crate::{policy::Place, reason::Reason};
 

@@ -1,6 +1,6 @@
 //! Why a request head is not forwarded.
 
-use super::desk::Owner;
+use super::claim::Owner;
 use crate::{policy::Placeholder, reason::Reason};
 
 /// Why a head is not forwarded.

@@ -16,9 +16,11 @@ use http::{
 use super::{
     Substitution,
     apply::Swap,
-    basic, body, cookies,
+    basic, body,
+    claim::Claim,
+    cookies,
     denial::{Denial, astray},
-    desk::{Claim, Desk},
+    desk::Desk,
     locate,
     rules::Scope,
     subprotocol,

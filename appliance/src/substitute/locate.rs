@@ -5,12 +5,7 @@ use std::{borrow::Cow, ops::Range};
 use http::Uri;
 use percent_encoding::percent_decode_str;
 
-use super::{
-    apply::Swap,
-    body,
-    cookies::Cookie,
-    desk::{Claim, Desk},
-};
+use super::{apply::Swap, body, claim::Claim, cookies::Cookie, desk::Desk};
 use crate::policy::{PathSlot, Place, only_value};
 
 /// The swap for the one credential in the query whose decoded name is `name` and value `value`,

@@ -13,6 +13,7 @@ mod answer;
 mod apply;
 mod basic;
 mod body;
+mod claim;
 mod cookies;
 mod denial;
 mod desk;

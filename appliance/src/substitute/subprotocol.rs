@@ -9,10 +9,7 @@ use http::{
     request::Parts,
 };
 
-use super::{
-    apply::Swap,
-    desk::{Claim, Desk},
-};
+use super::{apply::Swap, claim::Claim, desk::Desk};
 use crate::policy::{Place, SubprotocolPrefix, is_credential_subprotocol};
 
 /// Every offer that carries a credential, and where it stands in its field.
