@@ -45,6 +45,8 @@ pub mod identity;
 pub mod scrub;
 pub mod substitute;
 
+pub mod tickets;
+
 pub mod ca;
 pub mod secrets;
 

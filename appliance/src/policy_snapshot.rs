@@ -18,6 +18,7 @@ use crate::{
     scrub::Masks,
     secrets::SecretSnapshot,
     substitute::SubstitutionRules,
+    tickets::{KnownValues, Tickets},
     tls::Tls,
 };
 
@@ -137,10 +138,49 @@ pub struct MaskCache {
     /// The APIs of a host: it has one for each of its ports, and what one is told another may know.
     apis: HashMap<Host, Vec<Arc<Api>>>,
     compiled: RwLock<HashMap<(GroupName, Host), Compiled>>,
+    minted: Mutex<HashMap<GroupName, MintedMasks>>,
 }
 
-/// Masks, and the generation of the values that they were made for.
-type Compiled = (u64, Arc<Masks>);
+/// The generations of the values of the store and of tickets.
+pub type Generations = (u64, u64);
+
+/// Masks, and what they were made for.
+#[derive(Clone)]
+struct Compiled {
+    made: Generations,
+    /// For the secrets of bindings alone.
+    own: Arc<Masks>,
+    all: Arc<Masks>,
+}
+
+/// Masks for minted credentials. Most were compiled once; the newest are compiled anew for each
+/// further one, and there are few of them.
+#[derive(Default)]
+struct MintedMasks {
+    settled: (u64, Option<Arc<Masks>>),
+    newest: (u64, Option<Arc<Masks>>),
+}
+
+impl MintedMasks {
+    fn take(&mut self, known: &KnownValues) {
+        let masks = |since: u64| {
+            let values = known.since(since);
+            (values.len() > 0).then(|| Arc::new(Masks::new(values.map(|value| &**value))))
+        };
+        let seen = known.seen();
+        if seen == self.newest.0 {
+            return;
+        }
+        if known.since(self.settled.0).len() > NEWEST_MINTED {
+            *self = Self { settled: (seen, masks(0)), newest: (seen, None) };
+        } else {
+            self.newest = (seen, masks(self.settled.0));
+        }
+    }
+}
+
+/// Credentials whose masks are compiled again with each further one.
+const NEWEST_MINTED: usize = 24;
 
 impl MaskCache {
     fn new(apis: &[Arc<Api>]) -> Self {
@@ -150,7 +190,12 @@ impl MaskCache {
                 of_host.entry(host.clone()).or_default().push(Arc::clone(api));
             }
         }
-        Self { none: Arc::new(Masks::new([])), apis: of_host, compiled: RwLock::default() }
+        Self {
+            none: Arc::new(Masks::new([])),
+            apis: of_host,
+            compiled: RwLock::default(),
+            minted: Mutex::default(),
+        }
     }
 
     /// Masks that mask nothing.
@@ -158,24 +203,46 @@ impl MaskCache {
         Arc::clone(&self.none)
     }
 
-    /// Masks for every known version of every secret that the group has at an API of the host, and
-    /// of those that it had anywhere before the policy changed.
-    pub fn of(&self, group: &GroupName, host: &Host, snapshot: &SecretSnapshot) -> Arc<Masks> {
+    /// Masks for every known version of every secret that the group has at an API of the host,
+    /// and of those that it had anywhere before the policy changed; and for every credential that was minted for
+    /// the group. With the generations that they were made for.
+    pub fn of(
+        &self,
+        (group, host): (&GroupName, &Host),
+        (snapshot, tickets): (&SecretSnapshot, &Tickets),
+    ) -> (Arc<Masks>, Generations) {
         let key = (group.clone(), host.clone());
-        let generation = snapshot.generation();
-        let compiled = read(&self.compiled);
-        match compiled.get(&key) {
-            Some((made, masks)) if *made == generation => return Arc::clone(masks),
-            _ => drop(compiled),
-        }
+        let generations = (snapshot.generation(), tickets.generation());
+        let before = read(&self.compiled).get(&key).cloned();
+        let own = match before {
+            Some(before) if before.made == generations => return (before.all, generations),
+            // Only what was minted is another.
+            Some(before) if before.made.0 == generations.0 => before.own,
+            _ => Arc::new(self.own((group, host), snapshot)),
+        };
+        let minted = self.minted(group, tickets);
+        let all = match minted.is_empty() {
+            true => Arc::clone(&own),
+            false => Arc::new(Masks::joined([&own].into_iter().chain(&minted).map(|it| &**it))),
+        };
+        let compiled = Compiled { made: generations, own, all: Arc::clone(&all) };
+        write(&self.compiled).insert(key, compiled);
+        (all, generations)
+    }
+
+    fn own(&self, (group, host): (&GroupName, &Host), snapshot: &SecretSnapshot) -> Masks {
         let bindings = self.apis.get(host).into_iter().flatten().flat_map(|api| &api.bindings);
         let bindings = bindings.filter(|binding| binding.groups.contains(group));
         let values = bindings
             .flat_map(|binding| snapshot.known(group, &binding.secret, binding.min_value_bytes));
         let values = values.chain(snapshot.left(group));
-        let masks = Arc::new(Masks::new(values.map(|value| &**value)));
-        let mut compiled = write(&self.compiled);
-        compiled.insert(key, (generation, Arc::clone(&masks)));
-        masks
+        Masks::new(values.map(|value| &**value))
+    }
+
+    fn minted(&self, group: &GroupName, tickets: &Tickets) -> Vec<Arc<Masks>> {
+        let mut minted = lock(&self.minted);
+        let minted = minted.entry(group.clone()).or_default();
+        minted.take(&tickets.known(group));
+        [&minted.settled.1, &minted.newest.1].into_iter().flatten().cloned().collect()
     }
 }

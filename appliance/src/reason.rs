@@ -107,6 +107,10 @@ reasons! {
     PlaintextPlaceholder = "plaintext_placeholder",
     /// A credential that is not a placeholder of this group and host.
     ForeignCredential = "foreign_credential",
+    /// What looks like a ticket, and is none of this group that is good.
+    TicketEnded = "ticket_ended",
+    /// The agent, or its group, has as many tickets as it may have.
+    TicketLimit = "ticket_limit",
     /// More than one credential.
     DuplicateCredential = "duplicate_credential",
     /// A credential whose encoding does not decode.

@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
-    header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER, UPGRADE},
+    header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER, UPGRADE, WWW_AUTHENTICATE},
 };
 
 use crate::{
@@ -173,6 +173,16 @@ pub const fn wire(reason: Reason) -> Wire {
         R::ForeignCredential => {
             (ACCESS_DENIED, FORBIDDEN, "this credential is not a placeholder for this host")
         }
+        R::TicketEnded => (
+            ACCESS_DENIED,
+            UNAUTHORIZED,
+            "this ticket is not good any more; ask the API for another credential",
+        ),
+        R::TicketLimit => (
+            ACCESS_DENIED,
+            TOO_MANY,
+            "this agent or its group has as many tickets for minted credentials as it may have",
+        ),
         R::DuplicateCredential => (
             ACCESS_DENIED,
             BAD_REQUEST,
@@ -284,6 +294,7 @@ fn grpc_status(status: StatusCode) -> u16 {
         BAD_REQUEST => 3,
         TIMEOUT => 4,
         FORBIDDEN => 7,
+        UNAUTHORIZED => 16,
         TOO_MANY | HEADERS_TOO_LARGE | BODY_TOO_LARGE => 8,
         MISDIRECTED => 9,
         UPGRADE_REQUIRED => 12,
@@ -325,7 +336,10 @@ fn fields(reason: Reason) -> impl Iterator<Item = (HeaderName, &'static str)> {
     let later = matches!(status, BAD_GATEWAY | UNAVAILABLE | TOO_MANY);
     // RFC 9110, section 15.5.22: it names what is spoken here.
     let instead = status == UPGRADE_REQUIRED;
-    always.into_iter().chain(later.then_some((RETRY_AFTER, RETRY_AFTER_SECONDS))).chain(
+    // RFC 6750, section 3.1: what clients renew a token for.
+    let renew = status == UNAUTHORIZED;
+    let always = always.into_iter().chain(renew.then_some((WWW_AUTHENTICATE, INVALID_TOKEN)));
+    always.chain(later.then_some((RETRY_AFTER, RETRY_AFTER_SECONDS))).chain(
         instead.then_some([(UPGRADE, "HTTP/1.1"), (CONNECTION, "upgrade")]).into_iter().flatten(),
     )
 }
@@ -360,6 +374,7 @@ fn message(refusal: Refusal, flow: FlowId) -> String {
     format!("refused by the gateway: {text} ({reason}, flow {flow})")
 }
 
+const INVALID_TOKEN: &str = "Bearer error=\"invalid_token\"";
 const RETRY_AFTER_SECONDS: &str = "5";
 
 const GRPC: &str = "application/grpc";
@@ -369,6 +384,7 @@ const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
 const BAD_REQUEST: StatusCode = StatusCode::BAD_REQUEST;
+const UNAUTHORIZED: StatusCode = StatusCode::UNAUTHORIZED;
 const FORBIDDEN: StatusCode = StatusCode::FORBIDDEN;
 const TIMEOUT: StatusCode = StatusCode::REQUEST_TIMEOUT;
 const MISDIRECTED: StatusCode = StatusCode::MISDIRECTED_REQUEST;

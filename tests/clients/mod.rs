@@ -8,6 +8,7 @@
 mod agents;
 mod curl;
 mod git;
+mod minted;
 pub(crate) mod onboarding;
 mod quic;
 mod sdk;

@@ -10,6 +10,7 @@ mod h2_frames;
 mod masking;
 mod matrix;
 mod methods_and_paths;
+mod minted;
 mod places;
 mod ranges;
 mod responses;

@@ -157,6 +157,8 @@ pub(crate) fn api(name: &str, hosts: &[&str]) -> Api {
         websocket: false,
         constraints: Constraints::Critical,
         bindings: Vec::new(),
+        mints: Vec::new(),
+        redeems: Vec::new(),
     }
 }
 

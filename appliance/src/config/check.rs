@@ -45,11 +45,19 @@ impl Draft {
         self.check_tcp_hosts(report);
         self.check_tcp_ports(report);
         self.check_secrets(report);
-        self.apis.iter().for_each(|api| check_placeholders(api, report));
-        self.apis.iter().for_each(|api| check_paths_apart(api, report));
-        self.apis.iter().for_each(|api| check_bodies(api, report));
-        self.apis.iter().for_each(|api| check_plain(api, report));
-        self.apis.iter().for_each(|api| check_websocket(api, report));
+        let mints = self.apis.iter().flat_map(|api| &api.mints);
+        let names = mints.filter_map(|mint| mint.name.as_ref());
+        unique("a mint", names.map(|name| (name.get_ref().as_str(), name.span())), report);
+        check_mints(&self.apis, report);
+        for api in &self.apis {
+            check_placeholders(api, report);
+            let places = self.places(api);
+            self.check_unbound(api, report);
+            check_paths_apart(&places, report);
+            check_bodies(api, &places, report);
+            check_plain(api, &places, report);
+            check_websocket(api, &places, report);
+        }
         let inspected = self
             .passes
             .iter()
@@ -88,6 +96,27 @@ impl Draft {
         let passes = self.passes.iter().filter_map(|pass| pass.name.as_ref());
         let tcp = self.tcp.iter().filter_map(|tcp| tcp.name.as_ref());
         apis.chain(passes).chain(tcp).map(|name| (name.get_ref().as_str(), name.span()))
+    }
+
+    /// An API that takes nothing has no use.
+    fn check_unbound(&self, api: &ApiRule, report: &Report<'_>) {
+        let mut mints = self.apis.iter().flat_map(|api| &api.mints);
+        let takes_tickets = mints.any(|mint| mint.is_redeemed_at(&api.hosts));
+        if let Some(span) = api.unbound.as_ref().filter(|_| !takes_tickets) {
+            report.add(span, "[[api]] lacks \"binding\"; write [[api.binding]] below it");
+        }
+    }
+
+    /// The places at an API, each with a text that stands there.
+    fn places<'a>(&'a self, api: &'a ApiRule) -> Vec<PlaceWithText<'a>> {
+        let bound = api.bindings.iter().flat_map(|binding| {
+            let text = binding.placeholder.as_ref().map_or("x", |text| text.get_ref().as_str());
+            binding.places.iter().map(move |place| (place, text))
+        });
+        let mints = self.apis.iter().flat_map(|other| &other.mints);
+        let minted =
+            mints.filter(|mint| mint.is_redeemed_at(&api.hosts)).flat_map(|mint| &mint.places);
+        bound.chain(minted.map(|place| (place, "ticket"))).collect()
     }
 
     fn bindings(&self) -> impl Iterator<Item = &BindingRule> {
@@ -351,6 +380,43 @@ fn one_agents<'a, T: PartialEq + Display>(
     seen.push((interface, value));
 }
 
+/// What is minted goes to APIs that there are, and in requests that they allow.
+fn check_mints(apis: &[ApiRule], report: &Report<'_>) {
+    for mint in apis.iter().flat_map(|api| &api.mints) {
+        let takers: Vec<_> = apis.iter().filter(|api| mint.is_redeemed_at(&api.hosts)).collect();
+        for host in &mint.hosts {
+            if !takers.iter().any(|api| api.hosts.iter().any(|own| own.get_ref() == host.get_ref()))
+            {
+                let text = format!(
+                    "hosts: \"{}\" is a host of no [[api]], and TLS has to end here where a ticket is \
+                     taken back; add one, which needs no binding",
+                    host.get_ref()
+                );
+                report.add(&host.span(), text);
+            }
+        }
+        mint.places.iter().for_each(|place| check_mint_body(place, &takers, report));
+    }
+}
+
+fn check_mint_body(place: &Spanned<Place>, takers: &[&ApiRule], report: &Report<'_>) {
+    let Place::Body(body) = place.get_ref() else { return };
+    let allows = |api: &&ApiRule| {
+        let requests = &api.requests;
+        let path = body.path().to_string();
+        permits(&requests.methods, &requests.paths, body.method(), &path).is_ok()
+    };
+    if !takers.is_empty() && !takers.iter().any(allows) {
+        let text = format!(
+            "places: \"{body}\" is of a request that no API of these hosts allows; add {} to its \
+             methods and {} to its paths",
+            body.method(),
+            body.path()
+        );
+        report.add(&place.span(), text);
+    }
+}
+
 /// One placeholder of one group in one place must mean one secret.
 fn check_placeholders(api: &ApiRule, report: &Report<'_>) {
     let mut seen: Vec<(&BindingRule, &Spanned<Place>)> = Vec::new();
@@ -379,10 +445,11 @@ fn check_placeholders(api: &ApiRule, report: &Report<'_>) {
 
 /// A segment that two places claim is two credentials, and a request with one of them is refused
 /// for the other.
-fn check_paths_apart(api: &ApiRule, report: &Report<'_>) {
-    let slots: Vec<_> = places_with_texts(api)
+fn check_paths_apart(places: &[PlaceWithText<'_>], report: &Report<'_>) {
+    let slots: Vec<_> = places
+        .iter()
         .filter_map(|(place, text)| match place.get_ref() {
-            Place::Path(slot) => Some((place, slot, text)),
+            Place::Path(slot) => Some((*place, slot, *text)),
             _ => None,
         })
         .collect();
@@ -403,18 +470,21 @@ fn check_paths_apart(api: &ApiRule, report: &Report<'_>) {
 }
 
 /// A place in a body is of a request that the API allows, and no other place is in it.
-fn check_bodies(api: &ApiRule, report: &Report<'_>) {
-    let bodies: Vec<_> = places_with_texts(api)
+fn check_bodies(api: &ApiRule, places: &[PlaceWithText<'_>], report: &Report<'_>) {
+    let bodies: Vec<_> = places
+        .iter()
         .filter_map(|(place, _)| match place.get_ref() {
-            Place::Body(body) => Some((place, body)),
+            Place::Body(body) => Some((*place, body)),
             _ => None,
         })
         .collect();
+    let own: Vec<_> = api.bindings.iter().flat_map(|binding| &binding.places).collect();
     for (nth, (place, body)) in bodies.iter().enumerate() {
         let (method, path) = (body.method(), body.path());
         let allowed =
             permits(&api.requests.methods, &api.requests.paths, method, &path.to_string());
-        if allowed.is_err() {
+        let is_own = own.iter().any(|own| std::ptr::eq(*own, *place));
+        if allowed.is_err() && is_own {
             let text = format!(
                 "places: \"{body}\" is of a request that the API does not allow; add {method} to its \
                  methods and {path} to its paths"
@@ -437,16 +507,12 @@ fn check_bodies(api: &ApiRule, report: &Report<'_>) {
     }
 }
 
-fn places_with_texts(api: &ApiRule) -> impl Iterator<Item = (&Spanned<Place>, &str)> {
-    api.bindings.iter().flat_map(|binding| {
-        let text = binding.placeholder.as_ref().map_or("x", |text| text.get_ref().as_str());
-        binding.places.iter().map(move |place| (place, text))
-    })
-}
+/// A place, and a text that stands there.
+type PlaceWithText<'a> = (&'a Spanned<Place>, &'a str);
 
 /// A field where a placeholder stands is no plain one, and in a query only what would count is.
-fn check_plain(api: &ApiRule, report: &Report<'_>) {
-    let places = || api.bindings.iter().flat_map(|binding| &binding.places);
+fn check_plain(api: &ApiRule, places: &[PlaceWithText<'_>], report: &Report<'_>) {
+    let places = || places.iter().map(|(place, _)| *place);
     let bound = |plain: &Plain, place: &Place| match (plain, place) {
         (Plain::Header(name), Place::Header { name: other, .. }) => {
             Folded(name.as_str().as_bytes()) == Folded(other.as_str().as_bytes())
@@ -470,9 +536,9 @@ fn check_plain(api: &ApiRule, report: &Report<'_>) {
 }
 
 /// A place in the handshake means something only where there is one.
-fn check_websocket(api: &ApiRule, report: &Report<'_>) {
+fn check_websocket(api: &ApiRule, places: &[PlaceWithText<'_>], report: &Report<'_>) {
     let allowed = api.websocket.as_ref().is_some_and(|flag| *flag.get_ref());
-    let places = api.bindings.iter().flat_map(|binding| &binding.places);
+    let places = places.iter().map(|(place, _)| *place);
     for place in places.filter(|place| matches!(place.get_ref(), Place::Subprotocol(_))) {
         if !allowed {
             let text = "places: this one is in the handshake of a WebSocket; write websocket = true \

@@ -13,9 +13,9 @@ use super::{
     value::duration,
 };
 use crate::policy::{
-    Anonymous, Api, Binding, Carry, CredentialNames, Group, Limits, Pass, Pick, PickPart, Place,
-    Policy, Quota, SecretRef, Site, Tcp, Upstream, VaultLocation, fold_query, is_credential_header,
-    is_credential_query, queries_of,
+    Anonymous, Api, Binding, Carry, CredentialNames, Group, Limits, Mint, Pass, Pick, PickPart,
+    Place, Placeholder, Policy, Quota, SecretRef, Site, Tcp, Upstream, VaultLocation, fold_query,
+    is_credential_header, is_credential_query, queries_of,
 };
 
 /// The whole configuration for a person to read: the gateway, each group with all it may do, and
@@ -179,7 +179,7 @@ impl Explanation {
         for api in &policy.apis {
             let bindings = api.bindings.iter().filter(|bound| bound.groups.contains(&group.name));
             let bindings: Vec<_> = bindings.collect();
-            if !bindings.is_empty() {
+            if api.serves(&group.name) {
                 self.api(api, &bindings);
             }
         }
@@ -203,6 +203,9 @@ impl Explanation {
         for binding in bindings {
             self.binding(binding);
         }
+        api.mints.iter().for_each(|mint| self.mint(mint));
+        let foreign = |mint: &&std::sync::Arc<Mint>| !api.mints.contains(mint);
+        api.redeems.iter().filter(foreign).for_each(|mint| self.redeemed(mint));
         self.requests(&api.methods, &api.paths);
         self.websocket(api.websocket);
         self.own_credentials(api);
@@ -224,7 +227,7 @@ impl Explanation {
 
     /// Where this API differs from [`Self::credentials`].
     fn own_credentials(&mut self, api: &Api) {
-        let places = || api.bindings.iter().flat_map(|binding| &binding.places);
+        let places = || api.places();
         let named = places().filter_map(|place| match place {
             Place::Header { name, .. } => Some(name.as_str()),
             _ => None,
@@ -306,9 +309,24 @@ impl Explanation {
     fn binding(&mut self, binding: &Binding) {
         self.line("holds", &binding.placeholder);
         for (nth, place) in binding.places.iter().enumerate() {
-            self.line(if nth == 0 { "as" } else { "or as" }, PlaceText(place, binding));
+            self.line(
+                if nth == 0 { "as" } else { "or as" },
+                PlaceText(place, &binding.placeholder),
+            );
         }
         self.line("becomes", SecretText(&binding.secret));
+    }
+
+    /// What answers hold, and who takes the tickets.
+    fn mint(&mut self, mint: &Mint) {
+        self.line("mints", format!("{}, in its answers as {}", mint.name, list(&mint.answers)));
+        self.redeemed(mint);
+    }
+
+    fn redeemed(&mut self, mint: &Mint) {
+        let (name, hosts, life) = (&mint.name, list(&mint.hosts), duration(mint.life));
+        self.line("tickets", format!("for {name} are good for {life} at {hosts}"));
+        mint.places.iter().for_each(|place| self.line("as", PlaceText(place, &mint.label)));
     }
 
     fn pass(&mut self, pass: &Pass, policy: &Policy) {
@@ -373,11 +391,11 @@ impl Explanation {
 }
 
 /// A place as it looks in a request.
-struct PlaceText<'a>(&'a Place, &'a Binding);
+struct PlaceText<'a>(&'a Place, &'a Placeholder);
 
 impl Display for PlaceText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let placeholder = &self.1.placeholder;
+        let placeholder = self.1;
         match self.0 {
             Place::Header { name, scheme } => write!(f, "{name}: {scheme}{placeholder}"),
             Place::Query { name } => write!(f, "{name}={placeholder} in the query"),

@@ -12,6 +12,7 @@ mod explain;
 mod fields;
 mod files;
 mod gateway;
+mod mint;
 mod reference;
 mod rules;
 mod settings;
@@ -46,6 +47,7 @@ use error::Report;
 use fields::{inner, plain, transpose};
 use files::Files;
 use gateway::GatewaySection;
+use mint::MintRule;
 use rules::{AgentRule, ApiRule, BindingRule, GroupRule, PassRule, TcpRule};
 use table::TomlTable;
 use value::parsed;
@@ -196,7 +198,7 @@ impl Draft {
         let (ports, gateway) = (self.captured_ports(), self.gateway?);
         let policy = Policy {
             groups: all(self.groups, GroupRule::into_group)?,
-            apis: all(self.apis, ApiRule::into_api)?,
+            apis: mint::link(self.apis.into_iter().map(ApiRule::into_api).collect::<Option<_>>()?),
             passes: all(self.passes, PassRule::into_pass)?,
             tcp: all(self.tcp, TcpRule::into_tcp)?,
             ports,
@@ -255,6 +257,8 @@ impl ApiRule {
             websocket: inner(self.websocket, false),
             constraints: inner(self.constraints, Constraints::Critical),
             bindings: all(self.bindings, BindingRule::into_binding)?,
+            mints: all(self.mints, MintRule::into_mint)?,
+            redeems: vec![],
         })
     }
 }

@@ -13,18 +13,20 @@ use super::{
     error::{Span, nearest},
     fields::{inner, plain},
     files::{Files, ca_file, one_ca},
+    mint::MintRule,
     reference::{secret_ref, token_role},
     table::TomlTable,
     value::{
         anonymous, exact_host, flag, host_pattern, method, number, parsed, port, prefix, unquoted,
+        value_bytes,
     },
 };
 use crate::{
     catalogue::{self, Provider},
     policy::{
-        Anonymous, Constraints, DialledRule, Ech, FLOOR_VALUE_BYTES, GroupName, Host, HostPattern,
-        InterfaceName, MAX_VALUE_BYTES, MIN_VALUE_BYTES, Mac, PathRule, Place, Placeholder, Plain,
-        RuleName, SecretRef, USUAL_METHODS, Upstream,
+        Anonymous, Constraints, DialledRule, Ech, GroupName, Host, HostPattern, InterfaceName,
+        MIN_VALUE_BYTES, Mac, PathRule, Place, Placeholder, Plain, RuleName, SecretRef,
+        USUAL_METHODS, Upstream,
     },
 };
 
@@ -61,6 +63,9 @@ pub(super) struct ApiRule {
     pub(super) websocket: Option<Spanned<bool>>,
     pub(super) constraints: Option<Spanned<Constraints>>,
     pub(super) bindings: Vec<BindingRule>,
+    pub(super) mints: Vec<MintRule>,
+    /// Where it stands, if it has no binding.
+    pub(super) unbound: Option<Span>,
 }
 
 /// An `[[api.binding]]`.
@@ -137,9 +142,10 @@ impl ApiRule {
     pub(super) fn read(mut table: TomlTable<'_>, files: Files<'_>) -> Self {
         let provider = NamedProvider::read(&mut table);
         provider.default_to(&mut table, Provider::api);
-        table.require("binding");
         let bindings = table.tables("binding", "[[api.binding]]").into_iter();
-        let api = Self {
+        let mints = table.tables("mint", "[[api.mint]]");
+        let unbound = (!table.has("binding")).then(|| table.span().clone());
+        let mut api = Self {
             name: table.required("name", parsed(RuleName::parse)),
             hosts: table.required_list("hosts", exact_host("an API")),
             port: table.optional("port", port).unwrap_or_else(|| default_port(&table)),
@@ -152,8 +158,12 @@ impl ApiRule {
             websocket: table.optional("websocket", flag),
             constraints: table.optional("constraints", parsed(constraints)),
             bindings: bindings.map(|table| BindingRule::read(table, &provider)).collect(),
+            mints: mints.into_iter().map(MintRule::read).collect(),
+            unbound,
         };
-        table.finish();
+        if table.finish().has("binding") {
+            api.unbound = None;
+        }
         api
     }
 }
@@ -355,10 +365,6 @@ fn upstream(table: &mut TomlTable<'_>, files: Files<'_>) -> Upstream {
 
 fn private_prefixes(table: &mut TomlTable<'_>) -> Vec<IpNet> {
     plain(table.list_or_none("private_prefixes", prefix))
-}
-
-fn value_bytes(value: &toml::de::DeValue<'_>) -> Result<usize, String> {
-    number(FLOOR_VALUE_BYTES as u64..=MAX_VALUE_BYTES as u64)(value)
 }
 
 fn dialled(text: &str) -> Result<DialledRule, &'static str> {

@@ -15,7 +15,8 @@ use toml::de::DeValue;
 
 use super::{error::quote, settings::NameServer, table::describe};
 use crate::policy::{
-    Anonymous, AnonymousRequest, Host, HostPattern, NeverAllowed, nat64, never_allowed,
+    Anonymous, AnonymousRequest, FLOOR_VALUE_BYTES, Host, HostPattern, MAX_VALUE_BYTES,
+    NeverAllowed, nat64, never_allowed,
 };
 
 /// Any text.
@@ -59,6 +60,11 @@ pub(super) fn number<T: TryFrom<u64>>(
         let number = integer(value).filter(|number| range.contains(number)).ok_or_else(wrong)?;
         T::try_from(number).map_err(|_| wrong())
     }
+}
+
+/// The fewest bytes of a value.
+pub(super) fn value_bytes(value: &DeValue<'_>) -> Result<usize, String> {
+    number(FLOOR_VALUE_BYTES as u64..=MAX_VALUE_BYTES as u64)(value)
 }
 
 /// A TCP port.

@@ -14,6 +14,7 @@ use crate::{
     policy::{Group, GroupName, Policy, SecretRef},
     quarantine::Quarantined,
     secrets::{SecretStore, Uses},
+    tickets::Tickets,
     vault::Session,
 };
 
@@ -24,6 +25,7 @@ pub(super) type Need = (GroupName, SecretRef);
 pub(super) struct SecretDemand {
     secrets: Arc<SecretStore>,
     vault: Option<Arc<Session>>,
+    tickets: Arc<Tickets>,
     quarantined: Quarantined,
     /// What the policy in force names. Held while the others are told, so that the last one to
     /// tell them has seen the last policy and the last quarantine.
@@ -40,10 +42,11 @@ impl SecretDemand {
     /// Tells `secrets` and `vault` what the policy names.
     pub(super) fn new(
         (secrets, vault): (Arc<SecretStore>, Option<Arc<Session>>),
+        tickets: Arc<Tickets>,
         quarantined: Quarantined,
         policy: &Policy,
     ) -> Self {
-        let demand = Self { secrets, vault, quarantined, named: Mutex::default() };
+        let demand = Self { secrets, vault, tickets, quarantined, named: Mutex::default() };
         demand.take(policy);
         demand
     }
@@ -109,6 +112,8 @@ impl SecretDemand {
             vault.set_groups(&groups, &with_entity(&named.needs));
         }
         self.secrets.set_wanted(&self.allowed(&named.needs));
+        let is_named = |group: &GroupName| named.groups.iter().any(|named| named.name == *group);
+        self.tickets.end(|group| is_named(group) && !self.quarantined.holds(group));
     }
 
     fn allowed(&self, needs: &[Need]) -> Vec<Need> {
@@ -172,7 +177,12 @@ mod tests {
             .policy;
         let day = Duration::from_secs(86_400);
         let secrets = SecretStore::new(Arc::new(Sources::default()), &[], day, day);
-        let demand = SecretDemand::new((Arc::clone(&secrets), None), quarantine.watch(), &policy);
+        let demand = SecretDemand::new(
+            (Arc::clone(&secrets), None),
+            Arc::default(),
+            quarantine.watch(),
+            &policy,
+        );
         let asked = || secrets.snapshot().health(Instant::now()).missing.len();
         assert_eq!(asked(), 1);
 

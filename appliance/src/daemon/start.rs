@@ -45,6 +45,7 @@ use crate::{
     policy_snapshot::PolicySnapshot,
     quarantine::Quarantine,
     secrets::{FileSource, SecretStore},
+    tickets::Tickets,
     tls,
     vault::{Session, Sources, VaultSource},
 };
@@ -162,7 +163,9 @@ impl Prepared {
         off_limits.control_plane().take_agents(capture.agents());
         let (secrets, vault) = open_secrets(settings, &policy.groups, &resolver)?;
         let sources = (Arc::clone(&secrets), vault.clone());
-        let demand = Arc::new(SecretDemand::new(sources, quarantine.watch(), &policy));
+        let tickets = Arc::<Tickets>::default();
+        let demand = SecretDemand::new(sources, Arc::clone(&tickets), quarantine.watch(), &policy);
+        let demand = Arc::new(demand);
         let rotation = issuing::open_rotation(settings, vault.as_ref())?;
         let cas = issuing::cas(&policy, settings, rotation.as_ref())?;
         let policy_snapshot = policy_snapshot(policy, cas.clone(), &system_roots)?;
@@ -172,7 +175,7 @@ impl Prepared {
         let (phase, phases) = Phases::new();
         let (policy_snapshots, in_force) = watch::channel(Arc::new(policy_snapshot));
         let gateway = Arc::new(Gateway {
-            services: Services { audit: records.sink.clone(), secrets, resolver },
+            services: Services { audit: records.sink.clone(), secrets, tickets, resolver },
             policy_snapshot: in_force,
             phases,
             quarantined: quarantine.watch(),

@@ -48,16 +48,20 @@ fn words(health: &Health, status: &Status<'_>) -> String {
         let _ = write!(text, "\n  - {line}");
     }
     let groups: Vec<String> = status.groups.iter().map(GroupStatus::words).collect();
+    let tickets = status.groups.iter().map(|group| format!("{} {}", group.name, group.tickets));
+    let tickets: Vec<String> = tickets.collect();
     let secrets = (status.secrets.available.len(), status.secrets.missing.len());
     let cas = (status.issuing_cas.available.len(), status.issuing_cas.missing.len());
     let _ = write!(
         text,
-        "\nconnections   {} open; {}\nsecrets       {} of {} have a value\nissuing CAs   {} of \
-         {} are there\nlandlock      {}\nversion       {}, {}",
+        "\nconnections   {} open; {}\nsecrets       {} of {} have a value\ntickets       {} are good; {}\n\
+         issuing CAs   {} of {} are there\nlandlock      {}\nversion       {}, {}",
         status.connections,
         groups.join(", "),
         secrets.0,
         secrets.0 + secrets.1,
+        status.groups.iter().map(|group| group.tickets).sum::<usize>(),
+        tickets.join(", "),
         cas.0,
         cas.0 + cas.1,
         status.landlock,
@@ -76,6 +80,7 @@ fn groups<'a>(vitals: &Vitals, policy_snapshot: &'a PolicySnapshot) -> Vec<Group
         name: name.to_string(),
         quarantined: quarantined.contains(name),
         connections: vitals.gateway.capacity.open(name),
+        tickets: vitals.gateway.services.tickets.good(name, Instant::now()),
     };
     known.iter().copied().chain(absent).map(status).collect()
 }
@@ -154,6 +159,8 @@ struct GroupStatus {
     name: String,
     quarantined: bool,
     connections: usize,
+    /// Those that are good, for credentials that APIs have minted.
+    tickets: usize,
 }
 
 impl GroupStatus {

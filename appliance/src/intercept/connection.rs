@@ -15,6 +15,7 @@ use crate::{
     reason::Reason,
     secrets::SecretStore,
     substitute::{self, SubstitutionRules},
+    tickets::Tickets,
 };
 
 /// What every exchange of one connection shares.
@@ -37,6 +38,8 @@ pub(super) struct Connection {
     pub audit: Sink,
     /// Where values come from.
     pub secrets: Arc<SecretStore>,
+    /// What agents hold for what APIs have minted.
+    pub tickets: Arc<Tickets>,
     /// Compiled masks, shared between connections.
     pub masks: Arc<MaskCache>,
     /// Compressed answers to its group.

@@ -41,6 +41,8 @@ pub(super) enum Source {
     Plain(Incoming),
     /// Compressed.
     Coded(Box<CompressedBody>),
+    /// What was read whole, and looked at.
+    Whole(Option<Bytes>),
 }
 
 /// A compressed body.
@@ -132,6 +134,7 @@ impl Source {
                 .poll_frame(cx)
                 .map(|frame| frame.map(|it| it.map_err(|_| Reason::UpstreamUnreachable))),
             Self::Coded(body) => body.poll_frame(cx),
+            Self::Whole(body) => Poll::Ready(body.take().map(|body| Ok(Frame::data(body)))),
         }
     }
 
@@ -141,6 +144,7 @@ impl Source {
         match self {
             Self::Plain(body) => body.is_end_stream(),
             Self::Coded(_) => false,
+            Self::Whole(body) => body.as_ref().is_none_or(Bytes::is_empty),
         }
     }
 
@@ -148,13 +152,16 @@ impl Source {
         match self {
             Self::Plain(body) => body.size_hint(),
             Self::Coded(_) => SizeHint::default(),
+            Self::Whole(body) => {
+                SizeHint::with_exact(body.as_ref().map_or(0, |body| body.len() as u64))
+            }
         }
     }
 
     /// Whether the upstream may be waiting for an answer to all that came.
     pub(super) fn rests(&self) -> bool {
         match self {
-            Self::Plain(_) => true,
+            Self::Plain(_) | Self::Whole(_) => true,
             Self::Coded(body) => body.decoder.rests(),
         }
     }
@@ -167,7 +174,7 @@ impl Source {
     /// What came and was in no frame yet, where it [rests](Self::rests).
     pub(super) fn rest(&mut self) -> Bytes {
         match self {
-            Self::Plain(_) => Bytes::new(),
+            Self::Plain(_) | Self::Whole(_) => Bytes::new(),
             Self::Coded(body) => body.decoder.rest(),
         }
     }

@@ -126,7 +126,7 @@ async fn forward(
         let group = &connection.group.name;
         used.iter().for_each(|binding| connection.secrets.reject(group, &binding.secret));
     }
-    Ok(receive(connection, response, answering, (asked, sender.switch()), trace)?)
+    Ok(receive(connection, response, answering, (asked, sender.switch()), trace).await?)
 }
 
 async fn read_whole(

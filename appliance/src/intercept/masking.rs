@@ -3,31 +3,33 @@
 use std::sync::Arc;
 
 use super::connection::Connection;
-use crate::{decide::Route, scrub::Masks, secrets::SecretSnapshot};
+use crate::{decide::Route, policy_snapshot::Generations, scrub::Masks, secrets::SecretSnapshot};
 
-/// Masks, and the generation of the values that they were made for.
+/// Masks, and the generations of the values that they were made for.
 pub(super) struct Masking {
     pub(super) masks: Arc<Masks>,
-    generation: u64,
+    generations: Generations,
 }
 
 impl Masking {
     /// Masks for the values of an API's host in a snapshot.
     pub(super) fn of(connection: &Connection, snapshot: &SecretSnapshot) -> Self {
-        let host = &connection.pinned.host;
-        let masks = connection.masks.of(&connection.group.name, host, snapshot);
-        Self { masks, generation: snapshot.generation() }
+        let whose = (&connection.group.name, &connection.pinned.host);
+        let values = (snapshot, &*connection.tickets);
+        let (masks, generations) = connection.masks.of(whose, values);
+        Self { masks, generations }
     }
 
     /// Masks nothing.
     pub(super) fn none(connection: &Connection) -> Self {
-        Self { masks: connection.masks.none(), generation: 0 }
+        Self { masks: connection.masks.none(), generations: (0, 0) }
     }
 
     /// Others, where values have changed since these were made. Cheap where they have not.
     pub(super) fn newer(&self, connection: &Connection) -> Option<Self> {
         let Route::Intercept(_) = &connection.route else { return None };
-        let changed = connection.secrets.generation() != self.generation;
+        let now = (connection.secrets.generation(), connection.tickets.generation());
+        let changed = now != self.generations;
         changed.then(|| Self::of(connection, &connection.secrets.snapshot()))
     }
 }

@@ -20,6 +20,7 @@ mod prepare;
 mod whole;
 
 mod message;
+mod minting;
 mod overrides;
 mod owner_restrictions;
 mod pinned_authority;
@@ -67,6 +68,7 @@ use crate::{
     refuse::Refusal,
     secrets::SecretStore,
     seldom::Seldom,
+    tickets::Tickets,
     tls::{ClientSettings, Protocol, TlsFailure, Unverified},
 };
 
@@ -77,6 +79,8 @@ pub struct Services {
     pub audit: Sink,
     /// Where values come from.
     pub secrets: Arc<SecretStore>,
+    /// What agents hold for what APIs have minted.
+    pub tickets: Arc<Tickets>,
     /// The gateway's own resolution of names.
     pub resolver: Resolver,
 }
@@ -259,6 +263,7 @@ impl Interception<'_> {
             taken: self.share.taken(),
             audit: services.audit.clone(),
             secrets: Arc::clone(&services.secrets),
+            tickets: Arc::clone(&services.tickets),
             masks: Arc::clone(&self.policy_snapshot.masks),
             coded: self.policy_snapshot.coded.of(&group.name, route.rule()),
             head_fields: self.policy_snapshot.policy.limits.head_fields,

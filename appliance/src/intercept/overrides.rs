@@ -71,6 +71,15 @@ pub(super) fn check(
     if denied { Err(Reason::MethodDenied) } else { Ok(()) }
 }
 
+/// Refuses what replaces the path, where the answer is looked at by it.
+///
+/// # Errors
+///
+/// `path_ambiguous`.
+pub(super) fn check_path(headers: &HeaderMap) -> Result<(), Reason> {
+    if headers.keys().any(replaces_path) { Err(Reason::PathAmbiguous) } else { Ok(()) }
+}
+
 /// The hosts that a Forwarded field names (RFC 7239, section 4).
 fn hosts_of(forwarded: &str) -> impl Iterator<Item = &str> {
     let pairs = forwarded.split([';', ',']).filter_map(|pair| pair.split_once('='));

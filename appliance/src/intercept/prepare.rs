@@ -9,6 +9,7 @@ use super::{
     connection::{Connection, RequestRules},
     decoded::{Places, Reading},
     masking::Masking,
+    minting::Minting,
     overrides, owner_restrictions,
     receive::ResponseHandling,
     trace::Trace,
@@ -20,7 +21,7 @@ use crate::{
     reason::{Reason, SecretCause},
     scrub::{self, Part},
     secrets::SecretSnapshot,
-    substitute::{self, Substitution},
+    substitute::{self, Desk, Substitution, SubstitutionRules, TicketsAt},
 };
 
 /// What a request that may be sent has become.
@@ -43,9 +44,10 @@ pub(super) fn prepare(
 ) -> Result<PreparedRequest, Reason> {
     match (&connection.rules, &connection.route) {
         (RequestRules::Substitute(rules), Route::Intercept(api)) => {
+            let desk = desk(connection, rules);
             let substitution = match whole {
-                Some(whole) => substitute::examine_whole(rules, head, &whole.bytes),
-                None => substitute::examine(rules, head),
+                Some(whole) => substitute::examine_whole(desk, head, &whole.bytes),
+                None => substitute::examine(desk, head),
             };
             let substitution = substitution.map_err(|denial| trace.denied(denial))?;
             trace.with(|record| record.placeholders(substitution.placeholders()));
@@ -59,12 +61,13 @@ pub(super) fn prepare(
             let target = (&connection.group.name, api.as_ref(), &connection.pinned.host);
             owner_restrictions::admit(target, head, snapshot, &substitution)
                 .map_err(|word| trace.narrowed(word))?;
+            let minting = Minting::of(rules, head, &connection.taken)?;
             let masking = Masking::of(connection, snapshot);
             let part = Part::of(&head.method, &head.headers).filter(|_| !api.response.ranges);
-            let reading = match part {
-                // It is cut out of an answer of a known length.
-                Some(_) => Reading::Decoded(Places::default()),
-                None => Reading::Decoded(Places::of(
+            let reading = match (&part, &minting) {
+                // It is cut out of an answer of a known length, or read whole.
+                (Some(_), _) | (_, Some(_)) => Reading::Decoded(Places::default()),
+                (None, None) => Reading::Decoded(Places::of(
                     (&connection.coded, &connection.taken),
                     &head.headers,
                 )),
@@ -75,7 +78,7 @@ pub(super) fn prepare(
                 .map_err(|cause| trace.secret_unavailable(cause))?;
             let used = substitution.bindings().cloned().collect();
             Ok(PreparedRequest {
-                answering: ResponseHandling { masking, reading, part },
+                answering: ResponseHandling { masking, reading, part, minting },
                 used,
                 body,
             })
@@ -83,11 +86,18 @@ pub(super) fn prepare(
         (RequestRules::Inspect, Route::Inspect(pass)) => {
             inspect(pass, head)?;
             let masking = Masking::none(connection);
-            let answering = ResponseHandling { masking, reading: Reading::Unread, part: None };
+            let reading = Reading::Unread;
+            let answering = ResponseHandling { masking, reading, part: None, minting: None };
             Ok(PreparedRequest { answering, used: vec![], body: None })
         }
         _ => Err(Reason::InternalError),
     }
+}
+
+/// What credentials are held against.
+fn desk<'a>(connection: &'a Connection, rules: &'a SubstitutionRules) -> Desk<'a> {
+    let (all, host) = (&*connection.tickets, &connection.pinned.host);
+    Desk::new(rules, TicketsAt { all, host, now: Instant::now() })
 }
 
 fn swap(

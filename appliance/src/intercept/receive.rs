@@ -13,6 +13,7 @@ use super::{
     decoded::{Reading, Source},
     masking::Masking,
     message,
+    minting::Minting,
     switched::Switched,
     trace::Trace,
     websocket::{Asked, Switch},
@@ -28,13 +29,14 @@ pub(super) struct ResponseHandling {
     pub(super) masking: Masking,
     pub(super) reading: Reading,
     pub(super) part: Option<Part>,
+    pub(super) minting: Option<Minting>,
 }
 
 /// Makes of the upstream's answer what the agent receives.
-pub(super) fn receive(
+pub(super) async fn receive(
     connection: &Connection,
     response: Response<Incoming>,
-    ResponseHandling { masking, reading, part }: ResponseHandling,
+    ResponseHandling { masking, reading, part, minting }: ResponseHandling,
     (asked, switch): (Option<Asked>, Option<&Switch>),
     trace: &Arc<Trace>,
 ) -> Result<Response<ResponseBody>, Reason> {
@@ -53,10 +55,13 @@ pub(super) fn receive(
         return Err(Reason::UpstreamUnreachable);
     }
     message::check_codings(&head.headers)?;
-    // The answer may have taken its time.
-    let masking = masking.newer(connection).unwrap_or(masking);
     message::remove_hop_by_hop(&mut head.headers);
-    let body = source(connection, reading, &mut head, body)?;
+    let mut body = source(connection, reading, &mut head, body)?;
+    if let Some(minting) = minting {
+        body = minting.rewrite(body, &mut head, connection).await?;
+    }
+    // The answer may have taken its time, or brought what is to be masked.
+    let masking = masking.newer(connection).unwrap_or(masking);
     if matches!(connection.route, Route::Intercept(_)) {
         let rules = connection.response_rules();
         let report = scrub::mask_head(&masking.masks, &rules, &head.status, &mut head.headers)?;

@@ -357,6 +357,12 @@ impl Taken {
         self.agent.may_probe(count, 1, now) && self.group.may_probe(count, Quota::GROUP_RATE, now)
     }
 
+    /// Whether the agent may ask now for what may hold a minted credential. Masks are compiled anew
+    /// for each.
+    pub fn may_mint(&self, now: Instant) -> bool {
+        self.agent.may_mint(1, now) && self.group.may_mint(Quota::GROUP_RATE, now)
+    }
+
     /// Takes a place for one request. Each request under way holds a place in the audit's queue
     /// and buffers, which all agents share.
     pub fn request(self: &Arc<Self>) -> Result<RequestSlot, Reason> {

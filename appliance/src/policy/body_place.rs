@@ -117,7 +117,7 @@ impl BodyPlace {
 
 /// The segments of a path as servers take them that are lax in every way: decoded, in lower case,
 /// without parameters (Servlet), empty and dot segments and the last one's ending (Rails).
-fn loosely_read(path: &str) -> Vec<String> {
+pub(super) fn loosely_read(path: &str) -> Vec<String> {
     let text = percent_decode_str(path).decode_utf8_lossy().to_lowercase();
     let mut segments: Vec<String> = Vec::new();
     for segment in text.split(['/', '\\']) {
@@ -167,6 +167,39 @@ impl JsonPointer {
     }
 }
 
+/// Names values in JSON: a pointer, in which `*` is every member of an object or an array.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct JsonPattern(Arc<[Option<Box<str>>]>);
+
+impl JsonPattern {
+    /// Reads one.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let name = |text: &str| if text == "*" { Some(None) } else { token(text).map(Some) };
+        let names: Arc<[_]> =
+            text.strip_prefix('/')?.split('/').map(name).collect::<Option<_>>()?;
+        (names.len() <= MAX_TOKENS).then_some(Self(names))
+    }
+
+    /// The names of members, each in the one before; nothing stands for every member.
+    pub fn names(&self) -> &[Option<Box<str>>] {
+        &self.0
+    }
+}
+
+impl fmt::Display for JsonPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|name| match name {
+            Some(name) => write!(f, "/{}", written(name)),
+            None => f.write_str("/*"),
+        })
+    }
+}
+
+/// A name as a pointer writes it.
+fn written(name: &str) -> String {
+    name.replace('~', "~0").replace('/', "~1")
+}
+
 /// A name of a pointer, in which `~0` is `~` and `~1` is `/`. Each has a letter or a digit, since
 /// names that differ in others only are taken for the same.
 fn token(text: &str) -> Option<Box<str>> {
@@ -179,8 +212,7 @@ fn token(text: &str) -> Option<Box<str>> {
 
 impl fmt::Display for JsonPointer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.tokens()
-            .try_for_each(|token| write!(f, "/{}", token.replace('~', "~0").replace('/', "~1")))
+        self.tokens().try_for_each(|token| write!(f, "/{}", written(token)))
     }
 }
 

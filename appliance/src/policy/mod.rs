@@ -10,6 +10,7 @@ mod credential;
 mod host;
 mod limits;
 mod method;
+mod mint;
 mod name;
 mod narrowing;
 pub(crate) mod nat64;
@@ -24,13 +25,14 @@ mod text;
 
 pub use agent::{BoundAgent, Mac, MacError};
 pub use anonymous::{Anonymous, AnonymousError, AnonymousRequest};
-pub use body_place::{BodyPlace, BodyPlaceError, BodySpot, JsonPointer};
+pub use body_place::{BodyPlace, BodyPlaceError, BodySpot, JsonPattern, JsonPointer};
 pub use credential::{CredentialNames, is_credential_header, is_credential_query};
 pub(crate) use credential::{fold_query, nested_name, queries_of, query_readings};
 pub use host::{Host, HostError, HostPattern};
 pub use limits::{Limits, Quota};
 pub use method::{NeverAllowed, USUAL_METHODS, never_allowed};
 pub(crate) use method::{is_method, names_method};
+pub use mint::{AnswerSpot, Mint, MintPath, MintScheme, MintedAt, MintedAtError, TicketShape};
 pub(crate) use name::{Folded, is_plain_name, only_value, query_pairs};
 pub use narrowing::{NARROWING_KEYS, Narrowed, Narrowing, ValuePlace, looks_narrowing};
 pub(crate) use path::has_one_reading;
@@ -218,12 +220,24 @@ pub struct Api {
     pub constraints: Constraints,
     /// The placeholders, each for some groups. A group without one has no use of this API.
     pub bindings: Vec<Arc<Binding>>,
+    /// The credentials that its answers hold.
+    pub mints: Vec<Arc<Mint>>,
+    /// The credentials that it takes back, of its own and of other APIs.
+    pub redeems: Vec<Arc<Mint>>,
 }
 
 impl Api {
-    /// Whether a group has a placeholder here.
+    /// Whether a group has a placeholder here, or may have a ticket.
     pub fn serves(&self, group: &GroupName) -> bool {
-        self.bindings.iter().any(|binding| binding.groups.contains(group))
+        let bound = self.bindings.iter().map(|binding| &binding.groups);
+        let minted = self.redeems.iter().map(|mint| &mint.groups);
+        bound.chain(minted).any(|groups| groups.contains(group))
+    }
+
+    /// Every place in which a credential may stand.
+    pub fn places(&self) -> impl Iterator<Item = &Place> {
+        let bound = self.bindings.iter().flat_map(|binding| &binding.places);
+        bound.chain(self.redeems.iter().flat_map(|mint| &mint.places))
     }
 }
 

@@ -320,6 +320,8 @@ mod tests {
             websocket: false,
             constraints: Default::default(),
             bindings: vec![],
+            mints: vec![],
+            redeems: vec![],
         }
     }
 

@@ -164,7 +164,7 @@ fn closed(path: &str) -> Cow<'_, str> {
 
 /// The path as an origin reads it that decodes slashes before it parts segments, and takes
 /// characters for what Unicode calls compatible with them (NFKC).
-fn opened(path: &str) -> Cow<'_, str> {
+pub(super) fn opened(path: &str) -> Cow<'_, str> {
     if !path.contains('%') {
         return path.into();
     }

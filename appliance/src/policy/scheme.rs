@@ -55,6 +55,13 @@ impl Scheme {
     }
 }
 
+impl Scheme {
+    /// The encoded pair of a value that is of Basic (RFC 7617).
+    pub fn basic_credential(value: &[u8]) -> Option<&[u8]> {
+        after_word(value, "basic")
+    }
+}
+
 /// What follows a word and exactly one space.
 pub(crate) fn after_word<'a>(value: &'a [u8], word: &str) -> Option<&'a [u8]> {
     let (start, rest) = value.split_at_checked(word.len())?;

@@ -4,8 +4,6 @@
 //! a body is decoded on the way, [`super::decoded_head`] has made the head one without a coding
 //! before.
 
-use std::ops::Not as _;
-
 use bytes::{Bytes, BytesMut};
 use http::{
     HeaderMap, HeaderName, HeaderValue, StatusCode,
@@ -122,16 +120,14 @@ fn remove_unlisted(rules: &ResponseRules, headers: &mut HeaderMap) {
 }
 
 fn remove_secret_names(masks: &Masks, headers: &mut HeaderMap) -> u64 {
-    let holds_secret = |name: &&HeaderName| {
-        masks.names.scan(name.as_str().as_bytes(), usize::MAX).covered.is_empty().not()
-    };
+    let holds_secret = |name: &&HeaderName| masks.is_in_name(name.as_str().as_bytes());
     let names: Vec<HeaderName> = headers.keys().filter(holds_secret).cloned().collect();
     names.iter().for_each(|name| drop(headers.remove(name)));
     names.iter().map(|name| name.as_str().len() as u64).sum()
 }
 
 fn mask_value(masks: &Masks, value: &mut HeaderValue, report: &mut HeadReport) {
-    let scan = masks.values.scan(value.as_bytes(), usize::MAX);
+    let scan = masks.scan(value.as_bytes(), usize::MAX);
     report.near_misses += scan.near_misses;
     if scan.covered.is_empty() {
         return;

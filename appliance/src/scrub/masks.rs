@@ -1,6 +1,6 @@
 //! The compiled set of forms, and what an occurrence of one is covered with.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use super::{
     decode::{DecodeOptions, parts},
@@ -10,13 +10,18 @@ use super::{
 };
 use crate::secrets::SecretValue;
 
-/// Every form of a set of secrets. Immutable; shared through an `Arc`.
+/// Every form of some sets of secrets. Immutable; shared through an `Arc`.
 ///
 /// The forms are zeroised when it is dropped. The search holds hashes of them alone.
 pub struct Masks {
-    pub(super) values: Scanner,
-    pub(super) names: Scanner,
+    sets: Vec<Arc<MaskSet>>,
     reach: usize,
+}
+
+/// The forms of one set.
+struct MaskSet {
+    values: Scanner,
+    names: Scanner,
 }
 
 impl Masks {
@@ -26,18 +31,32 @@ impl Masks {
         values.sort_unstable();
         values.dedup();
         let longest = values.iter().map(|value| value.len()).max().unwrap_or(0);
-        Self {
+        if values.is_empty() {
+            return Self { sets: vec![], reach: reach(longest) };
+        }
+        let set = MaskSet {
             values: Scanner::new(values.iter().flat_map(|value| Form::all(value)).collect()),
             names: Scanner::new(
                 values.iter().flat_map(|value| Form::all_lower_case(value)).collect(),
             ),
-            reach: reach(longest),
+        };
+        Self { sets: vec![Arc::new(set)], reach: reach(longest) }
+    }
+
+    /// The forms of all of these. Each that was compiled by itself is looked for by itself, so that
+    /// a further secret does not cost the compilation of all others.
+    pub fn joined<'a>(all: impl IntoIterator<Item = &'a Self>) -> Self {
+        let mut joined = Self { sets: vec![], reach: reach(0) };
+        for masks in all {
+            joined.sets.extend(masks.sets.iter().map(Arc::clone));
+            joined.reach = joined.reach.max(masks.reach);
         }
+        joined
     }
 
     /// Whether there is nothing to mask.
     pub fn is_empty(&self) -> bool {
-        self.values.forms.is_empty()
+        self.sets.is_empty()
     }
 
     /// Bytes that a stream keeps, at most, to see an occurrence whole. It is one of
@@ -45,10 +64,32 @@ impl Masks {
     pub fn reach(&self) -> usize {
         self.reach
     }
+
+    /// As [`Scanner::scan`], for all sets.
+    pub(super) fn scan(&self, text: &[u8], counted_to: usize) -> ScanResult {
+        match self.sets.as_slice() {
+            [set] => set.values.scan(text, counted_to),
+            sets => {
+                let mut all = ScanResult::default();
+                for set in sets {
+                    let found = set.values.scan(text, counted_to);
+                    all.covered.extend(found.covered);
+                    all.near_misses += found.near_misses;
+                }
+                all.covered = union(all.covered);
+                all
+            }
+        }
+    }
+
+    /// Whether the name of a field holds a secret.
+    pub(super) fn is_in_name(&self, name: &[u8]) -> bool {
+        self.sets.iter().any(|set| !set.names.scan(name, usize::MAX).covered.is_empty())
+    }
 }
 
 /// A search for a set of forms.
-pub(super) struct Scanner {
+struct Scanner {
     forms: Vec<Form>,
     searches: Vec<Box<dyn WindowSearch>>,
     /// Whether some form is looked for that has no stable part.
@@ -73,7 +114,7 @@ impl Scanner {
 
     /// Finds every occurrence in `text`. Near misses from `counted_to` on are not counted: where
     /// the text goes on, an occurrence may have begun there.
-    pub(super) fn scan(&self, text: &[u8], counted_to: usize) -> ScanResult {
+    fn scan(&self, text: &[u8], counted_to: usize) -> ScanResult {
         let mut scan = ScanResult::default();
         let mut found = |at: usize, suspects: &[Suspect]| {
             let before = scan.covered.len();

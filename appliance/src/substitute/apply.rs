@@ -17,6 +17,7 @@ use http::{
 use zeroize::Zeroizing;
 
 use super::{
+    claim::Claim,
     cookies,
     splice::{Piece, json_string, percent, splice},
     target::{self, TargetPart},
@@ -44,7 +45,7 @@ pub(super) enum Swap {
     Header {
         field: HeaderName,
         scheme: Scheme,
-        binding: Arc<Binding>,
+        claim: Claim,
     },
     Basic {
         user: Half,
@@ -54,31 +55,31 @@ pub(super) enum Swap {
     Query {
         name: Box<str>,
         at: Range<usize>,
-        binding: Arc<Binding>,
+        claim: Claim,
     },
     /// `at` is where the placeholder stands in the path, as it is on the wire.
     Path {
         place: PathSlot,
         at: Range<usize>,
-        binding: Arc<Binding>,
+        claim: Claim,
     },
     /// `at` is where the placeholder stands in the one field of offers.
     Subprotocol {
         prefix: SubprotocolPrefix,
         value: HeaderValue,
         at: Range<usize>,
-        binding: Arc<Binding>,
+        claim: Claim,
     },
     Cookie {
         name: Box<str>,
         at: cookies::CookieSpan,
-        binding: Arc<Binding>,
+        claim: Claim,
     },
     /// `at` is what the value takes the place of, of JSON a string with its quotes.
     Body {
         place: BodyPlace,
         at: Range<usize>,
-        binding: Arc<Binding>,
+        claim: Claim,
     },
 }
 
@@ -101,7 +102,7 @@ enum WrittenField {
 
 #[derive(Debug)]
 pub(super) enum Half {
-    Secret(Arc<Binding>),
+    Secret(Claim),
     Text(Arc<str>),
 }
 
@@ -123,12 +124,16 @@ impl Substitution {
 
     /// Where in the request the value of each binding is about to stand.
     pub fn value_places(&self) -> impl Iterator<Item = (&Arc<Binding>, ValuePlace<'_>)> {
-        self.swaps.iter().flat_map(Swap::value_places)
+        self.swaps.iter().flat_map(Swap::claims).filter_map(|(claim, place)| match claim {
+            Claim::Bound(binding) => Some((binding, place)),
+            Claim::Ticket(..) => None,
+        })
     }
 
-    /// The placeholders that stand in the request, for the audit.
+    /// The placeholders that stand in the request, and of its tickets what they are called, for the
+    /// audit.
     pub fn placeholders(&self) -> impl Iterator<Item = &Placeholder> {
-        self.bindings().map(|binding| &binding.placeholder)
+        self.swaps.iter().flat_map(Swap::claims).map(|(claim, _)| claim.label())
     }
 
     /// Replaces the placeholders of the request that was examined, and removes
@@ -196,21 +201,21 @@ impl Swap {
         }
     }
 
-    fn value_places(&self) -> impl Iterator<Item = (&Arc<Binding>, ValuePlace<'_>)> {
+    fn claims(&self) -> impl Iterator<Item = (&Claim, ValuePlace<'_>)> {
         let pair = match self {
-            Self::Header { field, scheme, binding } => {
-                [Some((binding, ValuePlace::Header(field, scheme))), None]
+            Self::Header { field, scheme, claim } => {
+                [Some((claim, ValuePlace::Header(field, scheme))), None]
             }
-            Self::Query { name, binding, .. } => [Some((binding, ValuePlace::Query(name))), None],
-            Self::Path { place, binding, .. } => [Some((binding, ValuePlace::Path(place))), None],
-            Self::Cookie { name, binding, .. } => [Some((binding, ValuePlace::Cookie(name))), None],
-            Self::Body { place, binding, .. } => [Some((binding, ValuePlace::Body(place))), None],
-            Self::Subprotocol { prefix, binding, .. } => {
-                [Some((binding, ValuePlace::Subprotocol(prefix))), None]
+            Self::Query { name, claim, .. } => [Some((claim, ValuePlace::Query(name))), None],
+            Self::Path { place, claim, .. } => [Some((claim, ValuePlace::Path(place))), None],
+            Self::Cookie { name, claim, .. } => [Some((claim, ValuePlace::Cookie(name))), None],
+            Self::Body { place, claim, .. } => [Some((claim, ValuePlace::Body(place))), None],
+            Self::Subprotocol { prefix, claim, .. } => {
+                [Some((claim, ValuePlace::Subprotocol(prefix))), None]
             }
             Self::Basic { user, password } => [
-                user.binding().map(|binding| (binding, ValuePlace::BasicUser)),
-                password.binding().map(|binding| (binding, ValuePlace::BasicPassword)),
+                user.claim().map(|claim| (claim, ValuePlace::BasicUser)),
+                password.claim().map(|claim| (claim, ValuePlace::BasicPassword)),
             ],
         };
         pair.into_iter().flatten()
@@ -221,8 +226,8 @@ impl Swap {
         lookup: &mut impl FnMut(&Binding) -> Result<Arc<SecretValue>, SecretCause>,
     ) -> Result<WrittenField, SecretCause> {
         match self {
-            Self::Header { field, scheme, binding } => {
-                let value = lookup(binding)?;
+            Self::Header { field, scheme, claim } => {
+                let value = value_of(claim, lookup)?;
                 let text = concat(&[scheme.to_string().as_bytes(), value.expose()]);
                 Ok(WrittenField::Header(field.clone(), sensitive(text)?))
             }
@@ -236,24 +241,28 @@ impl Swap {
                 let pair = concat(&[&user, b":", &password]);
                 Ok(WrittenField::Header(AUTHORIZATION, sensitive(basic(&pair)?)?))
             }
-            Self::Query { at, binding, .. } => {
-                Ok(WrittenField::Target(TargetPart::Query, piece(at, percent, &*lookup(binding)?)))
-            }
-            Self::Path { at, binding, .. } => {
-                Ok(WrittenField::Target(TargetPart::Path, piece(at, percent, &*lookup(binding)?)))
-            }
-            Self::Cookie { at, binding, .. } => {
-                let (field, piece) = cookies::piece(at, lookup(binding)?.expose())?;
+            Self::Query { at, claim, .. } => Ok(WrittenField::Target(
+                TargetPart::Query,
+                piece(at, percent, &*value_of(claim, lookup)?),
+            )),
+            Self::Path { at, claim, .. } => Ok(WrittenField::Target(
+                TargetPart::Path,
+                piece(at, percent, &*value_of(claim, lookup)?),
+            )),
+            Self::Cookie { at, claim, .. } => {
+                let (field, piece) = cookies::piece(at, value_of(claim, lookup)?.expose())?;
                 Ok(WrittenField::Cookie(field, piece))
             }
-            Self::Body { place, at, binding } => {
+            Self::Body { place, at, claim } => {
                 let escape = match place.spot() {
                     BodySpot::Json(_) => json_string,
                     BodySpot::Form(_) => percent,
                 };
-                Ok(WrittenField::Body(piece(at, escape, &*lookup(binding)?)))
+                Ok(WrittenField::Body(piece(at, escape, &*value_of(claim, lookup)?)))
             }
-            Self::Subprotocol { value, at, binding, .. } => offer(value, at, &*lookup(binding)?),
+            Self::Subprotocol { value, at, claim, .. } => {
+                offer(value, at, &*value_of(claim, lookup)?)
+            }
         }
     }
 }
@@ -271,9 +280,9 @@ impl fmt::Display for Spot<'_> {
 }
 
 impl Half {
-    fn binding(&self) -> Option<&Arc<Binding>> {
+    fn claim(&self) -> Option<&Claim> {
         match self {
-            Self::Secret(binding) => Some(binding),
+            Self::Secret(claim) => Some(claim),
             Self::Text(_) => None,
         }
     }
@@ -283,9 +292,20 @@ impl Half {
         lookup: &mut impl FnMut(&Binding) -> Result<Arc<SecretValue>, SecretCause>,
     ) -> Result<Zeroizing<Vec<u8>>, SecretCause> {
         Ok(match self {
-            Self::Secret(binding) => concat(&[lookup(binding)?.expose()]),
+            Self::Secret(claim) => concat(&[value_of(claim, lookup)?.expose()]),
             Self::Text(text) => concat(&[text.as_bytes()]),
         })
+    }
+}
+
+/// The value behind a claim: what `lookup` says, or what the ticket holds.
+fn value_of(
+    claim: &Claim,
+    lookup: &mut impl FnMut(&Binding) -> Result<Arc<SecretValue>, SecretCause>,
+) -> Result<Arc<SecretValue>, SecretCause> {
+    match claim {
+        Claim::Bound(binding) => lookup(binding),
+        Claim::Ticket(_, ticket) => Ok(Arc::clone(&ticket.value)),
     }
 }
 

@@ -7,20 +7,18 @@ use zeroize::Zeroizing;
 
 use super::{
     apply::{Half, Swap},
+    claim::Claim,
     denial::{Denial, astray},
-    rules::{SubstitutionRules, is},
+    desk::Desk,
 };
-use crate::{
-    policy::{Binding, Place},
-    reason::Reason,
-};
+use crate::{policy::Place, reason::Reason};
 
 /// Judges what follows `Basic` and one space.
 ///
 /// A half is good if it is a placeholder that its binding lists for that half. The other half
 /// must then be empty, be the text that the same place lists, or be good by another binding.
 /// One binding cannot fill both halves: that would be its value twice.
-pub(super) fn classify(rules: &SubstitutionRules, encoded: &[u8]) -> Result<Swap, Denial> {
+pub(super) fn classify(desk: &Desk<'_>, encoded: &[u8]) -> Result<Swap, Denial> {
     let decoded = Zeroizing::new(
         STANDARD.decode(encoded).map_err(|_| Denial::from(Reason::CredentialMalformed))?,
     );
@@ -30,38 +28,42 @@ pub(super) fn classify(rules: &SubstitutionRules, encoded: &[u8]) -> Result<Swap
         .and_then(|(user, rest)| Some((user, rest.strip_prefix(b":")?)))
         .ok_or(Reason::CredentialMalformed)?;
 
-    let users: Vec<_> = listed(rules, user, beside_user).collect();
-    let passwords: Vec<_> = listed(rules, password, beside_password).collect();
+    let users = listed(desk, user, beside_user);
+    let passwords = listed(desk, password, beside_password);
     match (users.first(), passwords.first()) {
         (Some(_), Some(_)) => both(&users, &passwords),
         (Some(_), None) => beside(&users, password)
-            .map(|(binding, text)| Swap::Basic {
-                user: Half::Secret(binding),
+            .map(|(claim, text)| Swap::Basic {
+                user: Half::Secret(claim),
                 password: Half::Text(text),
             })
-            .ok_or_else(|| astray([rules.owner(password)].into_iter())),
+            .ok_or_else(|| astray([desk.owner(password)].into_iter())),
         (None, Some(_)) => beside(&passwords, user)
-            .map(|(binding, text)| Swap::Basic {
+            .map(|(claim, text)| Swap::Basic {
                 user: Half::Text(text),
-                password: Half::Secret(binding),
+                password: Half::Secret(claim),
             })
-            .ok_or_else(|| astray([rules.owner(user)].into_iter())),
-        (None, None) => Err(astray([rules.owner(user), rules.owner(password)].into_iter())),
+            .ok_or_else(|| astray([desk.owner(user)].into_iter())),
+        (None, None) => Err(astray([desk.owner(user), desk.owner(password)].into_iter())),
     }
 }
 
-type ListedBinding<'a> = (&'a Arc<Binding>, &'a Arc<str>);
+/// A claim, and the text that may stand as the other half.
+type ListedClaim = (Claim, Arc<str>);
 
-/// The bindings whose placeholder is `half` and that list it there, each with the text that it
-/// lists for the other half.
-fn listed<'a>(
-    rules: &'a SubstitutionRules,
-    half: &'a [u8],
+/// What `half` is good for there, each with the text that is listed for the other half, or that
+/// stood there when it was minted.
+fn listed(
+    desk: &Desk<'_>,
+    half: &[u8],
     beside: fn(&Place) -> Option<&Arc<str>>,
-) -> impl Iterator<Item = ListedBinding<'a>> {
-    rules.own.iter().filter(|binding| is(&binding.placeholder, half)).flat_map(move |binding| {
-        binding.places.iter().filter_map(beside).map(move |text| (binding, text))
-    })
+) -> Vec<ListedClaim> {
+    let with_text = |claim: Claim| {
+        let texts = claim.places().iter().filter_map(beside);
+        let texts: Vec<_> = texts.map(|text| claim.beside().unwrap_or(text).clone()).collect();
+        texts.into_iter().map(move |text| (claim.clone(), text))
+    };
+    desk.claims(half).flat_map(with_text).collect()
 }
 
 fn beside_user(place: &Place) -> Option<&Arc<str>> {
@@ -78,10 +80,11 @@ fn beside_password(place: &Place) -> Option<&Arc<str>> {
     }
 }
 
-fn both(users: &[ListedBinding<'_>], passwords: &[ListedBinding<'_>]) -> Result<Swap, Denial> {
-    let pairs = users.iter().flat_map(|user| passwords.iter().map(move |other| (user.0, other.0)));
+fn both(users: &[ListedClaim], passwords: &[ListedClaim]) -> Result<Swap, Denial> {
+    let pairs =
+        users.iter().flat_map(|user| passwords.iter().map(move |other| (&user.0, &other.0)));
     pairs
-        .filter(|(user, password)| !Arc::ptr_eq(user, password))
+        .filter(|(user, password)| !user.is(password))
         .map(|(user, password)| Swap::Basic {
             user: Half::Secret(user.clone()),
             password: Half::Secret(password.clone()),
@@ -90,11 +93,11 @@ fn both(users: &[ListedBinding<'_>], passwords: &[ListedBinding<'_>]) -> Result<
         .ok_or(Denial::from(Reason::DuplicateCredential))
 }
 
-fn beside(listed: &[ListedBinding<'_>], other: &[u8]) -> Option<(Arc<Binding>, Arc<str>)> {
-    listed.iter().find_map(|(binding, text)| {
+fn beside(listed: &[ListedClaim], other: &[u8]) -> Option<ListedClaim> {
+    listed.iter().find_map(|(claim, text)| {
         if other == text.as_bytes() {
-            return Some(((*binding).clone(), (*text).clone()));
+            return Some((claim.clone(), text.clone()));
         }
-        other.is_empty().then(|| ((*binding).clone(), Arc::from("")))
+        other.is_empty().then(|| (claim.clone(), Arc::from("")))
     })
 }

@@ -1,6 +1,6 @@
 //! Why a request head is not forwarded.
 
-use super::rules::Owner;
+use super::claim::Owner;
 use crate::{policy::Placeholder, reason::Reason};
 
 /// Why a head is not forwarded.
@@ -21,16 +21,20 @@ impl From<Reason> for Denial {
 }
 
 /// The denial for texts that are not where they belong: the most useful word that is true.
-pub(super) fn astray<'a>(owners: impl Iterator<Item = Owner<'a>>) -> Denial {
+pub(super) fn astray(owners: impl Iterator<Item = Owner>) -> Denial {
     let mut denial = Denial::from(Reason::ForeignCredential);
     for owner in owners {
         let (reason, placeholder) = match owner {
             Owner::Here(placeholder) => (Reason::PlaceholderWrongPlace, placeholder),
             Owner::Elsewhere(_) if denial.placeholder.is_some() => continue,
             Owner::Elsewhere(placeholder) => (Reason::PlaceholderWrongHost, placeholder),
-            Owner::Foreign => continue,
+            Owner::Ended if denial.placeholder.is_none() => {
+                denial.reason = Reason::TicketEnded;
+                continue;
+            }
+            Owner::Ended | Owner::Foreign => continue,
         };
-        denial = Denial { placeholder: Some(placeholder.clone()), ..reason.into() };
+        denial = Denial { placeholder: Some(placeholder), ..reason.into() };
         if denial.reason == Reason::PlaceholderWrongPlace {
             break;
         }

@@ -4,7 +4,7 @@
 //! path, so that only the holder of a good placeholder learns which of those are listed, and an
 //! operator reads `method_denied` only where the method is what is wrong.
 
-use std::{borrow::Cow, ops::Range, sync::Arc};
+use std::{borrow::Cow, ops::Range};
 
 use bytes::Bytes;
 use http::{
@@ -16,16 +16,17 @@ use http::{
 use super::{
     Substitution,
     apply::Swap,
-    basic, body, cookies,
+    basic, body,
+    claim::Claim,
+    cookies,
     denial::{Denial, astray},
+    desk::Desk,
     locate,
-    rules::{Scope, SubstitutionRules, is},
+    rules::Scope,
     subprotocol,
 };
 use crate::{
-    policy::{
-        Binding, PathSlot, Place, after_word, fold_query, has_one_reading, permits, query_pairs,
-    },
+    policy::{PathSlot, Place, after_word, fold_query, has_one_reading, permits, query_pairs},
     reason::Reason,
 };
 
@@ -39,11 +40,12 @@ use crate::{
 /// `http_malformed` where Connection names a credential field, which would have a later hop
 /// strip it; then the words of substitution; then `connect_denied`, `method_denied`,
 /// `path_denied` and `path_ambiguous`. `internal_error` where a place is in the body.
-pub fn examine(rules: &SubstitutionRules, head: &Parts) -> Result<Substitution, Denial> {
-    if rules.reads_body(head) {
+pub fn examine<'a>(desk: impl Into<Desk<'a>>, head: &Parts) -> Result<Substitution, Denial> {
+    let desk = desk.into();
+    if desk.reads_body(head) {
         return Err(Reason::InternalError.into());
     }
-    examine_both(rules, head, None)
+    examine_both(&desk, head, None)
 }
 
 /// The same of any request, with its whole body.
@@ -52,16 +54,16 @@ pub fn examine(rules: &SubstitutionRules, head: &Parts) -> Result<Substitution, 
 ///
 /// As [`examine`], and `credential_malformed` where what stands in the places of the body cannot be
 /// told.
-pub fn examine_whole(
-    rules: &SubstitutionRules,
+pub fn examine_whole<'a>(
+    desk: impl Into<Desk<'a>>,
     head: &Parts,
     body: &Bytes,
 ) -> Result<Substitution, Denial> {
-    examine_both(rules, head, Some(body))
+    examine_both(&desk.into(), head, Some(body))
 }
 
 fn examine_both(
-    rules: &SubstitutionRules,
+    rules: &Desk<'_>,
     head: &Parts,
     body: Option<&Bytes>,
 ) -> Result<Substitution, Denial> {
@@ -69,7 +71,9 @@ fn examine_both(
     if !rules.path_slots().is_empty() && !has_one_reading(head.uri.path()) {
         return Err(Reason::PathAmbiguous.into());
     }
-    if !rules.reads_body(head) && rules.resembles_one_with_body(head) {
+    let resembles_another = !rules.reads_body(head) && rules.resembles_one_with_body(head)
+        || rules.resembles_one_that_mints(head.uri.path());
+    if resembles_another {
         return Err(Reason::PathAmbiguous.into());
     }
     let mut credentials = credentials(rules, head);
@@ -85,7 +89,7 @@ fn examine_both(
     Ok(substitution)
 }
 
-fn check_connection(rules: &SubstitutionRules, head: &Parts) -> Result<(), Denial> {
+fn check_connection(rules: &Desk<'_>, head: &Parts) -> Result<(), Denial> {
     let nominated = head
         .headers
         .get_all(CONNECTION)
@@ -128,7 +132,7 @@ impl Credential<'_> {
     }
 }
 
-fn credentials<'a>(rules: &'a SubstitutionRules, head: &'a Parts) -> Vec<Credential<'a>> {
+fn credentials<'a>(rules: &'a Desk<'a>, head: &'a Parts) -> Vec<Credential<'a>> {
     let other = |name: &HeaderName| *name != PROXY_AUTHORIZATION && *name != COOKIE;
     let counts = |name: &HeaderName| rules.is_credential_field(name) && other(name);
     let headers = head.headers.iter().filter(|(name, _)| counts(name));
@@ -149,10 +153,7 @@ fn credentials<'a>(rules: &'a SubstitutionRules, head: &'a Parts) -> Vec<Credent
 
 /// Where one cookie is a place, each is looked at by itself; where none is, they are one
 /// credential, or none.
-fn cookies<'a>(
-    rules: &'a SubstitutionRules,
-    head: &'a Parts,
-) -> Result<Vec<Credential<'a>>, Denial> {
+fn cookies<'a>(rules: &'a Desk<'a>, head: &'a Parts) -> Result<Vec<Credential<'a>>, Denial> {
     if !rules.looks_into_cookies() {
         let all = head.headers.get(COOKIE).filter(|_| rules.is_credential_field(&COOKIE));
         return Ok(all.map(Credential::Cookies).into_iter().collect());
@@ -169,7 +170,7 @@ fn cookies<'a>(
 /// Beside others, every credential has to be a placeholder in its place, each in a field of its
 /// own: a server may read any of them, so a foreign key could ride beside a good placeholder.
 fn classify_all(
-    rules: &SubstitutionRules,
+    rules: &Desk<'_>,
     head: &Parts,
     credentials: &[Credential<'_>],
 ) -> Result<Vec<Swap>, Denial> {
@@ -191,11 +192,7 @@ fn classify_all(
     }
 }
 
-fn classify(
-    rules: &SubstitutionRules,
-    head: &Parts,
-    credential: &Credential<'_>,
-) -> Result<Swap, Denial> {
+fn classify(rules: &Desk<'_>, head: &Parts, credential: &Credential<'_>) -> Result<Swap, Denial> {
     let uri = &head.uri;
     match credential {
         Credential::Header(field, value) => classify_header(rules, field, value),
@@ -214,7 +211,7 @@ fn classify(
 }
 
 fn classify_header(
-    rules: &SubstitutionRules,
+    rules: &Desk<'_>,
     field: &HeaderName,
     value: &HeaderValue,
 ) -> Result<Swap, Denial> {
@@ -227,40 +224,45 @@ fn classify_header(
     {
         return basic::classify(rules, encoded);
     }
-    rules
-        .own
-        .iter()
-        .find_map(|binding| swap_at(binding, field, text))
+    after_space(text)
+        .into_iter()
+        .chain([text])
+        .find_map(|token| {
+            rules.claims(token).find_map(|claim| swap_at(claim, field, (text, token)))
+        })
         .ok_or_else(|| deny_credential(rules, text))
 }
 
-fn swap_at(binding: &Arc<Binding>, field: &HeaderName, text: &[u8]) -> Option<Swap> {
-    binding.places.iter().find_map(|place| {
-        let Place::Header { name, scheme } = place else { return None };
-        let token = scheme.credential(text)?;
-        (name == field && is(&binding.placeholder, token)).then(|| Swap::Header {
-            field: name.clone(),
-            scheme: scheme.clone(),
-            binding: binding.clone(),
-        })
-    })
+/// The swap for a token that is all of a field's text, or what follows a scheme there.
+fn swap_at(claim: Claim, field: &HeaderName, (text, token): (&[u8], &[u8])) -> Option<Swap> {
+    let scheme = claim.places().iter().find_map(|place| match place {
+        Place::Header { name, scheme } if name == field => {
+            (scheme.credential(text) == Some(token)).then(|| scheme.clone())
+        }
+        _ => None,
+    })?;
+    Some(Swap::Header { field: field.clone(), scheme, claim })
+}
+
+/// What follows the first space.
+fn after_space(text: &[u8]) -> Option<&[u8]> {
+    text.iter().position(|&byte| byte == b' ').and_then(|at| text.get(at + 1..))
 }
 
 /// The word for a credential that stands in no listed place: the whole value, or what follows
 /// its first space, decides whether it is one of this group's placeholders gone astray.
-fn deny_credential(rules: &SubstitutionRules, text: &[u8]) -> Denial {
-    let after_word = text.iter().position(|&byte| byte == b' ').and_then(|at| text.get(at + 1..));
-    let candidates = [Some(text), after_word];
+fn deny_credential(rules: &Desk<'_>, text: &[u8]) -> Denial {
+    let candidates = [Some(text), after_space(text)];
     astray(candidates.into_iter().flatten().map(|candidate| rules.owner(candidate)))
 }
 
-fn deny_offer(rules: &SubstitutionRules, offers: &HeaderValue, at: &Range<usize>) -> Denial {
+fn deny_offer(rules: &Desk<'_>, offers: &HeaderValue, at: &Range<usize>) -> Denial {
     let offer = offers.as_bytes().get(at.clone()).unwrap_or_default();
     astray(subprotocol::candidates(rules, offer).map(|candidate| rules.owner(candidate)))
 }
 
 /// Where no cookie is a place. They stand in pairs with `;` between two (RFC 6265, section 4.2.1).
-fn deny_cookies(rules: &SubstitutionRules, value: &HeaderValue) -> Denial {
+fn deny_cookies(rules: &Desk<'_>, value: &HeaderValue) -> Denial {
     let pairs = value.as_bytes().split(|&byte| byte == b';');
     astray(pairs.map(|pair| {
         let value = pair.iter().position(|&byte| byte == b'=').and_then(|at| pair.get(at + 1..));
@@ -269,7 +271,7 @@ fn deny_cookies(rules: &SubstitutionRules, value: &HeaderValue) -> Denial {
 }
 
 fn check_request(
-    rules: &SubstitutionRules,
+    rules: &Desk<'_>,
     substitution: &Substitution,
     head: &Parts,
 ) -> Result<(), Reason> {

@@ -104,7 +104,7 @@ impl<'a> Document<'a> {
 
 /// A name without what some servers take no notice of: case, as Unicode folds the letters of ASCII,
 /// and all but letters and digits.
-fn folded(name: &str) -> impl Iterator<Item = char> {
+pub(super) fn folded(name: &str) -> impl Iterator<Item = char> {
     let fold = |char: char| match char {
         'ſ' => 's',
         '\u{212a}' => 'k',
@@ -117,13 +117,13 @@ fn folded(name: &str) -> impl Iterator<Item = char> {
 }
 
 /// A place in a text that is JSON.
-struct Scan<'a> {
+pub(super) struct Scan<'a> {
     text: &'a [u8],
     at: usize,
 }
 
 impl<'a> Scan<'a> {
-    fn new(text: &'a str, at: usize) -> Self {
+    pub(super) fn new(text: &'a str, at: usize) -> Self {
         Self { text: text.as_bytes(), at }
     }
 
@@ -134,7 +134,7 @@ impl<'a> Scan<'a> {
         self.text.get(self.at).copied()
     }
 
-    fn next(&mut self) -> Option<u8> {
+    pub(super) fn next(&mut self) -> Option<u8> {
         let byte = self.peek();
         self.at += 1;
         byte
@@ -142,7 +142,7 @@ impl<'a> Scan<'a> {
 
     /// Whether the object or array that this is in ends here; a comma before the next member is
     /// passed.
-    fn ends(&mut self) -> bool {
+    pub(super) fn ends(&mut self) -> bool {
         match self.peek() {
             Some(b',') => {
                 self.at += 1;
@@ -154,14 +154,14 @@ impl<'a> Scan<'a> {
     }
 
     /// Passes the name of a member, and the colon behind it.
-    fn name(&mut self) -> Option<Range<usize>> {
+    pub(super) fn name(&mut self) -> Option<Range<usize>> {
         self.peek()?;
         let at = self.string()?;
         (self.next() == Some(b':')).then_some(at)
     }
 
     /// Passes a value of whatever kind.
-    fn value(&mut self) -> Option<Range<usize>> {
+    pub(super) fn value(&mut self) -> Option<Range<usize>> {
         let first = self.peek()?;
         let start = self.at;
         match first {

@@ -1,60 +1,51 @@
 //! Where a placeholder stands in the target, the cookies and the body of a request.
 
-use std::{borrow::Cow, ops::Range, sync::Arc};
+use std::{borrow::Cow, ops::Range};
 
 use http::Uri;
 use percent_encoding::percent_decode_str;
 
-use super::{
-    apply::Swap,
-    body,
-    cookies::Cookie,
-    rules::{SubstitutionRules, is},
-};
-use crate::policy::{Binding, PathSlot, Place, only_value};
+use super::{apply::Swap, body, claim::Claim, cookies::Cookie, desk::Desk};
+use crate::policy::{PathSlot, Place, only_value};
 
 /// The swap for the one credential in the query whose decoded name is `name` and value `value`,
 /// where a binding lists that place for that placeholder. A server may cut a query at `;` or not,
 /// and read the first or the last of two values of one name: where that could matter there is no
 /// swap.
-pub(super) fn in_query(
-    rules: &SubstitutionRules,
-    uri: &Uri,
-    (name, value): (&str, &str),
-) -> Option<Swap> {
+pub(super) fn in_query(desk: &Desk<'_>, uri: &Uri, (name, value): (&str, &str)) -> Option<Swap> {
     let lists = |place: &Place| matches!(place, Place::Query { name: own } if **own == *name);
-    let binding = listed(rules, value.as_bytes(), lists)?;
+    let claim = listed(desk, value.as_bytes(), lists)?;
     let at = only_value(uri.query().unwrap_or_default(), name, value)?;
-    Some(Swap::Query { name: name.into(), at, binding: Arc::clone(binding) })
+    Some(Swap::Query { name: name.into(), at, claim })
 }
 
 /// The swap for a cookie, where a binding lists that place for the placeholder there.
-pub(super) fn in_cookie(rules: &SubstitutionRules, cookie: &Cookie<'_>) -> Option<Swap> {
+pub(super) fn in_cookie(desk: &Desk<'_>, cookie: &Cookie<'_>) -> Option<Swap> {
     let lists = |place: &Place| matches!(place, Place::Cookie { name } if **name == *cookie.name);
-    let binding = listed(rules, cookie.value.as_bytes(), lists)?;
+    let claim = listed(desk, cookie.value.as_bytes(), lists)?;
     let at = cookie.at.clone();
-    Some(Swap::Cookie { name: cookie.name.into(), at, binding: Arc::clone(binding) })
+    Some(Swap::Cookie { name: cookie.name.into(), at, claim })
 }
 
 /// The swap for what stands in a place of the body, where a binding lists that place for the
 /// placeholder there.
-pub(super) fn in_body(rules: &SubstitutionRules, found: &body::BodyValue<'_>) -> Option<Swap> {
+pub(super) fn in_body(desk: &Desk<'_>, found: &body::BodyValue<'_>) -> Option<Swap> {
     let lists = |place: &Place| matches!(place, Place::Body(own) if own == found.place);
-    let binding = listed(rules, found.text.as_bytes(), lists)?;
+    let claim = listed(desk, found.text.as_bytes(), lists)?;
     let at = found.at.clone()?;
-    Some(Swap::Body { place: found.place.clone(), at, binding: Arc::clone(binding) })
+    Some(Swap::Body { place: found.place.clone(), at, claim })
 }
 
 /// The swap for the segment of the path, of which there is one reading, where a binding lists that
 /// place for the placeholder there.
 pub(super) fn in_path(
-    rules: &SubstitutionRules,
+    desk: &Desk<'_>,
     uri: &Uri,
     (place, at): (&PathSlot, &Range<usize>),
 ) -> Option<Swap> {
     let lists = |one: &Place| matches!(one, Place::Path(own) if own == place);
-    let binding = listed(rules, &segment(uri, at), lists)?;
-    let swap = || Swap::Path { place: place.clone(), at: at.clone(), binding: Arc::clone(binding) };
+    let claim = listed(desk, &segment(uri, at), lists)?;
+    let swap = || Swap::Path { place: place.clone(), at: at.clone(), claim };
     place.fits(uri.path(), at).then(swap)
 }
 
@@ -63,13 +54,6 @@ pub(super) fn segment<'a>(uri: &'a Uri, at: &Range<usize>) -> Cow<'a, [u8]> {
     percent_decode_str(uri.path().get(at.clone()).unwrap_or_default()).into()
 }
 
-fn listed<'a>(
-    rules: &'a SubstitutionRules,
-    text: &[u8],
-    lists: impl Fn(&Place) -> bool,
-) -> Option<&'a Arc<Binding>> {
-    let good = |binding: &&Arc<Binding>| {
-        is(&binding.placeholder, text) && binding.places.iter().any(&lists)
-    };
-    rules.own.iter().find(good)
+fn listed(desk: &Desk<'_>, text: &[u8], lists: impl Fn(&Place) -> bool) -> Option<Claim> {
+    desk.claims(text).find(|claim| claim.places().iter().any(&lists))
 }

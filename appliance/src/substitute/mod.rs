@@ -9,11 +9,14 @@
 //! Everything else is a denial: a credential that is unknown, altered or embedded is refused, never
 //! forwarded, alone or beside a good one. Text that is no credential by its name is not looked at.
 
+mod answer;
 mod apply;
 mod basic;
 mod body;
+mod claim;
 mod cookies;
 mod denial;
+mod desk;
 mod examine;
 mod json;
 mod locate;
@@ -22,8 +25,10 @@ mod splice;
 mod subprotocol;
 mod target;
 
+pub use answer::{MintedAnswer, find_minted};
 pub use apply::Substitution;
 pub use denial::Denial;
+pub use desk::{Desk, TicketsAt};
 pub use examine::{examine, examine_whole};
 pub use rules::{Scope, SubstitutionRules, trailers_carry_credential};
 
@@ -33,6 +38,8 @@ mod bodies;
 mod offers;
 #[cfg(test)]
 mod properties;
+#[cfg(test)]
+mod redeemed;
 #[cfg(test)]
 mod targets;
 #[cfg(test)]

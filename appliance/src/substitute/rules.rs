@@ -12,7 +12,7 @@ use percent_encoding::percent_decode_str;
 use super::Substitution;
 use crate::{
     policy::{
-        Anonymous, Api, Binding, BodyPlace, Folded, GroupName, PathRule, PathSlot, Place,
+        Anonymous, Api, Binding, BodyPlace, Folded, GroupName, Mint, PathRule, PathSlot, Place,
         Placeholder, Plain, Policy, SubprotocolPrefix, fold_query, has_one_reading,
         is_credential_header, is_credential_query, nested_name, queries_of, query_readings,
     },
@@ -25,7 +25,10 @@ pub struct SubstitutionRules {
     methods: Vec<Method>,
     paths: Vec<PathRule>,
     anonymous: Anonymous,
+    group: GroupName,
     pub(super) own: Vec<Arc<Binding>>,
+    mints: Vec<Arc<Mint>>,
+    redeems: Vec<Arc<Mint>>,
     elsewhere: HashSet<Placeholder>,
     names: CredentialFields,
 }
@@ -39,17 +42,6 @@ pub struct Scope<'a> {
     pub paths: &'a [PathRule],
 }
 
-/// Whose a text is, as far as this group may know.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Owner<'a> {
-    /// A placeholder of this group at this API.
-    Here(&'a Placeholder),
-    /// A placeholder of this group at other APIs only.
-    Elsewhere(&'a Placeholder),
-    /// Nothing that this group holds; another group's placeholder is no exception.
-    Foreign,
-}
-
 impl SubstitutionRules {
     /// Compiles what `group` may do at `api`, which is one of `policy.apis`.
     pub fn new(policy: &Policy, group: &GroupName, api: &Arc<Api>) -> Self {
@@ -58,7 +50,15 @@ impl SubstitutionRules {
             methods: api.methods.clone(),
             paths: api.paths.clone(),
             anonymous: api.anonymous.clone(),
+            group: group.clone(),
             own: bindings_of(api, group).cloned().collect(),
+            mints: api.mints.clone(),
+            redeems: api
+                .redeems
+                .iter()
+                .filter(|mint| mint.groups.contains(group))
+                .cloned()
+                .collect(),
             elsewhere: elsewhere.map(|binding| binding.placeholder.clone()).collect(),
             names: CredentialFields::of(api),
         }
@@ -83,9 +83,31 @@ impl SubstitutionRules {
         }
     }
 
-    /// Whether a decoded credential text is a placeholder of this group, at this API or another.
-    pub fn is_placeholder(&self, text: &[u8]) -> bool {
-        self.owner(text) != Owner::Foreign
+    /// The group whose rules they are.
+    pub(super) fn group(&self) -> &GroupName {
+        &self.group
+    }
+
+    /// What tickets of the group may stand for here.
+    pub(super) fn redeems(&self) -> &[Arc<Mint>] {
+        &self.redeems
+    }
+
+    /// What an answer to a request for this path may hold that becomes tickets.
+    pub fn mints<'a>(&'a self, path: &'a str) -> impl Iterator<Item = &'a Arc<Mint>> {
+        self.mints.iter().filter(move |mint| mint.is_of(path))
+    }
+
+    /// Whether some server takes this path for one whose answers are looked at, though it is spelt
+    /// otherwise.
+    pub(super) fn resembles_one_that_mints(&self, path: &str) -> bool {
+        self.mints(path).next().is_none()
+            && self.mints.iter().any(|mint| mint.is_resembled_by(path))
+    }
+
+    /// Whether answers are looked at by their requests' paths.
+    pub fn has_mints(&self) -> bool {
+        !self.mints.is_empty()
     }
 
     /// Whether the value of a header field with this name is a credential.
@@ -180,15 +202,9 @@ impl SubstitutionRules {
         &self.names.bound_subprotocols
     }
 
-    pub(super) fn owner(&self, text: &[u8]) -> Owner<'_> {
-        let here = self.own.iter().find(|binding| is(&binding.placeholder, text));
-        if let Some(binding) = here {
-            return Owner::Here(&binding.placeholder);
-        }
-        match self.elsewhere.iter().find(|placeholder| is(placeholder, text)) {
-            Some(placeholder) => Owner::Elsewhere(placeholder),
-            None => Owner::Foreign,
-        }
+    /// The placeholder of this group, at this API or another, that the text is.
+    pub(super) fn elsewhere(&self, text: &[u8]) -> Option<&Placeholder> {
+        self.elsewhere.iter().find(|placeholder| is(placeholder, text))
     }
 }
 
@@ -233,7 +249,7 @@ struct CredentialFields {
 
 impl CredentialFields {
     fn of(api: &Api) -> Self {
-        let places = || api.bindings.iter().flat_map(|binding| &binding.places);
+        let places = || api.places();
         let mut bound: Vec<_> = places().filter_map(field_of).cloned().collect();
         bound.sort_unstable_by(|one, other| one.as_str().cmp(other.as_str()));
         bound.dedup();

@@ -60,6 +60,8 @@ fn api(name: &str, bindings: Vec<Arc<Binding>>) -> Api {
         websocket: false,
         constraints: Constraints::default(),
         bindings,
+        mints: vec![],
+        redeems: vec![],
     }
 }
 

@@ -11,6 +11,7 @@ mod dns;
 mod framing;
 mod hello;
 mod input;
+mod minted;
 mod path;
 mod peek;
 mod places;
@@ -24,12 +25,13 @@ mod world;
 pub type Target = fn(&[u8]);
 
 /// Each by its name, which is also that of the folder of its corpus.
-pub static TARGETS: [(&str, Target); 11] = [
+pub static TARGETS: [(&str, Target); 12] = [
     ("coded", coded::any_stream),
     ("dns", dns::any_query),
     ("framing", framing::any_stream),
     ("hello", hello::any_records),
     ("hello_built", hello::built),
+    ("minted", minted::any_answer),
     ("path", path::any_path),
     ("peek", peek::any_stream),
     ("places", places::any_place),

@@ -153,7 +153,7 @@ pub(super) fn script(pair: &Pair, chance: &mut Chance) -> Script {
     let trailers = (0..if with_length { 0 } else { chance.below(4) }).map(|_| trailer(chance));
     let trailers = trailers.collect();
     let fields = vec![("x-guess".to_owned(), printable(pair.guess(chance)))];
-    Script { kind, fields, with_length, steps, trailers }
+    Script { status: None, kind, fields, with_length, steps, trailers }
 }
 
 /// Each piece ends one byte further into a secret than the one before.

@@ -21,6 +21,7 @@
 //! | `/@lab%2f*` | an npm package |
 //! | `/simple/*` | an index of Python packages; Basic is required |
 //! | `/early`, `/duplex`, `/tardy` | see [`live`] |
+//! | `/token`, `/oauth/token`, `/mine`, `/lfs/*`, `/v2/*` and others | see [`minted`] |
 //! | anything else | the request as it arrived, in JSON |
 
 use std::{
@@ -40,7 +41,7 @@ use serde_json::json;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::{
-    coded, git, live, models,
+    coded, git, live, minted, models,
     record::{Log, Received},
     scripted,
 };
@@ -88,6 +89,9 @@ fn without_body(answer: &mut Answer) {
 }
 
 async fn route(request: &Received) -> Answer {
+    if let Some(answer) = minted::answer(request) {
+        return answer;
+    }
     let path = request.uri.path();
     match path {
         "/v1/chat/completions" | "/v1/messages" | "/v1/models" => models::answer(request),

@@ -8,6 +8,7 @@ mod answer;
 mod coded;
 mod git;
 mod live;
+mod minted;
 mod models;
 mod record;
 mod scripted;
@@ -39,6 +40,7 @@ use crate::{
 
 pub use answer::pattern;
 pub use coded::{TEXT, forms};
+pub use minted::{MINTED, STORED};
 pub use record::{Connection, Log, Received};
 pub use scripted::{Script, Step};
 
@@ -89,6 +91,14 @@ impl Origin {
     /// When git fails.
     pub fn repository(&self, name: &str, content: &str) {
         git::create(name, content).expect("git is installed");
+    }
+
+    /// Makes the git repository `NAME.git`, whose `README` points to [`STORED`] in git-lfs.
+    ///
+    /// # Panics
+    /// When git fails.
+    pub fn lfs_repository(&self, name: &str) {
+        self.repository(name, &minted::pointer());
     }
 
     /// Writes an answer down, and returns the path at which it is given.

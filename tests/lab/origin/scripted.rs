@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use http_body::Frame;
 
 use super::{
@@ -18,6 +18,8 @@ use super::{
 /// behind its body.
 #[derive(Debug, Clone, Default)]
 pub struct Script {
+    /// Its status, where that is not 200.
+    pub status: Option<u16>,
     /// The type of its content.
     pub kind: &'static str,
     /// Further fields of its head.
@@ -70,6 +72,9 @@ fn play(script: Script) -> Answer {
             let _ = frames.send(Ok(Frame::trailers(trailers))).await;
         }
     });
+    if let Some(status) = script.status {
+        *answer.status_mut() = StatusCode::from_u16(status).expect("a status");
+    }
     let head = answer.headers_mut();
     // Of the same length in HPACK at whatever time.
     head.insert(header::DATE, HeaderValue::from_static("Mon, 01 Jan 2001 00:00:00 GMT"));

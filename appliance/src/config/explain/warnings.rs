@@ -28,9 +28,10 @@ fn group_warnings(group: &Group, settings: &Settings, policy: &Policy) -> Vec<St
         found.push(format!("group {name} has IPv6 prefixes, and the gateway drops all IPv6"));
     }
     let in_apis = policy.apis.iter().flat_map(|api| &api.bindings).map(|bound| &bound.groups);
+    let in_mints = policy.apis.iter().flat_map(|api| &api.mints).map(|mint| &mint.groups);
     let in_passes = policy.passes.iter().map(|pass| &pass.groups);
     let in_tcp = policy.tcp.iter().map(|tcp| &tcp.groups);
-    let mut uses = in_apis.chain(in_passes).chain(in_tcp);
+    let mut uses = in_apis.chain(in_mints).chain(in_passes).chain(in_tcp);
     if !uses.any(|groups| groups.contains(name)) {
         found.push(format!("group {name} is in no rule: its agents reach nothing"));
     }

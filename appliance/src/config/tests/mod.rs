@@ -347,7 +347,7 @@ fn every_prefix_of_a_file_is_right_or_has_errors_within_it() {
 }
 
 /// Keys that are tables of their own.
-const TABLES: [&str; 6] = ["binding", "agent", "approle", "cert", "jwt", "pki"];
+const TABLES: [&str; 7] = ["binding", "mint", "agent", "approle", "cert", "jwt", "pki"];
 
 /// Slips that have nothing to do with one another, each one mistake in the good file.
 const SLIPS: [(&str, &str); 16] = [

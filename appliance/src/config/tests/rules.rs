@@ -423,3 +423,67 @@ fn what_is_wrong_with_a_provider_is_said_where_its_name_stands() {
     let found = mistakes(&with_api(&twice));
     assert!(found.iter().any(|it| it.line == 18 && it.text.contains("github.com")), "{found:?}");
 }
+
+const MINT: &str = r#"
+[[api.mint]]
+name = "session"
+answers = ["json /token in /v1/login", "header x-session bearer in /v1/*/login"]
+hosts = ["storage.openai.com"]
+places = ["header authorization bearer"]
+life = "1h"
+
+[[api]]
+name = "storage"
+hosts = ["storage.openai.com"]
+
+[[splice]]"#;
+
+#[test]
+fn a_mint_is_of_its_apis_groups_and_redeemed_at_its_hosts() {
+    let config = parse_text(&changed(&[("[[splice]]", MINT)])).unwrap_or_else(|it| panic!("{it}"));
+    let [openai, storage] = config.policy.apis.as_slice() else { panic!("two APIs") };
+    assert!(openai.redeems.is_empty() && storage.mints.is_empty());
+    assert_eq!(openai.mints, storage.redeems);
+    assert!(openai.mints[0].groups.iter().any(|group| storage.serves(group)));
+    assert_eq!(openai.mints[0].label.as_str(), "ticket:session");
+    let text = explain(&config);
+    for words in ["session, in its answers as json /token in /v1/login", "ticket:session", "1h"] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+}
+
+#[test]
+fn a_mint_that_could_not_work_is_refused() {
+    let with = |from: &str, to: &str| MINT.replacen(from, to, 1);
+    for (from, to, at, words) in [
+        (
+            "[\"storage.openai.com\"]\nplaces",
+            "[\"storage.openai.com\", \"x.openai.com\"]\nplaces",
+            "x.openai",
+            "no [[api]]",
+        ),
+        ("life = \"1h\"", "life = \"25h\"", "25h", "24h"),
+        ("life = \"1h\"", "", "[[api.mint]]", "lacks \"life\""),
+        ("json /token in /v1/login", "json token in /v1/login", "json token", "pointer"),
+        ("json /token in /v1/login", "json /token", "json /token", "json POINTER in PATH"),
+        ("header x-session bearer", "header content-length bearer", "content-length", "frames"),
+        ("header authorization bearer", "header authorization", "places", "say how"),
+        (
+            "\"header authorization bearer\"]",
+            "\"form a in POST /x\"]\nticket = \"long\"",
+            "ticket",
+            "opaque",
+        ),
+    ] {
+        refuses("[[splice]]", &with(from, to), at, &[words]);
+    }
+    let narrow = with("name = \"storage\"\n", "name = \"storage\"\npaths = [\"/a\"]\n");
+    let body = narrow.replacen("header authorization bearer", "form a in POST /x", 1);
+    refuses("[[splice]]", &body, "form a", &["no API of these hosts allows"]);
+    let twice = MINT.replacen(
+        "[[api]]",
+        &format!("{}\n[[api]]", MINT.split("\n[[api]]").next().unwrap()),
+        1,
+    );
+    refuses("[[splice]]", &twice, "session", &["already in line"]);
+}

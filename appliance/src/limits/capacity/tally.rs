@@ -35,6 +35,8 @@ pub(super) struct HeldCounts {
     pub(super) pipes: AtomicUsize,
     pub(super) minting: Mutex<RateLimiter>,
     asking: Mutex<RateLimiter>,
+    /// Of answers with minted credentials.
+    renewing: Mutex<RateLimiter>,
     probing: Mutex<RateLimiter>,
     /// Requests that came too fast and are not told yet.
     pub(super) over_rate: AtomicU64,
@@ -81,6 +83,7 @@ impl Tally {
             pipes: AtomicUsize::new(0),
             minting: Mutex::new(RateLimiter::new(now)),
             asking: Mutex::new(RateLimiter::new(now)),
+            renewing: Mutex::new(RateLimiter::new(now)),
             probing: Mutex::new(RateLimiter::new(now)),
             over_rate: AtomicU64::new(0),
         };
@@ -99,9 +102,14 @@ impl Tally {
     pub(super) fn is_at_rest(&self, now: Instant) -> bool {
         let is_full = |limiter: &Mutex<RateLimiter>| lock(limiter).is_full(now);
         Arc::strong_count(&self.counts) == 1
-            && [&self.counts.minting, &self.counts.asking, &self.counts.probing]
-                .into_iter()
-                .all(is_full)
+            && [
+                &self.counts.minting,
+                &self.counts.asking,
+                &self.counts.renewing,
+                &self.counts.probing,
+            ]
+            .into_iter()
+            .all(is_full)
             && self.counts.over_rate.load(Relaxed) == 0
     }
 
@@ -109,6 +117,12 @@ impl Tally {
         let rate = self.budget.quota.new_requests;
         let mut asking = lock(&self.counts.asking);
         asking.take(rate, rate.saturating_mul(2), now)
+    }
+
+    /// Whether another answer may hold a minted credential.
+    pub(super) fn may_mint(&self, times: u32, now: Instant) -> bool {
+        let mut renewing = lock(&self.counts.renewing);
+        renewing.take(times * MINTS_A_SECOND, times * MINTS_AT_ONCE, now)
     }
 
     /// Whether responses may come so much nearer to a secret: a few in the long run.
@@ -211,6 +225,10 @@ impl Budget {
     }
 }
 
+/// Answers with minted credentials of an agent in the long run, and together: more than clients
+/// that keep what they get ask for.
+const MINTS_A_SECOND: u32 = 8;
+const MINTS_AT_ONCE: u32 = 64;
 /// Near misses of an agent in the long run. Of a value at random there are none by chance; of one
 /// that ends in words, such as a name with a domain, there may be.
 const PROBES_A_SECOND: u32 = 16;

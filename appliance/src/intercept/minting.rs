@@ -1,0 +1,134 @@
+//! Answers that may hold a credential which the API has minted. Such an answer is read whole before
+//! anything of it is passed on, and tickets stand in it where credentials were.
+//!
+//! Errs to refusal: what is too large, breaks off, takes too long or cannot be read is no answer.
+
+use std::{future::poll_fn, sync::Arc, time::Instant};
+
+use bytes::Bytes;
+use http::{
+    HeaderValue, Method, StatusCode,
+    header::{
+        CACHE_CONTROL, CONTENT_LENGTH, ETAG, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE,
+        IF_UNMODIFIED_SINCE, LAST_MODIFIED, RANGE,
+    },
+    request, response,
+};
+use tokio::time::timeout;
+use zeroize::Zeroizing;
+
+use super::{connection::Connection, decoded::Source, overrides};
+use crate::{
+    identity::AgentKey,
+    limits::{HeldBytes, Taken, Way, held},
+    policy::{Mint, MintedAt},
+    reason::Reason,
+    scrub::decoded_head,
+    substitute::{SubstitutionRules, find_minted},
+};
+
+/// What the answer to one request may hold.
+pub(super) struct Minting {
+    mints: Vec<Arc<Mint>>,
+    path: String,
+    is_head: bool,
+}
+
+impl Minting {
+    /// What the answer to this request may hold. Then it is asked for as a whole: an answer from
+    /// before may hold a credential, or tell of one.
+    ///
+    /// # Errors
+    ///
+    /// Where some server answers for another path than that of the request, and `rate_limit`.
+    pub(super) fn of(
+        rules: &SubstitutionRules,
+        head: &mut request::Parts,
+        taken: &Taken,
+    ) -> Result<Option<Self>, Reason> {
+        if rules.has_mints() {
+            overrides::check_path(&head.headers)?;
+        }
+        let mints: Vec<_> = rules.mints(head.uri.path()).cloned().collect();
+        if mints.is_empty() {
+            return Ok(None);
+        }
+        if !taken.may_mint(Instant::now()) {
+            return Err(Reason::RateLimit);
+        }
+        for name in
+            [IF_MATCH, IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_UNMODIFIED_SINCE, IF_RANGE, RANGE]
+        {
+            head.headers.remove(name);
+        }
+        let (path, is_head) = (head.uri.path().to_owned(), head.method == Method::HEAD);
+        Ok(Some(Self { mints, path, is_head }))
+    }
+
+    /// Reads the answer, and gives one with tickets in it.
+    ///
+    /// # Errors
+    ///
+    /// `response_unscannable`, `ticket_limit`, and what a body breaks off for.
+    pub(super) async fn rewrite(
+        &self,
+        source: Source,
+        head: &mut response::Parts,
+        connection: &Connection,
+    ) -> Result<Source, Reason> {
+        let switches = head.status == StatusCode::SWITCHING_PROTOCOLS;
+        if switches || head.status == StatusCode::PARTIAL_CONTENT {
+            return Err(Reason::ResponseUnscannable);
+        }
+        let (body, room) = timeout(connection.head_time, read(source, &connection.taken))
+            .await
+            .unwrap_or(Err(Reason::UpstreamUnreachable))?;
+        let answer = (head.status, &head.headers, body.as_slice());
+        let (found, minted) = find_minted(self.mints.iter(), &self.path, answer)?;
+        let agent = AgentKey::of(&connection.group, connection.agent.ip()).prefix();
+        let group = &connection.group.name;
+        let issued = connection.tickets.issue(group, agent, minted, Instant::now());
+        let issued = issued.map_err(|_| Reason::TicketLimit)?;
+        let body = found.write(&issued, &mut head.headers, &body)?;
+        self.frame(head, &body);
+        Ok(Source::Whole(Some(held(body, room))))
+    }
+
+    /// The head of what the body has become. What was said of the one that came could tell of a
+    /// credential, its length first of all.
+    fn frame(&self, head: &mut response::Parts, body: &Bytes) {
+        decoded_head(&mut head.headers);
+        head.headers.remove(ETAG);
+        head.headers.remove(LAST_MODIFIED);
+        head.headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        let bodiless = [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED].contains(&head.status);
+        if !self.is_head && !bodiless {
+            head.headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+        }
+    }
+}
+
+/// Reads a body within the bound on its size. Trailers are left out: a body of a known length has
+/// none.
+async fn read(
+    mut source: Source,
+    taken: &Taken,
+) -> Result<(Zeroizing<Vec<u8>>, Option<HeldBytes>), Reason> {
+    let most = source.size_hint().upper().and_then(|most| usize::try_from(most).ok());
+    let most = most.unwrap_or(MintedAt::MAX_BYTES);
+    if most > MintedAt::MAX_BYTES {
+        return Err(Reason::ResponseUnscannable);
+    }
+    let room = taken.room(Way::Back, most).await;
+    // Sized before it is filled, so that no copy is left behind by growth.
+    let mut all = Zeroizing::new(Vec::with_capacity(most));
+    while let Some(frame) = poll_fn(|cx| source.poll_frame(cx)).await {
+        let Ok(data) = frame?.into_data() else { continue };
+        if all.len() + data.len() > most {
+            return Err(Reason::ResponseUnscannable);
+        }
+        all.extend_from_slice(&data);
+    }
+    source.was_seen();
+    Ok((all, room))
+}

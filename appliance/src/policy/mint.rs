@@ -1,0 +1,364 @@
+//! Credentials that an API makes in its answers and wants back: where they stand, who wants them,
+//! and where. The agent gets a ticket in the place of each.
+//!
+//! An answer is looked at by the path of its request alone. A method or a field that some servers
+//! take for another method changes nothing, and a path that some server takes for the same one is
+//! refused.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use http::HeaderName;
+
+use super::{
+    GroupName, Host, JsonPattern, Place, Placeholder, RuleName, Scheme, body_place::loosely_read,
+    path::opened,
+};
+
+/// A kind of credential that one API mints.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mint {
+    /// The name in status. No two are alike.
+    pub name: RuleName,
+    /// How the audit names its tickets, in the place of a placeholder.
+    pub label: Placeholder,
+    /// The groups whose answers are looked at: all that use the API.
+    pub groups: Vec<GroupName>,
+    /// Where the answers hold it. Never empty.
+    pub answers: Vec<MintedAt>,
+    /// The names that take it back, each of some API.
+    pub hosts: Vec<Host>,
+    /// Where in a request to those its ticket may stand. Never empty.
+    pub places: Vec<Place>,
+    /// How long a ticket is good.
+    pub life: Duration,
+    /// Fewest bytes that it may have: shorter ones cannot be masked well.
+    pub min_value_bytes: usize,
+    /// What a ticket looks like.
+    pub shape: TicketShape,
+}
+
+impl Mint {
+    /// The label of a mint's tickets. No placeholder has a `:`.
+    pub fn label_of(name: &RuleName) -> Placeholder {
+        Placeholder(format!("ticket:{name}").into())
+    }
+
+    /// Whether the host takes it back.
+    pub fn is_wanted_at(&self, host: &Host) -> bool {
+        self.hosts.contains(host)
+    }
+
+    /// Whether an answer to a request for this path may hold it.
+    pub fn is_of(&self, path: &str) -> bool {
+        self.answers.iter().any(|answer| answer.path.matches(path))
+    }
+
+    /// Whether some server takes this path for one whose answers are looked at, though they are not.
+    pub fn is_resembled_by(&self, path: &str) -> bool {
+        !self.is_of(path) && self.answers.iter().any(|answer| answer.path.is_resembled_by(path))
+    }
+}
+
+/// What a ticket looks like.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum TicketShape {
+    /// A word that tells nothing.
+    #[default]
+    Opaque,
+    /// Where the credential is a JSON Web Token, one that says when it was made and when it ends,
+    /// as the credential does, and nothing else of it: some clients look.
+    Jwt,
+}
+
+/// Where in which answers a credential stands.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct MintedAt {
+    /// In which answers.
+    pub path: MintPath,
+    /// Where in the answer.
+    pub spot: AnswerSpot,
+    /// What stands before it, or around it.
+    pub scheme: MintScheme,
+}
+
+/// Where in an answer a credential stands.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum AnswerSpot {
+    /// Every string that this names.
+    Json(JsonPattern),
+    /// Every value of this field.
+    Header(HeaderName),
+}
+
+/// What stands before a credential in an answer, or around it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum MintScheme {
+    /// As in a header field of a request.
+    Text(Scheme),
+    /// The user of `Basic`; the password stays as it is.
+    BasicUser,
+    /// The password of `Basic`; the user stays as it is.
+    BasicPassword,
+}
+
+/// Why a text is no [`MintedAt`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MintedAtError {
+    /// Not a spot, a scheme, `in` and a path.
+    Shape,
+    /// Not a pointer that is read in one way.
+    Pointer,
+    /// Not the name of a field that may hold a credential.
+    Field,
+    /// None of the ways in which a scheme is written.
+    Scheme,
+    /// No path.
+    Path,
+}
+
+impl MintedAt {
+    /// Bytes of an answer that may hold such a credential. A batch of git-lfs names a hundred
+    /// objects, each with a long address.
+    pub const MAX_BYTES: usize = 256 * 1024;
+
+    /// Reads the words of one, as in `json /access_token in /oauth/token`.
+    ///
+    /// # Errors
+    ///
+    /// Where it is none.
+    pub fn parse(words: &[&str]) -> Result<Self, MintedAtError> {
+        let (path, words) = match words {
+            [words @ .., "in", path] => (*path, words),
+            _ => return Err(MintedAtError::Shape),
+        };
+        let (spot, scheme) = match words {
+            ["json", pointer, scheme @ ..] => {
+                let pattern = JsonPattern::parse(pointer).ok_or(MintedAtError::Pointer)?;
+                (AnswerSpot::Json(pattern), if scheme.is_empty() { &["raw"][..] } else { scheme })
+            }
+            ["header", name, scheme @ ..] => {
+                let name = HeaderName::from_bytes(name.as_bytes());
+                (AnswerSpot::Header(name.map_err(|_| MintedAtError::Field)?), scheme)
+            }
+            _ => return Err(MintedAtError::Shape),
+        };
+        let scheme = MintScheme::parse(scheme).ok_or(MintedAtError::Scheme)?;
+        let path = MintPath::parse(path).ok_or(MintedAtError::Path)?;
+        Ok(Self { path, spot, scheme })
+    }
+}
+
+impl MintScheme {
+    fn parse(words: &[&str]) -> Option<Self> {
+        match words {
+            ["basic", "user"] => Some(Self::BasicUser),
+            ["basic", "password"] => Some(Self::BasicPassword),
+            words => Scheme::parse(words).ok().map(Self::Text),
+        }
+    }
+}
+
+/// The paths of requests whose answers hold something: segments, of which `*` is any one, and as the
+/// last all that is below.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct MintPath {
+    segments: Arc<[Box<str>]>,
+    below: bool,
+}
+
+impl MintPath {
+    fn parse(text: &str) -> Option<Self> {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~:@$,+!".contains(&byte);
+        let segment = |text: &str| {
+            let good = text == ANY || !text.is_empty() && text.bytes().all(plain);
+            (good && text != "." && text != "..").then(|| Box::from(text))
+        };
+        let (text, below) = match text.strip_suffix("/*") {
+            Some(folder) => (folder, true),
+            None => (text, false),
+        };
+        let segments: Option<Arc<[_]>> = match text.strip_prefix('/') {
+            Some(rest) => rest.split('/').map(segment).collect(),
+            None if text.is_empty() && below => Some([].into()),
+            None => None,
+        };
+        segments.map(|segments| Self { segments, below })
+    }
+
+    /// Whether the path, without query, is one of these as it is spelt.
+    pub fn matches(&self, path: &str) -> bool {
+        let segments: Vec<_> = path.split('/').skip(1).collect();
+        self.fits(&segments, |own, other| own == other)
+    }
+
+    /// Whether some server may take the path for one of these.
+    fn is_resembled_by(&self, path: &str) -> bool {
+        let same = |own: &str, other: &str| stem(&own.to_lowercase()) == stem(other);
+        let segments = loosely_read(&opened(path));
+        let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
+        self.fits(&segments, same)
+    }
+
+    fn fits(&self, segments: &[&str], same: impl Fn(&str, &str) -> bool) -> bool {
+        let (own, others) = (self.segments.len(), segments.len());
+        let long_enough = if self.below { others > own } else { others == own };
+        let fits = |(own, other): (&Box<str>, &&str)| **own == *ANY || same(own, other);
+        long_enough && self.segments.iter().zip(segments).all(fits)
+    }
+}
+
+/// A name without its ending, which some servers take for a format.
+fn stem(name: &str) -> &str {
+    name.split_once('.').map_or(name, |(stem, _)| if stem.is_empty() { name } else { stem })
+}
+
+/// Stands for any one segment of a path, or any one member.
+pub(super) const ANY: &str = "*";
+
+impl fmt::Display for MintPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.segments.iter().try_for_each(|segment| write!(f, "/{segment}"))?;
+        if self.below { f.write_str("/*") } else { Ok(()) }
+    }
+}
+
+impl fmt::Display for AnswerSpot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Json(pattern) => write!(f, "json {pattern}"),
+            Self::Header(name) => write!(f, "header {name}"),
+        }
+    }
+}
+
+impl fmt::Display for MintedAt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} in {}", self.spot, self.path)
+    }
+}
+
+impl fmt::Display for MintedAtError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Shape => {
+                "write \"json POINTER in PATH\" or \"header NAME raw in PATH\", with bearer, token, \
+                 scheme WORD, basic user or basic password where something stands before the credential"
+            }
+            Self::Pointer => {
+                "a pointer has up to 16 names, each behind a '/': letters, digits, '-', '.', '_', '$', \
+                 '@', ':', \"~0\" for '~' and \"~1\" for '/', or '*' for every member"
+            }
+            Self::Field => "this is not the name of a header field",
+            Self::Scheme => {
+                "say how the credential stands there: bearer, token, scheme WORD, basic user, basic \
+                 password or raw"
+            }
+            Self::Path => {
+                "a path begins with '/', without escapes and dot segments; '*' is any one segment, and \
+                 at the end all that is below"
+            }
+        })
+    }
+}
+
+impl std::error::Error for MintedAtError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<MintedAt, MintedAtError> {
+        MintedAt::parse(&text.split(' ').collect::<Vec<_>>())
+    }
+
+    fn path(text: &str) -> MintPath {
+        MintPath::parse(text).unwrap()
+    }
+
+    #[test]
+    fn a_minted_credential_has_a_spot_a_scheme_and_a_path() {
+        for (text, shown) in [
+            ("json /access_token in /oauth/token", "json /access_token in /oauth/token"),
+            (
+                "json /objects/*/actions/*/header/Authorization scheme RemoteAuth in \
+                 /*/*/info/lfs/objects/batch",
+                "json /objects/*/actions/*/header/Authorization in /*/*/info/lfs/objects/batch",
+            ),
+            ("json /a basic password in /*", "json /a in /*"),
+            ("header X-Xet-Token raw in /api/*", "header x-xet-token in /api/*"),
+        ] {
+            assert_eq!(parse(text).unwrap().to_string(), shown);
+        }
+        for (text, error) in [
+            ("json /a", MintedAtError::Shape),
+            ("json /a of /b", MintedAtError::Shape),
+            ("form a in /b", MintedAtError::Shape),
+            ("json a in /b", MintedAtError::Pointer),
+            ("json /a** in /b", MintedAtError::Pointer),
+            ("header a b raw in /b", MintedAtError::Scheme),
+            ("header a in /b", MintedAtError::Scheme),
+            ("header a: raw in /b", MintedAtError::Field),
+            ("json /a basic in /b", MintedAtError::Scheme),
+            ("json /a in b", MintedAtError::Path),
+            ("json /a in /b/", MintedAtError::Path),
+            ("json /a in /b//c", MintedAtError::Path),
+            ("json /a in /b/../c", MintedAtError::Path),
+            ("json /a in /b%20", MintedAtError::Path),
+            ("json /a in /a*/b", MintedAtError::Path),
+        ] {
+            assert_eq!(parse(text), Err(error), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_star_is_one_segment_and_at_the_end_all_that_is_below() {
+        let batch = path("/*/*/info/lfs/objects/batch");
+        assert!(batch.matches("/owner/repo.git/info/lfs/objects/batch"));
+        assert!(!batch.matches("/repo/info/lfs/objects/batch"));
+        assert!(!batch.matches("/a/b/c/info/lfs/objects/batch"));
+        let below = path("/api/*/token/*");
+        assert!(below.matches("/api/x/token/y") && below.matches("/api/x/token/y/z"));
+        assert!(!below.matches("/api/x/token"));
+        assert!(path("/*").matches("/") && path("/*").matches("/a/b"));
+    }
+
+    #[test]
+    fn a_path_that_some_server_takes_for_the_same_is_told() {
+        let mint = |text: &str| Mint {
+            name: RuleName("m".into()),
+            label: Mint::label_of(&RuleName("m".into())),
+            groups: vec![],
+            answers: vec![parse(&format!("json /a in {text}")).unwrap()],
+            hosts: vec![],
+            places: vec![],
+            life: Duration::ZERO,
+            min_value_bytes: 16,
+            shape: TicketShape::Opaque,
+        };
+        let token = mint("/oauth/token");
+        assert!(token.is_of("/oauth/token") && !token.is_resembled_by("/oauth/token"));
+        for path in [
+            "//oauth/token",
+            "/oauth//token",
+            "/oauth/token/",
+            "/oauth/./token",
+            "/x/../oauth/token",
+            "/OAuth/token",
+            "/oauth/%74oken",
+            "/oauth%2ftoken",
+            "/oauth/token;x=1",
+            "/oauth/token.json",
+            "/oauth\\token",
+            "/oauth%EF%BC%8Ftoken",
+        ] {
+            assert!(!token.is_of(path) && token.is_resembled_by(path), "{path}");
+        }
+        for path in ["/oauth/tokens", "/oauth", "/v1/chat", "/a%2fb"] {
+            assert!(!token.is_of(path) && !token.is_resembled_by(path), "{path}");
+        }
+        let batch = mint("/*/*/info/lfs/objects/batch");
+        assert!(batch.is_of("/a/b%20c/info/lfs/objects/batch"));
+        assert!(batch.is_resembled_by("/a/b/info/lfs//objects/batch"));
+        assert!(batch.is_resembled_by("/a%2fb/info/lfs/objects/batch"));
+    }
+}

@@ -1,0 +1,95 @@
+//! Placeholders and tickets are looked for here and nowhere else.
+
+use std::{ops::Deref, sync::Arc, time::Instant};
+
+use super::{
+    claim::{Claim, Owner},
+    rules::{SubstitutionRules, is},
+};
+use crate::{
+    policy::Host,
+    tickets::{Ticket, Tickets, looks_like_ticket},
+};
+
+/// What one request is held against: the rules of its API, and the tickets of its group.
+#[derive(Clone, Copy)]
+pub struct Desk<'a> {
+    rules: &'a SubstitutionRules,
+    tickets: Option<TicketsAt<'a>>,
+}
+
+/// The tickets that may be good for one request.
+#[derive(Clone, Copy)]
+pub struct TicketsAt<'a> {
+    /// Those of all groups.
+    pub all: &'a Tickets,
+    /// The host that the request is for.
+    pub host: &'a Host,
+    /// When it is looked at.
+    pub now: Instant,
+}
+
+impl<'a> From<&'a SubstitutionRules> for Desk<'a> {
+    /// Where there are no tickets.
+    fn from(rules: &'a SubstitutionRules) -> Self {
+        Self { rules, tickets: None }
+    }
+}
+
+impl<'a> Desk<'a> {
+    /// A desk with tickets.
+    pub fn new(rules: &'a SubstitutionRules, tickets: TicketsAt<'a>) -> Self {
+        Self { rules, tickets: Some(tickets) }
+    }
+}
+
+impl Deref for Desk<'_> {
+    type Target = SubstitutionRules;
+
+    fn deref(&self) -> &SubstitutionRules {
+        self.rules
+    }
+}
+
+impl Desk<'_> {
+    /// What the text is good for here. One text may be the placeholder of several bindings.
+    pub(super) fn claims(&self, text: &[u8]) -> impl Iterator<Item = Claim> + use<> {
+        let bound = self.own.iter().filter(|binding| is(&binding.placeholder, text));
+        let bound: Vec<_> = bound.map(|binding| Claim::Bound(Arc::clone(binding))).collect();
+        bound.into_iter().chain(self.ticket(text).and_then(|ticket| self.redeemed(ticket)))
+    }
+
+    /// Whose a text is.
+    pub(super) fn owner(&self, text: &[u8]) -> Owner {
+        if let Some(claim) = self.claims(text).next() {
+            return Owner::Here(claim.label().clone());
+        }
+        if let Some(placeholder) = self.elsewhere(text) {
+            return Owner::Elsewhere(placeholder.clone());
+        }
+        match self.ticket(text) {
+            Some(ticket) => Owner::Elsewhere(ticket.label.clone()),
+            None if looks_like_ticket(text) && self.tickets.is_some() => Owner::Ended,
+            None => Owner::Foreign,
+        }
+    }
+
+    /// Whether a decoded credential text is a placeholder or a ticket of this group, at this API or
+    /// another.
+    pub(super) fn is_known(&self, text: &[u8]) -> bool {
+        matches!(self.owner(text), Owner::Here(_) | Owner::Elsewhere(_))
+    }
+
+    fn ticket(&self, text: &[u8]) -> Option<Arc<Ticket>> {
+        let tickets = self.tickets?;
+        tickets.all.find(self.group(), text, tickets.now)
+    }
+
+    /// The rule of a ticket, as it is now, where its credential is wanted at this host.
+    fn redeemed(&self, ticket: Arc<Ticket>) -> Option<Claim> {
+        let host = self.tickets?.host;
+        let mut mints = self.redeems().iter();
+        let mint = mints.find(|mint| mint.name == ticket.mint && mint.is_wanted_at(host))?;
+        Some(Claim::Ticket(Arc::clone(mint), ticket))
+    }
+}

@@ -1,0 +1,264 @@
+//! Tickets that agents hold in the place of credentials which an API has minted for them.
+//!
+//! A ticket is good for one group, for the hosts and places of one rule, and until it ends. The
+//! table is in memory alone: after a restart no ticket is good, and clients ask for new ones.
+//!
+//! Errs to refusal. A credential that a living ticket stands for is always masked, so nothing that
+//! lives makes room: where an agent or its group has as many as it may have, an answer with another
+//! one is refused. Credentials whose tickets have ended are masked for [`MASKED_AFTER`], or until
+//! the room is needed.
+//!
+//! The table asks for no clock: every question says what time it is.
+
+mod text;
+
+use std::{
+    collections::HashMap,
+    hash::{Hash, Hasher},
+    net::IpAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+pub use text::looks_like_ticket;
+
+use crate::{
+    locks::lock,
+    policy::{GroupName, Mint, Placeholder, RuleName},
+    secrets::SecretValue,
+};
+
+/// The tickets of all groups.
+#[derive(Default)]
+pub struct Tickets {
+    racks: Mutex<HashMap<GroupName, Rack>>,
+    generation: AtomicU64,
+}
+
+/// What one ticket stands for.
+pub struct Ticket {
+    /// The rule by which it was given.
+    pub mint: RuleName,
+    /// How the audit names it.
+    pub label: Placeholder,
+    /// The credential.
+    pub value: Arc<SecretValue>,
+    /// The other half, where the credential is one of Basic.
+    pub beside: Option<Arc<str>>,
+    ends: Instant,
+}
+
+/// A credential that was found in an answer.
+pub struct Minted {
+    /// By which rule.
+    pub mint: Arc<Mint>,
+    /// It.
+    pub value: SecretValue,
+    /// The other half, where it is one of Basic.
+    pub beside: Option<Arc<str>>,
+}
+
+/// There is no room for another ticket, or no randomness to make one of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NoTicket;
+
+/// The credentials of a group that are to be masked.
+#[derive(Clone, Default)]
+pub struct KnownValues(Vec<(u64, Arc<SecretValue>)>);
+
+impl KnownValues {
+    /// Those that came to be known behind the first `seen`.
+    pub fn since(&self, seen: u64) -> impl ExactSizeIterator<Item = &Arc<SecretValue>> {
+        let from = self.0.partition_point(|(serial, _)| *serial < seen);
+        self.0.get(from..).unwrap_or_default().iter().map(|(_, value)| value)
+    }
+
+    /// A number that grows with each that comes to be known.
+    pub fn seen(&self) -> u64 {
+        self.0.last().map_or(0, |(serial, _)| serial + 1)
+    }
+}
+
+impl Tickets {
+    /// Gives a ticket for each credential of one answer, or for none of them.
+    ///
+    /// # Errors
+    ///
+    /// Where the agent, or its group, has as many as it may have.
+    pub fn issue(
+        &self,
+        group: &GroupName,
+        agent: IpAddr,
+        minted: Vec<Minted>,
+        now: Instant,
+    ) -> Result<Vec<Arc<str>>, NoTicket> {
+        if minted.is_empty() {
+            return Ok(vec![]);
+        }
+        let mut racks = lock(&self.racks);
+        let rack = racks.entry(group.clone()).or_default();
+        rack.clear(now);
+        rack.make_room(agent, &minted, now)?;
+        let texts = minted.iter().map(|one| text::fresh(one.mint.shape, &one.value));
+        let texts: Option<Vec<Arc<str>>> = texts.map(|text| text.map(Arc::from)).collect();
+        let texts = texts.ok_or(NoTicket)?;
+        for (text, minted) in texts.iter().zip(minted) {
+            rack.add(Arc::clone(text), agent, minted, now);
+        }
+        self.generation.fetch_add(1, Relaxed);
+        Ok(texts)
+    }
+
+    /// What a text stands for, where it is a ticket of the group that has not ended.
+    pub fn find(&self, group: &GroupName, text: &[u8], now: Instant) -> Option<Arc<Ticket>> {
+        let text = std::str::from_utf8(text).ok().filter(|_| looks_like_ticket(text))?;
+        let racks = lock(&self.racks);
+        let (_, ticket) = racks.get(group)?.tickets.get(text)?;
+        (now < ticket.ends).then(|| Arc::clone(ticket))
+    }
+
+    /// The credentials that answers to the group are to be masked for.
+    pub fn known(&self, group: &GroupName) -> KnownValues {
+        let racks = lock(&self.racks);
+        let mut known: Vec<_> = racks.get(group).into_iter().flat_map(Rack::known).collect();
+        known.sort_unstable_by_key(|(serial, _)| *serial);
+        KnownValues(known)
+    }
+
+    /// A number that grows with each credential that comes to be known, of whatever group.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Relaxed)
+    }
+
+    /// How many tickets of a group are good.
+    pub fn good(&self, group: &GroupName, now: Instant) -> usize {
+        let racks = lock(&self.racks);
+        let tickets = racks.get(group).into_iter().flat_map(|rack| rack.tickets.values());
+        tickets.filter(|(_, ticket)| now < ticket.ends).count()
+    }
+
+    /// Ends all tickets of the groups for which `stays` says no. What they stood for is masked on.
+    pub fn end(&self, stays: impl Fn(&GroupName) -> bool) {
+        let mut racks = lock(&self.racks);
+        racks.iter_mut().filter(|(group, _)| !stays(group)).for_each(|(_, rack)| {
+            rack.tickets.clear();
+        });
+    }
+}
+
+/// What one group has.
+#[derive(Default)]
+struct Rack {
+    /// Whose each is, and what it stands for.
+    tickets: HashMap<Arc<str>, (IpAddr, Arc<Ticket>)>,
+    values: HashMap<ByBytes, Known>,
+    /// How many values have been known.
+    seen: u64,
+}
+
+/// A credential that is masked.
+struct Known {
+    serial: u64,
+    /// Who had it first.
+    agent: IpAddr,
+    /// When the last of its tickets ends.
+    ends: Instant,
+}
+
+/// A credential that is looked for by its bytes, in a table with a random key.
+#[derive(Clone)]
+struct ByBytes(Arc<SecretValue>);
+
+impl PartialEq for ByBytes {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.expose() == other.0.expose()
+    }
+}
+
+impl Eq for ByBytes {}
+
+impl Hash for ByBytes {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.expose().hash(state);
+    }
+}
+
+impl Rack {
+    fn clear(&mut self, now: Instant) {
+        self.tickets.retain(|_, (_, ticket)| now < ticket.ends);
+        self.values.retain(|_, known| now < known.ends + MASKED_AFTER);
+    }
+
+    /// Makes room for all of `minted`, by credentials that are masked though their tickets have
+    /// ended.
+    fn make_room(
+        &mut self,
+        agent: IpAddr,
+        minted: &[Minted],
+        now: Instant,
+    ) -> Result<(), NoTicket> {
+        let own = self.tickets.values().filter(|(of, _)| *of == agent).count();
+        if own + minted.len() > AGENT_TICKETS || self.tickets.len() + minted.len() > GROUP_TICKETS {
+            return Err(NoTicket);
+        }
+        // One that is there twice counts twice, which errs to refusal.
+        let is_new = |one: &&Minted| !self.knows(&one.value);
+        let new = minted.iter().filter(is_new).count();
+        let living = self.values.values().filter(|known| now < known.ends);
+        let own = living.clone().filter(|known| known.agent == agent).count();
+        if own + new > AGENT_VALUES || living.count() + new > GROUP_VALUES {
+            return Err(NoTicket);
+        }
+        let beyond = (self.values.len() + new).saturating_sub(GROUP_VALUES);
+        let mut ended: Vec<_> = self.values.values().filter(|known| known.ends <= now).collect();
+        ended.sort_unstable_by_key(|known| known.ends);
+        let gone: Vec<u64> = ended.iter().take(beyond).map(|known| known.serial).collect();
+        self.values.retain(|_, known| !gone.contains(&known.serial));
+        Ok(())
+    }
+
+    fn knows(&self, value: &SecretValue) -> bool {
+        self.values.keys().any(|known| known.0.expose() == value.expose())
+    }
+
+    fn add(&mut self, text: Arc<str>, agent: IpAddr, minted: Minted, now: Instant) {
+        let Minted { mint, value, beside } = minted;
+        let ends = now + mint.life;
+        let value = Arc::new(value);
+        let known = self.values.entry(ByBytes(Arc::clone(&value)));
+        // One copy of each credential, whoever was given it.
+        let value = Arc::clone(&known.key().0);
+        let seen = &mut self.seen;
+        let known = known.or_insert_with(|| {
+            *seen += 1;
+            Known { serial: *seen - 1, agent, ends }
+        });
+        known.ends = known.ends.max(ends);
+        let (name, label) = (mint.name.clone(), mint.label.clone());
+        let ticket = Ticket { mint: name, label, value, beside, ends };
+        self.tickets.insert(text, (agent, Arc::new(ticket)));
+    }
+
+    fn known(&self) -> impl Iterator<Item = (u64, Arc<SecretValue>)> {
+        self.values.iter().map(|(value, known)| (known.serial, Arc::clone(&value.0)))
+    }
+}
+
+/// Tickets of one agent that are good at once. A batch of git-lfs takes up to two for each of a
+/// hundred objects.
+const AGENT_TICKETS: usize = 2_048;
+/// The same of a group.
+const GROUP_TICKETS: usize = 4_096;
+/// Credentials that the tickets of one agent stand for. To mask one takes up to 100 KiB.
+const AGENT_VALUES: usize = 256;
+/// The same of a group, those that have ended and are still masked included.
+const GROUP_VALUES: usize = 512;
+/// How long a credential is masked after the last of its tickets has ended, where there is room: as
+/// long as one of Vault's that was replaced.
+const MASKED_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,121 @@
+//! What the table of tickets promises.
+
+use zeroize::Zeroizing;
+
+use super::*;
+use crate::policy::TicketShape;
+
+const LIFE: Duration = Duration::from_secs(60);
+
+fn mint() -> Arc<Mint> {
+    let name = RuleName("session".into());
+    Arc::new(Mint {
+        label: Mint::label_of(&name),
+        name,
+        groups: vec![],
+        answers: vec![],
+        hosts: vec![],
+        places: vec![],
+        life: LIFE,
+        min_value_bytes: 16,
+        shape: TicketShape::Opaque,
+    })
+}
+
+fn group(name: &str) -> GroupName {
+    GroupName(name.into())
+}
+
+fn agent(last: u8) -> IpAddr {
+    IpAddr::from([192, 0, 2, last])
+}
+
+fn minted(number: usize) -> Minted {
+    let bytes = Zeroizing::new(format!("minted-{number:016}").into_bytes());
+    Minted { mint: mint(), value: SecretValue::load(bytes, 16).unwrap(), beside: None }
+}
+
+fn issue(
+    tickets: &Tickets,
+    of: u8,
+    numbers: std::ops::Range<usize>,
+    now: Instant,
+) -> Result<Vec<Arc<str>>, NoTicket> {
+    tickets.issue(&group("agents"), agent(of), numbers.map(minted).collect(), now)
+}
+
+fn known(tickets: &Tickets) -> usize {
+    tickets.known(&group("agents")).since(0).len()
+}
+
+#[test]
+fn a_ticket_is_good_for_its_group_and_until_it_ends() {
+    let (tickets, now) = (Tickets::default(), Instant::now());
+    let issued = issue(&tickets, 1, 0..1, now).unwrap();
+    let find = |name: &str, text: &str, now| tickets.find(&group(name), text.as_bytes(), now);
+    let found = find("agents", &issued[0], now).unwrap();
+    assert_eq!(found.value.expose(), b"minted-0000000000000000");
+    assert_eq!(found.label.as_str(), "ticket:session");
+    assert!(find("others", &issued[0], now).is_none());
+    assert!(find("agents", &issued[0][1..], now).is_none());
+    assert!(find("agents", &issued[0].to_uppercase(), now).is_none());
+    assert!(find("agents", &issued[0], now + LIFE - Duration::from_millis(1)).is_some());
+    assert!(find("agents", &issued[0], now + LIFE).is_none());
+    assert!(Tickets::default().find(&group("agents"), issued[0].as_bytes(), now).is_none());
+}
+
+#[test]
+fn equal_credentials_have_tickets_of_their_own_and_are_masked_once() {
+    let (tickets, now) = (Tickets::default(), Instant::now());
+    let one = issue(&tickets, 1, 7..8, now).unwrap();
+    let before = tickets.generation();
+    let other = issue(&tickets, 2, 7..8, now).unwrap();
+    assert_ne!(one, other);
+    assert_eq!((known(&tickets), tickets.good(&group("agents"), now)), (1, 2));
+    assert!(tickets.generation() > before);
+}
+
+#[test]
+fn what_lives_makes_no_room_and_what_has_ended_does() {
+    let (tickets, now) = (Tickets::default(), Instant::now());
+    for agent in 1..=2 {
+        let from = usize::from(agent) * 1_000;
+        issue(&tickets, agent, from..from + AGENT_VALUES, now).unwrap();
+        assert_eq!(issue(&tickets, agent, 9_000..9_001, now), Err(NoTicket), "an agent's bound");
+    }
+    assert_eq!(issue(&tickets, 3, 3_000..3_001, now), Err(NoTicket), "the group's bound");
+    assert_eq!(known(&tickets), GROUP_VALUES);
+    let later = now + LIFE;
+    issue(&tickets, 3, 3_000..3_001, later).unwrap();
+    assert_eq!(known(&tickets), GROUP_VALUES, "one that has ended made room");
+    let since = tickets.known(&group("agents"));
+    assert_eq!(since.since(since.seen() - 1).len(), 1);
+    issue(&tickets, 3, 3_001..3_002, later + LIFE + MASKED_AFTER).unwrap();
+    assert_eq!(known(&tickets), 1, "none is masked for ever");
+}
+
+#[test]
+fn tickets_without_number_for_one_credential_are_refused() {
+    let (tickets, now) = (Tickets::default(), Instant::now());
+    let many = |count: usize| (0..count).map(|_| minted(1)).collect::<Vec<_>>();
+    let take = |of, count| tickets.issue(&group("agents"), agent(of), many(count), now);
+    // Each of an answer counts until it is known.
+    assert_eq!(take(1, AGENT_VALUES + 1).err(), Some(NoTicket));
+    take(1, 1).unwrap();
+    take(1, AGENT_TICKETS - 1).unwrap();
+    assert_eq!(take(1, 1), Err(NoTicket));
+    take(2, GROUP_TICKETS - AGENT_TICKETS).unwrap();
+    assert_eq!(take(3, 1), Err(NoTicket));
+    assert_eq!(take(1, 0), Ok(vec![]));
+}
+
+#[test]
+fn a_group_that_counts_no_more_has_no_tickets_and_is_masked_on() {
+    let (tickets, now) = (Tickets::default(), Instant::now());
+    let issued = issue(&tickets, 1, 0..1, now).unwrap();
+    tickets.end(|group| group.as_str() == "agents");
+    assert_eq!(tickets.good(&group("agents"), now), 1);
+    tickets.end(|_| false);
+    assert!(tickets.find(&group("agents"), issued[0].as_bytes(), now).is_none());
+    assert_eq!(known(&tickets), 1);
+}
