@@ -16,7 +16,7 @@ use lab::{
 use serde_json::Value;
 
 use crate::{
-    agent_services,
+    packets::agent_services,
     world::{TICKET, World, get},
 };
 

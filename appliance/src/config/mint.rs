@@ -11,8 +11,7 @@ use super::{
     value::{exact_host, may_hold_a_credential, parsed, time, unquoted, value_bytes},
 };
 use crate::policy::{
-    AnswerSpot, Api, GroupName, Host, MIN_VALUE_BYTES, Mint, MintedAt, Place, RuleName,
-    TicketShape, permits,
+    AnswerSpot, Api, GroupName, Host, MIN_VALUE_BYTES, Mint, MintedAt, Place, RuleName, TicketShape,
 };
 
 /// An `[[api.mint]]`. A field is `None`, and a list lacks an entry, where the file is wrong.
