@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Write as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     net::SocketAddr,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     thread,
@@ -11,6 +11,7 @@ use std::{
 };
 
 use lab::{
+    client::{Hello, client_hello},
     gateway,
     net::{AGENT, GATEWAY, OPENAI},
     sandboxed, tools, wait,
@@ -229,15 +230,17 @@ fn the_daemon_that_goes_serves_until_the_next_one_does_and_not_beside_it() {
 #[test]
 fn a_daemon_that_no_other_follows_takes_nothing_new_and_lets_what_is_open_go_on() {
     sandboxed(|| {
-        let mut it = Supervised::start();
+        let mut it = Supervised::with_limits("workers = 2", "drain_time = \"100s\"");
         let request = get_path("/sse?n=1000&ms=100", &[TICKET]);
         let mut events = first_event(it.world.h1(OPENAI).expect("intercepted"), &request);
         it.say("int");
         wait::expect("it drains", || it.log().contains("draining"));
         assert!(!it.log().contains(NOBODY_COMES), "it waits for nobody: {}", it.log());
         // The manager here keeps its copies of the sockets, so that this one waits.
-        let late = it.world.h1_from(AGENT, OPENAI.port(443), OPENAI.name);
-        assert!(late.is_err(), "it takes nothing new");
+        let mut late = AGENT.connect(OPENAI.port(443)).expect("a socket that is kept");
+        late.write_all(&client_hello(&Hello::h1(OPENAI.name))).expect("sent");
+        late.set_read_timeout(Some(wait::QUIET)).expect("a socket");
+        assert!(late.read(&mut [0]).is_err(), "it takes nothing new");
         assert!(events.read_some(4096).is_ok_and(|more| !more.is_empty()), "the stream goes on");
         kill_process(only_daemon(), Signal::TERM).expect("it is there");
         events.read_to_end();

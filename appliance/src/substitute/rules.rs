@@ -147,7 +147,7 @@ impl SubstitutionRules {
 
     fn holds_placeholder(&self, path: &str, at: &Range<usize>) -> bool {
         let segment = path.get(at.clone()).unwrap_or_default();
-        self.placeholder(&Cow::from(percent_decode_str(segment))).is_some()
+        self.elsewhere(&Cow::from(percent_decode_str(segment))).is_some()
     }
 
     /// The places where a segment of the path is a credential.
