@@ -54,7 +54,7 @@ causes! {
     AuditFull = "audit_full" Closed,
     /// A write of the audit failed in another way.
     AuditUnwritten = "audit_unwritten" Closed,
-    /// The audit's file was removed, or is to be opened anew, and cannot be opened.
+    /// The audit's file was removed, or is to be reopened, and cannot be opened.
     AuditUnopened = "audit_unopened" Closed,
     /// Records come faster than the audit's disk takes them.
     AuditBehind = "audit_behind" Closed,

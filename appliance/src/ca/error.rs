@@ -1,4 +1,4 @@
-//! What can be wrong with the CAs, each in one line that says what to do. No key material.
+//! The faults of CAs, each in one line with its remedy. No key material.
 
 use std::{error, fmt, io, path::PathBuf};
 
@@ -161,7 +161,7 @@ impl fmt::Display for CaError {
                 write!(f, "{0}: no root here; run `cloakroom ca init --dir {0}`", dir.display())
             }
             Self::Root { dir, fault } => write!(f, "{}: root: {fault}", dir.display()),
-            // Making it anew would not help where the system refuses the file.
+            // Replacing it would not help where the system refuses the file.
             Self::Issuing { rule, fault: fault @ Fault::File { fault: FileFault::Io(_), .. } } => {
                 write!(f, "issuing CA of `{rule}`: {fault}")
             }

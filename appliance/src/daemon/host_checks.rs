@@ -1,4 +1,4 @@
-//! What the packet rules lean on, asserted for as long as the daemon runs: rules and guard after
+//! The conditions that the packet rules need, asserted while the daemon runs: rules and guard after
 //! each change that nf_tables tells of, and all of it every `assert_every`.
 //!
 //! Somebody may change a kernel setting or a rule under a running gateway. What may be set right is

@@ -58,7 +58,7 @@ pub(super) fn open_rotation(
     Rotation::new(Arc::clone(vault) as _, pki).map(Some).map_err(DaemonError::Ca)
 }
 
-/// Says which hosts are closed, and which will be unless their CA is made anew.
+/// Says which hosts are closed, and which will be unless their CA is replaced.
 pub(super) fn report(policy_snapshot: &PolicySnapshot, signed_by_vault: bool) {
     let now = SystemTime::now();
     let remedy = remedy(signed_by_vault);

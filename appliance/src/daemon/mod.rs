@@ -224,7 +224,7 @@ impl Daemon {
     /// one after the other, each is followed by a pause as long as it took, up to a bound, for what
     /// else this runtime does: the gateway's own questions for names among it.
     ///
-    /// The audit's file is opened anew whatever comes of the policy; what is wrong with it is said.
+    /// The audit's file is reopened whatever comes of the policy; what is wrong with it is said.
     async fn reload(&mut self, supervisor: &Supervisor) -> Result<Reloaded, DaemonError> {
         let begun = Instant::now();
         let before = self.leases.secrets.snapshot();

@@ -1,4 +1,4 @@
-//! What comes of the orders that arrive at the control socket.
+//! The orders that arrive at the control socket, carried out.
 //!
 //! A quarantine comes first and is written down afterwards; a release that could not be written
 //! down is not made.

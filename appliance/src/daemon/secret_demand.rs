@@ -76,10 +76,9 @@ impl SecretDemand {
         self.tell(&self.lock());
     }
 
-    /// Waits for a quarantine of `group` that is on its way, and takes it as soon as it is in
-    /// force: a disk that is slow with the mark does not keep the group's secrets here. And once
-    /// more when it is done: a release that had its turn before may have told of the group
-    /// meanwhile.
+    /// Applies the demand once the quarantine of `group` is in force (the disk may be slow to write
+    /// its mark), and again afterwards, in case a concurrent release has added the group's secrets
+    /// in between.
     pub(super) async fn follow<T>(&self, group: &GroupName, holding: impl Future<Output = T>) -> T {
         let mut in_force = self.quarantined.clone();
         let mut holding = pin!(holding);

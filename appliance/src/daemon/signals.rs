@@ -36,7 +36,7 @@ impl DaemonSignals {
 /// What a signal says.
 #[derive(PartialEq, Eq)]
 pub(super) enum SignalMeaning {
-    /// Take the configuration anew.
+    /// Take the configuration again.
     Reload,
     /// End.
     Stop,

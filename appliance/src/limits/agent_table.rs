@@ -1,4 +1,4 @@
-//! What is known of each agent of a group, up to a bound.
+//! A table of the agents of a group, with a bound.
 //!
 //! Whoever is on the wire can send from addresses without number, each of which looks like an
 //! agent. So in a full table a new agent takes the place of one that is at rest: of which nothing

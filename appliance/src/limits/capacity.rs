@@ -178,8 +178,8 @@ impl Capacity {
         tally.map_or(0, |tally| tally.counts.connections.load(Relaxed))
     }
 
-    /// Counts a connection against its agent and against its group, one of so many. What it and its
-    /// requests may hold is what these limits say for as long as it is open.
+    /// Counts a connection against its agent and against its group, which has an equal part among
+    /// the groups. These limits bound the connection and its requests for as long as it is open.
     ///
     /// # Errors
     ///

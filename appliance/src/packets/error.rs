@@ -1,4 +1,4 @@
-//! What can stand in the way of capturing packets, each in one line: what, where, what to do.
+//! The faults that keep packets from being captured, each in one line with its place and remedy.
 
 use std::{fmt, io};
 

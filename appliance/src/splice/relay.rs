@@ -103,7 +103,7 @@ impl<'a, A: Leg, U: Leg> Relay<'a, A, U> {
         self.poll_clock(cx, timer, up.is_ready() || down.is_ready())
     }
 
-    /// Ends the flow when nothing has moved for too long. The timer is set anew only when it
+    /// Ends the flow when nothing has moved for too long. The timer is set again only when it
     /// fires, or when its bound becomes a shorter one: most flows never touch it.
     fn poll_clock(
         &mut self,

@@ -1,4 +1,4 @@
-//! What an agent or a group holds, counted against its quota.
+//! The holdings of an agent or a group, counted against its quota.
 
 use std::{
     sync::{
@@ -25,7 +25,7 @@ pub(super) struct Tally {
     budget: Arc<Budget>,
 }
 
-/// What is held now, but for bytes.
+/// What is held now, except for bytes.
 #[derive(Debug)]
 pub(super) struct HeldCounts {
     pub(super) connections: AtomicUsize,
