@@ -12,16 +12,16 @@ use super::{
 };
 use crate::policy::{Constraints, Policy, RuleName};
 
-/// What was done for one rule.
+/// The result for one rule.
 #[derive(Debug)]
 pub struct Issued {
     /// The rule.
     pub rule: RuleName,
-    /// What was done.
+    /// The change.
     pub outcome: IssueOutcome,
 }
 
-/// What was done for a rule, and why.
+/// The change for a rule, and its cause.
 #[derive(Debug)]
 pub enum IssueOutcome {
     /// It was right: this many seconds are left.
@@ -58,7 +58,7 @@ pub fn issue(
     Ok(issued)
 }
 
-/// What the CA of a rule must be.
+/// The properties that the CA of a rule must have.
 struct RequiredCa<'a> {
     rule: &'a RuleName,
     names: BTreeSet<&'a str>,

@@ -60,7 +60,7 @@ impl IssuingCa {
     ///
     /// # Errors
     ///
-    /// Whatever is in doubt is fatal: a key that others may read or that is not the
+    /// Every doubt is fatal: a key that others may read or that is not the
     /// certificate's, names that are not exactly those of the rule, an end that has come.
     pub fn load(dir: &Path, rule: &TlsRule, now: SystemTime) -> Result<Self, CaError> {
         let now = unix_seconds(now)?;

@@ -24,7 +24,7 @@ use crate::{
     config::PkiSettings, locks::lock, policy::Policy, reason::SecretCause, secrets::FetchError,
 };
 
-/// Whoever signs issuing CAs: Vault's PKI engine.
+/// The signer of issuing CAs: Vault's PKI engine.
 pub trait Signer: Send + Sync + 'static {
     /// Has the engine at `mount` sign. Ends within a time that the signer bounds.
     fn sign<'a>(

@@ -73,7 +73,7 @@ pub(super) fn report(policy_snapshot: &PolicySnapshot, signed_by_vault: bool) {
     }
 }
 
-/// What to do where a CA is missing or about to end.
+/// The remedy where a CA is missing or about to end.
 pub(super) const fn remedy(signed_by_vault: bool) -> &'static str {
     match signed_by_vault {
         true => "Vault signs another; see why it did not (`cloakroom vault doctor`)",

@@ -130,7 +130,7 @@ struct Daemon {
     serving: Serving,
 }
 
-/// What the operator said, and what of this machine the daemon uses.
+/// The operator's configuration, and the parts of this machine that the daemon uses.
 struct HostSetup {
     config_file: PathBuf,
     settings: Settings,
@@ -162,7 +162,7 @@ struct Records {
     writer: Writer,
 }
 
-/// What serves agents, and what watches their packets.
+/// The parts that serve agents, and those that watch their packets.
 struct Serving {
     workers: Vec<Worker>,
     dns: dns::DnsServer,
@@ -342,7 +342,7 @@ impl Daemon {
         Ok(())
     }
 
-    /// What a new configuration has changed that holds for as long as the daemon lives.
+    /// The changes of a new configuration that would take a restart.
     fn fixed(&self, settings: &Settings, capture: &Capture, policy: &Policy) -> Vec<&'static str> {
         let mut fixed = self.host.settings.differences(settings);
         if capture.interface_names() != self.host.capture.interface_names() {

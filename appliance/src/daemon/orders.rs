@@ -30,7 +30,7 @@ pub(super) struct Orders {
 /// A reload that somebody waits for.
 pub(super) type Reload = oneshot::Sender<Result<Reloaded, DaemonError>>;
 
-/// What is wrong although the new policy was taken.
+/// The faults that remain although the new policy was taken.
 #[derive(Debug, Default)]
 pub(super) struct Reloaded {
     /// With the audit.

@@ -20,13 +20,13 @@ use crate::{
 /// A group and what it needs.
 pub(super) type Need = (GroupName, SecretRef);
 
-/// What the store is told to ask for, and Vault's session to have tokens for.
+/// The secrets that the store asks for, and the groups that Vault's session has tokens for.
 pub(super) struct SecretDemand {
     secrets: Arc<SecretStore>,
     vault: Option<Arc<Session>>,
     quarantined: Quarantined,
-    /// What the policy in force names. Held while the others are told, so that the last one to
-    /// tell them has seen the last policy and the last quarantine.
+    /// The groups and secrets that the policy in force names. Held while the others are told, so
+    /// that the last one to tell them has seen the last policy and the last quarantine.
     named: Mutex<NamedByPolicy>,
 }
 
@@ -95,7 +95,7 @@ impl SecretDemand {
         held
     }
 
-    /// What the store was told.
+    /// The secrets that the store asks for.
     pub(super) fn asked(&self) -> Vec<Need> {
         self.allowed(&self.lock().needs)
     }

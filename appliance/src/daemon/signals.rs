@@ -33,7 +33,7 @@ impl DaemonSignals {
     }
 }
 
-/// What a signal says.
+/// The order that a signal stands for.
 #[derive(PartialEq, Eq)]
 pub(super) enum SignalMeaning {
     /// Take the configuration again.

@@ -67,7 +67,7 @@ pub async fn prepare(capture: &Capture) -> Result<(), PacketsError> {
 ///
 /// # Errors
 ///
-/// What is missing, and what to do about it.
+/// The missing condition, and its remedy.
 pub fn require_guard(capture: &Capture) -> Result<(), PacketsError> {
     readback::require_guard(&capture.interface_names())
 }

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::audit::Traffic;
 
-/// What one side of a relay can do. It must not keep written bytes to itself until a flush.
+/// The operations of one side of a relay. It must not keep written bytes to itself until a flush.
 pub(super) trait Leg: AsyncRead + AsyncWrite + Unpin {
     /// The socket for splice(2), where the leg is nothing but a socket.
     fn socket(&self) -> Option<&TcpStream>;

@@ -38,7 +38,7 @@ pub(crate) fn of(at: SocketAddr) -> Vec<String> {
     holders
 }
 
-/// What a user of this number is called (`passwd(5)`).
+/// The name of the user of this number (`passwd(5)`).
 fn user_name<'a>(passwd: &'a str, number: &str) -> Option<&'a str> {
     passwd.lines().find_map(|line| {
         let mut fields = line.split(':');

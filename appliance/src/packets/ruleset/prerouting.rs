@@ -43,7 +43,7 @@ pub(crate) fn chain(capture: &Capture) -> Chain {
     Chain { name: "prerouting".into(), base: Some(base(Hook::Prerouting, MANGLE, false)), rules }
 }
 
-/// What ends a packet that is refused, whatever the reason: at once, except for an agent that has
+/// Ends a refused packet, for every reason: at once, except for an agent that has
 /// had its refusals of this second, of which nothing more is logged.
 pub(crate) fn refuse(capture: &Capture) -> Chain {
     use Statement::{Count, Drop, Over, RejectProhibited, RejectReset};
@@ -453,9 +453,9 @@ pub(crate) const DISCOVERS: &str = "discovers";
 /// How many times an agent's own rate may come in before the kernel drops the rest. What is above
 /// the rate and below this the resolver drops itself: by its own measure, which forgives a burst.
 const DNS_HEADROOM: u32 = 4;
-/// What all agents of a group together send. At the default rate, answers to as many that say no
-/// card wait in a half of what the socket has room for. Of bound cards, `unres_qlen_bytes` bounds
-/// what waits.
+/// The bound on what all agents of a group send together. At the default rate, answers to as many
+/// that say no card wait in a half of what the socket has room for. Of bound cards,
+/// `unres_qlen_bytes` bounds what waits.
 const DNS_GROUPS: &str = "dns_groups";
 /// No group has more, whatever it binds: a half of what the one thread answers
 /// (`benches/README.md`).
