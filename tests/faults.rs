@@ -1,5 +1,5 @@
-//! What tests of faults share. Each looks at three places: what the agent got, what arrived at the
-//! origins (nothing, or nothing but what was allowed), and the audit record.
+//! Helpers of the tests of faults. Each test looks at three places: the agent's answer, the origins
+//! (nothing, or nothing but what was allowed), and the audit record.
 
 use std::{fs, io, net::SocketAddr};
 

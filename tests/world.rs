@@ -1,4 +1,4 @@
-//! What most properties start from: a lab with origins, a resolver and a gateway with the usual
+//! The start of most properties: a lab with origins, a resolver and a gateway with the usual
 //! policy; and the few questions they all ask.
 
 use std::{io, net::SocketAddr};

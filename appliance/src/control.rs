@@ -1,4 +1,4 @@
-//! What is said through the control socket: one line to the daemon, one JSON object back.
+//! The protocol of the control socket: one line to the daemon, one JSON object back.
 //!
 //! Both sides are bounded in bytes and time. No answer holds a value of a secret.
 
@@ -18,7 +18,7 @@ use crate::policy::GroupName;
 /// What the daemon can be told to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Order {
-    /// Take the configuration and the file of secrets anew.
+    /// Take the configuration and the file of secrets again.
     Reload,
     /// Cut a group off.
     Quarantine(GroupName),

@@ -1,7 +1,7 @@
 //! Policy, flow and peek in; a permit or a refusal out.
 //!
-//! Pure, and the only maker of [`Permit`]s: nothing is dialled without one. Whatever is not
-//! listed is refused.
+//! Pure, and the only maker of [`Permit`]s: nothing is dialled without one. A connection that is
+//! not listed is refused.
 
 use std::{net::IpAddr, sync::Arc};
 

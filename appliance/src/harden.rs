@@ -1,5 +1,5 @@
-//! What every process of ours gives up so that its memory stays its own, and what the daemon gives
-//! up beside that.
+//! The rights that every process of ours gives up to protect its memory, and those that the daemon
+//! gives up beside that.
 
 mod confinement;
 

@@ -36,7 +36,7 @@ macro_rules! causes {
                 match self { $(Self::$variant => $word,)+ }
             }
 
-            /// What it makes of the gateway.
+            /// The gateway's state that follows from it.
             pub const fn state(self) -> HealthState {
                 match self { $(Self::$variant => HealthState::$state,)+ }
             }
@@ -54,7 +54,7 @@ causes! {
     AuditFull = "audit_full" Closed,
     /// A write of the audit failed in another way.
     AuditUnwritten = "audit_unwritten" Closed,
-    /// The audit's file was removed, or is to be opened anew, and cannot be opened.
+    /// The audit's file was removed, or is to be reopened, and cannot be opened.
     AuditUnopened = "audit_unopened" Closed,
     /// Records come faster than the audit's disk takes them.
     AuditBehind = "audit_behind" Closed,
@@ -97,7 +97,7 @@ pub struct Finding {
     pub why: Option<&'static str>,
     /// When it gets worse, if nothing is done: how long from now.
     pub left: Option<Duration>,
-    /// What is wrong and what to do, for a person.
+    /// The fault and its remedy, for a person.
     pub text: String,
 }
 

@@ -1,5 +1,5 @@
 //! A policy in force, with everything that is made from it once: compiled rules, TLS settings,
-//! masks, and the issuing CAs of its rules. Immutable but for its caches, and for the CAs, which
+//! masks, and the issuing CAs of its rules. Immutable except for its caches, and for the CAs, which
 //! are replaced as they age; a reload makes a new one, and a flow keeps the one it began with.
 
 use std::{
@@ -132,7 +132,7 @@ fn check_roots(policy: &Policy, system_roots: &RootCertStore) -> Result<(), Poli
     }
 }
 
-/// Compiled masks for each group and host of one policy, made anew when any value has changed.
+/// Compiled masks for each group and host of one policy, made again when any value has changed.
 pub struct MaskCache {
     none: Arc<Masks>,
     /// The APIs of a host: it has one for each of its ports, and what one is told another may know.

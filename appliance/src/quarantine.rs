@@ -1,4 +1,4 @@
-//! Groups that get nothing through, whatever the policy says, until somebody releases them.
+//! Groups that get nothing through, under every policy, until somebody releases them.
 //!
 //! A group is quarantined while a file with its name stands in the folder of marks, so that it
 //! stays so over a restart, a crash and a new policy. Marks that cannot be read are no marks that

@@ -218,9 +218,9 @@ pub enum TlsCause {
     AlertReceived,
     /// There is no version, cipher suite or application protocol that both sides speak.
     NothingInCommon,
-    /// What answers speaks TLS against its rules.
+    /// The server breaks the rules of TLS.
     ProtocolViolated,
-    /// What answers does not speak TLS.
+    /// The server does not speak TLS.
     NotTls,
 }
 
@@ -264,7 +264,7 @@ impl fmt::Display for TlsCause {
     }
 }
 
-/// What is behind a reason, where the reason alone does not say what to do.
+/// The cause behind a reason, where the reason alone names no remedy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Cause {
     /// Behind [`Reason::SecretUnavailable`].

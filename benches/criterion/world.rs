@@ -1,4 +1,4 @@
-//! What several benches share: a policy, a flow, and a ClientHello as a client sends it.
+//! Helpers that several benches share: a policy, a flow, and a ClientHello as a client sends it.
 
 use std::{fmt::Write as _, path::Path, sync::Arc};
 

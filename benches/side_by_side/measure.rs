@@ -1,4 +1,4 @@
-//! What a process costs: CPU time of all its threads and children, and resident memory.
+//! The cost of a process: CPU time of all its threads and children, and resident memory.
 //!
 //! CPU time is read from `schedstat`, which counts nanoseconds; the ticks of `stat` are 10 ms.
 

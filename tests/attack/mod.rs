@@ -1,4 +1,4 @@
-//! What every attack is held against: the origin, the audit, and only then the answer.
+//! The three witnesses of every attack: the origin, the audit, and only then the answer.
 //!
 //! A [`Scene`] is a lab with a gateway in it. Each of its assertions looks at one connection of
 //! the attacker: what the origins received meanwhile, at whichever of their addresses, and which
@@ -46,7 +46,7 @@ pub(crate) struct Before {
 }
 
 impl Ask {
-    /// A request that is in order but for its credential: there is none yet.
+    /// A request that is in order except for its credential: there is none yet.
     pub(crate) fn to(host: Host) -> Self {
         Self {
             method: "POST",

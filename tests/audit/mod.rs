@@ -1,4 +1,5 @@
-//! What the gateway says of itself, completely and without a secret: the audit, metrics and memory.
+//! The gateway's reports about itself, complete and without a secret: the audit, metrics and
+//! memory.
 
 mod forged_records;
 mod memory;

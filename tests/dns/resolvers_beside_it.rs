@@ -140,7 +140,7 @@ fn a_resolver_at_every_address_is_named() {
 const ZONE: &str = "$TTL 60\n@ SOA localhost. root.localhost. 1 60 60 60 60\n@ NS localhost.\n\
                     printer A 192.0.2.99\n";
 
-/// Debian's, but for the folder, and without what it asks the internet.
+/// Debian's, except for the folder, and without what it asks the internet.
 const NAMED: &str = r#"
 options {
     directory "{dir}";

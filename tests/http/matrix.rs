@@ -2,7 +2,7 @@
 //! either group, in HTTP/1.1 and HTTP/2: the secret arrives in the cells in which the configuration
 //! says so, and in no other.
 //!
-//! [`expected`] says anew what the table of answers says, from the same [`BINDINGS`] that the
+//! [`expected`] says again what the table of answers says, from the same [`BINDINGS`] that the
 //! configuration is written from, and without the code of the gateway.
 
 use std::{

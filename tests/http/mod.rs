@@ -1,4 +1,5 @@
-//! One request and its answer: what is swapped and where, what is refused, and what comes back.
+//! One request and its answer: the placeholders that become secrets, the refusals, and the
+//! response.
 
 mod answers;
 mod authority;

@@ -1,4 +1,4 @@
-//! What comes back: without the key, without delay, and as it was sent otherwise.
+//! Responses: without the key, without delay, and as it was sent otherwise.
 
 use lab::{
     gateway::{OPENAI_SECRET, SECRETS},

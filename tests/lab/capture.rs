@@ -1,4 +1,4 @@
-//! What a namespace sends and receives, with nothing left out unsaid.
+//! The packets that a namespace sends and receives, with every gap named.
 
 use std::{
     fs,

@@ -165,7 +165,7 @@ impl Dns {
         self.state().ttl = seconds;
     }
 
-    /// Every question so far, but for what the gateway asks of its own accord: [`TRANSLATORS`].
+    /// Every question so far, except for what the gateway asks of its own accord: [`TRANSLATORS`].
     pub fn asked(&self) -> Vec<Question> {
         let state = self.state();
         let for_somebody = state.asked.iter().filter(|question| question.name != TRANSLATORS);

@@ -1,4 +1,4 @@
-//! What the lab finds on the machine: the built program, the repository, caches; and signals.
+//! The lab's tools on the machine: the built program, the repository, caches; and signals.
 
 use std::{
     path::{Path, PathBuf},

@@ -1,4 +1,4 @@
-//! The control socket: whoever may tell the gateway what to do, and nobody else.
+//! The control socket: those who may give the gateway orders, and nobody else.
 
 use std::{
     fs,

@@ -12,7 +12,7 @@
 //! How long it is measured does not depend on what is seen: turns are added only where the flood
 //! was not yet one, or the samples too few. What a busy machine does to one sort of turn more than
 //! to the other is not the gateway's: a measurement in which the flood seems to be noticed is made
-//! anew, whole, and never more than [`MEASUREMENTS`] times; a flood that is noticed in all of them
+//! again, whole, and never more than [`MEASUREMENTS`] times; a flood that is noticed in all of them
 //! fails. That somebody was not served, or that memory was taken, counts the first time.
 
 mod bodies;

@@ -1,4 +1,4 @@
-//! Who takes too much takes it from nobody else, and whatever is under way has its bound.
+//! An agent that takes too much takes it from no other agent, and everything under way has a bound.
 
 mod agents_in_a_flood;
 mod bounds;

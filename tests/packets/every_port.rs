@@ -263,7 +263,7 @@ fn is_link_local(address: &SocketAddr) -> bool {
     matches!(address.ip(), IpAddr::V6(v6) if v6.is_unicast_link_local())
 }
 
-/// How many TCP packets went to one of these, but for those to Vault's API, which the gateway
+/// How many TCP packets went to one of these, except for those to Vault's API, which the gateway
 /// itself talks to: that an agent's connection there is refused is told by its end.
 fn to(outside: &Capture, addresses: &[SocketAddr]) -> usize {
     let api = 8200_u16.to_be_bytes();
@@ -290,7 +290,7 @@ fn parsed(address: &str) -> IpAddr {
     address.parse().expect("an address")
 }
 
-/// The gateway's addresses, but for those of its links.
+/// The gateway's addresses, except for those of its links.
 const OWN: [&str; 6] =
     ["192.0.2.1", "192.0.2.129", "203.0.113.2", "2001:db8:a::1", "2001:db8:b::1", "2001:db8:f::2"];
 /// The Vault that the gateway is to use, which never answers. The secrets are in a file.

@@ -1,4 +1,5 @@
-//! What the kernel refuses is seen: in the audit, summed up, with nothing missing from the sums.
+//! The packets that the kernel refuses are seen: in the audit, summed up, with nothing missing from
+//! the sums.
 
 use std::{
     net::{Ipv4Addr, SocketAddrV6, UdpSocket},

@@ -1,5 +1,5 @@
-//! What else a machine has, or has not: a resolver of its own, a kernel without Landlock, a filter
-//! that lets nobody take descriptors of another process.
+//! Other parts that a machine has, or has not: a resolver of its own, a kernel without Landlock, a
+//! filter that lets nobody take descriptors of another process.
 
 use std::{net::UdpSocket, time::Duration};
 

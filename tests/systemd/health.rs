@@ -78,7 +78,7 @@ fn whatever_is_wrong_is_in_the_managers_line_at_once_and_behind_readiness() {
         of_old_cas(&lab, &machine);
         assert_served(&lab, &origin);
 
-        assert_eq!(machine.property("NRestarts"), "0", "a cause is nothing to start anew for");
+        assert_eq!(machine.property("NRestarts"), "0", "a cause is nothing to start again for");
         machine.run("kill -STOP $(pgrep -P $(systemctl show --value -p MainPID cloakroom))");
         machine.wait_until("started by the watchdog", || machine.property("NRestarts") == "1");
         machine.wait_until("ready", || machine.property("ActiveState") == "active");

@@ -155,7 +155,7 @@ impl Machine {
     }
 
     /// Whether another unit is active, in systemd's word.
-    /// Nothing while systemd begins anew.
+    /// Nothing while systemd begins again.
     pub fn state(&self, unit: &str) -> String {
         let shown = self.command(&format!("systemctl show --value -p ActiveState {unit}")).output();
         let shown = shown.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());

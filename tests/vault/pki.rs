@@ -216,7 +216,7 @@ fn rotation_under_load_fails_no_handshake() {
         let handshakes: usize = seen.iter().map(|(count, _)| count).sum();
         assert!(handshakes >= 500, "{handshakes} handshakes are no load");
         let issued = it.world.gateway.stderr().matches("Vault signed a new issuing CA").count();
-        assert!(issued <= 3 * 4, "three rules, each made anew at half its life: {issued}");
+        assert!(issued <= 3 * 4, "three rules, each replaced at half its life: {issued}");
         it.assert_untold();
     });
 }
@@ -328,7 +328,7 @@ fn without_vault_the_hosts_are_closed_and_open_when_it_is_there() {
 #[test]
 fn vault_and_not_the_configuration_decides_for_which_names() {
     sandboxed(|| {
-        // Seconds, as the gateway says them; and so many that none is made anew meanwhile.
+        // Seconds, as the gateway says them; and so many that none is replaced meanwhile.
         let it = Signed::lasting("3600s", ONE_HOST, |engine| engine.sign_for("3600s"));
         // Vault's policy says two names, and the configuration one.
         it.refused_because(OPENAI, "vault_denied");

@@ -165,7 +165,7 @@ fn a_deleted_key_is_dropped_at_once() {
     });
 }
 
-/// A world that reads its values anew only where Vault itself says when, whose key is at
+/// A world that reads its values again only where Vault itself says when, whose key is at
 /// `reference`.
 fn read_when_vault_says(reference: &str, prepare: impl FnOnce(&Vault)) -> WithVault {
     WithVault::configured(|_, vault| {

@@ -1,4 +1,4 @@
-//! What the audit says about acts of an operator that change what a group may do.
+//! Audit records of acts of an operator that change what a group may do.
 
 use serde::Serialize;
 

@@ -1,4 +1,4 @@
-//! What the audit says about connections and requests that came faster than their agent may open
+//! Audit records of connections and requests that came faster than their agent may open
 //! and make them: a sum for each agent and interval, so that refusing them costs next to nothing
 //! and every one is counted.
 

@@ -1,4 +1,4 @@
-//! What the audit says about the agents' DNS: a record of each refused query, up to a rate for each
+//! Audit records of the agents' DNS: a record of each refused query, up to a rate for each
 //! agent and each group, and every while a sum of all queries, so that what has no record is still
 //! counted.
 

@@ -1,4 +1,4 @@
-//! What the audit says about what the packet rules lean on: the kernel's settings, the
+//! Audit records of the conditions that the packet rules need: the kernel's settings, the
 //! guard, and the rules themselves.
 
 use std::fmt::Display;

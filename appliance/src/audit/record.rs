@@ -1,4 +1,4 @@
-//! What one record says, and how it writes itself when it is dropped.
+//! The fields of one record, which writes itself when it is dropped.
 
 use std::{
     net::IpAddr,

@@ -1,4 +1,4 @@
-//! What can be wrong with the audit, and what to do about it.
+//! The faults of the audit, and the remedy of each.
 
 use std::{fmt, io};
 
@@ -19,7 +19,7 @@ pub enum Trouble {
     Full(String),
     /// A write failed in another way.
     Unwritten(String),
-    /// The file was removed, or is to be opened anew, and cannot be opened.
+    /// The file was removed, or is to be reopened, and cannot be opened.
     Unopened(String),
     /// Records come faster than the disk takes them.
     Behind,

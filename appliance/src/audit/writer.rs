@@ -2,7 +2,7 @@
 //!
 //! A line that cannot be written is kept and tried again; meanwhile every new flow and request
 //! is refused, so the queue holds what was already under way and nothing is lost. While it fails it
-//! listens for the order to open the file anew, and does so by itself where another file has the
+//! listens for the order to reopen the file, and does so by itself where another file has the
 //! name: removing the file, freeing space and mounting a disk are remedies without a restart.
 
 use std::{
@@ -62,7 +62,7 @@ pub struct RecordSlot {
 #[derive(Debug)]
 pub struct Writer(JoinHandle<()>);
 
-/// Somebody who waits for the file to be opened anew.
+/// Somebody who waits for the file to be reopened.
 type ReopenRequest = oneshot::Sender<Result<(), Trouble>>;
 
 impl Sink {
@@ -120,13 +120,13 @@ impl Sink {
         told.or_else(|| (self.queue.capacity() == 0).then_some(Trouble::Behind))
     }
 
-    /// Changes whenever [`trouble`](Self::trouble) begins, ends, or is another one, but for a queue
-    /// that is full.
+    /// Changes whenever [`trouble`](Self::trouble) begins, ends or is another one, except for a
+    /// queue that is full.
     pub fn watch(&self) -> watch::Receiver<Option<Trouble>> {
         self.trouble.clone()
     }
 
-    /// Opens the file anew, after something else has moved or removed it; at the end nothing more
+    /// Reopens the file, after something else has moved or removed it; at the end nothing more
     /// is written to the old one.
     ///
     /// # Errors
@@ -240,7 +240,7 @@ impl Appender {
     fn reopen(&mut self, ask: ReopenRequest) {
         let opened = self.output.reopen(&self.batch, &mut self.from);
         if let Err(error) = &opened {
-            tracing::error!(%error, "the audit file cannot be opened anew; keeping the old one");
+            tracing::error!(%error, "the audit file cannot be reopened; keeping the old one");
         }
         self.look();
         let trouble = opened.err().map(|error| Trouble::unopened(&error));
@@ -319,7 +319,7 @@ const QUEUE_LINES: usize = 65_536;
 /// lines that wait for the disk, and for refusals.
 const FREE_LINES: usize = 8_192;
 const _: () = assert!(Limits::MAX_CONNECTIONS + Limits::MAX_REQUESTS + FREE_LINES <= QUEUE_LINES);
-/// Orders to open the file anew that may wait.
+/// Orders to reopen the file that may wait.
 const MAX_ASKS: usize = 4;
 /// Time for such an order to be carried out.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -377,7 +377,7 @@ mod tests {
     }
 
     /// It moves its file aside at a size, something else moves the file away and has it opened
-    /// anew, and somebody removes nothing: every record is there once.
+    /// again, and somebody removes nothing: every record is there once.
     #[test]
     fn no_record_is_lost_or_twice_over_rotations_of_two_programs() {
         let folder = Folder::new("rotated");

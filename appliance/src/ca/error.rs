@@ -1,4 +1,4 @@
-//! What can be wrong with the CAs, each in one line that says what to do. No key material.
+//! The faults of CAs, each in one line with its remedy. No key material.
 
 use std::{error, fmt, io, path::PathBuf};
 
@@ -11,7 +11,7 @@ pub enum CaError {
     File {
         /// Which one.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The fault.
         fault: FileFault,
     },
     /// There is a root already, and none is ever overwritten.
@@ -20,17 +20,17 @@ pub enum CaError {
     Root {
         /// The folder.
         dir: PathBuf,
-        /// What is wrong with it.
+        /// The fault.
         fault: Fault,
     },
     /// A rule's issuing CA cannot be used.
     Issuing {
         /// The rule.
         rule: RuleName,
-        /// What is wrong with it.
+        /// The fault.
         fault: Fault,
     },
-    /// What Vault signed for a rule is not what was asked for.
+    /// Vault signed another certificate for a rule than was asked for.
     Signed {
         /// The rule.
         rule: RuleName,
@@ -41,7 +41,7 @@ pub enum CaError {
     Anchor {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The fault.
         fault: Fault,
     },
     /// The rule's names cannot be put into a name constraint, because it has none or says `*`.
@@ -78,7 +78,7 @@ pub enum CaError {
     Key(rustls::Error),
 }
 
-/// What is wrong with a file.
+/// The fault of a file.
 #[derive(Debug)]
 pub enum FileFault {
     /// The system call failed.
@@ -95,7 +95,7 @@ pub enum FileFault {
     Locked,
 }
 
-/// What is wrong with a certificate and its key.
+/// The fault of a certificate and its key.
 #[derive(Debug)]
 pub enum Fault {
     /// The certificate or its key is not there.
@@ -104,7 +104,7 @@ pub enum Fault {
     File {
         /// Its name in the folder.
         name: String,
-        /// What is wrong with it.
+        /// The fault.
         fault: FileFault,
     },
     /// The file does not hold exactly one certificate in PEM.
@@ -161,7 +161,7 @@ impl fmt::Display for CaError {
                 write!(f, "{0}: no root here; run `cloakroom ca init --dir {0}`", dir.display())
             }
             Self::Root { dir, fault } => write!(f, "{}: root: {fault}", dir.display()),
-            // Making it anew would not help where the system refuses the file.
+            // Replacing it would not help where the system refuses the file.
             Self::Issuing { rule, fault: fault @ Fault::File { fault: FileFault::Io(_), .. } } => {
                 write!(f, "issuing CA of `{rule}`: {fault}")
             }

@@ -31,7 +31,7 @@ pub(super) struct CaFolder {
     stat: Stat,
 }
 
-/// Who may read a file.
+/// The readers that a file may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {
     /// Its owner alone: mode 0600.

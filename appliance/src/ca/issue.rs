@@ -1,4 +1,4 @@
-//! What `cloakroom ca issue` does: every rule that ends TLS has a CA that is right and has
+//! The command `cloakroom ca issue`: every rule that ends TLS has a CA that is right and has
 //! time left. Running it again changes nothing that is right.
 
 use std::{collections::BTreeSet, fmt, path::Path, time::SystemTime};
@@ -12,21 +12,21 @@ use super::{
 };
 use crate::policy::{Constraints, Policy, RuleName};
 
-/// What was done for one rule.
+/// The result for one rule.
 #[derive(Debug)]
 pub struct Issued {
     /// The rule.
     pub rule: RuleName,
-    /// What was done.
+    /// The change.
     pub outcome: IssueOutcome,
 }
 
-/// What was done for a rule, and why.
+/// The change for a rule, and its cause.
 #[derive(Debug)]
 pub enum IssueOutcome {
     /// It was right: this many seconds are left.
     Kept(i64),
-    /// It was made anew, with a new key, because of this.
+    /// It was replaced, with a new key, because of this.
     Made(Fault),
     /// No rule ends TLS under this name any more, but there is a key that agents trust.
     /// Nothing is deleted: the folder may be one that was given by mistake.
@@ -58,7 +58,7 @@ pub fn issue(
     Ok(issued)
 }
 
-/// What the CA of a rule must be.
+/// The properties that the CA of a rule must have.
 struct RequiredCa<'a> {
     rule: &'a RuleName,
     names: BTreeSet<&'a str>,
@@ -99,7 +99,7 @@ impl<'a> RequiredCa<'a> {
         let pair = Pair::read(folder, self.rule, &self.names, self.constraints)?;
         check::check_order(&pair.certificate)?;
         check::check_signed_by(&pair.certificate, root.certificate().der())?;
-        // One that ends with the root gains nothing from being made anew.
+        // One that ends with the root gains nothing from being replaced.
         let least = match pair.validity.not_after == root.validity().not_after {
             true => DAY,
             false => (pair.validity.life() / 3).max(DAY).saturating_add(1),
@@ -109,7 +109,7 @@ impl<'a> RequiredCa<'a> {
     }
 
     /// The key goes first: where the machine stops between the two, what is left does not match
-    /// and is made again.
+    /// and is replaced.
     fn make(
         &self,
         root: &Root,

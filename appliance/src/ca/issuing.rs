@@ -60,7 +60,7 @@ impl IssuingCa {
     ///
     /// # Errors
     ///
-    /// Whatever is in doubt is fatal: a key that others may read or that is not the
+    /// Every doubt is fatal: a key that others may read or that is not the
     /// certificate's, names that are not exactly those of the rule, an end that has come.
     pub fn load(dir: &Path, rule: &TlsRule, now: SystemTime) -> Result<Self, CaError> {
         let now = unix_seconds(now)?;
@@ -117,7 +117,7 @@ impl IssuingCa {
         SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
     }
 
-    /// When it should have been made anew for long: whoever does that does so from the last third
+    /// When it should have been replaced for long: whoever does that does so from the last third
     /// of its life on.
     pub fn overdue_from(&self) -> SystemTime {
         let tenths = u64::try_from(self.validity.life() / 10 * 3).unwrap_or(0);
@@ -389,7 +389,7 @@ mod tests {
         assert!(basic < names && names == issuing.extensions().len() - 1, "{basic} {names}");
         check::check_order(&ca.chain[0]).unwrap();
 
-        // As an earlier version made it: kept by the daemon, made anew by `ca issue`.
+        // As an earlier version made it: kept by the daemon, replaced by `ca issue`.
         let mut params = ca_params(ca.rule()).unwrap();
         params.name_constraints = Some(rcgen::NameConstraints {
             permitted_subtrees: vec![rcgen::GeneralSubtree::DnsName("api.test".into())],

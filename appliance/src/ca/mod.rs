@@ -6,10 +6,10 @@
 //! for nothing else. An issuing CA signs leaves of one name that live for a day.
 //!
 //! With `[vault.pki]` the root is in Vault instead, or above it: the daemon makes each issuing CA's
-//! key in memory, has Vault sign it, and makes it anew long before it ends.
+//! key in memory, has Vault sign it, and replaces it long before it ends.
 //!
 //! Errs towards refusal: an issuing CA that says anything but what policy says is not used, and
-//! what is in doubt is made anew by `cloakroom ca issue`, never patched.
+//! what is in doubt is replaced by `cloakroom ca issue`, never patched.
 
 mod check;
 mod error;

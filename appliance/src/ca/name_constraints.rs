@@ -12,7 +12,7 @@ use yasna::{DERWriter, Tag};
 
 use crate::policy::Constraints;
 
-/// What a CA may sign for.
+/// The names that a CA may sign for.
 pub(super) struct NameConstraints {
     /// Names, with those below them.
     pub(super) permitted: Vec<String>,

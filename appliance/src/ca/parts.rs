@@ -1,4 +1,4 @@
-//! What every certificate is made of: times, serial numbers, names.
+//! The parts of every certificate: times, serial numbers, names.
 
 use std::{
     collections::BTreeSet,

@@ -169,7 +169,7 @@ impl RootCertificate {
         &self.0
     }
 
-    /// The certificate in PEM, encoded anew: nothing else of the file is in it.
+    /// The certificate in PEM, encoded again: nothing else of the file is in it.
     pub fn to_pem(&self) -> String {
         pem(&self.0)
     }

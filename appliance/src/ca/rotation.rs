@@ -1,4 +1,4 @@
-//! Keeps every rule's issuing CA good: made when the rule comes, made anew when a good half of its
+//! Keeps every rule's issuing CA good: made when the rule comes, replaced when a good half of its
 //! life is over, long before a third is left, and tried again with back-off where Vault does not
 //! help. A rule without a CA stays closed; a CA that is there serves until it ends and not longer.
 //!
@@ -24,7 +24,7 @@ use crate::{
     config::PkiSettings, locks::lock, policy::Policy, reason::SecretCause, secrets::FetchError,
 };
 
-/// Whoever signs issuing CAs: Vault's PKI engine.
+/// The signer of issuing CAs: Vault's PKI engine.
 pub trait Signer: Send + Sync + 'static {
     /// Has the engine at `mount` sign. Ends within a time that the signer bounds.
     fn sign<'a>(
@@ -232,7 +232,7 @@ fn share(time: Duration, least: u32, most: u32) -> Duration {
 
 /// Questions to Vault at the same time.
 const AT_ONCE: usize = 4;
-/// Hundredths of a CA's life after which it is made anew. What is left above a third is for
+/// Hundredths of a CA's life after which it is replaced. The time above a third is for
 /// trying again.
 const RENEW_FROM: u32 = 50;
 const RENEW_UNTIL: u32 = 60;

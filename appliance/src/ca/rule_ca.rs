@@ -102,7 +102,7 @@ impl RuleCa {
         self.leaves.load().as_ref().map(|leaves| (leaves.begins(), leaves.ends()))
     }
 
-    /// How long it still lives, where it should have been made anew for long.
+    /// How long it still lives, where it should have been replaced for long.
     pub fn overdue(&self, now: SystemTime) -> Option<Duration> {
         let leaves = self.leaves.load();
         let leaves = leaves.as_ref().filter(|leaves| now >= leaves.overdue_from())?;

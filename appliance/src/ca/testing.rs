@@ -1,4 +1,4 @@
-//! What the tests of this module and of `cloakroom ca` share.
+//! Helpers that the tests of this module and of `cloakroom ca` share.
 
 use std::{
     path::{Path, PathBuf},

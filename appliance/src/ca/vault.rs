@@ -43,7 +43,7 @@ use crate::{
     policy::{Host, HostPattern, Policy, RuleName},
 };
 
-/// What every issuing CA must fulfil.
+/// The properties that every issuing CA must have.
 pub struct Terms {
     mount: Arc<str>,
     root: RootCertificate,
@@ -76,7 +76,7 @@ struct SigningParameters {
     not_before_duration: String,
 }
 
-/// What Vault answered, in PEM.
+/// Vault's answer, in PEM.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Signed {
     /// The issuing CA.
@@ -91,7 +91,7 @@ pub(super) struct SigningRequest {
     rule: RuleName,
     names: Vec<HostPattern>,
     key: CaKey,
-    /// What goes to Vault.
+    /// The request to Vault.
     pub(super) request: SignIntermediate,
 }
 

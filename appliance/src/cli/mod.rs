@@ -1,4 +1,4 @@
-//! The command line: what operators type, and the one place that prints.
+//! The command line: the commands that operators type, and the one place that prints.
 
 pub mod ca;
 pub mod control;

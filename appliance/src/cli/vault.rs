@@ -1,4 +1,4 @@
-//! `cloakroom vault`: what Vault must be told for a configuration to work, and whether it is so.
+//! `cloakroom vault`: the setup of Vault that a configuration needs, and a check of it.
 //! Neither changes anything in Vault, nor shows a secret.
 
 use std::{

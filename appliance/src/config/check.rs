@@ -1,4 +1,4 @@
-//! What is wrong only beside something else in the file: names that are taken or lead nowhere,
+//! Mistakes that only another part of the file makes wrong: names that are taken or lead nowhere,
 //! rules that contradict each other. Every rule that could be read in two ways is an error.
 
 use std::{collections::BTreeMap, fmt::Display, net::IpAddr};

@@ -1,4 +1,4 @@
-//! What is wrong with a file: all of it at once, each mistake with its line.
+//! The mistakes of a file: all of it at once, each mistake with its line.
 
 use std::{cell::RefCell, fmt, ops::Range};
 

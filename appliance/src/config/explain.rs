@@ -150,7 +150,7 @@ impl Explanation {
                 let (mount, root) = (&pki.mount, pki.root_file.display());
                 self.line("issuing CAs", format!("signed by Vault at {mount}/, below {root}"));
                 let ttl = duration(pki.ttl);
-                self.line("", format!("for {ttl} each, made anew before a third of it is left"));
+                self.line("", format!("for {ttl} each, replaced before a third of it is left"));
             }
             None => {
                 self.line("issuing CAs", format!("from the folder {}", settings.ca_dir.display()));
@@ -217,7 +217,7 @@ impl Explanation {
                 }
                 Anonymous::Never => "a placeholder, a request is refused".to_owned(),
                 Anonymous::Listed(requests) => format!(
-                    "a placeholder, a request is refused, but for {}, where it has no credential",
+                    "a placeholder, a request is refused, except for {}, where it has no credential",
                     list(requests)
                 ),
             },

@@ -2,7 +2,7 @@
 //!
 //! Either everything in the file is right, or nothing of it holds: unknown keys, wrong types, bad
 //! values and rules that contradict each other are errors, all of them reported at once with their
-//! lines. What could be meant in two ways is refused. Secrets are never in the file.
+//! lines. A text with two meanings is refused. Secrets are never in the file.
 //! `image/cloakroom.toml` shows every key with its unit, default and meaning.
 
 mod check;

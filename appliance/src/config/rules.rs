@@ -1,6 +1,6 @@
 //! The rules as they stand in the file, each value with its place: `[[group]]`, `[[api]]`,
-//! `[[splice]]`, `[[inspect]]` and `[[tcp]]`. What is wrong by itself is reported here; what is
-//! wrong only beside another rule is found by `check`.
+//! `[[splice]]`, `[[inspect]]` and `[[tcp]]`. A value that is wrong by itself is reported here;
+//! what is wrong only beside another rule is found by `check`.
 
 use std::{net::IpAddr, ops::RangeInclusive, sync::Arc};
 

@@ -10,7 +10,7 @@ use tokio::{
 
 use crate::{identity::FlowId, net::reset, peek::Peeked, reason::Reason, refuse};
 
-/// What the agent understands at this point, and so how it can be refused.
+/// The protocol that the agent understands at this point, in which it can be refused.
 pub(super) enum Language {
     /// Nothing yet.
     Tcp,

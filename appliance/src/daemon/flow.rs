@@ -27,9 +27,9 @@ use crate::{
     splice,
 };
 
-/// What every flow shares.
+/// The state that every flow shares.
 pub(super) struct Gateway {
-    /// What interception needs.
+    /// The services of interception.
     pub services: Services,
     /// The policy in force.
     pub policy_snapshot: watch::Receiver<Arc<PolicySnapshot>>,

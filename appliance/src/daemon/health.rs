@@ -21,13 +21,13 @@ use crate::{
     secrets::{FetchError, SecretSnapshot, unfit},
 };
 
-/// What health is read from. Cheap to clone.
+/// The sources of the health state. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Vitals {
     pub(super) gateway: Arc<Gateway>,
     /// The doubt about the kernel's settings that keeps new connections out, where there is one.
     pub(super) doubt: watch::Receiver<Option<String>>,
-    /// Who else writes packet marks after the gateway's rules, in a sentence each.
+    /// The other writers of packet marks after the gateway's rules, in a sentence each.
     pub(super) marks: watch::Receiver<Vec<String>>,
     /// Knows which interfaces nobody listens on.
     pub(super) claim: Arc<Claim>,

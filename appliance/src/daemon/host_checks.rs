@@ -1,4 +1,4 @@
-//! What the packet rules lean on, asserted for as long as the daemon runs: rules and guard after
+//! The conditions that the packet rules need, asserted while the daemon runs: rules and guard after
 //! each change that nf_tables tells of, and all of it every `assert_every`.
 //!
 //! Somebody may change a kernel setting or a rule under a running gateway. What may be set right is
@@ -38,7 +38,7 @@ pub(super) struct HostChecks {
     thread: JoinHandle<()>,
 }
 
-/// What a new policy captures, and where it is told whether that is in force.
+/// The capture of a new policy, and the channel that reports whether it is in force.
 type InstallRequest = (Capture, oneshot::Sender<Result<(), PacketsError>>);
 
 impl HostChecks {
@@ -78,7 +78,7 @@ impl HostChecks {
         self.doubt.clone()
     }
 
-    /// Who else writes packet marks after the gateway's rules, in a sentence each.
+    /// The other writers of packet marks after the gateway's rules, in a sentence each.
     pub(super) fn marks(&self) -> watch::Receiver<Vec<String>> {
         self.marks.clone()
     }
@@ -120,20 +120,20 @@ fn gone() -> DaemonError {
     DaemonError::Other("the thread that asserts the packet rules has ended".to_owned())
 }
 
-/// What the thread holds.
+/// The state of the thread.
 struct Keeper {
     capture: Capture,
-    /// What is installed of it: all, or no port where the gateway is closed.
+    /// The installed part of it: all, or no port where the gateway is closed.
     in_force: Capture,
-    /// What is wrong with the guard.
+    /// The faults of the guard.
     unguarded: Option<String>,
-    /// What is wrong with the kernel's settings or the routes.
+    /// The faults of the kernel's settings or the routes.
     unsettled: Option<String>,
     /// Since when the rules cannot be installed.
     uninstalled: Option<(Instant, String)>,
     /// The first of these, which keeps new connections out.
     doubt: watch::Sender<Option<String>>,
-    /// Who else writes packet marks.
+    /// The other writers of packet marks.
     marks: watch::Sender<Vec<String>>,
     claim: Arc<Claim>,
     audit: Sink,
@@ -284,7 +284,7 @@ impl Keeper {
         self.unguarded.as_ref().or(self.unsettled.as_ref()).or(uninstalled)
     }
 
-    /// What is to be installed: as configured, or without a port where the gateway is closed.
+    /// The capture to install: as configured, or without a port where the gateway is closed.
     fn rules(&self, capture: &Capture) -> Capture {
         if self.unguarded.is_some() || self.unsettled.is_some() {
             capture.closed()

@@ -58,7 +58,7 @@ pub(super) fn open_rotation(
     Rotation::new(Arc::clone(vault) as _, pki).map(Some).map_err(DaemonError::Ca)
 }
 
-/// Says which hosts are closed, and which will be unless their CA is made anew.
+/// Says which hosts are closed, and which will be unless their CA is replaced.
 pub(super) fn report(policy_snapshot: &PolicySnapshot, signed_by_vault: bool) {
     let now = SystemTime::now();
     let remedy = remedy(signed_by_vault);
@@ -73,7 +73,7 @@ pub(super) fn report(policy_snapshot: &PolicySnapshot, signed_by_vault: bool) {
     }
 }
 
-/// What to do where a CA is missing or about to end.
+/// The remedy where a CA is missing or about to end.
 pub(super) const fn remedy(signed_by_vault: bool) -> &'static str {
     match signed_by_vault {
         true => "Vault signs another; see why it did not (`cloakroom vault doctor`)",

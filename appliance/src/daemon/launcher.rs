@@ -92,7 +92,7 @@ fn exit(status: ExitStatus, stopping: bool) -> u8 {
 
 const STOPS: [Signal; 2] = [Signal::TERM, Signal::INT];
 
-/// What the launcher hears.
+/// The events that the launcher waits for.
 struct LauncherSignals {
     stop: [unix::Signal; 2],
     reload: unix::Signal,
@@ -111,7 +111,7 @@ impl LauncherSignals {
         })
     }
 
-    /// What to hand on; `None` where the child may have ended.
+    /// The exit to hand on; `None` where the child may have ended.
     async fn next(&mut self) -> Option<Signal> {
         let [terminate, interrupt] = &mut self.stop;
         tokio::select! {
@@ -151,5 +151,5 @@ impl Launched {
     }
 }
 
-/// What the child says when it holds nothing any more that the next one needs.
+/// The child's word that it holds nothing any more that the next one needs.
 const LET_GO: u8 = 1;

@@ -133,7 +133,7 @@ struct Daemon {
     serving: Serving,
 }
 
-/// What the operator said, and what of this machine the daemon uses.
+/// The operator's configuration, and the parts of this machine that the daemon uses.
 struct HostSetup {
     config_file: PathBuf,
     settings: Settings,
@@ -166,7 +166,7 @@ struct Records {
     writer: Writer,
 }
 
-/// What serves agents, and what watches their packets.
+/// The parts that serve agents, and those that watch their packets.
 struct Serving {
     workers: Vec<Worker>,
     dns: dns::DnsServer,
@@ -248,7 +248,7 @@ impl Daemon {
     /// one after the other, each is followed by a pause as long as it took, up to a bound, for what
     /// else this runtime does: the gateway's own questions for names among it.
     ///
-    /// The audit's file is opened anew whatever comes of the policy; what is wrong with it is said.
+    /// The audit's file is reopened whatever comes of the policy; what is wrong with it is said.
     async fn reload(&mut self, supervisor: &Supervisor) -> Result<Reloaded, DaemonError> {
         let begun = Instant::now();
         let before = self.leases.secrets.snapshot();
@@ -364,7 +364,7 @@ impl Daemon {
         Ok(())
     }
 
-    /// What a new configuration has changed that holds for as long as the daemon lives.
+    /// The changes of a new configuration that would take a restart.
     fn fixed(&self, settings: &Settings, capture: &Capture, policy: &Policy) -> Vec<&'static str> {
         let mut fixed = self.host.settings.differences(settings);
         if capture.interface_names() != self.host.capture.interface_names() {

@@ -21,7 +21,7 @@ use crate::{
     reason::Reason,
 };
 
-/// Who is connected, and by what right.
+/// The connected agent, and its right to be served.
 pub(super) struct OnboardingAgent<'a> {
     pub stream: TcpStream,
     pub flow: &'a Flow,

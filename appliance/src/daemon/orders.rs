@@ -1,4 +1,4 @@
-//! What comes of the orders that arrive at the control socket.
+//! The orders that arrive at the control socket, carried out.
 //!
 //! A quarantine comes first and is written down afterwards; a release that could not be written
 //! down is not made.
@@ -30,7 +30,7 @@ pub(super) struct Orders {
 /// A reload that somebody waits for.
 pub(super) type Reload = oneshot::Sender<Result<Reloaded, DaemonError>>;
 
-/// What is wrong although the new policy was taken.
+/// The faults that remain although the new policy was taken.
 #[derive(Debug, Default)]
 pub(super) struct Reloaded {
     /// With the audit.

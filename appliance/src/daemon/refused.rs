@@ -111,7 +111,7 @@ impl Round {
         }
     }
 
-    /// A counter that went back was started anew: somebody removed the table.
+    /// A counter that went back was started again: somebody removed the table.
     fn count_untold(&mut self, sums: &mut RefusedPackets) {
         let counters = match packets::unlogged() {
             Ok(counters) => counters,

@@ -21,14 +21,14 @@ use crate::{
 /// A group and what it needs.
 pub(super) type Need = (GroupName, SecretRef);
 
-/// What the store is told to ask for, and Vault's session to have tokens for.
+/// The secrets that the store asks for, and the groups that Vault's session has tokens for.
 pub(super) struct SecretDemand {
     secrets: Arc<SecretStore>,
     vault: Option<Arc<Session>>,
     tickets: Arc<Tickets>,
     quarantined: Quarantined,
-    /// What the policy in force names. Held while the others are told, so that the last one to
-    /// tell them has seen the last policy and the last quarantine.
+    /// The groups and secrets that the policy in force names. Held while the others are told, so
+    /// that the last one to tell them has seen the last policy and the last quarantine.
     named: Mutex<NamedByPolicy>,
 }
 
@@ -79,10 +79,9 @@ impl SecretDemand {
         self.tell(&self.lock());
     }
 
-    /// Waits for a quarantine of `group` that is on its way, and takes it as soon as it is in
-    /// force: a disk that is slow with the mark does not keep the group's secrets here. And once
-    /// more when it is done: a release that had its turn before may have told of the group
-    /// meanwhile.
+    /// Applies the demand once the quarantine of `group` is in force (the disk may be slow to write
+    /// its mark), and again afterwards, in case a concurrent release has added the group's secrets
+    /// in between.
     pub(super) async fn follow<T>(&self, group: &GroupName, holding: impl Future<Output = T>) -> T {
         let mut in_force = self.quarantined.clone();
         let mut holding = pin!(holding);
@@ -99,7 +98,7 @@ impl SecretDemand {
         held
     }
 
-    /// What the store was told.
+    /// The secrets that the store asks for.
     pub(super) fn asked(&self) -> Vec<Need> {
         self.allowed(&self.lock().needs)
     }

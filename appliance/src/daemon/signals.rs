@@ -33,10 +33,10 @@ impl DaemonSignals {
     }
 }
 
-/// What a signal says.
+/// The order that a signal stands for.
 #[derive(PartialEq, Eq)]
 pub(super) enum SignalMeaning {
-    /// Take the configuration anew.
+    /// Take the configuration again.
     Reload,
     /// Stop; another daemon may follow.
     Stop,

@@ -100,7 +100,7 @@ struct Leasing {
     refreshing: JoinHandle<()>,
 }
 
-/// What serves as long as the daemon, made before anybody is served.
+/// The parts that live as long as the daemon, made before anybody is served.
 struct Core {
     gateway: Arc<Gateway>,
     off_limits: OffLimits,

@@ -1,4 +1,4 @@
-//! What `cloakroom status` says: words for a person, and all of it as JSON.
+//! The report of `cloakroom status`: words for a person, and all of it as JSON.
 
 use std::{
     fmt::Write as _,

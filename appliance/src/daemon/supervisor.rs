@@ -28,7 +28,7 @@ use rustix::{
 
 use super::Launched;
 
-/// What the environment says of whoever started the daemon; read by the command line.
+/// The environment's word about the daemon's starter; read by the command line.
 #[derive(Debug, Default)]
 pub struct Surroundings {
     /// The socket of a service manager (`NOTIFY_SOCKET`, `sd_notify(3)`).
@@ -41,7 +41,7 @@ pub struct Surroundings {
     pub launched: Option<Launched>,
 }
 
-/// Whoever started the daemon and wants to know how it is.
+/// The starter of the daemon, which wants to know its state.
 #[derive(Debug)]
 pub(super) struct Supervisor {
     socket: Option<UnixDatagram>,

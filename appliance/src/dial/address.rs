@@ -1,4 +1,4 @@
-//! What an address really is, in whatever form it is written.
+//! The address that a text stands for, in every form in which it can be written.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 

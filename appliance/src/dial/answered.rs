@@ -1,4 +1,4 @@
-//! What the agents' resolver has answered, for as long as an agent may still use it.
+//! The answers of the agents' resolver, for as long as an agent may still use it.
 //!
 //! A connection that is not judged by a certificate is judged by its address: did the gateway give
 //! it to this agent, and for which names? It errs towards no: what does not fit is not remembered,

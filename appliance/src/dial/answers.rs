@@ -1,4 +1,4 @@
-//! What resolvers said about names, for as long as it holds.
+//! The answers of resolvers about names, for as long as it holds.
 //!
 //! A name counts for the group that last had it asked for. In a full table a new name takes the
 //! place of one of the group that has the most, the one that would be forgotten first: whatever a

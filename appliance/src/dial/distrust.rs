@@ -60,7 +60,7 @@ pub(super) struct Socket {
 enum DatagramMatch {
     /// To this very query.
     Exact,
-    /// To it, but for its capitals.
+    /// To it, except for its capitals.
     Folded,
     /// To no query of ours.
     Forged,

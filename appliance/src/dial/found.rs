@@ -1,4 +1,4 @@
-//! What resolvers say about a name.
+//! The result of a lookup.
 
 use std::{net::IpAddr, sync::Arc, time::Instant};
 

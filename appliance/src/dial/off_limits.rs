@@ -2,7 +2,7 @@
 //! told.
 //!
 //! Every reading of an address is judged, also where only this site's translators (NAT64) read it
-//! so. It errs towards no: what can be read in two ways has to pass in both.
+//! so. It errs towards no: an address with two readings has to pass in both.
 
 use std::{
     collections::HashMap,

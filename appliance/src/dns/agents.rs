@@ -243,7 +243,7 @@ impl SharesInUse {
 }
 
 impl Of {
-    /// How much of it one agent and one of so many groups may hold.
+    /// The most of it that one agent, and one group among this many, may hold.
     fn most(self, groups: usize) -> (usize, usize) {
         match self {
             Self::Lookups => (MAX_LOOKUPS, MAX_GROUP_LOOKUPS),

@@ -1,4 +1,4 @@
-//! Who an agent is, wherever something is shared out between agents.
+//! The identity of an agent, wherever agents share something.
 
 use std::net::{IpAddr, Ipv6Addr};
 

@@ -1,4 +1,4 @@
-//! Who opened a connection: its agent and group, where it came from and where it wanted to go.
+//! The opener of a connection: its agent and group, where it came from and where it wanted to go.
 
 mod agent;
 mod flow_id;

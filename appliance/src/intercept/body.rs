@@ -1,5 +1,5 @@
-//! Bodies on their way through an exchange: counted, checked and masked, and but for those in which
-//! a place is, never gathered.
+//! Bodies on their way through an exchange: counted, checked and masked. The gateway gathers only a
+//! body in which a place is.
 
 use std::{
     pin::Pin,

@@ -2,7 +2,7 @@
 //!
 //! The order is the argument: a slot in the audit, then a message with one meaning for the one
 //! pinned authority, then the policy's methods, paths and credentials, then the values, then the
-//! upstream. Whatever fails on the way is answered here, and nothing is sent.
+//! upstream. Every failure on the way is answered here, and nothing is sent.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! What ends an intercepted connection from outside: the drain, and idleness.
+//! The two ends of an intercepted connection from outside: the drain, and idleness.
 //!
 //! What counts as a sign of life is the caller's: every byte where each belongs to a message, and
 //! only what belongs to one where an agent could send other things for ever.

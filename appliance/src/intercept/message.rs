@@ -1,6 +1,6 @@
-//! What makes a request unambiguous, beyond what the HTTP library already demands.
+//! The checks that make a request unambiguous, beyond what the HTTP library already demands.
 //!
-//! Pure. Errs to refusal: whatever two readers could take for two different things is refused.
+//! Pure. Errs to refusal: a text that two readers could take for two different things is refused.
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Uri, Version,

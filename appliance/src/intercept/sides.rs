@@ -1,4 +1,4 @@
-//! What both versions of HTTP need of the two sides of a connection.
+//! The two sides of a connection, as both versions of HTTP need them.
 
 use std::{
     sync::{Arc, atomic::AtomicBool},

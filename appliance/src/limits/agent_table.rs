@@ -1,6 +1,6 @@
-//! What is known of each agent of a group, up to a bound.
+//! A table of the agents of a group, with a bound.
 //!
-//! Whoever is on the wire can send from addresses without number, each of which looks like an
+//! A host on the wire can send from addresses without number, each of which looks like an
 //! agent. So in a full table a new agent takes the place of one that is at rest: of which nothing
 //! is known that a new one would not say. The look for one takes a few steps and goes on where the
 //! last ended. Where all who are looked at do something, there is no place, and whoever asked is
@@ -14,7 +14,7 @@ use crate::identity::AgentKey;
 #[derive(Debug)]
 pub struct AgentTable<T> {
     agents: IndexMap<AgentKey, T>,
-    /// Who is looked at next, when there is no place.
+    /// The agent that is looked at next, when there is no place.
     next: usize,
 }
 

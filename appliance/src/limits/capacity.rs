@@ -1,5 +1,5 @@
-//! What every agent may hold at once and take in a second, so that neither one agent nor one group,
-//! whose hosts may use many addresses, can take what the others need.
+//! The bounds on what every agent may hold at once and take in a second, so that neither one agent
+//! nor one group, whose hosts may use many addresses, can take what the others need.
 //!
 //! A count is given back by whoever holds it, by being dropped. The table of agents is bounded for
 //! each group; where a group's is full, one that is at rest makes room for a new one.
@@ -73,7 +73,7 @@ pub struct ConnectionSlot {
 #[derive(Debug)]
 pub struct AgentShare(Arc<Taken>);
 
-/// What the requests and bytes of one connection are counted against.
+/// The shares that the requests and bytes of one connection are counted against.
 #[derive(Debug)]
 pub struct Taken {
     agent: Tally,
@@ -100,7 +100,7 @@ pub struct LargeDecoder(Arc<Taken>);
 #[derive(Debug)]
 pub struct PipeSlot(Arc<Taken>);
 
-/// What an agent does at a rate.
+/// An act of an agent that has a rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rated {
     /// It opens connections.
@@ -109,14 +109,14 @@ pub enum Rated {
     Requests,
 }
 
-/// What one agent did over its rate, since the last time it was asked.
+/// The acts of one agent over its rate, since the last report.
 #[derive(Debug, PartialEq, Eq)]
 pub struct OverRate {
     /// Its group.
     pub group: GroupName,
     /// The agent; `None` for all those beyond the bound on agents.
     pub agent: Option<AgentKey>,
-    /// What of.
+    /// The kind of act.
     pub rated: Rated,
     /// How many.
     pub count: u64,
@@ -138,7 +138,7 @@ struct AgentState {
     tally: Option<Tally>,
 }
 
-/// What was over a rate and is not told yet.
+/// The acts over a rate that are not reported yet.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Over {
     connections: u64,
@@ -182,8 +182,8 @@ impl Capacity {
         tally.map_or(0, |tally| tally.counts.connections.load(Relaxed))
     }
 
-    /// Counts a connection against its agent and against its group, one of so many. What it and its
-    /// requests may hold is what these limits say for as long as it is open.
+    /// Counts a connection against its agent and against its group, which has an equal part among
+    /// the groups. These limits bound the connection and its requests for as long as it is open.
     ///
     /// # Errors
     ///
@@ -207,7 +207,7 @@ impl Capacity {
         Ok(AgentShare(Arc::new(Taken { agent, group })))
     }
 
-    /// What was over its agent's rate since the last time. Agents at rest are forgotten.
+    /// The acts over each agent's rate since the last time. Agents at rest are forgotten.
     pub fn over_rate(&self, now: Instant) -> Vec<OverRate> {
         let mut groups = lock(&self.groups);
         let mut all = Vec::new();
@@ -312,7 +312,7 @@ fn known(tally: &mut Option<Tally>, quota: Quota, now: Instant) -> Tally {
 }
 
 impl AgentShare {
-    /// What the connection's requests and bytes are counted against.
+    /// The shares that the connection's requests and bytes are counted against.
     pub fn taken(&self) -> Arc<Taken> {
         Arc::clone(&self.0)
     }

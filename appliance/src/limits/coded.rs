@@ -5,7 +5,7 @@
 //! for what goes to the agent does: the time is the origin's and the network's. But it takes many
 //! guesses, and each answer that can be measured so is one in which a secret is seen and masked. So
 //! after the first of them the API is asked for plain answers to this group, until the policy is
-//! put in force anew; and so many at a time are asked for that what is under way by then tells
+//! put in force again; and so many at a time are asked for that what is under way by then tells
 //! little.
 
 use std::{

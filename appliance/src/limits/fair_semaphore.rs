@@ -142,7 +142,7 @@ impl Queues {
         }
     }
 
-    /// Who waits and may have a place now, which is counted as taken.
+    /// A waiter that may have a place now, which is counted as taken.
     fn next(&mut self) -> Option<(AgentKey, Waiting)> {
         for _ in 0..self.turns.len() {
             let name = self.turns.pop_front()?;

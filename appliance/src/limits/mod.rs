@@ -1,4 +1,4 @@
-//! What every agent and every group may hold at once and do in a second.
+//! The bounds on what each agent and each group may hold at once and do in a second.
 
 mod agent_table;
 mod capacity;

@@ -1,4 +1,4 @@
-//! What every user of sockets shares: options, addresses, the end of a connection.
+//! Helpers that every user of sockets shares: options, addresses, the end of a connection.
 
 mod packet_info;
 mod passthrough;

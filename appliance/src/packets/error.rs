@@ -1,4 +1,4 @@
-//! What can stand in the way of capturing packets, each in one line: what, where, what to do.
+//! The faults that keep packets from being captured, each in one line with its place and remedy.
 
 use std::{fmt, io};
 
@@ -13,7 +13,7 @@ pub enum PacketsError {
     /// The process may not change the network.
     #[error("not permitted to {doing}: run as root or give the daemon CAP_NET_ADMIN")]
     NoNetAdmin {
-        /// What was tried.
+        /// The step that was tried.
         doing: &'static str,
     },
     /// The process may not listen on the port of DNS.
@@ -78,7 +78,7 @@ pub enum PacketsError {
     Listen {
         /// The interface it was for.
         interface: InterfaceName,
-        /// What failed.
+        /// The step that failed.
         doing: &'static str,
         /// The kernel's answer.
         source: io::Error,
@@ -97,9 +97,9 @@ pub enum PacketsError {
     Sysctl {
         /// Its name, with dots.
         name: String,
-        /// What it has to be.
+        /// The value that it has to have.
         wanted: String,
-        /// What it is.
+        /// The value that it has.
         found: String,
     },
     /// A bridge below an agents' interface takes packets through the hooks of IP.
@@ -128,7 +128,7 @@ pub enum PacketsError {
          CONFIG_IPV6_MULTIPLE_TABLES)"
     )]
     Route {
-        /// What was added.
+        /// The addition.
         doing: &'static str,
         /// The kernel's answer.
         source: io::Error,
@@ -166,9 +166,9 @@ pub enum PacketsError {
     /// No conversation with nf_tables.
     #[error("cannot {doing}: {source}; the kernel needs nf_tables (CONFIG_NF_TABLES_INET)")]
     Netlink {
-        /// What was tried.
+        /// The step that was tried.
         doing: &'static str,
-        /// What went wrong.
+        /// The fault.
         source: io::Error,
     },
     /// nf_tables refused one message, and with it the whole transaction.

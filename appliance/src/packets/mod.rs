@@ -6,7 +6,7 @@
 //!   route to somewhere else;
 //! - a packet whose source is not its interface's own is dropped without an answer;
 //! - a DNS query, to whatever address, ends in our resolver's sockets, or in a refusal;
-//! - but for that, the gateway's own addresses are closed to agents;
+//! - apart from that, the gateway's own addresses are closed to agents;
 //! - IPv6 gets the same rules as IPv4, or none of it passes.
 //!
 //! It errs towards silence: whatever is in doubt is an error at start, and the static guard table
@@ -67,7 +67,7 @@ pub async fn prepare(capture: &Capture) -> Result<(), PacketsError> {
 ///
 /// # Errors
 ///
-/// What is missing, and what to do about it.
+/// The missing condition, and its remedy.
 pub fn require_guard(capture: &Capture) -> Result<(), PacketsError> {
     readback::require_guard(&capture.interface_names())
 }

@@ -1,4 +1,4 @@
-//! What the first bytes can turn out to be.
+//! The kinds of first bytes.
 
 use std::fmt;
 

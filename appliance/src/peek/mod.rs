@@ -1,4 +1,4 @@
-//! What the first bytes of a connection say, under a byte bound and a deadline.
+//! Reads the first bytes of a connection, under a byte bound and a deadline.
 //!
 //! The parsers are pure: they take a prefix of the stream and answer with what it is, that it is
 //! malformed, or that more bytes are needed. An answer is final: bytes that follow never change

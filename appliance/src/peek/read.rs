@@ -1,5 +1,5 @@
 //! The edge where bytes come from a socket: reads until the parsers have an answer, and not one
-//! byte or second beyond the bounds. What was read is kept, to be replayed.
+//! byte or second beyond the bounds. The bytes are kept, to be replayed.
 
 use std::io;
 
@@ -35,8 +35,9 @@ pub enum PeekFailure {
 ///
 /// # Errors
 ///
-/// [`PeekFailure::Refused`] with `peek_timeout`, with `connection_limit` where there is no room, or with what the bytes broke; bytes beyond the
-/// bound are `tls_malformed` or `header_limit`. [`PeekFailure::Closed`] where the stream ends.
+/// [`PeekFailure::Refused`] with `peek_timeout`, with `connection_limit` where there is no room, or
+/// with what the bytes broke; bytes beyond the bound are `tls_malformed` or `header_limit`.
+/// [`PeekFailure::Closed`] where the stream ends.
 pub async fn read<S, R>(
     stream: &mut S,
     limits: &Limits,

@@ -1,4 +1,4 @@
-//! What agents may hold and take, and how it is divided among them.
+//! The limits of agents, and their division among groups.
 //!
 //! What all agents share is divided into equal parts, one for each group, and an agent has no more
 //! than half of its group's: what one takes in full is nobody else's. [`crate::accept`] counts, and
@@ -132,7 +132,8 @@ impl Quota {
     /// together: what all groups have a record of has to be written by one thread.
     pub const GROUP_RATE: u32 = 8;
 
-    /// The equal part of one of so many groups. However many they are, it is enough to get on with.
+    /// The equal part of one group among this many. For any number of groups the part is enough to
+    /// work with.
     pub fn of_group(limits: &Limits, groups: usize) -> Self {
         let groups = groups.max(1);
         Self {

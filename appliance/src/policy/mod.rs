@@ -1,4 +1,4 @@
-//! What the operator said, as types that cannot say anything else.
+//! The operator's policy, as types that can hold nothing else.
 //!
 //! `config` makes a [`Policy`] out of text and checks it; from then on it is immutable, and a
 //! flow keeps the one it began with.

@@ -1,4 +1,5 @@
-//! How the names and texts of a policy are read. What does not fit is refused, never repaired.
+//! How the names and texts of a policy are read. A text that does not fit is refused, never
+//! repaired.
 
 use super::{GroupName, InterfaceName, Placeholder, RuleName};
 

@@ -35,7 +35,7 @@ enum LeaseRenewal {
 pub(super) enum NextStep {
     /// Ask for another full life.
     Renew,
-    /// Read anew, for another lease.
+    /// Read again, for another lease.
     Read,
     /// Ask whether it still stands.
     Check,
@@ -101,7 +101,7 @@ impl LeaseSchedule {
         self.check_at = now + jittered(check_every);
     }
 
-    /// It was ended, cannot be prolonged, or died with its token: read anew at once.
+    /// It was ended, cannot be prolonged, or died with its token: read again at once.
     pub(super) fn replace_now(&mut self, now: Instant) {
         self.renewal = LeaseRenewal::Replace;
         self.renewal_at = now;

@@ -1,4 +1,4 @@
-//! What answers, refusals and time do to what is held and to what is masked.
+//! The effect of answers, refusals and time on held and masked values.
 
 use super::{super::SecretsHealth, *};
 use crate::policy::{Pick, PickPart, SecretRef, VaultLocation};

@@ -4,7 +4,7 @@
 //! What shares a location is read at once: one question, one lease, and values that change
 //! together. A value that is not lent is read each `refresh`; a lent one only when its lease has
 //! to be replaced, for each read of it makes another user somewhere. A lease with no value in it
-//! that can be used is given back, and read anew each `refresh`. Every lease that is known is
+//! that can be used is given back, and read again each `refresh`. Every lease that is known is
 //! either held by a plan or about to be given back: no path drops one in between.
 
 use std::{
@@ -453,8 +453,8 @@ impl TargetPlan {
         self.schedule.iter_mut().for_each(|schedule| schedule.replace_now(now));
     }
 
-    /// Reads anew at once, however young the lease is; but once for each token where that succeeds,
-    /// or each look would make another lease.
+    /// Reads again at once, however young the lease is; but once for each token where that
+    /// succeeds, or each look would make another lease.
     fn settle(&mut self, now: Instant) {
         let generation = self.schedule.as_ref().map(|schedule| schedule.lease.generation);
         if generation.is_some_and(|it| self.doubt == Doubt::Settled(it)) {

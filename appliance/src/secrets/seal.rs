@@ -1,5 +1,5 @@
 //! How a file of secrets is encrypted at rest: one line that says so, then AES-256-GCM under a
-//! random nonce. What was cut, altered or encrypted with another key is not opened at all.
+//! random nonce. A file that was cut, altered or encrypted with another key is not opened at all.
 //!
 //! ```text
 //! cloakroom-secrets 1 LF   nonce, 12 bytes   ciphertext   tag, 16 bytes

@@ -53,7 +53,7 @@ pub enum EditError {
     /// There is a file of secrets, and no key for it.
     #[error(
         "the file of secrets is there and its key is not: bring the key back, or move the file \
-         away and set its secrets anew"
+         away and set its secrets again"
     )]
     KeyLost,
     /// The system's random numbers or the cipher failed.

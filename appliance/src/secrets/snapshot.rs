@@ -1,4 +1,4 @@
-//! What requests see of the secrets: all of them at one moment, and never anything that waits.
+//! The secrets as requests see them: all of them at one moment, and never anything that waits.
 
 use std::{
     collections::HashMap,

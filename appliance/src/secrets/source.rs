@@ -140,7 +140,7 @@ pub enum Standing {
     Good,
     /// It was ended before its time: there may be another to be had.
     Ended,
-    /// The group may have lost the right to it, and nothing but reading anew tells.
+    /// The group may have lost the right to it, and nothing but reading again tells.
     Doubtful,
 }
 

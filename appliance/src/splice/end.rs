@@ -3,7 +3,7 @@
 /// One of the two ends of a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Side {
-    /// Who connected to the gateway.
+    /// The side that connected to the gateway.
     Agent,
     /// Whom the gateway connected to.
     Upstream,

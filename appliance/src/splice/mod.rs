@@ -1,6 +1,6 @@
 //! Bytes through, both ways, unread.
 //!
-//! What one side sends, the other gets: every byte, once, in order, and its end after them. A
+//! Each side gets what the other sends: every byte, once, in order, and its end after them. A
 //! side that ends is told to the other, which may go on; a flow in which nothing moves for too
 //! long is reset, sooner when one side has ended. Whatever ends a flow other than both sides
 //! ending it, the callers' dropping it included, resets both connections, so that neither side

@@ -30,7 +30,7 @@ use crate::{
     limits::{PipeSlot, Taken},
 };
 
-/// What one side of a relay can do. It must not keep written bytes to itself until a flush.
+/// The operations of one side of a relay. It must not keep written bytes to itself until a flush.
 pub(super) trait Leg: AsyncRead + AsyncWrite + Unpin {
     /// The socket for splice(2), where the leg is nothing but a socket.
     fn socket(&self) -> Option<&TcpStream>;
@@ -117,7 +117,7 @@ impl<'a, A: Leg, U: Leg> Relay<'a, A, U> {
         self.poll_clock(cx, timer, up.is_ready() || down.is_ready())
     }
 
-    /// Ends the flow when nothing has moved for too long. The timer is set anew only when it
+    /// Ends the flow when nothing has moved for too long. The timer is set again only when it
     /// fires, or when its bound becomes a shorter one: most flows never touch it.
     fn poll_clock(
         &mut self,

@@ -286,7 +286,7 @@ fn invalid(wrong: &CertificateError) -> &'static str {
     match wrong {
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
             "Vault's certificate is for another name: write the name in it as address, or have it \
-             made anew with this one"
+             made again with this one"
         }
         // The latter is that of another key under the same name.
         CertificateError::UnknownIssuer | CertificateError::BadSignature => {
@@ -298,7 +298,7 @@ fn invalid(wrong: &CertificateError) -> &'static str {
         CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
             "Vault's certificate is not valid yet: check the clocks of both machines"
         }
-        _ => "Vault's certificate is not accepted: have it made anew by the CA in ca_file",
+        _ => "Vault's certificate is not accepted: have it made again by the CA in ca_file",
     }
 }
 

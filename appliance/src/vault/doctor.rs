@@ -6,7 +6,7 @@
 //! sum counts: Vault lists each token's rules, and each must be one of the plan's. A token must
 //! have the plan's policy alone all the same, for another one may change without a word, and each
 //! role is asked for a policy that it must not hand on. No secret is read unless that is asked for.
-//! It errs towards alarm: what Vault does not answer is a finding.
+//! It errs towards alarm: a question that Vault does not answer is a finding.
 //!
 //! Patterns are also found by asking for paths that nobody has, beside each path at each of its
 //! levels. A role's glob that no made-up policy fits stays unseen, and so does where a SecretID is

@@ -1,4 +1,4 @@
-//! What can be wrong with a Vault, in our own words: nothing here carries what Vault said.
+//! The faults of a Vault, in our own words: none carries Vault's text.
 
 use std::{path::PathBuf, time::Duration};
 

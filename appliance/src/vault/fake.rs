@@ -219,7 +219,7 @@ pub(super) fn refused() -> FakeReply {
     FakeReply::Json(403, r#"{"errors":["permission denied"]}"#.to_owned())
 }
 
-/// A healthy Vault but for what `read` says about reads.
+/// A healthy Vault except for what `read` says about reads.
 pub(super) fn healthy(
     read: impl Fn() -> FakeReply + Send + Sync + 'static,
 ) -> impl Fn(&Received) -> FakeReply {

@@ -1,4 +1,4 @@
-//! Whoever has a token, the token, and what went wrong with it.
+//! The holder of a token, the token, and its faults.
 
 use std::{
     sync::{

@@ -1,4 +1,4 @@
-//! What is asked about a lease: to go on, whether it stands, and to end.
+//! The three questions about a lease: to go on, whether it stands, and to end.
 //!
 //! A lease is renewed, looked at and ended by the group's token where the group's policies allow
 //! it (Vault's default policy allows the first two), and else by the gateway's own. Only a clear

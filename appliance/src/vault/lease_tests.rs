@@ -1,4 +1,4 @@
-//! Leases against a fake Vault: what is asked, with which words, and what faults mean.
+//! Leases against a fake Vault: the questions, their words, and the meaning of faults.
 
 use std::{sync::Arc, time::Duration};
 

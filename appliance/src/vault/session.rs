@@ -3,7 +3,7 @@
 //! The gateway's token makes, renews and revokes the groups' tokens and reads no secret; a group's
 //! token has the policies that its token role in Vault allows, so that Vault decides what the
 //! group gets and writes down who read what. A token is renewed at two thirds of its life, made
-//! anew where Vault no longer takes it, and given back at the end. With the gateway's token die
+//! again where Vault no longer takes it, and given back at the end. With the gateway's token die
 //! the groups' tokens and what was leased with them: before a planned new login the new tokens are
 //! made first, and the old ones stay for a while.
 //!
@@ -174,8 +174,8 @@ impl Session {
     }
 
     /// The generation of the token that `group` has now; 0 for none, and where the gateway has
-    /// logged in anew without it. Whoever leased something with a token of another
-    /// [`TokenClient::generation`] leases it anew at once: the old token goes a minute later.
+    /// logged in again without it. Whoever leased something with a token of another
+    /// [`TokenClient::generation`] leases it again at once: the old token goes a minute later.
     pub(crate) fn generation(&self, group: &GroupName) -> u64 {
         let gateway = self.gateway.generation(0);
         self.holder(group).map_or(0, |holder| holder.generation(gateway))
@@ -407,7 +407,7 @@ pub(super) const NO_TOKEN: &str = "Vault refuses a token for the group: check it
     `cloakroom vault plan`";
 
 /// How long a token that has a successor stays, for questions on their way and for leases that
-/// have to be made anew.
+/// have to be made again.
 pub(super) const RETIRED_TIME: Duration = Duration::from_secs(60);
 
 /// Most tokens that wait to be revoked; the one that ends soonest makes room.

@@ -1,4 +1,4 @@
-//! What the fake Vault does, and what the source makes of it.
+//! The fake Vault's answers, and the source's use of them.
 
 use std::{
     io::Write,

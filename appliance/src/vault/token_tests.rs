@@ -502,7 +502,7 @@ async fn a_group_with_another_role_keeps_what_was_lent_by_the_old_one_for_a_whil
     tend().await.unwrap_err();
     assert_eq!(fake.count(REVOKE), 0, "{:?}", fake.targets());
     fetch(&source).await.unwrap();
-    assert!(session.generation(&agents()) > before, "what was lent is leased anew");
+    assert!(session.generation(&agents()) > before, "what was lent is leased again");
     assert_eq!(fake.received.lock().unwrap().last().unwrap().token.as_deref(), Some("hvs.other"));
     // Not where the group goes too.
     session.set_groups(&[], &[]);

@@ -95,7 +95,7 @@ impl Session {
         };
         let mut slot = holder.slot.lock().await;
         let Some(live) = slot.live.as_mut().filter(|live| Arc::ptr_eq(&live.client, &used)) else {
-            return; // Replaced meanwhile, and planned anew with that.
+            return; // Replaced meanwhile, and planned again with that.
         };
         if let Some(unfit) = unfit {
             return self.withdraw(holder, &mut slot, unfit);

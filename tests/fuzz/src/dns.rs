@@ -160,7 +160,7 @@ impl Said {
     }
 }
 
-/// The names that the policy lists, said anew.
+/// The names that the policy lists, said again.
 fn lists(group: &str, name: &str) -> bool {
     let below = |zone: &str| name.strip_suffix(zone).is_some_and(|rest| rest.ends_with('.'));
     group == "red"

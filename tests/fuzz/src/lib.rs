@@ -2,9 +2,9 @@
 //!
 //! Each target takes any bytes and panics where an invariant is broken: that the answer does not
 //! depend on how the bytes are cut, that another reader of the same bytes understands what ours
-//! did, that nothing of a secret is told. What is expected is said here anew, without the code that
-//! it is expected of. `make fuzz` looks for such bytes, led by coverage; the tests of this crate
-//! run what it found worth keeping.
+//! did, that nothing of a secret is told. What is expected is said here again, without the code
+//! that it is expected of. `make fuzz` looks for such bytes, led by coverage; the tests of this
+//! crate run what it found worth keeping.
 
 mod coded;
 mod dns;

@@ -1,5 +1,6 @@
 //! A request of an agent with a placeholder in a cookie or in its body: what goes out says the same
-//! to another reader but for the value in its one place, and is the same byte for byte beside it.
+//! to another reader except for the value in its one place, and is the same byte for byte beside
+//! it.
 
 use std::sync::{Arc, LazyLock};
 

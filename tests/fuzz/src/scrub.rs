@@ -136,7 +136,7 @@ enum Stop {
     Chunk,
     /// The agent is given what there is.
     Pause,
-    /// Values were read anew.
+    /// Values were read again.
     Renewal,
 }
 

@@ -1,4 +1,5 @@
-//! What an agent can measure of one answer: TLS records, chunks or frames, and fields.
+//! The measurements that an agent can make of one answer: TLS records, chunks or frames, and
+//! fields.
 
 use std::{
     collections::BTreeSet,

@@ -1,4 +1,4 @@
-//! What happens to the other side when one side ends.
+//! The other side's end when one side ends.
 
 use http::Request;
 use lab::{net::OPENAI, sandboxed, wait};

@@ -1,8 +1,8 @@
-//! What the origins answer; the path decides.
+//! The origins' answers; the path decides.
 //!
 //! | path | answer |
 //! |---|---|
-//! | `/v1/chat/completions`, `/v1/messages`, `/v1/models` | like the real APIs, streamed on `"stream": true` |
+//! | `/v1/chat/completions`, `/v1/messages`, `/v1/models` | like the real APIs, also streamed |
 //! | `/reflect` | the credential in a header field and in the body |
 //! | `/reflect-split` | the credential in the body, one byte a chunk |
 //! | `/v1/pieces?bytes=N&ms=M` | the request's body, N bytes at a time, with a pause after each |

@@ -1,4 +1,4 @@
-//! What the origins received, byte for byte.
+//! The requests that the origins received, byte for byte.
 
 use std::{
     io,

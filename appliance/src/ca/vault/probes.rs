@@ -10,11 +10,11 @@ use crate::{
     policy::{Policy, RuleName},
 };
 
-/// What must be signed and what must not.
+/// The requests that Vault must sign, and those that it must not.
 pub(crate) struct Probes {
-    /// What the gateway itself asks, for each rule.
+    /// The gateway's own request, for each rule.
     pub(crate) good: Vec<(RuleName, SignIntermediate)>,
-    /// What is wider, and in which way.
+    /// A wider request, and in which way it is wider.
     pub(crate) wider: Vec<(&'static str, SignIntermediate)>,
 }
 

@@ -1,4 +1,4 @@
-//! What of a configuration is allowed, and still deserves a second look.
+//! Warnings: settings that are allowed and still deserve a second look.
 
 use ipnet::IpNet;
 

@@ -248,7 +248,7 @@ fn what_counts_as_a_credential_is_explained() {
 fn requests_without_a_credential_are_all_none_or_listed() {
     let with = |value: &str| format!("anonymous = {value}\n[[api.binding]]");
     let page = explain(&accepts("[[api.binding]]", &with("[\"GET /api/hello\", \"HEAD /p/*\"]")));
-    assert!(page.contains("but for GET /api/hello, HEAD /p/*"), "{page}");
+    assert!(page.contains("except for GET /api/hello, HEAD /p/*"), "{page}");
     assert!(!page.contains("(anonymous)"), "{page}");
     let page = explain(&accepts("[[api.binding]]", &with("true")));
     assert!(page.contains("(anonymous)"), "{page}");

@@ -1,4 +1,4 @@
-//! Single values: what is taken, what is refused, and what is said about it.
+//! Single values: those that are accepted, those that are refused, and the messages.
 
 use std::{path::Path, time::Duration};
 

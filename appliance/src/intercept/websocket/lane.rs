@@ -1,4 +1,4 @@
-//! One direction of a WebSocket: bytes in, frames checked and made anew, bytes out. Pure.
+//! One direction of a WebSocket: bytes in, frames checked and made again, bytes out. Pure.
 //!
 //! What an upstream sends is masked, one message after the other: across the fragments of a message
 //! as across the chunks of a body, and with no byte kept back beyond its end. A message in one
@@ -7,7 +7,7 @@
 //! frames, and not on how far it agrees with a secret; masks keep every length. What an agent sends
 //! is no template: nothing is put in.
 //!
-//! Errs to the end of the connection: whatever the protocol forbids is a [`FrameFault`].
+//! Errs to the end of the connection: everything that the protocol forbids is a [`FrameFault`].
 
 use std::{sync::Arc, time::Instant};
 

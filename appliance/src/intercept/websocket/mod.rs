@@ -3,7 +3,7 @@
 //! The handshake is a request like any other until its answer: held against the same rules, with
 //! values put in at the same places and at one more, a subprotocol. An answer that is not the one
 //! to this request, by its key and its protocol, is refused. From then on no byte passes as it
-//! came: each side's frames are read, checked and made anew ([`lane`]), so that neither can say to
+//! came: each side's frames are read, checked and made again ([`lane`]), so that neither can say to
 //! the other what the gateway did not read.
 //!
 //! Frame headers are read and written by `tungstenite`: the codec that most of Rust's WebSocket

@@ -131,7 +131,7 @@ impl<S: AsyncRead + Unpin> Guard<S> {
 
     fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         self.held.reserve(READ_BYTES);
-        // A read that is pending has taken nothing, so the future may be made anew at each poll.
+        // A read that is pending has taken nothing, so the future may be made again at each poll.
         pin!(self.stream.read_buf(&mut self.held)).poll(cx)
     }
 }

@@ -1,4 +1,4 @@
-//! What an agent or a group holds, counted against its quota.
+//! The holdings of an agent or a group, counted against its quota.
 
 use std::{
     sync::{
@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::super::RateLimiter;
 use crate::{locks::lock, policy::Quota};
 
-/// What one agent or one group holds now, and how much of it a connection of its may add to.
+/// The holdings of one agent or one group now, and the part that one connection may add.
 ///
 /// The counts are the same for all its connections. The budget is that of the policy which a
 /// connection began under: one that begins after a reload has the new one at once, and what older
@@ -25,7 +25,7 @@ pub(super) struct Tally {
     budget: Arc<Budget>,
 }
 
-/// What is held now, but for bytes.
+/// The present holdings, without bytes.
 #[derive(Debug)]
 pub(super) struct HeldCounts {
     pub(super) connections: AtomicUsize,

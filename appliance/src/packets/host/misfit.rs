@@ -1,7 +1,8 @@
-//! What of this machine does not fit the configuration, and would keep agents out without a word.
+//! Settings of this machine that do not fit the configuration, and would keep agents out silently.
 //!
-//! Nothing of it opens anything: what does not fit is dropped. So it is said, and no reason not to
-//! start; but for IPv6 that is to be carried and is off where captured packets are delivered.
+//! None of them opens anything: packets that do not fit are dropped. So each is a warning, and
+//! the daemon starts. The exception is IPv6 that is to be carried and is off where captured packets
+//! are delivered.
 
 use std::{fs, net::IpAddr};
 

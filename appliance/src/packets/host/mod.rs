@@ -1,4 +1,4 @@
-//! What the rules lean on beside nf_tables: the kernel's settings, routes, bridges and links.
+//! The conditions of the rules beside nf_tables: the kernel's settings, routes, bridges and links.
 
 pub(crate) mod bridge;
 pub(crate) mod misfit;

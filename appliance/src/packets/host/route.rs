@@ -1,4 +1,4 @@
-//! Policy routing: a marked packet is delivered here, whatever its destination.
+//! Policy routing: a marked packet is delivered here, for every destination.
 //!
 //! One rule (mark to table) and one route (everything in that table is local) for each family. Both
 //! outlive the daemon and are harmless without it: no packet carries the mark unless a listener

@@ -1,4 +1,4 @@
-//! What the kernel holds after each step. Started by the tests of the same names next door.
+//! The kernel's state after each step. Started by the tests of the same names next door.
 
 use std::{
     fmt::Write,

@@ -1,4 +1,4 @@
-//! What nf_tables tells of changes. Started by the tests of the same names next door.
+//! The notices of nf_tables about changes. Started by the tests of the same names next door.
 
 use std::time::Duration;
 

@@ -21,7 +21,7 @@ pub struct HeldName {
     _socket: UnixDatagram,
 }
 
-/// What a daemon says of itself.
+/// A daemon's word about itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DaemonState {
     /// It accepts, or has to begin without what an earlier one has: that one stops accepting.

@@ -1,4 +1,4 @@
-//! Who has a port that is in use: for the operator who has to do something about it.
+//! The process that holds a port which is in use, named for the operator.
 //!
 //! It is told as far as it can be seen. Without the right to look into the processes of others, as
 //! under the unit, it is the user whose socket it is (`proc_pid_fd(5)`, `proc_net_tcp`): services
@@ -38,7 +38,7 @@ pub(crate) fn of(at: SocketAddr) -> Vec<String> {
     holders
 }
 
-/// What a user of this number is called (`passwd(5)`).
+/// The name of the user of this number (`passwd(5)`).
 fn user_name<'a>(passwd: &'a str, number: &str) -> Option<&'a str> {
     passwd.lines().find_map(|line| {
         let mut fields = line.split(':');

@@ -1,7 +1,7 @@
 //! Puts the planned tables into the kernel, whole or not at all.
 //!
 //! One transaction declares the tables, their sets and chains where they are missing, empties the
-//! chains and sets of what was there, and fills them anew. Chains stay hooked throughout:
+//! chains and sets of what was there, and fills them again. Chains stay hooked throughout:
 //! replacing a hooked chain lets packets pass between the old and the new.
 
 use std::io;

@@ -1,6 +1,6 @@
 //! The plan in the kernel's own terms: each statement as expressions, each set as keys in bytes.
 //!
-//! Pure but for the types of libnftnl.
+//! Pure except for the types of libnftnl.
 
 mod keys;
 

@@ -1,4 +1,4 @@
-//! Who else writes packet marks.
+//! Other programs' rules that write packet marks.
 //!
 //! A captured packet finds its listener by the mark that the daemon's rules give it. A chain of
 //! another table that comes after them at prerouting and writes a mark of its own takes that away,

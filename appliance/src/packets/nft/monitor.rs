@@ -1,4 +1,4 @@
-//! Who changes packet rules is heard at once: nf_tables tells each transaction to whoever listens
+//! Changes of packet rules are heard at once: nf_tables tells each transaction to whoever listens
 //! (`NFNLGRP_NFTABLES`; `nft monitor` prints the same).
 //!
 //! What is told is a reason to look and nothing more: whoever looks reads the kernel's tables

@@ -1,4 +1,4 @@
-//! What the kernel tells about packets that it refused: the heads of them, through NFLOG.
+//! The kernel's reports about packets that it refused: their heads, through NFLOG.
 //!
 //! The bytes are an agent's, cut short and as odd as it likes: they are read with lax bounds, and
 //! what cannot be read is told without it. It errs towards saying that something is missing:
@@ -35,11 +35,11 @@ pub struct RefusedPacket {
     pub interface: Option<InterfaceName>,
     /// Why it was refused.
     pub reason: Reason,
-    /// What its headers say, as far as they can be read.
+    /// Its headers, as far as they can be read.
     pub headers: Option<Headers>,
 }
 
-/// What the headers of a packet say. All of it is the sender's word.
+/// The headers of a packet. All of them are the sender's word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Headers {
     /// Its source.

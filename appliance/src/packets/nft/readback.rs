@@ -1,4 +1,4 @@
-//! What the kernel really holds, compared with what was meant.
+//! The kernel's rules, compared with those that were meant.
 //!
 //! Compared are the chains with hook, priority and policy, the rules by chain and order with
 //! every constant, and the sets with every element. A difference is an error, because somebody

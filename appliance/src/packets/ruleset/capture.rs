@@ -1,4 +1,4 @@
-//! What is captured, from whom, and where it is delivered: what the rules are made of.
+//! The captured traffic, its senders and its listeners: the input of the rules.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -14,8 +14,8 @@ pub(crate) const DNS_PORT: u16 = 53;
 
 /// Where the resolver's sockets are bound, at dummy addresses that no machine has (RFC 7600,
 /// section
-/// 4.8; RFC 9780). Another resolver of this machine that is bound to addresses of its own is not in the
-/// way then, and no packet gets there but by the rules.
+/// 4.8; RFC 9780). Another resolver of this machine that is bound to addresses of its own is not in
+/// the way then, and no packet gets there but by the rules.
 pub(crate) const fn dns_at(ipv6: bool) -> IpAddr {
     if ipv6 {
         IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 1, 0, 0, 0, 53))
@@ -24,7 +24,7 @@ pub(crate) const fn dns_at(ipv6: bool) -> IpAddr {
     }
 }
 
-/// What is captured, from whom, and where it is delivered.
+/// The captured traffic, its senders and its listeners.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Capture {
     /// The interfaces agents sit behind, in the order of their names; no name twice.
@@ -46,7 +46,7 @@ pub struct Capture {
     pub nflog_group: u16,
     /// Whether IPv6 is captured; where false, every IPv6 packet of an agent is dropped.
     pub ipv6: bool,
-    /// What the gateway's own address answers besides DNS.
+    /// The services that the gateway's own address answers besides DNS.
     pub services: AgentServices,
     /// DNS queries a second of one agent, as policy bounds them.
     pub dns_rate: u32,

@@ -40,7 +40,7 @@ pub(crate) enum TableFamily {
 }
 
 /// A named set, or a map from its keys to marks. Its key never changes; its elements are replaced
-/// on every apply, but for a meter's, which packets make.
+/// on every apply, except for a meter's, which packets make.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Set {
     pub(crate) name: Cow<'static, str>,

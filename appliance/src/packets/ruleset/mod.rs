@@ -1,4 +1,4 @@
-//! What the rules are: the daemon's tables as data, made of what is captured. Pure.
+//! The rules: the daemon's tables as data, made of the capture. Pure.
 
 pub(crate) mod capture;
 mod guard;

@@ -29,7 +29,7 @@ pub(crate) fn sets(capture: &Capture) -> Vec<Set> {
     widths(capture).into_iter().map(set).collect()
 }
 
-/// What agents are told in their own name: how much the gateway may send them at once.
+/// The most that the gateway may send an agent at once, told in the agent's own name.
 pub(crate) fn from_agents(capture: &Capture) -> Vec<NftRule> {
     clamps(capture, MatchKey::InterfaceAndSource)
 }

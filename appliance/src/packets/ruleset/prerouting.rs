@@ -1,7 +1,8 @@
 //! The chain that decides about every packet of an agent, in the order that is the argument.
 //!
-//! Pure. It errs towards dropping: what no rule takes is refused by the last two, and everything
-//! that is answered comes after the checks of its source. `nft/README.md` explains rule by rule.
+//! Pure. It errs towards dropping: the last two rules refuse a packet that no other rule takes, and
+//! everything that is answered comes after the checks of its source. `nft/README.md` explains rule
+//! by rule.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -42,8 +43,8 @@ pub(crate) fn chain(capture: &Capture) -> Chain {
     Chain { name: "prerouting".into(), base: Some(base(Hook::Prerouting, MANGLE, false)), rules }
 }
 
-/// What ends a packet that is refused, whatever the reason: at once, but for an agent that has had
-/// its refusals of this second, of which nothing more is logged.
+/// Ends a refused packet, for every reason: at once, except for an agent that has
+/// had its refusals of this second, of which nothing more is logged.
 pub(crate) fn refuse(capture: &Capture) -> Chain {
     use Statement::{Count, Drop, Over, RejectProhibited, RejectReset};
     let mut rules = vec![rule(&[is_tcp(), Count, RejectReset])];
@@ -93,8 +94,8 @@ pub(crate) fn admitted_services(capture: &Capture) -> Vec<NftRule> {
     services.map(admit).collect()
 }
 
-/// What is not about agents. Where it says that it comes from one, this machine's answer to it
-/// would carry somebody else's bytes to that agent, and only IPv4 has a check of the way back.
+/// Accepts traffic that is not the agents', unless its source routes back to an agent: this
+/// machine's reply would deliver an outsider's bytes there, and `rp_filter` is for IPv4 alone.
 ///
 /// A rule for each interface: nft 1.0.6 cannot load a look-up of this in a set of interfaces again.
 fn others(capture: &Capture) -> Vec<NftRule> {
@@ -332,9 +333,9 @@ pub(crate) fn discover() -> [Statement; 4] {
     ]
 }
 
-/// The gateway remembers whoever asks for its address, in one table of the kernel for all
-/// interfaces, and takes nobody new while that is full of new ones. So no interface may fill it;
-/// but for its bound addresses, which are not many, and which nobody may take this from.
+/// The kernel remembers every host that asks for the gateway's address, in one table for all
+/// interfaces, and takes no new one while the table is full of new ones. So each interface has a
+/// rate. Its bound addresses are exempt: they are few, and no other host may take their places.
 fn solicitations(capture: &Capture) -> NftRule {
     let mut statements = vec![is_family(Family::V6)];
     statements.extend(solicitation());
@@ -430,9 +431,9 @@ pub(crate) const DISCOVERS: &str = "discovers";
 /// How many times an agent's own rate may come in before the kernel drops the rest. What is above
 /// the rate and below this the resolver drops itself: by its own measure, which forgives a burst.
 const DNS_HEADROOM: u32 = 4;
-/// What all agents of a group together send. At the default rate, answers to as many that say no
-/// card wait in a half of what the socket has room for. Of bound cards, `unres_qlen_bytes` bounds
-/// what waits.
+/// The bound on what all agents of a group send together. At the default rate, answers to as many
+/// that say no card wait in a half of what the socket has room for. Of bound cards,
+/// `unres_qlen_bytes` bounds what waits.
 const DNS_GROUPS: &str = "dns_groups";
 /// No group has more, whatever it binds: a half of what the one thread answers
 /// (`benches/README.md`).

@@ -79,7 +79,7 @@ pub(super) fn in_records_of(len: usize, message: &[u8]) -> Vec<u8> {
     message.chunks(len).flat_map(record).collect()
 }
 
-/// The hello anew with its extensions as `change` leaves them.
+/// The hello again with its extensions as `change` leaves them.
 pub(super) fn with_extensions(
     record: &[u8],
     change: impl FnOnce(&mut Vec<(u16, Vec<u8>)>),

@@ -1,4 +1,4 @@
-//! What is left in the kernel when flows have ended in every way.
+//! The kernel's resources after flows have ended in every way.
 
 use std::process::Command;
 

@@ -1,4 +1,4 @@
-//! What the doctor found, as lines for people. Carries no secret: paths, names and our own words.
+//! The doctor's findings, as lines for people. Carries no secret: paths, names and our own words.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,5 +1,5 @@
-//! What can keep the gateway from logging in again: a role that others can lock out, and a SecretID
-//! that does not last.
+//! Conditions that can keep the gateway from logging in again: a role that others can lock out, and
+//! a SecretID that does not last.
 
 use rustify::{
     endpoint::Endpoint,

@@ -1,7 +1,7 @@
 //! The rules of a token, as Vault lists them: of all its policies together, wherever they lead.
 //!
 //! No question about a path finds a right to another engine, and this list has it. Vault calls it
-//! internal and may change its form: what is not understood is a finding.
+//! internal and may change its form: a rule that is not understood is a finding.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,4 +1,4 @@
-//! What a real Vault does not say on demand, against the fake.
+//! Answers that a real Vault does not give on demand, from the fake.
 
 use std::future::pending;
 

@@ -28,7 +28,7 @@ pub(crate) struct RawCounter {
     family: TableFamily,
 }
 
-/// What a set is declared with.
+/// The declaration of a set.
 #[derive(Debug, Clone)]
 pub(crate) struct Declaration {
     pub(crate) table: &'static CStr,

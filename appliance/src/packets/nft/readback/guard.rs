@@ -31,7 +31,7 @@ pub(crate) fn require(agents: &[&InterfaceName]) -> Result<(), PacketsError> {
     if open.is_empty() { Ok(()) } else { Err(PacketsError::Unguarded(open)) }
 }
 
-/// What is wrong with the guard's chains.
+/// The faults of the guard's chains.
 fn require_chains(netfilter: &mut Netfilter) -> io::Result<Option<PacketsError>> {
     let chains = chains(netfilter, FAMILY, BASE_TABLE)?;
     let drops = |facts: &ChainFacts| {

@@ -134,8 +134,8 @@ fn looks_up(
     Ok(inverted(found) == inverted(wanted) && elements(netfilter, family, TABLE, name)? == meant)
 }
 
-/// Whether every attribute that is wanted is there with the same value, but for one that the kernel
-/// may leave out.
+/// Whether every attribute that is wanted is there with the same value, except for one that the
+/// kernel may leave out.
 fn agree(found: &[u8], wanted: &[u8], unsaid: Option<u16>) -> bool {
     nests(wanted).all(|(number, is_nest, wanted)| match attribute(found, number) {
         Some(found) if is_nest => agree(found, wanted, None),
