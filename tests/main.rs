@@ -14,6 +14,7 @@ mod clear_text;
 mod clients;
 mod coded;
 mod commands;
+mod conformance;
 mod connections;
 mod control;
 mod credentials;
