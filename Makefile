@@ -20,7 +20,7 @@ TESTED = --locked --workspace --exclude cloakroom-benches
 # One lab test is a small network with several programs in it, most of the time waiting.
 LAB_THREADS ?= 5
 # Those that measure a rate or a time, while little else runs.
-ALONE = agents_in_a_flood:: conformance::autobahn:: faults::floods:: flushed_rules:: restart::
+ALONE = conformance::autobahn:: limits::agents_in_a_flood:: limits::floods:: packets::flushed_rules:: lifecycle::restart::
 # Which of them run: those whose name holds this, such as `quarantine::`; of `fuzz`, which targets.
 ONLY ?=
 # The path of the Vault is the last line of what this prints.

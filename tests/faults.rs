@@ -1,24 +1,5 @@
-//! What goes wrong, and that nothing gets out when it does.
-//!
-//! Each file is one group of faults. A test looks at three places: what the agent got, what
-//! arrived at the origins (nothing, or nothing but what was allowed), and the audit record.
-
-mod addresses;
-mod audit;
-mod bad_starts;
-mod dead_daemon;
-mod floods;
-mod h2_deadlines;
-mod life;
-mod limits;
-mod memory;
-mod no_secret;
-mod packets;
-mod undisclosed;
-mod upstreams;
-mod vault_answers;
-mod vault_outages;
-mod vault_transport;
+//! What tests of faults share. Each looks at three places: what the agent got, what arrived at the
+//! origins (nothing, or nothing but what was allowed), and the audit record.
 
 use std::{fs, io, net::SocketAddr};
 
@@ -32,11 +13,11 @@ use lab::{
 use serde_json::Value;
 
 /// A request that the usual policy allows, with the placeholder where it belongs.
-const CHAT: &str = "POST /v1/chat/completions HTTP/1.1\r\nHost: api.openai.example\r\n\
+pub(crate) const CHAT: &str = "POST /v1/chat/completions HTTP/1.1\r\nHost: api.openai.example\r\n\
     Authorization: Bearer OPENAI_API_KEY\r\nContent-Length: 2\r\n\r\n{}";
 
 /// The same, for any path, as a GET.
-fn get(path: &str) -> String {
+pub(crate) fn get(path: &str) -> String {
     format!(
         "GET {path} HTTP/1.1\r\nHost: api.openai.example\r\n\
          Authorization: Bearer OPENAI_API_KEY\r\n\r\n"
@@ -44,26 +25,26 @@ fn get(path: &str) -> String {
 }
 
 /// An HTTP/1.1 client of `host` that believes what agents believe.
-fn hello(lab: &Lab, host: Host) -> Hello {
+pub(crate) fn hello(lab: &Lab, host: Host) -> Hello {
     let bundle = fs::read_to_string(lab.dir.join("agents.pem")).expect("the gateway's root");
     Hello::h1(host.name).trusting(&bundle)
 }
 
 /// A TLS connection to `host` as an agent in `ns` makes it.
-fn open(lab: &Lab, ns: Ns, host: Host) -> io::Result<Tls> {
+pub(crate) fn open(lab: &Lab, ns: Ns, host: Host) -> io::Result<Tls> {
     Tls::open(ns, host.port(443), &hello(lab, host))
 }
 
 /// One request on a connection of its own, from the first agent to the first API.
 #[track_caller]
-fn ask(lab: &Lab, gateway: &Gateway, request: &str) -> Response {
+pub(crate) fn ask(lab: &Lab, gateway: &Gateway, request: &str) -> Response {
     let answer = open(lab, AGENT, OPENAI).and_then(|mut tls| tls.ask(request));
     answer.unwrap_or_else(|error| panic!("{error}\n{}\n{}", gateway.stderr(), gateway.audit.text()))
 }
 
 /// Asserts that the answer is the gateway's own with this status and reason.
 #[track_caller]
-fn assert_refused(answer: &Response, status: u16, reason: &str) {
+pub(crate) fn assert_refused(answer: &Response, status: u16, reason: &str) {
     let text = answer.text();
     assert_eq!(
         (answer.status.as_u16(), answer.reason().as_deref()),
@@ -74,7 +55,7 @@ fn assert_refused(answer: &Response, status: u16, reason: &str) {
 
 /// Asserts that the answer is, to the letter, the one for a value that is not to be had now.
 #[track_caller]
-fn assert_unavailable(answer: &Response) {
+pub(crate) fn assert_unavailable(answer: &Response) {
     assert_refused(answer, 503, "secret_unavailable");
     for (name, value) in [
         ("retry-after", "5"),
@@ -88,13 +69,13 @@ fn assert_unavailable(answer: &Response) {
 }
 
 /// The audit's records of this kind: `connection` or `request`.
-fn records(gateway: &Gateway, kind: &str) -> Vec<Value> {
+pub(crate) fn records(gateway: &Gateway, kind: &str) -> Vec<Value> {
     gateway.audit.records().into_iter().filter(|record| record["record"] == kind).collect()
 }
 
 /// Waits for the record of a request with this reason, beyond the first `from` such records.
 #[track_caller]
-fn refusal(gateway: &Gateway, from: usize, reason: &str) -> Value {
+pub(crate) fn refusal(gateway: &Gateway, from: usize, reason: &str) -> Value {
     let nth = || {
         let mut requests = records(gateway, "request").into_iter();
         requests.by_ref().filter(|record| record["reason"] == reason).nth(from)
@@ -105,7 +86,7 @@ fn refusal(gateway: &Gateway, from: usize, reason: &str) -> Value {
 
 /// Waits until the audit holds exactly `count` records of connections, and returns them.
 #[track_caller]
-fn connections(gateway: &Gateway, count: usize) -> Vec<Value> {
+pub(crate) fn connections(gateway: &Gateway, count: usize) -> Vec<Value> {
     lab::wait::expect(&format!("{count} records of connections"), || {
         records(gateway, "connection").len() >= count
     });
@@ -116,7 +97,7 @@ fn connections(gateway: &Gateway, count: usize) -> Vec<Value> {
 
 /// Asserts that a start failed with exit 1 and one line on standard error that says all of `says`.
 #[track_caller]
-fn assert_one_line(failed: &Failed, says: &[&str]) {
+pub(crate) fn assert_one_line(failed: &Failed, says: &[&str]) {
     assert_eq!(failed.code(), Some(1), "{}", failed.stderr);
     let complaints: Vec<&str> =
         failed.stderr.lines().filter(|line| line.starts_with("cloakroom: ")).collect();
@@ -129,7 +110,7 @@ fn assert_one_line(failed: &Failed, says: &[&str]) {
 
 /// Asserts that agents get nothing through a gateway whose kernel would forward.
 #[track_caller]
-fn assert_closed(origin: &Origin) {
+pub(crate) fn assert_closed(origin: &Origin) {
     gateway::forward();
     let ways = [
         (AGENT, OPENAI.port(443)),
@@ -146,15 +127,15 @@ fn assert_closed(origin: &Origin) {
 }
 
 /// Open descriptors of the gateway.
-fn descriptors(gateway: &Gateway) -> usize {
+pub(crate) fn descriptors(gateway: &Gateway) -> usize {
     fs::read_dir(format!("/proc/{}/fd", gateway.pid())).expect("the gateway runs").count()
 }
 
 /// A listener in `ns` that must never be connected to, on each of these addresses.
-struct Trap(Vec<std::net::TcpListener>);
+pub(crate) struct Trap(Vec<std::net::TcpListener>);
 
 impl Trap {
-    fn set(ns: Ns, addresses: &[SocketAddr]) -> Self {
+    pub(crate) fn set(ns: Ns, addresses: &[SocketAddr]) -> Self {
         Self(ns.enter(|| {
             let bind = |address| {
                 let listener = std::net::TcpListener::bind(address)
@@ -167,7 +148,7 @@ impl Trap {
     }
 
     /// Shows that the trap would notice: from `ns` each of these addresses leads into it.
-    fn prove(self, ns: Ns, addresses: &[SocketAddr]) -> Self {
+    pub(crate) fn prove(self, ns: Ns, addresses: &[SocketAddr]) -> Self {
         for address in addresses {
             ns.connect(*address).unwrap_or_else(|error| panic!("{address}: {error}"));
             let accepted = || self.0.iter().find_map(|listener| listener.accept().ok());
@@ -178,7 +159,7 @@ impl Trap {
 
     /// Asserts that nobody connected so far.
     #[track_caller]
-    fn assert_untouched(&self) {
+    pub(crate) fn assert_untouched(&self) {
         for listener in &self.0 {
             if let Ok((stream, peer)) = listener.accept() {
                 panic!("{peer} connected to {:?}", stream.local_addr());
@@ -188,7 +169,7 @@ impl Trap {
 }
 
 /// Closes a connection with a reset.
-fn reset(stream: std::net::TcpStream) {
+pub(crate) fn reset(stream: std::net::TcpStream) {
     let now = Some(std::time::Duration::ZERO);
     rustix::net::sockopt::set_socket_linger(&stream, now).expect("a socket");
     drop(stream);

@@ -21,7 +21,7 @@ use lab::{
 };
 
 use super::client::{addresses, anywhere, ask_udp, ask_udp_of, code, query};
-use crate::{dns_over_tls, world::World};
+use crate::{dns::over_tls, world::World};
 
 /// Whoever has the names below it says nothing.
 const SILENT: &str = "dark.cdn.example";
@@ -89,8 +89,8 @@ fn names_that_nobody_answers_keep_no_other_groups_names_from_resolving() {
 #[test]
 fn over_tls_they_do_not_either() {
     sandboxed(|| {
-        let world = World::prepared(&shared(&dns_over_tls::over_tls()), |lab, dns| {
-            dns.start_tls(&lab.public.issue(dns_over_tls::NAME));
+        let world = World::prepared(&shared(&over_tls::over_tls()), |lab, dns| {
+            dns.start_tls(&lab.public.issue(over_tls::NAME));
         });
         assert_the_other_group_resolves(&world, 400);
     });

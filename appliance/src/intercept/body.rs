@@ -14,14 +14,9 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use hyper::body::Incoming;
-
 use tokio::time::{Sleep, sleep};
 
-use super::{
-    decoded::Source,
-    exchange::{Masking, Trace},
-    framing::TrailerRule,
-};
+use super::{decoded::Source, masking::Masking, trace::Trace, wire::TrailerRule};
 use crate::{
     limits::{Taken, Way},
     policy::ResponseRules,

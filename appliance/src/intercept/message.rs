@@ -14,9 +14,10 @@ use http::{
 };
 
 use super::{
-    framing, overrides,
+    overrides,
     pinned_authority::PinnedAuthority,
     websocket::{self, Asked},
+    wire::content_length,
 };
 use crate::{
     policy::{Folded, NeverAllowed, never_allowed},
@@ -101,7 +102,7 @@ fn check_framing(head: &request::Parts) -> Result<(), Reason> {
     if lengths.next().is_some() {
         return Err(Reason::HttpMalformed);
     }
-    length.map_or(Ok(0), |length| framing::content_length(length.as_bytes()))?;
+    length.map_or(Ok(0), |length| content_length(length.as_bytes()))?;
     if headers.keys().any(is_misspelt) {
         return Err(Reason::HttpMalformed);
     }

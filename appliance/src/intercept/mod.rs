@@ -4,29 +4,37 @@
 //! name before a leaf is shown; where that fails, the leaf is shown only to say so, on a
 //! connection that has no upstream at all.
 
-mod body;
-mod counted;
-mod decoded;
-mod deferred;
+mod h1;
+mod h2;
+mod sides;
+
 mod exchange;
-mod exchanges;
-mod frames;
-mod framing;
-mod guard;
-mod head_watch;
-mod idle_timer;
+mod receive;
+mod sender;
+mod switched;
+pub mod websocket;
+
+mod body;
+mod decoded;
+mod prepare;
+mod whole;
+
 mod message;
 mod overrides;
 mod owner_restrictions;
 mod pinned_authority;
-mod read_ahead;
-mod retryable;
-mod serve;
-mod tasks;
-pub mod websocket;
-mod whole;
 
-pub use framing::{Framing, TrailerRule};
+mod connection;
+mod exchanges;
+mod masking;
+mod trace;
+
+mod idle_timer;
+mod retryable;
+mod tasks;
+mod wire;
+
+pub use wire::{Framing, TrailerRule};
 
 use std::{
     io,
@@ -39,11 +47,10 @@ use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::client::TlsStream;
 
 use self::{
-    counted::Counted,
-    exchange::{Connection, RequestRules},
+    connection::{Connection, RequestRules},
     pinned_authority::PinnedAuthority,
-    read_ahead::ReadAhead,
-    serve::Sides,
+    sides::{AgentTls, Sides},
+    wire::{Counted, ReadAhead},
 };
 use crate::{
     audit::{Record, Sink},
@@ -54,6 +61,7 @@ use crate::{
     limits::AgentShare,
     peek::{Hello, Rewind},
     phase::Phases,
+    policy::Limits,
     policy_snapshot::PolicySnapshot,
     reason::{Reason, TlsCause},
     refuse::Refusal,
@@ -151,13 +159,33 @@ pub async fn run(
     let connection = Arc::new(interception.connection(services));
     match upstream {
         Ok((upstream, Protocol::H1)) => {
-            serve::h1(connection, Sides { agent, upstream, reset }, limits, phases, record).await;
+            h1::serve(connection, Sides { agent, upstream, reset }, limits, phases, record).await;
         }
         Ok((upstream, Protocol::H2)) => {
-            serve::h2(connection, Sides { agent, upstream, reset }, limits, phases, record).await;
+            h2::serve(connection, Sides { agent, upstream, reset }, limits, phases, record).await;
         }
-        Err(refusal) => serve::refusal(connection, agent, refusal, limits, record).await,
+        Err(refusal) => refuse(connection, agent, refusal, limits, record).await,
     }
+}
+
+/// Answers every request with the same refusal, for a connection that has no upstream.
+async fn refuse(
+    connection: Arc<Connection>,
+    agent: AgentTls,
+    refusal: Refusal,
+    limits: &Limits,
+    record: &mut Record,
+) {
+    let is_h2 = agent.get_ref().1.alpn_protocol() == Some(b"h2");
+    let served = async {
+        if is_h2 {
+            h2::serve_refusal(connection, agent, refusal, limits).await;
+        } else {
+            h1::serve_refusal(connection, agent, refusal, limits, record).await;
+        }
+    };
+    // Whether the agent stayed to hear it changes nothing.
+    let _ = timeout(limits.head_time, served).await;
 }
 
 /// The agent does not take the leaf, or went away; its alert says which.

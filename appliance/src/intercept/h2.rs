@@ -1,0 +1,251 @@
+//! Both sides of an HTTP/2 connection, driven by one task.
+
+use std::{
+    convert::Infallible,
+    error::Error as _,
+    future::{poll_fn, ready},
+    pin::{Pin, pin},
+    sync::{Arc, atomic::Ordering::Relaxed},
+    task::{Context, Poll},
+};
+
+use http::Request;
+use hyper::{body::Incoming, client::conn as client, server::conn as server, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::time::{Sleep, sleep, timeout};
+
+use super::{
+    connection::Connection,
+    exchange,
+    exchanges::Violation,
+    idle_timer::{Ended, IdleTimer},
+    sender::Sender,
+    sides::{AgentTls, LAST_WORD_TIME, Sides, note_violation},
+    tasks::{Spawner, Tasks},
+    wire::{Deferred, Flusher, HeadVerdict, HeadWatch, Heads},
+};
+use crate::{
+    audit::Record,
+    limits::H2Windows,
+    phase::Phases,
+    policy::Limits,
+    reason::Reason,
+    refuse::{self, Refusal},
+};
+
+/// Carries an HTTP/2 connection to its end.
+pub(super) async fn serve(
+    connection: Arc<Connection>,
+    Sides { agent, upstream, reset }: Sides,
+    limits: &Limits,
+    phases: Phases,
+    record: &mut Record,
+) {
+    reset.store(true, Relaxed);
+    let windows = connection.taken.windows();
+    let bounds = Bounds::of(&windows);
+    let spawner = Spawner::default();
+    let mut tasks = Tasks::new(spawner.clone());
+    let mut builder = client::http2::Builder::new(spawner.clone());
+    builder
+        .initial_stream_window_size(bounds.stream)
+        .initial_connection_window_size(bounds.connection)
+        .max_send_buf_size(bounds.send_buffer)
+        .max_header_list_size(header_list_bytes(limits));
+    let (upstream, to_upstream) = Deferred::new(upstream);
+    let mut handshake = pin!(builder.handshake(TokioIo::new(upstream)));
+    let handshake = poll_fn(|cx| {
+        tasks.poll(cx);
+        handshake.as_mut().poll(cx)
+    });
+    let Ok(Ok((sender, upstream))) = timeout(limits.dial_time, handshake).await else {
+        return record.ended("upstream_closed");
+    };
+    let sender = Arc::new(Sender::H2(sender));
+    let service = service_fn({
+        let connection = Arc::clone(&connection);
+        move |request: Request<Incoming>| {
+            let active = connection.exchanges.begin();
+            exchange::serve(Arc::clone(&connection), Arc::clone(&sender), request, active)
+        }
+    });
+    let mut builder = server::http2::Builder::new(spawner);
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits.h2_streams)
+        .max_header_list_size(header_list_bytes(limits).saturating_add(BEYOND_THE_LIMIT))
+        .initial_stream_window_size(bounds.stream)
+        .initial_connection_window_size(bounds.connection)
+        .max_send_buf_size(bounds.send_buffer);
+    let (agent, to_agent) = Deferred::new(agent);
+    let (agent, heads) = HeadWatch::new(agent, limits.head_time, Arc::clone(&connection.exchanges));
+    let mut agent = pin!(builder.serve_connection(TokioIo::new(agent), service));
+    let mut upstream = pin!(Some(upstream));
+    let exchanges = Arc::clone(&connection.exchanges);
+    let mut idle_timer = IdleTimer::new(limits, phases, move || exchanges.progress());
+    let mut last_word: Option<Pin<Box<Sleep>>> = None;
+    let (ended, heard) = poll_fn(|cx| {
+        if idle_timer.poll_drain(cx) {
+            heads.close();
+            agent.as_mut().graceful_shutdown();
+        }
+        if last_word.is_none() && idle_timer.poll_idle(cx).is_ready() {
+            heads.close();
+            agent.as_mut().graceful_shutdown();
+            last_word = Some(Box::pin(sleep(LAST_WORD_TIME)));
+        }
+        if poll_ended(upstream.as_mut(), cx) {
+            heads.close();
+            agent.as_mut().graceful_shutdown();
+        }
+        let polled = poll_by_heads(agent.as_mut(), (&connection, &heads), cx);
+        tasks.poll(cx);
+        // Everything that may write has had its turn.
+        to_upstream.poll(cx);
+        to_agent.poll(cx);
+        match (polled, &mut last_word) {
+            (Poll::Ready(_), Some(_)) => Poll::Ready((Ended::Idle, true)),
+            (Poll::Ready(Ok(())), None) => Poll::Ready((Ended::Closed, true)),
+            (Poll::Ready(Err(_)), None) => Poll::Ready((Ended::Broken, true)),
+            (Poll::Pending, Some(timer)) => timer.as_mut().poll(cx).map(|()| (Ended::Idle, false)),
+            (Poll::Pending, None) => Poll::Pending,
+        }
+    })
+    .await;
+    record.ended(ended.as_str());
+    match connection.exchanges.violation() {
+        Some(violation) => {
+            let heard = finish(&connection, violation, &to_agent, record).await;
+            reset.store(!heard, Relaxed);
+        }
+        None => reset.store(!heard, Relaxed),
+    }
+}
+
+/// Gives the library its turn, one head after the other. A head that it refuses by itself has its
+/// record all the same; where it ends the connection over one, that broke a rule.
+fn poll_by_heads<F>(
+    mut agent: Pin<&mut F>,
+    (connection, heads): (&Arc<Connection>, &Heads),
+    cx: &mut Context<'_>,
+) -> Poll<hyper::Result<()>>
+where
+    F: Future<Output = hyper::Result<()>>,
+{
+    let exchanges = &connection.exchanges;
+    loop {
+        let polled = agent.as_mut().poll(cx);
+        let verdict = heads.settle(exchanges.begun());
+        let head = matches!(verdict, Some(HeadVerdict::Refused(_))) || heads.under_way();
+        let ended = match &polled {
+            Poll::Ready(Err(error)) => refused_by_library(error, head),
+            _ => None,
+        };
+        if let Some(HeadVerdict::Refused(reason)) = verdict {
+            let reason = ended.unwrap_or(reason);
+            note_violation(connection, reason);
+            if polled.is_ready() {
+                exchanges.break_rule(Violation { reason, at_head: false });
+            }
+        }
+        if let Some(reason) = ended {
+            exchanges.break_rule(Violation { reason, at_head: head });
+        }
+        if verdict.is_none() || polled.is_ready() {
+            return polled;
+        }
+    }
+}
+
+/// Why the library ended an HTTP/2 connection, over a head or not; nothing where it was the agent
+/// that left.
+fn refused_by_library(error: &hyper::Error, head: bool) -> Option<Reason> {
+    let error = error.source()?.downcast_ref::<h2::Error>()?;
+    let refused = error.is_go_away() && error.is_library();
+    refused.then(|| match error.reason() {
+        Some(h2::Reason::ENHANCE_YOUR_CALM) if head => Reason::HeaderLimit,
+        Some(h2::Reason::ENHANCE_YOUR_CALM) => Reason::RateLimit,
+        _ => Reason::HttpMalformed,
+    })
+}
+
+/// True once, when the upstream connection takes no more requests. It is dropped then: done but
+/// alive it would keep the queue of requests open, and the next one would wait in it for ever.
+fn poll_ended<F: Future>(mut upstream: Pin<&mut Option<F>>, cx: &mut Context<'_>) -> bool {
+    let ended = upstream.as_mut().as_pin_mut().is_some_and(|open| open.poll(cx).is_ready());
+    if ended {
+        upstream.set(None);
+    }
+    ended
+}
+
+/// Records why a connection was ended, and says it to the agent: the library says less, or nothing.
+/// Whether the agent was told.
+async fn finish(
+    connection: &Arc<Connection>,
+    Violation { reason, at_head }: Violation,
+    to_agent: &Flusher<AgentTls>,
+    record: &mut Record,
+) -> bool {
+    record.cut(reason);
+    if at_head {
+        note_violation(connection, reason);
+    }
+    let goodbye = refuse::goaway(reason);
+    matches!(timeout(LAST_WORD_TIME, to_agent.say(&goodbye)).await, Ok(Ok(())))
+}
+
+/// Answers every request with a refusal, on a connection that has no upstream.
+pub(super) async fn serve_refusal(
+    connection: Arc<Connection>,
+    agent: AgentTls,
+    refusal: Refusal,
+    limits: &Limits,
+) {
+    let spawner = Spawner::default();
+    let mut tasks = Tasks::new(spawner.clone());
+    let mut builder = server::http2::Builder::new(spawner);
+    builder.max_header_list_size(header_list_bytes(limits));
+    let (agent, heads) = HeadWatch::new(agent, limits.head_time, Arc::clone(&connection.exchanges));
+    let service = service_fn(|request: Request<Incoming>| {
+        let answer = exchange::serve_refusal(&connection, &request, refusal);
+        ready(Ok::<_, Infallible>(answer))
+    });
+    let mut agent = pin!(builder.serve_connection(TokioIo::new(agent), service));
+    // The record has its reason already.
+    let _ = poll_fn(|cx| {
+        let polled = poll_by_heads(agent.as_mut(), (&connection, &heads), cx);
+        tasks.poll(cx);
+        polled
+    })
+    .await;
+}
+
+/// What an HTTP/2 connection may hold on each of its sides.
+struct Bounds {
+    /// Bytes that one stream may send ahead of its reader.
+    stream: u32,
+    /// Bytes that all streams of a connection may send ahead.
+    connection: u32,
+    /// Bytes of one stream that wait for a peer who opens its window and does not read.
+    send_buffer: usize,
+}
+
+impl Bounds {
+    /// The small ones are what HTTP/2 begins with, and it knows no smaller ones for a connection
+    /// (RFC 9113, section 6.9.2).
+    const fn of(windows: &H2Windows) -> Self {
+        if windows.large {
+            Self { stream: 256 * 1024, connection: 1024 * 1024, send_buffer: 128 * 1024 }
+        } else {
+            Self { stream: 65_535, connection: 65_535, send_buffer: 32 * 1024 }
+        }
+    }
+}
+
+fn header_list_bytes(limits: &Limits) -> u32 {
+    u32::try_from(limits.head_bytes).unwrap_or(u32::MAX)
+}
+
+/// Bytes of an HTTP/2 head beyond `head_bytes` that the library takes, so that the answer is ours.
+const BEYOND_THE_LIMIT: u32 = 16 * 1024;

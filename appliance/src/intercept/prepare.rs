@@ -1,0 +1,114 @@
+//! A request on its way out: held against its rules, with the values put in.
+
+use std::{slice, sync::Arc, time::Instant};
+
+use bytes::Bytes;
+use http::request;
+
+use super::{
+    connection::{Connection, RequestRules},
+    decoded::{Places, Reading},
+    masking::Masking,
+    overrides, owner_restrictions,
+    receive::ResponseHandling,
+    trace::Trace,
+    whole::WholeBody,
+};
+use crate::{
+    decide::Route,
+    policy::{Binding, Carry, Pass, permits},
+    reason::{Reason, SecretCause},
+    scrub::{self, Part},
+    secrets::SecretSnapshot,
+    substitute::{self, Substitution},
+};
+
+/// What a request that may be sent has become.
+pub(super) struct PreparedRequest {
+    /// How its answer is read.
+    pub(super) answering: ResponseHandling,
+    /// The bindings whose values are in the request.
+    pub(super) used: Vec<Arc<Binding>>,
+    /// The body, where it has been read.
+    pub(super) body: Option<Bytes>,
+}
+
+/// Checks the request against its rules and puts the values in.
+pub(super) fn prepare(
+    connection: &Connection,
+    head: &mut request::Parts,
+    whole: Option<&WholeBody>,
+    snapshot: &SecretSnapshot,
+    trace: &Trace,
+) -> Result<PreparedRequest, Reason> {
+    match (&connection.rules, &connection.route) {
+        (RequestRules::Substitute(rules), Route::Intercept(api)) => {
+            let substitution = match whole {
+                Some(whole) => substitute::examine_whole(rules, head, &whole.bytes),
+                None => substitute::examine(rules, head),
+            };
+            let substitution = substitution.map_err(|denial| trace.denied(denial))?;
+            trace.with(|record| record.placeholders(substitution.placeholders()));
+            let scope = rules.scope(&substitution, head)?;
+            overrides::check(head, Some(scope.methods), scope.paths)?;
+            if let Some(path) = rules.body_path() {
+                // A value in a body is for one method and one path, whatever else the API allows.
+                let (method, path) = (slice::from_ref(&head.method), slice::from_ref(path));
+                overrides::check(head, Some(method), path)?;
+            }
+            let target = (&connection.group.name, api.as_ref(), &connection.pinned.host);
+            owner_restrictions::admit(target, head, snapshot, &substitution)
+                .map_err(|word| trace.narrowed(word))?;
+            let masking = Masking::of(connection, api, snapshot);
+            let part = Part::of(&head.method, &head.headers).filter(|_| !api.response.ranges);
+            let reading = match part {
+                // It is cut out of an answer of a known length.
+                Some(_) => Reading::Decoded(Places::default()),
+                None => Reading::Decoded(Places::of(
+                    (&connection.coded, &connection.taken),
+                    &head.headers,
+                )),
+            };
+            let accepted = reading.accepted();
+            scrub::request_encodings(&api.response, accepted, &mut head.headers);
+            let body = swap(connection, head, snapshot, &substitution)
+                .map_err(|cause| trace.secret_unavailable(cause))?;
+            let used = substitution.bindings().cloned().collect();
+            Ok(PreparedRequest {
+                answering: ResponseHandling { masking, reading, part },
+                used,
+                body,
+            })
+        }
+        (RequestRules::Inspect, Route::Inspect(pass)) => {
+            inspect(pass, head)?;
+            let masking = Masking::none(connection);
+            let answering = ResponseHandling { masking, reading: Reading::Unread, part: None };
+            Ok(PreparedRequest { answering, used: vec![], body: None })
+        }
+        _ => Err(Reason::InternalError),
+    }
+}
+
+fn swap(
+    connection: &Connection,
+    head: &mut request::Parts,
+    snapshot: &SecretSnapshot,
+    substitution: &Substitution,
+) -> Result<Option<Bytes>, SecretCause> {
+    let group = &connection.group.name;
+    let now = Instant::now();
+    substitution.apply(head, |binding: &Binding| {
+        snapshot.current(group, &binding.secret, binding.min_value_bytes, now)
+    })
+}
+
+fn inspect(pass: &Pass, head: &request::Parts) -> Result<(), Reason> {
+    match &pass.carry {
+        Carry::Inspect { methods, paths, .. } => {
+            permits(methods, paths, &head.method, head.uri.path())?;
+            overrides::check(head, Some(methods), paths)
+        }
+        Carry::Splice { .. } => Err(Reason::InternalError),
+    }
+}

@@ -1,0 +1,43 @@
+//! What both versions of HTTP need of the two sides of a connection.
+
+use std::{
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
+
+use tokio::net::TcpStream;
+use tokio_rustls::{client, server};
+
+use super::{
+    connection::Connection,
+    trace::Trace,
+    wire::{Counted, ReadAhead},
+};
+use crate::reason::Reason;
+
+/// The agent's side, once TLS is up.
+pub(super) type AgentTls = server::TlsStream<Counted>;
+
+/// Both sides of a connection whose upstream has been verified.
+pub(super) struct Sides {
+    /// The agent's.
+    pub(super) agent: AgentTls,
+    /// The upstream's.
+    pub(super) upstream: client::TlsStream<ReadAhead<TcpStream>>,
+    /// Whether the agent's is reset where it is dropped.
+    pub(super) reset: Arc<AtomicBool>,
+}
+
+/// A message that never became a request has its record all the same.
+pub(super) fn note_violation(connection: &Arc<Connection>, reason: Reason) -> Reason {
+    match Trace::begin(connection, connection.exchanges.begin()) {
+        Ok(trace) => {
+            trace.refused(reason);
+            reason
+        }
+        Err(unavailable) => unavailable,
+    }
+}
+
+/// Time for an agent to take the last word of a connection.
+pub(super) const LAST_WORD_TIME: Duration = Duration::from_secs(2);

@@ -1,0 +1,298 @@
+//! Addresses that clouds and the site itself call their own: never told by DNS, never dialled, by
+//! whatever way an agent comes. Whoever lives there would notice.
+
+use std::{
+    fs,
+    io::Read as _,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    time::{Duration, Instant},
+};
+
+use hickory_proto::rr::RecordType;
+use lab::{
+    dns::{Answer, TRANSLATORS},
+    gateway,
+    net::{AGENT, GATEWAY, GIT, INTERNET, OPENAI, PYPI},
+    sandboxed, tools, wait,
+};
+
+use crate::{
+    connections::nameless::{Speakers, config, reaches, refused},
+    dns::client::{addresses, anywhere, ask},
+    world::{TICKET, World, first_event, get, get_path},
+};
+
+/// What [`SITE`] closes.
+const OURS: [&str; 5] =
+    ["198.51.100.200", "198.51.100.255", "2001:db8:ff::9", "203.0.113.7", "2001:db8:f::7"];
+
+/// 10.9.9.9 and 169.254.169.254, as a translator of each length of [`SITE`] writes them, and what of
+/// the above is written by one.
+const TRANSLATED: [&str; 9] = [
+    "3fff:32:a09:909::",
+    "2001:db8:640a:909:9::",
+    "2001:db8:7048:a09:9:900::",
+    "2001:db8:7056:560a:9:909::",
+    "2001:db8:7064:6400:a:909:900:0",
+    "2001:db8:7096::10.9.9.9",
+    "2001:db8:7096::169.254.169.254",
+    "2001:db8:7096::198.51.100.200",
+    "64:ff9b::10.9.9.9",
+];
+
+const SITE: &str = r#"
+never_dial = ["198.51.100.192/26", "2001:db8:ff::/48"]
+public_addresses = ["203.0.113.7", "2001:db8:f::7"]
+nat64_prefixes = ["3fff:32::/32", "2001:db8:6400::/40", "2001:db8:7048::/48", "2001:db8:7056:5600::/56",
+                  "2001:db8:7064:6400::/64", "2001:db8:7096::/96"]
+"#;
+
+/// [`config`] with these keys in `[gateway]`.
+fn with(keys: &str) -> String {
+    config().replace("[gateway]\n", &format!("[gateway]\n{keys}\n"))
+}
+
+fn address(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+/// An address in each prefix that clouds document as their own (the wire server, service endpoints,
+/// metadata), row by row of the program's table. One that is link-local in IPv6 is no address
+/// without its link, and no name leads to it.
+fn clouds() -> Vec<String> {
+    let table = tools::repository().join("appliance/src/policy/special.rs");
+    let table = fs::read_to_string(table).expect("the table");
+    let rows: Vec<_> = table.split("\n    cloud(").skip(1).map(inside).collect();
+    assert!(rows.len() > 12, "the table is written in another way: {rows:?}");
+    let link = |address: &IpAddr| matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    rows.iter().filter(|address| !link(address)).map(IpAddr::to_string).collect()
+}
+
+/// An address in the prefix that a row begins with: `v4([161, 26, 0, 0], 16)` or its like.
+fn inside(row: &str) -> IpAddr {
+    let (maker, rest) = row.split_once("([").expect("a row");
+    let (parts, rest) = rest.split_once(']').expect("an address");
+    let parts = parts.split(", ").map(|part| match part.strip_prefix("0x") {
+        Some(digits) => u16::from_str_radix(digits, 16),
+        None => part.parse(),
+    });
+    let parts: Vec<u16> = parts.collect::<Result<_, _>>().expect("numbers");
+    if maker == "v4" {
+        let octets: Vec<u8> = parts.into_iter().map(|part| part as u8).collect();
+        let first = Ipv4Addr::from(<[u8; 4]>::try_from(octets).expect("four"));
+        let one = rest.starts_with(", 32)");
+        return Ipv4Addr::from(u32::from(first) + if one { 0 } else { 0x0e02 }).into();
+    }
+    let mut segments = [0; 8];
+    segments[..parts.len()].copy_from_slice(&parts);
+    let first = Ipv6Addr::from(segments);
+    Ipv6Addr::from(u128::from(first) + if maker == "one_v6" { 0 } else { 0x254 }).into()
+}
+
+/// Gives this address to the internet.
+fn settle(text: &str) {
+    let (length, nodad) = if text.contains(':') { (128, "nodad") } else { (32, "") };
+    // A neighbour answers for what its own link has.
+    let device = if text.starts_with("2001:db8:f:") { "wan0" } else { "lo" };
+    INTERNET.shell(&format!("ip addr add {text}/{length} dev {device} {nodad}"));
+}
+
+/// Gives these addresses to somebody on the internet who listens on both ports that agents try.
+fn traps(texts: &[&str]) -> Vec<TcpListener> {
+    let mut traps = Vec::new();
+    for text in texts {
+        settle(text);
+        for port in [443, 22] {
+            let listener = INTERNET.enter(|| TcpListener::bind((address(text), port)));
+            let listener = listener.unwrap_or_else(|error| panic!("{text}: {error}"));
+            listener.set_nonblocking(true).expect("a socket");
+            // It would notice.
+            let to = listener.local_addr().expect("bound");
+            GATEWAY.connect(to).unwrap_or_else(|error| panic!("{to}: {error}"));
+            wait::expect("the trap is reached", || listener.accept().is_ok());
+            traps.push(listener);
+        }
+    }
+    traps
+}
+
+#[track_caller]
+fn assert_untouched(traps: &[TcpListener]) {
+    for trap in traps {
+        assert!(trap.accept().is_err(), "somebody got to {:?}", trap.local_addr());
+    }
+}
+
+/// What the agent is told about the name, in both families.
+fn told(name: &str) -> Vec<IpAddr> {
+    let kinds = [RecordType::A, RecordType::AAAA];
+    kinds.into_iter().flat_map(|kind| addresses(&ask(anywhere(), name, kind))).collect()
+}
+
+/// Points a name of each kind there, and shows that each way ends before anybody is connected to.
+#[track_caller]
+fn assert_closed(world: &World, text: &str) {
+    let to = address(text);
+    for host in [OPENAI, PYPI, GIT] {
+        world.dns.set(host.name, &[to]);
+        assert_eq!(told(host.name), [] as [IpAddr; 0], "{text} is told for {}", host.name);
+    }
+    let from = world.connections().len();
+    let answer = world.ask(&get(&[TICKET]));
+    assert_eq!(answer.reason().as_deref(), Some("private_address"), "intercepted: {text}");
+    world.h1(PYPI).map(drop).expect_err("spliced");
+    wait::expect("a record of each", || world.connections().len() >= from + 2);
+    for record in &world.connections()[from..] {
+        assert_eq!(record["reason"], "private_address", "{text}: {record}");
+        assert_eq!(record.get("upstream"), None, "{text}: {record}");
+    }
+    refused(AGENT, SocketAddr::new(to, 22));
+}
+
+#[test]
+fn what_clouds_and_the_site_call_their_own_is_neither_told_nor_dialled() {
+    sandboxed(|| {
+        let world = World::with(&with(SITE));
+        let clouds = clouds();
+        let clouds: Vec<_> = clouds.iter().map(String::as_str).collect();
+        let all = [&clouds[..], &OURS, &TRANSLATED].concat();
+        let traps = traps(&all);
+        for text in all {
+            assert_closed(&world, text);
+        }
+        assert_untouched(&traps);
+        world.assert_nothing_forwarded();
+        // What is written so and is nobody's is told and dialled, also at the door of [[tcp]].
+        let open = ["2001:db8:7096::198.51.100.12", "3fff:32:c633:640c::", "198.51.100.191"];
+        open.iter().for_each(|text| settle(text));
+        let _speakers = Speakers::start(&open.map(address));
+        for text in open {
+            world.dns.set(GIT.name, &[address(text)]);
+            assert_eq!(told(GIT.name), [address(text)]);
+            reaches(AGENT, SocketAddr::new(address(text), 22));
+        }
+    });
+}
+
+#[test]
+fn a_wide_private_prefix_does_not_open_the_services_of_clouds_and_their_own_does() {
+    sandboxed(|| {
+        let wide = "private_prefixes = [\"169.254.0.0/16\", \"fc00::/7\", \"100.64.0.0/10\"]\n";
+        let world = World::with(&(config() + wide));
+        let inside = ["169.254.169.254", "fd00:ec2::254", "100.100.100.200"];
+        let traps = traps(&inside);
+        for text in inside {
+            world.dns.set(GIT.name, &[address(text)]);
+            assert!(told(GIT.name).is_empty(), "{text}");
+            refused(AGENT, SocketAddr::new(address(text), 22));
+        }
+        assert_untouched(&traps);
+        drop(traps);
+        let own = "private_prefixes = [\"169.254.169.254/32\"]\n";
+        gateway::install(&world.lab, &(config() + own));
+        world.gateway.reload();
+        let to = address("169.254.169.254");
+        let _speakers = Speakers::start(&[to]);
+        world.dns.set(GIT.name, &[to]);
+        wait::expect("it is told", || told(GIT.name) == [to]);
+        reaches(AGENT, SocketAddr::new(to, 22));
+    });
+}
+
+#[test]
+fn an_address_that_a_reload_closes_is_left_by_all_who_are_there() {
+    sandboxed(|| {
+        let (world, _speakers) = (World::with(&config()), Speakers::start(&[]));
+        assert_eq!(told(GIT.name).len(), 2);
+        let mut ssh = reaches(AGENT, GIT.port(22));
+        let other = reaches(AGENT, GIT.port6(22));
+        let spliced = world.h1(PYPI).expect("spliced");
+        let streaming = world.h1(OPENAI).expect("intercepted");
+        let streaming = first_event(streaming, &get_path("/sse", &[TICKET]));
+        let closed = [GIT, PYPI, OPENAI].map(|host| format!("\"{}\"", host.v4())).join(", ");
+        gateway::install(&world.lab, &with(&format!("never_dial = [{closed}]")));
+        let begun = Instant::now();
+        world.gateway.reload();
+        assert_eq!(ssh.read(&mut [0; 16]).unwrap_or(0), 0, "it was cut");
+        assert!(begun.elapsed() < Duration::from_secs(5));
+        let revoked =
+            || world.connections().iter().filter(|it| it["reason"] == "policy_revoked").count();
+        wait::expect("three are cut", || revoked() == 3);
+        drop((spliced, streaming));
+        // What was told before is not good any more; the other address of the name is.
+        refused(AGENT, GIT.port(22));
+        assert_eq!(told(GIT.name), [IpAddr::from(GIT.v6())]);
+        drop(other);
+        reaches(AGENT, GIT.port6(22));
+        assert_eq!(revoked(), 3, "nobody else was");
+    });
+}
+
+/// An address below 2001:db8:64::/96 or below fd64::/96, as that network's translator writes it.
+fn made_up(prefix: &str, inner: Ipv4Addr) -> IpAddr {
+    let prefix: Ipv6Addr = prefix.parse().expect("an address");
+    Ipv6Addr::from(u128::from(prefix) | u128::from(u32::from(inner))).into()
+}
+
+#[test]
+fn what_the_resolvers_make_up_is_judged_by_the_ipv4_address_in_it() {
+    sandboxed(|| {
+        let shown = [170, 171].map(|last| made_up("2001:db8:64::", Ipv4Addr::new(192, 0, 0, last)));
+        let private = made_up("fd64::", Ipv4Addr::new(192, 0, 0, 170));
+        let world = World::prepared(&config(), |_, dns| {
+            dns.set(TRANSLATORS, &[&shown[..], &[private]].concat());
+        });
+        world.dns.wait_asked(TRANSLATORS);
+        let inside = Ipv4Addr::new(10, 9, 9, 9);
+        let closed = [
+            made_up("2001:db8:64::", inside),
+            made_up("2001:db8:64::", Ipv4Addr::new(168, 63, 129, 16)),
+            made_up("2001:db8:64::", Ipv4Addr::new(203, 0, 113, 53)),
+            // Whoever can forge an answer could open a private network with it.
+            made_up("fd64::", GIT.v4()),
+        ];
+        let closed = closed.map(|address| address.to_string());
+        let traps = traps(&closed.each_ref().map(String::as_str));
+        closed.iter().for_each(|text| assert_closed(&world, text));
+        assert_untouched(&traps);
+        let log = world.gateway.stderr();
+        assert!(log.contains("NAT64") && log.contains("fd64::/96"), "{log}");
+        let open = made_up("2001:db8:64::", GIT.v4());
+        settle(&open.to_string());
+        let _speakers = Speakers::start(&[open]);
+        world.dns.set(GIT.name, &[open]);
+        assert_eq!(told(GIT.name), [open]);
+        reaches(AGENT, SocketAddr::new(open, 22));
+
+        // Where the operator says that it is this site's, it is; and the other is an address like
+        // any.
+        drop(traps);
+        gateway::install(&world.lab, &with("nat64_prefixes = [\"fd64::/96\"]"));
+        world.gateway.reload();
+        let own = made_up("fd64::", GIT.v4());
+        world
+            .dns
+            .set(GIT.name, &[own, made_up("2001:db8:64::", inside), made_up("fd64::", inside)]);
+        let open = [own, made_up("2001:db8:64::", inside)];
+        wait::expect("the stated one counts", || told(GIT.name) == open);
+    });
+}
+
+#[test]
+fn while_no_resolver_says_what_it_makes_up_no_ipv6_address_is_used() {
+    sandboxed(|| {
+        let world = World::prepared(&config(), |_, dns| dns.script(TRANSLATORS, Answer::Fails));
+        let both = [IpAddr::from(OPENAI.v4()), OPENAI.v6().into()];
+        assert_eq!(told(OPENAI.name), both[..1]);
+        assert_eq!(world.ask(&get(&[TICKET])).status, 200);
+        world.dns.set(PYPI.name, &[PYPI.v6().into()]);
+        let over_v6 = || world.h1_from(AGENT, PYPI.port6(443), PYPI.name).map(drop);
+        over_v6().expect_err("nothing that could be judged");
+        let log = world.gateway.stderr();
+        assert!(log.contains("nat64_prefixes"), "{log}");
+        // There is none, it says at last.
+        world.dns.set(TRANSLATORS, &[]);
+        wait::expect("IPv6 is used", || told(OPENAI.name) == both);
+        over_v6().expect("over IPv6");
+    });
+}

@@ -1,0 +1,13 @@
+//! The process and those who look after it: its start, its orders, its restart and its end.
+
+mod bad_starts;
+mod commands;
+pub(crate) mod control;
+pub(crate) mod dead_daemon;
+mod misfits;
+mod process;
+mod quarantine;
+mod reloads;
+mod restart;
+mod service;
+mod start;

@@ -1,0 +1,179 @@
+//! Agents that do not answer for their own addresses: what the gateway says to them waits in the
+//! kernel until it knows their card, and takes nothing from anybody else meanwhile.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr, UdpSocket},
+    thread,
+    time::{Duration, Instant},
+};
+
+use lab::{
+    net::{AGENT, AGENT_V4, AGENT_V6, AGENT2, GATEWAY, GATEWAY_V4, GATEWAY_V6, OPENAI},
+    sandboxed,
+};
+use serde_json::Value;
+
+use crate::{
+    packets::bound_agents::{bound, share_the_wire},
+    world::World,
+};
+
+#[test]
+fn answers_that_wait_for_one_agent_keep_none_from_another_on_its_interface() {
+    sandboxed(|| {
+        let _world = bound("");
+        share_the_wire();
+        let [v4, v6] = FAMILIES.map(|(_, other, server)| answered(other, server, 3));
+        assert_eq!([v4, v6], [3, 3], "it is answered in peace");
+        fall_silent();
+        let end = Instant::now() + Duration::from_secs(10);
+        let seen = thread::scope(|scope| {
+            for (from, _, server) in FAMILIES {
+                scope.spawn(move || AGENT.enter(|| ask_until(end, from, server)));
+            }
+            thread::sleep(Duration::from_secs(3));
+            let watch =
+                |(_, other, server)| scope.spawn(move || answered(other, server, QUESTIONS));
+            FAMILIES.map(watch).map(|watching| watching.join().expect("it ends"))
+        });
+        for (from, ..) in FAMILIES {
+            let known = GATEWAY.shell(&format!("ip neigh show {from} dev agents0"));
+            assert!(!known.contains("lladdr"), "its card is known: {known}");
+        }
+        println!("{seen:?} of {QUESTIONS} each");
+        let most = seen.iter().all(|answered| answered * 1_000 >= QUESTIONS * 995);
+        assert!(most, "{seen:?} of {QUESTIONS} each were answered");
+    });
+}
+
+#[test]
+fn refusals_that_wait_for_one_agent_keep_none_from_another() {
+    sandboxed(|| {
+        let mut world = World::usual();
+        fall_silent();
+        // Whoever is root may have every address of the prefix.
+        AGENT.shell("sysctl -qw net.ipv6.ip_nonlocal_bind=1");
+        let own = (0..250).map(|last| IpAddr::from([0x2001, 0xdb8, 0xa, 0, 1, 0, 0, last]));
+        let own: Vec<IpAddr> = own.chain([AGENT_V4.into()]).collect();
+        let end = Instant::now() + Duration::from_secs(15);
+        let refused = thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| AGENT.enter(|| be_refused_until(end, &own)));
+            }
+            thread::sleep(Duration::from_secs(2));
+            (0..10)
+                .map(|_| {
+                    // The kernel refuses one host in IPv6 once a second.
+                    thread::sleep(Duration::from_millis(1_100));
+                    [OPENAI.port(443), OPENAI.port6(443)].map(is_refused)
+                })
+                .collect::<Vec<_>>()
+        });
+        let counts = [0, 1].map(|family| refused.iter().filter(|each| each[family]).count());
+        assert_eq!(counts, [10, 10], "{refused:?}");
+        world.gateway.terminate(Duration::from_secs(10));
+        let of_first = |it: &&Value| it["group"] == "research" && it["reason"] == "protocol_denied";
+        let told = world.gateway.audit.records();
+        let told = told.iter().filter(of_first).filter_map(|it| it["count"].as_u64());
+        assert!(told.sum::<u64>() > 1_000, "no flood");
+    });
+}
+
+/// Has the first agent say no more which card its addresses are at. It knows the gateway's.
+fn fall_silent() {
+    let mac = GATEWAY.shell("cat /sys/class/net/agents0/address");
+    for gateway in [IpAddr::from(GATEWAY_V4), GATEWAY_V6.into()] {
+        let entry = format!("{gateway} lladdr {} nud permanent dev eth0", mac.trim());
+        AGENT.shell(&format!("ip neigh replace {entry}"));
+    }
+    AGENT.shell(
+        "nft 'table arp silent { chain out { type filter hook output priority 0; policy drop; }; }; \
+         table ip6 silent { chain out { type filter hook output priority 0; \
+         icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } drop; }; }'",
+    );
+    GATEWAY.shell("ip neigh flush dev agents0; ip -6 neigh flush dev agents0");
+}
+
+/// Asks as often as an agent may, and reads no answer.
+fn ask_until(end: Instant, from: IpAddr, server: SocketAddr) {
+    let socket = UdpSocket::bind((from, 0)).expect("a socket");
+    while Instant::now() < end {
+        let _ = socket.send_to(QUERY, server);
+        thread::sleep(Duration::from_micros(1_500));
+    }
+}
+
+/// Sends what the gateway refuses, from these addresses in no order: each refusal that is allowed
+/// is about another one.
+fn be_refused_until(end: Instant, own: &[IpAddr]) {
+    let bind = |from: &IpAddr| UdpSocket::bind((*from, 0)).expect("a socket");
+    let sockets: Vec<UdpSocket> = own.iter().map(bind).collect();
+    let mut state = 1_u32;
+    while Instant::now() < end {
+        for _ in 0..sockets.len() {
+            // Numerical Recipes' generator; its upper bits are the good ones.
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let socket = &sockets[(state >> 16) as usize % sockets.len()];
+            let v4 = socket.local_addr().expect("bound").is_ipv4();
+            let to = if v4 { OPENAI.port(443) } else { OPENAI.port6(443) };
+            // A refusal quotes as much of it as it can.
+            let _ = socket.send_to(&[0; 1_200], to);
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Whether the agent on the other interface is told that UDP is refused.
+fn is_refused(to: SocketAddr) -> bool {
+    AGENT2.enter(|| {
+        let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        let socket = UdpSocket::bind(any).expect("a socket");
+        socket.set_read_timeout(Some(Duration::from_secs(1))).expect("a socket");
+        socket.connect(to).expect("a route");
+        socket.send(b"initial").expect("sent");
+        let refused = socket.recv(&mut [0; 512]).expect_err("nobody answers");
+        refused.kind() != io::ErrorKind::WouldBlock
+    })
+}
+
+/// How many of so many questions of the second agent were answered. It asks a hundred a second,
+/// whatever comes back.
+fn answered(from: IpAddr, server: SocketAddr, questions: usize) -> usize {
+    AGENT2.enter(|| {
+        let socket = UdpSocket::bind((from, 0)).expect("a socket");
+        let mut answered = 0;
+        let mut read = |timeout: Duration| {
+            let end = Instant::now() + timeout;
+            while let left @ 1.. = end.saturating_duration_since(Instant::now()).as_millis() {
+                let left = Duration::from_millis(left.try_into().expect("short"));
+                socket.set_read_timeout(Some(left)).expect("a socket");
+                answered += usize::from(socket.recv_from(&mut [0; 512]).is_ok());
+            }
+        };
+        for _ in 0..questions {
+            socket.send_to(QUERY, server).expect("sent");
+            read(Duration::from_millis(10));
+        }
+        read(Duration::from_secs(1));
+        answered
+    })
+}
+
+/// The first agent's address, the second's, and whom they ask.
+const FAMILIES: [(IpAddr, IpAddr, SocketAddr); 2] = [
+    (
+        IpAddr::V4(AGENT_V4),
+        IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 11)),
+        SocketAddr::new(IpAddr::V4(GATEWAY_V4), 53),
+    ),
+    (
+        IpAddr::V6(AGENT_V6),
+        IpAddr::V6(std::net::Ipv6Addr::new(0x2001, 0xdb8, 0xa, 0, 0, 0, 0, 0x11)),
+        SocketAddr::new(IpAddr::V6(GATEWAY_V6), 53),
+    ),
+];
+/// Questions of the second agent over each family: six seconds of them.
+const QUESTIONS: usize = 600;
+/// A question for the address of api.openai.example.
+const QUERY: &[u8] = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x03api\x06openai\x07example\0\0\x01\0\x01";

@@ -1,0 +1,7 @@
+//! The handshake on either side: hellos, clients that read certificates in their own way, and
+//! upstreams that do not prove who they are.
+
+mod browser;
+mod hello;
+mod stacks;
+mod upstreams;

@@ -1,0 +1,16 @@
+//! Where secrets come from: a real Vault, or the encrypted file beside the daemon.
+
+mod answers;
+mod identity;
+mod leased_users;
+mod leases;
+mod lockout;
+mod logins;
+mod no_secret;
+mod outages;
+mod pki;
+mod plan;
+mod rotation;
+mod secret_store;
+mod secrets;
+mod transport;

@@ -1,0 +1,366 @@
+//! The issuing CAs come from a real Vault: agents that trust its root notice nothing, Vault signs
+//! for the names in its policy and for nothing else, and without Vault the hosts are closed.
+//!
+//! `vault/pki.hcl` is the policy that the gateway itself would print for the rules here.
+
+mod engine;
+mod python;
+
+use std::{
+    fs,
+    path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering::SeqCst},
+    thread,
+    time::{Duration, Instant},
+};
+
+use lab::{
+    Lab,
+    client::{Tls, roots},
+    dns::Dns,
+    gateway::{self, Gateway},
+    net::{AGENT, ANTHROPIC, Host, OPENAI, OTHER},
+    origin::Origin,
+    sandboxed,
+    vault::Vault,
+    wait,
+};
+use rustls_pki_types::CertificateDer;
+use serde_json::{Value, json};
+
+use crate::{
+    lifecycle::control::{causes, status},
+    world::{TICKET, World, get},
+};
+use engine::{Engine, openssl_verify};
+
+/// A world whose issuing CAs a real Vault signs, each for 20 s where nothing else is said.
+struct Signed {
+    world: World,
+    engine: Engine,
+    config: PathBuf,
+    ttl: &'static str,
+}
+
+impl Signed {
+    fn start() -> Self {
+        Self::prepared(TWO_HOSTS, |_| {})
+    }
+
+    /// With this line of hosts of the first API, after changes to Vault.
+    fn prepared(hosts: &str, prepare: impl FnOnce(&mut Engine)) -> Self {
+        Self::lasting("20s", hosts, prepare)
+    }
+
+    /// The same, where the gateway asks for this life of its CAs.
+    fn lasting(ttl: &'static str, hosts: &str, prepare: impl FnOnce(&mut Engine)) -> Self {
+        let lab = Lab::new();
+        let origin = Origin::start(&lab);
+        let dns = Dns::start();
+        let mut engine = Engine::start(&lab);
+        prepare(&mut engine);
+        gateway::guard();
+        let config = gateway::install(&lab, &config(&lab, &engine.vault, hosts, ttl));
+        let bundle = [engine.root.as_str(), lab.public.pem()].concat();
+        lab.write("agents.pem", bundle);
+        let gateway = Gateway::run_logging(&lab, &config, "debug")
+            .unwrap_or_else(|failed| panic!("not ready: {}", failed.stderr));
+        Self { world: World { lab, origin, dns, gateway }, engine, config, ttl }
+    }
+
+    /// Asks for a new policy with this line of hosts.
+    fn reload(&self, hosts: &str) {
+        let text = config(&self.world.lab, &self.engine.vault, hosts, self.ttl);
+        fs::write(&self.config, text.replace("{dir}", &self.world.lab.dir.display().to_string()))
+            .expect("the lab's folder is writable");
+        self.world.gateway.reload();
+    }
+
+    fn is_open(&self, host: Host) -> bool {
+        self.world.h1(host).is_ok()
+    }
+
+    /// The chain that the gateway shows for the first API.
+    #[track_caller]
+    fn chain(&self) -> Vec<CertificateDer<'static>> {
+        let shown = self.world.h1(OPENAI).map(|tls| tls.chain());
+        shown.unwrap_or_else(|error| panic!("{error}:\n{}", self.world.gateway.stderr()))
+    }
+
+    /// Neither a key nor a token nor a value is in the log, at the level debug, or in the audit.
+    #[track_caller]
+    fn assert_untold(&self) {
+        let log = self.world.gateway.stderr();
+        assert!(log.contains("DEBUG"), "the log is at the level debug: {log}");
+        let told = log + &self.world.gateway.audit.text();
+        let line = told.lines().find(|line| line.contains("PRIVATE KEY") || line.contains("hvs."));
+        assert_eq!(line, None);
+        self.world.assert_secrets_untold();
+    }
+
+    /// Waits for the record of a connection that was refused for want of a CA, with this cause.
+    #[track_caller]
+    fn refused_because(&self, host: Host, cause: &str) {
+        let error = self.world.h1(host).err().expect("there is no CA");
+        assert!(error.to_string().contains("InternalError"), "a TLS alert: {error}");
+        self.world.gateway.audit.wait_for(|record| {
+            record["record"] == "connection"
+                && record["reason"] == "secret_unavailable"
+                && record["cause"] == cause
+                && record["sni"] == host.name
+        });
+    }
+}
+
+fn config(lab: &Lab, vault: &Vault, hosts: &str, ttl: &str) -> String {
+    let pki = format!(
+        "{}[vault.pki]\nroot_file = \"{}/pki-root.pem\"\nttl = \"{ttl}\"\n",
+        vault.config(),
+        lab.dir.display()
+    );
+    gateway::vault_config(&pki).replace("ca_dir = \"{dir}/issuing\"\n", "").replace(ONE_HOST, hosts)
+}
+
+#[test]
+fn leaves_chain_up_to_the_root_in_vault_for_strict_clients() {
+    python::announce();
+    sandboxed(|| {
+        let it = Signed::start();
+        let answer = it.world.ask(&get(&[TICKET]));
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let chain = it.chain();
+        assert_eq!(chain.len(), 2, "leaf and issuing CA; agents have the root");
+        assert_eq!(openssl_verify(&it.world.lab, &it.engine.root, &chain), Ok(()));
+        let strict = python::get(&it.world.lab, OPENAI);
+        assert!(strict.contains("OK"), "{strict}");
+        println!("{strict}");
+        assert!(!it.world.lab.dir.join("issuing").exists(), "no key on disk");
+        it.assert_untold();
+    });
+}
+
+#[test]
+fn an_issuing_ca_that_vault_signs_is_good_for_its_names_alone() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let engine = Engine::start(&lab);
+        let ca = engine.issuing("Cloakroom openai", OPENAI_NAMES);
+        for (name, good) in [
+            (OPENAI.name, true),
+            (OTHER.name, true),
+            ("attacker.example", false),
+            ("openai.example", false),
+            ("xapi.openai.example", false),
+            ("198.51.100.10", false),
+            ("2001:db8:c::1", false),
+        ] {
+            let leaf = ca.leaf(name);
+            let openssl = openssl_verify(&lab, &engine.root, &leaf.chain);
+            assert_eq!(openssl.is_ok(), good, "{name}: {openssl:?}");
+            let python = python::handshake(&lab, &engine.root, name, &leaf);
+            assert_eq!(python.contains("OK"), good, "{name}: {python}");
+            if !good {
+                let said = openssl.unwrap_err() + &python;
+                assert!(said.matches("subtree violation").count() == 2, "{name}: {said}");
+            }
+        }
+    });
+}
+
+#[test]
+fn rotation_under_load_fails_no_handshake() {
+    sandboxed(|| {
+        let it = Signed::start();
+        let (done, begun) = (AtomicBool::new(false), Instant::now());
+        let hello = it.world.hello(OPENAI.name);
+        roots(&it.engine.root).expect("a root");
+        let agent = || {
+            let mut shown: Vec<(Duration, CertificateDer<'static>)> = Vec::new();
+            let mut count = 0;
+            while !done.load(SeqCst) {
+                let mut tls = Tls::open(AGENT, OPENAI.port(443), &hello)
+                    .unwrap_or_else(|error| panic!("after {:?}: {error}", begun.elapsed()));
+                let issuing = tls.chain().swap_remove(1);
+                let answer = tls.ask(get(&[TICKET])).expect("an answer");
+                assert_eq!(answer.status, 200, "{}", answer.text());
+                if shown.last().is_none_or(|(_, last)| *last != issuing) {
+                    shown.push((begun.elapsed(), issuing));
+                }
+                count += 1;
+                // All of them are one agent, which may open 250 connections a second.
+                thread::sleep(Duration::from_millis(25));
+            }
+            (count, shown)
+        };
+        let seen = thread::scope(|scope| {
+            let agents = [(); 4].map(|()| scope.spawn(agent));
+            thread::sleep(Duration::from_secs(27));
+            done.store(true, SeqCst);
+            agents.map(|agent| agent.join().expect("no handshake failed"))
+        });
+        for (count, shown) in &seen {
+            let times: Vec<_> = shown.iter().map(|(when, _)| *when).collect();
+            println!("{count} handshakes, new issuing CAs at {times:?}");
+            assert!(shown.len() >= 3, "two rotations in 27 s: {times:?}");
+            // The first was signed before anybody asked.
+            let ages = times.windows(2).map(|pair| pair[1] - pair[0]);
+            assert!(
+                ages.clone().all(|age| age < LIFE * 2 / 3),
+                "before a third is left: {times:?}"
+            );
+            let mut serials: Vec<_> = shown.iter().map(|(_, ca)| engine::serial(ca)).collect();
+            serials.sort();
+            serials.dedup();
+            assert_eq!(serials.len(), shown.len(), "each is another");
+        }
+        let handshakes: usize = seen.iter().map(|(count, _)| count).sum();
+        assert!(handshakes >= 500, "{handshakes} handshakes are no load");
+        let issued = it.world.gateway.stderr().matches("Vault signed a new issuing CA").count();
+        assert!(issued <= 3 * 4, "three rules, each made anew at half its life: {issued}");
+        it.assert_untold();
+    });
+}
+
+#[test]
+fn with_the_gateways_token_vault_signs_nothing_else() {
+    sandboxed(|| {
+        let lab = Lab::new();
+        let engine = Engine::start(&lab);
+        let good = engine.question("Cloakroom openai", OPENAI_NAMES);
+        assert!(engine.sign(&good).is_ok(), "what the gateway asks for");
+        let names = "permitted_dns_domains";
+        let absent = Value::Null;
+        let others = [
+            (names, json!(["attacker.example"])),
+            (names, json!(["api.openai.example", "other.example", "attacker.example"])),
+            (names, json!(["api.openai.example"])),
+            (names, json!(["api.anthropic.example", "git.example"])),
+            (names, json!(["other.example", "api.openai.example"])),
+            (names, json!("api.anthropic.example,git.example")),
+            (names, json!("api.anthropic.example")),
+            (names, json!("attacker.example")),
+            (names, json!(["git.example,attacker.example"])),
+            (names, json!(["example"])),
+            (names, json!("*")),
+            // No names are all names.
+            (names, json!([])),
+            (names, json!("")),
+            (names, json!([""])),
+            (names, json!(",")),
+            (names, absent.clone()),
+            ("excluded_ip_ranges", json!("")),
+            ("excluded_ip_ranges", json!([])),
+            ("excluded_ip_ranges", json!("0.0.0.0/0")),
+            ("excluded_ip_ranges", absent.clone()),
+            ("max_path_length", json!("1")),
+            ("max_path_length", json!(1)),
+            ("max_path_length", json!("-1")),
+            ("max_path_length", json!("")),
+            ("max_path_length", absent),
+            ("use_csr_values", json!(true)),
+            ("ttl", json!("8760h")),
+            ("ttl", json!("")),
+            ("not_after", json!("2099-01-01T00:00:00Z")),
+            // The engine would make a host name in it a name of the certificate itself.
+            ("common_name", json!("attacker.example")),
+            ("common_name", json!("")),
+            ("alt_names", json!("attacker.example")),
+            ("PERMITTED_DNS_DOMAINS", json!(["attacker.example"])),
+        ];
+        for (key, value) in others {
+            let mut asked = good.clone();
+            match value {
+                Value::Null => drop(asked.remove(key)),
+                value => drop(asked.insert(key.to_owned(), value)),
+            }
+            let said = engine.sign(&asked).err().unwrap_or_else(|| panic!("{key}: {asked:?}"));
+            assert!(said.contains("permission denied"), "{key}: {said}");
+        }
+        for path in ["pki/issuer/default/sign-intermediate", "pki/root/sign-self-issued"] {
+            let said = engine.sign_at(path, &good).expect_err(path);
+            assert!(said.contains("permission denied"), "{path}: {said}");
+        }
+    });
+}
+
+#[test]
+fn without_vault_the_hosts_are_closed_and_open_when_it_is_there() {
+    sandboxed(|| {
+        let mut it = Signed::prepared(TWO_HOSTS, |engine| engine.vault.stop());
+        it.refused_because(OPENAI, "vault_unreachable");
+        it.world.origin.log().assert_untouched();
+        let log = it.world.gateway.stderr();
+        assert!(
+            log.contains("its hosts are closed until there is one: Vault signs another"),
+            "{log}"
+        );
+        let cas = || status(&it.world)["issuing_cas"].take();
+        let missing = json!({"rule": "openai", "cause": "vault_unreachable"});
+        let told = cas();
+        assert!(told["missing"].as_array().is_some_and(|it| it.contains(&missing)), "{told}");
+        assert_eq!(told["available"], json!([]), "{told}");
+        it.engine.vault.resume();
+        wait::expect("the host is open", || it.is_open(OPENAI));
+        wait::expect("none is missing", || cas()["missing"] == json!([]));
+        let told = cas();
+        assert!(told["available"].as_array().is_some_and(|it| it.contains(&json!("openai"))));
+
+        let begun = Instant::now();
+        it.engine.vault.stop();
+        assert!(it.is_open(OPENAI), "a CA that is there serves on");
+        let told = |cause: &str| causes(&it.world, cause).iter().any(|it| it.contains("openai"));
+        let mut counts_down = false;
+        wait::until(Duration::from_secs(25), || {
+            counts_down |= told("ca_ending");
+            (!it.is_open(OPENAI)).then_some(())
+        })
+        .expect("not beyond its end");
+        assert!(counts_down && told("ca_missing"), "{}", status(&it.world));
+        println!("closed {:?} after Vault had gone", begun.elapsed());
+        assert!(begun.elapsed() > Duration::from_secs(5), "as long as it lives");
+        it.refused_because(OPENAI, "lease_ended");
+        it.engine.vault.resume();
+        wait::until(Duration::from_secs(40), || it.is_open(OPENAI).then_some(()))
+            .expect("open again");
+    });
+}
+
+#[test]
+fn vault_and_not_the_configuration_decides_for_which_names() {
+    sandboxed(|| {
+        // Seconds, as the gateway says them; and so many that none is made anew meanwhile.
+        let it = Signed::lasting("3600s", ONE_HOST, |engine| engine.sign_for("3600s"));
+        // Vault's policy says two names, and the configuration one.
+        it.refused_because(OPENAI, "vault_denied");
+        wait::expect("other rules are open", || it.is_open(ANTHROPIC));
+        let before = it.world.h1(ANTHROPIC).expect("a handshake").chain().swap_remove(1);
+        it.reload(TWO_HOSTS);
+        wait::expect("the reload is taken", || it.is_open(OPENAI) && it.is_open(OTHER));
+        let after = it.world.h1(ANTHROPIC).expect("a handshake").chain().swap_remove(1);
+        assert!(before == after, "the rule that stayed has kept its CA");
+        it.reload("hosts = [\"api.openai.example\", \"other.example\", \"attacker.example\"]");
+        wait::expect("closed", || !it.is_open(OPENAI));
+        it.refused_because(OPENAI, "vault_denied");
+        assert!(it.is_open(ANTHROPIC));
+        it.assert_untold();
+    });
+}
+
+#[test]
+fn an_engine_below_a_root_elsewhere_is_as_good() {
+    sandboxed(|| {
+        let it = Signed::prepared(TWO_HOSTS, Engine::move_below_another_root);
+        let chain = it.chain();
+        assert_eq!(chain.len(), 3, "leaf, issuing CA and the engine's CA");
+        assert_eq!(openssl_verify(&it.world.lab, &it.engine.root, &chain), Ok(()));
+        let strict = python::get(&it.world.lab, OPENAI);
+        assert!(strict.contains("OK"), "{strict}");
+    });
+}
+
+/// Of an issuing CA, where a test says nothing else.
+const LIFE: Duration = Duration::from_secs(20);
+
+const ONE_HOST: &str = "hosts = [\"api.openai.example\"]";
+const TWO_HOSTS: &str = "hosts = [\"other.example\", \"api.openai.example\"]";
+const OPENAI_NAMES: [&str; 2] = ["api.openai.example", "other.example"];
