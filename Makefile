@@ -1,6 +1,7 @@
 # make demo   the whole story in a minute: agents, gateway, API, with the real bytes
 # make test   everything that is promised, on this machine, from nothing
 # make test-systemd  the shipped unit and the package in Debians that are booted for it; as root
+# make test-conformance  more cases of the Autobahn test suite than `make test` has time for
 # make lab    the properties alone; ONLY=FILE:: runs those of one file
 # make deb    the Debian package, in target/debian
 # make image  the router image, in target/image; as root
@@ -19,7 +20,7 @@ TESTED = --locked --workspace --exclude cloakroom-benches
 # One lab test is a small network with several programs in it, most of the time waiting.
 LAB_THREADS ?= 5
 # Those that measure a rate or a time, while little else runs.
-ALONE = limits::agents_in_a_flood:: limits::floods:: packets::flushed_rules:: lifecycle::restart::
+ALONE = conformance::autobahn:: limits::agents_in_a_flood:: limits::floods:: packets::flushed_rules:: lifecycle::restart::
 # Which of them run: those whose name holds this, such as `quarantine::`; of `fuzz`, which targets.
 ONLY ?=
 # The path of the Vault is the last line of what this prints.
@@ -30,7 +31,7 @@ NEXT = $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml | head -n 1).2
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .PHONY: help demo test bench fuzz prerequisites vault clients format lint dependencies unit lab build \
-	test-systemd test-vagrant deb image box test-image
+	test-conformance test-systemd test-vagrant deb image box test-image
 # Each step is parallel in itself, and their output is read in this order.
 .NOTPARALLEL:
 
@@ -54,8 +55,9 @@ vault: prerequisites
 	@$(VAULT_PATH)
 
 clients: prerequisites
-	@echo "== The clients: Python packages and agents, in the versions of tests/clients; InfluxDB and named"
+	@echo "== The clients: Python packages and agents, in the versions of tests/clients; suites, InfluxDB and named"
 	@tests/clients/get
+	@tests/conformance/get
 	@tests/influxdb/get
 	@tests/named/get
 
@@ -87,6 +89,11 @@ lab: build vault clients
 	@echo "== Properties, in namespaces, against the built program"
 	CLOAKROOM_BIN=$(CURDIR)/target/debug/cloakroom CLOAKROOM_VAULT="$$($(VAULT_PATH) | tail -n 1)" \
 		CARGO="$(CARGO)" tests/lab/run $(LAB_THREADS) "$(TESTED)" "$(ONLY)" $(ALONE)
+
+test-conformance: build clients
+	@echo "== h2spec, and the Autobahn test suite"
+	CLOAKROOM_BIN=$(CURDIR)/target/debug/cloakroom CLOAKROOM_CONFORMANCE=whole \
+		CARGO="$(CARGO)" tests/lab/run 1 "$(TESTED)" "$(or $(ONLY),conformance::)"
 
 # The package here is made as `make deb` makes it, of the build that the other tests have.
 test-systemd: build vault

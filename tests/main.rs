@@ -7,6 +7,7 @@
 mod attack;
 mod audit;
 mod clients;
+mod conformance;
 mod connections;
 mod dns;
 mod documented;

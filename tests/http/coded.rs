@@ -1,5 +1,7 @@
 //! Compressed answers: decoded and masked on the way, and handed on plain.
 
+mod bodiless;
+
 use http::Request;
 use lab::{
     client::{Response, python, succeed, tool},

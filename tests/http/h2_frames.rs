@@ -123,6 +123,7 @@ fn pseudo_fields_gone_wrong() -> Vec<(String, Fields, &'static str)> {
         ("content-length", "18446744073709551616", "http_malformed"),
         ("content-length", "-1", "http_malformed"),
         ("content-length", "1, 1", "http_malformed"),
+        ("content-length", "00", "http_malformed"),
     ] {
         let mut fields = good.clone();
         fields.insert(if name.starts_with(':') { 4 } else { 5 }, (name, value));

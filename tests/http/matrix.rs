@@ -1,6 +1,6 @@
 //! Every placeholder, and one credential that is none, at every host, in every kind of place, by
-//! either group, in HTTP/1.1 and HTTP/2: the secret arrives in the cells in which the configuration
-//! says so, and in no other.
+//! either group, in HTTP/1.1, in HTTP/2 and in the handshake of a WebSocket: the secret arrives in
+//! the cells in which the configuration says so, and in no other.
 //!
 //! [`expected`] says again what the table of answers says, from the same [`BINDINGS`] that the
 //! configuration is written from, and without the code of the gateway.
@@ -30,6 +30,7 @@ struct Api {
     host: Host,
     name: &'static str,
     keeps_cookies: bool,
+    websocket: bool,
 }
 
 /// A binding of the configuration.
@@ -42,9 +43,9 @@ struct Binding {
 }
 
 const APIS: [Api; 3] = [
-    Api { host: OPENAI, name: "openai", keeps_cookies: false },
-    Api { host: ANTHROPIC, name: "anthropic", keeps_cookies: true },
-    Api { host: GIT, name: "git", keeps_cookies: true },
+    Api { host: OPENAI, name: "openai", keeps_cookies: false, websocket: true },
+    Api { host: ANTHROPIC, name: "anthropic", keeps_cookies: true, websocket: false },
+    Api { host: GIT, name: "git", keeps_cookies: true, websocket: true },
 ];
 
 const BINDINGS: [Binding; 6] = [
@@ -55,6 +56,7 @@ const BINDINGS: [Binding; 6] = [
         places: &[
             "header authorization bearer",
             "query key",
+            "websocket subprotocol openai-insecure-api-key.",
             "json /auth/password in POST /v1/login",
         ],
         secret: ("openai", OPENAI_SECRET),
@@ -99,6 +101,15 @@ const BINDINGS: [Binding; 6] = [
 const GROUPS: [(&str, Ns); 2] = [("research", AGENT), ("operations", AGENT2)];
 const OWN_KEY: &str = "sk-the-attackers-own-key";
 
+/// How it is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Protocol {
+    H1,
+    H2,
+    /// The handshake of a WebSocket, which has no body.
+    WebSocket,
+}
+
 /// What is asked for, beside what the place says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Variant {
@@ -115,7 +126,7 @@ struct Cell {
     placeholder: &'static str,
     place: &'static str,
     variant: Variant,
-    h2: bool,
+    by: Protocol,
 }
 
 /// What has to come of a cell.
@@ -139,8 +150,8 @@ fn config() -> String {
         let _ = write!(
             config,
             "[[api]]\nname = \"{}\"\nhosts = [\"{}\"]\nmethods = [\"GET\", \"POST\"]\npaths = [\"/v1/*\"]\n\
-             keep_cookies = {}\nupstream_ca = \"{{dir}}/public-ca.pem\"\n",
-            api.name, api.host.name, api.keeps_cookies,
+             keep_cookies = {}\nwebsocket = {}\nupstream_ca = \"{{dir}}/public-ca.pem\"\n",
+            api.name, api.host.name, api.keeps_cookies, api.websocket,
         );
         for binding in BINDINGS.iter().filter(|binding| binding.api == api.host) {
             let _ = write!(
@@ -162,11 +173,11 @@ fn cells() -> Vec<Cell> {
     let mut cells = Vec::new();
     for group in GROUPS {
         for Api { host, .. } in APIS {
-            for h2 in [false, true] {
-                for &place in &places {
+            for by in [Protocol::H1, Protocol::H2, Protocol::WebSocket] {
+                for &place in places.iter().filter(|it| by.has(it)) {
                     for &placeholder in &texts {
                         let variant = Variant::Listed;
-                        let cell = Cell { group, host, placeholder, place, variant, h2 };
+                        let cell = Cell { group, host, placeholder, place, variant, by };
                         cells.push(cell);
                         // Of others it is the credential that is refused, whatever is asked for.
                         if matches!(expected(&cell), Outcome::Secret(_)) {
@@ -181,12 +192,28 @@ fn cells() -> Vec<Cell> {
     cells
 }
 
+impl Protocol {
+    /// Whether there is such a place.
+    fn has(self, place: &str) -> bool {
+        let in_body = place.starts_with("json ") || place.starts_with("form ");
+        self != Self::WebSocket || !in_body
+    }
+}
+
 /// The table of answers.
 fn expected(cell: &Cell) -> Outcome {
     let here = || BINDINGS.iter().filter(|binding| binding.api == cell.host);
     let own = || here().filter(|binding| binding.group == cell.group.0);
     if own().next().is_none() {
         return Outcome::NoHandshake;
+    }
+    if cell.by == Protocol::WebSocket {
+        if !api(cell.host).websocket {
+            return Outcome::Refused(426, "upgrade_denied");
+        }
+        if cell.variant == Variant::OtherMethod {
+            return Outcome::Refused(400, "http_malformed");
+        }
     }
     if !counts(cell) {
         return Outcome::Refused(403, "placeholder_missing");
@@ -199,7 +226,8 @@ fn expected(cell: &Cell) -> Outcome {
         let word = if held { "placeholder_wrong_host" } else { "foreign_credential" };
         return Outcome::Refused(403, word);
     };
-    if !holder.places.contains(&cell.place) {
+    let offered = cell.place.starts_with("websocket ");
+    if !holder.places.contains(&cell.place) || offered && cell.by != Protocol::WebSocket {
         return Outcome::Refused(403, "placeholder_wrong_place");
     }
     match cell.variant {
@@ -229,8 +257,15 @@ fn request(nth: usize, cell: &Cell) -> Ask {
         Variant::OtherPath => (cell.placeholder, "/v2"),
         _ => (cell.placeholder, "/v1"),
     };
-    let method = if cell.variant == Variant::OtherMethod { "DELETE" } else { "POST" };
-    let ask = Ask::to(cell.host).method(method).field("x-cell", nth.to_string());
+    let method = match (cell.variant, cell.by) {
+        (Variant::OtherMethod, _) => "DELETE",
+        (_, Protocol::WebSocket) => "GET",
+        _ => "POST",
+    };
+    let mut ask = Ask::to(cell.host).method(method).field("x-cell", nth.to_string());
+    if cell.by == Protocol::WebSocket {
+        ask = HANDSHAKE.iter().fold(ask, |ask, (name, value)| ask.field(name, *value));
+    }
     let at = |path: &str| ask.clone().path(&format!("{folder}{path}"));
     let basic = |pair: String| format!("Basic {}", STANDARD.encode(pair));
     let words: Vec<_> = cell.place.split(' ').collect();
@@ -242,6 +277,9 @@ fn request(nth: usize, cell: &Cell) -> Ask {
         ["basic", _] => at("/attack").field("authorization", basic(format!(":{text}"))),
         ["query", name] => at(&format!("/attack?a=b&{name}={text}")),
         ["cookie", name] => at("/attack").field("cookie", format!("{name}={text}")),
+        ["websocket", _, prefix] => {
+            at("/attack").field("sec-websocket-protocol", format!("realtime, {prefix}{text}"))
+        }
         ["path", _] => at(&format!("/key{text}/send")),
         ["json", ..] => at("/login")
             .field("content-type", "application/json")
@@ -253,6 +291,14 @@ fn request(nth: usize, cell: &Cell) -> Ask {
     }
 }
 
+/// What makes a handshake of a request (RFC 6455, section 4.1).
+const HANDSHAKE: [(&str, &str); 4] = [
+    ("connection", "Upgrade"),
+    ("upgrade", "websocket"),
+    ("sec-websocket-version", "13"),
+    ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+];
+
 /// A connection that is used until it ends.
 enum Kept {
     H1(Box<Tls>),
@@ -262,9 +308,11 @@ enum Kept {
 impl Kept {
     fn open(scene: &Scene, cell: &Cell) -> io::Result<Self> {
         let Cell { group: (_, from), host, .. } = *cell;
-        Ok(match cell.h2 {
-            false => Self::H1(Tls::open(from, host.port(443), &scene.hello(host.name))?.into()),
-            true => Self::H2(H2::open(from, host.port6(443), &scene.hello2(host.name))?),
+        Ok(match cell.by {
+            Protocol::H1 | Protocol::WebSocket => {
+                Self::H1(Tls::open(from, host.port(443), &scene.hello(host.name))?.into())
+            }
+            Protocol::H2 => Self::H2(H2::open(from, host.port6(443), &scene.hello2(host.name))?),
         })
     }
 
@@ -316,7 +364,7 @@ fn the_secret_arrives_in_the_cells_of_the_configuration_and_in_no_other() {
         let mut last = None;
         let mut words: BTreeMap<String, usize> = BTreeMap::new();
         for (nth, cell) in cells.iter().enumerate() {
-            let connection = (cell.group.0, cell.host.name, cell.h2);
+            let connection = (cell.group.0, cell.host.name, cell.by);
             if last.replace(connection) != Some(connection) {
                 kept = None;
             }

@@ -17,6 +17,7 @@ use super::{
     overrides,
     pinned_authority::PinnedAuthority,
     websocket::{self, Asked},
+    wire::content_length,
 };
 use crate::{
     policy::{Folded, NeverAllowed, never_allowed},
@@ -96,9 +97,12 @@ fn check_authority(head: &request::Parts, pinned: &PinnedAuthority) -> Result<()
 /// The guard has checked the framing of HTTP/1 on the wire; this is what remains visible here.
 fn check_framing(head: &request::Parts) -> Result<(), Reason> {
     let headers = &head.headers;
-    if headers.get_all(CONTENT_LENGTH).iter().count() > 1 {
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    let length = lengths.next();
+    if lengths.next().is_some() {
         return Err(Reason::HttpMalformed);
     }
+    length.map_or(Ok(0), |length| content_length(length.as_bytes()))?;
     if headers.keys().any(is_misspelt) {
         return Err(Reason::HttpMalformed);
     }
@@ -304,6 +308,22 @@ mod tests {
             assert_eq!(result, Err(Reason::HttpMalformed), "{name}");
         }
         assert_eq!(h1(&[("host", "api.example"), ("content-lengths", "5")]), Ok(()));
+    }
+
+    #[test]
+    fn a_length_has_one_spelling() {
+        for version in [Version::HTTP_11, Version::HTTP_2] {
+            let length = |length| {
+                let head = head(version, "https://api.example/v1", &[("content-length", length)]);
+                check_framing(&head)
+            };
+            for good in ["0", "5", "9223372036854775807"] {
+                assert_eq!(length(good), Ok(()), "{good}");
+            }
+            for bad in ["05", "00", "+5", "5, 5", "", "9223372036854775808"] {
+                assert_eq!(length(bad), Err(Reason::HttpMalformed), "{bad}");
+            }
+        }
     }
 
     #[test]

@@ -84,7 +84,7 @@ pub(super) async fn answer(
 }
 
 /// hyper leaves such bodies out of HTTP/1 only, and clients of HTTP/2 do not put up with them.
-fn without_body(answer: &mut Answer) {
+pub(super) fn without_body(answer: &mut Answer) {
     *answer.body_mut() = Script(mpsc::channel(1).1);
 }
 

@@ -9,6 +9,7 @@
 //! | `&cut=N` | without the last N bytes |
 //! | `&more=1` | with something behind it |
 //! | `&zeros=N` | N zeros in place of the text |
+//! | `&status=N` | the head alone, with that status |
 //! | `/v1/coded-events?n=5&ms=100` | events in gzip, flushed one by one |
 
 use std::io::Write as _;
@@ -16,11 +17,11 @@ use std::io::Write as _;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use flate2::{Compression, write};
-use http::{HeaderValue, header};
+use http::{HeaderValue, StatusCode, header};
 use http_body::Frame;
 
 use super::{
-    answer::{Answer, credential, number, parameter, pause, streamed},
+    answer::{Answer, credential, number, parameter, pause, streamed, without_body},
     record::Received,
 };
 
@@ -55,6 +56,13 @@ pub(super) fn answer(request: &Received) -> Answer {
     }
     if is_coded && let Ok(name) = HeaderValue::from_str(name) {
         headers.insert(header::CONTENT_ENCODING, name);
+    }
+    if let Some(status) = number(request, "status") {
+        let status = u16::try_from(status).ok().and_then(|it| StatusCode::from_u16(it).ok());
+        *answer.status_mut() = status.expect("a status");
+        // RFC 9110, section 8.6: a 204 has no length, and a 304 that of what it stands for.
+        answer.headers_mut().remove(header::CONTENT_LENGTH);
+        without_body(&mut answer);
     }
     answer
 }

@@ -254,8 +254,13 @@ fn body_kind(fields: &[Header<'_>], version: Option<u8>) -> Result<BodyKind, Rea
     }
 }
 
-fn content_length(value: &[u8]) -> Result<u64, Reason> {
-    let digits = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
+/// Digits without a zero before them, which some readers take for octal: the field goes on as it is.
+pub(in crate::intercept) fn content_length(value: &[u8]) -> Result<u64, Reason> {
+    let digits = match value {
+        [b'0'] => true,
+        [b'1'..=b'9', rest @ ..] => rest.iter().all(u8::is_ascii_digit),
+        _ => false,
+    };
     let text = std::str::from_utf8(value).map_err(|_| Reason::HttpMalformed)?;
     let length = text.parse().ok().filter(|length| digits && *length <= MAX_LENGTH);
     length.ok_or(Reason::HttpMalformed)
@@ -375,6 +380,8 @@ mod tests {
         ),
         ("POST / HTTP/1.1\r\nContent-Length: 5, 5\r\n\r\n", Reason::HttpMalformed),
         ("POST / HTTP/1.1\r\nContent-Length: +5\r\n\r\n", Reason::HttpMalformed),
+        ("POST / HTTP/1.1\r\nContent-Length: 05\r\n\r\n", Reason::HttpMalformed),
+        ("POST / HTTP/1.1\r\nContent-Length: 00\r\n\r\n", Reason::HttpMalformed),
         ("POST / HTTP/1.1\r\nContent-Length: \r\n\r\n", Reason::HttpMalformed),
         ("POST / HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n", Reason::HttpMalformed),
         ("POST / HTTP/1.1\r\nContent-Length: 18446744073709551615\r\n\r\n", Reason::HttpMalformed),

@@ -11,6 +11,7 @@ mod read_ahead;
 
 pub(super) use counted::Counted;
 pub(super) use deferred::{Deferred, Flusher};
+pub(super) use framing::content_length;
 pub use framing::{Framing, TrailerRule};
 pub(super) use guard::Guard;
 pub(super) use head_watch::{HeadVerdict, HeadWatch, Heads};

@@ -1,0 +1,183 @@
+//! The cases of the Autobahn test suite, run by kosoku. As a client it fuzzes the `websockets` of
+//! Python behind the gateway, as a server that of an agent; each with the gateway between and
+//! without it.
+//!
+//! It speaks in clear text, so a relay stands on its side that adds TLS and, in a handshake, what
+//! the API is named and its placeholder. The same relay stands there without the gateway.
+
+use std::process::{Child, Command};
+
+use lab::{
+    client::python,
+    gateway::{OPENAI_SECRET, usual_config},
+    net::{AGENT, INTERNET, Ns, OTHER},
+    sandbox::sandboxed_for,
+    tools, wait,
+};
+
+use super::{Meant, Outcomes, compare, suite, whole};
+use crate::attack::Scene;
+
+const POLICY: &str = r#"
+[[api]]
+name = "measured"
+hosts = ["other.example"]
+websocket = true
+upstream_ca = "{dir}/public-ca.pem"
+
+[[api.binding]]
+groups = ["research"]
+placeholder = "MEASURED_API_KEY"
+places = ["header authorization bearer"]
+secret = "file:openai"
+"#;
+
+/// Cases of a minute; the rest is of `make test-conformance`. Those of 12 and 13 are about
+/// compression.
+const PART: &str = "1.*,2.*,3.*,4.1.*,4.2.*,5.*,6.2.*,6.4.*,7.1.*,7.3.*,9.1.1,12.1.1,13.1.1";
+
+/// All but of compression, where the gateway declines before a size is of any matter: of each way
+/// the smallest.
+const WHOLE: &str = "1.*,2.*,3.*,4.*,5.*,6.*,7.*,9.*,10.*,12.*.1,13.*.1";
+
+/// How many cases run at once, and how often those are run again, one by one, that did not come
+/// off: an answer has a second to come, which a busy machine may miss.
+const MANY: &str = "10";
+const AGAIN: usize = 3;
+
+/// Outcomes from the best: of messages, and of the end.
+const BEST: [&str; 8] = [
+    "OK / OK",
+    "NON-STRICT / OK",
+    "INFORMATIONAL / INFORMATIONAL",
+    "UNIMPLEMENTED / OK",
+    "OK / WRONG CODE",
+    "OK / FAILED BY CLIENT",
+    "OK / UNCLEAN",
+    "OK / FAILED",
+];
+
+const CLIENT_MEANT: [Meant; 0] = [];
+const SERVER_MEANT: [Meant; 0] = [];
+
+/// The port at the API's address that is not one of the lab's own servers.
+const PORT: u16 = 9443;
+
+fn script(ns: Ns, python: &std::path::Path, arguments: &[&str]) -> Command {
+    let mut command = ns.command(python);
+    command.arg(tools::repository().join("tests/conformance/autobahn.py")).args(arguments);
+    command
+}
+
+/// A program that runs until the test ends, once it says so.
+#[track_caller]
+fn start(mut command: Command, scene: &Scene, name: &str) -> Child {
+    let log = scene.lab.dir.join(name);
+    let file = std::fs::File::create(&log).expect("a file");
+    let again = file.try_clone().expect("a file");
+    let child = command.stdout(file).stderr(again).spawn().expect("it starts");
+    let ready = || std::fs::read_to_string(&log).is_ok_and(|it| it.contains("ready"));
+    wait::expect(&format!("{name} is ready"), ready);
+    child
+}
+
+fn config() -> String {
+    usual_config().replace("ports = [443, 80]", &format!("ports = [443, 80, {PORT}]"))
+        + &POLICY.replace("websocket", &format!("port = {PORT}\nwebsocket"))
+}
+
+fn scene() -> Scene {
+    let scene = Scene::with(&config());
+    let identity = scene.lab.public.issue(OTHER.name);
+    scene.lab.write("measured.pem", identity.certificate_pem());
+    scene.lab.write("measured.key", identity.key_pem());
+    scene
+}
+
+/// The best outcome of each case in a few tries.
+#[track_caller]
+fn outcomes(mut run: impl FnMut(&str, &str) -> String) -> Outcomes {
+    let mut all = read(&run(MANY, if whole() { WHOLE } else { PART }));
+    assert!(all.len() >= if whole() { 300 } else { 80 }, "{} cases", all.len());
+    for _ in 0..AGAIN {
+        let unsettled = |outcome: &str| !BEST[..4].contains(&outcome);
+        let again: Vec<_> =
+            all.iter().filter(|(_, it)| unsettled(it)).map(|(case, _)| case.clone()).collect();
+        if again.is_empty() {
+            break;
+        }
+        for (case, outcome) in read(&run("1", &again.join(","))) {
+            if rank(&outcome) < rank(&all[&case]) {
+                all.insert(case, outcome);
+            }
+        }
+    }
+    all
+}
+
+/// Nearly all are as they should be.
+#[track_caller]
+fn assert_good(all: &Outcomes) {
+    let good = all.values().filter(|it| rank(it) < 4).count();
+    assert!(good * 20 >= all.len() * 19, "{good} of {}: {all:#?}", all.len());
+}
+
+fn rank(outcome: &str) -> usize {
+    BEST.iter().position(|it| *it == outcome).unwrap_or(BEST.len())
+}
+
+#[track_caller]
+fn read(said: &str) -> Outcomes {
+    let last = said.lines().last().unwrap_or_default();
+    serde_json::from_str(last).unwrap_or_else(|error| panic!("{error}: {said}"))
+}
+
+#[test]
+fn a_server_behind_the_gateway_is_what_it_is_without_it() {
+    sandboxed_for(super::LIMIT, || {
+        let scene = scene();
+        let dir = scene.lab.dir.display().to_string();
+        let at = format!("{}:{PORT}", OTHER.v4());
+        let _server = start(script(INTERNET, &python(), &["echo", &at, &dir]), &scene, "echo");
+        let run = |from: Ns, key: &str| {
+            outcomes(|many, cases| {
+                let to = format!("{}:{PORT}", OTHER.name);
+                let arguments = ["fuzz-server", &to, &dir, key, many, cases];
+                super::output(&mut script(from, &suite("python/bin/python"), &arguments))
+            })
+        };
+        let without = run(INTERNET, OPENAI_SECRET);
+        let through = run(AGENT, "MEASURED_API_KEY");
+        assert_good(&without);
+        let requests = scene.gateway.audit.records();
+        let requests = requests.iter().filter(|it| it["record"] == "request").count();
+        assert!(requests >= through.len(), "it went somewhere else");
+        compare(&without, &through, &CLIENT_MEANT);
+        scene.ends_well();
+    });
+}
+
+#[test]
+fn a_client_behind_the_gateway_is_what_it_is_without_it() {
+    sandboxed_for(super::LIMIT, || {
+        let scene = scene();
+        let dir = scene.lab.dir.display().to_string();
+        let at = format!("{}:{PORT}", OTHER.v4());
+        let run = |from: Ns, key: &str| {
+            outcomes(|many, cases| {
+                let arguments = ["fuzz-client", &at, &dir, cases];
+                let fuzzer = script(INTERNET, &suite("python/bin/python"), &arguments);
+                let mut fuzzer = start(fuzzer, &scene, "fuzzer");
+                let arguments = ["client", &format!("{}:{PORT}", OTHER.name), &dir, key, many];
+                super::output(&mut script(from, &python(), &arguments));
+                fuzzer.wait().expect("it ends");
+                std::fs::read_to_string(scene.lab.dir.join("fuzzer")).expect("its output")
+            })
+        };
+        let without = run(INTERNET, OPENAI_SECRET);
+        let through = run(AGENT, "MEASURED_API_KEY");
+        assert_good(&without);
+        compare(&without, &through, &SERVER_MEANT);
+        scene.ends_well();
+    });
+}
