@@ -6,7 +6,11 @@
 //!
 //! What is read, and at what cost, depends on the text alone.
 
-use super::escape::{Families, MOST_NULS, Meaning, escape_at, is_plain, no_form_holds};
+use super::{
+    block::{BLOCK, Block},
+    escape::{Families, MOST_NULS, Meaning, escape_at, is_plain, no_form_holds},
+    vector::Vectors,
+};
 
 /// Decoded bytes of a part of a text.
 pub(super) struct DecodedPart<'a> {
@@ -51,6 +55,8 @@ pub(super) struct DecodeOptions {
     pub(super) margin: usize,
     /// Whether the ends of escapes are wanted, too.
     pub(super) joints: bool,
+    /// What may be used for it.
+    pub(super) vectors: Option<Vectors>,
 }
 
 /// Gives `search` every part of `text` that holds an escape, in order. Returns the families of
@@ -64,9 +70,9 @@ pub(super) fn parts(
     let mut present = Families::NONE;
     // No escape ends after `floor` and before `at`.
     let (mut floor, mut at) = (0, 0);
-    let mut marks = Marks::of(text);
+    let mut marks = Marks::of(text, options);
     while let Some(place) = marks.next_from(at) {
-        if let Some(end) = marks.end_of_short_run(place, options.least) {
+        if let Some(end) = marks.end_of_short_run(place) {
             (floor, at) = (end, end);
             continue;
         }
@@ -244,103 +250,87 @@ fn last_of_many_nuls(text: &[u8], at: usize) -> Option<usize> {
 /// The bytes of a text that an escape may begin with.
 struct Marks<'a> {
     text: &'a [u8],
+    options: DecodeOptions,
     /// Where the block begins that was looked at last.
     begin: usize,
     block: Block,
-    /// The bytes that end a run in the block before, if that was looked at.
-    ends_before: u64,
-}
-
-/// What stands in some bytes, a bit for each.
-#[derive(Clone, Copy, Default)]
-struct Block {
-    /// An escape may begin with it.
-    marks: u64,
-    /// No form holds it, and it is no line end, which may belong to an escape.
-    ends: u64,
+    /// Bytes of a run that stand right before the block, and right behind it.
+    before: u32,
+    after: u32,
 }
 
 impl<'a> Marks<'a> {
-    fn of(text: &'a [u8]) -> Self {
-        let block = Block::at(text, 0).unwrap_or_default();
-        Self { text, begin: 0, block, ends_before: 0 }
+    fn of(text: &'a [u8], options: DecodeOptions) -> Self {
+        let mut marks =
+            Self { text, options, begin: 0, block: Block::default(), before: 0, after: 0 };
+        marks.go_to(0);
+        marks
     }
 
-    /// The first from `at` on. Is asked for in order.
+    /// The first from `at` on whose run may be long enough. Is asked for in order.
     #[inline]
     fn next_from(&mut self, at: usize) -> Option<usize> {
-        if at - self.begin >= BLOCK {
-            self.go_to(at)?;
-        }
-        let passed = at - self.begin;
-        let mut marks = self.block.marks >> passed << passed;
-        let mut quiet = 0;
-        while marks == 0 {
-            let next = self.begin + BLOCK;
-            self.go_to(if quiet < QUIET { next } else { next_mark(self.text, next)? })?;
-            (quiet, marks) = (quiet + 1, self.block.marks);
+        let passed = at.saturating_sub(self.begin);
+        let mut marks = if passed < BLOCK { self.block.marks >> passed << passed } else { 0 };
+        if marks == 0 {
+            self.go_to(at.max(self.begin + BLOCK))?;
+            marks = self.block.marks;
         }
         Some(self.begin + marks.trailing_zeros() as usize)
     }
 
+    /// Goes to the next block from `at` on that has such marks.
     fn go_to(&mut self, at: usize) -> Option<()> {
-        self.ends_before = if at == self.begin + BLOCK { self.block.ends } else { 0 };
-        (self.begin, self.block) = (at, Block::at(self.text, at)?);
+        let (text, vectors) = (self.text, self.options.vectors);
+        (self.begin, self.block) = next_marked(text, at, self.options)?;
+        let ends = |at| Block::at(text, at, vectors).map_or(u64::MAX, |block| block.ends);
+        self.before = self.begin.checked_sub(BLOCK).map_or(0, |at| ends(at).leading_zeros());
+        self.after = ends(self.begin + BLOCK).trailing_zeros();
         Some(())
     }
 
-    /// The end of the run about the mark at `place`, where one look shows that it has fewer bytes
-    /// than `least`.
+    /// The end of the run about the mark at `place`, where it has fewer bytes than matter.
     #[inline]
-    fn end_of_short_run(&self, place: usize, least: usize) -> Option<usize> {
+    fn end_of_short_run(&self, place: usize) -> Option<usize> {
         let number = (place - self.begin) as u32;
-        let after = (self.block.ends >> number).trailing_zeros();
-        let ends = u128::from(self.block.ends) << u64::BITS | u128::from(self.ends_before);
-        let before = (ends << (u64::BITS - number)).leading_zeros();
-        let is_short = after < u64::BITS && ((before + after) as usize) < least;
+        let after = match (self.block.ends >> number).trailing_zeros() {
+            u64::BITS => u64::BITS - number + self.after,
+            after => after,
+        };
+        let before = match self.block.ends.checked_shl(u64::BITS - number).unwrap_or(0) {
+            0 => number + self.before,
+            ends => ends.leading_zeros(),
+        };
+        let is_short = ((before + after) as usize) < self.options.least;
         is_short.then_some(place + after as usize)
     }
 }
 
-impl Block {
-    /// What stands at `at`. `None` where nothing does.
-    #[inline]
-    fn at(text: &[u8], at: usize) -> Option<Self> {
-        let rest = text.get(at..).filter(|rest| !rest.is_empty())?;
-        Some(rest.first_chunk().map_or_else(|| Self::of(&filled(rest)), Self::of))
-    }
-
-    /// Written so that it is compiled to instructions that take many bytes at once.
-    #[inline(never)]
-    fn of(bytes: &[u8; BLOCK]) -> Self {
-        let (mut marks, mut ends) = ([0; BLOCK], [0; BLOCK]);
-        for ((mark, end), &byte) in marks.iter_mut().zip(&mut ends).zip(bytes) {
-            let is_mark =
-                (byte == 0) | (byte == b'%') | (byte == b'&') | (byte == b'=') | (byte == b'\\');
-            let is_line_end = (byte == b'\n') | (byte == b'\r');
-            *mark = u8::from(is_mark);
-            *end = u8::from(!(0x21..0x7f).contains(&byte) & !is_mark & !is_line_end);
+/// The next block, of those that follow each other from `at` on, with a mark in a run that may be
+/// long, and without its other marks.
+#[inline(never)]
+fn next_marked(text: &[u8], mut at: usize, options: DecodeOptions) -> Option<(usize, Block)> {
+    let DecodeOptions { vectors, least, .. } = options;
+    let mut quiet = 0;
+    loop {
+        let block = Block::at(text, at, vectors)?;
+        let long = block.in_long_runs(least);
+        if long.marks != 0 {
+            return Some((at, long));
         }
-        Self { marks: bits(&marks), ends: bits(&ends) }
+        at += BLOCK;
+        quiet = if block.marks == 0 { quiet + 1 } else { 0 };
+        if quiet == QUIET {
+            at = match vectors {
+                Some(vectors) => {
+                    let (blocks, _) = text.get(at..)?.as_chunks();
+                    at + vectors.without_marks(blocks) * BLOCK
+                }
+                None => next_mark(text, at)?,
+            };
+            quiet = 0;
+        }
     }
-}
-
-/// A block that ends in spaces where the text does.
-fn filled(rest: &[u8]) -> [u8; BLOCK] {
-    let mut block = [b' '; BLOCK];
-    block.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
-    block
-}
-
-/// A bit for each of the flags, the first of them the lowest.
-#[inline]
-fn bits(flags: &[u8; BLOCK]) -> u64 {
-    let (words, _) = flags.as_chunks::<WORD>();
-    words.iter().rev().fold(0, |bits, flags| {
-        // The product has the flag of each byte in a bit of its highest byte.
-        let gathered = u64::from_le_bytes(*flags).wrapping_mul(0x0102_0408_1020_4080) >> 56;
-        bits << WORD | gathered
-    })
 }
 
 /// The next byte from `at` on that an escape may begin with, where none is expected soon: a search
@@ -373,8 +363,6 @@ fn special(word: u64) -> u64 {
 
 /// Bytes that are copied as one.
 const WORD: usize = 8;
-/// Bytes that are looked at as one.
-const BLOCK: usize = 64;
 /// Blocks without a mark after which none is expected soon.
 const QUIET: usize = 3;
 /// Bytes that are searched for some kinds of marks before they are searched for the others, at

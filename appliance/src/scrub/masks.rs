@@ -7,6 +7,7 @@ use super::{
     escape::Families,
     form::Form,
     search::{OnWindow, Suspect, WindowSearch, searches},
+    vector::Vectors,
 };
 use crate::secrets::SecretValue;
 
@@ -16,6 +17,8 @@ use crate::secrets::SecretValue;
 pub struct Masks {
     sets: Vec<Arc<MaskSet>>,
     reach: usize,
+    /// What the search uses of the processor.
+    vectors: Option<Vectors>,
 }
 
 /// The forms of one set.
@@ -27,29 +30,39 @@ struct MaskSet {
 impl Masks {
     /// Compiles the forms of `values`; all versions of a secret that may come back belong in.
     pub fn new<'a>(values: impl IntoIterator<Item = &'a SecretValue>) -> Self {
+        Self::compiled(values, Vectors::detected())
+    }
+
+    /// As [`Self::new`], for a processor that has these instructions.
+    pub(super) fn compiled<'a>(
+        values: impl IntoIterator<Item = &'a SecretValue>,
+        vectors: Option<Vectors>,
+    ) -> Self {
         let mut values: Vec<&[u8]> = values.into_iter().map(SecretValue::expose).collect();
         values.sort_unstable();
         values.dedup();
         let longest = values.iter().map(|value| value.len()).max().unwrap_or(0);
         if values.is_empty() {
-            return Self { sets: vec![], reach: reach(longest) };
+            return Self { sets: vec![], reach: reach(longest), vectors };
         }
         let set = MaskSet {
-            values: Scanner::new(values.iter().flat_map(|value| Form::all(value)).collect()),
+            values: Scanner::new(values.iter().flat_map(|value| Form::all(value)), vectors),
             names: Scanner::new(
-                values.iter().flat_map(|value| Form::all_lower_case(value)).collect(),
+                values.iter().flat_map(|value| Form::all_lower_case(value)),
+                vectors,
             ),
         };
-        Self { sets: vec![Arc::new(set)], reach: reach(longest) }
+        Self { sets: vec![Arc::new(set)], reach: reach(longest), vectors }
     }
 
     /// The forms of all of these. Each that was compiled by itself is looked for by itself, so that
     /// a further secret does not cost the compilation of all others.
     pub fn joined<'a>(all: impl IntoIterator<Item = &'a Self>) -> Self {
-        let mut joined = Self { sets: vec![], reach: reach(0) };
+        let mut joined = Self { sets: vec![], reach: reach(0), vectors: None };
         for masks in all {
             joined.sets.extend(masks.sets.iter().map(Arc::clone));
             joined.reach = joined.reach.max(masks.reach);
+            joined.vectors = joined.vectors.or(masks.vectors);
         }
         joined
     }
@@ -57,6 +70,11 @@ impl Masks {
     /// Whether there is nothing to mask.
     pub fn is_empty(&self) -> bool {
         self.sets.is_empty()
+    }
+
+    /// What the search uses of the processor.
+    pub(super) fn vectors(&self) -> Option<Vectors> {
+        self.vectors
     }
 
     /// Bytes that a stream keeps, at most, to see an occurrence whole. It is one of
@@ -94,6 +112,7 @@ struct Scanner {
     searches: Vec<Box<dyn WindowSearch>>,
     /// Whether some form is looked for that has no stable part.
     has_unstable: bool,
+    vectors: Option<Vectors>,
 }
 
 /// What a scan found.
@@ -106,10 +125,11 @@ pub(super) struct ScanResult {
 }
 
 impl Scanner {
-    fn new(forms: Vec<Form>) -> Self {
-        let searches = searches(&forms);
+    fn new(forms: impl Iterator<Item = Form>, vectors: Option<Vectors>) -> Self {
+        let forms: Vec<Form> = forms.collect();
+        let searches = searches(&forms, vectors);
         let has_unstable = forms.iter().any(|form| !form.is_stable());
-        Self { forms, searches, has_unstable }
+        Self { forms, searches, has_unstable, vectors }
     }
 
     /// Finds every occurrence in `text`. Near misses from `counted_to` on are not counted: where
@@ -123,10 +143,11 @@ impl Scanner {
             }));
             scan.near_misses += u64::from(scan.covered.len() == before && at < counted_to);
         };
+        // First, while what was just copied is in the processor's nearest cache.
+        self.decoded(text, &mut found);
         for search in &self.searches {
             search.in_text(text, &mut found);
         }
-        self.decoded(text, &mut found);
         scan.covered = union(scan.covered);
         scan
     }
@@ -148,6 +169,7 @@ impl Scanner {
             least: self.searches.iter().map(|search| search.width()).min().unwrap_or(usize::MAX),
             margin: self.searches.iter().map(|search| search.region_bytes()).max().unwrap_or(0),
             joints: self.has_unstable,
+            vectors: self.vectors,
         };
         parts(text, options, |part| {
             for search in &self.searches {

@@ -22,17 +22,24 @@
 //! beyond this list pass; so do the up to six bits of a secret that its outermost base64 characters
 //! share with their neighbours, and what came before an upstream's pause in the middle of a secret.
 
+mod block;
 mod coding;
 mod decode;
 mod envelope;
 mod escape;
 mod fields;
+mod filter;
 mod form;
 mod head;
 mod masks;
 mod range;
 mod search;
 mod stream;
+#[cfg(target_arch = "x86_64")]
+mod vector;
+#[cfg(not(target_arch = "x86_64"))]
+#[path = "no_vector.rs"]
+mod vector;
 
 pub use coding::{
     Accepted, Coding, Decoder, DecoderProgress, PIECE, Undecodable, asked_codings, content_coding,

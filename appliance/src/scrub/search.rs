@@ -13,7 +13,8 @@
 //! Where the text holds escapes, it is searched in the same way once more around them, decoded
 //! ([`super::decode`]).
 //!
-//! The table holds hashes and no bytes of a form.
+//! Where the processor has the instructions, a window is hashed by two rounds of AES, or else by a
+//! product. The table holds hashes and no bytes of a form.
 
 use std::{
     collections::HashMap,
@@ -25,7 +26,9 @@ use zeroize::Zeroizing;
 
 use super::{
     decode::DecodedPart,
+    filter::Filter,
     form::{BASE64, Form, HEX, LONG, SHORT},
+    vector::{AesKey, Vectors},
 };
 
 /// What is told of every window that may be one of a form.
@@ -48,13 +51,16 @@ pub(super) trait WindowSearch: Send + Sync {
 }
 
 /// Searches for all of `forms`.
-pub(super) fn searches(forms: &[Form]) -> Vec<Box<dyn WindowSearch>> {
-    fn boxed<const WIDTH: usize>(forms: &[Form]) -> Option<Box<dyn WindowSearch>> {
-        let search = Search::<WIDTH>::new(forms)?;
+pub(super) fn searches(forms: &[Form], vectors: Option<Vectors>) -> Vec<Box<dyn WindowSearch>> {
+    fn boxed<const WIDTH: usize>(
+        forms: &[Form],
+        vectors: Option<Vectors>,
+    ) -> Option<Box<dyn WindowSearch>> {
+        let search = Search::<WIDTH>::new(forms, vectors)?;
         Some(Box::new(search))
     }
-    let (hex, base64) = (boxed::<HEX>(forms), boxed::<BASE64>(forms));
-    let (long, short) = (boxed::<LONG>(forms), boxed::<SHORT>(forms));
+    let (hex, base64) = (boxed::<HEX>(forms, vectors), boxed::<BASE64>(forms, vectors));
+    let (long, short) = (boxed::<LONG>(forms, vectors), boxed::<SHORT>(forms, vectors));
     [hex, base64, long, short].into_iter().flatten().collect()
 }
 
@@ -78,14 +84,14 @@ pub(super) struct Suspect {
 impl<const WIDTH: usize> Search<WIDTH> {
     /// A search for those of `forms` that are looked for in windows of this width. `None` where
     /// there are none.
-    fn new(forms: &[Form]) -> Option<Self> {
+    fn new(forms: &[Form], vectors: Option<Vectors>) -> Option<Self> {
         let runs = || {
             let runs = forms.iter().enumerate().filter(|(_, form)| form.width() == WIDTH);
             runs.map(|(number, form)| (number, form, form.searchable()))
         };
         let shortest = runs().map(|(_, _, run)| run.len()).min()?;
         let mut search = Self {
-            key: HashKey::random(),
+            key: HashKey::random(vectors),
             filter: Filter::default(),
             suspects: HashMap::default(),
             stride: (shortest + 1).saturating_sub(WIDTH).clamp(1, MAX_STRIDE),
@@ -99,32 +105,38 @@ impl<const WIDTH: usize> Search<WIDTH> {
 
     fn each_hit(&self, text: &[u8], mut hit: impl FnMut(usize, &[Suspect])) {
         let mut at = 0;
-        while let Some(number) = text.get(at..).and_then(|rest| self.first_candidate(rest)) {
-            at += number * self.stride;
-            let window = text.get(at..).and_then(<[u8]>::first_chunk);
-            if let Some(suspects) = window.and_then(|window| self.suspects(window)) {
+        while let Some(rest) = text.get(at..) {
+            at += self.barren(rest) * self.stride;
+            let Some(window) = text.get(at..).and_then(<[u8]>::first_chunk) else { return };
+            if let Some(suspects) = self.suspects(window) {
                 hit(at, suspects);
             }
             at += self.stride;
         }
     }
 
-    /// The number of the first window that the filter lets pass. Most of what a search costs is in
-    /// here, so the loop holds nothing else.
+    /// How many windows at the beginning of a text the filter does not let pass, at least. Most of
+    /// what a search costs is in here, so the loops hold nothing else.
+    fn barren(&self, text: &[u8]) -> usize {
+        match &self.key {
+            HashKey::Aes(vectors, key) => {
+                vectors.barren::<WIDTH>(key, &self.filter, self.stride, text)
+            }
+            HashKey::Words(key) => self.barren_words(*key, text),
+        }
+    }
+
     #[inline(never)]
-    fn first_candidate(&self, text: &[u8]) -> Option<usize> {
+    fn barren_words(&self, key: [u64; 3], text: &[u8]) -> usize {
         let may_be_of_form = |part: &[u8]| {
             part.first_chunk().is_some_and(|window| {
-                Self::may_be_of_form(window) && self.filter.may_hold(self.hash(window))
+                Self::may_be_of_form(window)
+                    && self.filter.may_hold(hash_words(key, words::<WIDTH>(window)))
             })
         };
-        if self.stride < WIDTH {
-            return text.windows(WIDTH).step_by(self.stride).position(may_be_of_form);
-        }
-        let mut parts = text.chunks_exact(self.stride);
-        let last = parts.remainder();
-        let found = parts.position(may_be_of_form);
-        found.or_else(|| may_be_of_form(last).then_some(text.len() / self.stride))
+        let mut windows = text.windows(WIDTH).step_by(self.stride);
+        let all = windows.len();
+        windows.position(may_be_of_form).unwrap_or(all)
     }
 
     /// Looks at what begins inside an escape and goes on behind it: the beginning of a form that
@@ -175,7 +187,7 @@ impl<const WIDTH: usize> Search<WIDTH> {
 
     #[inline]
     fn hash(&self, window: &[u8; WIDTH]) -> u64 {
-        self.key.hash(words(window))
+        self.key.hash(window)
     }
 
     fn add(&mut self, number: usize, form: &Form, run: Range<usize>) {
@@ -259,52 +271,46 @@ fn words<const WIDTH: usize>(window: &[u8; WIDTH]) -> [u64; 3] {
     .map(|word| word | FOLD)
 }
 
-/// A hash whose collisions nobody without the key can look for: both halves of a product.
-struct HashKey([u64; 3]);
+/// The key of a hash whose collisions nobody without it can look for. It counts letters in either
+/// case as the same: hexadecimal digits may be.
+enum HashKey {
+    Words([u64; 3]),
+    Aes(Vectors, AesKey),
+}
 
 impl HashKey {
-    fn random() -> Self {
-        Self(std::array::from_fn(|_| RandomState::new().hash_one(0)))
-    }
-
-    #[inline]
-    fn hash(&self, [first, second, third]: [u64; 3]) -> u64 {
-        let [one, two, three] = self.0;
-        // Rotated, so that the third does not take away what the first one put in.
-        let first = first ^ one ^ third.wrapping_mul(three | 1).rotate_left(32);
-        let product = u128::from(first) * u128::from(second ^ two);
-        (product >> 64) as u64 ^ product as u64
-    }
-}
-
-/// Says of most hashes that they are not in the table, at the price of one word of memory.
-#[derive(Default)]
-struct Filter {
-    words: Vec<u64>,
-}
-
-impl Filter {
-    fn of(hashes: impl ExactSizeIterator<Item = u64>) -> Self {
-        let words = hashes.len().div_ceil(HASHES_A_WORD).max(LEAST_WORDS).next_power_of_two();
-        let mut filter = Self { words: vec![0; words] };
-        for hash in hashes {
-            let place = filter.place(hash);
-            if let Some(word) = filter.words.get_mut(place) {
-                *word |= 1 << (hash & 63);
+    fn random(vectors: Option<Vectors>) -> Self {
+        let mut numbers = std::iter::repeat_with(|| RandomState::new().hash_one(0));
+        let mut number = || numbers.next().unwrap_or_default();
+        match vectors {
+            Some(vectors) => {
+                Self::Aes(
+                    vectors,
+                    AesKey([(); 2].map(|()| {
+                        (u128::from(number()) << 64 | u128::from(number())).to_le_bytes()
+                    })),
+                )
             }
+            None => Self::Words([number(), number(), number()]),
         }
-        filter
     }
 
     #[inline]
-    fn may_hold(&self, hash: u64) -> bool {
-        self.words.get(self.place(hash)).is_some_and(|word| word >> (hash & 63) & 1 != 0)
+    fn hash<const WIDTH: usize>(&self, window: &[u8; WIDTH]) -> u64 {
+        match self {
+            Self::Words(key) => hash_words(*key, words(window)),
+            Self::Aes(vectors, key) => vectors.hash(key, window),
+        }
     }
+}
 
-    #[inline]
-    fn place(&self, hash: u64) -> usize {
-        (hash >> 6) as usize & (self.words.len().wrapping_sub(1))
-    }
+/// Both halves of a product.
+#[inline]
+fn hash_words([one, two, three]: [u64; 3], [first, second, third]: [u64; 3]) -> u64 {
+    // Rotated, so that the third does not take away what the first one put in.
+    let first = first ^ one ^ third.wrapping_mul(three | 1).rotate_left(32);
+    let product = u128::from(first) * u128::from(second ^ two);
+    (product >> 64) as u64 ^ product as u64
 }
 
 /// Takes a hash for itself.
@@ -333,10 +339,6 @@ const MAX_STRIDE: usize = 96;
 const REGION_STEP: usize = 4;
 /// Forms that may share a window before another region is looked for.
 const CROWD: usize = 4;
-/// With half a hash to one in a word of the filter, one window in 64 to 128 passes it by chance.
-const HASHES_A_WORD: usize = 1;
-/// Words of the smallest filter.
-const LEAST_WORDS: usize = 64;
 /// Sets the bit in which the cases of a letter differ.
 const FOLD: u64 = 0x2020_2020_2020_2020;
 /// One in each byte of a word.

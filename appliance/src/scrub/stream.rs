@@ -17,9 +17,11 @@ use bytes::{Bytes, BytesMut};
 use zeroize::Zeroizing;
 
 use super::{
+    block::{BLOCK, Block},
     envelope::Envelopes,
     escape::no_form_holds,
     masks::{Masks, ScanResult, overwrite, union},
+    vector::Vectors,
 };
 
 /// The masking of one body.
@@ -63,9 +65,10 @@ impl MaskStream {
             return chunk;
         }
         let before = self.run.len();
-        let text = if before == 0 { chunk } else { [self.run.as_slice(), &chunk].concat().into() };
+        let text = if before == 0 { chunk } else { concatenated(&self.run, &chunk) };
         let message_end = message_end.map_or(0, |end| before + end);
-        let run = run_begin(&text, text.len().saturating_sub(self.masks.reach()));
+        let least = text.len().saturating_sub(self.masks.reach());
+        let run = run_begin(&text, least, self.masks.vectors());
         self.pass(text, run, run.max(message_end))
     }
 
@@ -120,10 +123,11 @@ impl MaskStream {
             None if run == 0 => self.known,
             None => 0,
         };
-        let kept = Zeroizing::new(text.get(run..).unwrap_or_default().to_vec());
         let begin = self.released.min(ready);
         self.released = self.released.max(ready) - run;
-        self.run = kept;
+        // What stands behind it in the buffer is overwritten with the rest when the stream ends.
+        self.run.clear();
+        self.run.extend_from_slice(text.get(run..).unwrap_or_default());
 
         let held = text.len();
         text.truncate(ready);
@@ -149,8 +153,9 @@ pub fn joined(one: Bytes, two: Bytes) -> Bytes {
 }
 
 /// Where the run at the end of `text` begins, no earlier than at `least`.
-fn run_begin(text: &[u8], least: usize) -> usize {
-    let mut run = text.get(least..).unwrap_or_default();
+fn run_begin(text: &[u8], least: usize, vectors: Option<Vectors>) -> usize {
+    let held = held_at_end(text.get(least..).unwrap_or_default(), vectors);
+    let mut run = text.get(least..text.len() - held).unwrap_or_default();
     while let Some(at) = run.iter().rposition(|&byte| no_form_holds(byte)) {
         if breaks_run(text, least + at) {
             return least + at + 1;
@@ -158,6 +163,23 @@ fn run_begin(text: &[u8], least: usize) -> usize {
         run = run.get(..at).unwrap_or_default();
     }
     least
+}
+
+/// How many bytes at the end of `text`, in whole blocks, end neither a run nor a line.
+fn held_at_end(text: &[u8], vectors: Option<Vectors>) -> usize {
+    let line = memchr::memrchr2(b'\n', b'\r', text).map_or(0, |at| at + 1);
+    let (_, blocks) = text.get(line..).unwrap_or_default().as_rchunks();
+    let is_held = |bytes: &&_| Block::of(bytes, vectors).ends == 0;
+    blocks.iter().rev().take_while(is_held).count() * BLOCK
+}
+
+/// Two texts as one. In pieces so small that the copy stays in the processor's nearest cache: of
+/// one long copy it need not, and the search reads it next.
+fn concatenated(one: &[u8], two: &[u8]) -> Bytes {
+    let mut text = Vec::with_capacity(one.len() + two.len());
+    let pieces = one.chunks(COPIED_AT_ONCE).chain(two.chunks(COPIED_AT_ONCE));
+    pieces.for_each(|piece| text.extend_from_slice(piece));
+    text.into()
 }
 
 /// Whether no form holds the byte at `at`, which is no character that a value may have.
@@ -169,3 +191,6 @@ fn breaks_run(text: &[u8], at: usize) -> bool {
         _ => true,
     }
 }
+
+/// Bytes that are copied at once: below the least from which the C library takes another way.
+const COPIED_AT_ONCE: usize = 1024;

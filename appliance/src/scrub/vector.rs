@@ -1,0 +1,238 @@
+//! What the vector instructions of x86-64 do faster, on a processor that has them. Where it has
+//! none, [`super::search`] and [`super::block`] do the same without, and find the same.
+//!
+//! [`Vectors`] is the proof that it has them, without which nothing in here can be called.
+//! Functions in here take no closures: the compiler does not put instructions of the one kind into
+//! functions of the other, and would call each.
+
+use std::arch::x86_64::{
+    __m128i, __m256i, _mm_aesenc_si128, _mm_and_si128, _mm_cvtsi128_si64, _mm_loadu_si128,
+    _mm_set_epi64x, _mm_setr_epi8, _mm_xor_si128, _mm256_and_si256, _mm256_broadcastsi128_si256,
+    _mm256_cmpeq_epi8, _mm256_cmpgt_epi8, _mm256_loadu_si256, _mm256_movemask_epi8,
+    _mm256_or_si256, _mm256_set1_epi8, _mm256_shuffle_epi8, _mm256_testz_si256,
+};
+
+use super::filter::Filter;
+
+/// That the processor has AVX2, AES-NI and BMI.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Vectors(());
+
+#[allow(unsafe_code)]
+impl Vectors {
+    /// Asks the processor.
+    pub(super) fn detected() -> Option<Self> {
+        let detected = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("aes")
+            && is_x86_feature_detected!("bmi1")
+            && is_x86_feature_detected!("bmi2");
+        detected.then_some(Self(()))
+    }
+
+    /// Which of the bytes may begin an escape, and which end a run.
+    pub(super) fn marks_and_ends(self, bytes: &[u8; 64]) -> (u64, u64) {
+        // SAFETY: a value of this type is made only where the processor has the features.
+        unsafe { marks_and_ends(bytes) }
+    }
+
+    /// How many of the blocks stand before the first that has a byte that may begin an escape.
+    pub(super) fn without_marks(self, blocks: &[[u8; 64]]) -> usize {
+        // SAFETY: a value of this type is made only where the processor has the features.
+        unsafe { without_marks(blocks) }
+    }
+
+    /// The hash of a window, whatever the cases of its letters.
+    pub(super) fn hash<const WIDTH: usize>(self, key: &AesKey, window: &[u8; WIDTH]) -> u64 {
+        // SAFETY: a value of this type is made only where the processor has the features.
+        unsafe { hash_one(key, window) }
+    }
+
+    /// How many windows, of those that begin at multiples of `stride`, can be passed over, at
+    /// least, before one comes that the filter may hold.
+    pub(super) fn barren<const WIDTH: usize>(
+        self,
+        key: &AesKey,
+        filter: &Filter,
+        stride: usize,
+        text: &[u8],
+    ) -> usize {
+        // SAFETY: a value of this type is made only where the processor has the features.
+        unsafe { barren::<WIDTH>(key, filter, stride, text) }
+    }
+}
+
+/// The keys of two rounds of AES.
+pub(super) struct AesKey(pub(super) [[u8; 16]; 2]);
+
+#[target_feature(enable = "avx2")]
+fn marks_and_ends(bytes: &[u8; 64]) -> (u64, u64) {
+    let [low, high] = halves(bytes);
+    (bits([marks_in(low), marks_in(high)]), !bits([held_in(low), held_in(high)]))
+}
+
+#[target_feature(enable = "avx2")]
+fn without_marks(blocks: &[[u8; 64]]) -> usize {
+    for (number, bytes) in blocks.iter().enumerate() {
+        let [low, high] = halves(bytes);
+        let any = _mm256_or_si256(marks_in(low), marks_in(high));
+        if _mm256_testz_si256(any, any) == 0 {
+            return number;
+        }
+    }
+    blocks.len()
+}
+
+/// Where the bytes are that an escape may begin with.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn marks_in(bytes: __m256i) -> __m256i {
+    // Each of them in the place of its lower four bits, which all differ; elsewhere one that has
+    // others.
+    let (percent, and, backslash, equals) = (0x25, 0x26, 0x5c, 0x3d);
+    let marks = _mm_setr_epi8(0, 0, 0, 0, 0, percent, and, 0, 0, 0, 0, 0, backslash, equals, 0, 0);
+    is_one_of(bytes, marks)
+}
+
+/// Where the bytes are that end no run.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn held_in(bytes: __m256i) -> __m256i {
+    let (line_feed, carriage_return) = (0x0a, 0x0d);
+    let lines = _mm_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, line_feed, 0, 0, carriage_return, 0, 0);
+    let above = _mm256_cmpgt_epi8(bytes, _mm256_set1_epi8(0x20));
+    let below = _mm256_cmpgt_epi8(_mm256_set1_epi8(0x7f), bytes);
+    _mm256_or_si256(is_one_of(bytes, lines), _mm256_and_si256(above, below))
+}
+
+/// Where the bytes are that stand in the table in the place of their lower four bits. NUL always
+/// is.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn is_one_of(bytes: __m256i, table: __m128i) -> __m256i {
+    let found = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), bytes);
+    _mm256_cmpeq_epi8(found, bytes)
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn bits([low, high]: [__m256i; 2]) -> u64 {
+    let (low, high) = (_mm256_movemask_epi8(low) as u32, _mm256_movemask_epi8(high) as u32);
+    u64::from(high) << 32 | u64::from(low)
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+#[allow(unsafe_code)]
+fn halves(bytes: &[u8; 64]) -> [__m256i; 2] {
+    let bytes: *const __m256i = bytes.as_ptr().cast();
+    // SAFETY: a block has 64 bytes, which two such loads of 32 take, and they need no alignment.
+    unsafe { [_mm256_loadu_si256(bytes), _mm256_loadu_si256(bytes.add(1))] }
+}
+
+#[inline(never)]
+#[target_feature(enable = "avx2,aes,bmi1,bmi2")]
+#[allow(unsafe_code)]
+fn barren<const WIDTH: usize>(key: &AesKey, filter: &Filter, stride: usize, text: &[u8]) -> usize {
+    let keys = [load(&key.0[0]), load(&key.0[1])];
+    let mut number = barren_groups::<WIDTH>(keys, filter, stride, text);
+    while let Some(rest) = text.get(number * stride..).filter(|it| it.len() >= read_bytes(WIDTH)) {
+        // SAFETY: so many bytes are there.
+        let hash = unsafe { hash::<WIDTH>(keys, rest.as_ptr()) };
+        if filter.may_hold(hash) {
+            break;
+        }
+        number += 1;
+    }
+    number
+}
+
+/// Looks at four windows at a time, so that they are on the way at once and share a jump. Most of
+/// what masking costs is in here. Says how many stand before a group of which one may be held.
+#[inline]
+#[target_feature(enable = "avx2,aes,bmi1,bmi2")]
+#[allow(unsafe_code)]
+fn barren_groups<const WIDTH: usize>(
+    keys: [__m128i; 2],
+    filter: &Filter,
+    stride: usize,
+    text: &[u8],
+) -> usize {
+    let (words, shift) = filter.parts();
+    let (two, three, group) = (2 * stride, 3 * stride, GROUP * stride);
+    let room = text.len().checked_sub(three + read_bytes(WIDTH));
+    let groups = room.map_or(0, |room| room / group + 1);
+    let mut begin = text.as_ptr();
+    for number in 0..groups {
+        let places =
+            [begin, begin.wrapping_add(stride), begin.wrapping_add(two), begin.wrapping_add(three)];
+        let mut hits = 0;
+        for place in places {
+            // SAFETY: of each of so many groups the last window can be read.
+            let hash = unsafe { hash::<WIDTH>(keys, place) };
+            let word = words.get(hash.wrapping_shr(shift) as usize);
+            let Some(word) = word else { return number.wrapping_mul(GROUP) };
+            hits |= word.wrapping_shr(hash as u32);
+        }
+        if hits & 1 != 0 {
+            return number.wrapping_mul(GROUP);
+        }
+        begin = begin.wrapping_add(group);
+    }
+    groups * GROUP
+}
+
+/// The hash of the window of which some bytes are the beginning.
+///
+/// # Safety
+///
+/// [`read_bytes`] can be read from there.
+#[inline]
+#[target_feature(enable = "avx2,aes")]
+#[allow(unsafe_code)]
+unsafe fn hash<const WIDTH: usize>([one, two]: [__m128i; 2], bytes: *const u8) -> u64 {
+    // Without the bit in which the cases of a letter differ.
+    let fold = i64::from_le_bytes([!0x20; 8]);
+    let window = match WIDTH {
+        8 => _mm_set_epi64x(0, fold),
+        12 => _mm_set_epi64x(fold & 0xffff_ffff, fold),
+        _ => _mm_set_epi64x(fold, fold),
+    };
+    // SAFETY: sixteen bytes can be read.
+    let first = unsafe { _mm_loadu_si128(bytes.cast()) };
+    let mut state = _mm_xor_si128(_mm_and_si128(first, window), one);
+    if read_bytes(WIDTH) > 16 {
+        // SAFETY: twenty-four bytes can be read.
+        let last = unsafe { _mm_loadu_si128(bytes.add(8).cast()) };
+        state = _mm_aesenc_si128(state, _mm_and_si128(last, window));
+    }
+    // After two rounds each bit depends on each byte.
+    let state = _mm_aesenc_si128(_mm_aesenc_si128(state, two), two);
+    _mm_cvtsi128_si64(state) as u64
+}
+
+#[target_feature(enable = "avx2,aes")]
+#[allow(unsafe_code)]
+fn hash_one<const WIDTH: usize>(key: &AesKey, window: &[u8; WIDTH]) -> u64 {
+    let mut bytes = [0; read_bytes(usize::MAX)];
+    for (to, from) in bytes.iter_mut().zip(window) {
+        *to = *from;
+    }
+    // SAFETY: as many bytes as for any width are there.
+    unsafe { hash::<WIDTH>([load(&key.0[0]), load(&key.0[1])], bytes.as_ptr()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+#[allow(unsafe_code)]
+fn load(bytes: &[u8; 16]) -> __m128i {
+    // SAFETY: sixteen bytes are there, and such a load needs no alignment.
+    unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
+}
+
+/// Bytes that are read to hash a window, in one load or two.
+const fn read_bytes(width: usize) -> usize {
+    if width > 16 { 24 } else { 16 }
+}
+
+/// Windows that are looked at together.
+const GROUP: usize = 4;
