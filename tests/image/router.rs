@@ -7,6 +7,7 @@ use std::{
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::LazyLock,
     thread,
     time::Duration,
 };
@@ -71,6 +72,19 @@ pub fn files(lab: &Lab, config: &str) -> Vec<(String, String)> {
     files
 }
 
+/// KVM where it runs a machine, and emulation otherwise or where `CLOAKROOM_EMULATED` is set; and the
+/// processor that goes with it.
+fn accelerator() -> (&'static str, &'static str) {
+    static CHOSEN: LazyLock<(&str, &str)> = LazyLock::new(|| {
+        let probe = || Command::new(tools::repository().join("tests/kvm")).status();
+        let runs = std::env::var_os("CLOAKROOM_EMULATED").is_none()
+            && probe().expect("the probe starts").success();
+        println!("booted {}", if runs { "with KVM" } else { "under emulation" });
+        if runs { ("kvm", "host,-arch-capabilities") } else { ("tcg,thread=multi", "max") }
+    });
+    *CHOSEN
+}
+
 /// The folder of the image.
 pub fn image() -> PathBuf {
     let folder = tools::repository().join("target/image");
@@ -130,8 +144,9 @@ impl Disk {
             let _ = fs::remove_file(self.path(name));
         }
         let mut qemu = Command::new("qemu-system-x86_64");
-        qemu.args(["-machine", "q35", "-cpu", "max", "-smp", "2", "-m", "1024", "-nodefaults"]);
-        qemu.args(["-accel", "tcg,thread=multi", "-display", "none", "-no-user-config"]);
+        let (accelerator, processor) = accelerator();
+        qemu.args(["-machine", "q35", "-accel", accelerator, "-cpu", processor, "-smp", "2"]);
+        qemu.args(["-m", "1024", "-nodefaults", "-display", "none", "-no-user-config"]);
         let code = "if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd";
         let vars = format!("if=pflash,format=raw,file={}", self.path("firmware.fd").display());
         let disk = format!(
