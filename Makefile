@@ -134,6 +134,7 @@ test-vagrant: build vault
 	@echo "== The Vagrantfile, and its story without machines"
 	@tests/prerequisites vagrant vagrant-libvirt dosfstools mtools
 	CLOAKROOM=$(CURDIR)/target/debug/cloakroom CLOAKROOM_VAULT="$$($(VAULT_PATH) | tail -n 1)" tests/vagrant/rehearse
+	python3 -c 'import sys, xml.etree.ElementTree as xml; xml.parse(sys.argv[1])' tests/vagrant/box.ovf
 	@# It wants the files there that the rehearsal has made.
 	VAGRANT_DEFAULT_PROVIDER=libvirt vagrant validate
 

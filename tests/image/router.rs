@@ -7,8 +7,11 @@ use std::{
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::LazyLock,
-    thread,
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
@@ -19,9 +22,11 @@ pub struct Disk {
     lab: PathBuf,
 }
 
-/// A router that runs.
+/// A router that runs, in one QEMU after another: a machine that starts anew gets a fresh one. What QEMU has
+/// translated of the boot before makes the next one in it minutes slower.
 pub struct Router {
-    qemu: Child,
+    on: Arc<AtomicBool>,
+    runs: Option<JoinHandle<()>>,
     folder: PathBuf,
 }
 
@@ -140,10 +145,9 @@ impl Disk {
 
     /// Switches the machine on.
     pub fn boot(&self) -> Router {
-        for name in ["console.log", "trunk.router", "wan.router", "shell"] {
-            let _ = fs::remove_file(self.path(name));
-        }
+        let _ = fs::remove_file(self.path("console.log"));
         let mut qemu = Command::new("qemu-system-x86_64");
+        qemu.args(["-action", "reboot=shutdown"]);
         let (accelerator, processor) = accelerator();
         qemu.args(["-machine", "q35", "-accel", accelerator, "-cpu", processor, "-smp", "2"]);
         qemu.args(["-m", "1024", "-nodefaults", "-display", "none", "-no-user-config"]);
@@ -171,14 +175,23 @@ impl Disk {
         }
         // The machine's id is the firmware's, and the journal is kept by it.
         qemu.args(["-uuid", "3d0b0c3e-7a54-4d3a-9f52-6d1f6d2b8f11", "-device", "virtio-rng-pci"]);
-        let log = format!("file:{}", self.path("console.log").display());
+        let log = format!("file,id=log,append=on,path={}", self.path("console.log").display());
         let shell = format!("unix:{},server=on,wait=off", self.path("shell").display());
-        qemu.args(["-serial", &log, "-serial", &shell]);
+        qemu.args(["-chardev", &log, "-serial", "chardev:log", "-serial", &shell]);
         // A way in for the test: whoever owns the firmware's strings owns the machine.
         let way_in = "type=11,value=io.systemd.stub.kernel-cmdline-extra=systemd.debug_shell=ttyS1 systemd.default_device_timeout_sec=200";
         qemu.args(["-smbios", way_in]);
-        let qemu = qemu.stdin(Stdio::null()).spawn().expect("qemu starts");
-        Router { qemu, folder: self.lab.clone() }
+        qemu.stdin(Stdio::null());
+        let on = Arc::new(AtomicBool::new(true));
+        let runs = thread::spawn({
+            let (on, folder) = (on.clone(), self.lab.clone());
+            move || {
+                while on.load(Ordering::Relaxed) {
+                    run(&mut qemu, &folder, &on);
+                }
+            }
+        });
+        Router { on, runs: Some(runs), folder: self.lab.clone() }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -267,17 +280,32 @@ impl Router {
     }
 
     /// Pulls the plug.
-    pub fn cut(mut self) {
-        let _ = self.qemu.kill();
-        let _ = self.qemu.wait();
-    }
+    pub fn cut(self) {}
 }
 
 impl Drop for Router {
     fn drop(&mut self) {
-        let _ = self.qemu.kill();
-        let _ = self.qemu.wait();
+        self.on.store(false, Ordering::Relaxed);
+        let _ = self.runs.take().map(JoinHandle::join);
     }
+}
+
+/// One QEMU, until the machine starts anew or is cut.
+fn run(qemu: &mut Command, folder: &Path, on: &AtomicBool) {
+    // What the one before listened at.
+    for name in ["trunk.router", "wan.router", "shell"] {
+        let _ = fs::remove_file(folder.join(name));
+    }
+    let mut qemu = qemu.spawn().expect("qemu starts");
+    while on.load(Ordering::Relaxed) {
+        if let Some(status) = qemu.try_wait().expect("it was started") {
+            assert!(status.success(), "QEMU ended with {status}");
+            return;
+        }
+        thread::sleep(wait::QUIET);
+    }
+    let _ = qemu.kill();
+    let _ = qemu.wait();
 }
 
 /// The switch that the router's cards are plugged into. It ends with the sandbox.
