@@ -77,15 +77,18 @@ pub fn files(lab: &Lab, config: &str) -> Vec<(String, String)> {
     files
 }
 
-/// KVM where it runs a machine, and emulation otherwise or where `CLOAKROOM_EMULATED` is set; and the
-/// processor that goes with it.
-fn accelerator() -> (&'static str, &'static str) {
-    static CHOSEN: LazyLock<(&str, &str)> = LazyLock::new(|| {
+/// How a machine runs: the accelerator, the processor, and how many of it.
+type Machine = (&'static str, &'static str, &'static str);
+
+/// KVM where it runs a machine, and emulation otherwise or where `CLOAKROOM_EMULATED` is set: then with
+/// one processor, because now and then a kernel that patches itself breaks on QEMU's second one.
+fn accelerator() -> Machine {
+    static CHOSEN: LazyLock<Machine> = LazyLock::new(|| {
         let probe = || Command::new(tools::repository().join("tests/kvm")).status();
         let runs = std::env::var_os("CLOAKROOM_EMULATED").is_none()
             && probe().expect("the probe starts").success();
         println!("booted {}", if runs { "with KVM" } else { "under emulation" });
-        if runs { ("kvm", "host,-arch-capabilities") } else { ("tcg,thread=multi", "max") }
+        if runs { ("kvm", "host,-arch-capabilities", "2") } else { ("tcg", "max", "1") }
     });
     *CHOSEN
 }
@@ -148,8 +151,8 @@ impl Disk {
         let _ = fs::remove_file(self.path("console.log"));
         let mut qemu = Command::new("qemu-system-x86_64");
         qemu.args(["-action", "reboot=shutdown"]);
-        let (accelerator, processor) = accelerator();
-        qemu.args(["-machine", "q35", "-accel", accelerator, "-cpu", processor, "-smp", "2"]);
+        let (accelerator, processor, count) = accelerator();
+        qemu.args(["-machine", "q35", "-accel", accelerator, "-cpu", processor, "-smp", count]);
         qemu.args(["-m", "1024", "-nodefaults", "-display", "none", "-no-user-config"]);
         let code = "if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd";
         let vars = format!("if=pflash,format=raw,file={}", self.path("firmware.fd").display());
