@@ -5,6 +5,7 @@
 # make lab    the properties alone; ONLY=FILE:: runs those of one file
 # make deb    the Debian package, in target/debian
 # make image  the router image, in target/image; as root
+# make test-reproducible  package and image twice from clean clones: the same bytes; as root
 # make box    the boxes of the Vagrantfile, from the image; then `vagrant up` (docs/vagrant.md); as root
 # make test-vagrant  the Vagrantfile is valid; its story and docs/vagrant.md, in namespaces; as root
 # make test-image  the image, booted under emulation, with agents and an API around it; as root
@@ -31,7 +32,7 @@ NEXT = $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml | head -n 1).2
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .PHONY: help demo test bench fuzz prerequisites vault clients format lint dependencies unit lab build \
-	test-conformance test-systemd test-vagrant deb image box test-image
+	test-conformance test-systemd test-vagrant deb image box test-image test-reproducible
 # Each step is parallel in itself, and their output is read in this order.
 .NOTPARALLEL:
 
@@ -108,6 +109,14 @@ test-systemd: build vault
 		CLOAKROOM_BOOKWORM="$$(tests/systemd/root bookworm | tail -n 1)" \
 		$(CARGO) test $(TESTED) --test systemd -- --test-threads=1 $(ONLY)
 
+# The same bytes from any folder, by whoever builds: no path of the machine is in them, nor a build ID, which
+# such paths go into. The benches measure what is packaged.
+CARGO_HOME ?= $(HOME)/.cargo
+deb bench: export RUSTFLAGS += --remap-path-prefix=$(CURDIR)=/usr/src/cloakroom \
+	--remap-path-prefix=$(CARGO_HOME)=/usr/src/cargo -C link-arg=-Wl,--build-id=none
+deb bench: export CFLAGS += -ffile-prefix-map=$(CURDIR)=/usr/src/cloakroom \
+	-ffile-prefix-map=$(CARGO_HOME)=/usr/src/cargo
+
 deb: prerequisites
 	@echo "== The package"
 	$(CARGO) build --locked --release --package cloakroom
@@ -118,6 +127,11 @@ image: deb
 	@echo "== The image"
 	image/build
 
+# DEBIAN=trixie: in a Debian of that release, made for it.
+test-reproducible: prerequisites
+	@echo "== The package and the image, twice"
+	image/reproducible $(DEBIAN)
+
 box: vault
 	@echo "== The boxes"
 	@tests/prerequisites qemu-utils dosfstools mtools
@@ -127,6 +141,7 @@ test-vagrant: build vault
 	@echo "== The Vagrantfile, and its story without machines"
 	@tests/prerequisites vagrant vagrant-libvirt dosfstools mtools
 	CLOAKROOM=$(CURDIR)/target/debug/cloakroom CLOAKROOM_VAULT="$$($(VAULT_PATH) | tail -n 1)" tests/vagrant/rehearse
+	python3 -c 'import sys, xml.etree.ElementTree as xml; xml.parse(sys.argv[1])' tests/vagrant/box.ovf
 	@# It wants the files there that the rehearsal has made.
 	VAGRANT_DEFAULT_PROVIDER=libvirt vagrant validate
 

@@ -7,7 +7,11 @@ use std::{
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    thread,
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
@@ -18,9 +22,11 @@ pub struct Disk {
     lab: PathBuf,
 }
 
-/// A router that runs.
+/// A router that runs, in one QEMU after another: a machine that starts anew gets a fresh one. What QEMU has
+/// translated of the boot before makes the next one in it minutes slower.
 pub struct Router {
-    qemu: Child,
+    on: Arc<AtomicBool>,
+    runs: Option<JoinHandle<()>>,
     folder: PathBuf,
 }
 
@@ -69,6 +75,22 @@ pub fn files(lab: &Lab, config: &str) -> Vec<(String, String)> {
     files.push(("secrets.toml".into(), secrets));
     files.push(("public-ca.pem".into(), lab.public.pem().into()));
     files
+}
+
+/// How a machine runs: the accelerator, the processor, and how many of it.
+type Machine = (&'static str, &'static str, &'static str);
+
+/// KVM where it runs a machine, and emulation otherwise or where `CLOAKROOM_EMULATED` is set: then with
+/// one processor, because now and then a kernel that patches itself breaks on QEMU's second one.
+fn accelerator() -> Machine {
+    static CHOSEN: LazyLock<Machine> = LazyLock::new(|| {
+        let probe = || Command::new(tools::repository().join("tests/kvm")).status();
+        let runs = std::env::var_os("CLOAKROOM_EMULATED").is_none()
+            && probe().expect("the probe starts").success();
+        println!("booted {}", if runs { "with KVM" } else { "under emulation" });
+        if runs { ("kvm", "host,-arch-capabilities", "2") } else { ("tcg", "max", "1") }
+    });
+    *CHOSEN
 }
 
 /// The folder of the image.
@@ -126,12 +148,12 @@ impl Disk {
 
     /// Switches the machine on.
     pub fn boot(&self) -> Router {
-        for name in ["console.log", "trunk.router", "wan.router", "shell"] {
-            let _ = fs::remove_file(self.path(name));
-        }
+        let _ = fs::remove_file(self.path("console.log"));
         let mut qemu = Command::new("qemu-system-x86_64");
-        qemu.args(["-machine", "q35", "-cpu", "max", "-smp", "2", "-m", "1024", "-nodefaults"]);
-        qemu.args(["-accel", "tcg,thread=multi", "-display", "none", "-no-user-config"]);
+        qemu.args(["-action", "reboot=shutdown"]);
+        let (accelerator, processor, count) = accelerator();
+        qemu.args(["-machine", "q35", "-accel", accelerator, "-cpu", processor, "-smp", count]);
+        qemu.args(["-m", "1024", "-nodefaults", "-display", "none", "-no-user-config"]);
         let code = "if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd";
         let vars = format!("if=pflash,format=raw,file={}", self.path("firmware.fd").display());
         let disk = format!(
@@ -156,14 +178,23 @@ impl Disk {
         }
         // The machine's id is the firmware's, and the journal is kept by it.
         qemu.args(["-uuid", "3d0b0c3e-7a54-4d3a-9f52-6d1f6d2b8f11", "-device", "virtio-rng-pci"]);
-        let log = format!("file:{}", self.path("console.log").display());
+        let log = format!("file,id=log,append=on,path={}", self.path("console.log").display());
         let shell = format!("unix:{},server=on,wait=off", self.path("shell").display());
-        qemu.args(["-serial", &log, "-serial", &shell]);
+        qemu.args(["-chardev", &log, "-serial", "chardev:log", "-serial", &shell]);
         // A way in for the test: whoever owns the firmware's strings owns the machine.
         let way_in = "type=11,value=io.systemd.stub.kernel-cmdline-extra=systemd.debug_shell=ttyS1 systemd.default_device_timeout_sec=200";
         qemu.args(["-smbios", way_in]);
-        let qemu = qemu.stdin(Stdio::null()).spawn().expect("qemu starts");
-        Router { qemu, folder: self.lab.clone() }
+        qemu.stdin(Stdio::null());
+        let on = Arc::new(AtomicBool::new(true));
+        let runs = thread::spawn({
+            let (on, folder) = (on.clone(), self.lab.clone());
+            move || {
+                while on.load(Ordering::Relaxed) {
+                    run(&mut qemu, &folder, &on);
+                }
+            }
+        });
+        Router { on, runs: Some(runs), folder: self.lab.clone() }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -252,17 +283,32 @@ impl Router {
     }
 
     /// Pulls the plug.
-    pub fn cut(mut self) {
-        let _ = self.qemu.kill();
-        let _ = self.qemu.wait();
-    }
+    pub fn cut(self) {}
 }
 
 impl Drop for Router {
     fn drop(&mut self) {
-        let _ = self.qemu.kill();
-        let _ = self.qemu.wait();
+        self.on.store(false, Ordering::Relaxed);
+        let _ = self.runs.take().map(JoinHandle::join);
     }
+}
+
+/// One QEMU, until the machine starts anew or is cut.
+fn run(qemu: &mut Command, folder: &Path, on: &AtomicBool) {
+    // What the one before listened at.
+    for name in ["trunk.router", "wan.router", "shell"] {
+        let _ = fs::remove_file(folder.join(name));
+    }
+    let mut qemu = qemu.spawn().expect("qemu starts");
+    while on.load(Ordering::Relaxed) {
+        if let Some(status) = qemu.try_wait().expect("it was started") {
+            assert!(status.success(), "QEMU ended with {status}");
+            return;
+        }
+        thread::sleep(wait::QUIET);
+    }
+    let _ = qemu.kill();
+    let _ = qemu.wait();
 }
 
 /// The switch that the router's cards are plugged into. It ends with the sandbox.

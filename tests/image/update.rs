@@ -64,8 +64,9 @@ fn an_update_is_kept_where_it_is_well_and_fallen_back_from_where_it_is_not() {
         let bad = newest(&first);
         shop.offer(&image(), &bad, without_daemon);
         shop.sign();
+        let before = router.boots();
         start_update(&router);
-        router.wait_boots(2 + 3 + 1);
+        router.wait_boots(before + 3 + 1);
         router.wait_ready();
         assert_eq!(running(&router), next);
         let failed = format!("cloakroom_{bad}+0-3.efi");
@@ -78,6 +79,7 @@ fn an_update_is_kept_where_it_is_well_and_fallen_back_from_where_it_is_not() {
         assert!(said.contains("nothing at"), "{said}");
 
         // Tried again with a flipped byte in its slot; and a kernel whose root is nowhere.
+        let before = router.boots();
         router.run(&format!(
             "printf x | dd of=/dev/disk/by-partlabel/cloakroom_{bad} bs=1 seek=1024 conv=notrunc; \
              cd /boot/EFI/Linux; mv {failed} cloakroom_{bad}+1-2.efi; export LC_ALL=C; \
@@ -85,10 +87,10 @@ fn an_update_is_kept_where_it_is_well_and_fallen_back_from_where_it_is_not() {
              {kept} >lost; mv lost cloakroom_8{rest}+1.efi; sync; systemctl --no-block reboot",
             rest = &next[1..]
         ));
-        router.wait_boots(6 + 2 + 1);
+        router.wait_boots(before + 2 + 1);
         router.wait_ready();
         assert_eq!(running(&router), next);
-        assert_eq!(router.boots(), 9);
+        assert_eq!(router.boots(), before + 2 + 1);
         assert!(router.console().contains("this slot cannot be started"), "{}", router.console());
         let journal = router.run("cat /var/log/initrd-that-failed.log");
         assert!(journal.contains("roothash=00000000"), "{journal}");
