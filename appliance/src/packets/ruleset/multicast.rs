@@ -36,7 +36,8 @@ pub(crate) fn from_link(family: Family, of_family: &Statement) -> Vec<NftRule> {
     let from = In(MatchKey::Source(family), link.into());
     let to = In(MatchKey::Destination(family), many.into());
     let denied = |said: Vec<Statement>| {
-        let whole = [&[of_family.clone()], &said[..], &[from.clone(), to.clone(), Count, Drop]];
+        let end = [from.clone(), to.clone(), Count, Drop];
+        let whole = [std::slice::from_ref(of_family), &said[..], &end];
         because(Reason::MulticastDenied, &whole.concat())
     };
     said(family).map(denied).into()
