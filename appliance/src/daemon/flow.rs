@@ -66,10 +66,12 @@ pub(super) async fn serve(
     let Ok(dialled) = stream.local_addr().map(|address| Dialled(net::canonical(address))) else {
         return reset(stream);
     };
+    // Record: its slot comes before anything is done.
     let Ok(slot) = gateway.services.audit.reserve() else { return reset(stream) };
     let id = gateway.flow_ids.next();
     let mut record = Record::open(slot, id, &interface, from, dialled);
     let policy_snapshot = Arc::clone(&gateway.policy_snapshot.borrow());
+    // Identify and admit: a group, and a share of what it may have.
     let admitted = identify(&policy_snapshot, (&interface, from), &mut record).and_then(|group| {
         let pages = onboarding_pages(&gateway, &policy_snapshot, &group, dialled)?;
         let share = admit(&gateway, &policy_snapshot, &group, from)?;
@@ -87,12 +89,14 @@ pub(super) async fn serve(
         // The kernel refuses these options only for a connection that is already gone.
         return record.nothing_said();
     }
+    // Onboarding ends here: such a connection leads nowhere else.
     if let Some(pages) = pages {
         let agent = OnboardingAgent { stream, flow: &flow, share: &share };
         let ends = (gateway.phases.clone(), gateway.quarantined.clone());
         return onboard::serve(ends, &policy_snapshot.policy.limits, pages, agent, &mut record)
             .await;
     }
+    // Peek: the first bytes, unless a quarantine or the cut comes first.
     let (mut phases, mut quarantined) = (gateway.phases.clone(), gateway.quarantined.clone());
     let read = tokio::select! {
         biased;
@@ -113,6 +117,7 @@ pub(super) async fn serve(
         }
     };
     record.peeked(&peeked);
+    // Decide: a permit, by which the connection is carried, or a reason that the agent is told.
     match decide(&policy_snapshot.policy, &flow, &peeked) {
         Ok(permit) => {
             tracing::debug!(flow = %id, route = permit.route().as_str(), host = %permit.host(), "permitted");
