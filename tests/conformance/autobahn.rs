@@ -32,18 +32,18 @@ places = ["header authorization bearer"]
 secret = "file:openai"
 "#;
 
-/// Cases of a minute; the rest is of `make test-conformance`. Those of 12 and 13 are about
-/// compression.
-const PART: &str = "1.*,2.*,3.*,4.1.*,4.2.*,5.*,6.2.*,6.4.*,7.1.*,7.3.*,9.1.1,12.1.1,13.1.1";
+/// Cases of a minute; the rest is of `make test-conformance`.
+const PART: &str = "1.*,2.*,3.*,4.1.*,4.2.*,5.*,6.2.*,6.4.*,7.1.*,7.3.*,9.1.1";
+const WHOLE: &str = "1.*,2.*,3.*,4.*,5.*,6.*,7.*,9.*,10.*";
 
-/// All but of compression, where the gateway declines before a size is of any matter: of each way
+/// Those about compression, which the gateway declines before a size is of any matter: of each way
 /// the smallest.
-const WHOLE: &str = "1.*,2.*,3.*,4.*,5.*,6.*,7.*,9.*,10.*,12.*.1,13.*.1";
+const COMPRESSED: &str = ",12.*.1,13.*.1";
 
 /// How many cases run at once, and how often those are run again, one by one, that did not come
 /// off: an answer has a second to come, which a busy machine may miss.
 const MANY: &str = "10";
-const AGAIN: usize = 3;
+const AGAIN: usize = 2;
 
 /// Outcomes from the best: of messages, and of the end.
 const BEST: [&str; 8] = [
@@ -57,8 +57,22 @@ const BEST: [&str; 8] = [
     "OK / FAILED",
 ];
 
-const CLIENT_MEANT: [Meant; 0] = [];
-const SERVER_MEANT: [Meant; 0] = [];
+/// What the gateway declines: a compressed frame would have to be decoded to be masked.
+const SERVER_MEANT: [Meant; 2] = [declined("12.*"), declined("13.*")];
+
+const fn declined(case: &'static str) -> Meant {
+    let why = "permessage-deflate is offered to neither side";
+    Meant { case, without: "OK / OK", through: "UNIMPLEMENTED / OK", why }
+}
+
+/// What a client behind the gateway has otherwise. Python's `websockets` takes a close frame within
+/// a message for an error of the server's, which the suite does not.
+const CLIENT_MEANT: [Meant; 1] = [Meant {
+    case: "7.1.5",
+    without: "FAILED / WRONG CODE",
+    through: "OK / OK",
+    why: "a fragment that waits to be masked is not sent ahead of the close frame behind it",
+}];
 
 /// The port at the API's address that is not one of the lab's own servers.
 const PORT: u16 = 9443;
@@ -96,9 +110,10 @@ fn scene() -> Scene {
 
 /// The best outcome of each case in a few tries.
 #[track_caller]
-fn outcomes(mut run: impl FnMut(&str, &str) -> String) -> Outcomes {
-    let mut all = read(&run(MANY, if whole() { WHOLE } else { PART }));
-    assert!(all.len() >= if whole() { 300 } else { 80 }, "{} cases", all.len());
+fn outcomes(more: &str, mut run: impl FnMut(&str, &str) -> String) -> Outcomes {
+    let cases = if whole() { WHOLE } else { PART };
+    let mut all = read(&run(MANY, &format!("{cases}{more}")));
+    assert!(all.len() >= if whole() { 290 } else { 80 }, "{} cases", all.len());
     for _ in 0..AGAIN {
         let unsettled = |outcome: &str| !BEST[..4].contains(&outcome);
         let again: Vec<_> =
@@ -140,7 +155,7 @@ fn a_server_behind_the_gateway_is_what_it_is_without_it() {
         let at = format!("{}:{PORT}", OTHER.v4());
         let _server = start(script(INTERNET, &python(), &["echo", &at, &dir]), &scene, "echo");
         let run = |from: Ns, key: &str| {
-            outcomes(|many, cases| {
+            outcomes(COMPRESSED, |many, cases| {
                 let to = format!("{}:{PORT}", OTHER.name);
                 let arguments = ["fuzz-server", &to, &dir, key, many, cases];
                 super::output(&mut script(from, &suite("python/bin/python"), &arguments))
@@ -152,7 +167,7 @@ fn a_server_behind_the_gateway_is_what_it_is_without_it() {
         let requests = scene.gateway.audit.records();
         let requests = requests.iter().filter(|it| it["record"] == "request").count();
         assert!(requests >= through.len(), "it went somewhere else");
-        compare(&without, &through, &CLIENT_MEANT);
+        compare(&without, &through, &SERVER_MEANT);
         scene.ends_well();
     });
 }
@@ -164,7 +179,7 @@ fn a_client_behind_the_gateway_is_what_it_is_without_it() {
         let dir = scene.lab.dir.display().to_string();
         let at = format!("{}:{PORT}", OTHER.v4());
         let run = |from: Ns, key: &str| {
-            outcomes(|many, cases| {
+            outcomes("", |many, cases| {
                 let arguments = ["fuzz-client", &at, &dir, cases];
                 let fuzzer = script(INTERNET, &suite("python/bin/python"), &arguments);
                 let mut fuzzer = start(fuzzer, &scene, "fuzzer");
@@ -177,7 +192,7 @@ fn a_client_behind_the_gateway_is_what_it_is_without_it() {
         let without = run(INTERNET, OPENAI_SECRET);
         let through = run(AGENT, "MEASURED_API_KEY");
         assert_good(&without);
-        compare(&without, &through, &SERVER_MEANT);
+        compare(&without, &through, &CLIENT_MEANT);
         scene.ends_well();
     });
 }
