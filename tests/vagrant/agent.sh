@@ -28,7 +28,8 @@ delete table inet vagrant
 table inet vagrant {
     chain output {
         type filter hook output priority 0
-        oifname "eth0" tcp sport 22 ct state established accept
+        # Not by the state of the connection: that of the login that runs this began unseen.
+        oifname "eth0" tcp sport 22 tcp flags & (syn | ack) != syn accept
         oifname "eth0" udp sport 68 udp dport 67 accept
         oifname "eth0" drop
     }
