@@ -202,8 +202,9 @@ impl MintPath {
     fn fits(&self, segments: &[&str], same: impl Fn(&str, &str) -> bool) -> bool {
         let (own, others) = (self.segments.len(), segments.len());
         let long_enough = if self.below { others > own } else { others == own };
-        let fits = |(own, other): (&Box<str>, &&str)| **own == *ANY || same(own, other);
-        long_enough && self.segments.iter().zip(segments).all(fits)
+        let fits = |(own, other): (&str, &str)| own == ANY || same(own, other);
+        let own = self.segments.iter().map(|own| &**own);
+        long_enough && own.zip(segments.iter().copied()).all(fits)
     }
 }
 
