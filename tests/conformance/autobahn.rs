@@ -153,6 +153,8 @@ fn a_server_behind_the_gateway_is_what_it_is_without_it() {
         let scene = scene();
         let dir = scene.lab.dir.display().to_string();
         let at = format!("{}:{PORT}", OTHER.v4());
+        // It ends with the sandbox.
+        #[expect(clippy::zombie_processes, reason = "the sandbox ends, and with it all in there")]
         let _server = start(script(INTERNET, &python(), &["echo", &at, &dir]), &scene, "echo");
         let run = |from: Ns, key: &str| {
             outcomes(COMPRESSED, |many, cases| {

@@ -94,13 +94,13 @@ fn a_ca_that_the_system_trusts_since_is_trusted_from_a_reload_on() {
 
         // Once it is trusted no longer, whoever was verified by it is left.
         let mut open = world.h1(OPENAI).expect("intercepted");
-        assert_eq!(open.ask(&get(&[TICKET])).expect("an answer").status, 200);
+        assert_eq!(open.ask(get(&[TICKET])).expect("an answer").status, 200);
         std::fs::write(trusted, &before).expect("a file in memory");
         tell(&world, &["reload"], 0);
         wait::expect("it is cut", || {
             world.connections().iter().any(|it| it["reason"] == "policy_revoked")
         });
-        assert!(open.ask(&get(&[TICKET])).is_err());
+        assert!(open.ask(get(&[TICKET])).is_err());
         let answer = world.ask(&get(&[TICKET]));
         assert_eq!(answer.reason().as_deref(), Some("upstream_tls_invalid"), "{}", answer.text());
     });

@@ -21,7 +21,7 @@ use crate::{
     reason::{Reason, SecretCause},
     scrub::{self, Part},
     secrets::SecretSnapshot,
-    substitute::{self, Desk, Substitution, SubstitutionRules, TicketsAt},
+    substitute::{self, CredentialLookup, Substitution, SubstitutionRules, TicketsAt},
 };
 
 /// What a request that may be sent has become.
@@ -44,10 +44,10 @@ pub(super) fn prepare(
 ) -> Result<PreparedRequest, Reason> {
     match (&connection.rules, &connection.route) {
         (RequestRules::Substitute(rules), Route::Intercept(api)) => {
-            let desk = desk(connection, rules);
+            let lookup = lookup(connection, rules);
             let substitution = match whole {
-                Some(whole) => substitute::examine_whole(desk, head, &whole.bytes),
-                None => substitute::examine(desk, head),
+                Some(whole) => substitute::examine_whole(lookup, head, &whole.bytes),
+                None => substitute::examine(lookup, head),
             };
             let substitution = substitution.map_err(|denial| trace.denied(denial))?;
             trace.with(|record| record.placeholders(substitution.placeholders()));
@@ -95,9 +95,9 @@ pub(super) fn prepare(
 }
 
 /// What credentials are held against.
-fn desk<'a>(connection: &'a Connection, rules: &'a SubstitutionRules) -> Desk<'a> {
+fn lookup<'a>(connection: &'a Connection, rules: &'a SubstitutionRules) -> CredentialLookup<'a> {
     let (all, host) = (&*connection.tickets, &connection.pinned.host);
-    Desk::new(rules, TicketsAt { all, host, now: Instant::now() })
+    CredentialLookup::new(rules, TicketsAt { all, host, now: Instant::now() })
 }
 
 fn swap(

@@ -9,7 +9,7 @@ use super::{
     apply::{Half, Swap},
     claim::Claim,
     denial::{Denial, astray},
-    desk::Desk,
+    lookup::CredentialLookup,
 };
 use crate::{policy::Place, reason::Reason};
 
@@ -18,7 +18,7 @@ use crate::{policy::Place, reason::Reason};
 /// A half is good if it is a placeholder that its binding lists for that half. The other half
 /// must then be empty, be the text that the same place lists, or be good by another binding.
 /// One binding cannot fill both halves: that would be its value twice.
-pub(super) fn classify(desk: &Desk<'_>, encoded: &[u8]) -> Result<Swap, Denial> {
+pub(super) fn classify(lookup: &CredentialLookup<'_>, encoded: &[u8]) -> Result<Swap, Denial> {
     let decoded = Zeroizing::new(
         STANDARD.decode(encoded).map_err(|_| Denial::from(Reason::CredentialMalformed))?,
     );
@@ -28,8 +28,8 @@ pub(super) fn classify(desk: &Desk<'_>, encoded: &[u8]) -> Result<Swap, Denial> 
         .and_then(|(user, rest)| Some((user, rest.strip_prefix(b":")?)))
         .ok_or(Reason::CredentialMalformed)?;
 
-    let users = listed(desk, user, beside_user);
-    let passwords = listed(desk, password, beside_password);
+    let users = listed(lookup, user, beside_user);
+    let passwords = listed(lookup, password, beside_password);
     match (users.first(), passwords.first()) {
         (Some(_), Some(_)) => both(&users, &passwords),
         (Some(_), None) => beside(&users, password)
@@ -37,14 +37,14 @@ pub(super) fn classify(desk: &Desk<'_>, encoded: &[u8]) -> Result<Swap, Denial> 
                 user: Half::Secret(claim),
                 password: Half::Text(text),
             })
-            .ok_or_else(|| astray([desk.owner(password)].into_iter())),
+            .ok_or_else(|| astray([lookup.owner(password)].into_iter())),
         (None, Some(_)) => beside(&passwords, user)
             .map(|(claim, text)| Swap::Basic {
                 user: Half::Text(text),
                 password: Half::Secret(claim),
             })
-            .ok_or_else(|| astray([desk.owner(user)].into_iter())),
-        (None, None) => Err(astray([desk.owner(user), desk.owner(password)].into_iter())),
+            .ok_or_else(|| astray([lookup.owner(user)].into_iter())),
+        (None, None) => Err(astray([lookup.owner(user), lookup.owner(password)].into_iter())),
     }
 }
 
@@ -54,7 +54,7 @@ type ListedClaim = (Claim, Arc<str>);
 /// What `half` is good for there, each with the text that is listed for the other half, or that
 /// stood there when it was minted.
 fn listed(
-    desk: &Desk<'_>,
+    lookup: &CredentialLookup<'_>,
     half: &[u8],
     beside: fn(&Place) -> Option<&Arc<str>>,
 ) -> Vec<ListedClaim> {
@@ -63,7 +63,7 @@ fn listed(
         let texts: Vec<_> = texts.map(|text| claim.beside().unwrap_or(text).clone()).collect();
         texts.into_iter().map(move |text| (claim.clone(), text))
     };
-    desk.claims(half).flat_map(with_text).collect()
+    lookup.claims(half).flat_map(with_text).collect()
 }
 
 fn beside_user(place: &Place) -> Option<&Arc<str>> {

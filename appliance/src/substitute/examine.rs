@@ -20,8 +20,8 @@ use super::{
     claim::Claim,
     cookies,
     denial::{Denial, astray},
-    desk::Desk,
     locate,
+    lookup::CredentialLookup,
     rules::Scope,
     subprotocol,
 };
@@ -40,12 +40,15 @@ use crate::{
 /// `http_malformed` where Connection names a credential field, which would have a later hop
 /// strip it; then the words of substitution; then `connect_denied`, `method_denied`,
 /// `path_denied` and `path_ambiguous`. `internal_error` where a place is in the body.
-pub fn examine<'a>(desk: impl Into<Desk<'a>>, head: &Parts) -> Result<Substitution, Denial> {
-    let desk = desk.into();
-    if desk.reads_body(head) {
+pub fn examine<'a>(
+    lookup: impl Into<CredentialLookup<'a>>,
+    head: &Parts,
+) -> Result<Substitution, Denial> {
+    let lookup = lookup.into();
+    if lookup.reads_body(head) {
         return Err(Reason::InternalError.into());
     }
-    examine_both(&desk, head, None)
+    examine_both(&lookup, head, None)
 }
 
 /// The same of any request, with its whole body.
@@ -55,15 +58,15 @@ pub fn examine<'a>(desk: impl Into<Desk<'a>>, head: &Parts) -> Result<Substituti
 /// As [`examine`], and `credential_malformed` where what stands in the places of the body cannot be
 /// told.
 pub fn examine_whole<'a>(
-    desk: impl Into<Desk<'a>>,
+    lookup: impl Into<CredentialLookup<'a>>,
     head: &Parts,
     body: &Bytes,
 ) -> Result<Substitution, Denial> {
-    examine_both(&desk.into(), head, Some(body))
+    examine_both(&lookup.into(), head, Some(body))
 }
 
 fn examine_both(
-    rules: &Desk<'_>,
+    rules: &CredentialLookup<'_>,
     head: &Parts,
     body: Option<&Bytes>,
 ) -> Result<Substitution, Denial> {
@@ -89,7 +92,7 @@ fn examine_both(
     Ok(substitution)
 }
 
-fn check_connection(rules: &Desk<'_>, head: &Parts) -> Result<(), Denial> {
+fn check_connection(rules: &CredentialLookup<'_>, head: &Parts) -> Result<(), Denial> {
     let nominated = head
         .headers
         .get_all(CONNECTION)
@@ -132,7 +135,7 @@ impl Credential<'_> {
     }
 }
 
-fn credentials<'a>(rules: &'a Desk<'a>, head: &'a Parts) -> Vec<Credential<'a>> {
+fn credentials<'a>(rules: &'a CredentialLookup<'a>, head: &'a Parts) -> Vec<Credential<'a>> {
     let other = |name: &HeaderName| *name != PROXY_AUTHORIZATION && *name != COOKIE;
     let counts = |name: &HeaderName| rules.is_credential_field(name) && other(name);
     let headers = head.headers.iter().filter(|(name, _)| counts(name));
@@ -153,7 +156,10 @@ fn credentials<'a>(rules: &'a Desk<'a>, head: &'a Parts) -> Vec<Credential<'a>> 
 
 /// Where one cookie is a place, each is looked at by itself; where none is, they are one
 /// credential, or none.
-fn cookies<'a>(rules: &'a Desk<'a>, head: &'a Parts) -> Result<Vec<Credential<'a>>, Denial> {
+fn cookies<'a>(
+    rules: &'a CredentialLookup<'a>,
+    head: &'a Parts,
+) -> Result<Vec<Credential<'a>>, Denial> {
     if !rules.looks_into_cookies() {
         let all = head.headers.get(COOKIE).filter(|_| rules.is_credential_field(&COOKIE));
         return Ok(all.map(Credential::Cookies).into_iter().collect());
@@ -170,7 +176,7 @@ fn cookies<'a>(rules: &'a Desk<'a>, head: &'a Parts) -> Result<Vec<Credential<'a
 /// Beside others, every credential has to be a placeholder in its place, each in a field of its
 /// own: a server may read any of them, so a foreign key could ride beside a good placeholder.
 fn classify_all(
-    rules: &Desk<'_>,
+    rules: &CredentialLookup<'_>,
     head: &Parts,
     credentials: &[Credential<'_>],
 ) -> Result<Vec<Swap>, Denial> {
@@ -192,7 +198,11 @@ fn classify_all(
     }
 }
 
-fn classify(rules: &Desk<'_>, head: &Parts, credential: &Credential<'_>) -> Result<Swap, Denial> {
+fn classify(
+    rules: &CredentialLookup<'_>,
+    head: &Parts,
+    credential: &Credential<'_>,
+) -> Result<Swap, Denial> {
     let uri = &head.uri;
     match credential {
         Credential::Header(field, value) => classify_header(rules, field, value),
@@ -211,7 +221,7 @@ fn classify(rules: &Desk<'_>, head: &Parts, credential: &Credential<'_>) -> Resu
 }
 
 fn classify_header(
-    rules: &Desk<'_>,
+    rules: &CredentialLookup<'_>,
     field: &HeaderName,
     value: &HeaderValue,
 ) -> Result<Swap, Denial> {
@@ -251,18 +261,18 @@ fn after_space(text: &[u8]) -> Option<&[u8]> {
 
 /// The word for a credential that stands in no listed place: the whole value, or what follows
 /// its first space, decides whether it is one of this group's placeholders gone astray.
-fn deny_credential(rules: &Desk<'_>, text: &[u8]) -> Denial {
+fn deny_credential(rules: &CredentialLookup<'_>, text: &[u8]) -> Denial {
     let candidates = [Some(text), after_space(text)];
     astray(candidates.into_iter().flatten().map(|candidate| rules.owner(candidate)))
 }
 
-fn deny_offer(rules: &Desk<'_>, offers: &HeaderValue, at: &Range<usize>) -> Denial {
+fn deny_offer(rules: &CredentialLookup<'_>, offers: &HeaderValue, at: &Range<usize>) -> Denial {
     let offer = offers.as_bytes().get(at.clone()).unwrap_or_default();
     astray(subprotocol::candidates(rules, offer).map(|candidate| rules.owner(candidate)))
 }
 
 /// Where no cookie is a place. They stand in pairs with `;` between two (RFC 6265, section 4.2.1).
-fn deny_cookies(rules: &Desk<'_>, value: &HeaderValue) -> Denial {
+fn deny_cookies(rules: &CredentialLookup<'_>, value: &HeaderValue) -> Denial {
     let pairs = value.as_bytes().split(|&byte| byte == b';');
     astray(pairs.map(|pair| {
         let value = pair.iter().position(|&byte| byte == b'=').and_then(|at| pair.get(at + 1..));
@@ -271,7 +281,7 @@ fn deny_cookies(rules: &Desk<'_>, value: &HeaderValue) -> Denial {
 }
 
 fn check_request(
-    rules: &Desk<'_>,
+    rules: &CredentialLookup<'_>,
     substitution: &Substitution,
     head: &Parts,
 ) -> Result<(), Reason> {

@@ -16,10 +16,10 @@ mod body;
 mod claim;
 mod cookies;
 mod denial;
-mod desk;
 mod examine;
 mod json;
 mod locate;
+mod lookup;
 mod rules;
 mod splice;
 mod subprotocol;
@@ -28,8 +28,8 @@ mod target;
 pub use answer::{MintedAnswer, find_minted};
 pub use apply::Substitution;
 pub use denial::Denial;
-pub use desk::{Desk, TicketsAt};
 pub use examine::{examine, examine_whole};
+pub use lookup::{CredentialLookup, TicketsAt};
 pub use rules::{Scope, SubstitutionRules, trailers_carry_credential};
 
 #[cfg(test)]

@@ -70,11 +70,12 @@ impl Scene {
 
     fn at(&self, host: &str, now: Instant, head: &Parts, body: &str) -> Result<Parts, Reason> {
         let host = Host::parse(host).unwrap();
-        let desk = Desk::new(&self.rules, TicketsAt { all: &self.tickets, host: &host, now });
+        let against =
+            CredentialLookup::new(&self.rules, TicketsAt { all: &self.tickets, host: &host, now });
         let body = Bytes::copy_from_slice(body.as_bytes());
         let examined = match self.rules.reads_body(head) {
-            true => examine_whole(desk, head, &body),
-            false => examine(desk, head),
+            true => examine_whole(against, head, &body),
+            false => examine(against, head),
         };
         let examined = examined.map_err(|denial| denial.reason)?;
         assert!(examined.placeholders().all(|label| label.as_str() == "ticket:session"));

@@ -9,24 +9,24 @@ use http::{
     request::Parts,
 };
 
-use super::{apply::Swap, claim::Claim, desk::Desk};
+use super::{apply::Swap, claim::Claim, lookup::CredentialLookup};
 use crate::policy::{Place, SubprotocolPrefix, is_credential_subprotocol};
 
 /// Every offer that carries a credential, and where it stands in its field.
 pub(super) fn find<'a>(
-    desk: &'a Desk<'_>,
+    lookup: &'a CredentialLookup<'_>,
     head: &'a Parts,
 ) -> impl Iterator<Item = (&'a HeaderValue, Range<usize>)> {
     head.headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().flat_map(move |value| {
         let offers = offers(value.as_bytes());
-        offers.filter(|at| counts(desk, text(value, at))).map(move |at| (value, at))
+        offers.filter(|at| counts(lookup, text(value, at))).map(move |at| (value, at))
     })
 }
 
 /// The swap for one offer, where a binding lists that place for the placeholder there. Only a
 /// handshake has offers, and of those only one with a single field, which every server reads alike.
 pub(super) fn swap(
-    desk: &Desk<'_>,
+    lookup: &CredentialLookup<'_>,
     head: &Parts,
     (value, at): (&HeaderValue, &Range<usize>),
 ) -> Option<Swap> {
@@ -34,17 +34,17 @@ pub(super) fn swap(
     if fields != 1 || !head.headers.contains_key(UPGRADE) {
         return None;
     }
-    desk.subprotocols().iter().find_map(|prefix| swap_behind(desk, prefix, (value, at)))
+    lookup.subprotocols().iter().find_map(|prefix| swap_behind(lookup, prefix, (value, at)))
 }
 
 /// What in an offer could be a placeholder gone astray: all of it, what follows its last dot, and
 /// what follows a prefix.
 pub(super) fn candidates<'a>(
-    desk: &'a Desk<'_>,
+    lookup: &'a CredentialLookup<'_>,
     offer: &'a [u8],
 ) -> impl Iterator<Item = &'a [u8]> {
     let after_dot = offer.rsplit(|&byte| byte == b'.').next();
-    let prefixes = desk.subprotocols().iter();
+    let prefixes = lookup.subprotocols().iter();
     let after = prefixes.filter_map(|prefix| offer.get(prefix.find(offer)?..));
     [Some(offer), after_dot].into_iter().flatten().chain(after)
 }
@@ -63,21 +63,21 @@ fn text<'a>(value: &'a HeaderValue, at: &Range<usize>) -> &'a [u8] {
     value.as_bytes().get(at.clone()).unwrap_or_default()
 }
 
-fn counts(desk: &Desk<'_>, offer: &[u8]) -> bool {
+fn counts(lookup: &CredentialLookup<'_>, offer: &[u8]) -> bool {
     is_credential_subprotocol(offer)
-        || desk.subprotocols().iter().any(|prefix| prefix.find(offer).is_some())
-        || candidates(desk, offer).any(|candidate| desk.is_known(candidate))
+        || lookup.subprotocols().iter().any(|prefix| prefix.find(offer).is_some())
+        || candidates(lookup, offer).any(|candidate| lookup.is_known(candidate))
 }
 
 fn swap_behind(
-    desk: &Desk<'_>,
+    lookup: &CredentialLookup<'_>,
     prefix: &SubprotocolPrefix,
     (value, at): (&HeaderValue, &Range<usize>),
 ) -> Option<Swap> {
     let offer = text(value, at);
     let begin = prefix.find(offer).filter(|_| prefix.fits(offer))?;
     let lists = |claim: &Claim| claim.places().contains(&Place::Subprotocol(prefix.clone()));
-    let claim = desk.claims(offer.get(begin..)?).find(lists)?;
+    let claim = lookup.claims(offer.get(begin..)?).find(lists)?;
     let at = at.start + begin..at.end;
     Some(Swap::Subprotocol { prefix: prefix.clone(), value: value.clone(), at, claim })
 }

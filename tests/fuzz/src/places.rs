@@ -45,7 +45,7 @@ fn head(path: &str, kind: &str) -> Parts {
 fn sent(path: &str, kind: &str, body: &[u8]) -> Option<(Bytes, bool)> {
     let mut parts = head(path, kind);
     let before = Bytes::copy_from_slice(body);
-    let plan = examine_whole(&RULES, &parts, &before).ok()?;
+    let plan = examine_whole(&*RULES, &parts, &before).ok()?;
     assert_eq!(
         plan.apply(&mut parts.clone(), |_| Err(SecretCause::VaultDenied)).is_err(),
         !plan.is_anonymous()
@@ -128,7 +128,7 @@ fn cookies(text: &[u8], version: Version) {
         parts.headers.get_all(COOKIE).iter().map(|value| value.as_bytes().to_vec()).collect()
     };
     let before = all(&parts);
-    let Ok(plan) = examine(&RULES, &parts) else { return };
+    let Ok(plan) = examine(&*RULES, &parts) else { return };
     plan.apply(&mut parts, lookup).expect("every value is there");
     let now = all(&parts);
     assert!(version == Version::HTTP_2 || now.len() == 1, "two fields");

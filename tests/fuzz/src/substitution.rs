@@ -22,7 +22,7 @@ use crate::{
 pub(crate) fn any_request(bytes: &[u8]) {
     let Some(before) = head(bytes) else { return };
     let wanted = wanted(&before);
-    let Ok(substitution) = examine(&RULES, &before) else {
+    let Ok(substitution) = examine(&*RULES, &before) else {
         assert!(!is_plainly_good(&before, wanted.as_ref()), "{before:?} is refused");
         return;
     };

@@ -13,7 +13,7 @@ use crate::{
 
 /// What one request is held against: the rules of its API, and the tickets of its group.
 #[derive(Clone, Copy)]
-pub struct Desk<'a> {
+pub struct CredentialLookup<'a> {
     rules: &'a SubstitutionRules,
     tickets: Option<TicketsAt<'a>>,
 }
@@ -29,21 +29,21 @@ pub struct TicketsAt<'a> {
     pub now: Instant,
 }
 
-impl<'a> From<&'a SubstitutionRules> for Desk<'a> {
+impl<'a> From<&'a SubstitutionRules> for CredentialLookup<'a> {
     /// Where there are no tickets.
     fn from(rules: &'a SubstitutionRules) -> Self {
         Self { rules, tickets: None }
     }
 }
 
-impl<'a> Desk<'a> {
-    /// A desk with tickets.
+impl<'a> CredentialLookup<'a> {
+    /// A look-up with tickets.
     pub fn new(rules: &'a SubstitutionRules, tickets: TicketsAt<'a>) -> Self {
         Self { rules, tickets: Some(tickets) }
     }
 }
 
-impl Deref for Desk<'_> {
+impl Deref for CredentialLookup<'_> {
     type Target = SubstitutionRules;
 
     fn deref(&self) -> &SubstitutionRules {
@@ -51,7 +51,7 @@ impl Deref for Desk<'_> {
     }
 }
 
-impl Desk<'_> {
+impl CredentialLookup<'_> {
     /// What the text is good for here. One text may be the placeholder of several bindings.
     pub(super) fn claims(&self, text: &[u8]) -> impl Iterator<Item = Claim> + use<> {
         let bound = self.own.iter().filter(|binding| is(&binding.placeholder, text));
