@@ -98,6 +98,7 @@ fn assert_fields_masked(world: &World, values: &[(String, Vec<u8>)], about: &str
             some.iter().enumerate().map(field).collect::<Vec<_>>()
         };
         let path = world.origin.script(Script {
+            status: None,
             kind: "text/plain",
             fields: numbered("head"),
             with_length: false,
