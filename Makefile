@@ -8,7 +8,7 @@
 # make test-reproducible  package and image twice from clean clones: the same bytes; as root
 # make box    the boxes of the Vagrantfile, from the image; then `vagrant up` (docs/vagrant.md); as root
 # make test-vagrant  the Vagrantfile is valid; its story and docs/vagrant.md, in namespaces; as root
-# make test-image  the image, booted under emulation, with agents and an API around it; as root
+# make test-image  the image, booted, with agents and an API around it; as root
 # make fuzz   the parsers that agents feed, under libFuzzer, ten minutes each; MINUTES=1, ONLY=TARGET
 # make bench  CPU and memory beside HAProxy and nginx, in 20 minutes; QUICK=1: in three
 #

@@ -1,4 +1,4 @@
-//! The router image, booted under emulation with the lab around it: agents behind two VLANs, the
+//! The router image, booted with the lab around it: agents behind two VLANs, the
 //! API and the resolver on its uplink. `make test-image` runs it; it needs root.
 
 mod router;
