@@ -484,7 +484,7 @@ mod tests {
             assert_eq!((answer.status(), answer.body().len()), (StatusCode::OK, 0));
             assert_eq!(answer.headers()[CONTENT_TYPE], "application/grpc");
             let code: u16 = answer.headers()["grpc-status"].to_str().unwrap().parse().unwrap();
-            assert!([3, 4, 7, 8, 9, 12, 14].contains(&code), "{refusal:?}: {code}");
+            assert!([3, 4, 7, 8, 9, 12, 14, 16].contains(&code), "{refusal:?}: {code}");
             let message = answer.headers()["grpc-message"].to_str().unwrap();
             assert!(message.contains(refusal.reason.as_str()) && message.contains("0abc"));
         }

@@ -215,7 +215,7 @@ info = _xet.refresh_xet_connection_info(
     file_data=_xet.XetFileData(file_hash="0" * 64, refresh_route=url),
     headers={"authorization": "Bearer OPENAI_API_KEY"},
 )
-assert info.access_token.startswith("ticket_") and len(info.access_token) == 50, info
+assert info.access_token.startswith("ticket_") and len(info.access_token) == 51, info
 assert info.expiration_unix_epoch == 4000000000, info
 answer = requests.get(info.endpoint + "/mine", headers={"authorization": f"Bearer {info.access_token}"})
 answer.raise_for_status()

@@ -103,7 +103,7 @@ fn ticket(scene: &Scene) -> String {
 fn token(answer: &Response) -> String {
     let read: Value = serde_json::from_slice(&answer.body).expect("JSON");
     let token = read["token"].as_str().expect("a token").to_owned();
-    assert!(token.starts_with("ticket_") && token.len() == 50, "{token}");
+    assert!(token.starts_with("ticket_") && token.len() == 51, "{token}");
     token
 }
 

@@ -50,7 +50,7 @@ fn times_of(token: &[u8]) -> Option<String> {
 }
 
 /// What every ticket, or the last part of one, begins with.
-const PREFIX: &str = "ticket_";
+const PREFIX: &str = "ticket_1";
 /// As many as nobody guesses.
 const RANDOM_BYTES: usize = 32;
 /// A token that nobody has signed.
@@ -72,7 +72,7 @@ mod tests {
     fn a_ticket_is_random_and_of_one_length() {
         let short = fresh(TicketShape::Opaque, &value("0123456789abcdef")).unwrap();
         let long = fresh(TicketShape::Jwt, &value(&"x".repeat(4_000))).unwrap();
-        assert_eq!((short.len(), long.len()), (50, 50));
+        assert_eq!((short.len(), long.len()), (51, 51));
         assert_ne!(short, long);
         assert!(looks_like_ticket(short.as_bytes()) && looks_like_ticket(long.as_bytes()));
     }
@@ -89,7 +89,7 @@ mod tests {
         assert!(URL_SAFE_NO_PAD.decode(parts[2]).is_ok(), "a signature is base64");
         assert!(looks_like_ticket(ticket.as_bytes()));
         let opaque = fresh(TicketShape::Opaque, &value(&token)).unwrap();
-        assert_eq!(opaque.len(), 50);
+        assert_eq!(opaque.len(), 51);
     }
 
     #[test]
@@ -97,7 +97,7 @@ mod tests {
         let ticket = fresh(TicketShape::Opaque, &value("0123456789abcdef")).unwrap();
         for text in [
             "",
-            "ticket_",
+            "ticket_1",
             &ticket[1..],
             &format!("{ticket}x"),
             &ticket[..49],
