@@ -11,7 +11,7 @@ use lab::{
 };
 
 use super::{Family, Scene};
-use crate::minted::times;
+use crate::http::minted::times;
 
 /// Git's host and OpenAI's mint; Anthropic's and OpenAI's want what they mint.
 fn scene(family: Family) -> Scene {

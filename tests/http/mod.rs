@@ -11,7 +11,7 @@ mod h2_frames;
 mod masking;
 mod matrix;
 mod methods_and_paths;
-mod minted;
+pub(crate) mod minted;
 mod places;
 mod ranges;
 mod responses;

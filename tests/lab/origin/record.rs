@@ -1,4 +1,4 @@
-//! The requests that the origins received, byte for byte.
+//! What the origins received, byte for byte.
 
 use std::{
     io,
@@ -65,14 +65,6 @@ impl Received {
         values.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()).collect()
     }
 
-    /// How often `needle` occurs in its target, the values of its fields, and its body.
-    pub fn count(&self, needle: &str) -> usize {
-        let target = self.uri.to_string();
-        let fields = self.headers.values().chain(self.trailers.values());
-        let parts = fields.map(http::HeaderValue::as_bytes).chain([target.as_bytes(), &self.body]);
-        parts.map(|part| occurrences(part, needle)).sum()
-    }
-
     /// `:authority` or Host.
     pub fn authority(&self) -> String {
         let authority = self.uri.authority().map(ToString::to_string);
@@ -84,12 +76,8 @@ impl Connection {
     /// How often `needle` occurs in the bytes received. Meaningful for HTTP/1 only: HTTP/2 packs
     /// its header fields.
     pub fn count(&self, needle: &str) -> usize {
-        occurrences(&self.bytes, needle)
+        self.bytes.windows(needle.len().max(1)).filter(|at| *at == needle.as_bytes()).count()
     }
-}
-
-fn occurrences(bytes: &[u8], needle: &str) -> usize {
-    bytes.windows(needle.len().max(1)).filter(|at| *at == needle.as_bytes()).count()
 }
 
 impl Log {
