@@ -5,59 +5,11 @@
 //! take for another method changes nothing, and a path that some server takes for the same one is
 //! refused.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc};
 
 use http::HeaderName;
 
-use super::{
-    GroupName, Host, JsonPattern, Place, Placeholder, RuleName, Scheme, body_place::loosely_read,
-    path::opened,
-};
-
-/// A kind of credential that one API mints.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mint {
-    /// The name in status. No two are alike.
-    pub name: RuleName,
-    /// How the audit names its tickets, in the place of a placeholder.
-    pub label: Placeholder,
-    /// The groups whose answers are looked at: all that use the API.
-    pub groups: Vec<GroupName>,
-    /// Where the answers hold it. Never empty.
-    pub answers: Vec<MintedAt>,
-    /// The names that take it back, each of some API.
-    pub hosts: Vec<Host>,
-    /// Where in a request to those its ticket may stand. Never empty.
-    pub places: Vec<Place>,
-    /// How long a ticket is good.
-    pub life: Duration,
-    /// Fewest bytes that it may have: shorter ones cannot be masked well.
-    pub min_value_bytes: usize,
-    /// What a ticket looks like.
-    pub shape: TicketShape,
-}
-
-impl Mint {
-    /// The label of a mint's tickets. No placeholder has a `:`.
-    pub fn label_of(name: &RuleName) -> Placeholder {
-        Placeholder(format!("ticket:{name}").into())
-    }
-
-    /// Whether the host takes it back.
-    pub fn is_wanted_at(&self, host: &Host) -> bool {
-        self.hosts.contains(host)
-    }
-
-    /// Whether an answer to a request for this path may hold it.
-    pub fn is_of(&self, path: &str) -> bool {
-        self.answers.iter().any(|answer| answer.path.matches(path))
-    }
-
-    /// Whether some server takes this path for one whose answers are looked at, though they are not.
-    pub fn is_resembled_by(&self, path: &str) -> bool {
-        !self.is_of(path) && self.answers.iter().any(|answer| answer.path.is_resembled_by(path))
-    }
-}
+use super::{JsonPattern, Scheme, body_place::loosely_read, path::opened};
 
 /// What a ticket looks like.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -192,7 +144,7 @@ impl MintPath {
     }
 
     /// Whether some server may take the path for one of these.
-    fn is_resembled_by(&self, path: &str) -> bool {
+    pub(super) fn is_resembled_by(&self, path: &str) -> bool {
         let same = |own: &str, other: &str| stem(&own.to_lowercase()) == stem(other);
         let segments = loosely_read(&opened(path));
         let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
@@ -325,20 +277,9 @@ mod tests {
 
     #[test]
     fn a_path_that_some_server_takes_for_the_same_is_told() {
-        let mint = |text: &str| Mint {
-            name: RuleName("m".into()),
-            label: Mint::label_of(&RuleName("m".into())),
-            groups: vec![],
-            answers: vec![parse(&format!("json /a in {text}")).unwrap()],
-            hosts: vec![],
-            places: vec![],
-            life: Duration::ZERO,
-            min_value_bytes: 16,
-            shape: TicketShape::Opaque,
-        };
-        let token = mint("/oauth/token");
-        assert!(token.is_of("/oauth/token") && !token.is_resembled_by("/oauth/token"));
-        for path in [
+        let token = path("/oauth/token");
+        assert!(token.matches("/oauth/token"));
+        for other in [
             "//oauth/token",
             "/oauth//token",
             "/oauth/token/",
@@ -352,13 +293,13 @@ mod tests {
             "/oauth\\token",
             "/oauth%EF%BC%8Ftoken",
         ] {
-            assert!(!token.is_of(path) && token.is_resembled_by(path), "{path}");
+            assert!(!token.matches(other) && token.is_resembled_by(other), "{other}");
         }
-        for path in ["/oauth/tokens", "/oauth", "/v1/chat", "/a%2fb"] {
-            assert!(!token.is_of(path) && !token.is_resembled_by(path), "{path}");
+        for other in ["/oauth/tokens", "/oauth", "/v1/chat", "/a%2fb"] {
+            assert!(!token.matches(other) && !token.is_resembled_by(other), "{other}");
         }
-        let batch = mint("/*/*/info/lfs/objects/batch");
-        assert!(batch.is_of("/a/b%20c/info/lfs/objects/batch"));
+        let batch = path("/*/*/info/lfs/objects/batch");
+        assert!(batch.matches("/a/b%20c/info/lfs/objects/batch"));
         assert!(batch.is_resembled_by("/a/b/info/lfs//objects/batch"));
         assert!(batch.is_resembled_by("/a%2fb/info/lfs/objects/batch"));
     }

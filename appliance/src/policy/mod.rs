@@ -32,7 +32,7 @@ pub use host::{Host, HostError, HostPattern};
 pub use limits::{Limits, Quota};
 pub use method::{NeverAllowed, USUAL_METHODS, never_allowed};
 pub(crate) use method::{is_method, names_method};
-pub use mint::{AnswerSpot, Mint, MintPath, MintScheme, MintedAt, MintedAtError, TicketShape};
+pub use mint::{AnswerSpot, MintPath, MintScheme, MintedAt, MintedAtError, TicketShape};
 pub(crate) use name::{Folded, is_plain_name, only_value, query_pairs};
 pub use narrowing::{NARROWING_KEYS, Narrowed, Narrowing, ValuePlace, looks_narrowing};
 pub(crate) use path::has_one_reading;
@@ -50,7 +50,7 @@ pub use subprotocol::{SubprotocolError, SubprotocolPrefix};
 pub(crate) use subprotocol::{is_credential_subprotocol, is_token};
 pub use text::{InterfaceError, NameError, PlaceholderError};
 
-use std::{fmt, net::IpAddr, sync::Arc};
+use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 
 use http::{HeaderName, Method};
 use ipnet::IpNet;
@@ -285,6 +285,51 @@ pub struct Binding {
     pub secret: SecretRef,
     /// Fewest bytes that the value may have: 16, or down to 8 where the operator says so.
     pub min_value_bytes: usize,
+}
+
+/// A kind of credential that one API mints.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mint {
+    /// The name in status. No two are alike.
+    pub name: RuleName,
+    /// How the audit names its tickets, in the place of a placeholder.
+    pub label: Placeholder,
+    /// The groups whose answers are looked at: all that use the API.
+    pub groups: Vec<GroupName>,
+    /// Where the answers hold it. Never empty.
+    pub answers: Vec<MintedAt>,
+    /// The names that take it back, each of some API.
+    pub hosts: Vec<Host>,
+    /// Where in a request to those its ticket may stand. Never empty.
+    pub places: Vec<Place>,
+    /// How long a ticket is good.
+    pub life: Duration,
+    /// Fewest bytes that it may have: shorter ones cannot be masked well.
+    pub min_value_bytes: usize,
+    /// What a ticket looks like.
+    pub shape: TicketShape,
+}
+
+impl Mint {
+    /// The label of a mint's tickets. No placeholder has a `:`.
+    pub fn label_of(name: &RuleName) -> Placeholder {
+        Placeholder(format!("ticket:{name}").into())
+    }
+
+    /// Whether the host takes it back.
+    pub fn is_wanted_at(&self, host: &Host) -> bool {
+        self.hosts.contains(host)
+    }
+
+    /// Whether an answer to a request for this path may hold it.
+    pub fn is_of(&self, path: &str) -> bool {
+        self.answers.iter().any(|answer| answer.path.matches(path))
+    }
+
+    /// Whether some server takes this path for one whose answers are looked at, though they are not.
+    pub fn is_resembled_by(&self, path: &str) -> bool {
+        !self.is_of(path) && self.answers.iter().any(|answer| answer.path.is_resembled_by(path))
+    }
 }
 
 /// A name that is one of a credential elsewhere, and here of something that opens nothing.
