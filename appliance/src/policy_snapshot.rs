@@ -88,6 +88,12 @@ impl PolicySnapshot {
         Self { lost_roots: older.lost_roots + u64::from(lost), ..self }
     }
 
+    /// Whether it says the same as `older`, and trusts whom that trusted.
+    #[must_use]
+    pub fn forbids_no_more_than(&self, older: &Self) -> bool {
+        self.policy == older.policy && self.lost_roots == older.lost_roots
+    }
+
     /// Whether the certificate of an upstream that was verified under `older` would be under this:
     /// no CA that may have vouched for it has gone. Where the rule has CAs of its own, they are in
     /// the rule.
@@ -138,7 +144,7 @@ pub struct MaskCache {
     /// The APIs of a host: it has one for each of its ports, and what one is told another may know.
     apis: HashMap<Host, Vec<Arc<Api>>>,
     compiled: RwLock<HashMap<(GroupName, Host), Compiled>>,
-    minted: Mutex<HashMap<GroupName, MintedMasks>>,
+    minted: Mutex<HashMap<GroupName, Arc<Mutex<MintedMasks>>>>,
 }
 
 /// The generations of the values of the store and of tickets.
@@ -240,8 +246,9 @@ impl MaskCache {
     }
 
     fn minted(&self, group: &GroupName, tickets: &Tickets) -> Vec<Arc<Masks>> {
-        let mut minted = lock(&self.minted);
-        let minted = minted.entry(group.clone()).or_default();
+        // No group waits while another's are compiled.
+        let minted = Arc::clone(lock(&self.minted).entry(group.clone()).or_default());
+        let mut minted = lock(&minted);
         minted.take(&tickets.known(group));
         [&minted.settled.1, &minted.newest.1].into_iter().flatten().cloned().collect()
     }

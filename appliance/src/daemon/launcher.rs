@@ -115,8 +115,10 @@ impl LauncherSignals {
     async fn next(&mut self) -> Option<Signal> {
         let [terminate, interrupt] = &mut self.stop;
         tokio::select! {
-            _ = terminate.recv() => Some(Signal::TERM),
+            biased;
+            // Before the other: the manager sends that one right after its unit's ExecStop= this.
             _ = interrupt.recv() => Some(Signal::INT),
+            _ = terminate.recv() => Some(Signal::TERM),
             _ = self.reload.recv() => Some(Signal::HUP),
             _ = self.abort.recv() => Some(Signal::KILL),
             _ = self.child.recv() => None,

@@ -76,7 +76,7 @@ impl Daemon {
                 };
                 tokio::select! {
                     () = make_way(proxy_port, patience, launched) => {}
-                    () = successor.follow() => {}
+                    () = successor.follow() => drain_time = Duration::ZERO,
                     () = signals.stop() => drain_time = Duration::ZERO,
                 }
                 phase.send_replace(Phase::Drain);
@@ -215,11 +215,11 @@ impl Successor<'_> {
     fn take_policy(&self) -> Result<(), DaemonError> {
         let policy = self.host.load().map_err(DaemonError::Config)?.policy;
         let before = Arc::clone(&self.policy_snapshots.borrow());
-        if policy == before.policy {
-            return Ok(());
-        }
         let roots = Arc::new(tls::system_roots());
         let now = policy_snapshot(policy, RuleCas::new(), &roots)?.after(&before);
+        if now.forbids_no_more_than(&before) {
+            return Ok(());
+        }
         self.off_limits.take_site(now.policy.site.clone());
         self.policy_snapshots.send_replace(Arc::new(now));
         tracing::info!("the next daemon has another policy; what it forbids is cut here, too");

@@ -70,7 +70,7 @@ pub(super) fn parts(
     let mut present = Families::NONE;
     // No escape ends after `floor` and before `at`.
     let (mut floor, mut at) = (0, 0);
-    let mut marks = Marks::of(text, options);
+    let Some(mut marks) = Marks::of(text, options) else { return present };
     while let Some(place) = marks.next_from(at) {
         if let Some(end) = marks.end_of_short_run(place) {
             (floor, at) = (end, end);
@@ -260,11 +260,12 @@ struct Marks<'a> {
 }
 
 impl<'a> Marks<'a> {
-    fn of(text: &'a [u8], options: DecodeOptions) -> Self {
+    /// `None` where the text has no such byte.
+    fn of(text: &'a [u8], options: DecodeOptions) -> Option<Self> {
         let mut marks =
             Self { text, options, begin: 0, block: Block::default(), before: 0, after: 0 };
-        marks.go_to(0);
-        marks
+        marks.go_to(0)?;
+        Some(marks)
     }
 
     /// The first from `at` on whose run may be long enough. Is asked for in order.

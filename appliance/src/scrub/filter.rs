@@ -28,6 +28,7 @@ impl Filter {
 
     /// The words, and how far to shift a hash so that the number of one is left. Its lowest bits
     /// are that of a bit in it.
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn parts(&self) -> (&[u64], u32) {
         (&self.words, self.shift)
     }

@@ -35,4 +35,5 @@ impl Vectors {
 }
 
 /// The keys of two rounds of AES.
+#[expect(dead_code, reason = "nobody reads it where there is no proof")]
 pub(super) struct AesKey(pub(super) [[u8; 16]; 2]);

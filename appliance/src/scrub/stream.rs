@@ -125,9 +125,7 @@ impl MaskStream {
         };
         let begin = self.released.min(ready);
         self.released = self.released.max(ready) - run;
-        // What stands behind it in the buffer is overwritten with the rest when the stream ends.
-        self.run.clear();
-        self.run.extend_from_slice(text.get(run..).unwrap_or_default());
+        self.keep(text.get(run..).unwrap_or_default());
 
         let held = text.len();
         text.truncate(ready);
@@ -140,6 +138,17 @@ impl MaskStream {
         let mut given = BytesMut::from(given);
         self.masked += overwrite(&mut given, begin, &covered);
         given.freeze()
+    }
+
+    /// Keeps these bytes in place of those that were kept.
+    fn keep(&mut self, run: &[u8]) {
+        if self.run.capacity() < run.len() {
+            // A vector that grows would leave its old place as it is; dropped, it is wiped.
+            self.run = Zeroizing::new(Vec::with_capacity(run.len().next_power_of_two()));
+        }
+        // What stands behind them in the buffer is wiped with the rest when the stream ends.
+        self.run.clear();
+        self.run.extend_from_slice(run);
     }
 }
 
