@@ -236,6 +236,18 @@ impl MaskCache {
         (all, generations)
     }
 
+    /// As [`Self::of`], for the secrets of bindings alone.
+    pub fn of_bindings(
+        &self,
+        (group, host): (&GroupName, &Host),
+        values: (&SecretSnapshot, &Tickets),
+    ) -> Arc<Masks> {
+        let (all, _) = self.of((group, host), values);
+        let compiled = read(&self.compiled);
+        let of_host = compiled.get(&(group.clone(), host.clone()));
+        of_host.map_or(all, |compiled| Arc::clone(&compiled.own))
+    }
+
     fn own(&self, (group, host): (&GroupName, &Host), snapshot: &SecretSnapshot) -> Masks {
         let bindings = self.apis.get(host).into_iter().flatten().flat_map(|api| &api.bindings);
         let bindings = bindings.filter(|binding| binding.groups.contains(group));

@@ -87,6 +87,13 @@ impl Minting {
         let (found, minted) = find_minted(self.mints.iter(), &self.path, answer)?;
         let agent = AgentKey::of(&connection.group, connection.agent.ip()).prefix();
         let group = &connection.group.name;
+        // An API that answers with the credential that it was asked with mints nothing: a ticket
+        // for it would be good beyond the limits of its binding.
+        let values = (&*connection.secrets.snapshot(), &*connection.tickets);
+        let bound = connection.masks.of_bindings((group, &connection.pinned.host), values);
+        if minted.iter().any(|one| bound.hides(&one.value)) {
+            return Err(Reason::ResponseUnscannable);
+        }
         let issued = connection.tickets.issue(group, agent, minted, Instant::now());
         let issued = issued.map_err(|_| Reason::TicketLimit)?;
         let body = found.write(&issued, &mut head.headers, &body)?;

@@ -326,9 +326,11 @@ impl Mint {
         self.answers.iter().any(|answer| answer.path.matches(path))
     }
 
-    /// Whether some server takes this path for one whose answers are looked at, though they are not.
+    /// Whether some server takes this path for one of which an answer is looked at for this, though
+    /// it is not: each answer is judged by itself, also beside one that matches.
     pub fn is_resembled_by(&self, path: &str) -> bool {
-        !self.is_of(path) && self.answers.iter().any(|answer| answer.path.is_resembled_by(path))
+        let mut paths = self.answers.iter().map(|answer| &answer.path);
+        paths.any(|own| !own.matches(path) && own.is_resembled_by(path))
     }
 }
 

@@ -6,7 +6,11 @@
 //! and cannot be a credential that is masked well is refused with the whole answer. The body of an
 //! answer that is no success is dropped where it cannot be read.
 
-use std::{collections::BTreeMap, ops::Range, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    ops::Range,
+    sync::Arc,
+};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
@@ -171,14 +175,35 @@ fn take(text: &str, rules: &Rules<'_>) -> Result<Option<(Around, Minted)>, Reaso
     let length = secret.len();
     let value = SecretValue::load(secret, mint.min_value_bytes)
         .ok()
-        .filter(|value| value.expose().len() == length)
+        .filter(|value| value.expose().len() == length && !repeats_itself(value.expose()))
         .ok_or(Reason::ResponseUnscannable)?;
     let beside = match &around {
         Around::Prefix(_) => None,
         Around::User { password: other } | Around::Password { user: other } => Some(other.clone()),
     };
+    if beside.as_ref().is_some_and(|half| half.len() > MAX_HALF) {
+        return Err(Reason::ResponseUnscannable);
+    }
     Ok(Some((around, Minted { mint: Arc::clone(mint), value, beside })))
 }
+
+/// Whether the same bytes come again and again, as in no credential: a search for it would take
+/// every place of such a text for the beginning of another.
+fn repeats_itself(value: &[u8]) -> bool {
+    let mut seen: HashMap<&[u8], u32> = HashMap::new();
+    value.windows(REPEATED).any(|window| {
+        let times = seen.entry(window).or_default();
+        *times += 1;
+        *times > MOST_REPEATED
+    })
+}
+
+/// Bytes of a part that is counted, and how often it may stand in a credential.
+const REPEATED: usize = 12;
+const MOST_REPEATED: u32 = 4;
+
+/// Bytes of the other half of Basic, which is kept with each ticket. Policy's own have as many.
+const MAX_HALF: usize = 256;
 
 /// What stands around a credential, and it.
 fn parted(text: &str, scheme: &MintScheme) -> Option<(Around, Zeroizing<Vec<u8>>)> {
@@ -458,6 +483,10 @@ mod tests {
             .flat_map(u16::to_le_bytes)
             .collect();
         assert_eq!(rewritten(200, &[], &utf16).err(), REFUSED);
+        for again in ["A".repeat(64), "0123456789ab".repeat(6)] {
+            let text = format!(r#"{{"token":"{again}"}}"#);
+            assert!(rewritten(200, &[], text.as_bytes()).is_err(), "it repeats itself: {again}");
+        }
         let long = format!(r#"{{"token":"{}"}}"#, "x".repeat(9_000));
         assert_eq!(rewritten(200, &[], long.as_bytes()).err(), REFUSED);
     }

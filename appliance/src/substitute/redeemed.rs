@@ -171,9 +171,13 @@ fn a_rule_that_is_gone_takes_nothing_back() {
 fn a_path_that_resembles_one_that_mints_is_refused() {
     let rules = rules_with(|api| {
         let own = mint(places(), "first.example");
-        let words = ["json", "/token", "in", "/v1/token"];
-        let at = crate::policy::MintedAt::parse(&words).unwrap();
-        api.mints = vec![Arc::new(Mint { answers: vec![at], ..Mint::clone(&own) })];
+        let at = |words: [&str; 4]| crate::policy::MintedAt::parse(&words).unwrap();
+        let named = |answers| Arc::new(Mint { answers, ..Mint::clone(&own) });
+        // One that takes any path hides none that resembles another's, of its own or beside it.
+        let any = at(["json", "/other", "in", "/v1/*"]);
+        let token = at(["json", "/token", "in", "/v1/token"]);
+        let session = at(["json", "/session", "in", "/v1/session"]);
+        api.mints = vec![named(vec![any, token]), named(vec![session])];
     });
     let to = |path: &str| {
         examine(&rules, &head_to(Method::POST, path, &[("x-special-key", RAW)]))
@@ -182,7 +186,15 @@ fn a_path_that_resembles_one_that_mints_is_refused() {
     };
     assert_eq!(to("/v1/token"), Ok(()));
     assert_eq!(rules.mints("/v1/token").count(), 1);
-    for path in ["/v1/Token", "/v1//token", "/v1/token/", "/v1/%74oken", "/v1/token.json"] {
+    for path in [
+        "/v1/Token",
+        "/v1//token",
+        "/v1/token/",
+        "/v1/%74oken",
+        "/v1/token.json",
+        "/v1/Session",
+        "/v1/%73ession",
+    ] {
         assert_eq!(to(path), Err(Reason::PathAmbiguous), "{path}");
     }
     assert_eq!(to("/v1/tokens"), Ok(()));
