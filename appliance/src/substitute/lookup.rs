@@ -69,7 +69,7 @@ impl CredentialLookup<'_> {
         }
         match self.ticket(text) {
             Some(ticket) => Owner::Elsewhere(ticket.label.clone()),
-            None if looks_like_ticket(text) && !self.redeems().is_empty() => Owner::Ended,
+            None if looks_like_ticket(text) && self.are_minted() => Owner::Ended,
             None => Owner::Foreign,
         }
     }

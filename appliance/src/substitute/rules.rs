@@ -29,6 +29,8 @@ pub struct SubstitutionRules {
     pub(super) own: Vec<Arc<Binding>>,
     mints: Vec<Arc<Mint>>,
     redeems: Vec<Arc<Mint>>,
+    /// Whether any API mints, so that there are tickets.
+    minted: bool,
     elsewhere: HashSet<Placeholder>,
     names: CredentialFields,
 }
@@ -53,6 +55,7 @@ impl SubstitutionRules {
             group: group.clone(),
             own: bindings_of(api, group).cloned().collect(),
             mints: api.mints.clone(),
+            minted: policy.apis.iter().any(|api| !api.mints.is_empty()),
             redeems: api
                 .redeems
                 .iter()
@@ -86,6 +89,11 @@ impl SubstitutionRules {
     /// The group whose rules they are.
     pub(super) fn group(&self) -> &GroupName {
         &self.group
+    }
+
+    /// Whether there are tickets at all, of whatever API.
+    pub(super) fn are_minted(&self) -> bool {
+        self.minted
     }
 
     /// What tickets of the group may stand for here.
