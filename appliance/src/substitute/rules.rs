@@ -55,7 +55,7 @@ impl SubstitutionRules {
             group: group.clone(),
             own: bindings_of(api, group).cloned().collect(),
             mints: api.mints.clone(),
-            minted: policy.apis.iter().any(|api| !api.mints.is_empty()),
+            minted: policy.apis.iter().any(|api| !api.mints.is_empty() || !api.redeems.is_empty()),
             redeems: api
                 .redeems
                 .iter()
