@@ -210,8 +210,8 @@ impl MaskCache {
     }
 
     /// Masks for every known version of every secret that the group has at an API of the host,
-    /// and of those that it had anywhere before the policy changed; and for every credential that was minted for
-    /// the group. With the generations that they were made for.
+    /// and of those that it had anywhere before the policy changed; and for every credential that
+    /// was minted for the group. With the generations that they were made for.
     pub fn of(
         &self,
         (group, host): (&GroupName, &Host),

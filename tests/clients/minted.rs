@@ -221,8 +221,8 @@ answer = requests.get(info.endpoint + "/mine", headers={"authorization": f"Beare
 answer.raise_for_status()
 "#;
 
-/// hf_xet itself needs a storage that the lab does not have; the token is fetched by the library's own
-/// code, and sent as hf_xet sends it.
+/// hf_xet itself needs a storage that the lab does not have; the token is fetched by the library's
+/// own code, and sent as hf_xet sends it.
 #[test]
 fn huggingface_gets_a_ticket_for_xet() {
     sandboxed(|| {

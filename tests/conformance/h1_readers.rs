@@ -121,7 +121,8 @@ fn answers(what: &str, mut bytes: &[u8]) -> Vec<Answer> {
     answers
 }
 
-/// The requests that arrived since `before`, by a reader that takes nothing but what it would write.
+/// The requests that arrived since `before`, by a reader that takes nothing but what it would
+/// write.
 #[track_caller]
 fn arrived(scene: &Scene, what: &str, before: Before, fate: Fate) -> Vec<Answer> {
     scene.origin.log().wait_all_closed();

@@ -22,8 +22,8 @@ pub struct Disk {
     lab: PathBuf,
 }
 
-/// A router that runs, in one QEMU after another: a machine that starts anew gets a fresh one. What QEMU has
-/// translated of the boot before makes the next one in it minutes slower.
+/// A router that runs, in one QEMU after another: a machine that starts anew gets a fresh one. What
+/// QEMU has translated of the boot before makes the next one in it minutes slower.
 pub struct Router {
     on: Arc<AtomicBool>,
     runs: Option<JoinHandle<()>>,
@@ -80,8 +80,9 @@ pub fn files(lab: &Lab, config: &str) -> Vec<(String, String)> {
 /// How a machine runs: the accelerator, the processor, and how many of it.
 type Machine = (&'static str, &'static str, &'static str);
 
-/// KVM where it runs a machine, and emulation otherwise or where `CLOAKROOM_EMULATED` is set: then with
-/// one processor, because now and then a kernel that patches itself breaks on QEMU's second one.
+/// KVM where it runs a machine, and emulation otherwise or where `CLOAKROOM_EMULATED` is set: then
+/// with one processor, because now and then a kernel that patches itself breaks on QEMU's second
+/// one.
 fn accelerator() -> Machine {
     static CHOSEN: LazyLock<Machine> = LazyLock::new(|| {
         let probe = || Command::new(tools::repository().join("tests/kvm")).status();

@@ -11,7 +11,7 @@ use std::{
 };
 
 use lab::{
-    client::{Hello, client_hello},
+    client::{Hello, Tls, client_hello},
     gateway,
     net::{AGENT, GATEWAY, OPENAI},
     sandboxed, tools, wait,
@@ -275,17 +275,23 @@ fn only_daemon() -> Pid {
     Pid::from_raw(ours[0]).expect("a process")
 }
 
+/// A daemon that serves, and a stream of the one before, which drains.
+fn beside_one_that_drains() -> (Supervised, Tls) {
+    let mut it = Supervised::start();
+    let request = get_path("/sse?n=1000&ms=100", &[TICKET]);
+    let mut events = first_event(it.world.h1(OPENAI).expect("intercepted"), &request);
+    it.say("term");
+    it.run();
+    assert_eq!(ask(&it.world, OPENAI.port(443)), 200, "the next one serves");
+    assert!(events.read_some(4096).is_ok_and(|more| !more.is_empty()), "the stream goes on");
+    (it, events)
+}
+
 /// Its orders go to the daemon that came after it.
 #[test]
 fn a_group_that_is_quarantined_is_cut_off_in_the_daemon_that_drains_too() {
     sandboxed(|| {
-        let mut it = Supervised::start();
-        let request = get_path("/sse?n=1000&ms=100", &[TICKET]);
-        let mut events = first_event(it.world.h1(OPENAI).expect("intercepted"), &request);
-        it.say("term");
-        it.run();
-        assert_eq!(ask(&it.world, OPENAI.port(443)), 200, "the next one serves");
-        assert!(events.read_some(4096).is_ok_and(|more| !more.is_empty()), "the stream goes on");
+        let (it, mut events) = beside_one_that_drains();
         let begun = Instant::now();
         tell(&it.world, &["quarantine", "research"], 0);
         events.read_to_end();
@@ -296,15 +302,7 @@ fn a_group_that_is_quarantined_is_cut_off_in_the_daemon_that_drains_too() {
 #[test]
 fn what_the_next_daemons_policy_forbids_is_cut_in_the_one_that_drains_too() {
     sandboxed(|| {
-        let mut it = Supervised::start();
-        let stream = |it: &Supervised, host| {
-            let request = get_path("/sse?n=1000&ms=100", &[TICKET]);
-            first_event(it.world.h1(host).expect("a connection"), &request)
-        };
-        let mut events = stream(&it, OPENAI);
-        it.say("term");
-        it.run();
-        assert_eq!(ask(&it.world, OPENAI.port(443)), 200, "the next one serves");
+        let (it, mut events) = beside_one_that_drains();
         tell(&it.world, &["reload"], 0);
         thread::sleep(2 * Duration::from_millis(500));
         assert!(events.read_some(4096).is_ok_and(|more| !more.is_empty()), "nothing is forbidden");
@@ -323,13 +321,7 @@ fn what_the_next_daemons_policy_forbids_is_cut_in_the_one_that_drains_too() {
 #[test]
 fn a_daemon_that_drains_and_cannot_see_who_is_quarantined_cuts_everybody() {
     sandboxed(|| {
-        let mut it = Supervised::start();
-        let request = get_path("/sse?n=1000&ms=100", &[TICKET]);
-        let mut events = first_event(it.world.h1(OPENAI).expect("intercepted"), &request);
-        it.say("term");
-        it.run();
-        assert_eq!(ask(&it.world, OPENAI.port(443)), 200, "the next one serves");
-        assert!(events.read_some(4096).is_ok_and(|more| !more.is_empty()), "the stream goes on");
+        let (it, mut events) = beside_one_that_drains();
         let begun = Instant::now();
         let marks = it.world.lab.dir.join("state/quarantine");
         std::fs::rename(&marks, it.world.lab.dir.join("away")).expect("it is there");

@@ -1,9 +1,9 @@
-//! What is known of APIs that agents use: for each provider the hosts, the places of its key, and the
-//! environment variables in which clients look for it. A configuration takes it by
+//! What is known of APIs that agents use: for each provider the hosts, the places of its key, and
+//! the environment variables in which clients look for it. A configuration takes it by
 //! `provider = "NAME"` in an `[[api]]`, and whatever else stands there counts instead.
 //!
-//! Each provider is a file of `providers/`, in the words of a configuration, so that one parser reads
-//! both.
+//! Each provider is a file of `providers/`, in the words of a configuration, so that one parser
+//! reads both.
 
 use std::sync::LazyLock;
 

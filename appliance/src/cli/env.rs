@@ -1,5 +1,5 @@
-//! `cloakroom env`: what the agents of a group are given, so that clients find their placeholders and
-//! trust the gateway. It is made from the policy alone, and no secret is read.
+//! `cloakroom env`: what the agents of a group are given, so that clients find their placeholders
+//! and trust the gateway. It is made from the policy alone, and no secret is read.
 
 use std::{
     collections::BTreeMap,

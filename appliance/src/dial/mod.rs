@@ -76,8 +76,8 @@ pub async fn connect(
         timeout(time_limit, dialling).await.unwrap_or(Err(Reason::UpstreamUnreachable))?;
     // A flow is carried to one place.
     let _ = flow.reached.set(dialled.address);
-    // Once more, now that whoever closes an address can see that this flow is there: it may have been
-    // closed while the connection was being made.
+    // Once more, now that whoever closes an address can see that this flow is there: it may have
+    // been closed while the connection was being made.
     match resolver.off_limits().allows(dialled.address, permit.upstream()) {
         true => Ok(dialled),
         false => Err(Reason::PrivateAddress),

@@ -160,9 +160,9 @@ impl Resolver {
         Ok(found)
     }
 
-    /// Asks for the addresses of such machines at once and then every minute, whether or not anybody
-    /// connects to them, until what it returns is dropped. Otherwise one that the gateway has not
-    /// needed yet could be dialled for an agent.
+    /// Asks for the addresses of such machines at once and then every minute, whether or not
+    /// anybody connects to them, until what it returns is dropped. Otherwise one that the gateway
+    /// has not needed yet could be dialled for an agent.
     pub fn keep_learning(&self, names: Vec<String>) -> JoinSet<()> {
         let (resolver, mut learning) = (self.clone(), JoinSet::new());
         let learn = async move {

@@ -201,8 +201,9 @@ type Upstream = client::http1::Connection<TokioIo<TlsStream<ReadAhead<TcpStream>
 /// What is left of an HTTP/1.1 connection that became something else.
 type LeftStream = (TlsStream<ReadAhead<TcpStream>>, Bytes);
 
-/// True once, when the upstream connection takes no more requests. Once a handshake went out the connection's end may be a
-/// beginning: the stream is kept for it, and the agent's side ends by its answer.
+/// True once, when the upstream connection takes no more requests. Once a handshake went out the
+/// connection's end may be a beginning: the stream is kept for it, and the agent's side ends by its
+/// answer.
 fn poll_left(
     upstream: &mut Option<Upstream>,
     left: &mut Option<LeftStream>,

@@ -110,8 +110,8 @@ impl MintScheme {
     }
 }
 
-/// The paths of requests whose answers hold something: segments, of which `*` is any one, and as the
-/// last all that is below.
+/// The paths of requests whose answers hold something: segments, of which `*` is any one, and as
+/// the last all that is below.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct MintPath {
     segments: Arc<[Box<str>]>,

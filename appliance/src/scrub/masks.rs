@@ -83,21 +83,29 @@ impl Masks {
         self.reach
     }
 
-    /// As [`Scanner::scan`], for all sets.
+    /// Finds every occurrence in `text`. Near misses from `counted_to` on are not counted: where
+    /// the text goes on, an occurrence may have begun there.
     pub(super) fn scan(&self, text: &[u8], counted_to: usize) -> ScanResult {
-        match self.sets.as_slice() {
-            [set] => set.values.scan(text, counted_to),
-            sets => {
-                let mut all = ScanResult::default();
-                for set in sets {
-                    let found = set.values.scan(text, counted_to);
-                    all.covered.extend(found.covered);
-                    all.near_misses += found.near_misses;
+        let (mut covered, mut near) = (vec![], vec![]);
+        for set in &self.sets {
+            match set.values.scan(text) {
+                Some(found) => {
+                    covered.extend(found.covered);
+                    near.extend(found.near);
                 }
-                all.covered = union(all.covered);
-                all
+                // Whoever has a secret of his own making in here could hold up everybody: nothing
+                // of such a text passes, and it counts as guessing.
+                None => return ScanResult::exhausted(text.len()),
             }
         }
+        let covered = union(covered);
+        // What one set takes for a guess may be an occurrence of another.
+        let is_guess = |at: &&usize| {
+            let after = covered.partition_point(|range| range.end <= **at);
+            **at < counted_to && covered.get(after).is_none_or(|range| range.start > **at)
+        };
+        let near_misses = near.iter().filter(is_guess).count() as u64;
+        ScanResult { covered, near_misses }
     }
 
     /// Whether something of a value would be masked.
@@ -107,7 +115,7 @@ impl Masks {
 
     /// Whether the name of a field holds a secret.
     pub(super) fn is_in_name(&self, name: &[u8]) -> bool {
-        self.sets.iter().any(|set| !set.names.scan(name, usize::MAX).covered.is_empty())
+        self.sets.iter().any(|set| set.names.scan(name).is_none_or(|it| !it.covered.is_empty()))
     }
 }
 
@@ -133,6 +141,21 @@ pub(super) struct ScanResult {
     pub(super) near_misses: u64,
 }
 
+impl ScanResult {
+    fn exhausted(length: usize) -> Self {
+        let covered = std::iter::once(0..length).collect();
+        Self { covered, near_misses: u64::from(u32::MAX) }
+    }
+}
+
+/// What the scan for one set found, in no order.
+#[derive(Default)]
+struct Found {
+    covered: Vec<Range<usize>>,
+    /// Where a window of a form stands, and not the form.
+    near: Vec<usize>,
+}
+
 impl Scanner {
     fn new(forms: impl Iterator<Item = Form>, vectors: Option<Vectors>) -> Self {
         let forms: Vec<Form> = forms.collect();
@@ -141,10 +164,10 @@ impl Scanner {
         Self { forms, searches, has_unstable, vectors }
     }
 
-    /// Finds every occurrence in `text`. Near misses from `counted_to` on are not counted: where
-    /// the text goes on, an occurrence may have begun there.
-    fn scan(&self, text: &[u8], counted_to: usize) -> ScanResult {
-        let mut scan = ScanResult::default();
+    /// Finds every occurrence in `text`. `None` where that takes more comparing than is done for
+    /// it.
+    fn scan(&self, text: &[u8]) -> Option<Found> {
+        let mut scan = Found::default();
         let mut left = COMPARED_AT_LEAST.saturating_add(text.len().saturating_mul(COMPARED));
         let mut found = |at: usize, suspects: &[Suspect]| {
             let before = scan.covered.len();
@@ -154,21 +177,16 @@ impl Scanner {
                 (left > 0).then(|| form.around(text, at, suspect.offset)).flatten()
             };
             scan.covered.extend(suspects.iter().filter_map(suspected));
-            scan.near_misses += u64::from(scan.covered.len() == before && at < counted_to);
+            if scan.covered.len() == before {
+                scan.near.push(at);
+            }
         };
         // First, while what was just copied is in the processor's nearest cache.
         self.decoded(text, &mut found);
         for search in &self.searches {
             search.in_text(text, &mut found);
         }
-        if left == 0 {
-            // Whoever has a secret of his own making in here could hold up everybody: nothing of
-            // such a text passes, and it counts as guessing.
-            let all = std::iter::once(0..text.len()).collect();
-            return ScanResult { covered: all, near_misses: u64::from(u32::MAX) };
-        }
-        scan.covered = union(scan.covered);
-        scan
+        (left > 0).then_some(scan)
     }
 
     /// Searches what the escapes of `text` stand for. Forms with a stable part are found where all

@@ -36,6 +36,12 @@ fn portable(secrets: &[&str]) -> Arc<Masks> {
     Arc::new(Masks::compiled(&values, None))
 }
 
+/// Each looked for by itself.
+fn apart(secrets: &[&str]) -> Arc<Masks> {
+    let each: Vec<_> = secrets.iter().map(|secret| masks(&[secret])).collect();
+    Arc::new(Masks::joined(each.iter().map(|masks| &**masks)))
+}
+
 fn unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)
 }
@@ -237,7 +243,8 @@ const SECRETS: [&str; 4] = [
 /// Half of it reads as escapes.
 const ODD: &str = "%25%25\\\\\\\\//\"\"\\u005c";
 
-static ALL: LazyLock<[Arc<Masks>; 2]> = LazyLock::new(|| [masks(&SECRETS), portable(&SECRETS)]);
+static ALL: LazyLock<[Arc<Masks>; 3]> =
+    LazyLock::new(|| [masks(&SECRETS), portable(&SECRETS), apart(&SECRETS)]);
 
 #[test]
 fn every_form_is_masked_whole() {
@@ -507,6 +514,15 @@ fn much_of_a_secret_without_all_of_it_is_a_near_miss() {
         0
     );
     assert!(near(&secret.replace("sk", "Sk").repeat(20)) > 10);
+    // What is a part of another secret that is there is no guess, wherever that is looked for.
+    let other = secret.replace("sk-proj", "sk-team");
+    let text = format!("{secret} {other} ").repeat(20);
+    for masks in [super::oracle::masks(&[secret, &other]), apart(&[secret, &other])] {
+        let mut stream = MaskStream::new(masks, false);
+        stream.push(Bytes::from(text.clone()));
+        stream.finish();
+        assert_eq!(stream.near_misses(), 0);
+    }
     assert!(near(&percent(&secret[8..], |byte| byte != b'9', true).repeat(20)) > 10);
 }
 

@@ -1,4 +1,5 @@
-//! Reads a request against [`SubstitutionRules`](super::SubstitutionRules); changes nothing. Every doubt is a denial.
+//! Reads a request against [`SubstitutionRules`](super::SubstitutionRules); changes nothing. Every
+//! doubt is a denial.
 //!
 //! The order is fixed: Connection, credentials, method, path. Credentials come before method and
 //! path, so that only the holder of a good placeholder learns which of those are listed, and an

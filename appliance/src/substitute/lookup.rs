@@ -53,10 +53,10 @@ impl Deref for CredentialLookup<'_> {
 
 impl CredentialLookup<'_> {
     /// What the text is good for here. One text may be the placeholder of several bindings.
-    pub(super) fn claims(&self, text: &[u8]) -> impl Iterator<Item = Claim> + use<> {
-        let bound = self.own.iter().filter(|binding| is(&binding.placeholder, text));
-        let bound: Vec<_> = bound.map(|binding| Claim::Bound(Arc::clone(binding))).collect();
-        bound.into_iter().chain(self.ticket(text).and_then(|ticket| self.redeemed(ticket)))
+    pub(super) fn claims(&self, text: &[u8]) -> impl Iterator<Item = Claim> {
+        let bound = self.own.iter().filter(move |binding| is(&binding.placeholder, text));
+        let bound = bound.map(|binding| Claim::Bound(Arc::clone(binding)));
+        bound.chain(self.ticket(text).and_then(|ticket| self.redeemed(ticket)))
     }
 
     /// Whose a text is.

@@ -13,6 +13,7 @@
 mod text;
 
 use std::{
+    borrow::Borrow,
     collections::HashMap,
     hash::{Hash, Hasher},
     net::IpAddr,
@@ -180,6 +181,12 @@ impl PartialEq for ByBytes {
 
 impl Eq for ByBytes {}
 
+impl Borrow<[u8]> for ByBytes {
+    fn borrow(&self) -> &[u8] {
+        self.0.expose()
+    }
+}
+
 impl Hash for ByBytes {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.0.expose().hash(state);
@@ -205,7 +212,7 @@ impl Rack {
             return Err(NoTicket);
         }
         // One that is there twice counts twice, which errs to refusal.
-        let is_new = |one: &&Minted| !self.knows(&one.value);
+        let is_new = |one: &&Minted| !self.values.contains_key(one.value.expose());
         let new = minted.iter().filter(is_new).count();
         let living = self.values.values().filter(|known| now < known.ends);
         let own = living.clone().filter(|known| known.agent == agent).count();
@@ -218,10 +225,6 @@ impl Rack {
         let gone: Vec<u64> = ended.iter().take(beyond).map(|known| known.serial).collect();
         self.values.retain(|_, known| !gone.contains(&known.serial));
         Ok(())
-    }
-
-    fn knows(&self, value: &SecretValue) -> bool {
-        self.values.keys().any(|known| known.0.expose() == value.expose())
     }
 
     fn add(&mut self, text: Arc<str>, agent: IpAddr, minted: Minted, now: Instant) {

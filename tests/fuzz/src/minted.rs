@@ -1,5 +1,5 @@
-//! An answer of an API that mints credentials: whatever it is, where another reader of JSON finds what
-//! the rule names, in its first or in its last member of a name, there stands a ticket.
+//! An answer of an API that mints credentials: whatever it is, where another reader of JSON finds
+//! what the rule names, in its first or in its last member of a name, there stands a ticket.
 
 use std::{
     net::IpAddr,

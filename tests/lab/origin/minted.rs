@@ -1,5 +1,6 @@
-//! Servers that answer a good credential with another one, which some other server wants: git-lfs, a
-//! registry of containers, OAuth 2.0 with refresh tokens that rotate, Hugging Face's token for Xet.
+//! Servers that answer a good credential with another one, which some other server wants: git-lfs,
+//! a registry of containers, OAuth 2.0 with refresh tokens that rotate, Hugging Face's token for
+//! Xet.
 //!
 //! | path | takes | mints |
 //! |---|---|---|

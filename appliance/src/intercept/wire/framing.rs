@@ -254,7 +254,8 @@ fn body_kind(fields: &[Header<'_>], version: Option<u8>) -> Result<BodyKind, Rea
     }
 }
 
-/// Digits without a zero before them, which some readers take for octal: the field goes on as it is.
+/// Digits without a zero before them, which some readers take for octal: the field goes on as it
+/// is.
 pub(in crate::intercept) fn content_length(value: &[u8]) -> Result<u64, Reason> {
     let digits = match value {
         [b'0'] => true,

@@ -1,7 +1,7 @@
-//! What honest hosts send to all on their link before they have an address that says whose it is, or
-//! beside it: that they listen to groups (MLD, IGMP), that they look for a router, for an address
-//! (DHCP) or for names (mDNS). Nobody here answers it, and it is no forgery, so it has a reason of
-//! its own.
+//! What honest hosts send to all on their link before they have an address that says whose it is,
+//! or beside it: that they listen to groups (MLD, IGMP), that they look for a router, for an
+//! address (DHCP) or for names (mDNS). Nobody here answers it, and it is no forgery, so it has a
+//! reason of its own.
 //!
 //! Pure. What speaks for a neighbour or a router is believed elsewhere, or is a forgery.
 
@@ -24,8 +24,8 @@ pub(crate) fn sets() -> [Set; 4] {
     ]
 }
 
-/// Rules for what comes from sources that mean something on their link alone, and goes to many. They
-/// stand behind those that let some of it through; `of_family` says which packets are of this
+/// Rules for what comes from sources that mean something on their link alone, and goes to many.
+/// They stand behind those that let some of it through; `of_family` says which packets are of this
 /// family.
 pub(crate) fn from_link(family: Family, of_family: &Statement) -> Vec<NftRule> {
     use Statement::{Count, Drop, In};
