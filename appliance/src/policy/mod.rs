@@ -16,6 +16,7 @@ mod narrowing;
 pub(crate) mod nat64;
 mod path;
 mod path_slot;
+mod rules;
 mod scheme;
 mod secret;
 mod site;
@@ -38,6 +39,7 @@ pub use narrowing::{NARROWING_KEYS, Narrowed, Narrowing, ValuePlace, looks_narro
 pub(crate) use path::has_one_reading;
 pub use path::{PathError, PathRule, permits, permits_path};
 pub use path_slot::{PathSlot, PathSlotError};
+pub use rules::{ListedName, MeantBy, Rule, Rules};
 pub(crate) use scheme::after_word;
 pub use scheme::{Scheme, SchemeError, SchemeWord};
 pub(crate) use secret::is_plain_parameter_byte;
@@ -61,12 +63,12 @@ pub struct Policy {
     /// The agents, by where their packets come from. No two groups overlap.
     pub groups: Vec<Arc<Group>>,
     /// The hosts where placeholders become secrets. No two share a host and port.
-    pub apis: Vec<Arc<Api>>,
+    pub apis: Rules<Api>,
     /// The hosts that are passed through, or terminated for inspection.
-    pub passes: Vec<Arc<Pass>>,
+    pub passes: Rules<Pass>,
     /// The hosts that are reached by protocols which name no host. No port of theirs is one of an
     /// API or a pass.
-    pub tcp: Vec<Arc<Tcp>>,
+    pub tcp: Rules<Tcp>,
     /// The TCP ports that are captured; every other one is reset by the kernel. Sorted.
     pub ports: Vec<u16>,
     /// The bounds that hold for every agent.
@@ -97,14 +99,9 @@ impl Policy {
         group: &'p Group,
         host: &'p Host,
     ) -> impl Iterator<Item = &'p Upstream> {
-        let apis = self.apis.iter();
-        let apis = apis.filter(|api| api.serves(&group.name) && api.hosts.contains(host));
-        let passes = self.passes.iter().filter(|pass| {
-            pass.groups.contains(&group.name)
-                && pass.hosts.iter().any(|pattern| pattern.matches(host))
-        });
-        let tcp = self.tcp.iter();
-        let tcp = tcp.filter(|tcp| tcp.groups.contains(&group.name) && tcp.hosts.contains(host));
+        let apis = self.apis.of(&group.name, host, MeantBy::Name);
+        let passes = self.passes.of(&group.name, host, MeantBy::NameOrPattern);
+        let tcp = self.tcp.of(&group.name, host, MeantBy::Name);
         let passes = passes.map(|pass| &pass.upstream);
         apis.map(|api| &api.upstream).chain(passes).chain(tcp.map(|tcp| &tcp.upstream))
     }
@@ -476,11 +473,6 @@ pub struct Tcp {
 }
 
 impl Tcp {
-    /// Whether a group may reach the host on the port by this rule.
-    pub fn allows(&self, group: &GroupName, host: &Host, port: u16) -> bool {
-        self.serves(group, port) && self.hosts.contains(host)
-    }
-
     /// Whether a group may reach any host on the port by this rule.
     pub fn serves(&self, group: &GroupName, port: u16) -> bool {
         self.ports.contains(&port) && self.groups.contains(group)
