@@ -13,6 +13,7 @@ mod fields;
 mod files;
 mod gateway;
 mod mint;
+mod prefixes;
 mod reference;
 mod rules;
 mod settings;
