@@ -69,8 +69,8 @@ mod tests {
             let begun = Arc::clone(&begun);
             move || begun.fetch_add(1, SeqCst) + 1
         };
-        let (go_on, held_up) = mpsc::channel::<()>();
-        let (started, has_started) = mpsc::channel();
+        let (go_on, held_up) = mpsc::sync_channel::<()>(1);
+        let (started, has_started) = mpsc::sync_channel(1);
         let first = reads.ask({
             let number = number.clone();
             move || {
