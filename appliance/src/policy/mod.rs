@@ -9,6 +9,7 @@ mod body_place;
 mod credential;
 mod host;
 mod limits;
+mod listed;
 mod method;
 mod mint;
 mod name;
@@ -50,7 +51,9 @@ pub use secret::{
 pub use site::Site;
 pub use subprotocol::{SubprotocolError, SubprotocolPrefix};
 pub(crate) use subprotocol::{is_credential_subprotocol, is_token};
-pub use text::{InterfaceError, NameError, PlaceholderError};
+pub use text::{
+    GroupName, InterfaceError, InterfaceName, NameError, Placeholder, PlaceholderError, RuleName,
+};
 
 use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 
@@ -146,39 +149,6 @@ impl Group {
     }
 }
 
-/// The name of an agent group: 1 to 64 bytes of `[a-z0-9_-]`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct GroupName(pub(crate) Arc<str>);
-
-/// The name of an API, a pass or a TCP rule: 1 to 64 bytes of `[a-z0-9_-]`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct RuleName(pub(crate) Arc<str>);
-
-/// A network interface's name: 1 to 15 bytes, as the kernel takes it (`IFNAMSIZ` less one).
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct InterfaceName(pub(crate) Arc<str>);
-
-/// The text an agent holds instead of a secret: 8 to 256 bytes of 0x21 to 0x7E without `:`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Placeholder(pub(crate) Arc<str>);
-
-macro_rules! text_newtype {
-    ($($name:ident),+) => {$(
-        impl $name {
-            /// The text as the operator wrote it.
-            pub fn as_str(&self) -> &str {
-                &self.0
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
-            }
-        }
-    )+};
-}
-
 impl fmt::Display for Plain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -187,8 +157,6 @@ impl fmt::Display for Plain {
         }
     }
 }
-
-text_newtype!(GroupName, RuleName, InterfaceName, Placeholder);
 
 /// A service whose requests are intercepted, and the placeholders that mean something there.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,7 +7,7 @@
 
 use std::{collections::HashMap, ops::Deref, sync::Arc};
 
-use super::{Api, GroupName, Host, HostPattern, Pass, Tcp};
+use super::{GroupName, Host, HostPattern};
 
 /// Rules of one kind, in the order of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub trait Rule {
     fn names(&self) -> impl Iterator<Item = ListedName<'_>>;
 }
 
-/// A name as a rule lists it: [`HostPattern`], borrowed.
+/// A name as a rule lists it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ListedName<'r> {
     /// This name.
@@ -33,6 +33,16 @@ pub enum ListedName<'r> {
     Suffix(&'r Host),
     /// Every name there is.
     Any,
+}
+
+impl<'r> From<&'r HostPattern> for ListedName<'r> {
+    fn from(pattern: &'r HostPattern) -> Self {
+        match pattern {
+            HostPattern::Exact(host) => Self::Exact(host),
+            HostPattern::Suffix(host) => Self::Suffix(host),
+            HostPattern::Any => Self::Any,
+        }
+    }
 }
 
 /// How a rule may mean a host.
@@ -154,41 +164,6 @@ impl<'r, T> IntoIterator for &'r Rules<T> {
     }
 }
 
-impl Rule for Api {
-    fn groups(&self) -> impl Iterator<Item = &GroupName> {
-        let bound = self.bindings.iter().flat_map(|binding| &binding.groups);
-        bound.chain(self.redeems.iter().flat_map(|mint| &mint.groups))
-    }
-
-    fn names(&self) -> impl Iterator<Item = ListedName<'_>> {
-        self.hosts.iter().map(ListedName::Exact)
-    }
-}
-
-impl Rule for Pass {
-    fn groups(&self) -> impl Iterator<Item = &GroupName> {
-        self.groups.iter()
-    }
-
-    fn names(&self) -> impl Iterator<Item = ListedName<'_>> {
-        self.hosts.iter().map(|pattern| match pattern {
-            HostPattern::Exact(host) => ListedName::Exact(host),
-            HostPattern::Suffix(host) => ListedName::Suffix(host),
-            HostPattern::Any => ListedName::Any,
-        })
-    }
-}
-
-impl Rule for Tcp {
-    fn groups(&self) -> impl Iterator<Item = &GroupName> {
-        self.groups.iter()
-    }
-
-    fn names(&self) -> impl Iterator<Item = ListedName<'_>> {
-        self.hosts.iter().map(ListedName::Exact)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::{collection::vec, prelude::*, sample::select};
@@ -207,11 +182,7 @@ mod tests {
         }
 
         fn names(&self) -> impl Iterator<Item = ListedName<'_>> {
-            self.hosts.iter().map(|pattern| match pattern {
-                HostPattern::Exact(host) => ListedName::Exact(host),
-                HostPattern::Suffix(host) => ListedName::Suffix(host),
-                HostPattern::Any => ListedName::Any,
-            })
+            self.hosts.iter().map(ListedName::from)
         }
     }
 
