@@ -56,11 +56,12 @@ vault: prerequisites
 	@$(VAULT_PATH)
 
 clients: prerequisites
-	@echo "== The clients: Python packages and agents, in the versions of tests/clients; suites, InfluxDB and named"
+	@echo "== The clients: Python packages and agents, in the versions of tests/clients; suites, InfluxDB, named and Semgrep"
 	@tests/clients/get
 	@tests/conformance/get
 	@tests/influxdb/get
 	@tests/named/get
+	@tests/semgrep/get
 
 format:
 	@echo "== Format"

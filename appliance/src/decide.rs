@@ -9,7 +9,7 @@ use crate::{
     identity::Flow,
     peek::{Hello, Peeked, PlainHead},
     policy::{
-        Api, Carry, DialledRule, Group, Host, HostPattern, Pass, Policy, RuleName, Tcp, Upstream,
+        Api, Carry, DialledRule, Group, Host, MeantBy, Pass, Policy, RuleName, Tcp, Upstream,
     },
     reason::Reason,
 };
@@ -159,28 +159,23 @@ fn route_of(policy: &Policy, group: &Group, host: &Host, port: u16) -> Option<Ro
 /// An API's host is never passed around the API: a group that has no binding there has no use
 /// of the name on that port at all, however wide its other rules are.
 fn api_of(policy: &Policy, group: &Group, host: &Host, port: u16) -> Option<Arc<Api>> {
-    let api = policy.apis.iter().find(|api| api.port == port && api.hosts.contains(host))?;
+    let api = policy.apis.naming(host).find(|api| api.port == port)?;
     api.serves(&group.name).then(|| Arc::clone(api))
 }
 
 /// A host of an API is passed around it only where policy names that very host, for another port
 /// than the API's: never because a pattern happens to cover it.
 fn pass_of(policy: &Policy, group: &Group, host: &Host, port: u16) -> Option<Arc<Pass>> {
-    let mut homes = policy.apis.iter().filter(|api| api.hosts.contains(host)).peekable();
-    let is_api_host = homes.peek().is_some();
+    let mut homes = policy.apis.naming(host).peekable();
+    let by = match homes.peek() {
+        Some(_) => MeantBy::Name,
+        None => MeantBy::NameOrPattern,
+    };
     if homes.any(|api| api.port == port) {
         return None;
     }
-    let covers = |pattern: &HostPattern| match pattern {
-        HostPattern::Exact(_) => pattern.matches(host),
-        HostPattern::Suffix(_) | HostPattern::Any => !is_api_host && pattern.matches(host),
-    };
-    let listed = |pass: &&Arc<Pass>| {
-        pass.ports.contains(&port)
-            && pass.groups.contains(&group.name)
-            && pass.hosts.iter().any(covers)
-    };
-    let mut passes = policy.passes.iter().filter(listed);
+    let listed = policy.passes.of(&group.name, host, by);
+    let mut passes = listed.filter(|pass| pass.ports.contains(&port));
     let first = passes.next()?;
     // Where two rules name one host, the one that looks inside wins.
     let inspecting = passes.chain([first]).find(|pass| !pass.carry.is_splice());
@@ -216,7 +211,10 @@ fn decide_unread(policy: &Policy, flow: &Flow, names: &[Host]) -> Result<Permit,
     if !policy.tcp.iter().any(|tcp| tcp.serves(group, port)) {
         return Err(Reason::PortDenied);
     }
-    let rule_for = |host| policy.tcp.iter().find(|tcp| tcp.allows(group, host, port));
+    let rule_for = |host| {
+        let mut rules = policy.tcp.of(group, host, MeantBy::Name);
+        rules.find(|tcp| tcp.ports.contains(&port))
+    };
     let rules: Option<Vec<_>> = names.iter().map(|host| Some((host, rule_for(host)?))).collect();
     let rules = rules.ok_or(Reason::DestinationDenied)?;
     // The address is checked by the one rule that is in the permit: by one that does not list it as

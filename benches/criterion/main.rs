@@ -7,6 +7,7 @@ mod dns;
 mod leaf;
 mod mask;
 mod peek;
+mod scaling;
 mod substitute;
 mod world;
 
@@ -16,5 +17,6 @@ criterion::criterion_main!(
     dns::benches,
     leaf::benches,
     substitute::benches,
-    mask::benches
+    mask::benches,
+    scaling::benches
 );

@@ -54,7 +54,8 @@ pub fn client_hello(name: &'static str, post_quantum: bool) -> Vec<u8> {
     hello
 }
 
-const BASE: &str = r#"
+/// A policy up to the hosts of its only rule for spliced ones.
+pub const BASE: &str = r#"
     [gateway]
     audit = "stdout"
     ca_dir = "/ca"

@@ -1,10 +1,10 @@
 //! TLS libraries that read an issuing CA in their own way: wolfSSL, which wants its extensions in
-//! one order, and mbed TLS, which knows no critical name constraints.
+//! one order, and mbed TLS and OCaml's x509 before 1.2, which know no critical name constraints.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use lab::{
     client::agent,
-    gateway::{self, GIT_SECRET, Gateway},
+    gateway::{self, GIT_SECRET, Gateway, OPENAI_SECRET},
     net::{AGENT, GIT, OPENAI},
     origin::Received,
     sandboxed, tools,
@@ -25,6 +25,45 @@ fn client(world: &World, arguments: &[&str]) -> Result<String, String> {
         true => Ok(text(&output.stdout)),
         false => Err(text(&output.stderr)),
     }
+}
+
+/// Has the constraints of the API of this host noted only.
+fn note_constraints(world: &mut World, host: &str) {
+    world.gateway.kill();
+    let hosts = format!("hosts = [\"{host}\"]");
+    let noted = format!("{hosts}\nconstraints = \"noted\"");
+    let config = gateway::usual_config().replace(&hosts, &noted);
+    world.gateway = Gateway::start(&world.lab, &config);
+}
+
+/// Semgrep's engine in this version, which tells OpenAI's host of its run by ocaml-tls. What it says
+/// of that.
+fn semgrep(world: &World, version: &str) -> String {
+    let folder = tools::cache().join("semgrep").join(version).join("semgrep/bin");
+    let engine = folder.join("semgrep-core");
+    assert!(engine.is_file(), "{} is missing: run tests/semgrep/get", engine.display());
+    let (rules, searched) = (world.lab.dir.join("rules.yaml"), world.lab.dir.join("searched.py"));
+    std::fs::write(&rules, RULES).expect("rules are written");
+    std::fs::write(&searched, "eval(1)\n").expect("a file is written");
+    let output = agent(&world.lab, AGENT, &engine.to_string_lossy())
+        .env("LD_LIBRARY_PATH", folder.join("libs"))
+        .env("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer OPENAI_API_KEY")
+        .env("OTEL_OCAML_DEBUG", "1")
+        .args(["-lang", "python", "-trace", "-trace_endpoint"])
+        .arg(format!("https://{}/v1/telemetry", OPENAI.name))
+        .arg("-rules")
+        .args([&rules, &searched])
+        .output()
+        .expect("the engine starts");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Requires that what it told arrived with the secret in the placeholder's place.
+fn assert_told(world: &World, said: &str) {
+    let secret = format!("Bearer {OPENAI_SECRET}");
+    let requests = world.origin.log().requests();
+    let told = |request: &Received| request.header("authorization") == [secret.as_str()];
+    assert!(requests.iter().any(told), "{said}\n{requests:#?}");
 }
 
 #[test]
@@ -50,11 +89,7 @@ fn mbed_tls_takes_an_issuing_ca_whose_limit_is_noted_and_no_other() {
         let said = (record["reason"].as_str(), record["alert"].as_str());
         assert_eq!(said, (Some("agent_tls_failed"), Some("bad_certificate")), "{record}");
 
-        world.gateway.kill();
-        let hosts = "hosts = [\"git.example\"]";
-        let noted = format!("{hosts}\nconstraints = \"noted\"");
-        let config = gateway::usual_config().replace(hosts, &noted);
-        world.gateway = Gateway::start(&world.lab, &config);
+        note_constraints(&mut world, GIT.name);
         let heads = client(&world, &ask).expect("it passes them over");
         assert!(heads.contains("refs/heads/main"), "{heads}");
         let secret = format!("Basic {}", STANDARD.encode(format!("agent:{GIT_SECRET}")));
@@ -63,3 +98,34 @@ fn mbed_tls_takes_an_issuing_ca_whose_limit_is_noted_and_no_other() {
         assert!(requests.iter().any(sent), "{requests:#?}");
     });
 }
+
+/// x509 1.0.6, in ocaml-tls.
+#[test]
+fn ocamls_x509_before_1_2_takes_an_issuing_ca_whose_limit_is_noted_and_no_other() {
+    sandboxed(|| {
+        let mut world = World::usual();
+        let refused = semgrep(&world, "1.160.0");
+        assert!(refused.contains("invalid certificate chain"), "{refused}");
+        world.origin.log().assert_no_request();
+        let record = world.gateway.audit.wait_for(|record| record["sni"] == OPENAI.name);
+        let said = (record["reason"].as_str(), record["alert"].as_str());
+        assert_eq!(said, (Some("agent_tls_failed"), Some("bad_certificate")), "{record}");
+
+        note_constraints(&mut world, OPENAI.name);
+        let said = semgrep(&world, "1.160.0");
+        assert_told(&world, &said);
+    });
+}
+
+/// x509 1.2.0, in ocaml-tls.
+#[test]
+fn ocamls_x509_1_2_takes_an_issuing_ca_of_ours() {
+    sandboxed(|| {
+        let world = World::usual();
+        let said = semgrep(&world, "1.185.0");
+        assert_told(&world, &said);
+    });
+}
+
+const RULES: &str =
+    "rules: [{id: eval, languages: [python], message: eval, severity: ERROR, pattern: eval(...)}]";

@@ -314,7 +314,7 @@ mod tests {
     use super::*;
     use crate::{
         config::{AuditFile, AuditTarget},
-        policy::{BoundAgent, Group, Limits, Mac, Site},
+        policy::{BoundAgent, Group, Limits, Mac, Rules, Site},
     };
 
     /// Three groups of one interface, the last of which binds an agent.
@@ -336,9 +336,9 @@ mod tests {
         let blue = group("blue", ["198.51.100.0/24", "2001:db8:b::/64"]);
         Policy {
             groups: [red, blue, bound].map(Arc::new).into(),
-            apis: Vec::new(),
-            passes: Vec::new(),
-            tcp: Vec::new(),
+            apis: Rules::default(),
+            passes: Rules::default(),
+            tcp: Rules::default(),
             ports: Vec::new(),
             limits: Limits::default(),
             site: Site::default(),

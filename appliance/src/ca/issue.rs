@@ -349,25 +349,28 @@ mod tests {
         };
         let suffix = vec![HostPattern::Suffix(host("a.test"))];
         let mut policy = policy(vec![]);
-        policy.passes = vec![
+        let passes = vec![
             pass("looked-at", inspect(), suffix.clone()),
             pass("through", Carry::Splice { ech: Ech::Refuse }, vec![HostPattern::Any]),
         ];
+        policy.passes = passes.clone().into();
         assert_eq!(made.issue(&policy, now()).len(), 1);
         assert!(made.load("looked-at", &suffix, now()).is_err(), "it is noted, not critical");
         let noted = TlsRule { constraints, ..tls_rule("looked-at", &suffix) };
         let ca = IssuingCa::load(&made.dir(), &noted, now()).unwrap();
         assert!(ca.covers(&host("b.a.test")) && !ca.covers(&host("a.test")));
 
-        policy.passes.push(pass("all", inspect(), vec![HostPattern::Any]));
+        let with = |more| Policy {
+            passes: [passes.clone(), vec![more]].concat().into(),
+            ..policy.clone()
+        };
+        let policy = with(pass("all", inspect(), vec![HostPattern::Any]));
         let refused = issue(&made.root, &made.dir(), &policy, now());
         assert!(matches!(refused, Err(CaError::Unconstrainable(_))));
-        policy.passes.pop();
-        policy.passes.push(pass("nothing", inspect(), vec![]));
+        let policy = with(pass("nothing", inspect(), vec![]));
         let refused = issue(&made.root, &made.dir(), &policy, now());
         assert!(matches!(refused, Err(CaError::Unconstrainable(_))));
-        policy.passes.pop();
-        policy.passes.push(pass("looked-at", inspect(), suffix));
+        let policy = with(pass("looked-at", inspect(), suffix));
         let refused = issue(&made.root, &made.dir(), &policy, now());
         assert!(matches!(refused, Err(CaError::SameName(_))));
     }

@@ -130,7 +130,7 @@ mod tests {
         let made = Installation::new();
         let hosts = vec![HostPattern::Suffix(host("a.test"))];
         let mut policy = policy(vec![]);
-        policy.passes.push(Arc::new(Pass {
+        let pass = Pass {
             name: RuleName("api".into()),
             carry: Carry::Inspect {
                 methods: Vec::new(),
@@ -143,7 +143,8 @@ mod tests {
             ports: vec![443],
             upstream: Upstream::default(),
             dialled: DialledRule::Answered,
-        }));
+        };
+        policy.passes = vec![Arc::new(pass)].into();
         made.issue(&policy, now());
         let ca = made.load("api", &hosts, now()).unwrap();
         (made, Leaves::new(ca))

@@ -17,7 +17,7 @@ use super::{Issued, IssuingCa, Root, TlsRule, issue, random_bytes};
 use crate::{
     config::{AuditTarget, Settings},
     policy::{
-        Api, Constraints, Host, HostPattern, Limits, Policy, ResponseRules, RuleName, Site,
+        Api, Constraints, Host, HostPattern, Limits, Policy, ResponseRules, RuleName, Rules, Site,
         Upstream,
     },
 };
@@ -166,8 +166,8 @@ pub(crate) fn policy(apis: Vec<Api>) -> Policy {
     Policy {
         groups: Vec::new(),
         apis: apis.into_iter().map(Arc::new).collect(),
-        passes: Vec::new(),
-        tcp: Vec::new(),
+        passes: Rules::default(),
+        tcp: Rules::default(),
         ports: vec![443],
         limits: Limits::default(),
         site: Site::default(),

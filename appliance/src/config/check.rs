@@ -1,7 +1,11 @@
 //! Mistakes that only another part of the file makes wrong: names that are taken or lead nowhere,
 //! rules that contradict each other. Every rule that could be read in two ways is an error.
 
-use std::{collections::BTreeMap, fmt::Display, net::IpAddr};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    fmt::Display,
+    net::IpAddr,
+};
 
 use ipnet::IpNet;
 use toml::Spanned;
@@ -10,7 +14,8 @@ use super::{
     credential::NO_CREDENTIAL,
     error::{Report, Span, nearest},
     gateway::GatewaySection,
-    rules::{ApiRule, BindingRule, GroupRule, PassRule, Requests, TcpRule, overlap},
+    prefixes::SeenPrefixes,
+    rules::{ApiRule, BindingRule, GroupRule, PassRule, Requests, TcpRule},
 };
 use crate::policy::{
     BodyPlace, Constraints, Folded, Host, HostPattern, InterfaceName, Mac, PathSlot, Place, Plain,
@@ -130,9 +135,10 @@ impl Draft {
         let prefixes = self.groups.iter().flat_map(|group| {
             group.prefixes.iter().filter_map(move |prefix| on(group).zip(Some(prefix)))
         });
-        let mut seen: Vec<(InterfaceName, &Spanned<IpNet>)> = Vec::new();
+        let mut all: Vec<(InterfaceName, &Spanned<IpNet>)> = Vec::new();
+        let mut seen = SeenPrefixes::default();
         for (interface, prefix) in prefixes {
-            let first = seen.iter().find(|(_, first)| overlap(first.get_ref(), prefix.get_ref()));
+            let first = seen.see(prefix.get_ref()).and_then(|number| all.get(number));
             if let Some((other, first)) = first {
                 let line = report.line(&first.span());
                 let (own, theirs) = (prefix.get_ref(), first.get_ref());
@@ -148,7 +154,7 @@ impl Draft {
                     format!("prefixes: \"{own}\" overlaps \"{theirs}\" of line {line} {why}");
                 report.add(&prefix.span(), text);
             }
-            seen.push((interface, prefix));
+            all.push((interface, prefix));
         }
     }
 
@@ -195,14 +201,17 @@ impl Draft {
         }
         let passes = self.passes.iter().flat_map(|pass| &pass.groups);
         let passes = passes.chain(self.tcp.iter().flat_map(|tcp| &tcp.groups));
-        for group in self.bindings().flat_map(|binding| &binding.groups).chain(passes) {
+        let known = self.groups.iter().filter_map(|group| group.written.as_deref());
+        let known: HashSet<&str> = known.collect();
+        let used = self.bindings().flat_map(|binding| &binding.groups).chain(passes);
+        for group in used.filter(|group| !known.contains(group.get_ref().as_str())) {
             if let Some(text) = self.no_such_group(group.get_ref().as_str()) {
                 report.add(&group.span(), text);
             }
         }
     }
 
-    /// What is wrong with naming the group `name`, if anything is.
+    /// What is wrong with naming the group `name`, which no group has, if anything is.
     fn no_such_group(&self, name: &str) -> Option<String> {
         let known = || self.groups.iter().filter_map(|group| group.written.as_deref());
         let Some(meant) = nearest(name, known()) else {
@@ -212,8 +221,7 @@ impl Draft {
         let is_meant = |group: &&GroupRule| group.written.as_deref() == Some(meant);
         let broken = self.groups.iter().find(is_meant).is_some_and(|group| group.name.is_none());
         // Of a name that is no name, the group itself is told.
-        let fine = meant == name || broken;
-        (!fine).then(|| format!("groups: no group is named {name:?}; did you mean {meant:?}?"))
+        (!broken).then(|| format!("groups: no group is named {name:?}; did you mean {meant:?}?"))
     }
 
     /// No request may belong to two APIs.
@@ -237,45 +245,58 @@ impl Draft {
 
     /// A name that a pass lists exactly belongs to no API, and to no other pass of the same group.
     fn check_pass_hosts(&self, report: &Report<'_>) {
-        let mut seen: Vec<(&PassRule, &Spanned<HostPattern>)> = Vec::new();
+        let apis = self.api_ports();
+        let mut seen: HashMap<&HostPattern, Vec<(&PassRule, Span)>> = HashMap::new();
         let hosts = self.passes.iter().flat_map(|pass| pass.hosts.iter().map(move |h| (pass, h)));
         for (pass, host) in hosts {
             let name = host.get_ref();
-            let first = seen.iter().find(|(other, first)| {
-                first.get_ref() == name && (std::ptr::eq(*other, pass) || meet(other, pass))
-            });
-            if let Some(api) = self.api_span(pass, name) {
-                report.add(&host.span(), shadow(name, report.line(&api)));
+            let alike = seen.entry(name).or_default();
+            let first =
+                alike.iter().find(|(other, _)| std::ptr::eq(*other, pass) || meet(other, pass));
+            if let Some(api) = api_span(&apis, pass, name) {
+                report.add(&host.span(), shadow(name, report.line(api)));
             } else if let Some((_, first)) = first {
-                let line = report.line(&first.span());
+                let line = report.line(first);
                 let text = format!(
                     "hosts: \"{name}\" is already in line {line} for the same groups and ports; \
                      keep one"
                 );
                 report.add(&host.span(), text);
             }
-            seen.push((pass, host));
+            alike.push((pass, host.span()));
         }
+    }
+
+    /// The hosts of all APIs, each with its ports and where it stands.
+    fn api_ports(&self) -> ApiPorts<'_> {
+        let mut ports = ApiPorts::new();
+        for api in &self.apis {
+            for host in &api.hosts {
+                let port = *api.port.get_ref();
+                ports.entry(host.get_ref()).or_default().push((port, host.span()));
+            }
+        }
+        ports
     }
 
     /// A group has one rule for a name and port.
     fn check_tcp_hosts(&self, report: &Report<'_>) {
-        let mut seen: Vec<(&TcpRule, &Spanned<Host>)> = Vec::new();
+        let mut seen: HashMap<&Host, Vec<(&TcpRule, Span)>> = HashMap::new();
         for (tcp, host) in self.tcp.iter().flat_map(|tcp| tcp.hosts.iter().map(move |h| (tcp, h))) {
-            let first = seen.iter().find(|(other, first)| {
-                first.get_ref() == host.get_ref()
-                    && (std::ptr::eq(*other, tcp)
-                        || share(&other.groups, &tcp.groups) && share(&other.ports, &tcp.ports))
+            let alike = seen.entry(host.get_ref()).or_default();
+            let first = alike.iter().find(|(other, _)| {
+                std::ptr::eq(*other, tcp)
+                    || share(&other.groups, &tcp.groups) && share(&other.ports, &tcp.ports)
             });
             if let Some((_, first)) = first {
                 let text = format!(
                     "hosts: \"{}\" is already in line {} for the same groups and ports; keep one",
                     host.get_ref(),
-                    report.line(&first.span())
+                    report.line(first)
                 );
                 report.add(&host.span(), text);
             }
-            seen.push((tcp, host));
+            alike.push((tcp, host.span()));
         }
     }
 
@@ -293,12 +314,6 @@ impl Draft {
                 report.add(&port.span(), text);
             }
         }
-    }
-
-    fn api_span(&self, pass: &PassRule, host: &HostPattern) -> Option<Span> {
-        let HostPattern::Exact(name) = host else { return None };
-        let apis = self.apis.iter().filter(|api| has_port(pass, *api.port.get_ref()));
-        apis.flat_map(|api| &api.hosts).find(|host| host.get_ref() == name).map(Spanned::span)
     }
 
     fn check_secrets(&self, report: &Report<'_>) {
@@ -356,6 +371,16 @@ impl Draft {
             }
         }
     }
+}
+
+/// Where each host of an API stands, with its port, in the order of the APIs.
+type ApiPorts<'a> = HashMap<&'a Host, Vec<(u16, Span)>>;
+
+/// The host of an API that the pass would name on a port of its own.
+fn api_span<'a>(apis: &'a ApiPorts<'_>, pass: &PassRule, host: &HostPattern) -> Option<&'a Span> {
+    let HostPattern::Exact(name) = host else { return None };
+    let mut ports = apis.get(name)?.iter();
+    ports.find(|(port, _)| has_port(pass, *port)).map(|(_, span)| span)
 }
 
 /// Reports what another agent of the interface has already.

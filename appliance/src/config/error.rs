@@ -56,12 +56,15 @@ pub(super) type Span = Range<usize>;
 /// Collects mistakes while a file is read.
 pub(super) struct Report<'a> {
     text: &'a str,
+    /// Where each line but the first begins.
+    line_starts: Vec<usize>,
     mistakes: RefCell<Vec<Mistake>>,
 }
 
 impl<'a> Report<'a> {
     pub(super) fn new(text: &'a str) -> Self {
-        Self { text, mistakes: RefCell::default() }
+        let line_starts = text.match_indices('\n').map(|(at, _)| at + 1).collect();
+        Self { text, line_starts, mistakes: RefCell::default() }
     }
 
     /// Notes a mistake at the bytes `span`.
@@ -85,9 +88,10 @@ impl<'a> Report<'a> {
 
     fn position(&self, offset: usize) -> (usize, usize) {
         let before = self.text.get(..offset).unwrap_or(self.text);
-        let line_start = before.rfind('\n').map_or(0, |at| at + 1);
-        let line = before.bytes().filter(|&b| b == b'\n').count() + 1;
-        (line, before.get(line_start..).unwrap_or_default().chars().count() + 1)
+        let ended = self.line_starts.partition_point(|start| *start <= before.len());
+        let above = ended.checked_sub(1).and_then(|last| self.line_starts.get(last));
+        let own = before.get(above.copied().unwrap_or_default()..).unwrap_or_default();
+        (ended + 1, own.chars().count() + 1)
     }
 }
 

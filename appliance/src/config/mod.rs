@@ -13,6 +13,7 @@ mod fields;
 mod files;
 mod gateway;
 mod mint;
+mod prefixes;
 mod reference;
 mod rules;
 mod settings;
@@ -198,9 +199,10 @@ impl Draft {
         let (ports, gateway) = (self.captured_ports(), self.gateway?);
         let policy = Policy {
             groups: all(self.groups, GroupRule::into_group)?,
-            apis: mint::link(self.apis.into_iter().map(ApiRule::into_api).collect::<Option<_>>()?),
-            passes: all(self.passes, PassRule::into_pass)?,
-            tcp: all(self.tcp, TcpRule::into_tcp)?,
+            apis: mint::link(self.apis.into_iter().map(ApiRule::into_api).collect::<Option<_>>()?)
+                .into(),
+            passes: all(self.passes, PassRule::into_pass)?.into(),
+            tcp: all(self.tcp, TcpRule::into_tcp)?.into(),
             ports,
             limits,
             site: gateway.site.clone(),

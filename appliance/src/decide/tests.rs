@@ -2,10 +2,17 @@
 
 use std::net::SocketAddr;
 
+use proptest::{
+    collection::vec,
+    prelude::*,
+    sample::{select, subsequence},
+};
+
 use super::*;
 use crate::{
     config,
     identity::{AgentAddr, Dialled, FlowId},
+    policy::{Binding, GroupName, HostPattern},
 };
 
 const POLICY: &str = r#"
@@ -235,5 +242,124 @@ fn plain_http_is_for_spliced_hosts_that_list_its_port() {
     for host in ["api.openai.example", "pypi.example", "evil.example"] {
         let peeked = head(host, None, &["OPENAI_API_KEY"]);
         assert_eq!(to(&peeked), Err(Reason::PlaintextPlaceholder), "{host}");
+    }
+}
+
+/// What the rules say, read one after the other.
+mod by_scan {
+    use super::*;
+
+    pub(super) fn route_of(
+        policy: &Policy,
+        group: &Group,
+        host: &Host,
+        port: u16,
+    ) -> Option<Route> {
+        let homes: Vec<_> = policy.apis.iter().filter(|api| api.hosts.contains(host)).collect();
+        if let Some(api) = homes.iter().find(|api| api.port == port) {
+            return api.serves(&group.name).then(|| Route::Intercept(Arc::clone(api)));
+        }
+        let covers = |pattern: &HostPattern| match pattern {
+            HostPattern::Exact(_) => pattern.matches(host),
+            _ => homes.is_empty() && pattern.matches(host),
+        };
+        let listed = |pass: &&Arc<Pass>| {
+            pass.ports.contains(&port)
+                && pass.groups.contains(&group.name)
+                && pass.hosts.iter().any(covers)
+        };
+        let listed: Vec<_> = policy.passes.iter().filter(listed).collect();
+        let (first, others) = listed.split_first()?;
+        let inspecting = others.iter().chain([first]).find(|pass| !pass.carry.is_splice());
+        let pass = Arc::clone(inspecting.unwrap_or(first));
+        Some(match pass.carry {
+            Carry::Splice { .. } => Route::Splice(pass),
+            Carry::Inspect { .. } => Route::Inspect(pass),
+        })
+    }
+
+    pub(super) fn upstreams<'p>(
+        policy: &'p Policy,
+        group: &GroupName,
+        host: &Host,
+    ) -> Vec<&'p Upstream> {
+        let apis = policy.apis.iter();
+        let apis = apis.filter(|api| api.serves(group) && api.hosts.contains(host));
+        let passes = policy.passes.iter().filter(|pass| {
+            pass.groups.contains(group) && pass.hosts.iter().any(|it| it.matches(host))
+        });
+        let passes = passes.map(|pass| &pass.upstream);
+        apis.map(|api| &api.upstream).chain(passes).collect()
+    }
+}
+
+const PORTS: [u16; 2] = [443, 80];
+
+/// So few names that rules often meet.
+fn some_host() -> impl Strategy<Value = Host> {
+    vec(select(vec!["a", "b", "ab"]), 1..4)
+        .prop_map(|labels| Host::parse(&labels.join(".")).unwrap())
+}
+
+fn some_groups() -> impl Strategy<Value = Vec<GroupName>> {
+    subsequence(policy().groups, 1..=2)
+        .prop_map(|groups| groups.iter().map(|group| group.name.clone()).collect())
+}
+
+fn some_api() -> impl Strategy<Value = Api> {
+    (some_groups(), vec(some_host(), 1..3), select(&PORTS[..])).prop_map(|(groups, hosts, port)| {
+        let api = Api::clone(&policy().apis[0]);
+        let binding = Binding { groups, ..Binding::clone(&api.bindings[0]) };
+        Api { hosts, port, bindings: vec![Arc::new(binding)], ..api }
+    })
+}
+
+fn some_pass() -> impl Strategy<Value = Pass> {
+    let pattern = prop_oneof![
+        4 => some_host().prop_map(HostPattern::Exact),
+        4 => some_host().prop_map(HostPattern::Suffix),
+        1 => Just(HostPattern::Any),
+    ];
+    let passes: Vec<Pass> = policy().passes.iter().map(|pass| Pass::clone(pass)).collect();
+    let ports = subsequence(PORTS.to_vec(), 1..=2);
+    (select(passes), some_groups(), vec(pattern, 1..4), ports)
+        .prop_map(|(pass, groups, hosts, ports)| Pass { groups, hosts, ports, ..pass })
+}
+
+/// Rules that contradict each other, too, which the configuration refuses.
+fn some_policy() -> impl Strategy<Value = Policy> {
+    (vec(some_api(), 0..4), vec(some_pass(), 0..12)).prop_map(|(apis, passes)| Policy {
+        apis: apis.into_iter().map(Arc::new).collect(),
+        passes: passes.into_iter().map(Arc::new).collect(),
+        ..policy()
+    })
+}
+
+/// Which rule it is, and not only what it says.
+fn place_of(route: &Route) -> *const () {
+    match route {
+        Route::Splice(pass) | Route::Inspect(pass) => Arc::as_ptr(pass).cast(),
+        Route::Intercept(api) => Arc::as_ptr(api).cast(),
+        Route::Tcp(tcp) => Arc::as_ptr(tcp).cast(),
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_decision_is_what_a_scan_of_all_rules_makes_of_them(
+        policy in some_policy(),
+        host in some_host(),
+        port in select(&PORTS[..]),
+    ) {
+        for group in &policy.groups {
+            let found = route_of(&policy, group, &host, port);
+            let meant = by_scan::route_of(&policy, group, &host, port);
+            prop_assert_eq!(found.as_ref().map(place_of), meant.as_ref().map(place_of));
+            prop_assert_eq!(found, meant);
+            let found: Vec<_> = policy.upstreams(group, &host).map(std::ptr::from_ref).collect();
+            let meant = by_scan::upstreams(&policy, &group.name, &host);
+            let meant: Vec<_> = meant.into_iter().map(std::ptr::from_ref).collect();
+            prop_assert_eq!(found, meant);
+        }
     }
 }

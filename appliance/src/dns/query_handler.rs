@@ -20,7 +20,7 @@ use crate::{
     dial::{self, Resolved, Resolver, Unresolved},
     identity::AgentKey,
     phase::Phases,
-    policy::{Group, GroupName, InterfaceName},
+    policy::{Group, GroupName, InterfaceName, MeantBy},
     policy_snapshot::PolicySnapshot,
     quarantine::Quarantined,
     reason::Reason,
@@ -287,9 +287,8 @@ fn routed(group: &Group, found: Resolved, usable: impl Fn(IpAddr) -> bool) -> Re
 }
 
 fn names_no_host(policy_snapshot: &PolicySnapshot, group: &Group, question: &Question) -> bool {
-    let tcp = policy_snapshot.policy.tcp.iter();
-    tcp.filter(|tcp| tcp.groups.contains(&group.name))
-        .any(|tcp| tcp.hosts.contains(question.host()))
+    let mut tcp = policy_snapshot.policy.tcp.of(&group.name, question.host(), MeantBy::Name);
+    tcp.next().is_some()
 }
 
 /// Time for a name to be resolved. glibc and musl wait five seconds.

@@ -130,7 +130,7 @@ mod tests {
         config::{AgentServices, AuditTarget, Settings},
         policy::{
             BoundAgent, Carry, DialledRule, Ech, Group, GroupName, Limits, Mac, Pass, Policy,
-            RuleName, Site, Tcp, Upstream,
+            RuleName, Rules, Site, Tcp, Upstream,
         },
     };
 
@@ -149,7 +149,7 @@ mod tests {
                 group("a", "eth1", &["10.1.0.0/24", "2001:db8:1::/64"]),
                 group("c", "eth1", &["10.3.0.0/24"]),
             ],
-            apis: Vec::new(),
+            apis: Rules::default(),
             passes: vec![Arc::new(Pass {
                 name: RuleName(Arc::from("inside")),
                 carry: Carry::Splice { ech: Ech::Refuse },
@@ -158,14 +158,16 @@ mod tests {
                 ports: vec![443],
                 upstream: Upstream { ca_pem: None, private_prefixes: nets(&["10.9.0.0/24"]) },
                 dialled: DialledRule::Answered,
-            })],
+            })]
+            .into(),
             tcp: vec![Arc::new(Tcp {
                 name: RuleName(Arc::from("git")),
                 groups: Vec::new(),
                 hosts: Vec::new(),
                 ports: vec![22],
                 upstream: Upstream { ca_pem: None, private_prefixes: nets(&["10.9.1.0/24"]) },
-            })],
+            })]
+            .into(),
             ports: vec![443, 80, 443],
             limits: Limits::default(),
             site: Site::default(),
@@ -200,9 +202,9 @@ mod tests {
         let groups = vec![of_cards("a", 1, 8), of_cards("b", 2, 64), of_cards("c", 3, 1_000), none];
         let policy = Policy {
             groups,
-            apis: Vec::new(),
-            passes: Vec::new(),
-            tcp: Vec::new(),
+            apis: Rules::default(),
+            passes: Rules::default(),
+            tcp: Rules::default(),
             ports: vec![443],
             limits: Limits { dns_rate: 600, ..Limits::default() },
             site: Site::default(),

@@ -1,6 +1,6 @@
 //! Host names as policy and the wire write them, reduced to one form.
 
-use std::fmt;
+use std::{borrow::Borrow, fmt};
 
 /// A DNS host name: LDH labels plus `_`, lower case, no trailing dot, never an IP address.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -49,6 +49,23 @@ impl Host {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The names that this one is below, by whole labels, from the nearest on: those that a suffix
+    /// has to be to mean it.
+    pub fn parents(&self) -> impl Iterator<Item = &str> {
+        std::iter::successors(parent(&self.0), |name| parent(name))
+    }
+}
+
+/// Both compare and hash as their text does.
+impl Borrow<str> for Host {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+fn parent(name: &str) -> Option<&str> {
+    name.split_once('.').map(|(_, parent)| parent)
 }
 
 fn check_label(label: &str) -> Result<(), HostError> {

@@ -9,6 +9,7 @@ mod body_place;
 mod credential;
 mod host;
 mod limits;
+mod listed;
 mod method;
 mod mint;
 mod name;
@@ -16,6 +17,7 @@ mod narrowing;
 pub(crate) mod nat64;
 mod path;
 mod path_slot;
+mod rules;
 mod scheme;
 mod secret;
 mod site;
@@ -38,6 +40,7 @@ pub use narrowing::{NARROWING_KEYS, Narrowed, Narrowing, ValuePlace, looks_narro
 pub(crate) use path::has_one_reading;
 pub use path::{PathError, PathRule, permits, permits_path};
 pub use path_slot::{PathSlot, PathSlotError};
+pub use rules::{ListedName, MeantBy, Rule, Rules};
 pub(crate) use scheme::after_word;
 pub use scheme::{Scheme, SchemeError, SchemeWord};
 pub(crate) use secret::is_plain_parameter_byte;
@@ -48,7 +51,9 @@ pub use secret::{
 pub use site::Site;
 pub use subprotocol::{SubprotocolError, SubprotocolPrefix};
 pub(crate) use subprotocol::{is_credential_subprotocol, is_token};
-pub use text::{InterfaceError, NameError, PlaceholderError};
+pub use text::{
+    GroupName, InterfaceError, InterfaceName, NameError, Placeholder, PlaceholderError, RuleName,
+};
 
 use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 
@@ -61,12 +66,12 @@ pub struct Policy {
     /// The agents, by where their packets come from. No two groups overlap.
     pub groups: Vec<Arc<Group>>,
     /// The hosts where placeholders become secrets. No two share a host and port.
-    pub apis: Vec<Arc<Api>>,
+    pub apis: Rules<Api>,
     /// The hosts that are passed through, or terminated for inspection.
-    pub passes: Vec<Arc<Pass>>,
+    pub passes: Rules<Pass>,
     /// The hosts that are reached by protocols which name no host. No port of theirs is one of an
     /// API or a pass.
-    pub tcp: Vec<Arc<Tcp>>,
+    pub tcp: Rules<Tcp>,
     /// The TCP ports that are captured; every other one is reset by the kernel. Sorted.
     pub ports: Vec<u16>,
     /// The bounds that hold for every agent.
@@ -97,14 +102,9 @@ impl Policy {
         group: &'p Group,
         host: &'p Host,
     ) -> impl Iterator<Item = &'p Upstream> {
-        let apis = self.apis.iter();
-        let apis = apis.filter(|api| api.serves(&group.name) && api.hosts.contains(host));
-        let passes = self.passes.iter().filter(|pass| {
-            pass.groups.contains(&group.name)
-                && pass.hosts.iter().any(|pattern| pattern.matches(host))
-        });
-        let tcp = self.tcp.iter();
-        let tcp = tcp.filter(|tcp| tcp.groups.contains(&group.name) && tcp.hosts.contains(host));
+        let apis = self.apis.of(&group.name, host, MeantBy::Name);
+        let passes = self.passes.of(&group.name, host, MeantBy::NameOrPattern);
+        let tcp = self.tcp.of(&group.name, host, MeantBy::Name);
         let passes = passes.map(|pass| &pass.upstream);
         apis.map(|api| &api.upstream).chain(passes).chain(tcp.map(|tcp| &tcp.upstream))
     }
@@ -149,39 +149,6 @@ impl Group {
     }
 }
 
-/// The name of an agent group: 1 to 64 bytes of `[a-z0-9_-]`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct GroupName(pub(crate) Arc<str>);
-
-/// The name of an API, a pass or a TCP rule: 1 to 64 bytes of `[a-z0-9_-]`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct RuleName(pub(crate) Arc<str>);
-
-/// A network interface's name: 1 to 15 bytes, as the kernel takes it (`IFNAMSIZ` less one).
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct InterfaceName(pub(crate) Arc<str>);
-
-/// The text an agent holds instead of a secret: 8 to 256 bytes of 0x21 to 0x7E without `:`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Placeholder(pub(crate) Arc<str>);
-
-macro_rules! text_newtype {
-    ($($name:ident),+) => {$(
-        impl $name {
-            /// The text as the operator wrote it.
-            pub fn as_str(&self) -> &str {
-                &self.0
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
-            }
-        }
-    )+};
-}
-
 impl fmt::Display for Plain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -190,8 +157,6 @@ impl fmt::Display for Plain {
         }
     }
 }
-
-text_newtype!(GroupName, RuleName, InterfaceName, Placeholder);
 
 /// A service whose requests are intercepted, and the placeholders that mean something there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -476,11 +441,6 @@ pub struct Tcp {
 }
 
 impl Tcp {
-    /// Whether a group may reach the host on the port by this rule.
-    pub fn allows(&self, group: &GroupName, host: &Host, port: u16) -> bool {
-        self.serves(group, port) && self.hosts.contains(host)
-    }
-
     /// Whether a group may reach any host on the port by this rule.
     pub fn serves(&self, group: &GroupName, port: u16) -> bool {
         self.ports.contains(&port) && self.groups.contains(group)

@@ -1,7 +1,42 @@
 //! How the names and texts of a policy are read. A text that does not fit is refused, never
 //! repaired.
 
-use super::{GroupName, InterfaceName, Placeholder, RuleName};
+use std::{fmt, sync::Arc};
+
+/// The name of an agent group: 1 to 64 bytes of `[a-z0-9_-]`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct GroupName(pub(crate) Arc<str>);
+
+/// The name of an API, a pass or a TCP rule: 1 to 64 bytes of `[a-z0-9_-]`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RuleName(pub(crate) Arc<str>);
+
+/// A network interface's name: 1 to 15 bytes, as the kernel takes it (`IFNAMSIZ` less one).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct InterfaceName(pub(crate) Arc<str>);
+
+/// The text an agent holds instead of a secret: 8 to 256 bytes of 0x21 to 0x7E without `:`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Placeholder(pub(crate) Arc<str>);
+
+macro_rules! text_newtype {
+    ($($name:ident),+) => {$(
+        impl $name {
+            /// The text as the operator wrote it.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    )+};
+}
+
+text_newtype!(GroupName, RuleName, InterfaceName, Placeholder);
 
 /// A text is not 1 to 64 bytes of `[a-z0-9_-]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

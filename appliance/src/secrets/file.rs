@@ -17,6 +17,7 @@
 //! them apart.
 
 use std::{
+    collections::HashMap,
     path::PathBuf,
     sync::{Arc, Mutex},
 };
@@ -26,6 +27,7 @@ use zeroize::Zeroizing;
 
 use super::{
     FetchError, Fetched, FileError, SealedFile, SecretSource,
+    joined::JoinedReads,
     lines::{self, Lines, WrongLine, read_lines},
     private_file::read_private,
     seal::is_sealed,
@@ -36,13 +38,22 @@ use crate::{
     reason::SecretCause,
 };
 
-/// A file of secrets; it is read again for each question.
+/// A file of secrets; it is read again for each question, once for all that come together.
 #[derive(Debug, Clone)]
 pub struct FileSource {
     path: PathBuf,
     key: Option<PathBuf>,
     /// What the log was told of its lines.
     said: Arc<Mutex<Vec<WrongLine>>>,
+    reads: JoinedReads<Arc<Result<Content, FileError>>>,
+}
+
+/// What the file says, for as long as somebody waits for a part of it.
+#[derive(Debug)]
+struct Content {
+    values: HashMap<Box<[u8]>, Zeroizing<Vec<u8>>>,
+    /// Whether some line may hide a name.
+    is_partial: bool,
 }
 
 impl FileSource {
@@ -51,7 +62,7 @@ impl FileSource {
 
     /// The file at `path`, encrypted with the key in the file `key` or plain. Not read yet.
     pub fn new(path: PathBuf, key: Option<PathBuf>) -> Self {
-        Self { path, key, said: Arc::default() }
+        Self { path, key, said: Arc::default(), reads: JoinedReads::default() }
     }
 
     /// Reads the file once and says what is wrong with it as a whole, for the start of the daemon.
@@ -82,20 +93,28 @@ impl FileSource {
         if is_sealed(&content) { Err(FileError::Sealed) } else { Ok(content) }
     }
 
-    fn value(&self, name: &str) -> Result<Zeroizing<Vec<u8>>, FetchError> {
-        let unusable = |error: FileError| {
+    fn content(&self) -> Result<Content, FileError> {
+        let content = self.read().inspect_err(|error| {
             tracing::debug!(file = %self.path.display(), %error, "the file of secrets is not usable");
-            FetchError::Outage(SecretCause::NotInFile, error.text())
-        };
-        let content = self.read().map_err(unusable)?;
+        })?;
         let Lines { entries, wrong } = read_lines(&content);
         self.tell(&wrong);
-        let found = entries.iter().find(|(found, _)| *found == name.as_bytes());
-        found.map(|(_, value)| Zeroizing::new(value.to_vec())).ok_or(match wrong.is_empty() {
-            true => FetchError::Gone(SecretCause::NotInFile, "the file does not hold this name"),
-            false => FetchError::Outage(SecretCause::NotInFile, HIDDEN),
+        let own = |(name, value): (&[u8], &[u8])| (name.into(), Zeroizing::new(value.to_vec()));
+        Ok(Content {
+            values: entries.into_iter().map(own).collect(),
+            is_partial: !wrong.is_empty(),
         })
     }
+}
+
+/// The value of a name in a file that was read.
+fn value(read: &Result<Content, FileError>, name: &str) -> Result<Zeroizing<Vec<u8>>, FetchError> {
+    let unusable = |error: &FileError| FetchError::Outage(SecretCause::NotInFile, error.text());
+    let Content { values, is_partial } = read.as_ref().map_err(unusable)?;
+    values.get(name.as_bytes()).cloned().ok_or(match is_partial {
+        false => FetchError::Gone(SecretCause::NotInFile, "the file does not hold this name"),
+        true => FetchError::Outage(SecretCause::NotInFile, HIDDEN),
+    })
 }
 
 impl SecretSource for FileSource {
@@ -109,10 +128,10 @@ impl SecretSource for FileSource {
             let Location::File(name) = location else {
                 return Err(FetchError::Gone(SecretCause::NotInFile, "not a name in a file"));
             };
-            let (source, name) = (self.clone(), name.clone());
+            let source = self.clone();
             let failed = FetchError::Outage(SecretCause::NotInFile, "reading the file broke off");
-            let read = tokio::task::spawn_blocking(move || source.value(&name)).await;
-            let value = read.unwrap_or(Err(failed))?;
+            let read = self.reads.ask(move || Arc::new(source.content())).await;
+            let value = value(&*read.ok_or(failed)?, name)?;
             // A line has no fields: every pick is the whole of it.
             let values = picks.iter().map(|_| Ok(value.clone().into())).collect();
             Ok(Fetched { values, lease: None, changes_in: None, narrowing: Arc::default() })

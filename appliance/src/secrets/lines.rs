@@ -77,7 +77,7 @@ pub(super) fn read_lines(content: &[u8]) -> Lines<'_> {
                 wrong.push((index + 1, "this name stands on an earlier line too: keep one"));
             }
             Ok(_) if entries.len() == MAX_ENTRIES => {
-                wrong.push((index + 1, "more than 4096 secrets"));
+                wrong.push((index + 1, "more than 10000 secrets"));
             }
             Ok(entry) => entries.push(entry),
         }
@@ -122,7 +122,7 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 const MAX_NAME_BYTES: usize = 64;
 
-const MAX_ENTRIES: usize = 4_096;
+const MAX_ENTRIES: usize = 10_000;
 
 #[cfg(test)]
 mod tests {

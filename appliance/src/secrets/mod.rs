@@ -8,6 +8,7 @@
 
 mod file;
 mod fit;
+mod joined;
 mod lanes;
 mod lease;
 mod ledger;

@@ -15,7 +15,7 @@ use std::{
 use super::{
     FetchError, SecretSnapshot, Uses,
     fit::GroupSecret,
-    lanes::{Lane, REQUESTS_AT_ONCE, REQUESTS_IN_ALL, SourceKind, kind, lane},
+    lanes::{Lane, SOURCE_KINDS, SourceKind, kind, lane},
     lease::{LeaseSchedule, NextStep},
     ledger::{Fresh, Ledger, LedgerChange},
     refresh_rate::RefreshRate,
@@ -183,9 +183,8 @@ impl RefreshScheduler {
             *asking.entry(lane(target)).or_default() += usize::from(plan.asking);
             *in_all.entry(kind(&target.1)).or_default() += usize::from(plan.asking);
         }
-        let lanes = |of: SourceKind| asking.keys().filter(|(kind, _)| *kind == of).count().max(1);
-        let share = |of: SourceKind| (REQUESTS_IN_ALL / lanes(of)).clamp(1, REQUESTS_AT_ONCE);
-        let shares = [SourceKind::Vault, SourceKind::File].map(|of| (of, share(of)));
+        let lanes = |of: SourceKind| asking.keys().filter(|(kind, _)| *kind == of).count();
+        let shares = SOURCE_KINDS.map(|of| (of, of.at_once(lanes(of))));
         let shares = HashMap::from(shares);
         for ((group, _), plan) in &mut self.plans {
             if let Some(lease) = plan.notice(generation(group), now) {
@@ -193,11 +192,12 @@ impl RefreshScheduler {
                 self.revocations.add(group, lease, now, until);
             }
         }
+        let due_until = HashMap::from(SOURCE_KINDS.map(|of| (of, self.due_until(of, now))));
         let mut look_again = now + IDLE;
         let mut due: Vec<(Instant, &ReadTarget, &mut TargetPlan)> = Vec::new();
         for (target, plan) in self.plans.iter_mut().filter(|(_, plan)| !plan.asking) {
             let at = plan.next().0;
-            if at <= now {
+            if due_until.get(&kind(&target.1)).is_some_and(|until| at <= *until) {
                 due.push((at, target, plan));
             } else {
                 look_again = look_again.min(at);
@@ -206,10 +206,10 @@ impl RefreshScheduler {
         due.sort_by_key(|(at, ..)| *at);
         let mut requests = Vec::new();
         for (_, target, plan) in due {
-            let share = shares.get(&kind(&target.1)).copied().unwrap_or(1);
+            let (share, most) = shares.get(&kind(&target.1)).copied().unwrap_or((1, 1));
             let asking = asking.entry(lane(target)).or_default();
             let in_all = in_all.entry(kind(&target.1)).or_default();
-            if *asking < share && *in_all < REQUESTS_IN_ALL {
+            if *asking < share && *in_all < most {
                 *asking += 1;
                 *in_all += 1;
                 requests.push(SourceRequest { slept: self.slept, ..plan.ask(target, now) });
@@ -219,6 +219,13 @@ impl RefreshScheduler {
             look_again = look_again.min(now + LOOK_EVERY);
         }
         (requests, look_again)
+    }
+
+    /// Until when what is due at this kind of source is asked for now.
+    fn due_until(&self, of: SourceKind, now: Instant) -> Instant {
+        let mut own = self.plans.iter().filter(|((_, location), _)| kind(location) == of);
+        let asked = own.any(|(_, plan)| !plan.asking && plan.next().0 <= now);
+        if asked { now + of.asked_together(self.refresh) } else { now }
     }
 
     /// Enters what a source answered to `request`.

@@ -6,7 +6,10 @@ use std::{collections::HashMap, sync::Arc};
 use zeroize::Zeroizing;
 
 use super::{
-    super::{SecretValue, SecretsHealth},
+    super::{
+        SecretValue, SecretsHealth,
+        lanes::{REQUESTS_AT_ONCE, REQUESTS_IN_ALL},
+    },
     *,
 };
 use crate::{
@@ -549,6 +552,37 @@ fn of(group: &str, number: usize) -> GroupSecret {
     let location = VaultLocation::Read { path: format!("kv1/{number}").into() };
     let pick = Pick([PickPart::Field("key".into())].into());
     (GroupName(group.into()), SecretRef::Vault { location, pick })
+}
+
+#[test]
+fn all_names_of_a_file_are_asked_for_together_in_each_round() {
+    let mut scheduler = RefreshScheduler::new(REFRESH, STALE);
+    let mut now = Instant::now();
+    let names = (0..1_000).map(|number| {
+        let secret = SecretRef::File { name: format!("key-{number}").into() };
+        (GroupName(format!("group-{}", number % 10).into()), secret)
+    });
+    scheduler.want(&names.collect::<Vec<_>>(), now);
+    let begun = now;
+    for _ in 0..5 {
+        let (requests, _) = scheduler.take_due(now, |_| 0);
+        assert_eq!(requests.len(), 1_000);
+        for request in requests {
+            let value = PickedValue::from(Zeroizing::new(b"a value of a file".to_vec()));
+            let answer = Fetched {
+                values: vec![Ok(value)],
+                lease: None,
+                changes_in: None,
+                narrowing: Arc::default(),
+            };
+            scheduler.enter(&request, SourceReply::Read(Ok(answer)), now);
+        }
+        let (requests, next) = scheduler.take_due(now, |_| 0);
+        assert!(requests.is_empty(), "none is due before the next round");
+        now = next;
+    }
+    assert!(now - begun >= 5 * REFRESH * 4 / 5);
+    assert!(now - begun <= 5 * REFRESH);
 }
 
 #[test]

@@ -10,8 +10,8 @@ use super::{Denial, Substitution, SubstitutionRules, examine};
 use crate::{
     policy::{
         Anonymous, Api, Binding, Constraints, GroupName, Host, Limits, PathRule, Place,
-        Placeholder, Policy, ResponseRules, RuleName, Scheme, SecretRef, Site, USUAL_METHODS,
-        Upstream,
+        Placeholder, Policy, ResponseRules, RuleName, Rules, Scheme, SecretRef, Site,
+        USUAL_METHODS, Upstream,
     },
     reason::{Reason, SecretCause},
     secrets::SecretValue,
@@ -92,9 +92,9 @@ pub(super) fn rules_with(change: impl FnOnce(&mut Api)) -> SubstitutionRules {
     let second = api("second", vec![binding(OTHER_HOST, &["agents"], vec![place])]);
     let policy = Policy {
         groups: vec![],
-        apis: vec![Arc::new(first), Arc::new(second)],
-        passes: vec![],
-        tcp: vec![],
+        apis: vec![Arc::new(first), Arc::new(second)].into(),
+        passes: Rules::default(),
+        tcp: Rules::default(),
         ports: vec![443],
         limits: Limits::default(),
         site: Site::default(),

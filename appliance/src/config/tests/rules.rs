@@ -400,7 +400,7 @@ fn what_stands_beside_a_provider_counts_instead_of_its_own() {
         "name = \"mine\"\npaths = [\"/lab/*\"]\n[[api.binding]]\nplaces = [\"header x-key raw\"]",
     );
     let config = parse_text(&with_api(&narrowed)).unwrap();
-    let [api] = config.policy.apis.as_slice() else { panic!("{:?}", config.policy.apis) };
+    let [api] = &*config.policy.apis else { panic!("{:?}", config.policy.apis) };
     assert_eq!(api.name.as_str(), "mine");
     assert_eq!(api.paths.len(), 1);
     assert_eq!(api.hosts, [Host::parse("github.com").unwrap()]);
@@ -441,7 +441,7 @@ hosts = ["storage.openai.com"]
 #[test]
 fn a_mint_is_of_its_apis_groups_and_redeemed_at_its_hosts() {
     let config = parse_text(&changed(&[("[[splice]]", MINT)])).unwrap_or_else(|it| panic!("{it}"));
-    let [openai, storage] = config.policy.apis.as_slice() else { panic!("two APIs") };
+    let [openai, storage] = &*config.policy.apis else { panic!("two APIs") };
     assert!(openai.redeems.is_empty() && storage.mints.is_empty());
     assert_eq!(openai.mints, storage.redeems);
     assert!(openai.mints[0].groups.iter().any(|group| storage.serves(group)));
