@@ -109,7 +109,7 @@ impl Scene {
             Vault::start(&lab)
         });
         let config = match &vault {
-            Some(vault) => gateway::vault_config(&vault.config()),
+            Some(vault) => vault.config(),
             None => {
                 progress("the keys in a file for the gateway alone (VAULT=1 takes a real Vault)");
                 gateway::usual_config()

@@ -1,7 +1,7 @@
 //! The start of most properties: a lab with origins, a resolver and a gateway with the usual
 //! policy; and the few questions they all ask.
 
-use std::{io, net::SocketAddr};
+use std::{fmt::Display, io, net::SocketAddr};
 
 use lab::{
     Lab,
@@ -30,13 +30,13 @@ impl World {
 
     /// With another configuration.
     #[track_caller]
-    pub fn with(config: &str) -> Self {
+    pub fn with(config: &dyn Display) -> Self {
         Self::prepared(config, |_, _| {})
     }
 
     /// With another configuration, after changes to the lab.
     #[track_caller]
-    pub fn prepared(config: &str, prepare: impl FnOnce(&Lab, &Dns)) -> Self {
+    pub fn prepared(config: &dyn Display, prepare: impl FnOnce(&Lab, &Dns)) -> Self {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let dns = Dns::start();

@@ -6,7 +6,7 @@
 
 pub(crate) mod raw_h2;
 
-use std::{io, net::SocketAddr};
+use std::{fmt::Display, io, net::SocketAddr};
 
 use lab::{
     Lab,
@@ -114,12 +114,12 @@ impl Scene {
     }
 
     /// Another policy.
-    pub(crate) fn with(config: &str) -> Self {
+    pub(crate) fn with(config: &dyn Display) -> Self {
         Self::with_files(config, &[])
     }
 
     /// Another policy, and files beside it by their names.
-    pub(crate) fn with_files(config: &str, files: &[(&str, &str)]) -> Self {
+    pub(crate) fn with_files(config: &dyn Display, files: &[(&str, &str)]) -> Self {
         let lab = Lab::new();
         files.iter().for_each(|(name, text)| _ = lab.write(name, text));
         let (origin, dns) = (Origin::start(&lab), Dns::start());

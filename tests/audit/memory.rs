@@ -8,7 +8,7 @@ use lab::{
     Lab,
     client::{H2, Hello, Tls},
     dns::Dns,
-    gateway::{self, GIT_SECRET, Gateway, SECRETS, vault_config},
+    gateway::{self, GIT_SECRET, Gateway, SECRETS},
     net::{AGENT, AGENT2, GATEWAY, GIT, OPENAI},
     origin::Origin,
     sandboxed, tools,
@@ -25,7 +25,7 @@ fn no_value_and_no_token_is_told_even_at_the_level_debug() {
         let origin = Origin::start(&lab);
         let _dns = Dns::start();
         let mut vault = Vault::start(&lab);
-        let config = vault_config(&vault.config());
+        let config = vault.config();
         // The certificates come with a first, short run.
         Gateway::start(&lab, &config).kill();
         let path = gateway::install(&lab, &config);

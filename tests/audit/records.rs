@@ -18,6 +18,7 @@ use lab::{
     origin::Origin,
     sandboxed, wait,
 };
+use policy_builder::Config;
 use serde_json::Value;
 
 use crate::faults::{
@@ -30,7 +31,7 @@ fn an_audit_that_cannot_be_written_stops_the_start() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
-        let config = usual_config().replace("{dir}/audit.jsonl", "/dev/full");
+        let config = usual_config().gateway("audit", "/dev/full");
         let failed = Gateway::try_start(&lab, &config).err().expect("nothing can be recorded");
         assert_one_line(&failed, &["/dev/full", "audit"]);
         assert_closed(&origin);
@@ -43,7 +44,7 @@ fn a_disk_that_fills_up_closes_the_gateway_and_loses_no_record() {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let _dns = Dns::start();
-        let (disk, gateway) = on_a_disk_of(&lab, "64k", "audit_reserve = 0");
+        let (disk, gateway) = on_a_disk_of(&lab, "64k", usual_config().gateway("audit_reserve", 0));
         let mut kept = open(&lab, AGENT, OPENAI).expect("a connection from before");
         assert_eq!(kept.ask(CHAT).expect("an answer").status, 200);
 
@@ -95,8 +96,11 @@ fn the_last_of_a_disk_is_kept_for_what_is_under_way() {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let _dns = Dns::start();
-        let bounds = "audit_reserve = \"2MiB\"\naudit_rotate = \"64KiB\"\naudit_keep = 1000";
-        let (disk, gateway) = on_a_disk_of(&lab, "4m", bounds);
+        let config = usual_config()
+            .gateway("audit_reserve", "2MiB")
+            .gateway("audit_rotate", "64KiB")
+            .gateway("audit_keep", 1000);
+        let (disk, gateway) = on_a_disk_of(&lab, "4m", config);
         let mut kept = open(&lab, AGENT, OPENAI).expect("a connection from before");
         assert_eq!(kept.ask(CHAT).expect("an answer").status, 200);
 
@@ -147,7 +151,7 @@ fn the_last_of_a_disk_is_kept_for_what_is_under_way() {
 }
 
 /// A gateway whose audit has a small disk to itself, in this test's own mount namespace.
-fn on_a_disk_of(lab: &Lab, size: &str, bounds: &str) -> (PathBuf, Gateway) {
+fn on_a_disk_of(lab: &Lab, size: &str, config: Config) -> (PathBuf, Gateway) {
     let disk = lab.dir.join("disk");
     fs::create_dir(&disk).expect("a folder");
     let mounted = Command::new("mount")
@@ -155,8 +159,7 @@ fn on_a_disk_of(lab: &Lab, size: &str, bounds: &str) -> (PathBuf, Gateway) {
         .arg(&disk)
         .status();
     assert!(mounted.is_ok_and(|status| status.success()));
-    let file = format!("{{dir}}/disk/audit.jsonl\"\n{bounds}\n#");
-    let gateway = Gateway::start(lab, &usual_config().replace("{dir}/audit.jsonl", &file));
+    let gateway = Gateway::start(lab, &config.gateway("audit", "{dir}/disk/audit.jsonl"));
     std::os::unix::fs::symlink(disk.join("audit.jsonl"), lab.dir.join("audit.jsonl"))
         .expect("where the lab looks for records");
     (disk, gateway)
@@ -199,8 +202,8 @@ fn whatever_ends_a_connection_it_has_one_record() {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let _dns = Dns::start();
-        let limits = "\n[limits]\npeek_time = \"1s\"\nhead_time = \"1s\"\ndrain_time = \"0s\"\n";
-        let mut gateway = Gateway::start(&lab, &(usual_config() + limits));
+        let config = usual_config().limit("peek_time", "1s").limit("head_time", "1s");
+        let mut gateway = Gateway::start(&lab, &config.limit("drain_time", "0s"));
         let trusting = hello(&lab, OPENAI);
         let hello_bytes = client::client_hello(&trusting);
         let mut held = Vec::new();
@@ -320,11 +323,11 @@ fn an_audit_that_nobody_reads_does_not_keep_the_daemon_from_ending() {
         GATEWAY.shell(&format!("mkfifo '{}'", pipe.display()));
         // Open, so that the daemon can write, and never read.
         let _held = fs::File::options().read(true).write(true).open(&pipe).expect("a pipe");
-        let config = usual_config().replace("{dir}/audit.jsonl", "{dir}/pipe");
-        let mut gateway = Gateway::start(
-            &lab,
-            &(config + "\n[limits]\ndrain_time = \"1s\"\nagent_new_connections = 100000\n"),
-        );
+        let config = usual_config()
+            .gateway("audit", "{dir}/pipe")
+            .limit("drain_time", "1s")
+            .limit("agent_new_connections", 100_000);
+        let mut gateway = Gateway::start(&lab, &config);
         for _ in 0..600 {
             drop(AGENT.connect(PYPI.port(443)).expect("accepted"));
         }

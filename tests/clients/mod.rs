@@ -28,6 +28,7 @@ use lab::{
     wait,
     wire::Wire,
 };
+use policy_builder::Config;
 use serde_json::Value;
 
 use crate::world::{World, is_request};
@@ -73,7 +74,7 @@ impl Scene {
         Self::with(family, &gateway::usual_config())
     }
 
-    fn with(family: Family, config: &str) -> Self {
+    fn with(family: Family, config: &Config) -> Self {
         let world = World::with(config);
         let names = HOSTS.map(|host| (host.name, vec![family.address(host)]));
         world.lab.names(&names);

@@ -16,6 +16,7 @@ use lab::{
     net::{AGENT, AGENT2, GATEWAY_V4, GATEWAY_V6, INTERNET},
     sandboxed, tools, wait,
 };
+use policy_builder::Config;
 use serde_json::Value;
 
 use crate::{
@@ -201,8 +202,8 @@ fn without_it_everything_is_as_it_was_and_a_reload_turns_it_on_and_off() {
     sandboxed(|| {
         let world = prepared(&gateway::usual_config());
         assert!(silent(AGENT, at()), "on without having been switched on");
-        let set = |text: &str| {
-            gateway::install(&world.lab, text);
+        let set = |config: &Config| {
+            gateway::install(&world.lab, config);
             world.gateway.reload();
         };
         set(&with_onboarding());
@@ -216,8 +217,11 @@ fn without_it_everything_is_as_it_was_and_a_reload_turns_it_on_and_off() {
 #[test]
 fn a_flood_of_it_takes_nobodys_place_and_slow_heads_end() {
     sandboxed(|| {
-        let limits = "\n[limits]\nagent_connections = 64\nconnections = 512\npeek_time = \"2s\"\n";
-        let mut world = prepared(&(with_onboarding() + limits));
+        let config = with_onboarding()
+            .limit("agent_connections", 64)
+            .limit("connections", 512)
+            .limit("peek_time", "2s");
+        let mut world = prepared(&config);
         // More than it may have at once, each with a head that never ends.
         let begun = Instant::now();
         let mut slow: Vec<TcpStream> = (0..200).filter_map(|_| AGENT.connect(at()).ok()).collect();
@@ -252,11 +256,9 @@ fn the_script_is_plain_posix_shell() {
 }
 
 /// The usual policy, in which one of the two groups has onboarding.
-pub fn with_onboarding() -> String {
-    let group = "name = \"research\"\n";
-    let config = gateway::usual_config();
-    assert!(config.contains(group));
-    config.replace(group, &format!("{group}onboarding = \"{{dir}}/root/root.pem\"\n"))
+pub fn with_onboarding() -> Config {
+    let root = "{dir}/root/root.pem";
+    gateway::usual_config().group("research", |it| it.set("onboarding", root))
 }
 
 /// A gateway with that policy.
@@ -265,7 +267,7 @@ pub fn onboarding() -> World {
 }
 
 /// The configuration names the root, so that is made before.
-fn prepared(config: &str) -> World {
+fn prepared(config: &Config) -> World {
     let world = World::prepared(config, |lab, _| {
         succeed(gateway::program().args(["ca", "init", "--dir"]).arg(lab.dir.join("root")));
     });

@@ -212,7 +212,7 @@ impl std::io::Read for Splitter {
 #[test]
 fn a_truncated_hello_is_refused_in_time_and_nothing_is_dialled() {
     sandboxed(|| {
-        let config = gateway::usual_config() + "\n[limits]\npeek_time = \"1s\"\n";
+        let config = gateway::usual_config().limit("peek_time", "1s");
         let world = World::with(&config);
         let hello = client_hello(&Hello::h1(OPENAI.name));
         let mut stream = AGENT.connect(OPENAI.port(443)).expect("the gateway accepts");

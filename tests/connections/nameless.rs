@@ -22,6 +22,7 @@ use lab::{
     ssh::Ssh,
     wait,
 };
+use policy_builder::{Config, tcp};
 use serde_json::Value;
 
 use crate::{
@@ -30,16 +31,9 @@ use crate::{
 };
 
 /// The usual policy, and SSH to a git server, which is an API too, for both groups.
-pub(crate) fn config() -> String {
-    let ports = "ports = [443, 80]";
-    gateway::usual_config().replace(ports, "ports = [443, 80, 22]")
-        + r#"
-[[tcp]]
-name = "ssh"
-groups = ["research", "operations"]
-hosts = ["git.example"]
-ports = [22]
-"#
+pub(crate) fn config() -> Config {
+    let ssh = tcp("ssh", &["research", "operations"], &[GIT.name], &[22]);
+    gateway::usual_config().gateway("ports", [443, 80, 22]).with(ssh)
 }
 
 /// Servers that say which address they are at, then send back what they get.
@@ -180,12 +174,9 @@ fn git_clones_over_ipv6_what_it_asked_for_over_ipv4() {
 fn postgresql_answers_at_the_address_of_its_name_and_at_no_address_that_was_never_answered() {
     sandboxed(|| {
         let name = "db.example";
-        let rule = format!(
-            "\n[[tcp]]\nname = \"postgresql\"\ngroups = [\"research\"]\n\
-             hosts = [\"{name}\"]\nports = [5432]\n"
-        );
-        let config = config().replace("ports = [443, 80, 22]", "ports = [443, 80, 22, 5432]");
-        let world = World::with(&(config + &rule));
+        let rule = tcp("postgresql", &["research"], &[name], &[5432]);
+        let config = config().gateway("ports", [443, 80, 22, 5432]).with(rule);
+        let world = World::with(&config);
         let at: SocketAddr = Postgres::ADDRESS.parse().expect("an address");
         world.dns.set(name, &[at.ip()]);
         let postgres = Postgres::start(&world.lab);
@@ -276,13 +267,13 @@ fn an_address_that_only_another_agent_was_given_is_refused() {
 fn an_answer_over_the_other_family_is_for_the_card_that_asked() {
     sandboxed(|| {
         let card = |last: &str| {
-            format!(
-                "\n[[group.agent]]\nmac = \"02:00:00:00:00:{last}\"\n\
-                 addresses = [\"192.0.2.{last}\", \"2001:db8:a::{last}\"]"
+            let addresses = [format!("192.0.2.{last}"), format!("2001:db8:a::{last}")];
+            policy_builder::agent(
+                &format!("02:00:00:00:00:{last}"),
+                &addresses.each_ref().map(String::as_str),
             )
         };
-        let prefixes = "prefixes = [\"192.0.2.0/25\", \"2001:db8:a::/64\"]";
-        let bound = config().replace(prefixes, &[prefixes, &card("10"), &card("11")].concat());
+        let bound = config().group("research", |it| it.with(card("10")).with(card("11")));
         let become_card = |last: &str, was: &str| {
             AGENT.shell(&format!(
                 "ip link set eth0 address 02:00:00:00:00:{last}; \
@@ -333,10 +324,7 @@ fn where_names_share_an_address_every_one_must_be_allowed() {
         }
         speakers.assert_dialled(4);
         // Both allowed: any of them is meant.
-        let both = config().replace(
-            "hosts = [\"git.example\"]\nports",
-            "hosts = [\"git.example\", \"pypi.example\"]\nports",
-        );
+        let both = config().tcp("ssh", |it| it.more("hosts", &[PYPI.name]));
         gateway::install(&world.lab, &both);
         world.gateway.reload();
         wait::expect("the new policy allows both", || greeting(AGENT, GIT.port(22)).is_ok());
@@ -403,7 +391,7 @@ fn a_private_address_is_neither_told_nor_dialled_unless_the_rule_lists_it() {
             refused(AGENT, SocketAddr::new(address, 22));
         }
         speakers.assert_dialled(0);
-        let listing = config() + "private_prefixes = [\"10.1.0.0/16\"]\n";
+        let listing = config().tcp("ssh", |it| it.set("private_prefixes", ["10.1.0.0/16"]));
         gateway::install(&world.lab, &listing);
         world.gateway.reload();
         wait::expect("the address is told", || {

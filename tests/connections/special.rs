@@ -16,6 +16,7 @@ use lab::{
     net::{AGENT, GATEWAY, GIT, INTERNET, OPENAI, PYPI},
     sandboxed, tools, wait,
 };
+use policy_builder::Config;
 
 use crate::{
     connections::nameless::{Speakers, config, reaches, refused},
@@ -24,11 +25,11 @@ use crate::{
     world::{TICKET, World, first_event, get, get_path},
 };
 
-/// What [`SITE`] closes.
+/// What [`site`] closes.
 const OURS: [&str; 5] =
     ["198.51.100.200", "198.51.100.255", "2001:db8:ff::9", "203.0.113.7", "2001:db8:f::7"];
 
-/// 10.9.9.9 and 169.254.169.254, as a translator of each length of [`SITE`] writes them, and what of
+/// 10.9.9.9 and 169.254.169.254, as a translator of each length of [`site`] writes them, and what of
 /// the above is written by one.
 const TRANSLATED: [&str; 9] = [
     "3fff:32:a09:909::",
@@ -42,16 +43,20 @@ const TRANSLATED: [&str; 9] = [
     "64:ff9b::10.9.9.9",
 ];
 
-const SITE: &str = r#"
-never_dial = ["198.51.100.192/26", "2001:db8:ff::/48"]
-public_addresses = ["203.0.113.7", "2001:db8:f::7"]
-nat64_prefixes = ["3fff:32::/32", "2001:db8:6400::/40", "2001:db8:7048::/48", "2001:db8:7056:5600::/56",
-                  "2001:db8:7064:6400::/64", "2001:db8:7096::/96"]
-"#;
-
-/// [`config`] with these keys in `[gateway]`.
-fn with(keys: &str) -> String {
-    config().replace("[gateway]\n", &format!("[gateway]\n{keys}\n"))
+/// [`config`] of a site that has addresses and translators of its own.
+fn site() -> Config {
+    let translators = [
+        "3fff:32::/32",
+        "2001:db8:6400::/40",
+        "2001:db8:7048::/48",
+        "2001:db8:7056:5600::/56",
+        "2001:db8:7064:6400::/64",
+        "2001:db8:7096::/96",
+    ];
+    config()
+        .gateway("never_dial", ["198.51.100.192/26", "2001:db8:ff::/48"])
+        .gateway("public_addresses", ["203.0.113.7", "2001:db8:f::7"])
+        .gateway("nat64_prefixes", translators)
 }
 
 fn address(text: &str) -> IpAddr {
@@ -154,7 +159,7 @@ fn assert_closed(world: &World, text: &str) {
 #[test]
 fn what_clouds_and_the_site_call_their_own_is_neither_told_nor_dialled() {
     sandboxed(|| {
-        let world = World::with(&with(SITE));
+        let world = World::with(&site());
         let clouds = clouds();
         let clouds: Vec<_> = clouds.iter().map(String::as_str).collect();
         let all = [&clouds[..], &OURS, &TRANSLATED].concat();
@@ -179,8 +184,9 @@ fn what_clouds_and_the_site_call_their_own_is_neither_told_nor_dialled() {
 #[test]
 fn a_wide_private_prefix_does_not_open_the_services_of_clouds_and_their_own_does() {
     sandboxed(|| {
-        let wide = "private_prefixes = [\"169.254.0.0/16\", \"fc00::/7\", \"100.64.0.0/10\"]\n";
-        let world = World::with(&(config() + wide));
+        let private =
+            |prefixes: &[&str]| config().tcp("ssh", |it| it.set("private_prefixes", prefixes));
+        let world = World::with(&private(&["169.254.0.0/16", "fc00::/7", "100.64.0.0/10"]));
         let inside = ["169.254.169.254", "fd00:ec2::254", "100.100.100.200"];
         let traps = traps(&inside);
         for text in inside {
@@ -190,8 +196,7 @@ fn a_wide_private_prefix_does_not_open_the_services_of_clouds_and_their_own_does
         }
         assert_untouched(&traps);
         drop(traps);
-        let own = "private_prefixes = [\"169.254.169.254/32\"]\n";
-        gateway::install(&world.lab, &(config() + own));
+        gateway::install(&world.lab, &private(&["169.254.169.254/32"]));
         world.gateway.reload();
         let to = address("169.254.169.254");
         let _speakers = Speakers::start(&[to]);
@@ -211,8 +216,8 @@ fn an_address_that_a_reload_closes_is_left_by_all_who_are_there() {
         let spliced = world.h1(PYPI).expect("spliced");
         let streaming = world.h1(OPENAI).expect("intercepted");
         let streaming = first_event(streaming, &get_path("/sse", &[TICKET]));
-        let closed = [GIT, PYPI, OPENAI].map(|host| format!("\"{}\"", host.v4())).join(", ");
-        gateway::install(&world.lab, &with(&format!("never_dial = [{closed}]")));
+        let closed = [GIT, PYPI, OPENAI].map(|host| host.v4().to_string());
+        gateway::install(&world.lab, &config().gateway("never_dial", closed));
         let begun = Instant::now();
         world.gateway.reload();
         assert_eq!(ssh.read(&mut [0; 16]).unwrap_or(0), 0, "it was cut");
@@ -251,8 +256,8 @@ fn an_address_that_a_reload_closes_is_left_by_who_is_on_the_way_there() {
         wait::expect("the gateway dials", || {
             !INTERNET.shell("nft list table inet held").contains("packets 0 ")
         });
-        let closed = format!("\"{}\", \"{}\"", PYPI.v4(), PYPI.v6());
-        gateway::install(&world.lab, &with(&format!("never_dial = [{closed}]")));
+        let closed = [PYPI.v4().to_string(), PYPI.v6().to_string()];
+        gateway::install(&world.lab, &config().gateway("never_dial", closed));
         tell(&world, &["reload"], 0);
         INTERNET.shell("nft delete table inet held");
         assert!(dialling.join().expect("it returns").is_err());
@@ -301,7 +306,7 @@ fn what_the_resolvers_make_up_is_judged_by_the_ipv4_address_in_it() {
         // Where the operator says that it is this site's, it is; and the other is an address like
         // any.
         drop(traps);
-        gateway::install(&world.lab, &with("nat64_prefixes = [\"fd64::/96\"]"));
+        gateway::install(&world.lab, &config().gateway("nat64_prefixes", ["fd64::/96"]));
         world.gateway.reload();
         let own = made_up("fd64::", GIT.v4());
         world

@@ -62,8 +62,7 @@ fn an_intercepted_name_dialled_elsewhere_is_recorded_and_served_by_name() {
 #[test]
 fn a_rule_may_take_its_names_at_any_address() {
     sandboxed(|| {
-        let config = gateway::usual_config()
-            .replace("\"*.cdn.example\"]", "\"*.cdn.example\"]\ndialled = \"any\"");
+        let config = gateway::usual_config().splice("pypi", |it| it.set("dialled", "any"));
         let world = World::with(&config);
         let mut tls = world.h1_from(AGENT, ATTACKER.port(443), PYPI.name).expect("a connection");
         let answer = tls.ask("GET / HTTP/1.1\r\nHost: pypi.example\r\n\r\n").expect("an answer");

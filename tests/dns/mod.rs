@@ -26,6 +26,7 @@ use lab::{
     net::{AGENT, AGENT2, ATTACKER, CDN, GATEWAY, GATEWAY_V4, Host, INTERNET, OPENAI, OTHER, PYPI},
     sandboxed, wait,
 };
+use policy_builder::Config;
 use socket2::{Domain, Socket, Type};
 
 use self::client::{
@@ -41,8 +42,8 @@ const CLIENTS_WAIT: Duration = Duration::from_secs(5);
 const MOMENT: Duration = Duration::from_millis(1_500);
 
 /// The usual policy, with so many queries a second for each agent.
-fn config(rate: u32) -> String {
-    format!("{}\n[limits]\ndns_rate = {rate}\n", gateway::usual_config())
+fn config(rate: i32) -> Config {
+    gateway::usual_config().limit("dns_rate", rate)
 }
 
 #[test]
@@ -416,7 +417,8 @@ fn a_reload_changes_which_names_there_are() {
     sandboxed(|| {
         let world = World::usual();
         assert_eq!(code(&ask(anywhere(), OTHER.name, RecordType::A)), ResponseCode::NXDomain);
-        let wider = gateway::usual_config().replace("\"pypi.example\"", "\"other.example\"");
+        let wider = gateway::usual_config()
+            .splice("pypi", |it| it.set("hosts", [OTHER.name, "*.cdn.example"]));
         gateway::install(&world.lab, &wider);
         world.gateway.reload();
         wait::expect("the new name resolves", || {

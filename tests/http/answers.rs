@@ -9,10 +9,11 @@ use std::{
 
 use lab::{
     client::{Response, Tls},
-    gateway::{OPENAI_SECRET, usual_config},
+    gateway::{BEARER, OPENAI_SECRET, PUBLIC_CA, usual_config},
     net::{AGENT, ATTACKER, INTERNET},
     sandboxed,
 };
+use policy_builder::{Table, api, binding};
 use rustls::{
     ServerConfig, ServerConnection, StreamOwned, server::ResolvesServerCert, sign::CertifiedKey,
 };
@@ -23,18 +24,14 @@ const NAME: &str = "raw.example";
 const ADDRESS: &str = "198.51.100.77";
 
 /// One more API, of whose origin every byte is this test's.
-const POLICY: &str = r#"
-[[api]]
-name = "raw"
-hosts = ["raw.example"]
-upstream_ca = "{dir}/public-ca.pem"
-
-[[api.binding]]
-groups = ["research"]
-placeholder = "RAW_API_KEY"
-places = ["header authorization bearer"]
-secret = "file:openai"
-"#;
+fn raw_api() -> Table {
+    api("raw", &[NAME]).set("upstream_ca", PUBLIC_CA).with(binding(
+        "research",
+        "RAW_API_KEY",
+        &[BEARER],
+        "file:openai",
+    ))
+}
 
 #[derive(Debug)]
 struct One(Arc<CertifiedKey>);
@@ -47,7 +44,7 @@ impl ResolvesServerCert for One {
 
 /// A gateway, and an origin that says `scripts[n]` to a request for `/n`.
 fn scene(scripts: Vec<Vec<u8>>) -> Scene {
-    let scene = Scene::with(&(usual_config() + POLICY));
+    let scene = Scene::with(&usual_config().with(raw_api()));
     INTERNET.shell(&format!("ip addr add {ADDRESS}/32 dev lo"));
     scene.dns.set(NAME, &[ADDRESS.parse().expect("an address")]);
     let certificate = Arc::new(One(scene.lab.public.issue(NAME).certified()));

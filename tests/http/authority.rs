@@ -339,8 +339,7 @@ fn the_address_that_an_agent_dials_counts_for_nothing() {
 fn a_spliced_name_is_dialled_where_it_lives_not_where_the_agent_says() {
     sandboxed(|| {
         // Without this word the gateway refuses it: tests/dns.
-        let hosts = "\"*.cdn.example\"]";
-        let config = usual_config().replace(hosts, &format!("{hosts}\ndialled = \"any\""));
+        let config = usual_config().splice("pypi", |it| it.set("dialled", "any"));
         let scene = Scene::with(&config);
         for (name, real, to) in [
             (PYPI.name, PYPI, ATTACKER.port(443)),

@@ -3,7 +3,7 @@
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use lab::{
-    gateway::{ANTHROPIC_SECRET, GIT_SECRET, OPENAI_SECRET, SECRETS, usual_config},
+    gateway::{ANTHROPIC_SECRET, BEARER, GIT_SECRET, OPENAI_SECRET, SECRETS, usual_config},
     net::{AGENT, AGENT2, ANTHROPIC, GIT, OPENAI},
     sandboxed,
 };
@@ -246,11 +246,8 @@ fn a_key_of_the_attackers_own_rides_along_in_no_query() {
 #[test]
 fn a_placeholder_in_the_query_is_swapped_under_its_one_name_and_nowhere_else() {
     sandboxed(|| {
-        let config = usual_config().replacen(
-            "places = [\"header authorization bearer\"]",
-            "places = [\"query key\", \"header authorization bearer\"]",
-            1,
-        );
+        let config =
+            usual_config().binding("OPENAI_API_KEY", |it| it.set("places", ["query key", BEARER]));
         let scene = Scene::with(&config);
         let asked = |query: &str| Ask::to(OPENAI).path(&format!("/v1/attack?{query}"));
         let good = asked("a=b%20c&key=OPENAI_API_KEY&d=e;f");
@@ -287,11 +284,8 @@ fn a_placeholder_in_the_query_is_swapped_under_its_one_name_and_nowhere_else() {
 #[test]
 fn a_placeholder_in_the_path_is_swapped_in_its_one_place_and_nowhere_else() {
     sandboxed(|| {
-        let config = usual_config().replacen(
-            "places = [\"header authorization bearer\"]",
-            "places = [\"path /v1/bot{}/\", \"header authorization bearer\"]",
-            1,
-        );
+        let config = usual_config()
+            .binding("OPENAI_API_KEY", |it| it.set("places", ["path /v1/bot{}/", BEARER]));
         let scene = Scene::with(&config);
         let asked = |path: &str| Ask::to(OPENAI).path(path);
         let good = asked("/v1/botOPENAI_API_KEY/send?a=b");
@@ -323,11 +317,9 @@ fn a_placeholder_in_the_path_is_swapped_in_its_one_place_and_nowhere_else() {
 #[test]
 fn what_honest_clients_send_beside_their_credential_passes() {
     sandboxed(|| {
-        let config = usual_config().replacen(
-            "name = \"openai\"\n",
-            "name = \"openai\"\nplain = [\"header x-sort-key\", \"query key\"]\nkeep_cookies = true\n",
-            1,
-        );
+        let config = usual_config().api("openai", |it| {
+            it.set("plain", ["header x-sort-key", "query key"]).set("keep_cookies", true)
+        });
         let scene = Scene::with(&config);
         let mut ask = Ask::to(OPENAI)
             .good()
@@ -382,9 +374,8 @@ fn placeholders_in_two_listed_places_are_both_swapped() {
 #[test]
 fn a_word_that_a_binding_lists_is_its_scheme_and_no_other_is() {
     sandboxed(|| {
-        let word = "[\"header authorization scheme Bot\"]\nsecret = \"file:openai\"";
         let config = usual_config()
-            .replace("[\"header authorization bearer\"]\nsecret = \"file:openai\"", word);
+            .binding("OPENAI_API_KEY", |it| it.set("places", ["header authorization scheme Bot"]));
         let scene = Scene::with(&config);
         for value in ["Bot OPENAI_API_KEY", "bot OPENAI_API_KEY"] {
             let ask = Ask::to(OPENAI).field("authorization", value);
@@ -408,11 +399,7 @@ fn a_word_that_a_binding_lists_is_its_scheme_and_no_other_is() {
 #[test]
 fn a_listed_request_needs_no_credential_and_no_other_goes_without() {
     sandboxed(|| {
-        let config = usual_config().replacen(
-            "name = \"openai\"\n",
-            "name = \"openai\"\nanonymous = [\"GET /api/hello\"]\n",
-            1,
-        );
+        let config = usual_config().api("openai", |it| it.set("anonymous", ["GET /api/hello"]));
         let scene = Scene::with(&config);
         let hello = Ask::to(OPENAI).method("GET").path("/api/hello");
         for seen in scene.forwards("hello", (AGENT, OPENAI), &hello) {

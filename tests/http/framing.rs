@@ -13,8 +13,6 @@ use crate::attack::{Ask, Scene, local};
 const MALFORMED: (u16, &str) = (400, "http_malformed");
 const LIMIT: (u16, &str) = (431, "header_limit");
 const TRAILER: (u16, &str) = (400, "trailer_denied");
-/// Bounds as wide as the configuration lets them be, and a number of fields beyond the usual one.
-const RAISED: &str = "\n[limits]\nhead_bytes = \"128KiB\"\nhead_fields = 300\n";
 
 /// A head with these fields besides a good credential.
 fn head(fields: &str) -> String {
@@ -328,7 +326,9 @@ fn a_head_beyond_the_bounds_is_refused() {
 #[test]
 fn a_head_within_raised_bounds_that_the_library_would_refuse_is_refused_in_our_words() {
     sandboxed(|| {
-        let scene = Scene::with(&(usual_config() + RAISED));
+        // Bounds as wide as they can be, and a number of fields beyond the usual one.
+        let raised = usual_config().limit("head_bytes", "128KiB").limit("head_fields", 300);
+        let scene = Scene::with(&raised);
         for length in ["18446744073709551615", "18446744073709551614", "9223372036854775808"] {
             let bytes = head(&format!("Content-Length: {length}\r\n"));
             scene.refuses_bytes(length, (AGENT, OPENAI), bytes, MALFORMED);
@@ -352,7 +352,7 @@ fn a_head_within_raised_bounds_that_the_library_would_refuse_is_refused_in_our_w
 #[test]
 fn a_head_that_trickles_is_refused_at_its_deadline() {
     sandboxed(|| {
-        let config = usual_config() + "\n[limits]\nhead_time = \"1s\"\n";
+        let config = usual_config().limit("head_time", "1s");
         let scene = Scene::with(&config);
         let before = scene.before();
         let mut tls = scene.h1(AGENT, OPENAI.port(443), OPENAI.name);

@@ -41,7 +41,7 @@ fn a_method_that_is_not_listed_is_refused() {
 #[test]
 fn what_no_rule_lists_and_what_echoes_a_request_is_refused_where_no_methods_are_listed() {
     sandboxed(|| {
-        let config = lab::gateway::usual_config().replace("methods = [\"GET\", \"POST\"]\n", "");
+        let config = lab::gateway::usual_config().each_api(|it| it.without("methods"));
         let scene = Scene::with(&config);
         for method in ["TRACE", "trace", "Trace", "TRACK", "track", "PROPFIND", "get", "QUERY"] {
             let ask = Ask::to(OPENAI).good().method(method);

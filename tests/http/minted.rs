@@ -10,6 +10,7 @@ use lab::{
     origin::{Received, Script, Step, forms},
     sandboxed,
 };
+use policy_builder::{Config, mint};
 use serde_json::Value;
 
 use crate::attack::{Ask, Scene};
@@ -21,25 +22,15 @@ const ENDED: (u16, &str) = (401, "ticket_ended");
 const UNREADABLE: (u16, &str) = (502, "response_unscannable");
 
 /// OpenAI's host mints, and Anthropic's wants it.
-fn config(life: &str) -> String {
-    let mint = format!(
-        r#"
-[[api.mint]]
-name = "session"
-answers = [
-    "json /token in /v1/scripted/*",
-    "json /objects/*/header/Authorization scheme RemoteAuth in /v1/scripted/*",
-    "header x-session bearer in /v1/scripted/*",
-]
-hosts = ["api.anthropic.example"]
-places = ["header x-session raw", "header authorization scheme RemoteAuth"]
-life = "{life}"
-
-[[api]]
-name = "anthropic"
-"#
-    );
-    usual_config().replacen("\n[[api]]\nname = \"anthropic\"\n", &mint, 1)
+fn config(life: &str) -> Config {
+    let answers = [
+        "json /token in /v1/scripted/*",
+        "json /objects/*/header/Authorization scheme RemoteAuth in /v1/scripted/*",
+        "header x-session bearer in /v1/scripted/*",
+    ];
+    let places = ["header x-session raw", "header authorization scheme RemoteAuth"];
+    let session = mint("session", &answers, &[ANTHROPIC.name], &places, life);
+    usual_config().api("openai", |it| it.with(session))
 }
 
 fn scene() -> Scene {

@@ -16,6 +16,7 @@ use lab::{
     net::{GATEWAY, OPENAI},
     sandboxed, tools, wait,
 };
+use policy_builder::Table;
 use serde_json::Value;
 
 use crate::world::{TICKET, World, get};
@@ -117,11 +118,13 @@ fn a_reload_says_what_is_wrong_and_takes_new_values_at_once() {
     sandboxed(|| {
         let world = World::usual();
         let usual = gateway::usual_config();
-        gateway::install(&world.lab, &usual.replace("\"pypi.example\"", "\"pypi..example\""));
+        let broken = usual.clone().splice("pypi", |it| it.set("hosts", ["pypi..example"]));
+        gateway::install(&world.lab, &broken);
         let said = tell(&world, &["reload"], 64);
-        let line = 1 + usual.lines().position(|it| it.contains("pypi.example")).expect("there");
+        let line =
+            1 + broken.to_string().lines().position(|it| it.contains("pypi..")).expect("there");
         assert!(said.contains(&format!("cloakroom.toml:{line}:")), "{said}");
-        gateway::install(&world.lab, &usual.replace("ipv6 = true", "ipv6 = false"));
+        gateway::install(&world.lab, &usual.clone().gateway("ipv6", false));
         let said = tell(&world, &["reload"], 1);
         assert!(said.contains("ipv6") && said.contains("restart"), "{said}");
         assert_eq!(world.ask(&get(&[TICKET])).status, 200, "the old policy serves");
@@ -180,7 +183,7 @@ fn the_daemon_is_found_by_its_configuration() {
         assert!(told(&["status"]).1.starts_with("healthy\n"));
         assert_eq!(told(&["quarantine", "operations"]).0, Some(0));
         assert_eq!(told(&["release", "operations"]).0, Some(0));
-        let wrong = format!("{}\n[[nothing]]\n", gateway::usual_config());
+        let wrong = gateway::usual_config().with(Table::one_of("nothing"));
         gateway::install(&world.lab, &wrong);
         let (exit, said) = told(&["reload"]);
         assert!(exit == Some(64) && said.contains("unknown key \"nothing\""), "{said}");

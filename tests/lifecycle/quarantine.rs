@@ -159,7 +159,7 @@ fn a_quarantine_outlives_a_crash_and_a_reload_and_ends_with_a_release() {
 
         // Out of the policy and in again it is the group that it was.
         let usual = gateway::usual_config();
-        let renamed = usual.replace("\"research\"", "\"renamed\"");
+        let renamed = usual.clone().rename_group("research", "renamed");
         gateway::install(&world.lab, &renamed);
         tell(&world, &["reload"], 0);
         assert!(status(&world)["groups"].to_string().contains("research"), "it is still told of");

@@ -51,7 +51,7 @@ fn a_secret_written_into_the_configuration_is_not_repeated_in_the_error() {
     sandboxed(|| {
         let lab = Lab::new();
         let key = "sk-live-0123456789abcdef";
-        let config = gateway::usual_config().replace("file:openai", key);
+        let config = gateway::usual_config().binding("OPENAI_API_KEY", |it| it.set("secret", key));
         let file = gateway::install(&lab, &config);
         let output = gateway::program().arg("check").arg(&file).output().expect("it starts");
         assert_eq!(output.status.code(), Some(64));

@@ -174,15 +174,18 @@ fn told(gateway: &Gateway) {
 #[test]
 fn without_the_limits_the_same_flood_reaches_further() {
     // So low that a machine with other work to do makes a flood of twice as much.
-    let lowered = "\n[limits]\nagent_new_connections = 50\ndns_rate = 50\n";
-    let raised = "\n[limits]\nconnections = 20000\nagent_connections = 10000\n\
-        agent_new_connections = 1000000\ndns_rate = 100000\n";
-    sandboxed(|| {
-        let mut world = World::with(&(usual_config() + lowered));
+    let lowered = usual_config().limit("agent_new_connections", 50).limit("dns_rate", 50);
+    let raised = usual_config()
+        .limit("connections", 20_000)
+        .limit("agent_connections", 10_000)
+        .limit("agent_new_connections", 1_000_000)
+        .limit("dns_rate", 100_000);
+    sandboxed(move || {
+        let mut world = World::with(&lowered);
         let limited = [Kind::Connections, Kind::Questions].map(|kind| reached(&world, kind));
         world.gateway.terminate(Duration::from_secs(60));
         fs::remove_file(world.lab.dir.join("audit.jsonl")).expect("it was written");
-        let config = gateway::install(&world.lab, &(usual_config() + raised));
+        let config = gateway::install(&world.lab, &raised);
         world.gateway = Gateway::run(&world.lab, &config).expect("it starts");
         let unlimited = [Kind::Connections, Kind::Questions].map(|kind| reached(&world, kind));
         println!("connections and questions: {limited:?} with limits, {unlimited:?} without");

@@ -8,6 +8,7 @@ use lab::{
     net::{AGENT, AGENT2, GATEWAY, INTERNET, OPENAI, OTHER},
     sandboxed, tools, wait,
 };
+use policy_builder::Config;
 
 use crate::{
     lifecycle::control::causes,
@@ -234,8 +235,8 @@ fn an_agent_that_claims_the_gateways_address_takes_it_from_nobody() {
 const UNRESOLVED: [&str; 2] =
     ["net.ipv4.neigh.agents0.unres_qlen_bytes", "net.ipv6.neigh.agents0.unres_qlen_bytes"];
 
-fn often_asserted() -> String {
-    gateway::usual_config().replace("ipv6 = true", "ipv6 = true\nassert_every = \"1s\"")
+pub fn often_asserted() -> Config {
+    gateway::usual_config().gateway("assert_every", "1s")
 }
 
 /// A kernel setting that the daemon holds.

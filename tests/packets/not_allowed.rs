@@ -204,11 +204,8 @@ fn a_spoofed_source_is_dropped_without_an_answer() {
 fn a_source_whose_way_back_leads_through_another_interface_is_dropped() {
     sandboxed(|| {
         let config = gateway::usual_config()
-            .replace(
-                "\"192.0.2.0/25\", \"2001:db8:a::/64\"",
-                "\"192.0.2.0/24\", \"2001:db8:a::/47\"",
-            )
-            .replace("\"192.0.2.128/25\", \"2001:db8:b::/64\"", "\"10.9.0.0/24\"");
+            .group("research", |it| it.set("prefixes", ["192.0.2.0/24", "2001:db8:a::/47"]))
+            .group("operations", |it| it.set("prefixes", ["10.9.0.0/24"]));
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let dns = Dns::start();

@@ -14,6 +14,7 @@ use lab::{
     net::{AGENT, AGENT_V4, AGENT2, GATEWAY, GATEWAY_V4, OPENAI, OTHER},
     sandboxed, wait,
 };
+use policy_builder::group;
 use serde_json::Value;
 
 use crate::world::{TICKET, World, get};
@@ -158,9 +159,8 @@ fn one_agents_flood_hides_no_other_agents_packets() {
 #[test]
 fn one_agents_many_addresses_hide_no_other_groups_packets() {
     sandboxed(|| {
-        let second = "[[group]]\nname = \"second\"\ninterface = \"agents0\"\n\
-                      prefixes = [\"10.7.0.0/24\"]\n\n[[api]]\nname = \"openai\"";
-        let config = gateway::usual_config().replace("[[api]]\nname = \"openai\"", second);
+        let second = group("second", "agents0", &["10.7.0.0/24"]);
+        let config = gateway::usual_config().with(second);
         let mut world = World::with(&config);
         GATEWAY.shell("ip addr add 10.7.0.1/24 dev agents0");
         AGENT.shell("ip addr add 10.7.0.9/24 dev eth0");
@@ -241,7 +241,7 @@ fn what_every_host_says_unasked_has_a_word_of_its_own() {
 #[test]
 fn what_a_bound_agent_says_unasked_has_that_word_too() {
     sandboxed(|| {
-        let logged = sums_of_what_hosts_say(crate::packets::bound_agents::bound(""));
+        let logged = sums_of_what_hosts_say(crate::packets::bound_agents::bound());
         assert!(logged.iter().all(|it| it["reason"] != "spoofed_source"), "{logged:#?}");
     });
 }
@@ -388,10 +388,10 @@ fn a_log_group_that_another_program_has_is_fatal_at_start() {
         let _dns = Dns::start();
         let _first = Gateway::usual(&lab);
         let config = gateway::usual_config()
-            .replace("ipv6 = true", "ipv6 = true\nnflog_group = 7\nproxy_port = 15002")
-            .replace("control/control.sock", "control/second.sock");
-        let file =
-            lab.write("second.toml", config.replace("{dir}", &lab.dir.display().to_string()));
+            .gateway("nflog_group", 7)
+            .gateway("proxy_port", 15_002)
+            .gateway("control", "{dir}/control/second.sock");
+        let file = gateway::install_as(&lab, "second.toml", &config);
         let _holder = GATEWAY.enter(|| hold_group(7));
         let failed = Gateway::run(&lab, &file).err().expect("the group is taken");
         assert_eq!(failed.code(), Some(1), "{}", failed.stderr);

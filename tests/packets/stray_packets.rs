@@ -15,6 +15,7 @@ use lab::{
     sandbox::sandboxed_for,
     sandboxed, tools, wait,
 };
+use policy_builder::Config;
 
 use crate::{
     packets::agent_services::pings,
@@ -206,7 +207,7 @@ fn without_the_rules_odd_tcp_flags_to_every_port_get_out() {
 
 /// A gateway whose kernel forwards all the while: behind a switch that is off the rules would show
 /// nothing.
-fn forwarding(config: &str) -> World {
+fn forwarding(config: &Config) -> World {
     let mut world = World::with(config);
     world.gateway.kill();
     let config = world.lab.dir.join("cloakroom.toml");
@@ -228,7 +229,7 @@ fn without_rules() -> World {
 #[test]
 fn without_ipv6_in_the_policy_no_packet_of_it_gets_in_or_out_and_none_is_answered() {
     sandboxed_for(LIMIT, || {
-        let config = gateway::usual_config().replace("ipv6 = true", "ipv6 = false");
+        let config = gateway::usual_config().gateway("ipv6", false);
         let mut world = forwarding(&config);
         let watched = Watched::begin(&world);
         let inside = world.lab.capture(AGENT);
@@ -250,8 +251,7 @@ fn without_ipv6_in_the_policy_no_packet_of_it_gets_in_or_out_and_none_is_answere
 
         // The same questions do have answers where IPv6 is on.
         world.gateway.terminate(Duration::from_secs(10));
-        let config = gateway::usual_config();
-        let config = config.replace("ipv6 = true", "ipv6 = true\nagent_services = [\"ping\"]");
+        let config = gateway::usual_config().gateway("agent_services", ["ping"]);
         world.gateway = Gateway::start(&world.lab, &config);
         let all = ["DNS", "ping of the gateway", "TCP 443", "TCP 22", "UDP 443"];
         assert_eq!(answers_over_ipv6(), all);

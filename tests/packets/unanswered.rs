@@ -22,7 +22,7 @@ use crate::{
 #[test]
 fn answers_that_wait_for_one_agent_keep_none_from_another_on_its_interface() {
     sandboxed(|| {
-        let _world = bound("");
+        let _world = bound();
         share_the_wire();
         let [v4, v6] = FAMILIES.map(|(_, other, server)| answered(other, server, 3));
         assert_eq!([v4, v6], [3, 3], "it is answered in peace");

@@ -60,7 +60,7 @@ fn a_reload_says_what_was_lost_takes_new_cas_and_names_what_takes_a_restart() {
         let origin = Origin::start(&lab);
         let _dns = Dns::start();
         let machine = Machine::boot(&lab);
-        let by_system = config().replacen("upstream_ca = \"public-ca.pem\"", "", 1);
+        let by_system = config().api("openai", |it| it.without("upstream_ca"));
         machine.install(&lab, &by_system);
         machine.run("systemctl start cloakroom");
         let tls = Tls::open(AGENT, OPENAI.port(443), &hello(&lab, OPENAI.name));

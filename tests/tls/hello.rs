@@ -272,7 +272,7 @@ fn a_hello_that_is_not_one_is_refused_at_once() {
 #[test]
 fn a_hello_that_never_completes_is_refused_in_time() {
     sandboxed(|| {
-        let scene = Scene::with(&(usual_config() + "\n[limits]\npeek_time = \"1s\"\n"));
+        let scene = Scene::with(&usual_config().limit("peek_time", "1s"));
         let good = hello_with(&[server_name(b"api.openai.example")]);
         for (what, bytes) in [
             ("nothing", &b""[..]),
@@ -373,8 +373,7 @@ fn a_hidden_name_is_refused_where_bytes_pass_and_ignored_where_tls_ends_here() {
 #[test]
 fn a_hidden_name_is_passed_where_the_rule_allows_it() {
     sandboxed(|| {
-        let hosts = "hosts = [\"pypi.example\", \"*.cdn.example\"]";
-        let config = usual_config().replace(hosts, &format!("{hosts}\nech = \"allow\""));
+        let config = usual_config().splice("pypi", |it| it.set("ech", "allow"));
         let scene = Scene::with(&config);
         let hello = Hello { ech: true, ..scene.hello(PYPI.name) };
         let mut tls = Tls::open(AGENT, PYPI.port(443), &hello).expect("passed");
@@ -533,7 +532,7 @@ fn an_agent_that_does_not_trust_the_leaf_sends_nothing_and_gets_nothing() {
 #[test]
 fn a_handshake_that_stalls_is_ended() {
     sandboxed(|| {
-        let scene = Scene::with(&(usual_config() + "\n[limits]\nhead_time = \"1s\"\n"));
+        let scene = Scene::with(&usual_config().limit("head_time", "1s"));
         let before = scene.before();
         let stream = AGENT.connect(OPENAI.port(443)).expect("the gateway accepts");
         let me = stream.local_addr().expect("a socket");

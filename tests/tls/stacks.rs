@@ -51,9 +51,7 @@ fn mbed_tls_takes_an_issuing_ca_whose_limit_is_noted_and_no_other() {
         assert_eq!(said, (Some("agent_tls_failed"), Some("bad_certificate")), "{record}");
 
         world.gateway.kill();
-        let hosts = "hosts = [\"git.example\"]";
-        let noted = format!("{hosts}\nconstraints = \"noted\"");
-        let config = gateway::usual_config().replace(hosts, &noted);
+        let config = gateway::usual_config().api("git", |it| it.set("constraints", "noted"));
         world.gateway = Gateway::start(&world.lab, &config);
         let heads = client(&world, &ask).expect("it passes them over");
         assert!(heads.contains("refs/heads/main"), "{heads}");

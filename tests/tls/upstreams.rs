@@ -97,7 +97,7 @@ fn an_upstream_that_fails_is_an_answer_and_not_a_hang() {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let dns = Dns::start();
-        let config = usual_config() + "\n[limits]\ndial_time = \"2s\"\n";
+        let config = usual_config().limit("dial_time", "2s");
         let gateway = Gateway::start(&lab, &config);
         for (number, (name, act, reason)) in acts(&lab).into_iter().enumerate() {
             let address = Ipv4Addr::new(198, 51, 100, 100 + u8::try_from(number).expect("few"));

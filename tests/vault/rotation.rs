@@ -44,7 +44,7 @@ fn start() -> (World, Vault) {
     let origin = Origin::start(&lab);
     let dns = Dns::start();
     let vault = Vault::start(&lab);
-    let gateway = Gateway::start(&lab, &gateway::vault_config(&vault.config()));
+    let gateway = Gateway::start(&lab, &vault.config());
     (World { lab, origin, dns, gateway }, vault)
 }
 
@@ -56,10 +56,7 @@ fn a_key_that_an_api_refuses_is_read_again_at_once_and_not_again_for_each_refusa
         let lab = Lab::new();
         let (origin, dns) = (Origin::start(&lab), Dns::start());
         let vault = Vault::start(&lab);
-        let often = "refresh = \"1s\"\nmax_stale = \"5s\"";
-        let config = gateway::vault_config(&vault.config());
-        assert!(config.contains(often), "{config}");
-        let config = config.replace(often, "refresh = \"10m\"\nmax_stale = \"1h\"");
+        let config = vault.config().vault("refresh", "10m").vault("max_stale", "1h");
         let gateway = Gateway::start(&lab, &config);
         let world = World { lab, origin, dns, gateway };
         let reads = || {
@@ -194,7 +191,8 @@ fn a_key_whose_reference_left_the_policy_stays_masked() {
     sandboxed(|| {
         let world = World::usual();
         assert_eq!(world.ask(&get(&[TICKET])).status, 200);
-        let another = gateway::usual_config().replace("file:openai", "file:anthropic");
+        let another = gateway::usual_config()
+            .binding("OPENAI_API_KEY", |it| it.set("secret", "file:anthropic"));
         gateway::install(&world.lab, &another);
         tell(&world, &["reload"], 0);
         let told = told_back(&world);

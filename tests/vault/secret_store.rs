@@ -16,6 +16,7 @@ use lab::{
     net::GATEWAY,
     sandboxed, wait,
 };
+use policy_builder::Config;
 
 use crate::{
     lifecycle::control::{status, tell},
@@ -32,11 +33,10 @@ const NAMES: [(&str, &str); 4] = [
 const ANOTHER: &str = "sk-lab-an0ther-7c1e5a9d3f2b4806";
 
 /// The usual policy, with the encrypted file in place of the plain one.
-fn config() -> String {
-    let plain = "file = \"{dir}/secrets.toml\"";
-    let usual = gateway::usual_config();
-    assert!(usual.contains(plain));
-    usual.replace(plain, "file = \"{dir}/store/secrets\"\nkey_file = \"{dir}/store/key\"")
+fn config() -> Config {
+    gateway::usual_config()
+        .secrets("file", "{dir}/store/secrets")
+        .secrets("key_file", "{dir}/store/key")
 }
 
 /// A folder for the store, and a configuration that names it.

@@ -16,6 +16,7 @@ use lab::{
     vault::{self, Vault},
     wait,
 };
+use policy_builder::{Config, Table};
 use serde_json::Value;
 
 use crate::world::{TICKET, World, get};
@@ -34,12 +35,12 @@ impl WithVault {
     fn prepared(prepare: impl FnOnce(&Lab, &mut Vault)) -> Self {
         Self::configured(|lab, vault| {
             prepare(lab, vault);
-            gateway::vault_config(&vault.config())
+            vault.config()
         })
     }
 
     /// With another configuration, after changes to Vault.
-    pub fn configured(configure: impl FnOnce(&Lab, &mut Vault) -> String) -> Self {
+    pub fn configured(configure: impl FnOnce(&Lab, &mut Vault) -> Config) -> Self {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let dns = Dns::start();
@@ -76,10 +77,8 @@ fn a_key_from_a_real_vault_reaches_the_api() {
 fn a_value_that_could_never_be_used_is_said_at_once_and_is_not_called_available() {
     sandboxed(|| {
         let it = WithVault::configured(|_, vault| {
-            let password = "places = [\"basic password\"]\nbasic_user = \"agent\"";
-            let config = gateway::vault_config(&vault.config());
-            assert!(config.contains(password), "{config}");
-            config.replace(password, "places = [\"basic user\"]")
+            let user = |it: Table| it.set("places", ["basic user"]).without("basic_user");
+            vault.config().binding("GIT_TOKEN", user)
         });
         let missing = |name: &str| {
             let missing =
@@ -112,9 +111,9 @@ fn a_value_that_could_never_be_used_is_said_at_once_and_is_not_called_available(
 #[test]
 fn a_mistyped_field_degrades_the_gateway_and_status_says_which() {
     sandboxed(|| {
-        let right = "agents/openai#api_key";
+        let mistyped = "vault:kv/agents/openai#api_kye";
         let it = WithVault::configured(|_, vault| {
-            gateway::vault_config(&vault.config()).replacen(right, "agents/openai#api_kye", 1)
+            vault.config().binding("OPENAI_API_KEY", |it| it.set("secret", mistyped))
         });
         let status = crate::lifecycle::control::status(&it.world);
         assert_eq!(status["health"]["state"], "degraded", "{status}");
@@ -124,7 +123,7 @@ fn a_mistyped_field_degrades_the_gateway_and_status_says_which() {
         assert!(text.contains("field"), "it says what is wrong: {text}");
         assert_eq!(it.status(), 503);
 
-        gateway::install(&it.world.lab, &gateway::vault_config(&it.vault.config()));
+        gateway::install(&it.world.lab, &it.vault.config());
         crate::lifecycle::control::tell(&it.world, &["reload"], 0);
         it.becomes(200);
         assert_eq!(crate::lifecycle::control::status(&it.world)["health"]["state"], "healthy");
@@ -152,11 +151,7 @@ fn a_quota_of_vaults_is_called_one_and_its_time_is_waited_for() {
 fn a_deleted_key_is_dropped_at_once() {
     sandboxed(|| {
         // An outage would be bridged for longer than this test waits.
-        let it = WithVault::configured(|_, vault| {
-            let config = vault.config();
-            assert!(config.contains("max_stale = \"5s\""), "{config}");
-            gateway::vault_config(&config.replace("max_stale = \"5s\"", "max_stale = \"5m\""))
-        });
+        let it = WithVault::configured(|_, vault| vault.config().vault("max_stale", "5m"));
         assert_eq!(it.status(), 200);
         it.vault.cli(&["kv", "metadata", "delete", "-mount=kv", "agents/openai"]);
         it.becomes(503);
@@ -170,11 +165,8 @@ fn a_deleted_key_is_dropped_at_once() {
 fn read_when_vault_says(reference: &str, prepare: impl FnOnce(&Vault)) -> WithVault {
     WithVault::configured(|_, vault| {
         prepare(vault);
-        let often = "refresh = \"1s\"\nmax_stale = \"5s\"";
-        let config = vault.config();
-        assert!(config.contains(often), "{config}");
-        let config = config.replace(often, "refresh = \"1h\"\nmax_stale = \"2h\"");
-        gateway::vault_config(&config).replace("vault:kv/agents/openai#api_key", reference)
+        let config = vault.config().vault("refresh", "1h").vault("max_stale", "2h");
+        config.binding("OPENAI_API_KEY", |it| it.set("secret", reference))
     })
 }
 
@@ -230,7 +222,7 @@ fn ask_from(it: &WithVault, ns: Ns, placeholder: &str) -> Response {
 /// A world where both groups say OPENAI_API_KEY, and mean what Vault has for each.
 fn one_placeholder_two_values() -> WithVault {
     WithVault::configured(|_, vault| {
-        gateway::vault_config(&vault.config()).replace("OPS_OPENAI_KEY", "OPENAI_API_KEY")
+        vault.config().binding("OPS_OPENAI_KEY", |it| it.set("placeholder", "OPENAI_API_KEY"))
     })
 }
 

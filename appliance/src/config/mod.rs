@@ -18,6 +18,8 @@ mod rules;
 mod settings;
 mod table;
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 mod value;
 mod vault;

@@ -2,77 +2,31 @@
 
 use std::net::SocketAddr;
 
+use policy_builder::{Config, api, binding, group, inspect, splice, tcp};
+
 use super::*;
 use crate::{
     config,
     identity::{AgentAddr, Dialled, FlowId},
 };
 
-const POLICY: &str = r#"
-    [gateway]
-    audit = "stdout"
-    ca_dir = "/ca"
-    resolvers = ["203.0.113.53"]
-    ports = [22, 80, 443, 5432, 8443]
-    [secrets]
-    file = "/secrets"
-    [[group]]
-    name = "red"
-    interface = "a0"
-    prefixes = ["192.0.2.0/25"]
-    [[group]]
-    name = "blue"
-    interface = "b0"
-    prefixes = ["192.0.2.128/25"]
-    [[api]]
-    name = "openai"
-    hosts = ["api.openai.example"]
-    [[api.binding]]
-    groups = ["red"]
-    placeholder = "OPENAI_API_KEY"
-    places = ["header authorization bearer"]
-    secret = "file:openai"
-    [[splice]]
-    name = "pypi"
-    groups = ["red"]
-    hosts = ["pypi.example", "*.cdn.example", "*.openai.example"]
-    ports = [443, 80]
-    [[inspect]]
-    name = "docs"
-    groups = ["red"]
-    hosts = ["docs.cdn.example"]
-    [[splice]]
-    name = "browsed"
-    groups = ["red"]
-    hosts = ["browsed.example"]
-    ech = "allow"
-    [[splice]]
-    name = "everything-openai"
-    groups = ["blue"]
-    hosts = ["*.openai.example"]
-    [[tcp]]
-    name = "git"
-    groups = ["red"]
-    hosts = ["git.example", "api.openai.example"]
-    ports = [22]
-    [[tcp]]
-    name = "internal-git"
-    groups = ["red"]
-    hosts = ["forge.example"]
-    ports = [22]
-    private_prefixes = ["10.1.0.0/16"]
-    [[tcp]]
-    name = "database"
-    groups = ["blue"]
-    hosts = ["db.example"]
-    ports = [5432]
-"#;
-
 fn policy() -> Policy {
-    let read = |_: &std::path::Path| Err(std::io::ErrorKind::NotFound.into());
-    config::parse(POLICY, None, "test.toml", &read)
-        .unwrap_or_else(|errors| panic!("{errors}"))
-        .policy
+    let key = binding("red", "OPENAI_API_KEY", &["header authorization bearer"], "file:openai");
+    let pypi = ["pypi.example", "*.cdn.example", "*.openai.example"];
+    let forge = tcp("internal-git", &["red"], &["forge.example"], &[22]);
+    let file = Config::of_rules()
+        .gateway("ports", [22, 80, 443, 5432, 8443])
+        .with(group("red", "a0", &["192.0.2.0/25"]))
+        .with(group("blue", "b0", &["192.0.2.128/25"]))
+        .with(api("openai", &["api.openai.example"]).with(key))
+        .with(splice("pypi", &["red"], &pypi).set("ports", [443, 80]))
+        .with(inspect("docs", &["red"], &["docs.cdn.example"]))
+        .with(splice("browsed", &["red"], &["browsed.example"]).set("ech", "allow"))
+        .with(splice("everything-openai", &["blue"], &["*.openai.example"]))
+        .with(tcp("git", &["red"], &["git.example", "api.openai.example"], &[22]))
+        .with(forge.set("private_prefixes", ["10.1.0.0/16"]))
+        .with(tcp("database", &["blue"], &["db.example"], &[5432]));
+    config::testing::policy(&file)
 }
 
 fn flow(policy: &Policy, group: &str, dialled: &str) -> Flow {

@@ -7,6 +7,7 @@ use lab::{
     origin::TEXT,
     sandboxed,
 };
+use policy_builder::Config;
 
 use crate::world::{TICKET, World, get_path};
 
@@ -21,9 +22,8 @@ const CODINGS: [&str; 4] = ["gzip", "deflate", "br", "zstd"];
 /// Whether the coding is asked for: sent where it is, and where it is not.
 const NEGOTIATED: [(&str, bool); 2] = [("", true), ("&unasked=1", false)];
 
-fn config() -> String {
-    let usual = lab::gateway::usual_config();
-    usual.replace("methods = [\"GET\", \"POST\"]", "methods = [\"GET\", \"HEAD\", \"POST\"]")
+fn config() -> Config {
+    lab::gateway::usual_config().api("openai", |it| it.more("methods", &["HEAD"]))
 }
 
 /// The head of the answer to a request on this connection; whatever is behind it stays unread.

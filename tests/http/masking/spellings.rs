@@ -25,7 +25,7 @@ fn a_key_that_comes_back_in_another_encoding_never_reaches_the_agent() {
     sandboxed(|| {
         let seed = seed();
         let mut chance = Chance::of(seed);
-        let config = usual_config().replace("{dir}/secrets.toml", "{dir}/keys.toml");
+        let config = usual_config().secrets("file", "{dir}/keys.toml");
         let world = World::prepared(&config, |lab, _| {
             let names = ["openai", "anthropic", "git", "ops"];
             let lines = names.map(|name| format!("{name} = {KEY}\n"));

@@ -15,6 +15,7 @@ use lab::{
     vault::{self, Vault},
     wait,
 };
+use policy_builder::Config;
 use serde_json::Value;
 
 use super::{Planned, status};
@@ -58,12 +59,21 @@ fn with_the_plans_policies_the_gateways_own_token_reads_nothing_either() {
     });
 }
 
+/// The first group's key is a user of PostgreSQL's that Vault lends.
+fn lending(config: Config) -> Config {
+    config.binding("OPENAI_API_KEY", |it| {
+        it.set("secret", "vault-read:database/creds/postgres#{username}:{password}")
+    })
+}
+
 #[test]
 fn a_lease_under_the_plan_is_prolonged_and_given_back_by_itself() {
     sandboxed(|| {
-        let key = "vault:kv/agents/openai#api_key";
-        let user = "vault-read:database/creds/postgres#{username}:{password}";
-        let it = Planned::apply_changed(false, (key, user));
+        let it = Planned::apply_with(false, lending);
+        let without = it
+            .policy
+            .clone()
+            .binding("OPENAI_API_KEY", |it| it.set("secret", "vault:kv/agents/openai#api_key"));
         let postgres = Postgres::start(&it.lab);
         postgres.leased_by(&it.vault, "6s");
         it.assert_healthy();
@@ -81,9 +91,7 @@ fn a_lease_under_the_plan_is_prolonged_and_given_back_by_itself() {
         assert!(postgres.admits(name, password) && first.len() > OPENAI_SECRET.len());
 
         // The group stays, and with it its token: the lease has to be given back by itself.
-        let config = fs::read_to_string(world.lab.dir.join("cloakroom.toml"));
-        let config = config.expect("the configuration").replace(user, key);
-        gateway::install(&world.lab, &config);
+        gateway::install(&world.lab, &without);
         tell(&world, &["reload"], 0);
         wait::expect("given back", || done(&vault, "sys/leases/revoke").len() == 1);
         wait::expect("PostgreSQL lets it in no more", || !postgres.admits(name, password));
@@ -101,12 +109,13 @@ fn a_lease_under_the_plan_is_prolonged_and_given_back_by_itself() {
 #[test]
 fn a_groups_token_ends_no_other_groups_lease_whoever_told_it_the_id() {
     sandboxed(|| {
-        let [key, ops] = ["openai", "ops"].map(|name| format!("vault:kv/agents/{name}#api_key"));
         let lent =
             |role: &str| format!("vault-read:database/creds/{role}#{{username}}:{{password}}");
-        let lab_config =
-            |text: String| text.replace(&key, &lent("postgres")).replace(&ops, &lent("other"));
-        let it = Planned::apply_with(false, lab_config);
+        let it = Planned::apply_with(false, |config| {
+            config
+                .binding("OPENAI_API_KEY", |it| it.set("secret", lent("postgres")))
+                .binding("OPS_OPENAI_KEY", |it| it.set("secret", lent("other")))
+        });
         let postgres = Postgres::start(&it.lab);
         postgres.leased_by(&it.vault, "10m");
         postgres.lends_as(&it.vault, "other", "10m");
@@ -156,9 +165,7 @@ fn of_bearer(field: &str) -> (&str, &str) {
 #[test]
 fn a_lent_user_whose_right_is_taken_is_gone_within_a_refresh() {
     sandboxed(|| {
-        let key = "vault:kv/agents/openai#api_key";
-        let user = "vault-read:database/creds/postgres#{username}:{password}";
-        let it = Planned::apply_changed(false, (key, user));
+        let it = Planned::apply_with(false, lending);
         let postgres = Postgres::start(&it.lab);
         // So long that nothing but the taking ends it.
         postgres.leased_by(&it.vault, "50m");

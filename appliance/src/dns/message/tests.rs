@@ -1,35 +1,18 @@
 use std::sync::Arc;
 
 use hickory_resolver::proto::op::{MessageType, Query};
+use policy_builder::{Config, group, splice};
 use proptest::prelude::*;
 
 use super::*;
 use crate::config;
 
-const POLICY: &str = r#"
-    [gateway]
-    audit = "stdout"
-    ca_dir = "/ca"
-    resolvers = ["203.0.113.53"]
-    [[group]]
-    name = "red"
-    interface = "a0"
-    prefixes = ["192.0.2.0/25"]
-    [[group]]
-    name = "blue"
-    interface = "b0"
-    prefixes = ["192.0.2.128/25"]
-    [[splice]]
-    name = "pypi"
-    groups = ["red"]
-    hosts = ["pypi.example", "*.cdn.example"]
-"#;
-
 fn policy() -> Policy {
-    let read = |_: &std::path::Path| Err(std::io::ErrorKind::NotFound.into());
-    config::parse(POLICY, None, "test.toml", &read)
-        .unwrap_or_else(|errors| panic!("{errors}"))
-        .policy
+    let file = Config::of_rules()
+        .with(group("red", "a0", &["192.0.2.0/25"]))
+        .with(group("blue", "b0", &["192.0.2.128/25"]))
+        .with(splice("pypi", &["red"], &["pypi.example", "*.cdn.example"]));
+    config::testing::policy(&file)
 }
 
 fn asked_by(group: &str, query: &[u8], datagram: bool) -> QueryVerdict {

@@ -2,6 +2,7 @@
 
 use std::future::pending;
 
+use policy_builder::{Table, api, binding, group};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
@@ -20,9 +21,7 @@ async fn examined(
     fake: &Fake,
     interrupted: impl Future<Output = ()>,
 ) -> Result<DoctorReport, DoctorError> {
-    let folder = fake.folder.0.display().to_string();
-    let text = CONFIG.replace("ADDRESS", &fake.address).replace("FOLDER", &folder);
-    fake.folder.write("cloakroom.toml", text.as_bytes(), 0o600);
+    fake.folder.write("cloakroom.toml", file(fake).to_string().as_bytes(), 0o600);
     let loaded = config::load(&fake.folder.0.join("cloakroom.toml"));
     let Config { settings, policy } = loaded.unwrap_or_else(|errors| panic!("{errors}"));
     let bound = ["192.0.2.1/32", "2001:db8::/64"].map(|own| own.parse().unwrap());
@@ -294,25 +293,19 @@ const SECRET_ID_LOOKUP: &str = "/v1/auth/approle/role/cloakroom-gateway/secret-i
 const CAPABILITIES: &str = "/v1/sys/capabilities-self";
 const RULES: &str = "/v1/sys/internal/ui/resultant-acl";
 
-const CONFIG: &str = r#"
-[gateway]
-resolvers = ["192.0.2.53"]
-[vault]
-address = "ADDRESS"
-ca_file = "FOLDER/ca.pem"
-[vault.approle]
-role_id = "7b1c2f60-93d4-4e0a-b5c8-6a1f0e2d3c49"
-secret_id_file = "FOLDER/secret-id"
-[[group]]
-name = "agents"
-interface = "agents0"
-prefixes = ["192.0.2.0/28"]
-[[api]]
-name = "openai"
-hosts = ["api.openai.com"]
-[[api.binding]]
-groups = ["agents"]
-placeholder = "OPENAI_API_KEY"
-places = ["header authorization bearer"]
-secret = "vault:kv/team/openai#key"
-"#;
+/// One group, whose key is in this Vault.
+fn file(fake: &Fake) -> policy_builder::Config {
+    let folder = fake.folder.0.display();
+    let login = Table::section("approle")
+        .set("role_id", "7b1c2f60-93d4-4e0a-b5c8-6a1f0e2d3c49")
+        .set("secret_id_file", format!("{folder}/secret-id"));
+    let place = "header authorization bearer";
+    let key = binding("agents", "OPENAI_API_KEY", &[place], "vault:kv/team/openai#key");
+    policy_builder::Config::of_rules()
+        .without("secrets")
+        .vault("address", &fake.address)
+        .vault("ca_file", format!("{folder}/ca.pem"))
+        .login(login)
+        .with(group("agents", "agents0", &["192.0.2.0/28"]))
+        .with(api("openai", &["api.openai.com"]).with(key))
+}
