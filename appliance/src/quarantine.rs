@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_is_quarantined_while_another_ones_mark_is_not_on_the_disk_yet() {
+    fn a_quarantine_does_not_wait_for_another_groups_mark() {
         let (state, red) = (Folder::new(), group("red"));
         let quarantine = Quarantine::open(&state.0).unwrap();
         let other = quarantine.acting.lock().unwrap();

@@ -478,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    fn a_grpc_request_is_answered_by_a_head_alone_with_its_status_and_message() {
+    fn a_grpc_refusal_is_a_head_with_status_and_message() {
         for refusal in every_refusal() {
             let answer = answer(refusal, FlowId(0xabc), Dialect::Grpc(GRPC));
             assert_eq!((answer.status(), answer.body().len()), (StatusCode::OK, 0));

@@ -19,7 +19,7 @@ use lab::{
 use crate::faults::{CHAT, ask, get, hello, open};
 
 #[test]
-fn no_value_and_no_token_is_told_even_at_the_level_debug() {
+fn no_value_or_token_is_logged_even_at_debug() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);

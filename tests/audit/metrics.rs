@@ -29,7 +29,7 @@ const QUERY: &str = "import socket; \
     000101000001000000000000 0178 076578616d706c65 00 00010001'), ('192.0.2.1', 53))";
 
 #[test]
-fn metrics_say_what_the_audit_says_and_the_dashboards_ask_for_what_there_is() {
+fn metrics_agree_with_the_audit_and_dashboards_with_metrics() {
     sandboxed(|| {
         let world = World::with(
             &usual_config().gateway("metrics", MANAGEMENT).gateway("assert_every", "1s"),

@@ -39,7 +39,7 @@ fn an_audit_that_cannot_be_written_stops_the_start() {
 }
 
 #[test]
-fn a_disk_that_fills_up_closes_the_gateway_and_loses_no_record() {
+fn a_full_disk_closes_the_gateway_and_loses_no_record() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
@@ -91,7 +91,7 @@ fn a_disk_that_fills_up_closes_the_gateway_and_loses_no_record() {
 }
 
 #[test]
-fn the_last_of_a_disk_is_kept_for_what_is_under_way() {
+fn the_last_of_a_disk_is_for_open_connections() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
@@ -274,7 +274,7 @@ fn whatever_ends_a_connection_it_has_one_record() {
 }
 
 #[test]
-fn what_an_agent_sends_is_escaped_and_capped_in_the_audit() {
+fn an_agents_words_are_escaped_and_capped_in_the_audit() {
     sandboxed(|| {
         let lab = Lab::new();
         let _origin = Origin::start(&lab);
@@ -314,7 +314,7 @@ fn what_an_agent_sends_is_escaped_and_capped_in_the_audit() {
 }
 
 #[test]
-fn an_audit_that_nobody_reads_does_not_keep_the_daemon_from_ending() {
+fn an_unread_audit_lets_the_daemon_end() {
     sandboxed(|| {
         let lab = Lab::new();
         let _origin = Origin::start(&lab);

@@ -127,7 +127,7 @@ fn debugging(lab: &Lab, config: &PathBuf) -> Gateway {
 }
 
 #[test]
-fn after_everything_no_token_secret_id_or_value_is_told_or_left_behind() {
+fn after_everything_no_token_secret_id_or_value_is_left() {
     sandboxed(|| {
         let endless = Rlimit { current: None, maximum: None };
         setrlimit(Resource::Core, endless).expect("root may");

@@ -93,7 +93,7 @@ fn claude_code_starts_in_a_terminal_with_the_documented_rules() {
 }
 
 #[test]
-fn claude_code_does_not_start_in_a_terminal_where_one_host_of_the_two_is_refused() {
+fn claude_code_needs_both_of_its_hosts_in_a_terminal() {
     sandboxed(|| {
         let world = world(None);
         let shown = succeed(&mut command(&world, &["claude"]));

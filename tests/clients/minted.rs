@@ -82,7 +82,7 @@ fn to(path: &str) -> impl Fn(&Received) -> bool + '_ {
 
 /// A program in Go writes no keys of its TLS down. Git-lfs says itself what it was told.
 #[test]
-fn git_lfs_fetches_an_object_from_its_storage_host_with_a_ticket() {
+fn git_lfs_fetches_from_its_storage_host_with_a_ticket() {
     sandboxed(|| {
         let scene = scene(Family::V4);
         scene.world.origin.lfs_repository("coat");
@@ -111,7 +111,7 @@ fn git_lfs_fetches_an_object_from_its_storage_host_with_a_ticket() {
 }
 
 #[test]
-fn skopeo_copies_an_image_whose_registry_sends_it_to_another_host_for_a_token() {
+fn skopeo_copies_an_image_with_another_hosts_token() {
     sandboxed(|| {
         let scene = scene(Family::V4);
         let mut skopeo = scene.agent("skopeo");

@@ -198,7 +198,7 @@ fn nobody_else_gets_it() {
 }
 
 #[test]
-fn without_it_everything_is_as_it_was_and_a_reload_turns_it_on_and_off() {
+fn it_is_off_until_a_reload_turns_it_on() {
     sandboxed(|| {
         let world = prepared(&gateway::usual_config());
         assert!(silent(AGENT, at()), "on without having been switched on");
@@ -215,7 +215,7 @@ fn without_it_everything_is_as_it_was_and_a_reload_turns_it_on_and_off() {
 }
 
 #[test]
-fn a_flood_of_it_takes_nobodys_place_and_slow_heads_end() {
+fn a_flood_of_it_takes_no_place_from_others() {
     sandboxed(|| {
         let config = with_onboarding()
             .limit("agent_connections", 64)

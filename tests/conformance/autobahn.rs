@@ -140,7 +140,7 @@ fn read(said: &str) -> Outcomes {
 
 #[test]
 #[ignore = "it takes minutes: cargo test --test properties -- --ignored autobahn"]
-fn a_server_behind_the_gateway_is_what_it_is_without_it() {
+fn a_server_behaves_the_same_behind_the_gateway() {
     sandboxed_for(super::LIMIT, || {
         let scene = scene();
         let dir = scene.lab.dir.display().to_string();
@@ -167,7 +167,7 @@ fn a_server_behind_the_gateway_is_what_it_is_without_it() {
 }
 
 #[test]
-fn a_client_behind_the_gateway_is_what_it_is_without_it() {
+fn a_client_behaves_the_same_behind_the_gateway() {
     sandboxed_for(super::LIMIT, || {
         let scene = scene();
         let dir = scene.lab.dir.display().to_string();

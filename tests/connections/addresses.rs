@@ -212,7 +212,7 @@ fn with_a_vault(lab: &Lab) -> Config {
 }
 
 #[test]
-fn a_name_that_does_not_resolve_is_an_answer_in_time() {
+fn an_unresolvable_name_is_answered_in_time() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);

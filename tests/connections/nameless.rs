@@ -171,7 +171,7 @@ fn git_clones_over_ipv6_what_it_asked_for_over_ipv4() {
 }
 
 #[test]
-fn postgresql_answers_at_the_address_of_its_name_and_at_no_address_that_was_never_answered() {
+fn postgresql_answers_at_answered_addresses_alone() {
     sandboxed(|| {
         let name = "db.example";
         let rule = tcp("postgresql", &["research"], &[name], &[5432]);
@@ -264,7 +264,7 @@ fn an_address_that_only_another_agent_was_given_is_refused() {
 
 /// A host that asks over IPv4 and connects over IPv6 is one agent where both are one card's.
 #[test]
-fn an_answer_over_the_other_family_is_for_the_card_that_asked() {
+fn an_answer_across_families_is_the_asking_cards() {
     sandboxed(|| {
         let card = |last: &str| {
             let addresses = [format!("192.0.2.{last}"), format!("2001:db8:a::{last}")];
@@ -332,7 +332,7 @@ fn where_names_share_an_address_every_one_must_be_allowed() {
 }
 
 #[test]
-fn each_address_of_a_name_is_reached_as_it_is_dialled() {
+fn each_address_of_a_name_is_reached_as_dialled() {
     sandboxed(|| {
         let (world, speakers) = (World::with(&config()), Speakers::start(&[]));
         let hosts: [Host; 3] = [GIT, OTHER, CDN];
@@ -375,7 +375,7 @@ fn an_answer_counts_for_a_minute_beyond_its_time() {
 }
 
 #[test]
-fn a_private_address_is_neither_told_nor_dialled_unless_the_rule_lists_it() {
+fn a_private_address_needs_its_rules_leave() {
     sandboxed(|| {
         let inside = SocketAddr::from((Ipv4Addr::new(10, 1, 2, 3), 22));
         let at_home = |_: &lab::Lab, _: &lab::dns::Dns| {
@@ -432,13 +432,13 @@ fn clone_without_route_of(default: &str, told: RecordType, untold: RecordType) {
 }
 
 #[test]
-fn an_agent_is_told_no_ipv6_address_of_a_nameless_host_while_none_can_be_reached() {
+fn an_unreachable_ipv6_address_of_a_nameless_host_is_untold() {
     let default = "-6 route del default via 2001:db8:f::1";
     sandboxed(|| clone_without_route_of(default, RecordType::A, RecordType::AAAA));
 }
 
 #[test]
-fn an_agent_is_told_no_ipv4_address_of_a_nameless_host_while_none_can_be_reached() {
+fn an_unreachable_ipv4_address_of_a_nameless_host_is_untold() {
     let default = "route del default via 203.0.113.1";
     sandboxed(|| clone_without_route_of(default, RecordType::AAAA, RecordType::A));
 }

@@ -157,7 +157,7 @@ fn assert_closed(world: &World, text: &str) {
 }
 
 #[test]
-fn what_clouds_and_the_site_call_their_own_is_neither_told_nor_dialled() {
+fn addresses_of_clouds_and_site_are_neither_told_nor_dialled() {
     sandboxed(|| {
         let world = World::with(&site());
         let clouds = clouds();
@@ -182,7 +182,7 @@ fn what_clouds_and_the_site_call_their_own_is_neither_told_nor_dialled() {
 }
 
 #[test]
-fn a_wide_private_prefix_does_not_open_the_services_of_clouds_and_their_own_does() {
+fn a_wide_private_prefix_opens_no_cloud_service() {
     sandboxed(|| {
         let private =
             |prefixes: &[&str]| config().tcp("ssh", |it| it.set("private_prefixes", prefixes));
@@ -207,7 +207,7 @@ fn a_wide_private_prefix_does_not_open_the_services_of_clouds_and_their_own_does
 }
 
 #[test]
-fn an_address_that_a_reload_closes_is_left_by_all_who_are_there() {
+fn a_reload_cuts_connections_to_addresses_that_it_closes() {
     sandboxed(|| {
         let (world, _speakers) = (World::with(&config()), Speakers::start(&[]));
         assert_eq!(told(GIT.name).len(), 2);
@@ -246,7 +246,7 @@ table inet held {
 END";
 
 #[test]
-fn an_address_that_a_reload_closes_is_left_by_who_is_on_the_way_there() {
+fn a_reload_stops_dials_to_addresses_that_it_closes() {
     sandboxed(|| {
         let world = World::with(&config());
         INTERNET.shell(HELD);
@@ -274,7 +274,7 @@ fn made_up(prefix: &str, inner: Ipv4Addr) -> IpAddr {
 }
 
 #[test]
-fn what_the_resolvers_make_up_is_judged_by_the_ipv4_address_in_it() {
+fn made_up_addresses_are_judged_by_their_ipv4_address() {
     sandboxed(|| {
         let shown = [170, 171].map(|last| made_up("2001:db8:64::", Ipv4Addr::new(192, 0, 0, last)));
         let private = made_up("fd64::", Ipv4Addr::new(192, 0, 0, 170));
@@ -318,7 +318,7 @@ fn what_the_resolvers_make_up_is_judged_by_the_ipv4_address_in_it() {
 }
 
 #[test]
-fn while_no_resolver_says_what_it_makes_up_no_ipv6_address_is_used() {
+fn no_ipv6_address_is_used_while_translators_are_unknown() {
     sandboxed(|| {
         let world = World::prepared(&config(), |_, dns| dns.script(TRANSLATORS, Answer::Fails));
         let both = [IpAddr::from(OPENAI.v4()), OPENAI.v6().into()];

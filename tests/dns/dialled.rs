@@ -46,7 +46,7 @@ fn a_spliced_name_is_reached_at_its_own_addresses_only() {
 }
 
 #[test]
-fn an_intercepted_name_dialled_elsewhere_is_recorded_and_served_by_name() {
+fn an_intercepted_name_dialled_elsewhere_is_recorded_and_served() {
     sandboxed(|| {
         let world = World::usual();
         let mut tls = world.h1_from(AGENT, ATTACKER.port(443), OPENAI.name).expect("a connection");

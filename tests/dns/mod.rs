@@ -47,7 +47,7 @@ fn config(rate: i32) -> Config {
 }
 
 #[test]
-fn an_alias_leads_to_its_own_addresses_and_to_no_question_for_another_name() {
+fn an_alias_leads_to_its_addresses_without_another_question() {
     sandboxed(|| {
         let world = World::with(&config(10_000));
         let aliases = vec!["one.edge.example", "two.edge.example"];
@@ -184,7 +184,7 @@ fn what_does_not_resolve_is_told_in_time() {
 }
 
 #[test]
-fn a_server_that_is_silent_for_one_family_costs_a_moment_and_the_other_is_used() {
+fn silence_in_one_family_costs_a_moment() {
     sandboxed(|| {
         let world = World::with(&config(10_000));
         let both = vec![IpAddr::from(OPENAI.v4()), OPENAI.v6().into()];
@@ -214,7 +214,7 @@ fn a_server_that_is_silent_for_one_family_costs_a_moment_and_the_other_is_used()
 }
 
 #[test]
-fn an_answer_that_is_too_long_for_a_datagram_is_asked_for_in_a_stream() {
+fn an_answer_too_long_for_a_datagram_comes_in_streams() {
     sandboxed(|| {
         let world = World::usual();
         let v4 = |last| IpAddr::from([198, 51, 100, last]);

@@ -120,7 +120,7 @@ fn many_at_once() {
 }
 
 #[test]
-fn names_are_asked_for_over_tls_and_in_no_other_way() {
+fn names_are_asked_for_over_tls_alone() {
     sandboxed(|| {
         let world = World::prepared(&over_tls(), |lab, dns| dns.start_tls(&lab.public.issue(NAME)));
         let wan = world.lab.capture(INTERNET);
@@ -141,7 +141,7 @@ fn names_are_asked_for_over_tls_and_in_no_other_way() {
 }
 
 #[test]
-fn the_capture_would_show_a_name_that_is_asked_for_in_the_clear() {
+fn the_capture_would_show_a_name_in_the_clear() {
     sandboxed(|| {
         let world = World::usual();
         let wan = world.lab.capture(INTERNET);
@@ -152,7 +152,7 @@ fn the_capture_would_show_a_name_that_is_asked_for_in_the_clear() {
 }
 
 #[test]
-fn a_resolver_with_a_certificate_for_another_name_is_asked_nothing() {
+fn a_resolver_certified_for_another_name_is_asked_nothing() {
     sandboxed(|| assert_asked_nothing(Flaw::WrongName));
 }
 
@@ -199,7 +199,7 @@ fn without_its_resolver_nothing_is_asked_in_the_clear() {
 /// A gateway whose Vault has a name. Whom the system would ask for it, the resolver in the clear,
 /// would answer.
 #[test]
-fn vaults_name_is_asked_for_over_tls_too_and_in_no_other_way() {
+fn vaults_name_is_asked_for_over_tls_alone() {
     sandboxed(|| {
         let lab = Lab::new();
         let (origin, dns) = (Origin::start(&lab), Dns::start());
@@ -237,7 +237,7 @@ fn asked_for_vault(dns: &Dns) -> usize {
 }
 
 #[test]
-fn vault_is_reached_without_a_resolv_conf_and_where_the_hosts_file_has_it_nobody_is_asked() {
+fn the_hosts_file_answers_for_vault_before_any_resolver() {
     sandboxed(|| {
         let lab = Lab::new();
         let (_origin, dns) = (Origin::start(&lab), Dns::start());

@@ -79,7 +79,7 @@ fn assert_the_other_group_resolves(world: &World, enough: usize) {
 }
 
 #[test]
-fn names_that_nobody_answers_keep_no_other_groups_names_from_resolving() {
+fn unanswered_names_keep_no_other_groups_names_from_resolving() {
     sandboxed(|| {
         let world = World::with(&shared(gateway::usual_config()));
         assert_the_other_group_resolves(&world, 1_500);
@@ -98,7 +98,7 @@ fn over_tls_they_do_not_either() {
 
 /// An agent has 256 lookups and 16 connections at once; what is beyond is dropped, and counted.
 #[test]
-fn queries_and_connections_beyond_an_agents_share_are_in_the_sum() {
+fn queries_and_connections_beyond_the_share_are_summed() {
     sandboxed(|| {
         let mut world = World::with(&super::config(10_000));
         world.dns.silence(SILENT);
@@ -202,7 +202,7 @@ fn assert_the_other_group_is_told(flood: impl FnOnce() + Send) {
 }
 
 #[test]
-fn made_up_sources_silence_neither_new_agents_of_their_group_nor_another_group() {
+fn made_up_sources_silence_neither_new_agents_nor_other_groups() {
     sandboxed(|| {
         let _world = with_many_addresses(&with_a_large_group());
         // More than the gateway keeps apart.
@@ -214,7 +214,7 @@ fn made_up_sources_silence_neither_new_agents_of_their_group_nor_another_group()
 }
 
 #[test]
-fn one_host_with_many_addresses_leaves_the_other_groups_the_socket_that_they_share() {
+fn a_host_of_many_addresses_leaves_others_the_shared_socket() {
     sandboxed(|| {
         let _world = with_many_addresses(&with_a_large_group().limit("dns_rate", 50));
         let end = Instant::now() + Duration::from_secs(3);
@@ -275,7 +275,7 @@ const ROUNDS: u16 = 48;
 
 /// The resolvers are slow, and no name was asked for before: each look-up is under way for a while.
 #[test]
-fn two_hundred_new_names_a_second_of_both_families_fit_one_agent_and_a_group_of_64() {
+fn two_hundred_new_names_a_second_fit_agent_and_group() {
     sandboxed(|| {
         let mut world = World::usual();
         world.dns.answer_after(Duration::from_millis(500));
@@ -348,7 +348,7 @@ fn assert_not_limited(world: &World) {
 }
 
 #[test]
-fn two_hundred_connections_a_second_to_names_of_both_families_are_within_an_agents_rates() {
+fn two_hundred_dual_stack_connections_a_second_are_within_rates() {
     sandboxed(|| {
         let mut world = World::usual();
         world.dns.set_ttl(60);

@@ -109,7 +109,7 @@ fn script(text: &str) -> Vec<u8> {
 }
 
 #[test]
-fn interim_answers_are_dropped_and_an_upgrade_nobody_asked_for_is_refused() {
+fn interim_answers_are_dropped_and_unasked_upgrades_refused() {
     sandboxed(|| {
         let ok = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
         let scene = scene(vec![
@@ -156,7 +156,7 @@ fn fields_that_mint_credentials_or_move_the_agent_are_removed() {
 }
 
 #[test]
-fn a_redirect_is_passed_on_without_the_secret_and_followed_by_nobody() {
+fn a_redirect_passes_without_the_secret_and_unfollowed() {
     sandboxed(|| {
         let statuses =
             ["301 Moved", "302 Found", "303 See Other", "307 Temporary", "308 Permanent"];

@@ -17,7 +17,7 @@ fn policy_with_port_80() -> Config {
 }
 
 #[test]
-fn a_placeholder_in_the_clear_is_refused_whatever_host_it_is_for() {
+fn a_placeholder_in_the_clear_is_refused_for_any_host() {
     sandboxed(|| {
         let scene = Scene::with(&policy_with_port_80());
         let basic = format!("Basic {}", STANDARD.encode("agent:GIT_TOKEN"));
@@ -165,7 +165,7 @@ fn plain_http_goes_nowhere_unless_policy_names_host_and_port() {
 }
 
 #[test]
-fn what_follows_on_a_spliced_plain_connection_is_text_and_stays_text() {
+fn text_on_a_spliced_plain_connection_stays_text() {
     sandboxed(|| {
         let any = policy_with_port_80().splice("pypi", |it| it.set("dialled", "any"));
         let scene = Scene::with(&any);

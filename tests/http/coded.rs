@@ -112,7 +112,7 @@ fn zstd_is_decoded_and_masked() {
 }
 
 #[test]
-fn what_an_agent_accepts_is_cut_to_what_can_be_decoded() {
+fn accepted_codings_are_cut_to_those_we_can_decode() {
     sandboxed(|| {
         let world = World::usual();
         for (accepted, expected) in [
@@ -129,7 +129,7 @@ fn what_an_agent_accepts_is_cut_to_what_can_be_decoded() {
 }
 
 #[test]
-fn a_compressed_answer_that_is_cut_damaged_or_a_bomb_has_no_end() {
+fn a_compressed_answer_cut_damaged_or_exploding_has_no_end() {
     sandboxed(|| {
         let world = World::usual();
         for name in ["gzip", "deflate", "br", "zstd"] {

@@ -89,7 +89,7 @@ fn a_transfer_coding_that_is_not_plainly_chunked_is_refused() {
 }
 
 #[test]
-fn a_field_that_only_resembles_a_length_does_not_reach_the_origin_as_one() {
+fn a_field_resembling_a_length_does_not_pass_as_one() {
     sandboxed(|| {
         let scene = Scene::usual();
         // An origin that folds `_` would see a second length: it must not differ from ours.
@@ -145,7 +145,7 @@ fn a_line_that_does_not_end_in_crlf_is_refused() {
 }
 
 #[test]
-fn a_chunked_body_with_two_readings_is_cut_and_never_completed_at_the_origin() {
+fn an_ambiguous_chunked_body_never_completes_at_the_origin() {
     sandboxed(|| {
         let scene = Scene::usual();
         for chunks in [
@@ -232,7 +232,7 @@ fn an_ordinary_trailer_arrives() {
 }
 
 #[test]
-fn a_second_request_in_one_segment_is_judged_by_itself_and_the_first_is_answered() {
+fn pipelined_requests_are_judged_and_answered_one_by_one() {
     sandboxed(|| {
         let scene = Scene::usual();
         let good = |path: &str| Ask::to(OPENAI).good().path(path).h1();
@@ -324,7 +324,7 @@ fn a_head_beyond_the_bounds_is_refused() {
 }
 
 #[test]
-fn a_head_within_raised_bounds_that_the_library_would_refuse_is_refused_in_our_words() {
+fn heads_within_raised_bounds_are_refused_in_our_words() {
     sandboxed(|| {
         // Bounds as wide as they can be, and a number of fields beyond the usual one.
         let raised = usual_config().limit("head_bytes", "128KiB").limit("head_fields", 300);
@@ -392,7 +392,7 @@ fn a_head_that_ends_early_reaches_nobody() {
 }
 
 #[test]
-fn an_old_request_goes_out_as_a_new_one_and_ends_its_connection() {
+fn an_old_request_goes_out_as_http_1_1() {
     sandboxed(|| {
         let scene = Scene::usual();
         let old =

@@ -74,7 +74,7 @@ fn frames(world: &World, body: &str) -> Vec<usize> {
 }
 
 #[test]
-fn an_answer_has_the_same_shape_however_much_of_the_key_is_guessed() {
+fn an_answers_shape_tells_nothing_of_a_guess() {
     sandboxed(|| {
         let world = World::usual();
         let shape = |of: fn(&World, &str) -> Vec<usize>, right| of(&world, &guesses(right));
@@ -95,7 +95,7 @@ fn an_answer_has_the_same_shape_however_much_of_the_key_is_guessed() {
 }
 
 #[test]
-fn an_agent_that_guesses_again_and_again_has_its_answers_cut() {
+fn an_agent_that_keeps_guessing_has_its_answers_cut() {
     sandboxed(|| {
         let world = World::usual();
         let ask = |body: &str| {

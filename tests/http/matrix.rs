@@ -352,7 +352,7 @@ fn holds_once(cell: &Cell, secret: &str, request: &Received) {
 }
 
 #[test]
-fn the_secret_arrives_in_the_cells_of_the_configuration_and_in_no_other() {
+fn the_secret_arrives_in_the_configured_cells_alone() {
     sandboxed(|| {
         let scene = Scene::with(&config());
         let cells = cells();

@@ -103,7 +103,7 @@ fn there(ticket: &str) -> Ask {
 }
 
 #[test]
-fn what_is_minted_becomes_a_ticket_and_is_swapped_back_where_it_is_wanted() {
+fn a_minted_credential_becomes_a_ticket_and_is_swapped_back() {
     sandboxed(|| {
         let scene = scene();
         let text = format!(r#"{{"token":"{MINTED}","again":"{MINTED}","other":1}}"#);
@@ -141,7 +141,7 @@ fn what_is_minted_becomes_a_ticket_and_is_swapped_back_where_it_is_wanted() {
 }
 
 #[test]
-fn what_was_minted_is_masked_in_answers_of_every_host_of_the_group() {
+fn minted_credentials_are_masked_at_every_host_of_the_group() {
     sandboxed(|| {
         let scene = scene();
         let ticket = ticket(&scene);
@@ -162,7 +162,7 @@ fn what_was_minted_is_masked_in_answers_of_every_host_of_the_group() {
 }
 
 #[test]
-fn a_ticket_is_good_in_its_places_at_its_host_for_its_group_and_nowhere_else() {
+fn a_ticket_is_for_its_places_host_and_group() {
     sandboxed(|| {
         let scene = scene();
         let ticket = ticket(&scene);
@@ -208,7 +208,7 @@ fn a_ticket_ends_with_its_life_and_with_the_gateway() {
 }
 
 #[test]
-fn an_answer_that_cannot_be_read_is_refused_and_never_passed() {
+fn an_unreadable_answer_is_refused_and_never_passed() {
     sandboxed(|| {
         let scene = scene();
         let whole = format!(r#"{{"token":"{MINTED}"}}"#);
@@ -280,7 +280,7 @@ fn every_spelling_of_what_is_minted_is_taken() {
 }
 
 #[test]
-fn a_request_that_some_server_takes_for_one_that_mints_is_refused() {
+fn a_request_resembling_one_that_mints_is_refused() {
     sandboxed(|| {
         let scene = scene();
         let path = scene.origin.script(script(format!(r#"{{"token":"{MINTED}"}}"#)));

@@ -58,7 +58,7 @@ fn is_framed(received: &Received, body: &str) {
 }
 
 #[test]
-fn a_placeholder_in_its_cookie_is_swapped_and_no_other_cookie_is() {
+fn a_placeholder_in_its_cookie_alone_is_swapped() {
     sandboxed(|| {
         let config = config(&["cookie session"]).api("openai", |it| it.set("keep_cookies", true));
         let scene = Scene::with(&config);
@@ -92,7 +92,7 @@ fn a_placeholder_in_its_cookie_is_swapped_and_no_other_cookie_is() {
 }
 
 #[test]
-fn a_placeholder_in_a_body_is_swapped_in_its_one_place_and_the_body_framed_anew() {
+fn a_placeholder_in_a_body_is_swapped_and_framed() {
     sandboxed(|| {
         let scene = Scene::with(&bodies());
         for received in scene.forwards("JSON", (AGENT, OPENAI), &login(LOGIN)) {
@@ -118,7 +118,7 @@ fn a_placeholder_in_a_body_is_swapped_in_its_one_place_and_the_body_framed_anew(
 }
 
 #[test]
-fn a_body_in_chunks_or_after_a_pause_is_read_whole() {
+fn a_chunked_or_pausing_body_is_read_whole() {
     sandboxed(|| {
         let scene = Scene::with(&bodies());
         let head = "POST /v1/login HTTP/1.1\r\nHost: api.openai.example\r\nContent-Type: application/json\r\n";
@@ -157,7 +157,7 @@ fn a_body_in_chunks_or_after_a_pause_is_read_whole() {
 }
 
 #[test]
-fn a_body_that_servers_could_read_in_two_ways_is_refused() {
+fn a_body_with_two_readings_is_refused() {
     sandboxed(|| {
         let scene = Scene::with(&bodies());
         for (body, expected) in [
@@ -203,7 +203,7 @@ fn a_body_that_servers_could_read_in_two_ways_is_refused() {
 }
 
 #[test]
-fn a_body_that_is_too_large_too_slow_or_has_trailers_is_refused() {
+fn a_body_too_large_slow_or_with_trailers_is_refused() {
     sandboxed(|| {
         let config = bodies().limit("head_time", "2s");
         let scene = Scene::with(&config);
@@ -233,7 +233,7 @@ fn a_body_that_is_too_large_too_slow_or_has_trailers_is_refused() {
 }
 
 #[test]
-fn a_path_that_begins_with_two_slashes_passes_where_a_rule_begins_so() {
+fn two_leading_slashes_pass_where_a_rule_has_them() {
     sandboxed(|| {
         let config = config(&["query key"]).api("openai", |it| it.more("paths", &["//ws/*"]));
         let scene = Scene::with(&config);
@@ -289,7 +289,7 @@ pub(crate) fn forms(secret: &str) -> Vec<String> {
 }
 
 #[test]
-fn an_api_that_echoes_head_and_body_tells_nothing_of_what_stood_in_them() {
+fn an_echoing_api_tells_nothing_of_swapped_places() {
     sandboxed(|| {
         let (json, form) = ("json /password in POST /v1/mirror", "form password in PUT /v1/mirror");
         let cookie = binding("research", "SESSION_COOKIE", &["cookie session"], "file:cookie");

@@ -157,7 +157,7 @@ fn a_slow_reader_gets_everything_and_the_gateway_waits() {
 }
 
 #[test]
-fn a_slow_api_holds_the_upload_back_and_the_gateway_does_not_gather_it() {
+fn a_slow_api_slows_the_upload_and_nothing_is_gathered() {
     sandboxed(|| {
         let (world, body) = (world(), pattern(LARGE));
         let file = world.lab.write("upload", body).display().to_string();

@@ -182,7 +182,7 @@ fn messages_go_both_ways_and_have_one_record() {
 }
 
 #[test]
-fn the_key_stands_once_in_the_listed_place_of_a_handshake() {
+fn the_key_is_once_in_the_handshakes_listed_place() {
     sandboxed(|| {
         let live = Live::start();
         let offers = "Sec-WebSocket-Protocol: realtime, openai-insecure-api-key.LIVE_API_KEY, \
@@ -396,7 +396,7 @@ fn nothing_is_smuggled_behind_a_handshake() {
 }
 
 #[test]
-fn an_answer_that_is_not_the_one_to_the_handshake_is_none() {
+fn an_answer_to_another_handshake_is_none() {
     sandboxed(|| {
         let live = Live::start();
         for (target, reason) in [
@@ -427,7 +427,7 @@ fn an_answer_that_is_not_the_one_to_the_handshake_is_none() {
 }
 
 #[test]
-fn frames_that_are_not_in_order_end_the_connection_with_a_word() {
+fn frames_out_of_order_end_the_connection_with_a_word() {
     sandboxed(|| {
         let too_large = [&[0x82, 0x7f][..], &(64 * 1024 * 1024 + 1u64).to_be_bytes()].concat();
         let live = Live::saying(vec![
@@ -473,7 +473,7 @@ fn frames_that_are_not_in_order_end_the_connection_with_a_word() {
 }
 
 #[test]
-fn an_end_without_a_close_frame_is_heard_at_the_other_end() {
+fn an_end_without_close_frame_is_heard_across() {
     sandboxed(|| {
         let live = Live::start();
         let (mut agent, _) = live.connect("/v1/echo", BEARER);

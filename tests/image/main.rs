@@ -36,7 +36,7 @@ fn hello(lab: &Lab, router: &Router, name: &str) -> Hello {
 }
 
 #[test]
-fn the_image_is_the_gateway_of_two_vlans_from_power_on_to_power_off() {
+fn the_image_serves_two_vlans_from_power_on_to_off() {
     sandbox::sandboxed_for(4 * BOOT, || {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
@@ -115,7 +115,7 @@ fn originated(packets: &[Vec<u8>]) {
 }
 
 #[test]
-fn a_wrong_or_missing_configuration_leaves_it_closed_and_said_on_the_console() {
+fn a_wrong_or_missing_configuration_is_said_on_the_console() {
     sandbox::sandboxed_for(3 * BOOT, || {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
@@ -137,7 +137,7 @@ fn a_wrong_or_missing_configuration_leaves_it_closed_and_said_on_the_console() {
 }
 
 #[test]
-fn a_missing_interface_and_a_vault_out_of_reach_leave_it_closed_and_said_on_the_console() {
+fn a_missing_interface_or_vault_is_said_on_the_console() {
     sandbox::sandboxed_for(3 * BOOT, || {
         let lab = Lab::new();
         let origin = Origin::start(&lab);

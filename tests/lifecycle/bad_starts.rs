@@ -21,7 +21,7 @@ fn refused(lab: &Lab, config: &Config) -> Failed {
 }
 
 #[test]
-fn what_the_machine_lacks_is_said_in_one_line_and_leaves_the_guard_closed() {
+fn what_the_machine_lacks_is_one_line_behind_the_guard() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
@@ -195,7 +195,7 @@ fn five_mistakes_are_five_errors_with_their_lines() {
 }
 
 #[test]
-fn check_says_who_may_reach_what_and_rules_is_what_nft_takes() {
+fn check_explains_the_policy_and_rules_suit_nft() {
     sandboxed(|| {
         let lab = Lab::new();
         let path = gateway::install(&lab, &usual_config());

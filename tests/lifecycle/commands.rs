@@ -58,7 +58,7 @@ fn a_command_that_dies_leaves_no_core() {
 }
 
 #[test]
-fn issuing_before_there_is_a_root_says_which_command_comes_first() {
+fn issuing_without_a_root_says_which_command_comes_first() {
     sandboxed(|| {
         let lab = Lab::new();
         let config = gateway::install(&lab, &gateway::usual_config());
@@ -75,7 +75,7 @@ fn issuing_before_there_is_a_root_says_which_command_comes_first() {
 /// Debian's nft takes the names of protocols and ports from a package of their own (netbase), but
 /// for those that it knows itself.
 #[test]
-fn rules_and_guard_are_what_nft_takes_where_no_other_name_is_known() {
+fn rules_and_guard_load_where_no_name_is_known() {
     sandboxed(|| {
         let lab = Lab::new();
         let bound = agent("02:00:00:00:00:10", &["192.0.2.10", "2001:db8:a::10"]);

@@ -114,7 +114,7 @@ fn status_tells_how_the_gateway_is_and_no_value() {
 }
 
 #[test]
-fn a_reload_says_what_is_wrong_and_takes_new_values_at_once() {
+fn a_reload_names_mistakes_and_takes_new_values() {
     sandboxed(|| {
         let world = World::usual();
         let usual = gateway::usual_config();
@@ -151,7 +151,7 @@ fn a_reload_says_what_is_wrong_and_takes_new_values_at_once() {
 
 /// Where the daemon listens is in its configuration, whatever else is wrong there.
 #[test]
-fn a_file_of_secrets_that_is_somebody_elses_is_said_and_not_read() {
+fn somebody_elses_file_of_secrets_is_named_and_not_read() {
     sandboxed(|| {
         let world = World::usual();
         let file = world.lab.write("secrets.toml", "openai = sk-lab-another-5f9c2e7a1b3d4468\n");
@@ -234,7 +234,7 @@ fn the_socket_is_for_root_and_the_daemons_user_alone() {
 }
 
 #[test]
-fn what_is_no_order_does_nothing_and_nobody_keeps_the_socket_from_others() {
+fn nonsense_does_nothing_and_nobody_hogs_the_socket() {
     sandboxed(|| {
         let world = World::usual();
         let open = || UnixStream::connect(socket(&world)).expect("it listens");
@@ -263,7 +263,7 @@ fn what_is_no_order_does_nothing_and_nobody_keeps_the_socket_from_others() {
 }
 
 #[test]
-fn a_dead_daemons_socket_is_replaced_and_a_live_ones_is_not() {
+fn a_dead_daemons_socket_alone_is_replaced() {
     sandboxed(|| {
         let mut world = World::usual();
         let config = world.lab.dir.join("cloakroom.toml");

@@ -32,7 +32,7 @@ fn ipv6_that_is_off_in_the_kernel_is_said_plainly() {
 }
 
 #[test]
-fn ipv6_that_is_off_where_agents_have_it_and_a_prefix_that_is_the_wans_are_said_plainly() {
+fn ipv6_that_is_off_and_stolen_prefixes_are_reported() {
     sandboxed(|| {
         let lab = Lab::new();
         let _dns = Dns::start();

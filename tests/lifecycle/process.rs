@@ -99,7 +99,7 @@ fn a_drain_lets_an_answer_over_http_2_finish_too() {
 }
 
 #[test]
-fn a_binding_that_changes_its_secret_never_sends_the_old_one_again() {
+fn a_rebound_placeholder_never_sends_the_old_secret_again() {
     sandboxed(|| {
         let config = usual_config();
         let World { lab, origin, dns: _dns, gateway } = World::with(&config);
@@ -123,7 +123,7 @@ fn a_binding_that_changes_its_secret_never_sends_the_old_one_again() {
 }
 
 #[test]
-fn a_drain_ends_at_its_deadline_and_at_a_second_signal() {
+fn a_drain_ends_at_its_deadline_or_second_signal() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
@@ -158,7 +158,7 @@ fn a_drain_ends_at_its_deadline_and_at_a_second_signal() {
 }
 
 #[test]
-fn a_new_policy_is_taken_whole_and_cuts_what_it_forbids() {
+fn a_new_policy_is_atomic_and_cuts_what_it_forbids() {
     sandboxed(|| {
         let config = usual_config();
         let World { lab, origin, dns: _dns, gateway } = World::with(&config);
@@ -200,7 +200,7 @@ fn a_new_policy_is_taken_whole_and_cuts_what_it_forbids() {
 }
 
 #[test]
-fn a_secret_that_a_new_policy_binds_is_masked_at_once() {
+fn a_secret_of_a_new_binding_is_masked_at_once() {
     sandboxed(|| {
         let config = usual_config();
         let World { lab, origin: _origin, dns: _dns, gateway } = World::with(&config);
@@ -228,7 +228,7 @@ fn served(lab: &Lab, host: Host) {
 }
 
 #[test]
-fn a_policy_that_is_wrong_or_cannot_be_taken_live_keeps_the_old_one() {
+fn a_policy_that_is_wrong_or_fixed_keeps_the_old() {
     sandboxed(|| {
         let config = usual_config();
         let World { lab, origin: _origin, dns: _dns, mut gateway } = World::with(&config);
@@ -293,7 +293,7 @@ fn reloads_under_traffic_disturb_nobody() {
 }
 
 #[test]
-fn a_connection_in_its_first_bytes_is_cut_with_the_rest() {
+fn a_connection_in_its_first_bytes_is_cut_too() {
     sandboxed(|| {
         let lab = Lab::new();
         let _origin = Origin::start(&lab);

@@ -58,7 +58,7 @@ fn assert_cut_off(world: &World, host: Host) {
 }
 
 #[test]
-fn a_quarantine_cuts_everything_of_the_group_and_nothing_of_another() {
+fn a_quarantine_cuts_off_its_group_alone() {
     sandboxed(|| {
         let world = World::usual();
         let events = stream(world.h1(OPENAI).expect("intercepted"), TICKET);
@@ -144,7 +144,7 @@ fn a_quarantined_group_gets_no_dns() {
 }
 
 #[test]
-fn a_quarantine_outlives_a_crash_and_a_reload_and_ends_with_a_release() {
+fn a_quarantine_outlives_crash_and_reload_until_its_release() {
     sandboxed(|| {
         let mut world = World::usual();
         let config = world.lab.dir.join("cloakroom.toml");

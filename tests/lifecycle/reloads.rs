@@ -28,7 +28,7 @@ use crate::{
 const MOVED: &str = "sk-lab-m0ved-7c1e44d09b2fa863";
 
 #[test]
-fn a_reference_that_moves_while_vault_is_slow_costs_no_answer() {
+fn a_reference_that_moves_costs_no_answer() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
@@ -77,7 +77,7 @@ fn a_reference_that_moves_while_vault_is_slow_costs_no_answer() {
 }
 
 #[test]
-fn a_ca_that_the_system_trusts_since_is_trusted_from_a_reload_on() {
+fn a_ca_the_system_trusts_counts_after_a_reload() {
     sandboxed(|| {
         let trusted = "/etc/ssl/certs/ca-certificates.crt";
         let before = std::fs::read_to_string(trusted).expect("Debian's CAs");
@@ -111,7 +111,7 @@ fn a_ca_that_the_system_trusts_since_is_trusted_from_a_reload_on() {
 /// Landlock: even as root the daemon reads nothing outside of the folders that it named at its
 /// start.
 #[test]
-fn a_reload_that_names_a_file_in_another_folder_says_that_it_takes_a_restart() {
+fn a_file_in_another_folder_takes_a_restart() {
     sandboxed(|| {
         let mut world = World::usual();
         assert_ne!(status(&world)["landlock"], "not");

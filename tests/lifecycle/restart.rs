@@ -195,7 +195,7 @@ fn connections_that_arrive_during_a_restart_wait_and_are_served() {
 
 /// What the next one takes to start is nobody's time.
 #[test]
-fn the_daemon_that_goes_serves_until_the_next_one_does_and_not_beside_it() {
+fn a_daemon_serves_until_its_successor_does_and_not_beside() {
     sandboxed(|| {
         let mut it = Supervised::start();
         for _ in 0..3 {
@@ -221,7 +221,7 @@ fn the_daemon_that_goes_serves_until_the_next_one_does_and_not_beside_it() {
 
 /// A stop after which no other daemon is to come.
 #[test]
-fn a_daemon_that_no_other_follows_takes_nothing_new_and_lets_what_is_open_go_on() {
+fn a_daemon_without_successor_drains_and_takes_nothing_new() {
     sandboxed(|| {
         let mut it = Supervised::with(&usual().limit("drain_time", "100s"));
         let request = get_path("/sse?n=1000&ms=100", &[TICKET]);
@@ -242,7 +242,7 @@ fn a_daemon_that_no_other_follows_takes_nothing_new_and_lets_what_is_open_go_on(
 
 /// What `systemctl kill` sends after a stop.
 #[test]
-fn a_daemon_that_drains_alone_and_is_told_again_cuts_everybody() {
+fn a_lone_draining_daemon_told_again_cuts_everybody() {
     sandboxed(|| {
         let mut it = Supervised::start();
         let request = get_path("/sse?n=1000&ms=100", &[TICKET]);
@@ -282,7 +282,7 @@ fn beside_one_that_drains() -> (Supervised, Tls) {
 
 /// Its orders go to the daemon that came after it.
 #[test]
-fn a_group_that_is_quarantined_is_cut_off_in_the_daemon_that_drains_too() {
+fn a_quarantine_cuts_off_in_a_draining_daemon_too() {
     sandboxed(|| {
         let (it, mut events) = beside_one_that_drains();
         let begun = Instant::now();
@@ -293,7 +293,7 @@ fn a_group_that_is_quarantined_is_cut_off_in_the_daemon_that_drains_too() {
 }
 
 #[test]
-fn what_the_next_daemons_policy_forbids_is_cut_in_the_one_that_drains_too() {
+fn a_new_policy_cuts_in_a_draining_daemon_too() {
     sandboxed(|| {
         let (it, mut events) = beside_one_that_drains();
         tell(&it.world, &["reload"], 0);
@@ -308,7 +308,7 @@ fn what_the_next_daemons_policy_forbids_is_cut_in_the_one_that_drains_too() {
 }
 
 #[test]
-fn a_daemon_that_drains_and_cannot_see_who_is_quarantined_cuts_everybody() {
+fn a_draining_daemon_blind_to_quarantine_cuts_everybody() {
     sandboxed(|| {
         let (it, mut events) = beside_one_that_drains();
         let begun = Instant::now();

@@ -56,7 +56,7 @@ fn the_flood_of_one_agent_is_not_noticed_by_another() {
 }
 
 #[test]
-fn the_flood_of_one_agent_is_not_noticed_by_its_neighbour_in_the_group() {
+fn an_agents_flood_is_unnoticed_by_its_neighbour() {
     sandboxed_for(LIMIT, || {
         let kinds = [Kind::Connections, Kind::SlowHeads, Kind::Questions];
         drop(not_noticed(Place::SameGroup, &kinds));
@@ -64,14 +64,14 @@ fn the_flood_of_one_agent_is_not_noticed_by_its_neighbour_in_the_group() {
 }
 
 #[test]
-fn what_one_agent_does_in_http_2_is_not_noticed_by_its_neighbour_in_the_group() {
+fn an_agents_http_2_flood_is_unnoticed_by_its_neighbour() {
     sandboxed_for(LIMIT, || {
         drop(not_noticed(Place::SameGroup, &[Kind::Requests, Kind::Streams, Kind::Frames]));
     });
 }
 
 #[test]
-fn the_flood_of_one_agent_is_not_noticed_by_another_group_on_its_wire() {
+fn an_agents_flood_is_unnoticed_by_another_group() {
     sandboxed_for(LIMIT, || {
         drop(not_noticed(Place::AnotherGroup, &[Kind::Connections, Kind::Questions]));
     });

@@ -68,7 +68,7 @@ fn one_agent_cannot_take_the_places_of_another() {
 }
 
 #[test]
-fn new_connections_beyond_an_agents_rate_are_reset_and_told_in_sums() {
+fn connections_beyond_the_rate_are_reset_and_summed() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
@@ -109,7 +109,7 @@ fn new_connections_beyond_an_agents_rate_are_reset_and_told_in_sums() {
 }
 
 #[test]
-fn requests_beyond_an_agents_rate_are_answered_and_told_in_sums() {
+fn requests_beyond_the_rate_are_answered_and_summed() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
@@ -179,7 +179,7 @@ fn names_without_number_cost_no_certificates_without_number() {
 }
 
 #[test]
-fn a_long_hello_needs_room_that_an_agent_has_only_so_much_of() {
+fn long_hellos_share_a_bounded_room_of_their_agent() {
     sandboxed(|| {
         let lab = Lab::new();
         let _origin = Origin::start(&lab);

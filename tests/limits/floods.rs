@@ -24,7 +24,7 @@ use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto, sendto, socket}
 use crate::faults::{CHAT, ask};
 
 #[test]
-fn three_hundred_rewrites_of_the_rules_under_a_flood_let_no_packet_past() {
+fn three_hundred_rewrites_under_a_flood_let_nothing_past() {
     sandboxed_for(LIMIT, || {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
@@ -63,7 +63,7 @@ fn three_hundred_rewrites_of_the_rules_under_a_flood_let_no_packet_past() {
 }
 
 #[test]
-fn a_daemon_that_dies_a_hundred_times_under_a_flood_lets_no_packet_past() {
+fn a_hundred_deaths_under_a_flood_let_nothing_past() {
     sandboxed_for(LIMIT, || {
         let lab = Lab::new();
         let origin = Origin::start(&lab);

@@ -74,7 +74,7 @@ fn dhcp_is_answered_where_it_is_configured() {
 
 /// A server answers at the relay, or at the address, that a question names.
 #[test]
-fn dhcp_that_would_be_answered_elsewhere_reaches_no_server_and_no_answer_leaves_the_agents() {
+fn dhcp_bound_elsewhere_reaches_no_server_and_returns_nothing() {
     sandboxed(|| {
         let world = with(&["dhcp"]);
         let outside = world.lab.capture(INTERNET);

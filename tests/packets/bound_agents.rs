@@ -152,7 +152,7 @@ fn unbound_groups_of_the_interface_go_on() {
 }
 
 #[test]
-fn of_two_in_one_64_neither_takes_what_is_the_others() {
+fn two_in_one_64_take_nothing_from_each_other() {
     sandboxed(|| {
         let mut world = World::prepared(&config().limit("dns_rate", 20), |_, _| mine());
         share_the_wire();
@@ -205,7 +205,7 @@ fn whoever_floods_the_wire_with_solicitations_takes_nobody_elses() {
 }
 
 #[test]
-fn a_card_without_an_address_asks_for_one_at_its_own_rate() {
+fn a_card_without_address_asks_at_its_own_rate() {
     sandboxed(|| {
         let world = bound_after(config().gateway("agent_services", ["dhcp"]), || {});
         let server = serve(67);

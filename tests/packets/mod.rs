@@ -206,7 +206,7 @@ fn agents_do_not_reach_each_other() {
 }
 
 #[test]
-fn a_source_that_belongs_to_another_group_or_none_is_refused() {
+fn a_source_of_another_group_or_none_is_refused() {
     sandboxed(|| {
         let world = World::usual();
         AGENT.shell("ip addr add 192.0.2.141/32 dev eth0; ip addr add 203.0.113.99/32 dev eth0");
@@ -238,7 +238,7 @@ fn without_ipv6_in_the_policy_every_ipv6_packet_is_dropped() {
 }
 
 #[test]
-fn what_is_refused_at_the_packet_level_is_refused_at_once() {
+fn refusals_at_the_packet_level_come_at_once() {
     sandboxed(|| {
         let _world = World::usual();
         for to in [OPENAI.port(22), OPENAI.port6(22)] {

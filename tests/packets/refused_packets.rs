@@ -20,7 +20,7 @@ use serde_json::Value;
 use crate::world::{TICKET, World, get};
 
 #[test]
-fn what_is_refused_before_it_is_a_connection_is_in_the_audit() {
+fn refusals_before_a_connection_are_in_the_audit() {
     sandboxed(|| {
         let mut world = World::usual();
         AGENT.connect(OPENAI.port(22)).expect_err("closed");
@@ -191,7 +191,7 @@ fn one_agents_many_addresses_hide_no_other_groups_packets() {
 }
 
 #[test]
-fn a_flood_of_dns_is_cut_before_it_fills_the_socket_that_agents_share() {
+fn a_dns_flood_is_cut_before_the_shared_socket() {
     sandboxed(|| {
         let mut world = World::usual();
         AGENT.shell("ip addr add 192.0.2.20/32 dev eth0");
@@ -231,7 +231,7 @@ fn a_flood_of_dns_is_cut_before_it_fills_the_socket_that_agents_share() {
 }
 
 #[test]
-fn what_every_host_says_unasked_has_a_word_of_its_own() {
+fn unasked_packets_of_every_host_have_their_own_word() {
     sandboxed(|| {
         let logged = sums_of_what_hosts_say(World::usual());
         assert!(logged.iter().all(|it| it["reason"] != "spoofed_source"), "{logged:#?}");
@@ -382,7 +382,7 @@ fn position(pid: u32, file: &Path) -> Option<u64> {
 }
 
 #[test]
-fn a_log_group_that_another_program_has_is_fatal_at_start() {
+fn a_taken_log_group_is_fatal_at_start() {
     sandboxed(|| {
         let lab = Lab::new();
         let _dns = Dns::start();

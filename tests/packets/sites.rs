@@ -21,7 +21,7 @@ use crate::{
 };
 
 #[test]
-fn agents_behind_a_bridge_are_served_whatever_br_netfilter_was_told() {
+fn agents_behind_a_bridge_are_served_despite_br_netfilter() {
     sandboxed(|| {
         let mut world = World::prepared(&often_asserted(), |_, _| bridges());
         let Some(switches) = switches() else { return println!("this kernel has no br_netfilter") };
@@ -92,7 +92,7 @@ const ALL_ON: &str =
     "sysctl -qw net.bridge.bridge-nf-call-iptables=1 net.bridge.bridge-nf-call-ip6tables=1";
 
 #[test]
-fn behind_a_narrower_hop_nobody_waits_where_the_group_says_how_narrow() {
+fn a_groups_mtu_spares_it_waits_behind_narrow_hops() {
     sandboxed(|| {
         let mut world = World::prepared(&usual_config(), |_, _| narrow_hop());
         let taken = |world: &World| {
@@ -197,7 +197,7 @@ fn whoever_else_writes_packet_marks_is_named() {
 }
 
 #[test]
-fn the_guard_is_loaded_from_the_interfaces_of_a_configuration_whatever_else_is_wrong_in_it() {
+fn the_guard_loads_from_a_broken_configurations_interfaces() {
     sandboxed(|| {
         let lab = Lab::new();
         let _dns = Dns::start();

@@ -99,7 +99,7 @@ fn without_the_rules_the_same_packets_get_out() {
 /// An error quotes what the agent wrote and goes to whom the agent says. The kernel makes some of
 /// them before any rule sees the packet, and others a while after it.
 #[test]
-fn an_error_goes_to_nobody_but_the_agent_that_caused_it() {
+fn an_error_goes_only_to_the_agent_behind_it() {
     sandboxed_for(LIMIT, || {
         let mut world = World::usual();
         let watched = Watched::begin(&world);
@@ -146,7 +146,7 @@ fn connected() -> UdpSocket {
 
 /// Somebody outside who says that he is an agent, so that the answer goes to that one.
 #[test]
-fn what_comes_from_outside_in_an_agents_name_is_answered_to_nobody() {
+fn outside_packets_in_an_agents_name_answer_nobody() {
     sandboxed(|| {
         let mut world = World::usual();
         let inside = world.lab.capture(AGENT);
@@ -196,7 +196,7 @@ fn errors_beyond_the_agent(world: &World) -> usize {
 }
 
 #[test]
-fn without_the_rules_odd_tcp_flags_to_every_port_get_out() {
+fn without_rules_odd_tcp_flags_get_out() {
     sandboxed_for(LIMIT, || {
         let world = without_rules();
         let outside = count_tcp(INTERNET, "wan0");
@@ -227,7 +227,7 @@ fn without_rules() -> World {
 }
 
 #[test]
-fn without_ipv6_in_the_policy_no_packet_of_it_gets_in_or_out_and_none_is_answered() {
+fn without_ipv6_in_the_policy_none_of_it_passes() {
     sandboxed_for(LIMIT, || {
         let config = gateway::usual_config().gateway("ipv6", false);
         let mut world = forwarding(&config);

@@ -20,7 +20,7 @@ use crate::{
 };
 
 #[test]
-fn answers_that_wait_for_one_agent_keep_none_from_another_on_its_interface() {
+fn answers_waiting_for_one_agent_delay_no_other() {
     sandboxed(|| {
         let _world = bound();
         share_the_wire();

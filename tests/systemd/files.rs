@@ -17,7 +17,7 @@ use crate::{
 };
 
 #[test]
-fn a_file_of_secrets_works_but_for_the_lines_that_are_named() {
+fn a_secrets_file_works_except_for_its_named_lines() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
@@ -54,7 +54,7 @@ fn a_file_of_secrets_works_but_for_the_lines_that_are_named() {
 }
 
 #[test]
-fn a_reload_says_what_was_lost_takes_new_cas_and_names_what_takes_a_restart() {
+fn a_reload_reports_losses_new_cas_and_restarts() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);

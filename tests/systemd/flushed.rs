@@ -19,7 +19,7 @@ use crate::{
 };
 
 #[test]
-fn debians_own_unit_flushes_all_rules_and_both_tables_are_back_at_once() {
+fn debians_flush_is_undone_at_once_in_both_tables() {
     sandboxed_for(Duration::from_secs(180), || {
         let lab = Lab::new();
         let origin = Origin::start(&lab);

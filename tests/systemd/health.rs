@@ -31,7 +31,7 @@ const MANAGEMENT: &str = "203.0.113.2:9464";
 const AT_ONCE: Duration = Duration::from_secs(4);
 
 #[test]
-fn whatever_is_wrong_is_in_the_managers_line_at_once_and_behind_readiness() {
+fn anything_wrong_is_in_the_managers_line_at_once() {
     sandboxed_for(Duration::from_secs(180), || {
         let lab = Lab::new();
         let origin = Origin::start(&lab);

@@ -113,7 +113,7 @@ fn stream(lab: &Lab) -> Tls {
 }
 
 #[test]
-fn a_restart_costs_nobody_a_connection_a_name_or_a_stream() {
+fn a_restart_costs_no_connection_name_or_stream() {
     sandboxed(|| {
         let lab = Lab::new();
         let _origin = Origin::start(&lab);
@@ -168,7 +168,7 @@ fn a_restart_costs_nobody_a_connection_a_name_or_a_stream() {
 
 /// The daemon is told which of the two it is: no other follows a stop.
 #[test]
-fn a_stop_takes_nothing_new_and_lets_what_is_open_finish() {
+fn a_stop_takes_nothing_new_and_lets_flows_finish() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
@@ -204,7 +204,7 @@ fn a_stop_takes_nothing_new_and_lets_what_is_open_finish() {
 const NONE_FOLLOWS: &str = "no other daemon is to follow";
 
 #[test]
-fn the_timer_has_a_ca_made_anew_and_the_daemon_takes_it() {
+fn the_timer_renews_a_ca_for_the_daemon() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);

@@ -25,7 +25,7 @@ fn page(world: &World) -> String {
 }
 
 #[test]
-fn chromium_reaches_a_spliced_host_where_the_rule_or_its_own_policy_says_so() {
+fn chromium_reaches_spliced_hosts_where_rule_or_policy_allow() {
     sandboxed(|| {
         let mut world = World::usual();
         let arrived = |world: &World| {

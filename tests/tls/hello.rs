@@ -329,7 +329,7 @@ fn a_hello_that_is_cut_off_reaches_nobody() {
 }
 
 #[test]
-fn a_hidden_name_is_refused_where_bytes_pass_and_ignored_where_tls_ends_here() {
+fn a_hidden_name_is_refused_or_ignored_by_rule() {
     sandboxed(|| {
         let scene = Scene::usual();
         let ech = extension(
@@ -419,7 +419,7 @@ fn a_protocol_that_the_gateway_does_not_carry_is_refused() {
 }
 
 #[test]
-fn sessions_are_not_resumed_for_the_same_name_or_another_and_there_is_no_early_data() {
+fn no_session_is_resumed_and_no_data_is_early() {
     sandboxed(|| {
         let scene = Scene::usual();
         let bundle = std::fs::read_to_string(scene.lab.dir.join("agents.pem")).expect("a bundle");
@@ -496,7 +496,7 @@ fn run(command: &mut Command, input: &str) -> String {
 }
 
 #[test]
-fn an_agent_that_does_not_trust_the_leaf_sends_nothing_and_gets_nothing() {
+fn an_agent_that_distrusts_the_leaf_gets_nothing() {
     sandboxed(|| {
         let scene = Scene::usual();
         let before = scene.before();

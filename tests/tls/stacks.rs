@@ -38,7 +38,7 @@ fn wolfssl_takes_an_issuing_ca_of_ours() {
 
 /// Debian's libgit2, with which cargo and pygit2 fetch.
 #[test]
-fn mbed_tls_takes_an_issuing_ca_whose_limit_is_noted_and_no_other() {
+fn mbed_tls_takes_an_issuing_ca_with_noted_limits() {
     sandboxed(|| {
         let mut world = World::usual();
         world.origin.repository("coat", "the coat behind the counter");

@@ -105,7 +105,7 @@ fn a_vault_that_takes_half_a_minute_slows_nobody_down() {
 }
 
 #[test]
-fn a_value_that_is_short_or_broken_is_not_used_and_a_line_end_is_no_part_of_it() {
+fn short_or_broken_values_are_unused_and_line_ends_dropped() {
     const SHORT: &str = "8-bytes!";
     const NEXT: &str = "sk-lab-n3xt-6b1e8d40f7a2c953";
     sandboxed(|| {

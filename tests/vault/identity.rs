@@ -23,7 +23,7 @@ use crate::{
 const TTL: u64 = 12;
 
 #[test]
-fn each_group_is_somebody_of_its_own_in_what_vault_signs_and_has_it_anew_in_time() {
+fn each_group_has_its_own_identity_in_signed_tokens() {
     sandboxed(|| {
         let token = "vault-read:identity/oidc/token/cloud#token";
         let it = Planned::apply_with(false, |config| {

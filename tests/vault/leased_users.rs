@@ -23,7 +23,7 @@ use policy_builder::{Config, api, binding};
 use serde_json::Value;
 
 #[test]
-fn the_lab_s_vault_leases_users_that_end_with_their_lease() {
+fn the_labs_vault_leases_users_that_end() {
     sandboxed(|| {
         let lab = Lab::new();
         let vault = Vault::start(&lab);
@@ -53,7 +53,7 @@ fn the_lab_s_vault_leases_users_that_end_with_their_lease() {
 }
 
 #[test]
-fn an_agent_works_with_users_that_come_and_go_and_notices_nothing() {
+fn agents_do_not_notice_users_that_come_and_go() {
     sandboxed(|| {
         let lab = Lab::new();
         let _dns = Dns::start();
@@ -110,7 +110,7 @@ fn an_agent_works_with_users_that_come_and_go_and_notices_nothing() {
 
 /// With the gateway's token go the groups' and all leases, and InfluxDB drops the user at once.
 #[test]
-fn a_new_login_brings_another_user_and_the_agent_goes_on() {
+fn a_new_login_brings_another_user_without_a_gap() {
     sandboxed(|| {
         let lab = Lab::new();
         let _dns = Dns::start();
@@ -150,7 +150,7 @@ fn a_new_login_brings_another_user_and_the_agent_goes_on() {
 /// Before a token of the gateway's comes to its longest life, another takes over, and leases with
 /// it.
 #[test]
-fn a_planned_new_login_costs_no_request_of_who_works_with_a_lent_user() {
+fn a_planned_login_costs_no_request_with_lent_users() {
     sandboxed(|| {
         let lab = Lab::new();
         let _dns = Dns::start();
@@ -181,7 +181,7 @@ fn a_planned_new_login_costs_no_request_of_who_works_with_a_lent_user() {
 }
 
 #[test]
-fn a_user_of_postgresql_is_data_like_any_other_and_ends_with_its_group() {
+fn a_lent_postgresql_user_ends_with_its_group() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
@@ -224,7 +224,7 @@ fn a_user_of_postgresql_is_data_like_any_other_and_ends_with_its_group() {
 /// What Vault rotates has no lease. With the longest refresh only Vault's own word of when the next
 /// rotation is, and InfluxDB's refusal, bring the new password in time.
 #[test]
-fn a_password_that_vault_rotates_is_in_use_when_it_changes() {
+fn a_password_vault_rotates_is_used_when_it_changes() {
     sandboxed(|| {
         let lab = Lab::new();
         let _dns = Dns::start();

@@ -123,7 +123,7 @@ fn grant(vault: &Vault, paths: &[(&str, &str)]) {
 const READER: &str = "agents-research";
 
 #[test]
-fn any_engine_is_read_by_its_path_and_what_it_lent_is_given_back() {
+fn any_engine_is_read_and_its_leases_given_back() {
     sandboxed(|| {
         let prepare = |vault: &Vault| {
             vault.cli(&["secrets", "enable", "-path=kv1", "-version=1", "kv"]);
@@ -200,7 +200,7 @@ fn any_engine_is_read_by_its_path_and_what_it_lent_is_given_back() {
 }
 
 #[test]
-fn a_secrets_owner_narrows_what_policy_grants_and_never_widens_it() {
+fn a_secrets_owner_only_narrows_what_policy_grants() {
     sandboxed(|| {
         let it = Lent::usual();
         let (read, other) = (get(&[TICKET]), get_path("/v1/other", &[TICKET]));
@@ -249,7 +249,7 @@ fn a_secrets_owner_narrows_what_policy_grants_and_never_widens_it() {
 }
 
 #[test]
-fn an_owner_narrows_hosts_and_places_and_sets_an_end_that_comes_by_itself() {
+fn an_owner_narrows_hosts_and_places_and_sets_an_end() {
     sandboxed(|| {
         let wider = |it: Table| it.more("hosts", &["other.example"]);
         let it = Lent::start(|_| {}, |config| config.api("anthropic", wider));
@@ -299,7 +299,7 @@ fn an_owner_narrows_hosts_and_places_and_sets_an_end_that_comes_by_itself() {
 }
 
 #[test]
-fn a_group_that_leaves_the_policy_keeps_neither_token_nor_lease_in_vault() {
+fn a_departed_group_keeps_no_token_or_lease() {
     sandboxed(|| {
         let it = Lent::with_a_password();
         assert_eq!(it.answer(&get(&[TICKET])), (200, None));
@@ -318,7 +318,7 @@ fn a_group_that_leaves_the_policy_keeps_neither_token_nor_lease_in_vault() {
 }
 
 #[test]
-fn a_quarantine_takes_the_groups_token_and_its_leases_in_vault_and_a_release_makes_another() {
+fn a_quarantine_takes_token_and_leases_until_its_release() {
     sandboxed(|| {
         let mut it = Lent::with_a_password();
         let bearer = get(&[TICKET]);
@@ -357,7 +357,7 @@ fn a_quarantine_takes_the_groups_token_and_its_leases_in_vault_and_a_release_mak
 }
 
 #[test]
-fn a_quarantine_while_vault_is_sealed_is_made_good_in_vault_afterwards() {
+fn a_quarantine_under_a_sealed_vault_is_caught_up() {
     sandboxed(|| {
         let it = Lent::usual();
         assert_eq!(it.answer(&get(&[TICKET])), (200, None));

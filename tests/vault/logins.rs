@@ -23,7 +23,7 @@ use serde_json::Value;
 use crate::{vault::secrets::WithVault, world::World};
 
 #[test]
-fn a_wrapped_secret_id_is_unwrapped_once_and_a_used_one_is_said_aloud() {
+fn a_wrapped_secret_id_opens_once_and_reuse_is_said() {
     sandboxed(|| {
         let mut it = WithVault::configured(|lab, vault| {
             wrap(lab, vault, &["-f", &format!("{}/secret-id", vault::ROLE)]);
@@ -94,7 +94,7 @@ fn a_client_certificate_logs_in() {
 }
 
 #[test]
-fn a_signed_token_logs_in_and_is_read_again_each_time() {
+fn a_signed_token_is_read_again_for_each_login() {
     sandboxed(|| {
         let lab_token = |lab: &Lab, subject: &str| lab.write("jwt", signed(lab, subject));
         let it = WithVault::configured(|lab, vault| {

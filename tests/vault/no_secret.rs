@@ -32,7 +32,7 @@ fn without_vault(file: &str) -> Config {
 }
 
 #[test]
-fn a_secret_that_is_missing_or_on_a_broken_line_is_503_until_it_is_there() {
+fn a_missing_or_broken_secret_is_503_until_there() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
@@ -107,7 +107,7 @@ fn a_secret_that_is_missing_or_on_a_broken_line_is_503_until_it_is_there() {
 }
 
 #[test]
-fn a_file_of_secrets_that_is_wrong_stops_the_start_with_one_line() {
+fn a_wrong_file_of_secrets_stops_the_start() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
@@ -137,7 +137,7 @@ fn a_file_of_secrets_that_is_wrong_stops_the_start_with_one_line() {
 }
 
 #[test]
-fn a_file_that_breaks_at_run_time_keeps_its_values_for_a_while() {
+fn a_file_that_breaks_keeps_its_values_a_while() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);

@@ -58,7 +58,7 @@ fn until_served(lab: &Lab, gateway: &Gateway) -> Duration {
 }
 
 #[test]
-fn an_outage_of_vault_is_bridged_for_a_while_and_no_longer() {
+fn an_outage_is_bridged_for_a_while_alone() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
@@ -130,7 +130,7 @@ fn an_outage_of_vault_is_bridged_for_a_while_and_no_longer() {
 }
 
 #[test]
-fn a_vault_that_is_down_at_the_start_is_503_and_heals() {
+fn a_vault_down_at_the_start_is_503_and_heals() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
@@ -169,7 +169,7 @@ fn a_vault_that_is_down_at_the_start_is_503_and_heals() {
 }
 
 #[test]
-fn a_vault_that_swallows_packets_holds_up_neither_the_start_nor_the_end() {
+fn a_silent_vault_holds_up_neither_start_nor_end() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
@@ -197,7 +197,7 @@ fn a_vault_that_swallows_packets_holds_up_neither_the_start_nor_the_end() {
 }
 
 #[test]
-fn a_vault_of_another_authority_gets_neither_trust_nor_secret_id() {
+fn a_vault_of_another_authority_gets_no_secret_id() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
@@ -215,7 +215,7 @@ fn a_vault_of_another_authority_gets_neither_trust_nor_secret_id() {
 }
 
 #[test]
-fn a_secret_id_that_others_can_read_or_that_is_wrong_is_said() {
+fn a_readable_or_wrong_secret_id_is_said() {
     sandboxed(|| {
         use std::os::unix::fs::PermissionsExt as _;
         let lab = Lab::new();
@@ -244,7 +244,7 @@ fn a_secret_id_that_others_can_read_or_that_is_wrong_is_said() {
 }
 
 #[test]
-fn a_redirect_of_vaults_leads_to_its_peers_and_nowhere_else() {
+fn vaults_redirects_lead_to_its_peers_alone() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
@@ -278,7 +278,7 @@ fn a_redirect_of_vaults_leads_to_its_peers_and_nowhere_else() {
 }
 
 #[test]
-fn who_takes_vaults_place_later_gets_no_token_and_sends_it_nowhere() {
+fn an_impostor_of_vault_gets_and_sends_no_token() {
     sandboxed(|| {
         let lab = Lab::new();
         let _origin = Origin::start(&lab);

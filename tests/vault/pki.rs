@@ -118,7 +118,7 @@ fn config(lab: &Lab, vault: &Vault, hosts: &[&str], ttl: &str) -> Config {
 }
 
 #[test]
-fn leaves_chain_up_to_the_root_in_vault_for_strict_clients() {
+fn leaves_chain_to_vaults_root_for_strict_clients() {
     python::announce();
     sandboxed(|| {
         let it = Signed::start();
@@ -136,7 +136,7 @@ fn leaves_chain_up_to_the_root_in_vault_for_strict_clients() {
 }
 
 #[test]
-fn an_issuing_ca_that_vault_signs_is_good_for_its_names_alone() {
+fn a_ca_signed_by_vault_is_for_its_names_alone() {
     sandboxed(|| {
         let lab = Lab::new();
         let engine = Engine::start(&lab);
@@ -280,7 +280,7 @@ fn with_the_gateways_token_vault_signs_nothing_else() {
 }
 
 #[test]
-fn without_vault_the_hosts_are_closed_and_open_when_it_is_there() {
+fn without_vault_hosts_are_closed_until_it_returns() {
     sandboxed(|| {
         let mut it = Signed::prepared(TWO_HOSTS, |engine| engine.vault.stop());
         it.refused_because(OPENAI, "vault_unreachable");

@@ -209,7 +209,7 @@ fn status(world: &World, ns: Ns, placeholder: &str) -> u16 {
 }
 
 #[test]
-fn the_plan_is_all_that_an_empty_vault_has_to_be_told() {
+fn the_plan_is_all_an_empty_vault_needs() {
     sandboxed(|| {
         let it = Planned::apply(false);
         it.assert_healthy();
@@ -234,7 +234,7 @@ fn the_plan_is_all_that_an_empty_vault_has_to_be_told() {
 }
 
 #[test]
-fn the_plan_sets_up_the_engine_that_signs_the_issuing_cas() {
+fn the_plan_sets_up_the_signing_engine() {
     sandboxed(|| {
         let it = Planned::apply(true);
         it.assert_healthy();
@@ -293,7 +293,7 @@ fn the_plan_sets_up_the_engine_that_signs_the_issuing_cas() {
 }
 
 #[test]
-fn the_doctor_names_every_rule_beside_the_plans_wherever_it_leads() {
+fn the_doctor_names_every_rule_beside_the_plans() {
     sandboxed(|| {
         let it = Planned::apply(false);
         it.vault.cli(&["secrets", "enable", "-path=finance", "-version=1", "kv"]);
@@ -337,7 +337,7 @@ fn the_doctor_names_every_rule_beside_the_plans_wherever_it_leads() {
 }
 
 #[test]
-fn the_doctor_finds_a_token_that_is_good_beyond_the_gateways_address() {
+fn the_doctor_finds_a_token_good_at_other_addresses() {
     sandboxed(|| {
         let it = Planned::apply(false);
         it.assert_healthy();
@@ -360,7 +360,7 @@ fn the_doctor_finds_a_token_that_is_good_beyond_the_gateways_address() {
 }
 
 #[test]
-fn a_group_writes_what_the_configuration_says_and_looks_after_its_lease() {
+fn a_group_writes_its_configured_request_and_tends_the_lease() {
     sandboxed(|| {
         let password = "vault-write:ssh/creds/ops?ip=192.0.2.9&username=agent#key";
         let it = Planned::apply_with(false, |config| {
@@ -505,7 +505,7 @@ fn the_doctor_finds_each_mistake_and_names_it() {
 }
 
 #[test]
-fn the_doctor_finds_a_role_that_hands_on_more_and_the_plan_mends_it() {
+fn the_doctor_finds_a_generous_role_and_plans_mend() {
     sandboxed(|| {
         let it = Planned::apply(false);
         it.assert_healthy();
@@ -532,7 +532,7 @@ fn the_doctor_finds_a_role_that_hands_on_more_and_the_plan_mends_it() {
 }
 
 #[test]
-fn the_doctor_finds_what_would_fail_later_and_says_what_to_do_about_it() {
+fn the_doctor_finds_future_failures_with_their_remedy() {
     sandboxed(|| {
         let it = Planned::apply(false);
         it.assert_healthy();

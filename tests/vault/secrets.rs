@@ -74,7 +74,7 @@ fn a_key_from_a_real_vault_reaches_the_api() {
 }
 
 #[test]
-fn a_value_that_could_never_be_used_is_said_at_once_and_is_not_called_available() {
+fn an_unusable_value_is_said_and_not_called_available() {
     sandboxed(|| {
         let it = WithVault::configured(|_, vault| {
             let user = |it: Table| it.set("places", ["basic user"]).without("basic_user");
@@ -131,7 +131,7 @@ fn a_mistyped_field_degrades_the_gateway_and_status_says_which() {
 }
 
 #[test]
-fn a_quota_of_vaults_is_called_one_and_its_time_is_waited_for() {
+fn a_quota_of_vaults_is_named_and_waited_for() {
     sandboxed(|| {
         let it = WithVault::start();
         assert_eq!(it.status(), 200);
@@ -171,7 +171,7 @@ fn read_when_vault_says(reference: &str, prepare: impl FnOnce(&Vault)) -> WithVa
 }
 
 #[test]
-fn a_version_that_ends_in_vault_is_not_used_beyond_its_time() {
+fn a_version_ended_in_vault_is_used_no_longer() {
     sandboxed(|| {
         let lives = Duration::from_secs(5);
         let written = Instant::now();
@@ -191,7 +191,7 @@ fn a_version_that_ends_in_vault_is_not_used_beyond_its_time() {
 }
 
 #[test]
-fn a_value_of_kv_version_1_is_read_again_when_vault_says() {
+fn a_kv_1_value_is_read_when_vault_says() {
     sandboxed(|| {
         let life = "ttl=5s";
         let it = read_when_vault_says("vault-read:kv1/openai#api_key", |vault| {
@@ -227,7 +227,7 @@ fn one_placeholder_two_values() -> WithVault {
 }
 
 #[test]
-fn two_groups_with_one_placeholder_get_what_vault_lets_each_have() {
+fn two_groups_with_one_placeholder_get_their_own_values() {
     sandboxed(|| {
         let it = one_placeholder_two_values();
         for (ns, secret) in [(AGENT, OPENAI_SECRET), (AGENT2, OPS_SECRET)] {
@@ -241,7 +241,7 @@ fn two_groups_with_one_placeholder_get_what_vault_lets_each_have() {
 }
 
 #[test]
-fn a_policy_of_vault_takes_and_gives_within_a_refresh_and_for_one_group_alone() {
+fn a_vault_policy_takes_effect_within_a_refresh() {
     sandboxed(|| {
         let it = one_placeholder_two_values();
         let status = |ns| ask_from(&it, ns, "OPENAI_API_KEY").status.as_u16();
@@ -274,7 +274,7 @@ fn a_policy_of_vault_takes_and_gives_within_a_refresh_and_for_one_group_alone() 
 }
 
 #[test]
-fn a_group_whose_token_role_is_missing_is_refused_alone_until_it_is_there() {
+fn a_group_without_its_token_role_is_refused_alone() {
     sandboxed(|| {
         let it = WithVault::prepared(|_, vault| {
             vault.cli(&["delete", "auth/token/roles/cloakroom-operations"]);
@@ -298,7 +298,7 @@ fn a_group_whose_token_role_is_missing_is_refused_alone_until_it_is_there() {
 }
 
 #[test]
-fn vaults_own_audit_shows_each_read_under_its_groups_token_and_none_under_the_gateways() {
+fn vaults_audit_shows_reads_under_group_tokens_alone() {
     sandboxed(|| {
         let it = WithVault::start();
         assert_eq!(it.status(), 200);
@@ -329,7 +329,7 @@ fn vaults_own_audit_shows_each_read_under_its_groups_token_and_none_under_the_ga
 }
 
 #[test]
-fn the_gateways_own_token_reads_nothing_and_makes_tokens_for_its_groups_alone() {
+fn the_gateways_own_token_makes_its_groups_tokens_alone() {
     sandboxed(|| {
         let lab = Lab::new();
         let vault = Vault::start(&lab);
@@ -404,7 +404,7 @@ fn a_token_revoked_under_traffic_costs_no_request() {
 }
 
 #[test]
-fn a_token_at_its_maximum_life_is_followed_by_another_and_no_read_is_refused() {
+fn a_token_at_its_end_is_replaced_without_refusals() {
     sandboxed(|| {
         let it = WithVault::prepared(|_, vault| {
             let short = ["token_policies=gateway", "token_ttl=6s", "token_max_ttl=12s"];

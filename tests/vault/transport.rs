@@ -22,7 +22,7 @@ use policy_builder::{Config, Table};
 use crate::faults::{CHAT, Trap, ask, get, open};
 
 #[test]
-fn no_variable_of_the_environment_leads_the_gateway_or_its_token_elsewhere() {
+fn no_environment_variable_leads_gateway_or_token_elsewhere() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
@@ -89,7 +89,7 @@ fn plain_http_is_for_loopback_and_needs_its_word() {
 /// Vault without a licence has no namespaces, and no Kubernetes is here: a fake says that it was
 /// asked as they have to be.
 #[test]
-fn a_kubernetes_login_in_a_namespace_over_plain_loopback_gets_the_secrets() {
+fn a_kubernetes_login_in_a_namespace_gets_the_secrets() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);

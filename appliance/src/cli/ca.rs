@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn init_issue_and_show_make_what_agents_and_the_daemon_need() {
+    fn init_issue_and_show_make_all_that_both_sides_need() {
         let scratch = Scratch::new();
         // Folders above them are made, too.
         let dir = scratch.path("of/root");
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn with_vault_there_is_nothing_to_issue_and_the_configuration_names_the_root() {
+    fn with_vault_nothing_is_issued_and_its_root_is_shown() {
         let scratch = Scratch::new();
         let dir = scratch.path("root");
         let dir = dir.to_str().unwrap();

@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn one_variable_with_two_values_is_an_error_that_names_both() {
+    fn a_variable_with_two_values_is_an_error_naming_both() {
         let twice = file().binding("it's-$%odd", |it| it.set("variables", ["GOOGLE_API_KEY"]));
         let error = shown(&twice, Format::Shell).unwrap_err();
         for part in ["GOOGLE_API_KEY", "GEMINI_API_KEY", "by odd", "variables = [...]"] {

@@ -217,7 +217,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn a_reference_says_where_a_value_is_and_is_written_in_one_way() {
+    fn a_reference_names_a_place_in_one_spelling() {
         for text in [
             "vault:kv/agents/openai#api_key",
             "vault:kv/agents/openai?version=3#api_key",

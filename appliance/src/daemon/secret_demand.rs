@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_release_that_had_its_turn_first_leaves_a_quarantined_group_no_secret() {
+    async fn an_earlier_release_leaves_a_quarantined_group_no_secret() {
         let name = format!("cloakroom-wanted-{}", std::process::id());
         let folder = std::env::temp_dir().join(name);
         let quarantine = Quarantine::open(&folder).unwrap();

@@ -92,7 +92,7 @@ fn the_rule_that_looks_inside_wins() {
 }
 
 #[test]
-fn a_hello_without_a_name_or_with_a_hidden_one_is_refused() {
+fn a_hello_with_a_missing_or_hidden_name_is_refused() {
     let to = "198.51.100.7:443";
     assert_eq!(outcome("red", to, &hello(None, &[], false)), Err(Reason::SniMissing));
     assert_eq!(outcome("red", to, &hello(Some("pypi.example"), &[], true)), Err(Reason::EchDenied));
@@ -101,7 +101,7 @@ fn a_hello_without_a_name_or_with_a_hidden_one_is_refused() {
 }
 
 #[test]
-fn protocols_that_the_gateway_cannot_carry_are_refused_where_tls_ends_here() {
+fn protocols_we_cannot_carry_are_refused_where_tls_ends() {
     let to = "198.51.100.7:443";
     let offer = |alpn: &[&str]| outcome("red", to, &hello(Some("api.openai.example"), alpn, false));
     assert_eq!(offer(&["acme-tls/1"]), Err(Reason::AlpnDenied));
@@ -133,7 +133,7 @@ fn every_name_of_a_nameless_connections_address_must_be_allowed() {
 }
 
 #[test]
-fn a_nameless_connection_needs_a_rule_of_its_group_for_its_port() {
+fn a_nameless_connection_needs_its_groups_rule_for_its_port() {
     assert_eq!(
         unread("blue", "198.51.100.7:5432", &["db.example"]).unwrap(),
         "tcp database db.example"
@@ -164,7 +164,7 @@ fn only_a_nameless_connection_is_dialled_where_the_agent_dialled() {
 }
 
 #[test]
-fn an_address_is_private_unless_the_rule_of_each_of_its_names_lists_it() {
+fn an_address_is_private_unless_every_names_rule_lists_it() {
     let to = "10.1.2.3:22";
     let rule = |names: &[&str]| unread("red", to, names).unwrap();
     assert_eq!(rule(&["forge.example"]), "tcp internal-git forge.example");

@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn below_a_stated_translator_the_ipv4_address_decides_at_every_length() {
+    fn below_a_stated_translator_the_ipv4_address_decides() {
         let (public, inside) = (Ipv4Addr::new(198, 51, 100, 9), Ipv4Addr::new(10, 1, 2, 3));
         // The first is in the public space, the others are where nothing else would pass.
         for base in ["2001:db8:64:6464::", "64:ff9b:1::", "fd64:6464:6464:6464::"] {

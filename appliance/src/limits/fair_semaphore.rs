@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_wait_than_may_and_those_who_went_away_do_not_count() {
+    fn waiters_are_bounded_and_those_who_left_do_not_count() {
         let semaphore = FairSemaphore::new(1);
         let held = all(&semaphore, &[key("red", 1)]);
         let mut waiting: Vec<_> =

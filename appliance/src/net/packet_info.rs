@@ -139,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_socket_has_more_room_than_before_or_as_much_as_it_may() {
+    fn a_sockets_buffer_grows_as_far_as_it_may() {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let room = || {
             [

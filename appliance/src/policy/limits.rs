@@ -170,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_groups_but_one_leave_the_last_its_own_and_no_agent_has_all_of_its_groups() {
+    fn other_groups_leave_the_last_one_its_own() {
         let limits = Limits::default();
         for groups in 1..=48 {
             let part = Quota::of_group(&limits, groups);
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_in_large_pieces_is_less_than_the_memory_that_is_promised() {
+    fn large_pieces_wait_within_the_promised_memory() {
         let (limits, mib) = (Limits::default(), 1024 * 1024);
         let large_windows = Limits::LARGE_WINDOWS * 2 * mib;
         let decoders = Limits::LARGE_DECODERS * 8 * mib;

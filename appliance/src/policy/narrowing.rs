@@ -446,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_could_be_read_in_two_ways_meets_no_rule() {
+    fn an_ambiguous_path_meets_no_rule() {
         let narrowing = narrowing("paths", "/v1/*");
         let twisted = asked(&narrowing, "a.example", bearer(), "/v1/%2e%2e/admin");
         assert_eq!(twisted, Err(Narrowed::Refused(Reason::PathAmbiguous)));

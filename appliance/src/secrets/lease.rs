@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_is_renewed_at_two_thirds_and_replaced_where_that_cannot_be() {
+    fn a_lease_is_renewed_at_two_thirds_or_replaced() {
         let now = Instant::now();
         for (renewable, step) in [(true, NextStep::Renew), (false, NextStep::Read)] {
             let (at, next) = LeaseSchedule::new(lease(30, renewable), now, MINUTE).next();
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_ends_in_a_suspended_machine_as_in_any_other() {
+    fn a_lease_ends_in_a_suspended_machine_too() {
         let now = Instant::now();
         let mut schedule = LeaseSchedule::new(lease(30, true), now, MINUTE);
         let (next, step) = schedule.next();

@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_set_is_there_and_the_file_does_not_show_it() {
+    fn a_set_value_is_there_and_not_legible() {
         let folder = TestFolder::new();
         let file = file(&folder);
         assert_eq!(file.names().unwrap(), [""; 0]);
@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_file_and_an_encrypted_one_are_never_taken_for_each_other() {
+    fn plain_and_encrypted_files_are_never_confused() {
         let folder = TestFolder::new();
         let file = file(&folder);
         let plainly = FileSource::new(file.path.clone(), None);
@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_others_can_read_or_that_is_another_one_opens_nothing() {
+    fn a_readable_or_another_key_opens_nothing() {
         let folder = TestFolder::new();
         let file = file(&folder);
         let key = fs::read(&file.key).unwrap();
@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_that_somebody_else_put_there_is_neither_followed_nor_waited_for() {
+    fn a_strangers_lock_is_neither_followed_nor_waited_for() {
         let folder = TestFolder::new();
         let file = file(&folder);
         let (lock, elsewhere) = (folder.0.join("secrets.lock"), folder.0.join("elsewhere"));
@@ -452,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn root_edits_the_files_of_a_user_in_that_users_name() {
+    fn root_edits_a_users_files_in_that_users_name() {
         let folder = TestFolder::new();
         if std::os::unix::fs::chown(&folder.0, Some(12_345), Some(12_345)).is_err() {
             return;

@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_slept_is_told_once_and_small_sleeps_add_up() {
+    fn sleep_is_told_once_and_small_sleeps_add_up() {
         let at = Duration::from_millis;
         let mut slept = Slept::new(at(5_000));
         for (suspended, told) in [

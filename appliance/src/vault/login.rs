@@ -483,7 +483,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_read_like_the_parser_of_rustls_reads_it() {
+    fn a_key_is_read_as_rustls_reads_it() {
         let key = rcgen::KeyPair::generate().unwrap().serialize_pem();
         let with_crlf = key.replace('\n', "\r\n");
         let after_others = format!("note\n-----BEGIN X-----\nAA==\n-----END X-----\n{key}{key}");

@@ -71,7 +71,7 @@ fn cases(mut one: impl FnMut(&str, &str, &str, StatusCode)) {
 }
 
 #[test]
-fn a_compressed_answer_without_a_body_is_a_plain_head_and_the_next_answer_is_whole_in_http_1() {
+fn after_a_bodiless_compressed_answer_the_next_is_whole() {
     sandboxed(|| {
         let world = World::with(&config());
         let mut tls = world.h1(OPENAI).expect("a connection");
@@ -90,7 +90,7 @@ fn a_compressed_answer_without_a_body_is_a_plain_head_and_the_next_answer_is_who
 }
 
 #[test]
-fn a_compressed_answer_without_a_body_is_a_plain_head_and_ends_its_stream_in_http_2() {
+fn a_bodiless_compressed_answer_ends_its_stream_in_http_2() {
     sandboxed(|| {
         let world = World::with(&config());
         let mut h2 = world.h2(OPENAI).expect("a connection");
@@ -109,7 +109,7 @@ fn a_compressed_answer_without_a_body_is_a_plain_head_and_ends_its_stream_in_htt
 }
 
 #[test]
-fn a_head_says_of_a_compressed_answer_what_the_answer_itself_says() {
+fn head_and_get_of_a_compressed_answer_agree() {
     sandboxed(|| {
         let world = World::with(&config());
         let ask = |method: &str| {

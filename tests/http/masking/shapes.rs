@@ -22,7 +22,7 @@ use crate::{attack::raw_h2::DATA, world::World};
 const APIS: [Host; 5] = [OPENAI, ANTHROPIC, GIT, OTHER, CDN];
 
 #[test]
-fn what_an_agent_measures_of_an_answer_is_the_same_whichever_secret_it_comes_near_to() {
+fn measured_answers_tell_nothing_of_a_guess_near_secrets() {
     sandboxed(|| {
         let seed = seed();
         let mut chance = Chance::of(seed);

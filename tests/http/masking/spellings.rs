@@ -21,7 +21,7 @@ use crate::world::{World, get};
 const KEY: &str = "Az~0.9_-Q8x/R+s=T&u<V>w'Y\"k";
 
 #[test]
-fn a_key_that_comes_back_in_another_encoding_never_reaches_the_agent() {
+fn a_key_in_another_encoding_never_reaches_the_agent() {
     sandboxed(|| {
         let seed = seed();
         let mut chance = Chance::of(seed);
@@ -43,7 +43,7 @@ fn a_key_that_comes_back_in_another_encoding_never_reaches_the_agent() {
 }
 
 #[test]
-fn an_agent_has_no_say_in_the_character_set_of_an_answer() {
+fn an_agent_does_not_choose_an_answers_character_set() {
     sandboxed(|| {
         let world = World::usual();
         let fields =

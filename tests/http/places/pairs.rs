@@ -132,7 +132,7 @@ fn is(received: &Received, expected: &Ask) {
 }
 
 #[test]
-fn placeholders_in_each_pair_of_kinds_of_place_are_both_swapped() {
+fn placeholders_in_each_pair_of_places_are_swapped() {
     sandboxed(|| {
         let scene = Scene::with(&config());
         let pairs = KINDS.into_iter().flat_map(|first| KINDS.map(|second| [first, second]));

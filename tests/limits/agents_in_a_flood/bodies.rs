@@ -22,7 +22,7 @@ use policy_builder::Config;
 use crate::world::World;
 
 #[test]
-fn an_agent_that_reads_no_answers_waits_for_its_own_and_another_gets_them() {
+fn an_agent_that_reads_nothing_delays_only_itself() {
     sandboxed(|| {
         let world = World::with(&least());
         for to in [OPENAI.port(443), OPENAI.port6(443)] {
@@ -40,7 +40,7 @@ fn an_agent_that_reads_no_answers_waits_for_its_own_and_another_gets_them() {
 }
 
 #[test]
-fn an_agent_whose_requests_an_api_does_not_read_waits_and_another_does_not() {
+fn unread_requests_delay_their_own_agent_alone() {
     sandboxed_for(Duration::from_secs(240), || {
         let world = World::with(&least());
         for to in [OPENAI.port(443), OPENAI.port6(443)] {

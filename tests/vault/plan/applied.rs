@@ -32,7 +32,7 @@ impl Planned {
 }
 
 #[test]
-fn what_the_plan_gives_out_is_good_at_the_gateways_address_alone() {
+fn the_plans_tokens_are_good_at_the_gateway_alone() {
     sandboxed(|| {
         let it = Planned::apply(false);
         let said = refused(&it.login(INTERNET));
@@ -51,7 +51,7 @@ fn what_the_plan_gives_out_is_good_at_the_gateways_address_alone() {
 }
 
 #[test]
-fn with_the_plans_policies_the_gateways_own_token_reads_nothing_either() {
+fn with_the_plan_the_gateways_own_token_reads_nothing() {
     sandboxed(|| {
         let it = Planned::apply(false);
         let own = vault::token(&allowed(&it.login(GATEWAY)));
@@ -67,7 +67,7 @@ fn lending(config: Config) -> Config {
 }
 
 #[test]
-fn a_lease_under_the_plan_is_prolonged_and_given_back_by_itself() {
+fn a_planned_lease_is_renewed_and_given_back() {
     sandboxed(|| {
         let it = Planned::apply_with(false, lending);
         let without = it
@@ -107,7 +107,7 @@ fn a_lease_under_the_plan_is_prolonged_and_given_back_by_itself() {
 }
 
 #[test]
-fn a_groups_token_ends_no_other_groups_lease_whoever_told_it_the_id() {
+fn a_groups_token_ends_no_other_groups_lease() {
     sandboxed(|| {
         let lent =
             |role: &str| format!("vault-read:database/creds/{role}#{{username}}:{{password}}");
@@ -163,7 +163,7 @@ fn of_bearer(field: &str) -> (&str, &str) {
 }
 
 #[test]
-fn a_lent_user_whose_right_is_taken_is_gone_within_a_refresh() {
+fn a_lent_user_ends_within_a_refresh_of_its_right() {
     sandboxed(|| {
         let it = Planned::apply_with(false, lending);
         let postgres = Postgres::start(&it.lab);

@@ -6,7 +6,7 @@ use super::{Planned, each_placeholder_becomes_its_secret};
 use crate::vault::logins::{certificate, signed, signed_token};
 
 #[test]
-fn the_plan_for_a_login_by_certificate_is_all_that_vault_has_to_be_told() {
+fn the_certificate_login_plan_is_all_vault_needs() {
     sandboxed(|| {
         let it = Planned::unapplied(|lab, vault| {
             let identity = Authority::new("Gateways").issue_client("gateway.example");
@@ -20,7 +20,7 @@ fn the_plan_for_a_login_by_certificate_is_all_that_vault_has_to_be_told() {
 }
 
 #[test]
-fn the_plan_for_a_login_by_signed_token_is_all_that_vault_has_to_be_told() {
+fn the_signed_token_login_plan_is_all_vault_needs() {
     sandboxed(|| {
         let it = Planned::unapplied(|lab, vault| {
             lab.write("jwt", signed(lab, "cloakroom"));

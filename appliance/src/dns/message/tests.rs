@@ -68,7 +68,7 @@ fn found(addresses: &[&str], seconds: u64) -> (Result<Resolved, Unresolved>, Ins
 }
 
 #[test]
-fn a_listed_name_is_resolved_for_the_group_that_may_have_it() {
+fn a_listed_name_is_resolved_for_its_group() {
     for name in ["pypi.example.", "PyPI.Example.", "a.b.cdn.example."] {
         let question = to_resolve(ask(&bytes(name, RecordType::A)));
         assert_eq!(question.host().as_str(), name.trim_end_matches('.').to_lowercase());
@@ -78,7 +78,7 @@ fn a_listed_name_is_resolved_for_the_group_that_may_have_it() {
 }
 
 #[test]
-fn every_other_name_does_not_exist_and_says_that_it_is_blocked() {
+fn every_other_name_does_not_exist_and_says_blocked() {
     let odd = r"a\.pypi.example.";
     for name in ["evil.example.", "cdn.example.", "xpypi.example.", ".", odd, "pypi.example.evil."]
     {
@@ -170,7 +170,7 @@ fn what_did_not_resolve_is_told_apart() {
 }
 
 #[test]
-fn what_does_not_fit_is_cut_and_asked_again_over_tcp() {
+fn an_answer_that_does_not_fit_is_cut_for_tcp() {
     let many: Vec<String> = (0..80).map(|last| format!("2001:db8::{last:x}")).collect();
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
     let plain = query("pypi.example.", RecordType::AAAA);

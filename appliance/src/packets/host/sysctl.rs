@@ -195,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_setting_that_the_kernel_does_not_have_is_not_held() {
+    fn a_setting_that_the_kernel_lacks_is_not_held() {
         assert!(hold("net/ipv4/conf/lo/no_such_setting", "0").is_err());
         let ipv6 = file("net/ipv6").exists();
         assert_eq!(hold("net/ipv6/conf/lo/no_such_setting", "0").is_err(), ipv6);

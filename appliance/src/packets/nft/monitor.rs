@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_do_in_their_own_tables_is_no_reason_to_look() {
+    fn changes_in_other_peoples_tables_wake_nobody() {
         assert!(touches(&told(libc::NFT_MSG_DELRULE, b"cloakroom\0")));
         assert!(touches(&told(libc::NFT_MSG_DELSETELEM, b"cloakroom_base\0")));
         let others = [

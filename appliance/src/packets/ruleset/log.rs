@@ -130,7 +130,7 @@ mod tests {
     use crate::packets::kernel_tests::example;
 
     #[test]
-    fn every_rule_with_a_reason_is_told_and_ends_as_it_did() {
+    fn every_rule_with_a_reason_is_logged_and_ends_unchanged() {
         for ipv6 in [true, false] {
             let capture = Capture { ipv6, ..example() };
             let (before, after) = (table::chains(&capture), table::table(&capture).chains);

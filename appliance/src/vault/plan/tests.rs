@@ -123,7 +123,7 @@ fn a_write_may_say_what_is_configured_and_nothing_else() {
 
 /// What a live Vault says of what may be written is held against the plan.
 #[test]
-fn a_live_right_to_say_more_than_the_plan_is_seen() {
+fn a_live_right_beyond_the_plan_is_seen() {
     let plan = plan("vault-write:ssh/creds/ops?ip=192.0.2.9&user=a#key");
     let role = plan.rights.roles.iter().find(|role| &*role.role == "cloakroom-operations");
     let limits = |path: &str, live: serde_json::Value| {
@@ -172,7 +172,7 @@ fn a_live_right_to_say_more_than_the_plan_is_seen() {
 }
 
 #[test]
-fn a_limit_that_may_be_left_out_and_a_parameter_that_may_be_added_are_too_much() {
+fn an_optional_limit_or_an_added_parameter_is_too_much() {
     let holds = |live: serde_json::Value| {
         serde_json::from_value::<WritableParameters>(live).unwrap().holds_to(&["csr", "ttl"])
     };
@@ -282,7 +282,7 @@ fn the_id_of_the_role_is_one_that_nobody_guesses() {
 }
 
 #[test]
-fn what_a_login_by_approle_gives_does_not_end_and_nobody_locks_it_out() {
+fn an_approle_login_does_not_end_or_lock_out() {
     let plan = plan("vault:kv/a#k");
     let (shell, terraform) = (plan.shell(), plan.terraform());
     for zero in ["secret_id_num_uses", "secret_id_ttl", "token_max_ttl", "token_num_uses"] {
