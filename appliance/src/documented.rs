@@ -196,7 +196,7 @@ fn row_of(provider: &Provider) -> String {
     format!("| `{name}` | {title} | {hosts} | {variables} | {places} | {ran} |")
 }
 
-/// `UPDATE=1 cargo test documented` writes the page anew.
+/// `UPDATE=1 cargo test documented` writes the page again.
 #[test]
 fn the_page_of_providers_is_what_the_program_knows() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/providers.md");
@@ -218,5 +218,5 @@ fn the_page_of_providers_is_what_the_program_knows() {
     if std::env::var_os("UPDATE").is_some() {
         fs::write(&path, &written).unwrap();
     }
-    assert_eq!(page, written, "write it anew: UPDATE=1 cargo test documented");
+    assert_eq!(page, written, "write it again: UPDATE=1 cargo test documented");
 }

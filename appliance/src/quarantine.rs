@@ -170,7 +170,7 @@ fn sync(folder: &Path) -> io::Result<()> {
     fs::File::open(folder)?.sync_all()
 }
 
-/// For whoever finds the file. What counts is that it is there.
+/// A text for readers of the file. Only its presence counts.
 const MARK: &[u8] = b"This group is quarantined. Undo it with: cloakroom release GROUP\n";
 
 #[cfg(test)]

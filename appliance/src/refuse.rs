@@ -287,8 +287,8 @@ fn grpc_answer(refusal: Refusal, flow: FlowId, kind: &'static str) -> Response<B
     response
 }
 
-/// The code of gRPC that says the same ("Status codes and their use in gRPC"). What may pass is
-/// UNAVAILABLE, which clients try again.
+/// The code of gRPC that says the same ("Status codes and their use in gRPC"). A failure that may
+/// pass is UNAVAILABLE, which clients try again.
 fn grpc_status(status: StatusCode) -> u16 {
     match status {
         BAD_REQUEST => 3,

@@ -14,7 +14,7 @@ impl Seldom {
         Self(AtomicU64::new(0))
     }
 
-    /// Whether it may be said now. Whoever is told so says it.
+    /// Whether it may be said now. A caller that is told so says it.
     pub(crate) fn is_due(&self, now: SystemTime) -> bool {
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let last = self.0.load(Relaxed);

@@ -2,8 +2,8 @@
 //!
 //! A file that has reached its size is moved aside under the next number, `audit.jsonl.00000001`
 //! and so on, between two writes of whole lines, so that each line is in exactly one file and
-//! whole. The oldest of those go where there are too many. Whatever else moves the file away and
-//! has it reopened, as logrotate does, finds names of its own.
+//! whole. The oldest of those go where there are too many. Another program that moves the file away
+//! and has it reopened, as logrotate does, finds names of its own.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},

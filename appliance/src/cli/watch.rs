@@ -1,6 +1,6 @@
 //! `cloakroom watch`: audit records as they are written, a line for each.
 //!
-//! It only reads. The file may be rotated, cut short or not there yet. What agents filled in is
+//! It only reads. The file may be rotated, cut short or not there yet. Text of an agent's is
 //! escaped, so that a record cannot write to the terminal; a line that is no record is passed over.
 
 use std::{
@@ -183,7 +183,7 @@ impl Tail {
     }
 
     /// Goes over to the file that has the name now, where that is another one or was cut short.
-    /// What the old one got since the last look is read first by the caller's next round.
+    /// The caller's next round first reads the last lines of the old one.
     fn turn(&mut self, path: &Path) -> io::Result<()> {
         let now = match path.metadata() {
             Ok(now) => now,

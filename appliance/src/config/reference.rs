@@ -184,7 +184,7 @@ fn file_ref(name: &str) -> Result<SecretRef, &'static str> {
     Ok(SecretRef::File { name: name.into() })
 }
 
-/// What stands under these is about Vault itself, its logins and its tokens.
+/// Paths below these are about Vault itself, its logins and its tokens.
 const NO_SECRETS: [&str; 4] = ["sys", "auth", "identity", "cubbyhole"];
 
 const MAX_PATH_BYTES: usize = 512;

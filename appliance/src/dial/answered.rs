@@ -10,7 +10,7 @@
 //! of the group where it does not: which of them will dial it cannot be told then. It counts only
 //! where the agent was not given that address itself.
 //!
-//! Whoever asks over UDP can make up sources without number. A connection proves its source, so
+//! A sender over UDP can make up any number of sources. A connection proves its source, so
 //! where a group has no room left, whoever asked longest ago and never dialled what it was given is
 //! forgotten first, and those who did only where there is nobody else.
 

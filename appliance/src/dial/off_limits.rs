@@ -113,9 +113,9 @@ impl Known {
         self.discovered.as_ref().is_some_and(|known| known.contains_key(prefix))
     }
 
-    /// Whether an upstream may live there: it is public in every reading, or listed. What is below
-    /// the prefix of a translator is no more than what is inside of it. While it is not known which
-    /// translators there are, no IPv6 address is public.
+    /// Whether an upstream may live there: it is public in every reading, or listed. An address
+    /// below the prefix of a translator is no more than what is inside of it. While it is not known
+    /// which translators there are, no IPv6 address is public.
     fn is_home(&self, address: IpAddr, listed: &[IpNet]) -> bool {
         let open = |it| !special::is_special(it) || special::is_opened(it, listed);
         let IpAddr::V6(v6) = address else { return open(address) };

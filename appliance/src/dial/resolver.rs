@@ -263,7 +263,7 @@ impl Inner {
         (addresses, Duration::ZERO)
     }
 
-    /// What keeps names from resolving is the operator's to mend: a certificate, a server that is
+    /// Logs a failure that the operator has to mend, such as a certificate or a server that is
     /// gone. Said now and then, however many ask.
     fn tell_failure(&self, error: &NetError) {
         let now = Instant::now();

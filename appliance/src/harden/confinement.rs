@@ -1,6 +1,6 @@
 //! What the daemon may touch of the file system, and whom it may signal, once it is up: Landlock
-//! (`landlock(7)`). Whoever takes the daemon over reads and writes in these folders and nowhere
-//! else, and starts no program.
+//! (`landlock(7)`). An attacker who takes the daemon over reads and writes in these folders and
+//! nowhere else, and starts no program.
 //!
 //! The kernel holds each rule against a folder and everything below it. Folders, and not files: a
 //! file that is replaced by another one of its name is another file to the kernel.

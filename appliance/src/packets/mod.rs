@@ -73,7 +73,7 @@ pub fn require_guard(capture: &Capture) -> Result<(), PacketsError> {
 }
 
 /// Asserts, while the daemon runs, what the rules lean on beside the guard: the kernel's settings
-/// and the routes. What differs is set right where it may be, and said. An interface that is gone
+/// and the routes. A difference is set right where it may be, and logged. An interface that is gone
 /// is passed over: nothing arrives on it.
 ///
 /// # Errors

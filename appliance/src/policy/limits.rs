@@ -1,8 +1,9 @@
 //! The limits of agents, and their division among groups.
 //!
-//! What all agents share is divided into equal parts, one for each group, and an agent has no more
-//! than half of its group's: what one takes in full is nobody else's. [`crate::accept`] counts, and
-//! leaves something for the next agent where several take all they can.
+//! The common limits are divided into equal parts, one for each group, and an agent has no more
+//! than half of its group's: an agent that takes all of it takes nothing of another's.
+//! [`crate::accept`] counts, and leaves something for the next agent where several take all they
+//! can.
 
 use std::time::Duration;
 

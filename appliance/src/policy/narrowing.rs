@@ -22,7 +22,7 @@ pub struct Narrowing {
     expires: Option<SystemTime>,
 }
 
-/// A place as an owner writes it. What may stand beside a half of Basic is the operator's part.
+/// A place as an owner writes it. The other half of Basic is the operator's part.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum OwnerPlace {
     Header(http::HeaderName, Scheme),

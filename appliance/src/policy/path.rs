@@ -1,8 +1,8 @@
 //! Rules on request paths, and the paths that no rule can be applied to safely.
 //!
 //! Origins disagree on what `%2F` is: a byte of a segment, or the end of one. Both readings are
-//! held against the rules, and a path passes where they agree. What leads out of a folder in either
-//! reading never passes.
+//! held against the rules, and a path passes where they agree. A path that leads out of a folder in
+//! either reading never passes.
 //!
 //! A path that begins with two slashes is another with one to some. It passes where a rule begins
 //! so, whose author means that path.

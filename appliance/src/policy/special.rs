@@ -26,7 +26,7 @@ pub(crate) struct Special {
 /// What a listed prefix has to look like to open a special one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SpecialKind {
-    /// Whatever holds the address opens it.
+    /// Any prefix that holds the address opens it.
     Registered,
     /// A service of a cloud, such as one that hands out credentials. It is opened by a prefix that
     /// lies within its own: a wider one was written for something else.

@@ -69,7 +69,8 @@ impl LeaseSchedule {
     }
 
     /// Enters a renewal that was asked for at `asked`. One that gives less than was asked for
-    /// means that the lease is near its longest life. What has to be replaced by now, still has to.
+    /// means that the lease is near its longest life. A lease that is due for replacement stays
+    /// due.
     pub(super) fn prolong(&mut self, by: Prolonged, asked: Instant) {
         let life = by.life.min(MAX_LIFE);
         let whole = life + ROUNDING >= self.lease.life;

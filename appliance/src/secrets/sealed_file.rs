@@ -1,8 +1,9 @@
 //! The embedded store: a file of secrets that is encrypted at rest, and how it is changed.
 //!
 //! Every change is made on the whole: read, checked, changed, checked, encrypted, written beside
-//! the file and moved over it. Whatever goes wrong, and whenever the machine stops, the file is as
-//! it was or as it was to be. Changes are made one after the other, under a lock beside the file.
+//! the file and moved over it. If anything goes wrong, or the machine stops at any time, the file
+//! is as it was or as it was to be. Changes are made one after the other, under a lock beside the
+//! file.
 
 use std::{
     fmt,
@@ -70,8 +71,8 @@ impl SealedFile {
         Self { path, key }
     }
 
-    /// Makes the key and an empty file, each with mode 0600, where they are missing. What is there
-    /// is never overwritten. True where something was made.
+    /// Makes the key and an empty file, each with mode 0600, where they are missing. An existing
+    /// file is never overwritten. True where something was made.
     pub fn init(&self) -> Result<bool, EditError> {
         let _lock = self.lock()?;
         let missing =

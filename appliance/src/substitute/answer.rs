@@ -2,8 +2,8 @@
 //! ticket stands there instead.
 //!
 //! Errs to refusal, and to too much: every member of JSON whose name some client takes for the
-//! listed one is looked at, each of those that are there twice included. What stands in the place
-//! and cannot be a credential that is masked well is refused with the whole answer. The body of an
+//! listed one is looked at, each of those that are there twice included. A text in the place
+//! that cannot be a credential that is masked well is refused with the whole answer. The body of an
 //! answer that is no success is dropped where it cannot be read.
 
 use std::{

@@ -1,7 +1,7 @@
 //! How the gateway says who it is: an AppRole, a certificate, or a signed token.
 //!
-//! What proves it is read from its file at each login, because others renew it, and is wiped when
-//! it was sent. The exception is a SecretID that comes wrapped: its token opens once, so that the
+//! The proof is read from its file at each login, because others renew it, and is wiped once it is
+//! sent. The exception is a SecretID that comes wrapped: its token opens once, so that the
 //! SecretID stays in memory from then on, and a token that no longer opens is said aloud, because
 //! somebody else may hold what was in it.
 //!

@@ -1,7 +1,7 @@
 //! Reads of Vault, whatever the engine, and what is taken of their answers.
 //!
 //! The envelope is read tolerantly, as far as it is needed, and only the fields that were asked
-//! for are copied. What an owner's `custom_metadata` says and cannot be understood keeps the value
+//! for are copied. An entry of an owner's `custom_metadata` that is not understood keeps the value
 //! from use. A lease that came with an answer is kept whatever else is wrong with the answer, so
 //! that it can be given back.
 

@@ -60,8 +60,8 @@ fn reverse_path(interface: &InterfaceName) -> Result<(), PacketsError> {
     if read(&name)? == "2" { Ok(()) } else { hold(&name, "1") }
 }
 
-/// What waits for an agent that does not say which card it has takes room of a socket that all
-/// agents share, so it has to be little for each.
+/// Packets for an agent that does not say which card it has wait in a socket that all agents share,
+/// so there must be few of each.
 fn unknown_neighbours(family: &str, interface: &InterfaceName) -> Result<(), PacketsError> {
     let name = format!("net/{family}/neigh/{interface}/unres_qlen_bytes");
     // Older kernels (6.1) show it in the machine's own namespaces alone; a user's is no gateway's.

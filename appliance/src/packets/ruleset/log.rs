@@ -81,8 +81,8 @@ fn ending(name: &'static str, reason: Reason, end: &Statement, capture: &Capture
     Chain { name: name.into(), base: None, rules }
 }
 
-/// What counts the packets of each agent. Whoever's source is in doubt could fill such a set with
-/// others' addresses, so there the interfaces are counted.
+/// The meters of a rule, one for each agent's packets. An agent whose source is in doubt could fill
+/// such a set with others' addresses, so there the interfaces are counted.
 fn own_meters(name: &'static str, reason: Reason, capture: &Capture) -> Vec<Set> {
     let in_doubt = matches!(reason, Reason::SpoofedSource | Reason::MulticastDenied);
     if in_doubt || name == IPV6_OFF {
