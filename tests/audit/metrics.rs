@@ -56,7 +56,7 @@ fn metrics_agree_with_the_audit_and_dashboards_with_metrics() {
         wait::expect("every request is counted as it is recorded", || {
             let mut recorded: BTreeMap<[String; 4], u64> = BTreeMap::new();
             for record in world.gateway.audit.records() {
-                if record["record"] == "request" {
+                if record.is("request") {
                     let word = |key: &str| record[key].as_str().unwrap_or_default().to_owned();
                     let words = ["group", "rule", "decision", "reason"].map(word);
                     *recorded.entry(words).or_default() += 1;

@@ -11,6 +11,7 @@ use std::{
 
 use lab::{
     Lab,
+    audit::Record,
     client::{self, Hello, Tls},
     dns::Dns,
     gateway::{self, Gateway, usual_config},
@@ -19,7 +20,6 @@ use lab::{
     sandboxed, wait,
 };
 use policy_builder::Config;
-use serde_json::Value;
 
 use crate::faults::{
     CHAT, ask, assert_closed, assert_one_line, assert_refused, connections, get, hello, open,
@@ -115,7 +115,7 @@ fn the_last_of_a_disk_is_for_open_connections() {
         drop(kept);
         assert_eq!(origin.log().connections().len(), before, "something reached an origin");
         wait::expect("what was under way has its record", || {
-            let served = |record: &Value| record["rule"] == "openai" && record["end"].is_string();
+            let served = |record: &Record| record["rule"] == "openai" && record["end"].is_string();
             records(&gateway, "connection").iter().any(served)
         });
         assert_eq!(reload(&lab).0, Some(1));
@@ -142,8 +142,8 @@ fn the_last_of_a_disk_is_for_open_connections() {
             let files = fs::read_dir(&disk).expect("a folder");
             let texts = files.map(|file| fs::read_to_string(file.expect("a file").path()));
             let text: String = texts.map(|text| text.expect("text")).collect();
-            let records = text.lines().map(|line| serde_json::from_str(line).expect("a record"));
-            let is_served = |record: &Value| record["upstream_status"] == 200;
+            let records = text.lines().map(Record::read);
+            let is_served = |record: &Record| record["upstream_status"] == 200;
             records.filter(is_served).count() == forwarded
         });
         assert!(disk.join("audit.jsonl.00000002").exists(), "the gateway moved it aside");

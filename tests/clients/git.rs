@@ -38,7 +38,7 @@ fn clone(family: Family) {
     assert_eq!(statuses.iter().filter(|status| **status == Some(401)).count(), 1, "{records:?}");
     for record in &records {
         let anonymous = record["upstream_status"] == 401;
-        assert_eq!(record.get("placeholders").is_none(), anonymous, "{record}");
+        assert_eq!(!record.has("placeholders"), anonymous, "{record}");
         if !anonymous {
             swap.assert_told(record);
         }

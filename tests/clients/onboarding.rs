@@ -11,13 +11,13 @@ use std::{
 };
 
 use lab::{
+    audit::Record,
     client::{self, succeed},
     gateway,
     net::{AGENT, AGENT2, GATEWAY_V4, GATEWAY_V6, INTERNET},
     sandboxed, tools, wait,
 };
 use policy_builder::Config;
-use serde_json::Value;
 
 use crate::{
     attack::say,
@@ -93,7 +93,7 @@ fn each_page_is_told_over_both_families_and_recorded() {
                 assert!(!told.contains("PRIVATE"), "a key");
                 let headed = ask(to, &request("HEAD", path, to));
                 assert_eq!(headed, format!("{head}\r\n\r\n"));
-                let here = |it: &Value| it["dialled"] == to.to_string() && it["path"] == path;
+                let here = |it: &Record| it["dialled"] == to.to_string() && it["path"] == path;
                 wait::expect("both are recorded", || {
                     world.connections().iter().filter(|it| here(it)).count() == 2
                 });
@@ -151,7 +151,7 @@ fn what_is_not_a_page_is_refused_and_recorded() {
                 let line = format!("HTTP/1.1 {status} ");
                 assert!(told.starts_with(&line) && told.contains(reason), "{shown:?}: {told}");
             }
-            let mine = |it: &Value| it["agent"] == me.to_string();
+            let mine = |it: &Record| it["agent"] == me.to_string();
             let record = world.gateway.audit.wait_for(mine);
             assert_eq!(record["reason"], *reason, "{shown:?}: {record}");
             assert_eq!(record["decision"], "refuse", "{record}");

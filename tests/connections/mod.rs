@@ -16,7 +16,7 @@ use lab::{
     sandboxed, wait,
 };
 
-use crate::world::{TICKET, World, get, is_request};
+use crate::world::{TICKET, World, get};
 
 /// The agent's handshake fails, the audit says why, and nothing arrives anywhere.
 #[track_caller]
@@ -326,7 +326,7 @@ fn every_connection_has_exactly_one_record() {
         flows.sort();
         flows.dedup();
         assert_eq!(flows.len(), 4, "each flow has an id of its own");
-        let request = world.gateway.audit.wait_for(is_request);
+        let request = world.gateway.audit.wait_for(|record| record.is("request"));
         assert!(flows.contains(&request["flow"].to_string()), "a request names its flow");
         assert_eq!(world.origin.log().requests().len(), 1);
         assert!(world.origin.log().holds(OPENAI_SECRET));

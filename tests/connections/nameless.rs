@@ -11,6 +11,7 @@ use std::{
 
 use hickory_proto::rr::RecordType;
 use lab::{
+    audit::Record,
     client::{agent, succeed},
     gateway,
     net::{
@@ -23,7 +24,6 @@ use lab::{
     wait,
 };
 use policy_builder::{Config, tcp};
-use serde_json::Value;
 
 use crate::{
     dns::client::{addresses, anywhere, ask, ask_udp, query, resolvers},
@@ -113,12 +113,12 @@ pub(crate) fn refused(from: Ns, to: SocketAddr) {
 
 /// The record of a connection to `to` that was refused for this reason.
 #[track_caller]
-fn refusal(world: &World, to: SocketAddr, reason: &str) -> Value {
+fn refusal(world: &World, to: SocketAddr, reason: &str) -> Record {
     let to = to.to_string();
     let record = world.gateway.audit.wait_for(|it| it["dialled"] == to && it["reason"] == reason);
-    assert_eq!(record["record"], "connection", "{record}");
+    assert!(record.is("connection"), "{record}");
     assert_eq!(record["decision"], "refuse", "{record}");
-    assert!(record.get("upstream").is_none() && record.get("rule").is_none(), "{record}");
+    assert!(!record.has("upstream") && !record.has("rule"), "{record}");
     record
 }
 
@@ -149,7 +149,7 @@ fn clone(resolver: IpAddr, address: IpAddr) {
     ] {
         assert_eq!(record[key], value, "{record}");
     }
-    assert!(record.get("reason").is_none(), "{record}");
+    assert!(!record.has("reason"), "{record}");
     assert!(record["bytes_to_agent"].as_u64() > Some(1_000), "{record}");
     assert_eq!(world.connections().len(), 1);
 }
@@ -253,7 +253,7 @@ fn an_address_that_only_another_agent_was_given_is_refused() {
         );
         refused(AGENT, GIT.port(22));
         let is_other =
-            |it: &Value| it["agent"].as_str().is_some_and(|a| a.starts_with("192.0.2.11:"));
+            |it: &Record| it["agent"].as_str().is_some_and(|a| a.starts_with("192.0.2.11:"));
         let record = world.gateway.audit.wait_for(is_other);
         assert_eq!(record["reason"], "dialled_elsewhere", "{record}");
         AGENT.shell("ip route del 198.51.100.12/32");

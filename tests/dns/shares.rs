@@ -14,6 +14,7 @@ use hickory_proto::{
     rr::RecordType,
 };
 use lab::{
+    audit::Record,
     client::{Hello, client_hello},
     gateway,
     net::{AGENT, AGENT_V4, AGENT2, CDN, GATEWAY, PYPI},
@@ -120,7 +121,7 @@ fn queries_and_connections_beyond_the_share_are_summed() {
         wait::expect("four are closed", || held.iter().filter(|it| closed(it)).count() == 4);
         world.gateway.terminate(Duration::from_secs(10));
         let records = world.gateway.audit.records();
-        let sums = records.iter().filter(|it| it["record"] == "dns_summary");
+        let sums = records.iter().filter(|it| it.is("dns_summary"));
         let ours = sums.filter(|it| it["agent"] == "192.0.2.10");
         let limited: u64 = ours.filter_map(|it| it["limited"].as_u64()).sum();
         assert_eq!(limited, 9 + 4, "{records:#?}");
@@ -340,7 +341,7 @@ fn patient(own: IpAddr) -> UdpSocket {
 #[track_caller]
 fn assert_not_limited(world: &World) {
     let records = world.gateway.audit.records();
-    let limited = |it: &&serde_json::Value| {
+    let limited = |it: &&Record| {
         ["rate_limit", "dns_rate", "connection_limit"].iter().any(|word| it["reason"] == *word)
     };
     let limited: Vec<_> = records.iter().filter(limited).collect();

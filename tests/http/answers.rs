@@ -8,6 +8,7 @@ use std::{
 };
 
 use lab::{
+    audit::Record,
     client::{Response, Tls},
     gateway::{BEARER, OPENAI_SECRET, PUBLIC_CA, usual_config},
     net::{AGENT, ATTACKER, INTERNET},
@@ -91,7 +92,7 @@ fn open(scene: &Scene) -> Tls {
 }
 
 /// What the agent reads, every byte, on a connection of its own.
-fn raw(scene: &Scene, at: usize) -> (String, serde_json::Value) {
+fn raw(scene: &Scene, at: usize) -> (String, Record) {
     let before: Before = scene.before();
     let mut tls = open(scene);
     let me = local(&tls);

@@ -4,6 +4,7 @@ mod bodiless;
 
 use http::Request;
 use lab::{
+    audit::Record,
     client::{Response, python, succeed, tool},
     gateway::OPENAI_SECRET,
     net::{AGENT, OPENAI},
@@ -141,7 +142,7 @@ fn a_compressed_answer_cut_damaged_or_exploding_has_no_end() {
                 assert!(records.len() < 1000);
             }
         }
-        let unscannable = |record: &serde_json::Value| record["reason"] == "response_unscannable";
+        let unscannable = |record: &Record| record["reason"] == "response_unscannable";
         world.gateway.audit.wait_for(|record| unscannable(record) && record["complete"] == false);
         world.assert_secrets_untold();
     });

@@ -424,9 +424,8 @@ fn a_flood_of_streams_and_resets_takes_nothing_from_others() {
         let connection =
             scene.gateway.audit.wait_for(|record| record["agent"] == me.to_string().as_str());
         let recorded = scene.gateway.audit.records();
-        let recorded = recorded
-            .iter()
-            .filter(|it| it["record"] == "request" && it["flow"] == connection["flow"]);
+        let recorded =
+            recorded.iter().filter(|it| it.is("request") && it["flow"] == connection["flow"]);
         let (recorded, arrived) = (recorded.count(), scene.origin.log().requests().len());
         assert!(arrived <= recorded + 1, "{arrived} arrived of {sent}, {recorded} recorded");
         others_are_served(&scene);

@@ -11,6 +11,7 @@ use std::{
 };
 
 use lab::{
+    audit::Record,
     client::Tls,
     gateway::{self, OPENAI_SECRET, PUBLIC_CA, SECRETS, usual_config},
     net::AGENT,
@@ -104,14 +105,14 @@ impl Live {
 
     /// The record of the one request on the agent's connection, once that has ended.
     #[track_caller]
-    fn record(&self, agent: &Tls) -> (Value, Value) {
+    fn record(&self, agent: &Tls) -> (Record, Record) {
         let me = local(agent).to_string();
         let of = |kind: &str| {
             let audit = &self.world.gateway.audit;
             let me = me.clone();
-            let record = audit.wait_for(|it| it["record"] == kind && it["agent"] == me.as_str());
+            let record = audit.wait_for(|it| it.is(kind) && it["agent"] == me.as_str());
             let all = audit.records().into_iter();
-            let same = all.filter(|it| it["record"] == kind && it["agent"] == me.as_str()).count();
+            let same = all.filter(|it| it.is(kind) && it["agent"] == me.as_str()).count();
             assert_eq!(same, 1, "one {kind} has one record");
             record
         };

@@ -12,9 +12,9 @@ use std::{
 
 use policy_builder::{Config, Table, api, binding, group, splice};
 use rustix::process::Signal;
-use serde_json::Value;
 
 use crate::{
+    audit::Audit,
     net::{ANTHROPIC, GATEWAY, GIT, Host, Lab, OPENAI, VAULT, sysctl},
     tools, wait,
 };
@@ -161,7 +161,7 @@ impl Gateway {
             .stderr(stderr)
             .spawn()
             .expect("the gateway starts");
-        let audit = Audit { file: lab.dir.join("audit.jsonl") };
+        let audit = Audit::of(lab.dir.join("audit.jsonl"));
         let mut gateway = Self { process, audit, log };
         let end = wait::until(wait::SOON, || match gateway.process.try_wait() {
             Ok(Some(status)) => Some(Err(status)),
@@ -252,50 +252,6 @@ impl Failed {
     /// The exit code, if it ended by itself.
     pub fn code(&self) -> Option<i32> {
         self.status.and_then(|status| status.code().or(status.signal().map(|signal| -signal)))
-    }
-}
-
-/// The audit log: one JSON object a line.
-pub struct Audit {
-    file: PathBuf,
-}
-
-impl Audit {
-    /// Every record so far.
-    ///
-    /// # Panics
-    /// When a complete line is not JSON.
-    pub fn records(&self) -> Vec<Value> {
-        let text = self.text();
-        let complete = text.rsplit_once('\n').map_or("", |(complete, _)| complete);
-        let parse = |line: &str| {
-            serde_json::from_str(line).unwrap_or_else(|error| panic!("{error} in audit: {line}"))
-        };
-        complete.lines().map(parse).collect()
-    }
-
-    /// The whole log as text: secrets must not be in it.
-    pub fn text(&self) -> String {
-        fs::read_to_string(&self.file).unwrap_or_default()
-    }
-
-    /// Waits for a record that `wanted` recognises.
-    ///
-    /// # Panics
-    /// When none comes, with those that did.
-    #[track_caller]
-    pub fn wait_for(&self, wanted: impl Fn(&Value) -> bool) -> Value {
-        let found = wait::until(wait::SOON, || self.records().into_iter().find(|it| wanted(it)));
-        found.unwrap_or_else(|| panic!("no such audit record; there are:\n{}", self.text()))
-    }
-
-    /// Waits for a record with this reason word.
-    ///
-    /// # Panics
-    /// When none comes.
-    #[track_caller]
-    pub fn wait_reason(&self, reason: &str) -> Value {
-        self.wait_for(|record| record["reason"] == reason)
     }
 }
 

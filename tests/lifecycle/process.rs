@@ -8,6 +8,7 @@ use std::{
 
 use lab::{
     Lab,
+    audit::Record,
     client::{H2, Hello, Tls},
     dns::Dns,
     gateway::{self, ANTHROPIC_SECRET, GIT_SECRET, Gateway, usual_config},
@@ -189,9 +190,8 @@ fn a_new_policy_is_atomic_and_cuts_what_it_forbids() {
         gateway::install(&lab, &less);
         gateway.reload();
         wait::expect("the live flow is cut", || kept.ask(CHAT).is_err());
-        let revoked = |record: &serde_json::Value| {
-            record["reason"] == "policy_revoked" && record["sni"] == OPENAI.name
-        };
+        let revoked =
+            |record: &Record| record["reason"] == "policy_revoked" && record["sni"] == OPENAI.name;
         gateway.audit.wait_for(revoked);
         let before = origin.log().requests().len();
         open(&lab, AGENT, OPENAI).map(drop).expect_err("the group has no binding there");

@@ -11,6 +11,7 @@ use std::{
 
 use lab::{
     Lab,
+    audit::Record,
     client::{self, Tls},
     dns::Dns,
     gateway::{Gateway, usual_config},
@@ -326,7 +327,7 @@ fn who_stops_reading_costs_little_and_not_for_ever() {
             "{}",
             gateway.audit.text()
         );
-        let idle = |record: &&serde_json::Value| record["end"] == "idle";
+        let idle = |record: &&Record| record["end"] == "idle";
         let ended = records(&gateway, "connection");
         assert_eq!(ended.iter().filter(idle).count(), 10, "{ended:#?}");
         origin.log().wait_all_closed();

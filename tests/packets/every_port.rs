@@ -10,6 +10,7 @@ use std::{
 
 use hickory_proto::rr::RecordType;
 use lab::{
+    audit::Record,
     gateway,
     net::{AGENT, Capture, GATEWAY, GATEWAY_V4, GATEWAY_V6, INTERNET, Ns, PYPI, VAULT},
     sandbox::sandboxed_for,
@@ -20,7 +21,6 @@ use rustix::{
     io::Errno,
     net::{AddressFamily, SocketFlags, SocketType, connect, socket_with, sockopt::socket_error},
 };
-use serde_json::Value;
 
 use crate::{
     clients::onboarding::onboarding,
@@ -118,7 +118,7 @@ fn no_port_of_vault_is_reached() {
                 let mut stream = AGENT.connect(address).expect("the gateway shakes hands");
                 let request = format!("GET /v1/sys/health HTTP/1.1\r\nHost: {address}\r\n\r\n");
                 std::io::Write::write_all(&mut stream, request.as_bytes()).expect("sent");
-                let to_vault = |it: &Value| it["dialled"] == address.to_string();
+                let to_vault = |it: &Record| it["dialled"] == address.to_string();
                 let audit = &world.gateway.audit;
                 audit.wait_for(|it| to_vault(it) && it["decision"] == "refuse");
                 let records = audit.records().into_iter().filter(to_vault);

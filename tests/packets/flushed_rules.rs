@@ -9,12 +9,12 @@ use std::{
 };
 
 use lab::{
+    audit::Record,
     datagrams::{SERVICE, Sending, Target},
     gateway,
     net::{AGENT, AGENT2, GATEWAY, GATEWAY_V4, GATEWAY_V6, INTERNET, OPENAI, OTHER, sysctl},
     sandboxed, wait,
 };
-use serde_json::Value;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{
@@ -158,8 +158,8 @@ fn closed(world: &World) {
     assert_eq!(world.origin.log().connections().len(), before);
 }
 
-fn records(world: &World, kind: &str) -> Vec<Value> {
-    world.gateway.audit.records().into_iter().filter(|it| it["record"] == kind).collect()
+fn records(world: &World, kind: &str) -> Vec<Record> {
+    world.gateway.audit.of_kind(kind)
 }
 
 /// How long after this the rules were in force again, by the record of that.

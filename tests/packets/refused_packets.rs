@@ -9,6 +9,7 @@ use std::{
 
 use lab::{
     Lab,
+    audit::Record,
     dns::Dns,
     gateway::{self, Gateway},
     net::{AGENT, AGENT_V4, AGENT2, GATEWAY, GATEWAY_V4, OPENAI, OTHER},
@@ -43,13 +44,11 @@ fn refusals_before_a_connection_are_in_the_audit() {
         let sums = sums(&world.gateway);
         // All of an interval's are one record; the end of one may fall between two packets.
         let one = |wanted: &[(&str, Value)]| {
-            let matching = |sum: &&Value| wanted.iter().all(|(key, value)| sum[key] == *value);
+            let matching = |sum: &&Record| wanted.iter().all(|(key, value)| sum[key] == *value);
             let found: Vec<_> = sums.iter().filter(matching).collect();
             assert!(found.len() == 1 || found.len() == 2, "{wanted:?} in {sums:#?}");
-            let mut whole = found[0].clone();
-            whole["count"] =
-                found.iter().filter_map(|sum| sum["count"].as_u64()).sum::<u64>().into();
-            whole
+            let count: u64 = found.iter().filter_map(|sum| sum["count"].as_u64()).sum();
+            found[0].clone().with("count", count)
         };
         let first = ("agent", Value::from("192.0.2.10"));
         let tcp = one(&[
@@ -112,9 +111,9 @@ fn under_a_flood_every_packet_is_in_a_sum() {
         let counted = counter("protocol_denied");
         world.gateway.terminate(Duration::from_secs(10));
         let records = world.gateway.audit.records();
-        let count = |record: &Value| record["count"].as_u64().unwrap_or_default();
+        let count = |record: &Record| record["count"].as_u64().unwrap_or_default();
         let of = |kind: &str, reason: &str| -> u64 {
-            let wanted = |it: &&Value| it["record"] == kind && it["reason"] == reason;
+            let wanted = |it: &&Record| it.is(kind) && it["reason"] == reason;
             records.iter().filter(wanted).map(count).sum()
         };
         let lost: u64 = records.iter().filter(|it| it["cause"] == "lost").map(count).sum();
@@ -249,7 +248,7 @@ fn what_a_bound_agent_says_unasked_has_that_word_too() {
 /// Has the first agent join groups by both versions of MLD and by IGMP, look for names by mDNS, for
 /// an address by DHCP, and for a router as a host does whose link comes up. Requires that each is
 /// in a sum of `multicast_denied`, and returns all sums.
-fn sums_of_what_hosts_say(mut world: World) -> Vec<Value> {
+fn sums_of_what_hosts_say(mut world: World) -> Vec<Record> {
     AGENT.shell(
         "sysctl -qw net.ipv6.conf.eth0.accept_ra=1 net.ipv6.conf.eth0.router_solicitation_delay=0",
     );
@@ -324,7 +323,7 @@ fn reloads_under_a_flood_lose_no_count() {
         let witness = packets_in(&witness, "witness");
         world.gateway.terminate(Duration::from_secs(10));
         let records = world.gateway.audit.records();
-        let ours = |it: &&Value| it["reason"] == "protocol_denied" || it["cause"] == "lost";
+        let ours = |it: &&Record| it["reason"] == "protocol_denied" || it["cause"] == "lost";
         let sum: u64 = records.iter().filter(ours).filter_map(|it| it["count"].as_u64()).sum();
         assert!(witness > 3_000, "no flood: {witness}");
         assert_eq!(sum, witness);
@@ -421,9 +420,9 @@ fn hold_group(group: u16) -> rustix::fd::OwnedFd {
     socket
 }
 
-fn sums(gateway: &Gateway) -> Vec<Value> {
+fn sums(gateway: &Gateway) -> Vec<Record> {
     let records = gateway.audit.records().into_iter();
-    records.filter(|it| it["record"] == "packets").collect()
+    records.filter(|it| it.is("packets")).collect()
 }
 
 /// Packets that the rules with this reason have counted.

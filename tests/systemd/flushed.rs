@@ -5,6 +5,7 @@ use std::{thread, time::Duration};
 
 use lab::{
     Lab,
+    audit::Record,
     datagrams::{Sending, Target},
     dns::Dns,
     net::{AGENT, GATEWAY, GATEWAY_V4, GATEWAY_V6, INTERNET, OPENAI, OTHER},
@@ -97,10 +98,9 @@ fn health(machine: &Machine) -> String {
     status(machine)["health"]["state"].as_str().unwrap_or_default().to_owned()
 }
 
-fn records(machine: &Machine, kind: &str) -> Vec<Value> {
+fn records(machine: &Machine, kind: &str) -> Vec<Record> {
     let text = machine.run("cat /var/log/cloakroom/audit.jsonl");
-    let lines = text.lines().map(|line| serde_json::from_str(line).expect("a record"));
-    lines.filter(|record: &Value| record["record"] == kind).collect()
+    text.lines().map(Record::read).filter(|record| record.is(kind)).collect()
 }
 
 /// What an administrator says, and what a package does for one.

@@ -10,6 +10,7 @@ use std::{
 };
 
 use lab::{
+    audit::Record,
     client::{H2, Hello, Tls, client_hello, read_response, roots},
     gateway::usual_config,
     net::{AGENT, ATTACKER, GIT, OPENAI, PYPI},
@@ -512,7 +513,7 @@ fn an_agent_that_distrusts_the_leaf_gets_nothing() {
         curl.env_remove("CURL_CA_BUNDLE").env_remove("SSL_CERT_FILE");
         let status = curl.args(["-sS", "https://api.openai.example/v1/models"]).status();
         assert!(!status.expect("curl starts").success());
-        let refused = |record: &&serde_json::Value| record["reason"] == "agent_tls_failed";
+        let refused = |record: &&Record| record["reason"] == "agent_tls_failed";
         lab::wait::until(lab::wait::SOON, || {
             let records = scene.gateway.audit.records();
             let alerts = records.iter().filter(refused).map(|record| record["alert"].clone());

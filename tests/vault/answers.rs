@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use lab::{
     Lab,
+    audit::Record,
     client::Response,
     dns::Dns,
     gateway::{Gateway, OPENAI_SECRET, OPS_SECRET},
@@ -79,7 +80,7 @@ fn a_vault_that_takes_half_a_minute_slows_nobody_down() {
         let first = refusal(&gateway, 0, "secret_unavailable");
         let cause = first["cause"].as_str().unwrap_or_default();
         assert!(["vault_unreachable", "lease_ended"].contains(&cause), "{first}");
-        let unreachable = |record: &serde_json::Value| record["cause"] == "vault_unreachable";
+        let unreachable = |record: &Record| record["cause"] == "vault_unreachable";
         wait::until(Duration::from_secs(30), || {
             let (answer, _) = of_vault();
             assert_unavailable(&answer);

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use lab::{
     Lab,
+    audit::Record,
     dns::Dns,
     gateway::{self, GIT_SECRET, Gateway, OPENAI_SECRET},
     net::{AGENT2, ANTHROPIC, GIT, Host, INTERNET, OPENAI, OTHER},
@@ -19,7 +20,7 @@ use serde_json::Value;
 
 use crate::{
     lifecycle::control::{status, tell},
-    world::{TICKET, World, get, get_path, is_request},
+    world::{TICKET, World, get, get_path},
 };
 
 /// A world whose secrets come from a real Vault, some of them from other places than usual.
@@ -237,7 +238,7 @@ fn a_secrets_owner_only_narrows_what_policy_grants() {
             it.world
                 .gateway
                 .audit
-                .wait_for(|record| is_request(record) && record["cause"] == cause);
+                .wait_for(|record| record.is("request") && record["cause"] == cause);
             it.owner_says(&["owner=team-7"]);
             it.becomes("open again", &read, 200, None);
         }
@@ -292,7 +293,7 @@ fn an_owner_narrows_hosts_and_places_and_sets_an_end() {
         wait::expect("the end", || answer(ANTHROPIC, raw).0 == 503);
         let late = SystemTime::now().duration_since(end).unwrap_or_default();
         assert!(late < Duration::from_secs(4), "{late:?}");
-        let of = |record: &Value| is_request(record) && record["cause"] == "lease_ended";
+        let of = |record: &Record| record.is("request") && record["cause"] == "lease_ended";
         it.world.gateway.audit.wait_for(of);
         it.world.assert_secrets_untold();
     });

@@ -15,6 +15,7 @@ use std::{
 
 use lab::{
     Lab,
+    audit::Record,
     client::{self, Tls},
     dns::Dns,
     gateway::{self, Gateway, OPENAI_SECRET, SECRETS, usual_config, with_absent_vault},
@@ -43,7 +44,7 @@ fn until_refused(lab: &Lab, gateway: &Gateway) -> (Duration, String) {
     let begun = Instant::now();
     wait::expect("the secret is refused", || ask(lab, gateway, CHAT).status == 503);
     let waited = begun.elapsed();
-    let refused = |record: &serde_json::Value| record["reason"] == "secret_unavailable";
+    let refused = |record: &Record| record["reason"] == "secret_unavailable";
     // The record of the request before this one may be a moment late; any of the two will do.
     let before = records(gateway, "request").into_iter().filter(refused).count();
     assert_unavailable(&ask(lab, gateway, CHAT));

@@ -101,7 +101,7 @@ impl Signed {
         let error = self.world.h1(host).err().expect("there is no CA");
         assert!(error.to_string().contains("InternalError"), "a TLS alert: {error}");
         self.world.gateway.audit.wait_for(|record| {
-            record["record"] == "connection"
+            record.is("connection")
                 && record["reason"] == "secret_unavailable"
                 && record["cause"] == cause
                 && record["sni"] == host.name

@@ -7,6 +7,7 @@ use std::{
 
 use lab::{
     Lab,
+    audit::Record,
     client::Response,
     dns::Dns,
     gateway::{self, GIT_SECRET, Gateway, OPENAI_SECRET, OPS_SECRET},
@@ -247,7 +248,7 @@ fn a_vault_policy_takes_effect_within_a_refresh() {
         let status = |ns| ask_from(&it, ns, "OPENAI_API_KEY").status.as_u16();
         assert_eq!((status(AGENT), status(AGENT2)), (200, 200));
         for _ in 0..2 {
-            let refused = || -> Vec<Value> {
+            let refused = || -> Vec<Record> {
                 let records = it.world.requests().into_iter();
                 records.filter(|record| record["reason"] == "secret_unavailable").collect()
             };

@@ -130,7 +130,7 @@ fn head_and_get_of_a_compressed_answer_agree() {
 /// Each has one record, which says that all of it was given.
 #[track_caller]
 fn every_answer_is_complete(world: &World) {
-    world.gateway.audit.wait_for(|record| record["record"] == "connection");
+    world.gateway.audit.wait_for(|record| record.is("connection"));
     let requests = world.requests();
     assert!(requests.len() >= CODINGS.len() * WAYS.len() * NEGOTIATED.len());
     for record in requests {

@@ -35,7 +35,7 @@ fn a_key_in_another_encoding_never_reaches_the_agent() {
         assert_bodies_masked(&world, &bodies(&mut chance), &about);
         assert_fields_masked(&world, &fields(&mut chance), &about);
         let record = world.gateway.audit.wait_for(|record| record["masked"].as_u64() > Some(0));
-        assert_eq!(record["record"], "request");
+        assert!(record.is("request"));
         for text in [world.gateway.audit.text(), world.gateway.stderr()] {
             assert!(!text.contains(KEY), "{text}");
         }

@@ -4,7 +4,7 @@ use http::Request;
 use lab::{net::OPENAI, sandboxed, wait};
 
 use super::world;
-use crate::world::{TICKET, World, get, get_path, is_request};
+use crate::world::{TICKET, World, get, get_path};
 
 fn ask(path: &str) -> Request<()> {
     let request = Request::get(format!("https://{}{path}", OPENAI.name));
@@ -27,7 +27,7 @@ fn an_agent_that_hangs_up_ends_the_apis_answer() {
             world.origin.abandoned() == 1
         });
         world.origin.log().wait_all_closed();
-        let record = world.gateway.audit.wait_for(is_request);
+        let record = world.gateway.audit.wait_for(|record| record.is("request"));
         assert_eq!(record["complete"], false, "{record}");
     });
 }

@@ -69,7 +69,7 @@ fn many_streams_of_one_connection_run_at_once() {
             assert_eq!(request.header("authorization"), [format!("Bearer {OPENAI_SECRET}")]);
         }
         assert_eq!(world.origin.log().connections().len(), 1);
-        world.gateway.audit.wait_for(|record| record["record"] == "connection");
+        world.gateway.audit.wait_for(|record| record.is("connection"));
         assert_eq!((world.connections().len(), world.requests().len()), (1, 50));
     });
 }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use lab::{
+    audit::Record,
     gateway::{self, OPENAI_SECRET},
     net::{AGENT, GATEWAY, INTERNET, Ns},
     postgres::Postgres,
@@ -182,7 +183,7 @@ fn a_lent_user_ends_within_a_refresh_of_its_right() {
         };
         let taken = |take: &dyn Fn()| {
             let denied = || {
-                let is_denied = |record: &&Value| record["cause"] == "vault_denied";
+                let is_denied = |record: &&Record| record["cause"] == "vault_denied";
                 world.requests().iter().filter(is_denied).count()
             };
             let before = denied();
