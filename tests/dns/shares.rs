@@ -100,7 +100,7 @@ fn over_tls_they_do_not_either() {
 #[test]
 fn one_groups_answers_tell_another_nothing() {
     sandboxed(|| {
-        let world = World::with(&shared(&gateway::usual_config()));
+        let world = World::with(&shared(gateway::usual_config()));
         world.dns.set_ttl(60);
         let ttl_for = |agent| {
             let answer = ask_udp(agent, anywhere(), &query(PYPI.name, RecordType::A));
