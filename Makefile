@@ -75,7 +75,7 @@ lint: prerequisites
 
 # Advisories need a network and a database; the rest does not.
 dependencies: prerequisites
-	@echo "== Licences, bans and sources of the dependencies"
+	@echo "== Licences, bans, duplicates and sources of the dependencies"
 	@tests/dependencies
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny check bans licenses sources; fi
 

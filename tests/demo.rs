@@ -16,7 +16,9 @@ use std::{
 };
 
 use lab::{
-    Lab, client,
+    Lab,
+    audit::Record,
+    client,
     dns::Dns,
     gateway::{self, Gateway, OPENAI_SECRET, SECRETS},
     net::{AGENT, ATTACKER, OPENAI, PYPI},
@@ -26,7 +28,6 @@ use lab::{
     wait,
     wire::Wire,
 };
-use serde_json::Value;
 
 fn main() -> ExitCode {
     if !sandbox::inside() {
@@ -109,7 +110,7 @@ impl Scene {
             Vault::start(&lab)
         });
         let config = match &vault {
-            Some(vault) => gateway::vault_config(&vault.config()),
+            Some(vault) => vault.config(),
             None => {
                 progress("the keys in a file for the gateway alone (VAULT=1 takes a real Vault)");
                 gateway::usual_config()
@@ -245,8 +246,7 @@ impl Scene {
         // A connection's record is written when it has ended.
         thread::sleep(wait::QUIET);
         let records = self.gateway.audit.records();
-        let told =
-            |record: &&Value| record["record"] == "request" || record["decision"] == "refuse";
+        let told = |record: &&Record| record.is("request") || record["decision"] == "refuse";
         let told: Vec<_> = records.iter().filter(told).collect();
         for record in &told {
             note(&summary(record));
@@ -302,9 +302,9 @@ impl Scene {
 }
 
 /// A record on one line; every word is the record's.
-fn summary(record: &Value) -> String {
+fn summary(record: &Record) -> String {
     let word = |name: &str| record[name].as_str().unwrap_or_default().to_owned();
-    let what = if record["record"] == "request" {
+    let what = if record.is("request") {
         format!("{} {}{}", word("method"), word("host"), word("path"))
     } else {
         let name = [word("sni"), word("host")].concat();

@@ -5,12 +5,12 @@ use std::{fs, io, net::SocketAddr};
 
 use lab::{
     Lab,
+    audit::Record,
     client::{Hello, Response, Tls},
     gateway::{self, Failed, Gateway},
     net::{AGENT, AGENT2, Host, Ns, OPENAI, OTHER},
     origin::Origin,
 };
-use serde_json::Value;
 
 /// A request that the usual policy allows, with the placeholder where it belongs.
 pub(crate) const CHAT: &str = "POST /v1/chat/completions HTTP/1.1\r\nHost: api.openai.example\r\n\
@@ -69,13 +69,13 @@ pub(crate) fn assert_unavailable(answer: &Response) {
 }
 
 /// The audit's records of this kind: `connection` or `request`.
-pub(crate) fn records(gateway: &Gateway, kind: &str) -> Vec<Value> {
-    gateway.audit.records().into_iter().filter(|record| record["record"] == kind).collect()
+pub(crate) fn records(gateway: &Gateway, kind: &str) -> Vec<Record> {
+    gateway.audit.of_kind(kind)
 }
 
 /// Waits for the record of a request with this reason, beyond the first `from` such records.
 #[track_caller]
-pub(crate) fn refusal(gateway: &Gateway, from: usize, reason: &str) -> Value {
+pub(crate) fn refusal(gateway: &Gateway, from: usize, reason: &str) -> Record {
     let nth = || {
         let mut requests = records(gateway, "request").into_iter();
         requests.by_ref().filter(|record| record["reason"] == reason).nth(from)
@@ -86,7 +86,7 @@ pub(crate) fn refusal(gateway: &Gateway, from: usize, reason: &str) -> Value {
 
 /// Waits until the audit holds exactly `count` records of connections, and returns them.
 #[track_caller]
-pub(crate) fn connections(gateway: &Gateway, count: usize) -> Vec<Value> {
+pub(crate) fn connections(gateway: &Gateway, count: usize) -> Vec<Record> {
     lab::wait::expect(&format!("{count} records of connections"), || {
         records(gateway, "connection").len() >= count
     });

@@ -104,7 +104,7 @@ fn an_origin_writes_down_the_exact_bytes_of_http_1() {
 }
 
 #[test]
-fn an_origin_writes_down_the_bytes_of_malformed_http_1_too() {
+fn an_origin_records_bytes_of_malformed_http_1_too() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
@@ -184,7 +184,7 @@ fn unmodified_curl_and_git_work_when_nothing_is_between() {
 }
 
 #[test]
-fn the_resolver_answers_what_it_is_told_and_remembers_the_question() {
+fn the_resolver_answers_as_told_and_remembers() {
     sandboxed(|| {
         let lab = Lab::new();
         let dns = Dns::start();

@@ -1,17 +1,17 @@
 //! The start of most properties: a lab with origins, a resolver and a gateway with the usual
 //! policy; and the few questions they all ask.
 
-use std::{io, net::SocketAddr};
+use std::{fmt::Display, io, net::SocketAddr};
 
 use lab::{
     Lab,
+    audit::Record,
     client::{H2, Hello, Response, Tls},
     dns::Dns,
     gateway::{self, Gateway, SECRETS},
     net::{AGENT, Host, Ns, OPENAI},
     origin::Origin,
 };
-use serde_json::Value;
 
 /// Everything, running.
 pub struct World {
@@ -30,13 +30,13 @@ impl World {
 
     /// With another configuration.
     #[track_caller]
-    pub fn with(config: &str) -> Self {
+    pub fn with(config: &dyn Display) -> Self {
         Self::prepared(config, |_, _| {})
     }
 
     /// With another configuration, after changes to the lab.
     #[track_caller]
-    pub fn prepared(config: &str, prepare: impl FnOnce(&Lab, &Dns)) -> Self {
+    pub fn prepared(config: &dyn Display, prepare: impl FnOnce(&Lab, &Dns)) -> Self {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let dns = Dns::start();
@@ -85,7 +85,7 @@ impl World {
             "{bytes:?}: {}",
             answer.text()
         );
-        self.gateway.audit.wait_for(|record| is_request(record) && record["reason"] == reason);
+        self.gateway.audit.wait_for(|record| record.is("request") && record["reason"] == reason);
         self.assert_nothing_forwarded();
     }
 
@@ -116,20 +116,14 @@ impl World {
     }
 
     /// Records of requests so far.
-    pub fn requests(&self) -> Vec<Value> {
-        self.gateway.audit.records().into_iter().filter(is_request).collect()
+    pub fn requests(&self) -> Vec<Record> {
+        self.gateway.audit.of_kind("request")
     }
 
     /// Records of connections so far.
-    pub fn connections(&self) -> Vec<Value> {
-        let records = self.gateway.audit.records().into_iter();
-        records.filter(|it| it["record"] == "connection").collect()
+    pub fn connections(&self) -> Vec<Record> {
+        self.gateway.audit.of_kind("connection")
     }
-}
-
-/// Whether an audit record is one of a request, not of a connection.
-pub fn is_request(record: &Value) -> bool {
-    record["record"] == "request"
 }
 
 /// A GET of `/v1/models` at the OpenAI host with these further header lines.

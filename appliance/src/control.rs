@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_gateway_that_does_not_answer_in_time_is_no_call_to_say_it_again() {
+    fn a_gateway_slow_to_answer_is_not_asked_twice() {
         let path = std::env::temp_dir().join(format!("cloakroom-mute-{}", std::process::id()));
         let _ = std::fs::remove_file(&path);
         let _mute = std::os::unix::net::UnixListener::bind(&path).unwrap();

@@ -67,8 +67,8 @@ impl Permit {
     /// but that says which host it means; `None` where the name is resolved.
     ///
     /// A name can have several addresses that are not alike: one server of a database writes and
-    /// the others read, and its clients try one after the other. Who dials one of them means that
-    /// one. What the agent chooses from is what the gateway told it.
+    /// the others read, and its clients try one after the other. An agent that dials one of them
+    /// means that one. The agent chooses among the addresses that the gateway told it.
     pub fn given(&self) -> Option<IpAddr> {
         self.given
     }

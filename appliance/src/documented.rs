@@ -43,7 +43,7 @@ fn first_cells(text: &str) -> Vec<&str> {
 }
 
 #[test]
-fn each_reason_is_in_the_audits_page_with_its_answer_and_a_remedy() {
+fn each_reason_is_in_the_audit_page_with_a_remedy() {
     let reasons = section(AUDIT, "## Reasons");
     let words: Vec<&str> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
     assert_eq!(first_cells(reasons), words);
@@ -103,7 +103,7 @@ fn is_other(line: &str) -> bool {
 }
 
 #[test]
-fn each_field_of_a_record_is_in_the_audits_page_and_no_other() {
+fn the_audit_page_has_exactly_the_fields_of_records() {
     let mut told: BTreeSet<String> =
         first_cells(section(AUDIT, "## Fields")).into_iter().map(str::to_owned).collect();
     for cells in rows(section(AUDIT, "## Records")) {
@@ -114,7 +114,7 @@ fn each_field_of_a_record_is_in_the_audits_page_and_no_other() {
 }
 
 #[test]
-fn each_cause_of_health_is_in_the_troubleshooting_page_with_its_state() {
+fn the_troubleshooting_page_has_each_health_cause_and_its_state() {
     let causes = section(TROUBLESHOOTING, "## What status says");
     let told: Vec<(&str, &str)> =
         rows(causes).map(|cells| (quoted(cells[0]).next().unwrap(), cells[1])).collect();
@@ -157,7 +157,7 @@ fn is_key(text: &str) -> bool {
 }
 
 #[test]
-fn each_key_of_the_reference_is_in_the_configurations_page_with_its_default_and_no_other() {
+fn the_configuration_page_has_exactly_the_references_keys_and_defaults() {
     let mut table = String::new();
     let mut told = Vec::new();
     for line in CONFIGURATION.lines() {
@@ -196,7 +196,7 @@ fn row_of(provider: &Provider) -> String {
     format!("| `{name}` | {title} | {hosts} | {variables} | {places} | {ran} |")
 }
 
-/// `UPDATE=1 cargo test documented` writes the page anew.
+/// `UPDATE=1 cargo test documented` writes the page again.
 #[test]
 fn the_page_of_providers_is_what_the_program_knows() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/providers.md");
@@ -218,5 +218,5 @@ fn the_page_of_providers_is_what_the_program_knows() {
     if std::env::var_os("UPDATE").is_some() {
         fs::write(&path, &written).unwrap();
     }
-    assert_eq!(page, written, "write it anew: UPDATE=1 cargo test documented");
+    assert_eq!(page, written, "write it again: UPDATE=1 cargo test documented");
 }

@@ -283,7 +283,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_state_is_as_bad_as_the_worst_of_its_causes() {
+    fn a_state_is_as_bad_as_its_worst_cause() {
         assert_eq!(Health::default().state(), HealthState::Healthy);
         for &cause in HealthCause::ALL {
             let other =
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_one_cause_is_told_once_with_what_ends_first() {
+    fn findings_with_one_cause_are_told_once() {
         let stale = |secret: &str, left| {
             Finding::new(HealthCause::SecretStale, format!("Vault is sealed; {secret} is old"))
                 .of_secret(secret)

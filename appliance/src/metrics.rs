@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_counted_is_in_the_text_by_group_rule_and_reason() {
+    fn counts_are_in_the_text_by_group_rule_and_reason() {
         let metrics = Metrics::default();
         let decided = Decided {
             group: "research".into(),

@@ -159,7 +159,7 @@ struct Compiled {
     all: Arc<Masks>,
 }
 
-/// Masks for minted credentials. Most were compiled once; the newest are compiled anew for each
+/// Masks for minted credentials. Most were compiled once; the newest are compiled again for each
 /// further one, and there are few of them.
 #[derive(Default)]
 struct MintedMasks {

@@ -170,7 +170,7 @@ fn sync(folder: &Path) -> io::Result<()> {
     fs::File::open(folder)?.sync_all()
 }
 
-/// For whoever finds the file. What counts is that it is there.
+/// A text for readers of the file. Only its presence counts.
 const MARK: &[u8] = b"This group is quarantined. Undo it with: cloakroom release GROUP\n";
 
 #[cfg(test)]
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_is_quarantined_while_another_ones_mark_is_not_on_the_disk_yet() {
+    fn a_quarantine_does_not_wait_for_another_groups_mark() {
         let (state, red) = (Folder::new(), group("red"));
         let quarantine = Quarantine::open(&state.0).unwrap();
         let other = quarantine.acting.lock().unwrap();

@@ -287,8 +287,8 @@ fn grpc_answer(refusal: Refusal, flow: FlowId, kind: &'static str) -> Response<B
     response
 }
 
-/// The code of gRPC that says the same ("Status codes and their use in gRPC"). What may pass is
-/// UNAVAILABLE, which clients try again.
+/// The code of gRPC that says the same ("Status codes and their use in gRPC"). A failure that may
+/// pass is UNAVAILABLE, which clients try again.
 fn grpc_status(status: StatusCode) -> u16 {
     match status {
         BAD_REQUEST => 3,
@@ -478,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    fn a_grpc_request_is_answered_by_a_head_alone_with_its_status_and_message() {
+    fn a_grpc_refusal_is_a_head_with_status_and_message() {
         for refusal in every_refusal() {
             let answer = answer(refusal, FlowId(0xabc), Dialect::Grpc(GRPC));
             assert_eq!((answer.status(), answer.body().len()), (StatusCode::OK, 0));

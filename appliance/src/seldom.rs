@@ -14,7 +14,7 @@ impl Seldom {
         Self(AtomicU64::new(0))
     }
 
-    /// Whether it may be said now. Whoever is told so says it.
+    /// Whether it may be said now. A caller that is told so says it.
     pub(crate) fn is_due(&self, now: SystemTime) -> bool {
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let last = self.0.load(Relaxed);
@@ -30,7 +30,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_word_is_said_once_in_a_while_also_where_the_clock_goes_back() {
+    fn a_word_is_repeated_seldom_even_when_clocks_go_back() {
         let (seldom, noon) = (Seldom::new(), UNIX_EPOCH + Duration::from_secs(1 << 30));
         let said = |seconds: u64| seldom.is_due(noon + Duration::from_secs(seconds));
         let told: Vec<_> = [100, 100, 109, 110, 111, 120, 0, 9].map(said).into();

@@ -3,6 +3,8 @@
 //!
 //! Both are read off the sources: `use` lines, and paths in code that begin with `crate`, `super`
 //! or a child module. Code for tests may take from anywhere.
+//!
+//! The name of a test, anywhere in the repository, is a sentence of at most ten words.
 
 #![allow(clippy::expect_used, clippy::panic)]
 
@@ -83,6 +85,47 @@ fn a_circle_of_files_is_seen_however_it_is_written() {
     assert_eq!(circles(&CrateMap::read(&house(""))), BTreeSet::new());
 }
 
+#[test]
+fn a_tests_name_has_at_most_ten_words() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let folders = ["appliance", "tests", "benches"].map(|folder| read(&root.join(folder)));
+    let tests: Vec<String> = folders.iter().flat_map(BTreeMap::values).flat_map(tests).collect();
+    assert!(tests.len() > 1_000, "{} tests were found", tests.len());
+    let long: Vec<_> = tests.iter().filter(|name| words(name) > MOST_WORDS).collect();
+    assert!(long.is_empty(), "{long:#?}");
+}
+
+#[test]
+fn a_test_is_found_however_it_is_written() {
+    for planted in [
+        "#[test]\nfn it_works() {",
+        "    #[test]\n    #[ignore]\n    pub fn it_works() {",
+        "#[tokio::test(start_paused = true)]\nasync fn it_works() {",
+    ] {
+        assert_eq!(tests(&planted.to_owned()), ["it_works"], "{planted}");
+    }
+    assert_eq!(tests(&"fn it_works() {".to_owned()), [""; 0]);
+}
+
+const MOST_WORDS: usize = 10;
+
+fn words(name: &str) -> usize {
+    name.split('_').count()
+}
+
+/// The names of the tests in a source.
+fn tests(source: &String) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut lines = source.lines().map(str::trim);
+    while let Some(line) = lines.next() {
+        if line.starts_with("#[test]") || line.starts_with("#[tokio::test") {
+            let name = |line: &str| Some(line.split_once("fn ")?.1.split_once('(')?.0.to_owned());
+            names.extend(lines.by_ref().find(|line| !line.starts_with("#[")).and_then(name));
+        }
+    }
+    names
+}
+
 /// A crate of two modules. `bottom/right.rs` takes from `bottom/left.rs`, which begins as `left`.
 fn house(left: &str) -> BTreeMap<PathBuf, String> {
     [
@@ -128,9 +171,13 @@ fn circle(folder: &str, files: &[&str]) -> String {
 
 /// The sources of the crate, by their path below `src`.
 fn sources() -> BTreeMap<PathBuf, String> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"))
+}
+
+/// The sources of a folder, by their path below it.
+fn read(root: &Path) -> BTreeMap<PathBuf, String> {
     let mut sources = BTreeMap::new();
-    let mut folders = vec![root.clone()];
+    let mut folders = vec![root.to_owned()];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).expect("a folder of sources") {
             let path = entry.expect("an entry").path();
@@ -138,7 +185,7 @@ fn sources() -> BTreeMap<PathBuf, String> {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
                 let text = fs::read_to_string(&path).expect("a source");
-                sources.insert(path.strip_prefix(&root).expect("below src").into(), text);
+                sources.insert(path.strip_prefix(root).expect("below it").into(), text);
             }
         }
     }

@@ -12,13 +12,13 @@ use std::{
 };
 
 use cloakroom::{
-    config,
     decide::decide,
     peek::{Hello, Peeked},
-    policy::{GroupName, Host, Policy, SecretRef},
+    policy::{GroupName, Host, SecretRef},
     secrets::{FileSource, SecretStore},
 };
 use criterion::{BenchmarkId, Criterion, criterion_group};
+use policy_builder::{Config, splice};
 
 use crate::world;
 
@@ -30,7 +30,7 @@ fn decisions(c: &mut Criterion) {
     for size in SIZES {
         let policies = [("hosts", one_rule(size)), ("rules", many_rules(size))];
         for (what, text) in policies {
-            let policy = parse(&text);
+            let policy = world::parsed(&text);
             let flow = world::flow(&policy);
             let last = format!("a.host{}.example", size - 1);
             for (which, name) in [("the last", last.as_str()), ("none", "unlisted.example")] {
@@ -60,7 +60,7 @@ fn checks(c: &mut Criterion) {
                 continue;
             }
             group.bench_function(BenchmarkId::new(format!("check, {what}"), size), |bench| {
-                bench.iter(|| parse(black_box(&text)));
+                bench.iter(|| world::parsed(black_box(&text)));
             });
         }
     }
@@ -115,49 +115,34 @@ fn file_of_secrets(folder: &Path, size: usize) -> PathBuf {
 }
 
 fn one_rule(hosts: usize) -> String {
-    let mut text = String::from(world::BASE);
-    (0..hosts).for_each(|number| {
-        write!(text, "\"{}host{number}.example\",", wild(number, hosts)).expect("a string grows");
-    });
-    text.push(']');
-    text
+    let names = (0..hosts).map(|number| format!("{}host{number}.example", wild(number, hosts)));
+    let rule = splice("many", &["research"], &[]).set("hosts", names.collect::<Vec<_>>());
+    world::one_api().with(rule).to_string()
 }
 
 fn many_rules(rules: usize) -> String {
-    let mut text = format!("{}\"first.example\"]\n", world::BASE);
-    (0..rules).for_each(|number| {
+    let rule = |number| {
         let host = format!("{}host{number}.example", wild(number, rules));
-        write!(text, "{}{number}\"\ngroups = [\"research\"]\nhosts = [\"{host}\"]\n", RULE)
-            .expect("a string grows");
-    });
-    text
+        splice(&format!("r{number}"), &["research"], &[&host])
+    };
+    (0..rules).map(rule).fold(world::one_api(), Config::with).to_string()
 }
 
 /// Each with a prefix and a rule of its own.
 fn many_groups(groups: usize) -> String {
-    let mut text = format!("{}\"first.example\"]\n", world::BASE);
-    for number in 0..groups {
+    let of_group = |config: Config, number| {
+        let (name, host) = (format!("g{number}"), format!("host{number}.example"));
         let prefix = format!("10.{}.{}.0/24", number / 256, number % 256);
-        write!(
-            text,
-            "[[group]]\nname = \"g{number}\"\ninterface = \"agents1\"\nprefixes = [\"{prefix}\"]\n\
-             {RULE}{number}\"\ngroups = [\"g{number}\"]\nhosts = [\"host{number}.example\"]\n"
-        )
-        .expect("a string grows");
-    }
-    text
+        config
+            .with(policy_builder::group(&name, "agents1", &[&prefix]))
+            .with(splice(&format!("r{number}"), &[&name], &[&host]))
+    };
+    (0..groups).fold(world::one_api(), of_group).to_string()
 }
 
 /// Every other name is a suffix, and the last.
 fn wild(number: usize, of: usize) -> &'static str {
     if (of - number) % 2 == 1 { "*." } else { "" }
-}
-
-fn parse(text: &str) -> Policy {
-    let none = |_: &Path| Err(std::io::ErrorKind::NotFound.into());
-    config::parse(text, Some(Path::new("/")), "bench.toml", &none)
-        .unwrap_or_else(|errors| panic!("{errors}"))
-        .policy
 }
 
 fn hello(name: &str) -> Peeked {
@@ -169,5 +154,3 @@ fn hello(name: &str) -> Peeked {
 }
 
 criterion_group!(benches, decisions, checks, secrets);
-
-const RULE: &str = "[[splice]]\nname = \"r";

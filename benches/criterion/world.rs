@@ -1,25 +1,39 @@
 //! Helpers that several benches share: a policy, a flow, and a ClientHello as a client sends it.
 
-use std::{fmt::Write as _, path::Path, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use cloakroom::{
     config,
     identity::{AgentAddr, Dialled, Flow, FlowId},
     policy::Policy,
 };
+use policy_builder::{Config, api, binding, group, splice};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, crypto::aws_lc_rs};
 use rustls_pki_types::ServerName;
 
 /// A policy of one API and `hosts` spliced names, half of them suffixes.
 pub fn policy(hosts: usize) -> Policy {
-    let mut text = String::from(BASE);
-    for number in 0..hosts {
-        let wild = if number % 2 == 0 { "" } else { "*." };
-        write!(text, "\"{wild}host{number}.example\", ").expect("a string grows");
-    }
-    text.push(']');
+    let names: Vec<_> = (0..hosts)
+        .map(|number| {
+            let wild = if number % 2 == 0 { "" } else { "*." };
+            format!("{wild}host{number}.example")
+        })
+        .collect();
+    parsed(&one_api().with(splice("many", &["research"], &[]).set("hosts", names)).to_string())
+}
+
+/// One group, and one API.
+pub fn one_api() -> Config {
+    let key =
+        binding("research", "OPENAI_API_KEY", &["header authorization bearer"], "file:openai");
+    let openai = api("openai", &["api.openai.example"]).set("paths", ["/v1/*"]).with(key);
+    Config::of_rules().with(group("research", "agents0", &["192.0.2.0/25"])).with(openai)
+}
+
+/// The policy of a configuration.
+pub fn parsed(text: &str) -> Policy {
     let none = |_: &Path| Err(std::io::ErrorKind::NotFound.into());
-    config::parse(&text, Some(Path::new("/")), "bench.toml", &none)
+    config::parse(text, Some(Path::new("/")), "bench.toml", &none)
         .unwrap_or_else(|errors| panic!("{errors}"))
         .policy
 }
@@ -53,29 +67,3 @@ pub fn client_hello(name: &'static str, post_quantum: bool) -> Vec<u8> {
     connection.write_tls(&mut hello).expect("memory");
     hello
 }
-
-/// A policy up to the hosts of its only rule for spliced ones.
-pub const BASE: &str = r#"
-    [gateway]
-    audit = "stdout"
-    ca_dir = "/ca"
-    resolvers = ["203.0.113.53"]
-    [secrets]
-    file = "/secrets"
-    [[group]]
-    name = "research"
-    interface = "agents0"
-    prefixes = ["192.0.2.0/25"]
-    [[api]]
-    name = "openai"
-    hosts = ["api.openai.example"]
-    paths = ["/v1/*"]
-    [[api.binding]]
-    groups = ["research"]
-    placeholder = "OPENAI_API_KEY"
-    places = ["header authorization bearer"]
-    secret = "file:openai"
-    [[splice]]
-    name = "many"
-    groups = ["research"]
-    hosts = ["#;

@@ -13,10 +13,11 @@ use std::{
 
 use lab::{
     Lab,
-    gateway::{Gateway as Daemon, OPENAI_SECRET},
+    gateway::{BEARER, Gateway as Daemon, OPENAI_SECRET, PUBLIC_CA, usual_config},
     net::{AGENT, CDN, GATEWAY, INTERNET, OPENAI, sysctl},
     wait,
 };
+use policy_builder::{Config, api, binding, group, splice};
 
 use crate::{dns::Server, measure::Meter};
 
@@ -52,7 +53,7 @@ pub struct Gateways {
 impl Gateways {
     /// Starts all of them. `lab` has its origins and names already.
     pub fn start(lab: &Lab, cpu: usize) -> Self {
-        let daemon = Daemon::start(lab, CONFIG);
+        let daemon = Daemon::start(lab, &config());
         lab.write("haproxy.cfg", haproxy(&lab.dir));
         lab.write("nginx.conf", nginx(&lab.dir));
         let rivals = [
@@ -248,52 +249,29 @@ const DNSMASQ: [&str; 13] = [
     "--log-facility=-",
 ];
 
-const CONFIG: &str = r#"
-[gateway]
-audit = "{dir}/audit.jsonl"
-ca_dir = "{dir}/ca"
-state_dir = "{dir}/state"
-control = "{dir}/control.sock"
-resolvers = ["203.0.113.53"]
-ports = [443, 80]
-workers = 1
-
-[limits]
-connections = 16384
-agent_connections = 8192
-agent_new_connections = 1000000
-agent_new_requests = 1000000
-agent_requests = 8192
-agent_buffers = "256MiB"
-dns_rate = 100000
-
-[secrets]
-file = "{dir}/secrets.toml"
-
-[[group]]
-name = "research"
-interface = "agents0"
-prefixes = ["192.0.2.0/25", "2001:db8:a::/64"]
-
-[[api]]
-name = "openai"
-hosts = ["api.openai.example"]
-methods = ["GET", "POST"]
-paths = ["/v1/*"]
-upstream_ca = "{dir}/public-ca.pem"
-
-[[api.binding]]
-groups = ["research"]
-placeholder = "OPENAI_API_KEY"
-places = ["header authorization bearer"]
-secret = "file:openai"
-
-[[splice]]
-name = "cdn"
-groups = ["research"]
-hosts = ["*.cdn.example"]
-ports = [443]
-"#;
+/// One group, one API and one rule of names that pass through, without limits that would be met.
+fn config() -> Config {
+    let openai = api("openai", &[OPENAI.name])
+        .set("methods", ["GET", "POST"])
+        .set("paths", ["/v1/*"])
+        .set("upstream_ca", PUBLIC_CA)
+        .with(binding("research", "OPENAI_API_KEY", &[BEARER], "file:openai"));
+    usual_config()
+        .without("group")
+        .without("api")
+        .without("splice")
+        .gateway("workers", 1)
+        .limit("connections", 16_384)
+        .limit("agent_connections", 8192)
+        .limit("agent_new_connections", 1_000_000)
+        .limit("agent_new_requests", 1_000_000)
+        .limit("agent_requests", 8192)
+        .limit("agent_buffers", "256MiB")
+        .limit("dns_rate", 100_000)
+        .with(group("research", "agents0", &["192.0.2.0/25", "2001:db8:a::/64"]))
+        .with(openai)
+        .with(splice("cdn", &["research"], &["*.cdn.example"]).set("ports", [443]))
+}
 
 const HAPROXY_CONFIG: &str = "
 global

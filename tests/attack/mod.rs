@@ -6,10 +6,11 @@
 
 pub(crate) mod raw_h2;
 
-use std::{io, net::SocketAddr};
+use std::{fmt::Display, io, net::SocketAddr};
 
 use lab::{
     Lab,
+    audit::Record,
     client::{H2, Hello, Response, Tls},
     dns::Dns,
     gateway::{Gateway, SECRETS, usual_config},
@@ -114,12 +115,12 @@ impl Scene {
     }
 
     /// Another policy.
-    pub(crate) fn with(config: &str) -> Self {
+    pub(crate) fn with(config: &dyn Display) -> Self {
         Self::with_files(config, &[])
     }
 
     /// Another policy, and files beside it by their names.
-    pub(crate) fn with_files(config: &str, files: &[(&str, &str)]) -> Self {
+    pub(crate) fn with_files(config: &dyn Display, files: &[(&str, &str)]) -> Self {
         let lab = Lab::new();
         files.iter().for_each(|(name, text)| _ = lab.write(name, text));
         let (origin, dns) = (Origin::start(&lab), Dns::start());
@@ -249,7 +250,7 @@ impl Scene {
     /// Waits until the connection from `me` has ended, and shows that the audit has exactly one
     /// record of it and one for each of its requests, with these reasons.
     #[track_caller]
-    pub(crate) fn recorded(&self, what: &str, me: SocketAddr, reasons: &[Option<&str>]) -> Value {
+    pub(crate) fn recorded(&self, what: &str, me: SocketAddr, reasons: &[Option<&str>]) -> Record {
         let (connection, requests) = self.records(what, me, reasons.len());
         let words: Vec<_> = requests.iter().map(|record| record["reason"].as_str()).collect();
         assert_eq!(words, reasons, "{what}: {requests:#?}");
@@ -267,7 +268,7 @@ impl Scene {
     /// Waits until the connection from `me` has ended, and shows that it was refused as a whole:
     /// exactly one record, none of a request.
     #[track_caller]
-    pub(crate) fn connection_refused(&self, what: &str, me: SocketAddr, reason: &str) -> Value {
+    pub(crate) fn connection_refused(&self, what: &str, me: SocketAddr, reason: &str) -> Record {
         let connection = self.recorded(what, me, &[]);
         assert_eq!(connection["decision"], "refuse", "{what}: {connection}");
         assert_eq!(connection["reason"], reason, "{what}: {connection}");
@@ -276,17 +277,19 @@ impl Scene {
 
     /// The records of the connection from `me`, once it has ended and `count` requests are there.
     #[track_caller]
-    pub(crate) fn records(&self, what: &str, me: SocketAddr, count: usize) -> (Value, Vec<Value>) {
+    pub(crate) fn records(
+        &self,
+        what: &str,
+        me: SocketAddr,
+        count: usize,
+    ) -> (Record, Vec<Record>) {
         let me = me.to_string();
         let audit = &self.gateway.audit;
-        let of = |flow: &Value| -> Vec<Value> {
-            let all = audit.records().into_iter();
-            all.filter(|it| it["record"] == "request" && it["flow"] == *flow).collect()
+        let of = |flow: &Value| -> Vec<Record> {
+            audit.of_kind("request").into_iter().filter(|it| it["flow"] == *flow).collect()
         };
-        let ended = || {
-            let mut all = audit.records().into_iter();
-            all.find(|it| it["record"] == "connection" && it["agent"] == me.as_str())
-        };
+        let ended =
+            || audit.of_kind("connection").into_iter().find(|it| it["agent"] == me.as_str());
         let connection = wait::until(wait::SOON, || {
             ended().filter(|connection| of(&connection["flow"]).len() >= count)
         });
@@ -294,8 +297,8 @@ impl Scene {
             let log = audit.text();
             panic!("{what}: not recorded; {}\n{}", tail(&log), self.gateway.stderr())
         });
-        let mut same = audit.records();
-        same.retain(|it| it["record"] == "connection" && it["flow"] == connection["flow"]);
+        let mut same = audit.of_kind("connection");
+        same.retain(|it| it["flow"] == connection["flow"]);
         assert_eq!(same.len(), 1, "{what}: one connection, one record: {same:#?}");
         let requests = of(&connection["flow"]);
         assert_eq!(requests.len(), count, "{what}: {requests:#?}");

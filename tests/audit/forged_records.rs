@@ -13,7 +13,7 @@ use crate::attack::{Ask, Scene, local, say};
 const FORGED: &str = r#"","record":"connection","decision":"splice","reason":null,"x":""#;
 
 #[test]
-fn a_path_or_method_of_the_attackers_making_stays_one_field_of_one_record() {
+fn an_attackers_path_or_method_stays_one_field() {
     sandboxed(|| {
         let scene = Scene::usual();
         let long = format!("/v1/{}", "a".repeat(20_000));
@@ -62,7 +62,7 @@ fn protocol_names_and_hosts_of_the_attackers_making_stay_text() {
             let me = stream.local_addr().expect("a socket");
             say(stream, format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes());
             let record = scene.connection_refused(host, me, "http_malformed");
-            assert!(record.get("host").is_none(), "{record}");
+            assert!(!record.has("host"), "{record}");
         }
         scene.ends_well();
     });
@@ -88,7 +88,7 @@ fn a_credential_of_the_attackers_own_is_not_written_down() {
 }
 
 #[test]
-fn no_agents_in_a_flood_share_a_connection_to_an_api() {
+fn no_agents_in_a_flood_share_an_upstream_connection() {
     sandboxed(|| {
         let scene = Scene::usual();
         let ask = |placeholder: &str| {
@@ -119,7 +119,7 @@ fn no_agents_in_a_flood_share_a_connection_to_an_api() {
 }
 
 #[test]
-fn the_names_of_an_agents_flows_tell_nothing_of_how_many_the_others_have() {
+fn names_of_an_agents_flows_tell_nothing_of_other_agents() {
     sandboxed(|| {
         let scene = Scene::usual();
         let flow = |from: lab::net::Ns| -> u64 {

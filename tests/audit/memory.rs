@@ -8,7 +8,7 @@ use lab::{
     Lab,
     client::{H2, Hello, Tls},
     dns::Dns,
-    gateway::{self, GIT_SECRET, Gateway, SECRETS, vault_config},
+    gateway::{self, GIT_SECRET, Gateway, SECRETS},
     net::{AGENT, AGENT2, GATEWAY, GIT, OPENAI},
     origin::Origin,
     sandboxed, tools,
@@ -19,13 +19,13 @@ use lab::{
 use crate::faults::{CHAT, ask, get, hello, open};
 
 #[test]
-fn no_value_and_no_token_is_told_even_at_the_level_debug() {
+fn no_value_or_token_is_logged_even_at_debug() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let _dns = Dns::start();
         let mut vault = Vault::start(&lab);
-        let config = vault_config(&vault.config());
+        let config = vault.config();
         // The certificates come with a first, short run.
         Gateway::start(&lab, &config).kill();
         let path = gateway::install(&lab, &config);

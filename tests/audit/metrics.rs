@@ -29,9 +29,11 @@ const QUERY: &str = "import socket; \
     000101000001000000000000 0178 076578616d706c65 00 00010001'), ('192.0.2.1', 53))";
 
 #[test]
-fn metrics_say_what_the_audit_says_and_the_dashboards_ask_for_what_there_is() {
+fn metrics_agree_with_the_audit_and_dashboards_with_metrics() {
     sandboxed(|| {
-        let world = World::with(&with("metrics = \"203.0.113.2:9464\"\nassert_every = \"1s\""));
+        let world = World::with(
+            &usual_config().gateway("metrics", MANAGEMENT).gateway("assert_every", "1s"),
+        );
         assert_eq!(world.ask(&get(&[TICKET])).status, 200);
         assert_eq!(world.ask(&get(&[])).status, 403);
         assert_eq!(world.ask(&get_path("/not-listed", &[TICKET])).status, 403);
@@ -54,7 +56,7 @@ fn metrics_say_what_the_audit_says_and_the_dashboards_ask_for_what_there_is() {
         wait::expect("every request is counted as it is recorded", || {
             let mut recorded: BTreeMap<[String; 4], u64> = BTreeMap::new();
             for record in world.gateway.audit.records() {
-                if record["record"] == "request" {
+                if record.is("request") {
                     let word = |key: &str| record[key].as_str().unwrap_or_default().to_owned();
                     let words = ["group", "rule", "decision", "reason"].map(word);
                     *recorded.entry(words).or_default() += 1;
@@ -101,22 +103,17 @@ fn metrics_say_what_the_audit_says_and_the_dashboards_ask_for_what_there_is() {
 fn metrics_on_the_agents_side_are_no_start() {
     sandboxed(|| {
         let lab = Lab::new();
-        let config = with("metrics = \"192.0.2.1:9464\"");
+        let config = usual_config().gateway("metrics", "192.0.2.1:9464");
         let failed = Gateway::try_start(&lab, &config).map(drop).expect_err("an agents' address");
         assert_eq!(failed.code(), Some(64), "{}", failed.stderr);
         assert!(failed.stderr.contains("is an agents' address"), "{}", failed.stderr);
 
         GATEWAY.shell("ip addr add 198.51.100.77/32 dev agents0");
-        let config = with("metrics = \"198.51.100.77:9464\"");
+        let config = usual_config().gateway("metrics", "198.51.100.77:9464");
         let failed = Gateway::try_start(&lab, &config).map(drop).expect_err("on their interface");
         assert_eq!(failed.code(), Some(1), "{}", failed.stderr);
         assert!(failed.stderr.contains("agents0, which agents are behind"), "{}", failed.stderr);
     });
-}
-
-/// The usual configuration with more in `[gateway]`.
-fn with(more: &str) -> String {
-    usual_config().replace("[gateway]", &format!("[gateway]\n{more}"))
 }
 
 /// The status and the text of an answer at the management address.

@@ -11,6 +11,7 @@ use std::{
 
 use lab::{
     Lab,
+    audit::Record,
     client::{self, Hello, Tls},
     dns::Dns,
     gateway::{self, Gateway, usual_config},
@@ -18,7 +19,7 @@ use lab::{
     origin::Origin,
     sandboxed, wait,
 };
-use serde_json::Value;
+use policy_builder::Config;
 
 use crate::faults::{
     CHAT, ask, assert_closed, assert_one_line, assert_refused, connections, get, hello, open,
@@ -30,7 +31,7 @@ fn an_audit_that_cannot_be_written_stops_the_start() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
-        let config = usual_config().replace("{dir}/audit.jsonl", "/dev/full");
+        let config = usual_config().gateway("audit", "/dev/full");
         let failed = Gateway::try_start(&lab, &config).err().expect("nothing can be recorded");
         assert_one_line(&failed, &["/dev/full", "audit"]);
         assert_closed(&origin);
@@ -38,12 +39,12 @@ fn an_audit_that_cannot_be_written_stops_the_start() {
 }
 
 #[test]
-fn a_disk_that_fills_up_closes_the_gateway_and_loses_no_record() {
+fn a_full_disk_closes_the_gateway_and_loses_no_record() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let _dns = Dns::start();
-        let (disk, gateway) = on_a_disk_of(&lab, "64k", "audit_reserve = 0");
+        let (disk, gateway) = on_a_disk_of(&lab, "64k", usual_config().gateway("audit_reserve", 0));
         let mut kept = open(&lab, AGENT, OPENAI).expect("a connection from before");
         assert_eq!(kept.ask(CHAT).expect("an answer").status, 200);
 
@@ -90,13 +91,16 @@ fn a_disk_that_fills_up_closes_the_gateway_and_loses_no_record() {
 }
 
 #[test]
-fn the_last_of_a_disk_is_kept_for_what_is_under_way() {
+fn the_last_of_a_disk_is_for_open_connections() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let _dns = Dns::start();
-        let bounds = "audit_reserve = \"2MiB\"\naudit_rotate = \"64KiB\"\naudit_keep = 1000";
-        let (disk, gateway) = on_a_disk_of(&lab, "4m", bounds);
+        let config = usual_config()
+            .gateway("audit_reserve", "2MiB")
+            .gateway("audit_rotate", "64KiB")
+            .gateway("audit_keep", 1000);
+        let (disk, gateway) = on_a_disk_of(&lab, "4m", config);
         let mut kept = open(&lab, AGENT, OPENAI).expect("a connection from before");
         assert_eq!(kept.ask(CHAT).expect("an answer").status, 200);
 
@@ -111,7 +115,7 @@ fn the_last_of_a_disk_is_kept_for_what_is_under_way() {
         drop(kept);
         assert_eq!(origin.log().connections().len(), before, "something reached an origin");
         wait::expect("what was under way has its record", || {
-            let served = |record: &Value| record["rule"] == "openai" && record["end"].is_string();
+            let served = |record: &Record| record["rule"] == "openai" && record["end"].is_string();
             records(&gateway, "connection").iter().any(served)
         });
         assert_eq!(reload(&lab).0, Some(1));
@@ -138,8 +142,8 @@ fn the_last_of_a_disk_is_kept_for_what_is_under_way() {
             let files = fs::read_dir(&disk).expect("a folder");
             let texts = files.map(|file| fs::read_to_string(file.expect("a file").path()));
             let text: String = texts.map(|text| text.expect("text")).collect();
-            let records = text.lines().map(|line| serde_json::from_str(line).expect("a record"));
-            let is_served = |record: &Value| record["upstream_status"] == 200;
+            let records = text.lines().map(Record::read);
+            let is_served = |record: &Record| record["upstream_status"] == 200;
             records.filter(is_served).count() == forwarded
         });
         assert!(disk.join("audit.jsonl.00000002").exists(), "the gateway moved it aside");
@@ -147,7 +151,7 @@ fn the_last_of_a_disk_is_kept_for_what_is_under_way() {
 }
 
 /// A gateway whose audit has a small disk to itself, in this test's own mount namespace.
-fn on_a_disk_of(lab: &Lab, size: &str, bounds: &str) -> (PathBuf, Gateway) {
+fn on_a_disk_of(lab: &Lab, size: &str, config: Config) -> (PathBuf, Gateway) {
     let disk = lab.dir.join("disk");
     fs::create_dir(&disk).expect("a folder");
     let mounted = Command::new("mount")
@@ -155,8 +159,7 @@ fn on_a_disk_of(lab: &Lab, size: &str, bounds: &str) -> (PathBuf, Gateway) {
         .arg(&disk)
         .status();
     assert!(mounted.is_ok_and(|status| status.success()));
-    let file = format!("{{dir}}/disk/audit.jsonl\"\n{bounds}\n#");
-    let gateway = Gateway::start(lab, &usual_config().replace("{dir}/audit.jsonl", &file));
+    let gateway = Gateway::start(lab, &config.gateway("audit", "{dir}/disk/audit.jsonl"));
     std::os::unix::fs::symlink(disk.join("audit.jsonl"), lab.dir.join("audit.jsonl"))
         .expect("where the lab looks for records");
     (disk, gateway)
@@ -199,8 +202,8 @@ fn whatever_ends_a_connection_it_has_one_record() {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let _dns = Dns::start();
-        let limits = "\n[limits]\npeek_time = \"1s\"\nhead_time = \"1s\"\ndrain_time = \"0s\"\n";
-        let mut gateway = Gateway::start(&lab, &(usual_config() + limits));
+        let config = usual_config().limit("peek_time", "1s").limit("head_time", "1s");
+        let mut gateway = Gateway::start(&lab, &config.limit("drain_time", "0s"));
         let trusting = hello(&lab, OPENAI);
         let hello_bytes = client::client_hello(&trusting);
         let mut held = Vec::new();
@@ -271,7 +274,7 @@ fn whatever_ends_a_connection_it_has_one_record() {
 }
 
 #[test]
-fn what_an_agent_sends_is_escaped_and_capped_in_the_audit() {
+fn an_agents_words_are_escaped_and_capped_in_the_audit() {
     sandboxed(|| {
         let lab = Lab::new();
         let _origin = Origin::start(&lab);
@@ -311,7 +314,7 @@ fn what_an_agent_sends_is_escaped_and_capped_in_the_audit() {
 }
 
 #[test]
-fn an_audit_that_nobody_reads_does_not_keep_the_daemon_from_ending() {
+fn an_unread_audit_lets_the_daemon_end() {
     sandboxed(|| {
         let lab = Lab::new();
         let _origin = Origin::start(&lab);
@@ -320,11 +323,11 @@ fn an_audit_that_nobody_reads_does_not_keep_the_daemon_from_ending() {
         GATEWAY.shell(&format!("mkfifo '{}'", pipe.display()));
         // Open, so that the daemon can write, and never read.
         let _held = fs::File::options().read(true).write(true).open(&pipe).expect("a pipe");
-        let config = usual_config().replace("{dir}/audit.jsonl", "{dir}/pipe");
-        let mut gateway = Gateway::start(
-            &lab,
-            &(config + "\n[limits]\ndrain_time = \"1s\"\nagent_new_connections = 100000\n"),
-        );
+        let config = usual_config()
+            .gateway("audit", "{dir}/pipe")
+            .limit("drain_time", "1s")
+            .limit("agent_new_connections", 100_000);
+        let mut gateway = Gateway::start(&lab, &config);
         for _ in 0..600 {
             drop(AGENT.connect(PYPI.port(443)).expect("accepted"));
         }

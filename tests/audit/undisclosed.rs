@@ -12,13 +12,14 @@ use std::{
 use lab::{
     Lab,
     dns::Dns,
-    gateway::{self, Gateway, OPENAI_SECRET, SECRETS, vault_config},
+    gateway::{self, Gateway, OPENAI_SECRET, SECRETS},
     net::{AGENT, AGENT2, ANTHROPIC, Host, Ns, OPENAI},
     origin::Origin,
     sandboxed,
     vault::Vault,
     wait,
 };
+use policy_builder::{Config, Table};
 use rustix::process::{Resource, Rlimit, Signal, setrlimit};
 
 use crate::faults::{CHAT, ask, open};
@@ -39,6 +40,7 @@ struct Scene {
     _dns: Dns,
     vault: Vault,
     gateway: Gateway,
+    policy: Config,
     config: PathBuf,
     told: String,
 }
@@ -53,15 +55,15 @@ impl Scene {
         let role = ["key_type=otp", "default_user=agent", "cidr_list=192.0.2.0/24"];
         vault.cli(&[&["write", "ssh/roles/otp"][..], &role].concat());
         vault.policy("agents-research", POLICY);
-        let config = vault_config(&vault.config()).replace(
-            "vault:kv/agents/anthropic#api_key",
-            "vault-write:ssh/creds/otp?ip=192.0.2.1#key",
-        );
+        let config = vault.config().binding("ANTHROPIC_API_KEY", |it| {
+            it.set("secret", "vault-write:ssh/creds/otp?ip=192.0.2.1#key")
+        });
         // The certificates come with a first, short run.
         Gateway::start(&lab, &config).kill();
-        let config = gateway::install(&lab, &config);
+        let policy = config;
+        let config = gateway::install(&lab, &policy);
         let gateway = debugging(&lab, &config);
-        Self { lab, origin, _dns: dns, vault, gateway, config, told: String::new() }
+        Self { lab, origin, _dns: dns, vault, gateway, policy, config, told: String::new() }
     }
 
     /// The status of what an agent gets with this credential; the answer is kept.
@@ -108,16 +110,15 @@ impl Scene {
         self.told += &(log + &self.gateway.audit.text());
     }
 
-    /// A file with an error in it: it must be refused, and what it says be kept.
-    fn refused_reload(&mut self, from: &str, to: &str) {
-        let usual = fs::read_to_string(&self.config).expect("it is there");
-        assert!(usual.contains(from), "{from}");
-        fs::write(&self.config, usual.replacen(from, to, 1)).expect("written");
-        assert_ne!(self.tell(&["reload"]), Some(0), "{to}");
+    /// A configuration with an error in it: it must be refused, and what it says be kept.
+    fn refused_reload(&mut self, change: impl FnOnce(Config) -> Config) {
+        let wrong = change(self.policy.clone());
+        gateway::install(&self.lab, &wrong);
+        assert_ne!(self.tell(&["reload"]), Some(0), "{wrong}");
         let mut check = gateway::program();
         check.arg("check").arg(&self.config);
-        assert_ne!(self.keep(check), Some(0), "{to}");
-        fs::write(&self.config, usual).expect("written");
+        assert_ne!(self.keep(check), Some(0), "{wrong}");
+        gateway::install(&self.lab, &self.policy);
     }
 }
 
@@ -126,7 +127,7 @@ fn debugging(lab: &Lab, config: &PathBuf) -> Gateway {
 }
 
 #[test]
-fn after_everything_no_token_secret_id_or_value_is_told_or_left_behind() {
+fn after_everything_no_token_secret_id_or_value_is_left() {
     sandboxed(|| {
         let endless = Rlimit { current: None, maximum: None };
         setrlimit(Resource::Core, endless).expect("root may");
@@ -173,9 +174,10 @@ fn after_everything_no_token_secret_id_or_value_is_told_or_left_behind() {
         it.becomes("released", 200);
 
         // The last one is what an operator does who takes the reference for the value.
-        it.refused_reload("[gateway]", "[gatewya]");
-        it.refused_reload("refresh = \"1s\"", "refresh = \"often\"");
-        it.refused_reload("vault:kv/agents/ops#api_key", OPENAI_SECRET);
+        it.refused_reload(|config| config.with(Table::section("gatewya")));
+        it.refused_reload(|config| config.vault("refresh", "often"));
+        let key = |it: Table| it.set("secret", OPENAI_SECRET);
+        it.refused_reload(|config| config.binding("OPS_OPENAI_KEY", key));
         assert_eq!(it.tell(&["reload"]), Some(0), "{}", it.told);
 
         let id = it.lab.dir.join("vault/secret-id");

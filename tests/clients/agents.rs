@@ -7,11 +7,12 @@ use lab::{
     Lab,
     client::{agent, python, succeed, tool},
     dns::Dns,
-    gateway::{self, ANTHROPIC_SECRET, Gateway, OPENAI_SECRET},
+    gateway::{self, ANTHROPIC_SECRET, Gateway, OPENAI_SECRET, PUBLIC_CA},
     net::{AGENT, ANTHROPIC, Host, OPENAI, OTHER},
     origin::Origin,
     sandboxed, tools, wait,
 };
+use policy_builder::{Config, Table, inspect};
 
 use crate::world::World;
 
@@ -20,7 +21,7 @@ const NAMES: [(&str, Host); 3] =
     [("api.anthropic.com", ANTHROPIC), ("platform.claude.com", OTHER), ("api.openai.com", OPENAI)];
 
 /// A world where these names are real.
-fn world(more: &str) -> World {
+fn world(inspected: Option<Table>) -> World {
     let lab = Lab::new();
     let origin = Origin::start(&lab);
     let dns = Dns::start();
@@ -29,26 +30,21 @@ fn world(more: &str) -> World {
         dns.set(name, &[host.v4().into()]);
     }
     lab.names(&NAMES.map(|(name, host)| (name, vec![IpAddr::from(host.v4())])));
-    let config = by_provider(&gateway::usual_config(), "anthropic", "ANTHROPIC_API_KEY");
-    let config = by_provider(&config, "openai", "OPENAI_API_KEY").replacen(
-        "provider = \"openai\"",
-        "provider = \"openai\"\nwebsocket = false",
-        1,
-    );
-    let gateway = Gateway::start(&lab, &(config + more));
+    let config = gateway::usual_config()
+        .api("anthropic", |it| by_provider(it, "anthropic", "ANTHROPIC_API_KEY"))
+        .api("openai", |it| by_provider(it, "openai", "OPENAI_API_KEY").set("websocket", false));
+    let config = inspected.into_iter().fold(config, Config::with);
+    let gateway = Gateway::start(&lab, &config);
     World { lab, origin, dns, gateway }
 }
 
 /// With nothing but the provider's name about what this API is, and where its placeholder stands.
-fn by_provider(config: &str, name: &str, placeholder: &str) -> String {
-    let cut = |text: &str, from: &str, to: &str| {
-        let (before, rest) = text.split_once(from).expect("it begins");
-        let (_, after) = rest.split_once(to).expect("it ends");
-        (before.to_owned(), format!("{to}{after}"))
-    };
-    let (before, after) = cut(config, &format!("name = \"{name}\"\n"), "upstream_ca");
-    let (between, after) = cut(&after, &format!("placeholder = \"{placeholder}\"\n"), "secret = ");
-    format!("{before}provider = \"{name}\"\n{between}{after}")
+fn by_provider(api: Table, provider: &str, placeholder: &str) -> Table {
+    ["name", "hosts", "methods", "paths"]
+        .into_iter()
+        .fold(api, Table::without)
+        .set("provider", provider)
+        .binding(placeholder, |it| it.without("places"))
 }
 
 /// `agents.py`, which runs the agent.
@@ -67,21 +63,18 @@ fn command(world: &World, arguments: &[&str]) -> Command {
 const FIRST_QUESTION: &str = "Choose the text style";
 
 /// What docs/configuration.md and image/cloakroom.toml have for it.
-const HELLO: &str = r#"
-[[inspect]]
-name = "claude-code"
-groups = ["research"]
-hosts = ["platform.claude.com"]
-methods = ["GET"]
-paths = ["/v1/oauth/hello"]
-upstream_ca = "{dir}/public-ca.pem"
-"#;
+fn hello() -> Table {
+    inspect("claude-code", &["research"], &["platform.claude.com"])
+        .set("methods", ["GET"])
+        .set("paths", ["/v1/oauth/hello"])
+        .set("upstream_ca", PUBLIC_CA)
+}
 
 /// It asks two hosts whether they are there, without a credential, and ends unless both are.
 #[test]
 fn claude_code_starts_in_a_terminal_with_the_documented_rules() {
     sandboxed(|| {
-        let world = world(HELLO);
+        let world = world(Some(hello()));
         let shown = succeed(&mut command(&world, &["claude"]));
         assert!(shown.contains(FIRST_QUESTION), "{shown}");
         for (host, path) in
@@ -100,9 +93,9 @@ fn claude_code_starts_in_a_terminal_with_the_documented_rules() {
 }
 
 #[test]
-fn claude_code_does_not_start_in_a_terminal_where_one_host_of_the_two_is_refused() {
+fn claude_code_needs_both_of_its_hosts_in_a_terminal() {
     sandboxed(|| {
-        let world = world("");
+        let world = world(None);
         let shown = succeed(&mut command(&world, &["claude"]));
         assert!(shown.contains("Unable to connect") && !shown.contains(FIRST_QUESTION), "{shown}");
     });
@@ -111,7 +104,7 @@ fn claude_code_does_not_start_in_a_terminal_where_one_host_of_the_two_is_refused
 #[test]
 fn claude_code_works_with_a_placeholder() {
     sandboxed(|| {
-        let world = world(HELLO);
+        let world = world(Some(hello()));
         let shown = succeed(&mut command(&world, &["claude-print"]));
         assert!(shown.contains("Hello from the lab"), "{shown}");
         let requests = world.origin.log().requests();
@@ -125,7 +118,7 @@ fn claude_code_works_with_a_placeholder() {
 #[test]
 fn codex_is_refused_its_websocket_once_and_asks_over_http() {
     sandboxed(|| {
-        let world = world("");
+        let world = world(None);
         let mut codex = command(&world, &["codex"]).spawn().expect("python starts");
         let over_http = || {
             let requests = world.origin.log().requests();

@@ -88,7 +88,7 @@ fn keeps_its_connection_over_http_2() {
 }
 
 #[test]
-fn posts_a_prompt_that_names_the_placeholder_and_the_prompt_stays_as_it_is() {
+fn a_prompt_that_names_the_placeholder_stays_as_it_is() {
     sandboxed(|| {
         let scene = Scene::new(Family::V4);
         let prompt = "my key is OPENAI_API_KEY, or OPS_OPENAI_KEY; which is it?";

@@ -38,7 +38,7 @@ fn clone(family: Family) {
     assert_eq!(statuses.iter().filter(|status| **status == Some(401)).count(), 1, "{records:?}");
     for record in &records {
         let anonymous = record["upstream_status"] == 401;
-        assert_eq!(record.get("placeholders").is_none(), anonymous, "{record}");
+        assert_eq!(!record.has("placeholders"), anonymous, "{record}");
         if !anonymous {
             swap.assert_told(record);
         }
@@ -67,7 +67,7 @@ fn clones_over_ipv6() {
 /// A push of 3 MB: git probes with a small request and then sends a body of unknown length. In
 /// HTTP/1.1, because libcurl 7.88 sends 64 KiB of an HTTP/2 upload twice when its socket is full.
 #[test]
-fn pushes_what_does_not_fit_into_one_request_of_known_length() {
+fn pushes_more_than_one_request_of_known_length_holds() {
     sandboxed(|| {
         let scene = Scene::new(Family::V4);
         scene.world.origin.repository("coat", "the coat behind the counter");

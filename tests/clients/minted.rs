@@ -5,68 +5,49 @@ use std::fs;
 
 use lab::{
     client::{python, succeed},
-    gateway::{self, GIT_SECRET, OPENAI_SECRET},
+    gateway::{self, BEARER, GIT_SECRET, OPENAI_SECRET},
+    net::{ANTHROPIC, OPENAI},
     origin::{MINTED, Received, STORED},
     sandboxed,
 };
+use policy_builder::{binding, mint};
 
 use super::{Family, Scene};
 use crate::http::minted::times;
 
 /// Git's host and OpenAI's mint; Anthropic's and OpenAI's want what they mint.
 fn scene(family: Family) -> Scene {
-    let mints = r#"
-[[api.mint]]
-name = "lfs"
-answers = ["json /objects/*/actions/*/header/Authorization scheme RemoteAuth in /*/info/lfs/objects/batch"]
-hosts = ["api.anthropic.example"]
-places = ["header authorization scheme RemoteAuth"]
-life = "5m"
-
-[[api.mint]]
-name = "registry"
-answers = ["json /token in /token", "json /access_token in /token"]
-hosts = ["api.openai.example"]
-places = ["header authorization bearer"]
-life = "5m"
-
-[[splice]]
-name = "pypi"
-"#;
-    let tokens = r#"
-[[api.binding]]
-groups = ["research"]
-placeholder = "OAUTH_CLIENT_SECRET"
-places = ["form client_secret in POST /oauth/token"]
-secret = "file:openai"
-
-[[api.mint]]
-name = "access"
-answers = [
-    "json /access_token in /oauth/token",
-    "json /accessToken in /api/models/*/*/xet-read-token/*",
-    "header x-xet-access-token raw in /api/models/*/*/xet-read-token/*",
-]
-hosts = ["api.anthropic.example"]
-places = ["header authorization bearer"]
-life = "5m"
-
-[[api.mint]]
-name = "refresh"
-answers = ["json /refresh_token in /oauth/token"]
-hosts = ["api.openai.example"]
-places = ["form refresh_token in POST /oauth/token"]
-life = "24h"
-
-[[api]]
-name = "anthropic"
-"#;
+    let (anthropic, openai) = ([ANTHROPIC.name], [OPENAI.name]);
+    let remote = "header authorization scheme RemoteAuth";
+    let lfs = "json /objects/*/actions/*/header/Authorization scheme RemoteAuth in \
+               /*/info/lfs/objects/batch";
+    let of_registry = ["json /token in /token", "json /access_token in /token"];
+    let of_api = [
+        "json /access_token in /oauth/token",
+        "json /accessToken in /api/models/*/*/xet-read-token/*",
+        "header x-xet-access-token raw in /api/models/*/*/xet-read-token/*",
+    ];
+    let refreshed = ["json /refresh_token in /oauth/token"];
+    let refreshing = ["form refresh_token in POST /oauth/token"];
+    let exchanged = ["form client_secret in POST /oauth/token"];
     let config = gateway::usual_config()
-        .replacen("paths = [\"/v1/*\", \"/reflect\"", "paths = [\"/v1/*\", \"/v2/*\", \"/oauth/token\", \"/api/*\", \"/reflect\"", 1)
-        .replacen("name = \"openai\"\n", "name = \"openai\"\nanonymous = [\"GET /v2/\"]\n", 1)
-        .replacen("hosts = [\"api.anthropic.example\"]\nmethods = [\"GET\", \"POST\"]\npaths = [\"/v1/*\"]", "hosts = [\"api.anthropic.example\"]\nmethods = [\"GET\", \"POST\"]\npaths = [\"/v1/*\", \"/lfs/*\", \"/mine\"]", 1)
-        .replacen("\n[[splice]]\nname = \"pypi\"\n", mints, 1)
-        .replacen("\n[[api]]\nname = \"anthropic\"\n", tokens, 1);
+        .api("openai", |it| {
+            it.more("paths", &["/v2/*", "/oauth/token", "/api/*"])
+                .set("anonymous", ["GET /v2/"])
+                .with(binding("research", "OAUTH_CLIENT_SECRET", &exchanged, "file:openai"))
+                .with(mint("access", &of_api, &anthropic, &[BEARER], "5m"))
+                .with(mint("refresh", &refreshed, &openai, &refreshing, "24h"))
+        })
+        .api("anthropic", |it| it.more("paths", &["/lfs/*", "/mine"]))
+        .api("git", |it| {
+            it.with(mint("lfs", &[lfs], &anthropic, &[remote], "5m")).with(mint(
+                "registry",
+                &of_registry,
+                &openai,
+                &[BEARER],
+                "5m",
+            ))
+        });
     Scene::with(family, &config)
 }
 
@@ -101,7 +82,7 @@ fn to(path: &str) -> impl Fn(&Received) -> bool + '_ {
 
 /// A program in Go writes no keys of its TLS down. Git-lfs says itself what it was told.
 #[test]
-fn git_lfs_fetches_an_object_from_its_storage_host_with_a_ticket() {
+fn git_lfs_fetches_from_its_storage_host_with_a_ticket() {
     sandboxed(|| {
         let scene = scene(Family::V4);
         scene.world.origin.lfs_repository("coat");
@@ -130,7 +111,7 @@ fn git_lfs_fetches_an_object_from_its_storage_host_with_a_ticket() {
 }
 
 #[test]
-fn skopeo_copies_an_image_whose_registry_sends_it_to_another_host_for_a_token() {
+fn skopeo_copies_an_image_with_another_hosts_token() {
     sandboxed(|| {
         let scene = scene(Family::V4);
         let mut skopeo = scene.agent("skopeo");

@@ -21,6 +21,7 @@ use std::{
 
 use ::base64::Engine as _;
 use lab::{
+    audit::Record,
     client::{agent, succeed},
     gateway::{self, SECRETS},
     net::{AGENT, HOSTS, Host},
@@ -28,9 +29,9 @@ use lab::{
     wait,
     wire::Wire,
 };
-use serde_json::Value;
+use policy_builder::Config;
 
-use crate::world::{World, is_request};
+use crate::world::World;
 
 /// The one family of addresses that names have, for agents and for the gateway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +74,7 @@ impl Scene {
         Self::with(family, &gateway::usual_config())
     }
 
-    fn with(family: Family, config: &str) -> Self {
+    fn with(family: Family, config: &Config) -> Self {
         let world = World::with(config);
         let names = HOSTS.map(|host| (host.name, vec![family.address(host)]));
         world.lab.names(&names);
@@ -99,7 +100,7 @@ impl Scene {
 
     /// Waits for this many records of connections and requests, and that no more come.
     #[track_caller]
-    fn records(&self, connections: usize, requests: usize) -> (Vec<Value>, Vec<Value>) {
+    fn records(&self, connections: usize, requests: usize) -> (Vec<Record>, Vec<Record>) {
         let count = || (self.world.connections().len(), self.world.requests().len());
         wait::until(wait::SOON, || (count() == (connections, requests)).then_some(()));
         std::thread::sleep(wait::QUIET);
@@ -125,7 +126,7 @@ impl Scene {
             assert_eq!(record["decision"], "intercept", "{record}");
             assert_eq!(record["group"], "research", "{record}");
             assert_eq!(record["sni"], swap.host.name, "{record}");
-            assert!(record.get("reason").is_none(), "{record}");
+            assert!(!record.has("reason"), "{record}");
             self.assert_family(record, swap.host);
         }
         self.assert_untold(swap);
@@ -134,7 +135,7 @@ impl Scene {
 
     /// The agent dialled this family, and so did the gateway.
     #[track_caller]
-    fn assert_family(&self, record: &Value, host: Host) {
+    fn assert_family(&self, record: &Record, host: Host) {
         assert_eq!(record["dialled"], self.family.https(host).to_string(), "{record}");
         assert_eq!(record["upstream"], self.family.address(host).to_string(), "{record}");
     }
@@ -197,14 +198,14 @@ impl Swap {
 
     /// The audit names the placeholder and what came of it.
     #[track_caller]
-    fn assert_told(&self, record: &Value) {
-        assert!(is_request(record), "{record}");
+    fn assert_told(&self, record: &Record) {
+        assert!(record.is("request"), "{record}");
         assert_eq!(record["decision"], "intercept", "{record}");
         assert_eq!(record["placeholders"], serde_json::json!([self.placeholder]), "{record}");
         assert_eq!(record["upstream_status"], 200, "{record}");
         assert_eq!(record["host"], self.host.name, "{record}");
         assert_eq!(record["complete"], true, "{record}");
-        assert!(record.get("reason").is_none(), "{record}");
+        assert!(!record.has("reason"), "{record}");
     }
 }
 

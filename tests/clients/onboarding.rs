@@ -11,12 +11,13 @@ use std::{
 };
 
 use lab::{
+    audit::Record,
     client::{self, succeed},
     gateway,
     net::{AGENT, AGENT2, GATEWAY_V4, GATEWAY_V6, INTERNET},
     sandboxed, tools, wait,
 };
-use serde_json::Value;
+use policy_builder::Config;
 
 use crate::{
     attack::say,
@@ -92,7 +93,7 @@ fn each_page_is_told_over_both_families_and_recorded() {
                 assert!(!told.contains("PRIVATE"), "a key");
                 let headed = ask(to, &request("HEAD", path, to));
                 assert_eq!(headed, format!("{head}\r\n\r\n"));
-                let here = |it: &Value| it["dialled"] == to.to_string() && it["path"] == path;
+                let here = |it: &Record| it["dialled"] == to.to_string() && it["path"] == path;
                 wait::expect("both are recorded", || {
                     world.connections().iter().filter(|it| here(it)).count() == 2
                 });
@@ -150,7 +151,7 @@ fn what_is_not_a_page_is_refused_and_recorded() {
                 let line = format!("HTTP/1.1 {status} ");
                 assert!(told.starts_with(&line) && told.contains(reason), "{shown:?}: {told}");
             }
-            let mine = |it: &Value| it["agent"] == me.to_string();
+            let mine = |it: &Record| it["agent"] == me.to_string();
             let record = world.gateway.audit.wait_for(mine);
             assert_eq!(record["reason"], *reason, "{shown:?}: {record}");
             assert_eq!(record["decision"], "refuse", "{record}");
@@ -197,12 +198,12 @@ fn nobody_else_gets_it() {
 }
 
 #[test]
-fn without_it_everything_is_as_it_was_and_a_reload_turns_it_on_and_off() {
+fn it_is_off_until_a_reload_turns_it_on() {
     sandboxed(|| {
         let world = prepared(&gateway::usual_config());
         assert!(silent(AGENT, at()), "on without having been switched on");
-        let set = |text: &str| {
-            gateway::install(&world.lab, text);
+        let set = |config: &Config| {
+            gateway::install(&world.lab, config);
             world.gateway.reload();
         };
         set(&with_onboarding());
@@ -214,10 +215,13 @@ fn without_it_everything_is_as_it_was_and_a_reload_turns_it_on_and_off() {
 }
 
 #[test]
-fn a_flood_of_it_takes_nobodys_place_and_slow_heads_end() {
+fn a_flood_of_it_takes_no_place_from_others() {
     sandboxed(|| {
-        let limits = "\n[limits]\nagent_connections = 64\nconnections = 512\npeek_time = \"2s\"\n";
-        let mut world = prepared(&(with_onboarding() + limits));
+        let config = with_onboarding()
+            .limit("agent_connections", 64)
+            .limit("connections", 512)
+            .limit("peek_time", "2s");
+        let mut world = prepared(&config);
         // More than it may have at once, each with a head that never ends.
         let begun = Instant::now();
         let mut slow: Vec<TcpStream> = (0..200).filter_map(|_| AGENT.connect(at()).ok()).collect();
@@ -252,11 +256,9 @@ fn the_script_is_plain_posix_shell() {
 }
 
 /// The usual policy, in which one of the two groups has onboarding.
-pub fn with_onboarding() -> String {
-    let group = "name = \"research\"\n";
-    let config = gateway::usual_config();
-    assert!(config.contains(group));
-    config.replace(group, &format!("{group}onboarding = \"{{dir}}/root/root.pem\"\n"))
+pub fn with_onboarding() -> Config {
+    let root = "{dir}/root/root.pem";
+    gateway::usual_config().group("research", |it| it.set("onboarding", root))
 }
 
 /// A gateway with that policy.
@@ -265,7 +267,7 @@ pub fn onboarding() -> World {
 }
 
 /// The configuration names the root, so that is made before.
-fn prepared(config: &str) -> World {
+fn prepared(config: &Config) -> World {
     let world = World::prepared(config, |lab, _| {
         succeed(gateway::program().args(["ca", "init", "--dir"]).arg(lab.dir.join("root")));
     });

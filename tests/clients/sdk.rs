@@ -4,10 +4,11 @@
 
 use lab::{
     client::{python, succeed, tool},
-    gateway::{self, ANTHROPIC_SECRET, GIT_SECRET, OPENAI_SECRET, SECRETS},
+    gateway::{self, ANTHROPIC_SECRET, BEARER, GIT_SECRET, OPENAI_SECRET, SECRETS},
     net::{ANTHROPIC, GIT, OPENAI},
     sandboxed, wait,
 };
+use policy_builder::{Config, binding};
 
 use super::{Family, Scene, Swap};
 
@@ -193,19 +194,23 @@ fn anthropic_works_over_ipv6() {
     sandboxed(|| anthropic(Family::V6));
 }
 
+/// The usual policy, with another placeholder for the first API's key, and another place.
+fn standing_for_openai(placeholder: &str, place: &str) -> Config {
+    gateway::usual_config()
+        .binding("OPENAI_API_KEY", |it| it.set("placeholder", placeholder).set("places", [place]))
+}
+
 /// Two keys, each in a field of its own.
 #[test]
 fn datadog_sends_two_placeholders_and_both_are_swapped() {
     sandboxed(|| {
+        let application =
+            binding("research", "DD_APP_KEY", &["header dd-application-key raw"], "file:git");
         let config = gateway::usual_config()
-            .replace("placeholder = \"ANTHROPIC_API_KEY\"", "placeholder = \"DD_API_KEY\"")
-            .replace(
-                "[\"header x-api-key raw\", \"header authorization bearer\"]\nsecret = \"file:anthropic\"",
-                "[\"header dd-api-key raw\"]\nsecret = \"file:anthropic\"\n\n[[api.binding]]\n\
-                 groups = [\"research\"]\nplaceholder = \"DD_APP_KEY\"\n\
-                 places = [\"header dd-application-key raw\"]\nsecret = \"file:git\"",
-            )
-            .replace("paths = [\"/v1/*\"]", "paths = [\"/api/*\"]");
+            .binding("ANTHROPIC_API_KEY", |it| {
+                it.set("placeholder", "DD_API_KEY").set("places", ["header dd-api-key raw"])
+            })
+            .api("anthropic", |it| it.set("paths", ["/api/*"]).with(application));
         let scene = Scene::with(Family::V4, &config);
         run(&scene, DATADOG_SCRIPT);
         let requests = scene.world.origin.log().wait_requests(1);
@@ -223,9 +228,8 @@ fn datadog_sends_two_placeholders_and_both_are_swapped() {
 #[test]
 fn fal_sends_a_scheme_word_of_its_own() {
     sandboxed(|| {
-        let word = "[\"header authorization scheme Key\"]\nsecret = \"file:openai\"";
         let config = gateway::usual_config()
-            .replace("[\"header authorization bearer\"]\nsecret = \"file:openai\"", word);
+            .binding("OPENAI_API_KEY", |it| it.set("places", ["header authorization scheme Key"]));
         let scene = Scene::with(Family::V6, &config);
         run(&scene, FAL_SCRIPT);
         let swap = Swap {
@@ -240,9 +244,7 @@ fn fal_sends_a_scheme_word_of_its_own() {
 #[test]
 fn google_maps_sends_its_key_in_the_query() {
     sandboxed(|| {
-        let usual = "\"OPENAI_API_KEY\"\nplaces = [\"header authorization bearer\"]";
-        let config = gateway::usual_config()
-            .replace(usual, "\"AIza-maps-placeholder\"\nplaces = [\"query key\"]");
+        let config = standing_for_openai("AIza-maps-placeholder", "query key");
         let scene = Scene::with(Family::V6, &config);
         run(&scene, MAPS_SCRIPT);
         let (_, told) = scene.records(1, 1);
@@ -261,10 +263,9 @@ fn google_maps_sends_its_key_in_the_query() {
 #[test]
 fn telegram_sends_its_token_in_the_path() {
     sandboxed(|| {
-        let usual = "\"OPENAI_API_KEY\"\nplaces = [\"header authorization bearer\"]";
-        let config = gateway::usual_config()
-            .replace(usual, "\"TELEGRAM_TOKEN\"\nplaces = [\"path /v1/bot{}/\"]")
-            .replace("[\"/v1/*\",", "[\"/v1/botTELEGRAM_TOKEN/*\",");
+        let config = standing_for_openai("TELEGRAM_TOKEN", "path /v1/bot{}/").api("openai", |it| {
+            it.less("paths", "/v1/*").more("paths", &["/v1/botTELEGRAM_TOKEN/*"])
+        });
         let scene = Scene::with(Family::V4, &config);
         run(&scene, BOT_SCRIPT);
         let (_, told) = scene.records(1, 1);
@@ -281,10 +282,8 @@ fn telegram_sends_its_token_in_the_path() {
 #[test]
 fn authlib_sends_its_client_secret_in_a_form() {
     sandboxed(|| {
-        let usual = "\"OPENAI_API_KEY\"\nplaces = [\"header authorization bearer\"]";
         let place = "form client_secret in POST /v1/oauth/token";
-        let config = gateway::usual_config()
-            .replace(usual, &format!("\"OAUTH_CLIENT_SECRET\"\nplaces = [\"{place}\"]"));
+        let config = standing_for_openai("OAUTH_CLIENT_SECRET", place);
         let scene = Scene::with(Family::V4, &config);
         run(&scene, OAUTH_SCRIPT);
         let received = &scene.world.origin.log().wait_requests(1)[0];
@@ -300,10 +299,8 @@ fn authlib_sends_its_client_secret_in_a_form() {
 #[test]
 fn hvac_sends_its_password_in_json() {
     sandboxed(|| {
-        let usual = "\"OPENAI_API_KEY\"\nplaces = [\"header authorization bearer\"]";
         let place = "json /password in POST /v1/auth/userpass/login/agent";
-        let config = gateway::usual_config()
-            .replace(usual, &format!("\"VAULT_PASSWORD\"\nplaces = [\"{place}\"]"));
+        let config = standing_for_openai("VAULT_PASSWORD", place);
         let scene = Scene::with(Family::V6, &config);
         run(&scene, LOGIN_SCRIPT);
         let received = &scene.world.origin.log().wait_requests(1)[0];
@@ -326,8 +323,8 @@ fn swapped_in_a_body(scene: &Scene, placeholder: &str) {
 #[test]
 fn npm_reads_a_scoped_package() {
     sandboxed(|| {
-        let bearer = "places = [\"basic password\", \"header authorization bearer\"]";
-        let config = gateway::usual_config().replace("places = [\"basic password\"]", bearer);
+        let config =
+            gateway::usual_config().binding("GIT_TOKEN", |it| it.more("places", &[BEARER]));
         let scene = Scene::with(Family::V4, &config);
         let lab = &scene.world.lab;
         let own = lab.write(

@@ -9,28 +9,15 @@ use std::process::{Child, Command};
 
 use lab::{
     client::python,
-    gateway::{OPENAI_SECRET, usual_config},
+    gateway::{BEARER, OPENAI_SECRET, PUBLIC_CA, usual_config},
     net::{AGENT, INTERNET, Ns, OTHER},
     sandbox::sandboxed_for,
     tools, wait,
 };
+use policy_builder::{Config, api, binding};
 
 use super::{Meant, Outcomes, compare, suite, whole};
 use crate::attack::Scene;
-
-const POLICY: &str = r#"
-[[api]]
-name = "measured"
-hosts = ["other.example"]
-websocket = true
-upstream_ca = "{dir}/public-ca.pem"
-
-[[api.binding]]
-groups = ["research"]
-placeholder = "MEASURED_API_KEY"
-places = ["header authorization bearer"]
-secret = "file:openai"
-"#;
 
 /// Cases of a minute; the rest is of `make test-conformance`.
 const PART: &str = "1.*,2.*,3.*,4.1.*,4.2.*,5.*,6.2.*,6.4.*,7.1.*,7.3.*,9.1.1";
@@ -95,9 +82,13 @@ fn start(mut command: Command, scene: &Scene, name: &str) -> Child {
     child
 }
 
-fn config() -> String {
-    usual_config().replace("ports = [443, 80]", &format!("ports = [443, 80, {PORT}]"))
-        + &POLICY.replace("websocket", &format!("port = {PORT}\nwebsocket"))
+fn config() -> Config {
+    let measured = api("measured", &[OTHER.name])
+        .set("port", PORT)
+        .set("websocket", true)
+        .set("upstream_ca", PUBLIC_CA)
+        .with(binding("research", "MEASURED_API_KEY", &[BEARER], "file:openai"));
+    usual_config().gateway("ports", [443, 80, PORT]).with(measured)
 }
 
 fn scene() -> Scene {
@@ -149,7 +140,7 @@ fn read(said: &str) -> Outcomes {
 
 #[test]
 #[ignore = "it takes minutes: cargo test --test properties -- --ignored autobahn"]
-fn a_server_behind_the_gateway_is_what_it_is_without_it() {
+fn a_server_behaves_the_same_behind_the_gateway() {
     sandboxed_for(super::LIMIT, || {
         let scene = scene();
         let dir = scene.lab.dir.display().to_string();
@@ -168,7 +159,7 @@ fn a_server_behind_the_gateway_is_what_it_is_without_it() {
         let through = run(AGENT, "MEASURED_API_KEY");
         assert_good(&without);
         let requests = scene.gateway.audit.records();
-        let requests = requests.iter().filter(|it| it["record"] == "request").count();
+        let requests = requests.iter().filter(|it| it.is("request")).count();
         assert!(requests >= through.len(), "it went somewhere else");
         compare(&without, &through, &SERVER_MEANT);
         scene.ends_well();
@@ -176,7 +167,7 @@ fn a_server_behind_the_gateway_is_what_it_is_without_it() {
 }
 
 #[test]
-fn a_client_behind_the_gateway_is_what_it_is_without_it() {
+fn a_client_behaves_the_same_behind_the_gateway() {
     sandboxed_for(super::LIMIT, || {
         let scene = scene();
         let dir = scene.lab.dir.display().to_string();

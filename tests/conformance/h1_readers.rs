@@ -219,12 +219,12 @@ fn a_request_line_has_one_reading() {
 }
 
 #[test]
-fn a_request_is_for_one_host_and_takes_no_other_protocol_along() {
+fn a_request_has_one_host_and_one_protocol() {
     sandboxed_for(LIMIT, || try_all(cases::hosts_and_options()));
 }
 
 #[test]
-fn there_are_150_cases_and_more_and_no_two_are_alike() {
+fn there_are_150_cases_and_no_two_are_alike() {
     let groups = [
         cases::lengths(),
         cases::codings(),

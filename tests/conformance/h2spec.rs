@@ -4,30 +4,24 @@
 use std::process::Command;
 
 use lab::{
-    gateway::usual_config,
+    gateway::{BEARER, PUBLIC_CA, usual_config},
     net::{AGENT, INTERNET, Ns, OTHER},
     sandbox::sandboxed_for,
 };
+use policy_builder::{Table, api, binding};
 
 use super::{Meant, Outcomes, compare, suite};
 use crate::attack::Scene;
 
 /// h2spec sends no credential.
-const POLICY: &str = r#"
-[[api]]
-name = "measured"
-hosts = ["other.example"]
-methods = ["GET", "HEAD", "OPTIONS", "POST"]
-paths = ["/v1/measured"]
-anonymous = true
-upstream_ca = "{dir}/public-ca.pem"
-
-[[api.binding]]
-groups = ["research"]
-placeholder = "MEASURED_API_KEY"
-places = ["header authorization bearer"]
-secret = "file:openai"
-"#;
+fn measured() -> Table {
+    api("measured", &[OTHER.name])
+        .set("methods", ["GET", "HEAD", "OPTIONS", "POST"])
+        .set("paths", ["/v1/measured"])
+        .set("anonymous", true)
+        .set("upstream_ca", PUBLIC_CA)
+        .with(binding("research", "MEASURED_API_KEY", &[BEARER], "file:openai"))
+}
 
 /// There is none.
 const MEANT: [Meant; 0] = [];
@@ -70,7 +64,7 @@ fn outcomes(xml: &str) -> Outcomes {
 #[test]
 fn the_gateway_passes_what_the_server_behind_it_passes() {
     sandboxed_for(super::LIMIT, || {
-        let scene = Scene::with(&(usual_config() + POLICY));
+        let scene = Scene::with(&usual_config().with(measured()));
         let without = run(&scene, INTERNET);
         let before = scene.before();
         let through = run(&scene, AGENT);

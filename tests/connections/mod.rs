@@ -16,7 +16,7 @@ use lab::{
     sandboxed, wait,
 };
 
-use crate::world::{TICKET, World, get, is_request};
+use crate::world::{TICKET, World, get};
 
 /// The agent's handshake fails, the audit says why, and nothing arrives anywhere.
 #[track_caller]
@@ -68,7 +68,7 @@ fn a_hello_whose_name_is_an_address_is_refused() {
 }
 
 #[test]
-fn a_group_does_not_get_what_only_another_group_may_have() {
+fn a_group_gets_nothing_that_is_another_groups() {
     sandboxed(|| {
         let world = World::usual();
         let outcome = Tls::open(AGENT2, PYPI.port(443), &Hello::h1(PYPI.name));
@@ -80,7 +80,7 @@ fn a_group_does_not_get_what_only_another_group_may_have() {
 }
 
 #[test]
-fn an_allowed_name_at_the_attackers_address_never_reaches_the_attacker() {
+fn an_allowed_name_at_the_attackers_address_never_leads_there() {
     sandboxed(|| {
         let world = World::usual();
         if let Ok(mut tls) = world.h1_from(AGENT, ATTACKER.port(443), OPENAI.name) {
@@ -210,9 +210,9 @@ impl std::io::Read for Splitter {
 }
 
 #[test]
-fn a_truncated_hello_is_refused_in_time_and_nothing_is_dialled() {
+fn a_truncated_hello_is_refused_in_time_undialled() {
     sandboxed(|| {
-        let config = gateway::usual_config() + "\n[limits]\npeek_time = \"1s\"\n";
+        let config = gateway::usual_config().limit("peek_time", "1s");
         let world = World::with(&config);
         let hello = client_hello(&Hello::h1(OPENAI.name));
         let mut stream = AGENT.connect(OPENAI.port(443)).expect("the gateway accepts");
@@ -226,7 +226,7 @@ fn a_truncated_hello_is_refused_in_time_and_nothing_is_dialled() {
 }
 
 #[test]
-fn a_name_that_resolves_to_an_address_of_our_own_is_not_dialled() {
+fn a_name_at_our_own_address_is_not_dialled() {
     sandboxed(|| {
         let world = World::usual();
         let own = own_services();
@@ -276,7 +276,7 @@ fn own_services() -> Vec<std::net::TcpListener> {
 }
 
 #[test]
-fn an_answer_that_mixes_public_and_private_addresses_never_leads_to_the_private_one() {
+fn mixed_answers_never_lead_to_a_private_address() {
     sandboxed(|| {
         let world = World::usual();
         let private = IpAddr::from([127, 0, 0, 1]);
@@ -295,7 +295,7 @@ fn an_answer_that_mixes_public_and_private_addresses_never_leads_to_the_private_
 }
 
 #[test]
-fn the_leaf_is_for_one_name_and_lives_no_longer_than_a_day() {
+fn the_leaf_is_for_one_name_and_one_day() {
     sandboxed(|| {
         let _world = World::usual();
         let script = "echo | openssl s_client -connect api.openai.example:443 -servername \
@@ -326,7 +326,7 @@ fn every_connection_has_exactly_one_record() {
         flows.sort();
         flows.dedup();
         assert_eq!(flows.len(), 4, "each flow has an id of its own");
-        let request = world.gateway.audit.wait_for(is_request);
+        let request = world.gateway.audit.wait_for(|record| record.is("request"));
         assert!(flows.contains(&request["flow"].to_string()), "a request names its flow");
         assert_eq!(world.origin.log().requests().len(), 1);
         assert!(world.origin.log().holds(OPENAI_SECRET));

@@ -11,6 +11,7 @@ use std::{
 
 use hickory_proto::rr::RecordType;
 use lab::{
+    audit::Record,
     client::{agent, succeed},
     gateway,
     net::{
@@ -22,7 +23,7 @@ use lab::{
     ssh::Ssh,
     wait,
 };
-use serde_json::Value;
+use policy_builder::{Config, tcp};
 
 use crate::{
     dns::client::{addresses, anywhere, ask, ask_udp, query, resolvers},
@@ -30,16 +31,9 @@ use crate::{
 };
 
 /// The usual policy, and SSH to a git server, which is an API too, for both groups.
-pub(crate) fn config() -> String {
-    let ports = "ports = [443, 80]";
-    gateway::usual_config().replace(ports, "ports = [443, 80, 22]")
-        + r#"
-[[tcp]]
-name = "ssh"
-groups = ["research", "operations"]
-hosts = ["git.example"]
-ports = [22]
-"#
+pub(crate) fn config() -> Config {
+    let ssh = tcp("ssh", &["research", "operations"], &[GIT.name], &[22]);
+    gateway::usual_config().gateway("ports", [443, 80, 22]).with(ssh)
 }
 
 /// Servers that say which address they are at, then send back what they get.
@@ -119,12 +113,12 @@ pub(crate) fn refused(from: Ns, to: SocketAddr) {
 
 /// The record of a connection to `to` that was refused for this reason.
 #[track_caller]
-fn refusal(world: &World, to: SocketAddr, reason: &str) -> Value {
+fn refusal(world: &World, to: SocketAddr, reason: &str) -> Record {
     let to = to.to_string();
     let record = world.gateway.audit.wait_for(|it| it["dialled"] == to && it["reason"] == reason);
-    assert_eq!(record["record"], "connection", "{record}");
+    assert!(record.is("connection"), "{record}");
     assert_eq!(record["decision"], "refuse", "{record}");
-    assert!(record.get("upstream").is_none() && record.get("rule").is_none(), "{record}");
+    assert!(!record.has("upstream") && !record.has("rule"), "{record}");
     record
 }
 
@@ -155,7 +149,7 @@ fn clone(resolver: IpAddr, address: IpAddr) {
     ] {
         assert_eq!(record[key], value, "{record}");
     }
-    assert!(record.get("reason").is_none(), "{record}");
+    assert!(!record.has("reason"), "{record}");
     assert!(record["bytes_to_agent"].as_u64() > Some(1_000), "{record}");
     assert_eq!(world.connections().len(), 1);
 }
@@ -177,15 +171,12 @@ fn git_clones_over_ipv6_what_it_asked_for_over_ipv4() {
 }
 
 #[test]
-fn postgresql_answers_at_the_address_of_its_name_and_at_no_address_that_was_never_answered() {
+fn postgresql_answers_at_answered_addresses_alone() {
     sandboxed(|| {
         let name = "db.example";
-        let rule = format!(
-            "\n[[tcp]]\nname = \"postgresql\"\ngroups = [\"research\"]\n\
-             hosts = [\"{name}\"]\nports = [5432]\n"
-        );
-        let config = config().replace("ports = [443, 80, 22]", "ports = [443, 80, 22, 5432]");
-        let world = World::with(&(config + &rule));
+        let rule = tcp("postgresql", &["research"], &[name], &[5432]);
+        let config = config().gateway("ports", [443, 80, 22, 5432]).with(rule);
+        let world = World::with(&config);
         let at: SocketAddr = Postgres::ADDRESS.parse().expect("an address");
         world.dns.set(name, &[at.ip()]);
         let postgres = Postgres::start(&world.lab);
@@ -262,7 +253,7 @@ fn an_address_that_only_another_agent_was_given_is_refused() {
         );
         refused(AGENT, GIT.port(22));
         let is_other =
-            |it: &Value| it["agent"].as_str().is_some_and(|a| a.starts_with("192.0.2.11:"));
+            |it: &Record| it["agent"].as_str().is_some_and(|a| a.starts_with("192.0.2.11:"));
         let record = world.gateway.audit.wait_for(is_other);
         assert_eq!(record["reason"], "dialled_elsewhere", "{record}");
         AGENT.shell("ip route del 198.51.100.12/32");
@@ -273,16 +264,16 @@ fn an_address_that_only_another_agent_was_given_is_refused() {
 
 /// A host that asks over IPv4 and connects over IPv6 is one agent where both are one card's.
 #[test]
-fn an_answer_over_the_other_family_is_for_the_card_that_asked() {
+fn an_answer_across_families_is_the_asking_cards() {
     sandboxed(|| {
         let card = |last: &str| {
-            format!(
-                "\n[[group.agent]]\nmac = \"02:00:00:00:00:{last}\"\n\
-                 addresses = [\"192.0.2.{last}\", \"2001:db8:a::{last}\"]"
+            let addresses = [format!("192.0.2.{last}"), format!("2001:db8:a::{last}")];
+            policy_builder::agent(
+                &format!("02:00:00:00:00:{last}"),
+                &addresses.each_ref().map(String::as_str),
             )
         };
-        let prefixes = "prefixes = [\"192.0.2.0/25\", \"2001:db8:a::/64\"]";
-        let bound = config().replace(prefixes, &[prefixes, &card("10"), &card("11")].concat());
+        let bound = config().group("research", |it| it.with(card("10")).with(card("11")));
         let become_card = |last: &str, was: &str| {
             AGENT.shell(&format!(
                 "ip link set eth0 address 02:00:00:00:00:{last}; \
@@ -333,10 +324,7 @@ fn where_names_share_an_address_every_one_must_be_allowed() {
         }
         speakers.assert_dialled(4);
         // Both allowed: any of them is meant.
-        let both = config().replace(
-            "hosts = [\"git.example\"]\nports",
-            "hosts = [\"git.example\", \"pypi.example\"]\nports",
-        );
+        let both = config().tcp("ssh", |it| it.more("hosts", &[PYPI.name]));
         gateway::install(&world.lab, &both);
         world.gateway.reload();
         wait::expect("the new policy allows both", || greeting(AGENT, GIT.port(22)).is_ok());
@@ -344,7 +332,7 @@ fn where_names_share_an_address_every_one_must_be_allowed() {
 }
 
 #[test]
-fn each_address_of_a_name_is_reached_as_it_is_dialled() {
+fn each_address_of_a_name_is_reached_as_dialled() {
     sandboxed(|| {
         let (world, speakers) = (World::with(&config()), Speakers::start(&[]));
         let hosts: [Host; 3] = [GIT, OTHER, CDN];
@@ -387,7 +375,7 @@ fn an_answer_counts_for_a_minute_beyond_its_time() {
 }
 
 #[test]
-fn a_private_address_is_neither_told_nor_dialled_unless_the_rule_lists_it() {
+fn a_private_address_needs_its_rules_leave() {
     sandboxed(|| {
         let inside = SocketAddr::from((Ipv4Addr::new(10, 1, 2, 3), 22));
         let at_home = |_: &lab::Lab, _: &lab::dns::Dns| {
@@ -403,7 +391,7 @@ fn a_private_address_is_neither_told_nor_dialled_unless_the_rule_lists_it() {
             refused(AGENT, SocketAddr::new(address, 22));
         }
         speakers.assert_dialled(0);
-        let listing = config() + "private_prefixes = [\"10.1.0.0/16\"]\n";
+        let listing = config().tcp("ssh", |it| it.set("private_prefixes", ["10.1.0.0/16"]));
         gateway::install(&world.lab, &listing);
         world.gateway.reload();
         wait::expect("the address is told", || {
@@ -444,13 +432,13 @@ fn clone_without_route_of(default: &str, told: RecordType, untold: RecordType) {
 }
 
 #[test]
-fn an_agent_is_told_no_ipv6_address_of_a_nameless_host_while_none_can_be_reached() {
+fn an_unreachable_ipv6_address_of_a_nameless_host_is_untold() {
     let default = "-6 route del default via 2001:db8:f::1";
     sandboxed(|| clone_without_route_of(default, RecordType::A, RecordType::AAAA));
 }
 
 #[test]
-fn an_agent_is_told_no_ipv4_address_of_a_nameless_host_while_none_can_be_reached() {
+fn an_unreachable_ipv4_address_of_a_nameless_host_is_untold() {
     let default = "route del default via 203.0.113.1";
     sandboxed(|| clone_without_route_of(default, RecordType::AAAA, RecordType::A));
 }

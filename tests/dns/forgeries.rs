@@ -31,7 +31,7 @@ fn assert_led_home(what: impl std::fmt::Debug) {
 }
 
 #[test]
-fn each_question_has_a_port_a_number_and_capitals_that_nobody_can_guess() {
+fn each_question_has_unguessable_port_number_and_capitals() {
     sandboxed(|| {
         let world = World::usual();
         for _ in 0..20 {
@@ -57,7 +57,7 @@ fn each_question_has_a_port_a_number_and_capitals_that_nobody_can_guess() {
 }
 
 #[test]
-fn an_answer_with_another_number_name_or_capitals_is_not_believed_and_the_right_one_is_fetched() {
+fn a_forged_answer_is_not_believed_but_asked_again() {
     sandboxed(|| {
         let world = World::usual();
         for forgery in [Forgery::Number, Forgery::Name, Forgery::Capitals].repeat(5) {
@@ -77,7 +77,7 @@ fn an_answer_with_another_number_name_or_capitals_is_not_believed_and_the_right_
 }
 
 #[test]
-fn a_resolver_that_writes_in_small_letters_is_asked_in_streams_at_first_and_then_believed() {
+fn a_resolver_of_small_letters_is_asked_in_streams_first() {
     sandboxed(|| {
         let world = World::prepared(&gateway::usual_config(), |_, dns| {
             dns.behave(Manner::SmallLetters);
@@ -101,7 +101,7 @@ fn a_resolver_that_writes_in_small_letters_is_asked_in_streams_at_first_and_then
 }
 
 #[test]
-fn a_resolver_that_has_neither_capitals_nor_streams_is_believed_in_time() {
+fn a_resolver_without_capitals_and_streams_is_believed_in_time() {
     sandboxed(|| {
         let world = World::prepared(&gateway::usual_config(), |_, dns| {
             dns.behave(Manner::SmallLetters);

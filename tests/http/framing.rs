@@ -13,8 +13,6 @@ use crate::attack::{Ask, Scene, local};
 const MALFORMED: (u16, &str) = (400, "http_malformed");
 const LIMIT: (u16, &str) = (431, "header_limit");
 const TRAILER: (u16, &str) = (400, "trailer_denied");
-/// Bounds as wide as the configuration lets them be, and a number of fields beyond the usual one.
-const RAISED: &str = "\n[limits]\nhead_bytes = \"128KiB\"\nhead_fields = 300\n";
 
 /// A head with these fields besides a good credential.
 fn head(fields: &str) -> String {
@@ -91,7 +89,7 @@ fn a_transfer_coding_that_is_not_plainly_chunked_is_refused() {
 }
 
 #[test]
-fn a_field_that_only_resembles_a_length_does_not_reach_the_origin_as_one() {
+fn a_field_resembling_a_length_does_not_pass_as_one() {
     sandboxed(|| {
         let scene = Scene::usual();
         // An origin that folds `_` would see a second length: it must not differ from ours.
@@ -147,7 +145,7 @@ fn a_line_that_does_not_end_in_crlf_is_refused() {
 }
 
 #[test]
-fn a_chunked_body_with_two_readings_is_cut_and_never_completed_at_the_origin() {
+fn an_ambiguous_chunked_body_never_completes_at_the_origin() {
     sandboxed(|| {
         let scene = Scene::usual();
         for chunks in [
@@ -234,7 +232,7 @@ fn an_ordinary_trailer_arrives() {
 }
 
 #[test]
-fn a_second_request_in_one_segment_is_judged_by_itself_and_the_first_is_answered() {
+fn pipelined_requests_are_judged_and_answered_one_by_one() {
     sandboxed(|| {
         let scene = Scene::usual();
         let good = |path: &str| Ask::to(OPENAI).good().path(path).h1();
@@ -326,9 +324,11 @@ fn a_head_beyond_the_bounds_is_refused() {
 }
 
 #[test]
-fn a_head_within_raised_bounds_that_the_library_would_refuse_is_refused_in_our_words() {
+fn heads_within_raised_bounds_are_refused_in_our_words() {
     sandboxed(|| {
-        let scene = Scene::with(&(usual_config() + RAISED));
+        // Bounds as wide as they can be, and a number of fields beyond the usual one.
+        let raised = usual_config().limit("head_bytes", "128KiB").limit("head_fields", 300);
+        let scene = Scene::with(&raised);
         for length in ["18446744073709551615", "18446744073709551614", "9223372036854775808"] {
             let bytes = head(&format!("Content-Length: {length}\r\n"));
             scene.refuses_bytes(length, (AGENT, OPENAI), bytes, MALFORMED);
@@ -352,7 +352,7 @@ fn a_head_within_raised_bounds_that_the_library_would_refuse_is_refused_in_our_w
 #[test]
 fn a_head_that_trickles_is_refused_at_its_deadline() {
     sandboxed(|| {
-        let config = usual_config() + "\n[limits]\nhead_time = \"1s\"\n";
+        let config = usual_config().limit("head_time", "1s");
         let scene = Scene::with(&config);
         let before = scene.before();
         let mut tls = scene.h1(AGENT, OPENAI.port(443), OPENAI.name);
@@ -392,7 +392,7 @@ fn a_head_that_ends_early_reaches_nobody() {
 }
 
 #[test]
-fn an_old_request_goes_out_as_a_new_one_and_ends_its_connection() {
+fn an_old_request_goes_out_as_http_1_1() {
     sandboxed(|| {
         let scene = Scene::usual();
         let old =

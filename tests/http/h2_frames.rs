@@ -42,7 +42,7 @@ fn others_are_served(scene: &Scene) {
 }
 
 #[test]
-fn a_byte_that_no_field_may_hold_makes_an_h2_request_malformed() {
+fn a_byte_no_field_may_hold_is_malformed_in_h2() {
     sandboxed(|| {
         let scene = Scene::usual();
         for (name, value) in [
@@ -148,7 +148,7 @@ fn pseudo_fields_gone_wrong() -> Vec<(String, Fields, &'static str)> {
 }
 
 #[test]
-fn a_head_that_is_no_request_has_one_record_and_one_reason_and_reaches_nobody() {
+fn a_malformed_head_has_one_record_and_one_reason() {
     sandboxed(|| {
         let scene = Scene::usual();
         let mut wrong = Vec::new();
@@ -178,7 +178,7 @@ fn a_head_that_is_no_request_has_one_record_and_one_reason_and_reaches_nobody() 
 }
 
 #[test]
-fn what_the_library_refuses_in_between_takes_nothing_from_the_requests_around_it() {
+fn a_head_the_library_refuses_harms_no_other_request() {
     sandboxed(|| {
         let scene = Scene::usual();
         let mut h2 = open(&scene);
@@ -209,7 +209,7 @@ fn what_the_library_refuses_in_between_takes_nothing_from_the_requests_around_it
 }
 
 #[test]
-fn a_body_that_is_not_as_long_as_it_says_never_completes_at_the_origin() {
+fn a_body_of_another_length_never_completes_upstream() {
     sandboxed(|| {
         let scene = Scene::usual();
         for (length, body) in [("5", "four"), ("3", "four"), ("0", "four")] {
@@ -234,7 +234,7 @@ fn a_body_that_is_not_as_long_as_it_says_never_completes_at_the_origin() {
 }
 
 #[test]
-fn trailers_of_an_h2_request_carry_no_credential_and_no_second_head() {
+fn h2_trailers_carry_no_credential_and_no_second_head() {
     sandboxed(|| {
         let scene = Scene::usual();
         for (trailer, reason) in [
@@ -424,9 +424,8 @@ fn a_flood_of_streams_and_resets_takes_nothing_from_others() {
         let connection =
             scene.gateway.audit.wait_for(|record| record["agent"] == me.to_string().as_str());
         let recorded = scene.gateway.audit.records();
-        let recorded = recorded
-            .iter()
-            .filter(|it| it["record"] == "request" && it["flow"] == connection["flow"]);
+        let recorded =
+            recorded.iter().filter(|it| it.is("request") && it["flow"] == connection["flow"]);
         let (recorded, arrived) = (recorded.count(), scene.origin.log().requests().len());
         assert!(arrived <= recorded + 1, "{arrived} arrived of {sent}, {recorded} recorded");
         others_are_served(&scene);
@@ -456,7 +455,7 @@ fn more_streams_than_allowed_are_refused_and_the_others_answered() {
 }
 
 #[test]
-fn a_flood_of_settings_and_unknown_frames_takes_nothing_from_others() {
+fn floods_of_settings_and_unknown_frames_hurt_nobody_else() {
     sandboxed(|| {
         let scene = Scene::usual();
         let mut h2 = open(&scene);

@@ -10,7 +10,7 @@ mod spellings;
 
 use std::thread;
 
-use lab::{gateway::OPENAI_SECRET, net::OPENAI, sandboxed};
+use lab::{audit::Record, gateway::OPENAI_SECRET, net::OPENAI, sandboxed};
 
 use crate::world::{TICKET, World, get_path};
 
@@ -74,7 +74,7 @@ fn frames(world: &World, body: &str) -> Vec<usize> {
 }
 
 #[test]
-fn an_answer_has_the_same_shape_however_much_of_the_key_is_guessed() {
+fn an_answers_shape_tells_nothing_of_a_guess() {
     sandboxed(|| {
         let world = World::usual();
         let shape = |of: fn(&World, &str) -> Vec<usize>, right| of(&world, &guesses(right));
@@ -95,7 +95,7 @@ fn an_answer_has_the_same_shape_however_much_of_the_key_is_guessed() {
 }
 
 #[test]
-fn an_agent_that_guesses_again_and_again_has_its_answers_cut() {
+fn an_agent_that_keeps_guessing_has_its_answers_cut() {
     sandboxed(|| {
         let world = World::usual();
         let ask = |body: &str| {
@@ -108,7 +108,7 @@ fn an_agent_that_guesses_again_and_again_has_its_answers_cut() {
         let answer = ask(&guess).expect("a guess now and then is nothing");
         assert_eq!(answer.text(), guess);
         assert!(ask(&guess.repeat(4000)).is_err(), "all of it arrived");
-        let probed = |record: &serde_json::Value| record["reason"] == "secret_probed";
+        let probed = |record: &Record| record["reason"] == "secret_probed";
         world.gateway.audit.wait_for(probed);
         // What holds no guess passes as before.
         assert_eq!(ask("plain text").expect("an answer").text(), "plain text");

@@ -14,11 +14,14 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use lab::{
     client::{H2, Response, Tls},
-    gateway::{ANTHROPIC_SECRET, GIT_SECRET, OPENAI_SECRET, OPS_SECRET, SECRETS, usual_config},
+    gateway::{
+        ANTHROPIC_SECRET, GIT_SECRET, OPENAI_SECRET, OPS_SECRET, PUBLIC_CA, SECRETS, usual_config,
+    },
     net::{AGENT, AGENT2, ANTHROPIC, GIT, Host, Ns, OPENAI},
     origin::Received,
     sandboxed, wait,
 };
+use policy_builder::{Config, binding};
 
 use crate::{
     attack::{Ask, Scene},
@@ -142,27 +145,20 @@ fn api(host: Host) -> &'static Api {
     APIS.iter().find(|api| api.host == host).expect("a host of the configuration")
 }
 
-fn config() -> String {
-    let usual = usual_config();
-    let (before, _) = usual.split_once("[[api]]").expect("the usual configuration has APIs");
-    let mut config = before.to_owned();
-    for api in &APIS {
-        let _ = write!(
-            config,
-            "[[api]]\nname = \"{}\"\nhosts = [\"{}\"]\nmethods = [\"GET\", \"POST\"]\npaths = [\"/v1/*\"]\n\
-             keep_cookies = {}\nwebsocket = {}\nupstream_ca = \"{{dir}}/public-ca.pem\"\n",
-            api.name, api.host.name, api.keeps_cookies, api.websocket,
-        );
-        for binding in BINDINGS.iter().filter(|binding| binding.api == api.host) {
-            let _ = write!(
-                config,
-                "[[api.binding]]\ngroups = [\"{}\"]\nplaceholder = \"{}\"\nplaces = {:?}\n\
-                 secret = \"file:{}\"\n",
-                binding.group, binding.placeholder, binding.places, binding.secret.0,
-            );
-        }
-    }
-    config
+fn config() -> Config {
+    let apis = APIS.iter().map(|it| {
+        let api = policy_builder::api(it.name, &[it.host.name])
+            .set("methods", ["GET", "POST"])
+            .set("paths", ["/v1/*"])
+            .set("keep_cookies", it.keeps_cookies)
+            .set("websocket", it.websocket)
+            .set("upstream_ca", PUBLIC_CA);
+        BINDINGS.iter().filter(|binding| binding.api == it.host).fold(api, |api, it| {
+            let secret = format!("file:{}", it.secret.0);
+            api.with(binding(it.group, it.placeholder, it.places, &secret))
+        })
+    });
+    apis.fold(usual_config().without("api").without("splice"), Config::with)
 }
 
 /// All there are: the places are those of all bindings, each tried with all else.
@@ -356,7 +352,7 @@ fn holds_once(cell: &Cell, secret: &str, request: &Received) {
 }
 
 #[test]
-fn the_secret_arrives_in_the_cells_of_the_configuration_and_in_no_other() {
+fn the_secret_arrives_in_the_configured_cells_alone() {
     sandboxed(|| {
         let scene = Scene::with(&config());
         let cells = cells();
@@ -411,7 +407,7 @@ fn the_secret_arrives_in_the_cells_of_the_configuration_and_in_no_other() {
         let told = || {
             let mut told: BTreeMap<String, usize> = BTreeMap::new();
             for record in scene.gateway.audit.records() {
-                if record["record"] == "request" {
+                if record.is("request") {
                     let word = record["reason"].as_str().unwrap_or("none").to_owned();
                     *told.entry(word).or_default() += 1;
                 }

@@ -39,9 +39,9 @@ fn a_method_that_is_not_listed_is_refused() {
 }
 
 #[test]
-fn what_no_rule_lists_and_what_echoes_a_request_is_refused_where_no_methods_are_listed() {
+fn methods_no_rule_lists_and_echoes_are_refused() {
     sandboxed(|| {
-        let config = lab::gateway::usual_config().replace("methods = [\"GET\", \"POST\"]\n", "");
+        let config = lab::gateway::usual_config().each_api(|it| it.without("methods"));
         let scene = Scene::with(&config);
         for method in ["TRACE", "trace", "Trace", "TRACK", "track", "PROPFIND", "get", "QUERY"] {
             let ask = Ask::to(OPENAI).good().method(method);
@@ -139,7 +139,7 @@ fn a_path_that_is_not_listed_is_refused() {
 }
 
 #[test]
-fn a_path_with_two_readings_is_refused_at_a_path_rule() {
+fn a_path_with_two_readings_is_refused_by_rules() {
     sandboxed(|| {
         let scene = Scene::usual();
         for path in [
@@ -239,7 +239,7 @@ fn a_path_rule_does_not_look_at_the_query() {
 }
 
 #[test]
-fn only_the_holder_of_a_good_placeholder_learns_which_paths_are_listed() {
+fn only_a_good_placeholder_shows_which_paths_are_listed() {
     sandboxed(|| {
         let scene = Scene::usual();
         for path in ["/v1/x", "/admin", "/v1/../admin"] {

@@ -10,6 +10,7 @@ use lab::{
     origin::{Received, Script, Step, forms},
     sandboxed,
 };
+use policy_builder::{Config, mint};
 use serde_json::Value;
 
 use crate::attack::{Ask, Scene};
@@ -21,25 +22,15 @@ const ENDED: (u16, &str) = (401, "ticket_ended");
 const UNREADABLE: (u16, &str) = (502, "response_unscannable");
 
 /// OpenAI's host mints, and Anthropic's wants it.
-fn config(life: &str) -> String {
-    let mint = format!(
-        r#"
-[[api.mint]]
-name = "session"
-answers = [
-    "json /token in /v1/scripted/*",
-    "json /objects/*/header/Authorization scheme RemoteAuth in /v1/scripted/*",
-    "header x-session bearer in /v1/scripted/*",
-]
-hosts = ["api.anthropic.example"]
-places = ["header x-session raw", "header authorization scheme RemoteAuth"]
-life = "{life}"
-
-[[api]]
-name = "anthropic"
-"#
-    );
-    usual_config().replacen("\n[[api]]\nname = \"anthropic\"\n", &mint, 1)
+fn config(life: &str) -> Config {
+    let answers = [
+        "json /token in /v1/scripted/*",
+        "json /objects/*/header/Authorization scheme RemoteAuth in /v1/scripted/*",
+        "header x-session bearer in /v1/scripted/*",
+    ];
+    let places = ["header x-session raw", "header authorization scheme RemoteAuth"];
+    let session = mint("session", &answers, &[ANTHROPIC.name], &places, life);
+    usual_config().api("openai", |it| it.with(session))
 }
 
 fn scene() -> Scene {
@@ -112,7 +103,7 @@ fn there(ticket: &str) -> Ask {
 }
 
 #[test]
-fn what_is_minted_becomes_a_ticket_and_is_swapped_back_where_it_is_wanted() {
+fn a_minted_credential_becomes_a_ticket_and_is_swapped_back() {
     sandboxed(|| {
         let scene = scene();
         let text = format!(r#"{{"token":"{MINTED}","again":"{MINTED}","other":1}}"#);
@@ -151,7 +142,7 @@ fn what_is_minted_becomes_a_ticket_and_is_swapped_back_where_it_is_wanted() {
 }
 
 #[test]
-fn what_was_minted_is_masked_in_answers_of_every_host_of_the_group() {
+fn minted_credentials_are_masked_at_every_host_of_the_group() {
     sandboxed(|| {
         let scene = scene();
         let ticket = ticket(&scene);
@@ -172,7 +163,7 @@ fn what_was_minted_is_masked_in_answers_of_every_host_of_the_group() {
 }
 
 #[test]
-fn a_ticket_is_good_in_its_places_at_its_host_for_its_group_and_nowhere_else() {
+fn a_ticket_is_for_its_places_host_and_group() {
     sandboxed(|| {
         let scene = scene();
         let ticket = ticket(&scene);
@@ -218,7 +209,7 @@ fn a_ticket_ends_with_its_life_and_with_the_gateway() {
 }
 
 #[test]
-fn an_answer_that_cannot_be_read_is_refused_and_never_passed() {
+fn an_unreadable_answer_is_refused_and_never_passed() {
     sandboxed(|| {
         let scene = scene();
         let whole = format!(r#"{{"token":"{MINTED}"}}"#);
@@ -290,7 +281,7 @@ fn every_spelling_of_what_is_minted_is_taken() {
 }
 
 #[test]
-fn a_request_that_some_server_takes_for_one_that_mints_is_refused() {
+fn a_request_resembling_one_that_mints_is_refused() {
     sandboxed(|| {
         let scene = scene();
         let path = scene.origin.script(script(format!(r#"{{"token":"{MINTED}"}}"#)));

@@ -5,11 +5,12 @@ mod pairs;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use lab::{
-    gateway::{OPENAI_SECRET, usual_config},
+    gateway::{BEARER, OPENAI_SECRET, usual_config},
     net::{AGENT, OPENAI},
     origin::Received,
     sandboxed,
 };
+use policy_builder::{Config, binding};
 
 use crate::attack::{Ask, Scene, local};
 
@@ -26,16 +27,13 @@ const LOGIN: &str =
     "{\"note\": \"OPENAI_API_KEY\", \"auth\": {\"password\": \"OPENAI_API_KEY\"}}\n";
 
 /// The usual policy with these places of the first API's placeholder.
-fn config(places: &str) -> String {
-    let usual = "places = [\"header authorization bearer\"]";
-    usual_config().replacen(usual, &format!("places = [{places}]"), 1)
+fn config(places: &[&str]) -> Config {
+    usual_config().binding("OPENAI_API_KEY", |it| it.set("places", places))
 }
 
-fn bodies() -> String {
-    config(
-        "\"json /auth/password in POST /v1/login\", \"form client_secret in POST /v1/token\", \
-         \"header authorization bearer\"",
-    )
+fn bodies() -> Config {
+    let json = "json /auth/password in POST /v1/login";
+    config(&[json, "form client_secret in POST /v1/token", BEARER])
 }
 
 fn login(body: &'static str) -> Ask {
@@ -60,13 +58,10 @@ fn is_framed(received: &Received, body: &str) {
 }
 
 #[test]
-fn a_placeholder_in_its_cookie_is_swapped_and_no_other_cookie_is() {
+fn a_placeholder_in_its_cookie_alone_is_swapped() {
     sandboxed(|| {
-        let scene = Scene::with(&config("\"cookie session\"").replacen(
-            "name = \"openai\"\n",
-            "name = \"openai\"\nkeep_cookies = true\n",
-            1,
-        ));
+        let config = config(&["cookie session"]).api("openai", |it| it.set("keep_cookies", true));
+        let scene = Scene::with(&config);
         let asked = |cookies: &str| Ask::to(OPENAI).field("cookie", cookies);
         let good = asked("a=OPENAI_API_KEY; session=OPENAI_API_KEY; b=\"c\"");
         for received in scene.forwards("a cookie", (AGENT, OPENAI), &good) {
@@ -97,7 +92,7 @@ fn a_placeholder_in_its_cookie_is_swapped_and_no_other_cookie_is() {
 }
 
 #[test]
-fn a_placeholder_in_a_body_is_swapped_in_its_one_place_and_the_body_framed_anew() {
+fn a_placeholder_in_a_body_is_swapped_and_framed() {
     sandboxed(|| {
         let scene = Scene::with(&bodies());
         for received in scene.forwards("JSON", (AGENT, OPENAI), &login(LOGIN)) {
@@ -123,7 +118,7 @@ fn a_placeholder_in_a_body_is_swapped_in_its_one_place_and_the_body_framed_anew(
 }
 
 #[test]
-fn a_body_in_chunks_or_after_a_pause_is_read_whole() {
+fn a_chunked_or_pausing_body_is_read_whole() {
     sandboxed(|| {
         let scene = Scene::with(&bodies());
         let head = "POST /v1/login HTTP/1.1\r\nHost: api.openai.example\r\nContent-Type: application/json\r\n";
@@ -162,7 +157,7 @@ fn a_body_in_chunks_or_after_a_pause_is_read_whole() {
 }
 
 #[test]
-fn a_body_that_servers_could_read_in_two_ways_is_refused() {
+fn a_body_with_two_readings_is_refused() {
     sandboxed(|| {
         let scene = Scene::with(&bodies());
         for (body, expected) in [
@@ -208,9 +203,9 @@ fn a_body_that_servers_could_read_in_two_ways_is_refused() {
 }
 
 #[test]
-fn a_body_that_is_too_large_too_slow_or_has_trailers_is_refused() {
+fn a_body_too_large_slow_or_with_trailers_is_refused() {
     sandboxed(|| {
-        let config = bodies() + "\n[limits]\nhead_time = \"2s\"\n";
+        let config = bodies().limit("head_time", "2s");
         let scene = Scene::with(&config);
         let large = format!("{{\"a\":\"{}\"}}", "x".repeat(64 << 10)).leak();
         scene.refuses("too large", (AGENT, OPENAI), &login(large), TOO_LARGE);
@@ -238,9 +233,9 @@ fn a_body_that_is_too_large_too_slow_or_has_trailers_is_refused() {
 }
 
 #[test]
-fn a_path_that_begins_with_two_slashes_passes_where_a_rule_begins_so() {
+fn two_leading_slashes_pass_where_a_rule_has_them() {
     sandboxed(|| {
-        let config = config("\"query key\"").replacen("paths = [", "paths = [\"//ws/*\", ", 1);
+        let config = config(&["query key"]).api("openai", |it| it.more("paths", &["//ws/*"]));
         let scene = Scene::with(&config);
         let path = "//ws/google.ai.generativelanguage.v1beta.GenerativeService.BidiGenerateContent";
         let ask = Ask::to(OPENAI).path(&format!("{path}?key=OPENAI_API_KEY"));
@@ -294,16 +289,13 @@ pub(crate) fn forms(secret: &str) -> Vec<String> {
 }
 
 #[test]
-fn an_api_that_echoes_head_and_body_tells_nothing_of_what_stood_in_them() {
+fn an_echoing_api_tells_nothing_of_swapped_places() {
     sandboxed(|| {
-        let places = "\"json /password in POST /v1/mirror\", \"form password in PUT /v1/mirror\", \
-                      \"query key\", \"header authorization bearer\"";
-        let cookie = "[[api.binding]]\ngroups = [\"research\"]\nplaceholder = \"SESSION_COOKIE\"\n\
-                      places = [\"cookie session\"]\nsecret = \"file:cookie\"\n\n[[api.binding]]";
-        let config = config(places)
-            .replacen("[[api.binding]]", cookie, 1)
-            .replacen("methods = [\"GET\", \"POST\"]", "methods = [\"GET\", \"POST\", \"PUT\"]", 1)
-            .replacen("{dir}/secrets.toml", "{dir}/odd.toml", 1);
+        let (json, form) = ("json /password in POST /v1/mirror", "form password in PUT /v1/mirror");
+        let cookie = binding("research", "SESSION_COOKIE", &["cookie session"], "file:cookie");
+        let config = config(&[json, form, "query key", BEARER])
+            .api("openai", |it| it.more("methods", &["PUT"]).with(cookie))
+            .secrets("file", "{dir}/odd.toml");
         let secrets = format!(
             "openai = {ODD}\ncookie = {ODD_COOKIE}\nanthropic = {ODD}1\ngit = {ODD}2\nops = {ODD}3\n"
         );

@@ -27,7 +27,7 @@ fn ask_h2(world: &World, fields: &[(&str, &str)]) -> Response {
 }
 
 #[test]
-fn a_part_is_that_part_of_the_masked_whole_wherever_it_begins() {
+fn a_part_equals_that_part_of_the_masked_whole() {
     sandboxed(|| {
         let world = World::usual();
         for ask in [ask_h1 as fn(&World, &[(&str, &str)]) -> Response, ask_h2] {

@@ -16,7 +16,7 @@ fn raw(world: &World, request: &str) -> String {
 }
 
 #[test]
-fn a_key_that_the_api_repeats_is_masked_in_head_and_body() {
+fn a_repeated_key_is_masked_in_head_and_body() {
     sandboxed(|| {
         let world = World::usual();
         for path in ["/reflect", "/reflect-split", "/v1/echo"] {
@@ -32,7 +32,7 @@ fn a_key_that_the_api_repeats_is_masked_in_head_and_body() {
 }
 
 #[test]
-fn an_answer_that_is_cut_off_is_seen_as_cut_off() {
+fn an_answer_that_is_cut_looks_cut() {
     sandboxed(|| {
         let world = World::usual();
         let mut tls = world.h1(OPENAI).expect("a connection");

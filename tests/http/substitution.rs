@@ -29,7 +29,7 @@ fn a_group_gets_its_own_key_and_never_another_groups() {
 }
 
 #[test]
-fn every_request_of_a_kept_connection_is_substituted_on_its_own() {
+fn every_request_of_a_kept_connection_is_substituted() {
     sandboxed(|| {
         let world = World::usual();
         let mut tls = world.h1(OPENAI).expect("a connection");
@@ -46,7 +46,7 @@ fn every_request_of_a_kept_connection_is_substituted_on_its_own() {
 }
 
 #[test]
-fn the_scheme_of_a_credential_is_compared_without_regard_to_case() {
+fn a_credentials_scheme_is_compared_regardless_of_case() {
     sandboxed(|| {
         let world = World::usual();
         assert_eq!(world.ask(&get(&["authorization: bEARER OPENAI_API_KEY"])).status, 200);

@@ -11,11 +11,13 @@ use std::{
 };
 
 use lab::{
+    audit::Record,
     client::Tls,
-    gateway::{self, OPENAI_SECRET, SECRETS, usual_config},
+    gateway::{self, OPENAI_SECRET, PUBLIC_CA, SECRETS, usual_config},
     net::AGENT,
     sandboxed, wait,
 };
+use policy_builder::{Config, api, binding, inspect};
 use serde_json::Value;
 
 use self::{
@@ -28,40 +30,19 @@ const NAME: &str = "live.example";
 const CLOSED: &str = "closed.example";
 const SEEN: &str = "seen.example";
 
-const POLICY: &str = r#"
-[[api]]
-name = "live"
-hosts = ["live.example"]
-paths = ["/v1/*"]
-websocket = true
-upstream_ca = "{dir}/public-ca.pem"
+/// The usual policy, and hosts whose handshakes are allowed, refused, and looked at.
+fn config() -> Config {
+    let places = [gateway::BEARER, "query key", SUBPROTOCOL];
+    let key = |places: &[&str]| binding("research", "LIVE_API_KEY", places, "file:openai");
+    let live = api("live", &[NAME]).set("paths", ["/v1/*"]).set("websocket", true);
+    let seen = inspect("seen", &["research"], &[SEEN]).set("paths", ["/v1/*"]);
+    usual_config()
+        .with(live.set("upstream_ca", PUBLIC_CA).with(key(&places)))
+        .with(api("closed", &[CLOSED]).set("upstream_ca", PUBLIC_CA).with(key(&places[..1])))
+        .with(seen.set("websocket", true).set("upstream_ca", PUBLIC_CA))
+}
 
-[[api.binding]]
-groups = ["research"]
-placeholder = "LIVE_API_KEY"
-places = ["header authorization bearer", "query key", "websocket subprotocol openai-insecure-api-key."]
-secret = "file:openai"
-
-[[api]]
-name = "closed"
-hosts = ["closed.example"]
-upstream_ca = "{dir}/public-ca.pem"
-
-[[api.binding]]
-groups = ["research"]
-placeholder = "LIVE_API_KEY"
-places = ["header authorization bearer"]
-secret = "file:openai"
-
-[[inspect]]
-name = "seen"
-groups = ["research"]
-hosts = ["seen.example"]
-paths = ["/v1/*"]
-websocket = true
-upstream_ca = "{dir}/public-ca.pem"
-"#;
-
+const SUBPROTOCOL: &str = "websocket subprotocol openai-insecure-api-key.";
 const BEARER: &str = "Authorization: Bearer LIVE_API_KEY\r\n";
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 
@@ -77,13 +58,13 @@ impl Live {
 
     /// Whose API says these bytes to `/v1/say/N`.
     fn saying(said: Vec<Vec<u8>>) -> Self {
-        Self::with("", said)
+        Self::with(&config(), said)
     }
 
-    /// With more in the configuration.
-    fn with(more: &str, said: Vec<Vec<u8>>) -> Self {
+    /// With another configuration.
+    fn with(config: &Config, said: Vec<Vec<u8>>) -> Self {
         let mut api = None;
-        let world = World::prepared(&(usual_config() + POLICY + more), |lab, dns| {
+        let world = World::prepared(config, |lab, dns| {
             let address = || vec![ADDRESS.parse().expect("an address")];
             [NAME, CLOSED, SEEN].iter().for_each(|name| dns.set(name, &address()));
             lab.names(&[(NAME, address())]);
@@ -124,14 +105,14 @@ impl Live {
 
     /// The record of the one request on the agent's connection, once that has ended.
     #[track_caller]
-    fn record(&self, agent: &Tls) -> (Value, Value) {
+    fn record(&self, agent: &Tls) -> (Record, Record) {
         let me = local(agent).to_string();
         let of = |kind: &str| {
             let audit = &self.world.gateway.audit;
             let me = me.clone();
-            let record = audit.wait_for(|it| it["record"] == kind && it["agent"] == me.as_str());
+            let record = audit.wait_for(|it| it.is(kind) && it["agent"] == me.as_str());
             let all = audit.records().into_iter();
-            let same = all.filter(|it| it["record"] == kind && it["agent"] == me.as_str()).count();
+            let same = all.filter(|it| it.is(kind) && it["agent"] == me.as_str()).count();
             assert_eq!(same, 1, "one {kind} has one record");
             record
         };
@@ -202,7 +183,7 @@ fn messages_go_both_ways_and_have_one_record() {
 }
 
 #[test]
-fn the_key_stands_once_in_the_listed_place_of_a_handshake() {
+fn the_key_is_once_in_the_handshakes_listed_place() {
     sandboxed(|| {
         let live = Live::start();
         let offers = "Sec-WebSocket-Protocol: realtime, openai-insecure-api-key.LIVE_API_KEY, \
@@ -416,7 +397,7 @@ fn nothing_is_smuggled_behind_a_handshake() {
 }
 
 #[test]
-fn an_answer_that_is_not_the_one_to_the_handshake_is_none() {
+fn an_answer_to_another_handshake_is_none() {
     sandboxed(|| {
         let live = Live::start();
         for (target, reason) in [
@@ -447,7 +428,7 @@ fn an_answer_that_is_not_the_one_to_the_handshake_is_none() {
 }
 
 #[test]
-fn frames_that_are_not_in_order_end_the_connection_with_a_word() {
+fn frames_out_of_order_end_the_connection_with_a_word() {
     sandboxed(|| {
         let too_large = [&[0x82, 0x7f][..], &(64 * 1024 * 1024 + 1u64).to_be_bytes()].concat();
         let live = Live::saying(vec![
@@ -493,7 +474,7 @@ fn frames_that_are_not_in_order_end_the_connection_with_a_word() {
 }
 
 #[test]
-fn an_end_without_a_close_frame_is_heard_at_the_other_end() {
+fn an_end_without_close_frame_is_heard_across() {
     sandboxed(|| {
         let live = Live::start();
         let (mut agent, _) = live.connect("/v1/echo", BEARER);
@@ -534,9 +515,10 @@ fn a_websocket_is_cut_where_other_flows_are() {
         tell(&live.world, &["release", "research"], 0);
 
         let (mut agent, _) = live.connect("/v1/echo", BEARER);
-        let closed =
-            (usual_config() + POLICY).replacen("websocket = true\nupstream", "upstream", 1);
-        let closed = closed.replacen(", \"websocket subprotocol openai-insecure-api-key.\"", "", 1);
+        let places = [gateway::BEARER, "query key"];
+        let closed = config().api("live", |it| {
+            it.without("websocket").binding("LIVE_API_KEY", |it| it.set("places", places))
+        });
         gateway::install(&live.world.lab, &closed);
         tell(&live.world, &["reload"], 0);
         cut(&mut agent, "policy_revoked");
@@ -548,7 +530,7 @@ fn a_websocket_is_cut_where_other_flows_are() {
 #[test]
 fn a_websocket_goes_on_through_a_drain_until_its_end() {
     sandboxed(|| {
-        let mut live = Live::with("\n[limits]\ndrain_time = \"4s\"\n", vec![]);
+        let mut live = Live::with(&config().limit("drain_time", "4s"), vec![]);
         let (mut agent, _) = live.connect("/v1/echo", BEARER);
         let pid = live.world.gateway.pid().to_string();
         let told = std::process::Command::new("kill").args(["-TERM", &pid]).status();

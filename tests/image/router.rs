@@ -16,6 +16,7 @@ use std::{
 };
 
 use lab::{Lab, gateway::SECRETS, net::GATEWAY, tools, wait};
+use policy_builder::Config;
 
 /// What a router is booted from.
 pub struct Disk {
@@ -63,7 +64,7 @@ const SECOND: (&str, &str) = (
 );
 
 /// The files of a router of the lab, with this as its `cloakroom.toml`.
-pub fn files(lab: &Lab, config: &str) -> Vec<(String, String)> {
+pub fn files(lab: &Lab, config: &Config) -> Vec<(String, String)> {
     let secrets = ["openai", "anthropic", "git", "ops"].iter().zip(SECRETS);
     let secrets: String = secrets.map(|(name, value)| format!("{name} = {value}\n")).collect();
     let mut files: Vec<(String, String)> = NETWORK
@@ -71,7 +72,7 @@ pub fn files(lab: &Lab, config: &str) -> Vec<(String, String)> {
         .chain([&SECOND])
         .map(|(name, text)| ((*name).into(), (*text).into()))
         .collect();
-    files.push(("cloakroom.toml".into(), config.into()));
+    files.push(("cloakroom.toml".into(), config.to_string()));
     files.push(("secrets.toml".into(), secrets));
     files.push(("public-ca.pem".into(), lab.public.pem().into()));
     files

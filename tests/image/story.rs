@@ -12,10 +12,7 @@ use lab::{
     wire::Wire,
 };
 
-use crate::{
-    router::{BOOT, Router, files},
-    shipped,
-};
+use crate::router::{BOOT, Router, files};
 
 /// A line in the agent's shell, and what it shows. Under emulation a handshake takes seconds.
 const LINES: [(&str, &str); 9] = [
@@ -63,10 +60,12 @@ pub const SPLICED: &str =
 /// The files of a router whose secrets are in this Vault.
 pub fn told(lab: &Lab, vault: &Vault) -> Vec<(String, String)> {
     let folder = format!("{}/vault/", lab.dir.display());
-    let part = vault.config().replace(&folder, "");
     // The lab's own bounds are for a gateway that is not emulated.
-    let part = part.replace("refresh = \"1s\"\nmax_stale = \"5s\"\n", "");
-    let mut given = files(lab, &shipped(&gateway::vault_config(&part)));
+    let config = gateway::with_default_folders(vault.config())
+        .moved(&folder, "")
+        .without_vault("refresh")
+        .without_vault("max_stale");
+    let mut given = files(lab, &config);
     given.retain(|(name, _)| name != "secrets.toml");
     for name in ["ca.pem", "secret-id"] {
         let text = fs::read_to_string(lab.dir.join("vault").join(name));

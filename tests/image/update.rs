@@ -22,7 +22,7 @@ use crate::{
 };
 
 #[test]
-fn an_update_is_kept_where_it_is_well_and_fallen_back_from_where_it_is_not() {
+fn an_update_is_kept_if_well_and_reverted_otherwise() {
     sandbox::sandboxed_for(12 * BOOT, || {
         let lab = Lab::new();
         let _origin = Origin::start(&lab);

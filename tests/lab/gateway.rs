@@ -2,6 +2,7 @@
 //! daemon.
 
 use std::{
+    fmt::Display,
     fs,
     os::unix::process::ExitStatusExt as _,
     path::PathBuf,
@@ -9,11 +10,12 @@ use std::{
     time::Duration,
 };
 
+use policy_builder::{Config, Table, api, binding, group, splice};
 use rustix::process::Signal;
-use serde_json::Value;
 
 use crate::{
-    net::{GATEWAY, Lab, sysctl},
+    audit::Audit,
+    net::{ANTHROPIC, GATEWAY, GIT, Host, Lab, OPENAI, VAULT, sysctl},
     tools, wait,
 };
 
@@ -60,7 +62,7 @@ impl Gateway {
     /// # Panics
     /// When it does not become ready, with what it said.
     #[track_caller]
-    pub fn start(lab: &Lab, config: &str) -> Self {
+    pub fn start(lab: &Lab, config: &dyn Display) -> Self {
         Self::try_start(lab, config).unwrap_or_else(|failed| {
             panic!("the gateway did not become ready ({:?}):\n{}", failed.status, failed.stderr)
         })
@@ -73,7 +75,7 @@ impl Gateway {
     ///
     /// # Panics
     /// When the guard or the certificates cannot be made.
-    pub fn try_start(lab: &Lab, config: &str) -> Result<Self, Failed> {
+    pub fn try_start(lab: &Lab, config: &dyn Display) -> Result<Self, Failed> {
         guard();
         let config = install(lab, config);
         certificates(lab, &config)?;
@@ -159,7 +161,7 @@ impl Gateway {
             .stderr(stderr)
             .spawn()
             .expect("the gateway starts");
-        let audit = Audit { file: lab.dir.join("audit.jsonl") };
+        let audit = Audit::of(lab.dir.join("audit.jsonl"));
         let mut gateway = Self { process, audit, log };
         let end = wait::until(wait::SOON, || match gateway.process.try_wait() {
             Ok(Some(status)) => Some(Err(status)),
@@ -253,50 +255,6 @@ impl Failed {
     }
 }
 
-/// The audit log: one JSON object a line.
-pub struct Audit {
-    file: PathBuf,
-}
-
-impl Audit {
-    /// Every record so far.
-    ///
-    /// # Panics
-    /// When a complete line is not JSON.
-    pub fn records(&self) -> Vec<Value> {
-        let text = self.text();
-        let complete = text.rsplit_once('\n').map_or("", |(complete, _)| complete);
-        let parse = |line: &str| {
-            serde_json::from_str(line).unwrap_or_else(|error| panic!("{error} in audit: {line}"))
-        };
-        complete.lines().map(parse).collect()
-    }
-
-    /// The whole log as text: secrets must not be in it.
-    pub fn text(&self) -> String {
-        fs::read_to_string(&self.file).unwrap_or_default()
-    }
-
-    /// Waits for a record that `wanted` recognises.
-    ///
-    /// # Panics
-    /// When none comes, with those that did.
-    #[track_caller]
-    pub fn wait_for(&self, wanted: impl Fn(&Value) -> bool) -> Value {
-        let found = wait::until(wait::SOON, || self.records().into_iter().find(|it| wanted(it)));
-        found.unwrap_or_else(|| panic!("no such audit record; there are:\n{}", self.text()))
-    }
-
-    /// Waits for a record with this reason word.
-    ///
-    /// # Panics
-    /// When none comes.
-    #[track_caller]
-    pub fn wait_reason(&self, reason: &str) -> Value {
-        self.wait_for(|record| record["reason"] == reason)
-    }
-}
-
 /// Loads the static guard that closes the gateway before any daemon runs, and tells it where the
 /// agents are, as first boot does.
 ///
@@ -336,9 +294,14 @@ fn switches() -> Vec<String> {
 }
 
 /// Writes the configuration, with `{dir}` replaced by the lab's folder, and the files it names.
-pub fn install(lab: &Lab, config: &str) -> PathBuf {
+pub fn install(lab: &Lab, config: &dyn Display) -> PathBuf {
     lab.write("secrets.toml", secrets_file());
-    lab.write("cloakroom.toml", config.replace("{dir}", &lab.dir.display().to_string()))
+    install_as(lab, "cloakroom.toml", config)
+}
+
+/// The same, under another name in the lab's folder.
+pub fn install_as(lab: &Lab, name: &str, config: &dyn Display) -> PathBuf {
+    lab.write(name, config.to_string().replace("{dir}", &lab.dir.display().to_string()))
 }
 
 /// Makes the root, the issuing CAs, and `agents.pem`: what agents trust, which is the gateway's
@@ -370,103 +333,88 @@ fn checked(command: &mut Command) -> Result<Output, Failed> {
 }
 
 /// The lab's usual policy: two groups, three APIs, one host let through.
-pub fn usual_config() -> String {
-    [GATEWAY_PART, SECRETS_PART, POLICY_PART].concat()
+pub fn usual_config() -> Config {
+    let research = binding("research", "OPENAI_API_KEY", &[BEARER], "file:openai");
+    let operations = binding("operations", "OPS_OPENAI_KEY", &[BEARER], "file:ops");
+    let places = ["header x-api-key raw", BEARER];
+    let anthropic = binding("research", "ANTHROPIC_API_KEY", &places, "file:anthropic");
+    let git = binding("research", "GIT_TOKEN", &["basic password"], "file:git");
+    Config::new()
+        .gateway("audit", "{dir}/audit.jsonl")
+        .gateway("ca_dir", "{dir}/issuing")
+        .gateway("state_dir", "{dir}/state")
+        .gateway("control", "{dir}/control/control.sock")
+        .gateway("resolvers", ["203.0.113.53"])
+        .gateway("ipv6", true)
+        .gateway("ports", [443, 80])
+        .secrets("file", "{dir}/secrets.toml")
+        .with(group("research", "agents0", &["192.0.2.0/25", "2001:db8:a::/64"]))
+        .with(group("operations", "agents1", &["192.0.2.128/25", "2001:db8:b::/64"]))
+        .with(usual_api("openai", OPENAI, &OPENAI_PATHS).with(research).with(operations))
+        .with(usual_api("anthropic", ANTHROPIC, &["/v1/*"]).with(anthropic))
+        .with(
+            usual_api("git", GIT, &["/*"])
+                .set("anonymous", true)
+                .with(git.set("basic_user", "agent")),
+        )
+        .with(splice("pypi", &["research"], &["pypi.example", "*.cdn.example"]).set("ports", [443]))
 }
 
-/// The same policy, with every secret from Vault; `vault` is [`crate::vault::Vault::config`].
-pub fn vault_config(vault: &str) -> String {
-    let policy = POLICY_PART
-        .replace("file:openai", "vault:kv/agents/openai#api_key")
-        .replace("file:anthropic", "vault:kv/agents/anthropic#api_key")
-        .replace("file:git", "vault:kv/agents/git#api_key")
-        .replace("file:ops", "vault:kv/agents/ops#api_key");
-    [GATEWAY_PART, vault, &policy].concat()
+/// The usual policy with every secret from Vault.
+pub fn from_vault(usual: Config) -> Config {
+    let bindings = [
+        ("OPENAI_API_KEY", "openai"),
+        ("ANTHROPIC_API_KEY", "anthropic"),
+        ("GIT_TOKEN", "git"),
+        ("OPS_OPENAI_KEY", "ops"),
+    ];
+    bindings.into_iter().fold(usual.without("secrets"), |config, (placeholder, name)| {
+        let secret = format!("vault:kv/agents/{name}#api_key");
+        config.binding(placeholder, |it| it.set("secret", secret))
+    })
 }
+
+/// A configuration for a machine of its own: every folder is the default one, and files are beside
+/// the configuration.
+pub fn with_default_folders(config: Config) -> Config {
+    let folders = ["audit", "ca_dir", "state_dir", "control"];
+    folders.into_iter().fold(config, Config::without_gateway).moved("{dir}/", "")
+}
+
+/// A Vault that is not there, beside a configuration's other sources of secrets.
+pub fn with_absent_vault(config: Config) -> Config {
+    let login = Table::section("approle").set("role_id", "lab");
+    config
+        .vault("address", format!("https://{VAULT}:8200"))
+        .vault("ca_file", PUBLIC_CA)
+        .login(login.set("secret_id_file", "{dir}/secret-id"))
+}
+
+/// An API of the lab whose agents may read and post at these paths.
+fn usual_api(name: &str, host: Host, paths: &[&str]) -> Table {
+    let api = api(name, &[host.name]).set("methods", ["GET", "POST"]).set("paths", paths);
+    api.set("upstream_ca", PUBLIC_CA)
+}
+
+/// The usual place of a key.
+pub const BEARER: &str = "header authorization bearer";
+/// The CA that the lab's origins have their certificates of.
+pub const PUBLIC_CA: &str = "{dir}/public-ca.pem";
+/// What agents may ask of the first API.
+const OPENAI_PATHS: [&str; 10] = [
+    "/v1/*",
+    "/reflect",
+    "/reflect-split",
+    "/sse",
+    "/big",
+    "/slow",
+    "/cut",
+    "/trailers",
+    "/redirect",
+    "/status/*",
+];
 
 fn secrets_file() -> String {
     let names = ["openai", "anthropic", "git", "ops"];
     names.iter().zip(SECRETS).map(|(name, value)| format!("{name} = {value}\n")).collect()
 }
-
-const GATEWAY_PART: &str = r#"
-[gateway]
-audit = "{dir}/audit.jsonl"
-ca_dir = "{dir}/issuing"
-state_dir = "{dir}/state"
-control = "{dir}/control/control.sock"
-resolvers = ["203.0.113.53"]
-ipv6 = true
-ports = [443, 80]
-"#;
-
-const SECRETS_PART: &str = r#"
-[secrets]
-file = "{dir}/secrets.toml"
-"#;
-
-const POLICY_PART: &str = r#"
-[[group]]
-name = "research"
-interface = "agents0"
-prefixes = ["192.0.2.0/25", "2001:db8:a::/64"]
-
-[[group]]
-name = "operations"
-interface = "agents1"
-prefixes = ["192.0.2.128/25", "2001:db8:b::/64"]
-
-[[api]]
-name = "openai"
-hosts = ["api.openai.example"]
-methods = ["GET", "POST"]
-paths = ["/v1/*", "/reflect", "/reflect-split", "/sse", "/big", "/slow", "/cut",
-         "/trailers", "/redirect", "/status/*"]
-upstream_ca = "{dir}/public-ca.pem"
-
-[[api.binding]]
-groups = ["research"]
-placeholder = "OPENAI_API_KEY"
-places = ["header authorization bearer"]
-secret = "file:openai"
-
-[[api.binding]]
-groups = ["operations"]
-placeholder = "OPS_OPENAI_KEY"
-places = ["header authorization bearer"]
-secret = "file:ops"
-
-[[api]]
-name = "anthropic"
-hosts = ["api.anthropic.example"]
-methods = ["GET", "POST"]
-paths = ["/v1/*"]
-upstream_ca = "{dir}/public-ca.pem"
-
-[[api.binding]]
-groups = ["research"]
-placeholder = "ANTHROPIC_API_KEY"
-places = ["header x-api-key raw", "header authorization bearer"]
-secret = "file:anthropic"
-
-[[api]]
-name = "git"
-hosts = ["git.example"]
-methods = ["GET", "POST"]
-paths = ["/*"]
-upstream_ca = "{dir}/public-ca.pem"
-anonymous = true
-
-[[api.binding]]
-groups = ["research"]
-placeholder = "GIT_TOKEN"
-places = ["basic password"]
-basic_user = "agent"
-secret = "file:git"
-
-[[splice]]
-name = "pypi"
-groups = ["research"]
-hosts = ["pypi.example", "*.cdn.example"]
-ports = [443]
-"#;

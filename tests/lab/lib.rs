@@ -15,6 +15,7 @@
 //! Assertions belong on what an [`origin::Origin`] received and on the audit record, and only then
 //! on what the agent saw. All addresses and names are those reserved for documentation.
 
+pub mod audit;
 mod capture;
 pub mod client;
 pub mod datagrams;

@@ -11,11 +11,12 @@ use std::{
     process::{Child, Output, Stdio},
 };
 
+use policy_builder::{Config, Table};
 use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::{
-    gateway::{ANTHROPIC_SECRET, GIT_SECRET, OPENAI_SECRET, OPS_SECRET},
+    gateway::{self, ANTHROPIC_SECRET, GIT_SECRET, OPENAI_SECRET, OPS_SECRET},
     net::{INTERNET, Lab, Ns, VAULT},
     tools, wait,
 };
@@ -68,26 +69,18 @@ impl Vault {
         vault
     }
 
-    /// The `[vault]` part of a gateway's configuration, with the AppRole.
-    pub fn config(&self) -> String {
-        self.config_with(&self.approle(""))
-    }
-
-    /// The same with another login, which is a table below `[vault]`.
-    pub fn config_with(&self, login: &str) -> String {
-        format!(
-            "\n[vault]\naddress = \"https://{VAULT}:8200\"\nca_file = \"{dir}/ca.pem\"\n\
-             refresh = \"1s\"\nmax_stale = \"5s\"\n{login}",
-            dir = self.dir.display(),
-        )
-    }
-
-    /// The table of the AppRole login, with these further lines.
-    pub fn approle(&self, more: &str) -> String {
-        let (dir, role) = (self.dir.display(), &self.role_id);
-        format!(
-            "[vault.approle]\nrole_id = \"{role}\"\nsecret_id_file = \"{dir}/secret-id\"\n{more}"
-        )
+    /// The usual policy, with every secret from this Vault, and a login by AppRole.
+    pub fn config(&self) -> Config {
+        let dir = self.dir.display();
+        let login = Table::section("approle")
+            .set("role_id", &self.role_id)
+            .set("secret_id_file", format!("{dir}/secret-id"));
+        gateway::from_vault(gateway::usual_config())
+            .vault("address", format!("https://{VAULT}:8200"))
+            .vault("ca_file", format!("{dir}/ca.pem"))
+            .vault("refresh", "1s")
+            .vault("max_stale", "5s")
+            .login(login)
     }
 
     /// A token that the gateway would get with what is in its hands.

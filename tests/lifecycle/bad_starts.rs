@@ -11,23 +11,24 @@ use lab::{
     sandboxed,
     vault::Vault,
 };
+use policy_builder::Config;
 use serde_json::Value;
 
 use crate::faults::{CHAT, Trap, ask, assert_closed, assert_one_line};
 
-fn refused(lab: &Lab, config: &str) -> Failed {
+fn refused(lab: &Lab, config: &Config) -> Failed {
     Gateway::try_start(lab, config).err().expect("the gateway did not start")
 }
 
 #[test]
-fn what_the_machine_lacks_is_said_in_one_line_and_leaves_the_guard_closed() {
+fn what_the_machine_lacks_is_one_line_behind_the_guard() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let _dns = Dns::start();
         let usual = usual_config();
 
-        let missing = usual.replace("\"agents1\"", "\"agents7\"");
+        let missing = usual.clone().group("operations", |it| it.set("interface", "agents7"));
         assert_one_line(&refused(&lab, &missing), &["agents7", "does not exist"]);
         assert_closed(&origin);
 
@@ -51,7 +52,7 @@ fn what_the_machine_lacks_is_said_in_one_line_and_leaves_the_guard_closed() {
         std::fs::rename(lab.dir.join("elsewhere"), lab.dir.join("issuing")).expect("a folder");
 
         lab.write("nowhere", "a file stands where a folder has to be made");
-        let nowhere = usual.replace("{dir}/audit.jsonl", "{dir}/nowhere/audit.jsonl");
+        let nowhere = usual.clone().gateway("audit", "{dir}/nowhere/audit.jsonl");
         assert_one_line(&refused(&lab, &nowhere), &["audit"]);
         assert_closed(&origin);
 
@@ -60,9 +61,8 @@ fn what_the_machine_lacks_is_said_in_one_line_and_leaves_the_guard_closed() {
         assert_eq!(ask(&lab, &gateway, CHAT).status, 200);
         let second = Gateway::run(&lab, &lab.dir.join("cloakroom.toml")).err().expect("a second");
         assert_one_line(&second, &["control.sock", "another daemon uses it"]);
-        let elsewhere = usual.replace("control/control.sock", "control/second.sock");
-        let second =
-            lab.write("second.toml", elsewhere.replace("{dir}", &lab.dir.display().to_string()));
+        let elsewhere = usual.gateway("control", "{dir}/control/second.sock");
+        let second = gateway::install_as(&lab, "second.toml", &elsewhere);
         let second = Gateway::run(&lab, &second).err().expect("a second");
         assert_one_line(&second, &["another cloakroom"]);
         assert_eq!(ask(&lab, &gateway, CHAT).status, 200, "the first one is not disturbed");
@@ -106,7 +106,7 @@ fn a_start_that_fails_leaves_no_token_in_vault() {
         let _origin = Origin::start(&lab);
         let _dns = Dns::start();
         let vault = Vault::start(&lab);
-        let config = gateway::vault_config(&vault.config());
+        let config = vault.config();
         Gateway::start(&lab, &config).terminate(Duration::from_secs(20));
         let tokens = || BTreeSet::from_iter(vault.accessors());
         let logins = || vault.audit().iter().filter(|it| is_login(it)).count();
@@ -159,11 +159,11 @@ fn five_mistakes_are_five_errors_with_their_lines() {
         let origin = Origin::start(&lab);
         gateway::guard();
         let wrong = usual_config()
-            .replace("ipv6 = true", "ipv6 = \"yes\"")
-            .replace("ports = [443, 80]", "ports = [443, 80, 70000]")
-            .replace("\"192.0.2.128/25\"", "\"192.0.2.300/25\"")
-            .replace("secret = \"file:openai\"", "secret = \"sk-live-in-the-configuration\"")
-            .replace("places = [\"basic password\"]", "placse = [\"basic password\"]");
+            .gateway("ipv6", "yes")
+            .gateway("ports", [443, 80, 70_000])
+            .group("operations", |it| it.set("prefixes", ["192.0.2.300/25", "2001:db8:b::/64"]))
+            .binding("OPENAI_API_KEY", |it| it.set("secret", "sk-live-in-the-configuration"))
+            .binding("GIT_TOKEN", |it| it.without("places").set("placse", ["basic password"]));
         let path = gateway::install(&lab, &wrong);
         let text = std::fs::read_to_string(&path).expect("the configuration");
         let line_of = |part: &str| {
@@ -195,7 +195,7 @@ fn five_mistakes_are_five_errors_with_their_lines() {
 }
 
 #[test]
-fn check_says_who_may_reach_what_and_rules_is_what_nft_takes() {
+fn check_explains_the_policy_and_rules_suit_nft() {
     sandboxed(|| {
         let lab = Lab::new();
         let path = gateway::install(&lab, &usual_config());

@@ -14,6 +14,7 @@ use lab::{
     net::{GATEWAY, INTERNET, VAULT},
     sandboxed, wait,
 };
+use policy_builder::agent;
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, setrlimit};
 
 #[test]
@@ -26,11 +27,10 @@ fn a_command_that_dies_leaves_no_core() {
         let _silent = INTERNET.enter(|| TcpListener::bind((VAULT, 8200))).expect("a free port");
         fs::create_dir(lab.dir.join("store")).expect("the lab's folder is writable");
         lab.write("secret-id", "a-secret-id-0123456789\n");
-        let usual = gateway::usual_config();
-        let plain = "file = \"{dir}/secrets.toml\"";
-        let kept = "file = \"{dir}/store/secrets\"\nkey_file = \"{dir}/store/key\"";
-        assert!(usual.contains(plain));
-        let config = gateway::install(&lab, &(usual.replace(plain, kept) + VAULT_PART));
+        let config = gateway::with_absent_vault(gateway::usual_config())
+            .secrets("file", "{dir}/store/secrets")
+            .secrets("key_file", "{dir}/store/key");
+        let config = gateway::install(&lab, &config);
         let mut made = gateway::program();
         lab::client::succeed(made.args(["secret", "init"]).arg(&config));
 
@@ -58,7 +58,7 @@ fn a_command_that_dies_leaves_no_core() {
 }
 
 #[test]
-fn issuing_before_there_is_a_root_says_which_command_comes_first() {
+fn issuing_without_a_root_says_which_command_comes_first() {
     sandboxed(|| {
         let lab = Lab::new();
         let config = gateway::install(&lab, &gateway::usual_config());
@@ -75,17 +75,14 @@ fn issuing_before_there_is_a_root_says_which_command_comes_first() {
 /// Debian's nft takes the names of protocols and ports from a package of their own (netbase), but
 /// for those that it knows itself.
 #[test]
-fn rules_and_guard_are_what_nft_takes_where_no_other_name_is_known() {
+fn rules_and_guard_load_where_no_name_is_known() {
     sandboxed(|| {
         let lab = Lab::new();
-        let prefixes = "prefixes = [\"192.0.2.0/25\", \"2001:db8:a::/64\"]";
-        let bound = format!(
-            "{prefixes}\nmtu = 1400\n[[group.agent]]\nmac = \"02:00:00:00:00:10\"\n\
-             addresses = [\"192.0.2.10\", \"2001:db8:a::10\"]\n"
-        );
-        let every = "ipv6 = true\nagent_services = [\"ping\", \"ntp\", \"dhcp\"]";
-        let config = gateway::usual_config().replace(prefixes, &bound);
-        let config = gateway::install(&lab, &config.replace("ipv6 = true", every));
+        let bound = agent("02:00:00:00:00:10", &["192.0.2.10", "2001:db8:a::10"]);
+        let config = gateway::usual_config()
+            .gateway("agent_services", ["ping", "ntp", "dhcp"])
+            .group("research", |it| it.set("mtu", 1400).with(bound));
+        let config = gateway::install(&lab, &config);
         // In this sandbox's own view of the file system.
         for names in ["/etc/protocols", "/etc/services"] {
             let hidden = ["--bind", "/dev/null", names];
@@ -113,12 +110,3 @@ fn started(dir: &Path, command: &mut Command) -> Child {
     command.current_dir(dir).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
     command.spawn().expect("the program starts")
 }
-
-const VAULT_PART: &str = r#"
-[vault]
-address = "https://203.0.113.200:8200"
-ca_file = "{dir}/public-ca.pem"
-[vault.approle]
-role_id = "gateway"
-secret_id_file = "{dir}/secret-id"
-"#;

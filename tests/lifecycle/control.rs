@@ -16,6 +16,7 @@ use lab::{
     net::{GATEWAY, OPENAI},
     sandboxed, tools, wait,
 };
+use policy_builder::Table;
 use serde_json::Value;
 
 use crate::world::{TICKET, World, get};
@@ -113,15 +114,17 @@ fn status_tells_how_the_gateway_is_and_no_value() {
 }
 
 #[test]
-fn a_reload_says_what_is_wrong_and_takes_new_values_at_once() {
+fn a_reload_names_mistakes_and_takes_new_values() {
     sandboxed(|| {
         let world = World::usual();
         let usual = gateway::usual_config();
-        gateway::install(&world.lab, &usual.replace("\"pypi.example\"", "\"pypi..example\""));
+        let broken = usual.clone().splice("pypi", |it| it.set("hosts", ["pypi..example"]));
+        gateway::install(&world.lab, &broken);
         let said = tell(&world, &["reload"], 64);
-        let line = 1 + usual.lines().position(|it| it.contains("pypi.example")).expect("there");
+        let line =
+            1 + broken.to_string().lines().position(|it| it.contains("pypi..")).expect("there");
         assert!(said.contains(&format!("cloakroom.toml:{line}:")), "{said}");
-        gateway::install(&world.lab, &usual.replace("ipv6 = true", "ipv6 = false"));
+        gateway::install(&world.lab, &usual.clone().gateway("ipv6", false));
         let said = tell(&world, &["reload"], 1);
         assert!(said.contains("ipv6") && said.contains("restart"), "{said}");
         assert_eq!(world.ask(&get(&[TICKET])).status, 200, "the old policy serves");
@@ -148,7 +151,7 @@ fn a_reload_says_what_is_wrong_and_takes_new_values_at_once() {
 
 /// Where the daemon listens is in its configuration, whatever else is wrong there.
 #[test]
-fn a_file_of_secrets_that_is_somebody_elses_is_said_and_not_read() {
+fn somebody_elses_file_of_secrets_is_named_and_not_read() {
     sandboxed(|| {
         let world = World::usual();
         let file = world.lab.write("secrets.toml", "openai = sk-lab-another-5f9c2e7a1b3d4468\n");
@@ -180,7 +183,7 @@ fn the_daemon_is_found_by_its_configuration() {
         assert!(told(&["status"]).1.starts_with("healthy\n"));
         assert_eq!(told(&["quarantine", "operations"]).0, Some(0));
         assert_eq!(told(&["release", "operations"]).0, Some(0));
-        let wrong = format!("{}\n[[nothing]]\n", gateway::usual_config());
+        let wrong = gateway::usual_config().with(Table::one_of("nothing"));
         gateway::install(&world.lab, &wrong);
         let (exit, said) = told(&["reload"]);
         assert!(exit == Some(64) && said.contains("unknown key \"nothing\""), "{said}");
@@ -231,7 +234,7 @@ fn the_socket_is_for_root_and_the_daemons_user_alone() {
 }
 
 #[test]
-fn what_is_no_order_does_nothing_and_nobody_keeps_the_socket_from_others() {
+fn nonsense_does_nothing_and_nobody_hogs_the_socket() {
     sandboxed(|| {
         let world = World::usual();
         let open = || UnixStream::connect(socket(&world)).expect("it listens");
@@ -260,7 +263,7 @@ fn what_is_no_order_does_nothing_and_nobody_keeps_the_socket_from_others() {
 }
 
 #[test]
-fn a_dead_daemons_socket_is_replaced_and_a_live_ones_is_not() {
+fn a_dead_daemons_socket_alone_is_replaced() {
     sandboxed(|| {
         let mut world = World::usual();
         let config = world.lab.dir.join("cloakroom.toml");

@@ -69,7 +69,7 @@ fn a_daemon_killed_under_traffic_lets_nothing_past() {
 }
 
 #[test]
-fn before_the_first_daemon_and_after_the_last_the_guard_is_closed() {
+fn without_a_daemon_the_guard_is_closed() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);

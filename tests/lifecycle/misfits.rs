@@ -24,7 +24,7 @@ fn ipv6_that_is_off_in_the_kernel_is_said_plainly() {
             assert!(failed.stderr.contains(said), "{}", failed.stderr);
         }
         // As it says.
-        let _gateway = Gateway::start(&lab, &usual_config().replace("ipv6 = true", "ipv6 = false"));
+        let _gateway = Gateway::start(&lab, &usual_config().gateway("ipv6", false));
         let told = addresses(&ask(anywhere(), OPENAI.name, hickory_proto::rr::RecordType::A));
         assert_eq!(told, [std::net::IpAddr::from(OPENAI.v4())]);
         AGENT.connect(OPENAI.port(443)).expect("over IPv4");
@@ -32,11 +32,12 @@ fn ipv6_that_is_off_in_the_kernel_is_said_plainly() {
 }
 
 #[test]
-fn ipv6_that_is_off_where_agents_have_it_and_a_prefix_that_is_the_wans_are_said_plainly() {
+fn ipv6_that_is_off_and_stolen_prefixes_are_reported() {
     sandboxed(|| {
         let lab = Lab::new();
         let _dns = Dns::start();
-        let wans = usual_config().replace("\"192.0.2.0/25\"", "\"203.0.113.128/25\"");
+        let wans = usual_config()
+            .group("research", |it| it.set("prefixes", ["203.0.113.128/25", "2001:db8:a::/64"]));
         GATEWAY.shell("sysctl -qw net.ipv6.conf.agents0.disable_ipv6=1");
         let gateway = Gateway::start(&lab, &wans);
         let config = lab.dir.join("cloakroom.toml");

@@ -8,6 +8,7 @@ use std::{
 
 use lab::{
     Lab,
+    audit::Record,
     client::{H2, Hello, Tls},
     dns::Dns,
     gateway::{self, ANTHROPIC_SECRET, GIT_SECRET, Gateway, usual_config},
@@ -15,6 +16,7 @@ use lab::{
     origin::Origin,
     sandboxed, wait,
 };
+use policy_builder::{Config, binding};
 
 use crate::faults::{CHAT, ask, connections, get, open};
 use crate::world::{World, first_event};
@@ -23,8 +25,9 @@ fn signal(gateway: &Gateway, name: &str) {
     GATEWAY.shell(&format!("kill -{name} {}", gateway.pid()));
 }
 
-fn limits(text: &str) -> String {
-    usual_config() + "\n[limits]\n" + text + "\n"
+/// The usual policy, with so much time for a drain.
+fn draining(time: &str) -> Config {
+    usual_config().limit("drain_time", time)
 }
 
 /// Starts a stream of events and reads the first.
@@ -48,8 +51,7 @@ fn ended(gateway: &mut Gateway, limit: Duration) -> (ExitStatus, Duration) {
 #[test]
 fn a_drain_lets_an_answer_finish_and_takes_nothing_new() {
     sandboxed(|| {
-        let World { lab, origin, dns: _dns, mut gateway } =
-            World::with(&limits("drain_time = \"15s\""));
+        let World { lab, origin, dns: _dns, mut gateway } = World::with(&draining("15s"));
         let mut events = stream(&lab, 8, 250);
         let idle = open(&lab, AGENT, OPENAI).expect("a connection between two requests");
         wait::expect("both at the origin", || origin.log().connections().len() == 2);
@@ -78,8 +80,7 @@ fn a_drain_lets_an_answer_finish_and_takes_nothing_new() {
 #[test]
 fn a_drain_lets_an_answer_over_http_2_finish_too() {
     sandboxed(|| {
-        let World { lab, origin, dns: _dns, mut gateway } =
-            World::with(&limits("drain_time = \"15s\""));
+        let World { lab, origin, dns: _dns, mut gateway } = World::with(&draining("15s"));
         let hello = Hello { alpn: vec![b"h2"], ..crate::faults::hello(&lab, OPENAI) };
         let mut h2 = H2::open(AGENT, OPENAI.port(443), &hello).expect("a handshake");
         let request = http::Request::get("https://api.openai.example/sse?n=8&ms=250")
@@ -99,12 +100,13 @@ fn a_drain_lets_an_answer_over_http_2_finish_too() {
 }
 
 #[test]
-fn a_binding_that_changes_its_secret_never_sends_the_old_one_again() {
+fn a_rebound_placeholder_never_sends_the_old_secret_again() {
     sandboxed(|| {
         let config = usual_config();
         let World { lab, origin, dns: _dns, gateway } = World::with(&config);
         assert_eq!(ask(&lab, &gateway, CHAT).status, 200);
-        gateway::install(&lab, &config.replace("\"file:openai\"", "\"file:git\""));
+        let other = config.binding("OPENAI_API_KEY", |it| it.set("secret", "file:git"));
+        gateway::install(&lab, &other);
         gateway.reload();
         wait::expect("it says so", || gateway.stderr().contains("reloaded"));
         let before = origin.log().requests().len();
@@ -122,13 +124,13 @@ fn a_binding_that_changes_its_secret_never_sends_the_old_one_again() {
 }
 
 #[test]
-fn a_drain_ends_at_its_deadline_and_at_a_second_signal() {
+fn a_drain_ends_at_its_deadline_or_second_signal() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let _dns = Dns::start();
         for (run, (drain_time, twice)) in [("1s", false), ("60s", true)].into_iter().enumerate() {
-            let config = limits(&format!("drain_time = \"{drain_time}\""));
+            let config = draining(drain_time);
             let mut gateway = Gateway::start(&lab, &config);
             let mut events = stream(&lab, 1000, 100);
             let opaque = spliced(&lab);
@@ -157,7 +159,7 @@ fn a_drain_ends_at_its_deadline_and_at_a_second_signal() {
 }
 
 #[test]
-fn a_new_policy_is_taken_whole_and_cuts_what_it_forbids() {
+fn a_new_policy_is_atomic_and_cuts_what_it_forbids() {
     sandboxed(|| {
         let config = usual_config();
         let World { lab, origin, dns: _dns, gateway } = World::with(&config);
@@ -166,8 +168,7 @@ fn a_new_policy_is_taken_whole_and_cuts_what_it_forbids() {
         assert_eq!(kept.ask(CHAT).expect("an answer").status, 200);
         open(&lab, AGENT, OTHER).map(drop).expect_err("not listed yet");
 
-        let new = config.replace("\"pypi.example\", \"*.cdn.example\"", "\"other.example\"");
-        assert_ne!(new, config);
+        let new = config.splice("pypi", |it| it.set("hosts", [OTHER.name]));
         gateway::install(&lab, &new);
         let begun = Instant::now();
         gateway.reload();
@@ -183,14 +184,14 @@ fn a_new_policy_is_taken_whole_and_cuts_what_it_forbids() {
         assert_eq!(kept.ask(CHAT).expect("an answer").status, 200, "what is still allowed lives");
 
         // An API that loses the group loses its connections, too.
-        let less = new.replacen("groups = [\"research\"]", "groups = [\"operations\"]", 1);
-        let less = less.replacen("OPENAI_API_KEY", "ANOTHER_OPENAI_KEY", 1);
+        let less = new.binding("OPENAI_API_KEY", |it| {
+            it.set("groups", ["operations"]).set("placeholder", "ANOTHER_OPENAI_KEY")
+        });
         gateway::install(&lab, &less);
         gateway.reload();
         wait::expect("the live flow is cut", || kept.ask(CHAT).is_err());
-        let revoked = |record: &serde_json::Value| {
-            record["reason"] == "policy_revoked" && record["sni"] == OPENAI.name
-        };
+        let revoked =
+            |record: &Record| record["reason"] == "policy_revoked" && record["sni"] == OPENAI.name;
         gateway.audit.wait_for(revoked);
         let before = origin.log().requests().len();
         open(&lab, AGENT, OPENAI).map(drop).expect_err("the group has no binding there");
@@ -199,7 +200,7 @@ fn a_new_policy_is_taken_whole_and_cuts_what_it_forbids() {
 }
 
 #[test]
-fn a_secret_that_a_new_policy_binds_is_masked_at_once() {
+fn a_secret_of_a_new_binding_is_masked_at_once() {
     sandboxed(|| {
         let config = usual_config();
         let World { lab, origin: _origin, dns: _dns, gateway } = World::with(&config);
@@ -207,10 +208,8 @@ fn a_secret_that_a_new_policy_binds_is_masked_at_once() {
         assert_eq!(ask(&lab, &gateway, &get("/reflect")).status, 200);
 
         // The secret is not new to the group: another API has it already.
-        let bindings = "[[api.binding]]\ngroups = [\"operations\"]";
-        let second = "[[api.binding]]\ngroups = [\"research\"]\nplaceholder = \"SECOND_KEY\"\n\
-            places = [\"header x-api-key raw\"]\nsecret = \"file:anthropic\"\n\n";
-        gateway::install(&lab, &config.replacen(bindings, &format!("{second}{bindings}"), 1));
+        let second = binding("research", "SECOND_KEY", &["header x-api-key raw"], "file:anthropic");
+        gateway::install(&lab, &config.api("openai", |it| it.with(second)));
         gateway.reload();
         wait::expect("it says so", || gateway.stderr().contains("reloaded"));
         let request = get("/reflect")
@@ -229,24 +228,25 @@ fn served(lab: &Lab, host: Host) {
 }
 
 #[test]
-fn a_policy_that_is_wrong_or_cannot_be_taken_live_keeps_the_old_one() {
+fn a_policy_that_is_wrong_or_fixed_keeps_the_old() {
     sandboxed(|| {
         let config = usual_config();
         let World { lab, origin: _origin, dns: _dns, mut gateway } = World::with(&config);
         let mut opaque = spliced(&lab);
-        let broken = config.replace("\"pypi.example\", ", "\"pypi..example\", ");
+        let broken = config.clone().splice("pypi", |it| it.set("hosts", ["pypi..example"]));
+        let broken = broken.to_string();
         let line =
             1 + broken.lines().position(|line| line.contains("pypi..")).expect("it is there");
-        let other_port = config.replace("ipv6 = true", "ipv6 = true\nproxy_port = 15002");
-        let fewer = config.replace("\"agents1\"", "\"agents9\"");
-        let new_api = config.replace("\"git.example\"", "\"git.example\", \"git2.example\"");
+        let other_port = config.clone().gateway("proxy_port", 15_002);
+        let fewer = config.clone().group("operations", |it| it.set("interface", "agents9"));
+        let new_api = config.clone().api("git", |it| it.more("hosts", &["git2.example"]));
         for (bad, says) in [
             (broken, format!("cloakroom.toml:{line}:")),
             ("this is not TOML".to_owned(), "cloakroom.toml:1:".to_owned()),
-            (other_port, "restart".to_owned()),
-            (fewer, "restart".to_owned()),
+            (other_port.to_string(), "restart".to_owned()),
+            (fewer.to_string(), "restart".to_owned()),
             // Its certificate authority is made for the names of the old policy.
-            (new_api, "ca issue".to_owned()),
+            (new_api.to_string(), "ca issue".to_owned()),
         ] {
             let before = gateway.stderr().len();
             gateway::install(&lab, &bad);
@@ -293,11 +293,11 @@ fn reloads_under_traffic_disturb_nobody() {
 }
 
 #[test]
-fn a_connection_in_its_first_bytes_is_cut_with_the_rest() {
+fn a_connection_in_its_first_bytes_is_cut_too() {
     sandboxed(|| {
         let lab = Lab::new();
         let _origin = Origin::start(&lab);
-        let mut gateway = Gateway::start(&lab, &limits("peek_time = \"60s\"\ndrain_time = \"0s\""));
+        let mut gateway = Gateway::start(&lab, &draining("0s").limit("peek_time", "60s"));
         let mut stream = AGENT.connect(OPENAI.port(443)).expect("accepted");
         std::io::Write::write_all(&mut stream, &[0x16]).expect("sent");
         thread::sleep(Duration::from_millis(300));

@@ -28,7 +28,7 @@ use crate::{
 const MOVED: &str = "sk-lab-m0ved-7c1e44d09b2fa863";
 
 #[test]
-fn a_reference_that_moves_while_vault_is_slow_costs_no_answer() {
+fn a_reference_that_moves_costs_no_answer() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
@@ -36,10 +36,12 @@ fn a_reference_that_moves_while_vault_is_slow_costs_no_answer() {
         let vault = Vault::start(&lab);
         vault.put("moved", MOVED);
         let relay = Slow::start((VAULT, 8300).into(), (VAULT, 8200).into());
-        let from_vault = vault.config().replace(":8200", ":8300");
         // Nothing but the reload asks for anything here.
-        let from_vault = from_vault.replace("\"1s\"", "\"60s\"").replace("\"5s\"", "\"300s\"");
-        let config = gateway::vault_config(&from_vault);
+        let config = vault
+            .config()
+            .vault("address", format!("https://{VAULT}:8300"))
+            .vault("refresh", "60s")
+            .vault("max_stale", "300s");
         let gateway = Gateway::start(&lab, &config);
         let world = World { lab, origin, dns, gateway };
         let stop = AtomicBool::new(false);
@@ -57,8 +59,9 @@ fn a_reference_that_moves_while_vault_is_slow_costs_no_answer() {
             });
             thread::sleep(Duration::from_millis(500));
             relay.answers_after(Duration::from_millis(400));
-            let (before, after) = ("vault:kv/agents/openai#", "vault:kv/agents/moved#");
-            gateway::install(&world.lab, &config.replace(before, after));
+            let moved = config
+                .binding("OPENAI_API_KEY", |it| it.set("secret", "vault:kv/agents/moved#api_key"));
+            gateway::install(&world.lab, &moved);
             tell(&world, &["reload"], 0);
             thread::sleep(Duration::from_millis(500));
             stop.store(true, SeqCst);
@@ -74,7 +77,7 @@ fn a_reference_that_moves_while_vault_is_slow_costs_no_answer() {
 }
 
 #[test]
-fn a_ca_that_the_system_trusts_since_is_trusted_from_a_reload_on() {
+fn a_ca_the_system_trusts_counts_after_a_reload() {
     sandboxed(|| {
         let trusted = "/etc/ssl/certs/ca-certificates.crt";
         let before = std::fs::read_to_string(trusted).expect("Debian's CAs");
@@ -82,8 +85,7 @@ fn a_ca_that_the_system_trusts_since_is_trusted_from_a_reload_on() {
         let tmpfs = ["-t", "tmpfs", "tmpfs", "/etc/ssl/certs"];
         lab::client::succeed(std::process::Command::new("mount").args(tmpfs));
         std::fs::write(trusted, &before).expect("a file in memory");
-        let by_system =
-            gateway::usual_config().replace("upstream_ca = \"{dir}/public-ca.pem\"", "");
+        let by_system = gateway::usual_config().each_api(|it| it.without("upstream_ca"));
         let world = World::with(&by_system);
         let answer = world.ask(&get(&[TICKET]));
         assert_eq!(answer.reason().as_deref(), Some("upstream_tls_invalid"), "{}", answer.text());
@@ -109,14 +111,14 @@ fn a_ca_that_the_system_trusts_since_is_trusted_from_a_reload_on() {
 /// Landlock: even as root the daemon reads nothing outside of the folders that it named at its
 /// start.
 #[test]
-fn a_reload_that_names_a_file_in_another_folder_says_that_it_takes_a_restart() {
+fn a_file_in_another_folder_takes_a_restart() {
     sandboxed(|| {
         let mut world = World::usual();
         assert_ne!(status(&world)["landlock"], "not");
         std::fs::create_dir("/run/elsewhere").expect("a folder");
         std::fs::copy(world.lab.public_ca(), "/run/elsewhere/ca.pem").expect("a file");
-        let moved =
-            gateway::usual_config().replacen("{dir}/public-ca.pem", "/run/elsewhere/ca.pem", 1);
+        let moved = gateway::usual_config()
+            .api("openai", |it| it.set("upstream_ca", "/run/elsewhere/ca.pem"));
         let path = gateway::install(&world.lab, &moved);
         let told = tell(&world, &["reload"], 64);
         assert!(told.contains("/run/elsewhere (Landlock)") && told.contains("restart"), "{told}");

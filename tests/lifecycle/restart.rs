@@ -16,6 +16,7 @@ use lab::{
     net::{AGENT, GATEWAY, OPENAI},
     sandboxed, tools, wait,
 };
+use policy_builder::Config;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
@@ -33,18 +34,14 @@ struct Supervised {
 
 impl Supervised {
     fn start() -> Self {
-        Self::with("workers = 2")
+        Self::with(&usual())
     }
 
-    fn with(workers: &str) -> Self {
-        Self::with_limits(workers, "drain_time = \"20s\"")
-    }
-
-    fn with_limits(workers: &str, limits: &str) -> Self {
+    fn with(config: &Config) -> Self {
         let mut world = World::usual();
         // It has made the certificates; from here on the other one starts it.
         world.gateway.kill();
-        install_with(&world, workers, limits);
+        gateway::install(&world.lab, config);
         let log = world.lab.dir.join("gateway.log");
         let log = fs::File::options().create(true).append(true).open(log).expect("writable");
         let mut process = python("lifecycle/supervise.py")
@@ -106,14 +103,9 @@ fn python(script: &str) -> Command {
     command
 }
 
-fn install(world: &World, workers: &str) {
-    install_with(world, workers, "");
-}
-
-fn install_with(world: &World, workers: &str, limits: &str) {
-    let config = gateway::usual_config();
-    let config = config.replace("ipv6 = true", &format!("ipv6 = true\n{workers}"));
-    gateway::install(&world.lab, &format!("{config}\n[limits]\n{limits}\n"));
+/// The usual policy of two workers, with some time for a drain.
+fn usual() -> Config {
+    gateway::usual_config().gateway("workers", 2).limit("drain_time", "20s")
 }
 
 /// What the log says once new connections wait.
@@ -127,7 +119,7 @@ fn ask(world: &World, to: SocketAddr) -> u16 {
 #[test]
 fn the_service_manager_is_told_how_it_is() {
     sandboxed(|| {
-        let mut it = Supervised::with("workers = 2\nassert_every = \"1s\"");
+        let mut it = Supervised::with(&usual().gateway("assert_every", "1s"));
         wait::expect("ready", || it.was_told("READY=1") == 1);
         assert_eq!(
             it.was_told("READY=1 STATUS=healthy: all of 4 secrets have a value"),
@@ -140,9 +132,10 @@ fn the_service_manager_is_told_how_it_is() {
         wait::expect("a reload, and ready again", || {
             it.was_told("RELOADING=1 MONOTONIC_USEC=") == 1 && it.was_told("READY=1") == 2
         });
-        let path = it.world.lab.dir.join("cloakroom.toml");
-        let config = fs::read_to_string(&path).expect("readable");
-        it.world.lab.write("cloakroom.toml", config.replace("\"file:ops\"", "\"file:none\""));
+        let without = usual()
+            .gateway("assert_every", "1s")
+            .binding("OPS_OPENAI_KEY", |it| it.set("secret", "file:none"));
+        gateway::install(&it.world.lab, &without);
         tell(&it.world, &["reload"], 0);
         wait::expect("what is missing, with the reload", || {
             it.was_told("READY=1 STATUS=degraded: operations has no value at") == 1
@@ -158,7 +151,7 @@ fn the_service_manager_is_told_how_it_is() {
 #[test]
 fn connections_that_arrive_during_a_restart_wait_and_are_served() {
     sandboxed(|| {
-        let mut it = Supervised::with_limits("workers = 2", "drain_time = \"2s\"");
+        let mut it = Supervised::with(&usual().limit("drain_time", "2s"));
         let all =
             "for each of two interfaces and families a listener of two workers, and DNS's two";
         assert_eq!(it.say("kept"), "16", "{all}");
@@ -202,7 +195,7 @@ fn connections_that_arrive_during_a_restart_wait_and_are_served() {
 
 /// What the next one takes to start is nobody's time.
 #[test]
-fn the_daemon_that_goes_serves_until_the_next_one_does_and_not_beside_it() {
+fn a_daemon_serves_until_its_successor_does_and_not_beside() {
     sandboxed(|| {
         let mut it = Supervised::start();
         for _ in 0..3 {
@@ -228,9 +221,9 @@ fn the_daemon_that_goes_serves_until_the_next_one_does_and_not_beside_it() {
 
 /// A stop after which no other daemon is to come.
 #[test]
-fn a_daemon_that_no_other_follows_takes_nothing_new_and_lets_what_is_open_go_on() {
+fn a_daemon_without_successor_drains_and_takes_nothing_new() {
     sandboxed(|| {
-        let mut it = Supervised::with_limits("workers = 2", "drain_time = \"100s\"");
+        let mut it = Supervised::with(&usual().limit("drain_time", "100s"));
         let request = get_path("/sse?n=1000&ms=100", &[TICKET]);
         let mut events = first_event(it.world.h1(OPENAI).expect("intercepted"), &request);
         it.say("int");
@@ -249,7 +242,7 @@ fn a_daemon_that_no_other_follows_takes_nothing_new_and_lets_what_is_open_go_on(
 
 /// What `systemctl kill` sends after a stop.
 #[test]
-fn a_daemon_that_drains_alone_and_is_told_again_cuts_everybody() {
+fn a_lone_draining_daemon_told_again_cuts_everybody() {
     sandboxed(|| {
         let mut it = Supervised::start();
         let request = get_path("/sse?n=1000&ms=100", &[TICKET]);
@@ -289,7 +282,7 @@ fn beside_one_that_drains() -> (Supervised, Tls) {
 
 /// Its orders go to the daemon that came after it.
 #[test]
-fn a_group_that_is_quarantined_is_cut_off_in_the_daemon_that_drains_too() {
+fn a_quarantine_cuts_off_in_a_draining_daemon_too() {
     sandboxed(|| {
         let (it, mut events) = beside_one_that_drains();
         let begun = Instant::now();
@@ -300,17 +293,13 @@ fn a_group_that_is_quarantined_is_cut_off_in_the_daemon_that_drains_too() {
 }
 
 #[test]
-fn what_the_next_daemons_policy_forbids_is_cut_in_the_one_that_drains_too() {
+fn a_new_policy_cuts_in_a_draining_daemon_too() {
     sandboxed(|| {
         let (it, mut events) = beside_one_that_drains();
         tell(&it.world, &["reload"], 0);
         thread::sleep(2 * Duration::from_millis(500));
         assert!(events.read_some(4096).is_ok_and(|more| !more.is_empty()), "nothing is forbidden");
-        let path = it.world.lab.dir.join("cloakroom.toml");
-        let usual = fs::read_to_string(&path).expect("it was written");
-        let stricter = usual.replacen("\"/sse\", ", "", 1);
-        assert_ne!(usual, stricter);
-        fs::write(&path, stricter).expect("writable");
+        gateway::install(&it.world.lab, &usual().api("openai", |it| it.less("paths", "/sse")));
         let begun = Instant::now();
         tell(&it.world, &["reload"], 0);
         events.read_to_end();
@@ -319,7 +308,7 @@ fn what_the_next_daemons_policy_forbids_is_cut_in_the_one_that_drains_too() {
 }
 
 #[test]
-fn a_daemon_that_drains_and_cannot_see_who_is_quarantined_cuts_everybody() {
+fn a_draining_daemon_blind_to_quarantine_cuts_everybody() {
     sandboxed(|| {
         let (it, mut events) = beside_one_that_drains();
         let begun = Instant::now();
@@ -334,9 +323,9 @@ fn a_daemon_that_drains_and_cannot_see_who_is_quarantined_cuts_everybody() {
 #[test]
 fn a_listener_that_no_worker_takes_gets_no_connection() {
     sandboxed(|| {
-        let mut it = Supervised::with("workers = 4");
+        let mut it = Supervised::with(&usual().gateway("workers", 4));
         it.say("term");
-        install(&it.world, "workers = 1");
+        gateway::install(&it.world.lab, &usual().gateway("workers", 1));
         it.run();
         for _ in 0..30 {
             assert_eq!(ask(&it.world, OPENAI.port(443)), 200);

@@ -14,7 +14,7 @@ use lab::{
 
 /// A namespace of a container lacks some of them.
 #[test]
-fn the_kernels_settings_load_in_a_namespace_by_the_documented_command() {
+fn kernel_settings_load_by_the_documented_command() {
     sandboxed(|| {
         let _lab = Lab::new();
         let page = tools::repository().join("docs/operations.md");
@@ -31,7 +31,7 @@ fn the_kernels_settings_load_in_a_namespace_by_the_documented_command() {
 }
 
 #[test]
-fn the_folders_of_the_unit_are_the_defaults_of_the_reference() {
+fn the_units_folders_are_the_references_defaults() {
     let reference = image("cloakroom.toml");
     let default = |key: &str| {
         let line = reference.lines().find_map(|line| line.strip_prefix(&format!("#{key} = \"")));
@@ -122,7 +122,7 @@ fn the_capabilities_of_the_unit_are_enough() {
 }
 
 #[test]
-fn what_the_journal_gets_has_a_priority_and_no_time_of_its_own() {
+fn journal_lines_have_a_priority_and_no_time() {
     sandboxed(|| {
         let lab = Lab::new();
         let _origin = Origin::start(&lab);

@@ -30,12 +30,12 @@ use std::{
 };
 
 use lab::{
+    audit::Record,
     gateway::{self, Gateway, usual_config},
     net::{AGENT, AGENT_V4, AGENT_V6},
     sandbox::sandboxed_for,
     sandboxed, wait,
 };
-use serde_json::Value;
 
 use self::{
     flood::{Flood, Kind},
@@ -56,7 +56,7 @@ fn the_flood_of_one_agent_is_not_noticed_by_another() {
 }
 
 #[test]
-fn the_flood_of_one_agent_is_not_noticed_by_its_neighbour_in_the_group() {
+fn an_agents_flood_is_unnoticed_by_its_neighbour() {
     sandboxed_for(LIMIT, || {
         let kinds = [Kind::Connections, Kind::SlowHeads, Kind::Questions];
         drop(not_noticed(Place::SameGroup, &kinds));
@@ -64,14 +64,14 @@ fn the_flood_of_one_agent_is_not_noticed_by_its_neighbour_in_the_group() {
 }
 
 #[test]
-fn what_one_agent_does_in_http_2_is_not_noticed_by_its_neighbour_in_the_group() {
+fn an_agents_http_2_flood_is_unnoticed_by_its_neighbour() {
     sandboxed_for(LIMIT, || {
         drop(not_noticed(Place::SameGroup, &[Kind::Requests, Kind::Streams, Kind::Frames]));
     });
 }
 
 #[test]
-fn the_flood_of_one_agent_is_not_noticed_by_another_group_on_its_wire() {
+fn an_agents_flood_is_unnoticed_by_another_group() {
     sandboxed_for(LIMIT, || {
         drop(not_noticed(Place::AnotherGroup, &[Kind::Connections, Kind::Questions]));
     });
@@ -87,7 +87,7 @@ fn not_noticed(place: Place, kinds: &[Kind]) -> World {
         let unnoticed = (0..MEASUREMENTS).any(|_| !is_noticed(&world, &other, *kind));
         assert!(unnoticed, "{kind:?}: noticed in each of {MEASUREMENTS} measurements");
     }
-    let of_other = |it: &&Value| agent(it).is_some_and(|ip| other.addresses().contains(&ip));
+    let of_other = |it: &&Record| agent(it).is_some_and(|ip| other.addresses().contains(&ip));
     for record in world.gateway.audit.records().iter().filter(of_other) {
         assert_ne!(record["decision"], "refuse", "the other agent was refused: {record}");
     }
@@ -143,7 +143,7 @@ fn measured(world: &World, other: &Other, flood: &Flood) -> (Seen, Seen) {
 fn is_limited(gateway: &Gateway, kind: Kind) -> bool {
     let Some((record, reason)) = kind.refusal() else { return true };
     let records = gateway.audit.records();
-    let of_limit = records.iter().filter(|it| it["record"] == record && it["reason"] == reason);
+    let of_limit = records.iter().filter(|it| it.is(record) && it["reason"] == reason);
     let refused: HashSet<&str> = of_limit.filter_map(|it| it["flow"].as_str()).collect();
     [IpAddr::from(AGENT_V4), AGENT_V6.into()].into_iter().all(|own| {
         let its = records.iter().filter(|it| agent(it) == Some(own));
@@ -152,7 +152,7 @@ fn is_limited(gateway: &Gateway, kind: Kind) -> bool {
 }
 
 /// Whose record it is, where it is one of a connection.
-fn agent(record: &Value) -> Option<IpAddr> {
+fn agent(record: &Record) -> Option<IpAddr> {
     let agent: SocketAddr = record["agent"].as_str()?.parse().ok()?;
     Some(agent.ip())
 }
@@ -161,12 +161,12 @@ fn agent(record: &Value) -> Option<IpAddr> {
 #[track_caller]
 fn told(gateway: &Gateway) {
     for agent in ["192.0.2.10", "2001:db8:a::/64"] {
-        let of_agent = |it: &Value| it["record"] == "connections" && it["agent"] == agent;
+        let of_agent = |it: &Record| it.is("connections") && it["agent"] == agent;
         let sum = gateway.audit.wait_for(of_agent);
         assert_eq!([&sum["reason"], &sum["group"]], ["rate_limit", "research"], "{sum}");
-        let questions = gateway.audit.wait_for(|it| {
-            it["record"] == "dns_summary" && it["agent"] == agent && it["limited"] != 0
-        });
+        let questions = gateway
+            .audit
+            .wait_for(|it| it.is("dns_summary") && it["agent"] == agent && it["limited"] != 0);
         assert_eq!(questions["reason"], "dns_rate", "{questions}");
     }
 }
@@ -174,15 +174,18 @@ fn told(gateway: &Gateway) {
 #[test]
 fn without_the_limits_the_same_flood_reaches_further() {
     // So low that a machine with other work to do makes a flood of twice as much.
-    let lowered = "\n[limits]\nagent_new_connections = 50\ndns_rate = 50\n";
-    let raised = "\n[limits]\nconnections = 20000\nagent_connections = 10000\n\
-        agent_new_connections = 1000000\ndns_rate = 100000\n";
-    sandboxed(|| {
-        let mut world = World::with(&(usual_config() + lowered));
+    let lowered = usual_config().limit("agent_new_connections", 50).limit("dns_rate", 50);
+    let raised = usual_config()
+        .limit("connections", 20_000)
+        .limit("agent_connections", 10_000)
+        .limit("agent_new_connections", 1_000_000)
+        .limit("dns_rate", 100_000);
+    sandboxed(move || {
+        let mut world = World::with(&lowered);
         let limited = [Kind::Connections, Kind::Questions].map(|kind| reached(&world, kind));
         world.gateway.terminate(Duration::from_secs(60));
         fs::remove_file(world.lab.dir.join("audit.jsonl")).expect("it was written");
-        let config = gateway::install(&world.lab, &(usual_config() + raised));
+        let config = gateway::install(&world.lab, &raised);
         world.gateway = Gateway::run(&world.lab, &config).expect("it starts");
         let unlimited = [Kind::Connections, Kind::Questions].map(|kind| reached(&world, kind));
         println!("connections and questions: {limited:?} with limits, {unlimited:?} without");
@@ -201,11 +204,11 @@ fn reached(world: &World, kind: Kind) -> u64 {
         thread::sleep(Duration::from_secs(3));
         flood.over.store(true, Relaxed);
     });
-    let sum = |name: &str, count: fn(&Value) -> u64| -> u64 {
+    let sum = |name: &str, count: fn(&Record) -> u64| -> u64 {
         let records = world.gateway.audit.records();
-        records.iter().filter(|it| it["record"] == name).map(count).sum()
+        records.iter().filter(|it| it.is(name)).map(count).sum()
     };
-    let answered = |it: &Value| {
+    let answered = |it: &Record| {
         let [answered, refused] = ["answered", "refused"].map(|key| it[key].as_u64());
         answered.unwrap_or(0) + refused.unwrap_or(0)
     };

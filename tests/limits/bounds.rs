@@ -11,6 +11,7 @@ use std::{
 
 use lab::{
     Lab,
+    audit::Record,
     client::{self, Tls},
     dns::Dns,
     gateway::{Gateway, usual_config},
@@ -18,14 +19,15 @@ use lab::{
     origin::Origin,
     sandboxed, wait,
 };
+use policy_builder::{Config, inspect};
 
 use crate::faults::{
     CHAT, ask, assert_refused, connections, descriptors, get, hello, open, records, reset,
 };
 
-fn limited(limits: &str) -> String {
+fn limited() -> Config {
     // Plain HTTP to the spliced host, so that a test can hold both ends of the TCP connection.
-    usual_config().replace("ports = [443]\n", "ports = [443, 80]\n") + "\n[limits]\n" + limits
+    usual_config().splice("pypi", |it| it.set("ports", [443, 80]))
 }
 
 #[test]
@@ -34,7 +36,7 @@ fn one_agent_cannot_take_the_places_of_another() {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let _dns = Dns::start();
-        let config = limited("connections = 16\nagent_connections = 4\n");
+        let config = limited().limit("connections", 16).limit("agent_connections", 4);
         let gateway = Gateway::start(&lab, &config);
         AGENT.shell(&format!("ip addr add {NEIGHBOUR}/32 dev eth0"));
         let mut held: Vec<Tls> =
@@ -67,12 +69,12 @@ fn one_agent_cannot_take_the_places_of_another() {
 }
 
 #[test]
-fn new_connections_beyond_an_agents_rate_are_reset_and_told_in_sums() {
+fn connections_beyond_the_rate_are_reset_and_summed() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let _dns = Dns::start();
-        let mut gateway = Gateway::start(&lab, &limited("agent_new_connections = 5\n"));
+        let mut gateway = Gateway::start(&lab, &limited().limit("agent_new_connections", 5));
         let baseline = descriptors(&gateway);
         let begun = Instant::now();
         let opened = (0..60).filter(|_| open(&lab, AGENT, OPENAI).is_ok()).count();
@@ -108,12 +110,12 @@ fn new_connections_beyond_an_agents_rate_are_reset_and_told_in_sums() {
 }
 
 #[test]
-fn requests_beyond_an_agents_rate_are_answered_and_told_in_sums() {
+fn requests_beyond_the_rate_are_answered_and_summed() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let _dns = Dns::start();
-        let mut gateway = Gateway::start(&lab, &limited("agent_new_requests = 5\n"));
+        let mut gateway = Gateway::start(&lab, &limited().limit("agent_new_requests", 5));
         let mut tls = open(&lab, AGENT, OPENAI).expect("served");
         let begun = Instant::now();
         // Every third is one that the gateway refuses by itself.
@@ -154,12 +156,12 @@ fn requests_beyond_an_agents_rate_are_answered_and_told_in_sums() {
 #[test]
 fn names_without_number_cost_no_certificates_without_number() {
     sandboxed(|| {
-        let inspected = "\n[limits]\nagent_leaves = 2\n\n[[inspect]]\nname = \"looked-at\"\n\
-            groups = [\"research\"]\nhosts = [\"*.attacker.example\"]\n";
+        let inspected = inspect("looked-at", &["research"], &["*.attacker.example"]);
+        let config = usual_config().limit("agent_leaves", 2).with(inspected);
         let lab = Lab::new();
         let _origin = Origin::start(&lab);
         let dns = Dns::start();
-        let gateway = Gateway::start(&lab, &(usual_config() + inspected));
+        let gateway = Gateway::start(&lab, &config);
         assert_eq!(ask(&lab, &gateway, CHAT).status, 200);
         let begun = Instant::now();
         let shown = |number: &usize| {
@@ -178,12 +180,12 @@ fn names_without_number_cost_no_certificates_without_number() {
 }
 
 #[test]
-fn a_long_hello_needs_room_that_an_agent_has_only_so_much_of() {
+fn long_hellos_share_a_bounded_room_of_their_agent() {
     sandboxed(|| {
         let lab = Lab::new();
         let _origin = Origin::start(&lab);
         let _dns = Dns::start();
-        let gateway = Gateway::start(&lab, &limited("agent_peeks = \"256KiB\"\n"));
+        let gateway = Gateway::start(&lab, &limited().limit("agent_peeks", "256KiB"));
         // The head of a record and of a ClientHello that never comes to its end.
         let beginning = [&[22, 3, 1, 0x40, 0, 1, 0, 0x3f, 0xfc, 3, 3][..], &[0; 8_000]].concat();
         let mut held: Vec<_> = (0..8)
@@ -210,7 +212,8 @@ fn who_says_too_little_is_ended_in_time() {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let _dns = Dns::start();
-        let gateway = Gateway::start(&lab, &limited("peek_time = \"1s\"\nhead_time = \"1s\"\n"));
+        let gateway =
+            Gateway::start(&lab, &limited().limit("peek_time", "1s").limit("head_time", "1s"));
         let baseline = descriptors(&gateway);
         let greeting = client::client_hello(&hello(&lab, OPENAI));
         let dribble: Vec<u8> = greeting.iter().copied().take(60).collect();
@@ -290,7 +293,8 @@ fn who_stops_reading_costs_little_and_not_for_ever() {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let _dns = Dns::start();
-        let gateway = Gateway::start(&lab, &limited("idle_time = \"10s\"\nhead_time = \"1s\"\n"));
+        let gateway =
+            Gateway::start(&lab, &limited().limit("idle_time", "10s").limit("head_time", "1s"));
         assert_eq!(ask(&lab, &gateway, CHAT).status, 200);
         let before = memory_kib(&gateway);
         let baseline = settled(&gateway);
@@ -323,7 +327,7 @@ fn who_stops_reading_costs_little_and_not_for_ever() {
             "{}",
             gateway.audit.text()
         );
-        let idle = |record: &&serde_json::Value| record["end"] == "idle";
+        let idle = |record: &&Record| record["end"] == "idle";
         let ended = records(&gateway, "connection");
         assert_eq!(ended.iter().filter(idle).count(), 10, "{ended:#?}");
         origin.log().wait_all_closed();
@@ -340,8 +344,10 @@ fn half_closers_and_resetters_leave_nothing_behind() {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let _dns = Dns::start();
-        let gateway =
-            Gateway::start(&lab, &limited("head_time = \"5s\"\nagent_buffers = \"1MiB\"\n"));
+        let gateway = Gateway::start(
+            &lab,
+            &limited().limit("head_time", "5s").limit("agent_buffers", "1MiB"),
+        );
         let baseline = descriptors(&gateway);
         let request = "GET /big?bytes=3000000 HTTP/1.1\r\nHost: pypi.example\r\n\
             Connection: close\r\n\r\n";

@@ -20,8 +20,8 @@ use crate::attack::{
 const KEY: (&str, &str) = ("authorization", "Bearer OPENAI_API_KEY");
 const PING: u8 = 6;
 
-fn scene(limits: &str) -> Scene {
-    Scene::with(&format!("{}\n[limits]\n{limits}\n", lab::gateway::usual_config()))
+fn scene(limit: &'static str, time: &str) -> Scene {
+    Scene::with(&lab::gateway::usual_config().limit(limit, time))
 }
 
 fn open(scene: &Scene) -> RawH2 {
@@ -41,7 +41,7 @@ fn until_cut(h2: &mut RawH2, every: Duration, bytes: &[u8]) -> Duration {
 #[test]
 fn an_h2_head_that_trickles_is_cut_at_its_deadline() {
     sandboxed(|| {
-        let scene = scene("head_time = \"1s\"");
+        let scene = scene("head_time", "1s");
         let before = scene.before();
         let head = block(&fields("GET", OPENAI.name, "/v1/x", &[KEY]));
         let begin = frame(HEADERS, END_STREAM, 1, &head[..20]);
@@ -73,7 +73,7 @@ fn an_h2_head_that_trickles_is_cut_at_its_deadline() {
 #[test]
 fn pings_keep_no_connection_and_no_hanging_stream_alive() {
     sandboxed(|| {
-        let scene = scene("idle_time = \"10s\"");
+        let scene = scene("idle_time", "10s");
         let ping = frame(PING, 0, 0, &[0; 8]);
         let head = block(&fields("GET", OPENAI.name, "/slow?ms=100000", &[KEY]));
         let (mut idle, mut hanging) = (open(&scene), open(&scene));

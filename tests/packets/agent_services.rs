@@ -18,7 +18,7 @@ use crate::world::{TICKET, World, get};
 #[test]
 fn ping_is_answered_where_it_is_configured() {
     sandboxed(|| {
-        let world = with("\"ping\"");
+        let world = with(&["ping"]);
         assert!(pings(GATEWAY_V4.into()) && pings(GATEWAY_V6.into()));
         assert_closed_elsewhere(&world);
         assert!(!udp_answers(123), "nothing else is open");
@@ -29,7 +29,7 @@ fn ping_is_answered_where_it_is_configured() {
 #[test]
 fn a_flood_of_pings_is_bounded() {
     sandboxed(|| {
-        let world = with("\"ping\"");
+        let world = with(&["ping"]);
         let gateway = world.lab.capture(AGENT);
         let sent = script(&world, "flood");
         assert!(sent >= 600, "no flood: {sent}");
@@ -43,7 +43,7 @@ fn a_flood_of_pings_is_bounded() {
 #[test]
 fn ntp_is_answered_at_the_gateways_own_address_only() {
     sandboxed(|| {
-        let world = with("\"ntp\"");
+        let world = with(&["ntp"]);
         let _server = serve(123);
         assert!(udp_answers(123), "the time server answers");
         assert!(udp_answers_at((GATEWAY_V6, 123).into()), "the time server answers over IPv6");
@@ -61,7 +61,7 @@ fn ntp_is_answered_at_the_gateways_own_address_only() {
 #[test]
 fn dhcp_is_answered_where_it_is_configured() {
     sandboxed(|| {
-        let world = with("\"dhcp\"");
+        let world = with(&["dhcp"]);
         let server = serve(67);
         assert!(udp_answers(67), "a client that renews");
         let sent = script(&world, "discover");
@@ -74,9 +74,9 @@ fn dhcp_is_answered_where_it_is_configured() {
 
 /// A server answers at the relay, or at the address, that a question names.
 #[test]
-fn dhcp_that_would_be_answered_elsewhere_reaches_no_server_and_no_answer_leaves_the_agents() {
+fn dhcp_bound_elsewhere_reaches_no_server_and_returns_nothing() {
     sandboxed(|| {
-        let world = with("\"dhcp\"");
+        let world = with(&["dhcp"]);
         let outside = world.lab.capture(INTERNET);
         let say = |port: u16, words: &[u8]| {
             GATEWAY.enter(|| {
@@ -101,7 +101,7 @@ fn dhcp_that_would_be_answered_elsewhere_reaches_no_server_and_no_answer_leaves_
 #[test]
 fn a_flood_of_questions_for_time_and_address_is_bounded() {
     sandboxed(|| {
-        let world = with("\"ntp\", \"dhcp\"");
+        let world = with(&["ntp", "dhcp"]);
         let (time, addresses) = (serve(123), serve(67));
         let sent = script(&world, "services");
         assert!(sent >= 1_600, "no flood: {sent}");
@@ -119,10 +119,9 @@ fn a_flood_of_questions_for_time_and_address_is_bounded() {
 #[test]
 fn addresses_without_number_get_no_more_than_their_interfaces_part() {
     sandboxed(|| {
-        let narrow = "prefixes = [\"192.0.2.0/25\", \"2001:db8:a::/64\"]";
-        let config = gateway::usual_config().replace("ipv6 = true", NTP);
-        assert!(config.contains(narrow));
-        let world = World::with(&config.replace(narrow, &narrow.replace("/64", "/48")));
+        let wide = ["192.0.2.0/25", "2001:db8:a::/48"];
+        let config = gateway::usual_config().gateway("agent_services", ["ntp"]);
+        let world = World::with(&config.group("research", |it| it.set("prefixes", wide)));
         GATEWAY.shell("ip -6 route add 2001:db8:a::/48 via 2001:db8:a::10 dev agents0");
         let server = serve(123);
         let (begun, sent) = (Instant::now(), script(&world, "many"));
@@ -148,9 +147,8 @@ fn without_the_words_nothing_is_answered() {
     });
 }
 
-fn with(words: &str) -> World {
-    let config = gateway::usual_config();
-    World::with(&config.replace("ipv6 = true", &format!("ipv6 = true\nagent_services = [{words}]")))
+fn with(services: &[&str]) -> World {
+    World::with(&gateway::usual_config().gateway("agent_services", services))
 }
 
 /// Questions for the time over IPv6 that the rule for all agents of an interface dropped.
@@ -260,7 +258,6 @@ fn echo_replies(packets: &[Vec<u8>]) -> usize {
     replies.count()
 }
 
-const NTP: &str = "ipv6 = true\nagent_services = [\"ntp\"]";
 /// Addresses of the gateway on other interfaces than the agent's.
 const ELSEWHERE: [&str; 4] = ["203.0.113.2", "192.0.2.129", "2001:db8:f::2", "2001:db8:b::1"];
 

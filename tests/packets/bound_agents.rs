@@ -12,6 +12,7 @@ use lab::{
     net::{AGENT, AGENT2, GATEWAY, GATEWAY_V6, INTERNET, OPENAI},
     sandboxed, tools, wait,
 };
+use policy_builder::{Config, agent, group};
 
 use crate::{
     packets::{
@@ -23,7 +24,7 @@ use crate::{
 
 #[test]
 fn a_bound_agent_is_served() {
-    sandboxed(|| assert_served(&bound("")));
+    sandboxed(|| assert_served(&bound()));
 }
 
 #[test]
@@ -45,7 +46,7 @@ fn nobody_is_believed_about_anothers_address() {
 fn an_advertisement_in_pieces_is_not_believed() {
     sandboxed(|| {
         let allow = || GATEWAY.shell("sysctl -qw net.ipv6.conf.agents0.suppress_frag_ndisc=0");
-        let world = bound_after("", || drop(allow()));
+        let world = bound_after(config(), || drop(allow()));
         let believed = || {
             for (address, mac) in NEIGHBOURS {
                 let entry = format!("{address} lladdr {mac} nud stale dev agents0");
@@ -65,7 +66,7 @@ fn an_advertisement_in_pieces_is_not_believed() {
 /// Every frame of the battery is dropped where it comes in, nothing gets out, and the gateway's
 /// neighbours stay who they are.
 fn nothing_of(battery: &str, at_least: u64) {
-    let world = bound("");
+    let world = bound();
     assert_served(&world);
     for (address, mac) in NEIGHBOURS {
         GATEWAY
@@ -96,7 +97,7 @@ fn nothing_of(battery: &str, at_least: u64) {
 #[test]
 fn without_the_rules_the_same_claims_are_believed() {
     sandboxed(|| {
-        let mut world = bound("");
+        let mut world = bound();
         for (address, mac) in NEIGHBOURS {
             GATEWAY
                 .shell(&format!("ip neigh replace {address} lladdr {mac} nud stale dev agents0"));
@@ -115,7 +116,7 @@ fn without_the_rules_the_same_claims_are_believed() {
 #[test]
 fn without_the_chain_nothing_passes_until_it_is_back() {
     sandboxed(|| {
-        let world = bound("");
+        let world = bound();
         assert_served(&world);
         // It would put the chain back at once; the kernel goes on to shake hands for its listeners.
         world.gateway.freeze();
@@ -134,12 +135,11 @@ fn without_the_chain_nothing_passes_until_it_is_back() {
 #[test]
 fn unbound_groups_of_the_interface_go_on() {
     sandboxed(|| {
-        let config = gateway::usual_config().replace(
-            "prefixes = [\"192.0.2.0/25\", \"2001:db8:a::/64\"]",
-            "prefixes = [\"192.0.2.0/26\", \"2001:db8:a::/65\"]\n\
-             [[group]]\nname = \"bound\"\ninterface = \"agents0\"\nprefixes = [\"192.0.2.64/26\"]\n\
-             [[group.agent]]\nmac = \"02:00:00:00:00:99\"\naddresses = [\"192.0.2.70\"]",
-        );
+        let bound = group("bound", "agents0", &["192.0.2.64/26"])
+            .with(agent("02:00:00:00:00:99", &["192.0.2.70"]));
+        let config = gateway::usual_config()
+            .group("research", |it| it.set("prefixes", ["192.0.2.0/26", "2001:db8:a::/65"]))
+            .with(bound);
         let world = World::with(&config);
         assert_served(&world);
         // An address of the bound group, from a card that is not bound; and the other way round.
@@ -152,9 +152,9 @@ fn unbound_groups_of_the_interface_go_on() {
 }
 
 #[test]
-fn of_two_in_one_64_neither_takes_what_is_the_others() {
+fn two_in_one_64_take_nothing_from_each_other() {
     sandboxed(|| {
-        let mut world = World::prepared(&config("", "[limits]\ndns_rate = 20"), |_, _| mine());
+        let mut world = World::prepared(&config().limit("dns_rate", 20), |_, _| mine());
         share_the_wire();
         assert_eq!(answered(1), 1, "it is answered in peace");
         let flood = Instant::now() + Duration::from_secs(6);
@@ -189,7 +189,7 @@ fn of_two_in_one_64_neither_takes_what_is_the_others() {
 #[test]
 fn whoever_floods_the_wire_with_solicitations_takes_nobody_elses() {
     sandboxed(|| {
-        let world = bound("");
+        let world = bound();
         share_the_wire();
         assert_eq!((answered(1), known_again()), (1, true), "it is found in peace");
         let flood = Flood::solicitations(&world, 12);
@@ -205,9 +205,9 @@ fn whoever_floods_the_wire_with_solicitations_takes_nobody_elses() {
 }
 
 #[test]
-fn a_card_without_an_address_asks_for_one_at_its_own_rate() {
+fn a_card_without_address_asks_at_its_own_rate() {
     sandboxed(|| {
-        let world = bound("agent_services = [\"dhcp\"]");
+        let world = bound_after(config().gateway("agent_services", ["dhcp"]), || {});
         let server = serve(67);
         let sent = script(&world, "discovers");
         assert!(sent >= 400, "no flood: {sent}");
@@ -274,13 +274,13 @@ fn curl_succeeds(world: &World, arguments: &str) -> bool {
 }
 
 /// The first agent and another one, bound on `agents0`.
-pub fn bound(settings: &str) -> World {
-    bound_after(settings, || {})
+pub fn bound() -> World {
+    bound_after(config(), || {})
 }
 
 /// The same, after something was done to the gateway.
-fn bound_after(settings: &str, prepare: impl FnOnce()) -> World {
-    World::prepared(&config(settings, ""), |_, _| {
+fn bound_after(config: Config, prepare: impl FnOnce()) -> World {
+    World::prepared(&config, |_, _| {
         mine();
         prepare();
     })
@@ -292,18 +292,12 @@ fn mine() {
 }
 
 /// The usual policy with both agents bound.
-fn config(settings: &str, limits: &str) -> String {
-    let agent = |mac: &str, last: &str| {
-        format!(
-            "\n[[group.agent]]\nmac = \"{mac}\"\n\
-             addresses = [\"192.0.2.{last}\", \"2001:db8:a::{last}\"]"
-        )
+fn config() -> Config {
+    let bound = |mac: &str, last: &str| {
+        agent(mac, &[&format!("192.0.2.{last}"), &format!("2001:db8:a::{last}")])
     };
-    let prefixes = "prefixes = [\"192.0.2.0/25\", \"2001:db8:a::/64\"]";
-    let config = gateway::usual_config()
-        .replace(prefixes, &format!("{prefixes}{}{}", agent(MINE, "10"), agent(OTHER, "11")))
-        .replace("ipv6 = true", &format!("ipv6 = true\n{settings}"));
-    format!("{config}\n{limits}")
+    gateway::usual_config()
+        .group("research", |it| it.with(bound(MINE, "10")).with(bound(OTHER, "11")))
 }
 
 #[track_caller]

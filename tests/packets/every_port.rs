@@ -10,6 +10,7 @@ use std::{
 
 use hickory_proto::rr::RecordType;
 use lab::{
+    audit::Record,
     gateway,
     net::{AGENT, Capture, GATEWAY, GATEWAY_V4, GATEWAY_V6, INTERNET, Ns, PYPI, VAULT},
     sandbox::sandboxed_for,
@@ -20,7 +21,6 @@ use rustix::{
     io::Errno,
     net::{AddressFamily, SocketFlags, SocketType, connect, socket_with, sockopt::socket_error},
 };
-use serde_json::Value;
 
 use crate::{
     clients::onboarding::onboarding,
@@ -86,7 +86,7 @@ fn only_answer(mut world: World, open_at: &[IpAddr], open: &[u16]) {
 #[test]
 fn no_port_of_vault_is_reached() {
     sandboxed_for(LIMIT, || {
-        let config = gateway::usual_config() + VAULT_PART;
+        let config = gateway::with_absent_vault(gateway::usual_config());
         let mut world = World::prepared(&config, |lab, _| {
             lab.write("secret-id", "lab-secret-id-that-nobody-asks-for");
         });
@@ -118,7 +118,7 @@ fn no_port_of_vault_is_reached() {
                 let mut stream = AGENT.connect(address).expect("the gateway shakes hands");
                 let request = format!("GET /v1/sys/health HTTP/1.1\r\nHost: {address}\r\n\r\n");
                 std::io::Write::write_all(&mut stream, request.as_bytes()).expect("sent");
-                let to_vault = |it: &Value| it["dialled"] == address.to_string();
+                let to_vault = |it: &Record| it["dialled"] == address.to_string();
                 let audit = &world.gateway.audit;
                 audit.wait_for(|it| to_vault(it) && it["decision"] == "refuse");
                 let records = audit.records().into_iter().filter(to_vault);
@@ -293,16 +293,6 @@ fn parsed(address: &str) -> IpAddr {
 /// The gateway's addresses, except for those of its links.
 const OWN: [&str; 6] =
     ["192.0.2.1", "192.0.2.129", "203.0.113.2", "2001:db8:a::1", "2001:db8:b::1", "2001:db8:f::2"];
-/// The Vault that the gateway is to use, which never answers. The secrets are in a file.
-const VAULT_PART: &str = r#"
-[vault]
-address = "https://203.0.113.200:8200"
-ca_file = "{dir}/public-ca.pem"
-
-[vault.approle]
-role_id = "gateway"
-secret_id_file = "{dir}/secret-id"
-"#;
 /// Vault's address in IPv6, for these tests alone.
 const VAULT_V6: &str = "2001:db8:f::200";
 /// What listens on all of the gateway's addresses.

@@ -9,12 +9,12 @@ use std::{
 };
 
 use lab::{
+    audit::Record,
     datagrams::{SERVICE, Sending, Target},
     gateway,
     net::{AGENT, AGENT2, GATEWAY, GATEWAY_V4, GATEWAY_V6, INTERNET, OPENAI, OTHER, sysctl},
     sandboxed, wait,
 };
-use serde_json::Value;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{
@@ -23,7 +23,7 @@ use crate::{
 };
 
 #[test]
-fn rules_that_are_flushed_are_back_at_once_and_the_gateway_closed_until_its_guard_is() {
+fn flushed_rules_return_at_once_behind_the_guard() {
     sandboxed(|| {
         let world = World::usual();
         routes_nothing();
@@ -69,7 +69,7 @@ fn rules_that_are_flushed_are_back_at_once_and_the_gateway_closed_until_its_guar
 }
 
 #[test]
-fn whatever_is_changed_in_the_gateways_own_tables_is_set_right_and_said() {
+fn changes_in_the_gateways_tables_are_undone_and_said() {
     sandboxed(|| {
         let world = World::usual();
         // What is in the meters comes and goes, and a chain that was made again stands elsewhere.
@@ -110,7 +110,7 @@ fn whatever_is_changed_in_the_gateways_own_tables_is_set_right_and_said() {
 }
 
 #[test]
-fn a_storm_of_flushes_keeps_nobody_from_the_gateway_for_longer_than_it_lasts() {
+fn a_storm_of_flushes_delays_nobody_beyond_its_end() {
     sandboxed(|| {
         let mut world = World::usual();
         routes_nothing();
@@ -158,8 +158,8 @@ fn closed(world: &World) {
     assert_eq!(world.origin.log().connections().len(), before);
 }
 
-fn records(world: &World, kind: &str) -> Vec<Value> {
-    world.gateway.audit.records().into_iter().filter(|it| it["record"] == kind).collect()
+fn records(world: &World, kind: &str) -> Vec<Record> {
+    world.gateway.audit.of_kind(kind)
 }
 
 /// How long after this the rules were in force again, by the record of that.

@@ -8,6 +8,7 @@ use lab::{
     net::{AGENT, AGENT2, GATEWAY, INTERNET, OPENAI, OTHER},
     sandboxed, tools, wait,
 };
+use policy_builder::Config;
 
 use crate::{
     lifecycle::control::causes,
@@ -91,7 +92,7 @@ fn a_setting_that_cannot_be_set_is_no_start() {
 }
 
 #[test]
-fn where_a_setting_cannot_be_repaired_the_gateway_closes_and_opens_again() {
+fn an_irreparable_setting_closes_the_gateway_until_repaired() {
     sandboxed(|| {
         let world = World::with(&often_asserted());
         let mut kept = world.h1(OPENAI).expect("served");
@@ -123,7 +124,7 @@ fn where_a_setting_cannot_be_repaired_the_gateway_closes_and_opens_again() {
 }
 
 #[test]
-fn without_its_guard_the_gateway_closes_until_it_is_there_again() {
+fn without_its_guard_the_gateway_closes() {
     sandboxed(|| {
         // The guard is asserted once a minute; what is seen sooner, the kernel has told.
         let world = World::usual();
@@ -161,7 +162,7 @@ fn without_its_guard_the_gateway_closes_until_it_is_there_again() {
 }
 
 #[test]
-fn an_interface_that_was_made_again_is_closed_and_told_until_the_daemon_is() {
+fn a_recreated_interface_is_closed_and_reported() {
     sandboxed(|| {
         let mut world = World::with(&often_asserted());
         assert_eq!(world.ask(&get(&[TICKET])).status, 200);
@@ -208,7 +209,7 @@ fn said(world: &World, words: &str, times: usize) {
 }
 
 #[test]
-fn an_agent_that_claims_the_gateways_address_takes_it_from_nobody() {
+fn the_gateways_address_cannot_be_claimed_by_an_agent() {
     sandboxed(|| {
         let careless = || GATEWAY.shell("sysctl -qw net.ipv6.conf.agents0.accept_dad=1");
         let _world = World::prepared(&gateway::usual_config(), |_, _| drop(careless()));
@@ -234,8 +235,8 @@ fn an_agent_that_claims_the_gateways_address_takes_it_from_nobody() {
 const UNRESOLVED: [&str; 2] =
     ["net.ipv4.neigh.agents0.unres_qlen_bytes", "net.ipv6.neigh.agents0.unres_qlen_bytes"];
 
-fn often_asserted() -> String {
-    gateway::usual_config().replace("ipv6 = true", "ipv6 = true\nassert_every = \"1s\"")
+pub fn often_asserted() -> Config {
+    gateway::usual_config().gateway("assert_every", "1s")
 }
 
 /// A kernel setting that the daemon holds.

@@ -29,6 +29,7 @@ use lab::{
     origin::Origin,
     sandboxed, wait,
 };
+use policy_builder::agent;
 
 use crate::{
     packets::{agent_services::pings, stray_packets::mac},
@@ -205,7 +206,7 @@ fn agents_do_not_reach_each_other() {
 }
 
 #[test]
-fn a_source_that_belongs_to_another_group_or_none_is_refused() {
+fn a_source_of_another_group_or_none_is_refused() {
     sandboxed(|| {
         let world = World::usual();
         AGENT.shell("ip addr add 192.0.2.141/32 dev eth0; ip addr add 203.0.113.99/32 dev eth0");
@@ -223,7 +224,7 @@ fn a_source_that_belongs_to_another_group_or_none_is_refused() {
 #[test]
 fn without_ipv6_in_the_policy_every_ipv6_packet_is_dropped() {
     sandboxed(|| {
-        let config = gateway::usual_config().replace("ipv6 = true", "ipv6 = false");
+        let config = gateway::usual_config().gateway("ipv6", false);
         let world = World::with(&config);
         // It does not say who it is either: without this the agent would not send anything.
         let mac = mac(GATEWAY, "agents0");
@@ -237,7 +238,7 @@ fn without_ipv6_in_the_policy_every_ipv6_packet_is_dropped() {
 }
 
 #[test]
-fn what_is_refused_at_the_packet_level_is_refused_at_once() {
+fn refusals_at_the_packet_level_come_at_once() {
     sandboxed(|| {
         let _world = World::usual();
         for to in [OPENAI.port(22), OPENAI.port6(22)] {
@@ -255,12 +256,10 @@ fn nft_can_load_the_tables_that_it_lists() {
         let _dns = Dns::start();
         // With everything that a configuration can ask for.
         let config = gateway::usual_config()
-            .replace("ipv6 = true", "ipv6 = true\nagent_services = [\"ping\", \"ntp\", \"dhcp\"]")
-            .replace(
-                "prefixes = [\"192.0.2.0/25\", \"2001:db8:a::/64\"]",
-                "prefixes = [\"192.0.2.0/25\", \"2001:db8:a::/64\"]\n[[group.agent]]\n\
-                 mac = \"02:00:00:00:00:01\"\naddresses = [\"192.0.2.10\", \"2001:db8:a::10\"]",
-            );
+            .gateway("agent_services", ["ping", "ntp", "dhcp"])
+            .group("research", |it| {
+                it.with(agent("02:00:00:00:00:01", &["192.0.2.10", "2001:db8:a::10"]))
+            });
         let gateway = Gateway::start(&lab, &config);
         AGENT.connect(OPENAI.port(22)).expect_err("closed, and in a meter");
         AGENT2.connect(OPENAI.port(22)).expect_err("closed, and in a meter");

@@ -9,17 +9,19 @@ use std::{
 
 use lab::{
     Lab,
+    audit::Record,
     dns::Dns,
     gateway::{self, Gateway},
     net::{AGENT, AGENT_V4, AGENT2, GATEWAY, GATEWAY_V4, OPENAI, OTHER},
     sandboxed, wait,
 };
+use policy_builder::group;
 use serde_json::Value;
 
 use crate::world::{TICKET, World, get};
 
 #[test]
-fn what_is_refused_before_it_is_a_connection_is_in_the_audit() {
+fn refusals_before_a_connection_are_in_the_audit() {
     sandboxed(|| {
         let mut world = World::usual();
         AGENT.connect(OPENAI.port(22)).expect_err("closed");
@@ -42,13 +44,11 @@ fn what_is_refused_before_it_is_a_connection_is_in_the_audit() {
         let sums = sums(&world.gateway);
         // All of an interval's are one record; the end of one may fall between two packets.
         let one = |wanted: &[(&str, Value)]| {
-            let matching = |sum: &&Value| wanted.iter().all(|(key, value)| sum[key] == *value);
+            let matching = |sum: &&Record| wanted.iter().all(|(key, value)| sum[key] == *value);
             let found: Vec<_> = sums.iter().filter(matching).collect();
             assert!(found.len() == 1 || found.len() == 2, "{wanted:?} in {sums:#?}");
-            let mut whole = found[0].clone();
-            whole["count"] =
-                found.iter().filter_map(|sum| sum["count"].as_u64()).sum::<u64>().into();
-            whole
+            let count: u64 = found.iter().filter_map(|sum| sum["count"].as_u64()).sum();
+            found[0].clone().with("count", count)
         };
         let first = ("agent", Value::from("192.0.2.10"));
         let tcp = one(&[
@@ -111,9 +111,9 @@ fn under_a_flood_every_packet_is_in_a_sum() {
         let counted = counter("protocol_denied");
         world.gateway.terminate(Duration::from_secs(10));
         let records = world.gateway.audit.records();
-        let count = |record: &Value| record["count"].as_u64().unwrap_or_default();
+        let count = |record: &Record| record["count"].as_u64().unwrap_or_default();
         let of = |kind: &str, reason: &str| -> u64 {
-            let wanted = |it: &&Value| it["record"] == kind && it["reason"] == reason;
+            let wanted = |it: &&Record| it.is(kind) && it["reason"] == reason;
             records.iter().filter(wanted).map(count).sum()
         };
         let lost: u64 = records.iter().filter(|it| it["cause"] == "lost").map(count).sum();
@@ -158,9 +158,8 @@ fn one_agents_flood_hides_no_other_agents_packets() {
 #[test]
 fn one_agents_many_addresses_hide_no_other_groups_packets() {
     sandboxed(|| {
-        let second = "[[group]]\nname = \"second\"\ninterface = \"agents0\"\n\
-                      prefixes = [\"10.7.0.0/24\"]\n\n[[api]]\nname = \"openai\"";
-        let config = gateway::usual_config().replace("[[api]]\nname = \"openai\"", second);
+        let second = group("second", "agents0", &["10.7.0.0/24"]);
+        let config = gateway::usual_config().with(second);
         let mut world = World::with(&config);
         GATEWAY.shell("ip addr add 10.7.0.1/24 dev agents0");
         AGENT.shell("ip addr add 10.7.0.9/24 dev eth0");
@@ -191,7 +190,7 @@ fn one_agents_many_addresses_hide_no_other_groups_packets() {
 }
 
 #[test]
-fn a_flood_of_dns_is_cut_before_it_fills_the_socket_that_agents_share() {
+fn a_dns_flood_is_cut_before_the_shared_socket() {
     sandboxed(|| {
         let mut world = World::usual();
         AGENT.shell("ip addr add 192.0.2.20/32 dev eth0");
@@ -231,7 +230,7 @@ fn a_flood_of_dns_is_cut_before_it_fills_the_socket_that_agents_share() {
 }
 
 #[test]
-fn what_every_host_says_unasked_has_a_word_of_its_own() {
+fn unasked_packets_of_every_host_have_their_own_word() {
     sandboxed(|| {
         let logged = sums_of_what_hosts_say(World::usual());
         assert!(logged.iter().all(|it| it["reason"] != "spoofed_source"), "{logged:#?}");
@@ -241,7 +240,7 @@ fn what_every_host_says_unasked_has_a_word_of_its_own() {
 #[test]
 fn what_a_bound_agent_says_unasked_has_that_word_too() {
     sandboxed(|| {
-        let logged = sums_of_what_hosts_say(crate::packets::bound_agents::bound(""));
+        let logged = sums_of_what_hosts_say(crate::packets::bound_agents::bound());
         assert!(logged.iter().all(|it| it["reason"] != "spoofed_source"), "{logged:#?}");
     });
 }
@@ -249,7 +248,7 @@ fn what_a_bound_agent_says_unasked_has_that_word_too() {
 /// Has the first agent join groups by both versions of MLD and by IGMP, look for names by mDNS, for
 /// an address by DHCP, and for a router as a host does whose link comes up. Requires that each is
 /// in a sum of `multicast_denied`, and returns all sums.
-fn sums_of_what_hosts_say(mut world: World) -> Vec<Value> {
+fn sums_of_what_hosts_say(mut world: World) -> Vec<Record> {
     AGENT.shell(
         "sysctl -qw net.ipv6.conf.eth0.accept_ra=1 net.ipv6.conf.eth0.router_solicitation_delay=0",
     );
@@ -324,7 +323,7 @@ fn reloads_under_a_flood_lose_no_count() {
         let witness = packets_in(&witness, "witness");
         world.gateway.terminate(Duration::from_secs(10));
         let records = world.gateway.audit.records();
-        let ours = |it: &&Value| it["reason"] == "protocol_denied" || it["cause"] == "lost";
+        let ours = |it: &&Record| it["reason"] == "protocol_denied" || it["cause"] == "lost";
         let sum: u64 = records.iter().filter(ours).filter_map(|it| it["count"].as_u64()).sum();
         assert!(witness > 3_000, "no flood: {witness}");
         assert_eq!(sum, witness);
@@ -382,16 +381,16 @@ fn position(pid: u32, file: &Path) -> Option<u64> {
 }
 
 #[test]
-fn a_log_group_that_another_program_has_is_fatal_at_start() {
+fn a_taken_log_group_is_fatal_at_start() {
     sandboxed(|| {
         let lab = Lab::new();
         let _dns = Dns::start();
         let _first = Gateway::usual(&lab);
         let config = gateway::usual_config()
-            .replace("ipv6 = true", "ipv6 = true\nnflog_group = 7\nproxy_port = 15002")
-            .replace("control/control.sock", "control/second.sock");
-        let file =
-            lab.write("second.toml", config.replace("{dir}", &lab.dir.display().to_string()));
+            .gateway("nflog_group", 7)
+            .gateway("proxy_port", 15_002)
+            .gateway("control", "{dir}/control/second.sock");
+        let file = gateway::install_as(&lab, "second.toml", &config);
         let _holder = GATEWAY.enter(|| hold_group(7));
         let failed = Gateway::run(&lab, &file).err().expect("the group is taken");
         assert_eq!(failed.code(), Some(1), "{}", failed.stderr);
@@ -421,9 +420,9 @@ fn hold_group(group: u16) -> rustix::fd::OwnedFd {
     socket
 }
 
-fn sums(gateway: &Gateway) -> Vec<Value> {
+fn sums(gateway: &Gateway) -> Vec<Record> {
     let records = gateway.audit.records().into_iter();
-    records.filter(|it| it["record"] == "packets").collect()
+    records.filter(|it| it.is("packets")).collect()
 }
 
 /// Packets that the rules with this reason have counted.

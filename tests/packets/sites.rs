@@ -16,15 +16,14 @@ use lab::{
 
 use crate::{
     lifecycle::control::{causes, tell},
-    packets::kernel_settings::READ_ONLY,
+    packets::kernel_settings::{READ_ONLY, often_asserted},
     world::{TICKET, World, get},
 };
 
 #[test]
-fn agents_behind_a_bridge_are_served_whatever_br_netfilter_was_told() {
+fn agents_behind_a_bridge_are_served_despite_br_netfilter() {
     sandboxed(|| {
-        let often = usual_config().replace("ipv6 = true", "ipv6 = true\nassert_every = \"1s\"");
-        let mut world = World::prepared(&often, |_, _| bridges());
+        let mut world = World::prepared(&often_asserted(), |_, _| bridges());
         let Some(switches) = switches() else { return println!("this kernel has no br_netfilter") };
         assert_eq!(switches, "0\n0\n", "the daemon's start");
         let served = |world: &World| {
@@ -93,7 +92,7 @@ const ALL_ON: &str =
     "sysctl -qw net.bridge.bridge-nf-call-iptables=1 net.bridge.bridge-nf-call-ip6tables=1";
 
 #[test]
-fn behind_a_narrower_hop_nobody_waits_where_the_group_says_how_narrow() {
+fn a_groups_mtu_spares_it_waits_behind_narrow_hops() {
     sandboxed(|| {
         let mut world = World::prepared(&usual_config(), |_, _| narrow_hop());
         let taken = |world: &World| {
@@ -112,8 +111,8 @@ fn behind_a_narrower_hop_nobody_waits_where_the_group_says_how_narrow() {
         };
         let before = taken(&world);
         assert!(before > NARROW, "the hop proves nothing: {before:?}");
-        let narrow = "interface = \"agents0\"\nmtu = 1300";
-        gateway::install(&world.lab, &usual_config().replace("interface = \"agents0\"", narrow));
+        let narrow = usual_config().group("research", |it| it.set("mtu", 1300));
+        gateway::install(&world.lab, &narrow);
         tell(&world, &["reload"], 0);
         let after = taken(&world);
         assert!(after < NARROW, "{before:?} became {after:?}");
@@ -171,11 +170,11 @@ const NARROW: Duration = Duration::from_secs(3);
 #[test]
 fn whoever_else_writes_packet_marks_is_named() {
     sandboxed(|| {
-        let often = usual_config().replace("ipv6 = true", "ipv6 = true\nassert_every = \"1s\"");
         let harmless = "table ip early { chain before { type filter hook prerouting priority -151; meta mark set 0x7; }; \
              chain after { type filter hook output priority -150; meta mark set 0x7; }; }";
-        let world =
-            World::prepared(&often, |_, _| drop(GATEWAY.shell(&format!("nft '{harmless}'"))));
+        let world = World::prepared(&often_asserted(), |_, _| {
+            drop(GATEWAY.shell(&format!("nft '{harmless}'")))
+        });
         assert!(causes(&world, "foreign_marks").is_empty());
         assert_eq!(world.ask(&get(&[TICKET])).status, 200);
         let meddler = "table inet meddler { chain marks { meta mark set 0x7; }; \
@@ -198,7 +197,7 @@ fn whoever_else_writes_packet_marks_is_named() {
 }
 
 #[test]
-fn the_guard_is_loaded_from_the_interfaces_of_a_configuration_whatever_else_is_wrong_in_it() {
+fn the_guard_loads_from_a_broken_configurations_interfaces() {
     sandboxed(|| {
         let lab = Lab::new();
         let _dns = Dns::start();

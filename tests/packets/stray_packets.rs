@@ -15,6 +15,7 @@ use lab::{
     sandbox::sandboxed_for,
     sandboxed, tools, wait,
 };
+use policy_builder::Config;
 
 use crate::{
     packets::agent_services::pings,
@@ -98,7 +99,7 @@ fn without_the_rules_the_same_packets_get_out() {
 /// An error quotes what the agent wrote and goes to whom the agent says. The kernel makes some of
 /// them before any rule sees the packet, and others a while after it.
 #[test]
-fn an_error_goes_to_nobody_but_the_agent_that_caused_it() {
+fn an_error_goes_only_to_the_agent_behind_it() {
     sandboxed_for(LIMIT, || {
         let mut world = World::usual();
         let watched = Watched::begin(&world);
@@ -145,7 +146,7 @@ fn connected() -> UdpSocket {
 
 /// Somebody outside who says that he is an agent, so that the answer goes to that one.
 #[test]
-fn what_comes_from_outside_in_an_agents_name_is_answered_to_nobody() {
+fn outside_packets_in_an_agents_name_answer_nobody() {
     sandboxed(|| {
         let mut world = World::usual();
         let inside = world.lab.capture(AGENT);
@@ -195,7 +196,7 @@ fn errors_beyond_the_agent(world: &World) -> usize {
 }
 
 #[test]
-fn without_the_rules_odd_tcp_flags_to_every_port_get_out() {
+fn without_rules_odd_tcp_flags_get_out() {
     sandboxed_for(LIMIT, || {
         let world = without_rules();
         let outside = count_tcp(INTERNET, "wan0");
@@ -206,7 +207,7 @@ fn without_the_rules_odd_tcp_flags_to_every_port_get_out() {
 
 /// A gateway whose kernel forwards all the while: behind a switch that is off the rules would show
 /// nothing.
-fn forwarding(config: &str) -> World {
+fn forwarding(config: &Config) -> World {
     let mut world = World::with(config);
     world.gateway.kill();
     let config = world.lab.dir.join("cloakroom.toml");
@@ -226,9 +227,9 @@ fn without_rules() -> World {
 }
 
 #[test]
-fn without_ipv6_in_the_policy_no_packet_of_it_gets_in_or_out_and_none_is_answered() {
+fn without_ipv6_in_the_policy_none_of_it_passes() {
     sandboxed_for(LIMIT, || {
-        let config = gateway::usual_config().replace("ipv6 = true", "ipv6 = false");
+        let config = gateway::usual_config().gateway("ipv6", false);
         let mut world = forwarding(&config);
         let watched = Watched::begin(&world);
         let inside = world.lab.capture(AGENT);
@@ -250,8 +251,7 @@ fn without_ipv6_in_the_policy_no_packet_of_it_gets_in_or_out_and_none_is_answere
 
         // The same questions do have answers where IPv6 is on.
         world.gateway.terminate(Duration::from_secs(10));
-        let config = gateway::usual_config();
-        let config = config.replace("ipv6 = true", "ipv6 = true\nagent_services = [\"ping\"]");
+        let config = gateway::usual_config().gateway("agent_services", ["ping"]);
         world.gateway = Gateway::start(&world.lab, &config);
         let all = ["DNS", "ping of the gateway", "TCP 443", "TCP 22", "UDP 443"];
         assert_eq!(answers_over_ipv6(), all);

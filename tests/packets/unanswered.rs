@@ -9,10 +9,10 @@ use std::{
 };
 
 use lab::{
+    audit::Record,
     net::{AGENT, AGENT_V4, AGENT_V6, AGENT2, GATEWAY, GATEWAY_V4, GATEWAY_V6, OPENAI},
     sandboxed,
 };
-use serde_json::Value;
 
 use crate::{
     packets::bound_agents::{bound, share_the_wire},
@@ -20,9 +20,9 @@ use crate::{
 };
 
 #[test]
-fn answers_that_wait_for_one_agent_keep_none_from_another_on_its_interface() {
+fn answers_waiting_for_one_agent_delay_no_other() {
     sandboxed(|| {
-        let _world = bound("");
+        let _world = bound();
         share_the_wire();
         let [v4, v6] = FAMILIES.map(|(_, other, server)| answered(other, server, 3));
         assert_eq!([v4, v6], [3, 3], "it is answered in peace");
@@ -73,7 +73,8 @@ fn refusals_that_wait_for_one_agent_keep_none_from_another() {
         let counts = [0, 1].map(|family| refused.iter().filter(|each| each[family]).count());
         assert_eq!(counts, [10, 10], "{refused:?}");
         world.gateway.terminate(Duration::from_secs(10));
-        let of_first = |it: &&Value| it["group"] == "research" && it["reason"] == "protocol_denied";
+        let of_first =
+            |it: &&Record| it["group"] == "research" && it["reason"] == "protocol_denied";
         let told = world.gateway.audit.records();
         let told = told.iter().filter(of_first).filter_map(|it| it["count"].as_u64());
         assert!(told.sum::<u64>() > 1_000, "no flood");

@@ -23,7 +23,7 @@ fn networkd_gives_agents_what_they_need_beside_the_gateway() {
         let origin = Origin::start(&lab);
         let _dns = Dns::start();
         let machine = Machine::boot(&lab);
-        let config = config().replace("[gateway]\n", "[gateway]\nagent_services = [\"dhcp\"]\n");
+        let config = config().gateway("agent_services", ["dhcp"]);
         machine.install(&lab, &config);
         let example = tools::repository().join("image/examples/two-vlans");
         let into = |folder: &str, file: &str| {

@@ -40,7 +40,7 @@ const UPLINK: &str = "[Match]\nName=wan0\n[Network]\nIPv6AcceptRA=no\nAddress=20
     Address=2001:db8:f::2/64\nGateway=203.0.113.1\nGateway=2001:db8:f::1\n";
 
 #[test]
-fn the_guard_comes_before_any_link_and_an_uplink_without_carrier_holds_up_nothing() {
+fn the_guard_precedes_links_and_no_carrier_delays_nothing() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);

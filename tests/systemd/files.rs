@@ -17,7 +17,7 @@ use crate::{
 };
 
 #[test]
-fn a_file_of_secrets_works_but_for_the_lines_that_are_named() {
+fn a_secrets_file_works_except_for_its_named_lines() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
@@ -54,13 +54,13 @@ fn a_file_of_secrets_works_but_for_the_lines_that_are_named() {
 }
 
 #[test]
-fn a_reload_says_what_was_lost_takes_new_cas_and_names_what_takes_a_restart() {
+fn a_reload_reports_losses_new_cas_and_restarts() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let _dns = Dns::start();
         let machine = Machine::boot(&lab);
-        let by_system = config().replacen("upstream_ca = \"public-ca.pem\"", "", 1);
+        let by_system = config().api("openai", |it| it.without("upstream_ca"));
         machine.install(&lab, &by_system);
         machine.run("systemctl start cloakroom");
         let tls = Tls::open(AGENT, OPENAI.port(443), &hello(&lab, OPENAI.name));

@@ -5,6 +5,7 @@ use std::{thread, time::Duration};
 
 use lab::{
     Lab,
+    audit::Record,
     datagrams::{Sending, Target},
     dns::Dns,
     net::{AGENT, GATEWAY, GATEWAY_V4, GATEWAY_V6, INTERNET, OPENAI, OTHER},
@@ -19,7 +20,7 @@ use crate::{
 };
 
 #[test]
-fn debians_own_unit_flushes_all_rules_and_both_tables_are_back_at_once() {
+fn debians_flush_is_undone_at_once_in_both_tables() {
     sandboxed_for(Duration::from_secs(180), || {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
@@ -97,10 +98,9 @@ fn health(machine: &Machine) -> String {
     status(machine)["health"]["state"].as_str().unwrap_or_default().to_owned()
 }
 
-fn records(machine: &Machine, kind: &str) -> Vec<Value> {
+fn records(machine: &Machine, kind: &str) -> Vec<Record> {
     let text = machine.run("cat /var/log/cloakroom/audit.jsonl");
-    let lines = text.lines().map(|line| serde_json::from_str(line).expect("a record"));
-    lines.filter(|record: &Value| record["record"] == kind).collect()
+    text.lines().map(Record::read).filter(|record| record.is(kind)).collect()
 }
 
 /// What an administrator says, and what a package does for one.

@@ -22,7 +22,7 @@ use lab::{
 use crate::machine::{Machine, told};
 
 #[test]
-fn an_agents_first_request_succeeds_by_the_commands_of_the_guide_and_no_other() {
+fn the_guides_commands_alone_make_the_first_request_succeed() {
     sandboxed_for(LIMIT, || {
         let lab = Lab::new();
         let origin = Origin::start(&lab);

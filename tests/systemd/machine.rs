@@ -15,6 +15,7 @@ use lab::{
     gateway::{self, SECRETS},
     tools, wait,
 };
+use policy_builder::Config;
 
 /// The machine. It ends with the sandbox.
 pub struct Machine {
@@ -90,7 +91,7 @@ impl Machine {
 
     /// Puts the configuration into `/etc/cloakroom`, with what it names and the issuing CAs, as
     /// `docs/operations.md` has it.
-    pub fn install(&self, lab: &Lab, config: &str) {
+    pub fn install(&self, lab: &Lab, config: &Config) {
         put(lab, config);
         // A machine that has its own folder gets a copy.
         self.run("[ ! -d /mnt/etc ] || cp /mnt/etc/* /etc/cloakroom/");
@@ -178,14 +179,14 @@ impl Machine {
 }
 
 /// Writes the configuration and what it names, as somebody does who makes a disk for the machine.
-pub fn put(lab: &Lab, config: &str) {
+pub fn put(lab: &Lab, config: &Config) {
     let etc = lab.dir.join("etc");
     fs::create_dir_all(&etc).expect("the lab's folder is writable");
     let secrets = ["openai", "anthropic", "git", "ops"].iter().zip(SECRETS);
     let secrets: String = secrets.map(|(name, value)| format!("{name} = {value}\n")).collect();
     fs::write(etc.join("secrets.toml"), secrets).expect("writable");
     fs::copy(lab.public_ca(), etc.join("public-ca.pem")).expect("writable");
-    fs::write(etc.join("cloakroom.toml"), config).expect("writable");
+    fs::write(etc.join("cloakroom.toml"), config.to_string()).expect("writable");
     let modes = [("", 0o755), ("secrets.toml", 0o600), ("public-ca.pem", 0o644)];
     for (name, mode) in modes.into_iter().chain([("cloakroom.toml", 0o644)]) {
         let mode = fs::Permissions::from_mode(mode);
@@ -206,16 +207,8 @@ fn bound(how: &str, here: &Path, there: &str) -> String {
 }
 
 /// The usual policy with the defaults of the reference for all folders.
-pub fn config() -> String {
-    for_its_folders(&gateway::usual_config())
-}
-
-/// The same for any of the lab's policies.
-pub fn for_its_folders(config: &str) -> String {
-    let usual = config.replace("{dir}/", "");
-    let own = ["audit = ", "ca_dir = ", "state_dir = ", "control = "];
-    let lines = usual.lines().filter(|line| !own.iter().any(|key| line.starts_with(key)));
-    lines.map(|line| format!("{line}\n")).collect()
+pub fn config() -> Config {
+    gateway::with_default_folders(gateway::usual_config())
 }
 
 /// A client that trusts what agents trust.

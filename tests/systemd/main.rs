@@ -113,16 +113,18 @@ fn stream(lab: &Lab) -> Tls {
 }
 
 #[test]
-fn a_restart_costs_nobody_a_connection_a_name_or_a_stream() {
+fn a_restart_costs_no_connection_name_or_stream() {
     sandboxed(|| {
         let lab = Lab::new();
         let _origin = Origin::start(&lab);
         let _dns = Dns::start();
         let machine = Machine::boot(&lab);
-        let limits =
-            "[limits]\nagent_new_connections = 5000\ndns_rate = 5000\ndrain_time = \"12s\"\n";
-        let config = config().replace("ports = [443]\n", "ports = [443, 80]\n");
-        machine.install(&lab, &(config + limits));
+        let config = config()
+            .splice("pypi", |it| it.set("ports", [443, 80]))
+            .limit("agent_new_connections", 5000)
+            .limit("dns_rate", 5000)
+            .limit("drain_time", "12s");
+        machine.install(&lab, &config);
         // What takes descriptors of another process is filtered by every container of this kind
         // (pidfd_getfd(2), 438 everywhere), and does without it here.
         let asks = "$! = 0; syscall(438, -1, 0, 0); print $! + 0";
@@ -166,13 +168,13 @@ fn a_restart_costs_nobody_a_connection_a_name_or_a_stream() {
 
 /// The daemon is told which of the two it is: no other follows a stop.
 #[test]
-fn a_stop_takes_nothing_new_and_lets_what_is_open_finish() {
+fn a_stop_takes_nothing_new_and_lets_flows_finish() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let _dns = Dns::start();
         let machine = Machine::boot(&lab);
-        machine.install(&lab, &(config() + "[limits]\ndrain_time = \"6s\"\n"));
+        machine.install(&lab, &config().limit("drain_time", "6s"));
         machine.run("systemctl start cloakroom");
         let mut open = stream(&lab);
         machine.run("systemctl restart cloakroom");
@@ -202,7 +204,7 @@ fn a_stop_takes_nothing_new_and_lets_what_is_open_finish() {
 const NONE_FOLLOWS: &str = "no other daemon is to follow";
 
 #[test]
-fn the_timer_has_a_ca_made_anew_and_the_daemon_takes_it() {
+fn the_timer_renews_a_ca_for_the_daemon() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);

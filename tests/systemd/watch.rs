@@ -18,7 +18,7 @@ const OWN_KEY: &str = "GET /v1/models HTTP/1.1\r\nHost: api.openai.example\r\n\
     Authorization: Bearer sk-a-key-of-its-own\r\nConnection: close\r\n\r\n";
 
 #[test]
-fn watch_finds_what_an_agent_was_refused_by_agent_flow_and_reason() {
+fn watch_finds_refusals_by_agent_flow_and_reason() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);

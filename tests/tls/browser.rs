@@ -25,7 +25,7 @@ fn page(world: &World) -> String {
 }
 
 #[test]
-fn chromium_reaches_a_spliced_host_where_the_rule_or_its_own_policy_says_so() {
+fn chromium_reaches_spliced_hosts_where_rule_or_policy_allow() {
     sandboxed(|| {
         let mut world = World::usual();
         let arrived = |world: &World| {
@@ -47,8 +47,7 @@ fn chromium_reaches_a_spliced_host_where_the_rule_or_its_own_policy_says_so() {
         succeed(Command::new("umount").arg("/etc/chromium"));
 
         world.gateway.kill();
-        let name = "name = \"pypi\"";
-        let allowed = gateway::usual_config().replace(name, &format!("{name}\nech = \"allow\""));
+        let allowed = gateway::usual_config().splice("pypi", |it| it.set("ech", "allow"));
         world.gateway = Gateway::start(&world.lab, &allowed);
         page(&world);
         assert_eq!(arrived(&world), 2, "the rule: {}", world.gateway.audit.text());

@@ -10,6 +10,7 @@ use std::{
 };
 
 use lab::{
+    audit::Record,
     client::{H2, Hello, Tls, client_hello, read_response, roots},
     gateway::usual_config,
     net::{AGENT, ATTACKER, GIT, OPENAI, PYPI},
@@ -272,7 +273,7 @@ fn a_hello_that_is_not_one_is_refused_at_once() {
 #[test]
 fn a_hello_that_never_completes_is_refused_in_time() {
     sandboxed(|| {
-        let scene = Scene::with(&(usual_config() + "\n[limits]\npeek_time = \"1s\"\n"));
+        let scene = Scene::with(&usual_config().limit("peek_time", "1s"));
         let good = hello_with(&[server_name(b"api.openai.example")]);
         for (what, bytes) in [
             ("nothing", &b""[..]),
@@ -329,7 +330,7 @@ fn a_hello_that_is_cut_off_reaches_nobody() {
 }
 
 #[test]
-fn a_hidden_name_is_refused_where_bytes_pass_and_ignored_where_tls_ends_here() {
+fn a_hidden_name_is_refused_or_ignored_by_rule() {
     sandboxed(|| {
         let scene = Scene::usual();
         let ech = extension(
@@ -373,8 +374,7 @@ fn a_hidden_name_is_refused_where_bytes_pass_and_ignored_where_tls_ends_here() {
 #[test]
 fn a_hidden_name_is_passed_where_the_rule_allows_it() {
     sandboxed(|| {
-        let hosts = "hosts = [\"pypi.example\", \"*.cdn.example\"]";
-        let config = usual_config().replace(hosts, &format!("{hosts}\nech = \"allow\""));
+        let config = usual_config().splice("pypi", |it| it.set("ech", "allow"));
         let scene = Scene::with(&config);
         let hello = Hello { ech: true, ..scene.hello(PYPI.name) };
         let mut tls = Tls::open(AGENT, PYPI.port(443), &hello).expect("passed");
@@ -420,7 +420,7 @@ fn a_protocol_that_the_gateway_does_not_carry_is_refused() {
 }
 
 #[test]
-fn sessions_are_not_resumed_for_the_same_name_or_another_and_there_is_no_early_data() {
+fn no_session_is_resumed_and_no_data_is_early() {
     sandboxed(|| {
         let scene = Scene::usual();
         let bundle = std::fs::read_to_string(scene.lab.dir.join("agents.pem")).expect("a bundle");
@@ -497,7 +497,7 @@ fn run(command: &mut Command, input: &str) -> String {
 }
 
 #[test]
-fn an_agent_that_does_not_trust_the_leaf_sends_nothing_and_gets_nothing() {
+fn an_agent_that_distrusts_the_leaf_gets_nothing() {
     sandboxed(|| {
         let scene = Scene::usual();
         let before = scene.before();
@@ -513,7 +513,7 @@ fn an_agent_that_does_not_trust_the_leaf_sends_nothing_and_gets_nothing() {
         curl.env_remove("CURL_CA_BUNDLE").env_remove("SSL_CERT_FILE");
         let status = curl.args(["-sS", "https://api.openai.example/v1/models"]).status();
         assert!(!status.expect("curl starts").success());
-        let refused = |record: &&serde_json::Value| record["reason"] == "agent_tls_failed";
+        let refused = |record: &&Record| record["reason"] == "agent_tls_failed";
         lab::wait::until(lab::wait::SOON, || {
             let records = scene.gateway.audit.records();
             let alerts = records.iter().filter(refused).map(|record| record["alert"].clone());
@@ -533,7 +533,7 @@ fn an_agent_that_does_not_trust_the_leaf_sends_nothing_and_gets_nothing() {
 #[test]
 fn a_handshake_that_stalls_is_ended() {
     sandboxed(|| {
-        let scene = Scene::with(&(usual_config() + "\n[limits]\nhead_time = \"1s\"\n"));
+        let scene = Scene::with(&usual_config().limit("head_time", "1s"));
         let before = scene.before();
         let stream = AGENT.connect(OPENAI.port(443)).expect("the gateway accepts");
         let me = stream.local_addr().expect("a socket");

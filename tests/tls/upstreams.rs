@@ -24,7 +24,7 @@ use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use crate::faults::{CHAT, ask, assert_refused, connections, hello, records};
 
 #[test]
-fn an_upstream_whose_certificate_is_not_in_order_gets_no_request() {
+fn an_upstream_with_a_bad_certificate_gets_no_request() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
@@ -92,12 +92,12 @@ fn the_certificate_of_another_listed_host_does_not_do() {
 }
 
 #[test]
-fn an_upstream_that_fails_is_an_answer_and_not_a_hang() {
+fn a_failing_upstream_is_an_answer_and_no_hang() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let dns = Dns::start();
-        let config = usual_config() + "\n[limits]\ndial_time = \"2s\"\n";
+        let config = usual_config().limit("dial_time", "2s");
         let gateway = Gateway::start(&lab, &config);
         for (number, (name, act, reason)) in acts(&lab).into_iter().enumerate() {
             let address = Ipv4Addr::new(198, 51, 100, 100 + u8::try_from(number).expect("few"));
@@ -129,7 +129,7 @@ fn an_upstream_that_fails_is_an_answer_and_not_a_hang() {
 }
 
 #[test]
-fn an_answer_that_is_cut_is_not_passed_off_as_whole() {
+fn an_answer_that_is_cut_does_not_look_whole() {
     sandboxed(|| {
         let lab = Lab::new();
         let _origin = Origin::start(&lab);

@@ -4,9 +4,10 @@ use std::time::{Duration, Instant};
 
 use lab::{
     Lab,
+    audit::Record,
     client::Response,
     dns::Dns,
-    gateway::{Gateway, OPENAI_SECRET, OPS_SECRET, vault_config},
+    gateway::{Gateway, OPENAI_SECRET, OPS_SECRET},
     net::{AGENT, AGENT2, GIT, Host, Ns, OPENAI, VAULT},
     origin::Origin,
     sandboxed,
@@ -36,9 +37,11 @@ fn a_vault_that_takes_half_a_minute_slows_nobody_down() {
         let _dns = Dns::start();
         let vault = Vault::start(&lab);
         let relay = Slow::start((VAULT, 8300).into(), (VAULT, 8200).into());
-        let config = vault_config(&vault.config().replace(":8200", ":8300"))
-            .replace("vault:kv/agents/git#api_key", "file:git")
-            + "\n[secrets]\nfile = \"{dir}/secrets.toml\"\n";
+        let config = vault
+            .config()
+            .vault("address", format!("https://{VAULT}:8300"))
+            .binding("GIT_TOKEN", |it| it.set("secret", "file:git"))
+            .secrets("file", "{dir}/secrets.toml");
         let gateway = Gateway::start(&lab, &config);
         // "agent:GIT_TOKEN"
         let of_file = || timed(&lab, AGENT, GIT, "Basic YWdlbnQ6R0lUX1RPS0VO");
@@ -77,7 +80,7 @@ fn a_vault_that_takes_half_a_minute_slows_nobody_down() {
         let first = refusal(&gateway, 0, "secret_unavailable");
         let cause = first["cause"].as_str().unwrap_or_default();
         assert!(["vault_unreachable", "lease_ended"].contains(&cause), "{first}");
-        let unreachable = |record: &serde_json::Value| record["cause"] == "vault_unreachable";
+        let unreachable = |record: &Record| record["cause"] == "vault_unreachable";
         wait::until(Duration::from_secs(30), || {
             let (answer, _) = of_vault();
             assert_unavailable(&answer);
@@ -103,7 +106,7 @@ fn a_vault_that_takes_half_a_minute_slows_nobody_down() {
 }
 
 #[test]
-fn a_value_that_is_short_or_broken_is_not_used_and_a_line_end_is_no_part_of_it() {
+fn short_or_broken_values_are_unused_and_line_ends_dropped() {
     const SHORT: &str = "8-bytes!";
     const NEXT: &str = "sk-lab-n3xt-6b1e8d40f7a2c953";
     sandboxed(|| {
@@ -111,10 +114,7 @@ fn a_value_that_is_short_or_broken_is_not_used_and_a_line_end_is_no_part_of_it()
         let origin = Origin::start(&lab);
         let _dns = Dns::start();
         let vault = Vault::start(&lab);
-        let ops = "secret = \"vault:kv/agents/ops#api_key\"";
-        let config = vault_config(&vault.config());
-        assert!(config.contains(ops));
-        let config = config.replace(ops, &format!("{ops}\nmin_value_bytes = 8"));
+        let config = vault.config().binding("OPS_OPENAI_KEY", |it| it.set("min_value_bytes", 8));
         let gateway = Gateway::start(&lab, &config);
         let of_others = || timed(&lab, AGENT2, OPENAI, "Bearer OPS_OPENAI_KEY").0;
         assert_eq!(ask(&lab, &gateway, CHAT).status, 200);

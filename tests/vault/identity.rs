@@ -23,12 +23,13 @@ use crate::{
 const TTL: u64 = 12;
 
 #[test]
-fn each_group_is_somebody_of_its_own_in_what_vault_signs_and_has_it_anew_in_time() {
+fn each_group_has_its_own_identity_in_signed_tokens() {
     sandboxed(|| {
         let token = "vault-read:identity/oidc/token/cloud#token";
-        let it = Planned::apply_with(false, |text| {
-            let text = text.replace("vault:kv/agents/openai#api_key", token);
-            text.replace("vault:kv/agents/ops#api_key", token)
+        let it = Planned::apply_with(false, |config| {
+            config
+                .binding("OPENAI_API_KEY", |it| it.set("secret", token))
+                .binding("OPS_OPENAI_KEY", |it| it.set("secret", token))
         });
         it.vault.cli(&["write", "identity/oidc/key/cloud", "allowed_client_ids=*"]);
         let ttl = format!("ttl={TTL}s");

@@ -10,7 +10,7 @@ use std::{
 use lab::{
     Lab, client,
     dns::Dns,
-    gateway::{self, Gateway},
+    gateway::{self, Gateway, PUBLIC_CA},
     influx::Influx,
     net::{AGENT, INFLUX, OPENAI},
     origin::Origin,
@@ -19,10 +19,11 @@ use lab::{
     vault::{self, Vault},
     wait,
 };
+use policy_builder::{Config, api, binding};
 use serde_json::Value;
 
 #[test]
-fn the_lab_s_vault_leases_users_that_end_with_their_lease() {
+fn the_labs_vault_leases_users_that_end() {
     sandboxed(|| {
         let lab = Lab::new();
         let vault = Vault::start(&lab);
@@ -52,15 +53,14 @@ fn the_lab_s_vault_leases_users_that_end_with_their_lease() {
 }
 
 #[test]
-fn an_agent_works_with_users_that_come_and_go_and_notices_nothing() {
+fn agents_do_not_notice_users_that_come_and_go() {
     sandboxed(|| {
         let lab = Lab::new();
         let _dns = Dns::start();
         let lender = Lender::start(&lab);
         let influx = Influx::start(&lab);
         influx.leased_by(&lender.vault, "6s", "15s");
-        let config = gateway::vault_config(&lender.vault.config()) + API;
-        let config = config.replace("ports = [443, 80]", "ports = [443, 80, 8086]");
+        let config = with_influx(lender.vault.config(), "creds");
         let mut gateway = Gateway::start(&lab, &config);
         let lent = || influx.users().matches("\"v_").count();
         let admitted = |(user, password): &(String, String)| influx.status(user, password);
@@ -110,15 +110,14 @@ fn an_agent_works_with_users_that_come_and_go_and_notices_nothing() {
 
 /// With the gateway's token go the groups' and all leases, and InfluxDB drops the user at once.
 #[test]
-fn a_new_login_brings_another_user_and_the_agent_goes_on() {
+fn a_new_login_brings_another_user_without_a_gap() {
     sandboxed(|| {
         let lab = Lab::new();
         let _dns = Dns::start();
         let lender = Lender::start(&lab);
         let influx = Influx::start(&lab);
         influx.leased_by(&lender.vault, "30s", "10m");
-        let config = gateway::vault_config(&lender.vault.config()) + API;
-        let config = config.replace("ports = [443, 80]", "ports = [443, 80, 8086]");
+        let config = with_influx(lender.vault.config(), "creds");
         let gateway = Gateway::start(&lab, &config);
         assert_eq!(ask_influx(&lab), "200");
         let users = || lender.lent("database/creds/influx");
@@ -151,7 +150,7 @@ fn a_new_login_brings_another_user_and_the_agent_goes_on() {
 /// Before a token of the gateway's comes to its longest life, another takes over, and leases with
 /// it.
 #[test]
-fn a_planned_new_login_costs_no_request_of_who_works_with_a_lent_user() {
+fn a_planned_login_costs_no_request_with_lent_users() {
     sandboxed(|| {
         let lab = Lab::new();
         let _dns = Dns::start();
@@ -160,8 +159,7 @@ fn a_planned_new_login_costs_no_request_of_who_works_with_a_lent_user() {
         lender.vault.cli(&[&["write", vault::ROLE], &short[..]].concat());
         let influx = Influx::start(&lab);
         influx.leased_by(&lender.vault, "30s", "10m");
-        let config = gateway::vault_config(&lender.vault.config()) + API;
-        let config = config.replace("ports = [443, 80]", "ports = [443, 80, 8086]");
+        let config = with_influx(lender.vault.config(), "creds");
         let gateway = Gateway::start(&lab, &config);
         let logins = || gateway.stderr().matches("logged in to Vault").count();
         let begun = Instant::now();
@@ -183,7 +181,7 @@ fn a_planned_new_login_costs_no_request_of_who_works_with_a_lent_user() {
 }
 
 #[test]
-fn a_user_of_postgresql_is_data_like_any_other_and_ends_with_its_group() {
+fn a_lent_postgresql_user_ends_with_its_group() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
@@ -191,10 +189,9 @@ fn a_user_of_postgresql_is_data_like_any_other_and_ends_with_its_group() {
         let lender = Lender::start(&lab);
         let postgres = Postgres::start(&lab);
         postgres.leased_by(&lender.vault, "30s");
-        let config = gateway::vault_config(&lender.vault.config()).replace(
-            "vault:kv/agents/openai#api_key",
-            "vault-read:database/creds/postgres#{username}:{password}",
-        );
+        let config = lender.vault.config().binding("OPENAI_API_KEY", |it| {
+            it.set("secret", "vault-read:database/creds/postgres#{username}:{password}")
+        });
         let mut gateway = Gateway::start(&lab, &config);
         let url = format!("https://{}/v1/models", OPENAI.name);
         let ask = || {
@@ -227,18 +224,16 @@ fn a_user_of_postgresql_is_data_like_any_other_and_ends_with_its_group() {
 /// What Vault rotates has no lease. With the longest refresh only Vault's own word of when the next
 /// rotation is, and InfluxDB's refusal, bring the new password in time.
 #[test]
-fn a_password_that_vault_rotates_is_in_use_when_it_changes() {
+fn a_password_vault_rotates_is_used_when_it_changes() {
     sandboxed(|| {
         let lab = Lab::new();
         let _dns = Dns::start();
         let lender = Lender::start(&lab);
         let influx = Influx::start(&lab);
         influx.rotated_by(&lender.vault, "10s");
-        let config = gateway::vault_config(&lender.vault.config()) + API;
-        let config = config
-            .replace("refresh = \"1s\"\nmax_stale = \"5s\"", "refresh = \"1h\"\nmax_stale = \"2h\"")
-            .replace("ports = [443, 80]", "ports = [443, 80, 8086]")
-            .replace("database/creds/influx", "database/static-creds/influx");
+        let config = with_influx(lender.vault.config(), "static-creds")
+            .vault("refresh", "1h")
+            .vault("max_stale", "2h");
         let gateway = Gateway::start(&lab, &config);
         let rotations = || {
             let rotated = lender.lent("database/static-creds/influx");
@@ -361,22 +356,16 @@ path "database/static-creds/+" { capabilities = ["read"] }
 path "sys/leases/revoke" { capabilities = ["update"] }
 "#;
 
-const API: &str = r#"
-[[api]]
-name = "influx"
-hosts = ["influx.example"]
-port = 8086
-upstream_ca = "{dir}/public-ca.pem"
-
-[[api.binding]]
-groups = ["research"]
-placeholder = "INFLUX_USER"
-places = ["basic user"]
-secret = "vault-read:database/creds/influx#username"
-
-[[api.binding]]
-groups = ["research"]
-placeholder = "INFLUX_PASSWORD"
-places = ["basic password"]
-secret = "vault-read:database/creds/influx#password"
-"#;
+/// InfluxDB beside the usual APIs, whose user comes from this part of the database engine.
+fn with_influx(config: Config, part: &str) -> Config {
+    let half = |placeholder: &str, place: &str, field: &str| {
+        let secret = format!("vault-read:database/{part}/influx#{field}");
+        binding("research", placeholder, &[place], &secret)
+    };
+    let influx = api("influx", &[INFLUX.name])
+        .set("port", 8086)
+        .set("upstream_ca", PUBLIC_CA)
+        .with(half("INFLUX_USER", "basic user", "username"))
+        .with(half("INFLUX_PASSWORD", "basic password", "password"));
+    config.gateway("ports", [443, 80, 8086]).with(influx)
+}

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use lab::{
     Lab,
+    audit::Record,
     dns::Dns,
     gateway::{self, GIT_SECRET, Gateway, OPENAI_SECRET},
     net::{AGENT2, ANTHROPIC, GIT, Host, INTERNET, OPENAI, OTHER},
@@ -14,38 +15,36 @@ use lab::{
     vault::Vault,
     wait,
 };
+use policy_builder::{Config, Table};
 use serde_json::Value;
 
 use crate::{
     lifecycle::control::{status, tell},
-    world::{TICKET, World, get, get_path, is_request},
+    world::{TICKET, World, get, get_path},
 };
 
 /// A world whose secrets come from a real Vault, some of them from other places than usual.
 struct Lent {
     world: World,
     vault: Vault,
+    config: Config,
 }
 
 impl Lent {
-    /// `moved` says for which reference of the usual policy another stands.
-    fn start(prepare: impl FnOnce(&Vault), moved: &[(&str, &str)]) -> Self {
+    /// After changes to Vault, and to what it has of the configuration.
+    fn start(prepare: impl FnOnce(&Vault), change: impl FnOnce(Config) -> Config) -> Self {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let dns = Dns::start();
         let vault = Vault::start(&lab);
         prepare(&vault);
-        let mut config = gateway::vault_config(&vault.config());
-        for (usual, other) in moved {
-            assert!(config.contains(usual), "{usual}");
-            config = config.replace(usual, other);
-        }
+        let config = change(vault.config());
         let gateway = Gateway::start(&lab, &config);
-        Self { world: World { lab, origin, dns, gateway }, vault }
+        Self { world: World { lab, origin, dns, gateway }, vault, config }
     }
 
     fn usual() -> Self {
-        Self::start(|_| {}, &[])
+        Self::start(|_| {}, |config| config)
     }
 
     /// Where the first group is lent a password. Neither the group nor the gateway may revoke
@@ -58,7 +57,9 @@ impl Lent {
             grant(vault, &[("ssh/creds/otp", "update")]);
         };
         let password = "vault-write:ssh/creds/otp?ip=192.0.2.1#key";
-        Self::start(prepare, &[("vault:kv/agents/anthropic#api_key", password)])
+        Self::start(prepare, |config| {
+            config.binding("ANTHROPIC_API_KEY", |it| it.set("secret", password))
+        })
     }
 
     fn answer(&self, request: &str) -> (u16, Option<String>) {
@@ -123,7 +124,7 @@ fn grant(vault: &Vault, paths: &[(&str, &str)]) {
 const READER: &str = "agents-research";
 
 #[test]
-fn any_engine_is_read_by_its_path_and_what_it_lent_is_given_back() {
+fn any_engine_is_read_and_its_leases_given_back() {
     sandboxed(|| {
         let prepare = |vault: &Vault| {
             vault.cli(&["secrets", "enable", "-path=kv1", "-version=1", "kv"]);
@@ -147,16 +148,18 @@ fn any_engine_is_read_by_its_path_and_what_it_lent_is_given_back() {
             ];
             grant(vault, &paths);
         };
+        let other = "vault-write:pki/issue/agents?common_name=ops.agents.example#serial_number";
         let moved = [
-            ("vault:kv/agents/openai#api_key", "vault-read:kv1/openai#{user}:{key}"),
-            ("vault:kv/agents/anthropic#api_key", "vault-write:ssh/creds/otp?ip=192.0.2.1#key"),
-            ("vault:kv/agents/git#api_key", "vault:kv/agents/git?version=1#api_key"),
-            (
-                "vault:kv/agents/ops#api_key",
-                "vault-write:pki/issue/agents?common_name=ops.agents.example#serial_number",
-            ),
+            ("OPENAI_API_KEY", "vault-read:kv1/openai#{user}:{key}"),
+            ("ANTHROPIC_API_KEY", "vault-write:ssh/creds/otp?ip=192.0.2.1#key"),
+            ("GIT_TOKEN", "vault:kv/agents/git?version=1#api_key"),
+            ("OPS_OPENAI_KEY", other),
         ];
-        let mut it = Lent::start(prepare, &moved);
+        let mut it = Lent::start(prepare, |config| {
+            moved.into_iter().fold(config, |config, (placeholder, secret)| {
+                config.binding(placeholder, |it| it.set("secret", secret))
+            })
+        });
         let world = &it.world;
         assert_eq!(it.answer(&get(&[TICKET])), (200, None));
         let mut anthropic = world.h1(ANTHROPIC).unwrap();
@@ -198,7 +201,7 @@ fn any_engine_is_read_by_its_path_and_what_it_lent_is_given_back() {
 }
 
 #[test]
-fn a_secrets_owner_narrows_what_policy_grants_and_never_widens_it() {
+fn a_secrets_owner_only_narrows_what_policy_grants() {
     sandboxed(|| {
         let it = Lent::usual();
         let (read, other) = (get(&[TICKET]), get_path("/v1/other", &[TICKET]));
@@ -235,7 +238,7 @@ fn a_secrets_owner_narrows_what_policy_grants_and_never_widens_it() {
             it.world
                 .gateway
                 .audit
-                .wait_for(|record| is_request(record) && record["cause"] == cause);
+                .wait_for(|record| record.is("request") && record["cause"] == cause);
             it.owner_says(&["owner=team-7"]);
             it.becomes("open again", &read, 200, None);
         }
@@ -247,11 +250,10 @@ fn a_secrets_owner_narrows_what_policy_grants_and_never_widens_it() {
 }
 
 #[test]
-fn an_owner_narrows_hosts_and_places_and_sets_an_end_that_comes_by_itself() {
+fn an_owner_narrows_hosts_and_places_and_sets_an_end() {
     sandboxed(|| {
-        let host = "hosts = [\"api.anthropic.example\"]";
-        let hosts = "hosts = [\"api.anthropic.example\", \"other.example\"]";
-        let it = Lent::start(|_| {}, &[(host, hosts)]);
+        let wider = |it: Table| it.more("hosts", &["other.example"]);
+        let it = Lent::start(|_| {}, |config| config.api("anthropic", wider));
         let answer = |host: Host, credential: &str| {
             let request =
                 format!("GET /v1/models HTTP/1.1\r\nHost: {}\r\n{credential}\r\n\r\n", host.name);
@@ -291,23 +293,21 @@ fn an_owner_narrows_hosts_and_places_and_sets_an_end_that_comes_by_itself() {
         wait::expect("the end", || answer(ANTHROPIC, raw).0 == 503);
         let late = SystemTime::now().duration_since(end).unwrap_or_default();
         assert!(late < Duration::from_secs(4), "{late:?}");
-        let of = |record: &Value| is_request(record) && record["cause"] == "lease_ended";
+        let of = |record: &Record| record.is("request") && record["cause"] == "lease_ended";
         it.world.gateway.audit.wait_for(of);
         it.world.assert_secrets_untold();
     });
 }
 
 #[test]
-fn a_group_that_leaves_the_policy_keeps_neither_token_nor_lease_in_vault() {
+fn a_departed_group_keeps_no_token_or_lease() {
     sandboxed(|| {
         let it = Lent::with_a_password();
         assert_eq!(it.answer(&get(&[TICKET])), (200, None));
         wait::expect("a lease", || it.leases("ssh/creds/otp") == 1);
         let others = it.tokens_of("operations");
         assert_eq!((it.tokens_of("research").len(), others.len()), (1, 1));
-        let config = std::fs::read_to_string(it.world.lab.dir.join("cloakroom.toml"));
-        let config = config.expect("the configuration").replace("\"research\"", "\"renamed\"");
-        gateway::install(&it.world.lab, &config);
+        gateway::install(&it.world.lab, &it.config.clone().rename_group("research", "renamed"));
         tell(&it.world, &["reload"], 0);
         wait::expect("no token of the group's", || it.tokens_of("research").is_empty());
         wait::expect("no lease of the group's", || it.leases("ssh/creds/otp") == 0);
@@ -319,7 +319,7 @@ fn a_group_that_leaves_the_policy_keeps_neither_token_nor_lease_in_vault() {
 }
 
 #[test]
-fn a_quarantine_takes_the_groups_token_and_its_leases_in_vault_and_a_release_makes_another() {
+fn a_quarantine_takes_token_and_leases_until_its_release() {
     sandboxed(|| {
         let mut it = Lent::with_a_password();
         let bearer = get(&[TICKET]);
@@ -358,7 +358,7 @@ fn a_quarantine_takes_the_groups_token_and_its_leases_in_vault_and_a_release_mak
 }
 
 #[test]
-fn a_quarantine_while_vault_is_sealed_is_made_good_in_vault_afterwards() {
+fn a_quarantine_under_a_sealed_vault_is_caught_up() {
     sandboxed(|| {
         let it = Lent::usual();
         assert_eq!(it.answer(&get(&[TICKET])), (200, None));

@@ -42,7 +42,7 @@ fn after_the_plan_wrong_secret_ids_lock_nobody_out() {
 }
 
 #[test]
-fn a_wrong_secret_id_is_tried_once_and_the_right_one_at_once() {
+fn a_wrong_secret_id_is_tried_once_only() {
     sandboxed(|| {
         let it = WithVault::start();
         assert_eq!(it.status(), 200);
@@ -71,7 +71,7 @@ fn a_wrong_secret_id_is_tried_once_and_the_right_one_at_once() {
 }
 
 #[test]
-fn a_role_that_is_locked_out_is_called_so_and_logs_in_once_it_is_not() {
+fn a_locked_out_role_is_named_and_logs_in_later() {
     sandboxed(|| {
         let it = WithVault::start();
         assert_eq!(it.status(), 200);

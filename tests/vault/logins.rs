@@ -11,22 +11,23 @@ use base64::{
 };
 use lab::{
     Lab,
-    gateway::{self, Gateway},
+    gateway::Gateway,
     pki::Authority,
     sandboxed,
     vault::{self, Vault},
     wait,
 };
+use policy_builder::Table;
 use serde_json::Value;
 
 use crate::{vault::secrets::WithVault, world::World};
 
 #[test]
-fn a_wrapped_secret_id_is_unwrapped_once_and_a_used_one_is_said_aloud() {
+fn a_wrapped_secret_id_opens_once_and_reuse_is_said() {
     sandboxed(|| {
         let mut it = WithVault::configured(|lab, vault| {
             wrap(lab, vault, &["-f", &format!("{}/secret-id", vault::ROLE)]);
-            gateway::vault_config(&vault.config_with(&vault.approle("wrapped = true\n")))
+            vault.config().login_key("wrapped", true)
         });
         assert_eq!(it.status(), 200);
         let file = it.world.lab.dir.join("vault/secret-id");
@@ -78,10 +79,7 @@ fn a_client_certificate_logs_in() {
                 "token_ttl=6s",
                 "allowed_dns_sans=gateway.example",
             ]);
-            gateway::vault_config(&vault.config_with(
-                "[vault.cert]\nrole = \"gateway\"\ncertificate_file = \"{dir}/vault/client.pem\"\n\
-                 key_file = \"{dir}/vault/client.key\"\n",
-            ))
+            vault.config().login(certificate())
         });
         assert_eq!(it.status(), 200);
         // Vault renews such a token for the same certificate only.
@@ -96,7 +94,7 @@ fn a_client_certificate_logs_in() {
 }
 
 #[test]
-fn a_signed_token_logs_in_and_is_read_again_each_time() {
+fn a_signed_token_is_read_again_for_each_login() {
     sandboxed(|| {
         let lab_token = |lab: &Lab, subject: &str| lab.write("jwt", signed(lab, subject));
         let it = WithVault::configured(|lab, vault| {
@@ -113,9 +111,7 @@ fn a_signed_token_logs_in_and_is_read_again_each_time() {
                 "user_claim=sub",
                 "token_policies=gateway",
             ]);
-            gateway::vault_config(
-                &vault.config_with("[vault.jwt]\nrole = \"gateway\"\ntoken_file = \"{dir}/jwt\"\n"),
-            )
+            vault.config().login(signed_token())
         });
         assert_eq!(it.status(), 200);
         let read = |file: &Path| std::fs::read_to_string(file).expect("the token");
@@ -177,4 +173,17 @@ pub fn signed(lab: &Lab, subject: &str) -> String {
     let text = format!("{}.{}", part(r#"{"alg":"ES256","typ":"JWT"}"#), part(&claims));
     let signature = pair.sign(&SystemRandom::new(), text.as_bytes()).expect("a signature");
     format!("{text}.{}", URL_SAFE_NO_PAD.encode(signature.as_ref()))
+}
+
+/// The login by a certificate of the lab's folder.
+pub(super) fn certificate() -> Table {
+    Table::section("cert")
+        .set("role", "gateway")
+        .set("certificate_file", "{dir}/vault/client.pem")
+        .set("key_file", "{dir}/vault/client.key")
+}
+
+/// The login by a signed token in the lab's folder.
+pub(super) fn signed_token() -> Table {
+    Table::section("jwt").set("role", "gateway").set("token_file", "{dir}/jwt")
 }

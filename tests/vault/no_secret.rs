@@ -11,27 +11,28 @@ use lab::{
     Lab,
     client::Tls,
     dns::Dns,
-    gateway::{ANTHROPIC_SECRET, Gateway, OPENAI_SECRET, usual_config},
+    gateway::{ANTHROPIC_SECRET, Gateway, OPENAI_SECRET, usual_config, with_absent_vault},
     net::{AGENT, ANTHROPIC},
     origin::Origin,
     sandboxed, wait,
 };
+use policy_builder::Config;
 
 use crate::faults::{CHAT, ask, assert_refused, connections, hello, records, refusal};
 
 /// The usual policy with a file of secrets of the test's own.
-fn config_with(file: &str) -> String {
-    usual_config().replace("{dir}/secrets.toml", &format!("{{dir}}/{file}"))
+fn config_with(file: &str) -> Config {
+    usual_config().secrets("file", format!("{{dir}}/{file}"))
 }
 
-/// A Vault that is not there. Its `refresh` is how often the file is read, too, which makes a
-/// change visible within a second; and a Vault that hangs must not hold up the file.
-const NO_VAULT: &str = "\n[vault]\naddress = \"https://203.0.113.200:8200\"\n\
-    ca_file = \"{dir}/public-ca.pem\"\nrefresh = \"1s\"\nmax_stale = \"2s\"\n\
-    approle = { role_id = \"lab\", secret_id_file = \"{dir}/secret-id\" }\n";
+/// The same beside a Vault that is not there. Its `refresh` is how often the file is read, too,
+/// which makes a change visible within a second; and a Vault that hangs must not hold up the file.
+fn without_vault(file: &str) -> Config {
+    with_absent_vault(config_with(file)).vault("refresh", "1s").vault("max_stale", "2s")
+}
 
 #[test]
-fn a_secret_that_is_missing_or_on_a_broken_line_is_503_until_it_is_there() {
+fn a_missing_or_broken_secret_is_503_until_there() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
@@ -41,7 +42,7 @@ fn a_secret_that_is_missing_or_on_a_broken_line_is_503_until_it_is_there() {
         let text =
             format!("\u{feff}anthropic = {ANTHROPIC_SECRET}\nexport openai = {OPENAI_SECRET}\n");
         lab.write("mine", text);
-        let gateway = Gateway::start(&lab, &(config_with("mine") + NO_VAULT));
+        let gateway = Gateway::start(&lab, &without_vault("mine"));
 
         let answer = ask(&lab, &gateway, CHAT);
         assert_refused(&answer, 503, "secret_unavailable");
@@ -106,7 +107,7 @@ fn a_secret_that_is_missing_or_on_a_broken_line_is_503_until_it_is_there() {
 }
 
 #[test]
-fn a_file_of_secrets_that_is_wrong_stops_the_start_with_one_line() {
+fn a_wrong_file_of_secrets_stops_the_start() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
@@ -136,14 +137,14 @@ fn a_file_of_secrets_that_is_wrong_stops_the_start_with_one_line() {
 }
 
 #[test]
-fn a_file_that_breaks_at_run_time_keeps_its_values_for_a_while() {
+fn a_file_that_breaks_keeps_its_values_a_while() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let _dns = Dns::start();
         lab.write("secret-id", "a-secret-id");
         lab.write("mine", format!("openai = {OPENAI_SECRET}\n"));
-        let gateway = Gateway::start(&lab, &(config_with("mine") + NO_VAULT));
+        let gateway = Gateway::start(&lab, &without_vault("mine"));
         assert_eq!(ask(&lab, &gateway, CHAT).status, 200);
         lab.write("mine", "openai = ");
         assert_eq!(ask(&lab, &gateway, CHAT).status, 200, "max_stale has not passed");

@@ -15,9 +15,10 @@ use std::{
 
 use lab::{
     Lab,
+    audit::Record,
     client::{self, Tls},
     dns::Dns,
-    gateway::{self, Gateway, OPENAI_SECRET, SECRETS, usual_config, vault_config},
+    gateway::{self, Gateway, OPENAI_SECRET, SECRETS, usual_config, with_absent_vault},
     net::{AGENT, AGENT2, ATTACKER, INTERNET, OPENAI, PYPI, VAULT},
     origin::Origin,
     pki::Authority,
@@ -43,7 +44,7 @@ fn until_refused(lab: &Lab, gateway: &Gateway) -> (Duration, String) {
     let begun = Instant::now();
     wait::expect("the secret is refused", || ask(lab, gateway, CHAT).status == 503);
     let waited = begun.elapsed();
-    let refused = |record: &serde_json::Value| record["reason"] == "secret_unavailable";
+    let refused = |record: &Record| record["reason"] == "secret_unavailable";
     // The record of the request before this one may be a moment late; any of the two will do.
     let before = records(gateway, "request").into_iter().filter(refused).count();
     assert_unavailable(&ask(lab, gateway, CHAT));
@@ -58,13 +59,13 @@ fn until_served(lab: &Lab, gateway: &Gateway) -> Duration {
 }
 
 #[test]
-fn an_outage_of_vault_is_bridged_for_a_while_and_no_longer() {
+fn an_outage_is_bridged_for_a_while_alone() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let _dns = Dns::start();
         let mut vault = Vault::start(&lab);
-        let gateway = Gateway::start(&lab, &vault_config(&vault.config()));
+        let gateway = Gateway::start(&lab, &vault.config());
         let served = |what: &str| {
             assert_eq!(ask(&lab, &gateway, CHAT).status, 200, "{what}");
         };
@@ -130,7 +131,7 @@ fn an_outage_of_vault_is_bridged_for_a_while_and_no_longer() {
 }
 
 #[test]
-fn a_vault_that_is_down_at_the_start_is_503_and_heals() {
+fn a_vault_down_at_the_start_is_503_and_heals() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
@@ -138,7 +139,7 @@ fn a_vault_that_is_down_at_the_start_is_503_and_heals() {
         let mut vault = Vault::start(&lab);
         vault.stop();
         let begun = Instant::now();
-        let gateway = Gateway::start(&lab, &vault_config(&vault.config()));
+        let gateway = Gateway::start(&lab, &vault.config());
         println!("ready after {:?}", begun.elapsed());
         assert_unavailable(&ask(&lab, &gateway, CHAT));
         let record = refusal(&gateway, 0, "secret_unavailable");
@@ -169,17 +170,16 @@ fn a_vault_that_is_down_at_the_start_is_503_and_heals() {
 }
 
 #[test]
-fn a_vault_that_swallows_packets_holds_up_neither_the_start_nor_the_end() {
+fn a_silent_vault_holds_up_neither_start_nor_end() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let _dns = Dns::start();
         INTERNET.shell("ip route add blackhole 198.51.100.250");
         lab.write("secret-id", "a-secret-id");
-        let config = usual_config().replace("file:openai", "vault:kv/agents/openai#api_key")
-            + "\n[vault]\naddress = \"https://198.51.100.250:8200\"\n\
-               ca_file = \"{dir}/public-ca.pem\"\n\
-               approle = { role_id = \"lab\", secret_id_file = \"{dir}/secret-id\" }\n";
+        let config = with_absent_vault(usual_config())
+            .vault("address", "https://198.51.100.250:8200")
+            .binding("OPENAI_API_KEY", |it| it.set("secret", "vault:kv/agents/openai#api_key"));
         let begun = Instant::now();
         let mut gateway = Gateway::start(&lab, &config);
         // One question to Vault is given up after ten seconds; the start does not wait for that.
@@ -198,17 +198,15 @@ fn a_vault_that_swallows_packets_holds_up_neither_the_start_nor_the_end() {
 }
 
 #[test]
-fn a_vault_of_another_authority_gets_neither_trust_nor_secret_id() {
+fn a_vault_of_another_authority_gets_no_secret_id() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let _dns = Dns::start();
         let vault = Vault::start(&lab);
         let other = lab.write("other-ca.pem", Authority::new("Another root").pem());
-        let right = lab.dir.join("vault/ca.pem").display().to_string();
-        let config = vault.config().replace(&right, &other.display().to_string());
-        assert!(config.contains("other-ca.pem"), "{config}");
-        let gateway = Gateway::start(&lab, &vault_config(&config));
+        let config = vault.config().vault("ca_file", other.display().to_string());
+        let gateway = Gateway::start(&lab, &config);
         assert_unavailable(&ask(&lab, &gateway, CHAT));
         let record = refusal(&gateway, 0, "secret_unavailable");
         assert_eq!(record["cause"], "vault_unreachable", "{record}");
@@ -218,14 +216,14 @@ fn a_vault_of_another_authority_gets_neither_trust_nor_secret_id() {
 }
 
 #[test]
-fn a_secret_id_that_others_can_read_or_that_is_wrong_is_said() {
+fn a_readable_or_wrong_secret_id_is_said() {
     sandboxed(|| {
         use std::os::unix::fs::PermissionsExt as _;
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let _dns = Dns::start();
         let vault = Vault::start(&lab);
-        let config = vault_config(&vault.config());
+        let config = vault.config();
         let file = lab.dir.join("vault/secret-id");
         fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).expect("a mode");
         let failed = Gateway::try_start(&lab, &config).err().expect("it is no secret any more");
@@ -247,7 +245,7 @@ fn a_secret_id_that_others_can_read_or_that_is_wrong_is_said() {
 }
 
 #[test]
-fn a_redirect_of_vaults_leads_to_its_peers_and_nowhere_else() {
+fn vaults_redirects_lead_to_its_peers_alone() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
@@ -256,15 +254,11 @@ fn a_redirect_of_vaults_leads_to_its_peers_and_nowhere_else() {
         let (here, there) = (VAULT.to_string(), ATTACKER.v4().to_string());
         let standby = node(&lab.public, &here, &format!("https://{there}:8200"));
         let other = node(&lab.public, &there, &format!("https://{there}:8200"));
-        let vault = |peers: &str| {
-            let text = format!(
-                "\n[vault]\naddress = \"https://{here}:8200\"\n{peers}\
-                 ca_file = \"{{dir}}/public-ca.pem\"\nrefresh = \"1s\"\nmax_stale = \"5s\"\n\
-                 approle = {{ role_id = \"lab\", secret_id_file = \"{{dir}}/vault-secret-id\" }}\n"
-            );
-            vault_config(&text)
-        };
-        let mut gateway = Gateway::start(&lab, &vault(""));
+        let config = with_absent_vault(gateway::from_vault(usual_config()))
+            .vault("refresh", "1s")
+            .vault("max_stale", "5s")
+            .login_key("secret_id_file", "{dir}/vault-secret-id");
+        let mut gateway = Gateway::start(&lab, &config);
         assert_unavailable(&ask(&lab, &gateway, CHAT));
         let record = refusal(&gateway, 0, "secret_unavailable");
         assert_eq!(record["cause"], "vault_unreachable", "{record}");
@@ -274,8 +268,8 @@ fn a_redirect_of_vaults_leads_to_its_peers_and_nowhere_else() {
         assert!(gateway.stderr().contains("list the nodes in peers"), "{}", gateway.stderr());
         gateway.terminate(Duration::from_secs(12));
 
-        let peers = format!("peers = [\"https://{there}:8200\"]\n");
-        let gateway = Gateway::start(&lab, &vault(&peers));
+        let config = config.vault("peers", [format!("https://{there}:8200")]);
+        let gateway = Gateway::start(&lab, &config);
         wait::expect("the peer is asked", || !seen(&other).is_empty());
         assert!(seen(&other)[0].contains("a-secret-id-0123456789"), "with the same question");
         assert_unavailable(&ask(&lab, &gateway, CHAT));
@@ -285,13 +279,13 @@ fn a_redirect_of_vaults_leads_to_its_peers_and_nowhere_else() {
 }
 
 #[test]
-fn who_takes_vaults_place_later_gets_no_token_and_sends_it_nowhere() {
+fn an_impostor_of_vault_gets_and_sends_no_token() {
     sandboxed(|| {
         let lab = Lab::new();
         let _origin = Origin::start(&lab);
         let _dns = Dns::start();
         let mut vault = Vault::start(&lab);
-        let gateway = Gateway::start(&lab, &vault_config(&vault.config()));
+        let gateway = Gateway::start(&lab, &vault.config());
         assert_eq!(ask(&lab, &gateway, CHAT).status, 200);
         let (here, there) = (VAULT.to_string(), ATTACKER.v4().to_string());
         let other = node(&lab.public, &there, &format!("https://{there}:8200"));

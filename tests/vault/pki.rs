@@ -7,8 +7,6 @@ mod engine;
 mod python;
 
 use std::{
-    fs,
-    path::PathBuf,
     sync::atomic::{AtomicBool, Ordering::SeqCst},
     thread,
     time::{Duration, Instant},
@@ -25,6 +23,7 @@ use lab::{
     vault::Vault,
     wait,
 };
+use policy_builder::{Config, Table};
 use rustls_pki_types::CertificateDer;
 use serde_json::{Value, json};
 
@@ -38,7 +37,6 @@ use engine::{Engine, openssl_verify};
 struct Signed {
     world: World,
     engine: Engine,
-    config: PathBuf,
     ttl: &'static str,
 }
 
@@ -47,13 +45,13 @@ impl Signed {
         Self::prepared(TWO_HOSTS, |_| {})
     }
 
-    /// With this line of hosts of the first API, after changes to Vault.
-    fn prepared(hosts: &str, prepare: impl FnOnce(&mut Engine)) -> Self {
+    /// With these hosts of the first API, after changes to Vault.
+    fn prepared(hosts: &[&str], prepare: impl FnOnce(&mut Engine)) -> Self {
         Self::lasting("20s", hosts, prepare)
     }
 
     /// The same, where the gateway asks for this life of its CAs.
-    fn lasting(ttl: &'static str, hosts: &str, prepare: impl FnOnce(&mut Engine)) -> Self {
+    fn lasting(ttl: &'static str, hosts: &[&str], prepare: impl FnOnce(&mut Engine)) -> Self {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let dns = Dns::start();
@@ -65,14 +63,13 @@ impl Signed {
         lab.write("agents.pem", bundle);
         let gateway = Gateway::run_logging(&lab, &config, "debug")
             .unwrap_or_else(|failed| panic!("not ready: {}", failed.stderr));
-        Self { world: World { lab, origin, dns, gateway }, engine, config, ttl }
+        Self { world: World { lab, origin, dns, gateway }, engine, ttl }
     }
 
-    /// Asks for a new policy with this line of hosts.
-    fn reload(&self, hosts: &str) {
-        let text = config(&self.world.lab, &self.engine.vault, hosts, self.ttl);
-        fs::write(&self.config, text.replace("{dir}", &self.world.lab.dir.display().to_string()))
-            .expect("the lab's folder is writable");
+    /// Asks for a new policy with these hosts.
+    fn reload(&self, hosts: &[&str]) {
+        let config = config(&self.world.lab, &self.engine.vault, hosts, self.ttl);
+        gateway::install(&self.world.lab, &config);
         self.world.gateway.reload();
     }
 
@@ -104,7 +101,7 @@ impl Signed {
         let error = self.world.h1(host).err().expect("there is no CA");
         assert!(error.to_string().contains("InternalError"), "a TLS alert: {error}");
         self.world.gateway.audit.wait_for(|record| {
-            record["record"] == "connection"
+            record.is("connection")
                 && record["reason"] == "secret_unavailable"
                 && record["cause"] == cause
                 && record["sni"] == host.name
@@ -112,17 +109,16 @@ impl Signed {
     }
 }
 
-fn config(lab: &Lab, vault: &Vault, hosts: &str, ttl: &str) -> String {
-    let pki = format!(
-        "{}[vault.pki]\nroot_file = \"{}/pki-root.pem\"\nttl = \"{ttl}\"\n",
-        vault.config(),
-        lab.dir.display()
-    );
-    gateway::vault_config(&pki).replace("ca_dir = \"{dir}/issuing\"\n", "").replace(ONE_HOST, hosts)
+fn config(lab: &Lab, vault: &Vault, hosts: &[&str], ttl: &str) -> Config {
+    let pki = Table::section("pki")
+        .set("root_file", lab.dir.join("pki-root.pem").display().to_string())
+        .set("ttl", ttl);
+    let config = vault.config().without_gateway("ca_dir").below_vault(pki);
+    config.api("openai", |it| it.set("hosts", hosts))
 }
 
 #[test]
-fn leaves_chain_up_to_the_root_in_vault_for_strict_clients() {
+fn leaves_chain_to_vaults_root_for_strict_clients() {
     python::announce();
     sandboxed(|| {
         let it = Signed::start();
@@ -140,7 +136,7 @@ fn leaves_chain_up_to_the_root_in_vault_for_strict_clients() {
 }
 
 #[test]
-fn an_issuing_ca_that_vault_signs_is_good_for_its_names_alone() {
+fn a_ca_signed_by_vault_is_for_its_names_alone() {
     sandboxed(|| {
         let lab = Lab::new();
         let engine = Engine::start(&lab);
@@ -284,7 +280,7 @@ fn with_the_gateways_token_vault_signs_nothing_else() {
 }
 
 #[test]
-fn without_vault_the_hosts_are_closed_and_open_when_it_is_there() {
+fn without_vault_hosts_are_closed_until_it_returns() {
     sandboxed(|| {
         let mut it = Signed::prepared(TWO_HOSTS, |engine| engine.vault.stop());
         it.refused_because(OPENAI, "vault_unreachable");
@@ -338,7 +334,7 @@ fn vault_and_not_the_configuration_decides_for_which_names() {
         wait::expect("the reload is taken", || it.is_open(OPENAI) && it.is_open(OTHER));
         let after = it.world.h1(ANTHROPIC).expect("a handshake").chain().swap_remove(1);
         assert!(before == after, "the rule that stayed has kept its CA");
-        it.reload("hosts = [\"api.openai.example\", \"other.example\", \"attacker.example\"]");
+        it.reload(&["api.openai.example", "other.example", "attacker.example"]);
         wait::expect("closed", || !it.is_open(OPENAI));
         it.refused_because(OPENAI, "vault_denied");
         assert!(it.is_open(ANTHROPIC));
@@ -361,6 +357,6 @@ fn an_engine_below_a_root_elsewhere_is_as_good() {
 /// Of an issuing CA, where a test says nothing else.
 const LIFE: Duration = Duration::from_secs(20);
 
-const ONE_HOST: &str = "hosts = [\"api.openai.example\"]";
-const TWO_HOSTS: &str = "hosts = [\"other.example\", \"api.openai.example\"]";
+const ONE_HOST: &[&str] = &["api.openai.example"];
+const TWO_HOSTS: &[&str] = &["other.example", "api.openai.example"];
 const OPENAI_NAMES: [&str; 2] = ["api.openai.example", "other.example"];

@@ -18,6 +18,7 @@ use lab::{
     tools::on_path,
     vault::Vault,
 };
+use policy_builder::{Config, Table};
 use serde_json::{Value, json};
 
 use crate::world::{World, get};
@@ -26,21 +27,17 @@ use crate::world::{World, get};
 pub(crate) struct Planned {
     lab: Lab,
     pub(crate) vault: Vault,
+    pub(crate) policy: Config,
     config: PathBuf,
 }
 
 impl Planned {
     pub(crate) fn apply(pki: bool) -> Self {
-        Self::apply_changed(pki, ("", ""))
-    }
-
-    /// With something else in the configuration.
-    fn apply_changed(pki: bool, (from, to): (&str, &str)) -> Self {
-        Self::apply_with(pki, |text| text.replace(from, to))
+        Self::apply_with(pki, |config| config)
     }
 
     /// With another configuration.
-    pub(crate) fn apply_with(pki: bool, change: impl FnOnce(String) -> String) -> Self {
+    pub(crate) fn apply_with(pki: bool, change: impl FnOnce(Config) -> Config) -> Self {
         let it = Self::unapplied(|_, vault| change(config(vault, pki)));
         let script = it.plan(&[]);
         it.vault.script(&script);
@@ -49,11 +46,12 @@ impl Planned {
     }
 
     /// With a Vault that has been told nothing yet.
-    fn unapplied(config: impl FnOnce(&Lab, &Vault) -> String) -> Self {
+    fn unapplied(config: impl FnOnce(&Lab, &Vault) -> Config) -> Self {
         let lab = Lab::new();
         let vault = Vault::start_for_nobody(&lab);
-        let config = gateway::install(&lab, &config(&lab, &vault));
-        Self { lab, vault, config }
+        let policy = config(&lab, &vault);
+        let config = gateway::install(&lab, &policy);
+        Self { lab, vault, policy, config }
     }
 
     pub(crate) fn plan(&self, arguments: &[&str]) -> String {
@@ -137,11 +135,10 @@ impl Planned {
     }
 
     pub(crate) fn run(self, pki: bool) -> (World, Vault) {
-        let Self { lab, vault, config } = self;
+        let Self { lab, vault, policy, config } = self;
         let (origin, dns) = (Origin::start(&lab), Dns::start());
         if !pki {
-            let config = fs::read_to_string(&config).expect("the configuration");
-            let gateway = Gateway::start(&lab, &config);
+            let gateway = Gateway::start(&lab, &policy);
             return (World { lab, origin, dns, gateway }, vault);
         }
         gateway::guard();
@@ -153,19 +150,16 @@ impl Planned {
     }
 }
 
-fn config(vault: &Vault, pki: bool) -> String {
-    let approle = format!(
-        "[vault.approle]\nrole_id = \"{ROLE_ID}\"\nsecret_id_file = \"{{dir}}/vault/secret-id\"\n"
-    );
-    let vault = vault.config_with(&approle);
-    match pki {
-        false => gateway::vault_config(&vault),
-        true => {
-            let pki = "[vault.pki]\nroot_file = \"{dir}/pki-root.pem\"\n";
-            let text = gateway::vault_config(&(vault + pki));
-            text.replace("ca_dir = \"{dir}/issuing\"\n", "")
-        }
+fn config(vault: &Vault, pki: bool) -> Config {
+    let config = vault
+        .config()
+        .login_key("role_id", ROLE_ID)
+        .login_key("secret_id_file", "{dir}/vault/secret-id");
+    if !pki {
+        return config;
     }
+    let pki = Table::section("pki").set("root_file", "{dir}/pki-root.pem");
+    config.without_gateway("ca_dir").below_vault(pki)
 }
 
 /// The commands that the plan leaves to the operator, as its comments print them.
@@ -215,7 +209,7 @@ fn status(world: &World, ns: Ns, placeholder: &str) -> u16 {
 }
 
 #[test]
-fn the_plan_is_all_that_an_empty_vault_has_to_be_told() {
+fn the_plan_is_all_an_empty_vault_needs() {
     sandboxed(|| {
         let it = Planned::apply(false);
         it.assert_healthy();
@@ -240,7 +234,7 @@ fn the_plan_is_all_that_an_empty_vault_has_to_be_told() {
 }
 
 #[test]
-fn the_plan_sets_up_the_engine_that_signs_the_issuing_cas() {
+fn the_plan_sets_up_the_signing_engine() {
     sandboxed(|| {
         let it = Planned::apply(true);
         it.assert_healthy();
@@ -299,7 +293,7 @@ fn the_plan_sets_up_the_engine_that_signs_the_issuing_cas() {
 }
 
 #[test]
-fn the_doctor_names_every_rule_beside_the_plans_wherever_it_leads() {
+fn the_doctor_names_every_rule_beside_the_plans() {
     sandboxed(|| {
         let it = Planned::apply(false);
         it.vault.cli(&["secrets", "enable", "-path=finance", "-version=1", "kv"]);
@@ -343,7 +337,7 @@ fn the_doctor_names_every_rule_beside_the_plans_wherever_it_leads() {
 }
 
 #[test]
-fn the_doctor_finds_a_token_that_is_good_beyond_the_gateways_address() {
+fn the_doctor_finds_a_token_good_at_other_addresses() {
     sandboxed(|| {
         let it = Planned::apply(false);
         it.assert_healthy();
@@ -366,11 +360,12 @@ fn the_doctor_finds_a_token_that_is_good_beyond_the_gateways_address() {
 }
 
 #[test]
-fn a_group_writes_what_the_configuration_says_and_looks_after_its_lease() {
+fn a_group_writes_its_configured_request_and_tends_the_lease() {
     sandboxed(|| {
-        let ops = "vault:kv/agents/ops#api_key";
         let password = "vault-write:ssh/creds/ops?ip=192.0.2.9&username=agent#key";
-        let it = Planned::apply_changed(false, (ops, password));
+        let it = Planned::apply_with(false, |config| {
+            config.binding("OPS_OPENAI_KEY", |it| it.set("secret", password))
+        });
         it.vault.cli(&["secrets", "enable", "ssh"]);
         let role =
             ["key_type=otp", "default_user=agent", "allowed_users=root", "cidr_list=0.0.0.0/0"];
@@ -510,7 +505,7 @@ fn the_doctor_finds_each_mistake_and_names_it() {
 }
 
 #[test]
-fn the_doctor_finds_a_role_that_hands_on_more_and_the_plan_mends_it() {
+fn the_doctor_finds_a_generous_role_and_plans_mend() {
     sandboxed(|| {
         let it = Planned::apply(false);
         it.assert_healthy();
@@ -537,7 +532,7 @@ fn the_doctor_finds_a_role_that_hands_on_more_and_the_plan_mends_it() {
 }
 
 #[test]
-fn the_doctor_finds_what_would_fail_later_and_says_what_to_do_about_it() {
+fn the_doctor_finds_future_failures_with_their_remedy() {
     sandboxed(|| {
         let it = Planned::apply(false);
         it.assert_healthy();
@@ -592,9 +587,8 @@ fn the_doctor_leaves_a_wrapped_secret_id_to_the_gateway() {
         let mut it = Planned::apply(false);
         let own = it.lab.dir.join("own-secret-id");
         fs::copy(it.lab.dir.join("vault/secret-id"), &own).expect("a copy");
-        let text = fs::read_to_string(&it.config).expect("the configuration");
-        let text = text.replace("vault/secret-id\"\n", "vault/secret-id\"\nwrapped = true\n");
-        it.lab.write("cloakroom.toml", text);
+        it.policy = it.policy.login_key("wrapped", true);
+        gateway::install(&it.lab, &it.policy);
         it.vault.script(&by_hand(&it.plan(&[])));
         let (code, _, error) = it.doctor(&[]);
         assert!(code == Some(1) && error.contains("--secret-id-file"), "{error}");

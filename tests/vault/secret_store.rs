@@ -16,6 +16,7 @@ use lab::{
     net::GATEWAY,
     sandboxed, wait,
 };
+use policy_builder::Config;
 
 use crate::{
     lifecycle::control::{status, tell},
@@ -32,11 +33,10 @@ const NAMES: [(&str, &str); 4] = [
 const ANOTHER: &str = "sk-lab-an0ther-7c1e5a9d3f2b4806";
 
 /// The usual policy, with the encrypted file in place of the plain one.
-fn config() -> String {
-    let plain = "file = \"{dir}/secrets.toml\"";
-    let usual = gateway::usual_config();
-    assert!(usual.contains(plain));
-    usual.replace(plain, "file = \"{dir}/store/secrets\"\nkey_file = \"{dir}/store/key\"")
+fn config() -> Config {
+    gateway::usual_config()
+        .secrets("file", "{dir}/store/secrets")
+        .secrets("key_file", "{dir}/store/key")
 }
 
 /// A folder for the store, and a configuration that names it.
@@ -89,7 +89,7 @@ fn world() -> World {
 }
 
 #[test]
-fn a_secret_from_the_encrypted_file_reaches_the_api_and_a_new_one_at_the_next_reload() {
+fn a_secret_of_the_store_arrives_also_after_changes() {
     sandboxed(|| {
         let world = world();
         let config = world.lab.dir.join("cloakroom.toml");
@@ -115,7 +115,7 @@ fn a_secret_from_the_encrypted_file_reaches_the_api_and_a_new_one_at_the_next_re
 }
 
 #[test]
-fn neither_the_file_nor_its_neighbours_show_a_value_and_all_are_private() {
+fn store_and_neighbours_are_private_and_show_no_value() {
     sandboxed(|| {
         let lab = Lab::new();
         filled(&lab);
@@ -172,7 +172,7 @@ fn what_is_wrong_is_said_and_changes_nothing() {
 }
 
 #[test]
-fn a_file_or_key_that_is_not_as_it_has_to_be_is_no_start() {
+fn a_wrong_store_or_key_is_no_start() {
     sandboxed(|| {
         let mut world = world();
         world.gateway.kill();
@@ -233,7 +233,7 @@ fn changes_that_are_killed_in_the_middle_lose_nothing() {
 }
 
 #[test]
-fn a_lock_that_was_put_there_leads_root_nowhere_and_holds_nobody_up() {
+fn a_planted_lock_misleads_and_delays_nobody() {
     sandboxed(|| {
         let lab = Lab::new();
         let config = filled(&lab);
@@ -300,7 +300,7 @@ fn a_value_that_is_typed_is_not_shown() {
 }
 
 #[test]
-fn a_prompt_that_is_interrupted_sets_nothing_and_leaves_a_terminal_that_shows_again() {
+fn an_interrupted_prompt_sets_nothing_and_restores_the_terminal() {
     sandboxed(|| {
         let lab = Lab::new();
         let config = filled(&lab);
@@ -314,7 +314,7 @@ fn a_prompt_that_is_interrupted_sets_nothing_and_leaves_a_terminal_that_shows_ag
 }
 
 #[test]
-fn a_line_that_the_terminal_may_have_cut_is_no_value() {
+fn a_line_the_terminal_may_have_cut_is_refused() {
     sandboxed(|| {
         let lab = Lab::new();
         let config = filled(&lab);

@@ -7,6 +7,7 @@ use std::{
 
 use lab::{
     Lab,
+    audit::Record,
     client::Response,
     dns::Dns,
     gateway::{self, GIT_SECRET, Gateway, OPENAI_SECRET, OPS_SECRET},
@@ -16,6 +17,7 @@ use lab::{
     vault::{self, Vault},
     wait,
 };
+use policy_builder::{Config, Table};
 use serde_json::Value;
 
 use crate::world::{TICKET, World, get};
@@ -34,12 +36,12 @@ impl WithVault {
     fn prepared(prepare: impl FnOnce(&Lab, &mut Vault)) -> Self {
         Self::configured(|lab, vault| {
             prepare(lab, vault);
-            gateway::vault_config(&vault.config())
+            vault.config()
         })
     }
 
     /// With another configuration, after changes to Vault.
-    pub fn configured(configure: impl FnOnce(&Lab, &mut Vault) -> String) -> Self {
+    pub fn configured(configure: impl FnOnce(&Lab, &mut Vault) -> Config) -> Self {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let dns = Dns::start();
@@ -73,13 +75,11 @@ fn a_key_from_a_real_vault_reaches_the_api() {
 }
 
 #[test]
-fn a_value_that_could_never_be_used_is_said_at_once_and_is_not_called_available() {
+fn an_unusable_value_is_said_and_not_called_available() {
     sandboxed(|| {
         let it = WithVault::configured(|_, vault| {
-            let password = "places = [\"basic password\"]\nbasic_user = \"agent\"";
-            let config = gateway::vault_config(&vault.config());
-            assert!(config.contains(password), "{config}");
-            config.replace(password, "places = [\"basic user\"]")
+            let user = |it: Table| it.set("places", ["basic user"]).without("basic_user");
+            vault.config().binding("GIT_TOKEN", user)
         });
         let missing = |name: &str| {
             let missing =
@@ -112,9 +112,9 @@ fn a_value_that_could_never_be_used_is_said_at_once_and_is_not_called_available(
 #[test]
 fn a_mistyped_field_degrades_the_gateway_and_status_says_which() {
     sandboxed(|| {
-        let right = "agents/openai#api_key";
+        let mistyped = "vault:kv/agents/openai#api_kye";
         let it = WithVault::configured(|_, vault| {
-            gateway::vault_config(&vault.config()).replacen(right, "agents/openai#api_kye", 1)
+            vault.config().binding("OPENAI_API_KEY", |it| it.set("secret", mistyped))
         });
         let status = crate::lifecycle::control::status(&it.world);
         assert_eq!(status["health"]["state"], "degraded", "{status}");
@@ -124,7 +124,7 @@ fn a_mistyped_field_degrades_the_gateway_and_status_says_which() {
         assert!(text.contains("field"), "it says what is wrong: {text}");
         assert_eq!(it.status(), 503);
 
-        gateway::install(&it.world.lab, &gateway::vault_config(&it.vault.config()));
+        gateway::install(&it.world.lab, &it.vault.config());
         crate::lifecycle::control::tell(&it.world, &["reload"], 0);
         it.becomes(200);
         assert_eq!(crate::lifecycle::control::status(&it.world)["health"]["state"], "healthy");
@@ -132,7 +132,7 @@ fn a_mistyped_field_degrades_the_gateway_and_status_says_which() {
 }
 
 #[test]
-fn a_quota_of_vaults_is_called_one_and_its_time_is_waited_for() {
+fn a_quota_of_vaults_is_named_and_waited_for() {
     sandboxed(|| {
         let it = WithVault::start();
         assert_eq!(it.status(), 200);
@@ -152,11 +152,7 @@ fn a_quota_of_vaults_is_called_one_and_its_time_is_waited_for() {
 fn a_deleted_key_is_dropped_at_once() {
     sandboxed(|| {
         // An outage would be bridged for longer than this test waits.
-        let it = WithVault::configured(|_, vault| {
-            let config = vault.config();
-            assert!(config.contains("max_stale = \"5s\""), "{config}");
-            gateway::vault_config(&config.replace("max_stale = \"5s\"", "max_stale = \"5m\""))
-        });
+        let it = WithVault::configured(|_, vault| vault.config().vault("max_stale", "5m"));
         assert_eq!(it.status(), 200);
         it.vault.cli(&["kv", "metadata", "delete", "-mount=kv", "agents/openai"]);
         it.becomes(503);
@@ -170,16 +166,13 @@ fn a_deleted_key_is_dropped_at_once() {
 fn read_when_vault_says(reference: &str, prepare: impl FnOnce(&Vault)) -> WithVault {
     WithVault::configured(|_, vault| {
         prepare(vault);
-        let often = "refresh = \"1s\"\nmax_stale = \"5s\"";
-        let config = vault.config();
-        assert!(config.contains(often), "{config}");
-        let config = config.replace(often, "refresh = \"1h\"\nmax_stale = \"2h\"");
-        gateway::vault_config(&config).replace("vault:kv/agents/openai#api_key", reference)
+        let config = vault.config().vault("refresh", "1h").vault("max_stale", "2h");
+        config.binding("OPENAI_API_KEY", |it| it.set("secret", reference))
     })
 }
 
 #[test]
-fn a_version_that_ends_in_vault_is_not_used_beyond_its_time() {
+fn a_version_ended_in_vault_is_used_no_longer() {
     sandboxed(|| {
         let lives = Duration::from_secs(5);
         let written = Instant::now();
@@ -199,7 +192,7 @@ fn a_version_that_ends_in_vault_is_not_used_beyond_its_time() {
 }
 
 #[test]
-fn a_value_of_kv_version_1_is_read_again_when_vault_says() {
+fn a_kv_1_value_is_read_when_vault_says() {
     sandboxed(|| {
         let life = "ttl=5s";
         let it = read_when_vault_says("vault-read:kv1/openai#api_key", |vault| {
@@ -230,12 +223,12 @@ fn ask_from(it: &WithVault, ns: Ns, placeholder: &str) -> Response {
 /// A world where both groups say OPENAI_API_KEY, and mean what Vault has for each.
 fn one_placeholder_two_values() -> WithVault {
     WithVault::configured(|_, vault| {
-        gateway::vault_config(&vault.config()).replace("OPS_OPENAI_KEY", "OPENAI_API_KEY")
+        vault.config().binding("OPS_OPENAI_KEY", |it| it.set("placeholder", "OPENAI_API_KEY"))
     })
 }
 
 #[test]
-fn two_groups_with_one_placeholder_get_what_vault_lets_each_have() {
+fn two_groups_with_one_placeholder_get_their_own_values() {
     sandboxed(|| {
         let it = one_placeholder_two_values();
         for (ns, secret) in [(AGENT, OPENAI_SECRET), (AGENT2, OPS_SECRET)] {
@@ -249,13 +242,13 @@ fn two_groups_with_one_placeholder_get_what_vault_lets_each_have() {
 }
 
 #[test]
-fn a_policy_of_vault_takes_and_gives_within_a_refresh_and_for_one_group_alone() {
+fn a_vault_policy_takes_effect_within_a_refresh() {
     sandboxed(|| {
         let it = one_placeholder_two_values();
         let status = |ns| ask_from(&it, ns, "OPENAI_API_KEY").status.as_u16();
         assert_eq!((status(AGENT), status(AGENT2)), (200, 200));
         for _ in 0..2 {
-            let refused = || -> Vec<Value> {
+            let refused = || -> Vec<Record> {
                 let records = it.world.requests().into_iter();
                 records.filter(|record| record["reason"] == "secret_unavailable").collect()
             };
@@ -282,7 +275,7 @@ fn a_policy_of_vault_takes_and_gives_within_a_refresh_and_for_one_group_alone() 
 }
 
 #[test]
-fn a_group_whose_token_role_is_missing_is_refused_alone_until_it_is_there() {
+fn a_group_without_its_token_role_is_refused_alone() {
     sandboxed(|| {
         let it = WithVault::prepared(|_, vault| {
             vault.cli(&["delete", "auth/token/roles/cloakroom-operations"]);
@@ -306,7 +299,7 @@ fn a_group_whose_token_role_is_missing_is_refused_alone_until_it_is_there() {
 }
 
 #[test]
-fn vaults_own_audit_shows_each_read_under_its_groups_token_and_none_under_the_gateways() {
+fn vaults_audit_shows_reads_under_group_tokens_alone() {
     sandboxed(|| {
         let it = WithVault::start();
         assert_eq!(it.status(), 200);
@@ -337,7 +330,7 @@ fn vaults_own_audit_shows_each_read_under_its_groups_token_and_none_under_the_ga
 }
 
 #[test]
-fn the_gateways_own_token_reads_nothing_and_makes_tokens_for_its_groups_alone() {
+fn the_gateways_own_token_makes_its_groups_tokens_alone() {
     sandboxed(|| {
         let lab = Lab::new();
         let vault = Vault::start(&lab);
@@ -412,7 +405,7 @@ fn a_token_revoked_under_traffic_costs_no_request() {
 }
 
 #[test]
-fn a_token_at_its_maximum_life_is_followed_by_another_and_no_read_is_refused() {
+fn a_token_at_its_end_is_replaced_without_refusals() {
     sandboxed(|| {
         let it = WithVault::prepared(|_, vault| {
             let short = ["token_policies=gateway", "token_ttl=6s", "token_max_ttl=12s"];

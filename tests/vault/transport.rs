@@ -10,24 +10,25 @@ use std::{
 use lab::{
     Lab,
     dns::Dns,
-    gateway::{self, Gateway, OPENAI_SECRET, OPS_SECRET, vault_config},
+    gateway::{self, Gateway, OPENAI_SECRET, OPS_SECRET, from_vault, usual_config},
     net::{AGENT2, ATTACKER, GATEWAY, INTERNET, OPENAI},
     origin::Origin,
     sandboxed,
     vault::Vault,
     wait,
 };
+use policy_builder::{Config, Table};
 
 use crate::faults::{CHAT, Trap, ask, get, open};
 
 #[test]
-fn no_variable_of_the_environment_leads_the_gateway_or_its_token_elsewhere() {
+fn no_environment_variable_leads_gateway_or_token_elsewhere() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let _dns = Dns::start();
         let vault = Vault::start(&lab);
-        let config = vault_config(&vault.config());
+        let config = vault.config();
         // The certificates come with a first, short run.
         Gateway::start(&lab, &config).kill();
         let config = gateway::install(&lab, &config);
@@ -74,11 +75,11 @@ fn plain_http_is_for_loopback_and_needs_its_word() {
         let _origin = Origin::start(&lab);
         let _dns = Dns::start();
         lab.write("jwt", JWT);
-        for (address, word, says) in [
-            ("http://127.0.0.1:8200", "", "plain_http = true"),
-            ("http://203.0.113.200:8200", "plain_http = true", "no further than 127.0.0.1"),
+        for (address, plain, says) in [
+            ("http://127.0.0.1:8200", false, "plain_http = true"),
+            ("http://203.0.113.200:8200", true, "no further than 127.0.0.1"),
         ] {
-            let config = kubernetes(address, word);
+            let config = kubernetes(address).vault("plain_http", plain);
             let failed = Gateway::try_start(&lab, &config).err().expect("no start");
             assert!(failed.stderr.contains(says), "{address}: {}", failed.stderr);
         }
@@ -88,14 +89,14 @@ fn plain_http_is_for_loopback_and_needs_its_word() {
 /// Vault without a licence has no namespaces, and no Kubernetes is here: a fake says that it was
 /// asked as they have to be.
 #[test]
-fn a_kubernetes_login_in_a_namespace_over_plain_loopback_gets_the_secrets() {
+fn a_kubernetes_login_in_a_namespace_gets_the_secrets() {
     sandboxed(|| {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let _dns = Dns::start();
         lab.write("jwt", JWT);
         let fake = Fake::start();
-        let config = kubernetes("http://127.0.0.1:8200", "plain_http = true");
+        let config = kubernetes("http://127.0.0.1:8200").vault("plain_http", true);
         let gateway = Gateway::start(&lab, &config);
         assert_eq!(ask(&lab, &gateway, CHAT).status, 200);
         let request = &origin.log().wait_requests(1)[0];
@@ -118,11 +119,16 @@ fn a_kubernetes_login_in_a_namespace_over_plain_loopback_gets_the_secrets() {
     });
 }
 
-fn kubernetes(address: &str, word: &str) -> String {
-    vault_config(&format!(
-        "\n[vault]\naddress = \"{address}\"\n{word}\nnamespace = \"team/agents\"\n\
-         [vault.jwt]\nmount = \"kubernetes\"\nrole = \"gateway\"\ntoken_file = \"{{dir}}/jwt\"\n"
-    ))
+/// A Vault that admits the gateway by Kubernetes.
+fn kubernetes(address: &str) -> Config {
+    let login = Table::section("jwt")
+        .set("mount", "kubernetes")
+        .set("role", "gateway")
+        .set("token_file", "{dir}/jwt");
+    from_vault(usual_config())
+        .vault("address", address)
+        .vault("namespace", "team/agents")
+        .login(login)
 }
 
 /// Something on the gateway's own loopback that answers as Vault does where all is well.

@@ -4,8 +4,8 @@
 //! A slot in the writer's queue is reserved before anything is done, and a record that is dropped
 //! writes itself, so no path escapes it, a panic included. Where no slot can be had, nothing is
 //! done: the gateway would rather refuse than act unseen. Fields that an agent fills are capped
-//! in bytes and escaped by JSON. What is refused before a look at it, packets and the connections
-//! beyond an agent's rate, is summed up: one record for each agent and interval.
+//! in bytes and escaped by JSON. Packets and the connections beyond an agent's rate, which are
+//! refused unread, are summed up: one record for each agent and interval.
 
 mod act;
 mod connections;

@@ -2,8 +2,8 @@
 //!
 //! A file that has reached its size is moved aside under the next number, `audit.jsonl.00000001`
 //! and so on, between two writes of whole lines, so that each line is in exactly one file and
-//! whole. The oldest of those go where there are too many. Whatever else moves the file away and
-//! has it reopened, as logrotate does, finds names of its own.
+//! whole. The oldest of those go where there are too many. Another program that moves the file away
+//! and has it reopened, as logrotate does, finds names of its own.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
@@ -236,7 +236,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_folder_of_the_audit_is_made_for_the_daemon_alone_also_after_a_rotation() {
+    fn the_audits_folder_stays_the_daemons_alone_after_a_rotation() {
         let folder = std::env::temp_dir().join(format!("cloakroom-log-{}", std::process::id()));
         let path = folder.join("of/audit.jsonl");
         let target = AuditTarget::File(AuditFile::at(path.clone()));
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_of_which_a_part_is_out_is_whole_in_the_new_file_and_gone_from_the_old() {
+    fn a_half_written_line_is_in_the_new_file_alone() {
         let folder = folder_of("torn");
         let path = folder.join("audit.jsonl");
         let lines = b"{1}\n{22}\n{333}\n";
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_moved_aside_at_its_size_and_the_oldest_go() {
+    fn a_full_file_is_moved_aside_and_the_oldest_go() {
         let folder = folder_of("sizes");
         let path = folder.join("audit.jsonl");
         fs::write(folder.join("audit.jsonl.1"), "logrotate's\n").unwrap();

@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn packets_of_one_agent_protocol_port_and_reason_are_one_record() {
+    fn like_packets_of_one_agent_share_a_record() {
         let mut table = table();
         for _ in 0..7 {
             table.count(packet([192, 0, 2, 10], Reason::ProtocolDenied, 17, 443), &policy());
@@ -416,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn the_addresses_of_one_64_are_one_agent_and_the_first_of_them_is_told() {
+    fn addresses_of_one_64_are_one_agents_record() {
         let mut table = table();
         for last in 1..=1_000u16 {
             table.count(tcp([0x2001, 0xdb8, 0xa, 0, 0, 0, 0, last]), &policy());
@@ -442,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn however_many_agents_a_group_has_another_groups_have_records_of_their_own() {
+    fn one_groups_many_agents_leave_other_groups_their_records() {
         let mut table = table();
         for net in 0..1_000u16 {
             table.count(tcp([0x2001, 0xdb8, 0xa, net, 0, 0, 0, 1]), &policy());

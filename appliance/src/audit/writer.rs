@@ -379,7 +379,7 @@ mod tests {
     /// It moves its file aside at a size, something else moves the file away and has it opened
     /// again, and somebody removes nothing: every record is there once.
     #[test]
-    fn no_record_is_lost_or_twice_over_rotations_of_two_programs() {
+    fn rotations_by_two_programs_lose_and_repeat_no_record() {
         let folder = Folder::new("rotated");
         let file = AuditFile { rotate: Some(10_000), keep: 10_000, ..folder.file() };
         let (sink, writer) = Sink::open(&AuditTarget::File(file)).unwrap();
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_was_removed_is_opened_anew_without_an_order() {
+    fn a_removed_file_is_opened_again_without_an_order() {
         let folder = Folder::new("removed");
         let (sink, writer) = Sink::open(&AuditTarget::File(folder.file())).unwrap();
         std::fs::remove_file(folder.0.join("audit.jsonl")).unwrap();
@@ -412,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn less_room_than_the_reserve_gives_no_slots_and_loses_no_line_until_there_is_more() {
+    fn below_the_reserve_no_slot_is_given_or_line_lost() {
         let folder = Folder::new("reserve");
         let file = AuditFile { reserve: u64::MAX, ..folder.file() };
         let target = AuditTarget::File(file.clone());
@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn an_order_to_open_the_file_anew_is_taken_while_the_audit_fails() {
+    fn an_order_to_reopen_is_taken_while_the_audit_fails() {
         let folder = Folder::new("failing");
         std::os::unix::fs::symlink("/dev/full", folder.0.join("audit.jsonl")).unwrap();
         let output = Output::open(&AuditTarget::File(folder.file())).unwrap();

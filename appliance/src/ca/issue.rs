@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ca_is_made_anew_in_the_last_third_of_its_life() {
+    fn a_ca_is_renewed_in_its_last_third() {
         let made = Installation::new();
         outcome(&made, &["a.test"], now());
         assert_eq!(outcome(&made, &["a.test"], later(59 * 24)), "api: kept, 31 days left");
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ca_is_made_anew_when_its_limit_is_said_otherwise() {
+    fn a_ca_is_renewed_when_its_limit_is_said_otherwise() {
         let made = Installation::new();
         let issued = |constraints| {
             let api = Api { constraints, ..api("api", &["a.test"]) };
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn the_key_of_a_rule_that_is_gone_is_named_and_not_deleted() {
+    fn a_removed_rules_key_is_named_and_not_deleted() {
         let made = Installation::new();
         let both = vec![api("old", &["a.test"]), api("new", &["b.test"])];
         made.issue(&policy(both), now());
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn racing_runs_leave_a_valid_pair_and_every_reader_sees_one() {
+    fn racing_runs_leave_one_valid_pair_that_every_reader_sees() {
         let made = Arc::new(Installation::new());
         outcome(&made, &["a.test"], now());
         let barrier = Arc::new(Barrier::new(4));

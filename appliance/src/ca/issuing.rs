@@ -378,7 +378,7 @@ mod tests {
 
     /// wolfSSL takes no other order.
     #[test]
-    fn a_ca_says_that_it_is_one_before_it_says_for_which_names() {
+    fn a_ca_says_that_it_is_one_before_its_names() {
         let (made, ca) = Installation::with("api", &["api.test"]);
         let place = |certificate: &X509Certificate<'_>, oid: &Oid<'_>| {
             certificate.extensions().iter().position(|extension| extension.oid == *oid)

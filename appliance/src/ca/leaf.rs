@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_leaf_is_kept_until_a_quarter_of_its_life_is_left() {
+    fn a_leaf_is_kept_until_its_last_quarter() {
         let (made, leaves) = leaves(&["a.test", "b.test"]);
         let first = leaves.leaf(&host("a.test"), now()).unwrap();
         assert!(Arc::ptr_eq(&first, &leaves.leaf(&host("a.test"), later(17)).unwrap()));
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_is_set_back_does_not_show_a_leaf_of_the_future() {
+    fn a_clock_set_back_shows_no_leaf_of_the_future() {
         let (_made, leaves) = leaves(&["a.test"]);
         let first = leaves.leaf(&host("a.test"), later(48)).unwrap();
         assert!(!Arc::ptr_eq(&first, &leaves.leaf(&host("a.test"), now()).unwrap()));

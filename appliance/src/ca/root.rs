@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_in_the_place_of_the_root_is_not_followed() {
+    fn a_link_in_place_of_the_root_is_not_followed() {
         let scratch = Scratch::new();
         std::fs::create_dir(scratch.path("root")).unwrap();
         let target = scratch.path("elsewhere");

@@ -245,7 +245,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_ca_is_made_anew_before_a_third_of_its_life_is_left() {
+    fn a_ca_is_renewed_before_its_last_third() {
         let life = Duration::from_secs(9_000);
         for _ in 0..1_000 {
             let due = share(life, RENEW_FROM, RENEW_UNTIL);
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_are_tried_again_within_a_minute_and_ever_less_often() {
+    fn failures_are_retried_within_a_minute_and_ever_less_often() {
         for failures in 1..100 {
             let wait = back_off(failures);
             let full = Duration::from_secs(1 << (failures - 1).min(6)).min(RETRY_MOST);

@@ -169,7 +169,7 @@ mod tests {
     const DAYS: u64 = 24;
 
     #[test]
-    fn a_ca_that_has_ended_closes_its_own_rule_and_no_other() {
+    fn an_ended_ca_closes_its_own_rule_alone() {
         let made = Installation::new();
         let both = |at| {
             let both = policy(vec![api("old", &["a.test"]), api("new", &["b.test"])]);

@@ -144,7 +144,7 @@ impl SigningRequest {
     ///
     /// # Errors
     ///
-    /// Whatever differs from the question, and whatever an agent would not believe.
+    /// A CA that differs from the request, or that an agent would not believe.
     pub(super) fn take(
         self,
         signed: &Signed,

@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn each_has_its_file_as_the_name_of_the_rule_and_a_client_that_ran_is_pinned() {
+    fn each_provider_is_named_like_its_file_with_pinned_clients() {
         let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/clients");
         let python = fs::read_to_string(tests.join("requirements.txt")).unwrap();
         let node = fs::read_to_string(tests.join("package.json")).unwrap();

@@ -227,6 +227,7 @@ mod tests {
         config::Settings,
     };
     use clap::Parser;
+    use policy_builder::{Config, Table, group};
 
     #[derive(Parser)]
     struct Cli {
@@ -243,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn init_issue_and_show_make_what_agents_and_the_daemon_need() {
+    fn init_issue_and_show_make_all_that_both_sides_need() {
         let scratch = Scratch::new();
         // Folders above them are made, too.
         let dir = scratch.path("of/root");
@@ -292,20 +293,22 @@ mod tests {
     }
 
     #[test]
-    fn with_vault_there_is_nothing_to_issue_and_the_configuration_names_the_root() {
+    fn with_vault_nothing_is_issued_and_its_root_is_shown() {
         let scratch = Scratch::new();
         let dir = scratch.path("root");
         let dir = dir.to_str().unwrap();
         ca(&["init", "--dir", dir], None).unwrap();
-        let text = format!(
-            "[gateway]\nresolvers = [\"192.0.2.53\"]\n[vault]\naddress = \"http://127.0.0.1:1\"\n\
-             plain_http = true\n[vault.approle]\nrole_id = \"x\"\nsecret_id_file = \"x\"\n\
-             [vault.pki]\nroot_file = \"{dir}/root.pem\"\n\
-             [[group]]\nname = \"g\"\ninterface = \"a0\"\nprefixes = [\"192.0.2.0/24\"]\n"
-        );
+        let login = Table::section("approle").set("role_id", "x").set("secret_id_file", "x");
+        let pki = Table::section("pki").set("root_file", format!("{dir}/root.pem"));
+        let file = Config::new()
+            .gateway("resolvers", ["192.0.2.53"])
+            .vault("address", "http://127.0.0.1:1")
+            .vault("plain_http", true)
+            .login(login)
+            .below_vault(pki)
+            .with(group("g", "a0", &["192.0.2.0/24"]));
         let loaded = || {
-            let none = |_: &Path| Err(io::ErrorKind::NotFound.into());
-            let config = crate::config::parse(&text, None, "x.toml", &none).unwrap();
+            let config = crate::config::testing::config(&file);
             (config.settings, config.policy)
         };
         let error = ca(&["issue", "--dir", dir, "x.toml"], Some(loaded())).unwrap_err();

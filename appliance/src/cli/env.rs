@@ -168,41 +168,27 @@ const EXTRA: &str = "NODE_EXTRA_CA_CERTS";
 
 #[cfg(test)]
 mod tests {
+    use policy_builder::{Config, Table, api, binding, group};
+
     use super::*;
     use crate::config;
 
-    const CONFIG: &str = r#"
-        [gateway]
-        resolvers = ["192.0.2.53"]
-        [secrets]
-        file = "secrets"
-        [[group]]
-        name = "research_1"
-        interface = "agents0"
-        prefixes = ["192.0.2.0/28"]
-        [[api]]
-        provider = "gemini"
-        [[api.binding]]
-        groups = ["research_1"]
-        secret = "file:gemini"
-        [[api]]
-        name = "odd"
-        hosts = ["odd.example"]
-        [[api.binding]]
-        groups = ["research_1"]
-        placeholder = "it's-$%odd"
-        variables = ["ODD"]
-        places = ["header authorization bearer"]
-        secret = "file:odd"
-        [[api.binding]]
-        groups = ["research_1"]
-        placeholder = "no-name-of-a-variable"
-        places = ["query key"]
-        secret = "file:odd"
-    "#;
+    /// A provider that is known, and an API whose placeholders say nothing of their variables.
+    fn file() -> Config {
+        let gemini = Table::one_of("binding").set("groups", [GROUP]).set("secret", "file:gemini");
+        let bearer = ["header authorization bearer"];
+        let named = binding(GROUP, "it's-$%odd", &bearer, "file:odd").set("variables", ["ODD"]);
+        let unnamed = binding(GROUP, "no-name-of-a-variable", &["query key"], "file:odd");
+        Config::of_rules()
+            .with(group(GROUP, "agents0", &["192.0.2.0/28"]))
+            .with(Table::one_of("api").set("provider", "gemini").with(gemini))
+            .with(api("odd", &["odd.example"]).with(named).with(unnamed))
+    }
 
-    fn shown(text: &str, format: Format) -> Result<String, String> {
-        let config = config::parse(text, None, "test", &|_| Ok(String::new()));
+    const GROUP: &str = "research_1";
+
+    fn shown(file: &Config, format: Format) -> Result<String, String> {
+        let config = config::parse(&file.to_string(), None, "test", &|_| Ok(String::new()));
         let policy = config.map_err(|errors| errors.to_string())?.policy;
         let group = policy.groups[0].name.clone();
         let (bundle, ca, config) = ("/b.pem".into(), "/c.pem".into(), PathBuf::new());
@@ -219,7 +205,7 @@ mod tests {
             (Format::Docker, "ODD=it's-$%odd"),
             (Format::Kubernetes, r#"ODD: "it's-$%odd""#),
         ] {
-            let text = shown(CONFIG, format).unwrap();
+            let text = shown(&file(), format).unwrap();
             assert!(text.lines().any(|it| it.trim() == line), "{format:?}: {text}");
             for key in ["GEMINI_API_KEY", "GOOGLE_API_KEY", "SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS"]
             {
@@ -229,13 +215,13 @@ mod tests {
             assert_eq!(told, format != Format::Json, "{format:?}: {text}");
         }
         assert!(
-            shown(CONFIG, Format::Kubernetes).unwrap().contains("name: cloakroom-research-1\n")
+            shown(&file(), Format::Kubernetes).unwrap().contains("name: cloakroom-research-1\n")
         );
     }
 
     #[test]
-    fn one_variable_with_two_values_is_an_error_that_names_both() {
-        let twice = CONFIG.replace(r#"["ODD"]"#, r#"["GOOGLE_API_KEY"]"#);
+    fn a_variable_with_two_values_is_an_error_naming_both() {
+        let twice = file().binding("it's-$%odd", |it| it.set("variables", ["GOOGLE_API_KEY"]));
         let error = shown(&twice, Format::Shell).unwrap_err();
         for part in ["GOOGLE_API_KEY", "GEMINI_API_KEY", "by odd", "variables = [...]"] {
             assert!(error.contains(part), "{error}");

@@ -291,7 +291,7 @@ fn surroundings() -> Result<Surroundings, CliError> {
     Ok(Surroundings { notify_socket: set("NOTIFY_SOCKET"), watchdog, handed, launched })
 }
 
-/// Every socket of ours among what was handed over. What is something else is not for us.
+/// Every socket of ours among those that were handed over. Other descriptors are not for us.
 fn handed() -> Vec<OwnedFd> {
     let mut all = ListenFd::from_env();
     let count = all.len();

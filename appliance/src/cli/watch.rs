@@ -1,6 +1,6 @@
 //! `cloakroom watch`: audit records as they are written, a line for each.
 //!
-//! It only reads. The file may be rotated, cut short or not there yet. What agents filled in is
+//! It only reads. The file may be rotated, cut short or not there yet. Text of an agent's is
 //! escaped, so that a record cannot write to the terminal; a line that is no record is passed over.
 
 use std::{
@@ -183,7 +183,7 @@ impl Tail {
     }
 
     /// Goes over to the file that has the name now, where that is another one or was cut short.
-    /// What the old one got since the last look is read first by the caller's next round.
+    /// The caller's next round first reads the last lines of the old one.
     fn turn(&mut self, path: &Path) -> io::Result<()> {
         let now = match path.metadata() {
             Ok(now) => now,
@@ -467,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_of_record_is_one_line_that_says_what_it_is_about() {
+    fn every_kind_of_record_is_one_line_about_its_subject() {
         assert_eq!(shown(&args(None, false), &records()).lines().count(), RecordKind::ALL.len());
         for kind in RecordKind::ALL {
             let line = shown(&args(None, false), &record(*kind));
@@ -480,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn refused_is_what_was_refused_also_where_a_sum_has_no_decision() {
+    fn refused_includes_sums_that_have_no_decision() {
         let refused = |line: &str| !shown(&args(None, true), line).is_empty();
         let kinds: Vec<_> =
             RecordKind::ALL.iter().filter(|kind| refused(&record(**kind))).collect();
@@ -499,7 +499,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_names_no_host_has_the_name_of_its_address() {
+    fn a_connection_without_a_host_has_its_addresss_name() {
         let of_an_address = |rest: &str| {
             let line =
                 format!("{{\"record\":\"connection\",\"dialled\":\"198.51.100.7:22\"{rest}}}\n");
@@ -512,7 +512,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hidden_name_that_is_refused_by_an_alert_has_its_remedy() {
+    fn a_hidden_name_refused_by_an_alert_has_its_remedy() {
         let line = "{\"record\":\"connection\",\"reason\":\"ech_denied\"}\n";
         assert!(shown(&args(None, false), line).contains("can allow it by ech"));
     }
@@ -525,7 +525,7 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_a_flow_and_a_reason_leave_out_the_others() {
+    fn an_agent_a_flow_or_a_reason_excludes_the_others() {
         let records = records();
         let kinds = |options: &[&str]| {
             let shown = |kind: &&RecordKind| !shown(&asked(options), &record(**kind)).is_empty();
@@ -552,7 +552,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_an_agent_or_a_reason_is_said_at_once() {
+    fn no_agent_and_no_reason_is_said_at_once() {
         for wrong in [["--agent", "research"], ["--agent", "192.0.2.300"], ["--reason", "denied"]] {
             let line = ["watch", "-"].iter().chain(&wrong);
             assert!(Line::try_parse_from(line).is_err(), "{wrong:?}");

@@ -405,7 +405,7 @@ fn one_agents<'a, T: PartialEq + Display>(
     seen.push((interface, value));
 }
 
-/// What is minted goes to APIs that there are, and in requests that they allow.
+/// Reports mints whose hosts are of no API, or whose requests no rule allows.
 fn check_mints(apis: &[ApiRule], report: &Report<'_>) {
     for mint in apis.iter().flat_map(|api| &api.mints) {
         let takers: Vec<_> = apis.iter().filter(|api| mint.is_redeemed_at(&api.hosts)).collect();
@@ -598,7 +598,8 @@ fn claims_same(one: &BindingRule, other: &BindingRule) -> bool {
         && share(&one.groups, &other.groups)
 }
 
-/// Whatever stands in the fixed half, both would read the same bytes.
+/// Two places of one half are the same: both would read the same bytes, however the fixed half
+/// differs.
 fn same_place(one: &Place, other: &Place) -> bool {
     match (one, other) {
         (Place::BasicUser { .. }, Place::BasicUser { .. }) => true,

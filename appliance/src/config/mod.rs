@@ -19,6 +19,8 @@ mod rules;
 mod settings;
 mod table;
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 mod value;
 mod vault;
@@ -95,7 +97,7 @@ pub fn interfaces(path: &Path) -> Result<Vec<InterfaceName>, Errors> {
 }
 
 /// The control socket of the daemon with this configuration, and nothing else of the file: the
-/// daemon is spoken to whatever is wrong in it. What cannot be read names none.
+/// daemon is spoken to whatever is wrong in it. A file that cannot be read names none.
 pub fn control(path: &Path) -> PathBuf {
     let text = read_bounded(path).unwrap_or_default();
     let report = Report::new(&text);
@@ -123,8 +125,8 @@ fn interfaces_of(document: &Spanned<DeTable<'_>>, report: &Report<'_>) -> Vec<In
     groups.into_iter().filter_map(interface).collect()
 }
 
-/// What the file is as TOML, where it is that at all: what a broken one seems to say would only
-/// raise errors about what it does not say.
+/// The file as TOML, where it is TOML: a broken one would only raise errors about things that it
+/// does not say.
 fn document<'a>(text: &'a str, report: &Report<'_>) -> Option<Spanned<DeTable<'a>>> {
     let (document, syntax) = DeTable::parse_recoverable(text);
     for error in &syntax {

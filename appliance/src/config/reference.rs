@@ -184,7 +184,7 @@ fn file_ref(name: &str) -> Result<SecretRef, &'static str> {
     Ok(SecretRef::File { name: name.into() })
 }
 
-/// What stands under these is about Vault itself, its logins and its tokens.
+/// Paths below these are about Vault itself, its logins and its tokens.
 const NO_SECRETS: [&str; 4] = ["sys", "auth", "identity", "cubbyhole"];
 
 const MAX_PATH_BYTES: usize = 512;
@@ -217,7 +217,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn a_reference_says_where_a_value_is_and_is_written_in_one_way() {
+    fn a_reference_names_a_place_in_one_spelling() {
         for text in [
             "vault:kv/agents/openai#api_key",
             "vault:kv/agents/openai?version=3#api_key",

@@ -125,7 +125,7 @@ impl<'a> TomlTable<'a> {
         self.optional(key, read)
     }
 
-    /// Reads a list. What is wrong in it is left out; an empty list is an error, because it could
+    /// Reads a list. A wrong entry is left out; an empty list is an error, because it could
     /// be taken for "none" and for "all".
     pub(super) fn list<T>(
         &mut self,

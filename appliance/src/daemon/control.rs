@@ -126,7 +126,7 @@ fn own_folder(folder: &Path) -> io::Result<()> {
     ))
 }
 
-/// Whoever holds the lock is alive, and the socket is his.
+/// The process that holds the lock is alive, and the socket is its own.
 fn lock(path: &Path) -> io::Result<File> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");

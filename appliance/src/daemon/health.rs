@@ -151,7 +151,8 @@ fn of_secret(
     }
 }
 
-/// Whether any request can get the value. What only some requests cannot have is their refusal.
+/// Whether any request can get the value. A value that only some requests cannot have is their
+/// refusal.
 fn usable(
     secrets: &SecretSnapshot,
     group: &GroupName,

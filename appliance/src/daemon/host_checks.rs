@@ -1,10 +1,10 @@
 //! The conditions that the packet rules need, asserted while the daemon runs: rules and guard after
 //! each change that nf_tables tells of, and all of it every `assert_every`.
 //!
-//! Somebody may change a kernel setting or a rule under a running gateway. What may be set right is
-//! set right and said; where it may not, the gateway closes to new connections, because an
-//! argument with a premise missing proves nothing. Connections that were accepted go on: each has
-//! its permit.
+//! Somebody may change a kernel setting or a rule under a running gateway. A deviation that may be
+//! set right is set right and said; where it may not, the gateway closes to new connections,
+//! because an argument with a premise missing proves nothing. Connections that were accepted go on:
+//! each has its permit.
 //!
 //! It has a thread of its own: nothing that the daemon does delays it, and a flood of changes takes
 //! no time from anybody else.

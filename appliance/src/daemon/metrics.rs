@@ -3,7 +3,7 @@
 //!
 //! It is an address that no agent's packet reaches: it lies outside of their prefixes and on none
 //! of their interfaces, or there is no start; the guard and the packet rules refuse them this
-//! machine's own addresses besides. What it says holds no value, no path and no agent's name.
+//! machine's own addresses besides. The metrics hold no value, no path and no agent's name.
 
 use std::{
     convert::Infallible,

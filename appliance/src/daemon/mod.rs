@@ -304,7 +304,8 @@ impl Daemon {
         *told = news;
     }
 
-    /// What only another daemon could mend gives no sign of life, so that there will be one.
+    /// Gives no sign of life where only another daemon could mend the fault, so that there will be
+    /// one.
     fn give_sign(&self, supervisor: &Supervisor) {
         if self.vitals.is_alive() {
             supervisor.alive();

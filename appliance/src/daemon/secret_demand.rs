@@ -141,39 +141,25 @@ fn needs(policy: &Policy) -> Vec<Need> {
 mod tests {
     use std::time::{Duration, Instant};
 
+    use policy_builder::{Config, api, binding, group};
+
     use super::*;
     use crate::{config, quarantine::Quarantine, vault::Sources};
 
-    const POLICY: &str = r#"
-        [gateway]
-        resolvers = ["192.0.2.53"]
-        audit = "stdout"
-        ca_dir = "/ca"
-        [secrets]
-        file = "/nowhere"
-        [[group]]
-        name = "red"
-        interface = "agents0"
-        prefixes = ["192.0.2.0/25"]
-        [[api]]
-        name = "openai"
-        hosts = ["api.openai.example"]
-        [[api.binding]]
-        groups = ["red"]
-        placeholder = "OPENAI_API_KEY"
-        places = ["header authorization bearer"]
-        secret = "file:openai"
-    "#;
+    fn policy() -> Policy {
+        let key = binding("red", "OPENAI_API_KEY", &["header authorization bearer"], "file:openai");
+        let file = Config::of_rules()
+            .with(group("red", "agents0", &["192.0.2.0/25"]))
+            .with(api("openai", &["api.openai.example"]).with(key));
+        config::testing::policy(&file)
+    }
 
     #[tokio::test]
-    async fn a_release_that_had_its_turn_first_leaves_a_quarantined_group_no_secret() {
+    async fn an_earlier_release_leaves_a_quarantined_group_no_secret() {
         let name = format!("cloakroom-wanted-{}", std::process::id());
         let folder = std::env::temp_dir().join(name);
         let quarantine = Quarantine::open(&folder).unwrap();
-        let none = |_: &std::path::Path| Err(std::io::ErrorKind::NotFound.into());
-        let policy = config::parse(POLICY, None, "test.toml", &none)
-            .unwrap_or_else(|errors| panic!("{errors}"))
-            .policy;
+        let policy = policy();
         let day = Duration::from_secs(86_400);
         let secrets = SecretStore::new(Arc::new(Sources::default()), &[], day, day);
         let demand = SecretDemand::new(

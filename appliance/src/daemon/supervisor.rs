@@ -1,6 +1,6 @@
 //! What the service manager is told (`sd_notify(3)`, `systemd.service(5)`): that the daemon is
 //! ready, reloads, stops, and still goes round; in a line, how it is; and what it keeps while the
-//! daemon restarts (`FDSTORE=1`). Whoever asked for none of it is told nothing.
+//! daemon restarts (`FDSTORE=1`). A service manager that asked for none of it is told nothing.
 //!
 //! A file says to others that connections are carried, by being there.
 

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use policy_builder::{Config, api, binding, group, inspect, splice, tcp};
 use proptest::{
     collection::vec,
     prelude::*,
@@ -15,71 +16,23 @@ use crate::{
     policy::{Binding, GroupName, HostPattern},
 };
 
-const POLICY: &str = r#"
-    [gateway]
-    audit = "stdout"
-    ca_dir = "/ca"
-    resolvers = ["203.0.113.53"]
-    ports = [22, 80, 443, 5432, 8443]
-    [secrets]
-    file = "/secrets"
-    [[group]]
-    name = "red"
-    interface = "a0"
-    prefixes = ["192.0.2.0/25"]
-    [[group]]
-    name = "blue"
-    interface = "b0"
-    prefixes = ["192.0.2.128/25"]
-    [[api]]
-    name = "openai"
-    hosts = ["api.openai.example"]
-    [[api.binding]]
-    groups = ["red"]
-    placeholder = "OPENAI_API_KEY"
-    places = ["header authorization bearer"]
-    secret = "file:openai"
-    [[splice]]
-    name = "pypi"
-    groups = ["red"]
-    hosts = ["pypi.example", "*.cdn.example", "*.openai.example"]
-    ports = [443, 80]
-    [[inspect]]
-    name = "docs"
-    groups = ["red"]
-    hosts = ["docs.cdn.example"]
-    [[splice]]
-    name = "browsed"
-    groups = ["red"]
-    hosts = ["browsed.example"]
-    ech = "allow"
-    [[splice]]
-    name = "everything-openai"
-    groups = ["blue"]
-    hosts = ["*.openai.example"]
-    [[tcp]]
-    name = "git"
-    groups = ["red"]
-    hosts = ["git.example", "api.openai.example"]
-    ports = [22]
-    [[tcp]]
-    name = "internal-git"
-    groups = ["red"]
-    hosts = ["forge.example"]
-    ports = [22]
-    private_prefixes = ["10.1.0.0/16"]
-    [[tcp]]
-    name = "database"
-    groups = ["blue"]
-    hosts = ["db.example"]
-    ports = [5432]
-"#;
-
 fn policy() -> Policy {
-    let read = |_: &std::path::Path| Err(std::io::ErrorKind::NotFound.into());
-    config::parse(POLICY, None, "test.toml", &read)
-        .unwrap_or_else(|errors| panic!("{errors}"))
-        .policy
+    let key = binding("red", "OPENAI_API_KEY", &["header authorization bearer"], "file:openai");
+    let pypi = ["pypi.example", "*.cdn.example", "*.openai.example"];
+    let forge = tcp("internal-git", &["red"], &["forge.example"], &[22]);
+    let file = Config::of_rules()
+        .gateway("ports", [22, 80, 443, 5432, 8443])
+        .with(group("red", "a0", &["192.0.2.0/25"]))
+        .with(group("blue", "b0", &["192.0.2.128/25"]))
+        .with(api("openai", &["api.openai.example"]).with(key))
+        .with(splice("pypi", &["red"], &pypi).set("ports", [443, 80]))
+        .with(inspect("docs", &["red"], &["docs.cdn.example"]))
+        .with(splice("browsed", &["red"], &["browsed.example"]).set("ech", "allow"))
+        .with(splice("everything-openai", &["blue"], &["*.openai.example"]))
+        .with(tcp("git", &["red"], &["git.example", "api.openai.example"], &[22]))
+        .with(forge.set("private_prefixes", ["10.1.0.0/16"]))
+        .with(tcp("database", &["blue"], &["db.example"], &[5432]));
+    config::testing::policy(&file)
 }
 
 fn flow(policy: &Policy, group: &str, dialled: &str) -> Flow {
@@ -145,7 +98,7 @@ fn the_rule_that_looks_inside_wins() {
 }
 
 #[test]
-fn a_hello_without_a_name_or_with_a_hidden_one_is_refused() {
+fn a_hello_with_a_missing_or_hidden_name_is_refused() {
     let to = "198.51.100.7:443";
     assert_eq!(outcome("red", to, &hello(None, &[], false)), Err(Reason::SniMissing));
     assert_eq!(outcome("red", to, &hello(Some("pypi.example"), &[], true)), Err(Reason::EchDenied));
@@ -154,7 +107,7 @@ fn a_hello_without_a_name_or_with_a_hidden_one_is_refused() {
 }
 
 #[test]
-fn protocols_that_the_gateway_cannot_carry_are_refused_where_tls_ends_here() {
+fn protocols_we_cannot_carry_are_refused_where_tls_ends() {
     let to = "198.51.100.7:443";
     let offer = |alpn: &[&str]| outcome("red", to, &hello(Some("api.openai.example"), alpn, false));
     assert_eq!(offer(&["acme-tls/1"]), Err(Reason::AlpnDenied));
@@ -186,7 +139,7 @@ fn every_name_of_a_nameless_connections_address_must_be_allowed() {
 }
 
 #[test]
-fn a_nameless_connection_needs_a_rule_of_its_group_for_its_port() {
+fn a_nameless_connection_needs_its_groups_rule_for_its_port() {
     assert_eq!(
         unread("blue", "198.51.100.7:5432", &["db.example"]).unwrap(),
         "tcp database db.example"
@@ -217,7 +170,7 @@ fn only_a_nameless_connection_is_dialled_where_the_agent_dialled() {
 }
 
 #[test]
-fn an_address_is_private_unless_the_rule_of_each_of_its_names_lists_it() {
+fn an_address_is_private_unless_every_names_rule_lists_it() {
     let to = "10.1.2.3:22";
     let rule = |names: &[&str]| unread("red", to, names).unwrap();
     assert_eq!(rule(&["forge.example"]), "tcp internal-git forge.example");

@@ -10,7 +10,7 @@
 //! of the group where it does not: which of them will dial it cannot be told then. It counts only
 //! where the agent was not given that address itself.
 //!
-//! Whoever asks over UDP can make up sources without number. A connection proves its source, so
+//! A sender over UDP can make up any number of sources. A connection proves its source, so
 //! where a group has no room left, whoever asked longest ago and never dialled what it was given is
 //! forgotten first, and those who did only where there is nobody else.
 
@@ -251,7 +251,7 @@ mod tests {
     const V6: &str = "2001:db8:e::1";
 
     #[test]
-    fn an_answer_is_good_for_its_agent_its_name_and_its_time() {
+    fn an_answer_is_for_its_agent_name_and_time() {
         let answered = Answered::default();
         let (red, now) = (agent("red", "192.0.2.1"), Instant::now());
         answered.remember(&red, &host("a.example"), &[address(V4)], now);
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn every_name_of_an_address_is_known_for_a_shorter_time() {
+    fn each_name_of_an_address_is_known_for_less_time() {
         let answered = Answered::default();
         let (red, now) = (agent("red", "2001:db8:a::1"), Instant::now());
         let earlier = now.checked_sub(NAMELESS_GRACE).unwrap();
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_given_over_the_other_family_is_the_whole_groups_unless_it_asked_itself() {
+    fn an_answer_across_families_is_the_groups_unless_it_asked() {
         let answered = Answered::default();
         let now = Instant::now();
         let [asked, dials] = ["192.0.2.1", "2001:db8:a::1"].map(|address| agent("red", address));
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_bound_agent_was_given_over_the_other_family_is_its_cards_alone() {
+    fn a_bound_agents_answer_is_its_cards_alone_across_families() {
         let of_card = |last: u16| {
             let v4 = IpAddr::from([192, 0, 2, last as u8]);
             let v6 = IpAddr::from([0x2001, 0xdb8, 0xa, 0, 0, 0, 0, last]);
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn agents_without_number_do_not_fill_the_memory_nor_another_groups() {
+    fn countless_agents_fill_neither_memory_nor_another_groups_room() {
         let answered = Answered::default();
         let now = Instant::now();
         let addresses: Vec<IpAddr> = (0..16).map(|last| [198, 51, 100, last].into()).collect();
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn made_up_agents_push_out_nobody_who_dialled_and_keep_no_new_one_out() {
+    fn made_up_agents_displace_nobody_who_dialled_and_block_nobody() {
         let (name, now) = (host("a.example"), Instant::now());
         for addresses in [1, 16] {
             let answered = Answered::default();

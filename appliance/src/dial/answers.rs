@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn names_without_number_of_one_group_leave_anothers_alone_and_its_new_ones_room() {
+    fn one_groups_countless_names_leave_another_its_own() {
         let (mut answers, now) = (Answers::new(MOST), Instant::now());
         put(&mut answers, (1, 0), 1, now);
         for name in 0..1_000 {

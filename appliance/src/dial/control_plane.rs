@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_is_known_in_every_form_and_learned_ones_have_a_bound() {
+    fn addresses_are_known_in_every_form_and_learned_ones_bounded() {
         let address = |text: &str| text.parse::<IpAddr>().unwrap();
         let known = ControlPlane::new([address("192.0.2.53"), address("2001:db8::53")]);
         for held in ["192.0.2.53", "::ffff:192.0.2.53", "64:ff9b::c000:235", "2001:db8::53"] {

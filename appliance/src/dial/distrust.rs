@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_differs_in_any_bit_of_number_or_question_is_asked_for_over_tcp() {
+    fn an_answer_wrong_in_any_bit_is_retried_over_tcp() {
         let query = query();
         let asked = HEADER_BYTES..HEADER_BYTES + question(&query).len();
         assert_eq!(asked.len(), "3api6openai7example0".len() + 4);
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn who_writes_in_small_letters_by_habit_is_taken_as_it_is_until_it_keeps_them_again() {
+    fn a_resolver_of_small_letters_is_taken_as_it_is() {
         let (server, query) = (ResolverState::default(), query());
         let good = answer(&query);
         let mut small = good.clone();

@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_has_all_its_addresses_of_the_file_and_no_other_has_any() {
+    fn a_name_has_its_addresses_of_the_hosts_file_alone() {
         let file = b"# ours\n127.0.0.1 localhost\n10.0.0.5 vault.example vault # primary\n\
                      2001:db8::5\tVault.Example\n10.0.0.6 vault.example\nnonsense vault.example\n";
         let of = |name: &str| addresses_in(file, &Name::from_ascii(name).unwrap());

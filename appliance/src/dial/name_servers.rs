@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_leads_to_addresses_alias_by_alias_in_whatever_order() {
+    fn aliases_lead_to_addresses_in_whatever_order_they_come() {
         assert_eq!(asked(&[address("A.Example.", 1, 60)]), found(&[1], 60));
         let mut chain = vec![
             alias("a.example.", "b.example.", 50),
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_asked_name_does_not_lead_to_is_no_address_of_it() {
+    fn an_address_that_no_alias_leads_to_is_none() {
         let v6 = RData::AAAA(AAAA::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
         for records in [
             vec![],

@@ -113,9 +113,9 @@ impl Known {
         self.discovered.as_ref().is_some_and(|known| known.contains_key(prefix))
     }
 
-    /// Whether an upstream may live there: it is public in every reading, or listed. What is below
-    /// the prefix of a translator is no more than what is inside of it. While it is not known which
-    /// translators there are, no IPv6 address is public.
+    /// Whether an upstream may live there: it is public in every reading, or listed. An address
+    /// below the prefix of a translator is no more than what is inside of it. While it is not known
+    /// which translators there are, no IPv6 address is public.
     fn is_home(&self, address: IpAddr, listed: &[IpNet]) -> bool {
         let open = |it| !special::is_special(it) || special::is_opened(it, listed);
         let IpAddr::V6(v6) = address else { return open(address) };
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn below_a_stated_translator_the_ipv4_address_decides_at_every_length() {
+    fn below_a_stated_translator_the_ipv4_address_decides() {
         let (public, inside) = (Ipv4Addr::new(198, 51, 100, 9), Ipv4Addr::new(10, 1, 2, 3));
         // The first is in the public space, the others are where nothing else would pass.
         for base in ["2001:db8:64:6464::", "64:ff9b:1::", "fd64:6464:6464:6464::"] {

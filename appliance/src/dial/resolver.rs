@@ -270,7 +270,7 @@ impl Inner {
         (addresses, Duration::ZERO)
     }
 
-    /// What keeps names from resolving is the operator's to mend: a certificate, a server that is
+    /// Logs a failure that the operator has to mend, such as a certificate or a server that is
     /// gone. Said now and then, however many ask.
     fn tell_failure(&self, error: &NetError) {
         let now = Instant::now();
@@ -439,7 +439,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn however_many_ask_for_a_name_one_question_is_under_way() {
+    async fn many_who_ask_for_one_name_make_one_query() {
         let (address, asked) = server(0).await;
         let resolver = Resolver::new(&[plain(address)], None, stated(), Handle::current()).unwrap();
         let mut all = tokio::task::JoinSet::new();
@@ -461,7 +461,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_is_remembered_for_its_time_and_no_longer_than_five_minutes() {
+    async fn an_answer_is_remembered_five_minutes_at_most() {
         let (address, asked) = server(86_400).await;
         let resolver = Resolver::new(&[plain(address)], None, stated(), Handle::current()).unwrap();
         for _ in 0..10 {

@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_has_its_rate_and_twice_as_much_at_once() {
+    fn an_agent_has_its_rate_and_a_burst_of_double() {
         let (agents, start) = (Agents::default(), Instant::now());
         let greedy = key("192.0.2.1");
         let burst = (0..1_000).filter(|_| agents.may_ask(&greedy, 10, start)).count();
@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn what_had_no_share_is_in_the_sum_also_of_agents_beyond_the_bound() {
+    fn agents_beyond_the_bound_are_in_the_sum_too() {
         let (agents, now) = (Agents::default(), Instant::now());
         let beyond = 3;
         for number in 0..(MAX_AGENTS + beyond) as u32 {
@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_has_so_many_records_whatever_addresses_it_uses_and_every_query_is_counted() {
+    fn a_groups_records_are_bounded_and_every_query_is_counted() {
         let (agents, now) = (Agents::default(), Instant::now());
         let mut recorded = 0;
         for number in 0..20_000u32 {
@@ -443,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn made_up_agents_keep_no_new_one_out_and_every_query_stays_counted() {
+    fn made_up_agents_block_no_new_one_and_are_counted() {
         let (agents, start) = (Agents::default(), Instant::now());
         let (flood, honest) = (100_000_u32, 50);
         let mut asked = 0;
@@ -469,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn who_holds_something_or_went_too_fast_is_not_forgotten_for_a_new_one() {
+    fn an_agent_with_share_or_debt_is_not_forgotten() {
         let (agents, now) = (Arc::new(Agents::default()), Instant::now());
         let greedy = key("192.0.2.1");
         let held = agents.share(&greedy, Of::Lookups, 1).unwrap();

@@ -307,7 +307,7 @@ fn record(name: Name, ttl: u32, address: IpAddr) -> Record {
     Record::from_rdata(name, ttl, data)
 }
 
-/// What is too long is cut, so that the agent asks again over TCP (RFC 2181, section 9).
+/// An answer that is too long is cut, so that the agent asks again over TCP (RFC 2181, section 9).
 fn encode(message: &Message, most_bytes: usize) -> Vec<u8> {
     let whole = message.to_vec().ok().filter(|bytes| bytes.len() <= most_bytes);
     whole.or_else(|| message.truncate().to_vec().ok()).unwrap_or_default()

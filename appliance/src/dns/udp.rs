@@ -114,7 +114,7 @@ async fn pause(why: &str) {
     tokio::time::sleep(PAUSE).await;
 }
 
-/// Longest query. What is longer holds no question that would be answered.
+/// Longest query. A longer one holds no question that would be answered.
 const MAX_QUERY_BYTES: usize = 4_096;
 /// Datagrams that are taken before the others on the thread have their turn.
 const AT_A_TIME: usize = 64;

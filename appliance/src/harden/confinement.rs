@@ -1,6 +1,6 @@
 //! What the daemon may touch of the file system, and whom it may signal, once it is up: Landlock
-//! (`landlock(7)`). Whoever takes the daemon over reads and writes in these folders and nowhere
-//! else, and starts no program.
+//! (`landlock(7)`). An attacker who takes the daemon over reads and writes in these folders and
+//! nowhere else, and starts no program.
 //!
 //! The kernel holds each rule against a folder and everything below it. Folders, and not files: a
 //! file that is replaced by another one of its name is another file to the kernel.
@@ -194,7 +194,7 @@ mod tests {
 
     /// Landlock cannot be left, so it is entered by a process of its own: this test, run again.
     #[test]
-    fn what_is_outside_of_its_reach_is_refused_with_what_to_do() {
+    fn a_refusal_by_landlock_says_what_to_do() {
         let folder = std::env::temp_dir().join(format!("cloakroom-reach-{}", std::process::id()));
         let Some(given) = std::env::var_os(INSIDE) else {
             for name in ["in", "of", "out"] {
@@ -202,7 +202,7 @@ mod tests {
                 fs::write(folder.join(name).join("file"), "x").unwrap();
             }
             let test = "harden::confinement::tests::\
-                        what_is_outside_of_its_reach_is_refused_with_what_to_do";
+                        a_refusal_by_landlock_says_what_to_do";
             let program = std::env::current_exe().unwrap();
             let ran = Command::new(program)
                 .args(["--exact", test, "--nocapture", "--test-threads=1"])

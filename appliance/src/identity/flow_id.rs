@@ -117,7 +117,7 @@ mod tests {
     /// A group that sees its own names learns nothing of how many lie between two of them: bits of
     /// neighbours, and of names far apart, differ like those of unrelated numbers.
     #[test]
-    fn how_far_two_names_differ_tells_nothing_of_how_many_lie_between() {
+    fn the_distance_of_two_flow_names_tells_nothing_of_others() {
         let permutation = Permutation::new().unwrap();
         for between in [1, 2, 3, 16, 256, 1 << 31, 1 << 32, 1 << 48] {
             let pairs = 4_000_u64;

@@ -61,7 +61,7 @@ pub(super) enum ResponseBody {
 }
 
 /// The upstream's answer with every known secret masked, also those that came to be known since it
-/// began. What it keeps back, and for how long, does not depend on them.
+/// began. The bytes that it keeps back, and for how long, do not depend on them.
 pub(super) struct Scrubbed {
     inner: Source,
     room: BodyRoom,
@@ -416,5 +416,5 @@ impl Body for ResponseBody {
 
 /// How long the end of what came is kept back while nothing follows it: longer than an upstream
 /// that sends an answer in several flights takes from one to the next, and hardly noticed by a
-/// person. What ends in a line end, or in a message of gRPC, never waits.
+/// person. A chunk that ends a line or a message of gRPC never waits.
 const RELEASE_AFTER: Duration = Duration::from_millis(250);

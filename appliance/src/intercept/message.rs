@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn no_field_gives_a_message_a_second_length_by_another_spelling() {
+    fn no_spelling_of_a_field_gives_a_message_another_length() {
         for name in [
             "content_length",
             "Content.Length",
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn a_response_has_no_transfer_coding_but_one_that_is_chunked() {
+    fn chunked_is_the_only_transfer_coding_of_a_response() {
         let with = |codings: &[&str]| {
             let fields: Vec<_> = codings.iter().map(|it| ("transfer-encoding", *it)).collect();
             check_codings(&head(Version::HTTP_11, "/", &fields).headers)

@@ -109,7 +109,7 @@ impl Minting {
         Ok(source.read_as(held(body, room)))
     }
 
-    /// The head of what the body has become. What was said of the one that came could tell of a
+    /// The head of what the body has become. The head of the original could tell of a
     /// credential, its length first of all.
     fn frame(&self, head: &mut response::Parts, body: &Bytes) {
         decoded_head(&mut head.headers);

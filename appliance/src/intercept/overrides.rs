@@ -173,7 +173,7 @@ mod tests {
     const LISTED: [Method; 2] = [Method::GET, Method::POST];
 
     #[test]
-    fn no_field_replaces_the_method_by_one_that_is_not_listed() {
+    fn no_field_overrides_the_method_with_an_unlisted_one() {
         let with = |name, value, methods| check(&head("", &[(name, value)]), methods, &[]);
         for name in [
             "X-HTTP-Method-Override",
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_that_speaks_of_a_method_holds_none_that_is_not_listed() {
+    fn a_method_override_field_holds_listed_methods_alone() {
         let with = |name, value| check(&head("", &[(name, value)]), Some(&LISTED), &[]);
         for name in ["X-Method", "X-HttpMethod", "X_HTTP_Verb_Override", "X-Verb", "Request-Method"]
         {
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn no_name_in_the_query_replaces_the_method_by_one_that_is_not_listed() {
+    fn no_query_name_overrides_the_method_with_an_unlisted_one() {
         let with = |query: &str| check(&head(query, &[]), Some(&LISTED), &[]);
         for query in [
             "_method=DELETE",
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn no_field_replaces_the_path_where_there_is_a_rule_on_it() {
+    fn no_field_overrides_the_path_beside_a_path_rule() {
         let paths = [PathRule::parse("/v1/*").unwrap()];
         for name in [
             "X-Original-URL",

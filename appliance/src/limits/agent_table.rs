@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn in_a_full_table_whoever_is_at_rest_makes_room_and_nobody_else() {
+    fn in_a_full_table_only_idle_agents_make_room() {
         let mut table = full(|number| number % 10 == 9);
         let resting = MAX_AGENTS.div_ceil(10) - 1;
         assert_eq!(places(&mut table, 1_000_000, 1_000), 1_000);

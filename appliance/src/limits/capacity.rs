@@ -4,11 +4,11 @@
 //! A count is given back by whoever holds it, by being dropped. The table of agents is bounded for
 //! each group; where a group's is full, one that is at rest makes room for a new one.
 //!
-//! What all agents together may hold is divided into equal parts, one for each group, so that all
-//! groups but one leave the last its own; and no agent has more than half of its group's part. But
-//! for bytes of bodies, it has no more than its group has left, either: a host that is two agents,
-//! by an address of each family, leaves the others of its group a quarter. Of what waits in large
-//! pieces, with the default limits and all of it used up:
+//! The room of all agents together is divided into equal parts, one for each group, so that all
+//! groups but one leave the last its own; and no agent has more than half of its group's part.
+//! Except for bytes of bodies, it has no more than its group has left, either: a host that is two
+//! agents, by an address of each family, leaves the others of its group a quarter. Of what waits in
+//! large pieces, with the default limits and all of it used up:
 //!
 //! | what | bound | MiB |
 //! |---|---|---|
@@ -358,8 +358,8 @@ impl Taken {
         self.agent.may_probe(count, 1, now) && self.group.may_probe(count, Quota::GROUP_RATE, now)
     }
 
-    /// Whether the agent may ask now for what may hold a minted credential. Masks are compiled anew
-    /// for each.
+    /// Whether the agent may ask now for what may hold a minted credential. Masks are compiled
+    /// again for each.
     pub fn may_mint(&self, now: Instant) -> bool {
         self.agent.may_mint(1, now) && self.group.may_mint(Quota::GROUP_RATE, now)
     }

@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn so_many_answers_are_under_way_and_a_place_comes_back() {
+    fn compressed_answers_are_bounded_and_free_their_place() {
         let coded = coded();
         let mut places: Vec<_> = std::iter::from_fn(|| coded.place()).collect();
         assert_eq!(places.len(), AT_ONCE);
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn the_place_of_an_answer_that_was_given_up_does_not_come_back() {
+    fn an_abandoned_answers_place_does_not_come_back() {
         let coded = coded();
         for _ in 0..AT_ONCE {
             coded.place().unwrap().unseen(true);

@@ -2,9 +2,9 @@
 //!
 //! A group may hold no more slots than are free, and an agent no more than its group might still
 //! take. So a group that takes all it can leaves as many for the others as it has, two leave a
-//! third, and within a group it is the same for its agents. Who may not take one now waits, behind
-//! nobody but the agent's own: a slot that comes back goes to the groups in turn, and in a group to
-//! its agents in turn.
+//! third, and within a group it is the same for its agents. A caller that may not take one now
+//! waits, behind nobody but the agent's own: a slot that comes back goes to the groups in turn, and
+//! in a group to its agents in turn.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_wait_than_may_and_those_who_went_away_do_not_count() {
+    fn waiters_are_bounded_and_those_who_left_do_not_count() {
         let semaphore = FairSemaphore::new(1);
         let held = all(&semaphore, &[key("red", 1)]);
         let mut waiting: Vec<_> =

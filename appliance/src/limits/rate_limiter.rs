@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rate_limiter_gives_its_burst_at_once_and_then_its_rate() {
+    fn a_rate_limiter_gives_its_burst_then_its_rate() {
         let start = Instant::now();
         let mut limiter = RateLimiter::new(start);
         assert_eq!((0..100).filter(|_| limiter.take(10, 20, start)).count(), 20);

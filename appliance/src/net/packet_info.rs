@@ -44,7 +44,7 @@ pub(crate) fn tell_destinations(socket: &impl AsFd, ipv6: bool) -> io::Result<()
 ///
 /// The agents of an interface share its socket. One that floods is told nothing from its second
 /// query too many on, which takes less than an answer does; what this makes room for is the time
-/// in which the thread does something else. What is sent to an agent that does not say which card
+/// in which the thread does something else. A packet for an agent that does not say which card
 /// it has waits in the kernel, and takes its room meanwhile: [`crate::packets`] bounds what waits
 /// for each address, and this makes room for thousands of such addresses.
 ///
@@ -139,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_socket_has_more_room_than_before_or_as_much_as_it_may() {
+    fn a_sockets_buffer_grows_as_far_as_it_may() {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let room = || {
             [

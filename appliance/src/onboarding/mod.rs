@@ -275,7 +275,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_make_it_panic_and_none_but_a_page_is_told(bytes in any::<Vec<u8>>()) {
+        fn no_bytes_make_it_panic_or_get_more_than_pages(bytes in any::<Vec<u8>>()) {
             prop_assert!(asked(&bytes, 16, HERE).is_err());
         }
 

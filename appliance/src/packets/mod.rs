@@ -73,7 +73,7 @@ pub fn require_guard(capture: &Capture) -> Result<(), PacketsError> {
 }
 
 /// Asserts, while the daemon runs, what the rules lean on beside the guard: the kernel's settings
-/// and the routes. What differs is set right where it may be, and said. An interface that is gone
+/// and the routes. A difference is set right where it may be, and logged. An interface that is gone
 /// is passed over: nothing arrives on it.
 ///
 /// # Errors
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_asks_for_names_as_fast_as_it_has_cards_that_nobody_can_make_up() {
+    fn a_groups_dns_rate_grows_with_its_bound_cards() {
         let of_cards = |name, third, cards: u16| {
             let mut of_cards = group(name, "eth1", &[&format!("10.{third}.0.0/16")]);
             let bound = (1..=cards).map(|number| {

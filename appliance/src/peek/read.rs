@@ -29,9 +29,9 @@ pub enum PeekFailure {
 }
 
 /// Reads from `stream` until its first bytes have a meaning, for at most `limits.peek_time` and
-/// at most `limits.peek_bytes` bytes; a plain HTTP head also keeps to `limits.head_bytes`. What is
-/// longer than most needs `room` for as much as it may become, which it takes up until the bytes
-/// are gone.
+/// at most `limits.peek_bytes` bytes; a plain HTTP head also keeps to `limits.head_bytes`. A
+/// beginning that is longer than most needs `room` for as much as it may become, which it takes up
+/// until the bytes are gone.
 ///
 /// # Errors
 ///

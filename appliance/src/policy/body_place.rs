@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_in_a_body_is_of_one_method_and_one_path() {
+    fn a_body_place_is_of_one_method_and_one_path() {
         for text in [
             "json /password in POST /login",
             "json /auth/0/a~1b~0c in PUT /v1/users/me",

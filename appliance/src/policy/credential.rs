@@ -250,7 +250,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_in_a_query_is_read_in_every_way_that_some_server_reads_it() {
+    fn a_query_name_is_read_as_any_server_reads_it() {
         for name in ["api_key", "apiKey[]", "api[key", "[api_key]", "api_key\0x", "[[api-key]"] {
             assert!(query_readings(name).any(|it| it == "apikey"), "{name:?}");
         }
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_query_name_that_carries_credentials_in_the_wild_is_one() {
+    fn query_names_that_carry_credentials_in_the_wild_count() {
         for name in [
             "key",
             "KEY",
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn where_a_list_goes_on_and_what_is_asked_for_is_no_credential() {
+    fn cursors_and_what_is_asked_for_are_no_credential() {
         for name in [
             "",
             "page_token",

@@ -1,8 +1,9 @@
 //! The limits of agents, and their division among groups.
 //!
-//! What all agents share is divided into equal parts, one for each group, and an agent has no more
-//! than half of its group's: what one takes in full is nobody else's. [`crate::accept`] counts, and
-//! leaves something for the next agent where several take all they can.
+//! The common limits are divided into equal parts, one for each group, and an agent has no more
+//! than half of its group's: an agent that takes all of it takes nothing of another's.
+//! [`crate::accept`] counts, and leaves something for the next agent where several take all they
+//! can.
 
 use std::time::Duration;
 
@@ -170,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_groups_but_one_leave_the_last_its_own_and_no_agent_has_all_of_its_groups() {
+    fn other_groups_leave_the_last_one_its_own() {
         let limits = Limits::default();
         for groups in 1..=48 {
             let part = Quota::of_group(&limits, groups);
@@ -197,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_in_large_pieces_is_less_than_the_memory_that_is_promised() {
+    fn large_pieces_wait_within_the_promised_memory() {
         let (limits, mib) = (Limits::default(), 1024 * 1024);
         let large_windows = Limits::LARGE_WINDOWS * 2 * mib;
         let decoders = Limits::LARGE_DECODERS * 8 * mib;

@@ -3,7 +3,7 @@
 use http::Method;
 
 /// What a rule without a list of methods allows: the methods of RFC 9110, section 9.3, except for
-/// CONNECT and TRACE, and PATCH (RFC 5789). Whatever else an origin knows has to be listed.
+/// CONNECT and TRACE, and PATCH (RFC 5789). Any other method has to be listed.
 pub const USUAL_METHODS: [Method; 7] = [
     Method::GET,
     Method::HEAD,

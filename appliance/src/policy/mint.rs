@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_minted_credential_has_a_spot_a_scheme_and_a_path() {
+    fn a_minted_credential_has_a_spot_scheme_and_path() {
         for (text, shown) in [
             ("json /access_token in /oauth/token", "json /access_token in /oauth/token"),
             (
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_star_is_one_segment_and_at_the_end_all_that_is_below() {
+    fn a_star_is_one_segment_or_the_whole_rest() {
         let batch = path("/*/*/info/lfs/objects/batch");
         assert!(batch.matches("/owner/repo.git/info/lfs/objects/batch"));
         assert!(!batch.matches("/repo/info/lfs/objects/batch"));
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_some_server_takes_for_the_same_is_told() {
+    fn a_path_that_some_server_takes_for_it_is_told() {
         let token = path("/oauth/token");
         assert!(token.matches("/oauth/token"));
         for other in [

@@ -367,7 +367,7 @@ pub struct Pass {
     pub dialled: DialledRule,
 }
 
-/// The addresses that an agent may dial for a name that is spliced. What the gateway connects to
+/// The addresses that an agent may dial for a name that is spliced. The gateway's own target
 /// is always its own resolution of the name.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum DialledRule {

@@ -22,7 +22,7 @@ pub struct Narrowing {
     expires: Option<SystemTime>,
 }
 
-/// A place as an owner writes it. What may stand beside a half of Basic is the operator's part.
+/// A place as an owner writes it. The other half of Basic is the operator's part.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum OwnerPlace {
     Header(http::HeaderName, Scheme),
@@ -446,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_could_be_read_in_two_ways_meets_no_rule() {
+    fn an_ambiguous_path_meets_no_rule() {
         let narrowing = narrowing("paths", "/v1/*");
         let twisted = asked(&narrowing, "a.example", bearer(), "/v1/%2e%2e/admin");
         assert_eq!(twisted, Err(Narrowed::Refused(Reason::PathAmbiguous)));

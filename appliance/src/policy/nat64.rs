@@ -95,7 +95,7 @@ mod tests {
     ];
 
     #[test]
-    fn the_examples_of_the_standard_are_read_and_written_as_it_says() {
+    fn the_standards_examples_are_read_and_written_alike() {
         for (prefix, address) in EXAMPLES {
             let (prefix, address) = (prefix.parse().unwrap(), address.parse().unwrap());
             let inner = Ipv4Addr::new(192, 0, 2, 33);
@@ -131,7 +131,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn an_address_is_below_the_translated_prefix_just_when_its_ipv4_address_is_in_the_inner_one(
+        fn translated_prefixes_hold_exactly_the_addresses_of_their_inner_prefix(
             length in prop::sample::select(&LENGTHS[..]),
             outer in any::<u128>(),
             inner in any::<u32>(),

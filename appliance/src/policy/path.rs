@@ -1,8 +1,8 @@
 //! Rules on request paths, and the paths that no rule can be applied to safely.
 //!
 //! Origins disagree on what `%2F` is: a byte of a segment, or the end of one. Both readings are
-//! held against the rules, and a path passes where they agree. What leads out of a folder in either
-//! reading never passes.
+//! held against the rules, and a path passes where they agree. A path that leads out of a folder in
+//! either reading never passes.
 //!
 //! A path that begins with two slashes is another with one to some. It passes where a rule begins
 //! so, whose author means that path.
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn two_slashes_at_the_beginning_pass_where_a_rule_begins_so() {
+    fn two_leading_slashes_pass_where_a_rule_begins_so() {
         for (rules, path, verdict) in [
             (&["//ws/*"][..], "//ws/a.b/C", Ok(())),
             (&["//ws/*"], "//ws/a%2Fb", Ok(())),
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn an_encoded_slash_passes_where_both_readings_fall_under_a_rule() {
+    fn an_encoded_slash_passes_where_both_readings_are_listed() {
         for (rule, path) in [
             ("/*", "/@scope%2fpkg"),
             ("/@scope%2Fpkg", "/@scope%2fpkg"),

@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_in_a_path_is_one_segment_with_plain_text_around_it() {
+    fn a_path_place_is_one_segment_between_plain_text() {
         for text in ["/bot{}/", "/{}", "/{}/", "/v1/keys/{}/use", "/file/bot{}/", "/a-{}.json"] {
             assert_eq!(slot(text).to_string(), text);
         }
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn a_credential_is_found_as_a_lenient_server_would_and_fits_exactly() {
+    fn a_credential_is_found_leniently_and_fits_exactly() {
         for (place, path, found, fits) in [
             ("/bot{}/", "/botTOKEN/sendMessage", Some("TOKEN"), true),
             ("/bot{}/", "/botTOKEN/", Some("TOKEN"), true),

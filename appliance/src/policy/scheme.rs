@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scheme_is_a_word_and_is_sent_as_it_was_written() {
+    fn a_scheme_is_a_word_sent_as_written() {
         for (text, sent) in [
             ("bearer", "Bearer "),
             ("token", "token "),

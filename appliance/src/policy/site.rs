@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn the_door_takes_a_translated_address_for_the_ipv4_address_in_it() {
+    fn the_door_judges_a_translated_address_by_its_ipv4_address() {
         for open in [
             "64:ff9b::8.8.8.8",
             "64:ff9b:1:808:8:800::",
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listed_prefix_opens_neither_what_is_never_dialled_nor_a_service_that_it_happens_to_hold() {
+    fn a_listed_prefix_opens_no_cloud_service_that_it_holds() {
         let site = Site { never_dial: nets(&["10.1.7.0/24"]), ..Site::default() };
         let listed = ["10.1.0.0/16", "169.254.0.0/16", "fc00::/7", "100.100.100.200/32"];
         for open in ["10.1.6.255", "10.1.8.0", "169.254.1.1", "fd00:ec1::1", "100.100.100.200"] {

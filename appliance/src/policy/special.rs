@@ -26,7 +26,7 @@ pub(crate) struct Special {
 /// What a listed prefix has to look like to open a special one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SpecialKind {
-    /// Whatever holds the address opens it.
+    /// Any prefix that holds the address opens it.
     Registered,
     /// A service of a cloud, such as one that hands out credentials. It is opened by a prefix that
     /// lies within its own: a wider one was written for something else.
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn no_prefix_has_host_bits_and_each_row_says_what_it_is_and_who_says_so() {
+    fn each_row_has_a_clean_prefix_meaning_and_source() {
         for net in [MARTIAN_4, MARTIAN_6, LINK_4, LINK_6, MANY_4, MANY_6].concat() {
             assert_eq!(net, net.trunc());
         }
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wide_prefix_opens_what_it_holds_but_for_the_services_of_clouds() {
+    fn a_wide_prefix_opens_all_but_the_services_of_clouds() {
         for (listed, opened, closed) in [
             ("10.0.0.0/8", "10.1.2.3", "11.0.0.1"),
             ("100.64.0.0/10", "100.100.100.201", "100.100.100.200"),
@@ -315,7 +315,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_left_is_what_was_there_and_is_not_in_the_others(
+        fn a_difference_of_prefixes_loses_and_adds_nothing(
             prefixes in prop::collection::vec(any_net(), 0..4),
             others in prop::collection::vec(any_net(), 0..4),
         ) {

@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_prefix_ends_in_a_mark_and_is_part_of_a_token() {
+    fn a_prefix_is_part_of_a_token_and_ends_marked() {
         for good in ["openai-insecure-api-key.", "a-", "_"] {
             assert_eq!(SubprotocolPrefix::parse(good).map(|it| it.to_string()), Ok(good.into()));
         }
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_of_a_protocol_is_no_credential_and_a_key_behind_its_name_is_one() {
+    fn a_protocol_name_is_no_credential_and_its_suffix_is() {
         for plain in [
             "realtime",
             "openai-beta.realtime-v1",

@@ -368,7 +368,7 @@ mod tests {
         /// An agent has a text minted that is a guess at some bytes at the end or the beginning of
         /// a key with what it knows to stand beside the key.
         #[test]
-        fn a_minted_text_tells_nothing_of_a_key_that_it_overlaps(
+        fn a_minted_text_tells_nothing_of_an_overlapping_key(
             key in "[a-z0-9]{16,40}",
             pad in "[&=a-z0-9]{16,60}",
             (guessed, wrong) in (1..12_usize).prop_flat_map(|guessed| (Just(guessed), 0..guessed)),

@@ -263,7 +263,7 @@ fn every_form_is_masked_whole() {
 }
 
 #[test]
-fn a_value_that_reads_as_escapes_is_masked_as_one_encoder_writes_it() {
+fn a_value_that_reads_as_escapes_is_masked_as_encoded() {
     let masks = masks(&[ODD]);
     for form in written(ODD).iter().take(WHOLE).filter(|form| !form.contains('\n')) {
         let masked = in_chunks(&masks, form.as_bytes(), &[]);
@@ -277,7 +277,7 @@ const BEGUN: [&str; 12] =
     ["", "%", "%4", "\\", "\\u004", "\\u", "\\x4", "&#6", "&#x0", "=", "=4", "\\\\"];
 
 #[test]
-fn a_short_value_is_masked_with_any_byte_escaped_whatever_stands_before_it() {
+fn an_escaped_short_value_is_masked_whatever_stands_before() {
     for secret in ["41abcdef", "5;bcdefgh", "0041-abcde", "\"xyzabcdefg", "41;abcdefgh"] {
         let masks = masks(&[secret]);
         for (escaped, byte) in secret.bytes().enumerate() {
@@ -314,7 +314,7 @@ const OPEN: [(&str, &str); 11] = [
 ];
 
 #[test]
-fn a_short_value_is_masked_with_any_byte_escaped_whatever_stands_behind_it() {
+fn an_escaped_short_value_is_masked_whatever_stands_behind() {
     for (secret, family) in OPEN {
         let masks = masks(&[secret]);
         for (escaped, byte) in secret.bytes().enumerate() {
@@ -339,7 +339,7 @@ fn a_short_value_is_masked_with_any_byte_escaped_whatever_stands_behind_it() {
 }
 
 #[test]
-fn a_value_with_backslashes_is_masked_with_any_byte_escaped_behind_them() {
+fn a_value_with_backslashes_is_masked_with_escapes_behind_them() {
     let secret = r"AbCd\EfGh\iJkLmNoPqRsT\kVwXyZ12345678";
     let masks = masks(&[secret]);
     for (escaped, byte) in secret.bytes().enumerate() {
@@ -354,7 +354,7 @@ fn a_value_with_backslashes_is_masked_with_any_byte_escaped_behind_them() {
 /// At every place of a block of bytes that are looked at as one, and beside whatever ends the run
 /// that it stands in or does not.
 #[test]
-fn a_form_is_found_wherever_it_stands_among_spaces_and_other_escapes() {
+fn a_form_is_found_among_spaces_and_other_escapes() {
     let secret = "sk-proj-0123456789abcdefgh";
     let masks = masks(&[secret]);
     let besides = [("", ""), ("%20", "\\\""), (" ", " "), ("\0\0\0\0", "=\n"), ("&", "\u{e9}")];
@@ -373,7 +373,7 @@ fn a_form_is_found_wherever_it_stands_among_spaces_and_other_escapes() {
 }
 
 #[test]
-fn base64_is_masked_at_every_offset_but_for_its_outermost_characters() {
+fn base64_is_masked_at_every_offset_except_its_ends() {
     for secret in SECRETS {
         let masks = masks(&[secret]);
         for before in ["", "a", "ab", "user:", "{\"key\":\"", "\u{e9}"] {
@@ -426,7 +426,7 @@ fn secrets_inside_and_across_each_other_are_all_masked() {
 }
 
 #[test]
-fn a_chunk_that_ends_in_a_line_end_is_not_delayed() {
+fn a_chunk_that_ends_a_line_is_not_delayed() {
     let masks = masks(&["sk-proj-0123456789abcdefgh"]);
     let mut stream = MaskStream::new(masks, false);
     for event in
@@ -476,7 +476,7 @@ fn masked_bytes_are_counted_once() {
 }
 
 #[test]
-fn a_receiver_that_waits_gets_what_is_there_and_then_the_rest_of_no_secret() {
+fn a_waiting_receiver_gets_all_but_the_rest_of_secrets() {
     let masks = masks(&["sk-proj-0123456789abcdefgh"]);
     let mut stream = MaskStream::new(masks, false);
     assert_eq!(stream.push(Bytes::from_static(b"two messages")), "two ");
@@ -491,7 +491,7 @@ fn a_receiver_that_waits_gets_what_is_there_and_then_the_rest_of_no_secret() {
 }
 
 #[test]
-fn a_whole_secret_at_the_end_is_masked_where_a_receiver_waits() {
+fn a_secret_at_the_end_is_masked_for_waiting_receivers() {
     let masks = masks(&["sk-proj-0123456789abcdefgh"]);
     let mut stream = MaskStream::new(masks, false);
     assert_eq!(stream.push(Bytes::from_static(b"k=sk-proj-0123456789abcdefgh")), "");
@@ -500,7 +500,7 @@ fn a_whole_secret_at_the_end_is_masked_where_a_receiver_waits() {
 }
 
 #[test]
-fn much_of_a_secret_without_all_of_it_is_a_near_miss() {
+fn most_of_a_secret_is_a_near_miss() {
     let secret = "sk-proj-0123456789abcdefgh";
     let masks = masks(&[secret]);
     let near = |text: &str| {
@@ -531,7 +531,7 @@ proptest! {
     /// long, in whatever form it is written: of a key of digits six bytes would be a million
     /// guesses.
     #[test]
-    fn fewer_than_twelve_bytes_of_a_secret_are_no_near_miss(
+    fn fewer_than_twelve_bytes_are_no_near_miss(
         secret in "[0-9a-f]{24,64}",
         begin in 0usize..64,
         pad in 0usize..3,
@@ -597,7 +597,7 @@ impl<'a> Renewal<'a> {
 }
 
 #[test]
-fn a_body_takes_newer_masks_at_every_split_and_loses_no_byte_and_no_old_mask() {
+fn newer_masks_at_any_split_lose_no_byte_or_mask() {
     let (old, new) = ("k-01234567", "k-zyxwvut/");
     let (olds, news) = (&[old][..], &[new][..]);
     let renewal = Renewal::new(olds, news);
@@ -662,7 +662,7 @@ fn cuts(text: &[u8], indices: &[prop::sample::Index]) -> Vec<usize> {
 
 proptest! {
     #[test]
-    fn any_body_in_any_chunks_is_masked_as_if_it_were_whole(
+    fn chunks_of_any_body_are_masked_as_the_whole(
         body in body(),
         indices in prop::collection::vec(any::<prop::sample::Index>(), 0..8),
     ) {
@@ -673,7 +673,7 @@ proptest! {
     }
 
     #[test]
-    fn dense_secrets_in_any_chunks_are_masked_as_if_they_were_whole(
+    fn dense_secrets_in_chunks_are_masked_as_the_whole(
         (secrets, body) in dense(),
         indices in prop::collection::vec(any::<prop::sample::Index>(), 0..8),
     ) {
@@ -685,7 +685,7 @@ proptest! {
     }
 
     #[test]
-    fn newer_masks_at_any_chunk_miss_nothing_that_begins_after_it(
+    fn newer_masks_miss_nothing_that_begins_after_them(
         (secrets, body) in dense(),
         known in 0_usize..4,
         at in any::<prop::sample::Index>(),
@@ -698,7 +698,7 @@ proptest! {
     /// What an agent can see of a stream: the sizes of what is given out, chunk by chunk, pause by
     /// pause and at the end, and what it could count.
     #[test]
-    fn what_is_given_out_has_the_same_size_whatever_the_secret(
+    fn output_sizes_tell_nothing_of_the_secret(
         (one, other, body, in_envelopes) in guesses(),
         indices in prop::collection::vec(any::<prop::sample::Index>(), 0..12),
         pauses in prop::collection::vec(any::<bool>(), 13),

@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_is_cut_out_of_the_answer_that_the_agent_has_the_beginning_of() {
+    fn a_part_is_cut_from_the_answer_the_agent_began() {
         let answer = [
             ("content-length", "10"),
             ("etag", "\"a\""),

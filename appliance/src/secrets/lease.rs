@@ -69,7 +69,8 @@ impl LeaseSchedule {
     }
 
     /// Enters a renewal that was asked for at `asked`. One that gives less than was asked for
-    /// means that the lease is near its longest life. What has to be replaced by now, still has to.
+    /// means that the lease is near its longest life. A lease that is due for replacement stays
+    /// due.
     pub(super) fn prolong(&mut self, by: Prolonged, asked: Instant) {
         let life = by.life.min(MAX_LIFE);
         let whole = life + ROUNDING >= self.lease.life;
@@ -155,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_is_renewed_at_two_thirds_and_replaced_where_that_cannot_be() {
+    fn a_lease_is_renewed_at_two_thirds_or_replaced() {
         let now = Instant::now();
         for (renewable, step) in [(true, NextStep::Renew), (false, NextStep::Read)] {
             let (at, next) = LeaseSchedule::new(lease(30, renewable), now, MINUTE).next();
@@ -193,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_ends_in_a_suspended_machine_as_in_any_other() {
+    fn a_lease_ends_in_a_suspended_machine_too() {
         let now = Instant::now();
         let mut schedule = LeaseSchedule::new(lease(30, true), now, MINUTE);
         let (next, step) = schedule.next();

@@ -92,7 +92,7 @@ fn an_outage_keeps_a_value_until_it_is_too_old() {
 }
 
 #[test]
-fn a_refusal_drops_a_value_at_once_but_not_its_mask() {
+fn a_refusal_drops_a_value_and_keeps_its_mask() {
     let mut scene = Scene::new();
     scene.value(0, ONE);
     assert_eq!(scene.error(1, DENIED), LedgerChange::Failed(DENIED));
@@ -122,7 +122,7 @@ fn a_value_shorter_than_its_binding_demands_is_not_used() {
 }
 
 #[test]
-fn every_version_of_the_last_day_is_known_and_no_older_one() {
+fn versions_are_known_for_a_day_and_no_longer() {
     let mut scene = Scene::new();
     scene.value(0, ONE);
     assert_eq!(scene.value(60, TWO), LedgerChange::Rotated);
@@ -155,7 +155,7 @@ fn the_generation_changes_with_values_and_only_with_them() {
 }
 
 #[test]
-fn what_policy_no_longer_names_is_dropped_and_still_masked_for_a_day() {
+fn a_secret_that_left_the_policy_is_masked_a_day() {
     let mut scene = Scene::new();
     scene.value(0, ONE);
     scene.ledger.want(&[], scene.at(1));
@@ -197,7 +197,7 @@ fn health_counts_what_is_wanted() {
 }
 
 #[test]
-fn a_lent_value_lives_as_long_as_its_lease_and_no_longer() {
+fn a_lent_value_lives_exactly_as_long_as_its_lease() {
     let mut scene = Scene::new();
     scene.lent(0, ONE, Some(30));
     scene.error(10, OUTAGE);
@@ -256,7 +256,7 @@ fn the_fields_of_a_template_are_masked_like_the_whole() {
 }
 
 #[test]
-fn a_field_is_masked_by_itself_from_the_length_that_its_binding_takes() {
+fn a_field_is_masked_from_the_length_its_binding_takes() {
     let mut scene = Scene::new();
     let bytes = |text: &str| Zeroizing::new(text.as_bytes().to_vec());
     let fields = ["seven-7", "eight--8", "fifteen------15"];

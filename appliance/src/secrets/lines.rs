@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_a_name_an_equals_sign_and_a_value() {
+    fn a_line_is_a_name_equals_sign_and_value() {
         let text = "# keys\n\nopenai = sk-a=b#c==\r\n  git.hub-1=\tghp_x  \n#end";
         let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         let wanted = vec![pair("openai", "sk-a=b#c=="), pair("git.hub-1", "ghp_x")];
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_edits_the_file_is_told_the_first_line_that_is_wrong() {
+    fn an_editor_is_told_the_first_wrong_line() {
         assert_eq!(line_of("a = 1\nsk-live-0123456789\n"), Some(2));
         assert_eq!(line_of("a = 1\n\na = 2"), Some(3));
         assert_eq!(line_of("a b = 1"), Some(1));
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_wrong_hides_no_other_and_is_named() {
+    fn a_wrong_line_is_named_and_hides_no_other() {
         let text =
             "\u{feff}first = 1\nexport second = 2\nthird 3\nfourth = 4\nfifth = 5\nfifth = 6\n";
         let Lines { entries, wrong } = read_lines(text.as_bytes());

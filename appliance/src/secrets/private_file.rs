@@ -227,7 +227,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_credential_of_systemd_may_be_readable_for_roots_group_in_memory_only() {
+    fn a_systemd_credential_may_be_group_readable_in_memory_only() {
         let Ok((file, path)) = file_in("/dev/shm") else { return };
         let on_tmpfs = fstatfs(&file).is_ok_and(|on| IN_MEMORY.contains(&on.f_type));
         let root = file.metadata().is_ok_and(|meta| (meta.uid(), meta.gid()) == (0, 0));
@@ -281,7 +281,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn root_edits_what_belongs_to_the_one_user_of_a_folder() {
+    fn root_edits_what_belongs_to_the_folders_one_user() {
         let folder = TestFolder::new();
         let path = folder.write("f", b"x", 0o600);
         let own = |path: &Path, user| std::os::unix::fs::chown(path, Some(user), None).is_ok();

@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_changes_is_read_when_it_does_and_not_without_end_where_it_does_not() {
+    fn a_changing_value_is_read_then_and_not_without_end() {
         let (mut rate, now) = (RefreshRate::default(), Instant::now());
         let mut next = |changes_in| rate.next_read(REFRESH, changes_in, now, now) - now;
         assert_eq!(next(Some(seconds(17))), seconds(17));
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_counts_at_once_and_then_once_a_refresh_or_after_a_change() {
+    fn refusals_count_at_once_then_once_a_refresh() {
         let (mut rate, now) = (RefreshRate::default(), Instant::now());
         assert!(rate.reject(REFRESH, now));
         assert!(!rate.reject(REFRESH, now + seconds(59)));
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_after_a_read_was_asked_for_is_not_answered_by_it() {
+    fn a_refusal_after_a_read_began_needs_another_read() {
         let (mut rate, now) = (RefreshRate::default(), Instant::now());
         rate.reject(REFRESH, now + seconds(1));
         let answered = now + seconds(2);
@@ -115,7 +115,7 @@ mod tests {
     proptest! {
         /// However many refusals an agent makes of a value that stays.
         #[test]
-        fn an_agent_does_not_make_the_gateway_ask_more_than_twice_as_often(
+        fn agents_at_most_double_how_often_the_gateway_asks(
             steps in prop::collection::vec(0_u64..30, 1..200),
         ) {
             let (mut rate, begun) = (RefreshRate::default(), Instant::now());

@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_that_says_no_life_is_tried_for_a_minute() {
+    fn a_lease_without_a_life_is_tried_for_a_minute() {
         let (mut revocations, start) = (RevocationQueue::default(), Instant::now());
         let lease = Lease { life: Duration::ZERO, ..lease(1) };
         revocations.add(&agents(), lease, start, start);
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_return_waits_for_its_time_and_few_go_at_once() {
+    fn revocations_wait_for_their_time_and_few_go_together() {
         let (mut revocations, now) = (RevocationQueue::default(), Instant::now());
         for number in 0..10 {
             revocations.add(&agents(), lease(number), now + after(60), now + after(600));

@@ -1,7 +1,7 @@
 //! What is asked of the sources and when, and what their answers mean. Pure: the time is an
 //! argument.
 //!
-//! What shares a location is read at once: one question, one lease, and values that change
+//! Secrets of one location are read together: one question, one lease, and values that change
 //! together. A value that is not lent is read each `refresh`; a lent one only when its lease has
 //! to be replaced, for each read of it makes another user somewhere. A lease with no value in it
 //! that can be used is given back, and read again each `refresh`. Every lease that is known is
@@ -171,7 +171,7 @@ impl RefreshScheduler {
 
     /// What is due now, as far as the bound on questions at once allows, and when to look again.
     ///
-    /// What is due and has to wait for its turn is woken by an answer, and not by the clock.
+    /// A due read that has to wait for its turn is woken by an answer, and not by the clock.
     pub(super) fn take_due(
         &mut self,
         now: Instant,
@@ -399,7 +399,7 @@ impl TargetPlan {
         }
     }
 
-    /// What no earlier read picked is read at once.
+    /// A field that no earlier read picked is read at once.
     fn take_references(&mut self, references: Vec<SecretRef>, now: Instant) {
         let more = references.iter().any(|one| !self.references.contains(one));
         self.references = references;

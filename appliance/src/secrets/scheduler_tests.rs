@@ -228,7 +228,7 @@ fn password() -> GroupSecret {
 }
 
 #[test]
-fn two_fields_of_one_location_cost_one_read_and_are_of_one_lease() {
+fn two_fields_of_one_location_share_read_and_lease() {
     let mut lender = Lender::new(3_600, 36_000);
     lender.pass(600);
     assert_eq!((lender.reads, lender.made.len()), (1, 1), "a lent value is not read each refresh");
@@ -236,7 +236,7 @@ fn two_fields_of_one_location_cost_one_read_and_are_of_one_lease() {
 }
 
 #[test]
-fn a_lease_is_renewed_and_replaced_before_its_longest_life_ends_without_a_gap() {
+fn a_lease_is_renewed_and_replaced_without_a_gap() {
     let mut lender = Lender::new(30, 100);
     for second in 0..1_000 {
         lender.pass(1);
@@ -248,7 +248,7 @@ fn a_lease_is_renewed_and_replaced_before_its_longest_life_ends_without_a_gap() 
 }
 
 #[test]
-fn a_lease_that_cannot_be_renewed_is_replaced_in_time_and_then_given_back() {
+fn an_unrenewable_lease_is_replaced_in_time_and_given_back() {
     let mut lender = Lender::new(600, 600);
     for _ in 0..1_000 {
         lender.pass(1);
@@ -263,7 +263,7 @@ fn a_lease_that_cannot_be_renewed_is_replaced_in_time_and_then_given_back() {
 }
 
 #[test]
-fn an_outage_keeps_the_value_until_the_lease_ends_and_no_longer() {
+fn an_outage_keeps_the_value_to_the_leases_end() {
     let mut lender = Lender::new(600, 6_000);
     lender.pass(10);
     lender.down = true;
@@ -281,7 +281,7 @@ fn an_outage_keeps_the_value_until_the_lease_ends_and_no_longer() {
 }
 
 #[test]
-fn a_renewal_that_is_refused_leads_to_another_lease_at_once() {
+fn a_refused_renewal_leads_to_another_lease_at_once() {
     let mut lender = Lender::new(600, 6_000);
     lender.pass(10);
     lender.revoked.insert(0, lender.now);
@@ -291,7 +291,7 @@ fn a_renewal_that_is_refused_leads_to_another_lease_at_once() {
 }
 
 #[test]
-fn a_right_that_was_taken_away_drops_the_value_within_refresh_and_ends_the_lease() {
+fn a_right_taken_away_ends_value_and_lease_within_refresh() {
     let mut lender = Lender::new(3_600, 36_000);
     lender.pass(10);
     lender.denied = true;
@@ -306,7 +306,7 @@ fn a_right_that_was_taken_away_drops_the_value_within_refresh_and_ends_the_lease
 
 /// One whose policy was taken away whole cannot ask about it any more.
 #[test]
-fn a_doubt_about_a_right_is_settled_by_one_read_however_young_the_lease_is() {
+fn one_read_settles_a_doubt_about_even_a_young_lease() {
     let mut lender = Lender::looking_each_second();
     lender.doubtful = true;
     lender.pass(2);
@@ -319,7 +319,7 @@ fn a_doubt_about_a_right_is_settled_by_one_read_however_young_the_lease_is() {
 }
 
 #[test]
-fn a_doubt_drops_what_vault_no_longer_lends_also_where_it_was_settled_before() {
+fn a_settled_doubt_still_drops_what_vault_lends_no_longer() {
     let mut lender = Lender::looking_each_second();
     for round in 1..=3 {
         (lender.doubtful, lender.denied) = (true, true);
@@ -335,7 +335,7 @@ fn a_doubt_drops_what_vault_no_longer_lends_also_where_it_was_settled_before() {
 }
 
 #[test]
-fn a_lease_that_waits_to_be_replaced_is_looked_at_meanwhile_and_not_too_often() {
+fn a_lease_awaiting_replacement_is_checked_and_not_too_often() {
     let mut lender = Lender::looking_each_second();
     lender.generation += 1;
     lender.revoked.insert(0, lender.now);
@@ -360,7 +360,7 @@ fn a_new_token_means_a_new_lease_at_once() {
 }
 
 #[test]
-fn what_is_not_wanted_any_more_is_dropped_and_given_back_at_once() {
+fn a_secret_no_longer_demanded_is_given_back_at_once() {
     let mut lender = Lender::new(3_600, 36_000);
     lender.pass(10);
     let before = lender.scheduler.snapshot();
@@ -418,7 +418,7 @@ fn shutdown_takes_every_lease_that_is_not_back_yet() {
 }
 
 #[test]
-fn one_more_field_of_a_lent_answer_makes_one_more_lease_for_all() {
+fn one_more_lent_field_makes_one_lease_for_all() {
     let mut lender = Lender::new(3_600, 36_000);
     lender.scheduler.want(&[user()], lender.now);
     lender.pass(10);
@@ -432,7 +432,7 @@ fn one_more_field_of_a_lent_answer_makes_one_more_lease_for_all() {
 }
 
 #[test]
-fn what_has_to_be_replaced_while_a_renewal_is_out_is_replaced() {
+fn a_replacement_does_not_wait_for_a_renewal_under_way() {
     type Meanwhile = fn(&mut Lender);
     let another_field: Meanwhile =
         |lender| lender.scheduler.want(&[user(), password()], lender.now);
@@ -452,7 +452,7 @@ fn what_has_to_be_replaced_while_a_renewal_is_out_is_replaced() {
 }
 
 #[test]
-fn a_lease_whose_renewal_comes_after_its_end_is_given_back() {
+fn a_renewal_after_its_leases_end_gives_it_back() {
     let mut lender = Lender::new(30, 36_000);
     let request = lender.pass_until_renewal();
     let outcome = lender.answer(&request);
@@ -465,7 +465,7 @@ fn a_lease_whose_renewal_comes_after_its_end_is_given_back() {
 }
 
 #[test]
-fn a_lease_whose_renewal_had_no_answer_is_given_back_at_its_end() {
+fn an_unanswered_renewal_gives_the_lease_back_at_its_end() {
     let mut lender = Lender::new(30, 36_000);
     let request = lender.pass_until_renewal();
     // Vault renews it, and the answer is lost.
@@ -481,7 +481,7 @@ fn a_lease_whose_renewal_had_no_answer_is_given_back_at_its_end() {
 }
 
 #[test]
-fn a_lease_that_ended_while_the_machine_slept_is_not_used_and_replaced_at_once() {
+fn a_lease_that_ended_during_sleep_is_replaced_unused() {
     let mut lender = Lender::new(3_600, 36_000);
     lender.pass(10);
     lender.scheduler.slept(Duration::from_secs(3_000), lender.now);
@@ -493,7 +493,7 @@ fn a_lease_that_ended_while_the_machine_slept_is_not_used_and_replaced_at_once()
 }
 
 #[test]
-fn an_answer_that_was_asked_for_before_the_machine_slept_is_older_by_that() {
+fn an_answer_asked_before_sleep_is_older_by_the_sleep() {
     let mut lender = Lender::new(30, 36_000);
     let request = lender.pass_until_renewal();
     let outcome = lender.answer(&request);
@@ -505,7 +505,7 @@ fn an_answer_that_was_asked_for_before_the_machine_slept_is_older_by_that() {
 }
 
 #[test]
-fn a_look_at_a_lease_is_tried_ever_more_slowly_in_an_outage() {
+fn lease_checks_slow_down_in_an_outage() {
     let mut lender = Lender::new(36_000, 360_000);
     lender.pass(10);
     lender.down = true;
@@ -519,7 +519,7 @@ fn a_look_at_a_lease_is_tried_ever_more_slowly_in_an_outage() {
 }
 
 #[test]
-fn a_lease_without_life_does_not_make_a_user_each_moment() {
+fn a_lease_without_life_makes_no_user_each_moment() {
     let mut lender = Lender::new(0, 0);
     lender.pass(60);
     assert!(lender.made.len() <= 13, "{} leases in a minute", lender.made.len());
@@ -529,7 +529,7 @@ fn a_lease_without_life_does_not_make_a_user_each_moment() {
 }
 
 #[test]
-fn a_lease_without_a_usable_value_is_given_back_and_read_anew_at_refresh() {
+fn a_lease_without_usable_value_is_returned_and_read_again() {
     for astray in [true, false] {
         let mut lender = Lender::new(3_600, 36_000);
         (lender.astray, lender.broken) = (astray, !astray);
@@ -586,7 +586,7 @@ fn all_names_of_a_file_are_asked_for_together_in_each_round() {
 }
 
 #[test]
-fn one_group_is_not_held_up_by_the_questions_of_another() {
+fn one_group_does_not_wait_for_another_groups_questions() {
     let mut scheduler = RefreshScheduler::new(REFRESH, STALE);
     let now = Instant::now();
     let slow: Vec<GroupSecret> = (0..20).map(|number| of("slow", number)).collect();
@@ -613,7 +613,7 @@ fn nine_groups_whose_questions_hang_leave_the_tenth_its_turn() {
 }
 
 #[test]
-fn many_groups_together_do_not_flood_the_source_and_each_has_its_turn() {
+fn many_groups_share_the_source_and_do_not_flood_it() {
     let mut scheduler = RefreshScheduler::new(REFRESH, STALE);
     let mut now = Instant::now();
     let groups: Vec<String> = (0..50).map(|number| format!("group-{number}")).collect();
@@ -635,7 +635,7 @@ fn many_groups_together_do_not_flood_the_source_and_each_has_its_turn() {
 }
 
 #[test]
-fn what_waited_for_a_source_is_asked_soon_after_it_is_back_and_not_all_at_once() {
+fn waiting_reads_resume_soon_after_an_outage_and_not_together() {
     let mut scheduler = RefreshScheduler::new(REFRESH, STALE);
     let mut now = Instant::now();
     let key = |number: usize| of(&format!("group-{number}"), 0);
@@ -660,7 +660,7 @@ fn what_waited_for_a_source_is_asked_soon_after_it_is_back_and_not_all_at_once()
 }
 
 #[test]
-fn a_value_that_is_not_lent_is_as_old_as_the_question() {
+fn a_value_not_lent_is_as_old_as_the_question() {
     let (mut scheduler, now, second) =
         (RefreshScheduler::new(REFRESH, STALE), Instant::now(), Duration::from_secs(1));
     scheduler.want(&[user()], now);

@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_sealed_is_opened_with_its_key_and_no_other() {
+    fn a_sealed_file_opens_with_its_own_key_alone() {
         let (key, other) = (key(), key());
         for plain in [b"".as_slice(), b"openai = sk-0123456789abcdef\n"] {
             let file = key.seal(plain).unwrap();
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_with_any_bit_changed_or_any_byte_missing_is_not_opened() {
+    fn a_file_changed_in_any_bit_is_not_opened() {
         let key = key();
         let file = key.seal(b"openai = sk-0123456789abcdef\n").unwrap();
         for at in 0..file.len() {

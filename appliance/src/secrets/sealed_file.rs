@@ -1,8 +1,9 @@
 //! The embedded store: a file of secrets that is encrypted at rest, and how it is changed.
 //!
 //! Every change is made on the whole: read, checked, changed, checked, encrypted, written beside
-//! the file and moved over it. Whatever goes wrong, and whenever the machine stops, the file is as
-//! it was or as it was to be. Changes are made one after the other, under a lock beside the file.
+//! the file and moved over it. If anything goes wrong, or the machine stops at any time, the file
+//! is as it was or as it was to be. Changes are made one after the other, under a lock beside the
+//! file.
 
 use std::{
     fmt,
@@ -70,8 +71,8 @@ impl SealedFile {
         Self { path, key }
     }
 
-    /// Makes the key and an empty file, each with mode 0600, where they are missing. What is there
-    /// is never overwritten. True where something was made.
+    /// Makes the key and an empty file, each with mode 0600, where they are missing. An existing
+    /// file is never overwritten. True where something was made.
     pub fn init(&self) -> Result<bool, EditError> {
         let _lock = self.lock()?;
         let missing =
@@ -319,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_set_is_there_and_the_file_does_not_show_it() {
+    fn a_set_value_is_there_and_not_legible() {
         let folder = TestFolder::new();
         let file = file(&folder);
         assert_eq!(file.names().unwrap(), [""; 0]);
@@ -387,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_file_and_an_encrypted_one_are_never_taken_for_each_other() {
+    fn plain_and_encrypted_files_are_never_confused() {
         let folder = TestFolder::new();
         let file = file(&folder);
         let plainly = FileSource::new(file.path.clone(), None);
@@ -399,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_others_can_read_or_that_is_another_one_opens_nothing() {
+    fn a_readable_or_another_key_opens_nothing() {
         let folder = TestFolder::new();
         let file = file(&folder);
         let key = fs::read(&file.key).unwrap();
@@ -433,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_that_somebody_else_put_there_is_neither_followed_nor_waited_for() {
+    fn a_strangers_lock_is_neither_followed_nor_waited_for() {
         let folder = TestFolder::new();
         let file = file(&folder);
         let (lock, elsewhere) = (folder.0.join("secrets.lock"), folder.0.join("elsewhere"));
@@ -452,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn root_edits_the_files_of_a_user_in_that_users_name() {
+    fn root_edits_a_users_files_in_that_users_name() {
         let folder = TestFolder::new();
         if std::os::unix::fs::chown(&folder.0, Some(12_345), Some(12_345)).is_err() {
             return;

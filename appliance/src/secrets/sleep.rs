@@ -1,6 +1,6 @@
 //! The time that the machine was suspended for.
 //!
-//! Instants stand still meanwhile, and leases and the world do not. What ends at an instant is
+//! Instants stand still meanwhile, and leases and the world do not. A deadline at an instant is
 //! moved back by that time. It errs towards ending early: where an instant cannot be moved, it is
 //! now.
 
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
-/// What of the time suspended was taken into account.
+/// The part of the suspended time that was taken into account.
 #[derive(Debug)]
 pub(super) struct Slept {
     known: Duration,
@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_slept_is_told_once_and_small_sleeps_add_up() {
+    fn sleep_is_told_once_and_small_sleeps_add_up() {
         let at = Duration::from_millis;
         let mut slept = Slept::new(at(5_000));
         for (suspended, told) in [

@@ -104,7 +104,7 @@ impl SecretStore {
     }
 
     /// Asks for every wanted secret again at once; what is held stays until the answer is there.
-    /// What is lent is left alone. What a source refused may be tried again.
+    /// Lent values are left alone. A read that a source refused may be tried again.
     pub fn ask_again(&self) {
         self.source.try_again();
         self.lock().ask_again(Instant::now());

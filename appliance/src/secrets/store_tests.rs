@@ -100,7 +100,7 @@ async fn until(what: impl Fn() -> bool) {
 }
 
 #[tokio::test]
-async fn every_wanted_secret_is_asked_once_and_few_at_a_time() {
+async fn each_demanded_secret_is_read_once_and_few_together() {
     let source = Arc::new(Scripted::default());
     let wanted: Vec<GroupSecret> = (0..50).map(|number| in_vault(&number.to_string())).collect();
     let store = started(&source, &wanted);
@@ -126,7 +126,7 @@ async fn answers_that_come_together_are_published_together() {
 }
 
 #[tokio::test]
-async fn a_source_down_at_the_start_is_seen_again_within_seconds() {
+async fn a_source_down_at_the_start_is_found_within_seconds() {
     let source = Arc::new(Scripted::default());
     source.down.store(true, SeqCst);
     let wanted: Vec<GroupSecret> = (0..10).map(|number| in_vault(&number.to_string())).collect();
@@ -139,7 +139,7 @@ async fn a_source_down_at_the_start_is_seen_again_within_seconds() {
 }
 
 #[tokio::test]
-async fn a_vault_that_hangs_holds_up_neither_the_file_nor_the_start() {
+async fn a_hanging_vault_holds_up_neither_file_nor_start() {
     let source = Arc::new(Scripted::default());
     source.vault_hangs.store(true, SeqCst);
     let mut wanted: Vec<GroupSecret> =
@@ -152,7 +152,7 @@ async fn a_vault_that_hangs_holds_up_neither_the_file_nor_the_start() {
 }
 
 #[tokio::test]
-async fn a_new_policy_is_asked_for_at_once_and_the_old_value_goes() {
+async fn a_new_policys_secrets_are_read_at_once() {
     let source = Arc::new(Scripted::default());
     let [old, new] = ["old", "new"].map(in_file);
     let store = started(&source, std::slice::from_ref(&old));
@@ -169,7 +169,7 @@ async fn a_new_policy_is_asked_for_at_once_and_the_old_value_goes() {
 }
 
 #[tokio::test]
-async fn a_value_that_grew_too_old_in_a_suspended_machine_is_not_used_and_asked_for_again() {
+async fn a_value_aged_by_suspension_is_read_again_unused() {
     let source = Arc::new(Scripted::default());
     let store = started(&source, &[in_vault("a")]);
     store.first_round(soon()).await;
@@ -193,7 +193,7 @@ async fn shutdown_ends_the_task_and_closes_the_source() {
 }
 
 #[test]
-fn retries_begin_at_one_second_and_slow_down_to_half_a_minute() {
+fn retries_slow_down_from_one_second_to_thirty() {
     let seconds: Vec<u64> = (1..8).map(|outages| back_off(outages).as_secs()).collect();
     assert_eq!(seconds, [1, 2, 4, 8, 16, 30, 30]);
     for _ in 0..1_000 {

@@ -2,7 +2,7 @@
 //!
 //! Each side gets what the other sends: every byte, once, in order, and its end after them. A
 //! side that ends is told to the other, which may go on; a flow in which nothing moves for too
-//! long is reset, sooner when one side has ended. Whatever ends a flow other than both sides
+//! long is reset, sooner when one side has ended. An end of a flow other than by both sides
 //! ending it, the callers' dropping it included, resets both connections, so that neither side
 //! can take a cut stream for a whole one. When [`run`] is over, both sockets are closed.
 //!

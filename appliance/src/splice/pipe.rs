@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_pipe_is_used_again_and_one_with_bytes_in_it_never() {
+    fn an_empty_pipe_is_reused_and_a_filled_one_never() {
         drop(Pipe::take().expect("a pipe"));
         assert_eq!(Pipe::free(), 1);
         let mut pipe = Pipe::take().expect("a pipe");
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn what_goes_in_comes_out_and_an_empty_socket_would_block() {
+    fn bytes_go_through_and_an_empty_socket_would_block() {
         let mut pipe = Pipe::take().expect("a pipe");
         let (source, (sink, mut far)) =
             (socket_with(b"hello"), UnixStream::pair().expect("a pair"));

@@ -2,8 +2,8 @@
 //! ticket stands there instead.
 //!
 //! Errs to refusal, and to too much: every member of JSON whose name some client takes for the
-//! listed one is looked at, each of those that are there twice included. What stands in the place
-//! and cannot be a credential that is masked well is refused with the whole answer. The body of an
+//! listed one is looked at, each of those that are there twice included. A text in the place
+//! that cannot be a credential that is masked well is refused with the whole answer. The body of an
 //! answer that is no success is dropped where it cannot be read.
 
 use std::{
@@ -391,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn every_string_in_its_place_becomes_a_ticket_and_every_other_byte_stays() {
+    fn every_string_in_its_place_alone_becomes_a_ticket() {
         let (after, values) = body(&format!(r#"{{"a" : 1, "token":  "{SECRET}","b":"x"}} "#));
         assert_eq!(values, [SECRET]);
         let ticket = after.split('"').nth(5).unwrap();
@@ -405,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn each_object_of_a_batch_has_a_ticket_of_its_own_behind_its_scheme() {
+    fn each_object_of_a_batch_has_its_own_ticket() {
         let basic = STANDARD.encode(format!("user:{SECRET}"));
         let text = format!(
             r#"{{"objects":[{{"actions":{{"download":{{"header":{{"Authorization":"RemoteAuth {SECRET}"}}}},
@@ -428,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn a_member_that_is_there_twice_or_spelt_otherwise_is_taken_each_time() {
+    fn a_repeated_or_respelt_member_is_taken_each_time() {
         for text in [
             format!(r#"{{"token":"{SECRET}","token":"{SECRET}"}}"#),
             format!(r#"{{"token":"{SECRET}","Token":"{SECRET}"}}"#),
@@ -442,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_becomes_a_ticket_as_often_as_it_is_there() {
+    fn each_occurrence_of_a_field_becomes_a_ticket() {
         let text = format!("Bearer {SECRET}");
         let fields = [("x-session", &*text), ("x-other", "y"), ("x-session", &text)];
         let (headers, body, values) = rewritten(401, &fields, b"").unwrap();
@@ -492,7 +492,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_holds_nothing_passes_and_an_error_that_cannot_be_read_has_no_body() {
+    fn empty_answers_pass_and_unreadable_errors_lose_their_body() {
         for text in
             ["{}", r#"{"token":null}"#, r#"{"token":""}"#, r#"{"error":"denied"}"#, "[1]", "\"x\""]
         {

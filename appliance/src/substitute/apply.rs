@@ -137,8 +137,8 @@ impl Substitution {
     }
 
     /// Replaces the placeholders of the request that was examined, and removes
-    /// `Proxy-Authorization`. Schemes are written anew, and values are marked as sensitive. Gives
-    /// the body as it is to be sent, where it was looked at.
+    /// `Proxy-Authorization`. Schemes are written as the binding has them, and values are marked as
+    /// sensitive. Gives the body as it is to be sent, where it was looked at.
     ///
     /// # Errors
     ///

@@ -63,7 +63,7 @@ fn values(headers: &HeaderMap) -> Vec<String> {
 }
 
 #[test]
-fn a_placeholder_in_its_cookie_becomes_its_value_and_every_other_byte_stays() {
+fn a_placeholder_in_its_cookie_alone_becomes_its_value() {
     let value = value_of(SESSION);
     let own = format!("session={SESSION}");
     for (fields, expected) in [
@@ -128,7 +128,7 @@ fn cookies_that_servers_could_read_in_two_ways_are_refused() {
 }
 
 #[test]
-fn a_value_that_cannot_stand_in_a_cookie_is_not_sent() {
+fn a_value_that_no_cookie_can_hold_is_not_sent() {
     let own = format!("session={SESSION}");
     for bad in [
         "a-value-with-\"-in-it",
@@ -161,7 +161,7 @@ fn sent(path: &str, kind: &str, body: impl Into<Bytes>) -> Result<Bytes, Reason>
 }
 
 #[test]
-fn a_placeholder_in_its_place_in_a_body_becomes_its_value_and_every_other_byte_stays() {
+fn a_placeholder_in_its_body_place_alone_becomes_its_value() {
     let login = format!(
         " {{ \"note\":\"{LOGIN}\", \"auth\" : {{\"user\":\"é\",\"password\":\t\"{LOGIN}\" }} }}\n"
     );
@@ -181,7 +181,7 @@ fn a_placeholder_in_its_place_in_a_body_becomes_its_value_and_every_other_byte_s
 }
 
 #[test]
-fn a_value_in_a_body_is_escaped_as_its_format_has_it() {
+fn a_value_in_a_body_is_escaped_for_its_format() {
     let every: Vec<u8> = (0x21..=0x7e).collect();
     let value =
         |_: &Binding| Ok(Arc::new(SecretValue::load(Zeroizing::new(every.clone()), 16).unwrap()));
@@ -269,7 +269,7 @@ fn bodies_that_servers_could_read_in_two_ways_are_refused() {
 }
 
 #[test]
-fn a_path_that_some_server_takes_for_one_with_a_body_is_ambiguous() {
+fn a_path_resembling_one_with_a_body_is_ambiguous() {
     for path in
         ["/tok%65n", "/Token", "/token/", "/token;x", "/token.json", "//token", "/x/../token"]
     {
@@ -336,7 +336,7 @@ fn a_credential_in_a_body_counts_beside_others() {
 proptest! {
     /// The library reads what was asked, with the value in its one place.
     #[test]
-    fn json_that_goes_out_says_the_same_but_for_the_value(
+    fn outgoing_json_differs_by_the_value_alone(
         before in "[\\PC]{0,8}",
         users in prop::collection::vec(("\\PC{0,6}", any::<i16>()), 0..3),
         pretty in any::<bool>(),

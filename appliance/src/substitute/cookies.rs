@@ -1,7 +1,7 @@
 //! The cookies of a request (RFC 6265, section 4.2.1), where one of them is a place.
 //!
 //! Servers read more than this grammar, each in a way of its own: quotes around a `;`, commas
-//! between cookies, several fields. Whatever they could read in two ways is refused.
+//! between cookies, several fields. A field that they could read in two ways is refused.
 
 use std::ops::Range;
 
@@ -66,7 +66,7 @@ fn is_octet(byte: u8) -> bool {
     byte.is_ascii_graphic() && !matches!(byte, b'"' | b',' | b';' | b'\\')
 }
 
-/// A byte of a cookie's name (RFC 9110, section 5.6.2), but for `%`, which some servers decode.
+/// A byte of a cookie's name (RFC 9110, section 5.6.2), except for `%`, which some servers decode.
 fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$&'*+-.^_`|~".contains(&byte)
 }

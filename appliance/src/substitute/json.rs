@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_some_server_takes_for_the_same_is_seen_and_is_not_it() {
+    fn a_name_some_server_would_fold_is_noticed_and_differs() {
         for name in
             ["Password", "PASSWORD", "pass_word", r"p\u0061ssword", "paſſword", r"password\u0000"]
         {
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_there_twice_on_the_way_is_a_fault() {
+    fn a_name_repeated_on_the_way_is_a_fault() {
         for text in [
             r#"{"a":{"b":"x"},"a":{"b":"x"}}"#,
             r#"{"a":1,"A":{"b":"x"}}"#,

@@ -29,7 +29,7 @@ fn offered(offers: &str) -> Parts {
 }
 
 #[test]
-fn a_placeholder_behind_its_prefix_becomes_its_value_and_other_offers_stay() {
+fn a_placeholder_behind_its_prefix_alone_becomes_its_value() {
     let value = value_of(BEARER);
     for (offers, expected) in [
         ("openai-insecure-api-key.OPENAI_API_KEY", format!("{PREFIX}{value}")),
@@ -46,7 +46,7 @@ fn a_placeholder_behind_its_prefix_becomes_its_value_and_other_offers_stay() {
 }
 
 #[test]
-fn whatever_else_looks_like_a_key_in_an_offer_is_refused() {
+fn anything_else_like_a_key_in_offers_is_refused() {
     use Reason::{
         DuplicateCredential, ForeignCredential, PlaceholderWrongHost, PlaceholderWrongPlace,
     };
@@ -78,7 +78,7 @@ fn whatever_else_looks_like_a_key_in_an_offer_is_refused() {
 }
 
 #[test]
-fn only_a_handshake_with_one_field_of_offers_has_the_place() {
+fn only_a_handshake_with_one_offer_field_has_the_place() {
     let offer = format!("{PREFIX}{BEARER}");
     let plain = head(&[("sec-websocket-protocol", &offer)]);
     assert_eq!(refused(&rules(), plain), Reason::PlaceholderWrongPlace);
@@ -93,7 +93,7 @@ fn only_a_handshake_with_one_field_of_offers_has_the_place() {
 }
 
 #[test]
-fn a_placeholder_may_stand_in_a_field_and_in_an_offer() {
+fn a_placeholder_may_be_in_a_field_and_an_offer() {
     let bearer = format!("Bearer {BEARER}");
     let mut parts = offered(&format!("{PREFIX}{BEARER}"));
     parts.headers.insert("authorization", bearer.parse().unwrap());

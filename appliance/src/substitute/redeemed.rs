@@ -94,7 +94,7 @@ impl Scene {
 }
 
 #[test]
-fn a_ticket_in_each_of_its_places_becomes_what_was_minted() {
+fn a_ticket_in_its_places_becomes_its_credential() {
     let scene = Scene::new();
     let ticket = scene.ticket("agents", None);
     let auth = scene.here(&[("authorization", &format!("RemoteAuth {ticket}"))]).unwrap();
@@ -111,7 +111,7 @@ fn a_ticket_in_each_of_its_places_becomes_what_was_minted() {
 }
 
 #[test]
-fn a_half_of_basic_goes_with_the_half_that_it_was_minted_with() {
+fn halves_of_basic_go_as_they_were_minted() {
     let scene = Scene::new();
     let ticket = scene.ticket("agents", Some("storage-user"));
     let sent = |user: &str| scene.here(&[("authorization", &basic(&format!("{user}:{ticket}")))]);

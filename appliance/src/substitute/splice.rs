@@ -27,7 +27,7 @@ pub(super) fn splice(before: &[u8], mut pieces: Vec<Piece>) -> Option<Zeroizing<
     Some(whole)
 }
 
-/// Percent-encoded but for the unreserved characters (RFC 3986, sections 2.1 and 2.3).
+/// Percent-encoded except for the unreserved characters (RFC 3986, sections 2.1 and 2.3).
 pub(super) fn percent(value: &[u8]) -> Zeroizing<Vec<u8>> {
     const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
     let digit = |nibble: u8| DIGITS.get(usize::from(nibble)).copied().unwrap_or_default();

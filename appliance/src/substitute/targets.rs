@@ -40,7 +40,7 @@ fn query_sent(query: &str) -> String {
 }
 
 #[test]
-fn a_placeholder_under_its_listed_name_becomes_its_value_and_all_else_stays() {
+fn a_placeholder_under_its_query_name_alone_becomes_its_value() {
     let (key, id) = (value_of(GEMINI), value_of(WEATHER));
     for (query, expected) in [
         ("key=GEMINI_API_KEY", format!("key={key}")),
@@ -54,7 +54,7 @@ fn a_placeholder_under_its_listed_name_becomes_its_value_and_all_else_stays() {
 }
 
 #[test]
-fn a_value_in_the_query_is_percent_encoded_but_for_unreserved_bytes() {
+fn a_value_in_the_query_is_percent_encoded() {
     let every: Vec<u8> = (0x21..=0x7e).collect();
     let mut parts = asked("z=1&key=GEMINI_API_KEY&a=2");
     let substitution = examine(&rules(), &parts).unwrap();
@@ -72,7 +72,7 @@ fn a_value_in_the_query_is_percent_encoded_but_for_unreserved_bytes() {
 }
 
 #[test]
-fn a_value_that_is_not_there_leaves_the_target_as_it_was() {
+fn an_absent_value_leaves_the_target_unchanged() {
     let mut parts = asked("appid=WEATHER_ID&key=GEMINI_API_KEY");
     let before = parts.clone();
     let substitution = examine(&rules(), &parts).unwrap();
@@ -85,7 +85,7 @@ fn a_value_that_is_not_there_leaves_the_target_as_it_was() {
 }
 
 #[test]
-fn a_target_that_would_grow_beyond_a_uri_is_not_sent() {
+fn a_target_that_outgrows_a_uri_is_not_sent() {
     let padding = "a".repeat(60_000);
     let mut parts = asked(&format!("key=GEMINI_API_KEY&pad={padding}"));
     let substitution = examine(&rules(), &parts).unwrap();
@@ -143,7 +143,7 @@ fn one_placeholder_stands_in_a_field_and_in_the_query() {
 }
 
 #[test]
-fn a_name_that_no_binding_of_this_api_lists_is_no_place() {
+fn a_name_no_binding_of_this_api_lists_is_none() {
     let plain = super::testing::rules();
     let text = format!("/v1/chat?key={BEARER}");
     assert_eq!(refused(&plain, head_to(Method::POST, &text, &[])), Reason::PlaceholderWrongPlace);
@@ -166,7 +166,7 @@ fn to(target: &str) -> Parts {
 }
 
 #[test]
-fn a_placeholder_in_its_place_in_the_path_becomes_its_value() {
+fn a_placeholder_in_its_path_place_becomes_its_value() {
     let value = value_of(BEARER);
     for (target, expected) in [
         ("/botOPENAI_API_KEY/sendMessage", format!("/bot{value}/sendMessage")),
@@ -187,7 +187,7 @@ fn a_placeholder_in_its_place_in_the_path_becomes_its_value() {
 }
 
 #[test]
-fn a_record_shows_no_segment_of_a_place_but_a_placeholder_of_the_group() {
+fn a_record_shows_placeholders_of_the_group_alone_in_places() {
     for (path, shown) in [
         ("/botOPENAI_API_KEY/send", "/botOPENAI_API_KEY/send"),
         ("/bot123:abc/send/botx/", "/bot{}/send/botx/"),
@@ -220,7 +220,7 @@ fn groups_share_the_places_of_an_api() {
 }
 
 #[test]
-fn a_value_in_the_path_is_one_segment_whatever_it_holds() {
+fn a_value_in_the_path_is_always_one_segment() {
     let mut parts = to("/botOPENAI_API_KEY/a?b");
     let substitution = examine(&with_a_path(), &parts).unwrap();
     let value = |_: &Binding| {
@@ -234,7 +234,7 @@ fn a_value_in_the_path_is_one_segment_whatever_it_holds() {
 }
 
 #[test]
-fn whatever_servers_could_read_in_two_ways_in_a_path_is_refused() {
+fn a_path_that_servers_read_in_two_ways_is_refused() {
     use Reason::{
         DuplicateCredential, ForeignCredential, PathAmbiguous, PlaceholderMissing,
         PlaceholderWrongHost, PlaceholderWrongPlace,

@@ -68,7 +68,7 @@ fn a_plan_names_what_it_swaps() {
 }
 
 #[test]
-fn a_half_that_is_not_listed_beside_a_placeholder_is_refused() {
+fn an_unlisted_half_beside_a_placeholder_is_refused() {
     let rules = rules();
     let refuse = |pair: String| refused(&rules, head(&[("authorization", &basic(&pair))]));
     for (pair, reason) in [
@@ -128,7 +128,7 @@ fn an_anonymous_api_still_refuses_a_foreign_credential() {
 }
 
 #[test]
-fn what_is_listed_as_anonymous_passes_without_a_credential_and_nothing_else_does() {
+fn listed_anonymous_requests_alone_pass_without_a_credential() {
     let rules = rules_with(|api| {
         api.methods = vec![Method::POST];
         api.paths = vec![crate::policy::PathRule::parse("/v1/*").unwrap()];
@@ -156,7 +156,7 @@ fn what_is_listed_as_anonymous_passes_without_a_credential_and_nothing_else_does
 }
 
 #[test]
-fn method_and_path_are_held_against_the_rules_once_the_credential_is_good() {
+fn rules_are_checked_after_a_good_credential() {
     let good = format!("Bearer {BEARER}");
     let at = |method, path, value: &str| {
         examine(&narrow(), &head_to(method, path, &[("authorization", value)]))
@@ -310,7 +310,7 @@ fn placeholders_each_in_its_own_place_are_all_swapped() {
 }
 
 #[test]
-fn a_credential_in_the_query_is_one_however_it_is_written() {
+fn a_credential_in_the_query_is_one_in_any_spelling() {
     let good = format!("Bearer {BEARER}");
     let at = |rules: &SubstitutionRules, query: &str, fields: &[(&str, &str)]| {
         examine(rules, &head_to(Method::POST, &format!("/v1/chat?{query}"), fields))
@@ -353,7 +353,7 @@ fn a_credential_in_the_query_is_one_however_it_is_written() {
 }
 
 #[test]
-fn a_key_counts_in_the_query_too_under_the_name_of_its_field() {
+fn a_query_name_like_a_credential_field_counts_too() {
     let at = |field: &'static str, query: &str| {
         let rules = rules_with(|api| {
             let mut own = api.bindings[0].as_ref().clone();
@@ -377,7 +377,7 @@ fn a_key_counts_in_the_query_too_under_the_name_of_its_field() {
 }
 
 #[test]
-fn a_denial_says_where_the_credential_stands_that_is_not_good() {
+fn a_denial_names_the_place_of_the_bad_credential() {
     let good = format!("Bearer {BEARER}");
     for (path, field, at) in [
         ("/", ("x-sort-key", "own-value"), "header x-sort-key"),
@@ -427,7 +427,7 @@ fn a_cookie_is_a_credential_unless_the_api_keeps_cookies() {
 }
 
 #[test]
-fn a_credential_with_bytes_that_are_not_visible_ascii_is_malformed() {
+fn a_credential_beyond_visible_ascii_is_malformed() {
     for bytes in [&b"Bearer \xff"[..], b"Bearer\tx", "Bearer \u{fc}".as_bytes()] {
         let mut parts = head(&[]);
         parts.headers.insert("authorization", HeaderValue::from_bytes(bytes).unwrap());
@@ -471,7 +471,7 @@ fn without_a_value_the_head_keeps_nothing_but_placeholders() {
 }
 
 #[test]
-fn a_user_value_with_a_colon_cannot_spill_into_the_password() {
+fn a_colon_in_a_user_cannot_reach_the_password() {
     let mut parts = head(&[("authorization", &basic(&format!("{USER}:")))]);
     let substitution = examine(&rules(), &parts).unwrap();
     let colon = zeroize::Zeroizing::new(b"a-value:with-a-colon".to_vec());

@@ -149,7 +149,7 @@ impl Tickets {
         tickets.filter(|(_, ticket)| now < ticket.ends).count()
     }
 
-    /// Ends all tickets of the groups for which `stays` says no. What they stood for is masked on.
+    /// Ends all tickets of the groups for which `stays` says no. Their credentials stay masked.
     pub fn end(&self, stays: impl Fn(&GroupName) -> bool) {
         let mut racks = lock(&self.racks);
         racks.iter_mut().filter(|(group, _)| !stays(group)).for_each(|(_, rack)| {

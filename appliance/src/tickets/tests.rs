@@ -53,7 +53,7 @@ fn known(tickets: &Tickets) -> usize {
 }
 
 #[test]
-fn a_ticket_is_good_for_its_group_and_until_it_ends() {
+fn a_ticket_is_for_its_group_until_its_end() {
     let (tickets, now) = (Tickets::default(), Instant::now());
     let issued = issue(&tickets, 1, 0..1, now).unwrap();
     let find = |name: &str, text: &str, now| tickets.find(&group(name), text.as_bytes(), now);
@@ -69,7 +69,7 @@ fn a_ticket_is_good_for_its_group_and_until_it_ends() {
 }
 
 #[test]
-fn equal_credentials_have_tickets_of_their_own_and_are_masked_once() {
+fn equal_credentials_have_own_tickets_and_one_mask() {
     let (tickets, now) = (Tickets::default(), Instant::now());
     let one = issue(&tickets, 1, 7..8, now).unwrap();
     let before = tickets.generation();
@@ -116,7 +116,7 @@ fn tickets_without_number_for_one_credential_are_refused() {
 }
 
 #[test]
-fn a_group_that_counts_no_more_has_no_tickets_and_is_masked_on() {
+fn a_group_over_its_count_gets_no_tickets_but_masks() {
     let (tickets, now) = (Tickets::default(), Instant::now());
     let issued = issue(&tickets, 1, 0..1, now).unwrap();
     tickets.end(|group| group.as_str() == "agents");

@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ticket_for_a_token_says_when_it_ends_and_nothing_else_of_it() {
+    fn a_tokens_ticket_tells_its_end_and_nothing_else() {
         let claims = r#"{"sub":"who","exp":1800000000,"iat":"x","nbf":1700000000,"scope":"all"}"#;
         let token = format!("eyJhbGciOiJSUzI1NiJ9.{}.c2lnbmF0dXJl", URL_SAFE_NO_PAD.encode(claims));
         let ticket = fresh(TicketShape::Jwt, &value(&token)).unwrap();

@@ -73,7 +73,7 @@ struct Doctor<'a> {
 ///
 /// # Errors
 ///
-/// Nothing could be looked at, or not everything. What Vault refuses is a finding and no error.
+/// Nothing could be looked at, or not everything. A refusal by Vault is a finding and no error.
 pub async fn examine(
     settings: &Settings,
     policy: &Policy,

@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_status_that_is_not_about_the_question_is_an_outage_with_its_cause() {
+    fn an_unrelated_status_is_an_outage_with_its_cause() {
         let cause = |code, says| status(code, says).outage().cause();
         assert_eq!(cause(503, Says::Sealed), SecretCause::VaultSealed);
         assert_eq!(cause(503, Says::Other), SecretCause::VaultUnreachable);

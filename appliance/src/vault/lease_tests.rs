@@ -83,7 +83,7 @@ async fn a_pinned_version_is_asked_for() {
 }
 
 #[tokio::test]
-async fn a_renewal_asks_for_a_full_life_and_tells_what_it_got() {
+async fn a_renewal_asks_for_a_full_life_and_reports_it() {
     let fake = but_for("", || json(500, "{}")).await;
     let got = fake.source().renew(&agents(), &lease()).await;
     assert_eq!(got, Ok(Prolonged { life: Duration::from_secs(20), renewable: true }));
@@ -94,7 +94,7 @@ async fn a_renewal_asks_for_a_full_life_and_tells_what_it_got() {
 }
 
 #[tokio::test]
-async fn a_refused_renewal_is_final_and_a_lost_one_is_not() {
+async fn a_refused_renewal_is_final_and_a_lost_one_not() {
     for (reply, gone) in [
         ((|| json(400, r#"{"errors":["lease not found"]}"#)) as fn() -> FakeReply, true),
         (refused, true),
@@ -132,7 +132,7 @@ async fn only_a_clear_word_ends_a_lease() {
 }
 
 #[tokio::test]
-async fn a_lease_that_was_ended_is_seen_by_a_token_that_is_not_told_its_rights() {
+async fn an_ended_lease_is_seen_without_rights_told() {
     let fake = Fake::start(|request| match request.target.as_str() {
         LOGIN => grant(TOKEN, 3600),
         CHILD => child(CHILD_TOKEN, 3600),
@@ -146,7 +146,7 @@ async fn a_lease_that_was_ended_is_seen_by_a_token_that_is_not_told_its_rights()
 
 /// Where a policy was taken away whole, the read that follows is refused.
 #[tokio::test]
-async fn a_token_that_is_not_told_its_rights_leaves_a_doubt_and_costs_no_other_token() {
+async fn a_token_without_rights_told_leaves_a_doubt_alone() {
     let fake = Fake::start(|request| match request.target.as_str() {
         LOGIN => grant(TOKEN, 3600),
         CHILD => child(CHILD_TOKEN, 3600),
@@ -178,7 +178,7 @@ async fn a_lease_that_is_unknown_has_been_given_back() {
 }
 
 #[tokio::test]
-async fn a_lease_of_a_group_without_a_token_ends_with_its_token() {
+async fn a_tokenless_groups_lease_ends_with_its_token() {
     let fake = but_for(REVOKE_LEASE, || json(403, "{}")).await;
     let source = fake.source();
     source.session().set_groups(&[], &[]);

@@ -1,7 +1,7 @@
 //! How the gateway says who it is: an AppRole, a certificate, or a signed token.
 //!
-//! What proves it is read from its file at each login, because others renew it, and is wiped when
-//! it was sent. The exception is a SecretID that comes wrapped: its token opens once, so that the
+//! The proof is read from its file at each login, because others renew it, and is wiped once it is
+//! sent. The exception is a SecretID that comes wrapped: its token opens once, so that the
 //! SecretID stays in memory from then on, and a token that no longer opens is said aloud, because
 //! somebody else may hold what was in it.
 //!
@@ -483,7 +483,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_read_like_the_parser_of_rustls_reads_it() {
+    fn a_key_is_read_as_rustls_reads_it() {
         let key = rcgen::KeyPair::generate().unwrap().serialize_pem();
         let with_crlf = key.replace('\n', "\r\n");
         let after_others = format!("note\n-----BEGIN X-----\nAA==\n-----END X-----\n{key}{key}");

@@ -1,7 +1,7 @@
 //! Reads of Vault, whatever the engine, and what is taken of their answers.
 //!
 //! The envelope is read tolerantly, as far as it is needed, and only the fields that were asked
-//! for are copied. What an owner's `custom_metadata` says and cannot be understood keeps the value
+//! for are copied. An entry of an owner's `custom_metadata` that is not understood keeps the value
 //! from use. A lease that came with an answer is kept whatever else is wrong with the answer, so
 //! that it can be given back.
 
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_is_kept_whatever_else_is_wrong_with_the_answer() {
+    fn a_lease_is_kept_whatever_else_is_wrong() {
         let location = VaultLocation::Read { path: "a/b".into() };
         let answer = answer(LENT.as_bytes(), &location, &[pick_of([field("other")])], 0);
         assert!(answer.values[0].is_err() && answer.lease.is_some());
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_engine_rotates_without_a_lease_says_when_it_changes() {
+    fn an_engines_own_rotation_says_when_it_changes() {
         let changes = |location: &VaultLocation, body: &str| {
             answer(body.as_bytes(), location, &[], 0).changes_in.map(|time| time.as_secs())
         };
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_owner_says_is_understood_or_keeps_the_value_from_use() {
+    fn an_owners_words_are_understood_or_forbid_use() {
         for open in [
             "{}",
             "null",
@@ -432,7 +432,7 @@ mod tests {
     proptest! {
         /// Vault decides by the path in the URL: it is the one that a policy names.
         #[test]
-        fn the_path_that_is_asked_for_is_the_one_of_the_location(
+        fn the_requested_path_is_the_locations(
             segments in prop::collection::vec("[A-Za-z0-9_.@+-]{1,8}", 1..5),
             version: Option<u64>,
         ) {

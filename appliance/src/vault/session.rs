@@ -174,7 +174,7 @@ impl Session {
     }
 
     /// The generation of the token that `group` has now; 0 for none, and where the gateway has
-    /// logged in again without it. Whoever leased something with a token of another
+    /// logged in again without it. A caller that leased something with a token of another
     /// [`TokenClient::generation`] leases it again at once: the old token goes a minute later.
     pub(crate) fn generation(&self, group: &GroupName) -> u64 {
         let gateway = self.gateway.generation(0);

@@ -82,7 +82,7 @@ async fn each_refusal_and_each_fault_has_its_cause() {
 }
 
 #[tokio::test]
-async fn a_refused_login_is_a_refusal_and_a_sealed_vault_an_outage() {
+async fn a_refused_login_differs_from_a_sealed_vault() {
     let cases = [
         (400, SecretCause::VaultDenied),
         (403, SecretCause::VaultDenied),
@@ -110,14 +110,14 @@ async fn a_slow_vault_is_given_up_in_time() {
 }
 
 #[tokio::test]
-async fn a_vault_that_cuts_an_answer_off_says_where_to_look() {
+async fn a_vault_that_cuts_answers_says_where_to_look() {
     let fake = Fake::start(healthy(|| FakeReply::Cut)).await;
     let error = fetch(&fake.source()).await.unwrap_err();
     assert!(error.text().contains("broke: look into its log"), "{error:?}");
 }
 
 #[tokio::test]
-async fn a_redirect_is_not_followed_and_the_token_goes_nowhere_else() {
+async fn a_redirect_is_not_followed_with_the_token() {
     for redirected in [LOGIN, READ] {
         let thief = Fake::start(|_| value()).await;
         let to = format!("{}{redirected}", thief.address);
@@ -146,7 +146,7 @@ async fn another_ca_is_not_trusted_and_sees_no_request() {
 }
 
 #[tokio::test]
-async fn each_way_not_to_reach_vault_is_told_apart_and_says_what_to_do() {
+async fn each_way_not_to_reach_vault_has_its_advice() {
     let fake = Fake::start(healthy(value)).await;
     let port = fake.address.rsplit(':').next().unwrap();
     let plain = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -173,7 +173,7 @@ async fn each_way_not_to_reach_vault_is_told_apart_and_says_what_to_do() {
 }
 
 #[tokio::test]
-async fn a_secret_id_that_vault_refused_is_not_shown_again_before_it_changes() {
+async fn a_refused_secret_id_is_not_shown_until_it_changes() {
     const OTHER: &str = "secret-id-of-tomorrow";
     let fake = Fake::start(|request| match request.target.as_str() {
         LOGIN if !request.body.contains(OTHER) => {
@@ -269,7 +269,7 @@ impl Write for Captured {
 /// What is logged for the whole process is read in one of its own: beside other tests, which set no
 /// log up, `tracing` may remember for a place in the code that nobody listens there.
 #[test]
-fn no_log_at_any_level_and_no_error_holds_a_secret() {
+fn no_log_and_no_error_holds_a_secret() {
     let name = "vault::tests::logged_in_a_process_of_its_own";
     let output = std::process::Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "--ignored", name])
@@ -280,7 +280,7 @@ fn no_log_at_any_level_and_no_error_holds_a_secret() {
 }
 
 #[tokio::test]
-#[ignore = "run by no_log_at_any_level_and_no_error_holds_a_secret"]
+#[ignore = "run by no_log_and_no_error_holds_a_secret"]
 async fn logged_in_a_process_of_its_own() {
     let captured = Captured::default();
     let writer = captured.clone();

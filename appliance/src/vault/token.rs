@@ -71,7 +71,7 @@ impl TokenClient {
     }
 
     /// Which token this is. A later token of the same holder has a larger number; a renewed one
-    /// keeps its own. What was leased under one number ends with it.
+    /// keeps its own. Leases under one number end with it.
     pub(crate) const fn generation(&self) -> u64 {
         self.generation
     }

@@ -34,7 +34,7 @@ fn numbering(
 }
 
 #[tokio::test]
-async fn a_dead_token_of_a_group_is_replaced_and_the_read_succeeds() {
+async fn a_groups_dead_token_is_replaced_and_the_read_succeeds() {
     for (unknown, asked) in [("", &[READ, LOOKUP][..]), ("; invalid token", &[READ])] {
         let fake = Fake::start(numbering(3600, |token| token.ends_with("-1"), unknown)).await;
         assert_eq!(fetch(&fake.source()).await.as_deref(), Ok(VALUE));
@@ -43,7 +43,7 @@ async fn a_dead_token_of_a_group_is_replaced_and_the_read_succeeds() {
 }
 
 #[tokio::test]
-async fn a_dead_token_of_the_gateway_costs_one_login_and_the_read_succeeds() {
+async fn the_gateways_dead_token_costs_one_login_and_reads_succeed() {
     let revoked = Arc::new(AtomicBool::new(false));
     let dead = Arc::clone(&revoked);
     let dies =
@@ -62,7 +62,7 @@ async fn a_dead_token_of_the_gateway_costs_one_login_and_the_read_succeeds() {
 /// Where a token is revoked, Vault ends the tokens below it one by one, and may end another that
 /// was just made in their place.
 #[tokio::test]
-async fn tokens_that_die_one_after_the_other_are_an_outage_and_no_denial() {
+async fn tokens_that_die_in_a_row_are_an_outage() {
     let deaths = Arc::new(AtomicBool::new(true));
     let dying = Arc::clone(&deaths);
     let dies = move |token: &str| dying.load(SeqCst) && !token.ends_with("-0");
@@ -110,7 +110,7 @@ async fn a_group_whose_role_is_refused_is_refused_alone() {
 }
 
 #[tokio::test]
-async fn a_token_that_could_do_more_than_it_should_is_not_used() {
+async fn a_token_wider_than_planned_is_not_used() {
     let cases = [
         r#""policies":["agents","root"],"orphan":false,"token_type":"service""#,
         r#""policies":["agents"],"identity_policies":["root"],"orphan":false,"token_type":"service""#,
@@ -136,7 +136,7 @@ async fn a_token_that_could_do_more_than_it_should_is_not_used() {
 }
 
 #[tokio::test]
-async fn a_token_that_could_do_more_since_its_last_renewal_is_given_back() {
+async fn a_token_widened_since_its_renewal_is_given_back() {
     let root = r#""policies":["root"],"orphan":true"#;
     let later = r#""policies":["agents"],"identity_policies":["gateway"],"orphan":false"#;
     let same = r#""policies":["agents"],"identity_policies":["default"]"#;
@@ -195,7 +195,7 @@ async fn tokens_are_renewed_at_two_thirds() {
 }
 
 #[tokio::test]
-async fn before_a_new_login_takes_over_every_group_has_a_token_under_it() {
+async fn every_group_has_a_token_before_a_login_takes_over() {
     let fake = Fake::start(numbering(30, |_| false, "")).await;
     let source = fake.source();
     fetch(&source).await.unwrap();
@@ -215,7 +215,7 @@ async fn before_a_new_login_takes_over_every_group_has_a_token_under_it() {
 }
 
 #[tokio::test]
-async fn a_group_that_a_new_login_left_behind_leases_anew_before_its_old_token_goes() {
+async fn a_new_login_leases_again_before_the_old_token_goes() {
     for planned in [true, false] {
         let children = AtomicUsize::new(0);
         let fake = Fake::start(move |request| match request.target.as_str() {
@@ -271,7 +271,7 @@ async fn a_new_login_that_shutdown_interrupts_leaves_no_token() {
 }
 
 #[tokio::test]
-async fn the_token_of_a_group_that_left_is_revoked_and_no_other() {
+async fn a_departed_groups_token_alone_is_revoked() {
     let fake = Fake::start(|request| match request.target.as_str() {
         LOGIN => grant(TOKEN, 3600),
         CHILD => child(CHILD_TOKEN, 3600),
@@ -297,7 +297,7 @@ async fn the_token_of_a_group_that_left_is_revoked_and_no_other() {
 }
 
 #[tokio::test]
-async fn a_wrapped_secret_id_is_opened_once_and_only_where_it_is_one() {
+async fn a_wrapped_secret_id_alone_is_opened_and_once() {
     const LOOKUP_WRAP: &str = "/v1/sys/wrapping/lookup";
     const UNWRAP: &str = "/v1/sys/wrapping/unwrap";
     for (made_at, good) in
@@ -336,7 +336,7 @@ async fn a_wrapped_secret_id_is_opened_once_and_only_where_it_is_one() {
 }
 
 #[tokio::test]
-async fn a_redirect_is_followed_to_a_peer_and_a_standby_is_passed_over() {
+async fn a_redirect_leads_to_peers_and_a_standby_is_skipped() {
     for standby in [307, 472, 473, 0] {
         let active = Fake::start(healthy(value)).await;
         let to = active.address.clone();
@@ -361,7 +361,7 @@ async fn a_redirect_is_followed_to_a_peer_and_a_standby_is_passed_over() {
 }
 
 #[tokio::test]
-async fn nodes_that_point_at_one_another_or_change_the_question_are_an_outage() {
+async fn circular_redirects_and_changed_questions_are_an_outage() {
     for path in [LOGIN, READ] {
         let redirect = Arc::new(std::sync::OnceLock::new());
         let to = Arc::clone(&redirect);
@@ -381,7 +381,7 @@ async fn nodes_that_point_at_one_another_or_change_the_question_are_an_outage() 
 }
 
 #[tokio::test]
-async fn a_group_that_left_gets_no_token_from_a_question_that_waited() {
+async fn a_departed_group_gets_no_token_from_a_waiting_question() {
     let fake = Fake::start(healthy(value)).await;
     let source = fake.source();
     fetch(&source).await.unwrap();
@@ -411,7 +411,7 @@ async fn no_earlier_token_of_a_group_that_left_stays() {
 }
 
 #[tokio::test]
-async fn a_token_that_vault_did_not_revoke_for_an_outage_is_revoked_after_it() {
+async fn a_revocation_lost_to_an_outage_follows_it() {
     let outages = AtomicUsize::new(0);
     let fake = Fake::start(move |request| match request.target.as_str() {
         REVOKE if outages.fetch_add(1, SeqCst) < 1 => FakeReply::Json(503, "{}".to_owned()),
@@ -452,7 +452,7 @@ async fn still_waits(status: u16, of_accessor: bool, ends: Option<Instant>) -> b
 }
 
 #[tokio::test]
-async fn a_revocation_is_asked_for_until_the_token_has_ended_and_given_up_where_it_is_refused() {
+async fn a_revocation_is_retried_until_the_end_or_a_refusal() {
     let later = Instant::now() + Duration::from_secs(3600);
     for of_accessor in [false, true] {
         for status in [408, 412, 425, 429, 500, 502, 503] {
@@ -465,7 +465,7 @@ async fn a_revocation_is_asked_for_until_the_token_has_ended_and_given_up_where_
 }
 
 #[tokio::test]
-async fn however_many_tokens_wait_to_be_revoked_a_new_one_is_among_them() {
+async fn a_new_token_joins_however_many_await_revocation() {
     let fake = Fake::start(healthy(value)).await;
     let source = fake.source();
     let (session, now) = (source.session(), Instant::now());
@@ -483,7 +483,7 @@ async fn however_many_tokens_wait_to_be_revoked_a_new_one_is_among_them() {
 }
 
 #[tokio::test]
-async fn a_group_with_another_role_keeps_what_was_lent_by_the_old_one_for_a_while() {
+async fn a_group_with_another_role_keeps_old_leases_a_while() {
     const OTHER: &str = "/v1/auth/token/create/cloakroom-other";
     let fake = Fake::start(|request| match request.target.as_str() {
         LOGIN => grant(TOKEN, 3600),

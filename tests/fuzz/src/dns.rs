@@ -16,6 +16,7 @@ use cloakroom::{
     policy::Policy,
 };
 use hickory_proto::op::Message;
+use policy_builder::{Config, api, binding, splice};
 
 use crate::{
     input::Input,
@@ -276,36 +277,13 @@ impl<'a> Reader<'a> {
 }
 
 static POLICY: LazyLock<Policy> = LazyLock::new(|| {
-    policy(
-        r#"
-        [gateway]
-        audit = "stdout"
-        ca_dir = "/ca"
-        resolvers = ["203.0.113.53"]
-        [secrets]
-        file = "/secrets"
-        [[group]]
-        name = "red"
-        interface = "a0"
-        prefixes = ["192.0.2.0/25"]
-        [[group]]
-        name = "blue"
-        interface = "b0"
-        prefixes = ["192.0.2.128/25"]
-        [[api]]
-        name = "openai"
-        hosts = ["api.openai.example"]
-        [[api.binding]]
-        groups = ["red"]
-        placeholder = "OPENAI_API_KEY"
-        places = ["header authorization bearer"]
-        secret = "file:openai"
-        [[splice]]
-        name = "pypi"
-        groups = ["red"]
-        hosts = ["pypi.example", "*.cdn.example"]
-        "#,
-    )
+    let key = binding("red", "OPENAI_API_KEY", &["header authorization bearer"], "file:openai");
+    let file = Config::of_rules()
+        .with(policy_builder::group("red", "a0", &["192.0.2.0/25"]))
+        .with(policy_builder::group("blue", "b0", &["192.0.2.128/25"]))
+        .with(api("openai", &["api.openai.example"]).with(key))
+        .with(splice("pypi", &["red"], &["pypi.example", "*.cdn.example"]));
+    policy(&file)
 });
 
 const HEADER: usize = 12;

@@ -237,7 +237,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_character_that_is_compatible_with_one_of_ascii_leads_out() {
+    fn no_character_compatible_with_ascii_leads_out() {
         let nfkc = ComposingNormalizerBorrowed::new_nfkc();
         let is_special = |byte: u8| b"/.\\%;+ ".contains(&byte);
         let is_compatible = |char: &char| {

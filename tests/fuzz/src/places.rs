@@ -12,6 +12,7 @@ use cloakroom::{
     substitute::{SubstitutionRules, examine, examine_whole},
 };
 use http::{HeaderValue, Request, Version, header::COOKIE, request::Parts};
+use policy_builder::{Config, api, binding, group};
 use serde_json::Value;
 use zeroize::Zeroizing;
 
@@ -187,30 +188,14 @@ static RULES: LazyLock<SubstitutionRules> = LazyLock::new(|| {
 });
 
 static POLICY: LazyLock<Policy> = LazyLock::new(|| {
-    policy(
-        r#"
-        [gateway]
-        audit = "stdout"
-        ca_dir = "/ca"
-        resolvers = ["203.0.113.53"]
-        [secrets]
-        file = "/secrets"
-        [[group]]
-        name = "agents"
-        interface = "a0"
-        prefixes = ["192.0.2.0/25"]
-        [[api]]
-        name = "first"
-        hosts = ["first.example"]
-        keep_cookies = true
-        anonymous = true
-        [[api.binding]]
-        groups = ["agents"]
-        placeholder = "PLACEHOLDER"
-        places = ["cookie session", "json /auth/0/password in POST /login", "form client_secret in POST /token"]
-        secret = "file:a"
-        "#,
-    )
+    let json = "json /auth/0/password in POST /login";
+    let places = ["cookie session", json, "form client_secret in POST /token"];
+    let first = api("first", &["first.example"])
+        .set("keep_cookies", true)
+        .set("anonymous", true)
+        .with(binding("agents", PLACEHOLDER, &places, "file:a"));
+    let agents = group("agents", "a0", &["192.0.2.0/25"]);
+    policy(&Config::of_rules().with(agents).with(first))
 });
 
 const PLACEHOLDER: &str = "PLACEHOLDER";

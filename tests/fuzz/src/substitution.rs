@@ -11,6 +11,7 @@ use cloakroom::{
     substitute::{Substitution, SubstitutionRules, examine},
 };
 use http::{HeaderName, HeaderValue, Request, request::Parts};
+use policy_builder::{Config, api, binding, group};
 use zeroize::Zeroizing;
 
 use crate::{
@@ -232,76 +233,29 @@ static RULES: LazyLock<SubstitutionRules> = LazyLock::new(|| {
 });
 
 static POLICY: LazyLock<Policy> = LazyLock::new(|| {
-    policy(
-        r#"
-        [gateway]
-        audit = "stdout"
-        ca_dir = "/ca"
-        resolvers = ["203.0.113.53"]
-        [secrets]
-        file = "/secrets"
-        [[group]]
-        name = "agents"
-        interface = "a0"
-        prefixes = ["192.0.2.0/25"]
-        [[group]]
-        name = "others"
-        interface = "b0"
-        prefixes = ["192.0.2.128/25"]
-        [[api]]
-        name = "first"
-        hosts = ["first.example"]
-        methods = ["GET", "POST"]
-        paths = ["/v1/*"]
-        plain = ["header x-plain-key", "query plain_signature"]
-        anonymous = ["GET /api/hello"]
-        [[api.binding]]
-        groups = ["agents"]
-        placeholder = "OPENAI_API_KEY"
-        places = ["header authorization bearer"]
-        secret = "file:a"
-        [[api.binding]]
-        groups = ["agents"]
-        placeholder = "X_API_KEY_PLACEHOLDER"
-        places = ["header x-special-key raw"]
-        secret = "file:b"
-        [[api.binding]]
-        groups = ["agents"]
-        placeholder = "GITHUB_TOKEN"
-        places = ["header authorization token"]
-        secret = "file:c"
-        [[api.binding]]
-        groups = ["agents"]
-        placeholder = "GIT_PASSWORD"
-        places = ["basic password"]
-        basic_user = "git"
-        secret = "file:d"
-        [[api.binding]]
-        groups = ["agents"]
-        placeholder = "TWILIO_ACCOUNT"
-        places = ["basic user"]
-        basic_password = "x"
-        secret = "file:e"
-        [[api.binding]]
-        groups = ["agents"]
-        placeholder = "EITHER_HALF"
-        places = ["basic user", "basic password"]
-        secret = "file:f"
-        [[api.binding]]
-        groups = ["others"]
-        placeholder = "OTHER_GROUPS_KEY"
-        places = ["header authorization bearer"]
-        secret = "file:g"
-        [[api]]
-        name = "second"
-        hosts = ["second.example"]
-        [[api.binding]]
-        groups = ["agents"]
-        placeholder = "ANTHROPIC_API_KEY"
-        places = ["header authorization bearer"]
-        secret = "file:h"
-        "#,
-    )
+    let bearer = "header authorization bearer";
+    let key = |placeholder: &str, place: &str, secret: &str| {
+        binding("agents", placeholder, &[place], secret)
+    };
+    let halves = ["basic user", "basic password"];
+    let first = api("first", &["first.example"])
+        .set("methods", ["GET", "POST"])
+        .set("paths", ["/v1/*"])
+        .set("plain", ["header x-plain-key", "query plain_signature"])
+        .set("anonymous", ["GET /api/hello"])
+        .with(key(BEARER, bearer, "file:a"))
+        .with(key(RAW, "header x-special-key raw", "file:b"))
+        .with(key(TOKEN, "header authorization token", "file:c"))
+        .with(key(PASSWORD, "basic password", "file:d").set("basic_user", "git"))
+        .with(key(USER, "basic user", "file:e").set("basic_password", "x"))
+        .with(binding("agents", EITHER, &halves, "file:f"))
+        .with(binding("others", OTHER_GROUP, &[bearer], "file:g"));
+    let file = Config::of_rules()
+        .with(group("agents", "a0", &["192.0.2.0/25"]))
+        .with(group("others", "b0", &["192.0.2.128/25"]))
+        .with(first)
+        .with(api("second", &["second.example"]).with(key(OTHER_HOST, bearer, "file:h")));
+    policy(&file)
 });
 
 const BEARER: &str = "OPENAI_API_KEY";

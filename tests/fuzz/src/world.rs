@@ -7,10 +7,10 @@ use cloakroom::{
     policy::{Group, Policy},
 };
 
-/// What the text, which has no mistake, says.
-pub(crate) fn policy(text: &str) -> Policy {
+/// What the file, which has no mistake, says.
+pub(crate) fn policy(file: &policy_builder::Config) -> Policy {
     let none = |_: &Path| Err(std::io::ErrorKind::NotFound.into());
-    config::parse(text, Some(Path::new("/")), "fuzz.toml", &none)
+    config::parse(&file.to_string(), Some(Path::new("/")), "fuzz.toml", &none)
         .unwrap_or_else(|errors| panic!("{errors}"))
         .policy
 }

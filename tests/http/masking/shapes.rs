@@ -4,11 +4,13 @@
 use std::{collections::BTreeMap, io, thread};
 
 use lab::{
-    Lab, gateway,
+    Lab,
+    gateway::{self, BEARER, PUBLIC_CA},
     net::{AGENT, AGENT2, ANTHROPIC, CDN, GIT, Host, OPENAI, OTHER},
     origin::Script,
     sandboxed,
 };
+use policy_builder::{Config, api, binding};
 
 use super::{
     guesses::{Chance, Pair, script, seed},
@@ -20,7 +22,7 @@ use crate::{attack::raw_h2::DATA, world::World};
 const APIS: [Host; 5] = [OPENAI, ANTHROPIC, GIT, OTHER, CDN];
 
 #[test]
-fn what_an_agent_measures_of_an_answer_is_the_same_whichever_secret_it_comes_near_to() {
+fn measured_answers_tell_nothing_of_a_guess_near_secrets() {
     sandboxed(|| {
         let seed = seed();
         let mut chance = Chance::of(seed);
@@ -143,26 +145,21 @@ fn ask(world: &World, at: usize, side: usize, protocol: Protocol, path: &str) ->
 }
 
 /// The lab's groups, and an API with two secrets for each host.
-fn policy() -> String {
-    let usual = gateway::usual_config().replace("secrets.toml", "pairs.toml");
-    let (groups, _) = usual.split_once("[[api]]").expect("the policy has APIs");
-    let binding = |at: usize, side: usize| {
+fn policy() -> Config {
+    let key = |at: usize, side: usize| {
         let (group, placeholder) = (["research", "operations"][side], placeholder(at, side));
-        format!(
-            "[[api.binding]]\ngroups = [\"{group}\"]\nplaceholder = \"{placeholder}\"\n\
-             places = [\"header authorization bearer\"]\nsecret = \"file:{placeholder}\"\n"
-        )
+        binding(group, &placeholder, &[BEARER], &format!("file:{placeholder}"))
     };
-    let api = |(at, host): (usize, Host)| {
-        format!(
-            "[[api]]\nname = \"api{at}\"\nhosts = [\"{}\"]\nmethods = [\"GET\"]\n\
-             paths = [\"/v1/scripted/*\"]\nupstream_ca = \"{{dir}}/public-ca.pem\"\n{}{}",
-            host.name,
-            binding(at, 0),
-            binding(at, 1)
-        )
-    };
-    groups.to_owned() + &APIS.into_iter().enumerate().map(api).collect::<String>()
+    let apis = APIS.into_iter().enumerate().map(|(at, host)| {
+        api(&format!("api{at}"), &[host.name])
+            .set("methods", ["GET"])
+            .set("paths", ["/v1/scripted/*"])
+            .set("upstream_ca", PUBLIC_CA)
+            .with(key(at, 0))
+            .with(key(at, 1))
+    });
+    let groups = gateway::usual_config().without("api").without("splice");
+    apis.fold(groups.secrets("file", "{dir}/pairs.toml"), Config::with)
 }
 
 fn secrets(lab: &Lab, pairs: &[Pair]) {

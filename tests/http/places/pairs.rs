@@ -8,6 +8,7 @@ use lab::{
     origin::Received,
     sandboxed,
 };
+use policy_builder::{Config, binding};
 
 use super::{FORM, JSON};
 use crate::attack::{Ask, Scene};
@@ -47,30 +48,28 @@ fn exclude_each_other(pair: [Kind; 2]) -> bool {
 }
 
 /// The first API has a place of each kind for each of two placeholders.
-fn config() -> String {
+fn config() -> Config {
     let places = |name: &str, half: &str| {
-        format!(
-            "places = [\"header x-{name} raw\", \"basic {half}\", \"query {name}\", \
-             \"path /{name}{{}}/\", \"cookie {name}\", \"json /{name} in POST /v1/login\", \
-             \"form {name} in POST /v1/token\", \"websocket subprotocol {name}.\"]"
-        )
+        [
+            format!("header x-{name} raw"),
+            format!("basic {half}"),
+            format!("query {name}"),
+            format!("path /{name}{{}}/"),
+            format!("cookie {name}"),
+            format!("json /{name} in POST /v1/login"),
+            format!("form {name} in POST /v1/token"),
+            format!("websocket subprotocol {name}."),
+        ]
     };
-    let usual = "places = [\"header authorization bearer\"]\nsecret = \"file:openai\"";
-    let config = usual_config();
-    assert!(config.contains(usual), "{config}");
-    let (_, paths) = config.split_once("\npaths = [").expect("the first API lists paths");
-    let (paths, _) = paths.split_once(']').expect("an end");
-    let both = format!(
-        "{}\nsecret = \"file:openai\"\n\n[[api.binding]]\ngroups = [\"research\"]\n\
-         placeholder = \"SECOND_API_KEY\"\n{}\nsecret = \"file:ops\"",
-        places("first", "user"),
-        places("second", "password"),
-    );
-    let slots = "\"/firstOPENAI_API_KEY/*\", \"/secondSECOND_API_KEY/*\"";
-    config.replacen(usual, &both, 1).replacen(paths, &format!("{paths}, {slots}"), 1).replacen(
-        "name = \"openai\"\n",
-        "name = \"openai\"\nwebsocket = true\n",
-        1,
+    let second = binding("research", "SECOND_API_KEY", &[], "file:ops")
+        .set("places", places("second", "password"));
+    usual_config().binding("OPENAI_API_KEY", |it| it.set("places", places("first", "user"))).api(
+        "openai",
+        |it| {
+            it.with(second)
+                .more("paths", &["/firstOPENAI_API_KEY/*", "/secondSECOND_API_KEY/*"])
+                .set("websocket", true)
+        },
     )
 }
 
@@ -133,7 +132,7 @@ fn is(received: &Received, expected: &Ask) {
 }
 
 #[test]
-fn placeholders_in_each_pair_of_kinds_of_place_are_both_swapped() {
+fn placeholders_in_each_pair_of_places_are_swapped() {
     sandboxed(|| {
         let scene = Scene::with(&config());
         let pairs = KINDS.into_iter().flat_map(|first| KINDS.map(|second| [first, second]));

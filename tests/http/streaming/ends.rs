@@ -4,7 +4,7 @@ use http::Request;
 use lab::{net::OPENAI, sandboxed, wait};
 
 use super::world;
-use crate::world::{TICKET, World, get, get_path, is_request};
+use crate::world::{TICKET, World, get, get_path};
 
 fn ask(path: &str) -> Request<()> {
     let request = Request::get(format!("https://{}{path}", OPENAI.name));
@@ -27,13 +27,13 @@ fn an_agent_that_hangs_up_ends_the_apis_answer() {
             world.origin.abandoned() == 1
         });
         world.origin.log().wait_all_closed();
-        let record = world.gateway.audit.wait_for(is_request);
+        let record = world.gateway.audit.wait_for(|record| record.is("request"));
         assert_eq!(record["complete"], false, "{record}");
     });
 }
 
 #[test]
-fn an_agent_that_resets_one_stream_ends_that_answer_and_no_other() {
+fn resetting_one_stream_ends_that_answer_alone() {
     sandboxed(|| {
         let world = world();
         let mut h2 = world.h2(OPENAI).expect("a connection");
@@ -54,7 +54,7 @@ fn an_agent_that_resets_one_stream_ends_that_answer_and_no_other() {
 /// The API ends idle connections when it likes. An agent that asks at that moment must learn that
 /// the connection is gone, which clients ask again for, and not get an error of the gateway's.
 #[test]
-fn a_connection_that_the_api_ends_is_ended_for_the_agent() {
+fn a_connection_ended_by_the_api_ends_for_agents() {
     sandboxed(|| {
         let world = world();
         let mut tls = world.h1(OPENAI).expect("a connection");
@@ -72,7 +72,7 @@ fn a_connection_that_the_api_ends_is_ended_for_the_agent() {
 }
 
 #[test]
-fn an_api_that_says_goodbye_finishes_what_it_began_and_nothing_new_fails() {
+fn an_api_that_says_goodbye_finishes_without_new_failures() {
     sandboxed(|| {
         let world = world();
         let mut h2 = world.h2(OPENAI).expect("a connection");

@@ -64,7 +64,7 @@ fn run(live: &Live, program: &std::path::Path, arguments: &[&str]) -> String {
     let heads = live.api.heads();
     assert_eq!(heads.len(), 1, "{heads:?}");
     assert_eq!(heads[0].matches(OPENAI_SECRET).count(), 1, "{}", heads[0]);
-    let request = live.world.gateway.audit.wait_for(|record| record["record"] == "request");
+    let request = live.world.gateway.audit.wait_for(|record| record.is("request"));
     assert_eq!((&request["upstream_status"], &request["close_code"]), (&101.into(), &1000.into()));
     heads[0].clone()
 }

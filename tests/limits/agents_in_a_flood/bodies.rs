@@ -17,16 +17,14 @@ use lab::{
     sandbox::sandboxed_for,
     sandboxed, wait,
 };
+use policy_builder::Config;
 
 use crate::world::World;
 
-/// Both at their least.
-const LIMITS: &str = "\n[limits]\nagent_buffers = \"1MiB\"\nidle_time = \"10s\"\n";
-
 #[test]
-fn an_agent_that_reads_no_answers_waits_for_its_own_and_another_gets_them() {
+fn an_agent_that_reads_nothing_delays_only_itself() {
     sandboxed(|| {
-        let world = World::with(&config(LIMITS));
+        let world = World::with(&least());
         for to in [OPENAI.port(443), OPENAI.port6(443)] {
             assert_carried(get(&world, AGENT, to));
             let from: IpAddr = if to.is_ipv4() { AGENT_V4.into() } else { AGENT_V6.into() };
@@ -42,9 +40,9 @@ fn an_agent_that_reads_no_answers_waits_for_its_own_and_another_gets_them() {
 }
 
 #[test]
-fn an_agent_whose_requests_an_api_does_not_read_waits_and_another_does_not() {
+fn unread_requests_delay_their_own_agent_alone() {
     sandboxed_for(Duration::from_secs(240), || {
-        let world = World::with(&config(LIMITS));
+        let world = World::with(&least());
         for to in [OPENAI.port(443), OPENAI.port6(443)] {
             assert_carried(post(&world, AGENT, to, CHAT, BODY));
             let stuck: Vec<Tls> = thread::scope(|scope| {
@@ -70,8 +68,13 @@ fn an_agent_whose_requests_an_api_does_not_read_waits_and_another_does_not() {
 }
 
 /// The usual policy, whose first API also lets agents ask for what is not read.
-pub(super) fn config(limits: &str) -> String {
-    usual_config().replace("\"/cut\",", "\"/cut\", \"/tardy\",") + limits
+pub(super) fn config() -> Config {
+    usual_config().api("openai", |it| it.more("paths", &["/tardy"]))
+}
+
+/// The same, with both limits at their least.
+fn least() -> Config {
+    config().limit("agent_buffers", "1MiB").limit("idle_time", "10s")
 }
 
 /// An HTTP/2 client of the first API.

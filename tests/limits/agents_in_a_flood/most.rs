@@ -22,9 +22,9 @@ use super::{
 use crate::world::World;
 
 #[test]
-fn all_agents_together_take_less_than_half_a_gibibyte_with_the_default_limits() {
+fn all_agents_take_under_half_a_gibibyte_by_default() {
     sandboxed_for(Duration::from_secs(300), || {
-        let world = World::with(&config(""));
+        let world = World::with(&config());
         let other = Other::new(&world, Place::AnotherInterface);
         other.sample(false).expect("served");
         let before = memory_mib(&world.gateway, "VmRSS");

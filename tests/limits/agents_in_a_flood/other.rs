@@ -13,6 +13,7 @@ use lab::{
     gateway::usual_config,
     net::{AGENT, AGENT2, GATEWAY, GATEWAY_V4, GATEWAY_V6, Ns, OPENAI},
 };
+use policy_builder::Config;
 
 use crate::{
     dns::client::{ask_udp_of, query},
@@ -32,23 +33,20 @@ pub(super) enum Place {
 
 impl Place {
     /// The usual policy, with a group for an agent in this place.
-    pub(super) fn config(self) -> String {
+    pub(super) fn config(self) -> Config {
         let usual = usual_config();
-        let (first, second) = (
-            "prefixes = [\"192.0.2.0/25\", \"2001:db8:a::/64\"]",
-            "interface = \"agents1\"\nprefixes = [\"192.0.2.128/25\", \"2001:db8:b::/64\"]",
-        );
-        assert!(usual.contains(first) && usual.contains(second), "another policy: {usual}");
+        let first = |prefixes: [&str; 2]| {
+            usual.clone().group("research", |it| it.set("prefixes", prefixes))
+        };
         match self {
             Self::AnotherInterface => usual,
             Self::AnotherGroup => {
-                usual.replace(first, "prefixes = [\"192.0.2.0/28\", \"2001:db8:a::/64\"]").replace(
-                    second,
-                    "interface = \"agents0\"\n\
-                     prefixes = [\"192.0.2.16/28\", \"2001:db8:a:1::/64\"]",
-                )
+                first(["192.0.2.0/28", "2001:db8:a::/64"]).group("operations", |it| {
+                    let prefixes = ["192.0.2.16/28", "2001:db8:a:1::/64"];
+                    it.set("interface", "agents0").set("prefixes", prefixes)
+                })
             }
-            Self::SameGroup => usual.replace("2001:db8:a::/64", "2001:db8:a::/63"),
+            Self::SameGroup => first(["192.0.2.0/25", "2001:db8:a::/63"]),
         }
     }
 

@@ -8,6 +8,7 @@ use std::{
 };
 
 use lab::{
+    audit::Record,
     gateway::{self, OPENAI_SECRET},
     net::{AGENT, GATEWAY, INTERNET, Ns},
     postgres::Postgres,
@@ -15,6 +16,7 @@ use lab::{
     vault::{self, Vault},
     wait,
 };
+use policy_builder::Config;
 use serde_json::Value;
 
 use super::{Planned, status};
@@ -31,7 +33,7 @@ impl Planned {
 }
 
 #[test]
-fn what_the_plan_gives_out_is_good_at_the_gateways_address_alone() {
+fn the_plans_tokens_are_good_at_the_gateway_alone() {
     sandboxed(|| {
         let it = Planned::apply(false);
         let said = refused(&it.login(INTERNET));
@@ -50,7 +52,7 @@ fn what_the_plan_gives_out_is_good_at_the_gateways_address_alone() {
 }
 
 #[test]
-fn with_the_plans_policies_the_gateways_own_token_reads_nothing_either() {
+fn with_the_plan_the_gateways_own_token_reads_nothing() {
     sandboxed(|| {
         let it = Planned::apply(false);
         let own = vault::token(&allowed(&it.login(GATEWAY)));
@@ -58,12 +60,21 @@ fn with_the_plans_policies_the_gateways_own_token_reads_nothing_either() {
     });
 }
 
+/// The first group's key is a user of PostgreSQL's that Vault lends.
+fn lending(config: Config) -> Config {
+    config.binding("OPENAI_API_KEY", |it| {
+        it.set("secret", "vault-read:database/creds/postgres#{username}:{password}")
+    })
+}
+
 #[test]
-fn a_lease_under_the_plan_is_prolonged_and_given_back_by_itself() {
+fn a_planned_lease_is_renewed_and_given_back() {
     sandboxed(|| {
-        let key = "vault:kv/agents/openai#api_key";
-        let user = "vault-read:database/creds/postgres#{username}:{password}";
-        let it = Planned::apply_changed(false, (key, user));
+        let it = Planned::apply_with(false, lending);
+        let without = it
+            .policy
+            .clone()
+            .binding("OPENAI_API_KEY", |it| it.set("secret", "vault:kv/agents/openai#api_key"));
         let postgres = Postgres::start(&it.lab);
         postgres.leased_by(&it.vault, "6s");
         it.assert_healthy();
@@ -81,9 +92,7 @@ fn a_lease_under_the_plan_is_prolonged_and_given_back_by_itself() {
         assert!(postgres.admits(name, password) && first.len() > OPENAI_SECRET.len());
 
         // The group stays, and with it its token: the lease has to be given back by itself.
-        let config = fs::read_to_string(world.lab.dir.join("cloakroom.toml"));
-        let config = config.expect("the configuration").replace(user, key);
-        gateway::install(&world.lab, &config);
+        gateway::install(&world.lab, &without);
         tell(&world, &["reload"], 0);
         wait::expect("given back", || done(&vault, "sys/leases/revoke").len() == 1);
         wait::expect("PostgreSQL lets it in no more", || !postgres.admits(name, password));
@@ -99,14 +108,15 @@ fn a_lease_under_the_plan_is_prolonged_and_given_back_by_itself() {
 }
 
 #[test]
-fn a_groups_token_ends_no_other_groups_lease_whoever_told_it_the_id() {
+fn a_groups_token_ends_no_other_groups_lease() {
     sandboxed(|| {
-        let [key, ops] = ["openai", "ops"].map(|name| format!("vault:kv/agents/{name}#api_key"));
         let lent =
             |role: &str| format!("vault-read:database/creds/{role}#{{username}}:{{password}}");
-        let lab_config =
-            |text: String| text.replace(&key, &lent("postgres")).replace(&ops, &lent("other"));
-        let it = Planned::apply_with(false, lab_config);
+        let it = Planned::apply_with(false, |config| {
+            config
+                .binding("OPENAI_API_KEY", |it| it.set("secret", lent("postgres")))
+                .binding("OPS_OPENAI_KEY", |it| it.set("secret", lent("other")))
+        });
         let postgres = Postgres::start(&it.lab);
         postgres.leased_by(&it.vault, "10m");
         postgres.lends_as(&it.vault, "other", "10m");
@@ -154,11 +164,9 @@ fn of_bearer(field: &str) -> (&str, &str) {
 }
 
 #[test]
-fn a_lent_user_whose_right_is_taken_is_gone_within_a_refresh() {
+fn a_lent_user_ends_within_a_refresh_of_its_right() {
     sandboxed(|| {
-        let key = "vault:kv/agents/openai#api_key";
-        let user = "vault-read:database/creds/postgres#{username}:{password}";
-        let it = Planned::apply_changed(false, (key, user));
+        let it = Planned::apply_with(false, lending);
         let postgres = Postgres::start(&it.lab);
         // So long that nothing but the taking ends it.
         postgres.leased_by(&it.vault, "50m");
@@ -175,7 +183,7 @@ fn a_lent_user_whose_right_is_taken_is_gone_within_a_refresh() {
         };
         let taken = |take: &dyn Fn()| {
             let denied = || {
-                let is_denied = |record: &&Value| record["cause"] == "vault_denied";
+                let is_denied = |record: &&Record| record["cause"] == "vault_denied";
                 world.requests().iter().filter(is_denied).count()
             };
             let before = denied();

@@ -1,21 +1,18 @@
 //! The plan for the other ways to log in, at work in a real Vault.
 
-use lab::{gateway, pki::Authority, sandboxed};
+use lab::{pki::Authority, sandboxed};
 
 use super::{Planned, each_placeholder_becomes_its_secret};
-use crate::vault::logins::signed;
+use crate::vault::logins::{certificate, signed, signed_token};
 
 #[test]
-fn the_plan_for_a_login_by_certificate_is_all_that_vault_has_to_be_told() {
+fn the_certificate_login_plan_is_all_vault_needs() {
     sandboxed(|| {
         let it = Planned::unapplied(|lab, vault| {
             let identity = Authority::new("Gateways").issue_client("gateway.example");
             lab.write("vault/client.pem", identity.certificate_pem());
             lab.write("vault/client.key", identity.key_pem());
-            let login = "[vault.cert]\nrole = \"gateway\"\n\
-                         certificate_file = \"{dir}/vault/client.pem\"\n\
-                         key_file = \"{dir}/vault/client.key\"\n";
-            gateway::vault_config(&vault.config_with(login))
+            vault.config().login(certificate())
         });
         it.vault.script(&it.plan(&[]));
         works_and_stays_as_it_is(it, "", "auth/cert/certs/gateway");
@@ -23,12 +20,11 @@ fn the_plan_for_a_login_by_certificate_is_all_that_vault_has_to_be_told() {
 }
 
 #[test]
-fn the_plan_for_a_login_by_signed_token_is_all_that_vault_has_to_be_told() {
+fn the_signed_token_login_plan_is_all_vault_needs() {
     sandboxed(|| {
         let it = Planned::unapplied(|lab, vault| {
             lab.write("jwt", signed(lab, "cloakroom"));
-            let login = "[vault.jwt]\nrole = \"gateway\"\ntoken_file = \"{dir}/jwt\"\n";
-            gateway::vault_config(&vault.config_with(login))
+            vault.config().login(signed_token())
         });
         // What the plan asks the operator for.
         let asked = "SUBJECT=cloakroom AUDIENCE=vault\n";

@@ -135,7 +135,7 @@ fn what_is_asked_for_can_be_held_against_a_policy() {
 }
 
 #[test]
-fn a_ca_that_is_what_was_asked_for_signs_leaves_that_agents_believe() {
+fn agents_believe_the_leaves_of_a_ca_as_requested() {
     let engine = Engine::new();
     let ca = asked(&engine, &engine.settings(), &|_| {}).unwrap();
     let leaf = ca.mint(&host("b.test"), unix_seconds(now()).unwrap()).unwrap();

@@ -207,7 +207,7 @@ fn the_reference_has_every_key() {
 }
 
 #[test]
-fn five_mistakes_are_five_errors_in_the_order_of_their_lines() {
+fn five_mistakes_are_five_errors_in_line_order() {
     let text = changed(&[
         ("interface = \"agents0\"", "interface = 7"),
         ("hosts = [\"api.openai.com\"]", "hosts = [\"*.openai.com\"]"),
@@ -228,7 +228,7 @@ gateway.toml: 5 errors"#
 }
 
 #[test]
-fn a_missing_key_is_reported_at_its_table_with_an_example() {
+fn a_missing_key_is_reported_at_its_table_with_example() {
     let at_group = ["[[group]]", "lacks", "write"];
     refuses("interface = \"agents0\"\n", "", "[[group]]", &at_group);
     refuses("name = \"research\"\n", "", "[[group]]", &at_group);
@@ -337,7 +337,7 @@ fn the_explanation_says_who_may_do_what() {
 }
 
 #[test]
-fn every_prefix_of_a_file_is_right_or_has_errors_within_it() {
+fn every_prefix_of_a_file_errs_within_itself() {
     for end in (0..GOOD.len()).filter(|end| GOOD.is_char_boundary(*end)) {
         let lines = GOOD[..end].lines().count().max(1) + 1;
         for mistake in mistakes(&GOOD[..end]) {

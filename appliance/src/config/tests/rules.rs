@@ -79,7 +79,7 @@ fn a_host_and_port_belong_to_one_api() {
 }
 
 #[test]
-fn a_pass_that_lists_the_name_of_an_api_is_refused() {
+fn a_pass_rule_that_lists_an_apis_name_is_refused() {
     refuses(
         "[\"pypi.org\", ",
         "[\"api.openai.com\", ",
@@ -179,7 +179,7 @@ fn places_that_refuse_each_other_are_a_mistake() {
 }
 
 #[test]
-fn a_place_in_a_body_is_of_a_request_that_the_api_allows() {
+fn a_body_place_is_of_a_request_the_api_allows() {
     let usual = "[\"header authorization bearer\"]";
     refuses(usual, "[\"json /a in POST /login\"]", "places", &["does not allow", "/login"]);
     refuses(usual, "[\"form a in PATCH /v1/*\"]", "places", &["one path"]);
@@ -282,7 +282,7 @@ fn a_reference_needs_its_source() {
 }
 
 #[test]
-fn a_path_with_the_api_s_own_data_segment_deserves_a_second_look() {
+fn a_path_with_the_apis_data_segment_is_warned_about() {
     let config = accepts("vault:kv/agents", "vault:kv/data/agents");
     assert!(explain(&config).contains("belongs to no path in KV v2"));
 }
@@ -376,7 +376,7 @@ const BY_NAME: &str = "[[api]]\nprovider = \"github-git\"\n[[api.binding]]\ngrou
     secret = \"vault:kv/git#token\"\n";
 
 #[test]
-fn a_provider_stands_for_the_lines_that_are_printed_of_it() {
+fn a_provider_stands_for_the_lines_printed_for_it() {
     for provider in catalogue::providers() {
         let hosts = r#"hosts = ["api.example.com"]"#;
         let written = provider.as_toml().replace(r#"hosts = ["..."]"#, hosts);
@@ -409,7 +409,7 @@ fn what_stands_beside_a_provider_counts_instead_of_its_own() {
 }
 
 #[test]
-fn what_is_wrong_with_a_provider_is_said_where_its_name_stands() {
+fn a_providers_mistakes_are_reported_where_its_name_stands() {
     for (from, to, at, words) in [
         ("github-git", "github-gti", 13, "did you mean \"github-git\""),
         ("github-git", "jira", 12, "lacks \"hosts\""),
@@ -439,7 +439,7 @@ hosts = ["storage.openai.com"]
 [[splice]]"#;
 
 #[test]
-fn a_mint_is_of_its_apis_groups_and_redeemed_at_its_hosts() {
+fn a_mint_is_for_its_apis_groups_and_hosts() {
     let config = parse_text(&changed(&[("[[splice]]", MINT)])).unwrap_or_else(|it| panic!("{it}"));
     let [openai, storage] = &*config.policy.apis else { panic!("two APIs") };
     assert!(openai.redeems.is_empty() && storage.mints.is_empty());

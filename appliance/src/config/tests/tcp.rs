@@ -12,7 +12,7 @@ const HOSTS: &str = "[\"pypi.org\", \"*.pythonhosted.org\"]";
 const GIT: &str = "name = \"git\"\ngroups = [\"research\"]\nhosts = [\"github.com\"]\nports = [22]";
 
 #[test]
-fn a_tcp_rule_means_what_it_says_and_its_ports_are_captured() {
+fn a_tcp_rule_means_its_words_and_captures_its_ports() {
     let config = accepts(HOSTS, &with(&format!("{GIT}\nprivate_prefixes = [\"10.1.0.0/16\"]")));
     let tcp = &config.policy.tcp[0];
     assert_eq!((tcp.name.as_str(), tcp.ports.as_slice()), ("git", [22].as_slice()));
@@ -75,7 +75,7 @@ fn a_tcp_port_is_captured_or_an_error() {
 }
 
 #[test]
-fn two_tcp_rules_do_not_name_one_host_for_one_group_and_port() {
+fn two_tcp_rules_share_no_host_group_and_port() {
     let second = |hosts: &str, port: u16| {
         let rule = GIT.replace("\"git\"", "\"more\"").replace("22", &port.to_string());
         format!("{}\n[[tcp]]\n{}", with(GIT), rule.replace("\"github.com\"", hosts))
@@ -88,6 +88,6 @@ fn two_tcp_rules_do_not_name_one_host_for_one_group_and_port() {
 }
 
 #[test]
-fn an_apis_host_may_have_a_tcp_rule_on_another_port() {
+fn an_apis_host_may_have_tcp_on_another_port() {
     accepts(HOSTS, &with(&GIT.replace("github.com", "api.openai.com")));
 }

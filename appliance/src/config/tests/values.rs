@@ -35,7 +35,7 @@ fn the_ca_of_vault_is_looked_into_before_anything_starts() {
 }
 
 #[test]
-fn a_value_is_read_twice_within_the_time_that_it_is_kept() {
+fn a_value_is_read_twice_within_its_lifetime() {
     let ca = "ca_file = ";
     let times = |keys: &str| format!("{keys}\n{ca}");
     for good in [
@@ -203,7 +203,7 @@ fn what_is_special_to_a_site_is_read_and_explained() {
 }
 
 #[test]
-fn a_private_prefix_deserves_a_second_look_for_the_services_of_clouds_in_it() {
+fn a_private_prefix_that_holds_cloud_services_is_warned_about() {
     let said = |prefix: &str| {
         explain(&accepts("paths = ", &format!("private_prefixes = [\"{prefix}\"]\npaths = ")))
     };
@@ -216,7 +216,7 @@ fn a_private_prefix_deserves_a_second_look_for_the_services_of_clouds_in_it() {
 }
 
 #[test]
-fn a_resolver_is_asked_over_tls_or_in_the_clear_and_never_both() {
+fn resolvers_are_asked_over_tls_or_in_clear_never_both() {
     let list = "resolvers = [\"192.0.2.53\"]";
     let with = |text: &str| format!("resolvers = [{text}]");
     for (text, services) in [
@@ -250,7 +250,7 @@ fn a_resolver_is_asked_over_tls_or_in_the_clear_and_never_both() {
 }
 
 #[test]
-fn a_ca_for_resolvers_holds_certificates_and_has_a_resolver_to_vouch_for() {
+fn a_resolver_ca_holds_certificates_and_has_a_resolver() {
     let list = "resolvers = [\"192.0.2.53\"]";
     let with = |servers: &str, pem: String| {
         let lines = format!("resolvers = [\"{servers}\"]\nresolver_ca = \"dns.pem\"");
@@ -324,7 +324,7 @@ fn a_limit_has_a_unit_and_a_sane_range() {
 }
 
 #[test]
-fn what_an_agent_really_gets_is_explained_and_a_limit_that_is_written_is_reached() {
+fn effective_limits_are_explained_and_written_ones_are_reached() {
     let limits = |line: &str| format!("[limits]\n{line}\n[vault]");
     let one = explain(&accepts("[vault]", &limits("agent_connections = 20000\nrequests = 100")));
     let two = explain(&parse_text(REFERENCE).unwrap());
@@ -353,7 +353,7 @@ fn every_host_there_is_needs_a_word() {
 }
 
 #[test]
-fn what_a_rule_gives_up_for_clients_is_a_word_and_is_warned_of() {
+fn each_concession_to_clients_is_a_word_with_a_warning() {
     let (port, hosts) = ("paths = [\"/v1/*\"]", "hosts = [\"pypi.org\", \"*.pythonhosted.org\"]");
     let noted = format!("{port}\nconstraints = \"noted\"");
     let config = accepts(port, &noted);
@@ -427,7 +427,7 @@ fn an_upstream_ca_holds_certificates() {
 }
 
 #[test]
-fn what_is_said_of_the_audits_file_is_about_a_file() {
+fn keys_of_the_audits_file_need_a_file() {
     let with = |keys: &str| format!("[gateway]\n{keys}\n");
     refuses("[gateway]\n", &with("audit_rotate = 100"), "audit_rotate", &["write 65536 or more"]);
     refuses("[gateway]\n", &with("audit_keep = 0"), "audit_keep", &["from 1 to 10000"]);

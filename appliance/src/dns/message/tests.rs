@@ -1,35 +1,18 @@
 use std::sync::Arc;
 
 use hickory_resolver::proto::op::{MessageType, Query};
+use policy_builder::{Config, group, splice};
 use proptest::prelude::*;
 
 use super::*;
 use crate::config;
 
-const POLICY: &str = r#"
-    [gateway]
-    audit = "stdout"
-    ca_dir = "/ca"
-    resolvers = ["203.0.113.53"]
-    [[group]]
-    name = "red"
-    interface = "a0"
-    prefixes = ["192.0.2.0/25"]
-    [[group]]
-    name = "blue"
-    interface = "b0"
-    prefixes = ["192.0.2.128/25"]
-    [[splice]]
-    name = "pypi"
-    groups = ["red"]
-    hosts = ["pypi.example", "*.cdn.example"]
-"#;
-
 fn policy() -> Policy {
-    let read = |_: &std::path::Path| Err(std::io::ErrorKind::NotFound.into());
-    config::parse(POLICY, None, "test.toml", &read)
-        .unwrap_or_else(|errors| panic!("{errors}"))
-        .policy
+    let file = Config::of_rules()
+        .with(group("red", "a0", &["192.0.2.0/25"]))
+        .with(group("blue", "b0", &["192.0.2.128/25"]))
+        .with(splice("pypi", &["red"], &["pypi.example", "*.cdn.example"]));
+    config::testing::policy(&file)
 }
 
 fn asked_by(group: &str, query: &[u8], datagram: bool) -> QueryVerdict {
@@ -85,7 +68,7 @@ fn found(addresses: &[&str], seconds: u64) -> (Result<Resolved, Unresolved>, Ins
 }
 
 #[test]
-fn a_listed_name_is_resolved_for_the_group_that_may_have_it() {
+fn a_listed_name_is_resolved_for_its_group() {
     for name in ["pypi.example.", "PyPI.Example.", "a.b.cdn.example."] {
         let question = to_resolve(ask(&bytes(name, RecordType::A)));
         assert_eq!(question.host().as_str(), name.trim_end_matches('.').to_lowercase());
@@ -95,7 +78,7 @@ fn a_listed_name_is_resolved_for_the_group_that_may_have_it() {
 }
 
 #[test]
-fn every_other_name_does_not_exist_and_says_that_it_is_blocked() {
+fn every_other_name_does_not_exist_and_says_blocked() {
     let odd = r"a\.pypi.example.";
     for name in ["evil.example.", "cdn.example.", "xpypi.example.", ".", odd, "pypi.example.evil."]
     {
@@ -187,7 +170,7 @@ fn what_did_not_resolve_is_told_apart() {
 }
 
 #[test]
-fn what_does_not_fit_is_cut_and_asked_again_over_tcp() {
+fn an_answer_that_does_not_fit_is_cut_for_tcp() {
     let many: Vec<String> = (0..80).map(|last| format!("2001:db8::{last:x}")).collect();
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
     let plain = query("pypi.example.", RecordType::AAAA);

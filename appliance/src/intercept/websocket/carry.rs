@@ -67,7 +67,7 @@ struct LaneRelay<R, W> {
     begun: Arc<dyn Begun>,
 }
 
-/// Where frames leave. What was begun is remembered, so that a last word never stands inside a
+/// Where frames leave. A frame under way is remembered, so that a last word never stands inside a
 /// frame.
 struct Outlet<W> {
     stream: WriteHalf<W>,

@@ -170,7 +170,7 @@ fn stars(text: &str) -> String {
 }
 
 #[test]
-fn a_message_in_one_frame_stays_in_one_and_is_not_kept_for_the_next() {
+fn a_single_frame_message_stays_single_and_is_not_held() {
     for text in ["", "no space at the end", "a b c", "é…😀"] {
         let stream = frame(true, 1, false, text.as_bytes());
         let (out, end) = pass(upstream(), &stream, &[stream.len()]);
@@ -217,7 +217,7 @@ fn a_secret_is_masked_in_every_control_frame() {
 }
 
 #[test]
-fn a_key_in_what_an_agent_sends_stays_what_it_is() {
+fn a_key_that_an_agent_sends_in_frames_stays_unchanged() {
     let stream = fragments(true, 1, SECRET.as_bytes(), &[7]);
     let (out, _) = pass(agent(), &stream, &[2]);
     assert_eq!(messages(&read(&out.frames)).0, [(1, SECRET.as_bytes().to_vec())]);
@@ -276,7 +276,7 @@ fn what_the_protocol_forbids_ends_the_connection() {
 }
 
 #[test]
-fn a_message_beyond_the_bounds_ends_the_connection_before_it_is_read() {
+fn an_oversized_message_ends_the_connection_before_it_is_read() {
     let huge = [&[0x82, 0x7f][..], &(MAX_MESSAGE + 1).to_be_bytes()].concat();
     assert_eq!(pass(upstream(), &huge, &[99]), (Out::default(), Err(FrameFault::TooLarge)));
     let rest = [&[0x80, 0x7f][..], &MAX_MESSAGE.to_be_bytes()].concat();
@@ -310,7 +310,7 @@ fn newer_masks_count_for_the_rest_of_a_message() {
 }
 
 #[test]
-fn a_frame_of_the_gateways_own_is_one_that_its_reader_takes() {
+fn the_gateways_own_frame_is_one_that_its_reader_takes() {
     let seen = &read(&close_frame(1002, "websocket_malformed", Some([9, 8, 7, 6])))[0];
     let text = [&1002u16.to_be_bytes()[..], b"websocket_malformed"].concat();
     assert_eq!((seen.opcode, seen.masked, &seen.payload), (8, true, &text));
@@ -347,7 +347,7 @@ proptest! {
     /// The sizes of all that an agent receives, and when, are the same whichever secret is held:
     /// one that the message holds all of, half of, or nothing of.
     #[test]
-    fn frames_have_the_same_sizes_however_much_of_a_secret_is_in_them(
+    fn frame_sizes_tell_nothing_of_a_secret_in_them(
         before in "[a-z é]{0,40}",
         shown in 0usize..=26,
         after in "[a-z \n]{0,40}",
@@ -423,7 +423,7 @@ fn set(name: &'static str, values: &[&str]) -> request::Parts {
 }
 
 #[test]
-fn a_request_is_a_handshake_or_is_refused_or_asks_for_nothing_else() {
+fn a_request_is_a_handshake_refused_or_an_ordinary_one() {
     assert!(matches!(asked(&head(|_| ()), true), Ok(Some(_))));
     assert_eq!(asked(&head(|_| ()), false).err(), Some(Reason::UpgradeDenied));
     let plain = head(|head| head.headers = HeaderMap::new());

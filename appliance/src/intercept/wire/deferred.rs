@@ -154,7 +154,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_is_flushed_waits_for_the_flusher_and_then_leaves_at_once() {
+    async fn flushed_bytes_wait_for_the_flusher_and_leave_at_once() {
         let (near, mut far) = duplex(1024);
         let (mut deferred, flusher) = Deferred::new(near);
         for part in [&b"one "[..], b"two ", b"three"] {
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_slow_reader_gets_every_byte_in_order_whatever_the_slices() {
+    async fn a_slow_reader_gets_every_byte_in_order() {
         let (near, mut far) = duplex(3);
         let (mut deferred, flusher) = Deferred::new(near);
         let sent: Vec<u8> = (0..=255).cycle().take(5_000).collect();

@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_line_of_a_chunk_is_cleared_at_every_split_and_no_longer_one() {
+    fn a_chunk_line_is_cleared_up_to_its_longest_length() {
         let stream = |line: usize| {
             let extension = "x".repeat(line - "0;".len());
             format!("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0;{extension}\r\n\r\n")
@@ -454,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn a_target_that_is_cleared_is_one_that_the_library_reads_whole() {
+    fn a_cleared_target_is_one_the_library_reads_whole() {
         for byte in 0..=u8::MAX {
             let head = [b"GET /a", &[byte][..], b"c HTTP/1.1\r\nHost: a\r\n\r\n"].concat();
             if run(&head, head.len()).1 == Ok(true) {
@@ -473,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn as_many_fields_as_the_limit_says_are_read_and_no_more() {
+    fn exactly_as_many_fields_as_the_limit_are_read() {
         for limit in [16, 100, 128, 129, 1_000] {
             let limits = Limits { head_fields: limit, ..Limits::default() };
             let read = |fields: usize| {
@@ -490,7 +490,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_long_for_the_library_is_beyond_the_bounds_whatever_they_are() {
+    fn heads_too_long_for_the_library_are_beyond_any_bounds() {
         let limits = Limits { head_bytes: 1 << 20, ..Limits::default() };
         let (longest, longer) = (u16::MAX as usize, u16::MAX as usize + 1);
         let name = |bytes| format!("GET / HTTP/1.1\r\n{}: b\r\n\r\n", "a".repeat(bytes));
@@ -575,7 +575,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(2_000))]
 
         #[test]
-        fn a_head_that_is_cleared_is_a_request_to_the_library_too(head in heads()) {
+        fn a_cleared_head_is_a_request_for_the_library(head in heads()) {
             let (cleared, end) = run(&head, head.len());
             if end == Ok(true) && cleared == head {
                 let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();

@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn every_byte_comes_once_and_in_order_however_little_is_asked_for() {
+    async fn every_byte_comes_once_in_order_however_little_is_read() {
         let sent: Vec<u8> = (0..=255).cycle().take(100_000).collect();
         for asked in [1, 5, 4096, 40_000] {
             let (near, mut far) = duplex(70_000);

@@ -232,9 +232,9 @@ const MINTS_AT_ONCE: u32 = 64;
 /// Near misses of an agent in the long run. Of a value at random there are none by chance; of one
 /// that ends in words, such as a name with a domain, there may be.
 const PROBES_A_SECOND: u32 = 16;
-/// Near misses of an agent together. What so many of them cost is lost in the noise of any network.
-/// More at once are refused and not counted: with a budget that stays used up the next single one
-/// would be told from none.
+/// Near misses of an agent together. Their delay, up to this number, is lost in the noise of any
+/// network. More at once are refused and not counted: with a budget that stays used up the next
+/// single one would be told from none.
 const PROBES_AT_ONCE: u32 = 1024;
 
 /// The same bytes, which take up this room until the last handle to them is gone.

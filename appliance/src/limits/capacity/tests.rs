@@ -31,7 +31,7 @@ fn one_agent_cannot_take_anothers_places() {
 }
 
 #[test]
-fn one_group_cannot_take_anothers_places_however_many_addresses_it_uses() {
+fn one_groups_addresses_take_no_other_groups_connections() {
     let capacity = Capacity::new(10);
     let share = |last, group| capacity.share(&key(last, group), &limits(3), 2);
     let _held: Vec<_> = (0..5).map(|last| share(last, "red").unwrap()).collect();
@@ -50,7 +50,7 @@ fn all_groups_but_one_leave_the_last_its_places() {
 }
 
 #[test]
-fn a_connection_has_the_limits_that_it_began_under_and_the_next_has_the_new_ones() {
+fn a_connection_keeps_the_limits_that_it_began_under() {
     let capacity = Capacity::new(10);
     let share = |limits: &Limits, groups| capacity.share(&key(1, "red"), limits, groups).unwrap();
     let wide = Limits { agent_requests: 5, agent_buffers: 100, agent_peeks: 1, ..limits(9) };
@@ -88,7 +88,7 @@ fn one_agents_requests_are_bounded_over_all_its_connections() {
 }
 
 #[test]
-fn however_many_agents_take_all_they_can_the_next_of_their_group_has_something() {
+fn greedy_agents_leave_something_for_the_next_of_their_group() {
     let limits = Limits { connections: 64, requests: 64, ..Limits::default() };
     let capacity = Capacity::new(64);
     let all = [1, 2, 3, 4].map(|last| {
@@ -115,7 +115,7 @@ fn however_many_agents_take_all_they_can_the_next_of_their_group_has_something()
 }
 
 #[test]
-fn what_is_over_an_agents_rate_is_counted_once_and_the_others_connect() {
+fn connections_over_the_rate_are_counted_once_and_others_connect() {
     let (capacity, now) = (Capacity::new(10), Instant::now());
     let slow = Limits { agent_new_connections: 5, ..Limits::default() };
     let greedy = key(1, "red");
@@ -135,7 +135,7 @@ fn what_is_over_an_agents_rate_is_counted_once_and_the_others_connect() {
 }
 
 #[test]
-fn requests_over_an_agents_rate_are_counted_once_whatever_connections_they_are_on() {
+fn requests_over_the_rate_are_counted_once_across_connections() {
     let (capacity, now) = (Capacity::new(10), soon());
     let slow = Limits { agent_new_requests: 5, ..Limits::default() };
     let greedy = key(1, "red");
@@ -188,7 +188,7 @@ fn what_could_not_be_told_is_told_the_next_time() {
 }
 
 #[test]
-fn agents_without_number_do_not_fill_the_memory_and_leave_other_groups_alone() {
+fn countless_agents_leave_memory_and_other_groups_alone() {
     let (capacity, now) = (Capacity::new(10), Instant::now());
     let red = GroupName("red".into());
     for number in 0..20_000u32 {
@@ -207,7 +207,7 @@ fn agents_without_number_do_not_fill_the_memory_and_leave_other_groups_alone() {
 }
 
 #[test]
-fn bytes_wait_for_room_which_comes_back_with_the_last_handle() {
+fn bytes_wait_for_room_that_the_last_handle_frees() {
     let capacity = Capacity::new(10);
     let tight = Limits { agent_buffers: 100, ..Limits::default() };
     let share = capacity.share(&key(1, "red"), &tight, 2).unwrap();
@@ -250,7 +250,7 @@ fn leaves_large_peeks_and_large_windows_are_an_agents_own() {
 }
 
 #[test]
-fn one_groups_requests_leave_another_group_its_own_however_many_addresses_it_uses() {
+fn one_groups_addresses_take_no_other_groups_requests() {
     let capacity = Capacity::new(1_000);
     let few = Limits { requests: 200, ..Limits::default() };
     let share = |last, group| capacity.share(&key(last, group), &few, 2).unwrap();
@@ -264,7 +264,7 @@ fn one_groups_requests_leave_another_group_its_own_however_many_addresses_it_use
 }
 
 #[test]
-fn a_groups_agents_together_hold_no_more_than_its_part_and_another_group_has_its_own() {
+fn a_groups_agents_hold_no_more_than_the_groups_part() {
     let capacity = Capacity::new(1_000);
     let few = Limits { buffers: 8 * Limits::LEAST_BODIES, peeks: 4 * 65_536, ..Limits::default() };
     let piece = Bytes::from(vec![7; 65_536]);

@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_that_another_interface_has_a_closer_network_for_is_said_to_be_lost() {
+    fn a_prefix_with_a_closer_network_elsewhere_is_reported() {
         let said = |prefix: &str, networks: &[(&str, &str)]| {
             let interface = CaptureInterface {
                 name: InterfaceName("agents0".into()),

@@ -60,8 +60,8 @@ fn reverse_path(interface: &InterfaceName) -> Result<(), PacketsError> {
     if read(&name)? == "2" { Ok(()) } else { hold(&name, "1") }
 }
 
-/// What waits for an agent that does not say which card it has takes room of a socket that all
-/// agents share, so it has to be little for each.
+/// Packets for an agent that does not say which card it has wait in a socket that all agents share,
+/// so there must be few of each.
 fn unknown_neighbours(family: &str, interface: &InterfaceName) -> Result<(), PacketsError> {
     let name = format!("net/{family}/neigh/{interface}/unres_qlen_bytes");
     // Older kernels (6.1) show it in the machine's own namespaces alone; a user's is no gateway's.
@@ -195,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_setting_that_the_kernel_does_not_have_is_not_held() {
+    fn a_setting_that_the_kernel_lacks_is_not_held() {
         assert!(hold("net/ipv4/conf/lo/no_such_setting", "0").is_err());
         let ipv6 = file("net/ipv6").exists();
         assert_eq!(hold("net/ipv6/conf/lo/no_such_setting", "0").is_err(), ipv6);

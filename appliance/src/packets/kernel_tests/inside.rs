@@ -292,7 +292,7 @@ fn nothing_starts_without_the_guard() {
 
 #[test]
 #[ignore = "started inside a namespace by its namesake"]
-fn nothing_starts_where_the_guard_leaves_services_open_to_an_agent() {
+fn nothing_starts_where_the_guard_leaves_a_service_open() {
     only_in_a_namespace();
     sh("ip link set lo up; ip link add agents0 type veth peer name agents1");
     load_base();

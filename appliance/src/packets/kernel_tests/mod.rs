@@ -45,7 +45,7 @@ in_a_namespace! {
     inside::a_device_that_comes_back_is_bound_again,
     inside::what_another_version_left_behind_is_removed,
     inside::nothing_starts_without_the_guard,
-    inside::nothing_starts_where_the_guard_leaves_services_open_to_an_agent,
+    inside::nothing_starts_where_the_guard_leaves_a_service_open,
     inside::a_missing_interface_is_named,
     inside::preparing_twice_leaves_one_rule_and_one_route,
     inside::every_listener_is_transparent_and_workers_share_the_port,

@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_said_is_heard_for_as_long_as_it_is_held() {
+    fn a_handover_is_heard_while_it_is_held() {
         // Nobody's port: this test shares the network of whoever runs it.
         let port = 0;
         for says in [DaemonState::Serves, DaemonState::AcceptsStill] {

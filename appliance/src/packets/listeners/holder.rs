@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_socket_on_the_port_is_found_in_the_kernels_tables() {
+    fn a_ports_socket_is_found_in_the_kernels_tables() {
         let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
         let tcp = TcpListener::bind("[::]:0").unwrap();
         let user = rustix::process::geteuid().as_raw().to_string();
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_users_number_has_the_name_that_the_machine_gives_it() {
+    fn a_users_number_has_the_machines_name_for_it() {
         let passwd =
             "root:x:0:0:root:/root:/bin/sh\nsystemd-resolve:x:996:996::/:/usr/sbin/nologin\n";
         assert_eq!(user_name(passwd, "996"), Some("systemd-resolve"));

@@ -1,9 +1,9 @@
 //! Listeners that outlive the daemon: the service manager keeps them while it restarts, and
 //! connections that arrive meanwhile wait in their queues instead of being refused.
 //!
-//! An inherited listener is taken only where it is what a new one would be. What nobody takes is
-//! shut down: the kernel would go on giving it a part of the connections, and nobody would answer
-//! them.
+//! An inherited listener is taken only where it is what a new one would be. A listener that nobody
+//! takes is shut down: the kernel would go on giving it a part of the connections, and nobody would
+//! answer them.
 
 use std::{
     fs::File,

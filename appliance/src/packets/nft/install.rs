@@ -138,7 +138,7 @@ fn declare(table: &language::NftTable, transaction: &mut Transaction) {
     }
 }
 
-/// What is not ours any more goes with the rules that used it; our own chains are empty by now.
+/// Removes foreign objects with the rules that used them; our own chains are empty by now.
 fn remove(
     strangers: &Strangers,
     owner: &nftnl::Table,

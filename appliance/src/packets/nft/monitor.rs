@@ -1,7 +1,7 @@
 //! Changes of packet rules are heard at once: nf_tables tells each transaction to whoever listens
 //! (`NFNLGRP_NFTABLES`; `nft monitor` prints the same).
 //!
-//! What is told is a reason to look and nothing more: whoever looks reads the kernel's tables
+//! A message is a reason to look and nothing more: the reader then looks at the kernel's tables
 //! themselves. It errs towards looking: where more is told than there is room for, that is a change
 //! too.
 
@@ -34,7 +34,7 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// Subscribes in the network namespace of this thread, on its runtime. What changed before is a
+    /// Subscribes in the network namespace of this thread, on its runtime. An earlier change is a
     /// reason to look, too.
     ///
     /// # Errors
@@ -99,7 +99,7 @@ impl Monitor {
     }
 }
 
-/// Whether a datagram tells of one of our tables. What belongs to a table names it in its first
+/// Whether a datagram tells of one of our tables. A message about a table names it in its first
 /// attribute; a transaction's number, which belongs to none, has four bytes there.
 fn touches(datagram: &[u8]) -> bool {
     messages(datagram).any(|message| {
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_do_in_their_own_tables_is_no_reason_to_look() {
+    fn changes_in_other_peoples_tables_wake_nobody() {
         assert!(touches(&told(libc::NFT_MSG_DELRULE, b"cloakroom\0")));
         assert!(touches(&told(libc::NFT_MSG_DELSETELEM, b"cloakroom_base\0")));
         let others = [

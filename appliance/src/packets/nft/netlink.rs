@@ -1,7 +1,7 @@
 //! Talking to netfilter: a batch out and its acknowledgements in, or a dump.
 //!
 //! One short-lived socket for each conversation, with a deadline on every read: the kernel answers
-//! at once or not at all. What the kernel sends is walked with bounds checks all the same.
+//! at once or not at all. The kernel's messages are walked with bounds checks all the same.
 
 use std::{
     io::{self, Read, Write},

@@ -1,7 +1,7 @@
 //! The table that binds agents to their network cards: which frames an interface takes at all.
 //!
 //! Pure. An interface with a bound agent gets a chain where its device hands frames over, with
-//! policy drop. What it admits is marked as proven, and prerouting takes nothing without that
+//! policy drop. An admitted packet is marked as proven, and prerouting takes nothing without that
 //! proof from such an interface: where the chain is missing, for whatever reason, nothing passes.
 //! `nft/README.md` explains rule by rule.
 

@@ -81,8 +81,8 @@ fn ending(name: &'static str, reason: Reason, end: &Statement, capture: &Capture
     Chain { name: name.into(), base: None, rules }
 }
 
-/// What counts the packets of each agent. Whoever's source is in doubt could fill such a set with
-/// others' addresses, so there the interfaces are counted.
+/// The meters of a rule, one for each agent's packets. An agent whose source is in doubt could fill
+/// such a set with others' addresses, so there the interfaces are counted.
 fn own_meters(name: &'static str, reason: Reason, capture: &Capture) -> Vec<Set> {
     let in_doubt = matches!(reason, Reason::SpoofedSource | Reason::MulticastDenied);
     if in_doubt || name == IPV6_OFF {
@@ -130,7 +130,7 @@ mod tests {
     use crate::packets::kernel_tests::example;
 
     #[test]
-    fn every_rule_with_a_reason_is_told_and_ends_as_it_did() {
+    fn every_rule_with_a_reason_is_logged_and_ends_unchanged() {
         for ipv6 in [true, false] {
             let capture = Capture { ipv6, ..example() };
             let (before, after) = (table::chains(&capture), table::table(&capture).chains);

@@ -3,7 +3,7 @@
 //! address (DHCP) or for names (mDNS). Nobody here answers it, and it is no forgery, so it has a
 //! reason of its own.
 //!
-//! Pure. What speaks for a neighbour or a router is believed elsewhere, or is a forgery.
+//! Pure. A packet that speaks for a neighbour or a router is believed elsewhere, or is a forgery.
 
 use super::language::{
     Family, ICMP6, MatchKey, NftRule, Set, SetKey, Statement, Value, because, is_udp, prefixes, set,

@@ -1,6 +1,6 @@
 //! Agents behind a hop that is narrower than their own link: a VPN, an overlay.
 //!
-//! What is too large for such a hop is lost there, and nobody hears of it: ICMP from agents is
+//! A packet too large for such a hop is lost there, and nobody hears of it: ICMP from agents is
 //! refused. The kernel finds out by itself what passes, after seven seconds of each connection. So
 //! both ends are told a smaller largest segment (RFC 9293, section 3.7.1) in the packets that open
 //! a connection; the kernel only ever makes that number smaller.

@@ -428,8 +428,8 @@ const INTERFACE_RATE: u32 = 100;
 pub(crate) const SOLICITATIONS: &str = "solicitations";
 pub(crate) const DISCOVERS: &str = "discovers";
 
-/// How many times an agent's own rate may come in before the kernel drops the rest. What is above
-/// the rate and below this the resolver drops itself: by its own measure, which forgives a burst.
+/// How many times an agent's own rate may come in before the kernel drops the rest. Queries above
+/// the rate and below this are dropped by the resolver: by its own measure, which forgives a burst.
 const DNS_HEADROOM: u32 = 4;
 /// The bound on what all agents of a group send together. At the default rate, answers to as many
 /// that say no card wait in a half of what the socket has room for. Of bound cards,

@@ -1,7 +1,7 @@
 //! The planned table in the syntax of nft, for people and for `nft -c -f`.
 //!
-//! Pure. What it prints, loaded with `nft -f`, lists exactly as what `install` sends; a test holds
-//! the two together.
+//! Pure. Its text, loaded with `nft -f`, lists exactly as the rules that `install` sends; a test
+//! holds the two together.
 
 use std::{fmt::Write, net::SocketAddr};
 

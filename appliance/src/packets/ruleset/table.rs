@@ -89,7 +89,7 @@ fn forward() -> Chain {
 /// makes some before any rule has seen the packet: of a hop-by-hop header while it reads the header
 /// (RFC 8200, section 4.2), of fragments when the rest is overdue (section 4.5). So what errors may
 /// leave is decided here, however they came about: only what a rule of ours refuses with, and only
-/// to agents, whose source was looked at by then. What may go to this machine itself are words
+/// to agents, whose source was looked at by then. Words to this machine itself are
 /// about its own packets: none of those that an agent could have had made.
 ///
 /// A DHCP server answers where the question says. It is for agents.

@@ -38,7 +38,7 @@ fn a_head_shows_its_host_and_its_credentials_decoded() {
 }
 
 #[test]
-fn a_head_at_every_cut_says_the_same_and_what_follows_changes_nothing() {
+fn a_head_cut_anywhere_says_the_same_whatever_follows() {
     let whole = parse(HEAD);
     for cut in 0..HEAD.len() {
         assert_eq!(parse(&HEAD[..cut]), Progress::NeedMore, "{cut}");

@@ -18,7 +18,7 @@ fn a_hello_shows_name_protocols_and_no_ech() {
 }
 
 #[test]
-fn every_truncation_asks_for_more_and_every_split_says_the_same() {
+fn truncation_asks_for_more_and_every_split_agrees() {
     for bytes in [hello(), hybrid_hello(), ech_hello()] {
         let whole = parse(&bytes);
         assert!(matches!(whole, Progress::Done(Peeked::Tls(_))));
@@ -53,7 +53,7 @@ fn records_of_any_length_make_the_same_hello() {
 }
 
 #[test]
-fn a_large_hello_is_read_and_a_fragmented_one_costs_little() {
+fn a_large_hello_is_read_and_fragments_cost_little() {
     let padded = |len| with_extensions(&hello(), |list| list.insert(0, (21, vec![0; len])));
     for len in [15_000, 40_000, 60_000] {
         assert_eq!(parse(&padded(len)), parse(&hello()), "{len}");
@@ -72,7 +72,7 @@ fn a_large_hello_is_read_and_a_fragmented_one_costs_little() {
 }
 
 #[test]
-fn a_hello_without_a_name_or_with_an_address_has_no_name() {
+fn a_hello_with_no_name_or_an_address_has_none() {
     let none = with_extensions(&hello(), |list| list.retain(|(kind, _)| *kind != SNI));
     assert_eq!(expect_hello(&none).sni, None);
     let config = || config(classic(), &[]);
@@ -190,7 +190,7 @@ fn lengths_that_do_not_add_up_are_malformed() {
 }
 
 #[test]
-fn what_is_no_handshake_record_is_refused_at_its_first_byte() {
+fn anything_but_a_handshake_is_refused_at_its_first_byte() {
     for bytes in [&[22, 2][..], &[22, 3, 1, 0, 0], &[22, 3, 1, 0x40, 1], &[22, 3, 1, 0, 5, 2]] {
         assert_eq!(parse(bytes), TLS_MALFORMED, "{bytes:?}");
         assert_eq!(parse(&bytes[..bytes.len() - 1]), Progress::NeedMore, "{bytes:?}");

@@ -103,7 +103,7 @@ async fn a_long_beginning_needs_room_and_a_short_one_none() {
 }
 
 #[tokio::test]
-async fn a_slow_agent_is_refused_and_one_that_leaves_is_not() {
+async fn a_slow_agent_is_refused_unlike_a_leaving_one() {
     let (mut agent, mut gateway) = tokio::io::duplex(64);
     agent.write_all(&[22, 3]).await.expect("written");
     let answer = read(&mut gateway, &limits(), room).await;

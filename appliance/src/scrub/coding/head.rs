@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_agent_accepts_is_cut_to_what_can_be_decoded() {
+    fn accepted_codings_are_cut_to_those_we_can_decode() {
         let cut = |accepted, list: &[&'static str]| accept(accepted, values(list).iter());
         let all = |list: &[&'static str]| cut(Accepted::All, list);
         assert_eq!(all(&["gzip, deflate, br, zstd"]), "gzip, deflate, br, zstd");
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn the_head_of_a_decoded_answer_is_that_of_a_plain_one() {
+    fn a_decoded_answers_head_is_that_of_a_plain_one() {
         let head = |tag: &'static str| {
             let mut headers = HeaderMap::new();
             for (name, value) in [

@@ -204,7 +204,7 @@ fn a_text_comes_back_however_its_stream_is_split() {
 }
 
 #[test]
-fn a_stream_that_is_cut_or_followed_by_something_is_an_error() {
+fn a_stream_cut_short_or_continued_is_an_error() {
     let text = sample();
     for writer in WRITERS {
         let stream = writer.whole(&text, 6);
@@ -223,7 +223,7 @@ fn a_stream_that_is_cut_or_followed_by_something_is_an_error() {
 }
 
 #[test]
-fn a_stream_with_a_sum_that_is_damaged_is_an_error_wherever_that_is() {
+fn damage_anywhere_in_a_summed_stream_is_an_error() {
     let text = sample();
     for writer in [Writer::Gzip, Writer::Zlib, Writer::Zstd] {
         let stream = writer.whole(&text, 6);
@@ -297,7 +297,7 @@ fn what_was_flushed_is_there_at_once() {
 
 /// Each cut costs a search of what is kept back, and a frame.
 #[test]
-fn a_text_that_is_flushed_at_every_byte_is_cut_so_often_and_no_more() {
+fn flushes_at_every_byte_cut_a_text_that_often() {
     let text = vec![b'\n'; 4 * FREE_CUTS as usize];
     let messages: Vec<&[u8]> = text.chunks(1).collect();
     let (stream, _) = Writer::Zstd.flushed(&messages, 1);
@@ -363,7 +363,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn the_sizes_of_pieces_are_those_of_the_text_and_its_flushes(
+    fn piece_sizes_follow_the_text_and_its_flushes(
         messages in flushed_text(),
         levels in (0u32..10, 0u32..10),
         cut in 1usize..3000,
@@ -389,7 +389,7 @@ proptest! {
     }
 
     #[test]
-    fn what_an_agent_receives_has_the_same_shape_whichever_secret_its_guess_is_beside(
+    fn received_shapes_tell_nothing_of_a_guess_beside_a_secret(
         before in "[a-z \n]{0,40000}",
         between in "[a-z \n]{0,20000}",
         right in "[a-zA-Z0-9]{24}",
@@ -419,7 +419,7 @@ proptest! {
     }
 
     #[test]
-    fn whatever_the_bytes_the_answer_is_a_text_or_an_error(
+    fn any_bytes_decode_to_a_text_or_an_error(
         bytes in prop::collection::vec(any::<u8>(), 0..400),
         cut in 1usize..400,
     ) {

@@ -212,7 +212,7 @@ impl Leg for Stingy {
 }
 
 #[tokio::test]
-async fn no_byte_is_lost_to_a_writer_that_is_short_or_pending_at_random() {
+async fn no_byte_is_lost_to_short_or_pending_writers() {
     for seed in 1..20 {
         let (agent, gateway_agent) = tokio::io::duplex(3_000);
         let (gateway_upstream, upstream) = tokio::io::duplex(500);
@@ -303,7 +303,7 @@ async fn expect_reset(stream: &mut TcpStream) {
 }
 
 #[tokio::test]
-async fn a_side_that_stops_reading_stops_the_other_and_ends_idle() {
+async fn a_side_that_stops_reading_stops_the_other_too() {
     for (read_first, in_memory) in [(0, Buffer::BYTES), (4_000_000, 1024 * 1024)] {
         let mut rig = Rig::new(b"", bounds(5 * SHORT, LONG)).await;
         let piece = vec![1; 50_000];
@@ -354,7 +354,7 @@ async fn a_silent_flow_ends_and_one_that_speaks_does_not() {
 }
 
 #[tokio::test]
-async fn a_side_that_never_ends_after_the_other_has_is_reset() {
+async fn a_side_that_outlives_the_other_too_long_is_reset() {
     for agent_ends in [true, false] {
         let mut rig = Rig::new(b"", bounds(LONG, BOUND)).await;
         let (ender, other) = if agent_ends {

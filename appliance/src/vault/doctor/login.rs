@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_id_lasts_where_neither_uses_nor_time_end_it() {
+    fn a_secret_id_lasts_unless_uses_or_time_end_it() {
         let of = |uses: u64, ttl: u64| {
             let data = format!(
                 r#"{{"data":{{"secret_id_num_uses":{uses},"secret_id_ttl":{ttl},"metadata":{{}}}}}}"#

@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_of_kv_is_changed_in_other_places_than_it_is_read() {
+    fn kv_secrets_change_at_other_paths_than_reads() {
         let location =
             VaultLocation::Kv2 { mount: "team/kv".into(), path: "a/b".into(), version: None };
         let found = around(&location);

@@ -144,8 +144,8 @@ impl Endpoint for OwnRules {
 /// Each token has one of its own.
 const CUBBYHOLE: &str = "cubbyhole/*";
 
-/// The other rules of Vault's default policy that no plan has. What ends in a slash has one more
-/// segment, the token's own identity.
+/// The other rules of Vault's default policy that no plan has. A path that ends in a slash has one
+/// more segment, the token's own identity.
 /// <https://developer.hashicorp.com/vault/docs/concepts/policies#default-policy>
 const USUAL: [(&str, &[&str]); 12] = [
     ("identity/entity/id/", &["read"]),

@@ -2,6 +2,7 @@
 
 use std::future::pending;
 
+use policy_builder::{Table, api, binding, group};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
@@ -20,9 +21,7 @@ async fn examined(
     fake: &Fake,
     interrupted: impl Future<Output = ()>,
 ) -> Result<DoctorReport, DoctorError> {
-    let folder = fake.folder.0.display().to_string();
-    let text = CONFIG.replace("ADDRESS", &fake.address).replace("FOLDER", &folder);
-    fake.folder.write("cloakroom.toml", text.as_bytes(), 0o600);
+    fake.folder.write("cloakroom.toml", file(fake).to_string().as_bytes(), 0o600);
     let loaded = config::load(&fake.folder.0.join("cloakroom.toml"));
     let Config { settings, policy } = loaded.unwrap_or_else(|errors| panic!("{errors}"));
     let bound = ["192.0.2.1/32", "2001:db8::/64"].map(|own| own.parse().unwrap());
@@ -119,7 +118,7 @@ async fn finding(
 }
 
 #[tokio::test]
-async fn a_healthy_vault_is_asked_for_no_secret_and_gets_its_tokens_back() {
+async fn a_healthy_vault_shows_no_secret_and_regains_its_tokens() {
     let (health, fake) = found(healthy).await;
     assert!(health.is_good(), "{health}");
     let report = health.to_string();
@@ -156,7 +155,7 @@ async fn a_root_token_is_too_wide_whoever_has_it() {
 }
 
 #[tokio::test]
-async fn a_token_that_is_good_for_ever_or_everywhere_is_too_wide() {
+async fn a_token_good_forever_or_everywhere_is_too_wide() {
     for cidrs in ["null", "[]", r#"["192.0.2.1","0.0.0.0/0"]"#, r#"["::/0"]"#] {
         let said = finding(LOOKUP, move || bound(cidrs, 3600)).await;
         assert!(said.contains("too wide  gateway: its token is good from everywhere"), "{said}");
@@ -166,7 +165,7 @@ async fn a_token_that_is_good_for_ever_or_everywhere_is_too_wide() {
 }
 
 #[tokio::test]
-async fn a_token_that_is_good_at_other_addresses_is_too_wide() {
+async fn a_token_good_at_other_addresses_is_too_wide() {
     for good in [r#"["192.0.2.1"]"#, r#"["192.0.2.1/32","2001:db8::7"]"#, r#"["2001:db8::/80"]"#] {
         let (health, _fake) = found(move |request| match request.target.as_str() {
             LOOKUP => bound(good, 3600),
@@ -190,7 +189,7 @@ async fn a_token_that_is_good_at_other_addresses_is_too_wide() {
 }
 
 #[tokio::test]
-async fn a_rule_beside_the_plans_is_too_wide_wherever_it_leads() {
+async fn a_rule_beside_the_plans_is_too_wide_anywhere() {
     let read = || json!({ "capabilities": ["list", "read"] });
     let denied = || json!({ "capabilities": ["deny"] });
     let (health, _fake) = found(move |request| match request.target.as_str() {
@@ -211,7 +210,7 @@ async fn a_rule_beside_the_plans_is_too_wide_wherever_it_leads() {
 }
 
 #[tokio::test]
-async fn a_token_with_another_policy_is_too_wide_wherever_that_comes_from() {
+async fn a_token_with_another_policy_is_too_wide() {
     let own = r#"["default","cloakroom-gateway","cloakroom-agents"]"#;
     for (policies, identity) in
         [(r#"["cloakroom-agents","finance"]"#, "[]"), (own, r#"["default","finance"]"#)]
@@ -229,7 +228,7 @@ async fn a_token_with_another_policy_is_too_wide_wherever_that_comes_from() {
 }
 
 #[tokio::test]
-async fn a_role_that_hands_on_any_policy_is_too_wide_and_what_it_made_is_given_back() {
+async fn a_role_handing_on_any_policy_is_too_wide() {
     let (health, fake) = found(|request| match request.target.as_str() {
         CHILD if request.body.contains("policies") => child("hvs.wide-0123456789", 3600),
         _ => healthy(request),
@@ -270,7 +269,7 @@ async fn what_vault_does_not_answer_is_a_finding() {
 }
 
 #[tokio::test]
-async fn what_would_keep_the_gateway_from_logging_in_again_is_a_finding() {
+async fn anything_that_prevents_the_next_login_is_a_finding() {
     for lockable in ["false", "null", "\"true\""] {
         let said = finding(MOUNT, move || mount(lockable)).await;
         assert!(said.contains("too wide  gateway: whoever knows its role_id can lock"), "{said}");
@@ -294,25 +293,19 @@ const SECRET_ID_LOOKUP: &str = "/v1/auth/approle/role/cloakroom-gateway/secret-i
 const CAPABILITIES: &str = "/v1/sys/capabilities-self";
 const RULES: &str = "/v1/sys/internal/ui/resultant-acl";
 
-const CONFIG: &str = r#"
-[gateway]
-resolvers = ["192.0.2.53"]
-[vault]
-address = "ADDRESS"
-ca_file = "FOLDER/ca.pem"
-[vault.approle]
-role_id = "7b1c2f60-93d4-4e0a-b5c8-6a1f0e2d3c49"
-secret_id_file = "FOLDER/secret-id"
-[[group]]
-name = "agents"
-interface = "agents0"
-prefixes = ["192.0.2.0/28"]
-[[api]]
-name = "openai"
-hosts = ["api.openai.com"]
-[[api.binding]]
-groups = ["agents"]
-placeholder = "OPENAI_API_KEY"
-places = ["header authorization bearer"]
-secret = "vault:kv/team/openai#key"
-"#;
+/// One group, whose key is in this Vault.
+fn file(fake: &Fake) -> policy_builder::Config {
+    let folder = fake.folder.0.display();
+    let login = Table::section("approle")
+        .set("role_id", "7b1c2f60-93d4-4e0a-b5c8-6a1f0e2d3c49")
+        .set("secret_id_file", format!("{folder}/secret-id"));
+    let place = "header authorization bearer";
+    let key = binding("agents", "OPENAI_API_KEY", &[place], "vault:kv/team/openai#key");
+    policy_builder::Config::of_rules()
+        .without("secrets")
+        .vault("address", &fake.address)
+        .vault("ca_file", format!("{folder}/ca.pem"))
+        .login(login)
+        .with(group("agents", "agents0", &["192.0.2.0/28"]))
+        .with(api("openai", &["api.openai.com"]).with(key))
+}

@@ -74,7 +74,7 @@ async fn a_rule_opens_with_the_ca_that_vault_signs() {
 }
 
 #[tokio::test]
-async fn names_that_change_get_a_ca_at_once_and_names_that_stay_keep_theirs() {
+async fn changed_names_get_a_ca_and_others_keep_theirs() {
     let engine = Arc::new(Engine::new());
     let signer = Arc::clone(&engine);
     let fake = vault(move |body| answer(&signer.sign(body, &|_| {}))).await;
@@ -105,7 +105,7 @@ async fn what_is_wider_than_the_question_keeps_the_host_closed() {
 }
 
 #[tokio::test]
-async fn what_is_no_answer_keeps_the_host_closed_with_its_cause() {
+async fn an_invalid_answer_keeps_the_host_closed_with_its_cause() {
     use SecretCause::{ValueInvalid, VaultDenied, VaultSealed, VaultUnreachable};
     let json = |status, text: &str| FakeReply::Json(status, text.to_owned());
     let answers: [(&dyn Fn() -> FakeReply, SecretCause); 9] = [
@@ -133,7 +133,7 @@ async fn what_is_no_answer_keeps_the_host_closed_with_its_cause() {
 }
 
 #[tokio::test]
-async fn a_vault_that_was_away_is_asked_again_until_it_signs() {
+async fn an_absent_vault_is_asked_until_it_signs() {
     let engine = Arc::new(Engine::new());
     let (signer, asked) = (Arc::clone(&engine), AtomicUsize::new(0));
     let fake = vault(move |body| match asked.fetch_add(1, SeqCst) {
@@ -154,7 +154,7 @@ async fn a_vault_that_was_away_is_asked_again_until_it_signs() {
 }
 
 #[tokio::test]
-async fn a_ca_that_has_ended_is_not_shown_and_a_rotation_that_is_dropped_asks_no_more() {
+async fn an_ended_ca_is_not_shown_and_dropped_rotations_stop() {
     let engine = Arc::new(Engine::new());
     let signer = Arc::clone(&engine);
     let fake = vault(move |body| answer(&signer.sign(body, &|_| {}))).await;

@@ -1,4 +1,4 @@
-//! The plan as a script for a shell. Whatever comes from the configuration stands in single
+//! The plan as a script for a shell. Each text of the configuration stands in single
 //! quotes, or in a here-document that the shell does not look into.
 
 use std::{fmt::Write as _, path::Path};

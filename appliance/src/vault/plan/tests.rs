@@ -2,61 +2,54 @@
 
 use std::{io, path::Path};
 
+use policy_builder::{Config as File, Table, api, binding, group};
+
 use super::*;
 use crate::config::{Config, parse};
 
-const BOTH: &str = r#"
-[gateway]
-resolvers = ["192.0.2.53"]
-[vault]
-address = "https://vault.example:8200"
-ca_file = "ca.pem"
-[vault.approle]
-role_id = "7b1c2f60-93d4-4e0a-b5c8-6a1f0e2d3c49"
-secret_id_file = "it's $(here)"
-[[group]]
-name = "research"
-interface = "agents0"
-prefixes = ["192.0.2.0/28"]
-[[group]]
-name = "operations"
-interface = "agents1"
-prefixes = ["192.0.2.16/28"]
-[[api]]
-name = "openai"
-hosts = ["api.openai.com"]
-[[api.binding]]
-groups = ["research"]
-placeholder = "OPENAI_API_KEY"
-places = ["header authorization bearer"]
-secret = "vault:kv/agents/openai?version=3#api_key"
-[[api.binding]]
-groups = ["operations"]
-placeholder = "OPENAI_API_KEY"
-places = ["header authorization bearer"]
-secret = "SECRET"
-"#;
+/// Two groups that ask one API, the second with a secret from here.
+fn both(secret: &str) -> File {
+    let login =
+        Table::section("approle").set("role_id", ROLE_ID).set("secret_id_file", "it's $(here)");
+    let key = |group: &str, secret: &str| {
+        binding(group, "OPENAI_API_KEY", &["header authorization bearer"], secret)
+    };
+    let openai = api("openai", &["api.openai.com"])
+        .with(key("research", FIRST))
+        .with(key("operations", secret));
+    File::of_rules()
+        .without("secrets")
+        .vault("address", "https://vault.example:8200")
+        .vault("ca_file", "ca.pem")
+        .login(login)
+        .with(group("research", "agents0", &["192.0.2.0/28"]))
+        .with(group("operations", "agents1", &["192.0.2.16/28"]))
+        .with(openai)
+}
 
-fn config(text: &str) -> Config {
+const ROLE_ID: &str = "7b1c2f60-93d4-4e0a-b5c8-6a1f0e2d3c49";
+/// The first group's secret.
+const FIRST: &str = "vault:kv/agents/openai?version=3#api_key";
+
+fn config(file: &File) -> Config {
     let key = rcgen::KeyPair::generate().unwrap();
     let ca = rcgen::CertificateParams::default().self_signed(&key).unwrap().pem();
     let only_the_ca = |path: &Path| match path.ends_with("ca.pem") {
         true => Ok(ca.clone()),
         false => Err(io::Error::from(io::ErrorKind::NotFound)),
     };
-    parse(text, Some(Path::new("/etc/cloakroom")), "test.toml", &only_the_ca)
+    parse(&file.to_string(), Some(Path::new("/etc/cloakroom")), "test.toml", &only_the_ca)
         .unwrap_or_else(|errors| panic!("{errors}"))
 }
 
-/// The plan where the second group's secret is this.
-fn plan_with(secret: &str, change: (&str, &str)) -> Result<VaultPlan, PlanError> {
-    let text = BOTH.replace("SECRET", secret).replace(change.0, change.1);
-    let Config { settings, policy } = config(&text);
+fn plan_of(file: &File) -> Result<VaultPlan, PlanError> {
+    let Config { settings, policy } = config(file);
     VaultPlan::new(&settings, &policy, vec!["192.0.2.1/32".parse().unwrap()])
 }
 
+/// The plan where the second group's secret is this.
 fn plan(secret: &str) -> VaultPlan {
-    plan_with(secret, ("", "")).unwrap_or_else(|error| panic!("{error}"))
+    plan_of(&both(secret)).unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn paths(policy: &str) -> Vec<&str> {
@@ -130,7 +123,7 @@ fn a_write_may_say_what_is_configured_and_nothing_else() {
 
 /// What a live Vault says of what may be written is held against the plan.
 #[test]
-fn a_live_right_to_say_more_than_the_plan_is_seen() {
+fn a_live_right_beyond_the_plan_is_seen() {
     let plan = plan("vault-write:ssh/creds/ops?ip=192.0.2.9&user=a#key");
     let role = plan.rights.roles.iter().find(|role| &*role.role == "cloakroom-operations");
     let limits = |path: &str, live: serde_json::Value| {
@@ -179,7 +172,7 @@ fn a_live_right_to_say_more_than_the_plan_is_seen() {
 }
 
 #[test]
-fn a_limit_that_may_be_left_out_and_a_parameter_that_may_be_added_are_too_much() {
+fn an_optional_limit_or_an_added_parameter_is_too_much() {
     let holds = |live: serde_json::Value| {
         serde_json::from_value::<WritableParameters>(live).unwrap().holds_to(&["csr", "ttl"])
     };
@@ -218,39 +211,35 @@ fn a_path_is_never_a_pattern() {
         "vault-write:a/b?k=%24%7Bx%7D#k",
         "vault-write:a/b?k=%0A#k",
     ] {
-        let refused = plan_with(secret, ("", ""));
+        let refused = plan_of(&both(secret));
         assert!(matches!(refused, Err(PlanError::Pattern { .. })), "{secret}");
     }
 }
 
 #[test]
 fn a_token_role_is_one_groups_or_reads_the_same() {
-    let both = |role: &str, other: &str, secret: &str| {
-        let text = BOTH.replace("SECRET", secret);
-        let text = text.replace(
-            "interface = \"agents0\"",
-            &format!("vault_role = \"{role}\"\ninterface = \"agents0\""),
-        );
-        let text = text.replace(
-            "interface = \"agents1\"",
-            &format!("vault_role = \"{other}\"\ninterface = \"agents1\""),
-        );
-        let Config { settings, policy } = config(&text);
+    let rights = |role: &str, other: &str, secret: &str| {
+        let file = both(secret)
+            .group("research", |it| it.set("vault_role", role))
+            .group("operations", |it| it.set("vault_role", other));
+        let Config { settings, policy } = config(&file);
         Rights::new(&settings, &policy)
     };
-    let same = "vault:kv/agents/openai?version=3#api_key";
-    assert_eq!(both("team", "team", same).unwrap().roles[0].groups.len(), 2);
+    assert_eq!(rights("team", "team", FIRST).unwrap().roles[0].groups.len(), 2);
     let other = "vault:kv/agents/ops#api_key";
-    assert!(matches!(both("team", "team", other), Err(PlanError::SharedRole(..))));
-    assert!(matches!(both("team", "Team", same), Err(PlanError::SharedRole(..))));
+    assert!(matches!(rights("team", "team", other), Err(PlanError::SharedRole(..))));
+    assert!(matches!(rights("team", "Team", FIRST), Err(PlanError::SharedRole(..))));
     for reserved in ["root", "Default", GATEWAY] {
-        assert!(matches!(both(reserved, "team", same), Err(PlanError::Reserved(..))), "{reserved}");
+        assert!(
+            matches!(rights(reserved, "team", FIRST), Err(PlanError::Reserved(..))),
+            "{reserved}"
+        );
     }
 }
 
 #[test]
 fn tokens_are_bound_or_there_is_no_plan() {
-    let Config { settings, policy } = config(&BOTH.replace("SECRET", "vault:kv/a#k"));
+    let Config { settings, policy } = config(&both("vault:kv/a#k"));
     assert!(matches!(VaultPlan::new(&settings, &policy, vec![]), Err(PlanError::Unbound)));
     let shell = plan("vault:kv/a#k").shell();
     assert_eq!(shell.matches("token_bound_cidrs='192.0.2.1/32'").count(), 3, "{shell}");
@@ -264,13 +253,12 @@ fn tokens_are_bound_or_there_is_no_plan() {
 #[test]
 fn a_shell_reads_what_the_configuration_says_as_text() {
     let shell = plan("vault:kv/a#k").shell();
-    let role = "[vault.approle]\nmount = \"team/gateways\"";
-    let plan = plan_with("vault:kv/a#k", ("[vault.approle]", role));
+    let plan = plan_of(&both("vault:kv/a#k").login_key("mount", "team/gateways"));
     let shell_of_mount = plan.unwrap_or_else(|error| panic!("{error}")).shell();
     let tuned = "-user-lockout-disable=true 'team/gateways'";
     assert!(shell_of_mount.contains(tuned), "{shell_of_mount}");
     assert!(shell.contains(r"> '/etc/cloakroom/it'\''s $(here)')"), "{shell}");
-    let newline = plan_with("vault:kv/a#k", ("$(here)", "\\nreboot"));
+    let newline = plan_of(&both("vault:kv/a#k").login_key("secret_id_file", "it's \nreboot"));
     assert!(matches!(newline, Err(PlanError::Pattern { what: "file", .. })));
 }
 
@@ -289,12 +277,12 @@ fn the_id_of_the_role_is_one_that_nobody_guesses() {
     ] {
         assert!(is_guessable(guessable), "{guessable}");
     }
-    let named = plan_with("vault:kv/a#k", ("7b1c2f60-93d4-4e0a-b5c8-6a1f0e2d3c49", "gateway"));
+    let named = plan_of(&both("vault:kv/a#k").login_key("role_id", "gateway"));
     assert!(matches!(named, Err(PlanError::Guessable(_))));
 }
 
 #[test]
-fn what_a_login_by_approle_gives_does_not_end_and_nobody_locks_it_out() {
+fn an_approle_login_does_not_end_or_lock_out() {
     let plan = plan("vault:kv/a#k");
     let (shell, terraform) = (plan.shell(), plan.terraform());
     for zero in ["secret_id_num_uses", "secret_id_ttl", "token_max_ttl", "token_num_uses"] {
@@ -308,8 +296,8 @@ fn what_a_login_by_approle_gives_does_not_end_and_nobody_locks_it_out() {
 
 #[test]
 fn a_namespace_is_where_everything_is_made() {
-    let namespace = ("[vault]\n", "[vault]\nnamespace = \"team/a\"\n");
-    let plan = plan_with("vault:kv/a#k", namespace).unwrap_or_else(|error| panic!("{error}"));
+    let file = both("vault:kv/a#k").vault("namespace", "team/a");
+    let plan = plan_of(&file).unwrap_or_else(|error| panic!("{error}"));
     let shell = plan.shell();
     let (before, after) = shell.split_once("export VAULT_NAMESPACE='team/a'\n").unwrap();
     assert!(!before.contains("\nvault ") && after.contains("\nvault "), "{shell}");
@@ -332,36 +320,34 @@ fn terraform_reads_no_template() {
 
 #[test]
 fn a_configuration_without_vault_has_no_plan() {
-    let text = BOTH.replace("SECRET", "file:a");
-    let vault = text.find("[vault]").unwrap()..text.find("[[group]]").unwrap();
-    let text = text.replace(&text[vault], "[secrets]\nfile = \"s\"\n");
-    let Config { settings, policy } =
-        config(&text.replace("vault:kv/agents/openai?version=3#api_key", "file:b"));
+    let file = both("file:a")
+        .without("vault")
+        .secrets("file", "s")
+        .api("openai", |it| it.below("binding", |it| it.set("secret", "file:b")));
+    let Config { settings, policy } = config(&file);
     assert!(matches!(Rights::new(&settings, &policy), Err(PlanError::NoVault)));
 }
 
 #[test]
 fn every_other_login_is_bound_too() {
+    let cert = Table::section("cert").set("role", "gw").set("certificate_file", "c.pem");
+    let jwt = Table::section("jwt").set("role", "gw").set("token_file", "t");
     for (login, says) in [
         (
-            "[vault.cert]\nrole = \"gw\"\ncertificate_file = \"c.pem\"\nkey_file = \"k.pem\"",
+            cert.set("key_file", "k.pem"),
             "vault write 'auth/cert/certs/gw' certificate=@'/etc/cloakroom/c.pem'",
         ),
         (
-            "[vault.jwt]\nrole = \"gw\"\ntoken_file = \"t\"",
+            jwt.clone(),
             "vault write 'auth/jwt/role/gw' role_type=jwt user_claim=sub bound_subject=\"${SUBJECT:?",
         ),
         (
-            "[vault.jwt]\nmount = \"kubernetes\"\nrole = \"gw\"\ntoken_file = \"t\"",
+            jwt.set("mount", "kubernetes"),
             "vault write 'auth/kubernetes/role/gw' bound_service_account_names=\"${SERVICE_ACCOUNT:?",
         ),
     ] {
-        let text = BOTH
-            .replace("SECRET", "file:a")
-            .replace("[vault.approle]", "[secrets]\nfile = \"s\"\n[vault.approle]");
-        let approle = text.find("[vault.approle]").unwrap()..text.find("[[group]]").unwrap();
-        let text = text.replace(&text[approle], &format!("{login}\n"));
-        let Config { settings, policy } = config(&text);
+        let file = both("file:a").secrets("file", "s").login(login);
+        let Config { settings, policy } = config(&file);
         let plan =
             VaultPlan::new(&settings, &policy, vec!["2001:db8::/64".parse().unwrap()]).unwrap();
         let shell = plan.shell();

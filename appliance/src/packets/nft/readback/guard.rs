@@ -3,8 +3,8 @@
 //!
 //! Asked for is what the argument leans on while the daemon's own table is not there: nothing is
 //! forwarded, agents do not reach this machine's services, and no error quotes their packets to
-//! others. What the rules of the guard's input and output chains say is not compared, so that an
-//! operator may narrow them; that there are some is.
+//! others. The rules in the guard's input and output chains are not compared, so that an
+//! operator may narrow them; their presence is.
 
 use std::io;
 

@@ -1,8 +1,8 @@
 //! Whether the rules of a chain are those that were meant, down to their constants.
 //!
-//! What is meant is built as it would be sent, and held against what the kernel dumps: the same
+//! Each rule is built as it would be sent, and compared with the kernel's dump: the same
 //! expressions in the same order, each with every attribute that was sent and that the kernel says
-//! at all. What it adds of its own, such as what a counter counted, says nothing about the rule.
+//! at all. The kernel's own additions, such as a counter's count, say nothing about the rule.
 
 use nftnl::{Batch, Chain, MsgType, Rule, nftnl_sys::libc};
 
