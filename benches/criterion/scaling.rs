@@ -133,9 +133,11 @@ fn many_groups(groups: usize) -> String {
     let of_group = |config: Config, number| {
         let (name, host) = (format!("g{number}"), format!("host{number}.example"));
         let prefix = format!("10.{}.{}.0/24", number / 256, number % 256);
-        config
-            .with(policy_builder::group(&name, "agents1", &[&prefix]))
-            .with(splice(&format!("r{number}"), &[&name], &[&host]))
+        config.with(policy_builder::group(&name, "agents1", &[&prefix])).with(splice(
+            &format!("r{number}"),
+            &[&name],
+            &[&host],
+        ))
     };
     (0..groups).fold(world::one_api(), of_group).to_string()
 }

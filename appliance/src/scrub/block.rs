@@ -1,7 +1,5 @@
 //! What stands in 64 bytes of a text, a bit for each of them.
 
-use super::vector::Vectors;
-
 /// Bytes that may begin an escape, and bytes that end a run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Block {
@@ -12,24 +10,9 @@ pub(super) struct Block {
 }
 
 impl Block {
-    #[inline]
-    pub(super) fn of(bytes: &[u8; BLOCK], vectors: Option<Vectors>) -> Self {
-        let Some(vectors) = vectors else { return Self::portable(bytes) };
-        let (marks, ends) = vectors.marks_and_ends(bytes);
-        Self { marks, ends }
-    }
-
-    /// What stands at `at`, and spaces behind the text. `None` where nothing does.
-    #[inline]
-    pub(super) fn at(text: &[u8], at: usize, vectors: Option<Vectors>) -> Option<Self> {
-        let rest = text.get(at..).filter(|rest| !rest.is_empty())?;
-        let of = |bytes: &_| Self::of(bytes, vectors);
-        Some(rest.first_chunk().map_or_else(|| of(&filled(rest)), of))
-    }
-
     /// Written so that it is compiled to instructions that take many bytes at once.
     #[inline(never)]
-    fn portable(bytes: &[u8; BLOCK]) -> Self {
+    pub(super) fn of(bytes: &[u8; BLOCK]) -> Self {
         let (mut marks, mut ends) = ([0; BLOCK], [0; BLOCK]);
         for ((mark, end), &byte) in marks.iter_mut().zip(&mut ends).zip(bytes) {
             let is_mark =
@@ -41,26 +24,111 @@ impl Block {
         Self { marks: bits(&marks), ends: bits(&ends) }
     }
 
-    /// Only the marks in runs of so many bytes (eight, or twelve where it is more), as far as the
-    /// block shows: a run that reaches to its beginning or its end may go on there.
-    #[inline]
-    pub(super) fn in_long_runs(self, least: usize) -> Self {
-        // Where so many held bytes begin; what is behind the block counts as such.
-        let shorter = |begins: u64, by: u32| begins & !(!begins >> by);
+    /// How many bytes at its end belong to a run.
+    #[inline(always)]
+    pub(super) fn held_at_end(self) -> u32 {
+        self.ends.leading_zeros()
+    }
+
+    /// The marks in runs of so many bytes (eight, or twelve where it is more), where so many bytes
+    /// of a run stand right before the block and right behind it.
+    #[inline(always)]
+    fn in_long_runs(self, before: u32, after: u32, least: usize) -> u64 {
+        let shorter = |begins: u64, by: u32| begins & begins >> by;
         let longer = |run: u64, by: u32| run | run << by;
         let held = !self.ends;
         let eight = shorter(shorter(shorter(held, 1), 2), 4);
         let begins = if least < 12 { eight } else { shorter(eight, 4) };
         let run = longer(longer(longer(begins, 1), 2), 4);
         let run = if least < 12 { run } else { longer(run, 4) };
-        let from_before = held & !held.wrapping_add(1);
-        Self { marks: self.marks & (run | from_before), ..self }
+        let least = if least < 12 { 8 } else { 12 };
+        // A run that reaches to one end of the block, or to both.
+        let (first, last) = (held.trailing_ones(), held.leading_ones());
+        let at_begin = if before + first >= least { held & !held.wrapping_add(1) } else { 0 };
+        let bits_at_end = !u64::MAX.checked_shr(last).unwrap_or(0);
+        let at_end = if last + after >= least { bits_at_end } else { 0 };
+        self.marks & (run | at_begin | at_end)
     }
 }
 
-/// A block that ends in spaces where the text does.
-fn filled(rest: &[u8]) -> [u8; BLOCK] {
-    let mut block = [b' '; BLOCK];
+/// The next block, of those at multiples of [`BLOCK`], with a mark from `at` on in a run that may
+/// be long: where it begins, and these marks. `block_at` reads a block, and `next_mark` says where,
+/// at the earliest, the next mark is.
+///
+/// A macro, because a function takes on no vector instructions of the one that it is inlined in.
+macro_rules! next_marked {
+    ($text:expr, $at:expr, $least:expr, $block_at:path, $next_mark:path) => {{
+        let begin = $at / BLOCK * BLOCK;
+        let held_before = |begin: usize| {
+            let before = begin.checked_sub(BLOCK).and_then(|at| $block_at($text, at));
+            before.map_or(0, Block::held_at_end)
+        };
+        let mut walk = BlockWalk::new(begin, held_before(begin), $block_at($text, begin)?);
+        walk.leave_out_before($at);
+        loop {
+            let next = $block_at($text, walk.begin + BLOCK);
+            let marks = walk.long_marks(next, $least);
+            if marks != 0 {
+                return Some((walk.begin, marks));
+            }
+            walk.advance(next?);
+            if walk.is_quiet() {
+                let begin = $next_mark($text, walk.begin)? / BLOCK * BLOCK;
+                walk = BlockWalk::new(begin, held_before(begin), $block_at($text, begin)?);
+            }
+        }
+    }};
+}
+pub(super) use next_marked;
+
+/// How far blocks were looked through.
+pub(super) struct BlockWalk {
+    /// Where the block begins.
+    pub(super) begin: usize,
+    block: Block,
+    /// Bytes of a run that stand right before it.
+    before: u32,
+    /// Blocks without a mark that were passed last.
+    quiet: usize,
+}
+
+impl BlockWalk {
+    #[inline(always)]
+    pub(super) fn new(begin: usize, before: u32, block: Block) -> Self {
+        Self { begin, block, before, quiet: 0 }
+    }
+
+    /// Forgets the marks of the block that stand before `at`.
+    #[inline(always)]
+    pub(super) fn leave_out_before(&mut self, at: usize) {
+        self.block.marks &= u64::MAX << (at - self.begin);
+    }
+
+    #[inline(always)]
+    pub(super) fn long_marks(&self, next: Option<Block>, least: usize) -> u64 {
+        let after = next.map_or(0, |block| block.ends.trailing_zeros());
+        self.block.in_long_runs(self.before, after, least)
+    }
+
+    #[inline(always)]
+    pub(super) fn advance(&mut self, next: Block) {
+        self.quiet = if self.block.marks == 0 { self.quiet + 1 } else { 0 };
+        self.before = self.block.held_at_end();
+        self.begin += BLOCK;
+        self.block = next;
+    }
+
+    /// Whether no mark is expected soon.
+    #[inline(always)]
+    pub(super) fn is_quiet(&self) -> bool {
+        self.quiet == QUIET
+    }
+}
+
+/// Blocks that end in spaces where the text does.
+#[inline]
+pub(super) fn filled<const BYTES: usize>(rest: &[u8]) -> [u8; BYTES] {
+    let mut block = [b' '; BYTES];
     if let Some((to, _)) = block.split_at_mut_checked(rest.len()) {
         to.copy_from_slice(rest);
     }
@@ -80,49 +148,5 @@ fn bits(flags: &[u8; BLOCK]) -> u64 {
 
 /// Bytes that are looked at as one.
 pub(super) const BLOCK: usize = 64;
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    /// Bytes of which many begin an escape or end a run.
-    fn bytes() -> impl Strategy<Value = Vec<u8>> {
-        let byte =
-            prop_oneof![4 => any::<u8>(), 1 => prop::sample::select(&b"\0%&=\\\r\n \x7f"[..])];
-        let held = prop::sample::select(&b"abcdefgh=\n "[..]);
-        prop_oneof![prop::collection::vec(byte, BLOCK), prop::collection::vec(held, BLOCK)]
-    }
-
-    proptest! {
-        #[test]
-        fn a_block_is_the_same_with_vector_instructions_and_without(bytes in bytes()) {
-            let bytes: &[u8; BLOCK] = bytes.first_chunk().unwrap();
-            let found = Block::of(bytes, None);
-            prop_assert_eq!(Block::of(bytes, Vectors::detected()), found);
-            for (at, &byte) in bytes.iter().enumerate() {
-                let mark = b"\0%&=\\".contains(&byte);
-                let held = mark || b"\r\n".contains(&byte) || byte.is_ascii_graphic();
-                prop_assert_eq!((found.marks >> at & 1 == 1, found.ends >> at & 1 == 0), (mark, held));
-            }
-            if let Some(vectors) = Vectors::detected() {
-                prop_assert_eq!(vectors.without_marks(&[*bytes]), usize::from(found.marks == 0));
-            }
-        }
-
-        #[test]
-        fn marks_in_short_runs_alone_are_left_out(bytes in bytes(), least in 8usize..14) {
-            let block = Block::of(bytes.first_chunk().unwrap(), None);
-            let long = block.in_long_runs(least);
-            let ends: Vec<_> = (0..BLOCK).filter(|at| block.ends >> at & 1 == 1).collect();
-            for at in (0..BLOCK).filter(|at| block.marks >> at & 1 == 1) {
-                let begin = ends.iter().rev().find(|&&end| end < at);
-                let end = ends.iter().find(|&&end| end > at);
-                let length = begin.zip(end).map_or(usize::MAX, |(begin, end)| end - begin - 1);
-                let expected = length >= if least < 12 { 8 } else { 12 };
-                prop_assert_eq!(long.marks >> at & 1 == 1, expected, "at {}", at);
-            }
-        }
-    }
-}
+/// Blocks without a mark after which none is expected soon.
+const QUIET: usize = 3;

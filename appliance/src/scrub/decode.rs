@@ -7,8 +7,9 @@
 //! What is read, and at what cost, depends on the text alone.
 
 use super::{
-    block::{BLOCK, Block},
+    block::BLOCK,
     escape::{Families, MOST_NULS, Meaning, escape_at, is_plain, no_form_holds},
+    marks::next_marked,
     vector::Vectors,
 };
 
@@ -49,6 +50,8 @@ pub(super) struct DecodedPositions<'a> {
 pub(super) struct DecodeOptions {
     /// Escapes of other families are read as they stand.
     pub(super) families: Families,
+    /// No byte before this may begin an escape.
+    pub(super) marks: usize,
     /// Parts of fewer decoded bytes are left out.
     pub(super) least: usize,
     /// Bytes on either side of an escape that may matter.
@@ -72,10 +75,6 @@ pub(super) fn parts(
     let (mut floor, mut at) = (0, 0);
     let Some(mut marks) = Marks::of(text, options) else { return present };
     while let Some(place) = marks.next_from(at) {
-        if let Some(end) = marks.end_of_short_run(place) {
-            (floor, at) = (end, end);
-            continue;
-        }
         if escape_at(text, place, options.families).is_none() {
             at = place + 1;
             if let Some(last) = last_of_many_nuls(text, place) {
@@ -247,109 +246,41 @@ fn last_of_many_nuls(text: &[u8], at: usize) -> Option<usize> {
     Some(at + blocks * NULS.len() + nuls - MOST_NULS)
 }
 
-/// The bytes of a text that an escape may begin with.
+/// The bytes of a text that an escape may begin with, in runs that may be long enough.
 struct Marks<'a> {
     text: &'a [u8],
     options: DecodeOptions,
     /// Where the block begins that was looked at last.
     begin: usize,
-    block: Block,
-    /// Bytes of a run that stand right before the block, and right behind it.
-    before: u32,
-    after: u32,
+    /// A bit for each of its bytes.
+    block: u64,
 }
 
 impl<'a> Marks<'a> {
     /// `None` where the text has no such byte.
     fn of(text: &'a [u8], options: DecodeOptions) -> Option<Self> {
-        let mut marks =
-            Self { text, options, begin: 0, block: Block::default(), before: 0, after: 0 };
-        marks.go_to(0)?;
+        let mut marks = Self { text, options, begin: 0, block: 0 };
+        marks.go_to(options.marks)?;
         Some(marks)
     }
 
-    /// The first from `at` on whose run may be long enough. Is asked for in order.
+    /// The first from `at` on. Is asked for in order.
     #[inline]
     fn next_from(&mut self, at: usize) -> Option<usize> {
         let passed = at.saturating_sub(self.begin);
-        let mut marks = if passed < BLOCK { self.block.marks >> passed << passed } else { 0 };
+        let mut marks = if passed < BLOCK { self.block >> passed << passed } else { 0 };
         if marks == 0 {
             self.go_to(at.max(self.begin + BLOCK))?;
-            marks = self.block.marks;
+            marks = self.block;
         }
         Some(self.begin + marks.trailing_zeros() as usize)
     }
 
-    /// Goes to the next block from `at` on that has such marks.
     fn go_to(&mut self, at: usize) -> Option<()> {
-        let (text, vectors) = (self.text, self.options.vectors);
-        (self.begin, self.block) = next_marked(text, at, self.options)?;
-        let ends = |at| Block::at(text, at, vectors).map_or(u64::MAX, |block| block.ends);
-        self.before = self.begin.checked_sub(BLOCK).map_or(0, |at| ends(at).leading_zeros());
-        self.after = ends(self.begin + BLOCK).trailing_zeros();
+        let DecodeOptions { least, vectors, .. } = self.options;
+        (self.begin, self.block) = next_marked(self.text, at, least, vectors)?;
         Some(())
     }
-
-    /// The end of the run about the mark at `place`, where it has fewer bytes than matter.
-    #[inline]
-    fn end_of_short_run(&self, place: usize) -> Option<usize> {
-        let number = (place - self.begin) as u32;
-        let after = match (self.block.ends >> number).trailing_zeros() {
-            u64::BITS => u64::BITS - number + self.after,
-            after => after,
-        };
-        let before = match self.block.ends.checked_shl(u64::BITS - number).unwrap_or(0) {
-            0 => number + self.before,
-            ends => ends.leading_zeros(),
-        };
-        let is_short = ((before + after) as usize) < self.options.least;
-        is_short.then_some(place + after as usize)
-    }
-}
-
-/// The next block, of those that follow each other from `at` on, with a mark in a run that may be
-/// long, and without its other marks.
-#[inline(never)]
-fn next_marked(text: &[u8], mut at: usize, options: DecodeOptions) -> Option<(usize, Block)> {
-    let DecodeOptions { vectors, least, .. } = options;
-    let mut quiet = 0;
-    loop {
-        let block = Block::at(text, at, vectors)?;
-        let long = block.in_long_runs(least);
-        if long.marks != 0 {
-            return Some((at, long));
-        }
-        at += BLOCK;
-        quiet = if block.marks == 0 { quiet + 1 } else { 0 };
-        if quiet == QUIET {
-            at = match vectors {
-                Some(vectors) => {
-                    let (blocks, _) = text.get(at..)?.as_chunks();
-                    at + vectors.without_marks(blocks) * BLOCK
-                }
-                None => next_mark(text, at)?,
-            };
-            quiet = 0;
-        }
-    }
-}
-
-/// The next byte from `at` on that an escape may begin with, where none is expected soon: a search
-/// that is dear to begin, and cheap for each byte.
-fn next_mark(text: &[u8], at: usize) -> Option<usize> {
-    let rest = text.get(at..)?;
-    let (mut begin, mut size) = (0, LEAST_SEARCH);
-    while begin < rest.len() {
-        let block = rest.get(begin..rest.len().min(begin + size))?;
-        let found = memchr::memchr3(b'%', b'\\', b'&', block);
-        let before = block.get(..found.unwrap_or(block.len()))?;
-        if let Some(found) = memchr::memchr2(b'=', 0, before).or(found) {
-            return Some(at + begin + found);
-        }
-        begin += block.len();
-        size *= 2;
-    }
-    None
 }
 
 /// Sets the high bit of the first byte of a word that is not simply itself: an escape may begin
@@ -364,11 +295,6 @@ fn special(word: u64) -> u64 {
 
 /// Bytes that are copied as one.
 const WORD: usize = 8;
-/// Blocks without a mark after which none is expected soon.
-const QUIET: usize = 3;
-/// Bytes that are searched for some kinds of marks before they are searched for the others, at
-/// first.
-const LEAST_SEARCH: usize = 256;
 /// Bytes that are copied without an escape, at most, before it is seen whether they are enough.
 const STRETCH: usize = 32;
 static NULS: [u8; 32] = [0; 32];

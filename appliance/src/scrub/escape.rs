@@ -80,7 +80,7 @@ impl ByteClass {
     #[inline(always)]
     fn of(byte: u8) -> Self {
         static KINDS: [ByteClass; 256] = kinds();
-        KINDS.get(usize::from(byte)).copied().unwrap_or(Self::made(byte))
+        KINDS.get(usize::from(byte)).copied().unwrap_or_else(|| Self::made(byte))
     }
 
     const fn made(byte: u8) -> Self {

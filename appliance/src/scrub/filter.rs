@@ -1,9 +1,12 @@
 //! A filter of hashes.
 
-/// Says of most hashes that they are not in a table, at the price of one word of memory.
+/// Says of most hashes that they are not in a table, at the price of a word of memory.
 #[derive(Default)]
 pub(super) struct Filter {
+    /// A bit for each hash, by its highest bits and its lowest.
     words: Vec<u64>,
+    /// Another for each, by those in the middle. Only what passes the first is held against it.
+    others: Vec<u64>,
     /// How far to shift a hash so that the number of a word is left.
     shift: u32,
 }
@@ -11,31 +14,45 @@ pub(super) struct Filter {
 impl Filter {
     pub(super) fn of(hashes: impl ExactSizeIterator<Item = u64>) -> Self {
         let words = hashes.len().div_ceil(HASHES_A_WORD).max(LEAST_WORDS).next_power_of_two();
-        let mut filter = Self { words: vec![0; words], shift: u64::BITS - words.ilog2() };
+        let mut filter = Self {
+            words: vec![0; words],
+            others: vec![0; words],
+            shift: u64::BITS - words.ilog2(),
+        };
         for hash in hashes {
-            let place = filter.place(hash);
-            if let Some(word) = filter.words.get_mut(place) {
-                *word |= 1 << (hash & 63);
-            }
+            set(&mut filter.words, filter.shift, hash);
+            set(&mut filter.others, filter.shift, other(hash));
         }
         filter
     }
 
     #[inline]
     pub(super) fn may_hold(&self, hash: u64) -> bool {
-        self.words.get(self.place(hash)).is_some_and(|word| word >> (hash & 63) & 1 != 0)
+        is_set(&self.words, self.shift, hash) && is_set(&self.others, self.shift, other(hash))
     }
 
-    /// The words, and how far to shift a hash so that the number of one is left. Its lowest bits
-    /// are that of a bit in it.
+    /// Words of which the one by the highest bits of a hash has the bit by its lowest ones, if the
+    /// filter holds it; and how far to shift a hash so that the number of a word is left.
     #[cfg(target_arch = "x86_64")]
     pub(super) fn parts(&self) -> (&[u64], u32) {
         (&self.words, self.shift)
     }
+}
 
-    #[inline]
-    fn place(&self, hash: u64) -> usize {
-        hash.wrapping_shr(self.shift) as usize
+/// The same hash with its middle at both ends.
+#[inline]
+fn other(hash: u64) -> u64 {
+    hash.rotate_left(u64::BITS / 2)
+}
+
+#[inline]
+fn is_set(words: &[u64], shift: u32, hash: u64) -> bool {
+    words.get(hash.wrapping_shr(shift) as usize).is_some_and(|word| word >> (hash & 63) & 1 != 0)
+}
+
+fn set(words: &mut [u64], shift: u32, hash: u64) {
+    if let Some(word) = words.get_mut(hash.wrapping_shr(shift) as usize) {
+        *word |= 1 << (hash & 63);
     }
 }
 

@@ -106,11 +106,16 @@ impl Masks {
     /// alone is found. An agent that chose the credential would else learn from what is masked
     /// whether the two agree where they meet, byte by byte. For the same reason no near miss is
     /// counted there.
-    pub(super) fn scan(&self, text: &[u8], counted_to: usize, bound_before: usize) -> ScanResult {
+    pub(super) fn scan(
+        &self,
+        text: Text<'_>,
+        counted_to: usize,
+        bound_before: usize,
+    ) -> ScanResult {
         let Some((bound, minted)) = self.search(|set| &set.values, text, bound_before) else {
             // Whoever has a secret of his own making in here could hold up everybody: nothing of
             // such a text passes, and it counts as guessing.
-            return ScanResult::exhausted(text.len());
+            return ScanResult::exhausted(text.bytes.len());
         };
         let mut covered = bound.covered.clone();
         covered.extend(minted.covered);
@@ -131,11 +136,11 @@ impl Masks {
     fn search(
         &self,
         of: impl Fn(&MaskSet) -> &Scanner,
-        text: &[u8],
+        text: Text<'_>,
         bound_before: usize,
     ) -> Option<(Found, Found)> {
         let (mut bound, mut minted) = (Found::default(), Found::default());
-        bound.covered.push(0..bound_before.min(text.len()));
+        bound.covered.push(0..bound_before.min(text.bytes.len()));
         for set in &self.bound {
             bound.extend(of(set).scan(text, &[])?);
         }
@@ -148,12 +153,12 @@ impl Masks {
 
     /// Whether something of a value would be masked.
     pub fn hides(&self, value: &SecretValue) -> bool {
-        !self.scan(value.expose(), usize::MAX, 0).covered.is_empty()
+        !self.scan(value.expose().into(), usize::MAX, 0).covered.is_empty()
     }
 
     /// Whether the name of a field holds a secret.
     pub(super) fn is_in_name(&self, name: &[u8]) -> bool {
-        self.search(|set| &set.names, name, 0)
+        self.search(|set| &set.names, name.into(), 0)
             .is_none_or(|(bound, minted)| !bound.covered.is_empty() || !minted.covered.is_empty())
     }
 }
@@ -165,6 +170,20 @@ struct Scanner {
     /// Whether some form is looked for that has no stable part.
     has_unstable: bool,
     vectors: Option<Vectors>,
+}
+
+/// What is searched, and what is known of it.
+#[derive(Clone, Copy)]
+pub(super) struct Text<'a> {
+    pub(super) bytes: &'a [u8],
+    /// No escape begins before this place.
+    pub(super) marks: usize,
+}
+
+impl<'a> From<&'a [u8]> for Text<'a> {
+    fn from(bytes: &'a [u8]) -> Self {
+        Self { bytes, marks: 0 }
+    }
 }
 
 /// Bytes of forms that may be compared for each byte of a text, and for any text.
@@ -214,15 +233,16 @@ impl Scanner {
 
     /// Finds every occurrence in `text` that touches none of `others`, which are in order. `None`
     /// where that takes more comparing than is done for it.
-    fn scan(&self, text: &[u8], others: &[Range<usize>]) -> Option<Found> {
+    fn scan(&self, text: Text<'_>, others: &[Range<usize>]) -> Option<Found> {
+        let bytes = text.bytes;
         let mut scan = Found::default();
-        let mut left = COMPARED_AT_LEAST.saturating_add(text.len().saturating_mul(COMPARED));
+        let mut left = COMPARED_AT_LEAST.saturating_add(bytes.len().saturating_mul(COMPARED));
         let mut found = |at: usize, suspects: &[Suspect]| {
             let before = scan.covered.len();
             let suspected = |suspect: &Suspect| {
                 let form = self.forms.get(suspect.form)?;
                 left = left.saturating_sub(form.text().len());
-                let found = (left > 0).then(|| form.around(text, at, suspect.offset)).flatten();
+                let found = (left > 0).then(|| form.around(bytes, at, suspect.offset)).flatten();
                 found.filter(|range| !touches(others, range.clone()))
             };
             scan.covered.extend(suspects.iter().filter_map(suspected));
@@ -233,14 +253,14 @@ impl Scanner {
         // First, while what was just copied is in the processor's nearest cache.
         self.decoded(text, &mut found);
         for search in &self.searches {
-            search.in_text(text, &mut found);
+            search.in_text(bytes, &mut found);
         }
         (left > 0).then_some(scan)
     }
 
     /// Searches what the escapes of `text` stand for. Forms with a stable part are found where all
     /// escapes are read. One without may itself read as escapes of another kind than the writer's.
-    fn decoded(&self, text: &[u8], found: &mut OnWindow<'_>) {
+    fn decoded(&self, text: Text<'_>, found: &mut OnWindow<'_>) {
         let present = self.in_parts(text, Families::ALL, found);
         if self.has_unstable && present.is_mixed() {
             for family in Families::EACH.into_iter().filter(|family| present.has(*family)) {
@@ -249,15 +269,16 @@ impl Scanner {
         }
     }
 
-    fn in_parts(&self, text: &[u8], families: Families, found: &mut OnWindow<'_>) -> Families {
+    fn in_parts(&self, text: Text<'_>, families: Families, found: &mut OnWindow<'_>) -> Families {
         let options = DecodeOptions {
             families,
+            marks: text.marks,
             least: self.searches.iter().map(|search| search.width()).min().unwrap_or(usize::MAX),
             margin: self.searches.iter().map(|search| search.region_bytes()).max().unwrap_or(0),
             joints: self.has_unstable,
             vectors: self.vectors,
         };
-        parts(text, options, |part| {
+        parts(text.bytes, options, |part| {
             for search in &self.searches {
                 search.in_part(part, found);
             }
@@ -343,14 +364,13 @@ mod tests {
         all.into_iter().map(String::into_bytes).collect()
     }
 
-    /// What an agent receives of a text that comes in two pieces with a pause between them, and
-    /// what is counted.
+    /// Which bytes an agent receives masked of a text that comes in two pieces, with or without a
+    /// pause between them, and what is counted.
     fn received(
         masks: &Arc<Masks>,
         text: &[u8],
-        cut: usize,
-        pause: bool,
-    ) -> (Vec<Bytes>, [u64; 2]) {
+        (cut, pause): (usize, bool),
+    ) -> (Vec<Vec<bool>>, [u64; 2]) {
         let mut stream = MaskStream::new(Arc::clone(masks), false);
         let (one, two) = text.split_at(cut.min(text.len()));
         let mut all = vec![stream.push(Bytes::copy_from_slice(one))];
@@ -359,7 +379,8 @@ mod tests {
         }
         all.push(stream.push(Bytes::copy_from_slice(two)));
         all.push(stream.finish());
-        (all, [stream.masked(), stream.near_misses()])
+        let masked = |given: &Bytes| given.iter().map(|&byte| byte == MASK).collect();
+        (all.iter().map(masked).collect(), [stream.masked(), stream.near_misses()])
     }
 
     proptest! {
@@ -374,28 +395,23 @@ mod tests {
             (guessed, wrong) in (1..12_usize).prop_flat_map(|guessed| (Just(guessed), 0..guessed)),
             (cut, pause, before) in (0..400_usize, any::<bool>(), any::<bool>()),
         ) {
-            let mut guess = match before {
-                true => key[..guessed].to_owned(),
-                false => key[key.len() - guessed..].to_owned(),
+            let (at, text) = match before {
+                true => (wrong, format!("{pad}{}", &key[..guessed])),
+                false => (key.len() - 1 - wrong, format!("{}{pad}", &key[key.len() - guessed..])),
             };
-            let of_text = |guess: &str| match before {
-                true => format!("{pad}{guess}"),
-                false => format!("{guess}{pad}"),
-            };
-            let right = of_text(&guess);
-            let other = if guess.as_bytes()[wrong] == b'z' { "y" } else { "z" };
-            guess.replace_range(wrong..=wrong, other);
-            let text = if before { format!("{pad}{key} ") } else { format!("?key={key}{pad} ") };
-            let bound = masks(&[&key]);
-            let of = |minted: &str| Arc::new(Masks::joined([&*bound], [&*masks(&[minted])]));
-            let (right, wrong) = (of(&right), of(&of_text(&guess)));
-            for text in spellings(&text) {
+            let minted = masks(&[&text]);
+            let mut other = key.clone();
+            other.replace_range(at..=at, if &key[at..=at] == "z" { "y" } else { "z" });
+            let of = |key: &str| {
+                let all = Arc::new(Masks::joined([&*masks(&[key])], [&*minted]));
+                let text = if before { format!("{pad}{key} ") } else { format!("?key={key}{pad} ") };
                 // What came before a pause in the middle of a key was given out as it was.
-                let pause = pause && !before;
-                let of_right = received(&right, &text, cut, pause);
-                prop_assert_eq!(&of_right, &received(&wrong, &text, cut, pause));
-                prop_assert!(of_right.1[0] > 0, "the key is masked");
-            }
+                let cut = (cut, pause && !before);
+                spellings(&text).iter().map(|text| received(&all, text, cut)).collect::<Vec<_>>()
+            };
+            let agreeing = of(&key);
+            prop_assert!(agreeing.iter().all(|(_, [masked, _])| *masked > 0), "the key is masked");
+            prop_assert_eq!(agreeing, of(&other));
         }
 
         /// Beside a key, but not touching it, a minted credential is masked as by itself.
@@ -406,7 +422,7 @@ mod tests {
         ) {
             let masks = Masks::joined([&*masks(&[&key])], [&*masks(&[&minted])]);
             let text = format!("{key},{minted},{minted}:{key}");
-            let found = masks.scan(text.as_bytes(), usize::MAX, 0);
+            let found = masks.scan(text.as_bytes().into(), usize::MAX, 0);
             let bytes: usize = found.covered.iter().map(Range::len).sum();
             prop_assert_eq!((bytes, found.near_misses), (text.len() - 3, 0));
         }

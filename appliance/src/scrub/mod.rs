@@ -31,6 +31,7 @@ mod fields;
 mod filter;
 mod form;
 mod head;
+mod marks;
 mod masks;
 mod range;
 mod search;

@@ -1,5 +1,7 @@
 //! What stands for [`Vectors`] where the processor is of another kind: there are none.
 
+#[cfg(test)]
+use super::block::Block;
 use super::filter::Filter;
 
 /// No such proof can be had.
@@ -11,21 +13,30 @@ impl Vectors {
         None
     }
 
-    pub(super) fn marks_and_ends(self, _: &[u8; 64]) -> (u64, u64) {
+    #[cfg(test)]
+    pub(super) fn block(self, _: &[u8; 64]) -> Block {
         match self {}
     }
 
-    pub(super) fn without_marks(self, _: &[[u8; 64]]) -> usize {
+    pub(super) fn next_marked(self, _: &[u8], _: usize, _: usize) -> Option<(usize, u64)> {
         match self {}
     }
 
-    pub(super) fn hash<const WIDTH: usize>(self, _: &AesKey, _: &[u8; WIDTH]) -> u64 {
+    pub(super) fn held_at_end(self, _: &[[u8; 64]]) -> usize {
+        match self {}
+    }
+
+    pub(super) fn append_unmarked(self, _: &mut Vec<u8>, _: &[u8]) -> usize {
+        match self {}
+    }
+
+    pub(super) fn hash<const WIDTH: usize>(self, _: &[[u8; 16]; 2], _: &[u8; WIDTH]) -> u64 {
         match self {}
     }
 
     pub(super) fn barren<const WIDTH: usize>(
         self,
-        _: &AesKey,
+        _: &[[u8; 16]; 2],
         _: &Filter,
         _: usize,
         _: &[u8],
@@ -33,7 +44,3 @@ impl Vectors {
         match self {}
     }
 }
-
-/// The keys of two rounds of AES.
-#[expect(dead_code, reason = "nobody reads it where there is no proof")]
-pub(super) struct AesKey(pub(super) [[u8; 16]; 2]);

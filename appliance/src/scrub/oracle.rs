@@ -373,6 +373,26 @@ fn a_form_is_found_among_spaces_and_other_escapes() {
 }
 
 #[test]
+fn a_form_is_found_however_far_behind_an_escape_in_the_same_run() {
+    let longest = "k7Qp2mZr9xVb4TnW8sLd";
+    for (secret, gap) in [11, 20]
+        .into_iter()
+        .flat_map(|end| (20..150).step_by(3).map(move |gap| (&longest[..end], gap)))
+    {
+        for masks in [masks(&[secret]), portable(&[secret])] {
+            for escaped in 0..secret.len() {
+                let (before, rest) = secret.split_at(escaped);
+                let (byte, after) = (rest.as_bytes()[0], &rest[1..]);
+                let before = format!("%41{}{before}", "y".repeat(gap));
+                let text = format!("{before}%{byte:02X}{after} and so on");
+                let expected = oracle(&[secret], text.as_bytes());
+                assert_same(&in_chunks(&masks, text.as_bytes(), &[]), &expected);
+            }
+        }
+    }
+}
+
+#[test]
 fn base64_is_masked_at_every_offset_except_its_ends() {
     for secret in SECRETS {
         let masks = masks(&[secret]);

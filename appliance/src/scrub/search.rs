@@ -14,7 +14,8 @@
 //! ([`super::decode`]).
 //!
 //! Where the processor has the instructions, a window is hashed by two rounds of AES, or else by a
-//! product. The table holds hashes and no bytes of a form.
+//! product. The table holds hashes and no bytes of a form. Windows of base64 and hexadecimal forms
+//! are passed over without a hash where they hold a byte that no such form has.
 
 use std::{
     collections::HashMap,
@@ -28,7 +29,7 @@ use super::{
     decode::DecodedPart,
     filter::Filter,
     form::{BASE64, Form, HEX, LONG, SHORT},
-    vector::{AesKey, Vectors},
+    vector::Vectors,
 };
 
 /// What is told of every window that may be one of a form.
@@ -119,8 +120,8 @@ impl<const WIDTH: usize> Search<WIDTH> {
     /// what a search costs is in here, so the loops hold nothing else.
     fn barren(&self, text: &[u8]) -> usize {
         match &self.key {
-            HashKey::Aes(vectors, key) => {
-                vectors.barren::<WIDTH>(key, &self.filter, self.stride, text)
+            HashKey::Aes(vectors, keys) => {
+                vectors.barren::<WIDTH>(keys, &self.filter, self.stride, text)
             }
             HashKey::Words(key) => self.barren_words(*key, text),
         }
@@ -281,31 +282,24 @@ fn words<const WIDTH: usize>(window: &[u8; WIDTH]) -> [u64; 3] {
 /// case as the same: hexadecimal digits may be.
 enum HashKey {
     Words([u64; 3]),
-    Aes(Vectors, AesKey),
+    /// The keys of two rounds of AES.
+    Aes(Vectors, [[u8; 16]; 2]),
 }
 
 impl HashKey {
     fn random(vectors: Option<Vectors>) -> Self {
         let mut numbers = std::iter::repeat_with(|| RandomState::new().hash_one(0));
         let mut number = || numbers.next().unwrap_or_default();
-        match vectors {
-            Some(vectors) => {
-                Self::Aes(
-                    vectors,
-                    AesKey([(); 2].map(|()| {
-                        (u128::from(number()) << 64 | u128::from(number())).to_le_bytes()
-                    })),
-                )
-            }
-            None => Self::Words([number(), number(), number()]),
-        }
+        let Some(vectors) = vectors else { return Self::Words([number(), number(), number()]) };
+        let mut key = || (u128::from(number()) << 64 | u128::from(number())).to_le_bytes();
+        Self::Aes(vectors, [key(), key()])
     }
 
     #[inline]
     fn hash<const WIDTH: usize>(&self, window: &[u8; WIDTH]) -> u64 {
         match self {
             Self::Words(key) => hash_words(*key, words(window)),
-            Self::Aes(vectors, key) => vectors.hash(key, window),
+            Self::Aes(vectors, keys) => vectors.hash(keys, window),
         }
     }
 }

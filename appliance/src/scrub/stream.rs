@@ -17,10 +17,10 @@ use bytes::{Bytes, BytesMut};
 use zeroize::Zeroizing;
 
 use super::{
-    block::{BLOCK, Block},
     envelope::Envelopes,
     escape::no_form_holds,
-    masks::{Masks, ScanResult, overwrite, union},
+    marks,
+    masks::{Masks, ScanResult, Text, overwrite, union},
     vector::Vectors,
 };
 
@@ -68,18 +68,22 @@ impl MaskStream {
             return chunk;
         }
         let before = self.run.len();
-        let text = if before == 0 { chunk } else { concatenated(&self.run, &chunk) };
+        let vectors = self.masks.vectors();
+        let (text, marks) = match before {
+            0 => (chunk, 0),
+            _ => concatenated(&self.run, &chunk, vectors),
+        };
         let message_end = message_end.map_or(0, |end| before + end);
         let least = text.len().saturating_sub(self.masks.reach());
-        let run = run_begin(&text, least, self.masks.vectors());
-        self.pass(text, run, run.max(message_end))
+        let run = run_begin(&text, least, vectors);
+        self.pass(text, marks, run, run.max(message_end))
     }
 
     /// Ends the stream and gives what was kept back.
     pub fn finish(&mut self) -> Bytes {
         let text = Bytes::copy_from_slice(&self.run);
         let end = text.len();
-        self.pass(text, end, end)
+        self.pass(text, 0, end, end)
     }
 
     /// Whether bytes are kept back that [`Self::release`] would give.
@@ -97,7 +101,7 @@ impl MaskStream {
         }
         let text = Bytes::copy_from_slice(&self.run);
         let end = text.len();
-        self.pass(text, 0, end)
+        self.pass(text, 0, 0, end)
     }
 
     /// Bytes that were masked so far.
@@ -113,8 +117,8 @@ impl MaskStream {
 
     /// Of a text that begins with the run of before, keeps what begins at `run` and gives what ends
     /// at `ready` and was not given yet. Gives a chunk without a secret as it is, uncopied.
-    fn pass(&mut self, mut text: Bytes, run: usize, ready: usize) -> Bytes {
-        let scan = self.masks.scan(&text, run, self.known_bound);
+    fn pass(&mut self, mut text: Bytes, marks: usize, run: usize, ready: usize) -> Bytes {
+        let scan = self.masks.scan(Text { bytes: &text, marks }, run, self.known_bound);
         let ScanResult { mut covered, bound, near_misses } = scan;
         self.near_misses += near_misses;
         if self.known > 0 {
@@ -163,7 +167,9 @@ pub fn joined(one: Bytes, two: Bytes) -> Bytes {
 
 /// Where the run at the end of `text` begins, no earlier than at `least`.
 fn run_begin(text: &[u8], least: usize, vectors: Option<Vectors>) -> usize {
-    let held = held_at_end(text.get(least..).unwrap_or_default(), vectors);
+    let end = text.get(least..).unwrap_or_default();
+    let line = memchr::memrchr2(b'\n', b'\r', end).map_or(0, |at| at + 1);
+    let held = marks::held_at_end(end.get(line..).unwrap_or_default(), vectors);
     let mut run = text.get(least..text.len() - held).unwrap_or_default();
     while let Some(at) = run.iter().rposition(|&byte| no_form_holds(byte)) {
         if breaks_run(text, least + at) {
@@ -172,14 +178,6 @@ fn run_begin(text: &[u8], least: usize, vectors: Option<Vectors>) -> usize {
         run = run.get(..at).unwrap_or_default();
     }
     least
-}
-
-/// How many bytes at the end of `text`, in whole blocks, end neither a run nor a line.
-fn held_at_end(text: &[u8], vectors: Option<Vectors>) -> usize {
-    let line = memchr::memrchr2(b'\n', b'\r', text).map_or(0, |at| at + 1);
-    let (_, blocks) = text.get(line..).unwrap_or_default().as_rchunks();
-    let is_held = |bytes: &&_| Block::of(bytes, vectors).ends == 0;
-    blocks.iter().rev().take_while(is_held).count() * BLOCK
 }
 
 /// How many bytes from `run` on belong to an occurrence that began before. There were `before` such
@@ -192,13 +190,13 @@ fn past(covered: &[Range<usize>], run: usize, before: usize) -> usize {
     }
 }
 
-/// Two texts as one. In pieces so small that the copy stays in the processor's nearest cache: of
-/// one long copy it need not, and the search reads it next.
-fn concatenated(one: &[u8], two: &[u8]) -> Bytes {
+/// Two texts as one, and a place before which no escape begins in it.
+fn concatenated(one: &[u8], two: &[u8], vectors: Option<Vectors>) -> (Bytes, usize) {
     let mut text = Vec::with_capacity(one.len() + two.len());
-    let pieces = one.chunks(COPIED_AT_ONCE).chain(two.chunks(COPIED_AT_ONCE));
-    pieces.for_each(|piece| text.extend_from_slice(piece));
-    text.into()
+    let in_one = marks::append(&mut text, one, vectors);
+    let in_two = marks::append(&mut text, two, vectors);
+    let unmarked = if in_one == one.len() { in_one + in_two } else { in_one };
+    (text.into(), unmarked)
 }
 
 /// Whether no form holds the byte at `at`, which is no character that a value may have.
@@ -210,6 +208,3 @@ fn breaks_run(text: &[u8], at: usize) -> bool {
         _ => true,
     }
 }
-
-/// Bytes that are copied at once: below the least from which the C library takes another way.
-const COPIED_AT_ONCE: usize = 1024;

@@ -6,13 +6,18 @@
 //! functions of the other, and would call each.
 
 use std::arch::x86_64::{
-    __m128i, __m256i, _mm_aesenc_si128, _mm_and_si128, _mm_cvtsi128_si64, _mm_loadu_si128,
-    _mm_set_epi64x, _mm_setr_epi8, _mm_xor_si128, _mm256_and_si256, _mm256_broadcastsi128_si256,
-    _mm256_cmpeq_epi8, _mm256_cmpgt_epi8, _mm256_loadu_si256, _mm256_movemask_epi8,
-    _mm256_or_si256, _mm256_set1_epi8, _mm256_shuffle_epi8, _mm256_testz_si256,
+    __m128i, __m256i, _mm_aesenc_si128, _mm_and_si128, _mm_cmpgt_epi8, _mm_cvtsi128_si64,
+    _mm_loadu_si128, _mm_movemask_epi8, _mm_or_si128, _mm_set_epi64x, _mm_set1_epi8, _mm_setr_epi8,
+    _mm_xor_si128, _mm256_and_si256, _mm256_broadcastsi128_si256, _mm256_cmpeq_epi8,
+    _mm256_cmpgt_epi8, _mm256_loadu_si256, _mm256_movemask_epi8, _mm256_or_si256, _mm256_set1_epi8,
+    _mm256_shuffle_epi8, _mm256_testz_si256,
 };
 
-use super::filter::Filter;
+use super::{
+    block::{self, BLOCK, Block, BlockWalk, filled},
+    filter::Filter,
+    form::BASE64,
+};
 
 /// That the processor has AVX2, AES-NI and BMI.
 #[derive(Debug, Clone, Copy)]
@@ -29,57 +34,148 @@ impl Vectors {
         detected.then_some(Self(()))
     }
 
-    /// Which of the bytes may begin an escape, and which end a run.
-    pub(super) fn marks_and_ends(self, bytes: &[u8; 64]) -> (u64, u64) {
+    /// As [`Block::of`].
+    #[cfg(test)]
+    pub(super) fn block(self, bytes: &[u8; BLOCK]) -> Block {
         // SAFETY: a value of this type is made only where the processor has the features.
-        unsafe { marks_and_ends(bytes) }
+        unsafe { block_of(bytes) }
     }
 
-    /// How many of the blocks stand before the first that has a byte that may begin an escape.
-    pub(super) fn without_marks(self, blocks: &[[u8; 64]]) -> usize {
+    /// As [`block::next_marked`].
+    pub(super) fn next_marked(self, text: &[u8], at: usize, least: usize) -> Option<(usize, u64)> {
         // SAFETY: a value of this type is made only where the processor has the features.
-        unsafe { without_marks(blocks) }
+        unsafe { next_marked(text, at, least) }
+    }
+
+    /// How many of the blocks, from the last one backwards, hold nothing that ends a run.
+    pub(super) fn held_at_end(self, blocks: &[[u8; BLOCK]]) -> usize {
+        // SAFETY: a value of this type is made only where the processor has the features.
+        unsafe { held_at_end(blocks) }
+    }
+
+    /// Appends to `text` the beginning of `from`, to before the first pair of blocks with a byte
+    /// that an escape may begin with. Says how much.
+    pub(super) fn append_unmarked(self, text: &mut Vec<u8>, from: &[u8]) -> usize {
+        // SAFETY: a value of this type is made only where the processor has the features.
+        unsafe { append_unmarked(text, from) }
     }
 
     /// The hash of a window, whatever the cases of its letters.
-    pub(super) fn hash<const WIDTH: usize>(self, key: &AesKey, window: &[u8; WIDTH]) -> u64 {
+    pub(super) fn hash<const WIDTH: usize>(
+        self,
+        keys: &[[u8; 16]; 2],
+        window: &[u8; WIDTH],
+    ) -> u64 {
         // SAFETY: a value of this type is made only where the processor has the features.
-        unsafe { hash_one(key, window) }
+        unsafe { hash_one(keys, window) }
     }
 
     /// How many windows, of those that begin at multiples of `stride`, can be passed over, at
     /// least, before one comes that the filter may hold.
     pub(super) fn barren<const WIDTH: usize>(
         self,
-        key: &AesKey,
+        keys: &[[u8; 16]; 2],
         filter: &Filter,
         stride: usize,
         text: &[u8],
     ) -> usize {
         // SAFETY: a value of this type is made only where the processor has the features.
-        unsafe { barren::<WIDTH>(key, filter, stride, text) }
+        unsafe { barren::<WIDTH>(keys, filter, stride, text) }
     }
 }
 
-/// The keys of two rounds of AES.
-pub(super) struct AesKey(pub(super) [[u8; 16]; 2]);
-
+#[inline]
 #[target_feature(enable = "avx2")]
-fn marks_and_ends(bytes: &[u8; 64]) -> (u64, u64) {
+fn block_of(bytes: &[u8; BLOCK]) -> Block {
     let [low, high] = halves(bytes);
-    (bits([marks_in(low), marks_in(high)]), !bits([held_in(low), held_in(high)]))
+    Block {
+        marks: bits([marks_in(low), marks_in(high)]),
+        ends: !bits([held_in(low), held_in(high)]),
+    }
+}
+
+#[inline(never)]
+#[target_feature(enable = "avx2,bmi1,bmi2")]
+fn next_marked(text: &[u8], at: usize, least: usize) -> Option<(usize, u64)> {
+    block::next_marked!(text, at, least, block_at, next_mark)
+}
+
+/// What stands at `at`, and spaces behind the text. `None` where nothing does.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn block_at(text: &[u8], at: usize) -> Option<Block> {
+    let rest = text.get(at..)?;
+    match rest.first_chunk() {
+        Some(bytes) => Some(block_of(bytes)),
+        None if rest.is_empty() => None,
+        None => Some(block_of(&filled(rest))),
+    }
+}
+
+/// Where, at the earliest, the next byte from `at` on is that an escape may begin with.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn next_mark(text: &[u8], at: usize) -> Option<usize> {
+    let (pairs, _) = text.get(at..)?.as_chunks();
+    Some(at + without_marks(pairs) * PAIR)
+}
+
+/// How many of the pairs of blocks stand before the first with a byte that may begin an escape.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn without_marks(pairs: &[[u8; PAIR]]) -> usize {
+    for (number, bytes) in pairs.iter().enumerate() {
+        if has_marks(bytes) {
+            return number;
+        }
+    }
+    pairs.len()
 }
 
 #[target_feature(enable = "avx2")]
-fn without_marks(blocks: &[[u8; 64]]) -> usize {
-    for (number, bytes) in blocks.iter().enumerate() {
+fn held_at_end(blocks: &[[u8; BLOCK]]) -> usize {
+    for (number, bytes) in blocks.iter().rev().enumerate() {
         let [low, high] = halves(bytes);
-        let any = _mm256_or_si256(marks_in(low), marks_in(high));
-        if _mm256_testz_si256(any, any) == 0 {
+        let held = _mm256_and_si256(held_in(low), held_in(high));
+        if _mm256_movemask_epi8(held) != -1 {
             return number;
         }
     }
     blocks.len()
+}
+
+#[target_feature(enable = "avx2")]
+fn append_unmarked(text: &mut Vec<u8>, from: &[u8]) -> usize {
+    // Stores that cross a line of the cache cost more than loads that do.
+    let to_line = text.spare_capacity_mut().as_ptr().align_offset(BLOCK);
+    let (head, rest) = from.split_at(to_line.min(from.len()));
+    if has_marks(&filled(head)) {
+        return 0;
+    }
+    text.extend_from_slice(head);
+    let (pairs, tail) = rest.as_chunks();
+    for (number, bytes) in pairs.iter().enumerate() {
+        if has_marks(bytes) {
+            return head.len() + number * PAIR;
+        }
+        text.extend_from_slice(bytes);
+    }
+    if has_marks(&filled(tail)) {
+        return from.len() - tail.len();
+    }
+    text.extend_from_slice(tail);
+    from.len()
+}
+
+/// Whether an escape may begin in these blocks.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn has_marks(bytes: &[u8; PAIR]) -> bool {
+    let [one, two, three, four] = quarters(bytes);
+    let first = _mm256_or_si256(marks_in(one), marks_in(two));
+    let last = _mm256_or_si256(marks_in(three), marks_in(four));
+    let any = _mm256_or_si256(first, last);
+    _mm256_testz_si256(any, any) == 0
 }
 
 /// Where the bytes are that an escape may begin with.
@@ -123,17 +219,38 @@ fn bits([low, high]: [__m256i; 2]) -> u64 {
 #[inline]
 #[target_feature(enable = "avx2")]
 #[allow(unsafe_code)]
-fn halves(bytes: &[u8; 64]) -> [__m256i; 2] {
+fn halves(bytes: &[u8; BLOCK]) -> [__m256i; 2] {
     let bytes: *const __m256i = bytes.as_ptr().cast();
     // SAFETY: a block has 64 bytes, which two such loads of 32 take, and they need no alignment.
     unsafe { [_mm256_loadu_si256(bytes), _mm256_loadu_si256(bytes.add(1))] }
 }
 
+#[inline]
+#[target_feature(enable = "avx2")]
+#[allow(unsafe_code)]
+fn quarters(bytes: &[u8; PAIR]) -> [__m256i; 4] {
+    let bytes: *const __m256i = bytes.as_ptr().cast();
+    // SAFETY: as above, with 128 bytes and four loads.
+    unsafe {
+        [
+            _mm256_loadu_si256(bytes),
+            _mm256_loadu_si256(bytes.add(1)),
+            _mm256_loadu_si256(bytes.add(2)),
+            _mm256_loadu_si256(bytes.add(3)),
+        ]
+    }
+}
+
 #[inline(never)]
 #[target_feature(enable = "avx2,aes,bmi1,bmi2")]
 #[allow(unsafe_code)]
-fn barren<const WIDTH: usize>(key: &AesKey, filter: &Filter, stride: usize, text: &[u8]) -> usize {
-    let keys = [load(&key.0[0]), load(&key.0[1])];
+fn barren<const WIDTH: usize>(
+    keys: &[[u8; 16]; 2],
+    filter: &Filter,
+    stride: usize,
+    text: &[u8],
+) -> usize {
+    let keys = [load(&keys[0]), load(&keys[1])];
     let mut number = barren_groups::<WIDTH>(keys, filter, stride, text);
     while let Some(rest) = text.get(number * stride..).filter(|it| it.len() >= read_bytes(WIDTH)) {
         // SAFETY: so many bytes are there.
@@ -157,7 +274,6 @@ fn barren_groups<const WIDTH: usize>(
     stride: usize,
     text: &[u8],
 ) -> usize {
-    let (words, shift) = filter.parts();
     let (two, three, group) = (2 * stride, 3 * stride, GROUP * stride);
     let room = text.len().checked_sub(three + read_bytes(WIDTH));
     let groups = room.map_or(0, |room| room / group + 1);
@@ -165,20 +281,93 @@ fn barren_groups<const WIDTH: usize>(
     for number in 0..groups {
         let places =
             [begin, begin.wrapping_add(stride), begin.wrapping_add(two), begin.wrapping_add(three)];
-        let mut hits = 0;
-        for place in places {
-            // SAFETY: of each of so many groups the last window can be read.
-            let hash = unsafe { hash::<WIDTH>(keys, place) };
-            let word = words.get(hash.wrapping_shr(shift) as usize);
-            let Some(word) = word else { return number.wrapping_mul(GROUP) };
-            hits |= word.wrapping_shr(hash as u32);
-        }
-        if hits & 1 != 0 {
+        // SAFETY: of each of so many groups the last window can be read.
+        let may_be_held = unsafe {
+            !all_foreign::<WIDTH>(places)
+                && any_passes::<WIDTH>(keys, filter, places)
+                && any_held::<WIDTH>(keys, filter, places)
+        };
+        if may_be_held {
             return number.wrapping_mul(GROUP);
         }
         begin = begin.wrapping_add(group);
     }
     groups * GROUP
+}
+
+/// Whether the filter may hold one of the windows that begin at these places.
+///
+/// # Safety
+///
+/// [`read_bytes`] can be read from each of them.
+#[cold]
+#[target_feature(enable = "avx2,aes,bmi1,bmi2")]
+#[allow(unsafe_code)]
+unsafe fn any_held<const WIDTH: usize>(
+    keys: [__m128i; 2],
+    filter: &Filter,
+    places: [*const u8; GROUP],
+) -> bool {
+    let mut held = false;
+    for place in places {
+        // SAFETY: so many bytes can be read.
+        held |= filter.may_hold(unsafe { hash::<WIDTH>(keys, place) });
+    }
+    held
+}
+
+/// Whether one of these windows passes the first words of the filter.
+///
+/// # Safety
+///
+/// [`read_bytes`] can be read from each of the places.
+#[inline]
+#[target_feature(enable = "avx2,aes,bmi1,bmi2")]
+#[allow(unsafe_code)]
+unsafe fn any_passes<const WIDTH: usize>(
+    keys: [__m128i; 2],
+    filter: &Filter,
+    places: [*const u8; GROUP],
+) -> bool {
+    let (words, shift) = filter.parts();
+    let mut hits = 0;
+    for place in places {
+        // SAFETY: so many bytes can be read.
+        let hash = unsafe { hash::<WIDTH>(keys, place) };
+        let word = words.get(hash.wrapping_shr(shift) as usize);
+        let Some(word) = word else { return true };
+        hits |= word.wrapping_shr(hash as u32);
+    }
+    hits & 1 != 0
+}
+
+/// Whether each of the windows that begin at these places holds a byte that is neither base64 nor
+/// hexadecimal, where windows are of such forms alone. That takes fewer instructions than a hash,
+/// and tells of the text alone.
+///
+/// # Safety
+///
+/// Sixteen bytes can be read from each of them.
+#[inline]
+#[target_feature(enable = "avx2")]
+#[allow(unsafe_code)]
+unsafe fn all_foreign<const WIDTH: usize>(places: [*const u8; GROUP]) -> bool {
+    if WIDTH < BASE64 {
+        return false;
+    }
+    let least = _mm_set1_epi8(if WIDTH > BASE64 { b'0' } else { b'+' } as i8);
+    let mut none = 0;
+    for place in places {
+        // SAFETY: sixteen bytes can be read.
+        let bytes = unsafe { _mm_loadu_si128(place.cast()) };
+        let mut foreign = _mm_cmpgt_epi8(least, bytes);
+        if WIDTH > BASE64 {
+            foreign = _mm_or_si128(foreign, _mm_cmpgt_epi8(bytes, _mm_set1_epi8(b'f' as i8)));
+        }
+        // Negative where the window holds none.
+        none |= _mm_movemask_epi8(foreign).wrapping_sub(1);
+    }
+    none >= 0
 }
 
 /// The hash of the window of which some bytes are the beginning.
@@ -205,20 +394,22 @@ unsafe fn hash<const WIDTH: usize>([one, two]: [__m128i; 2], bytes: *const u8) -
         let last = unsafe { _mm_loadu_si128(bytes.add(8).cast()) };
         state = _mm_aesenc_si128(state, _mm_and_si128(last, window));
     }
-    // After two rounds each bit depends on each byte.
+    // Two rounds make each bit depend on each byte of what they begin with. That is all of the
+    // window: of a long one, a round before them has taken in the first load, and the last one in
+    // the place of its key.
     let state = _mm_aesenc_si128(_mm_aesenc_si128(state, two), two);
     _mm_cvtsi128_si64(state) as u64
 }
 
 #[target_feature(enable = "avx2,aes")]
 #[allow(unsafe_code)]
-fn hash_one<const WIDTH: usize>(key: &AesKey, window: &[u8; WIDTH]) -> u64 {
+fn hash_one<const WIDTH: usize>(keys: &[[u8; 16]; 2], window: &[u8; WIDTH]) -> u64 {
     let mut bytes = [0; read_bytes(usize::MAX)];
     for (to, from) in bytes.iter_mut().zip(window) {
         *to = *from;
     }
     // SAFETY: as many bytes as for any width are there.
-    unsafe { hash::<WIDTH>([load(&key.0[0]), load(&key.0[1])], bytes.as_ptr()) }
+    unsafe { hash::<WIDTH>([load(&keys[0]), load(&keys[1])], bytes.as_ptr()) }
 }
 
 #[inline]
@@ -234,5 +425,7 @@ const fn read_bytes(width: usize) -> usize {
     if width > 16 { 24 } else { 16 }
 }
 
+/// Bytes of two blocks.
+const PAIR: usize = 2 * BLOCK;
 /// Windows that are looked at together.
 const GROUP: usize = 4;
