@@ -89,7 +89,8 @@ fn a_circle_of_files_is_seen_however_it_is_written() {
 fn a_tests_name_has_at_most_ten_words() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let folders = ["appliance", "tests", "benches"].map(|folder| read(&root.join(folder)));
-    let tests: Vec<String> = folders.iter().flat_map(BTreeMap::values).flat_map(tests).collect();
+    let tests: Vec<String> =
+        folders.iter().flat_map(BTreeMap::values).flat_map(|it| tests(it)).collect();
     assert!(tests.len() > 1_000, "{} tests were found", tests.len());
     let long: Vec<_> = tests.iter().filter(|name| words(name) > MOST_WORDS).collect();
     assert!(long.is_empty(), "{long:#?}");
@@ -102,9 +103,9 @@ fn a_test_is_found_however_it_is_written() {
         "    #[test]\n    #[ignore]\n    pub fn it_works() {",
         "#[tokio::test(start_paused = true)]\nasync fn it_works() {",
     ] {
-        assert_eq!(tests(&planted.to_owned()), ["it_works"], "{planted}");
+        assert_eq!(tests(planted), ["it_works"], "{planted}");
     }
-    assert_eq!(tests(&"fn it_works() {".to_owned()), [""; 0]);
+    assert_eq!(tests("fn it_works() {"), [""; 0]);
 }
 
 const MOST_WORDS: usize = 10;
@@ -114,7 +115,7 @@ fn words(name: &str) -> usize {
 }
 
 /// The names of the tests in a source.
-fn tests(source: &String) -> Vec<String> {
+fn tests(source: &str) -> Vec<String> {
     let mut names = Vec::new();
     let mut lines = source.lines().map(str::trim);
     while let Some(line) = lines.next() {

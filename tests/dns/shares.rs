@@ -251,9 +251,8 @@ fn each_card_that_a_group_binds_has_its_rate() {
         let own = |card: u8| format!("10.7.1.{card}");
         let mac = |card: u8| format!("02:00:00:00:01:{card:02x}");
         let bind = |large: Table, card| large.with(agent(&mac(card), &[&own(card)]));
-        let config = with_a_large_group()
-            .group("large", |it| CARDS.into_iter().fold(it, bind))
-            .limit("dns_rate", 20);
+        let config =
+            with_a_large_group().group("large", |it| CARDS.fold(it, bind)).limit("dns_rate", 20);
         let world = World::with(&config);
         world.dns.set_ttl(60);
         GATEWAY.shell("ip addr add 10.7.0.1/16 dev agents0");
