@@ -301,7 +301,7 @@ mod tests {
             "[gateway]\nresolvers = [\"192.0.2.53\"]\n[vault]\naddress = \"http://127.0.0.1:1\"\n\
              plain_http = true\n[vault.approle]\nrole_id = \"x\"\nsecret_id_file = \"x\"\n\
              [vault.pki]\nroot_file = \"{dir}/root.pem\"\n\
-             [[group]]\nname = \"g\"\ninterface = \"a0\"\nprefixes = [\"192.0.2.0/24\"]\n"
+             [[group]]\nname = \"g\"\ninterface = \"a0\"\nprefixes = [\"198.51.100.0/24\"]\n"
         );
         let loaded = || {
             let none = |_: &Path| Err(io::ErrorKind::NotFound.into());
