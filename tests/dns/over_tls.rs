@@ -238,7 +238,7 @@ fn asked_for_vault(dns: &Dns) -> usize {
 }
 
 #[test]
-fn vault_is_reached_without_a_resolv_conf_and_where_the_hosts_file_has_it_nobody_is_asked() {
+fn vault_is_reached_with_an_empty_resolv_conf_and_where_the_hosts_file_has_it_nobody_is_asked() {
     sandboxed(|| {
         let lab = Lab::new();
         let (_origin, dns) = (Origin::start(&lab), Dns::start());
