@@ -146,7 +146,7 @@ mod tests {
 
     const POLICY: &str = r#"
         [gateway]
-        resolvers = ["192.0.2.53"]
+        resolvers = ["203.0.113.53"]
         audit = "stdout"
         ca_dir = "/ca"
         [secrets]
