@@ -1,4 +1,4 @@
-# make demo   the whole story in a minute: agents, gateway, API, with the real bytes
+# make demo   the whole story, in five seconds once built: agents, gateway, API, with the real bytes
 # make test   everything that is promised, on this machine, from nothing
 # make test-systemd  the shipped unit and the package in Debians that are booted for it; as root
 # make test-conformance  more cases of the Autobahn test suite than `make test` has time for

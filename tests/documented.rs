@@ -86,6 +86,36 @@ fn every_relative_link_leads_to_a_file_and_a_heading() {
     assert!(broken.is_empty(), "{broken:#?}");
 }
 
+#[test]
+fn every_page_that_the_packages_pages_lead_to_is_in_the_package() {
+    let root = tools::repository();
+    let assets = read("appliance/Cargo.toml");
+    let ships = |path: &Path| {
+        let path = path.strip_prefix(root).expect("in the repository").display().to_string();
+        path.starts_with("docs/")
+            || assets.contains(&format!("[\"../{path}\", \"usr/share/doc/cloakroom/"))
+    };
+    assert!(assets.contains("[\"../docs/**/*\", \"usr/share/doc/cloakroom/docs/\""));
+    let is_page = |path: &Path| {
+        path.extension().is_some_and(|extension| extension == "md" || extension == "toml")
+    };
+    let mut looked_at = 0;
+    for page in pages(root)
+        .iter()
+        .filter(|page| page.starts_with(root.join("docs")) || **page == root.join("README.md"))
+    {
+        let text = fs::read_to_string(page).expect("readable");
+        let targets = links(&text).map(|link| link.split('#').next().unwrap_or_default());
+        for target in targets.filter(|target| !target.is_empty()) {
+            let path = page.parent().expect("a folder").join(target);
+            let path = path.canonicalize().expect("another test looks");
+            assert!(!is_page(&path) || ships(&path), "{} leads to {target}", page.display());
+            looked_at += 1;
+        }
+    }
+    assert!(looked_at > 50, "{looked_at}");
+}
+
 /// Every Markdown file that is kept in the repository.
 fn pages(root: &Path) -> Vec<PathBuf> {
     let mut folders = vec![root.to_owned()];

@@ -56,6 +56,48 @@ fn the_units_folders_are_the_references_defaults() {
     assert!(page.contains(&kept), "{kept}");
 }
 
+/// `systemd-analyze security` adds many up: without one of them its figure is still good.
+#[test]
+fn each_unit_with_keys_in_its_memory_has_every_directive_that_hardens_it() {
+    for unit in ["cloakroom.service", "cloakroom-ca.service"] {
+        let text = image(unit);
+        let says = |directive: &&&str| {
+            let mut lines = text.lines().filter_map(|line| line.strip_prefix(**directive));
+            lines.any(|rest| rest.is_empty() || rest.starts_with(' '))
+        };
+        let missing: Vec<&&str> = HARDENING.iter().filter(|it| !says(it)).collect();
+        assert!(missing.is_empty(), "{unit} lacks {missing:?}");
+    }
+    assert!(image("cloakroom.service").contains("\nSystemCallFilter=~@privileged @resources "));
+    assert!(image("cloakroom-ca.service").contains("\nPrivateNetwork=yes\n"));
+}
+
+const HARDENING: [&str; 23] = [
+    "UMask=0077",
+    "NoNewPrivileges=yes",
+    "ProtectSystem=strict",
+    "PrivateTmp=yes",
+    "PrivateDevices=yes",
+    "ProtectClock=yes",
+    "ProtectHostname=yes",
+    "ProtectKernelLogs=yes",
+    "ProtectKernelModules=yes",
+    "ProtectKernelTunables=yes",
+    "ProtectControlGroups=yes",
+    "ProtectProc=invisible",
+    "RestrictNamespaces=yes",
+    "RestrictRealtime=yes",
+    "RestrictSUIDSGID=yes",
+    "LockPersonality=yes",
+    "MemoryDenyWriteExecute=yes",
+    "MemorySwapMax=0",
+    "LimitCORE=0",
+    "KeyringMode=private",
+    "SystemCallArchitectures=native",
+    "SystemCallFilter=@system-service",
+    "SystemCallErrorNumber=EPERM",
+];
+
 #[test]
 fn systemd_takes_the_units() {
     sandboxed(|| {

@@ -306,7 +306,7 @@ mod tests {
             .vault("plain_http", true)
             .login(login)
             .below_vault(pki)
-            .with(group("g", "a0", &["192.0.2.0/24"]));
+            .with(group("g", "a0", &["198.51.100.0/24"]));
         let loaded = || {
             let config = crate::config::testing::config(&file);
             (config.settings, config.policy)

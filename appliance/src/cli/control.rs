@@ -103,7 +103,8 @@ fn unreached(path: &Path, error: &io::Error) -> String {
     let path = path.display();
     match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => format!(
-            "no gateway runs here with the control socket {path}; name another one with --control"
+            "no gateway runs here (control socket {path}): look at \"systemctl status cloakroom\" and \
+             \"journalctl -u cloakroom\"; --control names another socket"
         ),
         io::ErrorKind::PermissionDenied => format!("{path} is for root and the daemon's own user"),
         io::ErrorKind::UnexpectedEof => format!("the gateway at {path} gave no answer"),

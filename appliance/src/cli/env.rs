@@ -10,7 +10,7 @@ use std::{
 use clap::{Args, ValueEnum};
 
 use crate::{
-    config::DEFAULT_CONFIG,
+    config::{self, DEFAULT_CONFIG},
     policy::{Api, Binding, GroupName, Policy},
 };
 
@@ -20,7 +20,9 @@ use crate::{
     cloakroom env --format docker research >agent.env && docker run --env-file agent.env ...\n  \
     cloakroom env --format kubernetes research | kubectl apply -f -\n\n\
     The two files are what `cloakroom ca show --bundle` and `cloakroom ca show` print; where they lie\n\
-    elsewhere at the agents, --bundle and --ca say so.")]
+    elsewhere at the agents, --bundle and --ca say so. Where the CA was installed into the system's\n\
+    store, as the onboarding script does as root, name the system's bundle:\n\
+    --bundle /etc/ssl/certs/ca-certificates.crt on Debian.")]
 pub struct EnvArgs {
     /// The group of the agents
     #[arg(value_name = "GROUP", value_parser = GroupName::parse)]
@@ -62,9 +64,8 @@ enum Format {
 ///
 /// Where there is no such group, and where one variable would need two values.
 pub fn environment(args: &EnvArgs, policy: &Policy) -> Result<String, String> {
-    if !policy.groups.iter().any(|group| group.name == args.group) {
-        let groups: Vec<String> = policy.groups.iter().map(|it| it.name.to_string()).collect();
-        return Err(format!("no group is named {:?}; there are {}", args.group, groups.join(", ")));
+    if let Some(error) = no_group(args.group.as_str(), policy) {
+        return Err(error);
     }
     let mut environment = Environment::default();
     for api in &policy.apis {
@@ -74,6 +75,16 @@ pub fn environment(args: &EnvArgs, policy: &Policy) -> Result<String, String> {
     }
     environment.trust(&args.bundle, &args.ca)?;
     Ok(environment.text(args.format, &args.group))
+}
+
+/// What is wrong with naming this group, if anything is.
+pub(super) fn no_group(name: &str, policy: &Policy) -> Option<String> {
+    let groups: Vec<&str> = policy.groups.iter().map(|it| it.name.as_str()).collect();
+    match config::nearest(name, groups.iter().copied()) {
+        Some(meant) if meant == name => None,
+        Some(meant) => Some(format!("no group is named {name:?}; did you mean {meant:?}?")),
+        None => Some(format!("no group is named {name:?}; there are {}", groups.join(", "))),
+    }
 }
 
 #[derive(Default)]
@@ -133,7 +144,9 @@ impl Environment {
         for (key, value) in &self.variables {
             let _ = match format {
                 Format::Shell => writeln!(text, "export {key}='{}'", value.replace('\'', r"'\''")),
-                Format::Dotenv => writeln!(text, "{key}=\"{}\"", escaped(value, &['"', '\\', '$'])),
+                Format::Dotenv => {
+                    writeln!(text, "{key}=\"{}\"", escaped(value, &['"', '\\', '$', '`']))
+                }
                 Format::Systemd => {
                     let value = escaped(value, &['"', '\\']).replace('%', "%%");
                     writeln!(text, "Environment=\"{key}={value}\"")
@@ -171,13 +184,12 @@ mod tests {
     use policy_builder::{Config, Table, api, binding, group};
 
     use super::*;
-    use crate::config;
 
     /// A provider that is known, and an API whose placeholders say nothing of their variables.
     fn file() -> Config {
         let gemini = Table::one_of("binding").set("groups", [GROUP]).set("secret", "file:gemini");
         let bearer = ["header authorization bearer"];
-        let named = binding(GROUP, "it's-$%odd", &bearer, "file:odd").set("variables", ["ODD"]);
+        let named = binding(GROUP, "it's-$%`odd", &bearer, "file:odd").set("variables", ["ODD"]);
         let unnamed = binding(GROUP, "no-name-of-a-variable", &["query key"], "file:odd");
         Config::of_rules()
             .with(group(GROUP, "agents0", &["192.0.2.0/28"]))
@@ -198,12 +210,12 @@ mod tests {
     #[test]
     fn every_format_holds_each_variable_in_its_own_quotes() {
         for (format, line) in [
-            (Format::Shell, r"export ODD='it'\''s-$%odd'"),
-            (Format::Dotenv, r#"ODD="it's-\$%odd""#),
-            (Format::Json, r#""ODD": "it's-$%odd","#),
-            (Format::Systemd, r#"Environment="ODD=it's-$%%odd""#),
-            (Format::Docker, "ODD=it's-$%odd"),
-            (Format::Kubernetes, r#"ODD: "it's-$%odd""#),
+            (Format::Shell, r"export ODD='it'\''s-$%`odd'"),
+            (Format::Dotenv, r#"ODD="it's-\$%\`odd""#),
+            (Format::Json, r#""ODD": "it's-$%`odd","#),
+            (Format::Systemd, r#"Environment="ODD=it's-$%%`odd""#),
+            (Format::Docker, "ODD=it's-$%`odd"),
+            (Format::Kubernetes, r#"ODD: "it's-$%`odd""#),
         ] {
             let text = shown(&file(), format).unwrap();
             assert!(text.lines().any(|it| it.trim() == line), "{format:?}: {text}");
@@ -220,8 +232,20 @@ mod tests {
     }
 
     #[test]
+    fn a_group_that_is_not_there_is_named_with_the_one_that_was_meant() {
+        let policy = config::parse(&file().to_string(), None, "test", &|_| Ok(String::new()))
+            .unwrap()
+            .policy;
+        let error = no_group("reserch_1", &policy).unwrap();
+        assert_eq!(error, "no group is named \"reserch_1\"; did you mean \"research_1\"?");
+        let error = no_group("x", &policy).unwrap();
+        assert_eq!(error, "no group is named \"x\"; there are research_1");
+        assert_eq!(no_group("research_1", &policy), None);
+    }
+
+    #[test]
     fn a_variable_with_two_values_is_an_error_naming_both() {
-        let twice = file().binding("it's-$%odd", |it| it.set("variables", ["GOOGLE_API_KEY"]));
+        let twice = file().binding("it's-$%`odd", |it| it.set("variables", ["GOOGLE_API_KEY"]));
         let error = shown(&twice, Format::Shell).unwrap_err();
         for part in ["GOOGLE_API_KEY", "GEMINI_API_KEY", "by odd", "variables = [...]"] {
             assert!(error.contains(part), "{error}");

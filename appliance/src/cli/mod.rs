@@ -36,7 +36,7 @@ use self::{
     watch::WatchArgs,
 };
 use crate::{
-    config::{self, Config, DEFAULT_CONFIG},
+    config::{self, Config, DEFAULT_CONFIG, Settings},
     control::{EX_USAGE, Order},
     daemon::{self, DaemonError, Launched, Surroundings},
     harden,
@@ -156,12 +156,16 @@ enum Log {
 enum CliError {
     /// The configuration is wrong; the text has a line for each error.
     Config(config::Errors),
-    /// The running daemon says so, and how the command is to end.
+    /// The running daemon says so, or the command line is wrong, and how the command is to end.
     Told(u8, String),
     /// The daemon that was launched has said why, and this is how it ended.
     Said(u8),
     /// Anything else, in one line.
     Other(String),
+}
+
+const fn usage(text: String) -> CliError {
+    CliError::Told(EX_USAGE, text)
 }
 
 /// Reads the command line and does what it says.
@@ -194,9 +198,9 @@ fn dispatch(command: Command) -> Result<(), CliError> {
         }
         Command::Env(args) => {
             let policy = load(&args.config)?.policy;
-            print(&env::environment(&args, &policy).map_err(CliError::Other)?)
+            print(&env::environment(&args, &policy).map_err(usage)?)
         }
-        Command::Providers(args) => print(&providers::shown(&args).map_err(CliError::Other)?),
+        Command::Providers(args) => print(&providers::shown(&args).map_err(usage)?),
         Command::Guard(args) => guard(&args),
         Command::Watch(args) => watch(&args),
         Command::Ca(command) => run_ca(command),
@@ -212,8 +216,16 @@ fn dispatch(command: Command) -> Result<(), CliError> {
 /// What of this machine does not fit the configuration, where this is the gateway.
 fn here(config: &Config) -> String {
     let misfits = packets::misfits(&Capture::new(&config.policy, &config.settings));
-    let lines: String = misfits.iter().map(|misfit| format!("  ! {misfit}\n")).collect();
+    let all = misfits.into_iter().chain(not_there(&config.settings));
+    let lines: String = all.map(|misfit| format!("  ! {misfit}\n")).collect();
     if lines.is_empty() { lines } else { format!("\nOn this machine\n{lines}") }
+}
+
+/// The files that the daemon needs and that are still to be made, as far as this user may look.
+fn not_there(settings: &Settings) -> Vec<String> {
+    let is_missing = |file: &Path| file.try_exists().is_ok_and(|there| !there);
+    let files = settings.files_to_make().into_iter().filter(|(file, _)| is_missing(file));
+    files.map(|(file, how)| format!("{} is not there yet: {how}", file.display())).collect()
 }
 
 fn run(config: &Path, ready_file: Option<&Path>, log: Log) -> Result<(), CliError> {
@@ -350,6 +362,10 @@ fn say(said: OrderOutcome) -> Result<(), CliError> {
 fn watch(args: &WatchArgs) -> Result<(), CliError> {
     let standard_input = args.file.as_os_str() == "-";
     let config = if standard_input { None } else { Some(load(&args.file)?) };
+    if let Some(text) = config.as_ref().and_then(|config| args.no_such_group(&config.policy)) {
+        // Nothing is left to report to where standard error is gone.
+        let _ = writeln!(io::stderr(), "cloakroom: {text}");
+    }
     let settings = config.as_ref().map(|config| &config.settings);
     watch::run(args, settings, &mut io::stdout().lock())
         .map_err(|error| CliError::Other(error.to_string()))
@@ -395,6 +411,34 @@ mod tests {
     use clap::CommandFactory as _;
 
     use super::*;
+
+    #[test]
+    fn each_file_that_is_still_to_be_made_is_named_with_how() {
+        let of = |sources: &str| {
+            let text = format!(
+                "[gateway]\nresolvers = [\"192.0.2.53\"]\n{sources}\n[[group]]\nname = \"research\"\n\
+                 interface = \"agents0\"\nprefixes = [\"192.0.2.0/28\"]\n"
+            );
+            let folder = std::env::temp_dir();
+            let read = |_: &Path| Err(io::Error::from(io::ErrorKind::NotFound));
+            let config = config::parse(&text, Some(&folder), "test", &read);
+            not_there(&config.unwrap_or_else(|errors| panic!("{errors}")).settings)
+        };
+        let vault = |login: &str| {
+            of(&format!("[vault]\naddress = \"http://127.0.0.1:1\"\nplain_http = true\n{login}"))
+        };
+        let said = of("[secrets]\nfile = \"no-such-file\"\nkey_file = \"no-such-key\"");
+        assert!(said.len() == 2 && said.iter().all(|it| it.contains("cloakroom secret init")));
+        assert!(said[1].contains("/no-such-key is not there yet"), "{said:?}");
+        let said = of("[secrets]\nfile = \"no-such-file\"");
+        assert!(said.len() == 1 && said[0].contains("NAME = VALUE"), "{said:?}");
+        let login = "[vault.approle]\nrole_id = \"x\"\nsecret_id_file = \"no-such-id\"";
+        let said = vault(&format!("{login}\n[vault.pki]\nroot_file = \"no-such-root\""));
+        assert!(said.len() == 2 && said.iter().all(|it| it.contains("cloakroom vault plan")));
+        let login = "[vault.cert]\nrole = \"x\"\ncertificate_file = \"no-such-pem\"\nkey_file = \"/dev/null\"";
+        let said = vault(login);
+        assert!(said.len() == 1 && said[0].contains("no-such-pem"), "{said:?}");
+    }
 
     #[test]
     fn every_command_takes_the_configuration_last_and_has_one_default() {

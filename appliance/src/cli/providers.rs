@@ -4,7 +4,10 @@ use std::fmt::Write as _;
 
 use clap::Args;
 
-use crate::catalogue::{self, Provider};
+use crate::{
+    catalogue::{self, Provider},
+    config,
+};
 
 /// Which of them.
 #[derive(Debug, Args)]
@@ -25,7 +28,10 @@ pub struct ProvidersArgs {
 pub fn shown(ProvidersArgs { name }: &ProvidersArgs) -> Result<String, String> {
     let Some(name) = name else { return Ok(list()) };
     let provider = catalogue::provider(name).ok_or_else(|| {
-        format!("no provider is named {name:?}; `cloakroom providers` lists them")
+        let names = catalogue::providers().iter().map(|provider| provider.name);
+        let meant = config::nearest(name, names).map(|name| format!("did you mean {name:?}? "));
+        let meant = meant.unwrap_or_default();
+        format!("no provider is named {name:?}; {meant}`cloakroom providers` lists them")
     })?;
     Ok(page(provider))
 }
@@ -45,4 +51,17 @@ fn page(provider: &Provider) -> String {
         ran => writeln!(page, "# Run with {}.", ran.join(", ")),
     };
     page + &provider.as_toml()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_provider_that_is_not_there_is_named_with_the_one_that_was_meant() {
+        let of = |name: &str| shown(&ProvidersArgs { name: Some(name.into()) });
+        assert!(of("openai").is_ok());
+        assert!(of("opneai").unwrap_err().contains("did you mean \"openai\"?"));
+        assert!(of("nobody-at-all").unwrap_err().contains("`cloakroom providers` lists them"));
+    }
 }

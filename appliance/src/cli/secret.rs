@@ -25,7 +25,7 @@ pub enum SecretCommand {
     /// Make the key and an empty file of secrets, where they are missing
     #[command(after_help = "Example:\n  cloakroom secret init\n\n\
         With systemd the key can stay sealed to the machine:\n  \
-        systemd-creds encrypt --name=cloakroom-key /etc/cloakroom/secrets.key \\\n    \
+        systemd-creds encrypt --name=cloakroom-key /etc/cloakroom/secrets/key \\\n    \
         /etc/cloakroom/cloakroom-key.cred")]
     Init(SecretFileArgs),
     /// Set a secret; its value is asked for, or read from standard input
@@ -107,10 +107,13 @@ pub fn run(
         }),
         SecretCommand::Set { name, .. } => {
             let value = read_value(name).map_err(SecretCommandError::Input)?;
-            let short = value.trim_ascii_end().len() < SecretValue::MIN_BYTES;
+            let length = value.trim_ascii_end().len();
+            if length == 0 {
+                return Err(SecretCommandError::Input(io::Error::other(NO_VALUE)));
+            }
             file.set(name, value).map(|new| {
-                let note = if short { "; it needs min_value_bytes in its bindings" } else { "" };
-                format!("{name}: {}{note}\n", if new { "set" } else { "changed" })
+                let done = if new { "set" } else { "changed" };
+                format!("{name}: {done}{}\n", notes(name, length, &policy))
             })
         }
         SecretCommand::List(_) => file.names().map(|names| listing(&names, &policy)),
@@ -120,19 +123,40 @@ pub fn run(
     out.write_all(said.as_bytes()).map_err(SecretCommandError::Output)
 }
 
+/// What keeps a value that has been set from use.
+fn notes(name: &str, length: usize, policy: &Policy) -> String {
+    let mut least = bound(policy).filter(|(bound, _)| *bound == name).map(|(_, least)| least);
+    let Some(first) = least.next() else { return "; no binding names it".to_owned() };
+    if length >= least.fold(first, usize::max) {
+        return String::new();
+    }
+    format!(
+        "; it has {length} bytes, so write min_value_bytes = {length} in its bindings, or it is not \
+         used (value_invalid)"
+    )
+}
+
 fn listing(names: &[String], policy: &Policy) -> String {
-    let bindings = policy.apis.iter().flat_map(|api| &api.bindings);
-    let mut missing: Vec<&str> = bindings
-        .filter_map(|binding| match &binding.secret {
-            SecretRef::File { name } => Some(&**name),
-            _ => None,
-        })
+    let mut missing: Vec<&str> = bound(policy)
+        .map(|(needed, _)| needed)
         .filter(|needed| !names.iter().any(|name| name == needed))
         .collect();
     missing.sort_unstable();
     missing.dedup();
-    let there = names.iter().map(|name| format!("{name}\n"));
+    let there = names.iter().map(|name| match bound(policy).any(|(bound, _)| bound == name) {
+        true => format!("{name}\n"),
+        false => format!("{name}  in no binding\n"),
+    });
     there.chain(missing.iter().map(|name| format!("{name}  missing\n"))).collect()
+}
+
+/// The names that bindings have, each with the fewest bytes that its value may have there.
+fn bound(policy: &Policy) -> impl Iterator<Item = (&str, usize)> {
+    let bindings = policy.apis.iter().flat_map(|api| &api.bindings);
+    bindings.filter_map(|binding| match &binding.secret {
+        SecretRef::File { name } => Some((&**name, binding.min_value_bytes)),
+        _ => None,
+    })
 }
 
 /// A line from the terminal, not shown while it is typed, or all of standard input.
@@ -214,6 +238,39 @@ impl Drop for Silent {
     }
 }
 
+const NO_VALUE: &str = "no value came; type it at the prompt, or give it on standard input";
+
 /// Bytes of the longest line that a terminal passes on, with its end; what is longer is cut without
 /// a word (`termios(3)`, canonical mode).
 const TERMINAL_LINE: usize = 4_096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+
+    #[test]
+    fn what_keeps_a_value_from_use_is_said_when_it_is_set() {
+        let text = |least: usize| {
+            format!(
+                "[gateway]\nresolvers = [\"192.0.2.53\"]\n[secrets]\nfile = \"secrets\"\n[[group]]\n\
+                 name = \"research\"\ninterface = \"agents0\"\nprefixes = [\"192.0.2.0/28\"]\n\
+                 [[api]]\nprovider = \"openai\"\n[[api.binding]]\ngroups = [\"research\"]\n\
+                 secret = \"file:openai\"\nmin_value_bytes = {least}\n"
+            )
+        };
+        let policy = |least| {
+            let none = |_: &Path| Err(io::ErrorKind::NotFound.into());
+            config::parse(&text(least), None, "test", &none).unwrap().policy
+        };
+        let usual = policy(16);
+        assert_eq!(notes("openai", 16, &usual), "");
+        assert_eq!(notes("opneai", 16, &usual), "; no binding names it");
+        let short = notes("openai", 8, &usual);
+        assert!(short.contains("has 8 bytes, so write min_value_bytes = 8"), "{short}");
+        assert_eq!(notes("openai", 8, &policy(8)), "");
+        let names = ["openai".to_owned(), "opneai".to_owned()];
+        assert_eq!(listing(&names, &usual), "openai\nopneai  in no binding\n");
+        assert_eq!(listing(&[], &usual), "openai  missing\n");
+    }
+}

@@ -30,12 +30,13 @@ use crate::{
 pub enum VaultCommand {
     /// Print the policies, token roles and login that a configuration needs; asks Vault nothing
     #[command(
-        after_help = "Examples:\n  cloakroom vault plan /etc/cloakroom/cloakroom.toml | sh\n  \
+        after_help = "Examples:\n  cloakroom vault plan /etc/cloakroom/cloakroom.toml > plan.sh\n  \
         cloakroom vault plan --format terraform --from 192.0.2.10 CONFIG > cloakroom.tf\n  \
         cloakroom vault plan --policy cloakroom-gateway CONFIG | \\\n    \
         vault policy write cloakroom-gateway -\n\n\
-        The script is for a shell where `vault` is logged in; running it again changes nothing.\n\
-        Engines and the values in them are yours to set up."
+        Make it on the gateway, to whose address towards Vault all tokens are bound; elsewhere name\n\
+        that address with --from. Read the script, then run it where `vault` is logged in; running it\n\
+        again changes nothing. Engines and the values in them are yours to set up."
     )]
     Plan(PlanArgs),
     /// Log in as the gateway, and say what is missing in Vault and what is too wide; shows no
@@ -44,7 +45,7 @@ pub enum VaultCommand {
         cloakroom vault doctor --secret-id-file ./another-secret-id CONFIG\n  \
         cloakroom vault doctor --from 192.0.2.10 CONFIG\n  \
         cloakroom vault doctor --values CONFIG\n\n\
-        Run it on the gateway, as its user. It logs in, which is a use of the SecretID, asks what the\n\
+        Run it on the gateway, as root or as its user. It logs in, which is a use of the SecretID, asks what the\n\
         gateway's token and the groups' may do, asks each token role for a policy that it must\n\
         refuse, and has CAs signed whose keys it drops. It reads a secret with --values\n\
         alone. Exit status: 0 healthy, 64 the configuration is wrong, 1 anything else.")]

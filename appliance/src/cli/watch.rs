@@ -18,9 +18,11 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::env::no_group;
 use crate::{
     audit::RecordKind,
     config::{AuditTarget, DEFAULT_CONFIG, Settings},
+    policy::Policy,
     reason::Reason,
     refuse::wire,
 };
@@ -91,6 +93,14 @@ pub fn run(args: &WatchArgs, settings: Option<&Settings>, out: &mut impl Write) 
     }
 }
 
+impl WatchArgs {
+    /// What is wrong with the group that is asked for. Its records may be there all the same, of a
+    /// time when it was in the policy.
+    pub fn no_such_group(&self, policy: &Policy) -> Option<String> {
+        no_group(self.group.as_ref()?, policy)
+    }
+}
+
 fn show(args: &WatchArgs, mut input: impl BufRead, out: &mut impl Write) -> io::Result<()> {
     let mut line = Vec::new();
     while input.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line)? > 0 {
@@ -103,6 +113,10 @@ fn show(args: &WatchArgs, mut input: impl BufRead, out: &mut impl Write) -> io::
 #[expect(clippy::disallowed_methods, reason = "a command of its own, no executor to block")]
 fn follow(args: &WatchArgs, path: &Path, out: &mut impl Write) -> io::Result<()> {
     let mut tail = Tail::open(path, args.all)?;
+    if tail.file.is_none() {
+        // Nothing is left to report to where standard error is gone.
+        let _ = writeln!(io::stderr(), "{} is not there yet; waiting", path.display());
+    }
     loop {
         tail.lines(|line| tell(args, line, out))?;
         tail.turn(path)?;
@@ -393,6 +407,18 @@ mod tests {
     fn asked(options: &[&str]) -> WatchArgs {
         let line = ["watch", "-"].iter().chain(options);
         Line::try_parse_from(line).unwrap().args
+    }
+
+    #[test]
+    fn a_group_that_is_in_no_policy_is_said_to_be_none() {
+        let text = "[gateway]\nresolvers = [\"192.0.2.53\"]\n[[group]]\nname = \"research\"\n\
+                    interface = \"agents0\"\nprefixes = [\"192.0.2.0/28\"]\n";
+        let none = |_: &Path| Err(io::ErrorKind::NotFound.into());
+        let policy = crate::config::parse(text, None, "test", &none).unwrap().policy;
+        assert_eq!(args(Some("research"), false).no_such_group(&policy), None);
+        assert_eq!(args(None, false).no_such_group(&policy), None);
+        let said = args(Some("reserch"), false).no_such_group(&policy);
+        assert_eq!(said.unwrap(), "no group is named \"reserch\"; did you mean \"research\"?");
     }
 
     fn args(group: Option<&str>, refused: bool) -> WatchArgs {

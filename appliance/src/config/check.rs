@@ -60,6 +60,7 @@ impl Draft {
             self.check_unbound(api, report);
             check_paths_apart(&places, report);
             check_bodies(api, &places, report);
+            check_paths_allowed(api, report);
             check_plain(api, &places, report);
             check_websocket(api, &places, report);
         }
@@ -70,6 +71,7 @@ impl Draft {
         inspected.for_each(|(flag, requests)| check_handshake(flag, requests, report));
         self.check_ports(report);
         self.check_metrics(report);
+        self.check_resolvers(report);
     }
 
     /// Vault's engine makes no constraints that are not critical.
@@ -307,9 +309,9 @@ impl Draft {
             if let Some(other) = peeked.get(port.get_ref()) {
                 let (own, line) = (port.get_ref(), report.line(other));
                 let text = format!(
-                    "ports: {own} is also the port of the rule in line {line}, which needs a host \
-                     name in the first bytes; a port of [[tcp]] is looked at for no rule, so one of \
-                     the two must go"
+                    "ports: {own} is also the port of the rule in line {line}; on a port of [[tcp]] \
+                     the gateway reads no host name, so no other rule can use {own}; take it out of \
+                     one of the two"
                 );
                 report.add(&port.span(), text);
             }
@@ -331,19 +333,31 @@ impl Draft {
 
     /// No agent is to reach what is for those who look after the gateway.
     fn check_metrics(&self, report: &Report<'_>) {
-        let Some(metrics) = self.gateway.as_ref().and_then(|it| it.metrics.as_ref()) else {
-            return;
-        };
-        let mut prefixes = self.groups.iter().flat_map(|group| &group.prefixes);
-        let within = prefixes.find(|prefix| prefix.get_ref().contains(&metrics.get_ref().ip()));
-        if let Some(prefix) = within {
-            let (address, prefix) = (metrics.get_ref().ip(), prefix.get_ref());
-            let text = format!(
-                "metrics: {address} is an agents' address, in \"{prefix}\"; take one that is not on \
-                 their side, such as 127.0.0.1"
-            );
+        let Some(gateway) = &self.gateway else { return };
+        if let Some(metrics) = &gateway.metrics
+            && let Some(text) = self.is_agents(metrics.get_ref().ip())
+        {
+            let text =
+                format!("metrics: {text}; take one that is not on their side, such as 127.0.0.1");
             report.add(&metrics.span(), text);
         }
+    }
+
+    /// An agent would answer for every name that others ask for.
+    fn check_resolvers(&self, report: &Report<'_>) {
+        let Some(gateway) = &self.gateway else { return };
+        for resolver in &gateway.resolvers {
+            if let Some(text) = self.is_agents(resolver.get_ref().address.ip()) {
+                let text = format!("resolvers: {text}; name a server that is not on their side");
+                report.add(&resolver.span(), text);
+            }
+        }
+    }
+
+    fn is_agents(&self, address: IpAddr) -> Option<String> {
+        let mut prefixes = self.groups.iter().flat_map(|group| &group.prefixes);
+        let within = prefixes.find(|prefix| prefix.get_ref().contains(&address))?;
+        Some(format!("{address} is an agents' address, in \"{}\"", within.get_ref()))
     }
 
     /// Rules only mean something on captured ports, and never on the listeners' own.
@@ -488,6 +502,31 @@ fn check_paths_apart(places: &[PlaceWithText<'_>], report: &Report<'_>) {
             let text = format!(
                 "places: \"path {slot}\" and \"path {other}\" in line {line} are found in the same \
                  paths, so each has the requests of the other refused; keep one"
+            );
+            report.add(&place.span(), text);
+        }
+    }
+}
+
+/// A placeholder stands in the path of a request that the API allows.
+fn check_paths_allowed(api: &ApiRule, report: &Report<'_>) {
+    for binding in &api.bindings {
+        let Some(placeholder) = &binding.placeholder else { continue };
+        let text = placeholder.get_ref().as_str();
+        // A rule on paths may have it in another spelling.
+        if !text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)) {
+            continue;
+        }
+        let slots = binding.places.iter().filter_map(|place| match place.get_ref() {
+            Place::Path(slot) => Some((place, slot)),
+            _ => None,
+        });
+        for (place, slot) in slots.filter(|(_, it)| !it.is_allowed(text, &api.requests.paths)) {
+            let path = slot.to_string().replace("{}", text);
+            let below = if path.ends_with('/') { "*" } else { "" };
+            let text = format!(
+                "places: \"path {slot}\" is of a request that the API does not allow; add \
+                 \"{path}{below}\" to its paths"
             );
             report.add(&place.span(), text);
         }

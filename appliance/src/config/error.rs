@@ -104,7 +104,7 @@ pub(super) fn quote(text: &str) -> String {
 }
 
 /// The word of `known` that `word` was probably meant to be.
-pub(super) fn nearest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
+pub(crate) fn nearest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
     let bound = (word.chars().count() / 2).clamp(1, 3);
     let distances = known.into_iter().map(|other| (distance(word, other), other));
     distances.filter(|&(distance, _)| distance <= bound).min().map(|(_, other)| other)

@@ -6,6 +6,7 @@ mod warnings;
 use std::{
     collections::BTreeSet,
     fmt::{self, Display, Write},
+    sync::Arc,
 };
 
 use super::{
@@ -13,9 +14,9 @@ use super::{
     value::duration,
 };
 use crate::policy::{
-    Anonymous, Api, Binding, Carry, CredentialNames, Group, Limits, Mint, Pass, Pick, PickPart,
-    Place, Placeholder, Policy, Quota, SecretRef, Site, Tcp, Upstream, VaultLocation, fold_query,
-    is_credential_header, is_credential_query, queries_of,
+    Anonymous, Api, Binding, Carry, CredentialNames, Group, HostPattern, Limits, Mint, Pass, Pick,
+    PickPart, Place, Placeholder, Policy, Quota, SecretRef, Site, Tcp, Upstream, VaultLocation,
+    fold_query, is_credential_header, is_credential_query, queries_of,
 };
 
 /// The whole configuration for a person to read: the gateway, each group with all it may do, and
@@ -184,7 +185,7 @@ impl Explanation {
             }
         }
         let passes = policy.passes.iter().filter(|pass| pass.groups.contains(&group.name));
-        passes.for_each(|pass| self.pass(pass, policy));
+        passes.for_each(|pass| self.pass(pass, group, policy));
         let tcp = policy.tcp.iter().filter(|tcp| tcp.groups.contains(&group.name));
         tcp.for_each(|tcp| self.tcp(tcp));
         self.rule("Everything else is refused.");
@@ -198,13 +199,13 @@ impl Explanation {
         self.line("", "what one may do all may; that no agent takes another's MAC is the switch's");
     }
 
-    fn api(&mut self, api: &Api, bindings: &[&std::sync::Arc<Binding>]) {
+    fn api(&mut self, api: &Api, bindings: &[&Arc<Binding>]) {
         self.rule(format_args!("API {}: may call {}", api.name, urls(api)));
         for binding in bindings {
             self.binding(binding);
         }
         api.mints.iter().for_each(|mint| self.mint(mint));
-        let foreign = |mint: &&std::sync::Arc<Mint>| !api.mints.contains(mint);
+        let foreign = |mint: &&Arc<Mint>| !api.mints.contains(mint);
         api.redeems.iter().filter(foreign).for_each(|mint| self.redeemed(mint));
         self.requests(&api.methods, &api.paths);
         self.websocket(api.websocket);
@@ -329,7 +330,7 @@ impl Explanation {
         mint.places.iter().for_each(|place| self.line("as", PlaceText(place, &mint.label)));
     }
 
-    fn pass(&mut self, pass: &Pass, policy: &Policy) {
+    fn pass(&mut self, pass: &Pass, group: &Group, policy: &Policy) {
         let (hosts, ports) = (list(&pass.hosts), list(&pass.ports));
         match &pass.carry {
             Carry::Splice { .. } => {
@@ -345,6 +346,10 @@ impl Explanation {
         }
         for (host, api) in won_by_apis(pass, policy) {
             self.line("except", format!("{host}, which belongs to API {}", api.name));
+        }
+        for (hosts, inspect) in won_by_inspection(pass, group, policy) {
+            let text = format!("{hosts}, which [[inspect]] {} looks into", inspect.name);
+            self.line("except", text);
         }
         self.upstream(&pass.upstream);
     }
@@ -489,6 +494,40 @@ fn won_by_apis<'p>(
     let apis = policy.apis.iter().filter(|api| pass.ports.contains(&api.port));
     let hosts = apis.flat_map(|api| api.hosts.iter().map(move |host| (host, api.as_ref())));
     hosts.filter(|(host, _)| pass.hosts.iter().any(|pattern| pattern.matches(host)))
+}
+
+/// What of a splice rule's hosts is looked into all the same, because a rule that does so wins,
+/// however wide its pattern is.
+fn won_by_inspection<'p>(
+    pass: &'p Pass,
+    group: &'p Group,
+    policy: &'p Policy,
+) -> impl Iterator<Item = (&'p HostPattern, &'p Pass)> {
+    let wins = |other: &&Arc<Pass>| {
+        !other.carry.is_splice()
+            && other.groups.contains(&group.name)
+            && other.ports.iter().any(|port| pass.ports.contains(port))
+    };
+    let inspecting = policy.passes.iter().filter(|_| pass.carry.is_splice()).filter(wins);
+    let pairs = inspecting.flat_map(move |other| {
+        let theirs = move |own| other.hosts.iter().map(move |theirs| (own, theirs));
+        pass.hosts.iter().flat_map(theirs).map(move |pair| (pair, other.as_ref()))
+    });
+    pairs.filter_map(|((own, theirs), other)| Some((narrower(own, theirs)?, other)))
+}
+
+/// The names that two patterns have in common: those of the narrower one, or none.
+fn narrower<'p>(one: &'p HostPattern, other: &'p HostPattern) -> Option<&'p HostPattern> {
+    match (one, other) {
+        _ if one == other => Some(one),
+        (HostPattern::Any, _) => Some(other),
+        (_, HostPattern::Any) => Some(one),
+        (HostPattern::Exact(host), pattern) if pattern.matches(host) => Some(one),
+        (pattern, HostPattern::Exact(host)) if pattern.matches(host) => Some(other),
+        (HostPattern::Suffix(end), HostPattern::Suffix(_)) if other.matches(end) => Some(one),
+        (HostPattern::Suffix(_), HostPattern::Suffix(end)) if one.matches(end) => Some(other),
+        _ => None,
+    }
 }
 
 fn services(settings: &Settings) -> Vec<&'static str> {

@@ -56,6 +56,21 @@ pub(super) fn ca_path(
     move |value| ca_file(files)(value).and_then(|_| path(files.base)(value))
 }
 
+/// The same of a file that may not be there yet, because a command that reads this configuration
+/// says how it is made.
+pub(super) fn future_ca_path(
+    files: Files<'_>,
+) -> impl Fn(&toml::de::DeValue<'_>) -> Result<PathBuf, String> {
+    move |value| {
+        let path = path(files.base)(value)?;
+        let is_missing = |error: io::Error| error.kind() == io::ErrorKind::NotFound;
+        match (files.read)(&path).is_err_and(is_missing) {
+            true => Ok(path),
+            false => ca_path(files)(value),
+        }
+    }
+}
+
 /// A file of trust holds certificates that can be trusted, all of them readable, and no key.
 fn check_pem(pem: &str) -> Result<(), &'static str> {
     if PrivateKeyDer::from_pem_slice(pem.as_bytes()).is_ok() {

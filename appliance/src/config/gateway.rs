@@ -40,7 +40,7 @@ pub(super) struct GatewaySection {
     assert_every: Duration,
     ipv6: bool,
     agent_services: AgentServices,
-    resolvers: Vec<NameServer>,
+    pub(super) resolvers: Vec<Spanned<NameServer>>,
     resolver_ca: Option<Arc<str>>,
     workers: usize,
     /// The captured ports where they are listed.
@@ -110,7 +110,7 @@ impl GatewaySection {
             assert_every: self.assert_every,
             ipv6: self.ipv6,
             agent_services: self.agent_services,
-            resolvers: self.resolvers,
+            resolvers: plain(self.resolvers),
             resolver_ca: self.resolver_ca,
             workers: self.workers,
             vault,
@@ -274,7 +274,10 @@ pub(super) fn secret_file(mut table: TomlTable<'_>, base: &Path) -> Option<Secre
 
 /// All resolvers are asked over TLS, or none: one plain server among the others would be where the
 /// names go as soon as the others are kept from answering.
-fn resolvers(table: &mut TomlTable<'_>, files: Files<'_>) -> (Vec<NameServer>, Option<Arc<str>>) {
+fn resolvers(
+    table: &mut TomlTable<'_>,
+    files: Files<'_>,
+) -> (Vec<Spanned<NameServer>>, Option<Arc<str>>) {
     let servers = table.required_list("resolvers", resolver);
     let over_tls = servers.iter().filter(|server| server.get_ref().tls_name.is_some()).count();
     if let Some(plain) = servers.iter().find(|server| server.get_ref().tls_name.is_none())
@@ -293,7 +296,7 @@ fn resolvers(table: &mut TomlTable<'_>, files: Files<'_>) -> (Vec<NameServer>, O
                     leave this out";
         table.report().add(&ca.span(), text);
     }
-    (servers.into_iter().map(Spanned::into_inner).collect(), ca.map(Spanned::into_inner))
+    (servers, ca.map(Spanned::into_inner))
 }
 
 fn audit(table: &mut TomlTable<'_>, base: &Path) -> AuditTarget {

@@ -17,6 +17,7 @@ mod prefixes;
 mod reference;
 mod rules;
 mod settings;
+mod syntax;
 mod table;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -25,12 +26,14 @@ mod tests;
 mod value;
 mod vault;
 
+pub(crate) use error::nearest;
 pub use error::{Errors, Mistake};
 pub use explain::explain;
 pub use settings::{
     AgentServices, AuditFile, AuditTarget, NameServer, PkiSettings, SecretFile, Settings,
     VaultLogin, VaultSettings,
 };
+pub use vault::is_guessable;
 
 use std::{
     fs::File,
@@ -128,11 +131,18 @@ fn interfaces_of(document: &Spanned<DeTable<'_>>, report: &Report<'_>) -> Vec<In
 /// The file as TOML, where it is TOML: a broken one would only raise errors about things that it
 /// does not say.
 fn document<'a>(text: &'a str, report: &Report<'_>) -> Option<Spanned<DeTable<'a>>> {
-    let (document, syntax) = DeTable::parse_recoverable(text);
-    for error in &syntax {
-        report.add(&error.span().unwrap_or_default(), error.message());
+    let (document, mut mistakes) = DeTable::parse_recoverable(text);
+    mistakes.sort_by_key(|error| error.span().map(|span| span.start));
+    for error in &mistakes {
+        let span = error.span().unwrap_or_default();
+        let is_duplicate = error.message() == syntax::DUPLICATE;
+        report.add(&span, syntax::in_words(text, &span, error.message()));
+        // What follows another one is read from where nobody meant it to begin.
+        if !is_duplicate {
+            break;
+        }
     }
-    syntax.is_empty().then_some(document)
+    mistakes.is_empty().then_some(document)
 }
 
 /// Checks `text`. Relative paths in it start from `base`, errors call the file `name`, and

@@ -1,6 +1,12 @@
 //! How the daemon itself runs, apart from what agents may do.
 
-use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use crate::policy::Host;
 
@@ -76,6 +82,19 @@ impl Settings {
             secret_file: "[secrets]",
         )
     }
+
+    /// The files that the daemon reads itself and that are made after the configuration is written,
+    /// each with how that is done.
+    pub fn files_to_make(&self) -> Vec<(&Path, &'static str)> {
+        let mut files = self.secret_file.iter().flat_map(SecretFile::to_make).collect::<Vec<_>>();
+        if let Some(vault) = &self.vault {
+            files.extend(vault.login.files().map(|file| (file, vault.login.how_made())));
+            let root = vault.pki.iter().map(|pki| &*pki.root_file);
+            files
+                .extend(root.map(|root| (root, "the script of \"cloakroom vault plan\" says how")));
+        }
+        files
+    }
 }
 
 /// A file of secrets.
@@ -85,6 +104,18 @@ pub struct SecretFile {
     pub path: PathBuf,
     /// The file of the key that it is encrypted with; where there is none it is plain text.
     pub key: Option<PathBuf>,
+}
+
+impl SecretFile {
+    fn to_make(&self) -> impl Iterator<Item = (&Path, &'static str)> {
+        let how = match &self.key {
+            Some(_) => "run \"cloakroom secret init\"",
+            None => {
+                "write it, a line \"NAME = VALUE\" for each secret, for the daemon's user alone"
+            }
+        };
+        [Some(&self.path), self.key.as_ref()].into_iter().flatten().map(move |it| (&**it, how))
+    }
 }
 
 /// A DNS server that the gateway asks.
@@ -226,4 +257,24 @@ pub enum VaultLogin {
         /// File that holds the signed token; read again at each login, because others renew it.
         token_file: PathBuf,
     },
+}
+
+impl VaultLogin {
+    /// The files that it reads.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let (file, other) = match self {
+            Self::AppRole { secret_id_file, .. } => (secret_id_file, None),
+            Self::Cert { certificate_file, key_file, .. } => (certificate_file, Some(key_file)),
+            Self::Jwt { token_file, .. } => (token_file, None),
+        };
+        [Some(file), other].into_iter().flatten().map(|file| &**file)
+    }
+
+    const fn how_made(&self) -> &'static str {
+        match self {
+            Self::AppRole { .. } => "make one as the end of \"cloakroom vault plan\" says",
+            Self::Cert { .. } => "put the gateway's certificate and its key there",
+            Self::Jwt { .. } => "have the gateway's token put there",
+        }
+    }
 }

@@ -2,6 +2,8 @@
 //! nobody asked for is an error. A strict serde struct would stop at its first mistake; here each
 //! key is named once, where it is read, and reading goes on.
 
+use std::borrow::Cow;
+
 use toml::{
     Spanned,
     de::{DeTable, DeValue},
@@ -183,6 +185,15 @@ impl<'a> TomlTable<'a> {
                 items.iter().filter_map(|item| self.entry(key, name, item)).collect()
             }
             DeValue::Table(entries) => {
+                if let Some(below) = lone_below(entries) {
+                    let inner = name.trim_matches(['[', ']']);
+                    let text = format!(
+                        "[[{inner}.{}]] stands below no {name}; write {name} above it",
+                        below.get_ref()
+                    );
+                    self.report.add(&below.span(), text);
+                    return Vec::new();
+                }
                 let text = format!("there can be several; write {name} with two brackets");
                 self.report.add(&value.span(), text);
                 vec![TomlTable::new(name, value.span(), entries, self.report)]
@@ -292,7 +303,8 @@ impl<'a> TomlTable<'a> {
     }
 
     fn lacks(&self, key: &str) -> String {
-        let example = EXAMPLES.iter().find(|(of, _)| *of == key);
+        let own = NAMES.iter().find(|(of, _)| key == "name" && *of == self.name);
+        let example = own.or_else(|| EXAMPLES.iter().find(|(of, _)| *of == key));
         let example = example.map_or_else(String::new, |(_, text)| format!("; write {text}"));
         format!("{} lacks {key:?}{example}", self.name)
     }
@@ -319,6 +331,16 @@ fn secret_in_file(key: &str, table: &str, place: Option<&str>) -> String {
     )
 }
 
+/// A table that is only there because others stand below it.
+fn lone_below<'a>(entries: &'a DeTable<'_>) -> Option<&'a Spanned<Cow<'a, str>>> {
+    let is_list = |value: &DeValue<'_>| {
+        matches!(value, DeValue::Array(items)
+        if items.iter().all(|item| matches!(item.get_ref(), DeValue::Table(_))))
+    };
+    let only = entries.iter().all(|(_, value)| is_list(value.get_ref()));
+    entries.iter().next().filter(|_| only).map(|(key, _)| key)
+}
+
 const EMPTY_LIST: &str = "put something in it, or leave the key out where it has a default";
 
 /// Keys under which people write secrets.
@@ -337,13 +359,22 @@ const SECRET_KEYS: [&str; 9] = [
 /// Keys that say where a secret is, the best one of a table first.
 const SECRET_PLACES: [&str; 3] = ["secret_id_file", "secret", "file"];
 
+/// What the name of each table may be.
+const NAMES: [(&str, &str); 6] = [
+    ("[[group]]", "name = \"research\""),
+    ("[[api]]", "name = \"openai\""),
+    ("[[api.mint]]", "name = \"git-lfs\""),
+    ("[[splice]]", "name = \"pypi\""),
+    ("[[inspect]]", "name = \"docs\""),
+    ("[[tcp]]", "name = \"git-ssh\""),
+];
+
 /// What a missing key looks like where it is right.
-const EXAMPLES: [(&str, &str); 20] = [
+const EXAMPLES: [(&str, &str); 19] = [
     ("gateway", "[gateway]"),
     ("group", "[[group]]"),
     ("binding", "[[api.binding]] below it"),
     ("resolvers", "resolvers = [\"192.0.2.53\"]"),
-    ("name", "name = \"research\""),
     ("interface", "interface = \"agents0\""),
     ("prefixes", "prefixes = [\"192.0.2.0/28\"]"),
     ("mac", "mac = \"02:00:00:00:00:01\""),
@@ -356,7 +387,7 @@ const EXAMPLES: [(&str, &str); 20] = [
     ("secret", "secret = \"vault:kv/agents/example#api_key\""),
     ("address", "address = \"https://vault.example:8200\""),
     ("role_id", "role_id = \"...\""),
-    ("secret_id_file", "secret_id_file = \"/etc/cloakroom/secret-id\""),
+    ("secret_id_file", "secret_id_file = \"/etc/cloakroom/vault-secret-id\""),
     ("ca_file", "ca_file = \"/etc/cloakroom/vault-ca.pem\""),
-    ("file", "file = \"/etc/cloakroom/secrets\""),
+    ("file", "file = \"/etc/cloakroom/secrets/store\""),
 ];

@@ -84,12 +84,22 @@ pub(super) fn size(range: RangeInclusive<usize>) -> impl Fn(&DeValue<'_>) -> Res
         };
         let bytes = bytes.and_then(|bytes| usize::try_from(bytes).ok());
         bytes.filter(|bytes| range.contains(bytes)).ok_or_else(|| {
-            let (least, most) = (range.start(), range.end());
+            let (least, most) = (bytes_text(*range.start()), bytes_text(*range.end()));
             format!(
-                "{} is not a size from {least} to {most} bytes; write 65536 or \"64KiB\"",
+                "{} is not a size from {least} to {most}; write \"{most}\" (KiB or MiB, no other \
+                 unit), or a number of bytes",
                 describe(value)
             )
         })
+    }
+}
+
+/// A size as the file writes it.
+fn bytes_text(bytes: usize) -> String {
+    let whole = |(_, unit): &&(&str, u64)| bytes > 0 && (bytes as u64).is_multiple_of(*unit);
+    match SIZES.iter().rev().find(whole) {
+        Some((name, unit)) => format!("{}{name}", bytes as u64 / unit),
+        None => bytes.to_string(),
     }
 }
 
@@ -102,7 +112,11 @@ pub(super) fn time(
         let time = time.map(Duration::from_millis);
         time.filter(|time| range.contains(time)).ok_or_else(|| {
             let (least, most) = (duration(*range.start()), duration(*range.end()));
-            format!("{} is not a time from {least} to {most}; write \"10s\"", describe(value))
+            format!(
+                "{} is not a time from {least} to {most}; write a whole number and ms, s, m or h, as \
+                 in \"{most}\"",
+                describe(value)
+            )
         })
     }
 }
@@ -168,6 +182,9 @@ pub(super) fn method(value: &DeValue<'_>) -> Result<Method, String> {
         }
         Some(NeverAllowed::Echo) => {
             return Err(format!("{upper:?} sends the credential back; it is never allowed"));
+        }
+        None if text == "*" => {
+            return Err("\"*\" is no method; leave methods out for the usual ones".into());
         }
         None if upper != text => return Err(format!("{}: write {upper:?}", quote(text))),
         None => {}

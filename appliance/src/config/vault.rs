@@ -1,14 +1,14 @@
 //! `[vault]`, the one login below it (`[vault.approle]`, `[vault.cert]` or `[vault.jwt]`), and
 //! `[vault.pki]`.
 
-use std::{net::IpAddr, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, path::Path, sync::Arc, time::Duration};
 
 use http::Uri;
 use toml::Spanned;
 
 use super::{
     fields::{inner, transpose},
-    files::{Files, ca_path},
+    files::{Files, ca_path, future_ca_path},
     reference::is_path,
     settings::{PkiSettings, VaultLogin, VaultSettings},
     table::TomlTable,
@@ -30,7 +30,7 @@ pub(super) fn vault(mut table: TomlTable<'_>, files: Files<'_>) -> Option<VaultS
     let refresh = table.optional("refresh", time(SECOND..=HOUR));
     let max_stale = table.optional("max_stale", time(2 * SECOND..=24 * HOUR));
     check_times(&table, refresh.as_ref(), max_stale.as_ref());
-    let pki = table.table("pki", "[vault.pki]").map(|table| pki(table, base));
+    let pki = table.table("pki", "[vault.pki]").map(|table| pki(table, files));
     let login = login(table, base);
     Some(VaultSettings {
         address: address?.into_inner(),
@@ -110,8 +110,8 @@ fn jwt(mut table: TomlTable<'_>, base: &Path) -> Option<VaultLogin> {
     })
 }
 
-fn pki(mut table: TomlTable<'_>, base: &Path) -> Option<PkiSettings> {
-    let root_file = table.required("root_file", path(base));
+fn pki(mut table: TomlTable<'_>, files: Files<'_>) -> Option<PkiSettings> {
+    let root_file = table.required("root_file", future_ca_path(files));
     let mount = table.optional("mount", parsed(vault_path));
     let ttl = table.optional("ttl", whole_seconds(10 * SECOND..=365 * DAY));
     let accept = table.optional("accept_without_ip_exclusion", flag);
@@ -227,6 +227,14 @@ fn role_id(text: &str) -> Result<Arc<str>, &'static str> {
     plain.then(|| text.into()).ok_or("a role is named by visible ASCII characters without a space")
 }
 
+/// Whether somebody could come upon the id of an AppRole. Random ones are 32 hexadecimal digits or
+/// more; so few different ones are no chance: one in ten million has them.
+pub fn is_guessable(role_id: &str) -> bool {
+    let digits = || role_id.bytes().filter(u8::is_ascii_hexdigit).map(|it| it.to_ascii_lowercase());
+    let others = role_id.bytes().any(|byte| !byte.is_ascii_hexdigit() && byte != b'-');
+    others || digits().count() < 32 || digits().collect::<BTreeSet<_>>().len() < 8
+}
+
 const LOGINS: [&str; 3] = ["approle", "cert", "jwt"];
 const VAULT_ADDRESS: &str = "write \"https://HOST:PORT\" and nothing after it";
 /// Where the file does not say.
@@ -241,6 +249,23 @@ const DAY: Duration = Duration::from_secs(24 * 3_600);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_id_of_a_role_is_one_that_nobody_guesses() {
+        for random in ["7B1C2F60-93D4-4E0A-B5C8-6A1F0E2D3C49", "d41d8cd98f00b204e9800998ecf8427e"] {
+            assert!(!is_guessable(random), "{random}");
+        }
+        for guessable in [
+            "cloakroom-gateway",
+            "00000000-0000-0000-0000-000000000000",
+            "deadbeefdeadbeefdeadbeefdeadbeef",
+            "7b1c2f60-93d4-4e0a-b5c8-6a1f0e2d3c4",
+            "cloakroom-gateway-of-the-production-site-7b1c2f60",
+            "",
+        ] {
+            assert!(is_guessable(guessable), "{guessable}");
+        }
+    }
 
     #[test]
     fn plain_http_goes_no_further_than_this_machine() {

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::{
-    config::{AuditTarget, SecretFile, Settings, VaultLogin, VaultSettings},
+    config::{AuditTarget, SecretFile, Settings, VaultSettings},
     harden::Reach,
 };
 
@@ -31,14 +31,7 @@ pub(super) fn reach(settings: &Settings, named: &[PathBuf], ready_file: Option<&
 }
 
 fn of_vault(reach: &mut Reach, vault: &VaultSettings) {
-    match &vault.login {
-        VaultLogin::AppRole { secret_id_file, .. } => reach.read_beside(secret_id_file),
-        VaultLogin::Cert { certificate_file, key_file, .. } => {
-            reach.read_beside(certificate_file);
-            reach.read_beside(key_file);
-        }
-        VaultLogin::Jwt { token_file, .. } => reach.read_beside(token_file),
-    }
+    vault.login.files().for_each(|file| reach.read_beside(file));
     if let Some(pki) = &vault.pki {
         reach.read_beside(&pki.root_file);
     }

@@ -184,9 +184,27 @@ impl fmt::Display for AnswerSpot {
     }
 }
 
+/// As policy writes it.
+impl fmt::Display for MintScheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(Scheme::Raw) => f.write_str("raw"),
+            Self::Text(Scheme::Word(word)) => word.written().fmt(f),
+            Self::BasicUser => f.write_str("basic user"),
+            Self::BasicPassword => f.write_str("basic password"),
+        }
+    }
+}
+
 impl fmt::Display for MintedAt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} in {}", self.spot, self.path)
+        match (&self.spot, &self.scheme) {
+            // What is not said there.
+            (AnswerSpot::Json(_), MintScheme::Text(Scheme::Raw)) => {
+                write!(f, "{} in {}", self.spot, self.path)
+            }
+            (spot, scheme) => write!(f, "{spot} {scheme} in {}", self.path),
+        }
     }
 }
 
@@ -195,7 +213,8 @@ impl fmt::Display for MintedAtError {
         f.write_str(match self {
             Self::Shape => {
                 "write \"json POINTER in PATH\" or \"header NAME raw in PATH\", with bearer, token, \
-                 scheme WORD, basic user or basic password where something stands before the credential"
+                 scheme WORD, basic user or basic password where something stands before the credential, in \
+                 small letters"
             }
             Self::Pointer => {
                 "a pointer has up to 16 names, each behind a '/': letters, digits, '-', '.', '_', '$', \
@@ -204,7 +223,7 @@ impl fmt::Display for MintedAtError {
             Self::Field => "this is not the name of a header field",
             Self::Scheme => {
                 "say how the credential stands there: bearer, token, scheme WORD, basic user, basic \
-                 password or raw"
+                 password or raw, in small letters"
             }
             Self::Path => {
                 "a path begins with '/', without escapes and dot segments; '*' is any one segment, and \
@@ -235,10 +254,15 @@ mod tests {
             (
                 "json /objects/*/actions/*/header/Authorization scheme RemoteAuth in \
                  /*/*/info/lfs/objects/batch",
-                "json /objects/*/actions/*/header/Authorization in /*/*/info/lfs/objects/batch",
+                "json /objects/*/actions/*/header/Authorization scheme RemoteAuth in \
+                 /*/*/info/lfs/objects/batch",
             ),
-            ("json /a basic password in /*", "json /a in /*"),
-            ("header X-Xet-Token raw in /api/*", "header x-xet-token in /api/*"),
+            ("json /a raw in /*", "json /a in /*"),
+            ("json /a bearer in /*", "json /a bearer in /*"),
+            ("json /a token in /*", "json /a token in /*"),
+            ("json /a basic user in /*", "json /a basic user in /*"),
+            ("json /a basic password in /*", "json /a basic password in /*"),
+            ("header X-Xet-Token raw in /api/*", "header x-xet-token raw in /api/*"),
         ] {
             assert_eq!(parse(text).unwrap().to_string(), shown);
         }

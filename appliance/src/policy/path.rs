@@ -37,6 +37,11 @@ pub enum PathError {
     /// disagree on what such a path means.
     #[error("a path has no dot segments, empty segments, encoded dots or backslashes")]
     Ambiguous,
+    /// A byte that no path of a request has (RFC 3986, section 3.3).
+    #[error(
+        "a path has no query, fragment or space; other characters than ASCII are written as %XX"
+    )]
+    NotAPath,
 }
 
 impl PathRule {
@@ -44,6 +49,9 @@ impl PathRule {
     pub fn parse(text: &str) -> Result<Self, PathError> {
         if !text.starts_with('/') {
             return Err(PathError::NotAbsolute);
+        }
+        if !text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'?' && byte != b'#') {
+            return Err(PathError::NotAPath);
         }
         let (doubled, text) = undoubled(text);
         let fixed = text.strip_suffix("/*").unwrap_or(text);
@@ -64,6 +72,16 @@ impl PathRule {
     pub fn matches(&self, path: &str) -> bool {
         let (doubled, path) = undoubled(path);
         doubled == self.doubled && falls_under(path, &self.text)
+    }
+
+    /// Whether the path, or where it is `open` one that goes on from it, falls under the rule.
+    pub(super) fn is_reached(&self, path: &str, open: bool) -> bool {
+        let onward = |fixed: &str| open && fixed.starts_with(path);
+        !self.doubled
+            && match self.text.strip_suffix('*') {
+                Some(folder) => path.starts_with(folder) || onward(folder),
+                None => path == &*self.text || onward(&self.text),
+            }
     }
 
     /// Whether some path falls under both rules.

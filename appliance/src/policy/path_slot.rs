@@ -2,7 +2,7 @@
 
 use std::{fmt, ops::Range, sync::Arc};
 
-use super::path::has_one_reading;
+use super::{PathRule, path::has_one_reading};
 
 /// Where a credential stands in a path, as in `/bot{}/`: one whole segment, with fixed text before
 /// and behind it. Where the text behind holds a slash, whatever follows is the API's; where not,
@@ -77,6 +77,15 @@ impl PathSlot {
     pub fn is_found_beside(&self, other: &Self, credential: &str) -> bool {
         let Self { before, ending, behind } = other;
         self.find(&format!("{before}{credential}{ending}{behind}")).is_some()
+    }
+}
+
+impl PathSlot {
+    /// Whether these rules allow some path that has this text here.
+    pub fn is_allowed(&self, text: &str, rules: &[PathRule]) -> bool {
+        let Self { before, ending, behind } = self;
+        let path = format!("{before}{text}{ending}{behind}");
+        rules.is_empty() || rules.iter().any(|rule| rule.is_reached(&path, !behind.is_empty()))
     }
 }
 

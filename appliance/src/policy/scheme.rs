@@ -24,7 +24,9 @@ pub struct SchemeWord(Arc<str>);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SchemeError {
     /// None of the ways in which a scheme is written.
-    #[error("say how the placeholder stands there: bearer, token, scheme WORD or raw")]
+    #[error(
+        "say how the placeholder stands there: bearer, token, scheme WORD or raw, in small letters"
+    )]
     Unknown,
     /// Not a token of RFC 9110, section 5.6.2, or longer than [`SchemeWord::MAX_BYTES`].
     #[error("after \"scheme\" stands a word of letters, digits and \"-._~+\"")]
@@ -71,6 +73,15 @@ pub(crate) fn after_word<'a>(value: &'a [u8], word: &str) -> Option<&'a [u8]> {
 impl SchemeWord {
     /// Most bytes.
     pub const MAX_BYTES: usize = 64;
+
+    /// As policy writes it.
+    pub(super) fn written(&self) -> String {
+        match &*self.0 {
+            "Bearer" => "bearer".to_owned(),
+            "token" => "token".to_owned(),
+            word => format!("scheme {word}"),
+        }
+    }
 
     fn parse(text: &str) -> Result<Self, SchemeError> {
         if text.eq_ignore_ascii_case("basic") {

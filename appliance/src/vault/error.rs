@@ -1,6 +1,6 @@
 //! The faults of a Vault, in our own words: none carries Vault's text.
 
-use std::{path::PathBuf, time::Duration};
+use std::{io, path::PathBuf, time::Duration};
 
 use crate::{
     reason::SecretCause,
@@ -16,16 +16,31 @@ pub enum VaultSourceError {
     /// The CA file cannot be used.
     #[error("vault ca_file {0}: {1}")]
     CaFile(PathBuf, &'static str),
-    /// A file that the login needs cannot be used.
-    #[error("vault login, {0}: {1}")]
-    LoginFile(PathBuf, PrivateFileError),
-    /// A file that the login needs holds something else.
-    #[error("vault login, {0}: {1}")]
-    LoginContent(PathBuf, &'static str),
+    /// A file that the login needs, by its key, cannot be used.
+    #[error("{0} {path}: {2}{remedy}", path = .1.display(), remedy = remedy(.0, *.2))]
+    LoginFile(&'static str, PathBuf, PrivateFileError),
+    /// A file that the login needs, by its key, holds something else.
+    #[error("{0} {path}: {2}", path = .1.display())]
+    LoginContent(&'static str, PathBuf, &'static str),
     /// A path or name has bytes that cannot be sent.
     #[error("vault: {0}")]
     Setting(&'static str),
 }
+
+/// How a file is made that is not there.
+fn remedy(key: &str, error: PrivateFileError) -> &'static str {
+    let is_missing = error == PrivateFileError::Unreadable(io::ErrorKind::NotFound);
+    match key {
+        SECRET_ID_FILE if is_missing => "; make one as the end of `cloakroom vault plan` says",
+        _ => "",
+    }
+}
+
+/// The keys of the files that logins need.
+pub(super) const SECRET_ID_FILE: &str = "secret_id_file";
+pub(super) const CERTIFICATE_FILE: &str = "certificate_file";
+pub(super) const KEY_FILE: &str = "key_file";
+pub(super) const TOKEN_FILE: &str = "token_file";
 
 /// Why a question has no answer. Carries nothing that Vault said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -25,7 +25,9 @@ use zeroize::Zeroizing;
 
 use super::{
     client::{ClientIdentity, Transport},
-    error::{CallError, Says, VaultSourceError},
+    error::{
+        CERTIFICATE_FILE, CallError, KEY_FILE, SECRET_ID_FILE, Says, TOKEN_FILE, VaultSourceError,
+    },
     path::is_plain_path,
     pick::pick_text,
     token::{MAX_TOKEN_BYTES, Post, TokenClient},
@@ -388,31 +390,36 @@ fn wrapping_failed(error: CallError) -> FetchError {
 
 fn read_line(path: &Path) -> Result<Zeroizing<String>, VaultSourceError> {
     let content = read_private(path, MAX_TOKEN_BYTES)
-        .map_err(|error| VaultSourceError::LoginFile(path.to_owned(), error))?;
-    one_line(&content).ok_or_else(|| VaultSourceError::LoginContent(path.to_owned(), ONE_LINE))
+        .map_err(|error| VaultSourceError::LoginFile(SECRET_ID_FILE, path.to_owned(), error))?;
+    let wrong = || VaultSourceError::LoginContent(SECRET_ID_FILE, path.to_owned(), ONE_LINE);
+    one_line(&content).ok_or_else(wrong)
 }
 
 /// A file that a platform keeps fresh: Kubernetes links it and lets everybody in the pod read it,
 /// so that only its kind and its size are bounded here.
 fn read_jwt(path: &Path) -> Result<Zeroizing<String>, VaultSourceError> {
     let content = read_regular(path, MAX_JWT_BYTES)
-        .map_err(|error| VaultSourceError::LoginFile(path.to_owned(), error))?;
-    one_line(&content).ok_or_else(|| VaultSourceError::LoginContent(path.to_owned(), ONE_LINE))
+        .map_err(|error| VaultSourceError::LoginFile(TOKEN_FILE, path.to_owned(), error))?;
+    let wrong = || VaultSourceError::LoginContent(TOKEN_FILE, path.to_owned(), ONE_LINE);
+    one_line(&content).ok_or_else(wrong)
 }
 
 fn read_identity(certificate: &Path, key: &Path) -> Result<ClientIdentity, VaultSourceError> {
-    let wrong = |path: &Path, what| VaultSourceError::LoginContent(path.to_owned(), what);
-    let unreadable = |_| wrong(certificate, "it cannot be read");
+    let wrong =
+        |what| VaultSourceError::LoginContent(CERTIFICATE_FILE, certificate.to_owned(), what);
+    let unreadable = |_| wrong("it cannot be read");
     let chain: Vec<_> = CertificateDer::pem_file_iter(certificate)
         .map_err(unreadable)?
         .collect::<Result<_, _>>()
-        .map_err(|_| wrong(certificate, "it is not PEM"))?;
+        .map_err(|_| wrong("it is not PEM"))?;
     if chain.is_empty() {
-        return Err(wrong(certificate, "it holds no certificate"));
+        return Err(wrong("it holds no certificate"));
     }
     let pem = read_private(key, MAX_KEY_BYTES)
-        .map_err(|error| VaultSourceError::LoginFile(key.to_owned(), error))?;
-    let key = private_key(&pem).ok_or_else(|| wrong(key, "it holds no private key in PEM"))?;
+        .map_err(|error| VaultSourceError::LoginFile(KEY_FILE, key.to_owned(), error))?;
+    let no_key = "it holds no private key in PEM";
+    let key = private_key(&pem)
+        .ok_or_else(|| VaultSourceError::LoginContent(KEY_FILE, key.to_owned(), no_key))?;
     Ok(ClientIdentity { chain, key })
 }
 

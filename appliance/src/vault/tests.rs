@@ -251,6 +251,9 @@ async fn a_secret_id_that_others_can_read_stops_the_start() {
     fake.folder.write("secret-id", b"two\nlines", 0o600);
     let error = VaultSource::new(&fake.settings(), &groups(), &none).unwrap_err();
     assert!(matches!(error, VaultSourceError::LoginContent(..)));
+    std::fs::remove_file(fake.folder.0.join("secret-id")).unwrap();
+    let error = VaultSource::new(&fake.settings(), &groups(), &none).unwrap_err().to_string();
+    assert!(error.starts_with("secret_id_file /") && error.contains("no such file; make one as"));
 }
 
 #[derive(Clone, Default)]

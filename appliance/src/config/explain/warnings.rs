@@ -1,12 +1,13 @@
 //! Warnings: settings that are allowed and still deserve a second look.
 
+use http::Method;
 use ipnet::IpNet;
 
 use crate::{
-    config::{Config, Settings, rules::overlap},
+    config::{Config, Settings, VaultLogin, rules::overlap, vault::is_guessable},
     policy::{
         Anonymous, Api, Carry, Constraints, DialledRule, Ech, Group, HostPattern, MIN_VALUE_BYTES,
-        Pass, Policy, RuleName, SecretRef, Upstream, VaultLocation, special,
+        Pass, Place, Policy, RuleName, SecretRef, USUAL_METHODS, Upstream, VaultLocation, special,
     },
 };
 
@@ -17,8 +18,8 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
     let apis = policy.apis.iter().flat_map(|api| api_warnings(api));
     let passes = policy.passes.iter().flat_map(|pass| pass_warnings(pass));
     let tcp = policy.tcp.iter().flat_map(|tcp| private_warnings("rule", &tcp.name, &tcp.upstream));
-    let pki = pki_warnings(settings);
-    groups.chain(apis).chain(passes).chain(tcp).chain(pki).collect()
+    let (pki, login) = (pki_warnings(settings), login_warnings(settings));
+    groups.chain(apis).chain(passes).chain(tcp).chain(pki).chain(login).collect()
 }
 
 fn group_warnings(group: &Group, settings: &Settings, policy: &Policy) -> Vec<String> {
@@ -45,6 +46,16 @@ fn pki_warnings(settings: &Settings) -> Option<String> {
     })
 }
 
+fn login_warnings(settings: &Settings) -> Option<String> {
+    match &settings.vault.as_ref()?.login {
+        VaultLogin::AppRole { role_id, .. } if is_guessable(role_id) => Some(format!(
+            "role_id {role_id} can be guessed, and `cloakroom vault plan` refuses it: write what \
+             `uuidgen` prints"
+        )),
+        _ => None,
+    }
+}
+
 fn api_warnings(api: &Api) -> Vec<String> {
     let mut found = Vec::new();
     let mut add = |text: &str| found.push(format!("API {} {text}", api.name));
@@ -57,6 +68,7 @@ fn api_warnings(api: &Api) -> Vec<String> {
     for plain in &api.plain {
         add(&format!("passes {plain} on, whatever an agent puts there (plain)"));
     }
+    unusual(&api.methods).for_each(|text| add(&text));
     if api.response.ranges {
         add("lets ranges through: a secret cut in two is not masked (keep_ranges)");
     }
@@ -74,7 +86,22 @@ fn api_warnings(api: &Api) -> Vec<String> {
         if let SecretRef::Vault { location: VaultLocation::Kv2 { path, .. }, .. } = &binding.secret
             && path.starts_with("data/")
         {
-            add(&format!("reads {}: \"data/\" belongs to no path in KV v2", binding.secret));
+            let meant = binding.secret.to_string().replacen("/data/", "/", 1);
+            add(&format!(
+                "reads {}: unless the engine has a folder \"data\", leave \"data/\" out and write \
+                 \"{meant}\"",
+                binding.secret
+            ));
+        }
+        // The places of a binding share the halves.
+        let lone =
+            |place: &Place| matches!(place, Place::BasicPassword { user } if user.is_empty());
+        if binding.places.iter().any(lone) {
+            add(&format!(
+                "takes {} as a password of Basic with no user beside it, and most clients send one \
+                 (basic_user)",
+                binding.placeholder
+            ));
         }
     }
     found.extend(private_warnings("API", &api.name, &api.upstream));
@@ -98,13 +125,24 @@ fn pass_warnings(pass: &Pass) -> Vec<String> {
     if pass.dialled == DialledRule::Any {
         add("takes its hosts at any address that an agent dials (dialled)");
     }
-    match pass.carry {
+    match &pass.carry {
         Carry::Splice { ech: Ech::Allow } => add("may be used for names that nobody sees (ech)"),
-        Carry::Inspect { constraints: Constraints::Noted, .. } => add(NOTED),
-        _ => {}
+        Carry::Splice { .. } => {}
+        Carry::Inspect { constraints, methods, .. } => {
+            if *constraints == Constraints::Noted {
+                add(NOTED);
+            }
+            unusual(methods).for_each(|text| add(&text));
+        }
     }
     found.extend(private_warnings("rule", &pass.name, &pass.upstream));
     found
+}
+
+/// What is written wrong looks like one of them.
+fn unusual(methods: &[Method]) -> impl Iterator<Item = String> {
+    let others = methods.iter().filter(|method| !USUAL_METHODS.contains(method));
+    others.map(|method| format!("allows {method}, which is none of the usual methods (methods)"))
 }
 
 const NOTED: &str =

@@ -25,7 +25,7 @@ fn an_agent_belongs_to_one_group() {
     refuses("[[api]]", &other("agents0", "2001:db8::/32"), "2001:db8::/32", &["overlaps"]);
     let words = &["overlaps", "line 11", "agents0", "the way back"];
     refuses("[[api]]", &other("agents1", "192.0.2.8/29"), "192.0.2.8/29", words);
-    refuses("[[api]]", &other("agents1", "192.0.0.0/16"), "192.0.0.0/16", words);
+    refuses("[[api]]", &other("agents1", "192.0.2.0/27"), "192.0.2.0/27", words);
     accepts("[[api]]", &other("agents1", "192.0.2.16/28"));
     accepts("[[api]]", &other("agents0", "192.0.2.16/28"));
     let nested = "prefixes = [\"192.0.2.0/28\", \"192.0.2.1/32\"]\n#";
@@ -92,6 +92,36 @@ fn a_pass_rule_that_lists_an_apis_name_is_refused() {
 }
 
 #[test]
+fn what_a_splice_lists_and_an_inspection_looks_into_is_explained_as_an_exception() {
+    let both = |spliced: &str, inspected: &str, more: &str| {
+        let rule = format!(
+            "hosts = [\"{spliced}\"]\n[[inspect]]\nname = \"docs\"\ngroups = [\"research\"]\n\
+             hosts = [\"{inspected}\"]\n{more}"
+        );
+        explain(&accepts("hosts = [\"pypi.org\", \"*.pythonhosted.org\"]\n", &rule))
+    };
+    for (spliced, inspected, common) in [
+        ("a.example.com", "*.example.com", "a.example.com"),
+        ("*.example.com", "a.example.com", "a.example.com"),
+        ("*.example.com", "*.a.example.com", "*.a.example.com"),
+        ("*.a.example.com", "*.example.com", "*.a.example.com"),
+    ] {
+        let except = format!("except      {common}, which [[inspect]] docs looks into");
+        let text = both(spliced, inspected, "");
+        assert_eq!(text.matches("[[inspect]] docs").count(), 1, "{text}");
+        assert!(text.contains(&except), "{text}");
+        let elsewhere = both(spliced, inspected, "ports = [8443]\n");
+        assert!(!elsewhere.contains("[[inspect]] docs"), "{elsewhere}");
+    }
+    for (spliced, inspected) in
+        [("example.com", "*.example.com"), ("*.example.com", "example.com"), ("a.net", "b.net")]
+    {
+        let text = both(spliced, inspected, "");
+        assert!(!text.contains("[[inspect]] docs"), "{text}");
+    }
+}
+
+#[test]
 fn two_passes_do_not_carry_one_host_for_one_group() {
     let inspect = |hosts: &str| {
         format!(
@@ -141,7 +171,12 @@ fn a_binding_says_where_its_placeholder_stands() {
     let words = "places = [\"header authorization scheme a:b\"]";
     refuses(places, words, "places", &["a word of"]);
     refuses(places, "places = [\"header host raw\"]", "host", &["no credential stands there"]);
-    refuses(places, "places = [\"header authorization\"]", "places", &["scheme WORD or raw"]);
+    refuses(
+        places,
+        "places = [\"header authorization\"]",
+        "places",
+        &["scheme WORD or raw, in small letters"],
+    );
     refuses(
         places,
         "places = [\"basic user\"]\nbasic_user = \"x\"",
@@ -166,7 +201,10 @@ fn places_that_refuse_each_other_are_a_mistake() {
         ("[\"path /bot{}/\", \"path /Bot{}/x\"]", "in the same paths"),
         ("[\"json /a in POST /v1/a\", \"json /a/b in POST /v1/a\"]", "one is in the other"),
     ] {
-        refuses(usual, places, "places", &[why, "line 19"]);
+        let text = changed(&[(usual, places), ("paths = [\"/v1/*\"]\n", "\n")]);
+        let found = mistakes(&text);
+        assert_eq!(found.len(), 1, "{places}: {found:?}");
+        assert!(found[0].text.contains(why) && found[0].text.contains("line 19"), "{found:?}");
     }
     for places in [
         "[\"path /bot{}/\", \"path /file/bot{}/\"]",
@@ -174,7 +212,8 @@ fn places_that_refuse_each_other_are_a_mistake() {
         "[\"json /a in POST /v1/a\", \"json /a/b in POST /v1/b\"]",
         "[\"cookie session\", \"query key\", \"header authorization bearer\"]",
     ] {
-        accepts(usual, places);
+        let found = mistakes(&changed(&[(usual, places), ("paths = [\"/v1/*\"]\n", "\n")]));
+        assert!(found.is_empty(), "{places}: {found:?}");
     }
 }
 
@@ -284,7 +323,91 @@ fn a_reference_needs_its_source() {
 #[test]
 fn a_path_with_the_apis_data_segment_is_warned_about() {
     let config = accepts("vault:kv/agents", "vault:kv/data/agents");
-    assert!(explain(&config).contains("belongs to no path in KV v2"));
+    assert!(explain(&config).contains("write \"vault:kv/agents/openai#api_key\""));
+}
+
+#[test]
+fn a_method_that_is_not_usual_deserves_a_second_look_and_a_star_is_none() {
+    let paths = "paths = [\"/v1/*\"]";
+    let with = |methods: &str| format!("{paths}\nmethods = [{methods}]");
+    refuses(paths, &with("\"*\""), "methods", &["\"*\" is no method", "leave methods out"]);
+    let config = accepts(paths, &with("\"GET\", \"GETT\", \"PROPFIND\""));
+    let text = explain(&config);
+    for method in ["GETT", "PROPFIND"] {
+        assert!(text.contains(&format!("! API openai allows {method}, which is none")), "{text}");
+    }
+    assert!(!text.contains("allows GET,"), "{text}");
+    let hosts = "hosts = [\"pypi.org\", \"*.pythonhosted.org\"]\n";
+    let inspect = changed(&[
+        ("[[splice]]", "[[inspect]]"),
+        (hosts, &format!("{hosts}methods = [\"GETT\"]\nconstraints = \"noted\"\n")),
+    ]);
+    let text = explain(&parse_text(&inspect).unwrap());
+    assert!(text.contains("! rule pypi allows GETT") && text.contains("(constraints)"), "{text}");
+}
+
+#[test]
+fn a_path_that_no_request_has_is_a_mistake() {
+    for path in ["/v1/x?y=1", "/v1/x#a", "/v1/a b", "/v1/\u{e9}"] {
+        refuses("\"/v1/*\"", &format!("\"{path}\""), "paths", &["no query, fragment or space"]);
+    }
+}
+
+#[test]
+fn a_place_in_the_path_is_of_a_request_that_the_api_allows() {
+    let usual = "[\"header authorization bearer\"]";
+    let with = |place: &str, paths: &str| {
+        changed(&[
+            (usual, &format!("[\"path {place}\"]")),
+            ("paths = [\"/v1/*\"]\n", &format!("{paths}\n")),
+        ])
+    };
+    for (place, paths, meant) in [
+        ("/bot{}/", "paths = [\"/v1/*\"]", "\"/botOPENAI_API_KEY/*\""),
+        ("/a/{}", "paths = [\"/a/b/*\", \"/a/openai\"]", "\"/a/OPENAI_API_KEY\""),
+        ("/a/{}", "paths = [\"/a/OPENAI_API_KEY/x\"]", "\"/a/OPENAI_API_KEY\""),
+        ("/bot{}/", "paths = [\"//bot/*\"]", "\"/botOPENAI_API_KEY/*\""),
+    ] {
+        let found = mistakes(&with(place, paths));
+        let text = format!("is of a request that the API does not allow; add {meant} to its paths");
+        assert!(found.len() == 1 && found[0].text.contains(&text), "{found:?}");
+    }
+    for (place, paths) in [
+        ("/bot{}/", ""),
+        ("/bot{}/", "paths = [\"/*\"]"),
+        ("/bot{}/", "paths = [\"/v1/*\", \"/botOPENAI_API_KEY/getMe\"]"),
+        ("/bot{}/", "paths = [\"/botOPENAI_API_KEY/files/*\"]"),
+        ("/a/{}", "paths = [\"/a/OPENAI_API_KEY\"]"),
+        ("/a/{}", "paths = [\"/a/*\"]"),
+        ("/a/{}/b", "paths = [\"/a/OPENAI_API_KEY/b\"]"),
+    ] {
+        let found = mistakes(&with(place, paths));
+        assert!(found.is_empty(), "{place} {paths}: {found:?}");
+    }
+}
+
+#[test]
+fn a_resolver_is_none_of_the_agents() {
+    refuses(
+        "resolvers = [\"192.0.2.53\"]",
+        "resolvers = [\"192.0.2.53\", \"192.0.2.1\"]",
+        "resolvers",
+        &["192.0.2.1 is an agents' address, in \"192.0.2.0/28\""],
+    );
+    let over_tls = "resolvers = [\"tls://dns.example@[2001:db8:1::53]\"]";
+    refuses("resolvers = [\"192.0.2.53\"]", over_tls, "resolvers", &["2001:db8:1::/64"]);
+}
+
+#[test]
+fn a_password_of_basic_without_a_user_deserves_a_second_look() {
+    let usual = "places = [\"header authorization bearer\"]";
+    let alone = explain(&accepts(usual, "places = [\"basic password\"]"));
+    assert!(alone.contains("OPENAI_API_KEY as a password of Basic with no user"), "{alone}");
+    let beside = "places = [\"basic password\"]\nbasic_user = \"x-access-token\"";
+    for fine in [beside, "places = [\"basic user\"]", usual] {
+        let text = explain(&accepts(usual, fine));
+        assert!(!text.contains("with no user beside it, and"), "{text}");
+    }
 }
 
 #[test]
@@ -447,7 +570,8 @@ fn a_mint_is_for_its_apis_groups_and_hosts() {
     assert!(openai.mints[0].groups.iter().any(|group| storage.serves(group)));
     assert_eq!(openai.mints[0].label.as_str(), "ticket:session");
     let text = explain(&config);
-    for words in ["session, in its answers as json /token in /v1/login", "ticket:session", "1h"] {
+    let answers = "session, in its answers as json /token in /v1/login, header x-session bearer in";
+    for words in [answers, "ticket:session", "1h"] {
         assert!(text.contains(words), "{words}: {text}");
     }
 }
@@ -467,7 +591,7 @@ fn a_mint_that_could_not_work_is_refused() {
         ("json /token in /v1/login", "json token in /v1/login", "json token", "pointer"),
         ("json /token in /v1/login", "json /token", "json /token", "json POINTER in PATH"),
         ("header x-session bearer", "header content-length bearer", "content-length", "frames"),
-        ("header authorization bearer", "header authorization", "places", "say how"),
+        ("header authorization bearer", "header authorization", "places", "in small letters"),
         (
             "\"header authorization bearer\"]",
             "\"form a in POST /x\"]\nticket = \"long\"",

@@ -16,12 +16,15 @@ use super::{
     },
     sysctl::is_there,
 };
+use crate::policy::InterfaceName;
 
-/// Each misfit in one line: what, where, what to do. None where no interface of the agents is on
-/// this machine, which is another one's then.
+/// Each misfit in one line: what, where, what to do. Where no interface of the agents is on this
+/// machine, that is all that is said, because it may not be the gateway.
 pub fn misfits(capture: &Capture) -> Vec<String> {
-    if !capture.interface_names().into_iter().any(is_there) {
-        return Vec::new();
+    let names = capture.interface_names();
+    let missing = missing(&names, is_there);
+    if missing.len() == names.len() {
+        return missing;
     }
     let kernel = require_ipv6(capture).err().map(|error| error.to_string());
     let networks = networks();
@@ -29,7 +32,18 @@ pub fn misfits(capture: &Capture) -> Vec<String> {
     let each = each.flat_map(|each| {
         ipv6_off(each, capture.ipv6).into_iter().chain(elsewhere(each, &networks))
     });
-    kernel.into_iter().chain(each).collect()
+    missing.into_iter().chain(kernel).chain(each).collect()
+}
+
+/// A name that is written wrong looks like an interface that is not there yet.
+fn missing(names: &[&InterfaceName], is_there: impl Fn(&InterfaceName) -> bool) -> Vec<String> {
+    let text = |name: &&InterfaceName| {
+        format!(
+            "there is no interface {name} here: correct \"interface\", or make it before the daemon \
+             starts; the guard protects interfaces by this name"
+        )
+    };
+    names.iter().filter(|name| !is_there(name)).map(text).collect()
 }
 
 /// Fails where IPv6 is to be captured and the kernel has none, or none where captured packets are
@@ -107,10 +121,19 @@ fn ip(address: &nix::sys::socket::SockaddrStorage) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::InterfaceName;
 
     fn nets(texts: &[&str]) -> Vec<IpNet> {
         texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn an_interface_that_is_not_there_is_said_to_be_missing() {
+        let names = ["agents0", "agnts1"].map(|name| InterfaceName(name.into()));
+        let names: Vec<_> = names.iter().collect();
+        let said = missing(&names, |name| name.as_str() == "agents0");
+        assert!(said.len() == 1 && said[0].contains("no interface agnts1 here"), "{said:?}");
+        assert!(missing(&names, |_| true).is_empty());
+        assert_eq!(missing(&names, |_| false).len(), 2);
     }
 
     #[test]

@@ -9,12 +9,12 @@ use rustify::{
 use super::{
     super::{
         pick::{PickedJson, pick},
-        plan::{GATEWAY, is_guessable},
+        plan::GATEWAY,
         token::TokenClient,
     },
     CheckVerdict, Doctor,
 };
-use crate::config::VaultLogin;
+use crate::config::{VaultLogin, is_guessable};
 
 impl Doctor<'_> {
     pub(super) async fn look_at_login(&mut self, gateway: &TokenClient) {

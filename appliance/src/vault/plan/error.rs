@@ -9,7 +9,7 @@ use crate::{ca::CaError, policy::GroupName};
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
     /// The configuration has no `[vault]`.
-    #[error("the configuration has no [vault]: there is nothing to plan")]
+    #[error("the configuration has no [vault]")]
     NoVault,
     /// No address to bind tokens to.
     #[error("no address to bind tokens to: name the gateway's with --from ADDRESS or PREFIX")]

@@ -29,7 +29,7 @@ use ipnet::IpNet;
 use self::grant::{check_path, check_text, hcl, leases, reads};
 use crate::{
     ca,
-    config::{PkiSettings, Settings, VaultLogin},
+    config::{PkiSettings, Settings, VaultLogin, is_guessable},
     policy::{Group, GroupName, Location, Policy, VaultLocation},
 };
 
@@ -240,14 +240,6 @@ fn own_login(login: &VaultLogin) -> Result<Option<PathGrant>, PlanError> {
     check_path("mount", mount)?;
     let path = format!("auth/{mount}/role/{GATEWAY}/secret-id/lookup");
     Ok(Some(PathGrant::new(path, "update")))
-}
-
-/// Whether somebody could come upon the id of a role. Random ones are 32 hexadecimal digits or
-/// more; so few different ones are no chance: one in ten million has them.
-pub fn is_guessable(role_id: &str) -> bool {
-    let digits = || role_id.bytes().filter(u8::is_ascii_hexdigit).map(|it| it.to_ascii_lowercase());
-    let others = role_id.bytes().any(|byte| !byte.is_ascii_hexdigit() && byte != b'-');
-    others || digits().count() < 32 || digits().collect::<BTreeSet<_>>().len() < 8
 }
 
 /// Everything in Vault that the group's bindings name.

@@ -82,8 +82,9 @@ fn engine(text: &mut String, pki: &PkiSettings) {
              if [ \"$(vault list -format=json {issuers} 2>/dev/null || true)\" = '{{}}' ]; then\n    \
              vault write {generate} common_name='Cloakroom root' ttl=87600h \\\n        \
              key_type=ec key_bits=256 >/dev/null\nfi\n\
-             # What agents trust, on the gateway:\n\
-             # vault read -field=certificate {show} > {}",
+             # What agents trust, here; then put it on the gateway:\n\
+             # vault read -field=certificate {show} > agents-root.pem\n\
+             # install -m 0644 agents-root.pem {}",
             file(&pki.root_file)
         ),
     );
@@ -119,8 +120,10 @@ fn login(text: &mut String, login: &VaultLogin, bound: &str) {
             push(
                 text,
                 format_args!(
-                    "# What the gateway logs in with, on the gateway and for its user alone:\n\
-                     # (umask 077; vault write -f {field} {secret_id} > {})",
+                    "# What the gateway logs in with, here; then put it on the gateway, for its user \
+                     alone:\n\
+                     # (umask 077; vault write -f {field} {secret_id} > secret-id)\n\
+                     # install -m 0600 -o cloakroom secret-id {}",
                     file(secret_id_file)
                 ),
             );

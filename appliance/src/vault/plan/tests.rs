@@ -257,26 +257,13 @@ fn a_shell_reads_what_the_configuration_says_as_text() {
     let shell_of_mount = plan.unwrap_or_else(|error| panic!("{error}")).shell();
     let tuned = "-user-lockout-disable=true 'team/gateways'";
     assert!(shell_of_mount.contains(tuned), "{shell_of_mount}");
-    assert!(shell.contains(r"> '/etc/cloakroom/it'\''s $(here)')"), "{shell}");
+    assert!(shell.contains(r"secret-id '/etc/cloakroom/it'\''s $(here)'"), "{shell}");
     let newline = plan_of(&both("vault:kv/a#k").login_key("secret_id_file", "it's \nreboot"));
     assert!(matches!(newline, Err(PlanError::Pattern { what: "file", .. })));
 }
 
 #[test]
 fn the_id_of_the_role_is_one_that_nobody_guesses() {
-    for random in ["7B1C2F60-93D4-4E0A-B5C8-6A1F0E2D3C49", "d41d8cd98f00b204e9800998ecf8427e"] {
-        assert!(!is_guessable(random), "{random}");
-    }
-    for guessable in [
-        "cloakroom-gateway",
-        "00000000-0000-0000-0000-000000000000",
-        "deadbeefdeadbeefdeadbeefdeadbeef",
-        "7b1c2f60-93d4-4e0a-b5c8-6a1f0e2d3c4",
-        "cloakroom-gateway-of-the-production-site-7b1c2f60",
-        "",
-    ] {
-        assert!(is_guessable(guessable), "{guessable}");
-    }
     let named = plan_of(&both("vault:kv/a#k").login_key("role_id", "gateway"));
     assert!(matches!(named, Err(PlanError::Guessable(_))));
 }
