@@ -39,8 +39,8 @@ use std::{
 use toml::{Spanned, de::DeTable};
 
 use crate::policy::{
-    Api, Binding, BoundAgent, Carry, Constraints, Group, InterfaceName, Limits, Pass, Policy,
-    ResponseRules, Tcp,
+    Api, AwsScope, Binding, BoundAgent, Carry, Constraints, Group, InterfaceName, Limits, Pass,
+    Policy, ResponseRules, Tcp,
 };
 use check::Draft;
 use error::Report;
@@ -48,7 +48,7 @@ use fields::{inner, plain, transpose};
 use files::Files;
 use gateway::GatewaySection;
 use mint::MintRule;
-use rules::{AgentRule, ApiRule, BindingRule, GroupRule, PassRule, TcpRule};
+use rules::{AgentRule, ApiRule, AwsRule, BindingRule, GroupRule, PassRule, TcpRule};
 use table::TomlTable;
 use value::parsed;
 
@@ -255,11 +255,18 @@ impl ApiRule {
             upstream: self.upstream,
             response: ResponseRules { cookies: self.cookies, ranges: self.ranges },
             websocket: inner(self.websocket, false),
+            aws: self.aws.map(AwsRule::into_scope).map(Arc::new),
             constraints: inner(self.constraints, Constraints::Critical),
             bindings: all(self.bindings, BindingRule::into_binding)?,
             mints: all(self.mints, MintRule::into_mint)?,
             redeems: vec![],
         })
+    }
+}
+
+impl AwsRule {
+    fn into_scope(self) -> AwsScope {
+        AwsScope { services: plain(self.services), regions: plain(self.regions) }
     }
 }
 
