@@ -40,7 +40,7 @@ use toml::{Spanned, de::DeTable};
 
 use crate::policy::{
     Api, AwsScope, Binding, BoundAgent, Carry, Constraints, Group, InterfaceName, Limits, Pass,
-    Policy, ResponseRules, Tcp,
+    Place, Policy, ResponseRules, Tcp,
 };
 use check::Draft;
 use error::Report;
@@ -270,15 +270,24 @@ impl AwsRule {
     }
 }
 
+/// Where SDKs of AWS look for their keys.
+const AWS_VARIABLES: [&str; 2] = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"];
+
 impl BindingRule {
     fn into_binding(self) -> Option<Binding> {
         let placeholder = self.placeholder?.into_inner();
         let own = Some(placeholder.as_str()).filter(|own| rules::is_variable(own)).map(Arc::from);
+        let is_aws = self.places.iter().any(|place| *place.get_ref() == Place::Aws);
+        let usual = || match is_aws {
+            // SDKs take no key without the other.
+            true => AWS_VARIABLES.map(Arc::from).to_vec(),
+            false => own.into_iter().collect(),
+        };
         Some(Binding {
             groups: plain(self.groups),
             placeholder,
             places: plain(self.places),
-            variables: self.variables.unwrap_or_else(|| own.into_iter().collect()),
+            variables: self.variables.unwrap_or_else(usual),
             secret: self.secret?.into_inner(),
             min_value_bytes: self.min_value_bytes,
         })

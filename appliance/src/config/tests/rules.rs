@@ -499,6 +499,8 @@ fn what_is_signed_for_stands_beside_the_keys_that_sign() {
     };
     let config = parse_text(&signed(scope, "\"aws\"")).expect("it loads");
     let aws = config.policy.apis[0].aws.as_ref().expect("it is there");
+    let variables = config.policy.apis[0].bindings[0].variables.iter();
+    assert!(variables.map(|it| &**it).eq(["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]));
     let names = [&aws.services[..], &aws.regions].concat();
     assert!(names.iter().map(|it| it.as_str()).eq(["s3", "eu-west-1"]));
     let text = explain(&config);
