@@ -118,7 +118,8 @@ fn no_key_of_the_agents_own_signs_or_rides_along() {
         let scope = "eu-central-1/s3";
         let own = "AKIAMYOWNMYOWNMYOWN1";
         let good = || signed("/coats/a", scope).field("x-amz-content-sha256", EMPTY);
-        let foreign = |key: &str| asked("/a").field("authorization", field_for(key, scope));
+        let dated = || asked("/a").field("x-amz-date", earlier());
+        let foreign = |key: &str| dated().field("authorization", field_for(key, scope));
         let duplicate = (400, "duplicate_credential");
         let malformed = (400, "credential_malformed");
         let no = (403, "foreign_credential");
@@ -175,7 +176,7 @@ fn no_key_of_the_agents_own_signs_or_rides_along() {
             ),
             (
                 "half a signature",
-                asked("/a").field(
+                dated().field(
                     "authorization",
                     field_for(KEY, scope).split(", Sig").next().unwrap_or_default(),
                 ),
@@ -256,7 +257,7 @@ fn a_signature_that_cannot_be_made_anew_and_a_body_that_is_too_large_are_refused
         scene.refuses(
             "for several regions",
             (AGENT, OPENAI),
-            &asked("/a").field("authorization", ecdsa),
+            &asked("/a").field("authorization", ecdsa).field("x-amz-date", earlier()),
             denied,
         );
         let large = signed("/a", "eu-central-1/dynamodb").h1();
