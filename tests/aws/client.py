@@ -25,7 +25,7 @@ if what == "bearer":
     sys.exit()
 
 # One that s3transfer does at once, and one that it does in parts.
-whole = random.Random(7).randbytes({"small": 1 << 20, "large": 64 << 20, "cut": 20 << 20}[what])
+whole = random.Random(7).randbytes({"small": 1 << 14, "large": 64 << 20, "cut": 20 << 20}[what])
 with open(f"{folder}/big", "wb") as file:
     file.write(whole)
 
@@ -62,4 +62,5 @@ table.put_item(Item={"id": "1", "colour": "grey"})
 assert table.get_item(Key={"id": "1"})["Item"]["colour"] == "grey"
 
 invoke("coat")
-invoke("x" * 2_000_000)
+# A body that is read whole first.
+invoke("x" * (20_000 if what == "small" else 2_000_000))

@@ -304,7 +304,7 @@ const fn place(form: SignatureForm) -> &'static str {
 /// What AWS takes of a link's `X-Amz-Expires`.
 const LINK_SECONDS: RangeInclusive<u64> = 1..=604_800;
 /// What AWS takes between its own clock and a client's.
-const CLOCKS_DIFFER: Duration = Duration::from_mins(15);
+const CLOCKS_DIFFER: Duration = Duration::from_secs(15 * 60);
 
 const PREFIX: &[u8] = b"AWS4-";
 const HMAC: &str = "AWS4-HMAC-SHA256";
