@@ -4,6 +4,7 @@ use std::{
     net::IpAddr,
     path::PathBuf,
     process::{Child, Stdio},
+    time::Duration,
 };
 
 use lab::{
@@ -12,6 +13,7 @@ use lab::{
     dns::Dns,
     gateway::{Gateway, usual_config},
     net::{AGENT, INTERNET, OTHER},
+    sandbox::sandboxed_for,
     sandboxed, wait,
     wire::Wire,
 };
@@ -28,6 +30,9 @@ const NAMES: [&str; 4] = [
     "dynamodb.eu-central-1.amazonaws.com",
     "bedrock-runtime.eu-central-1.amazonaws.com",
 ];
+
+/// For some 200 MiB through a debug build on a busy machine.
+const LARGE: Duration = Duration::from_secs(300);
 
 /// The lab with Amazon's services in it.
 struct Amazon {
@@ -177,7 +182,7 @@ fn boto3_works_with_placeholders_and_each_request_is_signed_with_the_real_keys()
 
 #[test]
 fn boto3_puts_and_gets_64_mib_in_parts_and_at_once() {
-    sandboxed(|| {
+    sandboxed_for(LARGE, || {
         let amazon = Amazon::start();
         amazon.client("large", None);
         let arrived = amazon.assert_signed();

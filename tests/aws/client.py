@@ -46,8 +46,9 @@ with open(f"{folder}/back", "rb") as file:
     assert file.read() == whole
 with open(f"{folder}/big", "rb") as file:
     s3.put_object(Bucket="coats", Key="big-at-once", Body=file)
-body = s3.get_object(Bucket="coats", Key="big-at-once")["Body"]
-assert body.read() == whole
+if what != "large":
+    # Without a range. Of the largest, one download is enough.
+    assert s3.get_object(Bucket="coats", Key="big-at-once")["Body"].read() == whole
 
 link = s3.generate_presigned_url("get_object", Params={"Bucket": "coats", "Key": odd}, ExpiresIn=3600)
 with urllib.request.urlopen(link) as answer:
