@@ -88,8 +88,8 @@ impl Amazon {
         text.lines().map(Arrived::read).collect()
     }
 
-    /// Requires that each request arrived signed with the real keys, and that what the gateway wrote
-    /// tells of none.
+    /// Requires that each request arrived signed with the real keys, and that what the gateway
+    /// wrote tells of none.
     #[track_caller]
     fn assert_signed(&self) -> Vec<Arrived> {
         let arrived = self.arrived();

@@ -1,5 +1,5 @@
-//! Requests to Amazon's services: an agent signs them with placeholders, the gateway signs them anew
-//! with the real keys, and botocore's own signers say at the origin whether that is good.
+//! Requests to Amazon's services: an agent signs them with placeholders, the gateway signs them
+//! anew with the real keys, and botocore's own signers say at the origin whether that is good.
 
 mod boto3;
 mod signatures;

@@ -267,7 +267,8 @@ fn a_signature_that_cannot_be_made_anew_and_a_body_that_is_too_large_are_refused
     });
 }
 
-/// The origin answers with the whole request, as AWS does with much of one whose signature is wrong.
+/// The origin answers with the whole request, as AWS does with much of one whose signature is
+/// wrong.
 #[test]
 fn nothing_comes_back_of_the_keys_that_signed_a_request() {
     sandboxed(|| {

@@ -39,8 +39,8 @@ impl AwsName {
         &self.0
     }
 
-    /// Whether the service has Amazon S3's rules for what is signed: the path as it is, and the hash
-    /// of the body in a field.
+    /// Whether the service has Amazon S3's rules for what is signed: the path as it is, and the
+    /// hash of the body in a field.
     pub fn is_s3(&self) -> bool {
         let rest = self.0.strip_prefix("s3");
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-') || rest == "express")

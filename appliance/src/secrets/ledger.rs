@@ -192,7 +192,8 @@ impl SecretEntry {
         (change, true)
     }
 
-    /// Makes the parts of what is held known, which is a pair of AWS keys. Gives whether they are new.
+    /// Makes the parts of what is held known, which is a pair of AWS keys. Gives whether they are
+    /// new.
     fn part(&mut self) -> bool {
         let Some(held) = &mut self.held else { return false };
         let parts = AwsKeys::parts(&held.value);

@@ -80,8 +80,8 @@ impl Signing {
     /// request (Bedrock's InvokeModel).
     pub const MAX_BODY: usize = 25_000_000;
 
-    /// Whether the whole body has to be at hand, because its hash is signed and the request does not
-    /// say it.
+    /// Whether the whole body has to be at hand, because its hash is signed and the request does
+    /// not say it.
     pub fn needs_body(&self) -> bool {
         self.payload == Payload::Whole
     }
@@ -149,8 +149,8 @@ impl Signing {
         Ok(signed.into_parts().0)
     }
 
-    /// Amazon S3 has rules of its own: the path is not encoded twice, not normalised, and the hash of
-    /// the body stands in a field.
+    /// Amazon S3 has rules of its own: the path is not encoded twice, not normalised, and the hash
+    /// of the body stands in a field.
     fn settings(&self) -> SigningSettings {
         let mut settings = SigningSettings::default();
         settings.excluded_headers = None;
@@ -175,8 +175,8 @@ impl Signing {
         }
     }
 
-    /// The target as the server reads it before it looks at the signature. Amazon S3 decodes the path
-    /// and encodes it as AWS does, whatever was encoded by whom.
+    /// The target as the server reads it before it looks at the signature. Amazon S3 decodes the
+    /// path and encodes it as AWS does, whatever was encoded by whom.
     fn signed_uri(&self, head: &Parts) -> Result<String, Reason> {
         let path = head.uri.path();
         let path = match self.service.is_s3() {
