@@ -1,8 +1,8 @@
 //! The answers of resolvers about names, for as long as they hold.
 //!
-//! Each group has answers of its own: the time that an answer has left, and how soon it comes,
-//! would tell one group what another asks for. In a full table a new name takes the place of one of
-//! the group that has the most, the one that would be forgotten first: whatever a group asks for,
+//! Each group has answers of its own: the time that an answer has left, and how soon it comes, would
+//! tell one group what another asks for. In a full table a new name takes the place of one of the
+//! group that has the most, the one that would be forgotten first: whatever a group asks for,
 //! another keeps its names while they are no more than an equal part. The table errs towards asking
 //! again.
 

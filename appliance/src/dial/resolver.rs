@@ -3,10 +3,10 @@
 //! Hosts files and search domains are never read. Only names that policy lists get here, from
 //! the agents' resolver and from flows alike, and no answer leads to a question for another name.
 //! Where a rule begins with `*.`, agents choose what stands in the star's place, and that leaves in
-//! a query. One cache serves both, with answers of its own for each group, and however many agents
-//! of a group ask for a name at once, one query is under way. Agents and groups share out by
-//! [`FairSemaphore`] how many names are asked for at once, so that names which nobody answers take
-//! no other group's turn.
+//! a query. One cache serves both, with answers of its own for each group, and however many agents of
+//! a group ask for a name at once, one query is under way.
+//! Agents and groups share out by [`FairSemaphore`] how many names are asked for at once, so that
+//! names which nobody answers take no other group's turn.
 
 use std::{
     collections::HashMap,
