@@ -6,6 +6,7 @@
 
 mod attack;
 mod audit;
+mod aws;
 mod clients;
 mod conformance;
 mod connections;

@@ -115,6 +115,12 @@ reasons! {
     DuplicateCredential = "duplicate_credential",
     /// A credential whose encoding does not decode.
     CredentialMalformed = "credential_malformed",
+    /// A signature of AWS for a service or region that is not listed.
+    ScopeDenied = "scope_denied",
+    /// A signature of AWS of a kind that is not made anew.
+    SignatureDenied = "signature_denied",
+    /// A signature of AWS that was made too long ago, or in the future.
+    SignatureExpired = "signature_expired",
     /// There is no usable value behind the placeholder.
     SecretUnavailable = "secret_unavailable",
     /// A response in an encoding that cannot be scrubbed.

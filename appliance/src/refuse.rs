@@ -136,7 +136,7 @@ pub const fn wire(reason: Reason) -> Wire {
         R::BodyLimit => (
             ACCESS_DENIED,
             BODY_TOO_LARGE,
-            "the request body is too large to look for a placeholder",
+            "the request body is too large to be read whole, for its placeholder or its signature",
         ),
         R::ConnectDenied => (ACCESS_DENIED, FORBIDDEN, "CONNECT is not allowed"),
         R::UpgradeDenied => {
@@ -192,6 +192,21 @@ pub const fn wire(reason: Reason) -> Wire {
             ACCESS_DENIED,
             BAD_REQUEST,
             "the credential, or the cookies or the body that it stands in, cannot be read in one way",
+        ),
+        R::ScopeDenied => (
+            ACCESS_DENIED,
+            FORBIDDEN,
+            "this host is not allowed for the service or region that the request is signed for",
+        ),
+        R::SignatureDenied => (
+            ACCESS_DENIED,
+            FORBIDDEN,
+            "this kind of AWS signature is not made anew here; sign with AWS4-HMAC-SHA256, and no chunks",
+        ),
+        R::SignatureExpired => (
+            ACCESS_DENIED,
+            FORBIDDEN,
+            "this AWS signature was made too long ago, or in the future; look at the clock and sign again",
         ),
         R::SecretUnavailable => (
             INTERNAL_ERROR,

@@ -163,10 +163,12 @@ async fn header_block(client: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u
     }
 }
 
-/// The last string literal of a header block whose strings are all Huffman coded.
+/// The value of `x`, the last field of a header block whose strings are all Huffman coded.
 fn last_string(block: &[u8]) -> Vec<u8> {
-    let start = (1..block.len()).rev().find(|at| {
-        u8::try_from(block.len() - at).is_ok_and(|length| block[at - 1] == 0x80 | length)
+    // With its name before it, because a code may hold what looks like a length.
+    let start = (3..block.len()).find(|at| {
+        let length = u8::try_from(block.len() - at).map(|length| 0x80 | length);
+        length.is_ok_and(|length| block[at - 3..*at] == [0x81, 0xf3, length])
     });
     block[start.expect("the last field is a literal")..].to_vec()
 }

@@ -259,13 +259,13 @@ fn a_password_vault_rotates_is_used_when_it_changes() {
 }
 
 /// A Vault that writes down in the clear whom it lent what, for the test alone.
-struct Lender {
-    vault: Vault,
+pub(crate) struct Lender {
+    pub(crate) vault: Vault,
     raw: PathBuf,
 }
 
 impl Lender {
-    fn start(lab: &Lab) -> Self {
+    pub(crate) fn start(lab: &Lab) -> Self {
         let (vault, raw) = (Vault::start(lab), lab.dir.join("vault/raw.log"));
         let path = format!("file_path={}", raw.display());
         vault.cli(&["audit", "enable", "-path=raw", "file", &path, "log_raw=true"]);
@@ -286,7 +286,7 @@ impl Lender {
     }
 
     /// Every name and password that was lent so far.
-    fn lent(&self, path: &str) -> Vec<(String, String)> {
+    pub(crate) fn lent(&self, path: &str) -> Vec<(String, String)> {
         let text = |at: &Value| at.as_str().expect("a text").to_owned();
         let user = |record: &Value| {
             let data = &record["response"]["data"];
@@ -296,7 +296,7 @@ impl Lender {
     }
 
     /// How many leases there are for this role of the database engine.
-    fn leases(&self, role: &str) -> usize {
+    pub(crate) fn leases(&self, role: &str) -> usize {
         let path = format!("sys/leases/lookup/database/creds/{role}");
         let listed = self.vault.try_cli(&["list", &path], self.vault.root_token());
         let listed: Value = serde_json::from_slice(&listed.stdout).unwrap_or_default();
@@ -304,7 +304,7 @@ impl Lender {
     }
 
     #[track_caller]
-    fn assert_untold(&self, gateway: &Gateway, path: &str) {
+    pub(crate) fn assert_untold(&self, gateway: &Gateway, path: &str) {
         let told = gateway.stderr() + &gateway.audit.text();
         for (name, password) in self.lent(path) {
             assert!(!told.contains(&name) && !told.contains(&password), "{name} was told:\n{told}");

@@ -2,7 +2,7 @@
 
 mod answers;
 mod identity;
-mod leased_users;
+pub(crate) mod leased_users;
 mod leases;
 mod lockout;
 mod logins;

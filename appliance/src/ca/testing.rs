@@ -155,6 +155,7 @@ pub(crate) fn api(name: &str, hosts: &[&str]) -> Api {
         upstream: Upstream::default(),
         response: ResponseRules { cookies: false, ranges: false },
         websocket: false,
+        aws: None,
         constraints: Constraints::Critical,
         bindings: Vec::new(),
         mints: Vec::new(),

@@ -124,9 +124,9 @@ macro_rules! files {
 }
 
 const FILES: &[(&str, &str)] = files![
-    "anthropic" "azure-openai" "bedrock" "brave" "cohere" "datadog" "deepseek" "discord" "elevenlabs"
+    "anthropic" "azure-openai" "bedrock" "bedrock-signed" "brave" "cohere" "datadog" "deepseek" "discord" "elevenlabs"
     "fal" "gemini" "github" "github-copilot" "github-git" "gitlab" "groq" "huggingface" "jira" "linear"
-    "mistral" "notion" "npm" "openai" "openrouter" "pypi-upload" "replicate" "sentry" "slack" "stripe"
+    "mistral" "notion" "npm" "openai" "openrouter" "pypi-upload" "replicate" "s3" "sentry" "slack" "stripe"
     "tavily" "telegram" "twilio" "vertex-express" "xai"
 ];
 

@@ -18,8 +18,8 @@ use super::{
     rules::{ApiRule, BindingRule, GroupRule, PassRule, Requests, TcpRule},
 };
 use crate::policy::{
-    BodyPlace, Constraints, Folded, Host, HostPattern, InterfaceName, Mac, PathSlot, Place, Plain,
-    SecretRef, fold_query, is_credential_query, permits, queries_of,
+    BodyPlace, Constraints, Folded, Host, HostPattern, InterfaceName, Mac, PathSlot, Place,
+    Placeholder, Plain, SecretRef, fold_query, is_credential_query, permits, queries_of,
 };
 
 /// Everything that a file says, as far as it could be read.
@@ -63,6 +63,7 @@ impl Draft {
             check_paths_allowed(api, report);
             check_plain(api, &places, report);
             check_websocket(api, &places, report);
+            check_aws(api, &places, report);
         }
         let inspected = self
             .passes
@@ -435,6 +436,9 @@ fn check_mints(apis: &[ApiRule], report: &Report<'_>) {
             }
         }
         mint.places.iter().for_each(|place| check_mint_body(place, &takers, report));
+        for place in mint.places.iter().filter(|place| *place.get_ref() == Place::Aws) {
+            report.add(&place.span(), "places: a ticket is no pair of keys, and cannot sign");
+        }
     }
 }
 
@@ -612,6 +616,44 @@ fn check_websocket(api: &ApiRule, places: &[PlaceWithText<'_>], report: &Report<
     }
     if let Some(flag) = &api.websocket {
         check_handshake(flag, &api.requests, report);
+    }
+}
+
+/// What is signed for, and the keys that sign, stand side by side; the keys go nowhere else, and
+/// their placeholder can stand in a signature.
+fn check_aws(api: &ApiRule, places: &[PlaceWithText<'_>], report: &Report<'_>) {
+    let mut signed = false;
+    for binding in &api.bindings {
+        let is_aws = |place: &&Spanned<Place>| *place.get_ref() == Place::Aws;
+        let Some(place) = binding.places.iter().find(is_aws) else { continue };
+        signed = true;
+        if api.aws.is_none() {
+            let text = "places: \"aws\" needs what requests may be signed for; write aws = { services \
+                        = [\"s3\"], regions = [\"eu-central-1\"] } in the API";
+            report.add(&place.span(), text);
+        }
+        if binding.places.len() > 1 {
+            let text = "places: the value at \"aws\" is a pair of keys and stands in no other place; \
+                        make another binding";
+            report.add(&place.span(), text);
+        }
+        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-');
+        let odd = |text: &&Spanned<Placeholder>| !text.get_ref().as_str().bytes().all(plain);
+        if let Some(text) = binding.placeholder.as_ref().filter(odd) {
+            let wrong = "placeholder: at \"aws\" it is the id of an access key, and has letters, \
+                         digits, '_' and '-' alone";
+            report.add(&text.span(), wrong);
+        }
+    }
+    let in_body = |place: &&Spanned<Place>| matches!(place.get_ref(), Place::Body(_));
+    let mut places = places.iter().map(|(place, _)| *place);
+    if let Some(place) = places.find(in_body).filter(|_| signed) {
+        let text = "places: what stands in a body is signed at an API with the place \"aws\"; make \
+                    another API";
+        report.add(&place.span(), text);
+    }
+    if let Some(aws) = api.aws.as_ref().filter(|_| !signed) {
+        report.add(&aws.span, "aws: no binding of the API has the place \"aws\"");
     }
 }
 

@@ -23,12 +23,13 @@ pub(super) struct BasicHalves {
 
 /// Reads a place: `header NAME` with `bearer`, `token`, `scheme WORD` or `raw`, `basic user`,
 /// `basic password`, `query NAME`, `path /TEXT{}/TEXT`, `cookie NAME`, `json POINTER in METHOD
-/// PATH`, `form FIELD in METHOD PATH` or `websocket subprotocol PREFIX`.
+/// PATH`, `form FIELD in METHOD PATH`, `websocket subprotocol PREFIX` or `aws`.
 pub(super) fn place(text: &str, halves: &BasicHalves) -> Result<Place, String> {
     let words: Vec<&str> = text.split(' ').collect();
     match words.as_slice() {
         ["basic", "user"] => Ok(Place::BasicUser { password: halves.password.clone() }),
         ["basic", "password"] => Ok(Place::BasicPassword { user: halves.user.clone() }),
+        ["aws"] => Ok(Place::Aws),
         ["header", name, scheme @ ..] => {
             let scheme = Scheme::parse(scheme).map_err(|error| error.to_string())?;
             Ok(Place::Header { name: header(name)?, scheme })
@@ -119,8 +120,8 @@ pub(super) const NO_CREDENTIAL: &str =
 
 const PLACES: &str = "write \"header NAME bearer\", \"header NAME token\", \"header NAME scheme WORD\", \
                       \"header NAME raw\", \"basic user\", \"basic password\", \"query NAME\", \"path /TEXT{}/TEXT\", \
-                      \"cookie NAME\", \"json POINTER in METHOD PATH\", \"form FIELD in METHOD PATH\" or \
-                      \"websocket subprotocol PREFIX\"";
+                      \"cookie NAME\", \"json POINTER in METHOD PATH\", \"form FIELD in METHOD PATH\", \
+                      \"websocket subprotocol PREFIX\" or \"aws\"";
 
 #[cfg(test)]
 mod tests {
@@ -152,6 +153,7 @@ mod tests {
                 "websocket subprotocol openai-insecure-api-key.",
                 Place::Subprotocol(SubprotocolPrefix::parse("openai-insecure-api-key.").unwrap()),
             ),
+            ("aws", Place::Aws),
             ("basic user", Place::BasicUser { password: "".into() }),
             ("basic password", Place::BasicPassword { user: "x-access-token".into() }),
         ] {
@@ -161,6 +163,7 @@ mod tests {
             "",
             "basic",
             "basic both",
+            "aws s3",
             "header",
             "header authorization",
             "header a b raw",

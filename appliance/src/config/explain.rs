@@ -208,6 +208,7 @@ impl Explanation {
         let foreign = |mint: &&Arc<Mint>| !api.mints.contains(mint);
         api.redeems.iter().filter(foreign).for_each(|mint| self.redeemed(mint));
         self.requests(&api.methods, &api.paths);
+        self.aws(api);
         self.websocket(api.websocket);
         self.own_credentials(api);
         self.line(
@@ -224,6 +225,12 @@ impl Explanation {
             },
         );
         self.upstream(&api.upstream);
+    }
+
+    fn aws(&mut self, api: &Api) {
+        let Some(scope) = &api.aws else { return };
+        let (services, regions) = (list(&scope.services), list(&scope.regions));
+        self.line("signed", format!("anew for {services} in {regions}, and for nothing else"));
     }
 
     /// Where this API differs from [`Self::credentials`].
@@ -412,6 +419,7 @@ impl Display for PlaceText<'_> {
             Place::Subprotocol(prefix) => {
                 write!(f, "{prefix}{placeholder} among a WebSocket's subprotocols")
             }
+            Place::Aws => write!(f, "the access key of an AWS signature, {placeholder}"),
             Place::BasicUser { password } if password.is_empty() => {
                 write!(f, "the user of Basic, with no password beside it")
             }

@@ -45,8 +45,8 @@ use std::{
 use toml::{Spanned, de::DeTable};
 
 use crate::policy::{
-    Api, Binding, BoundAgent, Carry, Constraints, Group, InterfaceName, Limits, Pass, Policy,
-    ResponseRules, Tcp,
+    Api, AwsScope, Binding, BoundAgent, Carry, Constraints, Group, InterfaceName, Limits, Pass,
+    Place, Policy, ResponseRules, Tcp,
 };
 use check::Draft;
 use error::Report;
@@ -54,7 +54,7 @@ use fields::{inner, plain, transpose};
 use files::Files;
 use gateway::GatewaySection;
 use mint::MintRule;
-use rules::{AgentRule, ApiRule, BindingRule, GroupRule, PassRule, TcpRule};
+use rules::{AgentRule, ApiRule, AwsRule, BindingRule, GroupRule, PassRule, TcpRule};
 use table::TomlTable;
 use value::parsed;
 
@@ -269,6 +269,7 @@ impl ApiRule {
             upstream: self.upstream,
             response: ResponseRules { cookies: self.cookies, ranges: self.ranges },
             websocket: inner(self.websocket, false),
+            aws: self.aws.map(AwsRule::into_scope).map(Arc::new),
             constraints: inner(self.constraints, Constraints::Critical),
             bindings: all(self.bindings, BindingRule::into_binding)?,
             mints: all(self.mints, MintRule::into_mint)?,
@@ -277,15 +278,30 @@ impl ApiRule {
     }
 }
 
+impl AwsRule {
+    fn into_scope(self) -> AwsScope {
+        AwsScope { services: plain(self.services), regions: plain(self.regions) }
+    }
+}
+
+/// Where SDKs of AWS look for their keys.
+const AWS_VARIABLES: [&str; 2] = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"];
+
 impl BindingRule {
     fn into_binding(self) -> Option<Binding> {
         let placeholder = self.placeholder?.into_inner();
         let own = Some(placeholder.as_str()).filter(|own| rules::is_variable(own)).map(Arc::from);
+        let is_aws = self.places.iter().any(|place| *place.get_ref() == Place::Aws);
+        let usual = || match is_aws {
+            // SDKs take no key without the other.
+            true => AWS_VARIABLES.map(Arc::from).to_vec(),
+            false => own.into_iter().collect(),
+        };
         Some(Binding {
             groups: plain(self.groups),
             placeholder,
             places: plain(self.places),
-            variables: self.variables.unwrap_or_else(|| own.into_iter().collect()),
+            variables: self.variables.unwrap_or_else(usual),
             secret: self.secret?.into_inner(),
             min_value_bytes: self.min_value_bytes,
         })

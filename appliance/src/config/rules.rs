@@ -24,9 +24,9 @@ use super::{
 use crate::{
     catalogue::{self, Provider},
     policy::{
-        Anonymous, Constraints, DialledRule, Ech, GroupName, Host, HostPattern, InterfaceName,
-        MIN_VALUE_BYTES, Mac, PathRule, Place, Placeholder, Plain, RuleName, SecretRef,
-        USUAL_METHODS, Upstream,
+        Anonymous, AwsName, Constraints, DialledRule, Ech, GroupName, Host, HostPattern,
+        InterfaceName, MIN_VALUE_BYTES, Mac, PathRule, Place, Placeholder, Plain, RuleName,
+        SecretRef, USUAL_METHODS, Upstream,
     },
 };
 
@@ -61,11 +61,19 @@ pub(super) struct ApiRule {
     pub(super) cookies: bool,
     pub(super) ranges: bool,
     pub(super) websocket: Option<Spanned<bool>>,
+    pub(super) aws: Option<AwsRule>,
     pub(super) constraints: Option<Spanned<Constraints>>,
     pub(super) bindings: Vec<BindingRule>,
     pub(super) mints: Vec<MintRule>,
     /// Where it stands, if it has no binding.
     pub(super) unbound: Option<Span>,
+}
+
+/// The `aws` of an API.
+pub(super) struct AwsRule {
+    pub(super) span: Span,
+    pub(super) services: Vec<Spanned<AwsName>>,
+    pub(super) regions: Vec<Spanned<AwsName>>,
 }
 
 /// An `[[api.binding]]`.
@@ -156,6 +164,7 @@ impl ApiRule {
             cookies: inner(table.optional("keep_cookies", flag), false),
             ranges: inner(table.optional("keep_ranges", flag), false),
             websocket: table.optional("websocket", flag),
+            aws: table.table("aws", "[api.aws]").map(AwsRule::read),
             constraints: table.optional("constraints", parsed(constraints)),
             bindings: bindings.map(|table| BindingRule::read(table, &provider)).collect(),
             mints: mints.into_iter().map(MintRule::read).collect(),
@@ -165,6 +174,18 @@ impl ApiRule {
             api.unbound = None;
         }
         api
+    }
+}
+
+impl AwsRule {
+    fn read(mut table: TomlTable<'_>) -> Self {
+        let aws = Self {
+            span: table.span().clone(),
+            services: table.required_list("services", parsed(AwsName::parse)),
+            regions: table.required_list("regions", parsed(AwsName::parse)),
+        };
+        table.finish();
+        aws
     }
 }
 

@@ -19,12 +19,14 @@ use super::{
     receive::receive,
     retryable::Retryable,
     sender::{ExchangeError, Sender, send},
+    signed,
     trace::Trace,
-    whole::{self, Unread, WholeBody},
+    whole::{self, Bounds},
     wire::TrailerRule,
 };
 use crate::{
     identity::FlowId,
+    policy::BodyPlace,
     reason::Reason,
     refuse::{self, Dialect, Refusal},
 };
@@ -93,17 +95,24 @@ async fn forward(
     });
     message::check_size(&head, connection.head_fields, connection.head_bytes)?;
     let mut asked = message::check(&head, &connection.pinned, connection.allows_websocket())?;
-    let whole = match connection.rules.reads_body(&head) {
-        true => Some(read_whole(connection, &mut body, trace).await?),
+    let mut whole = match connection.rules.reads_body(&head) {
+        true => {
+            let bounds = Bounds { bytes: BodyPlace::MAX_BYTES, time: connection.head_time };
+            Some(whole::read(connection, &mut body, bounds, trace).await?)
+        }
         false => None,
     };
     let snapshot = connection.secrets.snapshot();
-    let PreparedRequest { mut answering, used, body: swapped } =
+    let PreparedRequest { mut answering, used, body: mut swapped, signing } =
         prepare(connection, &mut head, whole.as_ref(), &snapshot, trace)?;
     message::address(&mut head, &connection.pinned)?;
     if let Some(asked) = &mut asked {
         sender.switch().ok_or(Reason::UpgradeDenied)?.ask();
         asked.write(&mut head.headers);
+    }
+    if let Some(signing) = signing {
+        whole = signed::sign(connection, &signing, (&mut head, &mut body), trace).await?;
+        swapped = whole.as_ref().map(|whole| whole.bytes.clone());
     }
     let body = match (whole, swapped) {
         (Some(whole), Some(bytes)) => {
@@ -127,17 +136,4 @@ async fn forward(
         used.iter().for_each(|binding| connection.secrets.reject(group, &binding.secret));
     }
     Ok(receive(connection, response, answering, (asked, sender.switch()), trace).await?)
-}
-
-async fn read_whole(
-    connection: &Connection,
-    body: &mut Incoming,
-    trace: &Trace,
-) -> Result<WholeBody, Reason> {
-    let count = |bytes| trace.request_bytes(bytes);
-    let read = whole::read(body, &connection.taken, count, connection.head_time).await;
-    read.map_err(|unread| match unread {
-        Unread::Refused(reason) => reason,
-        Unread::BrokenOff => trace.broken_off(),
-    })
 }

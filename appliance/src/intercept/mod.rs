@@ -7,6 +7,7 @@
 mod h1;
 mod h2;
 mod sides;
+mod signed;
 
 mod exchange;
 mod receive;

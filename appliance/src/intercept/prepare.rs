@@ -21,7 +21,7 @@ use crate::{
     reason::{Reason, SecretCause},
     scrub::{self, Part},
     secrets::SecretSnapshot,
-    substitute::{self, CredentialLookup, Substitution, SubstitutionRules, TicketsAt},
+    substitute::{self, CredentialLookup, Signing, Substitution, SubstitutionRules, TicketsAt},
 };
 
 /// What a request that may be sent has become.
@@ -32,6 +32,8 @@ pub(super) struct PreparedRequest {
     pub(super) used: Vec<Arc<Binding>>,
     /// The body, where it has been read.
     pub(super) body: Option<Bytes>,
+    /// How it is signed, once it is otherwise as it will be sent.
+    pub(super) signing: Option<Signing>,
 }
 
 /// Checks the request against its rules and puts the values in.
@@ -74,13 +76,14 @@ pub(super) fn prepare(
             };
             let accepted = reading.accepted();
             scrub::request_encodings(&api.response, accepted, &mut head.headers);
-            let body = swap(connection, head, snapshot, &substitution)
+            let (body, signing) = swap(connection, head, snapshot, &substitution)
                 .map_err(|cause| trace.secret_unavailable(cause))?;
             let used = substitution.bindings().cloned().collect();
             Ok(PreparedRequest {
                 answering: ResponseHandling { masking, reading, part, minting },
                 used,
                 body,
+                signing,
             })
         }
         (RequestRules::Inspect, Route::Inspect(pass)) => {
@@ -88,7 +91,7 @@ pub(super) fn prepare(
             let masking = Masking::none(connection);
             let reading = Reading::Unread;
             let answering = ResponseHandling { masking, reading, part: None, minting: None };
-            Ok(PreparedRequest { answering, used: vec![], body: None })
+            Ok(PreparedRequest { answering, used: vec![], body: None, signing: None })
         }
         _ => Err(Reason::InternalError),
     }
@@ -105,12 +108,12 @@ fn swap(
     head: &mut request::Parts,
     snapshot: &SecretSnapshot,
     substitution: &Substitution,
-) -> Result<Option<Bytes>, SecretCause> {
+) -> Result<(Option<Bytes>, Option<Signing>), SecretCause> {
     let group = &connection.group.name;
     let now = Instant::now();
-    substitution.apply(head, |binding: &Binding| {
-        snapshot.current(group, &binding.secret, binding.min_value_bytes, now)
-    })
+    let lookup =
+        |binding: &Binding| snapshot.current(group, &binding.secret, binding.min_value_bytes, now);
+    Ok((substitution.apply(head, lookup)?, substitution.signing(lookup)?))
 }
 
 fn inspect(pass: &Pass, head: &request::Parts) -> Result<(), Reason> {

@@ -1,5 +1,5 @@
 //! A body that is read whole before anything is sent: one of a login or a token exchange, in which
-//! a binding names a place.
+//! a binding names a place, and one whose hash is signed.
 
 use std::time::Duration;
 
@@ -10,9 +10,9 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use tokio::time::timeout;
 
+use super::{connection::Connection, trace::Trace};
 use crate::{
     limits::{HeldBytes, Taken, Way, held},
-    policy::BodyPlace,
     reason::Reason,
 };
 
@@ -23,7 +23,7 @@ pub(super) struct WholeBody {
 }
 
 /// Why there is no whole body.
-pub(super) enum Unread {
+enum Unread {
     /// It is not taken.
     Refused(Reason),
     /// The agent left off, or broke a rule.
@@ -36,38 +36,51 @@ impl From<Reason> for Unread {
     }
 }
 
-/// Reads a body within the bound on its size and before its deadline, and counts its bytes.
+/// How much may be read, and how long that may take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    pub(super) bytes: usize,
+    pub(super) time: Duration,
+}
+
+/// Reads a body within its bounds, and counts its bytes.
 ///
 /// # Errors
 ///
 /// `body_limit`, `http_timeout`, and `trailer_denied` for any trailers, since a body of a known length
-/// has none.
+/// has none. What the trace says of a body that broke off.
 pub(super) async fn read(
+    connection: &Connection,
     body: &mut Incoming,
-    taken: &Taken,
-    count: impl Fn(usize),
-    deadline: Duration,
-) -> Result<WholeBody, Unread> {
-    if body.size_hint().lower() > BodyPlace::MAX_BYTES as u64 {
-        return Err(Reason::BodyLimit.into());
+    bounds: Bounds,
+    trace: &Trace,
+) -> Result<WholeBody, Reason> {
+    if body.size_hint().lower() > bounds.bytes as u64 {
+        return Err(Reason::BodyLimit);
     }
-    timeout(deadline, gather(body, taken, count)).await.unwrap_or(Err(Reason::HttpTimeout.into()))
+    let count = |bytes| trace.request_bytes(bytes);
+    let gathered = timeout(bounds.time, gather(body, &connection.taken, count, bounds.bytes)).await;
+    gathered.unwrap_or(Err(Reason::HttpTimeout.into())).map_err(|unread| match unread {
+        Unread::Refused(reason) => reason,
+        Unread::BrokenOff => trace.broken_off(),
+    })
 }
 
 async fn gather(
     body: &mut Incoming,
     taken: &Taken,
     count: impl Fn(usize),
+    bound: usize,
 ) -> Result<WholeBody, Unread> {
     let most = body.size_hint().upper().and_then(|most| usize::try_from(most).ok());
-    let most = most.unwrap_or(BodyPlace::MAX_BYTES).min(BodyPlace::MAX_BYTES);
+    let most = most.unwrap_or(bound).min(bound);
     let room = taken.room(Way::Out, most).await;
     let mut all = Vec::new();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_| Unread::BrokenOff)?;
         let data = frame.into_data().map_err(|_| Reason::TrailerDenied)?;
         count(data.len());
-        if all.len() + data.len() > BodyPlace::MAX_BYTES {
+        if all.len() + data.len() > bound {
             return Err(Reason::BodyLimit.into());
         }
         all.extend_from_slice(&data);

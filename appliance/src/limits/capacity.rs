@@ -417,6 +417,11 @@ impl Taken {
         }
     }
 
+    /// Bytes of the longest body for which there can be room.
+    pub fn largest(&self) -> usize {
+        self.agent.largest_body().min(self.group.largest_body())
+    }
+
     /// Waits for room for so many bytes of a body, as soon as the agent and its group have it.
     /// Nothing only where somebody had closed a budget, which nobody does.
     pub async fn room(&self, way: Way, bytes: usize) -> Option<HeldBytes> {

@@ -5,6 +5,7 @@
 
 mod agent;
 mod anonymous;
+mod aws;
 mod body_place;
 mod credential;
 mod host;
@@ -27,6 +28,7 @@ mod text;
 
 pub use agent::{BoundAgent, Mac, MacError};
 pub use anonymous::{Anonymous, AnonymousError, AnonymousRequest};
+pub use aws::{AwsName, AwsNameError, AwsScope};
 pub use body_place::{BodyPlace, BodyPlaceError, BodySpot, JsonPattern, JsonPointer};
 pub use credential::{CredentialNames, is_credential_header, is_credential_query};
 pub(crate) use credential::{fold_query, nested_name, queries_of, query_readings};
@@ -181,6 +183,8 @@ pub struct Api {
     pub response: ResponseRules,
     /// Whether a request may become a WebSocket.
     pub websocket: bool,
+    /// What requests may be signed for, where its credentials are signatures of AWS.
+    pub aws: Option<Arc<AwsScope>>,
     /// How its issuing CA is limited to its names.
     pub constraints: Constraints,
     /// The placeholders, each for some groups. A group without one has no use of this API.
@@ -250,6 +254,13 @@ pub struct Binding {
     pub secret: SecretRef,
     /// Fewest bytes that the value may have: 16, or down to 8 where the operator says so.
     pub min_value_bytes: usize,
+}
+
+impl Binding {
+    /// Whether its value is a pair of AWS keys.
+    pub fn is_aws(&self) -> bool {
+        self.places.contains(&Place::Aws)
+    }
 }
 
 /// A kind of credential that one API mints.
@@ -346,6 +357,9 @@ pub enum Place {
     Body(BodyPlace),
     /// What follows this text in one of the subprotocols that a WebSocket offers.
     Subprotocol(SubprotocolPrefix),
+    /// The access key id in a signature of AWS, in the head or in the query. The value is a pair of
+    /// keys, and goes nowhere itself: the request is signed anew with it.
+    Aws,
 }
 
 /// Hosts that some groups may reach without any placeholder.

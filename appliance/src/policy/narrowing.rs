@@ -33,6 +33,7 @@ enum OwnerPlace {
     Cookie(Box<str>),
     Body(BodyPlace),
     Subprotocol(SubprotocolPrefix),
+    Aws,
 }
 
 /// Where in a request a value is about to stand.
@@ -54,6 +55,8 @@ pub enum ValuePlace<'a> {
     Body(&'a BodyPlace),
     /// Behind this text in a subprotocol of a WebSocket.
     Subprotocol(&'a SubprotocolPrefix),
+    /// In a signature of AWS.
+    Aws,
 }
 
 /// Why an owner's word keeps a value from a request.
@@ -199,7 +202,8 @@ impl OwnerPlace {
                 name == other && scheme == used
             }
             (Self::BasicUser, ValuePlace::BasicUser)
-            | (Self::BasicPassword, ValuePlace::BasicPassword) => true,
+            | (Self::BasicPassword, ValuePlace::BasicPassword)
+            | (Self::Aws, ValuePlace::Aws) => true,
             (Self::Query(name), ValuePlace::Query(other)) => **name == *other,
             (Self::Path(place), ValuePlace::Path(other)) => place == other,
             (Self::Cookie(name), ValuePlace::Cookie(other)) => **name == *other,
@@ -220,6 +224,7 @@ fn value_place(place: &Place) -> ValuePlace<'_> {
         Place::Cookie { name } => ValuePlace::Cookie(name),
         Place::Body(place) => ValuePlace::Body(place),
         Place::Subprotocol(prefix) => ValuePlace::Subprotocol(prefix),
+        Place::Aws => ValuePlace::Aws,
     }
 }
 
@@ -233,6 +238,7 @@ fn place(text: &str) -> Option<OwnerPlace> {
     Some(match words.as_slice() {
         ["basic", "user"] => OwnerPlace::BasicUser,
         ["basic", "password"] => OwnerPlace::BasicPassword,
+        ["aws"] => OwnerPlace::Aws,
         ["query", name] => OwnerPlace::Query((*name).into()),
         ["path", place] => OwnerPlace::Path(PathSlot::parse(place).ok()?),
         ["cookie", name] => OwnerPlace::Cookie((*name).into()),
@@ -318,6 +324,7 @@ mod tests {
             upstream: Default::default(),
             response: Default::default(),
             websocket: false,
+            aws: None,
             constraints: Default::default(),
             bindings: vec![],
             mints: vec![],

@@ -9,7 +9,7 @@
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderValue, Method, StatusCode,
+    HeaderMap, HeaderName, HeaderValue, Method, StatusCode,
     header::{
         CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, IF_RANGE, LAST_MODIFIED, RANGE,
     },
@@ -64,6 +64,7 @@ impl Part {
         let range = format!("bytes {}-{last}/{length}", self.first);
         headers.insert(CONTENT_RANGE, HeaderValue::try_from(range).ok()?);
         headers.insert(CONTENT_LENGTH, HeaderValue::from(window.take));
+        remove_checksums(headers);
         *status = StatusCode::PARTIAL_CONTENT;
         Some(window)
     }
@@ -93,6 +94,16 @@ impl Window {
         self.take
     }
 }
+
+/// Checksums of the whole are none of a part, and clients hold the part against them.
+fn remove_checksums(headers: &mut HeaderMap) {
+    let of_whole =
+        |name: &HeaderName| name.as_str().starts_with("x-amz-checksum-") || *name == GOOGLE_HASH;
+    let names: Vec<HeaderName> = headers.keys().filter(|name| of_whole(name)).cloned().collect();
+    names.iter().for_each(|name| _ = headers.remove(name));
+}
+
+const GOOGLE_HASH: HeaderName = HeaderName::from_static("x-goog-hash");
 
 /// As HTTP writes it: digits alone.
 fn number(text: &str) -> Option<u64> {
@@ -129,6 +140,19 @@ mod tests {
         assert_eq!(status, 206);
         assert_eq!(headers["content-length"], window.take.to_string());
         Some((headers["content-range"].to_str().unwrap().to_owned(), window))
+    }
+
+    #[test]
+    fn a_part_has_no_checksum_of_the_whole() {
+        let part = Part::of(&Method::GET, &fields(&[("range", "bytes=3-")])).unwrap();
+        let names =
+            ["content-length", "x-amz-checksum-crc32", "x-amz-checksum-type", "x-goog-hash"];
+        let mut headers = fields(&names.map(|name| (name, "10")));
+        headers.append("x-amz-version-id", "1".parse().unwrap());
+        part.cut(&mut StatusCode::OK.clone(), &mut headers).unwrap();
+        let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["content-length", "content-range", "x-amz-version-id"]);
     }
 
     #[test]

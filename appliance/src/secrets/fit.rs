@@ -4,7 +4,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use super::SecretValue;
+use super::{AwsKeys, SecretValue};
 use crate::policy::{Api, Binding, GroupName, Narrowing, Place, Policy, SecretRef};
 
 /// Whose value, and which.
@@ -39,6 +39,11 @@ impl Uses {
         self.0.keys()
     }
 
+    /// Whether a value is a pair of AWS keys, as some binding has it.
+    pub(super) fn are_aws_keys(&self, key: &GroupSecret) -> bool {
+        self.0.get(key).is_some_and(|uses| uses.iter().any(|one| one.binding.is_aws()))
+    }
+
     /// Why the value cannot be used in some place where it is wanted.
     pub(crate) fn unfit(
         &self,
@@ -69,6 +74,9 @@ pub fn unfit(
     }
     if bytes.contains(&b':') && binding.places.iter().all(is_user) {
         return Some("the value has a ':', and the user of Basic cannot: it ends there");
+    }
+    if binding.is_aws() && AwsKeys::of(value).is_none() {
+        return Some("the value is no pair of AWS keys, which are ID:SECRET or ID:SECRET:TOKEN");
     }
     narrowing.leaves(api, binding).err()
 }

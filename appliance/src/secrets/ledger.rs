@@ -15,7 +15,7 @@ use std::{
 use zeroize::Zeroizing;
 
 use super::{
-    FetchError, PickedValue, SecretSnapshot, SecretValue, Uses,
+    AwsKeys, FetchError, PickedValue, SecretSnapshot, SecretValue, Uses,
     fit::GroupSecret,
     sleep::moved_back,
     snapshot::{HeldValue, RetiredValue, SecretEntry, not_asked_yet},
@@ -93,6 +93,9 @@ impl Ledger {
         self.uses = uses;
         let mut changes = Vec::new();
         for (key, entry) in self.entries.iter_mut().filter(|(_, entry)| entry.held.is_some()) {
+            if self.uses.are_aws_keys(key) {
+                self.generation += u64::from(entry_mut(entry).part());
+            }
             changes.push((key.clone(), entry_mut(entry).fit(key, &self.uses, LedgerChange::Same)));
         }
         changes
@@ -111,10 +114,14 @@ impl Ledger {
         };
         let entry = entry_mut(entry);
         entry.asked = true;
+        let in_parts = self.uses.are_aws_keys(key);
         let held = answer.and_then(|fresh| {
             let good_until = fresh.lease_ends.unwrap_or(fresh.asked + max_stale);
             let value = Arc::new(check(fresh.picked.whole)?);
-            let parts = fresh.picked.parts.into_iter().filter_map(maskable).collect();
+            let parts = match in_parts {
+                true => AwsKeys::parts(&value),
+                false => fresh.picked.parts.into_iter().filter_map(maskable).collect(),
+            };
             Ok(HeldValue { value, parts, good_until, narrowing: fresh.narrowing })
         });
         let (change, changed_values) = match held {
@@ -183,6 +190,19 @@ impl SecretEntry {
         self.retired.retain(|retired| !same(&retired.value, &fresh.value));
         self.held = Some(fresh);
         (change, true)
+    }
+
+    /// Makes the parts of what is held known, which is a pair of AWS keys. Gives whether they are
+    /// new.
+    fn part(&mut self) -> bool {
+        let Some(held) = &mut self.held else { return false };
+        let parts = AwsKeys::parts(&held.value);
+        let known = parts.len() == held.parts.len()
+            && parts.iter().zip(&held.parts).all(|(one, other)| same(one, other));
+        if !known {
+            held.parts = parts;
+        }
+        !known
     }
 
     /// The change where what is held can be used, and what is wrong where that is news.

@@ -6,6 +6,7 @@
 //! agent group and reference, so that Vault can give two groups two values for one reference. Every
 //! doubt is resolved towards "no value": the request is then answered 503.
 
+mod aws_keys;
 mod file;
 mod fit;
 mod joined;
@@ -26,6 +27,7 @@ mod store;
 pub(crate) mod timing;
 pub(crate) mod value;
 
+pub use aws_keys::AwsKeys;
 pub use file::FileSource;
 pub use fit::{Uses, unfit};
 pub use lines::FileError;

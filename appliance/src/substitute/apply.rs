@@ -19,16 +19,17 @@ use zeroize::Zeroizing;
 use super::{
     claim::Claim,
     cookies,
+    signing::{Payload, SignatureForm, Signing, Times},
     splice::{Piece, json_string, percent, splice},
     target::{self, TargetPart},
 };
 use crate::{
     policy::{
-        Binding, BodyPlace, BodySpot, PathSlot, Placeholder, Scheme, SubprotocolPrefix, ValuePlace,
-        is_token,
+        AwsName, Binding, BodyPlace, BodySpot, PathSlot, Placeholder, Scheme, SubprotocolPrefix,
+        ValuePlace, is_token,
     },
     reason::SecretCause,
-    secrets::SecretValue,
+    secrets::{AwsKeys, SecretValue},
 };
 
 /// What to put where in a request that has been examined. Only [`super::examine()`] and
@@ -75,6 +76,15 @@ pub(super) enum Swap {
         at: cookies::CookieSpan,
         claim: Claim,
     },
+    /// The request is [signed](Signing) anew, once it is otherwise as it is to be sent.
+    Aws {
+        form: SignatureForm,
+        service: AwsName,
+        region: AwsName,
+        payload: Payload,
+        times: Times,
+        claim: Claim,
+    },
     /// `at` is what the value takes the place of, of JSON a string with its quotes.
     Body {
         place: BodyPlace,
@@ -98,6 +108,8 @@ enum WrittenField {
     Target(TargetPart, Piece),
     Cookie(usize, Piece),
     Body(Piece),
+    /// A signature is written last.
+    Later,
 }
 
 #[derive(Debug)]
@@ -157,6 +169,7 @@ impl Substitution {
                 WrittenField::Target(part, piece) => targets.push((part, piece)),
                 WrittenField::Cookie(field, piece) => crumbs.push((field, piece)),
                 WrittenField::Body(piece) => pieces.push(piece),
+                WrittenField::Later => {}
             }
         }
         let body = self.write_body(pieces)?;
@@ -176,6 +189,28 @@ impl Substitution {
             cookies.into_iter().for_each(|value| _ = head.headers.append(COOKIE, value));
         }
         Ok(body)
+    }
+
+    /// How the request is signed, where its credential is a signature.
+    ///
+    /// # Errors
+    ///
+    /// The cause of `lookup`, or `value_invalid` where the value is no pair of AWS keys.
+    pub fn signing(
+        &self,
+        mut lookup: impl FnMut(&Binding) -> Result<Arc<SecretValue>, SecretCause>,
+    ) -> Result<Option<Signing>, SecretCause> {
+        let signed = self.swaps.iter().find_map(|swap| match swap {
+            Swap::Aws { form, service, region, payload, times, claim } => {
+                Some((*form, service, region, payload, *times, claim))
+            }
+            _ => None,
+        });
+        let Some((form, service, region, payload, times, claim)) = signed else { return Ok(None) };
+        let keys = value_of(claim, &mut lookup)?;
+        AwsKeys::of(&keys).ok_or(SecretCause::ValueInvalid)?;
+        let (service, region, payload) = (service.clone(), region.clone(), payload.clone());
+        Ok(Some(Signing { form, service, region, payload, times, keys }))
     }
 
     fn write_body(&self, pieces: Vec<Piece>) -> Result<Option<Bytes>, SecretCause> {
@@ -198,6 +233,7 @@ impl Swap {
             Self::Cookie { name, .. } => Spot::Cookie(name),
             Self::Body { place, .. } => Spot::Body(place.spot()),
             Self::Subprotocol { .. } => Spot::Header(&SEC_WEBSOCKET_PROTOCOL),
+            Self::Aws { .. } => Spot::Header(&AUTHORIZATION),
         }
     }
 
@@ -210,6 +246,7 @@ impl Swap {
             Self::Path { place, claim, .. } => [Some((claim, ValuePlace::Path(place))), None],
             Self::Cookie { name, claim, .. } => [Some((claim, ValuePlace::Cookie(name))), None],
             Self::Body { place, claim, .. } => [Some((claim, ValuePlace::Body(place))), None],
+            Self::Aws { claim, .. } => [Some((claim, ValuePlace::Aws)), None],
             Self::Subprotocol { prefix, claim, .. } => {
                 [Some((claim, ValuePlace::Subprotocol(prefix))), None]
             }
@@ -263,6 +300,7 @@ impl Swap {
             Self::Subprotocol { value, at, claim, .. } => {
                 offer(value, at, &*value_of(claim, lookup)?)
             }
+            Self::Aws { claim, .. } => value_of(claim, lookup).map(|_| WrittenField::Later),
         }
     }
 }

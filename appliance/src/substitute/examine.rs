@@ -17,7 +17,7 @@ use http::{
 use super::{
     Substitution,
     apply::Swap,
-    basic, body,
+    aws, basic, body,
     claim::Claim,
     cookies,
     denial::{Denial, astray},
@@ -80,7 +80,9 @@ fn examine_both(
     if resembles_another {
         return Err(Reason::PathAmbiguous.into());
     }
-    let mut credentials = credentials(rules, head);
+    let signature = signature(rules, head)?;
+    let mut credentials = credentials(rules, head, signature.as_ref());
+    credentials.extend(signature.map(Credential::Aws));
     credentials.extend(cookies(rules, head)?);
     let body_bytes = body.map(|body| &**body).unwrap_or_default();
     let found = body::read(rules.body_places(head), &head.headers, body_bytes)?;
@@ -117,6 +119,8 @@ enum Credential<'a> {
     Query { name: Cow<'a, str>, value: Cow<'a, str> },
     /// In the path, as it is on the wire.
     Path { place: &'a PathSlot, at: Range<usize> },
+    /// A signature of AWS, which has several fields.
+    Aws(aws::Found<'a>),
     /// In an offered subprotocol.
     Subprotocol { offers: &'a HeaderValue, at: Range<usize> },
 }
@@ -132,16 +136,35 @@ impl Credential<'_> {
             Self::Query { name, .. } => format!("query {}", fold_query(name)),
             Self::Path { place, .. } => format!("path {place}"),
             Self::Subprotocol { .. } => "websocket subprotocol".to_owned(),
+            Self::Aws(found) => found.place(),
         }
     }
 }
 
-fn credentials<'a>(rules: &'a CredentialLookup<'a>, head: &'a Parts) -> Vec<Credential<'a>> {
-    let other = |name: &HeaderName| *name != PROXY_AUTHORIZATION && *name != COOKIE;
+fn signature<'a>(
+    rules: &CredentialLookup<'_>,
+    head: &'a Parts,
+) -> Result<Option<aws::Found<'a>>, Denial> {
+    match rules.aws_scope() {
+        Some(_) => aws::find(head),
+        None => Ok(None),
+    }
+}
+
+/// Those that are no part of the signature.
+fn credentials<'a>(
+    rules: &'a CredentialLookup<'a>,
+    head: &'a Parts,
+    signature: Option<&aws::Found<'_>>,
+) -> Vec<Credential<'a>> {
+    let signed = |name: &HeaderName| signature.is_some_and(|found| found.has_field(name));
+    let other =
+        |name: &HeaderName| *name != PROXY_AUTHORIZATION && *name != COOKIE && !signed(name);
     let counts = |name: &HeaderName| rules.is_credential_field(name) && other(name);
     let headers = head.headers.iter().filter(|(name, _)| counts(name));
     let pairs = query_pairs(head.uri.query().unwrap_or_default());
-    let queries = pairs.filter(|(name, _)| rules.is_credential_query(name));
+    let signed = |name: &str| signature.is_some_and(|found| found.has_query(name));
+    let queries = pairs.filter(|(name, _)| rules.is_credential_query(name) && !signed(name));
     let slots = rules.path_slots().iter();
     let paths = slots.filter_map(|place| Some((place, place.find(head.uri.path())?)));
     headers
@@ -207,6 +230,7 @@ fn classify(
     let uri = &head.uri;
     match credential {
         Credential::Header(field, value) => classify_header(rules, field, value),
+        Credential::Aws(found) => found.swap(rules, head),
         Credential::Cookies(value) => Err(deny_cookies(rules, value)),
         Credential::Query { name, value } => locate::in_query(rules, uri, (name, value))
             .ok_or_else(|| deny_credential(rules, value.as_bytes())),

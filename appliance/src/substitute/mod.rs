@@ -11,6 +11,7 @@
 
 mod answer;
 mod apply;
+mod aws;
 mod basic;
 mod body;
 mod claim;
@@ -21,6 +22,7 @@ mod json;
 mod locate;
 mod lookup;
 mod rules;
+mod signing;
 mod splice;
 mod subprotocol;
 mod target;
@@ -31,6 +33,7 @@ pub use denial::Denial;
 pub use examine::{examine, examine_whole};
 pub use lookup::{CredentialLookup, TicketsAt};
 pub use rules::{Scope, SubstitutionRules, trailers_carry_credential};
+pub use signing::Signing;
 
 #[cfg(test)]
 mod bodies;
@@ -40,6 +43,8 @@ mod offers;
 mod properties;
 #[cfg(test)]
 mod redeemed;
+#[cfg(test)]
+mod signatures;
 #[cfg(test)]
 mod targets;
 #[cfg(test)]

@@ -12,8 +12,8 @@ use percent_encoding::percent_decode_str;
 use super::Substitution;
 use crate::{
     policy::{
-        Anonymous, Api, Binding, BodyPlace, Folded, GroupName, Mint, PathRule, PathSlot, Place,
-        Placeholder, Plain, Policy, SubprotocolPrefix, fold_query, has_one_reading,
+        Anonymous, Api, AwsScope, Binding, BodyPlace, Folded, GroupName, Mint, PathRule, PathSlot,
+        Place, Placeholder, Plain, Policy, SubprotocolPrefix, fold_query, has_one_reading,
         is_credential_header, is_credential_query, nested_name, queries_of, query_readings,
     },
     reason::Reason,
@@ -33,6 +33,7 @@ pub struct SubstitutionRules {
     minted: bool,
     elsewhere: HashSet<Placeholder>,
     names: CredentialFields,
+    aws: Option<Arc<AwsScope>>,
 }
 
 /// The methods and paths that one request is held against.
@@ -64,6 +65,7 @@ impl SubstitutionRules {
                 .collect(),
             elsewhere: elsewhere.map(|binding| binding.placeholder.clone()).collect(),
             names: CredentialFields::of(api),
+            aws: api.aws.clone(),
         }
     }
 
@@ -204,6 +206,11 @@ impl SubstitutionRules {
         self.body_places(head).next().is_some()
     }
 
+    /// What requests may be signed for, where signatures of AWS are credentials here.
+    pub(super) fn aws_scope(&self) -> Option<&AwsScope> {
+        self.aws.as_deref()
+    }
+
     /// What stands before a credential in an offered subprotocol.
     pub(super) fn subprotocols(&self) -> &[SubprotocolPrefix] {
         &self.names.bound_subprotocols
@@ -303,7 +310,8 @@ fn field_of(place: &Place) -> Option<&HeaderName> {
         | Place::Path(_)
         | Place::Subprotocol(_)
         | Place::Cookie { .. }
-        | Place::Body(_) => None,
+        | Place::Body(_)
+        | Place::Aws => None,
     }
 }
 

@@ -58,6 +58,7 @@ fn api(name: &str, bindings: Vec<Arc<Binding>>) -> Api {
         upstream: Upstream::default(),
         response: ResponseRules::default(),
         websocket: false,
+        aws: None,
         constraints: Constraints::default(),
         bindings,
         mints: vec![],

@@ -75,6 +75,12 @@ fn api_warnings(api: &Api) -> Vec<String> {
     if api.constraints == Constraints::Noted {
         add(NOTED);
     }
+    let services = api.aws.iter().flat_map(|scope| &scope.services);
+    for service in services.filter(|service| service.hands_out_credentials()) {
+        add(&format!(
+            "signs for {service}, whose answers hold credentials that agents get as they are (aws)"
+        ));
+    }
     for binding in api.bindings.iter().filter(|one| one.min_value_bytes < MIN_VALUE_BYTES) {
         let (least, placeholder) = (binding.min_value_bytes, &binding.placeholder);
         add(&format!(

@@ -125,7 +125,7 @@ fn the_reference_loads() {
     assert_eq!(config.policy.groups.len(), 2);
     assert_eq!(config.policy.apis[0].methods, [Method::GET, Method::POST, Method::DELETE]);
     assert_eq!(
-        config.policy.apis[2].bindings[0].places[0],
+        config.policy.apis[3].bindings[0].places[0],
         Place::BasicPassword { user: "x-access-token".into() }
     );
 }
@@ -176,6 +176,7 @@ fn the_reference_shows_the_true_defaults() {
         "#key_file",
         "#ca_dir",
         "#nat64_prefixes",
+        "#aws",
         "#metrics",
     ];
     let lines = REFERENCE.lines().map(|line| match line.strip_prefix('#') {

@@ -598,6 +598,7 @@ fn a_mint_that_could_not_work_is_refused() {
             "ticket",
             "opaque",
         ),
+        ("[\"header authorization bearer\"]\nlife", "[\"aws\"]\nlife", "places", "no pair of keys"),
     ] {
         refuses("[[splice]]", &with(from, to), at, &[words]);
     }
@@ -610,4 +611,48 @@ fn a_mint_that_could_not_work_is_refused() {
         1,
     );
     refuses("[[splice]]", &twice, "session", &["already in line"]);
+}
+
+#[test]
+fn what_is_signed_for_stands_beside_the_keys_that_sign() {
+    let old = "places = [\"header authorization bearer\"]";
+    let scope = "aws = { services = [\"s3\"], regions = [\"eu-west-1\"] }";
+    let signed = |scope: &str, places: &str| {
+        let own = format!("{scope}\n[[api.binding]]");
+        changed(&[("[[api.binding]]", &own), (old, &format!("places = [{places}]"))])
+    };
+    let config = parse_text(&signed(scope, "\"aws\"")).expect("it loads");
+    let aws = config.policy.apis[0].aws.as_ref().expect("it is there");
+    let variables = config.policy.apis[0].bindings[0].variables.iter();
+    assert!(variables.map(|it| &**it).eq(["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]));
+    let names = [&aws.services[..], &aws.regions].concat();
+    assert!(names.iter().map(|it| it.as_str()).eq(["s3", "eu-west-1"]));
+    let text = explain(&config);
+    for line in ["access key of an AWS signature, OPENAI_API_KEY", "anew for s3 in eu-west-1"] {
+        assert!(text.contains(line), "{line} in {text}");
+    }
+    assert!(!text.contains("hold credentials that agents get"), "{text}");
+    let sts = parse_text(&signed(&scope.replace("s3", "sts"), "\"aws\"")).expect("it loads");
+    assert!(explain(&sts).contains("signs for sts, whose answers hold credentials"));
+
+    refuses(old, "places = [\"aws\"]", "places = ", &["needs what requests may be signed for"]);
+    refuses("[[api.binding]]", &format!("{scope}\n[[api.binding]]"), "aws = ", &["no binding"]);
+    for (scope, places, words) in [
+        (scope, "\"aws\", \"query key\"", "a pair of keys and stands in no other place"),
+        (&*scope.replace("\"s3\"", "\"S3\""), "\"aws\"", "of a-z, 0-9 and '-'"),
+        (&scope.replace("\"s3\"", ""), "\"aws\"", "the list is empty"),
+        ("aws = { services = [\"s3\"] }", "\"aws\"", "regions"),
+        (&scope.replace("services", "service"), "\"aws\"", "services"),
+        ("aws = true", "\"aws\"", "[api.aws]"),
+    ] {
+        let found = mistakes(&signed(scope, places));
+        assert!(found.iter().any(|it| it.text.contains(words)), "{scope} {places}: {found:?}");
+    }
+    let odd = signed(scope, "\"aws\"").replace("OPENAI_API_KEY", "OPENAI/API/KEY");
+    let found = mistakes(&odd);
+    assert!(found[0].text.contains("the id of an access key"), "{found:?}");
+    let body = "[[api.binding]]\ngroups = [\"research\"]\nplaceholder = \"BODY_KEY\"\nplaces = [\"json /a in \
+                POST /v1/a\"]\nsecret = \"vault:kv/a#b\"\n[[splice]]";
+    let found = mistakes(&signed(scope, "\"aws\"").replace("[[splice]]", body));
+    assert!(found[0].text.contains("what stands in a body is signed"), "{found:?}");
 }

@@ -192,6 +192,11 @@ impl Tally {
         own < most(&self.budget.quota) && own < left
     }
 
+    /// Bytes of the longest body that is counted whole.
+    pub(super) fn largest_body(&self) -> usize {
+        self.budget.quota.bodies
+    }
+
     /// Where the bytes of a body are counted, and how many of them.
     pub(super) fn body(&self, way: Way, bytes: usize) -> (Arc<Semaphore>, u32) {
         let [out, back] = &self.budget.bodies;
