@@ -1,7 +1,7 @@
 //! Agents themselves, as npm has them: Claude Code and codex, unmodified, under the real names of
 //! their APIs.
 
-use std::{net::IpAddr, process::Command};
+use std::{fs, net::IpAddr, process::Command};
 
 use lab::{
     Lab,
@@ -21,7 +21,31 @@ const NAMES: [(&str, Host); 3] =
 
 /// A world where these names are real.
 fn world(more: &str) -> World {
+    changed(|config| config + more)
+}
+
+/// The same, where the group of the agents has these clients, and nothing else is said of them.
+/// The system's CAs vouch for the upstreams.
+fn world_of_clients(clients: &str) -> World {
+    let group = "[[group]]\nname = \"research\"\n";
+    changed(|config| {
+        assert!(config.contains(group), "the lab's own");
+        config.replacen(group, &format!("{group}client = [{clients}]\n"), 1)
+    })
+}
+
+/// Has the system trust the lab's public CA, in this sandbox's own view of the file system.
+fn trust(lab: &Lab) {
+    let trusted = "/etc/ssl/certs/ca-certificates.crt";
+    let before = fs::read_to_string(trusted).expect("Debian's CAs");
+    succeed(Command::new("mount").args(["-t", "tmpfs", "tmpfs", "/etc/ssl/certs"]));
+    let public = fs::read_to_string(lab.public_ca()).expect("it was made");
+    fs::write(trusted, before + &public).expect("a file in memory");
+}
+
+fn changed(change: impl FnOnce(String) -> String) -> World {
     let lab = Lab::new();
+    trust(&lab);
     let origin = Origin::start(&lab);
     let dns = Dns::start();
     for (name, host) in NAMES {
@@ -35,7 +59,7 @@ fn world(more: &str) -> World {
         "provider = \"openai\"\nwebsocket = false",
         1,
     );
-    let gateway = Gateway::start(&lab, &(config + more));
+    let gateway = Gateway::start(&lab, &change(config));
     World { lab, origin, dns, gateway }
 }
 
@@ -80,23 +104,30 @@ upstream_ca = "{dir}/public-ca.pem"
 /// It asks two hosts whether they are there, without a credential, and ends unless both are.
 #[test]
 fn claude_code_starts_in_a_terminal_with_the_documented_rules() {
-    sandboxed(|| {
-        let world = world(HELLO);
-        let shown = succeed(&mut command(&world, &["claude"]));
-        assert!(shown.contains(FIRST_QUESTION), "{shown}");
-        for (host, path) in
-            [("api.anthropic.com", "/api/hello"), ("platform.claude.com", "/v1/oauth/hello")]
-        {
-            let asked = |request: &&lab::origin::Received| {
-                request.authority() == host && request.uri.path() == path
-            };
-            let requests = world.origin.log().requests();
-            let request = requests.iter().find(asked).unwrap_or_else(|| panic!("{path}: {shown}"));
-            assert!(request.header("authorization").is_empty(), "{request:?}");
-            assert!(request.header("x-api-key").is_empty(), "{request:?}");
-        }
-        world.assert_secrets_untold();
-    });
+    sandboxed(|| starts_in_a_terminal(&world(HELLO)));
+}
+
+#[test]
+fn claude_code_starts_in_a_terminal_where_its_group_has_it_as_a_client() {
+    sandboxed(|| starts_in_a_terminal(&world_of_clients("\"claude-code\", \"codex\"")));
+}
+
+#[track_caller]
+fn starts_in_a_terminal(world: &World) {
+    let shown = succeed(&mut command(world, &["claude"]));
+    assert!(shown.contains(FIRST_QUESTION), "{shown}");
+    for (host, path) in
+        [("api.anthropic.com", "/api/hello"), ("platform.claude.com", "/v1/oauth/hello")]
+    {
+        let asked = |request: &&lab::origin::Received| {
+            request.authority() == host && request.uri.path() == path
+        };
+        let requests = world.origin.log().requests();
+        let request = requests.iter().find(asked).unwrap_or_else(|| panic!("{path}: {shown}"));
+        assert!(request.header("authorization").is_empty(), "{request:?}");
+        assert!(request.header("x-api-key").is_empty(), "{request:?}");
+    }
+    world.assert_secrets_untold();
 }
 
 #[test]
@@ -125,7 +156,7 @@ fn claude_code_works_with_a_placeholder() {
 #[test]
 fn codex_is_refused_its_websocket_once_and_asks_over_http() {
     sandboxed(|| {
-        let world = world("");
+        let world = world_of_clients("\"codex\"");
         let mut codex = command(&world, &["codex"]).spawn().expect("python starts");
         let over_http = || {
             let requests = world.origin.log().requests();

@@ -5,11 +5,13 @@ use std::{
     collections::BTreeMap,
     fmt::Write as _,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use clap::{Args, ValueEnum};
 
 use crate::{
+    catalogue::{self, Client, Provider},
     config::DEFAULT_CONFIG,
     policy::{Api, Binding, GroupName, Policy},
 };
@@ -62,15 +64,18 @@ enum Format {
 ///
 /// Where there is no such group, and where one variable would need two values.
 pub fn environment(args: &EnvArgs, policy: &Policy) -> Result<String, String> {
-    if !policy.groups.iter().any(|group| group.name == args.group) {
+    let group = policy.groups.iter().find(|group| group.name == args.group).ok_or_else(|| {
         let groups: Vec<String> = policy.groups.iter().map(|it| it.name.to_string()).collect();
-        return Err(format!("no group is named {:?}; there are {}", args.group, groups.join(", ")));
-    }
+        format!("no group is named {:?}; there are {}", args.group, groups.join(", "))
+    })?;
     let mut environment = Environment::default();
     for api in &policy.apis {
         for binding in api.bindings.iter().filter(|it| it.groups.contains(&args.group)) {
             environment.add(api, binding)?;
         }
+    }
+    for client in group.clients.iter().filter_map(|name| catalogue::client(name)) {
+        environment.client(client, policy, &args.group)?;
     }
     environment.trust(&args.bundle, &args.ca)?;
     Ok(environment.text(args.format, &args.group))
@@ -92,6 +97,29 @@ impl Environment {
         }
         let mut variables = binding.variables.iter();
         variables.try_for_each(|variable| self.set(variable, placeholder, &api.name))
+    }
+
+    /// What it reads beside the variables of its APIs.
+    fn client(
+        &mut self,
+        client: &Client,
+        policy: &Policy,
+        group: &GroupName,
+    ) -> Result<(), String> {
+        for (variable, value) in client.variables() {
+            self.set(variable, value, client.name)?;
+        }
+        for (variable, provider) in client.keys() {
+            let hosts = catalogue::provider(provider).map(Provider::hosts).unwrap_or_default();
+            let is_its =
+                |api: &&Arc<Api>| api.hosts.iter().any(|own| hosts.contains(&own.as_str()));
+            let bindings = policy.apis.iter().filter(is_its).flat_map(|api| &api.bindings);
+            let own = bindings.filter(|binding| binding.groups.contains(group)).take(1);
+            for binding in own {
+                self.set(variable, binding.placeholder.as_str(), client.name)?;
+            }
+        }
+        Ok(())
     }
 
     fn trust(&mut self, bundle: &Path, ca: &Path) -> Result<(), String> {
@@ -231,6 +259,19 @@ mod tests {
         assert!(
             shown(CONFIG, Format::Kubernetes).unwrap().contains("name: cloakroom-research-1\n")
         );
+    }
+
+    #[test]
+    fn a_client_adds_its_switches_and_the_placeholder_of_its_api_under_its_own_name() {
+        let codex = "interface = \"agents0\"\n        client = [\"codex\", \"litellm\"]";
+        let text = CONFIG.replace("interface = \"agents0\"", codex);
+        let shown_before = shown(&text, Format::Docker).unwrap();
+        assert!(shown_before.contains("LITELLM_LOCAL_MODEL_COST_MAP=True\n"), "{shown_before}");
+        assert!(!shown_before.contains("CODEX_API_KEY"), "there is no API for it");
+        let api = "[[api]]\nprovider = \"openai\"\n[[api.binding]]\ngroups = [\"research_1\"]\n\
+            placeholder = \"OUR_OPENAI_KEY\"\nsecret = \"file:openai\"\n";
+        let shown = shown(&(text + api), Format::Docker).unwrap();
+        assert!(shown.contains("CODEX_API_KEY=OUR_OPENAI_KEY\n"), "{shown}");
     }
 
     #[test]

@@ -363,7 +363,7 @@ fn count(record: &Value, key: &str) -> u64 {
 }
 
 /// Without anything that a terminal would obey, or show as something else.
-fn escaped(line: &str) -> String {
+pub(super) fn escaped(line: &str) -> String {
     line.chars()
         .flat_map(|letter| {
             let plain = letter == ' ' || letter.is_ascii_graphic();

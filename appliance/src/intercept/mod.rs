@@ -35,6 +35,7 @@ mod retryable;
 mod tasks;
 mod wire;
 
+pub use prepare::admits;
 pub use wire::{Framing, TrailerRule};
 
 use std::{

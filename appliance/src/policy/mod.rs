@@ -130,6 +130,9 @@ pub struct Group {
     /// The agents that are bound to their network cards. Where there is one, the group has no
     /// other agents.
     pub agents: Vec<BoundAgent>,
+    /// The programs that its agents run, by their names in the catalogue. Nothing is decided by
+    /// them.
+    pub clients: Vec<&'static str>,
 }
 
 impl Group {
@@ -381,6 +384,22 @@ pub enum Place {
     Body(BodyPlace),
     /// What follows this text in one of the subprotocols that a WebSocket offers.
     Subprotocol(SubprotocolPrefix),
+}
+
+/// As a configuration has it; the fixed half beside a half of Basic has a key of its own there.
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Header { name, scheme } => write!(f, "header {name} {}", scheme.as_written()),
+            Self::BasicUser { .. } => f.write_str("basic user"),
+            Self::BasicPassword { .. } => f.write_str("basic password"),
+            Self::Query { name } => write!(f, "query {name}"),
+            Self::Path(slot) => write!(f, "path {slot}"),
+            Self::Cookie { name } => write!(f, "cookie {name}"),
+            Self::Body(place) => place.fmt(f),
+            Self::Subprotocol(prefix) => write!(f, "websocket subprotocol {prefix}"),
+        }
+    }
 }
 
 /// Hosts that some groups may reach without any placeholder.
