@@ -317,7 +317,7 @@ fn what_the_audit_holds_is_enough_to_find_the_remedy() {
         asked("two", "api.two.example", "/", "upgrade_denied", none.clone()),
         asked("read-only", "docs.example", "/closed", "path_denied", none),
     ] {
-        let found = records(&[line.clone()]);
+        let found = records(std::slice::from_ref(&line));
         let [Refusals { recorded, .. }] = found.as_slice() else { panic!("{line}") };
         let explanation = explain(source(CONFIG), &recorded.question).unwrap();
         let refused = explanation.verdict.refused.as_ref().unwrap_or_else(|| panic!("{line}"));
