@@ -87,7 +87,7 @@ fn every_relative_link_leads_to_a_file_and_a_heading() {
 }
 
 #[test]
-fn every_page_that_the_packages_pages_lead_to_is_in_the_package() {
+fn every_page_a_packaged_page_links_is_packaged() {
     let root = tools::repository();
     let assets = read("appliance/Cargo.toml");
     let ships = |path: &Path| {

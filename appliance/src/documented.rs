@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 use crate::{
     audit::RecordKind,
-    catalogue::{Provider, providers},
+    catalogue::{Client, Provider, clients, providers},
     health,
     reason::{Reason, SecretCause, TlsCause},
     refuse::wire,
@@ -219,4 +219,49 @@ fn the_page_of_providers_is_what_the_program_knows() {
         fs::write(&path, &written).unwrap();
     }
     assert_eq!(page, written, "write it again: UPDATE=1 cargo test documented");
+}
+
+/// A row of `docs/clients.md`.
+fn row_of_client(client: &Client) -> String {
+    let cell = |items: Vec<String>| match items.is_empty() {
+        true => "-".to_owned(),
+        false => items.join(", "),
+    };
+    let quoted = |item: &str| format!("`{item}`");
+    let hosts = cell(client.hosts().into_iter().map(quoted).collect());
+    let providers = cell(client.providers().iter().map(|it| quoted(it)).collect());
+    let quiet = cell(client.quiet().iter().map(|it| quoted(it)).collect());
+    let switches =
+        client.variables().iter().map(|(name, value)| quoted(&format!("{name}={value}")));
+    let keys =
+        client.keys().iter().map(|(name, of)| format!("`{name}`, the placeholder of `{of}`"));
+    let variables = cell(switches.chain(keys).collect());
+    let ran = if client.ran().is_empty() { "not run".to_owned() } else { client.ran().join(", ") };
+    let (name, title) = (client.name, client.title());
+    format!("| `{name}` | {title} | {providers} | {hosts} | {variables} | {quiet} | {ran} |")
+}
+
+/// `UPDATE=1 cargo test documented` writes the page anew.
+#[test]
+fn the_page_of_clients_is_what_the_program_knows() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/clients.md");
+    let page = fs::read_to_string(&path).unwrap();
+    let (before, _) = page.split_once("\n| name |").unwrap();
+    let mut written = format!(
+        "{before}\n| name | program | providers | hosts | variables | asks for, and does without | a test runs |\n\
+         |---|---|---|---|---|---|---|\n"
+    );
+    for client in clients() {
+        written += &(row_of_client(client) + "\n");
+    }
+    written += "\n## What to know of each\n\n";
+    for client in clients() {
+        if let Some(note) = client.note() {
+            written += &format!("- `{}`: {note}\n", client.name);
+        }
+    }
+    if std::env::var_os("UPDATE").is_some() {
+        fs::write(&path, &written).unwrap();
+    }
+    assert_eq!(page, written, "write it anew: UPDATE=1 cargo test documented");
 }

@@ -16,6 +16,8 @@
 pub mod cli;
 pub mod daemon;
 
+pub mod explain;
+
 pub mod dns;
 pub mod intercept;
 pub mod splice;

@@ -9,18 +9,19 @@ use std::{
 
 use lab::{
     Lab,
+    audit::Record,
     client::{agent, python, succeed},
     dns::Dns,
-    gateway::{Gateway, usual_config},
+    gateway::Gateway,
     net::{AGENT, INTERNET, OTHER},
     sandbox::sandboxed_for,
     sandboxed, wait,
     wire::Wire,
 };
-use serde_json::{Value, json};
+use policy_builder::{Config, binding};
+use serde_json::json;
 
-use super::{BEARER, ID, KEY, SECRET, TOKEN, script, secrets, with_keys};
-use crate::world::is_request;
+use super::{BEARER, ID, KEY, SECRET, TOKEN, amazon, key_of, only, script, secrets, with_keys};
 
 /// Names as Amazon has them, which lead to an address of the lab here.
 const NAMES: [&str; 4] = [
@@ -56,7 +57,7 @@ impl Amazon {
         Self::with(&policy())
     }
 
-    fn with(policy: &str) -> Self {
+    fn with(policy: &Config) -> Self {
         let lab = Lab::new();
         let dns = Dns::start();
         let addresses: [IpAddr; 2] = [OTHER.v4().into(), OTHER.v6().into()];
@@ -111,8 +112,8 @@ impl Amazon {
         arrived
     }
 
-    fn requests(&self) -> Vec<Value> {
-        self.gateway.audit.records().into_iter().filter(is_request).collect()
+    fn requests(&self) -> Vec<Record> {
+        self.gateway.audit.of_kind("request")
     }
 }
 
@@ -149,22 +150,13 @@ fn services(lab: &Lab, addresses: &[IpAddr]) -> (PathBuf, Child) {
     (log, child)
 }
 
-fn policy() -> String {
-    let usual = usual_config();
-    let (before, _) = usual.split_once("[[api]]").expect("the usual policy has an API");
-    let hosts = NAMES.map(|name| format!("{name:?}")).join(", ");
-    let aws = "services = [\"s3\", \"dynamodb\", \"bedrock\"], regions = [\"eu-central-1\"]";
-    before.replace("secrets.toml", "aws.secrets")
-        + &format!(
-            "[[api]]\nname = \"amazon\"\nhosts = [{hosts}]\nupstream_ca = \"{{dir}}/public-ca.pem\"\n\
-             aws = {{ {aws} }}\nkeep_ranges = true\n\
-             [[api.binding]]\ngroups = [\"research\"]\nplaceholder = \"{KEY}\"\nplaces = [\"aws\"]\n\
-             secret = \"file:aws\"\n"
-        )
+fn policy() -> Config {
+    let amazon = amazon(&NAMES, &["s3", "dynamodb", "bedrock"]).set("keep_ranges", true);
+    only(amazon.with(key_of("research", KEY, "file:aws"))).secrets("file", "{dir}/aws.secrets")
 }
 
 #[test]
-fn boto3_works_with_placeholders_and_each_request_is_signed_with_the_real_keys() {
+fn boto3_works_with_placeholders_and_real_keys_sign() {
     sandboxed(|| {
         let amazon = Amazon::start();
         let wire = Wire::tap(&amazon.lab, AGENT);
@@ -181,7 +173,7 @@ fn boto3_works_with_placeholders_and_each_request_is_signed_with_the_real_keys()
 }
 
 #[test]
-fn boto3_puts_and_gets_64_mib_in_parts_and_at_once() {
+fn boto3_moves_64_mib_in_parts_and_at_once() {
     sandboxed_for(LARGE, || {
         let amazon = Amazon::start();
         amazon.client("large", None);
@@ -196,9 +188,9 @@ fn boto3_puts_and_gets_64_mib_in_parts_and_at_once() {
 
 /// Without `keep_ranges`, each part is cut out of the whole, whose checksum is none of the part.
 #[test]
-fn boto3_gets_a_large_object_whose_parts_are_cut_out_of_the_whole() {
+fn boto3_gets_a_large_object_in_cut_parts() {
     sandboxed(|| {
-        let amazon = Amazon::with(&policy().replace("keep_ranges = true\n", ""));
+        let amazon = Amazon::with(&policy().api("amazon", |it| it.without("keep_ranges")));
         amazon.client("cut", None);
         let arrived = amazon.assert_signed();
         assert!(arrived.iter().all(|it| it.field("range").is_none()));
@@ -208,12 +200,9 @@ fn boto3_gets_a_large_object_whose_parts_are_cut_out_of_the_whole() {
 #[test]
 fn bedrock_s_bearer_key_is_a_header_like_any_other() {
     sandboxed(|| {
-        let places =
-            "placeholder = \"AWS_ACCESS_KEY_ID\"\nplaces = [\"aws\"]\nsecret = \"file:aws\"";
-        let bearer = "placeholder = \"AWS_BEARER_TOKEN_BEDROCK\"\nplaces = [\"header authorization \
-                      bearer\"]\nsecret = \"file:bearer\"";
-        let another = format!("{places}\n[[api.binding]]\ngroups = [\"research\"]\n{bearer}");
-        let amazon = Amazon::with(&policy().replace(places, &another));
+        let places = ["header authorization bearer"];
+        let bearer = binding("research", "AWS_BEARER_TOKEN_BEDROCK", &places, "file:bearer");
+        let amazon = Amazon::with(&policy().api("amazon", |it| it.with(bearer)));
         amazon.client("bearer", None);
         let [arrived] = &amazon.arrived()[..] else { panic!("one request") };
         assert_eq!(arrived.field("authorization"), Some(&*format!("Bearer {BEARER}")));

@@ -12,7 +12,8 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use lab::{client::python, net::OPENAI, origin::Received, tools};
+use lab::{client::python, gateway, net::OPENAI, origin::Received, tools};
+use policy_builder::{Config, Table, api, binding};
 use serde_json::json;
 
 use crate::attack::Ask;
@@ -30,6 +31,22 @@ const KEY: &str = "AWS_ACCESS_KEY_ID";
 /// The file of secrets.
 fn secrets() -> String {
     format!("aws = {ID}:{SECRET}:{TOKEN}\nbearer = {BEARER}\n")
+}
+
+/// An API of these services in one region.
+fn amazon(hosts: &[&str], services: &[&str]) -> Table {
+    let scope = Table::section("aws").set("services", services).set("regions", ["eu-central-1"]);
+    api("amazon", hosts).set("upstream_ca", "{dir}/public-ca.pem").with(scope)
+}
+
+/// A binding of a pair of keys.
+fn key_of(group: &str, placeholder: &str, secret: &str) -> Table {
+    binding(group, placeholder, &["aws"], secret)
+}
+
+/// The usual policy with this API alone.
+fn only(amazon: Table) -> Config {
+    gateway::usual_config().without("api").with(amazon)
 }
 
 fn script(name: &str) -> PathBuf {

@@ -1,29 +1,22 @@
 //! Signatures of AWS that an agent writes by hand, good and bad ones, over both versions of HTTP.
 
 use lab::{
-    gateway::usual_config,
     net::{AGENT, OPENAI},
     sandboxed,
 };
 
 use super::{
-    ID, KEY, SECRET, TOKEN, asked, assert_signed, date, day, earlier, field_for, secrets, signed,
+    ID, KEY, SECRET, TOKEN, amazon, asked, assert_signed, date, day, earlier, field_for, key_of,
+    only, secrets, signed,
 };
 use crate::attack::Scene;
 
 /// An API at a host that speaks both versions of HTTP, and echoes.
 fn scene() -> Scene {
-    let usual = usual_config();
-    let (before, _) = usual.split_once("[[api]]").expect("the usual policy has an API");
-    let policy = before.replace("secrets.toml", "aws.secrets")
-        + &format!(
-            "[[api]]\nname = \"amazon\"\nhosts = [\"{}\"]\nupstream_ca = \"{{dir}}/public-ca.pem\"\n\
-             aws = {{ services = [\"s3\", \"dynamodb\"], regions = [\"eu-central-1\"] }}\n\
-             [[api.binding]]\ngroups = [\"research\"]\nplaceholder = \"{KEY}\"\nplaces = [\"aws\"]\n\
-             secret = \"file:aws\"\n[[api.binding]]\ngroups = [\"operations\"]\n\
-             placeholder = \"OPS_AWS_KEY_ID\"\nplaces = [\"aws\"]\nsecret = \"file:aws\"\n",
-            OPENAI.name
-        );
+    let amazon = amazon(&[OPENAI.name], &["s3", "dynamodb"])
+        .with(key_of("research", KEY, "file:aws"))
+        .with(key_of("operations", "OPS_AWS_KEY_ID", "file:aws"));
+    let policy = only(amazon).secrets("file", "{dir}/aws.secrets");
     Scene::with_files(&policy, &[("aws.secrets", &secrets())])
 }
 
@@ -40,7 +33,7 @@ fn link_for(key: &str, scope: &str) -> String {
 const EMPTY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
 #[test]
-fn a_request_is_signed_anew_as_it_arrives_in_http_1_and_2() {
+fn a_request_is_signed_again_in_http_1_and_2() {
     sandboxed(|| {
         let scene = scene();
         let s3 = |path: &str| signed(path, "eu-central-1/s3").field("x-amz-content-sha256", EMPTY);
@@ -212,7 +205,7 @@ fn nothing_is_signed_for_another_service_region_or_host() {
 
 /// What is made anew would be good whenever it was signed.
 #[test]
-fn a_signature_or_link_of_another_time_is_not_made_anew() {
+fn a_signature_or_link_of_another_time_is_refused() {
     sandboxed(|| {
         let scene = scene();
         let expired = (403, "signature_expired");
@@ -241,7 +234,7 @@ fn a_signature_or_link_of_another_time_is_not_made_anew() {
 }
 
 #[test]
-fn a_signature_that_cannot_be_made_anew_and_a_body_that_is_too_large_are_refused() {
+fn other_signatures_and_large_bodies_are_refused() {
     sandboxed(|| {
         let scene = scene();
         let denied = (403, "signature_denied");

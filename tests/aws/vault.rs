@@ -3,14 +3,14 @@
 use lab::{
     Lab,
     dns::Dns,
-    gateway::{self, Gateway},
+    gateway::Gateway,
     net::OPENAI,
     origin::{Origin, Received},
     postgres::Postgres,
     sandboxed, wait,
 };
 
-use super::{KEY, assert_signed, signed};
+use super::{KEY, amazon, assert_signed, key_of, signed};
 use crate::{vault::leased_users::Lender, world::World};
 
 /// A gateway that signs with what is behind this reference, and Vault.
@@ -19,16 +19,9 @@ fn world(reference: &str, prepare: impl FnOnce(&Lab, &Lender)) -> (World, Lender
     let (origin, dns) = (Origin::start(&lab), Dns::start());
     let lender = Lender::start(&lab);
     prepare(&lab, &lender);
-    let config = gateway::vault_config(&lender.vault.config());
-    let (before, _) = config.split_once("[[api]]").expect("the usual policy has an API");
-    let api = format!(
-        "[[api]]\nname = \"amazon\"\nhosts = [\"{}\"]\nupstream_ca = \"{{dir}}/public-ca.pem\"\n\
-         aws = {{ services = [\"s3\"], regions = [\"eu-central-1\"] }}\n\
-         [[api.binding]]\ngroups = [\"research\"]\nplaceholder = \"{KEY}\"\nplaces = [\"aws\"]\n\
-         secret = \"{reference}\"\n",
-        OPENAI.name
-    );
-    let gateway = Gateway::start(&lab, &format!("{before}{api}"));
+    let amazon = amazon(&[OPENAI.name], &["s3"]).with(key_of("research", KEY, reference));
+    let config = lender.vault.config().without("api").with(amazon);
+    let gateway = Gateway::start(&lab, &config);
     (World { lab, origin, dns, gateway }, lender)
 }
 
@@ -48,7 +41,7 @@ fn is_signed_by(request: &Received, id: &str) -> bool {
 }
 
 #[test]
-fn a_pair_in_two_fields_signs_and_a_new_version_of_both_signs_next() {
+fn a_pair_in_two_fields_signs_in_each_version() {
     sandboxed(|| {
         let pairs = [
             ("AKIALABLABLABLAB2M5X", "lab/K3y+one7Wq9Zx2Vb4Nm6Lp8Ks0Jd1Hf3Gt5R"),
@@ -75,7 +68,7 @@ fn a_pair_in_two_fields_signs_and_a_new_version_of_both_signs_next() {
 /// The database engine lends in the same way as the engine for AWS, which wants AWS behind it: two
 /// fields, one lease.
 #[test]
-fn a_lent_pair_signs_and_is_given_back_at_the_end() {
+fn a_lent_pair_signs_and_is_given_back() {
     sandboxed(|| {
         let path = "database/creds/postgres";
         let (mut world, lender) =

@@ -1,7 +1,7 @@
 //! Agents themselves, as npm has them: Claude Code and codex, unmodified, under the real names of
 //! their APIs.
 
-use std::{net::IpAddr, process::Command};
+use std::{fs, net::IpAddr, process::Command};
 
 use lab::{
     Lab,
@@ -22,7 +22,27 @@ const NAMES: [(&str, Host); 3] =
 
 /// A world where these names are real.
 fn world(inspected: Option<Table>) -> World {
+    changed(|config| inspected.into_iter().fold(config, Config::with))
+}
+
+/// The same, where the group of the agents has these clients, and nothing else is said of them.
+/// The system's CAs vouch for the upstreams.
+fn world_of_clients(clients: &[&str]) -> World {
+    changed(|config| config.group("research", |it| it.set("client", clients)))
+}
+
+/// Has the system trust the lab's public CA, in this sandbox's own view of the file system.
+fn trust(lab: &Lab) {
+    let trusted = "/etc/ssl/certs/ca-certificates.crt";
+    let before = fs::read_to_string(trusted).expect("Debian's CAs");
+    succeed(Command::new("mount").args(["-t", "tmpfs", "tmpfs", "/etc/ssl/certs"]));
+    let public = fs::read_to_string(lab.public_ca()).expect("it was made");
+    fs::write(trusted, before + &public).expect("a file in memory");
+}
+
+fn changed(change: impl FnOnce(Config) -> Config) -> World {
     let lab = Lab::new();
+    trust(&lab);
     let origin = Origin::start(&lab);
     let dns = Dns::start();
     for (name, host) in NAMES {
@@ -33,8 +53,7 @@ fn world(inspected: Option<Table>) -> World {
     let config = gateway::usual_config()
         .api("anthropic", |it| by_provider(it, "anthropic", "ANTHROPIC_API_KEY"))
         .api("openai", |it| by_provider(it, "openai", "OPENAI_API_KEY").set("websocket", false));
-    let config = inspected.into_iter().fold(config, Config::with);
-    let gateway = Gateway::start(&lab, &config);
+    let gateway = Gateway::start(&lab, &change(config));
     World { lab, origin, dns, gateway }
 }
 
@@ -73,23 +92,30 @@ fn hello() -> Table {
 /// It asks two hosts whether they are there, without a credential, and ends unless both are.
 #[test]
 fn claude_code_starts_in_a_terminal_with_the_documented_rules() {
-    sandboxed(|| {
-        let world = world(Some(hello()));
-        let shown = succeed(&mut command(&world, &["claude"]));
-        assert!(shown.contains(FIRST_QUESTION), "{shown}");
-        for (host, path) in
-            [("api.anthropic.com", "/api/hello"), ("platform.claude.com", "/v1/oauth/hello")]
-        {
-            let asked = |request: &&lab::origin::Received| {
-                request.authority() == host && request.uri.path() == path
-            };
-            let requests = world.origin.log().requests();
-            let request = requests.iter().find(asked).unwrap_or_else(|| panic!("{path}: {shown}"));
-            assert!(request.header("authorization").is_empty(), "{request:?}");
-            assert!(request.header("x-api-key").is_empty(), "{request:?}");
-        }
-        world.assert_secrets_untold();
-    });
+    sandboxed(|| starts_in_a_terminal(&world(Some(hello()))));
+}
+
+#[test]
+fn claude_code_starts_in_a_terminal_as_a_groups_client() {
+    sandboxed(|| starts_in_a_terminal(&world_of_clients(&["claude-code", "codex"])));
+}
+
+#[track_caller]
+fn starts_in_a_terminal(world: &World) {
+    let shown = succeed(&mut command(world, &["claude"]));
+    assert!(shown.contains(FIRST_QUESTION), "{shown}");
+    for (host, path) in
+        [("api.anthropic.com", "/api/hello"), ("platform.claude.com", "/v1/oauth/hello")]
+    {
+        let asked = |request: &&lab::origin::Received| {
+            request.authority() == host && request.uri.path() == path
+        };
+        let requests = world.origin.log().requests();
+        let request = requests.iter().find(asked).unwrap_or_else(|| panic!("{path}: {shown}"));
+        assert!(request.header("authorization").is_empty(), "{request:?}");
+        assert!(request.header("x-api-key").is_empty(), "{request:?}");
+    }
+    world.assert_secrets_untold();
 }
 
 #[test]
@@ -118,7 +144,7 @@ fn claude_code_works_with_a_placeholder() {
 #[test]
 fn codex_is_refused_its_websocket_once_and_asks_over_http() {
     sandboxed(|| {
-        let world = world(None);
+        let world = world_of_clients(&["codex"]);
         let mut codex = command(&world, &["codex"]).spawn().expect("python starts");
         let over_http = || {
             let requests = world.origin.log().requests();

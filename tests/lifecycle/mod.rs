@@ -4,6 +4,7 @@ mod bad_starts;
 mod commands;
 pub(crate) mod control;
 pub(crate) mod dead_daemon;
+mod explained;
 mod misfits;
 mod process;
 mod quarantine;

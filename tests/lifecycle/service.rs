@@ -58,7 +58,7 @@ fn the_units_folders_are_the_references_defaults() {
 
 /// `systemd-analyze security` adds many up: without one of them its figure is still good.
 #[test]
-fn each_unit_with_keys_in_its_memory_has_every_directive_that_hardens_it() {
+fn each_unit_with_keys_has_every_hardening_directive() {
     for unit in ["cloakroom.service", "cloakroom-ca.service"] {
         let text = image(unit);
         let says = |directive: &&&str| {

@@ -99,7 +99,7 @@ fn mbed_tls_takes_an_issuing_ca_with_noted_limits() {
 
 /// x509 1.0.6, in ocaml-tls.
 #[test]
-fn ocamls_x509_before_1_2_takes_an_issuing_ca_whose_limit_is_noted_and_no_other() {
+fn ocamls_older_x509_takes_a_noted_limit_alone() {
     sandboxed(|| {
         let mut world = World::usual();
         let refused = semgrep(&world, "1.160.0");
@@ -117,7 +117,7 @@ fn ocamls_x509_before_1_2_takes_an_issuing_ca_whose_limit_is_noted_and_no_other(
 
 /// x509 1.2.0, in ocaml-tls.
 #[test]
-fn ocamls_x509_1_2_takes_an_issuing_ca_of_ours() {
+fn ocamls_newer_x509_takes_a_critical_limit() {
     sandboxed(|| {
         let world = World::usual();
         let said = semgrep(&world, "1.185.0");

@@ -183,6 +183,16 @@ fn torn(lines: &[u8], from: usize) -> usize {
     out.len() - memchr::memrchr(b'\n', out).map_or(0, |end| end + 1)
 }
 
+/// The files that hold records, oldest first: those that were moved aside, and the one at the path.
+///
+/// # Errors
+///
+/// Where the folder cannot be read.
+pub fn files(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let aside = rotated(path)?.into_iter().map(|(_, path)| path);
+    Ok(aside.chain([path.to_owned()]).collect())
+}
+
 /// The files that were moved aside, by their numbers, oldest first.
 fn rotated(path: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     let name = path.file_name().unwrap_or_default().as_encoded_bytes();

@@ -324,6 +324,7 @@ mod tests {
             interface: InterfaceName(Arc::from("agents0")),
             prefixes: prefixes.map(|prefix| prefix.parse().unwrap()).into(),
             vault_role: "cloakroom".into(),
+            clients: Vec::new(),
             mtu: None,
             onboarding: None,
             agents: Vec::new(),

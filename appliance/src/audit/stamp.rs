@@ -10,3 +10,8 @@ pub(super) fn now() -> String {
     // RFC 3339 cannot write years beyond 9999; a clock that far off is told as it is.
     now.format(&Rfc3339).unwrap_or_else(|_| now.unix_timestamp().to_string())
 }
+
+/// The time that a record says.
+pub fn time_of(text: &str) -> Option<SystemTime> {
+    OffsetDateTime::parse(text, &Rfc3339).ok().map(SystemTime::from)
+}

@@ -1,14 +1,20 @@
-//! What is known of APIs that agents use: for each provider the hosts, the places of its key, and
-//! the environment variables in which clients look for it. A configuration takes it by
-//! `provider = "NAME"` in an `[[api]]`, and whatever else stands there counts instead.
+//! What is known of programs that agents run (`client`), and of APIs that they use: for each
+//! provider the hosts, the places of its key, and the environment variables in which clients look
+//! for it. A configuration takes it by `provider = "NAME"` in an `[[api]]`, and whatever else
+//! stands there counts instead.
 //!
 //! Each provider is a file of `providers/`, in the words of a configuration, so that one parser
 //! reads both.
+
+mod client;
 
 use std::sync::LazyLock;
 
 use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
+
+pub(crate) use client::ClientRule;
+pub use client::{Client, client, clients};
 
 /// What is known of one API.
 pub struct Provider {
@@ -47,6 +53,24 @@ impl Provider {
     #[must_use]
     pub fn ran(&self) -> &[String] {
         &self.about.ran
+    }
+
+    /// Whether this is a host of it, where nothing is to be had without its key.
+    pub(crate) fn is_keyed_at(&self, host: &str) -> bool {
+        let anonymous =
+            self.api.get("anonymous").is_some_and(|it| it.get_ref().as_bool() == Some(true));
+        self.hosts().contains(&host) && !anonymous
+    }
+
+    /// Its hosts, where they are not each user's own.
+    pub(crate) fn hosts(&self) -> Vec<&str> {
+        let hosts = self.api.get("hosts").and_then(|hosts| hosts.get_ref().as_array());
+        hosts.into_iter().flatten().filter_map(|it| it.get_ref().as_str()).collect()
+    }
+
+    /// What an agent holds, unless a configuration says otherwise.
+    pub(crate) fn placeholder(&self) -> &str {
+        self.binding.get("placeholder").and_then(|text| text.get_ref().as_str()).unwrap_or_default()
     }
 
     /// What an `[[api]]` has where it does not say otherwise.

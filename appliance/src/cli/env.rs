@@ -5,11 +5,13 @@ use std::{
     collections::BTreeMap,
     fmt::Write as _,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use clap::{Args, ValueEnum};
 
 use crate::{
+    catalogue::{self, Client, Provider},
     config::{self, DEFAULT_CONFIG},
     policy::{Api, Binding, GroupName, Policy},
 };
@@ -67,11 +69,17 @@ pub fn environment(args: &EnvArgs, policy: &Policy) -> Result<String, String> {
     if let Some(error) = no_group(args.group.as_str(), policy) {
         return Err(error);
     }
+    let group = policy.groups.iter().find(|group| group.name == args.group);
     let mut environment = Environment::default();
     for api in &policy.apis {
         for binding in api.bindings.iter().filter(|it| it.groups.contains(&args.group)) {
             environment.add(api, binding)?;
         }
+    }
+    for client in
+        group.iter().flat_map(|group| &group.clients).filter_map(|name| catalogue::client(name))
+    {
+        environment.client(client, policy, &args.group)?;
     }
     environment.trust(&args.bundle, &args.ca)?;
     Ok(environment.text(args.format, &args.group))
@@ -103,6 +111,29 @@ impl Environment {
         }
         let mut variables = binding.variables.iter();
         variables.try_for_each(|variable| self.set(variable, placeholder, &api.name))
+    }
+
+    /// What it reads beside the variables of its APIs.
+    fn client(
+        &mut self,
+        client: &Client,
+        policy: &Policy,
+        group: &GroupName,
+    ) -> Result<(), String> {
+        for (variable, value) in client.variables() {
+            self.set(variable, value, client.name)?;
+        }
+        for (variable, provider) in client.keys() {
+            let hosts = catalogue::provider(provider).map(Provider::hosts).unwrap_or_default();
+            let is_its =
+                |api: &&Arc<Api>| api.hosts.iter().any(|own| hosts.contains(&own.as_str()));
+            let bindings = policy.apis.iter().filter(is_its).flat_map(|api| &api.bindings);
+            let own = bindings.filter(|binding| binding.groups.contains(group)).take(1);
+            for binding in own {
+                self.set(variable, binding.placeholder.as_str(), client.name)?;
+            }
+        }
+        Ok(())
     }
 
     fn trust(&mut self, bundle: &Path, ca: &Path) -> Result<(), String> {
@@ -232,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_that_is_not_there_is_named_with_the_one_that_was_meant() {
+    fn a_missing_group_is_named_with_the_one_meant() {
         let policy = config::parse(&file().to_string(), None, "test", &|_| Ok(String::new()))
             .unwrap()
             .policy;
@@ -241,6 +272,19 @@ mod tests {
         let error = no_group("x", &policy).unwrap();
         assert_eq!(error, "no group is named \"x\"; there are research_1");
         assert_eq!(no_group("research_1", &policy), None);
+    }
+
+    #[test]
+    fn a_client_adds_its_switches_and_its_own_variables() {
+        let with = file().group(GROUP, |it| it.set("client", ["codex", "litellm"]));
+        let shown_before = shown(&with, Format::Docker).unwrap();
+        assert!(shown_before.contains("LITELLM_LOCAL_MODEL_COST_MAP=True\n"), "{shown_before}");
+        assert!(!shown_before.contains("CODEX_API_KEY"), "there is no API for it");
+        let key = Table::one_of("binding").set("groups", [GROUP]).set("secret", "file:openai");
+        let key = key.set("placeholder", "OUR_OPENAI_KEY");
+        let openai = Table::one_of("api").set("provider", "openai").with(key);
+        let shown = shown(&with.with(openai), Format::Docker).unwrap();
+        assert!(shown.contains("CODEX_API_KEY=OUR_OPENAI_KEY\n"), "{shown}");
     }
 
     #[test]

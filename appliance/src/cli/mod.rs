@@ -1,12 +1,16 @@
 //! The command line: the commands that operators type, and the one place that prints.
 
+mod audited;
 pub mod ca;
+pub mod clients;
 pub mod control;
 pub mod env;
+pub mod explain;
 pub mod guard;
 mod journal;
 pub mod providers;
 pub mod secret;
+pub mod suggest;
 pub mod vault;
 pub mod watch;
 
@@ -26,12 +30,15 @@ use tracing_subscriber::{Layer, filter::Targets, layer::SubscriberExt, util::Sub
 
 use self::{
     ca::{CaCommand, CaCommandError},
+    clients::ClientsArgs,
     control::{GroupArgs, OrderOutcome, StatusArgs, Target},
     env::EnvArgs,
+    explain::{ExplainArgs, NoAnswer},
     guard::GuardArgs,
     journal::Prioritized,
     providers::ProvidersArgs,
     secret::{SecretCommand, SecretCommandError},
+    suggest::SuggestArgs,
     vault::{VaultCommand, VaultCommandError},
     watch::WatchArgs,
 };
@@ -54,6 +61,8 @@ use crate::{
     cloakroom ca issue --dir /root/cloakroom-root /etc/cloakroom/cloakroom.toml\n  \
     cloakroom run /etc/cloakroom/cloakroom.toml\n  \
     cloakroom watch --refused /etc/cloakroom/cloakroom.toml\n  \
+    cloakroom explain 7f213fc22116f96b\n  \
+    cloakroom suggest --since 1h\n  \
     cloakroom env research\n  \
     cloakroom secret set openai\n  \
     cloakroom vault plan /etc/cloakroom/cloakroom.toml\n  \
@@ -105,6 +114,10 @@ enum Command {
     Guard(GuardArgs),
     /// Show audit records as they are written
     Watch(WatchArgs),
+    /// Say why something is refused, and what to write so that it is not
+    Explain(ExplainArgs),
+    /// Print the rules that would have let through what was refused
+    Suggest(SuggestArgs),
     /// Have the running gateway read its configuration and its file of secrets again
     #[command(after_help = "Example:\n  cloakroom reload\n\n\
         An invalid configuration is not taken; its errors are shown, and the old one stays\n\
@@ -128,6 +141,8 @@ enum Command {
     Env(EnvArgs),
     /// List the providers that the configuration knows by name, or print what one stands for
     Providers(ProvidersArgs),
+    /// List the programs that the configuration knows by name, or print what one stands for
+    Clients(ClientsArgs),
     /// Make, change and list the encrypted file of secrets
     #[command(subcommand)]
     Secret(SecretCommand),
@@ -201,8 +216,11 @@ fn dispatch(command: Command) -> Result<(), CliError> {
             print(&env::environment(&args, &policy).map_err(usage)?)
         }
         Command::Providers(args) => print(&providers::shown(&args).map_err(usage)?),
+        Command::Clients(args) => print(&clients::shown(&args).map_err(usage)?),
         Command::Guard(args) => guard(&args),
         Command::Watch(args) => watch(&args),
+        Command::Explain(args) => told(explain::answer(&args)),
+        Command::Suggest(args) => told(suggest::answer(&args, SystemTime::now())),
         Command::Ca(command) => run_ca(command),
         Command::Secret(command) => run_secret(command),
         Command::Vault(command) => run_vault(command),
@@ -371,6 +389,14 @@ fn watch(args: &WatchArgs) -> Result<(), CliError> {
         .map_err(|error| CliError::Other(error.to_string()))
 }
 
+fn told(answer: Result<String, NoAnswer>) -> Result<(), CliError> {
+    let answer = answer.map_err(|none| match none {
+        NoAnswer::Config(errors) => CliError::Config(errors),
+        NoAnswer::Other(text) => CliError::Other(text),
+    });
+    print(&answer?)
+}
+
 fn load(path: &Path) -> Result<Config, CliError> {
     config::load(path).map_err(CliError::Config)
 }
@@ -413,7 +439,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_file_that_is_still_to_be_made_is_named_with_how() {
+    fn each_file_still_to_be_made_is_named_with_how() {
         let of = |sources: &str| {
             let text = format!(
                 "[gateway]\nresolvers = [\"192.0.2.53\"]\n{sources}\n[[group]]\nname = \"research\"\n\
@@ -447,7 +473,7 @@ mod tests {
         while let Some(command) = commands.pop() {
             let name = command.get_name();
             let below: Vec<_> = command.get_subcommands().cloned().collect();
-            if below.is_empty() && !["init", "providers"].contains(&name) {
+            if below.is_empty() && !["init", "clients", "providers"].contains(&name) {
                 let last = command.get_positionals().last().expect(name);
                 let value = last.get_value_names().map(|names| names[0].as_str());
                 assert_eq!(value, Some("CONFIG"), "{name}");

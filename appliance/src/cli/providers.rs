@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_provider_that_is_not_there_is_named_with_the_one_that_was_meant() {
+    fn a_missing_provider_is_named_with_the_one_meant() {
         let of = |name: &str| shown(&ProvidersArgs { name: Some(name.into()) });
         assert!(of("openai").is_ok());
         assert!(of("opneai").unwrap_err().contains("did you mean \"openai\"?"));

@@ -250,7 +250,7 @@ mod tests {
     use crate::config;
 
     #[test]
-    fn what_keeps_a_value_from_use_is_said_when_it_is_set() {
+    fn setting_a_value_says_if_it_cannot_be_used() {
         let text = |least: usize| {
             format!(
                 "[gateway]\nresolvers = [\"192.0.2.53\"]\n[secrets]\nfile = \"secrets\"\n[[group]]\n\

@@ -377,7 +377,7 @@ fn count(record: &Value, key: &str) -> u64 {
 }
 
 /// Without anything that a terminal would obey, or show as something else.
-fn escaped(line: &str) -> String {
+pub(super) fn escaped(line: &str) -> String {
     line.chars()
         .flat_map(|letter| {
             let plain = letter == ' ' || letter.is_ascii_graphic();
@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_that_is_in_no_policy_is_said_to_be_none() {
+    fn a_group_in_no_policy_is_said_to_be_none() {
         let text = "[gateway]\nresolvers = [\"192.0.2.53\"]\n[[group]]\nname = \"research\"\n\
                     interface = \"agents0\"\nprefixes = [\"192.0.2.0/28\"]\n";
         let none = |_: &Path| Err(io::ErrorKind::NotFound.into());

@@ -99,7 +99,7 @@ impl Draft {
         apis.chain(self.passes.iter().flat_map(|pass| &pass.ports))
     }
 
-    fn rule_names(&self) -> impl Iterator<Item = (&str, Span)> {
+    pub(super) fn rule_names(&self) -> impl Iterator<Item = (&str, Span)> {
         let apis = self.apis.iter().filter_map(|api| api.name.as_ref());
         let passes = self.passes.iter().filter_map(|pass| pass.name.as_ref());
         let tcp = self.tcp.iter().filter_map(|tcp| tcp.name.as_ref());

@@ -157,6 +157,7 @@ mod tests {
             ("basic user", Place::BasicUser { password: "".into() }),
             ("basic password", Place::BasicPassword { user: "x-access-token".into() }),
         ] {
+            assert_eq!(place_meant.to_string(), text.replace("Authorization", "authorization"));
             assert_eq!(place(text, &halves()), Ok(place_meant), "{text}");
         }
         for text in [

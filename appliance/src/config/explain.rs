@@ -172,6 +172,9 @@ impl Explanation {
                 "the gateway's own address offers them the CA, over plain HTTP",
             );
         }
+        if !group.clients.is_empty() {
+            self.line("run", list(&group.clients));
+        }
         if group.agents.is_empty() {
             self.line("", "on a shared segment every agent in this group is one tenant");
         } else {

@@ -6,7 +6,9 @@
 //! `image/cloakroom.toml` shows every key with its unit, default and meaning.
 
 mod check;
+mod clients;
 mod credential;
+mod edit;
 mod error;
 mod explain;
 mod fields;
@@ -26,6 +28,7 @@ mod tests;
 mod value;
 mod vault;
 
+pub use edit::{Edit, TableAt, edited};
 pub(crate) use error::nearest;
 pub use error::{Errors, Mistake};
 pub use explain::explain;
@@ -57,6 +60,7 @@ use mint::MintRule;
 use rules::{AgentRule, ApiRule, AwsRule, BindingRule, GroupRule, PassRule, TcpRule};
 use table::TomlTable;
 use value::parsed;
+pub use value::read_duration;
 
 /// What one file says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -180,7 +184,7 @@ fn read(document: &Spanned<DeTable<'_>>, files: Files<'_>, report: &Report<'_>) 
     let tcp = root.tables("tcp", "[[tcp]]");
     let (has_vault, has_secrets) = (root.has("vault"), root.has("secrets"));
     let misspelt = root.finish();
-    let draft = Draft {
+    let mut draft = Draft {
         gateway,
         groups: groups.into_iter().map(|table| GroupRule::read(table, files)).collect(),
         apis: apis.into_iter().map(|table| ApiRule::read(table, files)).collect(),
@@ -189,6 +193,7 @@ fn read(document: &Spanned<DeTable<'_>>, files: Files<'_>, report: &Report<'_>) 
         vault: has_vault || misspelt.has("vault"),
         secret_file: has_secrets || misspelt.has("secrets"),
     };
+    clients::add(&mut draft, files, report);
     draft.check(report);
     let vault = vault.map(|table| vault::vault(table, files));
     let secrets = secrets.map(|table| gateway::secret_file(table, files.base));
@@ -246,6 +251,7 @@ impl GroupRule {
             mtu: self.mtu,
             onboarding: self.onboarding,
             agents: self.agents.into_iter().map(AgentRule::into_agent).collect::<Option<_>>()?,
+            clients: self.clients.iter().map(|client| client.get_ref().name).collect(),
         })
     }
 }

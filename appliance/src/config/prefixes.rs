@@ -65,7 +65,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_first_that_overlaps_is_the_one_that_a_scan_of_all_finds(all in vec(prefix(), 0..24)) {
+        fn the_first_overlap_is_that_of_a_linear_scan(all in vec(prefix(), 0..24)) {
             let mut seen = SeenPrefixes::default();
             for (number, prefix) in all.iter().enumerate() {
                 let overlaps = |other: &IpNet| other.contains(prefix) || prefix.contains(other);

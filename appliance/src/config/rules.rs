@@ -22,7 +22,7 @@ use super::{
     },
 };
 use crate::{
-    catalogue::{self, Provider},
+    catalogue::{self, Client, Provider},
     policy::{
         Anonymous, AwsName, Constraints, DialledRule, Ech, GroupName, Host, HostPattern,
         InterfaceName, MIN_VALUE_BYTES, Mac, PathRule, Place, Placeholder, Plain, RuleName,
@@ -41,6 +41,7 @@ pub(super) struct GroupRule {
     pub(super) mtu: Option<u16>,
     pub(super) onboarding: Option<Arc<[u8]>>,
     pub(super) agents: Vec<AgentRule>,
+    pub(super) clients: Vec<Spanned<&'static Client>>,
 }
 
 /// A `[[group.agent]]`.
@@ -129,6 +130,7 @@ impl GroupRule {
             mtu: table.optional("mtu", number(MTU)).map(Spanned::into_inner),
             onboarding: table.optional("onboarding", one_ca(files)).map(Spanned::into_inner),
             agents: agents.into_iter().map(AgentRule::read).collect(),
+            clients: table.list_or_none("client", parsed(client)),
         };
         table.finish();
         group
@@ -413,12 +415,19 @@ fn constraints(text: &str) -> Result<Constraints, &'static str> {
 }
 
 fn provider(text: &str) -> Result<&'static Provider, String> {
-    catalogue::provider(text).ok_or_else(|| {
-        let names = catalogue::providers().iter().map(|provider| provider.name);
-        let meant = nearest(text, names).map(|name| format!("did you mean {name:?}? "));
-        let meant = meant.unwrap_or_default();
-        format!("no provider has this name; {meant}`cloakroom providers` lists them")
-    })
+    let names = catalogue::providers().iter().map(|provider| provider.name);
+    catalogue::provider(text).ok_or_else(|| unlisted(text, "provider", names))
+}
+
+fn client(text: &str) -> Result<&'static Client, String> {
+    let names = catalogue::clients().iter().map(|client| client.name);
+    catalogue::client(text).ok_or_else(|| unlisted(text, "client", names))
+}
+
+fn unlisted(text: &str, what: &str, names: impl Iterator<Item = &'static str>) -> String {
+    let meant = nearest(text, names).map(|name| format!("did you mean {name:?}? "));
+    let meant = meant.unwrap_or_default();
+    format!("no {what} has this name; {meant}`cloakroom {what}s` lists them")
 }
 
 fn variable(text: &str) -> Result<Arc<str>, &'static str> {

@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_open_at_a_place_is_found_behind_strings_and_comments() {
+    fn open_brackets_are_found_behind_strings_and_comments() {
         for (text, open) in [
             ("a = [1,\n", Some(4)),
             ("a = [1]\n", None),

@@ -76,6 +76,21 @@ impl<'a> TomlTable<'a> {
         Self { name, span, entries, defaults: None, report, known, missing, excused: false }
     }
 
+    /// A table that has nothing but defaults, for which the file asks at `span`; what they leave
+    /// out is not missing.
+    pub(super) fn of_defaults(
+        name: &'static str,
+        span: Span,
+        empty: &'a DeTable<'a>,
+        entries: &'a DeTable<'a>,
+        report: &'a Report<'a>,
+    ) -> Self {
+        let mut table = Self::new(name, span.clone(), empty, report);
+        table.default_to(entries, span);
+        table.excuse_missing();
+        table
+    }
+
     /// Where its defaults are unknown, which has been reported, no key counts as missing.
     pub(super) fn excuse_missing(&mut self) {
         self.excused = true;

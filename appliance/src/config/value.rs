@@ -121,6 +121,11 @@ pub(super) fn time(
     }
 }
 
+/// A time as [`time`] reads it, of any length.
+pub fn read_duration(text: &str) -> Option<Duration> {
+    with_unit(text, &TIMES).map(Duration::from_millis)
+}
+
 /// A time as the file writes it.
 pub(super) fn duration(time: Duration) -> String {
     let millis = time.as_millis();

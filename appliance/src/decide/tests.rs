@@ -299,7 +299,7 @@ fn place_of(route: &Route) -> *const () {
 
 proptest! {
     #[test]
-    fn a_decision_is_what_a_scan_of_all_rules_makes_of_them(
+    fn a_decision_is_what_a_linear_scan_would_decide(
         policy in some_policy(),
         host in some_host(),
         port in select(&PORTS[..]),

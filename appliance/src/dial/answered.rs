@@ -322,6 +322,7 @@ mod tests {
             interface: InterfaceName("agents0".into()),
             prefixes: vec!["192.0.2.0/24".parse().unwrap(), "2001:db8:a::/64".parse().unwrap()],
             vault_role: "cloakroom".into(),
+            clients: Vec::new(),
             mtu: None,
             onboarding: None,
             agents: agents.clone(),

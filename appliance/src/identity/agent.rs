@@ -83,6 +83,7 @@ mod tests {
             interface: InterfaceName(Arc::from("agents0")),
             prefixes: vec!["2001:db8::/64".parse().unwrap()],
             vault_role: "cloakroom".into(),
+            clients: Vec::new(),
             mtu: None,
             onboarding: None,
             agents,

@@ -67,11 +67,7 @@ pub(super) enum RequestRules {
 impl Connection {
     /// Whether one of its requests may become a WebSocket.
     pub(super) fn allows_websocket(&self) -> bool {
-        match &self.route {
-            Route::Intercept(api) => api.websocket,
-            Route::Inspect(pass) => matches!(pass.carry, Carry::Inspect { websocket: true, .. }),
-            Route::Splice(_) | Route::Tcp(_) => false,
-        }
+        allows_websocket(&self.route)
     }
 
     /// The path of a request as its record shows it.
@@ -90,6 +86,15 @@ impl Connection {
                 ResponseRules { cookies: true, ranges: true }
             }
         }
+    }
+}
+
+/// Whether a request that is permitted so may become a WebSocket.
+pub(super) fn allows_websocket(route: &Route) -> bool {
+    match route {
+        Route::Intercept(api) => api.websocket,
+        Route::Inspect(pass) => matches!(pass.carry, Carry::Inspect { websocket: true, .. }),
+        Route::Splice(_) | Route::Tcp(_) => false,
     }
 }
 

@@ -36,6 +36,7 @@ mod retryable;
 mod tasks;
 mod wire;
 
+pub use prepare::admits;
 pub use wire::{Framing, TrailerRule};
 
 use std::{

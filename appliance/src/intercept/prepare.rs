@@ -6,22 +6,26 @@ use bytes::Bytes;
 use http::request;
 
 use super::{
-    connection::{Connection, RequestRules},
+    connection::{Connection, RequestRules, allows_websocket},
     decoded::{Places, Reading},
     masking::Masking,
+    message,
     minting::Minting,
     overrides, owner_restrictions,
+    pinned_authority::PinnedAuthority,
     receive::ResponseHandling,
     trace::Trace,
     whole::WholeBody,
 };
 use crate::{
-    decide::Route,
-    policy::{Binding, Carry, Pass, permits},
+    decide::{Permit, Route},
+    policy::{Binding, Carry, GroupName, Pass, Policy, permits},
     reason::{Reason, SecretCause},
     scrub::{self, Part},
     secrets::SecretSnapshot,
-    substitute::{self, CredentialLookup, Signing, Substitution, SubstitutionRules, TicketsAt},
+    substitute::{
+        self, CredentialLookup, Denial, Signing, Substitution, SubstitutionRules, TicketsAt,
+    },
 };
 
 /// What a request that may be sent has become.
@@ -53,13 +57,7 @@ pub(super) fn prepare(
             };
             let substitution = substitution.map_err(|denial| trace.denied(denial))?;
             trace.with(|record| record.placeholders(substitution.placeholders()));
-            let scope = rules.scope(&substitution, head)?;
-            overrides::check(head, Some(scope.methods), scope.paths)?;
-            if let Some(path) = rules.body_path() {
-                // A value in a body is for one method and one path, whatever else the API allows.
-                let (method, path) = (slice::from_ref(&head.method), slice::from_ref(path));
-                overrides::check(head, Some(method), path)?;
-            }
+            check_overrides(rules, &substitution, head)?;
             let target = (&connection.group.name, api.as_ref(), &connection.pinned.host);
             owner_restrictions::admit(target, head, snapshot, &substitution)
                 .map_err(|word| trace.narrowed(word))?;
@@ -114,6 +112,52 @@ fn swap(
     let lookup =
         |binding: &Binding| snapshot.current(group, &binding.secret, binding.min_value_bytes, now);
     Ok((substitution.apply(head, lookup)?, substitution.signing(lookup)?))
+}
+
+/// Refuses what replaces a method or a path that was examined.
+fn check_overrides(
+    rules: &SubstitutionRules,
+    substitution: &Substitution,
+    head: &request::Parts,
+) -> Result<(), Reason> {
+    let scope = rules.scope(substitution, head)?;
+    overrides::check(head, Some(scope.methods), scope.paths)?;
+    if let Some(path) = rules.body_path() {
+        // A value in a body is for one method and one path, whatever else the API allows.
+        let (method, path) = (slice::from_ref(&head.method), slice::from_ref(path));
+        overrides::check(head, Some(method), path)?;
+    }
+    Ok(())
+}
+
+/// What policy alone says of a request without a body, by the very checks that each request on
+/// this route meets. What comes after them (a ticket, the word of a secret's owner, whether there
+/// is a value) is not known here.
+///
+/// # Errors
+///
+/// Why it is refused.
+pub fn admits(
+    policy: &Policy,
+    group: &GroupName,
+    permit: &Permit,
+    head: &request::Parts,
+) -> Result<(), Denial> {
+    let route = permit.route();
+    let pinned = PinnedAuthority { host: permit.host().clone(), port: permit.port() };
+    message::check(head, &pinned, allows_websocket(route))?;
+    match route {
+        Route::Intercept(api) => {
+            let rules = SubstitutionRules::new(policy, group, api);
+            let substitution = match rules.reads_body(head) {
+                true => substitute::examine_whole(&rules, head, &Bytes::new())?,
+                false => substitute::examine(&rules, head)?,
+            };
+            Ok(check_overrides(&rules, &substitution, head)?)
+        }
+        Route::Inspect(pass) => Ok(inspect(pass, head)?),
+        Route::Splice(_) | Route::Tcp(_) => Ok(()),
+    }
 }
 
 fn inspect(pass: &Pass, head: &request::Parts) -> Result<(), Reason> {

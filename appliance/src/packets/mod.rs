@@ -253,6 +253,7 @@ mod tests {
             interface: InterfaceName(Arc::from(interface)),
             prefixes: nets(prefixes),
             vault_role: "cloakroom".into(),
+            clients: Vec::new(),
             mtu: None,
             onboarding: None,
             agents: Vec::new(),

@@ -132,6 +132,9 @@ pub struct Group {
     /// The agents that are bound to their network cards. Where there is one, the group has no
     /// other agents.
     pub agents: Vec<BoundAgent>,
+    /// The programs that its agents run, by their names in the catalogue. Nothing is decided by
+    /// them.
+    pub clients: Vec<&'static str>,
 }
 
 impl Group {
@@ -360,6 +363,23 @@ pub enum Place {
     /// The access key id in a signature of AWS, in the head or in the query. The value is a pair of
     /// keys, and goes nowhere itself: the request is signed anew with it.
     Aws,
+}
+
+/// As a configuration has it; the fixed half beside a half of Basic has a key of its own there.
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Header { name, scheme } => write!(f, "header {name} {}", scheme.as_written()),
+            Self::BasicUser { .. } => f.write_str("basic user"),
+            Self::BasicPassword { .. } => f.write_str("basic password"),
+            Self::Query { name } => write!(f, "query {name}"),
+            Self::Path(slot) => write!(f, "path {slot}"),
+            Self::Cookie { name } => write!(f, "cookie {name}"),
+            Self::Body(place) => place.fmt(f),
+            Self::Subprotocol(prefix) => write!(f, "websocket subprotocol {prefix}"),
+            Self::Aws => f.write_str("aws"),
+        }
+    }
 }
 
 /// Hosts that some groups may reach without any placeholder.

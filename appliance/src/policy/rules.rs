@@ -223,7 +223,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_look_finds_what_a_scan_of_all_rules_finds_in_the_same_order(
+        fn a_look_up_finds_what_a_linear_scan_finds(
             list in rules(),
             group in group(),
             host in host(),

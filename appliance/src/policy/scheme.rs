@@ -48,6 +48,16 @@ impl Scheme {
         }
     }
 
+    /// As policy writes it.
+    pub(super) fn as_written(&self) -> String {
+        match self {
+            Self::Word(word) if &*word.0 == "Bearer" => "bearer".to_owned(),
+            Self::Word(word) if &*word.0 == "token" => "token".to_owned(),
+            Self::Word(word) => format!("scheme {}", word.0),
+            Self::Raw => "raw".to_owned(),
+        }
+    }
+
     /// The credential of a field's value, where it is of this scheme.
     pub fn credential<'a>(&self, value: &'a [u8]) -> Option<&'a [u8]> {
         match self {

@@ -102,7 +102,7 @@ mod tests {
         }
 
         #[test]
-        fn the_marks_that_are_found_are_those_in_runs_of_eight_or_twelve_bytes(
+        fn marks_are_found_in_runs_of_eight_or_twelve_bytes(
             blocks in prop::collection::vec(bytes(), 1..8),
             (from, cut) in (0usize..300, 0usize..BLOCK),
             least in 8usize..14,

@@ -373,7 +373,7 @@ fn a_form_is_found_among_spaces_and_other_escapes() {
 }
 
 #[test]
-fn a_form_is_found_however_far_behind_an_escape_in_the_same_run() {
+fn a_form_is_found_however_far_behind_an_escape() {
     let longest = "k7Qp2mZr9xVb4TnW8sLd";
     for (secret, gap) in [11, 20]
         .into_iter()

@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn who_asks_during_a_read_shares_the_next_and_nobody_gets_an_older_one() {
+    async fn questions_during_a_read_share_the_next_one() {
         let (reads, begun) = (JoinedReads::default(), Arc::new(AtomicUsize::new(0)));
         let number = {
             let begun = Arc::clone(&begun);

@@ -555,7 +555,7 @@ fn of(group: &str, number: usize) -> GroupSecret {
 }
 
 #[test]
-fn all_names_of_a_file_are_asked_for_together_in_each_round() {
+fn all_names_of_a_file_are_asked_for_together() {
     let mut scheduler = RefreshScheduler::new(REFRESH, STALE);
     let mut now = Instant::now();
     let names = (0..1_000).map(|number| {

@@ -243,6 +243,7 @@ pub(super) fn group(name: &str) -> Arc<Group> {
         prefixes: vec![],
         agents: Vec::new(),
         vault_role: format!("cloakroom-{name}").into(),
+        clients: Vec::new(),
         mtu: None,
         onboarding: None,
     })

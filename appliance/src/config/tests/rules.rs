@@ -1,10 +1,12 @@
 //! Rules of the file beside one another: names, groups, hosts and placeholders.
 
+use std::sync::Arc;
+
 use super::{GOOD, accepts, changed, mistakes, parse_text, refuses};
 use crate::{
     catalogue,
     config::{SecretFile, explain},
-    policy::Host,
+    policy::{Anonymous, AnonymousRequest, Host, Pass},
 };
 
 #[test]
@@ -92,7 +94,7 @@ fn a_pass_rule_that_lists_an_apis_name_is_refused() {
 }
 
 #[test]
-fn what_a_splice_lists_and_an_inspection_looks_into_is_explained_as_an_exception() {
+fn a_spliced_name_that_is_inspected_is_explained_as_an_exception() {
     let both = |spliced: &str, inspected: &str, more: &str| {
         let rule = format!(
             "hosts = [\"{spliced}\"]\n[[inspect]]\nname = \"docs\"\ngroups = [\"research\"]\n\
@@ -327,7 +329,7 @@ fn a_path_with_the_apis_data_segment_is_warned_about() {
 }
 
 #[test]
-fn a_method_that_is_not_usual_deserves_a_second_look_and_a_star_is_none() {
+fn an_unusual_method_deserves_a_second_look() {
     let paths = "paths = [\"/v1/*\"]";
     let with = |methods: &str| format!("{paths}\nmethods = [{methods}]");
     refuses(paths, &with("\"*\""), "methods", &["\"*\" is no method", "leave methods out"]);
@@ -354,7 +356,7 @@ fn a_path_that_no_request_has_is_a_mistake() {
 }
 
 #[test]
-fn a_place_in_the_path_is_of_a_request_that_the_api_allows() {
+fn a_place_in_the_path_needs_an_allowed_path() {
     let usual = "[\"header authorization bearer\"]";
     let with = |place: &str, paths: &str| {
         changed(&[
@@ -399,7 +401,7 @@ fn a_resolver_is_none_of_the_agents() {
 }
 
 #[test]
-fn a_password_of_basic_without_a_user_deserves_a_second_look() {
+fn a_basic_password_without_user_deserves_a_second_look() {
     let usual = "places = [\"header authorization bearer\"]";
     let alone = explain(&accepts(usual, "places = [\"basic password\"]"));
     assert!(alone.contains("OPENAI_API_KEY as a password of Basic with no user"), "{alone}");
@@ -545,6 +547,81 @@ fn a_providers_mistakes_are_reported_where_its_name_stands() {
     let twice = format!("{BY_NAME}{BY_NAME}");
     let found = mistakes(&with_api(&twice));
     assert!(found.iter().any(|it| it.line == 18 && it.text.contains("github.com")), "{found:?}");
+}
+
+/// The good file with clients for its group, and these tables in the place of its rules.
+fn with_clients(clients: &str, rules: &str) -> String {
+    let clients = format!("interface = \"agents0\"\nclient = [{clients}]\n");
+    let (before, _) = GOOD.split_once("[[api]]").unwrap();
+    before.replacen("interface = \"agents0\"\n", &clients, 1) + rules
+}
+
+#[test]
+fn a_client_stands_for_the_lines_printed_of_it() {
+    for client in catalogue::clients() {
+        let rules = client.as_toml().replace(r#"groups = ["..."]"#, r#"groups = ["research"]"#);
+        let written = parse_text(&with_clients("", &rules)).map_err(|errors| errors.to_string());
+        let named = with_clients(&format!("{:?}", client.name), "");
+        let named = parse_text(&named).map_err(|errors| errors.to_string());
+        let (named, written) = (named.unwrap().policy, written.unwrap().policy);
+        assert_eq!(named.passes, written.passes, "{}", client.name);
+        assert_eq!(named.ports, written.ports, "{}", client.name);
+        assert_eq!(named.groups[0].clients, [client.name]);
+    }
+}
+
+#[test]
+fn a_client_leaves_a_host_to_a_rule_that_has_it() {
+    let own = "[[splice]]\nname = \"pypi\"\ngroups = [\"research\"]\nhosts = [\"pypi.org\"]\n";
+    let policy = parse_text(&with_clients("\"uv\", \"pip\", \"npm\"", own)).unwrap().policy;
+    let told = |pass: &Arc<Pass>| {
+        let hosts: Vec<String> = pass.hosts.iter().map(ToString::to_string).collect();
+        format!("{} {}", pass.name, hosts.join(" "))
+    };
+    let passes: Vec<String> = policy.passes.iter().map(told).collect();
+    let wanted = ["pypi pypi.org", "npm registry.npmjs.org", "pypi-2 files.pythonhosted.org"];
+    assert_eq!(passes, wanted);
+
+    let by_provider = BY_NAME.replace("github-git", "npm");
+    let policy = parse_text(&with_clients("\"npm\"", &by_provider)).unwrap().policy;
+    assert!(policy.passes.is_empty(), "{:?}", policy.passes);
+}
+
+#[test]
+fn a_client_of_another_group_opens_nothing_for_this_one() {
+    let other = "[[group]]\nname = \"other\"\ninterface = \"agents1\"\n\
+        prefixes = [\"192.0.2.16/28\"]\nclient = [\"pip\"]\n";
+    let policy = parse_text(&with_clients("\"uv\", \"git\"", other)).unwrap().policy;
+    let both = |pass: &&Arc<Pass>| pass.groups.len() == 2;
+    assert_eq!(policy.passes.iter().filter(both).count(), 0);
+    let of = |name: &str| {
+        let own = policy.passes.iter().filter(|it| it.groups[0].as_str() == name);
+        own.flat_map(|it| &it.hosts).map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(of("other"), ["pypi.org", "files.pythonhosted.org"]);
+    assert_eq!(of("research"), ["github.com", "pypi.org", "files.pythonhosted.org"]);
+}
+
+#[test]
+fn an_api_takes_what_its_groups_client_asks_without_credential() {
+    let api = BY_NAME.replace("github-git", "anthropic");
+    let asked = |clients: &str, api: &str| {
+        let policy = parse_text(&with_clients(clients, api)).unwrap().policy;
+        policy.apis[0].anonymous.clone()
+    };
+    let own = api.replace("\"anthropic\"\n", "\"anthropic\"\nanonymous = false\n");
+    assert_eq!(asked("", &own), Anonymous::Never);
+    let listed = Anonymous::Listed(vec![AnonymousRequest::parse("GET /api/hello").unwrap()]);
+    assert_eq!(asked("\"claude-code\"", &own), listed);
+    assert_eq!(asked("\"claude-code\"", &api), listed);
+}
+
+#[test]
+fn a_wrong_client_is_reported_where_its_name_stands() {
+    let found = mistakes(&with_clients("\"pip\", \"claude-cod\"", ""));
+    let [mistake] = &found[..] else { panic!("{found:?}") };
+    assert!(mistake.text.contains("did you mean \"claude-code\""), "{mistake:?}");
+    assert_eq!(mistake.line, 11);
 }
 
 const MINT: &str = r#"

@@ -60,7 +60,7 @@ fn a_value_is_read_twice_within_its_lifetime() {
 }
 
 #[test]
-fn the_id_of_a_role_that_can_be_guessed_deserves_a_second_look() {
+fn a_role_id_easily_guessed_deserves_a_second_look() {
     let login = |id: &str| explain(&accepts("\"gateway\"", &format!("\"{id}\"")));
     assert!(login("gateway").contains("! role_id gateway can be guessed"));
     assert!(!login("7b1c2f60-93d4-4e0a-b5c8-6a1f0e2d3c49").contains("can be guessed"));

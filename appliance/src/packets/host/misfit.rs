@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interface_that_is_not_there_is_said_to_be_missing() {
+    fn a_missing_interface_is_said_to_be_missing() {
         let names = ["agents0", "agnts1"].map(|name| InterfaceName(name.into()));
         let names: Vec<_> = names.iter().collect();
         let said = missing(&names, |name| name.as_str() == "agents0");

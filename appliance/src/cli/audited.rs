@@ -1,0 +1,71 @@
+//! The audit as it lies there, for commands that look back.
+
+use std::{
+    fs::File,
+    io::{self, BufRead, BufReader, Read},
+    path::{Path, PathBuf},
+};
+
+use serde_json::Value;
+
+use crate::{
+    audit,
+    config::{AuditTarget, Settings},
+};
+
+/// Hands over every record, the oldest first: those of `file` ("-" is standard input), or of the
+/// files that the configuration has.
+///
+/// # Errors
+///
+/// What cannot be read, and what to do.
+pub(super) fn records(
+    file: Option<&Path>,
+    settings: &Settings,
+    take: impl FnMut(Value),
+) -> Result<(), String> {
+    match (file, &settings.audit) {
+        (Some(file), _) if file.as_os_str() == "-" => {
+            let read = read(io::stdin().lock(), take);
+            read.map_err(|error| format!("cannot read standard input: {error}"))
+        }
+        (Some(file), _) => read_files(&[file.to_owned()], take),
+        (None, AuditTarget::File(file)) => {
+            let files = audit::files(&file.path).map_err(|error| {
+                format!("cannot read the folder of {}: {error}", file.path.display())
+            })?;
+            read_files(&files, take)
+        }
+        (None, AuditTarget::Stdout) => Err(
+            "the audit goes to the daemon's standard output: pipe it here, with --audit -, as in \
+             `journalctl --output cat --unit cloakroom |`"
+                .to_owned(),
+        ),
+    }
+}
+
+fn read_files(paths: &[PathBuf], mut take: impl FnMut(Value)) -> Result<(), String> {
+    for path in paths {
+        let error = |error: io::Error| format!("cannot read {}: {error}", path.display());
+        // One that was moved aside may be gone by now.
+        match File::open(path) {
+            Ok(file) => read(BufReader::new(file), &mut take).map_err(error)?,
+            Err(missing) if missing.kind() == io::ErrorKind::NotFound && paths.len() > 1 => {}
+            Err(failure) => return Err(error(failure)),
+        }
+    }
+    Ok(())
+}
+
+/// A line that is no record is passed over.
+fn read(mut lines: impl BufRead, mut take: impl FnMut(Value)) -> io::Result<()> {
+    let mut line = Vec::new();
+    while lines.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line)? > 0 {
+        serde_json::from_slice(&line).ok().into_iter().for_each(&mut take);
+        line.clear();
+    }
+    Ok(())
+}
+
+/// A longer line is no record of ours.
+const MAX_LINE_BYTES: u64 = 64 * 1024;

@@ -1,0 +1,243 @@
+//! `cloakroom explain`: why something is refused, by the code that refuses it, and what to write
+//! so that it is not.
+
+use std::{
+    collections::HashSet,
+    fmt::Write as _,
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+use http::{HeaderName, HeaderValue};
+
+use super::{audited, watch::escaped};
+use crate::{
+    config::{self, Config, DEFAULT_CONFIG},
+    decide::Route,
+    explain::{
+        Ending, Explanation, Question, Recorded, Refused, Source, Step, explain, recorded, request,
+        with_placeholder,
+    },
+    policy::{GroupName, Policy},
+    refuse::wire,
+};
+
+/// What to explain.
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "cloakroom explain [OPTIONS] FLOW [CONFIG]\n       \
+    cloakroom explain [OPTIONS] --group GROUP METHOD URL [CONFIG]",
+    after_help = "Examples:\n  cloakroom explain 7f213fc22116f96b\n  \
+    cloakroom explain --group research GET https://pypi.org/simple/\n  \
+    cloakroom explain --group research --header 'X-Api-Key: OPENAI_API_KEY' GET https://api.openai.com/v1/models\n  \
+    cloakroom explain --group research CONNECT tcp://git.example.com:22\n  \
+    journalctl --output cat --unit cloakroom | cloakroom explain --audit - 7f213fc22116f96b\n\n\
+    A flow stands in each refusal that an agent reads, and in the audit. The request to a URL has the\n\
+    placeholder of its API, unless --header or --anonymous says otherwise. What is printed to be written\n\
+    into the configuration was tried on a copy of it. No secret is read, and nothing is changed or asked of\n\
+    the daemon: what it answers is by the configuration that it has, which `cloakroom reload` renews."
+)]
+pub struct ExplainArgs {
+    /// A flow of the audit; with --group, the method of a request
+    #[arg(value_name = "FLOW|METHOD")]
+    what: String,
+    /// With --group, what the request is for
+    #[arg(value_name = "URL")]
+    url: Option<String>,
+    /// Explain what would become of a request of this group
+    #[arg(long, value_name = "GROUP", value_parser = GroupName::parse)]
+    group: Option<GroupName>,
+    /// A field of that request, as in 'X-Api-Key: OPENAI_API_KEY'
+    #[arg(long, value_name = "FIELD", value_parser = field, requires = "group")]
+    header: Vec<(HeaderName, HeaderValue)>,
+    /// That request has no credential
+    #[arg(long, requires = "group", conflicts_with = "header")]
+    anonymous: bool,
+    /// Records to look for the flow in, in place of those that the configuration names, or "-" for
+    /// standard input
+    #[arg(long, value_name = "FILE", conflicts_with = "group")]
+    audit: Option<PathBuf>,
+    /// The configuration
+    #[arg(value_name = "CONFIG", default_value = DEFAULT_CONFIG)]
+    config: PathBuf,
+}
+
+fn field(text: &str) -> Result<(HeaderName, HeaderValue), &'static str> {
+    const SHAPE: &str = "write a field as in 'X-Api-Key: OPENAI_API_KEY'";
+    let (name, value) = text.split_once(':').ok_or(SHAPE)?;
+    let mut value = HeaderValue::try_from(value.trim()).map_err(|_| SHAPE)?;
+    value.set_sensitive(true);
+    Ok((name.trim().parse().map_err(|_| SHAPE)?, value))
+}
+
+/// Why a command of this kind ends without an answer.
+pub(super) enum NoAnswer {
+    /// The configuration is wrong.
+    Config(config::Errors),
+    /// Anything else.
+    Other(String),
+}
+
+impl From<config::Errors> for NoAnswer {
+    fn from(errors: config::Errors) -> Self {
+        Self::Config(errors)
+    }
+}
+
+impl From<String> for NoAnswer {
+    fn from(text: String) -> Self {
+        Self::Other(text)
+    }
+}
+
+/// The answer.
+pub(super) fn answer(args: &ExplainArgs) -> Result<String, NoAnswer> {
+    match &args.group {
+        Some(group) => hypothetical(args, group),
+        None => of_flow(args),
+    }
+}
+
+/// A configuration with its text, which commands of this kind change a copy of.
+pub(super) fn loaded(path: &Path) -> Result<(String, Config), NoAnswer> {
+    let config = config::load(path)?;
+    let text = config::read_bounded(path)
+        .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+    Ok((text, config))
+}
+
+fn hypothetical(args: &ExplainArgs, group: &GroupName) -> Result<String, NoAnswer> {
+    let url = args.url.as_deref().ok_or_else(|| "after the method stands a URL".to_owned())?;
+    let (text, config) = loaded(&args.config)?;
+    let groups: Vec<String> = config.policy.groups.iter().map(|it| it.name.to_string()).collect();
+    if !groups.contains(&group.to_string()) {
+        let text = format!("no group is named {group}; there are {}", groups.join(", "));
+        return Err(NoAnswer::Other(text));
+    }
+    let mut question = request(&config.policy, group.clone(), &args.what, url, &args.header)?;
+    if !args.anonymous && args.header.is_empty() {
+        fill(&config.policy, group, &mut question);
+    }
+    let explanation = explained(&args.config, &text, &question)?;
+    let title = format!("{} {url}, for the group {group}", args.what);
+    Ok(page(&title, &explanation, &args.config))
+}
+
+/// Has the request carry the placeholder that its API wants of the group.
+fn fill(policy: &Policy, group: &GroupName, question: &mut Question) {
+    let at = |host, port| policy.apis.iter().find(|it| it.port == port && it.hosts.contains(host));
+    let api = question.hosts().first().and_then(|host| at(host, question.port()));
+    let mut bindings = api.into_iter().flat_map(|api| &api.bindings);
+    // Before the group has one, what it would be given is that of the others.
+    let first = bindings.clone().next();
+    let own = bindings.find(|binding| binding.groups.contains(group)).or(first);
+    if let (Some(binding), Some(head)) = (own, question.request.take()) {
+        question.request = Some(with_placeholder(head, binding));
+    }
+}
+
+fn of_flow(args: &ExplainArgs) -> Result<String, NoAnswer> {
+    // Without --group the second word is the configuration.
+    let path = args.url.as_ref().map_or_else(|| args.config.clone(), PathBuf::from);
+    let (text, config) = loaded(&path)?;
+    let (mut refused, mut seen, mut found) = (Vec::new(), HashSet::new(), false);
+    audited::records(args.audit.as_deref(), &config.settings, |record| {
+        if record.get("flow").and_then(serde_json::Value::as_str) == Some(&args.what) {
+            found = true;
+            let recorded = recorded(&record, &config.policy);
+            let new = |it: &Recorded| seen.insert((it.asked.clone(), it.reason));
+            refused.extend(recorded.filter(new));
+        }
+    })?;
+    if refused.is_empty() {
+        return Err(NoAnswer::Other(nothing(&args.what, found)));
+    }
+    // A connection whose requests were refused has no reason of its own, and one that ended early
+    // may have.
+    let pages: Result<Vec<String>, NoAnswer> = refused
+        .iter()
+        .take(MOST_REFUSALS)
+        .map(|recorded| {
+            let explanation = explained(&path, &text, &recorded.question)?;
+            let title = format!("{}, refused: {}", recorded.asked, recorded.reason);
+            Ok(page(&title, &explanation, &path) + guess(recorded))
+        })
+        .collect();
+    Ok(pages?.join("\n"))
+}
+
+fn nothing(flow: &str, found: bool) -> String {
+    let flow = escaped(flow);
+    match found {
+        true => format!("the audit has flow {flow}, and refuses nothing on it"),
+        false => format!(
+            "the audit has no flow {flow}: a connection is recorded when it ends, and old records \
+             may be gone; `cloakroom watch --all --refused` shows those that are there"
+        ),
+    }
+}
+
+fn guess(recorded: &Recorded) -> &'static str {
+    if recorded.guessed && recorded.question.request.is_some() { GUESSED } else { "" }
+}
+
+const GUESSED: &str = "# The audit holds no query, no fields and no values: the request was put together again \
+    from\n# its method, path and placeholder. `explain --group` takes the fields of the real one.\n";
+
+pub(super) fn explained(
+    path: &Path,
+    text: &str,
+    question: &Question,
+) -> Result<Explanation, config::Errors> {
+    explain(Source { path, text, read: &config::read_bounded }, question)
+}
+
+fn page(title: &str, explanation: &Explanation, path: &Path) -> String {
+    let mut page = format!("# {}\n", escaped(title));
+    for (step, text) in steps(explanation) {
+        let _ = writeln!(page, "#   {:<12}{text}", step.as_str());
+    }
+    if explanation.verdict.refused.is_none() {
+        let _ = writeln!(page, "# It passes by {}.", path.display());
+        return page;
+    }
+    for remedy in &explanation.remedies {
+        let _ = writeln!(page, "#\n# For {}. It opens {}.", remedy.reason, remedy.opens);
+        for edit in &remedy.edits {
+            let _ = write!(page, "\n{edit}");
+        }
+    }
+    let _ = match explanation.ending {
+        Ending::Passes => writeln!(
+            page,
+            "\n# Tried on a copy of {}: with it this passes. After it, `cloakroom reload`.",
+            path.display()
+        ),
+        Ending::Refused(text) => writeln!(page, "#\n# {text}"),
+    };
+    page
+}
+
+/// What is decided where, up to the refusal.
+fn steps(explanation: &Explanation) -> Vec<(Step, String)> {
+    let verdict = &explanation.verdict;
+    let route = verdict.route.as_ref().map(carried);
+    let carried = route.map(|text| (Step::Connection, text)).into_iter();
+    let refused = verdict.refused.iter().map(|refused| (refused.step, denied(refused)));
+    carried.chain(refused).collect()
+}
+
+fn carried(route: &Route) -> String {
+    format!("{}, by the rule {}", route.as_str(), route.rule())
+}
+
+fn denied(refused: &Refused) -> String {
+    let mut text = format!("{}: {}", refused.reason, wire(refused.reason).text);
+    if let Some(credential) = &refused.credential {
+        let _ = write!(text, " ({})", escaped(credential));
+    }
+    text
+}
+
+/// One connection can have any number of requests.
+const MOST_REFUSALS: usize = 20;

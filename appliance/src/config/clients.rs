@@ -1,0 +1,148 @@
+//! The rules that `client` in a `[[group]]` stands for.
+//!
+//! What the file says of a host counts instead: a host of an API is the API's, and a name that
+//! another rule of the group lists on the port is that rule's.
+
+use std::{collections::BTreeMap, iter, sync::LazyLock};
+
+use toml::{Spanned, de::DeTable};
+
+use super::{
+    check::Draft,
+    error::{Report, Span},
+    files::Files,
+    rules::{ApiRule, BindingRule, GroupRule, PassRule},
+    table::TomlTable,
+};
+use crate::{
+    catalogue::{self, Client, ClientRule},
+    policy::{Anonymous, AnonymousRequest, GroupName, Host, HostPattern, RuleName},
+};
+
+/// Adds the rules of all groups' clients.
+pub(super) fn add(draft: &mut Draft, files: Files<'_>, report: &Report<'_>) {
+    for client in catalogue::clients() {
+        let groups = who_runs(draft, client);
+        let Some((_, span)) = groups.first() else { continue };
+        let (span, groups) = (span.clone(), groups.into_iter().map(|(name, _)| name).collect());
+        let at = Added { rules: client.rules(), groups, span };
+        at.add(draft, files, report);
+        for (host, requests) in client.anonymous() {
+            let requests = requests.iter().filter_map(|text| AnonymousRequest::parse(text).ok());
+            at.admit(draft, host, requests.collect());
+        }
+    }
+}
+
+fn who_runs(draft: &Draft, client: &Client) -> Vec<(Spanned<GroupName>, Span)> {
+    let runs = |group: &GroupRule| {
+        let own = group.clients.iter().find(|own| own.get_ref().name == client.name)?;
+        Some((group.name.clone()?, own.span()))
+    };
+    draft.groups.iter().filter_map(runs).collect()
+}
+
+/// What one client adds.
+struct Added {
+    rules: &'static [ClientRule],
+    groups: Vec<Spanned<GroupName>>,
+    /// Where the file asks for it.
+    span: Span,
+}
+
+impl Added {
+    fn add(&self, draft: &mut Draft, files: Files<'_>, report: &Report<'_>) {
+        for rule in self.rules {
+            let whole = read(rule, &self.span, files, report);
+            for (groups, hosts) in self.missing(draft, &whole) {
+                let mut part = read(rule, &self.span, files, report);
+                part.name = part.name.and_then(|name| free(draft, &name));
+                part.groups = self
+                    .groups
+                    .iter()
+                    .filter(|it| groups.contains(it.get_ref()))
+                    .cloned()
+                    .collect();
+                part.hosts = hosts;
+                draft.passes.push(part);
+            }
+        }
+    }
+
+    /// Has the API of the host take these without a credential, where a group of the client uses
+    /// it.
+    fn admit(&self, draft: &mut Draft, host: &str, requests: Vec<AnonymousRequest>) {
+        let asks = |binding: &BindingRule| {
+            let own = |group: &Spanned<GroupName>| {
+                self.groups.iter().any(|it| it.get_ref() == group.get_ref())
+            };
+            binding.groups.iter().any(own)
+        };
+        let is_its = |api: &&mut ApiRule| {
+            api.hosts.iter().any(|own| own.get_ref().as_str() == host)
+                && api.bindings.iter().any(asks)
+        };
+        for api in draft.apis.iter_mut().filter(is_its) {
+            match &mut api.anonymous {
+                Anonymous::Always => {}
+                Anonymous::Listed(listed) => {
+                    let new = requests.iter().filter(|it| !listed.contains(it)).cloned();
+                    let new: Vec<_> = new.collect();
+                    listed.extend(new);
+                }
+                Anonymous::Never => api.anonymous = Anonymous::Listed(requests.clone()),
+            }
+        }
+    }
+
+    /// The hosts that no rule has yet, by the groups for which that is so.
+    fn missing(
+        &self,
+        draft: &Draft,
+        rule: &PassRule,
+    ) -> BTreeMap<Vec<GroupName>, Vec<Spanned<HostPattern>>> {
+        let mut missing: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for host in &rule.hosts {
+            let names = self.groups.iter().map(Spanned::get_ref);
+            let without: Vec<GroupName> =
+                names.filter(|group| !has(draft, group, host.get_ref(), rule)).cloned().collect();
+            if !without.is_empty() {
+                missing.entry(without).or_default().push(host.clone());
+            }
+        }
+        missing
+    }
+}
+
+/// Whether the file, or another client, says already what becomes of the host on a port of the
+/// rule.
+fn has(draft: &Draft, group: &GroupName, host: &HostPattern, rule: &PassRule) -> bool {
+    let port = |port: &u16| rule.ports.iter().any(|own| own.get_ref() == port);
+    let mut apis = draft.apis.iter().filter(|api| port(api.port.get_ref()));
+    let is_host = |own: &Spanned<Host>| HostPattern::Exact(own.get_ref().clone()) == *host;
+    let mut passes = draft.passes.iter().filter(|pass| {
+        pass.groups.iter().any(|own| own.get_ref() == group)
+            && pass.ports.iter().any(|own| port(own.get_ref()))
+    });
+    apis.any(|api| api.hosts.iter().any(is_host))
+        || passes.any(|pass| pass.hosts.iter().any(|own| own.get_ref() == host))
+}
+
+fn read(rule: &'static ClientRule, span: &Span, files: Files<'_>, report: &Report<'_>) -> PassRule {
+    let table = |name| TomlTable::of_defaults(name, span.clone(), &EMPTY, &rule.entries, report);
+    match rule.kind {
+        "inspect" => PassRule::inspect(table("[[inspect]]"), files),
+        _ => PassRule::splice(table("[[splice]]")),
+    }
+}
+
+/// The name, with a number where another rule has it.
+fn free(draft: &Draft, name: &Spanned<RuleName>) -> Option<Spanned<RuleName>> {
+    let plain = name.get_ref().as_str();
+    let numbered = (2..).map(|number| format!("{plain}-{number}"));
+    let mut names = iter::once(plain.to_owned()).chain(numbered);
+    let free = names.find(|name| draft.rule_names().all(|(taken, _)| taken != name))?;
+    Some(Spanned::new(name.span(), RuleName::parse(&free).ok()?))
+}
+
+static EMPTY: LazyLock<DeTable<'static>> = LazyLock::new(DeTable::new);

@@ -1,0 +1,22 @@
+//! Why something is refused, and what to write so that it is not.
+//!
+//! Pure. A question is put to the very code that decides on connections and requests; there is no
+//! second opinion. A remedy is a change of the configuration's text, and it is tried before it is
+//! told: the changed text is read as any configuration is, and the same question is put again.
+
+mod ask;
+mod mend;
+mod recorded;
+mod remedy;
+mod suggest;
+mod verdict;
+
+pub use ask::{Question, Who, request, with_placeholder};
+pub use mend::{Ending, Explanation, Source, explain};
+pub use recorded::{Recorded, recorded};
+pub use remedy::Remedy;
+pub use suggest::{Refusals, Suggestion, suggest};
+pub use verdict::{Refused, Step, Verdict, judge};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,225 @@
+//! A record of the audit as the question that it answered.
+//!
+//! A record holds no query, no fields and no value. What policy looks at is put back from what it
+//! does hold: the placeholder and the place that it names, or the placeholder that the rule wants.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use http::{Method, request::Parts};
+use serde_json::Value;
+
+use super::ask::{Question, Who, handshake, head, plain, put, tls, with_placeholder};
+use crate::{
+    peek::{Hello, Peeked},
+    policy::{Api, Binding, GroupName, Host, InterfaceName, Place, Policy, RuleName, Scheme},
+    reason::Reason,
+};
+
+/// A refusal of the audit.
+#[derive(Debug)]
+pub struct Recorded {
+    /// Why it was refused.
+    pub reason: Reason,
+    /// What was asked, in a line.
+    pub asked: String,
+    /// The question that it answers.
+    pub question: Question,
+    /// Whether the record does not say all that the question holds.
+    pub guessed: bool,
+}
+
+/// Reads a record; `None` where it refuses nothing, or sums several refusals up.
+pub fn recorded(record: &Value, policy: &Policy) -> Option<Recorded> {
+    let reason = reason_of(record)?;
+    let refused = word(record, "decision") == Some("refuse");
+    match word(record, "record")? {
+        "connection" if refused => Some(connection(record, reason)),
+        "request" if refused => request(record, reason, policy),
+        "dns" => query(record, reason),
+        _ => None,
+    }
+}
+
+fn reason_of(record: &Value) -> Option<Reason> {
+    let said = word(record, "reason")?;
+    Reason::ALL.iter().copied().find(|reason| reason.as_str() == said)
+}
+
+fn connection(record: &Value, reason: Reason) -> Recorded {
+    let to = address(record, "dialled");
+    let who = who(record);
+    let opening = opening(record, to.port(), reason);
+    let name = ["sni", "host"].into_iter().find_map(|key| word(record, key));
+    let asked = format!("{} at {to}", name.unwrap_or("no name"));
+    let later = (!is_of_policy(reason) || opening.is_none()).then_some(reason);
+    let question = Question { who, to, opening, request: None, looks_up: false, later };
+    Recorded { reason, asked, question, guessed: false }
+}
+
+fn who(record: &Value) -> Who {
+    match group(record) {
+        Some(group) => Who::Group(group),
+        None => {
+            let interface = word(record, "interface").and_then(|it| InterfaceName::parse(it).ok());
+            let interface = interface.unwrap_or_else(|| InterfaceName("-".into()));
+            Who::At(interface, address(record, "agent").ip())
+        }
+    }
+}
+
+fn group(record: &Value) -> Option<GroupName> {
+    GroupName::parse(word(record, "group")?).ok()
+}
+
+fn opening(record: &Value, port: u16, reason: Reason) -> Option<Peeked> {
+    let host = |key| word(record, key).and_then(|name| Host::parse(name).ok());
+    let names = |key| record.get(key).and_then(Value::as_array).into_iter().flatten();
+    let answered: Vec<Host> =
+        names("answered").filter_map(|name| Host::parse(name.as_str()?).ok()).collect();
+    if !answered.is_empty() {
+        return Some(Peeked::Unread(answered));
+    }
+    if let Some(sni) = host("sni") {
+        let alpn = names("alpn").filter_map(|name| Some(name.as_str()?.as_bytes().into()));
+        let ech = record.get("ech").and_then(Value::as_bool).unwrap_or_default();
+        return Some(Peeked::Tls(Hello { sni: Some(sni), alpn: alpn.collect(), ech }));
+    }
+    match (host("host"), reason) {
+        // The record does not say what else stood in the head.
+        (Some(_), Reason::HostMismatch | Reason::PlaintextPlaceholder) | (None, _) => None,
+        (Some(host), _) => Some(plain(host, port)),
+    }
+}
+
+/// A query for a name that policy does not list. What is wanted of it is not known, and most often
+/// HTTPS.
+fn query(record: &Value, reason: Reason) -> Option<Recorded> {
+    let (group, name) = (group(record)?, word(record, "name")?);
+    let host = Host::parse(name).ok()?;
+    let addresses = matches!(word(record, "type"), Some("A" | "AAAA"));
+    if reason != Reason::DnsDenied || !addresses {
+        return None;
+    }
+    let to = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 443);
+    let question = Question {
+        who: Who::Group(group),
+        to,
+        opening: Some(tls(host)),
+        request: None,
+        looks_up: true,
+        later: None,
+    };
+    Some(Recorded { reason, asked: format!("the name {name}"), question, guessed: true })
+}
+
+fn request(record: &Value, reason: Reason, policy: &Policy) -> Option<Recorded> {
+    let group = group(record)?;
+    let [method, name, path] = ["method", "host", "path"].map(|key| word(record, key));
+    let (method, host) = (method?.parse::<Method>().ok()?, Host::parse(name?).ok()?);
+    let rule = word(record, "rule").and_then(|name| RuleName::parse(name).ok());
+    let api = policy.apis.iter().find(|api| Some(&api.name) == rule.as_ref());
+    let pass = policy.passes.iter().find(|pass| Some(&pass.name) == rule.as_ref());
+    let port = api.map(|api| api.port).or_else(|| pass?.ports.first().copied()).unwrap_or(443);
+    let bare = head(&method, (&host, port), path.unwrap_or("/"), &[]).ok()?;
+    let asked = format!("{method} https://{host}{}", path.unwrap_or("/"));
+    let carried = carried(record, reason, (&group, api.map(AsRef::as_ref)), bare.clone());
+    let request = match reason {
+        Reason::UpgradeDenied => Some(handshake(carried.unwrap_or(bare))),
+        _ => carried,
+    };
+    let later = (!is_of_policy(reason) || request.is_none()).then_some(reason);
+    let question = Question {
+        who: Who::Group(group),
+        to: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port),
+        opening: Some(tls(host)),
+        request,
+        looks_up: false,
+        later,
+    };
+    Some(Recorded { reason, asked, question, guessed: true })
+}
+
+/// The request with the credential that it had; `None` where it cannot be put back.
+fn carried(
+    record: &Value,
+    reason: Reason,
+    (group, api): (&GroupName, Option<&Api>),
+    head: Parts,
+) -> Option<Parts> {
+    let Some(api) = api else { return Some(head) };
+    let mut own = api.bindings.iter().filter(|binding| binding.groups.contains(group));
+    let text = match reason {
+        Reason::PlaceholderMissing => return Some(head),
+        Reason::PlaceholderWrongPlace | Reason::PlaceholderWrongHost => {
+            record.get("placeholders")?.get(0)?.as_str()?
+        }
+        Reason::ForeignCredential => FOREIGN,
+        Reason::DuplicateCredential | Reason::CredentialMalformed | Reason::TicketEnded => {
+            return None;
+        }
+        _ => return Some(own.next().map(|it| with_placeholder(head.clone(), it)).unwrap_or(head)),
+    };
+    let binding = own.find(|binding| binding.placeholder.as_str() == text);
+    let place = place(word(record, "credential")?, binding.map(AsRef::as_ref))?;
+    put(&head, &place, text)
+}
+
+/// The place that a record names, as it is most often filled, and as the binding does not have it.
+fn place(credential: &str, binding: Option<&Binding>) -> Option<Place> {
+    let listed = |place: &Place| binding.is_some_and(|binding| binding.places.contains(place));
+    match credential.split_once(' ') {
+        Some(("header", name)) => {
+            let name: http::HeaderName = name.parse().ok()?;
+            let usual: [&[&str]; 3] = match name.as_str() {
+                "authorization" => [&["bearer"], &["token"], &["raw"]],
+                _ => [&["raw"], &["bearer"], &["token"]],
+            };
+            let schemes = usual.into_iter().filter_map(|words| Scheme::parse(words).ok());
+            let mut places = schemes.map(|scheme| Place::Header { name: name.clone(), scheme });
+            places.find(|place| !listed(place))
+        }
+        Some(("query", name)) => Some(Place::Query { name: name.into() }),
+        Some(("cookie", name)) => Some(Place::Cookie { name: name.into() }),
+        None if credential == "cookies" => Some(Place::Cookie { name: "session".into() }),
+        _ => None,
+    }
+}
+
+/// Whether the word is one that policy alone may have said.
+const fn is_of_policy(reason: Reason) -> bool {
+    use Reason as R;
+    matches!(
+        reason,
+        R::NoGroup
+            | R::DestinationDenied
+            | R::PortDenied
+            | R::ProtocolDenied
+            | R::NotTls
+            | R::SniMissing
+            | R::SniDenied
+            | R::EchDenied
+            | R::AlpnDenied
+            | R::DnsDenied
+            | R::HostMismatch
+            | R::ConnectDenied
+            | R::UpgradeDenied
+            | R::MethodDenied
+            | R::PathDenied
+            | R::PlaceholderMissing
+            | R::PlaceholderWrongHost
+            | R::PlaceholderWrongPlace
+            | R::ForeignCredential
+    )
+}
+
+fn address(record: &Value, key: &str) -> SocketAddr {
+    let nowhere = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+    word(record, key).and_then(|text| text.parse().ok()).unwrap_or(nowhere)
+}
+
+fn word<'a>(record: &'a Value, key: &str) -> Option<&'a str> {
+    record.get(key)?.as_str()
+}
+
+/// Stands for whatever an agent had of its own.
+const FOREIGN: &str = "a-credential-of-the-agents-own";

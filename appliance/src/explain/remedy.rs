@@ -1,0 +1,596 @@
+//! The change of a configuration that a refusal asks for, where policy has a say in it.
+//!
+//! It is the smallest that is known: this name, this method, this path, and never a pattern.
+
+use std::fmt::Display;
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use http::{
+    header::{AUTHORIZATION, COOKIE},
+    request::Parts,
+};
+use ipnet::IpNet;
+use serde_json::Value;
+
+use super::{
+    ask::{Question, Who},
+    verdict::{Refused, group_of, judge},
+};
+use crate::{
+    catalogue,
+    config::{Config, Edit, TableAt},
+    decide::Route,
+    peek::Peeked,
+    policy::{
+        Anonymous, Api, Binding, Carry, Group, Host, PathRule, Policy, RuleName, Scheme,
+        fold_query, never_allowed, query_pairs, special,
+    },
+    reason::Reason,
+};
+
+/// A change of the configuration, and what it opens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remedy {
+    /// What it is an answer to.
+    pub reason: Reason,
+    /// The changes of the text.
+    pub edits: Vec<Edit>,
+    /// What becomes possible, for whom.
+    pub opens: String,
+    /// How much that is.
+    pub reach: Reach,
+    /// The port, where a rule is new.
+    pub(super) port: Option<u16>,
+}
+
+/// How much a change opens, the least first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reach {
+    /// One more request at a host that is open.
+    Request,
+    /// A way to speak to a host that is open.
+    Manner,
+    /// A host more.
+    Host,
+    /// A secret more, or a secret for more.
+    Secret,
+}
+
+impl Remedy {
+    /// What has the port captured where the configuration lists those that are.
+    pub(super) fn captured(&self, policy: &Policy) -> Vec<Edit> {
+        let new = self.port.filter(|port| !policy.ports.contains(port));
+        let ports = |port| list(policy.ports.iter().copied().chain([port]).map(i64::from));
+        let set = |port| Edit::Set { table: TableAt::Gateway, key: "ports", value: ports(port) };
+        new.map(set).into_iter().collect()
+    }
+}
+
+/// What a rule's own methods have to hand.
+struct At<'a> {
+    config: &'a Config,
+    question: &'a Question,
+    group: &'a Group,
+    refused: &'a Refused,
+}
+
+/// What to change for one refusal.
+///
+/// # Errors
+///
+/// What there is to say where policy does not decide it, or where the change cannot be told.
+pub(super) fn remedy(
+    config: &Config,
+    question: &Question,
+    refused: &Refused,
+) -> Result<Remedy, &'static str> {
+    use Reason as R;
+    if refused.reason == R::NoGroup {
+        return join(config, question).ok_or(
+            "The address is in the prefixes of no [[group]] on its interface; list it in those of \
+             the group that the agent is to belong to.",
+        );
+    }
+    let group = group_of(&config.policy, &question.who).ok_or(UNKNOWN)?;
+    let at = At { config, question, group, refused };
+    let found = match refused.reason {
+        R::NoGroup => None,
+        R::DnsDenied | R::SniDenied | R::DestinationDenied | R::PortDenied => at.open_host(),
+        R::NotTls => at.open_plain(),
+        R::EchDenied => at.set_splice("ech", text("allow"), "names that a server hides (ECH)"),
+        R::DialledElsewhere => {
+            at.set_splice("dialled", text("any"), "its hosts at whatever address is dialled")
+        }
+        R::PrivateAddress => at.private(),
+        R::MethodDenied => at.method(),
+        R::PathDenied => at.path(),
+        R::PlaceholderMissing => at.anonymous(),
+        R::PlaceholderWrongPlace => at.place(),
+        R::PlaceholderWrongHost => at.binding(),
+        R::ForeignCredential => at.plain(),
+        R::UpgradeDenied => at.websocket(),
+        R::SpoofedSource
+        | R::MulticastDenied
+        | R::ProtocolDenied
+        | R::SelfDestination
+        | R::PeekTimeout
+        | R::TlsMalformed
+        | R::SniMissing
+        | R::AlpnDenied
+        | R::ResolveFailed
+        | R::UpstreamUnreachable
+        | R::UpstreamTlsInvalid
+        | R::AgentTlsFailed
+        | R::DnsRate
+        | R::HostMismatch
+        | R::HttpMalformed
+        | R::HttpTimeout
+        | R::HeaderLimit
+        | R::BodyLimit
+        | R::ConnectDenied
+        | R::WebsocketMalformed
+        | R::WebsocketLimit
+        | R::PathAmbiguous
+        | R::TrailerDenied
+        | R::PlaintextPlaceholder
+        | R::TicketEnded
+        | R::TicketLimit
+        | R::DuplicateCredential
+        | R::CredentialMalformed
+        | R::ScopeDenied
+        | R::SignatureDenied
+        | R::SignatureExpired
+        | R::SecretUnavailable
+        | R::ResponseUnscannable
+        | R::ResponseMasked
+        | R::SecretProbed
+        | R::AuditUnavailable
+        | R::ConnectionLimit
+        | R::RateLimit
+        | R::PolicyRevoked
+        | R::Quarantined
+        | R::ShuttingDown
+        | R::InternalError => None,
+    };
+    found.ok_or(no_remedy(refused.reason))
+}
+
+/// What there is to say of a refusal for which no change of a rule is told.
+const fn no_remedy(reason: Reason) -> &'static str {
+    use Reason as R;
+    match reason {
+        R::ProtocolDenied | R::SniMissing => {
+            "The first bytes name no host, so no rule for this port can allow it; a protocol that \
+             names none goes by [[tcp]], on a port that no other rule has."
+        }
+        R::AlpnDenied => {
+            "TLS ends at the gateway here, which speaks HTTP alone; where no secret is put in, a \
+             [[splice]] in place of the rule carries any protocol."
+        }
+        R::PrivateAddress => {
+            "The name leads to an address that is not public; where that is meant, list it in the \
+             rule as private_prefixes = [\"ADDRESS/32\"]."
+        }
+        R::UpstreamTlsInvalid => {
+            "The upstream did not prove that it is its host; where a CA of your own signs for it, \
+             name that in the rule as upstream_ca = \"FILE\"."
+        }
+        R::AgentTlsFailed => {
+            "The agent does not trust the gateway's CA: `cloakroom env GROUP` prints the variables \
+             that it needs, and docs/tls-stacks.md what stacks differ in."
+        }
+        R::ForeignCredential => {
+            "A credential of the agent's own goes to no API; give it the placeholder that \
+             `cloakroom env GROUP` prints."
+        }
+        R::PlaceholderMissing => {
+            "The agent is to send its placeholder; `cloakroom env GROUP` prints it with the \
+             variables that clients read."
+        }
+        R::ScopeDenied => {
+            "The [[api]] lists what is signed for it; add the service or the region to \
+             aws = { services = [...], regions = [...] }."
+        }
+        R::PlaintextPlaceholder => "The agent is to use https, where nobody reads along.",
+        R::HeaderLimit => "[limits] has head_bytes and head_fields.",
+        R::DnsRate => "[limits] has dns_rate.",
+        R::ConnectionLimit => "[limits] has agent_connections and connections.",
+        R::RateLimit => "[limits] has agent_new_connections, agent_new_requests and agent_leaves.",
+        R::PeekTimeout | R::HttpTimeout => "[limits] has peek_time and head_time.",
+        R::SecretUnavailable | R::AuditUnavailable | R::InternalError | R::ShuttingDown => {
+            "It is not for policy to say: `cloakroom status` has the cause and the remedy."
+        }
+        R::Quarantined => "The group is cut off until `cloakroom release GROUP`.",
+        R::ResponseUnscannable => {
+            "The answer could not be read; where it is a part (206), keep_ranges = true in the \
+             [[api]] lets it through."
+        }
+        _ => "It is not for policy to allow; docs/audit.md says what to do.",
+    }
+}
+
+/// The group of the interface, where there is one that takes the address.
+fn join(config: &Config, question: &Question) -> Option<Remedy> {
+    let Who::At(interface, address) = &question.who else { return None };
+    let mut groups = config.policy.groups.iter().filter(|group| group.interface == *interface);
+    let group = groups.next().filter(|group| group.agents.is_empty())?;
+    if groups.next().is_some() {
+        return None;
+    }
+    let prefixes = group.prefixes.iter().copied().chain([IpNet::from(*address)]);
+    let table = TableAt::Named { kind: "group", name: group.name.to_string() };
+    Some(Remedy {
+        reason: Reason::NoGroup,
+        edits: vec![Edit::Set { table, key: "prefixes", value: texts(prefixes) }],
+        opens: format!("what {} may, to {address}", group.name),
+        reach: Reach::Secret,
+        port: None,
+    })
+}
+
+impl At<'_> {
+    fn remedy(&self, reach: Reach, edits: Vec<Edit>, opens: String) -> Option<Remedy> {
+        Some(Remedy { reason: self.refused.reason, edits, opens, reach, port: None })
+    }
+
+    /// A host that no rule of the group names on this port.
+    fn open_host(&self) -> Option<Remedy> {
+        let (host, port) = (self.question.hosts().first()?, self.question.port());
+        let mut apis = self.config.policy.apis.iter();
+        if let Some(api) = apis.find(|api| api.port == port && api.hosts.contains(host)) {
+            return self.share(api);
+        }
+        let remedy = match &self.question.opening {
+            Some(Peeked::Unread(_)) => self.tcp(host, port),
+            Some(Peeked::Tls(_)) => self.provider(host, port).or_else(|| self.splice(host, port)),
+            _ => self.splice(host, port),
+        };
+        remedy.map(|remedy| Remedy { port: Some(port), ..remedy })
+    }
+
+    /// An API that other groups use.
+    fn share(&self, api: &Api) -> Option<Remedy> {
+        let (group, binding) = (&self.group.name, api.bindings.first()?);
+        let table = binding_at(api, binding);
+        let groups = texts(binding.groups.iter().chain([group]));
+        let opens = format!("{} with the secret {}, to {group}", api.name, binding.secret);
+        self.remedy(Reach::Secret, vec![Edit::Set { table, key: "groups", value: groups }], opens)
+    }
+
+    /// An API that is known by name, and of no use without its key.
+    fn provider(&self, host: &Host, port: u16) -> Option<Remedy> {
+        let provider = catalogue::providers().iter().find(|it| it.is_keyed_at(host.as_str()))?;
+        let secret = self.secret(provider.name).filter(|_| port == 443)?;
+        let (policy, group) = (&self.config.policy, &self.group.name);
+        let name = free_name(policy, provider.name);
+        let own = if name == provider.name { String::new() } else { format!("name = {name:?}\n") };
+        let text = format!(
+            "[[api]]\n{own}provider = {:?}\n[[api.binding]]\ngroups = [{:?}]\nsecret = {secret:?}\n",
+            provider.name,
+            group.as_str()
+        );
+        let opens = format!(
+            "{} with the secret {secret}, to {group}; `cloakroom ca issue` makes its issuing CA",
+            provider.title()
+        );
+        self.remedy(Reach::Secret, vec![Edit::Append(text)], opens)
+    }
+
+    /// Where a value of this name would be.
+    fn secret(&self, name: &str) -> Option<String> {
+        let settings = &self.config.settings;
+        let file = settings.secret_file.as_ref().map(|_| format!("file:{name}"));
+        file.or_else(|| settings.vault.as_ref().map(|_| format!("vault:secret/{name}#api_key")))
+    }
+
+    fn splice(&self, host: &Host, port: u16) -> Option<Remedy> {
+        let ports = if port == 443 { String::new() } else { format!("ports = [{port}]\n") };
+        self.pass("splice", host, &ports, port)
+    }
+
+    fn tcp(&self, host: &Host, port: u16) -> Option<Remedy> {
+        self.pass("tcp", host, &format!("ports = [{port}]\n"), port)
+    }
+
+    fn pass(&self, kind: &str, host: &Host, ports: &str, port: u16) -> Option<Remedy> {
+        let (name, group) = (free_name(&self.config.policy, host.as_str()), &self.group.name);
+        let text = format!(
+            "[[{kind}]]\nname = {name:?}\ngroups = [{:?}]\nhosts = [{:?}]\n{ports}",
+            group.as_str(),
+            host.as_str()
+        );
+        let opens = format!("{host} on port {port}, byte for byte, to {group}");
+        self.remedy(Reach::Host, vec![Edit::Append(text)], opens)
+    }
+
+    /// A host that is open over TLS alone.
+    fn open_plain(&self) -> Option<Remedy> {
+        let (host, port) = (self.question.hosts().first()?, self.question.port());
+        let remedy = self.splice(host, port)?;
+        let opens = format!("{}, in the clear", remedy.opens);
+        Some(Remedy { opens, port: Some(port), ..remedy })
+    }
+
+    fn set_splice(&self, key: &'static str, value: String, opens: &str) -> Option<Remedy> {
+        // Which rule it is decides the same code, of a connection that lacks what is refused.
+        let name = self.route().map(|route| route.rule().clone());
+        let name = name.or_else(|| self.splice_rule())?;
+        let table = TableAt::Named { kind: "splice", name: name.to_string() };
+        let opens = format!("{opens}, by the rule {name}");
+        self.remedy(Reach::Manner, vec![Edit::Set { table, key, value }], opens)
+    }
+
+    fn splice_rule(&self) -> Option<RuleName> {
+        let Some(Peeked::Tls(hello)) = &self.question.opening else { return None };
+        let plain = Peeked::Tls(crate::peek::Hello { ech: false, ..hello.clone() });
+        let question = Question {
+            who: self.question.who.clone(),
+            to: self.question.to,
+            opening: Some(plain),
+            request: None,
+            looks_up: false,
+            later: None,
+        };
+        let route = judge(&self.config.policy, &question).route?;
+        Some(route.rule().clone())
+    }
+
+    fn private(&self) -> Option<Remedy> {
+        let (route, address) = (self.route()?, self.question.to.ip());
+        if !special::is_special(address) {
+            return None;
+        }
+        let upstream = match route {
+            Route::Splice(pass) | Route::Inspect(pass) => &pass.upstream,
+            Route::Intercept(api) => &api.upstream,
+            Route::Tcp(tcp) => &tcp.upstream,
+        };
+        let prefixes = upstream.private_prefixes.iter().copied().chain([IpNet::from(address)]);
+        let edit = set(route, "private_prefixes", texts(prefixes));
+        let opens = format!("{address}, which is not public, to the rule {}", route.rule());
+        self.remedy(Reach::Host, vec![edit], opens)
+    }
+
+    fn route(&self) -> Option<&Route> {
+        self.refused.route.as_ref()
+    }
+
+    fn api(&self) -> Option<&Api> {
+        match self.route()? {
+            Route::Intercept(api) => Some(api),
+            _ => None,
+        }
+    }
+
+    fn head(&self) -> Option<&Parts> {
+        self.question.request.as_ref()
+    }
+
+    fn method(&self) -> Option<Remedy> {
+        let (route, method) = (self.route()?, &self.head()?.method);
+        if never_allowed(method.as_str()).is_some() {
+            return None;
+        }
+        let methods = match route {
+            Route::Intercept(api) => &api.methods,
+            Route::Inspect(pass) => match &pass.carry {
+                Carry::Inspect { methods, .. } => methods,
+                Carry::Splice { .. } => return None,
+            },
+            Route::Splice(_) | Route::Tcp(_) => return None,
+        };
+        let edit = set(route, "methods", texts(methods.iter().chain([method])));
+        let opens = format!("{method} on every path of {}", route.rule());
+        self.remedy(Reach::Manner, vec![edit], opens)
+    }
+
+    fn path(&self) -> Option<Remedy> {
+        let (route, path) = (self.route()?, self.exact_path()?);
+        let paths = match route {
+            Route::Intercept(api) => &api.paths,
+            Route::Inspect(pass) => match &pass.carry {
+                Carry::Inspect { paths, .. } => paths,
+                Carry::Splice { .. } => return None,
+            },
+            Route::Splice(_) | Route::Tcp(_) => return None,
+        };
+        let edit = set(route, "paths", texts(paths.iter().chain([&path])));
+        let opens = format!("the path {path} at {}", route.rule());
+        self.remedy(Reach::Request, vec![edit], opens)
+    }
+
+    /// The path as a rule, where it means one path to every reader.
+    fn exact_path(&self) -> Option<PathRule> {
+        let path = PathRule::parse(self.head()?.uri.path()).ok()?;
+        path.is_exact().then_some(path)
+    }
+
+    fn anonymous(&self) -> Option<Remedy> {
+        let (api, path, method) = (self.api()?, self.exact_path()?, &self.head()?.method);
+        let listed: Vec<String> = match &api.anonymous {
+            Anonymous::Listed(requests) => requests.iter().map(ToString::to_string).collect(),
+            Anonymous::Never => vec![],
+            Anonymous::Always => return None,
+        };
+        let new = format!("{method} {path}");
+        let opens = format!("{new} at {} without any credential", api.name);
+        let value = texts(listed.into_iter().chain([new]));
+        self.remedy(Reach::Request, vec![self.set_api(api, "anonymous", value)], opens)
+    }
+
+    fn set_api(&self, api: &Api, key: &'static str, value: String) -> Edit {
+        let table = TableAt::Named { kind: "api", name: api.name.to_string() };
+        Edit::Set { table, key, value }
+    }
+
+    /// A placeholder of this API in a place that its binding does not list.
+    fn place(&self) -> Option<Remedy> {
+        let (api, placeholder) = (self.api()?, self.refused.placeholder.as_ref()?);
+        let own = |binding: &&std::sync::Arc<Binding>| {
+            binding.placeholder == *placeholder && binding.groups.contains(&self.group.name)
+        };
+        let binding = api.bindings.iter().find(own)?;
+        let Stands { place, beside } = self.stands(placeholder.as_str())?;
+        let table = binding_at(api, binding);
+        let places = binding.places.iter().map(ToString::to_string).chain([place.clone()]);
+        let mut edits =
+            vec![Edit::Set { table: table.clone(), key: "places", value: texts(places) }];
+        edits.extend(beside.map(|(key, value)| Edit::Set { table, key, value: text(&value) }));
+        let opens = format!("the secret {} in {place:?} at {}", binding.secret, api.name);
+        self.remedy(Reach::Manner, edits, opens)
+    }
+
+    /// A placeholder of another API: here it means nothing until a binding says what.
+    fn binding(&self) -> Option<Remedy> {
+        let (api, placeholder) = (self.api()?, self.refused.placeholder.as_ref()?);
+        let bindings = self.config.policy.apis.iter().flat_map(|api| &api.bindings);
+        let mut own = bindings.filter(|binding| binding.groups.contains(&self.group.name));
+        let other = own.find(|binding| binding.placeholder == *placeholder)?;
+        let Stands { place, beside } = self.stands(placeholder.as_str())?;
+        let beside = beside.map(|(key, value)| format!("{key} = {}\n", text(&value)));
+        let binding = format!(
+            "[[api.binding]]\ngroups = [{}]\nplaceholder = {}\nplaces = [{}]\n{}secret = {}\n",
+            text(self.group.name.as_str()),
+            text(placeholder.as_str()),
+            text(&place),
+            beside.unwrap_or_default(),
+            text(&other.secret.to_string()),
+        );
+        let opens = format!("the secret {} to the hosts of {} too", other.secret, api.name);
+        let edit = Edit::Below { api: api.name.to_string(), text: binding };
+        self.remedy(Reach::Secret, vec![edit], opens)
+    }
+
+    /// A name that looks like a credential's, and that no binding has.
+    fn plain(&self) -> Option<Remedy> {
+        let (api, name) = (self.api()?, self.refused.credential.as_deref()?);
+        if name == "cookies" {
+            let opens = format!("cookies at {}, both ways, whoever's they are", api.name);
+            let edit = self.set_api(api, "keep_cookies", "true".into());
+            return self.remedy(Reach::Manner, vec![edit], opens);
+        }
+        let bound = api.places().any(|place| place.to_string().starts_with(name));
+        if bound || !(name.starts_with("header ") || name.starts_with("query ")) {
+            return None;
+        }
+        let value = texts(api.plain.iter().map(ToString::to_string).chain([name.to_owned()]));
+        let opens = format!(
+            "whatever agents put into {name} at {}: right only where that opens nothing there",
+            api.name
+        );
+        self.remedy(Reach::Manner, vec![self.set_api(api, "plain", value)], opens)
+    }
+
+    fn websocket(&self) -> Option<Remedy> {
+        let route = self.route()?;
+        let opens = format!("WebSockets at {}", route.rule());
+        self.remedy(Reach::Manner, vec![set(route, "websocket", "true".into())], opens)
+    }
+
+    /// Where in the request the placeholder stands, as a binding has it.
+    fn stands(&self, placeholder: &str) -> Option<Stands> {
+        let (head, credential) = (self.head()?, self.refused.credential.as_deref()?);
+        match credential.split_once(' ') {
+            Some(("header", name)) => in_header(head, name, placeholder),
+            Some(("query", folded)) => {
+                let mut pairs = query_pairs(head.uri.query().unwrap_or_default());
+                let (name, _) = pairs.find(|(name, _)| fold_query(name) == folded)?;
+                Some(Stands { place: format!("query {name}"), beside: None })
+            }
+            None if credential == "cookies" => in_cookie(head, placeholder),
+            Some(("cookie" | "path", _)) => {
+                Some(Stands { place: credential.to_owned(), beside: None })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// A place, and the fixed half beside it where it is one of Basic.
+struct Stands {
+    place: String,
+    beside: Option<(&'static str, String)>,
+}
+
+fn in_header(head: &Parts, name: &str, placeholder: &str) -> Option<Stands> {
+    let value = head.headers.get(name)?.to_str().ok()?;
+    let encoded = Scheme::basic_credential(value.as_bytes());
+    if let Some(encoded) = encoded.filter(|_| name == AUTHORIZATION.as_str()) {
+        let pair = String::from_utf8(STANDARD.decode(encoded).ok()?).ok()?;
+        let (user, password) = pair.split_once(':')?;
+        let (place, key, other) = match user == placeholder {
+            true => ("basic user", "basic_password", password),
+            false => ("basic password", "basic_user", user),
+        };
+        let beside = (!other.is_empty()).then(|| (key, other.to_owned()));
+        return Some(Stands { place: place.to_owned(), beside });
+    }
+    let scheme = match value.split_once(' ') {
+        _ if value == placeholder => "raw".to_owned(),
+        Some((word, _)) if word.eq_ignore_ascii_case("bearer") => "bearer".to_owned(),
+        Some((word, _)) if word.eq_ignore_ascii_case("token") => "token".to_owned(),
+        Some((word, _)) => format!("scheme {word}"),
+        None => return None,
+    };
+    Some(Stands { place: format!("header {name} {scheme}"), beside: None })
+}
+
+fn in_cookie(head: &Parts, placeholder: &str) -> Option<Stands> {
+    let mut pairs = head.headers.get(COOKIE)?.to_str().ok()?.split(';');
+    let (name, _) = pairs
+        .find_map(|pair| pair.trim().split_once('=').filter(|(_, value)| *value == placeholder))?;
+    Some(Stands { place: format!("cookie {name}"), beside: None })
+}
+
+fn binding_at(api: &Api, binding: &Binding) -> TableAt {
+    let placeholder = binding.placeholder.to_string();
+    TableAt::Binding { api: api.name.to_string(), placeholder }
+}
+
+fn set(route: &Route, key: &'static str, value: String) -> Edit {
+    let kind = match route {
+        Route::Splice(_) => "splice",
+        Route::Tcp(_) => "tcp",
+        Route::Intercept(_) => "api",
+        Route::Inspect(_) => "inspect",
+    };
+    Edit::Set { table: TableAt::Named { kind, name: route.rule().to_string() }, key, value }
+}
+
+/// A name for a rule on this host that no other has.
+fn free_name(policy: &Policy, host: &str) -> String {
+    let plain: String = host
+        .bytes()
+        .map(|byte| if byte.is_ascii_alphanumeric() { char::from(byte) } else { '-' })
+        .take(MAX_NAME)
+        .collect();
+    let apis = policy.apis.iter().map(|api| &api.name);
+    let passes = policy.passes.iter().map(|pass| &pass.name);
+    let taken: Vec<&str> = apis
+        .chain(passes)
+        .chain(policy.tcp.iter().map(|tcp| &tcp.name))
+        .map(RuleName::as_str)
+        .collect();
+    let numbered = (2..).map(|number| format!("{plain}-{number}"));
+    let mut names = [plain.clone()].into_iter().chain(numbered);
+    names.find(|name| !taken.contains(&name.as_str())).unwrap_or(plain)
+}
+
+/// Room for a number behind it.
+const MAX_NAME: usize = 56;
+
+/// A text as TOML has it: JSON's escapes are among those of TOML.
+fn text(value: &str) -> String {
+    Value::from(value).to_string()
+}
+
+fn texts(items: impl Iterator<Item = impl Display>) -> String {
+    list(items.map(|item| item.to_string()))
+}
+
+fn list(items: impl Iterator<Item = impl Into<Value>>) -> String {
+    let items: Vec<String> = items.map(|item| item.into().to_string()).collect();
+    format!("[{}]", items.join(", "))
+}
+
+const UNKNOWN: &str = "There is no such group; `cloakroom check` lists them.";

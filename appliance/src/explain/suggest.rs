@@ -1,0 +1,120 @@
+//! What would have let through what was refused: many records, one list of changes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{
+    ask::Question,
+    mend::{Draft, Ending, Source},
+    recorded::Recorded,
+    remedy::{Reach, Remedy},
+    verdict::{group_of, judge},
+};
+use crate::{
+    catalogue,
+    config::{self, Edit, TableAt},
+    policy::Policy,
+};
+
+/// Refusals that are alike, and how often they were.
+pub struct Refusals {
+    /// One of them.
+    pub recorded: Recorded,
+    /// How many there are.
+    pub count: u64,
+}
+
+/// Changes for one host.
+pub struct Suggestion {
+    /// The host, as far as it has a name.
+    pub host: String,
+    /// How many refusals they would have let through.
+    pub count: u64,
+    /// The changes.
+    pub remedies: Vec<Remedy>,
+    /// Further refusals at the host for which no change is known, each with what to know of it.
+    pub others: Vec<(String, &'static str)>,
+}
+
+/// What to change, host by host, and the host first that takes the least.
+///
+/// # Errors
+///
+/// Where the text is no configuration.
+pub fn suggest(
+    source: Source<'_>,
+    refusals: &[Refusals],
+) -> Result<Vec<Suggestion>, config::Errors> {
+    let mut draft = Draft::read(source)?;
+    let mut last = BTreeMap::new();
+    let mut hosts: BTreeMap<String, Suggestion> = BTreeMap::new();
+    for Refusals { recorded, count } in refusals {
+        let question = &recorded.question;
+        let quiet = quiet(&draft.config.policy, question);
+        let was_refused = judge(&draft.config.policy, question).refused.is_some();
+        let (remedies, ending) = match quiet {
+            Some(_) => (vec![], Ending::Refused(QUIET)),
+            None => draft.mend(source, question),
+        };
+        let name =
+            question.hosts().first().map_or_else(|| "no name".to_owned(), ToString::to_string);
+        let host = hosts.entry(name.clone()).or_insert_with(|| Suggestion {
+            host: name,
+            count: 0,
+            remedies: vec![],
+            others: vec![],
+        });
+        match ending {
+            Ending::Passes => host.count += count,
+            Ending::Refused(text) if was_refused => {
+                host.others.push((format!("{} ({})", recorded.asked, recorded.reason), text));
+            }
+            Ending::Refused(_) => {}
+        }
+        for edit in remedies.iter().flat_map(|remedy| &remedy.edits) {
+            if let Edit::Set { table, key, value } = edit {
+                last.insert((table.clone(), *key), value.clone());
+            }
+        }
+        host.remedies.extend(remedies);
+    }
+    let mut suggestions: Vec<Suggestion> = hosts.into_values().collect();
+    suggestions.retain(|it| !it.remedies.is_empty() || !it.others.is_empty());
+    suggestions.sort_by_key(|it| (it.reach(), std::cmp::Reverse(it.count)));
+    settle(&mut suggestions, &last);
+    Ok(suggestions)
+}
+
+/// The program of the group that asks for such a name and does without.
+fn quiet(policy: &Policy, question: &Question) -> Option<&'static str> {
+    let (group, host) = (group_of(policy, &question.who)?, question.hosts().first()?);
+    let asks = |name: &&&'static str| {
+        let client = catalogue::client(name);
+        client.is_some_and(|it| it.quiet().iter().any(|quiet| quiet == host.as_str()))
+    };
+    group.clients.iter().find(asks).copied()
+}
+
+/// What there is to say of it.
+const QUIET: &str =
+    "A client of the group asks for it and does without; `cloakroom clients` says which.";
+
+/// Of several values for one key, the last holds all that went before.
+fn settle(suggestions: &mut [Suggestion], last: &BTreeMap<(TableAt, &'static str), String>) {
+    let mut told = BTreeSet::new();
+    for remedy in suggestions.iter_mut().flat_map(|it| &mut it.remedies) {
+        remedy.edits.retain_mut(|edit| {
+            let Edit::Set { table, key, value } = edit else { return true };
+            let at = (table.clone(), *key);
+            if let Some(last) = last.get(&at) {
+                value.clone_from(last);
+            }
+            told.insert(at)
+        });
+    }
+}
+
+impl Suggestion {
+    fn reach(&self) -> Option<Reach> {
+        self.remedies.iter().map(|remedy| remedy.reach).max()
+    }
+}

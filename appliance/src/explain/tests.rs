@@ -1,0 +1,373 @@
+use std::path::Path;
+
+use http::HeaderName;
+use serde_json::{Value, json};
+
+use super::{mend::Draft, *};
+use crate::{
+    config::{self, Edit},
+    policy::GroupName,
+    reason::Reason,
+};
+
+const CONFIG: &str = r#"[gateway]
+resolvers = ["192.0.2.53"]
+
+[secrets]
+file = "secrets"
+
+[[group]]
+name = "research"
+interface = "agents0"
+prefixes = ["192.0.2.0/28"]
+
+[[group]]
+name = "others"
+interface = "agents1"
+prefixes = ["198.51.100.0/28"]
+
+[[api]]
+name = "one"
+hosts = ["api.one.example"]
+methods = ["GET"]
+paths = ["/v1/*"]
+
+[[api.binding]]
+groups = ["research"]
+placeholder = "ONE_API_KEY"
+places = ["header authorization bearer"]
+secret = "file:one"
+
+[[api]]
+name = "two"
+hosts = ["api.two.example"]
+
+[[api.binding]]
+groups = ["research"]
+placeholder = "TWO_API_KEY"
+places = ["header authorization bearer"]
+secret = "file:two"
+
+[[api]]
+name = "theirs"
+hosts = ["api.theirs.example"]
+
+[[api.binding]]
+groups = ["others"]
+placeholder = "THEIR_API_KEY"
+places = ["header x-api-key raw"]
+secret = "file:theirs"
+
+[[splice]]
+name = "pypi"
+groups = ["research"]
+hosts = ["pypi.example"]
+
+[[inspect]]
+name = "read-only"
+groups = ["research"]
+hosts = ["docs.example"]
+methods = ["GET"]
+paths = ["/open/*"]
+
+[[tcp]]
+name = "ssh"
+groups = ["others"]
+hosts = ["git.example"]
+ports = [22]
+"#;
+
+fn source<'a>(text: &'a str) -> Source<'a> {
+    Source { path: Path::new("test"), text, read: &|_| Ok(String::new()) }
+}
+
+fn ask(text: &str, method: &str, url: &str, fields: &[(&'static str, &str)]) -> Question {
+    let config = Draft::read(source(text)).unwrap().config;
+    let fields: Vec<_> = fields
+        .iter()
+        .map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap()))
+        .collect();
+    request(&config.policy, GroupName::parse("research").unwrap(), method, url, &fields).unwrap()
+}
+
+const ONE: (&str, &str) = ("authorization", "Bearer ONE_API_KEY");
+const TWO: (&str, &str) = ("authorization", "Bearer TWO_API_KEY");
+
+/// Requests that policy could allow: the word at first, and what is asked.
+fn refused() -> Vec<(Reason, Question)> {
+    use Reason as R;
+    let ask =
+        |method: &str, url: &str, fields: &[(&'static str, &str)]| ask(CONFIG, method, url, fields);
+    let basic = ("authorization", "Basic dXNlcjpPTkVfQVBJX0tFWQ=="); // user:ONE_API_KEY
+    let hidden = |mut question: Question| {
+        if let Some(crate::peek::Peeked::Tls(hello)) = &mut question.opening {
+            hello.ech = true;
+        }
+        question
+    };
+    let later = |question: Question, address: &str, reason| Question {
+        to: format!("{address}:443").parse().unwrap(),
+        later: Some(reason),
+        ..question
+    };
+    vec![
+        (R::DnsDenied, ask("GET", "https://new.example/", &[])),
+        (R::DnsDenied, ask("GET", "https://new.example:8443/", &[])),
+        (R::DnsDenied, ask("GET", "http://new.example/", &[])),
+        (R::DnsDenied, ask("CONNECT", "tcp://git.example:22", &[])),
+        (R::DnsDenied, ask("CONNECT", "tcp://db.example:5432", &[])),
+        (R::DnsDenied, ask("POST", "https://api.openai.com/v1/responses", &[])),
+        (
+            R::DnsDenied,
+            ask("GET", "https://api.theirs.example/", &[("x-api-key", "THEIR_API_KEY")]),
+        ),
+        (R::PortDenied, ask("GET", "https://pypi.example:8443/", &[])),
+        (R::SniDenied, ask("GET", "https://pypi.example:80/", &[])),
+        (R::NotTls, ask("GET", "http://pypi.example/", &[])),
+        (R::EchDenied, hidden(ask("GET", "https://pypi.example/", &[]))),
+        (
+            R::DialledElsewhere,
+            later(ask("GET", "https://pypi.example/", &[]), "203.0.113.7", R::DialledElsewhere),
+        ),
+        (
+            R::PrivateAddress,
+            later(ask("GET", "https://pypi.example/", &[]), "10.0.0.7", R::PrivateAddress),
+        ),
+        (R::MethodDenied, ask("DELETE", "https://api.one.example/v1/a", &[ONE])),
+        (R::PathDenied, ask("GET", "https://api.one.example/v2/a?b=c", &[ONE])),
+        (R::MethodDenied, ask("POST", "https://api.one.example/v2/a", &[ONE])),
+        (R::MethodDenied, ask("POST", "https://docs.example/open/a", &[])),
+        (R::PathDenied, ask("GET", "https://docs.example/closed", &[])),
+        (R::PlaceholderMissing, ask("GET", "https://api.one.example/v1/a", &[])),
+        (R::PlaceholderMissing, ask("DELETE", "https://api.one.example/free", &[])),
+        (
+            R::PlaceholderWrongPlace,
+            ask("GET", "https://api.one.example/v1/a", &[("x-api-key", "ONE_API_KEY")]),
+        ),
+        (
+            R::PlaceholderWrongPlace,
+            ask("GET", "https://api.one.example/v1/a", &[("authorization", "Key ONE_API_KEY")]),
+        ),
+        (R::PlaceholderWrongPlace, ask("GET", "https://api.one.example/v1/a", &[basic])),
+        (
+            R::PlaceholderWrongPlace,
+            ask("GET", "https://api.one.example/v1/a?api_key=ONE_API_KEY", &[]),
+        ),
+        (
+            R::PlaceholderWrongPlace,
+            ask("GET", "https://api.one.example/v1/a", &[("cookie", "session=ONE_API_KEY")]),
+        ),
+        (R::PlaceholderWrongHost, ask("GET", "https://api.two.example/v1/a", &[ONE])),
+        (
+            R::PlaceholderWrongHost,
+            ask("DELETE", "https://api.one.example/v2", &[("x-key", "TWO_API_KEY")]),
+        ),
+        (R::ForeignCredential, ask("GET", "https://api.two.example/", &[("x-sort-key", "name")])),
+        (R::ForeignCredential, ask("GET", "https://api.two.example/", &[("cookie", "a=b")])),
+        (R::PlaceholderMissing, ask("GET", "https://api.two.example/", &[])),
+        (R::UpgradeDenied, ask("GET", "wss://api.two.example/", &[TWO])),
+    ]
+}
+
+/// The text with all changes in it.
+fn applied(text: &str, explanation: &Explanation) -> String {
+    let edits = explanation.remedies.iter().flat_map(|remedy| &remedy.edits);
+    edits.fold(text.to_owned(), |text, edit| config::edited(&text, edit).expect("it is there"))
+}
+
+#[test]
+fn what_explain_prints_lets_the_same_request_pass() {
+    for (reason, question) in refused() {
+        let explanation = explain(source(CONFIG), &question).unwrap();
+        let refused = explanation.verdict.refused.as_ref().expect("it is refused");
+        assert_eq!(refused.reason, reason, "{question:?}");
+        assert_eq!(explanation.ending, Ending::Passes, "{:?}\n{question:?}", explanation.remedies);
+        let text = applied(CONFIG, &explanation);
+        let policy = Draft::read(source(&text)).unwrap().config.policy;
+        assert_eq!(judge(&policy, &question).refused, None, "{text}");
+    }
+}
+
+#[test]
+fn no_remedy_opens_more_than_one_host_method_or_path() {
+    for (_, question) in refused() {
+        for remedy in explain(source(CONFIG), &question).unwrap().remedies {
+            for edit in remedy.edits {
+                let text = edit.to_string();
+                // Those that were there stay.
+                let text = text.replace("/v1/*", "").replace("/open/*", "");
+                assert!(!text.contains('*'), "{text}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_policy_cannot_allow_has_a_sentence_and_no_change() {
+    for question in [
+        ask(CONFIG, "GET", "https://api.one.example/v1/a", &[("authorization", "Bearer sk-own")]),
+        ask(CONFIG, "TRACE", "https://api.one.example/v1/a", &[ONE]),
+        ask(CONFIG, "GET", "https://api.one.example/v1/..%2fa", &[ONE]),
+        ask(CONFIG, "GET", "https://api.one.example/v1/a", &[ONE, ("x-api-key", "sk-own")]),
+        ask(CONFIG, "GET", "https://api.one.example/v1/a", &[ONE, ("host", "evil.example")]),
+        ask(CONFIG, "GET", "https://api.one.example/v1/a?_method=DELETE", &[ONE]),
+    ] {
+        let explanation = explain(source(CONFIG), &question).unwrap();
+        assert!(explanation.verdict.refused.is_some(), "{question:?}");
+        assert!(matches!(explanation.ending, Ending::Refused(text) if !text.is_empty()));
+        assert_eq!(explanation.remedies, [], "{question:?}");
+    }
+}
+
+/// Where the configuration lists what is captured, a port more is captured too.
+#[test]
+fn a_new_port_is_added_to_those_that_are_captured() {
+    let text = CONFIG.replacen("[gateway]", "[gateway]\nports = [22, 80, 443]", 1);
+    let question = ask(&text, "GET", "https://pypi.example:8443/", &[]);
+    let explanation = explain(source(&text), &question).unwrap();
+    assert_eq!(explanation.ending, Ending::Passes);
+    let policy = Draft::read(source(&applied(&text, &explanation))).unwrap().config.policy;
+    assert_eq!(policy.ports, [22, 80, 443, 8443]);
+}
+
+fn records(lines: &[Value]) -> Vec<Refusals> {
+    let policy = Draft::read(source(CONFIG)).unwrap().config.policy;
+    let recorded = lines.iter().filter_map(|line| recorded(line, &policy));
+    recorded.map(|recorded| Refusals { recorded, count: 1 }).collect()
+}
+
+fn connection(name: &str, reason: &str) -> Value {
+    json!({
+        "record": "connection", "flow": "a1", "interface": "agents0", "group": "research",
+        "agent": "192.0.2.10:4711", "dialled": "203.0.113.7:443", "sni": name,
+        "alpn": ["h2", "http/1.1"], "decision": "refuse", "reason": reason
+    })
+}
+
+fn asked(rule: &str, host: &str, path: &str, reason: &str, more: Value) -> Value {
+    let mut record = json!({
+        "record": "request", "flow": "a1", "group": "research", "agent": "192.0.2.10:4711",
+        "decision": "refuse", "rule": rule, "method": "GET", "host": host, "path": path,
+        "reason": reason
+    });
+    record.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    record
+}
+
+/// Each refusal of the design's table that policy may allow, as the audit has it.
+#[test]
+fn what_the_audit_holds_is_enough_to_find_the_remedy() {
+    let none = json!({});
+    let at = |place: &str, placeholder: &str| json!({"credential": place, "placeholders": [placeholder]});
+    for line in [
+        connection("new.example", "sni_denied"),
+        connection("pypi.example", "dialled_elsewhere"),
+        json!({
+            "record": "connection", "interface": "agents0", "agent": "192.0.2.99:4711",
+            "dialled": "203.0.113.7:443", "sni": "pypi.example", "decision": "refuse",
+            "reason": "no_group"
+        }),
+        json!({
+            "record": "connection", "interface": "agents0", "group": "research",
+            "agent": "192.0.2.10:4711", "dialled": "203.0.113.7:22", "answered": ["git.example"],
+            "decision": "refuse", "reason": "port_denied"
+        }),
+        json!({
+            "record": "dns", "interface": "agents0", "group": "research",
+            "agent": "192.0.2.10:4711", "name": "new.example.", "type": "A",
+            "decision": "refuse", "reason": "dns_denied"
+        }),
+        asked("one", "api.one.example", "/v2", "path_denied", none.clone()),
+        asked("one", "api.one.example", "/v1/a", "placeholder_missing", none.clone()),
+        asked(
+            "one",
+            "api.one.example",
+            "/v1/a",
+            "placeholder_wrong_place",
+            at("header x-api-key", "ONE_API_KEY"),
+        ),
+        asked(
+            "one",
+            "api.one.example",
+            "/v1/a",
+            "placeholder_wrong_place",
+            at("query key", "ONE_API_KEY"),
+        ),
+        asked(
+            "one",
+            "api.one.example",
+            "/v1/a",
+            "placeholder_wrong_host",
+            at("header authorization", "TWO_API_KEY"),
+        ),
+        asked(
+            "two",
+            "api.two.example",
+            "/",
+            "foreign_credential",
+            json!({"credential": "header x-sort-key"}),
+        ),
+        asked(
+            "two",
+            "api.two.example",
+            "/",
+            "foreign_credential",
+            json!({"credential": "cookies"}),
+        ),
+        asked("two", "api.two.example", "/", "upgrade_denied", none.clone()),
+        asked("read-only", "docs.example", "/closed", "path_denied", none),
+    ] {
+        let found = records(std::slice::from_ref(&line));
+        let [Refusals { recorded, .. }] = found.as_slice() else { panic!("{line}") };
+        let explanation = explain(source(CONFIG), &recorded.question).unwrap();
+        let refused = explanation.verdict.refused.as_ref().unwrap_or_else(|| panic!("{line}"));
+        assert_eq!(refused.reason, recorded.reason, "{line}");
+        assert_eq!(explanation.ending, Ending::Passes, "{line}\n{:?}", explanation.remedies);
+    }
+}
+
+#[test]
+fn a_refusal_of_an_older_policy_passes_by_this_one() {
+    let found = records(&[connection("pypi.example", "sni_denied")]);
+    let explanation = explain(source(CONFIG), &found[0].recorded.question).unwrap();
+    assert_eq!(explanation.verdict.refused, None);
+    assert_eq!(explanation.ending, Ending::Passes);
+}
+
+#[test]
+fn suggestions_are_one_part_for_each_host_the_least_first() {
+    let lines = [
+        connection("b.example", "sni_denied"),
+        connection("a.example", "sni_denied"),
+        asked("one", "api.one.example", "/v2", "path_denied", json!({})),
+        asked("one", "api.one.example", "/v3", "path_denied", json!({})),
+        asked("one", "api.one.example", "/v3", "trailer_denied", json!({})),
+        connection("a.example", "sni_denied"),
+    ];
+    let suggestions = suggest(source(CONFIG), &records(&lines)).unwrap();
+    let hosts: Vec<_> = suggestions.iter().map(|it| (it.host.as_str(), it.count)).collect();
+    assert_eq!(hosts, [("api.one.example", 2), ("a.example", 2), ("b.example", 1)]);
+    let edits = suggestions.iter().flat_map(|it| &it.remedies).flat_map(|it| &it.edits);
+    let text =
+        edits.clone().fold(CONFIG.to_owned(), |text, edit| config::edited(&text, edit).unwrap());
+    let policy = Draft::read(source(&text)).unwrap().config.policy;
+    let passes = records(&lines)
+        .iter()
+        .filter(|it| judge(&policy, &it.recorded.question).refused.is_none())
+        .count();
+    assert_eq!(passes, 5, "all but the one that policy does not decide");
+    let paths: Vec<_> = edits.filter(|edit| matches!(edit, Edit::Set { .. })).collect();
+    assert_eq!(paths.len(), 1, "{paths:?}");
+    assert!(paths[0].to_string().ends_with("paths = [\"/v1/*\", \"/v2\", \"/v3\"]\n"));
+    assert_eq!(suggestions[0].others.len(), 1);
+}
+
+#[test]
+fn a_name_the_groups_client_does_without_gets_no_rule() {
+    let text = CONFIG.replacen("[[group]]\n", "[[group]]\nclient = [\"aider\"]\n", 1);
+    let lines = [connection("pypi.org", "sni_denied")];
+    let suggested = |text| suggest(source(text), &records(&lines)).unwrap();
+    assert_eq!(suggested(CONFIG)[0].remedies.len(), 1, "it is asked for by who knows what");
+    let [of_aider] = &suggested(&text)[..] else { panic!("one host") };
+    assert_eq!((of_aider.remedies.len(), of_aider.others.len()), (0, 1));
+}
