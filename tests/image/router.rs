@@ -212,7 +212,7 @@ impl Router {
     /// Waits until the console shows this text.
     #[track_caller]
     pub fn wait_console(&self, text: &str) {
-        let shown = wait::until(BOOT, || self.console().contains(text).then_some(()));
+        let shown = wait::until(patience(), || self.console().contains(text).then_some(()));
         assert!(shown.is_some(), "no {text:?} on the console:\n{}", self.console());
     }
 
@@ -224,7 +224,7 @@ impl Router {
     /// Waits until so many have been.
     #[track_caller]
     pub fn wait_boots(&self, count: usize) {
-        let started = wait::until(BOOTS, || {
+        let started = wait::until(BOOTS * patience(), || {
             thread::sleep(wait::QUIET);
             (self.boots() >= count).then_some(())
         });
@@ -269,7 +269,7 @@ impl Router {
     /// Waits until the daemon is ready.
     #[track_caller]
     pub fn wait_ready(&self) {
-        let ready = wait::until(BOOT, || {
+        let ready = wait::until(patience(), || {
             self.try_run("systemctl is-active cloakroom").filter(|it| it.trim() == "active")
         });
         assert!(
@@ -365,8 +365,16 @@ fn read(path: &Path) -> String {
 /// work.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// A boot under emulation, on a machine that does other work too.
-pub const BOOT: Duration = Duration::from_secs(600);
+/// How long a boot, or what takes as long, may last. It is only ever used up by a failure.
+pub fn patience() -> Duration {
+    let (accelerator, ..) = accelerator();
+    if accelerator == "kvm" { BOOT } else { BOOT * EMULATED }
+}
 
-/// Several of them, those that fail among them.
-const BOOTS: Duration = Duration::from_secs(1800);
+const BOOT: Duration = Duration::from_secs(60);
+
+/// How many times as long it takes under emulation, on a machine that does other work too.
+const EMULATED: u32 = 10;
+
+/// How many boots in a row a step waits for at most: the tries of a version, and the one before it.
+const BOOTS: u32 = 4;
