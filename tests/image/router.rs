@@ -374,7 +374,7 @@ pub fn patience() -> Duration {
 const BOOT: Duration = Duration::from_secs(60);
 
 /// How many times as long it takes under emulation, on a machine that does other work too.
-const EMULATED: u32 = 10;
+const EMULATED: u32 = 20;
 
 /// How many boots in a row a step waits for at most: the tries of a version, and the one before it.
 const BOOTS: u32 = 4;
