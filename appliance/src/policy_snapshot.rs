@@ -229,7 +229,7 @@ impl MaskCache {
         let minted = self.minted(group, tickets);
         let all = match minted.is_empty() {
             true => Arc::clone(&own),
-            false => Arc::new(Masks::joined([&own].into_iter().chain(&minted).map(|it| &**it))),
+            false => Arc::new(Masks::joined([&*own], minted.iter().map(|it| &**it))),
         };
         let compiled = Compiled { made: generations, own, all: Arc::clone(&all) };
         write(&self.compiled).insert(key, compiled);

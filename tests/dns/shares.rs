@@ -96,6 +96,23 @@ fn over_tls_they_do_not_either() {
     });
 }
 
+#[test]
+fn one_groups_answers_tell_another_nothing() {
+    sandboxed(|| {
+        let world = World::with(&shared(&gateway::usual_config()));
+        world.dns.set_ttl(60);
+        let ttl_for = |agent| {
+            let answer = ask_udp(agent, anywhere(), &query(PYPI.name, RecordType::A));
+            answer.expect("an answer").answers[0].ttl
+        };
+        ttl_for(AGENT);
+        wait::expect("some of its time to pass", || ttl_for(AGENT) < 58);
+        let asked = world.dns.asked().len();
+        assert!(ttl_for(AGENT2) >= 59, "it has all of its time");
+        assert_eq!(world.dns.asked().len(), 2 * asked, "it is asked for again");
+    });
+}
+
 /// An agent has 256 lookups and 16 connections at once; what is beyond is dropped, and counted.
 #[test]
 fn queries_and_connections_beyond_an_agents_share_are_in_the_sum() {

@@ -141,6 +141,7 @@ fn what_is_minted_becomes_a_ticket_and_is_swapped_back_where_it_is_wanted() {
         let status: Value = serde_json::from_slice(&status.expect("it runs").stdout).expect("JSON");
         assert_eq!(status["groups"][0]["tickets"], 2, "{status}");
         let audit = scene.gateway.audit.text();
+        assert_eq!(audit.matches(r#""minted":["ticket:session"]"#).count(), 2, "{audit}");
         assert!(
             audit.contains("ticket:session") && !audit.contains(MINTED) && !audit.contains(&one)
         );

@@ -249,6 +249,15 @@ impl RequestRecord {
         self.line.placeholders = names.map(ToString::to_string).collect();
     }
 
+    /// The labels of the tickets that stand in the answer, each once.
+    pub fn minted<'a>(&mut self, labels: impl Iterator<Item = &'a Placeholder>) {
+        for label in labels.map(ToString::to_string) {
+            if !self.line.minted.contains(&label) {
+                self.line.minted.push(label);
+            }
+        }
+    }
+
     /// Where the credential stands that is not good, by its name.
     pub fn credential(&mut self, place: Option<&str>) {
         self.line.credential = place.map(|place| capped(place, MAX_CREDENTIAL_BYTES));
@@ -392,6 +401,8 @@ struct RequestLine {
     path: String,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     placeholders: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    minted: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     credential: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -1,9 +1,10 @@
-//! The answers of resolvers about names, for as long as it holds.
+//! The answers of resolvers about names, for as long as they hold.
 //!
-//! A name counts for the group that last had it asked for. In a full table a new name takes the
-//! place of one of the group that has the most, the one that would be forgotten first: whatever a
-//! group asks for, another keeps its names while they are no more than an equal part. It errs
-//! towards asking again.
+//! Each group has answers of its own: the time that an answer has left, and how soon it comes, would
+//! tell one group what another asks for. In a full table a new name takes the place of one of the
+//! group that has the most, the one that would be forgotten first: whatever a group asks for,
+//! another keeps its names while they are no more than an equal part. The table errs towards asking
+//! again.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -13,32 +14,43 @@ use std::{
 use super::found::LookupOutcome;
 use crate::policy::{GroupName, Host};
 
-/// Answers by name, up to a bound.
+/// Answers by group and name, up to a bound.
 #[derive(Debug)]
 pub(super) struct Answers {
-    names: HashMap<Host, CachedAnswer>,
-    /// The names of each group that has some, in the order in which they are forgotten.
-    groups: HashMap<GroupName, BTreeSet<(Instant, Host)>>,
+    groups: HashMap<GroupName, GroupAnswers>,
+    /// Names of all groups together.
+    names: usize,
     most: usize,
+}
+
+/// The answers that one group was given.
+#[derive(Debug, Default)]
+struct GroupAnswers {
+    names: HashMap<Host, CachedAnswer>,
+    /// The names in the order in which they are forgotten.
+    order: BTreeSet<(Instant, Host)>,
 }
 
 #[derive(Debug)]
 struct CachedAnswer {
     outcome: LookupOutcome,
     until: Instant,
-    group: GroupName,
 }
 
 impl Answers {
     /// Room for so many names.
     pub(super) fn new(most: usize) -> Self {
-        Self { names: HashMap::new(), groups: HashMap::new(), most }
+        Self { groups: HashMap::new(), names: 0, most }
     }
 
-    /// What holds for the name now.
-    pub(super) fn get(&self, host: &Host, now: Instant) -> Option<LookupOutcome> {
-        let answer = self.names.get(host).filter(|answer| answer.until > now)?;
-        Some(answer.outcome.clone())
+    /// What the group was told of the name, where that holds now.
+    pub(super) fn get(
+        &self,
+        (host, group): (&Host, &GroupName),
+        now: Instant,
+    ) -> Option<LookupOutcome> {
+        let answer = self.groups.get(group)?.names.get(host)?;
+        (answer.until > now).then(|| answer.outcome.clone())
     }
 
     /// Keeps what was said when the group had the name asked for, in place of what was said before.
@@ -48,46 +60,60 @@ impl Answers {
         (outcome, until): (LookupOutcome, Instant),
         now: Instant,
     ) {
-        self.remove(host);
+        self.remove(host, group);
         if until <= now {
             return;
         }
-        if self.names.len() >= self.most {
+        if self.names >= self.most {
             self.make_room(group, now);
         }
-        self.groups.entry(group.clone()).or_default().insert((until, host.clone()));
-        self.names.insert(host.clone(), CachedAnswer { outcome, until, group: group.clone() });
+        let answers = self.groups.entry(group.clone()).or_default();
+        answers.order.insert((until, host.clone()));
+        answers.names.insert(host.clone(), CachedAnswer { outcome, until });
+        self.names += 1;
     }
 
-    fn remove(&mut self, host: &Host) {
-        let Some(CachedAnswer { until, group, .. }) = self.names.remove(host) else { return };
-        if let Some(names) = self.groups.get_mut(&group) {
-            names.remove(&(until, host.clone()));
-            if names.is_empty() {
-                self.groups.remove(&group);
-            }
+    fn remove(&mut self, host: &Host, group: &GroupName) {
+        let Some(answers) = self.groups.get_mut(group) else { return };
+        let Some(CachedAnswer { until, .. }) = answers.names.remove(host) else { return };
+        answers.order.remove(&(until, host.clone()));
+        self.names -= 1;
+        if answers.names.is_empty() {
+            self.groups.remove(group);
         }
     }
 
     fn make_room(&mut self, of: &GroupName, now: Instant) {
-        for names in self.groups.values_mut() {
-            while names.first().is_some_and(|(until, _)| *until <= now)
-                && let Some((_, host)) = names.pop_first()
-            {
-                self.names.remove(&host);
-            }
+        for answers in self.groups.values_mut() {
+            self.names -= answers.forget(now);
         }
-        self.groups.retain(|_, names| !names.is_empty());
+        self.groups.retain(|_, answers| !answers.names.is_empty());
         // The one that is to come counts already.
-        let size =
-            |(group, names): &(&GroupName, &BTreeSet<_>)| names.len() + usize::from(*group == of);
+        let size = |(group, answers): &(&GroupName, &GroupAnswers)| {
+            answers.names.len() + usize::from(*group == of)
+        };
         let largest = self.groups.iter().max_by_key(size);
-        let first = largest.and_then(|(_, names)| names.first());
-        if self.names.len() >= self.most
-            && let Some((_, host)) = first.cloned()
+        let first = largest.and_then(|(group, answers)| {
+            answers.order.first().map(|(_, host)| (host.clone(), group.clone()))
+        });
+        if self.names >= self.most
+            && let Some((host, group)) = first
         {
-            self.remove(&host);
+            self.remove(&host, &group);
         }
+    }
+}
+
+impl GroupAnswers {
+    /// Forgets the answers that no longer hold, and says how many those were.
+    fn forget(&mut self, now: Instant) -> usize {
+        let before = self.names.len();
+        while self.order.first().is_some_and(|(until, _)| *until <= now)
+            && let Some((_, host)) = self.order.pop_first()
+        {
+            self.names.remove(&host);
+        }
+        before - self.names.len()
     }
 }
 
@@ -102,17 +128,21 @@ mod tests {
 
     const MOST: usize = 12;
 
-    fn host(group: u8, name: u16) -> Host {
-        Host::parse(&format!("n{name}.g{group}.example")).unwrap()
+    fn host(name: u16) -> Host {
+        Host::parse(&format!("n{name}.example")).unwrap()
     }
 
     fn group(number: u8) -> GroupName {
         GroupName(number.to_string().into())
     }
 
+    fn holds(answers: &Answers, (of, name): (u8, u16), now: Instant) -> bool {
+        answers.get((&host(name), &group(of)), now).is_some()
+    }
+
     fn put(answers: &mut Answers, (of, name): (u8, u16), seconds: u64, now: Instant) {
         let until = now + Duration::from_secs(seconds);
-        answers.put((&host(of, name), &group(of)), (Err(Unresolved::NoName), until), now);
+        answers.put((&host(name), &group(of)), (Err(Unresolved::NoName), until), now);
     }
 
     #[test]
@@ -122,14 +152,24 @@ mod tests {
         for name in 0..1_000 {
             put(&mut answers, (2, name), 300, now);
         }
-        assert!(answers.get(&host(1, 0), now).is_some());
+        assert!(holds(&answers, (1, 0), now));
         for name in 0..6 {
             put(&mut answers, (1, name), 1, now);
             put(&mut answers, (2, 2_000 + name), 300, now);
         }
-        assert!((0..6).all(|name| answers.get(&host(1, name), now).is_some()));
-        assert_eq!(answers.names.len(), MOST);
-        assert!(answers.get(&host(1, 0), now + Duration::from_secs(1)).is_none());
+        assert!((0..6).all(|name| holds(&answers, (1, name), now)));
+        assert_eq!(answers.names, MOST);
+        assert!(!holds(&answers, (1, 0), now + Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn what_one_group_asked_for_tells_another_nothing() {
+        let (mut answers, now) = (Answers::new(MOST), Instant::now());
+        put(&mut answers, (1, 0), 300, now);
+        assert!(holds(&answers, (1, 0), now) && !holds(&answers, (2, 0), now));
+        put(&mut answers, (2, 0), 1, now);
+        let later = now + Duration::from_secs(2);
+        assert!(holds(&answers, (1, 0), later) && !holds(&answers, (2, 0), later));
     }
 
     #[test]
@@ -141,9 +181,9 @@ mod tests {
         }
         let later = now + Duration::from_secs(2);
         put(&mut answers, (2, 500), 300, later);
-        assert!((1..MOST as u16).all(|name| answers.get(&host(2, name), later).is_some()));
+        assert!((1..MOST as u16).all(|name| holds(&answers, (2, name), later)));
         put(&mut answers, (2, 500), 0, later);
-        assert!(answers.get(&host(2, 500), later).is_none(), "what may not be kept is not");
+        assert!(!holds(&answers, (2, 500), later), "what may not be kept is not");
     }
 
     proptest! {
@@ -154,18 +194,19 @@ mod tests {
             steps in prop::collection::vec((0..4_u8, 0..20_u16, 0..9_u64, 0..2_u64), 0..100),
         ) {
             let (mut answers, mut now) = (Answers::new(MOST), Instant::now());
-            for (of, name, holds, passed) in steps {
+            for (of, name, seconds, passed) in steps {
                 now += Duration::from_secs(passed);
                 let held = |answers: &Answers, of| {
-                    let names = (0..20).filter(|&name| answers.get(&host(of, name), now).is_some());
+                    let names = (0..20).filter(|&name| holds(answers, (of, name), now));
                     names.collect::<Vec<_>>()
                 };
                 let before: Vec<_> = (0..4).map(|of| held(&answers, of)).collect();
-                put(&mut answers, (of, name), holds, now);
-                prop_assert!(answers.names.len() <= MOST);
-                prop_assert_eq!(answers.get(&host(of, name), now).is_some(), holds > 0);
-                let books = answers.groups.values().map(BTreeSet::len);
-                prop_assert_eq!(books.sum::<usize>(), answers.names.len());
+                put(&mut answers, (of, name), seconds, now);
+                prop_assert!(answers.names <= MOST);
+                prop_assert_eq!(holds(&answers, (of, name), now), seconds > 0);
+                let books = |size: fn(&GroupAnswers) -> usize| answers.groups.values().map(size).sum::<usize>();
+                prop_assert_eq!(books(|group| group.names.len()), answers.names);
+                prop_assert_eq!(books(|group| group.order.len()), answers.names);
                 for (other, before) in (0..4).zip(before).filter(|(other, _)| *other != of) {
                     if before.len() <= MOST / 4 {
                         prop_assert_eq!(held(&answers, other), before);

@@ -3,7 +3,8 @@
 //! Hosts files and search domains are never read. Only names that policy lists get here, from
 //! the agents' resolver and from flows alike, and no answer leads to a question for another name.
 //! Where a rule begins with `*.`, agents choose what stands in the star's place, and that leaves in
-//! a query. One cache serves both, and however many ask for a name at once, one query is under way.
+//! a query. One cache serves both, with answers of its own for each group, and however many agents of
+//! a group ask for a name at once, one query is under way.
 //! Agents and groups share out by [`FairSemaphore`] how many names are asked for at once, so that
 //! names which nobody answers take no other group's turn.
 
@@ -50,7 +51,7 @@ use crate::{
     tls,
 };
 
-/// Resolves names to addresses. Cheap to clone; all clones share one cache.
+/// Resolves names to addresses. Cheap to clone; all clones share the answers.
 #[derive(Debug, Clone)]
 pub struct Resolver(Arc<Inner>);
 
@@ -62,7 +63,7 @@ struct Inner {
     /// The runtime whose tasks carry the queries, so that they outlive a single worker's flow.
     home: Handle,
     answers: Mutex<Answers>,
-    under_way: Mutex<HashMap<Host, Flight>>,
+    under_way: Mutex<HashMap<Wanted, Flight>>,
     answered: Answered,
     off_limits: OffLimits,
     /// When it was last told that names do not resolve.
@@ -71,6 +72,8 @@ struct Inner {
 
 /// An outcome, and the time until which it holds.
 type TimedOutcome = Result<(Resolved, Instant), (Unresolved, Instant)>;
+/// A name, and the group that wants it resolved.
+type Wanted = (Host, GroupName);
 type Flight = Shared<BoxFuture<'static, LookupOutcome>>;
 
 impl Resolver {
@@ -126,18 +129,19 @@ impl Resolver {
     /// Every address of the name, as the resolvers answered. The agent is whom the query is for:
     /// it waits for its turn for no longer than a query takes.
     pub async fn resolve(&self, host: &Host, agent: &AgentKey) -> Result<Resolved, Unresolved> {
-        if let Some(known) = self.known(host) {
+        let group = agent.group();
+        if let Some(known) = self.known(host, group) {
             return known.await;
         }
         let place = timeout(LOOKUP_TIME, self.0.places.take(agent)).await;
         let place = place.ok().flatten().ok_or(Unresolved::Failed)?;
         // Another agent's query may have answered, or be under way, by now.
-        match self.known(host) {
+        match self.known(host, group) {
             Some(known) => {
                 drop(place);
                 known.await
             }
-            None => self.0.flight(host, agent.group(), place).await,
+            None => self.0.flight((host.clone(), group.clone()), place).await,
         }
     }
 
@@ -178,19 +182,23 @@ impl Resolver {
         learning
     }
 
-    /// What is known about the name without asking anybody.
-    pub fn remembered(&self, host: &Host) -> Option<Result<Resolved, Unresolved>> {
+    /// What the group is told about the name without asking anybody.
+    pub fn remembered(
+        &self,
+        host: &Host,
+        group: &GroupName,
+    ) -> Option<Result<Resolved, Unresolved>> {
         let answers = lock(&self.0.answers);
-        answers.get(host, Instant::now())
+        answers.get((host, group), Instant::now())
     }
 
     /// What nobody has to be asked for any more.
-    fn known(&self, host: &Host) -> Option<Flight> {
-        if let Some(outcome) = self.remembered(host) {
+    fn known(&self, host: &Host, group: &GroupName) -> Option<Flight> {
+        if let Some(outcome) = self.remembered(host, group) {
             return Some(ready(outcome).boxed().shared());
         }
         let under_way = lock(&self.0.under_way);
-        under_way.get(host).cloned()
+        under_way.get(&(host.clone(), group.clone())).cloned()
     }
 
     /// What agents were given.
@@ -206,22 +214,21 @@ impl Resolver {
 
 impl Inner {
     /// The query that is under way for the name, or a new one, which keeps the place.
-    fn flight(self: &Arc<Self>, host: &Host, group: &GroupName, place: FairSlot) -> Flight {
+    fn flight(self: &Arc<Self>, wanted: Wanted, place: FairSlot) -> Flight {
         let mut under_way = lock(&self.under_way);
-        if let Some(flight) = under_way.get(host) {
+        if let Some(flight) = under_way.get(&wanted) {
             return flight.clone();
         }
         // It takes itself off the list, for which it has to wait until it is on it.
-        let group = group.clone();
-        let landing = Landing { inner: Arc::clone(self), host: host.clone() };
+        let landing = Landing { inner: Arc::clone(self), wanted: wanted.clone() };
         let query = self.home.spawn(async move {
-            let outcome = landing.inner.ask(&landing.host).await;
-            let outcome = landing.inner.remember((&landing.host, &group), outcome);
+            let outcome = landing.inner.ask(&landing.wanted.0).await;
+            let outcome = landing.inner.remember(&landing.wanted, outcome);
             drop(place);
             outcome
         });
         let flight = query.map(|ended| ended.unwrap_or(Err(Unresolved::Failed))).boxed().shared();
-        under_way.insert(host.clone(), flight.clone());
+        under_way.insert(wanted, flight.clone());
         flight
     }
 
@@ -278,13 +285,13 @@ impl Inner {
         }
     }
 
-    fn remember(&self, of: (&Host, &GroupName), outcome: TimedOutcome) -> LookupOutcome {
+    fn remember(&self, (host, group): &Wanted, outcome: TimedOutcome) -> LookupOutcome {
         let (outcome, until) = match outcome {
             Ok((found, until)) => (Ok(found), until),
             Err((why, until)) => (Err(why), until),
         };
         let mut answers = lock(&self.answers);
-        answers.put(of, (outcome.clone(), until), Instant::now());
+        answers.put((host, group), (outcome.clone(), until), Instant::now());
         outcome
     }
 }
@@ -292,12 +299,12 @@ impl Inner {
 /// Takes a query off the list of those under way, however it ends.
 struct Landing {
     inner: Arc<Inner>,
-    host: Host,
+    wanted: Wanted,
 }
 
 impl Drop for Landing {
     fn drop(&mut self) {
-        lock(&self.inner.under_way).remove(&self.host);
+        lock(&self.inner.under_way).remove(&self.wanted);
     }
 }
 
@@ -445,7 +452,10 @@ mod tests {
         }
         assert_eq!(asked.load(Relaxed), 2, "A and AAAA");
         assert!(resolver.0.under_way.lock().unwrap().is_empty());
-        assert!(resolver.remembered(&host("a.example")).is_none(), "its time is 0");
+        assert!(
+            resolver.remembered(&host("a.example"), agent().group()).is_none(),
+            "its time is 0"
+        );
         resolver.resolve(&host("a.example"), &agent()).await.unwrap();
         assert_eq!(asked.load(Relaxed), 4);
     }

@@ -149,7 +149,7 @@ impl QueryHandler {
             QueryVerdict::Resolve(question) => question,
         };
         let asked = ListedQuery { policy_snapshot, group, key, question, origin: origin.clone() };
-        if let Some(found) = self.resolver.remembered(asked.question.host()) {
+        if let Some(found) = self.resolver.remembered(asked.question.host(), &asked.group.name) {
             return self.conclude(&asked, &found);
         }
         let groups = asked.policy_snapshot.policy.groups.len();

@@ -41,8 +41,8 @@ pub(super) enum Source {
     Plain(Incoming),
     /// Compressed.
     Coded(Box<CompressedBody>),
-    /// What was read whole, and looked at.
-    Whole(Option<Bytes>),
+    /// What was read whole, and looked at; with the place of what was compressed.
+    Whole(Option<Bytes>, Option<CodedPlace>),
 }
 
 /// A compressed body.
@@ -134,7 +134,7 @@ impl Source {
                 .poll_frame(cx)
                 .map(|frame| frame.map(|it| it.map_err(|_| Reason::UpstreamUnreachable))),
             Self::Coded(body) => body.poll_frame(cx),
-            Self::Whole(body) => Poll::Ready(body.take().map(|body| Ok(Frame::data(body)))),
+            Self::Whole(body, _) => Poll::Ready(body.take().map(|body| Ok(Frame::data(body)))),
         }
     }
 
@@ -144,7 +144,7 @@ impl Source {
         match self {
             Self::Plain(body) => body.is_end_stream(),
             Self::Coded(_) => false,
-            Self::Whole(body) => body.as_ref().is_none_or(Bytes::is_empty),
+            Self::Whole(body, _) => body.as_ref().is_none_or(Bytes::is_empty),
         }
     }
 
@@ -152,7 +152,7 @@ impl Source {
         match self {
             Self::Plain(body) => body.size_hint(),
             Self::Coded(_) => SizeHint::default(),
-            Self::Whole(body) => {
+            Self::Whole(body, _) => {
                 SizeHint::with_exact(body.as_ref().map_or(0, |body| body.len() as u64))
             }
         }
@@ -161,7 +161,7 @@ impl Source {
     /// Whether the upstream may be waiting for an answer to all that came.
     pub(super) fn rests(&self) -> bool {
         match self {
-            Self::Plain(_) | Self::Whole(_) => true,
+            Self::Plain(_) | Self::Whole(..) => true,
             Self::Coded(body) => body.decoder.rests(),
         }
     }
@@ -174,7 +174,7 @@ impl Source {
     /// What came and was in no frame yet, where it [rests](Self::rests).
     pub(super) fn rest(&mut self) -> Bytes {
         match self {
-            Self::Plain(_) | Self::Whole(_) => Bytes::new(),
+            Self::Plain(_) | Self::Whole(..) => Bytes::new(),
             Self::Coded(body) => body.decoder.rest(),
         }
     }
@@ -188,9 +188,21 @@ impl Source {
 
     /// A secret was seen in it.
     pub(super) fn holds_secret(&self) {
-        if let Self::Coded(body) = self {
-            body.place.close();
+        match self {
+            Self::Plain(_) | Self::Whole(_, None) => {}
+            Self::Coded(body) => body.place.close(),
+            Self::Whole(_, Some(place)) => place.close(),
         }
+    }
+
+    /// All of it was read, and this is what it has become.
+    pub(super) fn read_as(self, body: Bytes) -> Self {
+        let place = match self {
+            Self::Plain(_) => None,
+            Self::Coded(body) => Some(body.place),
+            Self::Whole(_, place) => place,
+        };
+        Self::Whole(Some(body), place)
     }
 }
 

@@ -7,7 +7,7 @@ use std::{future::poll_fn, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use http::{
-    HeaderValue, Method, StatusCode,
+    HeaderName, HeaderValue, Method, StatusCode,
     header::{
         CACHE_CONTROL, CONTENT_LENGTH, ETAG, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE,
         IF_UNMODIFIED_SINCE, LAST_MODIFIED, RANGE,
@@ -17,7 +17,7 @@ use http::{
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
-use super::{connection::Connection, decoded::Source, overrides};
+use super::{connection::Connection, decoded::Source, overrides, trace::Trace};
 use crate::{
     identity::AgentKey,
     limits::{HeldBytes, Taken, Way, held},
@@ -25,6 +25,7 @@ use crate::{
     reason::Reason,
     scrub::decoded_head,
     substitute::{SubstitutionRules, find_minted},
+    tickets::NoTicket,
 };
 
 /// What the answer to one request may hold.
@@ -56,11 +57,10 @@ impl Minting {
         if !taken.may_mint(Instant::now()) {
             return Err(Reason::RateLimit);
         }
-        for name in
-            [IF_MATCH, IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_UNMODIFIED_SINCE, IF_RANGE, RANGE]
-        {
-            head.headers.remove(name);
-        }
+        // Of a method that changes something, conditions say whether it may.
+        let is_safe = head.method.is_safe();
+        CONDITIONS.iter().filter(|_| is_safe).for_each(|name| drop(head.headers.remove(name)));
+        PARTS.iter().for_each(|name| drop(head.headers.remove(name)));
         let (path, is_head) = (head.uri.path().to_owned(), head.method == Method::HEAD);
         Ok(Some(Self { mints, path, is_head }))
     }
@@ -72,15 +72,15 @@ impl Minting {
     /// `response_unscannable`, `ticket_limit`, and what a body breaks off for.
     pub(super) async fn rewrite(
         &self,
-        source: Source,
+        mut source: Source,
         head: &mut response::Parts,
-        connection: &Connection,
+        (connection, trace): (&Connection, &Trace),
     ) -> Result<Source, Reason> {
         let switches = head.status == StatusCode::SWITCHING_PROTOCOLS;
         if switches || head.status == StatusCode::PARTIAL_CONTENT {
             return Err(Reason::ResponseUnscannable);
         }
-        let (body, room) = timeout(connection.head_time, read(source, &connection.taken))
+        let (body, room) = timeout(connection.head_time, read(&mut source, &connection.taken))
             .await
             .unwrap_or(Err(Reason::UpstreamUnreachable))?;
         let answer = (head.status, &head.headers, body.as_slice());
@@ -91,14 +91,22 @@ impl Minting {
         // for it would be good beyond the limits of its binding.
         let values = (&*connection.secrets.snapshot(), &*connection.tickets);
         let bound = connection.masks.of_bindings((group, &connection.pinned.host), values);
+        if !minted.is_empty() {
+            source.holds_secret();
+        }
         if minted.iter().any(|one| bound.hides(&one.value)) {
             return Err(Reason::ResponseUnscannable);
         }
+        let labels: Vec<_> = minted.iter().map(|one| one.mint.label.clone()).collect();
         let issued = connection.tickets.issue(group, agent, minted, Instant::now());
-        let issued = issued.map_err(|_| Reason::TicketLimit)?;
+        let issued = issued.map_err(|error| match error {
+            NoTicket::Room => Reason::TicketLimit,
+            NoTicket::OtherHosts => Reason::ResponseUnscannable,
+        })?;
+        trace.with(|record| record.minted(labels.iter()));
         let body = found.write(&issued, &mut head.headers, &body)?;
         self.frame(head, &body);
-        Ok(Source::Whole(Some(held(body, room))))
+        Ok(source.read_as(held(body, room)))
     }
 
     /// The head of what the body has become. What was said of the one that came could tell of a
@@ -115,10 +123,16 @@ impl Minting {
     }
 }
 
+/// What an answer from before would be asked for by.
+static CONDITIONS: [HeaderName; 4] =
+    [IF_MATCH, IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_UNMODIFIED_SINCE];
+/// What a part of an answer would be asked for by.
+static PARTS: [HeaderName; 2] = [IF_RANGE, RANGE];
+
 /// Reads a body within the bound on its size. Trailers are left out: a body of a known length has
 /// none.
 async fn read(
-    mut source: Source,
+    source: &mut Source,
     taken: &Taken,
 ) -> Result<(Zeroizing<Vec<u8>>, Option<HeldBytes>), Reason> {
     let most = source.size_hint().upper().and_then(|most| usize::try_from(most).ok());

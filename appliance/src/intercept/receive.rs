@@ -58,7 +58,7 @@ pub(super) async fn receive(
     message::remove_hop_by_hop(&mut head.headers);
     let mut body = source(connection, reading, &mut head, body)?;
     if let Some(minting) = minting {
-        body = minting.rewrite(body, &mut head, connection).await?;
+        body = minting.rewrite(body, &mut head, (connection, trace)).await?;
     }
     // The answer may have taken its time, or brought what is to be masked.
     let masking = masking.newer(connection).unwrap_or(masking);

@@ -115,13 +115,19 @@ impl BodyPlace {
     }
 }
 
-/// The segments of a path as servers take them that are lax in every way: decoded, in lower case,
-/// without parameters (Servlet), empty and dot segments and the last one's ending (Rails).
+/// The segments of a path as servers take them that are lax in every way: decoded, also more than
+/// once, in lower case, without parameters (Servlet), empty and dot segments, control characters
+/// around a segment and the last one's ending (Rails).
 pub(super) fn loosely_read(path: &str) -> Vec<String> {
-    let text = percent_decode_str(path).decode_utf8_lossy().to_lowercase();
+    let mut text = path.to_owned();
+    for _ in 0..MOST_DECODED {
+        text = percent_decode_str(&text).decode_utf8_lossy().into_owned();
+    }
+    let text = text.to_lowercase();
+    let is_around = |at: char| at.is_whitespace() || at.is_control();
     let mut segments: Vec<String> = Vec::new();
     for segment in text.split(['/', '\\']) {
-        match segment.split(';').next().unwrap_or_default().trim() {
+        match segment.split(';').next().unwrap_or_default().trim_matches(is_around) {
             "" | "." => {}
             ".." => drop(segments.pop()),
             name => segments.push(name.to_owned()),
@@ -134,6 +140,9 @@ pub(super) fn loosely_read(path: &str) -> Vec<String> {
     }
     segments
 }
+
+/// How often servers one behind the other decode a path.
+const MOST_DECODED: usize = 3;
 
 impl BodySpot {
     /// The name under which a server that reads bodies and queries alike would look for it there.

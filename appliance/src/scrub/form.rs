@@ -13,6 +13,7 @@ use super::escape::{
 pub(super) struct Form {
     text: Arc<Zeroizing<Vec<u8>>>,
     alphabet: Alphabet,
+    stable: Range<usize>,
 }
 
 /// Which other byte may stand for a byte of the text.
@@ -28,22 +29,18 @@ enum Alphabet {
 impl Form {
     /// Every form of `value`.
     pub(super) fn all(value: &[u8]) -> Vec<Self> {
-        let form = |text, alphabet| Self { text: Arc::new(text), alphabet };
-        let mut forms = vec![
-            form(Zeroizing::new(value.to_vec()), Alphabet::Exact),
-            form(hex(value), Alphabet::Hex),
-        ];
-        forms.extend((0..3).map(|offset| form(base64_core(value, offset), Alphabet::Base64)));
-        forms
+        texts(value).map(|(text, alphabet)| Self::new(text, alphabet)).collect()
     }
 
     /// Every form of `value` as it looks in a field name, which is always lower case.
     pub(super) fn all_lower_case(value: &[u8]) -> Vec<Self> {
-        let mut forms = Self::all(value);
-        for form in &mut forms {
-            form.text = Arc::new(Zeroizing::new(form.text.to_ascii_lowercase()));
-        }
-        forms
+        let lower = |text: Zeroizing<Vec<u8>>| Zeroizing::new(text.to_ascii_lowercase());
+        texts(value).map(|(text, alphabet)| Self::new(lower(text), alphabet)).collect()
+    }
+
+    fn new(text: Zeroizing<Vec<u8>>, alphabet: Alphabet) -> Self {
+        let stable = stable(&text);
+        Self { text: Arc::new(text), alphabet, stable }
     }
 
     /// The bytes of the form as it stands where none is escaped.
@@ -65,30 +62,10 @@ impl Form {
         Some(begins.least()..ends.greatest())
     }
 
-    /// Where in the text a search may look for it: the part, as near to the end as may be, that
-    /// reads the same wherever the form stands and whichever of its bytes are escaped. The
-    /// beginning may be taken for digits of an escape that stands before it, the end for the
-    /// beginning of one that goes on, and a value may hold what reads as an escape itself.
-    fn stable(&self) -> Range<usize> {
-        let text = self.text();
-        let mut runs: Vec<Range<usize>> = Vec::new();
-        for at in swallowed(text).max(1)..text.len() {
-            if is_unstable(text, at) {
-                continue;
-            }
-            match runs.last_mut() {
-                Some(run) if run.end == at => run.end += 1,
-                _ => runs.push(at..at + 1),
-            }
-        }
-        let long = runs.iter().rev().find(|run| run.len() >= LONG_RUN);
-        long.or(runs.iter().max_by_key(|run| run.len())).cloned().unwrap_or_default()
-    }
-
     /// The part that a search may look for: what is stable, or, where next to nothing is, all of
     /// it. Such a form is found as it is, and as one encoder writes it.
     pub(super) fn searchable(&self) -> Range<usize> {
-        if self.is_stable() { self.stable() } else { 0..self.text.len() }
+        if self.is_stable() { self.stable.clone() } else { 0..self.text.len() }
     }
 
     /// Bytes of the windows in which it is looked for: what twelve of the value take, where there
@@ -104,7 +81,7 @@ impl Form {
     }
 
     pub(super) fn is_stable(&self) -> bool {
-        self.stable().len() >= SHORT
+        self.stable.len() >= SHORT
     }
 
     /// The bytes that may stand for this byte of the text.
@@ -162,6 +139,35 @@ impl Form {
             }
         }
     }
+}
+
+/// The texts of all forms of `value`.
+fn texts(value: &[u8]) -> impl Iterator<Item = (Zeroizing<Vec<u8>>, Alphabet)> {
+    let plain = [(Zeroizing::new(value.to_vec()), Alphabet::Exact), (hex(value), Alphabet::Hex)];
+    plain.into_iter().chain((0..3).map(|offset| (base64_core(value, offset), Alphabet::Base64)))
+}
+
+/// Where in a text a search may look for it: the part, as near to the end as may be, that reads the
+/// same wherever the form stands and whichever of its bytes are escaped. The beginning may be taken
+/// for digits of an escape that stands before it, the end for the beginning of one that goes on,
+/// and a value may hold what reads as an escape itself.
+fn stable(text: &[u8]) -> Range<usize> {
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    let (first, mut escape_end) = (swallowed(text).max(1), 0);
+    for (at, &byte) in text.iter().enumerate() {
+        if begins_escape(byte) {
+            escape_end = at + LONGEST_ESCAPE;
+        }
+        if at < first || at < escape_end && is_unstable(text, at) {
+            continue;
+        }
+        match runs.last_mut() {
+            Some(run) if run.end == at => run.end += 1,
+            _ => runs.push(at..at + 1),
+        }
+    }
+    let long = runs.iter().rev().find(|run| run.len() >= LONG_RUN);
+    long.or(runs.iter().max_by_key(|run| run.len())).cloned().unwrap_or_default()
 }
 
 /// How many bytes at the beginning of `text` may be taken for the rest of an escape before it.

@@ -127,7 +127,7 @@ fn remove_secret_names(masks: &Masks, headers: &mut HeaderMap) -> u64 {
 }
 
 fn mask_value(masks: &Masks, value: &mut HeaderValue, report: &mut HeadReport) {
-    let scan = masks.scan(value.as_bytes(), usize::MAX);
+    let scan = masks.scan(value.as_bytes(), usize::MAX, 0);
     report.near_misses += scan.near_misses;
     if scan.covered.is_empty() {
         return;

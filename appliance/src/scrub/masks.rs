@@ -5,7 +5,7 @@ use std::{ops::Range, sync::Arc};
 use super::{
     decode::{DecodeOptions, parts},
     escape::Families,
-    form::Form,
+    form::{Form, HEX},
     search::{OnWindow, Suspect, WindowSearch, searches},
     vector::Vectors,
 };
@@ -15,7 +15,10 @@ use crate::secrets::SecretValue;
 ///
 /// The forms are zeroised when it is dropped. The search holds hashes of them alone.
 pub struct Masks {
-    sets: Vec<Arc<MaskSet>>,
+    /// Of secrets that an operator has bound.
+    bound: Vec<Arc<MaskSet>>,
+    /// Of credentials that an API minted. An agent may have chosen any of them.
+    minted: Vec<Arc<MaskSet>>,
     reach: usize,
     /// What the search uses of the processor.
     vectors: Option<Vectors>,
@@ -43,7 +46,7 @@ impl Masks {
         values.dedup();
         let longest = values.iter().map(|value| value.len()).max().unwrap_or(0);
         if values.is_empty() {
-            return Self { sets: vec![], reach: reach(longest), vectors };
+            return Self { bound: vec![], minted: vec![], reach: reach(longest), vectors };
         }
         let set = MaskSet {
             values: Scanner::new(values.iter().flat_map(|value| Form::all(value)), vectors),
@@ -52,24 +55,36 @@ impl Masks {
                 vectors,
             ),
         };
-        Self { sets: vec![Arc::new(set)], reach: reach(longest), vectors }
+        Self { bound: vec![Arc::new(set)], minted: vec![], reach: reach(longest), vectors }
     }
 
-    /// The forms of all of these. Each that was compiled by itself is looked for by itself, so that
-    /// a further secret does not cost the compilation of all others.
-    pub fn joined<'a>(all: impl IntoIterator<Item = &'a Self>) -> Self {
-        let mut joined = Self { sets: vec![], reach: reach(0), vectors: None };
-        for masks in all {
-            joined.sets.extend(masks.sets.iter().map(Arc::clone));
-            joined.reach = joined.reach.max(masks.reach);
-            joined.vectors = joined.vectors.or(masks.vectors);
+    /// The forms of all of these, of secrets that are bound and of credentials that were minted.
+    /// Each that was compiled by itself is looked for by itself, so that a further secret does not
+    /// cost the compilation of all others.
+    pub fn joined<'a>(
+        bound: impl IntoIterator<Item = &'a Self>,
+        minted: impl IntoIterator<Item = &'a Self>,
+    ) -> Self {
+        let mut joined = Self { bound: vec![], minted: vec![], reach: reach(0), vectors: None };
+        for masks in bound {
+            joined.bound.extend(masks.bound.iter().map(Arc::clone));
+            joined.take_from(masks);
+        }
+        for masks in minted {
+            joined.minted.extend(masks.bound.iter().map(Arc::clone));
+            joined.take_from(masks);
         }
         joined
     }
 
+    fn take_from(&mut self, other: &Self) {
+        self.reach = self.reach.max(other.reach);
+        self.vectors = self.vectors.or(other.vectors);
+    }
+
     /// Whether there is nothing to mask.
     pub fn is_empty(&self) -> bool {
-        self.sets.is_empty()
+        self.bound.is_empty() && self.minted.is_empty()
     }
 
     /// What the search uses of the processor.
@@ -83,39 +98,63 @@ impl Masks {
         self.reach
     }
 
-    /// Finds every occurrence in `text`. Near misses from `counted_to` on are not counted: where
+    /// Finds every occurrence in `text`, of which the first `bound_before` bytes are known to
+    /// belong to one of a bound secret. Near misses from `counted_to` on are not counted: where
     /// the text goes on, an occurrence may have begun there.
-    pub(super) fn scan(&self, text: &[u8], counted_to: usize) -> ScanResult {
-        let (mut covered, mut near) = (vec![], vec![]);
-        for set in &self.sets {
-            match set.values.scan(text) {
-                Some(found) => {
-                    covered.extend(found.covered);
-                    near.extend(found.near);
-                }
-                // Whoever has a secret of his own making in here could hold up everybody: nothing
-                // of such a text passes, and it counts as guessing.
-                None => return ScanResult::exhausted(text.len()),
-            }
-        }
+    ///
+    /// Where an occurrence of a minted credential touches one of a bound secret, the bound one
+    /// alone is found. An agent that chose the credential would else learn from what is masked
+    /// whether the two agree where they meet, byte by byte. For the same reason no near miss is
+    /// counted there.
+    pub(super) fn scan(&self, text: &[u8], counted_to: usize, bound_before: usize) -> ScanResult {
+        let Some((bound, minted)) = self.search(|set| &set.values, text, bound_before) else {
+            // Whoever has a secret of his own making in here could hold up everybody: nothing of
+            // such a text passes, and it counts as guessing.
+            return ScanResult::exhausted(text.len());
+        };
+        let mut covered = bound.covered.clone();
+        covered.extend(minted.covered);
         let covered = union(covered);
         // What one set takes for a guess may be an occurrence of another.
-        let is_guess = |at: &&usize| {
-            let after = covered.partition_point(|range| range.end <= **at);
-            **at < counted_to && covered.get(after).is_none_or(|range| range.start > **at)
+        let is_own_guess = |at: usize| !holds(&bound.covered, at);
+        let is_guess =
+            |at: usize| !holds(&covered, at) && !touches(&bound.covered, at..at + LONGEST_WINDOW);
+        let count = |near: &[usize], is_guess: &dyn Fn(usize) -> bool| {
+            near.iter().filter(|&&at| at < counted_to && is_guess(at)).count() as u64
         };
-        let near_misses = near.iter().filter(is_guess).count() as u64;
-        ScanResult { covered, near_misses }
+        let near_misses = count(&bound.near, &is_own_guess) + count(&minted.near, &is_guess);
+        ScanResult { covered, bound: bound.covered, near_misses }
+    }
+
+    /// What is found of bound secrets, in order, and of minted credentials apart from them, by the
+    /// searches that `of` picks. `None` where that takes more comparing than is done for a text.
+    fn search(
+        &self,
+        of: impl Fn(&MaskSet) -> &Scanner,
+        text: &[u8],
+        bound_before: usize,
+    ) -> Option<(Found, Found)> {
+        let (mut bound, mut minted) = (Found::default(), Found::default());
+        bound.covered.push(0..bound_before.min(text.len()));
+        for set in &self.bound {
+            bound.extend(of(set).scan(text, &[])?);
+        }
+        bound.covered = union(bound.covered);
+        for set in &self.minted {
+            minted.extend(of(set).scan(text, &bound.covered)?);
+        }
+        Some((bound, minted))
     }
 
     /// Whether something of a value would be masked.
     pub fn hides(&self, value: &SecretValue) -> bool {
-        !self.scan(value.expose(), usize::MAX).covered.is_empty()
+        !self.scan(value.expose(), usize::MAX, 0).covered.is_empty()
     }
 
     /// Whether the name of a field holds a secret.
     pub(super) fn is_in_name(&self, name: &[u8]) -> bool {
-        self.sets.iter().any(|set| set.names.scan(name).is_none_or(|it| !it.covered.is_empty()))
+        self.search(|set| &set.names, name, 0)
+            .is_none_or(|(bound, minted)| !bound.covered.is_empty() || !minted.covered.is_empty())
     }
 }
 
@@ -137,14 +176,16 @@ const COMPARED_AT_LEAST: usize = 1 << 20;
 pub(super) struct ScanResult {
     /// The bytes that belong to an occurrence, in order and apart from each other.
     pub(super) covered: Vec<Range<usize>>,
+    /// Those of them that belong to an occurrence of a bound secret.
+    pub(super) bound: Vec<Range<usize>>,
     /// Places where a window of a form stands, and not the form.
     pub(super) near_misses: u64,
 }
 
 impl ScanResult {
     fn exhausted(length: usize) -> Self {
-        let covered = std::iter::once(0..length).collect();
-        Self { covered, near_misses: u64::from(u32::MAX) }
+        let covered: Vec<_> = std::iter::once(0..length).collect();
+        Self { bound: covered.clone(), covered, near_misses: u64::from(u32::MAX) }
     }
 }
 
@@ -156,6 +197,13 @@ struct Found {
     near: Vec<usize>,
 }
 
+impl Found {
+    fn extend(&mut self, other: Self) {
+        self.covered.extend(other.covered);
+        self.near.extend(other.near);
+    }
+}
+
 impl Scanner {
     fn new(forms: impl Iterator<Item = Form>, vectors: Option<Vectors>) -> Self {
         let forms: Vec<Form> = forms.collect();
@@ -164,9 +212,9 @@ impl Scanner {
         Self { forms, searches, has_unstable, vectors }
     }
 
-    /// Finds every occurrence in `text`. `None` where that takes more comparing than is done for
-    /// it.
-    fn scan(&self, text: &[u8]) -> Option<Found> {
+    /// Finds every occurrence in `text` that touches none of `others`, which are in order. `None`
+    /// where that takes more comparing than is done for it.
+    fn scan(&self, text: &[u8], others: &[Range<usize>]) -> Option<Found> {
         let mut scan = Found::default();
         let mut left = COMPARED_AT_LEAST.saturating_add(text.len().saturating_mul(COMPARED));
         let mut found = |at: usize, suspects: &[Suspect]| {
@@ -174,7 +222,8 @@ impl Scanner {
             let suspected = |suspect: &Suspect| {
                 let form = self.forms.get(suspect.form)?;
                 left = left.saturating_sub(form.text().len());
-                (left > 0).then(|| form.around(text, at, suspect.offset)).flatten()
+                let found = (left > 0).then(|| form.around(text, at, suspect.offset)).flatten();
+                found.filter(|range| !touches(others, range.clone()))
             };
             scan.covered.extend(suspects.iter().filter_map(suspected));
             if scan.covered.len() == before {
@@ -230,6 +279,19 @@ pub(super) fn union(mut ranges: Vec<Range<usize>>) -> Vec<Range<usize>> {
     joined
 }
 
+/// Whether the byte at `at` is in one of `ranges`, which are in order and apart from each other.
+fn holds(ranges: &[Range<usize>], at: usize) -> bool {
+    let next = ranges.partition_point(|it| it.end <= at);
+    ranges.get(next).is_some_and(|it| it.start <= at)
+}
+
+/// Whether the range shares a byte with one of `ranges`, which are in order and apart from each
+/// other, or stands next to it.
+fn touches(ranges: &[Range<usize>], range: Range<usize>) -> bool {
+    let next = ranges.partition_point(|it| it.end < range.start);
+    ranges.get(next).is_some_and(|it| it.start <= range.end)
+}
+
 /// Overwrites the covered bytes from `begin` of a text of which `text` is what follows `begin`.
 /// Returns how many there were. NULs stay, so that UTF-16 stays UTF-16.
 pub(super) fn overwrite(text: &mut [u8], begin: usize, covered: &[Range<usize>]) -> u64 {
@@ -254,5 +316,99 @@ pub(super) const MASK: u8 = b'*';
 /// Bytes that one byte of a value takes, at most, in a form that comes back whole however slowly
 /// it comes: `&#x0041;`.
 const LONGEST_SPELLING: usize = 8;
+/// Bytes of a text that one window takes, at most, written as escapes.
+const LONGEST_WINDOW: usize = HEX * 2 * LONGEST_SPELLING;
 /// Bytes that a stream may keep: for values of at most 256, 1,024 and 8,192 bytes.
 const REACHES: [usize; 3] = [2 << 10, 8 << 10, 64 << 10];
+
+#[cfg(test)]
+mod tests {
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
+    use bytes::Bytes;
+    use proptest::prelude::*;
+
+    use super::{super::stream::MaskStream, *};
+    use crate::scrub::oracle::masks;
+
+    /// How an API spells what it sends.
+    fn spellings(text: &str) -> Vec<Vec<u8>> {
+        let each = |spell: fn(u8) -> String| text.bytes().map(spell).collect::<String>();
+        let mut all = vec![
+            text.to_owned(),
+            each(|byte| format!("{byte:02x}")),
+            each(|byte| format!("%{byte:02X}")),
+            each(|byte| format!("\\u{byte:04x}")),
+        ];
+        all.extend((0..3).map(|shift| STANDARD.encode(format!("{}{text}", &"abc"[..shift]))));
+        all.into_iter().map(String::into_bytes).collect()
+    }
+
+    /// What an agent receives of a text that comes in two pieces with a pause between them, and
+    /// what is counted.
+    fn received(
+        masks: &Arc<Masks>,
+        text: &[u8],
+        cut: usize,
+        pause: bool,
+    ) -> (Vec<Bytes>, [u64; 2]) {
+        let mut stream = MaskStream::new(Arc::clone(masks), false);
+        let (one, two) = text.split_at(cut.min(text.len()));
+        let mut all = vec![stream.push(Bytes::copy_from_slice(one))];
+        if pause {
+            all.push(stream.release());
+        }
+        all.push(stream.push(Bytes::copy_from_slice(two)));
+        all.push(stream.finish());
+        (all, [stream.masked(), stream.near_misses()])
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        /// An agent has a text minted that is a guess at some bytes at the end or the beginning of
+        /// a key with what it knows to stand beside the key.
+        #[test]
+        fn a_minted_text_tells_nothing_of_a_key_that_it_overlaps(
+            key in "[a-z0-9]{16,40}",
+            pad in "[&=a-z0-9]{16,60}",
+            (guessed, wrong) in (1..12_usize).prop_flat_map(|guessed| (Just(guessed), 0..guessed)),
+            (cut, pause, before) in (0..400_usize, any::<bool>(), any::<bool>()),
+        ) {
+            let mut guess = match before {
+                true => key[..guessed].to_owned(),
+                false => key[key.len() - guessed..].to_owned(),
+            };
+            let of_text = |guess: &str| match before {
+                true => format!("{pad}{guess}"),
+                false => format!("{guess}{pad}"),
+            };
+            let right = of_text(&guess);
+            let other = if guess.as_bytes()[wrong] == b'z' { "y" } else { "z" };
+            guess.replace_range(wrong..=wrong, other);
+            let text = if before { format!("{pad}{key} ") } else { format!("?key={key}{pad} ") };
+            let bound = masks(&[&key]);
+            let of = |minted: &str| Arc::new(Masks::joined([&*bound], [&*masks(&[minted])]));
+            let (right, wrong) = (of(&right), of(&of_text(&guess)));
+            for text in spellings(&text) {
+                // What came before a pause in the middle of a key was given out as it was.
+                let pause = pause && !before;
+                let of_right = received(&right, &text, cut, pause);
+                prop_assert_eq!(&of_right, &received(&wrong, &text, cut, pause));
+                prop_assert!(of_right.1[0] > 0, "the key is masked");
+            }
+        }
+
+        /// Beside a key, but not touching it, a minted credential is masked as by itself.
+        #[test]
+        fn a_minted_credential_beside_a_key_is_masked(
+            key in "[a-z0-9]{16,40}",
+            minted in "[A-Z]{16,60}",
+        ) {
+            let masks = Masks::joined([&*masks(&[&key])], [&*masks(&[&minted])]);
+            let text = format!("{key},{minted},{minted}:{key}");
+            let found = masks.scan(text.as_bytes(), usize::MAX, 0);
+            let bytes: usize = found.covered.iter().map(Range::len).sum();
+            prop_assert_eq!((bytes, found.near_misses), (text.len() - 3, 0));
+        }
+    }
+}

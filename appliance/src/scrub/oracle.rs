@@ -39,7 +39,7 @@ fn portable(secrets: &[&str]) -> Arc<Masks> {
 /// Each looked for by itself.
 fn apart(secrets: &[&str]) -> Arc<Masks> {
     let each: Vec<_> = secrets.iter().map(|secret| masks(&[secret])).collect();
-    Arc::new(Masks::joined(each.iter().map(|masks| &**masks)))
+    Arc::new(Masks::joined(each.iter().map(|masks| &**masks), []))
 }
 
 fn unreserved(byte: u8) -> bool {

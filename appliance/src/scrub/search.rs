@@ -209,10 +209,16 @@ impl<const WIDTH: usize> Search<WIDTH> {
             let others = offsets.flat_map(|offset| self.hashes(form, offset));
             others.filter_map(|hash| self.suspects.get(&hash)).map(Vec::len).max().unwrap_or(0)
         };
-        let begins = || (run.start..=run.end - length).rev().step_by(REGION_STEP);
-        let alone = begins().find(|&begin| crowd(begin) < CROWD);
-        let begin = alone.or_else(|| begins().min_by_key(|&begin| crowd(begin)));
-        let begin = begin.unwrap_or(run.start);
+        let (last, tried) = (run.end - length, run.len() - length);
+        let step = REGION_STEP.max(tried.div_ceil(MOST_REGIONS));
+        let mut best = (usize::MAX, run.start);
+        for begin in (run.start..=last).rev().step_by(step) {
+            best = best.min((crowd(begin), begin));
+            if best.0 < CROWD {
+                break;
+            }
+        }
+        let (_, begin) = best;
         begin..begin + length
     }
 
@@ -337,6 +343,8 @@ impl Hasher for AsItIs {
 const MAX_STRIDE: usize = 96;
 /// Bytes from one part of a form that is tried for a region to the next.
 const REGION_STEP: usize = 4;
+/// Parts of a form that are tried for a region, about: an agent may have chosen the form.
+const MOST_REGIONS: usize = 64;
 /// Forms that may share a window before another region is looked for.
 const CROWD: usize = 4;
 /// Sets the bit in which the cases of a letter differ.

@@ -11,7 +11,7 @@
 //! A body may take newer masks between two chunks. What was kept back is looked at with those, and
 //! what was found before stays found.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 use zeroize::Zeroizing;
@@ -32,6 +32,8 @@ pub struct MaskStream {
     run: Zeroizing<Vec<u8>>,
     /// How many bytes of the run belong to an occurrence that began before them.
     known: usize,
+    /// The same, of a bound secret.
+    known_bound: usize,
     /// How many bytes of the run are with the receiver already.
     released: usize,
     masked: u64,
@@ -47,6 +49,7 @@ impl MaskStream {
             envelopes: in_envelopes.then(Envelopes::default),
             run: Zeroizing::new(Vec::new()),
             known: 0,
+            known_bound: 0,
             released: 0,
             masked: 0,
             near_misses: 0,
@@ -111,18 +114,15 @@ impl MaskStream {
     /// Of a text that begins with the run of before, keeps what begins at `run` and gives what ends
     /// at `ready` and was not given yet. Gives a chunk without a secret as it is, uncopied.
     fn pass(&mut self, mut text: Bytes, run: usize, ready: usize) -> Bytes {
-        let ScanResult { mut covered, near_misses } = self.masks.scan(&text, run);
+        let scan = self.masks.scan(&text, run, self.known_bound);
+        let ScanResult { mut covered, bound, near_misses } = scan;
         self.near_misses += near_misses;
         if self.known > 0 {
             covered.push(0..self.known.min(text.len()));
             covered = union(covered);
         }
-        let across = covered.iter().find(|range| range.start < run && range.end > run);
-        self.known = match across {
-            Some(range) => range.end - run,
-            None if run == 0 => self.known,
-            None => 0,
-        };
+        self.known = past(&covered, run, self.known);
+        self.known_bound = past(&bound, run, self.known_bound);
         let begin = self.released.min(ready);
         self.released = self.released.max(ready) - run;
         self.keep(text.get(run..).unwrap_or_default());
@@ -180,6 +180,16 @@ fn held_at_end(text: &[u8], vectors: Option<Vectors>) -> usize {
     let (_, blocks) = text.get(line..).unwrap_or_default().as_rchunks();
     let is_held = |bytes: &&_| Block::of(bytes, vectors).ends == 0;
     blocks.iter().rev().take_while(is_held).count() * BLOCK
+}
+
+/// How many bytes from `run` on belong to an occurrence that began before. There were `before` such
+/// bytes from the beginning on.
+fn past(covered: &[Range<usize>], run: usize, before: usize) -> usize {
+    match covered.iter().find(|range| range.start < run && range.end > run) {
+        Some(range) => range.end - run,
+        None if run == 0 => before,
+        None => 0,
+    }
 }
 
 /// Two texts as one. In pieces so small that the copy stays in the processor's nearest cache: of

@@ -194,6 +194,10 @@ fn a_path_that_resembles_one_that_mints_is_refused() {
         "/v1/token.json",
         "/v1/Session",
         "/v1/%73ession",
+        "/v1/%2574oken",
+        "/v1/%252574oken",
+        "/v1/token%00",
+        "/v1/token%2500",
     ] {
         assert_eq!(to(path), Err(Reason::PathAmbiguous), "{path}");
     }

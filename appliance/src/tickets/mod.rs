@@ -14,7 +14,7 @@ mod text;
 
 use std::{
     borrow::Borrow,
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     hash::{Hash, Hasher},
     net::IpAddr,
     sync::{
@@ -62,9 +62,14 @@ pub struct Minted {
     pub beside: Option<Arc<str>>,
 }
 
-/// There is no room for another ticket, or no randomness to make one of.
+/// Why no ticket is given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NoTicket;
+pub enum NoTicket {
+    /// There is no room for another, or no randomness to make one of.
+    Room,
+    /// The credential has tickets of another rule, which are not good at all of these hosts.
+    OtherHosts,
+}
 
 /// The credentials of a group that are to be masked.
 #[derive(Clone, Default)]
@@ -88,7 +93,9 @@ impl Tickets {
     ///
     /// # Errors
     ///
-    /// Where the agent, or its group, has as many as it may have.
+    /// Where the agent, or its group, has as many as it may have, and where a credential has
+    /// tickets of another rule: an API that answers with what it was asked with would else carry it
+    /// on to further hosts.
     pub fn issue(
         &self,
         group: &GroupName,
@@ -102,10 +109,11 @@ impl Tickets {
         let mut racks = lock(&self.racks);
         let rack = racks.entry(group.clone()).or_default();
         rack.clear(now);
+        rack.check_hosts(&minted, now)?;
         rack.make_room(agent, &minted, now)?;
         let texts = minted.iter().map(|one| text::fresh(one.mint.shape, &one.value));
         let texts: Option<Vec<Arc<str>>> = texts.map(|text| text.map(Arc::from)).collect();
-        let texts = texts.ok_or(NoTicket)?;
+        let texts = texts.ok_or(NoTicket::Room)?;
         for (text, minted) in texts.iter().zip(minted) {
             rack.add(Arc::clone(text), agent, minted, now);
         }
@@ -163,8 +171,10 @@ struct Rack {
 /// A credential that is masked.
 struct Known {
     serial: u64,
-    /// Who had it first.
+    /// Who had it first since it lives.
     agent: IpAddr,
+    /// The rule by which that was given.
+    mint: Arc<Mint>,
     /// When the last of its tickets ends.
     ends: Instant,
 }
@@ -199,6 +209,15 @@ impl Rack {
         self.values.retain(|_, known| now < known.ends + MASKED_AFTER);
     }
 
+    fn check_hosts(&self, minted: &[Minted], now: Instant) -> Result<(), NoTicket> {
+        let is_good = |one: &Minted| {
+            let known = self.values.get(one.value.expose()).filter(|known| now < known.ends);
+            known
+                .is_none_or(|known| one.mint.hosts.iter().all(|host| known.mint.is_wanted_at(host)))
+        };
+        if minted.iter().all(is_good) { Ok(()) } else { Err(NoTicket::OtherHosts) }
+    }
+
     /// Makes room for all of `minted`, by credentials that are masked though their tickets have
     /// ended.
     fn make_room(
@@ -209,20 +228,30 @@ impl Rack {
     ) -> Result<(), NoTicket> {
         let own = self.tickets.values().filter(|(of, _)| *of == agent).count();
         if own + minted.len() > AGENT_TICKETS || self.tickets.len() + minted.len() > GROUP_TICKETS {
-            return Err(NoTicket);
+            return Err(NoTicket::Room);
         }
-        // One that is there twice counts twice, which errs to refusal.
-        let is_new = |one: &&Minted| !self.values.contains_key(one.value.expose());
-        let new = minted.iter().filter(is_new).count();
-        let living = self.values.values().filter(|known| now < known.ends);
+        // Each value once, with what is known of it.
+        let minted: HashMap<&[u8], Option<&Known>> = minted
+            .iter()
+            .map(|one| (one.value.expose(), self.values.get(one.value.expose())))
+            .collect();
+        let lives = |known: &&Known| now < known.ends;
+        // One that has ended lives again.
+        let new = minted.values().filter(|known| known.filter(lives).is_none()).count();
+        let living = self.values.values().filter(lives);
         let own = living.clone().filter(|known| known.agent == agent).count();
         if own + new > AGENT_VALUES || living.count() + new > GROUP_VALUES {
-            return Err(NoTicket);
+            return Err(NoTicket::Room);
         }
-        let beyond = (self.values.len() + new).saturating_sub(GROUP_VALUES);
-        let mut ended: Vec<_> = self.values.values().filter(|known| known.ends <= now).collect();
+        let unknown = minted.values().filter(|known| known.is_none()).count();
+        let beyond = (self.values.len() + unknown).saturating_sub(GROUP_VALUES);
+        let ended = self.values.iter().filter(|(_, known)| known.ends <= now);
+        let mut ended: Vec<&Known> = ended
+            .filter(|(value, _)| !minted.contains_key(value.0.expose()))
+            .map(|(_, known)| known)
+            .collect();
         ended.sort_unstable_by_key(|known| known.ends);
-        let gone: Vec<u64> = ended.iter().take(beyond).map(|known| known.serial).collect();
+        let gone: HashSet<u64> = ended.iter().take(beyond).map(|known| known.serial).collect();
         self.values.retain(|_, known| !gone.contains(&known.serial));
         Ok(())
     }
@@ -237,8 +266,11 @@ impl Rack {
         let seen = &mut self.seen;
         let known = known.or_insert_with(|| {
             *seen += 1;
-            Known { serial: *seen - 1, agent, ends }
+            Known { serial: *seen - 1, agent, mint: Arc::clone(&mint), ends }
         });
+        if known.ends <= now {
+            (known.agent, known.mint) = (agent, Arc::clone(&mint));
+        }
         known.ends = known.ends.max(ends);
         let (name, label) = (mint.name.clone(), mint.label.clone());
         let ticket = Ticket { mint: name, label, value, beside, ends };

@@ -3,18 +3,22 @@
 use zeroize::Zeroizing;
 
 use super::*;
-use crate::policy::TicketShape;
+use crate::policy::{Host, TicketShape};
 
 const LIFE: Duration = Duration::from_secs(60);
 
 fn mint() -> Arc<Mint> {
+    mint_for(&[])
+}
+
+fn mint_for(hosts: &[&str]) -> Arc<Mint> {
     let name = RuleName("session".into());
     Arc::new(Mint {
         label: Mint::label_of(&name),
         name,
         groups: vec![],
         answers: vec![],
-        hosts: vec![],
+        hosts: hosts.iter().map(|host| Host::parse(host).unwrap()).collect(),
         places: vec![],
         life: LIFE,
         min_value_bytes: 16,
@@ -81,9 +85,13 @@ fn what_lives_makes_no_room_and_what_has_ended_does() {
     for agent in 1..=2 {
         let from = usize::from(agent) * 1_000;
         issue(&tickets, agent, from..from + AGENT_VALUES, now).unwrap();
-        assert_eq!(issue(&tickets, agent, 9_000..9_001, now), Err(NoTicket), "an agent's bound");
+        assert_eq!(
+            issue(&tickets, agent, 9_000..9_001, now),
+            Err(NoTicket::Room),
+            "an agent's bound"
+        );
     }
-    assert_eq!(issue(&tickets, 3, 3_000..3_001, now), Err(NoTicket), "the group's bound");
+    assert_eq!(issue(&tickets, 3, 3_000..3_001, now), Err(NoTicket::Room), "the group's bound");
     assert_eq!(known(&tickets), GROUP_VALUES);
     let later = now + LIFE;
     issue(&tickets, 3, 3_000..3_001, later).unwrap();
@@ -99,13 +107,11 @@ fn tickets_without_number_for_one_credential_are_refused() {
     let (tickets, now) = (Tickets::default(), Instant::now());
     let many = |count: usize| (0..count).map(|_| minted(1)).collect::<Vec<_>>();
     let take = |of, count| tickets.issue(&group("agents"), agent(of), many(count), now);
-    // Each of an answer counts until it is known.
-    assert_eq!(take(1, AGENT_VALUES + 1).err(), Some(NoTicket));
-    take(1, 1).unwrap();
-    take(1, AGENT_TICKETS - 1).unwrap();
-    assert_eq!(take(1, 1), Err(NoTicket));
+    take(1, AGENT_TICKETS).unwrap();
+    assert_eq!(known(&tickets), 1);
+    assert_eq!(take(1, 1), Err(NoTicket::Room));
     take(2, GROUP_TICKETS - AGENT_TICKETS).unwrap();
-    assert_eq!(take(3, 1), Err(NoTicket));
+    assert_eq!(take(3, 1), Err(NoTicket::Room));
     assert_eq!(take(1, 0), Ok(vec![]));
 }
 
@@ -118,4 +124,32 @@ fn a_group_that_counts_no_more_has_no_tickets_and_is_masked_on() {
     tickets.end(|_| false);
     assert!(tickets.find(&group("agents"), issued[0].as_bytes(), now).is_none());
     assert_eq!(known(&tickets), 1);
+}
+
+#[test]
+fn a_credential_that_lives_again_counts_as_a_new_one() {
+    let (tickets, now) = (Tickets::default(), Instant::now());
+    issue(&tickets, 1, 0..AGENT_VALUES, now).unwrap();
+    issue(&tickets, 2, 1_000..1_000 + AGENT_VALUES, now).unwrap();
+    let later = now + LIFE;
+    assert_eq!(issue(&tickets, 3, 0..AGENT_VALUES + 1, later), Err(NoTicket::Room));
+    issue(&tickets, 3, 0..AGENT_VALUES, later).unwrap();
+    assert_eq!(issue(&tickets, 3, 9_000..9_001, later), Err(NoTicket::Room), "it has them now");
+    assert_eq!(known(&tickets), GROUP_VALUES);
+    issue(&tickets, 4, 9_000..9_000 + AGENT_VALUES, later).unwrap();
+    assert_eq!(known(&tickets), GROUP_VALUES, "what was given again makes no room");
+    assert_eq!(tickets.good(&group("agents"), later), 2 * AGENT_VALUES);
+}
+
+#[test]
+fn a_credential_gets_no_ticket_for_further_hosts() {
+    let (tickets, now) = (Tickets::default(), Instant::now());
+    let of = |hosts: &[&str], now| {
+        let minted = Minted { mint: mint_for(hosts), ..minted(1) };
+        tickets.issue(&group("agents"), agent(1), vec![minted], now).map(|issued| issued.len())
+    };
+    assert_eq!(of(&["a.example", "b.example"], now), Ok(1));
+    assert_eq!(of(&["b.example"], now), Ok(1));
+    assert_eq!(of(&["b.example", "c.example"], now), Err(NoTicket::OtherHosts));
+    assert_eq!(of(&["c.example"], now + LIFE), Ok(1), "its tickets have ended");
 }
