@@ -183,8 +183,12 @@ impl Disk {
         let shell = format!("unix:{},server=on,wait=off", self.path("shell").display());
         qemu.args(["-chardev", &log, "-serial", "chardev:log", "-serial", &shell]);
         // A way in for the test: whoever owns the firmware's strings owns the machine.
-        let way_in = "type=11,value=io.systemd.stub.kernel-cmdline-extra=systemd.debug_shell=ttyS1 systemd.default_device_timeout_sec=200";
-        qemu.args(["-smbios", way_in]);
+        let way_in = format!(
+            "type=11,value=io.systemd.stub.kernel-cmdline-extra=systemd.debug_shell=ttyS1 \
+             systemd.default_device_timeout_sec={}",
+            patience().as_secs()
+        );
+        qemu.args(["-smbios", &way_in]);
         qemu.stdin(Stdio::null());
         let on = Arc::new(AtomicBool::new(true));
         let runs = thread::spawn({
@@ -371,10 +375,11 @@ pub fn patience() -> Duration {
     if accelerator == "kvm" { BOOT } else { BOOT * EMULATED }
 }
 
-const BOOT: Duration = Duration::from_secs(60);
+/// systemd waits for a device as long.
+const BOOT: Duration = Duration::from_secs(90);
 
 /// How many times as long it takes under emulation, on a machine that does other work too.
-const EMULATED: u32 = 20;
+const EMULATED: u32 = 13;
 
 /// How many boots in a row a step waits for at most: the tries of a version, and the one before it.
 const BOOTS: u32 = 4;
