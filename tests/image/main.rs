@@ -21,7 +21,7 @@ use lab::{
 };
 use policy_builder::{Config, Table, group};
 
-use router::{BOOT, Disk, Router, WAN_ADDRESS, files, plug};
+use router::{Disk, Router, WAN_ADDRESS, files, patience, plug};
 
 const CHAT: &str = "POST /v1/chat HTTP/1.1\r\nHost: api.openai.example\r\n\
     Authorization: Bearer OPENAI_API_KEY\r\nContent-Length: 0\r\n\r\n";
@@ -37,7 +37,7 @@ fn hello(lab: &Lab, router: &Router, name: &str) -> Hello {
 
 #[test]
 fn the_image_serves_two_vlans_from_power_on_to_off() {
-    sandbox::sandboxed_for(4 * BOOT, || {
+    sandbox::sandboxed_for(4 * patience(), || {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let _dns = Dns::start();
@@ -72,7 +72,7 @@ fn the_image_serves_two_vlans_from_power_on_to_off() {
 
         // Started anew, while the agent goes on asking: closed, and then open again.
         router.run("systemctl --no-block reboot");
-        let again = wait::until(BOOT, || {
+        let again = wait::until(patience(), || {
             (router.boots() == 2).then_some(()).or_else(|| {
                 assert!(refused().contains("curl: "));
                 None
@@ -81,7 +81,7 @@ fn the_image_serves_two_vlans_from_power_on_to_off() {
         again.expect("it starts anew");
         router.wait_ready();
         let open = || story::agent(&lab, &wire, story::SPLICED).contains("Lab public root");
-        wait::until(BOOT, || open().then_some(())).expect("it is the gateway again");
+        wait::until(patience(), || open().then_some(())).expect("it is the gateway again");
         router.cut();
         originated(&uplink.packets());
     });
@@ -116,7 +116,7 @@ fn originated(packets: &[Vec<u8>]) {
 
 #[test]
 fn a_wrong_or_missing_configuration_is_said_on_the_console() {
-    sandbox::sandboxed_for(3 * BOOT, || {
+    sandbox::sandboxed_for(3 * patience(), || {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let _dns = Dns::start();
@@ -138,7 +138,7 @@ fn a_wrong_or_missing_configuration_is_said_on_the_console() {
 
 #[test]
 fn a_missing_interface_or_vault_is_said_on_the_console() {
-    sandbox::sandboxed_for(3 * BOOT, || {
+    sandbox::sandboxed_for(3 * patience(), || {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
         let _dns = Dns::start();
@@ -166,7 +166,7 @@ fn a_missing_interface_or_vault_is_said_on_the_console() {
         router.wait_ready();
         router.wait_console("no connection to Vault");
         let hello = hello(&lab, &router, OPENAI.name);
-        let mut tls = wait::until(BOOT, || Tls::open(AGENT, OPENAI.port(443), &hello).ok())
+        let mut tls = wait::until(patience(), || Tls::open(AGENT, OPENAI.port(443), &hello).ok())
             .expect("intercepted");
         let answer = tls.ask(CHAT).expect("an answer");
         assert_eq!(answer.status, 503, "{}", answer.text());

@@ -184,8 +184,12 @@ impl Disk {
         let shell = format!("unix:{},server=on,wait=off", self.path("shell").display());
         qemu.args(["-chardev", &log, "-serial", "chardev:log", "-serial", &shell]);
         // A way in for the test: whoever owns the firmware's strings owns the machine.
-        let way_in = "type=11,value=io.systemd.stub.kernel-cmdline-extra=systemd.debug_shell=ttyS1 systemd.default_device_timeout_sec=200";
-        qemu.args(["-smbios", way_in]);
+        let way_in = format!(
+            "type=11,value=io.systemd.stub.kernel-cmdline-extra=systemd.debug_shell=ttyS1 \
+             systemd.default_device_timeout_sec={}",
+            patience().as_secs()
+        );
+        qemu.args(["-smbios", &way_in]);
         qemu.stdin(Stdio::null());
         let on = Arc::new(AtomicBool::new(true));
         let runs = thread::spawn({
@@ -213,7 +217,7 @@ impl Router {
     /// Waits until the console shows this text.
     #[track_caller]
     pub fn wait_console(&self, text: &str) {
-        let shown = wait::until(BOOT, || self.console().contains(text).then_some(()));
+        let shown = wait::until(patience(), || self.console().contains(text).then_some(()));
         assert!(shown.is_some(), "no {text:?} on the console:\n{}", self.console());
     }
 
@@ -225,7 +229,7 @@ impl Router {
     /// Waits until so many have been.
     #[track_caller]
     pub fn wait_boots(&self, count: usize) {
-        let started = wait::until(BOOTS, || {
+        let started = wait::until(BOOTS * patience(), || {
             thread::sleep(wait::QUIET);
             (self.boots() >= count).then_some(())
         });
@@ -270,7 +274,7 @@ impl Router {
     /// Waits until the daemon is ready.
     #[track_caller]
     pub fn wait_ready(&self) {
-        let ready = wait::until(BOOT, || {
+        let ready = wait::until(patience(), || {
             self.try_run("systemctl is-active cloakroom").filter(|it| it.trim() == "active")
         });
         assert!(
@@ -366,8 +370,17 @@ fn read(path: &Path) -> String {
 /// work.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// A boot under emulation, on a machine that does other work too.
-pub const BOOT: Duration = Duration::from_secs(600);
+/// How long a boot, or what takes as long, may last. It is only ever used up by a failure.
+pub fn patience() -> Duration {
+    let (accelerator, ..) = accelerator();
+    if accelerator == "kvm" { BOOT } else { BOOT * EMULATED }
+}
 
-/// Several of them, those that fail among them.
-const BOOTS: Duration = Duration::from_secs(1800);
+/// systemd waits for a device as long.
+const BOOT: Duration = Duration::from_secs(90);
+
+/// How many times as long it takes under emulation, on a machine that does other work too.
+const EMULATED: u32 = 13;
+
+/// How many boots in a row a step waits for at most: the tries of a version, and the one before it.
+const BOOTS: u32 = 4;

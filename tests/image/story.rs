@@ -12,7 +12,7 @@ use lab::{
     wire::Wire,
 };
 
-use crate::router::{BOOT, Router, files};
+use crate::router::{Router, files, patience};
 
 /// A line in the agent's shell, and what it shows. Under emulation a handshake takes seconds.
 const LINES: [(&str, &str); 9] = [
@@ -94,7 +94,8 @@ pub fn agent(lab: &Lab, wire: &Wire, line: &str) -> String {
 pub fn tell(lab: &Lab, router: &Router, origin: &Origin, wire: &Wire) {
     // An address may come seconds after the daemon.
     let let_through = || agent(lab, wire, SPLICED).contains("Lab public root").then_some(());
-    wait::until(BOOT, let_through).expect("a host that is let through keeps its own certificate");
+    wait::until(patience(), let_through)
+        .expect("a host that is let through keeps its own certificate");
     for (line, shown) in LINES {
         let output = agent(lab, wire, line);
         println!("agent$ {line}\n{output}");

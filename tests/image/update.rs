@@ -18,19 +18,122 @@ use lab::{
 
 use crate::{
     config,
-    router::{BOOT, Disk, Router, artefacts, files, image, plug},
+    router::{Disk, Router, Switch, artefacts, files, image, patience, plug},
 };
 
 #[test]
-fn an_update_is_kept_if_well_and_reverted_otherwise() {
-    sandbox::sandboxed_for(12 * BOOT, || {
+fn what_is_signed_and_well_is_kept() {
+    sandbox::sandboxed_for(5 * patience(), || {
+        let scene = Scene::begin();
+        let (router, shop) = (&scene.router, &scene.shop);
+        confined(router);
+        // A root that is damaged before it is written, whoever has signed it; and a list that nobody
+        // has.
+        shop.offer(&other(), &scene.next, |_| {});
+        shop.damage();
+        shop.sign();
+        let said = update(router);
+        assert!(said.contains("is not what its root hash says"), "{said}");
+        let there = router.run("ls /boot/EFI/Linux");
+        assert!(!there.contains(&scene.next), "{there}");
+        shop.offer(&other(), &scene.next, |_| {});
+        shop.forge();
+        let said = update(router);
+        assert!(said.contains("is not signed by update.gpg"), "{said}");
+        shop.sign();
+        start_update(router);
+        router.wait_boots(2);
+        router.wait_ready();
+        assert_eq!(running(router), scene.next);
+        let kept = format!("cloakroom_{}.efi", scene.next);
+        wait::until(patience(), || kernels(router).filter(|it| it.contains(&kept)))
+            .expect("it is blessed");
+        router.wait_console(&format!("Cloakroom {}", scene.next));
+        router.wait_console(&format!("version {} is kept beside it", scene.first));
+        let public = Hello::h1(PYPI.name).trusting(scene.lab.public.pem());
+        wait::until(patience(), || Tls::open(AGENT, PYPI.port(443), &public).ok())
+            .expect("spliced");
+    });
+}
+
+#[test]
+fn one_whose_daemon_cannot_start_is_fallen_back_from() {
+    sandbox::sandboxed_for(8 * patience(), || {
+        let scene = Scene::begin();
+        let (router, shop, bad) = (&scene.router, &scene.shop, &scene.bad);
+        shop.offer(&other(), bad, |kernel| tell(kernel, "systemd.mask=cloakroom"));
+        shop.sign();
+        start_update(router);
+        scene.falls_back();
+        let journal = router.run("journalctl --no-pager -o cat -u cloakroom-well");
+        assert_eq!(journal.matches("there is no daemon to start").count(), TRIES, "{journal}");
+        let said = update(router);
+        assert!(said.contains("nothing at"), "{said}");
+    });
+}
+
+#[test]
+fn a_damaged_root_or_initrd_is_fallen_back_from() {
+    sandbox::sandboxed_for(6 * patience(), || {
+        let scene = Scene::begin();
+        let (router, shop, bad, first) = (&scene.router, &scene.shop, &scene.bad, &scene.first);
+        // It is written, and cannot be started yet.
+        router.run("systemctl mask --runtime reboot.target");
+        shop.offer(&other(), bad, |_| {});
+        shop.sign();
+        let said = update(router);
+        assert!(said.contains(&format!("{bad} is written")), "{said}");
+
+        // With its last try left a byte of its root flips. Before it comes another one, which has a
+        // root that it cannot mount.
+        let stops = newest(first);
+        router.run(&format!(
+            "printf x | dd of=/dev/disk/by-partlabel/cloakroom_{bad} bs=1 seek=1024 conv=notrunc; \
+             cd /boot/EFI/Linux; mv cloakroom_{bad}+3-0.efi cloakroom_{bad}+1-2.efi; export LC_ALL=C; \
+             sed 's/systemd.verity_root_options=restart-on-corruption/{word:49}/; \
+             s/IMAGE_VERSION=\\(\"*\\)./IMAGE_VERSION=\\19/' cloakroom_{first}.efi >new; \
+             mv new cloakroom_{stops}+1-2.efi; sync; \
+             systemctl unmask --runtime reboot.target; systemctl --no-block reboot",
+            word = "rootfstype=vfat",
+        ));
+        router.wait_boots(1 + 2 + 1);
+        router.wait_ready();
+        assert_eq!(running(router), *first);
+        assert_eq!(router.boots(), 1 + 2 + 1);
+        let there = router.run("ls /boot/EFI/Linux");
+        for version in [bad, &stops] {
+            assert!(there.contains(&format!("cloakroom_{version}+0-3.efi")), "{there}");
+            router.wait_console(&format!("version {version} FAILED"));
+        }
+        let console = router.console();
+        assert_eq!(console.matches("this slot cannot be started").count(), 1, "{console}");
+        let journal = router.run("cat /var/log/initrd-that-failed.log");
+        assert!(journal.contains("rootfstype=vfat"), "{journal}");
+        assert!(journal.contains("Failed to mount"), "{journal}");
+        let hash = router.run(&format!(
+            "grep -ao 'roothash=[0-9a-f]*' /boot/EFI/Linux/cloakroom_{bad}+0-3.efi | tail -n 1"
+        ));
+        let journal = router.run("cat /var/log/initrd-that-began.log");
+        assert!(hash.len() > 64 && journal.contains(hash.trim()), "{hash} {journal}");
+    });
+}
+
+/// A router that takes what its operator's key has signed from a server on its uplink.
+struct Scene {
+    router: Router,
+    shop: Shop,
+    /// The version of the image, the one that was built above it, and one above both.
+    first: String,
+    next: String,
+    bad: String,
+    _parts: (Origin, Dns, Switch),
+    lab: Lab,
+}
+
+impl Scene {
+    fn begin() -> Self {
         let lab = Lab::new();
-        let _origin = Origin::start(&lab);
-        let _dns = Dns::start();
-        let _switch = plug(&lab);
-        let first = version(&image());
-        let other = other();
-        let next = version(&other);
+        let parts = (Origin::start(&lab), Dns::start(), plug(&lab));
         let shop = Shop::open(&lab);
         let mut given = files(&lab, &config());
         given.push(("update.url".into(), format!("http://{DNS}:8000/\n")));
@@ -39,73 +142,27 @@ fn an_update_is_kept_if_well_and_reverted_otherwise() {
         disk.configure(&given);
         let router = disk.boot();
         router.wait_ready();
-        confined(&router);
+        let next = version(&other());
+        let bad = newest(&next);
+        Self { router, shop, first: version(&image()), next, bad, _parts: parts, lab }
+    }
 
-        // What the key has not signed is not taken; what is well is kept.
-        shop.offer(&other, &next, |kernel| kernel);
-        shop.forge();
-        let said = update(&router);
-        assert!(said.contains("is not signed by update.gpg"), "{said}");
-        shop.sign();
-        start_update(&router);
-        router.wait_boots(2);
+    /// The bad version is tried three times, and then the first one is back and tells of it.
+    fn falls_back(&self) {
+        let Self { router, bad, first, .. } = self;
+        router.wait_boots(1 + TRIES + 1);
         router.wait_ready();
-        assert_eq!(running(&router), next);
-        let kept = format!("cloakroom_{next}.efi");
-        let blessed = || router.try_run("ls /boot/EFI/Linux").filter(|it| it.contains(&kept));
-        wait::until(BOOT, blessed).expect("it is blessed");
-        router.wait_console(&format!("Cloakroom {next}"));
-        router.wait_console(&format!("version {first} is kept beside it"));
-        let public = Hello::h1(PYPI.name).trusting(lab.public.pem());
-        wait::until(BOOT, || Tls::open(AGENT, PYPI.port(443), &public).ok()).expect("spliced");
-
-        // A version whose daemon cannot start, because its kernel is told to leave it out: after
-        // three tries the one before it is back, which tells of it.
-        let bad = newest(&first);
-        shop.offer(&image(), &bad, without_daemon);
-        shop.sign();
-        let before = router.boots();
-        start_update(&router);
-        router.wait_boots(before + 3 + 1);
-        router.wait_ready();
-        assert_eq!(running(&router), next);
-        let failed = format!("cloakroom_{bad}+0-3.efi");
-        let kernels = router.run("ls /boot/EFI/Linux");
-        assert!(kernels.contains(&failed), "{kernels}");
+        assert_eq!(running(router), *first);
+        let failed = format!("cloakroom_{bad}+0-{TRIES}.efi");
+        let there = router.run("ls /boot/EFI/Linux");
+        assert!(there.contains(&failed), "{there}");
         router.wait_console(&format!("version {bad} FAILED"));
-        let journal = router.run("journalctl --no-pager -o cat -u cloakroom-well");
-        assert_eq!(journal.matches("there is no daemon to start").count(), 3, "{journal}");
-        let said = update(&router);
-        assert!(said.contains("nothing at"), "{said}");
-
-        // Tried again with a flipped byte in its slot; and a kernel whose root is nowhere.
-        let before = router.boots();
-        router.run(&format!(
-            "printf x | dd of=/dev/disk/by-partlabel/cloakroom_{bad} bs=1 seek=1024 conv=notrunc; \
-             cd /boot/EFI/Linux; mv {failed} cloakroom_{bad}+1-2.efi; export LC_ALL=C; \
-             sed 's/roothash=......../roothash=00000000/; s/IMAGE_VERSION=\\(\"*\\)./IMAGE_VERSION=\\18/' \
-             {kept} >lost; mv lost cloakroom_8{rest}+1.efi; sync; systemctl --no-block reboot",
-            rest = &next[1..]
-        ));
-        router.wait_boots(before + 2 + 1);
-        router.wait_ready();
-        assert_eq!(running(&router), next);
-        assert_eq!(router.boots(), before + 2 + 1);
-        assert!(router.console().contains("this slot cannot be started"), "{}", router.console());
-        let journal = router.run("cat /var/log/initrd-that-failed.log");
-        assert!(journal.contains("roothash=00000000"), "{journal}");
-
-        // One that is damaged before it is written is not even tried, whoever has signed it.
-        let damaged = format!("{bad}.1");
-        shop.offer(&image(), &damaged, |kernel| kernel);
-        shop.damage();
-        shop.sign();
-        let said = update(&router);
-        assert!(said.contains("is not what its root hash says"), "{said}");
-        let kernels = router.run("ls /boot/EFI/Linux");
-        assert!(!kernels.contains(&damaged), "{kernels}");
-    });
+        assert_eq!(router.boots(), 1 + TRIES + 1);
+    }
 }
+
+/// As `TriesLeft=` of the kernel's transfer has it.
+const TRIES: usize = 3;
 
 /// What the daemon may do, and what it is kept from, as systemd of the image counts it.
 fn confined(router: &Router) {
@@ -134,6 +191,10 @@ fn running(router: &Router) -> String {
     text.trim().trim_matches('"').to_owned()
 }
 
+fn kernels(router: &Router) -> Option<String> {
+    router.try_run("ls /boot/EFI/Linux")
+}
+
 fn start_update(router: &Router) {
     router.run("systemctl start --no-block cloakroom-update");
 }
@@ -146,7 +207,7 @@ fn update(router: &Router) -> String {
         let state = router.try_run("systemctl show -P ActiveState cloakroom-update")?;
         ["inactive", "failed"].contains(&state.trim()).then_some(())
     };
-    wait::until(BOOT, ended).expect("it ends");
+    wait::until(patience(), ended).expect("it ends");
     assert_eq!(router.boots(), boots);
     router.run("journalctl --no-pager -b -o cat -u cloakroom-update | tail -n 40")
 }
@@ -200,7 +261,7 @@ impl Shop {
     }
 
     /// Puts this image on offer by this name, with its kernel changed; nothing is signed yet.
-    fn offer(&self, image: &Path, version: &str, change: fn(Vec<u8>) -> Vec<u8>) {
+    fn offer(&self, image: &Path, version: &str, change: fn(&mut [u8])) {
         let _ = fs::remove_dir_all(&self.folder);
         fs::create_dir_all(&self.folder).expect("writable");
         let from = image.join("update");
@@ -211,9 +272,10 @@ impl Shop {
                 .expect("writable");
         }
         let kernel = artefacts(&from, ".efi.gz").remove(0);
-        let plain = Command::new("gzip").arg("-dc").arg(kernel).output().expect("gzip starts");
+        let mut plain = Command::new("gzip").arg("-dc").arg(kernel).output().expect("gzip starts");
         let plain_path = self.folder.join(format!("cloakroom_{version}.efi"));
-        fs::write(&plain_path, change(plain.stdout)).expect("writable");
+        change(&mut plain.stdout);
+        fs::write(&plain_path, plain.stdout).expect("writable");
         shell(&format!("gzip -1 {}", plain_path.display()));
     }
 
@@ -254,23 +316,22 @@ fn find(kernel: &[u8], mark: &[u8]) -> usize {
     kernel.windows(mark.len()).position(|it| it == mark).expect("it is in the kernel")
 }
 
-/// The kernel of the newest version, with a command line, as long as before, that leaves the daemon
-/// out.
-fn without_daemon(mut kernel: Vec<u8>) -> Vec<u8> {
+/// Makes this the kernel of the newest version, and puts a word on its command line, which stays as
+/// long as it was.
+fn tell(kernel: &mut [u8], word: &str) {
     let mark = b"IMAGE_VERSION=";
-    let version = find(&kernel, mark) + mark.len();
+    let version = find(kernel, mark) + mark.len();
     let version = version + usize::from(kernel[version] == b'"');
     kernel[version] = b'9';
-    let begin = find(&kernel, b"roothash=");
+    let begin = find(kernel, b"roothash=");
     let line = kernel.get_mut(begin..begin + 400).expect("a section");
     let end = line.iter().position(|byte| !(b' '..=b'~').contains(byte)).expect("it ends");
     let text = String::from_utf8_lossy(&line[..end]).into_owned();
-    let spared = ["console=tty0 ", "audit=0 ", "panic=10"];
+    let spared = ["console=tty0 ", "net.ifnames=0 "];
     let shorter = spared.iter().fold(text, |text, word| text.replacen(word, "", 1));
-    let changed = format!("{} systemd.mask=cloakroom", shorter.trim_end());
+    let changed = format!("{} {word}", shorter.trim_end());
     assert!(changed.len() <= end, "{changed}");
     line[..end].copy_from_slice(format!("{changed:end$}").as_bytes());
-    kernel
 }
 
 #[track_caller]

@@ -222,7 +222,7 @@ hosts = ["pypi.org"]
     }
 
     #[test]
-    fn a_binding_is_found_by_its_own_or_its_providers_placeholder() {
+    fn a_binding_is_found_by_either_placeholder() {
         let binding = |api: &str, placeholder: &str| TableAt::Binding {
             api: api.into(),
             placeholder: placeholder.into(),

@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_naming_a_service_or_region_is_for_it_alone() {
+    fn a_host_of_a_service_or_region_is_its_alone() {
         let scope = scope(&["s3", "bedrock", "dynamodb"], &["eu-central-1", "us-east-1"]);
         let finds = |host: &str, service, region| {
             scope.find(&Host::parse(host).unwrap(), service, region).is_some()

@@ -94,7 +94,7 @@ fn a_pass_rule_that_lists_an_apis_name_is_refused() {
 }
 
 #[test]
-fn a_spliced_name_that_is_inspected_is_explained_as_an_exception() {
+fn an_inspected_spliced_name_is_explained_as_an_exception() {
     let both = |spliced: &str, inspected: &str, more: &str| {
         let rule = format!(
             "hosts = [\"{spliced}\"]\n[[inspect]]\nname = \"docs\"\ngroups = [\"research\"]\n\
@@ -571,7 +571,7 @@ fn a_client_stands_for_the_lines_printed_of_it() {
 }
 
 #[test]
-fn a_client_leaves_a_host_to_a_rule_that_has_it() {
+fn a_host_with_a_rule_is_left_to_it() {
     let own = "[[splice]]\nname = \"pypi\"\ngroups = [\"research\"]\nhosts = [\"pypi.org\"]\n";
     let policy = parse_text(&with_clients("\"uv\", \"pip\", \"npm\"", own)).unwrap().policy;
     let told = |pass: &Arc<Pass>| {
