@@ -121,7 +121,7 @@ pub(super) fn time(
     }
 }
 
-/// A time as [`time`] reads it, of any length.
+/// A time as [`time()`] reads it, of any length.
 pub fn read_duration(text: &str) -> Option<Duration> {
     with_unit(text, &TIMES).map(Duration::from_millis)
 }
