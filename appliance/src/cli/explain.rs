@@ -10,15 +10,14 @@ use std::{
 use clap::Args;
 use http::{HeaderName, HeaderValue};
 
-use super::{audited, watch::escaped};
+use super::{audited, env::no_group, watch::escaped};
 use crate::{
     config::{self, Config, DEFAULT_CONFIG},
     decide::Route,
     explain::{
         Ending, Explanation, Question, Recorded, Refused, Source, Step, explain, recorded, request,
-        with_placeholder,
     },
-    policy::{GroupName, Policy},
+    policy::GroupName,
     refuse::wire,
 };
 
@@ -109,44 +108,32 @@ pub(super) fn loaded(path: &Path) -> Result<(String, Config), NoAnswer> {
 fn hypothetical(args: &ExplainArgs, group: &GroupName) -> Result<String, NoAnswer> {
     let url = args.url.as_deref().ok_or_else(|| "after the method stands a URL".to_owned())?;
     let (text, config) = loaded(&args.config)?;
-    let groups: Vec<String> = config.policy.groups.iter().map(|it| it.name.to_string()).collect();
-    if !groups.contains(&group.to_string()) {
-        let text = format!("no group is named {group}; there are {}", groups.join(", "));
-        return Err(NoAnswer::Other(text));
+    if let Some(error) = no_group(group.as_str(), &config.policy) {
+        return Err(error.into());
     }
     let mut question = request(&config.policy, group.clone(), &args.what, url, &args.header)?;
-    if !args.anonymous && args.header.is_empty() {
-        fill(&config.policy, group, &mut question);
-    }
+    question.fills = !args.anonymous && args.header.is_empty();
     let explanation = explained(&args.config, &text, &question)?;
     let title = format!("{} {url}, for the group {group}", args.what);
     Ok(page(&title, &explanation, &args.config))
-}
-
-/// Has the request carry the placeholder that its API wants of the group.
-fn fill(policy: &Policy, group: &GroupName, question: &mut Question) {
-    let at = |host, port| policy.apis.iter().find(|it| it.port == port && it.hosts.contains(host));
-    let api = question.hosts().first().and_then(|host| at(host, question.port()));
-    let mut bindings = api.into_iter().flat_map(|api| &api.bindings);
-    // Before the group has one, what it would be given is that of the others.
-    let first = bindings.clone().next();
-    let own = bindings.find(|binding| binding.groups.contains(group)).or(first);
-    if let (Some(binding), Some(head)) = (own, question.request.take()) {
-        question.request = Some(with_placeholder(head, binding));
-    }
 }
 
 fn of_flow(args: &ExplainArgs) -> Result<String, NoAnswer> {
     // Without --group the second word is the configuration.
     let path = args.url.as_ref().map_or_else(|| args.config.clone(), PathBuf::from);
     let (text, config) = loaded(&path)?;
-    let (mut refused, mut seen, mut found) = (Vec::new(), HashSet::new(), false);
+    let (mut refused, mut seen) = (Vec::new(), HashSet::new());
+    let (mut found, mut more) = (false, 0_u64);
     audited::records(args.audit.as_deref(), &config.settings, |record| {
         if record.get("flow").and_then(serde_json::Value::as_str) == Some(&args.what) {
             found = true;
-            let recorded = recorded(&record, &config.policy);
-            let new = |it: &Recorded| seen.insert((it.asked.clone(), it.reason));
-            refused.extend(recorded.filter(new));
+            let Some(recorded) = recorded(&record, &config.policy) else { return };
+            let key = (recorded.asked.clone(), recorded.reason);
+            if refused.len() >= MOST_REFUSALS {
+                more += u64::from(!seen.contains(&key));
+            } else if seen.insert(key) {
+                refused.push(recorded);
+            }
         }
     })?;
     if refused.is_empty() {
@@ -156,14 +143,15 @@ fn of_flow(args: &ExplainArgs) -> Result<String, NoAnswer> {
     // may have.
     let pages: Result<Vec<String>, NoAnswer> = refused
         .iter()
-        .take(MOST_REFUSALS)
         .map(|recorded| {
             let explanation = explained(&path, &text, &recorded.question)?;
             let title = format!("{}, refused: {}", recorded.asked, recorded.reason);
             Ok(page(&title, &explanation, &path) + guess(recorded))
         })
         .collect();
-    Ok(pages?.join("\n"))
+    let more = (more > 0).then(|| format!("# … and {more} more refusals on this flow.\n"));
+    let pages = pages?.into_iter().chain(more);
+    Ok(pages.collect::<Vec<_>>().join("\n"))
 }
 
 fn nothing(flow: &str, found: bool) -> String {

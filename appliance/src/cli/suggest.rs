@@ -13,13 +13,14 @@ use serde_json::Value;
 
 use super::{
     audited,
+    env::no_group,
     explain::{NoAnswer, loaded},
     watch::escaped,
 };
 use crate::{
     audit,
     config::{self, DEFAULT_CONFIG, Edit},
-    explain::{Recorded, Refusals, Source, Suggestion, recorded, suggest},
+    explain::{Recorded, Refusals, Source, Suggestion, Who, recorded, suggest},
     policy::{GroupName, Policy},
 };
 
@@ -55,6 +56,9 @@ fn since(text: &str) -> Result<Duration, &'static str> {
 /// What would have let it through.
 pub(super) fn answer(args: &SuggestArgs, now: SystemTime) -> Result<String, NoAnswer> {
     let (text, config) = loaded(&args.config)?;
+    if let Some(error) = args.group.as_ref().and_then(|it| no_group(it.as_str(), &config.policy)) {
+        return Err(error.into());
+    }
     let from = args.since.and_then(|since| now.checked_sub(since));
     let mut refusals = Refused::default();
     audited::records(args.audit.as_deref(), &config.settings, |record| {
@@ -62,10 +66,9 @@ pub(super) fn answer(args: &SuggestArgs, now: SystemTime) -> Result<String, NoAn
             refusals.note(&record, &config.policy);
         }
     })?;
-    let refusals = refusals.all;
     let (path, read) = (&*args.config, &config::read_bounded);
-    let suggestions = suggest(Source { path, text: &text, read }, &refusals)?;
-    Ok(page(&suggestions, path))
+    let suggestions = suggest(Source { path, text: &text, read }, &refusals.all)?;
+    Ok(page(&suggestions, path) + &refusals.left_out())
 }
 
 impl SuggestArgs {
@@ -80,35 +83,65 @@ impl SuggestArgs {
 }
 
 /// Refusals that are alike are counted, so that an agent that asks for one thing without end takes
-/// no room.
+/// no room, and each group has room of its own.
 #[derive(Default)]
 struct Refused {
     all: Vec<Refusals>,
     known: HashMap<(String, String), usize>,
+    /// How many kinds each group has.
+    kinds: HashMap<String, usize>,
+    /// Records that found no room.
+    left: u64,
 }
 
 impl Refused {
     fn note(&mut self, record: &Value, policy: &Policy) {
         let Some(recorded) = recorded(record, policy) else { return };
-        let key = (format!("{:?}", recorded.question.who), told(&recorded));
+        let key = (format!("{:?}", recorded.question.who), told(&recorded, record));
         let known = self.known.get(&key).copied();
         if let Some(refusals) = known.and_then(|at| self.all.get_mut(at)) {
             refusals.count += 1;
-        } else if self.all.len() < MOST_REFUSALS {
-            self.known.insert(key, self.all.len());
-            self.all.push(Refusals { recorded, count: 1 });
+            return;
+        }
+        let kinds = self.kinds.entry(room(&recorded.question.who)).or_default();
+        if *kinds >= MOST_REFUSALS {
+            self.left += 1;
+            return;
+        }
+        *kinds += 1;
+        self.known.insert(key, self.all.len());
+        self.all.push(Refusals { recorded, count: 1 });
+    }
+
+    fn left_out(&self) -> String {
+        match self.left {
+            0 => String::new(),
+            left => format!(
+                "# Only the first {MOST_REFUSALS} kinds of refusal of a group were looked at; {left} \
+                 more records were not: narrow with --since and --group.\n"
+            ),
         }
     }
 }
 
+/// Whose room a refusal takes: addresses of no group share that of their interface.
+fn room(who: &Who) -> String {
+    match who {
+        Who::Group(group) => format!("group {group}"),
+        Who::At(interface, _) => format!("interface {interface:?}"),
+    }
+}
+
 /// What makes refusals alike: addresses of one name differ, and a client tries all.
-fn told(recorded: &Recorded) -> String {
+fn told(recorded: &Recorded, record: &Value) -> String {
     let question = &recorded.question;
     let asked = match question.hosts().first() {
         Some(host) if question.request.is_none() => format!("{host}:{}", question.port()),
         _ => recorded.asked.clone(),
     };
-    format!("{asked} {}", recorded.reason)
+    let of = |key| record.get(key).map(Value::to_string).unwrap_or_default();
+    let (credential, placeholders) = (of("credential"), of("placeholders"));
+    format!("{asked} {} {credential} {placeholders}", recorded.reason)
 }
 
 fn page(suggestions: &[Suggestion], path: &Path) -> String {
@@ -161,5 +194,32 @@ fn refusals(count: u64) -> String {
     }
 }
 
-/// Refusals that differ. A person reads what comes of them.
+/// Refusals of one group that differ. A person reads what comes of them.
 const MOST_REFUSALS: usize = 1_000;
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn one_groups_flood_hides_no_other_groups_refusals() {
+        let record = |group: &str, name: &str| {
+            json!({
+                "record": "dns", "group": group, "name": name, "type": "A", "decision": "refuse",
+                "reason": "dns_denied"
+            })
+        };
+        let text = "[gateway]\nresolvers = [\"192.0.2.53\"]\n\n[[group]]\nname = \"calm\"\n\
+            interface = \"agents0\"\nprefixes = [\"192.0.2.0/28\"]\n";
+        let policy = config::parse(text, None, "test", &|_| Ok(String::new())).unwrap().policy;
+        let mut refused = Refused::default();
+        for number in 0..MOST_REFUSALS + 5 {
+            refused.note(&record("loud", &format!("h{number}.example.")), &policy);
+        }
+        refused.note(&record("calm", "new.example."), &policy);
+        assert_eq!((refused.all.len(), refused.left), (MOST_REFUSALS + 1, 5));
+        assert!(refused.left_out().contains("5 more records"));
+    }
+}

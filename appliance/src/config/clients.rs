@@ -11,7 +11,7 @@ use super::{
     check::Draft,
     error::{Report, Span},
     files::Files,
-    rules::{ApiRule, BindingRule, GroupRule, PassRule},
+    rules::{ApiRule, GroupRule, PassRule},
     table::TomlTable,
 };
 use crate::{
@@ -29,7 +29,7 @@ pub(super) fn add(draft: &mut Draft, files: Files<'_>, report: &Report<'_>) {
         at.add(draft, files, report);
         for (host, requests) in client.anonymous() {
             let requests = requests.iter().filter_map(|text| AnonymousRequest::parse(text).ok());
-            at.admit(draft, host, requests.collect());
+            at.admit(draft, host, &requests.collect::<Vec<_>>());
         }
     }
 }
@@ -69,29 +69,29 @@ impl Added {
         }
     }
 
-    /// Has the API of the host take these without a credential, where a group of the client uses
-    /// it.
-    fn admit(&self, draft: &mut Draft, host: &str, requests: Vec<AnonymousRequest>) {
-        let asks = |binding: &BindingRule| {
-            let own = |group: &Spanned<GroupName>| {
-                self.groups.iter().any(|it| it.get_ref() == group.get_ref())
-            };
-            binding.groups.iter().any(own)
+    /// Has the API of the host take these without a credential, where all its groups run the client
+    /// and the file leaves it open.
+    fn admit(&self, draft: &mut Draft, host: &str, requests: &[AnonymousRequest]) {
+        let runs = |group: &Spanned<GroupName>| {
+            self.groups.iter().any(|it| it.get_ref() == group.get_ref())
         };
         let is_its = |api: &&mut ApiRule| {
-            api.hosts.iter().any(|own| own.get_ref().as_str() == host)
-                && api.bindings.iter().any(asks)
+            let mut groups = api.bindings.iter().flat_map(|binding| &binding.groups).peekable();
+            !api.says_anonymous
+                && api.hosts.iter().any(|own| own.get_ref().as_str() == host)
+                && groups.peek().is_some()
+                && groups.all(runs)
         };
         for api in draft.apis.iter_mut().filter(is_its) {
-            match &mut api.anonymous {
-                Anonymous::Always => {}
-                Anonymous::Listed(listed) => {
-                    let new = requests.iter().filter(|it| !listed.contains(it)).cloned();
-                    let new: Vec<_> = new.collect();
-                    listed.extend(new);
-                }
-                Anonymous::Never => api.anonymous = Anonymous::Listed(requests.clone()),
-            }
+            let mut listed = match &api.anonymous {
+                Anonymous::Always => continue,
+                Anonymous::Listed(listed) => listed.clone(),
+                Anonymous::Never => vec![],
+            };
+            let new = requests.iter().filter(|it| !listed.contains(it)).cloned();
+            let new: Vec<_> = new.collect();
+            listed.extend(new);
+            api.anonymous = Anonymous::Listed(listed);
         }
     }
 

@@ -58,6 +58,8 @@ pub(super) struct ApiRule {
     pub(super) requests: Requests,
     pub(super) plain: Vec<Spanned<Plain>>,
     pub(super) anonymous: Anonymous,
+    /// Whether the file has that key.
+    pub(super) says_anonymous: bool,
     pub(super) upstream: Upstream,
     pub(super) cookies: bool,
     pub(super) ranges: bool,
@@ -162,6 +164,7 @@ impl ApiRule {
             requests: Requests::read(&mut table),
             plain: table.list_or_none("plain", parsed(plain_name)),
             anonymous: inner(table.optional("anonymous", anonymous), Anonymous::Never),
+            says_anonymous: table.has("anonymous"),
             upstream: upstream(&mut table, files),
             cookies: inner(table.optional("keep_cookies", flag), false),
             ranges: inner(table.optional("keep_ranges", flag), false),

@@ -28,6 +28,8 @@ pub struct Question {
     pub opening: Option<Peeked>,
     /// The request, where there is one.
     pub request: Option<Parts>,
+    /// Whether the request is to have the placeholder that its API wants, whichever that is.
+    pub fills: bool,
     /// Whether the name is looked up first.
     pub looks_up: bool,
     /// Why it was refused by what comes after policy, such as what a name resolves to.
@@ -103,7 +105,15 @@ pub fn request(
     };
     let to = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port);
     let who = Who::Group(group);
-    Ok(Question { who, to, opening: Some(opening), request, looks_up: true, later: None })
+    Ok(Question {
+        who,
+        to,
+        opening: Some(opening),
+        request,
+        fills: false,
+        looks_up: true,
+        later: None,
+    })
 }
 
 fn not_a_url(url: &str) -> String {
@@ -138,9 +148,24 @@ pub(super) fn head(
     Ok(head)
 }
 
+/// The head with the placeholder that the API at this place wants of the group.
+pub(super) fn filled(
+    policy: &Policy,
+    group: &GroupName,
+    (host, port): (&Host, u16),
+    head: Parts,
+) -> Parts {
+    let api = policy.apis.iter().find(|api| api.port == port && api.hosts.contains(host));
+    let mut bindings = api.into_iter().flat_map(|api| &api.bindings);
+    match bindings.find(|binding| binding.groups.contains(group)) {
+        Some(binding) => with_placeholder(head, binding),
+        None => head,
+    }
+}
+
 /// The head with the placeholder in the first place of its binding that can be filled here; as it
 /// was where there is none.
-pub fn with_placeholder(head: Parts, binding: &Binding) -> Parts {
+pub(super) fn with_placeholder(head: Parts, binding: &Binding) -> Parts {
     let text = binding.placeholder.as_str();
     let filled = binding.places.iter().find_map(|place| put(&head, place, text));
     filled.unwrap_or(head)

@@ -5,9 +5,12 @@ use std::path::Path;
 use super::{
     ask::Question,
     remedy::{self, Remedy},
-    verdict::{Verdict, judge},
+    verdict::{Refused, Verdict, judge},
 };
-use crate::config::{self, Config};
+use crate::{
+    config::{self, Config},
+    reason::Reason,
+};
 
 /// A configuration, its text, and how the files that it names are read.
 #[derive(Clone, Copy)]
@@ -76,6 +79,9 @@ impl Draft {
             let Some(refused) = judge(&self.config.policy, question).refused else {
                 return (remedies, Ending::Passes);
             };
+            if is_own_credential_alone(&remedies, &refused) {
+                return (remedies, Ending::Refused(remedy::no_remedy(refused.reason)));
+            }
             let remedy = match remedy::remedy(&self.config, question, &refused) {
                 Ok(remedy) => remedy,
                 Err(text) => return (remedies, Ending::Refused(text)),
@@ -107,6 +113,15 @@ impl Draft {
             },
         )
     }
+}
+
+/// Whether the request has a credential that was refused, and no placeholder: with both let pass it
+/// would reach the API with whatever the agent put into it.
+fn is_own_credential_alone(remedies: &[Remedy], refused: &Refused) -> bool {
+    let of_credential = |it: &Remedy| {
+        matches!(it.reason, Reason::ForeignCredential | Reason::PlaceholderWrongPlace)
+    };
+    refused.reason == Reason::PlaceholderMissing && remedies.iter().any(of_credential)
 }
 
 /// One refusal after the other: the name, the connection, the method, the path, and some to spare.

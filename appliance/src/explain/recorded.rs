@@ -3,7 +3,10 @@
 //! A record holds no query, no fields and no value. What policy looks at is put back from what it
 //! does hold: the placeholder and the place that it names, or the placeholder that the rule wants.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+};
 
 use http::{Method, request::Parts};
 use serde_json::Value;
@@ -52,7 +55,8 @@ fn connection(record: &Value, reason: Reason) -> Recorded {
     let name = ["sni", "host"].into_iter().find_map(|key| word(record, key));
     let asked = format!("{} at {to}", name.unwrap_or("no name"));
     let later = (!is_of_policy(reason) || opening.is_none()).then_some(reason);
-    let question = Question { who, to, opening, request: None, looks_up: false, later };
+    let question =
+        Question { who, to, opening, request: None, fills: false, looks_up: false, later };
     Recorded { reason, asked, question, guessed: false }
 }
 
@@ -106,6 +110,7 @@ fn query(record: &Value, reason: Reason) -> Option<Recorded> {
         to,
         opening: Some(tls(host)),
         request: None,
+        fills: false,
         looks_up: true,
         later: None,
     };
@@ -133,6 +138,7 @@ fn request(record: &Value, reason: Reason, policy: &Policy) -> Option<Recorded> 
         to: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port),
         opening: Some(tls(host)),
         request,
+        fills: false,
         looks_up: false,
         later,
     };
@@ -153,7 +159,7 @@ fn carried(
         Reason::PlaceholderWrongPlace | Reason::PlaceholderWrongHost => {
             record.get("placeholders")?.get(0)?.as_str()?
         }
-        Reason::ForeignCredential => FOREIGN,
+        Reason::ForeignCredential => return foreign(record, &mut own, head),
         Reason::DuplicateCredential | Reason::CredentialMalformed | Reason::TicketEnded => {
             return None;
         }
@@ -162,6 +168,24 @@ fn carried(
     let binding = own.find(|binding| binding.placeholder.as_str() == text);
     let place = place(word(record, "credential")?, binding.map(AsRef::as_ref))?;
     put(&head, &place, text)
+}
+
+/// The request with what the agent had of its own, beside the placeholder that the record tells of.
+fn foreign<'a>(
+    record: &Value,
+    own: &mut impl Iterator<Item = &'a Arc<Binding>>,
+    head: Parts,
+) -> Option<Parts> {
+    let held = record.get("placeholders").and_then(Value::as_array);
+    let is_held = |binding: &&Arc<Binding>| {
+        let text = binding.placeholder.as_str();
+        held.is_some_and(|held| held.iter().any(|it| it.as_str() == Some(text)))
+    };
+    let head = match own.find(is_held) {
+        Some(binding) => with_placeholder(head, binding),
+        None => head,
+    };
+    put(&head, &place(word(record, "credential")?, None)?, FOREIGN)
 }
 
 /// The place that a record names, as it is most often filled, and as the binding does not have it.

@@ -23,7 +23,7 @@ use crate::{
     peek::Peeked,
     policy::{
         Anonymous, Api, Binding, Carry, Group, Host, PathRule, Policy, RuleName, Scheme,
-        fold_query, never_allowed, query_pairs, special,
+        fold_query, never_allowed, query_pairs,
     },
     reason::Reason,
 };
@@ -86,6 +86,9 @@ pub(super) fn remedy(
 ) -> Result<Remedy, &'static str> {
     use Reason as R;
     if refused.reason == R::NoGroup {
+        if matches!(question.who, Who::Group(_)) {
+            return Err(UNKNOWN);
+        }
         return join(config, question).ok_or(
             "The address is in the prefixes of no [[group]] on its interface; list it in those of \
              the group that the agent is to belong to.",
@@ -101,7 +104,6 @@ pub(super) fn remedy(
         R::DialledElsewhere => {
             at.set_splice("dialled", text("any"), "its hosts at whatever address is dialled")
         }
-        R::PrivateAddress => at.private(),
         R::MethodDenied => at.method(),
         R::PathDenied => at.path(),
         R::PlaceholderMissing => at.anonymous(),
@@ -113,6 +115,7 @@ pub(super) fn remedy(
         | R::MulticastDenied
         | R::ProtocolDenied
         | R::SelfDestination
+        | R::PrivateAddress
         | R::PeekTimeout
         | R::TlsMalformed
         | R::SniMissing
@@ -156,7 +159,7 @@ pub(super) fn remedy(
 }
 
 /// What there is to say of a refusal for which no change of a rule is told.
-const fn no_remedy(reason: Reason) -> &'static str {
+pub(super) const fn no_remedy(reason: Reason) -> &'static str {
     use Reason as R;
     match reason {
         R::ProtocolDenied | R::SniMissing => {
@@ -168,8 +171,9 @@ const fn no_remedy(reason: Reason) -> &'static str {
              [[splice]] in place of the rule carries any protocol."
         }
         R::PrivateAddress => {
-            "The name leads to an address that is not public; where that is meant, list it in the \
-             rule as private_prefixes = [\"ADDRESS/32\"]."
+            "The name leads to an address that is not public; see what it resolves to, and where \
+             that is meant, list that address in the rule as private_prefixes = [\"ADDRESS/32\"]. \
+             Addresses of the gateway, its Vault and resolvers, agents and never_dial stay closed."
         }
         R::UpstreamTlsInvalid => {
             "The upstream did not prove that it is its host; where a CA of your own signs for it, \
@@ -328,27 +332,12 @@ impl At<'_> {
             to: self.question.to,
             opening: Some(plain),
             request: None,
+            fills: false,
             looks_up: false,
             later: None,
         };
         let route = judge(&self.config.policy, &question).route?;
         Some(route.rule().clone())
-    }
-
-    fn private(&self) -> Option<Remedy> {
-        let (route, address) = (self.route()?, self.question.to.ip());
-        if !special::is_special(address) {
-            return None;
-        }
-        let upstream = match route {
-            Route::Splice(pass) | Route::Inspect(pass) => &pass.upstream,
-            Route::Intercept(api) => &api.upstream,
-            Route::Tcp(tcp) => &tcp.upstream,
-        };
-        let prefixes = upstream.private_prefixes.iter().copied().chain([IpNet::from(address)]);
-        let edit = set(route, "private_prefixes", texts(prefixes));
-        let opens = format!("{address}, which is not public, to the rule {}", route.rule());
-        self.remedy(Reach::Host, vec![edit], opens)
     }
 
     fn route(&self) -> Option<&Route> {
@@ -464,6 +453,10 @@ impl At<'_> {
     /// A name that looks like a credential's, and that no binding has.
     fn plain(&self) -> Option<Remedy> {
         let (api, name) = (self.api()?, self.refused.credential.as_deref()?);
+        // Who has a credential of its own and no placeholder would send it there without one.
+        if !self.has_placeholder(api) {
+            return None;
+        }
         if name == "cookies" {
             let opens = format!("cookies at {}, both ways, whoever's they are", api.name);
             let edit = self.set_api(api, "keep_cookies", "true".into());
@@ -479,6 +472,15 @@ impl At<'_> {
             api.name
         );
         self.remedy(Reach::Manner, vec![self.set_api(api, "plain", value)], opens)
+    }
+
+    /// Whether the request would pass but for what else it holds: a placeholder of the group's
+    /// stands in it.
+    fn has_placeholder(&self, api: &Api) -> bool {
+        let Some(head) = self.head() else { return false };
+        let mut own = api.bindings.iter().filter(|it| it.groups.contains(&self.group.name));
+        self.question.fills
+            || own.any(|binding| stands_anywhere(head, binding.placeholder.as_str()))
     }
 
     fn websocket(&self) -> Option<Remedy> {
@@ -504,6 +506,18 @@ impl At<'_> {
             _ => None,
         }
     }
+}
+
+fn stands_anywhere(head: &Parts, placeholder: &str) -> bool {
+    let in_uri = head.uri.to_string().contains(placeholder);
+    let text = |value: &http::HeaderValue| value.to_str().unwrap_or_default().to_owned();
+    in_uri
+        || head.headers.values().map(text).any(|value| {
+            let basic = Scheme::basic_credential(value.as_bytes());
+            let decoded = basic.and_then(|encoded| STANDARD.decode(encoded).ok());
+            let pair = decoded.and_then(|pair| String::from_utf8(pair).ok());
+            value.contains(placeholder) || pair.is_some_and(|pair| pair.contains(placeholder))
+        })
 }
 
 /// A place, and the fixed half beside it where it is one of Basic.

@@ -129,10 +129,6 @@ fn refused() -> Vec<(Reason, Question)> {
             R::DialledElsewhere,
             later(ask("GET", "https://pypi.example/", &[]), "203.0.113.7", R::DialledElsewhere),
         ),
-        (
-            R::PrivateAddress,
-            later(ask("GET", "https://pypi.example/", &[]), "10.0.0.7", R::PrivateAddress),
-        ),
         (R::MethodDenied, ask("DELETE", "https://api.one.example/v1/a", &[ONE])),
         (R::PathDenied, ask("GET", "https://api.one.example/v2/a?b=c", &[ONE])),
         (R::MethodDenied, ask("POST", "https://api.one.example/v2/a", &[ONE])),
@@ -162,8 +158,11 @@ fn refused() -> Vec<(Reason, Question)> {
             R::PlaceholderWrongHost,
             ask("DELETE", "https://api.one.example/v2", &[("x-key", "TWO_API_KEY")]),
         ),
-        (R::ForeignCredential, ask("GET", "https://api.two.example/", &[("x-sort-key", "name")])),
-        (R::ForeignCredential, ask("GET", "https://api.two.example/", &[("cookie", "a=b")])),
+        (
+            R::ForeignCredential,
+            ask("GET", "https://api.two.example/", &[TWO, ("x-sort-key", "name")]),
+        ),
+        (R::ForeignCredential, ask("GET", "https://api.two.example/", &[TWO, ("cookie", "a=b")])),
         (R::PlaceholderMissing, ask("GET", "https://api.two.example/", &[])),
         (R::UpgradeDenied, ask("GET", "wss://api.two.example/", &[TWO])),
     ]
@@ -211,12 +210,48 @@ fn what_policy_cannot_allow_has_a_sentence_and_no_change() {
         ask(CONFIG, "GET", "https://api.one.example/v1/a", &[ONE, ("x-api-key", "sk-own")]),
         ask(CONFIG, "GET", "https://api.one.example/v1/a", &[ONE, ("host", "evil.example")]),
         ask(CONFIG, "GET", "https://api.one.example/v1/a?_method=DELETE", &[ONE]),
+        // An agent's own credential, and no placeholder beside it.
+        ask(CONFIG, "GET", "https://api.two.example/", &[("x-sort-key", "name")]),
+        ask(CONFIG, "GET", "https://api.two.example/", &[("cookie", "a=b")]),
+        // What a name resolves to is not what was dialled.
+        Question {
+            to: "169.254.169.254:443".parse().unwrap(),
+            later: Some(Reason::PrivateAddress),
+            ..ask(CONFIG, "GET", "https://pypi.example/", &[])
+        },
+        Question {
+            who: Who::Group(GroupName::parse("gone").unwrap()),
+            ..ask(CONFIG, "GET", "https://pypi.example/", &[])
+        },
     ] {
         let explanation = explain(source(CONFIG), &question).unwrap();
         assert!(explanation.verdict.refused.is_some(), "{question:?}");
         assert!(matches!(explanation.ending, Ending::Refused(text) if !text.is_empty()));
         assert_eq!(explanation.remedies, [], "{question:?}");
     }
+}
+
+fn filled(method: &str, url: &str) -> Question {
+    Question { fills: true, ..ask(CONFIG, method, url, &[]) }
+}
+
+#[test]
+fn a_request_is_judged_wherever_it_goes() {
+    let refused = |url: &str| {
+        let question = filled("POST", url);
+        judge(&Draft::read(source(CONFIG)).unwrap().config.policy, &question).refused
+    };
+    assert_eq!(refused("https://docs.example/open/a").unwrap().reason, Reason::MethodDenied);
+    assert_eq!(refused("https://api.one.example/v1/a").unwrap().reason, Reason::MethodDenied);
+    assert_eq!(refused("https://api.two.example/v1/a"), None);
+}
+
+/// The API is in the draft alone, and its placeholder with it.
+#[test]
+fn a_new_provider_is_asked_with_its_placeholder() {
+    let question = filled("POST", "https://api.openai.com/v1/responses");
+    let explanation = explain(source(CONFIG), &question).unwrap();
+    assert_eq!((explanation.ending, explanation.remedies.len()), (Ending::Passes, 1));
 }
 
 /// Where the configuration lists what is captured, a port more is captured too.
@@ -305,15 +340,9 @@ fn what_the_audit_holds_is_enough_to_find_the_remedy() {
             "api.two.example",
             "/",
             "foreign_credential",
-            json!({"credential": "header x-sort-key"}),
+            at("header x-sort-key", "TWO_API_KEY"),
         ),
-        asked(
-            "two",
-            "api.two.example",
-            "/",
-            "foreign_credential",
-            json!({"credential": "cookies"}),
-        ),
+        asked("two", "api.two.example", "/", "foreign_credential", at("cookies", "TWO_API_KEY")),
         asked("two", "api.two.example", "/", "upgrade_denied", none.clone()),
         asked("read-only", "docs.example", "/closed", "path_denied", none),
     ] {

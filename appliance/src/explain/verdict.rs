@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use super::ask::{Question, Who};
+use super::ask::{Question, Who, filled};
 use crate::{
     decide::{Permit, Route, decide},
     identity::{AgentAddr, Dialled, Flow, FlowId},
@@ -134,7 +134,11 @@ fn request_denied(
     question: &Question,
 ) -> Option<Denial> {
     let head = question.request.as_ref()?;
-    intercept::admits(policy, &group.name, permit, head).err()
+    let admits = |head| intercept::admits(policy, &group.name, permit, head).err();
+    match question.hosts().first().filter(|_| question.fills) {
+        Some(host) => admits(&filled(policy, &group.name, (host, question.port()), head.clone())),
+        None => admits(head),
+    }
 }
 
 /// What was found out beyond policy, unless the permit says by now that it does not matter.

@@ -612,8 +612,13 @@ fn an_api_takes_what_its_groups_client_asks_without_credential() {
     let own = api.replace("\"anthropic\"\n", "\"anthropic\"\nanonymous = false\n");
     assert_eq!(asked("", &own), Anonymous::Never);
     let listed = Anonymous::Listed(vec![AnonymousRequest::parse("GET /api/hello").unwrap()]);
-    assert_eq!(asked("\"claude-code\"", &own), listed);
+    assert_eq!(asked("\"claude-code\"", &own), Anonymous::Never, "the file says so");
     assert_eq!(asked("\"claude-code\"", &api), listed);
+    let other = "[[group]]\nname = \"other\"\ninterface = \"agents1\"\n\
+        prefixes = [\"192.0.2.16/28\"]\n";
+    let shared = api.replace("[\"research\"]", "[\"research\", \"other\"]") + other;
+    assert_ne!(shared, api.clone() + other);
+    assert_eq!(asked("\"claude-code\"", &shared), Anonymous::Never, "another group's, too");
 }
 
 #[test]
