@@ -60,7 +60,8 @@ fn what_explain_prints_lets_the_same_request_pass() {
 
         let printed = printed(&world, &["explain", flow]);
         assert!(printed.contains("# In [[api]] \"openai\", in place of the paths"), "{printed}");
-        let line = printed.lines().find(|line| line.starts_with("paths = ")).expect("a line");
+        let mut lines = printed.lines().filter_map(|line| line.strip_prefix("# "));
+        let line = lines.find(|line| line.starts_with("paths = ")).expect("a line");
         let text = fs::read_to_string(config(&world)).expect("it was written");
         let (before, after) = text.split_once("paths = [\"/v1/*\", \"/reflect\"").expect("paths");
         let (_, after) = after.split_once("]\n").expect("they end");

@@ -46,7 +46,13 @@ pub(super) fn records(
 
 fn read_files(paths: &[PathBuf], mut take: impl FnMut(Value)) -> Result<(), String> {
     for path in paths {
-        let error = |error: io::Error| format!("cannot read {}: {error}", path.display());
+        let error = |error: io::Error| {
+            let hint = match error.kind() {
+                io::ErrorKind::NotFound => "; name it with --audit, or see \"audit\" in [gateway]",
+                _ => "",
+            };
+            format!("cannot read {}: {error}{hint}", path.display())
+        };
         // One that was moved aside may be gone by now.
         match File::open(path) {
             Ok(file) => read(BufReader::new(file), &mut take).map_err(error)?,

@@ -12,7 +12,7 @@ use http::{HeaderName, HeaderValue};
 
 use super::{audited, env::no_group, watch::escaped};
 use crate::{
-    config::{self, Config, DEFAULT_CONFIG},
+    config::{self, Config, DEFAULT_CONFIG, Edit},
     decide::Route,
     explain::{
         Ending, Explanation, Question, Recorded, Refused, Source, Step, explain, recorded, request,
@@ -189,10 +189,14 @@ fn page(title: &str, explanation: &Explanation, path: &Path) -> String {
         let _ = writeln!(page, "# It passes by {}.", path.display());
         return page;
     }
+    let is_partial = explanation.ending != Ending::Passes && !explanation.remedies.is_empty();
+    if is_partial {
+        page += "#\n# This alone is not enough:\n";
+    }
     for remedy in &explanation.remedies {
         let _ = writeln!(page, "#\n# For {}. It opens {}.", remedy.reason, remedy.opens);
         for edit in &remedy.edits {
-            let _ = write!(page, "\n{edit}");
+            let _ = write!(page, "\n{}", fragment(edit));
         }
     }
     let _ = match explanation.ending {
@@ -204,6 +208,19 @@ fn page(title: &str, explanation: &Explanation, path: &Path) -> String {
         Ending::Refused(text) => writeln!(page, "#\n# {text}"),
     };
     page
+}
+
+/// All that is printed may stand at the end of a configuration: what belongs elsewhere is a
+/// comment.
+pub(super) fn fragment(edit: &Edit) -> String {
+    let text = edit.to_string();
+    match edit {
+        Edit::Append(_) => text,
+        Edit::Below { .. } | Edit::Set { .. } => {
+            let lines = text.lines().map(|line| format!("# {}\n", line.trim_start_matches("# ")));
+            lines.collect()
+        }
+    }
 }
 
 /// What is decided where, up to the refusal.

@@ -14,12 +14,12 @@ use serde_json::Value;
 use super::{
     audited,
     env::no_group,
-    explain::{NoAnswer, loaded},
+    explain::{NoAnswer, fragment, loaded},
     watch::escaped,
 };
 use crate::{
     audit,
-    config::{self, DEFAULT_CONFIG, Edit},
+    config::{self, DEFAULT_CONFIG},
     explain::{Recorded, Refusals, Source, Suggestion, Who, recorded, suggest},
     policy::{GroupName, Policy},
 };
@@ -172,19 +172,6 @@ fn page(suggestions: &[Suggestion], path: &Path) -> String {
         let _ = writeln!(page, "# No rule for {}: {text}", escaped(asked));
     }
     page
-}
-
-/// All that is printed may stand at the end of a configuration: what belongs elsewhere is a
-/// comment.
-fn fragment(edit: &Edit) -> String {
-    let text = edit.to_string();
-    match edit {
-        Edit::Append(_) => text,
-        Edit::Below { .. } | Edit::Set { .. } => {
-            let lines = text.lines().map(|line| format!("# {}\n", line.trim_start_matches("# ")));
-            lines.collect()
-        }
-    }
 }
 
 fn refusals(count: u64) -> String {

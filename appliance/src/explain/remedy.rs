@@ -22,7 +22,7 @@ use crate::{
     decide::Route,
     peek::Peeked,
     policy::{
-        Anonymous, Api, Binding, Carry, Group, Host, PathRule, Policy, RuleName, Scheme,
+        Anonymous, Api, Binding, Carry, Group, GroupName, Host, PathRule, Policy, RuleName, Scheme,
         fold_query, never_allowed, query_pairs,
     },
     reason::Reason,
@@ -96,6 +96,9 @@ pub(super) fn remedy(
     }
     let group = group_of(&config.policy, &question.who).ok_or(UNKNOWN)?;
     let at = At { config, question, group, refused };
+    if let Some(text) = at.left_to_api() {
+        return Err(text);
+    }
     let found = match refused.reason {
         R::NoGroup => None,
         R::DnsDenied | R::SniDenied | R::DestinationDenied | R::PortDenied => at.open_host(),
@@ -237,6 +240,55 @@ impl At<'_> {
         Some(Remedy { reason: self.refused.reason, edits, opens, reach, port: None })
     }
 
+    /// A change of the rule that carries the connection, which is for all groups of the rule.
+    fn of_rule(&self, reach: Reach, edit: Edit, opens: &str) -> Option<Remedy> {
+        let groups = match self.route()? {
+            Route::Splice(pass) | Route::Inspect(pass) => pass.groups.iter().collect(),
+            Route::Tcp(tcp) => tcp.groups.iter().collect(),
+            Route::Intercept(api) => {
+                api.bindings.iter().flat_map(|binding| &binding.groups).collect()
+            }
+        };
+        let opens = format!("{opens}, for {}", named(groups));
+        self.remedy(reach, vec![edit], opens)
+    }
+
+    /// What there is to say of a connection to a host of an API that no edit is right for.
+    fn left_to_api(&self) -> Option<&'static str> {
+        use Reason as R;
+        let reason = self.refused.reason;
+        if !matches!(
+            reason,
+            R::DnsDenied | R::SniDenied | R::DestinationDenied | R::PortDenied | R::NotTls
+        ) {
+            return None;
+        }
+        let host = self.question.hosts().first()?;
+        let mut apis = self.config.policy.apis.iter().filter(|api| api.hosts.contains(host));
+        let (mut here, mut elsewhere) = (None, false);
+        for api in &mut apis {
+            match api.port == self.question.port() {
+                true => here = Some(api),
+                false => elsewhere = true,
+            }
+        }
+        match (&self.question.opening, here) {
+            (Some(Peeked::Http(_)), api) if elsewhere || api.is_some() => Some(PLAIN_API),
+            (_, Some(api)) => self.shared(api).is_none().then_some(SEVERAL_PLACEHOLDERS),
+            (_, None) => elsewhere.then_some(OTHER_PORT),
+        }
+    }
+
+    /// The binding of an API that the group is to share: the one whose placeholder the request
+    /// holds, or the only one.
+    fn shared<'b>(&self, api: &'b Api) -> Option<&'b Binding> {
+        let held = |binding: &&std::sync::Arc<Binding>| {
+            self.head().is_some_and(|head| stands_anywhere(head, binding.placeholder.as_str()))
+        };
+        let only = || api.bindings.first().filter(|_| api.bindings.len() == 1);
+        api.bindings.iter().find(held).or_else(only).map(AsRef::as_ref)
+    }
+
     /// A host that no rule of the group names on this port.
     fn open_host(&self) -> Option<Remedy> {
         let (host, port) = (self.question.hosts().first()?, self.question.port());
@@ -254,7 +306,7 @@ impl At<'_> {
 
     /// An API that other groups use.
     fn share(&self, api: &Api) -> Option<Remedy> {
-        let (group, binding) = (&self.group.name, api.bindings.first()?);
+        let (group, binding) = (&self.group.name, self.shared(api)?);
         let table = binding_at(api, binding);
         let groups = texts(binding.groups.iter().chain([group]));
         let opens = format!("{} with the secret {}, to {group}", api.name, binding.secret);
@@ -370,7 +422,7 @@ impl At<'_> {
         };
         let edit = set(route, "methods", texts(methods.iter().chain([method])));
         let opens = format!("{method} on every path of {}", route.rule());
-        self.remedy(Reach::Manner, vec![edit], opens)
+        self.of_rule(Reach::Manner, edit, &opens)
     }
 
     fn path(&self) -> Option<Remedy> {
@@ -385,7 +437,7 @@ impl At<'_> {
         };
         let edit = set(route, "paths", texts(paths.iter().chain([&path])));
         let opens = format!("the path {path} at {}", route.rule());
-        self.remedy(Reach::Request, vec![edit], opens)
+        self.of_rule(Reach::Request, edit, &opens)
     }
 
     /// The path as a rule, where it means one path to every reader.
@@ -404,7 +456,7 @@ impl At<'_> {
         let new = format!("{method} {path}");
         let opens = format!("{new} at {} without any credential", api.name);
         let value = texts(listed.into_iter().chain([new]));
-        self.remedy(Reach::Request, vec![self.set_api(api, "anonymous", value)], opens)
+        self.of_rule(Reach::Request, self.set_api(api, "anonymous", value), &opens)
     }
 
     fn set_api(&self, api: &Api, key: &'static str, value: String) -> Edit {
@@ -460,7 +512,7 @@ impl At<'_> {
         if name == "cookies" {
             let opens = format!("cookies at {}, both ways, whoever's they are", api.name);
             let edit = self.set_api(api, "keep_cookies", "true".into());
-            return self.remedy(Reach::Manner, vec![edit], opens);
+            return self.of_rule(Reach::Manner, edit, &opens);
         }
         let bound = api.places().any(|place| place.to_string().starts_with(name));
         if bound || !(name.starts_with("header ") || name.starts_with("query ")) {
@@ -471,7 +523,7 @@ impl At<'_> {
             "whatever agents put into {name} at {}: right only where that opens nothing there",
             api.name
         );
-        self.remedy(Reach::Manner, vec![self.set_api(api, "plain", value)], opens)
+        self.of_rule(Reach::Manner, self.set_api(api, "plain", value), &opens)
     }
 
     /// Whether the request would pass but for what else it holds: a placeholder of the group's
@@ -486,7 +538,7 @@ impl At<'_> {
     fn websocket(&self) -> Option<Remedy> {
         let route = self.route()?;
         let opens = format!("WebSockets at {}", route.rule());
-        self.remedy(Reach::Manner, vec![set(route, "websocket", "true".into())], opens)
+        self.of_rule(Reach::Manner, set(route, "websocket", "true".into()), &opens)
     }
 
     /// Where in the request the placeholder stands, as a binding has it.
@@ -571,6 +623,10 @@ fn set(route: &Route, key: &'static str, value: String) -> Edit {
     Edit::Set { table: TableAt::Named { kind, name: route.rule().to_string() }, key, value }
 }
 
+fn named(groups: std::collections::BTreeSet<&GroupName>) -> String {
+    groups.into_iter().map(GroupName::as_str).collect::<Vec<_>>().join(", ")
+}
+
 /// A name for a rule on this host that no other has.
 fn free_name(policy: &Policy, host: &str) -> String {
     let plain: String = host
@@ -606,5 +662,13 @@ fn list(items: impl Iterator<Item = impl Into<Value>>) -> String {
     let items: Vec<String> = items.map(|item| item.into().to_string()).collect();
     format!("[{}]", items.join(", "))
 }
+
+const PLAIN_API: &str = "The agent is to use https; this host is one of an [[api]].";
+
+const OTHER_PORT: &str =
+    "An [[api]] has this host on another port; a rule on this one would pass credentials unseen.";
+
+const SEVERAL_PLACEHOLDERS: &str = "The API has several placeholders; add the group to the groups \
+    of the [[api.binding]] whose placeholder it is to hold.";
 
 const UNKNOWN: &str = "There is no such group; `cloakroom check` lists them.";

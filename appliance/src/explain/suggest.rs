@@ -45,15 +45,17 @@ pub fn suggest(
     refusals: &[Refusals],
 ) -> Result<Vec<Suggestion>, config::Errors> {
     let mut draft = Draft::read(source)?;
+    let now = draft.clone();
     let mut last = BTreeMap::new();
     let mut hosts: BTreeMap<String, Suggestion> = BTreeMap::new();
     for Refusals { recorded, count } in refusals {
         let question = &recorded.question;
-        let quiet = quiet(&draft.config.policy, question);
-        let was_refused = judge(&draft.config.policy, question).refused.is_some();
-        let (remedies, ending) = match quiet {
+        let refused = judge(&now.config.policy, question).refused;
+        let other = refused.as_ref().is_some_and(|refused| refused.reason != recorded.reason);
+        let (remedies, ending) = match quiet(&now.config.policy, question) {
             Some(_) => (vec![], Ending::Refused(QUIET)),
-            None => draft.mend(source, question),
+            None if other => (vec![], Ending::Refused(OTHER_REASON)),
+            None => whole(&mut draft, source, question),
         };
         let name =
             question.hosts().first().map_or_else(|| "no name".to_owned(), ToString::to_string);
@@ -65,7 +67,7 @@ pub fn suggest(
         });
         match ending {
             Ending::Passes => host.count += count,
-            Ending::Refused(text) if was_refused => {
+            Ending::Refused(text) if refused.is_some() => {
                 host.others.push((format!("{} ({})", recorded.asked, recorded.reason), text));
             }
             Ending::Refused(_) => {}
@@ -84,9 +86,25 @@ pub fn suggest(
     Ok(suggestions)
 }
 
+/// What lets the question pass, in the draft from now on; a part that is not enough is none.
+fn whole(draft: &mut Draft, source: Source<'_>, question: &Question) -> (Vec<Remedy>, Ending) {
+    let mut tried = draft.clone();
+    match tried.mend(source, question) {
+        (remedies, Ending::Passes) => {
+            *draft = tried;
+            (remedies, Ending::Passes)
+        }
+        (_, refused) => (vec![], refused),
+    }
+}
+
 /// The program of the group that asks for such a name and does without.
 fn quiet(policy: &Policy, question: &Question) -> Option<&'static str> {
     let (group, host) = (group_of(policy, &question.who)?, question.hosts().first()?);
+    // Where a rule is there, it is wanted.
+    if question.request.is_some() || policy.names(group, host) {
+        return None;
+    }
     let asks = |name: &&&'static str| {
         let client = catalogue::client(name);
         client.is_some_and(|it| it.quiet().iter().any(|quiet| quiet == host.as_str()))
@@ -97,6 +115,10 @@ fn quiet(policy: &Policy, question: &Question) -> Option<&'static str> {
 /// What there is to say of it.
 const QUIET: &str =
     "A client of the group asks for it and does without; `cloakroom clients` says which.";
+
+/// What there is to say where the record's reason is gone, and another has come.
+const OTHER_REASON: &str = "By the configuration as it is now it is refused for another reason; \
+    `cloakroom explain` says which.";
 
 /// Of several values for one key, the last holds all that went before.
 fn settle(suggestions: &mut [Suggestion], last: &BTreeMap<(TableAt, &'static str), String>) {

@@ -213,6 +213,9 @@ fn what_policy_cannot_allow_has_a_sentence_and_no_change() {
         // An agent's own credential, and no placeholder beside it.
         ask(CONFIG, "GET", "https://api.two.example/", &[("x-sort-key", "name")]),
         ask(CONFIG, "GET", "https://api.two.example/", &[("cookie", "a=b")]),
+        // A host of an API in the clear, and on a port that is not the API's.
+        ask(CONFIG, "GET", "http://api.one.example/", &[]),
+        ask(CONFIG, "GET", "https://api.one.example:8443/", &[]),
         // What a name resolves to is not what was dialled.
         Question {
             to: "169.254.169.254:443".parse().unwrap(),
@@ -244,6 +247,29 @@ fn a_request_is_judged_wherever_it_goes() {
     assert_eq!(refused("https://docs.example/open/a").unwrap().reason, Reason::MethodDenied);
     assert_eq!(refused("https://api.one.example/v1/a").unwrap().reason, Reason::MethodDenied);
     assert_eq!(refused("https://api.two.example/v1/a"), None);
+}
+
+#[test]
+fn a_change_names_every_group_it_is_for() {
+    let text = CONFIG.replace("groups = [\"research\"]", "groups = [\"research\", \"others\"]");
+    let question = ask(&text, "POST", "https://docs.example/open/a", &[]);
+    let explanation = explain(source(&text), &question).unwrap();
+    assert!(explanation.remedies[0].opens.ends_with(", for others, research"));
+}
+
+#[test]
+fn a_group_gets_no_placeholder_it_did_not_ask_for() {
+    let more = "places = [\"header x-api-key raw\"]\nsecret = \"file:theirs\"\n\n\
+        [[api.binding]]\ngroups = [\"others\"]\nplaceholder = \"ADMIN_API_KEY\"\n\
+        places = [\"header x-admin-key raw\"]\nsecret = \"file:admin\"\n";
+    let first = "places = [\"header x-api-key raw\"]\nsecret = \"file:theirs\"\n";
+    let text = CONFIG.replacen(first, more, 1);
+    let asked = |fields: &[_]| {
+        let question = ask(&text, "GET", "https://api.theirs.example/", fields);
+        explain(source(&text), &question).unwrap().remedies
+    };
+    assert_eq!(asked(&[]), []);
+    assert!(asked(&[("x-admin-key", "ADMIN_API_KEY")])[0].opens.contains("file:admin"));
 }
 
 /// The API is in the draft alone, and its placeholder with it.
