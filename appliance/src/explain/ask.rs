@@ -12,7 +12,7 @@ use http::{
 };
 
 use crate::{
-    peek::{Hello, Peeked, PlainHead},
+    peek::{Hello, Peeked, PlainHead, read_credentials},
     policy::{Binding, GroupName, Host, InterfaceName, Place, Policy},
     reason::Reason,
 };
@@ -93,7 +93,7 @@ pub fn request(
         port.or(usual).ok_or_else(|| format!("{url:?}: write its port, as in tcp://HOST:22"))?;
     let opening = match scheme {
         _ if policy.names_no_host(port) || usual.is_none() => Peeked::Unread(vec![host.clone()]),
-        "http" | "ws" => plain(host.clone(), port),
+        "http" | "ws" => plain(host.clone(), port, fields),
         _ => tls(host.clone()),
     };
     let request = match &opening {
@@ -126,9 +126,11 @@ pub(super) fn tls(host: Host) -> Peeked {
 }
 
 /// A plain request for this host.
-pub(super) fn plain(host: Host, port: u16) -> Peeked {
+pub(super) fn plain(host: Host, port: u16, fields: &[(HeaderName, HeaderValue)]) -> Peeked {
     let named = (port != 80).then_some(port);
-    Peeked::Http(PlainHead { host: Some(host), port: named, credentials: vec![] })
+    let fields = fields.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
+    let credentials = read_credentials(fields);
+    Peeked::Http(PlainHead { host: Some(host), port: named, credentials })
 }
 
 /// The head of a request.

@@ -91,7 +91,7 @@ fn opening(record: &Value, port: u16, reason: Reason) -> Option<Peeked> {
     match (host("host"), reason) {
         // The record does not say what else stood in the head.
         (Some(_), Reason::HostMismatch | Reason::PlaintextPlaceholder) | (None, _) => None,
-        (Some(host), _) => Some(plain(host, port)),
+        (Some(host), _) => Some(plain(host, port, &[])),
     }
 }
 

@@ -250,6 +250,20 @@ fn a_request_is_judged_wherever_it_goes() {
 }
 
 #[test]
+fn a_placeholder_in_the_clear_is_refused_as_by_the_gateway() {
+    let text = CONFIG.to_owned()
+        + "\n[[splice]]\nname = \"clear\"\ngroups = [\"research\"]\nhosts = [\"clear.example\"]\n\
+           ports = [80]\n";
+    let policy = Draft::read(source(&text)).unwrap().config.policy;
+    let reason = |fields: &[_]| {
+        let refused = judge(&policy, &ask(&text, "GET", "http://clear.example/", fields)).refused;
+        refused.map(|refused| refused.reason)
+    };
+    assert_eq!(reason(&[]), None);
+    assert_eq!(reason(&[ONE]), Some(Reason::PlaintextPlaceholder));
+}
+
+#[test]
 fn a_change_names_every_group_it_is_for() {
     let text = CONFIG.replace("groups = [\"research\"]", "groups = [\"research\", \"others\"]");
     let question = ask(&text, "POST", "https://docs.example/open/a", &[]);

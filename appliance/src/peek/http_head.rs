@@ -100,7 +100,8 @@ fn parse(head: &[u8], max_fields: usize) -> Progress {
         _ => return MALFORMED,
     }
     let (host, port) = read_host(request.headers).unzip();
-    let credentials = read_credentials(request.headers);
+    let fields = request.headers.iter().map(|field| (field.name, field.value));
+    let credentials = read_credentials(fields);
     Progress::Done(Peeked::Http(PlainHead { host, port: port.flatten(), credentials }))
 }
 
@@ -122,11 +123,13 @@ fn read_port(digits: &str) -> Option<u16> {
     digits.parse().ok().filter(|&port| plain && port != 0)
 }
 
-fn read_credentials(fields: &[Header<'_>]) -> Vec<Box<[u8]>> {
+/// What may be a credential in fields with these names and values.
+pub(crate) fn read_credentials<'f>(
+    fields: impl Iterator<Item = (&'f str, &'f [u8])>,
+) -> Vec<Box<[u8]>> {
     let mut found = Vec::new();
-    let credential = |field: &&Header<'_>| is_credential_header(field.name.as_bytes());
-    for field in fields.iter().filter(credential) {
-        let value = field.value.trim_ascii();
+    for (_, value) in fields.filter(|(name, _)| is_credential_header(name.as_bytes())) {
+        let value = value.trim_ascii();
         found.push(value.into());
         let Some(space) = value.iter().position(u8::is_ascii_whitespace) else { continue };
         let (scheme, rest) = value.split_at(space);

@@ -12,6 +12,7 @@ mod rewind;
 mod tls;
 
 pub use found::{Hello, Peeked, PlainHead, Progress};
+pub(crate) use http_head::read_credentials;
 pub use read::{PeekFailure, PeekedBytes, read};
 pub use rewind::Rewind;
 
