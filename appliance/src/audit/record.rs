@@ -494,4 +494,4 @@ const MAX_METHOD_BYTES: usize = 32;
 /// Bytes of the name of a credential, with its kind.
 const MAX_CREDENTIAL_BYTES: usize = 64;
 /// Bytes of a path.
-const MAX_PATH_BYTES: usize = 512;
+pub const MAX_PATH_BYTES: usize = 512;

@@ -158,6 +158,14 @@ fn page(suggestions: &[Suggestion], path: &Path) -> String {
         for edit in suggestion.remedies.iter().flat_map(|remedy| &remedy.edits) {
             page += &fragment(edit);
         }
+        if !suggestion.shared.is_empty() {
+            let hosts: Vec<&str> = suggestion.shared.iter().map(String::as_str).collect();
+            let _ = writeln!(page, "# (also holds what the parts of {} ask for)", hosts.join(", "));
+        }
+        if suggestion.more_paths > 0 {
+            let more = refusals(suggestion.more_paths);
+            let _ = writeln!(page, "# and {more} that ask for more paths");
+        }
         page.push('\n');
     }
     if !some.is_empty() {

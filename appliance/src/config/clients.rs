@@ -54,7 +54,7 @@ impl Added {
     fn add(&self, draft: &mut Draft, files: Files<'_>, report: &Report<'_>) {
         for rule in self.rules {
             let whole = read(rule, &self.span, files, report);
-            for (groups, hosts) in self.missing(draft, &whole) {
+            for ((groups, ports), hosts) in self.missing(draft, &whole) {
                 let mut part = read(rule, &self.span, files, report);
                 part.name = part.name.and_then(|name| free(draft, &name));
                 part.groups = self
@@ -64,6 +64,7 @@ impl Added {
                     .cloned()
                     .collect();
                 part.hosts = hosts;
+                part.ports.retain(|port| ports.contains(port.get_ref()));
                 draft.passes.push(part);
             }
         }
@@ -95,37 +96,44 @@ impl Added {
         }
     }
 
-    /// The hosts that no rule has yet, by the groups for which that is so.
+    /// The hosts that no rule has yet, by the groups and the ports for which that is so.
     fn missing(
         &self,
         draft: &Draft,
         rule: &PassRule,
-    ) -> BTreeMap<Vec<GroupName>, Vec<Spanned<HostPattern>>> {
+    ) -> BTreeMap<(Vec<GroupName>, Vec<u16>), Vec<Spanned<HostPattern>>> {
         let mut missing: BTreeMap<_, Vec<_>> = BTreeMap::new();
-        for host in &rule.hosts {
-            let names = self.groups.iter().map(Spanned::get_ref);
-            let without: Vec<GroupName> =
-                names.filter(|group| !has(draft, group, host.get_ref(), rule)).cloned().collect();
-            if !without.is_empty() {
-                missing.entry(without).or_default().push(host.clone());
+        let left = |host: &&Spanned<HostPattern>| !is_of_api(draft, host.get_ref(), rule);
+        for host in rule.hosts.iter().filter(left) {
+            let mut without: BTreeMap<Vec<GroupName>, Vec<u16>> = BTreeMap::new();
+            for port in rule.ports.iter().map(Spanned::get_ref) {
+                let names = self.groups.iter().map(Spanned::get_ref);
+                let has = |group: &&GroupName| !has(draft, group, host.get_ref(), *port);
+                without.entry(names.filter(has).cloned().collect()).or_default().push(*port);
+            }
+            for (groups, ports) in without.into_iter().filter(|(groups, _)| !groups.is_empty()) {
+                missing.entry((groups, ports)).or_default().push(host.clone());
             }
         }
         missing
     }
 }
 
-/// Whether the file, or another client, says already what becomes of the host on a port of the
-/// rule.
-fn has(draft: &Draft, group: &GroupName, host: &HostPattern, rule: &PassRule) -> bool {
+/// Whether the host is an API's on a port of the rule: then no other port of it passes unseen.
+fn is_of_api(draft: &Draft, host: &HostPattern, rule: &PassRule) -> bool {
     let port = |port: &u16| rule.ports.iter().any(|own| own.get_ref() == port);
     let mut apis = draft.apis.iter().filter(|api| port(api.port.get_ref()));
     let is_host = |own: &Spanned<Host>| HostPattern::Exact(own.get_ref().clone()) == *host;
-    let mut passes = draft.passes.iter().filter(|pass| {
-        pass.groups.iter().any(|own| own.get_ref() == group)
-            && pass.ports.iter().any(|own| port(own.get_ref()))
-    });
     apis.any(|api| api.hosts.iter().any(is_host))
-        || passes.any(|pass| pass.hosts.iter().any(|own| own.get_ref() == host))
+}
+
+/// Whether the file, or another client, says already what becomes of the host on the port.
+fn has(draft: &Draft, group: &GroupName, host: &HostPattern, port: u16) -> bool {
+    draft.passes.iter().any(|pass| {
+        pass.groups.iter().any(|own| own.get_ref() == group)
+            && pass.ports.iter().any(|own| *own.get_ref() == port)
+            && pass.hosts.iter().any(|own| own.get_ref() == host)
+    })
 }
 
 fn read(rule: &'static ClientRule, span: &Span, files: Files<'_>, report: &Report<'_>) -> PassRule {

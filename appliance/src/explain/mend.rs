@@ -86,8 +86,11 @@ impl Draft {
                 Ok(remedy) => remedy,
                 Err(text) => return (remedies, Ending::Refused(text)),
             };
+            let in_file = |edit| config::edited(&self.text, edit).is_some();
+            let of_client = !remedy.edits.iter().all(in_file);
             let Some((changed, remedy)) = self.with(source, remedy) else {
-                return (remedies, Ending::Refused(NO_SUCH_CHANGE));
+                let text = if of_client { OF_CLIENT } else { NO_SUCH_CHANGE };
+                return (remedies, Ending::Refused(text));
             };
             let still = judge(&changed.config.policy, question).refused;
             if still.is_some_and(|still| still.is_again(&refused)) {
@@ -115,17 +118,19 @@ impl Draft {
     }
 }
 
-/// Whether the request has a credential that was refused, and no placeholder: with both let pass it
-/// would reach the API with whatever the agent put into it.
+/// Whether a placeholder was moved and then missed: without any, what else the request holds would
+/// reach the API.
 fn is_own_credential_alone(remedies: &[Remedy], refused: &Refused) -> bool {
-    let of_credential = |it: &Remedy| {
-        matches!(it.reason, Reason::ForeignCredential | Reason::PlaceholderWrongPlace)
-    };
-    refused.reason == Reason::PlaceholderMissing && remedies.iter().any(of_credential)
+    let moved = |it: &Remedy| it.reason == Reason::PlaceholderWrongPlace;
+    refused.reason == Reason::PlaceholderMissing && remedies.iter().any(moved)
 }
 
 /// One refusal after the other: the name, the connection, the method, the path, and some to spare.
 const MOST_REMEDIES: usize = 8;
+
+/// The file has no table of the rule's name.
+const OF_CLIENT: &str = "The rule is of a client that the group runs: write out what `cloakroom \
+    clients NAME` prints in place of that client, and change that.";
 
 const NO_SUCH_CHANGE: &str =
     "No single change of a rule lets this pass; `cloakroom check` says what the rules mean.";

@@ -3,16 +3,14 @@
 //! A record holds no query, no fields and no value. What policy looks at is put back from what it
 //! does hold: the placeholder and the place that it names, or the placeholder that the rule wants.
 
-use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
-    sync::Arc,
-};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use http::{Method, request::Parts};
 use serde_json::Value;
 
 use super::ask::{Question, Who, handshake, head, plain, put, tls, with_placeholder};
 use crate::{
+    audit,
     peek::{Hello, Peeked},
     policy::{Api, Binding, GroupName, Host, InterfaceName, Place, Policy, RuleName, Scheme},
     reason::Reason,
@@ -128,7 +126,10 @@ fn request(record: &Value, reason: Reason, policy: &Policy) -> Option<Recorded> 
     let bare = head(&method, (&host, port), path.unwrap_or("/"), &[]).ok()?;
     let asked = format!("{method} https://{host}{}", path.unwrap_or("/"));
     let carried = carried(record, reason, (&group, api.map(AsRef::as_ref)), bare.clone());
+    // A path as long as the audit holds may have gone on.
+    let is_cut = path.is_some_and(|path| path.len() + 3 >= audit::MAX_PATH_BYTES);
     let request = match reason {
+        _ if is_cut => None,
         Reason::UpgradeDenied => Some(handshake(carried.unwrap_or(bare))),
         _ => carried,
     };
@@ -159,7 +160,7 @@ fn carried(
         Reason::PlaceholderWrongPlace | Reason::PlaceholderWrongHost => {
             record.get("placeholders")?.get(0)?.as_str()?
         }
-        Reason::ForeignCredential => return foreign(record, &mut own, head),
+        Reason::ForeignCredential => FOREIGN,
         Reason::DuplicateCredential | Reason::CredentialMalformed | Reason::TicketEnded => {
             return None;
         }
@@ -168,24 +169,6 @@ fn carried(
     let binding = own.find(|binding| binding.placeholder.as_str() == text);
     let place = place(word(record, "credential")?, binding.map(AsRef::as_ref))?;
     put(&head, &place, text)
-}
-
-/// The request with what the agent had of its own, beside the placeholder that the record tells of.
-fn foreign<'a>(
-    record: &Value,
-    own: &mut impl Iterator<Item = &'a Arc<Binding>>,
-    head: Parts,
-) -> Option<Parts> {
-    let held = record.get("placeholders").and_then(Value::as_array);
-    let is_held = |binding: &&Arc<Binding>| {
-        let text = binding.placeholder.as_str();
-        held.is_some_and(|held| held.iter().any(|it| it.as_str() == Some(text)))
-    };
-    let head = match own.find(is_held) {
-        Some(binding) => with_placeholder(head, binding),
-        None => head,
-    };
-    put(&head, &place(word(record, "credential")?, None)?, FOREIGN)
 }
 
 /// The place that a record names, as it is most often filled, and as the binding does not have it.

@@ -112,7 +112,6 @@ pub(super) fn remedy(
         R::PlaceholderMissing => at.anonymous(),
         R::PlaceholderWrongPlace => at.place(),
         R::PlaceholderWrongHost => at.binding(),
-        R::ForeignCredential => at.plain(),
         R::UpgradeDenied => at.websocket(),
         R::SpoofedSource
         | R::MulticastDenied
@@ -139,6 +138,7 @@ pub(super) fn remedy(
         | R::PathAmbiguous
         | R::TrailerDenied
         | R::PlaintextPlaceholder
+        | R::ForeignCredential
         | R::TicketEnded
         | R::TicketLimit
         | R::DuplicateCredential
@@ -158,7 +158,9 @@ pub(super) fn remedy(
         | R::ShuttingDown
         | R::InternalError => None,
     };
-    found.ok_or(no_remedy(refused.reason))
+    let is_cut = question.request.is_none()
+        && matches!(refused.reason, R::MethodDenied | R::PathDenied | R::PlaceholderMissing);
+    found.ok_or(if is_cut { CUT_PATH } else { no_remedy(refused.reason) })
 }
 
 /// What there is to say of a refusal for which no change of a rule is told.
@@ -197,6 +199,10 @@ pub(super) const fn no_remedy(reason: Reason) -> &'static str {
         R::ScopeDenied => {
             "The [[api]] lists what is signed for it; add the service or the region to \
              aws = { services = [...], regions = [...] }."
+        }
+        R::DuplicateCredential => {
+            "Beside the placeholder stands what looks like another credential; where that name opens \
+             nothing there, the [[api]] lists it in plain = [\"header NAME\"]."
         }
         R::PlaintextPlaceholder => "The agent is to use https, where nobody reads along.",
         R::HeaderLimit => "[limits] has head_bytes and head_fields.",
@@ -502,39 +508,6 @@ impl At<'_> {
         self.remedy(Reach::Secret, vec![edit], opens)
     }
 
-    /// A name that looks like a credential's, and that no binding has.
-    fn plain(&self) -> Option<Remedy> {
-        let (api, name) = (self.api()?, self.refused.credential.as_deref()?);
-        // Who has a credential of its own and no placeholder would send it there without one.
-        if !self.has_placeholder(api) {
-            return None;
-        }
-        if name == "cookies" {
-            let opens = format!("cookies at {}, both ways, whoever's they are", api.name);
-            let edit = self.set_api(api, "keep_cookies", "true".into());
-            return self.of_rule(Reach::Manner, edit, &opens);
-        }
-        let bound = api.places().any(|place| place.to_string().starts_with(name));
-        if bound || !(name.starts_with("header ") || name.starts_with("query ")) {
-            return None;
-        }
-        let value = texts(api.plain.iter().map(ToString::to_string).chain([name.to_owned()]));
-        let opens = format!(
-            "whatever agents put into {name} at {}: right only where that opens nothing there",
-            api.name
-        );
-        self.of_rule(Reach::Manner, self.set_api(api, "plain", value), &opens)
-    }
-
-    /// Whether the request would pass but for what else it holds: a placeholder of the group's
-    /// stands in it.
-    fn has_placeholder(&self, api: &Api) -> bool {
-        let Some(head) = self.head() else { return false };
-        let mut own = api.bindings.iter().filter(|it| it.groups.contains(&self.group.name));
-        self.question.fills
-            || own.any(|binding| stands_anywhere(head, binding.placeholder.as_str()))
-    }
-
     fn websocket(&self) -> Option<Remedy> {
         let route = self.route()?;
         let opens = format!("WebSockets at {}", route.rule());
@@ -662,6 +635,8 @@ fn list(items: impl Iterator<Item = impl Into<Value>>) -> String {
     let items: Vec<String> = items.map(|item| item.into().to_string()).collect();
     format!("[{}]", items.join(", "))
 }
+
+const CUT_PATH: &str = "The audit holds only the beginning of this path.";
 
 const PLAIN_API: &str = "The agent is to use https; this host is one of an [[api]].";
 

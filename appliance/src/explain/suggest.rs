@@ -31,6 +31,10 @@ pub struct Suggestion {
     pub count: u64,
     /// The changes.
     pub remedies: Vec<Remedy>,
+    /// The hosts whose parts ask for some of the same values.
+    pub shared: BTreeSet<String>,
+    /// How many refusals ask for paths beyond those that are listed.
+    pub more_paths: u64,
     /// Further refusals at the host for which no change is known, each with what to know of it.
     pub others: Vec<(String, &'static str)>,
 }
@@ -47,6 +51,8 @@ pub fn suggest(
     let mut draft = Draft::read(source)?;
     let now = draft.clone();
     let mut last = BTreeMap::new();
+    let mut paths: BTreeMap<TableAt, usize> = BTreeMap::new();
+    let mut askers: BTreeMap<_, BTreeSet<String>> = BTreeMap::new();
     let mut hosts: BTreeMap<String, Suggestion> = BTreeMap::new();
     for Refusals { recorded, count } in refusals {
         let question = &recorded.question;
@@ -55,7 +61,7 @@ pub fn suggest(
         let (remedies, ending) = match quiet(&now.config.policy, question) {
             Some(_) => (vec![], Ending::Refused(QUIET)),
             None if other => (vec![], Ending::Refused(OTHER_REASON)),
-            None => whole(&mut draft, source, question),
+            None => whole(&mut draft, &paths, source, question),
         };
         let name =
             question.hosts().first().map_or_else(|| "no name".to_owned(), ToString::to_string);
@@ -63,10 +69,13 @@ pub fn suggest(
             host: name,
             count: 0,
             remedies: vec![],
+            shared: BTreeSet::new(),
+            more_paths: 0,
             others: vec![],
         });
         match ending {
             Ending::Passes => host.count += count,
+            Ending::Refused(MANY_PATHS) => host.more_paths += count,
             Ending::Refused(text) if refused.is_some() => {
                 host.others.push((format!("{} ({})", recorded.asked, recorded.reason), text));
             }
@@ -74,7 +83,12 @@ pub fn suggest(
         }
         for edit in remedies.iter().flat_map(|remedy| &remedy.edits) {
             if let Edit::Set { table, key, value } = edit {
-                last.insert((table.clone(), *key), value.clone());
+                let at = (table.clone(), *key);
+                if *key == "paths" {
+                    *paths.entry(table.clone()).or_default() += 1;
+                }
+                askers.entry(at.clone()).or_default().insert(host.host.clone());
+                last.insert(at, value.clone());
             }
         }
         host.remedies.extend(remedies);
@@ -83,13 +97,30 @@ pub fn suggest(
     suggestions.retain(|it| !it.remedies.is_empty() || !it.others.is_empty());
     suggestions.sort_by_key(|it| (it.reach(), std::cmp::Reverse(it.count)));
     settle(&mut suggestions, &last);
+    for suggestion in &mut suggestions {
+        suggestion.share(&askers);
+    }
     Ok(suggestions)
 }
 
 /// What lets the question pass, in the draft from now on; a part that is not enough is none.
-fn whole(draft: &mut Draft, source: Source<'_>, question: &Question) -> (Vec<Remedy>, Ending) {
+fn whole(
+    draft: &mut Draft,
+    paths: &BTreeMap<TableAt, usize>,
+    source: Source<'_>,
+    question: &Question,
+) -> (Vec<Remedy>, Ending) {
+    let is_full = |edit: &Edit| match edit {
+        Edit::Set { table, key: "paths", .. } => {
+            paths.get(table).is_some_and(|count| *count >= MOST_PATHS)
+        }
+        _ => false,
+    };
     let mut tried = draft.clone();
     match tried.mend(source, question) {
+        (remedies, Ending::Passes) if remedies.iter().flat_map(|it| &it.edits).any(is_full) => {
+            (vec![], Ending::Refused(MANY_PATHS))
+        }
         (remedies, Ending::Passes) => {
             *draft = tried;
             (remedies, Ending::Passes)
@@ -120,6 +151,11 @@ const QUIET: &str =
 const OTHER_REASON: &str = "By the configuration as it is now it is refused for another reason; \
     `cloakroom explain` says which.";
 
+/// Paths that a rule is suggested. A person reads them.
+const MOST_PATHS: usize = 50;
+
+const MANY_PATHS: &str = "The rule is suggested as many paths as one reads.";
+
 /// Of several values for one key, the last holds all that went before.
 fn settle(suggestions: &mut [Suggestion], last: &BTreeMap<(TableAt, &'static str), String>) {
     let mut told = BTreeSet::new();
@@ -136,6 +172,15 @@ fn settle(suggestions: &mut [Suggestion], last: &BTreeMap<(TableAt, &'static str
 }
 
 impl Suggestion {
+    /// Notes whose parts ask for the values that stand in this one, too.
+    fn share(&mut self, askers: &BTreeMap<(TableAt, &'static str), BTreeSet<String>>) {
+        for edit in self.remedies.iter().flat_map(|remedy| &remedy.edits) {
+            let Edit::Set { table, key, .. } = edit else { continue };
+            let hosts = askers.get(&(table.clone(), *key)).into_iter().flatten();
+            self.shared.extend(hosts.filter(|host| **host != self.host).cloned());
+        }
+    }
+
     fn reach(&self) -> Option<Reach> {
         self.remedies.iter().map(|remedy| remedy.reach).max()
     }

@@ -158,11 +158,6 @@ fn refused() -> Vec<(Reason, Question)> {
             R::PlaceholderWrongHost,
             ask("DELETE", "https://api.one.example/v2", &[("x-key", "TWO_API_KEY")]),
         ),
-        (
-            R::ForeignCredential,
-            ask("GET", "https://api.two.example/", &[TWO, ("x-sort-key", "name")]),
-        ),
-        (R::ForeignCredential, ask("GET", "https://api.two.example/", &[TWO, ("cookie", "a=b")])),
         (R::PlaceholderMissing, ask("GET", "https://api.two.example/", &[])),
         (R::UpgradeDenied, ask("GET", "wss://api.two.example/", &[TWO])),
     ]
@@ -212,6 +207,7 @@ fn what_policy_cannot_allow_has_a_sentence_and_no_change() {
         ask(CONFIG, "GET", "https://api.one.example/v1/a?_method=DELETE", &[ONE]),
         // An agent's own credential, and no placeholder beside it.
         ask(CONFIG, "GET", "https://api.two.example/", &[("x-sort-key", "name")]),
+        ask(CONFIG, "GET", "https://api.two.example/", &[TWO, ("x-sort-key", "name")]),
         ask(CONFIG, "GET", "https://api.two.example/", &[("cookie", "a=b")]),
         // A host of an API in the clear, and on a port that is not the API's.
         ask(CONFIG, "GET", "http://api.one.example/", &[]),
@@ -375,14 +371,6 @@ fn what_the_audit_holds_is_enough_to_find_the_remedy() {
             "placeholder_wrong_host",
             at("header authorization", "TWO_API_KEY"),
         ),
-        asked(
-            "two",
-            "api.two.example",
-            "/",
-            "foreign_credential",
-            at("header x-sort-key", "TWO_API_KEY"),
-        ),
-        asked("two", "api.two.example", "/", "foreign_credential", at("cookies", "TWO_API_KEY")),
         asked("two", "api.two.example", "/", "upgrade_denied", none.clone()),
         asked("read-only", "docs.example", "/closed", "path_denied", none),
     ] {
@@ -429,6 +417,37 @@ fn suggestions_are_one_part_for_each_host_the_least_first() {
     assert_eq!(paths.len(), 1, "{paths:?}");
     assert!(paths[0].to_string().ends_with("paths = [\"/v1/*\", \"/v2\", \"/v3\"]\n"));
     assert_eq!(suggestions[0].others.len(), 1);
+}
+
+#[test]
+fn a_path_the_audit_cut_gets_no_rule() {
+    let path = format!("/{}", "a".repeat(crate::audit::MAX_PATH_BYTES - 1));
+    let found = records(&[asked("one", "api.one.example", &path, "path_denied", json!({}))]);
+    let explanation = explain(source(CONFIG), &found[0].recorded.question).unwrap();
+    assert_eq!(explanation.remedies, []);
+    assert!(matches!(explanation.ending, Ending::Refused(text) if text.contains("beginning")));
+}
+
+#[test]
+fn a_rule_is_suggested_no_flood_of_paths() {
+    let lines: Vec<Value> = (0..60)
+        .map(|it| asked("one", "api.one.example", &format!("/p{it}"), "path_denied", json!({})))
+        .collect();
+    let suggestions = suggest(source(CONFIG), &records(&lines)).unwrap();
+    assert_eq!((suggestions[0].count, suggestions[0].more_paths), (50, 10));
+}
+
+#[test]
+fn a_value_that_two_hosts_ask_for_says_so() {
+    let second = "hosts = [\"api.one.example\", \"b.one.example\"]";
+    let text = CONFIG.replacen("hosts = [\"api.one.example\"]", second, 1);
+    let lines = [
+        asked("one", "api.one.example", "/v2", "path_denied", json!({})),
+        asked("one", "b.one.example", "/v3", "path_denied", json!({})),
+    ];
+    let suggestions = suggest(source(&text), &records(&lines)).unwrap();
+    let shared: Vec<_> = suggestions.iter().map(|it| it.shared.len()).collect();
+    assert_eq!(shared.iter().sum::<usize>(), 1, "in the part where the value stands");
 }
 
 #[test]

@@ -588,6 +588,16 @@ fn a_host_with_a_rule_is_left_to_it() {
 }
 
 #[test]
+fn a_rule_on_one_port_leaves_the_client_the_others() {
+    let own = "[[splice]]\nname = \"deb\"\ngroups = [\"research\"]\nhosts = [\"deb.debian.org\"]\n\
+        ports = [80]\n";
+    let policy = parse_text(&with_clients("\"apt-debian\"", own)).unwrap().policy;
+    let debian = |pass: &&Arc<Pass>| pass.hosts.iter().any(|it| it.to_string() == "deb.debian.org");
+    let ports: Vec<_> = policy.passes.iter().filter(debian).flat_map(|it| &it.ports).collect();
+    assert_eq!(ports, [&80, &443]);
+}
+
+#[test]
 fn a_client_of_another_group_opens_nothing_for_this_one() {
     let other = "[[group]]\nname = \"other\"\ninterface = \"agents1\"\n\
         prefixes = [\"192.0.2.16/28\"]\nclient = [\"pip\"]\n";
@@ -616,8 +626,11 @@ fn an_api_takes_what_its_groups_client_asks_without_credential() {
     assert_eq!(asked("\"claude-code\"", &api), listed);
     let other = "[[group]]\nname = \"other\"\ninterface = \"agents1\"\n\
         prefixes = [\"192.0.2.16/28\"]\n";
-    let shared = api.replace("[\"research\"]", "[\"research\", \"other\"]") + other;
-    assert_ne!(shared, api.clone() + other);
+    let written = "[[api]]\nname = \"claude\"\nhosts = [\"api.anthropic.com\"]\n[[api.binding]]\n\
+        groups = [\"research\"]\nplaceholder = \"CLAUDE_API_KEY\"\nplaces = [\"header x-api-key raw\"]\n\
+        secret = \"vault:kv/git#token\"\n";
+    assert_eq!(asked("\"claude-code\"", written), listed);
+    let shared = written.replace("[\"research\"]", "[\"research\", \"other\"]") + other;
     assert_eq!(asked("\"claude-code\"", &shared), Anonymous::Never, "another group's, too");
 }
 
