@@ -42,6 +42,9 @@ fn who_runs(draft: &Draft, client: &Client) -> Vec<(Spanned<GroupName>, Span)> {
     draft.groups.iter().filter_map(runs).collect()
 }
 
+/// Hosts, by the groups and the ports that no rule has them for.
+type Missing = BTreeMap<(Vec<GroupName>, Vec<u16>), Vec<Spanned<HostPattern>>>;
+
 /// What one client adds.
 struct Added {
     rules: &'static [ClientRule],
@@ -97,12 +100,8 @@ impl Added {
     }
 
     /// The hosts that no rule has yet, by the groups and the ports for which that is so.
-    fn missing(
-        &self,
-        draft: &Draft,
-        rule: &PassRule,
-    ) -> BTreeMap<(Vec<GroupName>, Vec<u16>), Vec<Spanned<HostPattern>>> {
-        let mut missing: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    fn missing(&self, draft: &Draft, rule: &PassRule) -> Missing {
+        let mut missing = Missing::new();
         let left = |host: &&Spanned<HostPattern>| !is_of_api(draft, host.get_ref(), rule);
         for host in rule.hosts.iter().filter(left) {
             let mut without: BTreeMap<Vec<GroupName>, Vec<u16>> = BTreeMap::new();
