@@ -370,6 +370,36 @@ fn a_field_that_cannot_be_signed_is_refused() {
     assert_eq!(signed.err(), Some(Reason::HttpMalformed));
 }
 
+#[test]
+fn a_head_too_long_to_be_signed_is_refused() {
+    let keys = format!("{ID}:{SECRET}:{TOKEN}");
+    let signed = |mut parts: Parts| signing(&parts, &keys).sign(&mut parts, b"", now());
+    let good = good();
+    let own = [("authorization", &*good)];
+    let mut limited = 0;
+    for fill in ["+", "&", "a&", "+&", "a=", "%FF", "*", "\u{e9}"] {
+        for bytes in (500..65_000).step_by(1_500) {
+            let fill = fill.repeat(bytes / fill.len());
+            for parts in [
+                asked_at(&format!("/a?{fill}"), &own),
+                asked_at(&format!("/a{}?a", "*".repeat(bytes)), &own),
+                asked_at(&format!("{}&{fill}", link(KEY)), &[]),
+            ] {
+                let signed = signed(parts);
+                limited += usize::from(signed == Err(Reason::HeaderLimit));
+                assert!(bytes > 10_000 || signed == Ok(()), "{fill} {bytes}: {signed:?}");
+            }
+        }
+    }
+    assert!(limited > 0);
+    let mut parts = asked_at(&link(KEY), &[]);
+    for number in 0..300 {
+        let name = format!("x-amz-{number}{}", "!*+".repeat(50));
+        parts.headers.insert(name.parse::<http::HeaderName>().unwrap(), "a".parse().unwrap());
+    }
+    assert_eq!(signed(parts), Err(Reason::HeaderLimit));
+}
+
 proptest! {
     /// Whatever becomes of a signature, only the whole placeholder signs anything.
     #[test]

@@ -102,7 +102,8 @@ impl Signing {
     ///
     /// # Errors
     ///
-    /// `http_malformed` for a field that cannot be signed, and `internal_error`.
+    /// `http_malformed` for a field or path that cannot be signed, `header_limit` for more than can
+    /// be, and `internal_error`.
     pub fn sign(&self, head: &mut Parts, body: &[u8], now: SystemTime) -> Result<(), Reason> {
         self.unsign(head)?;
         apply(self.instructions(head, body, now)?, head)
@@ -142,11 +143,34 @@ impl Signing {
             .map_err(|_| Reason::InternalError)?;
         let (uri, host) = (self.signed_uri(head)?, host(head)?);
         let fields = signed_fields(&head.headers)?;
+        self.check_size(&uri, &fields, keys.token)?;
         let fields = [(HOST.as_str(), host)].into_iter().chain(fields);
         let request = SignableRequest::new(head.method.as_str(), uri, fields, self.signable(body))
             .map_err(|_| Reason::HttpMalformed)?;
         let signed = sign(request, &params.into()).map_err(|_| Reason::HttpMalformed)?;
         Ok(signed.into_parts().0)
+    }
+
+    /// The crate encodes the query anew, and with it what a link is given there. It panics where that
+    /// makes a target that is too long.
+    fn check_size(
+        &self,
+        uri: &str,
+        fields: &[(&str, &str)],
+        token: Option<&str>,
+    ) -> Result<(), Reason> {
+        let (rest, query) = uri.split_once('?').unwrap_or((uri, ""));
+        let names = || fields.iter().map(|(name, _)| name.len() + 1).sum::<usize>();
+        let added = match self.form {
+            SignatureForm::Head => 0,
+            // How long a usual token is tells nobody.
+            SignatureForm::Query => {
+                names() + token.map_or(0, str::len).max(USUAL_TOKEN) + MAX_LINK_FIELDS
+            }
+        };
+        // A byte becomes three at most, and one for a name without a value.
+        let most = rest.len() + 3 * (query.len() + added) + 2;
+        if most > MAX_TARGET { Err(Reason::HeaderLimit) } else { Ok(()) }
     }
 
     /// Amazon S3 has rules of its own: the path is not encoded twice, not normalised, and the hash
@@ -243,6 +267,14 @@ fn set_query(uri: &mut Uri, query: &str) -> Result<(), Reason> {
 /// How long a signature in a query is good: as long as one in a head, which AWS takes for five
 /// minutes before and after its time. What the agent asked for does not count.
 const LINK_LIFE: Duration = Duration::from_secs(300);
+
+/// Bytes of the longest target that the library for HTTP takes.
+const MAX_TARGET: usize = u16::MAX as usize - 1;
+/// Bytes of a session's token, as AWS says that most of them have.
+const USUAL_TOKEN: usize = 4_096;
+/// Bytes of what else a signature puts into a query, with room to spare: its names, an id, a date,
+/// a service and a region, and the names of the fields that are always signed.
+const MAX_LINK_FIELDS: usize = 1_024;
 
 pub(super) const ALGORITHM: &str = "X-Amz-Algorithm";
 pub(super) const CREDENTIAL: &str = "X-Amz-Credential";
