@@ -30,8 +30,8 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_e
 use zeroize::Zeroizing;
 
 use crate::{
-    policy::AwsName,
-    reason::Reason,
+    policy::{AwsName, Binding},
+    reason::{Reason, SecretCause},
     secrets::{AwsKeys, SecretValue},
 };
 
@@ -44,6 +44,8 @@ pub struct Signing {
     pub(super) times: Times,
     /// A pair of AWS keys.
     pub(super) keys: Arc<SecretValue>,
+    /// Whose value they are; `None` for a ticket's.
+    pub(super) binding: Option<Arc<Binding>>,
 }
 
 /// Where a signature stands.
@@ -95,6 +97,24 @@ impl Signing {
     pub fn check_time(&self, now: SystemTime) -> Result<(), Reason> {
         let Times { from, until } = self.times;
         if (from..=until).contains(&now) { Ok(()) } else { Err(Reason::SignatureExpired) }
+    }
+
+    /// Takes the keys that are good now: while a body was read, others may have come, or these may
+    /// have been taken away.
+    ///
+    /// # Errors
+    ///
+    /// The cause of `lookup`, or `value_invalid` where the value is no pair of AWS keys.
+    pub fn renew(
+        &mut self,
+        lookup: impl FnOnce(&Binding) -> Result<Arc<SecretValue>, SecretCause>,
+    ) -> Result<(), SecretCause> {
+        if let Some(binding) = &self.binding {
+            let keys = lookup(binding)?;
+            AwsKeys::of(&keys).ok_or(SecretCause::ValueInvalid)?;
+            self.keys = keys;
+        }
+        Ok(())
     }
 
     /// Puts the agent's signature out of a head that is otherwise as it is to be sent, and the
@@ -200,10 +220,12 @@ impl Signing {
     }
 
     /// The target as the server reads it before it looks at the signature. Amazon S3 decodes the
-    /// path and encodes it as AWS does, whatever was encoded by whom.
+    /// path and encodes it as AWS does, whatever was encoded by whom. A plus it may take for a space,
+    /// and answers with the signature of another path then.
     fn signed_uri(&self, head: &Parts) -> Result<String, Reason> {
         let path = head.uri.path();
         let path = match self.service.is_s3() {
+            true if path.contains('+') => return Err(Reason::HttpMalformed),
             true => {
                 let plain: Cow<'_, [u8]> = percent_decode_str(path).into();
                 percent_encode(&plain, KEPT_IN_PATHS).to_string()
