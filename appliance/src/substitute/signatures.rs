@@ -404,7 +404,7 @@ fn a_head_too_long_to_be_signed_is_refused() {
     let own = [("authorization", &*good)];
     let mut limited = 0;
     for fill in ["+", "&", "a&", "+&", "a=", "%FF", "*", "\u{e9}"] {
-        for bytes in (500..65_000).step_by(1_500) {
+        for bytes in (500..65_000).step_by(7_000) {
             let fill = fill.repeat(bytes / fill.len());
             for parts in [
                 asked_at(&format!("/a?{fill}"), &own),
