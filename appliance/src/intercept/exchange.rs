@@ -111,7 +111,7 @@ async fn forward(
         asked.write(&mut head.headers);
     }
     if let Some(signing) = signing {
-        whole = signed::sign(connection, &signing, (&mut head, &mut body), trace).await?;
+        whole = signed::sign(connection, signing, (&mut head, &mut body), trace).await?;
         swapped = whole.as_ref().map(|whole| whole.bytes.clone());
     }
     let body = match (whole, swapped) {

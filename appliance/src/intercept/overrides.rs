@@ -151,8 +151,9 @@ const REPLACING: [&str; 11] = [
     "proxy",
 ];
 
-/// Fields that replace the path and whose names do not tell.
-const PATHS: [&str; 1] = ["x-script-name"];
+/// Fields that replace the path, or name a second one that Amazon S3 reads, and whose names do not
+/// tell.
+const PATHS: [&str; 3] = ["x-script-name", "x-amz-copy-source", "x-amz-rename-source"];
 
 /// The same of the host.
 const HOSTS: [&str; 2] = ["x-host", "x-http-host-override"];
@@ -249,12 +250,16 @@ mod tests {
             "Request-Uri",
             "X-Forwarded-Uri",
             "X.Script.Name",
+            "X-Amz-Copy-Source",
+            "x_amz_rename_source",
         ] {
             let head = head("", &[(name, "/v1/a")]);
             assert_eq!(check(&head, None, &paths), Err(Reason::PathAmbiguous), "{name}");
             assert_eq!(check(&head, None, &[]), Ok(()), "{name}");
         }
-        for name in ["X-Url", "X-Amz-Copy-Source", "Callback-Url", "X-Request-Id", "HTTP-Referer"] {
+        for name in
+            ["X-Url", "X-Amz-Copy-Source-Range", "Callback-Url", "X-Request-Id", "HTTP-Referer"]
+        {
             assert_eq!(check(&head("", &[(name, "/v1/a")]), None, &paths), Ok(()), "{name}");
         }
     }

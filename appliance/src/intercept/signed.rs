@@ -1,7 +1,7 @@
 //! A request that is signed when it is otherwise as it will be sent, with its body read whole where
 //! that is what is signed.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::request;
 use http_body::Body as _;
@@ -10,18 +10,22 @@ use hyper::body::Incoming;
 use super::{
     connection::Connection,
     trace::Trace,
-    whole::{self, Bounds, WholeBody},
+    whole::{self, Bounds, SLOWEST_BODY, WholeBody},
 };
-use crate::{reason::Reason, substitute::Signing};
+use crate::{
+    reason::{Reason, SecretCause},
+    substitute::Signing,
+};
 
 /// Signs the request. Gives the body where it was read.
 ///
 /// # Errors
 ///
-/// Those of [`Signing::check_time`], [`whole::read`] and [`Signing::sign`].
+/// Those of [`Signing::check_time`], [`whole::read`] and [`Signing::sign`], and
+/// `secret_unavailable`.
 pub(super) async fn sign(
     connection: &Connection,
-    signing: &Signing,
+    mut signing: Signing,
     (head, body): (&mut request::Parts, &mut Incoming),
     trace: &Trace,
 ) -> Result<Option<WholeBody>, Reason> {
@@ -31,7 +35,11 @@ pub(super) async fn sign(
             // What is held has room in the agent's part of the buffers, whole.
             let bytes = Signing::MAX_BODY.min(connection.taken.largest());
             let bounds = Bounds { bytes, time: time_for_body(connection) };
-            Some(whole::read(connection, body, bounds, trace).await?)
+            let whole = whole::read(connection, body, bounds, trace).await?;
+            // That took its time.
+            signing.check_time(SystemTime::now())?;
+            renew(connection, &mut signing).map_err(|cause| trace.secret_unavailable(cause))?;
+            Some(whole)
         }
         false => None,
     };
@@ -40,10 +48,13 @@ pub(super) async fn sign(
     Ok(whole)
 }
 
+fn renew(connection: &Connection, signing: &mut Signing) -> Result<(), SecretCause> {
+    let (group, now) = (&connection.group.name, Instant::now());
+    let snapshot = connection.secrets.snapshot();
+    signing.renew(|own| snapshot.current(group, &own.secret, own.min_value_bytes, now))
+}
+
 /// A head's time, and what the longest body takes on a slow line.
 fn time_for_body(connection: &Connection) -> Duration {
     connection.head_time + Duration::from_secs(Signing::MAX_BODY as u64 / SLOWEST_BODY)
 }
-
-/// Bytes a second of the slowest body that is read whole.
-const SLOWEST_BODY: u64 = 64 * 1024;

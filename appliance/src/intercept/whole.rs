@@ -8,11 +8,11 @@ use http::{HeaderValue, header::CONTENT_LENGTH, request};
 use http_body::Body;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{connection::Connection, trace::Trace};
 use crate::{
-    limits::{HeldBytes, Taken, Way, held},
+    limits::{HeldBytes, Way, held},
     reason::Reason,
 };
 
@@ -59,24 +59,34 @@ pub(super) async fn read(
         return Err(Reason::BodyLimit);
     }
     let count = |bytes| trace.request_bytes(bytes);
-    let gathered = timeout(bounds.time, gather(body, &connection.taken, count, bounds.bytes)).await;
+    let gather = async {
+        let most = body.size_hint().upper().and_then(|most| usize::try_from(most).ok());
+        let most = most.unwrap_or(bounds.bytes).min(bounds.bytes);
+        let room = connection.taken.room(Way::Out, most).await;
+        let bytes = gather(body, count, (most, bounds.bytes), connection.head_time).await?;
+        Ok::<_, Unread>(WholeBody { bytes, room })
+    };
+    let gathered = timeout(bounds.time, gather).await;
     gathered.unwrap_or(Err(Reason::HttpTimeout.into())).map_err(|unread| match unread {
         Unread::Refused(reason) => reason,
         Unread::BrokenOff => trace.broken_off(),
     })
 }
 
-async fn gather(
-    body: &mut Incoming,
-    taken: &Taken,
+/// Reads what is to be at most so long, and no slower than the slowest body. Room for it is taken
+/// whole by then, which an agent that sends nothing would keep from others.
+async fn gather<B: Body<Data = Bytes> + Unpin>(
+    body: &mut B,
     count: impl Fn(usize),
-    bound: usize,
-) -> Result<WholeBody, Unread> {
-    let most = body.size_hint().upper().and_then(|most| usize::try_from(most).ok());
-    let most = most.unwrap_or(bound).min(bound);
-    let room = taken.room(Way::Out, most).await;
-    let mut all = Vec::new();
-    while let Some(frame) = body.frame().await {
+    (expected, bound): (usize, usize),
+    grace: Duration,
+) -> Result<Bytes, Unread> {
+    let begun = Instant::now();
+    let mut all = Vec::with_capacity(expected);
+    loop {
+        let pace = Duration::from_secs(all.len() as u64 / SLOWEST_BODY);
+        let frame = timeout_at(begun + grace + pace, body.frame()).await;
+        let Some(frame) = frame.map_err(|_| Reason::HttpTimeout)? else { break };
         let frame = frame.map_err(|_| Unread::BrokenOff)?;
         let data = frame.into_data().map_err(|_| Reason::TrailerDenied)?;
         count(data.len());
@@ -85,7 +95,7 @@ async fn gather(
         }
         all.extend_from_slice(&data);
     }
-    Ok(WholeBody { bytes: all.into(), room })
+    Ok(all.into())
 }
 
 impl WholeBody {
@@ -99,5 +109,48 @@ impl WholeBody {
 pub(super) fn frame(head: &mut request::Parts, body: &Bytes) {
     if !body.is_empty() || head.headers.contains_key(CONTENT_LENGTH) {
         head.headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+    }
+}
+
+/// Bytes a second of the slowest body that is read whole.
+pub(super) const SLOWEST_BODY: u64 = 64 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        convert::Infallible,
+        pin::Pin,
+        task::{Context, Poll},
+    };
+
+    use http_body::Frame;
+    use http_body_util::Full;
+
+    use super::*;
+
+    /// Says something once, and nothing after it.
+    struct Stuck(Option<Bytes>);
+
+    impl Body for Stuck {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            self.0.take().map_or(Poll::Pending, |data| Poll::Ready(Some(Ok(Frame::data(data)))))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_stands_still_is_given_up() {
+        let grace = Duration::from_millis(1);
+        let mut stuck = Stuck(Some(Bytes::from_static(b"a")));
+        let read = gather(&mut stuck, |_| (), (8, 8), grace).await;
+        assert!(matches!(read, Err(Unread::Refused(Reason::HttpTimeout))));
+        let mut whole = Full::new(Bytes::from_static(b"whole"));
+        let read = gather(&mut whole, |_| (), (8, 8), Duration::ZERO).await;
+        assert!(read.is_ok_and(|read| read == "whole"));
     }
 }

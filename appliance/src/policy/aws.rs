@@ -53,6 +53,15 @@ impl AwsName {
     }
 }
 
+/// Whether a host is of S3 Control, whose `GetDataAccess` hands out sessions.
+pub fn is_s3_control(host: &Host) -> bool {
+    let is = |label: &str| {
+        let rest = label.strip_prefix(S3_CONTROL);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+    };
+    host.as_str().split('.').any(is)
+}
+
 impl AwsScope {
     /// The service and the region of a signature, where a request to `host` may have it.
     ///
@@ -96,7 +105,7 @@ impl fmt::Display for AwsName {
 const MAX_NAME: usize = 64;
 
 /// Services whose answers hold credentials: sessions and keys, passwords of registries, secrets.
-const HANDS_OUT: [&str; 13] = [
+const HANDS_OUT: [&str; 28] = [
     "sts",
     "iam",
     "sso",
@@ -110,7 +119,25 @@ const HANDS_OUT: [&str; 13] = [
     "codeartifact",
     "secretsmanager",
     "ssm",
+    "lakeformation",
+    "redshift",
+    "redshift-serverless",
+    "datazone",
+    "lightsail",
+    "connect",
+    "gamelift",
+    "elasticmapreduce",
+    "emr-containers",
+    "cognito-idp",
+    "bedrock-agentcore",
+    "iot",
+    "appsync",
+    "apigateway",
+    "acm",
 ];
+
+/// The service by which S3 manages itself. It signs as `s3`, and its hosts alone tell it.
+const S3_CONTROL: &str = "s3-control";
 
 #[cfg(test)]
 mod tests {
@@ -151,6 +178,15 @@ mod tests {
         ] {
             assert!(!finds(host, service, region), "{host} {service} {region}");
         }
+    }
+
+    #[test]
+    fn s3_control_is_known_by_its_hosts() {
+        let is = |host: &str| is_s3_control(&Host::parse(host).unwrap());
+        for host in ["s3-control", "1.s3-control-fips", "1.s3-control.dualstack"] {
+            assert!(is(&format!("{host}.eu-central-1.amazonaws.com")), "{host}");
+        }
+        assert!(!is("s3.eu-central-1.amazonaws.com") && !is("s3-controls.example"));
     }
 
     #[test]

@@ -28,7 +28,7 @@ mod text;
 
 pub use agent::{BoundAgent, Mac, MacError};
 pub use anonymous::{Anonymous, AnonymousError, AnonymousRequest};
-pub use aws::{AwsName, AwsNameError, AwsScope};
+pub use aws::{AwsName, AwsNameError, AwsScope, is_s3_control};
 pub use body_place::{BodyPlace, BodyPlaceError, BodySpot, JsonPattern, JsonPointer};
 pub use credential::{CredentialNames, is_credential_header, is_credential_query};
 pub(crate) use credential::{fold_query, nested_name, queries_of, query_readings};

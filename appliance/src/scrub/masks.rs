@@ -102,8 +102,8 @@ impl Masks {
     /// belong to one of a bound secret. Near misses from `counted_to` on are not counted: where
     /// the text goes on, an occurrence may have begun there.
     ///
-    /// Where an occurrence of a minted credential touches one of a bound secret, the bound one
-    /// alone is found. An agent that chose the credential would else learn from what is masked
+    /// Where an occurrence of a minted credential touches one of a bound secret and does not hold
+    /// all of it, the bound one alone is found. An agent that chose the credential would else learn from what is masked
     /// whether the two agree where they meet, byte by byte. For the same reason no near miss is
     /// counted there.
     pub(super) fn scan(
@@ -142,11 +142,11 @@ impl Masks {
         let (mut bound, mut minted) = (Found::default(), Found::default());
         bound.covered.push(0..bound_before.min(text.bytes.len()));
         for set in &self.bound {
-            bound.extend(of(set).scan(text, &[])?);
+            bound.extend(of(set).scan(text, (&[], 0))?);
         }
         bound.covered = union(bound.covered);
         for set in &self.minted {
-            minted.extend(of(set).scan(text, &bound.covered)?);
+            minted.extend(of(set).scan(text, (&bound.covered, bound_before))?);
         }
         Some((bound, minted))
     }
@@ -231,9 +231,9 @@ impl Scanner {
         Self { forms, searches, has_unstable, vectors }
     }
 
-    /// Finds every occurrence in `text` that touches none of `others`, which are in order. `None`
+    /// Finds every occurrence in `text` that meets none of `others` in part. `None`
     /// where that takes more comparing than is done for it.
-    fn scan(&self, text: Text<'_>, others: &[Range<usize>]) -> Option<Found> {
+    fn scan(&self, text: Text<'_>, others: Others<'_>) -> Option<Found> {
         let bytes = text.bytes;
         let mut scan = Found::default();
         let mut left = COMPARED_AT_LEAST.saturating_add(bytes.len().saturating_mul(COMPARED));
@@ -243,7 +243,7 @@ impl Scanner {
                 let form = self.forms.get(suspect.form)?;
                 left = left.saturating_sub(form.text().len());
                 let found = (left > 0).then(|| form.around(bytes, at, suspect.offset)).flatten();
-                found.filter(|range| !touches(others, range.clone()))
+                found.filter(|range| !meets_in_part(others, range))
             };
             scan.covered.extend(suspects.iter().filter_map(suspected));
             if scan.covered.len() == before {
@@ -298,6 +298,19 @@ pub(super) fn union(mut ranges: Vec<Range<usize>>) -> Vec<Range<usize>> {
         }
     }
     joined
+}
+
+/// Ranges that are in order and apart from each other, of which the one at the beginning goes on
+/// before it where the number is not 0.
+type Others<'a> = (&'a [Range<usize>], usize);
+
+/// Whether the range touches one of the others that it does not hold.
+fn meets_in_part((others, before): Others<'_>, range: &Range<usize>) -> bool {
+    let next = others.partition_point(|it| it.end < range.start);
+    let touched = others.get(next..).unwrap_or_default().iter();
+    touched
+        .take_while(|it| it.start <= range.end)
+        .any(|it| it.start < range.start.max(before) || it.end > range.end)
 }
 
 /// Whether the byte at `at` is in one of `ranges`, which are in order and apart from each other.
@@ -412,6 +425,23 @@ mod tests {
             let agreeing = of(&key);
             prop_assert!(agreeing.iter().all(|(_, [masked, _])| *masked > 0), "the key is masked");
             prop_assert_eq!(agreeing, of(&other));
+        }
+
+        /// A credential that holds all of a key is masked whole, as one is whose beginning came
+        /// before.
+        #[test]
+        fn a_minted_credential_around_a_key_is_masked(
+            (key, begin, end) in ("[a-z0-9]{16,40}", "[A-Z]{0,20}", "[A-Z]{0,20}"),
+            cut in 0..80_usize,
+        ) {
+            let minted = format!("{begin}{key}{end}");
+            let masks = Arc::new(Masks::joined([&*masks(&[&key])], [&*masks(&[&minted])]));
+            for text in spellings(&format!("{minted}, and so on")).into_iter().take(4) {
+                let (given, [masked, near]) = received(&masks, &text, (cut, false));
+                let expected = text.len() - text.len() / (minted.len() + 11) * 11;
+                let run = given.concat().iter().take_while(|it| **it).count();
+                prop_assert_eq!((run, masked as usize, near), (expected, expected, 0));
+            }
         }
 
         /// Beside a key, but not touching it, a minted credential is masked as by itself.

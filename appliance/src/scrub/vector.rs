@@ -147,7 +147,9 @@ fn held_at_end(blocks: &[[u8; BLOCK]]) -> usize {
 #[target_feature(enable = "avx2")]
 fn append_unmarked(text: &mut Vec<u8>, from: &[u8]) -> usize {
     // Stores that cross a line of the cache cost more than loads that do.
+    // It may say that it does not know.
     let to_line = text.spare_capacity_mut().as_ptr().align_offset(BLOCK);
+    let to_line = if to_line < BLOCK { to_line } else { 0 };
     let (head, rest) = from.split_at(to_line.min(from.len()));
     if has_marks(&filled(head)) {
         return 0;

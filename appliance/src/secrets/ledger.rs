@@ -118,10 +118,10 @@ impl Ledger {
         let held = answer.and_then(|fresh| {
             let good_until = fresh.lease_ends.unwrap_or(fresh.asked + max_stale);
             let value = Arc::new(check(fresh.picked.whole)?);
-            let parts = match in_parts {
-                true => AwsKeys::parts(&value),
-                false => fresh.picked.parts.into_iter().filter_map(maskable).collect(),
-            };
+            let mut parts = fresh.picked.parts.into_iter().filter_map(maskable).collect();
+            if in_parts {
+                add_keys(&mut parts, &value);
+            }
             Ok(HeldValue { value, parts, good_until, narrowing: fresh.narrowing })
         });
         let (change, changed_values) = match held {
@@ -195,14 +195,7 @@ impl SecretEntry {
     /// Makes the parts of what is held known, which is a pair of AWS keys. Gives whether they are
     /// new.
     fn part(&mut self) -> bool {
-        let Some(held) = &mut self.held else { return false };
-        let parts = AwsKeys::parts(&held.value);
-        let known = parts.len() == held.parts.len()
-            && parts.iter().zip(&held.parts).all(|(one, other)| same(one, other));
-        if !known {
-            held.parts = parts;
-        }
-        !known
+        self.held.as_mut().is_some_and(|held| add_keys(&mut held.parts, &held.value))
     }
 
     /// The change where what is held can be used, and what is wrong where that is news.
@@ -277,6 +270,18 @@ fn check(bytes: Zeroizing<Vec<u8>>) -> Result<SecretValue, FetchError> {
 /// A field of a template, if it is as long as the least that a binding may ask for.
 fn maskable(bytes: Zeroizing<Vec<u8>>) -> Option<Arc<SecretValue>> {
     SecretValue::load(bytes, SecretValue::FLOOR_BYTES).ok().map(Arc::new)
+}
+
+/// Adds the parts of a pair of AWS keys to the fields that the value was made of, which may stand
+/// elsewhere alone. Gives whether there are any new ones.
+fn add_keys(parts: &mut Vec<Arc<SecretValue>>, value: &SecretValue) -> bool {
+    let before = parts.len();
+    for key in AwsKeys::parts(value) {
+        if !parts.iter().any(|part| same(part, &key)) {
+            parts.push(key);
+        }
+    }
+    parts.len() > before
 }
 
 /// Both values are the gateway's own, so that the time this takes tells nobody anything.

@@ -298,3 +298,16 @@ fn other_fields_that_make_the_same_value_are_masked_too() {
         assert!(known.iter().any(|known| known == part), "{part}");
     }
 }
+
+#[test]
+fn fields_stay_masked_beside_the_keys_they_make() {
+    let keys = "AKIDEXAMPLEAKIDEXAMPLE:wJalrXUtnFEMI-K7MDENG";
+    let value = SecretValue::load(Zeroizing::new(keys.as_bytes().to_vec()), 8).unwrap();
+    let field = |text: &str| maskable(Zeroizing::new(text.as_bytes().to_vec())).unwrap();
+    let mut parts = vec![field("EXAMPLEAKIDEXAMPLE"), field("AKIDEXAMPLEAKIDEXAMPLE")];
+    assert!(add_keys(&mut parts, &value));
+    assert!(!add_keys(&mut parts, &value), "they are known");
+    let texts: Vec<_> = parts.into_iter().map(text).collect();
+    let (id, secret) = keys.split_once(':').unwrap();
+    assert_eq!(texts, ["EXAMPLEAKIDEXAMPLE", id, secret]);
+}

@@ -210,7 +210,11 @@ impl Substitution {
         let keys = value_of(claim, &mut lookup)?;
         AwsKeys::of(&keys).ok_or(SecretCause::ValueInvalid)?;
         let (service, region, payload) = (service.clone(), region.clone(), payload.clone());
-        Ok(Some(Signing { form, service, region, payload, times, keys }))
+        let binding = match claim {
+            Claim::Bound(binding) => Some(Arc::clone(binding)),
+            Claim::Ticket(..) => None,
+        };
+        Ok(Some(Signing { form, service, region, payload, times, keys, binding }))
     }
 
     fn write_body(&self, pieces: Vec<Piece>) -> Result<Option<Bytes>, SecretCause> {

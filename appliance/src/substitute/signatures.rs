@@ -164,6 +164,7 @@ fn the_signature_is_the_one_of_the_specification() {
         payload: super::signing::Payload::Whole,
         times: super::signing::Times { from: now(), until: now() },
         keys: value("AKIDEXAMPLE:wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"),
+        binding: None,
     };
     signing.sign(&mut parts, b"", now()).unwrap();
     let expected = "5fa00fa31553b73ebf1942676e86291e8372ff2a2260956d9b8aae1d763fbf31";
@@ -363,11 +364,66 @@ fn a_value_that_is_no_pair_of_keys_signs_nothing() {
 }
 
 #[test]
+fn keys_are_those_that_are_good_when_signed() {
+    let mut signing = signing(&asked(&[("authorization", &good())]), &format!("{ID}:{SECRET}"));
+    let newer = format!("AKIDNEWERAKIDNEWER:{SECRET}");
+    assert_eq!(signing.renew(|_| Ok(value(&newer))), Ok(()));
+    assert_eq!(signing.keys.expose(), newer.as_bytes());
+    assert_eq!(signing.renew(|_| Ok(value(SECRET))), Err(SecretCause::ValueInvalid));
+    assert_eq!(signing.renew(|_| Err(SecretCause::VaultDenied)), Err(SecretCause::VaultDenied));
+}
+
+#[test]
 fn a_field_that_cannot_be_signed_is_refused() {
     let mut parts = asked(&[("authorization", &good())]);
     parts.headers.insert("x-amz-meta-who", http::HeaderValue::from_bytes(b"\xff").unwrap());
     let signed = signing(&parts, &format!("{ID}:{SECRET}")).sign(&mut parts, b"", now());
     assert_eq!(signed.err(), Some(Reason::HttpMalformed));
+}
+
+#[test]
+fn a_plus_in_a_path_is_not_signed_for_s3() {
+    let keys = format!("{ID}:{SECRET}");
+    let (s3, other) = (good(), field(KEY, "eu-west-1/dynamodb"));
+    for (target, own, expected) in [
+        ("/a+b", &s3, Err(Reason::HttpMalformed)),
+        ("/a%2Bb?c=d+e", &s3, Ok(())),
+        ("/a+b", &other, Ok(())),
+    ] {
+        let mut parts = asked_at(target, &[("authorization", own)]);
+        let signed = signing(&parts, &keys).sign(&mut parts, b"", now());
+        assert_eq!(signed, expected, "{target}");
+    }
+}
+
+#[test]
+fn a_head_too_long_to_be_signed_is_refused() {
+    let keys = format!("{ID}:{SECRET}:{TOKEN}");
+    let signed = |mut parts: Parts| signing(&parts, &keys).sign(&mut parts, b"", now());
+    let good = good();
+    let own = [("authorization", &*good)];
+    let mut limited = 0;
+    for fill in ["+", "&", "a&", "+&", "a=", "%FF", "*", "\u{e9}"] {
+        for bytes in (500..65_000).step_by(7_000) {
+            let fill = fill.repeat(bytes / fill.len());
+            for parts in [
+                asked_at(&format!("/a?{fill}"), &own),
+                asked_at(&format!("/a{}?a", "*".repeat(bytes)), &own),
+                asked_at(&format!("{}&{fill}", link(KEY)), &[]),
+            ] {
+                let signed = signed(parts);
+                limited += usize::from(signed == Err(Reason::HeaderLimit));
+                assert!(bytes > 10_000 || signed == Ok(()), "{fill} {bytes}: {signed:?}");
+            }
+        }
+    }
+    assert!(limited > 0);
+    let mut parts = asked_at(&link(KEY), &[]);
+    for number in 0..300 {
+        let name = format!("x-amz-{number}{}", "!*+".repeat(50));
+        parts.headers.insert(name.parse::<http::HeaderName>().unwrap(), "a".parse().unwrap());
+    }
+    assert_eq!(signed(parts), Err(Reason::HeaderLimit));
 }
 
 proptest! {

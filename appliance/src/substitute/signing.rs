@@ -30,8 +30,8 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_e
 use zeroize::Zeroizing;
 
 use crate::{
-    policy::AwsName,
-    reason::Reason,
+    policy::{AwsName, Binding},
+    reason::{Reason, SecretCause},
     secrets::{AwsKeys, SecretValue},
 };
 
@@ -44,6 +44,8 @@ pub struct Signing {
     pub(super) times: Times,
     /// A pair of AWS keys.
     pub(super) keys: Arc<SecretValue>,
+    /// Whose value they are; `None` for a ticket's.
+    pub(super) binding: Option<Arc<Binding>>,
 }
 
 /// Where a signature stands.
@@ -97,12 +99,31 @@ impl Signing {
         if (from..=until).contains(&now) { Ok(()) } else { Err(Reason::SignatureExpired) }
     }
 
+    /// Takes the keys that are good now: while a body was read, others may have come, or these may
+    /// have been taken away.
+    ///
+    /// # Errors
+    ///
+    /// The cause of `lookup`, or `value_invalid` where the value is no pair of AWS keys.
+    pub fn renew(
+        &mut self,
+        lookup: impl FnOnce(&Binding) -> Result<Arc<SecretValue>, SecretCause>,
+    ) -> Result<(), SecretCause> {
+        if let Some(binding) = &self.binding {
+            let keys = lookup(binding)?;
+            AwsKeys::of(&keys).ok_or(SecretCause::ValueInvalid)?;
+            self.keys = keys;
+        }
+        Ok(())
+    }
+
     /// Puts the agent's signature out of a head that is otherwise as it is to be sent, and the
     /// gateway's in. `body` counts where it [is needed](Self::needs_body).
     ///
     /// # Errors
     ///
-    /// `http_malformed` for a field that cannot be signed, and `internal_error`.
+    /// `http_malformed` for a field or path that cannot be signed, `header_limit` for more than can
+    /// be, and `internal_error`.
     pub fn sign(&self, head: &mut Parts, body: &[u8], now: SystemTime) -> Result<(), Reason> {
         self.unsign(head)?;
         apply(self.instructions(head, body, now)?, head)
@@ -142,11 +163,34 @@ impl Signing {
             .map_err(|_| Reason::InternalError)?;
         let (uri, host) = (self.signed_uri(head)?, host(head)?);
         let fields = signed_fields(&head.headers)?;
+        self.check_size(&uri, &fields, keys.token)?;
         let fields = [(HOST.as_str(), host)].into_iter().chain(fields);
         let request = SignableRequest::new(head.method.as_str(), uri, fields, self.signable(body))
             .map_err(|_| Reason::HttpMalformed)?;
         let signed = sign(request, &params.into()).map_err(|_| Reason::HttpMalformed)?;
         Ok(signed.into_parts().0)
+    }
+
+    /// The crate encodes the query anew, and with it what a link is given there. It panics where that
+    /// makes a target that is too long.
+    fn check_size(
+        &self,
+        uri: &str,
+        fields: &[(&str, &str)],
+        token: Option<&str>,
+    ) -> Result<(), Reason> {
+        let (rest, query) = uri.split_once('?').unwrap_or((uri, ""));
+        let names = || fields.iter().map(|(name, _)| name.len() + 1).sum::<usize>();
+        let added = match self.form {
+            SignatureForm::Head => 0,
+            // How long a usual token is tells nobody.
+            SignatureForm::Query => {
+                names() + token.map_or(0, str::len).max(USUAL_TOKEN) + MAX_LINK_FIELDS
+            }
+        };
+        // A byte becomes three at most, and one for a name without a value.
+        let most = rest.len() + 3 * (query.len() + added) + 2;
+        if most > MAX_TARGET { Err(Reason::HeaderLimit) } else { Ok(()) }
     }
 
     /// Amazon S3 has rules of its own: the path is not encoded twice, not normalised, and the hash
@@ -176,10 +220,12 @@ impl Signing {
     }
 
     /// The target as the server reads it before it looks at the signature. Amazon S3 decodes the
-    /// path and encodes it as AWS does, whatever was encoded by whom.
+    /// path and encodes it as AWS does, whatever was encoded by whom. A plus it may take for a space,
+    /// and answers with the signature of another path then.
     fn signed_uri(&self, head: &Parts) -> Result<String, Reason> {
         let path = head.uri.path();
         let path = match self.service.is_s3() {
+            true if path.contains('+') => return Err(Reason::HttpMalformed),
             true => {
                 let plain: Cow<'_, [u8]> = percent_decode_str(path).into();
                 percent_encode(&plain, KEPT_IN_PATHS).to_string()
@@ -243,6 +289,14 @@ fn set_query(uri: &mut Uri, query: &str) -> Result<(), Reason> {
 /// How long a signature in a query is good: as long as one in a head, which AWS takes for five
 /// minutes before and after its time. What the agent asked for does not count.
 const LINK_LIFE: Duration = Duration::from_secs(300);
+
+/// Bytes of the longest target that the library for HTTP takes.
+const MAX_TARGET: usize = u16::MAX as usize - 1;
+/// Bytes of a session's token, as AWS says that most of them have.
+const USUAL_TOKEN: usize = 4_096;
+/// Bytes of what else a signature puts into a query, with room to spare: its names, an id, a date,
+/// a service and a region, and the names of the fields that are always signed.
+const MAX_LINK_FIELDS: usize = 1_024;
 
 pub(super) const ALGORITHM: &str = "X-Amz-Algorithm";
 pub(super) const CREDENTIAL: &str = "X-Amz-Credential";

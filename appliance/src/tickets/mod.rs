@@ -109,7 +109,7 @@ impl Tickets {
         let mut racks = lock(&self.racks);
         let rack = racks.entry(group.clone()).or_default();
         rack.clear(now);
-        rack.check_hosts(&minted, now)?;
+        rack.check_hosts(&minted)?;
         rack.make_room(agent, &minted, now)?;
         let texts = minted.iter().map(|one| text::fresh(one.mint.shape, &one.value));
         let texts: Option<Vec<Arc<str>>> = texts.map(|text| text.map(Arc::from)).collect();
@@ -173,7 +173,7 @@ struct Known {
     serial: u64,
     /// Who had it first since it lives.
     agent: IpAddr,
-    /// The rule by which that was given.
+    /// The rule by which it was given first.
     mint: Arc<Mint>,
     /// When the last of its tickets ends.
     ends: Instant,
@@ -209,13 +209,18 @@ impl Rack {
         self.values.retain(|_, known| now < known.ends + MASKED_AFTER);
     }
 
-    fn check_hosts(&self, minted: &[Minted], now: Instant) -> Result<(), NoTicket> {
-        let is_good = |one: &Minted| {
-            let known = self.values.get(one.value.expose()).filter(|known| now < known.ends);
-            known
-                .is_none_or(|known| one.mint.hosts.iter().all(|host| known.mint.is_wanted_at(host)))
-        };
-        if minted.iter().all(is_good) { Ok(()) } else { Err(NoTicket::OtherHosts) }
+    /// Whether each credential is wanted back at no host at which it was not from the first. One
+    /// whose tickets have ended counts as well: it may be on its way.
+    fn check_hosts(&self, minted: &[Minted]) -> Result<(), NoTicket> {
+        let mut first: HashMap<&[u8], &Mint> = HashMap::new();
+        for Minted { mint, value, .. } in minted {
+            let known = self.values.get(value.expose()).map(|known| &*known.mint);
+            let first = first.entry(value.expose()).or_insert(known.unwrap_or(mint));
+            if !mint.hosts.iter().all(|host| first.is_wanted_at(host)) {
+                return Err(NoTicket::OtherHosts);
+            }
+        }
+        Ok(())
     }
 
     /// Makes room for all of `minted`, by credentials that are masked though their tickets have
@@ -269,7 +274,7 @@ impl Rack {
             Known { serial: *seen - 1, agent, mint: Arc::clone(&mint), ends }
         });
         if known.ends <= now {
-            (known.agent, known.mint) = (agent, Arc::clone(&mint));
+            known.agent = agent;
         }
         known.ends = known.ends.max(ends);
         let (name, label) = (mint.name.clone(), mint.label.clone());

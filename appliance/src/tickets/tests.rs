@@ -151,5 +151,10 @@ fn a_credential_gets_no_ticket_for_further_hosts() {
     assert_eq!(of(&["a.example", "b.example"], now), Ok(1));
     assert_eq!(of(&["b.example"], now), Ok(1));
     assert_eq!(of(&["b.example", "c.example"], now), Err(NoTicket::OtherHosts));
-    assert_eq!(of(&["c.example"], now + LIFE), Ok(1), "its tickets have ended");
+    assert_eq!(of(&["c.example"], now + LIFE), Err(NoTicket::OtherHosts));
+    assert_eq!(of(&["c.example"], now + LIFE + MASKED_AFTER), Ok(1), "it is known no longer");
+    let both = [&["a.example"], &["b.example"]]
+        .map(|hosts: &[&str; 1]| Minted { mint: mint_for(hosts), ..minted(2) });
+    let issued = tickets.issue(&group("agents"), agent(1), both.into(), now);
+    assert_eq!(issued, Err(NoTicket::OtherHosts), "in one answer");
 }

@@ -7,7 +7,8 @@ use crate::{
     config::{Config, Settings, VaultLogin, rules::overlap, vault::is_guessable},
     policy::{
         Anonymous, Api, Carry, Constraints, DialledRule, Ech, Group, HostPattern, MIN_VALUE_BYTES,
-        Pass, Place, Policy, RuleName, SecretRef, USUAL_METHODS, Upstream, VaultLocation, special,
+        Pass, Place, Policy, RuleName, SecretRef, USUAL_METHODS, Upstream, VaultLocation,
+        is_s3_control, special,
     },
 };
 
@@ -80,6 +81,9 @@ fn api_warnings(api: &Api) -> Vec<String> {
         add(&format!(
             "signs for {service}, whose answers hold credentials that agents get as they are (aws)"
         ));
+    }
+    for host in api.hosts.iter().filter(|host| api.aws.is_some() && is_s3_control(host)) {
+        add(&format!("signs for {host}, whose answers may hold credentials of sessions (aws)"));
     }
     for binding in api.bindings.iter().filter(|one| one.min_value_bytes < MIN_VALUE_BYTES) {
         let (least, placeholder) = (binding.min_value_bytes, &binding.placeholder);

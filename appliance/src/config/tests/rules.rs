@@ -729,6 +729,9 @@ fn what_is_signed_for_stands_beside_the_keys_that_sign() {
     assert!(!text.contains("hold credentials that agents get"), "{text}");
     let sts = parse_text(&signed(&scope.replace("s3", "sts"), "\"aws\"")).expect("it loads");
     assert!(explain(&sts).contains("signs for sts, whose answers hold credentials"));
+    let control = signed(scope, "\"aws\"").replace("api.openai.com", "1.s3-control.example");
+    let control = parse_text(&control).expect("it loads");
+    assert!(explain(&control).contains("signs for 1.s3-control.example, whose answers may hold"));
 
     refuses(old, "places = [\"aws\"]", "places = ", &["needs what requests may be signed for"]);
     refuses("[[api.binding]]", &format!("{scope}\n[[api.binding]]"), "aws = ", &["no binding"]);
