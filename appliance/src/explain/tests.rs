@@ -246,7 +246,7 @@ fn a_request_is_judged_wherever_it_goes() {
 }
 
 #[test]
-fn a_placeholder_in_the_clear_is_refused_as_by_the_gateway() {
+fn a_placeholder_in_the_clear_is_refused_here_too() {
     let text = CONFIG.to_owned()
         + "\n[[splice]]\nname = \"clear\"\ngroups = [\"research\"]\nhosts = [\"clear.example\"]\n\
            ports = [80]\n";
