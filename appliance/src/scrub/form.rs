@@ -48,8 +48,8 @@ impl Form {
         &self.text
     }
 
-    /// The longest occurrence whose byte number `offset` begins at `at`.
-    pub(super) fn around(&self, text: &[u8], at: usize, offset: usize) -> Option<Range<usize>> {
+    /// The occurrences whose byte number `offset` begins at `at`.
+    pub(super) fn around(&self, text: &[u8], at: usize, offset: usize) -> Option<Occurrences> {
         let (before, after) = self.text.split_at_checked(offset)?;
         let mut ends = Positions::one(at);
         for &byte in after {
@@ -59,7 +59,7 @@ impl Form {
         for &byte in before.iter().rev() {
             begins = begins.each(|begin, next| self.step_back(byte, text, begin, next))?;
         }
-        Some(begins.least()..ends.greatest())
+        Some(Occurrences { begins, ends })
     }
 
     /// The part that a search may look for: what is stable, or, where next to nothing is, all of
@@ -201,6 +201,22 @@ fn goes_on(rest: &[u8]) -> bool {
     rest.len() < LONGEST_ESCAPE && rest.iter().skip(1).all(within)
 }
 
+/// What a text may be read as around one place: an occurrence from each of the beginnings to each of
+/// the ends.
+pub(super) struct Occurrences {
+    begins: Positions,
+    ends: Positions,
+}
+
+impl Occurrences {
+    /// The longest of those that are `wanted`.
+    pub(super) fn longest(&self, wanted: impl Fn(&Range<usize>) -> bool) -> Option<Range<usize>> {
+        let from = |&begin: &usize| self.ends.0.iter().map(move |&end| begin..end);
+        let all = self.begins.0.iter().flat_map(from);
+        all.filter(wanted).max_by_key(Range::len)
+    }
+}
+
 /// Places in a text: nearly always one, more only where a secret holds what reads as an escape.
 struct Positions(Vec<usize>);
 
@@ -219,14 +235,6 @@ impl Positions {
         let mut next = Self(Vec::new());
         self.0.iter().for_each(|&place| step(place, &mut next));
         (!next.0.is_empty()).then_some(next)
-    }
-
-    fn least(&self) -> usize {
-        self.0.iter().copied().min().unwrap_or(usize::MAX)
-    }
-
-    fn greatest(&self) -> usize {
-        self.0.iter().copied().max().unwrap_or(0)
     }
 }
 

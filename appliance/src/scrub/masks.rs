@@ -140,7 +140,9 @@ impl Masks {
         bound_before: usize,
     ) -> Option<(Found, Found)> {
         let (mut bound, mut minted) = (Found::default(), Found::default());
-        bound.covered.push(0..bound_before.min(text.bytes.len()));
+        if bound_before > 0 {
+            bound.covered.push(0..bound_before.min(text.bytes.len()));
+        }
         for set in &self.bound {
             bound.extend(of(set).scan(text, (&[], 0))?);
         }
@@ -242,8 +244,8 @@ impl Scanner {
             let suspected = |suspect: &Suspect| {
                 let form = self.forms.get(suspect.form)?;
                 left = left.saturating_sub(form.text().len());
-                let found = (left > 0).then(|| form.around(bytes, at, suspect.offset)).flatten();
-                found.filter(|range| !meets_in_part(others, range))
+                let found = (left > 0).then(|| form.around(bytes, at, suspect.offset)).flatten()?;
+                found.longest(|range| !meets_in_part(others, range))
             };
             scan.covered.extend(suspects.iter().filter_map(suspected));
             if scan.covered.len() == before {
@@ -397,14 +399,14 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(48))]
+        #![proptest_config(ProptestConfig::with_cases(256))]
 
         /// An agent has a text minted that is a guess at some bytes at the end or the beginning of
         /// a key with what it knows to stand beside the key.
         #[test]
         fn a_minted_text_tells_nothing_of_an_overlapping_key(
             key in "[a-z0-9]{16,40}",
-            pad in "[&=a-z0-9]{16,60}",
+            pad in "[&a-z0-9]{16,60}",
             (guessed, wrong) in (1..12_usize).prop_flat_map(|guessed| (Just(guessed), 0..guessed)),
             (cut, pause, before) in (0..400_usize, any::<bool>(), any::<bool>()),
         ) {
