@@ -9,6 +9,8 @@ use std::{collections::BTreeMap, sync::LazyLock};
 use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
 
+use super::file::{files, of, table};
+
 /// What is known of one program.
 pub struct Client {
     /// The name in a configuration.
@@ -156,24 +158,7 @@ fn read(name: &'static str, text: &'static str) -> Option<Client> {
     known.then_some(Client { name, about, text, variables, keys, anonymous, rules })
 }
 
-fn table(file: &mut DeTable<'static>, key: &str) -> Option<DeTable<'static>> {
-    match file.remove(key)?.into_inner() {
-        DeValue::Table(table) => Some(table),
-        _ => None,
-    }
-}
-
-fn of(text: &str, table: DeTable<'static>) -> toml::de::Deserializer<'static> {
-    toml::de::Deserializer::from(toml::Spanned::new(0..text.len(), table))
-}
-
-macro_rules! files {
-    ($($name:literal)*) => {
-        &[$(($name, include_str!(concat!("clients/", $name, ".toml")))),*]
-    };
-}
-
-const FILES: &[(&str, &str)] = files![
+const FILES: &[(&str, &str)] = files!["clients":
     "aider" "apt-debian" "apt-ubuntu" "cargo" "claude-code" "codex" "copilot" "gemini-cli" "git"
     "git-lfs" "go" "litellm" "llm" "npm" "opencode" "pip" "qwen-code" "uv" "yarn"
 ];

@@ -7,11 +7,14 @@
 //! reads both.
 
 mod client;
+mod file;
 
 use std::sync::LazyLock;
 
 use serde::Deserialize;
-use toml::de::{DeTable, DeValue};
+use toml::de::DeTable;
+
+use file::{files, of, table};
 
 pub(crate) use client::ClientRule;
 pub use client::{Client, client, clients};
@@ -129,25 +132,12 @@ static PROVIDERS: LazyLock<Vec<Provider>> =
 /// `None` where the file is wrong, which a test rules out.
 fn read(name: &'static str, text: &'static str) -> Option<Provider> {
     let mut file = DeTable::parse(text).ok()?.into_inner();
-    let mut table = |key: &str| match file.remove(key)?.into_inner() {
-        DeValue::Table(table) => Some(table),
-        _ => None,
-    };
-    let about = About::deserialize(toml::de::Deserializer::from(toml::Spanned::new(
-        0..text.len(),
-        table("provider")?,
-    )));
-    let (api, binding) = (table("api")?, table("binding")?);
+    let about = About::deserialize(of(text, table(&mut file, "provider")?));
+    let (api, binding) = (table(&mut file, "api")?, table(&mut file, "binding")?);
     Some(Provider { name, about: about.ok()?, text, api, binding })
 }
 
-macro_rules! files {
-    ($($name:literal)*) => {
-        &[$(($name, include_str!(concat!("providers/", $name, ".toml")))),*]
-    };
-}
-
-const FILES: &[(&str, &str)] = files![
+const FILES: &[(&str, &str)] = files!["providers":
     "anthropic" "azure-openai" "bedrock" "bedrock-signed" "brave" "cohere" "datadog" "deepseek" "discord" "elevenlabs"
     "fal" "gemini" "github" "github-copilot" "github-git" "gitlab" "groq" "huggingface" "jira" "linear"
     "mistral" "notion" "npm" "openai" "openrouter" "pypi-upload" "replicate" "s3" "sentry" "slack" "stripe"

@@ -60,7 +60,7 @@ pub(super) fn answer(args: &SuggestArgs, now: SystemTime) -> Result<String, NoAn
         return Err(error.into());
     }
     let from = args.since.and_then(|since| now.checked_sub(since));
-    let mut refusals = Refused::default();
+    let mut refusals = RefusalCounts::default();
     audited::records(args.audit.as_deref(), &config.settings, |record| {
         if args.wants(&record, from) {
             refusals.note(&record, &config.policy);
@@ -85,7 +85,7 @@ impl SuggestArgs {
 /// Refusals that are alike are counted, so that an agent that asks for one thing without end takes
 /// no room, and each group has room of its own.
 #[derive(Default)]
-struct Refused {
+struct RefusalCounts {
     all: Vec<Refusals>,
     known: HashMap<(String, String), usize>,
     /// How many kinds each group has.
@@ -94,7 +94,7 @@ struct Refused {
     left: u64,
 }
 
-impl Refused {
+impl RefusalCounts {
     fn note(&mut self, record: &Value, policy: &Policy) {
         let Some(recorded) = recorded(record, policy) else { return };
         let key = (format!("{:?}", recorded.question.who), told(&recorded, record));
@@ -209,7 +209,7 @@ mod tests {
         let text = "[gateway]\nresolvers = [\"192.0.2.53\"]\n\n[[group]]\nname = \"calm\"\n\
             interface = \"agents0\"\nprefixes = [\"192.0.2.0/28\"]\n";
         let policy = config::parse(text, None, "test", &|_| Ok(String::new())).unwrap().policy;
-        let mut refused = Refused::default();
+        let mut refused = RefusalCounts::default();
         for number in 0..MOST_REFUSALS + 5 {
             refused.note(&record("loud", &format!("h{number}.example.")), &policy);
         }

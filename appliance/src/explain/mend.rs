@@ -25,7 +25,7 @@ pub struct Source<'a> {
 
 /// A text that is a configuration.
 #[derive(Clone)]
-pub(super) struct Draft {
+pub(super) struct ChangedConfig {
     text: String,
     pub(super) config: Config,
 }
@@ -55,13 +55,13 @@ pub enum Ending {
 ///
 /// Where the text is no configuration.
 pub fn explain(source: Source<'_>, question: &Question) -> Result<Explanation, config::Errors> {
-    let mut draft = Draft::read(source)?;
+    let mut draft = ChangedConfig::read(source)?;
     let verdict = judge(&draft.config.policy, question);
     let (remedies, ending) = draft.mend(source, question);
     Ok(Explanation { verdict, remedies, ending })
 }
 
-impl Draft {
+impl ChangedConfig {
     pub(super) fn read(Source { path, text, read }: Source<'_>) -> Result<Self, config::Errors> {
         let name = path.display().to_string();
         let config = config::parse(text, path.parent(), &name, read)?;

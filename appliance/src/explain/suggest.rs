@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     ask::Question,
-    mend::{Draft, Ending, Source},
+    mend::{ChangedConfig, Ending, Source},
     recorded::Recorded,
     remedy::{Reach, Remedy},
     verdict::{group_of, judge},
@@ -48,7 +48,7 @@ pub fn suggest(
     source: Source<'_>,
     refusals: &[Refusals],
 ) -> Result<Vec<Suggestion>, config::Errors> {
-    let mut draft = Draft::read(source)?;
+    let mut draft = ChangedConfig::read(source)?;
     let now = draft.clone();
     let mut last = BTreeMap::new();
     let mut paths: BTreeMap<TableAt, usize> = BTreeMap::new();
@@ -105,7 +105,7 @@ pub fn suggest(
 
 /// What lets the question pass, in the draft from now on; a part that is not enough is none.
 fn whole(
-    draft: &mut Draft,
+    draft: &mut ChangedConfig,
     paths: &BTreeMap<TableAt, usize>,
     source: Source<'_>,
     question: &Question,

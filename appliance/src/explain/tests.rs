@@ -3,7 +3,7 @@ use std::path::Path;
 use http::HeaderName;
 use serde_json::{Value, json};
 
-use super::{mend::Draft, *};
+use super::{mend::ChangedConfig, *};
 use crate::{
     config::{self, Edit},
     policy::GroupName,
@@ -82,7 +82,7 @@ fn source<'a>(text: &'a str) -> Source<'a> {
 }
 
 fn ask(text: &str, method: &str, url: &str, fields: &[(&'static str, &str)]) -> Question {
-    let config = Draft::read(source(text)).unwrap().config;
+    let config = ChangedConfig::read(source(text)).unwrap().config;
     let fields: Vec<_> = fields
         .iter()
         .map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap()))
@@ -177,7 +177,7 @@ fn what_explain_prints_lets_the_same_request_pass() {
         assert_eq!(refused.reason, reason, "{question:?}");
         assert_eq!(explanation.ending, Ending::Passes, "{:?}\n{question:?}", explanation.remedies);
         let text = applied(CONFIG, &explanation);
-        let policy = Draft::read(source(&text)).unwrap().config.policy;
+        let policy = ChangedConfig::read(source(&text)).unwrap().config.policy;
         assert_eq!(judge(&policy, &question).refused, None, "{text}");
     }
 }
@@ -238,7 +238,7 @@ fn filled(method: &str, url: &str) -> Question {
 fn a_request_is_judged_wherever_it_goes() {
     let refused = |url: &str| {
         let question = filled("POST", url);
-        judge(&Draft::read(source(CONFIG)).unwrap().config.policy, &question).refused
+        judge(&ChangedConfig::read(source(CONFIG)).unwrap().config.policy, &question).refused
     };
     assert_eq!(refused("https://docs.example/open/a").unwrap().reason, Reason::MethodDenied);
     assert_eq!(refused("https://api.one.example/v1/a").unwrap().reason, Reason::MethodDenied);
@@ -250,7 +250,7 @@ fn a_placeholder_in_the_clear_is_refused_here_too() {
     let text = CONFIG.to_owned()
         + "\n[[splice]]\nname = \"clear\"\ngroups = [\"research\"]\nhosts = [\"clear.example\"]\n\
            ports = [80]\n";
-    let policy = Draft::read(source(&text)).unwrap().config.policy;
+    let policy = ChangedConfig::read(source(&text)).unwrap().config.policy;
     let reason = |fields: &[_]| {
         let refused = judge(&policy, &ask(&text, "GET", "http://clear.example/", fields)).refused;
         refused.map(|refused| refused.reason)
@@ -297,12 +297,12 @@ fn a_new_port_is_added_to_those_that_are_captured() {
     let question = ask(&text, "GET", "https://pypi.example:8443/", &[]);
     let explanation = explain(source(&text), &question).unwrap();
     assert_eq!(explanation.ending, Ending::Passes);
-    let policy = Draft::read(source(&applied(&text, &explanation))).unwrap().config.policy;
+    let policy = ChangedConfig::read(source(&applied(&text, &explanation))).unwrap().config.policy;
     assert_eq!(policy.ports, [22, 80, 443, 8443]);
 }
 
 fn records(lines: &[Value]) -> Vec<Refusals> {
-    let policy = Draft::read(source(CONFIG)).unwrap().config.policy;
+    let policy = ChangedConfig::read(source(CONFIG)).unwrap().config.policy;
     let recorded = lines.iter().filter_map(|line| recorded(line, &policy));
     recorded.map(|recorded| Refusals { recorded, count: 1 }).collect()
 }
@@ -407,7 +407,7 @@ fn suggestions_are_one_part_for_each_host_the_least_first() {
     let edits = suggestions.iter().flat_map(|it| &it.remedies).flat_map(|it| &it.edits);
     let text =
         edits.clone().fold(CONFIG.to_owned(), |text, edit| config::edited(&text, edit).unwrap());
-    let policy = Draft::read(source(&text)).unwrap().config.policy;
+    let policy = ChangedConfig::read(source(&text)).unwrap().config.policy;
     let passes = records(&lines)
         .iter()
         .filter(|it| judge(&policy, &it.recorded.question).refused.is_none())

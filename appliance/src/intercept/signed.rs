@@ -3,9 +3,11 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
+use aws_lc_rs::digest::{Context, Digest, SHA256};
 use http::request;
 use http_body::Body as _;
 use hyper::body::Incoming;
+use tokio::task::yield_now;
 
 use super::{
     connection::Connection,
@@ -37,14 +39,14 @@ pub(super) async fn sign(
             let bounds = Bounds { bytes, time: time_for_body(connection) };
             let whole = whole::read(connection, body, bounds, trace).await?;
             // That took its time.
+            signing.hashed(hash(&whole.bytes).await.as_ref());
             signing.check_time(SystemTime::now())?;
             renew(connection, &mut signing).map_err(|cause| trace.secret_unavailable(cause))?;
             Some(whole)
         }
         false => None,
     };
-    let bytes = whole.as_ref().map_or(&[][..], |whole| &whole.bytes);
-    signing.sign(head, bytes, SystemTime::now())?;
+    signing.sign(head, SystemTime::now())?;
     Ok(whole)
 }
 
@@ -54,7 +56,35 @@ fn renew(connection: &Connection, signing: &mut Signing) -> Result<(), SecretCau
     signing.renew(|own| snapshot.current(group, &own.secret, own.min_value_bytes, now))
 }
 
+/// The SHA-256 of a body. Between two pieces the worker's other flows have their turns.
+async fn hash(body: &[u8]) -> Digest {
+    let mut context = Context::new(&SHA256);
+    for piece in body.chunks(HASHED_AT_ONCE) {
+        context.update(piece);
+        yield_now().await;
+    }
+    context.finish()
+}
+
 /// A head's time, and what the longest body takes on a slow line.
 fn time_for_body(connection: &Connection) -> Duration {
     connection.head_time + Duration::from_secs(Signing::MAX_BODY as u64 / SLOWEST_BODY)
+}
+
+/// Bytes that are hashed at once: less than a millisecond's work on any processor.
+const HASHED_AT_ONCE: usize = 128 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use aws_lc_rs::digest::digest;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_body_is_hashed_in_pieces_as_at_once() {
+        for length in [0, 1, HASHED_AT_ONCE, 3 * HASHED_AT_ONCE + 1] {
+            let body = vec![b'a'; length];
+            assert_eq!(hash(&body).await.as_ref(), digest(&SHA256, &body).as_ref());
+        }
+    }
 }

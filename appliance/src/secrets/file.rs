@@ -49,7 +49,6 @@ pub struct FileSource {
 }
 
 /// What the file says, for as long as somebody waits for a part of it.
-#[derive(Debug)]
 struct Content {
     values: HashMap<Box<[u8]>, Zeroizing<Vec<u8>>>,
     /// Whether some line may hide a name.

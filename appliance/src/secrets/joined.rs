@@ -1,6 +1,9 @@
 //! Reading once for all who ask at the same time.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    fmt,
+    sync::{Arc, Mutex},
+};
 
 use futures_util::{
     FutureExt,
@@ -11,7 +14,6 @@ use crate::locks::lock;
 
 /// Reads one after the other. Whoever asks gets what a read found that began after the question;
 /// all who ask while another is under way share the next.
-#[derive(Debug)]
 pub(super) struct JoinedReads<T> {
     next: Arc<Mutex<Option<JoinedRead<T>>>>,
     /// Held by the read that is under way.
@@ -25,7 +27,8 @@ impl<T: Clone + Send + Sync + 'static> JoinedReads<T> {
     /// The read that this question joins. `read` may block.
     pub(super) fn ask(&self, read: impl FnOnce() -> T + Send + 'static) -> JoinedRead<T> {
         let mut next = lock(&self.next);
-        if let Some(joined) = &*next {
+        // One that the runtime dropped before it began takes itself off no list.
+        if let Some(joined) = next.as_ref().filter(|it| !matches!(it.peek(), Some(None))) {
             return joined.clone();
         }
         let (waiting, turn) = (Arc::clone(&self.next), Arc::clone(&self.turn));
@@ -42,6 +45,13 @@ impl<T: Clone + Send + Sync + 'static> JoinedReads<T> {
 impl<T> Clone for JoinedReads<T> {
     fn clone(&self) -> Self {
         Self { next: Arc::clone(&self.next), turn: Arc::clone(&self.turn) }
+    }
+}
+
+/// What was read is told nobody.
+impl<T> fmt::Debug for JoinedReads<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JoinedReads").finish_non_exhaustive()
     }
 }
 

@@ -67,7 +67,7 @@ pub(super) struct Times {
 /// What is signed of a body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Payload {
-    /// Its hash, which nobody has said.
+    /// Its hash, which nobody has said; that of an empty one until it is.
     Whole,
     /// Its hash in hex, as the request has it. The server holds the body against it.
     Hash(Box<str>),
@@ -86,6 +86,12 @@ impl Signing {
     /// not say it.
     pub fn needs_body(&self) -> bool {
         self.payload == Payload::Whole
+    }
+
+    /// Takes the SHA-256 of a body that was read.
+    pub fn hashed(&mut self, hash: &[u8]) {
+        let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+        self.payload = Payload::Hash(hex.into());
     }
 
     /// Holds the time of the agent's signature against the gateway's clock, as AWS would: what is
@@ -118,15 +124,16 @@ impl Signing {
     }
 
     /// Puts the agent's signature out of a head that is otherwise as it is to be sent, and the
-    /// gateway's in. `body` counts where it [is needed](Self::needs_body).
+    /// gateway's in. A body whose hash [is needed](Self::needs_body) and was not
+    /// [given](Self::hashed) is empty.
     ///
     /// # Errors
     ///
     /// `http_malformed` for a field or path that cannot be signed, `header_limit` for more than can
     /// be, and `internal_error`.
-    pub fn sign(&self, head: &mut Parts, body: &[u8], now: SystemTime) -> Result<(), Reason> {
+    pub fn sign(&self, head: &mut Parts, now: SystemTime) -> Result<(), Reason> {
         self.unsign(head)?;
-        apply(self.instructions(head, body, now)?, head)
+        apply(self.instructions(head, now)?, head)
     }
 
     fn unsign(&self, head: &mut Parts) -> Result<(), Reason> {
@@ -144,12 +151,7 @@ impl Signing {
         Ok(())
     }
 
-    fn instructions(
-        &self,
-        head: &Parts,
-        body: &[u8],
-        now: SystemTime,
-    ) -> Result<SigningInstructions, Reason> {
+    fn instructions(&self, head: &Parts, now: SystemTime) -> Result<SigningInstructions, Reason> {
         let keys = AwsKeys::of(&self.keys).ok_or(Reason::InternalError)?;
         let token = keys.token.map(str::to_owned);
         let identity = Credentials::new(keys.id, keys.secret, token, None, "cloakroom").into();
@@ -165,7 +167,7 @@ impl Signing {
         let fields = signed_fields(&head.headers)?;
         self.check_size(&uri, &fields, keys.token)?;
         let fields = [(HOST.as_str(), host)].into_iter().chain(fields);
-        let request = SignableRequest::new(head.method.as_str(), uri, fields, self.signable(body))
+        let request = SignableRequest::new(head.method.as_str(), uri, fields, self.signable())
             .map_err(|_| Reason::HttpMalformed)?;
         let signed = sign(request, &params.into()).map_err(|_| Reason::HttpMalformed)?;
         Ok(signed.into_parts().0)
@@ -210,9 +212,9 @@ impl Signing {
         settings
     }
 
-    fn signable<'b>(&self, body: &'b [u8]) -> SignableBody<'b> {
+    fn signable(&self) -> SignableBody<'static> {
         match &self.payload {
-            Payload::Whole => SignableBody::Bytes(body),
+            Payload::Whole => SignableBody::Bytes(&[]),
             Payload::Hash(hash) => SignableBody::Precomputed(hash.to_string()),
             Payload::Unsigned => SignableBody::UnsignedPayload,
             Payload::UnsignedTrailer => SignableBody::StreamingUnsignedPayloadTrailer,
