@@ -230,8 +230,8 @@ fn carries_placeholder(policy: &Policy, group: &Group, head: &PlainHead) -> bool
     let bindings = policy.apis.iter().flat_map(|api| &api.bindings);
     let mut own = bindings.filter(|binding| binding.groups.contains(&group.name));
     own.any(|binding| {
-        let placeholder = binding.placeholder.as_str().as_bytes();
-        head.credentials.iter().any(|credential| **credential == *placeholder)
+        let mut texts = binding.texts(&group.name);
+        texts.any(|text| head.credentials.iter().any(|it| **it == *text.as_bytes()))
     })
 }
 

@@ -193,7 +193,9 @@ fn row_of(provider: &Provider) -> String {
     let ran = if provider.ran().is_empty() { "-".to_owned() } else { provider.ran().join(", ") };
     let (name, title) = (provider.name, provider.title());
     let (variables, places) = (cell(quoted("variables")), cell(quoted("places")));
-    format!("| `{name}` | {title} | {hosts} | {variables} | {places} | {ran} |")
+    let shape = provider.binding().get("shape").and_then(|shape| shape.get_ref().as_str());
+    let shape = shape.map_or_else(|| "-".to_owned(), |shape| format!("`{shape}`"));
+    format!("| `{name}` | {title} | {hosts} | {variables} | {places} | {shape} | {ran} |")
 }
 
 /// `UPDATE=1 cargo test documented` writes the page again.
@@ -203,8 +205,8 @@ fn the_page_of_providers_is_what_the_program_knows() {
     let page = fs::read_to_string(&path).unwrap();
     let (before, _) = page.split_once("\n| name |").unwrap();
     let mut written = format!(
-        "{before}\n| name | API | hosts | variables | places | clients that a test runs |\n\
-         |---|---|---|---|---|---|\n"
+        "{before}\n| name | API | hosts | variables | places | shape of its keys | clients that a test runs |\n\
+         |---|---|---|---|---|---|---|\n"
     );
     for provider in providers() {
         written += &(row_of(provider) + "\n");

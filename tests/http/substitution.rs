@@ -1,10 +1,12 @@
 //! A placeholder in the right place arrives as the key, once, and the agent never sees the key.
 
 use lab::{
-    gateway::{OPENAI_SECRET, OPS_SECRET},
+    client::succeed,
+    gateway::{self, OPENAI_SECRET, OPS_SECRET, SECRETS, usual_config},
     net::{AGENT2, OPENAI},
     sandboxed,
 };
+use serde_json::Value;
 
 use crate::world::{TICKET, World, get};
 
@@ -25,6 +27,46 @@ fn a_group_gets_its_own_key_and_never_another_groups() {
         assert_eq!(refused.reason().as_deref(), Some("foreign_credential"));
         world.origin.log().wait_requests(1);
         assert!(!world.origin.log().holds(OPENAI_SECRET));
+    });
+}
+
+/// What `cloakroom env --shape` has the group hold under this variable.
+fn shaped(world: &World, group: &str, variable: &str) -> String {
+    let config = world.lab.dir.join("cloakroom.toml");
+    let arguments = ["env", "--shape", "--format", "json", group];
+    let printed = succeed(gateway::program().args(arguments).arg(config));
+    assert!(SECRETS.iter().all(|secret| !printed.contains(secret)), "{printed}");
+    let environment: Value = serde_json::from_str(&printed).expect("it is JSON");
+    environment[variable].as_str().expect("it is there").to_owned()
+}
+
+#[test]
+fn a_placeholder_in_its_keys_shape_arrives_as_the_key() {
+    sandboxed(|| {
+        let shape = "sk-proj-[A-Za-z0-9_-]{48}";
+        let with = |it: policy_builder::Table| it.set("shape", shape);
+        let config = usual_config().binding("OPENAI_API_KEY", with).binding("OPS_OPENAI_KEY", with);
+        let world = World::with(&config);
+        let key = shaped(&world, "research", "OPENAI_API_KEY");
+        assert!(key.starts_with("sk-proj-") && key.len() == 56, "{key}");
+        assert_eq!(shaped(&world, "research", "OPENAI_API_KEY"), key);
+        let ask = |text: &str| world.ask(&get(&[&format!("Authorization: Bearer {text}")]));
+        for held in [&*key, "OPENAI_API_KEY"] {
+            assert_eq!(ask(held).status, 200, "{held}");
+        }
+        for received in world.origin.log().wait_requests(2) {
+            assert_eq!(received.header("authorization"), [format!("Bearer {OPENAI_SECRET}")]);
+        }
+        let others = shaped(&world, "operations", "OPS_OPENAI_KEY");
+        let altered = format!("{}{}", &key[..55], if key.ends_with('a') { 'b' } else { 'a' });
+        for wrong in [&*others, &altered, &key[..55], &format!("{key}a"), &key.to_lowercase()] {
+            assert_eq!(ask(wrong).reason().as_deref(), Some("foreign_credential"), "{wrong}");
+        }
+        assert_eq!(world.origin.log().wait_requests(2).len(), 2, "nothing of these is sent");
+        let records = world.requests();
+        let named = |it: &&lab::audit::Record| it["placeholders"][0] == "OPENAI_API_KEY";
+        assert_eq!(records.iter().filter(named).count(), 2, "by the name: {records:?}");
+        assert!(!world.gateway.audit.text().contains(&key));
     });
 }
 

@@ -2,7 +2,7 @@
 //! and trust the gateway. It is made from the policy alone, and no secret is read.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
     path::{Path, PathBuf},
     sync::Arc,
@@ -20,7 +20,12 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  cloakroom env research\n  \
     cloakroom env --format docker research >agent.env && docker run --env-file agent.env ...\n  \
-    cloakroom env --format kubernetes research | kubectl apply -f -\n\n\
+    cloakroom env --format kubernetes research | kubectl apply -f -\n  \
+    cloakroom env --shape research\n\n\
+    With --shape a placeholder looks like its provider's keys, for programs that look at a key before they\n\
+    send it: a made-up text, which stands for the placeholder wherever its name does, for this group alone. It\n\
+    is made of the names and the shape, so it stays the same, and no secret is in it; but scanners that look\n\
+    for keys take it for one.\n\n\
     The two files are what `cloakroom ca show --bundle` and `cloakroom ca show` print; where they lie\n\
     elsewhere at the agents, --bundle and --ca say so. Where the CA was installed into the system's\n\
     store, as the onboarding script does as root, name the system's bundle:\n\
@@ -32,6 +37,9 @@ pub struct EnvArgs {
     /// What it is for
     #[arg(long, value_enum, default_value_t = Format::Shell)]
     format: Format,
+    /// Print each placeholder in the shape of its provider's keys, where that is known
+    #[arg(long)]
+    shape: bool,
     /// Where the agents have the gateway's CA together with the public ones
     #[arg(long, value_name = "PATH", default_value = "/usr/local/share/cloakroom/bundle.pem")]
     bundle: PathBuf,
@@ -70,7 +78,7 @@ pub fn environment(args: &EnvArgs, policy: &Policy) -> Result<String, String> {
         return Err(error);
     }
     let group = policy.groups.iter().find(|group| group.name == args.group);
-    let mut environment = Environment::default();
+    let mut environment = Environment::of(&args.group, args.shape);
     for api in &policy.apis {
         for binding in api.bindings.iter().filter(|it| it.groups.contains(&args.group)) {
             environment.add(api, binding)?;
@@ -79,10 +87,10 @@ pub fn environment(args: &EnvArgs, policy: &Policy) -> Result<String, String> {
     for client in
         group.iter().flat_map(|group| &group.clients).filter_map(|name| catalogue::client(name))
     {
-        environment.client(client, policy, &args.group)?;
+        environment.client(client, policy)?;
     }
     environment.trust(&args.bundle, &args.ca)?;
-    Ok(environment.text(args.format, &args.group))
+    Ok(environment.text(args.format))
 }
 
 /// What is wrong with naming this group, if anything is.
@@ -95,31 +103,41 @@ pub(super) fn no_group(name: &str, policy: &Policy) -> Option<String> {
     }
 }
 
-#[derive(Default)]
-struct Environment {
+struct Environment<'a> {
+    group: &'a GroupName,
+    /// Whether placeholders are to look like keys.
+    shape: bool,
     variables: BTreeMap<String, String>,
-    /// Placeholders that no variable is known for.
-    unnamed: Vec<String>,
+    /// What no line of a variable says.
+    remarks: BTreeSet<String>,
 }
 
-impl Environment {
+impl<'a> Environment<'a> {
+    fn of(group: &'a GroupName, shape: bool) -> Self {
+        Self { group, shape, variables: BTreeMap::new(), remarks: BTreeSet::new() }
+    }
+
     fn add(&mut self, api: &Api, binding: &Binding) -> Result<(), String> {
-        let placeholder = binding.placeholder.as_str();
+        let (placeholder, api) = (&binding.placeholder, &api.name);
+        let text = self.held(binding);
         if binding.variables.is_empty() {
-            let api = &api.name;
-            self.unnamed.push(format!("{placeholder}, of {api}: no variable is known"));
+            self.remarks.insert(format!("{text}, of {api}: no variable is known"));
+        }
+        if self.shape && binding.shaped.is_none() {
+            self.remarks.insert(format!("{placeholder}, of {api}: no shape is known"));
         }
         let mut variables = binding.variables.iter();
-        variables.try_for_each(|variable| self.set(variable, placeholder, &api.name))
+        variables.try_for_each(|variable| self.set(variable, text, api))
+    }
+
+    /// What agents hold for the placeholder.
+    fn held<'b>(&self, binding: &'b Binding) -> &'b str {
+        let shaped = binding.shaped_text(self.group).filter(|_| self.shape);
+        shaped.unwrap_or(binding.placeholder.as_str())
     }
 
     /// What it reads beside the variables of its APIs.
-    fn client(
-        &mut self,
-        client: &Client,
-        policy: &Policy,
-        group: &GroupName,
-    ) -> Result<(), String> {
+    fn client(&mut self, client: &Client, policy: &Policy) -> Result<(), String> {
         for (variable, value) in client.variables() {
             self.set(variable, value, client.name)?;
         }
@@ -128,9 +146,9 @@ impl Environment {
             let is_its =
                 |api: &&Arc<Api>| api.hosts.iter().any(|own| hosts.contains(&own.as_str()));
             let bindings = policy.apis.iter().filter(is_its).flat_map(|api| &api.bindings);
-            let own = bindings.filter(|binding| binding.groups.contains(group)).take(1);
+            let own = bindings.filter(|binding| binding.groups.contains(self.group)).take(1);
             for binding in own {
-                self.set(variable, binding.placeholder.as_str(), client.name)?;
+                self.set(variable, self.held(binding), client.name)?;
             }
         }
         Ok(())
@@ -147,8 +165,9 @@ impl Environment {
     fn set(&mut self, key: &str, value: &str, by: impl std::fmt::Display) -> Result<(), String> {
         match self.variables.get(key) {
             Some(other) if other != value => Err(format!(
-                "{key} would hold {other} and, by {by}, {value}; give them one placeholder, or write \
-                 variables = [...] in an [[api.binding]]"
+                "{key} would hold {other} and, by {by}, {value}; give them one placeholder{}, or write \
+                 variables = [...] in an [[api.binding]]",
+                if self.shape { " and one shape" } else { "" }
             )),
             _ => {
                 self.variables.insert(key.into(), value.into());
@@ -157,19 +176,19 @@ impl Environment {
         }
     }
 
-    fn text(&self, format: Format, group: &GroupName) -> String {
+    fn text(&self, format: Format) -> String {
         let mut text = String::new();
         if format == Format::Json {
             return format!("{:#}\n", serde_json::json!(self.variables));
         }
         if format == Format::Kubernetes {
-            let name = group.to_string().replace('_', "-");
+            let name = self.group.to_string().replace('_', "-");
             let _ = write!(
                 text,
                 "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: cloakroom-{name}\ndata:\n"
             );
         }
-        for line in &self.unnamed {
+        for line in &self.remarks {
             let _ = writeln!(text, "# {line}");
         }
         for (key, value) in &self.variables {
@@ -231,11 +250,15 @@ mod tests {
     const GROUP: &str = "research_1";
 
     fn shown(file: &Config, format: Format) -> Result<String, String> {
+        printed(file, format, false)
+    }
+
+    fn printed(file: &Config, format: Format, shape: bool) -> Result<String, String> {
         let config = config::parse(&file.to_string(), None, "test", &|_| Ok(String::new()));
         let policy = config.map_err(|errors| errors.to_string())?.policy;
         let group = policy.groups[0].name.clone();
         let (bundle, ca, config) = ("/b.pem".into(), "/c.pem".into(), PathBuf::new());
-        environment(&EnvArgs { group, format, bundle, ca, config }, &policy)
+        environment(&EnvArgs { group, format, shape, bundle, ca, config }, &policy)
     }
 
     #[test]
@@ -285,6 +308,27 @@ mod tests {
         let openai = Table::one_of("api").set("provider", "openai").with(key);
         let shown = shown(&with.with(openai), Format::Docker).unwrap();
         assert!(shown.contains("CODEX_API_KEY=OUR_OPENAI_KEY\n"), "{shown}");
+    }
+
+    #[test]
+    fn a_shape_is_printed_where_it_is_known_and_else_missed() {
+        let text = printed(&file(), Format::Docker, true).unwrap();
+        let value = |text: &str, key: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(&format!("{key}=")));
+            line.unwrap_or_else(|| panic!("{key}: {text}")).to_owned()
+        };
+        let gemini = value(&text, "GEMINI_API_KEY");
+        assert!(gemini.starts_with("AIza") && gemini.len() == 39, "{gemini}");
+        assert_eq!(value(&text, "GOOGLE_API_KEY"), gemini);
+        assert_eq!(value(&text, "ODD"), "it's-$%`odd");
+        assert!(text.contains("# it's-$%`odd, of odd: no shape is known"), "{text}");
+        assert_eq!(printed(&file(), Format::Docker, true).unwrap(), text, "it stays the same");
+        let with = file().group(GROUP, |it| it.set("client", ["codex"]));
+        let key = Table::one_of("binding").set("groups", [GROUP]).set("secret", "file:openai");
+        let with = with.with(Table::one_of("api").set("provider", "openai").with(key));
+        let text = printed(&with, Format::Docker, true).unwrap();
+        assert_eq!(value(&text, "CODEX_API_KEY"), value(&text, "OPENAI_API_KEY"));
+        assert!(value(&text, "OPENAI_API_KEY").starts_with("sk-"), "{text}");
     }
 
     #[test]

@@ -673,10 +673,21 @@ fn queries_of_place(place: &Place) -> impl Iterator<Item = Box<str>> {
     field.into_iter().flat_map(queries_of).chain(query.map(|name| fold_query(&name).into()))
 }
 
+/// Whether one text of some group stands for both.
 fn claims_same(one: &BindingRule, other: &BindingRule) -> bool {
-    let placeholder = one.placeholder.as_ref().zip(other.placeholder.as_ref());
-    placeholder.is_some_and(|(one, other)| one.get_ref() == other.get_ref())
-        && share(&one.groups, &other.groups)
+    let Some((first, second)) = one.placeholder.as_ref().zip(other.placeholder.as_ref()) else {
+        return false;
+    };
+    let (first, second) = (first.get_ref(), second.get_ref());
+    let groups = one.groups.iter().map(Spanned::get_ref);
+    groups.filter(|it| is_among(*it, &other.groups)).any(|group| {
+        let made_up = |rule: &BindingRule, own| Some(rule.shape.as_ref()?.made_up(group, own));
+        let texts = [made_up(one, first), made_up(other, second)];
+        first == second
+            || texts[0].as_deref() == Some(second.as_str())
+            || texts[1].as_deref() == Some(first.as_str())
+            || texts[0].is_some() && texts[0] == texts[1]
+    })
 }
 
 /// Two places of one half are the same: both would read the same bytes, however the fixed half
@@ -694,7 +705,11 @@ fn meet(one: &PassRule, other: &PassRule) -> bool {
 }
 
 fn share<T: PartialEq>(one: &[Spanned<T>], other: &[Spanned<T>]) -> bool {
-    one.iter().any(|value| other.iter().any(|other| other.get_ref() == value.get_ref()))
+    one.iter().any(|value| is_among(value.get_ref(), other))
+}
+
+fn is_among<T: PartialEq>(value: &T, all: &[Spanned<T>]) -> bool {
+    all.iter().any(|other| other.get_ref() == value)
 }
 
 /// Each port where it is named first.

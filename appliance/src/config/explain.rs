@@ -325,6 +325,10 @@ impl Explanation {
                 PlaceText(place, &binding.placeholder),
             );
         }
+        if let Some(shaped) = &binding.shaped {
+            let shape = shaped.shape();
+            self.line("or", format!("a text like {shape} for it (`cloakroom env --shape`)"));
+        }
         self.line("becomes", SecretText(&binding.secret));
     }
 

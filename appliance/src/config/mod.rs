@@ -49,7 +49,7 @@ use toml::{Spanned, de::DeTable};
 
 use crate::policy::{
     Api, AwsScope, Binding, BoundAgent, Carry, Constraints, Group, InterfaceName, Limits, Pass,
-    Place, Policy, ResponseRules, Tcp,
+    Place, Policy, ResponseRules, ShapedTexts, Tcp,
 };
 use check::Draft;
 use error::Report;
@@ -303,8 +303,10 @@ impl BindingRule {
             true => AWS_VARIABLES.map(Arc::from).to_vec(),
             false => own.into_iter().collect(),
         };
+        let groups = plain(self.groups);
         Some(Binding {
-            groups: plain(self.groups),
+            shaped: self.shape.map(|shape| ShapedTexts::new(shape, &placeholder, &groups)),
+            groups,
             placeholder,
             places: plain(self.places),
             variables: self.variables.unwrap_or_else(usual),

@@ -25,8 +25,8 @@ use crate::{
     catalogue::{self, Client, Provider},
     policy::{
         Anonymous, AwsName, Constraints, DialledRule, Ech, GroupName, Host, HostPattern,
-        InterfaceName, MIN_VALUE_BYTES, Mac, PathRule, Place, Placeholder, Plain, RuleName,
-        SecretRef, USUAL_METHODS, Upstream,
+        InterfaceName, KeyShape, MIN_VALUE_BYTES, Mac, PathRule, Place, Placeholder, Plain,
+        RuleName, SecretRef, USUAL_METHODS, Upstream,
     },
 };
 
@@ -83,6 +83,7 @@ pub(super) struct AwsRule {
 pub(super) struct BindingRule {
     pub(super) groups: Vec<Spanned<GroupName>>,
     pub(super) placeholder: Option<Spanned<Placeholder>>,
+    pub(super) shape: Option<KeyShape>,
     pub(super) places: Vec<Spanned<Place>>,
     pub(super) variables: Option<Vec<Arc<str>>>,
     pub(super) secret: Option<Spanned<SecretRef>>,
@@ -231,17 +232,57 @@ impl BindingRule {
         let written = (written(&user, "basic_user"), written(&password, "basic_password"));
         let halves =
             BasicHalves { user: inner(user, "".into()), password: inner(password, "".into()) };
-        let binding = Self {
+        let shape = table.optional("shape", unquoted(KeyShape::parse));
+        let mut binding = Self {
             groups: table.required_list("groups", parsed(GroupName::parse)),
             placeholder: table.required("placeholder", unquoted(Placeholder::parse)),
+            shape: None,
             places: table.required_list("places", parsed(|text| place(text, &halves))),
             variables: table.list("variables", parsed(variable)).map(plain),
             secret: table.required("secret", unquoted(secret_ref)),
             min_value_bytes: inner(table.optional("min_value_bytes", value_bytes), MIN_VALUE_BYTES),
         };
         binding.check_halves(&table, written);
+        binding.shape = binding.fitting(shape, &table);
         table.finish();
         binding
+    }
+
+    /// The shape, where its texts can stand in the places. One of a provider is left out where
+    /// places of the file's own do not take it.
+    fn fitting(&self, shape: Option<Spanned<KeyShape>>, table: &TomlTable<'_>) -> Option<KeyShape> {
+        let shape = shape?;
+        let misfit = self.places.iter().find_map(|place| self.misfit(place.get_ref(), &shape));
+        if let Some(text) = misfit.filter(|_| table.has("shape")) {
+            table.report().add(&shape.span(), format!("shape: {text}"));
+        }
+        misfit.is_none().then(|| shape.into_inner())
+    }
+
+    /// Why no text of the shape can stand for the placeholder in the place.
+    fn misfit(&self, place: &Place, shape: &Spanned<KeyShape>) -> Option<&'static str> {
+        let is_of = |allowed: fn(u8) -> bool| shape.get_ref().is_of(allowed);
+        let unreserved = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+        let name = self.placeholder.as_ref().map_or("", |name| name.get_ref().as_str());
+        match place {
+            Place::BasicUser { .. } | Place::BasicPassword { .. } => {
+                (!is_of(|byte| byte != b':')).then_some("a ':' would split a Basic credential")
+            }
+            Place::Subprotocol(_) => {
+                (!is_of(|byte| byte != b':')).then_some("no subprotocol has a ':'")
+            }
+            Place::Aws => (!is_of(plain)).then_some(
+                "at \"aws\" it is the id of an access key, and has letters, digits, '_' and '-' alone",
+            ),
+            Place::Path(_) => (!name.bytes().all(unreserved)).then_some(
+                "in a path it stands for its placeholder's name, which then has letters, digits and \
+                 '-._~' alone",
+            ),
+            Place::Header { .. } | Place::Query { .. } | Place::Cookie { .. } | Place::Body(_) => {
+                None
+            }
+        }
     }
 
     /// A fixed half beside no placeholder is a slip, and most often one about which half is which.

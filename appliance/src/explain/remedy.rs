@@ -289,7 +289,7 @@ impl At<'_> {
     /// holds, or the only one.
     fn shared<'b>(&self, api: &'b Api) -> Option<&'b Binding> {
         let held = |binding: &&std::sync::Arc<Binding>| {
-            self.head().is_some_and(|head| stands_anywhere(head, binding.placeholder.as_str()))
+            self.head().is_some_and(|head| sent(head, binding, &self.group.name).is_some())
         };
         let only = || api.bindings.first().filter(|_| api.bindings.len() == 1);
         api.bindings.iter().find(held).or_else(only).map(AsRef::as_ref)
@@ -477,7 +477,7 @@ impl At<'_> {
             binding.placeholder == *placeholder && binding.groups.contains(&self.group.name)
         };
         let binding = api.bindings.iter().find(own)?;
-        let Stands { place, beside } = self.stands(placeholder.as_str())?;
+        let Stands { place, beside } = self.stands(binding)?;
         let table = binding_at(api, binding);
         let places = binding.places.iter().map(ToString::to_string).chain([place.clone()]);
         let mut edits =
@@ -493,12 +493,17 @@ impl At<'_> {
         let bindings = self.config.policy.apis.iter().flat_map(|api| &api.bindings);
         let mut own = bindings.filter(|binding| binding.groups.contains(&self.group.name));
         let other = own.find(|binding| binding.placeholder == *placeholder)?;
-        let Stands { place, beside } = self.stands(placeholder.as_str())?;
+        let Stands { place, beside } = self.stands(other)?;
         let beside = beside.map(|(key, value)| format!("{key} = {}\n", text(&value)));
+        let is_shaped =
+            |head| sent(head, other, &self.group.name) == other.shaped_text(&self.group.name);
+        let shape = other.shaped.as_ref().filter(|_| self.head().is_some_and(is_shaped));
+        let shape = shape.map(|it| text(&it.shape().to_string()));
         let binding = format!(
-            "[[api.binding]]\ngroups = [{}]\nplaceholder = {}\nplaces = [{}]\n{}secret = {}\n",
+            "[[api.binding]]\ngroups = [{}]\nplaceholder = {}\n{}places = [{}]\n{}secret = {}\n",
             text(self.group.name.as_str()),
             text(placeholder.as_str()),
+            shape.map(|shape| format!("shape = {shape}\n")).unwrap_or_default(),
             text(&place),
             beside.unwrap_or_default(),
             text(&other.secret.to_string()),
@@ -515,8 +520,10 @@ impl At<'_> {
     }
 
     /// Where in the request the placeholder stands, as a binding has it.
-    fn stands(&self, placeholder: &str) -> Option<Stands> {
+    fn stands(&self, binding: &Binding) -> Option<Stands> {
         let (head, credential) = (self.head()?, self.refused.credential.as_deref()?);
+        let placeholder = sent(head, binding, &self.group.name);
+        let placeholder = placeholder.unwrap_or(binding.placeholder.as_str());
         match credential.split_once(' ') {
             Some(("header", name)) => in_header(head, name, placeholder),
             Some(("query", folded)) => {

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::{mend::ChangedConfig, *};
 use crate::{
     config::{self, Edit},
-    policy::GroupName,
+    policy::{GroupName, KeyShape, Placeholder},
     reason::Reason,
 };
 
@@ -245,6 +245,36 @@ fn a_request_is_judged_wherever_it_goes() {
     assert_eq!(refused("https://api.two.example/v1/a"), None);
 }
 
+/// What agents of the group hold for a placeholder, in the shape that the file gives its keys.
+fn shaped(placeholder: &str) -> (String, String) {
+    let shape = "sk-[a-z0-9]{32}";
+    let own = format!("placeholder = \"{placeholder}\"\n");
+    let text = CONFIG.replace(&own, &format!("{own}shape = \"{shape}\"\n"));
+    let placeholder = Placeholder::parse(placeholder).unwrap();
+    let group = GroupName::parse("research").unwrap();
+    (text, KeyShape::parse(shape).unwrap().made_up(&group, &placeholder).to_string())
+}
+
+#[test]
+fn a_shaped_placeholder_gone_astray_gets_the_same_remedies() {
+    let (config, key) = shaped("TWO_API_KEY");
+    for (reason, host, field, value) in [
+        (Reason::PlaceholderWrongPlace, "two", "x-api-key", key.clone()),
+        (Reason::PlaceholderWrongPlace, "two", "authorization", format!("token {key}")),
+        (Reason::PlaceholderWrongHost, "one", "authorization", format!("Bearer {key}")),
+    ] {
+        let url = format!("https://api.{host}.example/v1/a");
+        let question = ask(&config, "GET", &url, &[(field, &value)]);
+        let explanation = explain(source(&config), &question).unwrap();
+        assert_eq!(explanation.verdict.refused.as_ref().unwrap().reason, reason);
+        assert_eq!(explanation.ending, Ending::Passes, "{field}: {:?}", explanation.remedies);
+        let text = applied(&config, &explanation);
+        assert!(!text.contains(&key), "{text}");
+        let policy = ChangedConfig::read(source(&text)).unwrap().config.policy;
+        assert_eq!(judge(&policy, &question).refused, None, "{text}");
+    }
+}
+
 #[test]
 fn a_placeholder_in_the_clear_is_refused_here_too() {
     let text = CONFIG.to_owned()
@@ -257,6 +287,12 @@ fn a_placeholder_in_the_clear_is_refused_here_too() {
     };
     assert_eq!(reason(&[]), None);
     assert_eq!(reason(&[ONE]), Some(Reason::PlaintextPlaceholder));
+    let (shaped, key) = shaped("ONE_API_KEY");
+    let text = shaped + &text[CONFIG.len()..];
+    let policy = ChangedConfig::read(source(&text)).unwrap().config.policy;
+    let fields = [("authorization", &*format!("Bearer {key}"))];
+    let refused = judge(&policy, &ask(&text, "GET", "http://clear.example/", &fields)).refused;
+    assert_eq!(refused.unwrap().reason, Reason::PlaintextPlaceholder);
 }
 
 #[test]

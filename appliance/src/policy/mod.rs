@@ -9,6 +9,7 @@ mod aws;
 mod body_place;
 mod credential;
 mod host;
+mod key_shape;
 mod limits;
 mod listed;
 mod method;
@@ -33,6 +34,7 @@ pub use body_place::{BodyPlace, BodyPlaceError, BodySpot, JsonPattern, JsonPoint
 pub use credential::{CredentialNames, is_credential_header, is_credential_query};
 pub(crate) use credential::{fold_query, nested_name, queries_of, query_readings};
 pub use host::{Host, HostError, HostPattern};
+pub use key_shape::{KeyShape, KeyShapeError};
 pub use limits::{Limits, Quota};
 pub use method::{NeverAllowed, USUAL_METHODS, never_allowed};
 pub(crate) use method::{is_method, names_method};
@@ -249,6 +251,8 @@ pub struct Binding {
     pub groups: Vec<GroupName>,
     /// The text in the agents' hands.
     pub placeholder: Placeholder,
+    /// The texts in the shape of the provider's keys that stand for it as well.
+    pub shaped: Option<ShapedTexts>,
     /// The places in a request where it is recognised. Never empty.
     pub places: Vec<Place>,
     /// The environment variables in which agents hold it. Nothing is decided by them.
@@ -263,6 +267,42 @@ impl Binding {
     /// Whether its value is a pair of AWS keys.
     pub fn is_aws(&self) -> bool {
         self.places.contains(&Place::Aws)
+    }
+
+    /// What an agent of the group may send for the placeholder: its name, and where its keys have
+    /// a shape that is known, the text of that shape.
+    pub fn texts<'b>(&'b self, group: &GroupName) -> impl Iterator<Item = &'b str> + use<'b> {
+        [self.placeholder.as_str()].into_iter().chain(self.shaped_text(group))
+    }
+
+    /// The text in the shape of the provider's keys that stands for the placeholder.
+    pub fn shaped_text(&self, group: &GroupName) -> Option<&str> {
+        self.shaped.as_ref()?.of(group)
+    }
+}
+
+/// The texts in the shape of a provider's keys that stand for one placeholder, one for each group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShapedTexts {
+    shape: KeyShape,
+    texts: Vec<(GroupName, Arc<str>)>,
+}
+
+impl ShapedTexts {
+    /// Makes them up.
+    pub fn new(shape: KeyShape, placeholder: &Placeholder, groups: &[GroupName]) -> Self {
+        let text = |group: &GroupName| (group.clone(), shape.made_up(group, placeholder));
+        let texts = groups.iter().map(text).collect();
+        Self { shape, texts }
+    }
+
+    /// What all of them look like.
+    pub fn shape(&self) -> &KeyShape {
+        &self.shape
+    }
+
+    fn of(&self, group: &GroupName) -> Option<&str> {
+        self.texts.iter().find(|(own, _)| own == group).map(|(_, text)| &**text)
     }
 }
 

@@ -294,6 +294,7 @@ mod tests {
         Binding {
             groups: vec![],
             placeholder: Placeholder("OPENAI_API_KEY".into()),
+            shaped: None,
             places: vec![
                 bearer,
                 Place::BasicPassword { user: "agent".into() },

@@ -23,7 +23,6 @@ use super::{
     apply::Swap,
     denial::{Denial, astray},
     lookup::CredentialLookup,
-    rules::is,
     signing::{
         ALGORITHM, CREDENTIAL, DATE, DATE_QUERY, EXPIRES, Payload, SECURITY_TOKEN,
         SECURITY_TOKEN_QUERY, SIGNATURE, SIGNATURE_QUERIES, SIGNED_HEADERS, SignatureForm, Times,
@@ -213,7 +212,7 @@ impl Found<'_> {
         };
         let refused =
             |reason: Reason| Denial { placeholder: Some(claim.label().clone()), ..reason.into() };
-        let own = |token: &Cow<'_, str>| is(claim.label(), token.as_bytes());
+        let own = |token: &Cow<'_, str>| rules.claims(token.as_bytes()).any(|it| it.is(&claim));
         if !self.token.as_ref().is_none_or(own) {
             return Err(refused(Reason::DuplicateCredential));
         }

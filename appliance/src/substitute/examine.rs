@@ -314,5 +314,5 @@ fn check_request(
     if head.method == Method::CONNECT {
         return Err(Reason::ConnectDenied);
     }
-    permits(methods, paths, &head.method, head.uri.path())
+    permits(methods, paths, &head.method, &rules.named(head.uri.path()))
 }

@@ -4,7 +4,7 @@ use std::{ops::Deref, sync::Arc, time::Instant};
 
 use super::{
     claim::{Claim, Owner},
-    rules::{SubstitutionRules, is},
+    rules::SubstitutionRules,
 };
 use crate::{
     policy::Host,
@@ -54,7 +54,8 @@ impl Deref for CredentialLookup<'_> {
 impl CredentialLookup<'_> {
     /// What the text is good for here. One text may be the placeholder of several bindings.
     pub(super) fn claims(&self, text: &[u8]) -> impl Iterator<Item = Claim> {
-        let bound = self.own.iter().filter(move |binding| is(&binding.placeholder, text));
+        let is = move |own: &str| own.as_bytes() == text;
+        let bound = self.own.iter().filter(move |it| it.texts(self.group()).any(is));
         let bound = bound.map(|binding| Claim::Bound(Arc::clone(binding)));
         bound.chain(self.ticket(text).and_then(|ticket| self.redeemed(ticket)))
     }

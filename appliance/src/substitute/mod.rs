@@ -44,6 +44,8 @@ mod properties;
 #[cfg(test)]
 mod redeemed;
 #[cfg(test)]
+mod shaped;
+#[cfg(test)]
 mod signatures;
 #[cfg(test)]
 mod targets;

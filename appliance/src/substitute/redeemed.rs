@@ -27,7 +27,7 @@ struct Scene {
     begin: Instant,
 }
 
-fn mint(places: Vec<Place>, host: &str) -> Arc<Mint> {
+pub(super) fn mint(places: Vec<Place>, host: &str) -> Arc<Mint> {
     let name = RuleName("session".into());
     Arc::new(Mint {
         label: Mint::label_of(&name),

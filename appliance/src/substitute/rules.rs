@@ -1,6 +1,6 @@
 //! What one group's placeholders mean at one API, compiled once per policy.
 
-use std::{borrow::Cow, collections::HashSet, ops::Range, sync::Arc};
+use std::{borrow::Cow, collections::HashMap, sync::Arc};
 
 use http::{
     HeaderMap, HeaderName, Method,
@@ -31,7 +31,8 @@ pub struct SubstitutionRules {
     redeems: Vec<Arc<Mint>>,
     /// Whether any API mints, so that there are tickets.
     minted: bool,
-    elsewhere: HashSet<Placeholder>,
+    /// The placeholders of the group at all APIs, by each text that stands for one.
+    elsewhere: HashMap<Box<[u8]>, Placeholder>,
     names: CredentialFields,
     aws: Option<Arc<AwsScope>>,
 }
@@ -49,6 +50,10 @@ impl SubstitutionRules {
     /// Compiles what `group` may do at `api`, which is one of `policy.apis`.
     pub fn new(policy: &Policy, group: &GroupName, api: &Arc<Api>) -> Self {
         let elsewhere = policy.apis.iter().flat_map(|api| bindings_of(api, group));
+        let texts = |it: &Arc<Binding>| {
+            let named = |text: &str| (text.as_bytes().into(), it.placeholder.clone());
+            it.texts(group).map(named).collect::<Vec<_>>()
+        };
         Self {
             methods: api.methods.clone(),
             paths: api.paths.clone(),
@@ -63,7 +68,7 @@ impl SubstitutionRules {
                 .filter(|mint| mint.groups.contains(group))
                 .cloned()
                 .collect(),
-            elsewhere: elsewhere.map(|binding| binding.placeholder.clone()).collect(),
+            elsewhere: elsewhere.flat_map(texts).collect(),
             names: CredentialFields::of(api),
             aws: api.aws.clone(),
         }
@@ -105,13 +110,15 @@ impl SubstitutionRules {
 
     /// What an answer to a request for this path may hold that becomes tickets.
     pub fn mints<'a>(&'a self, path: &'a str) -> impl Iterator<Item = &'a Arc<Mint>> {
-        self.mints.iter().filter(move |mint| mint.is_of(path))
+        let path = self.named(path);
+        self.mints.iter().filter(move |mint| mint.is_of(&path))
     }
 
     /// Whether some server takes this path for one whose answers are looked at, though it is spelt
     /// otherwise.
     pub(super) fn resembles_one_that_mints(&self, path: &str) -> bool {
-        self.mints.iter().any(|mint| mint.is_resembled_by(path))
+        let path = self.named(path);
+        self.mints.iter().any(|mint| mint.is_resembled_by(&path))
     }
 
     /// Whether answers are looked at by their requests' paths.
@@ -137,26 +144,40 @@ impl SubstitutionRules {
     /// A path as a record may show it: what stands in a place of the path is `{}` there, unless it
     /// is a placeholder of this group, and so is a whole path that servers read in several ways.
     pub fn shown_path<'a>(&self, path: &'a str) -> Cow<'a, str> {
-        if self.path_slots().is_empty() {
-            return Cow::Borrowed(path);
-        }
-        if !has_one_reading(path) {
+        if !self.path_slots().is_empty() && !has_one_reading(path) {
             return Cow::Borrowed(HIDDEN);
         }
-        let found = self.path_slots().iter().filter_map(|slot| slot.find(path));
-        let mut hidden: Vec<_> = found.filter(|at| !self.holds_placeholder(path, at)).collect();
-        // From the last to the first, so that those before keep their places.
-        hidden.sort_unstable_by_key(|at| std::cmp::Reverse(at.start));
-        let mut shown = Cow::Borrowed(path);
-        for at in hidden.into_iter().filter(|at| at.end <= path.len()) {
-            shown.to_mut().replace_range(at, HIDDEN);
-        }
-        shown
+        self.with_slots(path, HIDDEN)
     }
 
-    fn holds_placeholder(&self, path: &str, at: &Range<usize>) -> bool {
-        let segment = path.get(at.clone()).unwrap_or_default();
-        self.elsewhere(&Cow::from(percent_decode_str(segment))).is_some()
+    /// A path as rules have it: with the names of placeholders, whichever of their texts the agent
+    /// sent. Else it could choose one for which no rule is found.
+    pub(super) fn named<'a>(&self, path: &'a str) -> Cow<'a, str> {
+        self.with_slots(path, None)
+    }
+
+    /// The path with the names of placeholders in its places, and with `other` for what else stands
+    /// there.
+    fn with_slots<'a, 'o>(&self, path: &'a str, other: impl Into<Option<&'o str>>) -> Cow<'a, str> {
+        let other = other.into();
+        let mut found: Vec<_> =
+            self.path_slots().iter().filter_map(|slot| slot.find(path)).collect();
+        // From the last to the first, so that those before keep their places.
+        found.sort_unstable_by_key(|at| std::cmp::Reverse(at.start));
+        let (mut shown, mut begin) = (Cow::Borrowed(path), path.len());
+        for at in found {
+            let own = Cow::from(percent_decode_str(path.get(at.clone()).unwrap_or_default()));
+            let text = match self.elsewhere(&own) {
+                Some(placeholder) if placeholder.as_str().as_bytes() == &*own => None,
+                Some(placeholder) => Some(placeholder.as_str()),
+                None => other,
+            };
+            if let Some(text) = text.filter(|_| at.end <= begin) {
+                begin = at.start;
+                shown.to_mut().replace_range(at, text);
+            }
+        }
+        shown
     }
 
     /// The places where a segment of the path is a credential.
@@ -185,14 +206,16 @@ impl SubstitutionRules {
         &'a self,
         head: &'a Parts,
     ) -> impl Iterator<Item = &'a BodyPlace> {
+        let path = self.named(head.uri.path());
         let places = self.names.bound_bodies.iter();
-        places.filter(|place| place.is_of(&head.method, head.uri.path()))
+        places.filter(move |place| place.is_of(&head.method, &path))
     }
 
     /// Whether some server takes a request for one whose body is to be read whole, though its path
     /// is spelt otherwise.
     pub(super) fn resembles_one_with_body(&self, head: &Parts) -> bool {
-        self.names.bound_bodies.iter().any(|place| place.is_resembled_by(head.uri.path()))
+        let path = self.named(head.uri.path());
+        self.names.bound_bodies.iter().any(|place| place.is_resembled_by(&path))
     }
 
     /// A path whose bodies are read whole, if there is one.
@@ -216,9 +239,10 @@ impl SubstitutionRules {
         &self.names.bound_subprotocols
     }
 
-    /// The placeholder of this group, at this API or another, that the text is.
+    /// The placeholder of this group, at this API or another, that the text stands for: the match
+    /// is the whole token, byte for byte.
     pub(super) fn elsewhere(&self, text: &[u8]) -> Option<&Placeholder> {
-        self.elsewhere.iter().find(|placeholder| is(placeholder, text))
+        self.elsewhere.get(text)
     }
 }
 
@@ -229,11 +253,6 @@ const HIDDEN: &str = "{}";
 /// merges trailers into the head (RFC 9110, section 6.5.1) would read a second credential.
 pub fn trailers_carry_credential(rules: &SubstitutionRules, trailers: &HeaderMap) -> bool {
     trailers.keys().any(|name| rules.is_credential_field(name))
-}
-
-/// The match: the whole token, byte for byte.
-pub(super) fn is(placeholder: &Placeholder, text: &[u8]) -> bool {
-    placeholder.as_str().as_bytes() == text
 }
 
 fn bindings_of<'a>(api: &'a Api, group: &'a GroupName) -> impl Iterator<Item = &'a Arc<Binding>> {

@@ -39,6 +39,7 @@ fn binding(placeholder: &str, groups: &[&str], places: Vec<Place>) -> Arc<Bindin
     Arc::new(Binding {
         groups: groups.iter().map(|name| group(name)).collect(),
         placeholder: Placeholder(placeholder.into()),
+        shaped: None,
         places,
         secret: SecretRef::File { name: placeholder.into() },
         variables: Vec::new(),

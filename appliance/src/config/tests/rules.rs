@@ -534,6 +534,51 @@ fn what_stands_beside_a_provider_counts_instead_of_its_own() {
 }
 
 #[test]
+fn a_shape_stands_only_where_its_texts_can() {
+    let telegram = BY_NAME.replace("github-git", "telegram");
+    let with = |lines: &str| with_api(&telegram.replace("groups =", &format!("{lines}\ngroups =")));
+    let shape = |text: &str| {
+        let api = &parse_text(text).unwrap_or_else(|errors| panic!("{errors}")).policy.apis[0];
+        api.bindings[0].shaped.as_ref().map(|it| it.shape().to_string())
+    };
+    assert_eq!(shape(&with("")).unwrap(), "[1-9][0-9]{9}:AA[A-Za-z0-9_-]{33}");
+    assert_eq!(shape(&with("shape = \"bot[a-z]{20}\"")).unwrap(), "bot[a-z]{20}");
+    // The provider's own is left out, and one that stands in the file is a mistake.
+    for lines in ["places = [\"basic password\"]", "placeholder = \"TELEGRAM/TOKEN\""] {
+        assert_eq!(shape(&with(lines)), None, "{lines}");
+    }
+    for (lines, words) in [
+        ("places = [\"basic user\"]\nshape = \"a:[a-z]{20}\"", "split a Basic credential"),
+        ("placeholder = \"TELEGRAM/TOKEN\"\nshape = \"[a-z]{20}\"", "in a path"),
+        ("shape = \"[a-z]{10}\"", "too few"),
+        ("shape = \"sk-(a|b){20}\"", "as in ghp_"),
+    ] {
+        let found = mistakes(&with(lines));
+        assert!(found.len() == 1 && found[0].text.contains(words), "{lines}: {found:?}");
+        assert!(!found[0].text.contains("sk-"), "it may be a key: {found:?}");
+    }
+}
+
+#[test]
+fn a_placeholder_that_another_is_shaped_like_is_refused() {
+    use crate::policy::{GroupName, KeyShape, Placeholder};
+    let (group, own) = (GroupName::parse("research"), Placeholder::parse("GITHUB_TOKEN"));
+    let shape = KeyShape::parse("ghp_[A-Za-z0-9]{36}").unwrap();
+    let taken = shape.made_up(&group.unwrap(), &own.unwrap());
+    let second = |placeholder: &str| {
+        let both = BY_NAME.replace("groups =", &format!("shape = \"{shape}\"\ngroups ="));
+        let binding = format!(
+            "[[api.binding]]\nplaceholder = \"{placeholder}\"\ngroups = [\"research\"]\n\
+             secret = \"vault:kv/git#other\"\nplaces = [\"basic password\"]\n"
+        );
+        mistakes(&with_api(&(both + &binding)))
+    };
+    let found = second(&taken);
+    assert!(found.len() == 1 && found[0].text.contains("already bound"), "{found:?}");
+    assert!(second("ghp_of_another_placeholder").is_empty());
+}
+
+#[test]
 fn a_providers_mistakes_are_reported_where_its_name_stands() {
     for (from, to, at, words) in [
         ("github-git", "github-gti", 13, "did you mean \"github-git\""),
