@@ -8,6 +8,7 @@ pub mod env;
 pub mod explain;
 pub mod guard;
 mod journal;
+mod noise;
 pub mod providers;
 pub mod secret;
 pub mod suggest;
@@ -384,8 +385,7 @@ fn watch(args: &WatchArgs) -> Result<(), CliError> {
         // Nothing is left to report to where standard error is gone.
         let _ = writeln!(io::stderr(), "cloakroom: {text}");
     }
-    let settings = config.as_ref().map(|config| &config.settings);
-    watch::run(args, settings, &mut io::stdout().lock())
+    watch::run(args, config.as_ref(), &mut io::stdout().lock())
         .map_err(|error| CliError::Other(error.to_string()))
 }
 

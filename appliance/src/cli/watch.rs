@@ -10,7 +10,7 @@ use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use clap::{Args, builder::PossibleValuesParser};
@@ -18,10 +18,10 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::env::no_group;
+use super::{env::no_group, noise::Noise};
 use crate::{
     audit::RecordKind,
-    config::{AuditTarget, DEFAULT_CONFIG, Settings},
+    config::{AuditTarget, Config, DEFAULT_CONFIG},
     policy::Policy,
     reason::Reason,
     refuse::wire,
@@ -37,6 +37,8 @@ use crate::{
     Follows the file that `audit` in the configuration names, also when it is rotated. A line is\n\
     the time, the group, the agent, the flow, what was decided, and about what. A refusal tells an\n\
     agent its flow, by which it is found here. A record is shown where it is all that is asked for.\n\
+    With --refused, names that the programs of a group (`client` in its [[group]]) ask for and do without are\n\
+    counted, and said once a minute: `cloakroom clients` has them, and --noise shows them.\n\
     Ends with Ctrl-C.")]
 pub struct WatchArgs {
     /// The configuration, or "-" for audit records on standard input
@@ -57,6 +59,9 @@ pub struct WatchArgs {
     /// Only what was refused
     #[arg(long)]
     refused: bool,
+    /// Show also what the programs of a group ask for and do without
+    #[arg(long, requires = "refused")]
+    noise: bool,
     /// Begin with what the file holds already
     #[arg(long)]
     all: bool,
@@ -79,11 +84,11 @@ fn prefix(text: &str) -> Result<IpNet, String> {
 /// # Errors
 ///
 /// Where the records cannot be read or written.
-pub fn run(args: &WatchArgs, settings: Option<&Settings>, out: &mut impl Write) -> io::Result<()> {
-    let watched = match settings.map(|settings| &settings.audit) {
+pub fn run(args: &WatchArgs, config: Option<&Config>, out: &mut impl Write) -> io::Result<()> {
+    let watched = match config.map(|config| (&config.settings.audit, &config.policy)) {
         None => show(args, BufReader::new(io::stdin().lock()), out),
-        Some(AuditTarget::File(file)) => follow(args, &file.path, out),
-        Some(AuditTarget::Stdout) => Err(io::Error::other(
+        Some((AuditTarget::File(file), policy)) => follow(args, policy, &file.path, out),
+        Some((AuditTarget::Stdout, _)) => Err(io::Error::other(
             "the audit goes to the daemon's standard output: pipe it to `cloakroom watch -`",
         )),
     };
@@ -104,35 +109,56 @@ impl WatchArgs {
 fn show(args: &WatchArgs, mut input: impl BufRead, out: &mut impl Write) -> io::Result<()> {
     let mut line = Vec::new();
     while input.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line)? > 0 {
-        tell(args, &line, out)?;
+        tell(wanted(args, &line).as_ref(), out)?;
         line.clear();
     }
     Ok(())
 }
 
 #[expect(clippy::disallowed_methods, reason = "a command of its own, no executor to block")]
-fn follow(args: &WatchArgs, path: &Path, out: &mut impl Write) -> io::Result<()> {
+fn follow(args: &WatchArgs, policy: &Policy, path: &Path, out: &mut impl Write) -> io::Result<()> {
+    let mut noise = Noise::default();
     let mut tail = Tail::open(path, args.all)?;
     if tail.file.is_none() {
         // Nothing is left to report to where standard error is gone.
         let _ = writeln!(io::stderr(), "{} is not there yet; waiting", path.display());
     }
     loop {
-        tail.lines(|line| tell(args, line, out))?;
+        tail.lines(|line| {
+            let record = wanted(args, line);
+            let quiet = record.as_ref().filter(|_| args.counts_noise());
+            match quiet.is_some_and(|record| noise.takes(record, policy)) {
+                true => Ok(()),
+                false => tell(record.as_ref(), out),
+            }
+        })?;
+        if let Some(sums) = noise.due(Instant::now()) {
+            out.write_all(sums.as_bytes()).and_then(|()| out.flush())?;
+        }
         tail.turn(path)?;
         thread::sleep(POLL);
     }
 }
 
-fn tell(args: &WatchArgs, line: &[u8], out: &mut impl Write) -> io::Result<()> {
+fn wanted(args: &WatchArgs, line: &[u8]) -> Option<Value> {
     let record = serde_json::from_slice::<Value>(line).ok();
-    match record.filter(|record| args.wants(record)).as_ref().and_then(readable) {
+    record.filter(|record| args.wants(record))
+}
+
+fn tell(record: Option<&Value>, out: &mut impl Write) -> io::Result<()> {
+    match record.and_then(readable) {
         Some(text) => writeln!(out, "{text}").and_then(|()| out.flush()),
         None => Ok(()),
     }
 }
 
 impl WatchArgs {
+    /// Whether what programs do without is counted. Whoever asks for one flow or one reason is
+    /// shown all of it.
+    fn counts_noise(&self) -> bool {
+        self.refused && !self.noise && self.flow.is_none() && self.reason.is_none()
+    }
+
     fn wants(&self, record: &Value) -> bool {
         let is = |key: &str, wanted: &Option<String>| {
             wanted.as_ref().is_none_or(|wanted| word(record, key) == Some(wanted))

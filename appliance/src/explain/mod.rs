@@ -15,7 +15,7 @@ pub use ask::{Question, Who, request};
 pub use mend::{Ending, Explanation, Source, explain};
 pub use recorded::{Recorded, recorded};
 pub use remedy::Remedy;
-pub use suggest::{Refusals, Suggestion, suggest};
+pub use suggest::{Refusals, Suggestion, does_without, suggest};
 pub use verdict::{Refused, Step, Verdict, judge};
 
 #[cfg(test)]

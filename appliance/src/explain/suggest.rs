@@ -12,7 +12,7 @@ use super::{
 use crate::{
     catalogue,
     config::{self, Edit, TableAt},
-    policy::Policy,
+    policy::{Group, Host, Policy},
 };
 
 /// Refusals that are alike, and how often they were.
@@ -129,11 +129,15 @@ fn whole(
     }
 }
 
-/// The program of the group that asks for such a name and does without.
 fn quiet(policy: &Policy, question: &Question) -> Option<&'static str> {
     let (group, host) = (group_of(policy, &question.who)?, question.hosts().first()?);
+    if question.request.is_some() { None } else { does_without(policy, group, host) }
+}
+
+/// The program of the group that asks for this name and does without it.
+pub fn does_without(policy: &Policy, group: &Group, host: &Host) -> Option<&'static str> {
     // Where a rule is there, it is wanted.
-    if question.request.is_some() || policy.names(group, host) {
+    if policy.names(group, host) {
         return None;
     }
     let asks = |name: &&&'static str| {

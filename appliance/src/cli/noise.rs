@@ -1,0 +1,145 @@
+//! Refusals that say nothing new: of names that the programs of a group ask for and do without.
+//! They are counted, so that what matters is not lost among them.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use crate::{
+    explain::does_without,
+    policy::{GroupName, Host, Policy},
+    reason::Reason,
+};
+
+/// How many there were since that was last said.
+#[derive(Default)]
+pub(super) struct Noise {
+    /// By group and program.
+    counts: BTreeMap<(GroupName, &'static str), u64>,
+    told: Option<Instant>,
+}
+
+impl Noise {
+    /// Counts a record that is one of them. Any other stays to be shown.
+    pub(super) fn takes(&mut self, record: &Value, policy: &Policy) -> bool {
+        let of = of(record, policy);
+        let taken = of.is_some();
+        if let Some(of) = of {
+            *self.counts.entry(of).or_default() += 1;
+        }
+        taken
+    }
+
+    /// A line for each program, where there is something to say: at once for the first time, and
+    /// then once in a while.
+    pub(super) fn due(&mut self, now: Instant) -> Option<String> {
+        let is_late = |told: Instant| now.saturating_duration_since(told) >= PAUSE;
+        if self.counts.is_empty() || !self.told.is_none_or(is_late) {
+            return None;
+        }
+        self.told = Some(now);
+        let mut lines = String::new();
+        for ((group, client), count) in std::mem::take(&mut self.counts) {
+            let _ = writeln!(
+                lines,
+                "# {count} more in {group}: names that {client} asks for and does without (--noise \
+                 shows them)"
+            );
+        }
+        Some(lines)
+    }
+}
+
+/// Whose it is: a name that no rule of the group lists, and that a program of the group is known to
+/// ask for. That it was refused for anything else is worth a look.
+fn of(record: &Value, policy: &Policy) -> Option<(GroupName, &'static str)> {
+    let word = |key| record.get(key).and_then(Value::as_str);
+    let reason = word("reason").filter(|_| word("decision") == Some("refuse"))?;
+    let name = match word("record")? {
+        "dns" => word("name"),
+        "connection" => word("sni").or_else(|| word("host")),
+        _ => None,
+    };
+    let is_unlisted = UNLISTED.iter().any(|own| own.as_str() == reason);
+    let host = Host::parse(name.filter(|_| is_unlisted)?).ok()?;
+    let group = policy.groups.iter().find(|group| Some(group.name.as_str()) == word("group"))?;
+    Some((group.name.clone(), does_without(policy, group, &host)?))
+}
+
+/// The words for a name that no rule lists: asked for, in TLS and in plain HTTP.
+const UNLISTED: [Reason; 3] = [Reason::DnsDenied, Reason::SniDenied, Reason::DestinationDenied];
+
+/// How long nothing more is said.
+const PAUSE: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use policy_builder::{Config, group, splice};
+    use serde_json::json;
+
+    use super::*;
+    use crate::config::testing;
+
+    fn policy(rule: Option<&str>) -> Policy {
+        let runs = group("research", "agents0", &["192.0.2.0/28"]).set("client", ["codex", "pip"]);
+        let file =
+            Config::of_rules().with(runs).with(group("others", "agents1", &["198.51.100.0/28"]));
+        testing::policy(&match rule {
+            Some(host) => file.with(splice("own", &["research"], &[host])),
+            None => file,
+        })
+    }
+
+    fn query(group: &str, name: &str) -> Value {
+        json!({ "record": "dns", "group": group, "name": name, "decision": "refuse",
+            "reason": "dns_denied" })
+    }
+
+    fn connection(name: &str, reason: &str) -> Value {
+        json!({ "record": "connection", "group": "research", "sni": name, "decision": "refuse",
+            "reason": reason })
+    }
+
+    #[test]
+    fn only_names_a_program_of_the_group_does_without_are_counted() {
+        let policy_of_none = policy(None);
+        let takes = |record: &Value| Noise::default().takes(record, &policy_of_none);
+        assert!(takes(&query("research", "chatgpt.com")));
+        assert!(takes(&connection("ab.chatgpt.com", "sni_denied")));
+        for shown in [
+            query("others", "chatgpt.com"),
+            query("nobody", "chatgpt.com"),
+            query("research", "evil.example"),
+            query("research", "x.chatgpt.com"),
+            connection("chatgpt.com", "ech_denied"),
+            connection("chatgpt.com", "dialled_elsewhere"),
+            json!({ "record": "dns_summary", "group": "research", "refused": 9 }),
+            json!({ "record": "request", "group": "research", "host": "chatgpt.com",
+                "decision": "refuse", "reason": "path_denied" }),
+        ] {
+            assert!(!takes(&shown), "{shown}");
+        }
+        let named = policy(Some("chatgpt.com"));
+        assert!(!Noise::default().takes(&query("research", "chatgpt.com"), &named));
+    }
+
+    #[test]
+    fn counts_are_said_at_once_and_then_once_a_minute() {
+        let (policy, begin) = (policy(None), Instant::now());
+        let mut noise = Noise::default();
+        assert_eq!(noise.due(begin), None);
+        for _ in 0..3 {
+            noise.takes(&query("research", "chatgpt.com"), &policy);
+        }
+        let said = noise.due(begin).unwrap();
+        assert!(said.starts_with("# 3 more in research: names that codex asks for"), "{said}");
+        noise.takes(&query("research", "github.com"), &policy);
+        assert_eq!(noise.due(begin + PAUSE / 2), None);
+        assert!(noise.due(begin + PAUSE).unwrap().starts_with("# 1 more"));
+        assert_eq!(noise.due(begin + PAUSE * 3), None, "nothing new");
+    }
+}
