@@ -332,6 +332,7 @@ mod tests {
         let pass = |name: &str, carry, hosts| {
             Arc::new(Pass {
                 name: RuleName(name.into()),
+                client: None,
                 carry,
                 groups: Vec::new(),
                 hosts,

@@ -132,6 +132,7 @@ mod tests {
         let mut policy = policy(vec![]);
         let pass = Pass {
             name: RuleName("api".into()),
+            client: None,
             carry: Carry::Inspect {
                 methods: Vec::new(),
                 paths: Vec::new(),

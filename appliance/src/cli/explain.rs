@@ -15,7 +15,8 @@ use crate::{
     config::{self, Config, DEFAULT_CONFIG, Edit},
     decide::Route,
     explain::{
-        Ending, Explanation, Question, Recorded, Refused, Source, Step, explain, recorded, request,
+        Ending, Explanation, Question, Recorded, Refused, Source, Step, asked, explain, recorded,
+        request,
     },
     policy::GroupName,
     refuse::wire,
@@ -107,11 +108,12 @@ pub(super) fn loaded(path: &Path) -> Result<(String, Config), NoAnswer> {
 
 fn hypothetical(args: &ExplainArgs, group: &GroupName) -> Result<String, NoAnswer> {
     let url = args.url.as_deref().ok_or_else(|| "after the method stands a URL".to_owned())?;
+    let asked = asked(&args.what, url, &args.header)?;
     let (text, config) = loaded(&args.config)?;
     if let Some(error) = no_group(group.as_str(), &config.policy) {
         return Err(error.into());
     }
-    let mut question = request(&config.policy, group.clone(), &args.what, url, &args.header)?;
+    let mut question = request(&config.policy, group.clone(), asked);
     question.fills = !args.anonymous && args.header.is_empty();
     let explanation = explained(&args.config, &text, &question)?;
     let title = format!("{} {url}, for the group {group}", args.what);

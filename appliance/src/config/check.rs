@@ -309,14 +309,25 @@ impl Draft {
         for port in self.tcp.iter().flat_map(|tcp| &tcp.ports) {
             if let Some(other) = peeked.get(port.get_ref()) {
                 let (own, line) = (port.get_ref(), report.line(other));
+                let whose = self.adding(*own, other).map_or_else(
+                    || format!("the rule in line {line}"),
+                    |client| format!("a rule that the client {client:?} in line {line} adds"),
+                );
                 let text = format!(
-                    "ports: {own} is also the port of the rule in line {line}; on a port of [[tcp]] \
-                     the gateway reads no host name, so no other rule can use {own}; take it out of \
-                     one of the two"
+                    "ports: {own} is also the port of {whose}; on a port of [[tcp]] the gateway reads no \
+                     host name, so no other rule can use {own}; take it out of one of the two"
                 );
                 report.add(&port.span(), text);
             }
         }
+    }
+
+    /// The client for which a rule was added that names the port, and stands in the file there.
+    fn adding(&self, port: u16, at: &Span) -> Option<&'static str> {
+        let names = |pass: &&PassRule| {
+            pass.ports.iter().any(|own| *own.get_ref() == port && own.span() == *at)
+        };
+        self.passes.iter().filter(|pass| pass.client.is_some()).find(names)?.client
     }
 
     fn check_secrets(&self, report: &Report<'_>) {
@@ -379,8 +390,12 @@ impl Draft {
         }
         for (port, span) in self.rule_ports() {
             if !listed.iter().any(|listed| *listed.get_ref() == port) {
+                let whose = self
+                    .adding(port, &span)
+                    .map(|client| format!(" of a rule that the client {client:?} adds"));
                 let text = format!(
-                    "port {port} is not in the ports that [gateway] captures; add it there"
+                    "port {port}{} is not in the ports that [gateway] captures; add it there",
+                    whose.unwrap_or_default()
                 );
                 report.add(&span, text);
             }

@@ -25,10 +25,11 @@ pub(super) fn add(draft: &mut Draft, files: Files<'_>, report: &Report<'_>) {
         let groups = who_runs(draft, client);
         let Some((_, span)) = groups.first() else { continue };
         let (span, groups) = (span.clone(), groups.into_iter().map(|(name, _)| name).collect());
-        let at = Added { rules: client.rules(), groups, span };
+        let at = Added { client, groups, span };
         at.add(draft, files, report);
         for (host, requests) in client.anonymous() {
             let requests = requests.iter().filter_map(|text| AnonymousRequest::parse(text).ok());
+            let requests = requests.map(|request| request.of_client(client.name));
             at.admit(draft, host, &requests.collect::<Vec<_>>());
         }
     }
@@ -47,7 +48,7 @@ type Missing = BTreeMap<(Vec<GroupName>, Vec<u16>), Vec<Spanned<HostPattern>>>;
 
 /// What one client adds.
 struct Added {
-    rules: &'static [ClientRule],
+    client: &'static Client,
     groups: Vec<Spanned<GroupName>>,
     /// Where the file asks for it.
     span: Span,
@@ -55,11 +56,12 @@ struct Added {
 
 impl Added {
     fn add(&self, draft: &mut Draft, files: Files<'_>, report: &Report<'_>) {
-        for rule in self.rules {
+        for rule in self.client.rules() {
             let whole = read(rule, &self.span, files, report);
             for ((groups, ports), hosts) in self.missing(draft, &whole) {
                 let mut part = read(rule, &self.span, files, report);
                 part.name = part.name.and_then(|name| free(draft, &name));
+                part.client = Some(self.client.name);
                 part.groups = self
                     .groups
                     .iter()
@@ -92,9 +94,11 @@ impl Added {
                 Anonymous::Listed(listed) => listed.clone(),
                 Anonymous::Never => vec![],
             };
-            let new = requests.iter().filter(|it| !listed.contains(it)).cloned();
-            let new: Vec<_> = new.collect();
-            listed.extend(new);
+            for request in requests {
+                if !listed.iter().any(|own| own.is_same(request)) {
+                    listed.push(request.clone());
+                }
+            }
             api.anonymous = Anonymous::Listed(listed);
         }
     }

@@ -14,9 +14,9 @@ use super::{
     value::duration,
 };
 use crate::policy::{
-    Anonymous, Api, Binding, Carry, CredentialNames, Group, HostPattern, Limits, Mint, Pass, Pick,
-    PickPart, Place, Placeholder, Policy, Quota, SecretRef, Site, Tcp, Upstream, VaultLocation,
-    fold_query, is_credential_header, is_credential_query, queries_of,
+    Anonymous, AnonymousRequest, Api, Binding, Carry, CredentialNames, Group, HostPattern, Limits,
+    Mint, Pass, Pick, PickPart, Place, Placeholder, Policy, Quota, SecretRef, Site, Tcp, Upstream,
+    VaultLocation, fold_query, is_credential_header, is_credential_query, queries_of,
 };
 
 /// The whole configuration for a person to read: the gateway, each group with all it may do, and
@@ -223,7 +223,7 @@ impl Explanation {
                 Anonymous::Never => "a placeholder, a request is refused".to_owned(),
                 Anonymous::Listed(requests) => format!(
                     "a placeholder, a request is refused, except for {}, where it has no credential",
-                    list(requests)
+                    list(requests.iter().map(Exception))
                 ),
             },
         );
@@ -358,6 +358,9 @@ impl Explanation {
                 self.websocket(*websocket);
             }
         }
+        if let Some(client) = pass.client {
+            self.line("of", format!("client {client:?} of the group, not of this file"));
+        }
         for (host, api) in won_by_apis(pass, policy) {
             self.line("except", format!("{host}, which belongs to API {}", api.name));
         }
@@ -405,6 +408,19 @@ impl Explanation {
         self.heading("Look twice");
         for warning in warnings {
             let _ = writeln!(self.0, "  ! {warning}");
+        }
+    }
+}
+
+/// A request that needs no credential, and the client that it was added for.
+struct Exception<'a>(&'a AnonymousRequest);
+
+impl Display for Exception<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(request) = self;
+        match request.client() {
+            Some(client) => write!(f, "{request} (of client {client:?})"),
+            None => write!(f, "{request}"),
         }
     }
 }

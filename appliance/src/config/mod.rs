@@ -320,6 +320,7 @@ impl PassRule {
     fn into_pass(self) -> Option<Pass> {
         Some(Pass {
             name: self.name?.into_inner(),
+            client: self.client,
             carry: match self.inspect {
                 None => Carry::Splice { ech: self.ech },
                 Some(requests) => Carry::Inspect {

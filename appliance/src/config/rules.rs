@@ -93,6 +93,8 @@ pub(super) struct BindingRule {
 /// A `[[splice]]` or an `[[inspect]]`.
 pub(super) struct PassRule {
     pub(super) name: Option<Spanned<RuleName>>,
+    /// The client that it was added for.
+    pub(super) client: Option<&'static str>,
     pub(super) groups: Vec<Spanned<GroupName>>,
     pub(super) hosts: Vec<Spanned<HostPattern>>,
     pub(super) ports: Vec<Spanned<u16>>,
@@ -332,6 +334,7 @@ impl PassRule {
     fn common(table: &mut TomlTable<'_>) -> Self {
         Self {
             name: table.required("name", parsed(RuleName::parse)),
+            client: None,
             groups: table.required_list("groups", parsed(GroupName::parse)),
             hosts: table.required_list("hosts", host_pattern),
             ports: table.list("ports", port).unwrap_or_else(|| vec![default_port(table)]),

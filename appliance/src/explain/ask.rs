@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::{
-    HeaderName, HeaderValue, Method, Request,
+    HeaderMap, HeaderName, HeaderValue, Method, Request,
     header::{
         AUTHORIZATION, CONNECTION, COOKIE, HOST, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE,
     },
@@ -62,19 +62,27 @@ impl Question {
     }
 }
 
-/// The question of a request to a URL: `https`, `http`, or `tcp://HOST:PORT` for a protocol that
-/// names no host. Without `fields` that hold a credential it has none.
+/// A request that somebody asks about, before it is known to whom policy would let it go.
+#[derive(Debug)]
+pub struct Asked {
+    scheme: String,
+    host: Host,
+    port: u16,
+    /// The request as it is on a connection with a name.
+    head: Parts,
+}
+
+/// Reads a method and a URL: `https`, `http`, or `tcp://HOST:PORT` for a protocol that names no
+/// host. Without `fields` that hold a credential the request has none.
 ///
 /// # Errors
 ///
 /// What is wrong with the URL or a field, for who wrote it.
-pub fn request(
-    policy: &Policy,
-    group: GroupName,
+pub fn asked(
     method: &str,
     url: &str,
     fields: &[(HeaderName, HeaderValue)],
-) -> Result<Question, String> {
+) -> Result<Asked, String> {
     let method: Method = method.parse().map_err(|_| format!("{method:?} is not a method"))?;
     let (scheme, rest) = url.split_once("://").ok_or_else(|| not_a_url(url))?;
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
@@ -91,29 +99,28 @@ pub fn request(
     };
     let port =
         port.or(usual).ok_or_else(|| format!("{url:?}: write its port, as in tcp://HOST:22"))?;
-    let opening = match scheme {
-        _ if policy.names_no_host(port) || usual.is_none() => Peeked::Unread(vec![host.clone()]),
-        "http" | "ws" => plain(host.clone(), port, fields),
-        _ => tls(host.clone()),
+    let head = head(&method, (&host, port), target, fields)?;
+    Ok(Asked { scheme: scheme.to_owned(), host, port, head })
+}
+
+/// The question whether the group may do that.
+pub fn request(policy: &Policy, group: GroupName, asked: Asked) -> Question {
+    let Asked { scheme, host, port, head } = asked;
+    let is_named = ["https", "wss", "http", "ws"].contains(&&*scheme);
+    let opening = match &*scheme {
+        _ if policy.names_no_host(port) || !is_named => Peeked::Unread(vec![host]),
+        "http" | "ws" => plain(host, port, &head.headers),
+        _ => tls(host),
     };
     let request = match &opening {
-        Peeked::Tls(_) => {
-            let head = head(&method, (&host, port), target, fields)?;
-            Some(if scheme == "wss" { handshake(head) } else { head })
-        }
+        Peeked::Tls(_) if scheme == "wss" => Some(handshake(head)),
+        Peeked::Tls(_) => Some(head),
         _ => None,
     };
     let to = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port);
     let who = Who::Group(group);
-    Ok(Question {
-        who,
-        to,
-        opening: Some(opening),
-        request,
-        fills: false,
-        looks_up: true,
-        later: None,
-    })
+    let opening = Some(opening);
+    Question { who, to, opening, request, fills: false, looks_up: true, later: None }
 }
 
 fn not_a_url(url: &str) -> String {
@@ -126,7 +133,7 @@ pub(super) fn tls(host: Host) -> Peeked {
 }
 
 /// A plain request for this host.
-pub(super) fn plain(host: Host, port: u16, fields: &[(HeaderName, HeaderValue)]) -> Peeked {
+pub(super) fn plain(host: Host, port: u16, fields: &HeaderMap) -> Peeked {
     let named = (port != 80).then_some(port);
     let fields = fields.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
     let credentials = read_credentials(fields);

@@ -11,7 +11,7 @@ mod remedy;
 mod suggest;
 mod verdict;
 
-pub use ask::{Question, Who, request};
+pub use ask::{Asked, Question, Who, asked, request};
 pub use mend::{Ending, Explanation, Source, explain};
 pub use recorded::{Recorded, recorded};
 pub use remedy::Remedy;

@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use http::{Method, request::Parts};
+use http::{HeaderMap, Method, request::Parts};
 use serde_json::Value;
 
 use super::ask::{Question, Who, handshake, head, plain, put, tls, with_placeholder};
@@ -89,7 +89,7 @@ fn opening(record: &Value, port: u16, reason: Reason) -> Option<Peeked> {
     match (host("host"), reason) {
         // The record does not say what else stood in the head.
         (Some(_), Reason::HostMismatch | Reason::PlaintextPlaceholder) | (None, _) => None,
-        (Some(host), _) => Some(plain(host, port, &[])),
+        (Some(host), _) => Some(plain(host, port, &HeaderMap::new())),
     }
 }
 

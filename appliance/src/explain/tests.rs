@@ -87,7 +87,8 @@ fn ask(text: &str, method: &str, url: &str, fields: &[(&'static str, &str)]) -> 
         .iter()
         .map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap()))
         .collect();
-    request(&config.policy, GroupName::parse("research").unwrap(), method, url, &fields).unwrap()
+    let asked = super::asked(method, url, &fields).unwrap();
+    request(&config.policy, GroupName::parse("research").unwrap(), asked)
 }
 
 const ONE: (&str, &str) = ("authorization", "Bearer ONE_API_KEY");

@@ -152,6 +152,7 @@ mod tests {
             apis: Rules::default(),
             passes: vec![Arc::new(Pass {
                 name: RuleName(Arc::from("inside")),
+                client: None,
                 carry: Carry::Splice { ech: Ech::Refuse },
                 groups: Vec::new(),
                 hosts: Vec::new(),

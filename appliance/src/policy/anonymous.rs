@@ -23,6 +23,7 @@ pub enum Anonymous {
 pub struct AnonymousRequest {
     methods: [Method; 1],
     paths: [PathRule; 1],
+    client: Option<&'static str>,
 }
 
 /// Why a text is no [`AnonymousRequest`].
@@ -49,7 +50,23 @@ impl AnonymousRequest {
         }
         let method = method.parse().map_err(|_| AnonymousError::Method)?;
         let path = PathRule::parse(path).map_err(AnonymousError::Path)?;
-        Ok(Self { methods: [method], paths: [path] })
+        Ok(Self { methods: [method], paths: [path], client: None })
+    }
+
+    /// The same, added for this client of the catalogue. Nothing is decided by that.
+    #[must_use]
+    pub fn of_client(self, client: &'static str) -> Self {
+        Self { client: Some(client), ..self }
+    }
+
+    /// The client of the catalogue that it was added for.
+    pub fn client(&self) -> Option<&'static str> {
+        self.client
+    }
+
+    /// Whether both allow the same, whoever they were added for.
+    pub fn is_same(&self, other: &Self) -> bool {
+        (&self.methods, &self.paths) == (&other.methods, &other.paths)
     }
 
     /// Whether a request is one of these.

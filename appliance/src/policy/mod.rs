@@ -427,6 +427,8 @@ impl fmt::Display for Place {
 pub struct Pass {
     /// The name in audit records.
     pub name: RuleName,
+    /// The client of the catalogue that it was added for. Nothing is decided by it.
+    pub client: Option<&'static str>,
     /// How the connection is carried.
     pub carry: Carry,
     /// The groups that may use it.

@@ -609,10 +609,42 @@ fn a_client_stands_for_the_lines_printed_of_it() {
         let named = with_clients(&format!("{:?}", client.name), "");
         let named = parse_text(&named).map_err(|errors| errors.to_string());
         let (named, written) = (named.unwrap().policy, written.unwrap().policy);
-        assert_eq!(named.passes, written.passes, "{}", client.name);
+        let of_it = |pass: &Arc<Pass>| Pass { client: Some(client.name), ..Pass::clone(pass) };
+        let of_it: Vec<_> = written.passes.iter().map(of_it).collect();
+        assert_eq!(named.passes.iter().map(|it| Pass::clone(it)).collect::<Vec<_>>(), of_it);
         assert_eq!(named.ports, written.ports, "{}", client.name);
         assert_eq!(named.groups[0].clients, [client.name]);
     }
+}
+
+#[test]
+fn what_a_client_adds_is_said_to_be_its() {
+    let api = "[[api]]\nname = \"anthropic\"\nhosts = [\"api.anthropic.com\"]\n[[api.binding]]\n\
+        groups = [\"research\"]\nplaceholder = \"ANTHROPIC_API_KEY\"\n\
+        places = [\"header x-api-key raw\"]\nsecret = \"vault:kv/a#key\"\n";
+    let config = parse_text(&with_clients("\"claude-code\", \"pip\"", api)).unwrap();
+    let page = explain(&config);
+    for line in [
+        "of          client \"claude-code\" of the group",
+        "of          client \"pip\" of the group",
+        "except for GET /api/hello (of client \"claude-code\")",
+    ] {
+        assert!(page.contains(line), "{line}: {page}");
+    }
+    let own = api.replace("[[api.binding]]", "anonymous = [\"GET /api/hello\"]\n[[api.binding]]");
+    let page = explain(&parse_text(&with_clients("\"claude-code\"", &own)).unwrap());
+    assert!(page.contains("except for GET /api/hello, where"), "{page}");
+}
+
+#[test]
+fn a_clash_with_a_clients_port_names_the_client() {
+    let tcp = "[[tcp]]\nname = \"web\"\ngroups = [\"research\"]\nhosts = [\"a.example\"]\nports = [443]\n";
+    let found = mistakes(&with_clients("\"pip\"", tcp));
+    assert!(found.len() == 1, "{found:?}");
+    assert!(found[0].text.contains("a rule that the client \"pip\" in line"), "{found:?}");
+    let captured = with_clients("\"pip\"", "").replacen("[gateway]", "[gateway]\nports = [80]", 1);
+    let found = mistakes(&captured);
+    assert!(found[0].text.contains("of a rule that the client \"pip\" adds"), "{found:?}");
 }
 
 #[test]
