@@ -27,7 +27,7 @@ pub use host_check::{HostCheckEvent, host_check};
 pub use kind::RecordKind;
 pub use output::files;
 pub use packets::RefusedPackets;
-pub use record::{MAX_PATH_BYTES, Record, RequestRecord, Traffic};
+pub use record::{Record, RequestRecord, Traffic, is_cut};
 pub use stamp::time_of;
 pub use trouble::Trouble;
 pub use writer::{RecordSlot, Sink, Unavailable, Writer, make_folder};

@@ -472,10 +472,19 @@ fn millis(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
+/// The text, or what of it has room in so many bytes before a mark that says that it went on.
 pub(super) fn capped(value: &str, bytes: usize) -> String {
+    if value.len() <= bytes {
+        return value.to_owned();
+    }
     let whole = |end: &usize| value.is_char_boundary(*end);
-    let end = (0..=bytes.min(value.len())).rev().find(whole).unwrap_or_default();
-    value.get(..end).unwrap_or_default().to_owned()
+    let end = (0..=bytes.saturating_sub(CUT.len())).rev().find(whole).unwrap_or_default();
+    value.get(..end).unwrap_or_default().to_owned() + CUT
+}
+
+/// Whether a text of a record went on.
+pub fn is_cut(text: &str) -> bool {
+    text.ends_with(CUT)
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -483,6 +492,9 @@ fn text(bytes: &[u8]) -> String {
     bytes.get(..end).unwrap_or_default().escape_ascii().to_string()
 }
 
+/// What a text ends in that is longer than a record holds. No URI, no method and no name of a field
+/// has it.
+const CUT: &str = "\u{2026}";
 /// Most names of one address that a record holds.
 const MAX_NAMES: usize = 8;
 /// Most protocol names of one ClientHello that a record holds.
@@ -494,4 +506,26 @@ const MAX_METHOD_BYTES: usize = 32;
 /// Bytes of the name of a credential, with its kind.
 const MAX_CREDENTIAL_BYTES: usize = 64;
 /// Bytes of a path.
-pub const MAX_PATH_BYTES: usize = 512;
+const MAX_PATH_BYTES: usize = 512;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_text_of_a_record_is_whole_or_marked(text in ".{0,80}", bytes in 3_usize..64) {
+            let shown = capped(&text, bytes);
+            prop_assert!(shown.len() <= bytes);
+            match text.len() <= bytes {
+                true => prop_assert_eq!(shown, text),
+                false => {
+                    prop_assert!(is_cut(&shown), "{}", shown);
+                    prop_assert!(text.starts_with(shown.trim_end_matches(CUT)) || is_cut(&text));
+                }
+            }
+        }
+    }
+}

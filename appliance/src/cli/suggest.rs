@@ -162,9 +162,9 @@ fn page(suggestions: &[Suggestion], path: &Path) -> String {
             let hosts: Vec<&str> = suggestion.shared.iter().map(String::as_str).collect();
             let _ = writeln!(page, "# (also holds what the parts of {} ask for)", hosts.join(", "));
         }
-        if suggestion.more_paths > 0 {
-            let more = refusals(suggestion.more_paths);
-            let _ = writeln!(page, "# and {more} that ask for more paths");
+        if suggestion.more > 0 {
+            let more = refusals(suggestion.more);
+            let _ = writeln!(page, "# and {more} that ask for more methods or paths");
         }
         page.push('\n');
     }

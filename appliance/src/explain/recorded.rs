@@ -118,16 +118,19 @@ fn query(record: &Value, reason: Reason) -> Option<Recorded> {
 fn request(record: &Value, reason: Reason, policy: &Policy) -> Option<Recorded> {
     let group = group(record)?;
     let [method, name, path] = ["method", "host", "path"].map(|key| word(record, key));
-    let (method, host) = (method?.parse::<Method>().ok()?, Host::parse(name?).ok()?);
+    let (told, host) = (method?, Host::parse(name?).ok()?);
+    let is_cut = |text: Option<&str>| text.is_some_and(audit::is_cut);
+    // One that was cut stands for itself in the line that is shown, and nowhere else.
+    let method = if audit::is_cut(told) { Method::GET } else { told.parse().ok()? };
     let rule = word(record, "rule").and_then(|name| RuleName::parse(name).ok());
     let api = policy.apis.iter().find(|api| Some(&api.name) == rule.as_ref());
     let pass = policy.passes.iter().find(|pass| Some(&pass.name) == rule.as_ref());
     let port = api.map(|api| api.port).or_else(|| pass?.ports.first().copied()).unwrap_or(443);
     let bare = head(&method, (&host, port), path.unwrap_or("/"), &[]).ok()?;
-    let asked = format!("{method} https://{host}{}", path.unwrap_or("/"));
+    let asked = format!("{told} https://{host}{}", path.unwrap_or("/"));
     let carried = carried(record, reason, (&group, api.map(AsRef::as_ref)), bare.clone());
-    // A path as long as the audit holds may have gone on.
-    let is_cut = path.is_some_and(|path| path.len() + 3 >= audit::MAX_PATH_BYTES);
+    // What went on in the request was another method, another path or another field.
+    let is_cut = [Some(told), path, word(record, "credential")].into_iter().any(is_cut);
     let request = match reason {
         _ if is_cut => None,
         Reason::UpgradeDenied => Some(handshake(carried.unwrap_or(bare))),

@@ -160,7 +160,7 @@ pub(super) fn remedy(
     };
     let is_cut = question.request.is_none()
         && matches!(refused.reason, R::MethodDenied | R::PathDenied | R::PlaceholderMissing);
-    found.ok_or(if is_cut { CUT_PATH } else { no_remedy(refused.reason) })
+    found.ok_or(if is_cut { CUT } else { no_remedy(refused.reason) })
 }
 
 /// What there is to say of a refusal for which no change of a rule is told.
@@ -540,6 +540,11 @@ impl At<'_> {
     }
 }
 
+/// The text that stands for the placeholder in the request.
+fn sent<'b>(head: &Parts, binding: &'b Binding, group: &GroupName) -> Option<&'b str> {
+    binding.texts(group).find(|text| stands_anywhere(head, text))
+}
+
 fn stands_anywhere(head: &Parts, placeholder: &str) -> bool {
     let in_uri = head.uri.to_string().contains(placeholder);
     let text = |value: &http::HeaderValue| value.to_str().unwrap_or_default().to_owned();
@@ -643,7 +648,7 @@ fn list(items: impl Iterator<Item = impl Into<Value>>) -> String {
     format!("[{}]", items.join(", "))
 }
 
-const CUT_PATH: &str = "The audit holds only the beginning of this path.";
+const CUT: &str = "The audit holds only the beginning of this method or path.";
 
 const PLAIN_API: &str = "The agent is to use https; this host is one of an [[api]].";
 

@@ -33,8 +33,8 @@ pub struct Suggestion {
     pub remedies: Vec<Remedy>,
     /// The hosts whose parts ask for some of the same values.
     pub shared: BTreeSet<String>,
-    /// How many refusals ask for paths beyond those that are listed.
-    pub more_paths: u64,
+    /// How many refusals ask for methods and paths beyond those that are listed.
+    pub more: u64,
     /// Further refusals at the host for which no change is known, each with what to know of it.
     pub others: Vec<(String, &'static str)>,
 }
@@ -51,7 +51,7 @@ pub fn suggest(
     let mut draft = ChangedConfig::read(source)?;
     let now = draft.clone();
     let mut last = BTreeMap::new();
-    let mut paths: BTreeMap<TableAt, usize> = BTreeMap::new();
+    let mut values: BTreeMap<(TableAt, &'static str), usize> = BTreeMap::new();
     let mut askers: BTreeMap<_, BTreeSet<String>> = BTreeMap::new();
     let mut hosts: BTreeMap<String, Suggestion> = BTreeMap::new();
     for Refusals { recorded, count } in refusals {
@@ -61,7 +61,7 @@ pub fn suggest(
         let (remedies, ending) = match quiet(&now.config.policy, question) {
             Some(_) => (vec![], Ending::Refused(QUIET)),
             None if other => (vec![], Ending::Refused(OTHER_REASON)),
-            None => whole(&mut draft, &paths, source, question),
+            None => whole(&mut draft, &values, source, question),
         };
         let name =
             question.hosts().first().map_or_else(|| "no name".to_owned(), ToString::to_string);
@@ -70,12 +70,12 @@ pub fn suggest(
             count: 0,
             remedies: vec![],
             shared: BTreeSet::new(),
-            more_paths: 0,
+            more: 0,
             others: vec![],
         });
         match ending {
             Ending::Passes => host.count += count,
-            Ending::Refused(MANY_PATHS) => host.more_paths += count,
+            Ending::Refused(MANY) => host.more += count,
             Ending::Refused(text) if refused.is_some() => {
                 host.others.push((format!("{} ({})", recorded.asked, recorded.reason), text));
             }
@@ -84,9 +84,7 @@ pub fn suggest(
         for edit in remedies.iter().flat_map(|remedy| &remedy.edits) {
             if let Edit::Set { table, key, value } = edit {
                 let at = (table.clone(), *key);
-                if *key == "paths" {
-                    *paths.entry(table.clone()).or_default() += 1;
-                }
+                *values.entry(at.clone()).or_default() += 1;
                 askers.entry(at.clone()).or_default().insert(host.host.clone());
                 last.insert(at, value.clone());
             }
@@ -106,20 +104,20 @@ pub fn suggest(
 /// What lets the question pass, in the draft from now on; a part that is not enough is none.
 fn whole(
     draft: &mut ChangedConfig,
-    paths: &BTreeMap<TableAt, usize>,
+    values: &BTreeMap<(TableAt, &'static str), usize>,
     source: Source<'_>,
     question: &Question,
 ) -> (Vec<Remedy>, Ending) {
     let is_full = |edit: &Edit| match edit {
-        Edit::Set { table, key: "paths", .. } => {
-            paths.get(table).is_some_and(|count| *count >= MOST_PATHS)
+        Edit::Set { table, key: key @ ("methods" | "paths"), .. } => {
+            values.get(&(table.clone(), *key)).is_some_and(|count| *count >= MOST_VALUES)
         }
         _ => false,
     };
     let mut tried = draft.clone();
     match tried.mend(source, question) {
         (remedies, Ending::Passes) if remedies.iter().flat_map(|it| &it.edits).any(is_full) => {
-            (vec![], Ending::Refused(MANY_PATHS))
+            (vec![], Ending::Refused(MANY))
         }
         (remedies, Ending::Passes) => {
             *draft = tried;
@@ -155,10 +153,10 @@ const QUIET: &str =
 const OTHER_REASON: &str = "By the configuration as it is now it is refused for another reason; \
     `cloakroom explain` says which.";
 
-/// Paths that a rule is suggested. A person reads them.
-const MOST_PATHS: usize = 50;
+/// Methods, and paths, that a rule is suggested. A person reads them.
+const MOST_VALUES: usize = 50;
 
-const MANY_PATHS: &str = "The rule is suggested as many paths as one reads.";
+const MANY: &str = "The rule is suggested as many methods and paths as one reads.";
 
 /// Of several values for one key, the last holds all that went before.
 fn settle(suggestions: &mut [Suggestion], last: &BTreeMap<(TableAt, &'static str), String>) {

@@ -458,7 +458,7 @@ fn suggestions_are_one_part_for_each_host_the_least_first() {
 
 #[test]
 fn a_path_the_audit_cut_gets_no_rule() {
-    let path = format!("/{}", "a".repeat(crate::audit::MAX_PATH_BYTES - 1));
+    let path = format!("/{}\u{2026}", "a".repeat(500));
     let found = records(&[asked("one", "api.one.example", &path, "path_denied", json!({}))]);
     let explanation = explain(source(CONFIG), &found[0].recorded.question).unwrap();
     assert_eq!(explanation.remedies, []);
@@ -471,7 +471,35 @@ fn a_rule_is_suggested_no_flood_of_paths() {
         .map(|it| asked("one", "api.one.example", &format!("/p{it}"), "path_denied", json!({})))
         .collect();
     let suggestions = suggest(source(CONFIG), &records(&lines)).unwrap();
-    assert_eq!((suggestions[0].count, suggestions[0].more_paths), (50, 10));
+    assert_eq!((suggestions[0].count, suggestions[0].more), (50, 10));
+}
+
+#[test]
+fn a_rule_is_suggested_no_flood_of_methods() {
+    let methods: Vec<Value> = (0..60)
+        .map(|it| {
+            let method = json!({ "method": format!("M{it}") });
+            asked("one", "api.one.example", "/v1/a", "method_denied", method)
+        })
+        .collect();
+    let suggestions = suggest(source(CONFIG), &records(&methods)).unwrap();
+    assert_eq!((suggestions[0].count, suggestions[0].more), (50, 10));
+}
+
+#[test]
+fn what_the_audit_cut_is_told_and_gets_no_rule() {
+    let cut = |key: &str, text: &str| json!({ key: format!("{text}\u{2026}") });
+    for (reason, more) in [
+        ("method_denied", cut("method", "MMMM")),
+        ("placeholder_wrong_place", cut("credential", "header x-long-key")),
+        ("foreign_credential", cut("credential", "query token")),
+    ] {
+        let found = records(&[asked("one", "api.one.example", "/v1/a", reason, more)]);
+        let recorded = &found[0].recorded;
+        let explanation = explain(source(CONFIG), &recorded.question).unwrap();
+        assert_eq!(explanation.remedies, [], "{reason}");
+        assert_eq!(recorded.asked.starts_with("MMMM\u{2026}"), reason == "method_denied");
+    }
 }
 
 #[test]
