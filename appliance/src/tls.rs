@@ -110,7 +110,7 @@ impl Tls {
         Ok(Self { provider, system_roots, server, clients: Mutex::default() })
     }
 
-    /// Verifies the upstream for exactly `host`, and says which protocol it chose.
+    /// Verifies the upstream for exactly `host`, and returns the protocol that it chose.
     pub async fn connect<S>(
         &self,
         stream: S,

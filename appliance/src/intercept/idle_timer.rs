@@ -16,7 +16,7 @@ use crate::{
     policy::Limits,
 };
 
-/// How a connection ended.
+/// The way in which a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ended {
     /// Both sides were done.

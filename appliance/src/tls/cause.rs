@@ -1,4 +1,4 @@
-//! Why a TLS handshake failed, in words that say what to do about it.
+//! The causes of failed TLS handshakes, in words that say what to do about them.
 
 use std::{io, sync::Arc};
 

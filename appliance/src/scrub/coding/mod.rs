@@ -10,8 +10,9 @@
 //! and where the origin flushed its compressor, which it does where a message of its protocol ends.
 //! Sizes are a function of the text and of these places. Times are another matter: see
 //! [`crate::limits`].
-//! What decodes, and why:
-//! The libraries that decode, and the reasons for them:
+//!
+//! These libraries decode, for these reasons:
+//!
 //! - gzip and deflate: `flate2` over `miniz_oxide`, the Rust project's own and without `unsafe` in the
 //!   decoder. The gzip frame is read here, byte by byte, because flate2 has it over a reader alone.
 //! - br: `brotli-decompressor`, which forbids `unsafe`, and whose state tells where meta-blocks end.
