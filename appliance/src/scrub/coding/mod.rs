@@ -13,9 +13,11 @@
 //!
 //! These libraries decode, for these reasons:
 //!
-//! - gzip and deflate: `flate2` over `miniz_oxide`, the Rust project's own and without `unsafe` in the
-//!   decoder. The gzip frame is read here, byte by byte, because flate2 has it over a reader alone.
-//! - br: `brotli-decompressor`, which forbids `unsafe`, and whose state tells where meta-blocks end.
+//! - gzip and deflate: `flate2` over `miniz_oxide`, the Rust project's own and without `unsafe` in
+//!   the decoder. The gzip frame is read here, byte by byte, because flate2 reads it only from a
+//!   reader.
+//! - br: `brotli-decompressor`, which forbids `unsafe`, and whose state tells where meta-blocks
+//!   end.
 //! - zstd: `zstd-safe`, which is libzstd, fuzzed without pause, with a bound for its window. The
 //!   decoder in Rust (`ruzstd`) gives a byte only after a window of others has followed it, so that
 //!   an event stream would never arrive.
