@@ -109,9 +109,9 @@ pub struct Interception<'a> {
 /// # Errors
 ///
 /// There is no issuing CA for the host now; the record gets the cause. The reason is that of a
-/// missing secret, because the CA's key is one: Vault lends it for a time, and it can be missing
-/// for the same causes. Or the agent has asked for too many new leaves, or no leaf can be made,
-/// which is a fault of the gateway's own.
+/// missing secret, because the CA's key is one: it is held only while Vault allows it, and is
+/// missing for the same causes. Or the agent has asked for too many new leaves, or no leaf can be
+/// made, which is a fault of the gateway's own.
 pub fn leaf(
     policy_snapshot: &PolicySnapshot,
     share: &AgentShare,

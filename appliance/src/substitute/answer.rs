@@ -2,9 +2,9 @@
 //! replaced by a ticket.
 //!
 //! Errs to refusal, and to too much: every member of JSON whose name some client takes for the
-//! listed one is examined, including each of two with one name. A text in the place that cannot be
-//! a well masked credential is refused with the whole answer. The body of an answer other than a
-//! success is dropped where it cannot be read.
+//! listed one is examined, including each of two with one name. A text in the place that is no
+//! credential which can be masked well is refused with the whole answer. The body of an answer
+//! other than a success is dropped where it cannot be read.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -206,7 +206,7 @@ const MOST_REPEATED: u32 = 4;
 /// halves may be as long.
 const MAX_HALF: usize = 256;
 
-/// Parts a credential from the text around it.
+/// Separates a credential from the text around it.
 fn parted(text: &str, scheme: &MintScheme) -> Option<(Around, Zeroizing<Vec<u8>>)> {
     let is_user = match scheme {
         MintScheme::Text(scheme) => return behind(text, scheme),
@@ -512,8 +512,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a server sends, the agent gets no credential that stood in a place, or no
-        /// answer. All prefixes of an answer count as answers that broke off.
+        /// Whatever a server sends, the agent gets an answer without the credentials that stood in
+        /// places, or none. All prefixes of an answer count as answers that broke off.
         #[test]
         fn no_text_shows_what_stood_in_a_place(
             before in "[ {}\\[\\]\",:a\\\\]{0,6}",

@@ -1,6 +1,6 @@
 //! A signature of AWS (Signature Version 4) as an agent made it, in the head or in the query of a
-//! request. Its key is a placeholder, so it proves nothing: only its key id, and the service and
-//! region that the request is to be signed for, are read.
+//! request. Its key is a placeholder, so it proves nothing: it is read for its owner, and for the
+//! service and region that the request is to be signed for.
 //!
 //! Errs to refusal. A text that some server could take for a signature, and this module does not,
 //! stays a credential like any other.
