@@ -181,7 +181,7 @@ pub struct Api {
     pub anonymous: Anonymous,
     /// The way in which the upstream is reached and verified.
     pub upstream: Upstream,
-    /// The parts of a response that are kept, and are removed otherwise.
+    /// The parts of a response that are kept here, and removed by default.
     pub response: ResponseRules,
     /// Whether a request may become a WebSocket.
     pub websocket: bool,

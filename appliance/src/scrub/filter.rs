@@ -57,7 +57,8 @@ fn set(words: &mut [u64], shift: u32, hash: u64) {
     }
 }
 
-/// With half a hash for each word of the filter, one window in 64 to 128 passes it by chance.
+/// With half a hash to a whole one in each word of the filter, one window in 64 to 128 passes it by
+/// chance.
 const HASHES_A_WORD: usize = 1;
 /// Words of the smallest filter: hardly a window passes that of one secret by chance, and those of
 /// all widths together leave room for the text in a processor's nearest cache.

@@ -25,7 +25,7 @@ pub(super) struct Step {
 /// A place in a stream, by whether its text may be cut there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mark {
-    /// No place to cut: it is inside of a block.
+    /// No place to cut: the stretch ends in the middle of something.
     None,
     /// The end of a block. The compressor may have been given more text by then, or not.
     Block,
