@@ -70,9 +70,9 @@ pub(super) struct ClientIdentity {
 /// The reply of one node.
 enum NodeReply {
     Body(Zeroizing<Vec<u8>>),
-    /// Another node is to be asked: this one.
+    /// The node names another one, which is to be asked.
     Ask(usize),
-    /// The node did not answer; another may, and asking it does nothing twice.
+    /// The node has no answer; another may have one, and asking it does nothing twice.
     AskAnother(CallError),
     Failed(CallError),
 }

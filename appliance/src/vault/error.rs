@@ -45,7 +45,7 @@ pub(super) const TOKEN_FILE: &str = "token_file";
 /// The reason why a request has no answer. Carries no text of Vault's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CallError {
-    /// Vault answered, and did not say success.
+    /// Vault's answer is not a success.
     Status {
         /// The HTTP status.
         code: u16,

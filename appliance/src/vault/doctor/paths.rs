@@ -87,7 +87,7 @@ pub(super) const BELOW: [&str; 12] = [
     "sys/raw",
 ];
 
-/// Paths that are for operators themselves.
+/// Single paths that are for operators.
 pub(super) const EXACT: [&str; 5] = [
     "auth/token/create",
     "auth/token/create-orphan",
