@@ -78,7 +78,7 @@ impl Asked {
         self.sent = headers.get(SEC_WEBSOCKET_PROTOCOL).cloned();
     }
 
-    /// Takes a head with status 101 as the answer to this request.
+    /// Accepts a head with status 101 as the answer to this request.
     ///
     /// # Errors
     ///

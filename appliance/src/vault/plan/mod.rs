@@ -54,7 +54,7 @@ pub struct Rights {
     /// The text of the policy by which the gateway has its issuing CAs signed; empty without
     /// `[vault.pki]`.
     pki: String,
-    /// The path of the signing engine, if any.
+    /// The path at which the engine signs CAs, if any.
     pub signing: Option<String>,
 }
 
