@@ -1,4 +1,4 @@
-//! What a provider's keys look like, for clients that look at a key before they send it.
+//! The shape of a provider's keys, for clients that check a key before they send it.
 //!
 //! A text of that shape is made of names alone: the group's, the placeholder's, and the shape's. So
 //! it is the same after a restart and on every gateway with that policy, nothing of a secret is in
@@ -67,7 +67,7 @@ impl KeyShape {
         Ok(shape)
     }
 
-    /// The text of this shape that stands for a placeholder of a group.
+    /// Returns the text of this shape that stands for a placeholder of a group.
     pub fn made_up(&self, group: &GroupName, placeholder: &Placeholder) -> Arc<str> {
         let names = [VERSION, group.as_str(), placeholder.as_str(), &*self.written];
         let mut source = Source::of(&names);
@@ -99,7 +99,7 @@ impl KeyShape {
         lengths.sum()
     }
 
-    /// How many texts have it, or as many as can be counted.
+    /// The number of texts that have it, or the highest that can be counted.
     fn texts(&self) -> u128 {
         let alphabets = self.parts.iter().flat_map(|part| match part {
             ShapePart::Text(_) => std::iter::repeat_n(1, 0),
@@ -117,7 +117,7 @@ impl fmt::Display for KeyShape {
     }
 }
 
-/// The first part of a text that has any, and what follows it.
+/// Returns the first part of a text, and the rest behind it.
 fn part(text: &str) -> Option<(ShapePart, &str)> {
     let Some(class) = text.strip_prefix('[') else {
         let (fixed, rest) = text.split_at(text.find('[').unwrap_or(text.len()));
@@ -215,10 +215,10 @@ fn block(seed: &Digest, number: u64) -> Digest {
     digest::digest(&SHA256, &[seed.as_ref(), &number.to_be_bytes()].concat())
 }
 
-/// Where this changes, every made-up text does.
+/// A change of this changes every made-up text.
 const VERSION: &str = "cloakroom key shape 1";
 
-/// That two placeholders of a policy have one text does not happen by chance.
+/// So many that two placeholders of a policy do not have one text by chance.
 const FEWEST_TEXTS: u128 = 1 << 64;
 
 #[cfg(test)]
