@@ -706,7 +706,9 @@ fn an_api_takes_what_its_groups_client_asks_without_credential() {
     let written = "[[api]]\nname = \"claude\"\nhosts = [\"api.anthropic.com\"]\n[[api.binding]]\n\
         groups = [\"research\"]\nplaceholder = \"CLAUDE_API_KEY\"\nplaces = [\"header x-api-key raw\"]\n\
         secret = \"vault:kv/git#token\"\n";
-    assert_eq!(asked("\"claude-code\"", written), listed);
+    let request = AnonymousRequest::parse("GET /api/hello").unwrap();
+    let added = Anonymous::Listed(vec![request.of_client("claude-code")]);
+    assert_eq!(asked("\"claude-code\"", written), added);
     let shared = written.replace("[\"research\"]", "[\"research\", \"other\"]") + other;
     assert_eq!(asked("\"claude-code\"", &shared), Anonymous::Never, "another group's, too");
 }
