@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shape_is_printed_where_it_is_known_and_else_missed() {
+    fn a_shape_is_printed_where_it_is_known() {
         let text = printed(&file(), Format::Docker, true).unwrap();
         let value = |text: &str, key: &str| {
             let line = text.lines().find_map(|line| line.strip_prefix(&format!("{key}=")));

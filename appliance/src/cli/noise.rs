@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn only_names_a_program_of_the_group_does_without_are_counted() {
+    fn only_names_the_groups_program_does_without_are_counted() {
         let policy_of_none = policy(None);
         let takes = |record: &Value| Noise::default().takes(record, &policy_of_none);
         assert!(takes(&query("research", "chatgpt.com")));
