@@ -4,7 +4,6 @@
 //! They are one program, so that the lab is linked once. Tests begin in the order of their names,
 //! and those that take minutes are named so that none is left alone at the end.
 
-mod attack;
 mod audit;
 mod aws;
 mod clients;
@@ -20,4 +19,3 @@ mod packets;
 mod the_lab_itself;
 mod tls;
 mod vault;
-mod world;

@@ -9,16 +9,14 @@ use std::{
 };
 
 use lab::{
-    Lab,
+    Lab, World,
     gateway::{self, Gateway, usual_config},
     net::{AGENT, AGENT2, GATEWAY, OPENAI},
     sandboxed, tools, wait,
+    world::{TICKET, get, get_path},
 };
 
-use crate::{
-    lifecycle::control::tell,
-    world::{TICKET, World, get, get_path},
-};
+use crate::lifecycle::control::tell;
 
 /// An address of the uplink: agents have a route to it.
 const MANAGEMENT: &str = "203.0.113.2:9464";

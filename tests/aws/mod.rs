@@ -12,11 +12,9 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use lab::{client::python, gateway, net::OPENAI, origin::Received, tools};
+use lab::{attack::Ask, client::python, gateway, net::OPENAI, origin::Received, tools};
 use policy_builder::{Config, Table, api, binding};
 use serde_json::json;
-
-use crate::attack::Ask;
 
 /// An access key's id and secret, and its session's token.
 type Keys<'a> = (&'a str, &'a str, Option<&'a str>);

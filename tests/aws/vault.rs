@@ -1,7 +1,7 @@
 //! Keys that come from a real Vault: a pair in two fields of KV, and a lent one.
 
 use lab::{
-    Lab,
+    Lab, World,
     dns::Dns,
     gateway::Gateway,
     net::OPENAI,
@@ -11,7 +11,7 @@ use lab::{
 };
 
 use super::{KEY, amazon, assert_signed, key_of, signed};
-use crate::{vault::leased_users::Lender, world::World};
+use crate::vault::leased_users::Lender;
 
 /// A gateway that signs with what is behind this reference, and Vault.
 fn world(reference: &str, prepare: impl FnOnce(&Lab, &Lender)) -> (World, Lender) {

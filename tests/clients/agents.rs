@@ -4,7 +4,7 @@
 use std::{fs, net::IpAddr, process::Command};
 
 use lab::{
-    Lab,
+    Lab, World,
     client::{agent, python, succeed, tool},
     dns::Dns,
     gateway::{self, ANTHROPIC_SECRET, Gateway, OPENAI_SECRET, PUBLIC_CA},
@@ -13,8 +13,6 @@ use lab::{
     sandboxed, tools, wait,
 };
 use policy_builder::{Config, Table, inspect};
-
-use crate::world::World;
 
 /// Names that Claude Code and codex have built in, and where they live in the lab.
 const NAMES: [(&str, Host); 3] =

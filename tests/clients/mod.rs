@@ -21,6 +21,7 @@ use std::{
 
 use ::base64::Engine as _;
 use lab::{
+    World,
     audit::Record,
     client::{agent, succeed},
     gateway::{self, SECRETS},
@@ -30,8 +31,6 @@ use lab::{
     wire::Wire,
 };
 use policy_builder::Config;
-
-use crate::world::World;
 
 /// The one family of addresses that names have, for agents and for the gateway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

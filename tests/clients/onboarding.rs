@@ -11,18 +11,16 @@ use std::{
 };
 
 use lab::{
+    World,
+    attack::say,
     audit::Record,
     client::{self, succeed},
     gateway,
     net::{AGENT, AGENT2, GATEWAY_V4, GATEWAY_V6, INTERNET},
     sandboxed, tools, wait,
+    world::{TICKET, get},
 };
 use policy_builder::Config;
-
-use crate::{
-    attack::say,
-    world::{TICKET, World, get},
-};
 
 #[test]
 fn the_script_installs_for_a_user_and_undo_leaves_nothing() {

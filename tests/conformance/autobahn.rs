@@ -8,6 +8,7 @@
 use std::process::{Child, Command};
 
 use lab::{
+    World,
     client::python,
     gateway::{BEARER, OPENAI_SECRET, PUBLIC_CA, usual_config},
     net::{AGENT, INTERNET, Ns, OTHER},
@@ -17,7 +18,6 @@ use lab::{
 use policy_builder::{Config, api, binding};
 
 use super::{Meant, Outcomes, compare, suite, whole};
-use crate::attack::Scene;
 
 /// Cases of a minute; the rest is of `make test-conformance`.
 const PART: &str = "1.*,2.*,3.*,4.1.*,4.2.*,5.*,6.2.*,6.4.*,7.1.*,7.3.*,9.1.1";
@@ -72,8 +72,8 @@ fn script(ns: Ns, python: &std::path::Path, arguments: &[&str]) -> Command {
 
 /// A program that runs until the test ends, once it says so.
 #[track_caller]
-fn start(mut command: Command, scene: &Scene, name: &str) -> Child {
-    let log = scene.lab.dir.join(name);
+fn start(mut command: Command, world: &World, name: &str) -> Child {
+    let log = world.lab.dir.join(name);
     let file = std::fs::File::create(&log).expect("a file");
     let again = file.try_clone().expect("a file");
     let child = command.stdout(file).stderr(again).spawn().expect("it starts");
@@ -91,12 +91,12 @@ fn config() -> Config {
     usual_config().gateway("ports", [443, 80, PORT]).with(measured)
 }
 
-fn scene() -> Scene {
-    let scene = Scene::with(&config());
-    let identity = scene.lab.public.issue(OTHER.name);
-    scene.lab.write("measured.pem", identity.certificate_pem());
-    scene.lab.write("measured.key", identity.key_pem());
-    scene
+fn world() -> World {
+    let world = World::with(&config());
+    let identity = world.lab.public.issue(OTHER.name);
+    world.lab.write("measured.pem", identity.certificate_pem());
+    world.lab.write("measured.key", identity.key_pem());
+    world
 }
 
 /// The best outcome of each case in a few tries.
@@ -142,12 +142,12 @@ fn read(said: &str) -> Outcomes {
 #[ignore = "it takes minutes: cargo test --test properties -- --ignored autobahn"]
 fn a_server_behaves_the_same_behind_the_gateway() {
     sandboxed_for(super::LIMIT, || {
-        let scene = scene();
-        let dir = scene.lab.dir.display().to_string();
+        let world = world();
+        let dir = world.lab.dir.display().to_string();
         let at = format!("{}:{PORT}", OTHER.v4());
         // It ends with the sandbox.
         #[expect(clippy::zombie_processes, reason = "the sandbox ends, and with it all in there")]
-        let _server = start(script(INTERNET, &python(), &["echo", &at, &dir]), &scene, "echo");
+        let _server = start(script(INTERNET, &python(), &["echo", &at, &dir]), &world, "echo");
         let run = |from: Ns, key: &str| {
             outcomes(COMPRESSED, |many, cases| {
                 let to = format!("{}:{PORT}", OTHER.name);
@@ -158,35 +158,35 @@ fn a_server_behaves_the_same_behind_the_gateway() {
         let without = run(INTERNET, OPENAI_SECRET);
         let through = run(AGENT, "MEASURED_API_KEY");
         assert_good(&without);
-        let requests = scene.gateway.audit.records();
+        let requests = world.gateway.audit.records();
         let requests = requests.iter().filter(|it| it.is("request")).count();
         assert!(requests >= through.len(), "it went somewhere else");
         compare(&without, &through, &SERVER_MEANT);
-        scene.ends_well();
+        world.ends_well();
     });
 }
 
 #[test]
 fn a_client_behaves_the_same_behind_the_gateway() {
     sandboxed_for(super::LIMIT, || {
-        let scene = scene();
-        let dir = scene.lab.dir.display().to_string();
+        let world = world();
+        let dir = world.lab.dir.display().to_string();
         let at = format!("{}:{PORT}", OTHER.v4());
         let run = |from: Ns, key: &str| {
             outcomes("", |many, cases| {
                 let arguments = ["fuzz-client", &at, &dir, cases];
                 let fuzzer = script(INTERNET, &suite("python/bin/python"), &arguments);
-                let mut fuzzer = start(fuzzer, &scene, "fuzzer");
+                let mut fuzzer = start(fuzzer, &world, "fuzzer");
                 let arguments = ["client", &format!("{}:{PORT}", OTHER.name), &dir, key, many];
                 super::output(&mut script(from, &python(), &arguments));
                 fuzzer.wait().expect("it ends");
-                std::fs::read_to_string(scene.lab.dir.join("fuzzer")).expect("its output")
+                std::fs::read_to_string(world.lab.dir.join("fuzzer")).expect("its output")
             })
         };
         let without = run(INTERNET, OPENAI_SECRET);
         let through = run(AGENT, "MEASURED_API_KEY");
         assert_good(&without);
         compare(&without, &through, &CLIENT_MEANT);
-        scene.ends_well();
+        world.ends_well();
     });
 }

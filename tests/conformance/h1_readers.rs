@@ -14,6 +14,8 @@ use std::{
 };
 
 use lab::{
+    World,
+    attack::{Before, local},
     client::Tls,
     gateway::OPENAI_SECRET,
     net::{AGENT, OPENAI},
@@ -22,7 +24,6 @@ use lab::{
 use serde_json::Value;
 
 use self::cases::{Case, Fate};
-use crate::attack::{Before, Scene, local};
 
 /// The request before a case, and the one behind it.
 const FIRST: &str = "/v1/first";
@@ -124,10 +125,10 @@ fn answers(what: &str, mut bytes: &[u8]) -> Vec<Answer> {
 /// The requests that arrived since `before`, by a reader that takes nothing but what it would
 /// write.
 #[track_caller]
-fn arrived(scene: &Scene, what: &str, before: Before, fate: Fate) -> Vec<Answer> {
-    scene.origin.log().wait_all_closed();
+fn arrived(world: &World, what: &str, before: Before, fate: Fate) -> Vec<Answer> {
+    world.origin.log().wait_all_closed();
     let mut arrived = vec![];
-    for connection in scene.connections_since(before) {
+    for connection in world.connections_since(before) {
         let requests = strict::requests(what, &connection.bytes);
         assert_eq!(requests.len(), connection.requests.len(), "{what}: {connection:#?}");
         let marked = requests.iter().filter(|it| it.target == MARKED).count();
@@ -147,12 +148,12 @@ fn arrived(scene: &Scene, what: &str, before: Before, fate: Fate) -> Vec<Answer>
 }
 
 #[track_caller]
-fn try_one(scene: &Scene, case: &Case, behind: bool) {
+fn try_one(world: &World, case: &Case, behind: bool) {
     let what = format!("{:?}, {}", case.what, if behind { "behind another" } else { "alone" });
     let first = if behind { request(FIRST, "") } else { vec![] };
     let marked = request(MARKED, "Connection: close\r\n");
-    let before = scene.before();
-    let mut tls = scene.h1(AGENT, OPENAI.port(443), OPENAI.name);
+    let before = world.before();
+    let mut tls = world.must_h1(AGENT, OPENAI.port(443), OPENAI.name);
     let me = local(&tls);
     tls.send([&first[..], &case.bytes, &marked].concat()).expect("sent");
     let heard = hear(&mut tls, case.fate, behind);
@@ -171,18 +172,18 @@ fn try_one(scene: &Scene, case: &Case, behind: bool) {
         })
         .collect();
     reasons.extend(case.fate.unanswered().map(Some));
-    scene.recorded(&what, me, &reasons);
+    world.recorded(&what, me, &reasons);
     expected.retain(|answer| !matches!(answer, Answer::Refusal(..)));
-    assert_eq!(arrived(scene, &what, before, case.fate), expected, "{what}");
+    assert_eq!(arrived(world, &what, before, case.fate), expected, "{what}");
 }
 
 /// Tries each, and says of all that go wrong.
 fn try_all(cases: Vec<Case>) {
-    let scene = Scene::usual();
+    let world = World::usual();
     let mut wrong = vec![];
     for case in &cases {
         for behind in [false, true] {
-            let one = AssertUnwindSafe(|| try_one(&scene, case, behind));
+            let one = AssertUnwindSafe(|| try_one(&world, case, behind));
             if let Err(panic) = catch_unwind(one) {
                 let said = panic.downcast_ref::<String>().cloned().unwrap_or_default();
                 wrong.push(said);
@@ -190,7 +191,7 @@ fn try_all(cases: Vec<Case>) {
         }
     }
     assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n----\n"));
-    scene.ends_well();
+    world.ends_well();
 }
 
 #[test]

@@ -9,14 +9,14 @@ mod special;
 use std::{io::Write as _, net::IpAddr, time::Duration};
 
 use lab::{
+    World,
     client::{Hello, Tls, client_hello, tls_over},
     dns::Answer,
     gateway::{self, OPENAI_SECRET},
     net::{AGENT, AGENT2, ATTACKER, GATEWAY, Host, OPENAI, OTHER, PYPI},
     sandboxed, wait,
+    world::{TICKET, get},
 };
-
-use crate::world::{TICKET, World, get};
 
 /// The agent's handshake fails, the audit says why, and nothing arrives anywhere.
 #[track_caller]

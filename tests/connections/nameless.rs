@@ -11,6 +11,7 @@ use std::{
 
 use hickory_proto::rr::RecordType;
 use lab::{
+    World,
     audit::Record,
     client::{agent, succeed},
     gateway,
@@ -25,10 +26,7 @@ use lab::{
 };
 use policy_builder::{Config, tcp};
 
-use crate::{
-    dns::client::{addresses, anywhere, ask, ask_udp, query, resolvers},
-    world::World,
-};
+use crate::dns::client::{addresses, anywhere, ask, ask_udp, query, resolvers};
 
 /// The usual policy, and SSH to a git server, which is an API too, for both groups.
 pub(crate) fn config() -> Config {

@@ -4,12 +4,11 @@
 use std::{net::Shutdown, time::Duration};
 
 use lab::{
+    World,
     client::{Hello, Tls},
     net::{AGENT, CDN, PYPI},
     sandboxed, wait,
 };
-
-use crate::world::World;
 
 #[test]
 fn a_suffix_lets_its_subdomains_through() {

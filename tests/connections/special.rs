@@ -10,11 +10,13 @@ use std::{
 
 use hickory_proto::rr::RecordType;
 use lab::{
+    World,
     client::{Hello, Tls},
     dns::{Answer, TRANSLATORS},
     gateway,
     net::{AGENT, GATEWAY, GIT, INTERNET, OPENAI, PYPI},
     sandboxed, tools, wait,
+    world::{TICKET, first_event, get, get_path},
 };
 use policy_builder::Config;
 
@@ -22,7 +24,6 @@ use crate::{
     connections::nameless::{Speakers, config, reaches, refused},
     dns::client::{addresses, anywhere, ask},
     lifecycle::control::tell,
-    world::{TICKET, World, first_event, get, get_path},
 };
 
 /// What [`site`] closes.

@@ -5,15 +5,13 @@ use std::net::SocketAddr;
 
 use hickory_proto::rr::RecordType;
 use lab::{
-    gateway,
+    World, gateway,
     net::{AGENT, ATTACKER, CDN, OPENAI, OTHER, PYPI},
     sandboxed, wait,
+    world::{TICKET, get},
 };
 
-use crate::{
-    dns::client::{anywhere, ask},
-    world::{TICKET, World, get},
-};
+use crate::dns::client::{anywhere, ask};
 
 #[test]
 fn a_spliced_name_is_reached_at_its_own_addresses_only() {

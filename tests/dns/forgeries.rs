@@ -7,14 +7,15 @@ use std::{
 
 use hickory_proto::rr::RecordType;
 use lab::{
+    World,
     dns::{Forgery, Manner},
     gateway,
     net::OPENAI,
     sandboxed,
+    world::{TICKET, get},
 };
 
 use super::client::{addresses, anywhere, ask};
-use crate::world::{TICKET, World, get};
 
 /// Requires the host's own addresses, soon.
 #[track_caller]

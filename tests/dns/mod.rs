@@ -20,11 +20,13 @@ use hickory_proto::{
     rr::RecordType,
 };
 use lab::{
+    World,
     client::{agent, succeed},
     dns::Answer,
     gateway,
     net::{AGENT, AGENT2, ATTACKER, CDN, GATEWAY, GATEWAY_V4, Host, INTERNET, OPENAI, OTHER, PYPI},
     sandboxed, wait,
+    world::{TICKET, get},
 };
 use policy_builder::Config;
 use socket2::{Domain, Socket, Type};
@@ -33,7 +35,6 @@ use self::client::{
     addresses, anywhere, ask, ask_tcp, ask_udp, code, framed, query, rand, read, resolvers, socket,
     unframed,
 };
-use crate::world::{TICKET, World, get};
 
 /// How long glibc and musl wait for an answer.
 const CLIENTS_WAIT: Duration = Duration::from_secs(5);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use hickory_proto::{op::ResponseCode, rr::RecordType};
 use lab::{
-    Lab,
+    Lab, World,
     dns::Dns,
     gateway::{self, Gateway, OPENAI_SECRET, PUBLIC_CA},
     net::{AGENT, Capture, GATEWAY, INTERNET, OPENAI, PYPI, VAULT},
@@ -14,13 +14,11 @@ use lab::{
     sandboxed, tools,
     vault::{self, Vault},
     wait,
+    world::{TICKET, get},
 };
 use policy_builder::Config;
 
-use crate::{
-    dns::client::{addresses, anywhere, ask, ask_udp, code, query},
-    world::{TICKET, World, get},
-};
+use crate::dns::client::{addresses, anywhere, ask, ask_udp, code, query};
 
 /// What the certificate of the lab's resolver is for.
 pub(crate) const NAME: &str = "dns.example";

@@ -14,6 +14,7 @@ use hickory_proto::{
     rr::RecordType,
 };
 use lab::{
+    World,
     audit::Record,
     client::{Hello, client_hello},
     gateway,
@@ -23,7 +24,7 @@ use lab::{
 use policy_builder::{Config, Table, agent, group};
 
 use super::client::{addresses, anywhere, ask_udp, ask_udp_of, code, query};
-use crate::{dns::over_tls, world::World};
+use crate::dns::over_tls;
 
 /// Whoever has the names below it says nothing.
 const SILENT: &str = "dark.cdn.example";

@@ -11,6 +11,7 @@ use hickory_proto::{
     rr::{RecordType, rdata::opt::EdnsOption},
 };
 use lab::{
+    World,
     client::{Tls, agent},
     net::{AGENT, ATTACKER, INTERNET, OPENAI},
     sandboxed, wait,
@@ -20,7 +21,6 @@ use super::{
     client::{anywhere, ask, ask_tcp, ask_udp, code, query, rand, resolvers},
     config,
 };
-use crate::world::World;
 
 #[test]
 fn a_thousand_attacker_names_leave_the_wan_silent() {

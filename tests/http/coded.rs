@@ -4,15 +4,15 @@ mod bodiless;
 
 use http::Request;
 use lab::{
+    World,
     audit::Record,
     client::{Response, python, succeed, tool},
     gateway::OPENAI_SECRET,
     net::{AGENT, OPENAI},
     origin::{TEXT, forms},
     sandboxed,
+    world::{TICKET, get_path},
 };
-
-use crate::world::{TICKET, World, get_path};
 
 fn ask_h1(world: &World, path: &str, accepted: &str) -> Response {
     world.ask(&get_path(path, &[TICKET, &format!("Accept-Encoding: {accepted}")]))

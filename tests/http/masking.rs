@@ -10,9 +10,14 @@ mod spellings;
 
 use std::thread;
 
-use lab::{audit::Record, gateway::OPENAI_SECRET, net::OPENAI, sandboxed};
-
-use crate::world::{TICKET, World, get_path};
+use lab::{
+    World,
+    audit::Record,
+    gateway::OPENAI_SECRET,
+    net::OPENAI,
+    sandboxed,
+    world::{TICKET, get_path},
+};
 
 /// Pieces that each end in a guess, more of which is right each time; or, where nothing is to be
 /// right, in as many other characters.

@@ -13,6 +13,8 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use lab::{
+    World,
+    attack::Ask,
     client::{H2, Response, Tls},
     gateway::{
         ANTHROPIC_SECRET, GIT_SECRET, OPENAI_SECRET, OPS_SECRET, PUBLIC_CA, SECRETS, usual_config,
@@ -23,10 +25,7 @@ use lab::{
 };
 use policy_builder::{Config, binding};
 
-use crate::{
-    attack::{Ask, Scene},
-    http::places::forms,
-};
+use crate::http::places::forms;
 
 /// An API of the configuration.
 struct Api {
@@ -302,13 +301,13 @@ enum Kept {
 }
 
 impl Kept {
-    fn open(scene: &Scene, cell: &Cell) -> io::Result<Self> {
+    fn open(world: &World, cell: &Cell) -> io::Result<Self> {
         let Cell { group: (_, from), host, .. } = *cell;
         Ok(match cell.by {
             Protocol::H1 | Protocol::WebSocket => {
-                Self::H1(Tls::open(from, host.port(443), &scene.hello(host.name))?.into())
+                Self::H1(Tls::open(from, host.port(443), &world.hello(host.name))?.into())
             }
-            Protocol::H2 => Self::H2(H2::open(from, host.port6(443), &scene.hello2(host.name))?),
+            Protocol::H2 => Self::H2(H2::open(from, host.port6(443), &world.hello2(host.name))?),
         })
     }
 
@@ -321,13 +320,13 @@ impl Kept {
 }
 
 /// Asks on the connection of the cells before, or on a new one where that has ended.
-fn answer(scene: &Scene, kept: &mut Option<Kept>, cell: &Cell, ask: &Ask) -> io::Result<Response> {
+fn answer(world: &World, kept: &mut Option<Kept>, cell: &Cell, ask: &Ask) -> io::Result<Response> {
     if let Some(connection) = kept
         && let Ok(answer) = connection.ask(ask)
     {
         return Ok(answer);
     }
-    kept.insert(Kept::open(scene, cell)?).ask(ask)
+    kept.insert(Kept::open(world, cell)?).ask(ask)
 }
 
 fn everything(request: &Received) -> String {
@@ -354,7 +353,7 @@ fn holds_once(cell: &Cell, secret: &str, request: &Received) {
 #[test]
 fn the_secret_arrives_in_the_configured_cells_alone() {
     sandboxed(|| {
-        let scene = Scene::with(&config());
+        let world = World::with(&config());
         let cells = cells();
         let mut kept = None;
         let mut last = None;
@@ -364,7 +363,7 @@ fn the_secret_arrives_in_the_configured_cells_alone() {
             if last.replace(connection) != Some(connection) {
                 kept = None;
             }
-            let answered = answer(&scene, &mut kept, cell, &request(nth, cell));
+            let answered = answer(&world, &mut kept, cell, &request(nth, cell));
             match (expected(cell), answered) {
                 (Outcome::Secret(secret), Ok(answer)) => {
                     assert_eq!(answer.reason(), None, "{cell:?}: {}", answer.text());
@@ -376,7 +375,7 @@ fn the_secret_arrives_in_the_configured_cells_alone() {
                     *words.entry("response_masked".into()).or_default() += 1;
                 }
                 (Outcome::Refused(status, reason), Ok(answer)) => {
-                    scene.is_refusal(&format!("{cell:?}"), &answer, (status, reason));
+                    world.is_refusal(&format!("{cell:?}"), &answer, (status, reason));
                     *words.entry(reason.into()).or_default() += 1;
                 }
                 (Outcome::NoHandshake, Err(error)) => {
@@ -394,7 +393,7 @@ fn the_secret_arrives_in_the_configured_cells_alone() {
                 _ => None,
             })
             .collect();
-        let received = scene.origin.log().wait_requests(wanted.len());
+        let received = world.origin.log().wait_requests(wanted.len());
         let mut seen = BTreeSet::new();
         for request in &received {
             let nth: usize = request.header("x-cell")[0].parse().expect("the number of a cell");
@@ -406,7 +405,7 @@ fn the_secret_arrives_in_the_configured_cells_alone() {
         assert!(wanted.len() >= 2 * BINDINGS.iter().map(|it| it.places.len()).sum::<usize>());
         let told = || {
             let mut told: BTreeMap<String, usize> = BTreeMap::new();
-            for record in scene.gateway.audit.records() {
+            for record in world.gateway.audit.records() {
                 if record.is("request") {
                     let word = record["reason"].as_str().unwrap_or("none").to_owned();
                     *told.entry(word).or_default() += 1;
@@ -416,6 +415,6 @@ fn the_secret_arrives_in_the_configured_cells_alone() {
         };
         wait::until(wait::SOON, || (told() == words).then_some(()));
         assert_eq!(told(), words, "one record for each request");
-        scene.ends_well();
+        world.ends_well();
     });
 }

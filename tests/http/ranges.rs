@@ -2,9 +2,14 @@
 //! halves.
 
 use http::Request;
-use lab::{client::Response, gateway::OPENAI_SECRET, net::OPENAI, sandboxed};
-
-use crate::world::{TICKET, World, get_path};
+use lab::{
+    World,
+    client::Response,
+    gateway::OPENAI_SECRET,
+    net::OPENAI,
+    sandboxed,
+    world::{TICKET, get_path},
+};
 
 const PATH: &str = "/v1/coded?echo=1";
 

@@ -1,12 +1,12 @@
 //! Responses: without the key, without delay, and as it was sent otherwise.
 
 use lab::{
+    World,
     gateway::{OPENAI_SECRET, SECRETS},
     net::{AGENT, OPENAI},
     sandboxed,
+    world::{TICKET, get, get_path},
 };
-
-use crate::world::{TICKET, World, get, get_path};
 
 /// Everything that the agent decrypts, as text.
 fn raw(world: &World, request: &str) -> String {

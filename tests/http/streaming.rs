@@ -16,14 +16,14 @@ use std::{
 };
 
 use lab::{
+    World,
     client::{agent, succeed},
     gateway::usual_config,
     net::{AGENT, Host, OPENAI, PYPI},
     origin::pattern,
     sandboxed,
+    world::TICKET,
 };
-
-use crate::world::{TICKET, World};
 
 /// A way through the gateway.
 #[derive(Debug, Clone, Copy)]

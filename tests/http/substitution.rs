@@ -1,12 +1,12 @@
 //! A placeholder in the right place arrives as the key, once, and the agent never sees the key.
 
 use lab::{
+    World,
     gateway::{OPENAI_SECRET, OPS_SECRET},
     net::{AGENT2, OPENAI},
     sandboxed,
+    world::{TICKET, get},
 };
-
-use crate::world::{TICKET, World, get};
 
 #[test]
 fn a_group_gets_its_own_key_and_never_another_groups() {

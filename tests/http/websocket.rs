@@ -11,6 +11,8 @@ use std::{
 };
 
 use lab::{
+    World,
+    attack::local,
     audit::Record,
     client::Tls,
     gateway::{self, OPENAI_SECRET, PUBLIC_CA, SECRETS, usual_config},
@@ -24,7 +26,7 @@ use self::{
     api::{ADDRESS, Api, Received, field, in_every_form, in_frames},
     peer::{Agent, BINARY, CLOSE, Frame, PING, PONG, TEXT, code, frame},
 };
-use crate::{attack::local, lifecycle::control::tell, world::World};
+use crate::lifecycle::control::tell;
 
 const NAME: &str = "live.example";
 const CLOSED: &str = "closed.example";

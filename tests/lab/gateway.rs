@@ -63,9 +63,7 @@ impl Gateway {
     /// When it does not become ready, with what it said.
     #[track_caller]
     pub fn start(lab: &Lab, config: &dyn Display) -> Self {
-        Self::try_start(lab, config).unwrap_or_else(|failed| {
-            panic!("the gateway did not become ready ({:?}):\n{}", failed.status, failed.stderr)
-        })
+        Self::try_start(lab, config).unwrap_or_else(|failed| failed.panic())
     }
 
     /// Starts the gateway with this configuration, which may not work.
@@ -76,10 +74,21 @@ impl Gateway {
     /// # Panics
     /// When the guard or the certificates cannot be made.
     pub fn try_start(lab: &Lab, config: &dyn Display) -> Result<Self, Failed> {
+        Self::run(lab, &Self::prepare(lab, config)?)
+    }
+
+    /// Makes what the daemon needs: the guard, the files, whose path it gives, and the certificates.
+    ///
+    /// # Errors
+    /// When the program refuses to make the certificates.
+    ///
+    /// # Panics
+    /// When the guard or the files cannot be made.
+    pub fn prepare(lab: &Lab, config: &dyn Display) -> Result<PathBuf, Failed> {
         guard();
         let config = install(lab, config);
         certificates(lab, &config)?;
-        Self::run(lab, &config)
+        Ok(config)
     }
 
     /// Starts the daemon only: the guard, the files and the certificates are there already.
@@ -246,9 +255,46 @@ impl Gateway {
             .filter_map(|line| line.split_whitespace().next().map(str::to_owned))
             .collect()
     }
+
+    /// No secret is in the audit or in its log.
+    ///
+    /// # Panics
+    /// When one is.
+    #[track_caller]
+    pub fn assert_secrets_untold(&self) {
+        let (audit, log) = (self.audit.text(), self.stderr());
+        for secret in SECRETS {
+            assert!(!audit.contains(secret), "a secret is in the audit: {audit}");
+            assert!(!log.contains(secret), "a secret is in the log: {log}");
+        }
+    }
+}
+
+/// What holds at the end of each gateway, whatever the test is about: it told no secret, did not
+/// panic, and met no error of its own.
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        self.assert_secrets_untold();
+        let written = self.audit.text() + &self.stderr();
+        for word in ["internal_error", "panicked"] {
+            assert!(!written.contains(word), "{word}:\n{written}");
+        }
+    }
 }
 
 impl Failed {
+    /// Fails the test, with what the program said.
+    ///
+    /// # Panics
+    /// Always.
+    #[track_caller]
+    pub fn panic(self) -> ! {
+        panic!("the gateway did not become ready ({:?}):\n{}", self.status, self.stderr)
+    }
+
     /// The exit code, if it ended by itself.
     pub fn code(&self) -> Option<i32> {
         self.status.and_then(|status| status.code().or(status.signal().map(|signal| -signal)))

@@ -15,6 +15,7 @@
 //! Assertions belong on what an [`origin::Origin`] received and on the audit record, and only then
 //! on what the agent saw. All addresses and names are those reserved for documentation.
 
+pub mod attack;
 pub mod audit;
 mod capture;
 pub mod client;
@@ -34,6 +35,8 @@ pub mod tools;
 pub mod vault;
 pub mod wait;
 pub mod wire;
+pub mod world;
 
 pub use net::Lab;
 pub use sandbox::sandboxed;
+pub use world::World;

@@ -12,14 +12,14 @@ use std::{
 };
 
 use lab::{
+    World,
     gateway::{self, Gateway, SECRETS},
     net::{GATEWAY, OPENAI},
     sandboxed, tools, wait,
+    world::{TICKET, get},
 };
 use policy_builder::Table;
 use serde_json::Value;
-
-use crate::world::{TICKET, World, get};
 
 /// `cloakroom` with these arguments, for the gateway of this world.
 pub(crate) fn order(world: &World, arguments: &[&str]) -> Command {

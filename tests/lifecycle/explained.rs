@@ -4,18 +4,17 @@
 use std::{fs, path::PathBuf};
 
 use lab::{
+    World,
     audit::Record,
     client::succeed,
     gateway,
     net::{ATTACKER, Host, OTHER},
     sandboxed,
+    world::{TICKET, get_path},
 };
 use serde_json::Value;
 
-use crate::{
-    lifecycle::control::tell,
-    world::{TICKET, World, get_path},
-};
+use crate::lifecycle::control::tell;
 
 fn config(world: &World) -> PathBuf {
     world.lab.dir.join("cloakroom.toml")

@@ -7,7 +7,7 @@ use std::{
 };
 
 use lab::{
-    Lab,
+    Lab, World,
     audit::Record,
     client::{H2, Hello, Tls},
     dns::Dns,
@@ -15,11 +15,11 @@ use lab::{
     net::{AGENT, AGENT2, GATEWAY, Host, OPENAI, OTHER, PYPI},
     origin::Origin,
     sandboxed, wait,
+    world::first_event,
 };
 use policy_builder::{Config, binding};
 
 use crate::faults::{CHAT, ask, connections, get, open};
-use crate::world::{World, first_event};
 
 fn signal(gateway: &Gateway, name: &str) {
     GATEWAY.shell(&format!("kill -{name} {}", gateway.pid()));

@@ -8,17 +8,18 @@ use std::{
 
 use hickory_proto::{op::ResponseCode, rr::RecordType};
 use lab::{
+    World,
     audit::Record,
     client::{Response, Tls},
     gateway::{self, Gateway, OPS_SECRET},
     net::{AGENT, AGENT2, Host, OPENAI, PYPI},
     sandboxed, wait,
+    world::{TICKET, first_event, get, get_path},
 };
 
 use crate::{
     dns::client::{anywhere, ask_tcp, ask_udp, code, query},
     lifecycle::control::{status, tell},
-    world::{TICKET, World, first_event, get, get_path},
 };
 
 const OPS_TICKET: &str = "Authorization: Bearer OPS_OPENAI_KEY";

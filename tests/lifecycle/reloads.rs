@@ -8,7 +8,7 @@ use std::{
 };
 
 use lab::{
-    Lab,
+    Lab, World,
     dns::Dns,
     gateway::{self, Gateway, OPENAI_SECRET},
     net::{OPENAI, VAULT},
@@ -17,12 +17,10 @@ use lab::{
     slow::Slow,
     vault::Vault,
     wait,
+    world::{TICKET, get},
 };
 
-use crate::{
-    lifecycle::control::{status, tell},
-    world::{TICKET, World, get},
-};
+use crate::lifecycle::control::{status, tell};
 
 /// The value at the place that the reference moves to.
 const MOVED: &str = "sk-lab-m0ved-7c1e44d09b2fa863";

@@ -11,18 +11,17 @@ use std::{
 };
 
 use lab::{
+    World,
     client::{Hello, Tls, client_hello},
     gateway,
     net::{AGENT, GATEWAY, OPENAI},
     sandboxed, tools, wait,
+    world::{TICKET, first_event, get, get_path},
 };
 use policy_builder::Config;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{
-    lifecycle::control::tell,
-    world::{TICKET, World, first_event, get, get_path},
-};
+use crate::lifecycle::control::tell;
 
 /// `supervise.py` and the gateway that it starts.
 struct Supervised {

@@ -30,6 +30,7 @@ use std::{
 };
 
 use lab::{
+    World,
     audit::Record,
     gateway::{self, Gateway, usual_config},
     net::{AGENT, AGENT_V4, AGENT_V6},
@@ -42,7 +43,6 @@ use self::{
     most::memory_mib,
     other::{Other, Place, Seen},
 };
-use crate::world::World;
 
 #[test]
 fn the_flood_of_one_agent_is_not_noticed_by_another() {

@@ -7,13 +7,13 @@ use std::{
 };
 
 use lab::{
+    World,
     client::{python, succeed},
     gateway,
     net::{AGENT, GATEWAY, GATEWAY_V4, GATEWAY_V6, INTERNET, OTHER},
     sandboxed, tools, wait,
+    world::{TICKET, get},
 };
-
-use crate::world::{TICKET, World, get};
 
 #[test]
 fn ping_is_answered_where_it_is_configured() {

@@ -7,19 +7,18 @@ use std::{
 };
 
 use lab::{
+    World,
     client::{python, succeed},
     gateway,
     net::{AGENT, AGENT2, GATEWAY, GATEWAY_V6, INTERNET, OPENAI},
     sandboxed, tools, wait,
+    world::{TICKET, get},
 };
 use policy_builder::{Config, agent, group};
 
-use crate::{
-    packets::{
-        agent_services::{heard, script, serve},
-        neighbours::Flood,
-    },
-    world::{TICKET, World, get},
+use crate::packets::{
+    agent_services::{heard, script, serve},
+    neighbours::Flood,
 };
 
 #[test]

@@ -10,11 +10,13 @@ use std::{
 
 use hickory_proto::rr::RecordType;
 use lab::{
+    World,
     audit::Record,
     gateway,
     net::{AGENT, Capture, GATEWAY, GATEWAY_V4, GATEWAY_V6, INTERNET, Ns, PYPI, VAULT},
     sandbox::sandboxed_for,
     wait,
+    world::{TICKET, get},
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -26,7 +28,6 @@ use crate::{
     clients::onboarding::onboarding,
     dns::client::{addresses as told_addresses, anywhere, ask},
     packets::stray_packets::{descriptors, mac},
-    world::{TICKET, World, get},
 };
 
 #[test]

@@ -9,18 +9,17 @@ use std::{
 };
 
 use lab::{
+    World,
     audit::Record,
     datagrams::{SERVICE, Sending, Target},
     gateway,
     net::{AGENT, AGENT2, GATEWAY, GATEWAY_V4, GATEWAY_V6, INTERNET, OPENAI, OTHER, sysctl},
     sandboxed, wait,
+    world::{TICKET, get},
 };
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use crate::{
-    lifecycle::control::{causes, status, tell},
-    world::{TICKET, World, get},
-};
+use crate::lifecycle::control::{causes, status, tell};
 
 #[test]
 fn flushed_rules_return_at_once_behind_the_guard() {

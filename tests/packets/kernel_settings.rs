@@ -4,16 +4,15 @@
 use std::{path::Path, time::Duration};
 
 use lab::{
+    World,
     gateway::{self, Gateway},
     net::{AGENT, AGENT2, GATEWAY, INTERNET, OPENAI, OTHER},
     sandboxed, tools, wait,
+    world::{TICKET, get},
 };
 use policy_builder::Config;
 
-use crate::{
-    lifecycle::control::causes,
-    world::{TICKET, World, get},
-};
+use crate::lifecycle::control::causes;
 
 #[test]
 fn settings_and_rules_that_somebody_changed_are_repaired() {

@@ -19,7 +19,7 @@ use std::{
 };
 
 use lab::{
-    Lab,
+    Lab, World,
     dns::Dns,
     gateway::{self, Gateway},
     net::{
@@ -28,13 +28,11 @@ use lab::{
     },
     origin::Origin,
     sandboxed, wait,
+    world::{TICKET, get},
 };
 use policy_builder::agent;
 
-use crate::{
-    packets::{agent_services::pings, stray_packets::mac},
-    world::{TICKET, World, get},
-};
+use crate::packets::{agent_services::pings, stray_packets::mac};
 
 #[test]
 fn before_the_daemon_starts_the_guard_passes_nothing() {

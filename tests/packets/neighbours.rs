@@ -9,13 +9,11 @@ use std::{
 };
 
 use lab::{
-    Lab,
+    Lab, World,
     client::{self, python, succeed},
     net::{AGENT, AGENT2, GATEWAY, GATEWAY_V6, OPENAI},
     sandboxed, tools,
 };
-
-use crate::world::World;
 
 #[test]
 fn ever_new_neighbours_take_nobodys_place() {

@@ -8,17 +8,16 @@ use std::{
 };
 
 use lab::{
-    Lab,
+    Lab, World,
     audit::Record,
     dns::Dns,
     gateway::{self, Gateway},
     net::{AGENT, AGENT_V4, AGENT2, GATEWAY, GATEWAY_V4, OPENAI, OTHER},
     sandboxed, wait,
+    world::{TICKET, get},
 };
 use policy_builder::group;
 use serde_json::Value;
-
-use crate::world::{TICKET, World, get};
 
 #[test]
 fn refusals_before_a_connection_are_in_the_audit() {

@@ -7,17 +7,17 @@ use std::{
 };
 
 use lab::{
-    Lab,
+    Lab, World,
     dns::Dns,
     gateway::{self, usual_config},
     net::{AGENT, AGENT2, GATEWAY, OPENAI, PYPI},
     sandboxed, tools, wait,
+    world::{TICKET, get},
 };
 
 use crate::{
     lifecycle::control::{causes, tell},
     packets::kernel_settings::{READ_ONLY, often_asserted},
-    world::{TICKET, World, get},
 };
 
 #[test]

@@ -9,18 +9,17 @@ use std::{
 };
 
 use lab::{
+    World,
     client::{python, succeed},
     gateway::{self, Gateway},
     net::{AGENT, AGENT2, Capture, DNS, GATEWAY, GATEWAY_V6, INTERNET, Ns, OPENAI},
     sandbox::sandboxed_for,
     sandboxed, tools, wait,
+    world::{TICKET, get},
 };
 use policy_builder::Config;
 
-use crate::{
-    packets::agent_services::pings,
-    world::{TICKET, World, get},
-};
+use crate::packets::agent_services::pings;
 
 macro_rules! batteries {
     ($($test:ident: $battery:literal, at least $frames:literal;)+) => {$(

@@ -9,15 +9,13 @@ use std::{
 };
 
 use lab::{
+    World,
     audit::Record,
     net::{AGENT, AGENT_V4, AGENT_V6, AGENT2, GATEWAY, GATEWAY_V4, GATEWAY_V6, OPENAI},
     sandboxed,
 };
 
-use crate::{
-    packets::bound_agents::{bound, share_the_wire},
-    world::World,
-};
+use crate::packets::bound_agents::{bound, share_the_wire};
 
 #[test]
 fn answers_waiting_for_one_agent_delay_no_other() {

@@ -3,13 +3,12 @@
 use std::{fs, process::Command};
 
 use lab::{
+    World,
     client::{agent, succeed},
     gateway::{self, Gateway},
     net::{AGENT, PYPI},
     sandboxed,
 };
-
-use crate::world::World;
 
 /// The page as Chromium has it. Which CAs it trusts is not what is asked here.
 fn page(world: &World) -> String {

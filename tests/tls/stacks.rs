@@ -3,14 +3,13 @@
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use lab::{
+    World,
     client::agent,
     gateway::{self, GIT_SECRET, Gateway, OPENAI_SECRET},
     net::{AGENT, GIT, OPENAI},
     origin::Received,
     sandboxed, tools,
 };
-
-use crate::world::World;
 
 /// Runs `stacks.py` as an agent would. What it printed, or why it was refused.
 fn client(world: &World, arguments: &[&str]) -> Result<String, String> {

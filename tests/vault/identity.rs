@@ -8,16 +8,15 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use lab::{
+    World,
     net::{AGENT, AGENT2, Ns, OPENAI},
     sandboxed,
     vault::Vault,
+    world::get,
 };
 use serde_json::Value;
 
-use crate::{
-    vault::plan::Planned,
-    world::{World, get},
-};
+use crate::vault::plan::Planned;
 
 /// As short as Vault's keys allow without being rotated meanwhile.
 const TTL: u64 = 12;

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use lab::{
-    Lab,
+    Lab, World,
     audit::Record,
     dns::Dns,
     gateway::{self, GIT_SECRET, Gateway, OPENAI_SECRET},
@@ -14,14 +14,12 @@ use lab::{
     sandboxed,
     vault::Vault,
     wait,
+    world::{TICKET, get, get_path},
 };
 use policy_builder::{Config, Table};
 use serde_json::Value;
 
-use crate::{
-    lifecycle::control::{status, tell},
-    world::{TICKET, World, get, get_path},
-};
+use crate::lifecycle::control::{status, tell};
 
 /// A world whose secrets come from a real Vault, some of them from other places than usual.
 struct Lent {

@@ -4,7 +4,7 @@
 use std::{fs, process::Output, time::Duration};
 
 use lab::{
-    gateway,
+    World, gateway,
     net::INTERNET,
     sandboxed,
     vault::{self, Vault},
@@ -18,7 +18,6 @@ use crate::{
         plan::{Planned, ROLE_ID},
         secrets::WithVault,
     },
-    world::World,
 };
 
 #[test]

@@ -10,7 +10,7 @@ use base64::{
     engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
 };
 use lab::{
-    Lab,
+    Lab, World,
     gateway::Gateway,
     pki::Authority,
     sandboxed,
@@ -20,7 +20,7 @@ use lab::{
 use policy_builder::Table;
 use serde_json::Value;
 
-use crate::{vault::secrets::WithVault, world::World};
+use crate::vault::secrets::WithVault;
 
 #[test]
 fn a_wrapped_secret_id_opens_once_and_reuse_is_said() {

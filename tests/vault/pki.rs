@@ -13,7 +13,7 @@ use std::{
 };
 
 use lab::{
-    Lab,
+    Lab, World,
     client::{Tls, roots},
     dns::Dns,
     gateway::{self, Gateway},
@@ -22,15 +22,13 @@ use lab::{
     sandboxed,
     vault::Vault,
     wait,
+    world::{TICKET, get},
 };
 use policy_builder::{Config, Table};
 use rustls_pki_types::CertificateDer;
 use serde_json::{Value, json};
 
-use crate::{
-    lifecycle::control::{causes, status},
-    world::{TICKET, World, get},
-};
+use crate::lifecycle::control::{causes, status};
 use engine::{Engine, openssl_verify};
 
 /// A world whose issuing CAs a real Vault signs, each for 20 s where nothing else is said.

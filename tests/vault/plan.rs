@@ -8,7 +8,7 @@ use std::{fs, path::PathBuf, process::Command, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use lab::{
-    Lab,
+    Lab, World,
     client::{python, succeed},
     dns::Dns,
     gateway::{self, ANTHROPIC_SECRET, GIT_SECRET, Gateway, OPENAI_SECRET, OPS_SECRET},
@@ -17,11 +17,10 @@ use lab::{
     sandboxed,
     tools::on_path,
     vault::Vault,
+    world::get,
 };
 use policy_builder::{Config, Table};
 use serde_json::{Value, json};
-
-use crate::world::{World, get};
 
 /// A Vault that holds the secrets and has been told the plan and nothing else.
 pub(crate) struct Planned {

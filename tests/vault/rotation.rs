@@ -12,7 +12,7 @@ use std::{
 };
 
 use lab::{
-    Lab,
+    Lab, World,
     dns::Dns,
     gateway::{self, ANTHROPIC_SECRET, Gateway, OPENAI_SECRET},
     net::OPENAI,
@@ -20,13 +20,11 @@ use lab::{
     sandboxed,
     vault::Vault,
     wait,
+    world::{TICKET, get, get_path},
 };
 use serde_json::Value;
 
-use crate::{
-    lifecycle::control::tell,
-    world::{TICKET, World, get, get_path},
-};
+use crate::lifecycle::control::tell;
 
 const ROTATED: &str = "sk-lab-r0tated-4e1f90b2c7d8a365";
 

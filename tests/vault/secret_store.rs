@@ -11,17 +11,15 @@ use std::{
 };
 
 use lab::{
-    Lab,
+    Lab, World,
     gateway::{self, ANTHROPIC_SECRET, GIT_SECRET, Gateway, OPENAI_SECRET, OPS_SECRET, SECRETS},
     net::GATEWAY,
     sandboxed, wait,
+    world::{TICKET, get},
 };
 use policy_builder::Config;
 
-use crate::{
-    lifecycle::control::{status, tell},
-    world::{TICKET, World, get},
-};
+use crate::lifecycle::control::{status, tell};
 
 const NAMES: [(&str, &str); 4] = [
     ("openai", OPENAI_SECRET),

@@ -6,7 +6,7 @@ use std::{
 };
 
 use lab::{
-    Lab,
+    Lab, World,
     audit::Record,
     client::Response,
     dns::Dns,
@@ -16,11 +16,10 @@ use lab::{
     sandboxed,
     vault::{self, Vault},
     wait,
+    world::{TICKET, get},
 };
 use policy_builder::{Config, Table};
 use serde_json::Value;
-
-use crate::world::{TICKET, World, get};
 
 /// A world whose secrets come from a real Vault.
 pub struct WithVault {

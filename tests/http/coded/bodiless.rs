@@ -2,14 +2,14 @@
 
 use http::{HeaderMap, Method, Request, StatusCode};
 use lab::{
+    World,
     client::{Response, Tls},
     net::OPENAI,
     origin::TEXT,
     sandboxed,
+    world::{TICKET, get_path},
 };
 use policy_builder::Config;
-
-use crate::world::{TICKET, World, get_path};
 
 /// How the answer has no body: the method, and more of the target.
 const WAYS: [(&str, &str, StatusCode); 3] = [

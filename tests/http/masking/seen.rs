@@ -8,12 +8,12 @@ use std::{
     sync::Arc,
 };
 
-use lab::{client::Hello, net::Ns};
-use rustls::{ClientConnection, StreamOwned};
-
-use crate::attack::raw_h2::{
-    DATA, END_HEADERS, END_STREAM, HEADERS, SETTINGS, block, fields, frame,
+use lab::{
+    attack::raw_h2::{DATA, END_HEADERS, END_STREAM, HEADERS, SETTINGS, block, fields, frame},
+    client::Hello,
+    net::Ns,
 };
+use rustls::{ClientConnection, StreamOwned};
 
 /// What was seen of an answer, from the request on.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,7 +4,8 @@
 use std::{collections::BTreeMap, io, thread};
 
 use lab::{
-    Lab,
+    Lab, World,
+    attack::raw_h2::DATA,
     gateway::{self, BEARER, PUBLIC_CA},
     net::{AGENT, AGENT2, ANTHROPIC, CDN, GIT, Host, OPENAI, OTHER},
     origin::Script,
@@ -16,7 +17,6 @@ use super::{
     guesses::{Chance, Pair, script, seed},
     seen::{End, Question, Seen},
 };
-use crate::{attack::raw_h2::DATA, world::World};
 
 /// One pair of secrets for each of these hosts.
 const APIS: [Host; 5] = [OPENAI, ANTHROPIC, GIT, OTHER, CDN];

@@ -4,18 +4,19 @@
 use std::time::Duration;
 
 use lab::{
+    World,
     client::Hello,
     gateway::usual_config,
     net::{AGENT, OPENAI},
     origin::{Script, Step},
     sandboxed,
+    world::get,
 };
 
 use super::{
     guesses::{Chance, SPELLINGS, escaped, seed},
     seen::Question,
 };
-use crate::world::{World, get};
 
 /// With what some encoder or other escapes, and Java, .NET and RFC 3986 disagree about.
 const KEY: &str = "Az~0.9_-Q8x/R+s=T&u<V>w'Y\"k";
@@ -47,7 +48,7 @@ fn an_agent_does_not_choose_an_answers_character_set() {
     sandboxed(|| {
         let world = World::usual();
         let fields =
-            [crate::world::TICKET, "Accept-Charset: utf-16", "accept-charset: utf-7;q=0.5"];
+            [lab::world::TICKET, "Accept-Charset: utf-16", "accept-charset: utf-7;q=0.5"];
         assert_eq!(world.ask(&get(&fields)).status, 200);
         let mut h2 = world.h2(OPENAI).expect("a connection");
         let request = http::Request::get(format!("https://{}/v1/models", OPENAI.name))

@@ -3,6 +3,8 @@
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use lab::{
+    World,
+    attack::Ask,
     gateway::{OPENAI_SECRET, OPS_SECRET, usual_config},
     net::{AGENT, OPENAI},
     origin::Received,
@@ -11,7 +13,6 @@ use lab::{
 use policy_builder::{Config, binding};
 
 use super::{FORM, JSON};
-use crate::attack::{Ask, Scene};
 
 /// RFC 6455, section 1.3.
 const HANDSHAKE: [(&str, &str); 4] = [
@@ -134,7 +135,7 @@ fn is(received: &Received, expected: &Ask) {
 #[test]
 fn placeholders_in_each_pair_of_places_are_swapped() {
     sandboxed(|| {
-        let scene = Scene::with(&config());
+        let world = World::with(&config());
         let pairs = KINDS.into_iter().flat_map(|first| KINDS.map(|second| [first, second]));
         let pairs: Vec<_> = pairs.filter(|pair| !exclude_each_other(*pair)).collect();
         assert_eq!(pairs.len(), 64 - 12);
@@ -144,17 +145,17 @@ fn placeholders_in_each_pair_of_places_are_swapped() {
             let asked = with(["OPENAI_API_KEY", "SECOND_API_KEY"]);
             let expected = with([OPENAI_SECRET, OPS_SECRET]);
             if [first, second].contains(&Subprotocol) {
-                let before = scene.before();
-                let mut tls = scene.h1(AGENT, OPENAI.port(443), OPENAI.name);
+                let before = world.before();
+                let mut tls = world.must_h1(AGENT, OPENAI.port(443), OPENAI.name);
                 tls.ask(asked.h1()).unwrap_or_else(|error| panic!("{what}: {error}"));
-                let requests = scene.origin.log().wait_requests(before.requests + 1);
+                let requests = world.origin.log().wait_requests(before.requests + 1);
                 is(&requests[before.requests], &expected);
                 continue;
             }
-            for received in scene.forwards(&what, (AGENT, OPENAI), &asked) {
+            for received in world.forwards(&what, (AGENT, OPENAI), &asked) {
                 is(&received, &expected);
             }
         }
-        scene.ends_well();
+        world.ends_well();
     });
 }

@@ -1,10 +1,14 @@
 //! The other side's end when one side ends.
 
 use http::Request;
-use lab::{net::OPENAI, sandboxed, wait};
+use lab::{
+    World,
+    net::OPENAI,
+    sandboxed, wait,
+    world::{TICKET, get, get_path},
+};
 
 use super::world;
-use crate::world::{TICKET, World, get, get_path};
 
 fn ask(path: &str) -> Request<()> {
     let request = Request::get(format!("https://{}{path}", OPENAI.name));

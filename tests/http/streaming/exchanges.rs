@@ -10,10 +10,10 @@ use lab::{
     origin::pattern,
     sandboxed,
     wire::Wire,
+    world::{TICKET, get_path},
 };
 
 use super::{INTERCEPTED, LARGE, SPLICED, Way, curl, world};
-use crate::world::{TICKET, get_path};
 
 #[test]
 fn both_directions_of_one_exchange_flow_at_the_same_time() {

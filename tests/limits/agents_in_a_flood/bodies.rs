@@ -10,6 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use lab::{
+    World,
     client::{Hello, Response, Tls},
     gateway::usual_config,
     load::{Ask, Load},
@@ -18,8 +19,6 @@ use lab::{
     sandboxed, wait,
 };
 use policy_builder::Config;
-
-use crate::world::World;
 
 #[test]
 fn an_agent_that_reads_nothing_delays_only_itself() {

@@ -11,21 +11,18 @@ use std::{
 
 use hickory_proto::rr::RecordType;
 use lab::{
+    World,
+    attack::raw_h2::{
+        CONTINUATION, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, RawH2, SETTINGS, block, fields,
+        frame,
+    },
     client::{self, Hello, Tls},
     net::{AGENT, GATEWAY_V4, GATEWAY_V6, OPENAI, OTHER},
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::Value;
 
-use crate::{
-    attack::{
-        raw_h2::{CONTINUATION, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, RawH2},
-        raw_h2::{SETTINGS, block, fields, frame},
-    },
-    dns::client::query,
-    lifecycle::control::order,
-    world::World,
-};
+use crate::{dns::client::query, lifecycle::control::order};
 
 /// What the first agent does too much of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,6 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use lab::{
+    World,
     gateway::Gateway,
     load::{Ask, Load},
     net::{AGENT, AGENT_V6, AGENT2, Ns},
@@ -19,7 +20,6 @@ use super::{
     bodies::{config, h2},
     other::{Other, Place},
 };
-use crate::world::World;
 
 #[test]
 fn all_agents_take_under_half_a_gibibyte_by_default() {

@@ -9,16 +9,14 @@ use std::{
 
 use hickory_proto::rr::RecordType;
 use lab::{
+    World,
     client::{Hello, tls_over},
     gateway::usual_config,
     net::{AGENT, AGENT2, GATEWAY, GATEWAY_V4, GATEWAY_V6, Ns, OPENAI},
 };
 use policy_builder::Config;
 
-use crate::{
-    dns::client::{ask_udp_of, query},
-    world::World,
-};
+use crate::dns::client::{ask_udp_of, query};
 
 /// Where the other agent is, seen from the one that floods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
