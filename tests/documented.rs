@@ -10,11 +10,9 @@ use std::{
 };
 
 use lab::{
-    Lab,
-    dns::Dns,
-    gateway::{self, Gateway, OPENAI_SECRET},
+    Lab, World,
+    gateway::{self, OPENAI_SECRET},
     net::{AGENT, GATEWAY, OPENAI},
-    origin::Origin,
     sandboxed, tools,
 };
 
@@ -165,17 +163,16 @@ fn the_readme_is_short() {
 #[test]
 fn the_quick_start_brings_the_key_to_the_api() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let (origin, _dns) = (Origin::start(&lab), Dns::start());
+        let builder = World::builder();
         let readme = read("README.md");
         let quick_start = readme.split("\n## ").find(|it| it.starts_with("Quick start\n"));
         let quick_start = quick_start.expect("it is there");
-        let folders = ["etc", "root", "etc/secrets"].map(|name| lab.dir.join(name));
+        let folders = ["etc", "root", "etc/secrets"].map(|name| builder.lab.dir.join(name));
         folders.iter().for_each(|folder| fs::create_dir(folder).expect("the lab's is writable"));
 
         let configs = blocks(quick_start, "toml");
         let [config] = configs.as_slice() else { panic!("one configuration: {configs:?}") };
-        lab.write("etc/cloakroom.toml", here(&lab, config));
+        builder.lab.write("etc/cloakroom.toml", here(&builder.lab, config));
         let commands = blocks(quick_start, "sh run");
         let [on_gateway, on_agent] = commands.as_slice() else { panic!("{commands:?}") };
         let bin = tools::cloakroom();
@@ -184,7 +181,7 @@ fn the_quick_start_brings_the_key_to_the_api() {
 
         let mut shell = GATEWAY
             .command("sh")
-            .args(["-eu", "-c", &here(&lab, on_gateway)])
+            .args(["-eu", "-c", &here(&builder.lab, on_gateway)])
             .env("PATH", path)
             .stdin(Stdio::piped())
             .spawn()
@@ -196,15 +193,15 @@ fn the_quick_start_brings_the_key_to_the_api() {
         assert!(ended.success(), "{on_gateway}");
 
         gateway::guard();
-        let config = lab.dir.join("etc/cloakroom.toml");
-        let gateway = Gateway::run(&lab, &config).unwrap_or_else(|it| panic!("{}", it.stderr));
+        let config = builder.lab.dir.join("etc/cloakroom.toml");
+        let world = builder.run(&config);
         let mut agent = AGENT.command("sh");
-        agent.current_dir(lab.dir.join("root"));
-        lab::client::succeed(agent.args(["-eu", "-c", &here(&lab, on_agent)]));
-        let requests = origin.log().requests();
+        agent.current_dir(world.lab.dir.join("root"));
+        lab::client::succeed(agent.args(["-eu", "-c", &here(&world.lab, on_agent)]));
+        let requests = world.origin.log().requests();
         let [request] = requests.as_slice() else { panic!("one request: {requests:?}") };
         assert_eq!(request.header("authorization"), [format!("Bearer {OPENAI_SECRET}")]);
-        assert!(!gateway.audit.text().contains(OPENAI_SECRET));
+        assert!(!world.gateway.audit.text().contains(OPENAI_SECRET));
     });
 }
 

@@ -1,14 +1,13 @@
 //! Helpers of the tests of faults. Each test looks at three places: the agent's answer, the origins
 //! (nothing, or nothing but what was allowed), and the audit record.
 
-use std::{fs, io, net::SocketAddr};
+use std::{fs, net::SocketAddr};
 
 use lab::{
-    Lab,
     audit::Record,
-    client::{Hello, Response, Tls},
+    client::Response,
     gateway::{self, Failed, Gateway},
-    net::{AGENT, AGENT2, Host, Ns, OPENAI, OTHER},
+    net::{AGENT, AGENT2, Ns, OPENAI, OTHER},
     origin::Origin,
 };
 
@@ -22,24 +21,6 @@ pub(crate) fn get(path: &str) -> String {
         "GET {path} HTTP/1.1\r\nHost: api.openai.example\r\n\
          Authorization: Bearer OPENAI_API_KEY\r\n\r\n"
     )
-}
-
-/// An HTTP/1.1 client of `host` that believes what agents believe.
-pub(crate) fn hello(lab: &Lab, host: Host) -> Hello {
-    let bundle = fs::read_to_string(lab.dir.join("agents.pem")).expect("the gateway's root");
-    Hello::h1(host.name).trusting(&bundle)
-}
-
-/// A TLS connection to `host` as an agent in `ns` makes it.
-pub(crate) fn open(lab: &Lab, ns: Ns, host: Host) -> io::Result<Tls> {
-    Tls::open(ns, host.port(443), &hello(lab, host))
-}
-
-/// One request on a connection of its own, from the first agent to the first API.
-#[track_caller]
-pub(crate) fn ask(lab: &Lab, gateway: &Gateway, request: &str) -> Response {
-    let answer = open(lab, AGENT, OPENAI).and_then(|mut tls| tls.ask(request));
-    answer.unwrap_or_else(|error| panic!("{error}\n{}\n{}", gateway.stderr(), gateway.audit.text()))
 }
 
 /// Asserts that the answer is the gateway's own with this status and reason.
@@ -68,16 +49,11 @@ pub(crate) fn assert_unavailable(answer: &Response) {
     assert!(!text.contains("vault"), "the cause is for the operator alone: {text}");
 }
 
-/// The audit's records of this kind: `connection` or `request`.
-pub(crate) fn records(gateway: &Gateway, kind: &str) -> Vec<Record> {
-    gateway.audit.of_kind(kind)
-}
-
 /// Waits for the record of a request with this reason, beyond the first `from` such records.
 #[track_caller]
 pub(crate) fn refusal(gateway: &Gateway, from: usize, reason: &str) -> Record {
     let nth = || {
-        let mut requests = records(gateway, "request").into_iter();
+        let mut requests = gateway.audit.of_kind("request").into_iter();
         requests.by_ref().filter(|record| record["reason"] == reason).nth(from)
     };
     lab::wait::until(lab::wait::SOON, nth)
@@ -88,9 +64,9 @@ pub(crate) fn refusal(gateway: &Gateway, from: usize, reason: &str) -> Record {
 #[track_caller]
 pub(crate) fn connections(gateway: &Gateway, count: usize) -> Vec<Record> {
     lab::wait::expect(&format!("{count} records of connections"), || {
-        records(gateway, "connection").len() >= count
+        gateway.audit.of_kind("connection").len() >= count
     });
-    let records = records(gateway, "connection");
+    let records = gateway.audit.of_kind("connection");
     assert_eq!(records.len(), count, "one record for each connection: {records:#?}");
     records
 }

@@ -1,28 +1,18 @@
 //! Keys that come from a real Vault: a pair in two fields of KV, and a lent one.
 
-use lab::{
-    Lab, World,
-    dns::Dns,
-    gateway::Gateway,
-    net::OPENAI,
-    origin::{Origin, Received},
-    postgres::Postgres,
-    sandboxed, wait,
-};
+use lab::{Lab, World, net::OPENAI, origin::Received, postgres::Postgres, sandboxed, wait};
 
 use super::{KEY, amazon, assert_signed, key_of, signed};
 use crate::vault::leased_users::Lender;
 
 /// A gateway that signs with what is behind this reference, and Vault.
 fn world(reference: &str, prepare: impl FnOnce(&Lab, &Lender)) -> (World, Lender) {
-    let lab = Lab::new();
-    let (origin, dns) = (Origin::start(&lab), Dns::start());
-    let lender = Lender::start(&lab);
-    prepare(&lab, &lender);
+    let builder = World::builder();
+    let lender = Lender::start(&builder.lab);
+    prepare(&builder.lab, &lender);
     let amazon = amazon(&[OPENAI.name], &["s3"]).with(key_of("research", KEY, reference));
     let config = lender.vault.config().without("api").with(amazon);
-    let gateway = Gateway::start(&lab, &config);
-    (World { lab, origin, dns, gateway }, lender)
+    (builder.start(&config), lender)
 }
 
 /// Sends a request and gives it as it arrived.

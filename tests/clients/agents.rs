@@ -6,11 +6,10 @@ use std::{fs, net::IpAddr, process::Command};
 use lab::{
     Lab, World,
     client::{agent, python, succeed, tool},
-    dns::Dns,
-    gateway::{self, ANTHROPIC_SECRET, Gateway, OPENAI_SECRET, PUBLIC_CA},
+    gateway::{self, ANTHROPIC_SECRET, OPENAI_SECRET, PUBLIC_CA},
     net::{AGENT, ANTHROPIC, Host, OPENAI, OTHER},
-    origin::Origin,
     sandboxed, tools, wait,
+    world::Builder,
 };
 use policy_builder::{Config, Table, inspect};
 
@@ -39,10 +38,9 @@ fn trust(lab: &Lab) {
 }
 
 fn changed(change: impl FnOnce(Config) -> Config) -> World {
-    let lab = Lab::new();
-    trust(&lab);
-    let origin = Origin::start(&lab);
-    let dns = Dns::start();
+    let builder = World::builder();
+    let Builder { lab, origin, dns, .. } = &builder;
+    trust(lab);
     for (name, host) in NAMES {
         origin.identity(name, lab.public.issue(name).certified());
         dns.set(name, &[host.v4().into()]);
@@ -51,8 +49,7 @@ fn changed(change: impl FnOnce(Config) -> Config) -> World {
     let config = gateway::usual_config()
         .api("anthropic", |it| by_provider(it, "anthropic", "ANTHROPIC_API_KEY"))
         .api("openai", |it| by_provider(it, "openai", "OPENAI_API_KEY").set("websocket", false));
-    let gateway = Gateway::start(&lab, &change(config));
-    World { lab, origin, dns, gateway }
+    builder.start(&change(config))
 }
 
 /// With nothing but the provider's name about what this API is, and where its placeholder stands.

@@ -40,7 +40,7 @@ enum Family {
 }
 
 /// A world with a tap on the agent's link, in which each name has one address.
-struct Scene {
+struct Tapped {
     world: World,
     wire: Wire,
     family: Family,
@@ -68,7 +68,7 @@ impl Family {
     }
 }
 
-impl Scene {
+impl Tapped {
     fn new(family: Family) -> Self {
         Self::with(family, &gateway::usual_config())
     }

@@ -7,7 +7,7 @@ use lab::{
     sandboxed,
 };
 
-use super::{Family, Scene, Swap};
+use super::{Family, Swap, Tapped};
 
 /// aioquic makes the first flight; the socket is connected, as browsers and curl do it, so that the
 /// kernel hands over what the gateway answers. Each attempt is timed by itself, from its first
@@ -43,12 +43,12 @@ print(*sorted(times))
 "#;
 
 fn falls_back(family: Family) {
-    let scene = Scene::new(family);
-    let file = scene.world.lab.write("quic.py", QUIC_SCRIPT);
+    let tapped = Tapped::new(family);
+    let file = tapped.world.lab.write("quic.py", QUIC_SCRIPT);
     let address = family.address(OPENAI).to_string();
     let python = python().display().to_string();
     let measure = || {
-        let times = succeed(scene.agent(&python).arg(&file).arg(&address));
+        let times = succeed(tapped.agent(&python).arg(&file).arg(&address));
         let times = times.split_whitespace().map(|time| time.parse::<f64>().expect("seconds"));
         times.collect::<Vec<_>>()
     };
@@ -62,8 +62,8 @@ fn falls_back(family: Family) {
     assert!(runs.last().is_some_and(none_is_late), "told after {runs:?} s");
     let script = "exec curl -sS --fail -H \"Authorization: Bearer $OPENAI_API_KEY\" \
                   https://api.openai.example/v1/models";
-    succeed(scene.agent("sh").args(["-c", script]));
-    scene.assert_swapped(&Swap::bearer(OPENAI, "OPENAI_API_KEY", OPENAI_SECRET), 1);
+    succeed(tapped.agent("sh").args(["-c", script]));
+    tapped.assert_swapped(&Swap::bearer(OPENAI, "OPENAI_API_KEY", OPENAI_SECRET), 1);
 }
 
 #[test]

@@ -5,11 +5,10 @@ use std::time::{Duration, Instant};
 
 use hickory_proto::{op::ResponseCode, rr::RecordType};
 use lab::{
-    Lab, World,
+    World,
     dns::Dns,
     gateway::{self, Gateway, OPENAI_SECRET, PUBLIC_CA},
     net::{AGENT, Capture, GATEWAY, INTERNET, OPENAI, PYPI, VAULT},
-    origin::Origin,
     pki::Flaw,
     sandboxed, tools,
     vault::{self, Vault},
@@ -199,21 +198,19 @@ fn without_its_resolver_nothing_is_asked_in_the_clear() {
 #[test]
 fn vaults_name_is_asked_for_over_tls_alone() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let (origin, dns) = (Origin::start(&lab), Dns::start());
-        dns.start_tls(&lab.public.issue(NAME));
-        dns.set(vault::NAME, &[VAULT.into()]);
-        lab.write("resolv.conf", "nameserver 203.0.113.53\n");
-        let vault = Vault::start(&lab);
+        let builder = World::builder();
+        builder.dns.start_tls(&builder.lab.public.issue(NAME));
+        builder.dns.set(vault::NAME, &[VAULT.into()]);
+        builder.lab.write("resolv.conf", "nameserver 203.0.113.53\n");
+        let vault = Vault::start(&builder.lab);
         let config = asking_over_tls(named(&vault));
-        let wan = lab.capture(INTERNET);
-        let gateway = Gateway::start(&lab, &config);
-        let world = World { lab, origin, dns, gateway };
+        let wan = builder.lab.capture(INTERNET);
+        let world = builder.start(&config);
         assert_eq!(world.ask(&get(&[TICKET])).status, 200);
         assert!(world.origin.log().holds(OPENAI_SECRET), "it is Vault's");
         assert!(world.dns.was_asked(vault::NAME));
         // The commands ask as the daemon does.
-        let file = world.lab.dir.join("cloakroom.toml");
+        let file = world.config();
         for command in ["plan", "doctor"] {
             let before = asked_for_vault(&world.dns);
             let mut cloakroom = GATEWAY.command(tools::cloakroom());
@@ -237,28 +234,29 @@ fn asked_for_vault(dns: &Dns) -> usize {
 #[test]
 fn the_hosts_file_answers_for_vault_before_any_resolver() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let (_origin, dns) = (Origin::start(&lab), Dns::start());
-        let vault = Vault::start(&lab);
+        let builder = World::builder();
+        let vault = Vault::start(&builder.lab);
         let named = named(&vault);
         // The system's resolver has nobody to ask: its file is empty.
         let logs_in = || {
-            let mut gateway = Gateway::start(&lab, &named);
+            let mut gateway = Gateway::start(&builder.lab, &named);
             let log = gateway.stderr();
             assert!(log.contains("logged in to Vault"), "{log}");
             gateway.terminate(Duration::from_secs(10));
         };
-        dns.set(vault::NAME, &[VAULT.into()]);
+        builder.dns.set(vault::NAME, &[VAULT.into()]);
         logs_in();
-        let before = asked_for_vault(&dns);
+        let before = asked_for_vault(&builder.dns);
         assert!(before > 0);
-        lab.names(&[(vault::NAME, vec![VAULT.into()])]);
+        builder.lab.names(&[(vault::NAME, vec![VAULT.into()])]);
         logs_in();
-        assert_eq!(asked_for_vault(&dns), before);
+        assert_eq!(asked_for_vault(&builder.dns), before);
         // In neither, it is said what is missing.
-        lab.names(&[]);
-        dns.set(vault::NAME, &[]);
-        let gateway = Gateway::start(&lab, &named);
-        wait::expect("it is said", || gateway.stderr().contains("Vault's name does not resolve"));
+        builder.lab.names(&[]);
+        builder.dns.set(vault::NAME, &[]);
+        let world = builder.start(&named);
+        wait::expect("it is said", || {
+            world.gateway.stderr().contains("Vault's name does not resolve")
+        });
     });
 }

@@ -13,8 +13,7 @@ use hickory_proto::{
     rr::RecordType,
 };
 use lab::{
-    Lab,
-    dns::Dns,
+    Lab, World,
     gateway::{Gateway, usual_config},
     net::{AGENT, GATEWAY, GATEWAY_V4, GATEWAY_V6, OPENAI},
     sandboxed, tools, wait,
@@ -103,10 +102,9 @@ fn named_as_it_comes_lives_beside_the_gateway() {
 /// Both answer, each whom it is for.
 #[track_caller]
 fn lives_beside(start: impl FnOnce(&Lab) -> Resolver) {
-    let lab = Lab::new();
-    let _dns = Dns::start();
-    let _resolver = start(&lab);
-    let _gateway = Gateway::start(&lab, &usual_config());
+    let builder = World::builder();
+    let _resolver = start(&builder.lab);
+    let _world = builder.start(&usual_config());
     for server in resolvers() {
         let told = addresses(&ask(server, OPENAI.name, RecordType::A));
         assert_eq!(told, [std::net::IpAddr::from(OPENAI.v4())], "{server}");

@@ -127,7 +127,7 @@ fn a_minted_credential_becomes_a_ticket_and_is_swapped_back() {
         for received in world.forwards("the other place", (AGENT, ANTHROPIC), &auth) {
             assert_eq!(received.header("authorization"), [format!("RemoteAuth {MINTED}")]);
         }
-        let config = world.lab.dir.join("cloakroom.toml");
+        let config = world.config();
         let status = lab::gateway::program().args(["status", "--json"]).arg(config).output();
         let status: Value = serde_json::from_slice(&status.expect("it runs").stdout).expect("JSON");
         assert_eq!(status["groups"][0]["tickets"], 2, "{status}");
@@ -202,8 +202,7 @@ fn a_ticket_ends_with_its_life_and_with_the_gateway() {
         world.refuses("too late", (AGENT, ANTHROPIC), &there(&first), ENDED);
         let second = ticket(&world);
         world.gateway.terminate(Duration::from_secs(20));
-        let config = world.lab.dir.join("cloakroom.toml");
-        world.gateway = lab::gateway::Gateway::run(&world.lab, &config).expect("it starts again");
+        world.restart();
         world.refuses("after a restart", (AGENT, ANTHROPIC), &there(&second), ENDED);
     });
 }

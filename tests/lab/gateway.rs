@@ -36,6 +36,26 @@ pub struct Gateway {
     /// Its audit records.
     pub audit: Audit,
     log: PathBuf,
+    options: Options,
+}
+
+/// How the daemon is started.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The level of its log.
+    pub level: &'static str,
+    /// Environment variables beside the usual ones.
+    pub variables: Vec<(String, String)>,
+    /// The kernel forwards all the while, from before the daemon's first instruction: in its own
+    /// mount namespace other files lie over the switches, and say that they are off. Ask
+    /// [`forwards`] whether that is so.
+    pub forwarding: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { level: "info", variables: Vec::new(), forwarding: false }
+    }
 }
 
 /// A gateway that did not become ready.
@@ -99,79 +119,48 @@ impl Gateway {
     /// # Panics
     /// When the program is missing.
     pub fn run(lab: &Lab, config: &PathBuf) -> Result<Self, Failed> {
-        Self::run_logging(lab, config, "info")
+        Self::run_with(lab, config, &Options::default())
     }
 
-    /// [`Gateway::run`] with another level of its log.
+    /// [`Gateway::run`] in another way than the usual.
     ///
     /// # Errors
     /// As [`Gateway::try_start`].
     ///
     /// # Panics
     /// When the program is missing.
-    pub fn run_logging(lab: &Lab, config: &PathBuf, level: &str) -> Result<Self, Failed> {
-        Self::run_among(lab, config, level, &[])
-    }
-
-    /// [`Gateway::run_logging`] with these further environment variables.
-    ///
-    /// # Errors
-    /// As [`Gateway::try_start`].
-    ///
-    /// # Panics
-    /// When the program is missing.
-    pub fn run_among(
-        lab: &Lab,
-        config: &PathBuf,
-        level: &str,
-        variables: &[(&str, &str)],
-    ) -> Result<Self, Failed> {
-        let mut program = program();
-        program.envs(variables.iter().copied());
-        let gateway = Self::begin(lab, config, level, program)?;
+    pub fn run_with(lab: &Lab, config: &PathBuf, options: &Options) -> Result<Self, Failed> {
+        let mut program = if options.forwarding { forwarding(lab) } else { program() };
+        program.envs(options.variables.iter().map(|(name, value)| (name, value)));
+        let gateway = Self::begin(lab, config, program, options)?;
         forward();
         Ok(gateway)
     }
 
-    /// [`Gateway::run`] where the kernel forwards all the while, from before the daemon's first
-    /// instruction: in its own mount namespace other files lie over the switches, and say that they
-    /// are off. Ask [`forwards`] whether that is so.
-    ///
-    /// # Errors
-    /// As [`Gateway::try_start`].
-    ///
-    /// # Panics
-    /// When the program is missing.
-    pub fn run_forwarding(lab: &Lab, config: &PathBuf) -> Result<Self, Failed> {
-        forward();
-        let off = lab.write("off", "0\n");
-        let mount =
-            |name: &String| format!("mount --bind '{}' /proc/sys/net/{name} && ", off.display());
-        let mounts: String = switches().iter().map(mount).collect();
-        let mut program = GATEWAY.command("sh");
-        program.args(["-c", &format!("{mounts} exec \"$0\" \"$@\"")]).arg(tools::cloakroom());
-        Self::begin(lab, config, "info", program)
+    /// How it was started.
+    pub fn options(&self) -> &Options {
+        &self.options
     }
 
     /// Starts this program and waits until it is ready.
     fn begin(
         lab: &Lab,
         config: &PathBuf,
-        level: &str,
         mut program: Command,
+        options: &Options,
     ) -> Result<Self, Failed> {
         let (ready, log) = (lab.dir.join("ready"), lab.dir.join("gateway.log"));
         let _ = fs::remove_file(&ready);
         let stderr = fs::File::create(&log).expect("the lab's folder is writable");
         let process = program
-            .args(["run", "--log", level, "--ready-file"])
+            .args(["run", "--log", options.level, "--ready-file"])
             .arg(&ready)
             .arg(config)
             .stderr(stderr)
             .spawn()
             .expect("the gateway starts");
         let audit = Audit::of(lab.dir.join("audit.jsonl"));
-        let mut gateway = Self { process, audit, log };
+        let mut gateway = Self { process, audit, log, options: options.clone() };
         let end = wait::until(wait::SOON, || match gateway.process.try_wait() {
             Ok(Some(status)) => Some(Err(status)),
             _ => ready.exists().then_some(Ok(())),
@@ -367,6 +356,18 @@ fn certificates(lab: &Lab, config: &PathBuf) -> Result<(), Failed> {
 /// The program inside the gateway's namespace.
 pub fn program() -> Command {
     GATEWAY.command(tools::cloakroom())
+}
+
+/// The same where the kernel forwards and other files say that it does not.
+fn forwarding(lab: &Lab) -> Command {
+    forward();
+    let off = lab.write("off", "0\n");
+    let mount =
+        |name: &String| format!("mount --bind '{}' /proc/sys/net/{name} && ", off.display());
+    let mounts: String = switches().iter().map(mount).collect();
+    let mut program = GATEWAY.command("sh");
+    program.args(["-c", &format!("{mounts} exec \"$0\" \"$@\"")]).arg(tools::cloakroom());
+    program
 }
 
 fn checked(command: &mut Command) -> Result<Output, Failed> {

@@ -7,7 +7,7 @@ use crate::{
     audit::Record,
     client::{H2, Hello, Response, Tls},
     dns::Dns,
-    gateway::{self, Gateway, SECRETS},
+    gateway::{self, Gateway, Options, SECRETS},
     net::{AGENT, Host, Lab, Ns, OPENAI},
     origin::Origin,
 };
@@ -33,7 +33,7 @@ pub struct Builder {
     pub origin: Origin,
     /// The resolver that the gateway will ask.
     pub dns: Dns,
-    level: &'static str,
+    options: Options,
 }
 
 impl Builder {
@@ -46,8 +46,25 @@ impl Builder {
 
     /// Has the gateway log at this level.
     #[must_use]
-    pub fn log(self, level: &'static str) -> Self {
-        Self { level, ..self }
+    pub fn log(mut self, level: &'static str) -> Self {
+        self.options.level = level;
+        self
+    }
+
+    /// Adds environment variables to the gateway's own.
+    #[must_use]
+    pub fn variables(mut self, variables: &[(&str, &str)]) -> Self {
+        let owned = variables.iter().map(|(name, value)| (name.to_string(), value.to_string()));
+        self.options.variables.extend(owned);
+        self
+    }
+
+    /// Has the gateway's kernel forward all the while: behind a switch that is off, the packet
+    /// rules would show nothing.
+    #[must_use]
+    pub fn forwarding(mut self) -> Self {
+        self.options.forwarding = true;
+        self
     }
 
     /// Starts the gateway with this configuration.
@@ -66,8 +83,8 @@ impl Builder {
     /// When it does not become ready, with what it said.
     #[track_caller]
     pub fn run(self, config: &PathBuf) -> World {
-        let Self { lab, origin, dns, level } = self;
-        let gateway = Gateway::run_logging(&lab, config, level);
+        let Self { lab, origin, dns, options } = self;
+        let gateway = Gateway::run_with(&lab, config, &options);
         World { gateway: gateway.unwrap_or_else(|failed| failed.panic()), lab, origin, dns }
     }
 }
@@ -97,7 +114,7 @@ impl World {
     pub fn builder() -> Builder {
         let lab = Lab::new();
         let origin = Origin::start(&lab);
-        Builder { lab, origin, dns: Dns::start(), level: "info" }
+        Builder { lab, origin, dns: Dns::start(), options: Options::default() }
     }
 
     /// The operator's file.
@@ -105,13 +122,13 @@ impl World {
         self.lab.dir.join("cloakroom.toml")
     }
 
-    /// Starts the daemon again, with the files that are there.
+    /// Starts the daemon again as it was started, with the files that are there.
     ///
     /// # Panics
     /// When it does not become ready, with what it said.
     #[track_caller]
     pub fn restart(&mut self) {
-        let again = Gateway::run(&self.lab, &self.config());
+        let again = Gateway::run_with(&self.lab, &self.config(), self.gateway.options());
         self.gateway = again.unwrap_or_else(|failed| failed.panic());
     }
 

@@ -174,7 +174,7 @@ fn somebody_elses_file_of_secrets_is_named_and_not_read() {
 fn the_daemon_is_found_by_its_configuration() {
     sandboxed(|| {
         let world = World::usual();
-        let config = world.lab.dir.join("cloakroom.toml");
+        let config = world.config();
         let told = |order: &[&str]| {
             let output = gateway::program().args(order).arg(&config).output().expect("it starts");
             let said = [output.stdout, output.stderr].concat();
@@ -266,7 +266,7 @@ fn nonsense_does_nothing_and_nobody_hogs_the_socket() {
 fn a_dead_daemons_socket_alone_is_replaced() {
     sandboxed(|| {
         let mut world = World::usual();
-        let config = world.lab.dir.join("cloakroom.toml");
+        let config = world.config();
         let failed = gateway::program().arg("run").arg(&config).output().expect("it starts");
         let said = String::from_utf8_lossy(&failed.stderr).into_owned();
         assert_eq!(failed.status.code(), Some(1), "{said}");
@@ -276,7 +276,7 @@ fn a_dead_daemons_socket_alone_is_replaced() {
         world.gateway.kill();
         assert!(fs::metadata(socket(&world)).is_ok_and(|meta| meta.file_type().is_socket()));
         assert!(tell(&world, &["status"], 1).contains("no gateway runs here"));
-        world.gateway = Gateway::run(&world.lab, &config).expect("it starts again");
+        world.restart();
         assert_eq!(status(&world)["phase"], "run");
 
         assert!(world.gateway.terminate(Duration::from_secs(40)).success());
@@ -286,7 +286,7 @@ fn a_dead_daemons_socket_alone_is_replaced() {
         assert!(failed.stderr.contains("not a socket"), "{}", failed.stderr);
         fs::remove_file(socket(&world)).expect("removed");
         drop(UnixListener::bind(socket(&world)).expect("a socket of nobody"));
-        world.gateway = Gateway::run(&world.lab, &config).expect("it starts again");
+        world.restart();
     });
 }
 

@@ -17,7 +17,7 @@ use serde_json::Value;
 use crate::lifecycle::control::tell;
 
 fn config(world: &World) -> PathBuf {
-    world.lab.dir.join("cloakroom.toml")
+    world.config()
 }
 
 /// What a command of the program prints for the configuration of this world.

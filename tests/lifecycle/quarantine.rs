@@ -148,10 +148,9 @@ fn a_quarantined_group_gets_no_dns() {
 fn a_quarantine_outlives_crash_and_reload_until_its_release() {
     sandboxed(|| {
         let mut world = World::usual();
-        let config = world.lab.dir.join("cloakroom.toml");
         tell(&world, &["quarantine", "research"], 0);
         world.gateway.kill();
-        world.gateway = Gateway::run(&world.lab, &config).expect("it starts again");
+        world.restart();
         assert_cut_off(&world, OPENAI);
         assert_eq!(ask_operations(&world).status, 200);
 
@@ -173,7 +172,7 @@ fn a_quarantine_outlives_crash_and_reload_until_its_release() {
         world.gateway.audit.wait_for(|record| record.is("release"));
         wait::expect("the secret is there again", || world.ask(&get(&[TICKET])).status == 200);
         world.gateway.kill();
-        world.gateway = Gateway::run(&world.lab, &config).expect("it starts again");
+        world.restart();
         assert_eq!(world.ask(&get(&[TICKET])).status, 200, "a release lasts, too");
     });
 }
@@ -184,7 +183,7 @@ fn marks_that_cannot_be_trusted_are_no_start() {
         let mut world = World::usual();
         world.gateway.kill();
         let marks = world.lab.dir.join("state/quarantine");
-        let config = world.lab.dir.join("cloakroom.toml");
+        let config = world.config();
         let start = || Gateway::run(&world.lab, &config).map(drop).expect_err("no start");
         std::fs::write(marks.join("Research?"), "").expect("written");
         let failed = start();

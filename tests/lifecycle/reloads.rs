@@ -8,11 +8,9 @@ use std::{
 };
 
 use lab::{
-    Lab, World,
-    dns::Dns,
-    gateway::{self, Gateway, OPENAI_SECRET},
+    World,
+    gateway::{self, OPENAI_SECRET},
     net::{OPENAI, VAULT},
-    origin::Origin,
     sandboxed,
     slow::Slow,
     vault::Vault,
@@ -28,10 +26,8 @@ const MOVED: &str = "sk-lab-m0ved-7c1e44d09b2fa863";
 #[test]
 fn a_reference_that_moves_costs_no_answer() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let dns = Dns::start();
-        let vault = Vault::start(&lab);
+        let builder = World::builder();
+        let vault = Vault::start(&builder.lab);
         vault.put("moved", MOVED);
         let relay = Slow::start((VAULT, 8300).into(), (VAULT, 8200).into());
         // Nothing but the reload asks for anything here.
@@ -40,8 +36,7 @@ fn a_reference_that_moves_costs_no_answer() {
             .vault("address", format!("https://{VAULT}:8300"))
             .vault("refresh", "60s")
             .vault("max_stale", "300s");
-        let gateway = Gateway::start(&lab, &config);
-        let world = World { lab, origin, dns, gateway };
+        let world = builder.start(&config);
         let stop = AtomicBool::new(false);
         let refused = thread::scope(|scope| {
             let agent = scope.spawn(|| {
@@ -117,12 +112,12 @@ fn a_file_in_another_folder_takes_a_restart() {
         std::fs::copy(world.lab.public_ca(), "/run/elsewhere/ca.pem").expect("a file");
         let moved = gateway::usual_config()
             .api("openai", |it| it.set("upstream_ca", "/run/elsewhere/ca.pem"));
-        let path = gateway::install(&world.lab, &moved);
+        gateway::install(&world.lab, &moved);
         let told = tell(&world, &["reload"], 64);
         assert!(told.contains("/run/elsewhere (Landlock)") && told.contains("restart"), "{told}");
         assert_eq!(world.ask(&get(&[TICKET])).status, 200, "the old policy serves");
         world.gateway.kill();
-        world.gateway = Gateway::run(&world.lab, &path).expect("it starts");
+        world.restart();
         assert_eq!(world.ask(&get(&[TICKET])).status, 200);
     });
 }

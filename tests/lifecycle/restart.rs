@@ -49,7 +49,7 @@ impl Supervised {
             .arg(tools::cloakroom())
             .args(["run", "--ready-file"])
             .arg(world.lab.dir.join("ready"))
-            .arg(world.lab.dir.join("cloakroom.toml"))
+            .arg(world.config())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(log)

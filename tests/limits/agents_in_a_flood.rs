@@ -185,8 +185,8 @@ fn without_the_limits_the_same_flood_reaches_further() {
         let limited = [Kind::Connections, Kind::Questions].map(|kind| reached(&world, kind));
         world.gateway.terminate(Duration::from_secs(60));
         fs::remove_file(world.lab.dir.join("audit.jsonl")).expect("it was written");
-        let config = gateway::install(&world.lab, &raised);
-        world.gateway = Gateway::run(&world.lab, &config).expect("it starts");
+        gateway::install(&world.lab, &raised);
+        world.restart();
         let unlimited = [Kind::Connections, Kind::Questions].map(|kind| reached(&world, kind));
         println!("connections and questions: {limited:?} with limits, {unlimited:?} without");
         for (limited, unlimited) in limited.into_iter().zip(unlimited) {

@@ -11,25 +11,20 @@ use std::{
 };
 
 use lab::{
-    Lab,
-    dns::Dns,
-    gateway::{self, Gateway, usual_config},
+    World,
+    gateway::{self, usual_config},
     net::{AGENT, AGENT_V4, AGENT_V6, ATTACKER, GATEWAY, INTERNET, OTHER},
-    origin::Origin,
     sandbox::sandboxed_for,
     wait,
 };
 use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto, sendto, socket};
 
-use crate::faults::{CHAT, ask};
+use crate::faults::CHAT;
 
 #[test]
 fn three_hundred_rewrites_under_a_flood_let_nothing_past() {
     sandboxed_for(LIMIT, || {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let _dns = Dns::start();
-        let mut gateway = start_forwarding(&lab);
+        let mut world = forwarding();
         count_strangers();
         let flood = Flood::default();
         thread::scope(|scope| {
@@ -38,14 +33,14 @@ fn three_hundred_rewrites_under_a_flood_let_nothing_past() {
             for turn in 0..REWRITES {
                 let with_more = turn % 2 == 0;
                 let ports = if with_more { &[443, 80, 8443, 2222][..] } else { &[443, 80] };
-                gateway::install(&lab, &usual_config().gateway("ports", ports));
-                gateway.reload();
-                let reloads = || gateway.stderr().matches(" reloaded\n").count();
+                gateway::install(&world.lab, &usual_config().gateway("ports", ports));
+                world.gateway.reload();
+                let reloads = || world.gateway.stderr().matches(" reloaded\n").count();
                 wait::expect("the rules are rewritten", || reloads() > turn);
                 if turn % 50 < 2 {
                     let rules = GATEWAY.shell("nft --stateless list set inet cloakroom ports");
                     assert_eq!(rules.contains("8443"), with_more, "turn {turn}: {rules}");
-                    assert_eq!(ask(&lab, &gateway, CHAT).status, 200, "turn {turn}");
+                    assert_eq!(world.ask(CHAT).status, 200, "turn {turn}");
                 }
                 // By the clock, so that a late turn does not slow down those behind it.
                 let due = EACH * (turn as u32 + 1);
@@ -55,51 +50,42 @@ fn three_hundred_rewrites_under_a_flood_let_nothing_past() {
             flood.assert_nothing_got_past(200_000);
             println!("{rate:.2} rewrites a second");
             assert!(rate >= LEAST_RATE, "{rate:.2} rewrites a second");
-            gateway.kill();
+            world.gateway.kill();
             assert_they_would_count();
         });
-        drop(origin);
     });
 }
 
 #[test]
 fn a_hundred_deaths_under_a_flood_let_nothing_past() {
     sandboxed_for(LIMIT, || {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let _dns = Dns::start();
-        let mut gateway = start_forwarding(&lab);
-        let config = lab.dir.join("cloakroom.toml");
+        let mut world = forwarding();
         count_strangers();
         let flood = Flood::default();
         thread::scope(|scope| {
             let _end = flood.start(scope);
             for cycle in 0..100 {
-                gateway.kill();
+                world.gateway.kill();
                 // Dead for longer and longer, so that the flood meets every moment of a start.
                 thread::sleep(Duration::from_millis(cycle));
-                gateway = Gateway::run_forwarding(&lab, &config)
-                    .unwrap_or_else(|failed| panic!("cycle {cycle}: {}", failed.stderr));
+                world.restart();
                 if cycle % 20 == 0 {
-                    assert_eq!(ask(&lab, &gateway, CHAT).status, 200, "cycle {cycle}");
+                    assert_eq!(world.ask(CHAT).status, 200, "cycle {cycle}");
                 }
             }
-            assert_eq!(ask(&lab, &gateway, CHAT).status, 200);
+            assert_eq!(world.ask(CHAT).status, 200);
             flood.assert_nothing_got_past(50_000);
-            gateway.kill();
+            world.gateway.kill();
             assert_they_would_count();
         });
-        drop(origin);
     });
 }
 
 /// A gateway with the usual policy whose kernel forwards, whatever the daemon wants. It holds its
 /// settings at the start and every minute: behind a switch that is off the rules would show
 /// nothing.
-fn start_forwarding(lab: &Lab) -> Gateway {
-    Gateway::usual(lab).kill();
-    let config = lab.dir.join("cloakroom.toml");
-    Gateway::run_forwarding(lab, &config).unwrap_or_else(|failed| panic!("{}", failed.stderr))
+fn forwarding() -> World {
+    World::builder().forwarding().start(&usual_config())
 }
 
 /// SYNs and datagrams of the first agent to hosts that no policy mentions, in IPv4 and IPv6; and

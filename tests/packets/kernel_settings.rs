@@ -4,8 +4,7 @@
 use std::{path::Path, time::Duration};
 
 use lab::{
-    World,
-    gateway::{self, Gateway},
+    World, gateway,
     net::{AGENT, AGENT2, GATEWAY, INTERNET, OPENAI, OTHER},
     sandboxed, tools, wait,
     world::{TICKET, get},
@@ -69,7 +68,7 @@ fn a_setting_that_cannot_be_set_is_no_start() {
     sandboxed(|| {
         let mut world = World::usual();
         world.gateway.kill();
-        let config = world.lab.dir.join("cloakroom.toml");
+        let config = world.config();
         // As it has to be, so that of each start one setting is wrong.
         let all = held();
         all.iter().for_each(|it| it.set(it.right));
@@ -193,8 +192,7 @@ fn a_recreated_interface_is_closed_and_reported() {
         closed();
         assert!(causes(&world, "interface_unserved")[0].starts_with("agents0 was made again"));
         world.gateway.terminate(Duration::from_secs(10));
-        let config = world.lab.dir.join("cloakroom.toml");
-        world.gateway = Gateway::run(&world.lab, &config).expect("it starts");
+        world.restart();
         assert!(causes(&world, "interface_unserved").is_empty());
         assert_eq!(world.ask(&get(&[TICKET])).status, 200);
     });

@@ -19,9 +19,7 @@ use std::{
 };
 
 use lab::{
-    Lab, World,
-    dns::Dns,
-    gateway::{self, Gateway},
+    Lab, World, gateway,
     net::{
         AGENT, AGENT_V4, AGENT_V6, AGENT2, GATEWAY, GATEWAY_V4, GATEWAY_V6, INTERNET, OPENAI,
         OTHER, PYPI,
@@ -85,8 +83,7 @@ fn a_daemon_that_starts_again_serves_again() {
     sandboxed(|| {
         let mut world = World::usual();
         world.gateway.kill();
-        let config = world.lab.dir.join("cloakroom.toml");
-        world.gateway = Gateway::run(&world.lab, &config).expect("it starts over its own remains");
+        world.restart();
         assert_eq!(world.ask(&get(&[TICKET])).status, 200);
     });
 }
@@ -250,23 +247,21 @@ fn refusals_at_the_packet_level_come_at_once() {
 #[test]
 fn nft_can_load_the_tables_that_it_lists() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let _dns = Dns::start();
         // With everything that a configuration can ask for.
         let config = gateway::usual_config()
             .gateway("agent_services", ["ping", "ntp", "dhcp"])
             .group("research", |it| {
                 it.with(agent("02:00:00:00:00:01", &["192.0.2.10", "2001:db8:a::10"]))
             });
-        let gateway = Gateway::start(&lab, &config);
+        let world = World::with(&config);
         AGENT.connect(OPENAI.port(22)).expect_err("closed, and in a meter");
         AGENT2.connect(OPENAI.port(22)).expect_err("closed, and in a meter");
         let listed = GATEWAY.shell("nft list ruleset");
         for word in ["tproxy", "hook ingress", "limit rate over", "expires"] {
             assert!(listed.contains(word), "no {word}: {listed}");
         }
-        let reload = lab.write("listed.nft", format!("flush ruleset\n{listed}"));
+        let reload = world.lab.write("listed.nft", format!("flush ruleset\n{listed}"));
         GATEWAY.shell(&format!("nft --check --file {}", reload.display()));
-        drop(gateway);
+        drop(world.gateway);
     });
 }

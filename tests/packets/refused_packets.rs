@@ -8,9 +8,8 @@ use std::{
 };
 
 use lab::{
-    Lab, World,
+    World,
     audit::Record,
-    dns::Dns,
     gateway::{self, Gateway},
     net::{AGENT, AGENT_V4, AGENT2, GATEWAY, GATEWAY_V4, OPENAI, OTHER},
     sandboxed, wait,
@@ -345,7 +344,7 @@ fn watch_shows_refused_packets_as_they_are_recorded() {
         wait::expect("something is in the audit", || !world.gateway.audit.records().is_empty());
         let mut watch = std::process::Command::new(lab::tools::cloakroom())
             .args(["watch", "--refused", "--group", "research"])
-            .arg(world.lab.dir.join("cloakroom.toml"))
+            .arg(world.config())
             .stdout(std::process::Stdio::piped())
             .spawn()
             .expect("watch starts");
@@ -382,16 +381,14 @@ fn position(pid: u32, file: &Path) -> Option<u64> {
 #[test]
 fn a_taken_log_group_is_fatal_at_start() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let _dns = Dns::start();
-        let _first = Gateway::usual(&lab);
+        let world = World::usual();
         let config = gateway::usual_config()
             .gateway("nflog_group", 7)
             .gateway("proxy_port", 15_002)
             .gateway("control", "{dir}/control/second.sock");
-        let file = gateway::install_as(&lab, "second.toml", &config);
+        let file = gateway::install_as(&world.lab, "second.toml", &config);
         let _holder = GATEWAY.enter(|| hold_group(7));
-        let failed = Gateway::run(&lab, &file).err().expect("the group is taken");
+        let failed = Gateway::run(&world.lab, &file).err().expect("the group is taken");
         assert_eq!(failed.code(), Some(1), "{}", failed.stderr);
         assert!(failed.stderr.contains("NFLOG group 7"), "{}", failed.stderr);
     });

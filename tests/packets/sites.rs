@@ -57,7 +57,7 @@ fn agents_behind_a_bridge_are_served_despite_br_netfilter() {
         world.gateway.kill();
         GATEWAY.shell(ALL_ON);
         let program = tools::cloakroom().display().to_string();
-        let config = world.lab.dir.join("cloakroom.toml");
+        let config = world.config();
         let mut start = GATEWAY.command("sh");
         let ended =
             start.args(["-c", READ_ONLY, &program]).arg(config).output().expect("sh starts");

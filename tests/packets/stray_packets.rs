@@ -207,12 +207,7 @@ fn without_rules_odd_tcp_flags_get_out() {
 /// A gateway whose kernel forwards all the while: behind a switch that is off the rules would show
 /// nothing.
 fn forwarding(config: &Config) -> World {
-    let mut world = World::with(config);
-    world.gateway.kill();
-    let config = world.lab.dir.join("cloakroom.toml");
-    world.gateway = Gateway::run_forwarding(&world.lab, &config)
-        .unwrap_or_else(|failed| panic!("{}", failed.stderr));
-    world
+    World::builder().forwarding().start(config)
 }
 
 /// A gateway without its rules whose kernel forwards. The daemon has ended: after a minute it would

@@ -5,12 +5,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use lab::{
-    Lab, World,
+    World,
     audit::Record,
-    dns::Dns,
-    gateway::{self, GIT_SECRET, Gateway, OPENAI_SECRET},
+    gateway::{self, GIT_SECRET, OPENAI_SECRET},
     net::{AGENT2, ANTHROPIC, GIT, Host, INTERNET, OPENAI, OTHER},
-    origin::Origin,
     sandboxed,
     vault::Vault,
     wait,
@@ -31,14 +29,11 @@ struct Lent {
 impl Lent {
     /// After changes to Vault, and to what it has of the configuration.
     fn start(prepare: impl FnOnce(&Vault), change: impl FnOnce(Config) -> Config) -> Self {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let dns = Dns::start();
-        let vault = Vault::start(&lab);
+        let builder = World::builder();
+        let vault = Vault::start(&builder.lab);
         prepare(&vault);
         let config = change(vault.config());
-        let gateway = Gateway::start(&lab, &config);
-        Self { world: World { lab, origin, dns, gateway }, vault, config }
+        Self { world: builder.start(&config), vault, config }
     }
 
     fn usual() -> Self {
@@ -338,8 +333,7 @@ fn a_quarantine_takes_token_and_leases_until_its_release() {
         // A reload and a crash bring nothing back.
         tell(&it.world, &["reload"], 0);
         it.world.gateway.kill();
-        let config = it.world.lab.dir.join("cloakroom.toml");
-        it.world.gateway = Gateway::run(&it.world.lab, &config).expect("it starts again");
+        it.world.restart();
         let available = |status: Value| status["secrets"]["available"].to_string();
         wait::expect("the other group's", || available(status(&it.world)).contains("agents/ops"));
         std::thread::sleep(Duration::from_secs(2));

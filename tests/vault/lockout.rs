@@ -83,7 +83,7 @@ fn a_locked_out_role_is_named_and_logs_in_later() {
         it.becomes(503);
         let said = it.world.gateway.stderr();
         assert!(said.contains("locked out: Vault does not look at the SecretID"), "{said}");
-        let config = it.world.lab.dir.join("cloakroom.toml");
+        let config = it.world.config();
         let doctor = gateway::program().args(["vault", "doctor"]).arg(&config).output();
         let report = String::from_utf8_lossy(&doctor.expect("it starts").stdout).into_owned();
         assert!(report.contains("missing   gateway: locked out"), "{report}");

@@ -11,7 +11,6 @@ use base64::{
 };
 use lab::{
     Lab, World,
-    gateway::Gateway,
     pki::Authority,
     sandboxed,
     vault::{self, Vault},
@@ -42,9 +41,7 @@ fn a_wrapped_secret_id_opens_once_and_reuse_is_said() {
         assert_untold(&it.world, &[&token]);
 
         it.world.lab.write("vault/secret-id", &token);
-        let config = it.world.lab.dir.join("cloakroom.toml");
-        let gateway = Gateway::run(&it.world.lab, &config).expect("it starts, closed");
-        let it = WithVault { world: World { gateway, ..it.world }, vault: it.vault };
+        it.world.restart();
         assert_eq!(it.status(), 503);
         let said = "somebody else may hold the SecretID";
         assert!(it.world.gateway.stderr().contains(said), "{}", it.world.gateway.stderr());

@@ -15,10 +15,8 @@ use std::{
 use lab::{
     Lab, World,
     client::{Tls, roots},
-    dns::Dns,
-    gateway::{self, Gateway},
+    gateway,
     net::{AGENT, ANTHROPIC, Host, OPENAI, OTHER},
-    origin::Origin,
     sandboxed,
     vault::Vault,
     wait,
@@ -50,18 +48,14 @@ impl Signed {
 
     /// The same, where the gateway asks for this life of its CAs.
     fn lasting(ttl: &'static str, hosts: &[&str], prepare: impl FnOnce(&mut Engine)) -> Self {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let dns = Dns::start();
-        let mut engine = Engine::start(&lab);
+        let builder = World::builder().log("debug");
+        let mut engine = Engine::start(&builder.lab);
         prepare(&mut engine);
         gateway::guard();
-        let config = gateway::install(&lab, &config(&lab, &engine.vault, hosts, ttl));
-        let bundle = [engine.root.as_str(), lab.public.pem()].concat();
-        lab.write("agents.pem", bundle);
-        let gateway = Gateway::run_logging(&lab, &config, "debug")
-            .unwrap_or_else(|failed| panic!("not ready: {}", failed.stderr));
-        Self { world: World { lab, origin, dns, gateway }, engine, ttl }
+        let lab = &builder.lab;
+        let config = gateway::install(lab, &config(lab, &engine.vault, hosts, ttl));
+        lab.write("agents.pem", [engine.root.as_str(), lab.public.pem()].concat());
+        Self { world: builder.run(&config), engine, ttl }
     }
 
     /// Asks for a new policy with these hosts.

@@ -10,21 +10,19 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use lab::{
     Lab, World,
     client::{python, succeed},
-    dns::Dns,
-    gateway::{self, ANTHROPIC_SECRET, GIT_SECRET, Gateway, OPENAI_SECRET, OPS_SECRET},
+    gateway::{self, ANTHROPIC_SECRET, GIT_SECRET, OPENAI_SECRET, OPS_SECRET},
     net::{AGENT, AGENT2, ANTHROPIC, GIT, Ns, OPENAI},
-    origin::Origin,
     sandboxed,
     tools::on_path,
     vault::Vault,
-    world::get,
+    world::{Builder, get},
 };
 use policy_builder::{Config, Table};
 use serde_json::{Value, json};
 
 /// A Vault that holds the secrets and has been told the plan and nothing else.
 pub(crate) struct Planned {
-    lab: Lab,
+    builder: Builder,
     pub(crate) vault: Vault,
     pub(crate) policy: Config,
     config: PathBuf,
@@ -46,11 +44,11 @@ impl Planned {
 
     /// With a Vault that has been told nothing yet.
     fn unapplied(config: impl FnOnce(&Lab, &Vault) -> Config) -> Self {
-        let lab = Lab::new();
-        let vault = Vault::start_for_nobody(&lab);
-        let policy = config(&lab, &vault);
-        let config = gateway::install(&lab, &policy);
-        Self { lab, vault, policy, config }
+        let builder = World::builder();
+        let vault = Vault::start_for_nobody(&builder.lab);
+        let policy = config(&builder.lab, &vault);
+        let config = gateway::install(&builder.lab, &policy);
+        Self { builder, vault, policy, config }
     }
 
     pub(crate) fn plan(&self, arguments: &[&str]) -> String {
@@ -97,7 +95,7 @@ impl Planned {
     /// one.
     #[track_caller]
     fn assert_formatted(&self, plan: &str) {
-        let file = self.lab.write("formatted.tf", plan);
+        let file = self.builder.lab.write("formatted.tf", plan);
         match on_path(&["terraform"]) {
             Some(terraform) => {
                 succeed(Command::new(terraform).args(["fmt", "-check", "-diff"]).arg(file));
@@ -134,18 +132,15 @@ impl Planned {
     }
 
     pub(crate) fn run(self, pki: bool) -> (World, Vault) {
-        let Self { lab, vault, policy, config } = self;
-        let (origin, dns) = (Origin::start(&lab), Dns::start());
+        let Self { builder, vault, policy, config } = self;
         if !pki {
-            let gateway = Gateway::start(&lab, &policy);
-            return (World { lab, origin, dns, gateway }, vault);
+            return (builder.start(&policy), vault);
         }
         gateway::guard();
+        let lab = &builder.lab;
         let root = fs::read_to_string(lab.dir.join("pki-root.pem")).expect("the root");
         lab.write("agents.pem", root + "\n" + lab.public.pem());
-        let gateway = Gateway::run(&lab, &config);
-        let gateway = gateway.unwrap_or_else(|failed| panic!("not ready: {}", failed.stderr));
-        (World { lab, origin, dns, gateway }, vault)
+        (builder.run(&config), vault)
     }
 }
 
@@ -587,10 +582,10 @@ fn the_doctor_finds_future_failures_with_their_remedy() {
 fn the_doctor_leaves_a_wrapped_secret_id_to_the_gateway() {
     sandboxed(|| {
         let mut it = Planned::apply(false);
-        let own = it.lab.dir.join("own-secret-id");
-        fs::copy(it.lab.dir.join("vault/secret-id"), &own).expect("a copy");
+        let own = it.builder.lab.dir.join("own-secret-id");
+        fs::copy(it.builder.lab.dir.join("vault/secret-id"), &own).expect("a copy");
         it.policy = it.policy.login_key("wrapped", true);
-        gateway::install(&it.lab, &it.policy);
+        gateway::install(&it.builder.lab, &it.policy);
         it.vault.script(&by_hand(&it.plan(&[])));
         let (code, _, error) = it.doctor(&[]);
         assert!(code == Some(1) && error.contains("--secret-id-file"), "{error}");
@@ -612,7 +607,7 @@ fn the_plan_for_terraform_says_the_same() {
         let it = Planned::apply(true);
         let terraform = it.plan(&["--format", "terraform"]);
         it.assert_formatted(&terraform);
-        let file = it.lab.write("plan.tf", terraform);
+        let file = it.builder.lab.write("plan.tf", terraform);
         let parsed = succeed(Command::new(python()).args(["-c", PARSE]).arg(file));
         let parsed: Value = serde_json::from_str(&parsed).expect("JSON");
         let by_kind = |kind: &str| parsed[kind].as_object().expect("resources").clone();

@@ -12,11 +12,9 @@ use std::{
 };
 
 use lab::{
-    Lab, World,
-    dns::Dns,
-    gateway::{self, ANTHROPIC_SECRET, Gateway, OPENAI_SECRET},
+    World,
+    gateway::{self, ANTHROPIC_SECRET, OPENAI_SECRET},
     net::OPENAI,
-    origin::Origin,
     sandboxed,
     vault::Vault,
     wait,
@@ -38,12 +36,9 @@ const BETWEEN: Duration = Duration::from_millis(5);
 const REFRESH: Duration = Duration::from_secs(1);
 
 fn start() -> (World, Vault) {
-    let lab = Lab::new();
-    let origin = Origin::start(&lab);
-    let dns = Dns::start();
-    let vault = Vault::start(&lab);
-    let gateway = Gateway::start(&lab, &vault.config());
-    (World { lab, origin, dns, gateway }, vault)
+    let builder = World::builder();
+    let vault = Vault::start(&builder.lab);
+    (builder.start(&vault.config()), vault)
 }
 
 /// An API that refuses a key is what tells first that it was replaced. An agent can have it refuse
@@ -51,12 +46,10 @@ fn start() -> (World, Vault) {
 #[test]
 fn a_key_an_api_refuses_is_read_again_once() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let (origin, dns) = (Origin::start(&lab), Dns::start());
-        let vault = Vault::start(&lab);
+        let builder = World::builder();
+        let vault = Vault::start(&builder.lab);
         let config = vault.config().vault("refresh", "10m").vault("max_stale", "1h");
-        let gateway = Gateway::start(&lab, &config);
-        let world = World { lab, origin, dns, gateway };
+        let world = builder.start(&config);
         let reads = || {
             let of_key = |record: &&Value| {
                 record["type"] == "response" && record["request"]["path"] == "kv/data/agents/openai"

@@ -90,7 +90,7 @@ fn world() -> World {
 fn a_secret_of_the_store_arrives_also_after_changes() {
     sandboxed(|| {
         let world = world();
-        let config = world.lab.dir.join("cloakroom.toml");
+        let config = world.config();
         assert_eq!(world.ask(&get(&[TICKET])).status, 200);
         let request = &world.origin.log().wait_requests(1)[0];
         assert_eq!(request.header("authorization"), [format!("Bearer {OPENAI_SECRET}")]);
@@ -174,7 +174,7 @@ fn a_wrong_store_or_key_is_no_start() {
     sandboxed(|| {
         let mut world = world();
         world.gateway.kill();
-        let config = world.lab.dir.join("cloakroom.toml");
+        let config = world.config();
         let [store, key] = ["store/secrets", "store/key"].map(|name| world.lab.dir.join(name));
         let [content, secret_key] = [&store, &key].map(|path| fs::read(path).expect("there"));
         let mut altered = content.clone();
@@ -199,7 +199,7 @@ fn a_wrong_store_or_key_is_no_start() {
         no_start("no such file");
         fs::write(&key, secret_key).expect("written");
         fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("closed");
-        world.gateway = Gateway::run(&world.lab, &config).expect("all is well again");
+        world.restart();
     });
 }
 

@@ -9,10 +9,8 @@ use lab::{
     Lab, World,
     audit::Record,
     client::Response,
-    dns::Dns,
-    gateway::{self, GIT_SECRET, Gateway, OPENAI_SECRET, OPS_SECRET},
+    gateway::{self, GIT_SECRET, OPENAI_SECRET, OPS_SECRET},
     net::{AGENT, AGENT2, INTERNET, Ns, OPENAI},
-    origin::Origin,
     sandboxed,
     vault::{self, Vault},
     wait,
@@ -41,13 +39,10 @@ impl WithVault {
 
     /// With another configuration, after changes to Vault.
     pub fn configured(configure: impl FnOnce(&Lab, &mut Vault) -> Config) -> Self {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        let dns = Dns::start();
-        let mut vault = Vault::start(&lab);
-        let config = configure(&lab, &mut vault);
-        let gateway = Gateway::start(&lab, &config);
-        Self { world: World { lab, origin, dns, gateway }, vault }
+        let builder = World::builder();
+        let mut vault = Vault::start(&builder.lab);
+        let config = configure(&builder.lab, &mut vault);
+        Self { world: builder.start(&config), vault }
     }
 
     /// What the first agent gets at the OpenAI host.

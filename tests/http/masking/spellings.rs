@@ -47,8 +47,7 @@ fn a_key_in_another_encoding_never_reaches_the_agent() {
 fn an_agent_does_not_choose_an_answers_character_set() {
     sandboxed(|| {
         let world = World::usual();
-        let fields =
-            [lab::world::TICKET, "Accept-Charset: utf-16", "accept-charset: utf-7;q=0.5"];
+        let fields = [lab::world::TICKET, "Accept-Charset: utf-16", "accept-charset: utf-7;q=0.5"];
         assert_eq!(world.ask(&get(&fields)).status, 200);
         let mut h2 = world.h2(OPENAI).expect("a connection");
         let request = http::Request::get(format!("https://{}/v1/models", OPENAI.name))

@@ -25,7 +25,7 @@ use crate::{lifecycle::control::tell, vault::secrets::assert_makes_its_groups_to
 impl Planned {
     /// A login as the gateway does it, at the command line in this place.
     fn login(&self, ns: Ns) -> Output {
-        let secret_id = fs::read_to_string(self.lab.dir.join("vault/secret-id"));
+        let secret_id = fs::read_to_string(self.builder.lab.dir.join("vault/secret-id"));
         let secret_id = format!("secret_id={}", secret_id.expect("the SecretID").trim());
         let role_id = format!("role_id={}", super::ROLE_ID);
         self.vault.try_cli_from(ns, &["write", "auth/approle/login", &role_id, &secret_id], "")
@@ -75,7 +75,7 @@ fn a_planned_lease_is_renewed_and_given_back() {
             .policy
             .clone()
             .binding("OPENAI_API_KEY", |it| it.set("secret", "vault:kv/agents/openai#api_key"));
-        let postgres = Postgres::start(&it.lab);
+        let postgres = Postgres::start(&it.builder.lab);
         postgres.leased_by(&it.vault, "6s");
         it.assert_healthy();
         let (world, vault) = it.run(false);
@@ -117,7 +117,7 @@ fn a_groups_token_ends_no_other_groups_lease() {
                 .binding("OPENAI_API_KEY", |it| it.set("secret", lent("postgres")))
                 .binding("OPS_OPENAI_KEY", |it| it.set("secret", lent("other")))
         });
-        let postgres = Postgres::start(&it.lab);
+        let postgres = Postgres::start(&it.builder.lab);
         postgres.leased_by(&it.vault, "10m");
         postgres.lends_as(&it.vault, "other", "10m");
         it.assert_healthy();
@@ -167,7 +167,7 @@ fn of_bearer(field: &str) -> (&str, &str) {
 fn a_lent_user_ends_within_a_refresh_of_its_right() {
     sandboxed(|| {
         let it = Planned::apply_with(false, lending);
-        let postgres = Postgres::start(&it.lab);
+        let postgres = Postgres::start(&it.builder.lab);
         // So long that nothing but the taking ends it.
         postgres.leased_by(&it.vault, "50m");
         it.assert_healthy();

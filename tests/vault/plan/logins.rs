@@ -29,7 +29,7 @@ fn the_signed_token_login_plan_is_all_vault_needs() {
         // What the plan asks the operator for.
         let asked = "SUBJECT=cloakroom AUDIENCE=vault\n";
         it.vault.script(&(asked.to_owned() + &it.plan(&[])));
-        let key = it.lab.dir.join("jwt-public.pem").display().to_string();
+        let key = it.builder.lab.dir.join("jwt-public.pem").display().to_string();
         it.vault.cli(&["write", "auth/jwt/config", &format!("jwt_validation_pubkeys=@{key}")]);
         works_and_stays_as_it_is(it, asked, "auth/jwt/role/gateway");
     });
