@@ -68,15 +68,6 @@ pub struct Failed {
 }
 
 impl Gateway {
-    /// Starts the gateway with the lab's usual policy and file of secrets.
-    ///
-    /// # Panics
-    /// When it does not become ready.
-    #[track_caller]
-    pub fn usual(lab: &Lab) -> Self {
-        Self::start(lab, &usual_config())
-    }
-
     /// Starts the gateway with this configuration.
     ///
     /// # Panics

@@ -73,30 +73,29 @@ fn what_the_machine_lacks_is_one_line_behind_the_guard() {
 #[test]
 fn without_the_guard_or_the_capability_nothing_starts() {
     sandboxed(|| {
-        let lab = Lab::new();
-        let origin = Origin::start(&lab);
-        gateway::guard();
-        Gateway::start(&lab, &usual_config()).kill();
+        let mut world = World::usual();
+        world.gateway.kill();
         GATEWAY.shell("nft delete table inet cloakroom");
 
         // IP_TRANSPARENT, routes and rules all need it; without it no listener is transparent.
-        let output = run_with(&lab, "setpriv --bounding-set=-net_admin --inh-caps=-net_admin");
+        let output =
+            run_with(&world.lab, "setpriv --bounding-set=-net_admin --inh-caps=-net_admin");
         assert_one_line(&failed(&output), &["CAP_NET_ADMIN"]);
-        assert!(!lab.dir.join("ready").exists(), "it said it was ready");
+        assert!(!world.lab.dir.join("ready").exists(), "it said it was ready");
         let tables = GATEWAY.shell("nft list tables");
         assert!(!tables.contains("inet cloakroom\n"), "{tables}");
-        assert_closed(&origin);
+        assert_closed(&world.origin);
 
         GATEWAY.shell("nft flush set inet cloakroom_base agent_interfaces");
-        let output = run_with(&lab, "");
+        let output = run_with(&world.lab, "");
         let named = "\"agents0\", \"agents1\": run `cloakroom guard --load`";
         assert_one_line(&failed(&output), &["services", named]);
-        assert!(!lab.dir.join("ready").exists(), "it said it was ready");
+        assert!(!world.lab.dir.join("ready").exists(), "it said it was ready");
 
         GATEWAY.shell("nft delete table inet cloakroom_base");
-        let output = run_with(&lab, "");
+        let output = run_with(&world.lab, "");
         assert_one_line(&failed(&output), &["cloakroom_base", "cloakroom guard --load"]);
-        assert!(!lab.dir.join("ready").exists(), "it said it was ready");
+        assert!(!world.lab.dir.join("ready").exists(), "it said it was ready");
     });
 }
 

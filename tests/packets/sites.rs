@@ -221,7 +221,7 @@ fn the_guard_loads_from_a_broken_configurations_interfaces() {
             assert!(listed.contains("\"agents0\"") && listed.contains("\"agents1\""), "{listed}");
             AGENT.connect(OPENAI.port(443)).expect_err("closed");
         }
-        gateway::Gateway::usual(&lab).kill();
+        gateway::Gateway::start(&lab, &usual_config()).kill();
 
         GATEWAY.shell("nft flush ruleset");
         for (text, word) in [
