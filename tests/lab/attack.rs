@@ -1,8 +1,8 @@
 //! The three witnesses of every attack: the origin, the audit, and only then the answer.
 //!
-//! Each of these assertions of a [`World`] looks at one connection of the attacker: what the origins
-//! received meanwhile, at whichever of their addresses, and which records the audit has of that
-//! connection. It errs to failure: one record too many fails too.
+//! Each of these assertions of a [`World`] looks at one connection of the attacker: what the
+//! origins received meanwhile, at whichever of their addresses, and which records the audit has of
+//! that connection. It errs to failure: one record too many fails too.
 
 pub mod raw_h2;
 

@@ -88,7 +88,7 @@ impl Gateway {
         Self::run(lab, &Self::prepare(lab, config)?)
     }
 
-    /// Makes what the daemon needs: the guard, the files, whose path it gives, and the certificates.
+    /// Makes the guard, the files and the certificates, and gives the configuration's path.
     ///
     /// # Errors
     /// When the program refuses to make the certificates.
