@@ -26,7 +26,7 @@ use router::{Disk, Router, WAN_ADDRESS, files, patience, plug};
 const CHAT: &str = "POST /v1/chat HTTP/1.1\r\nHost: api.openai.example\r\n\
     Authorization: Bearer OPENAI_API_KEY\r\nContent-Length: 0\r\n\r\n";
 
-/// The usual policy with the defaults of the reference for all folders.
+/// Returns the usual policy with the reference's defaults for all folders.
 fn config() -> Config {
     gateway::with_default_folders(gateway::usual_config())
 }
@@ -54,7 +54,7 @@ fn the_image_serves_two_vlans_from_power_on_to_off() {
         story::trust(&lab, &router);
         story::tell(&lab, &router, &origin, &wire);
 
-        // The guard was there before any link was up, and the daemon was ready after it.
+        // The guard was loaded before any link was up, and the daemon was ready after that.
         let journal = router.run("journalctl --no-pager -b -o short-monotonic");
         let at = |text: &str| journal.lines().position(|line| line.contains(text));
         let guard = at("Finished cloakroom-guard.service").expect("it is in the journal");
@@ -62,7 +62,7 @@ fn the_image_serves_two_vlans_from_power_on_to_off() {
         let ready = at("Started cloakroom.service").expect("it is in the journal");
         assert!(guard < link && link < ready, "{journal}");
 
-        // Killed: nothing gets out.
+        // After the daemon is killed, nothing gets out.
         router.run("systemctl kill --signal=KILL cloakroom; systemctl stop cloakroom");
         let before = origin.log().connections().len();
         let refused = || story::agent(&lab, &wire, "curl -sS --max-time 3 https://pypi.example/");
@@ -70,7 +70,8 @@ fn the_image_serves_two_vlans_from_power_on_to_off() {
         thread::sleep(wait::QUIET);
         assert_eq!(origin.log().connections().len(), before);
 
-        // Started anew, while the agent goes on asking: closed, and then open again.
+        // The router starts again while the agent goes on asking: it is closed, and then open
+        // again.
         router.run("systemctl --no-block reboot");
         let again = wait::until(patience(), || {
             (router.boots() == 2).then_some(()).or_else(|| {
@@ -87,8 +88,8 @@ fn the_image_serves_two_vlans_from_power_on_to_off() {
     });
 }
 
-/// What crossed the uplink is the router's own: nothing has the address of an agent, and what its
-/// card sent has its address.
+/// Checks that the router itself sent all packets on the uplink: none has the address of an agent,
+/// and those that its card sent have its address.
 fn originated(packets: &[Vec<u8>]) {
     let agents: [&[u8]; 2] = [&[192, 0, 2, 10], &[192, 0, 2, 140]];
     let networks: [&[u8]; 2] = [&[0x20, 1, 0xd, 0xb8, 0, 0xa], &[0x20, 1, 0xd, 0xb8, 0, 0xb]];
@@ -143,7 +144,7 @@ fn a_missing_interface_or_vault_is_said_on_the_console() {
         let origin = Origin::start(&lab);
         let _dns = Dns::start();
         let _switch = plug(&lab);
-        // Nothing answers at this address.
+        // No Vault answers at this address.
         let config = gateway::with_absent_vault(gateway::from_vault(gateway::usual_config()))
             .with(group("third", "agents2", &["198.51.100.0/24"]));
         let config = gateway::with_default_folders(config);
@@ -158,7 +159,7 @@ fn a_missing_interface_or_vault_is_said_on_the_console() {
         assert!(Tls::open(AGENT, PYPI.port(443), &public).is_err());
         assert!(origin.log().connections().is_empty());
 
-        // The interface comes, and the rest is Vault.
+        // The interface appears, and only Vault is missing.
         router.run(
             "ip link add link trunk0 name agents2 type vlan id 30 && \
              ip addr add 198.51.100.1/24 dev agents2 && ip link set agents2 up",
