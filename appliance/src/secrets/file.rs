@@ -7,13 +7,13 @@
 //! github = ghp_...
 //! ```
 //!
-//! Names are 1 to 64 bytes of `[A-Za-z0-9_.-]`. Spaces and tabs around the name and the value
-//! are not part of them; nothing else is removed, and there are no quotes and no escapes.
-//! Empty lines and lines that begin with `#` are skipped; a `#` further on belongs to the value. A
-//! byte order mark at the beginning is not part of the first line. Any other line is skipped, and
-//! the log names it. It may have been meant to set a name that no other line has, so values that
-//! are held for missing names do not count as withdrawn. A name on two lines has no value. Every
-//! group that may use a name under policy gets the same value: only Vault can tell them apart.
+//! Names are 1 to 64 bytes of `[A-Za-z0-9_.-]`. Spaces and tabs around the name and the value are
+//! not part of them; nothing else is removed, and there are no quotes and no escapes. Empty lines
+//! and lines that begin with `#` are skipped; a `#` further on belongs to the value. A byte order
+//! mark at the beginning is not part of the first line. Any other line is skipped, and the log
+//! names it. It may have been meant to set a name that no other line has, so values that are held
+//! for missing names do not count as withdrawn. A name on two lines has no value. Every group that
+//! may use a name under policy gets the same value: only Vault can tell them apart.
 
 use std::{
     collections::HashMap,
