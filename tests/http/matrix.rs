@@ -113,7 +113,7 @@ enum Protocol {
     WebSocket,
 }
 
-/// The requested method and path, beside the place.
+/// The method and path of the request: listed ones, or another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Variant {
     Listed,

@@ -548,8 +548,8 @@ fn the_doctor_finds_future_failures_with_their_remedy() {
             let batch = ["orphan=true", "renewable=false", "token_period=0"];
             vault.cli(&[&role[..], &batch].concat());
         });
-        // The properties that each of these roles gives to tokens stay as they were, so that a new
-        // token has to be made.
+        // A SecretID keeps the settings under which it was made, so a new one has to be made after
+        // each.
         for (change, says) in [
             ("secret_id_num_uses=1", "its SecretID was good for this login and is gone"),
             ("secret_id_num_uses=9", "its SecretID is good for a few more logins"),

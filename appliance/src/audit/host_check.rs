@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{metrics::Metrics, packets::PacketsError};
 
-/// What a check of the host found.
+/// The result of a check of the host.
 #[derive(Debug)]
 pub enum HostCheckEvent<'a> {
     /// Something is missing that the daemon may not restore by itself: new connections are reset.

@@ -1,7 +1,7 @@
 //! The bounds on everything that an agent may hold at once and use in a second, so that neither one
 //! agent nor one group, whose hosts may use many addresses, can take what the others need.
 //!
-//! Whoever holds a count gives it back by dropping its guard. The table of agents is bounded for
+//! The holder of a count gives it back by dropping its guard. The table of agents is bounded for
 //! each group; where a group's table is full, an agent at rest makes room for a new one.
 //!
 //! The room of all agents together is divided into equal parts, one for each group, so that all

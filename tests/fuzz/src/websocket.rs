@@ -1,6 +1,6 @@
 //! WebSocket frames: the gateway passes what a reader by the letter of RFC 6455 reads, up to the
 //! first frame that is out of order, however the bytes are cut; and no secret in an upstream's
-//! message comes out, nor does any size tell of one.
+//! message comes out, nor does any size depend on one.
 
 use std::{
     sync::{Arc, LazyLock},
