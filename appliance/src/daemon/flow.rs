@@ -89,7 +89,7 @@ pub(super) async fn serve(
         // The kernel refuses these options only for a connection that is already gone.
         return record.nothing_said();
     }
-    // Onboarding ends here: such a connection is never dialled.
+    // Onboarding ends here: nothing is dialled for such a connection.
     if let Some(pages) = pages {
         let agent = OnboardingAgent { stream, flow: &flow, share: &share };
         let ends = (gateway.phases.clone(), gateway.quarantined.clone());
