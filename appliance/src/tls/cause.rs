@@ -1,4 +1,4 @@
-//! The causes of failed TLS handshakes, in words that name a remedy.
+//! The causes of failed TLS handshakes, in words that say what to do about them.
 
 use std::{io, sync::Arc};
 
@@ -14,18 +14,17 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use crate::reason::TlsCause;
 
-/// A handshake that TLS itself made fail.
+/// A handshake that failed for TLS itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TlsFailure {
     /// The cause.
     pub cause: TlsCause,
-    /// The alert of the other side, if it sent one.
+    /// The alert of the other side, where it sent one.
     pub alert: Option<&'static str>,
 }
 
 impl TlsFailure {
-    /// Returns the TLS failure of a handshake that ended with this error; nothing where the
-    /// connection broke.
+    /// Returns the failure of TLS that this error holds, or `None` where the connection broke.
     pub fn of(error: &io::Error) -> Option<Self> {
         let error = error.get_ref()?.downcast_ref::<Error>()?;
         Some(Self { cause: cause(error), alert: alert(error) })
@@ -37,7 +36,7 @@ fn cause(error: &Error) -> TlsCause {
         Error::InvalidCertificate(error) => certificate_cause(error),
         Error::AlertReceived(_) => TlsCause::AlertReceived,
         Error::PeerIncompatible(_) | Error::NoApplicationProtocol => TlsCause::NothingInCommon,
-        // The first bytes are no TLS record.
+        // The first bytes are not a TLS record.
         Error::InvalidMessage(
             InvalidMessage::InvalidContentType
             | InvalidMessage::UnknownProtocolVersion
@@ -68,7 +67,7 @@ fn alert(error: &Error) -> Option<&'static str> {
     }
 }
 
-/// Returns the alert's name in RFC 8446, section 6, and in the registry of alerts.
+/// The name that RFC 8446, section 6, and the registry of alerts give it.
 const fn alert_word(alert: AlertDescription) -> &'static str {
     use AlertDescription as A;
     match alert {
@@ -102,9 +101,9 @@ const fn alert_word(alert: AlertDescription) -> &'static str {
     }
 }
 
-/// A verifier that works as `WebPkiServerVerifier` does, but tells a certificate that signs itself
-/// apart from one whose issuer is unknown: trusting the first repairs it, and the second is often
-/// repaired by its server.
+/// Verifies as `WebPkiServerVerifier` does, and tells a certificate that signs itself apart from
+/// one whose issuer is unknown: the first is repaired by trusting it, the second often by its
+/// server.
 #[derive(Debug)]
 pub(super) struct Verifier(pub(super) Arc<WebPkiServerVerifier>);
 
