@@ -116,7 +116,7 @@ fn with_a_tpm_the_state_is_encrypted() {
         // In another machine nothing opens it.
         disk.new_tpm();
         let router = disk.boot();
-        router.wait_console("Failed to start cloakroom-state.service");
+        router.wait_console("closed: the state partition is encrypted");
         assert!(Tls::open(AGENT, PYPI.port(443), &Hello::h1(PYPI.name)).is_err());
         router.cut();
     });
