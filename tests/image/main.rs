@@ -88,6 +88,41 @@ fn the_image_serves_two_vlans_from_power_on_to_off() {
     });
 }
 
+#[test]
+fn with_a_tpm_the_state_is_encrypted() {
+    sandbox::sandboxed_for(4 * patience(), || {
+        let lab = Lab::new();
+        let _parts = (Origin::start(&lab), Dns::start(), plug(&lab));
+        let disk = Disk::new(&lab);
+        disk.configure(&files(&lab, &config()));
+        disk.new_tpm();
+        let router = disk.boot();
+        router.wait_ready();
+        let on = "findmnt --noheadings --output SOURCE /var; \
+            blkid --probe --match-tag TYPE --output value /dev/disk/by-partlabel/cloakroom-state";
+        assert_eq!(router.run(on), "/dev/mapper/cloakroom-state\ncrypto_LUKS\n");
+        router.wait_console("state partition: encrypted");
+
+        // The next boot opens it by itself, and the daemon goes on with what it kept.
+        let note = "a note of the router";
+        router.run(&format!("echo '{note}' >/var/lib/note; sync; systemctl --no-block reboot"));
+        router.wait_boots(2);
+        router.wait_ready();
+        assert_eq!(router.run("cat /var/lib/note").trim(), note);
+        router.run("sync");
+        router.cut();
+        assert!(disk.holds("IMAGE_VERSION="), "the kernel's partition is not encrypted");
+        assert!(!disk.holds(note));
+
+        // In another machine nothing opens it.
+        disk.new_tpm();
+        let router = disk.boot();
+        router.wait_console("closed: the state partition is encrypted");
+        assert!(Tls::open(AGENT, PYPI.port(443), &Hello::h1(PYPI.name)).is_err());
+        router.cut();
+    });
+}
+
 /// Checks that the router itself sent all packets on the uplink: none has the address of an agent,
 /// and those that its card sent have its address.
 fn originated(packets: &[Vec<u8>]) {

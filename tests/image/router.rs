@@ -148,6 +148,26 @@ impl Disk {
         }
     }
 
+    /// Gives the machine a TPM2 that knows nothing yet.
+    pub fn new_tpm(&self) {
+        let _ = fs::remove_dir_all(self.path(TPM));
+        fs::create_dir_all(self.path(TPM)).expect("writable");
+    }
+
+    /// Whether this text is on the disk for whoever carries it away.
+    pub fn holds(&self, text: &str) -> bool {
+        let (disk, raw) = (self.path("disk.qcow2"), self.path("disk.raw"));
+        let converted =
+            Command::new("qemu-img").args(["convert", "-O", "raw"]).args([&disk, &raw]).status();
+        assert!(converted.expect("qemu-img starts").success());
+        let found = Command::new("grep").args(["-aqF", text]).arg(&raw).status();
+        match found.expect("grep starts").code() {
+            Some(0) => true,
+            Some(1) => false,
+            other => panic!("grep ended with {other:?}"),
+        }
+    }
+
     /// Switches the machine on.
     pub fn boot(&self) -> Router {
         let _ = fs::remove_file(self.path("console.log"));
@@ -177,6 +197,11 @@ impl Disk {
             );
             qemu.args(["-netdev", &wire]);
             qemu.args(["-device", &format!("virtio-net-pci,netdev={nic},mac={mac}")]);
+        }
+        if self.path(TPM).exists() {
+            let socket = format!("socket,id=tpm,path={}", tpm_socket(&self.lab).display());
+            qemu.args(["-chardev", &socket, "-tpmdev", "emulator,id=tpm0,chardev=tpm"]);
+            qemu.args(["-device", "tpm-crb,tpmdev=tpm0"]);
         }
         // The firmware gives the machine its id, under which the journal is kept.
         qemu.args(["-uuid", "3d0b0c3e-7a54-4d3a-9f52-6d1f6d2b8f11", "-device", "virtio-rng-pci"]);
@@ -305,6 +330,7 @@ fn run(qemu: &mut Command, folder: &Path, on: &AtomicBool) {
     for name in ["trunk.router", "wan.router", "shell"] {
         let _ = fs::remove_file(folder.join(name));
     }
+    let _tpm = folder.join(TPM).exists().then(|| power_tpm(folder));
     let mut qemu = qemu.spawn().expect("qemu starts");
     while on.load(Ordering::Relaxed) {
         if let Some(status) = qemu.try_wait().expect("it was started") {
@@ -316,6 +342,27 @@ fn run(qemu: &mut Command, folder: &Path, on: &AtomicBool) {
     let _ = qemu.kill();
     let _ = qemu.wait();
 }
+
+/// The machine's TPM2, which ends with the QEMU that it is of. What it keeps stays in its folder.
+fn power_tpm(folder: &Path) -> Child {
+    let socket = tpm_socket(folder);
+    let _ = fs::remove_file(&socket);
+    let tpm = Command::new("swtpm")
+        .args(["socket", "--tpm2", "--terminate", "--flags", "startup-clear", "--tpmstate"])
+        .arg(format!("dir={}", folder.join(TPM).display()))
+        .args(["--ctrl", &format!("type=unixio,path={}", socket.display())])
+        .spawn()
+        .expect("swtpm starts");
+    wait::until(patience(), || socket.exists().then_some(())).expect("it listens");
+    tpm
+}
+
+fn tpm_socket(folder: &Path) -> PathBuf {
+    folder.join("tpm.socket")
+}
+
+/// The folder of what a TPM keeps.
+const TPM: &str = "tpm";
 
 /// The switch into which the router's cards are plugged. It ends with the sandbox.
 pub struct Switch {

@@ -107,13 +107,13 @@ fn a_damaged_root_or_initrd_is_fallen_back_from() {
         }
         let console = router.console();
         assert_eq!(console.matches("this slot cannot be started").count(), 1, "{console}");
-        let journal = router.run("cat /var/log/initrd-that-failed.log");
+        let journal = router.run("cat /boot/initrd-that-failed.log");
         assert!(journal.contains("rootfstype=vfat"), "{journal}");
         assert!(journal.contains("Failed to mount"), "{journal}");
         let hash = router.run(&format!(
             "grep -ao 'roothash=[0-9a-f]*' /boot/EFI/Linux/cloakroom_{bad}+0-3.efi | tail -n 1"
         ));
-        let journal = router.run("cat /var/log/initrd-that-began.log");
+        let journal = router.run("cat /boot/initrd-that-began.log");
         assert!(hash.len() > 64 && journal.contains(hash.trim()), "{hash} {journal}");
     });
 }
