@@ -1,5 +1,5 @@
-//! Helpers of the tests of faults. Each test looks at three places: the agent's answer, the origins
-//! (nothing, or nothing but what was allowed), and the audit record.
+//! Helpers of the tests of faults. Each test checks three places: the agent's answer, the origins
+//! (which got nothing, or only what was allowed), and the audit record.
 
 use std::{fs, net::SocketAddr};
 
@@ -11,11 +11,11 @@ use lab::{
     origin::Origin,
 };
 
-/// A request that the usual policy allows, with the placeholder where it belongs.
+/// A request that the usual policy allows, with the placeholder in its place.
 pub(crate) const CHAT: &str = "POST /v1/chat/completions HTTP/1.1\r\nHost: api.openai.example\r\n\
     Authorization: Bearer OPENAI_API_KEY\r\nContent-Length: 2\r\n\r\n{}";
 
-/// The same, for any path, as a GET.
+/// Returns the same as a GET of any path.
 pub(crate) fn get(path: &str) -> String {
     format!(
         "GET {path} HTTP/1.1\r\nHost: api.openai.example\r\n\
@@ -34,7 +34,7 @@ pub(crate) fn assert_refused(answer: &Response, status: u16, reason: &str) {
     );
 }
 
-/// Asserts that the answer is, to the letter, the one for a value that is not to be had now.
+/// Asserts that the answer is, to the letter, the one for a value that is not available now.
 #[track_caller]
 pub(crate) fn assert_unavailable(answer: &Response) {
     assert_refused(answer, 503, "secret_unavailable");
@@ -71,7 +71,7 @@ pub(crate) fn connections(gateway: &Gateway, count: usize) -> Vec<Record> {
     records
 }
 
-/// Asserts that a start failed with exit 1 and one line on standard error that says all of `says`.
+/// Asserts that a start failed with exit 1 and one line on standard error that holds all of `says`.
 #[track_caller]
 pub(crate) fn assert_one_line(failed: &Failed, says: &[&str]) {
     assert_eq!(failed.code(), Some(1), "{}", failed.stderr);
@@ -102,12 +102,12 @@ pub(crate) fn assert_closed(origin: &Origin) {
     origin.log().assert_untouched();
 }
 
-/// Open descriptors of the gateway.
+/// Returns the number of the gateway's open descriptors.
 pub(crate) fn descriptors(gateway: &Gateway) -> usize {
     fs::read_dir(format!("/proc/{}/fd", gateway.pid())).expect("the gateway runs").count()
 }
 
-/// A listener in `ns` that must never be connected to, on each of these addresses.
+/// A listener in `ns` to which nobody may connect, on each of these addresses.
 pub(crate) struct Trap(Vec<std::net::TcpListener>);
 
 impl Trap {
@@ -123,7 +123,8 @@ impl Trap {
         }))
     }
 
-    /// Shows that the trap would notice: from `ns` each of these addresses leads into it.
+    /// Shows that the trap would notice a connection: from `ns` each of these addresses leads into
+    /// it.
     pub(crate) fn prove(self, ns: Ns, addresses: &[SocketAddr]) -> Self {
         for address in addresses {
             ns.connect(*address).unwrap_or_else(|error| panic!("{address}: {error}"));
@@ -133,7 +134,7 @@ impl Trap {
         self
     }
 
-    /// Asserts that nobody connected so far.
+    /// Asserts that nobody has connected so far.
     #[track_caller]
     pub(crate) fn assert_untouched(&self) {
         for listener in &self.0 {
