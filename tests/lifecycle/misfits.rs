@@ -31,10 +31,11 @@ fn ipv6_that_is_off_in_the_kernel_is_said_plainly() {
 #[test]
 fn ipv6_that_is_off_and_stolen_prefixes_are_reported() {
     sandboxed(|| {
+        let builder = World::builder();
         let wans = usual_config()
             .group("research", |it| it.set("prefixes", ["203.0.113.128/25", "2001:db8:a::/64"]));
         GATEWAY.shell("sysctl -qw net.ipv6.conf.agents0.disable_ipv6=1");
-        let world = World::with(&wans);
+        let world = builder.start(&wans);
         let config = world.config();
         let checked = gateway::program().arg("check").arg(&config).output().expect("it starts");
         let checked = String::from_utf8_lossy(&checked.stdout).into_owned();

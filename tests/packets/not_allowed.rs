@@ -245,11 +245,12 @@ fn a_source_with_another_way_back_is_dropped() {
 #[test]
 fn the_gateways_own_services_are_out_of_agents_reach() {
     sandboxed(|| {
+        let builder = World::builder();
         let management = ["[::]:22", "[::]:9090", "[::]:80"].map(|at| at.parse().expect("a port"));
         let reachable = ["203.0.113.2:22", "203.0.113.2:9090", "[2001:db8:f::2]:22"]
             .map(|at| at.parse().expect("a port"));
         let services = Trap::set(GATEWAY, &management).prove(INTERNET, &reachable);
-        let mut world = World::usual();
+        let mut world = builder.start(&gateway::usual_config());
         let knock = || {
             let addresses =
                 ["192.0.2.1", "203.0.113.2", "192.0.2.129", "2001:db8:a::1", "2001:db8:f::2"];
